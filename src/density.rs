@@ -1,0 +1,111 @@
+//! **Density**: a model that knows log q(x), its gradient, and (if it can) samples with their log q.
+
+use crate::error::{Error, Result};
+use crate::rng::Stream;
+
+/// How far a log-density may be trusted. Only `Exact` may enter the final acceptance test (ARCHITECTURE.md, law of exactness).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Exactness {
+    /// The density of the samples, to rounding.
+    Exact,
+    /// An unbiased or noisy estimate of it (Hutchinson).
+    Estimated,
+    /// Another function that stands in for it (an energy-based model).
+    Surrogate,
+}
+
+/// Whether a configuration lies where the density is defined and positive. Anything but `Inside` means log q = −∞:
+/// the move is rejected, and counted under this name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Inside,
+    /// The generator cannot produce this configuration.
+    OutOfSupport,
+    /// Internal coordinates are undefined here (collinear atoms, coinciding atoms).
+    Singular,
+    /// NaN or infinity in the configuration or on the way.
+    NonFinite,
+    /// A stereocentre of the other hand.
+    WrongChirality,
+    /// A constrained bond has another length than the generator's.
+    BrokenConstraint,
+}
+
+/// log q of one configuration.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Natural logarithm of the density in x coordinates (nm); −∞ unless `status` is `Inside`.
+    pub log_density: f64,
+    pub status: Status,
+}
+
+impl Evaluation {
+    pub fn inside(log_density: f64) -> Evaluation {
+        if log_density.is_nan() || log_density == f64::INFINITY {
+            return Evaluation::outside(Status::NonFinite);
+        }
+        Evaluation { log_density, status: Status::Inside }
+    }
+
+    pub fn outside(status: Status) -> Evaluation {
+        Evaluation { log_density: f64::NEG_INFINITY, status }
+    }
+
+    pub fn is_inside(&self) -> bool {
+        self.status == Status::Inside
+    }
+}
+
+/// What of a configuration the density describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All coordinates.
+    Full,
+    /// The shape only. Position and orientation are those of the frame of three atoms (origin, z axis, xz plane); a move
+    /// keeps the frame of the current configuration.
+    Shape { frame: [usize; 3] },
+}
+
+/// A model of a probability density over configurations.
+///
+/// Batches are row-major, `x[n][dimension]`; for molecules `dimension` = 3 × atoms and x is in nm.
+pub trait Density: Send + Sync {
+    /// Coordinates per configuration.
+    fn dimension(&self) -> usize;
+
+    fn exactness(&self) -> Exactness;
+
+    fn scope(&self) -> Scope {
+        Scope::Full
+    }
+
+    /// Random numbers are taken from `streams(row)`, so that a sample depends on its row's stream alone.
+    /// Writes `x[n][dimension]` and n evaluations.
+    fn sample(
+        &self,
+        streams: &(dyn Fn(usize) -> Stream + Sync),
+        x: &mut [f64],
+        log_density: &mut [Evaluation],
+    ) -> Result<()>;
+
+    /// log q of each row of `x[n][dimension]`.
+    fn log_density(&self, x: &[f64], log_density: &mut [Evaluation]) -> Result<()>;
+
+    /// log q and ∇ₓ log q; `gradient[n][dimension]` is zero in rows that are not `Inside`.
+    fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()>;
+
+    /// Rows in a batch, or an error that says which length is wrong.
+    fn rows(&self, x: &[f64], log_density: &[Evaluation]) -> Result<usize> {
+        let n = log_density.len();
+        if x.len() != n * self.dimension() {
+            return Err(Error::invalid(format!(
+                "{n} configurations of {} coordinates need {} numbers, got {}",
+                self.dimension(),
+                n * self.dimension(),
+                x.len()
+            )));
+        }
+        Ok(n)
+    }
+}

@@ -1,0 +1,18 @@
+//! Generator moves that live inside a molecular-dynamics engine.
+//!
+//! Six nouns and nothing else is a concept: [`density::Density`], [`target::Target`], `moves::Proposal`, `moves::Move`,
+//! [`weights`] and [`rng::Stream`]. ARCHITECTURE.md tells how they meet in one proposal.
+
+pub mod coordinates;
+pub mod density;
+pub mod error;
+pub mod free_energy;
+pub mod models;
+pub mod moves;
+pub mod nn;
+pub mod rng;
+pub mod target;
+pub mod units;
+pub mod weights;
+
+pub use error::{Error, Result};

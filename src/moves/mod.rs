@@ -1,0 +1,1 @@
+//! **Move**: propose + accept on (state, target, stream); one file per move.

@@ -1,0 +1,1 @@
+//! Importance log-weights and what is made of them.
