@@ -1,1 +1,14 @@
+//! The few layers that all models share. Each has forward, jvp and vjp in one file.
+//!
+//! Parameters live in one flat vector per model; a layer knows its ranges in it. So the optimiser, the moving average and
+//! the gradient buffers of threads are plain slices. Matrices are row-major; a batch is `[n][features]`.
 
+pub mod activation;
+pub mod linear;
+pub mod mlp;
+pub mod real;
+
+pub use activation::Activation;
+pub use linear::Linear;
+pub use mlp::{Mlp, MlpTape};
+pub use real::Real;

@@ -1,0 +1,49 @@
+//! Pointwise non-linearities.
+
+use super::real::Real;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    Relu,
+    Silu,
+    Tanh,
+}
+
+impl Activation {
+    /// values ← f(values).
+    pub fn forward<R: Real>(self, values: &mut [R]) {
+        match self {
+            Activation::Relu => {
+                let zero = R::default();
+                values.iter_mut().for_each(|v| {
+                    if *v < zero {
+                        *v = zero
+                    }
+                })
+            }
+            Activation::Silu => R::silu_slice(values),
+            Activation::Tanh => R::tanh_slice(values),
+        }
+    }
+
+    /// gradient ← gradient · f′(pre). The derivative is a diagonal, so this is the vjp and the jvp at once.
+    /// `post` = f(pre).
+    pub fn backward<R: Real>(self, pre: &[R], post: &[R], gradient: &mut [R]) {
+        match self {
+            Activation::Relu => {
+                let zero = R::default();
+                gradient.iter_mut().zip(pre).for_each(|(g, &x)| {
+                    if x <= zero {
+                        *g = zero
+                    }
+                })
+            }
+            Activation::Silu => R::silu_backward(pre, gradient),
+            Activation::Tanh => {
+                let one = R::from_f64(1.0);
+                gradient.iter_mut().zip(post).for_each(|(g, &y)| *g *= one - y * y)
+            }
+        }
+    }
+}
