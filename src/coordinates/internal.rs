@@ -1,0 +1,484 @@
+//! Internal coordinates: bonds, angles and torsions of a z-matrix, with the closed-form log-determinant.
+//!
+//! With `d`, θ, φ of every row and the frame's two bonds and angle, the Cartesian volume per internal volume is
+//! Π d² sin θ (frame: d₀₁² d₁₂² sin θ₀₁₂), times the volume of position and orientation, which the generator leaves alone.
+//! The orientation is measured by (α/2π, cos β, γ/2π) when angles are normalised, else by (α, cos β, γ).
+
+use super::vector::*;
+use super::zmatrix::ZMatrix;
+use crate::density::Status;
+use crate::error::{Error, Result};
+use std::f64::consts::PI;
+
+/// Below this sine of an angle, or of the angle that defines a torsion's plane, a configuration is singular.
+const SINGULAR: f64 = 1e-6;
+/// Relative deviation of a constrained bond from its length beyond which it counts as broken.
+pub const CONSTRAINT_TOLERANCE: f64 = 1e-4;
+/// Orientation of a generated configuration: the frame's first bond and the side of its third atom. These are the axes of
+/// orientation (½, ½, ½) in normalised angles.
+const AXIS: Vec3 = [0.0, -0.866_025_403_784_438_6, 0.5];
+const SIDE: Vec3 = [1.0, 0.0, 0.0];
+
+/// The map between `x[atoms][3]` (nm) and `u = [free bonds | angles | torsions]`.
+///
+/// Bonds are in nm. Angles and torsions are in radian, or as θ/π and (φ+π)/2π when normalised. Order within each block: the
+/// frame (bonds 0–1 and 1–2; the angle at 1), then the rows of the z-matrix as given.
+#[derive(Clone, Debug)]
+pub struct InternalCoordinates {
+    pub zmatrix: ZMatrix,
+    n_atoms: usize,
+    normalize_angles: bool,
+    /// Length of every bond (frame bonds first), where it is constrained.
+    fixed: Vec<Option<f64>>,
+    /// Place in `u` of every bond that is free.
+    slot: Vec<usize>,
+    n_free: usize,
+}
+
+impl InternalCoordinates {
+    /// `fixed` lists constrained bonds as (i, j, length in nm); each must be a bond of the z-matrix.
+    pub fn new(zmatrix: ZMatrix, normalize_angles: bool, fixed: &[(usize, usize, f64)]) -> Result<InternalCoordinates> {
+        let n_rows = zmatrix.rows.len();
+        let mut lengths = vec![None; n_rows + 2];
+        for &(i, j, length) in fixed {
+            let bond = bond_index(&zmatrix, i, j).ok_or_else(|| {
+                Error::Unsupported(format!(
+                    "the constraint between atoms {} and {} is not a bond of the z-matrix, so the generator cannot keep it exactly",
+                    i + 1,
+                    j + 1
+                ))
+            })?;
+            if !(length > 0.0 && length.is_finite()) {
+                return Err(Error::invalid(format!("constraint {}–{}: length {length} nm", i + 1, j + 1)));
+            }
+            lengths[bond] = Some(length);
+        }
+        let mut slot = vec![usize::MAX; n_rows + 2];
+        let mut n_free = 0;
+        for (bond, place) in slot.iter_mut().enumerate() {
+            if lengths[bond].is_none() {
+                *place = n_free;
+                n_free += 1;
+            }
+        }
+        Ok(InternalCoordinates { n_atoms: n_rows + 3, zmatrix, normalize_angles, fixed: lengths, slot, n_free })
+    }
+
+    pub fn n_atoms(&self) -> usize {
+        self.n_atoms
+    }
+
+    /// Length of `u`.
+    pub fn dimension(&self) -> usize {
+        self.n_free + self.n_angles() + self.n_torsions()
+    }
+
+    pub fn n_bonds(&self) -> usize {
+        self.n_free
+    }
+    pub fn n_angles(&self) -> usize {
+        self.zmatrix.rows.len() + 1
+    }
+    pub fn n_torsions(&self) -> usize {
+        self.zmatrix.rows.len()
+    }
+
+    pub fn normalize_angles(&self) -> bool {
+        self.normalize_angles
+    }
+
+    /// Constrained bonds as (i, j, length in nm).
+    pub fn fixed_bonds(&self) -> Vec<(usize, usize, f64)> {
+        let [a0, a1, a2] = self.zmatrix.frame;
+        let ends = [(a1, a0), (a2, a1)].into_iter().chain(self.zmatrix.rows.iter().map(|r| (r[0], r[1])));
+        ends.zip(&self.fixed).filter_map(|((i, j), length)| length.map(|d| (i, j, d))).collect()
+    }
+
+    fn scales(&self) -> (f64, f64) {
+        if self.normalize_angles {
+            (PI, 2.0 * PI)
+        } else {
+            (1.0, 1.0)
+        }
+    }
+
+    /// ln of the constant volume factor of normalised angles, torsions and orientation.
+    fn log_volume(&self) -> f64 {
+        let (angle, torsion) = self.scales();
+        self.n_angles() as f64 * angle.ln() + (self.n_torsions() + 2) as f64 * torsion.ln()
+    }
+
+    fn angle_offset(&self) -> usize {
+        self.n_free
+    }
+    fn torsion_offset(&self) -> usize {
+        self.n_free + self.n_angles()
+    }
+
+    /// Writes `u` and returns the log-determinant of the generating direction, ln|∂x/∂u|.
+    pub fn to_internal(&self, x: &[f64], u: &mut [f64]) -> (f64, Status) {
+        if x.iter().any(|v| !v.is_finite()) {
+            return (0.0, Status::NonFinite);
+        }
+        let [a0, a1, a2] = self.zmatrix.frame.map(|a| atom(x, a));
+        let mut status = Status::Inside;
+        let mut log_det = self.log_volume();
+        log_det += self.put_bond(u, 0, norm(sub(a1, a0)), &mut status);
+        log_det += self.put_bond(u, 1, norm(sub(a2, a1)), &mut status);
+        log_det += self.put_angle(u, 0, angle(a0, a1, a2), &mut status);
+        for (r, row) in self.zmatrix.rows.iter().enumerate() {
+            let [i, j, k, l] = row.map(|a| atom(x, a));
+            log_det += self.put_bond(u, r + 2, norm(sub(i, j)), &mut status);
+            log_det += self.put_angle(u, r + 1, angle(i, j, k), &mut status);
+            let (jk, kl) = (sub(k, j), sub(l, k));
+            if norm(cross(jk, kl)) < SINGULAR * norm(jk) * norm(kl) {
+                status = worse(status, Status::Singular);
+            }
+            let (_, scale) = self.scales();
+            let phi = torsion(i, j, k, l);
+            u[self.torsion_offset() + r] = if self.normalize_angles { (phi + PI) / scale } else { phi };
+        }
+        if !log_det.is_finite() || u.iter().any(|v| !v.is_finite()) {
+            status = worse(status, Status::Singular);
+        }
+        (log_det, status)
+    }
+
+    fn put_bond(&self, u: &mut [f64], bond: usize, d: f64, status: &mut Status) -> f64 {
+        match self.fixed[bond] {
+            None => u[self.slot[bond]] = d,
+            Some(length) if (d - length).abs() > CONSTRAINT_TOLERANCE * length => {
+                *status = worse(*status, Status::BrokenConstraint)
+            }
+            Some(_) => {}
+        }
+        2.0 * d.ln()
+    }
+
+    fn put_angle(&self, u: &mut [f64], index: usize, theta: f64, status: &mut Status) -> f64 {
+        if theta.sin() < SINGULAR {
+            *status = worse(*status, Status::Singular);
+        }
+        u[self.angle_offset() + index] = theta / self.scales().0;
+        theta.sin().ln()
+    }
+
+    fn bond(&self, u: &[f64], bond: usize) -> f64 {
+        self.fixed[bond].unwrap_or_else(|| u[self.slot[bond]])
+    }
+
+    fn angle(&self, u: &[f64], index: usize) -> f64 {
+        u[self.angle_offset() + index] * self.scales().0
+    }
+
+    fn torsion(&self, u: &[f64], row: usize) -> f64 {
+        let value = u[self.torsion_offset() + row];
+        if self.normalize_angles {
+            value * 2.0 * PI - PI
+        } else {
+            value
+        }
+    }
+
+    /// Writes `x` with the frame's first atom at the origin, and returns ln|∂x/∂u|.
+    pub fn to_cartesian(&self, u: &[f64], x: &mut [f64]) -> (f64, Status) {
+        if u.iter().any(|v| !v.is_finite()) {
+            return (0.0, Status::NonFinite);
+        }
+        let mut status = Status::Inside;
+        let mut log_det = self.log_volume();
+        for bond in 0..self.fixed.len() {
+            let d = self.bond(u, bond);
+            if d <= 0.0 {
+                return (0.0, Status::OutOfSupport);
+            }
+            log_det += 2.0 * d.ln();
+        }
+        for index in 0..self.n_angles() {
+            let theta = self.angle(u, index);
+            if theta <= 0.0 || theta >= PI {
+                return (0.0, Status::OutOfSupport);
+            }
+            if theta.sin() < SINGULAR {
+                status = Status::Singular;
+            }
+            log_det += theta.sin().ln();
+        }
+        let [a0, a1, a2] = self.zmatrix.frame;
+        let (sin, cos) = self.angle(u, 0).sin_cos();
+        let first = scale(self.bond(u, 0), AXIS);
+        let second = add(first, scale(self.bond(u, 1), sub(scale(sin, SIDE), scale(cos, AXIS))));
+        set_atom(x, a0, [0.0; 3]);
+        set_atom(x, a1, first);
+        set_atom(x, a2, second);
+        for &r in &self.zmatrix.order {
+            let [i, j, k, l] = self.zmatrix.rows[r];
+            let (xj, xk, xl) = (atom(x, j), atom(x, k), atom(x, l));
+            let placement = Placement::new(xj, xk, xl, self.angle(u, r + 1), self.torsion(u, r));
+            if placement.is_singular() {
+                status = Status::Singular;
+            }
+            set_atom(x, i, add(xj, scale(self.bond(u, r + 2), placement.direction())));
+        }
+        (log_det, status)
+    }
+
+    /// Adds to `gx` the cotangent of `x` from the cotangents of `u` and of the log-determinant.
+    pub fn to_internal_vjp(&self, x: &[f64], gu: &[f64], g_log_det: f64, gx: &mut [f64]) {
+        let (angle_scale, torsion_scale) = self.scales();
+        let bond_back = |bond: usize, i: usize, j: usize, gx: &mut [f64]| {
+            let r = sub(atom(x, i), atom(x, j));
+            let d = norm(r);
+            let from_u = if self.fixed[bond].is_none() { gu[self.slot[bond]] } else { 0.0 };
+            let g = (from_u + g_log_det * 2.0 / d) / d;
+            add_to_atom(gx, i, g, r);
+            add_to_atom(gx, j, -g, r);
+        };
+        let angle_back = |index: usize, atoms: [usize; 3], gx: &mut [f64]| {
+            let [i, j, k] = atoms.map(|a| atom(x, a));
+            let theta = angle(i, j, k);
+            let g = gu[self.angle_offset() + index] / angle_scale + g_log_det / theta.tan();
+            for (a, d) in atoms.into_iter().zip(angle_gradient(i, j, k)) {
+                add_to_atom(gx, a, g, d);
+            }
+        };
+        let [a0, a1, a2] = self.zmatrix.frame;
+        bond_back(0, a1, a0, gx);
+        bond_back(1, a2, a1, gx);
+        angle_back(0, [a0, a1, a2], gx);
+        for (r, row) in self.zmatrix.rows.iter().enumerate() {
+            bond_back(r + 2, row[0], row[1], gx);
+            angle_back(r + 1, [row[0], row[1], row[2]], gx);
+            let [i, j, k, l] = row.map(|a| atom(x, a));
+            let g = gu[self.torsion_offset() + r] / torsion_scale;
+            for (&a, d) in row.iter().zip(torsion_gradient(i, j, k, l)) {
+                add_to_atom(gx, a, g, d);
+            }
+        }
+    }
+
+    /// Writes `gu`, the cotangent of `u`, from those of `x` (used as scratch) and of the log-determinant.
+    pub fn to_cartesian_vjp(&self, u: &[f64], x: &[f64], gx: &mut [f64], g_log_det: f64, gu: &mut [f64]) {
+        let (angle_scale, torsion_scale) = self.scales();
+        let put_bond = |gu: &mut [f64], bond: usize, g: f64| {
+            if self.fixed[bond].is_none() {
+                gu[self.slot[bond]] = g + g_log_det * 2.0 / self.bond(u, bond);
+            }
+        };
+        let angle_term = |index: usize| g_log_det / self.angle(u, index).tan();
+        for &r in self.zmatrix.order.iter().rev() {
+            let [i, j, k, l] = self.zmatrix.rows[r];
+            let (xj, xk, xl) = (atom(x, j), atom(x, k), atom(x, l));
+            let placement = Placement::new(xj, xk, xl, self.angle(u, r + 1), self.torsion(u, r));
+            let back = placement.vjp(self.bond(u, r + 2), atom(gx, i));
+            put_bond(gu, r + 2, back.d);
+            gu[self.angle_offset() + r + 1] = (back.theta + angle_term(r + 1)) * angle_scale;
+            gu[self.torsion_offset() + r] = back.phi * torsion_scale;
+            add_to_atom(gx, j, 1.0, back.j);
+            add_to_atom(gx, k, 1.0, back.k);
+            add_to_atom(gx, l, 1.0, back.l);
+        }
+        let [_, a1, a2] = self.zmatrix.frame;
+        let (sin, cos) = self.angle(u, 0).sin_cos();
+        let g2 = atom(gx, a2);
+        put_bond(gu, 1, dot(g2, sub(scale(sin, SIDE), scale(cos, AXIS))));
+        put_bond(gu, 0, dot(add(atom(gx, a1), g2), AXIS));
+        let by_angle = self.bond(u, 1) * dot(g2, add(scale(cos, SIDE), scale(sin, AXIS)));
+        gu[self.angle_offset()] = (by_angle + angle_term(0)) * angle_scale;
+    }
+}
+
+/// The first of the two that is not `Inside`.
+fn worse(a: Status, b: Status) -> Status {
+    if a == Status::Inside {
+        b
+    } else {
+        a
+    }
+}
+
+/// Index of a bond of the z-matrix: 0 and 1 are the frame's, then the rows'.
+fn bond_index(zmatrix: &ZMatrix, i: usize, j: usize) -> Option<usize> {
+    let [a0, a1, a2] = zmatrix.frame;
+    let same = |p: usize, q: usize| (p == i && q == j) || (p == j && q == i);
+    if same(a0, a1) {
+        return Some(0);
+    }
+    if same(a1, a2) {
+        return Some(1);
+    }
+    zmatrix.rows.iter().position(|r| same(r[0], r[1])).map(|r| r + 2)
+}
+
+/// The direction from atom j to the atom being placed: e = sin θ t − cos θ a, with a = unit(j − k),
+/// n = unit((j − k) × (j − l)), m = a × n and t = cos φ m − sin φ n.
+struct Placement {
+    a: Vec3,
+    n: Vec3,
+    m: Vec3,
+    v1: Vec3,
+    v2: Vec3,
+    cross_norm: f64,
+    theta: (f64, f64),
+    phi: (f64, f64),
+}
+
+/// Cotangents of one placement.
+struct PlacementVjp {
+    d: f64,
+    theta: f64,
+    phi: f64,
+    j: Vec3,
+    k: Vec3,
+    l: Vec3,
+}
+
+impl Placement {
+    fn new(xj: Vec3, xk: Vec3, xl: Vec3, theta: f64, phi: f64) -> Placement {
+        let (v1, v2) = (sub(xj, xk), sub(xj, xl));
+        let w = cross(v1, v2);
+        let cross_norm = norm(w);
+        let (a, n) = (unit(v1), scale(1.0 / cross_norm, w));
+        Placement { a, n, m: cross(a, n), v1, v2, cross_norm, theta: theta.sin_cos(), phi: phi.sin_cos() }
+    }
+
+    fn is_singular(&self) -> bool {
+        // `!(… ≥ …)` so that NaN counts as singular
+        !(self.cross_norm >= SINGULAR * norm(self.v1) * norm(self.v2))
+    }
+
+    fn t(&self) -> Vec3 {
+        let (sin, cos) = self.phi;
+        sub(scale(cos, self.m), scale(sin, self.n))
+    }
+
+    fn direction(&self) -> Vec3 {
+        let (sin, cos) = self.theta;
+        sub(scale(sin, self.t()), scale(cos, self.a))
+    }
+
+    /// Cotangents from that of the placed atom, `g`.
+    fn vjp(&self, d: f64, g: Vec3) -> PlacementVjp {
+        let ((sin_t, cos_t), (sin_p, cos_p)) = (self.theta, self.phi);
+        let t = self.t();
+        let by_phi = add(scale(-sin_p, self.m), scale(-cos_p, self.n));
+        let (gt, gm, mut gn) = (d * sin_t, scale(d * sin_t * cos_p, g), scale(-d * sin_t * sin_p, g));
+        let mut ga = scale(-d * cos_t, g);
+        // m = a × n
+        ga = add(ga, cross(self.n, gm));
+        gn = add(gn, cross(gm, self.a));
+        // n = w / |w| with w = v1 × v2
+        let gw = scale(1.0 / self.cross_norm, sub(gn, scale(dot(self.n, gn), self.n)));
+        let gv2 = cross(gw, self.v1);
+        let along = sub(ga, scale(dot(self.a, ga), self.a));
+        let gv1 = add(cross(self.v2, gw), scale(1.0 / norm(self.v1), along));
+        PlacementVjp {
+            d: dot(g, self.direction()),
+            theta: d * dot(g, add(scale(cos_t, t), scale(sin_t, self.a))),
+            phi: gt * dot(g, by_phi),
+            j: add(g, add(gv1, gv2)),
+            k: scale(-1.0, gv1),
+            l: scale(-1.0, gv2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Stream, StreamId};
+
+    /// A branched molecule of seven atoms with one constrained bond.
+    fn example(normalize: bool) -> (InternalCoordinates, Vec<f64>) {
+        let rows = vec![[3, 2, 1, 0], [4, 1, 2, 0], [5, 3, 2, 1], [6, 3, 2, 5]];
+        let zmatrix = ZMatrix::new([0, 1, 2], rows, 7, |a| a.to_string()).unwrap();
+        let internal = InternalCoordinates::new(zmatrix, normalize, &[(3, 6, 0.11)]).unwrap();
+        let mut stream = Stream::new(3, StreamId::Test, 0, 0);
+        let (n_bonds, n_angles) = (internal.n_bonds(), internal.n_angles());
+        let u = (0..internal.dimension())
+            .map(|c| {
+                let r = stream.uniform();
+                let (angle, torsion) = if normalize { (0.5 + 0.2 * r, r) } else { (1.5 + 0.5 * r, 6.0 * r - 3.0) };
+                if c < n_bonds {
+                    0.1 + 0.05 * r
+                } else if c < n_bonds + n_angles {
+                    angle
+                } else {
+                    torsion
+                }
+            })
+            .collect();
+        (internal, u)
+    }
+
+    #[test]
+    fn there_and_back() {
+        for normalize in [true, false] {
+            let (internal, u) = example(normalize);
+            let (mut x, mut back) = (vec![0.0; 21], vec![0.0; u.len()]);
+            let (log_det, status) = internal.to_cartesian(&u, &mut x);
+            assert_eq!(status, Status::Inside);
+            let (log_det_back, status) = internal.to_internal(&x, &mut back);
+            assert_eq!(status, Status::Inside);
+            assert!((log_det - log_det_back).abs() < 1e-12);
+            assert!(u.iter().zip(&back).all(|(a, b)| (a - b).abs() < 1e-12));
+        }
+    }
+
+    #[test]
+    fn cotangents_match_differences() {
+        let (internal, u) = example(true);
+        let mut stream = Stream::new(4, StreamId::Test, 0, 0);
+        let mut normals = |n: usize| (0..n).map(|_| stream.normal()).collect::<Vec<f64>>();
+        let (wx, wu, w_log_det) = (normals(21), normals(u.len()), 0.7);
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let mut x = vec![0.0; 21];
+        internal.to_cartesian(&u, &mut x);
+
+        let generate = |u: &[f64]| {
+            let mut x = vec![0.0; 21];
+            let (log_det, _) = internal.to_cartesian(u, &mut x);
+            dot(&wx, &x) + w_log_det * log_det
+        };
+        let (mut scratch, mut gu) = (wx.clone(), vec![0.0; u.len()]);
+        internal.to_cartesian_vjp(&u, &x, &mut scratch, w_log_det, &mut gu);
+        let encode = |x: &[f64]| {
+            let mut u = vec![0.0; wu.len()];
+            let (log_det, _) = internal.to_internal(x, &mut u);
+            dot(&wu, &u) + w_log_det * log_det
+        };
+        let mut gx = vec![0.0; 21];
+        internal.to_internal_vjp(&x, &wu, w_log_det, &mut gx);
+
+        let check = |f: &dyn Fn(&[f64]) -> f64, at: &[f64], gradient: &[f64]| {
+            let h = 1e-6;
+            for c in 0..at.len() {
+                let (mut up, mut down) = (at.to_vec(), at.to_vec());
+                up[c] += h;
+                down[c] -= h;
+                let d = (f(&up) - f(&down)) / (2.0 * h);
+                assert!((gradient[c] - d).abs() < 1e-6 * d.abs().max(1.0), "coordinate {c}: {} and {d}", gradient[c]);
+            }
+        };
+        check(&generate, &u, &gu);
+        check(&encode, &x, &gx);
+    }
+
+    #[test]
+    fn collinear_atoms_are_singular_and_a_stretched_constraint_is_broken() {
+        let (internal, u) = example(true);
+        let mut x = vec![0.0; 21];
+        internal.to_cartesian(&u, &mut x);
+        let mut scratch = u.clone();
+        let mut stretched = x.clone();
+        let (r3, r6) = (atom(&x, 3), atom(&x, 6));
+        set_atom(&mut stretched, 6, add(r3, scale(1.01, sub(r6, r3))));
+        assert_eq!(internal.to_internal(&stretched, &mut scratch).1, Status::BrokenConstraint);
+        let mut line = x.clone();
+        let (r0, r1) = (atom(&x, 0), atom(&x, 1));
+        set_atom(&mut line, 2, add(r1, sub(r1, r0)));
+        assert_eq!(internal.to_internal(&line, &mut scratch).1, Status::Singular);
+        x[4] = f64::NAN;
+        assert_eq!(internal.to_internal(&x, &mut scratch).1, Status::NonFinite);
+    }
+}

@@ -1,0 +1,209 @@
+//! Atoms and bonds of one molecule, read from a PDB file or an OpenMM System.
+
+use crate::error::{Error, Result};
+use std::path::Path;
+
+/// Names, elements, residues and bonds in the order of the coordinates.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Topology {
+    /// Atom names as in the PDB file.
+    pub names: Vec<String>,
+    /// Element symbols.
+    pub elements: Vec<String>,
+    /// Residue label of every atom, such as `ALA2`.
+    pub residues: Vec<String>,
+    /// Pairs of atom indices, smaller first, sorted.
+    pub bonds: Vec<[usize; 2]>,
+}
+
+/// Covalent radii in nm (Cordero et al., Dalton Trans. 2008, 2832), and masses in dalton.
+const ELEMENTS: &[(&str, f64, f64)] = &[
+    ("H", 0.031, 1.008),
+    ("B", 0.084, 10.81),
+    ("C", 0.076, 12.011),
+    ("N", 0.071, 14.007),
+    ("O", 0.066, 15.999),
+    ("F", 0.057, 18.998),
+    ("NA", 0.166, 22.990),
+    ("MG", 0.141, 24.305),
+    ("SI", 0.111, 28.085),
+    ("P", 0.107, 30.974),
+    ("S", 0.105, 32.06),
+    ("CL", 0.102, 35.45),
+    ("K", 0.203, 39.098),
+    ("CA", 0.176, 40.078),
+    ("FE", 0.132, 55.845),
+    ("ZN", 0.122, 65.38),
+    ("SE", 0.120, 78.971),
+    ("BR", 0.120, 79.904),
+    ("I", 0.139, 126.90),
+];
+
+fn radius(element: &str) -> Option<f64> {
+    ELEMENTS.iter().find(|e| e.0.eq_ignore_ascii_case(element)).map(|e| e.1)
+}
+
+/// The element whose mass (dalton) is nearest, hydrogen for the repartitioned masses up to 4.1.
+pub fn element_of_mass(mass: f64) -> &'static str {
+    if mass < 4.2 {
+        return "H";
+    }
+    let nearest = ELEMENTS.iter().min_by(|a, b| (a.2 - mass).abs().total_cmp(&(b.2 - mass).abs()));
+    nearest.map_or("C", |e| e.0)
+}
+
+impl Topology {
+    pub fn n_atoms(&self) -> usize {
+        self.names.len()
+    }
+
+    /// `ALA2:CB (atom 11)`, counting from one as PDB files do.
+    pub fn label(&self, atom: usize) -> String {
+        match (self.residues.get(atom), self.names.get(atom)) {
+            (Some(residue), Some(name)) => format!("{residue}:{name} (atom {})", atom + 1),
+            _ => format!("atom {}", atom + 1),
+        }
+    }
+
+    /// Neighbours of every atom, in ascending order.
+    pub fn neighbours(&self) -> Vec<Vec<usize>> {
+        let mut lists = vec![Vec::new(); self.n_atoms()];
+        for &[i, j] in &self.bonds {
+            lists[i].push(j);
+            lists[j].push(i);
+        }
+        lists.iter_mut().for_each(|list| list.sort_unstable());
+        lists
+    }
+
+    /// Index of the atom with this name in this residue, e.g. `("ALA2", "CA")`.
+    pub fn find(&self, residue: &str, name: &str) -> Option<usize> {
+        (0..self.n_atoms()).find(|&i| self.residues[i] == residue && self.names[i] == name)
+    }
+
+    /// Backbone torsions φ (C–N–CA–C) and ψ (N–CA–C–N) of the first residue that has both neighbours.
+    pub fn phi_psi(&self) -> Option<[[usize; 4]; 2]> {
+        let neighbours = self.neighbours();
+        let bonded = |atom: usize, name: &str, not: usize| {
+            neighbours[atom].iter().copied().find(|&j| self.names[j] == name && j != not)
+        };
+        (0..self.n_atoms()).filter(|&i| self.names[i] == "CA").find_map(|ca| {
+            let (n, c) = (bonded(ca, "N", ca)?, bonded(ca, "C", ca)?);
+            let (before, after) = (bonded(n, "C", c)?, bonded(c, "N", n)?);
+            Some([[before, n, ca, c], [n, ca, c, after]])
+        })
+    }
+
+    /// Reads atoms, bonds (CONECT records, else covalent radii) and the coordinates `[atoms][3]` in nm of a PDB file's
+    /// first model.
+    pub fn from_pdb(path: &Path) -> Result<(Topology, Vec<f64>)> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let mut topology = Topology::default();
+        let mut x = Vec::new();
+        let mut serials = Vec::new();
+        let mut conect = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let bad = |what: &str| Error::file(path, format!("line {}: cannot read the {what}", number + 1));
+            if line.starts_with("ENDMDL") {
+                break;
+            } else if line.starts_with("ATOM") || line.starts_with("HETATM") {
+                let field = |from: usize, to: usize| line.get(from..to.min(line.len())).unwrap_or("").trim();
+                let name = field(12, 16).to_string();
+                topology.elements.push(pdb_element(field(76, 78), &name));
+                topology.residues.push(format!("{}{}", field(17, 20), field(22, 26)));
+                topology.names.push(name);
+                serials.push(field(6, 11).to_string());
+                for axis in 0..3 {
+                    let value = field(30 + 8 * axis, 38 + 8 * axis).parse::<f64>().map_err(|_| bad("coordinates"))?;
+                    x.push(value * crate::units::NM_PER_ANGSTROM);
+                }
+            } else if line.starts_with("CONECT") {
+                let serial = |k: usize| line.get(6 + 5 * k..(11 + 5 * k).min(line.len())).map(str::trim);
+                let first = serial(0).unwrap_or("").to_string();
+                conect.extend(
+                    (1..5).filter_map(serial).filter(|s| !s.is_empty()).map(|s| (first.clone(), s.to_string())),
+                );
+            }
+        }
+        if topology.names.is_empty() {
+            return Err(Error::file(path, "no ATOM or HETATM record"));
+        }
+        let index = |serial: &str| serials.iter().position(|s| s == serial);
+        topology.set_bonds(conect.iter().filter_map(|(a, b)| Some([index(a)?, index(b)?])));
+        topology.add_bonds_by_distance(&x);
+        Ok((topology, x))
+    }
+
+    /// Replaces the bonds; duplicates and order do not matter.
+    pub fn set_bonds(&mut self, bonds: impl IntoIterator<Item = [usize; 2]>) {
+        self.bonds = bonds.into_iter().map(|[i, j]| [i.min(j), i.max(j)]).collect();
+        self.bonds.sort_unstable();
+        self.bonds.dedup();
+    }
+
+    /// PDB files carry CONECT records for hetero-residues only: pairs nearer than 1.25 times the sum of covalent radii are
+    /// bonded too.
+    fn add_bonds_by_distance(&mut self, x: &[f64]) {
+        use super::vector::{atom, norm, sub};
+        let mut bonds = self.bonds.clone();
+        for j in 0..self.n_atoms() {
+            for i in 0..j {
+                let both_hydrogen = self.elements[i] == "H" && self.elements[j] == "H";
+                let (Some(a), Some(b)) = (radius(&self.elements[i]), radius(&self.elements[j])) else { continue };
+                if !both_hydrogen && norm(sub(atom(x, i), atom(x, j))) < 1.25 * (a + b) {
+                    bonds.push([i, j]);
+                }
+            }
+        }
+        self.set_bonds(bonds);
+    }
+
+    /// Reads masses and bonds of an OpenMM System (XML): harmonic bonds and constraints are bonds, elements come from the
+    /// masses. Names are the element and the atom's number. For files without names, such as `system.xml`.
+    pub fn from_system_xml(path: &Path) -> Result<Topology> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let attribute = |tag: &str, name: &str| -> Option<f64> {
+            let start = tag.find(&format!(" {name}=\""))? + name.len() + 3;
+            tag[start..].split('"').next()?.parse().ok()
+        };
+        let tags = |kind: &str| text.match_indices(&format!("<{kind} ")).map(|(i, _)| &text[i..]).collect::<Vec<_>>();
+        let end = |tag: &str| tag.find('>').unwrap_or(tag.len());
+        let mut topology = Topology::default();
+        for (i, tag) in tags("Particle").into_iter().enumerate() {
+            let Some(mass) = attribute(&tag[..end(tag)], "mass") else { continue };
+            let element = element_of_mass(mass).to_string();
+            topology.names.push(format!("{element}{}", i + 1));
+            topology.residues.push("MOL1".into());
+            topology.elements.push(element);
+        }
+        if topology.names.is_empty() {
+            return Err(Error::file(path, "no <Particle mass=…>: not an OpenMM System"));
+        }
+        let n = topology.n_atoms();
+        let mut bonds = Vec::new();
+        for tag in tags("Bond").into_iter().chain(tags("Constraint")) {
+            let tag = &tag[..end(tag)];
+            let (Some(i), Some(j)) = (attribute(tag, "p1"), attribute(tag, "p2")) else { continue };
+            let pair = [i as usize, j as usize];
+            if pair[0] >= n || pair[1] >= n {
+                return Err(Error::file(
+                    path,
+                    format!("a bond names particle {}, there are {n}", pair[0].max(pair[1])),
+                ));
+            }
+            bonds.push(pair);
+        }
+        // The masses of angle constraints (H–H) are no bonds.
+        bonds.retain(|&[i, j]| !(topology.elements[i] == "H" && topology.elements[j] == "H"));
+        topology.set_bonds(bonds);
+        Ok(topology)
+    }
+}
+
+/// The element column where there is one, else the name's first letter that is not a digit.
+fn pdb_element(column: &str, name: &str) -> String {
+    if !column.is_empty() {
+        return column.to_string();
+    }
+    name.chars().find(|c| c.is_alphabetic()).map_or("C".into(), |c| c.to_string())
+}

@@ -1,0 +1,183 @@
+//! Z-matrix: which three placed atoms fix the bond, angle and torsion of the next.
+
+use super::topology::Topology;
+use crate::error::{Error, Result};
+
+/// One row: atom `i` is placed by the distance to `j`, the angle i–j–k and the torsion i–j–k–l.
+pub type Row = [usize; 4];
+
+/// A frame of three atoms (bonds 0–1 and 1–2, angle at 1) and one row for every further atom.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ZMatrix {
+    pub frame: [usize; 3],
+    /// In the order given; torsions and angles of a generator are stored in this order.
+    pub rows: Vec<Row>,
+    /// Row indices in an order in which every row finds its three atoms placed.
+    pub order: Vec<usize>,
+}
+
+impl ZMatrix {
+    /// Checks the rows and finds the order of placement: repeatedly all rows whose reference atoms are placed, stable by index.
+    pub fn new(frame: [usize; 3], rows: Vec<Row>, n_atoms: usize, label: impl Fn(usize) -> String) -> Result<ZMatrix> {
+        let mut placed = vec![false; n_atoms];
+        let mut listed = vec![false; n_atoms];
+        let all = frame.iter().chain(rows.iter().flatten());
+        if let Some(atom) = all.clone().find(|&&a| a >= n_atoms) {
+            return Err(Error::invalid(format!("the z-matrix names atom {}, the molecule has {n_atoms}", atom + 1)));
+        }
+        for &atom in frame.iter().chain(rows.iter().map(|row| &row[0])) {
+            if std::mem::replace(&mut listed[atom], true) {
+                return Err(Error::invalid(format!("the z-matrix places {} twice", label(atom))));
+            }
+        }
+        if let Some(row) = rows.iter().find(|r| (1..4).any(|a| (0..a).any(|b| r[a] == r[b]))) {
+            return Err(Error::invalid(format!("the z-matrix row of {} repeats an atom", label(row[0]))));
+        }
+        if let Some(atom) = (0..n_atoms).find(|&a| !listed[a]) {
+            return Err(Error::invalid(format!("the z-matrix does not place {}", label(atom))));
+        }
+        frame.iter().for_each(|&a| placed[a] = true);
+        let mut order = Vec::with_capacity(rows.len());
+        let mut waiting: Vec<usize> = (0..rows.len()).collect();
+        while !waiting.is_empty() {
+            let (ready, rest): (Vec<usize>, Vec<usize>) =
+                waiting.iter().partition(|&&r| rows[r][1..].iter().all(|&a| placed[a]));
+            if ready.is_empty() {
+                let names: Vec<String> = rest.iter().map(|&r| label(rows[r][0])).collect();
+                return Err(Error::invalid(format!("the z-matrix cannot reach {}", names.join(", "))));
+            }
+            ready.iter().for_each(|&r| placed[rows[r][0]] = true);
+            order.extend(ready);
+            waiting = rest;
+        }
+        Ok(ZMatrix { frame, rows, order })
+    }
+
+    /// From rows in bgmol's notation, where the frame atoms have −1 for missing references.
+    pub fn from_rows_with_frame(rows: &[[i64; 4]], n_atoms: usize, label: impl Fn(usize) -> String) -> Result<ZMatrix> {
+        let missing = |row: &[i64; 4]| row.iter().filter(|&&a| a < 0).count();
+        let with = |n: usize| rows.iter().find(|r| missing(r) == n).map(|r| r[0] as usize);
+        let (Some(a), Some(b), Some(c)) = (with(3), with(2), with(1)) else {
+            return Err(Error::invalid("the z-matrix needs one row each with three, two and one missing references"));
+        };
+        let whole = rows.iter().filter(|r| missing(r) == 0).map(|r| r.map(|a| a as usize)).collect();
+        ZMatrix::new([a, b, c], whole, n_atoms, label)
+    }
+
+    /// Builds a z-matrix for any connected molecule of at least three atoms.
+    ///
+    /// The frame starts at the heavy atom nearest the centre of the bond graph, so that chains of placement stay short. The
+    /// first atom placed about a bond carries its torsion; its siblings refer to it (improper torsions), so that they follow
+    /// its rotation and their own torsions are stiff.
+    pub fn automatic(topology: &Topology) -> Result<ZMatrix> {
+        let n = topology.n_atoms();
+        if n < 3 {
+            return Err(Error::invalid(format!(
+                "internal coordinates need at least three atoms, the molecule has {n}"
+            )));
+        }
+        let neighbours = topology.neighbours();
+        let heavy = |a: usize| topology.elements[a] != "H";
+        let centre = graph_centre(&neighbours, &heavy);
+        let unreachable: Vec<String> = distances(&neighbours, centre)
+            .iter()
+            .enumerate()
+            .filter(|(_, d)| d.is_none())
+            .map(|(a, _)| topology.label(a))
+            .collect();
+        if !unreachable.is_empty() {
+            return Err(Error::invalid(format!(
+                "the molecule is not connected: {} cannot be reached from {} along bonds; give one molecule, or add the missing bonds",
+                unreachable.join(", "),
+                topology.label(centre)
+            )));
+        }
+        let prefer = |list: &[usize], not: &[usize]| {
+            let mut best: Vec<usize> = list.iter().copied().filter(|a| !not.contains(a)).collect();
+            best.sort_by_key(|&a| (!heavy(a), std::cmp::Reverse(neighbours[a].len()), a));
+            best.first().copied()
+        };
+        let second = prefer(&neighbours[centre], &[]).unwrap_or(centre);
+        let (frame, root) = match prefer(&neighbours[second], &[centre]) {
+            Some(third) => ([centre, second, third], second),
+            None => match prefer(&neighbours[centre], &[second]) {
+                Some(third) => ([second, centre, third], centre),
+                None => return Err(Error::invalid("no three bonded atoms to start from")),
+            },
+        };
+        let _ = root;
+        let rows = grow(&neighbours, frame, &heavy);
+        ZMatrix::new(frame, rows, n, |a| topology.label(a))
+    }
+}
+
+/// Breadth-first placement from the frame outwards; heavy atoms first, then hydrogens.
+fn grow(neighbours: &[Vec<usize>], frame: [usize; 3], heavy: &dyn Fn(usize) -> bool) -> Vec<Row> {
+    let n = neighbours.len();
+    let mut parent = vec![usize::MAX; n];
+    let [a0, a1, a2] = frame;
+    (parent[a0], parent[a2], parent[a1]) = (a1, a1, a0);
+    let mut placed = vec![false; n];
+    frame.iter().for_each(|&a| placed[a] = true);
+    // The first atom placed about a bond (j, k), by child atom j.
+    let mut leader: Vec<Option<usize>> = vec![None; n];
+    leader[a1] = Some(a2);
+    let mut rows = Vec::with_capacity(n - 3);
+    let mut queue = std::collections::VecDeque::from([a1, a0, a2]);
+    while let Some(j) = queue.pop_front() {
+        let mut children: Vec<usize> = neighbours[j].iter().copied().filter(|&i| !placed[i]).collect();
+        children.sort_by_key(|&i| (!heavy(i), i));
+        for i in children {
+            let k = parent[j];
+            let l = match leader[j] {
+                Some(sibling) => sibling,
+                None => {
+                    leader[j] = Some(i);
+                    reference(neighbours, &placed, &parent, j, k)
+                }
+            };
+            rows.push([i, j, k, l]);
+            placed[i] = true;
+            parent[i] = j;
+            queue.push_back(i);
+        }
+    }
+    rows
+}
+
+/// A placed atom to measure the torsion about (j, k) from: k's parent, else its first placed neighbour.
+fn reference(neighbours: &[Vec<usize>], placed: &[bool], parent: &[usize], j: usize, k: usize) -> usize {
+    let up = parent[k];
+    if up != j && up != usize::MAX {
+        return up;
+    }
+    let free = |&l: &usize| placed[l] && l != j && l != k;
+    // A frame atom always has the third frame atom within two bonds.
+    neighbours[k].iter().copied().find(|l| free(l)).unwrap_or_else(|| (0..placed.len()).find(|l| free(l)).unwrap_or(0))
+}
+
+fn distances(neighbours: &[Vec<usize>], from: usize) -> Vec<Option<usize>> {
+    let mut distance = vec![None; neighbours.len()];
+    distance[from] = Some(0);
+    let mut queue = std::collections::VecDeque::from([from]);
+    while let Some(a) = queue.pop_front() {
+        for &b in &neighbours[a] {
+            if distance[b].is_none() {
+                distance[b] = distance[a].map(|d| d + 1);
+                queue.push_back(b);
+            }
+        }
+    }
+    distance
+}
+
+/// The heavy atom (any atom if there is none) with the smallest largest bond distance; most neighbours first, then index.
+fn graph_centre(neighbours: &[Vec<usize>], heavy: &dyn Fn(usize) -> bool) -> usize {
+    let eccentricity = |a: usize| distances(neighbours, a).into_iter().flatten().max().unwrap_or(0);
+    let reached = |a: usize| distances(neighbours, a).into_iter().flatten().count();
+    (0..neighbours.len())
+        .min_by_key(|&a| {
+            (std::cmp::Reverse(reached(a)), !heavy(a), eccentricity(a), std::cmp::Reverse(neighbours[a].len()), a)
+        })
+        .unwrap_or(0)
+}
