@@ -7,6 +7,7 @@ pub mod coordinates;
 pub mod density;
 pub mod error;
 pub mod free_energy;
+pub mod io;
 pub mod models;
 pub mod moves;
 pub mod nn;

@@ -1,1 +1,75 @@
+//! Generators. One folder per model; [`load`] finds the right one for a file.
 
+pub mod card;
+pub mod coupling;
+
+pub use card::{ModelCard, ModelConfig, TargetInfo};
+
+use crate::density::{Density, Evaluation};
+use crate::error::{Error, Result};
+use crate::io::model_file::{self, ModelFile};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The floating-point type of a model's networks. Coordinates and densities are f64 in either case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    #[default]
+    F32,
+    F64,
+}
+
+/// A density that came with a description of itself.
+pub trait Model: Density {
+    fn card(&self) -> &ModelCard;
+
+    /// Hash of the file's bytes, hexadecimal; empty for a model that was never saved.
+    fn hash(&self) -> &str;
+
+    /// The map to latent space, for models that have one.
+    fn flow(&self) -> Option<&dyn Flow> {
+        None
+    }
+}
+
+/// An invertible map between a latent point z and a configuration x.
+pub trait Flow: Send + Sync {
+    fn latent_dimension(&self) -> usize;
+
+    /// `z[n][latent]` → `x[n][dimension]`, ln|∂x/∂z|, and log q.
+    fn generate(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()>;
+
+    /// `x[n][dimension]` → `z[n][latent]`, ln|∂x/∂z| (of the generating direction), and log q.
+    fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()>;
+}
+
+/// Loads a model file with f32 networks.
+pub fn load(path: impl AsRef<Path>) -> Result<Arc<dyn Model>> {
+    load_with(path, Precision::default())
+}
+
+pub fn load_with(path: impl AsRef<Path>, precision: Precision) -> Result<Arc<dyn Model>> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    from_bytes(&path.display().to_string(), &bytes, precision)
+}
+
+/// Loads a model from the bytes of a file; `name` stands for the path in error messages.
+pub fn load_bytes(name: &str, bytes: &[u8]) -> Result<Arc<dyn Model>> {
+    from_bytes(name, bytes, Precision::default())
+}
+
+pub fn from_bytes(name: &str, bytes: &[u8], precision: Precision) -> Result<Arc<dyn Model>> {
+    let file = model_file::read(name, bytes)?;
+    build(&file, precision).map_err(|error| match error {
+        Error::Model { .. } => error,
+        other => Error::model(name, other.to_string()),
+    })
+}
+
+fn build(file: &ModelFile, precision: Precision) -> Result<Arc<dyn Model>> {
+    Ok(match (&file.card.model, precision) {
+        (ModelConfig::Coupling(_), Precision::F32) => Arc::new(coupling::CouplingFlow::<f32>::from_file(file)?),
+        (ModelConfig::Coupling(_), Precision::F64) => Arc::new(coupling::CouplingFlow::<f64>::from_file(file)?),
+    })
+}

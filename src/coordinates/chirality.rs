@@ -1,0 +1,66 @@
+//! Handedness of stereocentres: a generator of one hand gives the other hand no density.
+
+use super::topology::Topology;
+use super::vector::{atom, cross, dot, sub};
+use serde::{Deserialize, Serialize};
+
+/// A centre with three of its neighbours; `positive` is the sign of their triple product seen from the centre.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stereocentre {
+    pub centre: usize,
+    pub neighbours: [usize; 3],
+    pub positive: bool,
+}
+
+impl Stereocentre {
+    /// Whether `x[atoms][3]` has this hand.
+    pub fn holds(&self, x: &[f64]) -> bool {
+        (triple_product(x, self.centre, self.neighbours) > 0.0) == self.positive
+    }
+}
+
+fn triple_product(x: &[f64], centre: usize, neighbours: [usize; 3]) -> f64 {
+    let [a, b, c] = neighbours.map(|n| sub(atom(x, n), atom(x, centre)));
+    dot(a, cross(b, c))
+}
+
+/// Atoms with four neighbours that all differ as parts of the bond graph, with the hand they have in `x`.
+pub fn stereocentres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
+    let neighbours = topology.neighbours();
+    let rank = graph_ranks(topology, &neighbours);
+    let distinct = |list: &[usize]| (1..4).all(|b| (0..b).all(|a| rank[list[a]] != rank[list[b]]));
+    (0..neighbours.len())
+        .filter(|&i| neighbours[i].len() == 4 && distinct(&neighbours[i]))
+        .map(|centre| {
+            let three = [neighbours[centre][0], neighbours[centre][1], neighbours[centre][2]];
+            Stereocentre { centre, neighbours: three, positive: triple_product(x, centre, three) > 0.0 }
+        })
+        .collect()
+}
+
+/// Equal numbers for atoms that cannot be told apart by repeatedly comparing elements and neighbours (Morgan's refinement).
+fn graph_ranks(topology: &Topology, neighbours: &[Vec<usize>]) -> Vec<usize> {
+    let n = neighbours.len();
+    let number = |keys: &[(usize, Vec<usize>)]| -> Vec<usize> {
+        let mut sorted: Vec<_> = keys.iter().collect();
+        sorted.sort();
+        sorted.dedup();
+        keys.iter().map(|key| sorted.binary_search(&key).unwrap_or(0)).collect()
+    };
+    let element = |i: usize| topology.elements[i].bytes().fold(0usize, |h, b| h * 256 + usize::from(b));
+    let mut rank = number(&(0..n).map(|i| (element(i), vec![])).collect::<Vec<_>>());
+    for _ in 0..n {
+        let key = |i: usize| {
+            let mut around: Vec<usize> = neighbours[i].iter().map(|&j| rank[j]).collect();
+            around.sort_unstable();
+            (rank[i], around)
+        };
+        let next = number(&(0..n).map(key).collect::<Vec<_>>());
+        if next.iter().max() == rank.iter().max() {
+            return next;
+        }
+        rank = next;
+    }
+    rank
+}

@@ -1,0 +1,3 @@
+//! Files: models, trajectories, checkpoints.
+
+pub mod model_file;

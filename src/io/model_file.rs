@@ -1,0 +1,173 @@
+//! Model file: safetensors, with the model's description as JSON under the metadata key `modejump`.
+//!
+//! The loader is strict: every tensor that the model needs is there with the right shape and finite numbers, and no other.
+
+use crate::error::{Error, Result};
+use crate::models::card::{ModelCard, FORMAT};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// The metadata key of the description.
+pub const KEY: &str = "modejump";
+
+/// A tensor, row-major, widened to f64 (exact for every type that is read).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub shape: Vec<usize>,
+    pub data: Vec<f64>,
+}
+
+/// A parsed model file.
+#[derive(Clone, Debug)]
+pub struct ModelFile {
+    /// Path, or what stands for it in messages.
+    pub name: String,
+    pub hash: String,
+    pub card: ModelCard,
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl ModelFile {
+    /// A tensor of this shape; the error names it.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<&[f64]> {
+        let tensor = self.tensors.get(name).ok_or_else(|| self.error(format!("tensor {name} is missing")))?;
+        if tensor.shape != shape {
+            return Err(self.error(format!("tensor {name} has shape {:?}, the model needs {shape:?}", tensor.shape)));
+        }
+        if let Some(i) = tensor.data.iter().position(|v| !v.is_finite()) {
+            return Err(self.error(format!("tensor {name} holds {} at position {i}", tensor.data[i])));
+        }
+        Ok(&tensor.data)
+    }
+
+    /// An error if the file holds a tensor outside `known`.
+    pub fn only(&self, known: &[String]) -> Result<()> {
+        match self.tensors.keys().find(|name| !known.contains(name)) {
+            Some(name) => Err(self.error(format!("tensor {name} is not part of the model"))),
+            None => Ok(()),
+        }
+    }
+
+    pub fn error(&self, reason: impl Into<String>) -> Error {
+        Error::model(&self.name, reason)
+    }
+}
+
+/// All tensors of a safetensors file as f64, and its metadata.
+pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<(BTreeMap<String, Tensor>, HashMap<String, String>)> {
+    let error = |reason: String| Error::model(name, reason);
+    let unreadable = |e: safetensors::SafeTensorError| error(format!("not a readable safetensors file: {e}"));
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
+    let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
+    let mut tensors = BTreeMap::new();
+    for (key, view) in file.tensors() {
+        let data = widen(&view).ok_or_else(|| error(format!("tensor {key} has the type {:?}", view.dtype())))?;
+        tensors.insert(key, Tensor { shape: view.shape().to_vec(), data });
+    }
+    Ok((tensors, header.metadata().clone().unwrap_or_default()))
+}
+
+fn widen(view: &TensorView) -> Option<Vec<f64>> {
+    macro_rules! values {
+        ($type:ty) => {
+            view.data()
+                .chunks_exact(std::mem::size_of::<$type>())
+                .map(|b| <$type>::from_le_bytes(b.try_into().unwrap_or_default()) as f64)
+                .collect()
+        };
+    }
+    Some(match view.dtype() {
+        Dtype::F64 => values!(f64),
+        Dtype::F32 => values!(f32),
+        Dtype::I64 => values!(i64),
+        Dtype::I32 => values!(i32),
+        Dtype::U8 => values!(u8),
+        _ => return None,
+    })
+}
+
+/// Parses a model file and checks its description.
+pub fn read(name: &str, bytes: &[u8]) -> Result<ModelFile> {
+    let (tensors, metadata) = read_tensors(name, bytes)?;
+    let json = metadata.get(KEY).ok_or_else(|| {
+        Error::model(name, "no `modejump` entry in the metadata; convert a foreign checkpoint with `modejump convert`")
+    })?;
+    let version = serde_json::from_str::<serde_json::Value>(json).ok().and_then(|v| v["format"].as_u64());
+    if version != Some(u64::from(FORMAT)) {
+        let found = version.map_or("none".to_string(), |v| v.to_string());
+        return Err(Error::model(name, format!("format version {found}; this program reads version {FORMAT}")));
+    }
+    let card: ModelCard =
+        serde_json::from_str(json).map_err(|e| Error::model(name, format!("the description is malformed: {e}")))?;
+    if let Some(t) = card.temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
+        return Err(Error::model(name, format!("temperature {t} K")));
+    }
+    if let Some(topology) = &card.topology {
+        let n = topology.n_atoms();
+        if topology.elements.len() != n
+            || topology.residues.len() != n
+            || topology.bonds.iter().flatten().any(|&a| a >= n)
+        {
+            return Err(Error::model(name, "the topology's lists disagree on the number of atoms"));
+        }
+    }
+    Ok(ModelFile { name: name.to_string(), hash: hash(bytes), card, tensors })
+}
+
+/// FNV-1a of 128 bits, hexadecimal: tells files apart; no defence against forgery.
+pub fn hash(bytes: &[u8]) -> String {
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let start = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128;
+    format!("{:032x}", bytes.iter().fold(start, |h, &b| (h ^ u128::from(b)).wrapping_mul(PRIME)))
+}
+
+/// Serialises tensors (f32 or f64) with string metadata.
+pub fn write_tensors(
+    tensors: &BTreeMap<String, (Vec<usize>, Data)>,
+    metadata: HashMap<String, String>,
+) -> Result<Vec<u8>> {
+    let bytes: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, (shape, data))| match data {
+            Data::F32(v) => (name.clone(), Dtype::F32, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            Data::F64(v) => (name.clone(), Dtype::F64, shape.clone(), v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        })
+        .collect();
+    let mut views = Vec::new();
+    for (name, dtype, shape, data) in &bytes {
+        let view =
+            TensorView::new(*dtype, shape.clone(), data).map_err(|e| Error::invalid(format!("tensor {name}: {e}")))?;
+        views.push((name.as_str(), view));
+    }
+    safetensors::serialize(views, Some(metadata)).map_err(|e| Error::invalid(format!("cannot serialise: {e}")))
+}
+
+/// Numbers to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Data {
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+}
+
+/// The bytes of a model file.
+pub fn serialize(card: &ModelCard, tensors: &BTreeMap<String, (Vec<usize>, Data)>) -> Result<Vec<u8>> {
+    let json = serde_json::to_string(card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
+    write_tensors(tensors, HashMap::from([(KEY.to_string(), json)]))
+}
+
+/// Writes all or nothing: a temporary file beside `path`, flushed, then renamed.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
+    let attempt = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    attempt().map_err(|e| {
+        let _ = std::fs::remove_file(&temporary);
+        Error::io(path, e)
+    })
+}

@@ -1,0 +1,57 @@
+//! What a model file says of the model: the JSON under its metadata key `modejump`.
+
+use super::coupling::CouplingConfig;
+use crate::coordinates::{CoordinatesConfig, Topology};
+use crate::density::Exactness;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Version of the file format.
+pub const FORMAT: u32 = 1;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelCard {
+    pub format: u32,
+    pub model: ModelConfig,
+    pub coordinates: CoordinatesConfig,
+    pub exactness: Exactness,
+    /// Temperature of the distribution the model was trained for, K.
+    #[serde(default)]
+    pub temperature: Option<f64>,
+    #[serde(default)]
+    pub target: Option<TargetInfo>,
+    /// Atoms in the order of the coordinates; absent for models of abstract coordinates.
+    #[serde(default)]
+    pub topology: Option<Topology>,
+    /// Where the model comes from: commands, data, version, reference.
+    #[serde(default)]
+    pub provenance: BTreeMap<String, String>,
+}
+
+/// Kind and sizes of the model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "config", rename_all = "snake_case")]
+pub enum ModelConfig {
+    Coupling(CouplingConfig),
+}
+
+/// The potential that a model was trained for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetInfo {
+    pub description: String,
+    /// Hash of the System file, hexadecimal.
+    #[serde(default)]
+    pub hash: Option<String>,
+}
+
+impl ModelCard {
+    /// The label of an atom for messages.
+    pub fn label(&self, atom: usize) -> String {
+        match &self.topology {
+            Some(topology) => topology.label(atom),
+            None => format!("atom {}", atom + 1),
+        }
+    }
+}

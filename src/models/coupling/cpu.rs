@@ -1,0 +1,378 @@
+//! Evaluation and derivatives on the CPU: chunks of rows over the threads, each through all layers.
+
+use super::layers::{Direction, Layer, LayerTape, Rows};
+use super::CouplingFlow;
+use crate::density::{Density, Evaluation, Exactness, Scope, Status};
+use crate::error::{Error, Result};
+use crate::models::card::ModelCard;
+use crate::models::{Flow, Model};
+use crate::nn::Real;
+use crate::rng::Stream;
+use rayon::prelude::*;
+
+/// Rows that pass through the layers together. A row's result depends on its chunk only, never on the threads.
+pub const CHUNK: usize = 64;
+/// Partial sums of a parameter gradient. A fixed number, so that the sum does not depend on the threads.
+const LANES: usize = 4;
+const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
+
+/// Everything one chunk needs; buffers grow once.
+#[derive(Default)]
+pub struct Workspace<R> {
+    /// `[rows][dimension_u]`: the latent points after encoding, the generator's coordinates after generating.
+    pub u: Vec<f64>,
+    /// ln|∂x/∂z| per row.
+    pub log_det: Vec<f64>,
+    pub status: Vec<Status>,
+    /// log p(z) per row.
+    pub log_prior: Vec<f64>,
+    tapes: Vec<LayerTape<R>>,
+    gu: Vec<f64>,
+    gx: Vec<f64>,
+}
+
+impl<R: Real> Workspace<R> {
+    fn reset(&mut self, rows: usize, dimension: usize, n_layers: usize) {
+        self.u.resize(rows * dimension, 0.0);
+        self.gu.resize(rows * dimension, 0.0);
+        self.log_det.clear();
+        self.log_det.resize(rows, 0.0);
+        self.log_prior.clear();
+        self.log_prior.resize(rows, 0.0);
+        self.status.clear();
+        self.status.resize(rows, Status::Inside);
+        self.tapes.resize_with(n_layers, LayerTape::default);
+    }
+
+    pub fn evaluation(&self, row: usize) -> Evaluation {
+        match self.status[row] {
+            Status::Inside => Evaluation::inside(self.log_prior[row] - self.log_det[row]),
+            status => Evaluation::outside(status),
+        }
+    }
+
+    fn mark(&mut self, row: usize, status: Status) {
+        if self.status[row] == Status::Inside {
+            self.status[row] = status;
+        }
+    }
+}
+
+impl<R: Real> CouplingFlow<R> {
+    fn dimension_u(&self) -> usize {
+        self.uniform.len()
+    }
+
+    /// Runs `body` with a workspace from the pool.
+    pub fn with_workspace<T>(&self, body: impl FnOnce(&mut Workspace<R>) -> T) -> T {
+        let lock = || self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut workspace = lock().pop().unwrap_or_default();
+        let result = body(&mut workspace);
+        lock().push(workspace);
+        result
+    }
+
+    /// Fills `log_prior` from the latent points in `u`.
+    fn prior(&self, ws: &mut Workspace<R>) {
+        let d = self.dimension_u();
+        for row in 0..ws.log_det.len() {
+            let (mut log_prior, mut inside) = (0.0, true);
+            for (&z, &uniform) in ws.u[row * d..][..d].iter().zip(&self.uniform) {
+                if uniform {
+                    inside &= (0.0..=1.0).contains(&z);
+                } else {
+                    log_prior -= 0.5 * (z * z + LOG_2_PI);
+                }
+            }
+            ws.log_prior[row] = log_prior;
+            if !inside {
+                ws.mark(row, Status::OutOfSupport);
+            }
+        }
+    }
+
+    fn layers_in(&self, direction: Direction, ws: &mut Workspace<R>) {
+        let Workspace { u, log_det, status, tapes, .. } = ws;
+        let mut rows = Rows { dimension: self.dimension_u(), u, log_det, status };
+        let mut apply =
+            |(layer, tape): (&Layer, &mut LayerTape<R>)| layer.apply(direction, &self.parameters, &mut rows, tape);
+        match direction {
+            Direction::Generate => self.layers.iter().zip(tapes).for_each(&mut apply),
+            Direction::Encode => self.layers.iter().zip(tapes).rev().for_each(&mut apply),
+        }
+    }
+
+    /// The latent points in `ws.u` (n rows, drawn or given by `fill`) to `x[n][dimension]`.
+    pub fn generate_chunk(&self, ws: &mut Workspace<R>, x: &mut [f64], fill: impl Fn(usize, &mut [f64])) {
+        let (d, dx) = (self.dimension_u(), self.coordinates.dimension_x());
+        let n = x.len() / dx;
+        ws.reset(n, d, self.layers.len());
+        ws.u.chunks_exact_mut(d).enumerate().for_each(|(row, z)| fill(row, z));
+        self.prior(ws);
+        self.layers_in(Direction::Generate, ws);
+        for (row, x) in x.chunks_exact_mut(dx).enumerate() {
+            let (log_det, status) = self.coordinates.generate(&ws.u[row * d..][..d], x);
+            ws.log_det[row] += log_det;
+            ws.mark(row, status);
+        }
+    }
+
+    /// `x[n][dimension]` to the latent points, left in `ws.u`.
+    pub fn encode_chunk(&self, ws: &mut Workspace<R>, x: &[f64]) {
+        let (d, dx) = (self.dimension_u(), self.coordinates.dimension_x());
+        ws.reset(x.len() / dx, d, self.layers.len());
+        for (row, x) in x.chunks_exact(dx).enumerate() {
+            let u = &mut ws.u[row * d..][..d];
+            let (log_det, status) = self.coordinates.encode(x, u);
+            if status != Status::Inside {
+                u.fill(0.5); // any finite point: the row is rejected, but shares its chunk with others
+            }
+            ws.log_det[row] = log_det;
+            ws.mark(row, status);
+        }
+        self.layers_in(Direction::Encode, ws);
+        self.prior(ws);
+    }
+
+    /// After [`Self::encode_chunk`]: for L = Σ w·log q(x) adds ∂L/∂parameters to `gradient` and writes ∂L/∂x to `gx`, each
+    /// where wanted. Rows outside the support count as weight zero.
+    pub fn encode_vjp(
+        &self,
+        ws: &mut Workspace<R>,
+        x: &[f64],
+        weights: &[f64],
+        mut gradient: Option<&mut [R]>,
+        gx: Option<&mut [f64]>,
+    ) {
+        let (d, dx) = (self.dimension_u(), self.coordinates.dimension_x());
+        let weight: Vec<f64> =
+            weights.iter().zip(&ws.status).map(|(&w, &s)| if s == Status::Inside { w } else { 0.0 }).collect();
+        let g_log_det: Vec<f64> = weight.iter().map(|w| -w).collect();
+        let Workspace { u, gu, tapes, .. } = ws;
+        for (row, gu) in gu.chunks_exact_mut(d).enumerate() {
+            for ((g, &z), &uniform) in gu.iter_mut().zip(&u[row * d..]).zip(&self.uniform) {
+                *g = if uniform || weight[row] == 0.0 { 0.0 } else { -weight[row] * z };
+            }
+        }
+        for (layer, tape) in self.layers.iter().zip(tapes) {
+            layer.vjp(Direction::Encode, &self.parameters, tape, gu, &g_log_det, gradient.as_deref_mut());
+        }
+        if let Some(gx) = gx {
+            gx.fill(0.0);
+            for row in (0..weight.len()).filter(|&row| weight[row] != 0.0) {
+                let (x, gx) = (&x[row * dx..][..dx], &mut gx[row * dx..][..dx]);
+                self.coordinates.encode_vjp(x, &gu[row * d..][..d], g_log_det[row], gx);
+            }
+        }
+    }
+
+    /// After [`Self::generate_chunk`]: from the cotangents of x and of ln|∂x/∂z| adds the parameters' to `gradient`. Rows
+    /// outside the support must have zero cotangents.
+    pub fn generate_vjp(&self, ws: &mut Workspace<R>, x: &[f64], gx: &[f64], g_log_det: &[f64], gradient: &mut [R]) {
+        let (d, dx) = (self.dimension_u(), self.coordinates.dimension_x());
+        let Workspace { u, gu, gx: scratch, status, tapes, .. } = ws;
+        for row in 0..g_log_det.len() {
+            let gu = &mut gu[row * d..][..d];
+            if status[row] != Status::Inside {
+                gu.fill(0.0);
+                continue;
+            }
+            scratch.clear();
+            scratch.extend_from_slice(&gx[row * dx..][..dx]);
+            self.coordinates.generate_vjp(&u[row * d..][..d], &x[row * dx..][..dx], scratch, g_log_det[row], gu);
+        }
+        for (layer, tape) in self.layers.iter().zip(tapes).rev() {
+            layer.vjp(Direction::Generate, &self.parameters, tape, gu, g_log_det, Some(gradient));
+        }
+    }
+
+    /// L = Σ w·log q(x) over `x[n][dimension]`: writes log q per row and ∂L/∂parameters.
+    pub fn parameter_gradient(
+        &self,
+        x: &[f64],
+        weights: &[f64],
+        log_density: &mut [Evaluation],
+        gradient: &mut [R],
+    ) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        let dx = self.dimension();
+        let lane = n.div_ceil(LANES).max(1);
+        let partial: Vec<Vec<R>> =
+            (x.par_chunks(lane * dx), weights.par_chunks(lane), log_density.par_chunks_mut(lane))
+                .into_par_iter()
+                .map(|(x, weights, log_density)| {
+                    let mut sum = vec![R::default(); self.parameters.len()];
+                    self.with_workspace(|ws| {
+                        let chunks = x
+                            .chunks(2 * CHUNK * dx)
+                            .zip(weights.chunks(2 * CHUNK))
+                            .zip(log_density.chunks_mut(2 * CHUNK));
+                        for ((x, weights), log_density) in chunks {
+                            self.encode_chunk(ws, x);
+                            log_density.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
+                            self.encode_vjp(ws, x, weights, Some(&mut sum), None);
+                        }
+                    });
+                    sum
+                })
+                .collect();
+        add_lanes(&partial, gradient);
+        Ok(())
+    }
+
+    fn check_latent(&self, z: &[f64], n: usize) -> Result<()> {
+        if z.len() == n * self.dimension_u() {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "{n} latent points of {} numbers expected, got {} numbers",
+            self.dimension_u(),
+            z.len()
+        )))
+    }
+}
+
+/// gradient ← the sum of the lanes, in their order.
+pub(crate) fn add_lanes<R: Real>(lanes: &[Vec<R>], gradient: &mut [R]) {
+    const BLOCK: usize = 16_384;
+    gradient.par_chunks_mut(BLOCK).enumerate().for_each(|(block, sum)| {
+        sum.fill(R::default());
+        for lane in lanes {
+            sum.iter_mut().zip(&lane[block * BLOCK..]).for_each(|(s, &g)| *s += g);
+        }
+    });
+}
+
+/// Calls `body(first row, chunk of a, chunk of b)` for chunks of rows; a single chunk stays on this thread.
+fn for_chunks<A: Send, B: Send>(
+    a: &mut [A],
+    b: &mut [B],
+    n: usize,
+    body: impl Fn(usize, &mut [A], &mut [B]) + Sync + Send,
+) {
+    if n == 0 {
+        return;
+    }
+    let (wa, wb) = (a.len() / n, b.len() / n);
+    if n <= CHUNK {
+        return body(0, a, b);
+    }
+    let pairs = a.par_chunks_mut(wa * CHUNK).zip(b.par_chunks_mut(wb * CHUNK));
+    pairs.enumerate().for_each(|(chunk, (a, b))| body(chunk * CHUNK, a, b));
+}
+
+impl<R: Real> Density for CouplingFlow<R> {
+    fn dimension(&self) -> usize {
+        self.coordinates.dimension_x()
+    }
+
+    fn exactness(&self) -> Exactness {
+        Exactness::Exact
+    }
+
+    fn scope(&self) -> Scope {
+        self.coordinates.scope()
+    }
+
+    fn sample(
+        &self,
+        streams: &(dyn Fn(usize) -> Stream + Sync),
+        x: &mut [f64],
+        log_density: &mut [Evaluation],
+    ) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        for_chunks(x, log_density, n, |first, x, log_density| {
+            self.with_workspace(|ws| {
+                self.generate_chunk(ws, x, |row, z| {
+                    let mut stream = streams(first + row);
+                    for (z, &uniform) in z.iter_mut().zip(&self.uniform) {
+                        *z = if uniform { stream.uniform() } else { stream.normal() };
+                    }
+                });
+                log_density.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
+            })
+        });
+        Ok(())
+    }
+
+    fn log_density(&self, x: &[f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        let dx = self.dimension();
+        for_chunks(log_density, &mut vec![(); n], n, |first, log_density, _| {
+            self.with_workspace(|ws| {
+                self.encode_chunk(ws, &x[first * dx..][..log_density.len() * dx]);
+                log_density.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
+            })
+        });
+        Ok(())
+    }
+
+    fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        self.rows(gradient, log_density)?;
+        let dx = self.dimension();
+        for_chunks(log_density, gradient, n, |first, log_density, gradient| {
+            let rows = log_density.len();
+            let x = &x[first * dx..][..rows * dx];
+            self.with_workspace(|ws| {
+                self.encode_chunk(ws, x);
+                log_density.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
+                self.encode_vjp(ws, x, &vec![1.0; rows], None, Some(gradient));
+            })
+        });
+        Ok(())
+    }
+}
+
+impl<R: Real> Flow for CouplingFlow<R> {
+    fn latent_dimension(&self) -> usize {
+        self.dimension_u()
+    }
+
+    fn generate(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        self.check_latent(z, n)?;
+        let (d, dx) = (self.dimension_u(), self.dimension());
+        let each =
+            x.par_chunks_mut(CHUNK * dx).zip(log_det.par_chunks_mut(CHUNK)).zip(log_density.par_chunks_mut(CHUNK));
+        each.enumerate().for_each(|(chunk, ((x, log_det), log_density))| {
+            self.with_workspace(|ws| {
+                self.generate_chunk(ws, x, |row, u| u.copy_from_slice(&z[(chunk * CHUNK + row) * d..][..d]));
+                log_det.copy_from_slice(&ws.log_det);
+                log_density.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
+            })
+        });
+        Ok(())
+    }
+
+    fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        self.check_latent(z, n)?;
+        let (d, dx) = (self.dimension_u(), self.dimension());
+        let each =
+            z.par_chunks_mut(CHUNK * d).zip(log_det.par_chunks_mut(CHUNK)).zip(log_density.par_chunks_mut(CHUNK));
+        each.zip(x.par_chunks(CHUNK * dx)).for_each(|(((z, log_det), log_density), x)| {
+            self.with_workspace(|ws| {
+                self.encode_chunk(ws, x);
+                z.copy_from_slice(&ws.u);
+                log_det.copy_from_slice(&ws.log_det);
+                log_density.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
+            })
+        });
+        Ok(())
+    }
+}
+
+impl<R: Real> Model for CouplingFlow<R> {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    fn flow(&self) -> Option<&dyn Flow> {
+        Some(self)
+    }
+}

@@ -1,0 +1,218 @@
+//! The layers of a coupling flow: configuration, and one interface for all of them.
+//!
+//! A layer maps coordinates u → u′ in the generating direction and back. Both directions add the same number to `log_det`,
+//! ln|∂u′/∂u| of the generating direction, so log q(x) = log prior(z) − log_det whichever way it was reached.
+
+use super::affine::AffineCoupling;
+use super::conditioner::{ConditionerTape, Features};
+use super::elementwise::{Elementwise, Whiten};
+use super::spline::Bin;
+use super::spline_coupling::SplineCoupling;
+use crate::density::Status;
+use crate::error::{Error, Result};
+use crate::nn::{Activation, Mlp, Real};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Latent z → x.
+    Generate,
+    /// x → latent z.
+    Encode,
+}
+
+/// A chunk of configurations on their way through the layers.
+pub struct Rows<'a> {
+    pub dimension: usize,
+    /// `[rows][dimension]`
+    pub u: &'a mut [f64],
+    pub log_det: &'a mut [f64],
+    pub status: &'a mut [Status],
+}
+
+impl Rows<'_> {
+    /// Marks a row, keeping the first reason.
+    pub fn reject(&mut self, row: usize, status: Status) {
+        if self.status[row] == Status::Inside {
+            self.status[row] = status;
+        }
+    }
+}
+
+/// How a spline ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ends {
+    /// Free slopes at both ends; outside the interval the density is zero.
+    Free,
+    /// The ends are one point of a circle: equal slopes.
+    Circular,
+    /// Slope one at both ends and the identity beyond.
+    Linear,
+}
+
+/// One layer as the model file describes it. Coordinates are numbered in the flow's vector u.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LayerConfig {
+    /// Rational-quadratic spline coupling.
+    Spline {
+        transformed: Vec<usize>,
+        features: Features,
+        ends: Ends,
+        bins: usize,
+        /// [left, right] of the spline, on both axes.
+        interval: [f64; 2],
+        hidden: Vec<usize>,
+        activation: Activation,
+        /// nflows' `enable_identity_init`: zero network output is the identity. The flag changes the density.
+        identity_init: bool,
+    },
+    /// Affine coupling u′ = eˢ u + t with s = tanh(network) · e^{log α}.
+    Affine {
+        transformed: Vec<usize>,
+        features: Features,
+        hidden: Vec<usize>,
+        activation: Activation,
+        /// Two networks when given (the scale's activation); else one network with outputs [t | s].
+        #[serde(default)]
+        scale_activation: Option<Activation>,
+        /// Subtracts the mean of s, so that the log-determinant is zero.
+        preserve_volume: bool,
+    },
+    /// Learned circular shift u′ = (u + φ) mod 1.
+    Shift { transformed: Vec<usize> },
+    /// Fixed circular shift: u′ = (u + shift) mod 1; u outside [0, 1) is outside the support.
+    Wrap { transformed: Vec<usize>, shift: Vec<f64> },
+    /// Uniform number → truncated normal.
+    TruncatedNormal { transformed: Vec<usize>, mean: Vec<f64>, sd: Vec<f64>, lower: f64, upper: f64 },
+    /// Uniform number on [0, 1] → uniform on [low, high].
+    Uniform { transformed: Vec<usize>, low: Vec<f64>, high: Vec<f64> },
+    /// u′ = mean + L u with a lower-triangular L `[n][n]`, stored row by row.
+    Whiten { transformed: Vec<usize>, mean: Vec<f64>, matrix: Vec<f64> },
+}
+
+impl LayerConfig {
+    pub fn transformed(&self) -> &[usize] {
+        match self {
+            LayerConfig::Spline { transformed, .. }
+            | LayerConfig::Affine { transformed, .. }
+            | LayerConfig::Shift { transformed }
+            | LayerConfig::Wrap { transformed, .. }
+            | LayerConfig::TruncatedNormal { transformed, .. }
+            | LayerConfig::Uniform { transformed, .. }
+            | LayerConfig::Whiten { transformed, .. } => transformed,
+        }
+    }
+
+    fn features(&self) -> Option<&Features> {
+        match self {
+            LayerConfig::Spline { features, .. } | LayerConfig::Affine { features, .. } => Some(features),
+            _ => None,
+        }
+    }
+
+    /// Every index in range, none transformed twice or used as its own condition.
+    pub fn validate(&self, dimension: usize) -> Result<()> {
+        let mut used = vec![false; dimension];
+        if self.transformed().is_empty() {
+            return Err(Error::invalid("a layer transforms no coordinate"));
+        }
+        for &i in self.transformed() {
+            if i >= dimension {
+                return Err(Error::invalid(format!("coordinate {i} is beyond the flow's {dimension}")));
+            }
+            if std::mem::replace(&mut used[i], true) {
+                return Err(Error::invalid(format!("coordinate {i} is transformed twice in one layer")));
+            }
+        }
+        for i in self.features().into_iter().flat_map(Features::coordinates) {
+            if i >= dimension {
+                return Err(Error::invalid(format!("conditioning coordinate {i} is beyond the flow's {dimension}")));
+            }
+            if used[i] {
+                return Err(Error::invalid(format!("coordinate {i} conditions its own transformation")));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum Layer {
+    Spline(SplineCoupling),
+    Affine(AffineCoupling),
+    Elementwise(Elementwise),
+    Whiten(Whiten),
+}
+
+/// Workspace of one layer for one chunk: what the backward pass needs of the forward pass.
+#[derive(Clone, Debug, Default)]
+pub struct LayerTape<R> {
+    pub conditioner: ConditionerTape<R>,
+    pub second: ConditionerTape<R>,
+    /// Softmax of widths and heights, `[rows][2 · coordinates · bins]`.
+    pub softmax: Vec<R>,
+    pub slopes: Vec<R>,
+    /// (bin, its number, argument, ln slope) of every transformed coordinate.
+    pub bins: Vec<(Bin, usize, f64, f64)>,
+    /// Values that a layer keeps, `[rows][coordinates]`.
+    pub kept: Vec<f64>,
+    pub scale: Vec<f64>,
+}
+
+impl Layer {
+    /// Parameters take the places after `*end`.
+    pub fn new(config: &LayerConfig, dimension: usize, end: &mut usize) -> Result<Layer> {
+        config.validate(dimension)?;
+        Ok(match config {
+            LayerConfig::Spline { .. } => Layer::Spline(SplineCoupling::new(config, end)?),
+            LayerConfig::Affine { .. } => Layer::Affine(AffineCoupling::new(config, end)?),
+            LayerConfig::Whiten { transformed, mean, matrix } => {
+                Layer::Whiten(Whiten::new(transformed.clone(), mean.clone(), matrix.clone())?)
+            }
+            _ => Layer::Elementwise(Elementwise::new(config, end)?),
+        })
+    }
+
+    pub fn apply<R: Real>(&self, direction: Direction, parameters: &[R], rows: &mut Rows, tape: &mut LayerTape<R>) {
+        match self {
+            Layer::Spline(layer) => layer.apply(direction, parameters, rows, tape),
+            Layer::Affine(layer) => layer.apply(direction, parameters, rows, tape),
+            Layer::Elementwise(layer) => layer.apply(direction, parameters, rows, tape),
+            Layer::Whiten(layer) => layer.apply(direction, rows),
+        }
+    }
+
+    /// Turns the cotangent of the output, `gu[rows][dimension]`, into that of the input, given the cotangent of `log_det`
+    /// per row; adds the parameters' to `gradient` where wanted. `tape` is that of [`Layer::apply`] in the same direction.
+    pub fn vjp<R: Real>(
+        &self,
+        direction: Direction,
+        parameters: &[R],
+        tape: &mut LayerTape<R>,
+        gu: &mut [f64],
+        g_log_det: &[f64],
+        gradient: Option<&mut [R]>,
+    ) {
+        match self {
+            Layer::Spline(layer) => layer.vjp(direction, parameters, tape, gu, g_log_det, gradient),
+            Layer::Affine(layer) => layer.vjp(direction, parameters, tape, gu, g_log_det, gradient),
+            Layer::Elementwise(layer) => layer.vjp(direction, tape, gu, g_log_det, gradient),
+            Layer::Whiten(layer) => layer.vjp(direction, gu, g_log_det.len()),
+        }
+    }
+}
+
+impl Layer {
+    /// The layer's networks, in the order of their parameters.
+    pub fn networks(&self) -> Vec<&Mlp> {
+        match self {
+            Layer::Spline(layer) => vec![&layer.conditioner.mlp],
+            Layer::Affine(layer) => {
+                [Some(&layer.shift), layer.scale.as_ref()].into_iter().flatten().map(|c| &c.mlp).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}

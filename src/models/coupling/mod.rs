@@ -1,0 +1,140 @@
+//! Coupling flow: x = T(z) through layers that each transform some coordinates by a monotone map whose parameters depend on
+//! the others. Rational-quadratic splines (Durkan et al., NeurIPS 2019), affine couplings (Dinh et al., ICLR 2017), circular
+//! shifts and splines (Rezende et al., ICML 2020), fixed marginals and whitening; on internal coordinates this is the
+//! Boltzmann generator of Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019).
+//!
+//! log q(x) = log p(z) − ln|∂x/∂z|. Per coordinate the prior p is the standard normal or the uniform on [0, 1].
+
+mod affine;
+mod conditioner;
+mod cpu;
+mod elementwise;
+mod format;
+mod layers;
+mod spline;
+mod spline_coupling;
+#[cfg(test)]
+mod tests;
+
+pub use conditioner::Features;
+pub use cpu::{Workspace, CHUNK};
+pub use format::bgflow;
+pub use layers::{Ends, LayerConfig};
+pub use spline::Bin;
+
+use crate::coordinates::Coordinates;
+use crate::error::{Error, Result};
+use crate::io::model_file::ModelFile;
+use crate::models::card::{ModelCard, ModelConfig};
+use crate::nn::Real;
+use crate::rng::{Stream, StreamId};
+use layers::Layer;
+use serde::{Deserialize, Serialize};
+use std::sync::Mutex;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CouplingConfig {
+    /// Coordinates with the uniform prior on [0, 1]; all others have the standard normal.
+    pub uniform: Vec<usize>,
+    /// In the generating direction.
+    pub layers: Vec<LayerConfig>,
+}
+
+/// A coupling flow with networks of type `R`.
+pub struct CouplingFlow<R: Real> {
+    card: ModelCard,
+    hash: String,
+    coordinates: Coordinates,
+    layers: Vec<Layer>,
+    /// Per coordinate: whether its prior is uniform.
+    uniform: Vec<bool>,
+    parameters: Vec<R>,
+    /// Workspaces that are not in use, so that a warm call does not allocate.
+    pool: Mutex<Vec<Box<Workspace<R>>>>,
+}
+
+impl<R: Real> CouplingFlow<R> {
+    /// A flow with zero parameters. Errors name the layer.
+    pub fn new(card: ModelCard) -> Result<CouplingFlow<R>> {
+        let ModelConfig::Coupling(config) = &card.model;
+        let coordinates = Coordinates::new(&card.coordinates, |a| card.label(a))?;
+        let dimension = coordinates.dimension_u();
+        let mut uniform = vec![false; dimension];
+        for &i in &config.uniform {
+            *uniform.get_mut(i).ok_or_else(|| Error::invalid(format!("prior: coordinate {i} of {dimension}")))? = true;
+        }
+        if let Some(topology) = &card.topology {
+            if 3 * topology.n_atoms() != coordinates.dimension_x() {
+                return Err(Error::invalid(format!(
+                    "the topology has {} atoms, the coordinates {}",
+                    topology.n_atoms(),
+                    coordinates.dimension_x() / 3
+                )));
+            }
+        }
+        let mut end = 0;
+        let layer = |(i, config): (usize, &LayerConfig)| {
+            Layer::new(config, dimension, &mut end).map_err(|e| Error::invalid(format!("layer {i}: {e}")))
+        };
+        let layers = config.layers.iter().enumerate().map(layer).collect::<Result<Vec<_>>>()?;
+        Ok(CouplingFlow {
+            coordinates,
+            layers,
+            uniform,
+            parameters: vec![R::default(); end],
+            hash: String::new(),
+            pool: Mutex::new(Vec::new()),
+            card,
+        })
+    }
+
+    /// Random hidden weights (He et al., ICCV 2015), zero output layers: the flow starts as its fixed layers alone.
+    pub fn initialise(&mut self, seed: u64) {
+        for (number, mlp) in self.layers.iter().flat_map(Layer::networks).enumerate() {
+            let mut stream = Stream::new(seed, StreamId::Initialise, number as u64, 0);
+            for linear in &mlp.layers[..mlp.layers.len() - 1] {
+                let sd = (2.0 / linear.n_in as f64).sqrt();
+                self.parameters[linear.weight()].iter_mut().for_each(|w| *w = R::from_f64(sd * stream.normal()));
+            }
+        }
+    }
+
+    /// From a model file.
+    pub fn from_file(file: &ModelFile) -> Result<CouplingFlow<R>> {
+        let mut flow = CouplingFlow::new(file.card.clone())?;
+        flow.read_parameters(file)?;
+        flow.hash = file.hash.clone();
+        Ok(flow)
+    }
+
+    pub fn card_mut(&mut self) -> &mut ModelCard {
+        &mut self.card
+    }
+
+    pub fn coordinates(&self) -> &Coordinates {
+        &self.coordinates
+    }
+
+    pub fn parameters(&self) -> &[R] {
+        &self.parameters
+    }
+
+    pub fn parameters_mut(&mut self) -> &mut [R] {
+        &mut self.parameters
+    }
+
+    /// Multiply-adds of the networks for one configuration, times two.
+    pub fn flops(&self) -> f64 {
+        let linear = self.layers.iter().flat_map(Layer::networks).flat_map(|mlp| &mlp.layers);
+        linear.map(|l| 2.0 * (l.n_in * l.n_out) as f64).sum()
+    }
+
+    /// A copy with networks of another type.
+    pub fn cast<S: Real>(&self) -> Result<CouplingFlow<S>> {
+        let mut other = CouplingFlow::<S>::new(self.card.clone())?;
+        other.parameters.iter_mut().zip(&self.parameters).for_each(|(to, from)| *to = S::from_f64(from.to_f64()));
+        other.hash = self.hash.clone();
+        Ok(other)
+    }
+}
