@@ -5,6 +5,7 @@
 
 pub mod coordinates;
 pub mod density;
+pub mod engines;
 pub mod error;
 pub mod free_energy;
 pub mod io;

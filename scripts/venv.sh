@@ -1,0 +1,19 @@
+#!/bin/sh
+# Creates .venv with what the build, the demo and the tests need; quick when nothing is left to do.
+# usage: scripts/venv.sh [DIRECTORY]
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+venv=${1:-$root/.venv}
+python=${PYTHON:-python3}
+requirements=$root/scripts/requirements.txt
+
+if [ -f "$venv/.requirements" ] && cmp -s "$requirements" "$venv/.requirements"; then
+    exit 0
+fi
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    echo "scripts/venv.sh: Python >= 3.10 is needed; set PYTHON to one" >&2
+    exit 1
+}
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
+cp "$requirements" "$venv/.requirements"

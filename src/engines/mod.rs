@@ -1,0 +1,4 @@
+//! Molecular-dynamics engines that supply energies, forces and trajectories.
+
+#[cfg(feature = "openmm")]
+pub mod openmm;

@@ -1,0 +1,236 @@
+#include "modejump/src/engines/openmm/bridge.h"
+
+#include <openmm/internal/ContextImpl.h>
+#include <openmm/serialization/XmlSerializer.h>
+
+#include <sstream>
+
+using OpenMM::Context;
+using OpenMM::ContextImpl;
+using OpenMM::OpenMMException;
+using OpenMM::Platform;
+using OpenMM::State;
+using OpenMM::Vec3;
+using std::string;
+using std::vector;
+
+namespace modejump {
+namespace openmm {
+
+namespace {
+
+// Force::getContextImpl is the only door to the ContextImpl. Through it an energy costs no kinetic energy besides, as
+// Context::getState would compute.
+class Door : public OpenMM::Force {
+public:
+    ContextImpl &open(Context &context) const { return getContextImpl(context); }
+
+private:
+    OpenMM::ForceImpl *createImpl() const override { return nullptr; }
+};
+
+ContextImpl &impl(Context &context) { return Door().open(context); }
+
+void check_size(size_t given, size_t wanted, const char *what) {
+    if (given != wanted)
+        throw OpenMMException(string(what) + ": " + std::to_string(given) + " numbers given, " + std::to_string(wanted) +
+                              " needed");
+}
+
+void unpack(const double *flat, vector<Vec3> &vectors) {
+    for (size_t i = 0; i < vectors.size(); i++)
+        vectors[i] = Vec3(flat[3 * i], flat[3 * i + 1], flat[3 * i + 2]);
+}
+
+void pack(const vector<Vec3> &vectors, double *flat) {
+    for (size_t i = 0; i < vectors.size(); i++)
+        for (int k = 0; k < 3; k++)
+            flat[3 * i + k] = vectors[i][k];
+}
+
+Platform &find_platform(const string &name) {
+    string names;
+    for (int i = 0; i < Platform::getNumPlatforms(); i++) {
+        if (Platform::getPlatform(i).getName() == name)
+            return Platform::getPlatform(i);
+        names += (i ? ", " : "") + Platform::getPlatform(i).getName();
+    }
+    throw OpenMMException("OpenMM has no platform '" + name + "' here; it has " + names);
+}
+
+std::map<string, string> properties(const Platform &platform, size_t threads) {
+    if (platform.getName() == "CPU" && threads > 0)
+        return {{"Threads", std::to_string(threads)}};
+    return {};
+}
+
+} // namespace
+
+rust::String openmm_version() { return Platform::getOpenMMVersion(); }
+
+void load_plugins(rust::Str directory) { Platform::loadPluginsFromDirectory(string(directory)); }
+
+rust::Vec<rust::String> platform_names() {
+    rust::Vec<rust::String> names;
+    for (int i = 0; i < Platform::getNumPlatforms(); i++)
+        names.push_back(Platform::getPlatform(i).getName());
+    return names;
+}
+
+std::shared_ptr<System> system_from_xml(rust::Str xml) {
+    std::istringstream stream{string(xml)};
+    return std::make_shared<System>(OpenMM::XmlSerializer::deserialize<OpenMM::System>(stream));
+}
+
+void System::masses(rust::Slice<double> masses) const {
+    for (size_t i = 0; i < masses.size(); i++)
+        masses[i] = system->getParticleMass(static_cast<int>(i));
+}
+
+void System::constraints(rust::Vec<uint64_t> &pairs, rust::Vec<double> &lengths) const {
+    for (int i = 0; i < system->getNumConstraints(); i++) {
+        int a, b;
+        double length;
+        system->getConstraintParameters(i, a, b, length);
+        pairs.push_back(a);
+        pairs.push_back(b);
+        lengths.push_back(length);
+    }
+}
+
+void System::bonds(rust::Vec<uint64_t> &pairs) const {
+    for (int f = 0; f < system->getNumForces(); f++) {
+        auto force = dynamic_cast<const OpenMM::HarmonicBondForce *>(&system->getForce(f));
+        for (int i = 0; force != nullptr && i < force->getNumBonds(); i++) {
+            int a, b;
+            double length, k;
+            force->getBondParameters(i, a, b, length, k);
+            pairs.push_back(a);
+            pairs.push_back(b);
+        }
+    }
+    rust::Vec<double> lengths;
+    constraints(pairs, lengths);
+}
+
+Evaluator::Evaluator(std::shared_ptr<System> shared, Platform &platform)
+    : system(std::move(shared)), integrator(0.001),
+      context(*system->system, integrator, platform, properties(platform, 1)), positions(system->n_particles()) {}
+
+void Evaluator::evaluate(rust::Slice<const double> x, rust::Slice<double> energies, rust::Slice<double> gradient) {
+    const size_t dimension = 3 * positions.size(), n = energies.size();
+    check_size(x.size(), n * dimension, "positions");
+    const bool with_forces = !gradient.empty();
+    if (with_forces)
+        check_size(gradient.size(), n * dimension, "forces");
+    ContextImpl &inner = impl(context);
+    for (size_t row = 0; row < n; row++) {
+        unpack(x.data() + row * dimension, positions);
+        inner.setPositions(positions);
+        inner.computeVirtualSites();
+        energies[row] = inner.calcForcesAndEnergy(with_forces, true);
+        if (with_forces) {
+            inner.getForces(forces);
+            pack(forces, gradient.data() + row * dimension);
+        }
+    }
+}
+
+std::unique_ptr<Evaluator> new_evaluator(const std::shared_ptr<System> &system, rust::Str platform) {
+    return std::make_unique<Evaluator>(system, find_platform(string(platform)));
+}
+
+Simulation::Simulation(std::shared_ptr<System> shared, Platform &platform, size_t threads, double temperature,
+                       double friction, double timestep, int seed)
+    : system(std::move(shared)), integrator(temperature, friction, timestep),
+      // The seed is read when the Context is made.
+      context(*system->system, (integrator.setRandomNumberSeed(seed), integrator), platform,
+              properties(platform, threads)),
+      buffer(system->n_particles()) {}
+
+void Simulation::step(size_t n) { integrator.step(static_cast<int>(n)); }
+
+int64_t Simulation::step_count() const { return context.getStepCount(); }
+
+void Simulation::get_positions(rust::Slice<double> x) {
+    check_size(x.size(), 3 * buffer.size(), "positions");
+    impl(context).getPositions(buffer);
+    pack(buffer, x.data());
+}
+
+void Simulation::set_positions(rust::Slice<const double> x) {
+    check_size(x.size(), 3 * buffer.size(), "positions");
+    unpack(x.data(), buffer);
+    context.setPositions(buffer);
+    context.computeVirtualSites();
+}
+
+void Simulation::get_velocities(rust::Slice<double> v) {
+    check_size(v.size(), 3 * buffer.size(), "velocities");
+    impl(context).getVelocities(buffer);
+    pack(buffer, v.data());
+}
+
+void Simulation::set_velocities(rust::Slice<const double> v) {
+    check_size(v.size(), 3 * buffer.size(), "velocities");
+    unpack(v.data(), buffer);
+    context.setVelocities(buffer);
+}
+
+// The middle scheme stores v(t) - dt/2 F(x)/m: the velocity before the full kick that begins the next step.
+void Simulation::set_on_step_velocities(rust::Slice<const double> v) {
+    check_size(v.size(), 3 * buffer.size(), "velocities");
+    ContextImpl &inner = impl(context);
+    inner.calcForcesAndEnergy(true, false, integrator.getIntegrationForceGroups());
+    inner.getForces(forces);
+    unpack(v.data(), buffer);
+    for (size_t i = 0; i < buffer.size(); i++) {
+        const double mass = system->system->getParticleMass(static_cast<int>(i));
+        buffer[i] = mass == 0 ? Vec3() : buffer[i] - forces[i] * (0.5 * integrator.getStepSize() / mass);
+    }
+    inner.setVelocities(buffer);
+    inner.applyVelocityConstraints(integrator.getConstraintTolerance());
+}
+
+double Simulation::potential_energy() { return impl(context).calcForcesAndEnergy(false, true); }
+
+double Simulation::kinetic_energy() { return context.getState(State::Energy).getKineticEnergy(); }
+
+double Simulation::degrees_of_freedom() const {
+    double count = -system->system->getNumConstraints();
+    for (int i = 0; i < system->system->getNumParticles(); i++)
+        count += system->system->getParticleMass(i) > 0 ? 3 : 0;
+    for (int f = 0; f < system->system->getNumForces(); f++)
+        if (dynamic_cast<const OpenMM::CMMotionRemover *>(&system->system->getForce(f)) != nullptr)
+            return count - 3;
+    return count;
+}
+
+void Simulation::minimise(double tolerance, int max_iterations) {
+    OpenMM::LocalEnergyMinimizer::minimize(context, tolerance, max_iterations);
+}
+
+rust::Vec<uint8_t> Simulation::save_checkpoint() {
+    std::ostringstream stream(std::ios::binary);
+    context.createCheckpoint(stream);
+    rust::Vec<uint8_t> bytes;
+    const string text = stream.str();
+    bytes.reserve(text.size());
+    for (char c : text)
+        bytes.push_back(static_cast<uint8_t>(c));
+    return bytes;
+}
+
+void Simulation::load_checkpoint(rust::Slice<const uint8_t> bytes) {
+    std::istringstream stream(string(reinterpret_cast<const char *>(bytes.data()), bytes.size()), std::ios::binary);
+    context.loadCheckpoint(stream);
+}
+
+std::unique_ptr<Simulation> new_simulation(const std::shared_ptr<System> &system, rust::Str platform, size_t threads,
+                                           double temperature, double friction, double timestep, int32_t seed) {
+    return std::make_unique<Simulation>(system, find_platform(string(platform)), threads, temperature, friction,
+                                        timestep, seed);
+}
+
+} // namespace openmm
+} // namespace modejump

@@ -1,0 +1,87 @@
+// The part of the OpenMM C++ API that modejump uses, in types that Rust can call. Units: nm, ps, kJ/mol, dalton, K.
+#pragma once
+
+#include "rust/cxx.h"
+
+#include <OpenMM.h>
+
+#include <exception>
+#include <memory>
+#include <vector>
+
+// OpenMM throws OpenMMException, which derives from std::exception; a kernel may throw something else.
+namespace rust {
+namespace behavior {
+template <typename Try, typename Fail> static void trycatch(Try &&func, Fail &&fail) noexcept try {
+    func();
+} catch (const std::exception &error) {
+    fail(error.what());
+} catch (...) {
+    fail("an exception that is not a std::exception");
+}
+} // namespace behavior
+} // namespace rust
+
+namespace modejump {
+namespace openmm {
+
+class System {
+public:
+    explicit System(OpenMM::System *system) : system(system) {}
+    size_t n_particles() const { return system->getNumParticles(); }
+    void masses(rust::Slice<double> masses) const;
+    void constraints(rust::Vec<uint64_t> &pairs, rust::Vec<double> &lengths) const;
+    void bonds(rust::Vec<uint64_t> &pairs) const;
+
+    std::unique_ptr<OpenMM::System> system;
+};
+
+// Energies and forces of given configurations: a Context of its own, which never steps.
+class Evaluator {
+public:
+    Evaluator(std::shared_ptr<System> system, OpenMM::Platform &platform);
+    void evaluate(rust::Slice<const double> x, rust::Slice<double> energies, rust::Slice<double> forces);
+
+private:
+    std::shared_ptr<System> system;
+    OpenMM::VerletIntegrator integrator;
+    OpenMM::Context context;
+    std::vector<OpenMM::Vec3> positions, forces;
+};
+
+// Langevin dynamics (LangevinMiddleIntegrator).
+class Simulation {
+public:
+    Simulation(std::shared_ptr<System> system, OpenMM::Platform &platform, size_t threads, double temperature,
+               double friction, double timestep, int seed);
+    void step(size_t n);
+    int64_t step_count() const;
+    void get_positions(rust::Slice<double> x);
+    void set_positions(rust::Slice<const double> x);
+    void get_velocities(rust::Slice<double> v);
+    void set_velocities(rust::Slice<const double> v);
+    void set_on_step_velocities(rust::Slice<const double> v);
+    double potential_energy();
+    double kinetic_energy();
+    double degrees_of_freedom() const;
+    void minimise(double tolerance, int max_iterations);
+    rust::Vec<uint8_t> save_checkpoint();
+    void load_checkpoint(rust::Slice<const uint8_t> bytes);
+
+private:
+    std::shared_ptr<System> system;
+    OpenMM::LangevinMiddleIntegrator integrator;
+    OpenMM::Context context;
+    std::vector<OpenMM::Vec3> buffer, forces;
+};
+
+rust::String openmm_version();
+void load_plugins(rust::Str directory);
+rust::Vec<rust::String> platform_names();
+std::shared_ptr<System> system_from_xml(rust::Str xml);
+std::unique_ptr<Evaluator> new_evaluator(const std::shared_ptr<System> &system, rust::Str platform);
+std::unique_ptr<Simulation> new_simulation(const std::shared_ptr<System> &system, rust::Str platform, size_t threads,
+                                           double temperature, double friction, double timestep, int32_t seed);
+
+} // namespace openmm
+} // namespace modejump

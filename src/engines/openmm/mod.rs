@@ -1,0 +1,112 @@
+//! OpenMM from Rust: energies and forces of batches ([`OpenMmTarget`]) and Langevin dynamics ([`Simulation`]).
+//!
+//! Units are OpenMM's own: nm, ps, kJ/mol, dalton, K. For molecules of some tens of atoms the `Reference` platform is
+//! the fastest (no thread hand-over per call), so it is the default.
+
+mod ffi;
+mod simulation;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use simulation::{Simulation, SimulationOptions};
+pub use target::OpenMmTarget;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result};
+use ffi::bridge;
+
+// SAFETY: an OpenMM::System is not changed after it was read, and every access through `&System` is const in C++.
+unsafe impl Send for bridge::System {}
+// SAFETY: as above.
+unsafe impl Sync for bridge::System {}
+// SAFETY: a Context may move between threads as long as one thread at a time uses it; all uses take `&mut`.
+unsafe impl Send for bridge::Evaluator {}
+// SAFETY: as above.
+unsafe impl Send for bridge::Simulation {}
+
+impl From<cxx::Exception> for Error {
+    fn from(exception: cxx::Exception) -> Error {
+        Error::Engine(format!("OpenMM: {}", exception.what()))
+    }
+}
+
+/// Loads OpenMM's platforms once: from `OPENMM_PLUGIN_DIR`, else from the installation that this was built with.
+fn load_plugins() -> Result<()> {
+    static LOADED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    let load = || {
+        let directory =
+            std::env::var("OPENMM_PLUGIN_DIR").unwrap_or_else(|_| env!("MODEJUMP_OPENMM_PLUGINS").to_string());
+        bridge::load_plugins(&directory).map_err(|error| format!("plugins in {directory}: {error}"))
+    };
+    LOADED.get_or_init(load).clone().map_err(Error::Engine)
+}
+
+/// Version of the OpenMM library in use, such as "8.6".
+pub fn version() -> Result<String> {
+    Ok(bridge::openmm_version()?)
+}
+
+/// Names of the platforms that OpenMM offers here.
+pub fn platforms() -> Result<Vec<String>> {
+    load_plugins()?;
+    Ok(bridge::platform_names()?)
+}
+
+/// Particles and forces, as OpenMM's `System` XML stores them. Cheap to clone, shared among threads.
+#[derive(Clone)]
+pub struct System {
+    inner: cxx::SharedPtr<bridge::System>,
+}
+
+impl System {
+    /// Reads what `openmm.XmlSerializer.serialize(system)` wrote.
+    ///
+    /// Errors: the file cannot be read, is not XML, or holds no System.
+    pub fn from_xml_file(path: impl AsRef<Path>) -> Result<System> {
+        let path = path.as_ref();
+        let xml = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+        System::from_xml(&xml).map_err(|error| Error::file(path, error.to_string()))
+    }
+
+    /// As [`System::from_xml_file`], from the text.
+    pub fn from_xml(xml: &str) -> Result<System> {
+        load_plugins()?;
+        // The deserialiser casts without a check, so another kind of object has to be stopped here.
+        if !xml.contains("<System") {
+            return Err(Error::invalid("this is not an OpenMM System: write one with openmm.XmlSerializer.serialize"));
+        }
+        Ok(System { inner: bridge::system_from_xml(xml)? })
+    }
+
+    pub fn n_particles(&self) -> usize {
+        self.inner.n_particles()
+    }
+
+    /// Masses, dalton; 0 for virtual sites and frozen particles.
+    pub fn masses(&self) -> Vec<f64> {
+        let mut masses = vec![0.0; self.n_particles()];
+        self.inner.masses(&mut masses);
+        masses
+    }
+
+    /// Constrained pairs of particles and their distances, nm.
+    pub fn constraints(&self) -> Result<Vec<(usize, usize, f64)>> {
+        let (mut pairs, mut lengths) = (Vec::new(), Vec::new());
+        self.inner.constraints(&mut pairs, &mut lengths)?;
+        Ok(pairs.chunks(2).zip(lengths).map(|(pair, length)| (pair[0] as usize, pair[1] as usize, length)).collect())
+    }
+
+    /// Bonded pairs: those of every HarmonicBondForce, and the constraints (which replace bonds), sorted, each once.
+    pub fn bonds(&self) -> Result<Vec<(usize, usize)>> {
+        let mut pairs = Vec::new();
+        self.inner.bonds(&mut pairs)?;
+        let sorted = |pair: &[u64]| (pair[0].min(pair[1]) as usize, pair[0].max(pair[1]) as usize);
+        let mut bonds: Vec<_> = pairs.chunks(2).map(sorted).collect();
+        bonds.sort_unstable();
+        bonds.dedup();
+        Ok(bonds)
+    }
+}

@@ -1,0 +1,117 @@
+//! βU of an OpenMM System for batches of configurations.
+
+use cxx::UniquePtr;
+use rayon::prelude::*;
+
+use super::{bridge, System};
+use crate::error::{Error, Result};
+use crate::target::Target;
+use crate::units::thermal_energy;
+
+/// Beyond this a coordinate (nm) is a runaway: OpenMM's neighbour lists may throw on it, so it counts as non-finite.
+const LARGEST_COORDINATE: f64 = 1e6;
+
+/// u(x) = U(x)/kT with one Context per thread; each row is computed alone, so results do not depend on the threads.
+pub struct OpenMmTarget {
+    evaluators: Vec<UniquePtr<bridge::Evaluator>>,
+    n_particles: usize,
+    beta: f64,
+}
+
+impl OpenMmTarget {
+    /// Platform `Reference`; `temperature` in K; `threads` ≥ 1 Contexts.
+    pub fn new(system: &System, temperature: f64, threads: usize) -> Result<OpenMmTarget> {
+        OpenMmTarget::on_platform(system, temperature, threads, "Reference")
+    }
+
+    /// As [`OpenMmTarget::new`] on another platform. A platform with threads of its own (`CPU`) gets one per Context.
+    pub fn on_platform(system: &System, temperature: f64, threads: usize, platform: &str) -> Result<OpenMmTarget> {
+        if !(temperature.is_finite() && temperature > 0.0) {
+            return Err(Error::invalid(format!("temperature {temperature} K must be positive")));
+        }
+        super::load_plugins()?;
+        let new_evaluator = |_| Ok(bridge::new_evaluator(&system.inner, platform)?);
+        Ok(OpenMmTarget {
+            evaluators: (0..threads.max(1)).map(new_evaluator).collect::<Result<_>>()?,
+            n_particles: system.n_particles(),
+            beta: 1.0 / thermal_energy(temperature),
+        })
+    }
+
+    /// Potential energies in kJ/mol of `x[n][particles][3]` (nm) and, unless `forces` is empty, forces in kJ/(mol nm).
+    ///
+    /// Rows with non-finite coordinates or energies get +∞ and forces of NaN. Errors: wrong lengths, a failing platform.
+    pub fn energies_and_forces(&mut self, x: &[f64], energies: &mut [f64], forces: &mut [f64]) -> Result<()> {
+        let (n, dimension) = (energies.len(), self.dimension());
+        if x.len() != n * dimension || !(forces.is_empty() || forces.len() == x.len()) {
+            return Err(Error::invalid(format!(
+                "{n} energies need {} coordinates ({} particles), {} were given, and as many forces or none, not {}",
+                n * dimension,
+                self.n_particles,
+                x.len(),
+                forces.len()
+            )));
+        }
+        if n == 0 {
+            return Ok(());
+        }
+        let rows = n.div_ceil(self.evaluators.len());
+        let mut force_chunks: Vec<&mut [f64]> = forces.chunks_mut(rows * dimension).collect();
+        force_chunks.resize_with(n.div_ceil(rows), Default::default);
+        let jobs = self.evaluators.iter_mut().zip(x.chunks(rows * dimension)).zip(energies.chunks_mut(rows));
+        let mut jobs: Vec<_> = jobs.zip(force_chunks).collect();
+        if let [(((evaluator, x), energies), forces)] = jobs.as_mut_slice() {
+            return evaluate_chunk(evaluator, x, energies, forces, dimension);
+        }
+        jobs.into_par_iter().try_for_each(|(((evaluator, x), energies), forces)| {
+            evaluate_chunk(evaluator, x, energies, forces, dimension)
+        })
+    }
+}
+
+fn evaluate_chunk(
+    evaluator: &mut UniquePtr<bridge::Evaluator>,
+    x: &[f64],
+    energies: &mut [f64],
+    forces: &mut [f64],
+    dimension: usize,
+) -> Result<()> {
+    for (row, energy) in energies.iter_mut().enumerate() {
+        let range = row * dimension..(row + 1) * dimension;
+        let force = if forces.is_empty() { &mut [] } else { &mut forces[range.clone()] };
+        let row = &x[range];
+        if row.iter().all(|value| value.abs() < LARGEST_COORDINATE) {
+            evaluator.pin_mut().evaluate(row, std::slice::from_mut(energy), force)?;
+        } else {
+            *energy = f64::INFINITY;
+        }
+        if !energy.is_finite() {
+            *energy = f64::INFINITY;
+            force.fill(f64::NAN);
+        }
+    }
+    Ok(())
+}
+
+impl Target for OpenMmTarget {
+    fn dimension(&self) -> usize {
+        3 * self.n_particles
+    }
+
+    fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
+        self.energies_and_forces(x, u, &mut [])?;
+        u.iter_mut().for_each(|u| *u *= self.beta);
+        Ok(())
+    }
+
+    /// A row with u = +∞ has a gradient of NaN.
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        if gradient.len() != x.len() {
+            return Err(Error::invalid(format!("{} coordinates but {} gradients", x.len(), gradient.len())));
+        }
+        self.energies_and_forces(x, u, gradient)?;
+        u.iter_mut().for_each(|u| *u *= self.beta);
+        gradient.iter_mut().for_each(|force| *force *= -self.beta);
+        Ok(())
+    }
+}

@@ -1,0 +1,201 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+use crate::units::thermal_energy;
+
+fn repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn system(name: &str) -> System {
+    System::from_xml_file(repository("models/ala2").join(name)).unwrap()
+}
+
+fn golden() -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(repository("tests/golden/openmm/ala2.json")).unwrap()).unwrap()
+}
+
+fn numbers(value: &serde_json::Value) -> Vec<f64> {
+    match value {
+        serde_json::Value::Array(values) => values.iter().flat_map(numbers).collect(),
+        value => vec![value.as_f64().unwrap()],
+    }
+}
+
+fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+/// n configurations around the golden ones.
+fn configurations(n: usize) -> Vec<f64> {
+    let base = numbers(&golden()["x"]);
+    let mut stream = Stream::new(3, StreamId::Test, 0, 0);
+    (0..n * 66).map(|i| base[i % base.len()] + 0.003 * stream.normal()).collect()
+}
+
+#[test]
+fn energies_and_forces_are_those_of_python_openmm() {
+    let golden = golden();
+    let x = numbers(&golden["x"]);
+    for name in ["system", "system-hbonds"] {
+        let mut target = OpenMmTarget::new(&system(&format!("{name}.xml")), 300.0, 1).unwrap();
+        let (mut energies, mut forces) = (vec![0.0; 4], vec![0.0; x.len()]);
+        target.energies_and_forces(&x, &mut energies, &mut forces).unwrap();
+        assert!(largest_difference(&energies, &numbers(&golden[name]["energy"])) < 1e-9);
+        assert!(largest_difference(&forces, &numbers(&golden[name]["force"])) < 1e-7);
+        let mut u = vec![0.0; 4];
+        target.reduced_potential(&x, &mut u).unwrap();
+        assert!((u[0] * thermal_energy(300.0) - energies[0]).abs() < 1e-9);
+    }
+}
+
+#[test]
+fn gradient_is_the_slope_of_the_reduced_potential() {
+    let x = configurations(1);
+    let mut target = OpenMmTarget::new(&system("system.xml"), 300.0, 1).unwrap();
+    let (mut u, mut gradient) = (vec![0.0], vec![0.0; 66]);
+    target.reduced_potential_gradient(&x, &mut u, &mut gradient).unwrap();
+    let h = 1e-5;
+    for k in 0..66 {
+        let mut pair = [x.clone(), x.clone()].concat();
+        pair[k] += h;
+        pair[66 + k] -= h;
+        let mut ends = vec![0.0; 2];
+        target.reduced_potential(&pair, &mut ends).unwrap();
+        let slope = (ends[0] - ends[1]) / (2.0 * h);
+        assert!(
+            (slope - gradient[k]).abs() < 1e-4 * (1.0 + slope.abs()),
+            "coordinate {k}: {slope} and {}",
+            gradient[k]
+        );
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let x = configurations(23);
+    let run = |threads| {
+        let mut target = OpenMmTarget::new(&system("system.xml"), 300.0, threads).unwrap();
+        let (mut u, mut gradient) = (vec![0.0; 23], vec![0.0; x.len()]);
+        target.reduced_potential_gradient(&x, &mut u, &mut gradient).unwrap();
+        (u, gradient)
+    };
+    let one = run(1);
+    for threads in [2, 3, 7, 40] {
+        assert_eq!(one, run(threads));
+    }
+}
+
+#[test]
+fn broken_configurations_have_infinite_energy_and_leave_the_others_alone() {
+    let mut x = configurations(6);
+    let mut target = OpenMmTarget::new(&system("system.xml"), 300.0, 2).unwrap();
+    let mut clean = vec![0.0; 6];
+    target.reduced_potential(&x, &mut clean).unwrap();
+    x[66 + 5] = f64::NAN;
+    x[3 * 66] = f64::INFINITY;
+    let first_atom = [x[4 * 66], x[4 * 66 + 1], x[4 * 66 + 2]];
+    x[4 * 66 + 60..4 * 66 + 63].copy_from_slice(&first_atom);
+    let (mut u, mut gradient) = (vec![0.0; 6], vec![0.0; x.len()]);
+    target.reduced_potential_gradient(&x, &mut u, &mut gradient).unwrap();
+    for row in 0..6 {
+        if [1, 3, 4].contains(&row) {
+            assert_eq!(u[row], f64::INFINITY);
+        } else {
+            assert!((u[row] - clean[row]).abs() < 1e-10);
+            assert!(gradient[row * 66..(row + 1) * 66].iter().all(|g| g.is_finite()));
+        }
+    }
+    assert!(target.reduced_potential(&x[1..], &mut u).is_err());
+}
+
+#[test]
+fn system_tells_particles_bonds_and_constraints() {
+    let (flexible, rigid) = (system("system.xml"), system("system-hbonds.xml"));
+    assert_eq!(flexible.n_particles(), 22);
+    assert!(flexible.constraints().unwrap().is_empty());
+    let masses = rigid.masses();
+    let constraints = rigid.constraints().unwrap();
+    assert_eq!(constraints.len(), 12);
+    for &(a, b, length) in &constraints {
+        assert!(masses[a].min(masses[b]) < 1.1 && (0.09..0.12).contains(&length), "{a}-{b} {length}");
+    }
+    assert_eq!(constraints[0], (0, 1, 0.109));
+    let bonds = flexible.bonds().unwrap();
+    assert_eq!(bonds.len(), 21);
+    assert_eq!(bonds, rigid.bonds().unwrap());
+}
+
+#[test]
+fn a_file_that_is_no_system_is_refused_by_name() {
+    let error = System::from_xml_file(repository("models/ala2/none.xml")).err().unwrap().to_string();
+    assert!(error.contains("none.xml"), "{error}");
+    let error = System::from_xml_file(repository("models/ala2/topology.pdb")).err().unwrap().to_string();
+    assert!(error.contains("topology.pdb") && error.contains("System"), "{error}");
+    let options = SimulationOptions { platform: "Abacus".into(), ..Default::default() };
+    let error = Simulation::new(&system("system.xml"), &options).err().unwrap().to_string();
+    assert!(error.contains("Abacus") && error.contains("Reference"), "{error}");
+}
+
+fn started(name: &str, timestep: f64, seed: u64) -> Simulation {
+    let options = SimulationOptions { timestep, friction: 5.0, seed, ..Default::default() };
+    let mut simulation = Simulation::new(&system(name), &options).unwrap();
+    simulation.set_positions(&numbers(&golden()["x"])[..66]).unwrap();
+    simulation.minimise(1.0, 0).unwrap();
+    simulation.redraw_velocities(&mut Stream::new(seed, StreamId::Velocity, 0, 0)).unwrap();
+    simulation
+}
+
+/// 100 steps; positions, velocities and the step count at their end.
+fn advance(simulation: &mut Simulation) -> (Vec<f64>, Vec<f64>, u64) {
+    simulation.step(100).unwrap();
+    let (mut x, mut v) = (vec![0.0; 66], vec![0.0; 66]);
+    simulation.positions(&mut x).unwrap();
+    simulation.velocities(&mut v).unwrap();
+    (x, v, simulation.step_count().unwrap())
+}
+
+#[test]
+fn a_checkpoint_continues_bit_for_bit() {
+    let mut simulation = started("system.xml", 0.001, 5);
+    simulation.step(50).unwrap();
+    let saved = simulation.checkpoint().unwrap();
+    let first = advance(&mut simulation);
+    assert_eq!(first.2, 150);
+    simulation.load_checkpoint(&saved).unwrap();
+    assert_eq!(simulation.step_count().unwrap(), 50);
+    assert_eq!(first, advance(&mut simulation));
+}
+
+/// 66 or 54 degrees of freedom less 3: the mean of 400 nearly independent values has a standard error of about 2.8 K.
+#[test]
+fn dynamics_has_the_temperature_asked_for() {
+    for (name, timestep) in [("system.xml", 0.001), ("system-hbonds.xml", 0.002)] {
+        let mut simulation = started(name, timestep, 11);
+        simulation.step(3000).unwrap();
+        let mut sum = 0.0;
+        for _ in 0..400 {
+            simulation.step(100).unwrap();
+            sum += simulation.temperature().unwrap();
+        }
+        let mean = sum / 400.0;
+        assert!((mean - 300.0).abs() < 15.0, "{name}: {mean} K");
+    }
+}
+
+#[test]
+fn redrawn_velocities_obey_the_constraints() {
+    let mut simulation = started("system-hbonds.xml", 0.002, 3);
+    simulation.step(20).unwrap();
+    simulation.redraw_velocities(&mut Stream::new(9, StreamId::Velocity, 20, 0)).unwrap();
+    let (mut x, mut v) = (vec![0.0; 66], vec![0.0; 66]);
+    simulation.positions(&mut x).unwrap();
+    simulation.velocities(&mut v).unwrap();
+    for (a, b, length) in system("system-hbonds.xml").constraints().unwrap() {
+        let along: f64 = (0..3).map(|k| (x[3 * a + k] - x[3 * b + k]) * (v[3 * a + k] - v[3 * b + k])).sum();
+        assert!((along / length).abs() < 1e-4, "bond {a}-{b}: {along}");
+    }
+}
