@@ -1,1 +1,212 @@
-//! Free-energy differences.
+//! Free-energy differences in kT: between two states of one ensemble, and between two ensembles.
+//!
+//! States of one ensemble: ΔF = F_A − F_B = −ln P(A)/P(B), from importance weights or from a time series.
+//! Two ensembles: ΔF = F_B − F_A = −ln Z_B/Z_A from the (targeted) work Φ of samples of either end.
+
+use crate::error::{Error, Result};
+use crate::weights::{self, Estimate};
+
+/// ΔF = −ln P(A)/P(B) from independent weighted samples; `state[i]` is `Some(true)` in A, `Some(false)` in B, else `None`.
+///
+/// Delta-method error: Var ΔF = Σ W² (1_A/P_A − 1_B/P_B)², W normalised. Errors: a state without weight.
+pub fn between_states(log_weights: &[f64], state: &[Option<bool>]) -> Result<Estimate> {
+    if log_weights.len() != state.len() {
+        return Err(Error::invalid(format!("{} log-weights for {} states", log_weights.len(), state.len())));
+    }
+    let w = weights::normalised(log_weights)?;
+    let (a, b) = populations(&w, state)?;
+    let variance: f64 = w.iter().zip(state).map(|(w, s)| (w * influence(*s, a, b)).powi(2)).sum();
+    Ok(Estimate { value: -(a / b).ln(), standard_error: variance.sqrt() })
+}
+
+/// ΔF = −ln P(A)/P(B) from one correlated time series of states, with an error that counts the correlation: the
+/// statistical inefficiency of the influence function 1_A/P_A − 1_B/P_B.
+pub fn between_states_of_series(state: &[Option<bool>]) -> Result<Estimate> {
+    let n = state.len() as f64;
+    let (a, b) = populations(&vec![1.0 / n; state.len()], state)?;
+    let influences: Vec<f64> = state.iter().map(|s| influence(*s, a, b)).collect();
+    Ok(Estimate { value: -(a / b).ln(), standard_error: mean_of_series(&influences)?.standard_error })
+}
+
+/// The same difference with an error from block averages of the influence function over `blocks` equal blocks.
+pub fn between_states_of_blocks(state: &[Option<bool>], blocks: usize) -> Result<Estimate> {
+    let n = state.len() as f64;
+    let (a, b) = populations(&vec![1.0 / n; state.len()], state)?;
+    let influences: Vec<f64> = state.iter().map(|s| influence(*s, a, b)).collect();
+    Ok(Estimate { value: -(a / b).ln(), standard_error: block_error(&influences, blocks)? })
+}
+
+fn influence(state: Option<bool>, a: f64, b: f64) -> f64 {
+    match state {
+        Some(true) => 1.0 / a,
+        Some(false) => -1.0 / b,
+        None => 0.0,
+    }
+}
+
+fn populations(weights: &[f64], state: &[Option<bool>]) -> Result<(f64, f64)> {
+    let of = |wanted: bool| weights.iter().zip(state).filter(|(_, s)| **s == Some(wanted)).map(|(w, _)| w).sum::<f64>();
+    let (a, b) = (of(true), of(false));
+    if !(a > 0.0 && b > 0.0) {
+        return Err(Error::invalid(format!(
+            "a free-energy difference needs samples of both states; their populations are {a} and {b}"
+        )));
+    }
+    Ok((a, b))
+}
+
+/// Mean of a stationary time series with a standard error that counts its correlation, sd · √(g/n).
+pub fn mean_of_series(series: &[f64]) -> Result<Estimate> {
+    let inefficiency = statistical_inefficiency(series)?;
+    let n = series.len() as f64;
+    let value = series.iter().sum::<f64>() / n;
+    let variance = series.iter().map(|v| (v - value).powi(2)).sum::<f64>() / (n - 1.0);
+    Ok(Estimate { value, standard_error: (variance * inefficiency / n).sqrt() })
+}
+
+/// g = 1 + 2τ of a stationary series: how many samples are worth one independent sample, at least 1.
+///
+/// Sum of autocorrelations by Geyer's initial positive sequence ("Practical Markov chain Monte Carlo", 1992): pairs of lags
+/// (2t, 2t + 1) are added while their sum is positive and made non-increasing, which no reversible chain violates.
+pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
+    let n = series.len();
+    if n < 4 || series.iter().any(|v| !v.is_finite()) {
+        return Err(Error::invalid(format!("an error estimate needs at least 4 finite values, got {n}")));
+    }
+    let mean = series.iter().sum::<f64>() / n as f64;
+    let covariance =
+        |lag: usize| series[lag..].iter().zip(series).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>() / n as f64;
+    let variance = covariance(0);
+    if variance == 0.0 {
+        return Ok(1.0);
+    }
+    let (mut sum, mut previous) = (0.0, f64::INFINITY);
+    for t in 0..n / 4 {
+        let pair = ((covariance(2 * t) + covariance(2 * t + 1)) / variance).min(previous);
+        if pair <= 0.0 {
+            break;
+        }
+        sum += pair;
+        previous = pair;
+    }
+    Ok((2.0 * sum - 1.0).max(1.0))
+}
+
+/// Standard error of the mean of a series from the scatter of `blocks` block means; honest when a block is much longer than
+/// the correlation time. A remainder at the end is left out.
+pub fn block_error(series: &[f64], blocks: usize) -> Result<f64> {
+    let length = series.len() / blocks.max(1);
+    if blocks < 2 || length == 0 {
+        return Err(Error::invalid(format!("{} values do not fill {blocks} blocks; use 2 or more", series.len())));
+    }
+    let means: Vec<f64> =
+        series.chunks_exact(length).take(blocks).map(|b| b.iter().sum::<f64>() / length as f64).collect();
+    let centre = means.iter().sum::<f64>() / blocks as f64;
+    let variance = means.iter().map(|m| (m - centre).powi(2)).sum::<f64>() / (blocks as f64 - 1.0);
+    Ok((variance / blocks as f64).sqrt())
+}
+
+/// Targeted free-energy perturbation from samples of A (Jarzynski 2002): ΔF = F_B − F_A = −ln ⟨e^{−Φ}⟩_A with
+/// Φ = u_B(f(x)) − u_A(x) − ln|det ∂f/∂x|. Φ = +∞ is allowed (weight zero).
+pub fn perturbation_forward(work: &[f64]) -> Result<Estimate> {
+    let negated: Vec<f64> = work.iter().map(|w| -w).collect();
+    let log_mean = weights::log_normaliser(&negated)?;
+    Ok(Estimate { value: -log_mean.value, ..log_mean })
+}
+
+/// Targeted free-energy perturbation from samples of B: ΔF = F_B − F_A = +ln ⟨e^{−Φ}⟩_B with
+/// Φ = u_A(f⁻¹(x)) − u_B(x) − ln|det ∂f⁻¹/∂x|.
+pub fn perturbation_reverse(work: &[f64]) -> Result<Estimate> {
+    let negated: Vec<f64> = work.iter().map(|w| -w).collect();
+    weights::log_normaliser(&negated)
+}
+
+/// ΔF = F_B − F_A from forward work of samples of A and reverse work of samples of B (Bennett 1976): the root of
+/// Σ_F 1/(1 + e^{M + w_F − ΔF}) = Σ_R 1/(1 + e^{−M + w_R + ΔF}), M = ln(n_F/n_R).
+///
+/// The equation is solved in logarithms, ln Σ_F − ln Σ_R = 0: this difference increases strictly with ΔF, does not underflow
+/// when the ensembles hardly overlap, and treats both signs of ΔF alike. Newton steps that leave the bracket become
+/// bisections. The error is Bennett's asymptotic one. Infinite work (+∞) is allowed.
+pub fn bar(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
+    for (name, work) in [("forward", forward), ("reverse", reverse)] {
+        if work.iter().any(|w| w.is_nan() || *w == f64::NEG_INFINITY) || !work.iter().any(|w| w.is_finite()) {
+            return Err(Error::invalid(format!("BAR needs {name} work with a finite value and no NaN or -inf")));
+        }
+    }
+    let m = (forward.len() as f64 / reverse.len() as f64).ln();
+    let equation = |df: f64| {
+        let (log_f, slope_f, _) = log_fermi_sum(forward, df - m);
+        let (log_r, slope_r, _) = log_fermi_sum(reverse, m - df);
+        (log_f - log_r, slope_f + slope_r)
+    };
+    let df = increasing_root(equation, perturbation_forward(forward)?.value)?;
+    let relative_variance = |work: &[f64], shift: f64| {
+        let (_, _, ratio) = log_fermi_sum(work, shift);
+        ratio - 1.0 / work.len() as f64
+    };
+    let variance = relative_variance(forward, df - m) + relative_variance(reverse, m - df);
+    Ok(Estimate { value: df, standard_error: variance.max(0.0).sqrt() })
+}
+
+/// For f_i = 1/(1 + e^{w_i − s}): ln Σ f, d/ds ln Σ f, and Σf²/(Σf)².
+fn log_fermi_sum(work: &[f64], s: f64) -> (f64, f64, f64) {
+    // ln f without overflow: −ln(1 + e^t) = −max(t, 0) − ln(1 + e^{−|t|}).
+    let log_f = |w: f64| {
+        let t = w - s;
+        if t == f64::INFINITY {
+            return f64::NEG_INFINITY;
+        }
+        -t.max(0.0) - (-t.abs()).exp().ln_1p()
+    };
+    let max = work.iter().map(|&w| log_f(w)).fold(f64::NEG_INFINITY, f64::max);
+    let (mut sum, mut weighted, mut squares) = (0.0, 0.0, 0.0);
+    for &w in work {
+        let scaled = (log_f(w) - max).exp();
+        sum += scaled;
+        squares += scaled * scaled;
+        // 1 − f = 1/(1 + e^{s − w}) is d ln f / ds.
+        weighted += scaled / (1.0 + (s - w).exp());
+    }
+    (max + sum.ln(), weighted / sum, squares / (sum * sum))
+}
+
+/// Root of a strictly increasing function given with its slope, by Newton steps inside a bracket.
+fn increasing_root(f: impl Fn(f64) -> (f64, f64), start: f64) -> Result<f64> {
+    let (mut low, mut high) = (start, start);
+    let mut width = 1.0;
+    while f(low).0 > 0.0 {
+        low -= width;
+        width *= 2.0;
+    }
+    width = 1.0;
+    while f(high).0 < 0.0 {
+        high += width;
+        width *= 2.0;
+    }
+    if !(low.is_finite() && high.is_finite()) {
+        return Err(Error::invalid("BAR found no finite root: the work values are too large"));
+    }
+    let mut x = 0.5 * (low + high);
+    for _ in 0..200 {
+        let (value, slope) = f(x);
+        if value == 0.0 {
+            return Ok(x);
+        }
+        if value < 0.0 {
+            low = x;
+        } else {
+            high = x;
+        }
+        let newton = x - value / slope;
+        let next = if newton > low && newton < high { newton } else { 0.5 * (low + high) };
+        if (next - x).abs() <= 2.0 * f64::EPSILON * x.abs().max(1.0) {
+            return Ok(next);
+        }
+        x = next;
+    }
+    Ok(x)
+}
+
+#[cfg(test)]
+#[path = "free_energy_tests.rs"]
+mod tests;

@@ -8,6 +8,7 @@ pub mod density;
 pub mod engines;
 pub mod error;
 pub mod free_energy;
+pub mod histogram;
 pub mod io;
 pub mod models;
 pub mod moves;

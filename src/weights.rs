@@ -1,1 +1,279 @@
-//! Importance log-weights and what is made of them.
+//! **Weights**: importance log-weights log w = −u − log q and what is made of them.
+//!
+//! A weight of zero is a log-weight of −∞: the sample lies where e^{−u} vanishes. NaN and +∞ are refused, because no average
+//! over them means anything. Samples are taken to be independent; time series belong to [`crate::free_energy`].
+
+use crate::density::Evaluation;
+use crate::error::{Error, Result};
+use crate::rng::Stream;
+
+/// A number and its standard error.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    pub value: f64,
+    pub standard_error: f64,
+}
+
+/// log w = −u − log q of samples of the density, one a row.
+///
+/// A sample that the model itself could not place (status other than `Inside`), or whose u is NaN or infinite, has weight
+/// zero. Errors: the slices have different lengths.
+pub fn log_weights(reduced_potential: &[f64], log_density: &[Evaluation]) -> Result<Vec<f64>> {
+    if reduced_potential.len() != log_density.len() {
+        return Err(Error::invalid(format!(
+            "{} reduced potentials for {} log-densities: give one of each for a sample",
+            reduced_potential.len(),
+            log_density.len()
+        )));
+    }
+    Ok(reduced_potential.iter().zip(log_density).map(|(&u, q)| log_weight(u, q)).collect())
+}
+
+/// log w = −u − log q of one sample drawn from the density; −∞ if it is unusable.
+pub fn log_weight(reduced_potential: f64, log_density: &Evaluation) -> f64 {
+    if log_density.is_inside() && reduced_potential.is_finite() {
+        -reduced_potential - log_density.log_density
+    } else {
+        f64::NEG_INFINITY
+    }
+}
+
+/// ln Σ exp(v), −∞ for an empty slice.
+pub fn log_sum_exp(values: &[f64]) -> f64 {
+    let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if max.is_infinite() {
+        return max;
+    }
+    max + values.iter().map(|v| (v - max).exp()).sum::<f64>().ln()
+}
+
+/// Weights that sum to one. Errors: a NaN or +∞, no weight above zero.
+pub fn normalised(log_weights: &[f64]) -> Result<Vec<f64>> {
+    check(log_weights)?;
+    let total = log_sum_exp(log_weights);
+    Ok(log_weights.iter().map(|w| (w - total).exp()).collect())
+}
+
+fn check(log_weights: &[f64]) -> Result<()> {
+    if let Some(i) = log_weights.iter().position(|w| w.is_nan() || *w == f64::INFINITY) {
+        return Err(Error::invalid(format!(
+            "log-weight {i} is {}: weights need a finite reduced potential and log-density",
+            log_weights[i]
+        )));
+    }
+    if log_weights.iter().all(|w| *w == f64::NEG_INFINITY) {
+        return Err(Error::invalid(format!(
+            "all {} weights are zero: no sample lies where the target is positive",
+            log_weights.len()
+        )));
+    }
+    Ok(())
+}
+
+/// Effective sample size (Σw)²/Σw², between 1 and n (Kish 1965). Raw: nothing is clipped or smoothed.
+pub fn effective_sample_size(log_weights: &[f64]) -> Result<f64> {
+    check(log_weights)?;
+    let doubled: Vec<f64> = log_weights.iter().map(|w| 2.0 * w).collect();
+    Ok((2.0 * log_sum_exp(log_weights) - log_sum_exp(&doubled)).exp())
+}
+
+/// ln Z of the target over that of the density, ln (1/n) Σ w, with its delta-method error sd(w)/(√n mean(w)).
+pub fn log_normaliser(log_weights: &[f64]) -> Result<Estimate> {
+    let n = log_weights.len() as f64;
+    let ess = effective_sample_size(log_weights)?;
+    let value = log_sum_exp(log_weights) - n.ln();
+    // n/ess = mean(w²)/mean(w)², so n/ess − 1 is the squared coefficient of variation.
+    let variance = ((n / ess - 1.0) / (n - 1.0)).max(0.0);
+    Ok(Estimate { value, standard_error: if n > 1.0 { variance.sqrt() } else { f64::NAN } })
+}
+
+/// Self-normalised importance-sampling mean Σ w a / Σ w with the delta-method error (Σ W²(a − mean)²)^½,
+/// W the normalised weights (Owen, "Monte Carlo theory, methods and examples", eq. 9.8). `a[n]`.
+pub fn mean(log_weights: &[f64], a: &[f64]) -> Result<Estimate> {
+    same_length(log_weights, a)?;
+    let weights = normalised(log_weights)?;
+    let value: f64 = weights.iter().zip(a).map(|(w, a)| if *w > 0.0 { w * a } else { 0.0 }).sum();
+    let variance: f64 = weights.iter().zip(a).filter(|(w, _)| **w > 0.0).map(|(w, a)| (w * (a - value)).powi(2)).sum();
+    Ok(Estimate { value, standard_error: variance.sqrt() })
+}
+
+/// The same mean with a bootstrap error: the standard deviation of the mean over `replicates` resamplings of the n pairs
+/// (w, a), drawn from `stream`. Errors: fewer than two replicates.
+pub fn mean_bootstrap(log_weights: &[f64], a: &[f64], replicates: usize, stream: &mut Stream) -> Result<Estimate> {
+    let value = mean(log_weights, a)?.value;
+    let weights = normalised(log_weights)?;
+    let standard_error = bootstrap(weights.len(), replicates, stream, |rows| {
+        let (mut top, mut bottom) = (0.0, 0.0);
+        for &i in rows.iter().filter(|&&i| weights[i] > 0.0) {
+            top += weights[i] * a[i];
+            bottom += weights[i];
+        }
+        top / bottom
+    })?;
+    Ok(Estimate { value, standard_error })
+}
+
+/// Standard deviation of `statistic` over resamplings with replacement of the rows 0..n. Resamplings on which the
+/// statistic is not finite (all weights drawn are zero) are drawn again at most `replicates` times in all.
+pub fn bootstrap(
+    n: usize,
+    replicates: usize,
+    stream: &mut Stream,
+    mut statistic: impl FnMut(&[usize]) -> f64,
+) -> Result<f64> {
+    if replicates < 2 || n == 0 {
+        return Err(Error::invalid("a bootstrap error needs samples and at least 2 replicates".to_string()));
+    }
+    let mut rows = vec![0; n];
+    let mut values = Vec::with_capacity(replicates);
+    for _ in 0..2 * replicates {
+        rows.iter_mut().for_each(|row| *row = stream.below(n));
+        let value = statistic(&rows);
+        if value.is_finite() {
+            values.push(value);
+        }
+        if values.len() == replicates {
+            break;
+        }
+    }
+    if values.len() < 2 {
+        return Err(Error::invalid("the statistic is not finite on any bootstrap sample".to_string()));
+    }
+    let count = values.len() as f64;
+    let centre = values.iter().sum::<f64>() / count;
+    Ok((values.iter().map(|v| (v - centre).powi(2)).sum::<f64>() / (count - 1.0)).sqrt())
+}
+
+fn same_length(log_weights: &[f64], a: &[f64]) -> Result<()> {
+    if log_weights.len() != a.len() {
+        return Err(Error::invalid(format!(
+            "{} log-weights for {} values: give one of each for a sample",
+            log_weights.len(),
+            a.len()
+        )));
+    }
+    Ok(())
+}
+
+/// How [`resample`] spends its uniform numbers. All three keep E\[copies of i\] = n Wᵢ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resampling {
+    /// One uniform number for the whole comb; least variance in practice.
+    Systematic,
+    /// One uniform number in each of n strata.
+    Stratified,
+    /// n independent draws.
+    Multinomial,
+}
+
+/// Indices of `n` samples drawn in proportion to their weights, in increasing order (Douc & Cappé 2005).
+pub fn resample(log_weights: &[f64], n: usize, method: Resampling, stream: &mut Stream) -> Result<Vec<usize>> {
+    let weights = normalised(log_weights)?;
+    let mut points: Vec<f64> = match method {
+        Resampling::Systematic => {
+            let shift = stream.uniform();
+            (0..n).map(|i| (i as f64 + shift) / n as f64).collect()
+        }
+        Resampling::Stratified => (0..n).map(|i| (i as f64 + stream.uniform()) / n as f64).collect(),
+        Resampling::Multinomial => (0..n).map(|_| stream.uniform()).collect(),
+    };
+    points.sort_by(f64::total_cmp);
+    // The cumulative sum may end at 1 − ε: the last sample of positive weight then takes the remaining points.
+    let last = weights.iter().rposition(|w| *w > 0.0).unwrap_or(0);
+    let (mut index, mut cumulative) = (0, weights[0]);
+    let pick = |point: f64| {
+        while point >= cumulative && index < last {
+            index += 1;
+            cumulative += weights[index];
+        }
+        index
+    };
+    Ok(points.into_iter().map(pick).collect())
+}
+
+/// Pareto k̂ of the largest weights: the shape of a generalized Pareto distribution fitted to the upper tail
+/// (Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", 2024). Below 0.5 averages converge as usual,
+/// above 0.7 they are not to be trusted. Infinite when fewer than five weights form the tail.
+pub fn pareto_k(log_weights: &[f64]) -> Result<f64> {
+    check(log_weights)?;
+    Ok(tail_fit(log_weights).map_or(f64::INFINITY, |tail| tail.shape))
+}
+
+/// Log-weights whose upper tail is replaced by the expected order statistics of the fitted Pareto tail, cut at the largest
+/// raw weight; and k̂. Samples keep their places. With no fit the weights come back unchanged.
+pub fn pareto_smoothed(log_weights: &[f64]) -> Result<(Vec<f64>, f64)> {
+    check(log_weights)?;
+    let mut smoothed = log_weights.to_vec();
+    let Some(tail) = tail_fit(log_weights) else { return Ok((smoothed, f64::INFINITY)) };
+    let size = tail.rows.len() as f64;
+    for (rank, &row) in tail.rows.iter().enumerate() {
+        let p = (rank as f64 + 0.5) / size;
+        let excess = if tail.shape.abs() < 1e-12 {
+            -tail.scale * (-p).ln_1p()
+        } else {
+            tail.scale * (-tail.shape * (-p).ln_1p()).exp_m1() / tail.shape
+        };
+        smoothed[row] = tail.max + (tail.cutoff + excess).ln().min(0.0);
+    }
+    Ok((smoothed, tail.shape))
+}
+
+/// Fitted tail of w/max w above `cutoff`; `rows` in increasing order of weight.
+struct Tail {
+    rows: Vec<usize>,
+    max: f64,
+    cutoff: f64,
+    shape: f64,
+    scale: f64,
+}
+
+fn tail_fit(log_weights: &[f64]) -> Option<Tail> {
+    let n = log_weights.len();
+    let size = (0.2 * n as f64).min(3.0 * (n as f64).sqrt()).ceil() as usize;
+    if size < 5 || size >= n {
+        return None;
+    }
+    let mut order: Vec<usize> = (0..n).collect();
+    order.sort_by(|&i, &j| log_weights[i].total_cmp(&log_weights[j]));
+    let max = log_weights[order[n - 1]];
+    let cutoff = (log_weights[order[n - size - 1]] - max).exp();
+    let rows = order.split_off(n - size);
+    let excesses: Vec<f64> = rows.iter().map(|&i| (log_weights[i] - max).exp() - cutoff).collect();
+    let (shape, scale) = generalized_pareto(&excesses)?;
+    // The weakly informative prior of Vehtari et al., appendix: ten observations at k = 0.5.
+    let shape = (size as f64 * shape + 5.0) / (size as f64 + 10.0);
+    Some(Tail { rows, max, cutoff, shape, scale })
+}
+
+/// Shape and scale of a generalized Pareto distribution from increasing excesses, by the empirical-Bayes estimate of
+/// Zhang & Stephens, "A new and efficient estimation method for the generalized Pareto distribution", Technometrics 51 (2009).
+/// Positive shape: heavy tail. None if the excesses are degenerate.
+pub fn generalized_pareto(excesses: &[f64]) -> Option<(f64, f64)> {
+    let n = excesses.len();
+    let quartile = *excesses.get((n as f64 / 4.0 + 0.5).floor() as usize - 1)?;
+    let largest = *excesses.last()?;
+    if !(quartile > 0.0 && largest.is_finite()) {
+        return None;
+    }
+    let shape_at = |b: f64| excesses.iter().map(|x| (-b * x).ln_1p()).sum::<f64>() / n as f64;
+    let grid = 30 + (n as f64).sqrt() as usize;
+    let candidates: Vec<f64> = (1..=grid)
+        .map(|j| 1.0 / largest + (1.0 - (grid as f64 / (j as f64 - 0.5)).sqrt()) / (3.0 * quartile))
+        .collect();
+    let log_likelihood: Vec<f64> = candidates
+        .iter()
+        .map(|&b| {
+            let k = shape_at(b);
+            n as f64 * ((-b / k).ln() - k - 1.0)
+        })
+        .map(|l| if l.is_nan() { f64::NEG_INFINITY } else { l })
+        .collect();
+    let total = log_sum_exp(&log_likelihood);
+    let b: f64 = candidates.iter().zip(&log_likelihood).map(|(b, l)| b * (l - total).exp()).sum();
+    let shape = shape_at(b);
+    (shape.is_finite() && b != 0.0).then(|| (shape, -shape / b))
+}
+
+#[cfg(test)]
+#[path = "weights_tests.rs"]
+mod tests;

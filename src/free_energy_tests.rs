@@ -1,0 +1,118 @@
+use super::*;
+use crate::rng::{Stream, StreamId};
+
+fn stream(step: u64) -> Stream {
+    Stream::new(21, StreamId::Test, step, 0)
+}
+
+/// Gaussian work that obeys Crooks: w_F ~ N(ΔF + s²/2, s²), w_R ~ N(−ΔF + s²/2, s²).
+fn crooks(n: usize, m: usize, df: f64, s: f64, stream: &mut Stream) -> (Vec<f64>, Vec<f64>) {
+    let forward = (0..n).map(|_| df + 0.5 * s * s + s * stream.normal()).collect();
+    let reverse = (0..m).map(|_| -df + 0.5 * s * s + s * stream.normal()).collect();
+    (forward, reverse)
+}
+
+#[test]
+fn bar_is_right_for_both_signs_and_its_error_honest() {
+    for df in [-12.0, -0.5, 0.0, 3.0, 250.0] {
+        let mut chi2 = 0.0;
+        for step in 0..300 {
+            let (forward, reverse) = crooks(300, 500, df, 2.0, &mut stream(step));
+            let estimate = bar(&forward, &reverse).unwrap();
+            chi2 += ((estimate.value - df) / estimate.standard_error).powi(2) / 300.0;
+        }
+        assert!((chi2 - 1.0).abs() < 5.0 * (2.0f64 / 300.0).sqrt(), "{df}: {chi2}");
+    }
+}
+
+#[test]
+fn bar_changes_sign_when_the_ends_are_swapped() {
+    let (forward, reverse) = crooks(50, 20, -7.0, 3.0, &mut stream(1));
+    let there = bar(&forward, &reverse).unwrap();
+    let back = bar(&reverse, &forward).unwrap();
+    assert!((there.value + back.value).abs() < 1e-12);
+    assert!((there.standard_error - back.standard_error).abs() < 1e-12);
+}
+
+#[test]
+fn bar_survives_ensembles_that_hardly_overlap() {
+    // All forward work 900, all reverse work 700: by symmetry of the equation ΔF = (900 − 700)/2.
+    let estimate = bar(&[900.0; 10], &[700.0; 10]).unwrap();
+    assert!((estimate.value - 100.0).abs() < 1e-9);
+    let with_impossible = bar(&[1.0, f64::INFINITY], &[0.5, -0.5]).unwrap();
+    assert!(with_impossible.value.is_finite());
+    assert!(bar(&[f64::NAN], &[0.0]).is_err());
+    assert!(bar(&[], &[0.0]).is_err());
+    assert!(bar(&[f64::INFINITY], &[0.0]).is_err());
+}
+
+#[test]
+fn perturbation_agrees_from_both_ends() {
+    let (forward, reverse) = crooks(200_000, 200_000, -4.0, 0.6, &mut stream(3));
+    for estimate in [perturbation_forward(&forward).unwrap(), perturbation_reverse(&reverse).unwrap()] {
+        assert!((estimate.value + 4.0).abs() < 5.0 * estimate.standard_error, "{estimate:?}");
+        assert!(estimate.standard_error < 0.01);
+    }
+}
+
+#[test]
+fn weighted_state_difference_and_error() {
+    let mut chi2 = 0.0;
+    for step in 0..300 {
+        // x uniform on (0, 1), weight 2x: P(x < 1/2) = 1/4, so ΔF of A = lower half is ln 3.
+        let mut stream = stream(step);
+        let x: Vec<f64> = (0..3000).map(|_| stream.uniform()).collect();
+        let log_w: Vec<f64> = x.iter().map(|x| (2.0 * x).ln()).collect();
+        let state: Vec<Option<bool>> = x.iter().map(|x| Some(*x < 0.5)).collect();
+        let estimate = between_states(&log_w, &state).unwrap();
+        chi2 += ((estimate.value - 3f64.ln()) / estimate.standard_error).powi(2) / 300.0;
+    }
+    assert!((chi2 - 1.0).abs() < 5.0 * (2.0f64 / 300.0).sqrt(), "{chi2}");
+    assert!(between_states(&[0.0, 0.0], &[Some(true), None]).is_err());
+}
+
+/// Two-state Markov chain that leaves A with probability `a`, B with probability `b`: P(A) = b/(a+b), g = (2−a−b)/(a+b).
+fn two_state(n: usize, a: f64, b: f64, stream: &mut Stream) -> Vec<Option<bool>> {
+    let mut in_a = stream.uniform() < b / (a + b);
+    (0..n)
+        .map(|_| {
+            let leave = if in_a { a } else { b };
+            if stream.uniform() < leave {
+                in_a = !in_a;
+            }
+            Some(in_a)
+        })
+        .collect()
+}
+
+#[test]
+fn errors_of_a_correlated_series_count_the_correlation() {
+    let (a, b) = (0.02, 0.05);
+    let exact = -(b / a as f64).ln();
+    let (mut chi2, mut chi2_blocks, mut g) = (0.0, 0.0, 0.0);
+    for step in 0..200 {
+        let states = two_state(20_000, a, b, &mut stream(step));
+        let estimate = between_states_of_series(&states).unwrap();
+        chi2 += ((estimate.value - exact) / estimate.standard_error).powi(2) / 200.0;
+        let blocks = between_states_of_blocks(&states, 40).unwrap();
+        chi2_blocks += ((blocks.value - exact) / blocks.standard_error).powi(2) / 200.0;
+        let series: Vec<f64> = states.iter().map(|s| f64::from(*s == Some(true))).collect();
+        g += statistical_inefficiency(&series).unwrap() / 200.0;
+    }
+    let expected = (2.0 - a - b) / (a + b);
+    assert!((g / expected - 1.0).abs() < 0.1, "{g} for {expected}");
+    for value in [chi2, chi2_blocks] {
+        assert!((value - 1.0).abs() < 5.0 * (2.0f64 / 200.0).sqrt() + 0.1, "{value}");
+    }
+}
+
+#[test]
+fn independent_series_has_inefficiency_one() {
+    let mut stream = stream(4);
+    let series: Vec<f64> = (0..20_000).map(|_| stream.normal()).collect();
+    let g = statistical_inefficiency(&series).unwrap();
+    assert!((1.0..1.2).contains(&g), "{g}");
+    assert_eq!(statistical_inefficiency(&[2.0; 10]).unwrap(), 1.0);
+    assert!(statistical_inefficiency(&[1.0, f64::NAN, 1.0, 2.0]).is_err());
+    assert!(block_error(&series, 1).is_err());
+}

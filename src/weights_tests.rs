@@ -1,0 +1,146 @@
+use super::*;
+use crate::density::Status;
+use crate::rng::StreamId;
+
+fn stream(step: u64) -> Stream {
+    Stream::new(11, StreamId::Test, step, 0)
+}
+
+#[test]
+fn log_weight_has_its_sign_and_unusable_samples_weigh_nothing() {
+    let inside = Evaluation::inside(-3.0);
+    assert_eq!(log_weight(2.0, &inside), 1.0);
+    assert_eq!(log_weight(f64::NAN, &inside), f64::NEG_INFINITY);
+    assert_eq!(log_weight(f64::INFINITY, &inside), f64::NEG_INFINITY);
+    assert_eq!(log_weight(0.0, &Evaluation::outside(Status::Singular)), f64::NEG_INFINITY);
+    assert!(log_weights(&[1.0], &[]).is_err());
+}
+
+#[test]
+fn log_sum_exp_survives_large_numbers_and_zeros() {
+    assert!((log_sum_exp(&[1e4, 1e4]) - (1e4 + 2f64.ln())).abs() < 1e-9);
+    assert_eq!(log_sum_exp(&[f64::NEG_INFINITY, 3.0]), 3.0);
+    assert_eq!(log_sum_exp(&[]), f64::NEG_INFINITY);
+}
+
+#[test]
+fn effective_sample_size_of_known_weights() {
+    assert!((effective_sample_size(&[5.0; 40]).unwrap() - 40.0).abs() < 1e-10);
+    assert!((effective_sample_size(&[0.0, -800.0]).unwrap() - 1.0).abs() < 1e-12);
+    // Weights 1, 2, 3: 36/14.
+    let w: Vec<f64> = [1.0f64, 2.0, 3.0].iter().map(|w| w.ln() + 700.0).collect();
+    assert!((effective_sample_size(&w).unwrap() - 36.0 / 14.0).abs() < 1e-12);
+}
+
+#[test]
+fn weights_that_mean_nothing_are_refused() {
+    for bad in [vec![f64::NAN, 0.0], vec![f64::INFINITY], vec![f64::NEG_INFINITY; 3], vec![]] {
+        assert!(normalised(&bad).is_err(), "{bad:?}");
+        assert!(pareto_k(&bad).is_err(), "{bad:?}");
+    }
+    assert!(mean(&[0.0], &[1.0, 2.0]).is_err());
+}
+
+/// Samples of N(0, 1) reweighted to N(m, 1): log w = m x − m²/2, Z = 1, mean m.
+fn shifted_gaussian(n: usize, m: f64, step: u64) -> (Vec<f64>, Vec<f64>) {
+    let mut stream = stream(step);
+    let x: Vec<f64> = (0..n).map(|_| stream.normal()).collect();
+    (x.iter().map(|x| m * x - 0.5 * m * m).collect(), x)
+}
+
+#[test]
+fn reweighted_mean_and_normaliser_are_right_and_their_errors_honest() {
+    // Over 400 repetitions the deviations in units of the stated error must have unit variance: χ²(400) within ±5σ.
+    let (mut mean_z, mut log_z, mut boot_z) = (0.0, 0.0, 0.0);
+    for step in 0..400 {
+        let (log_w, x) = shifted_gaussian(2000, 0.7, step);
+        let estimate = mean(&log_w, &x).unwrap();
+        mean_z += ((estimate.value - 0.7) / estimate.standard_error).powi(2) / 400.0;
+        let z = log_normaliser(&log_w).unwrap();
+        log_z += (z.value / z.standard_error).powi(2) / 400.0;
+        if step % 10 == 0 {
+            let boot = mean_bootstrap(&log_w, &x, 100, &mut Stream::new(3, StreamId::Bootstrap, step, 0)).unwrap();
+            assert_eq!(boot.value, estimate.value);
+            boot_z += boot.standard_error / estimate.standard_error / 40.0;
+        }
+    }
+    let allowed = 5.0 * (2.0f64 / 400.0).sqrt();
+    assert!((mean_z - 1.0).abs() < allowed, "{mean_z}");
+    assert!((log_z - 1.0).abs() < allowed, "{log_z}");
+    assert!((boot_z - 1.0).abs() < 0.05, "{boot_z}");
+}
+
+#[test]
+fn resampling_keeps_the_expected_number_of_copies() {
+    let log_w: Vec<f64> = [0.05f64, 0.0, 0.4, 0.25, 0.3].iter().map(|w| w.ln()).collect();
+    let weights = normalised(&log_w).unwrap();
+    for method in [Resampling::Systematic, Resampling::Stratified, Resampling::Multinomial] {
+        let (n, repeats) = (7, 20_000);
+        let mut counts = [0f64; 5];
+        let mut stream = stream(1);
+        for _ in 0..repeats {
+            let chosen = resample(&log_w, n, method, &mut stream).unwrap();
+            assert!(chosen.windows(2).all(|w| w[0] <= w[1]));
+            chosen.iter().for_each(|&i| counts[i] += 1.0);
+        }
+        for (i, count) in counts.iter().enumerate() {
+            let expected = weights[i] * (n * repeats) as f64;
+            // Multinomial variance bounds the other two.
+            assert!((count - expected).abs() <= 5.0 * expected.sqrt(), "{method:?} {i}: {count} {expected}");
+        }
+        assert_eq!(counts[1], 0.0, "a sample of weight zero was drawn");
+    }
+}
+
+#[test]
+fn systematic_resampling_is_within_one_copy_of_the_weights() {
+    let log_w: Vec<f64> = [0.1f64, 0.2, 0.7].iter().map(|w| w.ln()).collect();
+    for step in 0..50 {
+        let chosen = resample(&log_w, 10, Resampling::Systematic, &mut stream(step)).unwrap();
+        for (i, expected) in [1.0f64, 2.0, 7.0].iter().enumerate() {
+            let copies = chosen.iter().filter(|&&j| j == i).count() as f64;
+            assert!((copies - expected).abs() <= 1.0);
+        }
+    }
+}
+
+#[test]
+fn generalized_pareto_fit_recovers_shape_and_scale() {
+    for (shape, scale) in [(0.3, 2.0), (0.9, 0.5), (-0.2, 1.0)] {
+        let mut stream = stream(5);
+        let mut x: Vec<f64> =
+            (0..20_000).map(|_| scale / shape * ((-shape * stream.uniform().ln()).exp() - 1.0)).collect();
+        x.sort_by(f64::total_cmp);
+        let (k, sigma) = generalized_pareto(&x).unwrap();
+        // Asymptotic error of the maximum-likelihood shape: (1 + k)/√n.
+        assert!((k - shape).abs() < 5.0 * (1.0 + shape) / 20_000f64.sqrt(), "{k} for {shape}");
+        assert!((sigma / scale - 1.0).abs() < 5.0 * (2.0 * (1.0 + shape) / 20_000f64).sqrt(), "{sigma} for {scale}");
+    }
+    assert!(generalized_pareto(&[0.0; 10]).is_none());
+}
+
+#[test]
+fn pareto_k_tells_heavy_from_light_tails() {
+    let mut stream = stream(6);
+    // w = U^{−k} has Pareto index k exactly.
+    for k in [0.2, 1.0] {
+        let log_w: Vec<f64> = (0..40_000).map(|_| -k * stream.uniform().ln()).collect();
+        let fitted = pareto_k(&log_w).unwrap();
+        assert!((fitted - k).abs() < 5.0 * (1.0 + k) / 600f64.sqrt(), "{fitted} for {k}");
+    }
+    assert_eq!(pareto_k(&[0.0; 10]).unwrap(), f64::INFINITY);
+}
+
+#[test]
+fn smoothing_keeps_order_and_never_exceeds_the_largest_weight() {
+    let mut stream = stream(8);
+    let log_w: Vec<f64> = (0..5000).map(|_| -0.8 * stream.uniform().ln() - 40.0).collect();
+    let (smoothed, k) = pareto_smoothed(&log_w).unwrap();
+    assert!((0.5..1.1).contains(&k));
+    let max = log_w.iter().copied().fold(f64::MIN, f64::max);
+    let mut order: Vec<usize> = (0..log_w.len()).collect();
+    order.sort_by(|&i, &j| log_w[i].total_cmp(&log_w[j]));
+    assert!(order.windows(2).all(|w| smoothed[w[0]] <= smoothed[w[1]] + 1e-12));
+    assert!(smoothed.iter().all(|w| *w <= max));
+    assert!(smoothed.iter().zip(&log_w).filter(|(a, b)| a != b).count() > 100);
+}
