@@ -6,7 +6,7 @@
 
 mod golden_kinds;
 
-use golden_kinds::{flows, Found};
+use golden_kinds::{bar, flows, Found};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,6 +14,7 @@ type Check = fn(&Path) -> Found;
 
 /// Folder, start of the file name, and what checks it.
 const KINDS: &[(&str, &str, Check)] = &[
+    ("flows", "bar", bar::check),
     ("flows", "icbg_", flows::generator),
     ("flows", "realnvp_", flows::realnvp),
     ("flows", "rqs_raw_", flows::rqs_raw),

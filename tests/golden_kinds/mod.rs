@@ -1,5 +1,6 @@
 //! One file per kind of golden data. A check returns (quantity, largest error, tolerance) per compared array.
 
+pub mod bar;
 pub mod flows;
 
 use modejump::io::model_file::{read_tensors, Tensor};
