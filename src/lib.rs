@@ -15,6 +15,7 @@ pub mod moves;
 pub mod nn;
 pub mod rng;
 pub mod target;
+pub mod train;
 pub mod units;
 pub mod weights;
 

@@ -1,1 +1,32 @@
-fn main() {}
+//! `modejump`: trains, converts, samples and reweights generators, and runs molecular dynamics with jumps.
+
+mod train;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "modejump", version, about = "Generator moves for molecular dynamics", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a generator on frames, engine energies, or both
+    Train(train::Train),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Train(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("modejump: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

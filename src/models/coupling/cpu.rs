@@ -72,6 +72,13 @@ impl<R: Real> CouplingFlow<R> {
         result
     }
 
+    /// A latent point from the prior.
+    pub fn draw_latent(&self, stream: &mut Stream, z: &mut [f64]) {
+        for (z, &uniform) in z.iter_mut().zip(&self.uniform) {
+            *z = if uniform { stream.uniform() } else { stream.normal() };
+        }
+    }
+
     /// Fills `log_prior` from the latent points in `u`.
     fn prior(&self, ws: &mut Workspace<R>) {
         let d = self.dimension_u();
@@ -283,12 +290,7 @@ impl<R: Real> Density for CouplingFlow<R> {
         let n = self.rows(x, log_density)?;
         for_chunks(x, log_density, n, |first, x, log_density| {
             self.with_workspace(|ws| {
-                self.generate_chunk(ws, x, |row, z| {
-                    let mut stream = streams(first + row);
-                    for (z, &uniform) in z.iter_mut().zip(&self.uniform) {
-                        *z = if uniform { stream.uniform() } else { stream.normal() };
-                    }
-                });
+                self.generate_chunk(ws, x, |row, z| self.draw_latent(&mut streams(first + row), z));
                 log_density.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
             })
         });

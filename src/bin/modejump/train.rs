@@ -1,0 +1,210 @@
+//! `modejump train`
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use modejump::coordinates::Topology;
+use modejump::io::model_file;
+use modejump::models::card::TargetInfo;
+use modejump::models::coupling::CouplingFlow;
+use modejump::target::Target;
+use modejump::train::{design, DesignOptions, Progress, TrainOptions, Trainer};
+use modejump::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct Train {
+    /// Topology: PDB file with the atoms in the engine's order
+    #[arg(long)]
+    topology: PathBuf,
+    /// OpenMM System (XML): energies for reverse KL and refinement, constraints, and molecular dynamics for frames
+    #[arg(long)]
+    system: Option<PathBuf>,
+    /// Training frames (safetensors with `x` [frame][atom][3], nm)
+    #[arg(long)]
+    frames: Option<PathBuf>,
+    /// Temperature, K
+    #[arg(long, default_value_t = 300.0)]
+    temperature: f64,
+    /// Settings (JSON with `design`, `train`, `explore`); defaults where absent
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Start from this model instead of a new one
+    #[arg(long)]
+    start: Option<PathBuf>,
+    /// The trained model
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Where generated frames are kept
+    #[arg(long)]
+    keep_frames: Option<PathBuf>,
+    /// Training log (JSON, an object a line)
+    #[arg(long)]
+    log: Option<PathBuf>,
+}
+
+/// The file behind `--config`.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    design: DesignOptions,
+    train: TrainOptions,
+    #[cfg(feature = "openmm")]
+    explore: modejump::train::dynamics::ExploreOptions,
+}
+
+impl Train {
+    pub fn run(self) -> Result<()> {
+        let config = self.config()?;
+        let (topology, x0) = Topology::from_pdb(&self.topology)?;
+        let frames = self.frames(&config, &x0)?;
+        let constraints = self.constraints()?;
+        let mut flow = match &self.start {
+            Some(path) => load_flow(path)?,
+            None => design(&topology, &frames, &constraints, &config.design)?,
+        };
+        flow.card_mut().temperature = Some(self.temperature);
+        flow.card_mut().target = self.target_info()?;
+        eprintln!("{} parameters, {:.2} MFLOP a sample", flow.parameters().len(), flow.flops() * 1e-6);
+        let mut target = self.target()?;
+        let target: Option<&mut dyn Target> = match target.as_mut() {
+            Some(target) => Some(target.as_mut()),
+            None => None,
+        };
+        let trainer = Trainer::new(flow, &frames, target, config.train)?;
+        self.train(trainer)
+    }
+
+    fn config(&self) -> Result<Config> {
+        let Some(path) = &self.config else { return Ok(Config::default()) };
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
+    }
+
+    fn train(&self, mut trainer: Trainer) -> Result<()> {
+        let bar = ProgressBar::new(trainer.total_steps() as u64);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed_precise} left {eta_precise} {msg}") {
+            bar.set_style(style);
+        }
+        let mut log = String::new();
+        while !trainer.is_finished() {
+            if let Some(progress) = trainer.step()? {
+                bar.set_message(line(&progress));
+                let report = format!("{:>7} {}", progress.step, line(&progress));
+                if bar.is_hidden() {
+                    eprintln!("{report}");
+                } else {
+                    bar.println(report);
+                }
+                log += &serde_json::to_string(&progress).unwrap_or_default();
+                log.push('\n');
+                if let Some(path) = &self.log {
+                    std::fs::write(path, &log).map_err(|e| Error::io(path, e))?;
+                }
+                trainer.averaged()?.save(&self.output)?;
+            }
+            bar.set_position(trainer.step_count() as u64);
+        }
+        bar.finish();
+        trainer.averaged()?.save(&self.output)
+    }
+
+    fn target_info(&self) -> Result<Option<TargetInfo>> {
+        let Some(path) = &self.system else { return Ok(None) };
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let description = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(Some(TargetInfo { description: format!("OpenMM System {description}"), hash: Some(model_file::hash(&bytes)) }))
+    }
+}
+
+#[cfg(feature = "openmm")]
+impl Train {
+    fn open_system(&self) -> Result<Option<modejump::engines::openmm::System>> {
+        self.system.as_ref().map(modejump::engines::openmm::System::from_xml_file).transpose()
+    }
+
+    fn target(&self) -> Result<Option<Box<dyn Target>>> {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let open = |system| modejump::engines::openmm::OpenMmTarget::new(&system, self.temperature, threads);
+        Ok(self.open_system()?.map(open).transpose()?.map(|t| Box::new(t) as Box<dyn Target>))
+    }
+
+    fn constraints(&self) -> Result<Vec<(usize, usize, f64)>> {
+        self.open_system()?.map_or(Ok(Vec::new()), |system| system.constraints())
+    }
+
+    fn frames(&self, config: &Config, x0: &[f64]) -> Result<Vec<f64>> {
+        if let Some(path) = &self.frames {
+            return read_frames(path, x0.len());
+        }
+        let system = self.open_system()?.ok_or_else(|| Error::invalid("give --frames, or --system to generate them"))?;
+        let mut options = config.explore.clone();
+        options.temperature = self.temperature;
+        let bar = ProgressBar::new(options.frames as u64);
+        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} frames {elapsed_precise} left {eta_precise}") {
+            bar.set_style(style);
+        }
+        let frames = modejump::train::dynamics::explore(&system, x0, &options, &|n| bar.set_position(n as u64))?;
+        bar.finish();
+        if let Some(path) = &self.keep_frames {
+            let shape = vec![frames.len() / x0.len(), x0.len() / 3, 3];
+            let data = model_file::Data::F32(frames.iter().map(|&v| v as f32).collect());
+            let tensors = std::collections::BTreeMap::from([("x".to_string(), (shape, data))]);
+            model_file::write_atomically(path, &model_file::write_tensors(&tensors, Default::default())?)?;
+        }
+        Ok(frames)
+    }
+}
+
+#[cfg(not(feature = "openmm"))]
+impl Train {
+    fn target(&self) -> Result<Option<Box<dyn Target>>> {
+        match &self.system {
+            Some(_) => Err(Error::Unsupported("--system needs a build with `--features openmm`".into())),
+            None => Ok(None),
+        }
+    }
+
+    fn constraints(&self) -> Result<Vec<(usize, usize, f64)>> {
+        Ok(Vec::new())
+    }
+
+    fn frames(&self, _: &Config, x0: &[f64]) -> Result<Vec<f64>> {
+        let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give --frames"))?;
+        read_frames(path, x0.len())
+    }
+}
+
+fn read_frames(path: &PathBuf, dimension: usize) -> Result<Vec<f64>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let (mut tensors, _) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
+    let x = tensors.remove("x").ok_or_else(|| Error::file(path, "no tensor `x`"))?;
+    match x.data.len() % dimension {
+        0 => Ok(x.data),
+        _ => Err(Error::file(path, format!("`x` has shape {:?}, the topology {} atoms", x.shape, dimension / 3))),
+    }
+}
+
+fn load_flow(path: &PathBuf) -> Result<CouplingFlow<f32>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    CouplingFlow::from_file(&model_file::read(&path.display().to_string(), &bytes)?)
+}
+
+/// The numbers that matter, for the progress line.
+fn line(p: &Progress) -> String {
+    let item = |name: &str, value: f64, digits: usize| match value.is_nan() {
+        true => String::new(),
+        false => format!("{name} {value:.digits$}  "),
+    };
+    [
+        item("nll", p.likelihood, 3),
+        item("held-out", p.held_out, 3),
+        item("kl", p.reverse_kl, 3),
+        item("refine", p.refinement, 3),
+        item("|g|", p.gradient_norm, 2),
+        item("ESS %", 100.0 * p.ess, 2),
+        item("k", p.pareto_k, 2),
+        item("accept %", 100.0 * p.acceptance, 1),
+    ]
+    .concat()
+}

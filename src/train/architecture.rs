@@ -1,0 +1,266 @@
+//! From a topology and frames to an untrained generator.
+//!
+//! Torsions that turn keep their circle and a uniform prior; everything else (bonds, angles, improper torsions, peptide
+//! bonds) is stiff: nearly Gaussian, so it is whitened by its covariance and given a normal prior. The flow is
+//! q(turning torsions) · q(stiff | turning torsions): circular spline couplings first, then couplings of the stiff halves.
+
+use crate::coordinates::{chirality, Coordinates, CoordinatesConfig, Topology, ZMatrix};
+use crate::density::{Exactness, Status};
+use crate::error::{Error, Result};
+use crate::models::card::{ModelCard, ModelConfig, FORMAT};
+use crate::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
+use crate::nn::Activation;
+use serde::{Deserialize, Serialize};
+use std::f64::consts::PI;
+
+/// Sizes of the generator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DesignOptions {
+    /// Pairs of couplings of the turning torsions.
+    pub torsion_rounds: usize,
+    /// Pairs of affine couplings of the stiff coordinates.
+    pub affine_rounds: usize,
+    /// Pairs of spline couplings of the stiff coordinates.
+    pub spline_rounds: usize,
+    pub hidden: Vec<usize>,
+    pub torsion_hidden: Vec<usize>,
+    pub bins: usize,
+    /// Fourier modes of the turning torsions that conditioners see.
+    pub harmonics: usize,
+    pub seed: u64,
+}
+
+impl Default for DesignOptions {
+    fn default() -> DesignOptions {
+        DesignOptions {
+            torsion_rounds: 3,
+            affine_rounds: 3,
+            spline_rounds: 1,
+            hidden: vec![128, 128],
+            torsion_hidden: vec![64, 64],
+            bins: 8,
+            harmonics: 3,
+            seed: 1,
+        }
+    }
+}
+
+/// A torsion is stiff when this share of frames lies within [`STIFF_WINDOW`] of its circular mean.
+const STIFF_SHARE: f64 = 0.999;
+/// A fifth of a turn.
+const STIFF_WINDOW: f64 = 0.2;
+/// Half-width of the splines of stiff coordinates, in standard deviations; the identity beyond.
+const SPLINE_REACH: f64 = 4.0;
+
+/// Builds an untrained flow for a molecule from frames `x[n][atoms][3]` (nm). `constraints` lists bonds of constant length.
+///
+/// Errors: disconnected molecule (names the atoms), constraint that is no bond of the z-matrix, too few usable frames.
+pub fn design(
+    topology: &Topology,
+    frames: &[f64],
+    constraints: &[(usize, usize, f64)],
+    options: &DesignOptions,
+) -> Result<CouplingFlow<f32>> {
+    let dimension = 3 * topology.n_atoms();
+    if frames.len() < dimension || frames.len() % dimension != 0 {
+        return Err(Error::invalid(format!("{} numbers are no frames of {} atoms", frames.len(), topology.n_atoms())));
+    }
+    let zmatrix = ZMatrix::automatic(topology)?;
+    let config = CoordinatesConfig::Internal {
+        frame: zmatrix.frame,
+        rows: zmatrix.rows,
+        normalize_angles: true,
+        constraints: constraints.to_vec(),
+        stereocentres: chirality::stereocentres(topology, &frames[..dimension]),
+    };
+    let coordinates = Coordinates::new(&config, |a| topology.label(a))?;
+    let n_torsions = topology.n_atoms() - 3;
+    let u = encode(&coordinates, frames, dimension);
+    let d = coordinates.dimension_u();
+    if u.len() < 4 * d * d {
+        return Err(Error::invalid(format!("{} usable frames are too few to fit {d} coordinates", u.len() / d)));
+    }
+    let (turning, centres) = classify(&u, d, n_torsions);
+    let layers = layers(&u, d, n_torsions, &turning, &centres, options)?;
+    let card = ModelCard {
+        format: FORMAT,
+        model: ModelConfig::Coupling(CouplingConfig { uniform: turning, layers }),
+        coordinates: config,
+        exactness: Exactness::Exact,
+        temperature: None,
+        target: None,
+        topology: Some(topology.clone()),
+        provenance: Default::default(),
+    };
+    let mut flow = CouplingFlow::new(card)?;
+    flow.initialise(options.seed);
+    Ok(flow)
+}
+
+/// Generator coordinates of the frames that have them.
+fn encode(coordinates: &Coordinates, frames: &[f64], dimension: usize) -> Vec<f64> {
+    let d = coordinates.dimension_u();
+    let mut u = Vec::with_capacity(frames.len() / dimension * d);
+    let mut row = vec![0.0; d];
+    for x in frames.chunks_exact(dimension) {
+        if coordinates.encode(x, &mut row).1 == Status::Inside {
+            u.extend_from_slice(&row);
+        }
+    }
+    u
+}
+
+/// Distance on the circle of circumference one, signed.
+fn turn(a: f64) -> f64 {
+    a - a.round()
+}
+
+/// Indices of the turning torsions, and the circular mean of every torsion. Torsions are the last coordinates.
+fn classify(u: &[f64], d: usize, n_torsions: usize) -> (Vec<usize>, Vec<f64>) {
+    let n = (u.len() / d) as f64;
+    let mut turning = Vec::new();
+    let mut centres = Vec::with_capacity(n_torsions);
+    for i in d - n_torsions..d {
+        let values = || u.iter().skip(i).step_by(d);
+        let (sin, cos) = values().fold((0.0, 0.0), |(s, c), v| (s + (2.0 * PI * v).sin(), c + (2.0 * PI * v).cos()));
+        let centre = f64::atan2(sin, cos) / (2.0 * PI);
+        let within = values().filter(|&&v| turn(v - centre).abs() < STIFF_WINDOW).count() as f64;
+        if within < STIFF_SHARE * n {
+            turning.push(i);
+        }
+        centres.push(centre);
+    }
+    (turning, centres)
+}
+
+fn layers(
+    u: &[f64],
+    d: usize,
+    n_torsions: usize,
+    turning: &[usize],
+    centres: &[f64],
+    options: &DesignOptions,
+) -> Result<Vec<LayerConfig>> {
+    let stiff: Vec<usize> = (0..d).filter(|i| !turning.contains(i)).collect();
+    let wrapped: Vec<usize> = stiff.iter().copied().filter(|&i| i >= d - n_torsions).collect();
+    // the mean of a wrapped torsion goes to one half of the turn
+    let shift: Vec<f64> = wrapped.iter().map(|&i| centres[i + n_torsions - d] - 0.5).collect();
+    let (mean, matrix) = whitening(u, d, &stiff, |i, v| match wrapped.iter().position(|&w| w == i) {
+        Some(w) => (v - shift[w]).rem_euclid(1.0),
+        None => v,
+    })?;
+    let mut layers = torsion_layers(turning, options);
+    layers.extend(stiff_layers(&stiff, turning, options));
+    layers.push(LayerConfig::Whiten { transformed: stiff, mean, matrix });
+    if !wrapped.is_empty() {
+        layers.push(LayerConfig::Wrap { transformed: wrapped, shift });
+    }
+    Ok(layers)
+}
+
+/// Circular spline couplings between two halves of the turning torsions, with learned shifts between.
+fn torsion_layers(turning: &[usize], options: &DesignOptions) -> Vec<LayerConfig> {
+    let mut layers = Vec::new();
+    if turning.len() < 2 {
+        return layers;
+    }
+    for round in 0..options.torsion_rounds {
+        // halves differ from round to round, so that every pair of torsions meets
+        let side = |&(k, _): &(usize, &usize)| (k >> (round % 2)) % 2 == 0;
+        let (a, b): (Vec<_>, Vec<_>) = turning.iter().enumerate().partition(side);
+        let strip = |list: Vec<(usize, &usize)>| list.into_iter().map(|(_, &i)| i).collect::<Vec<_>>();
+        let (a, b) = (strip(a), strip(b));
+        if a.is_empty() || b.is_empty() {
+            continue;
+        }
+        for (moved, seen) in [(&a, &b), (&b, &a)] {
+            layers.push(LayerConfig::Spline {
+                transformed: moved.clone(),
+                features: Features { periodic: seen.clone(), harmonics: options.harmonics, plain: vec![] },
+                ends: Ends::Circular,
+                bins: options.bins.max(8) * 2,
+                interval: [0.0, 1.0],
+                hidden: options.torsion_hidden.clone(),
+                activation: Activation::Silu,
+                identity_init: true,
+            });
+        }
+        layers.push(LayerConfig::Shift { transformed: turning.to_vec() });
+    }
+    layers
+}
+
+/// Couplings of two halves of the stiff coordinates given the other half and all turning torsions.
+fn stiff_layers(stiff: &[usize], turning: &[usize], options: &DesignOptions) -> Vec<LayerConfig> {
+    let mut layers = Vec::new();
+    for round in 0..options.spline_rounds + options.affine_rounds {
+        let side = |&(k, _): &(usize, &usize)| match round % 3 {
+            0 => k % 2 == 0,
+            1 => k % 4 < 2,
+            _ => (k % 4 == 0) || (k % 4 == 3),
+        };
+        let (a, b): (Vec<_>, Vec<_>) = stiff.iter().enumerate().partition(side);
+        let strip = |list: Vec<(usize, &usize)>| list.into_iter().map(|(_, &i)| i).collect::<Vec<_>>();
+        let (a, b) = (strip(a), strip(b));
+        for (moved, seen) in [(&a, &b), (&b, &a)] {
+            let features =
+                Features { periodic: turning.to_vec(), harmonics: options.harmonics, plain: seen.clone() };
+            if moved.is_empty() || features.is_empty() {
+                continue;
+            }
+            layers.push(if round < options.spline_rounds {
+                LayerConfig::Spline {
+                    transformed: moved.clone(),
+                    features,
+                    ends: Ends::Linear,
+                    bins: options.bins,
+                    interval: [-SPLINE_REACH, SPLINE_REACH],
+                    hidden: options.hidden.clone(),
+                    activation: Activation::Silu,
+                    identity_init: true,
+                }
+            } else {
+                LayerConfig::Affine {
+                    transformed: moved.clone(),
+                    features,
+                    hidden: options.hidden.clone(),
+                    activation: Activation::Silu,
+                    scale_activation: None,
+                    preserve_volume: false,
+                }
+            });
+        }
+    }
+    layers
+}
+
+/// Mean and Cholesky factor of the covariance of the chosen coordinates, after `map`.
+fn whitening(u: &[f64], d: usize, chosen: &[usize], map: impl Fn(usize, f64) -> f64) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (n, m) = (u.len() / d, chosen.len());
+    let values: Vec<f64> = u.chunks_exact(d).flat_map(|row| chosen.iter().map(|&i| map(i, row[i])).collect::<Vec<_>>()).collect();
+    let mut mean = vec![0.0; m];
+    values.chunks_exact(m).for_each(|row| mean.iter_mut().zip(row).for_each(|(s, v)| *s += v / n as f64));
+    let mut covariance = vec![0.0; m * m];
+    for row in values.chunks_exact(m) {
+        for i in 0..m {
+            let a = (row[i] - mean[i]) / n as f64;
+            (0..=i).for_each(|j| covariance[i * m + j] += a * (row[j] - mean[j]));
+        }
+    }
+    // Cholesky, in place in the lower triangle
+    for i in 0..m {
+        for j in 0..=i {
+            let sum: f64 = (0..j).map(|k| covariance[i * m + k] * covariance[j * m + k]).sum();
+            let rest = covariance[i * m + j] - sum;
+            covariance[i * m + j] = if i == j { rest.sqrt() } else { rest / covariance[j * m + j] };
+        }
+        if !(covariance[i * m + i] > 1e-9) {
+            return Err(Error::invalid(format!(
+                "generator coordinate {} does not vary in the frames; is it constrained, or are there too few frames?",
+                chosen[i]
+            )));
+        }
+    }
+    Ok((mean, covariance))
+}

@@ -1,0 +1,116 @@
+//! Losses and their gradients. Each adds `scale · ∂L/∂parameters` to `gradient` and returns what a progress line shows.
+
+use crate::density::{Density, Evaluation};
+use crate::error::Result;
+use crate::models::coupling::{CouplingFlow, Workspace, CHUNK};
+use crate::rng::Stream;
+use crate::target::Target;
+use rayon::prelude::*;
+
+/// Beyond this excess over the typical reduced energy the energy loss grows by its logarithm only (Noé et al. 2019,
+/// supplement). Training only: moves use the energy as it is.
+const ENERGY_KNEE: f64 = 40.0;
+/// Largest norm of one sample's gradient by x, 1/nm.
+const LARGEST_FORCE: f64 = 3e4;
+
+/// Maximum likelihood: L = −mean log q(x). Frames outside the support are left out. Returns L.
+pub fn maximum_likelihood(flow: &CouplingFlow<f32>, x: &[f64], scale: f64, gradient: &mut [f32]) -> Result<f64> {
+    let n = x.len() / flow.dimension();
+    let mut log_q = vec![Evaluation::inside(0.0); n];
+    let mut own = vec![0.0f32; gradient.len()];
+    flow.parameter_gradient(x, &vec![-scale / n as f64; n], &mut log_q, &mut own)?;
+    gradient.iter_mut().zip(&own).for_each(|(g, own)| *g += own);
+    let inside: Vec<f64> = log_q.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
+    Ok(-inside.iter().sum::<f64>() / inside.len().max(1) as f64)
+}
+
+/// Samples of the model with their energies: what reverse KL and self-refinement are made of.
+#[derive(Clone, Debug, Default)]
+pub struct Samples {
+    /// `[n][dimension]`, nm.
+    pub x: Vec<f64>,
+    pub log_density: Vec<f64>,
+    pub reduced_potential: Vec<f64>,
+    /// −u − log q; −∞ for samples that a move would reject.
+    pub log_weight: Vec<f64>,
+}
+
+/// Draws n samples and evaluates their reduced potential.
+pub fn draw(
+    flow: &CouplingFlow<f32>,
+    target: &mut dyn Target,
+    n: usize,
+    streams: &(dyn Fn(usize) -> Stream + Sync),
+) -> Result<Samples> {
+    let mut x = vec![0.0; n * flow.dimension()];
+    let mut log_q = vec![Evaluation::inside(0.0); n];
+    flow.sample(streams, &mut x, &mut log_q)?;
+    let mut u = vec![0.0; n];
+    target.reduced_potential(&x, &mut u)?;
+    Ok(collect(x, &log_q, u))
+}
+
+fn collect(x: Vec<f64>, log_q: &[Evaluation], u: Vec<f64>) -> Samples {
+    let log_weight = log_q.iter().zip(&u).map(|(e, &u)| crate::weights::log_weight(u, e)).collect();
+    Samples { x, log_density: log_q.iter().map(|e| e.log_density).collect(), reduced_potential: u, log_weight }
+}
+
+/// Reverse KL: L = mean [u(x) + log q(x)] over x = T(z), by the path gradient: ∂/∂θ through x at fixed density parameters
+/// (Roeder, Wu, Duvenaud, NeurIPS 2017; Vaitl et al., ICML 2022), which vanishes sample by sample when q is the target.
+pub fn reverse_kl(
+    flow: &CouplingFlow<f32>,
+    target: &mut dyn Target,
+    n: usize,
+    streams: &(dyn Fn(usize) -> Stream + Sync),
+    scale: f64,
+    gradient: &mut [f32],
+) -> Result<Samples> {
+    let dx = flow.dimension();
+    let mut x = vec![0.0; n * dx];
+    let mut log_q = vec![Evaluation::inside(0.0); n];
+    let mut workspaces: Vec<Workspace<f32>> = (0..n.div_ceil(CHUNK)).map(|_| Workspace::default()).collect();
+    let chunks = x.par_chunks_mut(CHUNK * dx).zip(log_q.par_chunks_mut(CHUNK)).zip(&mut workspaces);
+    chunks.enumerate().for_each(|(chunk, ((x, log_q), ws))| {
+        flow.generate_chunk(ws, x, |row, z| flow.draw_latent(&mut streams(chunk * CHUNK + row), z));
+        log_q.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
+    });
+    let (mut u, mut gx) = (vec![0.0; n], vec![0.0; n * dx]);
+    target.reduced_potential_gradient(&x, &mut u, &mut gx)?;
+    let (mut again, mut g_log_q) = (log_q.clone(), vec![0.0; n * dx]);
+    flow.log_density_gradient(&x, &mut again, &mut g_log_q)?;
+    regularise(&u, &log_q, &mut gx, &g_log_q, scale / n as f64);
+
+    let lanes = workspaces.len().div_ceil(4).max(1);
+    let partial: Vec<Vec<f32>> = workspaces
+        .par_chunks_mut(lanes)
+        .zip(x.par_chunks(lanes * CHUNK * dx).zip(gx.par_chunks(lanes * CHUNK * dx)))
+        .map(|(workspaces, (x, gx))| {
+            let mut sum = vec![0.0; gradient.len()];
+            for (ws, (x, gx)) in workspaces.iter_mut().zip(x.chunks(CHUNK * dx).zip(gx.chunks(CHUNK * dx))) {
+                flow.generate_vjp(ws, x, gx, &vec![0.0; x.len() / dx], &mut sum);
+            }
+            sum
+        })
+        .collect();
+    partial.iter().for_each(|sum| gradient.iter_mut().zip(sum).for_each(|(g, s)| *g += s));
+    Ok(collect(x, &log_q, u))
+}
+
+/// gx ← factor · (softened ∇u + ∇ log q), limited in norm, zero for rejected samples.
+fn regularise(u: &[f64], log_q: &[Evaluation], gx: &mut [f64], g_log_q: &[f64], factor: f64) {
+    let mut sorted: Vec<f64> = u.iter().copied().filter(|u| u.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    let typical = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+    let dx = gx.len() / u.len();
+    for (row, (gx, g_log_q)) in gx.chunks_exact_mut(dx).zip(g_log_q.chunks_exact(dx)).enumerate() {
+        let excess = u[row] - typical;
+        let soften = if excess > ENERGY_KNEE { ENERGY_KNEE / excess } else { 1.0 };
+        gx.iter_mut().zip(g_log_q).for_each(|(g, q)| *g = soften * *g + q);
+        let norm = gx.iter().map(|g| g * g).sum::<f64>().sqrt();
+        let factor = match log_q[row].is_inside() && norm.is_finite() {
+            true => factor * (LARGEST_FORCE / norm).min(1.0),
+            false => 0.0,
+        };
+        gx.iter_mut().for_each(|g| *g = if factor == 0.0 { 0.0 } else { *g * factor });
+    }
+}

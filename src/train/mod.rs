@@ -1,0 +1,13 @@
+//! Training of generators: maximum likelihood on frames, reverse KL with the engine's energies, and self-refinement on the
+//! model's own importance-weighted samples, in any mix. Nothing here enters an acceptance: a finished model is frozen.
+
+pub mod architecture;
+#[cfg(feature = "openmm")]
+pub mod dynamics;
+pub mod losses;
+pub mod optimiser;
+pub mod trainer;
+
+pub use architecture::{design, DesignOptions};
+pub use optimiser::{AdamW, Schedule};
+pub use trainer::{Progress, TrainOptions, Trainer};

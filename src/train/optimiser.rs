@@ -1,0 +1,110 @@
+//! AdamW (Loshchilov and Hutter, ICLR 2019), learning-rate schedules, gradient clipping and a moving average of parameters.
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Schedule {
+    Constant,
+    /// Linear warm-up over the first 2 %, then half a cosine down to zero.
+    Cosine,
+    /// Linear rise over the first 30 %, then half a cosine down to zero (Smith and Topin 2017).
+    OneCycle,
+}
+
+impl Schedule {
+    /// Factor of the peak rate at `progress` in [0, 1].
+    pub fn factor(self, progress: f64) -> f64 {
+        let ramp = |rise: f64| {
+            if progress < rise {
+                return (progress / rise).max(1e-3);
+            }
+            0.5 * (1.0 + (std::f64::consts::PI * (progress - rise) / (1.0 - rise)).cos())
+        };
+        match self {
+            Schedule::Constant => 1.0,
+            Schedule::Cosine => ramp(0.02),
+            Schedule::OneCycle => ramp(0.3),
+        }
+    }
+}
+
+/// Optimiser state: first and second moments and the moving average, all laid out as the parameters.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdamW {
+    step: u64,
+    first: Vec<f32>,
+    second: Vec<f32>,
+    /// Exponential moving average of the parameters.
+    pub average: Vec<f32>,
+    weight_decay: f32,
+    decay: f32,
+}
+
+const BETA1: f32 = 0.9;
+const BETA2: f32 = 0.999;
+const EPSILON: f32 = 1e-8;
+const BLOCK: usize = 32_768;
+
+impl AdamW {
+    /// `decay` is that of the moving average; it warms up as (1 + t)/(10 + t).
+    pub fn new(parameters: &[f32], weight_decay: f64, decay: f64) -> AdamW {
+        AdamW {
+            step: 0,
+            first: vec![0.0; parameters.len()],
+            second: vec![0.0; parameters.len()],
+            average: parameters.to_vec(),
+            weight_decay: weight_decay as f32,
+            decay: decay as f32,
+        }
+    }
+
+    /// One step down the gradient, which is scaled to at most `clip` in norm first. Returns the norm before scaling; a
+    /// non-finite gradient is skipped.
+    pub fn update(&mut self, parameters: &mut [f32], gradient: &[f32], rate: f64, clip: f64) -> f64 {
+        let norm = gradient.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
+        if !norm.is_finite() {
+            return norm;
+        }
+        self.step += 1;
+        let scale = if norm > clip { (clip / norm) as f32 } else { 1.0 };
+        let t = self.step as i32;
+        let (c1, c2) = (1.0 - BETA1.powi(t), 1.0 - BETA2.powi(t));
+        let rate = rate as f32;
+        let shrink = 1.0 - rate * self.weight_decay;
+        let t = self.step as f32;
+        let keep = self.decay.min((1.0 + t) / (10.0 + t));
+        let blocks = parameters.par_chunks_mut(BLOCK).zip(gradient.par_chunks(BLOCK));
+        let moments = self.first.par_chunks_mut(BLOCK).zip(self.second.par_chunks_mut(BLOCK));
+        blocks.zip(moments).zip(self.average.par_chunks_mut(BLOCK)).for_each(|(((p, g), (m, v)), average)| {
+            for i in 0..p.len() {
+                let g = scale * g[i];
+                m[i] = BETA1 * m[i] + (1.0 - BETA1) * g;
+                v[i] = BETA2 * v[i] + (1.0 - BETA2) * g * g;
+                p[i] = shrink * p[i] - rate * (m[i] / c1) / ((v[i] / c2).sqrt() + EPSILON);
+                average[i] = keep * average[i] + (1.0 - keep) * p[i];
+            }
+        });
+        norm
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_minimum_of_a_quadratic_and_skips_nan() {
+        let mut p = vec![3.0f32, -2.0];
+        let mut adam = AdamW::new(&p, 0.0, 0.9);
+        for step in 0..2000 {
+            let gradient = [2.0 * (p[0] - 1.0), 20.0 * (p[1] - 0.5)];
+            adam.update(&mut p, &gradient, 0.05 * Schedule::Cosine.factor(f64::from(step) / 2000.0), 10.0);
+        }
+        assert!((p[0] - 1.0).abs() < 1e-3 && (p[1] - 0.5).abs() < 1e-3, "{p:?}");
+        let before = p.clone();
+        assert!(adam.update(&mut p, &[f32::NAN, 0.0], 0.1, 1.0).is_nan());
+        assert_eq!(p, before);
+    }
+}

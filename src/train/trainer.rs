@@ -1,0 +1,395 @@
+//! The training loop: phases of a mix of losses, with a state that can be saved and continued bit for bit.
+
+use super::losses::{self, Samples};
+use super::optimiser::{AdamW, Schedule};
+use crate::density::{Density, Evaluation};
+use crate::error::{Error, Result};
+use crate::models::coupling::CouplingFlow;
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+use crate::weights;
+use serde::{Deserialize, Serialize};
+
+/// One stretch of training with its own learning rate and mix of losses. Weight zero switches a loss off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Phase {
+    pub steps: usize,
+    /// Peak learning rate.
+    pub rate: f64,
+    pub schedule: Schedule,
+    /// Maximum likelihood on the frames: weight and batch.
+    pub likelihood: f64,
+    pub batch: usize,
+    /// Reverse KL by the engine's energies: weight and batch.
+    pub reverse_kl: f64,
+    pub energy_batch: usize,
+    /// Maximum likelihood on the model's own importance-resampled samples: weight and batch.
+    pub refinement: f64,
+    pub refinement_batch: usize,
+    /// Steps between draws of new samples for refinement, how many, and how many are kept.
+    pub refresh: usize,
+    pub draw: usize,
+    pub keep: usize,
+}
+
+impl Default for Phase {
+    fn default() -> Phase {
+        Phase {
+            steps: 10_000,
+            rate: 1e-3,
+            schedule: Schedule::Cosine,
+            likelihood: 1.0,
+            batch: 512,
+            reverse_kl: 0.0,
+            energy_batch: 256,
+            refinement: 0.0,
+            refinement_batch: 512,
+            refresh: 100,
+            draw: 4096,
+            keep: 65_536,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainOptions {
+    pub phases: Vec<Phase>,
+    pub weight_decay: f64,
+    /// Largest gradient norm.
+    pub clip: f64,
+    /// Decay of the moving average of the parameters; the average is what is saved.
+    pub average: f64,
+    /// Share of the frames held out.
+    pub held_out: f64,
+    /// Steps between evaluations, and samples drawn in each for the effective sample size.
+    pub evaluate: usize,
+    pub evaluation_samples: usize,
+    /// Ends a phase without energy terms after this many evaluations without a better held-out likelihood; 0 = never.
+    pub patience: usize,
+    pub seed: u64,
+}
+
+impl Default for TrainOptions {
+    fn default() -> TrainOptions {
+        TrainOptions {
+            phases: vec![Phase::default()],
+            weight_decay: 1e-5,
+            clip: 10.0,
+            average: 0.999,
+            held_out: 0.05,
+            evaluate: 500,
+            evaluation_samples: 4096,
+            patience: 0,
+            seed: 1,
+        }
+    }
+}
+
+/// What an evaluation found, for the progress line, the log and the plot.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    pub step: usize,
+    pub rate: f64,
+    /// Training losses, averaged since the last evaluation; NaN where a loss is off.
+    pub likelihood: f64,
+    pub reverse_kl: f64,
+    pub refinement: f64,
+    pub gradient_norm: f64,
+    /// −mean log q of held-out frames by the averaged parameters; NaN without frames.
+    pub held_out: f64,
+    /// Effective sample size per sample of the averaged model, and its Pareto k̂; NaN without a target.
+    pub ess: f64,
+    pub pareto_k: f64,
+    /// Mean acceptance of an independence proposal from the averaged model, from pairs of its weighted samples.
+    pub acceptance: f64,
+}
+
+/// Everything that a later run needs to continue.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TrainState {
+    pub options: TrainOptions,
+    pub step: usize,
+    phase: usize,
+    phase_start: usize,
+    parameters: Vec<f32>,
+    optimiser: AdamW,
+    pool_x: Vec<f64>,
+    pool_log_weight: Vec<f64>,
+    best_held_out: f64,
+    evaluations_since_best: usize,
+    sums: [f64; 5],
+    pub history: Vec<Progress>,
+}
+
+/// Trains one flow on frames, a target, or both.
+pub struct Trainer<'a> {
+    flow: CouplingFlow<f32>,
+    frames: &'a [f64],
+    held_out: &'a [f64],
+    target: Option<&'a mut dyn Target>,
+    state: TrainState,
+    gradient: Vec<f32>,
+}
+
+impl<'a> Trainer<'a> {
+    /// `frames[n][dimension]` may be empty when no phase uses them; `target` may be absent likewise.
+    pub fn new(
+        flow: CouplingFlow<f32>,
+        frames: &'a [f64],
+        target: Option<&'a mut dyn Target>,
+        options: TrainOptions,
+    ) -> Result<Trainer<'a>> {
+        let optimiser = AdamW::new(flow.parameters(), options.weight_decay, options.average);
+        let state = TrainState {
+            step: 0,
+            phase: 0,
+            phase_start: 0,
+            parameters: flow.parameters().to_vec(),
+            optimiser,
+            pool_x: Vec::new(),
+            pool_log_weight: Vec::new(),
+            best_held_out: f64::INFINITY,
+            evaluations_since_best: 0,
+            sums: [0.0; 5],
+            history: Vec::new(),
+            options,
+        };
+        Trainer::resume(flow, frames, target, state)
+    }
+
+    /// Continues from a saved state.
+    pub fn resume(
+        mut flow: CouplingFlow<f32>,
+        frames: &'a [f64],
+        target: Option<&'a mut dyn Target>,
+        state: TrainState,
+    ) -> Result<Trainer<'a>> {
+        let dx = flow.dimension();
+        let needs = |f: fn(&Phase) -> f64| state.options.phases.iter().any(|p| f(p) > 0.0);
+        if needs(|p| p.likelihood) && frames.is_empty() {
+            return Err(Error::invalid("maximum likelihood needs frames; give a trajectory or set `likelihood` to 0"));
+        }
+        if (needs(|p| p.reverse_kl) || needs(|p| p.refinement)) && target.is_none() {
+            return Err(Error::invalid("reverse KL and refinement need energies; give a System"));
+        }
+        if frames.len() % dx != 0 {
+            return Err(Error::invalid(format!("{} numbers are no frames of {dx} coordinates", frames.len())));
+        }
+        if state.parameters.len() != flow.parameters().len() {
+            return Err(Error::invalid("the saved training state belongs to another model"));
+        }
+        flow.parameters_mut().copy_from_slice(&state.parameters);
+        let n = frames.len() / dx;
+        let n_held_out = (n as f64 * state.options.held_out) as usize;
+        let (held_out, frames) = frames.split_at(n_held_out * dx);
+        let gradient = vec![0.0; flow.parameters().len()];
+        Ok(Trainer { flow, frames, held_out, target, state, gradient })
+    }
+
+    pub fn state(&mut self) -> &TrainState {
+        self.state.parameters.copy_from_slice(self.flow.parameters());
+        &self.state
+    }
+
+    /// The model with averaged parameters.
+    pub fn averaged(&self) -> Result<CouplingFlow<f32>> {
+        let mut model = self.flow.cast::<f32>()?;
+        model.parameters_mut().copy_from_slice(&self.state.optimiser.average);
+        Ok(model)
+    }
+
+    /// Steps of all phases together.
+    pub fn total_steps(&self) -> usize {
+        self.state.options.phases.iter().map(|p| p.steps).sum()
+    }
+
+    pub fn step_count(&self) -> usize {
+        self.state.step
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.state.phase >= self.state.options.phases.len()
+    }
+
+    /// One step. Returns an evaluation when one was due.
+    pub fn step(&mut self) -> Result<Option<Progress>> {
+        let Some(phase) = self.state.options.phases.get(self.state.phase).cloned() else { return Ok(None) };
+        let done = self.state.step - self.state.phase_start;
+        let rate = phase.rate * phase.schedule.factor(done as f64 / phase.steps.max(1) as f64);
+        self.gradient.fill(0.0);
+        if phase.likelihood > 0.0 {
+            let x = self.batch(phase.batch);
+            let loss = losses::maximum_likelihood(&self.flow, &x, phase.likelihood, &mut self.gradient)?;
+            self.state.sums[0] += loss;
+        }
+        if phase.reverse_kl > 0.0 {
+            self.energy_step(&phase)?;
+        }
+        if phase.refinement > 0.0 {
+            self.refinement_step(&phase, done)?;
+        }
+        let norm = self.state.optimiser.update(self.flow.parameters_mut(), &self.gradient, rate, self.state.options.clip);
+        self.state.sums[3] += norm;
+        self.state.sums[4] += 1.0;
+        self.state.step += 1;
+        let ends = done + 1 >= phase.steps;
+        let progress = match ends || self.state.step % self.state.options.evaluate.max(1) == 0 {
+            true => Some(self.evaluate(&phase, rate)?),
+            false => None,
+        };
+        if ends || self.out_of_patience(&phase) {
+            self.state.phase += 1;
+            self.state.phase_start = self.state.step;
+            self.state.evaluations_since_best = 0;
+        }
+        Ok(progress)
+    }
+
+    fn out_of_patience(&self, phase: &Phase) -> bool {
+        let patience = self.state.options.patience;
+        patience > 0 && phase.reverse_kl == 0.0 && phase.refinement == 0.0 && self.state.evaluations_since_best >= patience
+    }
+
+    fn stream(&self, id: StreamId, replica: u32) -> Stream {
+        Stream::new(self.state.options.seed, id, self.state.step as u64, replica)
+    }
+
+    /// Random frames.
+    fn batch(&self, n: usize) -> Vec<f64> {
+        let dx = self.flow.dimension();
+        let mut stream = self.stream(StreamId::Train, 0);
+        let mut x = Vec::with_capacity(n * dx);
+        (0..n).for_each(|_| x.extend_from_slice(&self.frames[stream.below(self.frames.len() / dx) * dx..][..dx]));
+        x
+    }
+
+    fn energy_step(&mut self, phase: &Phase) -> Result<()> {
+        let (seed, step) = (self.state.options.seed, self.state.step as u64);
+        let streams = move |row: usize| Stream::new(seed, StreamId::Sample, step, row as u32);
+        let Some(target) = self.target.as_deref_mut() else { return Ok(()) };
+        let samples = losses::reverse_kl(&self.flow, target, phase.energy_batch, &streams, phase.reverse_kl, &mut self.gradient)?;
+        let finite: Vec<f64> = samples.log_weight.iter().copied().filter(|w| w.is_finite()).collect();
+        self.state.sums[1] -= finite.iter().sum::<f64>() / finite.len().max(1) as f64;
+        Ok(())
+    }
+
+    fn refinement_step(&mut self, phase: &Phase, done: usize) -> Result<()> {
+        if done % phase.refresh.max(1) == 0 {
+            let (seed, step) = (self.state.options.seed, self.state.step as u64);
+            let streams = move |row: usize| Stream::new(seed, StreamId::Resample, step, row as u32);
+            let Some(target) = self.target.as_deref_mut() else { return Ok(()) };
+            let samples = losses::draw(&self.flow, target, phase.draw, &streams)?;
+            self.keep(samples, phase.keep);
+        }
+        let x = self.refinement_batch(phase.refinement_batch)?;
+        let loss = losses::maximum_likelihood(&self.flow, &x, phase.refinement, &mut self.gradient)?;
+        self.state.sums[2] += loss;
+        Ok(())
+    }
+
+    /// Adds samples to the pool with truncated weights (Ionides, J. Comput. Graph. Stat. 17, 295 (2008)): w ≤ mean(w) √n.
+    fn keep(&mut self, samples: Samples, capacity: usize) {
+        let dx = self.flow.dimension();
+        let n = samples.log_weight.len() as f64;
+        let limit = weights::log_sum_exp(&samples.log_weight) - 0.5 * n.ln();
+        let state = &mut self.state;
+        for (x, &w) in samples.x.chunks_exact(dx).zip(&samples.log_weight).filter(|(_, w)| w.is_finite()) {
+            state.pool_x.extend_from_slice(x);
+            state.pool_log_weight.push(w.min(limit));
+        }
+        let surplus = state.pool_log_weight.len().saturating_sub(capacity);
+        state.pool_log_weight.drain(..surplus);
+        state.pool_x.drain(..surplus * dx);
+    }
+
+    fn refinement_batch(&self, n: usize) -> Result<Vec<f64>> {
+        let dx = self.flow.dimension();
+        let mut stream = self.stream(StreamId::Train, 1);
+        let chosen = weights::resample(&self.state.pool_log_weight, n, weights::Resampling::Systematic, &mut stream)?;
+        Ok(chosen.iter().flat_map(|&i| self.state.pool_x[i * dx..][..dx].iter().copied()).collect())
+    }
+
+    fn evaluate(&mut self, phase: &Phase, rate: f64) -> Result<Progress> {
+        let model = self.averaged()?;
+        let mean = |sum: f64, on: bool| if on { sum / self.state.sums[4] } else { f64::NAN };
+        let mut progress = Progress {
+            step: self.state.step,
+            rate,
+            likelihood: mean(self.state.sums[0], phase.likelihood > 0.0),
+            reverse_kl: mean(self.state.sums[1], phase.reverse_kl > 0.0),
+            refinement: mean(self.state.sums[2], phase.refinement > 0.0),
+            gradient_norm: mean(self.state.sums[3], true),
+            held_out: f64::NAN,
+            ess: f64::NAN,
+            pareto_k: f64::NAN,
+            acceptance: f64::NAN,
+        };
+        self.state.sums = [0.0; 5];
+        if !self.held_out.is_empty() {
+            progress.held_out = held_out(&model, self.held_out)?;
+            if progress.held_out < self.state.best_held_out {
+                self.state.best_held_out = progress.held_out;
+                self.state.evaluations_since_best = 0;
+            } else {
+                self.state.evaluations_since_best += 1;
+            }
+        }
+        let (seed, step) = (self.state.options.seed, self.state.step as u64);
+        if let Some(target) = self.target.as_deref_mut() {
+            let streams = move |row: usize| Stream::new(seed, StreamId::Bootstrap, step, row as u32);
+            let samples = losses::draw(&model, target, self.state.options.evaluation_samples, &streams)?;
+            let n = samples.log_weight.len() as f64;
+            progress.ess = weights::effective_sample_size(&samples.log_weight)? / n;
+            progress.pareto_k = weights::pareto_k(&samples.log_weight).unwrap_or(f64::NAN);
+            progress.acceptance = acceptance(&samples.log_weight);
+        }
+        self.state.history.push(progress.clone());
+        Ok(progress)
+    }
+}
+
+/// −mean log q over at most 8192 of the held-out frames.
+fn held_out(model: &CouplingFlow<f32>, frames: &[f64]) -> Result<f64> {
+    let dx = model.dimension();
+    let n = (frames.len() / dx).min(8192);
+    let mut log_q = vec![Evaluation::inside(0.0); n];
+    model.log_density(&frames[..n * dx], &mut log_q)?;
+    let inside: Vec<f64> = log_q.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
+    Ok(-inside.iter().sum::<f64>() / inside.len().max(1) as f64)
+}
+
+/// Mean acceptance of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)), with x from the
+/// weighted samples themselves.
+pub fn acceptance(log_weight: &[f64]) -> f64 {
+    let mut sorted: Vec<f64> = log_weight.iter().copied().filter(|w| w.is_finite()).collect();
+    if sorted.is_empty() {
+        return 0.0;
+    }
+    sorted.sort_by(f64::total_cmp);
+    let largest = sorted[sorted.len() - 1];
+    let total: f64 = sorted.iter().map(|w| (w - largest).exp()).sum();
+    // Σ_x w_x Σ_y min(1, w_y/w_x) / (n Σ w): below x in order contribute w_y, above contribute w_x
+    let (mut below, mut sum) = (0.0, 0.0);
+    for (rank, w) in sorted.iter().enumerate() {
+        let w = (w - largest).exp();
+        sum += below + w * (sorted.len() - rank) as f64;
+        below += w;
+    }
+    sum / (total * log_weight.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acceptance_of_equal_weights_is_one_and_of_lognormal_weights_is_known() {
+        assert!((acceptance(&[0.3; 50]) - 1.0).abs() < 1e-12);
+        let mut stream = Stream::new(1, StreamId::Test, 0, 0);
+        let w: Vec<f64> = (0..200_000).map(|_| stream.normal()).collect();
+        // σ = 1: erfc(σ/2)
+        assert!((acceptance(&w) - libm::erfc(0.5)).abs() < 0.01);
+    }
+}
