@@ -1,4 +1,5 @@
 //! Molecular-dynamics engines that supply energies, forces and trajectories.
 
+pub mod langevin;
 #[cfg(feature = "openmm")]
 pub mod openmm;

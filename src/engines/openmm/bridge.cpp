@@ -1,8 +1,10 @@
 #include "modejump/src/engines/openmm/bridge.h"
 
 #include <openmm/internal/ContextImpl.h>
+#include <openmm/reference/SimTKOpenMMUtilities.h>
 #include <openmm/serialization/XmlSerializer.h>
 
+#include <mutex>
 #include <sstream>
 
 using OpenMM::Context;
@@ -57,6 +59,30 @@ Platform &find_platform(const string &name) {
     }
     throw OpenMMException("OpenMM has no platform '" + name + "' here; it has " + names);
 }
+
+// The Reference platform's random numbers have one unguarded state for the whole process. While a RandomTurn lives, that
+// state is the Simulation's own: simulations in one process neither disturb each other nor race, but take turns.
+class RandomTurn {
+public:
+    explicit RandomTurn(string &state) : lock(mutex), state(state) {
+        if (!state.empty()) {
+            std::istringstream stream(state, std::ios::binary);
+            OpenMM::SimTKOpenMMUtilities::loadCheckpoint(stream);
+        }
+    }
+    ~RandomTurn() {
+        std::ostringstream stream(std::ios::binary);
+        OpenMM::SimTKOpenMMUtilities::createCheckpoint(stream);
+        state = stream.str();
+    }
+
+private:
+    static std::mutex mutex;
+    std::lock_guard<std::mutex> lock;
+    string &state;
+};
+
+std::mutex RandomTurn::mutex;
 
 std::map<string, string> properties(const Platform &platform, size_t threads) {
     if (platform.getName() == "CPU" && threads > 0)
@@ -142,45 +168,48 @@ std::unique_ptr<Evaluator> new_evaluator(const std::shared_ptr<System> &system, 
 
 Simulation::Simulation(std::shared_ptr<System> shared, Platform &platform, size_t threads, double temperature,
                        double friction, double timestep, int seed)
-    : system(std::move(shared)), integrator(temperature, friction, timestep),
-      // The seed is read when the Context is made.
-      context(*system->system, (integrator.setRandomNumberSeed(seed), integrator), platform,
-              properties(platform, threads)),
-      buffer(system->n_particles()) {}
+    : system(std::move(shared)), integrator(temperature, friction, timestep), buffer(system->n_particles()) {
+    integrator.setRandomNumberSeed(seed);
+    RandomTurn turn(random_state);
+    context = std::make_unique<Context>(*system->system, integrator, platform, properties(platform, threads));
+}
 
-void Simulation::step(size_t n) { integrator.step(static_cast<int>(n)); }
+void Simulation::step(size_t n) {
+    RandomTurn turn(random_state);
+    integrator.step(static_cast<int>(n));
+}
 
-int64_t Simulation::step_count() const { return context.getStepCount(); }
+int64_t Simulation::step_count() const { return context->getStepCount(); }
 
 void Simulation::get_positions(rust::Slice<double> x) {
     check_size(x.size(), 3 * buffer.size(), "positions");
-    impl(context).getPositions(buffer);
+    impl(*context).getPositions(buffer);
     pack(buffer, x.data());
 }
 
 void Simulation::set_positions(rust::Slice<const double> x) {
     check_size(x.size(), 3 * buffer.size(), "positions");
     unpack(x.data(), buffer);
-    context.setPositions(buffer);
-    context.computeVirtualSites();
+    context->setPositions(buffer);
+    context->computeVirtualSites();
 }
 
 void Simulation::get_velocities(rust::Slice<double> v) {
     check_size(v.size(), 3 * buffer.size(), "velocities");
-    impl(context).getVelocities(buffer);
+    impl(*context).getVelocities(buffer);
     pack(buffer, v.data());
 }
 
 void Simulation::set_velocities(rust::Slice<const double> v) {
     check_size(v.size(), 3 * buffer.size(), "velocities");
     unpack(v.data(), buffer);
-    context.setVelocities(buffer);
+    context->setVelocities(buffer);
 }
 
 // The middle scheme stores v(t) - dt/2 F(x)/m: the velocity before the full kick that begins the next step.
 void Simulation::set_on_step_velocities(rust::Slice<const double> v) {
     check_size(v.size(), 3 * buffer.size(), "velocities");
-    ContextImpl &inner = impl(context);
+    ContextImpl &inner = impl(*context);
     inner.calcForcesAndEnergy(true, false, integrator.getIntegrationForceGroups());
     inner.getForces(forces);
     unpack(v.data(), buffer);
@@ -192,9 +221,9 @@ void Simulation::set_on_step_velocities(rust::Slice<const double> v) {
     inner.applyVelocityConstraints(integrator.getConstraintTolerance());
 }
 
-double Simulation::potential_energy() { return impl(context).calcForcesAndEnergy(false, true); }
+double Simulation::potential_energy() { return impl(*context).calcForcesAndEnergy(false, true); }
 
-double Simulation::kinetic_energy() { return context.getState(State::Energy).getKineticEnergy(); }
+double Simulation::kinetic_energy() { return context->getState(State::Energy).getKineticEnergy(); }
 
 double Simulation::degrees_of_freedom() const {
     double count = -system->system->getNumConstraints();
@@ -207,12 +236,13 @@ double Simulation::degrees_of_freedom() const {
 }
 
 void Simulation::minimise(double tolerance, int max_iterations) {
-    OpenMM::LocalEnergyMinimizer::minimize(context, tolerance, max_iterations);
+    OpenMM::LocalEnergyMinimizer::minimize(*context, tolerance, max_iterations);
 }
 
 rust::Vec<uint8_t> Simulation::save_checkpoint() {
+    RandomTurn turn(random_state);
     std::ostringstream stream(std::ios::binary);
-    context.createCheckpoint(stream);
+    context->createCheckpoint(stream);
     rust::Vec<uint8_t> bytes;
     const string text = stream.str();
     bytes.reserve(text.size());
@@ -222,8 +252,9 @@ rust::Vec<uint8_t> Simulation::save_checkpoint() {
 }
 
 void Simulation::load_checkpoint(rust::Slice<const uint8_t> bytes) {
+    RandomTurn turn(random_state);
     std::istringstream stream(string(reinterpret_cast<const char *>(bytes.data()), bytes.size()), std::ios::binary);
-    context.loadCheckpoint(stream);
+    context->loadCheckpoint(stream);
 }
 
 std::unique_ptr<Simulation> new_simulation(const std::shared_ptr<System> &system, rust::Str platform, size_t threads,

@@ -7,6 +7,7 @@
 
 #include <exception>
 #include <memory>
+#include <string>
 #include <vector>
 
 // OpenMM throws OpenMMException, which derives from std::exception; a kernel may throw something else.
@@ -71,8 +72,9 @@ public:
 private:
     std::shared_ptr<System> system;
     OpenMM::LangevinMiddleIntegrator integrator;
-    OpenMM::Context context;
+    std::unique_ptr<OpenMM::Context> context;
     std::vector<OpenMM::Vec3> buffer, forces;
+    std::string random_state;
 };
 
 rust::String openmm_version();

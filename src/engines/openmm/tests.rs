@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::engines::langevin::{Langevin, LangevinOptions};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use crate::units::thermal_energy;
@@ -168,6 +169,43 @@ fn a_checkpoint_continues_bit_for_bit() {
     simulation.load_checkpoint(&saved).unwrap();
     assert_eq!(simulation.step_count().unwrap(), 50);
     assert_eq!(first, advance(&mut simulation));
+}
+
+#[test]
+fn simulations_in_one_process_do_not_disturb_each_other() {
+    let alone = {
+        let mut simulation = started("system.xml", 0.001, 7);
+        advance(&mut simulation)
+    };
+    let company = std::thread::spawn(|| {
+        let mut other = started("system.xml", 0.001, 8);
+        (0..40).for_each(|_| other.step(10).unwrap());
+    });
+    let mut simulation = started("system.xml", 0.001, 7);
+    (0..10).for_each(|_| simulation.step(10).unwrap());
+    company.join().unwrap();
+    let mut x = vec![0.0; 66];
+    simulation.positions(&mut x).unwrap();
+    assert_eq!(alone.0, x);
+}
+
+#[test]
+fn walkers_of_the_langevin_batch_sample_the_system() {
+    let system = system("system.xml");
+    let mut target = OpenMmTarget::new(&system, 300.0, 2).unwrap();
+    let mut start = started("system.xml", 0.001, 2);
+    let mut x = vec![0.0; 66];
+    start.positions(&mut x).unwrap();
+    let options = LangevinOptions { temperature: 300.0, friction: 5.0, timestep: 0.001, seed: 1 };
+    let mut walkers = Langevin::new(&mut target, &system.masses(), &x.repeat(8), options).unwrap();
+    walkers.step(&mut target, 2000).unwrap();
+    let mut mean = 0.0;
+    for _ in 0..40 {
+        walkers.step(&mut target, 100).unwrap();
+        mean += walkers.temperature() / 40.0;
+    }
+    // 320 nearly independent values of 66 degrees of freedom: a standard error of 2.9 K.
+    assert!((mean - 300.0).abs() < 15.0, "{mean} K");
 }
 
 /// 66 or 54 degrees of freedom less 3: the mean of 400 nearly independent values has a standard error of about 2.8 K.
