@@ -1,0 +1,153 @@
+#include "modejump_openmm.h"
+
+#include "Model.h"
+#include "MonteCarloModeJump.h"
+#include "openmm/OpenMMException.h"
+
+#include <algorithm>
+#include <functional>
+
+using namespace ModeJumpPlugin;
+using OpenMM::Context;
+using OpenMM::Force;
+using OpenMM::OpenMMException;
+using std::string;
+
+namespace {
+
+thread_local string lastError;
+
+MonteCarloModeJump& cast(void* force) {
+    auto* found = dynamic_cast<MonteCarloModeJump*>(static_cast<Force*>(force));
+    if (found == nullptr)
+        throw OpenMMException("this Force is not a MonteCarloModeJump");
+    return *found;
+}
+
+Context& contextOf(void* context) { return *static_cast<Context*>(context); }
+
+/** No exception crosses to C. */
+int guarded(const std::function<void()>& body) {
+    try {
+        body();
+        return 0;
+    } catch (const std::exception& error) {
+        lastError = error.what();
+    } catch (...) {
+        lastError = "unknown C++ exception";
+    }
+    return -1;
+}
+
+[[noreturn]] void unknown(const char* name) { throw OpenMMException(string("MonteCarloModeJump has no property ") + name); }
+
+} // namespace
+
+uint32_t modejump_openmm_abi_version(void) { return MODEJUMP_OPENMM_ABI; }
+
+const char* modejump_openmm_last_error(void) { return lastError.c_str(); }
+
+int modejump_openmm_is_mode_jump(void* force) {
+    return dynamic_cast<MonteCarloModeJump*>(static_cast<Force*>(force)) != nullptr;
+}
+
+int modejump_openmm_load_model(void* force) {
+    return guarded([&] { cast(force).getModel(); });
+}
+
+int modejump_openmm_embed_model(void* force) {
+    return guarded([&] { cast(force).embedModel(); });
+}
+
+int modejump_openmm_get_text(void* force, const char* name, const char** value) {
+    return guarded([&] {
+        const MonteCarloModeJump& move = cast(force);
+        const string key = name;
+        if (key == "modelFile")
+            *value = move.getModelFile().c_str();
+        else if (key == "modelHash")
+            *value = move.getModelHash().c_str();
+        else
+            unknown(name);
+    });
+}
+
+int modejump_openmm_get(void* force, const char* name, double* value) {
+    return guarded([&] {
+        const MonteCarloModeJump& move = cast(force);
+        const string key = name;
+        if (key == "frequency")
+            *value = move.getFrequency();
+        else if (key == "numProposals")
+            *value = move.getNumProposals();
+        else if (key == "randomNumberSeed")
+            *value = move.getRandomNumberSeed();
+        else if (key == "defaultReplica")
+            *value = move.getDefaultReplica();
+        else if (key == "temperature")
+            *value = move.getTemperature();
+        else if (key == "modelTemperature")
+            *value = move.getModel()->temperature;
+        else
+            unknown(name);
+    });
+}
+
+int modejump_openmm_set(void* force, const char* name, double value) {
+    return guarded([&] {
+        MonteCarloModeJump& move = cast(force);
+        const string key = name;
+        if (key == "frequency")
+            move.setFrequency(static_cast<int>(value));
+        else if (key == "numProposals")
+            move.setNumProposals(static_cast<int>(value));
+        else if (key == "randomNumberSeed")
+            move.setRandomNumberSeed(static_cast<int>(value));
+        else if (key == "defaultReplica")
+            move.setDefaultReplica(static_cast<int>(value));
+        else if (key == "temperature")
+            move.setTemperature(value);
+        else
+            unknown(name);
+    });
+}
+
+int modejump_openmm_set_particles(void* force, int n, const int* particles) {
+    return guarded([&] { cast(force).setParticles(std::vector<int>(particles, particles + n)); });
+}
+
+int modejump_openmm_get_particles(void* force, int capacity, int* particles, int* n) {
+    return guarded([&] {
+        const std::vector<int>& all = cast(force).getParticles();
+        *n = static_cast<int>(all.size());
+        std::copy_n(all.begin(), std::min(capacity, *n), particles);
+    });
+}
+
+int modejump_openmm_attempt(void* force, void* context, int* accepted) {
+    return guarded([&] { *accepted = cast(force).attempt(contextOf(context)); });
+}
+
+int modejump_openmm_get_statistics(void* force, void* context, modejump_openmm_statistics* out) {
+    return guarded([&] {
+        const ModeJumpStatistics s = cast(force).getStatistics(contextOf(context));
+        *out = {s.attempts,   s.accepted,  s.rejected,      s.outOfSupport,        s.singular,         s.nonFinite,
+                s.constraint, s.chirality, s.meanLogWeight, s.effectiveSampleSize, s.lastLogAcceptance};
+    });
+}
+
+int modejump_openmm_reset_statistics(void* force, void* context) {
+    return guarded([&] { cast(force).resetStatistics(contextOf(context)); });
+}
+
+int modejump_openmm_log_weights(void* force, void* context, uint64_t capacity, double* log_weights, uint64_t* n) {
+    return guarded([&] {
+        const std::vector<double> all = cast(force).getLogWeights(contextOf(context));
+        *n = all.size();
+        std::copy_n(all.begin(), std::min<uint64_t>(capacity, *n), log_weights);
+    });
+}
+
+int modejump_openmm_update_parameters(void* force, void* context) {
+    return guarded([&] { cast(force).updateParametersInContext(contextOf(context)); });
+}

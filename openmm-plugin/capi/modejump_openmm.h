@@ -1,0 +1,49 @@
+/* The C front of the plugin, for Python's ctypes: objects of OpenMM come as their addresses. Functions return 0, or -1 with
+ * a message for modejump_openmm_last_error(). */
+#ifndef MODEJUMP_OPENMM_H_
+#define MODEJUMP_OPENMM_H_
+
+#include <stdint.h>
+
+#define MODEJUMP_OPENMM_EXPORT __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MODEJUMP_OPENMM_ABI 1
+
+typedef struct {
+    uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality;
+    double mean_log_weight, effective_sample_size, last_log_acceptance;
+} modejump_openmm_statistics;
+
+MODEJUMP_OPENMM_EXPORT uint32_t modejump_openmm_abi_version(void);
+/* Valid until the next call of this thread. */
+MODEJUMP_OPENMM_EXPORT const char *modejump_openmm_last_error(void);
+/* 1 if the OpenMM::Force is a MonteCarloModeJump, else 0. All functions below refuse other Forces. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_is_mode_jump(void *force);
+/* Loads the model; fails if there is none. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_load_model(void *force);
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_embed_model(void *force);
+/* Text of "modelFile" or "modelHash", valid as long as the Force is not changed. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_text(void *force, const char *name, const char **value);
+/* "frequency", "numProposals", "randomNumberSeed", "defaultReplica", "temperature", "modelTemperature" (read only). */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_get(void *force, const char *name, double *value);
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_set(void *force, const char *name, double value);
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_particles(void *force, int n, const int *particles);
+/* Writes up to capacity indices; *n is their full number. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_particles(void *force, int capacity, int *particles, int *n);
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_attempt(void *force, void *context, int *accepted);
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_statistics(void *force, void *context, modejump_openmm_statistics *out);
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_reset_statistics(void *force, void *context);
+/* Writes up to capacity numbers; *n is their full number. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_log_weights(void *force, void *context, uint64_t capacity, double *log_weights,
+                                                       uint64_t *n);
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_update_parameters(void *force, void *context);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,98 @@
+// A Force that adds no energy but moves the System: a trained generator proposes whole configurations of a molecule and a
+// Metropolis test on the System's own energy accepts or rejects them, so the canonical ensemble is sampled exactly.
+#ifndef MODEJUMP_MONTECARLOMODEJUMP_H_
+#define MODEJUMP_MONTECARLOMODEJUMP_H_
+
+#include "openmm/Context.h"
+#include "openmm/Force.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#define OPENMM_EXPORT_MODEJUMP __attribute__((visibility("default")))
+
+namespace ModeJumpPlugin {
+
+class Model;
+
+/** What the attempts of one Context have come to, since the Context was made (reinitialize() makes it anew) or reset. */
+struct OPENMM_EXPORT_MODEJUMP ModeJumpStatistics {
+    uint64_t attempts = 0, accepted = 0, rejected = 0;
+    /** Attempts that failed before the Metropolis test, by reason. */
+    uint64_t outOfSupport = 0, singular = 0, nonFinite = 0, constraint = 0, chirality = 0;
+    /** Mean of log w = -u(x) - log q(x) over all proposals. */
+    double meanLogWeight = 0;
+    /** Kish's effective sample size of all proposals' weights, as a fraction of their number. */
+    double effectiveSampleSize = 0;
+    /** log alpha of the last attempt, not clipped at 0. */
+    double lastLogAcceptance = 0;
+};
+
+class OPENMM_EXPORT_MODEJUMP MonteCarloModeJump : public OpenMM::Force {
+public:
+    /** The Context parameter that tells replicas apart that share a Context; it chooses the random numbers. */
+    static const std::string& Replica() {
+        static const std::string key = "ModeJumpReplica";
+        return key;
+    }
+    /**
+     * @param modelFile  path of the model file; it is read when a Context is made, or by getModel()
+     * @param frequency  steps between attempts; 0 switches them off
+     */
+    explicit MonteCarloModeJump(const std::string& modelFile, int frequency = 100);
+    const std::string& getModelFile() const { return modelFile; }
+    /** Bytes of the model file instead of a path; XML then carries the model with it. */
+    void setModelData(const std::string& bytes);
+    const std::string& getModelData() const { return modelData; }
+    /** Reads the model's bytes into this object, so that XML carries the model with it. */
+    void embedModel();
+    /** Hash of the model file's bytes. If set, another file under the same path is refused. */
+    const std::string& getModelHash() const { return modelHash; }
+    void setModelHash(const std::string& hash) { modelHash = hash; }
+    /** Particle particles[i] of the System is atom i of the model. Empty (default): all particles in their order. */
+    void setParticles(const std::vector<int>& indices) { particles = indices; }
+    const std::vector<int>& getParticles() const { return particles; }
+    /** Steps between attempts, counted from the Context's step count; 0 = off. */
+    void setFrequency(int steps);
+    int getFrequency() const { return frequency; }
+    /** Proposals per attempt: 1 = Metropolis, more = iterated sampling-importance resampling. Each costs one energy. */
+    void setNumProposals(int count);
+    int getNumProposals() const { return numProposals; }
+    /** 0 (default) chooses another seed for each Context. A run that shall be repeated or continued needs a seed. */
+    void setRandomNumberSeed(int value) { seed = value; }
+    int getRandomNumberSeed() const { return seed; }
+    /** In kelvin; 0 (default) takes the integrator's or thermostat's temperature at each attempt. */
+    void setTemperature(double kelvin);
+    double getTemperature() const { return temperature; }
+    /** Initial value of the Context parameter Replica(). */
+    void setDefaultReplica(int value);
+    int getDefaultReplica() const { return defaultReplica; }
+    /** Attempts a move now, whatever the frequency. Returns whether it was accepted. */
+    bool attempt(OpenMM::Context& context) const;
+    ModeJumpStatistics getStatistics(OpenMM::Context& context) const;
+    void resetStatistics(OpenMM::Context& context) const;
+    /** log w of the proposals, newest last; the oldest are dropped when there are too many. */
+    std::vector<double> getLogWeights(OpenMM::Context& context) const;
+    /** Copies frequency, number of proposals and temperature to an existing Context; statistics start anew. */
+    void updateParametersInContext(OpenMM::Context& context) const;
+    /** The loaded model; throws if there is no such file or it is malformed. One per file and process. */
+    std::shared_ptr<const Model> getModel() const;
+    bool usesPeriodicBoundaryConditions() const override { return false; }
+
+protected:
+    OpenMM::ForceImpl* createImpl() const override;
+
+private:
+    std::string modelFile, modelData;
+    mutable std::string modelHash;
+    std::vector<int> particles;
+    int frequency, numProposals, seed, defaultReplica;
+    double temperature;
+    mutable std::shared_ptr<const Model> model;
+};
+
+} // namespace ModeJumpPlugin
+
+#endif

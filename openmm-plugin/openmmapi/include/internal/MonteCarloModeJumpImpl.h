@@ -1,0 +1,59 @@
+#ifndef MODEJUMP_MONTECARLOMODEJUMPIMPL_H_
+#define MODEJUMP_MONTECARLOMODEJUMPIMPL_H_
+
+#include "MonteCarloModeJump.h"
+#include "openmm/Kernel.h"
+#include "openmm/Vec3.h"
+#include "openmm/internal/ForceImpl.h"
+
+#include <map>
+
+struct modejump_move;
+
+namespace ModeJumpPlugin {
+
+/** The moves of one Context. Has no kernels, so one library serves every platform. */
+class MonteCarloModeJumpImpl : public OpenMM::ForceImpl {
+public:
+    explicit MonteCarloModeJumpImpl(const MonteCarloModeJump& owner);
+    ~MonteCarloModeJumpImpl() override;
+    void initialize(OpenMM::ContextImpl& context) override;
+    const OpenMM::Force& getOwner() const override { return owner; }
+    void updateContextState(OpenMM::ContextImpl& context, bool& forcesInvalid) override;
+    double calcForcesAndEnergy(OpenMM::ContextImpl&, bool, bool, int) override { return 0.0; }
+    std::map<std::string, double> getDefaultParameters() override;
+    std::vector<std::string> getKernelNames() override { return {}; }
+    bool attempt(OpenMM::ContextImpl& context);
+    ModeJumpStatistics getStatistics() const;
+    void resetStatistics();
+    std::vector<double> getLogWeights() const;
+    void updateParameters(OpenMM::ContextImpl& context);
+
+private:
+    struct Trial;
+    bool attempt(OpenMM::ContextImpl& context, uint64_t replica);
+    void accept(OpenMM::ContextImpl& context, const std::vector<double>& x, bool carry, uint64_t replica, double kT);
+    void createMove(OpenMM::ContextImpl& context);
+    double findThermalEnergy(OpenMM::ContextImpl& context);
+    uint64_t findReplica(OpenMM::ContextImpl& context) const;
+
+    const MonteCarloModeJump& owner;
+    std::shared_ptr<const Model> model;
+    modejump_move* move = nullptr;
+    std::vector<int> particles;
+    int frequency = 0;
+    double temperature = 0, lastLogAcceptance = 0;
+    uint64_t seed = 0;
+    bool allMoved = false, warned = false;
+    /** Explicit attempts at the step explicitStep. */
+    long long explicitStep = -1;
+    uint64_t explicitCount = 0;
+    /** Saves and restores single-precision positions without rounding. */
+    std::unique_ptr<OpenMM::Kernel> keeper;
+    std::vector<OpenMM::Vec3> positions, trialPositions, forces;
+    std::vector<double> x;
+};
+
+} // namespace ModeJumpPlugin
+
+#endif

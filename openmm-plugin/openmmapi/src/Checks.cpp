@@ -1,0 +1,158 @@
+#include "Checks.h"
+
+#include "openmm/HarmonicBondForce.h"
+#include "openmm/OpenMMException.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+
+using namespace OpenMM;
+using namespace std;
+
+namespace ModeJumpPlugin {
+
+namespace {
+
+using Bond = pair<int, int>;
+
+[[noreturn]] void refuse(const string& reason) { throw OpenMMException("MonteCarloModeJump: " + reason); }
+
+/** Dalton; 0 for an element that is not listed, which then is not checked. */
+double standardMass(const string& element) {
+    static const map<string, double> masses = {
+        {"H", 1.008},   {"B", 10.81},  {"C", 12.011}, {"N", 14.007}, {"O", 15.999},  {"F", 18.998},  {"Na", 22.990},
+        {"Mg", 24.305}, {"Si", 28.085}, {"P", 30.974}, {"S", 32.06},  {"Cl", 35.45},  {"K", 39.098},  {"Ca", 40.078},
+        {"Fe", 55.845}, {"Zn", 65.38},  {"Se", 78.971}, {"Br", 79.904}, {"I", 126.90}};
+    string name = element;
+    for (size_t i = 0; i < name.size(); i++)
+        name[i] = static_cast<char>(i == 0 ? toupper(name[i]) : tolower(name[i]));
+    const auto entry = masses.find(name);
+    return entry == masses.end() ? 0 : entry->second;
+}
+
+/** Hydrogen mass repartitioning moves up to some 3 dalton from a heavy atom to each of its hydrogens. */
+bool massFits(double mass, const string& element) {
+    const double standard = standardMass(element);
+    if (standard == 0)
+        return true;
+    const bool hydrogen = standard < 1.5;
+    return hydrogen ? mass < 4.5 : mass > 4.5 && mass > standard - 9.5 && mass < standard + 0.6;
+}
+
+string describe(const vector<int>& particles, const Model& model, int atom) {
+    return "particle " + to_string(particles[atom]) + " (" + model.label(atom) + ")";
+}
+
+/** Model atom of each particle, -1 for those that stay. */
+vector<int> atomsOfParticles(const System& system, const vector<int>& particles) {
+    vector<int> atoms(system.getNumParticles(), -1);
+    for (size_t i = 0; i < particles.size(); i++)
+        atoms[particles[i]] = static_cast<int>(i);
+    return atoms;
+}
+
+void addBond(set<Bond>& bonds, const vector<int>& atoms, int p1, int p2) {
+    const int a = atoms[p1], b = atoms[p2];
+    if (a >= 0 && b >= 0)
+        bonds.insert(minmax(a, b));
+}
+
+/** Bonds of HarmonicBondForces and constraints, in model atoms. */
+set<Bond> systemBonds(const System& system, const vector<int>& atoms) {
+    set<Bond> bonds;
+    int p1, p2;
+    double length, k;
+    for (int f = 0; f < system.getNumForces(); f++) {
+        const auto force = dynamic_cast<const HarmonicBondForce*>(&system.getForce(f));
+        for (int i = 0; force != nullptr && i < force->getNumBonds(); i++) {
+            force->getBondParameters(i, p1, p2, length, k);
+            addBond(bonds, atoms, p1, p2);
+        }
+    }
+    for (int i = 0; i < system.getNumConstraints(); i++) {
+        system.getConstraintParameters(i, p1, p2, length);
+        addBond(bonds, atoms, p1, p2);
+    }
+    return bonds;
+}
+
+/** Urey-Bradley terms and angle constraints tie atoms that share a neighbour. */
+bool shareNeighbour(const set<Bond>& bonds, int a, int b) {
+    return any_of(bonds.begin(), bonds.end(), [&](const Bond& bond) {
+        const int other = bond.first == a ? bond.second : bond.second == a ? bond.first : -1;
+        return other >= 0 && bonds.count(minmax(other, b)) > 0;
+    });
+}
+
+} // namespace
+
+vector<int> checkedParticles(const System& system, const vector<int>& given, const Model& model) {
+    vector<int> particles = given;
+    const int n = system.getNumParticles();
+    for (int i = 0; given.empty() && i < n; i++)
+        particles.push_back(i);
+    if (static_cast<int>(particles.size()) != model.numAtoms())
+        refuse("the model " + model.name + " has " + to_string(model.numAtoms()) + " atoms, but " +
+               (given.empty() ? "the System has " + to_string(n) + " particles; set the particles that the model moves"
+                              : to_string(particles.size()) + " particles were set"));
+    set<int> seen;
+    for (size_t i = 0; i < particles.size(); i++) {
+        const int particle = particles[i];
+        if (particle < 0 || particle >= n)
+            refuse("particle " + to_string(particle) + " is not in the System, which has " + to_string(n));
+        if (!seen.insert(particle).second)
+            refuse("particle " + to_string(particle) + " was given twice");
+        const int atom = static_cast<int>(i);
+        const string who = describe(particles, model, atom);
+        if (system.isVirtualSite(particle))
+            refuse(who + " is a virtual site; only the atoms that it depends on can be moved");
+        const double mass = system.getParticleMass(particle);
+        if (mass == 0)
+            refuse(who + " has no mass, so the System holds it in place");
+        if (atom < static_cast<int>(model.elements.size()) && !massFits(mass, model.elements[atom]))
+            refuse("the order of the atoms differs, first at " + who + ": its mass in the System is " + to_string(mass) +
+                   " dalton, the model has the element " + model.elements[atom] + " there");
+    }
+    return particles;
+}
+
+void checkBonds(const System& system, const vector<int>& particles, const Model& model) {
+    const set<Bond> there = systemBonds(system, atomsOfParticles(system, particles));
+    set<Bond> wanted;
+    for (const auto& bond : model.bonds)
+        wanted.insert(minmax(bond[0], bond[1]));
+    if (there.empty() || wanted.empty())
+        return;
+    const auto both = [&](const Bond& bond) {
+        return describe(particles, model, bond.first) + " and " + describe(particles, model, bond.second);
+    };
+    for (const Bond& bond : there)
+        if (wanted.count(bond) == 0 && !shareNeighbour(wanted, bond.first, bond.second))
+            refuse("the System has a bond between " + both(bond) + " that the model has not: is the order of the atoms the model's?");
+    for (const Bond& bond : wanted)
+        if (there.count(bond) == 0)
+            refuse("the model has a bond between " + both(bond) + " that the System has not: is the order of the atoms the model's?");
+}
+
+Constraints movedConstraints(const System& system, const vector<int>& particles, const Model& model) {
+    const vector<int> atoms = atomsOfParticles(system, particles);
+    Constraints result;
+    for (int i = 0; i < system.getNumConstraints(); i++) {
+        int p1, p2;
+        double length;
+        system.getConstraintParameters(i, p1, p2, length);
+        const int a = atoms[p1], b = atoms[p2];
+        if ((a < 0) != (b < 0))
+            refuse("a constraint ties " + describe(particles, model, max(a, b)) + ", which is moved, to particle " +
+                   to_string(a < 0 ? p1 : p2) + ", which stays; a move would break it");
+        if (a >= 0) {
+            result.atoms.insert(result.atoms.end(), {static_cast<uint64_t>(a), static_cast<uint64_t>(b)});
+            result.lengths.push_back(length);
+        }
+    }
+    return result;
+}
+
+} // namespace ModeJumpPlugin

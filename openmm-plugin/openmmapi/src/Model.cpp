@@ -1,0 +1,98 @@
+#include "Model.h"
+
+#include "Json.h"
+#include "modejump.h"
+#include "openmm/OpenMMException.h"
+
+#include <fstream>
+#include <map>
+#include <mutex>
+#include <sstream>
+
+using namespace OpenMM;
+using namespace std;
+
+namespace ModeJumpPlugin {
+
+void check(int status) {
+    if (status == 0)
+        return;
+    const char* message = nullptr;
+    modejump_last_error(&message);
+    throw OpenMMException(string("modejump: ") + (message == nullptr ? "unknown error" : message));
+}
+
+string readFile(const string& path) {
+    ifstream file(path, ios::binary);
+    ostringstream bytes;
+    if (!file || !(bytes << file.rdbuf()))
+        throw OpenMMException("modejump: the model file " + path +
+                              " cannot be read; give the path of a file written by `modejump train` or `modejump convert`");
+    return bytes.str();
+}
+
+shared_ptr<const Model> Model::fromFile(const string& path) { return fromBytes(readFile(path), path); }
+
+shared_ptr<const Model> Model::fromBytes(const string& bytes, const string& name) {
+    static mutex guard;
+    // The map is keyed by the content itself, so two files can never be taken for one another; entries of models that
+    // nobody holds any more are dropped at the next call.
+    static map<pair<size_t, string>, weak_ptr<const Model>> registry;
+    lock_guard<mutex> lock(guard);
+    for (auto entry = registry.begin(); entry != registry.end();)
+        entry = entry->second.expired() ? registry.erase(entry) : next(entry);
+    auto& slot = registry[{std::hash<string>()(bytes), bytes}];
+    shared_ptr<const Model> model = slot.lock();
+    if (!model) {
+        model.reset(new Model(bytes, name));
+        slot = model;
+    }
+    return model;
+}
+
+Model::Model(const string& bytes, const string& name) : name(name) {
+    const int status = modejump_model_load_buffer(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), &model);
+    if (status != 0) {
+        const char* message = nullptr;
+        modejump_last_error(&message);
+        throw OpenMMException("modejump: model " + name + ": " + (message == nullptr ? "" : message));
+    }
+    try {
+        uint64_t dimension = 0;
+        const char *json = nullptr, *hex = nullptr;
+        check(modejump_model_dimension(model, &dimension));
+        check(modejump_model_metadata(model, &json));
+        check(modejump_model_hash(model, &hex));
+        hash = hex;
+        if (dimension % 3 != 0)
+            throw OpenMMException("modejump: model " + name + " has " + to_string(dimension) +
+                                  " coordinates, which is not three for each atom");
+        atoms = static_cast<int>(dimension / 3);
+        readDescription(json);
+    } catch (...) {
+        modejump_model_free(model);
+        throw;
+    }
+}
+
+Model::~Model() { modejump_model_free(model); }
+
+void Model::readDescription(const string& json) {
+    const Json card = Json::parse(json);
+    temperature = card["temperature"].number(0.0);
+    const Json& topology = card["topology"];
+    elements = topology["elements"].strings();
+    names = topology["names"].strings();
+    residues = topology["residues"].strings();
+    for (const Json& bond : topology["bonds"].items())
+        bonds.push_back({static_cast<int>(bond[0].number(0)), static_cast<int>(bond[1].number(0))});
+}
+
+string Model::label(int atom) const {
+    const string number = "atom " + to_string(atom + 1) + " of the model";
+    if (atom >= static_cast<int>(names.size()) || atom >= static_cast<int>(residues.size()))
+        return number;
+    return residues[atom] + ":" + names[atom] + " (" + number + ")";
+}
+
+} // namespace ModeJumpPlugin

@@ -1,0 +1,49 @@
+// A loaded generator, and what its file says of its atoms.
+#ifndef MODEJUMP_MODEL_H_
+#define MODEJUMP_MODEL_H_
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+struct modejump_model;
+
+namespace ModeJumpPlugin {
+
+/** Throws an OpenMMException with the core's message if the status is not 0. */
+void check(int status);
+
+class Model {
+public:
+    /** One Model per distinct file content and process, as long as somebody holds it. */
+    static std::shared_ptr<const Model> fromFile(const std::string& path);
+    static std::shared_ptr<const Model> fromBytes(const std::string& bytes, const std::string& name);
+    ~Model();
+    Model(const Model&) = delete;
+    Model& operator=(const Model&) = delete;
+
+    modejump_model* handle() const { return model; }
+    int numAtoms() const { return atoms; }
+    /** Such as ALA2:CB (atom 11 of the model). */
+    std::string label(int atom) const;
+
+    std::string name, hash;
+    /** Kelvin; 0 if the file does not say. */
+    double temperature = 0;
+    /** Empty if the file does not say. */
+    std::vector<std::string> elements, names, residues;
+    std::vector<std::array<int, 2>> bonds;
+
+private:
+    Model(const std::string& bytes, const std::string& name);
+    void readDescription(const std::string& json);
+    modejump_model* model = nullptr;
+    int atoms = 0;
+};
+
+std::string readFile(const std::string& path);
+
+} // namespace ModeJumpPlugin
+
+#endif

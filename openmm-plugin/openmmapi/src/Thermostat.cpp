@@ -1,0 +1,115 @@
+#include "Thermostat.h"
+
+#include "openmm/AndersenThermostat.h"
+#include "openmm/BrownianIntegrator.h"
+#include "openmm/CompoundIntegrator.h"
+#include "openmm/CustomIntegrator.h"
+#include "openmm/DPDIntegrator.h"
+#include "openmm/LangevinMiddleIntegrator.h"
+#include "openmm/NoseHooverIntegrator.h"
+#include "openmm/OpenMMException.h"
+#include "openmm/QTBIntegrator.h"
+#include "openmm/VariableLangevinIntegrator.h"
+#include "openmm/VariableVerletIntegrator.h"
+#include "openmm/reference/SimTKOpenMMRealType.h"
+
+#include <cxxabi.h>
+#include <cstdlib>
+#include <typeinfo>
+
+using namespace OpenMM;
+using namespace std;
+
+namespace ModeJumpPlugin {
+
+namespace {
+
+string className(const Integrator& integrator) {
+    int status = 0;
+    char* name = abi::__cxa_demangle(typeid(integrator).name(), nullptr, nullptr, &status);
+    string result = name == nullptr ? "unknown" : name;
+    free(name);
+    const size_t colon = result.rfind(':');
+    return colon == string::npos ? result : result.substr(colon + 1);
+}
+
+/** kT or temperature among the global variables, as openmmtools and OpenMM's examples name them. */
+double customTemperature(const CustomIntegrator& integrator) {
+    for (int i = 0; i < integrator.getNumGlobalVariables(); i++) {
+        const string& name = integrator.getGlobalVariableName(i);
+        if (name == "kT")
+            return integrator.getGlobalVariable(i) / BOLTZ;
+        if (name == "temperature" || name == "T")
+            return integrator.getGlobalVariable(i);
+    }
+    return 0;
+}
+
+double integratorTemperature(const Integrator& integrator) {
+    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
+        return integratorTemperature(compound->getIntegrator(compound->getCurrentIntegrator()));
+    if (auto langevin = dynamic_cast<const LangevinMiddleIntegrator*>(&integrator)) // LangevinIntegrator derives from it
+        return langevin->getTemperature();
+    if (auto langevin = dynamic_cast<const VariableLangevinIntegrator*>(&integrator))
+        return langevin->getTemperature();
+    if (auto noseHoover = dynamic_cast<const NoseHooverIntegrator*>(&integrator))
+        return noseHoover->getNumThermostats() > 0 ? noseHoover->getTemperature() : 0;
+    if (auto brownian = dynamic_cast<const BrownianIntegrator*>(&integrator))
+        return brownian->getTemperature();
+    if (auto dpd = dynamic_cast<const DPDIntegrator*>(&integrator))
+        return dpd->getTemperature();
+    if (auto custom = dynamic_cast<const CustomIntegrator*>(&integrator))
+        return customTemperature(*custom);
+    return 0;
+}
+
+/** The virtual function is protected, and a derived class may name it. */
+struct Peek : public Integrator {
+    static double offset(const Integrator& integrator) { return (integrator.*&Peek::getVelocityTimeOffset)(); }
+};
+
+} // namespace
+
+double findTemperature(ContextImpl& context) {
+    double temperature = integratorTemperature(context.getIntegrator());
+    const auto& parameters = context.getParameters();
+    const auto andersen = parameters.find(AndersenThermostat::Temperature());
+    if (temperature <= 0 && andersen != parameters.end())
+        temperature = andersen->second;
+    if (temperature <= 0)
+        throw OpenMMException(
+            "MonteCarloModeJump: no temperature found with " + className(context.getIntegrator()) +
+            ". Use a thermostatted integrator, add an AndersenThermostat, give a CustomIntegrator a global variable kT "
+            "(kJ/mol) or temperature (K), or set the temperature of the MonteCarloModeJump");
+    return temperature;
+}
+
+void checkIntegrator(const Integrator& integrator) {
+    const string name = className(integrator);
+    if (name.find("RPMD") != string::npos || dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
+        throw OpenMMException("MonteCarloModeJump: " + name +
+                              " does not sample the classical Boltzmann distribution of the System; choose another integrator");
+    const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
+    int updates = 0;
+    for (int i = 0; custom != nullptr && i < custom->getNumComputations(); i++) {
+        CustomIntegrator::ComputationType type;
+        string variable, expression;
+        custom->getComputationStep(i, type, variable, expression);
+        updates += type == CustomIntegrator::UpdateContextState;
+    }
+    if (custom != nullptr && updates != 1)
+        throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() " + to_string(updates) +
+                              " times; moves need exactly one call in each step");
+}
+
+double velocityTimeOffset(const Integrator& integrator) {
+    // These two are leap-frog schemes as well, but OpenMM leaves their offset at 0.
+    if (dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr ||
+        dynamic_cast<const VariableLangevinIntegrator*>(&integrator) != nullptr)
+        return 0.5 * integrator.getStepSize();
+    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
+        return velocityTimeOffset(compound->getIntegrator(compound->getCurrentIntegrator()));
+    return Peek::offset(integrator);
+}
+
+} // namespace ModeJumpPlugin

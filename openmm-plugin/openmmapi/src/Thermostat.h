@@ -1,0 +1,20 @@
+// What the integrator knows and does not tell through its base class: its temperature, and when its velocities are.
+#ifndef MODEJUMP_THERMOSTAT_H_
+#define MODEJUMP_THERMOSTAT_H_
+
+#include "openmm/internal/ContextImpl.h"
+
+namespace ModeJumpPlugin {
+
+/** Kelvin. Throws, naming the integrator, if no temperature is found. */
+double findTemperature(OpenMM::ContextImpl& context);
+
+/** Throws if the integrator cannot host Monte Carlo moves. */
+void checkIntegrator(const OpenMM::Integrator& integrator);
+
+/** Stored velocities are v(t) - offset F(x)/m of the on-step velocities v(t); ps. */
+double velocityTimeOffset(const OpenMM::Integrator& integrator);
+
+} // namespace ModeJumpPlugin
+
+#endif

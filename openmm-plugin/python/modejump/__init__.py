@@ -1,0 +1,12 @@
+"""Generator moves inside OpenMM simulations, exact by a Metropolis test on the System's own energy.
+
+>>> jump = modejump.MonteCarloModeJump("models/ala2/model.safetensors", frequency=100)
+>>> system.addForce(jump)
+"""
+
+from .force import MonteCarloModeJump, Statistics
+from .replicas import assign_replica_streams
+from .reporter import ModeJumpReporter
+
+__version__ = "0.1.0"
+__all__ = ["MonteCarloModeJump", "Statistics", "ModeJumpReporter", "assign_replica_streams"]

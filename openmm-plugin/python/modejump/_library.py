@@ -1,0 +1,88 @@
+"""The plugin library and the types of its C front (capi/modejump_openmm.h)."""
+
+import ctypes
+import os
+from ctypes import POINTER, c_char_p, c_double, c_int, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+
+import openmm
+
+ABI = 1
+NAME = "libOpenMMModeJump.so"
+
+
+class CStatistics(ctypes.Structure):
+    _fields_ = [
+        (name, c_uint64)
+        for name in (
+            "attempts",
+            "accepted",
+            "rejected",
+            "out_of_support",
+            "singular",
+            "non_finite",
+            "constraint",
+            "chirality",
+        )
+    ] + [(name, c_double) for name in ("mean_log_weight", "effective_sample_size", "last_log_acceptance")]
+
+
+SIGNATURES = {
+    "is_mode_jump": [c_void_p],
+    "load_model": [c_void_p],
+    "embed_model": [c_void_p],
+    "get_text": [c_void_p, c_char_p, POINTER(c_char_p)],
+    "get": [c_void_p, c_char_p, POINTER(c_double)],
+    "set": [c_void_p, c_char_p, c_double],
+    "set_particles": [c_void_p, c_int, POINTER(c_int)],
+    "get_particles": [c_void_p, c_int, POINTER(c_int), POINTER(c_int)],
+    "attempt": [c_void_p, c_void_p, POINTER(c_int)],
+    "get_statistics": [c_void_p, c_void_p, POINTER(CStatistics)],
+    "reset_statistics": [c_void_p, c_void_p],
+    "log_weights": [c_void_p, c_void_p, c_uint64, POINTER(c_double), POINTER(c_uint64)],
+    "update_parameters": [c_void_p, c_void_p],
+}
+
+
+def _find():
+    """MODEJUMP_OPENMM_PLUGIN, or the library installed among OpenMM's own plugins."""
+    named = os.environ.get("MODEJUMP_OPENMM_PLUGIN")
+    if named:
+        return Path(named)
+    return Path(openmm.__file__).resolve().parents[1] / "OpenMM.libs" / "lib" / "plugins" / NAME
+
+
+def _load():
+    path = _find()
+    if not path.exists():
+        raise ImportError(
+            f"the OpenMM plugin of modejump is not at {path}; install it with `pip install ./openmm-plugin`, "
+            "or set MODEJUMP_OPENMM_PLUGIN to the library"
+        )
+    # A library that OpenMM has loaded already is not loaded a second time.
+    openmm.Platform.loadPluginLibrary(str(path))
+    library = ctypes.CDLL(str(path))
+    library.modejump_openmm_abi_version.restype = c_uint32
+    library.modejump_openmm_last_error.restype = c_char_p
+    found = library.modejump_openmm_abi_version()
+    if found != ABI:
+        raise ImportError(f"{path} has interface {found}, this package needs {ABI}; reinstall modejump")
+    for name, arguments in SIGNATURES.items():
+        function = getattr(library, "modejump_openmm_" + name)
+        function.argtypes = arguments
+        function.restype = c_int
+    return library
+
+
+library = _load()
+
+
+def address(wrapped):
+    """The C++ object behind one of OpenMM's Python objects."""
+    return int(wrapped.this)
+
+
+def call(name, *arguments):
+    """Calls the C front; its failure becomes an OpenMMException."""
+    if getattr(library, "modejump_openmm_" + name)(*arguments) != 0:
+        raise openmm.OpenMMException(library.modejump_openmm_last_error().decode())

@@ -1,0 +1,183 @@
+"""MonteCarloModeJump: a Force that moves the System."""
+
+import ctypes
+import math
+import os
+from dataclasses import dataclass
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+import openmm
+from openmm import unit
+
+from . import _library
+from ._library import address, call, library
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Attempts of one Context since it was made, reinitialised or reset."""
+
+    attempts: int
+    accepted: int
+    #: By the Metropolis test.
+    rejected: int
+    #: Before the Metropolis test, by reason.
+    out_of_support: int
+    singular: int
+    non_finite: int
+    constraint: int
+    chirality: int
+    #: Mean of log w = -u(x) - log q(x) over all usable proposals.
+    mean_log_weight: float
+    #: Kish's effective sample size of the weights of all proposals, as a fraction of their number.
+    effective_sample_size: float
+    #: log alpha of the last attempt, not clipped at 0.
+    last_log_acceptance: float
+
+    @property
+    def acceptance(self):
+        """Accepted attempts over all attempts; nan before the first."""
+        return self.accepted / self.attempts if self.attempts else math.nan
+
+
+def _number(name, convert):
+    """A property that lives in the C++ object."""
+
+    def getter(self):
+        value = ctypes.c_double()
+        call("get", address(self), name.encode(), ctypes.byref(value))
+        return convert(value.value)
+
+    def setter(self, value):
+        if unit.is_quantity(value):
+            value = value.value_in_unit_system(unit.md_unit_system)
+        call("set", address(self), name.encode(), float(value))
+
+    return property(getter, setter)
+
+
+class MonteCarloModeJump(openmm.Force):
+    """Every `frequency` steps a trained generator proposes configurations of the molecule; a Metropolis test on the System's
+    own energy decides. The canonical ensemble stays exact, whatever the quality of the generator.
+
+    Parameters
+    ----------
+    model : path
+        Model file.
+    frequency : int
+        Steps between attempts, counted from the Context's step count; 0 switches them off.
+    particles : sequence of int, optional
+        Particle particles[i] of the System is atom i of the model. By default all particles, in their order.
+    proposals : int
+        Proposals per attempt; each costs one energy. More than one: iterated sampling-importance resampling.
+    seed : int
+        0 chooses another seed for each Context. A run that is to be repeated or continued bit for bit needs one.
+    temperature : number (K) or Quantity, optional
+        By default that of the integrator or thermostat at each attempt.
+    embed : bool
+        Whether XML carries the model itself instead of its path.
+
+    Raises
+    ------
+    openmm.OpenMMException
+        There is no such model file, it is malformed, or an argument is out of range.
+    """
+
+    def __init__(self, model, frequency=100, *, particles=None, proposals=1, seed=0, temperature=0, embed=False):
+        path = quoteattr(os.fspath(model))
+        xml = f'<Force type="MonteCarloModeJump" version="1" model={path} hash="" frequency="{int(frequency)}"/>'
+        self.this = openmm.XmlSerializer.deserialize(xml).this
+        self.proposals = proposals
+        self.seed = seed
+        self.temperature = temperature
+        if particles is not None:
+            self.particles = particles
+        call("load_model", address(self))
+        if embed:
+            call("embed_model", address(self))
+
+    @staticmethod
+    def isinstance(force):
+        """Whether an openmm.Force, such as system.getForce(i) returns, is a MonteCarloModeJump."""
+        return bool(library.modejump_openmm_is_mode_jump(address(force)))
+
+    @classmethod
+    def cast(cls, force):
+        """The MonteCarloModeJump that an openmm.Force is; raises TypeError if it is another Force."""
+        if not cls.isinstance(force):
+            raise TypeError(f"{type(force).__name__} {force.getName()!r} is not a MonteCarloModeJump")
+        result = cls.__new__(cls)
+        result.this = force.this
+        result._owner = force  # keeps what `force` keeps alive
+        return result
+
+    frequency = _number("frequency", int)
+    proposals = _number("numProposals", int)
+    seed = _number("randomNumberSeed", int)
+    #: K; 0 stands for the integrator's.
+    temperature = _number("temperature", float)
+    #: Initial value of the Context parameter REPLICA.
+    default_replica = _number("defaultReplica", int)
+    #: K; the temperature that the model was trained for, 0 if its file does not say.
+    model_temperature = _number("modelTemperature", float)
+
+    #: The Context parameter that gives replicas which share a Context their own random numbers.
+    REPLICA = "ModeJumpReplica"
+
+    @property
+    def particles(self):
+        n = ctypes.c_int()
+        call("get_particles", address(self), 0, None, ctypes.byref(n))
+        buffer = (ctypes.c_int * n.value)()
+        call("get_particles", address(self), n.value, buffer, ctypes.byref(n))
+        return list(buffer)
+
+    @particles.setter
+    def particles(self, particles):
+        indices = [int(i) for i in particles]
+        call("set_particles", address(self), len(indices), (ctypes.c_int * len(indices))(*indices))
+
+    def _text(self, name):
+        value = ctypes.c_char_p()
+        call("get_text", address(self), name.encode(), ctypes.byref(value))
+        return value.value.decode()
+
+    @property
+    def model_file(self):
+        return self._text("modelFile")
+
+    @property
+    def model_hash(self):
+        return self._text("modelHash")
+
+    def attempt(self, context):
+        """Attempts a move now, whatever the frequency; returns whether it was accepted.
+
+        Its random numbers follow from the seed, the Context's step count and the number of attempts made at that step.
+        """
+        accepted = ctypes.c_int()
+        call("attempt", address(self), address(context), ctypes.byref(accepted))
+        return bool(accepted.value)
+
+    def statistics(self, context):
+        """Statistics of the attempts in this Context."""
+        counts = _library.CStatistics()
+        call("get_statistics", address(self), address(context), ctypes.byref(counts))
+        return Statistics(**{name: getattr(counts, name) for name, _ in counts._fields_})
+
+    def reset_statistics(self, context):
+        call("reset_statistics", address(self), address(context))
+
+    def log_weights(self, context):
+        """log w = -u(x) - log q(x) of the latest proposals, oldest first; -inf for unusable ones. Array [n]."""
+        n = ctypes.c_uint64()
+        call("log_weights", address(self), address(context), 0, None, ctypes.byref(n))
+        weights = np.empty(n.value)
+        pointer = weights.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
+        call("log_weights", address(self), address(context), n.value, pointer, ctypes.byref(n))
+        return weights
+
+    def update_parameters_in_context(self, context):
+        """Takes frequency, proposals and temperature over to an existing Context; its statistics start anew."""
+        call("update_parameters", address(self), address(context))

@@ -1,0 +1,90 @@
+"""ModeJumpReporter: what the moves of a simulation come to, in the style of StateDataReporter."""
+
+import math
+
+import numpy as np
+from openmm import unit
+
+from .force import MonteCarloModeJump
+
+
+def torsion(x, atoms):
+    """Dihedral angle in radians of the four atoms, x[particles][3]."""
+    a, b, c, d = (x[i] for i in atoms)
+    axis = c - b
+    normal1, normal2 = np.cross(b - a, axis), np.cross(axis, d - c)
+    return math.atan2(np.dot(np.cross(normal1, normal2), axis / np.linalg.norm(axis)), np.dot(normal1, normal2))
+
+
+class ModeJumpReporter:
+    """Writes attempts, acceptance, rejections by reason and log-weights every `reportInterval` steps.
+
+    Parameters
+    ----------
+    file : str or file object
+    reportInterval : int
+        Steps.
+    torsions : dict of name to (atoms, low, high), optional
+        Counts transitions: how often the torsion of the four atoms has entered or left the interval low < angle < high
+        (radian, low > high for an interval across pi), seen at the reports. Use a small reportInterval for an exact count.
+    separator : str
+    append : bool
+    """
+
+    COLUMNS = ("Attempts", "Accepted", "Rejected", "Out Of Support", "Singular", "Non-finite", "Constraint", "Chirality")
+
+    def __init__(self, file, reportInterval, *, torsions=None, separator=",", append=False):
+        self._interval = reportInterval
+        self._separator = separator
+        self._owned = isinstance(file, str)
+        self._out = open(file, "a" if append else "w") if self._owned else file
+        self._torsions = dict(torsions or {})
+        self._inside = {}
+        self._transitions = {name: 0 for name in self._torsions}
+        self._force = None
+        self._header = not append
+
+    @property
+    def transitions(self):
+        """Transitions counted so far, by torsion."""
+        return dict(self._transitions)
+
+    def describeNextReport(self, simulation):
+        steps = self._interval - simulation.currentStep % self._interval
+        include = ["positions"] if self._torsions else []
+        return {"steps": steps, "periodic": False, "include": include}
+
+    def report(self, simulation, state):
+        if self._force is None:
+            self._force = self._find(simulation.system)
+        if self._header:
+            self._write_header()
+            self._header = False
+        for name, (atoms, low, high) in self._torsions.items():
+            self._count(name, torsion(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer), atoms), low, high)
+        s = self._force.statistics(simulation.context)
+        counts = (s.attempts, s.accepted, s.rejected, s.out_of_support, s.singular, s.non_finite, s.constraint, s.chirality)
+        numbers = (s.acceptance, s.last_log_acceptance, s.mean_log_weight, s.effective_sample_size)
+        row = [simulation.currentStep, *counts, *(f"{number:.6g}" for number in numbers), *self._transitions.values()]
+        print(self._separator.join(str(value) for value in row), file=self._out, flush=True)
+
+    @staticmethod
+    def _find(system):
+        for force in system.getForces():
+            if MonteCarloModeJump.isinstance(force):
+                return MonteCarloModeJump.cast(force)
+        raise ValueError("the System has no MonteCarloModeJump to report on")
+
+    def _write_header(self):
+        names = ["Step", *self.COLUMNS, "Acceptance", "Log Acceptance", "Mean Log Weight", "ESS"]
+        names += [f"Transitions {name}" for name in self._torsions]
+        print("#" + self._separator.join(f'"{name}"' for name in names), file=self._out, flush=True)
+
+    def _count(self, name, angle, low, high):
+        inside = low < angle < high if low <= high else angle > low or angle < high
+        self._transitions[name] += self._inside.get(name, inside) != inside
+        self._inside[name] = inside
+
+    def __del__(self):
+        if getattr(self, "_owned", False):
+            self._out.close()

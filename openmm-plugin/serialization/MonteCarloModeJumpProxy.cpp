@@ -1,0 +1,80 @@
+#include "MonteCarloModeJumpProxy.h"
+
+#include "Base64.h"
+#include "MonteCarloModeJump.h"
+#include "openmm/OpenMMException.h"
+#include "openmm/Platform.h"
+#include "openmm/serialization/SerializationNode.h"
+
+#include <iostream>
+#include <memory>
+
+using namespace OpenMM;
+using namespace std;
+
+namespace ModeJumpPlugin {
+
+MonteCarloModeJumpProxy::MonteCarloModeJumpProxy() : SerializationProxy("MonteCarloModeJump") {}
+
+void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& node) const {
+    const auto& force = *static_cast<const MonteCarloModeJump*>(object);
+    node.setIntProperty("version", 1);
+    node.setIntProperty("forceGroup", force.getForceGroup());
+    node.setStringProperty("name", force.getName());
+    try {
+        force.getModel(); // finds the hash
+    } catch (const OpenMMException&) {
+        // A System whose model is elsewhere can still be written; a Context of it will tell what is wrong.
+    }
+    node.setStringProperty("model", force.getModelFile());
+    node.setStringProperty("hash", force.getModelHash());
+    if (!force.getModelData().empty())
+        node.setStringProperty("data", toBase64(force.getModelData()));
+    node.setIntProperty("frequency", force.getFrequency());
+    node.setIntProperty("proposals", force.getNumProposals());
+    node.setIntProperty("randomSeed", force.getRandomNumberSeed());
+    node.setIntProperty("replica", force.getDefaultReplica());
+    node.setDoubleProperty("temperature", force.getTemperature());
+    SerializationNode& particles = node.createChildNode("Particles");
+    for (int particle : force.getParticles())
+        particles.createChildNode("Particle").setIntProperty("index", particle);
+}
+
+void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const {
+    const int version = node.getIntProperty("version");
+    if (version != 1)
+        throw OpenMMException("MonteCarloModeJump: the XML has version " + to_string(version) +
+                              ", this plugin reads version 1; install the modejump that wrote it");
+    auto force = make_unique<MonteCarloModeJump>(node.getStringProperty("model"), node.getIntProperty("frequency", 100));
+    force->setForceGroup(node.getIntProperty("forceGroup", 0));
+    force->setName(node.getStringProperty("name", force->getName()));
+    force->setModelHash(node.getStringProperty("hash", ""));
+    force->setModelData(fromBase64(node.getStringProperty("data", "")));
+    force->setNumProposals(node.getIntProperty("proposals", 1));
+    force->setRandomNumberSeed(node.getIntProperty("randomSeed", 0));
+    force->setDefaultReplica(node.getIntProperty("replica", 0));
+    force->setTemperature(node.getDoubleProperty("temperature", 0));
+    vector<int> particles;
+    for (const SerializationNode& child : node.getChildren())
+        if (child.getName() == "Particles")
+            for (const SerializationNode& particle : child.getChildren())
+                particles.push_back(particle.getIntProperty("index"));
+    force->setParticles(particles);
+    return force.release();
+}
+
+} // namespace ModeJumpPlugin
+
+// Runs when the library is loaded, whoever loads it: OpenMM as a plugin, the linker of a C++ program, or ctypes.
+static void __attribute__((constructor)) registerProxies() {
+    using namespace ModeJumpPlugin;
+    SerializationProxy::registerProxy(typeid(MonteCarloModeJump), new MonteCarloModeJumpProxy());
+    const string version = OpenMM::Platform::getOpenMMVersion();
+    if (version.rfind(MODEJUMP_OPENMM_VERSION, 0) != 0)
+        cerr << "MonteCarloModeJump was built for OpenMM " << MODEJUMP_OPENMM_VERSION << " and runs with " << version
+             << ", whose C++ interface may differ; reinstall modejump with this OpenMM" << endl;
+}
+
+// OpenMM asks every plugin for these; there are no platforms and no kernels in this one.
+extern "C" OPENMM_EXPORT_MODEJUMP void registerPlatforms() {}
+extern "C" OPENMM_EXPORT_MODEJUMP void registerKernelFactories() {}
