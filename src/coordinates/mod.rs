@@ -1,9 +1,11 @@
 //! From Cartesian coordinates to the coordinates a generator works in, and back, with exact log-determinants.
 
 pub mod chirality;
+pub mod constraints;
 pub mod internal;
 pub mod topology;
 pub mod vector;
+pub mod whole;
 pub mod zmatrix;
 
 pub use chirality::Stereocentre;

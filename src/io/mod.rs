@@ -1,3 +1,4 @@
 //! Files: models, trajectories, checkpoints.
 
+pub mod checkpoint;
 pub mod model_file;

@@ -1,1 +1,166 @@
-//! **Move**: propose + accept on (state, target, stream); one file per move.
+//! **Proposal** and **Move**: propose a configuration, accept or reject it, say why.
+//!
+//! Every move leaves e^{−u(x)} invariant, whatever the quality of its generator. A move keeps no state that matters between
+//! attempts: an attempt is a function of (seed, step, replica) and the current configuration.
+
+mod candidates;
+mod independence;
+mod isir;
+mod mixture;
+mod random_walk;
+mod statistics;
+
+pub use candidates::{Generator, Options};
+pub use independence::Independence;
+pub use isir::Isir;
+pub use mixture::Mixture;
+pub use random_walk::RandomWalk;
+pub use statistics::Statistics;
+
+use crate::coordinates::whole::BoxVectors;
+use crate::density::{Evaluation, Status};
+use crate::error::Result;
+use crate::target::Target;
+
+/// The configuration a move starts from, and after an acceptance the new one.
+#[derive(Debug)]
+pub struct State<'a> {
+    /// Coordinates `[dimension]`, nm for molecules. Untouched, bit for bit, unless the move accepts.
+    pub x: &'a mut [f64],
+    /// Box vectors as rows, nm: molecules are made whole with them.
+    pub box_vectors: Option<BoxVectors>,
+    /// u(x), evaluated at this x and not remembered from earlier; u of the new configuration after an acceptance.
+    pub reduced_potential: f64,
+    /// Engine step at which the attempt is made.
+    pub step: u64,
+    /// 24 bits.
+    pub replica: u32,
+}
+
+/// x′ with the log-densities of proposing it from x and of proposing x from it, natural logarithms in x coordinates.
+#[derive(Clone, Copy, Debug)]
+pub struct Proposal<'a> {
+    /// x′ `[dimension]`.
+    pub x: &'a [f64],
+    /// log q(x′|x): how readily the move goes there.
+    pub forward: Evaluation,
+    /// log q(x|x′): how readily it would come back.
+    pub reverse: Evaluation,
+}
+
+/// What became of an attempt. The numbers are those of the C ABI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[repr(u32)]
+pub enum Fate {
+    Accepted = 0,
+    /// The Metropolis test said no.
+    Rejected = 1,
+    OutOfSupport = 2,
+    Singular = 3,
+    NonFinite = 4,
+    Constraint = 5,
+    Chirality = 6,
+}
+
+impl Fate {
+    /// The fate of a proposal with this status; a usable one is `Rejected` until it is accepted.
+    pub fn of(status: Status) -> Fate {
+        match status {
+            Status::Inside => Fate::Rejected,
+            Status::OutOfSupport => Fate::OutOfSupport,
+            Status::Singular => Fate::Singular,
+            Status::NonFinite => Fate::NonFinite,
+            Status::WrongChirality => Fate::Chirality,
+            Status::BrokenConstraint => Fate::Constraint,
+        }
+    }
+}
+
+/// Numbers of one attempt. With several proposals they are those of the proposal that decided, as the move's own
+/// documentation says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outcome {
+    pub fate: Fate,
+    /// log α, not clipped at 0; −∞ for a proposal that cannot be accepted.
+    pub log_acceptance: f64,
+    /// log w(x) = −u(x) − log q(x), and log w(x′).
+    pub log_weight_current: f64,
+    pub log_weight_proposed: f64,
+    pub log_density_current: f64,
+    pub log_density_proposed: f64,
+    /// u of the state after the attempt.
+    pub reduced_potential: f64,
+}
+
+impl Outcome {
+    pub fn accepted(&self) -> bool {
+        self.fate == Fate::Accepted
+    }
+}
+
+/// A transition that leaves e^{−u} invariant.
+pub trait Move: Send {
+    /// Coordinates per configuration.
+    fn dimension(&self) -> usize;
+
+    /// One attempt. `state` changes if and only if the outcome is `Accepted`. Errors: a target of another dimension, a
+    /// current reduced potential that is not finite, a failing target; the state is then untouched.
+    fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome>;
+
+    fn statistics(&self) -> &Statistics;
+
+    fn statistics_mut(&mut self) -> &mut Statistics;
+}
+
+/// The Metropolis–Hastings test (Hastings 1970), the only one in the project.
+///
+/// log α = −(u(x′) − u(x)) + log q(x|x′) − log q(x′|x): it rises when the potential falls, rises when x is easy to propose
+/// from x′, and falls when x′ is easy to propose from x. Accepted if and only if ln U < log α, U uniform on (0, 1).
+///
+/// A state on either side where the density is zero or undefined is rejected with log α = −∞ and the reason. For the current
+/// state that is right too: with q(x) = 0 no move could ever come back to it.
+pub fn accept(proposal: &Proposal, u_current: f64, u_proposed: f64, uniform: f64) -> (Fate, f64) {
+    for side in [&proposal.reverse, &proposal.forward] {
+        if !side.is_inside() {
+            return (Fate::of(side.status), f64::NEG_INFINITY);
+        }
+    }
+    if !u_proposed.is_finite() {
+        return (Fate::NonFinite, f64::NEG_INFINITY);
+    }
+    let log_acceptance = -(u_proposed - u_current) + proposal.reverse.log_density - proposal.forward.log_density;
+    let fate = if uniform.ln() < log_acceptance { Fate::Accepted } else { Fate::Rejected };
+    (fate, log_acceptance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proposal(forward: f64, reverse: f64) -> Proposal<'static> {
+        Proposal { x: &[], forward: Evaluation::inside(forward), reverse: Evaluation::inside(reverse) }
+    }
+
+    #[test]
+    fn log_acceptance_has_its_signs() {
+        let (fate, log_alpha) = accept(&proposal(-2.0, -5.0), 10.0, 4.0, 0.5);
+        assert_eq!((fate, log_alpha), (Fate::Accepted, 3.0));
+        let (fate, log_alpha) = accept(&proposal(-5.0, -2.0), 4.0, 10.0, 0.5);
+        assert_eq!((fate, log_alpha), (Fate::Rejected, -3.0));
+        assert_eq!(accept(&proposal(0.0, 0.0), 0.0, 1.0, (-1.01f64).exp()).0, Fate::Accepted);
+        assert_eq!(accept(&proposal(0.0, 0.0), 0.0, 1.0, (-0.99f64).exp()).0, Fate::Rejected);
+    }
+
+    #[test]
+    fn unusable_sides_are_rejected_with_their_reason() {
+        let mut lost = proposal(0.0, 0.0);
+        lost.reverse = Evaluation::outside(Status::WrongChirality);
+        assert_eq!(accept(&lost, 0.0, -1e9, 1e-300), (Fate::Chirality, f64::NEG_INFINITY));
+        let mut broken = proposal(0.0, 0.0);
+        broken.forward = Evaluation::outside(Status::BrokenConstraint);
+        assert_eq!(accept(&broken, 0.0, -1e9, 1e-300).0, Fate::Constraint);
+        for u in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            assert_eq!(accept(&proposal(0.0, 0.0), 0.0, u, 1e-300).0, Fate::NonFinite);
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Bonds that the engine constrains: the metric (Fixman) term of the target, and the check that a proposal keeps them.
+
+use super::vector::{atom, dot, norm, scale, sub, Vec3};
+use crate::error::{Error, Result};
+
+/// Relative deviation |d − d₀|/d₀ beyond which a bond counts as broken. Engines converge constraints to about 1e-5; a
+/// generator that keeps the bond as an internal coordinate is exact to rounding, so a proposal is held to less.
+pub const TOLERANCE: f64 = 1e-6;
+
+/// Constrained pairs of one molecule.
+#[derive(Clone, Debug)]
+pub struct Constraints {
+    pairs: Vec<[usize; 2]>,
+    lengths: Vec<f64>,
+    inverse_masses: Vec<f64>,
+    /// Constraints that share atoms, directly or through others: Z is block-diagonal over these.
+    clusters: Vec<Vec<usize>>,
+    /// Room for the largest block.
+    block: Vec<f64>,
+    units: Vec<Vec3>,
+}
+
+impl Constraints {
+    /// `pairs` are atom indices, `lengths` nm, `masses` one per atom of the molecule, dalton. Errors: an atom out of range,
+    /// a length or the mass of a constrained atom that is not positive, an atom bound to itself.
+    pub fn new(pairs: &[[usize; 2]], lengths: &[f64], masses: &[f64]) -> Result<Constraints> {
+        if pairs.len() != lengths.len() {
+            return Err(Error::invalid(format!("{} constraints with {} lengths", pairs.len(), lengths.len())));
+        }
+        for (&[a, b], &d) in pairs.iter().zip(lengths) {
+            let name = format!("constraint between atoms {} and {}", a + 1, b + 1);
+            if a == b || a >= masses.len() || b >= masses.len() {
+                return Err(Error::invalid(format!(
+                    "{name}: two different atoms below {} are needed",
+                    masses.len() + 1
+                )));
+            }
+            if !(d > 0.0 && d.is_finite()) {
+                return Err(Error::invalid(format!("{name}: its length is {d} nm")));
+            }
+            if [a, b].iter().any(|&i| !(masses[i] > 0.0 && masses[i].is_finite())) {
+                return Err(Error::invalid(format!(
+                    "{name}: masses are {} and {} dalton, but a constrained atom needs a positive mass",
+                    masses[a], masses[b]
+                )));
+            }
+        }
+        let clusters = clusters(pairs, masses.len());
+        let largest = clusters.iter().map(Vec::len).max().unwrap_or(0);
+        Ok(Constraints {
+            pairs: pairs.to_vec(),
+            lengths: lengths.to_vec(),
+            inverse_masses: masses.iter().map(|m| 1.0 / m).collect(),
+            clusters,
+            block: vec![0.0; largest * largest],
+            units: vec![[0.0; 3]; pairs.len()],
+        })
+    }
+
+    /// Refuses, naming the bond, unless each constrained bond is one of `kept` (i, j, length in nm): the bonds that every
+    /// sample of the generator has at exactly this length.
+    pub fn require_kept(&self, kept: &[(usize, usize, f64)], label: &dyn Fn(usize) -> String) -> Result<()> {
+        for (&[a, b], &d) in self.pairs.iter().zip(&self.lengths) {
+            let bond = format!("{} - {}", label(a), label(b));
+            let Some(&(_, _, length)) = kept.iter().find(|(i, j, _)| [*i, *j] == [a, b] || [*i, *j] == [b, a]) else {
+                return Err(Error::Unsupported(format!(
+                    "the bond {bond} is constrained to {d} nm, but the model varies it; remove the constraint or train a \
+                     model that keeps this bond"
+                )));
+            };
+            if ((length - d) / d).abs() > TOLERANCE {
+                return Err(Error::Unsupported(format!(
+                    "the bond {bond} is constrained to {d} nm, but the model keeps it at {length} nm; use the force field \
+                     the model was trained with"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Largest |d − d₀|/d₀ in `x[atoms][3]` (nm); NaN counts as infinite.
+    pub fn largest_deviation(&self, x: &[f64]) -> f64 {
+        let deviation = |(&[a, b], &d): (&[usize; 2], &f64)| {
+            let value = (norm(sub(atom(x, a), atom(x, b))) - d).abs() / d;
+            if value.is_nan() {
+                f64::INFINITY
+            } else {
+                value
+            }
+        };
+        self.pairs.iter().zip(&self.lengths).map(deviation).fold(0.0, f64::max)
+    }
+
+    /// Whether every constrained bond has its length within [`TOLERANCE`].
+    pub fn are_kept(&self, x: &[f64]) -> bool {
+        self.largest_deviation(x) <= TOLERANCE
+    }
+
+    /// ½ ln det Z, Z = G M⁻¹ Gᵀ with the gradients of the bond lengths as rows of G (Fixman 1974; Frenkel and Smit, ch. 15).
+    /// Constrained dynamics samples e^{−u} √det Z δ(d − d₀), so this number is added to −u. NaN where Z is singular.
+    pub fn log_metric(&mut self, x: &[f64]) -> f64 {
+        for (unit, &[a, b]) in self.units.iter_mut().zip(&self.pairs) {
+            let r = sub(atom(x, a), atom(x, b));
+            *unit = scale(1.0 / norm(r), r);
+        }
+        let mut log_det = 0.0;
+        for cluster in &self.clusters {
+            let n = cluster.len();
+            let block = &mut self.block[..n * n];
+            for (row, &c) in cluster.iter().enumerate() {
+                for (column, &d) in cluster.iter().enumerate() {
+                    block[row * n + column] = coupling(self.pairs[c], self.pairs[d], &self.inverse_masses)
+                        * dot(self.units[c], self.units[d]);
+                }
+            }
+            log_det += log_det_positive(block, n);
+        }
+        0.5 * log_det
+    }
+}
+
+/// Σ over shared atoms of ±1/m: plus where the atom has the same end in both pairs, minus otherwise.
+fn coupling(c: [usize; 2], d: [usize; 2], inverse_masses: &[f64]) -> f64 {
+    let mut sum = 0.0;
+    for (i, &a) in c.iter().enumerate() {
+        for (j, &b) in d.iter().enumerate() {
+            if a == b {
+                sum += if i == j { inverse_masses[a] } else { -inverse_masses[a] };
+            }
+        }
+    }
+    sum
+}
+
+/// ln det of a symmetric positive definite matrix by Cholesky in place; NaN if it is not positive definite.
+fn log_det_positive(m: &mut [f64], n: usize) -> f64 {
+    let mut log_det = 0.0;
+    for k in 0..n {
+        for j in 0..k {
+            m[k * n + k] -= m[k * n + j] * m[k * n + j];
+        }
+        if m[k * n + k] <= 0.0 {
+            return f64::NAN;
+        }
+        let pivot = m[k * n + k].sqrt();
+        log_det += 2.0 * pivot.ln();
+        for i in k + 1..n {
+            for j in 0..k {
+                m[i * n + k] -= m[i * n + j] * m[k * n + j];
+            }
+            m[i * n + k] /= pivot;
+        }
+    }
+    log_det
+}
+
+fn clusters(pairs: &[[usize; 2]], n_atoms: usize) -> Vec<Vec<usize>> {
+    // The smallest atom index of its cluster labels an atom.
+    let mut root: Vec<usize> = (0..n_atoms).collect();
+    fn find(root: &mut [usize], mut i: usize) -> usize {
+        while root[i] != i {
+            root[i] = root[root[i]];
+            i = root[i];
+        }
+        i
+    }
+    for &[a, b] in pairs {
+        let (a, b) = (find(&mut root, a), find(&mut root, b));
+        root[a.max(b)] = a.min(b);
+    }
+    let mut by_root = std::collections::BTreeMap::<usize, Vec<usize>>::new();
+    for (c, &[a, _]) in pairs.iter().enumerate() {
+        by_root.entry(find(&mut root, a)).or_default().push(c);
+    }
+    by_root.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const METHYL: [f64; 15] = [0.0, 0.0, 0.0, 0.1, 0.02, 0.0, -0.04, 0.1, 0.01, -0.03, -0.05, 0.09, 0.0, 0.0, -0.15];
+
+    /// det Z from the full matrix G M⁻¹ Gᵀ by expansion, for at most three constraints.
+    fn brute_force(x: &[f64], pairs: &[[usize; 2]], masses: &[f64]) -> f64 {
+        let rows: Vec<Vec<f64>> = pairs
+            .iter()
+            .map(|&[a, b]| {
+                let r = sub(atom(x, a), atom(x, b));
+                let mut row = vec![0.0; x.len()];
+                for axis in 0..3 {
+                    row[3 * a + axis] = r[axis] / norm(r);
+                    row[3 * b + axis] = -r[axis] / norm(r);
+                }
+                row
+            })
+            .collect();
+        let z = |i: usize, j: usize| (0..x.len()).map(|k| rows[i][k] * rows[j][k] / masses[k / 3]).sum::<f64>();
+        let det = match pairs.len() {
+            1 => z(0, 0),
+            2 => z(0, 0) * z(1, 1) - z(0, 1) * z(1, 0),
+            _ => {
+                z(0, 0) * (z(1, 1) * z(2, 2) - z(1, 2) * z(2, 1)) - z(0, 1) * (z(1, 0) * z(2, 2) - z(1, 2) * z(2, 0))
+                    + z(0, 2) * (z(1, 0) * z(2, 1) - z(1, 1) * z(2, 0))
+            }
+        };
+        0.5 * det.ln()
+    }
+
+    #[test]
+    fn metric_of_clusters_matches_the_full_matrix() {
+        let masses = [12.0, 1.0, 1.5, 4.0, 14.0];
+        for pairs in [vec![[0, 1]], vec![[0, 1], [2, 0]], vec![[0, 1], [2, 0], [0, 3]], vec![[1, 0], [2, 3], [4, 1]]] {
+            let lengths: Vec<f64> = pairs.iter().map(|&[a, b]| norm(sub(atom(&METHYL, a), atom(&METHYL, b)))).collect();
+            let mut constraints = Constraints::new(&pairs, &lengths, &masses).unwrap();
+            let difference = constraints.log_metric(&METHYL) - brute_force(&METHYL, &pairs, &masses);
+            assert!(difference.abs() < 1e-13, "{pairs:?}: {difference}");
+            assert!(constraints.are_kept(&METHYL));
+        }
+    }
+
+    #[test]
+    fn deviations_are_relative_and_nan_is_broken() {
+        let constraints = Constraints::new(&[[0, 1]], &[0.1], &[1.0, 1.0]).unwrap();
+        let deviation = constraints.largest_deviation(&[0.0, 0.0, 0.0, 0.0, 0.101, 0.0]);
+        assert!((deviation - 0.01).abs() < 1e-12);
+        assert!(!constraints.are_kept(&[f64::NAN, 0.0, 0.0, 0.0, 0.1, 0.0]));
+    }
+
+    #[test]
+    fn a_bond_the_model_varies_is_refused_by_name() {
+        let constraints = Constraints::new(&[[0, 1], [0, 2]], &[0.1, 0.11], &[1.0; 3]).unwrap();
+        let label = |i: usize| format!("X{i}");
+        constraints.require_kept(&[(1, 0, 0.1), (0, 2, 0.11)], &label).unwrap();
+        for kept in [vec![(1, 0, 0.1)], vec![(1, 0, 0.1), (0, 2, 0.1101)]] {
+            let message = constraints.require_kept(&kept, &label).unwrap_err().to_string();
+            assert!(message.contains("X0 - X2"), "{message}");
+        }
+    }
+
+    #[test]
+    fn senseless_constraints_are_refused() {
+        assert!(Constraints::new(&[[0, 0]], &[0.1], &[1.0, 1.0]).is_err());
+        assert!(Constraints::new(&[[0, 2]], &[0.1], &[1.0, 1.0]).is_err());
+        assert!(Constraints::new(&[[0, 1]], &[-0.1], &[1.0, 1.0]).is_err());
+        assert!(Constraints::new(&[[0, 1]], &[0.1], &[1.0, 0.0]).is_err());
+        assert!(Constraints::new(&[[0, 1]], &[], &[1.0, 1.0]).is_err());
+    }
+}

@@ -1,0 +1,205 @@
+//! Checkpoints of a sampler: everything that makes a restarted run continue bit for bit.
+//!
+//! Random numbers are a function of (seed, stream, step, replica), so a step number stands for the state of the generator of
+//! random numbers, and pre-drawn proposals are drawn again. What remains is where the replicas are and what was counted.
+//!
+//! A file is `MAGIC`, format version (u32), length of the payload (u64), its hash (32 hexadecimal digits), payload; little
+//! endian.
+//! The payload is bincode 2.0.1, fixed-size integers. bincode is used in this module only.
+
+use crate::coordinates::whole::BoxVectors;
+use crate::error::{Error, Result};
+use crate::io::model_file::hash;
+use crate::moves::{Options, Statistics};
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+const MAGIC: [u8; 8] = *b"MODEJUMP";
+const VERSION: u32 = 1;
+const HEADER: usize = 8 + 4 + 8 + 32;
+/// No field can ask for more memory than this, bytes.
+const LARGEST: usize = 1 << 32;
+
+/// The whole state of a sampler between two steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Hash of the model file the moves use; a restart with another model is refused by [`Checkpoint::require_model`].
+    pub model_hash: String,
+    /// Bumped by every change of the generator's parameters.
+    pub generator_epoch: u64,
+    pub options: Options,
+    pub replicas: Vec<Replica>,
+    /// One per move, in the order of the sampler.
+    pub statistics: Vec<Statistics>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Replica {
+    pub replica: u32,
+    /// The next step to be made.
+    pub step: u64,
+    /// Coordinates, nm for molecules.
+    pub x: Vec<f64>,
+    /// nm/ps; empty if the sampler has no velocities.
+    pub velocities: Vec<f64>,
+    pub box_vectors: Option<BoxVectors>,
+    pub reduced_potential: f64,
+}
+
+impl Checkpoint {
+    /// Writes beside the file and renames over it: a kill at any moment leaves the old checkpoint or the new one.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let payload = bincode::serde::encode_to_vec(self, configuration())
+            .map_err(|e| Error::file(path, format!("the checkpoint cannot be encoded: {e}")))?;
+        let mut bytes = Vec::with_capacity(HEADER + payload.len());
+        bytes.extend(MAGIC);
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend((payload.len() as u64).to_le_bytes());
+        bytes.extend(hash(&payload).as_bytes());
+        bytes.extend(payload);
+        write_atomically(path, &bytes)
+    }
+
+    /// Errors: a file that is not a checkpoint, is of another version, truncated, or damaged.
+    pub fn load(path: &Path) -> Result<Checkpoint> {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        Checkpoint::decode(&bytes).map_err(|reason| Error::file(path, reason))
+    }
+
+    fn decode(bytes: &[u8]) -> std::result::Result<Checkpoint, String> {
+        if bytes.get(..8) != Some(&MAGIC[..]) {
+            return Err("not a modejump checkpoint".into());
+        }
+        let header: &[u8; HEADER] =
+            bytes.get(..HEADER).and_then(|h| h.try_into().ok()).ok_or("the checkpoint is cut off in its header")?;
+        let version = u32::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
+        if version != VERSION {
+            return Err(format!("checkpoint of format version {version}; this program reads version {VERSION}"));
+        }
+        let length = u64::from_le_bytes(std::array::from_fn(|i| header[12 + i]));
+        let payload = &bytes[HEADER..];
+        if payload.len() as u64 != length {
+            return Err(format!("{length} bytes of data expected, {} found: cut off or mixed up", payload.len()));
+        }
+        if hash(payload).as_bytes() != &header[20..] {
+            return Err("the data do not match their checksum: the file is damaged".into());
+        }
+        let (checkpoint, used) = bincode::serde::decode_from_slice(payload, configuration())
+            .map_err(|e| format!("the data cannot be decoded: {e}"))?;
+        if used != payload.len() {
+            return Err(format!("{} bytes too many", payload.len() - used));
+        }
+        Ok(checkpoint)
+    }
+
+    /// Refuses to go on with another model than the run began with.
+    pub fn require_model(&self, hash: &str) -> Result<()> {
+        if self.model_hash != hash {
+            return Err(Error::Unsupported(format!(
+                "the checkpoint was written with model {}, not {hash}: restart with the same model file, or begin a new run",
+                self.model_hash
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn configuration() -> impl bincode::config::Config {
+    bincode::config::standard().with_fixed_int_encoding().with_little_endian().with_limit::<LARGEST>()
+}
+
+/// Writes a file so that readers see the old content or the new, never a part: a temporary file in the same folder, flushed
+/// to the disk, then renamed.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| Error::file(path, "not a file name"))?;
+    let mut temporary = name.to_os_string();
+    temporary.push(format!(".{}.tmp", std::process::id()));
+    let temporary: PathBuf = path.with_file_name(temporary);
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    write().map_err(|e| {
+        // Nothing can be done about a temporary file that will not go away either.
+        let _ = std::fs::remove_file(&temporary);
+        Error::io(path, e)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Checkpoint {
+        Checkpoint {
+            model_hash: "abc".into(),
+            generator_epoch: 3,
+            options: Options::default(),
+            replicas: vec![Replica {
+                replica: 1,
+                step: u64::MAX - 1,
+                x: vec![0.1, -0.0, f64::MIN_POSITIVE],
+                velocities: vec![],
+                box_vectors: Some([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
+                reduced_potential: -1.5,
+            }],
+            statistics: vec![Statistics::default()],
+        }
+    }
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("modejump-checkpoint-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn what_is_saved_comes_back_and_no_temporary_file_stays() {
+        let folder = folder("round-trip");
+        let path = folder.join("run.ckpt");
+        std::fs::write(&path, b"older").unwrap();
+        example().save(&path).unwrap();
+        assert_eq!(Checkpoint::load(&path).unwrap(), example());
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+        example().require_model("abc").unwrap();
+        assert!(example().require_model("abd").is_err());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn every_truncation_and_every_damaged_byte_is_refused() {
+        let folder = folder("damage");
+        let path = folder.join("run.ckpt");
+        example().save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for length in 0..bytes.len() {
+            assert!(Checkpoint::decode(&bytes[..length]).is_err(), "{length} bytes were taken for a checkpoint");
+        }
+        for i in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[i] ^= 0x10;
+            assert!(Checkpoint::decode(&damaged).is_err(), "damage at byte {i} went unnoticed");
+        }
+        let mut longer = bytes.clone();
+        longer.push(0);
+        assert!(Checkpoint::decode(&longer).is_err());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn another_version_is_refused_by_number() {
+        let mut bytes = Vec::from(MAGIC);
+        bytes.extend(7u32.to_le_bytes());
+        bytes.extend([0; 40]);
+        assert!(Checkpoint::decode(&bytes).unwrap_err().contains("version 7"));
+    }
+
+    #[test]
+    fn a_folder_that_does_not_exist_is_an_error() {
+        let message = example().save(Path::new("/nonexistent-folder/run.ckpt")).unwrap_err().to_string();
+        assert!(message.contains("/nonexistent-folder/run.ckpt"), "{message}");
+    }
+}

@@ -1,0 +1,343 @@
+//! The generator of a move: proposals drawn ahead in batches, placed on the current configuration, with their weights.
+
+use super::{Fate, State, Statistics};
+use crate::coordinates::constraints::Constraints;
+use crate::coordinates::vector::{add, atom, cross, dot, norm, scale, set_atom, sub, unit, Vec3};
+use crate::coordinates::whole::WholeMolecule;
+use crate::density::{Density, Evaluation, Exactness, Scope, Status};
+use crate::error::{Error, Result};
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+use std::sync::Arc;
+
+/// Counters of the stream between two proposals of one attempt: 2²¹ random numbers for each.
+const COUNTERS_PER_PROPOSAL: u32 = 1 << 20;
+/// Most proposals an attempt can have, so that their counters do not meet.
+const MOST_PROPOSALS: usize = 1 << 12;
+/// A frame whose angle has a smaller sine has no direction.
+const SINGULAR: f64 = 1e-6;
+
+/// How many proposals, from which random numbers, and how they are drawn ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Options {
+    /// Proposals of one attempt, at least 1.
+    pub n_proposals: usize,
+    pub seed: u64,
+    /// Engine steps between attempts; 0 if unknown, then every attempt draws its own proposals only.
+    pub stride: u64,
+    /// Attempts whose proposals are drawn in one batch.
+    pub batch: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { n_proposals: 1, seed: 0, stride: 0, batch: 32 }
+    }
+}
+
+/// A density, ready to propose for attempts at given steps.
+///
+/// With stride s and batch B, attempts at multiples of s form blocks of B, and a block is always drawn whole, whichever of
+/// its attempts comes first. The composition of a batch may change the rounding of a network; a block does not change when a
+/// run is restarted in its middle, so the run goes on bit for bit.
+pub struct Generator {
+    density: Arc<dyn Density>,
+    options: Options,
+    whole: Option<WholeMolecule>,
+    constraints: Option<Constraints>,
+    /// First step, attempts and replica of the block that is drawn.
+    block: Option<(u64, usize, u32)>,
+    block_x: Vec<f64>,
+    block_evaluations: Vec<Evaluation>,
+    current: Vec<f64>,
+    current_evaluation: Evaluation,
+    u_current: f64,
+    placed: Vec<f64>,
+    evaluations: Vec<Evaluation>,
+    /// Reduced potentials of the target, and with the metric term of constraints subtracted.
+    u: Vec<f64>,
+    u_total: Vec<f64>,
+    /// Usable proposals, packed for one call of the target.
+    packed: Vec<f64>,
+    packed_rows: Vec<usize>,
+    packed_u: Vec<f64>,
+}
+
+impl Generator {
+    /// `bonds` make a molecule whole in a periodic box; pass none if x is not a molecule or no box is ever given.
+    ///
+    /// Errors: a density that is not exact (law of exactness 1), options out of range, a frame out of range, disconnected bonds.
+    pub fn new(density: Arc<dyn Density>, bonds: Option<&[[usize; 2]]>, options: Options) -> Result<Generator> {
+        if density.exactness() != Exactness::Exact {
+            return Err(Error::Unsupported(format!(
+                "the model's density is {:?}, and only an exact one may decide an acceptance: use the model for reweighting \
+                 or to screen proposals",
+                density.exactness()
+            )));
+        }
+        let Options { n_proposals, batch, .. } = options;
+        if !(1..=MOST_PROPOSALS).contains(&n_proposals) || !(1..=1 << 20).contains(&batch) {
+            return Err(Error::invalid(format!(
+                "{n_proposals} proposals in batches of {batch}: use 1 to {MOST_PROPOSALS} proposals, 1 to {} attempts",
+                1 << 20
+            )));
+        }
+        let dimension = density.dimension();
+        if let Scope::Shape { frame } = density.scope() {
+            if dimension % 3 != 0 || frame.iter().any(|&i| 3 * i >= dimension) {
+                return Err(Error::invalid(format!("frame atoms {frame:?} of a model of {dimension} coordinates")));
+            }
+        }
+        let whole = bonds.map(|bonds| WholeMolecule::new(dimension / 3, bonds)).transpose()?;
+        let rows = n_proposals * if options.stride > 0 { batch } else { 1 };
+        let nowhere = Evaluation::outside(Status::NonFinite);
+        Ok(Generator {
+            options,
+            whole,
+            constraints: None,
+            block: None,
+            block_x: vec![0.0; rows * dimension],
+            block_evaluations: vec![nowhere; rows],
+            current: vec![0.0; dimension],
+            current_evaluation: nowhere,
+            u_current: f64::NAN,
+            placed: vec![0.0; n_proposals * dimension],
+            evaluations: vec![nowhere; n_proposals],
+            u: vec![0.0; n_proposals],
+            u_total: vec![0.0; n_proposals],
+            packed: vec![0.0; n_proposals * dimension],
+            packed_rows: Vec::with_capacity(n_proposals),
+            packed_u: vec![0.0; n_proposals],
+            density,
+        })
+    }
+
+    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal.
+    pub fn set_constraints(&mut self, constraints: Constraints) {
+        self.constraints = Some(constraints);
+    }
+
+    pub fn density(&self) -> &Arc<dyn Density> {
+        &self.density
+    }
+
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
+    pub(super) fn dimension(&self) -> usize {
+        self.current.len()
+    }
+
+    /// log q of the current configuration.
+    pub(super) fn current(&self) -> Evaluation {
+        self.current_evaluation
+    }
+
+    /// u of the current configuration, metric term included.
+    pub(super) fn u_current(&self) -> f64 {
+        self.u_current
+    }
+
+    pub(super) fn log_weight_current(&self) -> f64 {
+        -self.u_current - self.current_evaluation.log_density
+    }
+
+    pub(super) fn n_proposals(&self) -> usize {
+        self.options.n_proposals
+    }
+
+    /// x′, log q(x′) and u(x′) of proposal k, metric term included.
+    pub(super) fn proposal(&self, k: usize) -> (&[f64], Evaluation, f64) {
+        let d = self.dimension();
+        (&self.placed[k * d..(k + 1) * d], self.evaluations[k], self.u_total[k])
+    }
+
+    /// u(x′) as the target gave it.
+    pub(super) fn u_of_target(&self, k: usize) -> f64 {
+        self.u[k]
+    }
+
+    pub(super) fn log_weight(&self, k: usize) -> f64 {
+        crate::weights::log_weight(self.u_total[k], &self.evaluations[k])
+    }
+
+    /// What makes proposal k unusable, or `Rejected`.
+    pub(super) fn fate(&self, k: usize) -> Fate {
+        match Fate::of(self.evaluations[k].status) {
+            Fate::Rejected if !self.u_total[k].is_finite() => Fate::NonFinite,
+            fate => fate,
+        }
+    }
+
+    /// Draws, places and weighs the proposals of this attempt, evaluates the density afresh at the current configuration
+    /// (dynamics has moved it since the last attempt), and records the proposals' log-weights.
+    pub(super) fn prepare(
+        &mut self,
+        target: &mut dyn Target,
+        state: &State,
+        statistics: &mut Statistics,
+    ) -> Result<()> {
+        self.check(target, state)?;
+        self.current.copy_from_slice(state.x);
+        if let (Some(whole), Some(box_vectors)) = (&self.whole, &state.box_vectors) {
+            whole.apply(box_vectors, &mut self.current)?;
+        }
+        let mut evaluation = [self.current_evaluation];
+        self.density.log_density(&self.current, &mut evaluation)?;
+        let metric = self.constraints.as_mut().map_or(0.0, |c| c.log_metric(&self.current));
+        self.u_current = state.reduced_potential - metric;
+        self.current_evaluation = supported(evaluation[0]);
+        if !self.u_current.is_finite() && self.current_evaluation.is_inside() {
+            self.current_evaluation = Evaluation::outside(Status::Singular);
+        }
+        let first = self.draw(state.step, state.replica)?;
+        self.place(first);
+        self.evaluate(target)?;
+        for k in 0..self.n_proposals() {
+            statistics.record_weight(self.log_weight(k));
+        }
+        Ok(())
+    }
+
+    fn check(&self, target: &dyn Target, state: &State) -> Result<()> {
+        let d = self.dimension();
+        if target.dimension() != d || state.x.len() != d {
+            return Err(Error::invalid(format!(
+                "the model has {d} coordinates, the target {} and the state {}",
+                target.dimension(),
+                state.x.len()
+            )));
+        }
+        if !state.reduced_potential.is_finite() {
+            return Err(Error::invalid(format!(
+                "the reduced potential of the current configuration is {} at step {}: the simulation has failed before \
+                 the move",
+                state.reduced_potential, state.step
+            )));
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the block of this step is drawn; returns the row of the attempt's first proposal.
+    fn draw(&mut self, step: u64, replica: u32) -> Result<usize> {
+        let Options { n_proposals, seed, stride, batch } = self.options;
+        let on_grid = stride > 0 && step % stride == 0;
+        let (first_step, attempts) = if on_grid {
+            let attempt = step / stride;
+            ((attempt - attempt % batch as u64) * stride, batch)
+        } else {
+            (step, 1)
+        };
+        let block = (first_step, attempts, replica);
+        if self.block != Some(block) {
+            self.block = None;
+            let rows = attempts * n_proposals;
+            let streams = |row: usize| {
+                let step = first_step.wrapping_add((row / n_proposals) as u64 * stride);
+                let index = (row % n_proposals) as u32 * COUNTERS_PER_PROPOSAL;
+                Stream::new(seed, StreamId::Proposal, step, replica).at(index)
+            };
+            let x = &mut self.block_x[..rows * self.density.dimension()];
+            self.density.sample(&streams, x, &mut self.block_evaluations[..rows])?;
+            self.block = Some(block);
+        }
+        let attempt = if on_grid { (step - first_step) / stride } else { 0 };
+        Ok(attempt as usize * n_proposals)
+    }
+
+    /// Copies the proposals of an attempt and, if the density describes the shape only, moves each rigidly so that its frame
+    /// coincides with that of the current configuration: same origin atom, same axis, same half-plane.
+    ///
+    /// Why that is exact: write x = (x₀, R, s), origin, orientation and shape; the volume element is dx₀ dR J(s) ds with dR
+    /// the Haar measure, so J depends on the shape alone. The move keeps (x₀, R) and draws s′ with density
+    /// q(x′) J(s′) · const, independent of (x₀, R) because q is. Conditional on (x₀, R) the target's density of s is
+    /// e^{−u} J(s). In the Hastings ratio J cancels: α = e^{−u(x′)+u(x)} q(x)/q(x′). Sampling a conditional of the target
+    /// leaves the target invariant.
+    fn place(&mut self, first: usize) {
+        let d = self.dimension();
+        let n = self.n_proposals();
+        self.placed.copy_from_slice(&self.block_x[first * d..(first + n) * d]);
+        self.evaluations.copy_from_slice(&self.block_evaluations[first..first + n]);
+        let Scope::Shape { frame } = self.density.scope() else { return };
+        let Some(to) = axes(&self.current, frame) else {
+            self.current_evaluation = Evaluation::outside(Status::Singular);
+            return;
+        };
+        for (x, evaluation) in self.placed.chunks_exact_mut(d).zip(&mut self.evaluations) {
+            if !evaluation.is_inside() {
+                continue;
+            }
+            match axes(x, frame) {
+                Some(from) => carry(x, atom(x, frame[0]), &from, atom(&self.current, frame[0]), &to),
+                None => *evaluation = Evaluation::outside(Status::Singular),
+            }
+        }
+    }
+
+    /// u of every usable proposal in one call of the target, and the checks that need no target.
+    fn evaluate(&mut self, target: &mut dyn Target) -> Result<()> {
+        let d = self.current.len();
+        self.packed_rows.clear();
+        for (k, x) in self.placed.chunks_exact(d).enumerate() {
+            let evaluation = &mut self.evaluations[k];
+            *evaluation = supported(*evaluation);
+            if evaluation.is_inside() && x.iter().any(|v| !v.is_finite()) {
+                *evaluation = Evaluation::outside(Status::NonFinite);
+            }
+            if evaluation.is_inside() && self.constraints.as_ref().is_some_and(|c| !c.are_kept(x)) {
+                *evaluation = Evaluation::outside(Status::BrokenConstraint);
+            }
+            if evaluation.is_inside() {
+                let row = self.packed_rows.len();
+                self.packed[row * d..(row + 1) * d].copy_from_slice(x);
+                self.packed_rows.push(k);
+            }
+        }
+        let n = self.packed_rows.len();
+        if n > 0 {
+            target.reduced_potential(&self.packed[..n * d], &mut self.packed_u[..n])?;
+        }
+        self.u.fill(f64::INFINITY);
+        for (&k, &u) in self.packed_rows.iter().zip(&self.packed_u) {
+            self.u[k] = u;
+        }
+        for k in 0..self.u.len() {
+            let x = &self.placed[k * d..(k + 1) * d];
+            let usable = self.u[k].is_finite();
+            let metric = self.constraints.as_mut().filter(|_| usable).map_or(0.0, |c| c.log_metric(x));
+            self.u_total[k] = self.u[k] - metric;
+        }
+        Ok(())
+    }
+}
+
+/// A density of zero means outside the support, whatever the model calls it.
+fn supported(evaluation: Evaluation) -> Evaluation {
+    if evaluation.is_inside() && !evaluation.log_density.is_finite() {
+        return Evaluation::outside(Status::OutOfSupport);
+    }
+    evaluation
+}
+
+/// Orthonormal axes of a frame: z from the first atom to the second, the third in the half-plane of positive x.
+fn axes(x: &[f64], frame: [usize; 3]) -> Option<[Vec3; 3]> {
+    let (a, b) = (sub(atom(x, frame[1]), atom(x, frame[0])), sub(atom(x, frame[2]), atom(x, frame[0])));
+    let normal = cross(a, b);
+    let sine = norm(normal) / (norm(a) * norm(b));
+    if sine.is_nan() || sine < SINGULAR {
+        return None;
+    }
+    let (z, y) = (unit(a), unit(normal));
+    Some([cross(y, z), y, z])
+}
+
+/// Moves a configuration rigidly from one frame to another.
+fn carry(x: &mut [f64], from_origin: Vec3, from: &[Vec3; 3], to_origin: Vec3, to: &[Vec3; 3]) {
+    for i in 0..x.len() / 3 {
+        let r = sub(atom(x, i), from_origin);
+        let local = [dot(r, from[0]), dot(r, from[1]), dot(r, from[2])];
+        let turned = add(add(scale(local[0], to[0]), scale(local[1], to[1])), scale(local[2], to[2]));
+        set_atom(x, i, add(to_origin, turned));
+    }
+}

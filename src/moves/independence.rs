@@ -1,0 +1,79 @@
+//! Independence Metropolis–Hastings: proposals from the generator, whatever the current configuration.
+
+use super::{accept, Fate, Generator, Move, Outcome, Proposal, State, Statistics};
+use crate::error::Result;
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+
+/// x′ ~ q, log α = log w(x′) − log w(x) with log w = −u − log q (Tierney 1994).
+///
+/// With K proposals an attempt makes K Metropolis tests one after the other, each against the state the last one left. It
+/// must not stop at the first acceptance: how long one waits for it depends on the state, and such a chain is biased. The
+/// outcome shows the last accepted test, or the one that came nearest to acceptance.
+pub struct Independence {
+    generator: Generator,
+    statistics: Statistics,
+}
+
+impl Independence {
+    pub fn new(generator: Generator) -> Independence {
+        Independence { generator, statistics: Statistics::default() }
+    }
+
+    pub fn generator_mut(&mut self) -> &mut Generator {
+        &mut self.generator
+    }
+}
+
+impl Move for Independence {
+    fn dimension(&self) -> usize {
+        self.generator.dimension()
+    }
+
+    fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
+        self.generator.prepare(target, state, &mut self.statistics)?;
+        let generator = &self.generator;
+        let seed = generator.options().seed;
+        let mut uniforms = Stream::new(seed, StreamId::Accept, state.step, state.replica);
+        let (mut u_current, mut reverse) = (generator.u_current(), generator.current());
+        let mut shown: Option<Outcome> = None;
+        let mut taken = None;
+        for k in 0..generator.n_proposals() {
+            let (x, forward, u_proposed) = generator.proposal(k);
+            let proposal = Proposal { x, forward, reverse };
+            let (fate, log_acceptance) = accept(&proposal, u_current, u_proposed, uniforms.uniform());
+            let outcome = Outcome {
+                fate,
+                log_acceptance,
+                log_weight_current: -u_current - reverse.log_density,
+                log_weight_proposed: generator.log_weight(k),
+                log_density_current: reverse.log_density,
+                log_density_proposed: forward.log_density,
+                reduced_potential: state.reduced_potential,
+            };
+            if fate == Fate::Accepted {
+                (u_current, reverse, taken) = (u_proposed, forward, Some(k));
+            }
+            let show = shown.is_none_or(|s| outcome.accepted() || (!s.accepted() && log_acceptance > s.log_acceptance));
+            if show {
+                shown = Some(outcome);
+            }
+        }
+        let mut outcome = shown.expect("an attempt has at least one proposal");
+        if let Some(k) = taken {
+            state.x.copy_from_slice(generator.proposal(k).0);
+            state.reduced_potential = generator.u_of_target(k);
+            outcome.reduced_potential = state.reduced_potential;
+        }
+        self.statistics.record(&outcome);
+        Ok(outcome)
+    }
+
+    fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    fn statistics_mut(&mut self) -> &mut Statistics {
+        &mut self.statistics
+    }
+}

@@ -1,0 +1,113 @@
+//! Iterated sampling importance resampling, i-SIR(K).
+
+use super::{Fate, Generator, Move, Outcome, State, Statistics};
+use crate::error::Result;
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+
+/// Chooses the next state among the current one and K fresh proposals, with probability proportional to w = e^{−u}/q
+/// (Tjelmeland 2004; Andrieu, Lee and Vihola 2018, algorithm 1). Uniformly ergodic when w is bounded.
+///
+/// Why it is exact: give x and the K proposals labels in random order; their joint density π(x) Π q(y) is Π q times w(x), so
+/// given the set each member is the state with probability proportional to its weight, and drawing afresh from that
+/// conditional leaves the joint density invariant.
+///
+/// The outcome shows the chosen proposal, or the heaviest if the current state is kept; `log_acceptance` is the logarithm of
+/// the odds of leaving, ln Σ w(y) − ln w(x). A current state outside the generator's support has infinite weight and stays.
+pub struct Isir {
+    generator: Generator,
+    statistics: Statistics,
+}
+
+impl Isir {
+    pub fn new(generator: Generator) -> Isir {
+        Isir { generator, statistics: Statistics::default() }
+    }
+
+    pub fn generator_mut(&mut self) -> &mut Generator {
+        &mut self.generator
+    }
+
+    /// The chosen proposal, if any, by one uniform number: the interval (0, 1) holds first the current state's share.
+    fn choose(&self, uniform: f64) -> Option<usize> {
+        let generator = &self.generator;
+        let n = generator.n_proposals();
+        let current = generator.log_weight_current();
+        let largest = (0..n).map(|k| generator.log_weight(k)).fold(current, f64::max);
+        let weight = |log_weight: f64| (log_weight - largest).exp();
+        let total = weight(current) + (0..n).map(|k| weight(generator.log_weight(k))).sum::<f64>();
+        let mut left = uniform * total - weight(current);
+        if left < 0.0 {
+            return None;
+        }
+        for k in 0..n {
+            left -= weight(generator.log_weight(k));
+            if left < 0.0 {
+                return Some(k);
+            }
+        }
+        // Rounding left a sliver at the end: it belongs to the last proposal of positive weight.
+        (0..n).rev().find(|&k| weight(generator.log_weight(k)) > 0.0)
+    }
+
+    fn log_sum_of_proposals(&self) -> f64 {
+        let generator = &self.generator;
+        let weights = || (0..generator.n_proposals()).map(|k| generator.log_weight(k));
+        let largest = weights().fold(f64::NEG_INFINITY, f64::max);
+        if largest == f64::NEG_INFINITY {
+            return largest;
+        }
+        largest + weights().map(|w| (w - largest).exp()).sum::<f64>().ln()
+    }
+}
+
+impl Move for Isir {
+    fn dimension(&self) -> usize {
+        self.generator.dimension()
+    }
+
+    fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
+        self.generator.prepare(target, state, &mut self.statistics)?;
+        let generator = &self.generator;
+        let current = generator.current();
+        let uniform = Stream::new(generator.options().seed, StreamId::Select, state.step, state.replica).uniform();
+        let chosen = if current.is_inside() { self.choose(uniform) } else { None };
+        let heaviest = (0..generator.n_proposals())
+            .max_by(|&i, &j| generator.log_weight(i).total_cmp(&generator.log_weight(j)))
+            .expect("an attempt has at least one proposal");
+        let shown = chosen.unwrap_or(heaviest);
+        if let Some(k) = chosen {
+            state.x.copy_from_slice(generator.proposal(k).0);
+            state.reduced_potential = generator.u_of_target(k);
+        }
+        let fate = match chosen {
+            Some(_) => Fate::Accepted,
+            None if !current.is_inside() => Fate::of(current.status),
+            None => generator.fate(heaviest),
+        };
+        let log_acceptance = if current.is_inside() {
+            self.log_sum_of_proposals() - generator.log_weight_current()
+        } else {
+            f64::NEG_INFINITY
+        };
+        let outcome = Outcome {
+            fate,
+            log_acceptance,
+            log_weight_current: generator.log_weight_current(),
+            log_weight_proposed: generator.log_weight(shown),
+            log_density_current: current.log_density,
+            log_density_proposed: generator.proposal(shown).1.log_density,
+            reduced_potential: state.reduced_potential,
+        };
+        self.statistics.record(&outcome);
+        Ok(outcome)
+    }
+
+    fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    fn statistics_mut(&mut self) -> &mut Statistics {
+        &mut self.statistics
+    }
+}

@@ -1,0 +1,79 @@
+//! Several moves as one: at each attempt a coin that knows nothing of the state chooses which.
+
+use super::{Move, Outcome, State, Statistics};
+use crate::error::{Error, Result};
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+
+/// A mixture Σ pᵢ Kᵢ of kernels that leave the target invariant leaves it invariant, since the choice does not depend on the
+/// state. Local dynamics takes part as a move of its own ([`super::RandomWalk`]), or by running between attempts.
+///
+/// The statistics are those of all attempts; each move keeps its own as well, see [`Mixture::moves`].
+pub struct Mixture {
+    moves: Vec<Box<dyn Move>>,
+    cumulative: Vec<f64>,
+    seed: u64,
+    statistics: Statistics,
+}
+
+impl Mixture {
+    /// Moves with their relative weights. Errors: no move, moves of different dimension, weights that are negative or all zero.
+    pub fn new(moves: Vec<(f64, Box<dyn Move>)>, seed: u64) -> Result<Mixture> {
+        let total: f64 = moves.iter().map(|(p, _)| p).sum();
+        if moves.iter().any(|(p, _)| p.is_nan() || *p < 0.0) || !(total > 0.0 && total.is_finite()) {
+            return Err(Error::invalid("a mixture needs moves with weights of zero or more, one of them positive"));
+        }
+        let dimension = moves[0].1.dimension();
+        if let Some((_, other)) = moves.iter().find(|(_, m)| m.dimension() != dimension) {
+            return Err(Error::invalid(format!(
+                "a mixture of moves on {dimension} and on {} coordinates",
+                other.dimension()
+            )));
+        }
+        let mut sum = 0.0;
+        let (cumulative, moves) = moves
+            .into_iter()
+            .map(|(p, m)| {
+                sum += p / total;
+                (sum, m)
+            })
+            .unzip();
+        Ok(Mixture { moves, cumulative, seed, statistics: Statistics::default() })
+    }
+
+    pub fn moves(&self) -> &[Box<dyn Move>] {
+        &self.moves
+    }
+
+    pub fn moves_mut(&mut self) -> &mut [Box<dyn Move>] {
+        &mut self.moves
+    }
+
+    /// Index of the move that is made at this step.
+    pub fn choice(&self, step: u64, replica: u32) -> usize {
+        let uniform = Stream::new(self.seed, StreamId::Mixture, step, replica).uniform();
+        let last = self.moves.len() - 1;
+        self.cumulative.iter().position(|c| uniform < *c).unwrap_or(last)
+    }
+}
+
+impl Move for Mixture {
+    fn dimension(&self) -> usize {
+        self.moves[0].dimension()
+    }
+
+    fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
+        let choice = self.choice(state.step, state.replica);
+        let outcome = self.moves[choice].attempt(target, state)?;
+        self.statistics.record(&outcome);
+        Ok(outcome)
+    }
+
+    fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    fn statistics_mut(&mut self) -> &mut Statistics {
+        &mut self.statistics
+    }
+}

@@ -1,0 +1,79 @@
+//! Random-walk Metropolis: the local move of systems that have no dynamics of their own.
+
+use super::{accept, Move, Outcome, Proposal, State, Statistics};
+use crate::density::Evaluation;
+use crate::error::{Error, Result};
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+
+/// x′ = x + width · ξ, ξ standard normal in every coordinate; log q(x′|x) = log q(x|x′), so log α = −(u(x′) − u(x)).
+///
+/// Its random numbers come from the stream `Dynamics`, so it may share step and seed with a generator move.
+pub struct RandomWalk {
+    width: f64,
+    seed: u64,
+    proposed: Vec<f64>,
+    statistics: Statistics,
+}
+
+impl RandomWalk {
+    /// `width` in the unit of x. Errors: a width that is not positive.
+    pub fn new(dimension: usize, width: f64, seed: u64) -> Result<RandomWalk> {
+        if !(width > 0.0 && width.is_finite()) {
+            return Err(Error::invalid(format!("a random walk of width {width}: use a positive width")));
+        }
+        Ok(RandomWalk { width, seed, proposed: vec![0.0; dimension], statistics: Statistics::default() })
+    }
+}
+
+impl Move for RandomWalk {
+    fn dimension(&self) -> usize {
+        self.proposed.len()
+    }
+
+    fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
+        if state.x.len() != self.proposed.len() || target.dimension() != self.proposed.len() {
+            return Err(Error::invalid(format!(
+                "a random walk of {} coordinates on a state of {} and a target of {}",
+                self.proposed.len(),
+                state.x.len(),
+                target.dimension()
+            )));
+        }
+        let mut stream = Stream::new(self.seed, StreamId::Dynamics, state.step, state.replica);
+        let uniform = stream.uniform();
+        for (proposed, x) in self.proposed.iter_mut().zip(state.x.iter()) {
+            *proposed = x + self.width * stream.normal();
+        }
+        let mut u = [f64::NAN];
+        target.reduced_potential(&self.proposed, &mut u)?;
+        // The Gaussian of the step is the same both ways and its constant cancels.
+        let symmetric = Evaluation::inside(0.0);
+        let proposal = Proposal { x: &self.proposed, forward: symmetric, reverse: symmetric };
+        let (fate, log_acceptance) = accept(&proposal, state.reduced_potential, u[0], uniform);
+        let mut outcome = Outcome {
+            fate,
+            log_acceptance,
+            log_weight_current: -state.reduced_potential,
+            log_weight_proposed: -u[0],
+            log_density_current: 0.0,
+            log_density_proposed: 0.0,
+            reduced_potential: state.reduced_potential,
+        };
+        if outcome.accepted() {
+            state.x.copy_from_slice(proposal.x);
+            state.reduced_potential = u[0];
+            outcome.reduced_potential = u[0];
+        }
+        self.statistics.record(&outcome);
+        Ok(outcome)
+    }
+
+    fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    fn statistics_mut(&mut self) -> &mut Statistics {
+        &mut self.statistics
+    }
+}

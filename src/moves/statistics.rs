@@ -1,0 +1,180 @@
+//! What a move did: counters by reason, and the log of its log-weights and log-acceptances.
+
+use super::{Fate, Outcome};
+
+/// Entries each log keeps; older ones are overwritten.
+const LOG_CAPACITY: usize = 1 << 16;
+
+/// Counters of attempts by fate, running sums over all proposals' weights, and the latest log-weights and log-acceptances.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Statistics {
+    counts: [u64; 7],
+    proposals: u64,
+    usable: u64,
+    sum_log_weight: f64,
+    /// Σ w/e^m and Σ (w/e^m)², m the largest log-weight so far.
+    largest: f64,
+    sum: f64,
+    sum_squares: f64,
+    log_weights: Ring,
+    log_acceptances: Ring,
+}
+
+impl Default for Statistics {
+    fn default() -> Statistics {
+        Statistics::empty(Ring::new(), Ring::new())
+    }
+}
+
+impl Statistics {
+    /// Attempts that ended this way.
+    pub fn count(&self, fate: Fate) -> u64 {
+        self.counts[fate as usize]
+    }
+
+    /// All attempts: the sum of the seven counters.
+    pub fn attempts(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// Accepted attempts over all; 0 before the first.
+    pub fn acceptance(&self) -> f64 {
+        self.count(Fate::Accepted) as f64 / self.attempts().max(1) as f64
+    }
+
+    /// Proposals whose weight was recorded, usable or not.
+    pub fn proposals(&self) -> u64 {
+        self.proposals
+    }
+
+    /// Mean log-weight of the usable proposals; NaN before the first.
+    pub fn mean_log_weight(&self) -> f64 {
+        self.sum_log_weight / self.usable as f64
+    }
+
+    /// (Σw)²/(n Σw²) over all n proposals, unusable ones with weight zero; NaN before the first usable one.
+    pub fn effective_fraction(&self) -> f64 {
+        self.sum * self.sum / (self.proposals as f64 * self.sum_squares)
+    }
+
+    /// The latest log-weights of proposals, oldest first: −∞ for an unusable proposal.
+    pub fn log_weights(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
+        self.log_weights.iter()
+    }
+
+    /// The latest log-acceptances of attempts, oldest first.
+    pub fn log_acceptances(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
+        self.log_acceptances.iter()
+    }
+
+    /// Forgets everything; the memory of the logs is kept.
+    pub fn reset(&mut self) {
+        let mut logs = [&mut self.log_weights, &mut self.log_acceptances].map(std::mem::take);
+        logs.iter_mut().for_each(Ring::clear);
+        let [log_weights, log_acceptances] = logs;
+        *self = Statistics::empty(log_weights, log_acceptances);
+    }
+
+    fn empty(log_weights: Ring, log_acceptances: Ring) -> Statistics {
+        Statistics {
+            counts: [0; 7],
+            proposals: 0,
+            usable: 0,
+            sum_log_weight: 0.0,
+            largest: f64::NEG_INFINITY,
+            sum: 0.0,
+            sum_squares: 0.0,
+            log_weights,
+            log_acceptances,
+        }
+    }
+
+    /// Records the log-weight of one proposal.
+    pub(super) fn record_weight(&mut self, log_weight: f64) {
+        self.proposals += 1;
+        self.log_weights.push(log_weight);
+        if !log_weight.is_finite() {
+            return;
+        }
+        self.usable += 1;
+        self.sum_log_weight += log_weight;
+        if log_weight > self.largest {
+            let shrink = (self.largest - log_weight).exp();
+            self.sum *= shrink;
+            self.sum_squares *= shrink * shrink;
+            self.largest = log_weight;
+        }
+        let weight = (log_weight - self.largest).exp();
+        self.sum += weight;
+        self.sum_squares += weight * weight;
+    }
+
+    /// Counts one attempt.
+    pub(super) fn record(&mut self, outcome: &Outcome) {
+        self.counts[outcome.fate as usize] += 1;
+        self.log_acceptances.push(outcome.log_acceptance);
+    }
+}
+
+/// The last [`LOG_CAPACITY`] numbers pushed; memory is taken once.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Ring {
+    values: Vec<f64>,
+    /// Index of the oldest value once the ring is full.
+    next: usize,
+}
+
+impl Ring {
+    fn new() -> Ring {
+        Ring { values: Vec::with_capacity(LOG_CAPACITY), next: 0 }
+    }
+
+    fn clear(&mut self) {
+        self.values.clear();
+        self.next = 0;
+    }
+
+    fn push(&mut self, value: f64) {
+        if self.values.len() < LOG_CAPACITY {
+            self.values.push(value);
+        } else {
+            self.values[self.next] = value;
+            self.next = (self.next + 1) % LOG_CAPACITY;
+        }
+    }
+
+    fn iter(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
+        let n = self.values.len();
+        (0..n).map(move |i| self.values[(self.next + i) % n])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn running_sums_match_the_whole_sample() {
+        let mut statistics = Statistics::default();
+        let log_w: [f64; 6] = [-700.0, 3.0, f64::NEG_INFINITY, 5.0, 4.5, 700.0];
+        for w in &log_w[..5] {
+            statistics.record_weight(*w);
+        }
+        let expected = crate::weights::effective_sample_size(&log_w[..5]).unwrap() / 5.0;
+        assert!((statistics.effective_fraction() - expected).abs() < 1e-12);
+        assert!((statistics.mean_log_weight() - (-700.0 + 3.0 + 5.0 + 4.5) / 4.0).abs() < 1e-12);
+        statistics.record_weight(log_w[5]);
+        assert!((statistics.effective_fraction() - 1.0 / 6.0).abs() < 1e-12);
+        statistics.reset();
+        assert_eq!(statistics, Statistics::default());
+    }
+
+    #[test]
+    fn the_log_keeps_the_latest_in_order() {
+        let mut ring = Ring::new();
+        (0..LOG_CAPACITY + 3).for_each(|i| ring.push(i as f64));
+        assert_eq!(ring.iter().next(), Some(3.0));
+        assert_eq!(ring.iter().last(), Some((LOG_CAPACITY + 2) as f64));
+        assert_eq!(ring.iter().len(), LOG_CAPACITY);
+    }
+}
