@@ -87,8 +87,8 @@ fn two_state(n: usize, a: f64, b: f64, stream: &mut Stream) -> Vec<Option<bool>>
 
 #[test]
 fn errors_of_a_correlated_series_count_the_correlation() {
-    let (a, b) = (0.02, 0.05);
-    let exact = -(b / a as f64).ln();
+    let (a, b) = (0.02f64, 0.05f64);
+    let exact = -(b / a).ln();
     let (mut chi2, mut chi2_blocks, mut g) = (0.0, 0.0, 0.0);
     for step in 0..200 {
         let states = two_state(20_000, a, b, &mut stream(step));

@@ -84,7 +84,7 @@ impl Generator {
         }
         let dimension = density.dimension();
         if let Scope::Shape { frame } = density.scope() {
-            if dimension % 3 != 0 || frame.iter().any(|&i| 3 * i >= dimension) {
+            if !dimension.is_multiple_of(3) || frame.iter().any(|&i| 3 * i >= dimension) {
                 return Err(Error::invalid(format!("frame atoms {frame:?} of a model of {dimension} coordinates")));
             }
         }
@@ -222,7 +222,7 @@ impl Generator {
     /// Makes sure that the block of this step is drawn; returns the row of the attempt's first proposal.
     fn draw(&mut self, step: u64, replica: u32) -> Result<usize> {
         let Options { n_proposals, seed, stride, batch } = self.options;
-        let on_grid = stride > 0 && step % stride == 0;
+        let on_grid = stride > 0 && step.is_multiple_of(stride);
         let (first_step, attempts) = if on_grid {
             let attempt = step / stride;
             ((attempt - attempt % batch as u64) * stride, batch)

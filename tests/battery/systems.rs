@@ -1,0 +1,319 @@
+//! Analytic systems: densities that can be evaluated and sampled exactly, and targets made of them.
+#![allow(dead_code)] // shared by several test targets
+
+use modejump::coordinates::vector::{angle, atom, norm, set_atom, sub};
+use modejump::density::{Density, Evaluation, Exactness, Scope, Status};
+use modejump::error::Result;
+use modejump::rng::Stream;
+use modejump::target::Target;
+use std::sync::Arc;
+
+const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
+
+/// One configuration at a time; [`Density`] follows from it, gradients by central differences.
+pub trait Analytic: Send + Sync {
+    fn dimension(&self) -> usize;
+    fn scope(&self) -> Scope {
+        Scope::Full
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation;
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]);
+}
+
+pub struct Exact<A>(pub A);
+
+impl<A: Analytic> Density for Exact<A> {
+    fn dimension(&self) -> usize {
+        self.0.dimension()
+    }
+    fn exactness(&self) -> Exactness {
+        Exactness::Exact
+    }
+    fn scope(&self) -> Scope {
+        self.0.scope()
+    }
+    fn sample(
+        &self,
+        streams: &(dyn Fn(usize) -> Stream + Sync),
+        x: &mut [f64],
+        log_density: &mut [Evaluation],
+    ) -> Result<()> {
+        self.rows(x, log_density)?;
+        for (row, (x, e)) in x.chunks_exact_mut(self.dimension()).zip(log_density).enumerate() {
+            self.0.draw(&mut streams(row), x);
+            *e = self.0.log_density(x);
+        }
+        Ok(())
+    }
+    fn log_density(&self, x: &[f64], log_density: &mut [Evaluation]) -> Result<()> {
+        self.rows(x, log_density)?;
+        for (x, e) in x.chunks_exact(self.dimension()).zip(log_density) {
+            *e = self.0.log_density(x);
+        }
+        Ok(())
+    }
+    fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
+        self.log_density(x, log_density)?;
+        let d = self.dimension();
+        for ((x, g), e) in x.chunks_exact(d).zip(gradient.chunks_exact_mut(d)).zip(log_density) {
+            let mut moved = x.to_vec();
+            for i in 0..d {
+                let mut at = |shift: f64| {
+                    moved[i] = x[i] + shift;
+                    self.0.log_density(&moved).log_density
+                };
+                g[i] = if e.is_inside() { (at(1e-6) - at(-1e-6)) / 2e-6 } else { 0.0 };
+                moved[i] = x[i];
+            }
+        }
+        Ok(())
+    }
+}
+
+/// u = −log p of a density, shifted: the target whose exact samples are those of the density.
+pub struct NegativeLog {
+    pub density: Arc<dyn Density>,
+    pub shift: f64,
+    evaluations: Vec<Evaluation>,
+}
+
+impl NegativeLog {
+    pub fn new(density: Arc<dyn Density>, shift: f64) -> NegativeLog {
+        NegativeLog { density, shift, evaluations: vec![Evaluation::inside(0.0); 64] }
+    }
+    pub fn u(&mut self, x: &[f64]) -> f64 {
+        let mut u = [0.0];
+        self.reduced_potential(x, &mut u).unwrap();
+        u[0]
+    }
+}
+
+impl Target for NegativeLog {
+    fn dimension(&self) -> usize {
+        self.density.dimension()
+    }
+    fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
+        self.density.log_density(x, &mut self.evaluations[..u.len()])?;
+        u.iter_mut().zip(&self.evaluations).for_each(|(u, e)| *u = self.shift - e.log_density);
+        Ok(())
+    }
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        self.density.log_density_gradient(x, &mut self.evaluations[..u.len()], gradient)?;
+        u.iter_mut().zip(&self.evaluations).for_each(|(u, e)| *u = self.shift - e.log_density);
+        gradient.iter_mut().for_each(|g| *g = -*g);
+        Ok(())
+    }
+}
+
+/// A one-dimensional density e^{f(x)}/Z on an interval, sampled through its tabulated distribution function.
+pub struct Table {
+    log_f: Box<dyn Fn(f64) -> f64 + Send + Sync>,
+    low: f64,
+    step: f64,
+    cumulative: Vec<f64>,
+    log_z: f64,
+}
+
+impl Table {
+    pub fn new(low: f64, high: f64, log_f: impl Fn(f64) -> f64 + Send + Sync + 'static) -> Table {
+        let cells = 1 << 16;
+        let step = (high - low) / f64::from(cells);
+        let mut cumulative = vec![0.0];
+        for i in 0..cells {
+            // The mid-point rule: the table's error is of order step², 1e-9 here.
+            cumulative.push(cumulative[i as usize] + log_f(low + (f64::from(i) + 0.5) * step).exp() * step);
+        }
+        let z = *cumulative.last().unwrap();
+        cumulative.iter_mut().for_each(|c| *c /= z);
+        Table { log_f: Box::new(log_f), low, step, cumulative, log_z: z.ln() }
+    }
+    pub fn high(&self) -> f64 {
+        self.low + self.step * (self.cumulative.len() - 1) as f64
+    }
+    pub fn log_pdf(&self, x: f64) -> f64 {
+        if x > self.low && x < self.high() {
+            (self.log_f)(x) - self.log_z
+        } else {
+            f64::NEG_INFINITY
+        }
+    }
+    pub fn quantile(&self, p: f64) -> f64 {
+        let cell = (self.cumulative.partition_point(|c| *c <= p) - 1).min(self.cumulative.len() - 2);
+        let width = self.cumulative[cell + 1] - self.cumulative[cell];
+        self.low + (cell as f64 + (p - self.cumulative[cell]) / width) * self.step
+    }
+    /// Probability of x below `x`.
+    pub fn below(&self, x: f64) -> f64 {
+        let t = ((x - self.low) / self.step).clamp(0.0, (self.cumulative.len() - 2) as f64);
+        let cell = t as usize;
+        self.cumulative[cell] + (t - cell as f64) * (self.cumulative[cell + 1] - self.cumulative[cell])
+    }
+}
+
+fn evaluation(log_density: f64) -> Evaluation {
+    if log_density == f64::NEG_INFINITY {
+        Evaluation::outside(Status::OutOfSupport)
+    } else {
+        Evaluation::inside(log_density)
+    }
+}
+
+impl Analytic for Table {
+    fn dimension(&self) -> usize {
+        1
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        evaluation(self.log_pdf(x[0]))
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        x[0] = self.quantile(stream.uniform());
+    }
+}
+
+/// u = 4 (x² − 1)² + tilt x: barrier 4 kT, P(x < 0) = 0.72 for tilt 0.475.
+pub fn double_well(tilt: f64) -> Table {
+    Table::new(-2.6, 2.6, move |x: f64| -4.0 * (x * x - 1.0).powi(2) - tilt * x)
+}
+
+/// ln of a mixture of normal densities (weight, mean, width).
+pub fn log_normal_mixture(components: &[(f64, f64, f64)], x: f64) -> f64 {
+    let terms = components.iter().map(|(w, m, s)| w.ln() - s.ln() - 0.5 * LOG_2_PI - 0.5 * ((x - m) / s).powi(2));
+    modejump::weights::log_sum_exp(&terms.collect::<Vec<_>>())
+}
+
+pub fn normal_mixture(components: &'static [(f64, f64, f64)]) -> Table {
+    Table::new(-5.0, 5.0, move |x| log_normal_mixture(components, x))
+}
+
+/// The double well in x with y normal about x/2: correlated and two-dimensional.
+pub struct DoubleWell2 {
+    pub well: Table,
+    pub width: f64,
+}
+
+impl Analytic for DoubleWell2 {
+    fn dimension(&self) -> usize {
+        2
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        let t = (x[1] - 0.5 * x[0]) / self.width;
+        evaluation(self.well.log_pdf(x[0]) - 0.5 * (t * t + LOG_2_PI) - self.width.ln())
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        x[0] = self.well.quantile(stream.uniform());
+        x[1] = 0.5 * x[0] + self.width * stream.normal();
+    }
+}
+
+/// Isotropic normal components (weight, mean, width); weights sum to one.
+pub struct GaussianMixture(pub Vec<(f64, Vec<f64>, f64)>);
+
+impl Analytic for GaussianMixture {
+    fn dimension(&self) -> usize {
+        self.0[0].1.len()
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        let log_component = |(w, m, s): &(f64, Vec<f64>, f64)| {
+            let r2: f64 = x.iter().zip(m).map(|(x, m)| ((x - m) / s).powi(2)).sum();
+            w.ln() - 0.5 * r2 - x.len() as f64 * (s.ln() + 0.5 * LOG_2_PI)
+        };
+        let largest = self.0.iter().map(log_component).fold(f64::NEG_INFINITY, f64::max);
+        evaluation(largest + self.0.iter().map(|c| (log_component(c) - largest).exp()).sum::<f64>().ln())
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        let mut left = stream.uniform();
+        let mut chosen = &self.0[0];
+        for component in &self.0 {
+            chosen = component;
+            left -= component.0;
+            if left < 0.0 {
+                break;
+            }
+        }
+        x.iter_mut().zip(&chosen.1).for_each(|(x, m)| *x = m + chosen.2 * stream.normal());
+    }
+}
+
+/// A harmonic polymer of beads in three dimensions: the first bead in a harmonic trap, each next one tied to the last.
+pub struct Polymer {
+    pub beads: usize,
+    pub trap: f64,
+    pub bond: f64,
+}
+
+impl Analytic for Polymer {
+    fn dimension(&self) -> usize {
+        3 * self.beads
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        let log_normal = |t: f64, s: f64| -0.5 * ((t / s).powi(2) + LOG_2_PI) - s.ln();
+        let first: f64 = x[..3].iter().map(|t| log_normal(*t, self.trap)).sum();
+        let rest: f64 = (3..x.len()).map(|i| log_normal(x[i] - x[i - 3], self.bond)).sum();
+        evaluation(first + rest)
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        for i in 0..x.len() {
+            x[i] = if i < 3 { self.trap * stream.normal() } else { x[i - 3] + self.bond * stream.normal() };
+        }
+    }
+}
+
+/// The shape of three atoms: two bonds at atom 0 and their angle, with given densities; position and orientation are random
+/// in samples of a `target`, the standard frame in samples of a generator.
+///
+/// The volume element is dx₀ dR r₁² r₂² sin θ dr₁ dr₂ dθ, which divides the densities of (r₁, r₂, θ).
+pub struct Bent {
+    pub bonds: Option<[Table; 2]>,
+    /// Length of a bond that is rigid.
+    pub rigid: f64,
+    pub angle: Table,
+    pub oriented: bool,
+}
+
+impl Bent {
+    pub fn internal(x: &[f64]) -> [f64; 3] {
+        let [a, b, c] = [atom(x, 0), atom(x, 1), atom(x, 2)];
+        [norm(sub(b, a)), norm(sub(c, a)), angle(b, a, c)]
+    }
+}
+
+impl Analytic for Bent {
+    fn dimension(&self) -> usize {
+        9
+    }
+    fn scope(&self) -> Scope {
+        Scope::Shape { frame: [0, 1, 2] }
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        let [r1, r2, theta] = Bent::internal(x);
+        let bonds = self.bonds.as_ref().map_or(0.0, |[b1, b2]| b1.log_pdf(r1) + b2.log_pdf(r2));
+        evaluation(bonds + self.angle.log_pdf(theta) - 2.0 * (r1 * r2).ln() - theta.sin().ln())
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        let (r1, r2) = match &self.bonds {
+            Some([b1, b2]) => (b1.quantile(stream.uniform()), b2.quantile(stream.uniform())),
+            None => (self.rigid, self.rigid),
+        };
+        let (sin, cos) = self.angle.quantile(stream.uniform()).sin_cos();
+        let local = [[0.0; 3], [0.0, 0.0, r1], [r2 * sin, 0.0, r2 * cos]];
+        if self.oriented {
+            (0..3).for_each(|i| set_atom(x, i, local[i]));
+            return;
+        }
+        // A unit quaternion of four normals turns by a Haar-random rotation.
+        let mut q = [stream.normal(), stream.normal(), stream.normal(), stream.normal()];
+        let length = q.iter().map(|v| v * v).sum::<f64>().sqrt();
+        q.iter_mut().for_each(|v| *v /= length);
+        let [w, a, b, c] = q;
+        let rotation = [
+            [1.0 - 2.0 * (b * b + c * c), 2.0 * (a * b - w * c), 2.0 * (a * c + w * b)],
+            [2.0 * (a * b + w * c), 1.0 - 2.0 * (a * a + c * c), 2.0 * (b * c - w * a)],
+            [2.0 * (a * c - w * b), 2.0 * (b * c + w * a), 1.0 - 2.0 * (a * a + b * b)],
+        ];
+        let origin = [stream.uniform(), stream.uniform(), stream.uniform()];
+        for (i, r) in local.iter().enumerate() {
+            let turned = std::array::from_fn(|k| origin[k] + (0..3).map(|j| rotation[k][j] * r[j]).sum::<f64>());
+            set_atom(x, i, turned);
+        }
+    }
+}
