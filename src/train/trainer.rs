@@ -277,10 +277,13 @@ impl<'a> Trainer<'a> {
 
     fn refinement_step(&mut self, phase: &Phase, done: usize) -> Result<()> {
         if done % phase.refresh.max(1) == 0 {
+            // the averaged model is the better generator; at the start of a phase it fills the pool
+            let n = if done == 0 { phase.keep } else { phase.draw };
             let (seed, step) = (self.state.options.seed, self.state.step as u64);
             let streams = move |row: usize| Stream::new(seed, StreamId::Resample, step, row as u32);
+            let model = self.averaged()?;
             let Some(target) = self.target.as_deref_mut() else { return Ok(()) };
-            let samples = losses::draw(&self.flow, target, phase.draw, &streams)?;
+            let samples = losses::draw(&model, target, n, &streams)?;
             self.keep(samples, phase.keep);
         }
         let x = self.refinement_batch(phase.refinement_batch)?;
