@@ -3,19 +3,21 @@
 //! Random numbers are a function of (seed, stream, step, replica), so a step number stands for the state of the generator of
 //! random numbers, and pre-drawn proposals are drawn again. What remains is where the replicas are and what was counted.
 //!
-//! A file is `MAGIC`, format version (u32), length of the payload (u64), its hash (32 hexadecimal digits), payload; little
+//! A file is eight bytes that name the kind, format version (u32), length of the payload (u64), its hash (32 hexadecimal digits), payload; little
 //! endian.
 //! The payload is bincode 2.0.1, fixed-size integers. bincode is used in this module only.
 
 use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
 use crate::io::model_file::hash;
+use crate::io::write_atomically;
 use crate::moves::{Options, Statistics};
-use serde::{Deserialize, Serialize};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use serde::{de::DeserializeOwned, Deserialize, Serialize};
+use std::path::Path;
 
-const MAGIC: [u8; 8] = *b"MODEJUMP";
+/// First bytes of a sampler's checkpoint, and of a training state.
+const SAMPLER: [u8; 8] = *b"MODEJUMP";
+pub const TRAINING: [u8; 8] = *b"MJ-TRAIN";
 const VERSION: u32 = 1;
 const HEADER: usize = 8 + 4 + 8 + 32;
 /// No field can ask for more memory than this, bytes.
@@ -50,47 +52,12 @@ pub struct Replica {
 impl Checkpoint {
     /// Writes beside the file and renames over it: a kill at any moment leaves the old checkpoint or the new one.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let payload = bincode::serde::encode_to_vec(self, configuration())
-            .map_err(|e| Error::file(path, format!("the checkpoint cannot be encoded: {e}")))?;
-        let mut bytes = Vec::with_capacity(HEADER + payload.len());
-        bytes.extend(MAGIC);
-        bytes.extend(VERSION.to_le_bytes());
-        bytes.extend((payload.len() as u64).to_le_bytes());
-        bytes.extend(hash(&payload).as_bytes());
-        bytes.extend(payload);
-        write_atomically(path, &bytes)
+        save(path, SAMPLER, self)
     }
 
     /// Errors: a file that is not a checkpoint, is of another version, truncated, or damaged.
     pub fn load(path: &Path) -> Result<Checkpoint> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        Checkpoint::decode(&bytes).map_err(|reason| Error::file(path, reason))
-    }
-
-    fn decode(bytes: &[u8]) -> std::result::Result<Checkpoint, String> {
-        if bytes.get(..8) != Some(&MAGIC[..]) {
-            return Err("not a modejump checkpoint".into());
-        }
-        let header: &[u8; HEADER] =
-            bytes.get(..HEADER).and_then(|h| h.try_into().ok()).ok_or("the checkpoint is cut off in its header")?;
-        let version = u32::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
-        if version != VERSION {
-            return Err(format!("checkpoint of format version {version}; this program reads version {VERSION}"));
-        }
-        let length = u64::from_le_bytes(std::array::from_fn(|i| header[12 + i]));
-        let payload = &bytes[HEADER..];
-        if payload.len() as u64 != length {
-            return Err(format!("{length} bytes of data expected, {} found: cut off or mixed up", payload.len()));
-        }
-        if hash(payload).as_bytes() != &header[20..] {
-            return Err("the data do not match their checksum: the file is damaged".into());
-        }
-        let (checkpoint, used) = bincode::serde::decode_from_slice(payload, configuration())
-            .map_err(|e| format!("the data cannot be decoded: {e}"))?;
-        if used != payload.len() {
-            return Err(format!("{} bytes too many", payload.len() - used));
-        }
-        Ok(checkpoint)
+        load(path, SAMPLER)
     }
 
     /// Refuses to go on with another model than the run began with.
@@ -105,33 +72,59 @@ impl Checkpoint {
     }
 }
 
-fn configuration() -> impl bincode::config::Config {
-    bincode::config::standard().with_fixed_int_encoding().with_little_endian().with_limit::<LARGEST>()
+/// Writes any state under the kind of checkpoint that `magic` names, all or nothing.
+pub fn save<T: Serialize>(path: &Path, magic: [u8; 8], state: &T) -> Result<()> {
+    let payload = bincode::serde::encode_to_vec(state, configuration())
+        .map_err(|e| Error::file(path, format!("the checkpoint cannot be encoded: {e}")))?;
+    let mut bytes = Vec::with_capacity(HEADER + payload.len());
+    bytes.extend(magic);
+    bytes.extend(VERSION.to_le_bytes());
+    bytes.extend((payload.len() as u64).to_le_bytes());
+    bytes.extend(hash(&payload).as_bytes());
+    bytes.extend(payload);
+    write_atomically(path, &bytes)
 }
 
-/// Writes a file so that readers see the old content or the new, never a part: a temporary file in the same folder, flushed
-/// to the disk, then renamed.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path.file_name().ok_or_else(|| Error::file(path, "not a file name"))?;
-    let mut temporary = name.to_os_string();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary: PathBuf = path.with_file_name(temporary);
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(|e| {
-        // Nothing can be done about a temporary file that will not go away either.
-        let _ = std::fs::remove_file(&temporary);
-        Error::io(path, e)
-    })
+/// Reads what [`save`] wrote. Errors: another kind or version of file, truncated, damaged.
+pub fn load<T: DeserializeOwned>(path: &Path, magic: [u8; 8]) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    decode(&bytes, magic).map_err(|reason| Error::file(path, reason))
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8], magic: [u8; 8]) -> std::result::Result<T, String> {
+    if bytes.get(..8) != Some(&magic[..]) {
+        return Err("not a modejump checkpoint of this kind".into());
+    }
+    let header: &[u8; HEADER] =
+        bytes.get(..HEADER).and_then(|h| h.try_into().ok()).ok_or("the checkpoint is cut off in its header")?;
+    let version = u32::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
+    if version != VERSION {
+        return Err(format!("checkpoint of format version {version}; this program reads version {VERSION}"));
+    }
+    let length = u64::from_le_bytes(std::array::from_fn(|i| header[12 + i]));
+    let payload = &bytes[HEADER..];
+    if payload.len() as u64 != length {
+        return Err(format!("{length} bytes of data expected, {} found: cut off or mixed up", payload.len()));
+    }
+    if hash(payload).as_bytes() != &header[20..] {
+        return Err("the data do not match their checksum: the file is damaged".into());
+    }
+    let (state, used) = bincode::serde::decode_from_slice(payload, configuration())
+        .map_err(|e| format!("the data cannot be decoded: {e}"))?;
+    if used != payload.len() {
+        return Err(format!("{} bytes too many", payload.len() - used));
+    }
+    Ok(state)
+}
+
+fn configuration() -> impl bincode::config::Config {
+    bincode::config::standard().with_fixed_int_encoding().with_little_endian().with_limit::<LARGEST>()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
     fn example() -> Checkpoint {
         Checkpoint {
@@ -176,25 +169,28 @@ mod tests {
         example().save(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         for length in 0..bytes.len() {
-            assert!(Checkpoint::decode(&bytes[..length]).is_err(), "{length} bytes were taken for a checkpoint");
+            assert!(
+                decode::<Checkpoint>(&bytes[..length], SAMPLER).is_err(),
+                "{length} bytes were taken for a checkpoint"
+            );
         }
         for i in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[i] ^= 0x10;
-            assert!(Checkpoint::decode(&damaged).is_err(), "damage at byte {i} went unnoticed");
+            assert!(decode::<Checkpoint>(&damaged, SAMPLER).is_err(), "damage at byte {i} went unnoticed");
         }
         let mut longer = bytes.clone();
         longer.push(0);
-        assert!(Checkpoint::decode(&longer).is_err());
+        assert!(decode::<Checkpoint>(&longer, SAMPLER).is_err());
         std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn another_version_is_refused_by_number() {
-        let mut bytes = Vec::from(MAGIC);
+        let mut bytes = Vec::from(SAMPLER);
         bytes.extend(7u32.to_le_bytes());
         bytes.extend([0; 40]);
-        assert!(Checkpoint::decode(&bytes).unwrap_err().contains("version 7"));
+        assert!(decode::<Checkpoint>(&bytes, SAMPLER).unwrap_err().contains("version 7"));
     }
 
     #[test]

@@ -6,7 +6,6 @@ use crate::error::{Error, Result};
 use crate::models::card::{ModelCard, FORMAT};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 
 /// The metadata key of the description.
 pub const KEY: &str = "modejump";
@@ -154,20 +153,4 @@ pub enum Data {
 pub fn serialize(card: &ModelCard, tensors: &BTreeMap<String, (Vec<usize>, Data)>) -> Result<Vec<u8>> {
     let json = serde_json::to_string(card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
     write_tensors(tensors, HashMap::from([(KEY.to_string(), json)]))
-}
-
-/// Writes all or nothing: a temporary file beside `path`, flushed, then renamed.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-    let attempt = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    attempt().map_err(|e| {
-        let _ = std::fs::remove_file(&temporary);
-        Error::io(path, e)
-    })
 }

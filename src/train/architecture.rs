@@ -204,8 +204,7 @@ fn stiff_layers(stiff: &[usize], turning: &[usize], options: &DesignOptions) -> 
         let strip = |list: Vec<(usize, &usize)>| list.into_iter().map(|(_, &i)| i).collect::<Vec<_>>();
         let (a, b) = (strip(a), strip(b));
         for (moved, seen) in [(&a, &b), (&b, &a)] {
-            let features =
-                Features { periodic: turning.to_vec(), harmonics: options.harmonics, plain: seen.clone() };
+            let features = Features { periodic: turning.to_vec(), harmonics: options.harmonics, plain: seen.clone() };
             if moved.is_empty() || features.is_empty() {
                 continue;
             }
@@ -238,7 +237,8 @@ fn stiff_layers(stiff: &[usize], turning: &[usize], options: &DesignOptions) -> 
 /// Mean and Cholesky factor of the covariance of the chosen coordinates, after `map`.
 fn whitening(u: &[f64], d: usize, chosen: &[usize], map: impl Fn(usize, f64) -> f64) -> Result<(Vec<f64>, Vec<f64>)> {
     let (n, m) = (u.len() / d, chosen.len());
-    let values: Vec<f64> = u.chunks_exact(d).flat_map(|row| chosen.iter().map(|&i| map(i, row[i])).collect::<Vec<_>>()).collect();
+    let values: Vec<f64> =
+        u.chunks_exact(d).flat_map(|row| chosen.iter().map(|&i| map(i, row[i])).collect::<Vec<_>>()).collect();
     let mut mean = vec![0.0; m];
     values.chunks_exact(m).for_each(|row| mean.iter_mut().zip(row).for_each(|(s, v)| *s += v / n as f64));
     let mut covariance = vec![0.0; m * m];

@@ -53,7 +53,12 @@ impl Default for ExploreOptions {
 const WALKERS: usize = 8;
 
 /// Frames `[frames][particles][3]` (nm) of a System, started from `x0[particles][3]`. Calls `progress` with the number done.
-pub fn explore(system: &System, x0: &[f64], options: &ExploreOptions, progress: &(dyn Fn(usize) + Sync)) -> Result<Vec<f64>> {
+pub fn explore(
+    system: &System,
+    x0: &[f64],
+    options: &ExploreOptions,
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<Vec<f64>> {
     let segments = options.frames.div_ceil(options.frames_per_segment.max(1));
     let done = AtomicUsize::new(0);
     let walkers: Vec<Vec<f64>> = (0..WALKERS)

@@ -230,7 +230,8 @@ impl<'a> Trainer<'a> {
         if phase.refinement > 0.0 {
             self.refinement_step(&phase, done)?;
         }
-        let norm = self.state.optimiser.update(self.flow.parameters_mut(), &self.gradient, rate, self.state.options.clip);
+        let norm =
+            self.state.optimiser.update(self.flow.parameters_mut(), &self.gradient, rate, self.state.options.clip);
         self.state.sums[3] += norm;
         self.state.sums[4] += 1.0;
         self.state.step += 1;
@@ -249,7 +250,10 @@ impl<'a> Trainer<'a> {
 
     fn out_of_patience(&self, phase: &Phase) -> bool {
         let patience = self.state.options.patience;
-        patience > 0 && phase.reverse_kl == 0.0 && phase.refinement == 0.0 && self.state.evaluations_since_best >= patience
+        patience > 0
+            && phase.reverse_kl == 0.0
+            && phase.refinement == 0.0
+            && self.state.evaluations_since_best >= patience
     }
 
     fn stream(&self, id: StreamId, replica: u32) -> Stream {
@@ -269,7 +273,8 @@ impl<'a> Trainer<'a> {
         let (seed, step) = (self.state.options.seed, self.state.step as u64);
         let streams = move |row: usize| Stream::new(seed, StreamId::Sample, step, row as u32);
         let Some(target) = self.target.as_deref_mut() else { return Ok(()) };
-        let samples = losses::reverse_kl(&self.flow, target, phase.energy_batch, &streams, phase.reverse_kl, &mut self.gradient)?;
+        let samples =
+            losses::reverse_kl(&self.flow, target, phase.energy_batch, &streams, phase.reverse_kl, &mut self.gradient)?;
         let finite: Vec<f64> = samples.log_weight.iter().copied().filter(|w| w.is_finite()).collect();
         self.state.sums[1] -= finite.iter().sum::<f64>() / finite.len().max(1) as f64;
         Ok(())

@@ -83,7 +83,9 @@ impl Train {
 
     fn train(&self, mut trainer: Trainer) -> Result<()> {
         let bar = ProgressBar::new(trainer.total_steps() as u64);
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed_precise} left {eta_precise} {msg}") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed_precise} left {eta_precise} {msg}")
+        {
             bar.set_style(style);
         }
         let mut log = String::new();
@@ -113,7 +115,10 @@ impl Train {
         let Some(path) = &self.system else { return Ok(None) };
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let description = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Some(TargetInfo { description: format!("OpenMM System {description}"), hash: Some(model_file::hash(&bytes)) }))
+        Ok(Some(TargetInfo {
+            description: format!("OpenMM System {description}"),
+            hash: Some(model_file::hash(&bytes)),
+        }))
     }
 }
 
@@ -137,11 +142,14 @@ impl Train {
         if let Some(path) = &self.frames {
             return read_frames(path, x0.len());
         }
-        let system = self.open_system()?.ok_or_else(|| Error::invalid("give --frames, or --system to generate them"))?;
+        let system =
+            self.open_system()?.ok_or_else(|| Error::invalid("give --frames, or --system to generate them"))?;
         let mut options = config.explore.clone();
         options.temperature = self.temperature;
         let bar = ProgressBar::new(options.frames as u64);
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} frames {elapsed_precise} left {eta_precise}") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:30} {pos}/{len} frames {elapsed_precise} left {eta_precise}")
+        {
             bar.set_style(style);
         }
         let frames = modejump::train::dynamics::explore(&system, x0, &options, &|n| bar.set_position(n as u64))?;
@@ -150,7 +158,7 @@ impl Train {
             let shape = vec![frames.len() / x0.len(), x0.len() / 3, 3];
             let data = model_file::Data::F32(frames.iter().map(|&v| v as f32).collect());
             let tensors = std::collections::BTreeMap::from([("x".to_string(), (shape, data))]);
-            model_file::write_atomically(path, &model_file::write_tensors(&tensors, Default::default())?)?;
+            modejump::io::write_atomically(path, &model_file::write_tensors(&tensors, Default::default())?)?;
         }
         Ok(frames)
     }

@@ -9,7 +9,8 @@
 use super::layers::Layer;
 use super::CouplingFlow;
 use crate::error::{Error, Result};
-use crate::io::model_file::{serialize, write_atomically, Data, ModelFile};
+use crate::io::model_file::{serialize, Data, ModelFile};
+use crate::io::write_atomically;
 use crate::nn::{Mlp, Real};
 use std::collections::BTreeMap;
 use std::ops::Range;

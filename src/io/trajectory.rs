@@ -1,0 +1,286 @@
+//! Trajectories: PDB, DCD, XTC, `.npy` and safetensors, chosen by the file's extension. Frames are `x[n][atoms][3]` in nm.
+
+use super::dcd;
+use crate::coordinates::Topology;
+use crate::error::{Error, Result};
+use crate::io::model_file::{self, Data};
+use crate::io::write_atomically;
+use crate::units::NM_PER_ANGSTROM;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Configurations of one molecule or abstract system.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frames {
+    /// Numbers per frame: 3 × atoms for molecules.
+    pub dimension: usize,
+    /// `[n][dimension]`, nm.
+    pub x: Vec<f64>,
+}
+
+impl Frames {
+    pub fn n(&self) -> usize {
+        self.x.len() / self.dimension.max(1)
+    }
+
+    /// An error if the frames do not have this many numbers.
+    pub fn require(self, path: &Path, dimension: usize) -> Result<Frames> {
+        if self.dimension == dimension {
+            return Ok(self);
+        }
+        let reason = format!(
+            "frames of {} numbers ({} atoms); {dimension} ({} atoms) are needed",
+            self.dimension,
+            self.dimension / 3,
+            dimension / 3
+        );
+        Err(Error::file(path, reason))
+    }
+}
+
+/// XTC keeps 1e-5 nm.
+const XTC_PRECISION: f32 = 1e5;
+const FORMATS: &str = "pdb, dcd, xtc, npy and safetensors are known";
+
+fn extension(path: &Path) -> String {
+    path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
+/// Reads all frames. Errors: unknown extension, truncated or malformed file (with the frame), non-finite coordinates.
+pub fn read(path: &Path) -> Result<Frames> {
+    let frames = match extension(path).as_str() {
+        "pdb" => read_pdb(path)?,
+        "dcd" => dcd::read(path)?,
+        "xtc" => read_xtc(path)?,
+        "npy" => read_npy(path)?,
+        "safetensors" => read_safetensors(path)?,
+        other => return Err(Error::file(path, format!("unknown extension `{other}`; {FORMATS}"))),
+    };
+    if let Some(i) = frames.x.iter().position(|v| !v.is_finite()) {
+        let (frame, atom) = (i / frames.dimension, i % frames.dimension / 3);
+        return Err(Error::file(path, format!("frame {}: atom {} is at {}", frame + 1, atom + 1, frames.x[i])));
+    }
+    Ok(frames)
+}
+
+/// Writes frames, and for safetensors further arrays `[n]` beside them. `topology` names the atoms of a PDB file.
+pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &[(&str, &[f64])]) -> Result<()> {
+    let bytes = match extension(path).as_str() {
+        "pdb" => write_pdb(path, frames, topology)?,
+        "dcd" => dcd::to_bytes(frames)?,
+        "xtc" => write_xtc(path, frames)?,
+        "npy" => write_npy(path, frames)?,
+        "safetensors" => write_safetensors(frames, extra)?,
+        other => return Err(Error::file(path, format!("unknown extension `{other}`; {FORMATS}"))),
+    };
+    write_atomically(path, &bytes)
+}
+
+/// `[n][atoms][3]`, or `[n][dimension]` where the dimension is no multiple of three.
+fn shape(frames: &Frames) -> Vec<usize> {
+    match frames.dimension % 3 {
+        0 => vec![frames.n(), frames.dimension / 3, 3],
+        _ => vec![frames.n(), frames.dimension],
+    }
+}
+
+fn from_shape(path: &Path, shape: &[usize], x: Vec<f64>) -> Result<Frames> {
+    match *shape {
+        [_, atoms, 3] => Ok(Frames { dimension: 3 * atoms, x }),
+        [_, dimension] if dimension > 0 => Ok(Frames { dimension, x }),
+        _ => Err(Error::file(
+            path,
+            format!("`x` has shape {shape:?}; [frames][atoms][3] or [frames][dimension] is needed"),
+        )),
+    }
+}
+
+fn read_safetensors(path: &Path) -> Result<Frames> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let (mut tensors, _) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
+    let x = tensors.remove("x").ok_or_else(|| Error::file(path, "no tensor `x`"))?;
+    from_shape(path, &x.shape, x.data)
+}
+
+fn write_safetensors(frames: &Frames, extra: &[(&str, &[f64])]) -> Result<Vec<u8>> {
+    let mut tensors = BTreeMap::from([("x".to_string(), (shape(frames), Data::F64(frames.x.clone())))]);
+    for (name, values) in extra {
+        let shape = match values.len() == frames.n() || frames.n() == 0 {
+            true => vec![values.len()],
+            false => vec![frames.n(), values.len() / frames.n()],
+        };
+        tensors.insert(name.to_string(), (shape, Data::F64(values.to_vec())));
+    }
+    model_file::write_tensors(&tensors, Default::default())
+}
+
+fn read_npy(path: &Path) -> Result<Frames> {
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+    let read = |e: ndarray_npy::ReadNpyError| Error::file(path, e.to_string());
+    use ndarray_npy::ReadNpyExt;
+    let double = ndarray::ArrayD::<f64>::read_npy(&file);
+    let array = match double {
+        Ok(array) => array,
+        Err(ndarray_npy::ReadNpyError::WrongDescriptor(_)) => {
+            let again = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+            ndarray::ArrayD::<f32>::read_npy(again).map_err(read)?.mapv(f64::from)
+        }
+        Err(e) => return Err(read(e)),
+    };
+    from_shape(path, array.shape(), array.iter().copied().collect())
+}
+
+fn write_npy(path: &Path, frames: &Frames) -> Result<Vec<u8>> {
+    use ndarray_npy::WriteNpyExt;
+    let bad = |e: String| Error::file(path, e);
+    let array = ndarray::ArrayD::from_shape_vec(shape(frames), frames.x.clone()).map_err(|e| bad(e.to_string()))?;
+    let mut bytes = Vec::new();
+    array.write_npy(&mut bytes).map_err(|e| bad(e.to_string()))?;
+    Ok(bytes)
+}
+
+fn read_xtc(path: &Path) -> Result<Frames> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    // The reader asserts what it finds in headers; a panic there is a malformed file.
+    let read = std::panic::catch_unwind(move || {
+        let length = bytes.len() as u64;
+        let mut reader = molly::XTCReader::new(std::io::Cursor::new(bytes));
+        let (mut x, mut dimension, mut count) = (Vec::new(), 0, 0usize);
+        let mut frame = molly::Frame::default();
+        while reader.file.position() < length {
+            count += 1;
+            reader.read_frame(&mut frame).map_err(|e| format!("frame {count}: {e}"))?;
+            if count > 1 && frame.positions.len() != dimension {
+                return Err(format!(
+                    "frame {count} has {} atoms, the first {}",
+                    frame.positions.len() / 3,
+                    dimension / 3
+                ));
+            }
+            dimension = frame.positions.len();
+            x.extend(frame.positions.iter().map(|&v| f64::from(v)));
+        }
+        Ok(Frames { dimension, x })
+    });
+    read.unwrap_or_else(|_| Err("malformed frame".into())).map_err(|reason| Error::file(path, reason))
+}
+
+fn write_xtc(path: &Path, frames: &Frames) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut writer = molly::XTCWriter::new(&mut bytes);
+    for (step, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
+        let frame = molly::Frame {
+            step: step as u32,
+            time: step as f32,
+            precision: XTC_PRECISION,
+            positions: x.iter().map(|&v| v as f32).collect(),
+            ..molly::Frame::default()
+        };
+        writer.write_frame(&frame).map_err(|e| Error::file(path, format!("frame {}: {e}", step + 1)))?;
+    }
+    Ok(bytes)
+}
+
+fn read_pdb(path: &Path) -> Result<Frames> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let (mut x, mut dimension, mut start) = (Vec::new(), None, 0);
+    let mut close = |x: &Vec<f64>, start: &mut usize| {
+        let length = x.len() - *start;
+        *start = x.len();
+        match length {
+            0 => Ok(()),
+            n if *dimension.get_or_insert(n) == n => Ok(()),
+            n => Err(Error::file(path, format!("a model has {} atoms, the first another number", n / 3))),
+        }
+    };
+    for (number, line) in text.lines().enumerate() {
+        if line.starts_with("ENDMDL") {
+            close(&x, &mut start)?;
+        } else if line.starts_with("ATOM") || line.starts_with("HETATM") {
+            for axis in 0..3 {
+                let value = line.get(30 + 8 * axis..38 + 8 * axis).and_then(|v| v.trim().parse::<f64>().ok());
+                x.push(
+                    value.ok_or_else(|| {
+                        Error::file(path, format!("line {}: cannot read the coordinates", number + 1))
+                    })? * NM_PER_ANGSTROM,
+                );
+            }
+        }
+    }
+    close(&x, &mut start)?;
+    let dimension = dimension.ok_or_else(|| Error::file(path, "no ATOM or HETATM record"))?;
+    Ok(Frames { dimension, x })
+}
+
+fn write_pdb(path: &Path, frames: &Frames, topology: Option<&Topology>) -> Result<Vec<u8>> {
+    use std::fmt::Write;
+    let topology =
+        topology.ok_or_else(|| Error::file(path, "a PDB file needs a topology; write dcd, xtc, npy or safetensors"))?;
+    if 3 * topology.n_atoms() != frames.dimension {
+        return Err(Error::file(
+            path,
+            format!("{} atoms in the topology, {} in the frames", topology.n_atoms(), frames.dimension / 3),
+        ));
+    }
+    let mut text = String::new();
+    for (model, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
+        let _ = writeln!(text, "MODEL     {:4}", (model + 1) % 10_000);
+        for (i, r) in x.chunks_exact(3).enumerate() {
+            let (name, residue) = (&topology.names[i], &topology.residues[i]);
+            let digits = residue.find(|c: char| c.is_ascii_digit()).unwrap_or(residue.len());
+            let (residue, number) = residue.split_at(digits);
+            let name = if name.len() < 4 { format!(" {name}") } else { name.clone() };
+            let [a, b, c] = [r[0], r[1], r[2]].map(|v| v / NM_PER_ANGSTROM);
+            let element = &topology.elements[i];
+            let serial = (i + 1) % 100_000;
+            let _ = writeln!(text, "ATOM  {serial:>5} {name:<4} {residue:>3} A{number:>4}    {a:8.3}{b:8.3}{c:8.3}  1.00  0.00          {element:>2}");
+        }
+        text.push_str("ENDMDL\n");
+    }
+    text.push_str("END\n");
+    Ok(text.into_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_gives_the_frames_back() {
+        let folder = std::env::temp_dir().join(format!("modejump-trajectory-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let frames = Frames { dimension: 36, x: (0..36 * 7).map(|i| 0.37 * (0.61 * f64::from(i)).sin()).collect() };
+        let topology = Topology {
+            names: (0..12).map(|i| format!("C{i}")).collect(),
+            elements: vec!["C".into(); 12],
+            residues: vec!["LIG1".into(); 12],
+            bonds: vec![],
+        };
+        for (extension, tolerance) in
+            [("pdb", 5.1e-5), ("dcd", 1e-7), ("xtc", 6e-6), ("npy", 0.0), ("safetensors", 0.0)]
+        {
+            let path = folder.join(format!("frames.{extension}"));
+            write(&path, &frames, Some(&topology), &[]).unwrap();
+            let back = read(&path).unwrap();
+            assert_eq!(back.dimension, 36, "{extension}");
+            assert_eq!(back.n(), 7, "{extension}");
+            let error = frames.x.iter().zip(&back.x).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(error <= tolerance, "{extension}: {error}");
+            // a file cut short is an error or has fewer frames, never a panic
+            let bytes = std::fs::read(&path).unwrap();
+            for cut in [0, 1, 10, bytes.len() / 2, bytes.len() - 1] {
+                std::fs::write(&path, &bytes[..cut]).unwrap();
+                if let Ok(cut) = read(&path) {
+                    assert!(cut.n() <= 7);
+                }
+            }
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn an_unknown_extension_is_named() {
+        let error = read(Path::new("frames.mdcrd")).unwrap_err().to_string();
+        assert!(error.contains("mdcrd") && error.contains("xtc"), "{error}");
+    }
+}
