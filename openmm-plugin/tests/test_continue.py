@@ -1,0 +1,213 @@
+"""Checkpoints, Contexts and replicas: randomness is a function of (seed, step, replica)."""
+
+import io
+
+import numpy as np
+import openmm
+import pytest
+import toy
+from openmm import app
+from peroxide import peroxide_system, start
+
+import modejump
+
+
+def simulation(model, frequency=10, name="Reference", seed=6):
+    system = peroxide_system()
+    jump = modejump.MonteCarloModeJump(model, frequency, seed=seed)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(0.0005), name, start())
+    return jump, context
+
+
+@pytest.mark.parametrize("name", ["Reference", "CPU"])
+@pytest.mark.parametrize("at", [0, 200, 205])
+def test_a_checkpoint_continues_bit_for_bit(peroxide_model, name, at):
+    """T3, T4: also at a step of an attempt, and in another Context with another history."""
+    jump, context = simulation(peroxide_model, name=name)
+    context.getIntegrator().step(at)
+    checkpoint = context.createCheckpoint()
+    context.getIntegrator().step(300)
+    x, v = toy.positions(context), toy.velocities(context)
+    assert jump.statistics(context).accepted > 3
+
+    context.loadCheckpoint(checkpoint)
+    context.getIntegrator().step(300)
+    assert np.array_equal(x, toy.positions(context)) and np.array_equal(v, toy.velocities(context))
+
+    other_jump, other = simulation(peroxide_model, name=name)
+    other.getIntegrator().step(777)
+    other_jump.attempt(other)
+    other.loadCheckpoint(checkpoint)
+    other.getIntegrator().step(300)
+    assert np.array_equal(x, toy.positions(other)) and np.array_equal(v, toy.velocities(other))
+
+
+def test_a_state_continues_the_moves(peroxide_model):
+    """A State holds no thermostat noise; with a Verlet integrator nothing else is missing."""
+
+    def run(context, steps):
+        context.getIntegrator().step(steps)
+        return toy.positions(context)
+
+    def fresh():
+        system = peroxide_system()
+        jump = modejump.MonteCarloModeJump(peroxide_model, 10, seed=6, temperature=300)
+        system.addForce(jump)
+        return toy.make_context(system, openmm.VerletIntegrator(0.0005), x=start())
+
+    context = fresh()
+    run(context, 105)
+    state = context.getState(positions=True, velocities=True, parameters=True)
+    end = run(context, 200)
+    other = fresh()
+    other.setState(state)
+    # The first force evaluation after setState is on the same positions, so nothing is rounded differently.
+    assert np.array_equal(end, run(other, 200))
+
+
+def test_frequency_counts_the_steps_of_the_context(peroxide_model):
+    """T4, T11: no attempt at step 0, none with frequency 0, and setStepCount moves the grid."""
+    jump, context = simulation(peroxide_model, frequency=10)
+    step = context.getIntegrator().step
+    step(10)
+    assert jump.statistics(context).attempts == 0
+    step(1)
+    assert jump.statistics(context).attempts == 1
+    context.setStepCount(1000)
+    step(1)
+    assert jump.statistics(context).attempts == 2
+    jump.frequency = 0
+    jump.update_parameters_in_context(context)
+    step(50)
+    assert jump.statistics(context).attempts == 0
+    openmm.LocalEnergyMinimizer.minimize(context)
+    assert jump.statistics(context).attempts == 0
+
+
+def test_explicit_attempts_differ_from_each_other_and_repeat(peroxide_model):
+    def run(steps):
+        jump, context = simulation(peroxide_model, frequency=0)
+        for _ in range(20):
+            jump.attempt(context)
+            context.getIntegrator().step(steps)
+        return jump.log_weights(context), toy.positions(context)
+
+    for steps in (0, 3):
+        (weights, x), (again, x_again) = run(steps), run(steps)
+        assert len(np.unique(weights)) == 20
+        assert np.array_equal(weights, again) and np.array_equal(x, x_again)
+
+
+def test_two_contexts_are_independent(peroxide_model):
+    """Interleaved or alone, each makes the same attempts; statistics are each one's own."""
+    alone_jump, alone = simulation(peroxide_model, frequency=0)
+    outcomes = [alone_jump.attempt(alone) for _ in range(30)]
+    first_jump, first = simulation(peroxide_model, frequency=0)
+    second_jump, second = simulation(peroxide_model, frequency=0, seed=99)
+    interleaved = []
+    for _ in range(30):
+        interleaved.append(first_jump.attempt(first))
+        second_jump.attempt(second)
+        second_jump.attempt(second)
+    assert outcomes == interleaved
+    assert np.array_equal(toy.positions(alone), toy.positions(first))
+    assert not np.array_equal(toy.positions(second), toy.positions(first))
+    assert (first_jump.statistics(first).attempts, second_jump.statistics(second).attempts) == (30, 60)
+    assert not np.array_equal(second_jump.log_weights(second)[:30], first_jump.log_weights(first))
+
+
+def test_seed_zero_gives_each_context_numbers_of_its_own(peroxide_model):
+    weights = []
+    for _ in range(2):
+        jump, context = simulation(peroxide_model, frequency=0, seed=0)
+        jump.attempt(context)
+        weights.append(jump.log_weights(context)[0])
+    assert weights[0] != weights[1]
+
+
+def test_two_moves_in_one_system_use_other_numbers(gaussian_model):
+    system = toy.well_system()
+    jumps = [modejump.MonteCarloModeJump(gaussian_model, 0, seed=2) for _ in range(2)]
+    for jump in jumps:
+        system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(), x=[[0.0, 0.0, 0.0]])
+    ends = []
+    for jump in jumps:
+        jump.attempt(context)
+        ends.append(toy.positions(context))
+    assert not np.array_equal(*ends)
+
+
+def test_reinitialize_starts_statistics_anew_and_keeps_the_model(peroxide_model, tmp_path):
+    """T12: the model is read once for each process, so it may even be gone by then."""
+    path = tmp_path / "gone.safetensors"
+    path.write_bytes(open(peroxide_model, "rb").read())
+    jump, context = simulation(str(path))
+    context.getIntegrator().step(101)
+    assert jump.statistics(context).attempts == 10
+    path.unlink()
+    x = toy.positions(context)
+    context.reinitialize(True)
+    assert jump.statistics(context).attempts == 0 and np.array_equal(x, toy.positions(context))
+    context.getIntegrator().step(20)
+    assert jump.statistics(context).attempts > 0
+
+
+def test_replica_exchange_samples_both_temperatures(gaussian_model):
+    """T2, T3: temperatures reach the move through the integrator, replicas have their own numbers."""
+    system = toy.well_system()
+    jump = modejump.MonteCarloModeJump(gaussian_model, 5, seed=12)
+    system.addForce(jump)
+    topology = app.Topology()
+    topology.addAtom("C", app.Element.getBySymbol("C"), topology.addResidue("TOY", topology.addChain()))
+    sim = app.Simulation(topology, system, toy.langevin(0.005, friction=1.0), *toy.platform())
+    sim.context.setPositions([[0.0, 0.0, 0.0]])
+    sim.context.setVelocitiesToTemperature(300.0, 1)
+    sampler = app.ReplicaExchangeSampler([{"temperature": 300.0}, {"temperature": 450.0}], sim, 11)
+    modejump.assign_replica_streams(sampler)
+    squares = {0: [], 1: []}
+    equal = 0
+
+    def record(sampler):
+        found = []
+        for replica, state in enumerate(sampler.replicaConformation):
+            x = state.getPositions(asNumpy=True)._value[0]
+            found.append(x)
+            squares[sampler.replicaStateIndex[replica]].append((x**2).mean())
+        nonlocal equal
+        equal += np.array_equal(*found)
+
+    sampler.reporters.append(record)
+    sampler.simulate(3000)
+    assert jump.statistics(sim.context).acceptance > 0.5 and equal == 0
+    for index, temperature in enumerate((300.0, 450.0)):
+        mean, error = np.mean(squares[index]), toy.batch_error(squares[index])
+        exact = toy.SIGMA**2 * temperature / 300.0
+        assert abs(mean - exact) < 5 * error, f"{temperature} K: {mean} +- {error}, exact {exact}"
+
+
+def test_reporter_writes_counts_and_transitions(peroxide_model):
+    topology = app.Topology()
+    residue = topology.addResidue("HOH", topology.addChain())
+    for name, element in (("H1", "H"), ("O1", "O"), ("O2", "O"), ("H2", "H")):
+        topology.addAtom(name, app.Element.getBySymbol(element), residue)
+    system = peroxide_system()
+    jump = modejump.MonteCarloModeJump(peroxide_model, 5, seed=3)
+    system.addForce(jump)
+    sim = app.Simulation(topology, system, toy.langevin(0.0005), *toy.platform())
+    sim.context.setPositions(start())
+    sim.context.setVelocitiesToTemperature(300.0, 1)
+    out = io.StringIO()
+    reporter = modejump.ModeJumpReporter(out, 5, torsions={"phi": ((0, 1, 2, 3), 0.0, np.pi)})
+    sim.reporters.append(reporter)
+    sim.step(500)
+    lines = out.getvalue().splitlines()
+    header = lines[0].lstrip("#").replace('"', "").split(",")
+    last = dict(zip(header, lines[-1].split(",")))
+    statistics = jump.statistics(sim.context)
+    assert len(lines) == 101 and int(last["Step"]) == 500
+    assert int(last["Attempts"]) == statistics.attempts == 99
+    assert int(last["Accepted"]) == statistics.accepted > 0
+    assert float(last["Mean Log Weight"]) == pytest.approx(statistics.mean_log_weight, rel=1e-5)
+    assert int(last["Transitions phi"]) == reporter.transitions["phi"] > 3

@@ -1,0 +1,269 @@
+"""Populations, potential energy and temperature against values known by integration. Fixed seeds; the bounds are 5 standard
+errors (level 1e-6 for normal errors)."""
+
+import math
+
+import numpy as np
+import openmm
+import pytest
+import toy
+from peroxide import OH, PEROXIDE, exact_energy, exact_positive, peroxide_system, start, torsion_of
+
+import modejump
+
+
+def assert_mean(values, exact, what):
+    error = toy.batch_error(values)
+    mean = np.mean(values)
+    assert error > 0 and abs(mean - exact) < 5 * error, f"{what}: {mean:.4f} +- {error:.4f}, exact {exact:.4f}"
+
+
+def test_generator_that_is_the_target_is_always_accepted(gaussian_model):
+    system = toy.well_system()
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=2)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(), x=[[0.01, 0.02, 0.03]])
+    for _ in range(200):
+        assert jump.attempt(context)
+        assert abs(jump.statistics(context).last_log_acceptance) < 1e-5
+    assert jump.statistics(context).effective_sample_size > 1 - 1e-9
+
+
+@pytest.mark.parametrize("proposals", [1, 4])
+@pytest.mark.parametrize("name", ["Reference", "CPU"])
+def test_populations_of_two_wells(tmp_path, name, proposals):
+    wide = (0.3, 0.06, 0.06)
+    model = toy.write_gaussian_model(tmp_path / "wide.safetensors", wide)
+    system = toy.two_well_system()
+    jump = modejump.MonteCarloModeJump(model, 5, proposals=proposals, seed=7)
+    system.addForce(jump)
+    integrator = toy.langevin(0.002)
+    context = toy.make_context(system, integrator, name, [[toy.SEPARATION, 0, 0]])
+    left, energies = [], []
+    for _ in range(6000 // proposals if name == "CPU" else 20000):
+        integrator.step(5)
+        left.append(toy.positions(context)[0, 0] < 0)
+        energies.append(toy.potential(context))
+    statistics = jump.statistics(context)
+    crossings = np.count_nonzero(np.diff(left))
+    assert statistics.acceptance > 0.05 and crossings > 100
+    assert_mean(left, toy.LEFT, "population of the left well")
+
+
+ENSEMBLES = {"flexible": ((), "peroxide_model", 3, 12), "rigid": (OH, "rigid_model", 1, 10)}
+
+
+@pytest.mark.parametrize("kind", ENSEMBLES)
+def test_energy_temperature_and_torsion_of_a_molecule(request, kind):
+    """T1: with kept velocities the constrained molecule would be cooled at every jump."""
+    constrained, model, flexible_bonds, freedom = ENSEMBLES[kind]
+    system = peroxide_system(constrained)
+    jump = modejump.MonteCarloModeJump(request.getfixturevalue(model), 10, seed=3)
+    system.addForce(jump)
+    integrator = toy.langevin(0.0005, friction=10.0)
+    context = toy.make_context(system, integrator, x=start())
+    integrator.step(500)
+    energies, temperatures, positive = [], [], []
+    for _ in range(20000):
+        integrator.step(10)
+        state = context.getState(energy=True, positions=True)
+        energies.append(state.getPotentialEnergy()._value)
+        temperatures.append(2 * state.getKineticEnergy()._value / freedom / toy.KT * 300)
+        positive.append(torsion_of(state.getPositions(asNumpy=True)._value) > 0)
+    statistics = jump.statistics(context)
+    assert statistics.acceptance > 0.1 and np.count_nonzero(np.diff(positive)) > 500
+    assert_mean(positive, exact_positive(), "P(phi > 0)")
+    assert_mean(energies, exact_energy(flexible_bonds), "potential energy")
+    assert_mean(temperatures, 300.0, "temperature")
+
+
+def test_particles_that_stay_keep_their_ensemble(rigid_model):
+    """Subset of the particles, in another order than the System's, tied to a heavy partner; T8's virtual site."""
+    system = openmm.System()
+    order = [4, 2, 0, 3]
+    masses = dict(zip(order, PEROXIDE.masses))
+    for i in range(5):
+        system.addParticle(masses.get(i, 20.0))
+    system.addParticle(0.0)
+    system.setVirtualSite(5, openmm.TwoParticleAverageSite(2, 0, 0.5, 0.5))
+    tie = openmm.HarmonicBondForce()
+    tie.addBond(1, 0, 0.3, 500.0)
+    system.addForce(tie)
+    wells = openmm.CustomExternalForce("50*(x^2+y^2+z^2)")
+    wells.addParticle(1)
+    system.addForce(wells)
+    molecule = peroxide_system()
+    for force in molecule.getForces():
+        copy = openmm.XmlSerializer.clone(force)
+        relabel(copy, order)
+        system.addForce(copy)
+    for a, b in OH:
+        system.addConstraint(order[a], order[b], PEROXIDE.oh)
+    jump = modejump.MonteCarloModeJump(rigid_model, 10, particles=order, seed=5)
+    system.addForce(jump)
+    integrator = toy.langevin(0.0005, friction=10.0)
+    x = np.zeros((6, 3))
+    x[order] = start()
+    x[1] = x[0] + [0, 0.3, 0]
+    context = openmm.Context(system, integrator, *toy.platform())
+    context.setPositions(x)
+    context.computeVirtualSites()
+    context.setVelocitiesToTemperature(300.0, 1)
+    temperatures, positive = [], []
+    for _ in range(15000):
+        integrator.step(10)
+        state = context.getState(energy=True, positions=True)
+        x = state.getPositions(asNumpy=True)._value
+        temperatures.append(2 * state.getKineticEnergy()._value / 13 / toy.KT * 300)
+        positive.append(torsion_of(x[order]) > 0)
+    assert np.abs(x[5] - 0.5 * (x[2] + x[0])).max() < 1e-12
+    assert jump.statistics(context).acceptance > 0.05
+    assert_mean(temperatures, 300.0, "temperature")
+    assert_mean(positive, exact_positive(), "P(phi > 0)")
+
+
+def relabel(force, order):
+    """Moves a bonded force from atoms 0-3 to the particles in `order`."""
+    if isinstance(force, openmm.HarmonicBondForce):
+        for i in range(force.getNumBonds()):
+            a, b, *rest = force.getBondParameters(i)
+            force.setBondParameters(i, order[a], order[b], *rest)
+    elif isinstance(force, openmm.HarmonicAngleForce):
+        for i in range(force.getNumAngles()):
+            a, b, c, *rest = force.getAngleParameters(i)
+            force.setAngleParameters(i, order[a], order[b], order[c], *rest)
+    else:
+        for i in range(force.getNumTorsions()):
+            a, b, c, d, *rest = force.getTorsionParameters(i)
+            force.setTorsionParameters(i, *(order[k] for k in (a, b, c, d)), *rest)
+
+
+def test_a_molecule_across_the_periodic_boundary_moves_as_one(peroxide_model):
+    """T8: atoms in different images of the box; the same jumps are accepted as in the middle of it."""
+
+    def run(shift, wrap):
+        system = peroxide_system()
+        system.setDefaultPeriodicBoxVectors([2, 0, 0], [0, 2, 0], [0.3, 0.2, 2])
+        for force in system.getForces():
+            force.setUsesPeriodicBoundaryConditions(True)
+        jump = modejump.MonteCarloModeJump(peroxide_model, 0, seed=5)
+        system.addForce(jump)
+        x = start() + shift
+        if wrap:
+            x[3] -= [2, 0, 0]
+            x[0] += [0.3, 0.2, 2]
+        context = toy.make_context(system, toy.langevin(), x=x)
+        accepted = [jump.attempt(context) for _ in range(60)]
+        return accepted, toy.positions(context), jump.log_weights(context)
+
+    accepted, x, weights = run(1.0, wrap=False)
+    accepted_wrapped, x_wrapped, weights_wrapped = run(1.0, wrap=True)
+    assert accepted == accepted_wrapped and sum(accepted) > 3
+    assert np.abs(weights - weights_wrapped).max() < 1e-6
+    # Up to lattice vectors of the whole molecule.
+    assert np.abs((x - x[1]) - (x_wrapped - x_wrapped[1])).max() < 1e-9
+
+
+THERMOSTATS = {
+    "LangevinMiddle": lambda: openmm.LangevinMiddleIntegrator(300, 1, 0.001),
+    "Langevin": lambda: openmm.LangevinIntegrator(300, 1, 0.001),
+    "VariableLangevin": lambda: openmm.VariableLangevinIntegrator(300, 1, 0.001),
+    "Brownian": lambda: openmm.BrownianIntegrator(300, 10, 0.0001),
+    "NoseHoover": lambda: openmm.NoseHooverIntegrator(300, 1, 0.001),
+    "Custom kT": lambda: custom("kT", toy.KT),
+    "Custom temperature": lambda: custom("temperature", 300),
+    "Compound": lambda: compound(),
+    "Verlet": lambda: openmm.VerletIntegrator(0.001),
+    "VariableVerlet": lambda: openmm.VariableVerletIntegrator(0.001),
+}
+
+
+def custom(name, value):
+    integrator = openmm.CustomIntegrator(0.001)
+    integrator.addGlobalVariable(name, value)
+    integrator.addUpdateContextState()
+    integrator.addComputePerDof("v", "v+0.5*dt*f/m")
+    integrator.addComputePerDof("x", "x+dt*v")
+    integrator.addComputePerDof("v", "v+0.5*dt*f/m")
+    return integrator
+
+
+def compound():
+    integrator = openmm.CompoundIntegrator()
+    integrator.addIntegrator(openmm.LangevinMiddleIntegrator(300, 1, 0.001))
+    integrator.addIntegrator(openmm.VerletIntegrator(0.001))
+    return integrator
+
+
+@pytest.mark.parametrize("kind", THERMOSTATS)
+def test_temperature_comes_from_the_integrator(gaussian_model, kind):
+    """At 300 K the generator is the target: log alpha = 0 shows that the temperature was found. Velocities are redrawn."""
+    system = toy.well_system()
+    if "Verlet" in kind:
+        system.addForce(openmm.AndersenThermostat(300.0, 1.0))
+    jump = modejump.MonteCarloModeJump(gaussian_model, 2, seed=2)
+    system.addForce(jump)
+    integrator = THERMOSTATS[kind]()
+    context = toy.make_context(system, integrator, x=[[0.01, 0.02, 0.03]])
+    integrator.step(101)
+    statistics = jump.statistics(context)
+    assert statistics.attempts == 50 and statistics.accepted == 50
+    assert abs(statistics.last_log_acceptance) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["LangevinMiddle", "Verlet", "Custom kT"])
+def test_velocities_after_a_jump_are_maxwell_boltzmann_on_the_step(gaussian_model, kind):
+    """Integrators that store v - dt/2 F/m get that: adding dt/2 F/m gives uncorrelated velocities of the right variance."""
+    system = toy.well_system()
+    if kind == "Verlet":
+        system.addForce(openmm.AndersenThermostat(300.0, 1.0))
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=4)
+    system.addForce(jump)
+    integrator = THERMOSTATS[kind]()
+    timestep = 0.1  # so long that a missing or doubled offset changes the variance by more than the test's error
+    integrator.setStepSize(timestep)
+    context = toy.make_context(system, integrator, x=[[0.0, 0.0, 0.0]])
+    offset = 0 if kind == "Custom kT" else timestep / 2
+    v, forces = [], []
+    for _ in range(2000):
+        assert jump.attempt(context)
+        forces.append(context.getState(forces=True).getForces(asNumpy=True)._value[0])
+        v.append(toy.velocities(context)[0] + offset * forces[-1] / toy.MASS)
+    v, forces = np.ravel(v), np.ravel(forces)
+    n = len(v)
+    assert abs(np.mean(v**2) * toy.MASS / toy.KT - 1) < 5 * math.sqrt(2 / n)
+    assert abs(np.corrcoef(v, forces)[0, 1]) < 5 / math.sqrt(n)
+
+
+def test_only_integration_force_groups_count(gaussian_model):
+    """T6: a force that the integrator does not follow must not decide."""
+    system = toy.well_system()
+    tilt = toy.external("1000*x")
+    tilt.setForceGroup(1)
+    system.addForce(tilt)
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=2)
+    system.addForce(jump)
+    integrator = toy.langevin()
+    integrator.setIntegrationForceGroups({0})
+    context = toy.make_context(system, integrator, x=[[0.0, 0.0, 0.0]])
+    assert all(jump.attempt(context) for _ in range(50))
+
+
+def test_counters_tell_why_proposals_failed(tmp_path):
+    """T6: energies that are not finite, and states outside the generator's support, are rejections with their names."""
+    model = toy.write_box_model(tmp_path / "box.safetensors", -0.1, 0.1)
+    system = toy.well_system()
+    system.addForce(toy.external("log(x)"))  # NaN for x < 0
+    jump = modejump.MonteCarloModeJump(model, 0, seed=2)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(), x=[[0.05, 0.0, 0.0]])
+    for _ in range(60):
+        jump.attempt(context)
+    inside = jump.statistics(context)
+    assert inside.non_finite > 10 and inside.accepted > 5
+    assert np.count_nonzero(np.isneginf(jump.log_weights(context))) == inside.non_finite
+    jump.reset_statistics(context)
+    context.setPositions([[0.5, 0.0, 0.0]])
+    assert not any(jump.attempt(context) for _ in range(10))
+    assert jump.statistics(context).out_of_support == 10
+    assert toy.positions(context)[0, 0] == 0.5

@@ -1,0 +1,240 @@
+"""The Force as an object: Python front, XML, and what it refuses."""
+
+import copy
+import subprocess
+import sys
+
+import numpy as np
+import openmm
+import pytest
+import toy
+from openmm import unit
+from peroxide import BONDS, PEROXIDE, peroxide_system, start, write_peroxide_model
+
+import modejump
+
+
+def full(model, **options):
+    return modejump.MonteCarloModeJump(
+        model, 25, particles=[3, 2, 1, 0], proposals=3, seed=77, temperature=310 * unit.kelvin, **options
+    )
+
+
+def assert_same(a, b):
+    for name in ("frequency", "particles", "proposals", "seed", "temperature", "default_replica", "model_hash"):
+        assert getattr(a, name) == getattr(b, name), name
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_xml_round_trip(peroxide_model, embed):
+    """T13"""
+    jump = full(peroxide_model, embed=embed)
+    jump.setName("jumps & <more>")
+    jump.setForceGroup(7)
+    jump.default_replica = 5
+    xml = openmm.XmlSerializer.serialize(jump)
+    assert ("data=" in xml) == embed and jump.model_hash in xml and len(jump.model_hash) == 32
+    back = modejump.MonteCarloModeJump.cast(openmm.XmlSerializer.deserialize(xml))
+    assert_same(jump, back)
+    assert back.getName() == "jumps & <more>" and back.getForceGroup() == 7
+    assert openmm.XmlSerializer.serialize(back) == xml
+
+
+def test_copies_of_force_and_system(peroxide_model):
+    jump = full(peroxide_model)
+    twin = copy.deepcopy(jump)
+    assert isinstance(twin, modejump.MonteCarloModeJump)
+    assert_same(jump, twin)
+    system = peroxide_system()
+    system.addForce(jump)
+    found = [f for f in copy.deepcopy(system).getForces() if modejump.MonteCarloModeJump.isinstance(f)]
+    assert len(found) == 1
+    assert_same(jump, modejump.MonteCarloModeJump.cast(found[0]))
+
+
+def test_embedded_model_needs_no_file(peroxide_model, tmp_path):
+    path = tmp_path / "there.safetensors"
+    path.write_bytes(open(peroxide_model, "rb").read())
+    system = peroxide_system()
+    system.addForce(modejump.MonteCarloModeJump(path, 0, seed=3, embed=True))
+    xml = openmm.XmlSerializer.serialize(system)
+    path.unlink()
+    # In another process, which cannot have the model in memory.
+    code = (
+        "import sys, openmm, toy, modejump; from peroxide import start\n"
+        "system = openmm.XmlSerializer.deserialize(sys.stdin.read())\n"
+        "jump = modejump.MonteCarloModeJump.cast(system.getForce(system.getNumForces() - 1))\n"
+        "context = toy.make_context(system, toy.langevin(), x=start())\n"
+        "print(sum(jump.attempt(context) for _ in range(40)))"
+    )
+    here = str(__import__("pathlib").Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code], input=xml, capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 2
+
+
+def test_python_front(peroxide_model):
+    jump = modejump.MonteCarloModeJump(peroxide_model)
+    assert isinstance(jump, openmm.Force) and jump.frequency == 100 and jump.particles == []
+    assert jump.model_file == peroxide_model and jump.model_temperature == 300.0
+    assert not jump.usesPeriodicBoundaryConditions()
+    system = peroxide_system()
+    index = system.addForce(jump)
+    plain = system.getForce(index)
+    assert modejump.MonteCarloModeJump.isinstance(plain)
+    modejump.MonteCarloModeJump.cast(plain).frequency = 3
+    assert jump.frequency == 3
+    assert not modejump.MonteCarloModeJump.isinstance(system.getForce(0))
+    with pytest.raises(TypeError, match="HarmonicBondForce"):
+        modejump.MonteCarloModeJump.cast(system.getForce(0))
+
+
+def refuses(message, call, *arguments, **options):
+    with pytest.raises(openmm.OpenMMException) as caught:
+        call(*arguments, **options)
+    for part in [message] if isinstance(message, str) else message:
+        assert part in str(caught.value), str(caught.value)
+
+
+def context_of(jump, system=None, integrator=None, x=None):
+    system = system or peroxide_system()
+    system.addForce(jump)
+    return openmm.Context(system, integrator or toy.langevin(), *toy.platform())
+
+
+def test_missing_and_malformed_models(tmp_path, peroxide_model):
+    refuses(["nowhere.safetensors", "cannot be read"], modejump.MonteCarloModeJump, tmp_path / "nowhere.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(open(peroxide_model, "rb").read()[:100])
+    refuses("broken.safetensors", modejump.MonteCarloModeJump, broken)
+    broken.write_bytes(b"")
+    refuses("broken.safetensors", modejump.MonteCarloModeJump, broken)
+
+
+def test_xml_of_another_version_or_model(tmp_path, peroxide_model):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(open(peroxide_model, "rb").read())
+    xml = openmm.XmlSerializer.serialize(modejump.MonteCarloModeJump(path))
+    refuses(["version 9", "version 1"], openmm.XmlSerializer.deserialize, xml.replace('version="1"', 'version="9"'))
+    write_peroxide_model(path, widen=2.0)
+    other = modejump.MonteCarloModeJump.cast(openmm.XmlSerializer.deserialize(xml))
+    refuses(["m.safetensors", "hash"], context_of, other)
+    path.unlink()
+    missing = modejump.MonteCarloModeJump.cast(openmm.XmlSerializer.deserialize(xml))
+    refuses("m.safetensors", context_of, missing)
+
+
+def test_arguments_out_of_range(peroxide_model):
+    refuses("frequency", modejump.MonteCarloModeJump, peroxide_model, -1)
+    refuses("proposal", modejump.MonteCarloModeJump, peroxide_model, proposals=0)
+    refuses("temperature", modejump.MonteCarloModeJump, peroxide_model, temperature=-3)
+    jump = modejump.MonteCarloModeJump(peroxide_model)
+    with pytest.raises(openmm.OpenMMException, match="4095"):
+        jump.default_replica = 5000
+
+
+def test_wrong_atoms(peroxide_model):
+    make = modejump.MonteCarloModeJump
+    system = peroxide_system()
+    system.addParticle(20.0)
+    refuses(["4 atoms", "5 particles"], context_of, make(peroxide_model), system)
+    refuses(["3 particles", "4 atoms"], context_of, make(peroxide_model, particles=[0, 1, 2]))
+    refuses(["particle 1 ", "twice"], context_of, make(peroxide_model, particles=[0, 1, 1, 3]))
+    refuses("particle 17", context_of, make(peroxide_model, particles=[0, 1, 2, 17]))
+    # H and O exchanged: the first difference is named with the particle and the model's atom.
+    refuses(["order", "particle 1 (HOH1:H1", "15.999"], context_of, make(peroxide_model, particles=[1, 0, 2, 3]))
+    # The right elements, but the hydrogens exchanged: only the bonds tell.
+    refuses(["bond", "HOH1:H1", "particle"], context_of, make(peroxide_model, particles=[3, 1, 2, 0]))
+
+
+def test_frozen_particles_and_virtual_sites(peroxide_model):
+    system = peroxide_system()
+    system.setParticleMass(1, 0)
+    refuses(["particle 1", "mass"], context_of, modejump.MonteCarloModeJump(peroxide_model), system)
+    system = peroxide_system()
+    system.setParticleMass(3, 0)
+    system.setVirtualSite(3, openmm.TwoParticleAverageSite(1, 2, 0.5, 0.5))
+    refuses(["particle 3", "virtual site"], context_of, modejump.MonteCarloModeJump(peroxide_model), system)
+
+
+def test_constraints_that_the_model_does_not_keep(peroxide_model, rigid_model):
+    """T7"""
+    make = modejump.MonteCarloModeJump
+    refuses(["H1", "O1"], context_of, make(peroxide_model), peroxide_system([(0, 1)]))
+    refuses(["O1", "O2"], context_of, make(rigid_model), peroxide_system([(0, 1), (1, 2), (2, 3)]))
+    system = peroxide_system()
+    system.addConstraint(0, 1, PEROXIDE.oh + 0.001)
+    refuses(["H1", "O1"], context_of, make(rigid_model), system)
+    system = peroxide_system()
+    system.addParticle(20.0)
+    system.addConstraint(4, 2, 0.2)
+    refuses(["particle 2 (HOH1:O2", "particle 4"], context_of, make(peroxide_model, particles=range(4)), system)
+
+
+def test_a_state_off_the_constraints_is_rejected_and_counted(rigid_model):
+    """A model with constant bonds, a System without constraints: MD leaves the generator's support."""
+    jump = modejump.MonteCarloModeJump(rigid_model, 0, seed=1)
+    context = context_of(jump)
+    x = start()
+    x[0] *= 1.05
+    context.setPositions(x)
+    for _ in range(5):
+        assert not jump.attempt(context)
+    s = jump.statistics(context)
+    assert s.constraint + s.out_of_support == 5
+
+
+def test_integrators_without_temperature(gaussian_model):
+    """T2"""
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0)
+    context = context_of(jump, toy.well_system(), openmm.VerletIntegrator(0.001))
+    context.setPositions([[0.0, 0.0, 0.0]])
+    refuses(["VerletIntegrator", "temperature"], jump.attempt, context)
+    explicit = modejump.MonteCarloModeJump(gaussian_model, 0, temperature=300)
+    context = context_of(explicit, toy.well_system(), openmm.VerletIntegrator(0.001))
+    context.setPositions([[0.0, 0.0, 0.0]])
+    assert explicit.attempt(context)
+
+
+def test_unsupported_integrators(gaussian_model):
+    """T10 and the integrators that would never, or twice a step, call the move."""
+
+    def custom(updates):
+        integrator = openmm.CustomIntegrator(0.001)
+        integrator.addGlobalVariable("kT", toy.KT)
+        for _ in range(updates):
+            integrator.addUpdateContextState()
+        integrator.addComputePerDof("x", "x+dt*v")
+        return integrator
+
+    make = modejump.MonteCarloModeJump
+    refuses("addUpdateContextState() 0 times", context_of, make(gaussian_model), toy.well_system(), custom(0))
+    refuses("addUpdateContextState() 2 times", context_of, make(gaussian_model), toy.well_system(), custom(2))
+    rpmd = openmm.RPMDIntegrator(4, 300.0, 1.0, 0.001)
+    refuses("RPMDIntegrator", context_of, make(gaussian_model), toy.well_system(), rpmd)
+
+
+def test_another_temperature_warns_once_and_stays_exact(gaussian_model, capfd):
+    system = toy.well_system()
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(temperature=400.0), x=[[0.0, 0.0, 0.0]])
+    squares = []
+    for _ in range(4000):
+        jump.attempt(context)
+        squares.append((toy.positions(context) ** 2).mean())
+    error = capfd.readouterr().err
+    assert error.count("trained for 300") == 1 and "400" in error
+    exact, deviation = toy.SIGMA**2 * 400 / 300, toy.batch_error(squares)
+    assert abs(np.mean(squares) - exact) < 5 * deviation
+
+
+def test_a_failed_simulation_is_an_error_not_a_rejection(gaussian_model):
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0)
+    context = context_of(jump, toy.well_system())
+    refuses("positions", jump.attempt, context)
+    context.setPositions([[float("nan"), 0, 0]])
+    refuses("reduced potential", jump.attempt, context)
+    context.setPositions([[0.0, 0.0, 0.0]])
+    context.setParameter(modejump.MonteCarloModeJump.REPLICA, 0.5)
+    refuses("ModeJumpReplica", jump.attempt, context)

@@ -1,0 +1,94 @@
+"""One particle in an external potential, and Gaussian generators for it."""
+
+import math
+
+import numpy as np
+import openmm
+from model_file import scale_layer, write_model
+
+KT = openmm.unit.MOLAR_GAS_CONSTANT_R.value_in_unit(openmm.unit.kilojoule_per_mole / openmm.unit.kelvin) * 300.0
+MASS = 12.011
+#: Width of the wells, nm.
+SIGMA = 0.05
+SEPARATION = 0.4
+#: Population of the left well.
+LEFT = 0.2
+
+
+def platform(name="Reference"):
+    """Platform and properties; the CPU platform with one thread, so that its sums have one order."""
+    return openmm.Platform.getPlatformByName(name), ({"Threads": "1"} if name == "CPU" else {})
+
+
+def make_context(system, integrator, name="Reference", x=None, v=None, seed=3):
+    context = openmm.Context(system, integrator, *platform(name))
+    if x is not None:
+        context.setPositions(np.asarray(x))
+    if v is None:
+        context.setVelocitiesToTemperature(300.0, seed)
+    else:
+        context.setVelocities(np.asarray(v))
+    return context
+
+
+def positions(context):
+    return context.getState(positions=True).getPositions(asNumpy=True)._value.copy()
+
+
+def velocities(context):
+    return context.getState(velocities=True).getVelocities(asNumpy=True)._value.copy()
+
+
+def potential(context, groups=-1):
+    return context.getState(energy=True, groups=groups).getPotentialEnergy()._value
+
+
+def langevin(timestep=0.001, seed=5, temperature=300.0, friction=5.0):
+    integrator = openmm.LangevinMiddleIntegrator(temperature, friction, timestep)
+    integrator.setRandomNumberSeed(seed)
+    return integrator
+
+
+def external(expression, **parameters):
+    force = openmm.CustomExternalForce(expression)
+    for name, value in parameters.items():
+        force.addGlobalParameter(name, value)
+    force.addParticle(0)
+    return force
+
+
+def well_system():
+    """A harmonic well of width SIGMA at 300 K."""
+    system = openmm.System()
+    system.addParticle(MASS)
+    system.addForce(external("k/2*(x^2+y^2+z^2)", k=KT / SIGMA**2))
+    return system
+
+
+def two_well_system():
+    """Two Gaussian wells along x: at 300 K the left one holds LEFT of the population, exactly."""
+    system = openmm.System()
+    system.addParticle(MASS)
+    left = "weight*exp(-k*(x+d)^2/2)"
+    right = "(1-weight)*exp(-k*(x-d)^2/2)"
+    expression = f"kT*(k*(y^2+z^2)/2-log({left}+{right}+1e-30))"
+    system.addForce(external(expression, kT=KT, k=1 / SIGMA**2, d=SEPARATION, weight=LEFT))
+    return system
+
+
+def write_gaussian_model(path, widths=(SIGMA,) * 3, mean=(0.0,) * 3, **options):
+    layer = scale_layer([0, 1, 2], mean, widths)
+    topology = {"names": ["C"], "elements": ["C"], "residues": ["TOY1"], "bonds": []}
+    return write_model(path, {"kind": "cartesian", "dimension": 3}, [layer], [], topology=topology, **options)
+
+
+def write_box_model(path, low, high, **options):
+    """Uniform in a box: zero density outside."""
+    layer = {"type": "uniform", "transformed": [0, 1, 2], "low": [low] * 3, "high": [high] * 3}
+    return write_model(path, {"kind": "cartesian", "dimension": 3}, [layer], [0, 1, 2], **options)
+
+
+def batch_error(values, batches=25):
+    """Standard error of the mean by batch means."""
+    means = np.array([chunk.mean() for chunk in np.array_split(np.asarray(values, dtype=float), batches)])
+    return means.std(ddof=1) / math.sqrt(batches)
