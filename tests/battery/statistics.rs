@@ -56,11 +56,8 @@ fn upper_gamma(a: f64, x: f64) -> f64 {
     let half_integer = (2.0 * a) as u64 % 2 == 1;
     let (mut s, mut q) = if half_integer { (0.5, erfc(x.sqrt())) } else { (1.0, (-x).exp()) };
     // ln of x^s e^{-x} / Γ(s + 1).
-    let mut log_term = if half_integer {
-        0.5 * x.ln() - x - (0.5 * std::f64::consts::PI.sqrt()).ln()
-    } else {
-        x.ln() - x
-    };
+    let mut log_term =
+        if half_integer { 0.5 * x.ln() - x - (0.5 * std::f64::consts::PI.sqrt()).ln() } else { x.ln() - x };
     while s < a - 0.25 {
         q += log_term.exp();
         s += 1.0;

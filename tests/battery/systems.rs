@@ -170,7 +170,7 @@ impl Analytic for Table {
     }
 }
 
-/// u = 4 (x² − 1)² + tilt x: barrier 4 kT, P(x < 0) = 0.72 for tilt 0.475.
+/// u = 4 (x² − 1)² + tilt x: barrier 4 kT, P(x < 0) = 0.7080 for tilt 0.475.
 pub fn double_well(tilt: f64) -> Table {
     Table::new(-2.6, 2.6, move |x: f64| -4.0 * (x * x - 1.0).powi(2) - tilt * x)
 }

@@ -1,0 +1,12 @@
+//! The battery: tests that a Monte Carlo code can fail.
+//!
+//! `guards` holds the tests as functions that return what they found, `faults` plants eleven known mistakes and demands that
+//! the named guard finds each, `moves` applies the guards to every move on every system.
+
+mod densities;
+mod faults;
+mod guards;
+mod moves;
+mod restart;
+mod statistics;
+mod systems;

@@ -1,0 +1,426 @@
+//! Every move on every system: identity, reverse, one-shot invariance; and what is special to a move.
+
+use crate::guards::{identity, one_shot, Correct, Driver, Experiment};
+use crate::systems::*;
+use modejump::coordinates::constraints::Constraints;
+use modejump::coordinates::vector::{add, atom, cross, dot, scale, set_atom, sub, unit};
+use modejump::density::{Density, Evaluation, Exactness, Status};
+use modejump::error::{Error, Result};
+use modejump::moves::{
+    accept, Fate, Generator, Independence, Isir, Mixture, Move, Options, Proposal, RandomWalk, State,
+};
+use modejump::rng::{Stream, StreamId};
+use modejump::target::Target;
+use std::sync::Arc;
+
+const STARTS: usize = 50_000;
+
+pub struct System {
+    name: &'static str,
+    target: Arc<dyn Density>,
+    generator: Arc<dyn Density>,
+    local: f64,
+    observables: fn(&[f64]) -> Vec<f64>,
+}
+
+fn bond(mean: f64, width: f64) -> Table {
+    Table::new(0.05, 0.15, move |r| -0.5 * ((r - mean) / width).powi(2))
+}
+
+fn angles(target: bool) -> Table {
+    let modes: &[(f64, f64, f64)] =
+        if target { &[(0.3, 1.2, 0.15), (0.7, 2.1, 0.15)] } else { &[(0.6, 1.2, 0.25), (0.4, 2.1, 0.3)] };
+    Table::new(0.0, std::f64::consts::PI, move |t| log_normal_mixture(modes, t) + t.sin().ln())
+}
+
+pub fn systems() -> Vec<System> {
+    let bent = |target: bool| -> Arc<dyn Density> {
+        let width = if target { 0.004 } else { 0.006 };
+        let bonds = Some([bond(0.1, width), bond(0.11, width)]);
+        Arc::new(Exact(Bent { bonds, rigid: 0.0, angle: angles(target), oriented: !target }))
+    };
+    vec![
+        System {
+            name: "double well",
+            target: Arc::new(Exact(double_well(0.475))),
+            generator: Arc::new(Exact(normal_mixture(&[(0.5, -1.0, 0.35), (0.5, 1.0, 0.35)]))),
+            local: 0.3,
+            observables: |x| x.to_vec(),
+        },
+        System {
+            name: "double well in two dimensions",
+            target: Arc::new(Exact(DoubleWell2 { well: double_well(0.475), width: 0.3 })),
+            generator: Arc::new(Exact(DoubleWell2 { well: double_well(-0.2), width: 0.4 })),
+            local: 0.2,
+            observables: |x| vec![x[0], x[1], x[1] - 0.5 * x[0]],
+        },
+        System {
+            name: "Gaussian mixture",
+            target: Arc::new(Exact(GaussianMixture(vec![
+                (0.3, vec![-1.0, 0.5, 0.0], 0.4),
+                (0.7, vec![1.0, 0.0, -0.5], 0.5),
+            ]))),
+            generator: Arc::new(Exact(GaussianMixture(vec![
+                (0.6, vec![-0.9, 0.4, 0.0], 0.5),
+                (0.4, vec![1.1, 0.0, -0.3], 0.7),
+            ]))),
+            local: 0.3,
+            observables: |x| vec![x[0], x[1] + x[2], x.iter().map(|v| v * v).sum()],
+        },
+        System {
+            name: "harmonic polymer",
+            target: Arc::new(Exact(Polymer { beads: 4, trap: 1.0, bond: 0.4 })),
+            generator: Arc::new(Exact(Polymer { beads: 4, trap: 1.1, bond: 0.45 })),
+            local: 0.1,
+            observables: |x| vec![x[0], x[9] - x[6], (0..3).map(|k| (x[9 + k] - x[k]).powi(2)).sum()],
+        },
+        System {
+            name: "bent molecule",
+            target: bent(true),
+            generator: bent(false),
+            local: 0.003,
+            observables: |x| Bent::internal(x).to_vec(),
+        },
+    ]
+}
+
+fn generator(density: &Arc<dyn Density>, n_proposals: usize, batch: usize) -> Generator {
+    let options = Options { n_proposals, seed: 31, stride: 1, batch };
+    Generator::new(density.clone(), None, options).unwrap()
+}
+
+type Kernel = fn(&Arc<dyn Density>, f64) -> Box<dyn Move>;
+
+const KERNELS: [(&str, Kernel); 5] = [
+    ("independence", |q, _| Box::new(Independence::new(generator(q, 1, 16)))),
+    ("independence with 3 proposals", |q, _| Box::new(Independence::new(generator(q, 3, 4)))),
+    ("i-SIR(1)", |q, _| Box::new(Isir::new(generator(q, 1, 8)))),
+    ("i-SIR(4)", |q, _| Box::new(Isir::new(generator(q, 4, 5)))),
+    ("mixture", |q, local| {
+        let walk = RandomWalk::new(q.dimension(), local, 12).unwrap();
+        let parts: Vec<(f64, Box<dyn Move>)> =
+            vec![(3.0, Box::new(Isir::new(generator(q, 2, 4)))), (2.0, Box::new(walk))];
+        Box::new(Mixture::new(parts, 8).unwrap())
+    }),
+];
+
+#[test]
+fn one_shot_invariance_of_every_move_on_every_system() {
+    let mut failures = Vec::new();
+    for system in systems() {
+        for (name, kernel) in KERNELS {
+            let experiment = Experiment {
+                kernel: &|| kernel(&system.generator, system.local),
+                target: system.target.clone(),
+                local: system.local,
+                observables: system.observables,
+            };
+            if let Err(found) = one_shot(&experiment, &mut Correct, STARTS) {
+                failures.push(format!("{name} on {}: {found}", system.name));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn identity_of_the_independence_move_on_every_system() {
+    for system in systems() {
+        let experiment = Experiment {
+            kernel: &|| KERNELS[0].1(&system.generator, 0.0),
+            target: system.generator.clone(),
+            local: system.local,
+            observables: system.observables,
+        };
+        identity(&experiment, &mut Correct).unwrap_or_else(|found| panic!("{}: {found}", system.name));
+    }
+}
+
+#[test]
+fn isir_leaves_with_equal_odds_when_the_target_is_the_model() {
+    // All weights are equal, so each of K + 1 candidates is chosen equally often and the odds of leaving are K.
+    let system = &systems()[2];
+    let mut target = NegativeLog::new(system.generator.clone(), 1.0);
+    let mut kernel = Isir::new(generator(&system.generator, 3, 4));
+    let mut x = vec![0.1, 0.2, 0.3];
+    let n = 20_000;
+    let mut kept = 0;
+    for step in 0..n {
+        let outcome = Correct.attempt(&mut kernel, &mut target, &mut x, step);
+        assert!((outcome.log_acceptance - 3f64.ln()).abs() < 1e-9);
+        kept += u32::from(!outcome.accepted());
+    }
+    let z = (f64::from(kept) - n as f64 / 4.0) / (n as f64 * 0.25 * 0.75).sqrt();
+    assert!(z.abs() < 4.9, "{z}");
+    assert_eq!(kernel.statistics().attempts(), n);
+    assert!((kernel.statistics().effective_fraction() - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn reverse_swapping_the_ends_negates_log_alpha() {
+    for system in systems() {
+        let d = system.generator.dimension();
+        let mut target = NegativeLog::new(system.target.clone(), 0.0);
+        let mut x = vec![0.0; 40 * d];
+        let mut log_q = vec![Evaluation::inside(0.0); 40];
+        let streams = |row: usize| Stream::new(9, StreamId::Test, row as u64, 0);
+        system.generator.sample(&streams, &mut x, &mut log_q).unwrap();
+        for pair in 0..20 {
+            let (i, j) = (2 * pair, 2 * pair + 1);
+            let row = |k: usize| &x[k * d..(k + 1) * d];
+            let (ui, uj) = (target.u(row(i)), target.u(row(j)));
+            let there = Proposal { x: row(j), forward: log_q[j], reverse: log_q[i] };
+            let back = Proposal { x: row(i), forward: log_q[i], reverse: log_q[j] };
+            let sum = accept(&there, ui, uj, 0.5).1 + accept(&back, uj, ui, 0.5).1;
+            assert!(sum.abs() < 1e-9, "{}: {sum}", system.name);
+        }
+    }
+}
+
+#[test]
+fn shape_moves_keep_the_frame_of_the_molecule() {
+    let system = systems().pop().unwrap();
+    let mut target = NegativeLog::new(system.target.clone(), 0.0);
+    let mut kernel = Independence::new(generator(&system.generator, 1, 1));
+    let mut x = vec![0.3, -0.2, 0.5, 0.35, -0.12, 0.55, 0.25, -0.1, 0.45];
+    let axes = |x: &[f64]| {
+        let z = unit(sub(atom(x, 1), atom(x, 0)));
+        let y = unit(cross(z, sub(atom(x, 2), atom(x, 0))));
+        (atom(x, 0), z, y)
+    };
+    let mut accepted = 0;
+    for step in 0..200 {
+        let before = axes(&x);
+        let outcome = Correct.attempt(&mut kernel, &mut target, &mut x, step);
+        accepted += u32::from(outcome.accepted());
+        let after = axes(&x);
+        assert_eq!(before.0, after.0, "the origin atom moved");
+        assert!(dot(before.1, after.1) > 1.0 - 1e-12 && dot(before.2, after.2) > 1.0 - 1e-12, "the frame turned");
+    }
+    assert!(accepted > 20);
+}
+
+/// A molecule cut by the box and moved by lattice vectors: same decisions, and the same shape after an acceptance.
+#[test]
+fn a_cut_molecule_is_made_whole_before_the_move() {
+    let system = systems().pop().unwrap();
+    let box_vectors = [[1.0, 0.0, 0.0], [0.3, 0.9, 0.0], [-0.2, 0.4, 0.8]];
+    let options = Options { seed: 4, stride: 0, ..Options::default() };
+    let whole = [0.3, -0.2, 0.5, 0.35, -0.12, 0.55, 0.25, -0.1, 0.45];
+    let mut cut = whole;
+    for (i, vector) in [(1, 1), (2, 2)] {
+        let moved = add(atom(&cut, i), scale(2.0, box_vectors[vector]));
+        set_atom(&mut cut, i, moved);
+    }
+    let run = |mut x: [f64; 9], bonds: Option<&[[usize; 2]]>| {
+        let mut kernel = Independence::new(Generator::new(system.generator.clone(), bonds, options).unwrap());
+        let mut target = NegativeLog::new(system.target.clone(), 0.0);
+        let outcomes: Vec<_> = (0..30)
+            .map(|step| {
+                let reduced_potential = target.u(&whole);
+                let mut here = x;
+                let boxed = bonds.map(|_| box_vectors);
+                let mut state = State { x: &mut here, box_vectors: boxed, reduced_potential, step, replica: 0 };
+                let outcome = kernel.attempt(&mut target, &mut state).unwrap();
+                if outcome.accepted() {
+                    x = if bonds.is_some() { cut } else { whole };
+                }
+                (outcome.fate, outcome.log_acceptance, here)
+            })
+            .collect();
+        outcomes
+    };
+    let bonds = [[0, 1], [0, 2]];
+    for (a, b) in run(whole, None).iter().zip(run(cut, Some(&bonds))) {
+        assert_eq!(a.0, b.0);
+        assert!((a.1 - b.1).abs() < 1e-9);
+        if a.0 == Fate::Accepted {
+            assert!(a.2.iter().zip(&b.2).all(|(a, b)| (a - b).abs() < 1e-9));
+        } else {
+            assert_eq!(b.2, cut, "a rejected molecule must keep its images, bit for bit");
+        }
+    }
+}
+
+/// Three atoms with two rigid bonds: constrained dynamics samples sin θ √det Z e^{−u(θ)}, √det Z being far from constant.
+#[test]
+fn constrained_bonds_are_sampled_with_their_metric_term() {
+    let masses = [1.0, 10.0, 10.0];
+    let potential = |theta: f64| 1.5 * theta.cos();
+    // Z = [[1/m₀ + 1/m₁, cos θ/m₀], [cos θ/m₀, 1/m₀ + 1/m₂]].
+    let exact = Table::new(0.0, std::f64::consts::PI, move |t| {
+        t.sin().ln() - potential(t) + 0.5 * (1.1f64 * 1.1 - t.cos() * t.cos()).ln()
+    });
+    let proposal = Table::new(0.0, std::f64::consts::PI, |t: f64| t.sin().ln());
+    let rigid = |angle, oriented| Arc::new(Exact(Bent { bonds: None, rigid: 0.1, angle, oriented }));
+    let (starts, q) = (rigid(exact, false), rigid(proposal, true));
+    struct Angle<F>(F);
+    impl<F: Fn(f64) -> f64> Target for Angle<F> {
+        fn dimension(&self) -> usize {
+            9
+        }
+        fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
+            u.iter_mut().zip(x.chunks_exact(9)).for_each(|(u, x)| *u = (self.0)(Bent::internal(x)[2]));
+            Ok(())
+        }
+        fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
+            Err(Error::Unsupported("no gradient is asked for here".into()))
+        }
+    }
+    let mut target = Angle(potential);
+    let mut with_metric = |metric: bool| {
+        let mut front = Generator::new(q.clone(), None, Options { seed: 2, ..Options::default() }).unwrap();
+        if metric {
+            front.set_constraints(Constraints::new(&[[0, 1], [0, 2]], &[0.1, 0.1], &masses).unwrap());
+        }
+        let mut kernel = Independence::new(front);
+        let (mut after, mut fresh) = (Vec::new(), Vec::new());
+        let mut x = vec![0.0; 9];
+        for start in 0..STARTS as u64 {
+            starts.0.draw(&mut Stream::new(1, StreamId::Test, start, 0), &mut x);
+            for k in 0..2 {
+                Correct.attempt(&mut kernel, &mut target, &mut x, 2 * start + k);
+            }
+            after.push(Bent::internal(&x)[2]);
+            for k in 0..4 {
+                starts.0.draw(&mut Stream::new(2, StreamId::Test, start, k), &mut x);
+                fresh.push(Bent::internal(&x)[2]);
+            }
+        }
+        crate::statistics::ks_two_sample(&after, &fresh)
+    };
+    let p = with_metric(true);
+    assert!(p > crate::statistics::LEVEL, "p = {p:.1e}");
+    let p = with_metric(false);
+    assert!(p < crate::statistics::LEVEL, "leaving the metric term out went unnoticed: p = {p:.1e}");
+}
+
+/// A density that calls every sample and every state what it is told to.
+struct Spoiled {
+    inner: Arc<dyn Density>,
+    sample: Status,
+    current: Status,
+}
+
+impl Density for Spoiled {
+    fn dimension(&self) -> usize {
+        self.inner.dimension()
+    }
+    fn exactness(&self) -> Exactness {
+        self.inner.exactness()
+    }
+    fn sample(&self, streams: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
+        self.inner.sample(streams, x, e)?;
+        if self.sample != Status::Inside {
+            x.fill(f64::NAN);
+            e.fill(Evaluation::outside(self.sample));
+        }
+        Ok(())
+    }
+    fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
+        self.inner.log_density(x, e)?;
+        if self.current != Status::Inside {
+            e.fill(Evaluation::outside(self.current));
+        }
+        Ok(())
+    }
+    fn log_density_gradient(&self, x: &[f64], e: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
+        self.inner.log_density_gradient(x, e, gradient)
+    }
+}
+
+#[test]
+fn every_reason_is_counted_and_leaves_the_state_alone() {
+    let inner: Arc<dyn Density> = Arc::new(Exact(double_well(0.0)));
+    let reasons = [
+        (Status::OutOfSupport, Fate::OutOfSupport),
+        (Status::Singular, Fate::Singular),
+        (Status::NonFinite, Fate::NonFinite),
+        (Status::WrongChirality, Fate::Chirality),
+        (Status::BrokenConstraint, Fate::Constraint),
+    ];
+    for (status, fate) in reasons {
+        for (sample, current) in [(status, Status::Inside), (Status::Inside, status)] {
+            let q: Arc<dyn Density> = Arc::new(Spoiled { inner: inner.clone(), sample, current });
+            let kernels: [Box<dyn Move>; 2] =
+                [Box::new(Independence::new(generator(&q, 2, 3))), Box::new(Isir::new(generator(&q, 2, 3)))];
+            for mut kernel in kernels {
+                let mut target = NegativeLog::new(inner.clone(), 0.0);
+                let mut x = [0.8];
+                for step in 0..10 {
+                    let outcome = Correct.attempt(kernel.as_mut(), &mut target, &mut x, step);
+                    assert_eq!((outcome.fate, outcome.log_acceptance), (fate, f64::NEG_INFINITY));
+                }
+                assert_eq!(x, [0.8]);
+                assert_eq!((kernel.statistics().count(fate), kernel.statistics().attempts()), (10, 10));
+            }
+        }
+    }
+}
+
+/// A target that fails or yields nonsense.
+struct Broken(std::result::Result<f64, &'static str>);
+
+impl Target for Broken {
+    fn dimension(&self) -> usize {
+        1
+    }
+    fn reduced_potential(&mut self, _: &[f64], u: &mut [f64]) -> Result<()> {
+        u.fill(self.0.map_err(|e| Error::Callback(e.into()))?);
+        Ok(())
+    }
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], _: &mut [f64]) -> Result<()> {
+        self.reduced_potential(x, u)
+    }
+}
+
+#[test]
+fn a_failing_target_changes_nothing_and_a_clash_is_rejected() {
+    let q: Arc<dyn Density> = Arc::new(Exact(double_well(0.0)));
+    let mut kernel = Independence::new(generator(&q, 1, 4));
+    let mut x = [0.8];
+    let mut state = State { x: &mut x, box_vectors: None, reduced_potential: 0.0, step: 3, replica: 0 };
+    let error = kernel.attempt(&mut Broken(Err("engine lost")), &mut state).unwrap_err();
+    assert!(error.to_string().contains("engine lost"));
+    for u in [f64::NAN, f64::INFINITY] {
+        assert_eq!(kernel.attempt(&mut Broken(Ok(u)), &mut state).unwrap().fate, Fate::NonFinite);
+    }
+    state.reduced_potential = f64::NAN;
+    assert!(kernel.attempt(&mut Broken(Ok(0.0)), &mut state).is_err(), "a failed simulation must not be hidden");
+    assert_eq!(*state.x, [0.8]);
+    assert_eq!(kernel.statistics().attempts(), 2);
+}
+
+#[test]
+fn inexact_densities_may_not_decide() {
+    struct Estimated(Exact<Table>);
+    impl Density for Estimated {
+        fn dimension(&self) -> usize {
+            1
+        }
+        fn exactness(&self) -> Exactness {
+            Exactness::Surrogate
+        }
+        fn sample(&self, s: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
+            self.0.sample(s, x, e)
+        }
+        fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
+            self.0.log_density(x, e)
+        }
+        fn log_density_gradient(&self, x: &[f64], e: &mut [Evaluation], g: &mut [f64]) -> Result<()> {
+            self.0.log_density_gradient(x, e, g)
+        }
+    }
+    let error = Generator::new(Arc::new(Estimated(Exact(double_well(0.0)))), None, Options::default()).err().unwrap();
+    assert!(error.to_string().contains("Surrogate"), "{error}");
+}
+
+#[test]
+fn senseless_options_are_refused() {
+    let q: Arc<dyn Density> = Arc::new(Exact(double_well(0.0)));
+    for options in [Options { n_proposals: 0, ..Options::default() }, Options { batch: 0, ..Options::default() }] {
+        assert!(Generator::new(q.clone(), None, options).is_err());
+    }
+    assert!(RandomWalk::new(1, 0.0, 0).is_err());
+    assert!(Mixture::new(vec![], 0).is_err());
+}
