@@ -61,7 +61,7 @@ pub fn identity(experiment: &Experiment, driver: &mut dyn Driver) -> Verdict {
     for step in 0..200 {
         let before = x.clone();
         let outcome = driver.attempt(kernel.as_mut(), &mut target, &mut x, step);
-        if !(outcome.log_acceptance.abs() < 1e-8) {
+        if outcome.log_acceptance.is_nan() || outcome.log_acceptance.abs() > 1e-8 {
             return Err(format!("step {step}: log α = {} where 0 is right", outcome.log_acceptance));
         }
         if !outcome.accepted() || x == before {
