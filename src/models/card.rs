@@ -47,6 +47,14 @@ pub struct TargetInfo {
 }
 
 impl ModelCard {
+    /// Bonds that every sample has at exactly this length: (i, j, nm).
+    pub fn kept_bonds(&self) -> &[(usize, usize, f64)] {
+        match &self.coordinates {
+            CoordinatesConfig::Internal { constraints, .. } => constraints,
+            CoordinatesConfig::Cartesian { .. } => &[],
+        }
+    }
+
     /// The label of an atom for messages.
     pub fn label(&self, atom: usize) -> String {
         match &self.topology {

@@ -4,8 +4,10 @@ use super::{Fate, State, Statistics};
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::vector::{add, atom, cross, dot, norm, scale, set_atom, sub, unit, Vec3};
 use crate::coordinates::whole::WholeMolecule;
+use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
+use crate::models::Model;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
@@ -44,6 +46,8 @@ pub struct Generator {
     density: Arc<dyn Density>,
     options: Options,
     whole: Option<WholeMolecule>,
+    /// Why no box can be given.
+    no_box: Option<String>,
     constraints: Option<Constraints>,
     /// First step, attempts and replica of the block that is drawn.
     block: Option<(u64, usize, u32)>,
@@ -94,6 +98,7 @@ impl Generator {
         Ok(Generator {
             options,
             whole,
+            no_box: None,
             constraints: None,
             block: None,
             block_x: vec![0.0; rows * dimension],
@@ -110,6 +115,26 @@ impl Generator {
             packed_u: vec![0.0; n_proposals],
             density,
         })
+    }
+
+    /// A generator of a loaded model. Molecules are made whole by the bonds of the model's topology, else by the references of
+    /// its z-matrix. A model of several molecules works without a box only.
+    pub fn of_model(model: &Arc<dyn Model>, options: Options) -> Result<Generator> {
+        let card = model.card();
+        let bonds = match (&card.topology, &card.coordinates) {
+            (Some(topology), _) => topology.bonds.clone(),
+            (None, CoordinatesConfig::Internal { frame: [a, b, c], rows, .. }) => {
+                rows.iter().map(|row| [row[0], row[1]]).chain([[*a, *b], [*b, *c]]).collect()
+            }
+            (None, CoordinatesConfig::Cartesian { .. }) => return Generator::new(model.clone(), None, options),
+        };
+        match WholeMolecule::new(model.dimension() / 3, &bonds) {
+            Ok(_) => Generator::new(model.clone(), Some(&bonds), options),
+            Err(reason) => {
+                let generator = Generator::new(model.clone(), None, options)?;
+                Ok(Generator { no_box: Some(reason.to_string()), ..generator })
+            }
+        }
     }
 
     /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal.
@@ -180,6 +205,9 @@ impl Generator {
     ) -> Result<()> {
         self.check(target, state)?;
         self.current.copy_from_slice(state.x);
+        if let (Some(reason), Some(_)) = (&self.no_box, &state.box_vectors) {
+            return Err(Error::Unsupported(reason.clone()));
+        }
         if let (Some(whole), Some(box_vectors)) = (&self.whole, &state.box_vectors) {
             whole.apply(box_vectors, &mut self.current)?;
         }

@@ -1,0 +1,139 @@
+//! The C ABI. Each file mirrors the one of its name in `src/`; nothing here computes, and nothing outside is `extern "C"`.
+//!
+//! `include/modejump.h` is made from these files by cbindgen (`tests/header.rs`). The rules, which every function keeps:
+//! - the result is an `int32_t` status, 0 for success; out-pointers are written only on success;
+//! - handles are opaque, and are freed by the `_free` function of their type, which takes NULL;
+//! - structs begin with `struct_size`, set by the caller to `sizeof` of its own version;
+//! - a body is one `catch_unwind`: no panic crosses the border.
+#![allow(non_camel_case_types)]
+
+pub mod model;
+pub mod moves;
+pub mod status;
+pub mod target;
+
+use crate::error::{Error, Result};
+use std::mem::size_of;
+
+/// A reference from a pointer that must not be NULL.
+///
+/// # Safety
+/// `pointer` is NULL or points to a live `T` that nobody changes during the call.
+unsafe fn reference<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
+    // SAFETY: the caller's promise.
+    unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
+}
+
+/// # Safety
+/// `pointer` is NULL or points to a `T` that nobody else uses during the call.
+unsafe fn reference_mut<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut T> {
+    // SAFETY: the caller's promise.
+    unsafe { pointer.as_mut() }.ok_or_else(|| null(name))
+}
+
+/// `rows` × `columns` numbers to read; an empty slice if there are none, whatever the pointer.
+///
+/// # Safety
+/// `pointer` is NULL or points to that many numbers, which nobody changes during the call.
+unsafe fn slice<'a, T>(pointer: *const T, rows: u64, columns: usize, name: &str) -> Result<&'a [T]> {
+    let length = length::<T>(rows, columns, name)?;
+    if length == 0 {
+        return Ok(&[]);
+    }
+    if pointer.is_null() {
+        return Err(null(name));
+    }
+    // SAFETY: not NULL, the length does not overflow, and the caller promises the memory.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, length) })
+}
+
+/// `rows` × `columns` numbers to write.
+///
+/// # Safety
+/// `pointer` is NULL or points to that many numbers, which nobody else uses during the call.
+unsafe fn slice_mut<'a, T>(pointer: *mut T, rows: u64, columns: usize, name: &str) -> Result<&'a mut [T]> {
+    let length = length::<T>(rows, columns, name)?;
+    if length == 0 {
+        return Ok(&mut []);
+    }
+    if pointer.is_null() {
+        return Err(null(name));
+    }
+    // SAFETY: as in `slice`.
+    Ok(unsafe { std::slice::from_raw_parts_mut(pointer, length) })
+}
+
+fn length<T>(rows: u64, columns: usize, name: &str) -> Result<usize> {
+    usize::try_from(rows)
+        .ok()
+        .and_then(|rows| rows.checked_mul(columns))
+        .filter(|length| length.checked_mul(size_of::<T>()).is_some_and(|bytes| bytes <= isize::MAX as usize))
+        .ok_or_else(|| Error::invalid(format!("{name}: {rows} rows of {columns} numbers do not fit into memory")))
+}
+
+fn null(name: &str) -> Error {
+    Error::invalid(format!("{name} is NULL"))
+}
+
+/// A plain struct of the ABI: its first field is `struct_size`, every bit pattern of the others is a value, and `known`
+/// fields were there in the first version.
+///
+/// # Safety
+/// Implementors are `repr(C)`, begin with a `u32` of that meaning, and hold integers, floats, pointers and nullable function
+/// pointers only.
+unsafe trait Versioned: Copy {
+    const NAME: &'static str;
+    /// Size of the first version of the struct: a smaller one cannot be meant.
+    const FIRST: usize;
+    fn empty() -> Self;
+}
+
+/// Copies as much of a caller's struct as caller and library both know; the rest is as in `empty`.
+///
+/// # Safety
+/// `pointer` is NULL or points to as many bytes as its `struct_size` says.
+unsafe fn read<T: Versioned>(pointer: *const T) -> Result<T> {
+    // SAFETY: the caller's promise.
+    let size = unsafe { struct_size(pointer) }?;
+    let mut value = T::empty();
+    // SAFETY: both sides have at least this many bytes, and any bytes make a valid T.
+    unsafe {
+        std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), (&raw mut value).cast::<u8>(), size.min(size_of::<T>()));
+    }
+    Ok(value)
+}
+
+/// Writes as much of `value` as the caller's struct has room for; its `struct_size` stays.
+///
+/// # Safety
+/// As for [`read`], and the memory may be written.
+unsafe fn write<T: Versioned>(pointer: *mut T, value: &T) -> Result<()> {
+    // SAFETY: the caller's promise.
+    let size = unsafe { struct_size(pointer) }?.min(size_of::<T>());
+    let skip = size_of::<u32>();
+    // SAFETY: both sides have at least `size` bytes; the first four are left out.
+    unsafe {
+        let from = (&raw const *value).cast::<u8>().add(skip);
+        std::ptr::copy_nonoverlapping(from, pointer.cast::<u8>().add(skip), size - skip);
+    }
+    Ok(())
+}
+
+/// # Safety
+/// `pointer` is NULL or points to at least four readable bytes.
+unsafe fn struct_size<T: Versioned>(pointer: *const T) -> Result<usize> {
+    if pointer.is_null() {
+        return Err(null(T::NAME));
+    }
+    // SAFETY: not NULL, and the first field is a u32.
+    let size = unsafe { pointer.cast::<u32>().read() } as usize;
+    if size < T::FIRST {
+        return Err(Error::invalid(format!(
+            "{}.struct_size is {size}: set it to sizeof({}), at least {}",
+            T::NAME,
+            T::NAME,
+            T::FIRST
+        )));
+    }
+    Ok(size)
+}

@@ -1,0 +1,211 @@
+//! Models: loading, sampling, densities.
+
+use super::status::guarded;
+use super::{null, reference, reference_mut, slice, slice_mut};
+use crate::density::Evaluation;
+use crate::error::{Error, Result};
+use crate::models::{self, Model};
+use crate::rng::{Stream, StreamId};
+use std::ffi::{c_char, CStr, CString};
+use std::sync::Arc;
+
+/// A loaded model. All functions that take it const may be called from several threads at once.
+pub struct modejump_model {
+    pub(super) model: Arc<dyn Model>,
+    metadata: CString,
+    hash: CString,
+}
+
+impl modejump_model {
+    fn new(model: Arc<dyn Model>) -> Result<Box<modejump_model>> {
+        let json = serde_json::to_string(model.card()).map_err(|e| Error::invalid(format!("model card: {e}")))?;
+        let text = |s: String| CString::new(s).map_err(|e| Error::invalid(format!("model card: {e}")));
+        Ok(Box::new(modejump_model { metadata: text(json)?, hash: text(model.hash().to_string())?, model }))
+    }
+}
+
+/// Loads a model file. On success `*model` is a new handle, to be freed with `modejump_model_free`.
+///
+/// # Safety
+/// `path` is NULL or a NUL-terminated string, UTF-8; `model` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_load(path: *const c_char, model: *mut *mut modejump_model) -> i32 {
+    guarded(|| {
+        if path.is_null() {
+            return Err(null("path"));
+        }
+        // SAFETY: not NULL, and the caller promises a terminated string.
+        let path = unsafe { CStr::from_ptr(path) };
+        let path = path.to_str().map_err(|_| Error::invalid("path is not UTF-8"))?;
+        // SAFETY: the caller's promise.
+        let out = unsafe { reference_mut(model, "model") }?;
+        *out = Box::into_raw(modejump_model::new(models::load(path)?)?);
+        Ok(())
+    })
+}
+
+/// Loads a model from the `length` bytes of a model file in memory. The bytes are not needed afterwards.
+///
+/// # Safety
+/// `data` is NULL or points to `length` bytes; `model` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_load_buffer(
+    data: *const u8,
+    length: u64,
+    model: *mut *mut modejump_model,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (bytes, out) = unsafe { (slice(data, length, 1, "data")?, reference_mut(model, "model")?) };
+        *out = Box::into_raw(modejump_model::new(models::load_bytes("(in memory)", bytes)?)?);
+        Ok(())
+    })
+}
+
+/// Frees a model; NULL does nothing. Moves made from it stay valid.
+///
+/// # Safety
+/// `model` is NULL or a handle that was not freed; no other call uses it.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_free(model: *mut modejump_model) -> i32 {
+    guarded(|| {
+        if !model.is_null() {
+            // SAFETY: the handle came from Box::into_raw and is freed once.
+            drop(unsafe { Box::from_raw(model) });
+        }
+        Ok(())
+    })
+}
+
+/// Writes the number of coordinates of a configuration: three for each atom of a molecule.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `dimension` is NULL or points to a number.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_dimension(model: *const modejump_model, dimension: *mut u64) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, out) = unsafe { (reference(model, "model")?, reference_mut(dimension, "dimension")?) };
+        *out = model.model.dimension() as u64;
+        Ok(())
+    })
+}
+
+/// Writes the description in the model file: JSON with the kind and sizes of the model, its coordinates, atoms, bonds and
+/// temperature. The string belongs to the model.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `json` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_metadata(model: *const modejump_model, json: *mut *const c_char) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, out) = unsafe { (reference(model, "model")?, reference_mut(json, "json")?) };
+        *out = model.metadata.as_ptr();
+        Ok(())
+    })
+}
+
+/// Writes the hash of the model file's bytes, hexadecimal. The string belongs to the model.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `hex` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_hash(model: *const modejump_model, hex: *mut *const c_char) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, out) = unsafe { (reference(model, "model")?, reference_mut(hex, "hex")?) };
+        *out = model.hash.as_ptr();
+        Ok(())
+    })
+}
+
+/// Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however the
+/// sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
+/// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `x` and `log_density` are NULL or have room for that many numbers.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_sample(
+    model: *const modejump_model,
+    seed: u64,
+    first: u64,
+    n: u64,
+    x: *mut f64,
+    log_density: *mut f64,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let model = &unsafe { reference(model, "model") }?.model;
+        // SAFETY: the caller's promise.
+        let (x, out) =
+            unsafe { (slice_mut(x, n, model.dimension(), "x")?, slice_mut(log_density, n, 1, "log_density")?) };
+        let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
+        // Into memory of our own first: the caller's is written only on success.
+        let mut samples = vec![0.0; x.len()];
+        let streams = |row: usize| Stream::new(seed, StreamId::Sample, first.wrapping_add(row as u64), 0);
+        model.sample(&streams, &mut samples, &mut evaluations)?;
+        x.copy_from_slice(&samples);
+        copy(&evaluations, out);
+        Ok(())
+    })
+}
+
+/// Writes log q of each of the `n` configurations `x[n][dimension]` into `log_density[n]`; -inf where the density is zero or
+/// undefined, which includes configurations with NaN.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `x` and `log_density` are NULL or point to that many numbers.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_log_density(
+    model: *const modejump_model,
+    n: u64,
+    x: *const f64,
+    log_density: *mut f64,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let model = &unsafe { reference(model, "model") }?.model;
+        // SAFETY: the caller's promise.
+        let (x, out) = unsafe { (slice(x, n, model.dimension(), "x")?, slice_mut(log_density, n, 1, "log_density")?) };
+        let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
+        model.log_density(x, &mut evaluations)?;
+        copy(&evaluations, out);
+        Ok(())
+    })
+}
+
+/// As `modejump_model_log_density`, and writes the gradient with respect to x into `gradient[n][dimension]`, zero in rows
+/// where the logarithm is -inf.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `x`, `log_density` and `gradient` are NULL or point to that many numbers.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_log_density_gradient(
+    model: *const modejump_model,
+    n: u64,
+    x: *const f64,
+    log_density: *mut f64,
+    gradient: *mut f64,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let model = &unsafe { reference(model, "model") }?.model;
+        let d = model.dimension();
+        // SAFETY: the caller's promise.
+        let (x, out) = unsafe { (slice(x, n, d, "x")?, slice_mut(log_density, n, 1, "log_density")?) };
+        // SAFETY: the caller's promise.
+        let gradient = unsafe { slice_mut(gradient, n, d, "gradient") }?;
+        let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
+        let mut gradients = vec![0.0; x.len()];
+        model.log_density_gradient(x, &mut evaluations, &mut gradients)?;
+        gradient.copy_from_slice(&gradients);
+        copy(&evaluations, out);
+        Ok(())
+    })
+}
+
+fn copy(evaluations: &[Evaluation], out: &mut [f64]) {
+    out.iter_mut().zip(evaluations).for_each(|(out, e)| *out = e.log_density);
+}

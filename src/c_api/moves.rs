@@ -1,0 +1,467 @@
+//! Moves: attempts and their statistics.
+
+use super::model::modejump_model;
+use super::status::guarded;
+use super::target::{modejump_target, Callback};
+use super::{read, reference, reference_mut, slice, slice_mut, write, Versioned};
+use crate::coordinates::constraints::Constraints;
+use crate::coordinates::whole::box_from_slice;
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::moves::{Fate, Generator, Independence, Isir, Move, Options, Outcome, State};
+use std::mem::size_of;
+use std::sync::Arc;
+
+/// `modejump_move_options.kind`: independence Metropolis-Hastings.
+pub const MODEJUMP_INDEPENDENCE: u32 = 0;
+/// `modejump_move_options.kind`: iterated sampling importance resampling.
+pub const MODEJUMP_ISIR: u32 = 1;
+
+/// `modejump_outcome.outcome`: the state is the proposal now.
+pub const MODEJUMP_ACCEPTED: u32 = 0;
+/// The Metropolis test said no.
+pub const MODEJUMP_REJECTED: u32 = 1;
+/// The generator cannot produce this configuration.
+pub const MODEJUMP_OUT_OF_SUPPORT: u32 = 2;
+/// Internal coordinates are undefined there.
+pub const MODEJUMP_SINGULAR: u32 = 3;
+/// NaN or infinity in the proposal, its density or its potential.
+pub const MODEJUMP_NON_FINITE: u32 = 4;
+/// A constrained bond has another length.
+pub const MODEJUMP_CONSTRAINT: u32 = 5;
+/// A stereocentre has the other hand.
+pub const MODEJUMP_CHIRALITY: u32 = 6;
+
+/// A move. One thread at a time; make one for each replica, since each draws its proposals ahead.
+pub struct modejump_move {
+    kernel: Kernel,
+    model: Arc<dyn Model>,
+}
+
+enum Kernel {
+    Independence(Independence),
+    Isir(Isir),
+}
+
+impl modejump_move {
+    fn as_move(&self) -> &dyn Move {
+        match &self.kernel {
+            Kernel::Independence(kernel) => kernel,
+            Kernel::Isir(kernel) => kernel,
+        }
+    }
+    fn as_move_mut(&mut self) -> &mut dyn Move {
+        match &mut self.kernel {
+            Kernel::Independence(kernel) => kernel,
+            Kernel::Isir(kernel) => kernel,
+        }
+    }
+    fn generator_mut(&mut self) -> &mut Generator {
+        match &mut self.kernel {
+            Kernel::Independence(kernel) => kernel.generator_mut(),
+            Kernel::Isir(kernel) => kernel.generator_mut(),
+        }
+    }
+}
+
+/// Options of a move; set by `modejump_move_options_init`, then changed at will.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_move_options {
+    /// sizeof(modejump_move_options)
+    pub struct_size: u32,
+    /// `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`
+    pub kind: u32,
+    /// Proposals of one attempt, 1 to 4096. Independence tests them one after the other; i-SIR chooses among them.
+    pub n_proposals: u64,
+    pub seed: u64,
+    /// Engine steps between attempts, so that the proposals of coming attempts can be drawn in one batch; 0 if unknown.
+    pub stride: u64,
+    /// Attempts whose proposals are drawn in one batch, at least 1.
+    pub batch: u64,
+}
+
+// SAFETY: repr(C), begins with struct_size, integers only.
+unsafe impl Versioned for modejump_move_options {
+    const NAME: &'static str = "modejump_move_options";
+    const FIRST: usize = size_of::<modejump_move_options>();
+    fn empty() -> modejump_move_options {
+        let Options { n_proposals, seed, stride, batch } = Options::default();
+        modejump_move_options {
+            struct_size: size_of::<modejump_move_options>() as u32,
+            kind: MODEJUMP_INDEPENDENCE,
+            n_proposals: n_proposals as u64,
+            seed,
+            stride,
+            batch: batch as u64,
+        }
+    }
+}
+
+/// The configuration an attempt starts from.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_state {
+    /// sizeof(modejump_state)
+    pub struct_size: u32,
+    /// 0
+    pub flags: u32,
+    /// Engine step. The random numbers of an attempt are a function of seed, step and replica.
+    pub step: u64,
+    /// Below 2^24.
+    pub replica: u64,
+    /// u(x), computed at this x and not remembered from earlier.
+    pub reduced_potential: f64,
+    /// `[dimension]`, nm for molecules; the new configuration after an acceptance, otherwise untouched.
+    pub x: *mut f64,
+    /// NULL, or nine numbers: the box vectors as rows, nm. Molecules are made whole with them.
+    pub r#box: *const f64,
+}
+
+// SAFETY: repr(C), begins with struct_size, numbers and pointers only.
+unsafe impl Versioned for modejump_state {
+    const NAME: &'static str = "modejump_state";
+    const FIRST: usize = size_of::<modejump_state>();
+    fn empty() -> modejump_state {
+        modejump_state {
+            struct_size: 0,
+            flags: 0,
+            step: 0,
+            replica: 0,
+            reduced_potential: f64::NAN,
+            x: std::ptr::null_mut(),
+            r#box: std::ptr::null(),
+        }
+    }
+}
+
+/// What became of an attempt. With several proposals the numbers are those of the one that decided.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_outcome {
+    /// sizeof(modejump_outcome)
+    pub struct_size: u32,
+    /// `MODEJUMP_ACCEPTED` or the reason of the rejection
+    pub outcome: u32,
+    /// Natural logarithm of the acceptance ratio, not clipped; for i-SIR, of the odds of leaving the current state.
+    pub log_acceptance: f64,
+    /// -u(x) - log q(x)
+    pub log_weight_current: f64,
+    pub log_weight_proposed: f64,
+    pub log_density_current: f64,
+    pub log_density_proposed: f64,
+    /// u of the state after the attempt.
+    pub reduced_potential: f64,
+}
+
+// SAFETY: repr(C), begins with struct_size, numbers only.
+unsafe impl Versioned for modejump_outcome {
+    const NAME: &'static str = "modejump_outcome";
+    const FIRST: usize = size_of::<modejump_outcome>();
+    fn empty() -> modejump_outcome {
+        let nan = f64::NAN;
+        modejump_outcome {
+            struct_size: 0,
+            outcome: MODEJUMP_REJECTED,
+            log_acceptance: nan,
+            log_weight_current: nan,
+            log_weight_proposed: nan,
+            log_density_current: nan,
+            log_density_proposed: nan,
+            reduced_potential: nan,
+        }
+    }
+}
+
+/// Counters since the move was made or its statistics were reset.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_statistics {
+    /// sizeof(modejump_statistics)
+    pub struct_size: u32,
+    /// 0
+    pub flags: u32,
+    /// The sum of the seven counters that follow.
+    pub attempts: u64,
+    pub accepted: u64,
+    pub rejected: u64,
+    pub out_of_support: u64,
+    pub singular: u64,
+    pub non_finite: u64,
+    pub constraint: u64,
+    pub chirality: u64,
+    /// Mean log-weight of the usable proposals; NaN before the first.
+    pub mean_log_weight: f64,
+    /// Effective sample size of all proposals as a fraction of their number, unusable ones having weight zero.
+    pub ess: f64,
+    pub proposals: u64,
+}
+
+// SAFETY: repr(C), begins with struct_size, numbers only.
+unsafe impl Versioned for modejump_statistics {
+    const NAME: &'static str = "modejump_statistics";
+    const FIRST: usize = size_of::<modejump_statistics>();
+    fn empty() -> modejump_statistics {
+        modejump_statistics {
+            struct_size: 0,
+            flags: 0,
+            attempts: 0,
+            accepted: 0,
+            rejected: 0,
+            out_of_support: 0,
+            singular: 0,
+            non_finite: 0,
+            constraint: 0,
+            chirality: 0,
+            mean_log_weight: f64::NAN,
+            ess: f64::NAN,
+            proposals: 0,
+        }
+    }
+}
+
+/// Sets the defaults: one proposal by independence, seed 0, stride 0, batches of 32. `options->struct_size` must be set.
+///
+/// # Safety
+/// `options` is NULL or points to a struct of the size it says.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_options_init(options: *mut modejump_move_options) -> i32 {
+    // SAFETY: the caller's promise.
+    guarded(|| unsafe { write(options, &modejump_move_options::empty()) })
+}
+
+/// Makes a move of a model. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `out` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_new(
+    model: *const modejump_model,
+    options: *const modejump_move_options,
+    out: *mut *mut modejump_move,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, given, out) =
+            unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
+        let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+        let options = Options {
+            n_proposals: count(given.n_proposals),
+            seed: given.seed,
+            stride: given.stride,
+            batch: count(given.batch),
+        };
+        let generator = Generator::of_model(model, options)?;
+        let kernel = match given.kind {
+            MODEJUMP_INDEPENDENCE => Kernel::Independence(Independence::new(generator)),
+            MODEJUMP_ISIR => Kernel::Isir(Isir::new(generator)),
+            kind => return Err(Error::invalid(format!("modejump_move_options.kind is {kind}: use 0 or 1"))),
+        };
+        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        Ok(())
+    })
+}
+
+/// Frees a move; NULL does nothing.
+///
+/// # Safety
+/// `move` is NULL or a handle that was not freed; no other call uses it.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_free(r#move: *mut modejump_move) -> i32 {
+    guarded(|| {
+        if !r#move.is_null() {
+            // SAFETY: the handle came from Box::into_raw and is freed once.
+            drop(unsafe { Box::from_raw(r#move) });
+        }
+        Ok(())
+    })
+}
+
+/// Tells the move which bonds the engine constrains: `n` pairs of the model's atoms `atoms[n][2]`, their `lengths[n]` in nm, and
+/// `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z. Refused (6), naming
+/// the bond, unless every sample of the model keeps each bond at that length.
+///
+/// # Safety
+/// `move` is NULL or a live handle; the arrays are NULL or have that many numbers.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_set_constraints(
+    r#move: *mut modejump_move,
+    n: u64,
+    atoms: *const u64,
+    lengths: *const f64,
+    masses: *const f64,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let this = unsafe { reference_mut(r#move, "move") }?;
+        let n_atoms = this.as_move().dimension() / 3;
+        // SAFETY: the caller's promise.
+        let (atoms, lengths, masses) = unsafe {
+            (
+                slice(atoms, n, 2, "atoms")?,
+                slice(lengths, n, 1, "lengths")?,
+                slice(masses, n_atoms as u64, 1, "masses")?,
+            )
+        };
+        let index = |atom: u64| usize::try_from(atom).unwrap_or(usize::MAX);
+        let in_range = |atom: &u64| index(*atom) < n_atoms;
+        if let Some(atom) = atoms.iter().find(|atom| !in_range(atom)) {
+            return Err(Error::invalid(format!("atom {atom} is constrained, but the model has {n_atoms} atoms")));
+        }
+        let pairs: Vec<[usize; 2]> = atoms.chunks_exact(2).map(|pair| [index(pair[0]), index(pair[1])]).collect();
+        let constraints = Constraints::new(&pairs, lengths, masses)?;
+        let card = this.model.card();
+        constraints.require_kept(card.kept_bonds(), &|atom| card.label(atom))?;
+        this.generator_mut().set_constraints(constraints);
+        Ok(())
+    })
+}
+
+/// One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x` changes if
+/// and only if `outcome->outcome` is `MODEJUMP_ACCEPTED`.
+///
+/// # Safety
+/// `move` is NULL or a live handle; the structs are NULL or have the size they say; `state->x` is NULL or points to
+/// `dimension` numbers that nobody else uses; `state->box` is NULL or points to nine numbers; the callbacks of `target` do
+/// as documented there.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_attempt(
+    r#move: *mut modejump_move,
+    target: *const modejump_target,
+    state: *const modejump_state,
+    outcome: *mut modejump_outcome,
+) -> i32 {
+    guarded(|| {
+        // The target first: from here on it is destroyed once, whatever happens.
+        // SAFETY: the caller's promise.
+        let target = unsafe { read(target) }?;
+        let mut target = Callback::new(target, 0);
+        // SAFETY: the caller's promise.
+        let (this, given) = unsafe { (reference_mut(r#move, "move")?, read(state)?) };
+        let dimension = this.as_move().dimension();
+        target.set_dimension(dimension);
+        // An outcome that cannot be written must stop the attempt before x changes.
+        // SAFETY: the caller's promise.
+        unsafe { super::struct_size(outcome) }?;
+        // SAFETY: the caller's promise.
+        let x = unsafe { slice_mut(given.x, 1, dimension, "modejump_state.x") }?;
+        let box_vectors = match given.r#box.is_null() {
+            true => None,
+            // SAFETY: the caller promises nine numbers.
+            false => Some(box_from_slice(unsafe { &*given.r#box.cast::<[f64; 9]>() })),
+        };
+        let replica = u32::try_from(given.replica).ok().filter(|r| *r < 1 << 24).ok_or_else(|| {
+            Error::invalid(format!("modejump_state.replica is {}: it must be below 2^24", given.replica))
+        })?;
+        let reduced_potential = given.reduced_potential;
+        let mut state = State { x, box_vectors, reduced_potential, step: given.step, replica };
+        let result = this.as_move_mut().attempt(&mut target, &mut state)?;
+        // SAFETY: checked above.
+        unsafe { write(outcome, &flat(&result)) }
+    })
+}
+
+fn flat(outcome: &Outcome) -> modejump_outcome {
+    modejump_outcome {
+        struct_size: 0,
+        outcome: outcome.fate as u32,
+        log_acceptance: outcome.log_acceptance,
+        log_weight_current: outcome.log_weight_current,
+        log_weight_proposed: outcome.log_weight_proposed,
+        log_density_current: outcome.log_density_current,
+        log_density_proposed: outcome.log_density_proposed,
+        reduced_potential: outcome.reduced_potential,
+    }
+}
+
+/// Writes the counters.
+///
+/// # Safety
+/// `move` is NULL or a live handle; `statistics` is NULL or a struct of the size it says.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_statistics(
+    r#move: *const modejump_move,
+    statistics: *mut modejump_statistics,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let counted = unsafe { reference(r#move, "move") }?.as_move().statistics();
+        let values = modejump_statistics {
+            struct_size: 0,
+            flags: 0,
+            attempts: counted.attempts(),
+            accepted: counted.count(Fate::Accepted),
+            rejected: counted.count(Fate::Rejected),
+            out_of_support: counted.count(Fate::OutOfSupport),
+            singular: counted.count(Fate::Singular),
+            non_finite: counted.count(Fate::NonFinite),
+            constraint: counted.count(Fate::Constraint),
+            chirality: counted.count(Fate::Chirality),
+            mean_log_weight: counted.mean_log_weight(),
+            ess: counted.effective_fraction(),
+            proposals: counted.proposals(),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { write(statistics, &values) }
+    })
+}
+
+/// Sets all counters to zero and forgets the log-weights.
+///
+/// # Safety
+/// `move` is NULL or a live handle.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_reset_statistics(r#move: *mut modejump_move) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        unsafe { reference_mut(r#move, "move") }?.as_move_mut().statistics_mut().reset();
+        Ok(())
+    })
+}
+
+/// Writes into `*n` how many log-weights of proposals are remembered (the latest 65536 at most), and into `log_weights` the
+/// latest `capacity` of them or all if they are fewer, oldest first; -inf stands for an unusable proposal. With `capacity`
+/// 0, `log_weights` may be NULL.
+///
+/// # Safety
+/// `move` is NULL or a live handle; `log_weights` is NULL or has room for `capacity` numbers; `n` is NULL or a number.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_log_weights(
+    r#move: *const modejump_move,
+    capacity: u64,
+    log_weights: *mut f64,
+    n: *mut u64,
+) -> i32 {
+    guarded(|| -> Result<()> {
+        // SAFETY: the caller's promise.
+        let (this, n) = unsafe { (reference(r#move, "move")?, reference_mut(n, "n")?) };
+        let remembered = this.as_move().statistics().log_weights();
+        let count = remembered.len() as u64;
+        // SAFETY: the caller's promise; never more than there is to write.
+        let out = unsafe { slice_mut(log_weights, capacity.min(count), 1, "log_weights") }?;
+        let skip = count as usize - out.len();
+        out.iter_mut().zip(remembered.skip(skip)).for_each(|(out, w)| *out = w);
+        *n = count;
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outcomes_have_the_numbers_of_the_fates() {
+        for (number, fate) in [
+            (MODEJUMP_ACCEPTED, Fate::Accepted),
+            (MODEJUMP_REJECTED, Fate::Rejected),
+            (MODEJUMP_OUT_OF_SUPPORT, Fate::OutOfSupport),
+            (MODEJUMP_SINGULAR, Fate::Singular),
+            (MODEJUMP_NON_FINITE, Fate::NonFinite),
+            (MODEJUMP_CONSTRAINT, Fate::Constraint),
+            (MODEJUMP_CHIRALITY, Fate::Chirality),
+        ] {
+            assert_eq!(number, fate as u32);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A target that the caller supplies.
+
+use super::status;
+use super::Versioned;
+use crate::error::{Error, Result};
+use crate::target::Target;
+use std::ffi::c_void;
+use std::mem::size_of;
+
+/// The caller's reduced potential u(x) = (U + pV)/kT.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_target {
+    /// sizeof(modejump_target)
+    pub struct_size: u32,
+    /// 0
+    pub flags: u32,
+    /// Handed to the callbacks.
+    pub user: *mut c_void,
+    /// Writes u of the `n` configurations `x[n][dimension]` into `u[n]`. NaN or infinity rejects a configuration. Returns 0, or
+    /// another number after `modejump_set_last_error`: the call that needed the value then fails with 254. Must not throw.
+    pub reduced_potential: Option<unsafe extern "C" fn(user: *mut c_void, n: u64, x: *const f64, u: *mut f64) -> i32>,
+    /// NULL, or called with `user` exactly once before the function that got this struct returns, whatever its status.
+    pub destroy: Option<unsafe extern "C" fn(user: *mut c_void)>,
+}
+
+// SAFETY: repr(C), begins with struct_size, any bytes are a value (function pointers are nullable).
+unsafe impl Versioned for modejump_target {
+    const NAME: &'static str = "modejump_target";
+    const FIRST: usize = size_of::<modejump_target>();
+    fn empty() -> modejump_target {
+        modejump_target { struct_size: 0, flags: 0, user: std::ptr::null_mut(), reduced_potential: None, destroy: None }
+    }
+}
+
+/// Owns what a `modejump_target` owns: `destroy` is called when it goes.
+pub(super) struct Callback {
+    target: modejump_target,
+    dimension: usize,
+}
+
+impl Callback {
+    /// The callbacks are those of a living caller, see `modejump_target`.
+    pub(super) fn new(target: modejump_target, dimension: usize) -> Callback {
+        Callback { target, dimension }
+    }
+
+    pub(super) fn set_dimension(&mut self, dimension: usize) {
+        self.dimension = dimension;
+    }
+}
+
+impl Drop for Callback {
+    fn drop(&mut self) {
+        if let Some(destroy) = self.target.destroy {
+            // SAFETY: the caller's function with the caller's pointer, once.
+            unsafe { destroy(self.target.user) };
+        }
+    }
+}
+
+impl Target for Callback {
+    fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
+        let function =
+            self.target.reduced_potential.ok_or_else(|| Error::invalid("modejump_target.reduced_potential is NULL"))?;
+        status::remember("");
+        // A callback that forgets to write is noticed.
+        u.fill(f64::NAN);
+        // SAFETY: the slices have n × dimension and n numbers, and the function is the caller's.
+        let code = unsafe { function(self.target.user, u.len() as u64, x.as_ptr(), u.as_mut_ptr()) };
+        if code == 0 {
+            return Ok(());
+        }
+        let message = status::take();
+        let message = if message.is_empty() { "without a message".to_string() } else { message };
+        Err(Error::Callback(format!("reduced_potential returned {code}: {message}")))
+    }
+
+    fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
+        Err(Error::Unsupported("a target of the C interface has no gradient".into()))
+    }
+}
