@@ -1,0 +1,60 @@
+//! What several subcommands share.
+
+use clap::{Args, ValueEnum};
+use modejump::density::Evaluation;
+use modejump::io::model_file::read_tensors;
+use modejump::io::trajectory;
+use modejump::models::{self, Model, Precision};
+use modejump::{Error, Result};
+use std::path::Path;
+use std::sync::Arc;
+
+#[derive(Args)]
+pub struct PrecisionFlag {
+    /// Type of the networks; coordinates and densities are f64 in either case
+    #[arg(long, value_enum, default_value_t = Type::F32)]
+    precision: Type,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Type {
+    F32,
+    F64,
+}
+
+pub fn load(path: &Path, precision: &PrecisionFlag) -> Result<Arc<dyn Model>> {
+    let precision = match precision.precision {
+        Type::F32 => Precision::F32,
+        Type::F64 => Precision::F64,
+    };
+    models::load_with(path, precision)
+}
+
+pub fn evaluations(n: usize) -> Vec<Evaluation> {
+    vec![Evaluation::inside(0.0); n]
+}
+
+/// log q per row, and how many rows are outside the support.
+pub fn split(log_density: &[Evaluation]) -> (Vec<f64>, usize) {
+    let values = log_density.iter().map(|e| e.log_density).collect();
+    (values, log_density.iter().filter(|e| !e.is_inside()).count())
+}
+
+pub fn frames_of(n: usize) -> String {
+    format!("{n} configuration{}", if n == 1 { "" } else { "s" })
+}
+
+/// Latent points `[n][latent]`: tensor `z` of a safetensors file, or a npy array.
+pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
+    let z = if path.extension().is_some_and(|e| e == "npy") {
+        trajectory::read(path)?.x
+    } else {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let (mut tensors, _) = read_tensors(&path.display().to_string(), &bytes)?;
+        tensors.remove("z").ok_or_else(|| Error::file(path, "no tensor `z`"))?.data
+    };
+    match z.len() % latent {
+        0 => Ok(z),
+        _ => Err(Error::file(path, format!("{} numbers are no latent points of {latent}", z.len()))),
+    }
+}

@@ -1,0 +1,70 @@
+//! `modejump log-density`
+
+use super::common::{evaluations, load, read_latent, split, PrecisionFlag};
+use super::sample::report;
+use clap::Args;
+use modejump::io::model_file::{write_tensors, Data};
+use modejump::io::trajectory::{self, Frames};
+use modejump::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct LogDensity {
+    /// Model file
+    model: PathBuf,
+    /// Configurations: pdb, dcd, xtc, npy or safetensors (`x` [frame][atom][3], nm)
+    #[arg(required_unless_present = "z")]
+    frames: Option<PathBuf>,
+    /// Latent points (`z` [n][latent]) instead of configurations
+    #[arg(long, conflicts_with = "frames")]
+    z: Option<PathBuf>,
+    /// safetensors with `log_density` [n] (−inf outside the support) and, for flows, `z` and `log_det` (of z → x)
+    #[arg(short, long)]
+    output: PathBuf,
+    #[command(flatten)]
+    precision: PrecisionFlag,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl LogDensity {
+    pub fn run(self) -> Result<()> {
+        let model = load(&self.model, &self.precision)?;
+        let dimension = model.dimension();
+        let mut arrays: BTreeMap<String, (Vec<usize>, Data)> = BTreeMap::new();
+        let flow = model.flow();
+        let (frames, log_density) = if let Some(path) = &self.z {
+            let flow = flow.ok_or_else(|| Error::invalid("this model has no latent space; give configurations"))?;
+            let z = read_latent(path, flow.latent_dimension())?;
+            let n = z.len() / flow.latent_dimension();
+            let (mut x, mut log_det, mut log_density) = (vec![0.0; n * dimension], vec![0.0; n], evaluations(n));
+            flow.generate(&z, &mut x, &mut log_det, &mut log_density)?;
+            arrays.insert("x".into(), (vec![n, dimension], Data::F64(x.clone())));
+            arrays.insert("log_det".into(), (vec![n], Data::F64(log_det)));
+            (Frames { dimension, x }, log_density)
+        } else {
+            let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give FRAMES or --z"))?;
+            let frames = trajectory::read(path)?.require(path, dimension)?;
+            let n = frames.n();
+            let mut log_density = evaluations(n);
+            match flow {
+                Some(flow) => {
+                    let d = flow.latent_dimension();
+                    let (mut z, mut log_det) = (vec![0.0; n * d], vec![0.0; n]);
+                    flow.encode(&frames.x, &mut z, &mut log_det, &mut log_density)?;
+                    arrays.insert("z".into(), (vec![n, d], Data::F64(z)));
+                    arrays.insert("log_det".into(), (vec![n], Data::F64(log_det)));
+                }
+                None => model.log_density(&frames.x, &mut log_density)?,
+            }
+            (frames, log_density)
+        };
+        let (values, outside) = split(&log_density);
+        arrays.insert("log_density".into(), (vec![values.len()], Data::F64(values)));
+        modejump::io::write_atomically(&self.output, &write_tensors(&arrays, Default::default())?)?;
+        report(self.json, &self.output, &frames, &log_density, outside);
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! `modejump sample`
+
+use super::common::{evaluations, frames_of, load, read_latent, split, PrecisionFlag};
+use clap::Args;
+use modejump::density::Evaluation;
+use modejump::io::trajectory::{self, Frames};
+use modejump::rng::{Stream, StreamId};
+use modejump::{Error, Result};
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct Sample {
+    /// Model file
+    model: PathBuf,
+    /// How many configurations
+    #[arg(short, long, default_value_t = 1000)]
+    n: usize,
+    #[arg(short, long, default_value_t = 1)]
+    seed: u64,
+    /// Latent points (safetensors or npy, `z` [n][latent]) instead of random ones
+    #[arg(long)]
+    z: Option<PathBuf>,
+    /// Samples: safetensors (`x`, `log_density`, for flows `log_det`), npy, dcd, xtc or pdb
+    #[arg(short, long)]
+    output: PathBuf,
+    #[command(flatten)]
+    precision: PrecisionFlag,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Sample {
+    pub fn run(self) -> Result<()> {
+        let model = load(&self.model, &self.precision)?;
+        let dimension = model.dimension();
+        let (x, log_density, log_det) = match &self.z {
+            Some(path) => {
+                let flow = model.flow().ok_or_else(|| Error::invalid("this model has no latent space; leave out --z"))?;
+                let z = read_latent(path, flow.latent_dimension())?;
+                let n = z.len() / flow.latent_dimension();
+                let (mut x, mut log_det, mut log_density) = (vec![0.0; n * dimension], vec![0.0; n], evaluations(n));
+                flow.generate(&z, &mut x, &mut log_det, &mut log_density)?;
+                (x, log_density, Some(log_det))
+            }
+            None => {
+                let (mut x, mut log_density) = (vec![0.0; self.n * dimension], evaluations(self.n));
+                let streams = |row: usize| Stream::new(self.seed, StreamId::Sample, row as u64, 0);
+                model.sample(&streams, &mut x, &mut log_density)?;
+                (x, log_density, None)
+            }
+        };
+        let frames = Frames { dimension, x };
+        let (values, outside) = split(&log_density);
+        let mut extra: Vec<(&str, &[f64])> = vec![("log_density", &values)];
+        if let Some(log_det) = &log_det {
+            extra.push(("log_det", log_det));
+        }
+        trajectory::write(&self.output, &frames, model.card().topology.as_ref(), &extra)?;
+        report(self.json, &self.output, &frames, &log_density, outside);
+        Ok(())
+    }
+}
+
+/// One line of what was written, the same for `sample` and `log-density`.
+pub fn report(json: bool, output: &std::path::Path, frames: &Frames, log_density: &[Evaluation], outside: usize) {
+    let inside: Vec<f64> = log_density.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
+    let mean = inside.iter().sum::<f64>() / inside.len().max(1) as f64;
+    if json {
+        let summary = serde_json::json!({
+            "output": output.display().to_string(),
+            "n": frames.n(),
+            "mean_log_density": mean,
+            "outside_support": outside,
+        });
+        println!("{summary}");
+    } else {
+        let outside = if outside > 0 { format!(", {outside} outside the support") } else { String::new() };
+        println!("{}: {}, mean log q = {mean:.4}{outside}", output.display(), frames_of(frames.n()));
+    }
+}
