@@ -2,6 +2,8 @@
 
 mod common;
 mod log_density;
+mod plot;
+mod reweight;
 mod sample;
 mod train;
 
@@ -23,6 +25,10 @@ enum Command {
     Sample(sample::Sample),
     /// Evaluate log q of configurations
     LogDensity(log_density::LogDensity),
+    /// Importance weights against an engine's energies: ESS, free energies
+    Reweight(reweight::Reweight),
+    /// Draw figures of runs, weights and training
+    Plot(plot::Plot),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +36,8 @@ fn main() -> ExitCode {
         Command::Train(command) => command.run(),
         Command::Sample(command) => command.run(),
         Command::LogDensity(command) => command.run(),
+        Command::Reweight(command) => command.run(),
+        Command::Plot(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

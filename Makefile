@@ -1,0 +1,60 @@
+# The project's commands. Everything a fresh machine lacks goes into .venv and target.
+
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+BIN := target/release/modejump
+ALA2 := models/ala2
+DEMO := target/demo
+DEMO_SECONDS ?= 90
+HBONDS ?=
+SUFFIX := $(if $(HBONDS),-hbonds,)
+
+.PHONY: all venv build plugin test test-rust test-plugin lint demo train-demo bench clean
+
+all: build plugin
+
+venv:
+	@PYTHON=$(PYTHON) sh scripts/venv.sh
+
+build: venv
+	cargo build --release --features openmm
+
+# The plugin lands in the OpenMM of .venv; the stamp saves the rebuild when nothing changed.
+plugin: venv
+	@sh scripts/plugin.sh
+
+test: test-rust test-plugin
+
+test-rust: venv
+	cargo test --release --features openmm
+
+test-plugin: plugin
+	$(PY) -m pytest -q openmm-plugin/tests
+
+lint:
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# Plain MD and MD + jumps side by side on alanine dipeptide; HBONDS=1 constrains bonds to hydrogen.
+demo: build plugin
+	@mkdir -p $(DEMO)
+	$(BIN) reweight $(ALA2)/model$(SUFFIX).safetensors --system $(ALA2)/system$(SUFFIX).xml -n 20000 -o $(DEMO)/reweighted.json
+	$(PY) examples/ala2_demo.py --seconds $(DEMO_SECONDS) $(if $(HBONDS),--hbonds) --reweighted $(DEMO)/reweighted.json --output $(DEMO)
+	$(BIN) plot $(DEMO)/series.json $(DEMO)/reweighted.json -o $(DEMO)
+
+# The shipped generator from nothing: molecular dynamics for frames, then training. About ten minutes on two cores.
+train-demo: build
+	@mkdir -p $(DEMO)
+	$(BIN) train --topology $(ALA2)/topology.pdb --system $(ALA2)/system$(SUFFIX).xml --config $(ALA2)/train.json \
+		--log $(DEMO)/training.jsonl -o $(DEMO)/model$(SUFFIX).safetensors
+	$(BIN) plot --log $(DEMO)/training.jsonl -o $(DEMO)
+	$(BIN) reweight $(DEMO)/model$(SUFFIX).safetensors --system $(ALA2)/system$(SUFFIX).xml -n 20000
+
+bench:
+	cargo bench
+
+clean:
+	rm -rf target build

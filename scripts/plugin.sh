@@ -1,0 +1,12 @@
+#!/bin/sh
+# Builds the OpenMM plugin and installs it into .venv; quick when no source changed.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=$root/.venv/bin/python
+stamp=$root/.venv/.plugin
+sources=$(cd "$root" && find openmm-plugin src include Cargo.toml Cargo.lock build.rs -type f ! -path '*/__pycache__/*' | sort | xargs cat | cksum)
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sources" ]; then
+    exit 0
+fi
+"$python" -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps "$root/openmm-plugin"
+echo "$sources" > "$stamp"

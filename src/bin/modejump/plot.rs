@@ -1,0 +1,335 @@
+//! `modejump plot`: SVG figures of runs, of a reweighted generator, and of a training log.
+
+use clap::Args;
+use modejump::histogram::{circular_profile, circular_profile_of_series, CircularProfile};
+use modejump::train::Progress;
+use modejump::{weights, Error, Result};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use serde::Deserialize;
+use std::f64::consts::PI;
+use std::path::{Path, PathBuf};
+
+#[derive(Args)]
+pub struct Plot {
+    /// JSON files with series, as `modejump reweight` and the demo write them
+    #[arg(required_unless_present = "log")]
+    data: Vec<PathBuf>,
+    /// Training log of `modejump train --log`
+    #[arg(long)]
+    log: Option<PathBuf>,
+    /// Folder for the figures
+    #[arg(short, long, default_value = ".")]
+    output: PathBuf,
+}
+
+/// One set of observations: a run (time series) or weighted independent samples.
+#[derive(Deserialize)]
+struct Series {
+    name: String,
+    /// radian
+    #[serde(default)]
+    phi: Vec<f64>,
+    #[serde(default)]
+    psi: Vec<f64>,
+    /// u = U/kT
+    #[serde(default)]
+    reduced_potential: Vec<f64>,
+    /// Present for weighted samples.
+    #[serde(default)]
+    log_weight: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    series: Vec<Series>,
+}
+
+const INK: RGBColor = RGBColor(40, 44, 52);
+const FAINT: RGBColor = RGBColor(225, 228, 232);
+const COLOURS: [RGBColor; 4] =
+    [RGBColor(107, 114, 128), RGBColor(15, 118, 178), RGBColor(217, 95, 2), RGBColor(27, 158, 119)];
+const FONT: &str = "Helvetica, Arial, sans-serif";
+
+type Figure<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+impl Plot {
+    pub fn run(self) -> Result<()> {
+        std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
+        let mut series = Vec::new();
+        for path in &self.data {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            let document: Document = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
+            series.extend(document.series);
+        }
+        let with = |f: fn(&Series) -> bool| series.iter().filter(|s| f(s)).collect::<Vec<_>>();
+        let maps = with(|s| !s.phi.is_empty() && s.phi.len() == s.psi.len());
+        let figures: [(&str, (u32, u32), Vec<&Series>, Draw); 4] = [
+            ("ramachandran.svg", (420 * maps.len().max(1) as u32, 440), maps, ramachandran),
+            ("free_energy.svg", (760, 440), with(|s| !s.phi.is_empty()), free_energy),
+            ("energy.svg", (760, 440), with(|s| !s.reduced_potential.is_empty()), energy),
+            ("log_weights.svg", (760, 440), with(|s| !s.log_weight.is_empty()), log_weights),
+        ];
+        for (name, size, series, draw) in figures {
+            if !series.is_empty() {
+                self.figure(name, size, |area| draw(area, &series))?;
+            }
+        }
+        if let Some(log) = &self.log {
+            let history = read_log(log)?;
+            self.figure("training.svg", (760, 760), |area| training(area, &history))?;
+        }
+        Ok(())
+    }
+
+    fn figure(&self, name: &str, size: (u32, u32), draw: impl FnOnce(&Figure) -> Outcome) -> Result<()> {
+        let path = self.output.join(name);
+        let mut svg = String::new();
+        {
+            let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+            let failed = |e: Box<dyn std::error::Error>| Error::file(&path, e.to_string());
+            area.fill(&WHITE).map_err(|e| failed(e.into()))?;
+            draw(&area).map_err(failed)?;
+            area.present().map_err(|e| failed(e.into()))?;
+        }
+        modejump::io::write_atomically(&path, svg.as_bytes())?;
+        println!("{}", path.display());
+        Ok(())
+    }
+}
+
+type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
+type Draw = fn(&Figure, &[&Series]) -> Outcome;
+
+/// Reads one progress object a line.
+pub fn read_log(path: &Path) -> Result<Vec<Progress>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let parse = |(i, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| Error::file(path, format!("line {}: {e}", i + 1)))
+    };
+    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
+}
+
+/// Axes with this project's look.
+fn chart<'a, 'b>(
+    area: &'b Figure<'a>,
+    title: &str,
+    x: (&str, std::ops::Range<f64>),
+    y: (&str, std::ops::Range<f64>),
+) -> std::result::Result<ChartContext<'b, SVGBackend<'a>, Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>>, Box<dyn std::error::Error>>
+where
+    'a: 'b,
+{
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, (FONT, 17, &INK))
+        .margin(14)
+        .x_label_area_size(44)
+        .y_label_area_size(58)
+        .build_cartesian_2d(x.1, y.1)?;
+    chart
+        .configure_mesh()
+        .x_desc(x.0)
+        .y_desc(y.0)
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(FAINT)
+        .axis_style(INK.mix(0.6))
+        .label_style((FONT, 13, &INK))
+        .axis_desc_style((FONT, 14, &INK))
+        .x_labels(7)
+        .y_labels(7)
+        .x_label_formatter(&tick)
+        .y_label_formatter(&tick)
+        .draw()?;
+    Ok(chart)
+}
+
+/// At most two decimals, none that are zero.
+fn tick(v: &f64) -> String {
+    format!("{}", (v * 100.0).round() / 100.0)
+}
+
+macro_rules! legend {
+    ($chart:expr) => {
+        $chart
+            .configure_series_labels()
+            .position(SeriesLabelPosition::UpperRight)
+            .background_style(WHITE.mix(0.85))
+            .border_style(FAINT)
+            .label_font((FONT, 13, &INK))
+            .draw()
+    };
+}
+
+fn swatch(colour: RGBColor) -> impl Fn((i32, i32)) -> Rectangle<(i32, i32)> {
+    move |(x, y)| Rectangle::new([(x, y - 4), (x + 16, y + 4)], colour.filled())
+}
+
+/// One map a series, coloured by −ln p relative to its highest bin.
+fn ramachandran(area: &Figure, series: &[&Series]) -> Outcome {
+    const BINS: usize = 60;
+    const DEEPEST: f64 = 9.0;
+    for (panel, series) in area.split_evenly((1, series.len())).iter().zip(series) {
+        let weights = match series.log_weight.is_empty() {
+            true => vec![1.0; series.phi.len()],
+            false => weights::normalised(&series.log_weight)?,
+        };
+        let bin = |v: f64| (((v + PI) / (2.0 * PI)).rem_euclid(1.0) * BINS as f64) as usize % BINS;
+        let mut mass = vec![0.0; BINS * BINS];
+        for ((&phi, &psi), w) in series.phi.iter().zip(&series.psi).zip(weights) {
+            mass[bin(psi) * BINS + bin(phi)] += w;
+        }
+        let highest = mass.iter().copied().fold(0.0, f64::max);
+        let mut chart = chart(panel, &series.name, ("φ / °", -180.0..180.0), ("ψ / °", -180.0..180.0))?;
+        let step = 360.0 / BINS as f64;
+        chart.draw_series(mass.iter().enumerate().filter(|(_, &m)| m > 0.0).map(|(i, m)| {
+            let depth = ((highest / m).ln() / DEEPEST).min(1.0);
+            let (x, y) = (-180.0 + step * (i % BINS) as f64, -180.0 + step * (i / BINS) as f64);
+            Rectangle::new([(x, y), (x + step, y + step)], viridis(1.0 - depth).filled())
+        }))?;
+    }
+    Ok(())
+}
+
+/// Viridis (van der Walt and Smith) through seven stops.
+fn viridis(t: f64) -> RGBColor {
+    const STOPS: [(f64, f64, f64); 7] = [
+        (68.0, 1.0, 84.0),
+        (68.0, 57.0, 131.0),
+        (49.0, 104.0, 142.0),
+        (33.0, 145.0, 140.0),
+        (53.0, 183.0, 121.0),
+        (144.0, 215.0, 67.0),
+        (253.0, 231.0, 37.0),
+    ];
+    let s = t.clamp(0.0, 1.0) * 6.0;
+    let (a, b) = (STOPS[s as usize], STOPS[(s as usize + 1).min(6)]);
+    let mix = |a: f64, b: f64| (a + (b - a) * s.fract()) as u8;
+    RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
+}
+
+/// F(φ) with a band of two standard errors.
+fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
+    const BINS: usize = 60;
+    let profile = |s: &Series| -> Result<CircularProfile> {
+        match s.log_weight.is_empty() {
+            true => circular_profile_of_series(&s.phi, BINS),
+            false => circular_profile(&s.phi, &s.log_weight, BINS),
+        }
+    };
+    let mut chart = chart(area, "Free energy along φ", ("φ / °", -180.0..180.0), ("F / kT", 0.0..14.0))?;
+    for (s, &colour) in series.iter().zip(COLOURS.iter().cycle()) {
+        let profile = profile(s)?;
+        let points: Vec<(f64, f64, f64)> = profile
+            .centres
+            .iter()
+            .zip(&profile.free_energy)
+            .filter(|(_, f)| f.value.is_finite())
+            .map(|(c, f)| (c.to_degrees(), f.value, if f.standard_error.is_finite() { 2.0 * f.standard_error } else { 0.0 }))
+            .collect();
+        let step = 360.0 / BINS as f64;
+        for run in points.chunk_by(|a, b| b.0 - a.0 < 1.5 * step) {
+            let upper = run.iter().map(|p| (p.0, p.1 + p.2));
+            let lower = run.iter().rev().map(|p| (p.0, (p.1 - p.2).max(0.0)));
+            chart.draw_series([Polygon::new(upper.chain(lower).collect::<Vec<_>>(), colour.mix(0.18).filled())])?;
+            chart.draw_series(LineSeries::new(run.iter().map(|p| (p.0, p.1)), colour.stroke_width(2)))?;
+        }
+        chart.draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?.label(s.name.clone()).legend(swatch(colour));
+    }
+    legend!(chart)?;
+    Ok(())
+}
+
+/// Bins of weighted values on [from, to): density per unit.
+fn histogram(values: impl Iterator<Item = (f64, f64)>, from: f64, to: f64, bins: usize) -> Vec<(f64, f64)> {
+    let width = (to - from) / bins as f64;
+    let (mut mass, mut total) = (vec![0.0; bins], 0.0);
+    for (v, w) in values.filter(|(v, _)| v.is_finite()) {
+        total += w;
+        if v >= from && v < to {
+            mass[((v - from) / width) as usize % bins] += w;
+        }
+    }
+    let scale = if total > 0.0 { 1.0 / (total * width) } else { 0.0 };
+    mass.iter().enumerate().map(|(i, m)| (from + (i as f64 + 0.5) * width, m * scale)).collect()
+}
+
+fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(((sorted.len() as f64 - 1.0) * q).max(0.0) as usize).copied().unwrap_or(0.0)
+}
+
+/// Reduced energies of runs, of the generator as it is, and reweighted.
+fn energy(area: &Figure, series: &[&Series]) -> Outcome {
+    const BINS: usize = 70;
+    let from = series.iter().map(|s| quantile(&s.reduced_potential, 0.0005)).fold(f64::INFINITY, f64::min) - 1.0;
+    let to = series.iter().map(|s| quantile(&s.reduced_potential, 0.995)).fold(f64::NEG_INFINITY, f64::max) + 2.0;
+    let mut curves: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
+    for s in series {
+        let raw = s.reduced_potential.iter().map(|&u| (u, 1.0));
+        curves.push((s.name.clone(), histogram(raw, from, to, BINS)));
+        if !s.log_weight.is_empty() {
+            let w = weights::normalised(&s.log_weight)?;
+            let weighted = s.reduced_potential.iter().copied().zip(w);
+            curves.push((format!("{}, reweighted", s.name), histogram(weighted, from, to, BINS)));
+        }
+    }
+    let top = curves.iter().flat_map(|c| c.1.iter().map(|p| p.1)).fold(0.0, f64::max) * 1.15;
+    let mut chart = chart(area, "Reduced potential energy", ("u = U / kT", from..to), ("density", 0.0..top))?;
+    for ((name, curve), &colour) in curves.into_iter().zip(COLOURS.iter().cycle()) {
+        chart.draw_series(LineSeries::new(curve, colour.stroke_width(2)))?.label(name).legend(swatch(colour));
+    }
+    legend!(chart)?;
+    Ok(())
+}
+
+/// Histogram of log w − ln mean w, with ESS and k̂ in the legend.
+fn log_weights(area: &Figure, series: &[&Series]) -> Outcome {
+    let mut curves = Vec::new();
+    for s in series {
+        let n = s.log_weight.len() as f64;
+        let mean = weights::log_sum_exp(&s.log_weight) - n.ln();
+        let ess = weights::effective_sample_size(&s.log_weight)? / n;
+        let k = weights::pareto_k(&s.log_weight).map_or(f64::NAN, |k| k);
+        let name = format!("{}: ESS {:.1} %, k = {k:.2}", s.name, 100.0 * ess);
+        let centred: Vec<f64> = s.log_weight.iter().map(|w| w - mean).collect();
+        curves.push((name, histogram(centred.iter().map(|&w| (w, 1.0)), -8.0, 6.0, 84)));
+    }
+    let top = curves.iter().flat_map(|c| c.1.iter().map(|p| p.1)).fold(0.0, f64::max) * 1.15;
+    let mut chart = chart(area, "Importance weights", ("ln w − ln ⟨w⟩", -8.0..6.0), ("density", 0.0..top))?;
+    for ((name, curve), &colour) in curves.into_iter().zip(COLOURS[1..].iter().cycle()) {
+        chart.draw_series(AreaSeries::new(curve.clone(), 0.0, colour.mix(0.25)))?;
+        chart.draw_series(LineSeries::new(curve, colour.stroke_width(2)))?.label(name).legend(swatch(colour));
+    }
+    legend!(chart)?;
+    Ok(())
+}
+
+/// Losses above, effective sample size and acceptance below.
+fn training(area: &Figure, history: &[Progress]) -> Outcome {
+    let (upper, lower) = area.split_vertically(380);
+    let steps = 0.0..history.last().map_or(1.0, |p| p.step as f64);
+    let curve = |f: fn(&Progress) -> f64| -> Vec<(f64, f64)> {
+        history.iter().map(|p| (p.step as f64, f(p))).filter(|p| p.1.is_finite()).collect()
+    };
+    let losses = [
+        ("−log q of training frames", curve(|p| p.likelihood)),
+        ("−log q of held-out frames", curve(|p| p.held_out)),
+        ("−log q of refinement samples", curve(|p| p.refinement)),
+    ];
+    let values: Vec<f64> = losses.iter().flat_map(|l| l.1.iter().map(|p| p.1)).collect();
+    let (low, high) = (quantile(&values, 0.0), quantile(&values, 0.98));
+    let margin = 0.08 * (high - low).max(0.1);
+    let mut chart_losses = chart(&upper, "Training", ("step", steps.clone()), ("nats", low - margin..high + margin))?;
+    for ((name, points), &colour) in losses.into_iter().zip(&COLOURS[..3]).filter(|(l, _)| !l.1.is_empty()) {
+        chart_losses.draw_series(LineSeries::new(points, colour.stroke_width(2)))?.label(name).legend(swatch(colour));
+    }
+    legend!(chart_losses)?;
+    let shares = [("effective sample size", curve(|p| 100.0 * p.ess)), ("acceptance", curve(|p| 100.0 * p.acceptance))];
+    let mut chart_shares = chart(&lower, "", ("step", steps), ("%", 0.0..100.0))?;
+    for ((name, points), &colour) in shares.into_iter().zip(&COLOURS[1..]).filter(|(l, _)| !l.1.is_empty()) {
+        chart_shares.draw_series(LineSeries::new(points, colour.stroke_width(2)))?.label(name).legend(swatch(colour));
+    }
+    legend!(chart_shares)?;
+    Ok(())
+}
