@@ -73,10 +73,10 @@ def torsion_of(x):
     return math.atan2(np.dot(np.cross(n1, n2), b2 / np.linalg.norm(b2)), np.dot(n1, n2))
 
 
-def write_peroxide_model(path, constraints=(), *, widen=1.0, **options):
+def write_peroxide_model(path, constraints=(), *, widen=1.0, stretch=0.0, **options):
     p = PEROXIDE
     n_bonds = 3 - len(constraints)
-    lengths = [length for a, b, length in BONDS if [a, b, length] not in [list(c) for c in constraints]]
+    lengths = [length + stretch for a, b, length in BONDS if [a, b, length] not in [list(c) for c in constraints]]
     sd_bond = widen * math.sqrt(KT / p.k_bond)
     sd_angle = widen * math.sqrt(KT / p.k_angle) / math.pi
     # Coordinates: bonds (frame 0-1, 1-2, then row 2-3), angles / pi, torsion / 2 pi.

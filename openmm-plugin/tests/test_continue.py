@@ -154,6 +154,22 @@ def test_reinitialize_starts_statistics_anew_and_keeps_the_model(peroxide_model,
     assert jump.statistics(context).attempts > 0
 
 
+def test_the_replica_chooses_the_numbers(peroxide_model):
+    """T3: replicas that share a Context have equal steps, and must not be proposed the same."""
+
+    def weights(replica, frequency):
+        jump, context = simulation(peroxide_model, frequency)
+        context.setParameter(modejump.MonteCarloModeJump.REPLICA, replica)
+        if frequency == 0:
+            jump.attempt(context)
+        context.getIntegrator().step(11)
+        return jump.log_weights(context)[0]
+
+    for frequency in (0, 10):
+        assert weights(1, frequency) == weights(1, frequency)
+        assert len({weights(replica, frequency) for replica in (0, 1, 2, 4095)}) == 4
+
+
 def test_replica_exchange_samples_both_temperatures(gaussian_model):
     """T2, T3: temperatures reach the move through the integrator, replicas have their own numbers."""
     system = toy.well_system()

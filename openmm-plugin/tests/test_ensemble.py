@@ -1,7 +1,7 @@
 """Populations, potential energy and temperature against values known by integration. Fixed seeds; the bounds are 5 standard
 errors (level 1e-6 for normal errors)."""
 
-import math
+
 
 import numpy as np
 import openmm
@@ -58,19 +58,21 @@ def test_energy_temperature_and_torsion_of_a_molecule(request, kind):
     """T1: with kept velocities the constrained molecule would be cooled at every jump."""
     constrained, model, flexible_bonds, freedom = ENSEMBLES[kind]
     system = peroxide_system(constrained)
-    jump = modejump.MonteCarloModeJump(request.getfixturevalue(model), 10, seed=3)
+    jump = modejump.MonteCarloModeJump(request.getfixturevalue(model), 5, seed=3)
     system.addForce(jump)
-    integrator = toy.langevin(0.0005, friction=10.0)
+    # Little friction, so that heat that a jump takes or brings is not replaced at once.
+    integrator = toy.langevin(0.0005, friction=1.0)
     context = toy.make_context(system, integrator, x=start())
     integrator.step(500)
     energies, temperatures, positive = [], [], []
-    for _ in range(20000):
+    for _ in range(40000):
         integrator.step(10)
         state = context.getState(energy=True, positions=True)
         energies.append(state.getPotentialEnergy()._value)
         temperatures.append(2 * state.getKineticEnergy()._value / freedom / toy.KT * 300)
         positive.append(torsion_of(state.getPositions(asNumpy=True)._value) > 0)
     statistics = jump.statistics(context)
+    print(statistics, np.mean(energies), toy.batch_error(energies), np.mean(temperatures), toy.batch_error(temperatures))
     assert statistics.acceptance > 0.1 and np.count_nonzero(np.diff(positive)) > 500
     assert_mean(positive, exact_positive(), "P(phi > 0)")
     assert_mean(energies, exact_energy(flexible_bonds), "potential energy")
@@ -78,7 +80,7 @@ def test_energy_temperature_and_torsion_of_a_molecule(request, kind):
 
 
 def test_particles_that_stay_keep_their_ensemble(rigid_model):
-    """Subset of the particles, in another order than the System's, tied to a heavy partner; T8's virtual site."""
+    """A subset in another order than the System's, tied to a heavy partner, with a virtual site on it."""
     system = openmm.System()
     order = [4, 2, 0, 3]
     masses = dict(zip(order, PEROXIDE.masses))
@@ -209,30 +211,6 @@ def test_temperature_comes_from_the_integrator(gaussian_model, kind):
     statistics = jump.statistics(context)
     assert statistics.attempts == 50 and statistics.accepted == 50
     assert abs(statistics.last_log_acceptance) < 1e-5
-
-
-@pytest.mark.parametrize("kind", ["LangevinMiddle", "Verlet", "Custom kT"])
-def test_velocities_after_a_jump_are_maxwell_boltzmann_on_the_step(gaussian_model, kind):
-    """Integrators that store v - dt/2 F/m get that: adding dt/2 F/m gives uncorrelated velocities of the right variance."""
-    system = toy.well_system()
-    if kind == "Verlet":
-        system.addForce(openmm.AndersenThermostat(300.0, 1.0))
-    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=4)
-    system.addForce(jump)
-    integrator = THERMOSTATS[kind]()
-    timestep = 0.1  # so long that a missing or doubled offset changes the variance by more than the test's error
-    integrator.setStepSize(timestep)
-    context = toy.make_context(system, integrator, x=[[0.0, 0.0, 0.0]])
-    offset = 0 if kind == "Custom kT" else timestep / 2
-    v, forces = [], []
-    for _ in range(2000):
-        assert jump.attempt(context)
-        forces.append(context.getState(forces=True).getForces(asNumpy=True)._value[0])
-        v.append(toy.velocities(context)[0] + offset * forces[-1] / toy.MASS)
-    v, forces = np.ravel(v), np.ravel(forces)
-    n = len(v)
-    assert abs(np.mean(v**2) * toy.MASS / toy.KT - 1) < 5 * math.sqrt(2 / n)
-    assert abs(np.corrcoef(v, forces)[0, 1]) < 5 / math.sqrt(n)
 
 
 def test_only_integration_force_groups_count(gaussian_model):

@@ -47,7 +47,8 @@ def test_copies_of_force_and_system(peroxide_model):
     assert_same(jump, twin)
     system = peroxide_system()
     system.addForce(jump)
-    found = [f for f in copy.deepcopy(system).getForces() if modejump.MonteCarloModeJump.isinstance(f)]
+    twin_system = copy.deepcopy(system)
+    found = [f for f in twin_system.getForces() if modejump.MonteCarloModeJump.isinstance(f)]
     assert len(found) == 1
     assert_same(jump, modejump.MonteCarloModeJump.cast(found[0]))
 
