@@ -245,3 +245,36 @@ def test_counters_tell_why_proposals_failed(tmp_path):
     assert not any(jump.attempt(context) for _ in range(10))
     assert jump.statistics(context).out_of_support == 10
     assert toy.positions(context)[0, 0] == 0.5
+
+
+def test_a_barostat_shares_the_system(peroxide_model):
+    """T10: both moves act in the same steps, and neither biases the molecule."""
+    system = peroxide_system()
+    system.setDefaultPeriodicBoxVectors([2, 0, 0], [0, 2, 0], [0, 0, 2])
+    for force in system.getForces():
+        force.setUsesPeriodicBoundaryConditions(True)
+    for _ in range(30):
+        system.addParticle(40.0)
+    gas = openmm.NonbondedForce()
+    gas.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
+    gas.setCutoffDistance(0.6)
+    for i in range(34):
+        gas.addParticle(0.0, 0.3, 0.5 if i > 3 else 0.0)
+    system.addForce(gas)
+    barostat = openmm.MonteCarloBarostat(100.0, 300.0, 5)
+    barostat.setRandomNumberSeed(4)
+    system.addForce(barostat)
+    jump = modejump.MonteCarloModeJump(peroxide_model, 5, particles=range(4), seed=5)
+    system.addForce(jump)
+    grid = [[i, j, k] for i in range(4) for j in range(4) for k in range(2)][:30]
+    x = np.vstack([start() + 1.0, np.array(grid) * [0.45, 0.45, 0.9] + 0.2])
+    integrator = toy.langevin(0.0005, friction=10.0)
+    context = toy.make_context(system, integrator, x=x)
+    positive, volumes = [], []
+    for _ in range(5000):
+        integrator.step(5)
+        state = context.getState(positions=True)
+        positive.append(torsion_of(state.getPositions(asNumpy=True)._value[:4]) > 0)
+        volumes.append(state.getPeriodicBoxVolume()._value)
+    assert jump.statistics(context).acceptance > 0.05 and np.ptp(volumes) > 0.1
+    assert_mean(positive, exact_positive(), "P(phi > 0)")

@@ -9,6 +9,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPT = """
+import openmm
 assert not openmm.Platform.getPluginLoadFailures(), openmm.Platform.getPluginLoadFailures()
 xml = '<Force type="MonteCarloModeJump" version="1" model="m" hash="" frequency="5"/>'
 force = openmm.XmlSerializer.deserialize(xml)
