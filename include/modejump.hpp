@@ -1,0 +1,268 @@
+/* modejump.hpp: the C interface as C++17 objects. Header only.
+ *
+ * Handles free themselves, a status other than 0 becomes modejump::Error, and an exception thrown by a reduced potential comes
+ * out of Move::attempt as it was. Units and meanings are those of modejump.h.
+ */
+#ifndef MODEJUMP_HPP
+#define MODEJUMP_HPP
+
+#include "modejump.h"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace modejump {
+
+/// A status other than MODEJUMP_OK, with the library's message.
+class Error : public std::runtime_error {
+public:
+    Error(std::int32_t status, const std::string& message) : std::runtime_error(message), status_(status) {}
+    /// One of the MODEJUMP_... status codes.
+    std::int32_t status() const noexcept { return status_; }
+
+private:
+    std::int32_t status_;
+};
+
+inline std::string last_error() {
+    const char* message = nullptr;
+    return modejump_last_error(&message) == MODEJUMP_OK ? message : "";
+}
+
+/// Throws Error unless the status is MODEJUMP_OK.
+inline void check(std::int32_t status) {
+    if (status != MODEJUMP_OK)
+        throw Error(status, last_error());
+}
+
+/// Throws unless the library that is loaded has the interface of this header.
+inline void check_version() {
+    if (modejump_abi_version() != MODEJUMP_ABI_VERSION)
+        throw Error(MODEJUMP_UNSUPPORTED, "the modejump library has interface version " +
+                                              std::to_string(modejump_abi_version()) + ", the header " +
+                                              std::to_string(MODEJUMP_ABI_VERSION));
+}
+
+/// Coordinates `[n][dimension]` and log-densities `[n]`.
+struct Samples {
+    std::vector<double> x;
+    std::vector<double> log_density;
+};
+
+/// A loaded model; copies share it. Const functions may be called from several threads at once.
+class Model {
+public:
+    /// Loads a model file. Throws Error.
+    explicit Model(const std::string& path) {
+        check_version();
+        modejump_model* model = nullptr;
+        check(modejump_model_load(path.c_str(), &model));
+        own(model);
+    }
+
+    /// Loads a model from the bytes of a model file.
+    static Model from_bytes(const std::vector<std::uint8_t>& bytes) {
+        check_version();
+        modejump_model* model = nullptr;
+        check(modejump_model_load_buffer(bytes.data(), bytes.size(), &model));
+        return Model(model);
+    }
+
+    /// Coordinates of a configuration, 3 x atoms for a molecule.
+    std::size_t dimension() const { return dimension_; }
+
+    /// The model file's description, JSON.
+    std::string metadata() const {
+        const char* json = nullptr;
+        check(modejump_model_metadata(handle(), &json));
+        return json;
+    }
+
+    /// Hash of the model file, hexadecimal.
+    std::string hash() const {
+        const char* hex = nullptr;
+        check(modejump_model_hash(handle(), &hex));
+        return hex;
+    }
+
+    /// Samples number `first` to `first + n - 1` of the sequence that belongs to `seed`.
+    Samples sample(std::uint64_t seed, std::size_t n, std::uint64_t first = 0) const {
+        Samples samples{std::vector<double>(n * dimension_), std::vector<double>(n)};
+        check(modejump_model_sample(handle(), seed, first, n, samples.x.data(), samples.log_density.data()));
+        return samples;
+    }
+
+    /// log q of `x[n][dimension]`, -infinity outside the support.
+    std::vector<double> log_density(const std::vector<double>& x) const {
+        std::vector<double> log_density(rows(x));
+        check(modejump_model_log_density(handle(), log_density.size(), x.data(), log_density.data()));
+        return log_density;
+    }
+
+    /// As log_density; writes the gradient `[n][dimension]` as well.
+    std::vector<double> log_density(const std::vector<double>& x, std::vector<double>& gradient) const {
+        std::vector<double> log_density(rows(x));
+        gradient.assign(x.size(), 0.0);
+        check(modejump_model_log_density_gradient(handle(), log_density.size(), x.data(), log_density.data(),
+                                                  gradient.data()));
+        return log_density;
+    }
+
+    const modejump_model* handle() const noexcept { return model_.get(); }
+
+private:
+    explicit Model(modejump_model* model) { own(model); }
+
+    void own(modejump_model* model) {
+        model_.reset(model, [](modejump_model* m) { modejump_model_free(m); });
+        std::uint64_t dimension = 0;
+        check(modejump_model_dimension(model, &dimension));
+        dimension_ = static_cast<std::size_t>(dimension);
+    }
+
+    std::size_t rows(const std::vector<double>& x) const {
+        if (dimension_ == 0 || x.size() % dimension_ != 0)
+            throw Error(MODEJUMP_INVALID_INPUT, std::to_string(x.size()) + " numbers are no configurations of " +
+                                                    std::to_string(dimension_) + " coordinates");
+        return x.size() / dimension_;
+    }
+
+    std::shared_ptr<modejump_model> model_;
+    std::size_t dimension_ = 0;
+};
+
+/// Options of a move, with the library's defaults.
+struct Options : modejump_move_options {
+    Options() : modejump_move_options() {
+        struct_size = static_cast<std::uint32_t>(sizeof(modejump_move_options));
+        check(modejump_move_options_init(this));
+    }
+};
+
+/// Writes the reduced potential u of `x[n][dimension]` into `u[n]`; may throw.
+using ReducedPotential = std::function<void(std::size_t n, const double* x, double* u)>;
+
+/// Where an attempt starts.
+struct State {
+    /// `[dimension]`; the new configuration after an acceptance.
+    std::vector<double> x;
+    /// u(x); kept current by Move::attempt, but to be computed again whenever x has moved otherwise.
+    double reduced_potential = 0;
+    std::uint64_t step = 0;
+    std::uint64_t replica = 0;
+    /// Box vectors as rows, nm.
+    std::optional<std::array<double, 9>> box;
+};
+
+/// What became of an attempt.
+struct Outcome : modejump_outcome {
+    bool accepted() const noexcept { return outcome == MODEJUMP_ACCEPTED; }
+};
+
+/// A move of a model. One thread at a time.
+class Move {
+public:
+    explicit Move(const Model& model, const Options& options = Options()) : dimension_(model.dimension()) {
+        modejump_move* move = nullptr;
+        check(modejump_move_new(model.handle(), &options, &move));
+        move_.reset(move);
+    }
+
+    /// Bonds that the engine constrains: pairs of atoms, lengths in nm, masses of all atoms in dalton.
+    void set_constraints(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
+                         const std::vector<double>& masses) {
+        if (atoms.size() != lengths.size() || 3 * masses.size() != dimension_)
+            throw Error(MODEJUMP_INVALID_INPUT, "a constraint needs a length, and every atom a mass");
+        static_assert(sizeof(std::array<std::uint64_t, 2>) == 2 * sizeof(std::uint64_t), "pairs are not packed");
+        const std::uint64_t* pairs = atoms.empty() ? nullptr : atoms.front().data();
+        check(modejump_move_set_constraints(move_.get(), atoms.size(), pairs, lengths.data(), masses.data()));
+    }
+
+    /// One attempt. Throws what `u` throws, else Error; the state is then untouched.
+    Outcome attempt(const ReducedPotential& u, State& state) {
+        if (state.x.size() != dimension_)
+            throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) +
+                                                    " coordinates, the model " + std::to_string(dimension_));
+        Call call{u, nullptr};
+        modejump_target target{};
+        target.struct_size = static_cast<std::uint32_t>(sizeof(target));
+        target.user = &call;
+        target.reduced_potential = &Move::callback;
+        modejump_state raw{};
+        raw.struct_size = static_cast<std::uint32_t>(sizeof(raw));
+        raw.step = state.step;
+        raw.replica = state.replica;
+        raw.reduced_potential = state.reduced_potential;
+        raw.x = state.x.data();
+        raw.box = state.box ? state.box->data() : nullptr;
+        Outcome outcome{};
+        outcome.struct_size = static_cast<std::uint32_t>(sizeof(modejump_outcome));
+        const std::int32_t status = modejump_move_attempt(move_.get(), &target, &raw, &outcome);
+        if (call.thrown)
+            std::rethrow_exception(call.thrown);
+        check(status);
+        state.reduced_potential = outcome.reduced_potential;
+        return outcome;
+    }
+
+    modejump_statistics statistics() const {
+        modejump_statistics statistics{};
+        statistics.struct_size = static_cast<std::uint32_t>(sizeof(statistics));
+        check(modejump_move_statistics(move_.get(), &statistics));
+        return statistics;
+    }
+
+    void reset_statistics() { check(modejump_move_reset_statistics(move_.get())); }
+
+    /// Latest log-weights of proposals, oldest first.
+    std::vector<double> log_weights() const {
+        std::uint64_t n = 0;
+        check(modejump_move_log_weights(move_.get(), 0, nullptr, &n));
+        std::vector<double> log_weights(static_cast<std::size_t>(n));
+        check(modejump_move_log_weights(move_.get(), n, log_weights.data(), &n));
+        return log_weights;
+    }
+
+private:
+    struct Call {
+        const ReducedPotential& u;
+        std::exception_ptr thrown;
+    };
+
+    // The library's frames cannot be unwound: the exception waits here until they are gone.
+    static std::int32_t callback(void* user, std::uint64_t n, const double* x, double* u) noexcept {
+        Call& call = *static_cast<Call*>(user);
+        try {
+            call.u(static_cast<std::size_t>(n), x, u);
+            return MODEJUMP_OK;
+        } catch (const std::exception& error) {
+            call.thrown = std::current_exception();
+            modejump_set_last_error(error.what());
+        } catch (...) {
+            call.thrown = std::current_exception();
+            modejump_set_last_error("an exception that is no std::exception");
+        }
+        return MODEJUMP_CALLBACK_FAILED;
+    }
+
+    struct Free {
+        void operator()(modejump_move* move) const noexcept { modejump_move_free(move); }
+    };
+
+    std::unique_ptr<modejump_move, Free> move_;
+    std::size_t dimension_;
+};
+
+} // namespace modejump
+
+#endif
