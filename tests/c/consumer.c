@@ -1,0 +1,256 @@
+/* A C99 program that uses every function of modejump.h. Usage: consumer GENERATOR MOLECULE, the first a model of two plain
+ * coordinates, the second a molecule of four atoms whose bond 1-2 is kept at 0.11 nm. */
+#include <modejump.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int failures = 0;
+
+static const char *last(void) {
+    const char *message = NULL;
+    modejump_last_error(&message);
+    return message;
+}
+
+#define EXPECT(condition)                                                                        \
+    do {                                                                                         \
+        if (!(condition)) {                                                                      \
+            printf("%s:%d: %s is false; last error: %s\n", __FILE__, __LINE__, #condition, last()); \
+            failures++;                                                                          \
+        }                                                                                        \
+    } while (0)
+
+typedef struct {
+    int calls;
+    int destroyed;
+    int fail;
+} Counter;
+
+static double potential(const double *x) {
+    const double well = x[0] * x[0] - 1.0, spring = x[1] - 0.5 * x[0];
+    return 10.0 * well * well + 0.5 * x[0] + 5.0 * spring * spring;
+}
+
+static int32_t reduced_potential(void *user, uint64_t n, const double *x, double *u) {
+    Counter *counter = user;
+    uint64_t i;
+    counter->calls++;
+    if (counter->fail) {
+        modejump_set_last_error("the engine is on strike");
+        return 17;
+    }
+    for (i = 0; i < n; i++)
+        u[i] = potential(x + 2 * i);
+    return 0;
+}
+
+static int32_t flat_potential(void *user, uint64_t n, const double *x, double *u) {
+    uint64_t i;
+    (void)user;
+    (void)x;
+    for (i = 0; i < n; i++)
+        u[i] = 0.0;
+    return 0;
+}
+
+static void destroy(void *user) { ((Counter *)user)->destroyed++; }
+
+static void test_model(const char *path) {
+    modejump_model *model = NULL, *copy = NULL;
+    uint64_t dimension = 0;
+    const char *json = NULL, *hash = NULL, *other_hash = NULL;
+    double x[16], again[4], log_q[8], log_q_again[8], gradient[16];
+    unsigned char *bytes;
+    long length;
+    FILE *file;
+    int i;
+
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    EXPECT(modejump_model_dimension(model, &dimension) == MODEJUMP_OK && dimension == 2);
+    EXPECT(modejump_model_metadata(model, &json) == MODEJUMP_OK && strstr(json, "coupling") != NULL);
+    EXPECT(modejump_model_hash(model, &hash) == MODEJUMP_OK && strlen(hash) == 32);
+    EXPECT(modejump_model_sample(model, 5, 0, 8, x, log_q) == MODEJUMP_OK);
+    EXPECT(modejump_model_sample(model, 5, 3, 2, again, log_q_again) == MODEJUMP_OK);
+    for (i = 0; i < 4; i++)
+        EXPECT(fabs(again[i] - x[6 + i]) < 1e-4);
+    EXPECT(modejump_model_log_density(model, 8, x, log_q_again) == MODEJUMP_OK);
+    for (i = 0; i < 8; i++)
+        EXPECT(isfinite(log_q[i]) && fabs(log_q[i] - log_q_again[i]) < 1e-3);
+    EXPECT(modejump_model_log_density_gradient(model, 8, x, log_q, gradient) == MODEJUMP_OK);
+    for (i = 0; i < 16; i++)
+        EXPECT(isfinite(gradient[i]));
+    x[0] = NAN;
+    x[2] = 50.0;
+    EXPECT(modejump_model_log_density(model, 8, x, log_q) == MODEJUMP_OK);
+    EXPECT(isinf(log_q[0]) && log_q[0] < 0 && isinf(log_q[1]) && isfinite(log_q[2]));
+
+    file = fopen(path, "rb");
+    EXPECT(file != NULL && fseek(file, 0, SEEK_END) == 0);
+    length = ftell(file);
+    bytes = malloc((size_t)length);
+    EXPECT(fseek(file, 0, SEEK_SET) == 0 && fread(bytes, 1, (size_t)length, file) == (size_t)length);
+    fclose(file);
+    EXPECT(modejump_model_load_buffer(bytes, (uint64_t)length, &copy) == MODEJUMP_OK);
+    EXPECT(modejump_model_hash(copy, &other_hash) == MODEJUMP_OK && strcmp(hash, other_hash) == 0);
+    EXPECT(modejump_model_free(copy) == MODEJUMP_OK);
+    copy = NULL;
+    EXPECT(modejump_model_load_buffer(bytes, (uint64_t)length / 2, &copy) == MODEJUMP_BAD_MODEL && copy == NULL);
+    EXPECT(strlen(last()) > 0);
+    EXPECT(modejump_model_load("/no/such/file", &copy) == MODEJUMP_IO_ERROR && copy == NULL);
+    EXPECT(strstr(last(), "/no/such/file") != NULL);
+    free(bytes);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
+static void test_move(const char *path) {
+    modejump_model *model = NULL;
+    modejump_move *move = NULL;
+    modejump_move_options options;
+    modejump_target target;
+    modejump_state state;
+    modejump_outcome outcome;
+    modejump_statistics statistics;
+    Counter counter = {0, 0, 0};
+    double x[2] = {1.0, 0.5}, before[2], weights[100];
+    uint64_t n = 0, accepted = 0;
+    int kind;
+
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    EXPECT(modejump_move_options_init(&options) == MODEJUMP_OK && options.n_proposals == 1 && options.batch == 32);
+    options.kind = 99;
+    EXPECT(modejump_move_new(model, &options, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    memset(&target, 0, sizeof target);
+    target.struct_size = sizeof target;
+    target.user = &counter;
+    target.reduced_potential = reduced_potential;
+    target.destroy = destroy;
+    memset(&state, 0, sizeof state);
+    state.struct_size = sizeof state;
+    state.x = x;
+    memset(&outcome, 0, sizeof outcome);
+    outcome.struct_size = sizeof outcome;
+    memset(&statistics, 0, sizeof statistics);
+    statistics.struct_size = sizeof statistics;
+
+    for (kind = MODEJUMP_INDEPENDENCE; kind <= MODEJUMP_ISIR; kind++) {
+        options.kind = (uint32_t)kind;
+        options.n_proposals = kind == MODEJUMP_ISIR ? 3 : 1;
+        options.seed = 4;
+        options.stride = 10;
+        counter.calls = counter.destroyed = 0;
+        accepted = 0;
+        EXPECT(modejump_move_new(model, &options, &move) == MODEJUMP_OK);
+        for (state.step = 0; state.step < 1000; state.step += 10) {
+            state.reduced_potential = potential(x);
+            memcpy(before, x, sizeof x);
+            EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_OK);
+            accepted += outcome.outcome == MODEJUMP_ACCEPTED;
+            EXPECT((outcome.outcome == MODEJUMP_ACCEPTED) == (memcmp(before, x, sizeof x) != 0));
+            EXPECT(fabs(outcome.reduced_potential - potential(x)) < 1e-12);
+        }
+        EXPECT(counter.calls == 100 && counter.destroyed == 100);
+        EXPECT(accepted > 50);
+        EXPECT(modejump_move_statistics(move, &statistics) == MODEJUMP_OK);
+        EXPECT(statistics.attempts == 100 && statistics.accepted == accepted);
+        EXPECT(statistics.proposals == 100 * options.n_proposals && statistics.ess > 0.5 && statistics.ess <= 1.0);
+        EXPECT(modejump_move_log_weights(move, 0, NULL, &n) == MODEJUMP_OK && n == statistics.proposals);
+        EXPECT(modejump_move_log_weights(move, 100, weights, &n) == MODEJUMP_OK && isfinite(weights[99]));
+
+        counter.fail = 1;
+        counter.destroyed = 0;
+        EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_CALLBACK_FAILED);
+        EXPECT(strstr(last(), "the engine is on strike") != NULL && counter.destroyed == 1);
+        counter.fail = 0;
+        state.reduced_potential = NAN;
+        EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_INVALID_INPUT);
+        EXPECT(counter.destroyed == 2);
+        EXPECT(modejump_move_attempt(NULL, &target, &state, &outcome) == MODEJUMP_INVALID_INPUT && counter.destroyed == 3);
+        EXPECT(modejump_move_reset_statistics(move) == MODEJUMP_OK);
+        EXPECT(modejump_move_statistics(move, &statistics) == MODEJUMP_OK && statistics.attempts == 0);
+        EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+    }
+    EXPECT(modejump_move_free(NULL) == MODEJUMP_OK && modejump_model_free(NULL) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
+/* A program compiled against a later header has longer structs, one of an impossible size is refused. */
+static void test_struct_sizes(const char *path) {
+    struct {
+        modejump_move_options known;
+        uint64_t later[4];
+    } options;
+    modejump_model *model = NULL;
+    modejump_move *move = NULL;
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    memset(&options, 0xee, sizeof options);
+    options.known.struct_size = sizeof options;
+    EXPECT(modejump_move_options_init(&options.known) == MODEJUMP_OK);
+    EXPECT(options.known.struct_size == sizeof options && options.later[0] == 0xeeeeeeeeeeeeeeeeu);
+    EXPECT(modejump_move_new(model, &options.known, &move) == MODEJUMP_OK);
+    EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+    options.known.struct_size = 8;
+    EXPECT(modejump_move_options_init(&options.known) == MODEJUMP_INVALID_INPUT);
+    EXPECT(strstr(last(), "sizeof(modejump_move_options)") != NULL);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
+static void test_constraints(const char *path) {
+    modejump_model *model = NULL;
+    modejump_move *move = NULL;
+    modejump_move_options options;
+    modejump_target target;
+    modejump_state state;
+    modejump_outcome outcome;
+    const uint64_t kept[2] = {0, 1}, varied[2] = {1, 2}, absent[2] = {0, 9};
+    const double length[1] = {0.11}, masses[4] = {12.0, 1.0, 12.0, 16.0};
+    const double box[9] = {3.0, 0.0, 0.0, 1.0, 2.5, 0.0, -1.0, 0.5, 2.0};
+    double x[12], log_q[1];
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    EXPECT(modejump_move_options_init(&options) == MODEJUMP_OK);
+    EXPECT(modejump_move_new(model, &options, &move) == MODEJUMP_OK);
+    EXPECT(modejump_move_set_constraints(move, 1, varied, length, masses) == MODEJUMP_UNSUPPORTED);
+    EXPECT(strstr(last(), "H1") != NULL && strstr(last(), "C2") != NULL);
+    EXPECT(modejump_move_set_constraints(move, 1, absent, length, masses) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_move_set_constraints(move, 1, kept, length, masses) == MODEJUMP_OK);
+    EXPECT(modejump_model_sample(model, 1, 0, 1, x, log_q) == MODEJUMP_OK);
+    memset(&target, 0, sizeof target);
+    target.struct_size = sizeof target;
+    target.reduced_potential = flat_potential;
+    memset(&state, 0, sizeof state);
+    state.struct_size = sizeof state;
+    state.x = x;
+    state.box = box;
+    memset(&outcome, 0, sizeof outcome);
+    outcome.struct_size = sizeof outcome;
+    x[9] += box[0];
+    EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_OK);
+    EXPECT(isfinite(outcome.log_acceptance));
+    state.replica = 1u << 24;
+    EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
+int main(int argc, char **argv) {
+    const char *message = "";
+    if (argc != 3)
+        return 2;
+    EXPECT(modejump_abi_version() == MODEJUMP_ABI_VERSION);
+    EXPECT(strlen(modejump_version()) >= 5);
+    EXPECT(modejump_set_last_error("mine") == MODEJUMP_OK);
+    EXPECT(modejump_last_error(&message) == MODEJUMP_OK && strcmp(message, "mine") == 0);
+    EXPECT(modejump_last_error(NULL) == MODEJUMP_INVALID_INPUT);
+    test_model(argv[1]);
+    test_move(argv[1]);
+    test_struct_sizes(argv[1]);
+    test_constraints(argv[2]);
+    printf("%d failures\n", failures);
+    return failures != 0;
+}

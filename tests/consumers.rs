@@ -1,0 +1,135 @@
+//! Programs in C99 and C++17 that use the shared library, compiled without a warning and run under AddressSanitizer; and an
+//! installation that a foreign CMake project finds.
+
+#[path = "support/molecule.rs"]
+mod molecule;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const GENERATOR: &str = "models/double-well/generator.safetensors";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// An empty folder of this name.
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn run(command: &mut Command) -> String {
+    let shown = format!("{command:?}");
+    let output = command.output().unwrap_or_else(|e| panic!("{shown}: {e}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{shown}\n{text}");
+    text
+}
+
+/// A folder with the shared library that cargo built, under the names the linker and the loader look for.
+fn library(in_folder: &Path) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let built = test.parent().and_then(Path::parent).unwrap().join("libmodejump.so");
+    let lib = in_folder.join("lib");
+    std::fs::create_dir(&lib).unwrap();
+    for name in ["libmodejump.so", "libmodejump.so.0"] {
+        std::os::unix::fs::symlink(&built, lib.join(name)).unwrap();
+    }
+    lib
+}
+
+fn consumer(compiler: &str, standard: &str, source: &str) {
+    let folder = folder(standard);
+    let lib = library(&folder);
+    let program = folder.join("consumer");
+    let warnings = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
+    let mut compile = Command::new(compiler);
+    compile.current_dir(root()).arg(format!("-std={standard}")).args(warnings);
+    compile.args(["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]);
+    compile.arg("-Iinclude").arg(source).arg("-o").arg(&program);
+    compile.arg(format!("-L{}", lib.display())).args(["-lmodejump", "-lm"]);
+    compile.arg(format!("-Wl,-rpath,{}", lib.display()));
+    run(&mut compile);
+    let molecule = folder.join("molecule.safetensors");
+    molecule::four_atoms().save(&molecule).unwrap();
+    let text = run(Command::new(&program).current_dir(root()).arg(GENERATOR).arg(&molecule));
+    assert!(text.contains("0 failures"), "{text}");
+}
+
+#[test]
+fn a_c99_program() {
+    consumer("cc", "c99", "tests/c/consumer.c");
+}
+
+#[test]
+fn a_cpp17_program() {
+    consumer("c++", "c++17", "tests/cpp/consumer.cpp");
+}
+
+#[test]
+fn the_double_well_example_finds_the_exact_populations() {
+    let folder = folder("double-well");
+    let lib = library(&folder);
+    let program = folder.join("double-well");
+    let mut compile = Command::new("c++");
+    compile.current_dir(root()).args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Iinclude"]);
+    compile.arg("examples/cpp-double-well/main.cpp").arg("-o").arg(&program);
+    compile.arg(format!("-L{}", lib.display())).arg("-lmodejump").arg(format!("-Wl,-rpath,{}", lib.display()));
+    run(&mut compile);
+    // The program itself compares with the exact population, by its exit status.
+    let text = run(Command::new(&program).current_dir(root()).arg(GENERATOR));
+    assert!(text.contains("with jumps"), "{text}");
+}
+
+/// CMake from the PATH or from the project's own virtual environment.
+fn cmake() -> PathBuf {
+    let own = root().join(".venv/bin/cmake");
+    if own.exists() {
+        own
+    } else {
+        "cmake".into()
+    }
+}
+
+#[test]
+fn a_foreign_project_finds_the_installed_library() {
+    let folder = folder("install");
+    let (build, prefix) = (folder.join("build"), folder.join("prefix"));
+    let define = |name: &str, path: &Path| format!("-D{name}={}", path.display());
+    let mut configure = Command::new(cmake());
+    configure.arg("-S").arg(root()).arg("-B").arg(&build);
+    configure.arg(define("CMAKE_INSTALL_PREFIX", &prefix)).arg("-DCMAKE_INSTALL_LIBDIR=lib");
+    // Beside the other builds of this target folder, so that dependencies are compiled once.
+    configure.arg(define("CARGO_TARGET", Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap()));
+    run(&mut configure);
+    run(Command::new(cmake()).arg("--build").arg(&build));
+    run(Command::new(cmake()).arg("--install").arg(&build));
+
+    // The example is the foreign project: it is copied away, and knows the prefix only.
+    let foreign = folder.join("foreign");
+    std::fs::create_dir(&foreign).unwrap();
+    for file in ["CMakeLists.txt", "main.cpp"] {
+        std::fs::copy(root().join("examples/cpp-double-well").join(file), foreign.join(file)).unwrap();
+    }
+    let mut configure = Command::new(cmake());
+    configure.arg("-S").arg(&foreign).arg("-B").arg(foreign.join("build")).arg(define("CMAKE_PREFIX_PATH", &prefix));
+    run(&mut configure);
+    run(Command::new(cmake()).arg("--build").arg(foreign.join("build")));
+    run(Command::new(foreign.join("build/double-well")).arg(root().join(GENERATOR)));
+
+    // The static library, with the flags of the pkg-config file.
+    let text = std::fs::read_to_string(prefix.join("lib/pkgconfig/modejump.pc")).unwrap();
+    assert!(text.contains(&format!("Version: {}", env!("CARGO_PKG_VERSION"))), "{text}");
+    let mut pkg_config = Command::new("pkg-config");
+    pkg_config.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
+    let flags = run(pkg_config.args(["--cflags", "--libs", "--static", "modejump"]));
+    let program = foreign.join("static");
+    let mut compile = Command::new("c++");
+    compile.args(["-std=c++17", "-O2"]).arg(foreign.join("main.cpp")).arg("-o").arg(&program);
+    compile.args(flags.split_whitespace().map(|f| if f == "-lmodejump" { "-l:libmodejump.a" } else { f }));
+    run(&mut compile);
+    run(Command::new(&program).arg(root().join(GENERATOR)));
+}

@@ -1,0 +1,125 @@
+// A C++17 program that uses every class of modejump.hpp. Usage: consumer GENERATOR MOLECULE, as the C program beside it.
+#include <modejump.hpp>
+
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+static int failures = 0;
+
+#define EXPECT(condition)                                                        \
+    do {                                                                         \
+        if (!(condition)) {                                                      \
+            std::printf("%s:%d: %s is false\n", __FILE__, __LINE__, #condition); \
+            failures++;                                                          \
+        }                                                                        \
+    } while (0)
+
+/// The status of the Error that `body` throws, -1 if it throws none.
+template <class Body> static int status_of(Body body) {
+    try {
+        body();
+        return -1;
+    } catch (const modejump::Error& error) {
+        return error.what()[0] == '\0' ? -2 : error.status();
+    }
+}
+
+struct EngineFailure {
+    int code;
+};
+
+static void potential(std::size_t n, const double* x, double* u) {
+    for (std::size_t i = 0; i < n; i++) {
+        const double well = x[2 * i] * x[2 * i] - 1.0, spring = x[2 * i + 1] - 0.5 * x[2 * i];
+        u[i] = 10.0 * well * well + 0.5 * x[2 * i] + 5.0 * spring * spring;
+    }
+}
+
+static void test_model(const std::string& path) {
+    const modejump::Model model(path);
+    EXPECT(model.dimension() == 2);
+    EXPECT(model.metadata().find("cartesian") != std::string::npos);
+    const modejump::Samples samples = model.sample(3, 10);
+    std::vector<double> gradient;
+    const std::vector<double> log_density = model.log_density(samples.x, gradient);
+    EXPECT(gradient.size() == 20);
+    for (std::size_t i = 0; i < 10; i++)
+        EXPECT(std::abs(log_density[i] - samples.log_density[i]) < 1e-3);
+    // The gradient against central differences; the network is f32, so the step is wide.
+    const double h = 1e-3;
+    for (std::size_t k = 0; k < 2; k++) {
+        std::vector<double> up(samples.x.begin(), samples.x.begin() + 2), down = up;
+        up[k] += h;
+        down[k] -= h;
+        const double difference = (model.log_density(up)[0] - model.log_density(down)[0]) / (2 * h);
+        EXPECT(std::abs(difference - gradient[k]) < 0.05 * (1.0 + std::abs(gradient[k])));
+    }
+    std::ifstream file(path, std::ios::binary);
+    const std::vector<std::uint8_t> bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+    EXPECT(modejump::Model::from_bytes(bytes).hash() == model.hash());
+    EXPECT(status_of([&] { modejump::Model::from_bytes({}); }) == MODEJUMP_BAD_MODEL);
+    EXPECT(status_of([] { modejump::Model("/no/such/file"); }) == MODEJUMP_IO_ERROR);
+    EXPECT(status_of([&] { model.log_density({1.0}); }) == MODEJUMP_INVALID_INPUT);
+}
+
+static void test_move(const std::string& path) {
+    // The move keeps the model alive.
+    modejump::Options options;
+    options.kind = MODEJUMP_ISIR;
+    options.n_proposals = 4;
+    modejump::Move move = modejump::Move(modejump::Model(path), options);
+    modejump::State state;
+    state.x = {1.0, 0.5};
+    int accepted = 0;
+    for (int i = 0; i < 100; i++) {
+        potential(1, state.x.data(), &state.reduced_potential);
+        const modejump::Outcome outcome = move.attempt(potential, state);
+        accepted += outcome.accepted();
+        state.step++;
+    }
+    EXPECT(accepted > 50);
+    EXPECT(move.statistics().accepted == static_cast<std::uint64_t>(accepted));
+    EXPECT(move.log_weights().size() == 400);
+    move.reset_statistics();
+    EXPECT(move.log_weights().empty());
+
+    const std::vector<double> before = state.x;
+    bool same = false;
+    try {
+        move.attempt([](std::size_t, const double*, double*) { throw EngineFailure{42}; }, state);
+    } catch (const EngineFailure& failure) {
+        same = failure.code == 42;
+    }
+    EXPECT(same && state.x == before);
+    try {
+        move.attempt([](std::size_t, const double*, double*) { throw std::runtime_error("engine"); }, state);
+        EXPECT(false);
+    } catch (const std::runtime_error& error) {
+        EXPECT(std::string(error.what()) == "engine");
+    }
+    state.x.pop_back();
+    EXPECT(status_of([&] { move.attempt(potential, state); }) == MODEJUMP_INVALID_INPUT);
+    options.n_proposals = 0;
+    EXPECT(status_of([&] { modejump::Move(modejump::Model(path), options); }) == MODEJUMP_INVALID_INPUT);
+}
+
+static void test_constraints(const std::string& path) {
+    modejump::Move move{modejump::Model(path)};
+    const std::vector<double> masses = {12.0, 1.0, 12.0, 16.0};
+    EXPECT(status_of([&] { move.set_constraints({{1, 2}}, {0.11}, masses); }) == MODEJUMP_UNSUPPORTED);
+    EXPECT(status_of([&] { move.set_constraints({{0, 1}}, {0.11}, {12.0}); }) == MODEJUMP_INVALID_INPUT);
+    EXPECT(status_of([&] { move.set_constraints({{0, 1}}, {0.11}, masses); }) == -1);
+}
+
+int main(int argc, char** argv) {
+    if (argc != 3)
+        return 2;
+    test_model(argv[1]);
+    test_move(argv[1]);
+    test_constraints(argv[2]);
+    std::printf("%d failures\n", failures);
+    return failures != 0;
+}
