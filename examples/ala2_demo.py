@@ -24,7 +24,7 @@ from reference import KT, PHI, block_error, delta_f, in_left_basin, torsion, tra
 
 PSI = (6, 8, 14, 16)
 TEMPERATURE = 300.0
-RECORD = 100  # steps between recorded frames
+RECORD = 50  # steps between recorded frames
 
 
 def build(options, jump):
@@ -55,7 +55,8 @@ def run(options, jump, queue):
     simulation.step(5000)
     if jump:
         force.reset_statistics(simulation.context)
-    dof = 3 * simulation.system.getNumParticles() - simulation.system.getNumConstraints()
+    # three more are held by the System's CMMotionRemover
+    dof = 3 * simulation.system.getNumParticles() - simulation.system.getNumConstraints() - 3
     frames, potential, kinetic = [], [], []
     start = time.perf_counter()
     shown = start
