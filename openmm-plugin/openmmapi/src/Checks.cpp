@@ -130,10 +130,12 @@ void checkBonds(const System& system, const vector<int>& particles, const Model&
     };
     for (const Bond& bond : there)
         if (wanted.count(bond) == 0 && !shareNeighbour(wanted, bond.first, bond.second))
-            refuse("the System has a bond between " + both(bond) + " that the model has not: is the order of the atoms the model's?");
+            refuse("the System has a bond between " + both(bond) +
+                   " that the model has not: is the order of the atoms the model's?");
     for (const Bond& bond : wanted)
         if (there.count(bond) == 0)
-            refuse("the model has a bond between " + both(bond) + " that the System has not: is the order of the atoms the model's?");
+            refuse("the model has a bond between " + both(bond) +
+                   " that the System has not: is the order of the atoms the model's?");
 }
 
 Constraints movedConstraints(const System& system, const vector<int>& particles, const Model& model) {

@@ -10,7 +10,7 @@
 
 namespace ModeJumpPlugin {
 
-/** The given particles, or all for an empty list. Throws if they do not fit the model's atoms in number, order or kind. */
+/** The given particles, or all for an empty list. Throws if they differ from the model's atoms in number, order or kind. */
 std::vector<int> checkedParticles(const OpenMM::System& system, const std::vector<int>& given, const Model& model);
 
 /** Throws if the System's bonds among the particles are others than the model's. */

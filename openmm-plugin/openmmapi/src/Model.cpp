@@ -26,8 +26,8 @@ string readFile(const string& path) {
     ifstream file(path, ios::binary);
     ostringstream bytes;
     if (!file || !(bytes << file.rdbuf()))
-        throw OpenMMException("modejump: the model file " + path +
-                              " cannot be read; give the path of a file written by `modejump train` or `modejump convert`");
+        throw OpenMMException("modejump: the model file " + path + " cannot be read; give the path of a file written by " +
+                              "`modejump train` or `modejump convert`");
     return bytes.str();
 }
 

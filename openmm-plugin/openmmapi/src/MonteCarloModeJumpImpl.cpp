@@ -251,9 +251,10 @@ void MonteCarloModeJumpImpl::accept(ContextImpl& context, const vector<double>& 
     for (size_t i = 0; i < particles.size(); i++) {
         const int particle = particles[i];
         const double mass = system.getParticleMass(particle), width = sqrt(kT / mass);
-        const auto first = stream.normals(static_cast<uint32_t>(2 * i)), second = stream.normals(static_cast<uint32_t>(2 * i + 1));
-        velocities[particle] =
-            Vec3(first[0], first[1], second[0]) * width - newForces[particle] * (offset / mass);
+        const auto first = stream.normals(static_cast<uint32_t>(2 * i));
+        const auto second = stream.normals(static_cast<uint32_t>(2 * i + 1));
+        const Vec3 onStep = Vec3(first[0], first[1], second[0]) * width;
+        velocities[particle] = onStep - newForces[particle] * (offset / mass);
     }
     context.setVelocities(velocities);
     context.applyVelocityConstraints(context.getIntegrator().getConstraintTolerance());

@@ -87,8 +87,8 @@ double findTemperature(ContextImpl& context) {
 void checkIntegrator(const Integrator& integrator) {
     const string name = className(integrator);
     if (name.find("RPMD") != string::npos || dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
-        throw OpenMMException("MonteCarloModeJump: " + name +
-                              " does not sample the classical Boltzmann distribution of the System; choose another integrator");
+        throw OpenMMException("MonteCarloModeJump: " + name + " does not sample the classical Boltzmann distribution of " +
+                              "the System; choose another integrator");
     const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
     int updates = 0;
     for (int i = 0; custom != nullptr && i < custom->getNumComputations(); i++) {
@@ -98,8 +98,8 @@ void checkIntegrator(const Integrator& integrator) {
         updates += type == CustomIntegrator::UpdateContextState;
     }
     if (custom != nullptr && updates != 1)
-        throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() " + to_string(updates) +
-                              " times; moves need exactly one call in each step");
+        throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() " +
+                              to_string(updates) + " times; moves need exactly one call in each step");
 }
 
 double velocityTimeOffset(const Integrator& integrator) {
