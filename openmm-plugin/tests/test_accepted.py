@@ -106,3 +106,21 @@ def test_velocities_obey_the_constraints_in_their_new_directions(rigid_model):
             assert abs(along) < 1e-5
             assert abs(np.linalg.norm(x[a] - x[b]) / PEROXIDE.oh - 1) < 1e-6
     assert accepted > 5
+
+
+def test_no_momentum_where_it_is_removed(peroxide_model):
+    """With a CMMotionRemover the redrawn velocities have no momentum either, and three degrees of freedom less."""
+    system = peroxide_system()
+    system.addForce(openmm.CMMotionRemover())
+    jump = modejump.MonteCarloModeJump(peroxide_model, 0, seed=8)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(), x=start())
+    masses = np.array(PEROXIDE.masses)
+    kinetic = []
+    while len(kinetic) < 300:
+        if jump.attempt(context):
+            v = toy.velocities(context)
+            assert np.abs(masses @ v).max() < 1e-10
+            v = v + 0.0005 * forces(context) / masses[:, None]  # on the step, of 1 fs
+            kinetic.append(0.5 * (masses @ v**2).sum() / toy.KT)
+    assert abs(np.mean(kinetic) - 4.5) < 5 * math.sqrt(4.5 / len(kinetic))

@@ -5,6 +5,7 @@
 #include "Philox.h"
 #include "Thermostat.h"
 #include "modejump.h"
+#include "openmm/CMMotionRemover.h"
 #include "openmm/OpenMMException.h"
 #include "openmm/internal/ContextImpl.h"
 #include "openmm/kernels.h"
@@ -37,6 +38,19 @@ uint64_t moveNumber(ContextImpl& context, const ForceImpl* self) {
         number += dynamic_cast<const MonteCarloModeJumpImpl*>(impl) != nullptr;
     }
     return number;
+}
+
+/** Subtracts the velocity of the centre of mass, as a CMMotionRemover would only do at the start of the next step. */
+void removeMomentum(const System& system, vector<Vec3>& velocities) {
+    Vec3 momentum;
+    double total = 0;
+    for (int i = 0; i < system.getNumParticles(); i++) {
+        momentum += velocities[i] * system.getParticleMass(i);
+        total += system.getParticleMass(i);
+    }
+    for (int i = 0; i < system.getNumParticles(); i++)
+        if (system.getParticleMass(i) > 0)
+            velocities[i] -= momentum * (1 / total);
 }
 
 bool usesSinglePrecision(ContextImpl& context) {
@@ -114,6 +128,8 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
     int massive = 0;
     for (int i = 0; i < system.getNumParticles(); i++)
         massive += system.getParticleMass(i) > 0;
+    for (int i = 0; i < system.getNumForces(); i++)
+        removesCenterOfMassMotion |= dynamic_cast<const CMMotionRemover*>(&system.getForce(i)) != nullptr;
     allMoved = massive == static_cast<int>(particles.size());
     const uint64_t chosen =
         owner.getRandomNumberSeed() != 0 ? static_cast<uint32_t>(owner.getRandomNumberSeed()) : random_device()();
@@ -256,6 +272,8 @@ void MonteCarloModeJumpImpl::accept(ContextImpl& context, const vector<double>& 
         const Vec3 onStep = Vec3(first[0], first[1], second[0]) * width;
         velocities[particle] = onStep - newForces[particle] * (offset / mass);
     }
+    if (removesCenterOfMassMotion)
+        removeMomentum(system, velocities);
     context.setVelocities(velocities);
     context.applyVelocityConstraints(context.getIntegrator().getConstraintTolerance());
 }

@@ -44,7 +44,7 @@ private:
     int frequency = 0;
     double temperature = 0, lastLogAcceptance = 0;
     uint64_t seed = 0;
-    bool allMoved = false, warned = false;
+    bool allMoved = false, removesCenterOfMassMotion = false, warned = false;
     /** Explicit attempts at the step explicitStep. */
     long long explicitStep = -1;
     uint64_t explicitCount = 0;
