@@ -1,0 +1,279 @@
+//! What is fuzzed. Shared by the fuzz targets and by the replay in `tests/fuzz_corpus.rs`.
+
+use modejump::c_api::{model::*, moves::*, status::*, target::modejump_target};
+use modejump::density::Evaluation;
+use modejump::rng::{Stream, StreamId};
+use std::ffi::{c_char, c_void, CStr};
+use std::ptr::{null, null_mut};
+
+/// A model file of two plain coordinates.
+pub const MODEL: &[u8] = include_bytes!("../models/double-well/generator.safetensors");
+
+/// Any bytes either load or are refused with a message; what loads can be sampled and evaluated.
+pub fn model_loader(data: &[u8]) {
+    match modejump::models::load_bytes("fuzzed", data) {
+        Ok(model) => {
+            let mut x = vec![0.0; 2 * model.dimension()];
+            let mut log_density = [Evaluation::inside(0.0); 2];
+            let streams = |row: usize| Stream::new(1, StreamId::Sample, row as u64, 0);
+            model.sample(&streams, &mut x, &mut log_density).expect("a loaded model samples");
+            model.log_density(&x, &mut log_density).expect("a loaded model evaluates");
+            assert!(log_density.iter().all(|e| !e.log_density.is_nan()));
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Numbers taken from the fuzzer's bytes; zeros when they are used up.
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn byte(&mut self) -> u8 {
+        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *first
+    }
+    fn word(&mut self) -> u64 {
+        u64::from_le_bytes(std::array::from_fn(|_| self.byte()))
+    }
+    /// An ordinary number, a special one, or any bits at all.
+    fn number(&mut self) -> f64 {
+        match self.byte() {
+            0 => f64::NAN,
+            1 => f64::INFINITY,
+            2 => f64::NEG_INFINITY,
+            3 => f64::from_bits(self.word()),
+            byte => f64::from(byte) / 64.0 - 2.0,
+        }
+    }
+    fn coin(&mut self) -> bool {
+        self.byte() % 4 != 0
+    }
+    /// The pointer, or NULL one time in four.
+    fn maybe<T>(&mut self, pointer: *const T) -> *const T {
+        if self.coin() {
+            pointer
+        } else {
+            null()
+        }
+    }
+    fn maybe_mut<T>(&mut self, pointer: *mut T) -> *mut T {
+        self.maybe(pointer).cast_mut()
+    }
+    /// The right size, or any up to it: a struct must never be read beyond its memory.
+    fn size<T>(&mut self) -> u32 {
+        let right = size_of::<T>() as u32;
+        if self.coin() {
+            right
+        } else {
+            u32::from(self.byte()) % (right + 1)
+        }
+    }
+}
+
+/// What a callback does, and how often it was destroyed.
+struct Engine {
+    status: i32,
+    u: f64,
+    destroyed: u32,
+}
+
+unsafe extern "C" fn potential(user: *mut c_void, n: u64, x: *const f64, u: *mut f64) -> i32 {
+    // SAFETY: the harness passes an Engine, the library n rows of two coordinates and n numbers.
+    unsafe {
+        let engine = &*user.cast::<Engine>();
+        for i in 0..n as usize {
+            assert!((*x.add(2 * i)).is_finite() && (*x.add(2 * i + 1)).is_finite(), "NaN reached the engine");
+            *u.add(i) = engine.u;
+        }
+        engine.status
+    }
+}
+
+unsafe extern "C" fn destroy(user: *mut c_void) {
+    // SAFETY: the harness passes an Engine.
+    unsafe { (*user.cast::<Engine>()).destroyed += 1 };
+}
+
+/// A status of the list, and a message whenever it is not 0. A panic inside would be 255.
+fn expect_known(status: i32) -> bool {
+    assert!((0..=6).contains(&status) || status == MODEJUMP_CALLBACK_FAILED, "status {status}");
+    let mut message: *const c_char = null();
+    // SAFETY: a valid pointer, and a message that the library just wrote.
+    unsafe {
+        assert_eq!(modejump_last_error(&mut message), MODEJUMP_OK);
+        assert!(status == MODEJUMP_OK || !CStr::from_ptr(message).to_bytes().is_empty());
+    }
+    status == MODEJUMP_OK
+}
+
+/// The bytes are a program: which functions are called, with which of their pointers NULL, structs short, numbers strange.
+pub fn c_entries(data: &[u8]) {
+    let mut bytes = Bytes(data);
+    let mut model: *mut modejump_model = null_mut();
+    let mut kernel: *mut modejump_move = null_mut();
+    // SAFETY: pointers are NULL or to live memory of the size that goes with them; handles are freed once, at the end.
+    unsafe {
+        assert_eq!(modejump_model_load_buffer(MODEL.as_ptr(), MODEL.len() as u64, &mut model), MODEJUMP_OK);
+        for _ in 0..12 {
+            match bytes.byte() % 6 {
+                0 => models(&mut bytes, model),
+                1 => densities(&mut bytes, model),
+                2 => renew(&mut bytes, model, &mut kernel),
+                3 => attempt(&mut bytes, kernel),
+                4 => statistics(&mut bytes, kernel),
+                _ => constraints(&mut bytes, kernel),
+            }
+        }
+        expect_known(modejump_move_free(kernel));
+        expect_known(modejump_model_free(model));
+    }
+}
+
+unsafe fn models(bytes: &mut Bytes, model: *mut modejump_model) {
+    let (mut dimension, mut text, mut other) = (7u64, null(), null_mut());
+    // SAFETY: see `c_entries`.
+    unsafe {
+        let written = expect_known(modejump_model_dimension(bytes.maybe(model), bytes.maybe_mut(&mut dimension)));
+        assert_eq!(dimension, if written { 2 } else { 7 }, "written on success only");
+        expect_known(modejump_model_metadata(bytes.maybe(model), bytes.maybe_mut(&mut text)));
+        expect_known(modejump_model_hash(bytes.maybe(model), bytes.maybe_mut(&mut text)));
+        let short = bytes.word() % (MODEL.len() as u64);
+        let data = bytes.maybe(MODEL.as_ptr());
+        assert!(!expect_known(modejump_model_load_buffer(data, short, bytes.maybe_mut(&mut other))));
+        let path = bytes.maybe(c"/no/such/model".as_ptr());
+        assert!(!expect_known(modejump_model_load(path, bytes.maybe_mut(&mut other))));
+        assert!(other.is_null());
+        expect_known(modejump_set_last_error(bytes.maybe(c"text".as_ptr())));
+    }
+}
+
+unsafe fn densities(bytes: &mut Bytes, model: *mut modejump_model) {
+    let n = u64::from(bytes.byte() % 5);
+    let mut x: Vec<f64> = (0..8).map(|_| bytes.number()).collect();
+    let (mut log_density, mut gradient) = ([0.5; 4], [0.5; 8]);
+    // SAFETY: see `c_entries`; four rows of two coordinates at most.
+    unsafe {
+        let (out, slope) = (log_density.as_mut_ptr(), gradient.as_mut_ptr());
+        expect_known(modejump_model_log_density(bytes.maybe(model), n, bytes.maybe(x.as_ptr()), bytes.maybe_mut(out)));
+        let x_in = bytes.maybe(x.as_ptr());
+        let status = modejump_model_log_density_gradient(
+            bytes.maybe(model),
+            n,
+            x_in,
+            bytes.maybe_mut(out),
+            bytes.maybe_mut(slope),
+        );
+        expect_known(status);
+        let (seed, first) = (bytes.word(), bytes.word());
+        let x_out = bytes.maybe_mut(x.as_mut_ptr());
+        expect_known(modejump_model_sample(bytes.maybe(model), seed, first, n, x_out, bytes.maybe_mut(out)));
+        // More rows than memory can hold are refused before anything is touched.
+        assert!(!expect_known(modejump_model_log_density(model, u64::MAX - bytes.word() % 1000, x.as_ptr(), out)));
+    }
+    assert!(log_density.iter().all(|v| !v.is_nan()));
+}
+
+unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut modejump_move) {
+    let mut options = modejump_move_options {
+        struct_size: bytes.size::<modejump_move_options>(),
+        kind: 0,
+        n_proposals: 0,
+        seed: 0,
+        stride: 0,
+        batch: 0,
+    };
+    // SAFETY: see `c_entries`.
+    unsafe {
+        expect_known(modejump_move_options_init(bytes.maybe_mut(&mut options)));
+        options.kind = u32::from(bytes.byte() % 3);
+        options.n_proposals = u64::from(bytes.byte() % 6);
+        options.seed = bytes.word();
+        options.stride = if bytes.coin() { u64::from(bytes.byte()) } else { bytes.word() };
+        options.batch = if bytes.coin() { u64::from(bytes.byte() % 9) } else { bytes.word() | 1 << 40 };
+        let mut fresh = null_mut();
+        if expect_known(modejump_move_new(bytes.maybe(model), bytes.maybe(&options), bytes.maybe_mut(&mut fresh))) {
+            expect_known(modejump_move_free(*kernel));
+            *kernel = fresh;
+        }
+        assert_eq!(fresh.is_null(), *kernel != fresh || kernel.is_null());
+    }
+}
+
+unsafe fn attempt(bytes: &mut Bytes, kernel: *mut modejump_move) {
+    let mut engine = Engine { status: i32::from(bytes.byte() == 9), u: bytes.number(), destroyed: 0 };
+    let target = modejump_target {
+        struct_size: bytes.size::<modejump_target>(),
+        flags: 0,
+        user: (&raw mut engine).cast(),
+        reduced_potential: bytes.coin().then_some(potential as unsafe extern "C" fn(_, _, _, _) -> _),
+        destroy: Some(destroy),
+    };
+    let mut x = [bytes.number(), bytes.number()];
+    let before = x.map(f64::to_bits);
+    let lattice: [f64; 9] = std::array::from_fn(|_| bytes.number());
+    let state = modejump_state {
+        struct_size: bytes.size::<modejump_state>(),
+        flags: 0,
+        step: bytes.word(),
+        replica: if bytes.coin() { u64::from(bytes.byte()) } else { bytes.word() },
+        reduced_potential: bytes.number(),
+        x: bytes.maybe_mut(x.as_mut_ptr()),
+        r#box: bytes.maybe(lattice.as_ptr()),
+    };
+    let mut outcome: modejump_outcome = modejump_outcome {
+        struct_size: bytes.size::<modejump_outcome>(),
+        outcome: 77,
+        log_acceptance: 0.0,
+        log_weight_current: 0.0,
+        log_weight_proposed: 0.0,
+        log_density_current: 0.0,
+        log_density_proposed: 0.0,
+        reduced_potential: 0.0,
+    };
+    let target_pointer = bytes.maybe(&target);
+    let whole = !target_pointer.is_null() && target.struct_size as usize == size_of::<modejump_target>();
+    // SAFETY: see `c_entries`.
+    let ok = unsafe {
+        let out = bytes.maybe_mut(&mut outcome);
+        expect_known(modejump_move_attempt(kernel, target_pointer, bytes.maybe(&state), out))
+    };
+    assert_eq!(engine.destroyed, u32::from(whole), "the target is destroyed exactly once");
+    assert_eq!(outcome.outcome == 77, !ok, "written on success only");
+    if outcome.outcome != MODEJUMP_ACCEPTED {
+        assert_eq!(x.map(f64::to_bits), before, "x changes on acceptance only");
+    } else {
+        assert!(x.iter().all(|v| v.is_finite()));
+    }
+}
+
+unsafe fn statistics(bytes: &mut Bytes, kernel: *mut modejump_move) {
+    // SAFETY: see `c_entries`; a struct of zeros is a value.
+    unsafe {
+        let mut counts: modejump_statistics = std::mem::zeroed();
+        counts.struct_size = bytes.size::<modejump_statistics>();
+        if expect_known(modejump_move_statistics(bytes.maybe(kernel), bytes.maybe_mut(&mut counts))) {
+            assert!(counts.accepted <= counts.attempts);
+        }
+        let (mut weights, mut n) = ([0.0; 8], 0);
+        let capacity = u64::from(bytes.byte() % 9);
+        let out = bytes.maybe_mut(weights.as_mut_ptr());
+        expect_known(modejump_move_log_weights(bytes.maybe(kernel), capacity, out, bytes.maybe_mut(&mut n)));
+        if bytes.byte() == 5 {
+            expect_known(modejump_move_reset_statistics(bytes.maybe_mut(kernel)));
+        }
+    }
+}
+
+unsafe fn constraints(bytes: &mut Bytes, kernel: *mut modejump_move) {
+    let atoms = [bytes.word() % 3, bytes.word()];
+    let (length, masses) = ([bytes.number()], [bytes.number(), bytes.number()]);
+    // SAFETY: see `c_entries`; one pair at most.
+    unsafe {
+        let n = u64::from(bytes.byte() % 2);
+        let (a, l) = (bytes.maybe(atoms.as_ptr()), bytes.maybe(length.as_ptr()));
+        let status = modejump_move_set_constraints(bytes.maybe_mut(kernel), n, a, l, bytes.maybe(masses.as_ptr()));
+        let ok = expect_known(status);
+        assert!(!ok || n == 0, "a model of plain coordinates has no bond to keep");
+    }
+}

@@ -1,0 +1,89 @@
+//! The fuzz targets on a fixed corpus and on mutations of it, the same in every run. Found crashes go into `fuzz/corpus`.
+
+#[path = "../fuzz/harness.rs"]
+mod harness;
+#[path = "support/molecule.rs"]
+mod molecule;
+
+use modejump::rng::{Stream, StreamId};
+use std::path::Path;
+
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "{} is empty", folder.display());
+    files.iter().map(|path| std::fs::read(path).unwrap()).collect()
+}
+
+/// A few bytes changed, removed, doubled, or the end cut off.
+fn mutate(data: &mut Vec<u8>, head: usize, stream: &mut Stream) {
+    for _ in 0..1 + stream.below(4) {
+        if data.is_empty() {
+            return;
+        }
+        // Mostly in the head, where the structure is.
+        let range = if stream.below(4) > 0 { head.min(data.len()) } else { data.len() };
+        let at = stream.below(range);
+        match stream.below(5) {
+            0 => data[at] ^= 1 << stream.below(8),
+            1 => data[at] = b"0123456789-.e[]{},:\"nut\0\xff"[stream.below(25)],
+            2 => _ = data.remove(at),
+            3 => data.insert(at, data[at]),
+            _ => data.truncate(at),
+        }
+    }
+}
+
+#[test]
+fn the_model_loader_survives_its_corpus_and_mutated_models() {
+    corpus("model_loader").iter().for_each(|data| harness::model_loader(data));
+    let molecule = molecule::four_atoms().to_bytes().unwrap();
+    harness::model_loader(harness::MODEL);
+    harness::model_loader(&molecule);
+    for (number, original) in [harness::MODEL, &molecule].into_iter().enumerate() {
+        let head = 8 + u64::from_le_bytes(original[..8].try_into().unwrap()) as usize;
+        for round in 0..3000 {
+            let mut stream = Stream::new(number as u64, StreamId::Test, round, 0);
+            let mut data = original.to_vec();
+            mutate(&mut data, head, &mut stream);
+            harness::model_loader(&data);
+        }
+    }
+}
+
+/// Numbers in the description are replaced by extreme ones, the length of the header being kept right.
+#[test]
+fn the_model_loader_survives_extreme_numbers() {
+    let molecule = molecule::four_atoms().to_bytes().unwrap();
+    let extremes =
+        ["0", "1", "-1", "3", "1e308", "-1e308", "1e-320", "4294967296", "18446744073709551615", "null", "[]"];
+    for original in [harness::MODEL, &molecule] {
+        let length = u64::from_le_bytes(original[..8].try_into().unwrap()) as usize;
+        let header = &original[8..8 + length];
+        let mut at = 0;
+        while at < header.len() {
+            let digits = header[at..].iter().take_while(|b| b.is_ascii_digit() || **b == b'.').count();
+            if digits > 0 {
+                for extreme in extremes {
+                    let mut changed = [&header[..at], extreme.as_bytes(), &header[at + digits..]].concat();
+                    // safetensors wants a header of a multiple of eight bytes.
+                    changed.resize(changed.len().div_ceil(8) * 8, b' ');
+                    let data = [&(changed.len() as u64).to_le_bytes()[..], &changed, &original[8 + length..]].concat();
+                    harness::model_loader(&data);
+                }
+            }
+            at += digits.max(1);
+        }
+    }
+}
+
+#[test]
+fn the_c_functions_survive_null_short_and_strange_arguments() {
+    corpus("c_entries").iter().for_each(|data| harness::c_entries(data));
+    for round in 0..4000 {
+        let mut stream = Stream::new(7, StreamId::Test, round, 0);
+        let data: Vec<u8> = (0..600).map(|_| stream.u64() as u8).collect();
+        harness::c_entries(&data);
+    }
+}
