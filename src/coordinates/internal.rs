@@ -44,8 +44,8 @@ impl InternalCoordinates {
             let bond = bond_index(&zmatrix, i, j).ok_or_else(|| {
                 Error::Unsupported(format!(
                     "the constraint between atoms {} and {} is not a bond of the z-matrix, so the generator cannot keep it exactly",
-                    i + 1,
-                    j + 1
+                    i.saturating_add(1),
+                    j.saturating_add(1)
                 ))
             })?;
             if !(length > 0.0 && length.is_finite()) {

@@ -23,7 +23,7 @@ impl ZMatrix {
         let mut listed = vec![false; n_atoms];
         let all = frame.iter().chain(rows.iter().flatten());
         if let Some(atom) = all.clone().find(|&&a| a >= n_atoms) {
-            return Err(Error::invalid(format!("the z-matrix names atom {}, the molecule has {n_atoms}", atom + 1)));
+            return Err(Error::invalid(format!("the z-matrix names atom {}, the molecule has {n_atoms}", atom.saturating_add(1))));
         }
         for &atom in frame.iter().chain(rows.iter().map(|row| &row[0])) {
             if std::mem::replace(&mut listed[atom], true) {

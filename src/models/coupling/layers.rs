@@ -39,6 +39,10 @@ impl Rows<'_> {
     }
 }
 
+/// Largest width of a hidden layer, and number of bins or harmonics, in a model file.
+const LARGEST_HIDDEN: usize = 1 << 16;
+const LARGEST_BINS: usize = 1 << 12;
+
 /// How a spline ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -112,8 +116,26 @@ impl LayerConfig {
         }
     }
 
+    /// Sizes within reason, so that a damaged file cannot ask for more memory than there is.
+    fn validate_sizes(&self) -> Result<()> {
+        let (hidden, bins) = match self {
+            LayerConfig::Spline { hidden, bins, .. } => (&hidden[..], *bins),
+            LayerConfig::Affine { hidden, .. } => (&hidden[..], 0),
+            _ => return Ok(()),
+        };
+        let harmonics = self.features().map_or(0, |features| features.harmonics);
+        if hidden.iter().any(|&n| n > LARGEST_HIDDEN) || bins > LARGEST_BINS || harmonics > LARGEST_BINS {
+            return Err(Error::invalid(format!(
+                "{bins} bins, {harmonics} harmonics, hidden layers {hidden:?}: at most {LARGEST_BINS}, {LARGEST_BINS} and \
+                 {LARGEST_HIDDEN} are read"
+            )));
+        }
+        Ok(())
+    }
+
     /// Every index in range, none transformed twice or used as its own condition.
     pub fn validate(&self, dimension: usize) -> Result<()> {
+        self.validate_sizes()?;
         let mut used = vec![false; dimension];
         if self.transformed().is_empty() {
             return Err(Error::invalid("a layer transforms no coordinate"));

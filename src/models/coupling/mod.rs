@@ -32,6 +32,10 @@ use layers::Layer;
 use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
 
+/// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
+const LARGEST_DIMENSION: usize = 1 << 20;
+const LARGEST_PARAMETERS: usize = 1 << 28;
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CouplingConfig {
@@ -60,6 +64,9 @@ impl<R: Real> CouplingFlow<R> {
         let ModelConfig::Coupling(config) = &card.model;
         let coordinates = Coordinates::new(&card.coordinates, |a| card.label(a))?;
         let dimension = coordinates.dimension_u();
+        if dimension == 0 || dimension > LARGEST_DIMENSION || coordinates.dimension_x() > LARGEST_DIMENSION {
+            return Err(Error::invalid(format!("{dimension} coordinates; 1 to {LARGEST_DIMENSION} are read")));
+        }
         let mut uniform = vec![false; dimension];
         for &i in &config.uniform {
             *uniform.get_mut(i).ok_or_else(|| Error::invalid(format!("prior: coordinate {i} of {dimension}")))? = true;
@@ -78,6 +85,9 @@ impl<R: Real> CouplingFlow<R> {
             Layer::new(config, dimension, &mut end).map_err(|e| Error::invalid(format!("layer {i}: {e}")))
         };
         let layers = config.layers.iter().enumerate().map(layer).collect::<Result<Vec<_>>>()?;
+        if end > LARGEST_PARAMETERS {
+            return Err(Error::invalid(format!("{end} parameters; at most {LARGEST_PARAMETERS} are read")));
+        }
         Ok(CouplingFlow {
             coordinates,
             layers,
