@@ -3,6 +3,9 @@
 //! With `d`, θ, φ of every row and the frame's two bonds and angle, the Cartesian volume per internal volume is
 //! Π d² sin θ (frame: d₀₁² d₁₂² sin θ₀₁₂), times the volume of position and orientation, which the generator leaves alone.
 //! The orientation is measured by (α/2π, cos β, γ/2π) when angles are normalised, else by (α, cos β, γ).
+//!
+//! Mixed coordinates: a row may keep its atom as Cartesian components in the local axes of its three reference atoms. That
+//! is a rotation, so its volume factor is one, and unlike a projection on principal components it can always be inverted.
 
 use super::vector::*;
 use super::zmatrix::ZMatrix;
@@ -33,6 +36,8 @@ pub struct InternalCoordinates {
     /// Place in `u` of every bond that is free.
     slot: Vec<usize>,
     n_free: usize,
+    /// Rows kept as Cartesian components.
+    cartesian: Vec<bool>,
 }
 
 impl InternalCoordinates {
@@ -61,7 +66,32 @@ impl InternalCoordinates {
                 n_free += 1;
             }
         }
-        Ok(InternalCoordinates { n_atoms: n_rows + 3, zmatrix, normalize_angles, fixed: lengths, slot, n_free })
+        Ok(InternalCoordinates {
+            n_atoms: n_rows + 3,
+            zmatrix,
+            normalize_angles,
+            fixed: lengths,
+            slot,
+            n_free,
+            cartesian: vec![false; n_rows],
+        })
+    }
+
+    /// Keeps these rows as Cartesian components (nm) along the axes of their reference atoms (j, k, l): unit(j − k), the
+    /// plane's normal unit((j − k) × (j − l)), and their cross product. They stand in the places of bond, angle and torsion.
+    pub fn with_cartesian_rows(mut self, rows: &[usize]) -> Result<InternalCoordinates> {
+        for &row in rows {
+            if row >= self.cartesian.len() {
+                return Err(Error::invalid(format!("Cartesian row {row} of a z-matrix with {}", self.cartesian.len())));
+            }
+            if self.fixed[row + 2].is_some() {
+                let [i, j, ..] = self.zmatrix.rows[row];
+                let message = format!("the bond {}–{} is constrained, so its atom cannot be Cartesian", i + 1, j + 1);
+                return Err(Error::Unsupported(message));
+            }
+            self.cartesian[row] = true;
+        }
+        Ok(self)
     }
 
     pub fn n_atoms(&self) -> usize {
@@ -105,7 +135,9 @@ impl InternalCoordinates {
     /// ln of the constant volume factor of normalised angles, torsions and orientation.
     fn log_volume(&self) -> f64 {
         let (angle, torsion) = self.scales();
-        self.n_angles() as f64 * angle.ln() + (self.n_torsions() + 2) as f64 * torsion.ln()
+        let n_cartesian = self.cartesian.iter().filter(|c| **c).count();
+        let (n_angles, n_torsions) = (self.n_angles() - n_cartesian, self.n_torsions() + 2 - n_cartesian);
+        n_angles as f64 * angle.ln() + n_torsions as f64 * torsion.ln()
     }
 
     fn angle_offset(&self) -> usize {
@@ -128,6 +160,15 @@ impl InternalCoordinates {
         log_det += self.put_angle(u, 0, angle(a0, a1, a2), &mut status);
         for (r, row) in self.zmatrix.rows.iter().enumerate() {
             let [i, j, k, l] = row.map(|a| atom(x, a));
+            if self.cartesian[r] {
+                let axes = Axes::new(j, k, l);
+                if axes.is_singular() {
+                    status = worse(status, Status::Singular);
+                }
+                let components = axes.components(sub(i, j));
+                self.places(r).into_iter().zip(components).for_each(|(place, c)| u[place] = c);
+                continue;
+            }
             log_det += self.put_bond(u, r + 2, norm(sub(i, j)), &mut status);
             log_det += self.put_angle(u, r + 1, angle(i, j, k), &mut status);
             let (jk, kl) = (sub(k, j), sub(l, k));
@@ -142,6 +183,11 @@ impl InternalCoordinates {
             status = worse(status, Status::Singular);
         }
         (log_det, status)
+    }
+
+    /// Places in `u` of a row's bond, angle and torsion.
+    fn places(&self, row: usize) -> [usize; 3] {
+        [self.slot[row + 2], self.angle_offset() + row + 1, self.torsion_offset() + row]
     }
 
     fn put_bond(&self, u: &mut [f64], bond: usize, d: f64, status: &mut Status) -> f64 {
@@ -187,14 +233,15 @@ impl InternalCoordinates {
         }
         let mut status = Status::Inside;
         let mut log_det = self.log_volume();
-        for bond in 0..self.fixed.len() {
+        let spherical = |number: usize, first: usize| number < first || !self.cartesian[number - first];
+        for bond in (0..self.fixed.len()).filter(|&b| spherical(b, 2)) {
             let d = self.bond(u, bond);
             if d <= 0.0 {
                 return (0.0, Status::OutOfSupport);
             }
             log_det += 2.0 * d.ln();
         }
-        for index in 0..self.n_angles() {
+        for index in (0..self.n_angles()).filter(|&i| spherical(i, 1)) {
             let theta = self.angle(u, index);
             if theta <= 0.0 || theta >= PI {
                 return (0.0, Status::OutOfSupport);
@@ -214,11 +261,19 @@ impl InternalCoordinates {
         for &r in &self.zmatrix.order {
             let [i, j, k, l] = self.zmatrix.rows[r];
             let (xj, xk, xl) = (atom(x, j), atom(x, k), atom(x, l));
-            let placement = Placement::new(xj, xk, xl, self.angle(u, r + 1), self.torsion(u, r));
-            if placement.is_singular() {
+            let axes = Axes::new(xj, xk, xl);
+            if axes.is_singular() {
                 status = Status::Singular;
             }
-            set_atom(x, i, add(xj, scale(self.bond(u, r + 2), placement.direction())));
+            let offset = match self.cartesian[r] {
+                true => axes.vector(self.places(r).map(|place| u[place])),
+                false => {
+                    let placement =
+                        Placement { axes, theta: self.angle(u, r + 1).sin_cos(), phi: self.torsion(u, r).sin_cos() };
+                    scale(self.bond(u, r + 2), placement.direction())
+                }
+            };
+            set_atom(x, i, add(xj, offset));
         }
         (log_det, status)
     }
@@ -247,6 +302,17 @@ impl InternalCoordinates {
         bond_back(1, a2, a1, gx);
         angle_back(0, [a0, a1, a2], gx);
         for (r, row) in self.zmatrix.rows.iter().enumerate() {
+            if self.cartesian[r] {
+                let [i, j, k, l] = row.map(|a| atom(x, a));
+                let (axes, offset) = (Axes::new(j, k, l), sub(i, j));
+                let g = self.places(r).map(|place| gu[place]);
+                let by_offset = axes.vector(g);
+                let back = axes.vjp(g.map(|g| scale(g, offset)));
+                add_to_atom(gx, row[0], 1.0, by_offset);
+                add_to_atom(gx, row[1], -1.0, by_offset);
+                row[1..].iter().zip(back).for_each(|(&a, g)| add_to_atom(gx, a, 1.0, g));
+                continue;
+            }
             bond_back(r + 2, row[0], row[1], gx);
             angle_back(r + 1, [row[0], row[1], row[2]], gx);
             let [i, j, k, l] = row.map(|a| atom(x, a));
@@ -269,14 +335,23 @@ impl InternalCoordinates {
         for &r in self.zmatrix.order.iter().rev() {
             let [i, j, k, l] = self.zmatrix.rows[r];
             let (xj, xk, xl) = (atom(x, j), atom(x, k), atom(x, l));
-            let placement = Placement::new(xj, xk, xl, self.angle(u, r + 1), self.torsion(u, r));
-            let back = placement.vjp(self.bond(u, r + 2), atom(gx, i));
-            put_bond(gu, r + 2, back.d);
-            gu[self.angle_offset() + r + 1] = (back.theta + angle_term(r + 1)) * angle_scale;
-            gu[self.torsion_offset() + r] = back.phi * torsion_scale;
-            add_to_atom(gx, j, 1.0, back.j);
-            add_to_atom(gx, k, 1.0, back.k);
-            add_to_atom(gx, l, 1.0, back.l);
+            let (axes, g) = (Axes::new(xj, xk, xl), atom(gx, i));
+            add_to_atom(gx, j, 1.0, g);
+            let g_axes = if self.cartesian[r] {
+                self.places(r).into_iter().zip(axes.components(g)).for_each(|(place, g)| gu[place] = g);
+                self.places(r).map(|place| scale(u[place], g))
+            } else {
+                let placement =
+                    Placement { axes, theta: self.angle(u, r + 1).sin_cos(), phi: self.torsion(u, r).sin_cos() };
+                let back = placement.vjp(self.bond(u, r + 2), g);
+                put_bond(gu, r + 2, back.d);
+                gu[self.angle_offset() + r + 1] = (back.theta + angle_term(r + 1)) * angle_scale;
+                gu[self.torsion_offset() + r] = back.phi * torsion_scale;
+                back.axes
+            };
+            for (atom, g) in [j, k, l].into_iter().zip(axes.vjp(g_axes)) {
+                add_to_atom(gx, atom, 1.0, g);
+            }
         }
         let [_, a1, a2] = self.zmatrix.frame;
         let (sin, cos) = self.angle(u, 0).sin_cos();
@@ -310,15 +385,57 @@ fn bond_index(zmatrix: &ZMatrix, i: usize, j: usize) -> Option<usize> {
     zmatrix.rows.iter().position(|r| same(r[0], r[1])).map(|r| r + 2)
 }
 
-/// The direction from atom j to the atom being placed: e = sin θ t − cos θ a, with a = unit(j − k),
-/// n = unit((j − k) × (j − l)), m = a × n and t = cos φ m − sin φ n.
-struct Placement {
+/// Orthonormal axes at atom j: a = unit(j − k), n = unit((j − k) × (j − l)), m = a × n.
+#[derive(Clone, Copy)]
+struct Axes {
     a: Vec3,
     n: Vec3,
     m: Vec3,
     v1: Vec3,
     v2: Vec3,
     cross_norm: f64,
+}
+
+impl Axes {
+    fn new(xj: Vec3, xk: Vec3, xl: Vec3) -> Axes {
+        let (v1, v2) = (sub(xj, xk), sub(xj, xl));
+        let w = cross(v1, v2);
+        let cross_norm = norm(w);
+        let (a, n) = (unit(v1), scale(1.0 / cross_norm, w));
+        Axes { a, n, m: cross(a, n), v1, v2, cross_norm }
+    }
+
+    fn is_singular(&self) -> bool {
+        // NaN counts as singular
+        let well_defined = self.cross_norm >= SINGULAR * norm(self.v1) * norm(self.v2);
+        !well_defined
+    }
+
+    fn components(&self, r: Vec3) -> Vec3 {
+        [dot(r, self.a), dot(r, self.n), dot(r, self.m)]
+    }
+
+    fn vector(&self, c: Vec3) -> Vec3 {
+        add(scale(c[0], self.a), add(scale(c[1], self.n), scale(c[2], self.m)))
+    }
+
+    /// Cotangents of atoms j, k, l from those of the axes a, n, m.
+    fn vjp(&self, [ga, gn, gm]: [Vec3; 3]) -> [Vec3; 3] {
+        // m = a × n
+        let ga = add(ga, cross(self.n, gm));
+        let gn = add(gn, cross(gm, self.a));
+        // n = w / |w| with w = v1 × v2
+        let gw = scale(1.0 / self.cross_norm, sub(gn, scale(dot(self.n, gn), self.n)));
+        let gv2 = cross(gw, self.v1);
+        let across = sub(ga, scale(dot(self.a, ga), self.a));
+        let gv1 = add(cross(self.v2, gw), scale(1.0 / norm(self.v1), across));
+        [add(gv1, gv2), scale(-1.0, gv1), scale(-1.0, gv2)]
+    }
+}
+
+/// The direction from atom j to the atom being placed: sin θ t − cos θ a with t = cos φ m − sin φ n.
+struct Placement {
+    axes: Axes,
     theta: (f64, f64),
     phi: (f64, f64),
 }
@@ -328,57 +445,30 @@ struct PlacementVjp {
     d: f64,
     theta: f64,
     phi: f64,
-    j: Vec3,
-    k: Vec3,
-    l: Vec3,
+    axes: [Vec3; 3],
 }
 
 impl Placement {
-    fn new(xj: Vec3, xk: Vec3, xl: Vec3, theta: f64, phi: f64) -> Placement {
-        let (v1, v2) = (sub(xj, xk), sub(xj, xl));
-        let w = cross(v1, v2);
-        let cross_norm = norm(w);
-        let (a, n) = (unit(v1), scale(1.0 / cross_norm, w));
-        Placement { a, n, m: cross(a, n), v1, v2, cross_norm, theta: theta.sin_cos(), phi: phi.sin_cos() }
-    }
-
-    fn is_singular(&self) -> bool {
-        // `!(… ≥ …)` so that NaN counts as singular
-        !(self.cross_norm >= SINGULAR * norm(self.v1) * norm(self.v2))
-    }
-
     fn t(&self) -> Vec3 {
         let (sin, cos) = self.phi;
-        sub(scale(cos, self.m), scale(sin, self.n))
+        sub(scale(cos, self.axes.m), scale(sin, self.axes.n))
     }
 
     fn direction(&self) -> Vec3 {
         let (sin, cos) = self.theta;
-        sub(scale(sin, self.t()), scale(cos, self.a))
+        sub(scale(sin, self.t()), scale(cos, self.axes.a))
     }
 
     /// Cotangents from that of the placed atom, `g`.
     fn vjp(&self, d: f64, g: Vec3) -> PlacementVjp {
         let ((sin_t, cos_t), (sin_p, cos_p)) = (self.theta, self.phi);
-        let t = self.t();
-        let by_phi = add(scale(-sin_p, self.m), scale(-cos_p, self.n));
-        let (gt, gm, mut gn) = (d * sin_t, scale(d * sin_t * cos_p, g), scale(-d * sin_t * sin_p, g));
-        let mut ga = scale(-d * cos_t, g);
-        // m = a × n
-        ga = add(ga, cross(self.n, gm));
-        gn = add(gn, cross(gm, self.a));
-        // n = w / |w| with w = v1 × v2
-        let gw = scale(1.0 / self.cross_norm, sub(gn, scale(dot(self.n, gn), self.n)));
-        let gv2 = cross(gw, self.v1);
-        let along = sub(ga, scale(dot(self.a, ga), self.a));
-        let gv1 = add(cross(self.v2, gw), scale(1.0 / norm(self.v1), along));
+        let by_theta = add(scale(cos_t, self.t()), scale(sin_t, self.axes.a));
+        let by_phi = add(scale(-sin_p, self.axes.m), scale(-cos_p, self.axes.n));
         PlacementVjp {
             d: dot(g, self.direction()),
-            theta: d * dot(g, add(scale(cos_t, t), scale(sin_t, self.a))),
-            phi: gt * dot(g, by_phi),
-            j: add(g, add(gv1, gv2)),
-            k: scale(-1.0, gv1),
-            l: scale(-1.0, gv2),
+            theta: d * dot(g, by_theta),
+            phi: d * sin_t * dot(g, by_phi),
+            axes: [scale(-d * cos_t, g), scale(-d * sin_t * sin_p, g), scale(d * sin_t * cos_p, g)],
         }
     }
 }
@@ -393,6 +483,8 @@ mod tests {
         let rows = vec![[3, 2, 1, 0], [4, 1, 2, 0], [5, 3, 2, 1], [6, 3, 2, 5]];
         let zmatrix = ZMatrix::new([0, 1, 2], rows, 7, |a| a.to_string()).unwrap();
         let internal = InternalCoordinates::new(zmatrix, normalize, &[(3, 6, 0.11)]).unwrap();
+        // with radians, also mixed coordinates: atoms 3 and 5 in Cartesian components
+        let internal = internal.with_cartesian_rows(if normalize { &[] } else { &[0, 2] }).unwrap();
         let mut stream = Stream::new(3, StreamId::Test, 0, 0);
         let (n_bonds, n_angles) = (internal.n_bonds(), internal.n_angles());
         let u = (0..internal.dimension())
@@ -427,7 +519,12 @@ mod tests {
 
     #[test]
     fn cotangents_match_differences() {
-        let (internal, u) = example(true);
+        cotangents(true);
+        cotangents(false);
+    }
+
+    fn cotangents(normalize: bool) {
+        let (internal, u) = example(normalize);
         let mut stream = Stream::new(4, StreamId::Test, 0, 0);
         let mut normals = |n: usize| (0..n).map(|_| stream.normal()).collect::<Vec<f64>>();
         let (wx, wu, w_log_det) = (normals(21), normals(u.len()), 0.7);
@@ -462,6 +559,62 @@ mod tests {
         };
         check(&generate, &u, &gu);
         check(&encode, &x, &gx);
+    }
+
+    #[test]
+    fn mixed_coordinates_have_the_volume_of_the_jacobian() {
+        // ∂x/∂(frame volume, u) with the six rigid coordinates added by hand: x = R(w) X(u) + t
+        let (internal, u) = example(false);
+        let full = |v: &[f64]| {
+            let mut x = vec![0.0; 21];
+            internal.to_cartesian(&v[6..], &mut x);
+            let [a, b, c] = [v[3], v[4], v[5]];
+            let mut y = vec![0.0; 21];
+            for i in 0..7 {
+                let r = atom(&x, i);
+                // rotations about z, y, x; at the origin of (a, b, c) they are the three infinitesimal rotations
+                let r = [r[0] * a.cos() - r[1] * a.sin(), r[0] * a.sin() + r[1] * a.cos(), r[2]];
+                let r = [r[0] * b.cos() + r[2] * b.sin(), r[1], r[2] * b.cos() - r[0] * b.sin()];
+                let r = [r[0], r[1] * c.cos() - r[2] * c.sin(), r[1] * c.sin() + r[2] * c.cos()];
+                set_atom(&mut y, i, add(r, [v[0], v[1], v[2]]));
+            }
+            y
+        };
+        let mut v = vec![0.0; 6];
+        v.extend(&u);
+        let n = v.len();
+        assert_eq!(n, 20, "one bond is constrained");
+        // the constrained bond is the missing coordinate: add its direction
+        let mut jacobian = vec![vec![0.0; 21]; 21];
+        let h = 1e-6;
+        for c in 0..n {
+            let (mut up, mut down) = (v.clone(), v.clone());
+            up[c] += h;
+            down[c] -= h;
+            let (up, down) = (full(&up), full(&down));
+            (0..21).for_each(|r| jacobian[r][c] = (up[r] - down[r]) / (2.0 * h));
+        }
+        let x = full(&v);
+        let along = unit(sub(atom(&x, 6), atom(&x, 3)));
+        (0..3).for_each(|axis| jacobian[18 + axis][20] = along[axis]);
+        let expected = log_abs_determinant(jacobian);
+        let (log_det, _) = internal.to_cartesian(&u, &mut vec![0.0; 21]);
+        assert!((log_det - expected).abs() < 1e-6, "{log_det} {expected}");
+    }
+
+    fn log_abs_determinant(mut a: Vec<Vec<f64>>) -> f64 {
+        let n = a.len();
+        let mut log_det = 0.0;
+        for k in 0..n {
+            let pivot = (k..n).max_by(|&i, &j| a[i][k].abs().total_cmp(&a[j][k].abs())).unwrap();
+            a.swap(k, pivot);
+            log_det += a[k][k].abs().ln();
+            for i in k + 1..n {
+                let f = a[i][k] / a[k][k];
+                (k..n).for_each(|c| a[i][c] -= f * a[k][c]);
+            }
+        }
+        log_det
     }
 
     #[test]

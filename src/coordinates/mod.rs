@@ -35,6 +35,9 @@ pub enum CoordinatesConfig {
         constraints: Vec<(usize, usize, f64)>,
         #[serde(default)]
         stereocentres: Vec<Stereocentre>,
+        /// Rows whose atoms are kept as Cartesian components (mixed coordinates).
+        #[serde(default)]
+        cartesian: Vec<usize>,
     },
 }
 
@@ -50,10 +53,11 @@ impl Coordinates {
     pub fn new(config: &CoordinatesConfig, label: impl Fn(usize) -> String) -> Result<Coordinates> {
         match config {
             CoordinatesConfig::Cartesian { dimension } => Ok(Coordinates::Cartesian(*dimension)),
-            CoordinatesConfig::Internal { frame, rows, normalize_angles, constraints, stereocentres } => {
+            CoordinatesConfig::Internal { frame, rows, normalize_angles, constraints, stereocentres, cartesian } => {
                 let n_atoms = rows.len() + 3;
                 let zmatrix = ZMatrix::new(*frame, rows.clone(), n_atoms, label)?;
                 let internal = InternalCoordinates::new(zmatrix, *normalize_angles, constraints)?;
+                let internal = internal.with_cartesian_rows(cartesian)?;
                 let named = |s: &Stereocentre| s.neighbours.iter().chain([&s.centre]).all(|&a| a < n_atoms);
                 if !stereocentres.iter().all(named) {
                     return Err(crate::Error::invalid(format!("a stereocentre names an atom beyond the {n_atoms}")));

@@ -23,7 +23,10 @@ impl ZMatrix {
         let mut listed = vec![false; n_atoms];
         let all = frame.iter().chain(rows.iter().flatten());
         if let Some(atom) = all.clone().find(|&&a| a >= n_atoms) {
-            return Err(Error::invalid(format!("the z-matrix names atom {}, the molecule has {n_atoms}", atom.saturating_add(1))));
+            return Err(Error::invalid(format!(
+                "the z-matrix names atom {}, the molecule has {n_atoms}",
+                atom.saturating_add(1)
+            )));
         }
         for &atom in frame.iter().chain(rows.iter().map(|row| &row[0])) {
             if std::mem::replace(&mut listed[atom], true) {
@@ -98,14 +101,13 @@ impl ZMatrix {
             best.first().copied()
         };
         let second = prefer(&neighbours[centre], &[]).unwrap_or(centre);
-        let (frame, root) = match prefer(&neighbours[second], &[centre]) {
-            Some(third) => ([centre, second, third], second),
+        let frame = match prefer(&neighbours[second], &[centre]) {
+            Some(third) => [centre, second, third],
             None => match prefer(&neighbours[centre], &[second]) {
-                Some(third) => ([second, centre, third], centre),
+                Some(third) => [second, centre, third],
                 None => return Err(Error::invalid("no three bonded atoms to start from")),
             },
         };
-        let _ = root;
         let rows = grow(&neighbours, frame, &heavy);
         ZMatrix::new(frame, rows, n, |a| topology.label(a))
     }
@@ -180,4 +182,76 @@ fn graph_centre(neighbours: &[Vec<usize>], heavy: &dyn Fn(usize) -> bool) -> usi
             (std::cmp::Reverse(reached(a)), !heavy(a), eccentricity(a), std::cmp::Reverse(neighbours[a].len()), a)
         })
         .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinates::{chirality, InternalCoordinates};
+    use crate::density::Status;
+    use std::path::{Path, PathBuf};
+
+    fn ala2(file: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(file)
+    }
+
+    #[test]
+    fn alanine_dipeptide_gets_a_z_matrix_along_bonds() {
+        let (topology, x) = Topology::from_pdb(&ala2("topology.pdb")).unwrap();
+        assert_eq!(topology.bonds.len(), 21);
+        let zmatrix = ZMatrix::automatic(&topology).unwrap();
+        let bonded = |i: usize, j: usize| topology.bonds.contains(&[i.min(j), i.max(j)]);
+        assert!(zmatrix.rows.iter().all(|r| bonded(r[0], r[1]) && bonded(r[1], r[2])));
+        assert!(bonded(zmatrix.frame[0], zmatrix.frame[1]) && bonded(zmatrix.frame[1], zmatrix.frame[2]));
+        let internal = InternalCoordinates::new(zmatrix, true, &[]).unwrap();
+        let (mut u, mut y) = (vec![0.0; internal.dimension()], vec![0.0; x.len()]);
+        assert_eq!(internal.to_internal(&x, &mut u).1, Status::Inside);
+        assert_eq!(internal.to_cartesian(&u, &mut y).1, Status::Inside);
+        let stereo = chirality::stereocentres(&topology, &x);
+        assert_eq!(stereo.len(), 1, "the alpha carbon alone is a stereocentre");
+        assert!(stereo[0].holds(&y));
+        let mirrored: Vec<f64> = x.chunks_exact(3).flat_map(|r| [-r[0], r[1], r[2]]).collect();
+        assert!(!stereo[0].holds(&mirrored));
+    }
+
+    #[test]
+    fn bonds_of_the_system_file_are_those_of_the_pdb() {
+        let (from_pdb, _) = Topology::from_pdb(&ala2("topology.pdb")).unwrap();
+        for file in ["system.xml", "system-hbonds.xml"] {
+            let from_xml = Topology::from_system_xml(&ala2(file)).unwrap();
+            assert_eq!(from_pdb.bonds, from_xml.bonds, "{file}");
+            assert_eq!(from_pdb.elements, from_xml.elements, "{file}");
+        }
+    }
+
+    #[test]
+    fn chains_rings_stars_and_three_atoms_work() {
+        let molecule = |n: usize, bonds: &[[usize; 2]]| Topology {
+            names: (0..n).map(|i| format!("C{i}")).collect(),
+            elements: vec!["C".into(); n],
+            residues: vec!["MOL1".into(); n],
+            bonds: bonds.to_vec(),
+        };
+        let ring: Vec<[usize; 2]> = (0..6).map(|i| [i.min((i + 1) % 6), i.max((i + 1) % 6)]).collect();
+        let chain: Vec<[usize; 2]> = (0..9).map(|i| [i, i + 1]).collect();
+        let star: Vec<[usize; 2]> = (1..5).map(|i| [0, i]).collect();
+        for (n, bonds) in [(6, &ring[..]), (10, &chain), (5, &star), (3, &chain[..2])] {
+            let zmatrix = ZMatrix::automatic(&molecule(n, bonds)).unwrap();
+            assert_eq!(zmatrix.order.len(), n - 3);
+        }
+    }
+
+    #[test]
+    fn atoms_that_cannot_be_reached_are_named() {
+        let (mut topology, _) = Topology::from_pdb(&ala2("topology.pdb")).unwrap();
+        topology.bonds.retain(|b| *b != [16, 18]);
+        let error = ZMatrix::automatic(&topology).unwrap_err().to_string();
+        assert!(
+            error.contains("NME3:CH3 (atom 19)") && error.contains("HH31") && error.contains("missing bonds"),
+            "{error}"
+        );
+        let circular =
+            ZMatrix::new([0, 1, 2], vec![[3, 4, 1, 0], [4, 3, 1, 0]], 5, |a| format!("atom {a}")).unwrap_err();
+        assert!(circular.to_string().contains("cannot reach atom 3, atom 4"), "{circular}");
+    }
 }

@@ -28,6 +28,8 @@ pub struct DesignOptions {
     pub bins: usize,
     /// Fourier modes of the turning torsions that conditioners see.
     pub harmonics: usize,
+    /// Rows of the z-matrix to keep as Cartesian components (mixed coordinates).
+    pub cartesian: Vec<usize>,
     pub seed: u64,
 }
 
@@ -41,6 +43,7 @@ impl Default for DesignOptions {
             torsion_hidden: vec![64, 64],
             bins: 8,
             harmonics: 3,
+            cartesian: Vec::new(),
             seed: 1,
         }
     }
@@ -73,6 +76,7 @@ pub fn design(
         normalize_angles: true,
         constraints: constraints.to_vec(),
         stereocentres: chirality::stereocentres(topology, &frames[..dimension]),
+        cartesian: options.cartesian.clone(),
     };
     let coordinates = Coordinates::new(&config, |a| topology.label(a))?;
     let n_torsions = topology.n_atoms() - 3;
@@ -81,7 +85,7 @@ pub fn design(
     if u.len() < 4 * d * d {
         return Err(Error::invalid(format!("{} usable frames are too few to fit {d} coordinates", u.len() / d)));
     }
-    let (turning, centres) = classify(&u, d, n_torsions);
+    let (turning, centres) = classify(&u, d, n_torsions, &options.cartesian);
     let layers = layers(&u, d, n_torsions, &turning, &centres, options)?;
     let card = ModelCard {
         format: FORMAT,
@@ -117,7 +121,7 @@ fn turn(a: f64) -> f64 {
 }
 
 /// Indices of the turning torsions, and the circular mean of every torsion. Torsions are the last coordinates.
-fn classify(u: &[f64], d: usize, n_torsions: usize) -> (Vec<usize>, Vec<f64>) {
+fn classify(u: &[f64], d: usize, n_torsions: usize, cartesian: &[usize]) -> (Vec<usize>, Vec<f64>) {
     let n = (u.len() / d) as f64;
     let mut turning = Vec::new();
     let mut centres = Vec::with_capacity(n_torsions);
@@ -125,6 +129,10 @@ fn classify(u: &[f64], d: usize, n_torsions: usize) -> (Vec<usize>, Vec<f64>) {
         let values = || u.iter().skip(i).step_by(d);
         let (sin, cos) = values().fold((0.0, 0.0), |(s, c), v| (s + (2.0 * PI * v).sin(), c + (2.0 * PI * v).cos()));
         let centre = f64::atan2(sin, cos) / (2.0 * PI);
+        if cartesian.contains(&(i + n_torsions - d)) {
+            centres.push(0.0); // no torsion stands here
+            continue;
+        }
         let within = values().filter(|&&v| turn(v - centre).abs() < STIFF_WINDOW).count() as f64;
         if within < STIFF_SHARE * n {
             turning.push(i);
@@ -143,7 +151,8 @@ fn layers(
     options: &DesignOptions,
 ) -> Result<Vec<LayerConfig>> {
     let stiff: Vec<usize> = (0..d).filter(|i| !turning.contains(i)).collect();
-    let wrapped: Vec<usize> = stiff.iter().copied().filter(|&i| i >= d - n_torsions).collect();
+    let is_torsion = |i: usize| i >= d - n_torsions && !options.cartesian.contains(&(i + n_torsions - d));
+    let wrapped: Vec<usize> = stiff.iter().copied().filter(|&i| is_torsion(i)).collect();
     // the mean of a wrapped torsion goes to one half of the turn
     let shift: Vec<f64> = wrapped.iter().map(|&i| centres[i + n_torsions - d] - 0.5).collect();
     let (mean, matrix) = whitening(u, d, &stiff, |i, v| match wrapped.iter().position(|&w| w == i) {
@@ -263,4 +272,45 @@ fn whitening(u: &[f64], d: usize, chosen: &[usize], map: impl Fn(usize, f64) -> 
         }
     }
     Ok((mean, covariance))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::density::{Density, Evaluation};
+    use crate::rng::{Stream, StreamId};
+    use std::path::Path;
+
+    /// Frames of alanine dipeptide: the golden MD frames, repeated with small independent displacements.
+    fn frames(topology: &Topology) -> Vec<f64> {
+        let (_, x0) =
+            Topology::from_pdb(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2/topology.pdb")).unwrap();
+        assert_eq!(x0.len(), 3 * topology.n_atoms());
+        let mut stream = Stream::new(1, StreamId::Test, 0, 0);
+        (0..16_000).flat_map(|_| x0.iter().map(|x| x + 0.004 * stream.normal()).collect::<Vec<_>>()).collect()
+    }
+
+    #[test]
+    fn an_untrained_design_is_a_density_near_its_frames() {
+        let topology = ala2();
+        let x = frames(&topology);
+        for cartesian in [vec![], vec![0, 1]] {
+            let flow = design(&topology, &x, &[], &DesignOptions { cartesian, ..DesignOptions::default() }).unwrap();
+            assert_eq!(crate::models::Flow::latent_dimension(&flow), 60);
+            let mut log_q = vec![Evaluation::inside(0.0); 200];
+            flow.log_density(&x[..66 * 200], &mut log_q).unwrap();
+            assert!(log_q.iter().all(|e| e.is_inside()));
+            let mut y = vec![0.0; 66 * 200];
+            flow.sample(&|row| Stream::new(2, StreamId::Test, row as u64, 0), &mut y, &mut log_q).unwrap();
+            assert!(log_q.iter().filter(|e| e.is_inside()).count() > 190);
+        }
+    }
+
+    #[test]
+    fn frames_that_break_a_constraint_are_not_used() {
+        let topology = ala2();
+        let error = design(&topology, &frames(&topology), &[(0, 1, 0.109)], &DesignOptions::default()).err();
+        let message = error.map(|e| e.to_string()).unwrap_or_default();
+        assert!(message.contains("usable frames are too few"), "{message}");
+    }
 }

@@ -13,6 +13,7 @@ pub fn four_atoms() -> CouplingFlow<f32> {
         normalize_angles: true,
         constraints: vec![(0, 1, 0.11)],
         stereocentres: vec![],
+        cartesian: Vec::new(),
     };
     // u = bonds (C0-C2, O3-C2; C0-H1 is fixed), angles, torsion: five numbers, all uniform.
     let layers = vec![LayerConfig::Uniform {

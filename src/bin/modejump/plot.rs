@@ -116,7 +116,14 @@ fn chart<'a, 'b>(
     title: &str,
     x: (&str, std::ops::Range<f64>),
     y: (&str, std::ops::Range<f64>),
-) -> std::result::Result<ChartContext<'b, SVGBackend<'a>, Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>>, Box<dyn std::error::Error>>
+) -> std::result::Result<
+    ChartContext<
+        'b,
+        SVGBackend<'a>,
+        Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
+    >,
+    Box<dyn std::error::Error>,
+>
 where
     'a: 'b,
 {
@@ -224,7 +231,9 @@ fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
             .iter()
             .zip(&profile.free_energy)
             .filter(|(_, f)| f.value.is_finite())
-            .map(|(c, f)| (c.to_degrees(), f.value, if f.standard_error.is_finite() { 2.0 * f.standard_error } else { 0.0 }))
+            .map(|(c, f)| {
+                (c.to_degrees(), f.value, if f.standard_error.is_finite() { 2.0 * f.standard_error } else { 0.0 })
+            })
             .collect();
         let step = 360.0 / BINS as f64;
         for run in points.chunk_by(|a, b| b.0 - a.0 < 1.5 * step) {

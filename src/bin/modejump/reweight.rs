@@ -41,9 +41,10 @@ pub struct Reweight {
 impl Reweight {
     pub fn run(self) -> Result<()> {
         let model = load(&self.model, &self.precision)?;
-        let temperature = self.temperature.or(model.card().temperature).ok_or_else(|| {
-            Error::invalid("the model file has no temperature; give --temperature")
-        })?;
+        let temperature = self
+            .temperature
+            .or(model.card().temperature)
+            .ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))?;
         let dimension = model.dimension();
         let (mut x, mut log_q) = (vec![0.0; self.n * dimension], vec![Evaluation::inside(0.0); self.n]);
         model.sample(&|row| Stream::new(self.seed, StreamId::Sample, row as u64, 0), &mut x, &mut log_q)?;
@@ -99,7 +100,11 @@ impl Reweight {
         let f = |key: &str| s[key].as_f64().unwrap_or(f64::NAN);
         println!("samples           {}", self.n);
         println!("ESS               {:.1} %", 100.0 * f("ess"));
-        println!("Pareto k          {:.2}{}", f("pareto_k"), if f("pareto_k") > 0.7 { "  (weights are unreliable above 0.7)" } else { "" });
+        println!(
+            "Pareto k          {:.2}{}",
+            f("pareto_k"),
+            if f("pareto_k") > 0.7 { "  (weights are unreliable above 0.7)" } else { "" }
+        );
         println!("acceptance        {:.1} % for one fresh proposal in equilibrium", 100.0 * f("acceptance"));
         println!("log Z             {:.4} ± {:.4}", f("log_z"), f("log_z_stderr"));
         if s.get("delta_f_kT").is_some() {

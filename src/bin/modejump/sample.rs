@@ -36,7 +36,8 @@ impl Sample {
         let dimension = model.dimension();
         let (x, log_density, log_det) = match &self.z {
             Some(path) => {
-                let flow = model.flow().ok_or_else(|| Error::invalid("this model has no latent space; leave out --z"))?;
+                let flow =
+                    model.flow().ok_or_else(|| Error::invalid("this model has no latent space; leave out --z"))?;
                 let z = read_latent(path, flow.latent_dimension())?;
                 let n = z.len() / flow.latent_dimension();
                 let (mut x, mut log_det, mut log_density) = (vec![0.0; n * dimension], vec![0.0; n], evaluations(n));

@@ -269,6 +269,7 @@ pub mod bgflow {
             normalize_angles: true,
             constraints,
             stereocentres: Vec::new(),
+            cartesian: Vec::new(),
         };
         let uniform = bonds.iter().chain(&angles).chain(&torsions).copied().collect();
         let mut flow = CouplingFlow::new(card(CouplingConfig { uniform, layers }, coordinates, topology))?;

@@ -34,6 +34,7 @@ pub(crate) fn example() -> CouplingFlow<f64> {
         normalize_angles: true,
         constraints: vec![(3, 6, 0.11)],
         stereocentres: vec![],
+        cartesian: Vec::new(),
     };
     // u: five bonds 0–4, five angles 5–9, four torsions 10–13; torsions 10 and 12 are free, the rest is stiff
     let stiff: Vec<usize> = (0..10).chain([11, 13]).collect();
