@@ -24,23 +24,43 @@ def forces(context):
 
 
 @pytest.mark.parametrize("kind", INTEGRATORS)
-def test_velocities_are_maxwell_boltzmann_on_the_step(gaussian_model, kind):
-    """Adding the offset gives velocities of the right variance that are not correlated with the force."""
+def test_new_velocities_are_those_that_the_integrator_keeps(gaussian_model, kind):
+    """Stored velocities have the variance kT/m, and those on the step are not correlated with the force."""
     system = toy.well_system()
     jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=4, temperature=300)
     system.addForce(jump)
-    timestep = 0.1  # so long that a missing or doubled offset changes the variance by more than the test's error
+    timestep = 0.1  # so long (0.9 / frequency of the well) that a wrong offset changes much
     context = toy.make_context(system, INTEGRATORS[kind](timestep), x=[[0.0, 0.0, 0.0]])
-    v, f = [], []
-    for _ in range(2000):
+    stored, v, f = [], [], []
+    for _ in range(8000):
         assert jump.attempt(context)
         f.append(forces(context)[0])
-        v.append(toy.velocities(context)[0] + OFFSET[kind] * timestep * f[-1] / toy.MASS)
-    v, f = np.ravel(v), np.ravel(f)
+        stored.append(toy.velocities(context)[0])
+        v.append(stored[-1] + OFFSET[kind] * timestep * f[-1] / toy.MASS)
+    stored, v, f = np.ravel(stored), np.ravel(v), np.ravel(f)
     n = len(v)
-    assert abs(np.mean(v**2) * toy.MASS / toy.KT - 1) < 5 * math.sqrt(2 / n)
+    # h^4 w^4 / 64, see MonteCarloModeJumpImpl::shiftVelocities
+    remainder = (2 * OFFSET[kind] * timestep) ** 4 * (toy.KT / toy.SIGMA**2 / toy.MASS) ** 2 / 64
+    assert abs(np.mean(stored**2) * toy.MASS / toy.KT - 1 - remainder) < 5 * math.sqrt(2 / n)
     assert abs(np.corrcoef(v, f)[0, 1]) < 5 / math.sqrt(n)
     assert abs(np.corrcoef(v[:-3], v[3:])[0, 1]) < 5 / math.sqrt(n)
+
+
+def test_jumps_do_not_heat_a_stiff_mode(gaussian_model):
+    """At 0.6 / frequency, a timestep of C-H bonds at 1 fs, hardly any friction, and jumps at every other step."""
+    system = toy.well_system()
+    system.addForce(modejump.MonteCarloModeJump(gaussian_model, 2, seed=4))
+    integrator = toy.langevin(0.6 / math.sqrt(toy.KT / toy.SIGMA**2 / toy.MASS), friction=0.01)
+    context = toy.make_context(system, integrator, x=[[0.0, 0.0, 0.0]])
+    temperatures, squares = [], []
+    for _ in range(40000):
+        integrator.step(3)
+        state = context.getState(energy=True, positions=True)
+        temperatures.append(state.getKineticEnergy()._value * 2 / 3 / toy.KT * 300)
+        squares.append((state.getPositions(asNumpy=True)._value ** 2).mean())
+    error = toy.batch_error(temperatures)
+    assert error < 3 and abs(np.mean(temperatures) - 300) < 5 * error, f"{np.mean(temperatures)} +- {error}"
+    assert abs(np.mean(squares) / toy.SIGMA**2 - 1) < 5 * toy.batch_error(squares) / toy.SIGMA**2
 
 
 @pytest.mark.parametrize("kind", INTEGRATORS)

@@ -242,40 +242,70 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t replica) {
     return true;
 }
 
-// Moved particles get on-step velocities from Maxwell-Boltzmann: kept velocities would lose their components along the
-// constraints that now point elsewhere, which cools the System. Integrators that store v(t) - offset F/m get that; a
-// particle that stays keeps v(t) while its force changes.
+// Kept velocities would lose their components along the constraints that now point elsewhere, which cools the System. So
+// moved particles get new ones, in the distribution that the integrator keeps with the new positions.
 void MonteCarloModeJumpImpl::accept(ContextImpl& context, const vector<double>& x, bool carry, uint64_t replica,
                                     double kT) {
     for (size_t i = 0; i < particles.size(); i++)
         positions[particles[i]] = Vec3(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
-    context.setPositions(positions);
-    context.computeVirtualSites();
+    const auto place = [&](const vector<Vec3>& where) {
+        context.setPositions(where);
+        context.computeVirtualSites();
+    };
+    place(positions);
     const System& system = context.getSystem();
     const double offset = velocityTimeOffset(context.getIntegrator());
-    vector<Vec3> newForces(positions.size()), velocities;
-    if (offset != 0) {
-        context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
-        context.getForces(newForces);
-    }
+    const double tolerance = context.getIntegrator().getConstraintTolerance();
     context.getVelocities(velocities);
     if (carry)
-        for (int i = 0; i < system.getNumParticles(); i++)
-            if (system.getParticleMass(i) > 0)
-                velocities[i] += (forces[i] - newForces[i]) * (offset / system.getParticleMass(i));
+        carryVelocities(context, offset);
     const VelocityStream stream(seed, context.getStepCount(), replica);
     for (size_t i = 0; i < particles.size(); i++) {
-        const int particle = particles[i];
-        const double mass = system.getParticleMass(particle), width = sqrt(kT / mass);
         const auto first = stream.normals(static_cast<uint32_t>(2 * i));
         const auto second = stream.normals(static_cast<uint32_t>(2 * i + 1));
-        const Vec3 onStep = Vec3(first[0], first[1], second[0]) * width;
-        velocities[particle] = onStep - newForces[particle] * (offset / mass);
+        velocities[particles[i]] =
+            Vec3(first[0], first[1], second[0]) * sqrt(kT / system.getParticleMass(particles[i]));
+    }
+    context.setVelocities(velocities);
+    context.applyVelocityConstraints(tolerance);
+    if (offset != 0) {
+        shiftVelocities(context, offset);
+        place(positions);
     }
     if (removesCenterOfMassMotion)
         removeMomentum(system, velocities);
-    context.setVelocities(velocities);
-    context.applyVelocityConstraints(context.getIntegrator().getConstraintTolerance());
+    if (offset != 0 || removesCenterOfMassMotion) {
+        context.setVelocities(velocities);
+        context.applyVelocityConstraints(tolerance);
+    }
+}
+
+// Particles that stay keep their on-step velocity v = v_stored + offset F/m while their force changes.
+void MonteCarloModeJumpImpl::carryVelocities(ContextImpl& context, double offset) {
+    context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
+    context.getForces(newForces);
+    const System& system = context.getSystem();
+    for (int i = 0; i < system.getNumParticles(); i++)
+        if (system.getParticleMass(i) > 0)
+            velocities[i] += (forces[i] - newForces[i]) * (offset / system.getParticleMass(i));
+}
+
+// From drawn velocities xi to those that a leap-frog integrator stores, offset = h/2 behind the positions. For a harmonic
+// mode the middle scheme (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) keeps x canonical and stored velocities
+// v = xi (1 - h^2 w^2/4)^1/2 - h/2 F(x)/m of variance kT/m exactly. To draw v - h/2 F(x)/m with v Maxwell-Boltzmann, as
+// Context::setVelocitiesToTemperature does, is too hot by a factor 1 + h^2 w^2/4: 8 % for C-H bonds at 1 fs. With the
+// force taken at x - h/4 xi the factor is 1 + h^4 w^4/64.
+void MonteCarloModeJumpImpl::shiftVelocities(ContextImpl& context, double offset) {
+    context.getVelocities(velocities);
+    trialPositions = positions;
+    for (int particle : particles)
+        trialPositions[particle] -= velocities[particle] * (0.5 * offset);
+    context.setPositions(trialPositions);
+    context.computeVirtualSites();
+    context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
+    context.getForces(newForces);
+    for (int particle : particles)
+        velocities[particle] -= newForces[particle] * (offset / context.getSystem().getParticleMass(particle));
 }
 
 ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {

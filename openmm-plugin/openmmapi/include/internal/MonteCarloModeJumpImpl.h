@@ -33,6 +33,8 @@ private:
     struct Trial;
     bool attempt(OpenMM::ContextImpl& context, uint64_t replica);
     void accept(OpenMM::ContextImpl& context, const std::vector<double>& x, bool carry, uint64_t replica, double kT);
+    void carryVelocities(OpenMM::ContextImpl& context, double offset);
+    void shiftVelocities(OpenMM::ContextImpl& context, double offset);
     void createMove(OpenMM::ContextImpl& context);
     double findThermalEnergy(OpenMM::ContextImpl& context);
     uint64_t findReplica(OpenMM::ContextImpl& context) const;
@@ -50,7 +52,7 @@ private:
     uint64_t explicitCount = 0;
     /** Saves and restores single-precision positions without rounding. */
     std::unique_ptr<OpenMM::Kernel> keeper;
-    std::vector<OpenMM::Vec3> positions, trialPositions, forces;
+    std::vector<OpenMM::Vec3> positions, trialPositions, velocities, forces, newForces;
     std::vector<double> x;
 };
 
