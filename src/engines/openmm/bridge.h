@@ -61,7 +61,7 @@ public:
     void set_positions(rust::Slice<const double> x);
     void get_velocities(rust::Slice<double> v);
     void set_velocities(rust::Slice<const double> v);
-    void set_on_step_velocities(rust::Slice<const double> v);
+    void set_drawn_velocities(rust::Slice<const double> v);
     double potential_energy();
     double kinetic_energy();
     double degrees_of_freedom() const;

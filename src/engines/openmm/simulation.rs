@@ -109,14 +109,14 @@ impl Simulation {
         Ok(self.inner.pin_mut().set_velocities(v)?)
     }
 
-    /// Draws on-step velocities from Maxwell–Boltzmann, moves them half a step back (v − Δt/2·F(x)/m, what the integrator
-    /// stores) and projects them on the constraints. Needed after every jump of the positions.
+    /// Draws velocities from Maxwell–Boltzmann, brings them to the form that the integrator stores (half a step behind, see
+    /// `set_drawn_velocities` in bridge.cpp) and projects them on the constraints. Needed after every jump of the positions.
     pub fn redraw_velocities(&mut self, stream: &mut Stream) -> Result<()> {
         let kt = thermal_energy(self.temperature);
         let width = |mass: f64| if mass > 0.0 { (kt / mass).sqrt() } else { 0.0 };
         let v: Vec<f64> =
             self.masses.iter().flat_map(|&m| [width(m); 3]).map(|width| width * stream.normal()).collect();
-        Ok(self.inner.pin_mut().set_on_step_velocities(&v)?)
+        Ok(self.inner.pin_mut().set_drawn_velocities(&v)?)
     }
 
     /// kJ/mol.
