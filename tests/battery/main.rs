@@ -6,6 +6,8 @@
 mod densities;
 mod faults;
 mod guards;
+#[path = "../support/molecule.rs"]
+mod molecule;
 mod moves;
 mod restart;
 mod statistics;

@@ -6,6 +6,7 @@ use modejump::coordinates::constraints::Constraints;
 use modejump::coordinates::vector::{add, atom, cross, dot, scale, set_atom, sub, unit};
 use modejump::density::{Density, Evaluation, Exactness, Status};
 use modejump::error::{Error, Result};
+use modejump::models::{self, Model, Precision};
 use modejump::moves::{
     accept, Fate, Generator, Independence, Isir, Mixture, Move, Options, Proposal, RandomWalk, State,
 };
@@ -133,6 +134,21 @@ fn identity_of_the_independence_move_on_every_system() {
             observables: system.observables,
         };
         identity(&experiment, &mut Correct).unwrap_or_else(|found| panic!("{}: {found}", system.name));
+    }
+}
+
+/// Flows from model files, f64: one of plain coordinates, one of a molecule's shape with a bond that is kept.
+#[test]
+fn identity_of_the_independence_move_on_coupling_flows() {
+    let bytes = std::fs::read("models/double-well/generator.safetensors").unwrap();
+    let molecule = crate::molecule::four_atoms().to_bytes().unwrap();
+    for (bytes, local) in [(bytes, 0.1), (molecule, 0.0)] {
+        let model: Arc<dyn Model> = models::from_bytes("test", &bytes, Precision::F64).unwrap();
+        let density: Arc<dyn Density> = model.clone();
+        let options = Options { n_proposals: 1, seed: 3, stride: 1, batch: 8 };
+        let kernel = || -> Box<dyn Move> { Box::new(Independence::new(Generator::of_model(&model, options).unwrap())) };
+        let experiment = Experiment { kernel: &kernel, target: density, local, observables: |x| x.to_vec() };
+        identity(&experiment, &mut Correct).unwrap();
     }
 }
 
