@@ -5,6 +5,8 @@ pub mod checkpoint;
 pub mod dcd;
 pub mod model_file;
 #[cfg(feature = "cli")]
+pub mod pytorch;
+#[cfg(feature = "cli")]
 pub mod trajectory;
 
 use crate::error::{Error, Result};

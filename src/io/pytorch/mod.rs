@@ -1,0 +1,257 @@
+//! Tensors of PyTorch files (`.pt`, `.pth`, `.ckpt` of PyTorch 1.6 and later): a zip archive with a pickle, `data.pkl`, and one
+//! entry of raw numbers per storage, `data/KEY`. Data only: nothing that the file names is executed.
+
+mod pickle;
+#[cfg(test)]
+mod tests;
+
+use super::model_file::Tensor;
+use crate::error::{Error, Result};
+use pickle::{Id, Node, Object, Pickle, View};
+use std::collections::BTreeMap;
+use std::io::{Cursor, Read};
+use zip::ZipArchive;
+
+/// First bytes of a zip archive.
+pub const MAGIC: [u8; 4] = *b"PK\x03\x04";
+/// Real pickles hold names and shapes only; a node costs up to a hundred times its byte.
+const LARGEST_PICKLE: u64 = 1 << 24;
+/// Levels of nested containers.
+const DEEPEST: usize = 64;
+/// Containers and tensors looked at: shared parts could be visited exponentially often.
+const MOST_VISITS: usize = 1 << 20;
+const LONGEST_NAME: usize = 1024;
+/// PyTorch's own limit.
+const MOST_DIMENSIONS: usize = 64;
+/// Elements of all tensors together per byte of the file (views can overlap), and at least.
+const ELEMENTS_PER_BYTE: usize = 4;
+const FEWEST_ELEMENTS: usize = 1 << 20;
+
+/// All tensors of a PyTorch file as f64, with the path to each as its name: `state_dict.net.0.weight`. Elements of lists and
+/// tuples are numbered. f16, bf16, f32, f64, i64, i32, u8 and bool are known.
+///
+/// `name` stands for the path in error messages. Errors: no zip archive, entries that are compressed, missing or damaged,
+/// an unknown pickle instruction or number type, views beyond their storage; each names the place.
+pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
+    read(bytes).map_err(|reason| Error::file(name, reason))
+}
+
+type Outcome<T> = std::result::Result<T, String>;
+
+fn read(bytes: &[u8]) -> Outcome<BTreeMap<String, Tensor>> {
+    if bytes.get(..4) != Some(&MAGIC[..]) {
+        return Err(
+            "not a zip archive: no PyTorch file, or one from before PyTorch 1.6; load it there and save it again"
+                .into(),
+        );
+    }
+    let archive = ZipArchive::new(Cursor::new(bytes)).map_err(|e| format!("not a readable zip archive: {e}"))?;
+    let mut archive =
+        Archive { archive, bytes_left: bytes.len() as u64, root: String::new(), storages: BTreeMap::new() };
+    archive.root = archive.find_root()?;
+    archive.check_byte_order()?;
+    let pickle = archive.entry("data.pkl", LARGEST_PICKLE)?;
+    let pickle = pickle::parse(&pickle).map_err(|reason| format!("data.pkl, {reason}"))?;
+    let mut collector = Collector {
+        pickle: &pickle,
+        archive,
+        tensors: BTreeMap::new(),
+        visits: 0,
+        elements_left: FEWEST_ELEMENTS.max(ELEMENTS_PER_BYTE.saturating_mul(bytes.len())),
+    };
+    collector.visit(pickle.root, "", 0)?;
+    if collector.tensors.is_empty() {
+        return Err(format!("holds {} and no tensors", describe(&pickle)));
+    }
+    Ok(collector.tensors)
+}
+
+fn describe(pickle: &Pickle) -> String {
+    match &pickle.nodes[pickle.root] {
+        Node::Object(Object { class, .. }) => format!("an object of {class}"),
+        Node::Global(name) => format!("the name {name}"),
+        Node::Dict(_) => "a dictionary".into(),
+        Node::List(_) | Node::Tuple(_) => "a list".into(),
+        _ => "a single value".into(),
+    }
+}
+
+struct Archive<'a> {
+    archive: ZipArchive<Cursor<&'a [u8]>>,
+    /// Bytes that the storages can still have: together they are no longer than the file.
+    bytes_left: u64,
+    /// Folder that holds `data.pkl`, with the slash.
+    root: String,
+    storages: BTreeMap<String, Vec<u8>>,
+}
+
+impl Archive<'_> {
+    fn find_root(&self) -> Outcome<String> {
+        let root =
+            |name: &str| name.strip_suffix("data.pkl").filter(|r| r.is_empty() || r.ends_with('/')).map(String::from);
+        let mut names = self.archive.file_names().filter_map(|name| name.ok());
+        names.find_map(|name| root(&name)).ok_or_else(|| "the archive has no data.pkl: not a PyTorch file".into())
+    }
+
+    /// Numbers are read as little-endian.
+    fn check_byte_order(&mut self) -> Outcome<()> {
+        let name = format!("{}byteorder", self.root);
+        if self.archive.index_for_name(&name).is_none() {
+            return Ok(()); // older than the entry, which came with the first big-endian writers
+        }
+        match &self.entry("byteorder", 16)?[..] {
+            b"little" => Ok(()),
+            other => Err(format!("byte order `{}`; only little-endian files are read", String::from_utf8_lossy(other))),
+        }
+    }
+
+    /// The bytes of an entry; its checksum is tested.
+    fn entry(&mut self, name: &str, limit: u64) -> Outcome<Vec<u8>> {
+        let full = format!("{}{name}", self.root);
+        let file = self.archive.by_name(&full).map_err(|e| format!("entry {full}: {e}"))?;
+        if file.size() > limit {
+            return Err(format!("entry {full}: {} bytes, more than the {limit} that it can have", file.size()));
+        }
+        let mut bytes = Vec::new();
+        file.take(limit + 1).read_to_end(&mut bytes).map_err(|e| format!("entry {full}: {e}"))?;
+        match bytes.len() as u64 > limit {
+            true => Err(format!("entry {full}: more than {limit} bytes")),
+            false => Ok(bytes),
+        }
+    }
+
+    fn storage(&mut self, key: &str) -> Outcome<&[u8]> {
+        if !self.storages.contains_key(key) {
+            let bytes = self.entry(&format!("data/{key}"), self.bytes_left)?;
+            self.bytes_left -= bytes.len() as u64;
+            self.storages.insert(key.to_string(), bytes);
+        }
+        Ok(&self.storages[key])
+    }
+}
+
+struct Collector<'a> {
+    pickle: &'a Pickle,
+    archive: Archive<'a>,
+    tensors: BTreeMap<String, Tensor>,
+    visits: usize,
+    elements_left: usize,
+}
+
+impl Collector<'_> {
+    fn visit(&mut self, id: Id, path: &str, depth: usize) -> Outcome<()> {
+        self.visits += 1;
+        if depth > DEEPEST || self.visits > MOST_VISITS || path.len() > LONGEST_NAME {
+            let start: String = path.chars().take(80).collect();
+            return Err(format!("`{start}`…: containers are nested, shared or named beyond reason"));
+        }
+        let pickle = self.pickle;
+        match &pickle.nodes[id] {
+            Node::Tensor(view) => {
+                let tensor = self.tensor(view).map_err(|reason| format!("tensor `{path}`: {reason}"))?;
+                if self.tensors.insert(path.to_string(), tensor).is_some() {
+                    return Err(format!("two tensors have the name `{path}`"));
+                }
+                Ok(())
+            }
+            Node::List(parts) | Node::Tuple(parts) => self.visit_all(parts, path, depth),
+            Node::Dict(items) => self.visit_items(items, path, depth),
+            Node::Object(object) => {
+                self.visit_all(&object.elements, path, depth)?;
+                self.visit_items(&object.items, path, depth)?;
+                object.state.map_or(Ok(()), |state| self.visit(state, path, depth + 1))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn visit_all(&mut self, parts: &[Id], path: &str, depth: usize) -> Outcome<()> {
+        parts.iter().enumerate().try_for_each(|(i, &part)| self.visit(part, &join(path, &i.to_string()), depth + 1))
+    }
+
+    fn visit_items(&mut self, items: &[(Id, Id)], path: &str, depth: usize) -> Outcome<()> {
+        for (i, &(key, value)) in items.iter().enumerate() {
+            let name = match &self.pickle.nodes[key] {
+                Node::Text(text) => text.clone(),
+                Node::Int(number) => number.to_string(),
+                _ => format!("<{i}>"),
+            };
+            self.visit(value, &join(path, &name), depth + 1)?;
+        }
+        Ok(())
+    }
+
+    fn tensor(&mut self, view: &View) -> Outcome<Tensor> {
+        let (width, decode) = number_type(&view.storage.class)?;
+        if view.shape.len() > MOST_DIMENSIONS {
+            return Err(format!("{} dimensions", view.shape.len()));
+        }
+        let n = view.shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+        let n = n.filter(|&n| n <= self.elements_left).ok_or(format!("shape {:?} is beyond the file", view.shape))?;
+        self.elements_left -= n;
+        let bytes = self.archive.storage(&view.storage.key)?;
+        let available = bytes.len() / width;
+        let last = view.shape.iter().zip(&view.stride).try_fold(view.offset, |last, (&size, &stride)| {
+            size.saturating_sub(1).checked_mul(stride).and_then(|step| last.checked_add(step))
+        });
+        if n > 0 && last.is_none_or(|last| last >= available) {
+            return Err(format!(
+                "offset {}, shape {:?}, stride {:?} reach beyond its storage of {available} numbers",
+                view.offset, view.shape, view.stride
+            ));
+        }
+        let mut data = Vec::with_capacity(n);
+        let mut index = vec![0usize; view.shape.len()];
+        for _ in 0..n {
+            let element = view.offset + index.iter().zip(&view.stride).map(|(i, stride)| i * stride).sum::<usize>();
+            data.push(decode(&bytes[element * width..][..width]));
+            for (i, &size) in index.iter_mut().zip(&view.shape).rev() {
+                *i += 1;
+                if *i < size {
+                    break;
+                }
+                *i = 0;
+            }
+        }
+        Ok(Tensor { shape: view.shape.clone(), data })
+    }
+}
+
+fn join(path: &str, name: &str) -> String {
+    match path {
+        "" => name.to_string(),
+        _ => format!("{path}.{name}"),
+    }
+}
+
+type Decode = fn(&[u8]) -> f64;
+
+/// Bytes per number of a storage class, and how to read one.
+fn number_type(class: &str) -> Outcome<(usize, Decode)> {
+    fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
+        std::array::from_fn(|i| bytes[i])
+    }
+    Ok(match class.strip_prefix("torch.").unwrap_or(class) {
+        "DoubleStorage" => (8, |b| f64::from_le_bytes(fixed(b))),
+        "FloatStorage" => (4, |b| f64::from(f32::from_le_bytes(fixed(b)))),
+        "HalfStorage" => (2, |b| half(u16::from_le_bytes(fixed(b)))),
+        "BFloat16Storage" => (2, |b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(fixed(b))) << 16))),
+        "LongStorage" => (8, |b| i64::from_le_bytes(fixed(b)) as f64),
+        "IntStorage" => (4, |b| f64::from(i32::from_le_bytes(fixed(b)))),
+        "ByteStorage" => (1, |b| f64::from(b[0])),
+        "BoolStorage" => (1, |b| f64::from(u8::from(b[0] != 0))),
+        other => return Err(format!("numbers of type {other}; f16, bf16, f32, f64, i64, i32, u8 and bool are known")),
+    })
+}
+
+/// IEEE binary16: sign, 5 bits of exponent, 10 of mantissa.
+fn half(bits: u16) -> f64 {
+    let sign = if bits & 0x8000 != 0 { -1.0 } else { 1.0 };
+    let (exponent, mantissa) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff));
+    sign * match exponent {
+        0 => mantissa * 2f64.powi(-24),
+        31 if mantissa == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1.0 + mantissa / 1024.0) * 2f64.powi(exponent - 15),
+    }
+}

@@ -1,0 +1,166 @@
+use super::*;
+use std::path::PathBuf;
+
+fn file(name: &str) -> Vec<u8> {
+    std::fs::read(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/pytorch").join(name)).unwrap()
+}
+
+/// A stored zip archive of these entries.
+fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    use std::io::Write;
+    let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for (name, data) in entries {
+        writer.start_file(*name, options).unwrap();
+        writer.write_all(data).unwrap();
+    }
+    writer.finish().unwrap().into_inner()
+}
+
+/// Reads a file with this pickle and one storage `0` of eight bytes.
+fn with_pickle(pickle: &[u8]) -> Outcome<BTreeMap<String, Tensor>> {
+    read(&zip(&[("m/data.pkl", pickle), ("m/data/0", &[0; 8])]))
+}
+
+#[test]
+fn every_type_and_every_view_is_read() {
+    for name in ["types.pt", "types-protocol4.pt"] {
+        let tensors = read_tensors(name, &file(name)).unwrap();
+        let check = |key: &str, shape: &[usize], data: &[f64]| {
+            let tensor = tensors.get(key).unwrap_or_else(|| panic!("{name}: no {key}"));
+            assert_eq!((&tensor.shape[..], &tensor.data[..]), (shape, data), "{name}: {key}");
+        };
+        let rising: Vec<f64> = (0..12).map(f64::from).collect();
+        check("state_dict.net.0.weight", &[3, 4], &rising);
+        check("state_dict.transposed", &[4, 3], &[0.0, 4.0, 8.0, 1.0, 5.0, 9.0, 2.0, 6.0, 10.0, 3.0, 7.0, 11.0]);
+        check("state_dict.column", &[3], &[1.0, 5.0, 9.0]);
+        check("state_dict.expanded", &[2, 2], &[5.0, 6.0, 5.0, 6.0]);
+        check("state_dict.scalar", &[], &[11.0]);
+        check("state_dict.empty", &[0, 4], &[]);
+        check("state_dict.f64", &[2], &[0.1, -2.5e300]);
+        check("state_dict.f16", &[4], &[1.0, -0.333251953125, 65504.0, 2f64.powi(-24)]);
+        check("state_dict.bf16", &[2], &[1.0, -3.140625]);
+        check("state_dict.i64", &[2], &[-(2f64.powi(40)), 3.0]);
+        check("state_dict.i32", &[2], &[-7.0, 2147483647.0]);
+        check("state_dict.u8", &[2], &[0.0, 255.0]);
+        check("state_dict.bool", &[2], &[1.0, 0.0]);
+        check("optimizer.state.0.exp_avg", &[2], &[4.0, 5.0]);
+        check("list.1", &[1], &[8.0]);
+        check("hyper.inner", &[1], &[9.0]);
+        assert_eq!(tensors.len(), 16, "{name}: {:?}", tensors.keys());
+    }
+}
+
+#[test]
+fn a_hostile_file_executes_nothing() {
+    // Python would run `touch modejump-was-executed`
+    let bytes = file("hostile.pt");
+    let is_there = |text: &[u8]| bytes.windows(text.len()).any(|w| w == text);
+    assert!(is_there(b"system") && is_there(b"touch modejump-was-executed"));
+    let tensors = read_tensors("hostile.pt", &bytes).unwrap();
+    assert_eq!(
+        tensors.into_iter().collect::<Vec<_>>(),
+        [("weight".into(), Tensor { shape: vec![1], data: vec![1.5] })]
+    );
+    assert!(!std::path::Path::new("modejump-was-executed").exists());
+    // what the call would have made is kept by name
+    let pickle = pickle::parse(b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.").unwrap();
+    assert!(matches!(&pickle.nodes[pickle.root], Node::Object(object) if object.class == "posix.system"));
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    let bytes = file("types.pt");
+    for length in 0..bytes.len() {
+        assert!(read(&bytes[..length]).is_err(), "{length} of {} bytes were taken for a file", bytes.len());
+    }
+}
+
+#[test]
+fn flipped_bits_never_panic_and_never_change_a_number() {
+    let bytes = file("types.pt");
+    let sound = read(&bytes).unwrap();
+    for i in 0..bytes.len() {
+        for bit in [0x01, 0x10, 0x80] {
+            let mut damaged = bytes.clone();
+            damaged[i] ^= bit;
+            // what still reads was damaged outside the checked contents
+            if let Ok(tensors) = read(&damaged) {
+                assert!(tensors == sound, "bit {bit:#04x} of byte {i} changed a tensor");
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_pickles_never_panic() {
+    // past the archive's checksum: the pickle itself is damaged
+    let mut archive = ZipArchive::new(Cursor::new(file("types.pt"))).unwrap();
+    let mut pickle = Vec::new();
+    archive.by_name("types/data.pkl").unwrap().read_to_end(&mut pickle).unwrap();
+    let sound = pickle::parse(&pickle).unwrap().nodes;
+    let mut refused = 0;
+    for i in 0..pickle.len() {
+        assert!(pickle::parse(&pickle[..i]).is_err(), "{i} bytes");
+        for value in (0..=255).step_by(3) {
+            let mut damaged = pickle.clone();
+            damaged[i] = value;
+            refused += usize::from(with_pickle(&damaged).is_err());
+        }
+    }
+    assert!(sound.len() > 100 && refused > pickle.len());
+}
+
+/// A tensor of storage `0` with this offset, shape and stride, as an entry `t` of a dictionary.
+fn tensor(class: &str, offset: i32, shape: [i32; 2], stride: [i32; 2]) -> Vec<u8> {
+    let int = |v: i32| [&b"J"[..], &v.to_le_bytes()].concat();
+    let pair = |v: [i32; 2]| [int(v[0]), int(v[1]), b"\x86".to_vec()].concat();
+    let text = |t: &str| [&b"X"[..], &(t.len() as u32).to_le_bytes(), t.as_bytes()].concat();
+    let class = format!("ctorch\n{class}\n");
+    let storage =
+        [b"(".to_vec(), text("storage"), class.into(), text("0"), text("cpu"), int(2), b"tQ".to_vec()].concat();
+    let call = b"ctorch._utils\n_rebuild_tensor_v2\n(".to_vec();
+    [b"\x80\x02}".to_vec(), text("t"), call, storage, int(offset), pair(shape), pair(stride), b"\x89NtRs.".to_vec()]
+        .concat()
+}
+
+#[test]
+fn views_beyond_their_storage_and_unknown_types_are_refused_by_name() {
+    assert_eq!(with_pickle(&tensor("FloatStorage", 0, [1, 2], [2, 1])).unwrap()["t"].data, [0.0, 0.0]);
+    for (pickle, reason) in [
+        (tensor("FloatStorage", 1, [1, 2], [2, 1]), "reach beyond its storage of 2 numbers"),
+        (tensor("FloatStorage", 0, [2, 2], [i32::MAX, i32::MAX]), "reach beyond"),
+        (tensor("FloatStorage", 0, [i32::MAX, i32::MAX], [0, 0]), "beyond the file"),
+        (tensor("FloatStorage", -1, [1, 1], [1, 1]), "size or stride -1"),
+        (tensor("ComplexFloatStorage", 0, [1, 1], [1, 1]), "type ComplexFloatStorage"),
+        (b"\x80\x02I1\n.".to_vec(), "byte 2: instruction 0x49"),
+        (b"\x80\x09.".to_vec(), "protocol 9"),
+        (b"\x80\x02}.".to_vec(), "holds a dictionary and no tensors"),
+        (b"\x80\x02h\x05.".to_vec(), "memo 5 is not set"),
+        (b"\x80\x02X\xff\xff\xff\xffabc.".to_vec(), "byte 2: the pickle is cut off"),
+    ] {
+        let message = with_pickle(&pickle).unwrap_err();
+        assert!(message.contains(reason), "{message}");
+    }
+}
+
+#[test]
+fn cycles_and_exponential_sharing_end_in_an_error() {
+    // l = []; l.append(l)
+    assert!(with_pickle(b"\x80\x02]q\x00h\x00a.").unwrap_err().contains("beyond reason"));
+    // forty levels of [previous, previous]
+    let mut pickle = b"\x80\x02]".to_vec();
+    (0..40).for_each(|_| pickle.extend(b"2\x86"));
+    pickle.push(b'.');
+    assert!(with_pickle(&pickle).unwrap_err().contains("beyond reason"));
+}
+
+#[test]
+fn other_files_are_told_apart() {
+    assert!(read(b"").unwrap_err().contains("not a zip archive"));
+    assert!(read(&zip(&[("a.txt", b"text")])).unwrap_err().contains("no data.pkl"));
+    let big = zip(&[("m/data.pkl", b"\x80\x02N."), ("m/byteorder", b"big")]);
+    assert!(read(&big).unwrap_err().contains("byte order `big`"));
+    let missing = read(&zip(&[("m/data.pkl", &tensor("FloatStorage", 0, [1, 1], [1, 1]))])).unwrap_err();
+    assert!(missing.contains("tensor `t`") && missing.contains("m/data/0"), "{missing}");
+}
