@@ -1,6 +1,8 @@
 //! `modejump`: trains, converts, samples and reweights generators, and runs molecular dynamics with jumps.
 
 mod common;
+mod convert;
+mod inspect;
 mod log_density;
 mod plot;
 mod reweight;
@@ -21,6 +23,10 @@ struct Cli {
 enum Command {
     /// Train a generator on frames, engine energies, or both
     Train(train::Train),
+    /// Turn a checkpoint of another program into a model file
+    Convert(convert::Convert),
+    /// Say what a model file, a safetensors or a PyTorch file holds
+    Inspect(inspect::Inspect),
     /// Draw configurations with their log-densities
     Sample(sample::Sample),
     /// Evaluate log q of configurations
@@ -34,6 +40,8 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(command) => command.run(),
+        Command::Convert(command) => command.run(),
+        Command::Inspect(command) => command.run(),
         Command::Sample(command) => command.run(),
         Command::LogDensity(command) => command.run(),
         Command::Reweight(command) => command.run(),

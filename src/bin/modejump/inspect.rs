@@ -1,0 +1,136 @@
+//! `modejump inspect`
+
+use super::convert::read_any;
+use clap::Args;
+use modejump::coordinates::{Coordinates, CoordinatesConfig};
+use modejump::io::model_file::{self, ModelFile, Tensor};
+use modejump::io::pytorch;
+use modejump::models::card::ModelConfig;
+use modejump::models::coupling::LayerConfig;
+use modejump::models::{self, Model};
+use modejump::{Error, Result};
+use serde_json::{json, Value};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct Inspect {
+    /// Model file, or any safetensors or PyTorch file
+    file: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    pub fn run(self) -> Result<()> {
+        let bytes = std::fs::read(&self.file).map_err(|e| Error::io(&self.file, e))?;
+        let name = self.file.display().to_string();
+        let is_model = !bytes.starts_with(&pytorch::MAGIC)
+            && model_file::read_tensors(&name, &bytes)
+                .is_ok_and(|(_, metadata)| metadata.contains_key(model_file::KEY));
+        let report = if is_model {
+            let file = model_file::read(&name, &bytes)?;
+            let model = models::load_bytes(&name, &bytes)?;
+            describe(&file, model.as_ref())?
+        } else {
+            let tensors = read_any(&self.file, &bytes)?;
+            json!({ "file": name, "hash": model_file::hash(&bytes), "tensors": shapes(&tensors) })
+        };
+        match self.json {
+            true => println!("{report}"),
+            false => print!("{}", text(&report)),
+        }
+        Ok(())
+    }
+}
+
+fn shapes(tensors: &BTreeMap<String, Tensor>) -> Value {
+    tensors.iter().map(|(name, tensor)| (name.clone(), json!(tensor.shape))).collect::<serde_json::Map<_, _>>().into()
+}
+
+fn describe(file: &ModelFile, model: &dyn Model) -> Result<Value> {
+    let card = &file.card;
+    let coordinates = Coordinates::new(&card.coordinates, |a| card.label(a))?;
+    let (kind, stereocentres) = match &card.coordinates {
+        CoordinatesConfig::Cartesian { .. } => ("cartesian", 0),
+        CoordinatesConfig::Internal { stereocentres, .. } => ("internal", stereocentres.len()),
+    };
+    let ModelConfig::Coupling(config) = &card.model;
+    let constraints: Vec<Value> = coordinates
+        .constraints()
+        .iter()
+        .map(|&(a, b, length)| json!({ "atoms": [a, b], "names": [card.label(a), card.label(b)], "length_nm": length }))
+        .collect();
+    let layers: Vec<Value> = config
+        .layers
+        .iter()
+        .map(|layer| json!({ "type": layer_name(layer), "transformed": layer.transformed().len() }))
+        .collect();
+    Ok(json!({
+        "file": file.name,
+        "hash": model.hash(),
+        "format": card.format,
+        "model": "coupling",
+        "parameters": file.tensors.values().map(|t| t.data.len()).sum::<usize>(),
+        "layers": layers,
+        "exactness": card.exactness,
+        "dimension": model.dimension(),
+        "latent_dimension": model.flow().map(|f| f.latent_dimension()),
+        "coordinates": kind,
+        "constraints": constraints,
+        "stereocentres": stereocentres,
+        "temperature_K": card.temperature,
+        "target": card.target,
+        "atoms": card.topology.as_ref().map(|t| (0..t.n_atoms()).map(|a| t.label(a)).collect::<Vec<_>>()),
+        "provenance": card.provenance,
+        "tensors": shapes(&file.tensors),
+    }))
+}
+
+fn layer_name(layer: &LayerConfig) -> &'static str {
+    match layer {
+        LayerConfig::Spline { .. } => "spline coupling",
+        LayerConfig::Affine { .. } => "affine coupling",
+        LayerConfig::Shift { .. } => "circular shift",
+        LayerConfig::Wrap { .. } => "wrap",
+        LayerConfig::TruncatedNormal { .. } => "truncated-normal marginals",
+        LayerConfig::Uniform { .. } => "uniform marginals",
+        LayerConfig::Whiten { .. } => "whitening",
+    }
+}
+
+/// The report for people: an entry a line; long lists are counted.
+fn text(report: &Value) -> String {
+    let mut out = String::new();
+    for (key, value) in report.as_object().into_iter().flatten() {
+        match value {
+            Value::Object(map) if !map.is_empty() => {
+                out += &format!("{key}\n");
+                map.iter().for_each(|(name, v)| out += &format!("  {name:44} {}\n", plain(v)));
+            }
+            Value::Array(list) if key == "atoms" => out += &format!("{key:18} {}\n", list.len()),
+            Value::Array(list) if list.iter().any(Value::is_object) => {
+                out += &format!("{key}\n");
+                list.iter().for_each(|v| out += &format!("  {}\n", entry(v)));
+            }
+            _ => out += &format!("{key:18} {}\n", plain(value)),
+        }
+    }
+    out
+}
+
+fn entry(value: &Value) -> String {
+    let parts = value.as_object().into_iter().flatten();
+    parts.map(|(key, v)| format!("{key} {}", plain(v))).collect::<Vec<_>>().join(", ")
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "unknown".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(list) if list.is_empty() => "none".into(),
+        Value::Array(list) => list.iter().map(plain).collect::<Vec<_>>().join(" "),
+        other => other.to_string(),
+    }
+}
