@@ -10,4 +10,4 @@ pub mod trainer;
 
 pub use architecture::{design, DesignOptions};
 pub use optimiser::{AdamW, Schedule};
-pub use trainer::{Progress, TrainOptions, Trainer};
+pub use trainer::{Phase, Progress, TrainOptions, Trainer};

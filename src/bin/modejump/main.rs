@@ -1,5 +1,6 @@
 //! `modejump`: trains, converts, samples and reweights generators, and runs molecular dynamics with jumps.
 
+mod bench;
 mod common;
 mod convert;
 mod inspect;
@@ -33,6 +34,8 @@ enum Command {
     LogDensity(log_density::LogDensity),
     /// Importance weights against an engine's energies: ESS, free energies
     Reweight(reweight::Reweight),
+    /// Time the hot paths
+    Bench(bench::Bench),
     /// Draw figures of runs, weights and training
     Plot(plot::Plot),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Sample(command) => command.run(),
         Command::LogDensity(command) => command.run(),
         Command::Reweight(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::Plot(command) => command.run(),
     };
     match result {

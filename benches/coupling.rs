@@ -1,0 +1,35 @@
+//! Criterion benchmarks of the coupling flow's hot paths; throughput in FLOP of the networks' products.
+//! `cargo bench --bench coupling`; the comparison table is `modejump bench`.
+
+#[path = "../src/bin/modejump/bench/cases.rs"]
+mod cases;
+
+use cases::{Attempts, Sampling, TRAIN_BATCH};
+use criterion::{criterion_group, criterion_main, Criterion, Throughput};
+
+fn generator(c: &mut Criterion) {
+    let flow = cases::spline_generator().unwrap();
+    for batch in [1, 1000] {
+        let mut group = c.benchmark_group(format!("coupling/ala2/{batch}"));
+        group.throughput(Throughput::Elements((flow.flops() * batch as f64) as u64));
+        let mut sampling = Sampling::new(&flow, batch);
+        group.bench_function("sample", |b| b.iter(|| sampling.sample().unwrap()));
+        group.bench_function("log_density", |b| b.iter(|| sampling.log_density().unwrap()));
+    }
+    let mut group = c.benchmark_group("coupling/ala2");
+    group.throughput(Throughput::Elements((2.0 * flow.flops() * Attempts::BATCH as f64) as u64));
+    let mut attempts = Attempts::new(flow).unwrap();
+    group.bench_function(format!("move × {}", Attempts::BATCH), |b| b.iter(|| attempts.batch().unwrap()));
+}
+
+fn training(c: &mut Criterion) {
+    let flow = cases::affine66().unwrap();
+    let mut group = c.benchmark_group("coupling/cartesian66");
+    group.throughput(Throughput::Elements((3.0 * flow.flops() * TRAIN_BATCH as f64) as u64));
+    let frames = cases::normal_frames(66 * 8192);
+    let mut trainer = cases::trainer(flow, &frames).unwrap();
+    group.bench_function("train_step", |b| b.iter(|| trainer.step().unwrap()));
+}
+
+criterion_group!(benches, generator, training);
+criterion_main!(benches);

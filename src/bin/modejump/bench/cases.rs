@@ -1,0 +1,190 @@
+//! What is measured: models of fixed sizes, and one timed piece of work per name.
+
+use modejump::coordinates::CoordinatesConfig;
+use modejump::density::{Density, Evaluation, Exactness};
+use modejump::models::card::{ModelCard, ModelConfig, FORMAT};
+use modejump::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
+use modejump::moves::{Generator, Independence, Move, Options, State};
+use modejump::nn::Activation;
+use modejump::rng::{Stream, StreamId};
+use modejump::target::Target;
+use modejump::train::{Phase, TrainOptions, Trainer};
+use modejump::Result;
+use std::sync::Arc;
+
+/// Configurations per training step.
+pub const TRAIN_BATCH: usize = 512;
+/// Attempts whose proposals are drawn together, as in a simulation.
+const MOVE_BATCH: usize = 32;
+
+fn card(config: CouplingConfig, coordinates: CoordinatesConfig) -> ModelCard {
+    ModelCard {
+        format: FORMAT,
+        model: ModelConfig::Coupling(config),
+        coordinates,
+        exactness: Exactness::Exact,
+        temperature: None,
+        target: None,
+        topology: None,
+        provenance: Default::default(),
+    }
+}
+
+fn range(start: usize, n: usize) -> Vec<usize> {
+    (start..start + n).collect()
+}
+
+/// RealNVP of 66 Cartesian coordinates: 8 alternating affine couplings, networks 33 → 256 → 256 → 66, 0.73 M parameters.
+pub fn affine66() -> Result<CouplingFlow<f32>> {
+    let layer = |turn: usize| LayerConfig::Affine {
+        transformed: range(if turn % 2 == 0 { 33 } else { 0 }, 33),
+        features: Features { periodic: vec![], harmonics: 1, plain: range(if turn % 2 == 0 { 0 } else { 33 }, 33) },
+        hidden: vec![256, 256],
+        activation: Activation::Silu,
+        scale_activation: None,
+        preserve_volume: false,
+    };
+    let config = CouplingConfig { uniform: vec![], layers: (0..8).map(layer).collect() };
+    let mut flow = CouplingFlow::new(card(config, CoordinatesConfig::Cartesian { dimension: 66 }))?;
+    flow.initialise(1);
+    Ok(flow)
+}
+
+/// The internal-coordinate spline generator that bgflow builds for 22 atoms (alanine dipeptide): four couplings of the
+/// torsions, angles given torsions, bonds given both; 0.56 M parameters.
+pub fn spline_generator() -> Result<CouplingFlow<f32>> {
+    const ATOMS: usize = 22;
+    const HIDDEN: usize = 176;
+    let (bonds, angles, torsions) = (range(0, 21), range(21, 20), range(41, 19));
+    let spline = |transformed: &[usize], periodic: &[usize], plain: &[usize], ends: Ends| LayerConfig::Spline {
+        transformed: transformed.to_vec(),
+        features: Features { periodic: periodic.to_vec(), harmonics: 1, plain: plain.to_vec() },
+        ends,
+        bins: 8,
+        interval: [0.0, 1.0],
+        hidden: vec![HIDDEN, HIDDEN],
+        activation: Activation::Silu,
+        identity_init: true,
+    };
+    let marginal = |transformed: &[usize], mean: f64, sd: f64| LayerConfig::TruncatedNormal {
+        transformed: transformed.to_vec(),
+        mean: vec![mean; transformed.len()],
+        sd: vec![sd; transformed.len()],
+        lower: 0.01,
+        upper: 1.0,
+    };
+    let (first, second) = torsions.split_at(9);
+    let layers = vec![
+        spline(first, second, &[], Ends::Circular),
+        spline(second, first, &[], Ends::Circular),
+        spline(first, second, &[], Ends::Circular),
+        spline(second, first, &[], Ends::Circular),
+        spline(&angles, &torsions, &[], Ends::Free),
+        spline(&bonds, &torsions, &angles, Ends::Free),
+        marginal(&bonds, 0.13, 0.004),
+        marginal(&angles, 0.62, 0.02),
+        LayerConfig::Uniform { transformed: torsions.clone(), low: vec![0.0; 19], high: vec![1.0; 19] },
+    ];
+    let coordinates = CoordinatesConfig::Internal {
+        frame: [0, 1, 2],
+        rows: (3..ATOMS).map(|i| [i, i - 1, i - 2, i - 3]).collect(),
+        normalize_angles: true,
+        constraints: vec![],
+        stereocentres: vec![],
+    };
+    let mut flow = CouplingFlow::new(card(CouplingConfig { uniform: range(0, 60), layers }, coordinates))?;
+    flow.initialise(1);
+    // output layers away from zero, so that bins and slopes differ as in a trained model
+    let mut stream = Stream::new(1, StreamId::Initialise, 1 << 20, 0);
+    flow.parameters_mut().iter_mut().for_each(|p| *p += 0.02 * stream.normal() as f32);
+    Ok(flow)
+}
+
+/// Sampling with log q into buffers that are kept.
+pub struct Sampling<'a> {
+    flow: &'a CouplingFlow<f32>,
+    x: Vec<f64>,
+    log_q: Vec<Evaluation>,
+    calls: u64,
+}
+
+impl Sampling<'_> {
+    pub fn new(flow: &CouplingFlow<f32>, batch: usize) -> Sampling<'_> {
+        let x = vec![0.0; batch * flow.dimension()];
+        Sampling { flow, x, log_q: vec![Evaluation::inside(0.0); batch], calls: 0 }
+    }
+
+    pub fn sample(&mut self) -> Result<()> {
+        self.calls += 1;
+        let step = self.calls;
+        let streams = move |row: usize| Stream::new(1, StreamId::Sample, step, row as u32);
+        self.flow.sample(&streams, &mut self.x, &mut self.log_q)
+    }
+
+    /// log q of the configurations drawn last.
+    pub fn log_density(&mut self) -> Result<()> {
+        self.flow.log_density(&self.x, &mut self.log_q)
+    }
+}
+
+/// A training step by maximum likelihood on normal frames, with the optimiser's update.
+pub fn trainer(flow: CouplingFlow<f32>, frames: &[f64]) -> Result<Trainer<'_>> {
+    let phase = Phase { steps: usize::MAX, batch: TRAIN_BATCH, ..Phase::default() };
+    let options = TrainOptions { phases: vec![phase], evaluate: usize::MAX, held_out: 0.0, ..TrainOptions::default() };
+    Trainer::new(flow, frames, None, options)
+}
+
+pub fn normal_frames(n: usize) -> Vec<f64> {
+    let mut stream = Stream::new(1, StreamId::Train, 0, 9);
+    (0..n).map(|_| stream.normal()).collect()
+}
+
+/// Attempts of an independence move on a target that costs nothing.
+pub struct Attempts {
+    kernel: Independence,
+    x: Vec<f64>,
+    step: u64,
+}
+
+struct Flat(usize);
+
+impl Target for Flat {
+    fn dimension(&self) -> usize {
+        self.0
+    }
+
+    fn reduced_potential(&mut self, _: &[f64], u: &mut [f64]) -> Result<()> {
+        u.fill(0.0);
+        Ok(())
+    }
+
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        gradient.fill(0.0);
+        self.reduced_potential(x, u)
+    }
+}
+
+impl Attempts {
+    pub fn new(flow: CouplingFlow<f32>) -> Result<Attempts> {
+        let mut start = Sampling::new(&flow, 1);
+        start.sample()?;
+        let x = start.x;
+        let options = Options { n_proposals: 1, seed: 1, stride: 1, batch: MOVE_BATCH };
+        let generator = Generator::new(Arc::new(flow), None, options)?;
+        Ok(Attempts { kernel: Independence::new(generator), x, step: 0 })
+    }
+
+    /// One attempt per proposal of a batch, so that the cost of drawing it is shared out.
+    pub fn batch(&mut self) -> Result<()> {
+        let mut target = Flat(self.x.len());
+        for _ in 0..MOVE_BATCH {
+            let state =
+                &mut State { x: &mut self.x, box_vectors: None, reduced_potential: 0.0, step: self.step, replica: 0 };
+            self.kernel.attempt(&mut target, state)?;
+            self.step += 1;
+        }
+        Ok(())
+    }
+
+    pub const BATCH: usize = MOVE_BATCH;
+}

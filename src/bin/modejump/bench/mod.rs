@@ -1,0 +1,199 @@
+//! `modejump bench`: milliseconds per sample and GFLOP/s of the hot paths.
+
+pub mod cases;
+
+use cases::{Attempts, Sampling, TRAIN_BATCH};
+use clap::Args;
+use modejump::io::model_file;
+use modejump::models::coupling::CouplingFlow;
+use modejump::nn::real::Matrix;
+use modejump::nn::Real;
+use modejump::{Error, Result};
+use rayon::prelude::*;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const NAMES: [&str; 4] = ["coupling/sample", "coupling/log_density", "coupling/train_step", "coupling/move"];
+const BATCHES: [usize; 2] = [1, 1000];
+/// A case runs at least this long and this often; the fastest repetition counts.
+const LEAST_TIME: Duration = Duration::from_millis(800);
+const LEAST_REPETITIONS: usize = 12;
+/// The shipped model, used where it exists.
+const SHIPPED: &str = "models/ala2/model.safetensors";
+
+#[derive(Args)]
+pub struct Bench {
+    /// What to measure; a part of a name selects all that contain it
+    names: Vec<String>,
+    /// An object a line
+    #[arg(long)]
+    json: bool,
+    /// Threads
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Generator for sample, log_density and move instead of models/ala2/model.safetensors (or, without that file, a
+    /// random one of bgflow's architecture)
+    #[arg(long)]
+    model: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    name: &'a str,
+    size: String,
+    device: &'static str,
+    threads: usize,
+    batch: usize,
+    ms_per_sample: f64,
+    /// Of the networks' products.
+    gflops: f64,
+    /// gflops over those of a large product on the same threads, measured at the start.
+    peak_fraction: f64,
+    model: &'a str,
+}
+
+impl Bench {
+    pub fn run(self) -> Result<()> {
+        let wanted = |name: &str| self.names.is_empty() || self.names.iter().any(|w| name.contains(w.as_str()));
+        if let Some(unknown) = self.names.iter().find(|w| !NAMES.iter().any(|name| name.contains(w.as_str()))) {
+            return Err(Error::invalid(format!("no benchmark `{unknown}`; there are: {}", NAMES.join(", "))));
+        }
+        let threads =
+            self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()), usize::from);
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .map_err(|e| Error::invalid(format!("--threads {threads}: {e}")))?;
+        pool.install(|| {
+            let peak = peak_gflops(threads);
+            let (flow, size, model) = self.generator()?;
+            let report = Report { json: self.json, threads, peak, size, model };
+            report.header();
+            for name in NAMES.into_iter().filter(|name| wanted(name)) {
+                measure(name, &flow, &report)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The flow, its size for the report, and where it comes from.
+    fn generator(&self) -> Result<(CouplingFlow<f32>, String, String)> {
+        let path = self.model.as_deref().or_else(|| Some(Path::new(SHIPPED)).filter(|p| p.exists()));
+        let Some(path) = path else {
+            return Ok((cases::spline_generator()?, "ala2".into(), "random, bgflow's architecture".into()));
+        };
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let name = path.display().to_string();
+        let flow = CouplingFlow::from_file(&model_file::read(&name, &bytes)?)?;
+        let size = match self.model {
+            Some(_) => path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default(),
+            None => "ala2".into(),
+        };
+        Ok((flow, size, name))
+    }
+}
+
+fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Result<()> {
+    match name {
+        "coupling/train_step" => {
+            let flow = cases::affine66()?;
+            let flops = 3.0 * flow.flops();
+            let frames = cases::normal_frames(66 * 8192);
+            let mut trainer = cases::trainer(flow, &frames)?;
+            let time = fastest(|| trainer.step().map(|_| ()))?;
+            report.line(name, Some("cartesian66"), TRAIN_BATCH, time, flops);
+        }
+        "coupling/move" => {
+            let mut attempts = Attempts::new(flow.cast()?)?;
+            let time = fastest(|| attempts.batch())? / Attempts::BATCH as f64;
+            // the proposal, and log q of the current configuration
+            report.line(name, None, 1, time, 2.0 * flow.flops());
+        }
+        _ => {
+            for batch in BATCHES {
+                let mut sampling = Sampling::new(flow, batch);
+                sampling.sample()?;
+                let time = match name {
+                    "coupling/sample" => fastest(|| sampling.sample()),
+                    _ => fastest(|| sampling.log_density()),
+                }?;
+                report.line(name, None, batch, time, flow.flops());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Seconds of the fastest repetition: what else runs on the machine only adds.
+fn fastest(mut body: impl FnMut() -> Result<()>) -> Result<f64> {
+    body()?;
+    let (start, mut best) = (Instant::now(), f64::INFINITY);
+    for repetition in 0.. {
+        if repetition >= LEAST_REPETITIONS && start.elapsed() > LEAST_TIME {
+            break;
+        }
+        let begin = Instant::now();
+        body()?;
+        best = best.min(begin.elapsed().as_secs_f64());
+    }
+    Ok(best)
+}
+
+/// GFLOP/s of 512³ products in f32, one on every thread at once.
+fn peak_gflops(threads: usize) -> f64 {
+    const N: usize = 512;
+    let a = vec![0.5f32; N * N];
+    let mut c = vec![vec![0.0f32; N * N]; threads];
+    let mut product = || {
+        c.par_iter_mut().with_max_len(1).for_each(|c| {
+            let m = Matrix::row_major(N);
+            f32::gemm((N, N, N), (c, m), (&a, m), (&a, m), false);
+        });
+        Ok(())
+    };
+    let seconds = fastest(&mut product).unwrap_or(f64::NAN);
+    2e-9 * (N * N * N * threads) as f64 / seconds
+}
+
+struct Report {
+    json: bool,
+    threads: usize,
+    peak: f64,
+    size: String,
+    model: String,
+}
+
+impl Report {
+    fn header(&self) {
+        if !self.json {
+            println!("{} thread(s), GEMM peak {:.0} GFLOP/s, model: {}", self.threads, self.peak, self.model);
+            println!(
+                "{:22} {:12} {:>6} {:>14} {:>10} {:>8}",
+                "name", "size", "batch", "ms/sample", "GFLOP/s", "of peak"
+            );
+        }
+    }
+
+    /// `seconds` of one batch; `flops` per sample. Without `size`: the generator's.
+    fn line(&self, name: &str, size: Option<&str>, batch: usize, seconds: f64, flops: f64) {
+        let gflops = 1e-9 * flops * batch as f64 / seconds;
+        let line = Line {
+            name,
+            size: size.unwrap_or(&self.size).to_string(),
+            device: "cpu",
+            threads: self.threads,
+            batch,
+            ms_per_sample: 1e3 * seconds / batch as f64,
+            gflops,
+            peak_fraction: gflops / self.peak,
+            model: if size.is_some() { "random" } else { &self.model },
+        };
+        if self.json {
+            println!("{}", serde_json::to_string(&line).unwrap_or_default());
+            return;
+        }
+        let (ms, percent) = (line.ms_per_sample, 100.0 * line.peak_fraction);
+        println!("{name:22} {:12} {batch:6} {ms:14.5} {gflops:10.2} {percent:7.1}%", line.size);
+    }
+}
