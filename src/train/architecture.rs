@@ -281,10 +281,17 @@ mod tests {
     use crate::rng::{Stream, StreamId};
     use std::path::Path;
 
-    /// Frames of alanine dipeptide: the golden MD frames, repeated with small independent displacements.
+    fn pdb() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2/topology.pdb")
+    }
+
+    fn ala2() -> Topology {
+        Topology::from_pdb(&pdb()).unwrap().0
+    }
+
+    /// One configuration of alanine dipeptide with small independent displacements.
     fn frames(topology: &Topology) -> Vec<f64> {
-        let (_, x0) =
-            Topology::from_pdb(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2/topology.pdb")).unwrap();
+        let (_, x0) = Topology::from_pdb(&pdb()).unwrap();
         assert_eq!(x0.len(), 3 * topology.n_atoms());
         let mut stream = Stream::new(1, StreamId::Test, 0, 0);
         (0..16_000).flat_map(|_| x0.iter().map(|x| x + 0.004 * stream.normal()).collect::<Vec<_>>()).collect()
