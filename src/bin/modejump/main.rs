@@ -5,6 +5,7 @@ mod common;
 mod convert;
 mod inspect;
 mod log_density;
+mod md;
 mod plot;
 mod reweight;
 mod sample;
@@ -32,6 +33,8 @@ enum Command {
     Sample(sample::Sample),
     /// Evaluate log q of configurations
     LogDensity(log_density::LogDensity),
+    /// Run OpenMM, with jumps if a model is given
+    Md(md::Md),
     /// Importance weights against an engine's energies: ESS, free energies
     Reweight(reweight::Reweight),
     /// Time the hot paths
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Sample(command) => command.run(),
         Command::LogDensity(command) => command.run(),
+        Command::Md(command) => command.run(),
         Command::Reweight(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Plot(command) => command.run(),

@@ -4,11 +4,13 @@
 //! the fastest (no thread hand-over per call), so it is the default.
 
 mod ffi;
+mod jumping;
 mod simulation;
 mod target;
 #[cfg(test)]
 mod tests;
 
+pub use jumping::JumpingSimulation;
 pub use simulation::{Simulation, SimulationOptions};
 pub use target::OpenMmTarget;
 

@@ -91,6 +91,7 @@ pub fn spline_generator() -> Result<CouplingFlow<f32>> {
         normalize_angles: true,
         constraints: vec![],
         stereocentres: vec![],
+        cartesian: vec![],
     };
     let mut flow = CouplingFlow::new(card(CouplingConfig { uniform: range(0, 60), layers }, coordinates))?;
     flow.initialise(1);
