@@ -1,0 +1,216 @@
+//! `modejump md`: OpenMM from Rust, with or without jumps.
+
+use clap::Args;
+use modejump::Result;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct Md {
+    /// Topology and start: PDB file with the atoms in the System's order
+    #[arg(long)]
+    topology: PathBuf,
+    /// OpenMM System (XML)
+    #[arg(long)]
+    system: PathBuf,
+    /// Generator; without one the run is plain molecular dynamics
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Steps to run
+    #[arg(short = 'n', long, default_value_t = 100_000)]
+    steps: u64,
+    /// Steps between attempts
+    #[arg(long, default_value_t = 10)]
+    frequency: u64,
+    /// Proposals per attempt; above one the state is chosen among all of them (i-SIR)
+    #[arg(long, default_value_t = 1)]
+    proposals: usize,
+    /// K
+    #[arg(long, default_value_t = 300.0)]
+    temperature: f64,
+    /// 1/ps
+    #[arg(long, default_value_t = 1.0)]
+    friction: f64,
+    /// ps
+    #[arg(long, default_value_t = 0.001)]
+    timestep: f64,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// OpenMM platform
+    #[arg(long, default_value = "Reference")]
+    platform: String,
+    /// Steps between recorded frames
+    #[arg(long, default_value_t = 100)]
+    record: u64,
+    /// Trajectory: pdb, dcd, xtc, npy or safetensors (with `reduced_potential`)
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[cfg(not(feature = "openmm"))]
+impl Md {
+    pub fn run(self) -> Result<()> {
+        Err(modejump::Error::Unsupported("`modejump md` needs a build with `--features openmm`".into()))
+    }
+}
+
+#[cfg(feature = "openmm")]
+mod run {
+    use super::*;
+    use indicatif::ProgressBar;
+    use modejump::coordinates::Topology;
+    use modejump::engines::openmm::{JumpingSimulation, Simulation, SimulationOptions, System};
+    use modejump::free_energy::mean_of_series;
+    use modejump::io::trajectory::{self, Frames};
+    use modejump::models;
+    use modejump::moves::{Options, Statistics};
+    use modejump::rng::{Stream, StreamId};
+    use modejump::units::thermal_energy;
+    use modejump::Error;
+    use serde_json::json;
+
+    enum Engine {
+        Plain(Simulation),
+        Jumping(JumpingSimulation),
+    }
+
+    impl Engine {
+        fn step(&mut self, n: u64) -> Result<()> {
+            match self {
+                Engine::Plain(simulation) => simulation.step(n as usize),
+                Engine::Jumping(jumping) => jumping.step(n),
+            }
+        }
+
+        fn simulation(&mut self) -> &mut Simulation {
+            match self {
+                Engine::Plain(simulation) => simulation,
+                Engine::Jumping(jumping) => &mut jumping.simulation,
+            }
+        }
+
+        fn statistics(&self) -> Option<&Statistics> {
+            match self {
+                Engine::Plain(_) => None,
+                Engine::Jumping(jumping) => Some(jumping.jump().statistics()),
+            }
+        }
+    }
+
+    /// Recorded while the run goes on.
+    #[derive(Default)]
+    struct Record {
+        x: Vec<f64>,
+        energy: Vec<f64>,
+        temperature: Vec<f64>,
+    }
+
+    impl Md {
+        pub fn run(self) -> Result<()> {
+            let (topology, x0) = Topology::from_pdb(&self.topology)?;
+            let system = System::from_xml_file(&self.system)?;
+            if 3 * system.n_particles() != x0.len() {
+                let message = format!("{} particles, the topology has {} atoms", system.n_particles(), x0.len() / 3);
+                return Err(Error::file(&self.system, message));
+            }
+            let mut engine = self.engine(&system)?;
+            let simulation = engine.simulation();
+            simulation.set_positions(&x0)?;
+            simulation.minimise(10.0, 500)?;
+            simulation.redraw_velocities(&mut Stream::new(self.seed, StreamId::Velocity, u64::MAX, 0))?;
+            let start = std::time::Instant::now();
+            let record = self.record_run(&mut engine, x0.len())?;
+            let wall = start.elapsed().as_secs_f64();
+            if let Some(path) = &self.output {
+                let u: Vec<f64> = record.energy.iter().map(|e| e / thermal_energy(self.temperature)).collect();
+                let frames = Frames { dimension: x0.len(), x: record.x };
+                trajectory::write(path, &frames, Some(&topology), &[("reduced_potential", &u)])?;
+            }
+            self.report(&engine, &record.energy, &record.temperature, wall)
+        }
+
+        fn engine(&self, system: &System) -> Result<Engine> {
+            let dynamics = SimulationOptions {
+                temperature: self.temperature,
+                friction: self.friction,
+                timestep: self.timestep,
+                seed: self.seed,
+                platform: self.platform.clone(),
+                threads: 1,
+            };
+            let Some(path) = &self.model else { return Ok(Engine::Plain(Simulation::new(system, &dynamics)?)) };
+            let model = models::load(path)?;
+            if let Some(t) = model.card().temperature.filter(|t| (t - self.temperature).abs() > 0.5) {
+                eprintln!(
+                    "modejump: the model was trained for {t} K; jumps at {} K stay exact but are accepted less",
+                    self.temperature
+                );
+            }
+            let options = Options { n_proposals: self.proposals, seed: self.seed, ..Options::default() };
+            Ok(Engine::Jumping(JumpingSimulation::new(system, &dynamics, &model, self.frequency, options)?))
+        }
+
+        fn record_run(&self, engine: &mut Engine, dimension: usize) -> Result<Record> {
+            let bar = ProgressBar::new(self.steps);
+            let mut record = Record::default();
+            let mut x = vec![0.0; dimension];
+            let mut done = 0;
+            while done < self.steps {
+                let n = self.record.max(1).min(self.steps - done);
+                engine.step(n)?;
+                done += n;
+                let simulation = engine.simulation();
+                simulation.positions(&mut x)?;
+                record.x.extend_from_slice(&x);
+                record.energy.push(simulation.potential_energy()?);
+                record.temperature.push(simulation.temperature()?);
+                bar.set_position(done);
+                if let Some(statistics) = engine.statistics() {
+                    bar.set_message(format!("accepted {:.0} %", 100.0 * statistics.acceptance()));
+                }
+            }
+            bar.finish_and_clear();
+            Ok(record)
+        }
+
+        fn report(&self, engine: &Engine, energy: &[f64], temperature: &[f64], wall: f64) -> Result<()> {
+            let (u, t) = (mean_of_series(energy)?, mean_of_series(temperature)?);
+            let mut summary = json!({
+                "steps": self.steps,
+                "wall_s": wall,
+                "ns_per_day": self.steps as f64 * self.timestep * 86.4 / wall,
+                "u_mean": u.value, "u_stderr": u.standard_error,
+                "t_mean": t.value, "t_stderr": t.standard_error,
+            });
+            if let Some(s) = engine.statistics() {
+                summary["attempts"] = json!(s.attempts());
+                summary["acceptance"] = json!(s.acceptance());
+                summary["ess"] = json!(s.effective_fraction());
+            }
+            if self.json {
+                println!("{summary}");
+                return Ok(());
+            }
+            println!(
+                "{} steps in {wall:.1} s, {:.0} ns/day",
+                self.steps,
+                summary["ns_per_day"].as_f64().unwrap_or(0.0)
+            );
+            println!(
+                "<U> = {:.2} ± {:.2} kJ/mol, <T> = {:.1} ± {:.1} K",
+                u.value, u.standard_error, t.value, t.standard_error
+            );
+            if let Some(s) = engine.statistics() {
+                println!(
+                    "{} attempts, {:.1} % accepted, ESS {:.1} %",
+                    s.attempts(),
+                    100.0 * s.acceptance(),
+                    100.0 * s.effective_fraction()
+                );
+            }
+            Ok(())
+        }
+    }
+}

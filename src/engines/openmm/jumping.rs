@@ -1,0 +1,103 @@
+//! Molecular dynamics with generator jumps, driven from Rust: a [`Simulation`] whose every `frequency`-th step is followed by
+//! an attempt of a move on all particles.
+
+use super::{OpenMmTarget, Simulation, SimulationOptions, System};
+use crate::coordinates::constraints::Constraints;
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::moves::{Generator, Independence, Isir, Move, Options, Outcome, State};
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+use std::sync::Arc;
+
+/// Langevin dynamics and jumps of one molecule.
+pub struct JumpingSimulation {
+    pub simulation: Simulation,
+    target: OpenMmTarget,
+    jump: Box<dyn Move>,
+    frequency: u64,
+    seed: u64,
+    x: Vec<f64>,
+}
+
+impl JumpingSimulation {
+    /// `options.stride` is set to `frequency` (steps between attempts). One proposal: Metropolis; more: i-SIR.
+    ///
+    /// Errors: a System with another number of particles than the model has atoms, a constraint that the model does not keep
+    /// (named), frequency 0.
+    pub fn new(
+        system: &System,
+        dynamics: &SimulationOptions,
+        model: &Arc<dyn Model>,
+        frequency: u64,
+        options: Options,
+    ) -> Result<JumpingSimulation> {
+        if frequency == 0 {
+            return Err(Error::invalid("frequency 0: leave out the model to run without jumps"));
+        }
+        if 3 * system.n_particles() != model.dimension() {
+            return Err(Error::Unsupported(format!(
+                "the System has {} particles, the model {} atoms: here the model must describe all of them",
+                system.n_particles(),
+                model.dimension() / 3
+            )));
+        }
+        let mut generator = Generator::of_model(model, Options { stride: frequency, ..options })?;
+        let constraints = system.constraints()?;
+        if !constraints.is_empty() {
+            let pairs: Vec<[usize; 2]> = constraints.iter().map(|c| [c.0, c.1]).collect();
+            let lengths: Vec<f64> = constraints.iter().map(|c| c.2).collect();
+            let constraints = Constraints::new(&pairs, &lengths, &system.masses())?;
+            constraints.require_kept(model.card().kept_bonds(), &|a| model.card().label(a))?;
+            generator.set_constraints(constraints);
+        }
+        let jump: Box<dyn Move> = match options.n_proposals {
+            1 => Box::new(Independence::new(generator)),
+            _ => Box::new(Isir::new(generator)),
+        };
+        Ok(JumpingSimulation {
+            simulation: Simulation::new(system, dynamics)?,
+            target: OpenMmTarget::on_platform(system, dynamics.temperature, 1, &dynamics.platform)?,
+            jump,
+            frequency,
+            seed: options.seed,
+            x: vec![0.0; 3 * system.n_particles()],
+        })
+    }
+
+    /// Advances `n` timesteps with the attempts that fall due.
+    pub fn step(&mut self, n: u64) -> Result<()> {
+        let mut left = n;
+        while left > 0 {
+            let now = self.simulation.step_count()?;
+            let run = (self.frequency - now % self.frequency).min(left);
+            self.simulation.step(run as usize)?;
+            left -= run;
+            if (now + run).is_multiple_of(self.frequency) {
+                self.attempt(now + run)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attempt(&mut self, step: u64) -> Result<Outcome> {
+        self.simulation.positions(&mut self.x)?;
+        let mut u = [0.0];
+        self.target.reduced_potential(&self.x, &mut u)?;
+        let mut state = State { x: &mut self.x, box_vectors: None, reduced_potential: u[0], step, replica: 0 };
+        let outcome = self.jump.attempt(&mut self.target, &mut state)?;
+        if outcome.accepted() {
+            self.simulation.set_positions(&self.x)?;
+            self.simulation.redraw_velocities(&mut Stream::new(self.seed, StreamId::Velocity, step, 0))?;
+        }
+        Ok(outcome)
+    }
+
+    pub fn jump(&self) -> &dyn Move {
+        self.jump.as_ref()
+    }
+
+    pub fn jump_mut(&mut self) -> &mut dyn Move {
+        self.jump.as_mut()
+    }
+}
