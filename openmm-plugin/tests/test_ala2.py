@@ -8,6 +8,7 @@ import pytest
 import toy
 from model_file import scale_layer, write_model
 from openmm import app, unit
+from peroxide import torsion_of
 
 import modejump
 
@@ -103,3 +104,45 @@ def test_exchanged_atoms_of_alanine_dipeptide_are_named(tmp_path):
     system.addForce(modejump.MonteCarloModeJump(model, 0, particles=order))
     with pytest.raises(openmm.OpenMMException, match=r"particle 1 \(ACE1:CH3 \(atom 1"):
         openmm.Context(system, toy.langevin(), *toy.platform())
+
+
+def shipped(frequency):
+    """The trained generator in the System it was trained for."""
+    pdb = app.PDBFile(str(ALA2 / "topology.pdb"))
+    system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
+    jump = modejump.MonteCarloModeJump(ALA2 / "model.safetensors", frequency, seed=21)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(0.001), x=pdb.positions.value_in_unit(unit.nanometer))
+    openmm.LocalEnergyMinimizer.minimize(context)
+    return jump, context
+
+
+def test_the_trained_generator_continues_bit_for_bit():
+    """Networks round differently in batches of another size, so blocks of proposals are always drawn whole."""
+    jump, context = shipped(5)
+    context.getIntegrator().step(1003)
+    checkpoint = context.createCheckpoint()
+    context.getIntegrator().step(500)
+    x, v = toy.positions(context), toy.velocities(context)
+    other_jump, other = shipped(5)
+    other.loadCheckpoint(checkpoint)
+    other.getIntegrator().step(500)
+    assert np.array_equal(x, toy.positions(other)) and np.array_equal(v, toy.velocities(other))
+    assert other_jump.statistics(other).accepted > 10
+
+
+def test_the_trained_generator_keeps_the_temperature_and_crosses_the_barrier():
+    jump, context = shipped(10)
+    integrator = context.getIntegrator()
+    integrator.step(2000)
+    temperatures, phi = [], []
+    for _ in range(1500):
+        integrator.step(10)
+        state = context.getState(energy=True, positions=True)
+        temperatures.append(2 * state.getKineticEnergy()._value / 63 / toy.KT * 300)
+        phi.append(torsion_of(state.getPositions(asNumpy=True)._value[[4, 6, 8, 14]]))
+    error = toy.batch_error(temperatures)
+    assert error < 3 and abs(np.mean(temperatures) - 300) < 5 * error, f"{np.mean(temperatures)} +- {error} K"
+    inside = (np.array(phi) > 0) & (np.array(phi) < 2.2)
+    # Plain dynamics crosses about once in two nanoseconds; this run has 0.015.
+    assert jump.statistics(context).acceptance > 0.25 and np.count_nonzero(np.diff(inside)) > 5

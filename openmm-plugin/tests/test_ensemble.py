@@ -55,7 +55,7 @@ ENSEMBLES = {"flexible": ((), "peroxide_model", 3, 12), "rigid": (OH, "rigid_mod
 
 @pytest.mark.parametrize("kind", ENSEMBLES)
 def test_energy_temperature_and_torsion_of_a_molecule(request, kind):
-    """T1: with kept velocities the constrained molecule would be cooled at every jump."""
+    """T1, together with test_accepted.py: jumps neither cool nor heat, and the torsion has its exact populations."""
     constrained, model, flexible_bonds, freedom = ENSEMBLES[kind]
     system = peroxide_system(constrained)
     jump = modejump.MonteCarloModeJump(request.getfixturevalue(model), 5, seed=3)
@@ -72,7 +72,6 @@ def test_energy_temperature_and_torsion_of_a_molecule(request, kind):
         temperatures.append(2 * state.getKineticEnergy()._value / freedom / toy.KT * 300)
         positive.append(torsion_of(state.getPositions(asNumpy=True)._value) > 0)
     statistics = jump.statistics(context)
-    print(statistics, np.mean(energies), toy.batch_error(energies), np.mean(temperatures), toy.batch_error(temperatures))
     assert statistics.acceptance > 0.1 and np.count_nonzero(np.diff(positive)) > 500
     assert_mean(positive, exact_positive(), "P(phi > 0)")
     assert_mean(energies, exact_energy(flexible_bonds), "potential energy")
