@@ -21,6 +21,7 @@ const KINDS: &[(&str, &str, Check)] = &[
     ("flows", "spline_transformer_", flows::spline_transformer),
     ("flows", "ic_relative_", flows::internal),
     ("flows", "ic_global_", flows::internal),
+    ("flows", "ic_mixed_", flows::internal),
 ];
 
 fn main() -> ExitCode {
