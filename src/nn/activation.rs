@@ -11,19 +11,18 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// values ← f(values).
-    pub fn forward<R: Real>(self, values: &mut [R]) {
+    /// post ← f(pre).
+    pub fn forward<R: Real>(self, pre: &[R], post: &mut [R]) {
         match self {
             Activation::Relu => {
                 let zero = R::default();
-                values.iter_mut().for_each(|v| {
-                    if *v < zero {
-                        *v = zero
-                    }
-                })
+                post.iter_mut().zip(pre).for_each(|(y, &x)| *y = if x < zero { zero } else { x })
             }
-            Activation::Silu => R::silu_slice(values),
-            Activation::Tanh => R::tanh_slice(values),
+            Activation::Silu => R::silu_slice(pre, post),
+            Activation::Tanh => {
+                post.copy_from_slice(pre);
+                R::tanh_slice(post)
+            }
         }
     }
 

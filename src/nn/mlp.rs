@@ -36,6 +36,11 @@ impl<R: Real> MlpTape<R> {
         }
         &mut self.post[0]
     }
+
+    /// The input of the last forward pass.
+    pub fn last_input(&self) -> &[R] {
+        &self.post[0]
+    }
 }
 
 impl Mlp {
@@ -58,8 +63,7 @@ impl Mlp {
         let last = self.layers.len() - 1;
         for (i, layer) in self.layers[..last].iter().enumerate() {
             layer.forward(parameters, &tape.post[i], &mut tape.pre[i]);
-            tape.post[i + 1].copy_from_slice(&tape.pre[i]);
-            self.activation.forward(&mut tape.post[i + 1]);
+            self.activation.forward(&tape.pre[i], &mut tape.post[i + 1]);
         }
         self.layers[last].forward(parameters, &tape.post[last], y);
     }

@@ -51,8 +51,8 @@ pub trait Real:
     fn exp_slice(values: &mut [Self]);
     /// y ← tanh(y).
     fn tanh_slice(values: &mut [Self]);
-    /// y ← y · σ(y).
-    fn silu_slice(values: &mut [Self]);
+    /// y ← x · σ(x).
+    fn silu_slice(x: &[Self], y: &mut [Self]);
     /// gradient ← gradient · d silu(x)/dx.
     fn silu_backward(pre: &[Self], gradient: &mut [Self]);
     /// y ← ln(1 + eʸ).
@@ -117,8 +117,8 @@ impl Real for f64 {
     fn tanh_slice(values: &mut [f64]) {
         values.iter_mut().for_each(|v| *v = v.tanh());
     }
-    fn silu_slice(values: &mut [f64]) {
-        values.iter_mut().for_each(|v| *v /= 1.0 + (-*v).exp());
+    fn silu_slice(x: &[f64], y: &mut [f64]) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = x / (1.0 + (-x).exp()));
     }
     fn silu_backward(pre: &[f64], gradient: &mut [f64]) {
         for (g, &x) in gradient.iter_mut().zip(pre) {
@@ -146,8 +146,8 @@ impl Real for f32 {
     fn tanh_slice(values: &mut [f32]) {
         simd::tanh(values);
     }
-    fn silu_slice(values: &mut [f32]) {
-        simd::silu(values);
+    fn silu_slice(x: &[f32], y: &mut [f32]) {
+        simd::silu(x, y);
     }
     fn silu_backward(pre: &[f32], gradient: &mut [f32]) {
         simd::silu_backward(pre, gradient);
@@ -235,8 +235,8 @@ mod simd {
         values.iter_mut().for_each(|v| *v = tanh1::<FMA>(*v));
     }
     #[inline(always)]
-    fn silu_body<const FMA: bool>(values: &mut [f32]) {
-        values.iter_mut().for_each(|v| *v *= sigmoid1::<FMA>(*v));
+    fn silu_body<const FMA: bool>(x: &[f32], y: &mut [f32]) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid1::<FMA>(x));
     }
     #[inline(always)]
     fn softplus_body<const FMA: bool>(values: &mut [f32]) {
@@ -283,7 +283,7 @@ mod simd {
 
     dispatch!(exp, exp_body, (values: &mut [f32]));
     dispatch!(tanh, tanh_body, (values: &mut [f32]));
-    dispatch!(silu, silu_body, (values: &mut [f32]));
+    dispatch!(silu, silu_body, (x: &[f32], y: &mut [f32]));
     dispatch!(softplus, softplus_body, (values: &mut [f32]));
     dispatch!(silu_backward, silu_backward_body, (pre: &[f32], gradient: &mut [f32]));
 }
@@ -308,7 +308,7 @@ mod tests {
     fn vectorised_functions_are_accurate() {
         assert!(largest_error((-87.0, 88.0), f32::exp_slice, f64::exp) < 3e-7);
         assert!(largest_error((-9.0, 9.0), f32::tanh_slice, f64::tanh) < 1e-6);
-        assert!(largest_error((-60.0, 60.0), f32::silu_slice, |x| x / (1.0 + (-x).exp())) < 5e-7);
+        assert!(largest_error((-60.0, 60.0), |v| f32::silu_slice(&v.to_vec(), v), |x| x / (1.0 + (-x).exp())) < 5e-7);
         assert!(largest_error((-60.0, 60.0), f32::softplus_slice, |x| x.max(0.0) + (-x.abs()).exp().ln_1p()) < 1e-6);
     }
 

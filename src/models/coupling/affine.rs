@@ -67,17 +67,24 @@ impl AffineCoupling {
         self.scales(parameters, tape, n);
         let stride = self.shift.mlp.n_out();
         tape.kept.resize(n * d, 0.0);
+        tape.factor.resize(n * d, 0.0);
         for row in 0..n {
             let shift = &tape.conditioner.output[row * stride..][..d];
             let scale = &tape.scale[row * d..][..d];
             let u = &mut rows.u[row * dimension..][..dimension];
             for (c, &i) in self.transformed.iter().enumerate() {
                 let t = shift[c].to_f64();
+                // a multiplication by e^±s, in this layer the only exponential
+                let factor = match direction {
+                    Direction::Generate => scale[c].exp(),
+                    Direction::Encode => (-scale[c]).exp(),
+                };
                 u[i] = match direction {
-                    Direction::Generate => scale[c].exp() * u[i] + t,
-                    Direction::Encode => (-scale[c]).exp() * (u[i] - t),
+                    Direction::Generate => factor * u[i] + t,
+                    Direction::Encode => factor * (u[i] - t),
                 };
                 tape.kept[row * d + c] = u[i];
+                tape.factor[row * d + c] = factor;
             }
             rows.log_det[row] += scale.iter().sum::<f64>();
         }
@@ -107,26 +114,26 @@ impl AffineCoupling {
             let (g_shift, g_rest) = tape.conditioner.g_output[row * stride..][..stride].split_at_mut(d);
             let g_tanh = g_tanh.unwrap_or(g_rest);
             let shift = &tape.conditioner.output[row * stride..][..d];
-            let kept = &tape.kept[row * d..][..d];
+            let (kept, factor) = (&tape.kept[row * d..][..d], &tape.factor[row * d..][..d]);
             let gu = &mut gu[row * dimension..][..dimension];
             let mut g_mean = 0.0;
             for (c, &i) in self.transformed.iter().enumerate() {
-                let (g, s) = (gu[i], scale[c]);
+                let g = gu[i];
                 let g_s = match direction {
                     // u′ = eˢu + t and eˢu = u′ − t
                     Direction::Generate => {
                         g_shift[c] = R::from_f64(g);
-                        gu[i] = g * s.exp();
+                        gu[i] = g * factor[c];
                         g * (kept[c] - shift[c].to_f64())
                     }
                     // u = e⁻ˢ(u′ − t)
                     Direction::Encode => {
-                        gu[i] = g * (-s).exp();
+                        gu[i] = g * factor[c];
                         g_shift[c] = R::from_f64(-gu[i]);
                         -g * kept[c]
                     }
                 } + g_log_det[row];
-                scale[c] = g_s; // s is not needed any more
+                scale[c] = g_s; // s itself is not needed any more
                 g_mean += g_s / d as f64;
             }
             for c in 0..d {

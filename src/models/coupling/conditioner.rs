@@ -81,7 +81,6 @@ pub struct ConditionerTape<R> {
     mlp: MlpTape<R>,
     pub output: Vec<R>,
     pub g_output: Vec<R>,
-    features: Vec<R>,
     g_features: Vec<R>,
 }
 
@@ -110,8 +109,6 @@ impl Conditioner {
         for (u, features) in u.chunks_exact(dimension).zip(input.chunks_exact_mut(n_features)) {
             self.features.write(u, features);
         }
-        tape.features.resize(rows * n_features, R::default());
-        tape.features.copy_from_slice(input);
         tape.output.resize(rows * self.mlp.n_out(), R::default());
         self.mlp.forward(parameters, &mut tape.mlp, &mut tape.output);
     }
@@ -125,10 +122,10 @@ impl Conditioner {
         dimension: usize,
         gradient: Option<&mut [R]>,
     ) {
-        tape.g_features.resize(tape.features.len(), R::default());
-        self.mlp.vjp(parameters, &mut tape.mlp, &tape.g_output, gradient, Some(&mut tape.g_features));
         let n_features = self.features.len();
-        let rows = tape.features.chunks_exact(n_features).zip(tape.g_features.chunks_exact(n_features));
+        tape.g_features.resize(gu.len() / dimension * n_features, R::default());
+        self.mlp.vjp(parameters, &mut tape.mlp, &tape.g_output, gradient, Some(&mut tape.g_features));
+        let rows = tape.mlp.last_input().chunks_exact(n_features).zip(tape.g_features.chunks_exact(n_features));
         for (gu, (features, g_features)) in gu.chunks_exact_mut(dimension).zip(rows) {
             self.features.vjp(features, g_features, gu);
         }

@@ -208,7 +208,7 @@ impl<R: Real> CouplingFlow<R> {
             (x.par_chunks(lane * dx), weights.par_chunks(lane), log_density.par_chunks_mut(lane))
                 .into_par_iter()
                 .map(|(x, weights, log_density)| {
-                    let mut sum = vec![R::default(); self.parameters.len()];
+                    let mut sum = self.take_gradient();
                     self.with_workspace(|ws| {
                         let chunks = x
                             .chunks(2 * CHUNK * dx)
@@ -224,7 +224,21 @@ impl<R: Real> CouplingFlow<R> {
                 })
                 .collect();
         add_lanes(&partial, gradient);
+        partial.into_iter().for_each(|sum| self.return_gradient(sum));
         Ok(())
+    }
+
+    /// Zeros, as many as parameters, in memory that is kept: fresh pages cost more than clearing old ones.
+    pub(crate) fn take_gradient(&self) -> Vec<R> {
+        let kept = self.gradients.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
+        let mut gradient = kept.unwrap_or_default();
+        gradient.clear();
+        gradient.resize(self.parameters.len(), R::default());
+        gradient
+    }
+
+    pub(crate) fn return_gradient(&self, gradient: Vec<R>) {
+        self.gradients.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(gradient);
     }
 
     fn check_latent(&self, z: &[f64], n: usize) -> Result<()> {

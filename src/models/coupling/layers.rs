@@ -181,6 +181,8 @@ pub struct LayerTape<R> {
     /// Values that a layer keeps, `[rows][coordinates]`.
     pub kept: Vec<f64>,
     pub scale: Vec<f64>,
+    /// e^s or e^−s of affine layers.
+    pub factor: Vec<f64>,
 }
 
 impl Layer {

@@ -56,6 +56,8 @@ pub struct CouplingFlow<R: Real> {
     parameters: Vec<R>,
     /// Workspaces that are not in use, so that a warm call does not allocate.
     pool: Mutex<Vec<Box<Workspace<R>>>>,
+    /// Gradient buffers that are not in use.
+    gradients: Mutex<Vec<Vec<R>>>,
 }
 
 impl<R: Real> CouplingFlow<R> {
@@ -95,6 +97,7 @@ impl<R: Real> CouplingFlow<R> {
             parameters: vec![R::default(); end],
             hash: String::new(),
             pool: Mutex::new(Vec::new()),
+            gradients: Mutex::new(Vec::new()),
             card,
         })
     }
