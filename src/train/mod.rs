@@ -7,7 +7,9 @@ pub mod dynamics;
 pub mod losses;
 pub mod optimiser;
 pub mod trainer;
+#[cfg(test)]
+mod trainer_tests;
 
 pub use architecture::{design, DesignOptions};
 pub use optimiser::{AdamW, Schedule};
-pub use trainer::{Phase, Progress, TrainOptions, Trainer};
+pub use trainer::{Phase, Progress, TrainOptions, TrainState, Trainer};

@@ -3,14 +3,22 @@
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
-use modejump::io::model_file;
+use modejump::io::{checkpoint, model_file, trajectory};
 use modejump::models::card::TargetInfo;
 use modejump::models::coupling::CouplingFlow;
+use modejump::models::Model;
 use modejump::target::Target;
-use modejump::train::{design, DesignOptions, Progress, TrainOptions, Trainer};
+use modejump::train::{design, DesignOptions, Progress, TrainOptions, TrainState, Trainer};
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Time between two checkpoints.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+/// Set by SIGINT and SIGTERM.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 #[derive(Args)]
 pub struct Train {
@@ -20,9 +28,9 @@ pub struct Train {
     /// OpenMM System (XML): energies for reverse KL and refinement, constraints, and molecular dynamics for frames
     #[arg(long)]
     system: Option<PathBuf>,
-    /// Training frames (safetensors with `x` [frame][atom][3], nm)
-    #[arg(long)]
-    frames: Option<PathBuf>,
+    /// Training frames, one or more files: pdb, dcd, xtc, npy, or safetensors with `x` [frame][atom][3] in nm
+    #[arg(long, num_args = 1..)]
+    frames: Vec<PathBuf>,
     /// Temperature, K
     #[arg(long, default_value_t = 300.0)]
     temperature: f64,
@@ -35,9 +43,13 @@ pub struct Train {
     /// The trained model
     #[arg(short, long)]
     output: PathBuf,
-    /// Where generated frames are kept
+    /// Where generated frames are kept; with --checkpoint they are taken from there when the file exists (default then:
+    /// beside the checkpoint)
     #[arg(long)]
     keep_frames: Option<PathBuf>,
+    /// State of the training, written every minute and on SIGINT or SIGTERM; when the file exists, training goes on from it
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
     /// Training log (JSON, an object a line)
     #[arg(long)]
     log: Option<PathBuf>,
@@ -71,8 +83,35 @@ impl Train {
             Some(target) => Some(target.as_mut()),
             None => None,
         };
-        let trainer = Trainer::new(flow, &frames, target, config.train)?;
-        self.train(trainer)
+        let identity = identity(&flow, &frames)?;
+        let trainer = match self.saved_state(&identity, &config.train)? {
+            Some(state) => Trainer::resume(flow, &frames, target, state)?,
+            None => Trainer::new(flow, &frames, target, config.train)?,
+        };
+        self.train(trainer, &identity)
+    }
+
+    /// The state to go on from, if there is one; an error if it belongs to another training.
+    fn saved_state(&self, identity: &str, options: &TrainOptions) -> Result<Option<TrainState>> {
+        let Some(path) = self.checkpoint.as_deref().filter(|path| path.exists()) else { return Ok(None) };
+        let saved: Saved<TrainState> = checkpoint::load(path, checkpoint::TRAINING)?;
+        let other = match (saved.identity == identity, &saved.state.options == options) {
+            (true, true) => {
+                eprintln!("going on from step {} of {}", saved.state.step, path.display());
+                return Ok(Some(saved.state));
+            }
+            (false, _) => "another model or other frames",
+            (true, false) => "other training options",
+        };
+        Err(Error::file(
+            path,
+            format!("belongs to {other}: give the settings it began with, or remove it to begin anew"),
+        ))
+    }
+
+    fn save_state(&self, trainer: &mut Trainer, identity: &str) -> Result<()> {
+        let Some(path) = &self.checkpoint else { return Ok(()) };
+        checkpoint::save(path, checkpoint::TRAINING, &Saved { identity: identity.to_string(), state: trainer.state() })
     }
 
     fn config(&self) -> Result<Config> {
@@ -81,14 +120,23 @@ impl Train {
         serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
     }
 
-    fn train(&self, mut trainer: Trainer) -> Result<()> {
+    fn train(&self, mut trainer: Trainer, identity: &str) -> Result<()> {
+        if self.checkpoint.is_some() {
+            ctrlc::set_handler(|| {
+                if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130); // asked twice
+                }
+            })
+            .map_err(|e| Error::invalid(format!("signals cannot be handled: {e}")))?;
+        }
+        let mut saved = Instant::now();
         let bar = ProgressBar::new(trainer.total_steps() as u64);
         if let Ok(style) =
             ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed_precise} left {eta_precise} {msg}")
         {
             bar.set_style(style);
         }
-        let mut log = String::new();
+        let mut log: String = trainer.state().history.iter().map(log_line).collect();
         while !trainer.is_finished() {
             if let Some(progress) = trainer.step()? {
                 bar.set_message(line(&progress));
@@ -98,16 +146,28 @@ impl Train {
                 } else {
                     bar.println(report);
                 }
-                log += &serde_json::to_string(&progress).unwrap_or_default();
-                log.push('\n');
+                log += &log_line(&progress);
                 if let Some(path) = &self.log {
                     std::fs::write(path, &log).map_err(|e| Error::io(path, e))?;
                 }
                 trainer.averaged()?.save(&self.output)?;
             }
             bar.set_position(trainer.step_count() as u64);
+            let stop = INTERRUPTED.load(Ordering::Relaxed);
+            if stop || saved.elapsed() > CHECKPOINT_INTERVAL {
+                self.save_state(&mut trainer, identity)?;
+                saved = Instant::now();
+            }
+            if stop && !trainer.is_finished() {
+                bar.abandon();
+                return Err(Error::invalid(format!(
+                    "interrupted at step {}; the same command goes on from there",
+                    trainer.step_count()
+                )));
+            }
         }
         bar.finish();
+        self.save_state(&mut trainer, identity)?;
         trainer.averaged()?.save(&self.output)
     }
 
@@ -139,8 +199,14 @@ impl Train {
     }
 
     fn frames(&self, config: &Config, x0: &[f64]) -> Result<Vec<f64>> {
-        if let Some(path) = &self.frames {
-            return read_frames(path, x0.len());
+        if !self.frames.is_empty() {
+            return read_frames(&self.frames, x0.len());
+        }
+        let beside = self.checkpoint.as_ref().map(|path| path.with_extension("frames.safetensors"));
+        let keep = self.keep_frames.clone().or(beside);
+        if let Some(kept) = keep.as_ref().filter(|path| self.checkpoint.is_some() && path.exists()) {
+            eprintln!("frames of {}", kept.display());
+            return read_frames(std::slice::from_ref(kept), x0.len());
         }
         let system =
             self.open_system()?.ok_or_else(|| Error::invalid("give --frames, or --system to generate them"))?;
@@ -152,9 +218,11 @@ impl Train {
         {
             bar.set_style(style);
         }
-        let frames = modejump::train::dynamics::explore(&system, x0, &options, &|n| bar.set_position(n as u64))?;
+        let mut frames = modejump::train::dynamics::explore(&system, x0, &options, &|n| bar.set_position(n as u64))?;
         bar.finish();
-        if let Some(path) = &self.keep_frames {
+        if let Some(path) = &keep {
+            // as they will be read again: a continued training sees the same frames, bit for bit
+            frames.iter_mut().for_each(|v| *v = f64::from(*v as f32));
             let shape = vec![frames.len() / x0.len(), x0.len() / 3, 3];
             let data = model_file::Data::F32(frames.iter().map(|&v| v as f32).collect());
             let tensors = std::collections::BTreeMap::from([("x".to_string(), (shape, data))]);
@@ -178,22 +246,41 @@ impl Train {
     }
 
     fn frames(&self, _: &Config, x0: &[f64]) -> Result<Vec<f64>> {
-        let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give --frames"))?;
-        read_frames(path, x0.len())
+        match self.frames.is_empty() {
+            true => Err(Error::invalid("give --frames")),
+            false => read_frames(&self.frames, x0.len()),
+        }
     }
 }
 
-fn read_frames(path: &PathBuf, dimension: usize) -> Result<Vec<f64>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let (mut tensors, _) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
-    let x = tensors.remove("x").ok_or_else(|| Error::file(path, "no tensor `x`"))?;
-    match x.data.len() % dimension {
-        0 => Ok(x.data),
-        _ => Err(Error::file(path, format!("`x` has shape {:?}, the topology {} atoms", x.shape, dimension / 3))),
-    }
+/// A training state with what it belongs to.
+#[derive(Serialize, Deserialize)]
+struct Saved<T> {
+    identity: String,
+    state: T,
 }
 
-fn load_flow(path: &PathBuf) -> Result<CouplingFlow<f32>> {
+/// Names the model's design and the frames.
+fn identity(flow: &CouplingFlow<f32>, frames: &[f64]) -> Result<String> {
+    let card =
+        serde_json::to_string(flow.card()).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
+    let bytes: Vec<u8> = frames.iter().flat_map(|v| v.to_le_bytes()).collect();
+    Ok(format!("{} {}", model_file::hash(card.as_bytes()), model_file::hash(&bytes)))
+}
+
+fn log_line(progress: &Progress) -> String {
+    serde_json::to_string(progress).unwrap_or_default() + "\n"
+}
+
+fn read_frames(paths: &[PathBuf], dimension: usize) -> Result<Vec<f64>> {
+    let mut x = Vec::new();
+    for path in paths {
+        x.extend(trajectory::read(path)?.require(path, dimension)?.x);
+    }
+    Ok(x)
+}
+
+fn load_flow(path: &Path) -> Result<CouplingFlow<f32>> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     CouplingFlow::from_file(&model_file::read(&path.display().to_string(), &bytes)?)
 }
