@@ -1,0 +1,111 @@
+//! `modejump train` as a user runs it: killed and started again, it makes the same model.
+
+use modejump::coordinates::Topology;
+use modejump::io::model_file::{write_tensors, Data};
+use modejump::rng::{Stream, StreamId};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const TOPOLOGY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/ala2/topology.pdb");
+const SETTINGS: &str = r#"{
+    "design": {"hidden": [12], "torsion_hidden": [8], "spline_rounds": 1, "affine_rounds": 1, "torsion_rounds": 1},
+    "train": {"phases": [{"steps": 2500, "batch": 32}], "evaluate": 100}
+}"#;
+
+/// Two files of frames around the one in the topology.
+fn write_frames(folder: &Path) -> [PathBuf; 2] {
+    let (_, x0) = Topology::from_pdb(Path::new(TOPOLOGY)).unwrap();
+    let mut stream = Stream::new(1, StreamId::Test, 0, 0);
+    ["a", "b"].map(|name| {
+        let x: Vec<f64> =
+            (0..1000).flat_map(|_| x0.iter().map(|x| x + 0.004 * stream.normal()).collect::<Vec<_>>()).collect();
+        let tensors = BTreeMap::from([("x".to_string(), (vec![1000, x0.len() / 3, 3], Data::F64(x)))]);
+        let path = folder.join(name).with_extension("safetensors");
+        std::fs::write(&path, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+        path
+    })
+}
+
+struct Setting {
+    folder: PathBuf,
+    frames: [PathBuf; 2],
+}
+
+impl Setting {
+    fn new(name: &str) -> Setting {
+        let folder = std::env::temp_dir().join(format!("modejump-train-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("train.json"), SETTINGS).unwrap();
+        Setting { frames: write_frames(&folder), folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    fn command(&self, output: &str, checkpoint: Option<&str>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.args(["train", "--topology", TOPOLOGY, "--frames"]).args(&self.frames);
+        command.arg("--config").arg(self.path("train.json")).arg("-o").arg(self.path(output));
+        command.arg("--log").arg(self.path(output).with_extension("log"));
+        if let Some(name) = checkpoint {
+            command.arg("--checkpoint").arg(self.path(name));
+        }
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, output: &str, checkpoint: Option<&str>) -> String {
+        let result = self.command(output, checkpoint).output().unwrap();
+        let text = String::from_utf8(result.stderr).unwrap();
+        assert!(result.status.success(), "{text}");
+        text
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_killed_training_goes_on_to_the_same_model() {
+    let setting = Setting::new("killed");
+    setting.run("whole.safetensors", None);
+
+    let child = setting.command("cut.safetensors", Some("state.ckpt")).spawn().unwrap();
+    let (log, start) = (setting.path("cut.log"), Instant::now());
+    while !log.exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "the training writes no log");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let result = child.wait_with_output().unwrap();
+    let text = String::from_utf8(result.stderr).unwrap();
+    assert!(!result.status.success() && text.contains("interrupted at step"), "{text}");
+
+    let text = setting.run("cut.safetensors", Some("state.ckpt"));
+    assert!(text.contains("going on from step"), "{text}");
+    let read = |name: &str| std::fs::read(setting.path(name)).unwrap();
+    assert!(read("cut.safetensors") == read("whole.safetensors"), "the models differ");
+    assert!(read("cut.log") == read("whole.log"), "the logs differ");
+
+    // a finished training has nothing left to do
+    assert!(setting.run("again.safetensors", Some("state.ckpt")).contains("going on from step 2500"));
+    assert!(read("again.safetensors") == read("whole.safetensors"));
+    refuses_other_settings(&setting);
+    std::fs::remove_dir_all(&setting.folder).unwrap();
+}
+
+fn refuses_other_settings(setting: &Setting) {
+    let complaint = || {
+        let result = setting.command("other.safetensors", Some("state.ckpt")).output().unwrap();
+        assert!(!result.status.success());
+        String::from_utf8(result.stderr).unwrap()
+    };
+    std::fs::write(setting.path("train.json"), SETTINGS.replace("\"batch\": 32", "\"batch\": 48")).unwrap();
+    assert!(complaint().contains("other training options"));
+    std::fs::write(setting.path("train.json"), SETTINGS.replace("[12]", "[13]")).unwrap();
+    assert!(complaint().contains("another model or other frames"));
+    std::fs::write(setting.path("train.json"), SETTINGS).unwrap();
+    std::fs::copy(&setting.frames[0], &setting.frames[1]).unwrap();
+    assert!(complaint().contains("another model or other frames"));
+}
