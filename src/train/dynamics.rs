@@ -3,12 +3,11 @@
 //! The frames cover the basins that the hot run reaches, with basin weights that are not those of the cold ensemble; energy
 //! training and self-refinement put the weights right.
 
-use crate::engines::openmm::{Simulation, SimulationOptions, System};
+use crate::engines::langevin::{Langevin, LangevinOptions};
+use crate::engines::openmm::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::error::Result;
 use crate::rng::{Stream, StreamId};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Lengths in steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,68 +49,102 @@ impl Default for ExploreOptions {
 }
 
 /// Independent walkers; a fixed number, so that the frames do not depend on the threads.
-const WALKERS: usize = 8;
+const WALKERS: usize = 16;
 
 /// Frames `[frames][particles][3]` (nm) of a System, started from `x0[particles][3]`. Calls `progress` with the number done.
+///
+/// Without constraints all walkers advance in one batch over `threads`; with constraints OpenMM's own integrator runs them
+/// one after the other, since its Reference platform cannot run two simulations at once.
 pub fn explore(
     system: &System,
     x0: &[f64],
     options: &ExploreOptions,
-    progress: &(dyn Fn(usize) + Sync),
+    threads: usize,
+    progress: &dyn Fn(usize),
 ) -> Result<Vec<f64>> {
-    let segments = options.frames.div_ceil(options.frames_per_segment.max(1));
-    let done = AtomicUsize::new(0);
-    let walkers: Vec<Vec<f64>> = (0..WALKERS)
-        .into_par_iter()
-        .map(|walker| {
-            let share = (walker..segments).step_by(WALKERS).count();
-            walk(system, x0, options, walker as u64, share, &|| {
-                progress(done.fetch_add(options.frames_per_segment, Ordering::Relaxed) + options.frames_per_segment)
-            })
-        })
-        .collect::<Result<_>>()?;
-    let mut frames = walkers.concat();
+    let start = minimised(system, x0, options)?;
+    let mut frames = match system.constraints()?.is_empty() {
+        true => in_one_batch(system, &start, options, threads, progress)?,
+        false => one_after_the_other(system, &start, options, progress)?,
+    };
     frames.truncate(options.frames * x0.len());
     Ok(frames)
 }
 
-fn walk(
+fn minimised(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec<f64>> {
+    let mut simulation = Simulation::new(system, &dynamics(options, options.temperature))?;
+    simulation.set_positions(x0)?;
+    simulation.minimise(10.0, 200)?;
+    let mut x = x0.to_vec();
+    simulation.positions(&mut x)?;
+    Ok(x)
+}
+
+fn dynamics(options: &ExploreOptions, temperature: f64) -> SimulationOptions {
+    let ExploreOptions { friction, timestep, seed, .. } = *options;
+    SimulationOptions { temperature, friction, timestep, seed, ..SimulationOptions::default() }
+}
+
+fn in_one_batch(
     system: &System,
     x0: &[f64],
     options: &ExploreOptions,
-    walker: u64,
-    segments: usize,
-    progress: &dyn Fn(),
+    threads: usize,
+    progress: &dyn Fn(usize),
 ) -> Result<Vec<f64>> {
-    let simulation = |temperature: f64, salt: u64| {
-        let settings = SimulationOptions {
-            temperature,
-            friction: options.friction,
-            timestep: options.timestep,
-            seed: options.seed.wrapping_mul(1000).wrapping_add(2 * walker + salt + 1),
-            ..SimulationOptions::default()
-        };
-        Simulation::new(system, &settings)
+    let masses = system.masses();
+    let settings = |temperature: f64, segment: u64| LangevinOptions {
+        temperature,
+        friction: options.friction,
+        timestep: options.timestep,
+        seed: options.seed.wrapping_mul(1_000_003).wrapping_add(segment),
     };
-    let mut hot = simulation(options.hot_temperature, 0)?;
-    let mut cold = simulation(options.temperature, 1)?;
+    let mut hot_target = OpenMmTarget::new(system, options.hot_temperature, threads)?;
+    let mut cold_target = OpenMmTarget::new(system, options.temperature, threads)?;
+    let mut hot = Langevin::new(&mut hot_target, &masses, &x0.repeat(WALKERS), settings(options.hot_temperature, 0))?;
+    let mut frames = Vec::with_capacity(options.frames * x0.len());
+    let mut segment = 0;
+    while frames.len() < options.frames * x0.len() {
+        segment += 1;
+        hot.step(&mut hot_target, options.hot_steps)?;
+        let mut cold =
+            Langevin::new(&mut cold_target, &masses, hot.positions(), settings(options.temperature, segment))?;
+        cold.step(&mut cold_target, options.cooling_steps)?;
+        for _ in 0..options.frames_per_segment.max(1) {
+            cold.step(&mut cold_target, options.stride)?;
+            frames.extend_from_slice(cold.positions());
+        }
+        progress(frames.len() / x0.len());
+    }
+    Ok(frames)
+}
+
+fn one_after_the_other(
+    system: &System,
+    x0: &[f64],
+    options: &ExploreOptions,
+    progress: &dyn Fn(usize),
+) -> Result<Vec<f64>> {
+    let mut hot = Simulation::new(system, &dynamics(options, options.hot_temperature))?;
+    let mut cold = Simulation::new(system, &dynamics(options, options.temperature))?;
     hot.set_positions(x0)?;
-    hot.minimise(10.0, 200)?;
-    hot.redraw_velocities(&mut Stream::new(options.seed, StreamId::Velocity, 0, walker as u32))?;
-    let mut frames = Vec::with_capacity(segments * options.frames_per_segment * x0.len());
+    hot.redraw_velocities(&mut Stream::new(options.seed, StreamId::Velocity, 0, 0))?;
+    let mut frames = Vec::with_capacity(options.frames * x0.len());
     let mut x = x0.to_vec();
-    for segment in 0..segments as u64 {
+    let mut segment = 0;
+    while frames.len() < options.frames * x0.len() {
+        segment += 1;
         hot.step(options.hot_steps)?;
         hot.positions(&mut x)?;
         cold.set_positions(&x)?;
-        cold.redraw_velocities(&mut Stream::new(options.seed, StreamId::Velocity, segment + 1, walker as u32))?;
+        cold.redraw_velocities(&mut Stream::new(options.seed, StreamId::Velocity, segment, 0))?;
         cold.step(options.cooling_steps)?;
-        for _ in 0..options.frames_per_segment {
+        for _ in 0..options.frames_per_segment.max(1) {
             cold.step(options.stride)?;
             cold.positions(&mut x)?;
             frames.extend_from_slice(&x);
         }
-        progress();
+        progress(frames.len() / x0.len());
     }
     Ok(frames)
 }

@@ -58,3 +58,9 @@ pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
         _ => Err(Error::file(path, format!("{} numbers are no latent points of {latent}", z.len()))),
     }
 }
+
+/// Threads of this machine.
+#[cfg(feature = "openmm")]
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}

@@ -72,37 +72,41 @@ impl Plot {
         ];
         for (name, size, series, draw) in figures {
             if !series.is_empty() {
-                self.figure(name, size, |area| draw(area, &series))?;
+                figure(&self.output.join(name), size, |area| draw(area, &series))?;
             }
         }
         if let Some(log) = &self.log {
-            let history = read_log(log)?;
-            self.figure("training.svg", (760, 760), |area| training(area, &history))?;
+            training_figure(&self.output.join("training.svg"), &read_log(log)?)?;
         }
         Ok(())
     }
+}
 
-    fn figure(&self, name: &str, size: (u32, u32), draw: impl FnOnce(&Figure) -> Outcome) -> Result<()> {
-        let path = self.output.join(name);
-        let mut svg = String::new();
-        {
-            let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-            let failed = |e: Box<dyn std::error::Error>| Error::file(&path, e.to_string());
-            area.fill(&WHITE).map_err(|e| failed(e.into()))?;
-            draw(&area).map_err(failed)?;
-            area.present().map_err(|e| failed(e.into()))?;
-        }
-        modejump::io::write_atomically(&path, svg.as_bytes())?;
-        println!("{}", path.display());
-        Ok(())
+/// Writes one SVG figure of this size (width, height).
+fn figure(path: &Path, size: (u32, u32), draw: impl FnOnce(&Figure) -> Outcome) -> Result<()> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        let failed = |e: Box<dyn std::error::Error>| Error::file(path, e.to_string());
+        area.fill(&WHITE).map_err(|e| failed(e.into()))?;
+        draw(&area).map_err(failed)?;
+        area.present().map_err(|e| failed(e.into()))?;
     }
+    modejump::io::write_atomically(path, svg.as_bytes())?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// Training curves: losses, effective sample size, acceptance.
+pub fn training_figure(path: &Path, history: &[Progress]) -> Result<()> {
+    figure(path, (760, 760), |area| training(area, history))
 }
 
 type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
 type Draw = fn(&Figure, &[&Series]) -> Outcome;
 
 /// Reads one progress object a line.
-pub fn read_log(path: &Path) -> Result<Vec<Progress>> {
+fn read_log(path: &Path) -> Result<Vec<Progress>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let parse = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| Error::file(path, format!("line {}: {e}", i + 1)))

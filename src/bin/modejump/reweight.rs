@@ -121,8 +121,7 @@ impl Reweight {
             let message = format!("{} particles, the model has {} atoms", system.n_particles(), dimension / 3);
             return Err(Error::file(&self.system, message));
         }
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        OpenMmTarget::new(&system, temperature, threads)?.reduced_potential(x, u)
+        OpenMmTarget::new(&system, temperature, super::common::threads())?.reduced_potential(x, u)
     }
 
     #[cfg(not(feature = "openmm"))]

@@ -77,6 +77,9 @@ impl Train {
         };
         flow.card_mut().temperature = Some(self.temperature);
         flow.card_mut().target = self.target_info()?;
+        let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+        flow.card_mut().provenance.insert("command".into(), format!("modejump {command}"));
+        flow.card_mut().provenance.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         eprintln!("{} parameters, {:.2} MFLOP a sample", flow.parameters().len(), flow.flops() * 1e-6);
         let mut target = self.target()?;
         let target: Option<&mut dyn Target> = match target.as_mut() {
@@ -168,7 +171,8 @@ impl Train {
         }
         bar.finish();
         self.save_state(&mut trainer, identity)?;
-        trainer.averaged()?.save(&self.output)
+        trainer.averaged()?.save(&self.output)?;
+        super::plot::training_figure(&self.output.with_extension("svg"), &trainer.state().history)
     }
 
     fn target_info(&self) -> Result<Option<TargetInfo>> {
@@ -189,8 +193,8 @@ impl Train {
     }
 
     fn target(&self) -> Result<Option<Box<dyn Target>>> {
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let open = |system| modejump::engines::openmm::OpenMmTarget::new(&system, self.temperature, threads);
+        let open =
+            |system| modejump::engines::openmm::OpenMmTarget::new(&system, self.temperature, super::common::threads());
         Ok(self.open_system()?.map(open).transpose()?.map(|t| Box::new(t) as Box<dyn Target>))
     }
 
@@ -218,7 +222,9 @@ impl Train {
         {
             bar.set_style(style);
         }
-        let mut frames = modejump::train::dynamics::explore(&system, x0, &options, &|n| bar.set_position(n as u64))?;
+        let mut frames = modejump::train::dynamics::explore(&system, x0, &options, super::common::threads(), &|n| {
+            bar.set_position(n as u64)
+        })?;
         bar.finish();
         if let Some(path) = &keep {
             // as they will be read again: a continued training sees the same frames, bit for bit
