@@ -33,10 +33,10 @@ test-rust: venv
 test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests
 
-lint:
+lint: venv
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	cargo clippy --all-targets --features openmm -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features openmm
 
 # Plain MD and MD + jumps side by side on alanine dipeptide; HBONDS=1 constrains bonds to hydrogen.
 demo: build plugin

@@ -598,7 +598,7 @@ mod tests {
         let along = unit(sub(atom(&x, 6), atom(&x, 3)));
         (0..3).for_each(|axis| jacobian[18 + axis][20] = along[axis]);
         let expected = log_abs_determinant(jacobian);
-        let (log_det, _) = internal.to_cartesian(&u, &mut vec![0.0; 21]);
+        let (log_det, _) = internal.to_cartesian(&u, &mut [0.0; 21]);
         assert!((log_det - expected).abs() < 1e-6, "{log_det} {expected}");
     }
 

@@ -33,7 +33,7 @@ pub fn set_atom(x: &mut [f64], i: usize, r: Vec3) {
     x[3 * i..3 * i + 3].copy_from_slice(&r);
 }
 
-/// x[i] += s · r.
+/// `x[i] += s · r`
 pub fn add_to_atom(x: &mut [f64], i: usize, s: f64, r: Vec3) {
     for axis in 0..3 {
         x[3 * i + axis] += s * r[axis];

@@ -84,7 +84,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
 }
 
 pub fn to_bytes(frames: &Frames) -> Result<Vec<u8>> {
-    if frames.dimension % 3 != 0 {
+    if !frames.dimension.is_multiple_of(3) {
         return Err(Error::invalid(format!(
             "a DCD file holds atoms; {} numbers are no multiple of three",
             frames.dimension

@@ -304,11 +304,16 @@ mod tests {
         x.iter().zip(&y).map(error).fold(0.0, f64::max)
     }
 
+    fn silu(values: &mut [f32]) {
+        let pre = values.to_vec();
+        f32::silu_slice(&pre, values);
+    }
+
     #[test]
     fn vectorised_functions_are_accurate() {
         assert!(largest_error((-87.0, 88.0), f32::exp_slice, f64::exp) < 3e-7);
         assert!(largest_error((-9.0, 9.0), f32::tanh_slice, f64::tanh) < 1e-6);
-        assert!(largest_error((-60.0, 60.0), |v| f32::silu_slice(&v.to_vec(), v), |x| x / (1.0 + (-x).exp())) < 5e-7);
+        assert!(largest_error((-60.0, 60.0), silu, |x| x / (1.0 + (-x).exp())) < 5e-7);
         assert!(largest_error((-60.0, 60.0), f32::softplus_slice, |x| x.max(0.0) + (-x.abs()).exp().ln_1p()) < 1e-6);
     }
 

@@ -66,7 +66,7 @@ pub fn design(
     options: &DesignOptions,
 ) -> Result<CouplingFlow<f32>> {
     let dimension = 3 * topology.n_atoms();
-    if frames.len() < dimension || frames.len() % dimension != 0 {
+    if frames.len() < dimension || !frames.len().is_multiple_of(dimension) {
         return Err(Error::invalid(format!("{} numbers are no frames of {} atoms", frames.len(), topology.n_atoms())));
     }
     let zmatrix = ZMatrix::automatic(topology)?;
@@ -264,7 +264,8 @@ fn whitening(u: &[f64], d: usize, chosen: &[usize], map: impl Fn(usize, f64) -> 
             let rest = covariance[i * m + j] - sum;
             covariance[i * m + j] = if i == j { rest.sqrt() } else { rest / covariance[j * m + j] };
         }
-        if !(covariance[i * m + i] > 1e-9) {
+        let varies = covariance[i * m + i] > 1e-9; // false for NaN too
+        if !varies {
             return Err(Error::invalid(format!(
                 "generator coordinate {} does not vary in the frames; is it constrained, or are there too few frames?",
                 chosen[i]

@@ -196,7 +196,7 @@ impl<'a> Trainer<'a> {
         if (needs(|p| p.reverse_kl) || needs(|p| p.refinement)) && target.is_none() {
             return Err(Error::invalid("reverse KL and refinement need energies; give a System"));
         }
-        if frames.len() % dx != 0 {
+        if !frames.len().is_multiple_of(dx) {
             return Err(Error::invalid(format!("{} numbers are no frames of {dx} coordinates", frames.len())));
         }
         if state.parameters.len() != flow.parameters().len() {
@@ -258,7 +258,7 @@ impl<'a> Trainer<'a> {
         self.state.sums[4] += 1.0;
         self.state.step += 1;
         let ends = done + 1 >= phase.steps;
-        let progress = match ends || self.state.step % self.state.options.evaluate.max(1) == 0 {
+        let progress = match ends || self.state.step.is_multiple_of(self.state.options.evaluate.max(1)) {
             true => Some(self.evaluate(&phase, rate)?),
             false => None,
         };
@@ -303,7 +303,7 @@ impl<'a> Trainer<'a> {
     }
 
     fn refinement_step(&mut self, phase: &Phase, done: usize) -> Result<()> {
-        if done % phase.refresh.max(1) == 0 {
+        if done.is_multiple_of(phase.refresh.max(1)) {
             // the averaged model is the better generator; at the start of a phase it fills the pool
             let n = if done == 0 { phase.keep } else { phase.draw };
             let (seed, step) = (self.state.options.seed, self.state.step as u64);

@@ -64,7 +64,8 @@ impl Plot {
         }
         let with = |f: fn(&Series) -> bool| series.iter().filter(|s| f(s)).collect::<Vec<_>>();
         let maps = with(|s| !s.phi.is_empty() && s.phi.len() == s.psi.len());
-        let figures: [(&str, (u32, u32), Vec<&Series>, Draw); 4] = [
+        type Planned<'a> = (&'static str, (u32, u32), Vec<&'a Series>, Draw);
+        let figures: [Planned; 4] = [
             ("ramachandran.svg", (420 * maps.len().max(1) as u32, 440), maps, ramachandran),
             ("free_energy.svg", (760, 440), with(|s| !s.phi.is_empty()), free_energy),
             ("energy.svg", (760, 440), with(|s| !s.reduced_potential.is_empty()), energy),

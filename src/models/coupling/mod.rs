@@ -55,7 +55,7 @@ pub struct CouplingFlow<R: Real> {
     uniform: Vec<bool>,
     parameters: Vec<R>,
     /// Workspaces that are not in use, so that a warm call does not allocate.
-    pool: Mutex<Vec<Box<Workspace<R>>>>,
+    pool: Mutex<Vec<Workspace<R>>>,
     /// Gradient buffers that are not in use.
     gradients: Mutex<Vec<Vec<R>>>,
 }

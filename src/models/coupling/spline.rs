@@ -120,7 +120,8 @@ mod tests {
         };
         let vjp = BIN.vjp(x, g_y, g_l);
         let h = 1e-6;
-        let fields: [(f64, fn(&mut Bin) -> &mut f64); 6] = [
+        type Field = fn(&mut Bin) -> &mut f64;
+        let fields: [(f64, Field); 6] = [
             (vjp.x, |b| &mut b.x),
             (vjp.width, |b| &mut b.width),
             (vjp.y, |b| &mut b.y),
