@@ -3,6 +3,8 @@
 
 #[path = "support/molecule.rs"]
 mod molecule;
+#[path = "support/symbols.rs"]
+mod symbols;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -102,11 +104,14 @@ fn a_foreign_project_finds_the_installed_library() {
     let mut configure = Command::new(cmake());
     configure.arg("-S").arg(root()).arg("-B").arg(&build);
     configure.arg(define("CMAKE_INSTALL_PREFIX", &prefix)).arg("-DCMAKE_INSTALL_LIBDIR=lib");
-    // Beside the other builds of this target folder, so that dependencies are compiled once.
-    configure.arg(define("CARGO_TARGET", Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap()));
+    // A folder of its own, kept between runs: the other tests use the library of this build meanwhile.
+    configure.arg(define("CARGO_TARGET", &Path::new(env!("CARGO_TARGET_TMPDIR")).join("cargo")));
     run(&mut configure);
     run(Command::new(cmake()).arg("--build").arg(&build));
     run(Command::new(cmake()).arg("--install").arg(&build));
+
+    let listed = std::fs::read_to_string(root().join("abi/symbols.txt")).unwrap();
+    assert_eq!(symbols::exported(&prefix.join("lib/libmodejump.so")).join("\n") + "\n", listed);
 
     // The example is the foreign project: it is copied away, and knows the prefix only.
     let foreign = folder.join("foreign");

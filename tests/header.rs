@@ -1,6 +1,9 @@
 //! `include/modejump.h` is what cbindgen makes of `src/c_api`, `abi/symbols.txt` what the shared library exports.
 //! After a change of the interface: `MODEJUMP_BLESS=1 cargo test --release --test header`, then look at the difference.
 
+#[path = "support/symbols.rs"]
+mod symbols;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -87,17 +90,13 @@ fn library() -> PathBuf {
 
 #[test]
 fn the_shared_library_exports_the_listed_symbols_and_no_other() {
-    let output = Command::new("nm").args(["-D", "--defined-only"]).arg(library()).output().expect("nm (binutils)");
-    assert!(output.status.success(), "nm: {}", String::from_utf8_lossy(&output.stderr));
-    let mut symbols: Vec<String> = String::from_utf8(output.stdout)
-        .unwrap()
-        .lines()
-        .filter_map(|line| line.split_whitespace().last())
-        .map(str::to_string)
-        .collect();
-    symbols.sort();
+    let mut symbols = symbols::exported(&library());
+    // The bridge to OpenMM exports symbols of its own; the library that is installed is built without it, see
+    // `tests/consumers.rs`.
+    if cfg!(feature = "openmm") {
+        symbols.retain(|symbol| symbol.starts_with("modejump_"));
+    }
     matches("abi/symbols.txt", &(symbols.join("\n") + "\n"));
-    assert!(symbols.iter().all(|symbol| symbol.starts_with("modejump_")));
 }
 
 #[test]
