@@ -1,7 +1,7 @@
 //! What is fuzzed. Shared by the fuzz targets and by the replay in `tests/fuzz_corpus.rs`.
 #![allow(dead_code)] // each target uses its own half
 
-use modejump::c_api::{model::*, moves::*, status::*, target::modejump_target};
+use modejump::c_api::{model::*, moves::*, status::*, structs::*, target::modejump_target};
 use modejump::density::Evaluation;
 use modejump::rng::{Stream, StreamId};
 use std::ffi::{c_char, c_void, CStr};

@@ -7,7 +7,7 @@ mod symbols;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const FILES: [&str; 4] = ["status.rs", "model.rs", "target.rs", "moves.rs"];
+const FILES: [&str; 5] = ["status.rs", "model.rs", "target.rs", "structs.rs", "moves.rs"];
 
 const TOP: &str = "\
 /* modejump: generator moves that live inside a molecular-dynamics engine.
@@ -108,7 +108,7 @@ fn the_shared_library_has_its_name() {
 
 #[test]
 fn the_sizes_of_the_structs_are_part_of_the_interface() {
-    use modejump::c_api::{moves::*, target::modejump_target};
+    use modejump::c_api::{structs::*, target::modejump_target};
     let sizes = [
         std::mem::size_of::<modejump_move_options>(),
         std::mem::size_of::<modejump_target>(),

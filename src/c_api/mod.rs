@@ -10,6 +10,7 @@
 pub mod model;
 pub mod moves;
 pub mod status;
+pub mod structs;
 pub mod target;
 
 use crate::error::{Error, Result};

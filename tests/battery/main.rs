@@ -9,6 +9,7 @@ mod guards;
 #[path = "../support/molecule.rs"]
 mod molecule;
 mod moves;
+mod refusals;
 mod restart;
 mod statistics;
 mod systems;

@@ -1,0 +1,202 @@
+//! Plain structs and constants of moves.
+
+use super::Versioned;
+use crate::moves::Options;
+use std::mem::size_of;
+
+/// `modejump_move_options.kind`: independence Metropolis-Hastings.
+pub const MODEJUMP_INDEPENDENCE: u32 = 0;
+/// `modejump_move_options.kind`: iterated sampling importance resampling.
+pub const MODEJUMP_ISIR: u32 = 1;
+
+/// `modejump_outcome.outcome`: the state is the proposal now.
+pub const MODEJUMP_ACCEPTED: u32 = 0;
+/// The Metropolis test said no.
+pub const MODEJUMP_REJECTED: u32 = 1;
+/// The generator cannot produce this configuration.
+pub const MODEJUMP_OUT_OF_SUPPORT: u32 = 2;
+/// Internal coordinates are undefined there.
+pub const MODEJUMP_SINGULAR: u32 = 3;
+/// NaN or infinity in the proposal, its density or its potential.
+pub const MODEJUMP_NON_FINITE: u32 = 4;
+/// A constrained bond has another length.
+pub const MODEJUMP_CONSTRAINT: u32 = 5;
+/// A stereocentre has the other hand.
+pub const MODEJUMP_CHIRALITY: u32 = 6;
+
+/// Options of a move; set by `modejump_move_options_init`, then changed at will.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_move_options {
+    /// sizeof(modejump_move_options)
+    pub struct_size: u32,
+    /// `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`
+    pub kind: u32,
+    /// Proposals of one attempt, 1 to 4096. Independence tests them one after the other; i-SIR chooses among them.
+    pub n_proposals: u64,
+    pub seed: u64,
+    /// Engine steps between attempts, so that the proposals of coming attempts can be drawn in one batch; 0 if unknown.
+    pub stride: u64,
+    /// Attempts whose proposals are drawn in one batch, at least 1.
+    pub batch: u64,
+}
+
+// SAFETY: repr(C), begins with struct_size, integers only.
+unsafe impl Versioned for modejump_move_options {
+    const NAME: &'static str = "modejump_move_options";
+    const FIRST: usize = size_of::<modejump_move_options>();
+    fn empty() -> modejump_move_options {
+        let Options { n_proposals, seed, stride, batch } = Options::default();
+        modejump_move_options {
+            struct_size: size_of::<modejump_move_options>() as u32,
+            kind: MODEJUMP_INDEPENDENCE,
+            n_proposals: n_proposals as u64,
+            seed,
+            stride,
+            batch: batch as u64,
+        }
+    }
+}
+
+/// The configuration an attempt starts from.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_state {
+    /// sizeof(modejump_state)
+    pub struct_size: u32,
+    /// 0
+    pub flags: u32,
+    /// Engine step. The random numbers of an attempt are a function of seed, step and replica.
+    pub step: u64,
+    /// Below 2^24.
+    pub replica: u64,
+    /// u(x), computed at this x and not remembered from earlier.
+    pub reduced_potential: f64,
+    /// `[dimension]`, nm for molecules; the new configuration after an acceptance, otherwise untouched.
+    pub x: *mut f64,
+    /// NULL, or nine numbers: the box vectors as rows, nm. Molecules are made whole with them.
+    pub r#box: *const f64,
+}
+
+// SAFETY: repr(C), begins with struct_size, numbers and pointers only.
+unsafe impl Versioned for modejump_state {
+    const NAME: &'static str = "modejump_state";
+    const FIRST: usize = size_of::<modejump_state>();
+    fn empty() -> modejump_state {
+        modejump_state {
+            struct_size: 0,
+            flags: 0,
+            step: 0,
+            replica: 0,
+            reduced_potential: f64::NAN,
+            x: std::ptr::null_mut(),
+            r#box: std::ptr::null(),
+        }
+    }
+}
+
+/// What became of an attempt. With several proposals the numbers are those of the one that decided.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_outcome {
+    /// sizeof(modejump_outcome)
+    pub struct_size: u32,
+    /// `MODEJUMP_ACCEPTED` or the reason of the rejection
+    pub outcome: u32,
+    /// Natural logarithm of the acceptance ratio, not clipped; for i-SIR, of the odds of leaving the current state.
+    pub log_acceptance: f64,
+    /// -u(x) - log q(x)
+    pub log_weight_current: f64,
+    pub log_weight_proposed: f64,
+    pub log_density_current: f64,
+    pub log_density_proposed: f64,
+    /// u of the state after the attempt.
+    pub reduced_potential: f64,
+}
+
+// SAFETY: repr(C), begins with struct_size, numbers only.
+unsafe impl Versioned for modejump_outcome {
+    const NAME: &'static str = "modejump_outcome";
+    const FIRST: usize = size_of::<modejump_outcome>();
+    fn empty() -> modejump_outcome {
+        let nan = f64::NAN;
+        modejump_outcome {
+            struct_size: 0,
+            outcome: MODEJUMP_REJECTED,
+            log_acceptance: nan,
+            log_weight_current: nan,
+            log_weight_proposed: nan,
+            log_density_current: nan,
+            log_density_proposed: nan,
+            reduced_potential: nan,
+        }
+    }
+}
+
+/// Counters since the move was made or its statistics were reset.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_statistics {
+    /// sizeof(modejump_statistics)
+    pub struct_size: u32,
+    /// 0
+    pub flags: u32,
+    /// The sum of the seven counters that follow.
+    pub attempts: u64,
+    pub accepted: u64,
+    pub rejected: u64,
+    pub out_of_support: u64,
+    pub singular: u64,
+    pub non_finite: u64,
+    pub constraint: u64,
+    pub chirality: u64,
+    /// Mean log-weight of the usable proposals; NaN before the first.
+    pub mean_log_weight: f64,
+    /// Effective sample size of all proposals as a fraction of their number, unusable ones having weight zero.
+    pub ess: f64,
+    pub proposals: u64,
+}
+
+// SAFETY: repr(C), begins with struct_size, numbers only.
+unsafe impl Versioned for modejump_statistics {
+    const NAME: &'static str = "modejump_statistics";
+    const FIRST: usize = size_of::<modejump_statistics>();
+    fn empty() -> modejump_statistics {
+        modejump_statistics {
+            struct_size: 0,
+            flags: 0,
+            attempts: 0,
+            accepted: 0,
+            rejected: 0,
+            out_of_support: 0,
+            singular: 0,
+            non_finite: 0,
+            constraint: 0,
+            chirality: 0,
+            mean_log_weight: f64::NAN,
+            ess: f64::NAN,
+            proposals: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::moves::Fate;
+
+    #[test]
+    fn outcomes_have_the_numbers_of_the_fates() {
+        for (number, fate) in [
+            (MODEJUMP_ACCEPTED, Fate::Accepted),
+            (MODEJUMP_REJECTED, Fate::Rejected),
+            (MODEJUMP_OUT_OF_SUPPORT, Fate::OutOfSupport),
+            (MODEJUMP_SINGULAR, Fate::Singular),
+            (MODEJUMP_NON_FINITE, Fate::NonFinite),
+            (MODEJUMP_CONSTRAINT, Fate::Constraint),
+            (MODEJUMP_CHIRALITY, Fate::Chirality),
+        ] {
+            assert_eq!(number, fate as u32);
+        }
+    }
+}
