@@ -8,5 +8,5 @@ sources=$(cd "$root" && find openmm-plugin src include Cargo.toml Cargo.lock bui
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sources" ]; then
     exit 0
 fi
-"$python" -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps "$root/openmm-plugin"
+"$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --force-reinstall --no-deps "$root/openmm-plugin"
 echo "$sources" > "$stamp"

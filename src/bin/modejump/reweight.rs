@@ -78,9 +78,14 @@ impl Reweight {
             let (phi, psi) = (angles(phi), angles(psi));
             let [from, to] = self.state[..] else { return Err(Error::invalid("--state takes two numbers: from,to")) };
             let inside: Vec<Option<bool>> = phi.iter().map(|&a| Some(on_arc(a, from, to))).collect();
-            let delta_f = free_energy::between_states(&log_weight, &inside)?;
-            summary["delta_f_kT"] = json!(delta_f.value);
-            summary["delta_f_stderr"] = json!(delta_f.standard_error);
+            match free_energy::between_states(&log_weight, &inside) {
+                Ok(delta_f) => {
+                    summary["delta_f_kT"] = json!(delta_f.value);
+                    summary["delta_f_stderr"] = json!(delta_f.standard_error);
+                }
+                // a generator without one of the states is worth a report all the same
+                Err(error) => eprintln!("modejump: no free-energy difference: {error}"),
+            }
             series["phi"] = json!(finite(&phi));
             series["psi"] = json!(finite(&psi));
         }
