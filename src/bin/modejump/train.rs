@@ -266,10 +266,11 @@ struct Saved<T> {
     state: T,
 }
 
-/// Names the model's design and the frames.
+/// Names the model's design, whatever the command that asked for it, and the frames.
 fn identity(flow: &CouplingFlow<f32>, frames: &[f64]) -> Result<String> {
-    let card =
-        serde_json::to_string(flow.card()).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
+    let mut card = flow.card().clone();
+    card.provenance.clear();
+    let card = serde_json::to_string(&card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
     let bytes: Vec<u8> = frames.iter().flat_map(|v| v.to_le_bytes()).collect();
     Ok(format!("{} {}", model_file::hash(card.as_bytes()), model_file::hash(&bytes)))
 }
