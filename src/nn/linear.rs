@@ -38,6 +38,11 @@ impl Linear {
         self.product(parameters, n, x, y, true);
     }
 
+    /// `y[n][out]` without the bias.
+    pub fn forward_linear<R: Real>(&self, parameters: &[R], x: &[R], y: &mut [R]) {
+        self.product(parameters, y.len() / self.n_out, x, y, false);
+    }
+
     /// Tangents: `dy[n][out] = dx[n][in] · Wᵀ`.
     pub fn jvp<R: Real>(&self, parameters: &[R], dx: &[R], dy: &mut [R]) {
         self.product(parameters, dy.len() / self.n_out, dx, dy, false);

@@ -62,8 +62,14 @@ impl Mlp {
     pub fn forward<R: Real>(&self, parameters: &[R], tape: &mut MlpTape<R>, y: &mut [R]) {
         let last = self.layers.len() - 1;
         for (i, layer) in self.layers[..last].iter().enumerate() {
-            layer.forward(parameters, &tape.post[i], &mut tape.pre[i]);
-            self.activation.forward(&tape.pre[i], &mut tape.post[i + 1]);
+            layer.forward_linear(parameters, &tape.post[i], &mut tape.pre[i]);
+            // bias and activation in one pass over the values
+            let bias = &parameters[layer.bias()];
+            let rows = tape.pre[i].chunks_exact_mut(layer.n_out).zip(tape.post[i + 1].chunks_exact_mut(layer.n_out));
+            for (pre, post) in rows {
+                pre.iter_mut().zip(bias).for_each(|(y, &b)| *y += b);
+                self.activation.forward(pre, post);
+            }
         }
         self.layers[last].forward(parameters, &tape.post[last], y);
     }

@@ -17,10 +17,7 @@ const LARGEST_FORCE: f64 = 3e4;
 pub fn maximum_likelihood(flow: &CouplingFlow<f32>, x: &[f64], scale: f64, gradient: &mut [f32]) -> Result<f64> {
     let n = x.len() / flow.dimension();
     let mut log_q = vec![Evaluation::inside(0.0); n];
-    let mut own = flow.take_gradient();
-    flow.parameter_gradient(x, &vec![-scale / n as f64; n], &mut log_q, &mut own)?;
-    gradient.iter_mut().zip(&own).for_each(|(g, own)| *g += own);
-    flow.return_gradient(own);
+    flow.parameter_gradient(x, &vec![-scale / n as f64; n], &mut log_q, gradient)?;
     let inside: Vec<f64> = log_q.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
     Ok(-inside.iter().sum::<f64>() / inside.len().max(1) as f64)
 }

@@ -193,7 +193,7 @@ impl<R: Real> CouplingFlow<R> {
         }
     }
 
-    /// L = Σ w·log q(x) over `x[n][dimension]`: writes log q per row and ∂L/∂parameters.
+    /// L = Σ w·log q(x) over `x[n][dimension]`: writes log q per row and adds ∂L/∂parameters to `gradient`.
     pub fn parameter_gradient(
         &self,
         x: &[f64],
@@ -229,7 +229,7 @@ impl<R: Real> CouplingFlow<R> {
     }
 
     /// Zeros, as many as parameters, in memory that is kept: fresh pages cost more than clearing old ones.
-    pub(crate) fn take_gradient(&self) -> Vec<R> {
+    fn take_gradient(&self) -> Vec<R> {
         let kept = self.gradients.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
         let mut gradient = kept.unwrap_or_default();
         gradient.clear();
@@ -237,7 +237,7 @@ impl<R: Real> CouplingFlow<R> {
         gradient
     }
 
-    pub(crate) fn return_gradient(&self, gradient: Vec<R>) {
+    fn return_gradient(&self, gradient: Vec<R>) {
         self.gradients.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(gradient);
     }
 
@@ -253,11 +253,10 @@ impl<R: Real> CouplingFlow<R> {
     }
 }
 
-/// gradient ← the sum of the lanes, in their order.
+/// Adds the lanes to the gradient, in their order.
 pub(crate) fn add_lanes<R: Real>(lanes: &[Vec<R>], gradient: &mut [R]) {
     const BLOCK: usize = 16_384;
     gradient.par_chunks_mut(BLOCK).enumerate().for_each(|(block, sum)| {
-        sum.fill(R::default());
         for lane in lanes {
             sum.iter_mut().zip(&lane[block * BLOCK..]).for_each(|(s, &g)| *s += g);
         }
