@@ -33,8 +33,8 @@ fn run(command: &mut Command) -> String {
 
 /// A folder with the shared library that cargo built, under the names the linker and the loader look for.
 fn library(in_folder: &Path) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let built = test.parent().and_then(Path::parent).unwrap().join("libmodejump.so");
+    // beside this test: `cargo test` alone makes no copy one folder up, or leaves an older one there
+    let built = std::env::current_exe().unwrap().with_file_name("libmodejump.so");
     let lib = in_folder.join("lib");
     std::fs::create_dir(&lib).unwrap();
     for name in ["libmodejump.so", "libmodejump.so.0"] {

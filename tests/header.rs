@@ -81,11 +81,9 @@ fn without_safety_sections(header: &str) -> String {
     lines.join("\n") + "\n"
 }
 
-/// The shared library that cargo built beside this test.
+/// The shared library that cargo built beside this test. (One folder up it is there after `cargo build` only.)
 fn library() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let folder = test.parent().and_then(Path::parent).unwrap();
-    folder.join("libmodejump.so")
+    std::env::current_exe().unwrap().with_file_name("libmodejump.so")
 }
 
 #[test]
