@@ -24,7 +24,7 @@ from reference import KT, PHI, block_error, delta_f, in_left_basin, torsion, tra
 
 PSI = (6, 8, 14, 16)
 TEMPERATURE = 300.0
-RECORD = 50  # steps between recorded frames
+RECORD = 20  # steps between recorded frames
 
 
 def build(options, jump):
