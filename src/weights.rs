@@ -77,6 +77,26 @@ pub fn effective_sample_size(log_weights: &[f64]) -> Result<f64> {
     Ok((2.0 * log_sum_exp(log_weights) - log_sum_exp(&doubled)).exp())
 }
 
+/// Mean acceptance of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)), with x from the
+/// weighted samples themselves.
+pub fn acceptance(log_weight: &[f64]) -> f64 {
+    let mut sorted: Vec<f64> = log_weight.iter().copied().filter(|w| w.is_finite()).collect();
+    if sorted.is_empty() {
+        return 0.0;
+    }
+    sorted.sort_by(f64::total_cmp);
+    let largest = sorted[sorted.len() - 1];
+    let total: f64 = sorted.iter().map(|w| (w - largest).exp()).sum();
+    // Σ_x w_x Σ_y min(1, w_y/w_x) / (n Σ w): below x in order contribute w_y, above contribute w_x
+    let (mut below, mut sum) = (0.0, 0.0);
+    for (rank, w) in sorted.iter().enumerate() {
+        let w = (w - largest).exp();
+        sum += below + w * (sorted.len() - rank) as f64;
+        below += w;
+    }
+    sum / (total * log_weight.len() as f64)
+}
+
 /// ln Z of the target over that of the density, ln (1/n) Σ w, with its delta-method error sd(w)/(√n mean(w)).
 pub fn log_normaliser(log_weights: &[f64]) -> Result<Estimate> {
     let n = log_weights.len() as f64;

@@ -144,3 +144,12 @@ fn smoothing_keeps_order_and_never_exceeds_the_largest_weight() {
     assert!(smoothed.iter().all(|w| *w <= max));
     assert!(smoothed.iter().zip(&log_w).filter(|(a, b)| a != b).count() > 100);
 }
+
+#[test]
+fn acceptance_of_equal_weights_is_one_and_of_lognormal_weights_is_known() {
+    assert!((acceptance(&[0.3; 50]) - 1.0).abs() < 1e-12);
+    let mut stream = Stream::new(1, StreamId::Test, 0, 0);
+    let w: Vec<f64> = (0..200_000).map(|_| stream.normal()).collect();
+    // σ = 1: erfc(σ/2)
+    assert!((acceptance(&w) - libm::erfc(0.5)).abs() < 0.01);
+}

@@ -7,14 +7,13 @@
 //! Mixed coordinates: a row may keep its atom as Cartesian components in the local axes of its three reference atoms. That
 //! is a rotation, so its volume factor is one, and unlike a projection on principal components it can always be inverted.
 
+use super::placement::{Axes, Placement, SINGULAR};
 use super::vector::*;
 use super::zmatrix::ZMatrix;
 use crate::density::Status;
 use crate::error::{Error, Result};
 use std::f64::consts::PI;
 
-/// Below this sine of an angle, or of the angle that defines a torsion's plane, a configuration is singular.
-const SINGULAR: f64 = 1e-6;
 /// Relative deviation of a constrained bond from its length beyond which it counts as broken.
 pub const CONSTRAINT_TOLERANCE: f64 = 1e-4;
 /// Orientation of a generated configuration: the frame's first bond and the side of its third atom. These are the axes of
@@ -383,94 +382,6 @@ fn bond_index(zmatrix: &ZMatrix, i: usize, j: usize) -> Option<usize> {
         return Some(1);
     }
     zmatrix.rows.iter().position(|r| same(r[0], r[1])).map(|r| r + 2)
-}
-
-/// Orthonormal axes at atom j: a = unit(j − k), n = unit((j − k) × (j − l)), m = a × n.
-#[derive(Clone, Copy)]
-struct Axes {
-    a: Vec3,
-    n: Vec3,
-    m: Vec3,
-    v1: Vec3,
-    v2: Vec3,
-    cross_norm: f64,
-}
-
-impl Axes {
-    fn new(xj: Vec3, xk: Vec3, xl: Vec3) -> Axes {
-        let (v1, v2) = (sub(xj, xk), sub(xj, xl));
-        let w = cross(v1, v2);
-        let cross_norm = norm(w);
-        let (a, n) = (unit(v1), scale(1.0 / cross_norm, w));
-        Axes { a, n, m: cross(a, n), v1, v2, cross_norm }
-    }
-
-    fn is_singular(&self) -> bool {
-        // NaN counts as singular
-        let well_defined = self.cross_norm >= SINGULAR * norm(self.v1) * norm(self.v2);
-        !well_defined
-    }
-
-    fn components(&self, r: Vec3) -> Vec3 {
-        [dot(r, self.a), dot(r, self.n), dot(r, self.m)]
-    }
-
-    fn vector(&self, c: Vec3) -> Vec3 {
-        add(scale(c[0], self.a), add(scale(c[1], self.n), scale(c[2], self.m)))
-    }
-
-    /// Cotangents of atoms j, k, l from those of the axes a, n, m.
-    fn vjp(&self, [ga, gn, gm]: [Vec3; 3]) -> [Vec3; 3] {
-        // m = a × n
-        let ga = add(ga, cross(self.n, gm));
-        let gn = add(gn, cross(gm, self.a));
-        // n = w / |w| with w = v1 × v2
-        let gw = scale(1.0 / self.cross_norm, sub(gn, scale(dot(self.n, gn), self.n)));
-        let gv2 = cross(gw, self.v1);
-        let across = sub(ga, scale(dot(self.a, ga), self.a));
-        let gv1 = add(cross(self.v2, gw), scale(1.0 / norm(self.v1), across));
-        [add(gv1, gv2), scale(-1.0, gv1), scale(-1.0, gv2)]
-    }
-}
-
-/// The direction from atom j to the atom being placed: sin θ t − cos θ a with t = cos φ m − sin φ n.
-struct Placement {
-    axes: Axes,
-    theta: (f64, f64),
-    phi: (f64, f64),
-}
-
-/// Cotangents of one placement.
-struct PlacementVjp {
-    d: f64,
-    theta: f64,
-    phi: f64,
-    axes: [Vec3; 3],
-}
-
-impl Placement {
-    fn t(&self) -> Vec3 {
-        let (sin, cos) = self.phi;
-        sub(scale(cos, self.axes.m), scale(sin, self.axes.n))
-    }
-
-    fn direction(&self) -> Vec3 {
-        let (sin, cos) = self.theta;
-        sub(scale(sin, self.t()), scale(cos, self.axes.a))
-    }
-
-    /// Cotangents from that of the placed atom, `g`.
-    fn vjp(&self, d: f64, g: Vec3) -> PlacementVjp {
-        let ((sin_t, cos_t), (sin_p, cos_p)) = (self.theta, self.phi);
-        let by_theta = add(scale(cos_t, self.t()), scale(sin_t, self.axes.a));
-        let by_phi = add(scale(-sin_p, self.axes.m), scale(-cos_p, self.axes.n));
-        PlacementVjp {
-            d: dot(g, self.direction()),
-            theta: d * dot(g, by_theta),
-            phi: d * sin_t * dot(g, by_phi),
-            axes: [scale(-d * cos_t, g), scale(-d * sin_t * sin_p, g), scale(d * sin_t * cos_p, g)],
-        }
-    }
 }
 
 #[cfg(test)]

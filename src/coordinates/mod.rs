@@ -3,6 +3,7 @@
 pub mod chirality;
 pub mod constraints;
 pub mod internal;
+mod placement;
 pub mod topology;
 pub mod vector;
 pub mod whole;

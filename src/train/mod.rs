@@ -6,10 +6,12 @@ pub mod architecture;
 pub mod dynamics;
 pub mod losses;
 pub mod optimiser;
+pub mod progress;
 pub mod trainer;
 #[cfg(test)]
 mod trainer_tests;
 
 pub use architecture::{design, DesignOptions};
 pub use optimiser::{AdamW, Schedule};
-pub use trainer::{Phase, Progress, TrainOptions, TrainState, Trainer};
+pub use progress::Progress;
+pub use trainer::{Phase, TrainOptions, TrainState, Trainer};

@@ -2,6 +2,7 @@
 
 use super::losses::{self, Samples};
 use super::optimiser::{AdamW, Schedule};
+use super::progress::Progress;
 use crate::density::{Density, Evaluation};
 use crate::error::{Error, Result};
 use crate::models::coupling::CouplingFlow;
@@ -84,47 +85,6 @@ impl Default for TrainOptions {
             patience: 0,
             seed: 1,
         }
-    }
-}
-
-/// What an evaluation found, for the progress line, the log and the plot.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    pub step: usize,
-    #[serde(with = "nan_as_none")]
-    pub rate: f64,
-    /// Training losses, averaged since the last evaluation; NaN where a loss is off.
-    #[serde(with = "nan_as_none")]
-    pub likelihood: f64,
-    #[serde(with = "nan_as_none")]
-    pub reverse_kl: f64,
-    #[serde(with = "nan_as_none")]
-    pub refinement: f64,
-    #[serde(with = "nan_as_none")]
-    pub gradient_norm: f64,
-    /// −mean log q of held-out frames by the averaged parameters; NaN without frames.
-    #[serde(with = "nan_as_none")]
-    pub held_out: f64,
-    /// Effective sample size per sample of the averaged model, and its Pareto k̂; NaN without a target.
-    #[serde(with = "nan_as_none")]
-    pub ess: f64,
-    #[serde(with = "nan_as_none")]
-    pub pareto_k: f64,
-    /// Mean acceptance of an independence proposal from the averaged model, from pairs of its weighted samples.
-    #[serde(with = "nan_as_none")]
-    pub acceptance: f64,
-}
-
-/// JSON has no NaN: a number that was not measured is written as null.
-mod nan_as_none {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-        Some(*value).filter(|v| v.is_finite()).serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-        Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
     }
 }
 
@@ -373,7 +333,7 @@ impl<'a> Trainer<'a> {
             let n = samples.log_weight.len() as f64;
             progress.ess = weights::effective_sample_size(&samples.log_weight)? / n;
             progress.pareto_k = weights::pareto_k(&samples.log_weight).unwrap_or(f64::NAN);
-            progress.acceptance = acceptance(&samples.log_weight);
+            progress.acceptance = weights::acceptance(&samples.log_weight);
         }
         self.state.history.push(progress.clone());
         Ok(progress)
@@ -388,38 +348,4 @@ fn held_out(model: &CouplingFlow<f32>, frames: &[f64]) -> Result<f64> {
     model.log_density(&frames[..n * dx], &mut log_q)?;
     let inside: Vec<f64> = log_q.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
     Ok(-inside.iter().sum::<f64>() / inside.len().max(1) as f64)
-}
-
-/// Mean acceptance of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)), with x from the
-/// weighted samples themselves.
-pub fn acceptance(log_weight: &[f64]) -> f64 {
-    let mut sorted: Vec<f64> = log_weight.iter().copied().filter(|w| w.is_finite()).collect();
-    if sorted.is_empty() {
-        return 0.0;
-    }
-    sorted.sort_by(f64::total_cmp);
-    let largest = sorted[sorted.len() - 1];
-    let total: f64 = sorted.iter().map(|w| (w - largest).exp()).sum();
-    // Σ_x w_x Σ_y min(1, w_y/w_x) / (n Σ w): below x in order contribute w_y, above contribute w_x
-    let (mut below, mut sum) = (0.0, 0.0);
-    for (rank, w) in sorted.iter().enumerate() {
-        let w = (w - largest).exp();
-        sum += below + w * (sorted.len() - rank) as f64;
-        below += w;
-    }
-    sum / (total * log_weight.len() as f64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn acceptance_of_equal_weights_is_one_and_of_lognormal_weights_is_known() {
-        assert!((acceptance(&[0.3; 50]) - 1.0).abs() < 1e-12);
-        let mut stream = Stream::new(1, StreamId::Test, 0, 0);
-        let w: Vec<f64> = (0..200_000).map(|_| stream.normal()).collect();
-        // σ = 1: erfc(σ/2)
-        assert!((acceptance(&w) - libm::erfc(0.5)).abs() < 0.01);
-    }
 }

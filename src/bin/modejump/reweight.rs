@@ -6,7 +6,6 @@ use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::Evaluation;
 use modejump::histogram::on_arc;
 use modejump::rng::{Stream, StreamId};
-use modejump::train::trainer::acceptance;
 use modejump::{free_energy, weights, Error, Result};
 use serde_json::json;
 use std::path::PathBuf;
@@ -59,7 +58,7 @@ impl Reweight {
             "n": self.n,
             "ess": weights::effective_sample_size(&log_weight)? / self.n as f64,
             "pareto_k": weights::pareto_k(&log_weight)?,
-            "acceptance": acceptance(&log_weight),
+            "acceptance": weights::acceptance(&log_weight),
             "rejected": log_weight.iter().filter(|w| !w.is_finite()).count(),
             "log_z": log_z.value,
             "log_z_stderr": log_z.standard_error,
