@@ -47,6 +47,20 @@ pub struct TargetInfo {
 }
 
 impl ModelCard {
+    /// The card of an exact coupling flow; temperature, target, topology and provenance are still to be said.
+    pub fn of_coupling(config: CouplingConfig, coordinates: CoordinatesConfig) -> ModelCard {
+        ModelCard {
+            format: FORMAT,
+            model: ModelConfig::Coupling(config),
+            coordinates,
+            exactness: Exactness::Exact,
+            temperature: None,
+            target: None,
+            topology: None,
+            provenance: BTreeMap::new(),
+        }
+    }
+
     /// Bonds that every sample has at exactly this length: (i, j, nm).
     pub fn kept_bonds(&self) -> &[(usize, usize, f64)] {
         match &self.coordinates {

@@ -5,9 +5,9 @@
 //! q(turning torsions) · q(stiff | turning torsions): circular spline couplings first, then couplings of the stiff halves.
 
 use crate::coordinates::{chirality, Coordinates, CoordinatesConfig, Topology, ZMatrix};
-use crate::density::{Exactness, Status};
+use crate::density::Status;
 use crate::error::{Error, Result};
-use crate::models::card::{ModelCard, ModelConfig, FORMAT};
+use crate::models::card::ModelCard;
 use crate::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use crate::nn::Activation;
 use serde::{Deserialize, Serialize};
@@ -88,14 +88,8 @@ pub fn design(
     let (turning, centres) = classify(&u, d, n_torsions, &options.cartesian);
     let layers = layers(&u, d, n_torsions, &turning, &centres, options)?;
     let card = ModelCard {
-        format: FORMAT,
-        model: ModelConfig::Coupling(CouplingConfig { uniform: turning, layers }),
-        coordinates: config,
-        exactness: Exactness::Exact,
-        temperature: None,
-        target: None,
         topology: Some(topology.clone()),
-        provenance: Default::default(),
+        ..ModelCard::of_coupling(CouplingConfig { uniform: turning, layers }, config)
     };
     let mut flow = CouplingFlow::new(card)?;
     flow.initialise(options.seed);

@@ -2,9 +2,9 @@
 
 use super::{error, Found, Golden};
 use modejump::coordinates::{CoordinatesConfig, InternalCoordinates, ZMatrix};
-use modejump::density::{Density, Evaluation, Exactness};
+use modejump::density::{Density, Evaluation};
 use modejump::io::model_file::Tensor;
-use modejump::models::card::{ModelCard, ModelConfig, FORMAT};
+use modejump::models::card::ModelCard;
 use modejump::models::coupling::{bgflow, CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use modejump::models::Flow;
 use modejump::nn::{Activation, Real};
@@ -49,16 +49,10 @@ fn negated(values: &[f64]) -> Vec<f64> {
 
 /// A flow of one spline layer whose network is linear layers of these weights.
 fn one_spline(layer: LayerConfig, dimension: usize, network: &[(&[f64], &[f64])]) -> CouplingFlow<f64> {
-    let card = ModelCard {
-        format: FORMAT,
-        model: ModelConfig::Coupling(CouplingConfig { uniform: vec![], layers: vec![layer] }),
-        coordinates: CoordinatesConfig::Cartesian { dimension },
-        exactness: Exactness::Exact,
-        temperature: None,
-        target: None,
-        topology: None,
-        provenance: Default::default(),
-    };
+    let card = ModelCard::of_coupling(
+        CouplingConfig { uniform: vec![], layers: vec![layer] },
+        CoordinatesConfig::Cartesian { dimension },
+    );
     let mut flow = CouplingFlow::new(card).unwrap();
     let flat: Vec<f64> = network.iter().flat_map(|(w, b)| w.iter().chain(b.iter()).copied()).collect();
     flow.parameters_mut().copy_from_slice(&flat);

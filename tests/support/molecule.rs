@@ -1,10 +1,8 @@
 //! A molecule of four atoms for tests: C0 - H1 kept at 0.11 nm, everything else free.
 
 use modejump::coordinates::{CoordinatesConfig, Topology};
-use modejump::density::Exactness;
-use modejump::models::card::FORMAT;
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, LayerConfig};
-use modejump::models::{ModelCard, ModelConfig};
+use modejump::models::ModelCard;
 
 pub fn four_atoms() -> CouplingFlow<f32> {
     let coordinates = CoordinatesConfig::Internal {
@@ -30,14 +28,9 @@ pub fn four_atoms() -> CouplingFlow<f32> {
     };
     topology.set_bonds([[0, 1], [0, 2], [2, 3]]);
     let card = ModelCard {
-        format: FORMAT,
-        model: ModelConfig::Coupling(CouplingConfig { uniform: (0..5).collect(), layers }),
-        coordinates,
-        exactness: Exactness::Exact,
         temperature: Some(300.0),
-        target: None,
         topology: Some(topology),
-        provenance: Default::default(),
+        ..ModelCard::of_coupling(CouplingConfig { uniform: (0..5).collect(), layers }, coordinates)
     };
     CouplingFlow::new(card).expect("a valid model")
 }

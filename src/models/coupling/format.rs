@@ -93,9 +93,8 @@ pub mod bgflow {
     use super::super::{CouplingConfig, Features};
     use super::*;
     use crate::coordinates::{CoordinatesConfig, Topology, ZMatrix};
-    use crate::density::Exactness;
     use crate::io::model_file::Tensor;
-    use crate::models::card::{ModelCard, ModelConfig, FORMAT};
+    use crate::models::card::ModelCard;
     use crate::nn::Activation;
     use serde_json::Value;
 
@@ -174,14 +173,9 @@ pub mod bgflow {
 
     fn card(config: CouplingConfig, coordinates: CoordinatesConfig, topology: Option<Topology>) -> ModelCard {
         ModelCard {
-            format: FORMAT,
-            model: ModelConfig::Coupling(config),
-            coordinates,
-            exactness: Exactness::Exact,
-            temperature: None,
-            target: None,
             topology,
             provenance: BTreeMap::from([("converted_from".to_string(), "bgflow".to_string())]),
+            ..ModelCard::of_coupling(config, coordinates)
         }
     }
 

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::coordinates::CoordinatesConfig;
-use crate::density::{Density, Evaluation, Exactness, Status};
-use crate::models::card::FORMAT;
+use crate::density::{Density, Evaluation, Status};
 use crate::models::Flow;
 use crate::nn::Activation;
 
@@ -66,14 +65,8 @@ pub(crate) fn example() -> CouplingFlow<f64> {
         LayerConfig::Wrap { transformed: vec![11, 13], shift: vec![0.45, 0.45] },
     ];
     let card = ModelCard {
-        format: FORMAT,
-        model: ModelConfig::Coupling(CouplingConfig { uniform: vec![10, 12], layers }),
-        coordinates,
-        exactness: Exactness::Exact,
         temperature: Some(300.0),
-        target: None,
-        topology: None,
-        provenance: Default::default(),
+        ..ModelCard::of_coupling(CouplingConfig { uniform: vec![10, 12], layers }, coordinates)
     };
     let mut flow = CouplingFlow::new(card).unwrap();
     flow.initialise(1);

@@ -1,8 +1,8 @@
 //! What is measured: models of fixed sizes, and one timed piece of work per name.
 
 use modejump::coordinates::CoordinatesConfig;
-use modejump::density::{Density, Evaluation, Exactness};
-use modejump::models::card::{ModelCard, ModelConfig, FORMAT};
+use modejump::density::{Density, Evaluation};
+use modejump::models::card::ModelCard;
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use modejump::moves::{Generator, Independence, Move, Options, State};
 use modejump::nn::Activation;
@@ -18,16 +18,7 @@ pub const TRAIN_BATCH: usize = 512;
 const MOVE_BATCH: usize = 32;
 
 fn card(config: CouplingConfig, coordinates: CoordinatesConfig) -> ModelCard {
-    ModelCard {
-        format: FORMAT,
-        model: ModelConfig::Coupling(config),
-        coordinates,
-        exactness: Exactness::Exact,
-        temperature: None,
-        target: None,
-        topology: None,
-        provenance: Default::default(),
-    }
+    ModelCard::of_coupling(config, coordinates)
 }
 
 fn range(start: usize, n: usize) -> Vec<usize> {
