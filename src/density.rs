@@ -65,6 +65,9 @@ pub enum Scope {
     /// The shape only. Position and orientation are those of the frame of three atoms (origin, z axis, xz plane); a move
     /// keeps the frame of the current configuration.
     Shape { frame: [usize; 3] },
+    /// Shape and orientation. The centroid is left alone; log q is normalised on the 3N − 3 coordinates without it, with the
+    /// measure of the space of vectors whose mean over atoms is zero.
+    Centred,
 }
 
 /// A model of a probability density over configurations.

@@ -1,9 +1,12 @@
 //! Generators. One folder per model; [`load`] finds the right one for a file.
 
 pub mod card;
+pub mod continuous;
 pub mod coupling;
+pub mod field;
 
 pub use card::{ModelCard, ModelConfig, TargetInfo};
+pub use field::{EnergyFunction, VectorField};
 
 use crate::density::{Density, Evaluation};
 use crate::error::{Error, Result};
@@ -28,6 +31,16 @@ pub trait Model: Density {
 
     /// The map to latent space, for models that have one.
     fn flow(&self) -> Option<&dyn Flow> {
+        None
+    }
+
+    /// The network of a continuous flow.
+    fn field(&self) -> Option<&dyn VectorField> {
+        None
+    }
+
+    /// The network of an energy-based model.
+    fn energy(&self) -> Option<&dyn EnergyFunction> {
         None
     }
 }

@@ -1,0 +1,32 @@
+//! What the networks of continuous flows and energy-based models compute, in the networks' own units and f64 outside.
+
+/// A time-dependent vector field f(t, x): the network of a continuous flow.
+///
+/// Batches are row-major, `x[n][dimension]` with `t[n]`; a row's result does not depend on the other rows. Non-finite input
+/// gives non-finite output, never a panic.
+pub trait VectorField: Send + Sync {
+    /// Coordinates per configuration, 3 × atoms.
+    fn dimension(&self) -> usize;
+
+    /// `f[n][dimension]`.
+    fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]);
+
+    /// f and its divergence Σᵢ ∂fᵢ/∂xᵢ, exact, by forward mode.
+    fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]);
+
+    /// f and its derivative `df[n][dimension]` along `dx[n][dimension]`.
+    fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]);
+}
+
+/// A time-dependent energy-based model E(t, x) = log p_t(x) + constant, with the sign of BoltzNCE: a log-density, no energy of
+/// physics.
+pub trait EnergyFunction: Send + Sync {
+    /// Coordinates per configuration.
+    fn dimension(&self) -> usize;
+
+    /// E of each row of `x[n][dimension]` at `t[n]`.
+    fn energy(&self, t: &[f64], x: &[f64], energy: &mut [f64]);
+
+    /// E and the score ∇ₓE, `score[n][dimension]`.
+    fn energy_score(&self, t: &[f64], x: &[f64], energy: &mut [f64], score: &mut [f64]);
+}
