@@ -7,8 +7,10 @@ pub mod activation;
 pub mod linear;
 pub mod mlp;
 pub mod real;
+pub mod tape;
 
 pub use activation::Activation;
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpTape};
 pub use real::Real;
+pub use tape::{Tape, Var};

@@ -47,10 +47,14 @@ pub trait Real:
     fn from_f64(value: f64) -> Self;
     fn to_f64(self) -> f64;
 
+    fn sqrt(self) -> Self;
+
     /// y ← exp(y), element by element.
     fn exp_slice(values: &mut [Self]);
     /// y ← tanh(y).
     fn tanh_slice(values: &mut [Self]);
+    /// y ← σ(x).
+    fn sigmoid_slice(x: &[Self], y: &mut [Self]);
     /// y ← x · σ(x).
     fn silu_slice(x: &[Self], y: &mut [Self]);
     /// gradient ← gradient · d silu(x)/dx.
@@ -102,6 +106,57 @@ pub trait Real:
     }
 }
 
+/// Runs plain loops compiled for the widest vectors of this processor. The closure must be small enough to be inlined, and
+/// call nothing that is not.
+#[inline(always)]
+pub fn vectorised<T>(body: impl FnOnce() -> T) -> T {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,fma")]
+        fn avx512<T>(body: impl FnOnce() -> T) -> T {
+            body()
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2<T>(body: impl FnOnce() -> T) -> T {
+            body()
+        }
+        match instruction_set() {
+            // SAFETY: the processor has the features that the function was compiled for.
+            InstructionSet::Avx512 => return unsafe { avx512(body) },
+            // SAFETY: as above.
+            InstructionSet::Avx2 => return unsafe { avx2(body) },
+            InstructionSet::Baseline => {}
+        }
+    }
+    body()
+}
+
+/// Vector instructions that element-wise loops are compiled for.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+enum InstructionSet {
+    Avx512,
+    Avx2,
+    Baseline,
+}
+
+#[cfg(target_arch = "x86_64")]
+fn instruction_set() -> InstructionSet {
+    let has = |found: [bool; 4]| found.into_iter().all(|f| f);
+    if has([
+        is_x86_feature_detected!("avx512f"),
+        is_x86_feature_detected!("avx512dq"),
+        is_x86_feature_detected!("avx512vl"),
+        is_x86_feature_detected!("avx512bw"),
+    ]) {
+        return InstructionSet::Avx512;
+    }
+    match is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        true => InstructionSet::Avx2,
+        false => InstructionSet::Baseline,
+    }
+}
+
 impl Real for f64 {
     const NAME: &'static str = "f64";
 
@@ -110,6 +165,12 @@ impl Real for f64 {
     }
     fn to_f64(self) -> f64 {
         self
+    }
+    fn sqrt(self) -> f64 {
+        self.sqrt()
+    }
+    fn sigmoid_slice(x: &[f64], y: &mut [f64]) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = 1.0 / (1.0 + (-x).exp()));
     }
     fn exp_slice(values: &mut [f64]) {
         values.iter_mut().for_each(|v| *v = v.exp());
@@ -139,6 +200,12 @@ impl Real for f32 {
     }
     fn to_f64(self) -> f64 {
         f64::from(self)
+    }
+    fn sqrt(self) -> f32 {
+        self.sqrt()
+    }
+    fn sigmoid_slice(x: &[f32], y: &mut [f32]) {
+        simd::sigmoid(x, y);
     }
     fn exp_slice(values: &mut [f32]) {
         simd::exp(values);
@@ -239,6 +306,10 @@ mod simd {
         y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid1::<FMA>(x));
     }
     #[inline(always)]
+    fn sigmoid_body<const FMA: bool>(x: &[f32], y: &mut [f32]) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = sigmoid1::<FMA>(x));
+    }
+    #[inline(always)]
     fn softplus_body<const FMA: bool>(values: &mut [f32]) {
         values.iter_mut().for_each(|v| *v = v.max(0.0) + ln_1p1::<FMA>(exp1::<FMA>(-v.abs())));
     }
@@ -263,17 +334,12 @@ mod simd {
                     fn avx2($($arg: $type),*) {
                         $body::<true>($($arg),*)
                     }
-                    if is_x86_feature_detected!("avx512f")
-                        && is_x86_feature_detected!("avx512dq")
-                        && is_x86_feature_detected!("avx512vl")
-                        && is_x86_feature_detected!("avx512bw")
-                    {
+                    match super::instruction_set() {
                         // SAFETY: the processor has the features that the function was compiled for.
-                        return unsafe { avx512($($arg),*) };
-                    }
-                    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                        super::InstructionSet::Avx512 => return unsafe { avx512($($arg),*) },
                         // SAFETY: as above.
-                        return unsafe { avx2($($arg),*) };
+                        super::InstructionSet::Avx2 => return unsafe { avx2($($arg),*) },
+                        super::InstructionSet::Baseline => {}
                     }
                 }
                 $body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
@@ -284,6 +350,7 @@ mod simd {
     dispatch!(exp, exp_body, (values: &mut [f32]));
     dispatch!(tanh, tanh_body, (values: &mut [f32]));
     dispatch!(silu, silu_body, (x: &[f32], y: &mut [f32]));
+    dispatch!(sigmoid, sigmoid_body, (x: &[f32], y: &mut [f32]));
     dispatch!(softplus, softplus_body, (values: &mut [f32]));
     dispatch!(silu_backward, silu_backward_body, (pre: &[f32], gradient: &mut [f32]));
 }

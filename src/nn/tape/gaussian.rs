@@ -1,0 +1,240 @@
+//! Distances as Gaussians.
+
+use super::{Operation, Point, Tape, Var};
+use crate::nn::real::{vectorised, Real};
+use std::sync::Arc;
+
+/// exp(−((d − μ_k)/w)²) with fixed, evenly spaced μ_k from 0 to `max`, and w = max/count.
+#[derive(Clone, Copy, Debug)]
+pub struct RadialBasis {
+    pub max: f64,
+    pub count: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct RadialBasisOp {
+    d: Var,
+    basis: RadialBasis,
+    output: Var,
+}
+
+impl RadialBasisOp {
+    fn step<R: Real>(&self) -> R {
+        R::from_f64(self.basis.max / (self.basis.count - 1) as f64)
+    }
+
+    fn inverse_width<R: Real>(&self) -> R {
+        R::from_f64(self.basis.count as f64 / self.basis.max)
+    }
+
+    /// −2 (d − μ_k)/w², the logarithmic derivative of each Gaussian.
+    fn slope<R: Real>(&self, d: R, k: usize) -> R {
+        let w = self.inverse_width::<R>();
+        R::from_f64(-2.0) * (d - self.step::<R>() * R::from_f64(k as f64)) * w * w
+    }
+}
+
+impl<R: Real> Operation<R> for RadialBasisOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+        let (step, w) = (self.step::<R>(), self.inverse_width::<R>());
+        vectorised(|| {
+            for (&d, y) in inputs[self.d.range()].iter().zip(output.chunks_exact_mut(self.basis.count)) {
+                for (k, y) in y.iter_mut().enumerate() {
+                    let z = (d - step * R::from_f64(k as f64)) * w;
+                    *y = -(z * z);
+                }
+            }
+        });
+        R::exp_slice(output);
+    }
+
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
+        let n = self.basis.count;
+        let distances = point.value(self.d).iter().zip(&tangents[self.d.range()]);
+        for ((&d, &dd), (y, dy)) in
+            distances.zip(point.value(self.output).chunks_exact(n).zip(output.chunks_exact_mut(n)))
+        {
+            (0..n).for_each(|k| dy[k] = y[k] * self.slope(d, k) * dd);
+        }
+    }
+
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
+        let n = self.basis.count;
+        let rows = point.value(self.output).chunks_exact(n).zip(cotangent.chunks_exact(n));
+        vectorised(|| {
+            for ((&d, slot), (y, g)) in point.value(self.d).iter().zip(&mut inputs[self.d.range()]).zip(rows) {
+                *slot += (0..n).map(|k| g[k] * y[k] * self.slope(d, k)).sum::<R>();
+            }
+        });
+    }
+}
+
+/// G_k(y) = exp(−((y − μ_k)/s_k)²/2) / (√(2·3.14159) s_k), s_k = |σ_k| + 1e-5, with learned μ and σ (Graphormer-3D, Shi et al.
+/// 2022; the shortened π is part of trained checkpoints, and no more than a factor that later weights absorb).
+#[derive(Clone, Copy, Debug)]
+pub struct Gaussians {
+    pub means: usize,
+    pub widths: usize,
+    pub count: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct GaussiansOp {
+    y: Var,
+    gaussians: Gaussians,
+    output: Var,
+}
+
+/// √(2·3.14159)
+const NORMALISER: f64 = 2.506_627_216_173_655_5;
+
+impl GaussiansOp {
+    /// Mean, inverse width, and the sign of σ.
+    fn kernel<R: Real>(&self, parameters: &[R], k: usize) -> (R, R, R) {
+        let sigma = parameters[self.gaussians.widths + k];
+        let sign = R::from_f64(if sigma < R::default() { -1.0 } else { 1.0 });
+        let width = sign * sigma + R::from_f64(1e-5);
+        (parameters[self.gaussians.means + k], R::from_f64(1.0) / width, sign)
+    }
+}
+
+impl<R: Real> Operation<R> for GaussiansOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
+        let n = self.gaussians.count;
+        let (half, factor) = (R::from_f64(-0.5), R::from_f64(1.0 / NORMALISER));
+        let kernels: Vec<(R, R, R)> = (0..n).map(|k| self.kernel(parameters, k)).collect();
+        vectorised(|| {
+            for (&y, g) in inputs[self.y.range()].iter().zip(output.chunks_exact_mut(n)) {
+                for (g, &(mean, inverse, _)) in g.iter_mut().zip(&kernels) {
+                    let z = (y - mean) * inverse;
+                    *g = half * z * z;
+                }
+            }
+        });
+        R::exp_slice(output);
+        vectorised(|| {
+            for g in output.chunks_exact_mut(n) {
+                g.iter_mut().zip(&kernels).for_each(|(g, &(_, inverse, _))| *g = *g * factor * inverse);
+            }
+        });
+    }
+
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
+        let n = self.gaussians.count;
+        let rows = point.value(self.y).iter().zip(&tangents[self.y.range()]);
+        for ((&y, &dy), (g, dg)) in rows.zip(point.value(self.output).chunks_exact(n).zip(output.chunks_exact_mut(n))) {
+            for k in 0..n {
+                let (mean, inverse, _) = self.kernel(point.parameters, k);
+                dg[k] = -(g[k] * (y - mean) * inverse * inverse * dy);
+            }
+        }
+    }
+
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>) {
+        let n = self.gaussians.count;
+        let kernels: Vec<(R, R, R)> = (0..n).map(|k| self.kernel(point.parameters, k)).collect();
+        let (mut by_mean, mut by_width) = (vec![R::default(); n], vec![R::default(); n]);
+        let one = R::from_f64(1.0);
+        let rows = point.value(self.output).chunks_exact(n).zip(cotangent.chunks_exact(n));
+        vectorised(|| {
+            for ((&y, slot), (value, g)) in point.value(self.y).iter().zip(&mut inputs[self.y.range()]).zip(rows) {
+                let mut sum = R::default();
+                for k in 0..n {
+                    let (mean, inverse, sign) = kernels[k];
+                    let z = (y - mean) * inverse;
+                    let gv = g[k] * value[k] * inverse;
+                    sum += gv * z;
+                    by_mean[k] += gv * z;
+                    by_width[k] += sign * gv * (z * z - one);
+                }
+                *slot += -sum;
+            }
+        });
+        if let Some(gradient) = gradient {
+            for (at, by) in [(self.gaussians.means, by_mean), (self.gaussians.widths, by_width)] {
+                gradient[at..at + n].iter_mut().zip(by).for_each(|(s, b)| *s += b);
+            }
+        }
+    }
+}
+
+/// y = a[type] x + b[type] for a column of numbers whose types repeat from sample to sample.
+#[derive(Clone, Debug)]
+pub struct TypedAffine {
+    pub factor: usize,
+    pub shift: usize,
+    pub types: Arc<[u32]>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct TypedAffineOp {
+    x: Var,
+    affine: TypedAffine,
+    output: Var,
+}
+
+impl TypedAffineOp {
+    fn types(&self) -> impl Iterator<Item = usize> + '_ {
+        self.affine.types.iter().cycle().map(|&t| t as usize)
+    }
+}
+
+impl<R: Real> Operation<R> for TypedAffineOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
+        let (a, b) = (&parameters[self.affine.factor..], &parameters[self.affine.shift..]);
+        let rows = inputs[self.x.range()].iter().zip(output).zip(self.types());
+        rows.for_each(|((&x, y), t)| *y = a[t] * x + b[t]);
+    }
+
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
+        let a = &point.parameters[self.affine.factor..];
+        let rows = tangents[self.x.range()].iter().zip(output).zip(self.types());
+        rows.for_each(|((&dx, dy), t)| *dy = a[t] * dx);
+    }
+
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>) {
+        let a = &point.parameters[self.affine.factor..];
+        let rows = inputs[self.x.range()].iter_mut().zip(cotangent).zip(self.types());
+        rows.for_each(|((slot, &g), t)| *slot += a[t] * g);
+        let Some(gradient) = gradient else { return };
+        for ((&x, &g), t) in point.value(self.x).iter().zip(cotangent).zip(self.types()) {
+            gradient[self.affine.factor + t] += g * x;
+            gradient[self.affine.shift + t] += g;
+        }
+    }
+}
+
+impl<R: Real> Tape<R> {
+    /// Gaussians of distances `[rows][1]` to `[rows][count]`.
+    pub fn radial_basis(&mut self, basis: RadialBasis, d: Var) -> Var {
+        assert_eq!(d.columns, 1);
+        let output = self.allocate(d.rows, basis.count);
+        self.run(&[], RadialBasisOp { d, basis, output })
+    }
+
+    /// Learned Gaussians of numbers `[rows][1]` to `[rows][count]`.
+    pub fn gaussians(&mut self, parameters: &[R], gaussians: Gaussians, y: Var) -> Var {
+        assert_eq!(y.columns, 1);
+        let output = self.allocate(y.rows, gaussians.count);
+        self.run(parameters, GaussiansOp { y, gaussians, output })
+    }
+
+    /// a[type] x + b[type] of numbers `[rows][1]`.
+    pub fn typed_affine(&mut self, parameters: &[R], affine: &TypedAffine, x: Var) -> Var {
+        assert!(x.columns == 1 && x.rows.is_multiple_of(affine.types.len()));
+        let output = self.allocate(x.rows, 1);
+        self.run(parameters, TypedAffineOp { x, affine: affine.clone(), output })
+    }
+}

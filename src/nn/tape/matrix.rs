@@ -1,0 +1,197 @@
+//! Matrix products with parameters, and rows of a parameter table.
+
+use super::{Operation, Point, Tape, Var};
+use crate::nn::real::{Matrix, Real};
+use crate::nn::Linear;
+use std::sync::Arc;
+
+/// A weight matrix in the parameter vector, with an optional bias.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight {
+    pub at: usize,
+    pub n_in: usize,
+    pub n_out: usize,
+    /// Stored `[in][out]` instead of `[out][in]`.
+    pub transposed: bool,
+    pub bias: Option<usize>,
+}
+
+impl Weight {
+    fn view(&self) -> Matrix {
+        match self.transposed {
+            false => Matrix::transposed(self.n_in),
+            true => Matrix::row_major(self.n_out),
+        }
+    }
+
+    /// As the right-hand side of gy · W.
+    fn back(&self) -> Matrix {
+        let Matrix { row_stride, column_stride } = self.view();
+        Matrix { row_stride: column_stride, column_stride: row_stride }
+    }
+
+    /// Place of the first weight of input column `column`.
+    fn offset(&self, column: usize) -> usize {
+        self.at + column * self.view().row_stride
+    }
+
+    fn end(&self) -> usize {
+        self.at + self.n_in * self.n_out
+    }
+}
+
+impl From<&Linear> for Weight {
+    fn from(linear: &Linear) -> Weight {
+        let (at, bias) = (linear.weight().start, Some(linear.bias().start));
+        Weight { at, n_in: linear.n_in, n_out: linear.n_out, transposed: false, bias }
+    }
+}
+
+/// y = [a, b, c] W + bias: the columns of up to three values side by side, without writing them side by side.
+#[derive(Clone, Debug)]
+pub(super) struct LinearOp {
+    inputs: [Option<Var>; 3],
+    weight: Weight,
+    output: Var,
+}
+
+impl LinearOp {
+    /// Input values with the column of the weight matrix at which they start.
+    fn parts(&self) -> impl Iterator<Item = (Var, usize)> + '_ {
+        let parts = self.inputs.iter().flatten();
+        parts.scan(0, |column, &var| {
+            *column += var.columns;
+            Some((var, *column - var.columns))
+        })
+    }
+
+    fn product<R: Real>(&self, parameters: &[R], inputs: &[R], y: &mut [R], accumulate: bool) {
+        let w = &self.weight;
+        for (k, (x, column)) in self.parts().enumerate() {
+            R::gemm(
+                (x.rows, w.n_out, x.columns),
+                (y, Matrix::row_major(w.n_out)),
+                (&inputs[x.range()], Matrix::row_major(x.columns)),
+                (&parameters[w.offset(column)..w.end()], w.view()),
+                accumulate || k > 0,
+            );
+        }
+    }
+}
+
+impl<R: Real> Operation<R> for LinearOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
+        if let Some(bias) = self.weight.bias {
+            let bias = &parameters[bias..bias + self.weight.n_out];
+            output.chunks_exact_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+        }
+        self.product(parameters, inputs, output, self.weight.bias.is_some());
+    }
+
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
+        self.product(point.parameters, tangents, output, false);
+    }
+
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>) {
+        let w = &self.weight;
+        for (x, column) in self.parts() {
+            R::gemm(
+                (x.rows, x.columns, w.n_out),
+                (&mut inputs[x.range()], Matrix::row_major(x.columns)),
+                (cotangent, Matrix::row_major(w.n_out)),
+                (&point.parameters[w.offset(column)..w.end()], w.back()),
+                true,
+            );
+        }
+        let Some(gradient) = gradient else { return };
+        for (x, column) in self.parts() {
+            R::gemm(
+                (x.columns, w.n_out, x.rows),
+                (&mut gradient[w.offset(column)..w.end()], w.view()),
+                (point.value(x), Matrix::transposed(x.columns)),
+                (cotangent, Matrix::row_major(w.n_out)),
+                true,
+            );
+        }
+        if let Some(bias) = w.bias {
+            let bias = &mut gradient[bias..bias + w.n_out];
+            for row in cotangent.chunks_exact(w.n_out) {
+                bias.iter_mut().zip(row).for_each(|(b, &g)| *b += g);
+            }
+        }
+    }
+}
+
+/// A table of rows in the parameter vector, and which row each output row takes.
+#[derive(Clone, Debug)]
+pub struct Embed {
+    pub at: usize,
+    pub columns: usize,
+    pub types: Arc<[u32]>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct EmbedOp {
+    embed: Embed,
+    output: Var,
+}
+
+impl EmbedOp {
+    fn place(&self, row: usize) -> std::ops::Range<usize> {
+        let start = self.embed.at + self.embed.types[row % self.embed.types.len()] as usize * self.embed.columns;
+        start..start + self.embed.columns
+    }
+}
+
+impl<R: Real> Operation<R> for EmbedOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, parameters: &[R], _: &[R], output: &mut [R]) {
+        let rows = output.chunks_exact_mut(self.embed.columns).enumerate();
+        rows.for_each(|(row, slot)| slot.copy_from_slice(&parameters[self.place(row)]));
+    }
+
+    fn jvp(&self, _: &Point<R>, _: &[R], output: &mut [R]) {
+        output.fill(R::default());
+    }
+
+    fn vjp(&self, _: &Point<R>, cotangent: &[R], _: &mut [R], gradient: Option<&mut [R]>) {
+        let Some(gradient) = gradient else { return };
+        for (row, g) in cotangent.chunks_exact(self.embed.columns).enumerate() {
+            gradient[self.place(row)].iter_mut().zip(g).for_each(|(slot, &g)| *slot += g);
+        }
+    }
+}
+
+impl<R: Real> Tape<R> {
+    /// x Wᵀ + b.
+    pub fn linear(&mut self, parameters: &[R], weight: impl Into<Weight>, x: Var) -> Var {
+        self.linear_of(parameters, weight, &[x])
+    }
+
+    /// [a, b, c] Wᵀ + b of up to three values with equal rows, whose columns stand side by side.
+    pub fn linear_of(&mut self, parameters: &[R], weight: impl Into<Weight>, parts: &[Var]) -> Var {
+        let weight = weight.into();
+        let columns: usize = parts.iter().map(|x| x.columns).sum();
+        assert!(
+            parts.iter().all(|x| x.rows == parts[0].rows) && columns == weight.n_in,
+            "parts do not fit the weights"
+        );
+        let mut inputs = [None; 3];
+        inputs.iter_mut().zip(parts).for_each(|(slot, &x)| *slot = Some(x));
+        let output = self.allocate(parts[0].rows, weight.n_out);
+        self.run(parameters, LinearOp { inputs, weight, output })
+    }
+
+    /// Rows of a table, `samples` times the list of types.
+    pub fn embed(&mut self, parameters: &[R], embed: &Embed, samples: usize) -> Var {
+        let output = self.allocate(samples * embed.types.len(), embed.columns);
+        self.run(parameters, EmbedOp { embed: embed.clone(), output })
+    }
+}

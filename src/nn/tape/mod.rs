@@ -1,0 +1,209 @@
+//! Reverse and forward differentiation of networks that are written once, as the paper writes them.
+//!
+//! A network calls the operations of [`Tape`] in order. Each runs at once and is recorded; then [`Tape::backward`] carries
+//! cotangents to inputs and parameters, and [`Tape::jvp`] carries a tangent from inputs to outputs. Every operation has its
+//! forward, jvp and vjp in one file. Buffers grow once: a second pass of the same shape allocates nothing.
+//!
+//! Values are matrices `[rows][columns]`. Vectors of 3-space with C channels are rows of 3 C columns, component by component,
+//! so that channels are mixed by a matrix product after [`Var::reshape`] to 3 × rows and C columns.
+
+mod attention;
+mod gaussian;
+mod matrix;
+mod norm;
+mod pairs;
+mod pointwise;
+
+pub use attention::Attention;
+pub use gaussian::{Gaussians, RadialBasis, TypedAffine};
+pub use matrix::{Embed, Weight};
+pub use norm::LayerNorm;
+pub use pointwise::Function;
+
+use super::Real;
+use attention::AttentionOp;
+use gaussian::{GaussiansOp, RadialBasisOp, TypedAffineOp};
+use matrix::{EmbedOp, LinearOp};
+use norm::{LayerNormOp, MeanColumnsOp, SquaredLengthOp};
+use pairs::{PairsOp, RepeatOp, SumPairsOp, SumRowsOp};
+use pointwise::{CombineOp, FunctionOp, ProductOp, ScaleOp, SwishOp};
+
+/// A value on a tape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Var {
+    at: usize,
+    pub rows: usize,
+    pub columns: usize,
+}
+
+impl Var {
+    fn range(self) -> std::ops::Range<usize> {
+        self.at..self.at + self.len()
+    }
+
+    fn len(self) -> usize {
+        self.rows * self.columns
+    }
+
+    /// The same numbers as a matrix of another shape.
+    pub fn reshape(self, rows: usize, columns: usize) -> Var {
+        assert_eq!(rows * columns, self.len(), "a reshape keeps the number of elements");
+        Var { rows, columns, ..self }
+    }
+}
+
+/// One recorded operation. It reads values that lie before its output and writes its output.
+trait Operation<R: Real> {
+    fn output(&self) -> Var;
+    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]);
+    /// Output tangent from the tangents of the inputs.
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]);
+    /// Adds the cotangents of inputs and parameters.
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>);
+}
+
+/// Where an operation is differentiated: parameters, and all values of the tape.
+struct Point<'a, R> {
+    parameters: &'a [R],
+    values: &'a [R],
+}
+
+impl<R> Point<'_, R> {
+    fn value(&self, var: Var) -> &[R] {
+        &self.values[var.range()]
+    }
+}
+
+macro_rules! operations {
+    ($($name:ident($kind:ty)),* $(,)?) => {
+        #[derive(Clone, Debug)]
+        enum Record { $($name($kind)),* }
+
+        impl Record {
+            fn as_operation<R: Real>(&self) -> &dyn Operation<R> {
+                match self { $(Record::$name(op) => op),* }
+            }
+        }
+
+        $(impl From<$kind> for Record {
+            fn from(op: $kind) -> Record {
+                Record::$name(op)
+            }
+        })*
+    };
+}
+
+operations!(
+    Linear(LinearOp),
+    Embed(EmbedOp),
+    Combine(CombineOp),
+    Product(ProductOp),
+    Scale(ScaleOp),
+    Function(FunctionOp),
+    Swish(SwishOp),
+    LayerNorm(LayerNormOp),
+    MeanColumns(MeanColumnsOp),
+    SquaredLength(SquaredLengthOp),
+    Pairs(PairsOp),
+    SumPairs(SumPairsOp),
+    Repeat(RepeatOp),
+    SumRows(SumRowsOp),
+    RadialBasis(RadialBasisOp),
+    Gaussians(GaussiansOp),
+    TypedAffine(TypedAffineOp),
+    Attention(AttentionOp),
+);
+
+/// Values, recorded operations, and the space for derivatives.
+#[derive(Debug, Default)]
+pub struct Tape<R> {
+    values: Vec<R>,
+    end: usize,
+    records: Vec<Record>,
+    tangents: Vec<R>,
+    cotangents: Vec<R>,
+}
+
+impl<R: Real> Tape<R> {
+    /// Forgets everything but the buffers.
+    pub fn clear(&mut self) {
+        self.end = 0;
+        self.records.clear();
+    }
+
+    /// A new input; the caller fills it with [`Tape::value_mut`] before any operation reads it.
+    pub fn input(&mut self, rows: usize, columns: usize) -> Var {
+        self.allocate(rows, columns)
+    }
+
+    pub fn value(&self, var: Var) -> &[R] {
+        &self.values[var.range()]
+    }
+
+    pub fn value_mut(&mut self, var: Var) -> &mut [R] {
+        &mut self.values[var.range()]
+    }
+
+    fn allocate(&mut self, rows: usize, columns: usize) -> Var {
+        let at = self.end;
+        self.end += rows * columns;
+        if self.values.len() < self.end {
+            self.values.resize(self.end, R::default());
+        }
+        Var { at, rows, columns }
+    }
+
+    fn run<O: Operation<R> + Into<Record>>(&mut self, parameters: &[R], op: O) -> Var {
+        let output = op.output();
+        let (before, after) = self.values.split_at_mut(output.at);
+        op.forward(parameters, before, &mut after[..output.len()]);
+        self.records.push(op.into());
+        output
+    }
+
+    /// Carries a tangent forward: `seeds` are inputs and their tangents, all other inputs and the parameters stand still.
+    pub fn jvp(&mut self, parameters: &[R], seeds: &[(Var, &[R])]) {
+        self.tangents.resize(self.values.len(), R::default());
+        self.tangents[..self.end].fill(R::default());
+        for (var, tangent) in seeds {
+            self.tangents[var.range()].copy_from_slice(tangent);
+        }
+        let point = Point { parameters, values: &self.values };
+        for record in &self.records {
+            let op = record.as_operation();
+            let output = op.output();
+            let (before, after) = self.tangents.split_at_mut(output.at);
+            op.jvp(&point, before, &mut after[..output.len()]);
+        }
+    }
+
+    /// Tangent after [`Tape::jvp`].
+    pub fn tangent(&self, var: Var) -> &[R] {
+        &self.tangents[var.range()]
+    }
+
+    /// Carries cotangents back from `seeds`; adds those of the parameters to `gradient` where wanted.
+    pub fn backward(&mut self, parameters: &[R], seeds: &[(Var, &[R])], mut gradient: Option<&mut [R]>) {
+        self.cotangents.resize(self.values.len(), R::default());
+        self.cotangents[..self.end].fill(R::default());
+        for (var, cotangent) in seeds {
+            let slot = &mut self.cotangents[var.range()];
+            slot.iter_mut().zip(*cotangent).for_each(|(s, &c)| *s += c);
+        }
+        let point = Point { parameters, values: &self.values };
+        for record in self.records.iter().rev() {
+            let op = record.as_operation();
+            let output = op.output();
+            let (before, after) = self.cotangents.split_at_mut(output.at);
+            op.vjp(&point, &after[..output.len()], before, gradient.as_deref_mut());
+        }
+    }
+
+    /// Cotangent after [`Tape::backward`].
+    pub fn cotangent(&self, var: Var) -> &[R] {
+        &self.cotangents[var.range()]
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! Normalisation and lengths.
+
+use super::{Operation, Point, Tape, Var};
+use crate::nn::real::{vectorised, Real};
+
+/// Layer normalisation with learned weight and bias (Ba et al. 2016), by their places among the parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNorm {
+    pub weight: usize,
+    pub bias: usize,
+}
+
+const EPSILON: f64 = 1e-5;
+
+#[derive(Clone, Debug)]
+pub(super) struct LayerNormOp {
+    x: Var,
+    norm: LayerNorm,
+    output: Var,
+}
+
+/// Mean and 1/√(variance + ε) of a row.
+fn moments<R: Real>(x: &[R]) -> (R, R) {
+    let n = R::from_f64(1.0 / x.len() as f64);
+    let mean = sum(x, |x| x) * n;
+    let variance = sum(x, |x| (x - mean) * (x - mean)) * n;
+    (mean, R::from_f64(1.0) / (variance + R::from_f64(EPSILON)).sqrt())
+}
+
+/// Σ f(x) in eight partial sums, which vectorise.
+#[inline(always)]
+fn sum<R: Real>(x: &[R], f: impl Fn(R) -> R) -> R {
+    let mut sums = [R::default(); 8];
+    let (groups, rest) = x.as_chunks::<8>();
+    for group in groups {
+        sums.iter_mut().zip(group).for_each(|(s, &x)| *s += f(x));
+    }
+    rest.iter().for_each(|&x| sums[0] += f(x));
+    sums.into_iter().sum()
+}
+
+impl LayerNormOp {
+    /// rstd · (g − mean(g) − x̂ mean(g x̂)): both the jvp and the vjp of x̂(x), which is symmetric.
+    fn derivative<R: Real>(x: &[R], g: &[R], mut write: impl FnMut(usize, R)) {
+        let n = R::from_f64(1.0 / x.len() as f64);
+        let (mean, scale) = moments(x);
+        let mut mean_g = R::default();
+        let mut mean_gx = R::default();
+        for (&x, &g) in x.iter().zip(g) {
+            mean_g += g;
+            mean_gx += g * (x - mean) * scale;
+        }
+        let (mean_g, mean_gx) = (mean_g * n, mean_gx * n);
+        for (i, (&x, &g)) in x.iter().zip(g).enumerate() {
+            write(i, scale * (g - mean_g - (x - mean) * scale * mean_gx));
+        }
+    }
+
+    fn weight<'a, R>(&self, parameters: &'a [R]) -> &'a [R] {
+        &parameters[self.norm.weight..self.norm.weight + self.x.columns]
+    }
+}
+
+impl<R: Real> Operation<R> for LayerNormOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
+        let n = self.x.columns;
+        let (w, b) = (self.weight(parameters), &parameters[self.norm.bias..self.norm.bias + n]);
+        vectorised(|| {
+            for (x, y) in inputs[self.x.range()].chunks_exact(n).zip(output.chunks_exact_mut(n)) {
+                let (mean, scale) = moments(x);
+                for ((y, &x), (&w, &b)) in y.iter_mut().zip(x).zip(w.iter().zip(b)) {
+                    *y = (x - mean) * scale * w + b;
+                }
+            }
+        });
+    }
+
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
+        let n = self.x.columns;
+        let w = self.weight(point.parameters);
+        let rows = point.value(self.x).chunks_exact(n).zip(tangents[self.x.range()].chunks_exact(n));
+        for ((x, dx), y) in rows.zip(output.chunks_exact_mut(n)) {
+            LayerNormOp::derivative(x, dx, |i, d| y[i] = w[i] * d);
+        }
+    }
+
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], mut gradient: Option<&mut [R]>) {
+        let n = self.x.columns;
+        let w = self.weight(point.parameters);
+        let mut weighted = vec![R::default(); n];
+        let rows = point.value(self.x).chunks_exact(n).zip(cotangent.chunks_exact(n));
+        for ((x, g), slot) in rows.zip(inputs[self.x.range()].chunks_exact_mut(n)) {
+            weighted.iter_mut().zip(g).zip(w).for_each(|((s, &g), &w)| *s = g * w);
+            vectorised(|| LayerNormOp::derivative(x, &weighted, |i, d| slot[i] += d));
+            let Some(gradient) = gradient.as_deref_mut() else { continue };
+            let (mean, scale) = moments(x);
+            let by_weight = gradient[self.norm.weight..][..n].iter_mut();
+            by_weight.zip(x).zip(g).for_each(|((s, &x), &g)| *s += g * (x - mean) * scale);
+            gradient[self.norm.bias..][..n].iter_mut().zip(g).for_each(|(s, &g)| *s += g);
+        }
+    }
+}
+
+/// Mean over the columns of each row.
+#[derive(Clone, Debug)]
+pub(super) struct MeanColumnsOp {
+    x: Var,
+    output: Var,
+}
+
+impl MeanColumnsOp {
+    fn apply<R: Real>(&self, inputs: &[R], y: &mut [R]) {
+        let n = R::from_f64(1.0 / self.x.columns as f64);
+        let rows = inputs[self.x.range()].chunks_exact(self.x.columns);
+        vectorised(|| rows.zip(y).for_each(|(x, y)| *y = sum(x, |x| x) * n));
+    }
+}
+
+impl<R: Real> Operation<R> for MeanColumnsOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+        self.apply(inputs, output);
+    }
+
+    fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
+        self.apply(tangents, output);
+    }
+
+    fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
+        let n = R::from_f64(1.0 / self.x.columns as f64);
+        let rows = inputs[self.x.range()].chunks_exact_mut(self.x.columns);
+        rows.zip(cotangent).for_each(|(slot, &g)| slot.iter_mut().for_each(|s| *s += g * n));
+    }
+}
+
+/// |v|² of vectors: `[rows][3][channels]` to `[rows][channels]`.
+#[derive(Clone, Debug)]
+pub(super) struct SquaredLengthOp {
+    v: Var,
+    output: Var,
+}
+
+impl<R: Real> Operation<R> for SquaredLengthOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+        let c = self.output.columns;
+        vectorised(|| {
+            for (v, y) in inputs[self.v.range()].chunks_exact(3 * c).zip(output.chunks_exact_mut(c)) {
+                let (x, rest) = v.split_at(c);
+                let (u, w) = rest.split_at(c);
+                (0..c).for_each(|i| y[i] = x[i] * x[i] + u[i] * u[i] + w[i] * w[i]);
+            }
+        });
+    }
+
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
+        let (c, two) = (self.output.columns, R::from_f64(2.0));
+        let rows = point.value(self.v).chunks_exact(3 * c).zip(tangents[self.v.range()].chunks_exact(3 * c));
+        for ((v, dv), y) in rows.zip(output.chunks_exact_mut(c)) {
+            (0..c).for_each(|i| y[i] = two * (v[i] * dv[i] + v[c + i] * dv[c + i] + v[2 * c + i] * dv[2 * c + i]));
+        }
+    }
+
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
+        let (c, two) = (self.output.columns, R::from_f64(2.0));
+        let rows = point.value(self.v).chunks_exact(3 * c).zip(cotangent.chunks_exact(c));
+        vectorised(|| {
+            for ((v, g), slot) in rows.zip(inputs[self.v.range()].chunks_exact_mut(3 * c)) {
+                for (v, slot) in v.chunks_exact(c).zip(slot.chunks_exact_mut(c)) {
+                    (0..c).for_each(|i| slot[i] += two * g[i] * v[i]);
+                }
+            }
+        });
+    }
+}
+
+impl<R: Real> Tape<R> {
+    pub fn layer_norm(&mut self, parameters: &[R], norm: LayerNorm, x: Var) -> Var {
+        let output = self.allocate(x.rows, x.columns);
+        self.run(parameters, LayerNormOp { x, norm, output })
+    }
+
+    /// Mean over columns, `[rows][1]`.
+    pub fn mean_columns(&mut self, x: Var) -> Var {
+        let output = self.allocate(x.rows, 1);
+        self.run(&[], MeanColumnsOp { x, output })
+    }
+
+    /// |v|² per channel of vectors `[rows][3][channels]`.
+    pub fn squared_length(&mut self, v: Var) -> Var {
+        assert!(v.columns.is_multiple_of(3));
+        let output = self.allocate(v.rows, v.columns / 3);
+        self.run(&[], SquaredLengthOp { v, output })
+    }
+}

@@ -1,0 +1,349 @@
+//! Element by element.
+
+use super::{Operation, Point, Tape, Var};
+use crate::nn::real::{vectorised, Real};
+
+/// y = α a + β b + γ.
+#[derive(Clone, Debug)]
+pub(super) struct CombineOp {
+    a: (f64, Var),
+    b: Option<(f64, Var)>,
+    constant: f64,
+    output: Var,
+}
+
+impl CombineOp {
+    fn apply<R: Real>(&self, inputs: &[R], constant: R, y: &mut [R]) {
+        let (alpha, a) = (R::from_f64(self.a.0), &inputs[self.a.1.range()]);
+        vectorised(|| match self.b {
+            None => y.iter_mut().zip(a).for_each(|(y, &a)| *y = alpha * a + constant),
+            Some((beta, b)) => {
+                let (beta, b) = (R::from_f64(beta), &inputs[b.range()]);
+                y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = alpha * a + beta * b + constant)
+            }
+        });
+    }
+}
+
+impl<R: Real> Operation<R> for CombineOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+        self.apply(inputs, R::from_f64(self.constant), output);
+    }
+
+    fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
+        self.apply(tangents, R::default(), output);
+    }
+
+    fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
+        for (factor, x) in [Some(self.a), self.b].into_iter().flatten() {
+            let (factor, slot) = (R::from_f64(factor), &mut inputs[x.range()]);
+            vectorised(|| slot.iter_mut().zip(cotangent).for_each(|(s, &g)| *s += factor * g));
+        }
+    }
+}
+
+/// y = a b.
+#[derive(Clone, Debug)]
+pub(super) struct ProductOp {
+    a: Var,
+    b: Var,
+    output: Var,
+}
+
+impl<R: Real> Operation<R> for ProductOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+        let (a, b) = (&inputs[self.a.range()], &inputs[self.b.range()]);
+        vectorised(|| output.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = a * b));
+    }
+
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
+        let (a, b) = (point.value(self.a), point.value(self.b));
+        let (da, db) = (&tangents[self.a.range()], &tangents[self.b.range()]);
+        vectorised(|| (0..output.len()).for_each(|i| output[i] = da[i] * b[i] + a[i] * db[i]));
+    }
+
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
+        for (x, other) in [(self.a, self.b), (self.b, self.a)] {
+            let (slot, other) = (&mut inputs[x.range()], point.value(other));
+            vectorised(|| slot.iter_mut().zip(cotangent).zip(other).for_each(|((s, &g), &o)| *s += g * o));
+        }
+    }
+}
+
+/// y[r][k][c] = a[r][k][c] · b[r][c]: every block of b's columns in a row of a is multiplied by b's row.
+#[derive(Clone, Debug)]
+pub(super) struct ScaleOp {
+    a: Var,
+    b: Var,
+    output: Var,
+}
+
+/// f(row of a-like slice, row of b) for every row.
+fn rows<'a, R>(a: &'a [R], columns: usize, b: &'a [R], width: usize) -> impl Iterator<Item = (&'a [R], &'a [R])> {
+    a.chunks_exact(columns).zip(b.chunks_exact(width))
+}
+
+impl<R: Real> Operation<R> for ScaleOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+        let (a, b, n, w) = (&inputs[self.a.range()], &inputs[self.b.range()], self.a.columns, self.b.columns);
+        vectorised(|| {
+            for ((a, b), y) in rows(a, n, b, w).zip(output.chunks_exact_mut(n)) {
+                if w == 1 {
+                    y.iter_mut().zip(a).for_each(|(y, &a)| *y = a * b[0]);
+                    continue;
+                }
+                for (a, y) in a.chunks_exact(w).zip(y.chunks_exact_mut(w)) {
+                    y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = a * b);
+                }
+            }
+        });
+    }
+
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
+        let (n, w) = (self.a.columns, self.b.columns);
+        let values = rows(point.value(self.a), n, point.value(self.b), w);
+        let tangents = rows(&tangents[self.a.range()], n, &tangents[self.b.range()], w);
+        for (((a, b), (da, db)), y) in values.zip(tangents).zip(output.chunks_exact_mut(n)) {
+            vectorised(|| (0..n).for_each(|i| y[i] = da[i] * b[i % w] + a[i] * db[i % w]));
+        }
+    }
+
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
+        let (n, w) = (self.a.columns, self.b.columns);
+        let (a, b) = (point.value(self.a), point.value(self.b));
+        let slots = inputs[self.a.range()].chunks_exact_mut(n);
+        vectorised(|| {
+            for ((slot, g), b) in slots.zip(cotangent.chunks_exact(n)).zip(b.chunks_exact(w)) {
+                for (slot, g) in slot.chunks_exact_mut(w).zip(g.chunks_exact(w)) {
+                    slot.iter_mut().zip(g).zip(b).for_each(|((s, &g), &b)| *s += g * b);
+                }
+            }
+        });
+        let slots = inputs[self.b.range()].chunks_exact_mut(w);
+        vectorised(|| {
+            for ((slot, g), a) in slots.zip(cotangent.chunks_exact(n)).zip(a.chunks_exact(n)) {
+                if w == 1 {
+                    slot[0] += g.iter().zip(a).map(|(&g, &a)| g * a).sum::<R>();
+                    continue;
+                }
+                for (g, a) in g.chunks_exact(w).zip(a.chunks_exact(w)) {
+                    slot.iter_mut().zip(g).zip(a).for_each(|((s, &g), &a)| *s += g * a);
+                }
+            }
+        });
+    }
+}
+
+/// Functions of one number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Function {
+    Silu,
+    Sigmoid,
+    Tanh,
+    /// 1/x.
+    Reciprocal,
+    /// max(x, floor), with derivative 0 below.
+    AtLeast(f64),
+    /// √x.
+    Root,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct FunctionOp {
+    function: Function,
+    x: Var,
+    output: Var,
+}
+
+impl FunctionOp {
+    /// gradient ← gradient · f′(x), with y = f(x).
+    fn differentiate<R: Real>(&self, x: &[R], y: &[R], gradient: &mut [R]) {
+        let one = R::from_f64(1.0);
+        let each = gradient.iter_mut().zip(x.iter().zip(y));
+        match self.function {
+            Function::Silu => R::silu_backward(x, gradient),
+            Function::Sigmoid => vectorised(|| each.for_each(|(g, (_, &y))| *g *= y * (one - y))),
+            Function::Tanh => vectorised(|| each.for_each(|(g, (_, &y))| *g *= one - y * y)),
+            Function::Reciprocal => vectorised(|| each.for_each(|(g, (_, &y))| *g *= -y * y)),
+            Function::AtLeast(floor) => {
+                let (floor, zero) = (R::from_f64(floor), R::default());
+                vectorised(|| each.for_each(|(g, (&x, _))| *g = if x < floor { zero } else { *g }))
+            }
+            Function::Root => {
+                let half = R::from_f64(0.5);
+                vectorised(|| each.for_each(|(g, (_, &y))| *g = *g * half / y))
+            }
+        }
+    }
+}
+
+impl<R: Real> Operation<R> for FunctionOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, _: &[R], inputs: &[R], y: &mut [R]) {
+        let x = &inputs[self.x.range()];
+        let one = R::from_f64(1.0);
+        match self.function {
+            Function::Silu => R::silu_slice(x, y),
+            Function::Sigmoid => R::sigmoid_slice(x, y),
+            Function::Tanh => {
+                y.copy_from_slice(x);
+                R::tanh_slice(y)
+            }
+            Function::Reciprocal => vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = one / x)),
+            Function::AtLeast(floor) => {
+                let floor = R::from_f64(floor);
+                vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x < floor { floor } else { x }))
+            }
+            Function::Root => vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = x.sqrt())),
+        }
+    }
+
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
+        output.copy_from_slice(&tangents[self.x.range()]);
+        self.differentiate(point.value(self.x), point.value(self.output), output);
+    }
+
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
+        const BLOCK: usize = 256;
+        let mut scratch = [R::default(); BLOCK];
+        let (x, y) = (point.value(self.x).chunks(BLOCK), point.value(self.output).chunks(BLOCK));
+        let blocks = inputs[self.x.range()].chunks_mut(BLOCK).zip(cotangent.chunks(BLOCK));
+        for ((slot, g), (x, y)) in blocks.zip(x.zip(y)) {
+            let scratch = &mut scratch[..g.len()];
+            scratch.copy_from_slice(g);
+            self.differentiate(x, y, scratch);
+            slot.iter_mut().zip(scratch).for_each(|(s, g)| *s += *g);
+        }
+    }
+}
+
+/// y = x σ(βx) with a learned slope β (Ramachandran et al. 2017).
+#[derive(Clone, Debug)]
+pub(super) struct SwishOp {
+    x: Var,
+    /// Place of β among the parameters.
+    beta: usize,
+    output: Var,
+}
+
+impl SwishOp {
+    /// σ(βx) into `sigmoid`.
+    fn sigmoid<R: Real>(&self, beta: R, x: &[R], sigmoid: &mut [R]) {
+        let mut scaled = [R::default(); SWISH_BLOCK];
+        let scaled = &mut scaled[..x.len()];
+        scaled.iter_mut().zip(x).for_each(|(s, &x)| *s = beta * x);
+        R::sigmoid_slice(scaled, sigmoid);
+    }
+}
+
+const SWISH_BLOCK: usize = 256;
+
+impl<R: Real> Operation<R> for SwishOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
+        let beta = parameters[self.beta];
+        for (y, x) in output.chunks_mut(SWISH_BLOCK).zip(inputs[self.x.range()].chunks(SWISH_BLOCK)) {
+            self.sigmoid(beta, x, y);
+            vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y *= x));
+        }
+    }
+
+    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
+        let (beta, one) = (point.parameters[self.beta], R::from_f64(1.0));
+        let x = point.value(self.x).chunks(SWISH_BLOCK).zip(tangents[self.x.range()].chunks(SWISH_BLOCK));
+        for ((x, dx), y) in x.zip(output.chunks_mut(SWISH_BLOCK)) {
+            self.sigmoid(beta, x, y);
+            vectorised(|| {
+                let each = y.iter_mut().zip(x).zip(dx);
+                each.for_each(|((y, &x), &dx)| *y = dx * *y * (one + beta * x * (one - *y)))
+            });
+        }
+    }
+
+    fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>) {
+        let (beta, one) = (point.parameters[self.beta], R::from_f64(1.0));
+        let mut sigmoid = [R::default(); SWISH_BLOCK];
+        let mut g_beta = 0.0;
+        let blocks = inputs[self.x.range()].chunks_mut(SWISH_BLOCK).zip(cotangent.chunks(SWISH_BLOCK));
+        for ((slot, g), x) in blocks.zip(point.value(self.x).chunks(SWISH_BLOCK)) {
+            let sigmoid = &mut sigmoid[..x.len()];
+            self.sigmoid(beta, x, sigmoid);
+            vectorised(|| {
+                for ((slot, &g), (&s, &x)) in slot.iter_mut().zip(g).zip(sigmoid.iter().zip(x)) {
+                    *slot += g * s * (one + beta * x * (one - s));
+                }
+            });
+            let by_beta = g.iter().zip(sigmoid.iter().zip(x)).map(|(&g, (&s, &x))| g * x * x * s * (one - s));
+            g_beta += by_beta.sum::<R>().to_f64();
+        }
+        if let Some(gradient) = gradient {
+            gradient[self.beta] += R::from_f64(g_beta);
+        }
+    }
+}
+
+impl<R: Real> Tape<R> {
+    /// α a + β b + γ.
+    pub fn combine(&mut self, a: (f64, Var), b: (f64, Var), constant: f64) -> Var {
+        assert_eq!((a.1.rows, a.1.columns), (b.1.rows, b.1.columns));
+        let output = self.allocate(a.1.rows, a.1.columns);
+        self.run(&[], CombineOp { a, b: Some(b), constant, output })
+    }
+
+    pub fn add(&mut self, a: Var, b: Var) -> Var {
+        self.combine((1.0, a), (1.0, b), 0.0)
+    }
+
+    /// α a + γ.
+    pub fn affine(&mut self, factor: f64, a: Var, constant: f64) -> Var {
+        let output = self.allocate(a.rows, a.columns);
+        self.run(&[], CombineOp { a: (factor, a), b: None, constant, output })
+    }
+
+    /// a b, element by element.
+    pub fn product(&mut self, a: Var, b: Var) -> Var {
+        assert_eq!((a.rows, a.columns), (b.rows, b.columns));
+        let output = self.allocate(a.rows, a.columns);
+        self.run(&[], ProductOp { a, b, output })
+    }
+
+    /// Every block of b's columns in a row of a, times b's row: gates of vectors, and factors of whole rows.
+    pub fn scale(&mut self, a: Var, b: Var) -> Var {
+        assert!(a.rows == b.rows && a.columns.is_multiple_of(b.columns));
+        let output = self.allocate(a.rows, a.columns);
+        self.run(&[], ScaleOp { a, b, output })
+    }
+
+    pub fn function(&mut self, function: Function, x: Var) -> Var {
+        let output = self.allocate(x.rows, x.columns);
+        self.run(&[], FunctionOp { function, x, output })
+    }
+
+    pub fn silu(&mut self, x: Var) -> Var {
+        self.function(Function::Silu, x)
+    }
+
+    /// x σ(βx), β being the parameter at `beta`.
+    pub fn swish(&mut self, parameters: &[R], beta: usize, x: Var) -> Var {
+        let output = self.allocate(x.rows, x.columns);
+        self.run(parameters, SwishOp { x, beta, output })
+    }
+}
