@@ -6,13 +6,13 @@
 
 mod golden_kinds;
 
-use golden_kinds::{bar, flows, Found};
+use golden_kinds::{bar, energies, fields, flows, Found};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 type Check = fn(&Path) -> Found;
 
-/// Folder, start of the file name, and what checks it.
+/// Start of the folder's name, start of the file name, and what checks it.
 const KINDS: &[(&str, &str, Check)] = &[
     ("flows", "bar", bar::check),
     ("flows", "icbg_", flows::generator),
@@ -22,6 +22,8 @@ const KINDS: &[(&str, &str, Check)] = &[
     ("flows", "ic_relative_", flows::internal),
     ("flows", "ic_global_", flows::internal),
     ("flows", "ic_mixed_", flows::internal),
+    ("boltznce", "graphormer_field", energies::graphormer),
+    ("ecnf", "io_", fields::ecnf),
 ];
 
 fn main() -> ExitCode {
@@ -82,7 +84,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
 fn kind(file: &Path) -> Option<Check> {
     let name = file.file_name()?.to_str()?;
     let folder = file.parent()?.file_name()?.to_str()?;
-    KINDS.iter().find(|k| k.0 == folder && name.starts_with(k.1)).map(|k| k.2)
+    KINDS.iter().find(|k| folder.starts_with(k.0) && name.starts_with(k.1)).map(|k| k.2)
 }
 
 fn report(name: &str, found: &Found) -> bool {

@@ -1,6 +1,7 @@
 //! What a model file says of the model: the JSON under its metadata key `modejump`.
 
 use super::coupling::CouplingConfig;
+use super::{egnn_flow, graphormer_ebm};
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub struct ModelCard {
 #[serde(tag = "kind", content = "config", rename_all = "snake_case")]
 pub enum ModelConfig {
     Coupling(CouplingConfig),
+    EgnnFlow(egnn_flow::Config),
+    GraphormerEbm(graphormer_ebm::Config),
 }
 
 /// The potential that a model was trained for.

@@ -3,7 +3,11 @@
 pub mod card;
 pub mod continuous;
 pub mod coupling;
+pub mod egnn_flow;
+pub mod energy;
 pub mod field;
+pub mod graphormer_ebm;
+pub mod network;
 
 pub use card::{ModelCard, ModelConfig, TargetInfo};
 pub use field::{EnergyFunction, VectorField};
@@ -84,5 +88,12 @@ fn build(file: &ModelFile, precision: Precision) -> Result<Arc<dyn Model>> {
     Ok(match (&file.card.model, precision) {
         (ModelConfig::Coupling(_), Precision::F32) => Arc::new(coupling::CouplingFlow::<f32>::from_file(file)?),
         (ModelConfig::Coupling(_), Precision::F64) => Arc::new(coupling::CouplingFlow::<f64>::from_file(file)?),
+        (ModelConfig::EgnnFlow(_), _) => return Err(Error::Unsupported("continuous flows".into())),
+        (ModelConfig::GraphormerEbm(_), Precision::F32) => {
+            Arc::new(graphormer_ebm::GraphormerEbm::<f32>::from_file(file)?)
+        }
+        (ModelConfig::GraphormerEbm(_), Precision::F64) => {
+            Arc::new(graphormer_ebm::GraphormerEbm::<f64>::from_file(file)?)
+        }
     })
 }

@@ -135,7 +135,7 @@ fn a_state_of_another_model_is_refused() {
     let options = TrainOptions::default();
     let state = Trainer::new(flow(), &frames, None, options).unwrap().state().clone();
     let mut card = crate::models::Model::card(&flow()).clone();
-    let ModelConfig::Coupling(config) = &mut card.model;
+    let ModelConfig::Coupling(config) = &mut card.model else { unreachable!() };
     config.layers.truncate(3);
     let other = CouplingFlow::new(card).unwrap();
     assert_eq!(other.dimension(), DIMENSION);

@@ -56,24 +56,18 @@ fn describe(file: &ModelFile, model: &dyn Model) -> Result<Value> {
         CoordinatesConfig::Cartesian { .. } => ("cartesian", 0),
         CoordinatesConfig::Internal { stereocentres, .. } => ("internal", stereocentres.len()),
     };
-    let ModelConfig::Coupling(config) = &card.model;
     let constraints: Vec<Value> = coordinates
         .constraints()
         .iter()
         .map(|&(a, b, length)| json!({ "atoms": [a, b], "names": [card.label(a), card.label(b)], "length_nm": length }))
         .collect();
-    let layers: Vec<Value> = config
-        .layers
-        .iter()
-        .map(|layer| json!({ "type": layer_name(layer), "transformed": layer.transformed().len() }))
-        .collect();
-    Ok(json!({
+    let (kind_of_model, settings) = settings(&card.model)?;
+    let mut report = json!({
         "file": file.name,
         "hash": model.hash(),
         "format": card.format,
-        "model": "coupling",
+        "model": kind_of_model,
         "parameters": file.tensors.values().map(|t| t.data.len()).sum::<usize>(),
-        "layers": layers,
         "exactness": card.exactness,
         "dimension": model.dimension(),
         "latent_dimension": model.flow().map(|f| f.latent_dimension()),
@@ -85,7 +79,29 @@ fn describe(file: &ModelFile, model: &dyn Model) -> Result<Value> {
         "atoms": card.topology.as_ref().map(|t| (0..t.n_atoms()).map(|a| t.label(a)).collect::<Vec<_>>()),
         "provenance": card.provenance,
         "tensors": shapes(&file.tensors),
-    }))
+    });
+    if let (Value::Object(report), Value::Object(settings)) = (&mut report, settings) {
+        report.extend(settings);
+    }
+    Ok(report)
+}
+
+/// Kind of the model, and what its configuration says, part by part.
+fn settings(model: &ModelConfig) -> Result<(String, Value)> {
+    if let ModelConfig::Coupling(config) = model {
+        let describe =
+            |layer: &LayerConfig| json!({ "type": layer_name(layer), "transformed": layer.transformed().len() });
+        return Ok(("coupling".into(), json!({ "layers": config.layers.iter().map(describe).collect::<Vec<_>>() })));
+    }
+    let value = serde_json::to_value(model).map_err(|e| Error::invalid(e.to_string()))?;
+    let kind = value["kind"].as_str().unwrap_or_default().to_string();
+    let mut settings = value["config"].clone();
+    if let Some(network) = settings["network"].as_object_mut() {
+        // one entry an atom
+        network.remove("features");
+        network.remove("types");
+    }
+    Ok((kind, settings))
 }
 
 fn layer_name(layer: &LayerConfig) -> &'static str {

@@ -63,7 +63,9 @@ pub struct CouplingFlow<R: Real> {
 impl<R: Real> CouplingFlow<R> {
     /// A flow with zero parameters. Errors name the layer.
     pub fn new(card: ModelCard) -> Result<CouplingFlow<R>> {
-        let ModelConfig::Coupling(config) = &card.model;
+        let ModelConfig::Coupling(config) = &card.model else {
+            return Err(Error::invalid("the card is not of a coupling flow"));
+        };
         let coordinates = Coordinates::new(&card.coordinates, |a| card.label(a))?;
         let dimension = coordinates.dimension_u();
         if dimension == 0 || dimension > LARGEST_DIMENSION || coordinates.dimension_x() > LARGEST_DIMENSION {

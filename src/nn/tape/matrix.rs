@@ -11,16 +11,42 @@ pub struct Weight {
     pub at: usize,
     pub n_in: usize,
     pub n_out: usize,
+    /// Numbers from one stored row to the next.
+    stride: usize,
     /// Stored `[in][out]` instead of `[out][in]`.
-    pub transposed: bool,
-    pub bias: Option<usize>,
+    transposed: bool,
+    bias: Option<usize>,
 }
 
 impl Weight {
+    /// Stored `[out][in]`, as PyTorch's linear layers are.
+    pub fn new(at: usize, n_in: usize, n_out: usize) -> Weight {
+        Weight { at, n_in, n_out, stride: n_in, transposed: false, bias: None }
+    }
+
+    /// Stored `[in][out]`.
+    pub fn transposed(at: usize, n_in: usize, n_out: usize) -> Weight {
+        Weight { at, n_in, n_out, stride: n_out, transposed: true, bias: None }
+    }
+
+    pub fn with_bias(self, at: usize) -> Weight {
+        Weight { bias: Some(at), ..self }
+    }
+
+    pub fn without_bias(self) -> Weight {
+        Weight { bias: None, ..self }
+    }
+
+    /// The part that acts on the inputs from `start`, with the bias.
+    pub fn of_inputs(self, start: usize, n_in: usize) -> Weight {
+        assert!(start + n_in <= self.n_in);
+        Weight { at: self.offset(start), n_in, ..self }
+    }
+
     fn view(&self) -> Matrix {
         match self.transposed {
-            false => Matrix::transposed(self.n_in),
-            true => Matrix::row_major(self.n_out),
+            false => Matrix::transposed(self.stride),
+            true => Matrix::row_major(self.stride),
         }
     }
 
@@ -35,15 +61,16 @@ impl Weight {
         self.at + column * self.view().row_stride
     }
 
+    /// Just past the last weight.
     fn end(&self) -> usize {
-        self.at + self.n_in * self.n_out
+        let (rows, columns) = if self.transposed { (self.n_in, self.n_out) } else { (self.n_out, self.n_in) };
+        self.at + (rows - 1) * self.stride + columns
     }
 }
 
 impl From<&Linear> for Weight {
     fn from(linear: &Linear) -> Weight {
-        let (at, bias) = (linear.weight().start, Some(linear.bias().start));
-        Weight { at, n_in: linear.n_in, n_out: linear.n_out, transposed: false, bias }
+        Weight::new(linear.weight().start, linear.n_in, linear.n_out).with_bias(linear.bias().start)
     }
 }
 

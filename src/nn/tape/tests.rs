@@ -59,14 +59,16 @@ fn types(list: &[u32]) -> std::sync::Arc<[u32]> {
 fn derivatives_match_differences() {
     let rows = SAMPLES * ATOMS;
     let pairs = rows * ATOMS;
-    check("linear", &[(4, 6)], 36, |t, p, x| {
-        t.linear(p, Weight { at: 1, n_in: 6, n_out: 5, transposed: false, bias: Some(31) }, x[0])
-    });
-    check("linear of parts", &[(4, 3), (4, 1), (4, 2)], 31, |t, p, x| {
-        t.linear_of(p, Weight { at: 1, n_in: 6, n_out: 5, transposed: false, bias: None }, x)
-    });
+    check("linear", &[(4, 6)], 36, |t, p, x| t.linear(p, Weight::new(1, 6, 5).with_bias(31), x[0]));
+    check("linear of parts", &[(4, 3), (4, 1), (4, 2)], 31, |t, p, x| t.linear_of(p, Weight::new(1, 6, 5), x));
     check("transposed linear of parts", &[(4, 4), (4, 2)], 31, |t, p, x| {
-        t.linear_of(p, Weight { at: 1, n_in: 6, n_out: 5, transposed: true, bias: None }, x)
+        t.linear_of(p, Weight::transposed(1, 6, 5), x)
+    });
+    check("part of a linear", &[(4, 3)], 36, |t, p, x| {
+        t.linear(p, Weight::new(1, 6, 5).with_bias(31).of_inputs(2, 3), x[0])
+    });
+    check("part of a transposed linear", &[(4, 3)], 31, |t, p, x| {
+        t.linear(p, Weight::transposed(1, 6, 5).of_inputs(2, 3), x[0])
     });
     check("embed", &[(1, 1)], 12, |t, p, _| {
         t.embed(p, &Embed { at: 0, columns: 4, types: types(&[2, 0, 2]) }, SAMPLES)
@@ -113,7 +115,7 @@ fn derivatives_match_differences() {
 #[test]
 fn a_second_pass_allocates_no_space() {
     let mut tape = Tape::<f32>::default();
-    let mut pass = |tape: &mut Tape<f32>| {
+    let pass = |tape: &mut Tape<f32>| {
         tape.clear();
         let x = tape.input(4, 6);
         let y = tape.silu(x);

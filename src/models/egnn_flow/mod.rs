@@ -1,0 +1,188 @@
+//! ECNF: a continuous flow on an E(n)-equivariant graph network (Satorras et al., NeurIPS 2021; Klein et al., NeurIPS 2023;
+//! ECNF++: Tan et al., ICML 2025).
+//!
+//! With r_ij = |x_i − x_j|², a_ij = r_ij of the input, and d_ij = (x_i − x_j)/(√(r_ij + 1e-8) + 1), every layer does
+//!
+//! ```text
+//! m_ij = silu(W₂ silu(W₁ [h_i, h_j, r_ij, a_ij] + b₁) + b₂),   m_ij ← m_ij σ(w_a·m_ij + b_a)
+//! x_i ← x_i + (range/L) Σ_{j≠i} d_ij tanh(w_c·silu(W_c m_ij + b_c))
+//! h_i ← h_i + N₂ silu(N₁ [h_i, Σ_{j≠i} m_ij] + c₁) + c₂
+//! ```
+//!
+//! and the velocity is x^L − x^0 without its mean over the atoms. The prior is at t = 0, the data at t = 1.
+
+pub mod format;
+#[cfg(test)]
+mod tests;
+
+use super::continuous::{ContinuousConfig, ContinuousFlow};
+use super::network::{Evaluator, Layout, Network};
+use crate::error::{Error, Result};
+use crate::nn::tape::{Function, Weight};
+use crate::nn::{Real, Tape, Var};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub network: EgnnConfig,
+    pub flow: ContinuousConfig,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgnnConfig {
+    /// For every atom, the places of the ones in its feature vector.
+    pub features: Vec<Vec<usize>>,
+    /// Length of the feature vectors; the time is appended.
+    pub n_features: usize,
+    pub n_layers: usize,
+    pub n_hidden: usize,
+    /// Farthest an atom goes over all layers, in the network's units, per neighbour.
+    pub coordinate_range: f64,
+}
+
+/// The flow with networks of type `R`.
+pub type EgnnFlow<R> = ContinuousFlow<Evaluator<Egnn, R>>;
+
+#[derive(Clone, Debug)]
+struct Layer {
+    edge: [Weight; 2],
+    node: [Weight; 2],
+    coordinate: [Weight; 2],
+    attention: Weight,
+}
+
+/// The vector field.
+#[derive(Clone, Debug)]
+pub struct Egnn {
+    config: EgnnConfig,
+    layout: Layout,
+    embedding: Weight,
+    layers: Vec<Layer>,
+}
+
+impl Egnn {
+    /// Errors: no atoms, no layers, a feature out of range.
+    pub fn new(config: EgnnConfig) -> Result<Egnn> {
+        let (f, h) = (config.n_features + 1, config.n_hidden);
+        if config.features.is_empty() || config.n_layers == 0 || h == 0 {
+            return Err(Error::invalid("an EGNN needs atoms, layers and hidden features"));
+        }
+        if let Some(atom) = config.features.iter().position(|ones| ones.iter().any(|&k| k >= config.n_features)) {
+            return Err(Error::invalid(format!("atom {}: a feature beyond the {}", atom + 1, config.n_features)));
+        }
+        let mut layout = Layout::default();
+        let mut weight = |name: String, n_in: usize, n_out: usize, bias: bool| {
+            let w = Weight::new(layout.tensor(format!("{name}.weight"), &[n_out, n_in]), n_in, n_out);
+            match bias {
+                true => w.with_bias(layout.tensor(format!("{name}.bias"), &[n_out])),
+                false => w,
+            }
+        };
+        let embedding = weight("egnn.embedding".into(), f, h, true);
+        let layer = |l: usize| {
+            let mut part = |name: &str, n_in, n_out, bias| weight(format!("egnn.gcl_{l}.{name}"), n_in, n_out, bias);
+            Layer {
+                edge: [part("edge_mlp.0", 2 * h + 2, h, true), part("edge_mlp.2", h, h, true)],
+                node: [part("node_mlp.0", 2 * h, h, true), part("node_mlp.2", h, h, true)],
+                coordinate: [part("coord_mlp.0", h, h, true), part("coord_mlp.2", h, 1, false)],
+                attention: part("att_mlp.0", h, 1, true),
+            }
+        };
+        let layers = (0..config.n_layers).map(layer).collect();
+        Ok(Egnn { config, layout, embedding, layers })
+    }
+
+    pub fn config(&self) -> &EgnnConfig {
+        &self.config
+    }
+
+    fn n_atoms(&self) -> usize {
+        self.config.features.len()
+    }
+
+    /// Features of every atom with the time appended, `[n × atoms][features + 1]`.
+    fn features<R: Real>(&self, tape: &mut Tape<R>, t: &[f64]) -> Var {
+        let width = self.config.n_features + 1;
+        let var = tape.input(t.len() * self.n_atoms(), width);
+        let values = tape.value_mut(var);
+        values.fill(R::default());
+        for (row, features) in values.chunks_exact_mut(width).enumerate() {
+            let ones = &self.config.features[row % self.n_atoms()];
+            ones.iter().for_each(|&k| features[k] = R::from_f64(1.0));
+            features[width - 1] = R::from_f64(t[row / self.n_atoms()]);
+        }
+        var
+    }
+}
+
+impl Network for Egnn {
+    fn dimension(&self) -> usize {
+        3 * self.n_atoms()
+    }
+
+    fn outputs(&self) -> usize {
+        self.dimension()
+    }
+
+    fn chunk(&self) -> usize {
+        1
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn record<R: Real>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[f64]) -> (Var, Var) {
+        let (n, hidden) = (self.n_atoms(), self.config.n_hidden);
+        let step = self.config.coordinate_range / self.config.n_layers as f64;
+        let input = tape.input(t.len() * n, 3);
+        tape.value_mut(input).iter_mut().zip(x).for_each(|(slot, &x)| *slot = R::from_f64(x));
+        let features = self.features(tape, t);
+        let mut h = tape.linear(p, self.embedding, features);
+        let mut x = input;
+        let mut distance = None;
+        for layer in &self.layers {
+            let d = tape.pairs(Some((-1.0, x)), Some((1.0, x)), n);
+            let r = tape.squared_length(d);
+            let a = *distance.get_or_insert(r);
+            let length = tape.affine(1.0, r, 1e-8);
+            let length = tape.function(Function::Root, length);
+            let length = tape.affine(1.0, length, 1.0);
+            let inverse = tape.function(Function::Reciprocal, length);
+            let d = tape.scale(d, inverse);
+
+            // W₁ acts on the atoms once, not on every pair
+            let [first, second] = layer.edge;
+            let of_destination = tape.linear(p, first.without_bias().of_inputs(0, hidden), h);
+            let of_source = tape.linear(p, first.without_bias().of_inputs(hidden, hidden), h);
+            let of_atoms = tape.pairs(Some((1.0, of_source)), Some((1.0, of_destination)), n);
+            let of_distances = tape.linear_of(p, first.of_inputs(2 * hidden, 2), &[r, a]);
+            let m = tape.add(of_atoms, of_distances);
+            let m = tape.silu(m);
+            let m = tape.linear(p, second, m);
+            let m = tape.silu(m);
+            let gate = tape.linear(p, layer.attention, m);
+            let gate = tape.function(Function::Sigmoid, gate);
+            let m = tape.scale(m, gate);
+
+            let c = tape.linear(p, layer.coordinate[0], m);
+            let c = tape.silu(c);
+            let c = tape.linear(p, layer.coordinate[1], c);
+            let c = tape.function(Function::Tanh, c);
+            let shift = tape.scale(d, c);
+            let shift = tape.sum_pairs(shift, n, false);
+            x = tape.combine((1.0, x), (step, shift), 0.0);
+
+            let m = tape.sum_pairs(m, n, false);
+            let update = tape.linear_of(p, layer.node[0], &[h, m]);
+            let update = tape.silu(update);
+            let update = tape.linear(p, layer.node[1], update);
+            h = tape.add(h, update);
+        }
+        let v = tape.combine((1.0, x), (-1.0, input), 0.0);
+        let v = tape.centred(v, n);
+        (input, v)
+    }
+}

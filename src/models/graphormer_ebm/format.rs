@@ -1,0 +1,73 @@
+//! Tensors of the model file: named as BoltzNCE's checkpoints, without the ones that its network never uses.
+
+use super::{Config, Graphormer, GraphormerConfig, GraphormerEbm, Version};
+use crate::error::{Error, Result};
+use crate::io::model_file::{self, ModelFile, Tensor};
+use crate::models::card::ModelConfig;
+use crate::models::energy::EnergyModel;
+use crate::models::network::{Evaluator, Network};
+use crate::models::Model;
+use crate::nn::Real;
+use std::collections::BTreeMap;
+
+impl<R: Real> GraphormerEbm<R> {
+    /// Errors name the tensor or the option.
+    pub fn from_file(file: &ModelFile) -> Result<GraphormerEbm<R>> {
+        let ModelConfig::GraphormerEbm(Config { network, energy }) = &file.card.model else {
+            return Err(file.error("not a Graphormer EBM"));
+        };
+        energy.check()?;
+        let network = Graphormer::new(network.clone())?;
+        let parameters = network.layout().read(file)?;
+        Ok(EnergyModel::new(Evaluator::new(network, parameters), *energy, file.card.clone(), file.hash.clone()))
+    }
+
+    /// The bytes of a model file.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let Evaluator { network, parameters, .. } = self.network();
+        model_file::serialize(self.card(), &network.layout().write(parameters))
+    }
+}
+
+/// Parts of BoltzNCE's module that its forward pass leaves out.
+fn is_unused(name: &str) -> bool {
+    name.contains(".bias_updates.") || (name.contains(".layers.") && name.contains(".bias_proj."))
+}
+
+/// Configuration of a BoltzNCE checkpoint by the shapes of its tensors, and the tensors that its network uses. `types` are the
+/// atoms' classes from 0, `heads` and `blocks` are not to be seen in the shapes of all tensors.
+///
+/// Errors: a checkpoint of another architecture.
+pub fn of_boltznce(
+    tensors: BTreeMap<String, Tensor>,
+    types: Vec<usize>,
+    blocks: usize,
+) -> Result<(GraphormerConfig, BTreeMap<String, Tensor>)> {
+    let shape = |name: &str| -> Result<[usize; 2]> {
+        let tensor = tensors.get(name).ok_or_else(|| {
+            Error::invalid(format!("no tensor {name}: not a Graphormer EBM of BoltzNCE (potential_type: graphormer)"))
+        })?;
+        match tensor.shape[..] {
+            [rows, columns] => Ok([rows, columns]),
+            _ => Err(Error::invalid(format!("tensor {name} has shape {:?}, a matrix is expected", tensor.shape))),
+        }
+    };
+    let [rows, width] = shape("graphormer.atom_encoder.weight")?;
+    let [feed_forward, _] = shape("graphormer.layers.0.fc1.weight")?;
+    let [heads, kernels] = shape("graphormer.bias_proj.layer2.weight")?;
+    let is_layer = |l: usize| tensors.contains_key(&format!("graphormer.layers.{l}.fc1.weight"));
+    let n_layers = (0..).take_while(|&l| is_layer(l)).count();
+    let config = GraphormerConfig {
+        version: Version::Boltznce,
+        types,
+        n_types: rows.saturating_sub(1),
+        n_layers,
+        blocks,
+        width,
+        feed_forward,
+        heads,
+        kernels,
+    };
+    let used = tensors.into_iter().filter(|(name, _)| !is_unused(name)).collect();
+    Ok((config, used))
+}

@@ -1,0 +1,251 @@
+//! BoltzNCE's energy-based model: a transformer over atoms whose attention is biased by distances (Aggarwal et al., NeurIPS
+//! 2025; Graphormer-3D: Shi et al. 2022). E(t, x) is a log-density up to a constant.
+//!
+//! With r_ij = |x_j − x_i| and one pair (a, b) of numbers for every pair of atom types,
+//!
+//! ```text
+//! G_ij = Gaussians(a r_ij + b),   B_ij = W₂ silu(W₁ G_ij + b₁) + b₂   (one number a head)
+//! X_i = type_i + W_e Σ_j G_ij + time(t)
+//! every layer:  X += O softmax(q k/√c + B) v,  q, k, v of LN(X);   X += F₂ silu(F₁ LN(X) + f₁) + f₂
+//! E = Σ_i e₂ silu(e₁ LN(X_i) + ..) + ..
+//! ```
+
+pub mod format;
+#[cfg(test)]
+mod tests;
+
+use super::energy::{EnergyConfig, EnergyModel};
+use super::network::{Evaluator, Layout, Network};
+use crate::error::{Error, Result};
+use crate::nn::tape::{Attention, Embed, Function, Gaussians, LayerNorm, TypedAffine, Weight};
+use crate::nn::{Real, Tape, Var};
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub network: GraphormerConfig,
+    pub energy: EnergyConfig,
+}
+
+/// Which of two versions of the network a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Version {
+    /// As trained by BoltzNCE: every component of x_j − x_i is shifted by 1e-5, so r_ij is not quite symmetric nor invariant
+    /// under rotations; an atom is its own neighbour; the time goes through one hidden number.
+    Boltznce,
+    /// Distances of the invariant kind, no self-neighbours in the sum of Gaussians, unordered type pairs, a wide time network.
+    Clean,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GraphormerConfig {
+    pub version: Version,
+    /// Type of every atom, from 0.
+    pub types: Vec<usize>,
+    pub n_types: usize,
+    pub n_layers: usize,
+    /// How often the layers run one after the other with the same weights.
+    #[serde(default = "one")]
+    pub blocks: usize,
+    /// Width D of an atom's row.
+    pub width: usize,
+    pub feed_forward: usize,
+    pub heads: usize,
+    /// Number of Gaussians.
+    pub kernels: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+/// The model with a network of type `R`.
+pub type GraphormerEbm<R> = EnergyModel<Evaluator<Graphormer, R>>;
+
+#[derive(Clone, Debug)]
+struct Layer {
+    attention_norm: LayerNorm,
+    qkv: Weight,
+    out: Weight,
+    forward_norm: LayerNorm,
+    forward: [Weight; 2],
+}
+
+/// The network.
+#[derive(Clone, Debug)]
+pub struct Graphormer {
+    config: GraphormerConfig,
+    layout: Layout,
+    atoms: Embed,
+    time: [Weight; 2],
+    distance: TypedAffine,
+    gaussians: Gaussians,
+    bias: [Weight; 2],
+    edge: Weight,
+    layers: Vec<Layer>,
+    final_norm: LayerNorm,
+    energy: [Weight; 2],
+}
+
+impl Graphormer {
+    /// Errors: no atoms, a type out of range, a width that the heads do not share evenly.
+    pub fn new(config: GraphormerConfig) -> Result<Graphormer> {
+        let GraphormerConfig { version, n_types, width: d, feed_forward, heads, kernels, n_layers, blocks, .. } =
+            config;
+        if config.types.is_empty() || n_layers == 0 || blocks == 0 || kernels == 0 {
+            return Err(Error::invalid("a Graphormer needs atoms, layers and Gaussians"));
+        }
+        if heads == 0 || !d.is_multiple_of(heads) || d == 0 || feed_forward == 0 {
+            return Err(Error::invalid(format!("{heads} heads cannot share {d} columns evenly")));
+        }
+        if let Some(atom) = config.types.iter().position(|&t| t >= n_types) {
+            return Err(Error::invalid(format!("atom {}: type {} of {n_types}", atom + 1, config.types[atom])));
+        }
+        // BoltzNCE's tables keep their first row and column for padding
+        let (rows, n_pairs, hidden) = match version {
+            Version::Boltznce => (n_types + 1, (n_types + 1) * (n_types + 1), 1),
+            Version::Clean => (n_types, n_types * (n_types + 1) / 2, d),
+        };
+        let mut layout = Layout::default();
+        let p = |name: &str| format!("graphormer.{name}");
+        let types = config.types.iter().map(|&t| (t + rows - n_types) as u32).collect();
+        let atoms = Embed { at: layout.tensor(p("atom_encoder.weight"), &[rows, d]), columns: d, types };
+        fn weight(layout: &mut Layout, name: String, n_in: usize, n_out: usize) -> Weight {
+            let at = layout.tensor(format!("{name}.weight"), &[n_out, n_in]);
+            Weight::new(at, n_in, n_out).with_bias(layout.tensor(format!("{name}.bias"), &[n_out]))
+        }
+        fn norm(layout: &mut Layout, name: String, d: usize) -> LayerNorm {
+            let weight = layout.tensor(format!("{name}.weight"), &[d]);
+            LayerNorm { weight, bias: layout.tensor(format!("{name}.bias"), &[d]) }
+        }
+        let l = &mut layout;
+        let time = [weight(l, p("time_encoder.layer1"), 1, hidden), weight(l, p("time_encoder.layer2"), hidden, d)];
+        let gaussians = Gaussians {
+            means: l.tensor(p("gbf.means.weight"), &[1, kernels]),
+            widths: l.tensor(p("gbf.stds.weight"), &[1, kernels]),
+            count: kernels,
+        };
+        let distance = TypedAffine {
+            factor: l.tensor(p("gbf.mul.weight"), &[n_pairs, 1]),
+            shift: l.tensor(p("gbf.bias.weight"), &[n_pairs, 1]),
+            types: pair_types(&config),
+        };
+        let bias =
+            [weight(l, p("bias_proj.layer1"), kernels, kernels), weight(l, p("bias_proj.layer2"), kernels, heads)];
+        let edge = weight(l, p("edge_proj"), kernels, d);
+        let mut layer = |k: usize| {
+            let name = |part: &str| p(&format!("layers.{k}.{part}"));
+            Layer {
+                qkv: weight(l, name("self_attn.in_proj"), d, 3 * d),
+                out: weight(l, name("self_attn.out_proj"), d, d),
+                attention_norm: norm(l, name("self_attn_layer_norm"), d),
+                forward: [weight(l, name("fc1"), d, feed_forward), weight(l, name("fc2"), feed_forward, d)],
+                forward_norm: norm(l, name("final_layer_norm"), d),
+            }
+        };
+        let layers = (0..n_layers).map(&mut layer).collect();
+        let final_norm = norm(l, p("final_ln"), d);
+        let energy = [weight(l, p("energy_proj.layer1"), d, d), weight(l, p("energy_proj.layer2"), d, 1)];
+        Ok(Graphormer { config, layout, atoms, time, distance, gaussians, bias, edge, layers, final_norm, energy })
+    }
+
+    pub fn config(&self) -> &GraphormerConfig {
+        &self.config
+    }
+
+    fn n_atoms(&self) -> usize {
+        self.config.types.len()
+    }
+
+    /// r_ij, `[n × atoms × atoms][1]`.
+    fn distances<R: Real>(&self, tape: &mut Tape<R>, x: Var) -> Var {
+        let d = tape.pairs(Some((1.0, x)), Some((-1.0, x)), self.n_atoms());
+        let squared = match self.config.version {
+            Version::Boltznce => {
+                let d = tape.affine(1.0, d, 1e-5);
+                tape.squared_length(d)
+            }
+            // the floor keeps the root differentiable where i = j
+            Version::Clean => {
+                let squared = tape.squared_length(d);
+                tape.affine(1.0, squared, 1e-10)
+            }
+        };
+        tape.function(Function::Root, squared)
+    }
+}
+
+/// Type of every ordered pair of atoms, `[i][j]`.
+fn pair_types(config: &GraphormerConfig) -> std::sync::Arc<[u32]> {
+    let pair = |a: usize, b: usize| match config.version {
+        Version::Boltznce => (a + 1) * (config.n_types + 1) + b + 1,
+        Version::Clean => a.max(b) * (a.max(b) + 1) / 2 + a.min(b),
+    };
+    let types = &config.types;
+    types.iter().flat_map(|&a| types.iter().map(move |&b| pair(a, b) as u32)).collect()
+}
+
+impl Network for Graphormer {
+    fn dimension(&self) -> usize {
+        3 * self.n_atoms()
+    }
+
+    fn outputs(&self) -> usize {
+        1
+    }
+
+    fn chunk(&self) -> usize {
+        8
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn record<R: Real>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[f64]) -> (Var, Var) {
+        let (n, samples) = (self.n_atoms(), t.len());
+        let input = tape.input(samples * n, 3);
+        tape.value_mut(input).iter_mut().zip(x).for_each(|(slot, &x)| *slot = R::from_f64(x));
+        let time = tape.input(samples, 1);
+        tape.value_mut(time).iter_mut().zip(t).for_each(|(slot, &t)| *slot = R::from_f64(t));
+
+        let r = self.distances(tape, input);
+        let y = tape.typed_affine(p, &self.distance, r);
+        let g = tape.gaussians(p, self.gaussians, y);
+        let bias = tape.linear(p, self.bias[0], g);
+        let bias = tape.silu(bias);
+        let bias = tape.linear(p, self.bias[1], bias);
+
+        let neighbours = tape.sum_pairs(g, n, self.config.version == Version::Boltznce);
+        let edges = tape.linear(p, self.edge, neighbours);
+        let time = tape.linear(p, self.time[0], time);
+        let time = tape.silu(time);
+        let time = tape.linear(p, self.time[1], time);
+        let time = tape.repeat(time, n);
+        let atoms = tape.embed(p, &self.atoms, samples);
+        let atoms = tape.add(atoms, edges);
+        let mut rows = tape.add(atoms, time);
+
+        let attention = Attention { atoms: n, heads: self.config.heads };
+        for layer in (0..self.config.blocks).flat_map(|_| &self.layers) {
+            let a = tape.layer_norm(p, layer.attention_norm, rows);
+            let qkv = tape.linear(p, layer.qkv, a);
+            let a = tape.attention(attention, qkv, bias);
+            let a = tape.linear(p, layer.out, a);
+            rows = tape.add(rows, a);
+            let f = tape.layer_norm(p, layer.forward_norm, rows);
+            let f = tape.linear(p, layer.forward[0], f);
+            let f = tape.silu(f);
+            let f = tape.linear(p, layer.forward[1], f);
+            rows = tape.add(rows, f);
+        }
+        let e = tape.layer_norm(p, self.final_norm, rows);
+        let e = tape.linear(p, self.energy[0], e);
+        let e = tape.silu(e);
+        let e = tape.linear(p, self.energy[1], e);
+        (input, tape.sum_rows(e, n))
+    }
+}

@@ -1,0 +1,226 @@
+//! Networks written on a tape, and what flows and energy-based models need of them.
+
+use super::field::{EnergyFunction, VectorField};
+use crate::error::Result;
+use crate::io::model_file::{Data, ModelFile};
+use crate::nn::{Real, Tape, Var};
+use crate::rng::Stream;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+/// A time-dependent network of configurations. Its `record` is the model's paper in code.
+pub trait Network: Send + Sync {
+    /// Coordinates per configuration.
+    fn dimension(&self) -> usize;
+
+    /// Numbers per configuration in the output: `dimension` of a vector field, 1 of an energy.
+    fn outputs(&self) -> usize;
+
+    /// Configurations that run together at best: enough for the matrix products, few enough for the cache.
+    fn chunk(&self) -> usize;
+
+    fn layout(&self) -> &Layout;
+
+    /// Runs the network for `x[n][dimension]` at `t[n]` on an empty tape; returns the variables of x and of the output.
+    fn record<R: Real>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[f64]) -> (Var, Var);
+}
+
+/// Names, shapes and places of a network's tensors in its flat parameter vector.
+#[derive(Clone, Debug, Default)]
+pub struct Layout {
+    tensors: Vec<(String, Vec<usize>, usize)>,
+    end: usize,
+}
+
+impl Layout {
+    /// Appends a tensor and returns its place.
+    pub fn tensor(&mut self, name: impl Into<String>, shape: &[usize]) -> usize {
+        let at = self.end;
+        self.end += shape.iter().product::<usize>();
+        self.tensors.push((name.into(), shape.to_vec(), at));
+        at
+    }
+
+    /// Number of parameters.
+    pub fn n_parameters(&self) -> usize {
+        self.end
+    }
+
+    /// Name, shape and place of each tensor.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], usize)> {
+        self.tensors.iter().map(|(name, shape, at)| (name.as_str(), shape.as_slice(), *at))
+    }
+
+    /// The parameters in a file. Errors name a tensor that is missing, has another shape or holds NaN, or does not belong.
+    pub fn read<R: Real>(&self, file: &ModelFile) -> Result<Vec<R>> {
+        let mut parameters = vec![R::default(); self.end];
+        for (name, shape, at) in self.tensors() {
+            let data = file.tensor(name, shape)?;
+            parameters[at..at + data.len()].iter_mut().zip(data).for_each(|(p, &v)| *p = R::from_f64(v));
+        }
+        file.only(&self.tensors.iter().map(|t| t.0.clone()).collect::<Vec<_>>())?;
+        Ok(parameters)
+    }
+
+    /// The parameters as tensors for a file, in f32 unless the network is f64.
+    pub fn write<R: Real>(&self, parameters: &[R]) -> BTreeMap<String, (Vec<usize>, Data)> {
+        let data = |values: &[R]| match R::NAME {
+            "f64" => Data::F64(values.iter().map(|v| v.to_f64()).collect()),
+            _ => Data::F32(values.iter().map(|v| v.to_f64() as f32).collect()),
+        };
+        let tensor = |(name, shape, at): (&str, &[usize], usize)| {
+            let n = shape.iter().product::<usize>();
+            (name.to_string(), (shape.to_vec(), data(&parameters[at..at + n])))
+        };
+        self.tensors().map(tensor).collect()
+    }
+
+    /// Random weights as PyTorch's linear layers begin: uniform in ±1/√(inputs), which the matrix of the layer shares with its
+    /// bias. `constant` says which tensors begin otherwise.
+    pub fn initialise<R: Real>(&self, stream: &mut Stream, constant: impl Fn(&str) -> Option<f64>) -> Vec<R> {
+        let mut parameters = vec![R::default(); self.end];
+        let mut bound = 1.0;
+        for (name, shape, at) in self.tensors() {
+            let n = shape.iter().product::<usize>();
+            if shape.len() > 1 {
+                bound = 1.0 / (shape[shape.len() - 1] as f64).sqrt();
+            }
+            for p in &mut parameters[at..at + n] {
+                *p = R::from_f64(constant(name).unwrap_or_else(|| bound * (2.0 * stream.uniform() - 1.0)));
+            }
+        }
+        parameters
+    }
+}
+
+/// A network with its parameters.
+pub struct Evaluator<N, R> {
+    pub network: N,
+    pub parameters: Vec<R>,
+    /// Tapes of earlier calls: their buffers are used again.
+    tapes: Mutex<Vec<Tape<R>>>,
+}
+
+impl<N: Network, R: Real> Evaluator<N, R> {
+    /// Panics if the number of parameters is not the network's.
+    pub fn new(network: N, parameters: Vec<R>) -> Evaluator<N, R> {
+        assert_eq!(parameters.len(), network.layout().n_parameters());
+        Evaluator { network, parameters, tapes: Mutex::default() }
+    }
+
+    fn with_tape<T>(&self, body: impl FnOnce(&mut Tape<R>) -> T) -> T {
+        let mut tape = self.tapes.lock().map(|mut pool| pool.pop()).unwrap_or_default().unwrap_or_default();
+        tape.clear();
+        let result = body(&mut tape);
+        if let Ok(mut pool) = self.tapes.lock() {
+            pool.push(tape);
+        }
+        result
+    }
+
+    /// Runs `body` on the recorded network of every chunk, and hands it the chunk's part of `output`.
+    fn chunks(
+        &self,
+        t: &[f64],
+        x: &[f64],
+        output: &mut [f64],
+        body: impl Fn(&mut Tape<R>, (Var, Var), usize, &mut [f64]) + Sync,
+    ) {
+        let (d, chunk) = (self.network.dimension(), self.network.chunk());
+        let width = output.len() / t.len().max(1);
+        let parts = t.par_chunks(chunk).zip(x.par_chunks(chunk * d)).zip(output.par_chunks_mut(chunk * width));
+        parts.enumerate().for_each(|(k, ((t, x), output))| {
+            self.with_tape(|tape| {
+                let recorded = self.network.record(&self.parameters, tape, t, x);
+                body(tape, recorded, k * chunk, output);
+            });
+        });
+    }
+}
+
+fn copy<R: Real>(from: &[R], to: &mut [f64]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f64());
+}
+
+fn narrow<R: Real>(values: &[f64]) -> Vec<R> {
+    values.iter().map(|&v| R::from_f64(v)).collect()
+}
+
+impl<N: Network, R: Real> VectorField for Evaluator<N, R> {
+    fn dimension(&self) -> usize {
+        self.network.dimension()
+    }
+
+    fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]) {
+        self.chunks(t, x, f, |tape, (_, v), _, f| copy(tape.value(v), f));
+    }
+
+    fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
+        let d = self.network.dimension();
+        let mut both = vec![0.0; t.len() * (d + 1)];
+        self.chunks(t, x, &mut both, |tape, (x, v), _, both| {
+            let rows = both.len() / (d + 1);
+            let mut seed = vec![R::default(); rows * d];
+            for k in 0..d {
+                seed.chunks_exact_mut(d).for_each(|row| row[k] = R::from_f64(1.0));
+                tape.jvp(&self.parameters, &[(x, &seed)]);
+                let tangents = tape.tangent(v).chunks_exact(d);
+                both.chunks_exact_mut(d + 1).zip(tangents).for_each(|(row, dv)| row[d] += dv[k].to_f64());
+                seed.chunks_exact_mut(d).for_each(|row| row[k] = R::default());
+            }
+            let values = tape.value(v).chunks_exact(d);
+            both.chunks_exact_mut(d + 1).zip(values).for_each(|(row, v)| copy(v, &mut row[..d]));
+        });
+        for ((row, f), divergence) in both.chunks_exact(d + 1).zip(f.chunks_exact_mut(d)).zip(divergence) {
+            f.copy_from_slice(&row[..d]);
+            *divergence = row[d];
+        }
+    }
+
+    fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]) {
+        let d = self.network.dimension();
+        let mut both = vec![0.0; t.len() * 2 * d];
+        self.chunks(t, x, &mut both, |tape, (x, v), first, both| {
+            tape.jvp(&self.parameters, &[(x, &narrow(&dx[first * d..][..both.len() / 2]))]);
+            let rows = tape.value(v).chunks_exact(d).zip(tape.tangent(v).chunks_exact(d));
+            for (row, (v, dv)) in both.chunks_exact_mut(2 * d).zip(rows) {
+                copy(v, &mut row[..d]);
+                copy(dv, &mut row[d..]);
+            }
+        });
+        for (row, (f, df)) in both.chunks_exact(2 * d).zip(f.chunks_exact_mut(d).zip(df.chunks_exact_mut(d))) {
+            f.copy_from_slice(&row[..d]);
+            df.copy_from_slice(&row[d..]);
+        }
+    }
+}
+
+impl<N: Network, R: Real> EnergyFunction for Evaluator<N, R> {
+    fn dimension(&self) -> usize {
+        self.network.dimension()
+    }
+
+    fn energy(&self, t: &[f64], x: &[f64], energy: &mut [f64]) {
+        self.chunks(t, x, energy, |tape, (_, e), _, energy| copy(tape.value(e), energy));
+    }
+
+    fn energy_score(&self, t: &[f64], x: &[f64], energy: &mut [f64], score: &mut [f64]) {
+        let d = self.network.dimension();
+        let mut both = vec![0.0; t.len() * (d + 1)];
+        self.chunks(t, x, &mut both, |tape, (x, e), _, both| {
+            let ones = vec![R::from_f64(1.0); both.len() / (d + 1)];
+            tape.backward(&self.parameters, &[(e, &ones)], None);
+            for (row, (score, e)) in
+                both.chunks_exact_mut(d + 1).zip(tape.cotangent(x).chunks_exact(d).zip(tape.value(e)))
+            {
+                copy(score, &mut row[..d]);
+                row[d] = e.to_f64();
+            }
+        });
+        for (row, (energy, score)) in both.chunks_exact(d + 1).zip(energy.iter_mut().zip(score.chunks_exact_mut(d))) {
+            score.copy_from_slice(&row[..d]);
+            *energy = row[d];
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! BoltzNCE's Graphormer EBM.
+
+use super::{error, relative_error, Found, Golden};
+use modejump::io::model_file::{read_tensors, Tensor};
+use modejump::models::graphormer_ebm::{format, Graphormer};
+use modejump::models::network::{Evaluator, Network};
+use modejump::models::EnergyFunction;
+use modejump::nn::Real;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// The weights beside a golden file: the one `graphormer_seed*` there.
+fn weights(stem: &Path) -> (BTreeMap<String, Tensor>, PathBuf) {
+    let folder = stem.parent().unwrap();
+    let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+    let files = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let path = files.filter(|p| name(p).starts_with("graphormer_seed") && name(p).ends_with(".safetensors")).max();
+    let path = path.unwrap_or_else(|| panic!("{}: no graphormer_seed*.safetensors beside it", stem.display()));
+    let bytes = std::fs::read(&path).unwrap();
+    (read_tensors(&name(&path), &bytes).unwrap().0, path)
+}
+
+pub fn network<R: Real>(stem: &Path, types: Vec<usize>) -> Evaluator<Graphormer, R> {
+    let (tensors, path) = weights(stem);
+    let (config, tensors) = format::of_boltznce(tensors, types, 1).unwrap();
+    let network = Graphormer::new(config).unwrap();
+    let mut parameters = vec![R::default(); network.layout().n_parameters()];
+    for (name, shape, at) in network.layout().tensors() {
+        let tensor = tensors.get(name).unwrap_or_else(|| panic!("{}: no {name}", path.display()));
+        assert_eq!(tensor.shape, shape, "{name}");
+        parameters[at..].iter_mut().zip(&tensor.data).for_each(|(p, &v)| *p = R::from_f64(v));
+    }
+    assert_eq!(tensors.len(), network.layout().tensors().count());
+    Evaluator::new(network, parameters)
+}
+
+/// Types from 0 of alanine dipeptide's atoms in the data of BoltzNCE.
+pub fn ala2_types() -> Vec<usize> {
+    let merged = |i: usize| match i {
+        1..=3 => 2,
+        11..=13 => 12,
+        19..=21 => 20,
+        _ => i,
+    };
+    (0..22).map(merged).collect()
+}
+
+/// `graphormer_field`: energies and scores.
+pub fn graphormer(stem: &Path) -> Found {
+    let golden = Golden::open_alone(stem);
+    let types: Vec<usize> = golden.get("atoms").iter().map(|&a| a as usize - 1).collect();
+    let mut found = compare::<f64>(&golden, stem, &types, "f64", 1e-10);
+    found.extend(compare::<f32>(&golden, stem, &types, "f32", 1e-5));
+    found
+}
+
+fn compare<R: Real>(golden: &Golden, stem: &Path, types: &[usize], precision: &str, tolerance: f64) -> Found {
+    let model = network::<R>(stem, types.to_vec());
+    let (t, x) = (golden.get("t"), golden.get("x"));
+    let expected = [golden.get(&format!("energy_{precision}")), golden.get(&format!("score_{precision}"))];
+    let (mut energy, mut again, mut score) = (vec![0.0; t.len()], vec![0.0; t.len()], vec![0.0; x.len()]);
+    model.energy(t, x, &mut again);
+    model.energy_score(t, x, &mut energy, &mut score);
+    assert_eq!(energy, again);
+    let largest = expected[1].iter().fold(0.0f64, |m, v| m.max(v.abs()));
+    vec![
+        (format!("energy {precision}"), relative_error(&energy, expected[0]), tolerance),
+        (format!("score {precision}"), error(&score, expected[1]) / largest, tolerance),
+    ]
+}
