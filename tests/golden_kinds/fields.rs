@@ -43,10 +43,7 @@ fn ecnf_as<R: Real>(stem: &Path) -> Found {
         return vec![("v".into(), largest, of_v * scale::<R>(v))];
     }
     let types: Vec<usize> = serde_json::from_value(golden.config["h_initial_types"].clone()).unwrap();
-    let mut known = types.clone();
-    known.sort_unstable();
-    known.dedup();
-    let features = types.iter().map(|t| vec![known.iter().position(|k| k == t).unwrap()]).collect();
+    let features = types.into_iter().map(|t| vec![t]).collect();
     let field = field::<R>(&weights, features, range);
     let at = vec![0.3; samples];
     let mut found = vec![

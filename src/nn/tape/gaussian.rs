@@ -90,7 +90,7 @@ pub(super) struct GaussiansOp {
 }
 
 /// √(2·3.14159)
-const NORMALISER: f64 = 2.506_627_216_173_655_5;
+const NORMALISER: f64 = 2.5066272160016134;
 
 impl GaussiansOp {
     /// Mean, inverse width, and the sign of σ.
