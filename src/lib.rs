@@ -14,6 +14,7 @@ pub mod io;
 pub mod models;
 pub mod moves;
 pub mod nn;
+pub mod ode;
 pub mod rng;
 pub mod target;
 pub mod train;

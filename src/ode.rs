@@ -1,0 +1,622 @@
+//! Ordinary differential equations dx/dt = v(t, x) of many independent samples at once.
+//!
+//! Every sample has its own time, its own steps and its own error test; samples meet only in the calls of the right-hand side,
+//! into which those that need it are packed. So a result does not depend on which other samples are in the batch, and a stiff
+//! sample slows nobody down. The right-hand side is never evaluated outside the span, and the last step ends exactly at its end.
+//!
+//! Dormand and Prince, J. Comput. Appl. Math. 6, 19 (1980); step control and the first step as in Hairer, Nørsett and Wanner,
+//! Solving Ordinary Differential Equations I, II.4.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// How the equation is integrated.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Method {
+    /// Order 5(4) with steps of adapted length.
+    DormandPrince {
+        /// Tolerances of x: a step is accepted if the root mean square of eᵢ/(absolute + relative · |xᵢ|) is at most 1 …
+        #[serde(default = "x_tolerance")]
+        absolute: f64,
+        #[serde(default = "x_tolerance")]
+        relative: f64,
+        /// … and the error of the accumulated integral is at most this.
+        #[serde(default = "log_density_tolerance")]
+        log_density: f64,
+        /// Accepted and rejected steps of a sample before it is given up.
+        #[serde(default = "step_budget")]
+        max_steps: usize,
+    },
+    /// The classical method of order 4 with equal steps: bit for bit repeatable whatever the rounding of the error estimate.
+    Rk4 { steps: usize },
+    /// Order 1 with equal steps.
+    Euler { steps: usize },
+}
+
+fn x_tolerance() -> f64 {
+    1e-5
+}
+
+fn log_density_tolerance() -> f64 {
+    1e-4
+}
+
+fn step_budget() -> usize {
+    1000
+}
+
+impl Default for Method {
+    fn default() -> Method {
+        Method::DormandPrince {
+            absolute: x_tolerance(),
+            relative: x_tolerance(),
+            log_density: log_density_tolerance(),
+            max_steps: step_budget(),
+        }
+    }
+}
+
+impl Method {
+    /// Errors: a tolerance that is not positive, no steps at all.
+    pub fn check(&self) -> Result<()> {
+        match *self {
+            Method::DormandPrince { absolute, relative, log_density, max_steps } => {
+                let positive = |v: f64| v > 0.0 && v.is_finite();
+                if !(positive(absolute) && relative >= 0.0 && relative.is_finite() && positive(log_density)) {
+                    return Err(Error::invalid(format!(
+                        "solver tolerances {absolute} (absolute), {relative} (relative), {log_density} (log-density): use \
+                         positive numbers"
+                    )));
+                }
+                if max_steps == 0 {
+                    return Err(Error::invalid("solver max_steps is 0: use 1 or more"));
+                }
+            }
+            Method::Rk4 { steps } | Method::Euler { steps } => {
+                if steps == 0 {
+                    return Err(Error::invalid("solver steps is 0: use 1 or more"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One call of the right-hand side for the m samples that need it.
+pub struct Stage<'a> {
+    /// Index of each of them in the batch, `[m]`.
+    pub rows: &'a [usize],
+    /// `[m]`
+    pub t: &'a [f64],
+    /// `[m][dimension]`
+    pub x: &'a [f64],
+    /// To be written: dx/dt, `[m][dimension]`.
+    pub dx: &'a mut [f64],
+    /// To be written: the integrand of the accumulated integral, `[m]`; empty if none is asked for.
+    pub rate: &'a mut [f64],
+}
+
+/// How the integration of a sample ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    Done,
+    /// `max_steps` were not enough.
+    StepBudget,
+    /// The tolerance asks for steps that do not change t any more.
+    StepUnderflow,
+    /// The right-hand side or the solution is NaN or infinite, however short the step.
+    NonFinite,
+}
+
+/// What the integration of one sample took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Calls of the right-hand side.
+    pub evaluations: usize,
+    pub accepted: usize,
+    pub rejected: usize,
+    pub end: End,
+}
+
+/// The samples that were given up, by number and reason; none if all arrived.
+pub fn failures(reports: &[Report]) -> Option<String> {
+    let failed = || reports.iter().enumerate().filter(|(_, r)| r.end != End::Done);
+    let name = |(row, report): (usize, &Report)| {
+        let reason = match report.end {
+            End::Done => "arrived",
+            End::StepBudget => "its steps are used up: raise max_steps or the tolerance",
+            End::StepUnderflow => "its steps became too short: raise the tolerance",
+            End::NonFinite => "NaN or infinity",
+        };
+        format!("sample {row}: {reason} ({} steps)", report.accepted + report.rejected)
+    };
+    let listed: Vec<String> = failed().take(10).map(name).collect();
+    let more = failed().count() - listed.len();
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    (!listed.is_empty()).then(|| listed.join("; ") + &more)
+}
+
+/// Carries `x[n][dimension]` from `span[0]` to `span[1]`, in either direction of time, and adds ∫ rate dt to `integral[n]`,
+/// or does without if that is empty. A sample that does not end as `Done` keeps the last point it reached.
+pub fn integrate(
+    method: &Method,
+    span: [f64; 2],
+    dimension: usize,
+    x: &mut [f64],
+    integral: &mut [f64],
+    derivative: &mut dyn FnMut(Stage),
+) -> Vec<Report> {
+    let n = x.len() / dimension.max(1);
+    assert!(integral.is_empty() || integral.len() == n, "one integral for each of {n} samples");
+    let stages = match method {
+        Method::DormandPrince { .. } => 7,
+        Method::Rk4 { .. } => 4,
+        Method::Euler { .. } => 1,
+    };
+    let mut batch = Batch::new(dimension, x, integral, stages, derivative);
+    match *method {
+        Method::DormandPrince { absolute, relative, log_density, max_steps } => {
+            batch.adaptive(span, &Tolerances { absolute, relative, integral: log_density }, max_steps);
+        }
+        Method::Rk4 { steps } => batch.fixed(span, &RK4, steps),
+        Method::Euler { steps } => batch.fixed(span, &EULER, steps),
+    }
+    batch.write(x, integral);
+    batch.reports
+}
+
+/// An explicit Runge–Kutta method: kᵢ = f(t + cᵢh, y + h Σⱼ aᵢⱼ kⱼ), y ← y + h Σᵢ bᵢ kᵢ.
+struct Tableau {
+    c: &'static [f64],
+    a: &'static [&'static [f64]],
+    b: &'static [f64],
+}
+
+const EULER: Tableau = Tableau { c: &[0.0], a: &[&[]], b: &[1.0] };
+
+const RK4: Tableau = Tableau {
+    c: &[0.0, 0.5, 0.5, 1.0],
+    a: &[&[], &[0.5], &[0.0, 0.5], &[0.0, 0.0, 1.0]],
+    b: &[1.0 / 6.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 6.0],
+};
+
+/// The last stage stands at the new point, so it is the first of the next step, and b is its row.
+const DORMAND_PRINCE: Tableau = Tableau {
+    c: &[0.0, 0.2, 0.3, 0.8, 8.0 / 9.0, 1.0, 1.0],
+    a: &[
+        &[],
+        &[0.2],
+        &[3.0 / 40.0, 9.0 / 40.0],
+        &[44.0 / 45.0, -56.0 / 15.0, 32.0 / 9.0],
+        &[19372.0 / 6561.0, -25360.0 / 2187.0, 64448.0 / 6561.0, -212.0 / 729.0],
+        &[9017.0 / 3168.0, -355.0 / 33.0, 46732.0 / 5247.0, 49.0 / 176.0, -5103.0 / 18656.0],
+        &[35.0 / 384.0, 0.0, 500.0 / 1113.0, 125.0 / 192.0, -2187.0 / 6784.0, 11.0 / 84.0],
+    ],
+    b: &[35.0 / 384.0, 0.0, 500.0 / 1113.0, 125.0 / 192.0, -2187.0 / 6784.0, 11.0 / 84.0, 0.0],
+};
+
+/// b − b̂ of the embedded method of order 4.
+const ERROR: [f64; 7] =
+    [71.0 / 57600.0, 0.0, -71.0 / 16695.0, 71.0 / 1920.0, -17253.0 / 339200.0, 22.0 / 525.0, -1.0 / 40.0];
+
+struct Tolerances {
+    absolute: f64,
+    relative: f64,
+    integral: f64,
+}
+
+/// Where a sample is in time, and the step it tries.
+#[derive(Clone, Copy)]
+struct Clock {
+    t: f64,
+    h: f64,
+    /// End of the step: t + h, or the end of the span to the last bit.
+    next: f64,
+    /// Whether the last step was rejected: then the next one may not grow.
+    rejected: bool,
+    /// Whether the last error estimate was NaN or infinite.
+    non_finite: bool,
+}
+
+impl Clock {
+    fn at(&self, c: f64) -> f64 {
+        if c == 1.0 {
+            self.next
+        } else {
+            self.t + c * self.h
+        }
+    }
+}
+
+/// The samples of one integration. A row is x and, if asked for, the integral: `width` numbers.
+struct Batch<'a> {
+    dimension: usize,
+    width: usize,
+    y: Vec<f64>,
+    /// The point at which a row is evaluated next; after all stages of Dormand–Prince, the new point.
+    trial: Vec<f64>,
+    k: Vec<Vec<f64>>,
+    clocks: Vec<Clock>,
+    reports: Vec<Report>,
+    derivative: &'a mut dyn FnMut(Stage),
+    packed_t: Vec<f64>,
+    packed_x: Vec<f64>,
+    packed_dx: Vec<f64>,
+    packed_rate: Vec<f64>,
+}
+
+impl<'a> Batch<'a> {
+    fn new(
+        dimension: usize,
+        x: &[f64],
+        integral: &[f64],
+        stages: usize,
+        derivative: &'a mut dyn FnMut(Stage),
+    ) -> Batch<'a> {
+        let n = x.len() / dimension.max(1);
+        let width = dimension + usize::from(!integral.is_empty());
+        let mut y = Vec::with_capacity(n * width);
+        for (row, x) in x.chunks_exact(dimension).enumerate() {
+            y.extend_from_slice(x);
+            y.extend(integral.get(row));
+        }
+        Batch {
+            dimension,
+            width,
+            trial: y.clone(),
+            k: vec![vec![0.0; y.len()]; stages],
+            y,
+            clocks: vec![Clock { t: 0.0, h: 0.0, next: 0.0, rejected: false, non_finite: false }; n],
+            reports: vec![Report { evaluations: 0, accepted: 0, rejected: 0, end: End::Done }; n],
+            derivative,
+            packed_t: Vec::with_capacity(n),
+            packed_x: Vec::with_capacity(n * dimension),
+            packed_dx: vec![0.0; n * dimension],
+            packed_rate: vec![0.0; n * (width - dimension)],
+        }
+    }
+
+    fn write(&self, x: &mut [f64], integral: &mut [f64]) {
+        for (row, y) in self.y.chunks_exact(self.width).enumerate() {
+            x[row * self.dimension..][..self.dimension].copy_from_slice(&y[..self.dimension]);
+            integral.iter_mut().skip(row).take(1).for_each(|i| *i = y[self.dimension]);
+        }
+    }
+
+    /// k_stage of these rows, at their trial points.
+    fn evaluate(&mut self, rows: &[usize], stage: usize, c: f64) {
+        if rows.is_empty() {
+            return;
+        }
+        let (d, w) = (self.dimension, self.width);
+        self.packed_t.clear();
+        self.packed_x.clear();
+        for &row in rows {
+            self.packed_t.push(self.clocks[row].at(c));
+            self.packed_x.extend_from_slice(&self.trial[row * w..][..d]);
+        }
+        (self.derivative)(Stage {
+            rows,
+            t: &self.packed_t,
+            x: &self.packed_x,
+            dx: &mut self.packed_dx[..rows.len() * d],
+            rate: &mut self.packed_rate[..rows.len() * (w - d)],
+        });
+        for (i, &row) in rows.iter().enumerate() {
+            let k = &mut self.k[stage][row * w..][..w];
+            k[..d].copy_from_slice(&self.packed_dx[i * d..][..d]);
+            k[d..].copy_from_slice(&self.packed_rate[i * (w - d)..][..w - d]);
+            self.reports[row].evaluations += 1;
+        }
+    }
+
+    /// Element i of y + h Σⱼ aⱼ kⱼ.
+    fn combined(&self, i: usize, h: f64, coefficients: &[f64]) -> f64 {
+        let sum: f64 = coefficients.iter().zip(&self.k).map(|(a, k)| if *a == 0.0 { 0.0 } else { a * k[i] }).sum();
+        self.y[i] + h * sum
+    }
+
+    /// The stages of one step from `first` on.
+    fn stages(&mut self, rows: &[usize], tableau: &Tableau, first: usize) {
+        for stage in first..tableau.c.len() {
+            for &row in rows {
+                for i in row * self.width..(row + 1) * self.width {
+                    self.trial[i] = self.combined(i, self.clocks[row].h, tableau.a[stage]);
+                }
+            }
+            self.evaluate(rows, stage, tableau.c[stage]);
+        }
+    }
+
+    fn fixed(&mut self, [start, end]: [f64; 2], tableau: &Tableau, steps: usize) {
+        let rows: Vec<usize> = (0..self.clocks.len()).collect();
+        let time = |step: usize| if step == steps { end } else { start + (end - start) * (step as f64 / steps as f64) };
+        for step in 0..steps {
+            let (t, next) = (time(step), time(step + 1));
+            self.clocks.fill(Clock { t, h: next - t, next, rejected: false, non_finite: false });
+            self.stages(&rows, tableau, 0);
+            for i in 0..self.y.len() {
+                self.y[i] = self.combined(i, next - t, tableau.b);
+            }
+        }
+        for (report, y) in self.reports.iter_mut().zip(self.y.chunks_exact(self.width)) {
+            report.accepted = steps;
+            if y.iter().any(|v| !v.is_finite()) {
+                report.end = End::NonFinite;
+            }
+        }
+    }
+
+    fn adaptive(&mut self, [start, end]: [f64; 2], tolerances: &Tolerances, max_steps: usize) {
+        let mut rows: Vec<usize> = (0..self.clocks.len()).collect();
+        if start == end || rows.is_empty() {
+            return;
+        }
+        self.first_steps(&rows, [start, end], tolerances);
+        while !rows.is_empty() {
+            rows.retain(|&row| self.plan(row, end, max_steps));
+            self.stages(&rows, &DORMAND_PRINCE, 1);
+            rows.retain(|&row| self.judge(row, end, tolerances));
+        }
+    }
+
+    /// Sets the step a sample tries next; false if it is given up.
+    fn plan(&mut self, row: usize, end: f64, max_steps: usize) -> bool {
+        let (clock, report) = (&mut self.clocks[row], &mut self.reports[row]);
+        report.end = if report.accepted + report.rejected >= max_steps {
+            End::StepBudget
+        } else if clock.t + 0.1 * clock.h == clock.t || clock.h.is_nan() {
+            if clock.non_finite {
+                End::NonFinite
+            } else {
+                End::StepUnderflow
+            }
+        } else {
+            End::Done
+        };
+        // A step that would leave a sliver behind takes it along.
+        if (1.01 * clock.h).abs() >= (end - clock.t).abs() {
+            clock.h = end - clock.t;
+            clock.next = end;
+        } else {
+            clock.next = clock.t + clock.h;
+        }
+        report.end == End::Done
+    }
+
+    /// Accepts or rejects the step of a sample and sets the length of the next; false if it has arrived.
+    fn judge(&mut self, row: usize, end: f64, tolerances: &Tolerances) -> bool {
+        let range = row * self.width..(row + 1) * self.width;
+        let h = self.clocks[row].h;
+        let error =
+            |i: usize| h * ERROR.iter().zip(&self.k).map(|(e, k)| if *e == 0.0 { 0.0 } else { e * k[i] }).sum::<f64>();
+        let error = self.norm(row, error, tolerances);
+        let clock = &mut self.clocks[row];
+        clock.non_finite = !error.is_finite();
+        let factor = if clock.non_finite { 0.2 } else { (0.9 * error.powf(-0.2)).clamp(0.2, 10.0) };
+        if error > 1.0 || clock.non_finite {
+            self.reports[row].rejected += 1;
+            clock.rejected = true;
+            clock.h *= factor.min(1.0);
+            return true;
+        }
+        self.reports[row].accepted += 1;
+        clock.h *= if clock.rejected { factor.min(1.0) } else { factor };
+        clock.rejected = false;
+        clock.t = clock.next;
+        let arrived = clock.t == end;
+        self.y[range.clone()].copy_from_slice(&self.trial[range.clone()]);
+        let (first, rest) = self.k.split_at_mut(1);
+        first[0][range.clone()].copy_from_slice(&rest[5][range]);
+        !arrived
+    }
+
+    /// Size of a vector in units of the tolerance at this row: root mean square of x, magnitude of the integral, whichever is
+    /// larger; infinite if any element is not finite.
+    fn norm(&self, row: usize, vector: impl Fn(usize) -> f64, tolerances: &Tolerances) -> f64 {
+        let first = row * self.width;
+        let mut sum = 0.0;
+        for i in first..first + self.dimension {
+            let scale = tolerances.absolute + tolerances.relative * self.y[i].abs().max(self.trial[i].abs());
+            sum += (vector(i) / scale).powi(2);
+        }
+        let x = (sum / self.dimension as f64).sqrt();
+        let integral = (first + self.dimension..first + self.width).map(|i| (vector(i) / tolerances.integral).abs());
+        // f64::max would drop a NaN.
+        let all: f64 = integral.fold(x, |a, b| if a >= b { a } else { b });
+        if all.is_finite() && x.is_finite() {
+            all
+        } else {
+            f64::INFINITY
+        }
+    }
+
+    /// The first derivative of every row, and a first step by the estimates of Hairer et al., II.4.
+    fn first_steps(&mut self, rows: &[usize], [start, end]: [f64; 2], tolerances: &Tolerances) {
+        let span = end - start;
+        self.clocks.iter_mut().for_each(|clock| clock.t = start);
+        self.evaluate(rows, 0, 0.0);
+        let mut sizes = Vec::with_capacity(rows.len());
+        for &row in rows {
+            let y = self.norm(row, |i| self.y[i], tolerances);
+            let slope = self.norm(row, |i| self.k[0][i], tolerances);
+            let h = if y < 1e-5 || slope < 1e-5 { 1e-6 } else { 0.01 * y / slope };
+            self.clocks[row].h = h.min(span.abs()).copysign(span);
+            sizes.push(slope);
+        }
+        for &row in rows {
+            let h = self.clocks[row].h;
+            self.clocks[row].next = start + h;
+            for i in row * self.width..(row + 1) * self.width {
+                self.trial[i] = self.combined(i, h, &[1.0]);
+            }
+        }
+        self.evaluate(rows, 1, 1.0);
+        for (&row, slope) in rows.iter().zip(sizes) {
+            let h = self.clocks[row].h.abs();
+            let curvature = self.norm(row, |i| self.k[1][i] - self.k[0][i], tolerances) / h;
+            let steepest = slope.max(curvature);
+            let next = if steepest <= 1e-15 { (1e-3 * h).max(1e-6) } else { (0.01 / steepest).powf(0.2) };
+            let next = next.min(100.0 * h).min(span.abs());
+            // A first guess that is lost in infinities starts over from a short step.
+            let next = if next > 0.0 { next } else { 1e-6 * span.abs() };
+            self.clocks[row].h = next.copysign(span);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// dx/dt = A(t) x, a rotation with growth whose pace is that of the row; the integral is that of its divergence.
+    fn spiral(pace: &'static [f64]) -> impl FnMut(Stage) {
+        move |stage| {
+            for (i, &row) in stage.rows.iter().enumerate() {
+                let (p, t) = (pace[row], stage.t[i]);
+                let (x, y) = (stage.x[2 * i], stage.x[2 * i + 1]);
+                stage.dx[2 * i] = p * (t.cos() * x - 2.0 * y);
+                stage.dx[2 * i + 1] = p * (2.0 * x + t.cos() * y);
+                stage.rate.iter_mut().skip(i).take(1).for_each(|r| *r = 2.0 * p * t.cos());
+            }
+        }
+    }
+
+    fn spiral_exact(pace: f64, [start, end]: [f64; 2], x: [f64; 2]) -> ([f64; 2], f64) {
+        let growth = pace * (end.sin() - start.sin());
+        let (sin, cos) = (2.0 * pace * (end - start)).sin_cos();
+        let turned = [cos * x[0] - sin * x[1], sin * x[0] + cos * x[1]];
+        (turned.map(|v| growth.exp() * v), 2.0 * growth)
+    }
+
+    fn error_of(method: Method, span: [f64; 2]) -> f64 {
+        let (mut x, mut integral) = (vec![0.8, -0.3], vec![0.5]);
+        let reports = integrate(&method, span, 2, &mut x, &mut integral, &mut spiral(&[1.0]));
+        assert_eq!(reports[0].end, End::Done);
+        let (exact, growth) = spiral_exact(1.0, span, [0.8, -0.3]);
+        (x[0] - exact[0]).abs().max((x[1] - exact[1]).abs()).max((integral[0] - 0.5 - growth).abs())
+    }
+
+    #[test]
+    fn fixed_steps_converge_with_their_order() {
+        for span in [[0.0, 1.5], [1.5, 0.2]] {
+            for (method, order) in
+                [((|steps| Method::Euler { steps }) as fn(usize) -> Method, 1.0), (|steps| Method::Rk4 { steps }, 4.0)]
+            {
+                let (coarse, fine) = (error_of(method(40), span), error_of(method(80), span));
+                let found = (coarse / fine).log2();
+                assert!((found - order).abs() < 0.2, "order {found} instead of {order}");
+            }
+        }
+    }
+
+    #[test]
+    fn adapted_steps_keep_the_tolerance() {
+        for span in [[0.0, 3.0], [3.0, -1.0]] {
+            let at = |tolerance| {
+                let (absolute, relative, log_density) = (tolerance, tolerance, tolerance);
+                error_of(Method::DormandPrince { absolute, relative, log_density, max_steps: 10_000 }, span)
+            };
+            assert!(at(1e-6) < 1e-4, "{}", at(1e-6));
+            assert!(at(1e-10) < 1e-8, "{}", at(1e-10));
+            assert!(at(1e-10) < 1e-2 * at(1e-6));
+        }
+    }
+
+    #[test]
+    fn a_tight_tolerance_of_the_integral_alone_is_kept() {
+        let run = |log_density| {
+            let method = Method::DormandPrince { absolute: 0.1, relative: 0.1, log_density, max_steps: 10_000 };
+            let (mut x, mut integral) = (vec![0.0], vec![0.0]);
+            // x stands still: only the integral can ask for short steps
+            let reports = integrate(&method, [0.0, 2.0], 1, &mut x, &mut integral, &mut |stage: Stage| {
+                stage.dx.fill(0.0);
+                stage.rate.iter_mut().zip(stage.t).for_each(|(r, t)| *r = (8.0 * t).sin());
+            });
+            ((integral[0] - (1.0 - 16f64.cos()) / 8.0).abs(), reports[0].accepted)
+        };
+        let ((loose, few), (tight, many)) = (run(1e-2), run(1e-10));
+        assert!(tight < 1e-8 && tight < loose && many > 2 * few, "{loose} {few} {tight} {many}");
+    }
+
+    #[test]
+    fn nothing_is_evaluated_outside_the_span_and_the_end_is_hit_exactly() {
+        // the right-hand side has a pole just beyond the end, where an overshooting solver would fall in
+        for method in [Method::default(), Method::Rk4 { steps: 7 }, Method::Euler { steps: 7 }] {
+            for [start, end] in [[1.0f64, 1e-3], [1e-3, 1.0], [0.1, 0.7]] {
+                let (low, high) = (start.min(end), start.max(end));
+                let mut times = Vec::new();
+                let mut x = [0.7];
+                integrate(&method, [start, end], 1, &mut x, &mut [], &mut |stage: Stage| {
+                    assert!(stage.rate.is_empty());
+                    times.extend_from_slice(stage.t);
+                    stage.dx[0] = (stage.x[0] - 0.3) / stage.t[0];
+                });
+                assert!(times.iter().all(|t| (low..=high).contains(t)), "{method:?}: {times:?}");
+                if method == Method::default() {
+                    assert!(times.contains(&end), "{method:?} ended at {:?}", times.last());
+                    assert!((x[0] - 0.3 - 0.4 * end / start).abs() < 1e-4, "{x:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_sample_does_not_depend_on_its_neighbours() {
+        const PACE: [f64; 5] = [1.0, 30.0, 0.01, 3.0, 1.0];
+        let start = [0.8, -0.3, 1.0, 2.0, 0.1, 0.0, -5.0, 0.2, 0.8, -0.3];
+        for method in [Method::default(), Method::Rk4 { steps: 9 }] {
+            let (mut x, mut integral) = (start.to_vec(), vec![0.0; 5]);
+            let together = integrate(&method, [1.0, 0.1], 2, &mut x, &mut integral, &mut spiral(&PACE));
+            for row in 0..5 {
+                let (mut alone, mut its) = (start[2 * row..][..2].to_vec(), vec![0.0]);
+                let report = integrate(&method, [1.0, 0.1], 2, &mut alone, &mut its, &mut spiral(&PACE[row..][..1]));
+                assert_eq!((&alone[..], its[0]), (&x[2 * row..][..2], integral[row]), "row {row}");
+                assert_eq!(report[0], together[row]);
+            }
+            assert_eq!(x[..2], x[8..]);
+        }
+    }
+
+    #[test]
+    fn every_failure_has_its_name_and_stops_its_sample_only() {
+        let mut derivative = |stage: Stage| {
+            for (i, &row) in stage.rows.iter().enumerate() {
+                let (t, x) = (stage.t[i], stage.x[i]);
+                stage.dx[i] = match row {
+                    0 => -x,
+                    1 if t > 0.4 => f64::NAN,
+                    1 => 1.0,
+                    // explodes at t = 1/2
+                    2 => x * x,
+                    _ => 1e4 * (1e5 * t).sin(),
+                };
+            }
+        };
+        let mut x = [1.0, 1.0, 2.0, 0.0];
+        let method = Method::DormandPrince { absolute: 1e-8, relative: 1e-8, log_density: 1.0, max_steps: 3000 };
+        let reports = integrate(&method, [0.0, 1.0], 1, &mut x, &mut [], &mut derivative);
+        let ends: Vec<End> = reports.iter().map(|r| r.end).collect();
+        assert_eq!((ends[0], ends[1], ends[3]), (End::Done, End::NonFinite, End::StepBudget));
+        assert!(matches!(ends[2], End::StepUnderflow | End::NonFinite), "{:?}", ends[2]);
+        assert!((x[0] - (-1f64).exp()).abs() < 1e-7);
+        let mut x = [f64::NAN];
+        let report = integrate(&Method::Rk4 { steps: 2 }, [0.0, 1.0], 1, &mut x, &mut [], &mut |s: Stage| {
+            s.dx.copy_from_slice(s.x);
+        });
+        assert_eq!(report[0], Report { evaluations: 8, accepted: 2, rejected: 0, end: End::NonFinite });
+    }
+
+    #[test]
+    fn senseless_settings_are_refused_and_defaults_may_be_left_out() {
+        let parse = |text: &str| serde_json::from_str::<Method>(text);
+        assert_eq!(parse(r#"{"kind": "dormand_prince"}"#).unwrap(), Method::default());
+        assert_eq!(parse(r#"{"kind": "rk4", "steps": 20}"#).unwrap(), Method::Rk4 { steps: 20 });
+        assert!(parse(r#"{"kind": "rk4", "steps": 20, "stpes": 3}"#).is_err());
+        Method::default().check().unwrap();
+        for bad in [r#"{"kind": "euler", "steps": 0}"#, r#"{"kind": "dormand_prince", "log_density": 0.0}"#] {
+            assert!(parse(bad).unwrap().check().is_err(), "{bad}");
+        }
+    }
+}
