@@ -66,7 +66,7 @@ pub enum Scope {
     /// keeps the frame of the current configuration.
     Shape { frame: [usize; 3] },
     /// Shape and orientation. The centroid is left alone; log q is normalised on the 3N − 3 coordinates without it, with the
-    /// measure of the space of vectors whose mean over atoms is zero.
+    /// measure of the space of vectors whose mean over atoms is zero, and log q(x) is that of x with its centroid at the origin.
     Centred,
 }
 
@@ -91,6 +91,20 @@ pub trait Density: Send + Sync {
         x: &mut [f64],
         log_density: &mut [Evaluation],
     ) -> Result<()>;
+
+    /// Samples without their log q, for models that can have them cheaper so. A row with another status than `Inside` is no
+    /// sample. The same streams need not give the same samples as [`Density::sample`] to the last bit.
+    fn sample_only(
+        &self,
+        streams: &(dyn Fn(usize) -> Stream + Sync),
+        x: &mut [f64],
+        status: &mut [Status],
+    ) -> Result<()> {
+        let mut evaluations = vec![Evaluation::outside(Status::NonFinite); status.len()];
+        self.sample(streams, x, &mut evaluations)?;
+        status.iter_mut().zip(evaluations).for_each(|(status, e)| *status = e.status);
+        Ok(())
+    }
 
     /// log q of each row of `x[n][dimension]`.
     fn log_density(&self, x: &[f64], log_density: &mut [Evaluation]) -> Result<()>;

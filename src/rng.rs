@@ -31,6 +31,8 @@ pub enum StreamId {
     Dynamics = 11,
     /// Numbers drawn by tests.
     Test = 12,
+    /// Probes of estimated divergences.
+    Probe = 13,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

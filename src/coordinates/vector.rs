@@ -40,6 +40,24 @@ pub fn add_to_atom(x: &mut [f64], i: usize, s: f64, r: Vec3) {
     }
 }
 
+/// Mean position of the atoms, each with the same weight.
+pub fn centroid(x: &[f64]) -> Vec3 {
+    let n = x.len() / 3;
+    scale(1.0 / n as f64, (0..n).fold([0.0; 3], |sum, i| add(sum, atom(x, i))))
+}
+
+/// Moves the centroid to the origin; returns where it was.
+pub fn centre(x: &mut [f64]) -> Vec3 {
+    let was = centroid(x);
+    shift(x, scale(-1.0, was));
+    was
+}
+
+/// Moves every atom by `r`.
+pub fn shift(x: &mut [f64], r: Vec3) {
+    (0..x.len() / 3).for_each(|i| add_to_atom(x, i, 1.0, r));
+}
+
 /// Bond angle at `j` between `i` and `k`, in (0, π); by atan2, since acos loses digits at both ends.
 pub fn angle(i: Vec3, j: Vec3, k: Vec3) -> f64 {
     let (a, b) = (sub(i, j), sub(k, j));

@@ -1,10 +1,30 @@
 //! Continuous normalizing flow: a vector field carried from the prior to the data by an ODE (Chen et al., NeurIPS 2018;
 //! flow matching: Lipman et al., ICLR 2023).
+//!
+//! ```text
+//! dx/dt = P v(t, x),   log q(x_data) = log p(x_prior) − ∫ div dt,   div = tr(P ∂v/∂x P)
+//! ```
+//!
+//! The prior is the standard normal density of the 3N − 3 dimensional space of configurations whose centroid is at the
+//! origin, P the projection on that space (subtract the mean over atoms), and the flow stays in it: log q is the normalised
+//! density with respect to its volume. A velocity that does not change with translation has ∂v/∂x P = ∂v/∂x, so its
+//! divergence needs no correction; for any other, (1/N) Σ_c 1_cᵀ ∂v/∂x 1_c over the three translations 1_c is subtracted.
 
 use super::field::VectorField;
-use super::ModelCard;
-use crate::coordinates::Stereocentre;
+use super::{Flow, Model, ModelCard};
+use crate::coordinates::vector::centre;
+use crate::coordinates::{CoordinatesConfig, Stereocentre};
+use crate::density::{Density, Evaluation, Exactness, Scope, Status};
+use crate::error::{Error, Result};
+use crate::ode::{self, End, Method, Report, Stage};
+use crate::rng::{Stream, StreamId};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::f64::consts::{FRAC_PI_2, LN_2};
+
+/// Samples that are integrated together. A sample's result does not depend on its chunk.
+const CHUNK: usize = 16;
+const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
 
 /// What the network's output means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,22 +46,144 @@ pub enum Interpolant {
     Trigonometric,
 }
 
+/// The density that the flow starts from, in the network's units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prior {
+    /// The standard normal density of centred configurations, normalised on their 3N − 3 dimensions.
+    #[default]
+    MeanFree,
+    /// −|z|²/2 in all 3N dimensions without its constant, as BoltzNCE has it: samples carry a random centroid that e^{−u} does
+    /// not know, so the density is a surrogate. Log-densities are in the network's units. For comparison only.
+    Reference,
+}
+
+/// How the divergence is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Divergence {
+    /// All directions, by forward mode.
+    #[default]
+    Exact,
+    /// Hutchinson's estimate tr J ≈ mean of eᵀJe over random signs e, the same along the path of a sample (Grathwohl et al.,
+    /// ICLR 2019); they are a function of the point where the path starts.
+    Hutchinson { probes: usize },
+}
+
 /// How a continuous flow runs, as the model file says it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContinuousConfig {
     pub parametrisation: Parametrisation,
     pub interpolant: Interpolant,
-    /// Network time of the prior, and of the data; the integration ends exactly there.
+    /// Network time of the prior, and of the data, both in [0, 1]; the integration ends exactly there.
     pub times: [f64; 2],
     /// Units of the network per nm.
     pub units_per_nm: f64,
     /// Mirror images are folded to these hands, which gives ln 2; empty: samples of both hands.
     #[serde(default)]
     pub stereocentres: Vec<Stereocentre>,
+    #[serde(default)]
+    pub prior: Prior,
+    #[serde(default)]
+    pub divergence: Divergence,
+    #[serde(default)]
+    pub solver: Method,
+}
+
+impl ContinuousConfig {
+    /// What the log-density of such a flow is worth: Dormand–Prince and RK4 count as exact to their step errors, which
+    /// [`ContinuousFlow::round_trip`] measures; Euler's are too large for that.
+    pub fn exactness(&self) -> Exactness {
+        match (self.prior, self.solver, self.divergence) {
+            (Prior::Reference, _, _) | (_, Method::Euler { .. }, _) => Exactness::Surrogate,
+            (_, _, Divergence::Hutchinson { .. }) => Exactness::Estimated,
+            _ => Exactness::Exact,
+        }
+    }
+
+    fn check(&self, dimension: usize) -> Result<()> {
+        self.solver.check()?;
+        if self.times.iter().any(|t| !(0.0..=1.0).contains(t)) || self.times[0] == self.times[1] {
+            return Err(Error::invalid(format!(
+                "times {:?} of prior and data: use two different numbers from 0 to 1",
+                self.times
+            )));
+        }
+        if self.parametrisation == Parametrisation::Endpoint && self.schedule(self.times[1]).sigma <= 0.0 {
+            return Err(Error::invalid(format!(
+                "times {:?}: the velocity of an endpoint model is infinite where the path ends; stop a little earlier, \
+                 say 0.001 from there",
+                self.times
+            )));
+        }
+        if !(self.units_per_nm > 0.0 && self.units_per_nm.is_finite()) {
+            return Err(Error::invalid(format!("units_per_nm is {}: use a positive number", self.units_per_nm)));
+        }
+        if self.divergence == (Divergence::Hutchinson { probes: 0 }) {
+            return Err(Error::invalid("an estimated divergence needs at least 1 probe"));
+        }
+        if dimension < 6 || dimension % 3 != 0 {
+            return Err(Error::invalid(format!("{dimension} coordinates are not those of two atoms or more")));
+        }
+        let atoms = || self.stereocentres.iter().flat_map(|s| s.neighbours.iter().chain([&s.centre]));
+        if let Some(atom) = atoms().find(|a| 3 * **a >= dimension) {
+            return Err(Error::invalid(format!("a stereocentre names atom {atom}, but there are {}", dimension / 3)));
+        }
+        Ok(())
+    }
+
+    fn schedule(&self, t: f64) -> Schedule {
+        // time from the data, and its rate in the network's time
+        let (s, rate) = if self.times[0] > self.times[1] { (t, 1.0) } else { (1.0 - t, -1.0) };
+        match self.interpolant {
+            Interpolant::Linear => Schedule { alpha: 1.0 - s, sigma: s, d_alpha: -rate, d_sigma: rate },
+            Interpolant::Trigonometric => {
+                let (sin, cos) = (FRAC_PI_2 * s).sin_cos();
+                let rate = rate * FRAC_PI_2;
+                Schedule { alpha: cos, sigma: sin, d_alpha: -rate * sin, d_sigma: rate * cos }
+            }
+        }
+    }
+}
+
+/// The interpolant at one time, with derivatives by the network's time.
+struct Schedule {
+    alpha: f64,
+    sigma: f64,
+    d_alpha: f64,
+    d_sigma: f64,
+}
+
+impl Schedule {
+    /// (a, b) of v = a x + b x_data: the prior point is (x − α x_data)/σ, so v = α′ x_data + σ′ x_prior has a = σ′/σ and
+    /// b = α′ − α σ′/σ.
+    fn from_endpoint(&self) -> (f64, f64) {
+        let a = self.d_sigma / self.sigma;
+        (a, self.d_alpha - self.alpha * a)
+    }
+
+    /// (a, b) of the score ∇ log p_t = a x + b v: it is −E[x_prior | x]/σ, and α v − α′ x = (α σ′ − α′ σ) E[x_prior | x].
+    fn score(&self) -> (f64, f64) {
+        let scale = 1.0 / (self.sigma * (self.alpha * self.d_sigma - self.d_alpha * self.sigma));
+        (self.d_alpha * scale, -self.alpha * scale)
+    }
+}
+
+/// How well a sample finds its way back.
+#[derive(Clone, Copy, Debug)]
+pub struct RoundTrip {
+    /// |Δ log q| between the way to the prior and the way back; infinite if either failed.
+    pub log_density: f64,
+    /// Largest |Δx| of a coordinate, nm.
+    pub position: f64,
+    /// To the prior, and back to the data.
+    pub reports: [Report; 2],
 }
 
 /// A continuous flow over the vector field `F`.
+///
+/// Latent points are prior points `[3N]` in the network's units. With folded mirror images z and −z give the same sample.
 pub struct ContinuousFlow<F> {
     field: F,
     card: ModelCard,
@@ -50,7 +192,461 @@ pub struct ContinuousFlow<F> {
 }
 
 impl<F: VectorField> ContinuousFlow<F> {
-    pub fn new(field: F, config: ContinuousConfig, card: ModelCard, hash: String) -> ContinuousFlow<F> {
-        ContinuousFlow { field, card, config, hash }
+    /// Errors: options out of range; a card of other coordinates or another exactness; stereocentres with a field that does not
+    /// turn with its input, for then mirror images have different densities.
+    pub fn new(field: F, config: ContinuousConfig, card: ModelCard, hash: String) -> Result<ContinuousFlow<F>> {
+        let dimension = field.dimension();
+        config.check(dimension)?;
+        if card.coordinates != (CoordinatesConfig::Cartesian { dimension }) {
+            return Err(Error::invalid(format!(
+                "the network has {dimension} coordinates, so the coordinates of the model must be cartesian and as many"
+            )));
+        }
+        if card.exactness != config.exactness() {
+            return Err(Error::invalid(format!(
+                "the card calls the density {:?}, but with this prior, solver and divergence it is {:?}",
+                card.exactness,
+                config.exactness()
+            )));
+        }
+        if !config.stereocentres.is_empty() && !field.is_equivariant() {
+            return Err(Error::invalid("stereocentres need a network that is equivariant under reflection"));
+        }
+        Ok(ContinuousFlow { field, card, config, hash })
+    }
+
+    pub fn vector_field(&self) -> &F {
+        &self.field
+    }
+
+    pub fn config(&self) -> &ContinuousConfig {
+        &self.config
+    }
+
+    fn mean_free(&self) -> bool {
+        self.config.prior == Prior::MeanFree
+    }
+
+    /// Dimensions of the space the flow lives in.
+    fn degrees_of_freedom(&self) -> f64 {
+        (self.field.dimension() - if self.mean_free() { 3 } else { 0 }) as f64
+    }
+
+    /// ln|∂(x in nm)/∂(x of the network)|.
+    fn log_unit(&self) -> f64 {
+        match self.config.prior {
+            Prior::MeanFree => -self.degrees_of_freedom() * self.config.units_per_nm.ln(),
+            Prior::Reference => 0.0,
+        }
+    }
+
+    /// log p(z), and ln 2 for the two mirror images that share a sample.
+    fn log_prior(&self, z: &[f64]) -> f64 {
+        let quadratic = -0.5 * z.iter().map(|v| v * v).sum::<f64>();
+        match self.config.prior {
+            Prior::MeanFree => {
+                let folded = if self.config.stereocentres.is_empty() { 0.0 } else { LN_2 };
+                quadratic - 0.5 * self.degrees_of_freedom() * LOG_2_PI + folded
+            }
+            Prior::Reference => quadratic,
+        }
+    }
+
+    fn draw_prior(&self, stream: &mut Stream, z: &mut [f64]) {
+        z.iter_mut().for_each(|z| *z = stream.normal());
+        if self.mean_free() {
+            centre(z);
+        }
+    }
+
+    /// The velocity of the flow, and its divergence where one is asked for.
+    fn velocity(&self, probes: &[f64], stage: Stage) {
+        let Stage { rows, t, x, dx, rate } = stage;
+        match self.config.divergence {
+            _ if rate.is_empty() => self.field.evaluate(t, x, dx),
+            Divergence::Exact => self.exact_divergence(t, x, dx, rate),
+            Divergence::Hutchinson { .. } => self.estimated_divergence(rows, probes, (t, x), dx, rate),
+        }
+        let d = self.field.dimension();
+        for (i, (x, dx)) in x.chunks_exact(d).zip(dx.chunks_exact_mut(d)).enumerate() {
+            if self.mean_free() {
+                centre(dx);
+            }
+            if self.config.parametrisation == Parametrisation::Endpoint {
+                let (a, b) = self.config.schedule(t[i]).from_endpoint();
+                dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = a * x + b * *dx);
+                rate.iter_mut().skip(i).take(1).for_each(|r| *r = a * self.degrees_of_freedom() + b * *r);
+            }
+        }
+    }
+
+    /// f and tr(P ∂f/∂x P).
+    fn exact_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
+        self.field.evaluate_divergence(t, x, f, divergence);
+        if !self.mean_free() || self.field.is_equivariant() {
+            return;
+        }
+        let d = self.field.dimension();
+        let (mut along, mut df, mut again) = (vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; x.len()]);
+        for axis in 0..3 {
+            along.iter_mut().enumerate().for_each(|(i, v)| *v = f64::from(u8::from(i % 3 == axis)));
+            self.field.evaluate_jvp(t, x, &along, &mut again, &mut df);
+            for (divergence, df) in divergence.iter_mut().zip(df.chunks_exact(d)) {
+                *divergence -= 3.0 / d as f64 * df.iter().skip(axis).step_by(3).sum::<f64>();
+            }
+        }
+    }
+
+    /// f and the mean of eᵀ ∂f/∂x e over projected probes e, whose expectation is tr(P ∂f/∂x P).
+    fn estimated_divergence(
+        &self,
+        rows: &[usize],
+        probes: &[f64],
+        (t, x): (&[f64], &[f64]),
+        f: &mut [f64],
+        divergence: &mut [f64],
+    ) {
+        let d = self.field.dimension();
+        let n_probes = self.n_probes();
+        let (mut along, mut df) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        divergence.fill(0.0);
+        for k in 0..n_probes {
+            for (along, row) in along.chunks_exact_mut(d).zip(rows) {
+                along.copy_from_slice(&probes[(row * n_probes + k) * d..][..d]);
+            }
+            self.field.evaluate_jvp(t, x, &along, f, &mut df);
+            for ((divergence, e), df) in divergence.iter_mut().zip(along.chunks_exact(d)).zip(df.chunks_exact(d)) {
+                *divergence += e.iter().zip(df).map(|(e, df)| e * df).sum::<f64>() / n_probes as f64;
+            }
+        }
+    }
+
+    fn n_probes(&self) -> usize {
+        match self.config.divergence {
+            Divergence::Exact => 0,
+            Divergence::Hutchinson { probes } => probes,
+        }
+    }
+
+    /// `[rows][probes][3N]` for paths that start at these points.
+    fn probes(&self, starts: &[f64]) -> Vec<f64> {
+        let d = self.field.dimension();
+        let mut probes = Vec::with_capacity(starts.len() * self.n_probes());
+        for start in starts.chunks_exact(d) {
+            let mut stream = Stream::new(fingerprint(start), StreamId::Probe, 0, 0);
+            for _ in 0..self.n_probes() {
+                let mut probe: Vec<f64> = (0..d).map(|_| if stream.uniform() < 0.5 { -1.0 } else { 1.0 }).collect();
+                if self.mean_free() {
+                    centre(&mut probe);
+                }
+                probes.extend(probe);
+            }
+        }
+        probes
+    }
+
+    /// Carries points `y[n][3N]` (network's units) over the span and adds ∫ div dt to `integral[n]`, unless that is empty.
+    fn carry(&self, span: [f64; 2], y: &mut [f64], integral: &mut [f64]) -> Vec<Report> {
+        let d = self.field.dimension();
+        let parts: Vec<&mut [f64]> = match integral.is_empty() {
+            true => y.chunks(CHUNK * d).map(|_| &mut [][..]).collect(),
+            false => integral.chunks_mut(CHUNK).collect(),
+        };
+        let chunks = y.par_chunks_mut(CHUNK * d).zip(parts);
+        let reports: Vec<Vec<Report>> = chunks
+            .map(|(y, integral)| {
+                let probes = if integral.is_empty() { Vec::new() } else { self.probes(y) };
+                let mut derivative = |stage: Stage| self.velocity(&probes, stage);
+                ode::integrate(&self.config.solver, span, d, y, integral, &mut derivative)
+            })
+            .collect();
+        reports.concat()
+    }
+
+    /// Network's units → nm, and the mirror image where the hand is wrong.
+    fn finish(&self, x: &mut [f64]) -> Status {
+        x.iter_mut().for_each(|v| *v /= self.config.units_per_nm);
+        if x.iter().any(|v| !v.is_finite()) {
+            return Status::NonFinite;
+        }
+        if !self.has_hands(x) {
+            x.iter_mut().for_each(|v| *v = -*v);
+        }
+        if self.has_hands(x) {
+            Status::Inside
+        } else {
+            Status::WrongChirality
+        }
+    }
+
+    fn has_hands(&self, x: &[f64]) -> bool {
+        self.config.stereocentres.iter().all(|centre| centre.holds(x))
+    }
+
+    /// [`Flow::generate`] with what the integration of each sample took; [`ode::failures`] names those that failed, whose
+    /// status is `NonFinite`.
+    pub fn generate_reported(
+        &self,
+        z: &[f64],
+        x: &mut [f64],
+        log_det: &mut [f64],
+        log_density: &mut [Evaluation],
+    ) -> Result<Vec<Report>> {
+        self.check_rows(z, x, log_det, log_density)?;
+        let d = self.field.dimension();
+        x.copy_from_slice(z);
+        if self.mean_free() {
+            x.chunks_exact_mut(d).for_each(|x| _ = centre(x));
+        }
+        let log_prior: Vec<f64> = x.chunks_exact(d).map(|z| self.log_prior(z)).collect();
+        log_det.fill(0.0);
+        let reports = self.carry(self.config.times, x, log_det);
+        for (row, x) in x.chunks_exact_mut(d).enumerate() {
+            let status = if reports[row].end == End::Done { self.finish(x) } else { Status::NonFinite };
+            log_det[row] += self.log_unit();
+            log_density[row] = match status {
+                Status::Inside => Evaluation::inside(log_prior[row] - log_det[row]),
+                status => Evaluation::outside(status),
+            };
+        }
+        Ok(reports)
+    }
+
+    /// [`Flow::encode`] with what the integration of each sample took. Configurations of the wrong hand are not integrated: no
+    /// evaluations, and z is NaN.
+    pub fn encode_reported(
+        &self,
+        x: &[f64],
+        z: &mut [f64],
+        log_det: &mut [f64],
+        log_density: &mut [Evaluation],
+    ) -> Result<Vec<Report>> {
+        self.check_rows(z, x, log_det, log_density)?;
+        let d = self.field.dimension();
+        let mut usable = Vec::with_capacity(log_density.len());
+        let mut packed = Vec::with_capacity(x.len());
+        for (row, x) in x.chunks_exact(d).enumerate() {
+            if x.iter().any(|v| !v.is_finite()) {
+                log_density[row] = Evaluation::outside(Status::NonFinite);
+            } else if !self.has_hands(x) {
+                log_density[row] = Evaluation::outside(Status::WrongChirality);
+            } else {
+                usable.push(row);
+                packed.extend(x.iter().map(|v| v * self.config.units_per_nm));
+            }
+        }
+        if self.mean_free() {
+            packed.chunks_exact_mut(d).for_each(|y| _ = centre(y));
+        }
+        let mut integral = vec![0.0; usable.len()];
+        let [prior, data] = self.config.times;
+        let done = self.carry([data, prior], &mut packed, &mut integral);
+        let untouched = Report { evaluations: 0, accepted: 0, rejected: 0, end: End::Done };
+        let mut reports = vec![untouched; log_density.len()];
+        z.fill(f64::NAN);
+        log_det.fill(f64::NAN);
+        for (i, &row) in usable.iter().enumerate() {
+            let y = &packed[i * d..][..d];
+            z[row * d..][..d].copy_from_slice(y);
+            log_det[row] = self.log_unit() - integral[i];
+            log_density[row] = match done[i].end {
+                End::Done => Evaluation::inside(self.log_prior(y) - log_det[row]),
+                _ => Evaluation::outside(Status::NonFinite),
+            };
+            reports[row] = done[i];
+        }
+        Ok(reports)
+    }
+
+    fn check_rows(&self, z: &[f64], x: &[f64], log_det: &[f64], log_density: &[Evaluation]) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        self.rows(z, log_density)?;
+        if log_det.len() != n {
+            return Err(Error::invalid(format!("{n} samples need {n} log-determinants, got {}", log_det.len())));
+        }
+        Ok(())
+    }
+
+    /// Carries `x[n][3N]` (nm) to the prior and back. The error of log q there is of the size of what the solver's tolerance
+    /// does to an acceptance; well below 0.01 is harmless.
+    pub fn round_trip(&self, x: &[f64]) -> Result<Vec<RoundTrip>> {
+        let d = self.field.dimension();
+        let n = x.len() / d;
+        let nowhere = Evaluation::outside(Status::NonFinite);
+        let (mut z, mut back, mut log_det) = (vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; n]);
+        let (mut there, mut again) = (vec![nowhere; n], vec![nowhere; n]);
+        let to_prior = self.encode_reported(x, &mut z, &mut log_det, &mut there)?;
+        let to_data = self.generate_reported(&z, &mut back, &mut log_det, &mut again)?;
+        Ok((0..n)
+            .map(|row| {
+                let mut start = x[row * d..][..d].to_vec();
+                if self.mean_free() {
+                    centre(&mut start);
+                }
+                let shifts = start.iter().zip(&back[row * d..][..d]).map(|(a, b)| (a - b).abs());
+                let found = there[row].is_inside() && again[row].is_inside();
+                let or_infinity = |v: f64| if found { v } else { f64::INFINITY };
+                RoundTrip {
+                    log_density: or_infinity((there[row].log_density - again[row].log_density).abs()),
+                    position: or_infinity(shifts.fold(0.0, f64::max)),
+                    reports: [to_prior[row], to_data[row]],
+                }
+            })
+            .collect())
+    }
+
+    /// Samples of the stochastic equation with the same densities at every time,
+    /// dx = (v dt + σ/2 · ∇log p_t |dt|) + √σ dW, with the score from the velocity (Albergo, Boffi and Vanden-Eijnden,
+    /// arXiv 2303.08797), by equal Euler–Maruyama steps that end exactly at the data. They have no log q.
+    pub fn sample_stochastic(
+        &self,
+        steps: usize,
+        streams: &(dyn Fn(usize) -> Stream + Sync),
+        x: &mut [f64],
+        status: &mut [Status],
+    ) -> Result<()> {
+        let d = self.field.dimension();
+        if steps == 0 || x.len() != status.len() * d {
+            return Err(Error::invalid(format!(
+                "{steps} steps for {} samples of {d} coordinates in {} numbers",
+                status.len(),
+                x.len()
+            )));
+        }
+        let chunks = x.par_chunks_mut(CHUNK * d).zip(status.par_chunks_mut(CHUNK)).enumerate();
+        chunks.for_each(|(chunk, (x, status))| {
+            let mut streams: Vec<Stream> = (0..status.len()).map(|row| streams(chunk * CHUNK + row)).collect();
+            x.chunks_exact_mut(d).zip(&mut streams).for_each(|(x, stream)| self.draw_prior(stream, x));
+            self.stochastic_steps(steps, &mut streams, x);
+            x.chunks_exact_mut(d).zip(status).for_each(|(x, status)| *status = self.finish(x));
+        });
+        Ok(())
+    }
+
+    fn stochastic_steps(&self, steps: usize, streams: &mut [Stream], x: &mut [f64]) {
+        let d = self.field.dimension();
+        let [start, end] = self.config.times;
+        let rows: Vec<usize> = (0..streams.len()).collect();
+        let (mut v, mut noise) = (vec![0.0; x.len()], vec![0.0; d]);
+        let dt = (end - start) / steps as f64;
+        for step in 0..steps {
+            let t = start + step as f64 * dt;
+            let times = vec![t; rows.len()];
+            self.velocity(&[], Stage { rows: &rows, t: &times, x, dx: &mut v, rate: &mut [] });
+            let schedule = self.config.schedule(t);
+            let (a, b) = schedule.score();
+            let (drift, width) = (0.5 * schedule.sigma * dt.abs(), (schedule.sigma * dt.abs()).sqrt());
+            for ((x, v), stream) in x.chunks_exact_mut(d).zip(v.chunks_exact(d)).zip(&mut *streams) {
+                self.draw_prior(stream, &mut noise);
+                for ((x, v), noise) in x.iter_mut().zip(v).zip(&noise) {
+                    *x += v * dt + drift * (a * *x + b * v) + width * noise;
+                }
+            }
+        }
     }
 }
+
+/// A hash of the bits (FNV-1a).
+fn fingerprint(x: &[f64]) -> u64 {
+    let bytes = x.iter().flat_map(|v| v.to_bits().to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+impl<F: VectorField> Density for ContinuousFlow<F> {
+    fn dimension(&self) -> usize {
+        self.field.dimension()
+    }
+
+    fn exactness(&self) -> Exactness {
+        self.config.exactness()
+    }
+
+    fn scope(&self) -> Scope {
+        if self.mean_free() {
+            Scope::Centred
+        } else {
+            Scope::Full
+        }
+    }
+
+    fn sample(
+        &self,
+        streams: &(dyn Fn(usize) -> Stream + Sync),
+        x: &mut [f64],
+        log_density: &mut [Evaluation],
+    ) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        let mut z = vec![0.0; x.len()];
+        z.chunks_exact_mut(self.dimension()).enumerate().for_each(|(row, z)| self.draw_prior(&mut streams(row), z));
+        self.generate(&z, x, &mut vec![0.0; n], log_density)
+    }
+
+    /// The same integration without the divergence, which is nearly all of its cost.
+    fn sample_only(
+        &self,
+        streams: &(dyn Fn(usize) -> Stream + Sync),
+        x: &mut [f64],
+        status: &mut [Status],
+    ) -> Result<()> {
+        let d = self.dimension();
+        if x.len() != status.len() * d {
+            return Err(Error::invalid(format!("{} samples of {d} coordinates in {} numbers", status.len(), x.len())));
+        }
+        x.chunks_exact_mut(d).enumerate().for_each(|(row, x)| self.draw_prior(&mut streams(row), x));
+        let reports = self.carry(self.config.times, x, &mut []);
+        for ((x, status), report) in x.chunks_exact_mut(d).zip(status).zip(reports) {
+            *status = if report.end == End::Done { self.finish(x) } else { Status::NonFinite };
+        }
+        Ok(())
+    }
+
+    fn log_density(&self, x: &[f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        self.encode(x, &mut vec![0.0; x.len()], &mut vec![0.0; n], log_density)
+    }
+
+    /// Always an error: the gradient is the solution of the adjoint equation, for which networks have no derivatives yet.
+    fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
+        Err(Error::Unsupported(
+            "a continuous flow has no gradient of its log-density: train it by flow matching, and use moves that need \
+             log q alone (independence, i-SIR, delayed acceptance)"
+                .into(),
+        ))
+    }
+}
+
+impl<F: VectorField> Flow for ContinuousFlow<F> {
+    fn latent_dimension(&self) -> usize {
+        self.field.dimension()
+    }
+
+    fn generate(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
+        self.generate_reported(z, x, log_det, log_density).map(drop)
+    }
+
+    fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
+        self.encode_reported(x, z, log_det, log_density).map(drop)
+    }
+}
+
+impl<F: VectorField> Model for ContinuousFlow<F> {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    fn flow(&self) -> Option<&dyn Flow> {
+        Some(self)
+    }
+
+    fn field(&self) -> Option<&dyn VectorField> {
+        Some(&self.field)
+    }
+}
+
+#[cfg(test)]
+#[path = "continuous_tests.rs"]
+mod tests;

@@ -8,6 +8,12 @@ pub trait VectorField: Send + Sync {
     /// Coordinates per configuration, 3 × atoms.
     fn dimension(&self) -> usize;
 
+    /// Whether f(t, Rx + c) = R f(t, x) for every rotation and reflection R of space and every translation c, by construction
+    /// of the network. A network without this costs three more directions a divergence and cannot be folded to one hand.
+    fn is_equivariant(&self) -> bool {
+        false
+    }
+
     /// `f[n][dimension]`.
     fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]);
 
