@@ -2,7 +2,7 @@
 
 use super::{Fate, State, Statistics};
 use crate::coordinates::constraints::Constraints;
-use crate::coordinates::vector::{add, atom, cross, dot, norm, scale, set_atom, sub, unit, Vec3};
+use crate::coordinates::vector::{add, atom, centre, cross, dot, norm, scale, set_atom, shift, sub, unit, Vec3};
 use crate::coordinates::whole::WholeMolecule;
 use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
@@ -44,6 +44,8 @@ impl Default for Options {
 /// run is restarted in its middle, so the run goes on bit for bit.
 pub struct Generator {
     density: Arc<dyn Density>,
+    /// The density that stands for `density` in all weights, until [`Generator::exact`] is asked.
+    screen: Option<Arc<dyn Density>>,
     options: Options,
     whole: Option<WholeMolecule>,
     /// Why no box can be given.
@@ -53,7 +55,9 @@ pub struct Generator {
     block: Option<(u64, usize, u32)>,
     block_x: Vec<f64>,
     block_evaluations: Vec<Evaluation>,
+    /// The current configuration, whole, with its centroid at the origin if the density leaves that alone.
     current: Vec<f64>,
+    centroid: Vec3,
     current_evaluation: Evaluation,
     u_current: f64,
     placed: Vec<f64>,
@@ -92,11 +96,15 @@ impl Generator {
                 return Err(Error::invalid(format!("frame atoms {frame:?} of a model of {dimension} coordinates")));
             }
         }
+        if density.scope() == Scope::Centred && (dimension == 0 || !dimension.is_multiple_of(3)) {
+            return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
+        }
         let whole = bonds.map(|bonds| WholeMolecule::new(dimension / 3, bonds)).transpose()?;
         let rows = n_proposals * if options.stride > 0 { batch } else { 1 };
         let nowhere = Evaluation::outside(Status::NonFinite);
         Ok(Generator {
             options,
+            screen: None,
             whole,
             no_box: None,
             constraints: None,
@@ -104,6 +112,7 @@ impl Generator {
             block_x: vec![0.0; rows * dimension],
             block_evaluations: vec![nowhere; rows],
             current: vec![0.0; dimension],
+            centroid: [0.0; 3],
             current_evaluation: nowhere,
             u_current: f64::NAN,
             placed: vec![0.0; n_proposals * dimension],
@@ -126,7 +135,13 @@ impl Generator {
             (None, CoordinatesConfig::Internal { frame: [a, b, c], rows, .. }) => {
                 rows.iter().map(|row| [row[0], row[1]]).chain([[*a, *b], [*b, *c]]).collect()
             }
-            (None, CoordinatesConfig::Cartesian { .. }) => return Generator::new(model.clone(), None, options),
+            (None, CoordinatesConfig::Cartesian { .. }) => {
+                let generator = Generator::new(model.clone(), None, options)?;
+                let no_box = (model.scope() != Scope::Full).then(|| {
+                    "the model file has no topology, so its molecule cannot be made whole in a periodic box".to_string()
+                });
+                return Ok(Generator { no_box, ..generator });
+            }
         };
         match WholeMolecule::new(model.dimension() / 3, &bonds) {
             Ok(_) => Generator::new(model.clone(), Some(&bonds), options),
@@ -142,6 +157,35 @@ impl Generator {
         self.constraints = Some(constraints);
     }
 
+    /// Lets another density stand for the generator's in all weights; proposals are then drawn without their log q.
+    ///
+    /// A weight has to be a function of the configuration alone, so that a configuration weighs the same as a proposal and
+    /// later as the current state. The screen is therefore asked about placed proposals; of molecules about their centred
+    /// copies, since the engine may have moved the molecule to another periodic image in between.
+    pub(super) fn set_screen(&mut self, screen: Arc<dyn Density>) -> Result<()> {
+        if screen.dimension() != self.dimension() {
+            return Err(Error::invalid(format!(
+                "the generator has {} coordinates and the screening model {}",
+                self.dimension(),
+                screen.dimension()
+            )));
+        }
+        self.screen = Some(screen);
+        self.block = None;
+        Ok(())
+    }
+
+    /// log q of the generator itself at the current configuration and at proposal k.
+    pub(super) fn exact(&self, k: usize) -> Result<[Evaluation; 2]> {
+        let mut pair = [self.current.as_slice(), self.proposal(k).0].concat();
+        if self.density.scope() == Scope::Centred {
+            centre(&mut pair[self.dimension()..]);
+        }
+        let mut evaluations = [Evaluation::outside(Status::NonFinite); 2];
+        self.density.log_density(&pair, &mut evaluations)?;
+        Ok(evaluations.map(supported))
+    }
+
     pub fn density(&self) -> &Arc<dyn Density> {
         &self.density
     }
@@ -154,7 +198,7 @@ impl Generator {
         self.current.len()
     }
 
-    /// log q of the current configuration.
+    /// log q of the current configuration, or what the screen says.
     pub(super) fn current(&self) -> Evaluation {
         self.current_evaluation
     }
@@ -178,9 +222,10 @@ impl Generator {
         (&self.placed[k * d..(k + 1) * d], self.evaluations[k], self.u_total[k])
     }
 
-    /// u(x′) as the target gave it.
-    pub(super) fn u_of_target(&self, k: usize) -> f64 {
-        self.u[k]
+    /// Makes proposal k the state, with u(x′) as the target gave it.
+    pub(super) fn take(&self, k: usize, state: &mut State) {
+        state.x.copy_from_slice(self.proposal(k).0);
+        state.reduced_potential = self.u[k];
     }
 
     pub(super) fn log_weight(&self, k: usize) -> f64 {
@@ -211,8 +256,19 @@ impl Generator {
         if let (Some(whole), Some(box_vectors)) = (&self.whole, &state.box_vectors) {
             whole.apply(box_vectors, &mut self.current)?;
         }
+        if self.density.scope() == Scope::Centred {
+            self.centroid = centre(&mut self.current);
+        }
         let mut evaluation = [self.current_evaluation];
-        self.density.log_density(&self.current, &mut evaluation)?;
+        match &self.screen {
+            None => self.density.log_density(&self.current, &mut evaluation)?,
+            Some(screen) => {
+                let x = &mut self.packed[..self.current.len()];
+                x.copy_from_slice(&self.current);
+                centre_molecule(self.density.scope(), x);
+                screen.log_density(x, &mut evaluation)?;
+            }
+        }
         let metric = self.constraints.as_mut().map_or(0.0, |c| c.log_metric(&self.current));
         self.u_current = state.reduced_potential - metric;
         self.current_evaluation = supported(evaluation[0]);
@@ -221,6 +277,7 @@ impl Generator {
         }
         let first = self.draw(state.step, state.replica)?;
         self.place(first);
+        self.screen_proposals()?;
         self.evaluate(target)?;
         for k in 0..self.n_proposals() {
             statistics.record_weight(self.log_weight(k));
@@ -267,27 +324,53 @@ impl Generator {
                 Stream::new(seed, StreamId::Proposal, step, replica).at(index)
             };
             let x = &mut self.block_x[..rows * self.density.dimension()];
-            self.density.sample(&streams, x, &mut self.block_evaluations[..rows])?;
+            let evaluations = &mut self.block_evaluations[..rows];
+            match self.screen {
+                None => self.density.sample(&streams, x, evaluations)?,
+                Some(_) => {
+                    let mut status = vec![Status::NonFinite; rows];
+                    self.density.sample_only(&streams, x, &mut status)?;
+                    evaluations.iter_mut().zip(status).for_each(|(e, status)| {
+                        *e =
+                            if status == Status::Inside { Evaluation::inside(0.0) } else { Evaluation::outside(status) }
+                    });
+                }
+            }
             self.block = Some(block);
         }
         let attempt = if on_grid { (step - first_step) / stride } else { 0 };
         Ok(attempt as usize * n_proposals)
     }
 
-    /// Copies the proposals of an attempt and, if the density describes the shape only, moves each rigidly so that its frame
-    /// coincides with that of the current configuration: same origin atom, same axis, same half-plane.
+    /// Copies the proposals of an attempt and puts each where the current configuration is.
     ///
-    /// Why that is exact: write x = (x₀, R, s), origin, orientation and shape; the volume element is dx₀ dR J(s) ds with dR
+    /// If the density describes the shape only, that is a rigid motion by which its frame coincides with that of the current
+    /// configuration: same origin atom, same axis, same half-plane. Why that is exact: write x = (x₀, R, s), origin, orientation and shape; the volume element is dx₀ dR J(s) ds with dR
     /// the Haar measure, so J depends on the shape alone. The move keeps (x₀, R) and draws s′ with density
     /// q(x′) J(s′) · const, independent of (x₀, R) because q is. Conditional on (x₀, R) the target's density of s is
     /// e^{−u} J(s). In the Hastings ratio J cancels: α = e^{−u(x′)+u(x)} q(x)/q(x′). Sampling a conditional of the target
     /// leaves the target invariant.
+    ///
+    /// If it describes all but the centroid, that is the translation to the current centroid. Write x = (c, y), centroid and
+    /// centred configuration; the volume element is N^{3/2} dc dy, its factor constant. The move keeps c and draws y′ with
+    /// density q(y′) on the centred space, so conditional on c it is an independence move with α = e^{−u(x′)+u(x)} q(y)/q(y′).
+    /// Orientation is part of y: q need not be invariant under rotation.
     fn place(&mut self, first: usize) {
         let d = self.dimension();
         let n = self.n_proposals();
         self.placed.copy_from_slice(&self.block_x[first * d..(first + n) * d]);
         self.evaluations.copy_from_slice(&self.block_evaluations[first..first + n]);
-        let Scope::Shape { frame } = self.density.scope() else { return };
+        let frame = match self.density.scope() {
+            Scope::Full => return,
+            Scope::Shape { frame } => frame,
+            Scope::Centred => {
+                for x in self.placed.chunks_exact_mut(d) {
+                    centre(x);
+                    shift(x, self.centroid);
+                }
+                return;
+            }
+        };
         let Some(to) = axes(&self.current, frame) else {
             self.current_evaluation = Evaluation::outside(Status::Singular);
             return;
@@ -301,6 +384,23 @@ impl Generator {
                 None => *evaluation = Evaluation::outside(Status::Singular),
             }
         }
+    }
+
+    /// What the screen, if there is one, says of the placed proposals.
+    fn screen_proposals(&mut self) -> Result<()> {
+        let Some(screen) = self.screen.clone() else { return Ok(()) };
+        let d = self.current.len();
+        for (x, evaluation) in self.placed.chunks_exact(d).zip(&mut self.evaluations) {
+            if evaluation.is_inside() {
+                let copy = &mut self.packed[..d];
+                copy.copy_from_slice(x);
+                centre_molecule(self.density.scope(), copy);
+                let mut found = [*evaluation];
+                screen.log_density(copy, &mut found)?;
+                *evaluation = found[0];
+            }
+        }
+        Ok(())
     }
 
     /// u of every usable proposal in one call of the target, and the checks that need no target.
@@ -337,6 +437,13 @@ impl Generator {
             self.u_total[k] = self.u[k] - metric;
         }
         Ok(())
+    }
+}
+
+/// Centres what is a molecule rather than abstract coordinates.
+fn centre_molecule(scope: Scope, x: &mut [f64]) {
+    if scope != Scope::Full {
+        centre(x);
     }
 }
 

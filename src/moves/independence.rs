@@ -25,6 +25,36 @@ impl Independence {
     }
 }
 
+/// One Metropolis test for each proposal, each against the state the last one left. Returns the outcome to show and the
+/// proposal that is the state at the end, if any; `reduced_potential` is that of the state at the start.
+pub(super) fn chain(generator: &Generator, reduced_potential: f64, uniforms: &mut Stream) -> (Outcome, Option<usize>) {
+    let (mut u_current, mut reverse) = (generator.u_current(), generator.current());
+    let mut shown: Option<Outcome> = None;
+    let mut taken = None;
+    for k in 0..generator.n_proposals() {
+        let (x, forward, u_proposed) = generator.proposal(k);
+        let proposal = Proposal { x, forward, reverse };
+        let (fate, log_acceptance) = accept(&proposal, u_current, u_proposed, uniforms.uniform());
+        let outcome = Outcome {
+            fate,
+            log_acceptance,
+            log_weight_current: -u_current - reverse.log_density,
+            log_weight_proposed: generator.log_weight(k),
+            log_density_current: reverse.log_density,
+            log_density_proposed: forward.log_density,
+            reduced_potential,
+        };
+        if fate == Fate::Accepted {
+            (u_current, reverse, taken) = (u_proposed, forward, Some(k));
+        }
+        let show = shown.is_none_or(|s| outcome.accepted() || (!s.accepted() && log_acceptance > s.log_acceptance));
+        if show {
+            shown = Some(outcome);
+        }
+    }
+    (shown.expect("an attempt has at least one proposal"), taken)
+}
+
 impl Move for Independence {
     fn dimension(&self) -> usize {
         self.generator.dimension()
@@ -33,36 +63,10 @@ impl Move for Independence {
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
         self.generator.prepare(target, state, &mut self.statistics)?;
         let generator = &self.generator;
-        let seed = generator.options().seed;
-        let mut uniforms = Stream::new(seed, StreamId::Accept, state.step, state.replica);
-        let (mut u_current, mut reverse) = (generator.u_current(), generator.current());
-        let mut shown: Option<Outcome> = None;
-        let mut taken = None;
-        for k in 0..generator.n_proposals() {
-            let (x, forward, u_proposed) = generator.proposal(k);
-            let proposal = Proposal { x, forward, reverse };
-            let (fate, log_acceptance) = accept(&proposal, u_current, u_proposed, uniforms.uniform());
-            let outcome = Outcome {
-                fate,
-                log_acceptance,
-                log_weight_current: -u_current - reverse.log_density,
-                log_weight_proposed: generator.log_weight(k),
-                log_density_current: reverse.log_density,
-                log_density_proposed: forward.log_density,
-                reduced_potential: state.reduced_potential,
-            };
-            if fate == Fate::Accepted {
-                (u_current, reverse, taken) = (u_proposed, forward, Some(k));
-            }
-            let show = shown.is_none_or(|s| outcome.accepted() || (!s.accepted() && log_acceptance > s.log_acceptance));
-            if show {
-                shown = Some(outcome);
-            }
-        }
-        let mut outcome = shown.expect("an attempt has at least one proposal");
+        let mut uniforms = Stream::new(generator.options().seed, StreamId::Accept, state.step, state.replica);
+        let (mut outcome, taken) = chain(generator, state.reduced_potential, &mut uniforms);
         if let Some(k) = taken {
-            state.x.copy_from_slice(generator.proposal(k).0);
-            state.reduced_potential = generator.u_of_target(k);
+            generator.take(k, state);
             outcome.reduced_potential = state.reduced_potential;
         }
         self.statistics.record(&outcome);

@@ -77,8 +77,7 @@ impl Move for Isir {
             .expect("an attempt has at least one proposal");
         let shown = chosen.unwrap_or(heaviest);
         if let Some(k) = chosen {
-            state.x.copy_from_slice(generator.proposal(k).0);
-            state.reduced_potential = generator.u_of_target(k);
+            generator.take(k, state);
         }
         let fate = match chosen {
             Some(_) => Fate::Accepted,

@@ -4,6 +4,7 @@
 //! attempts: an attempt is a function of (seed, step, replica) and the current configuration.
 
 mod candidates;
+mod delayed_acceptance;
 mod independence;
 mod isir;
 mod mixture;
@@ -11,6 +12,7 @@ mod random_walk;
 mod statistics;
 
 pub use candidates::{Generator, Options};
+pub use delayed_acceptance::DelayedAcceptance;
 pub use independence::Independence;
 pub use isir::Isir;
 pub use mixture::Mixture;

@@ -18,6 +18,18 @@ pub struct Statistics {
     sum_squares: f64,
     log_weights: Ring,
     log_acceptances: Ring,
+    stages: Stages,
+}
+
+/// What the two stages of delayed acceptance did.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Stages {
+    passed: u64,
+    exact_evaluations: u64,
+    /// Finite ln c(x′)/c(x): number, mean, sum of squared deviations (Welford).
+    n: u64,
+    mean: f64,
+    deviations: f64,
 }
 
 impl Default for Statistics {
@@ -67,6 +79,26 @@ impl Statistics {
         self.log_acceptances.iter()
     }
 
+    /// Attempts of delayed acceptance that the screen let through to the exact stage: over all attempts the acceptance of stage
+    /// 1; the accepted ones over these are the acceptance of stage 2.
+    pub fn screened(&self) -> u64 {
+        self.stages.passed
+    }
+
+    /// Exact log-densities that the second stage of delayed acceptance needed.
+    pub fn exact_evaluations(&self) -> u64 {
+        self.stages.exact_evaluations
+    }
+
+    /// Variance of ln c(x′)/c(x), c = q_screen/q, over the attempts in the second stage: how far the screen is from the generator.
+    /// NaN before the second such attempt.
+    pub fn correction_variance(&self) -> f64 {
+        match self.stages.n {
+            0 | 1 => f64::NAN,
+            n => self.stages.deviations / (n - 1) as f64,
+        }
+    }
+
     /// Forgets everything; the memory of the logs is kept.
     pub fn reset(&mut self) {
         let mut logs = [&mut self.log_weights, &mut self.log_acceptances].map(std::mem::take);
@@ -86,6 +118,7 @@ impl Statistics {
             sum_squares: 0.0,
             log_weights,
             log_acceptances,
+            stages: Stages::default(),
         }
     }
 
@@ -107,6 +140,19 @@ impl Statistics {
         let weight = (log_weight - self.largest).exp();
         self.sum += weight;
         self.sum_squares += weight * weight;
+    }
+
+    /// Records that an attempt reached the second stage of delayed acceptance, and its ln c(x′)/c(x).
+    pub(super) fn record_correction(&mut self, exact_evaluations: u64, log_ratio: f64) {
+        let stages = &mut self.stages;
+        stages.passed += 1;
+        stages.exact_evaluations += exact_evaluations;
+        if log_ratio.is_finite() {
+            stages.n += 1;
+            let deviation = log_ratio - stages.mean;
+            stages.mean += deviation / stages.n as f64;
+            stages.deviations += deviation * (log_ratio - stages.mean);
+        }
     }
 
     /// Counts one attempt.
@@ -167,6 +213,17 @@ mod tests {
         assert!((statistics.effective_fraction() - 1.0 / 6.0).abs() < 1e-12);
         statistics.reset();
         assert_eq!(statistics, Statistics::default());
+    }
+
+    #[test]
+    fn the_correction_has_its_variance() {
+        let mut statistics = Statistics::default();
+        assert!(statistics.correction_variance().is_nan());
+        for v in [1e3 + 1.0, 1e3 + 2.0, f64::NEG_INFINITY, 1e3 + 6.0] {
+            statistics.record_correction(2, v);
+        }
+        assert!((statistics.correction_variance() - 7.0).abs() < 1e-9);
+        assert_eq!((statistics.screened(), statistics.exact_evaluations()), (4, 8));
     }
 
     #[test]

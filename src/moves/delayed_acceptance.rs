@@ -1,0 +1,91 @@
+//! Delayed acceptance: a cheap density screens the proposals, the exact one decides about those that pass.
+
+use super::independence::chain;
+use super::{accept, Generator, Move, Outcome, Proposal, State, Statistics};
+use crate::density::Density;
+use crate::error::Result;
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+use std::sync::Arc;
+
+/// Proposals of a generator whose exact log q is dear (the divergence of a continuous flow), screened by a density q_s that is
+/// cheap (an energy-based model) and may be wrong (Christen and Fox 2005; with several steps in stage 1, the surrogate
+/// transition of Liu 2001).
+///
+/// Stage 1: K Metropolis tests, one for each proposal of the generator, with log w_s = −u − log q_s in place of log w. They
+/// leave e^{−u} q/q_s invariant, reversibly, for the proposals come from q. Stage 2: if that chain has moved from x to x′,
+/// log α = ln c(x′) − ln c(x) with c = q_s/q, the ratio of e^{−u} to what stage 1 leaves invariant. So e^{−u} is left
+/// invariant whatever q_s is, and log q is computed for the state and for one proposal, only if the state has moved.
+///
+/// The second stage accepts seldom where ln c varies by more than one or two: [`Statistics::correction_variance`] says.
+///
+/// Weights in the statistics are −u − log q_s. The outcome shows the stage that decided: the screen's log-densities and weights
+/// if stage 1 has not moved, the generator's if stage 2 was reached.
+pub struct DelayedAcceptance {
+    generator: Generator,
+    statistics: Statistics,
+}
+
+impl DelayedAcceptance {
+    /// The proposals of one attempt (`n_proposals` of the generator's options) are the steps of stage 1. The screen may have any
+    /// exactness. Errors: a screen of another dimension.
+    pub fn new(mut generator: Generator, screen: Arc<dyn Density>) -> Result<DelayedAcceptance> {
+        generator.set_screen(screen)?;
+        Ok(DelayedAcceptance { generator, statistics: Statistics::default() })
+    }
+
+    pub fn generator_mut(&mut self) -> &mut Generator {
+        &mut self.generator
+    }
+
+    /// The exact test between the current state and proposal k; the outcome shows the generator's numbers.
+    fn correct(&mut self, k: usize, reduced_potential: f64, uniform: f64) -> Result<Outcome> {
+        let generator = &self.generator;
+        let [reverse, forward] = generator.exact(k)?;
+        let (x, screened, u_proposed) = generator.proposal(k);
+        // ln c(x′) − ln c(x) is the log α of an independence move whose target is q_s.
+        let (u_current, screened_current) = (generator.u_current(), generator.current().log_density);
+        let proposal = Proposal { x, forward, reverse };
+        let (fate, log_acceptance) = accept(&proposal, -screened_current, -screened.log_density, uniform);
+        self.statistics.record_correction(2, log_acceptance);
+        Ok(Outcome {
+            fate,
+            log_acceptance,
+            log_weight_current: -u_current - reverse.log_density,
+            log_weight_proposed: crate::weights::log_weight(u_proposed, &forward),
+            log_density_current: reverse.log_density,
+            log_density_proposed: forward.log_density,
+            reduced_potential,
+        })
+    }
+}
+
+impl Move for DelayedAcceptance {
+    fn dimension(&self) -> usize {
+        self.generator.dimension()
+    }
+
+    fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
+        self.generator.prepare(target, state, &mut self.statistics)?;
+        let seed = self.generator.options().seed;
+        let mut uniforms = Stream::new(seed, StreamId::Accept, state.step, state.replica);
+        let (mut outcome, moved) = chain(&self.generator, state.reduced_potential, &mut uniforms);
+        if let Some(k) = moved {
+            outcome = self.correct(k, state.reduced_potential, uniforms.uniform())?;
+            if outcome.accepted() {
+                self.generator.take(k, state);
+                outcome.reduced_potential = state.reduced_potential;
+            }
+        }
+        self.statistics.record(&outcome);
+        Ok(outcome)
+    }
+
+    fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    fn statistics_mut(&mut self) -> &mut Statistics {
+        &mut self.statistics
+    }
+}
