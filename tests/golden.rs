@@ -6,7 +6,7 @@
 
 mod golden_kinds;
 
-use golden_kinds::{bar, energies, fields, flows, Found};
+use golden_kinds::{bar, boltznce, energies, fields, flows, Found};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -14,6 +14,7 @@ type Check = fn(&Path) -> Found;
 
 /// Start of the folder's name, start of the file name, and what checks it.
 const KINDS: &[(&str, &str, Check)] = &[
+    ("boltznce", "field_", boltznce::field),
     ("flows", "bar", bar::check),
     ("flows", "icbg_", flows::generator),
     ("flows", "realnvp_", flows::realnvp),

@@ -4,6 +4,7 @@ pub mod chirality;
 pub mod constraints;
 pub mod internal;
 mod placement;
+pub mod superpose;
 pub mod topology;
 pub mod vector;
 pub mod whole;

@@ -1,7 +1,7 @@
 //! What a model file says of the model: the JSON under its metadata key `modejump`.
 
 use super::coupling::CouplingConfig;
-use super::{egnn_flow, graphormer_ebm};
+use super::{egnn_flow, graphormer_ebm, gvp_flow};
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,7 @@ pub enum ModelConfig {
     Coupling(CouplingConfig),
     EgnnFlow(egnn_flow::Config),
     GraphormerEbm(graphormer_ebm::Config),
+    GvpFlow(gvp_flow::Config),
 }
 
 /// The potential that a model was trained for.

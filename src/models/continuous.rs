@@ -133,7 +133,8 @@ impl ContinuousConfig {
         Ok(())
     }
 
-    fn schedule(&self, t: f64) -> Schedule {
+    /// The interpolant at network time t.
+    pub fn schedule(&self, t: f64) -> Schedule {
         // time from the data, and its rate in the network's time
         let (s, rate) = if self.times[0] > self.times[1] { (t, 1.0) } else { (1.0 - t, -1.0) };
         match self.interpolant {
@@ -148,11 +149,11 @@ impl ContinuousConfig {
 }
 
 /// The interpolant at one time, with derivatives by the network's time.
-struct Schedule {
-    alpha: f64,
-    sigma: f64,
-    d_alpha: f64,
-    d_sigma: f64,
+pub struct Schedule {
+    pub alpha: f64,
+    pub sigma: f64,
+    pub d_alpha: f64,
+    pub d_sigma: f64,
 }
 
 impl Schedule {

@@ -7,6 +7,7 @@ pub mod egnn_flow;
 pub mod energy;
 pub mod field;
 pub mod graphormer_ebm;
+pub mod gvp_flow;
 pub mod network;
 
 pub use card::{ModelCard, ModelConfig, TargetInfo};
@@ -15,6 +16,7 @@ pub use field::{EnergyFunction, VectorField};
 use crate::density::{Density, Evaluation};
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, ModelFile};
+use crate::nn::Real;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -85,15 +87,17 @@ pub fn from_bytes(name: &str, bytes: &[u8], precision: Precision) -> Result<Arc<
 }
 
 fn build(file: &ModelFile, precision: Precision) -> Result<Arc<dyn Model>> {
-    Ok(match (&file.card.model, precision) {
-        (ModelConfig::Coupling(_), Precision::F32) => Arc::new(coupling::CouplingFlow::<f32>::from_file(file)?),
-        (ModelConfig::Coupling(_), Precision::F64) => Arc::new(coupling::CouplingFlow::<f64>::from_file(file)?),
-        (ModelConfig::EgnnFlow(_), _) => return Err(Error::Unsupported("continuous flows".into())),
-        (ModelConfig::GraphormerEbm(_), Precision::F32) => {
-            Arc::new(graphormer_ebm::GraphormerEbm::<f32>::from_file(file)?)
-        }
-        (ModelConfig::GraphormerEbm(_), Precision::F64) => {
-            Arc::new(graphormer_ebm::GraphormerEbm::<f64>::from_file(file)?)
-        }
+    match precision {
+        Precision::F32 => build_as::<f32>(file),
+        Precision::F64 => build_as::<f64>(file),
+    }
+}
+
+fn build_as<R: Real>(file: &ModelFile) -> Result<Arc<dyn Model>> {
+    Ok(match &file.card.model {
+        ModelConfig::Coupling(_) => Arc::new(coupling::CouplingFlow::<R>::from_file(file)?),
+        ModelConfig::EgnnFlow(_) => Arc::new(egnn_flow::EgnnFlow::<R>::from_file(file)?),
+        ModelConfig::GraphormerEbm(_) => Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?),
+        ModelConfig::GvpFlow(_) => Arc::new(gvp_flow::GvpFlow::<R>::from_file(file)?),
     })
 }

@@ -17,6 +17,11 @@ pub trait Network: Send + Sync {
     /// Numbers per configuration in the output: `dimension` of a vector field, 1 of an energy.
     fn outputs(&self) -> usize;
 
+    /// As [`VectorField::is_equivariant`].
+    fn is_equivariant(&self) -> bool {
+        false
+    }
+
     /// Configurations that run together at best: enough for the matrix products, few enough for the cache.
     fn chunk(&self) -> usize;
 
@@ -150,6 +155,10 @@ fn narrow<R: Real>(values: &[f64]) -> Vec<R> {
 impl<N: Network, R: Real> VectorField for Evaluator<N, R> {
     fn dimension(&self) -> usize {
         self.network.dimension()
+    }
+
+    fn is_equivariant(&self) -> bool {
+        self.network.is_equivariant()
     }
 
     fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]) {

@@ -4,8 +4,10 @@
 //! the gradient buffers of threads are plain slices. Matrices are row-major; a batch is `[n][features]`.
 
 pub mod activation;
+pub mod lanes;
 pub mod linear;
 pub mod mlp;
+pub mod product;
 pub mod real;
 pub mod tape;
 

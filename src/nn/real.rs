@@ -1,5 +1,6 @@
 //! The floating-point type of a network: f32 by default, f64 as the reference path.
 
+use super::lanes::{dispatch_kernel, Kernel};
 use gemm::Parallelism;
 
 /// Product shape of one GEMM with the strides of its operands, `dst = [dst +] lhs · rhs`.
@@ -61,6 +62,9 @@ pub trait Real:
     fn silu_backward(pre: &[Self], gradient: &mut [Self]);
     /// y ← ln(1 + eʸ).
     fn softplus_slice(values: &mut [Self]);
+
+    /// Runs a kernel with the widest instructions that this processor has.
+    fn vectorised<K: Kernel<Self>>(kernel: K) -> K::Output;
 
     /// `dst[m][n] = lhs[m][k] · rhs[k][n]`, added to dst when `accumulate`. One thread.
     #[allow(clippy::too_many_arguments)]
@@ -160,6 +164,8 @@ fn instruction_set() -> InstructionSet {
 impl Real for f64 {
     const NAME: &'static str = "f64";
 
+    dispatch_kernel!(f64, Avx512Double, Avx2Double);
+
     fn from_f64(value: f64) -> f64 {
         value
     }
@@ -194,6 +200,8 @@ impl Real for f64 {
 
 impl Real for f32 {
     const NAME: &'static str = "f32";
+
+    dispatch_kernel!(f32, Avx512, Avx2);
 
     fn from_f64(value: f64) -> f32 {
         value as f32

@@ -2,8 +2,11 @@
 //! model's own importance-weighted samples, in any mix. Nothing here enters an acceptance: a finished model is frozen.
 
 pub mod architecture;
+mod batch;
+pub mod contrastive;
 #[cfg(feature = "openmm")]
 pub mod dynamics;
+pub mod flow_matching;
 pub mod losses;
 pub mod optimiser;
 pub mod progress;

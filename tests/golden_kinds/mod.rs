@@ -1,6 +1,7 @@
 //! One file per kind of golden data. A check returns (quantity, largest error, tolerance) per compared array.
 
 pub mod bar;
+pub mod boltznce;
 pub mod energies;
 pub mod fields;
 pub mod flows;

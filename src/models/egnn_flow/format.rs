@@ -17,7 +17,7 @@ impl<R: Real> EgnnFlow<R> {
         };
         let network = Egnn::new(network.clone())?;
         let parameters = network.layout().read(file)?;
-        Ok(ContinuousFlow::new(Evaluator::new(network, parameters), flow.clone(), file.card.clone(), file.hash.clone()))
+        ContinuousFlow::new(Evaluator::new(network, parameters), flow.clone(), file.card.clone(), file.hash.clone())
     }
 }
 

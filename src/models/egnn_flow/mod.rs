@@ -126,6 +126,10 @@ impl Network for Egnn {
         self.dimension()
     }
 
+    fn is_equivariant(&self) -> bool {
+        true
+    }
+
     fn chunk(&self) -> usize {
         1
     }

@@ -4,6 +4,8 @@ use modejump::coordinates::CoordinatesConfig;
 use modejump::density::{Density, Evaluation};
 use modejump::models::card::ModelCard;
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
+use modejump::models::gvp_flow::{GvpConfig, GvpField};
+use modejump::models::VectorField;
 use modejump::moves::{Generator, Independence, Move, Options, State};
 use modejump::nn::Activation;
 use modejump::rng::{Stream, StreamId};
@@ -90,6 +92,48 @@ pub fn spline_generator() -> Result<CouplingFlow<f32>> {
     let mut stream = Stream::new(1, StreamId::Initialise, 1 << 20, 0);
     flow.parameters_mut().iter_mut().for_each(|p| *p += 0.02 * stream.normal() as f32);
     Ok(flow)
+}
+
+/// BoltzNCE's vector field for 22 atoms (alanine dipeptide) with random weights: 5 layers, 108 933 parameters.
+pub fn gvp_field() -> Result<GvpField<f32>> {
+    const CLASSES: [usize; 22] = [0, 2, 2, 2, 4, 5, 6, 7, 8, 9, 10, 12, 12, 12, 14, 15, 16, 17, 18, 20, 20, 20];
+    let config = GvpConfig {
+        features: CLASSES.iter().map(|&class| vec![class]).collect(),
+        n_features: 21,
+        n_layers: 5,
+        n_scalars: 64,
+        n_vectors: 16,
+        rbf_max: 20.0,
+        rbf_count: 16,
+        message_norm: 10.0,
+        coordinate_range: 10.0,
+    };
+    GvpField::random(config, 1)
+}
+
+/// A field at configurations as wide as a molecule in Å, with buffers that are kept.
+pub struct Fields<'a> {
+    field: &'a GvpField<f32>,
+    t: Vec<f64>,
+    x: Vec<f64>,
+    f: Vec<f64>,
+    divergence: Vec<f64>,
+}
+
+impl Fields<'_> {
+    pub fn new(field: &GvpField<f32>, batch: usize) -> Fields<'_> {
+        let n = batch * field.dimension();
+        let x = normal_frames(n).iter().map(|x| 2.5 * x).collect();
+        Fields { field, t: vec![0.5; batch], x, f: vec![0.0; n], divergence: vec![0.0; batch] }
+    }
+
+    pub fn velocity(&mut self) {
+        self.field.evaluate(&self.t, &self.x, &mut self.f);
+    }
+
+    pub fn velocity_divergence(&mut self) {
+        self.field.evaluate_divergence(&self.t, &self.x, &mut self.f, &mut self.divergence);
+    }
 }
 
 /// Sampling with log q into buffers that are kept.

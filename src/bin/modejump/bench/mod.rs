@@ -2,7 +2,7 @@
 
 pub mod cases;
 
-use cases::{Attempts, Sampling, TRAIN_BATCH};
+use cases::{Attempts, Fields, Sampling, TRAIN_BATCH};
 use clap::Args;
 use modejump::io::model_file;
 use modejump::models::coupling::CouplingFlow;
@@ -14,8 +14,17 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 4] = ["coupling/sample", "coupling/log_density", "coupling/train_step", "coupling/move"];
+const NAMES: [&str; 6] = [
+    "coupling/sample",
+    "coupling/log_density",
+    "coupling/train_step",
+    "coupling/move",
+    "gvp_flow/velocity",
+    "gvp_flow/velocity_divergence",
+];
 const BATCHES: [usize; 2] = [1, 1000];
+const FIELD_BATCHES: [usize; 2] = [1, 128];
+const DIVERGENCE_BATCHES: [usize; 2] = [1, 8];
 /// A case runs at least this long and this often; the fastest repetition counts.
 const LEAST_TIME: Duration = Duration::from_millis(800);
 const LEAST_REPETITIONS: usize = 12;
@@ -24,7 +33,7 @@ const SHIPPED: &str = "models/ala2/model.safetensors";
 
 #[derive(Args)]
 pub struct Bench {
-    /// What to measure; a part of a name selects all that contain it
+    /// What to measure; a part of a name selects all that contain it, a whole name itself alone
     names: Vec<String>,
     /// An object a line
     #[arg(long)]
@@ -55,7 +64,9 @@ struct Line<'a> {
 
 impl Bench {
     pub fn run(self) -> Result<()> {
-        let wanted = |name: &str| self.names.is_empty() || self.names.iter().any(|w| name.contains(w.as_str()));
+        let exact = |w: &str| NAMES.contains(&w);
+        let selects = |w: &str, name: &str| name == w || !exact(w) && name.contains(w);
+        let wanted = |name: &str| self.names.is_empty() || self.names.iter().any(|w| selects(w, name));
         if let Some(unknown) = self.names.iter().find(|w| !NAMES.iter().any(|name| name.contains(w.as_str()))) {
             return Err(Error::invalid(format!("no benchmark `{unknown}`; there are: {}", NAMES.join(", "))));
         }
@@ -109,6 +120,28 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
             let time = fastest(|| attempts.batch())? / Attempts::BATCH as f64;
             // the proposal, and log q of the current configuration
             report.line(name, None, 1, time, 2.0 * flow.flops());
+        }
+        "gvp_flow/velocity" => {
+            let field = cases::gvp_field()?;
+            for batch in FIELD_BATCHES {
+                let mut fields = Fields::new(&field, batch);
+                let time = fastest(|| {
+                    fields.velocity();
+                    Ok(())
+                })?;
+                report.line(name, Some("ala2"), batch, time, field.flops());
+            }
+        }
+        "gvp_flow/velocity_divergence" => {
+            let field = cases::gvp_field()?;
+            for batch in DIVERGENCE_BATCHES {
+                let mut fields = Fields::new(&field, batch);
+                let time = fastest(|| {
+                    fields.velocity_divergence();
+                    Ok(())
+                })?;
+                report.line(name, Some("ala2"), batch, time, field.divergence_flops());
+            }
         }
         _ => {
             for batch in BATCHES {
@@ -169,7 +202,7 @@ impl Report {
         if !self.json {
             println!("{} thread(s), GEMM peak {:.0} GFLOP/s, model: {}", self.threads, self.peak, self.model);
             println!(
-                "{:22} {:12} {:>6} {:>14} {:>10} {:>8}",
+                "{:28} {:12} {:>6} {:>14} {:>10} {:>8}",
                 "name", "size", "batch", "ms/sample", "GFLOP/s", "of peak"
             );
         }
@@ -194,6 +227,6 @@ impl Report {
             return;
         }
         let (ms, percent) = (line.ms_per_sample, 100.0 * line.peak_fraction);
-        println!("{name:22} {:12} {batch:6} {ms:14.5} {gflops:10.2} {percent:7.1}%", line.size);
+        println!("{name:28} {:12} {batch:6} {ms:14.5} {gflops:10.2} {percent:7.1}%", line.size);
     }
 }

@@ -1,0 +1,107 @@
+//! Best superposition of two sets of points.
+
+use super::vector::{atom, set_atom, Vec3};
+
+/// Turns `x[atoms][3]` about the origin onto `reference`, by the proper rotation with the least Σ|R x − reference|²
+/// (Horn, J. Opt. Soc. Am. A 4, 629 (1987): the quaternion is the eigenvector of the largest eigenvalue of a 4 × 4 matrix).
+/// Centre both first.
+pub fn superpose(x: &mut [f64], reference: &[f64]) {
+    let mut s = [[0.0; 3]; 3];
+    for i in 0..x.len() / 3 {
+        let (a, b) = (atom(x, i), atom(reference, i));
+        for (row, a) in s.iter_mut().zip(a) {
+            row.iter_mut().zip(b).for_each(|(s, b)| *s += a * b);
+        }
+    }
+    let [[xx, xy, xz], [yx, yy, yz], [zx, zy, zz]] = s;
+    let horn = [
+        [xx + yy + zz, yz - zy, zx - xz, xy - yx],
+        [yz - zy, xx - yy - zz, xy + yx, zx + xz],
+        [zx - xz, xy + yx, yy - xx - zz, yz + zy],
+        [xy - yx, zx + xz, yz + zy, zz - xx - yy],
+    ];
+    let rotation = rotation(leading_eigenvector(horn));
+    for i in 0..x.len() / 3 {
+        let r = atom(x, i);
+        let turned: Vec3 = std::array::from_fn(|k| (0..3).map(|l| rotation[k][l] * r[l]).sum());
+        set_atom(x, i, turned);
+    }
+}
+
+/// Rotation matrix of a unit quaternion.
+fn rotation([w, x, y, z]: [f64; 4]) -> [[f64; 3]; 3] {
+    [
+        [1.0 - 2.0 * (y * y + z * z), 2.0 * (x * y - w * z), 2.0 * (x * z + w * y)],
+        [2.0 * (x * y + w * z), 1.0 - 2.0 * (x * x + z * z), 2.0 * (y * z - w * x)],
+        [2.0 * (x * z - w * y), 2.0 * (y * z + w * x), 1.0 - 2.0 * (x * x + y * y)],
+    ]
+}
+
+/// Unit eigenvector of the largest eigenvalue of a symmetric matrix, by Jacobi rotations.
+fn leading_eigenvector(mut a: [[f64; 4]; 4]) -> [f64; 4] {
+    let mut vectors = [[0.0; 4]; 4];
+    (0..4).for_each(|i| vectors[i][i] = 1.0);
+    for _ in 0..30 {
+        for p in 0..3 {
+            for q in p + 1..4 {
+                if a[p][q] == 0.0 {
+                    continue;
+                }
+                let theta = (a[q][q] - a[p][p]) / (2.0 * a[p][q]);
+                let t = theta.signum() / (theta.abs() + (theta * theta + 1.0).sqrt());
+                let c = 1.0 / (t * t + 1.0).sqrt();
+                let s = t * c;
+                for k in 0..4 {
+                    (a[k][p], a[k][q]) = (c * a[k][p] - s * a[k][q], s * a[k][p] + c * a[k][q]);
+                }
+                for k in 0..4 {
+                    (a[p][k], a[q][k]) = (c * a[p][k] - s * a[q][k], s * a[p][k] + c * a[q][k]);
+                }
+                for row in &mut vectors {
+                    (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);
+                }
+            }
+        }
+    }
+    let largest = (0..4).max_by(|&i, &j| a[i][i].total_cmp(&a[j][j])).unwrap_or(0);
+    std::array::from_fn(|k| vectors[k][largest])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Stream, StreamId};
+
+    fn normals(n: usize, index: u64) -> Vec<f64> {
+        let mut stream = Stream::new(9, StreamId::Test, index, 0);
+        (0..n).map(|_| stream.normal()).collect()
+    }
+
+    fn distance(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum()
+    }
+
+    fn turned(x: &[f64], quaternion: &[f64]) -> Vec<f64> {
+        let norm = quaternion.iter().map(|q| q * q).sum::<f64>().sqrt();
+        let r = rotation(std::array::from_fn(|k| quaternion[k] / norm));
+        x.chunks_exact(3)
+            .flat_map(|v| (0..3).map(|k| (0..3).map(|l| r[k][l] * v[l]).sum()).collect::<Vec<_>>())
+            .collect()
+    }
+
+    #[test]
+    fn a_turned_copy_is_found_and_a_mirror_image_is_not_used() {
+        let x = normals(21, 1);
+        let mut copy = turned(&x, &normals(4, 2));
+        superpose(&mut copy, &x);
+        assert!(distance(&copy, &x) < 1e-20);
+        let mirror: Vec<f64> = x.iter().map(|v| -v).collect();
+        let mut image = mirror.clone();
+        superpose(&mut image, &x);
+        assert!(distance(&image, &x) > 0.1);
+        // no other rotation does better
+        for k in 0..200 {
+            assert!(distance(&turned(&mirror, &normals(4, 10 + k)), &x) >= distance(&image, &x) - 1e-9);
+        }
+    }
+}

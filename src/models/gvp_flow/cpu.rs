@@ -1,0 +1,73 @@
+//! The field on CPUs: configurations are shared out over threads, each stays on one.
+
+use super::network::Workspace;
+use super::GvpField;
+use crate::models::field::VectorField;
+use crate::nn::Real;
+use rayon::prelude::*;
+
+impl<R: Real> GvpField<R> {
+    /// Runs `body` with a workspace from the pool.
+    fn with_workspace<T>(&self, body: impl FnOnce(&mut Workspace<R>) -> T) -> T {
+        let lock = || self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut workspace = lock().pop().unwrap_or_default();
+        let result = body(&mut workspace);
+        lock().push(workspace);
+        result
+    }
+}
+
+/// Calls `body(row, row of a, row of b)` for all rows; a single row stays on this thread.
+fn for_rows(
+    a: (&mut [f64], usize),
+    b: (&mut [f64], usize),
+    body: impl Fn(usize, &mut [f64], &mut [f64]) + Sync + Send,
+) {
+    if a.0.len() <= a.1 {
+        return if a.0.is_empty() { () } else { body(0, a.0, b.0) };
+    }
+    let rows = a.0.par_chunks_mut(a.1).zip(b.0.par_chunks_mut(b.1));
+    rows.enumerate().for_each(|(row, (a, b))| body(row, a, b));
+}
+
+impl<R: Real> VectorField for GvpField<R> {
+    fn dimension(&self) -> usize {
+        3 * self.config.features.len()
+    }
+
+    fn is_equivariant(&self) -> bool {
+        true
+    }
+
+    fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]) {
+        let d = self.dimension();
+        assert!(x.len() == t.len() * d && f.len() == x.len(), "{} rows of {d} coordinates", t.len());
+        let row = |(row, f): (usize, &mut [f64])| {
+            self.with_workspace(|ws| self.network.evaluate(t[row], &x[row * d..][..d], ws, f))
+        };
+        match t.len() {
+            0 => {}
+            1 => row((0, f)),
+            _ => f.par_chunks_mut(d).enumerate().for_each(row),
+        }
+    }
+
+    fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
+        let (d, n) = (self.dimension(), t.len());
+        assert!(x.len() == n * d && f.len() == x.len() && divergence.len() == n, "{n} rows of {d} coordinates");
+        for_rows((f, d), (divergence, 1), |row, f, divergence| {
+            let x = &x[row * d..][..d];
+            divergence[0] = self.with_workspace(|ws| self.network.evaluate_divergence(t[row], x, ws, f));
+        });
+    }
+
+    fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]) {
+        let (d, n) = (self.dimension(), t.len());
+        let lengths = [x.len(), dx.len(), f.len(), df.len()];
+        assert!(lengths.iter().all(|&length| length == n * d), "{n} rows of {d} coordinates");
+        for_rows((f, d), (df, d), |row, f, df| {
+            let (x, dx) = (&x[row * d..][..d], &dx[row * d..][..d]);
+            self.with_workspace(|ws| self.network.evaluate_jvp(t[row], x, dx, ws, f, df));
+        });
+    }
+}

@@ -1,0 +1,140 @@
+//! Names, shapes and places of the parameters: one flat vector in the order of BoltzNCE's state dict.
+
+use super::GvpConfig;
+use std::ops::Range;
+
+/// Name, shape and place in the parameter vector of one tensor.
+pub struct Entry {
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub place: Range<usize>,
+}
+
+impl Entry {
+    /// Inputs of a matrix: Wh and Wu are `[in][out]`, the others `[out][in]`.
+    pub fn fan_in(&self) -> f64 {
+        let of_vectors = self.name.ends_with(".Wh") || self.name.ends_with(".Wu");
+        self.shape.get(usize::from(!of_vectors)).map_or(1.0, |&n| n as f64)
+    }
+}
+
+/// Numbers of scalars and vectors that go into and come out of a geometric vector perceptron.
+#[derive(Clone, Copy, Debug)]
+pub struct GvpSizes {
+    pub scalars_in: usize,
+    pub vectors_in: usize,
+    pub scalars_out: usize,
+    pub vectors_out: usize,
+}
+
+impl GvpSizes {
+    pub fn hidden(&self) -> usize {
+        self.vectors_in.max(self.vectors_out)
+    }
+}
+
+/// Places of the parameters of a geometric vector perceptron.
+#[derive(Clone, Debug)]
+pub struct GvpPlaces {
+    pub sizes: GvpSizes,
+    /// `[vectors_in][hidden]`
+    pub wh: Range<usize>,
+    /// `[hidden][vectors_out]`
+    pub wu: Range<usize>,
+    /// `[scalars_out][scalars_in + hidden]`
+    pub weight: Range<usize>,
+    pub bias: Range<usize>,
+    /// Slope of the activation; one without.
+    pub beta: Option<usize>,
+    /// `[vectors_out][scalars_out]`
+    pub gate_weight: Range<usize>,
+    pub gate_bias: Range<usize>,
+}
+
+#[derive(Clone, Debug)]
+pub struct NormPlaces {
+    pub weight: Range<usize>,
+    pub bias: Range<usize>,
+}
+
+#[derive(Clone, Debug)]
+pub struct LayerPlaces {
+    pub message: GvpPlaces,
+    pub update: GvpPlaces,
+    pub position: GvpPlaces,
+    pub message_norm: NormPlaces,
+    pub update_norm: NormPlaces,
+}
+
+pub struct Layout {
+    pub entries: Vec<Entry>,
+    /// `[scalars][features + 1]`, time last.
+    pub embedding_weight: Range<usize>,
+    pub embedding_bias: Range<usize>,
+    pub layers: Vec<LayerPlaces>,
+    pub output: GvpPlaces,
+    pub n_parameters: usize,
+}
+
+#[derive(Default)]
+struct Builder {
+    entries: Vec<Entry>,
+    end: usize,
+}
+
+impl Builder {
+    fn tensor(&mut self, name: String, shape: &[usize]) -> Range<usize> {
+        let place = self.end..self.end + shape.iter().product::<usize>();
+        self.end = place.end;
+        self.entries.push(Entry { name, shape: shape.to_vec(), place: place.clone() });
+        place
+    }
+
+    fn gvp(&mut self, prefix: &str, sizes: GvpSizes, beta: bool) -> GvpPlaces {
+        let GvpSizes { scalars_in, vectors_in, scalars_out, vectors_out } = sizes;
+        let hidden = sizes.hidden();
+        let name = |part: &str| format!("{prefix}.{part}");
+        GvpPlaces {
+            sizes,
+            wh: self.tensor(name("Wh"), &[vectors_in, hidden]),
+            wu: self.tensor(name("Wu"), &[hidden, vectors_out]),
+            weight: self.tensor(name("to_feats_out.0.weight"), &[scalars_out, scalars_in + hidden]),
+            bias: self.tensor(name("to_feats_out.0.bias"), &[scalars_out]),
+            beta: beta.then(|| self.tensor(name("to_feats_out.1.beta"), &[]).start),
+            gate_weight: self.tensor(name("scalar_to_vector_gates.weight"), &[vectors_out, scalars_out]),
+            gate_bias: self.tensor(name("scalar_to_vector_gates.bias"), &[vectors_out]),
+        }
+    }
+
+    fn norm(&mut self, prefix: &str, n: usize) -> NormPlaces {
+        NormPlaces {
+            weight: self.tensor(format!("{prefix}.feat_norm.weight"), &[n]),
+            bias: self.tensor(format!("{prefix}.feat_norm.bias"), &[n]),
+        }
+    }
+}
+
+impl Layout {
+    pub fn new(config: &GvpConfig) -> Layout {
+        let (f, v) = (config.n_scalars, config.n_vectors);
+        let sizes =
+            |scalars_in, vectors_in, vectors_out| GvpSizes { scalars_in, vectors_in, scalars_out: f, vectors_out };
+        let mut builder = Builder::default();
+        let embedding_weight = builder.tensor("initial_embedding.0.weight".into(), &[f, config.n_features + 1]);
+        let embedding_bias = builder.tensor("initial_embedding.0.bias".into(), &[f]);
+        let layer = |l: usize| {
+            let name = |part: &str| format!("convs.{l}.{part}");
+            LayerPlaces {
+                message: builder.gvp(&name("edge_message.0"), sizes(f + config.rbf_count, v + 1, v), true),
+                update: builder.gvp(&name("node_update.0"), sizes(f, v, v), true),
+                position: builder.gvp(&name("node_position_update"), sizes(f, v, 1), false),
+                message_norm: builder.norm(&name("message_layer_norm"), f),
+                update_norm: builder.norm(&name("update_layer_norm"), f),
+            }
+        };
+        let layers = (0..config.n_layers).map(layer).collect();
+        let output = builder.gvp("position_updater.gvps.0", sizes(f, v, 1), false);
+        let Builder { entries, end } = builder;
+        Layout { entries, embedding_weight, embedding_bias, layers, output, n_parameters: end }
+    }
+}

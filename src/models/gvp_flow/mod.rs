@@ -1,0 +1,232 @@
+//! The vector field of BoltzNCE (Aggarwal et al., arXiv 2507.00846): a network of geometric vector perceptrons (Jing et al.,
+//! ICLR 2021) on the complete graph of a molecule's atoms, equivariant under rotations, reflections, translations and
+//! permutations of like atoms.
+//!
+//! In units of the network, for atoms i, edges j → i and features h, with a perceptron GVP(s, V) as in [`gvp`]:
+//!
+//! ```text
+//! s_i = silu(We [h_i ; t] + be),  V_i = 0
+//! per layer:
+//!   d = n(x_j − x_i) + 1e-8,  u = (x_j − x_i)/d,  r_k = exp(−((d − μ_k)/w)²)
+//!   (s, V)_i ← norm( (s, V)_i + Σ_j GVP_message([s_j ; r], [u ; V_j]) / message_norm )
+//!   (s, V)_i ← (s, V)_i + GVP_update(s_i, V_i)
+//!   x_i      ← x_i + coordinate_range · tanh(g) · Vu/n(Vu)      of GVP_position(s_i, V_i)
+//!   (s, V)_i ← norm(s_i, V_i)
+//! f_i = g · Vu/n(Vu)                                            of GVP_output(s_i, V_i)
+//! ```
+
+mod cpu;
+mod format;
+mod gvp;
+mod layout;
+mod network;
+mod norm;
+mod position;
+pub mod record;
+mod tangent;
+#[cfg(test)]
+mod tests;
+
+pub use format::boltznce;
+
+use crate::error::{Error, Result};
+use crate::models::continuous::{ContinuousConfig, ContinuousFlow};
+use crate::nn::Real;
+use crate::rng::{Stream, StreamId};
+use layout::Layout;
+use network::{Network, Workspace};
+use serde::{Deserialize, Serialize};
+use std::sync::Mutex;
+
+/// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
+const MOST_ATOMS: usize = 4096;
+const LARGEST_SIZE: usize = 4096;
+const MOST_LAYERS: usize = 256;
+
+/// Sizes of the network; lengths in its own unit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GvpConfig {
+    /// Per atom: which of its features are set.
+    pub features: Vec<Vec<usize>>,
+    pub n_features: usize,
+    pub n_layers: usize,
+    pub n_scalars: usize,
+    pub n_vectors: usize,
+    /// Centre of the last radial function; the first is at zero.
+    pub rbf_max: f64,
+    pub rbf_count: usize,
+    /// The sum of messages is divided by this.
+    pub message_norm: f64,
+    /// Largest step of an atom in a layer.
+    pub coordinate_range: f64,
+}
+
+/// A model file's configuration.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub network: GvpConfig,
+    pub flow: ContinuousConfig,
+}
+
+/// The flow with a network of type `R`.
+pub type GvpFlow<R> = ContinuousFlow<GvpField<R>>;
+
+/// The network, with parameters of type `R`.
+pub struct GvpField<R: Real> {
+    config: GvpConfig,
+    layout: Layout,
+    parameters: Vec<R>,
+    network: Network<R>,
+    /// Workspaces that are not in use, so that a warm call does not allocate.
+    pool: Mutex<Vec<Workspace<R>>>,
+}
+
+impl GvpConfig {
+    fn check(&self) -> Result<()> {
+        let sizes = [
+            ("n_features", self.n_features, LARGEST_SIZE),
+            ("n_layers", self.n_layers, MOST_LAYERS),
+            ("n_scalars", self.n_scalars, LARGEST_SIZE),
+            ("n_vectors", self.n_vectors, LARGEST_SIZE),
+            ("rbf_count", self.rbf_count, LARGEST_SIZE),
+        ];
+        if let Some((name, size, most)) = sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
+            return Err(Error::invalid(format!("{name} = {size}; 1 to {most} are read")));
+        }
+        let lengths = [
+            ("rbf_max", self.rbf_max),
+            ("message_norm", self.message_norm),
+            ("coordinate_range", self.coordinate_range),
+        ];
+        if let Some((name, value)) = lengths.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+            return Err(Error::invalid(format!("{name} = {value}; a positive number is needed")));
+        }
+        if self.features.len() < 2 || self.features.len() > MOST_ATOMS {
+            return Err(Error::invalid(format!(
+                "features of {} atoms; 2 to {MOST_ATOMS} are read",
+                self.features.len()
+            )));
+        }
+        for (atom, features) in self.features.iter().enumerate() {
+            if let Some(i) = features.iter().find(|&&i| i >= self.n_features) {
+                return Err(Error::invalid(format!("atom {}: feature {i} of {}", atom + 1, self.n_features)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: Real> GvpField<R> {
+    /// A field of these parameters, in the order of BoltzNCE's state dict. Errors name the option.
+    pub fn new(config: GvpConfig, parameters: Vec<R>) -> Result<GvpField<R>> {
+        config.check()?;
+        let layout = Layout::new(&config);
+        if parameters.len() != layout.n_parameters {
+            let (found, needed) = (parameters.len(), layout.n_parameters);
+            return Err(Error::invalid(format!("{found} parameters; a network of these sizes has {needed}")));
+        }
+        let network = Network::new(&config, &layout, &parameters);
+        Ok(GvpField { config, layout, parameters, network, pool: Mutex::new(Vec::new()) })
+    }
+
+    /// A field of random parameters: weights of variance one over the inputs, slopes and scales one.
+    pub fn random(config: GvpConfig, seed: u64) -> Result<GvpField<R>> {
+        config.check()?;
+        let layout = Layout::new(&config);
+        let mut parameters = vec![R::default(); layout.n_parameters];
+        for (number, entry) in layout.entries.iter().enumerate() {
+            let mut stream = Stream::new(seed, StreamId::Initialise, number as u64, 0);
+            let values = parameters[entry.place.clone()].iter_mut();
+            match entry.shape[..] {
+                [] => values.for_each(|p| *p = R::from_f64(1.0)),
+                [_] if entry.name.ends_with("feat_norm.weight") => values.for_each(|p| *p = R::from_f64(1.0)),
+                [_, _] => {
+                    let sd = 1.0 / entry.fan_in().sqrt();
+                    values.for_each(|p| *p = R::from_f64(sd * stream.normal()));
+                }
+                _ => {}
+            }
+        }
+        GvpField::new(config, parameters)
+    }
+
+    pub fn config(&self) -> &GvpConfig {
+        &self.config
+    }
+
+    pub fn parameters(&self) -> &[R] {
+        &self.parameters
+    }
+
+    /// Changes the parameters.
+    pub fn update(&mut self, change: impl FnOnce(&mut [R])) {
+        change(&mut self.parameters);
+        self.network = Network::new(&self.config, &self.layout, &self.parameters);
+    }
+
+    /// Operations that one evaluation needs, a multiply-add for two: of the products, with what is linear in a source's
+    /// features taken once per source, without padding, activations, norms and geometry.
+    pub fn flops(&self) -> f64 {
+        let c = self.counts();
+        2.0 * c.layers * (c.atoms * (c.linear() + 2.0 * c.update()) + c.edges * (c.edge() + c.f * c.k))
+    }
+
+    /// The same of an evaluation with its divergence: tangents along the coordinates of all atoms but one in the layers
+    /// between the first and the last; in these two, three tangents an edge.
+    pub fn divergence_flops(&self) -> f64 {
+        let c = self.counts();
+        let directions = 3.0 * (c.atoms - 1.0);
+        let between = (c.layers - 2.0).max(0.0);
+        let messages = c.edges * c.edge() * (between * directions + 6.0);
+        let nodes = c.atoms * c.update() * ((between + 1.0) * directions + 3.0);
+        let linear = c.atoms * c.linear() * (between + 1.0) * directions;
+        self.flops() + 2.0 * (messages + nodes + linear)
+    }
+
+    fn counts(&self) -> Counts {
+        let n = self.config.features.len() as f64;
+        Counts {
+            atoms: n,
+            edges: n * (n - 1.0),
+            layers: self.config.n_layers as f64,
+            f: self.config.n_scalars as f64,
+            v: self.config.n_vectors as f64,
+            k: self.config.rbf_count as f64,
+        }
+    }
+
+    /// A copy with parameters of another type.
+    pub fn cast<S: Real>(&self) -> Result<GvpField<S>> {
+        GvpField::new(self.config.clone(), self.parameters.iter().map(|p| S::from_f64(p.to_f64())).collect())
+    }
+}
+
+/// Sizes for counting multiply-adds.
+struct Counts {
+    atoms: f64,
+    edges: f64,
+    layers: f64,
+    f: f64,
+    v: f64,
+    k: f64,
+}
+
+impl Counts {
+    /// The linear part of a message, per source.
+    fn linear(&self) -> f64 {
+        self.f * self.f + 3.0 * self.v * (2.0 * self.v + 1.0)
+    }
+
+    /// The rest of it but the radial functions, per edge: direction, norms, scalars, gates, gated vectors.
+    fn edge(&self) -> f64 {
+        let h = self.v + 1.0;
+        6.0 * h + self.f * h + self.f * self.v + 6.0 * self.v
+    }
+
+    /// An update.
+    fn update(&self) -> f64 {
+        self.f * (self.f + 2.0 * self.v) + 3.0 * self.v * (2.0 * self.v + 2.0)
+    }
+}

@@ -1,0 +1,191 @@
+//! Forward-mode derivatives of the geometric vector perceptron: any number of directions at once, a row for each.
+
+use super::gvp::{grow, Gvp, Linear, Tape};
+use crate::nn::lanes::{Kernel, Lanes, WIDTH};
+use crate::nn::product::accumulate;
+use crate::nn::Real;
+
+/// Tangents of an edge's distance, `[stride]`, and direction, `[3][stride]`.
+#[derive(Clone, Debug, Default)]
+pub struct EdgeTangents<R> {
+    pub distance: Vec<R>,
+    pub direction: Vec<R>,
+    pub stride: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct TangentScratch<R> {
+    norms: Vec<R>,
+    scalars: Vec<R>,
+    gates: Vec<R>,
+}
+
+/// Adds the tangents of (s′, V′) at one row of a tape to `ds[rows][scalars]` and `dv[rows][3][vectors]`.
+pub struct Tangents<'a, R> {
+    pub gvp: &'a Gvp<R>,
+    pub tape: &'a Tape<R>,
+    /// The row of the tape.
+    pub at: usize,
+    pub rows: usize,
+    /// Tangents of the linear part, from row `first` on.
+    pub linear: &'a Linear<R>,
+    pub first: usize,
+    /// Of the edge, and its first direction.
+    pub edge: Option<(&'a EdgeTangents<R>, usize)>,
+    pub scratch: &'a mut TangentScratch<R>,
+    pub ds: &'a mut [R],
+    pub dv: &'a mut [R],
+}
+
+impl<R: Real> Tangents<'_, R> {
+    pub fn add(self) {
+        let [f, h, u] = self.gvp.widths();
+        grow(&mut self.scratch.norms, self.rows * h);
+        grow(&mut self.scratch.scalars, self.rows * f);
+        grow(&mut self.scratch.gates, self.rows * u);
+        R::vectorised(self);
+    }
+
+    /// dn = Σ_c ∂n/∂Vh_c · dVh_c.
+    #[inline(always)]
+    fn norms<L: Lanes<R>>(&mut self) {
+        let width = self.gvp.widths()[1];
+        let tape = &self.tape.hidden[self.at * 3 * width..][..3 * width];
+        for q in (0..width).step_by(WIDTH) {
+            let mut by = [L::zero(); 3];
+            let mut by_direction = [L::zero(); 3];
+            for c in 0..3 {
+                by[c] = L::load(&tape[c * width + q..]);
+                by_direction[c] = by[c].mul(L::load(&self.gvp.direction_hidden[q..]));
+            }
+            for row in 0..self.rows {
+                let hidden = &self.linear.hidden[(self.first + row) * 3 * width + q..];
+                let mut sum = by[0].mul(L::load(hidden));
+                sum = by[1].mul_add(L::load(&hidden[width..]), sum);
+                sum = by[2].mul_add(L::load(&hidden[2 * width..]), sum);
+                if let Some((edge, first)) = self.edge {
+                    for c in 0..3 {
+                        sum = L::splat(edge.direction[c * edge.stride + first + row]).mul_add(by_direction[c], sum);
+                    }
+                }
+                sum.store(&mut self.scratch.norms[row * width + q..]);
+            }
+        }
+    }
+
+    /// ds′ = slope · (W_s ds + (W r′) dd + W dn), for a register tile.
+    #[inline(always)]
+    fn scalars_tile<L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(&mut self, row: usize, column: usize) {
+        let [width, h, _] = self.gvp.widths();
+        let mut sum = [[L::zero(); COLUMNS]; ROWS];
+        for c in 0..COLUMNS {
+            let place = (column + c) * WIDTH;
+            for r in 0..ROWS {
+                sum[r][c] = L::load(&self.linear.scalars[(self.first + row + r) * width + place..]);
+            }
+            if let Some((edge, first)) = self.edge {
+                let radial = L::load(&self.tape.radial[self.at * width + place..]);
+                for r in 0..ROWS {
+                    sum[r][c] = L::splat(edge.distance[first + row + r]).mul_add(radial, sum[r][c]);
+                }
+            }
+        }
+        let norms = &self.gvp.norms;
+        let x = (&self.scratch.norms[row * h..], h);
+        let sum = accumulate(sum, x, norms.n_in, (&norms.weights[column * WIDTH..], width));
+        for c in 0..COLUMNS {
+            let place = (column + c) * WIDTH;
+            let slope = L::load(&self.tape.slope[self.at * width + place..]);
+            for r in 0..ROWS {
+                let tangent = slope.mul(sum[r][c]);
+                tangent.store(&mut self.scratch.scalars[(row + r) * width + place..]);
+                let ds = &mut self.ds[(row + r) * width + place..];
+                L::load(ds).add(tangent).store(ds);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn scalars<L: Lanes<R>, const COLUMNS: usize>(&mut self, column: usize) {
+        let mut row = 0;
+        while row + 6 <= self.rows {
+            self.scalars_tile::<L, 6, COLUMNS>(row, column);
+            row += 6;
+        }
+        while row + 3 <= self.rows {
+            self.scalars_tile::<L, 3, COLUMNS>(row, column);
+            row += 3;
+        }
+        while row < self.rows {
+            self.scalars_tile::<L, 1, COLUMNS>(row, column);
+            row += 1;
+        }
+    }
+
+    /// dV′ = σ(g) dVu + σ′(g) Vu (Wg ds′), for some rows.
+    #[inline(always)]
+    fn vectors_tile<L: Lanes<R>, const ROWS: usize>(&mut self, row: usize, u: usize) {
+        let [f, _, width] = self.gvp.widths();
+        let gates = &self.gvp.gates;
+        let x = (&self.scratch.scalars[row * f..], f);
+        let dg = accumulate([[L::zero(); 1]; ROWS], x, gates.n_in, (&gates.weights[u..], width));
+        let gate = L::load(&self.tape.gate[self.at * width + u..]);
+        let by_direction = gate.mul(L::load(&self.gvp.direction_outputs[u..]));
+        for c in 0..3 {
+            let gated = L::load(&self.tape.gated[(self.at * 3 + c) * width + u..]);
+            for r in 0..ROWS {
+                let dv = &mut self.dv[((row + r) * 3 + c) * width + u..];
+                let outputs = L::load(&self.linear.outputs[((self.first + row + r) * 3 + c) * width + u..]);
+                let mut sum = dg[r][0].mul_add(gated, L::load(dv));
+                sum = gate.mul_add(outputs, sum);
+                if let Some((edge, first)) = self.edge {
+                    sum = L::splat(edge.direction[c * edge.stride + first + row + r]).mul_add(by_direction, sum);
+                }
+                sum.store(dv);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn vectors<L: Lanes<R>>(&mut self, u: usize) {
+        let mut row = 0;
+        while row + 6 <= self.rows {
+            self.vectors_tile::<L, 6>(row, u);
+            row += 6;
+        }
+        while row + 3 <= self.rows {
+            self.vectors_tile::<L, 3>(row, u);
+            row += 3;
+        }
+        while row < self.rows {
+            self.vectors_tile::<L, 1>(row, u);
+            row += 1;
+        }
+    }
+}
+
+impl<R: Real> Kernel<R> for Tangents<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes<R>>(mut self) {
+        let [f, _, u] = self.gvp.widths();
+        self.norms::<L>();
+        let (columns, mut column) = (f / WIDTH, 0);
+        while L::COLUMNS >= 4 && column + 4 <= columns {
+            self.scalars::<L, 4>(column);
+            column += 4;
+        }
+        while L::COLUMNS >= 2 && column + 2 <= columns {
+            self.scalars::<L, 2>(column);
+            column += 2;
+        }
+        while column < columns {
+            self.scalars::<L, 1>(column);
+            column += 1;
+        }
+        for u in (0..u).step_by(WIDTH) {
+            self.vectors::<L>(u);
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Identities of the field and of its derivatives.

@@ -1,0 +1,384 @@
+//! Sixteen numbers at a time: kernels are written once over [`Lanes`] and compiled for AVX-512, AVX2 with FMA, and plain
+//! Rust; [`Real::vectorised`] picks one when the program runs.
+//!
+//! Rows of features are padded with zeros to whole lanes. Everything in a kernel must be `#[inline(always)]`: an instruction
+//! of AVX-512 in a function that was not inlined into the one compiled for AVX-512 becomes a call.
+
+use super::real::Real;
+
+/// Numbers in one [`Lanes`].
+pub const WIDTH: usize = 16;
+
+/// `n` rounded up to whole lanes.
+pub fn padded(n: usize) -> usize {
+    n.next_multiple_of(WIDTH)
+}
+
+/// A piece of work that is compiled for every instruction set.
+pub trait Kernel<R: Real> {
+    type Output;
+    /// To be `#[inline(always)]`.
+    fn run<L: Lanes<R>>(self) -> Self::Output;
+}
+
+/// Sixteen numbers of type `R`. Implementations are private to this module, since a value may exist only where the processor
+/// has its instructions.
+pub trait Lanes<R: Real>: Copy {
+    /// Columns of the register tile of a product, in lanes: what six rows leave room for.
+    const COLUMNS: usize;
+
+    /// # Safety
+    /// Sixteen numbers can be read there.
+    unsafe fn read(from: *const R) -> Self;
+    /// # Safety
+    /// Sixteen numbers can be written there.
+    unsafe fn write(self, to: *mut R);
+    fn splat(value: R) -> Self;
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn div(self, other: Self) -> Self;
+    /// self · factor + term.
+    fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// The larger one; NaN stays NaN.
+    fn at_least(self, floor: Self) -> Self;
+    /// `self` where `test` > `floor`, else zero.
+    fn where_above(self, test: Self, floor: Self) -> Self;
+    fn sqrt(self) -> Self;
+    fn exp(self) -> Self;
+    fn sum(self) -> R;
+
+    #[inline(always)]
+    fn zero() -> Self {
+        Self::splat(R::default())
+    }
+
+    /// The first sixteen numbers.
+    #[inline(always)]
+    fn load(from: &[R]) -> Self {
+        assert!(from.len() >= WIDTH);
+        // SAFETY: the assertion.
+        unsafe { Self::read(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [R]) {
+        assert!(to.len() >= WIDTH);
+        // SAFETY: the assertion.
+        unsafe { self.write(to.as_mut_ptr()) }
+    }
+
+    /// 1 / (1 + e⁻ˣ).
+    #[inline(always)]
+    fn sigmoid(self) -> Self {
+        let one = Self::splat(R::from_f64(1.0));
+        one.div(one.add(Self::zero().sub(self).exp()))
+    }
+}
+
+/// Plain Rust.
+#[derive(Clone, Copy)]
+pub(super) struct Portable<R>([R; WIDTH]);
+
+impl<R: Real> Portable<R> {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(R, R) -> R) -> Self {
+        Portable(std::array::from_fn(|i| f(self.0[i], other.0[i])))
+    }
+}
+
+impl<R: Real> Lanes<R> for Portable<R> {
+    const COLUMNS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn read(from: *const R) -> Self {
+        // SAFETY: the caller's promise.
+        Portable(unsafe { from.cast::<[R; WIDTH]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn write(self, to: *mut R) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[R; WIDTH]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    fn splat(value: R) -> Self {
+        Portable([value; WIDTH])
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn mul_add(self, factor: Self, term: Self) -> Self {
+        self.mul(factor).add(term)
+    }
+    #[inline(always)]
+    fn at_least(self, floor: Self) -> Self {
+        self.zip(floor, |a, b| if a < b { b } else { a })
+    }
+    #[inline(always)]
+    fn where_above(self, test: Self, floor: Self) -> Self {
+        let above = test.zip(floor, |a, b| if a > b { R::from_f64(1.0) } else { R::default() });
+        self.zip(above, |a, keep| if keep > R::default() { a } else { R::default() })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Portable(self.0.map(|v| R::from_f64(v.to_f64().sqrt())))
+    }
+    #[inline(always)]
+    fn exp(mut self) -> Self {
+        R::exp_slice(&mut self.0);
+        self
+    }
+    #[inline(always)]
+    fn sum(self) -> R {
+        self.0.into_iter().sum()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    use super::{Lanes, WIDTH};
+    use std::arch::x86_64::*;
+
+    /// `value` with its registers replaced by the expression in `i`; no closure, which would not be sure to be inlined.
+    macro_rules! each {
+        ($i:ident in $count:literal, $value:ident: $expression:expr) => {{
+            let mut result = $value;
+            for $i in 0..$count {
+                result.0[$i] = unsafe { $expression };
+            }
+            result
+        }};
+    }
+
+    /// Lanes made of vector registers.
+    macro_rules! lanes {
+        ($name:ident: $real:ty, [$vector:ty; $count:literal], columns $columns:literal,
+         $set:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $div:ident, $fma:ident, $max:ident,
+         $sqrt:ident, above $above:ident, sum $sum:ident, exp $exp:ident) => {
+            #[derive(Clone, Copy)]
+            pub struct $name([$vector; $count]);
+
+            impl $name {
+                const PART: usize = WIDTH / $count;
+            }
+
+            // SAFETY, of every intrinsic below: these types are named only by functions compiled for the instruction set,
+            // which are called only after the processor was asked; pointers are good for sixteen numbers by contract.
+            impl Lanes<$real> for $name {
+                const COLUMNS: usize = $columns;
+
+                #[inline(always)]
+                unsafe fn read(from: *const $real) -> Self {
+                    unsafe {
+                        let mut result = Self([$set(0.0); $count]);
+                        for i in 0..$count {
+                            result.0[i] = $load(from.add(i * Self::PART));
+                        }
+                        result
+                    }
+                }
+                #[inline(always)]
+                unsafe fn write(self, to: *mut $real) {
+                    for i in 0..$count {
+                        unsafe { $store(to.add(i * Self::PART), self.0[i]) }
+                    }
+                }
+                #[inline(always)]
+                fn splat(value: $real) -> Self {
+                    Self([unsafe { $set(value) }; $count])
+                }
+                #[inline(always)]
+                fn add(self, other: Self) -> Self {
+                    each!(i in $count, self: $add(self.0[i], other.0[i]))
+                }
+                #[inline(always)]
+                fn sub(self, other: Self) -> Self {
+                    each!(i in $count, self: $sub(self.0[i], other.0[i]))
+                }
+                #[inline(always)]
+                fn mul(self, other: Self) -> Self {
+                    each!(i in $count, self: $mul(self.0[i], other.0[i]))
+                }
+                #[inline(always)]
+                fn div(self, other: Self) -> Self {
+                    each!(i in $count, self: $div(self.0[i], other.0[i]))
+                }
+                #[inline(always)]
+                fn mul_add(self, factor: Self, term: Self) -> Self {
+                    each!(i in $count, self: $fma(self.0[i], factor.0[i], term.0[i]))
+                }
+                #[inline(always)]
+                fn at_least(self, floor: Self) -> Self {
+                    // the instruction returns its second operand when one is NaN
+                    each!(i in $count, self: $max(floor.0[i], self.0[i]))
+                }
+                #[inline(always)]
+                fn where_above(self, test: Self, floor: Self) -> Self {
+                    each!(i in $count, self: $above(self.0[i], test.0[i], floor.0[i]))
+                }
+                #[inline(always)]
+                fn sqrt(self) -> Self {
+                    each!(i in $count, self: $sqrt(self.0[i]))
+                }
+                #[inline(always)]
+                fn exp(self) -> Self {
+                    $exp(self)
+                }
+                #[inline(always)]
+                fn sum(self) -> $real {
+                    let mut total = self.0[0];
+                    for i in 1..$count {
+                        total = unsafe { $add(total, self.0[i]) };
+                    }
+                    unsafe { $sum(total) }
+                }
+            }
+        };
+    }
+
+    /// eˣ by the polynomial of `real::simd::exp1`, with its range. `$power`: p · 2ⁿ, n in the low mantissa bits of a float.
+    macro_rules! exp32 {
+        ($function:ident: $name:ident, $count:literal, $set:ident, $min:ident, $power:ident) => {
+            #[inline(always)]
+            fn $function(x: $name) -> $name {
+                const ROUND: f32 = 12_582_912.0;
+                let c = <$name as Lanes<f32>>::splat;
+                let x = x.at_least(c(-87.3));
+                let x = each!(i in $count, x: $min($set(88.3), x.0[i]));
+                let shifted = x.mul_add(c(std::f32::consts::LOG2_E), c(ROUND));
+                let n = shifted.sub(c(ROUND));
+                let r = n.mul_add(c(-0.693_359_4), x);
+                let r = n.mul_add(c(2.121_944_4e-4), r);
+                let p = c(1.0 / 720.0).mul_add(r, c(1.0 / 120.0));
+                let p = p.mul_add(r, c(1.0 / 24.0)).mul_add(r, c(1.0 / 6.0)).mul_add(r, c(0.5));
+                let p = p.mul_add(r, c(1.0)).mul_add(r, c(1.0));
+                each!(i in $count, p: $power(p.0[i], shifted.0[i]))
+            }
+        };
+    }
+    exp32!(exp512: Avx512, 1, _mm512_set1_ps, _mm512_min_ps, power512);
+    exp32!(exp256: Avx2, 2, _mm256_set1_ps, _mm256_min_ps, power256);
+
+    #[inline(always)]
+    unsafe fn power512(p: __m512, n: __m512) -> __m512 {
+        unsafe {
+            let bits = _mm512_slli_epi32::<23>(_mm512_castps_si512(n));
+            _mm512_mul_ps(p, _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(0x3f80_0000))))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn power256(p: __m256, n: __m256) -> __m256 {
+        unsafe {
+            let bits = _mm256_slli_epi32::<23>(_mm256_castps_si256(n));
+            _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_add_epi32(bits, _mm256_set1_epi32(0x3f80_0000))))
+        }
+    }
+
+    /// eˣ of each number by the standard library.
+    #[inline(always)]
+    fn exp_each<L: Lanes<f64>>(x: L) -> L {
+        let mut values = [0.0f64; WIDTH];
+        x.store(&mut values);
+        values.iter_mut().for_each(|v| *v = v.exp());
+        L::load(&values)
+    }
+
+    #[inline(always)]
+    unsafe fn above512(a: __m512, test: __m512, floor: __m512) -> __m512 {
+        unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(test, floor), a) }
+    }
+
+    #[inline(always)]
+    unsafe fn above512_double(a: __m512d, test: __m512d, floor: __m512d) -> __m512d {
+        unsafe { _mm512_maskz_mov_pd(_mm512_cmp_pd_mask::<_CMP_GT_OQ>(test, floor), a) }
+    }
+
+    #[inline(always)]
+    unsafe fn above256(a: __m256, test: __m256, floor: __m256) -> __m256 {
+        unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(test, floor), a) }
+    }
+
+    #[inline(always)]
+    unsafe fn above256_double(a: __m256d, test: __m256d, floor: __m256d) -> __m256d {
+        unsafe { _mm256_and_pd(_mm256_cmp_pd::<_CMP_GT_OQ>(test, floor), a) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum8(v: __m256) -> f32 {
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sum4(v: __m256d) -> f64 {
+        unsafe {
+            let two = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
+            _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)))
+        }
+    }
+
+    lanes!(Avx512: f32, [__m512; 1], columns 4, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
+        _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_max_ps, _mm512_sqrt_ps,
+        above above512, sum _mm512_reduce_add_ps, exp exp512);
+    lanes!(Avx512Double: f64, [__m512d; 2], columns 2, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
+        _mm512_sub_pd, _mm512_mul_pd, _mm512_div_pd, _mm512_fmadd_pd, _mm512_max_pd, _mm512_sqrt_pd,
+        above above512_double, sum _mm512_reduce_add_pd, exp exp_each);
+    lanes!(Avx2: f32, [__m256; 2], columns 1, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
+        _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_sqrt_ps,
+        above above256, sum sum8, exp exp256);
+    lanes!(Avx2Double: f64, [__m256d; 4], columns 1, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
+        _mm256_sub_pd, _mm256_mul_pd, _mm256_div_pd, _mm256_fmadd_pd, _mm256_max_pd, _mm256_sqrt_pd,
+        above above256_double, sum sum4, exp exp_each);
+}
+
+/// Runs a kernel of one number type on the best instruction set there is.
+macro_rules! dispatch_kernel {
+    ($real:ty, $avx512:ident, $avx2:ident) => {
+        fn vectorised<K: crate::nn::lanes::Kernel<$real>>(kernel: K) -> K::Output {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use crate::nn::lanes::x86;
+                #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,fma")]
+                fn avx512<K: crate::nn::lanes::Kernel<$real>>(kernel: K) -> K::Output {
+                    kernel.run::<x86::$avx512>()
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2<K: crate::nn::lanes::Kernel<$real>>(kernel: K) -> K::Output {
+                    kernel.run::<x86::$avx2>()
+                }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512bw")
+                {
+                    // SAFETY: the processor has the features that the function was compiled for.
+                    return unsafe { avx512(kernel) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: as above.
+                    return unsafe { avx2(kernel) };
+                }
+            }
+            kernel.run::<crate::nn::lanes::Portable<$real>>()
+        }
+    };
+}
+pub(super) use dispatch_kernel;

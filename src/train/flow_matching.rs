@@ -1,0 +1,210 @@
+//! Flow matching (Lipman et al., ICLR 2023; Albergo and Vanden-Eijnden, ICLR 2023): regression on the velocity, or on the
+//! end point, of straight or trigonometric paths between prior and data.
+
+use super::batch::accumulate;
+use crate::coordinates::superpose::superpose;
+use crate::models::continuous::{ContinuousConfig, Parametrisation};
+use crate::models::network::Network;
+use crate::nn::Real;
+use serde::{Deserialize, Serialize};
+
+/// How a batch of prior points is paired with a batch of data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pairing {
+    /// As they come.
+    Independent,
+    /// The assignment with the least Σ|x_data − x_prior|² (minibatch optimal transport: Tong et al. 2024; Pooladian et al. 2023).
+    Assignment,
+    /// The data turned onto the prior points, for fields that turn with their input.
+    Superposed,
+    /// Both: the assignment by the distance after superposition, then superposed (equivariant flow matching, Klein et al. 2023).
+    SuperposedAssignment,
+}
+
+/// A batch in the network's units: `data[n][dimension]` and `prior[n][dimension]`, paired row by row, at times `t[n]`.
+pub struct Batch<'a> {
+    pub data: &'a [f64],
+    pub prior: &'a [f64],
+    /// The network's times.
+    pub t: &'a [f64],
+}
+
+/// Loss and its gradient over a batch, L = mean over rows and coordinates of w(t) |f(t, x_t) − target|².
+///
+/// Velocity: w = 1, target = α′ x_data + σ′ x_prior. End point: target = x_data, w = |α′σ − ασ′|/σ clipped to [0.005,
+/// `largest_weight`], which weighs the errors of the velocity evenly but where it is singular.
+pub fn flow_matching<N: Network, R: Real>(
+    network: &N,
+    parameters: &[R],
+    config: &ContinuousConfig,
+    batch: &Batch,
+    largest_weight: f64,
+    gradient: &mut [R],
+) -> f64 {
+    let d = network.dimension();
+    let norm = 1.0 / (batch.t.len() * d) as f64;
+    accumulate(network, batch.t.len(), gradient, |network, tape, row, gradient| {
+        let t = batch.t[row];
+        let s = config.schedule(t);
+        let (data, prior) = (&batch.data[row * d..][..d], &batch.prior[row * d..][..d]);
+        let x: Vec<f64> = data.iter().zip(prior).map(|(x0, x1)| s.alpha * x0 + s.sigma * x1).collect();
+        let weight = match config.parametrisation {
+            Parametrisation::Velocity => 1.0,
+            Parametrisation::Endpoint => {
+                ((s.d_alpha * s.sigma - s.alpha * s.d_sigma) / s.sigma).abs().clamp(0.005, largest_weight)
+            }
+        };
+        tape.clear();
+        let (_, output) = network.record(parameters, tape, &[t], &x);
+        let mut loss = 0.0;
+        let seed: Vec<R> = (0..d)
+            .map(|k| {
+                let target = match config.parametrisation {
+                    Parametrisation::Velocity => s.d_alpha * data[k] + s.d_sigma * prior[k],
+                    Parametrisation::Endpoint => data[k],
+                };
+                let error = tape.value(output)[k].to_f64() - target;
+                loss += weight * error * error * norm;
+                R::from_f64(2.0 * weight * error * norm)
+            })
+            .collect();
+        tape.backward(parameters, &[(output, &seed)], Some(gradient));
+        loss
+    })
+}
+
+/// Pairs data with prior points: reorders and turns the rows of `data[n][dimension]`.
+pub fn pair(pairing: Pairing, data: &mut Vec<f64>, prior: &[f64], dimension: usize) {
+    let n = prior.len() / dimension;
+    let row = |x: &[f64], i: usize| x[i * dimension..(i + 1) * dimension].to_vec();
+    let turned = |data: &[f64], i: usize, j: usize| {
+        let mut x = row(data, i);
+        superpose(&mut x, &row(prior, j));
+        x
+    };
+    let distance = |x: &[f64], j: usize| -> f64 { x.iter().zip(&row(prior, j)).map(|(a, b)| (a - b) * (a - b)).sum() };
+    let place: Vec<usize> = match pairing {
+        Pairing::Independent | Pairing::Superposed => (0..n).collect(),
+        Pairing::Assignment => assignment(n, |j, i| distance(&row(data, i), j)),
+        Pairing::SuperposedAssignment => assignment(n, |j, i| distance(&turned(data, i, j), j)),
+    };
+    let turn = matches!(pairing, Pairing::Superposed | Pairing::SuperposedAssignment);
+    let rows = place.iter().enumerate().flat_map(|(j, &i)| if turn { turned(data, i, j) } else { row(data, i) });
+    *data = rows.collect();
+}
+
+/// The column of every row in the cheapest one-to-one assignment, by shortest augmenting paths with potentials, O(n³)
+/// (Kuhn 1955; Jonker and Volgenant 1987).
+pub fn assignment(n: usize, cost: impl Fn(usize, usize) -> f64) -> Vec<usize> {
+    let costs: Vec<f64> = (0..n * n).map(|k| cost(k / n, k % n)).collect();
+    const FREE: usize = usize::MAX;
+    let (mut of_row, mut of_column) = (vec![0.0; n], vec![0.0; n]);
+    let (mut row_of, mut previous) = (vec![FREE; n], vec![FREE; n]);
+    for start in 0..n {
+        let mut least = vec![f64::INFINITY; n];
+        let mut done = vec![false; n];
+        let mut row = start;
+        let mut last = FREE;
+        let end = loop {
+            // the cheapest unfinished column, after the row's edges are relaxed
+            let (mut step, mut next) = (f64::INFINITY, FREE);
+            for column in (0..n).filter(|&c| !done[c]) {
+                let reduced = costs[row * n + column] - of_row[row] - of_column[column];
+                if reduced < least[column] {
+                    least[column] = reduced;
+                    previous[column] = last;
+                }
+                if next == FREE || least[column] < step {
+                    (step, next) = (least[column], column);
+                }
+            }
+            for column in 0..n {
+                if done[column] {
+                    of_row[row_of[column]] += step;
+                    of_column[column] -= step;
+                } else {
+                    least[column] -= step;
+                }
+            }
+            of_row[start] += step;
+            done[next] = true;
+            last = next;
+            match row_of[next] {
+                FREE => break next,
+                taken => row = taken,
+            }
+        };
+        // turn the path over
+        let mut column = end;
+        while column != FREE {
+            let before = previous[column];
+            row_of[column] = if before == FREE { start } else { row_of[before] };
+            column = before;
+        }
+    }
+    let mut columns = vec![0; n];
+    row_of.iter().enumerate().for_each(|(column, &row)| columns[row] = column);
+    columns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Stream, StreamId};
+
+    fn normals(n: usize, index: u64) -> Vec<f64> {
+        let mut stream = Stream::new(7, StreamId::Test, index, 0);
+        (0..n).map(|_| stream.normal()).collect()
+    }
+
+    #[test]
+    fn assignment_is_the_best_of_all_permutations() {
+        for case in 0..50 {
+            let n = 1 + case as usize % 6;
+            let costs = normals(n * n, case);
+            let total = |p: &[usize]| p.iter().enumerate().map(|(i, &j)| costs[i * n + j]).sum::<f64>();
+            let found = assignment(n, |i, j| costs[i * n + j]);
+            let mut sorted = found.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..n).collect::<Vec<_>>());
+            let mut best = f64::INFINITY;
+            permutations(&mut (0..n).collect::<Vec<_>>(), 0, &mut |p| best = best.min(total(p)));
+            assert!((total(&found) - best).abs() < 1e-12, "case {case}");
+        }
+    }
+
+    fn permutations(p: &mut Vec<usize>, k: usize, each: &mut dyn FnMut(&[usize])) {
+        if k == p.len() {
+            return each(p);
+        }
+        for i in k..p.len() {
+            p.swap(k, i);
+            permutations(p, k + 1, each);
+            p.swap(k, i);
+        }
+    }
+
+    #[test]
+    fn pairing_brings_prior_and_data_together() {
+        let (n, d) = (12, 15);
+        let centred = |x: Vec<f64>| -> Vec<f64> {
+            x.chunks_exact(d)
+                .flat_map(|row| {
+                    let mean: Vec<f64> = (0..3).map(|k| row.iter().skip(k).step_by(3).sum::<f64>() / 5.0).collect();
+                    row.iter().enumerate().map(|(i, v)| v - mean[i % 3]).collect::<Vec<_>>()
+                })
+                .collect()
+        };
+        let (data, prior) = (centred(normals(n * d, 1)), centred(normals(n * d, 2)));
+        let cost = |pairing| {
+            let mut paired = data.clone();
+            pair(pairing, &mut paired, &prior, d);
+            paired.iter().zip(&prior).map(|(a, b)| (a - b) * (a - b)).sum::<f64>()
+        };
+        let independent = cost(Pairing::Independent);
+        assert!(cost(Pairing::Assignment) < independent);
+        assert!(cost(Pairing::Superposed) < independent);
+        assert!(cost(Pairing::SuperposedAssignment) < cost(Pairing::Superposed).min(cost(Pairing::Assignment)));
+    }
+}
