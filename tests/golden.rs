@@ -23,6 +23,9 @@ const KINDS: &[(&str, &str, Check)] = &[
     ("flows", "ic_relative_", flows::internal),
     ("flows", "ic_global_", flows::internal),
     ("flows", "ic_mixed_", flows::internal),
+    ("boltznce", "ode_", boltznce::ode),
+    ("boltznce", "fm_loss_", boltznce::flow_matching_loss),
+    ("boltznce", "ebm_loss_", energies::losses),
     ("boltznce", "graphormer_field", energies::graphormer),
     ("ecnf", "io_", fields::ecnf),
 ];

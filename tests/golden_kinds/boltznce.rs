@@ -1,10 +1,18 @@
 //! Vector fields of BoltzNCE: values and exact divergences of trained checkpoints.
 
-use super::{error, Found};
+use super::{error, relative_error, Found, Golden};
+use modejump::coordinates::CoordinatesConfig;
+use modejump::density::Evaluation;
 use modejump::io::model_file::{read_tensors, Tensor};
-use modejump::models::gvp_flow::{boltznce, GvpField};
-use modejump::models::VectorField;
+use modejump::models::card::FORMAT;
+use modejump::models::continuous::{ContinuousConfig, ContinuousFlow, Divergence, Interpolant, Parametrisation, Prior};
+use modejump::models::gvp_flow::record::GvpNetwork;
+use modejump::models::gvp_flow::{boltznce, Config, GvpField};
+use modejump::models::network::Network;
+use modejump::models::{Flow, ModelCard, ModelConfig, VectorField};
 use modejump::nn::Real;
+use modejump::ode::Method;
+use modejump::train::flow_matching::{flow_matching, Batch};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -76,5 +84,134 @@ pub fn field(stem: &Path) -> Found {
         ("divergence in f32".into(), divergence_error(&single.divergence), F32_DIVERGENCE),
         ("divergence by jvp in f32".into(), trace_error(&single), F32_DIVERGENCE),
         ("jvp in f32".into(), error(&single.tangent, &exact.tangent), F32_DIVERGENCE * largest),
+    ]
+}
+
+/// The field of the checkpoint beside a golden file, in double precision, and whether it predicts end points.
+fn alanine(stem: &Path, kind: &str) -> (GvpField<f64>, Parametrisation) {
+    let (path, tensors, arch) = checkpoint(stem, kind);
+    let features = super::energies::ala2_types().into_iter().map(|t| vec![t]).collect();
+    let config = boltznce::network(&tensors, &arch, features).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let endpoint = arch["endpoint"].as_bool().unwrap();
+    let parametrisation = if endpoint { Parametrisation::Endpoint } else { Parametrisation::Velocity };
+    (boltznce::field(&tensors, config).unwrap_or_else(|e| panic!("{}: {e}", path.display())), parametrisation)
+}
+
+fn settings(parametrisation: Parametrisation, t_end: f64, solver: Method) -> ContinuousConfig {
+    ContinuousConfig {
+        parametrisation,
+        interpolant: Interpolant::Linear,
+        times: [1.0, t_end],
+        units_per_nm: 1.0,
+        stereocentres: vec![],
+        prior: Prior::Reference,
+        divergence: Divergence::Exact,
+        solver,
+    }
+}
+
+/// A flow on the checkpoint beside a golden file, integrated as said.
+fn flow(stem: &Path, t_end: f64, solver: Method) -> ContinuousFlow<GvpField<f64>> {
+    let (field, parametrisation) = alanine(stem, "ode_");
+    let config = settings(parametrisation, t_end, solver);
+    let card = ModelCard {
+        format: FORMAT,
+        model: ModelConfig::GvpFlow(Config { network: field.config().clone(), flow: config.clone() }),
+        coordinates: CoordinatesConfig::Cartesian { dimension: field.dimension() },
+        exactness: config.exactness(),
+        temperature: None,
+        target: None,
+        topology: None,
+        provenance: BTreeMap::new(),
+    };
+    ContinuousFlow::new(field, config, card, String::new()).unwrap()
+}
+
+/// A pass of the flow: points and log q.
+fn pass(n: usize, start: &[f64], run: impl Fn(&[f64], &mut [f64], &mut [f64], &mut [Evaluation])) -> [Vec<f64>; 2] {
+    let (mut end, mut log_det, mut log_q) = (vec![0.0; start.len()], vec![0.0; n], vec![Evaluation::inside(0.0); n]);
+    run(start, &mut end, &mut log_det, &mut log_q);
+    [end, log_q.iter().map(|e| e.log_density).collect()]
+}
+
+/// `ode_*`: equal steps as the reference makes them; Dormand–Prince as far as two adaptive solvers of tolerance 1e-5 agree, of
+/// which the reference's runs past the end of its interval.
+pub fn ode(stem: &Path) -> Found {
+    let golden = Golden::open_alone(stem);
+    let t_min = golden.get("tmin")[0];
+    let prior = golden.get("prior");
+    let four = &prior[..golden.get("rk4_20_x").len()];
+    let forward = |t_end, solver, z: &[f64]| {
+        let flow = flow(stem, t_end, solver);
+        pass(z.len() / 66, z, |z, x, log_det, log_q| flow.generate(z, x, log_det, log_q).unwrap())
+    };
+    let back = |t_end, solver, x: &[f64]| {
+        let flow = flow(stem, t_end, solver);
+        pass(x.len() / 66, x, |x, z, log_det, log_q| flow.encode(x, z, log_det, log_q).unwrap())
+    };
+    let t_rk4 = golden.get("rk4_20_logp_tmin")[0];
+    let rk4 = Method::Rk4 { steps: 20 };
+    let [x, log_q] = forward(t_rk4, rk4, four);
+    let [z, log_q_back] = back(t_rk4, rk4, golden.get("rk4_20_x"));
+    let mut found = vec![
+        ("RK4 x".into(), error(&x, golden.get("rk4_20_x")), F64_VALUE),
+        ("RK4 log q".into(), error(&log_q, golden.get("rk4_20_logp")), F64_VALUE),
+        ("RK4 back x".into(), error(&z, golden.get("rk4_20_back_x")), F64_VALUE),
+        ("RK4 back log q".into(), error(&log_q_back, golden.get("rk4_20_back_logp")), F64_VALUE),
+    ];
+    for (name, solver) in [("rk4_50_x", Method::Rk4 { steps: 50 }), ("euler_100_x", Method::Euler { steps: 100 })] {
+        found.push((name.into(), error(&forward(t_min, solver, prior)[0], golden.get(name)), F64_VALUE));
+    }
+    let [x, log_q] = forward(t_min, Method::default(), four);
+    let [z, log_q_back] = back(t_min, Method::default(), golden.get("dopri5_x"));
+    found.extend([
+        ("Dormand–Prince x".into(), error(&x, golden.get("dopri5_x")), SOLVER_X),
+        ("log q".into(), error(&log_q, golden.get("dopri5_logp")), SOLVER_LOG_Q),
+        ("back x".into(), error(&z, golden.get("dopri5_back_x")), SOLVER_X),
+        ("back log q".into(), error(&log_q_back, golden.get("dopri5_back_logp")), SOLVER_LOG_Q),
+    ]);
+    found
+}
+
+/// Two adaptive solvers with tolerance 1e-5 on a field that is stiff near the data.
+const SOLVER_X: f64 = 1e-2;
+const SOLVER_LOG_Q: f64 = 5e-2;
+const LOSS: f64 = 1e-6;
+
+/// `fm_loss_*`: the flow-matching loss and the norm of its gradient by each tensor.
+pub fn flow_matching_loss(stem: &Path) -> Found {
+    let golden = Golden::open_alone(stem);
+    let (field, parametrisation) = alanine(stem, "fm_loss_");
+    let network = GvpNetwork::new(field.config().clone()).unwrap();
+    let mut gradient = vec![0.0; network.layout().n_parameters()];
+    let batch = Batch { data: golden.get("x0"), prior: golden.get("x1"), t: golden.get("t") };
+    let config = settings(parametrisation, 0.0, Method::default());
+    let largest_weight = golden.get("weight").iter().fold(0.0, |m: f64, w| m.max(*w));
+    let loss = flow_matching(&network, field.parameters(), &config, &batch, largest_weight, &mut gradient);
+    let mut found = vec![("loss".into(), relative_error(&[loss], golden.get("loss")), LOSS)];
+    found.extend(gradient_norms(&golden, "", &network, &gradient));
+    found
+}
+
+/// Norms of the gradient by tensor, and of all of it.
+pub fn gradient_norms(golden: &Golden, kind: &str, network: &impl Network, gradient: &[f64]) -> Found {
+    let names: Vec<String> =
+        serde_json::from_str(golden.config[&format!("gradnames{kind}")].as_str().unwrap()).unwrap();
+    let norm = |values: &[f64]| values.iter().map(|g| g * g).sum::<f64>().sqrt();
+    let place: BTreeMap<&str, (usize, usize)> =
+        network.layout().tensors().map(|(name, shape, at)| (name, (at, shape.iter().product()))).collect();
+    let norms: Vec<f64> = names
+        .iter()
+        .map(|name| {
+            let (at, n) = *place.get(name.as_str()).unwrap_or_else(|| panic!("no tensor {name}"));
+            norm(&gradient[at..at + n])
+        })
+        .collect();
+    let expected = golden.get(&format!("gradnorms{kind}"));
+    let largest = expected.iter().fold(0.0f64, |m, v| m.max(*v));
+    let all = golden.get(&format!("gradnorm{kind}"));
+    vec![
+        (format!("gradient norms{kind}"), error(&norms, expected) / largest, LOSS),
+        (format!("gradient norm{kind}"), relative_error(&[norm(gradient)], all), LOSS),
     ]
 }

@@ -1,11 +1,13 @@
 //! BoltzNCE's Graphormer EBM.
 
+use super::boltznce::gradient_norms;
 use super::{error, relative_error, Found, Golden};
 use modejump::io::model_file::{read_tensors, Tensor};
 use modejump::models::graphormer_ebm::{format, Graphormer};
 use modejump::models::network::{Evaluator, Network};
 use modejump::models::EnergyFunction;
 use modejump::nn::Real;
+use modejump::train::contrastive::{contrastive, score_matching, Noised};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -67,4 +69,25 @@ fn compare<R: Real>(golden: &Golden, stem: &Path, types: &[usize], precision: &s
         (format!("energy {precision}"), relative_error(&energy, expected[0]), tolerance),
         (format!("score {precision}"), error(&score, expected[1]) / largest, tolerance),
     ]
+}
+
+/// `ebm_loss_*`: denoising score matching and noise contrastive estimation, with gradients by each tensor.
+pub fn losses(stem: &Path) -> Found {
+    let golden = Golden::open_alone(stem);
+    let model = network::<f64>(stem, ala2_types());
+    let sigma: Vec<f64> = golden.get("t").iter().map(|t| (std::f64::consts::FRAC_PI_2 * t).sin()).collect();
+    let batch = Noised { x: golden.get("xt"), noise: golden.get("x1"), sigma: &sigma, t: golden.get("t") };
+    let mut found = Found::new();
+    let mut compare = |kind: &str, loss: f64, gradient: &[f64]| {
+        found.push((format!("loss{kind}"), relative_error(&[loss], golden.get(&format!("loss{kind}"))), 1e-6));
+        found.extend(gradient_norms(&golden, kind, &model.network, gradient));
+    };
+    let zero = || vec![0.0; model.parameters.len()];
+    let mut gradient = zero();
+    let loss = score_matching(&model.network, &model.parameters, &batch, &mut gradient);
+    compare("_score", loss, &gradient);
+    let mut gradient = zero();
+    let loss = contrastive(&model.network, &model.parameters, &batch, golden.get("t_neg"), &mut gradient);
+    compare("_nce", loss, &gradient);
+    found
 }
