@@ -3,7 +3,7 @@
 use super::field::{EnergyFunction, VectorField};
 use crate::error::Result;
 use crate::io::model_file::{Data, ModelFile};
-use crate::nn::{Real, Tape, Var};
+use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -28,7 +28,7 @@ pub trait Network: Send + Sync {
     fn layout(&self) -> &Layout;
 
     /// Runs the network for `x[n][dimension]` at `t[n]` on an empty tape; returns the variables of x and of the output.
-    fn record<R: Real>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[f64]) -> (Var, Var);
+    fn record<R: Scalar>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var);
 }
 
 /// Names, shapes and places of a network's tensors in its flat parameter vector.
@@ -137,7 +137,7 @@ impl<N: Network, R: Real> Evaluator<N, R> {
         let parts = t.par_chunks(chunk).zip(x.par_chunks(chunk * d)).zip(output.par_chunks_mut(chunk * width));
         parts.enumerate().for_each(|(k, ((t, x), output))| {
             self.with_tape(|tape| {
-                let recorded = self.network.record(&self.parameters, tape, t, x);
+                let recorded = self.network.record(&self.parameters, tape, t, &narrow(x));
                 body(tape, recorded, k * chunk, output);
             });
         });
@@ -148,7 +148,8 @@ fn copy<R: Real>(from: &[R], to: &mut [f64]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to = from.to_f64());
 }
 
-fn narrow<R: Real>(values: &[f64]) -> Vec<R> {
+/// As the network's numbers.
+pub fn narrow<R: Real>(values: &[f64]) -> Vec<R> {
     values.iter().map(|&v| R::from_f64(v)).collect()
 }
 

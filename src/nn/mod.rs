@@ -4,6 +4,7 @@
 //! the gradient buffers of threads are plain slices. Matrices are row-major; a batch is `[n][features]`.
 
 pub mod activation;
+pub mod dual;
 pub mod lanes;
 pub mod linear;
 pub mod mlp;
@@ -12,7 +13,8 @@ pub mod real;
 pub mod tape;
 
 pub use activation::Activation;
+pub use dual::Dual;
 pub use linear::Linear;
 pub use mlp::{Mlp, MlpTape};
-pub use real::Real;
+pub use real::{Real, Scalar};
 pub use tape::{Tape, Var};

@@ -26,7 +26,8 @@ impl Matrix {
     }
 }
 
-pub trait Real:
+/// What a network computes with: a floating-point number, or one with a derivative ([`super::Dual`]).
+pub trait Scalar:
     Copy
     + Send
     + Sync
@@ -62,9 +63,6 @@ pub trait Real:
     fn silu_backward(pre: &[Self], gradient: &mut [Self]);
     /// y ← ln(1 + eʸ).
     fn softplus_slice(values: &mut [Self]);
-
-    /// Runs a kernel with the widest instructions that this processor has.
-    fn vectorised<K: Kernel<Self>>(kernel: K) -> K::Output;
 
     /// `dst[m][n] = lhs[m][k] · rhs[k][n]`, added to dst when `accumulate`. One thread.
     #[allow(clippy::too_many_arguments)]
@@ -161,10 +159,18 @@ fn instruction_set() -> InstructionSet {
     }
 }
 
-impl Real for f64 {
-    const NAME: &'static str = "f64";
+/// The floating-point numbers.
+pub trait Real: Scalar {
+    /// Runs a kernel with the widest instructions that this processor has.
+    fn vectorised<K: Kernel<Self>>(kernel: K) -> K::Output;
+}
 
+impl Real for f64 {
     dispatch_kernel!(f64, Avx512Double, Avx2Double);
+}
+
+impl Scalar for f64 {
+    const NAME: &'static str = "f64";
 
     fn from_f64(value: f64) -> f64 {
         value
@@ -199,9 +205,11 @@ impl Real for f64 {
 }
 
 impl Real for f32 {
-    const NAME: &'static str = "f32";
-
     dispatch_kernel!(f32, Avx512, Avx2);
+}
+
+impl Scalar for f32 {
+    const NAME: &'static str = "f32";
 
     fn from_f64(value: f64) -> f32 {
         value as f32

@@ -1,7 +1,7 @@
 //! Sums of losses and parameter gradients over the rows of a batch.
 
 use crate::models::network::Network;
-use crate::nn::{Real, Tape};
+use crate::nn::{Scalar, Tape};
 use rayon::prelude::*;
 
 /// Partial sums of a gradient. A fixed number, so that the sum does not depend on the threads.
@@ -9,7 +9,7 @@ const LANES: usize = 8;
 
 /// Adds every row's gradient to `gradient`, and returns the sum of what `row` returns. `row` runs the network for one row of
 /// the batch on the tape that it is given, and adds to the gradient that it is given.
-pub fn accumulate<N: Network, R: Real>(
+pub fn accumulate<N: Network, R: Scalar>(
     network: &N,
     rows: usize,
     gradient: &mut [R],

@@ -2,8 +2,9 @@
 //! noise contrastive estimation over the time.
 
 use super::batch::accumulate;
-use crate::models::network::Network;
-use crate::nn::{Real, Tape};
+use crate::models::network::{narrow, Network};
+use crate::nn::{Dual, Real, Scalar, Tape};
+use rayon::prelude::*;
 
 /// Noised data in the network's units.
 pub struct Noised<'a> {
@@ -15,46 +16,37 @@ pub struct Noised<'a> {
     pub t: &'a [f64],
 }
 
-/// Step of the directional difference below, in the network's units: largest displacement of a coordinate.
-fn step<R: Real>() -> f64 {
-    match R::NAME {
-        "f64" => 1e-4,
-        _ => 1e-2,
-    }
-}
-
 /// L = mean over rows and coordinates of (σ ∇ₓE(t, x) + noise)² (Vincent 2011; weight σ²).
 ///
-/// The gradient needs ∂θ of ∇ₓE. With v = ∂L/∂(∇ₓE) held fixed, ∂θ L = d/dε ∂θ E(x + εv), a directional difference of two
-/// ordinary gradients. Its error is quadratic in the step, and far below the noise of a batch.
+/// The gradient needs ∂θ of ∇ₓE. With v = ∂L/∂(∇ₓE) held fixed, ∂θ L = d/dε ∂θ E(x + εv): the slope of an ordinary gradient
+/// on [`Dual`] numbers.
 pub fn score_matching<N: Network, R: Real>(network: &N, parameters: &[R], batch: &Noised, gradient: &mut [R]) -> f64 {
-    let d = network.dimension();
-    let norm = 1.0 / (batch.t.len() * d) as f64;
-    accumulate(network, batch.t.len(), gradient, |network, tape, row, gradient| {
-        let (t, sigma) = (batch.t[row], batch.sigma[row]);
-        let (x, noise) = (&batch.x[row * d..][..d], &batch.noise[row * d..][..d]);
-        let score = score(network, parameters, tape, t, x);
-        let residual: Vec<f64> = score.iter().zip(noise).map(|(s, z)| sigma * s + z).collect();
-        let loss = norm * residual.iter().map(|r| r * r).sum::<f64>();
-        let largest = residual.iter().fold(0.0f64, |m, r| m.max(r.abs()));
-        if largest == 0.0 || sigma == 0.0 {
-            return loss;
-        }
-        // v = 2 σ residual · norm, along which x moves by at most one step
-        let reach = step::<R>() / largest;
-        let slope = 2.0 * sigma * norm / (2.0 * reach);
-        let shifted = |sign: f64| x.iter().zip(&residual).map(move |(x, r)| x + sign * reach * r);
-        let both: Vec<f64> = shifted(1.0).chain(shifted(-1.0)).collect();
+    let (d, n) = (network.dimension(), batch.t.len());
+    let norm = 1.0 / (n * d) as f64;
+    let of_row = |tape: &mut Tape<R>, row: usize| -> Vec<f64> {
+        let score = score(network, parameters, tape, batch.t[row], &batch.x[row * d..][..d]);
+        let noise = &batch.noise[row * d..][..d];
+        score.iter().zip(noise).map(|(s, z)| batch.sigma[row] * s + z).collect()
+    };
+    let residuals: Vec<Vec<f64>> = (0..n).into_par_iter().map_init(Tape::default, of_row).collect();
+    let fixed: Vec<Dual<R>> = parameters.iter().map(|&p| Dual::new(p, R::default())).collect();
+    let mut sum = vec![Dual::default(); gradient.len()];
+    accumulate(network, n, &mut sum, |network, tape, row, sum| {
+        let v = residuals[row].iter().map(|r| R::from_f64(2.0 * batch.sigma[row] * norm * r));
+        let x: Vec<Dual<R>> =
+            batch.x[row * d..][..d].iter().zip(v).map(|(&x, v)| Dual::new(R::from_f64(x), v)).collect();
         tape.clear();
-        let (_, e) = network.record(parameters, tape, &[t, t], &both);
-        tape.backward(parameters, &[(e, &[R::from_f64(slope), R::from_f64(-slope)])], Some(gradient));
-        loss
-    })
+        let (_, e) = network.record(&fixed, tape, &[batch.t[row]], &x);
+        tape.backward(&fixed, &[(e, &[Scalar::from_f64(1.0)])], Some(sum));
+        0.0
+    });
+    gradient.iter_mut().zip(sum).for_each(|(g, s)| *g += s.slope);
+    norm * residuals.iter().flatten().map(|r| r * r).sum::<f64>()
 }
 
 fn score<N: Network, R: Real>(network: &N, parameters: &[R], tape: &mut Tape<R>, t: f64, x: &[f64]) -> Vec<f64> {
     tape.clear();
-    let (input, e) = network.record(parameters, tape, &[t], x);
+    let (input, e) = network.record(parameters, tape, &[t], &narrow(x));
     tape.backward(parameters, &[(e, &[R::from_f64(1.0)])], None);
     tape.cotangent(input).iter().map(|v| v.to_f64()).collect()
 }
@@ -73,7 +65,7 @@ pub fn contrastive<N: Network, R: Real>(
     accumulate(network, n, gradient, |network, tape, row, gradient| {
         let times: Vec<f64> =
             std::iter::once(batch.t[row]).chain(negatives[row * per_row..][..per_row].iter().copied()).collect();
-        let x: Vec<f64> = times.iter().flat_map(|_| batch.x[row * d..][..d].iter().copied()).collect();
+        let x: Vec<R> = times.iter().flat_map(|_| narrow(&batch.x[row * d..][..d])).collect();
         tape.clear();
         let (_, e) = network.record(parameters, tape, &times, &x);
         let energies: Vec<f64> = tape.value(e).iter().map(|e| e.to_f64()).collect();

@@ -48,7 +48,7 @@ pub fn flow_matching<N: Network, R: Real>(
         let t = batch.t[row];
         let s = config.schedule(t);
         let (data, prior) = (&batch.data[row * d..][..d], &batch.prior[row * d..][..d]);
-        let x: Vec<f64> = data.iter().zip(prior).map(|(x0, x1)| s.alpha * x0 + s.sigma * x1).collect();
+        let x: Vec<R> = data.iter().zip(prior).map(|(x0, x1)| R::from_f64(s.alpha * x0 + s.sigma * x1)).collect();
         let weight = match config.parametrisation {
             Parametrisation::Velocity => 1.0,
             Parametrisation::Endpoint => {

@@ -19,7 +19,7 @@ use super::continuous::{ContinuousConfig, ContinuousFlow};
 use super::network::{Evaluator, Layout, Network};
 use crate::error::{Error, Result};
 use crate::nn::tape::{Function, Weight};
-use crate::nn::{Real, Tape, Var};
+use crate::nn::{Scalar, Tape, Var};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,7 +103,7 @@ impl Egnn {
     }
 
     /// Features of every atom with the time appended, `[n × atoms][features + 1]`.
-    fn features<R: Real>(&self, tape: &mut Tape<R>, t: &[f64]) -> Var {
+    fn features<R: Scalar>(&self, tape: &mut Tape<R>, t: &[f64]) -> Var {
         let width = self.config.n_features + 1;
         let var = tape.input(t.len() * self.n_atoms(), width);
         let values = tape.value_mut(var);
@@ -138,11 +138,11 @@ impl Network for Egnn {
         &self.layout
     }
 
-    fn record<R: Real>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[f64]) -> (Var, Var) {
+    fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var) {
         let (n, hidden) = (self.n_atoms(), self.config.n_hidden);
         let step = self.config.coordinate_range / self.config.n_layers as f64;
         let input = tape.input(t.len() * n, 3);
-        tape.value_mut(input).iter_mut().zip(x).for_each(|(slot, &x)| *slot = R::from_f64(x));
+        tape.value_mut(input).copy_from_slice(x);
         let features = self.features(tape, t);
         let mut h = tape.linear(p, self.embedding, features);
         let mut x = input;

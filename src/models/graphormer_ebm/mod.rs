@@ -18,7 +18,7 @@ use super::energy::{EnergyConfig, EnergyModel};
 use super::network::{Evaluator, Layout, Network};
 use crate::error::{Error, Result};
 use crate::nn::tape::{Attention, Embed, Function, Gaussians, LayerNorm, TypedAffine, Weight};
-use crate::nn::{Real, Tape, Var};
+use crate::nn::{Scalar, Tape, Var};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -161,7 +161,7 @@ impl Graphormer {
     }
 
     /// r_ij, `[n × atoms × atoms][1]`.
-    fn distances<R: Real>(&self, tape: &mut Tape<R>, x: Var) -> Var {
+    fn distances<R: Scalar>(&self, tape: &mut Tape<R>, x: Var) -> Var {
         let d = tape.pairs(Some((1.0, x)), Some((-1.0, x)), self.n_atoms());
         let squared = match self.config.version {
             Version::Boltznce => {
@@ -205,10 +205,10 @@ impl Network for Graphormer {
         &self.layout
     }
 
-    fn record<R: Real>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[f64]) -> (Var, Var) {
+    fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var) {
         let (n, samples) = (self.n_atoms(), t.len());
         let input = tape.input(samples * n, 3);
-        tape.value_mut(input).iter_mut().zip(x).for_each(|(slot, &x)| *slot = R::from_f64(x));
+        tape.value_mut(input).copy_from_slice(x);
         let time = tape.input(samples, 1);
         tape.value_mut(time).iter_mut().zip(t).for_each(|(slot, &t)| *slot = R::from_f64(t));
 

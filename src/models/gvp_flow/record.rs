@@ -4,7 +4,7 @@ use super::layout::{GvpPlaces, LayerPlaces, Layout as Places, NormPlaces};
 use super::GvpConfig;
 use crate::models::network::{Layout, Network};
 use crate::nn::tape::{Function, LayerNorm, RadialBasis, Weight};
-use crate::nn::{Real, Tape, Var};
+use crate::nn::{Scalar, Tape, Var};
 
 /// The network as operations of a tape. Parameters are those of [`super::GvpField`], in its order.
 pub struct GvpNetwork {
@@ -38,7 +38,7 @@ impl Perceptron {
     }
 
     /// From W [s ; ·] without its bias and the part of the norms, and from Vh `[rows][3 h]`, to (s′, V′) with gates act(g).
-    fn finish<R: Real>(
+    fn finish<R: Scalar>(
         &self,
         p: &[R],
         tape: &mut Tape<R>,
@@ -74,21 +74,21 @@ impl Perceptron {
         (s, tape.scale(vectors, g))
     }
 
-    fn apply<R: Real>(&self, p: &[R], tape: &mut Tape<R>, s: Var, v: Var, gate: Option<Function>) -> (Var, Var) {
+    fn apply<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, s: Var, v: Var, gate: Option<Function>) -> (Var, Var) {
         let vh = tape.linear(p, self.wh, v.reshape(3 * v.rows, self.wh.n_in)).reshape(v.rows, 3 * self.wh.n_out);
         self.finish(p, tape, (None, &[s]), vh, gate)
     }
 }
 
 /// n(x) = √max(|x|², 1e-8) of vectors.
-fn length<R: Real>(tape: &mut Tape<R>, v: Var) -> Var {
+fn length<R: Scalar>(tape: &mut Tape<R>, v: Var) -> Var {
     let squared = tape.squared_length(v);
     let squared = tape.function(Function::AtLeast(1e-8), squared);
     tape.function(Function::Root, squared)
 }
 
 /// Scalars: layer normalisation; vectors: divided by √(mean max(|V|², 1e-8) + 1e-5) + 1e-5.
-fn normalise<R: Real>(p: &[R], tape: &mut Tape<R>, norm: &NormPlaces, s: Var, v: Var) -> (Var, Var) {
+fn normalise<R: Scalar>(p: &[R], tape: &mut Tape<R>, norm: &NormPlaces, s: Var, v: Var) -> (Var, Var) {
     let s = tape.layer_norm(p, LayerNorm { weight: norm.weight.start, bias: norm.bias.start }, s);
     let squared = tape.squared_length(v);
     let squared = tape.function(Function::AtLeast(1e-8), squared);
@@ -121,7 +121,7 @@ impl GvpNetwork {
     }
 
     /// Features of every atom with the time appended, `[n × atoms][features + 1]`.
-    fn features<R: Real>(&self, tape: &mut Tape<R>, t: &[f64]) -> Var {
+    fn features<R: Scalar>(&self, tape: &mut Tape<R>, t: &[f64]) -> Var {
         let width = self.config.n_features + 1;
         let var = tape.input(t.len() * self.n_atoms(), width);
         let values = tape.value_mut(var);
@@ -135,7 +135,7 @@ impl GvpNetwork {
     }
 
     /// Σ_j of the messages, and the rest of a layer up to its second norm.
-    fn layer<R: Real>(
+    fn layer<R: Scalar>(
         &self,
         p: &[R],
         tape: &mut Tape<R>,
@@ -193,11 +193,11 @@ impl Network for GvpNetwork {
         &self.layout
     }
 
-    fn record<R: Real>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[f64]) -> (Var, Var) {
+    fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var) {
         let config = &self.config;
         let rows = t.len() * self.n_atoms();
         let input = tape.input(rows, 3);
-        tape.value_mut(input).iter_mut().zip(x).for_each(|(slot, &x)| *slot = R::from_f64(x));
+        tape.value_mut(input).copy_from_slice(x);
         let features = self.features(tape, t);
         let embedding = Weight::new(self.places.embedding_weight.start, config.n_features + 1, config.n_scalars)
             .with_bias(self.places.embedding_bias.start);

@@ -1,7 +1,7 @@
 //! Multi-head attention among the atoms of each sample, with an additive bias for every pair and head.
 
 use super::{Operation, Point, Tape, Var};
-use crate::nn::real::{vectorised, Real};
+use crate::nn::real::{vectorised, Scalar};
 
 /// out_i = Σ_j softmax_j(s q_i·k_j + B_ij) v_j in every head (Vaswani et al. 2017; bias: Ying et al. 2021).
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +33,7 @@ impl AttentionOp {
         Sizes { n: self.attention.atoms, h, c: d / h, d }
     }
 
-    fn scale<R: Real>(&self) -> R {
+    fn scale<R: Scalar>(&self) -> R {
         R::from_f64(1.0 / (self.sizes().c as f64).sqrt())
     }
 
@@ -43,7 +43,7 @@ impl AttentionOp {
     }
 
     /// q, k or v (`which` = 0, 1, 2) of one sample with heads innermost, `[atom][c][head]`: loops over heads then vectorise.
-    fn heads_inside<R: Real>(&self, rows: &[R], which: usize, out: &mut [R]) {
+    fn heads_inside<R: Scalar>(&self, rows: &[R], which: usize, out: &mut [R]) {
         let Sizes { h, c, d, .. } = self.sizes();
         for (row, out) in rows.chunks_exact(3 * d).zip(out.chunks_exact_mut(d)) {
             let row = &row[which * d..(which + 1) * d];
@@ -54,7 +54,7 @@ impl AttentionOp {
     }
 
     /// The inverse of `heads_inside`, added.
-    fn add_heads_outside<R: Real>(&self, rows: &mut [R], stride: usize, which: usize, inside: &[R]) {
+    fn add_heads_outside<R: Scalar>(&self, rows: &mut [R], stride: usize, which: usize, inside: &[R]) {
         let Sizes { h, c, d, .. } = self.sizes();
         for (row, inside) in rows.chunks_exact_mut(stride).zip(inside.chunks_exact(d)) {
             let row = &mut row[which * d..(which + 1) * d];
@@ -66,7 +66,7 @@ impl AttentionOp {
 
     /// out[h] ← factor · Σ_c a[c][h] b[c][h].
     #[inline(always)]
-    fn dot<R: Real>(h: usize, factor: R, a: &[R], b: &[R], out: &mut [R]) {
+    fn dot<R: Scalar>(h: usize, factor: R, a: &[R], b: &[R], out: &mut [R]) {
         out.fill(R::default());
         for (a, b) in a.chunks_exact(h).zip(b.chunks_exact(h)) {
             out.iter_mut().zip(a).zip(b).for_each(|((o, &a), &b)| *o += a * b);
@@ -76,7 +76,7 @@ impl AttentionOp {
 
     /// y[c][h] += w[h] x[c][h].
     #[inline(always)]
-    fn accumulate<R: Real>(h: usize, w: &[R], x: &[R], y: &mut [R]) {
+    fn accumulate<R: Scalar>(h: usize, w: &[R], x: &[R], y: &mut [R]) {
         for (x, y) in x.chunks_exact(h).zip(y.chunks_exact_mut(h)) {
             y.iter_mut().zip(x).zip(w).for_each(|((y, &x), &w)| *y += w * x);
         }
@@ -84,7 +84,7 @@ impl AttentionOp {
 
     /// `weights[j][h]` less their largest over j, so that no exponential overflows.
     #[inline(always)]
-    fn subtract_largest<R: Real>(h: usize, weights: &mut [R]) {
+    fn subtract_largest<R: Scalar>(h: usize, weights: &mut [R]) {
         for head in 0..h {
             let column = || (head..weights.len()).step_by(h);
             let top = column().map(|k| weights[k]).fold(weights[head], |m, w| if w > m { w } else { m });
@@ -96,7 +96,7 @@ impl AttentionOp {
 
     /// g ← p (g − Σ_j p g), the derivative of the softmax, which is symmetric.
     #[inline(always)]
-    fn softmax_derivative<R: Real>(h: usize, p: &[R], g: &mut [R], mean: &mut [R]) {
+    fn softmax_derivative<R: Scalar>(h: usize, p: &[R], g: &mut [R], mean: &mut [R]) {
         mean.fill(R::default());
         for (p, g) in p.chunks_exact(h).zip(g.chunks_exact(h)) {
             mean.iter_mut().zip(p).zip(g).for_each(|((m, &p), &g)| *m += p * g);
@@ -107,7 +107,7 @@ impl AttentionOp {
     }
 }
 
-impl<R: Real> Operation<R> for AttentionOp {
+impl<R: Scalar> Operation<R> for AttentionOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -252,7 +252,7 @@ impl<R: Real> Operation<R> for AttentionOp {
     }
 }
 
-impl<R: Real> Tape<R> {
+impl<R: Scalar> Tape<R> {
     /// Attention of `qkv[rows][3 D]` (q, k and v side by side, head after head) with `bias[rows × atoms][heads]`; `[rows][D]`.
     pub fn attention(&mut self, attention: Attention, qkv: Var, bias: Var) -> Var {
         let Attention { atoms, heads } = attention;

@@ -1,7 +1,7 @@
 //! Distances as Gaussians.
 
 use super::{Operation, Point, Tape, Var};
-use crate::nn::real::{vectorised, Real};
+use crate::nn::real::{vectorised, Scalar};
 use std::sync::Arc;
 
 /// exp(−((d − μ_k)/w)²) with fixed, evenly spaced μ_k from 0 to `max`, and w = max/count.
@@ -19,22 +19,22 @@ pub(super) struct RadialBasisOp {
 }
 
 impl RadialBasisOp {
-    fn step<R: Real>(&self) -> R {
+    fn step<R: Scalar>(&self) -> R {
         R::from_f64(self.basis.max / (self.basis.count - 1) as f64)
     }
 
-    fn inverse_width<R: Real>(&self) -> R {
+    fn inverse_width<R: Scalar>(&self) -> R {
         R::from_f64(self.basis.count as f64 / self.basis.max)
     }
 
     /// −2 (d − μ_k)/w², the logarithmic derivative of each Gaussian.
-    fn slope<R: Real>(&self, d: R, k: usize) -> R {
+    fn slope<R: Scalar>(&self, d: R, k: usize) -> R {
         let w = self.inverse_width::<R>();
         R::from_f64(-2.0) * (d - self.step::<R>() * R::from_f64(k as f64)) * w * w
     }
 }
 
-impl<R: Real> Operation<R> for RadialBasisOp {
+impl<R: Scalar> Operation<R> for RadialBasisOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -94,7 +94,7 @@ const NORMALISER: f64 = 2.5066272160016134;
 
 impl GaussiansOp {
     /// Mean, inverse width, and the sign of σ.
-    fn kernel<R: Real>(&self, parameters: &[R], k: usize) -> (R, R, R) {
+    fn kernel<R: Scalar>(&self, parameters: &[R], k: usize) -> (R, R, R) {
         let sigma = parameters[self.gaussians.widths + k];
         let sign = R::from_f64(if sigma < R::default() { -1.0 } else { 1.0 });
         let width = sign * sigma + R::from_f64(1e-5);
@@ -102,7 +102,7 @@ impl GaussiansOp {
     }
 }
 
-impl<R: Real> Operation<R> for GaussiansOp {
+impl<R: Scalar> Operation<R> for GaussiansOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -187,7 +187,7 @@ impl TypedAffineOp {
     }
 }
 
-impl<R: Real> Operation<R> for TypedAffineOp {
+impl<R: Scalar> Operation<R> for TypedAffineOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -216,7 +216,7 @@ impl<R: Real> Operation<R> for TypedAffineOp {
     }
 }
 
-impl<R: Real> Tape<R> {
+impl<R: Scalar> Tape<R> {
     /// Gaussians of distances `[rows][1]` to `[rows][count]`.
     pub fn radial_basis(&mut self, basis: RadialBasis, d: Var) -> Var {
         assert_eq!(d.columns, 1);

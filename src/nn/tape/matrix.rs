@@ -1,7 +1,7 @@
 //! Matrix products with parameters, and rows of a parameter table.
 
 use super::{Operation, Point, Tape, Var};
-use crate::nn::real::{Matrix, Real};
+use crate::nn::real::{Matrix, Scalar};
 use crate::nn::Linear;
 use std::sync::Arc;
 
@@ -92,7 +92,7 @@ impl LinearOp {
         })
     }
 
-    fn product<R: Real>(&self, parameters: &[R], inputs: &[R], y: &mut [R], accumulate: bool) {
+    fn product<R: Scalar>(&self, parameters: &[R], inputs: &[R], y: &mut [R], accumulate: bool) {
         let w = &self.weight;
         for (k, (x, column)) in self.parts().enumerate() {
             R::gemm(
@@ -106,7 +106,7 @@ impl LinearOp {
     }
 }
 
-impl<R: Real> Operation<R> for LinearOp {
+impl<R: Scalar> Operation<R> for LinearOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -174,7 +174,7 @@ impl EmbedOp {
     }
 }
 
-impl<R: Real> Operation<R> for EmbedOp {
+impl<R: Scalar> Operation<R> for EmbedOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -196,7 +196,7 @@ impl<R: Real> Operation<R> for EmbedOp {
     }
 }
 
-impl<R: Real> Tape<R> {
+impl<R: Scalar> Tape<R> {
     /// x Wᵀ + b.
     pub fn linear(&mut self, parameters: &[R], weight: impl Into<Weight>, x: Var) -> Var {
         self.linear_of(parameters, weight, &[x])

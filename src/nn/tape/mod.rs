@@ -20,7 +20,7 @@ pub use matrix::{Embed, Weight};
 pub use norm::LayerNorm;
 pub use pointwise::Function;
 
-use super::Real;
+use super::Scalar;
 use attention::AttentionOp;
 use gaussian::{GaussiansOp, RadialBasisOp, TypedAffineOp};
 use matrix::{EmbedOp, LinearOp};
@@ -53,7 +53,7 @@ impl Var {
 }
 
 /// One recorded operation. It reads values that lie before its output and writes its output.
-trait Operation<R: Real> {
+trait Operation<R: Scalar> {
     fn output(&self) -> Var;
     fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]);
     /// Output tangent from the tangents of the inputs.
@@ -80,7 +80,7 @@ macro_rules! operations {
         enum Record { $($name($kind)),* }
 
         impl Record {
-            fn as_operation<R: Real>(&self) -> &dyn Operation<R> {
+            fn as_operation<R: Scalar>(&self) -> &dyn Operation<R> {
                 match self { $(Record::$name(op) => op),* }
             }
         }
@@ -124,7 +124,7 @@ pub struct Tape<R> {
     cotangents: Vec<R>,
 }
 
-impl<R: Real> Tape<R> {
+impl<R: Scalar> Tape<R> {
     /// Forgets everything but the buffers.
     pub fn clear(&mut self) {
         self.end = 0;

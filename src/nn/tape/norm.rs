@@ -1,7 +1,7 @@
 //! Normalisation and lengths.
 
 use super::{Operation, Point, Tape, Var};
-use crate::nn::real::{vectorised, Real};
+use crate::nn::real::{vectorised, Scalar};
 
 /// Layer normalisation with learned weight and bias (Ba et al. 2016), by their places among the parameters.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +20,7 @@ pub(super) struct LayerNormOp {
 }
 
 /// Mean and 1/√(variance + ε) of a row.
-fn moments<R: Real>(x: &[R]) -> (R, R) {
+fn moments<R: Scalar>(x: &[R]) -> (R, R) {
     let n = R::from_f64(1.0 / x.len() as f64);
     let mean = sum(x, |x| x) * n;
     let variance = sum(x, |x| (x - mean) * (x - mean)) * n;
@@ -29,7 +29,7 @@ fn moments<R: Real>(x: &[R]) -> (R, R) {
 
 /// Σ f(x) in eight partial sums, which vectorise.
 #[inline(always)]
-fn sum<R: Real>(x: &[R], f: impl Fn(R) -> R) -> R {
+fn sum<R: Scalar>(x: &[R], f: impl Fn(R) -> R) -> R {
     let mut sums = [R::default(); 8];
     let (groups, rest) = x.as_chunks::<8>();
     for group in groups {
@@ -41,7 +41,7 @@ fn sum<R: Real>(x: &[R], f: impl Fn(R) -> R) -> R {
 
 impl LayerNormOp {
     /// rstd · (g − mean(g) − x̂ mean(g x̂)): both the jvp and the vjp of x̂(x), which is symmetric.
-    fn derivative<R: Real>(x: &[R], g: &[R], mut write: impl FnMut(usize, R)) {
+    fn derivative<R: Scalar>(x: &[R], g: &[R], mut write: impl FnMut(usize, R)) {
         let n = R::from_f64(1.0 / x.len() as f64);
         let (mean, scale) = moments(x);
         let mut mean_g = R::default();
@@ -61,7 +61,7 @@ impl LayerNormOp {
     }
 }
 
-impl<R: Real> Operation<R> for LayerNormOp {
+impl<R: Scalar> Operation<R> for LayerNormOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -113,14 +113,14 @@ pub(super) struct MeanColumnsOp {
 }
 
 impl MeanColumnsOp {
-    fn apply<R: Real>(&self, inputs: &[R], y: &mut [R]) {
+    fn apply<R: Scalar>(&self, inputs: &[R], y: &mut [R]) {
         let n = R::from_f64(1.0 / self.x.columns as f64);
         let rows = inputs[self.x.range()].chunks_exact(self.x.columns);
         vectorised(|| rows.zip(y).for_each(|(x, y)| *y = sum(x, |x| x) * n));
     }
 }
 
-impl<R: Real> Operation<R> for MeanColumnsOp {
+impl<R: Scalar> Operation<R> for MeanColumnsOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -147,7 +147,7 @@ pub(super) struct SquaredLengthOp {
     output: Var,
 }
 
-impl<R: Real> Operation<R> for SquaredLengthOp {
+impl<R: Scalar> Operation<R> for SquaredLengthOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -184,7 +184,7 @@ impl<R: Real> Operation<R> for SquaredLengthOp {
     }
 }
 
-impl<R: Real> Tape<R> {
+impl<R: Scalar> Tape<R> {
     pub fn layer_norm(&mut self, parameters: &[R], norm: LayerNorm, x: Var) -> Var {
         let output = self.allocate(x.rows, x.columns);
         self.run(parameters, LayerNormOp { x, norm, output })

@@ -1,7 +1,7 @@
 //! Between atoms and ordered pairs of atoms. Pair rows are `[sample][i][j]`: j is the source, i the destination.
 
 use super::{Operation, Point, Tape, Var};
-use crate::nn::real::{vectorised, Real};
+use crate::nn::real::{vectorised, Scalar};
 
 /// y[i][j] = α source[j] + β destination[i].
 #[derive(Clone, Debug)]
@@ -13,7 +13,7 @@ pub(super) struct PairsOp {
 }
 
 impl PairsOp {
-    fn apply<R: Real>(&self, inputs: &[R], y: &mut [R]) {
+    fn apply<R: Scalar>(&self, inputs: &[R], y: &mut [R]) {
         let (n, c) = (self.atoms, self.output.columns);
         let part = |part: Option<(f64, Var)>| part.map(|(f, x)| (R::from_f64(f), &inputs[x.range()]));
         let (source, destination) = (part(self.source), part(self.destination));
@@ -36,7 +36,7 @@ impl PairsOp {
     }
 }
 
-impl<R: Real> Operation<R> for PairsOp {
+impl<R: Scalar> Operation<R> for PairsOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -83,7 +83,7 @@ pub(super) struct SumPairsOp {
 }
 
 impl SumPairsOp {
-    fn apply<R: Real>(&self, inputs: &[R], y: &mut [R]) {
+    fn apply<R: Scalar>(&self, inputs: &[R], y: &mut [R]) {
         let (n, c) = (self.atoms, self.m.columns);
         vectorised(|| {
             for (i, (y, block)) in y.chunks_exact_mut(c).zip(inputs[self.m.range()].chunks_exact(n * c)).enumerate() {
@@ -98,7 +98,7 @@ impl SumPairsOp {
     }
 }
 
-impl<R: Real> Operation<R> for SumPairsOp {
+impl<R: Scalar> Operation<R> for SumPairsOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -143,11 +143,11 @@ pub(super) struct SumRowsOp {
 }
 
 /// few[r] ↦ many[r][k].
-fn repeat<R: Real>(few: &[R], c: usize, times: usize, mut each: impl FnMut(usize, &[R])) {
+fn repeat<R: Scalar>(few: &[R], c: usize, times: usize, mut each: impl FnMut(usize, &[R])) {
     few.chunks_exact(c).enumerate().for_each(|(r, row)| (0..times).for_each(|k| each(r * times + k, row)));
 }
 
-impl<R: Real> Operation<R> for RepeatOp {
+impl<R: Scalar> Operation<R> for RepeatOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -169,7 +169,7 @@ impl<R: Real> Operation<R> for RepeatOp {
     }
 }
 
-impl<R: Real> Operation<R> for SumRowsOp {
+impl<R: Scalar> Operation<R> for SumRowsOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -195,7 +195,7 @@ impl<R: Real> Operation<R> for SumRowsOp {
     }
 }
 
-impl<R: Real> Tape<R> {
+impl<R: Scalar> Tape<R> {
     /// α source[j] + β destination[i] for all ordered pairs (i, j) of the atoms of each sample; either may be left out.
     pub fn pairs(&mut self, source: Option<(f64, Var)>, destination: Option<(f64, Var)>, atoms: usize) -> Var {
         let x = source.or(destination).expect("a source or a destination").1;

@@ -1,7 +1,7 @@
 //! Element by element.
 
 use super::{Operation, Point, Tape, Var};
-use crate::nn::real::{vectorised, Real};
+use crate::nn::real::{vectorised, Scalar};
 
 /// y = α a + β b + γ.
 #[derive(Clone, Debug)]
@@ -13,7 +13,7 @@ pub(super) struct CombineOp {
 }
 
 impl CombineOp {
-    fn apply<R: Real>(&self, inputs: &[R], constant: R, y: &mut [R]) {
+    fn apply<R: Scalar>(&self, inputs: &[R], constant: R, y: &mut [R]) {
         let (alpha, a) = (R::from_f64(self.a.0), &inputs[self.a.1.range()]);
         vectorised(|| match self.b {
             None => y.iter_mut().zip(a).for_each(|(y, &a)| *y = alpha * a + constant),
@@ -25,7 +25,7 @@ impl CombineOp {
     }
 }
 
-impl<R: Real> Operation<R> for CombineOp {
+impl<R: Scalar> Operation<R> for CombineOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -54,7 +54,7 @@ pub(super) struct ProductOp {
     output: Var,
 }
 
-impl<R: Real> Operation<R> for ProductOp {
+impl<R: Scalar> Operation<R> for ProductOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -91,7 +91,7 @@ fn rows<'a, R>(a: &'a [R], columns: usize, b: &'a [R], width: usize) -> impl Ite
     a.chunks_exact(columns).zip(b.chunks_exact(width))
 }
 
-impl<R: Real> Operation<R> for ScaleOp {
+impl<R: Scalar> Operation<R> for ScaleOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -169,7 +169,7 @@ pub(super) struct FunctionOp {
 
 impl FunctionOp {
     /// gradient ← gradient · f′(x), with y = f(x).
-    fn differentiate<R: Real>(&self, x: &[R], y: &[R], gradient: &mut [R]) {
+    fn differentiate<R: Scalar>(&self, x: &[R], y: &[R], gradient: &mut [R]) {
         let one = R::from_f64(1.0);
         let each = gradient.iter_mut().zip(x.iter().zip(y));
         match self.function {
@@ -189,7 +189,7 @@ impl FunctionOp {
     }
 }
 
-impl<R: Real> Operation<R> for FunctionOp {
+impl<R: Scalar> Operation<R> for FunctionOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -243,7 +243,7 @@ pub(super) struct SwishOp {
 
 impl SwishOp {
     /// σ(βx) into `sigmoid`.
-    fn sigmoid<R: Real>(&self, beta: R, x: &[R], sigmoid: &mut [R]) {
+    fn sigmoid<R: Scalar>(&self, beta: R, x: &[R], sigmoid: &mut [R]) {
         let mut scaled = [R::default(); SWISH_BLOCK];
         let scaled = &mut scaled[..x.len()];
         scaled.iter_mut().zip(x).for_each(|(s, &x)| *s = beta * x);
@@ -253,7 +253,7 @@ impl SwishOp {
 
 const SWISH_BLOCK: usize = 256;
 
-impl<R: Real> Operation<R> for SwishOp {
+impl<R: Scalar> Operation<R> for SwishOp {
     fn output(&self) -> Var {
         self.output
     }
@@ -300,7 +300,7 @@ impl<R: Real> Operation<R> for SwishOp {
     }
 }
 
-impl<R: Real> Tape<R> {
+impl<R: Scalar> Tape<R> {
     /// α a + β b + γ.
     pub fn combine(&mut self, a: (f64, Var), b: (f64, Var), constant: f64) -> Var {
         assert_eq!((a.1.rows, a.1.columns), (b.1.rows, b.1.columns));

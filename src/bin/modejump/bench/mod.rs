@@ -7,7 +7,7 @@ use clap::Args;
 use modejump::io::model_file;
 use modejump::models::coupling::CouplingFlow;
 use modejump::nn::real::Matrix;
-use modejump::nn::Real;
+use modejump::nn::Scalar;
 use modejump::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
