@@ -159,7 +159,7 @@ pub struct Schedule {
 impl Schedule {
     /// (a, b) of v = a x + b x_data: the prior point is (x − α x_data)/σ, so v = α′ x_data + σ′ x_prior has a = σ′/σ and
     /// b = α′ − α σ′/σ.
-    fn from_endpoint(&self) -> (f64, f64) {
+    fn by_endpoint(&self) -> (f64, f64) {
         let a = self.d_sigma / self.sigma;
         (a, self.d_alpha - self.alpha * a)
     }
@@ -274,7 +274,7 @@ impl<F: VectorField> ContinuousFlow<F> {
                 centre(dx);
             }
             if self.config.parametrisation == Parametrisation::Endpoint {
-                let (a, b) = self.config.schedule(t[i]).from_endpoint();
+                let (a, b) = self.config.schedule(t[i]).by_endpoint();
                 dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = a * x + b * *dx);
                 rate.iter_mut().skip(i).take(1).for_each(|r| *r = a * self.degrees_of_freedom() + b * *r);
             }

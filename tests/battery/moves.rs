@@ -3,12 +3,12 @@
 use crate::guards::{identity, one_shot, Correct, Driver, Experiment};
 use crate::systems::*;
 use modejump::coordinates::constraints::Constraints;
-use modejump::coordinates::vector::{add, atom, cross, dot, scale, set_atom, sub, unit};
-use modejump::density::{Density, Evaluation};
+use modejump::coordinates::vector::{add, atom, centroid, cross, dot, norm, scale, set_atom, sub, unit};
+use modejump::density::{Density, Evaluation, Scope};
 use modejump::error::{Error, Result};
 use modejump::models::{self, Model, Precision};
 use modejump::moves::{
-    accept, Fate, Generator, Independence, Isir, Mixture, Move, Options, Proposal, RandomWalk, State,
+    accept, DelayedAcceptance, Fate, Generator, Independence, Isir, Mixture, Move, Options, Proposal, RandomWalk, State,
 };
 use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
@@ -17,11 +17,11 @@ use std::sync::Arc;
 const STARTS: usize = 50_000;
 
 pub struct System {
-    name: &'static str,
-    target: Arc<dyn Density>,
-    generator: Arc<dyn Density>,
-    local: f64,
-    observables: fn(&[f64]) -> Vec<f64>,
+    pub name: &'static str,
+    pub target: Arc<dyn Density>,
+    pub generator: Arc<dyn Density>,
+    pub local: f64,
+    pub observables: fn(&[f64]) -> Vec<f64>,
 }
 
 fn bond(mean: f64, width: f64) -> Table {
@@ -76,6 +76,13 @@ pub fn systems() -> Vec<System> {
             observables: |x| vec![x[0], x[9] - x[6], (0..3).map(|k| (x[9 + k] - x[k]).powi(2)).sum()],
         },
         System {
+            name: "trimer without its centroid",
+            target: Arc::new(Exact(Trimer { width: 0.3, target: true })),
+            generator: Arc::new(Exact(Trimer { width: 0.4, target: false })),
+            local: 0.1,
+            observables: |x| vec![x[0] + x[3] + x[6], x[0] - x[3], (x[4] - x[1]).powi(2) + x[8], x[0] * (x[3] + x[6])],
+        },
+        System {
             name: "bent molecule",
             target: bent(true),
             generator: bent(false),
@@ -92,7 +99,7 @@ pub fn generator(density: &Arc<dyn Density>, n_proposals: usize, batch: usize) -
 
 type Kernel = fn(&Arc<dyn Density>, f64) -> Box<dyn Move>;
 
-const KERNELS: [(&str, Kernel); 5] = [
+const KERNELS: [(&str, Kernel); 7] = [
     ("independence", |q, _| Box::new(Independence::new(generator(q, 1, 16)))),
     ("independence with 3 proposals", |q, _| Box::new(Independence::new(generator(q, 3, 4)))),
     ("i-SIR(1)", |q, _| Box::new(Isir::new(generator(q, 1, 8)))),
@@ -103,7 +110,13 @@ const KERNELS: [(&str, Kernel); 5] = [
             vec![(3.0, Box::new(Isir::new(generator(q, 2, 4)))), (2.0, Box::new(walk))];
         Box::new(Mixture::new(parts, 8).unwrap())
     }),
+    ("delayed acceptance by a wrong screen", |q, _| delayed(q, Arc::new(WrongScreen(q.clone())), 1)),
+    ("delayed acceptance with 3 steps", |q, _| delayed(q, Arc::new(WrongScreen(q.clone())), 3)),
 ];
+
+pub fn delayed(q: &Arc<dyn Density>, screen: Arc<dyn Density>, steps: usize) -> Box<dyn Move> {
+    Box::new(DelayedAcceptance::new(generator(q, steps, 5), screen).unwrap())
+}
 
 #[test]
 fn one_shot_invariance_of_every_move_on_every_system() {
@@ -216,10 +229,30 @@ fn shape_moves_keep_the_frame_of_the_molecule() {
     assert!(accepted > 20);
 }
 
+#[test]
+fn centred_moves_keep_the_centroid() {
+    let system = systems().into_iter().find(|s| s.generator.scope() == Scope::Centred).unwrap();
+    let mut target = NegativeLog::new(system.target.clone(), 0.0);
+    let mut kernel = Independence::new(generator(&system.generator, 2, 3));
+    let mut x = vec![0.3, -0.2, 0.5, 0.35, -0.12, 0.55, 0.25, -0.1, 0.45];
+    let was = centroid(&x);
+    let mut accepted = 0;
+    for step in 0..200 {
+        accepted += u32::from(Correct.attempt(&mut kernel, &mut target, &mut x, step).accepted());
+        assert!(norm(sub(centroid(&x), was)) < 1e-12);
+    }
+    assert!(accepted > 20, "{accepted}");
+}
+
 /// A molecule cut by the box and moved by lattice vectors: same decisions, and the same shape after an acceptance.
 #[test]
 fn a_cut_molecule_is_made_whole_before_the_move() {
-    let system = systems().pop().unwrap();
+    for system in systems().iter().filter(|s| s.generator.scope() != Scope::Full) {
+        cut_and_whole_agree(system);
+    }
+}
+
+fn cut_and_whole_agree(system: &System) {
     let box_vectors = [[1.0, 0.0, 0.0], [0.3, 0.9, 0.0], [-0.2, 0.4, 0.8]];
     let options = Options { seed: 4, stride: 0, ..Options::default() };
     let whole = [0.3, -0.2, 0.5, 0.35, -0.12, 0.55, 0.25, -0.1, 0.45];

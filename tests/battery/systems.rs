@@ -1,7 +1,7 @@
 //! Analytic systems: densities that can be evaluated and sampled exactly, and targets made of them.
 #![allow(dead_code)] // shared by several test targets
 
-use modejump::coordinates::vector::{angle, atom, norm, set_atom, sub};
+use modejump::coordinates::vector::{angle, atom, centre, centroid, norm, set_atom, shift, sub};
 use modejump::density::{Density, Evaluation, Exactness, Scope, Status};
 use modejump::error::Result;
 use modejump::rng::Stream;
@@ -315,5 +315,83 @@ impl Analytic for Bent {
             let turned = std::array::from_fn(|k| origin[k] + (0..3).map(|j| rotation[k][j] * r[j]).sum::<f64>());
             set_atom(x, i, turned);
         }
+    }
+}
+
+/// Three atoms about their centroid, which is normal; with `target`, the first atom leans to where the centroid is, so that
+/// centroid and shape are correlated. A generator describes the centred configuration alone.
+pub struct Trimer {
+    pub width: f64,
+    pub target: bool,
+}
+
+impl Trimer {
+    const TRAP: f64 = 0.5;
+
+    /// Mean of the centred configuration.
+    fn mean(&self, c: [f64; 3]) -> Vec<f64> {
+        let mut mean = vec![0.0; 9];
+        if self.target {
+            mean[0] = 0.5 * (2.0 * c[0]).tanh();
+            mean[4] = 0.3;
+        }
+        centre(&mut mean);
+        mean
+    }
+}
+
+impl Analytic for Trimer {
+    fn dimension(&self) -> usize {
+        9
+    }
+    fn scope(&self) -> Scope {
+        Scope::Centred
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        let mut y = x.to_vec();
+        let c = centre(&mut y);
+        let r2: f64 = y.iter().zip(self.mean(c)).map(|(y, m)| ((y - m) / self.width).powi(2)).sum();
+        let shape = -0.5 * r2 - 6.0 * (self.width.ln() + 0.5 * LOG_2_PI);
+        if !self.target {
+            return evaluation(shape);
+        }
+        // dx = 3^{3/2} dc dy
+        let log_normal = |t: f64| -0.5 * ((t / Trimer::TRAP).powi(2) + LOG_2_PI) - Trimer::TRAP.ln();
+        evaluation(shape + c.iter().map(|c| log_normal(*c)).sum::<f64>() - 1.5 * 3f64.ln())
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        x.iter_mut().for_each(|x| *x = self.width * stream.normal());
+        centre(x);
+        let c = if self.target { std::array::from_fn(|_| Trimer::TRAP * stream.normal()) } else { [0.0; 3] };
+        x.iter_mut().zip(self.mean(c)).for_each(|(x, m)| *x += m);
+        shift(x, c);
+        debug_assert!((0..3).all(|k| (centroid(x)[k] - c[k]).abs() < 1e-12));
+    }
+}
+
+/// A density that stands in for another and is far from it, not even invariant where that one is; it cannot sample.
+pub struct WrongScreen(pub Arc<dyn Density>);
+
+impl Density for WrongScreen {
+    fn dimension(&self) -> usize {
+        self.0.dimension()
+    }
+    fn exactness(&self) -> Exactness {
+        Exactness::Surrogate
+    }
+    fn sample(&self, _: &(dyn Fn(usize) -> Stream + Sync), _: &mut [f64], _: &mut [Evaluation]) -> Result<()> {
+        unreachable!("a screen is never asked for samples")
+    }
+    fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
+        self.0.log_density(x, e)?;
+        for (x, e) in x.chunks_exact(self.dimension()).zip(e) {
+            if e.is_inside() {
+                *e = Evaluation::inside(0.7 * e.log_density + 0.8 * (4.0 * x[0]).sin() + 17.0);
+            }
+        }
+        Ok(())
+    }
+    fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
+        unreachable!("a screen is never asked for gradients")
     }
 }
