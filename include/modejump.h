@@ -80,7 +80,8 @@ typedef struct modejump_move_options {
   uint32_t struct_size;
   // `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`
   uint32_t kind;
-  // Proposals of one attempt, 1 to 4096. Independence tests them one after the other; i-SIR chooses among them.
+  // Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR chooses
+  // among them.
   uint64_t n_proposals;
   uint64_t seed;
   // Engine steps between attempts, so that the proposals of coming attempts can be drawn in one batch; 0 if unknown.
@@ -154,11 +155,17 @@ typedef struct modejump_statistics {
   uint64_t non_finite;
   uint64_t constraint;
   uint64_t chirality;
-  // Mean log-weight of the usable proposals; NaN before the first.
+  // Mean log-weight of the usable proposals; NaN before the first. The weights of delayed acceptance are the screen's.
   double mean_log_weight;
   // Effective sample size of all proposals as a fraction of their number, unusable ones having weight zero.
   double ess;
   uint64_t proposals;
+  // Delayed acceptance: attempts that the screen let through to the exact stage.
+  uint64_t screened;
+  // Delayed acceptance: exact log-densities computed in the second stage.
+  uint64_t exact_evaluations;
+  // Delayed acceptance: variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the second.
+  double correction_variance;
 } modejump_statistics;
 
 #ifdef __cplusplus
@@ -230,6 +237,15 @@ int32_t modejump_move_options_init(struct modejump_move_options *options);
 int32_t modejump_move_new(const struct modejump_model *model,
                           const struct modejump_move_options *options,
                           struct modejump_move **out);
+
+// Makes a move by delayed acceptance: `model` proposes without its log-density, which may be dear; `screen` tests the
+// proposals, one after the other, `options->n_proposals` in an attempt; where that chain has moved, the exact log-density of
+// `model` decides. Exact whatever the screen is. `options->kind` is not looked at. On success `*out` is a new handle, to
+// be freed with `modejump_move_free`; it keeps both models.
+int32_t modejump_move_delayed_acceptance_new(const struct modejump_model *model,
+                                             const struct modejump_model *screen,
+                                             const struct modejump_move_options *options,
+                                             struct modejump_move **out);
 
 // Frees a move; NULL does nothing.
 int32_t modejump_move_free(struct modejump_move *move);

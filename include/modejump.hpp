@@ -178,6 +178,13 @@ public:
         move_.reset(move);
     }
 
+    /// Delayed acceptance: `model` proposes, `screen` tests, the exact density of `model` decides about what has passed.
+    Move(const Model& model, const Model& screen, const Options& options = Options()) : dimension_(model.dimension()) {
+        modejump_move* move = nullptr;
+        check(modejump_move_delayed_acceptance_new(model.handle(), screen.handle(), &options, &move));
+        move_.reset(move);
+    }
+
     /// Bonds that the engine constrains: pairs of atoms, lengths in nm, masses of all atoms in dalton.
     void set_constraints(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                          const std::vector<double>& masses) {

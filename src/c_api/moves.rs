@@ -9,7 +9,7 @@ use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::box_from_slice;
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::moves::{Fate, Generator, Independence, Isir, Move, Options, Outcome, State};
+use crate::moves::{DelayedAcceptance, Fate, Generator, Independence, Isir, Move, Options, Outcome, State};
 use std::sync::Arc;
 
 /// A move. One thread at a time; make one for each replica, since each draws its proposals ahead.
@@ -21,6 +21,7 @@ pub struct modejump_move {
 enum Kernel {
     Independence(Independence),
     Isir(Isir),
+    DelayedAcceptance(DelayedAcceptance),
 }
 
 impl modejump_move {
@@ -28,18 +29,21 @@ impl modejump_move {
         match &self.kernel {
             Kernel::Independence(kernel) => kernel,
             Kernel::Isir(kernel) => kernel,
+            Kernel::DelayedAcceptance(kernel) => kernel,
         }
     }
     fn as_move_mut(&mut self) -> &mut dyn Move {
         match &mut self.kernel {
             Kernel::Independence(kernel) => kernel,
             Kernel::Isir(kernel) => kernel,
+            Kernel::DelayedAcceptance(kernel) => kernel,
         }
     }
     fn generator_mut(&mut self) -> &mut Generator {
         match &mut self.kernel {
             Kernel::Independence(kernel) => kernel.generator_mut(),
             Kernel::Isir(kernel) => kernel.generator_mut(),
+            Kernel::DelayedAcceptance(kernel) => kernel.generator_mut(),
         }
     }
 }
@@ -68,14 +72,7 @@ pub unsafe extern "C" fn modejump_move_new(
         // SAFETY: the caller's promise.
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
-        let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-        let options = Options {
-            n_proposals: count(given.n_proposals),
-            seed: given.seed,
-            stride: given.stride,
-            batch: count(given.batch),
-        };
-        let generator = Generator::of_model(model, options)?;
+        let generator = Generator::of_model(model, plain(&given))?;
         let kernel = match given.kind {
             MODEJUMP_INDEPENDENCE => Kernel::Independence(Independence::new(generator)),
             MODEJUMP_ISIR => Kernel::Isir(Isir::new(generator)),
@@ -84,6 +81,38 @@ pub unsafe extern "C" fn modejump_move_new(
         *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
         Ok(())
     })
+}
+
+/// Makes a move by delayed acceptance: `model` proposes without its log-density, which may be dear; `screen` tests the
+/// proposals, one after the other, `options->n_proposals` in an attempt; where that chain has moved, the exact log-density of
+/// `model` decides. Exact whatever the screen is. `options->kind` is not looked at. On success `*out` is a new handle, to
+/// be freed with `modejump_move_free`; it keeps both models.
+///
+/// # Safety
+/// `model` and `screen` are NULL or live handles; `options` is NULL or a struct of the size it says; `out` is NULL or points
+/// to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
+    model: *const modejump_model,
+    screen: *const modejump_model,
+    options: *const modejump_move_options,
+    out: *mut *mut modejump_move,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, screen) = unsafe { (&reference(model, "model")?.model, &reference(screen, "screen")?.model) };
+        // SAFETY: the caller's promise.
+        let (given, out) = unsafe { (read(options)?, reference_mut(out, "out")?) };
+        let generator = Generator::of_model(model, plain(&given))?;
+        let kernel = Kernel::DelayedAcceptance(DelayedAcceptance::new(generator, screen.clone())?);
+        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        Ok(())
+    })
+}
+
+fn plain(given: &modejump_move_options) -> Options {
+    let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    Options { n_proposals: count(given.n_proposals), seed: given.seed, stride: given.stride, batch: count(given.batch) }
 }
 
 /// Frees a move; NULL does nothing.
@@ -224,6 +253,9 @@ pub unsafe extern "C" fn modejump_move_statistics(
             mean_log_weight: counted.mean_log_weight(),
             ess: counted.effective_fraction(),
             proposals: counted.proposals(),
+            screened: counted.screened(),
+            exact_evaluations: counted.exact_evaluations(),
+            correction_variance: counted.correction_variance(),
         };
         // SAFETY: the caller's promise.
         unsafe { write(statistics, &values) }

@@ -2,7 +2,7 @@
 
 use super::Versioned;
 use crate::moves::Options;
-use std::mem::size_of;
+use std::mem::{offset_of, size_of};
 
 /// `modejump_move_options.kind`: independence Metropolis-Hastings.
 pub const MODEJUMP_INDEPENDENCE: u32 = 0;
@@ -32,7 +32,8 @@ pub struct modejump_move_options {
     pub struct_size: u32,
     /// `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`
     pub kind: u32,
-    /// Proposals of one attempt, 1 to 4096. Independence tests them one after the other; i-SIR chooses among them.
+    /// Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR chooses
+    /// among them.
     pub n_proposals: u64,
     pub seed: u64,
     /// Engine steps between attempts, so that the proposals of coming attempts can be drawn in one batch; 0 if unknown.
@@ -150,17 +151,23 @@ pub struct modejump_statistics {
     pub non_finite: u64,
     pub constraint: u64,
     pub chirality: u64,
-    /// Mean log-weight of the usable proposals; NaN before the first.
+    /// Mean log-weight of the usable proposals; NaN before the first. The weights of delayed acceptance are the screen's.
     pub mean_log_weight: f64,
     /// Effective sample size of all proposals as a fraction of their number, unusable ones having weight zero.
     pub ess: f64,
     pub proposals: u64,
+    /// Delayed acceptance: attempts that the screen let through to the exact stage.
+    pub screened: u64,
+    /// Delayed acceptance: exact log-densities computed in the second stage.
+    pub exact_evaluations: u64,
+    /// Delayed acceptance: variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the second.
+    pub correction_variance: f64,
 }
 
 // SAFETY: repr(C), begins with struct_size, numbers only.
 unsafe impl Versioned for modejump_statistics {
     const NAME: &'static str = "modejump_statistics";
-    const FIRST: usize = size_of::<modejump_statistics>();
+    const FIRST: usize = offset_of!(modejump_statistics, screened);
     fn empty() -> modejump_statistics {
         modejump_statistics {
             struct_size: 0,
@@ -176,6 +183,9 @@ unsafe impl Versioned for modejump_statistics {
             mean_log_weight: f64::NAN,
             ess: f64::NAN,
             proposals: 0,
+            screened: 0,
+            exact_evaluations: 0,
+            correction_variance: f64::NAN,
         }
     }
 }
@@ -184,6 +194,12 @@ unsafe impl Versioned for modejump_statistics {
 mod tests {
     use super::*;
     use crate::moves::Fate;
+
+    /// A caller that was compiled before fields were appended still passes the old size.
+    #[test]
+    fn statistics_of_the_first_version_are_still_taken() {
+        assert_eq!(<modejump_statistics as Versioned>::FIRST, 96);
+    }
 
     #[test]
     fn outcomes_have_the_numbers_of_the_fates() {

@@ -3,6 +3,7 @@
 #include <modejump.h>
 
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -186,12 +187,23 @@ static void test_struct_sizes(const char *path) {
     } options;
     modejump_model *model = NULL;
     modejump_move *move = NULL;
+    modejump_statistics statistics;
     EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
     memset(&options, 0xee, sizeof options);
     options.known.struct_size = sizeof options;
     EXPECT(modejump_move_options_init(&options.known) == MODEJUMP_OK);
     EXPECT(options.known.struct_size == sizeof options && options.later[0] == 0xeeeeeeeeeeeeeeeeu);
     EXPECT(modejump_move_new(model, &options.known, &move) == MODEJUMP_OK);
+    memset(&statistics, 0xee, sizeof statistics);
+    statistics.struct_size = offsetof(modejump_statistics, screened);
+    EXPECT(modejump_move_statistics(move, &statistics) == MODEJUMP_OK);
+    EXPECT(statistics.proposals == 0 && statistics.screened == 0xeeeeeeeeeeeeeeeeu);
+    EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+    options.known.struct_size = sizeof options.known;
+    options.known.n_proposals = 1;
+    move = NULL;
+    EXPECT(modejump_move_delayed_acceptance_new(model, NULL, &options.known, &move) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_move_delayed_acceptance_new(model, model, &options.known, &move) == MODEJUMP_OK && move != NULL);
     EXPECT(modejump_move_free(move) == MODEJUMP_OK);
     options.known.struct_size = 8;
     EXPECT(modejump_move_options_init(&options.known) == MODEJUMP_INVALID_INPUT);

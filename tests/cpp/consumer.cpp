@@ -106,6 +106,24 @@ static void test_move(const std::string& path) {
     EXPECT(status_of([&] { modejump::Move(modejump::Model(path), options); }) == MODEJUMP_INVALID_INPUT);
 }
 
+static void test_delayed_acceptance(const std::string& path, const std::string& other) {
+    const modejump::Model model(path);
+    modejump::Options options;
+    options.n_proposals = 2;
+    modejump::Move move(model, modejump::Model(path), options);
+    modejump::State state;
+    state.x = {1.0, 0.5};
+    for (; state.step < 100; state.step++) {
+        potential(1, state.x.data(), &state.reduced_potential);
+        move.attempt(potential, state);
+    }
+    // the model is its own screen, so the second stage has nothing to correct
+    const modejump_statistics statistics = move.statistics();
+    EXPECT(statistics.screened > 50 && statistics.accepted == statistics.screened);
+    EXPECT(statistics.exact_evaluations == 2 * statistics.screened && statistics.correction_variance < 1e-6);
+    EXPECT(status_of([&] { modejump::Move(model, modejump::Model(other)); }) == MODEJUMP_INVALID_INPUT);
+}
+
 static void test_constraints(const std::string& path) {
     modejump::Move move{modejump::Model(path)};
     const std::vector<double> masses = {12.0, 1.0, 12.0, 16.0};
@@ -119,6 +137,7 @@ int main(int argc, char** argv) {
         return 2;
     test_model(argv[1]);
     test_move(argv[1]);
+    test_delayed_acceptance(argv[1], argv[2]);
     test_constraints(argv[2]);
     std::printf("%d failures\n", failures);
     return failures != 0;
