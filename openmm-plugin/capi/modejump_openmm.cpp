@@ -52,7 +52,10 @@ int modejump_openmm_is_mode_jump(void* force) {
 }
 
 int modejump_openmm_load_model(void* force) {
-    return guarded([&] { cast(force).getModel(); });
+    return guarded([&] {
+        cast(force).getModel();
+        cast(force).getScreeningModel();
+    });
 }
 
 int modejump_openmm_embed_model(void* force) {
@@ -67,6 +70,10 @@ int modejump_openmm_get_text(void* force, const char* name, const char** value) 
             *value = move.getModelFile().c_str();
         else if (key == "modelHash")
             *value = move.getModelHash().c_str();
+        else if (key == "screeningModelFile")
+            *value = move.getScreeningModelFile().c_str();
+        else if (key == "screeningModelHash")
+            *value = move.getScreeningModelHash().c_str();
         else
             unknown(name);
     });
@@ -131,8 +138,9 @@ int modejump_openmm_attempt(void* force, void* context, int* accepted) {
 int modejump_openmm_get_statistics(void* force, void* context, modejump_openmm_statistics* out) {
     return guarded([&] {
         const ModeJumpStatistics s = cast(force).getStatistics(contextOf(context));
-        *out = {s.attempts,   s.accepted,  s.rejected,      s.outOfSupport,        s.singular,         s.nonFinite,
-                s.constraint, s.chirality, s.meanLogWeight, s.effectiveSampleSize, s.lastLogAcceptance};
+        *out = {s.attempts,      s.accepted,            s.rejected,          s.outOfSupport, s.singular,
+                s.nonFinite,     s.constraint,          s.chirality,         s.meanLogWeight, s.effectiveSampleSize,
+                s.lastLogAcceptance, s.screened,        s.exactEvaluations,  s.correctionVariance};
     });
 }
 

@@ -11,11 +11,13 @@
 extern "C" {
 #endif
 
-#define MODEJUMP_OPENMM_ABI 1
+#define MODEJUMP_OPENMM_ABI 2
 
 typedef struct {
     uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality;
     double mean_log_weight, effective_sample_size, last_log_acceptance;
+    uint64_t screened, exact_evaluations;
+    double correction_variance;
 } modejump_openmm_statistics;
 
 MODEJUMP_OPENMM_EXPORT uint32_t modejump_openmm_abi_version(void);
@@ -23,10 +25,10 @@ MODEJUMP_OPENMM_EXPORT uint32_t modejump_openmm_abi_version(void);
 MODEJUMP_OPENMM_EXPORT const char *modejump_openmm_last_error(void);
 /* 1 if the OpenMM::Force is a MonteCarloModeJump, else 0. All functions below refuse other Forces. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_is_mode_jump(void *force);
-/* Loads the model; fails if there is none. */
+/* Loads the model, and the screening model if one is set; fails if there is no such file. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_load_model(void *force);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_embed_model(void *force);
-/* Text of "modelFile" or "modelHash", valid as long as the Force is not changed. */
+/* Text of "modelFile", "modelHash", "screeningModelFile" or "screeningModelHash", valid as long as the Force is not changed. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_text(void *force, const char *name, const char **value);
 /* "frequency", "numProposals", "randomNumberSeed", "defaultReplica", "temperature", "modelTemperature" (read only). */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get(void *force, const char *name, double *value);

@@ -18,11 +18,14 @@ MonteCarloModeJumpProxy::MonteCarloModeJumpProxy() : SerializationProxy("MonteCa
 
 void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& node) const {
     const auto& force = *static_cast<const MonteCarloModeJump*>(object);
-    node.setIntProperty("version", 1);
+    // A Force without a screening model stays readable for a plugin that knows of none.
+    const bool screened = !force.getScreeningModelFile().empty() || !force.getScreeningModelData().empty();
+    node.setIntProperty("version", screened ? 2 : 1);
     node.setIntProperty("forceGroup", force.getForceGroup());
     node.setStringProperty("name", force.getName());
     try {
         force.getModel(); // finds the hash
+        force.getScreeningModel();
     } catch (const OpenMMException&) {
         // A System whose model is elsewhere can still be written; a Context of it will tell what is wrong.
     }
@@ -30,6 +33,12 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     node.setStringProperty("hash", force.getModelHash());
     if (!force.getModelData().empty())
         node.setStringProperty("data", toBase64(force.getModelData()));
+    if (screened) {
+        node.setStringProperty("screen", force.getScreeningModelFile());
+        node.setStringProperty("screenHash", force.getScreeningModelHash());
+        if (!force.getScreeningModelData().empty())
+            node.setStringProperty("screenData", toBase64(force.getScreeningModelData()));
+    }
     node.setIntProperty("frequency", force.getFrequency());
     node.setIntProperty("proposals", force.getNumProposals());
     node.setIntProperty("randomSeed", force.getRandomNumberSeed());
@@ -42,14 +51,17 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
 
 void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const {
     const int version = node.getIntProperty("version");
-    if (version != 1)
+    if (version != 1 && version != 2)
         throw OpenMMException("MonteCarloModeJump: the XML has version " + to_string(version) +
-                              ", this plugin reads version 1; install the modejump that wrote it");
+                              ", this plugin reads versions 1 and 2; install the modejump that wrote it");
     auto force = make_unique<MonteCarloModeJump>(node.getStringProperty("model"), node.getIntProperty("frequency", 100));
     force->setForceGroup(node.getIntProperty("forceGroup", 0));
     force->setName(node.getStringProperty("name", force->getName()));
     force->setModelHash(node.getStringProperty("hash", ""));
     force->setModelData(fromBase64(node.getStringProperty("data", "")));
+    force->setScreeningModelFile(node.getStringProperty("screen", ""));
+    force->setScreeningModelHash(node.getStringProperty("screenHash", ""));
+    force->setScreeningModelData(fromBase64(node.getStringProperty("screenData", "")));
     force->setNumProposals(node.getIntProperty("proposals", 1));
     force->setRandomNumberSeed(node.getIntProperty("randomSeed", 0));
     force->setDefaultReplica(node.getIntProperty("replica", 0));

@@ -5,7 +5,7 @@ use crate::moves::{delayed, generator, systems};
 use crate::systems::*;
 use modejump::density::{Density, Evaluation, Exactness, Scope, Status};
 use modejump::error::Result;
-use modejump::moves::{DelayedAcceptance, Fate, Independence, Move as _};
+use modejump::moves::{DelayedAcceptance, Fate, Independence};
 use modejump::rng::Stream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

@@ -28,6 +28,10 @@ struct OPENMM_EXPORT_MODEJUMP ModeJumpStatistics {
     double effectiveSampleSize = 0;
     /** log alpha of the last attempt, not clipped at 0. */
     double lastLogAcceptance = 0;
+    /** With a screening model: attempts that it let through to the exact test, and exact log-densities computed there. */
+    uint64_t screened = 0, exactEvaluations = 0;
+    /** Variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the second. */
+    double correctionVariance = 0;
 };
 
 class OPENMM_EXPORT_MODEJUMP MonteCarloModeJump : public OpenMM::Force {
@@ -42,22 +46,36 @@ public:
      * @param frequency  steps between attempts; 0 switches them off
      */
     explicit MonteCarloModeJump(const std::string& modelFile, int frequency = 100);
-    const std::string& getModelFile() const { return modelFile; }
+    const std::string& getModelFile() const { return generator.file; }
     /** Bytes of the model file instead of a path; XML then carries the model with it. */
     void setModelData(const std::string& bytes);
-    const std::string& getModelData() const { return modelData; }
-    /** Reads the model's bytes into this object, so that XML carries the model with it. */
+    const std::string& getModelData() const { return generator.data; }
+    /** Reads the bytes of the model, and of the screening model, into this object, so that XML carries them with it. */
     void embedModel();
     /** Hash of the model file's bytes. If set, another file under the same path is refused. */
-    const std::string& getModelHash() const { return modelHash; }
-    void setModelHash(const std::string& hash) { modelHash = hash; }
+    const std::string& getModelHash() const { return generator.hash; }
+    void setModelHash(const std::string& hash) { generator.hash = hash; }
+    /**
+     * A second model of the same atoms, whose log-density is cheap: it screens the proposals, and the generator's exact
+     * log-density is computed only for what passes (delayed acceptance). Sampling stays exact whatever this model is. Each of
+     * the getNumProposals() proposals of an attempt is then one Metropolis step of the screening. Empty (default): none.
+     */
+    void setScreeningModelFile(const std::string& path);
+    const std::string& getScreeningModelFile() const { return screen.file; }
+    void setScreeningModelData(const std::string& bytes);
+    const std::string& getScreeningModelData() const { return screen.data; }
+    const std::string& getScreeningModelHash() const { return screen.hash; }
+    void setScreeningModelHash(const std::string& hash) { screen.hash = hash; }
     /** Particle particles[i] of the System is atom i of the model. Empty (default): all particles in their order. */
     void setParticles(const std::vector<int>& indices) { particles = indices; }
     const std::vector<int>& getParticles() const { return particles; }
     /** Steps between attempts, counted from the Context's step count; 0 = off. */
     void setFrequency(int steps);
     int getFrequency() const { return frequency; }
-    /** Proposals per attempt: 1 = Metropolis, more = iterated sampling-importance resampling. Each costs one energy. */
+    /**
+     * Proposals per attempt: 1 = Metropolis, more = iterated sampling-importance resampling, or steps of the screening if there
+     * is a screening model. Each costs one energy.
+     */
     void setNumProposals(int count);
     int getNumProposals() const { return numProposals; }
     /** 0 (default) chooses another seed for each Context. A run that shall be repeated or continued needs a seed. */
@@ -79,18 +97,27 @@ public:
     void updateParametersInContext(OpenMM::Context& context) const;
     /** The loaded model; throws if there is no such file or it is malformed. One per file and process. */
     std::shared_ptr<const Model> getModel() const;
+    /** The same for the screening model; null if there is none. */
+    std::shared_ptr<const Model> getScreeningModel() const;
     bool usesPeriodicBoundaryConditions() const override { return false; }
 
 protected:
     OpenMM::ForceImpl* createImpl() const override;
 
 private:
-    std::string modelFile, modelData;
-    mutable std::string modelHash;
+    /** A model file: path, bytes if they are carried along, hash once it is known. */
+    struct Source {
+        std::string file, data;
+        mutable std::string hash;
+        mutable std::shared_ptr<const Model> model;
+        std::shared_ptr<const Model> load() const;
+        void setData(const std::string& bytes);
+        void embed();
+    };
+    Source generator, screen;
     std::vector<int> particles;
     int frequency, numProposals, seed, defaultReplica;
     double temperature;
-    mutable std::shared_ptr<const Model> model;
 };
 
 } // namespace ModeJumpPlugin

@@ -17,20 +17,48 @@ void require(bool condition, const string& message) {
 } // namespace
 
 MonteCarloModeJump::MonteCarloModeJump(const string& modelFile, int frequency)
-    : modelFile(modelFile), numProposals(1), seed(0), defaultReplica(0), temperature(0) {
+    : numProposals(1), seed(0), defaultReplica(0), temperature(0) {
+    generator.file = modelFile;
     setFrequency(frequency);
     setName("MonteCarloModeJump");
 }
 
-void MonteCarloModeJump::setModelData(const string& bytes) {
-    modelData = bytes;
+shared_ptr<const Model> MonteCarloModeJump::Source::load() const {
+    if (!model) {
+        auto loaded = data.empty() ? Model::fromFile(file) : Model::fromBytes(data, file);
+        require(hash.empty() || hash == loaded->hash,
+                "the model file " + file + " has the hash " + loaded->hash + ", not " + hash +
+                    " as when this was set up; restore that file, or set up the move anew");
+        hash = loaded->hash;
+        model = loaded;
+    }
+    return model;
+}
+
+void MonteCarloModeJump::Source::setData(const string& bytes) {
+    data = bytes;
     model.reset();
 }
 
+void MonteCarloModeJump::Source::embed() {
+    load();
+    if (data.empty())
+        setData(readFile(file));
+}
+
+void MonteCarloModeJump::setModelData(const string& bytes) { generator.setData(bytes); }
+
+void MonteCarloModeJump::setScreeningModelFile(const string& path) {
+    screen = Source();
+    screen.file = path;
+}
+
+void MonteCarloModeJump::setScreeningModelData(const string& bytes) { screen.setData(bytes); }
+
 void MonteCarloModeJump::embedModel() {
-    getModel();
-    if (modelData.empty())
-        setModelData(readFile(modelFile));
+    generator.embed();
+    if (getScreeningModel())
+        screen.embed();
 }
 
 void MonteCarloModeJump::setFrequency(int steps) {
@@ -53,16 +81,10 @@ void MonteCarloModeJump::setDefaultReplica(int value) {
     defaultReplica = value;
 }
 
-shared_ptr<const Model> MonteCarloModeJump::getModel() const {
-    if (!model) {
-        auto loaded = modelData.empty() ? Model::fromFile(modelFile) : Model::fromBytes(modelData, modelFile);
-        require(modelHash.empty() || modelHash == loaded->hash,
-                "the model file " + modelFile + " has the hash " + loaded->hash + ", not " + modelHash +
-                    " as when this was set up; restore that file, or set up the move anew");
-        modelHash = loaded->hash;
-        model = loaded;
-    }
-    return model;
+shared_ptr<const Model> MonteCarloModeJump::getModel() const { return generator.load(); }
+
+shared_ptr<const Model> MonteCarloModeJump::getScreeningModel() const {
+    return screen.file.empty() && screen.data.empty() ? nullptr : screen.load();
 }
 
 ForceImpl* MonteCarloModeJump::createImpl() const { return new MonteCarloModeJumpImpl(*this); }

@@ -124,6 +124,11 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
     model = owner.getModel();
     particles = checkedParticles(system, owner.getParticles(), *model);
     checkBonds(system, particles, *model);
+    screen = owner.getScreeningModel();
+    if (screen) {
+        checkedParticles(system, particles, *screen);
+        checkBonds(system, particles, *screen);
+    }
     checkIntegrator(context.getIntegrator());
     int massive = 0;
     for (int i = 0; i < system.getNumParticles(); i++)
@@ -150,7 +155,10 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     options.batch = max<uint64_t>(1, DRAWN_AHEAD / options.n_proposals);
     modejump_move_free(move);
     move = nullptr;
-    check(modejump_move_new(model->handle(), &options, &move));
+    if (screen)
+        check(modejump_move_delayed_acceptance_new(model->handle(), screen->handle(), &options, &move));
+    else
+        check(modejump_move_new(model->handle(), &options, &move));
     const Constraints constraints = movedConstraints(context.getSystem(), particles, *model);
     if (!constraints.lengths.empty()) {
         vector<double> masses;
@@ -324,6 +332,9 @@ ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {
     result.meanLogWeight = counts.mean_log_weight;
     result.effectiveSampleSize = counts.ess;
     result.lastLogAcceptance = lastLogAcceptance;
+    result.screened = counts.screened;
+    result.exactEvaluations = counts.exact_evaluations;
+    result.correctionVariance = counts.correction_variance;
     return result;
 }
 

@@ -7,24 +7,28 @@ from pathlib import Path
 
 import openmm
 
-ABI = 1
+ABI = 2
 NAME = "libOpenMMModeJump.so"
 
 
 class CStatistics(ctypes.Structure):
-    _fields_ = [
-        (name, c_uint64)
-        for name in (
-            "attempts",
-            "accepted",
-            "rejected",
-            "out_of_support",
-            "singular",
-            "non_finite",
-            "constraint",
-            "chirality",
-        )
-    ] + [(name, c_double) for name in ("mean_log_weight", "effective_sample_size", "last_log_acceptance")]
+    _fields_ = (
+        [
+            (name, c_uint64)
+            for name in (
+                "attempts",
+                "accepted",
+                "rejected",
+                "out_of_support",
+                "singular",
+                "non_finite",
+                "constraint",
+                "chirality",
+            )
+        ]
+        + [(name, c_double) for name in ("mean_log_weight", "effective_sample_size", "last_log_acceptance")]
+        + [("screened", c_uint64), ("exact_evaluations", c_uint64), ("correction_variance", c_double)]
+    )
 
 
 SIGNATURES = {

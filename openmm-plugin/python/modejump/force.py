@@ -34,6 +34,11 @@ class Statistics:
     effective_sample_size: float
     #: log alpha of the last attempt, not clipped at 0.
     last_log_acceptance: float
+    #: With a screening model: attempts that it let through to the exact test, and exact log-densities computed there.
+    screened: int
+    exact_evaluations: int
+    #: Variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts: how far the screen is from the generator.
+    correction_variance: float
 
     @property
     def acceptance(self):
@@ -70,13 +75,18 @@ class MonteCarloModeJump(openmm.Force):
     particles : sequence of int, optional
         Particle particles[i] of the System is atom i of the model. By default all particles, in their order.
     proposals : int
-        Proposals per attempt; each costs one energy. More than one: iterated sampling-importance resampling.
+        Proposals per attempt; each costs one energy. More than one: iterated sampling-importance resampling, or, with a
+        screening model, so many Metropolis steps of the screening before the exact test.
     seed : int
         0 chooses another seed for each Context. A run that is to be repeated or continued bit for bit needs one.
     temperature : number (K) or Quantity, optional
         By default that of the integrator or thermostat at each attempt.
     embed : bool
-        Whether XML carries the model itself instead of its path.
+        Whether XML carries the models themselves instead of their paths.
+    screen : path, optional
+        A second model of the same atoms with a cheap log-density, which may be inexact. It screens the proposals; the exact
+        log-density of `model` is computed only for what passes, and decides (delayed acceptance). Log-weights in the
+        statistics are then the screen's.
 
     Raises
     ------
@@ -84,9 +94,11 @@ class MonteCarloModeJump(openmm.Force):
         There is no such model file, it is malformed, or an argument is out of range.
     """
 
-    def __init__(self, model, frequency=100, *, particles=None, proposals=1, seed=0, temperature=0, embed=False):
+    def __init__(self, model, frequency=100, *, particles=None, proposals=1, seed=0, temperature=0, embed=False, screen=None):
         path = quoteattr(os.fspath(model))
-        xml = f'<Force type="MonteCarloModeJump" version="1" model={path} hash="" frequency="{int(frequency)}"/>'
+        screening = "" if screen is None else f"screen={quoteattr(os.fspath(screen))}"
+        version = 1 if screen is None else 2
+        xml = f'<Force type="MonteCarloModeJump" version="{version}" model={path} {screening} frequency="{int(frequency)}"/>'
         self.this = openmm.XmlSerializer.deserialize(xml).this
         self.proposals = proposals
         self.seed = seed
@@ -150,6 +162,15 @@ class MonteCarloModeJump(openmm.Force):
     @property
     def model_hash(self):
         return self._text("modelHash")
+
+    @property
+    def screening_model_file(self):
+        """Empty if there is no screening model."""
+        return self._text("screeningModelFile")
+
+    @property
+    def screening_model_hash(self):
+        return self._text("screeningModelHash")
 
     def attempt(self, context):
         """Attempts a move now, whatever the frequency; returns whether it was accepted.

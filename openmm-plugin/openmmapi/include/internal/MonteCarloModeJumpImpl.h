@@ -40,7 +40,7 @@ private:
     uint64_t findReplica(OpenMM::ContextImpl& context) const;
 
     const MonteCarloModeJump& owner;
-    std::shared_ptr<const Model> model;
+    std::shared_ptr<const Model> model, screen;
     modejump_move* move = nullptr;
     std::vector<int> particles;
     int frequency = 0;
