@@ -177,9 +177,9 @@ impl VectorField for Pairs {
     }
     fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]) {
         let d = self.dimension();
-        for row in 0..t.len() {
+        for (row, t) in t.iter().enumerate() {
             let range = row * d..(row + 1) * d;
-            self.row(t[row], &x[range.clone()], &dx[range.clone()], &mut f[range.clone()], &mut df[range]);
+            self.row(*t, &x[range.clone()], &dx[range.clone()], &mut f[range.clone()], &mut df[range]);
         }
     }
 }
@@ -263,9 +263,8 @@ fn log_abs_determinant(mut a: Vec<Vec<f64>>) -> f64 {
         log += a[k][k].abs().ln();
         for i in k + 1..n {
             let factor = a[i][k] / a[k][k];
-            for j in k..n {
-                a[i][j] -= factor * a[k][j];
-            }
+            let pivot = a[k].clone();
+            a[i].iter_mut().zip(pivot).skip(k).for_each(|(a, p)| *a -= factor * p);
         }
     }
     log
