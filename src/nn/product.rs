@@ -117,24 +117,55 @@ impl<R: Real> Product<'_, R> {
     #[inline(always)]
     fn tile<L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(&mut self, row: usize, column: usize) {
         let width = self.packed.width;
-        let mut sum = [[L::zero(); COLUMNS]; ROWS];
-        for r in 0..ROWS {
-            for c in 0..COLUMNS {
-                let place = (column + c) * WIDTH;
-                sum[r][c] = match self.start {
-                    Start::Zero => L::zero(),
-                    Start::Row(bias) => L::load(&bias[place..]),
-                    Start::Rows { rows, skip } => L::load(&rows[without(row + r, skip) * width + place..]),
-                    Start::Output => L::load(&self.y[(row + r) * width + place..]),
-                };
+        let place = column * WIDTH;
+        let start: [[L; COLUMNS]; ROWS] = match self.start {
+            Start::Zero => [[L::zero(); COLUMNS]; ROWS],
+            Start::Row(bias) => load_tile(&bias[place..], 0),
+            // the row that is left out may lie within the tile
+            Start::Rows { rows, skip } if row < skip && skip < row + ROWS => {
+                let mut start = [[L::zero(); COLUMNS]; ROWS];
+                for r in 0..ROWS {
+                    start[r] = load_tile::<R, L, 1, COLUMNS>(&rows[without(row + r, skip) * width + place..], width)[0];
+                }
+                start
             }
-        }
+            Start::Rows { rows, skip } => load_tile(&rows[without(row, skip) * width + place..], width),
+            Start::Output => load_tile(&self.y[row * width + place..], width),
+        };
         let x = (&self.x[row * self.stride..], self.stride);
-        let sum = accumulate(sum, x, self.packed.n_in, (&self.packed.weights[column * WIDTH..], width));
-        for r in 0..ROWS {
-            for c in 0..COLUMNS {
-                sum[r][c].store(&mut self.y[(row + r) * width + (column + c) * WIDTH..]);
-            }
+        let sum = accumulate(start, x, self.packed.n_in, (&self.packed.weights[place..], width));
+        store_tile(sum, &mut self.y[row * width + place..], width);
+    }
+}
+
+/// Lanes of ROWS rows that are `stride` apart.
+#[inline(always)]
+pub fn load_tile<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
+    from: &[R],
+    stride: usize,
+) -> [[L; COLUMNS]; ROWS] {
+    assert!(from.len() >= (ROWS - 1) * stride + COLUMNS * WIDTH);
+    let mut tile = [[L::zero(); COLUMNS]; ROWS];
+    for r in 0..ROWS {
+        for c in 0..COLUMNS {
+            // SAFETY: below (ROWS − 1) · stride + COLUMNS lanes, which the assertion checked.
+            tile[r][c] = unsafe { L::read(from.as_ptr().add(r * stride + c * WIDTH)) };
+        }
+    }
+    tile
+}
+
+#[inline(always)]
+pub fn store_tile<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
+    tile: [[L; COLUMNS]; ROWS],
+    to: &mut [R],
+    stride: usize,
+) {
+    assert!(to.len() >= (ROWS - 1) * stride + COLUMNS * WIDTH);
+    for r in 0..ROWS {
+        for c in 0..COLUMNS {
+            // SAFETY: below (ROWS − 1) · stride + COLUMNS lanes, which the assertion checked.
+            unsafe { tile[r][c].write(to.as_mut_ptr().add(r * stride + c * WIDTH)) };
         }
     }
 }

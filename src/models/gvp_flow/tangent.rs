@@ -2,7 +2,7 @@
 
 use super::gvp::{grow, Gvp, Linear, Tape};
 use crate::nn::lanes::{Kernel, Lanes, WIDTH};
-use crate::nn::product::accumulate;
+use crate::nn::product::{accumulate, load_tile, store_tile};
 use crate::nn::Real;
 
 /// Tangents of an edge's distance, `[stride]`, and direction, `[3][stride]`.
@@ -77,32 +77,32 @@ impl<R: Real> Tangents<'_, R> {
     #[inline(always)]
     fn scalars_tile<L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(&mut self, row: usize, column: usize) {
         let [width, h, _] = self.gvp.widths();
-        let mut sum = [[L::zero(); COLUMNS]; ROWS];
-        for c in 0..COLUMNS {
-            let place = (column + c) * WIDTH;
+        let place = column * WIDTH;
+        let mut sum: [[L; COLUMNS]; ROWS] =
+            load_tile(&self.linear.scalars[(self.first + row) * width + place..], width);
+        if let Some((edge, first)) = self.edge {
+            let radial: [[L; COLUMNS]; 1] = load_tile(&self.tape.radial[self.at * width + place..], 0);
+            let distance = &edge.distance[first + row..][..ROWS];
             for r in 0..ROWS {
-                sum[r][c] = L::load(&self.linear.scalars[(self.first + row + r) * width + place..]);
-            }
-            if let Some((edge, first)) = self.edge {
-                let radial = L::load(&self.tape.radial[self.at * width + place..]);
-                for r in 0..ROWS {
-                    sum[r][c] = L::splat(edge.distance[first + row + r]).mul_add(radial, sum[r][c]);
+                for c in 0..COLUMNS {
+                    sum[r][c] = L::splat(distance[r]).mul_add(radial[0][c], sum[r][c]);
                 }
             }
         }
         let norms = &self.gvp.norms;
         let x = (&self.scratch.norms[row * h..], h);
-        let sum = accumulate(sum, x, norms.n_in, (&norms.weights[column * WIDTH..], width));
-        for c in 0..COLUMNS {
-            let place = (column + c) * WIDTH;
-            let slope = L::load(&self.tape.slope[self.at * width + place..]);
-            for r in 0..ROWS {
-                let tangent = slope.mul(sum[r][c]);
-                tangent.store(&mut self.scratch.scalars[(row + r) * width + place..]);
-                let ds = &mut self.ds[(row + r) * width + place..];
-                L::load(ds).add(tangent).store(ds);
+        let mut sum = accumulate(sum, x, norms.n_in, (&norms.weights[place..], width));
+        let slope: [[L; COLUMNS]; 1] = load_tile(&self.tape.slope[self.at * width + place..], 0);
+        let ds = &mut self.ds[row * width + place..];
+        let mut total: [[L; COLUMNS]; ROWS] = load_tile(ds, width);
+        for r in 0..ROWS {
+            for c in 0..COLUMNS {
+                sum[r][c] = slope[0][c].mul(sum[r][c]);
+                total[r][c] = total[r][c].add(sum[r][c]);
             }
         }
+        store_tile(total, ds, width);
+        store_tile(sum, &mut self.scratch.scalars[row * width + place..], width);
     }
 
     #[inline(always)]
@@ -133,16 +133,20 @@ impl<R: Real> Tangents<'_, R> {
         let by_direction = gate.mul(L::load(&self.gvp.direction_outputs[u..]));
         for c in 0..3 {
             let gated = L::load(&self.tape.gated[(self.at * 3 + c) * width + u..]);
+            let outputs: [[L; 1]; ROWS] =
+                load_tile(&self.linear.outputs[((self.first + row) * 3 + c) * width + u..], 3 * width);
+            let dv = &mut self.dv[(row * 3 + c) * width + u..];
+            let mut sum: [[L; 1]; ROWS] = load_tile(dv, 3 * width);
             for r in 0..ROWS {
-                let dv = &mut self.dv[((row + r) * 3 + c) * width + u..];
-                let outputs = L::load(&self.linear.outputs[((self.first + row + r) * 3 + c) * width + u..]);
-                let mut sum = dg[r][0].mul_add(gated, L::load(dv));
-                sum = gate.mul_add(outputs, sum);
-                if let Some((edge, first)) = self.edge {
-                    sum = L::splat(edge.direction[c * edge.stride + first + row + r]).mul_add(by_direction, sum);
-                }
-                sum.store(dv);
+                sum[r][0] = gate.mul_add(outputs[r][0], dg[r][0].mul_add(gated, sum[r][0]));
             }
+            if let Some((edge, first)) = self.edge {
+                let direction = &edge.direction[c * edge.stride + first + row..][..ROWS];
+                for r in 0..ROWS {
+                    sum[r][0] = L::splat(direction[r]).mul_add(by_direction, sum[r][0]);
+                }
+            }
+            store_tile(sum, dv, 3 * width);
         }
     }
 
