@@ -89,7 +89,7 @@ fn what_is_missing_is_listed_with_its_flag() {
     assert!(message.contains("enable_identity_init") && !message.contains("n_bins"), "{message}");
 
     let message = complaint(&["convert", checkpoint, "--kind", "tensorflow", "-o", output]);
-    assert!(message.contains("known kinds: bgflow"), "{message}");
+    assert!(message.contains("known kinds: bgflow, boltznce-gvp"), "{message}");
     let config = format!("{STEM}.json");
     let message =
         complaint(&["convert", "tests/pytorch/hostile.pt", "--kind", "bgflow", "-o", output, "--config", &config]);

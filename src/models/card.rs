@@ -53,9 +53,18 @@ pub struct TargetInfo {
 impl ModelCard {
     /// The card of an exact coupling flow; temperature, target, topology and provenance are still to be said.
     pub fn of_coupling(config: CouplingConfig, coordinates: CoordinatesConfig) -> ModelCard {
+        ModelCard::exact(ModelConfig::Coupling(config), coordinates)
+    }
+
+    /// The same of an exact model of all Cartesian coordinates.
+    pub fn of_cartesian(model: ModelConfig, n_atoms: usize) -> ModelCard {
+        ModelCard::exact(model, CoordinatesConfig::Cartesian { dimension: 3 * n_atoms })
+    }
+
+    fn exact(model: ModelConfig, coordinates: CoordinatesConfig) -> ModelCard {
         ModelCard {
             format: FORMAT,
-            model: ModelConfig::Coupling(config),
+            model,
             coordinates,
             exactness: Exactness::Exact,
             temperature: None,

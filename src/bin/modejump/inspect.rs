@@ -34,7 +34,7 @@ impl Inspect {
             let model = models::load_bytes(&name, &bytes)?;
             describe(&file, model.as_ref())?
         } else {
-            let tensors = read_any(&self.file, &bytes)?;
+            let (tensors, _) = read_any(&self.file, &bytes)?;
             json!({ "file": name, "hash": model_file::hash(&bytes), "tensors": shapes(&tensors) })
         };
         match self.json {

@@ -1,0 +1,89 @@
+//! `--kind bgflow`.
+
+use super::{fits_f32, read_any, Convert, Tensors};
+use modejump::io::model_file::Tensor;
+use modejump::models::coupling::{bgflow, CouplingFlow};
+use modejump::{Error, Result};
+use serde_json::Value;
+use std::path::Path;
+
+impl Convert {
+    pub(super) fn bgflow(&self) -> Result<()> {
+        let bytes = self.bytes()?;
+        let mut tensors = self.select(read_any(&self.checkpoint, &bytes)?.0)?;
+        let config = self.bgflow_config()?;
+        add_constraints(&mut tensors, &config)?;
+        let topology = self.topology()?.map(|(topology, _)| topology);
+        let mut flow = bgflow::convert(&tensors, &config, topology)
+            .map_err(|e| Error::file(&self.checkpoint, format!("as a bgflow checkpoint: {e}")))?;
+        self.complete(flow.card_mut(), &bytes);
+        save(flow, &self.output)?;
+        if self.topology.is_none() && config.get("z_matrix").is_some() {
+            eprintln!("note: atom names are not known; with --topology moves can check the order of atoms");
+        }
+        Ok(())
+    }
+
+    /// The configuration with everything that changes the density; an error lists what is missing.
+    fn bgflow_config(&self) -> Result<Value> {
+        let config = self.config_file()?;
+        const GENERATOR: [(&str, &str); 4] = [
+            ("z_matrix", "rows of atom indices as bgflow takes them, the frame's with −1"),
+            ("enable_identity_init", "true or false; nflows' option, changes the density"),
+            ("n_bins", "bins per spline"),
+            ("activation", "of the networks: silu, relu or tanh"),
+        ];
+        const REALNVP: [(&str, &str); 2] =
+            [("dim", "dimension of x"), ("preserve_volume", "true or false; changes the density")];
+        let has = |key: &str| config.get(key).is_some_and(|v| !v.is_null());
+        let missing = |needed: &[(&str, &str)]| {
+            let absent = needed.iter().filter(|(key, _)| !has(key));
+            absent.map(|(key, what)| format!("\n  {key}: {what}")).collect::<String>()
+        };
+        let (for_generator, for_realnvp) = (missing(&GENERATOR), missing(&REALNVP));
+        let place = match &self.config {
+            Some(path) => format!("{} lacks", path.display()),
+            None => "the checkpoint does not say all of its density; give --config FILE.json with".to_string(),
+        };
+        let reason = match (has("z_matrix"), has("dim")) {
+            (true, _) if for_generator.is_empty() => return Ok(config),
+            (false, true) if for_realnvp.is_empty() => return Ok(config),
+            (true, _) => for_generator,
+            (false, true) => for_realnvp,
+            (false, false) => {
+                format!("\n for a generator in internal coordinates:{for_generator}\n or for a RealNVP:{for_realnvp}")
+            }
+        };
+        Err(Error::invalid(format!("{place}{reason}")))
+    }
+
+    /// The tensors of one flow without their prefix: those named PREFIX`_blocks.…`, and the constrained bonds beside them.
+    fn select(&self, tensors: Tensors) -> Result<Tensors> {
+        const MARK: &str = "_blocks.";
+        let prefix = self.prefix(&tensors, MARK, "bgflow flow")?;
+        let strip = |name: String| match name.strip_prefix(&prefix) {
+            Some(rest) if rest.starts_with(MARK) || rest.starts_with("constrained_bond_") => Some(rest.to_string()),
+            _ => name.starts_with("constrained_bond_").then_some(name),
+        };
+        Ok(tensors.into_iter().filter_map(|(name, tensor)| Some((strip(name)?, tensor))).collect())
+    }
+}
+
+/// Constrained bonds may stand in the configuration: `constrained_bond_idx` and `constrained_bond_len` (nm).
+fn add_constraints(tensors: &mut Tensors, config: &Value) -> Result<()> {
+    for key in ["constrained_bond_idx", "constrained_bond_len"] {
+        let Some(values) = config.get(key) else { continue };
+        let data: Vec<f64> =
+            serde_json::from_value(values.clone()).map_err(|e| Error::invalid(format!("configuration, {key}: {e}")))?;
+        tensors.entry(key.to_string()).or_insert(Tensor { shape: vec![data.len()], data });
+    }
+    Ok(())
+}
+
+/// Stores single precision where that loses nothing.
+fn save(flow: CouplingFlow<f64>, path: &Path) -> Result<()> {
+    match fits_f32(flow.parameters()) {
+        true => flow.cast::<f32>()?.save(path),
+        false => flow.save(path),
+    }
+}

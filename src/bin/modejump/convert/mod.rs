@@ -1,0 +1,120 @@
+//! `modejump convert`: one file a kind of checkpoint.
+
+mod bgflow;
+mod boltznce;
+
+use clap::Args;
+use modejump::coordinates::Topology;
+use modejump::io::model_file::{self, Tensor};
+use modejump::io::pytorch;
+use modejump::models::ModelCard;
+use modejump::{Error, Result};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+#[derive(Args)]
+pub struct Convert {
+    /// Checkpoint of another program: safetensors or PyTorch (.pt, .pth, .ckpt; read as data, nothing in it is executed)
+    checkpoint: PathBuf,
+    /// What made it; known: bgflow (internal-coordinate spline generators and RealNVPs of bgflow with nflows), boltznce-gvp
+    /// (vector fields of BoltzNCE)
+    #[arg(long)]
+    kind: String,
+    /// The model file to write
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Configuration (JSON): what the checkpoint does not say, such as z_matrix, n_bins, enable_identity_init (bgflow) or
+    /// features, endpoint, interpolant, units_per_nm (boltznce-gvp)
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Topology (PDB, atoms in the model's order): lets moves check atoms by name, and gives the hands of stereocentres
+    #[arg(long)]
+    topology: Option<PathBuf>,
+    /// Temperature that the model was trained for, K
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Which of several networks in the checkpoint, such as `state_dict.flow.`
+    #[arg(long)]
+    prefix: Option<String>,
+}
+
+type Tensors = BTreeMap<String, Tensor>;
+
+impl Convert {
+    pub fn run(self) -> Result<()> {
+        if let Some(t) = self.temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
+            return Err(Error::invalid(format!("--temperature {t}: a positive number of kelvin is needed")));
+        }
+        match self.kind.as_str() {
+            "bgflow" => self.bgflow(),
+            "boltznce-gvp" => self.boltznce(),
+            other => Err(Error::invalid(format!("--kind {other} is not known; known kinds: bgflow, boltznce-gvp"))),
+        }
+    }
+
+    fn bytes(&self) -> Result<Vec<u8>> {
+        std::fs::read(&self.checkpoint).map_err(|e| Error::io(&self.checkpoint, e))
+    }
+
+    /// The JSON of --config, empty without.
+    fn config_file(&self) -> Result<Value> {
+        let Some(path) = &self.config else { return Ok(Value::Object(Default::default())) };
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
+    }
+
+    /// Atoms and the coordinates `[atoms][3]`, nm, of --topology.
+    fn topology(&self) -> Result<Option<(Topology, Vec<f64>)>> {
+        self.topology.as_ref().map(|path| Topology::from_pdb(path)).transpose()
+    }
+
+    /// What is known of the model whatever its kind.
+    fn complete(&self, card: &mut ModelCard, bytes: &[u8]) {
+        card.temperature = self.temperature;
+        let file = self.checkpoint.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        card.provenance.insert("source".into(), format!("{file} ({})", model_file::hash(bytes)));
+        card.provenance.insert("converted_by".into(), format!("modejump {}", env!("CARGO_PKG_VERSION")));
+        if self.temperature.is_none() {
+            eprintln!("note: the model's temperature is not known; --temperature records it");
+        }
+    }
+
+    /// The prefix of the one network whose tensors are named PREFIX`mark`…, or of the one that --prefix names; `what` is such a
+    /// network.
+    fn prefix(&self, tensors: &Tensors, mark: &str, what: &str) -> Result<String> {
+        let prefix_of = |name: &String| match name.split_once(mark) {
+            Some((prefix, _)) if prefix.is_empty() || prefix.ends_with('.') => Some(prefix.to_string()),
+            _ => None,
+        };
+        let found: BTreeSet<String> = tensors.keys().filter_map(prefix_of).collect();
+        let list = |names: &[&str]| names.iter().map(|p| format!("`{p}`")).collect::<Vec<_>>().join(", ");
+        let names: Vec<&str> = found.iter().map(String::as_str).collect();
+        let reason = match (&self.prefix, &names[..]) {
+            (Some(given), _) if found.contains(given) => return Ok(given.clone()),
+            (None, [only]) => return Ok(only.to_string()),
+            (Some(given), _) => format!("no {what} with the prefix `{given}`; there are: {}", list(&names)),
+            (None, []) => {
+                let some: Vec<&str> = tensors.keys().take(5).map(String::as_str).collect();
+                format!("no tensors `{mark}…`: not a {what}. It holds {} …", list(&some))
+            }
+            (None, several) => format!("more than one {what}; choose with --prefix: {}", list(several)),
+        };
+        Err(Error::file(&self.checkpoint, reason))
+    }
+}
+
+/// Tensors of a safetensors or PyTorch file, told apart by their first bytes, and the metadata of a safetensors file.
+pub fn read_any(path: &Path, bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>)> {
+    let name = path.display().to_string();
+    let pytorch_name = path.extension().is_some_and(|e| e == "pt" || e == "pth" || e == "ckpt");
+    match bytes.starts_with(&pytorch::MAGIC) || pytorch_name {
+        true => Ok((pytorch::read_tensors(&name, bytes)?, HashMap::new())),
+        false => model_file::read_tensors(&name, bytes),
+    }
+}
+
+/// Whether single precision loses nothing.
+fn fits_f32(parameters: &[f64]) -> bool {
+    parameters.iter().all(|&p| f64::from(p as f32) == p)
+}
