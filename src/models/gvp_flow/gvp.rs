@@ -71,14 +71,15 @@ pub struct Scratch<R> {
     gates: Vec<R>,
 }
 
-/// The edges that end at one atom, in the order of their sources.
+/// The edges that end at one atom, by their source; places of the atom itself and of the padding mean nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Edges<R> {
-    /// u = (x_j − x_i)/d, and d = n(x_j − x_i) + 1e-8.
-    pub direction: Vec<[R; 3]>,
+    /// u = (x_j − x_i)/d, `[3][stride]`, and d = n(x_j − x_i) + 1e-8.
+    pub direction: Vec<R>,
     pub distance: Vec<R>,
     /// d/n, zero below the smallest norm: the gradient of d by x_j is u times this.
     pub slope: Vec<R>,
+    pub stride: usize,
     pub destination: usize,
 }
 
@@ -170,7 +171,7 @@ impl<R: Real> Gvp<R> {
                 grow(&mut tape.radial, (*first + rows) * f);
             }
             let slopes = tape.is_some().then_some(&mut scratch.radial_slopes[..]);
-            R::vectorised(Gaussians { radial, distance: &edges.distance, values: &mut scratch.radial, slopes });
+            R::vectorised(Gaussians { radial, rows, edges, values: &mut scratch.radial, slopes });
             self.radial.apply(rows, &scratch.radial, k, start, &mut scratch.scalars);
             start = Start::Output;
             if let Some((tape, first)) = &mut tape {
@@ -265,14 +266,15 @@ impl<R: Real> Kernel<R> for Norms<'_, R> {
         let smallest = L::splat(R::from_f64(SMALLEST_SQUARE));
         let skip = self.edges.map_or(usize::MAX, |edges| edges.destination);
         for row in 0..self.rows {
-            let hidden = &self.linear.hidden[without(row, skip) * 3 * width..][..3 * width];
+            let source = without(row, skip);
+            let hidden = &self.linear.hidden[source * 3 * width..][..3 * width];
             for q in (0..width).step_by(WIDTH) {
                 let mut h = [L::zero(); 3];
                 let mut square = L::zero();
                 for c in 0..3 {
                     h[c] = L::load(&hidden[c * width + q..]);
                     if let Some(edges) = self.edges {
-                        let along = L::splat(edges.direction[row][c]);
+                        let along = L::splat(edges.direction[c * edges.stride + source]);
                         h[c] = along.mul_add(L::load(&self.gvp.direction_hidden[q..]), h[c]);
                     }
                     square = h[c].mul_add(h[c], square);
@@ -292,7 +294,8 @@ impl<R: Real> Kernel<R> for Norms<'_, R> {
 /// Radial functions, and their derivatives where wanted.
 struct Gaussians<'a, R> {
     radial: &'a Radial<R>,
-    distance: &'a [R],
+    rows: usize,
+    edges: &'a Edges<R>,
     values: &'a mut [R],
     slopes: Option<&'a mut [R]>,
 }
@@ -305,7 +308,8 @@ impl<R: Real> Kernel<R> for Gaussians<'_, R> {
         let width = self.radial.centres.len();
         let inverse = L::splat(self.radial.inverse_width);
         let minus_two = L::splat(R::from_f64(-2.0)).mul(inverse);
-        for (row, &d) in self.distance.iter().enumerate() {
+        for row in 0..self.rows {
+            let d = self.edges.distance[without(row, self.edges.destination)];
             for k in (0..width).step_by(WIDTH) {
                 let z = L::splat(d).sub(L::load(&self.radial.centres[k..])).mul(inverse);
                 let value = L::zero().sub(z.mul(z)).exp();
@@ -376,13 +380,14 @@ impl<R: Real> Kernel<R> for Gate<'_, R> {
             for (s, from) in s.chunks_exact_mut(WIDTH).zip(from.chunks_exact(WIDTH)) {
                 L::load(s).add(L::load(from)).store(s);
             }
-            let outputs = &self.linear.outputs[without(row, skip) * 3 * width..][..3 * width];
+            let source = without(row, skip);
+            let outputs = &self.linear.outputs[source * 3 * width..][..3 * width];
             for u in (0..width).step_by(WIDTH) {
                 let gate = L::load(&self.scratch.gates[row * width + u..]).sigmoid();
                 for c in 0..3 {
                     let mut vu = L::load(&outputs[c * width + u..]);
                     if let Some(edges) = self.edges {
-                        let along = L::splat(edges.direction[row][c]);
+                        let along = L::splat(edges.direction[c * edges.stride + source]);
                         vu = along.mul_add(L::load(&self.gvp.direction_outputs[u..]), vu);
                     }
                     let v = &mut self.v[(to * 3 + c) * width + u..];

@@ -41,7 +41,8 @@ pub struct Network<R> {
 /// Everything a pass needs; buffers grow once.
 #[derive(Clone, Debug, Default)]
 pub struct Workspace<R> {
-    x: Vec<[R; 3]>,
+    /// `[3][atoms]`, padded.
+    x: Vec<R>,
     step: Vec<[R; 3]>,
     s: Vec<R>,
     v: Vec<R>,
@@ -175,8 +176,11 @@ impl<R: Real> Network<R> {
         let n = self.n_atoms;
         let mut centre = [0.0; 3];
         x.chunks_exact(3).for_each(|x| (0..3).for_each(|c| centre[c] += x[c] / n as f64));
-        ws.x.clear();
-        ws.x.extend(x.chunks_exact(3).map(|x| std::array::from_fn(|c| R::from_f64(x[c] - centre[c]))));
+        let stride = padded(n);
+        ws.x.resize(3 * stride, R::default());
+        for (atom, x) in x.chunks_exact(3).enumerate() {
+            (0..3).for_each(|c| ws.x[c * stride + atom] = R::from_f64(x[c] - centre[c]));
+        }
         ws.step.resize(n, [R::default(); 3]);
         ws.edges.resize_with(n, Edges::default);
         ws.s.clear();
@@ -217,7 +221,8 @@ impl<R: Real> Network<R> {
         layer.update.vectors(n, linear, None, scratch, tape.then_some((&mut tapes.update, 0)), (s, v, false));
         if l + 1 < self.layers.len() {
             layer.position.forward(s, v, output, step, tape.then_some(&mut tapes.jacobian));
-            x.iter_mut().flatten().zip(step.iter().flatten()).for_each(|(x, &d)| *x += d);
+            let stride = x.len() / 3;
+            step.iter().enumerate().for_each(|(atom, d)| (0..3).for_each(|c| x[c * stride + atom] += d[c]));
         }
         layer.update_norm.forward(n, s, v, tape.then_some(&mut tapes.update_norm));
     }
@@ -293,7 +298,7 @@ impl<R: Real> Network<R> {
             let source = without(e, atom);
             let width = 3 * state.stride;
             let dx = (&state.dx[source * width..][..width], &state.dx[atom * width..][..width]);
-            state.edge.set(&edges[atom], e, dx, state.stride);
+            state.edge.set(&edges[atom], source, dx, state.stride);
             Tangents {
                 gvp: &self.layers[l].message,
                 tape: &tapes.message,
@@ -317,7 +322,7 @@ impl<R: Real> Network<R> {
         let (f, u) = (self.f, 3 * self.u);
         for e in 0..self.n_atoms - 1 {
             let source = without(e, atom);
-            state.edge.set(&edges[atom], e, (&state.unit, &state.none), WIDTH);
+            state.edge.set(&edges[atom], source, (&state.unit, &state.none), WIDTH);
             state.pair_s.fill(R::default());
             state.pair_v.fill(R::default());
             Tangents {
@@ -420,39 +425,62 @@ impl<R: Real> Network<R> {
 }
 
 impl<R: Real> Edges<R> {
-    /// The edges from all other atoms to atom i.
-    fn set(&mut self, x: &[[R; 3]], i: usize) {
-        self.destination = i;
-        self.direction.clear();
-        self.distance.clear();
-        self.slope.clear();
-        for (_, other) in x.iter().enumerate().filter(|(j, _)| *j != i) {
-            let vector: [R; 3] = std::array::from_fn(|c| other[c] - x[i][c]);
-            let square = (vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2]).to_f64();
-            let near = square <= SMALLEST_SQUARE;
-            let norm = if near { SMALLEST_SQUARE.sqrt() } else { square.sqrt() };
-            let distance = norm + DISTANCE_OFFSET;
-            let inverse = R::from_f64(1.0 / distance);
-            self.direction.push(vector.map(|v| v * inverse));
-            self.distance.push(R::from_f64(distance));
-            self.slope.push(R::from_f64(if near { 0.0 } else { distance / norm }));
+    /// The edges from the atoms at `x[3][stride]` to atom i.
+    fn set(&mut self, x: &[R], i: usize) {
+        (self.destination, self.stride) = (i, x.len() / 3);
+        grow(&mut self.direction, x.len());
+        grow(&mut self.distance, self.stride);
+        grow(&mut self.slope, self.stride);
+        R::vectorised(SetEdges { x, edges: self });
+    }
+}
+
+struct SetEdges<'a, R> {
+    x: &'a [R],
+    edges: &'a mut Edges<R>,
+}
+
+impl<R: Real> Kernel<R> for SetEdges<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes<R>>(self) {
+        let (x, edges) = (self.x, self.edges);
+        let (stride, i) = (edges.stride, edges.destination);
+        let smallest = L::splat(R::from_f64(SMALLEST_SQUARE));
+        let one = L::splat(R::from_f64(1.0));
+        for j in (0..stride).step_by(WIDTH) {
+            let mut vector = [L::zero(); 3];
+            let mut square = L::zero();
+            for c in 0..3 {
+                vector[c] = L::load(&x[c * stride + j..]).sub(L::splat(x[c * stride + i]));
+                square = vector[c].mul_add(vector[c], square);
+            }
+            let norm = square.at_least(smallest).sqrt();
+            let distance = norm.add(L::splat(R::from_f64(DISTANCE_OFFSET)));
+            let inverse = one.div(distance);
+            for c in 0..3 {
+                vector[c].mul(inverse).store(&mut edges.direction[c * stride + j..]);
+            }
+            distance.store(&mut edges.distance[j..]);
+            distance.div(norm).where_above(square, smallest).store(&mut edges.slope[j..]);
         }
     }
 }
 
 impl<R: Real> EdgeTangents<R> {
-    /// Of edge e, from the tangents of its source and of its destination, `[3][stride]`.
-    fn set(&mut self, edges: &Edges<R>, e: usize, (source, destination): (&[R], &[R]), stride: usize) {
+    /// Of the edge from atom `from`, by the tangents of its source and of its destination, `[3][stride]`.
+    fn set(&mut self, edges: &Edges<R>, from: usize, (source, destination): (&[R], &[R]), stride: usize) {
         self.stride = stride;
         grow(&mut self.distance, stride);
         grow(&mut self.direction, 3 * stride);
-        R::vectorised(SetEdge { edges, e, source, destination, to: self });
+        R::vectorised(SetEdge { edges, from, source, destination, to: self });
     }
 }
 
 struct SetEdge<'a, R> {
     edges: &'a Edges<R>,
-    e: usize,
+    from: usize,
     source: &'a [R],
     destination: &'a [R],
     to: &'a mut EdgeTangents<R>,
@@ -464,9 +492,9 @@ impl<R: Real> Kernel<R> for SetEdge<'_, R> {
     #[inline(always)]
     fn run<L: Lanes<R>>(self) {
         let (stride, edges) = (self.to.stride, self.edges);
-        let direction = edges.direction[self.e];
-        let slope = L::splat(edges.slope[self.e]);
-        let inverse = L::splat(R::from_f64(1.0) / edges.distance[self.e]);
+        let direction = [0, 1, 2].map(|c| edges.direction[c * edges.stride + self.from]);
+        let slope = L::splat(edges.slope[self.from]);
+        let inverse = L::splat(R::from_f64(1.0) / edges.distance[self.from]);
         for t in (0..stride).step_by(WIDTH) {
             let mut moved = [L::zero(); 3];
             let mut along = L::zero();

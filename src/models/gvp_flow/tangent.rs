@@ -46,29 +46,45 @@ impl<R: Real> Tangents<'_, R> {
         R::vectorised(self);
     }
 
-    /// dn = Σ_c ∂n/∂Vh_c · dVh_c.
+    /// dn = Σ_c ∂n/∂Vh_c · dVh_c, for some rows.
+    #[inline(always)]
+    fn norms_tile<L: Lanes<R>, const ROWS: usize>(&mut self, row: usize, q: usize, by: [L; 3], by_direction: [L; 3]) {
+        let width = self.gvp.widths()[1];
+        let mut sum = [[L::zero(); 1]; ROWS];
+        for c in 0..3 {
+            let hidden: [[L; 1]; ROWS] =
+                load_tile(&self.linear.hidden[((self.first + row) * 3 + c) * width + q..], 3 * width);
+            for r in 0..ROWS {
+                sum[r][0] = by[c].mul_add(hidden[r][0], sum[r][0]);
+            }
+            if let Some((edge, first)) = self.edge {
+                let direction = &edge.direction[c * edge.stride + first + row..][..ROWS];
+                for r in 0..ROWS {
+                    sum[r][0] = L::splat(direction[r]).mul_add(by_direction[c], sum[r][0]);
+                }
+            }
+        }
+        store_tile(sum, &mut self.scratch.norms[row * width + q..], width);
+    }
+
     #[inline(always)]
     fn norms<L: Lanes<R>>(&mut self) {
         let width = self.gvp.widths()[1];
-        let tape = &self.tape.hidden[self.at * 3 * width..][..3 * width];
         for q in (0..width).step_by(WIDTH) {
             let mut by = [L::zero(); 3];
             let mut by_direction = [L::zero(); 3];
             for c in 0..3 {
-                by[c] = L::load(&tape[c * width + q..]);
+                by[c] = L::load(&self.tape.hidden[(self.at * 3 + c) * width + q..]);
                 by_direction[c] = by[c].mul(L::load(&self.gvp.direction_hidden[q..]));
             }
-            for row in 0..self.rows {
-                let hidden = &self.linear.hidden[(self.first + row) * 3 * width + q..];
-                let mut sum = by[0].mul(L::load(hidden));
-                sum = by[1].mul_add(L::load(&hidden[width..]), sum);
-                sum = by[2].mul_add(L::load(&hidden[2 * width..]), sum);
-                if let Some((edge, first)) = self.edge {
-                    for c in 0..3 {
-                        sum = L::splat(edge.direction[c * edge.stride + first + row]).mul_add(by_direction[c], sum);
-                    }
-                }
-                sum.store(&mut self.scratch.norms[row * width + q..]);
+            let mut row = 0;
+            while row + 6 <= self.rows {
+                self.norms_tile::<L, 6>(row, q, by, by_direction);
+                row += 6;
+            }
+            while row < self.rows {
+                self.norms_tile::<L, 1>(row, q, by, by_direction);
+                row += 1;
             }
         }
     }
