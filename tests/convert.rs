@@ -1,8 +1,10 @@
 //! `modejump convert` and `modejump inspect` as a user runs them.
 
 use modejump::density::Evaluation;
-use modejump::io::model_file::{read_tensors, Tensor};
-use modejump::models::{load_with, Precision};
+use modejump::io::model_file::{self, read_tensors, write_tensors, Data, Tensor};
+use modejump::models::continuous::{Interpolant, Parametrisation};
+use modejump::models::gvp_flow::GvpField;
+use modejump::models::{load_with, ModelConfig, Precision, VectorField};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -97,6 +99,94 @@ fn what_is_missing_is_listed_with_its_flag() {
     let wrong = ["convert", checkpoint, "--kind", "bgflow", "-o", output, "--config", &config, "--prefix", "ema."];
     assert!(complaint(&wrong).contains("`state_dict.flow.`"));
     assert!(!Path::new(output).exists(), "a failed conversion left a file");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+const FIELD: &str = "tests/golden/boltznce/weights/trained_vector_5_layer_ot_ema.safetensors";
+
+/// Arguments for a vector field of BoltzNCE with a configuration of this text, written into the folder.
+fn boltznce(folder: &Path, checkpoint: &str, config: &str) -> (Vec<String>, PathBuf) {
+    let (json, output) = (folder.join("config.json"), folder.join("model.safetensors"));
+    std::fs::write(&json, config).unwrap();
+    let arguments = ["convert", checkpoint, "--kind", "boltznce-gvp", "-o", output.to_str().unwrap(), "--config"];
+    let arguments = arguments.iter().map(|a| a.to_string()).chain([json.to_str().unwrap().to_string()]).collect();
+    (arguments, output)
+}
+
+#[test]
+fn a_converted_vector_field_gives_the_reference_values() {
+    let folder = folder("boltznce");
+    let (mut arguments, output) = boltznce(&folder, FIELD, r#"{"dataset": "ad2", "tmin": 0.001}"#);
+    let topology = folder.join("ala2.pdb");
+    std::fs::write(&topology, ala2()).unwrap();
+    arguments.extend(["--topology".into(), topology.to_str().unwrap().into()]);
+    let run = modejump(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+
+    let file = model_file::read("converted", &std::fs::read(&output).unwrap()).unwrap();
+    let ModelConfig::GvpFlow(config) = &file.card.model else { panic!("{:?}", file.card.model) };
+    let flow = &config.flow;
+    assert_eq!((flow.parametrisation, flow.interpolant), (Parametrisation::Velocity, Interpolant::Linear));
+    assert_eq!((flow.times, flow.units_per_nm), ([1.0, 0.001], 10.0));
+    assert_eq!(flow.stereocentres.len(), 1);
+    assert_eq!(flow.stereocentres[0].centre, 8);
+    assert!(file.card.provenance["notice"].contains("MIT License. Copyright (c) 2025 RishalAggarwal"));
+    assert!(!file.tensors.keys().any(|name| name.contains("dropout")));
+
+    let golden = root().join("tests/golden/boltznce/field_trained_vector_5_layer_ot_ema.safetensors");
+    let golden = read_tensors("golden", &std::fs::read(golden).unwrap()).unwrap().0;
+    let field = GvpField::<f64>::from_file(&file, config).unwrap();
+    let mut f = vec![0.0; golden["x"].data.len()];
+    field.evaluate(&golden["t"].data, &golden["x"].data, &mut f);
+    let error = f.iter().zip(&golden["v_f64"].data).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(error < 1e-10, "{error}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Alanine dipeptide in BoltzNCE's order.
+fn ala2() -> String {
+    std::fs::read_to_string(root().join("tests/golden/boltznce/ala2_topology.pdb")).unwrap()
+}
+
+#[test]
+fn what_a_vector_field_lacks_is_listed() {
+    let folder = folder("boltznce-missing");
+    let complain = |checkpoint: &str, config: &str| {
+        let (arguments, output) = boltznce(&folder, checkpoint, config);
+        let message = complaint(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(!output.exists(), "a failed conversion left a file");
+        message
+    };
+    // the metadata of this checkpoint says all but the atoms' features
+    let message = complain(FIELD, "{}");
+    assert!(message.contains("features") && !message.contains("endpoint"), "{message}");
+    let message = complain(FIELD, r#"{"dataset": "ad2", "endpoint": true}"#);
+    assert!(message.contains("endpoint: the checkpoint says false, --config says true"), "{message}");
+    let message = complain(FIELD, r#"{"features": [0, 1, 30]}"#);
+    assert!(message.contains("atom 3: feature 30 of 21"), "{message}");
+    // without metadata all is asked for
+    let (tensors, _) = read_tensors("field", &std::fs::read(root().join(FIELD)).unwrap()).unwrap();
+    let bare = |tensors: &BTreeMap<String, Tensor>| {
+        let data = |t: &Tensor| (t.shape.clone(), Data::F64(t.data.clone()));
+        let tensors = tensors.iter().map(|(name, t)| (name.clone(), data(t))).collect();
+        let path = folder.join("bare.safetensors");
+        std::fs::write(&path, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let message = complain(&bare(&tensors), "{}");
+    for needed in ["rbf_dmax", "message_norm", "coords_range", "features", "endpoint", "interpolant", "units_per_nm"] {
+        assert!(message.contains(needed), "{message}");
+    }
+    let all = r#"{"dataset": "ad2", "rbf_dmax": 20, "message_norm": 10, "coords_range": 10, "endpoint": false,
+        "interpolant": "linear", "units_per_nm": 10}"#;
+    let mut damaged = tensors.clone();
+    damaged.remove("convs.3.node_update.0.Wu");
+    assert!(complain(&bare(&damaged), all).contains("no tensor convs.3.node_update.0.Wu"));
+    let mut more = tensors.clone();
+    more.insert("convs.3.edge_message.1.Wh".into(), tensors["convs.3.edge_message.0.Wh"].clone());
+    assert!(complain(&bare(&more), all).contains("convs.3.edge_message.1.Wh is not part of the network"));
+    let message = complain("tests/pytorch/icbg.ckpt", all);
+    assert!(message.contains("icbg.ckpt") && message.contains("not a vector field of BoltzNCE"), "{message}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 

@@ -159,6 +159,25 @@ fn f32_is_near_f64() {
     }
 }
 
+#[test]
+fn instruction_sets_agree() {
+    use crate::nn::lanes::HIGHEST;
+    let field = field(config(3, 70, 18));
+    let single = field.cast::<f32>().unwrap();
+    let x = normals(21, 9);
+    let (mut truth, mut f, mut exact, mut divergence) = (vec![0.0; 21], vec![0.0; 21], [0.0], [0.0]);
+    field.evaluate_divergence(&[0.4], &x, &mut truth, &mut exact);
+    for level in 0..3 {
+        HIGHEST.set(level);
+        single.evaluate_divergence(&[0.4], &x, &mut f, &mut divergence);
+        assert!(largest_difference(&f, &truth) < 3e-5, "level {level}");
+        assert!((divergence[0] - exact[0]).abs() < 2e-4 * exact[0].abs().max(1.0), "level {level}");
+        field.evaluate_divergence(&[0.4], &x, &mut f, &mut divergence);
+        assert!(largest_difference(&f, &truth) < 1e-12 && (divergence[0] - exact[0]).abs() < 1e-11, "level {level}");
+    }
+    HIGHEST.set(2);
+}
+
 fn model_config() -> Config {
     Config {
         network: config(2, 20, 5),
