@@ -1,10 +1,10 @@
-//! Criterion benchmarks of the coupling flow's hot paths; throughput in FLOP of the networks' products.
+//! Criterion benchmarks of the hot paths of coupling flows and vector fields; throughput in FLOP of the networks' products.
 //! `cargo bench --bench coupling`; the comparison table is `modejump bench`.
 
 #[path = "../src/bin/modejump/bench/cases.rs"]
 mod cases;
 
-use cases::{Attempts, Sampling, TRAIN_BATCH};
+use cases::{Attempts, Fields, Sampling, TRAIN_BATCH};
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 
 fn generator(c: &mut Criterion) {
@@ -31,5 +31,17 @@ fn training(c: &mut Criterion) {
     group.bench_function("train_step", |b| b.iter(|| trainer.step().unwrap()));
 }
 
-criterion_group!(benches, generator, training);
+fn vector_field(c: &mut Criterion) {
+    let field = cases::gvp_field().unwrap();
+    for batch in [1, 8] {
+        let mut fields = Fields::new(&field, batch);
+        let mut group = c.benchmark_group(format!("gvp_flow/ala2/{batch}"));
+        group.throughput(Throughput::Elements((field.flops() * batch as f64) as u64));
+        group.bench_function("velocity", |b| b.iter(|| fields.velocity()));
+        group.throughput(Throughput::Elements((field.divergence_flops() * batch as f64) as u64));
+        group.bench_function("velocity_divergence", |b| b.iter(|| fields.velocity_divergence()));
+    }
+}
+
+criterion_group!(benches, generator, training, vector_field);
 criterion_main!(benches);

@@ -17,17 +17,17 @@ impl<R: Real> GvpField<R> {
     }
 }
 
-/// Calls `body(row, row of a, row of b)` for all rows; a single row stays on this thread.
-fn for_rows(
-    a: (&mut [f64], usize),
-    b: (&mut [f64], usize),
-    body: impl Fn(usize, &mut [f64], &mut [f64]) + Sync + Send,
-) {
-    if a.0.len() <= a.1 {
-        return if a.0.is_empty() { () } else { body(0, a.0, b.0) };
+/// Calls `body(row, row of a, row of b)` for all n rows; a single row stays on this thread.
+fn for_rows(n: usize, a: &mut [f64], b: &mut [f64], body: impl Fn(usize, &mut [f64], &mut [f64]) + Sync + Send) {
+    match n {
+        0 => {}
+        1 => body(0, a, b),
+        _ => {
+            let (wide, other) = (a.len() / n, b.len() / n);
+            let rows = a.par_chunks_mut(wide).zip(b.par_chunks_mut(other));
+            rows.enumerate().for_each(|(row, (a, b))| body(row, a, b));
+        }
     }
-    let rows = a.0.par_chunks_mut(a.1).zip(b.0.par_chunks_mut(b.1));
-    rows.enumerate().for_each(|(row, (a, b))| body(row, a, b));
 }
 
 impl<R: Real> VectorField for GvpField<R> {
@@ -55,7 +55,7 @@ impl<R: Real> VectorField for GvpField<R> {
     fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
         let (d, n) = (self.dimension(), t.len());
         assert!(x.len() == n * d && f.len() == x.len() && divergence.len() == n, "{n} rows of {d} coordinates");
-        for_rows((f, d), (divergence, 1), |row, f, divergence| {
+        for_rows(n, f, divergence, |row, f, divergence| {
             let x = &x[row * d..][..d];
             divergence[0] = self.with_workspace(|ws| self.network.evaluate_divergence(t[row], x, ws, f));
         });
@@ -65,7 +65,7 @@ impl<R: Real> VectorField for GvpField<R> {
         let (d, n) = (self.dimension(), t.len());
         let lengths = [x.len(), dx.len(), f.len(), df.len()];
         assert!(lengths.iter().all(|&length| length == n * d), "{n} rows of {d} coordinates");
-        for_rows((f, d), (df, d), |row, f, df| {
+        for_rows(n, f, df, |row, f, df| {
             let (x, dx) = (&x[row * d..][..d], &dx[row * d..][..d]);
             self.with_workspace(|ws| self.network.evaluate_jvp(t[row], x, dx, ws, f, df));
         });

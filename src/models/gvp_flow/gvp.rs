@@ -372,33 +372,62 @@ impl<R: Real> Kernel<R> for Gate<'_, R> {
     #[inline(always)]
     fn run<L: Lanes<R>>(mut self) {
         let [f, _, width] = self.gvp.widths();
-        let one = L::splat(R::from_f64(1.0));
-        let skip = self.edges.map_or(usize::MAX, |edges| edges.destination);
-        for row in 0..self.rows {
-            let to = if self.sum { 0 } else { row };
-            let (from, s) = (&self.scratch.scalars[row * f..][..f], &mut self.s[to * f..][..f]);
-            for (s, from) in s.chunks_exact_mut(WIDTH).zip(from.chunks_exact(WIDTH)) {
-                L::load(s).add(L::load(from)).store(s);
+        for i in (0..f).step_by(WIDTH) {
+            self.scalars::<L>(i);
+        }
+        for u in (0..width).step_by(WIDTH) {
+            self.vectors::<L>(u);
+        }
+    }
+}
+
+impl<R: Real> Gate<'_, R> {
+    #[inline(always)]
+    fn scalars<L: Lanes<R>>(&mut self, i: usize) {
+        let f = self.gvp.scalars.width;
+        if !self.sum {
+            for row in 0..self.rows {
+                let to = &mut self.s[row * f + i..];
+                L::load(to).add(L::load(&self.scratch.scalars[row * f + i..])).store(to);
             }
+            return;
+        }
+        let mut total = L::load(&self.s[i..]);
+        for row in 0..self.rows {
+            total = total.add(L::load(&self.scratch.scalars[row * f + i..]));
+        }
+        total.store(&mut self.s[i..]);
+    }
+
+    #[inline(always)]
+    fn vectors<L: Lanes<R>>(&mut self, u: usize) {
+        let width = self.gvp.outputs.width;
+        let one = L::splat(R::from_f64(1.0));
+        let along = L::load(&self.gvp.direction_outputs[u..]);
+        let skip = self.edges.map_or(usize::MAX, |edges| edges.destination);
+        let mut total = [L::zero(); 3];
+        for row in 0..self.rows {
             let source = without(row, skip);
-            let outputs = &self.linear.outputs[source * 3 * width..][..3 * width];
-            for u in (0..width).step_by(WIDTH) {
-                let gate = L::load(&self.scratch.gates[row * width + u..]).sigmoid();
-                for c in 0..3 {
-                    let mut vu = L::load(&outputs[c * width + u..]);
-                    if let Some(edges) = self.edges {
-                        let along = L::splat(edges.direction[c * edges.stride + source]);
-                        vu = along.mul_add(L::load(&self.gvp.direction_outputs[u..]), vu);
-                    }
-                    let v = &mut self.v[(to * 3 + c) * width + u..];
-                    gate.mul_add(vu, L::load(v)).store(v);
-                    if let Some((_, gated)) = &mut self.tape {
-                        let slope = gate.mul(one.sub(gate));
-                        slope.mul(vu).store(&mut gated[(row * 3 + c) * width + u..]);
-                    }
+            let gate = L::load(&self.scratch.gates[row * width + u..]).sigmoid();
+            for c in 0..3 {
+                let mut vu = L::load(&self.linear.outputs[(source * 3 + c) * width + u..]);
+                if let Some(edges) = self.edges {
+                    vu = L::splat(edges.direction[c * edges.stride + source]).mul_add(along, vu);
                 }
-                if let Some((gates, _)) = &mut self.tape {
-                    gate.store(&mut gates[row * width + u..]);
+                total[c] = gate.mul_add(vu, total[c]);
+                if let Some((_, gated)) = &mut self.tape {
+                    gate.mul(one.sub(gate)).mul(vu).store(&mut gated[(row * 3 + c) * width + u..]);
+                }
+            }
+            if let Some((gates, _)) = &mut self.tape {
+                gate.store(&mut gates[row * width + u..]);
+            }
+            if !self.sum || row + 1 == self.rows {
+                let to = if self.sum { 0 } else { row };
+                for c in 0..3 {
+                    let v = &mut self.v[(to * 3 + c) * width + u..];
+                    L::load(v).add(total[c]).store(v);
+                    total[c] = L::zero();
                 }
             }
         }
