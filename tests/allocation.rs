@@ -4,6 +4,8 @@
 mod systems;
 
 use modejump::density::Density;
+use modejump::models::gvp_flow::{GvpConfig, GvpField};
+use modejump::models::VectorField;
 use modejump::moves::{Generator, Independence, Isir, Move, Options, State};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -50,8 +52,36 @@ fn allocations(mut kernel: Box<dyn Move>, target: Arc<dyn Density>, mut x: Vec<f
     after - before
 }
 
+/// Allocations in a second evaluation of a vector field, of its divergence, and of a directional derivative.
+fn field_allocations() -> usize {
+    let config = GvpConfig {
+        features: (0..5).map(|atom| vec![atom]).collect(),
+        n_features: 5,
+        n_layers: 3,
+        n_scalars: 32,
+        n_vectors: 16,
+        rbf_max: 6.0,
+        rbf_count: 16,
+        message_norm: 10.0,
+        coordinate_range: 1.0,
+    };
+    let field = GvpField::<f32>::random(config, 1).unwrap();
+    let x: Vec<f64> = (0..15).map(|i| f64::from(i * i % 7)).collect();
+    let (mut f, mut df, mut divergence) = (vec![0.0; 15], vec![0.0; 15], [0.0]);
+    let mut evaluate = || {
+        field.evaluate(&[0.5], &x, &mut f);
+        field.evaluate_divergence(&[0.5], &x, &mut f, &mut divergence);
+        field.evaluate_jvp(&[0.5], &x, &x, &mut f, &mut df);
+    };
+    evaluate();
+    let before = ALLOCATIONS.get();
+    evaluate();
+    ALLOCATIONS.get() - before
+}
+
 #[test]
 fn a_warm_attempt_does_not_allocate() {
+    assert_eq!(field_allocations(), 0);
     let mixture = |width: f64| -> Arc<dyn Density> {
         Arc::new(Exact(GaussianMixture(vec![(0.5, vec![-1.0; 6], width), (0.5, vec![1.0; 6], width)])))
     };

@@ -15,6 +15,8 @@ type Check = fn(&Path) -> Found;
 /// Start of the folder's name, start of the file name, and what checks it.
 const KINDS: &[(&str, &str, Check)] = &[
     ("boltznce", "field_", boltznce::field),
+    ("weights", "trained_vector_", boltznce::weights),
+    ("weights", "unweighted_", boltznce::weights),
     ("flows", "bar", bar::check),
     ("flows", "icbg_", flows::generator),
     ("flows", "realnvp_", flows::realnvp),

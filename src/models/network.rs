@@ -1,8 +1,8 @@
 //! Networks written on a tape, and what flows and energy-based models need of them.
 
 use super::field::{EnergyFunction, VectorField};
-use crate::error::Result;
-use crate::io::model_file::{Data, ModelFile};
+use crate::error::{Error, Result};
+use crate::io::model_file::{Data, Tensor};
 use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use rayon::prelude::*;
@@ -57,15 +57,25 @@ impl Layout {
         self.tensors.iter().map(|(name, shape, at)| (name.as_str(), shape.as_slice(), *at))
     }
 
-    /// The parameters in a file. Errors name a tensor that is missing, has another shape or holds NaN, or does not belong.
-    pub fn read<R: Real>(&self, file: &ModelFile) -> Result<Vec<R>> {
+    /// The parameters among the tensors of a file. Errors name a tensor that is missing, has another shape or holds NaN, or does
+    /// not belong.
+    pub fn read<R: Real>(&self, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<R>> {
         let mut parameters = vec![R::default(); self.end];
         for (name, shape, at) in self.tensors() {
-            let data = file.tensor(name, shape)?;
-            parameters[at..at + data.len()].iter_mut().zip(data).for_each(|(p, &v)| *p = R::from_f64(v));
+            let tensor = tensors.get(name).ok_or_else(|| Error::invalid(format!("tensor {name} is missing")))?;
+            if tensor.shape != shape {
+                let found = &tensor.shape;
+                return Err(Error::invalid(format!("tensor {name} has shape {found:?}, the model needs {shape:?}")));
+            }
+            if let Some(i) = tensor.data.iter().position(|v| !v.is_finite()) {
+                return Err(Error::invalid(format!("tensor {name} holds {} at position {i}", tensor.data[i])));
+            }
+            parameters[at..].iter_mut().zip(&tensor.data).for_each(|(p, &v)| *p = R::from_f64(v));
         }
-        file.only(&self.tensors.iter().map(|t| t.0.clone()).collect::<Vec<_>>())?;
-        Ok(parameters)
+        match tensors.keys().find(|name| !self.tensors.iter().any(|t| t.0 == **name)) {
+            Some(name) => Err(Error::invalid(format!("tensor {name} is not part of the model"))),
+            None => Ok(parameters),
+        }
     }
 
     /// The parameters as tensors for a file, in f32 unless the network is f64.
@@ -81,22 +91,37 @@ impl Layout {
         self.tensors().map(tensor).collect()
     }
 
-    /// Random weights as PyTorch's linear layers begin: uniform in ±1/√(inputs), which the matrix of the layer shares with its
-    /// bias. `constant` says which tensors begin otherwise.
-    pub fn initialise<R: Real>(&self, stream: &mut Stream, constant: impl Fn(&str) -> Option<f64>) -> Vec<R> {
+    /// Random weights as PyTorch's linear layers begin: uniform in ±1/√inputs, the last of a matrix's dimensions, with which its
+    /// bias follows. `special` says which tensors begin otherwise.
+    pub fn initialise<R: Real>(
+        &self,
+        stream: &mut Stream,
+        special: impl Fn(&str, &[usize]) -> Option<Start>,
+    ) -> Vec<R> {
         let mut parameters = vec![R::default(); self.end];
         let mut bound = 1.0;
         for (name, shape, at) in self.tensors() {
-            let n = shape.iter().product::<usize>();
-            if shape.len() > 1 {
-                bound = 1.0 / (shape[shape.len() - 1] as f64).sqrt();
+            if let [.., n_in] = shape[1.min(shape.len())..] {
+                bound = 1.0 / (n_in as f64).sqrt();
             }
-            for p in &mut parameters[at..at + n] {
-                *p = R::from_f64(constant(name).unwrap_or_else(|| bound * (2.0 * stream.uniform() - 1.0)));
+            let start = special(name, shape).unwrap_or(Start::Within(bound));
+            for p in &mut parameters[at..at + shape.iter().product::<usize>()] {
+                *p = R::from_f64(match start {
+                    Start::At(value) => value,
+                    Start::Within(bound) => bound * (2.0 * stream.uniform() - 1.0),
+                });
             }
         }
         parameters
     }
+}
+
+/// Where a parameter begins.
+#[derive(Clone, Copy, Debug)]
+pub enum Start {
+    At(f64),
+    /// Uniform in ± this.
+    Within(f64),
 }
 
 /// A network with its parameters.

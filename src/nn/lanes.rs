@@ -241,8 +241,8 @@ pub(super) mod x86 {
                 #[inline(always)]
                 fn sum(self) -> $real {
                     let mut total = self.0[0];
-                    for i in 1..$count {
-                        total = unsafe { $add(total, self.0[i]) };
+                    for part in &self.0[1..] {
+                        total = unsafe { $add(total, *part) };
                     }
                     unsafe { $sum(total) }
                 }

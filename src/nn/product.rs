@@ -1,5 +1,8 @@
 //! Products of rows with a packed weight matrix, `y[rows][out] = start + x[rows][in] · W`, by register tiles.
 
+// Indices of components and of register tiles, as in the formulas.
+#![allow(clippy::needless_range_loop)]
+
 use super::lanes::{padded, Kernel, Lanes, WIDTH};
 use super::Real;
 

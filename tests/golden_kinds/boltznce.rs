@@ -1,10 +1,8 @@
 //! Vector fields of BoltzNCE: values and exact divergences of trained checkpoints.
 
 use super::{error, relative_error, Found, Golden};
-use modejump::coordinates::CoordinatesConfig;
 use modejump::density::Evaluation;
 use modejump::io::model_file::{read_tensors, Tensor};
-use modejump::models::card::FORMAT;
 use modejump::models::continuous::{ContinuousConfig, ContinuousFlow, Divergence, Interpolant, Parametrisation, Prior};
 use modejump::models::gvp_flow::record::GvpNetwork;
 use modejump::models::gvp_flow::{boltznce, Config, GvpField};
@@ -12,6 +10,7 @@ use modejump::models::network::Network;
 use modejump::models::{Flow, ModelCard, ModelConfig, VectorField};
 use modejump::nn::Real;
 use modejump::ode::Method;
+use modejump::rng::{Stream, StreamId};
 use modejump::train::flow_matching::{flow_matching, Batch};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -23,10 +22,14 @@ const F64_DIVERGENCE: f64 = 1e-11;
 const F32_VALUE: f64 = 3e-5;
 const F32_DIVERGENCE: f64 = 1e-5;
 
-/// The checkpoint beside a golden file KIND_NAME: `weights/NAME.safetensors`, with its architecture in the metadata.
-fn checkpoint(stem: &Path, kind: &str) -> (PathBuf, BTreeMap<String, Tensor>, Value) {
+/// The checkpoint beside a golden file KIND_NAME: `weights/NAME.safetensors`.
+fn checkpoint_of(stem: &Path, kind: &str) -> PathBuf {
     let name = stem.file_name().unwrap().to_str().unwrap().strip_prefix(kind).unwrap();
-    let path = stem.with_file_name("weights").join(format!("{name}.safetensors"));
+    stem.with_file_name("weights").join(format!("{name}.safetensors"))
+}
+
+/// A checkpoint with its architecture in the metadata.
+fn checkpoint(path: PathBuf) -> (PathBuf, BTreeMap<String, Tensor>, Value) {
     let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let (tensors, metadata) = read_tensors(&path.display().to_string(), &bytes).unwrap_or_else(|e| panic!("{e}"));
     let arch = serde_json::from_str(&metadata["arch"]).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -67,7 +70,7 @@ fn compute<R: Real>(field: &GvpField<R>, t: &[f64], x: &[f64]) -> Computed {
 pub fn field(stem: &Path) -> Found {
     let bytes = std::fs::read(stem.with_extension("safetensors")).unwrap_or_else(|e| panic!("{}: {e}", stem.display()));
     let (golden, _) = read_tensors(&stem.display().to_string(), &bytes).unwrap_or_else(|e| panic!("{e}"));
-    let (path, tensors, arch) = checkpoint(stem, "field_");
+    let (path, tensors, arch) = checkpoint(checkpoint_of(stem, "field_"));
     let config = boltznce::network(&tensors, &arch, features(&golden["h"]))
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let double = boltznce::field(&tensors, config).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
@@ -89,7 +92,7 @@ pub fn field(stem: &Path) -> Found {
 
 /// The field of the checkpoint beside a golden file, in double precision, and whether it predicts end points.
 fn alanine(stem: &Path, kind: &str) -> (GvpField<f64>, Parametrisation) {
-    let (path, tensors, arch) = checkpoint(stem, kind);
+    let (path, tensors, arch) = checkpoint(checkpoint_of(stem, kind));
     let features = super::energies::ala2_types().into_iter().map(|t| vec![t]).collect();
     let config = boltznce::network(&tensors, &arch, features).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let endpoint = arch["endpoint"].as_bool().unwrap();
@@ -114,16 +117,8 @@ fn settings(parametrisation: Parametrisation, t_end: f64, solver: Method) -> Con
 fn flow(stem: &Path, t_end: f64, solver: Method) -> ContinuousFlow<GvpField<f64>> {
     let (field, parametrisation) = alanine(stem, "ode_");
     let config = settings(parametrisation, t_end, solver);
-    let card = ModelCard {
-        format: FORMAT,
-        model: ModelConfig::GvpFlow(Config { network: field.config().clone(), flow: config.clone() }),
-        coordinates: CoordinatesConfig::Cartesian { dimension: field.dimension() },
-        exactness: config.exactness(),
-        temperature: None,
-        target: None,
-        topology: None,
-        provenance: BTreeMap::new(),
-    };
+    let model = ModelConfig::GvpFlow(Config { network: field.config().clone(), flow: config.clone() });
+    let card = ModelCard { exactness: config.exactness(), ..ModelCard::of_cartesian(model, field.dimension() / 3) };
     ContinuousFlow::new(field, config, card, String::new()).unwrap()
 }
 
@@ -214,5 +209,23 @@ pub fn gradient_norms(golden: &Golden, kind: &str, network: &impl Network, gradi
     vec![
         (format!("gradient norms{kind}"), error(&norms, expected) / largest, tolerance),
         (format!("gradient norm{kind}"), relative_error(&[norm(gradient)], all), tolerance),
+    ]
+}
+
+/// Any checkpoint: 12 atoms of arbitrary features in a random shape, in both precisions and with both derivatives.
+pub fn weights(stem: &Path) -> Found {
+    let (path, tensors, arch) = checkpoint(stem.with_extension("safetensors"));
+    let features = (0..12).map(|atom| vec![atom]).collect();
+    let config = boltznce::network(&tensors, &arch, features).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let double = boltznce::field(&tensors, config).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut stream = Stream::new(1, StreamId::Test, 0, 0);
+    let x: Vec<f64> = (0..36).map(|_| 2.0 * stream.normal()).collect();
+    let (exact, single) = (compute(&double, &[0.5], &x), compute(&double.cast::<f32>().unwrap(), &[0.5], &x));
+    let scale = |values: &[f64]| values.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+    let [value, divergence] = [scale(&exact.value), scale(&exact.divergence)];
+    vec![
+        ("divergence by jvp".into(), (exact.from_jvp - exact.divergence[0]).abs() / divergence, F64_DIVERGENCE),
+        ("v in f32".into(), error(&single.value, &exact.value) / value, 1e-4),
+        ("divergence in f32".into(), error(&single.divergence, &exact.divergence) / divergence, 1e-4),
     ]
 }

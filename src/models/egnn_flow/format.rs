@@ -16,7 +16,7 @@ impl<R: Real> EgnnFlow<R> {
             return Err(file.error("not an EGNN flow"));
         };
         let network = Egnn::new(network.clone())?;
-        let parameters = network.layout().read(file)?;
+        let parameters = network.layout().read(&file.tensors)?;
         ContinuousFlow::new(Evaluator::new(network, parameters), flow.clone(), file.card.clone(), file.hash.clone())
     }
 }

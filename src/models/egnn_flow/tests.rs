@@ -11,7 +11,7 @@ fn small() -> Evaluator<Egnn, f64> {
         coordinate_range: 4.0,
     };
     let network = Egnn::new(config).unwrap();
-    let parameters = network.layout().initialise(&mut Stream::new(3, StreamId::Test, 0, 0), |_| None);
+    let parameters = network.layout().initialise(&mut Stream::new(3, StreamId::Test, 0, 0), |_, _| None);
     Evaluator::new(network, parameters)
 }
 

@@ -18,7 +18,7 @@ impl<R: Real> GraphormerEbm<R> {
         };
         energy.check()?;
         let network = Graphormer::new(network.clone())?;
-        let parameters = network.layout().read(file)?;
+        let parameters = network.layout().read(&file.tensors)?;
         Ok(EnergyModel::new(Evaluator::new(network, parameters), *energy, file.card.clone(), file.hash.clone()))
     }
 

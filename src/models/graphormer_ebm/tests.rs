@@ -15,7 +15,7 @@ fn small(version: Version) -> Evaluator<Graphormer, f64> {
         kernels: 5,
     };
     let network = Graphormer::new(config).unwrap();
-    let parameters = network.layout().initialise(&mut Stream::new(3, StreamId::Test, 0, 0), |_| None);
+    let parameters = network.layout().initialise(&mut Stream::new(3, StreamId::Test, 0, 0), |_, _| None);
     Evaluator::new(network, parameters)
 }
 

@@ -1,8 +1,9 @@
-//! Reading and writing, with BoltzNCE's tensor names (see [`super::layout`]); conversion of BoltzNCE's checkpoints.
+//! Reading and writing, with BoltzNCE's tensor names (see `layout.rs`); conversion of BoltzNCE's checkpoints.
 
+use super::layout::Places;
 use super::{Config, GvpField};
 use crate::error::{Error, Result};
-use crate::io::model_file::{serialize, Data, ModelFile};
+use crate::io::model_file::{serialize, ModelFile};
 use crate::io::write_atomically;
 use crate::models::card::{ModelCard, ModelConfig};
 use crate::models::continuous::ContinuousFlow;
@@ -14,24 +15,13 @@ impl<R: Real> GvpField<R> {
     /// The field of a model file. Errors name the tensor that is missing, superfluous, of another shape or not finite.
     pub fn from_file(file: &ModelFile, config: &Config) -> Result<GvpField<R>> {
         config.network.check()?;
-        let layout = super::Layout::new(&config.network);
-        file.only(&layout.entries.iter().map(|e| e.name.clone()).collect::<Vec<_>>())?;
-        let mut parameters = Vec::with_capacity(layout.n_parameters);
-        for entry in &layout.entries {
-            parameters.extend(file.tensor(&entry.name, &entry.shape)?.iter().map(|&v| R::from_f64(v)));
-        }
+        let parameters = Places::new(&config.network).layout.read(&file.tensors)?;
         GvpField::new(config.network.clone(), parameters)
     }
 
     /// The bytes of the model file; parameters are stored as the type they have here.
     pub fn to_bytes(&self, card: &ModelCard) -> Result<Vec<u8>> {
-        let store = |values: &[R]| match R::NAME {
-            "f32" => Data::F32(values.iter().map(|v| v.to_f64() as f32).collect()),
-            _ => Data::F64(values.iter().map(|v| v.to_f64()).collect()),
-        };
-        let tensor =
-            |e: &super::layout::Entry| (e.name.clone(), (e.shape.clone(), store(&self.parameters[e.place.clone()])));
-        serialize(card, &self.layout.entries.iter().map(tensor).collect::<BTreeMap<_, _>>())
+        serialize(card, &self.places.layout.write(&self.parameters))
     }
 
     /// Writes the model file; the file that was there is replaced only by a complete one.
@@ -53,7 +43,6 @@ impl<R: Real> ContinuousFlow<GvpField<R>> {
 
 /// Checkpoints of BoltzNCE.
 pub mod boltznce {
-    use super::super::layout::Layout;
     use super::super::GvpConfig;
     use super::*;
     use crate::io::model_file::Tensor;
@@ -90,7 +79,8 @@ pub mod boltznce {
     /// `features` per atom from the caller.
     pub fn network(tensors: &Tensors, config: &Value, features: Vec<Vec<usize>>) -> Result<GvpConfig> {
         for (option, value) in FIXED {
-            if let Some(found) = config.get(option).filter(|found| found.to_string() != value) {
+            let found = config.get(option).map_or(value.to_string(), Value::to_string);
+            if found != value {
                 return Err(Error::invalid(format!("{option} = {found}; only {value} is implemented")));
             }
         }
@@ -134,26 +124,9 @@ pub mod boltznce {
     /// have is an error.
     pub fn field(tensors: &Tensors, config: GvpConfig) -> Result<GvpField<f64>> {
         config.check()?;
-        let layout = Layout::new(&config);
-        let mut parameters = Vec::with_capacity(layout.n_parameters);
-        for entry in &layout.entries {
-            let absent = || Error::invalid(format!("the checkpoint has no tensor {}", entry.name));
-            let tensor = tensors.get(&entry.name).ok_or_else(absent)?;
-            if tensor.shape != entry.shape {
-                let (found, needed) = (&tensor.shape, &entry.shape);
-                return Err(Error::invalid(format!("tensor {} has shape {found:?}, not {needed:?}", entry.name)));
-            }
-            if let Some(value) = tensor.data.iter().find(|v| !v.is_finite()) {
-                return Err(Error::invalid(format!("tensor {} holds {value}", entry.name)));
-            }
-            parameters.extend(&tensor.data);
-        }
-        let dropout =
-            |name: &str| name.ends_with(".dropout.vector_dropout.dummy_param") && tensors[name].data.is_empty();
-        let known = |name: &str| layout.entries.iter().any(|e| e.name == name) || dropout(name);
-        match tensors.keys().find(|name| !known(name)) {
-            Some(name) => Err(Error::invalid(format!("tensor {name} is not part of the network"))),
-            None => GvpField::new(config, parameters),
-        }
+        let dropout = |name: &str| name.ends_with(".dropout.vector_dropout.dummy_param");
+        let used = tensors.iter().filter(|(name, tensor)| !(dropout(name) && tensor.data.is_empty()));
+        let used = used.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        GvpField::new(config.clone(), Places::new(&config).layout.read(&used)?)
     }
 }

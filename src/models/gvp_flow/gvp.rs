@@ -6,9 +6,12 @@
 //! ```
 //!
 //! [`Gvp::linear`] is all of it that is linear in (s, V): W_s s + b, Whᵀ V and (Wh Wu)ᵀ V; for a message it is taken once per
-//! source. [`Gvp::scalars`] and [`Gvp::vectors`] are the rest, for a set of rows; [`super::tangent`] has the derivatives.
+//! source. [`Gvp::scalars`] and [`Gvp::vectors`] are the rest, for a set of rows; `tangent.rs` has the derivatives.
 //!
 //! Rows of scalars are `[scalars]`, of vectors `[3][vectors]`, each padded to whole lanes with zeros.
+
+// Indices of components and of register tiles, as in the formulas.
+#![allow(clippy::needless_range_loop)]
 
 use super::layout::GvpPlaces;
 use crate::nn::lanes::{padded, Kernel, Lanes, WIDTH};

@@ -1,22 +1,8 @@
 //! Names, shapes and places of the parameters: one flat vector in the order of BoltzNCE's state dict.
 
 use super::GvpConfig;
+use crate::models::network::Layout;
 use std::ops::Range;
-
-/// Name, shape and place in the parameter vector of one tensor.
-pub struct Entry {
-    pub name: String,
-    pub shape: Vec<usize>,
-    pub place: Range<usize>,
-}
-
-impl Entry {
-    /// Inputs of a matrix: Wh and Wu are `[in][out]`, the others `[out][in]`.
-    pub fn fan_in(&self) -> f64 {
-        let of_vectors = self.name.ends_with(".Wh") || self.name.ends_with(".Wu");
-        self.shape.get(usize::from(!of_vectors)).map_or(1.0, |&n| n as f64)
-    }
-}
 
 /// Numbers of scalars and vectors that go into and come out of a geometric vector perceptron.
 #[derive(Clone, Copy, Debug)]
@@ -66,28 +52,25 @@ pub struct LayerPlaces {
     pub update_norm: NormPlaces,
 }
 
-pub struct Layout {
-    pub entries: Vec<Entry>,
+pub struct Places {
+    /// All tensors by name.
+    pub layout: Layout,
     /// `[scalars][features + 1]`, time last.
     pub embedding_weight: Range<usize>,
     pub embedding_bias: Range<usize>,
     pub layers: Vec<LayerPlaces>,
     pub output: GvpPlaces,
-    pub n_parameters: usize,
 }
 
 #[derive(Default)]
 struct Builder {
-    entries: Vec<Entry>,
-    end: usize,
+    layout: Layout,
 }
 
 impl Builder {
     fn tensor(&mut self, name: String, shape: &[usize]) -> Range<usize> {
-        let place = self.end..self.end + shape.iter().product::<usize>();
-        self.end = place.end;
-        self.entries.push(Entry { name, shape: shape.to_vec(), place: place.clone() });
-        place
+        let start = self.layout.tensor(name, shape);
+        start..self.layout.n_parameters()
     }
 
     fn gvp(&mut self, prefix: &str, sizes: GvpSizes, beta: bool) -> GvpPlaces {
@@ -114,8 +97,8 @@ impl Builder {
     }
 }
 
-impl Layout {
-    pub fn new(config: &GvpConfig) -> Layout {
+impl Places {
+    pub fn new(config: &GvpConfig) -> Places {
         let (f, v) = (config.n_scalars, config.n_vectors);
         let sizes =
             |scalars_in, vectors_in, vectors_out| GvpSizes { scalars_in, vectors_in, scalars_out: f, vectors_out };
@@ -134,7 +117,6 @@ impl Layout {
         };
         let layers = (0..config.n_layers).map(layer).collect();
         let output = builder.gvp("position_updater.gvps.0", sizes(f, v, 1), false);
-        let Builder { entries, end } = builder;
-        Layout { entries, embedding_weight, embedding_bias, layers, output, n_parameters: end }
+        Places { layout: builder.layout, embedding_weight, embedding_bias, layers, output }
     }
 }

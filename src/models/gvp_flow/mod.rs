@@ -2,7 +2,7 @@
 //! ICLR 2021) on the complete graph of a molecule's atoms, equivariant under rotations, reflections, translations and
 //! permutations of like atoms.
 //!
-//! In units of the network, for atoms i, edges j → i and features h, with a perceptron GVP(s, V) as in [`gvp`]:
+//! In units of the network, for atoms i, edges j → i and features h, with perceptrons GVP(s, V) as in `gvp.rs`:
 //!
 //! ```text
 //! s_i = silu(We [h_i ; t] + be),  V_i = 0
@@ -31,9 +31,10 @@ pub use format::boltznce;
 
 use crate::error::{Error, Result};
 use crate::models::continuous::{ContinuousConfig, ContinuousFlow};
+use crate::models::network::Start;
 use crate::nn::Real;
 use crate::rng::{Stream, StreamId};
-use layout::Layout;
+use layout::Places;
 use network::{Network, Workspace};
 use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
@@ -76,7 +77,7 @@ pub type GvpFlow<R> = ContinuousFlow<GvpField<R>>;
 /// The network, with parameters of type `R`.
 pub struct GvpField<R: Real> {
     config: GvpConfig,
-    layout: Layout,
+    places: Places,
     parameters: Vec<R>,
     network: Network<R>,
     /// Workspaces that are not in use, so that a warm call does not allocate.
@@ -122,33 +123,30 @@ impl<R: Real> GvpField<R> {
     /// A field of these parameters, in the order of BoltzNCE's state dict. Errors name the option.
     pub fn new(config: GvpConfig, parameters: Vec<R>) -> Result<GvpField<R>> {
         config.check()?;
-        let layout = Layout::new(&config);
-        if parameters.len() != layout.n_parameters {
-            let (found, needed) = (parameters.len(), layout.n_parameters);
+        let places = Places::new(&config);
+        let (found, needed) = (parameters.len(), places.layout.n_parameters());
+        if found != needed {
             return Err(Error::invalid(format!("{found} parameters; a network of these sizes has {needed}")));
         }
-        let network = Network::new(&config, &layout, &parameters);
-        Ok(GvpField { config, layout, parameters, network, pool: Mutex::new(Vec::new()) })
+        let network = Network::new(&config, &places, &parameters);
+        Ok(GvpField { config, places, parameters, network, pool: Mutex::new(Vec::new()) })
     }
 
-    /// A field of random parameters: weights of variance one over the inputs, slopes and scales one.
+    /// A field of random parameters: as [`crate::models::network::Layout::initialise`] draws them, slopes and norms one.
     pub fn random(config: GvpConfig, seed: u64) -> Result<GvpField<R>> {
         config.check()?;
-        let layout = Layout::new(&config);
-        let mut parameters = vec![R::default(); layout.n_parameters];
-        for (number, entry) in layout.entries.iter().enumerate() {
-            let mut stream = Stream::new(seed, StreamId::Initialise, number as u64, 0);
-            let values = parameters[entry.place.clone()].iter_mut();
-            match entry.shape[..] {
-                [] => values.for_each(|p| *p = R::from_f64(1.0)),
-                [_] if entry.name.ends_with("feat_norm.weight") => values.for_each(|p| *p = R::from_f64(1.0)),
-                [_, _] => {
-                    let sd = 1.0 / entry.fan_in().sqrt();
-                    values.for_each(|p| *p = R::from_f64(sd * stream.normal()));
-                }
-                _ => {}
+        // the matrices of vectors are stored [in][out]
+        let special = |name: &str, shape: &[usize]| match shape {
+            [] => Some(Start::At(1.0)),
+            _ if name.ends_with("feat_norm.weight") => Some(Start::At(1.0)),
+            _ if name.ends_with("feat_norm.bias") => Some(Start::At(0.0)),
+            [n_in, _] if name.ends_with("Wh") || name.ends_with("Wu") => {
+                Some(Start::Within(1.0 / (*n_in as f64).sqrt()))
             }
-        }
+            _ => None,
+        };
+        let mut stream = Stream::new(seed, StreamId::Initialise, 0, 0);
+        let parameters = Places::new(&config).layout.initialise(&mut stream, special);
         GvpField::new(config, parameters)
     }
 
@@ -163,7 +161,7 @@ impl<R: Real> GvpField<R> {
     /// Changes the parameters.
     pub fn update(&mut self, change: impl FnOnce(&mut [R])) {
         change(&mut self.parameters);
-        self.network = Network::new(&self.config, &self.layout, &self.parameters);
+        self.network = Network::new(&self.config, &self.places, &self.parameters);
     }
 
     /// Operations that one evaluation needs, a multiply-add for two: of the products, with what is linear in a source's

@@ -1,7 +1,10 @@
 //! The passes through the network: values, and values with tangents, layer by layer for one configuration.
 
+// Indices of components and of register tiles, as in the formulas.
+#![allow(clippy::needless_range_loop)]
+
 use super::gvp::{grow, silu, Edges, Gvp, Linear, Radial, Scratch, Tape, SMALLEST_SQUARE};
-use super::layout::Layout;
+use super::layout::Places;
 use super::norm::{GvpLayerNorm, NormTape};
 use super::position::{JacobianProduct, OutputScratch, VectorOutput};
 use super::tangent::{EdgeTangents, TangentScratch, Tangents};
@@ -92,10 +95,10 @@ struct TangentState<R> {
 }
 
 impl<R: Real> Network<R> {
-    pub fn new(config: &GvpConfig, layout: &Layout, parameters: &[R]) -> Network<R> {
+    pub fn new(config: &GvpConfig, places: &Places, parameters: &[R]) -> Network<R> {
         let n_in = config.n_features + 1;
-        let weight = |i: usize, o: usize| parameters[layout.embedding_weight.start + o * n_in + i].to_f64();
-        let bias = |o: usize| parameters[layout.embedding_bias.start + o].to_f64();
+        let weight = |i: usize, o: usize| parameters[places.embedding_weight.start + o * n_in + i].to_f64();
+        let bias = |o: usize| parameters[places.embedding_bias.start + o].to_f64();
         let features = &config.features;
         let embed = |atom: usize, o: usize| bias(o) + features[atom].iter().map(|&i| weight(i, o)).sum::<f64>();
         let layer = |places: &super::layout::LayerPlaces| Layer {
@@ -117,8 +120,8 @@ impl<R: Real> Network<R> {
                 inverse_width: R::from_f64(config.rbf_count as f64 / config.rbf_max),
             },
             message_factor: R::from_f64(1.0 / config.message_norm),
-            layers: layout.layers.iter().map(layer).collect(),
-            output: VectorOutput::new(parameters, &layout.output, None),
+            layers: places.layers.iter().map(layer).collect(),
+            output: VectorOutput::new(parameters, &places.output, None),
         }
     }
 

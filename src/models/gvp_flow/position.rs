@@ -1,5 +1,8 @@
 //! The perceptron with one vector that comes out: act(g) · Vu/n(Vu), a step of the coordinates or the output of the network.
 
+// Indices of components and of register tiles, as in the formulas.
+#![allow(clippy::needless_range_loop)]
+
 use super::gvp::{grow, Gvp, Linear, Scratch, Tape, SMALLEST_SQUARE};
 use super::layout::GvpPlaces;
 use crate::nn::lanes::{Kernel, Lanes, WIDTH};

@@ -1,6 +1,6 @@
 //! The same network on a tape, for training.
 
-use super::layout::{GvpPlaces, LayerPlaces, Layout as Places, NormPlaces};
+use super::layout::{GvpPlaces, LayerPlaces, NormPlaces, Places};
 use super::GvpConfig;
 use crate::models::network::{Layout, Network};
 use crate::nn::tape::{Function, LayerNorm, RadialBasis, Weight};
@@ -10,7 +10,6 @@ use crate::nn::{Scalar, Tape, Var};
 pub struct GvpNetwork {
     config: GvpConfig,
     places: Places,
-    layout: Layout,
 }
 
 /// The weights of one geometric vector perceptron.
@@ -105,11 +104,7 @@ impl GvpNetwork {
     pub fn new(config: GvpConfig) -> crate::error::Result<GvpNetwork> {
         config.check()?;
         let places = Places::new(&config);
-        let mut layout = Layout::default();
-        places.entries.iter().for_each(|entry| {
-            layout.tensor(entry.name.clone(), &entry.shape);
-        });
-        Ok(GvpNetwork { config, places, layout })
+        Ok(GvpNetwork { config, places })
     }
 
     pub fn config(&self) -> &GvpConfig {
@@ -190,7 +185,7 @@ impl Network for GvpNetwork {
     }
 
     fn layout(&self) -> &Layout {
-        &self.layout
+        &self.places.layout
     }
 
     fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var) {

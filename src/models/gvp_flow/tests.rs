@@ -3,8 +3,9 @@
 use super::*;
 use crate::io::model_file::{read, ModelFile};
 use crate::models::card::{ModelCard, ModelConfig};
-use crate::models::continuous::{Interpolant, Parametrisation};
+use crate::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
 use crate::models::VectorField;
+use crate::ode::Method;
 
 fn config(n_layers: usize, n_scalars: usize, n_vectors: usize) -> GvpConfig {
     GvpConfig {
@@ -187,6 +188,9 @@ fn model_config() -> Config {
             times: [1.0, 0.0],
             units_per_nm: 10.0,
             stereocentres: vec![],
+            prior: Prior::MeanFree,
+            divergence: Divergence::Exact,
+            solver: Method::default(),
         },
     }
 }
@@ -228,7 +232,8 @@ fn a_damaged_file_is_refused_with_the_tensor_named() {
 #[test]
 fn hostile_sizes_are_refused() {
     let good = model_config();
-    let cases: [(&str, fn(&mut GvpConfig)); 5] = [
+    type Spoil = fn(&mut GvpConfig);
+    let cases: [(&str, Spoil); 5] = [
         ("n_layers", |c| c.n_layers = 0),
         ("n_scalars", |c| c.n_scalars = usize::MAX),
         ("rbf_max", |c| c.rbf_max = f64::NAN),

@@ -4,8 +4,9 @@ use super::{fits_f32, read_any, Convert, Tensors};
 use modejump::coordinates::chirality::stereocentres;
 use modejump::coordinates::Topology;
 use modejump::models::card::{ModelCard, ModelConfig};
-use modejump::models::continuous::{ContinuousConfig, Interpolant, Parametrisation};
+use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
 use modejump::models::gvp_flow::{boltznce, Config, GvpConfig};
+use modejump::ode::Method;
 use modejump::{Error, Result};
 use serde_json::Value;
 
@@ -149,6 +150,9 @@ fn flow(options: &Value) -> Result<ContinuousConfig> {
         times: [1.0, last.ok_or_else(|| Error::invalid("tmin: a number from 0 to 1 is needed"))?],
         units_per_nm: units_per_nm.ok_or_else(|| Error::invalid("units_per_nm: a positive number is needed"))?,
         stereocentres: Vec::new(),
+        prior: Prior::default(),
+        divergence: Divergence::default(),
+        solver: Method::default(),
     })
 }
 
