@@ -13,6 +13,7 @@
 // Indices of components and of register tiles, as in the formulas.
 #![allow(clippy::needless_range_loop)]
 
+use super::edges::Edges;
 use super::layout::GvpPlaces;
 use crate::nn::lanes::{padded, Kernel, Lanes, WIDTH};
 use crate::nn::product::{padded_row, without, Packed, Start};
@@ -72,18 +73,6 @@ pub struct Scratch<R> {
     /// a, then s′.
     scalars: Vec<R>,
     gates: Vec<R>,
-}
-
-/// The edges that end at one atom, by their source; places of the atom itself and of the padding mean nothing.
-#[derive(Clone, Debug, Default)]
-pub struct Edges<R> {
-    /// u = (x_j − x_i)/d, `[3][stride]`, and d = n(x_j − x_i) + 1e-8.
-    pub direction: Vec<R>,
-    pub distance: Vec<R>,
-    /// d/n, zero below the smallest norm: the gradient of d by x_j is u times this.
-    pub slope: Vec<R>,
-    pub stride: usize,
-    pub destination: usize,
 }
 
 /// Gaussians exp(−((d − μ)/width)²).

@@ -16,6 +16,7 @@
 //! ```
 
 mod cpu;
+mod edges;
 mod format;
 mod gvp;
 mod layout;
@@ -40,7 +41,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
 
 /// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
-const MOST_ATOMS: usize = 4096;
+const MOST_ATOMS: usize = 512;
 const LARGEST_SIZE: usize = 4096;
 const MOST_LAYERS: usize = 256;
 

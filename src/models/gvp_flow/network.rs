@@ -3,18 +3,16 @@
 // Indices of components and of register tiles, as in the formulas.
 #![allow(clippy::needless_range_loop)]
 
-use super::gvp::{grow, silu, Edges, Gvp, Linear, Radial, Scratch, Tape, SMALLEST_SQUARE};
-use super::layout::Places;
+use super::edges::{EdgeTangents, Edges};
+use super::gvp::{silu, Gvp, Linear, Radial, Scratch, Tape};
+use super::layout::{LayerPlaces, Places};
 use super::norm::{GvpLayerNorm, NormTape};
 use super::position::{JacobianProduct, OutputScratch, VectorOutput};
-use super::tangent::{EdgeTangents, TangentScratch, Tangents};
+use super::tangent::{TangentScratch, Tangents};
 use super::GvpConfig;
-use crate::nn::lanes::{padded, Kernel, Lanes, WIDTH};
+use crate::nn::lanes::{padded, WIDTH};
 use crate::nn::product::{without, Packed};
 use crate::nn::Real;
-
-/// Added to every distance.
-const DISTANCE_OFFSET: f64 = 1e-8;
 
 #[derive(Clone, Debug)]
 struct Layer<R> {
@@ -101,7 +99,7 @@ impl<R: Real> Network<R> {
         let bias = |o: usize| parameters[places.embedding_bias.start + o].to_f64();
         let features = &config.features;
         let embed = |atom: usize, o: usize| bias(o) + features[atom].iter().map(|&i| weight(i, o)).sum::<f64>();
-        let layer = |places: &super::layout::LayerPlaces| Layer {
+        let layer = |places: &LayerPlaces| Layer {
             message: Gvp::new(parameters, &places.message, config.rbf_count),
             update: Gvp::new(parameters, &places.update, 0),
             position: VectorOutput::new(parameters, &places.position, Some(config.coordinate_range)),
@@ -423,96 +421,6 @@ impl<R: Real> Network<R> {
         layer.update_norm.jvp(&tapes.update_norm, atom, rows, ds, dv);
         if last {
             product(ds, dv);
-        }
-    }
-}
-
-impl<R: Real> Edges<R> {
-    /// The edges from the atoms at `x[3][stride]` to atom i.
-    fn set(&mut self, x: &[R], i: usize) {
-        (self.destination, self.stride) = (i, x.len() / 3);
-        grow(&mut self.direction, x.len());
-        grow(&mut self.distance, self.stride);
-        grow(&mut self.slope, self.stride);
-        R::vectorised(SetEdges { x, edges: self });
-    }
-}
-
-struct SetEdges<'a, R> {
-    x: &'a [R],
-    edges: &'a mut Edges<R>,
-}
-
-impl<R: Real> Kernel<R> for SetEdges<'_, R> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes<R>>(self) {
-        let (x, edges) = (self.x, self.edges);
-        let (stride, i) = (edges.stride, edges.destination);
-        let smallest = L::splat(R::from_f64(SMALLEST_SQUARE));
-        let one = L::splat(R::from_f64(1.0));
-        for j in (0..stride).step_by(WIDTH) {
-            let mut vector = [L::zero(); 3];
-            let mut square = L::zero();
-            for c in 0..3 {
-                vector[c] = L::load(&x[c * stride + j..]).sub(L::splat(x[c * stride + i]));
-                square = vector[c].mul_add(vector[c], square);
-            }
-            let norm = square.at_least(smallest).sqrt();
-            let distance = norm.add(L::splat(R::from_f64(DISTANCE_OFFSET)));
-            let inverse = one.div(distance);
-            for c in 0..3 {
-                vector[c].mul(inverse).store(&mut edges.direction[c * stride + j..]);
-            }
-            distance.store(&mut edges.distance[j..]);
-            distance.div(norm).where_above(square, smallest).store(&mut edges.slope[j..]);
-        }
-    }
-}
-
-impl<R: Real> EdgeTangents<R> {
-    /// Of the edge from atom `from`, by the tangents of its source and of its destination, `[3][stride]`.
-    fn set(&mut self, edges: &Edges<R>, from: usize, (source, destination): (&[R], &[R]), stride: usize) {
-        self.stride = stride;
-        grow(&mut self.distance, stride);
-        grow(&mut self.direction, 3 * stride);
-        R::vectorised(SetEdge { edges, from, source, destination, to: self });
-    }
-}
-
-struct SetEdge<'a, R> {
-    edges: &'a Edges<R>,
-    from: usize,
-    source: &'a [R],
-    destination: &'a [R],
-    to: &'a mut EdgeTangents<R>,
-}
-
-impl<R: Real> Kernel<R> for SetEdge<'_, R> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes<R>>(self) {
-        let (stride, edges) = (self.to.stride, self.edges);
-        let direction = [0, 1, 2].map(|c| edges.direction[c * edges.stride + self.from]);
-        let slope = L::splat(edges.slope[self.from]);
-        let inverse = L::splat(R::from_f64(1.0) / edges.distance[self.from]);
-        for t in (0..stride).step_by(WIDTH) {
-            let mut moved = [L::zero(); 3];
-            let mut along = L::zero();
-            for c in 0..3 {
-                let place = c * stride + t;
-                moved[c] = L::load(&self.source[place..]).sub(L::load(&self.destination[place..]));
-                along = moved[c].mul_add(L::splat(direction[c]), along);
-            }
-            // d(distance) = slope u·dv, du = (dv − u d(distance)) / distance
-            let distance = along.mul(slope);
-            distance.store(&mut self.to.distance[t..]);
-            for c in 0..3 {
-                let across = moved[c].sub(L::splat(direction[c]).mul(distance));
-                across.mul(inverse).store(&mut self.to.direction[c * stride + t..]);
-            }
         }
     }
 }

@@ -1,17 +1,10 @@
 //! Forward-mode derivatives of the geometric vector perceptron: any number of directions at once, a row for each.
 
+use super::edges::EdgeTangents;
 use super::gvp::{grow, Gvp, Linear, Tape};
 use crate::nn::lanes::{Kernel, Lanes, WIDTH};
 use crate::nn::product::{accumulate, load_tile, store_tile};
 use crate::nn::Real;
-
-/// Tangents of an edge's distance, `[stride]`, and direction, `[3][stride]`.
-#[derive(Clone, Debug, Default)]
-pub struct EdgeTangents<R> {
-    pub distance: Vec<R>,
-    pub direction: Vec<R>,
-    pub stride: usize,
-}
 
 #[derive(Clone, Debug, Default)]
 pub struct TangentScratch<R> {
