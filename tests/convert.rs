@@ -116,10 +116,18 @@ fn boltznce(folder: &Path, checkpoint: &str, config: &str) -> (Vec<String>, Path
 #[test]
 fn a_converted_vector_field_gives_the_reference_values() {
     let folder = folder("boltznce");
-    let (mut arguments, output) = boltznce(&folder, FIELD, r#"{"dataset": "ad2", "tmin": 0.001}"#);
-    let topology = folder.join("ala2.pdb");
-    std::fs::write(&topology, ala2()).unwrap();
-    arguments.extend(["--topology".into(), topology.to_str().unwrap().into()]);
+    let (mut arguments, output) = boltznce(&folder, FIELD, r#"{"dataset": "ad2", "tmin": 0.001, "rbf_dmax": 20}"#);
+    let topology = "models/ala2/topology.pdb";
+    let swapped = folder.join("swapped.pdb");
+    let text = std::fs::read_to_string(root().join(topology)).unwrap();
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.swap(1, 2); // the first two atoms
+    std::fs::write(&swapped, lines.join("\n")).unwrap();
+    let with_topology = |path: &str| arguments.iter().cloned().chain(["--topology".into(), path.into()]).collect();
+    let wrong: Vec<String> = with_topology(swapped.to_str().unwrap());
+    let message = complaint(&wrong.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(message.contains("(atom 1) is H, in BoltzNCE's order of ad2 it is C"), "{message}");
+    arguments = with_topology(topology);
     let run = modejump(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
 
@@ -141,11 +149,6 @@ fn a_converted_vector_field_gives_the_reference_values() {
     let error = f.iter().zip(&golden["v_f64"].data).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(error < 1e-10, "{error}");
     std::fs::remove_dir_all(folder).unwrap();
-}
-
-/// Alanine dipeptide in BoltzNCE's order.
-fn ala2() -> String {
-    std::fs::read_to_string(root().join("tests/golden/boltznce/ala2_topology.pdb")).unwrap()
 }
 
 #[test]

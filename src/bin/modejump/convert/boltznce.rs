@@ -81,7 +81,7 @@ impl Convert {
         let mut options = self.config_file()?;
         let into = options.as_object_mut().ok_or_else(|| Error::invalid("--config: not a JSON object"))?;
         for (key, value) in arch.as_object().into_iter().flatten() {
-            match into.get(key).filter(|given| *given != value) {
+            match into.get(key).filter(|given| !same(given, value)) {
                 Some(given) => {
                     let reason = format!("{key}: the checkpoint says {value}, --config says {given}");
                     return Err(Error::file(&self.checkpoint, reason));
@@ -118,6 +118,11 @@ impl Convert {
             ))),
         }
     }
+}
+
+/// Equal values; 20 and 20.0 are the same number.
+fn same(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().is_some_and(|a| Some(a) == b.as_f64())
 }
 
 /// Set features of every atom: a list of lists, or a list of classes.
