@@ -187,13 +187,18 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
     // SAFETY: see `c_entries`.
     unsafe {
         expect_known(modejump_move_options_init(bytes.maybe_mut(&mut options)));
-        options.kind = u32::from(bytes.byte() % 3);
+        options.kind = u32::from(bytes.byte() % 4);
         options.n_proposals = u64::from(bytes.byte() % 6);
         options.seed = bytes.word();
         options.stride = if bytes.coin() { u64::from(bytes.byte()) } else { bytes.word() };
         options.batch = if bytes.coin() { u64::from(bytes.byte() % 9) } else { bytes.word() | 1 << 40 };
         let mut fresh = null_mut();
-        if expect_known(modejump_move_new(bytes.maybe(model), bytes.maybe(&options), bytes.maybe_mut(&mut fresh))) {
+        let (model, given, out) = (bytes.maybe(model), bytes.maybe(&options), bytes.maybe_mut(&mut fresh));
+        let made = match options.kind {
+            2 => modejump_move_delayed_acceptance_new(model, bytes.maybe(model), given, out),
+            _ => modejump_move_new(model, given, out),
+        };
+        if expect_known(made) {
             expect_known(modejump_move_free(*kernel));
             *kernel = fresh;
         }

@@ -476,6 +476,22 @@ fn samples_that_cannot_be_integrated_are_named_and_have_no_density() {
 }
 
 #[test]
+fn a_configuration_needs_to_say_little() {
+    let parse = |text: &str| serde_json::from_str::<ContinuousConfig>(text);
+    let least = r#"{"parametrisation": "velocity", "interpolant": "linear", "times": [1, 0], "units_per_nm": 10"#;
+    let config = parse(&format!("{least}}}")).unwrap();
+    assert_eq!(config, ContinuousConfig { solver: Method::default(), ..plain() });
+    let more = format!(
+        "{least}, \"prior\": \"reference\", \"divergence\": {{\"hutchinson\": {{\"probes\": 3}}}}, \
+         \"solver\": {{\"kind\": \"rk4\", \"steps\": 20}}}}"
+    );
+    let config = parse(&more).unwrap();
+    assert_eq!((config.prior, config.divergence), (Prior::Reference, Divergence::Hutchinson { probes: 3 }));
+    assert_eq!(parse(&serde_json::to_string(&config).unwrap()).unwrap(), config);
+    assert!(parse(&format!("{least}, \"sovler\": 1}}")).is_err());
+}
+
+#[test]
 fn senseless_configurations_are_refused() {
     let field = || Pairs { atoms: 3, strength: 0.1, wind: 0.0 };
     let endpoint = config(Parametrisation::Endpoint, Interpolant::Linear, [1.0, 0.0]);

@@ -166,6 +166,18 @@ fn identity_of_the_independence_move_on_coupling_flows() {
 }
 
 #[test]
+fn identity_of_independence_and_delayed_acceptance_on_a_continuous_flow() {
+    let q: Arc<dyn Density> = Arc::new(continuous_flow());
+    let kernels: [fn(&Arc<dyn Density>) -> Box<dyn Move>; 2] =
+        [|q| Box::new(Independence::new(generator(q, 1, 7))), |q| delayed(q, q.clone(), 2)];
+    for kernel in kernels {
+        let observables = |x: &[f64]| x.to_vec();
+        let experiment = Experiment { kernel: &|| kernel(&q), target: q.clone(), local: 0.05, observables };
+        identity(&experiment, &mut Correct).unwrap();
+    }
+}
+
+#[test]
 fn isir_leaves_with_equal_odds_when_the_target_is_the_model() {
     // All weights are equal, so each of K + 1 candidates is chosen equally often and the odds of leaving are K.
     let system = &systems()[2];

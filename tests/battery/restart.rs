@@ -3,11 +3,11 @@
 use crate::systems::*;
 use modejump::density::Density;
 use modejump::io::checkpoint::{Checkpoint, Replica};
-use modejump::moves::{Generator, Isir, Move, Options, RandomWalk, State};
+use modejump::moves::{DelayedAcceptance, Generator, Isir, Move, Options, RandomWalk, State};
 use std::sync::Arc;
 
 struct Sampler {
-    jump: Isir,
+    jump: Box<dyn Move>,
     walk: RandomWalk,
     target: NegativeLog,
     options: Options,
@@ -15,12 +15,16 @@ struct Sampler {
 }
 
 impl Sampler {
-    fn new() -> Sampler {
+    fn new(delayed: bool) -> Sampler {
         let q: Arc<dyn Density> = Arc::new(Exact(DoubleWell2 { well: double_well(0.0), width: 0.4 }));
         let p: Arc<dyn Density> = Arc::new(Exact(DoubleWell2 { well: double_well(0.475), width: 0.3 }));
         let options = Options { n_proposals: 3, seed: 99, stride: 5, batch: 7 };
+        let generator = Generator::new(q.clone(), None, options).unwrap();
         Sampler {
-            jump: Isir::new(Generator::new(q, None, options).unwrap()),
+            jump: match delayed {
+                true => Box::new(DelayedAcceptance::new(generator, Arc::new(WrongScreen(q))).unwrap()),
+                false => Box::new(Isir::new(generator)),
+            },
             walk: RandomWalk::new(2, 0.2, 99).unwrap(),
             target: NegativeLog::new(p, 0.0),
             options,
@@ -60,8 +64,8 @@ impl Sampler {
         }
     }
 
-    fn restore(checkpoint: Checkpoint) -> Sampler {
-        let mut sampler = Sampler::new();
+    fn restore(checkpoint: Checkpoint, delayed: bool) -> Sampler {
+        let mut sampler = Sampler::new(delayed);
         assert_eq!(checkpoint.options, sampler.options);
         let [jump, walk] = <[_; 2]>::try_from(checkpoint.statistics).unwrap();
         *sampler.jump.statistics_mut() = jump;
@@ -73,21 +77,23 @@ impl Sampler {
 
 #[test]
 fn a_run_that_was_stopped_and_restarted_equals_one_that_was_not() {
-    let folder = std::env::temp_dir().join(format!("modejump-restart-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let path = folder.join("run.ckpt");
-    let mut straight = Sampler::new();
-    straight.run(1000);
-    // 503 is in the middle of a block: attempts at 500 and 505 share one.
-    let mut first = Sampler::new();
-    first.run(503);
-    first.checkpoint().save(&path).unwrap();
-    drop(first);
-    let mut second = Sampler::restore(Checkpoint::load(&path).unwrap());
-    second.run(497);
-    let bits = |s: &Sampler| s.replica.x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-    assert_eq!(bits(&straight), bits(&second));
-    assert_eq!(straight.checkpoint(), second.checkpoint());
-    assert!(straight.jump.statistics().acceptance() > 0.2);
-    std::fs::remove_dir_all(folder).unwrap();
+    for delayed in [false, true] {
+        let folder = std::env::temp_dir().join(format!("modejump-restart-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("run.ckpt");
+        let mut straight = Sampler::new(delayed);
+        straight.run(1000);
+        // 503 is in the middle of a block: attempts at 500 and 505 share one.
+        let mut first = Sampler::new(delayed);
+        first.run(503);
+        first.checkpoint().save(&path).unwrap();
+        drop(first);
+        let mut second = Sampler::restore(Checkpoint::load(&path).unwrap(), delayed);
+        second.run(497);
+        let bits = |s: &Sampler| s.replica.x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&straight), bits(&second));
+        assert_eq!(straight.checkpoint(), second.checkpoint());
+        assert!(straight.jump.statistics().acceptance() > 0.2);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

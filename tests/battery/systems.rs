@@ -2,8 +2,13 @@
 #![allow(dead_code)] // shared by several test targets
 
 use modejump::coordinates::vector::{angle, atom, centre, centroid, norm, set_atom, shift, sub};
+use modejump::coordinates::CoordinatesConfig;
 use modejump::density::{Density, Evaluation, Exactness, Scope, Status};
 use modejump::error::Result;
+use modejump::models::continuous::{ContinuousConfig, ContinuousFlow, Divergence, Interpolant, Parametrisation, Prior};
+use modejump::models::coupling::CouplingConfig;
+use modejump::models::{ModelCard, VectorField};
+use modejump::ode::Method;
 use modejump::rng::Stream;
 use modejump::target::Target;
 use std::sync::Arc;
@@ -367,6 +372,45 @@ impl Analytic for Trimer {
         shift(x, c);
         debug_assert!((0..3).all(|k| (centroid(x)[k] - c[k]).abs() < 1e-12));
     }
+}
+
+/// A vector field sin(2x)/2 in every coordinate: not even invariant under translation.
+pub struct Waves(pub usize);
+
+impl VectorField for Waves {
+    fn dimension(&self) -> usize {
+        self.0
+    }
+    fn evaluate(&self, _: &[f64], x: &[f64], f: &mut [f64]) {
+        f.iter_mut().zip(x).for_each(|(f, x)| *f = 0.5 * (2.0 * x).sin());
+    }
+    fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
+        self.evaluate(t, x, f);
+        let rows = divergence.iter_mut().zip(x.chunks_exact(self.0));
+        rows.for_each(|(divergence, x)| *divergence = x.iter().map(|x| (2.0 * x).cos()).sum());
+    }
+    fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]) {
+        self.evaluate(t, x, f);
+        df.iter_mut().zip(x).zip(dx).for_each(|((df, x), dx)| *df = (2.0 * x).cos() * dx);
+    }
+}
+
+/// A continuous flow of three atoms with tolerances so tight that its log-densities agree to 1e-8 in either direction.
+pub fn continuous_flow() -> ContinuousFlow<Waves> {
+    let tight = Method::DormandPrince { absolute: 1e-11, relative: 1e-11, log_density: 1e-11, max_steps: 10_000 };
+    let config = ContinuousConfig {
+        parametrisation: Parametrisation::Velocity,
+        interpolant: Interpolant::Linear,
+        times: [1.0, 0.0],
+        units_per_nm: 5.0,
+        stereocentres: vec![],
+        prior: Prior::MeanFree,
+        divergence: Divergence::Exact,
+        solver: tight,
+    };
+    let coupling = CouplingConfig { uniform: vec![], layers: vec![] };
+    let card = ModelCard::of_coupling(coupling, CoordinatesConfig::Cartesian { dimension: 9 });
+    ContinuousFlow::new(Waves(9), config, card, String::new()).unwrap()
 }
 
 /// A density that stands in for another and is far from it, not even invariant where that one is; it cannot sample.
