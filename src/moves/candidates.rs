@@ -345,11 +345,11 @@ impl Generator {
     /// Copies the proposals of an attempt and puts each where the current configuration is.
     ///
     /// If the density describes the shape only, that is a rigid motion by which its frame coincides with that of the current
-    /// configuration: same origin atom, same axis, same half-plane. Why that is exact: write x = (x₀, R, s), origin, orientation and shape; the volume element is dx₀ dR J(s) ds with dR
-    /// the Haar measure, so J depends on the shape alone. The move keeps (x₀, R) and draws s′ with density
-    /// q(x′) J(s′) · const, independent of (x₀, R) because q is. Conditional on (x₀, R) the target's density of s is
-    /// e^{−u} J(s). In the Hastings ratio J cancels: α = e^{−u(x′)+u(x)} q(x)/q(x′). Sampling a conditional of the target
-    /// leaves the target invariant.
+    /// configuration: same origin atom, same axis, same half-plane. Why that is exact: write x = (x₀, R, s), origin,
+    /// orientation and shape; the volume element is dx₀ dR J(s) ds with dR the Haar measure, so J depends on the shape
+    /// alone. The move keeps (x₀, R) and draws s′ with density q(x′) J(s′) · const, independent of (x₀, R) because q is.
+    /// Conditional on (x₀, R) the target's density of s is e^{−u} J(s). In the Hastings ratio J cancels:
+    /// α = e^{−u(x′)+u(x)} q(x)/q(x′). Sampling a conditional of the target leaves the target invariant.
     ///
     /// If it describes all but the centroid, that is the translation to the current centroid. Write x = (c, y), centroid and
     /// centred configuration; the volume element is N^{3/2} dc dy, its factor constant. The move keeps c and draws y′ with

@@ -168,11 +168,11 @@ fn identity_of_the_independence_move_on_coupling_flows() {
 #[test]
 fn identity_of_independence_and_delayed_acceptance_on_a_continuous_flow() {
     let q: Arc<dyn Density> = Arc::new(continuous_flow());
-    let kernels: [fn(&Arc<dyn Density>) -> Box<dyn Move>; 2] =
-        [|q| Box::new(Independence::new(generator(q, 1, 7))), |q| delayed(q, q.clone(), 2)];
+    let kernels: [Kernel; 2] =
+        [|q, _| Box::new(Independence::new(generator(q, 1, 7))), |q, _| delayed(q, q.clone(), 2)];
     for kernel in kernels {
         let observables = |x: &[f64]| x.to_vec();
-        let experiment = Experiment { kernel: &|| kernel(&q), target: q.clone(), local: 0.05, observables };
+        let experiment = Experiment { kernel: &|| kernel(&q, 0.0), target: q.clone(), local: 0.05, observables };
         identity(&experiment, &mut Correct).unwrap();
     }
 }

@@ -1,7 +1,10 @@
 //! Continuous flows over fields whose flow is known, or whose derivatives are.
 
+use super::config::Schedule;
 use super::*;
 use crate::coordinates::vector::{norm, shift};
+use crate::coordinates::Stereocentre;
+use crate::ode::Method;
 use crate::weights;
 use std::collections::BTreeMap;
 
@@ -127,7 +130,7 @@ impl VectorField for Gaussian {
     }
 }
 
-/// Atoms that attract each other, fᵢ = strength · Σⱼ e^{−r²/2} (xⱼ − xᵢ), and, if not `free`, a wind sin(xᵢ) over space.
+/// Atoms that attract each other, fᵢ = strength · Σⱼ e^{−r²/2} (xⱼ − xᵢ), and a wind sin(xᵢ) over space.
 struct Pairs {
     atoms: usize,
     strength: f64,

@@ -1,0 +1,153 @@
+//! What a continuous flow is and how it runs, as the model file says it; the interpolants and what follows from them.
+
+use crate::coordinates::Stereocentre;
+use crate::density::Exactness;
+use crate::error::{Error, Result};
+use crate::ode::Method;
+use serde::{Deserialize, Serialize};
+use std::f64::consts::FRAC_PI_2;
+
+/// What the network's output means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parametrisation {
+    /// The velocity dx/dt.
+    Velocity,
+    /// The data point at the end of the path.
+    Endpoint,
+}
+
+/// x_t = α(t) x_data + σ(t) x_prior, with t counted from the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Interpolant {
+    /// α = 1 − t, σ = t.
+    Linear,
+    /// α = cos(πt/2), σ = sin(πt/2).
+    Trigonometric,
+}
+
+/// The density that the flow starts from, in the network's units.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prior {
+    /// The standard normal density of centred configurations, normalised on their 3N − 3 dimensions.
+    #[default]
+    MeanFree,
+    /// −|z|²/2 in all 3N dimensions without its constant, as BoltzNCE has it: samples carry a random centroid that e^{−u} does
+    /// not know, so the density is a surrogate. Log-densities are in the network's units. For comparison only.
+    Reference,
+}
+
+/// How the divergence is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Divergence {
+    /// All directions, by forward mode.
+    #[default]
+    Exact,
+    /// Hutchinson's estimate tr J ≈ mean of eᵀJe over random signs e, the same along the path of a sample (Grathwohl et al.,
+    /// ICLR 2019); they are a function of the point where the path starts.
+    Hutchinson { probes: usize },
+}
+
+/// How a continuous flow runs, as the model file says it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContinuousConfig {
+    pub parametrisation: Parametrisation,
+    pub interpolant: Interpolant,
+    /// Network time of the prior, and of the data, both in [0, 1]; the integration ends exactly there.
+    pub times: [f64; 2],
+    /// Units of the network per nm.
+    pub units_per_nm: f64,
+    /// Mirror images are folded to these hands, which gives ln 2; empty: samples of both hands.
+    #[serde(default)]
+    pub stereocentres: Vec<Stereocentre>,
+    #[serde(default)]
+    pub prior: Prior,
+    #[serde(default)]
+    pub divergence: Divergence,
+    #[serde(default)]
+    pub solver: Method,
+}
+
+impl ContinuousConfig {
+    /// What the log-density of such a flow is worth: Dormand–Prince and RK4 count as exact to their step errors, which
+    /// [`super::ContinuousFlow::round_trip`] measures; Euler's are too large for that.
+    pub fn exactness(&self) -> Exactness {
+        match (self.prior, self.solver, self.divergence) {
+            (Prior::Reference, _, _) | (_, Method::Euler { .. }, _) => Exactness::Surrogate,
+            (_, _, Divergence::Hutchinson { .. }) => Exactness::Estimated,
+            _ => Exactness::Exact,
+        }
+    }
+
+    pub(super) fn check(&self, dimension: usize) -> Result<()> {
+        self.solver.check()?;
+        if self.times.iter().any(|t| !(0.0..=1.0).contains(t)) || self.times[0] == self.times[1] {
+            return Err(Error::invalid(format!(
+                "times {:?} of prior and data: use two different numbers from 0 to 1",
+                self.times
+            )));
+        }
+        if self.parametrisation == Parametrisation::Endpoint && self.schedule(self.times[1]).sigma <= 0.0 {
+            return Err(Error::invalid(format!(
+                "times {:?}: the velocity of an endpoint model is infinite where the path ends; stop a little earlier, \
+                 say 0.001 from there",
+                self.times
+            )));
+        }
+        if !(self.units_per_nm > 0.0 && self.units_per_nm.is_finite()) {
+            return Err(Error::invalid(format!("units_per_nm is {}: use a positive number", self.units_per_nm)));
+        }
+        if self.divergence == (Divergence::Hutchinson { probes: 0 }) {
+            return Err(Error::invalid("an estimated divergence needs at least 1 probe"));
+        }
+        if dimension < 6 || dimension % 3 != 0 {
+            return Err(Error::invalid(format!("{dimension} coordinates are not those of two atoms or more")));
+        }
+        let atoms = || self.stereocentres.iter().flat_map(|s| s.neighbours.iter().chain([&s.centre]));
+        if let Some(atom) = atoms().find(|a| 3 * **a >= dimension) {
+            return Err(Error::invalid(format!("a stereocentre names atom {atom}, but there are {}", dimension / 3)));
+        }
+        Ok(())
+    }
+
+    /// The interpolant at network time t.
+    pub fn schedule(&self, t: f64) -> Schedule {
+        // time from the data, and its rate in the network's time
+        let (s, rate) = if self.times[0] > self.times[1] { (t, 1.0) } else { (1.0 - t, -1.0) };
+        match self.interpolant {
+            Interpolant::Linear => Schedule { alpha: 1.0 - s, sigma: s, d_alpha: -rate, d_sigma: rate },
+            Interpolant::Trigonometric => {
+                let (sin, cos) = (FRAC_PI_2 * s).sin_cos();
+                let rate = rate * FRAC_PI_2;
+                Schedule { alpha: cos, sigma: sin, d_alpha: -rate * sin, d_sigma: rate * cos }
+            }
+        }
+    }
+}
+
+/// The interpolant at one time, with derivatives by the network's time.
+pub struct Schedule {
+    pub alpha: f64,
+    pub sigma: f64,
+    pub d_alpha: f64,
+    pub d_sigma: f64,
+}
+
+impl Schedule {
+    /// (a, b) of v = a x + b x_data: the prior point is (x − α x_data)/σ, so v = α′ x_data + σ′ x_prior has a = σ′/σ and
+    /// b = α′ − α σ′/σ.
+    pub fn by_endpoint(&self) -> (f64, f64) {
+        let a = self.d_sigma / self.sigma;
+        (a, self.d_alpha - self.alpha * a)
+    }
+
+    /// (a, b) of the score ∇ log p_t = a x + b v: it is −E[x_prior | x]/σ, and α v − α′ x = (α σ′ − α′ σ) E[x_prior | x].
+    pub fn score(&self) -> (f64, f64) {
+        let scale = 1.0 / (self.sigma * (self.alpha * self.d_sigma - self.d_alpha * self.sigma));
+        (self.d_alpha * scale, -self.alpha * scale)
+    }
+}
