@@ -39,6 +39,21 @@ pub fn stereocentres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
         .collect()
 }
 
+/// Numbers from 0 for the atoms of a molecule, in the order in which they first appear; atoms that the bond graph cannot tell
+/// apart, such as the hydrogens of a methyl group, have the same one.
+pub fn classes(topology: &Topology) -> Vec<usize> {
+    let ranks = graph_ranks(topology, &topology.neighbours());
+    let mut seen: Vec<usize> = Vec::new();
+    let mut number = |rank: usize| match seen.iter().position(|&r| r == rank) {
+        Some(class) => class,
+        None => {
+            seen.push(rank);
+            seen.len() - 1
+        }
+    };
+    ranks.into_iter().map(&mut number).collect()
+}
+
 /// Equal numbers for atoms that cannot be told apart by repeatedly comparing elements and neighbours (Morgan's refinement).
 fn graph_ranks(topology: &Topology, neighbours: &[Vec<usize>]) -> Vec<usize> {
     let n = neighbours.len();

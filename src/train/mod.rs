@@ -8,6 +8,7 @@ pub mod contrastive;
 pub mod dynamics;
 pub mod flow_matching;
 pub mod losses;
+pub mod network_trainer;
 pub mod optimiser;
 pub mod progress;
 pub mod trainer;
@@ -15,6 +16,7 @@ pub mod trainer;
 mod trainer_tests;
 
 pub use architecture::{design, DesignOptions};
+pub use network_trainer::{FlowMatching, NetworkOptions, NetworkState, NetworkTrainer};
 pub use optimiser::{AdamW, Schedule};
 pub use progress::Progress;
 pub use trainer::{Phase, TrainOptions, TrainState, Trainer};

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What an evaluation found, for the progress line, the log and the plot.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     pub step: usize,
     #[serde(with = "nan_as_none")]
@@ -15,6 +15,11 @@ pub struct Progress {
     pub reverse_kl: f64,
     #[serde(with = "nan_as_none")]
     pub refinement: f64,
+    /// Loss of a regressed network (flow matching, score matching with contrastive estimation), and that of held-out frames.
+    #[serde(with = "nan_as_none", default = "nothing")]
+    pub loss: f64,
+    #[serde(with = "nan_as_none", default = "nothing")]
+    pub held_out_loss: f64,
     #[serde(with = "nan_as_none")]
     pub gradient_norm: f64,
     /// −mean log q of held-out frames by the averaged parameters; NaN without frames.
@@ -28,6 +33,31 @@ pub struct Progress {
     /// Mean acceptance of an independence proposal from the averaged model, from pairs of its weighted samples.
     #[serde(with = "nan_as_none")]
     pub acceptance: f64,
+}
+
+fn nothing() -> f64 {
+    f64::NAN
+}
+
+impl Progress {
+    /// Nothing measured yet.
+    pub fn nothing() -> Progress {
+        let nan = f64::NAN;
+        Progress {
+            step: 0,
+            rate: nan,
+            likelihood: nan,
+            reverse_kl: nan,
+            refinement: nan,
+            loss: nan,
+            held_out_loss: nan,
+            gradient_norm: nan,
+            held_out: nan,
+            ess: nan,
+            pareto_k: nan,
+            acceptance: nan,
+        }
+    }
 }
 
 /// JSON has no NaN: a number that was not measured is written as null.

@@ -311,10 +311,7 @@ impl<'a> Trainer<'a> {
             reverse_kl: mean(self.state.sums[1], phase.reverse_kl > 0.0),
             refinement: mean(self.state.sums[2], phase.refinement > 0.0),
             gradient_norm: mean(self.state.sums[3], true),
-            held_out: f64::NAN,
-            ess: f64::NAN,
-            pareto_k: f64::NAN,
-            acceptance: f64::NAN,
+            ..Progress::nothing()
         };
         self.state.sums = [0.0; 5];
         if !self.held_out.is_empty() {

@@ -1,15 +1,18 @@
 //! `modejump train`
 
-use clap::Args;
+mod field;
+
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
 use modejump::io::{checkpoint, model_file, trajectory};
 use modejump::models::card::TargetInfo;
 use modejump::models::coupling::CouplingFlow;
-use modejump::models::Model;
+use modejump::models::{Model, ModelCard};
 use modejump::target::Target;
 use modejump::train::{design, DesignOptions, Progress, TrainOptions, TrainState, Trainer};
 use modejump::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,8 +23,23 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// Set by SIGINT and SIGTERM.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
+/// Models that can be trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Kind {
+    /// Normalizing flow in internal coordinates: the generator of the moves
+    Coupling,
+    /// Continuous flow on geometric vector perceptrons, by flow matching
+    GvpFlow,
+    /// Continuous flow on an E(n)-equivariant graph network, by flow matching
+    EgnnFlow,
+}
+
 #[derive(Args)]
 pub struct Train {
+    /// What to train
+    #[arg(long, value_enum, default_value_t = Kind::Coupling)]
+    model: Kind,
     /// Topology: PDB file with the atoms in the engine's order
     #[arg(long)]
     topology: PathBuf,
@@ -61,6 +79,8 @@ pub struct Train {
 struct Config {
     design: DesignOptions,
     train: TrainOptions,
+    gvp_flow: field::GvpDesign,
+    egnn_flow: field::EgnnDesign,
     #[cfg(feature = "openmm")]
     explore: modejump::train::dynamics::ExploreOptions,
 }
@@ -70,37 +90,58 @@ impl Train {
         let config = self.config()?;
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
         let frames = self.frames(&config, &x0)?;
+        match self.model {
+            Kind::Coupling => self.coupling(config, topology, frames),
+            Kind::GvpFlow => self.gvp_flow(&config.gvp_flow, topology, &x0, frames),
+            Kind::EgnnFlow => self.egnn_flow(&config.egnn_flow, topology, &x0, frames),
+        }
+    }
+
+    fn coupling(&self, config: Config, topology: Topology, frames: Vec<f64>) -> Result<()> {
         let constraints = self.constraints()?;
         let mut flow = match &self.start {
             Some(path) => load_flow(path)?,
             None => design(&topology, &frames, &constraints, &config.design)?,
         };
-        flow.card_mut().temperature = Some(self.temperature);
-        flow.card_mut().target = self.target_info()?;
-        let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-        flow.card_mut().provenance.insert("command".into(), format!("modejump {command}"));
-        flow.card_mut().provenance.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        self.complete(flow.card_mut())?;
         eprintln!("{} parameters, {:.2} MFLOP a sample", flow.parameters().len(), flow.flops() * 1e-6);
         let mut target = self.target()?;
         let target: Option<&mut dyn Target> = match target.as_mut() {
             Some(target) => Some(target.as_mut()),
             None => None,
         };
-        let identity = identity(&flow, &frames)?;
-        let trainer = match self.saved_state(&identity, &config.train)? {
+        let identity = identity(flow.card(), &frames)?;
+        let saved = self.saved_state(&identity, |state: &TrainState| (state.step, state.options == config.train))?;
+        let trainer = match saved {
             Some(state) => Trainer::resume(flow, &frames, target, state)?,
             None => Trainer::new(flow, &frames, target, config.train)?,
         };
         self.train(trainer, &identity)
     }
 
+    /// What every card says of its training.
+    fn complete(&self, card: &mut ModelCard) -> Result<()> {
+        card.temperature = Some(self.temperature);
+        card.target = self.target_info()?;
+        let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+        card.provenance.insert("command".into(), format!("modejump {command}"));
+        card.provenance.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        Ok(())
+    }
+
     /// The state to go on from, if there is one; an error if it belongs to another training.
-    fn saved_state(&self, identity: &str, options: &TrainOptions) -> Result<Option<TrainState>> {
+    /// `about` tells its step, and whether its options are those asked for.
+    fn saved_state<S: DeserializeOwned>(
+        &self,
+        identity: &str,
+        about: impl Fn(&S) -> (usize, bool),
+    ) -> Result<Option<S>> {
         let Some(path) = self.checkpoint.as_deref().filter(|path| path.exists()) else { return Ok(None) };
-        let saved: Saved<TrainState> = checkpoint::load(path, checkpoint::TRAINING)?;
-        let other = match (saved.identity == identity, &saved.state.options == options) {
+        let saved: Saved<S> = checkpoint::load(path, checkpoint::TRAINING)?;
+        let (step, same_options) = about(&saved.state);
+        let other = match (saved.identity == identity, same_options) {
             (true, true) => {
-                eprintln!("going on from step {} of {}", saved.state.step, path.display());
+                eprintln!("going on from step {step} of {}", path.display());
                 return Ok(Some(saved.state));
             }
             (false, _) => "another model or other frames",
@@ -112,9 +153,11 @@ impl Train {
         ))
     }
 
-    fn save_state(&self, trainer: &mut Trainer, identity: &str) -> Result<()> {
-        let Some(path) = &self.checkpoint else { return Ok(()) };
-        checkpoint::save(path, checkpoint::TRAINING, &Saved { identity: identity.to_string(), state: trainer.state() })
+    fn save_state(&self, training: &mut impl Training, identity: &str) -> Result<()> {
+        match &self.checkpoint {
+            Some(path) => training.save_state(path, identity),
+            None => Ok(()),
+        }
     }
 
     fn config(&self) -> Result<Config> {
@@ -123,7 +166,7 @@ impl Train {
         serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
     }
 
-    fn train(&self, mut trainer: Trainer, identity: &str) -> Result<()> {
+    fn train(&self, mut trainer: impl Training, identity: &str) -> Result<()> {
         if self.checkpoint.is_some() {
             ctrlc::set_handler(|| {
                 if INTERRUPTED.swap(true, Ordering::Relaxed) {
@@ -139,7 +182,7 @@ impl Train {
         {
             bar.set_style(style);
         }
-        let mut log: String = trainer.state().history.iter().map(log_line).collect();
+        let mut log: String = trainer.history().iter().map(log_line).collect();
         while !trainer.is_finished() {
             if let Some(progress) = trainer.step()? {
                 bar.set_message(line(&progress));
@@ -153,7 +196,7 @@ impl Train {
                 if let Some(path) = &self.log {
                     std::fs::write(path, &log).map_err(|e| Error::io(path, e))?;
                 }
-                trainer.averaged()?.save(&self.output)?;
+                trainer.save_model(&self.output)?;
             }
             bar.set_position(trainer.step_count() as u64);
             let stop = INTERRUPTED.load(Ordering::Relaxed);
@@ -171,8 +214,8 @@ impl Train {
         }
         bar.finish();
         self.save_state(&mut trainer, identity)?;
-        trainer.averaged()?.save(&self.output)?;
-        super::plot::training_figure(&self.output.with_extension("svg"), &trainer.state().history)
+        trainer.save_model(&self.output)?;
+        super::plot::training_figure(&self.output.with_extension("svg"), trainer.history())
     }
 
     fn target_info(&self) -> Result<Option<TargetInfo>> {
@@ -266,9 +309,51 @@ struct Saved<T> {
     state: T,
 }
 
+/// A training that the loop can drive.
+trait Training {
+    fn step(&mut self) -> Result<Option<Progress>>;
+    fn step_count(&self) -> usize;
+    fn total_steps(&self) -> usize;
+    fn is_finished(&self) -> bool;
+    fn history(&mut self) -> &[Progress];
+    fn save_state(&mut self, path: &Path, identity: &str) -> Result<()>;
+    /// Writes the model with averaged parameters.
+    fn save_model(&self, path: &Path) -> Result<()>;
+}
+
+impl Training for Trainer<'_> {
+    fn step(&mut self) -> Result<Option<Progress>> {
+        Trainer::step(self)
+    }
+
+    fn step_count(&self) -> usize {
+        Trainer::step_count(self)
+    }
+
+    fn total_steps(&self) -> usize {
+        Trainer::total_steps(self)
+    }
+
+    fn is_finished(&self) -> bool {
+        Trainer::is_finished(self)
+    }
+
+    fn history(&mut self) -> &[Progress] {
+        &self.state().history
+    }
+
+    fn save_state(&mut self, path: &Path, identity: &str) -> Result<()> {
+        checkpoint::save(path, checkpoint::TRAINING, &Saved { identity: identity.to_string(), state: self.state() })
+    }
+
+    fn save_model(&self, path: &Path) -> Result<()> {
+        self.averaged()?.save(path)
+    }
+}
+
 /// Names the model's design, whatever the command that asked for it, and the frames.
-fn identity(flow: &CouplingFlow<f32>, frames: &[f64]) -> Result<String> {
-    let mut card = flow.card().clone();
+fn identity(card: &ModelCard, frames: &[f64]) -> Result<String> {
+    let mut card = card.clone();
     card.provenance.clear();
     let card = serde_json::to_string(&card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
     let bytes: Vec<u8> = frames.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -299,6 +384,8 @@ fn line(p: &Progress) -> String {
         false => format!("{name} {value:.digits$}  "),
     };
     [
+        item("loss", p.loss, 4),
+        item("held-out", p.held_out_loss, 4),
         item("nll", p.likelihood, 3),
         item("held-out", p.held_out, 3),
         item("kl", p.reverse_kl, 3),

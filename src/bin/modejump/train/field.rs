@@ -1,0 +1,218 @@
+//! Vector fields, by flow matching.
+
+use super::{Saved, Train, Training};
+use modejump::coordinates::chirality::{classes, stereocentres};
+use modejump::coordinates::Topology;
+use modejump::io::{checkpoint, model_file, write_atomically};
+use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
+use modejump::models::egnn_flow::{self, Egnn, EgnnConfig};
+use modejump::models::gvp_flow::record::GvpNetwork;
+use modejump::models::gvp_flow::{self, GvpConfig, GvpField};
+use modejump::models::network::Network;
+use modejump::ode::Method;
+use modejump::rng::{Stream, StreamId};
+use modejump::train::network_trainer::in_units;
+use modejump::train::{FlowMatching, NetworkOptions, NetworkState, NetworkTrainer, Progress};
+use modejump::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Network time where the integration ends: the field is stiff at the data itself.
+const LAST_TIME: f64 = 1e-3;
+
+/// A new GVP field and its training. Lengths in Å.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GvpDesign {
+    n_layers: usize,
+    n_scalars: usize,
+    n_vectors: usize,
+    rbf_max: f64,
+    rbf_count: usize,
+    train: NetworkOptions,
+}
+
+impl Default for GvpDesign {
+    fn default() -> GvpDesign {
+        let train = NetworkOptions::default();
+        GvpDesign { n_layers: 5, n_scalars: 64, n_vectors: 16, rbf_max: 20.0, rbf_count: 16, train }
+    }
+}
+
+/// A new EGNN field and its training. Lengths in Å.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EgnnDesign {
+    n_layers: usize,
+    n_hidden: usize,
+    coordinate_range: f64,
+    train: NetworkOptions,
+}
+
+impl Default for EgnnDesign {
+    fn default() -> EgnnDesign {
+        EgnnDesign { n_layers: 5, n_hidden: 64, coordinate_range: 15.0, train: NetworkOptions::default() }
+    }
+}
+
+/// Velocities of straight paths between configurations in Å and a prior at `times[0]`.
+fn straight(times: [f64; 2], topology: &Topology, x0: &[f64]) -> ContinuousConfig {
+    ContinuousConfig {
+        parametrisation: Parametrisation::Velocity,
+        interpolant: Interpolant::Linear,
+        times,
+        units_per_nm: 10.0,
+        stereocentres: stereocentres(topology, x0),
+        prior: Prior::MeanFree,
+        divergence: Divergence::Exact,
+        solver: Method::default(),
+    }
+}
+
+/// One feature for each class of atoms.
+fn features(topology: &Topology) -> (Vec<Vec<usize>>, usize) {
+    let classes = classes(topology);
+    let n = classes.iter().max().map_or(0, |c| c + 1);
+    (classes.into_iter().map(|c| vec![c]).collect(), n)
+}
+
+impl Train {
+    pub(super) fn gvp_flow(&self, design: &GvpDesign, topology: Topology, x0: &[f64], frames: Vec<f64>) -> Result<()> {
+        let (card, config, parameters) = match &self.start {
+            Some(path) => {
+                let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+                let file = model_file::read(&path.display().to_string(), &bytes)?;
+                let ModelConfig::GvpFlow(config) = file.card.model.clone() else {
+                    return Err(Error::file(path, "not a model of the kind gvp_flow"));
+                };
+                let field = GvpField::<f32>::from_file(&file, &config)?;
+                (file.card, config, field.parameters().to_vec())
+            }
+            None => {
+                let (features, n_features) = features(&topology);
+                let network = GvpConfig {
+                    features,
+                    n_features,
+                    n_layers: design.n_layers,
+                    n_scalars: design.n_scalars,
+                    n_vectors: design.n_vectors,
+                    rbf_max: design.rbf_max,
+                    rbf_count: design.rbf_count,
+                    message_norm: 10.0,
+                    coordinate_range: 10.0,
+                };
+                let parameters = GvpField::random(network.clone(), design.train.seed)?.parameters().to_vec();
+                let config = gvp_flow::Config { network, flow: straight([1.0, LAST_TIME], &topology, x0) };
+                let card = ModelCard::of_cartesian(ModelConfig::GvpFlow(config.clone()), topology.n_atoms());
+                (card, config, parameters)
+            }
+        };
+        let network = GvpNetwork::new(config.network)?;
+        self.match_flow(card, config.flow, topology, (&network, parameters), frames, &design.train)
+    }
+
+    pub(super) fn egnn_flow(
+        &self,
+        design: &EgnnDesign,
+        topology: Topology,
+        x0: &[f64],
+        frames: Vec<f64>,
+    ) -> Result<()> {
+        let (card, config, parameters) = match &self.start {
+            Some(path) => {
+                let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+                let file = model_file::read(&path.display().to_string(), &bytes)?;
+                let ModelConfig::EgnnFlow(config) = file.card.model.clone() else {
+                    return Err(Error::file(path, "not a model of the kind egnn_flow"));
+                };
+                let parameters = Egnn::new(config.network.clone())?.layout().read(&file.tensors)?;
+                (file.card, config, parameters)
+            }
+            None => {
+                let (features, n_features) = features(&topology);
+                let network = EgnnConfig {
+                    features,
+                    n_features,
+                    n_layers: design.n_layers,
+                    n_hidden: design.n_hidden,
+                    coordinate_range: design.coordinate_range,
+                };
+                let mut stream = Stream::new(design.train.seed, StreamId::Initialise, 0, 0);
+                let parameters = Egnn::new(network.clone())?.layout().initialise(&mut stream, |_, _| None);
+                let config = egnn_flow::Config { network, flow: straight([0.0, 1.0], &topology, x0) };
+                let card = ModelCard::of_cartesian(ModelConfig::EgnnFlow(config.clone()), topology.n_atoms());
+                (card, config, parameters)
+            }
+        };
+        let network = Egnn::new(config.network)?;
+        self.match_flow(card, config.flow, topology, (&network, parameters), frames, &design.train)
+    }
+
+    fn match_flow<N: Network>(
+        &self,
+        mut card: ModelCard,
+        flow: ContinuousConfig,
+        topology: Topology,
+        (network, parameters): (&N, Vec<f32>),
+        frames: Vec<f64>,
+        options: &NetworkOptions,
+    ) -> Result<()> {
+        let dimension = network.dimension();
+        if dimension != 3 * topology.n_atoms() {
+            let (atoms, of_model) = (topology.n_atoms(), dimension / 3);
+            return Err(Error::file(&self.topology, format!("{atoms} atoms, the model has {of_model}")));
+        }
+        self.complete(&mut card)?;
+        card.topology = Some(topology);
+        eprintln!("{} parameters", parameters.len());
+        let identity = super::identity(&card, &frames)?;
+        let saved = self.saved_state(&identity, |state: &NetworkState| (state.step, state.options == *options))?;
+        let frames = in_units(&frames, dimension, flow.units_per_nm);
+        let (pairing, largest_weight) = (options.pairing, options.largest_weight);
+        let objective = FlowMatching { config: flow, pairing, largest_weight };
+        let trainer = match saved {
+            Some(state) => NetworkTrainer::resume(network, objective, frames, state)?,
+            None => NetworkTrainer::new(network, parameters, objective, frames, options.clone())?,
+        };
+        self.train(FieldTraining { card, network, trainer }, &identity)
+    }
+}
+
+struct FieldTraining<'a, N> {
+    card: ModelCard,
+    network: &'a N,
+    trainer: NetworkTrainer<'a, N, FlowMatching>,
+}
+
+impl<N: Network> Training for FieldTraining<'_, N> {
+    fn step(&mut self) -> Result<Option<Progress>> {
+        Ok(self.trainer.step())
+    }
+
+    fn step_count(&self) -> usize {
+        self.trainer.state().step
+    }
+
+    fn total_steps(&self) -> usize {
+        self.trainer.state().options.steps
+    }
+
+    fn is_finished(&self) -> bool {
+        self.trainer.is_finished()
+    }
+
+    fn history(&mut self) -> &[Progress] {
+        &self.trainer.state().history
+    }
+
+    fn save_state(&mut self, path: &Path, identity: &str) -> Result<()> {
+        let saved = Saved { identity: identity.to_string(), state: self.trainer.state() };
+        checkpoint::save(path, checkpoint::TRAINING, &saved)
+    }
+
+    fn save_model(&self, path: &Path) -> Result<()> {
+        let tensors = self.network.layout().write(self.trainer.averaged());
+        write_atomically(path, &model_file::serialize(&self.card, &tensors)?)
+    }
+}

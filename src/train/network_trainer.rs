@@ -1,0 +1,223 @@
+//! The training loop of networks that are regressed: flow matching and energy-based models. No engine is asked for energies.
+
+use super::flow_matching::{self, Batch, Pairing};
+use super::optimiser::{AdamW, Schedule};
+use super::progress::Progress;
+use crate::coordinates::vector::centre;
+use crate::error::{Error, Result};
+use crate::models::continuous::ContinuousConfig;
+use crate::models::network::Network;
+use crate::rng::{Stream, StreamId};
+use serde::{Deserialize, Serialize};
+
+/// Rows of the held-out frames that an evaluation looks at.
+const MOST_HELD_OUT: usize = 256;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkOptions {
+    pub steps: usize,
+    /// Peak learning rate.
+    pub rate: f64,
+    pub schedule: Schedule,
+    pub batch: usize,
+    /// How data and prior are paired in flow matching.
+    pub pairing: Pairing,
+    /// Largest weight of an end-point model near the data.
+    pub largest_weight: f64,
+    pub weight_decay: f64,
+    /// Largest gradient norm.
+    pub clip: f64,
+    /// Decay of the moving average of the parameters; the average is what is saved.
+    pub average: f64,
+    /// Share of the frames held out.
+    pub held_out: f64,
+    /// Steps between evaluations.
+    pub evaluate: usize,
+    pub seed: u64,
+}
+
+impl Default for NetworkOptions {
+    fn default() -> NetworkOptions {
+        NetworkOptions {
+            steps: 5000,
+            rate: 1e-3,
+            schedule: Schedule::Cosine,
+            batch: 64,
+            pairing: Pairing::Superposed,
+            largest_weight: 10.0,
+            weight_decay: 0.0,
+            clip: 10.0,
+            average: 0.999,
+            held_out: 0.02,
+            evaluate: 250,
+            seed: 1,
+        }
+    }
+}
+
+/// What a batch is made into, and the loss of it.
+pub trait Objective<N: Network>: Sync {
+    /// Loss of `data[n][dimension]`, in the network's units, with times and noise from `stream`; adds its gradient.
+    fn loss(&self, network: &N, parameters: &[f32], data: Vec<f64>, stream: &mut Stream, gradient: &mut [f32]) -> f64;
+}
+
+/// Flow matching of molecules on the centred space.
+pub struct FlowMatching {
+    pub config: ContinuousConfig,
+    pub pairing: Pairing,
+    pub largest_weight: f64,
+}
+
+impl<N: Network> Objective<N> for FlowMatching {
+    fn loss(
+        &self,
+        network: &N,
+        parameters: &[f32],
+        mut data: Vec<f64>,
+        stream: &mut Stream,
+        gradient: &mut [f32],
+    ) -> f64 {
+        let d = network.dimension();
+        let mut prior: Vec<f64> = (0..data.len()).map(|_| stream.normal()).collect();
+        prior.chunks_exact_mut(d).for_each(|row| _ = centre(row));
+        let [start, end] = self.config.times;
+        let t: Vec<f64> = (0..data.len() / d).map(|_| start + (end - start) * stream.uniform()).collect();
+        flow_matching::pair(self.pairing, &mut data, &prior, d);
+        let batch = Batch { data: &data, prior: &prior, t: &t };
+        flow_matching::flow_matching(network, parameters, &self.config, &batch, self.largest_weight, gradient)
+    }
+}
+
+/// Everything that a later run needs to continue.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NetworkState {
+    pub options: NetworkOptions,
+    pub step: usize,
+    parameters: Vec<f32>,
+    optimiser: AdamW,
+    loss: f64,
+    norm: f64,
+    since: usize,
+    pub history: Vec<Progress>,
+}
+
+/// Trains a network on frames.
+pub struct NetworkTrainer<'a, N, O> {
+    network: &'a N,
+    objective: O,
+    frames: Vec<f64>,
+    n_held_out: usize,
+    state: NetworkState,
+    gradient: Vec<f32>,
+}
+
+impl<'a, N: Network, O: Objective<N>> NetworkTrainer<'a, N, O> {
+    /// `frames[n][dimension]` in the network's units, centred.
+    pub fn new(
+        network: &'a N,
+        parameters: Vec<f32>,
+        objective: O,
+        frames: Vec<f64>,
+        options: NetworkOptions,
+    ) -> Result<NetworkTrainer<'a, N, O>> {
+        let optimiser = AdamW::new(&parameters, options.weight_decay, options.average);
+        let state =
+            NetworkState { step: 0, parameters, optimiser, loss: 0.0, norm: 0.0, since: 0, history: vec![], options };
+        NetworkTrainer::resume(network, objective, frames, state)
+    }
+
+    /// Continues from a saved state. Errors: a state of another network, frames of another size, too few frames.
+    pub fn resume(
+        network: &'a N,
+        objective: O,
+        frames: Vec<f64>,
+        state: NetworkState,
+    ) -> Result<NetworkTrainer<'a, N, O>> {
+        let (d, n_parameters) = (network.dimension(), network.layout().n_parameters());
+        if state.parameters.len() != n_parameters {
+            return Err(Error::invalid("the saved training state belongs to another model"));
+        }
+        if !frames.len().is_multiple_of(d) {
+            return Err(Error::invalid(format!("{} numbers are no frames of {d} coordinates", frames.len())));
+        }
+        if state.options.batch == 0 || state.options.steps == 0 {
+            return Err(Error::invalid("training needs steps and a batch of 1 or more"));
+        }
+        let n = frames.len() / d;
+        let n_held_out = (n as f64 * state.options.held_out) as usize;
+        if n <= n_held_out {
+            return Err(Error::invalid(format!("{n} frames leave none to train on")));
+        }
+        Ok(NetworkTrainer { network, objective, frames, n_held_out, state, gradient: vec![0.0; n_parameters] })
+    }
+
+    pub fn state(&self) -> &NetworkState {
+        &self.state
+    }
+
+    /// The averaged parameters.
+    pub fn averaged(&self) -> &[f32] {
+        &self.state.optimiser.average
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.state.step >= self.state.options.steps
+    }
+
+    /// One step. Returns an evaluation when one was due.
+    pub fn step(&mut self) -> Option<Progress> {
+        let NetworkOptions { steps, rate, schedule, batch, clip, evaluate, seed, .. } = self.state.options;
+        let rate = rate * schedule.factor(self.state.step as f64 / steps as f64);
+        let mut stream = Stream::new(seed, StreamId::Train, self.state.step as u64, 0);
+        let d = self.network.dimension();
+        let n = self.frames.len() / d - self.n_held_out;
+        let mut data = Vec::with_capacity(batch * d);
+        (0..batch).for_each(|_| {
+            let frame = self.n_held_out + stream.below(n);
+            data.extend_from_slice(&self.frames[frame * d..][..d]);
+        });
+        self.gradient.fill(0.0);
+        let state = &mut self.state;
+        state.loss += self.objective.loss(self.network, &state.parameters, data, &mut stream, &mut self.gradient);
+        state.norm += state.optimiser.update(&mut state.parameters, &self.gradient, rate, clip);
+        state.since += 1;
+        state.step += 1;
+        (state.step.is_multiple_of(evaluate.max(1)) || state.step == steps).then(|| self.evaluate(rate))
+    }
+
+    fn evaluate(&mut self, rate: f64) -> Progress {
+        let since = self.state.since as f64;
+        let progress = Progress {
+            step: self.state.step,
+            rate,
+            loss: self.state.loss / since,
+            gradient_norm: self.state.norm / since,
+            held_out_loss: self.held_out_loss(),
+            ..Progress::nothing()
+        };
+        (self.state.loss, self.state.norm, self.state.since) = (0.0, 0.0, 0);
+        self.state.history.push(progress.clone());
+        progress
+    }
+
+    /// Loss of the averaged parameters on held-out frames, always with the same times and noise; NaN without such frames.
+    fn held_out_loss(&mut self) -> f64 {
+        let rows = self.n_held_out.min(MOST_HELD_OUT);
+        if rows == 0 {
+            return f64::NAN;
+        }
+        let mut stream = Stream::new(self.state.options.seed, StreamId::Bootstrap, 0, 0);
+        let data = self.frames[..rows * self.network.dimension()].to_vec();
+        self.gradient.fill(0.0);
+        let average = &self.state.optimiser.average;
+        self.objective.loss(self.network, average, data, &mut stream, &mut self.gradient)
+    }
+}
+
+/// Frames `[n][dimension]` in nm as a network's units, without their centroids.
+pub fn in_units(frames: &[f64], dimension: usize, units_per_nm: f64) -> Vec<f64> {
+    let mut x: Vec<f64> = frames.iter().map(|v| v * units_per_nm).collect();
+    x.chunks_exact_mut(dimension).for_each(|row| _ = centre(row));
+    x
+}
