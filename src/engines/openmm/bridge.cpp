@@ -232,8 +232,31 @@ void Simulation::set_drawn_velocities(rust::Slice<const double> v) {
         const double mass = system->system->getParticleMass(static_cast<int>(i));
         buffer[i] = mass == 0 ? Vec3() : buffer[i] - forces[i] * (half / mass);
     }
+    if (removes_centre_of_mass_motion())
+        subtract_centre_of_mass_motion();
     inner.setVelocities(buffer);
     inner.applyVelocityConstraints(tolerance);
+}
+
+bool Simulation::removes_centre_of_mass_motion() const {
+    for (int f = 0; f < system->system->getNumForces(); f++)
+        if (dynamic_cast<const OpenMM::CMMotionRemover *>(&system->system->getForce(f)) != nullptr)
+            return true;
+    return false;
+}
+
+// As a CMMotionRemover would only do at the start of the next step: until then the temperature would be too high.
+void Simulation::subtract_centre_of_mass_motion() {
+    Vec3 momentum;
+    double total = 0;
+    for (size_t i = 0; i < buffer.size(); i++) {
+        const double mass = system->system->getParticleMass(static_cast<int>(i));
+        momentum += buffer[i] * mass;
+        total += mass;
+    }
+    for (size_t i = 0; i < buffer.size(); i++)
+        if (system->system->getParticleMass(static_cast<int>(i)) > 0)
+            buffer[i] -= momentum * (1 / total);
 }
 
 double Simulation::potential_energy() { return impl(*context).calcForcesAndEnergy(false, true); }
@@ -244,10 +267,7 @@ double Simulation::degrees_of_freedom() const {
     double count = -system->system->getNumConstraints();
     for (int i = 0; i < system->system->getNumParticles(); i++)
         count += system->system->getParticleMass(i) > 0 ? 3 : 0;
-    for (int f = 0; f < system->system->getNumForces(); f++)
-        if (dynamic_cast<const OpenMM::CMMotionRemover *>(&system->system->getForce(f)) != nullptr)
-            return count - 3;
-    return count;
+    return removes_centre_of_mass_motion() ? count - 3 : count;
 }
 
 void Simulation::minimise(double tolerance, int max_iterations) {

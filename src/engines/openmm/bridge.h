@@ -70,6 +70,9 @@ public:
     void load_checkpoint(rust::Slice<const uint8_t> bytes);
 
 private:
+    bool removes_centre_of_mass_motion() const;
+    void subtract_centre_of_mass_motion();
+
     std::shared_ptr<System> system;
     OpenMM::LangevinMiddleIntegrator integrator;
     std::unique_ptr<OpenMM::Context> context;
