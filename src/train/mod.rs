@@ -16,7 +16,8 @@ pub mod trainer;
 mod trainer_tests;
 
 pub use architecture::{design, DesignOptions};
-pub use network_trainer::{FlowMatching, NetworkOptions, NetworkState, NetworkTrainer};
+pub use contrastive::ContrastiveOptions;
+pub use network_trainer::{Contrast, FlowMatching, NetworkOptions, NetworkState, NetworkTrainer};
 pub use optimiser::{AdamW, Schedule};
 pub use progress::Progress;
 pub use trainer::{Phase, TrainOptions, TrainState, Trainer};

@@ -1,5 +1,6 @@
 //! The training loop of networks that are regressed: flow matching and energy-based models. No engine is asked for energies.
 
+use super::contrastive::ContrastiveOptions;
 use super::flow_matching::{self, Batch, Pairing};
 use super::optimiser::{AdamW, Schedule};
 use super::progress::Progress;
@@ -86,6 +87,29 @@ impl<N: Network> Objective<N> for FlowMatching {
         flow_matching::pair(self.pairing, &mut data, &prior, d);
         let batch = Batch { data: &data, prior: &prior, t: &t };
         flow_matching::flow_matching(network, parameters, &self.config, &batch, self.largest_weight, gradient)
+    }
+}
+
+/// Score matching and contrastive estimation of an energy-based model.
+pub struct Contrast {
+    pub options: ContrastiveOptions,
+    /// Molecules: noise without a centroid.
+    pub mean_free: bool,
+}
+
+impl<N: Network> Objective<N> for Contrast {
+    fn loss(
+        &self,
+        network: &N,
+        parameters: &[f32],
+        data: Vec<f64>,
+        stream: &mut Stream,
+        gradient: &mut [f32],
+    ) -> f64 {
+        let batch = self.options.draw(&data, network.dimension(), self.mean_free, stream);
+        let [score, nce] = self.options.losses(network, parameters, &batch, gradient);
+        let part = |weight: f64, loss: f64| if weight > 0.0 { weight * loss } else { 0.0 };
+        part(self.options.score_weight, score) + part(self.options.nce_weight, nce)
     }
 }
 

@@ -15,10 +15,11 @@ pub mod format;
 mod tests;
 
 use super::energy::{EnergyConfig, EnergyModel};
-use super::network::{Evaluator, Layout, Network};
+use super::network::{Evaluator, Layout, Network, Start};
 use crate::error::{Error, Result};
 use crate::nn::tape::{Attention, Embed, Function, Gaussians, LayerNorm, TypedAffine, Weight};
-use crate::nn::{Scalar, Tape, Var};
+use crate::nn::{Real, Scalar, Tape, Var};
+use crate::rng::{Stream, StreamId};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -154,6 +155,26 @@ impl Graphormer {
 
     pub fn config(&self) -> &GraphormerConfig {
         &self.config
+    }
+
+    /// Random parameters: Gaussians side by side from 0 to `reach` in the network's units, norms and distance factors one.
+    pub fn initial<R: Real>(&self, reach: f64, seed: u64) -> Vec<R> {
+        let special = |name: &str, _: &[usize]| match name {
+            "graphormer.gbf.mul.weight" => Some(Start::At(1.0)),
+            "graphormer.gbf.bias.weight" => Some(Start::At(0.0)),
+            _ if name.contains("_norm.") || name.contains("final_ln.") => {
+                Some(Start::At(if name.ends_with("weight") { 1.0 } else { 0.0 }))
+            }
+            _ => None,
+        };
+        let mut parameters = self.layout.initialise(&mut Stream::new(seed, StreamId::Initialise, 0, 0), special);
+        let Gaussians { means, widths, count } = self.gaussians;
+        let step = reach / count as f64;
+        for k in 0..count {
+            parameters[means + k] = R::from_f64(step * k as f64);
+            parameters[widths + k] = R::from_f64(step);
+        }
+        parameters
     }
 
     fn n_atoms(&self) -> usize {

@@ -1,9 +1,9 @@
 //! Vector fields, by flow matching.
 
-use super::{Saved, Train, Training};
+use super::Train;
 use modejump::coordinates::chirality::{classes, stereocentres};
 use modejump::coordinates::Topology;
-use modejump::io::{checkpoint, model_file, write_atomically};
+use modejump::io::model_file;
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
 use modejump::models::egnn_flow::{self, Egnn, EgnnConfig};
@@ -12,11 +12,9 @@ use modejump::models::gvp_flow::{self, GvpConfig, GvpField};
 use modejump::models::network::Network;
 use modejump::ode::Method;
 use modejump::rng::{Stream, StreamId};
-use modejump::train::network_trainer::in_units;
-use modejump::train::{FlowMatching, NetworkOptions, NetworkState, NetworkTrainer, Progress};
+use modejump::train::{FlowMatching, NetworkOptions};
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
 
 /// Network time where the integration ends: the field is stiff at the data itself.
 const LAST_TIME: f64 = 1e-3;
@@ -151,68 +149,15 @@ impl Train {
 
     fn match_flow<N: Network>(
         &self,
-        mut card: ModelCard,
+        card: ModelCard,
         flow: ContinuousConfig,
         topology: Topology,
-        (network, parameters): (&N, Vec<f32>),
+        network: (&N, Vec<f32>),
         frames: Vec<f64>,
         options: &NetworkOptions,
     ) -> Result<()> {
-        let dimension = network.dimension();
-        if dimension != 3 * topology.n_atoms() {
-            let (atoms, of_model) = (topology.n_atoms(), dimension / 3);
-            return Err(Error::file(&self.topology, format!("{atoms} atoms, the model has {of_model}")));
-        }
-        self.complete(&mut card)?;
-        card.topology = Some(topology);
-        eprintln!("{} parameters", parameters.len());
-        let identity = super::identity(&card, &frames)?;
-        let saved = self.saved_state(&identity, |state: &NetworkState| (state.step, state.options == *options))?;
-        let frames = in_units(&frames, dimension, flow.units_per_nm);
-        let (pairing, largest_weight) = (options.pairing, options.largest_weight);
+        let (pairing, largest_weight, units_per_nm) = (options.pairing, options.largest_weight, flow.units_per_nm);
         let objective = FlowMatching { config: flow, pairing, largest_weight };
-        let trainer = match saved {
-            Some(state) => NetworkTrainer::resume(network, objective, frames, state)?,
-            None => NetworkTrainer::new(network, parameters, objective, frames, options.clone())?,
-        };
-        self.train(FieldTraining { card, network, trainer }, &identity)
-    }
-}
-
-struct FieldTraining<'a, N> {
-    card: ModelCard,
-    network: &'a N,
-    trainer: NetworkTrainer<'a, N, FlowMatching>,
-}
-
-impl<N: Network> Training for FieldTraining<'_, N> {
-    fn step(&mut self) -> Result<Option<Progress>> {
-        Ok(self.trainer.step())
-    }
-
-    fn step_count(&self) -> usize {
-        self.trainer.state().step
-    }
-
-    fn total_steps(&self) -> usize {
-        self.trainer.state().options.steps
-    }
-
-    fn is_finished(&self) -> bool {
-        self.trainer.is_finished()
-    }
-
-    fn history(&mut self) -> &[Progress] {
-        &self.trainer.state().history
-    }
-
-    fn save_state(&mut self, path: &Path, identity: &str) -> Result<()> {
-        let saved = Saved { identity: identity.to_string(), state: self.trainer.state() };
-        checkpoint::save(path, checkpoint::TRAINING, &saved)
-    }
-
-    fn save_model(&self, path: &Path) -> Result<()> {
-        let tensors = self.network.layout().write(self.trainer.averaged());
-        write_atomically(path, &model_file::serialize(&self.card, &tensors)?)
+        self.regress(card, topology, network, objective, (frames, units_per_nm), options)
     }
 }

@@ -1,6 +1,8 @@
 //! `modejump train`
 
+mod energy;
 mod field;
+mod regression;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -33,6 +35,8 @@ enum Kind {
     GvpFlow,
     /// Continuous flow on an E(n)-equivariant graph network, by flow matching
     EgnnFlow,
+    /// Energy-based model of the frames' density (samples of a generator), by score matching and contrastive estimation
+    GraphormerEbm,
 }
 
 #[derive(Args)]
@@ -81,6 +85,7 @@ struct Config {
     train: TrainOptions,
     gvp_flow: field::GvpDesign,
     egnn_flow: field::EgnnDesign,
+    graphormer_ebm: energy::GraphormerDesign,
     #[cfg(feature = "openmm")]
     explore: modejump::train::dynamics::ExploreOptions,
 }
@@ -94,6 +99,7 @@ impl Train {
             Kind::Coupling => self.coupling(config, topology, frames),
             Kind::GvpFlow => self.gvp_flow(&config.gvp_flow, topology, &x0, frames),
             Kind::EgnnFlow => self.egnn_flow(&config.egnn_flow, topology, &x0, frames),
+            Kind::GraphormerEbm => self.graphormer_ebm(&config.graphormer_ebm, topology, frames),
         }
     }
 

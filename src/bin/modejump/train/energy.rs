@@ -1,0 +1,89 @@
+//! Energy-based models, by score matching and contrastive estimation on a generator's samples.
+
+use super::Train;
+use modejump::coordinates::chirality::classes;
+use modejump::coordinates::Topology;
+use modejump::density::Exactness;
+use modejump::io::model_file;
+use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::energy::EnergyConfig;
+use modejump::models::graphormer_ebm::{Config, Graphormer, GraphormerConfig, Version};
+use modejump::models::network::Network;
+use modejump::train::{Contrast, ContrastiveOptions, NetworkOptions};
+use modejump::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// A new Graphormer and its training. Lengths in Å.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GraphormerDesign {
+    n_layers: usize,
+    width: usize,
+    feed_forward: usize,
+    heads: usize,
+    kernels: usize,
+    /// Distance up to which the Gaussians lie at the beginning.
+    reach: f64,
+    contrast: ContrastiveOptions,
+    train: NetworkOptions,
+}
+
+impl Default for GraphormerDesign {
+    fn default() -> GraphormerDesign {
+        GraphormerDesign {
+            n_layers: 3,
+            width: 64,
+            feed_forward: 128,
+            heads: 8,
+            kernels: 32,
+            reach: 8.0,
+            contrast: ContrastiveOptions::default(),
+            train: NetworkOptions::default(),
+        }
+    }
+}
+
+impl Train {
+    pub(super) fn graphormer_ebm(
+        &self,
+        design: &GraphormerDesign,
+        topology: Topology,
+        frames: Vec<f64>,
+    ) -> Result<()> {
+        design.contrast.check()?;
+        let (card, config, parameters) = match &self.start {
+            Some(path) => {
+                let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+                let file = model_file::read(&path.display().to_string(), &bytes)?;
+                let ModelConfig::GraphormerEbm(config) = file.card.model.clone() else {
+                    return Err(Error::file(path, "not a model of the kind graphormer_ebm"));
+                };
+                let parameters = Graphormer::new(config.network.clone())?.layout().read(&file.tensors)?;
+                (file.card, config, parameters)
+            }
+            None => {
+                let types = classes(&topology);
+                let network = GraphormerConfig {
+                    version: Version::Clean,
+                    n_types: types.iter().max().map_or(0, |t| t + 1),
+                    types,
+                    n_layers: design.n_layers,
+                    blocks: 1,
+                    width: design.width,
+                    feed_forward: design.feed_forward,
+                    heads: design.heads,
+                    kernels: design.kernels,
+                };
+                let parameters = Graphormer::new(network.clone())?.initial(design.reach, design.train.seed);
+                let config = Config { network, energy: EnergyConfig { units_per_nm: 10.0, data_time: 0.0 } };
+                let model = ModelConfig::GraphormerEbm(config.clone());
+                let card = ModelCard::of_cartesian(model, topology.n_atoms());
+                (ModelCard { exactness: Exactness::Surrogate, ..card }, config, parameters)
+            }
+        };
+        let network = Graphormer::new(config.network)?;
+        let objective = Contrast { options: design.contrast, mean_free: true };
+        let frames = (frames, config.energy.units_per_nm);
+        self.regress(card, topology, (&network, parameters), objective, frames, &design.train)
+    }
+}

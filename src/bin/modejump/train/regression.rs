@@ -1,0 +1,79 @@
+//! What vector fields and energy-based models have in common: a network on a tape, regressed on frames.
+
+use super::{Saved, Train, Training};
+use modejump::coordinates::Topology;
+use modejump::io::{checkpoint, model_file, write_atomically};
+use modejump::models::card::ModelCard;
+use modejump::models::network::Network;
+use modejump::train::network_trainer::{in_units, Objective};
+use modejump::train::{NetworkOptions, NetworkState, NetworkTrainer, Progress};
+use modejump::{Error, Result};
+use std::path::Path;
+
+impl Train {
+    /// Trains a network that begins with `parameters` on frames in nm, which it sees in its own units.
+    pub(super) fn regress<N: Network, O: Objective<N>>(
+        &self,
+        mut card: ModelCard,
+        topology: Topology,
+        (network, parameters): (&N, Vec<f32>),
+        objective: O,
+        (frames, units_per_nm): (Vec<f64>, f64),
+        options: &NetworkOptions,
+    ) -> Result<()> {
+        let dimension = network.dimension();
+        if dimension != 3 * topology.n_atoms() {
+            let (atoms, of_model) = (topology.n_atoms(), dimension / 3);
+            return Err(Error::file(&self.topology, format!("{atoms} atoms, the model has {of_model}")));
+        }
+        self.complete(&mut card)?;
+        card.topology = Some(topology);
+        eprintln!("{} parameters", parameters.len());
+        let identity = super::identity(&card, &frames)?;
+        let saved = self.saved_state(&identity, |state: &NetworkState| (state.step, state.options == *options))?;
+        let frames = in_units(&frames, dimension, units_per_nm);
+        let trainer = match saved {
+            Some(state) => NetworkTrainer::resume(network, objective, frames, state)?,
+            None => NetworkTrainer::new(network, parameters, objective, frames, options.clone())?,
+        };
+        self.train(Regression { card, network, trainer }, &identity)
+    }
+}
+
+struct Regression<'a, N, O> {
+    card: ModelCard,
+    network: &'a N,
+    trainer: NetworkTrainer<'a, N, O>,
+}
+
+impl<N: Network, O: Objective<N>> Training for Regression<'_, N, O> {
+    fn step(&mut self) -> Result<Option<Progress>> {
+        Ok(self.trainer.step())
+    }
+
+    fn step_count(&self) -> usize {
+        self.trainer.state().step
+    }
+
+    fn total_steps(&self) -> usize {
+        self.trainer.state().options.steps
+    }
+
+    fn is_finished(&self) -> bool {
+        self.trainer.is_finished()
+    }
+
+    fn history(&mut self) -> &[Progress] {
+        &self.trainer.state().history
+    }
+
+    fn save_state(&mut self, path: &Path, identity: &str) -> Result<()> {
+        let saved = Saved { identity: identity.to_string(), state: self.trainer.state() };
+        checkpoint::save(path, checkpoint::TRAINING, &saved)
+    }
+
+    fn save_model(&self, path: &Path) -> Result<()> {
+        let tensors = self.network.layout().write(self.trainer.averaged());
+        write_atomically(path, &model_file::serialize(&self.card, &tensors)?)
+    }
+}
