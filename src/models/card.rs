@@ -1,7 +1,7 @@
 //! What a model file says of the model: the JSON under its metadata key `modejump`.
 
 use super::coupling::CouplingConfig;
-use super::{egnn_flow, graphormer_ebm, gvp_flow};
+use super::{egnn_flow, graphormer_ebm, gvp_flow, mlp_ebm};
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,7 @@ pub enum ModelConfig {
     EgnnFlow(egnn_flow::Config),
     GraphormerEbm(graphormer_ebm::Config),
     GvpFlow(gvp_flow::Config),
+    MlpEbm(mlp_ebm::Config),
 }
 
 /// The potential that a model was trained for.
@@ -59,6 +60,12 @@ impl ModelCard {
     /// The same of an exact model of all Cartesian coordinates.
     pub fn of_cartesian(model: ModelConfig, n_atoms: usize) -> ModelCard {
         ModelCard::exact(model, CoordinatesConfig::Cartesian { dimension: 3 * n_atoms })
+    }
+
+    /// The same of an energy-based model.
+    pub fn of_energy(model: ModelConfig, dimension: usize) -> ModelCard {
+        let card = ModelCard::exact(model, CoordinatesConfig::Cartesian { dimension });
+        ModelCard { exactness: Exactness::Surrogate, ..card }
     }
 
     fn exact(model: ModelConfig, coordinates: CoordinatesConfig) -> ModelCard {

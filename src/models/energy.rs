@@ -1,11 +1,17 @@
 //! A density known by an energy-based model alone: no samples, no normalisation, so a [`Exactness::Surrogate`].
 
 use super::field::EnergyFunction;
+use super::network::{Evaluator, Network};
 use super::{Model, ModelCard};
+use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness};
 use crate::error::{Error, Result};
+use crate::io::model_file::{self, ModelFile};
+use crate::io::write_atomically;
+use crate::nn::Real;
 use crate::rng::Stream;
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// How the energy of a file is read.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,7 +46,7 @@ impl<E: EnergyFunction> EnergyModel<E> {
         EnergyModel { energy, config, card, hash }
     }
 
-    /// The network.
+    /// The network with its parameters.
     pub fn network(&self) -> &E {
         &self.energy
     }
@@ -51,6 +57,36 @@ impl<E: EnergyFunction> EnergyModel<E> {
 
     fn inputs(&self, x: &[f64], rows: usize) -> (Vec<f64>, Vec<f64>) {
         (vec![self.config.data_time; rows], x.iter().map(|v| v * self.config.units_per_nm).collect())
+    }
+}
+
+impl<N: Network, R: Real> EnergyModel<Evaluator<N, R>> {
+    /// A network with the parameters of a file.
+    ///
+    /// Errors: a configuration out of range, a description that calls it more than a surrogate or of other coordinates; a
+    /// tensor that is missing, superfluous, of another shape or not finite, by its name.
+    pub fn of_network(network: N, config: EnergyConfig, file: &ModelFile) -> Result<EnergyModel<Evaluator<N, R>>> {
+        config.check()?;
+        let coordinates = CoordinatesConfig::Cartesian { dimension: network.dimension() };
+        if file.card.exactness != Exactness::Surrogate || file.card.coordinates != coordinates {
+            return Err(file.error(format!(
+                "an energy-based model of {} Cartesian coordinates is a surrogate; the description says otherwise",
+                network.dimension()
+            )));
+        }
+        let parameters = network.layout().read(&file.tensors)?;
+        Ok(EnergyModel::new(Evaluator::new(network, parameters), config, file.card.clone(), file.hash.clone()))
+    }
+
+    /// The bytes of a model file.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let Evaluator { network, parameters, .. } = &self.energy;
+        model_file::serialize(&self.card, &network.layout().write(parameters))
+    }
+
+    /// Writes the model file; the file that was there is replaced only by a complete one.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        write_atomically(path.as_ref(), &self.to_bytes()?)
     }
 }
 

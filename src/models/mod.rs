@@ -8,6 +8,7 @@ pub mod energy;
 pub mod field;
 pub mod graphormer_ebm;
 pub mod gvp_flow;
+pub mod mlp_ebm;
 pub mod network;
 
 pub use card::{ModelCard, ModelConfig, TargetInfo};
@@ -99,5 +100,6 @@ fn build_as<R: Real>(file: &ModelFile) -> Result<Arc<dyn Model>> {
         ModelConfig::EgnnFlow(_) => Arc::new(egnn_flow::EgnnFlow::<R>::from_file(file)?),
         ModelConfig::GraphormerEbm(_) => Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?),
         ModelConfig::GvpFlow(_) => Arc::new(gvp_flow::GvpFlow::<R>::from_file(file)?),
+        ModelConfig::MlpEbm(_) => Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?),
     })
 }

@@ -2,11 +2,9 @@
 
 use super::{Config, Graphormer, GraphormerConfig, GraphormerEbm, Version};
 use crate::error::{Error, Result};
-use crate::io::model_file::{self, ModelFile, Tensor};
+use crate::io::model_file::{ModelFile, Tensor};
 use crate::models::card::ModelConfig;
 use crate::models::energy::EnergyModel;
-use crate::models::network::{Evaluator, Network};
-use crate::models::Model;
 use crate::nn::Real;
 use std::collections::BTreeMap;
 
@@ -16,16 +14,7 @@ impl<R: Real> GraphormerEbm<R> {
         let ModelConfig::GraphormerEbm(Config { network, energy }) = &file.card.model else {
             return Err(file.error("not a Graphormer EBM"));
         };
-        energy.check()?;
-        let network = Graphormer::new(network.clone())?;
-        let parameters = network.layout().read(&file.tensors)?;
-        Ok(EnergyModel::new(Evaluator::new(network, parameters), *energy, file.card.clone(), file.hash.clone()))
-    }
-
-    /// The bytes of a model file.
-    pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let Evaluator { network, parameters, .. } = self.network();
-        model_file::serialize(self.card(), &network.layout().write(parameters))
+        EnergyModel::of_network(Graphormer::new(network.clone())?, *energy, file)
     }
 }
 

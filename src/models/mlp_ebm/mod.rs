@@ -1,0 +1,140 @@
+//! A time-conditional energy-based model of few abstract coordinates: the network of BoltzNCE's toy systems (Aggarwal et al.,
+//! NeurIPS 2025). E(t, x) is a log-density up to a constant.
+//!
+//! ```text
+//! h = W₀ [x ; t] + b₀
+//! every layer:  h += swish_β(W h + b),   swish_β(a) = a σ(βa) with one learned β a layer
+//! E = w·h + c
+//! ```
+
+#[cfg(test)]
+mod tests;
+
+use super::card::ModelConfig;
+use super::energy::{EnergyConfig, EnergyModel};
+use super::network::{Evaluator, Layout, Network, Start};
+use crate::error::{Error, Result};
+use crate::io::model_file::ModelFile;
+use crate::nn::tape::Weight;
+use crate::nn::{Real, Scalar, Tape, Var};
+use crate::rng::Stream;
+use serde::{Deserialize, Serialize};
+
+/// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
+const LARGEST_SIZE: usize = 4096;
+const MOST_LAYERS: usize = 256;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub network: MlpConfig,
+    pub energy: EnergyConfig,
+}
+
+/// Sizes of the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MlpConfig {
+    /// Coordinates.
+    pub dimension: usize,
+    pub width: usize,
+    /// Residual layers.
+    pub layers: usize,
+}
+
+/// The model with a network of type `R`.
+pub type MlpEbm<R> = EnergyModel<Evaluator<MlpNetwork, R>>;
+
+#[derive(Clone, Debug)]
+struct Layer {
+    weight: Weight,
+    /// Place of the slope β.
+    beta: usize,
+}
+
+/// The network.
+#[derive(Clone, Debug)]
+pub struct MlpNetwork {
+    config: MlpConfig,
+    layout: Layout,
+    input: Weight,
+    layers: Vec<Layer>,
+    output: Weight,
+}
+
+impl MlpNetwork {
+    /// Errors: a size of zero, or one that no model has.
+    pub fn new(config: MlpConfig) -> Result<MlpNetwork> {
+        let MlpConfig { dimension, width, layers } = config;
+        let sizes =
+            [("dimension", dimension, LARGEST_SIZE), ("width", width, LARGEST_SIZE), ("layers", layers, MOST_LAYERS)];
+        if let Some((name, size, most)) = sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
+            return Err(Error::invalid(format!("{name} = {size}; 1 to {most} are read")));
+        }
+        let mut layout = Layout::default();
+        let weight = |layout: &mut Layout, name: &str, n_in: usize, n_out: usize| {
+            let at = layout.tensor(format!("{name}.weight"), &[n_out, n_in]);
+            Weight::new(at, n_in, n_out).with_bias(layout.tensor(format!("{name}.bias"), &[n_out]))
+        };
+        let input = weight(&mut layout, "input", dimension + 1, width);
+        let layer = |k: usize| Layer {
+            weight: weight(&mut layout, &format!("layers.{k}"), width, width),
+            beta: layout.tensor(format!("layers.{k}.beta"), &[]),
+        };
+        let layers = (0..layers).map(layer).collect();
+        let output = weight(&mut layout, "output", width, 1);
+        Ok(MlpNetwork { config, layout, input, layers, output })
+    }
+
+    pub fn config(&self) -> MlpConfig {
+        self.config
+    }
+
+    /// Random weights, slopes one.
+    pub fn initialise<R: Real>(&self, stream: &mut Stream) -> Vec<R> {
+        self.layout.initialise(stream, |_, shape| shape.is_empty().then_some(Start::At(1.0)))
+    }
+}
+
+impl<R: Real> MlpEbm<R> {
+    /// Errors name the tensor or the option.
+    pub fn from_file(file: &ModelFile) -> Result<MlpEbm<R>> {
+        let ModelConfig::MlpEbm(Config { network, energy }) = &file.card.model else {
+            return Err(file.error("not a model of the kind mlp_ebm"));
+        };
+        EnergyModel::of_network(MlpNetwork::new(*network)?, *energy, file)
+    }
+}
+
+impl Network for MlpNetwork {
+    fn dimension(&self) -> usize {
+        self.config.dimension
+    }
+
+    fn outputs(&self) -> usize {
+        1
+    }
+
+    fn chunk(&self) -> usize {
+        128
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var) {
+        let input = tape.input(t.len(), self.config.dimension);
+        tape.value_mut(input).copy_from_slice(x);
+        let time = tape.input(t.len(), 1);
+        tape.value_mut(time).iter_mut().zip(t).for_each(|(slot, &t)| *slot = R::from_f64(t));
+
+        let mut h = tape.linear_of(p, self.input, &[input, time]);
+        for layer in &self.layers {
+            let a = tape.linear(p, layer.weight, h);
+            let a = tape.swish(p, layer.beta, a);
+            h = tape.add(h, a);
+        }
+        (input, tape.linear(p, self.output, h))
+    }
+}
