@@ -2,77 +2,202 @@
 //! noise contrastive estimation over the time.
 
 use super::batch::accumulate;
+use crate::coordinates::vector::centre;
+use crate::error::{Error, Result};
+use crate::models::continuous::Interpolant;
 use crate::models::network::{narrow, Network};
-use crate::nn::{Dual, Real, Scalar, Tape};
+use crate::nn::{Dual, Real, Tape};
+use crate::rng::Stream;
+use crate::weights::log_sum_exp;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
-/// Noised data in the network's units.
-pub struct Noised<'a> {
-    /// `[n][dimension]`: x_t = α x_data + σ x_prior, the noise x_prior, and σ per row.
-    pub x: &'a [f64],
-    pub noise: &'a [f64],
-    pub sigma: &'a [f64],
-    /// Network times `[n]`.
-    pub t: &'a [f64],
+/// What the losses are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ContrastiveOptions {
+    pub interpolant: Interpolant,
+    pub score_weight: f64,
+    pub nce_weight: f64,
+    /// Other times that each row is compared with.
+    pub negatives: usize,
+    /// How far they lie: the standard deviation of a row's times, the true one among them, about their common centre. From 1 on
+    /// all times are nearly uniform.
+    pub window: f64,
 }
 
-/// L = mean over rows and coordinates of (σ ∇ₓE(t, x) + noise)² (Vincent 2011; weight σ²).
+impl Default for ContrastiveOptions {
+    fn default() -> ContrastiveOptions {
+        ContrastiveOptions {
+            interpolant: Interpolant::Trigonometric,
+            score_weight: 1.0,
+            nce_weight: 1.0,
+            negatives: 4,
+            window: 0.1,
+        }
+    }
+}
+
+/// Noised data in the network's units.
+#[derive(Clone, Debug)]
+pub struct Noised {
+    /// `[n][dimension]`: x_t = α x_data + σ x_prior, the noise x_prior, and σ per row.
+    pub x: Vec<f64>,
+    pub noise: Vec<f64>,
+    pub sigma: Vec<f64>,
+    /// Network times `[n]`.
+    pub t: Vec<f64>,
+    /// Other times of each row, `[n][k]`.
+    pub negatives: Vec<f64>,
+}
+
+impl ContrastiveOptions {
+    /// Errors name the option.
+    pub fn check(&self) -> Result<()> {
+        let weights = [("score_weight", self.score_weight), ("nce_weight", self.nce_weight)];
+        if let Some((name, value)) = weights.iter().find(|(_, w)| !(*w >= 0.0 && w.is_finite())) {
+            return Err(Error::invalid(format!("{name} = {value}; a number from 0 is needed")));
+        }
+        if self.score_weight + self.nce_weight == 0.0 {
+            return Err(Error::invalid("score_weight and nce_weight are both 0: nothing is to be learned"));
+        }
+        if self.nce_weight > 0.0 && self.negatives == 0 {
+            return Err(Error::invalid("negatives = 0; the contrastive loss needs at least 1, or nce_weight = 0"));
+        }
+        match self.window > 0.0 && self.window.is_finite() {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("window = {}; a positive number is needed", self.window))),
+        }
+    }
+
+    /// Times, noise and other times for `data[n][dimension]` in the network's units. The data lie at time 0; every row has its
+    /// time in a stratum of its own. `mean_free` noise is for molecules, whose centroid is no matter of the model.
+    ///
+    /// The other times are drawn so that nothing but x tells which of a row's times is the true one: all are spread alike about
+    /// a centre, and reflected at 0 and 1. Clamped there, or several drawn about the true time itself, they would shift the
+    /// ratios p_t(x)/p_t′(x) that the loss is to find.
+    pub fn draw(&self, data: &[f64], dimension: usize, mean_free: bool, stream: &mut Stream) -> Noised {
+        let n = data.len() / dimension;
+        let t: Vec<f64> = (0..n).map(|row| (row as f64 + stream.uniform()) / n as f64).collect();
+        let mut noise: Vec<f64> = data.iter().map(|_| stream.normal()).collect();
+        if mean_free {
+            noise.chunks_exact_mut(dimension).for_each(|row| _ = centre(row));
+        }
+        let mut near = |t: f64| reflected(t + self.window * stream.normal());
+        let others = |&t: &f64| {
+            let middle = near(t);
+            (0..self.negatives).map(|_| near(middle)).collect::<Vec<_>>()
+        };
+        let negatives = t.iter().flat_map(others).collect();
+        let schedules: Vec<_> = t.iter().map(|&t| self.interpolant.schedule(t)).collect();
+        let noised = |(i, (x0, x1)): (usize, (&f64, &f64))| {
+            let s = &schedules[i / dimension];
+            s.alpha * x0 + s.sigma * x1
+        };
+        let x = data.iter().zip(&noise).enumerate().map(noised).collect();
+        Noised { x, noise, sigma: schedules.iter().map(|s| s.sigma).collect(), t, negatives }
+    }
+
+    /// Adds ∂L/∂parameters of L = `score_weight` · L_score + `nce_weight` · L_nce to `gradient`, and returns both losses; NaN for
+    /// one that is off.
+    pub fn losses<N: Network, R: Real>(
+        &self,
+        network: &N,
+        parameters: &[R],
+        batch: &Noised,
+        gradient: &mut [R],
+    ) -> [f64; 2] {
+        let mut losses = [f64::NAN; 2];
+        if self.score_weight > 0.0 {
+            losses[0] = score_matching(network, parameters, batch, self.score_weight, gradient);
+        }
+        if self.nce_weight > 0.0 {
+            losses[1] = contrastive(network, parameters, batch, self.nce_weight, gradient);
+        }
+        losses
+    }
+}
+
+/// Folded into [0, 1] at its ends.
+fn reflected(t: f64) -> f64 {
+    let t = t.rem_euclid(2.0);
+    t.min(2.0 - t)
+}
+
+/// L = mean over rows and coordinates of (σ ∇ₓE(t, x) + noise)² (Vincent 2011; weight σ²). Adds scale · ∂L/∂parameters.
 ///
 /// The gradient needs ∂θ of ∇ₓE. With v = ∂L/∂(∇ₓE) held fixed, ∂θ L = d/dε ∂θ E(x + εv): the slope of an ordinary gradient
 /// on [`Dual`] numbers.
-pub fn score_matching<N: Network, R: Real>(network: &N, parameters: &[R], batch: &Noised, gradient: &mut [R]) -> f64 {
-    let (d, n) = (network.dimension(), batch.t.len());
+pub fn score_matching<N: Network, R: Real>(
+    network: &N,
+    parameters: &[R],
+    batch: &Noised,
+    scale: f64,
+    gradient: &mut [R],
+) -> f64 {
+    let (d, n, chunk) = (network.dimension(), batch.t.len(), network.chunk());
     let norm = 1.0 / (n * d) as f64;
-    let of_row = |tape: &mut Tape<R>, row: usize| -> Vec<f64> {
-        let score = score(network, parameters, tape, batch.t[row], &batch.x[row * d..][..d]);
-        let noise = &batch.noise[row * d..][..d];
-        score.iter().zip(noise).map(|(s, z)| batch.sigma[row] * s + z).collect()
-    };
-    let residuals: Vec<Vec<f64>> = (0..n).into_par_iter().map_init(Tape::default, of_row).collect();
+    let mut residuals = vec![0.0; n * d];
+    let parts = residuals.par_chunks_mut(chunk * d).zip(batch.t.par_chunks(chunk)).enumerate();
+    parts.for_each_init(Tape::default, |tape, (k, (residuals, t))| {
+        let first = k * chunk * d;
+        tape.clear();
+        let (x, e) = network.record(parameters, tape, t, &narrow(&batch.x[first..][..residuals.len()]));
+        tape.backward(parameters, &[(e, &vec![R::from_f64(1.0); t.len()])], None);
+        for (i, (residual, score)) in residuals.iter_mut().zip(tape.cotangent(x)).enumerate() {
+            *residual = batch.sigma[(first + i) / d] * score.to_f64() + batch.noise[first + i];
+        }
+    });
     let fixed: Vec<Dual<R>> = parameters.iter().map(|&p| Dual::new(p, R::default())).collect();
     let mut sum = vec![Dual::default(); gradient.len()];
-    accumulate(network, n, &mut sum, |network, tape, row, sum| {
-        let v = residuals[row].iter().map(|r| R::from_f64(2.0 * batch.sigma[row] * norm * r));
-        let x: Vec<Dual<R>> =
-            batch.x[row * d..][..d].iter().zip(v).map(|(&x, v)| Dual::new(R::from_f64(x), v)).collect();
-        tape.clear();
-        let (_, e) = network.record(&fixed, tape, &[batch.t[row]], &x);
-        tape.backward(&fixed, &[(e, &[Scalar::from_f64(1.0)])], Some(sum));
+    accumulate(n, chunk, &mut sum, |tape: &mut Tape<Dual<R>>, rows, sum| {
+        let shifted = |i: usize| {
+            let v = 2.0 * batch.sigma[i / d] * norm * residuals[i];
+            Dual::new(R::from_f64(batch.x[i]), R::from_f64(scale * v))
+        };
+        let x: Vec<Dual<R>> = (rows.start * d..rows.end * d).map(shifted).collect();
+        let ones = vec![Dual::new(R::from_f64(1.0), R::default()); rows.len()];
+        let (_, e) = network.record(&fixed, tape, &batch.t[rows], &x);
+        tape.backward(&fixed, &[(e, &ones)], Some(sum));
         0.0
     });
     gradient.iter_mut().zip(sum).for_each(|(g, s)| *g += s.slope);
-    norm * residuals.iter().flatten().map(|r| r * r).sum::<f64>()
-}
-
-fn score<N: Network, R: Real>(network: &N, parameters: &[R], tape: &mut Tape<R>, t: f64, x: &[f64]) -> Vec<f64> {
-    tape.clear();
-    let (input, e) = network.record(parameters, tape, &[t], &narrow(x));
-    tape.backward(parameters, &[(e, &[R::from_f64(1.0)])], None);
-    tape.cotangent(input).iter().map(|v| v.to_f64()).collect()
+    norm * residuals.iter().map(|r| r * r).sum::<f64>()
 }
 
 /// L = −mean [E(t, x_t) − log(e^{E(t, x_t)} + Σ_k e^{E(t′_k, x_t)})] (InfoNCE over the time: the model must tell when x_t was
-/// seen). `negatives[n][k]` are the other times of each row.
+/// seen). Adds scale · ∂L/∂parameters.
 pub fn contrastive<N: Network, R: Real>(
     network: &N,
     parameters: &[R],
     batch: &Noised,
-    negatives: &[f64],
+    scale: f64,
     gradient: &mut [R],
 ) -> f64 {
     let (d, n) = (network.dimension(), batch.t.len());
-    let per_row = negatives.len() / n;
-    accumulate(network, n, gradient, |network, tape, row, gradient| {
-        let times: Vec<f64> =
-            std::iter::once(batch.t[row]).chain(negatives[row * per_row..][..per_row].iter().copied()).collect();
-        let x: Vec<R> = times.iter().flat_map(|_| narrow(&batch.x[row * d..][..d])).collect();
-        tape.clear();
+    let others = batch.negatives.len() / n;
+    let each = 1 + others;
+    accumulate(n, network.chunk().div_ceil(each), gradient, |tape, rows, gradient| {
+        let (mut times, mut x) = (Vec::new(), Vec::new());
+        for row in rows {
+            times.push(batch.t[row]);
+            times.extend(&batch.negatives[row * others..][..others]);
+            (0..each).for_each(|_| x.extend(narrow::<R>(&batch.x[row * d..][..d])));
+        }
         let (_, e) = network.record(parameters, tape, &times, &x);
-        let energies: Vec<f64> = tape.value(e).iter().map(|e| e.to_f64()).collect();
-        let total = crate::weights::log_sum_exp(&energies);
-        let seed = |(k, e): (usize, &f64)| R::from_f64(((e - total).exp() - f64::from(k == 0)) / n as f64);
-        let seed: Vec<R> = energies.iter().enumerate().map(seed).collect();
+        let (mut loss, mut seed) = (0.0, Vec::new());
+        for energies in tape.value(e).chunks_exact(each) {
+            let energies: Vec<f64> = energies.iter().map(|e| e.to_f64()).collect();
+            let total = log_sum_exp(&energies);
+            loss += (total - energies[0]) / n as f64;
+            let share = |(k, e): (usize, &f64)| scale * ((e - total).exp() - f64::from(k == 0)) / n as f64;
+            seed.extend(energies.iter().enumerate().map(share).map(R::from_f64));
+        }
         tape.backward(parameters, &[(e, &seed)], Some(gradient));
-        (total - energies[0]) / n as f64
+        loss
     })
 }
+
+#[cfg(test)]
+#[path = "contrastive_tests.rs"]
+mod tests;

@@ -3,7 +3,7 @@
 
 use super::batch::accumulate;
 use crate::coordinates::superpose::superpose;
-use crate::models::continuous::{ContinuousConfig, Parametrisation};
+use crate::models::continuous::{ContinuousConfig, Parametrisation, Schedule};
 use crate::models::network::Network;
 use crate::nn::Real;
 use serde::{Deserialize, Serialize};
@@ -44,27 +44,25 @@ pub fn flow_matching<N: Network, R: Real>(
 ) -> f64 {
     let d = network.dimension();
     let norm = 1.0 / (batch.t.len() * d) as f64;
-    accumulate(network, batch.t.len(), gradient, |network, tape, row, gradient| {
-        let t = batch.t[row];
-        let s = config.schedule(t);
-        let (data, prior) = (&batch.data[row * d..][..d], &batch.prior[row * d..][..d]);
-        let x: Vec<R> = data.iter().zip(prior).map(|(x0, x1)| R::from_f64(s.alpha * x0 + s.sigma * x1)).collect();
-        let weight = match config.parametrisation {
-            Parametrisation::Velocity => 1.0,
-            Parametrisation::Endpoint => {
-                ((s.d_alpha * s.sigma - s.alpha * s.d_sigma) / s.sigma).abs().clamp(0.005, largest_weight)
-            }
-        };
-        tape.clear();
-        let (_, output) = network.record(parameters, tape, &[t], &x);
+    accumulate(batch.t.len(), network.chunk(), gradient, |tape, rows, gradient| {
+        let t = &batch.t[rows.clone()];
+        let [data, prior] = [batch.data, batch.prior].map(|x| &x[rows.start * d..rows.end * d]);
+        let schedules: Vec<Schedule> = t.iter().map(|&t| config.schedule(t)).collect();
+        let each = || (0..data.len()).map(|i| (&schedules[i / d], data[i], prior[i]));
+        let x: Vec<R> = each().map(|(s, x0, x1)| R::from_f64(s.alpha * x0 + s.sigma * x1)).collect();
+        let (_, output) = network.record(parameters, tape, t, &x);
         let mut loss = 0.0;
-        let seed: Vec<R> = (0..d)
-            .map(|k| {
-                let target = match config.parametrisation {
-                    Parametrisation::Velocity => s.d_alpha * data[k] + s.d_sigma * prior[k],
-                    Parametrisation::Endpoint => data[k],
+        let seed: Vec<R> = each()
+            .zip(tape.value(output))
+            .map(|((s, x0, x1), f)| {
+                let (target, weight) = match config.parametrisation {
+                    Parametrisation::Velocity => (s.d_alpha * x0 + s.d_sigma * x1, 1.0),
+                    Parametrisation::Endpoint => {
+                        let slope = (s.d_alpha * s.sigma - s.alpha * s.d_sigma) / s.sigma;
+                        (x0, slope.abs().clamp(0.005, largest_weight))
+                    }
                 };
-                let error = tape.value(output)[k].to_f64() - target;
+                let error = f.to_f64() - target;
                 loss += weight * error * error * norm;
                 R::from_f64(2.0 * weight * error * norm)
             })

@@ -83,7 +83,8 @@ pub fn losses(stem: &Path) -> Found {
     let (of_loss, of_gradient) = if single { (1e-5, 1e-3) } else { (1e-6, 1e-6) };
     let model = network::<f64>(stem, types);
     let sigma: Vec<f64> = golden.get("t").iter().map(|t| (std::f64::consts::FRAC_PI_2 * t).sin()).collect();
-    let batch = Noised { x: golden.get("xt"), noise: golden.get("x1"), sigma: &sigma, t: golden.get("t") };
+    let values = |name: &str| golden.get(name).to_vec();
+    let batch = Noised { x: values("xt"), noise: values("x1"), sigma, t: values("t"), negatives: values("t_neg") };
     let mut found = Found::new();
     let mut compare = |kind: &str, loss: f64, gradient: &[f64]| {
         found.push((format!("loss{kind}"), relative_error(&[loss], golden.get(&format!("loss{kind}"))), of_loss));
@@ -91,10 +92,10 @@ pub fn losses(stem: &Path) -> Found {
     };
     let zero = || vec![0.0; model.parameters.len()];
     let mut gradient = zero();
-    let loss = score_matching(&model.network, &model.parameters, &batch, &mut gradient);
+    let loss = score_matching(&model.network, &model.parameters, &batch, 1.0, &mut gradient);
     compare("_score", loss, &gradient);
     let mut gradient = zero();
-    let loss = contrastive(&model.network, &model.parameters, &batch, golden.get("t_neg"), &mut gradient);
+    let loss = contrastive(&model.network, &model.parameters, &batch, 1.0, &mut gradient);
     compare("_nce", loss, &gradient);
     found
 }

@@ -27,6 +27,19 @@ pub enum Interpolant {
     Trigonometric,
 }
 
+impl Interpolant {
+    /// At time t from the data.
+    pub fn schedule(self, t: f64) -> Schedule {
+        match self {
+            Interpolant::Linear => Schedule { alpha: 1.0 - t, sigma: t, d_alpha: -1.0, d_sigma: 1.0 },
+            Interpolant::Trigonometric => {
+                let (sin, cos) = (FRAC_PI_2 * t).sin_cos();
+                Schedule { alpha: cos, sigma: sin, d_alpha: -FRAC_PI_2 * sin, d_sigma: FRAC_PI_2 * cos }
+            }
+        }
+    }
+}
+
 /// The density that the flow starts from, in the network's units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -118,18 +131,12 @@ impl ContinuousConfig {
     pub fn schedule(&self, t: f64) -> Schedule {
         // time from the data, and its rate in the network's time
         let (s, rate) = if self.times[0] > self.times[1] { (t, 1.0) } else { (1.0 - t, -1.0) };
-        match self.interpolant {
-            Interpolant::Linear => Schedule { alpha: 1.0 - s, sigma: s, d_alpha: -rate, d_sigma: rate },
-            Interpolant::Trigonometric => {
-                let (sin, cos) = (FRAC_PI_2 * s).sin_cos();
-                let rate = rate * FRAC_PI_2;
-                Schedule { alpha: cos, sigma: sin, d_alpha: -rate * sin, d_sigma: rate * cos }
-            }
-        }
+        let Schedule { alpha, sigma, d_alpha, d_sigma } = self.interpolant.schedule(s);
+        Schedule { alpha, sigma, d_alpha: rate * d_alpha, d_sigma: rate * d_sigma }
     }
 }
 
-/// The interpolant at one time, with derivatives by the network's time.
+/// The interpolant at one time, with derivatives by that time.
 pub struct Schedule {
     pub alpha: f64,
     pub sigma: f64,

@@ -1,0 +1,108 @@
+use super::*;
+use crate::models::mlp_ebm::{MlpConfig, MlpNetwork};
+use crate::rng::StreamId;
+
+fn stream(step: u64) -> Stream {
+    Stream::new(7, StreamId::Test, step, 0)
+}
+
+fn small() -> (MlpNetwork, Vec<f64>) {
+    let network = MlpNetwork::new(MlpConfig { dimension: 3, width: 6, layers: 2 }).unwrap();
+    let parameters = network.initialise(&mut stream(0));
+    (network, parameters)
+}
+
+fn batch(options: ContrastiveOptions, n: usize) -> Noised {
+    let data: Vec<f64> = (0..3 * n).map(|i| (0.7 * i as f64).sin()).collect();
+    options.draw(&data, 3, false, &mut stream(1))
+}
+
+/// More rows than a chunk holds, and a last chunk that is not full.
+#[test]
+fn gradients_match_differences() {
+    let (network, parameters) = small();
+    let options = ContrastiveOptions { score_weight: 0.7, nce_weight: 1.3, negatives: 2, ..Default::default() };
+    let batch = batch(options, 150);
+    let loss = |parameters: &[f64], gradient: &mut [f64]| {
+        let [score, nce] = options.losses(&network, parameters, &batch, gradient);
+        0.7 * score + 1.3 * nce
+    };
+    let mut gradient = vec![0.0; parameters.len()];
+    loss(&parameters, &mut gradient);
+    let (mut scratch, h) = (gradient.clone(), 1e-5);
+    for k in (0..parameters.len()).step_by(7) {
+        let mut at = |s: f64| {
+            let mut shifted = parameters.clone();
+            shifted[k] += s * h;
+            loss(&shifted, &mut scratch)
+        };
+        let difference = (at(1.0) - at(-1.0)) / (2.0 * h);
+        assert!((difference - gradient[k]).abs() < 1e-8, "parameter {k}: {difference} {}", gradient[k]);
+    }
+    assert!(gradient.iter().any(|g| g.abs() > 1e-2));
+}
+
+#[test]
+fn gradients_do_not_depend_on_threads() {
+    let (network, parameters) = small();
+    let options = ContrastiveOptions::default();
+    let batch = batch(options, 700);
+    let gradient = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut gradient = vec![0.0; parameters.len()];
+        let losses = pool.install(|| options.losses(&network, &parameters, &batch, &mut gradient));
+        (losses, gradient)
+    };
+    assert_eq!(gradient(1), gradient(3));
+}
+
+/// The true time is any of a row's times in order with the same probability, and none pile up at the ends.
+#[test]
+fn nothing_but_x_tells_the_true_time() {
+    let n = 30_000;
+    for window in [0.05, 0.4, 3.0] {
+        let options = ContrastiveOptions { window, negatives: 2, ..Default::default() };
+        let batch = batch(options, n);
+        let mut ranks = [0usize; 3];
+        for (t, others) in batch.t.iter().zip(batch.negatives.chunks_exact(2)) {
+            assert!(others.iter().all(|t| (0.0..=1.0).contains(t)));
+            ranks[others.iter().filter(|o| *o < t).count()] += 1;
+        }
+        // five standard deviations of a binomial share
+        let spread = |p: f64, n: usize| 5.0 * (p * (1.0 - p) / n as f64).sqrt();
+        let shares = ranks.map(|r| r as f64 / n as f64);
+        assert!(shares.iter().all(|s| (s - 1.0 / 3.0).abs() < spread(1.0 / 3.0, n)), "window {window}: {shares:?}");
+        for end in [0.0, 1.0] {
+            let close = batch.negatives.iter().filter(|t| (*t - end).abs() < 0.02).count();
+            // the two other times of a row are alike at worst
+            assert!(
+                (close as f64 / (2 * n) as f64 - 0.02).abs() < spread(0.02, n),
+                "window {window}: {close} at {end}"
+            );
+        }
+    }
+}
+
+#[test]
+fn noise_of_molecules_is_mean_free() {
+    let options = ContrastiveOptions::default();
+    let noised = options.draw(&[0.0; 24], 12, true, &mut stream(2));
+    for (x, noise) in noised.x.chunks_exact(12).zip(noised.noise.chunks_exact(12)) {
+        for k in 0..3 {
+            assert!(noise.iter().skip(k).step_by(3).sum::<f64>().abs() < 1e-14);
+        }
+        assert!(x.iter().any(|x| x.abs() > 1e-3));
+    }
+}
+
+#[test]
+fn impossible_options_are_refused_by_name() {
+    let good = ContrastiveOptions::default();
+    good.check().unwrap();
+    let complaint = |options: ContrastiveOptions| options.check().unwrap_err().to_string();
+    assert!(complaint(ContrastiveOptions { window: 0.0, ..good }).contains("window"));
+    assert!(complaint(ContrastiveOptions { negatives: 0, ..good }).contains("negatives"));
+    assert!(complaint(ContrastiveOptions { score_weight: f64::NAN, ..good }).contains("score_weight"));
+    assert!(complaint(ContrastiveOptions { score_weight: 0.0, nce_weight: 0.0, ..good }).contains("both"));
+    ContrastiveOptions { nce_weight: 0.0, negatives: 0, ..good }.check().unwrap();
+}
