@@ -98,14 +98,7 @@ pub struct Contrast {
 }
 
 impl<N: Network> Objective<N> for Contrast {
-    fn loss(
-        &self,
-        network: &N,
-        parameters: &[f32],
-        data: Vec<f64>,
-        stream: &mut Stream,
-        gradient: &mut [f32],
-    ) -> f64 {
+    fn loss(&self, network: &N, parameters: &[f32], data: Vec<f64>, stream: &mut Stream, gradient: &mut [f32]) -> f64 {
         let batch = self.options.draw(&data, network.dimension(), self.mean_free, stream);
         let [score, nce] = self.options.losses(network, parameters, &batch, gradient);
         let part = |weight: f64, loss: f64| if weight > 0.0 { weight * loss } else { 0.0 };

@@ -44,12 +44,7 @@ impl Default for GraphormerDesign {
 }
 
 impl Train {
-    pub(super) fn graphormer_ebm(
-        &self,
-        design: &GraphormerDesign,
-        topology: Topology,
-        frames: Vec<f64>,
-    ) -> Result<()> {
+    pub(super) fn graphormer_ebm(&self, design: &GraphormerDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
         design.contrast.check()?;
         let (card, config, parameters) = match &self.start {
             Some(path) => {
