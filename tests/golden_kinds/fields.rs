@@ -1,11 +1,14 @@
 //! transferable-samplers' ECNF.
 
 use super::{error, relative_error, Found, Golden};
+use modejump::density::Evaluation;
 use modejump::io::model_file::Tensor;
-use modejump::models::egnn_flow::{format, Egnn, EgnnConfig};
+use modejump::models::continuous::{ContinuousConfig, ContinuousFlow, Divergence, Interpolant, Parametrisation, Prior};
+use modejump::models::egnn_flow::{format, Config, Egnn, EgnnConfig};
 use modejump::models::network::{Evaluator, Network};
-use modejump::models::VectorField;
+use modejump::models::{Flow, ModelCard, ModelConfig, VectorField};
 use modejump::nn::Real;
+use modejump::ode::Method;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -69,6 +72,38 @@ fn ecnf_as<R: Real>(stem: &Path) -> Found {
         .collect();
     let rows: Vec<f64> = (0..d * d).map(|i| columns[i % d][i / d]).collect();
     found.push(("Jacobian".into(), error(&rows, jacobian), of_v * scale::<R>(jacobian)));
+    found.extend(integrated(&golden, field));
+    found
+}
+
+/// The reference's Dormand–Prince runs, as far as a solver of their tolerance is good: one step size for its whole batch and the
+/// log-determinant in its error norm against steps of each sample's own. Its error falls with its tolerance.
+fn integrated<R: Real>(golden: &Golden, field: Evaluator<Egnn, R>) -> Found {
+    let (z, n_atoms) = (golden.get("z"), field.dimension() / 3);
+    let config = ContinuousConfig {
+        parametrisation: Parametrisation::Velocity,
+        interpolant: Interpolant::Linear,
+        times: [0.0, 1.0],
+        units_per_nm: 1.0,
+        stereocentres: vec![],
+        prior: Prior::Reference,
+        divergence: Divergence::Exact,
+        solver: Method::DormandPrince { absolute: 1e-6, relative: 1e-6, log_density: 1e-5, max_steps: 1000 },
+    };
+    let model = ModelConfig::EgnnFlow(Config { network: field.network.config().clone(), flow: config.clone() });
+    let card = ModelCard { exactness: config.exactness(), ..ModelCard::of_cartesian(model, n_atoms) };
+    let flow = ContinuousFlow::new(field, config, card, String::new()).unwrap();
+    let n = z.len() / (3 * n_atoms);
+    let (mut x, mut log_det, mut log_q) = (vec![0.0; z.len()], vec![0.0; n], vec![Evaluation::inside(0.0); n]);
+    flow.generate(z, &mut x, &mut log_det, &mut log_q).unwrap();
+    let mut found = Found::new();
+    for (run, of_x, of_log_det) in [("ode_tol0.0001", 1e-2, 0.5), ("ode_tol1e-06", 1e-4, 5e-3)] {
+        let Some(expected) = golden.tensors.get(&format!("{run}_x")) else { continue };
+        // the reference accumulates −∫div
+        let dlogp: Vec<f64> = log_det.iter().map(|v| -v).collect();
+        found.push((format!("{run} x"), error(&x, &expected.data), of_x));
+        found.push((format!("{run} log-det"), error(&dlogp, golden.get(&format!("{run}_dlogp"))), of_log_det));
+    }
     found
 }
 
