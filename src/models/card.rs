@@ -1,5 +1,6 @@
 //! What a model file says of the model: the JSON under its metadata key `modejump`.
 
+use super::continuous::ContinuousConfig;
 use super::coupling::CouplingConfig;
 use super::{egnn_flow, graphormer_ebm, gvp_flow, mlp_ebm};
 use crate::coordinates::{CoordinatesConfig, Topology};
@@ -39,6 +40,17 @@ pub enum ModelConfig {
     GraphormerEbm(graphormer_ebm::Config),
     GvpFlow(gvp_flow::Config),
     MlpEbm(mlp_ebm::Config),
+}
+
+impl ModelConfig {
+    /// How it runs, if it is a continuous flow.
+    pub fn flow(&self) -> Option<&ContinuousConfig> {
+        match self {
+            ModelConfig::EgnnFlow(config) => Some(&config.flow),
+            ModelConfig::GvpFlow(config) => Some(&config.flow),
+            ModelConfig::Coupling(_) | ModelConfig::GraphormerEbm(_) => None,
+        }
+    }
 }
 
 /// The potential that a model was trained for.

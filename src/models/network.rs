@@ -157,8 +157,11 @@ impl<N: Network, R: Real> Evaluator<N, R> {
         output: &mut [f64],
         body: impl Fn(&mut Tape<R>, (Var, Var), usize, &mut [f64]) + Sync,
     ) {
+        if t.is_empty() {
+            return;
+        }
         let (d, chunk) = (self.network.dimension(), self.network.chunk());
-        let width = output.len() / t.len().max(1);
+        let width = output.len() / t.len();
         let parts = t.par_chunks(chunk).zip(x.par_chunks(chunk * d)).zip(output.par_chunks_mut(chunk * width));
         parts.enumerate().for_each(|(k, ((t, x), output))| {
             self.with_tape(|tape| {

@@ -3,6 +3,7 @@
 mod bench;
 mod common;
 mod convert;
+mod evaluate;
 mod inspect;
 mod log_density;
 mod md;
@@ -33,6 +34,8 @@ enum Command {
     Sample(sample::Sample),
     /// Evaluate log q of configurations
     LogDensity(log_density::LogDensity),
+    /// Evaluate the network of a continuous flow or an energy-based model
+    Evaluate(evaluate::Evaluate),
     /// Run OpenMM, with jumps if a model is given
     Md(md::Md),
     /// Importance weights against an engine's energies: ESS, free energies
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Sample(command) => command.run(),
         Command::LogDensity(command) => command.run(),
+        Command::Evaluate(command) => command.run(),
         Command::Md(command) => command.run(),
         Command::Reweight(command) => command.run(),
         Command::Bench(command) => command.run(),
