@@ -1,6 +1,6 @@
-//! `modejump convert` and `modejump inspect` as a user runs them.
+//! `modejump convert`, `modejump evaluate` and `modejump inspect` as a user runs them.
 
-use modejump::density::Evaluation;
+use modejump::density::{Evaluation, Exactness};
 use modejump::io::model_file::{self, read_tensors, write_tensors, Data, Tensor};
 use modejump::models::continuous::{Interpolant, Parametrisation};
 use modejump::models::gvp_flow::GvpField;
@@ -91,7 +91,7 @@ fn what_is_missing_is_listed_with_its_flag() {
     assert!(message.contains("enable_identity_init") && !message.contains("n_bins"), "{message}");
 
     let message = complaint(&["convert", checkpoint, "--kind", "tensorflow", "-o", output]);
-    assert!(message.contains("known kinds: bgflow, boltznce-gvp"), "{message}");
+    assert!(message.contains("known kinds: bgflow, boltznce-gvp, boltznce-graphormer, ecnf"), "{message}");
     let config = format!("{STEM}.json");
     let message =
         complaint(&["convert", "tests/pytorch/hostile.pt", "--kind", "bgflow", "-o", output, "--config", &config]);
@@ -184,12 +184,234 @@ fn what_a_vector_field_lacks_is_listed() {
         "interpolant": "linear", "units_per_nm": 10}"#;
     let mut damaged = tensors.clone();
     damaged.remove("convs.3.node_update.0.Wu");
-    assert!(complain(&bare(&damaged), all).contains("no tensor convs.3.node_update.0.Wu"));
+    assert!(complain(&bare(&damaged), all).contains("tensor convs.3.node_update.0.Wu is missing"));
     let mut more = tensors.clone();
     more.insert("convs.3.edge_message.1.Wh".into(), tensors["convs.3.edge_message.0.Wh"].clone());
-    assert!(complain(&bare(&more), all).contains("convs.3.edge_message.1.Wh is not part of the network"));
+    assert!(complain(&bare(&more), all).contains("convs.3.edge_message.1.Wh is not part of the model"));
     let message = complain("tests/pytorch/icbg.ckpt", all);
     assert!(message.contains("icbg.ckpt") && message.contains("not a vector field of BoltzNCE"), "{message}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Writes a configuration of this text and converts with it; the model file, or the complaint.
+fn convert(folder: &Path, kind: &str, checkpoint: &str, config: &str, more: &[&str]) -> Result<String, String> {
+    let (json, output) = (folder.join("config.json"), folder.join("model.safetensors"));
+    let _ = std::fs::remove_file(&output);
+    std::fs::write(&json, config).unwrap();
+    let (json, path) = (json.to_str().unwrap(), output.to_str().unwrap().to_string());
+    let run = modejump(&[&["convert", checkpoint, "--kind", kind, "-o", &path, "--config", json], more].concat());
+    match run.status.success() {
+        true => Ok(path),
+        false => {
+            assert!(!output.exists(), "a failed conversion left a file");
+            Err(String::from_utf8(run.stderr).unwrap())
+        }
+    }
+}
+
+fn read(path: impl AsRef<Path>) -> BTreeMap<String, Tensor> {
+    let path = root().join(path);
+    read_tensors("file", &std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))).unwrap().0
+}
+
+fn write(path: &Path, tensors: &[(&str, &[usize], &[f64])]) -> String {
+    let tensor = |&(name, shape, data): &(&str, &[usize], &[f64])| {
+        (name.to_string(), (shape.to_vec(), Data::F64(data.to_vec())))
+    };
+    let tensors = tensors.iter().map(tensor).collect();
+    std::fs::write(path, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+/// What `modejump evaluate` writes for a file in the network's units.
+fn evaluate(folder: &Path, model: &str, input: &str, precision: &str) -> BTreeMap<String, Tensor> {
+    let output = folder.join("values.safetensors");
+    let run = modejump(&["evaluate", model, input, "-o", output.to_str().unwrap(), "--precision", precision]);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    read(output)
+}
+
+fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+const ECNF: &str = "tests/golden/sbg/ecnf_Ace-A-Nme/state_f32.safetensors";
+const ECNF_VALUES: &str = "tests/golden/sbg/ecnf_Ace-A-Nme/io_f64.safetensors";
+
+/// The configuration beside the golden file, with what it leaves open.
+fn ecnf_config(more: serde_json::Value) -> String {
+    let text = std::fs::read_to_string(root().join(ECNF).with_file_name("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    config.to_string()
+}
+
+#[test]
+fn a_converted_ecnf_gives_the_reference_values() {
+    let folder = folder("ecnf");
+    let config = ecnf_config(serde_json::json!({ "std": 0.16 }));
+    let topology = ["--topology", "models/ala2/topology.pdb", "--temperature", "300"];
+    let model = convert(&folder, "ecnf", ECNF, &config, &topology).unwrap();
+    let card = load_with(&model, Precision::F64).unwrap().card().clone();
+    assert_eq!((card.exactness, card.temperature), (Exactness::Exact, Some(300.0)));
+    assert_eq!(card.provenance["converted_from"], "ecnf");
+    let flow = card.model.flow().unwrap();
+    assert_eq!((flow.parametrisation, flow.interpolant), (Parametrisation::Velocity, Interpolant::Linear));
+    assert_eq!((flow.times, flow.units_per_nm, flow.stereocentres.len()), ([0.0, 1.0], 6.25, 1));
+
+    let golden = read(ECNF_VALUES);
+    let input = root().join(ECNF_VALUES);
+    let found = evaluate(&folder, &model, input.to_str().unwrap(), "f64");
+    assert_eq!(found["velocity"].shape, [8, 22, 3]);
+    assert!(largest_difference(&found["velocity"].data, &golden["v"].data) < 1e-10);
+    // the reference's right-hand side of the ODE: velocity and minus the divergence, two rows at t = 0.3
+    let input = write(
+        &folder.join("input.safetensors"),
+        &[("x", &[2, 22, 3], &golden["x"].data[..132]), ("t", &[2], &[0.3; 2])],
+    );
+    let expected: Vec<f64> = golden["wrapped_t0.3"].data.chunks_exact(67).map(|row| -row[66]).collect();
+    for (precision, tolerance) in [("f64", 1e-10), ("f32", 1e-4)] {
+        let found = evaluate(&folder, &model, &input, precision);
+        let scale = expected.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+        assert!(largest_difference(&found["divergence"].data, &expected) < tolerance * scale, "{precision}");
+        assert!(!found.contains_key("drift"));
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn what_an_ecnf_lacks_or_contradicts_is_said() {
+    let folder = folder("ecnf-missing");
+    let complain = |config: &str| convert(&folder, "ecnf", ECNF, config, &[]).unwrap_err();
+    let message = complain("{}");
+    for needed in ["features", "h_initial_types", "coords_range", "std"] {
+        assert!(message.contains(needed), "{message}");
+    }
+    let with = |more| complain(&ecnf_config(more));
+    let message = with(serde_json::json!({}));
+    assert!(message.contains("std: standard deviation") && !message.contains("coords_range"), "{message}");
+    let message = with(serde_json::json!({ "std": 0.16, "coords_range_layer": 2.0 }));
+    assert!(message.contains("coords_range is 15, but coords_range_layer × layers is 10"), "{message}");
+    let message = with(serde_json::json!({ "std": 0.16, "units_per_nm": 10 }));
+    assert!(message.contains("units_per_nm is 10, but 1/std is 6.25"), "{message}");
+    assert!(with(serde_json::json!({ "std": 0.16, "tanh": false })).contains("tanh = false"));
+    assert!(with(serde_json::json!({ "std": 0.16, "num_layers": 9 })).contains("num_layers = 9"));
+    assert!(with(serde_json::json!({ "std": -1.0 })).contains("std: a positive number is needed"));
+    assert!(with(serde_json::json!({ "std": 1.0, "features": vec![21; 22] })).contains("atom 1"));
+    let config = ecnf_config(serde_json::json!({ "std": 0.16 }));
+    let message = convert(&folder, "ecnf", FIELD, &config, &[]).unwrap_err();
+    assert!(message.contains("not a ECNF of transferable-samplers"), "{message}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+const GRAPHORMER: &str = "tests/golden/boltznce/graphormer_seed7.safetensors";
+const GRAPHORMER_VALUES: &str = "tests/golden/boltznce/graphormer_field.safetensors";
+
+fn graphormer_types() -> Vec<usize> {
+    read(GRAPHORMER_VALUES)["atoms"].data.iter().map(|&a| a as usize - 1).collect()
+}
+
+#[test]
+fn a_converted_graphormer_gives_the_reference_values() {
+    let folder = folder("graphormer");
+    let config = serde_json::json!({ "types": graphormer_types(), "blocks": 1, "units_per_nm": 10 }).to_string();
+    let model = convert(&folder, "boltznce-graphormer", GRAPHORMER, &config, &[]).unwrap();
+    let loaded = load_with(&model, Precision::F64).unwrap();
+    let card = loaded.card();
+    assert_eq!(card.exactness, Exactness::Surrogate);
+    assert!(card.provenance["notice"].contains("MIT License. Copyright (c) 2025 RishalAggarwal"));
+    let golden = read(GRAPHORMER_VALUES);
+    let input = root().join(GRAPHORMER_VALUES);
+    for (precision, tolerance) in [("f64", 1e-10), ("f32", 1e-5)] {
+        let found = evaluate(&folder, &model, input.to_str().unwrap(), precision);
+        for (name, expected) in [("energy", "energy_f64"), ("score", "score_f64")] {
+            let expected = &golden[expected].data;
+            let scale = expected.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+            assert!(largest_difference(&found[name].data, expected) < tolerance * scale, "{name} in {precision}");
+        }
+    }
+    // log q of configurations in nm is the energy at t = 0 in the network's units
+    let x: Vec<f64> = golden["x"].data.iter().map(|x| x / 10.0).collect();
+    let mut log_q = [Evaluation::inside(0.0); 6];
+    loaded.log_density(&x, &mut log_q).unwrap();
+    let mut energy = [0.0; 6];
+    loaded.energy().unwrap().energy(&[0.0; 6], &golden["x"].data, &mut energy);
+    let log_q = log_q.map(|e| e.log_density);
+    assert!(largest_difference(&log_q, &energy) < 1e-10);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn what_a_graphormer_lacks_or_contradicts_is_said() {
+    let folder = folder("graphormer-missing");
+    let complain =
+        |config: serde_json::Value| convert(&folder, "boltznce-graphormer", GRAPHORMER, &config.to_string(), &[]);
+    let message = complain(serde_json::json!({})).unwrap_err();
+    for needed in ["types", "blocks", "units_per_nm"] {
+        assert!(message.contains(needed), "{message}");
+    }
+    let with = |key: &str, value: serde_json::Value| {
+        let mut config = serde_json::json!({ "types": graphormer_types(), "blocks": 1, "units_per_nm": 10 });
+        config[key] = value;
+        complain(config).unwrap_err()
+    };
+    assert!(with("num_layers", 8.into()).contains("num_layers = 8"));
+    assert!(with("blocks", 0.into()).contains("blocks: a positive whole number"));
+    assert!(with("types", serde_json::json!([0, 5])).contains("atom 2: type 5 of 5"));
+    assert!(with("units_per_nm", 0.into()).contains("units_per_nm"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn an_end_point_is_written_as_it_is_and_as_the_velocity_that_follows() {
+    let folder = folder("endpoint");
+    let name = "trained_vector_5_layer_ot_endpoint_tmax100_ema.safetensors";
+    let checkpoint = format!("tests/golden/boltznce/weights/{name}");
+    let model = convert(&folder, "boltznce-gvp", &checkpoint, r#"{"dataset": "ad2"}"#, &[]).unwrap();
+    let input = root().join(format!("tests/golden/boltznce/field_{name}"));
+    let golden = read(&input);
+    let found = evaluate(&folder, &model, input.to_str().unwrap(), "f64");
+    assert!(largest_difference(&found["velocity"].data, &golden["v_f64"].data) < 1e-10);
+    let scale = golden["div_f64"].data.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+    assert!(largest_difference(&found["divergence"].data, &golden["div_f64"].data) < 1e-11 * scale);
+    // dx/dt = (x − f)/t of the linear path, and its divergence (3N − tr ∂f/∂x)/t
+    let t = &golden["t"].data;
+    let each = golden["x"].data.iter().zip(&golden["v_f64"].data).enumerate();
+    let drift: Vec<f64> = each.map(|(i, (x, f))| (x - f) / t[i / 66]).collect();
+    let of_drift: Vec<f64> = golden["div_f64"].data.iter().zip(t).map(|(d, t)| (66.0 - d) / t).collect();
+    let relative =
+        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs() / (1.0 + b.abs())).fold(0.0, f64::max);
+    assert!(relative(&found["drift"].data, &drift) < 1e-9);
+    assert!(relative(&found["drift_divergence"].data, &of_drift) < 1e-9);
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn unusable_input_of_evaluate_is_named() {
+    let folder = folder("evaluate");
+    let config = serde_json::json!({ "types": graphormer_types(), "blocks": 1, "units_per_nm": 10 }).to_string();
+    let model = convert(&folder, "boltznce-graphormer", GRAPHORMER, &config, &[]).unwrap();
+    let output = folder.join("out.safetensors");
+    let complain = |model: &str, tensors: &[(&str, &[usize], &[f64])]| {
+        let input = write(&folder.join("in.safetensors"), tensors);
+        let message = complaint(&["evaluate", model, &input, "-o", output.to_str().unwrap()]);
+        assert!(!output.exists());
+        message
+    };
+    let x = [0.5; 54];
+    assert!(complain(&model, &[("x", &[2, 9, 3], &x)]).contains("no tensor `t`"));
+    assert!(complain(&model, &[("t", &[1], &[0.0])]).contains("no tensor `x`"));
+    let atoms = complain(&model, &[("x", &[3, 6, 3], &x), ("t", &[3], &[0.0; 3])]);
+    assert!(atoms.contains("`x` has shape [3, 6, 3], the model needs [n, 9, 3]"), "{atoms}");
+    let times = complain(&model, &[("x", &[2, 9, 3], &x), ("t", &[3], &[0.0; 3])]);
+    assert!(times.contains("`t` has 3 times for 2 configurations"), "{times}");
+    let mut broken = x;
+    broken[40] = f64::NAN;
+    let nan = complain(&model, &[("x", &[2, 9, 3], &broken), ("t", &[2], &[0.0; 2])]);
+    assert!(nan.contains("`x` holds NaN at position 40"), "{nan}");
+    let neither = complain("models/ala2/model.safetensors", &[("x", &[1, 22, 3], &[0.1; 66]), ("t", &[1], &[0.0])]);
+    assert!(neither.contains("neither a vector field nor an energy"), "{neither}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 

@@ -2,6 +2,9 @@
 
 mod bgflow;
 mod boltznce;
+mod ecnf;
+mod graphormer;
+mod options;
 
 use clap::Args;
 use modejump::coordinates::Topology;
@@ -18,14 +21,15 @@ pub struct Convert {
     /// Checkpoint of another program: safetensors or PyTorch (.pt, .pth, .ckpt; read as data, nothing in it is executed)
     checkpoint: PathBuf,
     /// What made it; known: bgflow (internal-coordinate spline generators and RealNVPs of bgflow with nflows), boltznce-gvp
-    /// (vector fields of BoltzNCE)
+    /// and boltznce-graphormer (vector fields and energies of BoltzNCE), ecnf (continuous flows of transferable-samplers)
     #[arg(long)]
     kind: String,
     /// The model file to write
     #[arg(short, long)]
     output: PathBuf,
-    /// Configuration (JSON): what the checkpoint does not say, such as z_matrix, n_bins, enable_identity_init (bgflow) or
-    /// features, endpoint, interpolant, units_per_nm (boltznce-gvp)
+    /// Configuration (JSON): what the checkpoint does not say, such as z_matrix, n_bins, enable_identity_init (bgflow);
+    /// features, endpoint, interpolant, units_per_nm (boltznce-gvp); types, blocks, units_per_nm (boltznce-graphormer);
+    /// features, coords_range, std (ecnf). Without it an error lists all that is needed
     #[arg(long)]
     config: Option<PathBuf>,
     /// Topology (PDB, atoms in the model's order): lets moves check atoms by name, and gives the hands of stereocentres
@@ -49,7 +53,12 @@ impl Convert {
         match self.kind.as_str() {
             "bgflow" => self.bgflow(),
             "boltznce-gvp" => self.boltznce(),
-            other => Err(Error::invalid(format!("--kind {other} is not known; known kinds: bgflow, boltznce-gvp"))),
+            "boltznce-graphormer" => self.graphormer(),
+            "ecnf" => self.ecnf(),
+            other => {
+                const KNOWN: &str = "bgflow, boltznce-gvp, boltznce-graphormer, ecnf";
+                Err(Error::invalid(format!("--kind {other} is not known; known kinds: {KNOWN}")))
+            }
         }
     }
 

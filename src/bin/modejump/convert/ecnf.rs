@@ -1,0 +1,136 @@
+//! `--kind ecnf`.
+
+use super::options::{check_options, check_topology, features, lacks, positive};
+use super::Convert;
+use modejump::coordinates::chirality::stereocentres;
+use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
+use modejump::models::egnn_flow::{format, Config, Egnn};
+use modejump::models::network::Network;
+use modejump::ode::Method;
+use modejump::{Error, Result};
+use serde_json::{json, Value};
+
+/// The tensor that shows an ECNF.
+const MARK: &str = "egnn.embedding.weight";
+const WHAT: &str = "ECNF of transferable-samplers";
+
+impl Convert {
+    pub(super) fn ecnf(&self) -> Result<()> {
+        let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
+        let options = self.options(metadata.get("arch"))?;
+        self.require(missing(&options))?;
+        let topology = self.topology()?;
+
+        let as_ecnf = |e: Error| Error::file(&self.checkpoint, format!("as an {WHAT}: {e}"));
+        let features = match features(&options, "features")? {
+            Some(features) => features,
+            None => features_of_types(&options)?,
+        };
+        // the range by layer needs the number of layers, which the tensors say
+        let (mut network, tensors) = format::of_ecnf(tensors, features, 1.0).map_err(as_ecnf)?;
+        network.coordinate_range = coordinate_range(&options, network.n_layers)?;
+        check_options(
+            &options,
+            &[
+                ("num_atoms", json!(network.features.len())),
+                ("channels", json!(network.n_hidden)),
+                ("num_layers", json!(network.n_layers)),
+                ("num_types", json!(network.n_features)),
+                ("attention", json!(true)),
+                ("tanh", json!(true)),
+                ("agg", json!("sum")),
+                ("norm_diff", json!(true)),
+                ("recurrent", json!(true)),
+            ],
+        )
+        .map_err(as_ecnf)?;
+        let egnn = Egnn::new(network.clone()).map_err(as_ecnf)?;
+        let parameters: Vec<f64> = egnn.layout().read(&tensors).map_err(as_ecnf)?;
+
+        let mut flow = flow(scale(&options)?);
+        if let Some((topology, x)) = &topology {
+            check_topology(topology, &network.features, None)?;
+            flow.stereocentres = stereocentres(topology, x);
+        }
+        let exactness = flow.exactness();
+        let n_atoms = network.features.len();
+        let mut card = ModelCard::of_cartesian(ModelConfig::EgnnFlow(Config { network, flow }), n_atoms);
+        card.exactness = exactness;
+        card.topology = topology.map(|(topology, _)| topology);
+        self.complete(&mut card, &bytes);
+        self.origin(&mut card, &metadata);
+        self.save(&card, egnn.layout(), &parameters)?;
+        self.note_hands();
+        Ok(())
+    }
+}
+
+/// What an ECNF needs and the options lack, a line each.
+fn missing(options: &Value) -> Vec<String> {
+    let has = |key: &str| options.get(key).is_some();
+    lacks(&[
+        (
+            has("features") || has("h_initial_types"),
+            "features: per atom the list of its set features, without the time; or h_initial_types: per atom its class",
+        ),
+        (
+            has("coords_range") || has("coords_range_layer"),
+            "coords_range: range of an atom over all layers (15 in transferable-samplers); or coords_range_layer of one",
+        ),
+        (
+            has("std") || has("units_per_nm"),
+            "std: standard deviation of the training data in nm, by which it was divided; or units_per_nm = 1/std",
+        ),
+    ])
+}
+
+fn features_of_types(options: &Value) -> Result<Vec<Vec<usize>>> {
+    let features = features(options, "h_initial_types")?.unwrap_or_default();
+    match features.iter().all(|f| f.len() == 1) {
+        true => Ok(features),
+        false => Err(Error::invalid("h_initial_types: one class per atom is needed; lists belong into `features`")),
+    }
+}
+
+/// Range over all layers. Errors: the two ways of saying it differ.
+fn coordinate_range(options: &Value, n_layers: usize) -> Result<f64> {
+    let layer = || Ok(positive(options, "coords_range_layer")? * n_layers as f64);
+    match (options.get("coords_range"), options.get("coords_range_layer")) {
+        (None, _) => layer(),
+        (_, None) => positive(options, "coords_range"),
+        _ => agree(("coords_range", positive(options, "coords_range")?), ("coords_range_layer × layers", layer()?)),
+    }
+}
+
+/// Units of the network per nm: the data is divided by a standard deviation in nm.
+fn scale(options: &Value) -> Result<f64> {
+    let of_std = || Ok(1.0 / positive(options, "std")?);
+    match (options.get("units_per_nm"), options.get("std")) {
+        (None, _) => of_std(),
+        (_, None) => positive(options, "units_per_nm"),
+        _ => agree(("units_per_nm", positive(options, "units_per_nm")?), ("1/std", of_std()?)),
+    }
+}
+
+/// The first of two numbers that mean the same.
+fn agree((first, a): (&str, f64), (second, b): (&str, f64)) -> Result<f64> {
+    match (a - b).abs() <= 1e-6 * b {
+        true => Ok(a),
+        false => Err(Error::invalid(format!("{first} is {a}, but {second} is {b}: leave out the wrong one"))),
+    }
+}
+
+/// x_t = (1 − t) x_prior + t x_data (Tong et al., TMLR 2024); the prior is the normal density of centred configurations.
+fn flow(units_per_nm: f64) -> ContinuousConfig {
+    ContinuousConfig {
+        parametrisation: Parametrisation::Velocity,
+        interpolant: Interpolant::Linear,
+        times: [0.0, 1.0],
+        units_per_nm,
+        stereocentres: Vec::new(),
+        prior: Prior::default(),
+        divergence: Divergence::default(),
+        solver: Method::default(),
+    }
+}

@@ -1,0 +1,153 @@
+//! What the converters of networks of Cartesian coordinates share: the options beside a checkpoint, features, topology.
+
+use super::{fits_f32, read_any, Convert, Tensors};
+use modejump::coordinates::Topology;
+use modejump::io::model_file;
+use modejump::models::card::ModelCard;
+use modejump::models::network::{narrow, Layout};
+use modejump::models::{from_bytes, Precision};
+use modejump::{Error, Result};
+use serde_json::Value;
+use std::collections::HashMap;
+
+/// The line about units in a list of missing options.
+pub const UNITS: &str = "units_per_nm: units of the network per nm (10 for Å)";
+
+impl Convert {
+    /// Tensors of the one network that has the tensor `mark`, without their prefix; the metadata and the bytes of the checkpoint.
+    pub fn network_tensors(&self, mark: &str, what: &str) -> Result<(Tensors, HashMap<String, String>, Vec<u8>)> {
+        let bytes = self.bytes()?;
+        let (tensors, metadata) = read_any(&self.checkpoint, &bytes)?;
+        let prefix = self.prefix(&tensors, mark, what)?;
+        if tensors.keys().any(|name| name.contains("shadow_params.")) {
+            let plain = "the network's own weights are converted";
+            eprintln!(
+                "note: the moving averages `shadow_params` of the checkpoint have no names and are left out; {plain}"
+            );
+        }
+        let strip = |(name, tensor): (String, _)| Some((name.strip_prefix(&prefix)?.to_string(), tensor));
+        Ok((tensors.into_iter().filter_map(strip).collect(), metadata, bytes))
+    }
+
+    /// The architecture in the checkpoint's metadata together with --config. Errors: they contradict each other.
+    pub fn options(&self, arch: Option<&String>) -> Result<Value> {
+        let arch: Value = match arch {
+            None => Value::Object(Default::default()),
+            Some(text) => serde_json::from_str(text)
+                .map_err(|e| Error::file(&self.checkpoint, format!("metadata `arch`: {e}")))?,
+        };
+        let mut options = self.config_file()?;
+        let into = options.as_object_mut().ok_or_else(|| Error::invalid("--config: not a JSON object"))?;
+        for (key, value) in arch.as_object().into_iter().flatten() {
+            match into.get(key).filter(|given| !same(given, value)) {
+                Some(given) => {
+                    let reason = format!("{key}: the checkpoint says {value}, --config says {given}");
+                    return Err(Error::file(&self.checkpoint, reason));
+                }
+                None => into.insert(key.clone(), value.clone()),
+            };
+        }
+        if let Some(scale) = into.get("coord_scale_per_nm").cloned() {
+            into.entry("units_per_nm").or_insert(scale);
+        }
+        Ok(options)
+    }
+
+    /// An error that lists what is missing.
+    pub fn require(&self, missing: Vec<String>) -> Result<()> {
+        match missing.is_empty() {
+            true => Ok(()),
+            false => Err(Error::invalid(format!(
+                "{} does not say all of its density; give --config FILE.json with\n  {}",
+                self.checkpoint.display(),
+                missing.join("\n  ")
+            ))),
+        }
+    }
+
+    /// Where the model comes from.
+    pub fn origin(&self, card: &mut ModelCard, metadata: &HashMap<String, String>) {
+        card.provenance.insert("converted_from".into(), self.kind.clone());
+        if let Some(source) = metadata.get("source") {
+            card.provenance.insert("checkpoint".into(), source.clone());
+        }
+    }
+
+    pub fn note_hands(&self) {
+        if self.topology.is_none() {
+            eprintln!("note: the hands of stereocentres are not known, so samples are of both; --topology gives them");
+        }
+    }
+
+    /// Writes the model file, in single precision where that loses nothing. Errors: the model would not load.
+    pub fn save(&self, card: &ModelCard, layout: &Layout, parameters: &[f64]) -> Result<()> {
+        let tensors = match fits_f32(parameters) {
+            true => layout.write(&narrow::<f32>(parameters)),
+            false => layout.write(parameters),
+        };
+        let bytes = model_file::serialize(card, &tensors)?;
+        from_bytes(&self.output.display().to_string(), &bytes, Precision::F64)?;
+        modejump::io::write_atomically(&self.output, &bytes)
+    }
+}
+
+/// Equal values; 20 and 20.0 are the same number.
+fn same(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().is_some_and(|a| Some(a) == b.as_f64())
+}
+
+/// The descriptions of what is not there.
+pub fn lacks(needed: &[(bool, &str)]) -> Vec<String> {
+    needed.iter().filter(|(there, _)| !there).map(|(_, what)| what.to_string()).collect()
+}
+
+/// Refuses options with another value than the implemented one, or than the tensors have.
+pub fn check_options(options: &Value, implemented: &[(&str, Value)]) -> Result<()> {
+    let differs = |(key, value): &&(&str, Value)| options.get(key).is_some_and(|given| !same(given, value));
+    match implemented.iter().find(differs) {
+        Some((key, value)) => {
+            Err(Error::invalid(format!("{key} = {}, but the tensors or the implementation have {value}", options[key])))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Set features of every atom under `key`: a list of lists, or a list of classes.
+pub fn features(options: &Value, key: &str) -> Result<Option<Vec<Vec<usize>>>> {
+    let Some(given) = options.get(key) else { return Ok(None) };
+    let lists = serde_json::from_value::<Vec<Vec<usize>>>(given.clone()).or_else(|_| {
+        let classes: Vec<usize> = serde_json::from_value(given.clone())?;
+        Ok(classes.into_iter().map(|class| vec![class]).collect())
+    });
+    lists.map(Some).map_err(|e: serde_json::Error| {
+        Error::invalid(format!("{key}: {e}; an index or a list of indices per atom is needed"))
+    })
+}
+
+pub fn units_per_nm(options: &Value) -> Result<f64> {
+    positive(options, "units_per_nm")
+}
+
+pub fn positive(options: &Value, key: &str) -> Result<f64> {
+    let number = options[key].as_f64().filter(|u| *u > 0.0 && u.is_finite());
+    number.ok_or_else(|| Error::invalid(format!("{key}: a positive number is needed, not {}", options[key])))
+}
+
+/// Atoms with the same features are of one element, and all are of these `elements` where they are known.
+pub fn check_topology(topology: &Topology, features: &[Vec<usize>], elements: Option<&str>) -> Result<()> {
+    let n = topology.n_atoms();
+    if n != features.len() {
+        return Err(Error::invalid(format!("the topology has {n} atoms, the model {}", features.len())));
+    }
+    for atom in 0..n {
+        let (element, label) = (&topology.elements[atom], topology.label(atom));
+        if let Some(expected) = elements.and_then(|e| e.get(atom..=atom)).filter(|e| e != element) {
+            return Err(Error::invalid(format!("{label} is {element}, in BoltzNCE's order of ad2 it is {expected}")));
+        }
+        if let Some(same) = (0..atom).find(|&a| features[a] == features[atom] && topology.elements[a] != *element) {
+            let first = topology.label(same);
+            return Err(Error::invalid(format!("{first} and {label} have the same features but other elements")));
+        }
+    }
+    Ok(())
+}
