@@ -1,11 +1,13 @@
-//! Criterion benchmarks of the hot paths of coupling flows and vector fields; throughput in FLOP of the networks' products.
+//! Criterion benchmarks of the hot paths of coupling flows, vector fields and energies; throughput in FLOP of the networks'
+//! products.
 //! `cargo bench --bench coupling`; the comparison table is `modejump bench`.
 
 #[path = "../src/bin/modejump/bench/cases.rs"]
 mod cases;
 
-use cases::{Attempts, Fields, Sampling, TRAIN_BATCH};
+use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
+use modejump::models::VectorField;
 
 fn generator(c: &mut Criterion) {
     let flow = cases::spline_generator().unwrap();
@@ -31,17 +33,36 @@ fn training(c: &mut Criterion) {
     group.bench_function("train_step", |b| b.iter(|| trainer.step().unwrap()));
 }
 
-fn vector_field(c: &mut Criterion) {
-    let field = cases::gvp_field().unwrap();
+fn vector_fields(c: &mut Criterion) {
+    let (gvp, egnn) = (cases::gvp_field().unwrap(), cases::egnn().unwrap());
+    let tangents = 1.0 + egnn.dimension() as f64;
+    vector_field(c, "gvp_flow", &gvp, [gvp.flops(), gvp.divergence_flops()]);
+    vector_field(c, "egnn_flow", &egnn, [egnn.flops(), tangents * egnn.flops()]);
+}
+
+/// `flops` of a value, and of a value with its divergence.
+fn vector_field(c: &mut Criterion, name: &str, field: &dyn VectorField, flops: [f64; 2]) {
     for batch in [1, 8] {
-        let mut fields = Fields::new(&field, batch);
-        let mut group = c.benchmark_group(format!("gvp_flow/ala2/{batch}"));
-        group.throughput(Throughput::Elements((field.flops() * batch as f64) as u64));
-        group.bench_function("velocity", |b| b.iter(|| fields.velocity()));
-        group.throughput(Throughput::Elements((field.divergence_flops() * batch as f64) as u64));
-        group.bench_function("velocity_divergence", |b| b.iter(|| fields.velocity_divergence()));
+        let mut fields = Fields::new(field, batch);
+        let mut group = c.benchmark_group(format!("{name}/ala2/{batch}"));
+        group.throughput(Throughput::Elements((flops[0] * batch as f64) as u64));
+        group.bench_function("velocity", |b| b.iter(|| fields.velocity().unwrap()));
+        group.throughput(Throughput::Elements((flops[1] * batch as f64) as u64));
+        group.bench_function("velocity_divergence", |b| b.iter(|| fields.velocity_divergence().unwrap()));
     }
 }
 
-criterion_group!(benches, generator, training, vector_field);
+fn energy(c: &mut Criterion) {
+    let model = cases::graphormer().unwrap();
+    for batch in [1, 128] {
+        let mut energies = Energies::new(&model, batch);
+        let mut group = c.benchmark_group(format!("graphormer_ebm/ala2/{batch}"));
+        group.throughput(Throughput::Elements((model.flops() * batch as f64) as u64));
+        group.bench_function("energy", |b| b.iter(|| energies.energy().unwrap()));
+        group.throughput(Throughput::Elements((2.0 * model.flops() * batch as f64) as u64));
+        group.bench_function("energy_score", |b| b.iter(|| energies.energy_score().unwrap()));
+    }
+}
+
+criterion_group!(benches, generator, training, vector_fields, energy);
 criterion_main!(benches);

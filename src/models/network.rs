@@ -139,6 +139,16 @@ impl<N: Network, R: Real> Evaluator<N, R> {
         Evaluator { network, parameters, tapes: Mutex::default() }
     }
 
+    /// Floating-point operations of the products and the attention of one evaluation of one configuration; a multiplication
+    /// and its addition count as two.
+    pub fn flops(&self) -> f64 {
+        let x = vec![R::default(); self.network.dimension()];
+        self.with_tape(|tape| {
+            self.network.record(&self.parameters, tape, &[0.0], &x);
+            tape.flops()
+        })
+    }
+
     fn with_tape<T>(&self, body: impl FnOnce(&mut Tape<R>) -> T) -> T {
         let mut tape = self.tapes.lock().map(|mut pool| pool.pop()).unwrap_or_default().unwrap_or_default();
         tape.clear();

@@ -112,6 +112,11 @@ impl<R: Scalar> Operation<R> for AttentionOp {
         self.output
     }
 
+    fn products(&self) -> usize {
+        let Sizes { n, d, .. } = self.sizes();
+        2 * self.qkv.rows * n * d
+    }
+
     fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
         let Sizes { n, h, d, .. } = self.sizes();
         let (output, weights) = output.split_at_mut(self.split());

@@ -111,6 +111,10 @@ impl<R: Scalar> Operation<R> for LinearOp {
         self.output
     }
 
+    fn products(&self) -> usize {
+        self.output.rows * self.weight.n_in * self.weight.n_out
+    }
+
     fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
         if let Some(bias) = self.weight.bias {
             let bias = &parameters[bias..bias + self.weight.n_out];

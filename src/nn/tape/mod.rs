@@ -60,6 +60,10 @@ trait Operation<R: Scalar> {
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]);
     /// Adds the cotangents of inputs and parameters.
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>);
+    /// Multiplications with an addition in the forward pass, of operations whose cost they are.
+    fn products(&self) -> usize {
+        0
+    }
 }
 
 /// Where an operation is differentiated: parameters, and all values of the tape.
@@ -159,6 +163,11 @@ impl<R: Scalar> Tape<R> {
         op.forward(parameters, before, &mut after[..output.len()]);
         self.records.push(op.into());
         output
+    }
+
+    /// Floating-point operations of the recorded matrix products and attention, forward.
+    pub fn flops(&self) -> f64 {
+        2.0 * self.records.iter().map(|record| record.as_operation::<R>().products() as f64).sum::<f64>()
     }
 
     /// Carries a tangent forward: `seeds` are inputs and their tangents, all other inputs and the parameters stand still.

@@ -4,8 +4,11 @@ use modejump::coordinates::CoordinatesConfig;
 use modejump::density::{Density, Evaluation};
 use modejump::models::card::ModelCard;
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
+use modejump::models::egnn_flow::{Egnn, EgnnConfig};
+use modejump::models::graphormer_ebm::{Graphormer, GraphormerConfig, Version};
 use modejump::models::gvp_flow::{GvpConfig, GvpField};
-use modejump::models::VectorField;
+use modejump::models::network::{Evaluator, Network, Start};
+use modejump::models::{EnergyFunction, VectorField};
 use modejump::moves::{Generator, Independence, Move, Options, State};
 use modejump::nn::Activation;
 use modejump::rng::{Stream, StreamId};
@@ -94,11 +97,17 @@ pub fn spline_generator() -> Result<CouplingFlow<f32>> {
     Ok(flow)
 }
 
+/// Classes of alanine dipeptide's atoms in BoltzNCE and transferable-samplers.
+const CLASSES: [usize; 22] = [0, 2, 2, 2, 4, 5, 6, 7, 8, 9, 10, 12, 12, 12, 14, 15, 16, 17, 18, 20, 20, 20];
+
+fn features() -> Vec<Vec<usize>> {
+    CLASSES.iter().map(|&class| vec![class]).collect()
+}
+
 /// BoltzNCE's vector field for 22 atoms (alanine dipeptide) with random weights: 5 layers, 108 933 parameters.
 pub fn gvp_field() -> Result<GvpField<f32>> {
-    const CLASSES: [usize; 22] = [0, 2, 2, 2, 4, 5, 6, 7, 8, 9, 10, 12, 12, 12, 14, 15, 16, 17, 18, 20, 20, 20];
     let config = GvpConfig {
-        features: CLASSES.iter().map(|&class| vec![class]).collect(),
+        features: features(),
         n_features: 21,
         n_layers: 5,
         n_scalars: 64,
@@ -111,9 +120,50 @@ pub fn gvp_field() -> Result<GvpField<f32>> {
     GvpField::random(config, 1)
 }
 
-/// A field at configurations as wide as a molecule in Å, with buffers that are kept.
+fn initialise() -> Stream {
+    Stream::new(1, StreamId::Initialise, 0, 0)
+}
+
+/// The vector field of ECNF for alanine dipeptide with random weights: 5 layers of 64, 147 717 parameters.
+pub fn egnn() -> Result<Evaluator<Egnn, f32>> {
+    let config = EgnnConfig { features: features(), n_features: 21, n_layers: 5, n_hidden: 64, coordinate_range: 15.0 };
+    let network = Egnn::new(config)?;
+    let parameters = network.layout().initialise(&mut initialise(), |_, _| None);
+    Ok(Evaluator::new(network, parameters))
+}
+
+/// BoltzNCE's energy for alanine dipeptide with random weights: 8 layers of 256, 32 heads, 50 Gaussians, 3 257 221 parameters.
+pub fn graphormer() -> Result<Evaluator<Graphormer, f32>> {
+    let config = GraphormerConfig {
+        version: Version::Boltznce,
+        types: CLASSES.to_vec(),
+        n_types: 21,
+        n_layers: 8,
+        blocks: 1,
+        width: 256,
+        feed_forward: 256,
+        heads: 32,
+        kernels: 50,
+    };
+    let network = Graphormer::new(config)?;
+    // Gaussians as wide as distances in Å are
+    let parameters = network.layout().initialise(&mut initialise(), |name, _| match name {
+        "graphormer.gbf.means.weight" | "graphormer.gbf.stds.weight" => Some(Start::Within(3.0)),
+        "graphormer.gbf.mul.weight" => Some(Start::At(1.0)),
+        "graphormer.gbf.bias.weight" => Some(Start::At(0.0)),
+        _ => None,
+    });
+    Ok(Evaluator::new(network, parameters))
+}
+
+/// `[batch][dimension]` coordinates as wide as a molecule in Å.
+fn configurations(batch: usize, dimension: usize) -> Vec<f64> {
+    normal_frames(batch * dimension).iter().map(|x| 2.5 * x).collect()
+}
+
+/// A field at some configurations, with buffers that are kept.
 pub struct Fields<'a> {
-    field: &'a GvpField<f32>,
+    field: &'a dyn VectorField,
     t: Vec<f64>,
     x: Vec<f64>,
     f: Vec<f64>,
@@ -121,18 +171,45 @@ pub struct Fields<'a> {
 }
 
 impl Fields<'_> {
-    pub fn new(field: &GvpField<f32>, batch: usize) -> Fields<'_> {
-        let n = batch * field.dimension();
-        let x = normal_frames(n).iter().map(|x| 2.5 * x).collect();
-        Fields { field, t: vec![0.5; batch], x, f: vec![0.0; n], divergence: vec![0.0; batch] }
+    pub fn new(field: &dyn VectorField, batch: usize) -> Fields<'_> {
+        let x = configurations(batch, field.dimension());
+        Fields { field, t: vec![0.5; batch], f: vec![0.0; x.len()], x, divergence: vec![0.0; batch] }
     }
 
-    pub fn velocity(&mut self) {
+    pub fn velocity(&mut self) -> Result<()> {
         self.field.evaluate(&self.t, &self.x, &mut self.f);
+        Ok(())
     }
 
-    pub fn velocity_divergence(&mut self) {
+    pub fn velocity_divergence(&mut self) -> Result<()> {
         self.field.evaluate_divergence(&self.t, &self.x, &mut self.f, &mut self.divergence);
+        Ok(())
+    }
+}
+
+/// An energy at some configurations, with buffers that are kept.
+pub struct Energies<'a> {
+    model: &'a dyn EnergyFunction,
+    t: Vec<f64>,
+    x: Vec<f64>,
+    energy: Vec<f64>,
+    score: Vec<f64>,
+}
+
+impl Energies<'_> {
+    pub fn new(model: &dyn EnergyFunction, batch: usize) -> Energies<'_> {
+        let x = configurations(batch, model.dimension());
+        Energies { model, t: vec![0.0; batch], energy: vec![0.0; batch], score: vec![0.0; x.len()], x }
+    }
+
+    pub fn energy(&mut self) -> Result<()> {
+        self.model.energy(&self.t, &self.x, &mut self.energy);
+        Ok(())
+    }
+
+    pub fn energy_score(&mut self) -> Result<()> {
+        self.model.energy_score(&self.t, &self.x, &mut self.energy, &mut self.score);
+        Ok(())
     }
 }
 

@@ -2,10 +2,11 @@
 
 pub mod cases;
 
-use cases::{Attempts, Fields, Sampling, TRAIN_BATCH};
+use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
 use clap::Args;
 use modejump::io::model_file;
 use modejump::models::coupling::CouplingFlow;
+use modejump::models::VectorField;
 use modejump::nn::real::Matrix;
 use modejump::nn::Scalar;
 use modejump::{Error, Result};
@@ -14,13 +15,17 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 6] = [
+const NAMES: [&str; 10] = [
     "coupling/sample",
     "coupling/log_density",
     "coupling/train_step",
     "coupling/move",
     "gvp_flow/velocity",
     "gvp_flow/velocity_divergence",
+    "egnn_flow/velocity",
+    "egnn_flow/velocity_divergence",
+    "graphormer_ebm/energy",
+    "graphormer_ebm/energy_score",
 ];
 const BATCHES: [usize; 2] = [1, 1000];
 const FIELD_BATCHES: [usize; 2] = [1, 128];
@@ -55,7 +60,7 @@ struct Line<'a> {
     threads: usize,
     batch: usize,
     ms_per_sample: f64,
-    /// Of the networks' products.
+    /// Of the networks' products and attention, a multiplication with its addition counted as two.
     gflops: f64,
     /// gflops over those of a large product on the same threads, measured at the start.
     peak_fraction: f64,
@@ -121,26 +126,26 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
             // the proposal, and log q of the current configuration
             report.line(name, None, 1, time, 2.0 * flow.flops());
         }
-        "gvp_flow/velocity" => {
+        "gvp_flow/velocity" | "gvp_flow/velocity_divergence" => {
             let field = cases::gvp_field()?;
-            for batch in FIELD_BATCHES {
-                let mut fields = Fields::new(&field, batch);
-                let time = fastest(|| {
-                    fields.velocity();
-                    Ok(())
-                })?;
-                report.line(name, Some("ala2"), batch, time, field.flops());
-            }
+            measure_field(name, &field, [field.flops(), field.divergence_flops()], report)?;
         }
-        "gvp_flow/velocity_divergence" => {
-            let field = cases::gvp_field()?;
-            for batch in DIVERGENCE_BATCHES {
-                let mut fields = Fields::new(&field, batch);
-                let time = fastest(|| {
-                    fields.velocity_divergence();
-                    Ok(())
-                })?;
-                report.line(name, Some("ala2"), batch, time, field.divergence_flops());
+        "egnn_flow/velocity" | "egnn_flow/velocity_divergence" => {
+            let field = cases::egnn()?;
+            // a tangent in every direction costs as much as the value
+            let tangents = field.dimension() as f64;
+            measure_field(name, &field, [field.flops(), (1.0 + tangents) * field.flops()], report)?;
+        }
+        "graphormer_ebm/energy" | "graphormer_ebm/energy_score" => {
+            let model = cases::graphormer()?;
+            for batch in FIELD_BATCHES {
+                let mut energies = Energies::new(&model, batch);
+                let (time, flops) = match name {
+                    "graphormer_ebm/energy" => (fastest(|| energies.energy())?, model.flops()),
+                    // the way back through every product costs as much as the way there
+                    _ => (fastest(|| energies.energy_score())?, 2.0 * model.flops()),
+                };
+                report.line(name, Some("ala2"), batch, time, flops);
             }
         }
         _ => {
@@ -154,6 +159,17 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
                 report.line(name, None, batch, time, flow.flops());
             }
         }
+    }
+    Ok(())
+}
+
+/// Lines of a field; `flops` of a value, and of a value with its divergence.
+fn measure_field(name: &'static str, field: &dyn VectorField, flops: [f64; 2], report: &Report) -> Result<()> {
+    let divergence = name.ends_with("velocity_divergence");
+    for batch in if divergence { DIVERGENCE_BATCHES } else { FIELD_BATCHES } {
+        let mut fields = Fields::new(field, batch);
+        let time = fastest(|| if divergence { fields.velocity_divergence() } else { fields.velocity() })?;
+        report.line(name, Some("ala2"), batch, time, flops[usize::from(divergence)]);
     }
     Ok(())
 }
