@@ -48,7 +48,7 @@ impl ModelConfig {
         match self {
             ModelConfig::EgnnFlow(config) => Some(&config.flow),
             ModelConfig::GvpFlow(config) => Some(&config.flow),
-            ModelConfig::Coupling(_) | ModelConfig::GraphormerEbm(_) => None,
+            ModelConfig::Coupling(_) | ModelConfig::GraphormerEbm(_) | ModelConfig::MlpEbm(_) => None,
         }
     }
 }

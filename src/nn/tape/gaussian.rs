@@ -166,7 +166,7 @@ impl<R: Scalar> Operation<R> for GaussiansOp {
     }
 }
 
-/// y = a[type] x + b[type] for a column of numbers whose types repeat from sample to sample.
+/// `y = a[type] x + b[type]` for a column of numbers whose types repeat from sample to sample.
 #[derive(Clone, Debug)]
 pub struct TypedAffine {
     pub factor: usize,
@@ -231,7 +231,7 @@ impl<R: Scalar> Tape<R> {
         self.run(parameters, GaussiansOp { y, gaussians, output })
     }
 
-    /// a[type] x + b[type] of numbers `[rows][1]`.
+    /// `a[type] x + b[type]` of numbers `[rows][1]`.
     pub fn typed_affine(&mut self, parameters: &[R], affine: &TypedAffine, x: Var) -> Var {
         assert!(x.columns == 1 && x.rows.is_multiple_of(affine.types.len()));
         let output = self.allocate(x.rows, 1);
