@@ -19,6 +19,16 @@ pub fn between_states(log_weights: &[f64], state: &[Option<bool>]) -> Result<Est
     Ok(Estimate { value: -(a / b).ln(), standard_error: variance.sqrt() })
 }
 
+/// ΔF by `other` weights less ΔF by `log_weights` of the same samples, with a delta-method error that knows their correlation.
+pub fn shift_between_states(log_weights: &[f64], other: &[f64], state: &[Option<bool>]) -> Result<Estimate> {
+    let value = between_states(other, state)?.value - between_states(log_weights, state)?.value;
+    let (w, v) = (weights::normalised(log_weights)?, weights::normalised(other)?);
+    let ((a, b), (c, d)) = (populations(&w, state)?, populations(&v, state)?);
+    let difference = |((w, v), s): ((&f64, &f64), &Option<bool>)| v * influence(*s, c, d) - w * influence(*s, a, b);
+    let variance: f64 = w.iter().zip(&v).zip(state).map(|each| difference(each).powi(2)).sum();
+    Ok(Estimate { value, standard_error: variance.sqrt() })
+}
+
 /// ΔF = −ln P(A)/P(B) from one correlated time series of states, with an error that counts the correlation: the
 /// statistical inefficiency of the influence function 1_A/P_A − 1_B/P_B.
 pub fn between_states_of_series(state: &[Option<bool>]) -> Result<Estimate> {

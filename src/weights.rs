@@ -175,6 +175,18 @@ fn same_length(log_weights: &[f64], a: &[f64]) -> Result<()> {
     Ok(())
 }
 
+/// KL divergence of the distribution that `log_weights` of some samples stand for from the one that `other` weights of the same
+/// samples do, Σ W ln(W/W′) with normalised weights; constants in either cancel. Infinite if a sample with weight has none in
+/// `other`. Delta-method error: the influence of a sample is W (ln(W/W′) − KL) + W′ − W.
+pub fn divergence(log_weights: &[f64], other: &[f64]) -> Result<Estimate> {
+    same_length(log_weights, other)?;
+    let (w, v) = (normalised(log_weights)?, normalised(other)?);
+    let ratio = |w: f64, v: f64| if w > 0.0 { w * (w / v).ln() } else { 0.0 };
+    let value: f64 = w.iter().zip(&v).map(|(&w, &v)| ratio(w, v)).sum();
+    let variance: f64 = w.iter().zip(&v).map(|(&w, &v)| (ratio(w, v) - w * value + v - w).powi(2)).sum();
+    Ok(Estimate { value, standard_error: variance.sqrt() })
+}
+
 /// How [`resample`] spends its uniform numbers. All three keep E\[copies of i\] = n Wᵢ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resampling {

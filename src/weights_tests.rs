@@ -153,3 +153,47 @@ fn acceptance_of_equal_weights_is_one_and_of_lognormal_weights_is_known() {
     // σ = 1: erfc(σ/2)
     assert!((acceptance(&w) - libm::erfc(0.5)).abs() < 0.01);
 }
+
+/// Samples of N(0, 1) weighted to N(0, s²), and the same weights less ln c = a x, which stand for N(−a s², s²).
+fn shifted(n: usize, s: f64, a: f64, step: u64) -> [Vec<f64>; 3] {
+    let mut stream = stream(step);
+    let x: Vec<f64> = (0..n).map(|_| stream.normal()).collect();
+    let w: Vec<f64> = x.iter().map(|x| 0.5 * x * x * (1.0 - 1.0 / (s * s))).collect();
+    // a constant in the second weights changes nothing
+    let v = w.iter().zip(&x).map(|(w, x)| w - a * x + 40.0).collect();
+    [x, w, v]
+}
+
+#[test]
+fn the_divergence_of_shifted_gaussians_is_known_and_its_error_honest() {
+    let (s, a) = (0.8, 0.3);
+    let truth = 0.5 * (a * s) * (a * s);
+    let (mut chi2, repeats) = (0.0, 300);
+    for step in 0..repeats {
+        let [_, w, v] = shifted(1000, s, a, 100 + step);
+        let kl = divergence(&w, &v).unwrap();
+        chi2 += ((kl.value - truth) / kl.standard_error).powi(2) / repeats as f64;
+    }
+    assert!((chi2 - 1.0).abs() < 5.0 * (2.0 / repeats as f64).sqrt(), "{chi2}");
+    let [_, w, _] = shifted(100, s, a, 1);
+    assert!(divergence(&w, &w).unwrap().value.abs() < 1e-14);
+    let mut none = w.clone();
+    none[3] = f64::NEG_INFINITY;
+    assert_eq!(divergence(&w, &none).unwrap().value, f64::INFINITY);
+    assert!(divergence(&w, &w[1..]).is_err());
+}
+
+#[test]
+fn the_shift_between_states_is_known_and_its_error_honest() {
+    let (s, a) = (0.8, 0.3);
+    let upper = 0.5 * libm::erfc(a * s / 2f64.sqrt());
+    let truth = -(upper / (1.0 - upper)).ln();
+    let (mut chi2, repeats) = (0.0, 300);
+    for step in 0..repeats {
+        let [x, w, v] = shifted(1000, s, a, 500 + step);
+        let state: Vec<Option<bool>> = x.iter().map(|&x| Some(x > 0.0)).collect();
+        let shift = crate::free_energy::shift_between_states(&w, &v, &state).unwrap();
+        chi2 += ((shift.value - truth) / shift.standard_error).powi(2) / repeats as f64;
+    }
+    assert!((chi2 - 1.0).abs() < 5.0 * (2.0 / repeats as f64).sqrt(), "{chi2}");
+}

@@ -1,0 +1,226 @@
+//! `modejump reweight`: what a generator's importance weights say about the target.
+
+mod surrogate;
+
+use super::common::{evaluations, load, PrecisionFlag};
+use clap::Args;
+use modejump::coordinates::vector::{atom, torsion};
+use modejump::density::{Evaluation, Exactness};
+use modejump::histogram::on_arc;
+use modejump::models::Model;
+use modejump::rng::{Stream, StreamId};
+use modejump::{free_energy, weights, Error, Result};
+use serde_json::{json, Value};
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct Reweight {
+    /// Model file
+    model: PathBuf,
+    /// OpenMM System (XML) with the model's atoms
+    #[arg(long)]
+    system: PathBuf,
+    /// K; the model's temperature when absent
+    #[arg(long)]
+    temperature: Option<f64>,
+    #[arg(short, long, default_value_t = 20_000)]
+    n: usize,
+    #[arg(short, long, default_value_t = 1)]
+    seed: u64,
+    /// State whose free energy against the rest is wanted: from,to in radian of the first backbone φ
+    #[arg(long, default_value = "0,2.2", value_delimiter = ',')]
+    state: Vec<f64>,
+    /// Model file of a density that stands in for the generator's, such as an energy-based model: the weights by either on
+    /// the same samples, and what the bias of the stand-in is
+    #[arg(long)]
+    surrogate: Option<PathBuf>,
+    /// The generator's own density for this many of the samples only
+    #[arg(long, requires = "surrogate")]
+    exact_subset: Option<usize>,
+    /// JSON with the summary and the series that `modejump plot` draws
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    precision: PrecisionFlag,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Samples of the generator and what is known of them whatever their likelihood.
+struct Samples {
+    u: Vec<f64>,
+    /// φ and ψ, where there is a backbone.
+    angles: Option<[Vec<f64>; 2]>,
+    /// Whether φ lies in the state.
+    in_state: Vec<Option<bool>>,
+}
+
+/// Log-weights of the first samples by one likelihood.
+struct Weighted {
+    likelihood: Exactness,
+    log_weight: Vec<f64>,
+}
+
+impl Reweight {
+    pub fn run(self) -> Result<()> {
+        let model = load(&self.model, &self.precision)?;
+        let temperature = self
+            .temperature
+            .or(model.card().temperature)
+            .ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))?;
+        let mut summary = json!({ "model": self.model.display().to_string(), "temperature": temperature, "n": self.n });
+        let series = match &self.surrogate {
+            Some(path) => self.beside_surrogate(path, model.as_ref(), temperature, &mut summary)?,
+            None => self.alone(model.as_ref(), temperature, &mut summary)?,
+        };
+        if let Some(path) = &self.output {
+            let document = json!({ "summary": summary, "series": series });
+            modejump::io::write_atomically(path, document.to_string().as_bytes())?;
+        }
+        match (self.json, &self.surrogate) {
+            (true, _) => println!("{summary}"),
+            (false, None) => report(&summary),
+            (false, Some(_)) => surrogate::report(&summary),
+        }
+        Ok(())
+    }
+
+    fn alone(&self, model: &dyn Model, temperature: f64, summary: &mut Value) -> Result<Vec<Value>> {
+        let (mut x, mut log_q) = (vec![0.0; self.n * model.dimension()], evaluations(self.n));
+        model.sample(&self.streams(), &mut x, &mut log_q)?;
+        let samples = self.look_at(&x, model, temperature)?;
+        let weighted = Weighted::new(model.exactness(), &samples, &log_q)?;
+        extend(summary, weighted.summary(&samples)?);
+        Ok(vec![weighted.series("generator", &samples)])
+    }
+
+    fn streams(&self) -> impl Fn(usize) -> Stream + Sync {
+        let seed = self.seed;
+        move |row| Stream::new(seed, StreamId::Sample, row as u64, 0)
+    }
+
+    /// Reduced potentials and backbone angles.
+    fn look_at(&self, x: &[f64], model: &dyn Model, temperature: f64) -> Result<Samples> {
+        let [from, to] = self.state[..] else { return Err(Error::invalid("--state takes two numbers: from,to")) };
+        let dimension = model.dimension();
+        let mut u = vec![0.0; self.n];
+        self.energies(temperature, dimension, x, &mut u)?;
+        let of_atoms = |atoms: [usize; 4]| -> Vec<f64> {
+            let four = |x: &[f64]| atoms.map(|a| atom(x, a));
+            x.chunks_exact(dimension).map(four).map(|[a, b, c, d]| torsion(a, b, c, d)).collect()
+        };
+        let angles = model.card().topology.as_ref().and_then(|t| t.phi_psi()).map(|both| both.map(of_atoms));
+        let phi = angles.as_ref().map(|[phi, _]| phi.as_slice()).unwrap_or_default();
+        let in_state = phi.iter().map(|&a| Some(on_arc(a, from, to))).collect();
+        Ok(Samples { u, angles, in_state })
+    }
+
+    #[cfg(feature = "openmm")]
+    fn energies(&self, temperature: f64, dimension: usize, x: &[f64], u: &mut [f64]) -> Result<()> {
+        use modejump::engines::openmm::{OpenMmTarget, System};
+        use modejump::target::Target;
+        let system = System::from_xml_file(&self.system)?;
+        if 3 * system.n_particles() != dimension {
+            let message = format!("{} particles, the model has {} atoms", system.n_particles(), dimension / 3);
+            return Err(Error::file(&self.system, message));
+        }
+        OpenMmTarget::new(&system, temperature, super::common::threads())?.reduced_potential(x, u)
+    }
+
+    #[cfg(not(feature = "openmm"))]
+    fn energies(&self, _: f64, _: usize, _: &[f64], _: &mut [f64]) -> Result<()> {
+        Err(Error::Unsupported("--system needs a build with `--features openmm`".into()))
+    }
+}
+
+impl Weighted {
+    fn new(likelihood: Exactness, samples: &Samples, log_q: &[Evaluation]) -> Result<Weighted> {
+        let log_weight = weights::log_weights(&samples.u[..log_q.len()], log_q)?;
+        Ok(Weighted { likelihood, log_weight })
+    }
+
+    fn summary(&self, samples: &Samples) -> Result<Value> {
+        let (w, n) = (&self.log_weight, self.log_weight.len());
+        let mut summary = json!({
+            "likelihood": self.likelihood,
+            "ess": weights::effective_sample_size(w)? / n as f64,
+            "pareto_k": weights::pareto_k(w)?,
+            "acceptance": weights::acceptance(w),
+            "rejected": w.iter().filter(|w| !w.is_finite()).count(),
+        });
+        // a surrogate is known up to a constant, and so is what it says of Z
+        if self.likelihood != Exactness::Surrogate {
+            let log_z = weights::log_normaliser(w)?;
+            extend(&mut summary, json!({ "log_z": log_z.value, "log_z_stderr": log_z.standard_error }));
+        }
+        if !samples.in_state.is_empty() {
+            match free_energy::between_states(w, &samples.in_state[..n]) {
+                Ok(delta_f) => {
+                    extend(
+                        &mut summary,
+                        json!({ "delta_f_kT": delta_f.value, "delta_f_stderr": delta_f.standard_error }),
+                    );
+                }
+                // a generator without one of the states is worth a report all the same
+                Err(error) => eprintln!("modejump: no free-energy difference: {error}"),
+            }
+        }
+        Ok(summary)
+    }
+
+    /// JSON knows no infinities: rejected samples are counted in the summary and left out of the series.
+    fn series(&self, name: &str, samples: &Samples) -> Value {
+        let finite = |values: &[f64]| -> Vec<f64> {
+            values.iter().zip(&self.log_weight).filter(|(_, w)| w.is_finite()).map(|(v, _)| *v).collect()
+        };
+        let mut series = json!({
+            "name": name,
+            "likelihood": self.likelihood,
+            "reduced_potential": finite(&samples.u),
+            "log_weight": finite(&self.log_weight),
+        });
+        if let Some([phi, psi]) = &samples.angles {
+            extend(&mut series, json!({ "phi": finite(phi), "psi": finite(psi) }));
+        }
+        series
+    }
+}
+
+/// Adds the entries of one object to another.
+fn extend(object: &mut Value, more: Value) {
+    if let (Value::Object(object), Value::Object(more)) = (object, more) {
+        object.extend(more);
+    }
+}
+
+fn number(s: &Value, key: &str) -> f64 {
+    s[key].as_f64().unwrap_or(f64::NAN)
+}
+
+/// Marks numbers whose likelihood is not exact.
+fn mark(s: &Value) -> String {
+    match s["likelihood"].as_str() {
+        Some("exact") | None => String::new(),
+        Some(other) => format!("  ({other} likelihood)"),
+    }
+}
+
+fn report(s: &Value) {
+    let f = |key: &str| number(s, key);
+    let mark = mark(s);
+    println!("samples           {}", s["n"]);
+    println!("ESS               {:.1} %{mark}", 100.0 * f("ess"));
+    println!(
+        "Pareto k          {:.2}{}{mark}",
+        f("pareto_k"),
+        if f("pareto_k") > 0.7 { "  (weights are unreliable above 0.7)" } else { "" }
+    );
+    println!("acceptance        {:.1} % for one fresh proposal in equilibrium{mark}", 100.0 * f("acceptance"));
+    if s.get("log_z").is_some() {
+        println!("log Z             {:.4} ± {:.4}{mark}", f("log_z"), f("log_z_stderr"));
+    }
+    if s.get("delta_f_kT").is_some() {
+        println!("ΔF(state − rest)  {:.3} ± {:.3} kT{mark}", f("delta_f_kT"), f("delta_f_stderr"));
+    }
+}

@@ -1,0 +1,160 @@
+//! Weights by a surrogate beside those by the generator's own density, and the bias of the surrogate.
+//!
+//! With c = q_surrogate/q the surrogate's weights e^{−u}/q_surrogate = w/c of samples of q stand for the distribution π/c instead
+//! of π. Constant factors of c cancel in all but the mean of ln c.
+
+use super::{extend, number, Reweight, Samples, Weighted};
+use crate::common::{evaluations, load};
+use modejump::density::{Evaluation, Exactness, Status};
+use modejump::models::Model;
+use modejump::weights::{self, Estimate};
+use modejump::{free_energy, Error, Result};
+use serde_json::{json, Value};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Reweight {
+    pub(super) fn beside_surrogate(
+        &self,
+        path: &Path,
+        model: &dyn Model,
+        temperature: f64,
+        summary: &mut Value,
+    ) -> Result<Vec<Value>> {
+        let surrogate = self.partner(path, model)?;
+        let m = self.exact_subset.unwrap_or(self.n);
+        if m < 2 || m > self.n {
+            return Err(Error::invalid(format!(
+                "--exact-subset {m} of {} samples: 2 or more of them are needed",
+                self.n
+            )));
+        }
+        let d = model.dimension();
+        let (mut x, mut status) = (vec![0.0; self.n * d], vec![Status::NonFinite; self.n]);
+        let of_samples = seconds(|| model.sample_only(&self.streams(), &mut x, &mut status))?;
+        let (mut log_q, mut log_surrogate) = (evaluations(m), evaluations(self.n));
+        let of_generator = seconds(|| model.log_density(&x[..m * d], &mut log_q))?;
+        let of_surrogate = seconds(|| surrogate.log_density(&x, &mut log_surrogate))?;
+        // what is no sample has no weight, whoever is asked
+        for evaluations in [&mut log_q, &mut log_surrogate] {
+            let no_samples = evaluations.iter_mut().zip(&status).filter(|(_, status)| **status != Status::Inside);
+            no_samples.for_each(|(e, status)| *e = Evaluation::outside(*status));
+        }
+
+        let samples = self.look_at(&x, model, temperature)?;
+        let generator = Weighted::new(model.exactness(), &samples, &log_q)?;
+        let other = Weighted::new(Exactness::Surrogate, &samples, &log_surrogate)?;
+        let side = |weighted: &Weighted, seconds: f64| -> Result<Value> {
+            let mut side = weighted.summary(&samples)?;
+            extend(&mut side, json!({ "n": weighted.log_weight.len(), "seconds_of_log_density": seconds }));
+            Ok(side)
+        };
+        extend(
+            summary,
+            json!({
+                "surrogate_model": path.display().to_string(),
+                "seconds_of_samples": of_samples,
+                "generator": side(&generator, of_generator)?,
+                "surrogate": side(&other, of_surrogate)?,
+                "bias": bias((&generator, &log_q), (&other, &log_surrogate), &samples)?,
+            }),
+        );
+        Ok(vec![generator.series("generator", &samples), other.series("surrogate", &samples)])
+    }
+
+    /// The surrogate, which must describe the generator's atoms.
+    fn partner(&self, path: &Path, model: &dyn Model) -> Result<Arc<dyn Model>> {
+        let surrogate = load(path, &self.precision)?;
+        if surrogate.dimension() != model.dimension() {
+            let (a, b) = (surrogate.dimension(), model.dimension());
+            return Err(Error::file(path, format!("{a} coordinates, the generator has {b}")));
+        }
+        if let (Some(a), Some(b)) = (&surrogate.card().topology, &model.card().topology) {
+            if let Some(i) = (0..a.n_atoms().min(b.n_atoms())).find(|&i| a.elements[i] != b.elements[i]) {
+                let reason = format!("{} stands where the generator has {}", a.label(i), b.label(i));
+                return Err(Error::file(path, reason));
+            }
+        }
+        Ok(surrogate)
+    }
+}
+
+fn seconds(body: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let start = Instant::now();
+    body()?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// What the surrogate changes, from the samples whose q is known.
+fn bias(
+    (generator, log_q): (&Weighted, &[Evaluation]),
+    (surrogate, log_surrogate): (&Weighted, &[Evaluation]),
+    samples: &Samples,
+) -> Result<Value> {
+    let m = log_q.len();
+    let pairs = log_surrogate.iter().zip(log_q).filter(|(a, b)| a.is_inside() && b.is_inside());
+    let log_c: Vec<f64> = pairs.map(|(a, b)| a.log_density - b.log_density).collect();
+    let Estimate { value: mean, standard_error } = weights::mean(&vec![0.0; log_c.len()], &log_c)?;
+    let kl = weights::divergence(&generator.log_weight, &surrogate.log_weight[..m])?;
+    let mut bias = json!({
+        "likelihood": generator.likelihood,
+        "n": m,
+        "mean_log_c": mean,
+        "mean_log_c_stderr": standard_error,
+        "variance_log_c": log_c.iter().map(|c| (c - mean).powi(2)).sum::<f64>() / (log_c.len() as f64 - 1.0),
+        "kl": kl.value,
+        "kl_stderr": kl.standard_error,
+    });
+    if !samples.in_state.is_empty() {
+        let (w, v) = (&generator.log_weight, &surrogate.log_weight[..m]);
+        // without one of the states there is none; the reason has been said for the generator
+        if let Ok(shift) = free_energy::shift_between_states(w, v, &samples.in_state[..m]) {
+            let shift = json!({ "delta_f_shift_kT": shift.value, "delta_f_shift_stderr": shift.standard_error });
+            extend(&mut bias, shift);
+        }
+    }
+    Ok(bias)
+}
+
+/// Two columns, each with the name of its likelihood, and the bias.
+pub(super) fn report(s: &Value) {
+    let (generator, surrogate, bias) = (&s["generator"], &s["surrogate"], &s["bias"]);
+    let name = |side: &Value| side["likelihood"].as_str().unwrap_or_default().to_string();
+    let plain = |key: &'static str, digits: usize, factor: f64| {
+        move |side: &Value| match side.get(key) {
+            Some(_) => format!("{:.digits$}", factor * number(side, key)),
+            None => "–".into(),
+        }
+    };
+    let with_error = |key: &'static str, error: &'static str| {
+        move |side: &Value| match side.get(key) {
+            Some(_) => format!("{:.3} ± {:.3}", number(side, key), number(side, error)),
+            None => "–".into(),
+        }
+    };
+    let line = |label: &str, of: &dyn Fn(&Value) -> String| {
+        println!("{label:26} {:>20} {:>20}", of(generator), of(surrogate));
+    };
+    line("likelihood", &name);
+    line("samples", &|side| side["n"].to_string());
+    line("ESS, %", &plain("ess", 1, 100.0));
+    line("Pareto k", &plain("pareto_k", 2, 1.0));
+    line("acceptance, %", &plain("acceptance", 1, 100.0));
+    line("log Z", &with_error("log_z", "log_z_stderr"));
+    line("ΔF(state − rest), kT", &with_error("delta_f_kT", "delta_f_stderr"));
+    line("seconds of log q", &plain("seconds_of_log_density", 2, 1.0));
+    println!("seconds of the samples     {:20.2}", number(s, "seconds_of_samples"));
+    println!("bias of the surrogate by {} samples with {} log q, c = q_surrogate/q:", bias["n"], name(bias));
+    let f = |key: &str| number(bias, key);
+    println!(
+        "  mean of ln c             {:.3} ± {:.3}  (contains the surrogate's constant)",
+        f("mean_log_c"),
+        f("mean_log_c_stderr")
+    );
+    println!("  variance of ln c         {:.4}", f("variance_log_c"));
+    println!("  KL(π | π/c)              {:.4} ± {:.4}", f("kl"), f("kl_stderr"));
+    if bias.get("delta_f_shift_kT").is_some() {
+        println!("  shift of ΔF, kT          {:.3} ± {:.3}", f("delta_f_shift_kT"), f("delta_f_shift_stderr"));
+    }
+}

@@ -1,0 +1,130 @@
+//! `modejump reweight` with a surrogate likelihood, as a user runs it.
+#![cfg(feature = "openmm")]
+
+use modejump::density::{Density, Evaluation, Exactness};
+use modejump::models::energy::{EnergyConfig, EnergyModel};
+use modejump::models::graphormer_ebm::{Config, Graphormer, GraphormerConfig, Version};
+use modejump::models::network::{Evaluator, Network};
+use modejump::models::{load, ModelCard, ModelConfig};
+use modejump::rng::{Stream, StreamId};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const MODEL: &str = "models/ala2/model.safetensors";
+
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("modejump-reweight-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn reweight(more: &[&str]) -> Result<String, String> {
+    let arguments = [&["reweight", MODEL, "--system", "models/ala2/system.xml", "--seed", "3"], more].concat();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let run = Command::new(env!("CARGO_BIN_EXE_modejump")).current_dir(root).args(arguments).output().unwrap();
+    match run.status.success() {
+        true => Ok(String::from_utf8(run.stdout).unwrap()),
+        false => Err(String::from_utf8(run.stderr).unwrap()),
+    }
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("no {key} in {value}"))
+}
+
+/// A small energy of random weights for the 22 atoms, which has nothing to do with the generator.
+fn energy(path: &Path, n_atoms: usize) {
+    let network = GraphormerConfig {
+        version: Version::Clean,
+        types: (0..n_atoms).map(|i| i % 3).collect(),
+        n_types: 3,
+        n_layers: 1,
+        blocks: 1,
+        width: 8,
+        feed_forward: 8,
+        heads: 2,
+        kernels: 5,
+    };
+    let config = EnergyConfig { units_per_nm: 10.0, data_time: 0.0 };
+    let graphormer = Graphormer::new(network.clone()).unwrap();
+    let parameters: Vec<f32> = graphormer.layout().initialise(&mut Stream::new(3, StreamId::Test, 0, 0), |_, _| None);
+    let model = ModelConfig::GraphormerEbm(Config { network, energy: config });
+    let card = ModelCard { exactness: Exactness::Surrogate, ..ModelCard::of_cartesian(model, n_atoms) };
+    let ebm = EnergyModel::new(Evaluator::new(graphormer, parameters), config, card, String::new());
+    std::fs::write(path, ebm.to_bytes().unwrap()).unwrap();
+}
+
+fn log_density(model: &dyn Density, x: &[f64]) -> Vec<f64> {
+    let mut log_q = vec![Evaluation::inside(0.0); x.len() / model.dimension()];
+    model.log_density(x, &mut log_q).unwrap();
+    log_q.iter().map(|e| e.log_density).collect()
+}
+
+#[test]
+fn the_generators_own_density_as_a_surrogate_has_no_bias() {
+    let found: Value =
+        serde_json::from_str(&reweight(&["-n", "300", "--surrogate", MODEL, "--json"]).unwrap()).unwrap();
+    let (generator, surrogate, bias) = (&found["generator"], &found["surrogate"], &found["bias"]);
+    assert_eq!(generator["likelihood"], "exact");
+    assert_eq!(surrogate["likelihood"], "surrogate");
+    for key in ["n", "ess", "pareto_k", "acceptance", "delta_f_kT", "delta_f_stderr"] {
+        assert_eq!(number(generator, key), number(surrogate, key), "{key}");
+    }
+    for key in ["mean_log_c", "variance_log_c", "kl", "delta_f_shift_kT", "delta_f_shift_stderr"] {
+        assert!(number(bias, key).abs() < 1e-9, "{key} {bias}");
+    }
+    assert!(generator.get("log_z").is_some() && surrogate.get("log_z").is_none(), "a surrogate knows no Z");
+}
+
+#[test]
+fn the_bias_of_an_energy_is_that_of_its_log_density_on_the_subset() {
+    let folder = folder("energy");
+    let (path, output) = (folder.join("energy.safetensors"), folder.join("weights.json"));
+    energy(&path, 22);
+    let (path, output) = (path.to_str().unwrap(), output.to_str().unwrap());
+    let arguments = ["-n", "200", "--surrogate", path, "--exact-subset", "80"];
+    let found = reweight(&[&arguments[..], &["--json", "-o", output]].concat()).unwrap();
+    let found: Value = serde_json::from_str(&found).unwrap();
+    assert_eq!((number(&found["generator"], "n"), number(&found["surrogate"], "n")), (80.0, 200.0));
+    assert_eq!(found["bias"]["likelihood"], "exact");
+
+    // ln c of the same samples
+    let (model, ebm) = (load(MODEL).unwrap(), load(path).unwrap());
+    let (mut x, mut log_q) = (vec![0.0; 80 * 66], vec![Evaluation::inside(0.0); 80]);
+    model.sample(&|row| Stream::new(3, StreamId::Sample, row as u64, 0), &mut x, &mut log_q).unwrap();
+    let log_q = log_density(model.as_ref(), &x);
+    let log_c: Vec<f64> = log_density(ebm.as_ref(), &x).iter().zip(&log_q).map(|(a, b)| a - b).collect();
+    let mean = log_c.iter().sum::<f64>() / 80.0;
+    let variance = log_c.iter().map(|c| (c - mean).powi(2)).sum::<f64>() / 79.0;
+    assert!((number(&found["bias"], "mean_log_c") - mean).abs() < 1e-4 * mean.abs());
+    assert!((number(&found["bias"], "variance_log_c") - variance).abs() < 1e-3 * variance);
+    // the series: weights by the surrogate are those of the generator over c
+    let document: Value = serde_json::from_str(&std::fs::read_to_string(output).unwrap()).unwrap();
+    let weights =
+        |k: usize| -> Vec<f64> { serde_json::from_value(document["series"][k]["log_weight"].clone()).unwrap() };
+    let (by_generator, by_energy) = (weights(0), weights(1));
+    assert_eq!((by_generator.len(), by_energy.len()), (80, 200));
+    for i in 0..80 {
+        assert!((by_energy[i] - (by_generator[i] - log_c[i])).abs() < 1e-2, "{i}");
+    }
+
+    let text = reweight(&arguments).unwrap();
+    let columns = text.lines().next().unwrap();
+    assert!(columns.contains("exact") && columns.ends_with("surrogate"), "{text}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn what_is_no_surrogate_is_refused() {
+    let folder = folder("refused");
+    let path = folder.join("energy.safetensors");
+    energy(&path, 21);
+    let path = path.to_str().unwrap();
+    let message = reweight(&["-n", "10", "--surrogate", path]).unwrap_err();
+    assert!(message.contains("63 coordinates, the generator has 66"), "{message}");
+    let message = reweight(&["-n", "10", "--surrogate", MODEL, "--exact-subset", "11"]).unwrap_err();
+    assert!(message.contains("--exact-subset 11 of 10 samples"), "{message}");
+    assert!(reweight(&["-n", "10", "--exact-subset", "5"]).unwrap_err().contains("--surrogate"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
