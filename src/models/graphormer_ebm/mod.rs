@@ -219,7 +219,7 @@ impl Network for Graphormer {
     }
 
     fn chunk(&self) -> usize {
-        8
+        16
     }
 
     fn layout(&self) -> &Layout {

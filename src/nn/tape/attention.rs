@@ -19,6 +19,9 @@ pub(super) struct AttentionOp {
     output: Var,
 }
 
+/// Heads that are summed together, in registers.
+const LANES: usize = 16;
+
 /// Sizes: atoms, heads, width of a head, all columns D.
 struct Sizes {
     n: usize,
@@ -67,30 +70,67 @@ impl AttentionOp {
     /// out[h] ← factor · Σ_c a[c][h] b[c][h].
     #[inline(always)]
     fn dot<R: Scalar>(h: usize, factor: R, a: &[R], b: &[R], out: &mut [R]) {
-        out.fill(R::default());
-        for (a, b) in a.chunks_exact(h).zip(b.chunks_exact(h)) {
-            out.iter_mut().zip(a).zip(b).for_each(|((o, &a), &b)| *o += a * b);
+        #[inline(always)]
+        fn heads<R: Scalar, const L: usize>((h, first): (usize, usize), factor: R, a: &[R], b: &[R], out: &mut [R]) {
+            let mut sum = [R::default(); L];
+            for (a, b) in a.chunks_exact(h).zip(b.chunks_exact(h)) {
+                let (a, b) = (&a[first..first + L], &b[first..first + L]);
+                for l in 0..L {
+                    sum[l] += a[l] * b[l];
+                }
+            }
+            out[first..first + L].iter_mut().zip(sum).for_each(|(o, s)| *o = factor * s);
         }
-        out.iter_mut().for_each(|o| *o *= factor);
+        for block in 0..h / LANES {
+            heads::<R, LANES>((h, block * LANES), factor, a, b, out);
+        }
+        for first in h / LANES * LANES..h {
+            heads::<R, 1>((h, first), factor, a, b, out);
+        }
     }
 
-    /// y[c][h] += w[h] x[c][h].
+    /// y[c][h] += Σ_j w[j][h] x[j][c][h], the rows of weights `stride` apart.
     #[inline(always)]
-    fn accumulate<R: Scalar>(h: usize, w: &[R], x: &[R], y: &mut [R]) {
-        for (x, y) in x.chunks_exact(h).zip(y.chunks_exact_mut(h)) {
-            y.iter_mut().zip(x).zip(w).for_each(|((y, &x), &w)| *y += w * x);
+    fn weighted_sum<R: Scalar>(h: usize, (w, stride): (&[R], usize), x: &[R], y: &mut [R]) {
+        #[inline(always)]
+        fn heads<R: Scalar, const L: usize>(
+            first: usize,
+            (w, stride): (&[R], usize),
+            (x, d): (&[R], usize),
+            y: &mut [R],
+        ) {
+            let mut sum = [R::default(); L];
+            sum.copy_from_slice(y);
+            for (w, x) in w.chunks(stride).zip(x.chunks(d)) {
+                let (w, x) = (&w[first..first + L], &x[..L]);
+                for l in 0..L {
+                    sum[l] += w[l] * x[l];
+                }
+            }
+            y.copy_from_slice(&sum);
+        }
+        let d = y.len();
+        for (c, y) in y.chunks_exact_mut(h).enumerate() {
+            let rows = |first: usize| (&x[c * h + first..], d);
+            for block in 0..h / LANES {
+                let first = block * LANES;
+                heads::<R, LANES>(first, (w, stride), rows(first), &mut y[first..first + LANES]);
+            }
+            for first in h / LANES * LANES..h {
+                heads::<R, 1>(first, (w, stride), rows(first), &mut y[first..=first]);
+            }
         }
     }
 
     /// `weights[j][h]` less their largest over j, so that no exponential overflows.
     #[inline(always)]
-    fn subtract_largest<R: Scalar>(h: usize, weights: &mut [R]) {
-        for head in 0..h {
-            let column = || (head..weights.len()).step_by(h);
-            let top = column().map(|k| weights[k]).fold(weights[head], |m, w| if w > m { w } else { m });
-            for k in column() {
-                weights[k] = weights[k] - top;
-            }
+    fn subtract_largest<R: Scalar>(h: usize, weights: &mut [R], top: &mut [R]) {
+        top.copy_from_slice(&weights[..h]);
+        for w in weights.chunks_exact(h) {
+            top.iter_mut().zip(w).for_each(|(top, &w)| *top = if w > *top { w } else { *top });
+        }
+        for w in weights.chunks_exact_mut(h) {
+            w.iter_mut().zip(top.iter()).for_each(|(w, &top)| *w = *w - top);
         }
     }
 
@@ -120,23 +160,23 @@ impl<R: Scalar> Operation<R> for AttentionOp {
     fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
         let Sizes { n, h, d, .. } = self.sizes();
         let (output, weights) = output.split_at_mut(self.split());
-        let bias = &inputs[self.bias.range()];
-        weights.copy_from_slice(bias);
+        let bias = inputs[self.bias.range()].chunks_exact(n * n * h);
         let mut scratch = vec![R::default(); 4 * n * d + h];
         let (qkv, rest) = scratch.split_at_mut(3 * n * d);
         let (out, row) = rest.split_at_mut(n * d);
         let samples = inputs[self.qkv.range()].chunks_exact(n * 3 * d).zip(output.chunks_exact_mut(n * d));
-        for ((rows, output), weights) in samples.zip(weights.chunks_exact_mut(n * n * h)) {
+        for ((rows, output), (weights, bias)) in samples.zip(weights.chunks_exact_mut(n * n * h).zip(bias)) {
             qkv.chunks_exact_mut(n * d).enumerate().for_each(|(which, slot)| self.heads_inside(rows, which, slot));
             let (q, kv) = qkv.split_at(n * d);
             let (k, v) = kv.split_at(n * d);
             vectorised(|| {
-                for (q, weights) in q.chunks_exact(d).zip(weights.chunks_exact_mut(n * h)) {
+                let rows = weights.chunks_exact_mut(n * h).zip(bias.chunks_exact(n * h));
+                for (q, (weights, bias)) in q.chunks_exact(d).zip(rows) {
                     for (k, w) in k.chunks_exact(d).zip(weights.chunks_exact_mut(h)) {
-                        AttentionOp::dot(h, self.scale(), q, k, row);
-                        w.iter_mut().zip(row.iter()).for_each(|(w, &s)| *w += s);
+                        AttentionOp::dot(h, self.scale(), q, k, w);
                     }
-                    AttentionOp::subtract_largest(h, weights);
+                    weights.iter_mut().zip(bias).for_each(|(w, &b)| *w += b);
+                    AttentionOp::subtract_largest(h, weights, row);
                 }
             });
             R::exp_slice(weights);
@@ -148,10 +188,10 @@ impl<R: Scalar> Operation<R> for AttentionOp {
                         row.iter_mut().zip(w).for_each(|(s, &w)| *s += w);
                     }
                     row.iter_mut().for_each(|s| *s = R::from_f64(1.0) / *s);
-                    for (w, v) in weights.chunks_exact_mut(h).zip(v.chunks_exact(d)) {
+                    for w in weights.chunks_exact_mut(h) {
                         w.iter_mut().zip(row.iter()).for_each(|(w, &s)| *w *= s);
-                        AttentionOp::accumulate(h, w, v, out);
                     }
+                    AttentionOp::weighted_sum(h, (weights, h), v, out);
                 }
             });
             output.fill(R::default());
@@ -175,16 +215,14 @@ impl<R: Scalar> Operation<R> for AttentionOp {
             let (value, tangent) = qkv.split_at_mut(3 * n * d);
             rows(point.value(self.qkv), value);
             rows(&tangents[self.qkv.range()], tangent);
-            let part = |x: &[R], which: usize, i: usize| -> std::ops::Range<usize> {
-                debug_assert_eq!(x.len(), 3 * n * d);
-                which * n * d + i * d..which * n * d + (i + 1) * d
-            };
+            let part = |which: usize, i: usize| which * n * d + i * d..which * n * d + (i + 1) * d;
+            let v = 2 * n * d..3 * n * d;
             out.fill(R::default());
             for i in 0..n {
                 let pair = (sample * n + i) * n * h..(sample * n + i + 1) * n * h;
                 let (p, dp) = (&weights[pair.clone()], &mut d_weights[pair]);
                 for j in 0..n {
-                    let (qi, kj) = (part(value, 0, i), part(value, 1, j));
+                    let (qi, kj) = (part(0, i), part(1, j));
                     for (a, b) in [(&tangent[qi.clone()], &value[kj.clone()]), (&value[qi], &tangent[kj])] {
                         AttentionOp::dot(h, self.scale(), a, b, &mut row);
                         dp[j * h..(j + 1) * h].iter_mut().zip(&row).for_each(|(w, &s)| *w += s);
@@ -192,11 +230,8 @@ impl<R: Scalar> Operation<R> for AttentionOp {
                 }
                 AttentionOp::softmax_derivative(h, p, dp, &mut row);
                 let out = &mut out[i * d..(i + 1) * d];
-                for j in 0..n {
-                    let vj = part(value, 2, j);
-                    AttentionOp::accumulate(h, &dp[j * h..(j + 1) * h], &value[vj.clone()], out);
-                    AttentionOp::accumulate(h, &p[j * h..(j + 1) * h], &tangent[vj], out);
-                }
+                AttentionOp::weighted_sum(h, (dp, h), &value[v.clone()], out);
+                AttentionOp::weighted_sum(h, (p, h), &tangent[v.clone()], out);
             }
             let output = &mut output[sample * n * d..(sample + 1) * n * d];
             output.fill(R::default());
@@ -207,12 +242,11 @@ impl<R: Scalar> Operation<R> for AttentionOp {
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
         let Sizes { n, h, d, .. } = self.sizes();
         let weights = &point.value(self.output)[self.split()..];
-        let mut scratch = vec![R::default(); 7 * n * d + n * h + 2 * h];
+        let mut scratch = vec![R::default(); 7 * n * d + n * n * h + h];
         let (qkv, rest) = scratch.split_at_mut(3 * n * d);
         let (g_qkv, rest) = rest.split_at_mut(3 * n * d);
         let (g_out, rest) = rest.split_at_mut(n * d);
-        let (g_weights, rest) = rest.split_at_mut(n * h);
-        let (row, scaled) = rest.split_at_mut(h);
+        let (g_weights, row) = rest.split_at_mut(n * n * h);
         let samples = cotangent[..self.split()].len() / (n * d);
         for sample in 0..samples {
             let rows = sample * n * 3 * d..(sample + 1) * n * 3 * d;
@@ -230,23 +264,26 @@ impl<R: Scalar> Operation<R> for AttentionOp {
                 g.iter().enumerate().for_each(|(k, &g)| inside[k % c * h + k / c] = g);
             }
             let bias = &mut inputs[self.bias.range()][sample * n * n * h..(sample + 1) * n * n * h];
+            let p = &weights[sample * n * n * h..(sample + 1) * n * n * h];
             vectorised(|| {
-                for i in 0..n {
-                    let p = &weights[(sample * n + i) * n * h..(sample * n + i + 1) * n * h];
-                    let g_out = &g_out[i * d..(i + 1) * d];
-                    for j in 0..n {
-                        let g = &mut g_weights[j * h..(j + 1) * h];
-                        AttentionOp::dot(h, R::from_f64(1.0), g_out, &v[j * d..(j + 1) * d], g);
-                        AttentionOp::accumulate(h, &p[j * h..(j + 1) * h], g_out, &mut gv[j * d..(j + 1) * d]);
+                let rows = g_weights.chunks_exact_mut(n * h).zip(p.chunks_exact(n * h));
+                for ((g_weights, p), g_out) in rows.zip(g_out.chunks_exact(d)) {
+                    for (g, v) in g_weights.chunks_exact_mut(h).zip(v.chunks_exact(d)) {
+                        AttentionOp::dot(h, R::from_f64(1.0), g_out, v, g);
                     }
                     AttentionOp::softmax_derivative(h, p, g_weights, row);
-                    bias[i * n * h..(i + 1) * n * h].iter_mut().zip(g_weights.iter()).for_each(|(b, &g)| *b += g);
-                    for j in 0..n {
-                        let g = &g_weights[j * h..(j + 1) * h];
-                        scaled.iter_mut().zip(g).for_each(|(s, &g)| *s = self.scale::<R>() * g);
-                        AttentionOp::accumulate(h, scaled, &k[j * d..(j + 1) * d], &mut gq[i * d..(i + 1) * d]);
-                        AttentionOp::accumulate(h, scaled, &q[i * d..(i + 1) * d], &mut gk[j * d..(j + 1) * d]);
-                    }
+                }
+                bias.iter_mut().zip(g_weights.iter()).for_each(|(b, &g)| *b += g);
+                g_weights.iter_mut().for_each(|g| *g *= self.scale::<R>());
+            });
+            let stride = n * h;
+            vectorised(|| {
+                for i in 0..n {
+                    let (of_row, of_column) = (&g_weights[i * stride..(i + 1) * stride], &g_weights[i * h..]);
+                    let atom = i * d..(i + 1) * d;
+                    AttentionOp::weighted_sum(h, (of_row, h), k, &mut gq[atom.clone()]);
+                    AttentionOp::weighted_sum(h, (of_column, stride), q, &mut gk[atom.clone()]);
+                    AttentionOp::weighted_sum(h, (&p[i * h..], stride), g_out, &mut gv[atom]);
                 }
             });
             let slot = &mut inputs[self.qkv.range()][rows];

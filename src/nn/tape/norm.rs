@@ -20,6 +20,7 @@ pub(super) struct LayerNormOp {
 }
 
 /// Mean and 1/√(variance + ε) of a row.
+#[inline(always)]
 fn moments<R: Scalar>(x: &[R]) -> (R, R) {
     let n = R::from_f64(1.0 / x.len() as f64);
     let mean = sum(x, |x| x) * n;
@@ -27,30 +28,37 @@ fn moments<R: Scalar>(x: &[R]) -> (R, R) {
     (mean, R::from_f64(1.0) / (variance + R::from_f64(EPSILON)).sqrt())
 }
 
-/// Σ f(x) in eight partial sums, which vectorise.
+/// Partial sums, so that a sum vectorises and no addition waits for the one before.
+const PARTS: usize = 32;
+
+/// Σ f(x).
 #[inline(always)]
 fn sum<R: Scalar>(x: &[R], f: impl Fn(R) -> R) -> R {
-    let mut sums = [R::default(); 8];
-    let (groups, rest) = x.as_chunks::<8>();
-    for group in groups {
-        sums.iter_mut().zip(group).for_each(|(s, &x)| *s += f(x));
+    sum_of_pairs(x, x, |x, _| f(x))
+}
+
+/// Σ f(x, y).
+#[inline(always)]
+fn sum_of_pairs<R: Scalar>(x: &[R], y: &[R], f: impl Fn(R, R) -> R) -> R {
+    let mut sums = [R::default(); PARTS];
+    let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<PARTS>(), y.as_chunks::<PARTS>());
+    for (x, y) in xs.iter().zip(ys) {
+        for i in 0..PARTS {
+            sums[i] += f(x[i], y[i]);
+        }
     }
-    rest.iter().for_each(|&x| sums[0] += f(x));
-    sums.into_iter().sum()
+    let rest: R = x_rest.iter().zip(y_rest).map(|(&x, &y)| f(x, y)).sum();
+    sums.into_iter().sum::<R>() + rest
 }
 
 impl LayerNormOp {
     /// rstd · (g − mean(g) − x̂ mean(g x̂)): both the jvp and the vjp of x̂(x), which is symmetric.
+    #[inline(always)]
     fn derivative<R: Scalar>(x: &[R], g: &[R], mut write: impl FnMut(usize, R)) {
         let n = R::from_f64(1.0 / x.len() as f64);
         let (mean, scale) = moments(x);
-        let mut mean_g = R::default();
-        let mut mean_gx = R::default();
-        for (&x, &g) in x.iter().zip(g) {
-            mean_g += g;
-            mean_gx += g * (x - mean) * scale;
-        }
-        let (mean_g, mean_gx) = (mean_g * n, mean_gx * n);
+        let mean_g = sum(g, |g| g) * n;
+        let mean_gx = sum_of_pairs(x, g, |x, g| g * (x - mean)) * scale * n;
         for (i, (&x, &g)) in x.iter().zip(g).enumerate() {
             write(i, scale * (g - mean_g - (x - mean) * scale * mean_gx));
         }
@@ -84,7 +92,7 @@ impl<R: Scalar> Operation<R> for LayerNormOp {
         let w = self.weight(point.parameters);
         let rows = point.value(self.x).chunks_exact(n).zip(tangents[self.x.range()].chunks_exact(n));
         for ((x, dx), y) in rows.zip(output.chunks_exact_mut(n)) {
-            LayerNormOp::derivative(x, dx, |i, d| y[i] = w[i] * d);
+            vectorised(|| LayerNormOp::derivative(x, dx, |i, d| y[i] = w[i] * d));
         }
     }
 

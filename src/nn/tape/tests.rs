@@ -110,6 +110,9 @@ fn derivatives_match_differences() {
     check("attention", &[(rows, 12), (pairs, 2)], 0, |t, _, x| {
         t.attention(Attention { atoms: ATOMS, heads: 2 }, x[0], x[1])
     });
+    check("attention of more heads than a block", &[(rows, 102), (pairs, 17)], 0, |t, _, x| {
+        t.attention(Attention { atoms: ATOMS, heads: 17 }, x[0], x[1])
+    });
 }
 
 #[test]
