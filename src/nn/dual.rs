@@ -160,8 +160,17 @@ impl<R: Real> Scalar for Dual<R> {
         let (mut value, mut slope) = (values(dst.0), slopes(dst.0));
         let (a, da, b, db) = (values(lhs.0), slopes(lhs.0), values(rhs.0), slopes(rhs.0));
         R::gemm(shape, (&mut value, dst.1), (&a, lhs.1), (&b, rhs.1), accumulate);
-        R::gemm(shape, (&mut slope, dst.1), (&da, lhs.1), (&b, rhs.1), accumulate);
-        R::gemm(shape, (&mut slope, dst.1), (&a, lhs.1), (&db, rhs.1), true);
+        if !accumulate {
+            slope.fill(R::default());
+        }
+        // parameters have no slopes as a rule
+        let moves = |slopes: &[R]| slopes.iter().any(|s| *s != R::default());
+        if moves(&da) {
+            R::gemm(shape, (&mut slope, dst.1), (&da, lhs.1), (&b, rhs.1), true);
+        }
+        if moves(&db) {
+            R::gemm(shape, (&mut slope, dst.1), (&a, lhs.1), (&db, rhs.1), true);
+        }
         dst.0.iter_mut().zip(value.into_iter().zip(slope)).for_each(|(y, (v, s))| *y = Dual::new(v, s));
     }
 }
@@ -219,13 +228,20 @@ mod tests {
         let matrix = |seed: f64| -> Vec<Dual<f64>> {
             (0..4).map(|i| Dual::new((seed + f64::from(i)).sin(), (seed * f64::from(i)).cos())).collect()
         };
-        let (a, b, mut c) = (matrix(1.0), matrix(2.0), matrix(3.0));
-        let expected: Vec<Dual<f64>> =
-            (0..4).map(|k| c[k] + a[k / 2 * 2] * b[k % 2] + a[k / 2 * 2 + 1] * b[k % 2 + 2]).collect();
+        let fixed = |m: &[Dual<f64>]| m.iter().map(|v| Dual::new(v.value, 0.0)).collect::<Vec<_>>();
+        let (a, b, start) = (matrix(1.0), matrix(2.0), matrix(3.0));
         let view = Matrix::row_major(2);
-        Dual::gemm((2, 2, 2), (&mut c, view), (&a, view), (&b, view), true);
-        for (c, e) in c.iter().zip(expected) {
-            assert!((c.value - e.value).abs() < 1e-14 && (c.slope - e.slope).abs() < 1e-14);
+        for (a, b) in [(a.clone(), b.clone()), (a.clone(), fixed(&b)), (fixed(&a), b.clone()), (fixed(&a), fixed(&b))] {
+            for accumulate in [true, false] {
+                let before = |k: usize| if accumulate { start[k] } else { Dual::default() };
+                let product = |k: usize| a[k / 2 * 2] * b[k % 2] + a[k / 2 * 2 + 1] * b[k % 2 + 2];
+                let mut c = start.clone();
+                Dual::gemm((2, 2, 2), (&mut c, view), (&a, view), (&b, view), accumulate);
+                for (k, c) in c.iter().enumerate() {
+                    let expected = before(k) + product(k);
+                    assert!((c.value - expected.value).abs() < 1e-14 && (c.slope - expected.slope).abs() < 1e-14);
+                }
+            }
         }
     }
 }
