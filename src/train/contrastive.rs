@@ -24,6 +24,9 @@ pub struct ContrastiveOptions {
     /// How far they lie: the standard deviation of a row's times, the true one among them, about their common centre. From 1 on
     /// all times are nearly uniform.
     pub window: f64,
+    /// Times are this power of evenly spread numbers: 1 for even times as in BoltzNCE, 2 for more of them near the data. `window`
+    /// is a distance of the even numbers.
+    pub time_power: f64,
 }
 
 impl Default for ContrastiveOptions {
@@ -34,6 +37,7 @@ impl Default for ContrastiveOptions {
             nce_weight: 1.0,
             negatives: 4,
             window: 0.1,
+            time_power: 1.0,
         }
     }
 }
@@ -64,9 +68,10 @@ impl ContrastiveOptions {
         if self.nce_weight > 0.0 && self.negatives == 0 {
             return Err(Error::invalid("negatives = 0; the contrastive loss needs at least 1, or nce_weight = 0"));
         }
-        match self.window > 0.0 && self.window.is_finite() {
-            true => Ok(()),
-            false => Err(Error::invalid(format!("window = {}; a positive number is needed", self.window))),
+        let positive = [("window", self.window), ("time_power", self.time_power)];
+        match positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
+            Some((name, value)) => Err(Error::invalid(format!("{name} = {value}; a positive number is needed"))),
+            None => Ok(()),
         }
     }
 
@@ -78,17 +83,19 @@ impl ContrastiveOptions {
     /// ratios p_t(x)/p_t′(x) that the loss is to find.
     pub fn draw(&self, data: &[f64], dimension: usize, mean_free: bool, stream: &mut Stream) -> Noised {
         let n = data.len() / dimension;
-        let t: Vec<f64> = (0..n).map(|row| (row as f64 + stream.uniform()) / n as f64).collect();
+        let even: Vec<f64> = (0..n).map(|row| (row as f64 + stream.uniform()) / n as f64).collect();
         let mut noise: Vec<f64> = data.iter().map(|_| stream.normal()).collect();
         if mean_free {
             noise.chunks_exact_mut(dimension).for_each(|row| _ = centre(row));
         }
-        let mut near = |t: f64| reflected(t + self.window * stream.normal());
-        let others = |&t: &f64| {
-            let middle = near(t);
+        let mut near = |s: f64| reflected(s + self.window * stream.normal());
+        let others = |&s: &f64| {
+            let middle = near(s);
             (0..self.negatives).map(|_| near(middle)).collect::<Vec<_>>()
         };
-        let negatives = t.iter().flat_map(others).collect();
+        let time = |s: f64| s.powf(self.time_power);
+        let negatives = even.iter().flat_map(others).map(time).collect();
+        let t: Vec<f64> = even.into_iter().map(time).collect();
         let schedules: Vec<_> = t.iter().map(|&t| self.interpolant.schedule(t)).collect();
         let noised = |(i, (x0, x1)): (usize, (&f64, &f64))| {
             let s = &schedules[i / dimension];

@@ -1,6 +1,9 @@
 use super::*;
 use crate::models::mlp_ebm::{MlpConfig, MlpNetwork};
+use crate::models::network::Evaluator;
+use crate::models::EnergyFunction;
 use crate::rng::StreamId;
+use crate::train::{AdamW, Schedule};
 
 fn stream(step: u64) -> Stream {
     Stream::new(7, StreamId::Test, step, 0)
@@ -60,8 +63,8 @@ fn gradients_do_not_depend_on_threads() {
 #[test]
 fn nothing_but_x_tells_the_true_time() {
     let n = 30_000;
-    for window in [0.05, 0.4, 3.0] {
-        let options = ContrastiveOptions { window, negatives: 2, ..Default::default() };
+    for (window, time_power) in [(0.05, 1.0), (0.4, 1.0), (3.0, 1.0), (0.4, 2.0)] {
+        let options = ContrastiveOptions { window, time_power, negatives: 2, ..Default::default() };
         let batch = batch(options, n);
         let mut ranks = [0usize; 3];
         for (t, others) in batch.t.iter().zip(batch.negatives.chunks_exact(2)) {
@@ -73,7 +76,8 @@ fn nothing_but_x_tells_the_true_time() {
         let shares = ranks.map(|r| r as f64 / n as f64);
         assert!(shares.iter().all(|s| (s - 1.0 / 3.0).abs() < spread(1.0 / 3.0, n)), "window {window}: {shares:?}");
         for end in [0.0, 1.0] {
-            let close = batch.negatives.iter().filter(|t| (*t - end).abs() < 0.02).count();
+            let even = |t: &f64| t.powf(1.0 / time_power);
+            let close = batch.negatives.iter().filter(|t| (even(t) - end).abs() < 0.02).count();
             // the two other times of a row are alike at worst
             assert!(
                 (close as f64 / (2 * n) as f64 - 0.02).abs() < spread(0.02, n),
@@ -101,8 +105,46 @@ fn impossible_options_are_refused_by_name() {
     good.check().unwrap();
     let complaint = |options: ContrastiveOptions| options.check().unwrap_err().to_string();
     assert!(complaint(ContrastiveOptions { window: 0.0, ..good }).contains("window"));
+    assert!(complaint(ContrastiveOptions { time_power: f64::NAN, ..good }).contains("time_power"));
     assert!(complaint(ContrastiveOptions { negatives: 0, ..good }).contains("negatives"));
     assert!(complaint(ContrastiveOptions { score_weight: f64::NAN, ..good }).contains("score_weight"));
     assert!(complaint(ContrastiveOptions { score_weight: 0.0, nce_weight: 0.0, ..good }).contains("both"));
     ContrastiveOptions { nce_weight: 0.0, negatives: 0, ..good }.check().unwrap();
+}
+
+/// Two Gaussians of unequal weight on a line; KL(p‖q) by quadrature after a short training.
+fn divergence(options: ContrastiveOptions) -> f64 {
+    let network = MlpNetwork::new(MlpConfig { dimension: 1, width: 32, layers: 2 }).unwrap();
+    let mut parameters: Vec<f32> = network.initialise(&mut stream(0));
+    let mut adam = AdamW::new(&parameters, 0.0, 0.98);
+    for step in 0..400 {
+        let mut stream = Stream::new(7, StreamId::Train, step, 0);
+        let mut draw = || if stream.uniform() < 0.3 { 1.0 } else { -1.0 } + 0.2 * stream.normal();
+        let data: Vec<f64> = (0..256).map(|_| draw()).collect();
+        let batch = options.draw(&data, 1, false, &mut stream);
+        let mut gradient = vec![0.0; parameters.len()];
+        options.losses(&network, &parameters, &batch, &mut gradient);
+        adam.update(&mut parameters, &gradient, 5e-3 * Schedule::Cosine.factor(step as f64 / 400.0), 1.0);
+    }
+    let x: Vec<f64> = (0..600).map(|k| 0.01 * (f64::from(k) - 299.5)).collect();
+    let normalised = |l: Vec<f64>| {
+        let total = log_sum_exp(&l);
+        l.into_iter().map(|l| l - total).collect::<Vec<_>>()
+    };
+    let well = |x: f64, weight: f64, at: f64| f64::ln(weight) - (x - at).powi(2) / 0.08;
+    let p = normalised(x.iter().map(|&x| log_sum_exp(&[well(x, 0.3, 1.0), well(x, 0.7, -1.0)])).collect());
+    let mut q = vec![0.0; x.len()];
+    Evaluator::new(network, adam.average).energy(&vec![0.0; x.len()], &x, &mut q);
+    p.iter().zip(normalised(q)).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+#[test]
+fn both_losses_together_learn_a_density() {
+    let both = ContrastiveOptions { window: 1.0, time_power: 2.0, ..Default::default() };
+    let together = divergence(both);
+    let score = divergence(ContrastiveOptions { nce_weight: 0.0, ..both });
+    let nce = divergence(ContrastiveOptions { score_weight: 0.0, ..both });
+    println!("KL of both {together:.4}, of score matching {score:.4}, contrastive {nce:.4}");
+    assert!(together < 0.05, "{together}");
+    assert!(score > 2.0 * together && nce > 2.0 * together, "{score} {nce} {together}");
 }

@@ -24,6 +24,10 @@ use serde::{Deserialize, Serialize};
 const LARGEST_SIZE: usize = 4096;
 const MOST_LAYERS: usize = 256;
 
+/// Bound of the first weights. Within PyTorch's, 1/√3 in the plane, an energy begins as nearly a polynomial of low degree, and
+/// stays on plateaus (eight wells on a circle look like a ring) for thousands of steps.
+const WIDEST_INPUT: f64 = 4.0;
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -90,9 +94,13 @@ impl MlpNetwork {
         self.config
     }
 
-    /// Random weights, slopes one.
+    /// Random weights for coordinates of order one, slopes one.
     pub fn initialise<R: Real>(&self, stream: &mut Stream) -> Vec<R> {
-        self.layout.initialise(stream, |_, shape| shape.is_empty().then_some(Start::At(1.0)))
+        self.layout.initialise(stream, |name, shape| match name {
+            _ if shape.is_empty() => Some(Start::At(1.0)),
+            "input.weight" | "input.bias" => Some(Start::Within(WIDEST_INPUT)),
+            _ => None,
+        })
     }
 }
 
