@@ -2,7 +2,7 @@
 
 use super::continuous::ContinuousConfig;
 use super::coupling::CouplingConfig;
-use super::{egnn_flow, graphormer_ebm, gvp_flow, mlp_ebm};
+use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, mlp_ebm};
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,7 @@ pub enum ModelConfig {
     Coupling(CouplingConfig),
     EgnnFlow(egnn_flow::Config),
     GraphormerEbm(graphormer_ebm::Config),
+    GvpEbm(gvp_ebm::Config),
     GvpFlow(gvp_flow::Config),
     MlpEbm(mlp_ebm::Config),
 }

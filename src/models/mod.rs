@@ -7,6 +7,7 @@ pub mod egnn_flow;
 pub mod energy;
 pub mod field;
 pub mod graphormer_ebm;
+pub mod gvp_ebm;
 pub mod gvp_flow;
 pub mod mlp_ebm;
 pub mod network;
@@ -99,6 +100,7 @@ fn build_as<R: Real>(file: &ModelFile) -> Result<Arc<dyn Model>> {
         ModelConfig::Coupling(_) => Arc::new(coupling::CouplingFlow::<R>::from_file(file)?),
         ModelConfig::EgnnFlow(_) => Arc::new(egnn_flow::EgnnFlow::<R>::from_file(file)?),
         ModelConfig::GraphormerEbm(_) => Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?),
+        ModelConfig::GvpEbm(_) => Arc::new(gvp_ebm::GvpEbm::<R>::from_file(file)?),
         ModelConfig::GvpFlow(_) => Arc::new(gvp_flow::GvpFlow::<R>::from_file(file)?),
         ModelConfig::MlpEbm(_) => Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?),
     })

@@ -1,7 +1,7 @@
 //! Names, shapes and places of the parameters: one flat vector in the order of BoltzNCE's state dict.
 
 use super::GvpConfig;
-use crate::models::network::Layout;
+use crate::models::network::{Layout, Start};
 use std::ops::Range;
 
 /// Numbers of scalars and vectors that go into and come out of a geometric vector perceptron.
@@ -52,22 +52,38 @@ pub struct LayerPlaces {
     pub update_norm: NormPlaces,
 }
 
-pub struct Places {
-    /// All tensors by name.
-    pub layout: Layout,
+/// Everything but the output.
+#[derive(Clone, Debug)]
+pub struct TrunkPlaces {
     /// `[scalars][features + 1]`, time last.
     pub embedding_weight: Range<usize>,
     pub embedding_bias: Range<usize>,
     pub layers: Vec<LayerPlaces>,
+}
+
+pub struct Places {
+    /// All tensors by name.
+    pub layout: Layout,
+    pub trunk: TrunkPlaces,
     pub output: GvpPlaces,
 }
 
-#[derive(Default)]
-struct Builder {
-    layout: Layout,
+/// Where parameters begin that are neither weights nor biases of linear layers; the matrices of vectors are stored `[in][out]`.
+pub fn start(name: &str, shape: &[usize]) -> Option<Start> {
+    match shape {
+        [] => Some(Start::At(1.0)),
+        _ if name.ends_with("feat_norm.weight") => Some(Start::At(1.0)),
+        _ if name.ends_with("feat_norm.bias") => Some(Start::At(0.0)),
+        [n_in, _] if name.ends_with("Wh") || name.ends_with("Wu") => Some(Start::Within(1.0 / (*n_in as f64).sqrt())),
+        _ => None,
+    }
 }
 
-impl Builder {
+struct Builder<'a> {
+    layout: &'a mut Layout,
+}
+
+impl Builder<'_> {
     fn tensor(&mut self, name: String, shape: &[usize]) -> Range<usize> {
         let start = self.layout.tensor(name, shape);
         start..self.layout.n_parameters()
@@ -97,26 +113,39 @@ impl Builder {
     }
 }
 
-impl Places {
-    pub fn new(config: &GvpConfig) -> Places {
+/// Perceptrons from scalars_in and vectors_in to n_scalars and vectors_out.
+fn sizes(config: &GvpConfig, scalars_in: usize, vectors_in: usize, vectors_out: usize) -> GvpSizes {
+    GvpSizes { scalars_in, vectors_in, scalars_out: config.n_scalars, vectors_out }
+}
+
+impl TrunkPlaces {
+    /// Appends the tensors to a layout.
+    pub fn new(config: &GvpConfig, layout: &mut Layout) -> TrunkPlaces {
         let (f, v) = (config.n_scalars, config.n_vectors);
-        let sizes =
-            |scalars_in, vectors_in, vectors_out| GvpSizes { scalars_in, vectors_in, scalars_out: f, vectors_out };
-        let mut builder = Builder::default();
+        let mut builder = Builder { layout };
         let embedding_weight = builder.tensor("initial_embedding.0.weight".into(), &[f, config.n_features + 1]);
         let embedding_bias = builder.tensor("initial_embedding.0.bias".into(), &[f]);
         let layer = |l: usize| {
             let name = |part: &str| format!("convs.{l}.{part}");
             LayerPlaces {
-                message: builder.gvp(&name("edge_message.0"), sizes(f + config.rbf_count, v + 1, v), true),
-                update: builder.gvp(&name("node_update.0"), sizes(f, v, v), true),
-                position: builder.gvp(&name("node_position_update"), sizes(f, v, 1), false),
+                message: builder.gvp(&name("edge_message.0"), sizes(config, f + config.rbf_count, v + 1, v), true),
+                update: builder.gvp(&name("node_update.0"), sizes(config, f, v, v), true),
+                position: builder.gvp(&name("node_position_update"), sizes(config, f, v, 1), false),
                 message_norm: builder.norm(&name("message_layer_norm"), f),
                 update_norm: builder.norm(&name("update_layer_norm"), f),
             }
         };
         let layers = (0..config.n_layers).map(layer).collect();
-        let output = builder.gvp("position_updater.gvps.0", sizes(f, v, 1), false);
-        Places { layout: builder.layout, embedding_weight, embedding_bias, layers, output }
+        TrunkPlaces { embedding_weight, embedding_bias, layers }
+    }
+}
+
+impl Places {
+    pub fn new(config: &GvpConfig) -> Places {
+        let mut layout = Layout::default();
+        let trunk = TrunkPlaces::new(config, &mut layout);
+        let sizes = sizes(config, config.n_scalars, config.n_vectors, 1);
+        let output = Builder { layout: &mut layout }.gvp("position_updater.gvps.0", sizes, false);
+        Places { layout, trunk, output }
     }
 }

@@ -19,7 +19,7 @@ mod cpu;
 mod edges;
 mod format;
 mod gvp;
-mod layout;
+pub(super) mod layout;
 mod network;
 mod norm;
 mod position;
@@ -32,7 +32,6 @@ pub use format::boltznce;
 
 use crate::error::{Error, Result};
 use crate::models::continuous::{ContinuousConfig, ContinuousFlow};
-use crate::models::network::Start;
 use crate::nn::Real;
 use crate::rng::{Stream, StreamId};
 use layout::Places;
@@ -86,7 +85,8 @@ pub struct GvpField<R: Real> {
 }
 
 impl GvpConfig {
-    fn check(&self) -> Result<()> {
+    /// Errors name the option or the atom.
+    pub fn check(&self) -> Result<()> {
         let sizes = [
             ("n_features", self.n_features, LARGEST_SIZE),
             ("n_layers", self.n_layers, MOST_LAYERS),
@@ -136,18 +136,8 @@ impl<R: Real> GvpField<R> {
     /// A field of random parameters: as [`crate::models::network::Layout::initialise`] draws them, slopes and norms one.
     pub fn random(config: GvpConfig, seed: u64) -> Result<GvpField<R>> {
         config.check()?;
-        // the matrices of vectors are stored [in][out]
-        let special = |name: &str, shape: &[usize]| match shape {
-            [] => Some(Start::At(1.0)),
-            _ if name.ends_with("feat_norm.weight") => Some(Start::At(1.0)),
-            _ if name.ends_with("feat_norm.bias") => Some(Start::At(0.0)),
-            [n_in, _] if name.ends_with("Wh") || name.ends_with("Wu") => {
-                Some(Start::Within(1.0 / (*n_in as f64).sqrt()))
-            }
-            _ => None,
-        };
         let mut stream = Stream::new(seed, StreamId::Initialise, 0, 0);
-        let parameters = Places::new(&config).layout.initialise(&mut stream, special);
+        let parameters = Places::new(&config).layout.initialise(&mut stream, layout::start);
         GvpField::new(config, parameters)
     }
 

@@ -95,8 +95,8 @@ struct TangentState<R> {
 impl<R: Real> Network<R> {
     pub fn new(config: &GvpConfig, places: &Places, parameters: &[R]) -> Network<R> {
         let n_in = config.n_features + 1;
-        let weight = |i: usize, o: usize| parameters[places.embedding_weight.start + o * n_in + i].to_f64();
-        let bias = |o: usize| parameters[places.embedding_bias.start + o].to_f64();
+        let weight = |i: usize, o: usize| parameters[places.trunk.embedding_weight.start + o * n_in + i].to_f64();
+        let bias = |o: usize| parameters[places.trunk.embedding_bias.start + o].to_f64();
         let features = &config.features;
         let embed = |atom: usize, o: usize| bias(o) + features[atom].iter().map(|&i| weight(i, o)).sum::<f64>();
         let layer = |places: &LayerPlaces| Layer {
@@ -118,7 +118,7 @@ impl<R: Real> Network<R> {
                 inverse_width: R::from_f64(config.rbf_count as f64 / config.rbf_max),
             },
             message_factor: R::from_f64(1.0 / config.message_norm),
-            layers: places.layers.iter().map(layer).collect(),
+            layers: places.trunk.layers.iter().map(layer).collect(),
             output: VectorOutput::new(parameters, &places.output, None),
         }
     }

@@ -1,15 +1,24 @@
 //! The same network on a tape, for training.
 
-use super::layout::{GvpPlaces, LayerPlaces, NormPlaces, Places};
+use super::layout::{GvpPlaces, LayerPlaces, NormPlaces, Places, TrunkPlaces};
 use super::GvpConfig;
+use crate::error::Result;
 use crate::models::network::{Layout, Network};
 use crate::nn::tape::{Function, LayerNorm, RadialBasis, Weight};
 use crate::nn::{Scalar, Tape, Var};
 
+/// Embedding and layers as operations of a tape.
+#[derive(Clone, Debug)]
+pub struct Trunk {
+    config: GvpConfig,
+    places: TrunkPlaces,
+}
+
 /// The network as operations of a tape. Parameters are those of [`super::GvpField`], in its order.
 pub struct GvpNetwork {
-    config: GvpConfig,
-    places: Places,
+    trunk: Trunk,
+    layout: Layout,
+    output: Perceptron,
 }
 
 /// The weights of one geometric vector perceptron.
@@ -99,19 +108,19 @@ fn normalise<R: Scalar>(p: &[R], tape: &mut Tape<R>, norm: &NormPlaces, s: Var, 
     (s, tape.scale(v, inverse))
 }
 
-impl GvpNetwork {
-    /// Errors name the option.
-    pub fn new(config: GvpConfig) -> crate::error::Result<GvpNetwork> {
+impl Trunk {
+    /// Appends the tensors to a layout. Errors name the option.
+    pub fn new(config: GvpConfig, layout: &mut Layout) -> Result<Trunk> {
         config.check()?;
-        let places = Places::new(&config);
-        Ok(GvpNetwork { config, places })
+        let places = TrunkPlaces::new(&config, layout);
+        Ok(Trunk { config, places })
     }
 
     pub fn config(&self) -> &GvpConfig {
         &self.config
     }
 
-    fn n_atoms(&self) -> usize {
+    pub fn n_atoms(&self) -> usize {
         self.config.features.len()
     }
 
@@ -169,26 +178,9 @@ impl GvpNetwork {
         let (s, v) = normalise(p, tape, &places.update_norm, s, v);
         (s, v, x)
     }
-}
 
-impl Network for GvpNetwork {
-    fn dimension(&self) -> usize {
-        3 * self.n_atoms()
-    }
-
-    fn outputs(&self) -> usize {
-        self.dimension()
-    }
-
-    fn chunk(&self) -> usize {
-        1
-    }
-
-    fn layout(&self) -> &Layout {
-        &self.places.layout
-    }
-
-    fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var) {
+    /// The variables of x, of the atoms' scalars `[n × atoms][n_scalars]` and of their vectors.
+    pub fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var, Var) {
         let config = &self.config;
         let rows = t.len() * self.n_atoms();
         let input = tape.input(rows, 3);
@@ -201,7 +193,43 @@ impl Network for GvpNetwork {
         let v = tape.input(rows, 3 * config.n_vectors);
         tape.value_mut(v).fill(R::default());
         let (s, v, _) = self.places.layers.iter().fold((s, v, input), |state, layer| self.layer(p, tape, layer, state));
-        let (_, f) = Perceptron::new(&self.places.output).apply(p, tape, s, v, None);
+        (input, s, v)
+    }
+}
+
+impl GvpNetwork {
+    /// Errors name the option.
+    pub fn new(config: GvpConfig) -> Result<GvpNetwork> {
+        config.check()?;
+        let Places { layout, trunk, output } = Places::new(&config);
+        Ok(GvpNetwork { trunk: Trunk { config, places: trunk }, layout, output: Perceptron::new(&output) })
+    }
+
+    pub fn config(&self) -> &GvpConfig {
+        &self.trunk.config
+    }
+}
+
+impl Network for GvpNetwork {
+    fn dimension(&self) -> usize {
+        3 * self.trunk.n_atoms()
+    }
+
+    fn outputs(&self) -> usize {
+        self.dimension()
+    }
+
+    fn chunk(&self) -> usize {
+        1
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var) {
+        let (input, s, v) = self.trunk.record(p, tape, t, x);
+        let (_, f) = self.output.apply(p, tape, s, v, None);
         (input, f)
     }
 }
