@@ -11,7 +11,7 @@ DEMO_SECONDS ?= 90
 HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
-.PHONY: all venv build plugin test test-rust test-plugin lint demo train-demo bench clean
+.PHONY: all venv build plugin test test-rust test-plugin lint demo train-demo toy bench clean
 
 all: build plugin
 
@@ -52,6 +52,11 @@ train-demo: build
 	$(BIN) train --topology $(ALA2)/topology.pdb --system $(ALA2)/system$(SUFFIX).xml --config $(ALA2)/train.json \
 		--log $(DEMO)/training.jsonl -o $(DEMO)/model$(SUFFIX).safetensors
 	$(BIN) reweight $(DEMO)/model$(SUFFIX).safetensors --system $(ALA2)/system$(SUFFIX).xml -n 20000
+
+# Two losses for energy-based models, alone and together, against two exact densities of the plane: the table and figures of
+# docs/two-dimensional-study.md. Twelve minutes on two cores that others used as well.
+toy:
+	cargo run --release --example two_dimensional_ebm -- target/toy
 
 bench:
 	cargo bench
