@@ -49,7 +49,7 @@ impl ModelConfig {
         match self {
             ModelConfig::EgnnFlow(config) => Some(&config.flow),
             ModelConfig::GvpFlow(config) => Some(&config.flow),
-            ModelConfig::Coupling(_) | ModelConfig::GraphormerEbm(_) | ModelConfig::MlpEbm(_) => None,
+            _ => None,
         }
     }
 }
