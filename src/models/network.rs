@@ -124,6 +124,20 @@ pub enum Start {
     Within(f64),
 }
 
+/// Features of every atom, ones at the places in `features[atom]` of `n_features` numbers, with the time of its sample appended:
+/// `[samples × atoms][n_features + 1]`.
+pub fn features_and_time<R: Scalar>(tape: &mut Tape<R>, features: &[Vec<usize>], n_features: usize, t: &[f64]) -> Var {
+    let (atoms, width) = (features.len(), n_features + 1);
+    let var = tape.input(t.len() * atoms, width);
+    let values = tape.value_mut(var);
+    values.fill(R::default());
+    for (row, slot) in values.chunks_exact_mut(width).enumerate() {
+        features[row % atoms].iter().for_each(|&k| slot[k] = R::from_f64(1.0));
+        slot[n_features] = R::from_f64(t[row / atoms]);
+    }
+    var
+}
+
 /// A network with its parameters.
 pub struct Evaluator<N, R> {
     pub network: N,

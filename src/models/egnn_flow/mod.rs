@@ -16,7 +16,7 @@ pub mod format;
 mod tests;
 
 use super::continuous::{ContinuousConfig, ContinuousFlow};
-use super::network::{Evaluator, Layout, Network};
+use super::network::{features_and_time, Evaluator, Layout, Network};
 use crate::error::{Error, Result};
 use crate::nn::tape::{Function, Weight};
 use crate::nn::{Scalar, Tape, Var};
@@ -101,20 +101,6 @@ impl Egnn {
     fn n_atoms(&self) -> usize {
         self.config.features.len()
     }
-
-    /// Features of every atom with the time appended, `[n × atoms][features + 1]`.
-    fn features<R: Scalar>(&self, tape: &mut Tape<R>, t: &[f64]) -> Var {
-        let width = self.config.n_features + 1;
-        let var = tape.input(t.len() * self.n_atoms(), width);
-        let values = tape.value_mut(var);
-        values.fill(R::default());
-        for (row, features) in values.chunks_exact_mut(width).enumerate() {
-            let ones = &self.config.features[row % self.n_atoms()];
-            ones.iter().for_each(|&k| features[k] = R::from_f64(1.0));
-            features[width - 1] = R::from_f64(t[row / self.n_atoms()]);
-        }
-        var
-    }
 }
 
 impl Network for Egnn {
@@ -143,7 +129,7 @@ impl Network for Egnn {
         let step = self.config.coordinate_range / self.config.n_layers as f64;
         let input = tape.input(t.len() * n, 3);
         tape.value_mut(input).copy_from_slice(x);
-        let features = self.features(tape, t);
+        let features = features_and_time(tape, &self.config.features, self.config.n_features, t);
         let mut h = tape.linear(p, self.embedding, features);
         let mut x = input;
         let mut distance = None;

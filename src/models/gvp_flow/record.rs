@@ -3,7 +3,7 @@
 use super::layout::{GvpPlaces, LayerPlaces, NormPlaces, Places, TrunkPlaces};
 use super::GvpConfig;
 use crate::error::Result;
-use crate::models::network::{Layout, Network};
+use crate::models::network::{features_and_time, Layout, Network};
 use crate::nn::tape::{Function, LayerNorm, RadialBasis, Weight};
 use crate::nn::{Scalar, Tape, Var};
 
@@ -124,20 +124,6 @@ impl Trunk {
         self.config.features.len()
     }
 
-    /// Features of every atom with the time appended, `[n × atoms][features + 1]`.
-    fn features<R: Scalar>(&self, tape: &mut Tape<R>, t: &[f64]) -> Var {
-        let width = self.config.n_features + 1;
-        let var = tape.input(t.len() * self.n_atoms(), width);
-        let values = tape.value_mut(var);
-        values.fill(R::default());
-        for (row, features) in values.chunks_exact_mut(width).enumerate() {
-            let ones = &self.config.features[row % self.n_atoms()];
-            ones.iter().for_each(|&k| features[k] = R::from_f64(1.0));
-            features[width - 1] = R::from_f64(t[row / self.n_atoms()]);
-        }
-        var
-    }
-
     /// Σ_j of the messages, and the rest of a layer up to its second norm.
     fn layer<R: Scalar>(
         &self,
@@ -185,7 +171,7 @@ impl Trunk {
         let rows = t.len() * self.n_atoms();
         let input = tape.input(rows, 3);
         tape.value_mut(input).copy_from_slice(x);
-        let features = self.features(tape, t);
+        let features = features_and_time(tape, &self.config.features, self.config.n_features, t);
         let embedding = Weight::new(self.places.embedding_weight.start, config.n_features + 1, config.n_scalars)
             .with_bias(self.places.embedding_bias.start);
         let s = tape.linear(p, embedding, features);
