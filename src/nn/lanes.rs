@@ -379,18 +379,13 @@ macro_rules! dispatch_kernel {
                 fn avx2<K: crate::nn::lanes::Kernel<$real>>(kernel: K) -> K::Output {
                     kernel.run::<x86::$avx2>()
                 }
-                if crate::nn::lanes::allowed(2)
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512bw")
-                {
+                use crate::nn::real::{instruction_set, InstructionSet};
+                match instruction_set() {
                     // SAFETY: the processor has the features that the function was compiled for.
-                    return unsafe { avx512(kernel) };
-                }
-                if crate::nn::lanes::allowed(1) && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    InstructionSet::Avx512 => return unsafe { avx512(kernel) },
                     // SAFETY: as above.
-                    return unsafe { avx2(kernel) };
+                    InstructionSet::Avx2 => return unsafe { avx2(kernel) },
+                    InstructionSet::Baseline => {}
                 }
             }
             kernel.run::<crate::nn::lanes::Portable<$real>>()

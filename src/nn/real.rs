@@ -1,5 +1,7 @@
 //! The floating-point type of a network: f32 by default, f64 as the reference path.
 
+#[cfg(target_arch = "x86_64")]
+use super::lanes::allowed;
 use super::lanes::{dispatch_kernel, Kernel};
 use gemm::Parallelism;
 
@@ -133,27 +135,29 @@ pub fn vectorised<T>(body: impl FnOnce() -> T) -> T {
     body()
 }
 
-/// Vector instructions that element-wise loops are compiled for.
+/// Vector instructions that loops and kernels are compiled for.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-enum InstructionSet {
+pub(super) enum InstructionSet {
     Avx512,
     Avx2,
     Baseline,
 }
 
 #[cfg(target_arch = "x86_64")]
-fn instruction_set() -> InstructionSet {
+pub(super) fn instruction_set() -> InstructionSet {
     let has = |found: [bool; 4]| found.into_iter().all(|f| f);
-    if has([
-        is_x86_feature_detected!("avx512f"),
-        is_x86_feature_detected!("avx512dq"),
-        is_x86_feature_detected!("avx512vl"),
-        is_x86_feature_detected!("avx512bw"),
-    ]) {
+    if allowed(2)
+        && has([
+            is_x86_feature_detected!("avx512f"),
+            is_x86_feature_detected!("avx512dq"),
+            is_x86_feature_detected!("avx512vl"),
+            is_x86_feature_detected!("avx512bw"),
+        ])
+    {
         return InstructionSet::Avx512;
     }
-    match is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+    match allowed(1) && is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
         true => InstructionSet::Avx2,
         false => InstructionSet::Baseline,
     }

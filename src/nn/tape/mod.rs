@@ -56,8 +56,11 @@ impl Var {
 trait Operation<R: Scalar> {
     fn output(&self) -> Var;
     fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]);
-    /// Output tangent from the tangents of the inputs.
-    fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]);
+    /// Output tangent from the tangents of the inputs. This one is for operations that are linear in their inputs and have no
+    /// parameters.
+    fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
+        self.forward(&[], tangents, output);
+    }
     /// Adds the cotangents of inputs and parameters.
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>);
     /// Multiplications with an addition in the forward pass, of operations whose cost they are.

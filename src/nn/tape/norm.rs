@@ -120,25 +120,15 @@ pub(super) struct MeanColumnsOp {
     output: Var,
 }
 
-impl MeanColumnsOp {
-    fn apply<R: Scalar>(&self, inputs: &[R], y: &mut [R]) {
-        let n = R::from_f64(1.0 / self.x.columns as f64);
-        let rows = inputs[self.x.range()].chunks_exact(self.x.columns);
-        vectorised(|| rows.zip(y).for_each(|(x, y)| *y = sum(x, |x| x) * n));
-    }
-}
-
 impl<R: Scalar> Operation<R> for MeanColumnsOp {
     fn output(&self) -> Var {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
-        self.apply(inputs, output);
-    }
-
-    fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
-        self.apply(tangents, output);
+    fn forward(&self, _: &[R], inputs: &[R], y: &mut [R]) {
+        let n = R::from_f64(1.0 / self.x.columns as f64);
+        let rows = inputs[self.x.range()].chunks_exact(self.x.columns);
+        vectorised(|| rows.zip(y).for_each(|(x, y)| *y = sum(x, |x| x) * n));
     }
 
     fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {

@@ -12,8 +12,12 @@ pub(super) struct PairsOp {
     output: Var,
 }
 
-impl PairsOp {
-    fn apply<R: Scalar>(&self, inputs: &[R], y: &mut [R]) {
+impl<R: Scalar> Operation<R> for PairsOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, _: &[R], inputs: &[R], y: &mut [R]) {
         let (n, c) = (self.atoms, self.output.columns);
         let part = |part: Option<(f64, Var)>| part.map(|(f, x)| (R::from_f64(f), &inputs[x.range()]));
         let (source, destination) = (part(self.source), part(self.destination));
@@ -33,20 +37,6 @@ impl PairsOp {
                 }
             }
         });
-    }
-}
-
-impl<R: Scalar> Operation<R> for PairsOp {
-    fn output(&self) -> Var {
-        self.output
-    }
-
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
-        self.apply(inputs, output);
-    }
-
-    fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
-        self.apply(tangents, output);
     }
 
     fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
@@ -82,8 +72,12 @@ pub(super) struct SumPairsOp {
     output: Var,
 }
 
-impl SumPairsOp {
-    fn apply<R: Scalar>(&self, inputs: &[R], y: &mut [R]) {
+impl<R: Scalar> Operation<R> for SumPairsOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, _: &[R], inputs: &[R], y: &mut [R]) {
         let (n, c) = (self.atoms, self.m.columns);
         vectorised(|| {
             for (i, (y, block)) in y.chunks_exact_mut(c).zip(inputs[self.m.range()].chunks_exact(n * c)).enumerate() {
@@ -95,20 +89,6 @@ impl SumPairsOp {
                 }
             }
         });
-    }
-}
-
-impl<R: Scalar> Operation<R> for SumPairsOp {
-    fn output(&self) -> Var {
-        self.output
-    }
-
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
-        self.apply(inputs, output);
-    }
-
-    fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
-        self.apply(tangents, output);
     }
 
     fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
@@ -157,10 +137,6 @@ impl<R: Scalar> Operation<R> for RepeatOp {
         repeat(&inputs[self.x.range()], c, self.times, |r, row| output[r * c..(r + 1) * c].copy_from_slice(row));
     }
 
-    fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
-        self.forward(&[], tangents, output);
-    }
-
     fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
         let c = self.x.columns;
         for (slot, block) in inputs[self.x.range()].chunks_exact_mut(c).zip(cotangent.chunks_exact(c * self.times)) {
@@ -180,10 +156,6 @@ impl<R: Scalar> Operation<R> for SumRowsOp {
             y.fill(R::default());
             block.chunks_exact(c).for_each(|x| y.iter_mut().zip(x).for_each(|(y, &x)| *y += x));
         }
-    }
-
-    fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
-        self.forward(&[], tangents, output);
     }
 
     fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {

@@ -1,10 +1,9 @@
 //! Energy-based models, by score matching and contrastive estimation on a generator's samples.
 
-use super::Train;
+use super::{read_model, Train};
 use modejump::coordinates::chirality::classes;
 use modejump::coordinates::Topology;
 use modejump::density::Exactness;
-use modejump::io::model_file;
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::energy::EnergyConfig;
 use modejump::models::graphormer_ebm::{Config, Graphormer, GraphormerConfig, Version};
@@ -48,8 +47,7 @@ impl Train {
         design.contrast.check()?;
         let (card, config, parameters) = match &self.start {
             Some(path) => {
-                let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-                let file = model_file::read(&path.display().to_string(), &bytes)?;
+                let file = read_model(path)?;
                 let ModelConfig::GraphormerEbm(config) = file.card.model.clone() else {
                     return Err(Error::file(path, "not a model of the kind graphormer_ebm"));
                 };

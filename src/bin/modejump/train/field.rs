@@ -1,9 +1,8 @@
 //! Vector fields, by flow matching.
 
-use super::Train;
+use super::{read_model, Train};
 use modejump::coordinates::chirality::{classes, stereocentres};
 use modejump::coordinates::Topology;
-use modejump::io::model_file;
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
 use modejump::models::egnn_flow::{self, Egnn, EgnnConfig};
@@ -79,8 +78,7 @@ impl Train {
     pub(super) fn gvp_flow(&self, design: &GvpDesign, topology: Topology, x0: &[f64], frames: Vec<f64>) -> Result<()> {
         let (card, config, parameters) = match &self.start {
             Some(path) => {
-                let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-                let file = model_file::read(&path.display().to_string(), &bytes)?;
+                let file = read_model(path)?;
                 let ModelConfig::GvpFlow(config) = file.card.model.clone() else {
                     return Err(Error::file(path, "not a model of the kind gvp_flow"));
                 };
@@ -119,8 +117,7 @@ impl Train {
     ) -> Result<()> {
         let (card, config, parameters) = match &self.start {
             Some(path) => {
-                let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-                let file = model_file::read(&path.display().to_string(), &bytes)?;
+                let file = read_model(path)?;
                 let ModelConfig::EgnnFlow(config) = file.card.model.clone() else {
                     return Err(Error::file(path, "not a model of the kind egnn_flow"));
                 };

@@ -7,7 +7,8 @@ mod regression;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
-use modejump::io::{checkpoint, model_file, trajectory};
+use modejump::io::model_file::{self, ModelFile};
+use modejump::io::{checkpoint, trajectory};
 use modejump::models::card::TargetInfo;
 use modejump::models::coupling::CouplingFlow;
 use modejump::models::{Model, ModelCard};
@@ -106,7 +107,7 @@ impl Train {
     fn coupling(&self, config: Config, topology: Topology, frames: Vec<f64>) -> Result<()> {
         let constraints = self.constraints()?;
         let mut flow = match &self.start {
-            Some(path) => load_flow(path)?,
+            Some(path) => CouplingFlow::from_file(&read_model(path)?)?,
             None => design(&topology, &frames, &constraints, &config.design)?,
         };
         self.complete(flow.card_mut())?;
@@ -378,9 +379,10 @@ fn read_frames(paths: &[PathBuf], dimension: usize) -> Result<Vec<f64>> {
     Ok(x)
 }
 
-fn load_flow(path: &Path) -> Result<CouplingFlow<f32>> {
+/// The model file of --start.
+fn read_model(path: &Path) -> Result<ModelFile> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    CouplingFlow::from_file(&model_file::read(&path.display().to_string(), &bytes)?)
+    model_file::read(&path.display().to_string(), &bytes)
 }
 
 /// The numbers that matter, for the progress line.
