@@ -78,9 +78,22 @@ def observe(context):
 
 
 def harmonics(phi):
-    """cos(k phi), sin(k phi) for k = 1 ... ORDER."""
-    k = np.arange(1, ORDER + 1)
-    return np.concatenate([np.cos(k * phi), np.sin(k * phi)])
+    """cos(k phi), sin(k phi) for k = 1 ... ORDER, along the last axis."""
+    angles = np.multiply.outer(phi, np.arange(1, ORDER + 1))
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+
+
+def sampled(context, options):
+    """phi and energy every 0.1 ps, from the start up to each full nanosecond."""
+    stride = int(round(0.1 / options.timestep))
+    phi, energy = [], []
+    for frame in range(int(options.nanoseconds * 10000)):
+        context.getIntegrator().step(stride)
+        x, u = observe(context)
+        phi.append(float(torsion(x, PHI)))
+        energy.append(u)
+        if frame % 10000 == 9999:
+            yield np.array(phi), np.array(energy)
 
 
 def add_bias(system):
@@ -110,47 +123,33 @@ def flat_phi(options):
         bias += 0.1 / (1 + step / 2000) * harmonics(phi)
         for i, c in enumerate(bias):
             context.setParameter(f"c{i}", c)
-    phi, energy = [], []
-    for frame in range(int(options.nanoseconds * 10000)):
-        context.getIntegrator().step(stride)
-        x, u = observe(context)
-        phi.append(float(torsion(x, PHI)))
-        energy.append(u)
-        if frame % 10000 == 9999:
-            series = np.array(phi)
-            height = np.array([bias @ harmonics(p) for p in series])
-            weight = np.exp((height - height.max()) / (KT * 300.0))
-            value, error = delta_f(in_left_basin(series), weight)
-            u_mean, u_error = weighted_mean(np.array(energy) - height, weight)
-            write(options.output, {
-                "method": "Langevin dynamics at 300 K under a bias that flattens phi, weighted by exp(bias/kT)",
-                "nanoseconds": (frame + 1) / 10000, "timestep_ps": options.timestep, "seed": options.seed,
-                "delta_f_kT": value, "delta_f_stderr": error, "u_mean": u_mean, "u_stderr": u_error,
-                "transitions": transitions(series),
-                "effective_fraction": float(weight.sum() ** 2 / (weight**2).sum() / len(weight)),
-            })
+    for phi, energy in sampled(context, options):
+        height = harmonics(phi) @ bias
+        weight = np.exp((height - height.max()) / (KT * 300.0))
+        value, error = delta_f(in_left_basin(phi), weight)
+        u_mean, u_error = weighted_mean(energy - height, weight)
+        write(options.output, {
+            "method": "Langevin dynamics at 300 K under a bias that flattens phi, weighted by exp(bias/kT)",
+            "nanoseconds": len(phi) / 10000, "timestep_ps": options.timestep, "seed": options.seed,
+            "delta_f_kT": value, "delta_f_stderr": error, "u_mean": u_mean, "u_stderr": u_error,
+            "transitions": transitions(phi),
+            "effective_fraction": float(weight.sum() ** 2 / (weight**2).sum() / len(weight)),
+        })
 
 
 def plain(options):
     system = openmm.XmlSerializer.deserialize((HERE / options.system).read_text())
     context = simulation(system, 300.0, options.seed, options.timestep, 1.0)
-    steps = int(round(0.1 / options.timestep))
-    phi, energy = [], []
-    for frame in range(int(options.nanoseconds * 10000)):
-        context.getIntegrator().step(steps)
-        x, u = observe(context)
-        phi.append(float(torsion(x, PHI)))
-        energy.append(u)
-        if frame % 10000 == 9999:
-            n = transitions(np.array(phi))
-            u_mean, u_error = weighted_mean(np.array(energy), np.ones(len(energy)))
-            write(options.output, {
-                "method": "plain Langevin dynamics, 300 K",
-                "nanoseconds": (frame + 1) / 10000, "transitions": n,
-                "transitions_per_ns": n / ((frame + 1) / 10000),
-                "timestep_ps": options.timestep,
-                "u_mean": u_mean, "u_stderr": u_error,
-            })
+    for phi, energy in sampled(context, options):
+        n, nanoseconds = transitions(phi), len(phi) / 10000
+        u_mean, u_error = weighted_mean(energy, np.ones(len(energy)))
+        write(options.output, {
+            "method": "plain Langevin dynamics, 300 K",
+            "nanoseconds": nanoseconds, "transitions": n,
+            "transitions_per_ns": n / nanoseconds,
+            "timestep_ps": options.timestep,
+            "u_mean": u_mean, "u_stderr": u_error,
+        })
 
 
 def write(path, values):

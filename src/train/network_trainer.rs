@@ -4,7 +4,7 @@ use super::contrastive::ContrastiveOptions;
 use super::flow_matching::{self, Batch, Pairing};
 use super::optimiser::{AdamW, Schedule};
 use super::progress::Progress;
-use crate::coordinates::vector::centre;
+use crate::coordinates::vector::{atom, centre, torsion};
 use crate::error::{Error, Result};
 use crate::models::continuous::ContinuousConfig;
 use crate::models::network::Network;
@@ -14,6 +14,48 @@ use serde::{Deserialize, Serialize};
 /// Rows of the held-out frames that an evaluation looks at.
 const MOST_HELD_OUT: usize = 256;
 
+/// Frames with a torsion in a range, drawn more often than they occur, so that a rare basin is learned as well as the common
+/// one. The model then has that share of the basin; weights or the acceptance of a move take it back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Emphasis {
+    /// The torsion's atoms, counted from 0.
+    pub atoms: [usize; 4],
+    /// Its range, rad within ±π.
+    pub range: [f64; 2],
+    /// Share of a batch that is drawn from the range.
+    pub share: f64,
+}
+
+impl Emphasis {
+    /// Numbers of the frames `[n][dimension]` inside the range, and of those outside.
+    ///
+    /// Errors: a share beyond [0, 1], an atom that the frames do not have, no frame inside or none outside.
+    fn split(&self, frames: &[f64], dimension: usize, first: usize) -> Result<[Vec<usize>; 2]> {
+        if !(0.0..=1.0).contains(&self.share) {
+            return Err(Error::invalid(format!("emphasis.share = {}; a number from 0 to 1 is needed", self.share)));
+        }
+        if let Some(a) = self.atoms.iter().find(|&&a| 3 * a + 3 > dimension) {
+            return Err(Error::invalid(format!("emphasis.atoms: {a} is beyond the {} atoms", dimension / 3)));
+        }
+        let inside = |frame: &usize| {
+            let x = &frames[frame * dimension..][..dimension];
+            let [i, j, k, l] = self.atoms.map(|a| atom(x, a));
+            (self.range[0]..self.range[1]).contains(&torsion(i, j, k, l))
+        };
+        let (within, without): (Vec<usize>, Vec<usize>) = (first..frames.len() / dimension).partition(inside);
+        match within.is_empty() || without.is_empty() {
+            true => Err(Error::invalid(format!(
+                "emphasis: {} frames have the torsion in {:?} rad and {} have not; both are needed",
+                within.len(),
+                self.range,
+                without.len()
+            ))),
+            false => Ok([within, without]),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetworkOptions {
@@ -22,6 +64,8 @@ pub struct NetworkOptions {
     pub rate: f64,
     pub schedule: Schedule,
     pub batch: usize,
+    /// Frames to be drawn more often.
+    pub emphasis: Option<Emphasis>,
     /// How data and prior are paired in flow matching.
     pub pairing: Pairing,
     /// Largest weight of an end-point model near the data.
@@ -45,6 +89,7 @@ impl Default for NetworkOptions {
             rate: 1e-3,
             schedule: Schedule::Cosine,
             batch: 64,
+            emphasis: None,
             pairing: Pairing::Superposed,
             largest_weight: 10.0,
             weight_decay: 0.0,
@@ -125,6 +170,8 @@ pub struct NetworkTrainer<'a, N, O> {
     objective: O,
     frames: Vec<f64>,
     n_held_out: usize,
+    /// Frames inside and outside the range of `emphasis`.
+    pools: Option<(f64, [Vec<usize>; 2])>,
     state: NetworkState,
     gradient: Vec<f32>,
 }
@@ -166,7 +213,10 @@ impl<'a, N: Network, O: Objective<N>> NetworkTrainer<'a, N, O> {
         if n <= n_held_out {
             return Err(Error::invalid(format!("{n} frames leave none to train on")));
         }
-        Ok(NetworkTrainer { network, objective, frames, n_held_out, state, gradient: vec![0.0; n_parameters] })
+        let split = |emphasis: &Emphasis| emphasis.split(&frames, d, n_held_out).map(|pools| (emphasis.share, pools));
+        let pools = state.options.emphasis.as_ref().map(split).transpose()?;
+        let gradient = vec![0.0; n_parameters];
+        Ok(NetworkTrainer { network, objective, frames, n_held_out, pools, state, gradient })
     }
 
     pub fn state(&self) -> &NetworkState {
@@ -188,10 +238,9 @@ impl<'a, N: Network, O: Objective<N>> NetworkTrainer<'a, N, O> {
         let rate = rate * schedule.factor(self.state.step as f64 / steps as f64);
         let mut stream = Stream::new(seed, StreamId::Train, self.state.step as u64, 0);
         let d = self.network.dimension();
-        let n = self.frames.len() / d - self.n_held_out;
         let mut data = Vec::with_capacity(batch * d);
         (0..batch).for_each(|_| {
-            let frame = self.n_held_out + stream.below(n);
+            let frame = self.draw(&mut stream);
             data.extend_from_slice(&self.frames[frame * d..][..d]);
         });
         self.gradient.fill(0.0);
@@ -201,6 +250,15 @@ impl<'a, N: Network, O: Objective<N>> NetworkTrainer<'a, N, O> {
         state.since += 1;
         state.step += 1;
         (state.step.is_multiple_of(evaluate.max(1)) || state.step == steps).then(|| self.evaluate(rate))
+    }
+
+    /// Number of a frame to train on.
+    fn draw(&self, stream: &mut Stream) -> usize {
+        let Some((share, [inside, outside])) = &self.pools else {
+            return self.n_held_out + stream.below(self.frames.len() / self.network.dimension() - self.n_held_out);
+        };
+        let pool = if stream.uniform() < *share { inside } else { outside };
+        pool[stream.below(pool.len())]
     }
 
     fn evaluate(&mut self, rate: f64) -> Progress {
