@@ -2,7 +2,7 @@
 
 use super::continuous::ContinuousConfig;
 use super::coupling::CouplingConfig;
-use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, mlp_ebm};
+use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, invariant_ebm, mlp_ebm};
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,7 @@ pub enum ModelConfig {
     GraphormerEbm(graphormer_ebm::Config),
     GvpEbm(gvp_ebm::Config),
     GvpFlow(gvp_flow::Config),
+    InvariantEbm(invariant_ebm::Config),
     MlpEbm(mlp_ebm::Config),
 }
 

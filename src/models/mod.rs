@@ -9,6 +9,7 @@ pub mod field;
 pub mod graphormer_ebm;
 pub mod gvp_ebm;
 pub mod gvp_flow;
+pub mod invariant_ebm;
 pub mod mlp_ebm;
 pub mod network;
 
@@ -102,6 +103,7 @@ fn build_as<R: Real>(file: &ModelFile) -> Result<Arc<dyn Model>> {
         ModelConfig::GraphormerEbm(_) => Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?),
         ModelConfig::GvpEbm(_) => Arc::new(gvp_ebm::GvpEbm::<R>::from_file(file)?),
         ModelConfig::GvpFlow(_) => Arc::new(gvp_flow::GvpFlow::<R>::from_file(file)?),
+        ModelConfig::InvariantEbm(_) => Arc::new(invariant_ebm::InvariantEbm::<R>::from_file(file)?),
         ModelConfig::MlpEbm(_) => Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?),
     })
 }

@@ -3,11 +3,12 @@
 use super::field::{EnergyFunction, VectorField};
 use crate::error::{Error, Result};
 use crate::io::model_file::{Data, Tensor};
+use crate::nn::tape::Weight;
 use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// A time-dependent network of configurations. Its `record` is the model's paper in code.
 pub trait Network: Send + Sync {
@@ -34,17 +35,50 @@ pub trait Network: Send + Sync {
 /// Names, shapes and places of a network's tensors in its flat parameter vector.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
-    tensors: Vec<(String, Vec<usize>, usize)>,
+    tensors: Vec<Place>,
     end: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    name: String,
+    shape: Vec<usize>,
+    at: usize,
+    /// The place in the file's tensor of each element, where it is another one.
+    order: Option<Arc<[usize]>>,
+}
+
+impl Place {
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// (in the parameter vector, in the file's tensor) of each element.
+    fn elements(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        (0..self.len()).map(|i| (self.at + i, self.order.as_ref().map_or(i, |order| order[i])))
+    }
 }
 
 impl Layout {
     /// Appends a tensor and returns its place.
     pub fn tensor(&mut self, name: impl Into<String>, shape: &[usize]) -> usize {
         let at = self.end;
+        self.tensors.push(Place { name: name.into(), shape: shape.to_vec(), at, order: None });
         self.end += shape.iter().product::<usize>();
-        self.tensors.push((name.into(), shape.to_vec(), at));
         at
+    }
+
+    /// Lets the tensor at `at` lie in another order than in the file: its element i is the file's element `order(i)`.
+    pub fn reorder(&mut self, at: usize, order: impl Fn(usize) -> usize) {
+        for place in self.tensors.iter_mut().filter(|place| place.at == at) {
+            place.order = Some((0..place.len()).map(&order).collect());
+        }
+    }
+
+    /// Appends `name.weight` `[out][in]` and `name.bias`.
+    pub fn linear(&mut self, name: &str, n_in: usize, n_out: usize) -> Weight {
+        let at = self.tensor(format!("{name}.weight"), &[n_out, n_in]);
+        Weight::new(at, n_in, n_out).with_bias(self.tensor(format!("{name}.bias"), &[n_out]))
     }
 
     /// Number of parameters.
@@ -54,25 +88,26 @@ impl Layout {
 
     /// Name, shape and place of each tensor.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize], usize)> {
-        self.tensors.iter().map(|(name, shape, at)| (name.as_str(), shape.as_slice(), *at))
+        self.tensors.iter().map(|place| (place.name.as_str(), place.shape.as_slice(), place.at))
     }
 
     /// The parameters among the tensors of a file. Errors name a tensor that is missing, has another shape or holds NaN, or does
     /// not belong.
     pub fn read<R: Real>(&self, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<R>> {
         let mut parameters = vec![R::default(); self.end];
-        for (name, shape, at) in self.tensors() {
+        for place in &self.tensors {
+            let Place { name, shape, .. } = place;
             let tensor = tensors.get(name).ok_or_else(|| Error::invalid(format!("tensor {name} is missing")))?;
-            if tensor.shape != shape {
+            if tensor.shape != *shape {
                 let found = &tensor.shape;
                 return Err(Error::invalid(format!("tensor {name} has shape {found:?}, the model needs {shape:?}")));
             }
             if let Some(i) = tensor.data.iter().position(|v| !v.is_finite()) {
                 return Err(Error::invalid(format!("tensor {name} holds {} at position {i}", tensor.data[i])));
             }
-            parameters[at..].iter_mut().zip(&tensor.data).for_each(|(p, &v)| *p = R::from_f64(v));
+            place.elements().for_each(|(i, k)| parameters[i] = R::from_f64(tensor.data[k]));
         }
-        match tensors.keys().find(|name| !self.tensors.iter().any(|t| t.0 == **name)) {
+        match tensors.keys().find(|name| !self.tensors.iter().any(|t| t.name == **name)) {
             Some(name) => Err(Error::invalid(format!("tensor {name} is not part of the model"))),
             None => Ok(parameters),
         }
@@ -80,15 +115,16 @@ impl Layout {
 
     /// The parameters as tensors for a file, in f32 unless the network is f64.
     pub fn write<R: Real>(&self, parameters: &[R]) -> BTreeMap<String, (Vec<usize>, Data)> {
-        let data = |values: &[R]| match R::NAME {
-            "f64" => Data::F64(values.iter().map(|v| v.to_f64()).collect()),
-            _ => Data::F32(values.iter().map(|v| v.to_f64() as f32).collect()),
+        let data = |values: Vec<f64>| match R::NAME {
+            "f64" => Data::F64(values),
+            _ => Data::F32(values.into_iter().map(|v| v as f32).collect()),
         };
-        let tensor = |(name, shape, at): (&str, &[usize], usize)| {
-            let n = shape.iter().product::<usize>();
-            (name.to_string(), (shape.to_vec(), data(&parameters[at..at + n])))
+        let tensor = |place: &Place| {
+            let mut values = vec![0.0; place.len()];
+            place.elements().for_each(|(i, k)| values[k] = parameters[i].to_f64());
+            (place.name.clone(), (place.shape.clone(), data(values)))
         };
-        self.tensors().map(tensor).collect()
+        self.tensors.iter().map(tensor).collect()
     }
 
     /// Random weights as PyTorch's linear layers begin: uniform in ±1/√inputs, the last of a matrix's dimensions, with which its

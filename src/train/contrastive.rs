@@ -27,6 +27,13 @@ pub struct ContrastiveOptions {
     /// Times are this power of evenly spread numbers: 1 for even times as in BoltzNCE, 2 for more of them near the data. `window`
     /// is a distance of the even numbers.
     pub time_power: f64,
+    /// Every second row is the row before it with the noise's sign turned. The noise that a small σ puts on the gradient of the
+    /// score matching, which grows as 1/σ, then cancels: two such rows are the Hutchinson estimate of implicit score matching
+    /// (Hyvärinen 2005).
+    pub antithetic: bool,
+    /// Noise σ_l, in the network's units, below which a row's weight in the score matching, σ² as a rule, falls no further: it is
+    /// larger by the factor 1 + σ_l²/(σ² + σ_l²/100). Of use with `antithetic` only.
+    pub least_noise: f64,
 }
 
 impl Default for ContrastiveOptions {
@@ -38,6 +45,8 @@ impl Default for ContrastiveOptions {
             negatives: 4,
             window: 0.1,
             time_power: 1.0,
+            antithetic: false,
+            least_noise: 0.0,
         }
     }
 }
@@ -49,6 +58,8 @@ pub struct Noised {
     pub x: Vec<f64>,
     pub noise: Vec<f64>,
     pub sigma: Vec<f64>,
+    /// Weight of each row in the score matching.
+    pub weight: Vec<f64>,
     /// Network times `[n]`.
     pub t: Vec<f64>,
     /// Other times of each row, `[n][k]`.
@@ -68,6 +79,9 @@ impl ContrastiveOptions {
         if self.nce_weight > 0.0 && self.negatives == 0 {
             return Err(Error::invalid("negatives = 0; the contrastive loss needs at least 1, or nce_weight = 0"));
         }
+        if !(self.least_noise >= 0.0 && self.least_noise.is_finite()) {
+            return Err(Error::invalid(format!("least_noise = {}; a number from 0 is needed", self.least_noise)));
+        }
         let positive = [("window", self.window), ("time_power", self.time_power)];
         match positive.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
             Some((name, value)) => Err(Error::invalid(format!("{name} = {value}; a positive number is needed"))),
@@ -83,10 +97,16 @@ impl ContrastiveOptions {
     /// ratios p_t(x)/p_t′(x) that the loss is to find.
     pub fn draw(&self, data: &[f64], dimension: usize, mean_free: bool, stream: &mut Stream) -> Noised {
         let n = data.len() / dimension;
-        let even: Vec<f64> = (0..n).map(|row| (row as f64 + stream.uniform()) / n as f64).collect();
+        let mut even: Vec<f64> = (0..n).map(|row| (row as f64 + stream.uniform()) / n as f64).collect();
         let mut noise: Vec<f64> = data.iter().map(|_| stream.normal()).collect();
         if mean_free {
             noise.chunks_exact_mut(dimension).for_each(|row| _ = centre(row));
+        }
+        let mut data = data.to_vec();
+        if self.antithetic {
+            even.chunks_exact_mut(2).for_each(|pair| pair[1] = pair[0]);
+            turn_over(&mut data, dimension, 1.0);
+            turn_over(&mut noise, dimension, -1.0);
         }
         let mut near = |s: f64| reflected(s + self.window * stream.normal());
         let others = |&s: &f64| {
@@ -102,7 +122,16 @@ impl ContrastiveOptions {
             s.alpha * x0 + s.sigma * x1
         };
         let x = data.iter().zip(&noise).enumerate().map(noised).collect();
-        Noised { x, noise, sigma: schedules.iter().map(|s| s.sigma).collect(), t, negatives }
+        let sigma: Vec<f64> = schedules.iter().map(|s| s.sigma).collect();
+        let weight = sigma.iter().map(|&s| self.weight(s)).collect();
+        Noised { x, noise, weight, sigma, t, negatives }
+    }
+
+    /// Weight of the score matching at noise σ.
+    fn weight(&self, sigma: f64) -> f64 {
+        let least = self.least_noise * self.least_noise;
+        // bounded: far below, rounding takes the place of the noise
+        1.0 + if least > 0.0 { least / (sigma * sigma + 0.01 * least) } else { 0.0 }
     }
 
     /// Adds ∂L/∂parameters of L = `score_weight` · L_score + `nce_weight` · L_nce to `gradient`, and returns both losses; NaN for
@@ -125,13 +154,22 @@ impl ContrastiveOptions {
     }
 }
 
+/// Every second row becomes `factor` times the row before it.
+fn turn_over(rows: &mut [f64], columns: usize, factor: f64) {
+    for pair in rows.chunks_exact_mut(2 * columns) {
+        let (first, second) = pair.split_at_mut(columns);
+        second.iter_mut().zip(first).for_each(|(b, a)| *b = factor * *a);
+    }
+}
+
 /// Folded into [0, 1] at its ends.
 fn reflected(t: f64) -> f64 {
     let t = t.rem_euclid(2.0);
     t.min(2.0 - t)
 }
 
-/// L = mean over rows and coordinates of (σ ∇ₓE(t, x) + noise)² (Vincent 2011; weight σ²). Adds scale · ∂L/∂parameters.
+/// L = mean over rows and coordinates of w (σ ∇ₓE(t, x) + noise)² (Vincent 2011; weight wσ²), less the part (w − 1) noise² that
+/// no parameter changes. Adds scale · ∂L/∂parameters.
 ///
 /// The gradient needs ∂θ of ∇ₓE. With v = ∂L/∂(∇ₓE) held fixed, ∂θ L = d/dε ∂θ E(x + εv): the slope of an ordinary gradient
 /// on [`Dual`] numbers.
@@ -159,7 +197,7 @@ pub fn score_matching<N: Network, R: Real>(
     let mut sum = vec![Dual::default(); gradient.len()];
     accumulate(n, chunk, &mut sum, |tape: &mut Tape<Dual<R>>, rows, sum| {
         let shifted = |i: usize| {
-            let v = 2.0 * batch.sigma[i / d] * norm * residuals[i];
+            let v = 2.0 * batch.weight[i / d] * batch.sigma[i / d] * norm * residuals[i];
             Dual::new(R::from_f64(batch.x[i]), R::from_f64(scale * v))
         };
         let x: Vec<Dual<R>> = (rows.start * d..rows.end * d).map(shifted).collect();
@@ -169,7 +207,11 @@ pub fn score_matching<N: Network, R: Real>(
         0.0
     });
     gradient.iter_mut().zip(sum).for_each(|(g, s)| *g += s.slope);
-    norm * residuals.iter().map(|r| r * r).sum::<f64>()
+    let loss = |(i, r): (usize, &f64)| {
+        let w = batch.weight[i / d];
+        w * r * r - (w - 1.0) * batch.noise[i] * batch.noise[i]
+    };
+    norm * residuals.iter().enumerate().map(loss).sum::<f64>()
 }
 
 /// L = −mean [E(t, x_t) − log(e^{E(t, x_t)} + Σ_k e^{E(t′_k, x_t)})] (InfoNCE over the time: the model must tell when x_t was

@@ -87,6 +87,63 @@ fn nothing_but_x_tells_the_true_time() {
     }
 }
 
+/// Score matching with a weight that differs from row to row.
+#[test]
+fn weighted_gradients_match_differences() {
+    let (network, parameters) = small();
+    let options = ContrastiveOptions { nce_weight: 0.0, antithetic: true, least_noise: 0.2, ..Default::default() };
+    let batch = batch(options, 20);
+    let loss = |parameters: &[f64], gradient: &mut [f64]| options.losses(&network, parameters, &batch, gradient)[0];
+    let mut gradient = vec![0.0; parameters.len()];
+    loss(&parameters, &mut gradient);
+    let (mut scratch, h) = (gradient.clone(), 1e-5);
+    for k in (0..parameters.len()).step_by(7) {
+        let mut at = |s: f64| {
+            let mut shifted = parameters.clone();
+            shifted[k] += s * h;
+            loss(&shifted, &mut scratch)
+        };
+        let difference = (at(1.0) - at(-1.0)) / (2.0 * h);
+        assert!((difference - gradient[k]).abs() < 1e-7 * difference.abs().max(1.0), "{difference} {}", gradient[k]);
+    }
+}
+
+/// Near the data the noise of the target, 1/σ, drops out of the gradient.
+#[test]
+fn antithetic_rows_quiet_the_gradient_near_the_data() {
+    let (network, parameters) = small();
+    let spread = |antithetic: bool| {
+        let options = ContrastiveOptions {
+            nce_weight: 0.0,
+            antithetic,
+            time_power: 12.0,
+            least_noise: 1.0,
+            ..Default::default()
+        };
+        let gradients: Vec<f64> = (0..30)
+            .map(|k| {
+                let batch = options.draw(&[0.3; 24], 3, false, &mut stream(10 + k));
+                let mut gradient = vec![0.0; parameters.len()];
+                options.losses(&network, &parameters, &batch, &mut gradient);
+                gradient[0]
+            })
+            .collect();
+        let mean = gradients.iter().sum::<f64>() / 30.0;
+        gradients.iter().map(|g| (g - mean).powi(2)).sum::<f64>()
+    };
+    assert!(spread(true) < 0.1 * spread(false), "{} {}", spread(true), spread(false));
+}
+
+#[test]
+fn antithetic_rows_are_pairs() {
+    let batch = batch(ContrastiveOptions { antithetic: true, ..Default::default() }, 7);
+    for k in [0, 2, 4] {
+        assert_eq!(batch.t[k], batch.t[k + 1]);
+        (3 * k..3 * k + 3).for_each(|i| assert_eq!(batch.noise[i], -batch.noise[i + 3]));
+    }
+    assert_ne!(batch.t[5], batch.t[6], "an odd row out is left as it is");
+}
+
 #[test]
 fn noise_of_molecules_is_mean_free() {
     let options = ContrastiveOptions::default();
@@ -106,6 +163,7 @@ fn impossible_options_are_refused_by_name() {
     let complaint = |options: ContrastiveOptions| options.check().unwrap_err().to_string();
     assert!(complaint(ContrastiveOptions { window: 0.0, ..good }).contains("window"));
     assert!(complaint(ContrastiveOptions { time_power: f64::NAN, ..good }).contains("time_power"));
+    assert!(complaint(ContrastiveOptions { least_noise: -1.0, ..good }).contains("least_noise"));
     assert!(complaint(ContrastiveOptions { negatives: 0, ..good }).contains("negatives"));
     assert!(complaint(ContrastiveOptions { score_weight: f64::NAN, ..good }).contains("score_weight"));
     assert!(complaint(ContrastiveOptions { score_weight: 0.0, nce_weight: 0.0, ..good }).contains("both"));

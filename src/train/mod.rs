@@ -17,7 +17,7 @@ mod trainer_tests;
 
 pub use architecture::{design, DesignOptions};
 pub use contrastive::ContrastiveOptions;
-pub use network_trainer::{Emphasis, Contrast, FlowMatching, NetworkOptions, NetworkState, NetworkTrainer};
+pub use network_trainer::{Contrast, Emphasis, FlowMatching, NetworkOptions, NetworkState, NetworkTrainer};
 pub use optimiser::{AdamW, Schedule};
 pub use progress::Progress;
 pub use trainer::{Phase, TrainOptions, TrainState, Trainer};

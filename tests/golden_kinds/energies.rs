@@ -26,13 +26,7 @@ pub fn network<R: Real>(stem: &Path, types: Vec<usize>) -> Evaluator<Graphormer,
     let (tensors, path) = weights(stem);
     let (config, tensors) = format::of_boltznce(tensors, types, 1).unwrap();
     let network = Graphormer::new(config).unwrap();
-    let mut parameters = vec![R::default(); network.layout().n_parameters()];
-    for (name, shape, at) in network.layout().tensors() {
-        let tensor = tensors.get(name).unwrap_or_else(|| panic!("{}: no {name}", path.display()));
-        assert_eq!(tensor.shape, shape, "{name}");
-        parameters[at..].iter_mut().zip(&tensor.data).for_each(|(p, &v)| *p = R::from_f64(v));
-    }
-    assert_eq!(tensors.len(), network.layout().tensors().count());
+    let parameters = network.layout().read(&tensors).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     Evaluator::new(network, parameters)
 }
 
@@ -84,7 +78,8 @@ pub fn losses(stem: &Path) -> Found {
     let model = network::<f64>(stem, types);
     let sigma: Vec<f64> = golden.get("t").iter().map(|t| (std::f64::consts::FRAC_PI_2 * t).sin()).collect();
     let values = |name: &str| golden.get(name).to_vec();
-    let batch = Noised { x: values("xt"), noise: values("x1"), sigma, t: values("t"), negatives: values("t_neg") };
+    let (x, noise, weight) = (values("xt"), values("x1"), vec![1.0; sigma.len()]);
+    let batch = Noised { x, noise, sigma, weight, t: values("t"), negatives: values("t_neg") };
     let mut found = Found::new();
     let mut compare = |kind: &str, loss: f64, gradient: &[f64]| {
         found.push((format!("loss{kind}"), relative_error(&[loss], golden.get(&format!("loss{kind}"))), of_loss));

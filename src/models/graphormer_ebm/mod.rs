@@ -114,16 +114,12 @@ impl Graphormer {
         let p = |name: &str| format!("graphormer.{name}");
         let types = config.types.iter().map(|&t| (t + rows - n_types) as u32).collect();
         let atoms = Embed { at: layout.tensor(p("atom_encoder.weight"), &[rows, d]), columns: d, types };
-        fn weight(layout: &mut Layout, name: String, n_in: usize, n_out: usize) -> Weight {
-            let at = layout.tensor(format!("{name}.weight"), &[n_out, n_in]);
-            Weight::new(at, n_in, n_out).with_bias(layout.tensor(format!("{name}.bias"), &[n_out]))
-        }
         fn norm(layout: &mut Layout, name: String, d: usize) -> LayerNorm {
             let weight = layout.tensor(format!("{name}.weight"), &[d]);
             LayerNorm { weight, bias: layout.tensor(format!("{name}.bias"), &[d]) }
         }
         let l = &mut layout;
-        let time = [weight(l, p("time_encoder.layer1"), 1, hidden), weight(l, p("time_encoder.layer2"), hidden, d)];
+        let time = [l.linear(&p("time_encoder.layer1"), 1, hidden), l.linear(&p("time_encoder.layer2"), hidden, d)];
         let gaussians = Gaussians {
             means: l.tensor(p("gbf.means.weight"), &[1, kernels]),
             widths: l.tensor(p("gbf.stds.weight"), &[1, kernels]),
@@ -135,21 +131,24 @@ impl Graphormer {
             types: pair_types(&config),
         };
         let bias =
-            [weight(l, p("bias_proj.layer1"), kernels, kernels), weight(l, p("bias_proj.layer2"), kernels, heads)];
-        let edge = weight(l, p("edge_proj"), kernels, d);
+            [l.linear(&p("bias_proj.layer1"), kernels, kernels), l.linear(&p("bias_proj.layer2"), kernels, heads)];
+        let edge = l.linear(&p("edge_proj"), kernels, d);
         let mut layer = |k: usize| {
             let name = |part: &str| p(&format!("layers.{k}.{part}"));
             Layer {
-                qkv: weight(l, name("self_attn.in_proj"), d, 3 * d),
-                out: weight(l, name("self_attn.out_proj"), d, d),
+                qkv: l.linear(&name("self_attn.in_proj"), d, 3 * d),
+                out: l.linear(&name("self_attn.out_proj"), d, d),
                 attention_norm: norm(l, name("self_attn_layer_norm"), d),
-                forward: [weight(l, name("fc1"), d, feed_forward), weight(l, name("fc2"), feed_forward, d)],
+                forward: [l.linear(&name("fc1"), d, feed_forward), l.linear(&name("fc2"), feed_forward, d)],
                 forward_norm: norm(l, name("final_layer_norm"), d),
             }
         };
-        let layers = (0..n_layers).map(&mut layer).collect();
+        let layers: Vec<Layer> = (0..n_layers).map(&mut layer).collect();
+        for layer in &layers {
+            heads_innermost(l, layer, d, heads);
+        }
         let final_norm = norm(l, p("final_ln"), d);
-        let energy = [weight(l, p("energy_proj.layer1"), d, d), weight(l, p("energy_proj.layer2"), d, 1)];
+        let energy = [l.linear(&p("energy_proj.layer1"), d, d), l.linear(&p("energy_proj.layer2"), d, 1)];
         Ok(Graphormer { config, layout, atoms, time, distance, gaussians, bias, edge, layers, final_norm, energy })
     }
 
@@ -197,6 +196,15 @@ impl Graphormer {
         };
         tape.function(Function::Root, squared)
     }
+}
+
+/// The file has q, k, v and the output of attention head after head; the operation wants heads innermost.
+fn heads_innermost(layout: &mut Layout, layer: &Layer, d: usize, heads: usize) {
+    let width = d / heads;
+    let column = move |k: usize| k / d * d + k % heads * width + k % d / heads;
+    layout.reorder(layer.qkv.at, move |i| column(i / d) * d + i % d);
+    layout.reorder(layer.qkv.at + 3 * d * d, column);
+    layout.reorder(layer.out.at, move |i| i / d * d + column(i % d));
 }
 
 /// Type of every ordered pair of atoms, `[i][j]`.

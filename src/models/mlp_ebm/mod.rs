@@ -9,16 +9,17 @@
 
 #[cfg(test)]
 mod tests;
+pub mod trunk;
 
 use super::card::ModelConfig;
 use super::energy::{EnergyConfig, EnergyModel};
 use super::network::{Evaluator, Layout, Network, Start};
 use crate::error::{Error, Result};
 use crate::io::model_file::ModelFile;
-use crate::nn::tape::Weight;
 use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use serde::{Deserialize, Serialize};
+use trunk::Trunk;
 
 /// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
 const LARGEST_SIZE: usize = 4096;
@@ -49,21 +50,12 @@ pub struct MlpConfig {
 /// The model with a network of type `R`.
 pub type MlpEbm<R> = EnergyModel<Evaluator<MlpNetwork, R>>;
 
-#[derive(Clone, Debug)]
-struct Layer {
-    weight: Weight,
-    /// Place of the slope β.
-    beta: usize,
-}
-
 /// The network.
 #[derive(Clone, Debug)]
 pub struct MlpNetwork {
     config: MlpConfig,
     layout: Layout,
-    input: Weight,
-    layers: Vec<Layer>,
-    output: Weight,
+    trunk: Trunk,
 }
 
 impl MlpNetwork {
@@ -76,18 +68,8 @@ impl MlpNetwork {
             return Err(Error::invalid(format!("{name} = {size}; 1 to {most} are read")));
         }
         let mut layout = Layout::default();
-        let weight = |layout: &mut Layout, name: &str, n_in: usize, n_out: usize| {
-            let at = layout.tensor(format!("{name}.weight"), &[n_out, n_in]);
-            Weight::new(at, n_in, n_out).with_bias(layout.tensor(format!("{name}.bias"), &[n_out]))
-        };
-        let input = weight(&mut layout, "input", dimension + 1, width);
-        let layer = |k: usize| Layer {
-            weight: weight(&mut layout, &format!("layers.{k}"), width, width),
-            beta: layout.tensor(format!("layers.{k}.beta"), &[]),
-        };
-        let layers = (0..layers).map(layer).collect();
-        let output = weight(&mut layout, "output", width, 1);
-        Ok(MlpNetwork { config, layout, input, layers, output })
+        let trunk = Trunk::new(&mut layout, dimension + 1, width, layers);
+        Ok(MlpNetwork { config, layout, trunk })
     }
 
     pub fn config(&self) -> MlpConfig {
@@ -137,12 +119,6 @@ impl Network for MlpNetwork {
         let time = tape.input(t.len(), 1);
         tape.value_mut(time).iter_mut().zip(t).for_each(|(slot, &t)| *slot = R::from_f64(t));
 
-        let mut h = tape.linear_of(p, self.input, &[input, time]);
-        for layer in &self.layers {
-            let a = tape.linear(p, layer.weight, h);
-            let a = tape.swish(p, layer.beta, a);
-            h = tape.add(h, a);
-        }
-        (input, tape.linear(p, self.output, h))
+        (input, self.trunk.record(p, tape, &[input, time]))
     }
 }

@@ -10,7 +10,8 @@ pub struct Attention {
     pub heads: usize,
 }
 
-/// `qkv[rows][3 D]` holds q, k and v side by side, head after head; the softmax weights `[i][j][heads]` follow the output.
+/// `qkv[rows][3 D]` holds q, k and v side by side, each `[c][head]` so that loops over heads vectorise; so does the output. The
+/// softmax weights `[i][j][heads]` follow it.
 #[derive(Clone, Debug)]
 pub(super) struct AttentionOp {
     qkv: Var,
@@ -45,26 +46,10 @@ impl AttentionOp {
         self.qkv.rows * self.sizes().d
     }
 
-    /// q, k or v (`which` = 0, 1, 2) of one sample with heads innermost, `[atom][c][head]`: loops over heads then vectorise.
-    fn heads_inside<R: Scalar>(&self, rows: &[R], which: usize, out: &mut [R]) {
-        let Sizes { h, c, d, .. } = self.sizes();
-        for (row, out) in rows.chunks_exact(3 * d).zip(out.chunks_exact_mut(d)) {
-            let row = &row[which * d..(which + 1) * d];
-            for (head, values) in row.chunks_exact(c).enumerate() {
-                values.iter().enumerate().for_each(|(k, &v)| out[k * h + head] = v);
-            }
-        }
-    }
-
-    /// The inverse of `heads_inside`, added.
-    fn add_heads_outside<R: Scalar>(&self, rows: &mut [R], stride: usize, which: usize, inside: &[R]) {
-        let Sizes { h, c, d, .. } = self.sizes();
-        for (row, inside) in rows.chunks_exact_mut(stride).zip(inside.chunks_exact(d)) {
-            let row = &mut row[which * d..(which + 1) * d];
-            for (head, values) in row.chunks_exact_mut(c).enumerate() {
-                values.iter_mut().enumerate().for_each(|(k, v)| *v += inside[k * h + head]);
-            }
-        }
+    /// q, k or v (`which` = 0, 1, 2) of an atom in the rows of a sample.
+    fn place(&self, which: usize, atom: usize) -> std::ops::Range<usize> {
+        let start = (3 * atom + which) * self.sizes().d;
+        start..start + self.sizes().d
     }
 
     /// out[h] ← factor · Σ_c a[c][h] b[c][h].
@@ -89,9 +74,9 @@ impl AttentionOp {
         }
     }
 
-    /// y[c][h] += Σ_j w[j][h] x[j][c][h], the rows of weights `stride` apart.
+    /// y[c][h] += Σ_j w[j][h] x[j][c][h], the rows of the weights and those of x as far apart as said.
     #[inline(always)]
-    fn weighted_sum<R: Scalar>(h: usize, (w, stride): (&[R], usize), x: &[R], y: &mut [R]) {
+    fn weighted_sum<R: Scalar>(h: usize, (w, stride): (&[R], usize), (x, d): (&[R], usize), y: &mut [R]) {
         #[inline(always)]
         fn heads<R: Scalar, const L: usize>(
             first: usize,
@@ -109,7 +94,6 @@ impl AttentionOp {
             }
             y.copy_from_slice(&sum);
         }
-        let d = y.len();
         for (c, y) in y.chunks_exact_mut(h).enumerate() {
             let rows = |first: usize| (&x[c * h + first..], d);
             for block in 0..h / LANES {
@@ -161,28 +145,23 @@ impl<R: Scalar> Operation<R> for AttentionOp {
         let Sizes { n, h, d, .. } = self.sizes();
         let (output, weights) = output.split_at_mut(self.split());
         let bias = inputs[self.bias.range()].chunks_exact(n * n * h);
-        let mut scratch = vec![R::default(); 4 * n * d + h];
-        let (qkv, rest) = scratch.split_at_mut(3 * n * d);
-        let (out, row) = rest.split_at_mut(n * d);
+        let mut row = vec![R::default(); h];
         let samples = inputs[self.qkv.range()].chunks_exact(n * 3 * d).zip(output.chunks_exact_mut(n * d));
         for ((rows, output), (weights, bias)) in samples.zip(weights.chunks_exact_mut(n * n * h).zip(bias)) {
-            qkv.chunks_exact_mut(n * d).enumerate().for_each(|(which, slot)| self.heads_inside(rows, which, slot));
-            let (q, kv) = qkv.split_at(n * d);
-            let (k, v) = kv.split_at(n * d);
             vectorised(|| {
-                let rows = weights.chunks_exact_mut(n * h).zip(bias.chunks_exact(n * h));
-                for (q, (weights, bias)) in q.chunks_exact(d).zip(rows) {
-                    for (k, w) in k.chunks_exact(d).zip(weights.chunks_exact_mut(h)) {
-                        AttentionOp::dot(h, self.scale(), q, k, w);
+                let pairs = weights.chunks_exact_mut(n * h).zip(bias.chunks_exact(n * h));
+                for (i, (weights, bias)) in pairs.enumerate() {
+                    for (j, w) in weights.chunks_exact_mut(h).enumerate() {
+                        AttentionOp::dot(h, self.scale(), &rows[self.place(0, i)], &rows[self.place(1, j)], w);
                     }
                     weights.iter_mut().zip(bias).for_each(|(w, &b)| *w += b);
-                    AttentionOp::subtract_largest(h, weights, row);
+                    AttentionOp::subtract_largest(h, weights, &mut row);
                 }
             });
             R::exp_slice(weights);
             vectorised(|| {
-                out.fill(R::default());
-                for (out, weights) in out.chunks_exact_mut(d).zip(weights.chunks_exact_mut(n * h)) {
+                output.fill(R::default());
+                for (output, weights) in output.chunks_exact_mut(d).zip(weights.chunks_exact_mut(n * h)) {
                     row.fill(R::default());
                     for w in weights.chunks_exact(h) {
                         row.iter_mut().zip(w).for_each(|(s, &w)| *s += w);
@@ -191,11 +170,9 @@ impl<R: Scalar> Operation<R> for AttentionOp {
                     for w in weights.chunks_exact_mut(h) {
                         w.iter_mut().zip(row.iter()).for_each(|(w, &s)| *w *= s);
                     }
-                    AttentionOp::weighted_sum(h, (weights, h), v, out);
+                    AttentionOp::weighted_sum(h, (weights, h), (&rows[2 * d..], 3 * d), output);
                 }
             });
-            output.fill(R::default());
-            self.add_heads_outside(output, d, 0, out);
         }
     }
 
@@ -204,98 +181,65 @@ impl<R: Scalar> Operation<R> for AttentionOp {
         let weights = &point.value(self.output)[self.split()..];
         let (output, d_weights) = output.split_at_mut(self.split());
         d_weights.copy_from_slice(&tangents[self.bias.range()]);
-        let mut qkv = vec![R::default(); 6 * n * d];
-        let (mut out, mut row) = (vec![R::default(); n * d], vec![R::default(); h]);
-        let samples = output.len() / (n * d);
-        for sample in 0..samples {
-            let rows = |x: &[R], slot: &mut [R]| {
-                let x = &x[sample * n * 3 * d..(sample + 1) * n * 3 * d];
-                slot.chunks_exact_mut(n * d).enumerate().for_each(|(which, slot)| self.heads_inside(x, which, slot));
-            };
-            let (value, tangent) = qkv.split_at_mut(3 * n * d);
-            rows(point.value(self.qkv), value);
-            rows(&tangents[self.qkv.range()], tangent);
-            let part = |which: usize, i: usize| which * n * d + i * d..which * n * d + (i + 1) * d;
-            let v = 2 * n * d..3 * n * d;
-            out.fill(R::default());
-            for i in 0..n {
-                let pair = (sample * n + i) * n * h..(sample * n + i + 1) * n * h;
-                let (p, dp) = (&weights[pair.clone()], &mut d_weights[pair]);
-                for j in 0..n {
-                    let (qi, kj) = (part(0, i), part(1, j));
-                    for (a, b) in [(&tangent[qi.clone()], &value[kj.clone()]), (&value[qi], &tangent[kj])] {
-                        AttentionOp::dot(h, self.scale(), a, b, &mut row);
-                        dp[j * h..(j + 1) * h].iter_mut().zip(&row).for_each(|(w, &s)| *w += s);
+        let mut row = vec![R::default(); h];
+        let samples = point.value(self.qkv).chunks_exact(n * 3 * d);
+        let samples = samples.zip(tangents[self.qkv.range()].chunks_exact(n * 3 * d));
+        let weights = weights.chunks_exact(n * n * h).zip(d_weights.chunks_exact_mut(n * n * h));
+        for (((x, dx), output), (p, dp)) in samples.zip(output.chunks_exact_mut(n * d)).zip(weights) {
+            vectorised(|| {
+                output.fill(R::default());
+                let pairs = p.chunks_exact(n * h).zip(dp.chunks_exact_mut(n * h));
+                for (i, (output, (p, dp))) in output.chunks_exact_mut(d).zip(pairs).enumerate() {
+                    for (j, dp) in dp.chunks_exact_mut(h).enumerate() {
+                        let (q, k) = (self.place(0, i), self.place(1, j));
+                        for (a, b) in [(&dx[q.clone()], &x[k.clone()]), (&x[q], &dx[k])] {
+                            AttentionOp::dot(h, self.scale(), a, b, &mut row);
+                            dp.iter_mut().zip(&row).for_each(|(w, &s)| *w += s);
+                        }
                     }
+                    AttentionOp::softmax_derivative(h, p, dp, &mut row);
+                    AttentionOp::weighted_sum(h, (dp, h), (&x[2 * d..], 3 * d), output);
+                    AttentionOp::weighted_sum(h, (p, h), (&dx[2 * d..], 3 * d), output);
                 }
-                AttentionOp::softmax_derivative(h, p, dp, &mut row);
-                let out = &mut out[i * d..(i + 1) * d];
-                AttentionOp::weighted_sum(h, (dp, h), &value[v.clone()], out);
-                AttentionOp::weighted_sum(h, (p, h), &tangent[v.clone()], out);
-            }
-            let output = &mut output[sample * n * d..(sample + 1) * n * d];
-            output.fill(R::default());
-            self.add_heads_outside(output, d, 0, &out);
+            });
         }
     }
 
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
         let Sizes { n, h, d, .. } = self.sizes();
         let weights = &point.value(self.output)[self.split()..];
-        let mut scratch = vec![R::default(); 7 * n * d + n * n * h + h];
-        let (qkv, rest) = scratch.split_at_mut(3 * n * d);
-        let (g_qkv, rest) = rest.split_at_mut(3 * n * d);
-        let (g_out, rest) = rest.split_at_mut(n * d);
-        let (g_weights, row) = rest.split_at_mut(n * n * h);
-        let samples = cotangent[..self.split()].len() / (n * d);
-        for sample in 0..samples {
-            let rows = sample * n * 3 * d..(sample + 1) * n * 3 * d;
-            let values = &point.value(self.qkv)[rows.clone()];
-            qkv.chunks_exact_mut(n * d).enumerate().for_each(|(which, slot)| self.heads_inside(values, which, slot));
-            let (q, kv) = qkv.split_at(n * d);
-            let (k, v) = kv.split_at(n * d);
-            g_qkv.fill(R::default());
-            let (gq, gkv) = g_qkv.split_at_mut(n * d);
-            let (gk, gv) = gkv.split_at_mut(n * d);
-            // cotangents of the output, heads inside
-            let g = &cotangent[sample * n * d..(sample + 1) * n * d];
-            for (g, inside) in g.chunks_exact(d).zip(g_out.chunks_exact_mut(d)) {
-                let c = d / h;
-                g.iter().enumerate().for_each(|(k, &g)| inside[k % c * h + k / c] = g);
-            }
+        let mut scratch = vec![R::default(); n * n * h + h];
+        let (g_weights, row) = scratch.split_at_mut(n * n * h);
+        let samples = point.value(self.qkv).chunks_exact(n * 3 * d).zip(cotangent.chunks_exact(n * d));
+        for (sample, ((x, g), p)) in samples.zip(weights.chunks_exact(n * n * h)).enumerate() {
             let bias = &mut inputs[self.bias.range()][sample * n * n * h..(sample + 1) * n * n * h];
-            let p = &weights[sample * n * n * h..(sample + 1) * n * n * h];
             vectorised(|| {
-                let rows = g_weights.chunks_exact_mut(n * h).zip(p.chunks_exact(n * h));
-                for ((g_weights, p), g_out) in rows.zip(g_out.chunks_exact(d)) {
-                    for (g, v) in g_weights.chunks_exact_mut(h).zip(v.chunks_exact(d)) {
-                        AttentionOp::dot(h, R::from_f64(1.0), g_out, v, g);
+                let pairs = g_weights.chunks_exact_mut(n * h).zip(p.chunks_exact(n * h));
+                for ((g_weights, p), g) in pairs.zip(g.chunks_exact(d)) {
+                    for (j, g_weight) in g_weights.chunks_exact_mut(h).enumerate() {
+                        AttentionOp::dot(h, R::from_f64(1.0), g, &x[self.place(2, j)], g_weight);
                     }
                     AttentionOp::softmax_derivative(h, p, g_weights, row);
                 }
                 bias.iter_mut().zip(g_weights.iter()).for_each(|(b, &g)| *b += g);
                 g_weights.iter_mut().for_each(|g| *g *= self.scale::<R>());
             });
+            let slot = &mut inputs[self.qkv.range()][sample * n * 3 * d..(sample + 1) * n * 3 * d];
             let stride = n * h;
             vectorised(|| {
                 for i in 0..n {
                     let (of_row, of_column) = (&g_weights[i * stride..(i + 1) * stride], &g_weights[i * h..]);
-                    let atom = i * d..(i + 1) * d;
-                    AttentionOp::weighted_sum(h, (of_row, h), k, &mut gq[atom.clone()]);
-                    AttentionOp::weighted_sum(h, (of_column, stride), q, &mut gk[atom.clone()]);
-                    AttentionOp::weighted_sum(h, (&p[i * h..], stride), g_out, &mut gv[atom]);
+                    AttentionOp::weighted_sum(h, (of_row, h), (&x[d..], 3 * d), &mut slot[self.place(0, i)]);
+                    AttentionOp::weighted_sum(h, (of_column, stride), (x, 3 * d), &mut slot[self.place(1, i)]);
+                    AttentionOp::weighted_sum(h, (&p[i * h..], stride), (g, d), &mut slot[self.place(2, i)]);
                 }
             });
-            let slot = &mut inputs[self.qkv.range()][rows];
-            for (which, part) in [&*gq, &*gk, &*gv].into_iter().enumerate() {
-                self.add_heads_outside(slot, 3 * d, which, part);
-            }
         }
     }
 }
 
 impl<R: Scalar> Tape<R> {
-    /// Attention of `qkv[rows][3 D]` (q, k and v side by side, head after head) with `bias[rows × atoms][heads]`; `[rows][D]`.
+    /// Attention of `qkv[rows][3 D]` (q, k and v side by side, each `[c][head]`, as the output is) with `bias[rows × atoms][heads]`; `[rows][D]`.
     pub fn attention(&mut self, attention: Attention, qkv: Var, bias: Var) -> Var {
         let Attention { atoms, heads } = attention;
         assert!(qkv.columns.is_multiple_of(3 * heads) && bias.columns == heads && bias.rows == qkv.rows * atoms);

@@ -16,21 +16,28 @@ pub struct Weight {
     /// Stored `[in][out]` instead of `[out][in]`.
     transposed: bool,
     bias: Option<usize>,
+    /// Not to be trained: gets no gradient.
+    frozen: bool,
 }
 
 impl Weight {
     /// Stored `[out][in]`, as PyTorch's linear layers are.
     pub fn new(at: usize, n_in: usize, n_out: usize) -> Weight {
-        Weight { at, n_in, n_out, stride: n_in, transposed: false, bias: None }
+        Weight { at, n_in, n_out, stride: n_in, transposed: false, bias: None, frozen: false }
     }
 
     /// Stored `[in][out]`.
     pub fn transposed(at: usize, n_in: usize, n_out: usize) -> Weight {
-        Weight { at, n_in, n_out, stride: n_out, transposed: true, bias: None }
+        Weight { at, n_in, n_out, stride: n_out, transposed: true, bias: None, frozen: false }
     }
 
     pub fn with_bias(self, at: usize) -> Weight {
         Weight { bias: Some(at), ..self }
+    }
+
+    /// The same without a gradient of its own.
+    pub fn frozen(self) -> Weight {
+        Weight { frozen: true, ..self }
     }
 
     pub fn without_bias(self) -> Weight {
@@ -138,7 +145,7 @@ impl<R: Scalar> Operation<R> for LinearOp {
                 true,
             );
         }
-        let Some(gradient) = gradient else { return };
+        let Some(gradient) = gradient.filter(|_| !w.frozen) else { return };
         for (x, column) in self.parts() {
             R::gemm(
                 (x.columns, w.n_out, x.rows),

@@ -9,6 +9,7 @@
 
 mod attention;
 mod gaussian;
+mod invariants;
 mod matrix;
 mod norm;
 mod pairs;
@@ -16,6 +17,7 @@ mod pointwise;
 
 pub use attention::Attention;
 pub use gaussian::{Gaussians, RadialBasis, TypedAffine};
+pub use invariants::Invariants;
 pub use matrix::{Embed, Weight};
 pub use norm::LayerNorm;
 pub use pointwise::Function;
@@ -23,6 +25,7 @@ pub use pointwise::Function;
 use super::Scalar;
 use attention::AttentionOp;
 use gaussian::{GaussiansOp, RadialBasisOp, TypedAffineOp};
+use invariants::InvariantsOp;
 use matrix::{EmbedOp, LinearOp};
 use norm::{LayerNormOp, MeanColumnsOp, SquaredLengthOp};
 use pairs::{PairsOp, RepeatOp, SumPairsOp, SumRowsOp};
@@ -119,6 +122,7 @@ operations!(
     Gaussians(GaussiansOp),
     TypedAffine(TypedAffineOp),
     Attention(AttentionOp),
+    Invariants(InvariantsOp),
 );
 
 /// Values, recorded operations, and the space for derivatives.

@@ -116,6 +116,18 @@ fn derivatives_match_differences() {
 }
 
 #[test]
+fn derivatives_of_invariants_match_differences() {
+    check("invariants", &[(SAMPLES, 15)], 0, |t, _, x| {
+        let invariants = Invariants {
+            atoms: 5,
+            distances: [[0, 1], [1, 3], [4, 0]].into(),
+            volumes: [[[0, 1], [0, 2], [0, 3]], [[1, 0], [1, 2], [2, 4]]].into(),
+        };
+        t.invariants(&invariants, x[0])
+    });
+}
+
+#[test]
 fn a_second_pass_allocates_no_space() {
     let mut tape = Tape::<f32>::default();
     let pass = |tape: &mut Tape<f32>| {

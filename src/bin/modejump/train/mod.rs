@@ -38,6 +38,8 @@ enum Kind {
     EgnnFlow,
     /// Energy-based model of the frames' density (samples of a generator), by score matching and contrastive estimation
     GraphormerEbm,
+    /// Energy-based model of one molecule in its distances and volumes, trained likewise
+    InvariantEbm,
 }
 
 #[derive(Args)]
@@ -87,6 +89,7 @@ struct Config {
     gvp_flow: field::GvpDesign,
     egnn_flow: field::EgnnDesign,
     graphormer_ebm: energy::GraphormerDesign,
+    invariant_ebm: energy::InvariantDesign,
     #[cfg(feature = "openmm")]
     explore: modejump::train::dynamics::ExploreOptions,
 }
@@ -101,6 +104,7 @@ impl Train {
             Kind::GvpFlow => self.gvp_flow(&config.gvp_flow, topology, &x0, frames),
             Kind::EgnnFlow => self.egnn_flow(&config.egnn_flow, topology, &x0, frames),
             Kind::GraphormerEbm => self.graphormer_ebm(&config.graphormer_ebm, topology, frames),
+            Kind::InvariantEbm => self.invariant_ebm(&config.invariant_ebm, topology, frames),
         }
     }
 
