@@ -47,6 +47,13 @@
 // `modejump_move_options.kind`: iterated sampling importance resampling.
 #define MODEJUMP_ISIR 1
 
+// `modejump_move_options.kind`, for `modejump_move_delayed_acceptance_new` only: the screen's log-density alone decides, and the
+// exact one is never computed. Biased: the move leaves e^{-u} q/q_screen invariant.
+#define MODEJUMP_SURROGATE 2
+
+// `modejump_statistics.flags`: acceptances are decided by a surrogate, so what is sampled is biased; reports must say so.
+#define MODEJUMP_BY_SURROGATE 1
+
 // `modejump_outcome.outcome`: the state is the proposal now.
 #define MODEJUMP_ACCEPTED 0
 
@@ -78,7 +85,7 @@ typedef struct modejump_move modejump_move;
 typedef struct modejump_move_options {
   // sizeof(modejump_move_options)
   uint32_t struct_size;
-  // `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`
+  // `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`; with a screen, `MODEJUMP_SURROGATE` for a biased move
   uint32_t kind;
   // Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR chooses
   // among them.
@@ -144,7 +151,7 @@ typedef struct modejump_outcome {
 typedef struct modejump_statistics {
   // sizeof(modejump_statistics)
   uint32_t struct_size;
-  // 0
+  // `MODEJUMP_BY_SURROGATE`, or 0 for an exact move
   uint32_t flags;
   // The sum of the seven counters that follow.
   uint64_t attempts;
@@ -155,7 +162,8 @@ typedef struct modejump_statistics {
   uint64_t non_finite;
   uint64_t constraint;
   uint64_t chirality;
-  // Mean log-weight of the usable proposals; NaN before the first. The weights of delayed acceptance are the screen's.
+  // Mean log-weight of the usable proposals; NaN before the first. With a screen the weights are
+  // the screen's.
   double mean_log_weight;
   // Effective sample size of all proposals as a fraction of their number, unusable ones having weight zero.
   double ess;
@@ -240,8 +248,9 @@ int32_t modejump_move_new(const struct modejump_model *model,
 
 // Makes a move by delayed acceptance: `model` proposes without its log-density, which may be dear; `screen` tests the
 // proposals, one after the other, `options->n_proposals` in an attempt; where that chain has moved, the exact log-density of
-// `model` decides. Exact whatever the screen is. `options->kind` is not looked at. On success `*out` is a new handle, to
-// be freed with `modejump_move_free`; it keeps both models.
+// `model` decides. Exact whatever the screen is, unless `options->kind` is `MODEJUMP_SURROGATE`: then the screen alone decides,
+// and the move is biased. Other kinds are not looked at. On success `*out` is a new handle, to be freed with
+// `modejump_move_free`; it keeps both models.
 int32_t modejump_move_delayed_acceptance_new(const struct modejump_model *model,
                                              const struct modejump_model *screen,
                                              const struct modejump_move_options *options,

@@ -169,6 +169,12 @@ struct Outcome : modejump_outcome {
     bool accepted() const noexcept { return outcome == MODEJUMP_ACCEPTED; }
 };
 
+/// What the attempts have come to.
+struct Statistics : modejump_statistics {
+    /// Of the log-density that decides acceptances: "exact", or "surrogate" for a biased move. Reports say so.
+    const char* likelihood() const noexcept { return (flags & MODEJUMP_BY_SURROGATE) != 0 ? "surrogate" : "exact"; }
+};
+
 /// A move of a model. One thread at a time.
 class Move {
 public:
@@ -178,7 +184,8 @@ public:
         move_.reset(move);
     }
 
-    /// Delayed acceptance: `model` proposes, `screen` tests, the exact density of `model` decides about what has passed.
+    /// Delayed acceptance: `model` proposes, `screen` tests, the exact density of `model` decides about what has passed. With
+    /// the kind MODEJUMP_SURROGATE the screen alone decides: biased, and marked in the statistics.
     Move(const Model& model, const Model& screen, const Options& options = Options()) : dimension_(model.dimension()) {
         modejump_move* move = nullptr;
         check(modejump_move_delayed_acceptance_new(model.handle(), screen.handle(), &options, &move));
@@ -222,9 +229,9 @@ public:
         return outcome;
     }
 
-    modejump_statistics statistics() const {
-        modejump_statistics statistics{};
-        statistics.struct_size = static_cast<std::uint32_t>(sizeof(statistics));
+    Statistics statistics() const {
+        Statistics statistics{};
+        statistics.struct_size = static_cast<std::uint32_t>(sizeof(modejump_statistics));
         check(modejump_move_statistics(move_.get(), &statistics));
         return statistics;
     }

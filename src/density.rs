@@ -3,8 +3,9 @@
 use crate::error::{Error, Result};
 use crate::rng::Stream;
 
-/// How far a log-density may be trusted. Only `Exact` may enter the final acceptance test (ARCHITECTURE.md, law of exactness).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// How far a log-density may be trusted, from the best to the worst. Only `Exact` may enter the final acceptance test, unless
+/// a user asks for a surrogate there by name (ARCHITECTURE.md, law of exactness).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Exactness {
     /// The density of the samples, to rounding.
@@ -13,6 +14,17 @@ pub enum Exactness {
     Estimated,
     /// Another function that stands in for it (an energy-based model).
     Surrogate,
+}
+
+impl Exactness {
+    /// The word for it in files and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Exactness::Exact => "exact",
+            Exactness::Estimated => "estimated",
+            Exactness::Surrogate => "surrogate",
+        }
+    }
 }
 
 /// Whether a configuration lies where the density is defined and positive. Anything but `Inside` means log q = −∞:

@@ -70,6 +70,8 @@ int modejump_openmm_get_text(void* force, const char* name, const char** value) 
             *value = move.getModelFile().c_str();
         else if (key == "modelHash")
             *value = move.getModelHash().c_str();
+        else if (key == "acceptance")
+            *value = move.getAcceptance() == MonteCarloModeJump::Acceptance::Exact ? "exact" : "surrogate";
         else if (key == "screeningModelFile")
             *value = move.getScreeningModelFile().c_str();
         else if (key == "screeningModelHash")
@@ -140,7 +142,8 @@ int modejump_openmm_get_statistics(void* force, void* context, modejump_openmm_s
         const ModeJumpStatistics s = cast(force).getStatistics(contextOf(context));
         *out = {s.attempts,      s.accepted,            s.rejected,          s.outOfSupport, s.singular,
                 s.nonFinite,     s.constraint,          s.chirality,         s.meanLogWeight, s.effectiveSampleSize,
-                s.lastLogAcceptance, s.screened,        s.exactEvaluations,  s.correctionVariance};
+                s.lastLogAcceptance, s.screened,        s.exactEvaluations,  s.correctionVariance,
+                s.likelihood == "surrogate"};
     });
 }
 

@@ -11,13 +11,15 @@
 extern "C" {
 #endif
 
-#define MODEJUMP_OPENMM_ABI 2
+#define MODEJUMP_OPENMM_ABI 3
 
 typedef struct {
     uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality;
     double mean_log_weight, effective_sample_size, last_log_acceptance;
     uint64_t screened, exact_evaluations;
     double correction_variance;
+    /* 1 if a surrogate decides, 0 if the exact log-density does. */
+    uint32_t by_surrogate;
 } modejump_openmm_statistics;
 
 MODEJUMP_OPENMM_EXPORT uint32_t modejump_openmm_abi_version(void);
@@ -28,7 +30,8 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_is_mode_jump(void *force);
 /* Loads the model, and the screening model if one is set; fails if there is no such file. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_load_model(void *force);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_embed_model(void *force);
-/* Text of "modelFile", "modelHash", "screeningModelFile" or "screeningModelHash", valid as long as the Force is not changed. */
+/* Text of "modelFile", "modelHash", "screeningModelFile", "screeningModelHash" or "acceptance" ("exact", "surrogate"), valid as
+ * long as the Force is not changed. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_text(void *force, const char *name, const char **value);
 /* "frequency", "numProposals", "randomNumberSeed", "defaultReplica", "temperature", "modelTemperature" (read only). */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get(void *force, const char *name, double *value);

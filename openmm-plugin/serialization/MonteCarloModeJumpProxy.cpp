@@ -14,13 +14,26 @@ using namespace std;
 
 namespace ModeJumpPlugin {
 
+namespace {
+MonteCarloModeJump::Acceptance acceptanceNamed(const string& name) {
+    if (name == "exact")
+        return MonteCarloModeJump::Acceptance::Exact;
+    if (name == "surrogate")
+        return MonteCarloModeJump::Acceptance::Surrogate;
+    throw OpenMMException("MonteCarloModeJump: there is no acceptance \"" + name + "\"; it is exact or surrogate");
+}
+} // namespace
+
 MonteCarloModeJumpProxy::MonteCarloModeJumpProxy() : SerializationProxy("MonteCarloModeJump") {}
 
 void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& node) const {
     const auto& force = *static_cast<const MonteCarloModeJump*>(object);
-    // A Force without a screening model stays readable for a plugin that knows of none.
+    // A Force without a screening model stays readable for a plugin that knows of none, and so on.
     const bool screened = !force.getScreeningModelFile().empty() || !force.getScreeningModelData().empty();
-    node.setIntProperty("version", screened ? 2 : 1);
+    const bool bySurrogate = force.getAcceptance() == MonteCarloModeJump::Acceptance::Surrogate;
+    node.setIntProperty("version", bySurrogate ? 3 : screened ? 2 : 1);
+    if (bySurrogate)
+        node.setStringProperty("acceptance", "surrogate");
     node.setIntProperty("forceGroup", force.getForceGroup());
     node.setStringProperty("name", force.getName());
     try {
@@ -51,9 +64,9 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
 
 void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const {
     const int version = node.getIntProperty("version");
-    if (version != 1 && version != 2)
+    if (version < 1 || version > 3)
         throw OpenMMException("MonteCarloModeJump: the XML has version " + to_string(version) +
-                              ", this plugin reads versions 1 and 2; install the modejump that wrote it");
+                              ", this plugin reads versions 1 to 3; install the modejump that wrote it");
     auto force = make_unique<MonteCarloModeJump>(node.getStringProperty("model"), node.getIntProperty("frequency", 100));
     force->setForceGroup(node.getIntProperty("forceGroup", 0));
     force->setName(node.getStringProperty("name", force->getName()));
@@ -62,6 +75,7 @@ void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const 
     force->setScreeningModelFile(node.getStringProperty("screen", ""));
     force->setScreeningModelHash(node.getStringProperty("screenHash", ""));
     force->setScreeningModelData(fromBase64(node.getStringProperty("screenData", "")));
+    force->setAcceptance(acceptanceNamed(node.getStringProperty("acceptance", "exact")));
     force->setNumProposals(node.getIntProperty("proposals", 1));
     force->setRandomNumberSeed(node.getIntProperty("randomSeed", 0));
     force->setDefaultReplica(node.getIntProperty("replica", 0));

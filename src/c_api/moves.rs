@@ -7,6 +7,7 @@ use super::target::{modejump_target, Callback};
 use super::{read, reference, reference_mut, slice, slice_mut, write, Versioned};
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::box_from_slice;
+use crate::density::Exactness;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::moves::{DelayedAcceptance, Fate, Generator, Independence, Isir, Move, Options, Outcome, State};
@@ -73,11 +74,16 @@ pub unsafe extern "C" fn modejump_move_new(
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
         let generator = Generator::of_model(model, plain(&given))?;
-        let kernel = match given.kind {
-            MODEJUMP_INDEPENDENCE => Kernel::Independence(Independence::new(generator)),
-            MODEJUMP_ISIR => Kernel::Isir(Isir::new(generator)),
-            kind => return Err(Error::invalid(format!("modejump_move_options.kind is {kind}: use 0 or 1"))),
-        };
+        let kernel =
+            match given.kind {
+                MODEJUMP_INDEPENDENCE => Kernel::Independence(Independence::new(generator)),
+                MODEJUMP_ISIR => Kernel::Isir(Isir::new(generator)),
+                MODEJUMP_SURROGATE => return Err(Error::invalid(
+                    "modejump_move_options.kind is 2, acceptance by a surrogate: give the surrogate as the screen of \
+                     modejump_move_delayed_acceptance_new",
+                )),
+                kind => return Err(Error::invalid(format!("modejump_move_options.kind is {kind}: use 0 or 1"))),
+            };
         *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
         Ok(())
     })
@@ -85,8 +91,9 @@ pub unsafe extern "C" fn modejump_move_new(
 
 /// Makes a move by delayed acceptance: `model` proposes without its log-density, which may be dear; `screen` tests the
 /// proposals, one after the other, `options->n_proposals` in an attempt; where that chain has moved, the exact log-density of
-/// `model` decides. Exact whatever the screen is. `options->kind` is not looked at. On success `*out` is a new handle, to
-/// be freed with `modejump_move_free`; it keeps both models.
+/// `model` decides. Exact whatever the screen is, unless `options->kind` is `MODEJUMP_SURROGATE`: then the screen alone decides,
+/// and the move is biased. Other kinds are not looked at. On success `*out` is a new handle, to be freed with
+/// `modejump_move_free`; it keeps both models.
 ///
 /// # Safety
 /// `model` and `screen` are NULL or live handles; `options` is NULL or a struct of the size it says; `out` is NULL or points
@@ -104,7 +111,11 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
         // SAFETY: the caller's promise.
         let (given, out) = unsafe { (read(options)?, reference_mut(out, "out")?) };
         let generator = Generator::of_model(model, plain(&given))?;
-        let kernel = Kernel::DelayedAcceptance(DelayedAcceptance::new(generator, screen.clone())?);
+        let screen = screen.clone();
+        let kernel = match given.kind {
+            MODEJUMP_SURROGATE => Kernel::Independence(Independence::by_surrogate(generator, screen)?),
+            _ => Kernel::DelayedAcceptance(DelayedAcceptance::new(generator, screen)?),
+        };
         *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
         Ok(())
     })
@@ -241,7 +252,10 @@ pub unsafe extern "C" fn modejump_move_statistics(
         let counted = unsafe { reference(r#move, "move") }?.as_move().statistics();
         let values = modejump_statistics {
             struct_size: 0,
-            flags: 0,
+            flags: match counted.likelihood() {
+                Exactness::Exact => 0,
+                _ => MODEJUMP_BY_SURROGATE,
+            },
             attempts: counted.attempts(),
             accepted: counted.count(Fate::Accepted),
             rejected: counted.count(Fate::Rejected),

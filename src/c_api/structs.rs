@@ -8,6 +8,12 @@ use std::mem::{offset_of, size_of};
 pub const MODEJUMP_INDEPENDENCE: u32 = 0;
 /// `modejump_move_options.kind`: iterated sampling importance resampling.
 pub const MODEJUMP_ISIR: u32 = 1;
+/// `modejump_move_options.kind`, for `modejump_move_delayed_acceptance_new` only: the screen's log-density alone decides, and the
+/// exact one is never computed. Biased: the move leaves e^{-u} q/q_screen invariant.
+pub const MODEJUMP_SURROGATE: u32 = 2;
+
+/// `modejump_statistics.flags`: acceptances are decided by a surrogate, so what is sampled is biased; reports must say so.
+pub const MODEJUMP_BY_SURROGATE: u32 = 1;
 
 /// `modejump_outcome.outcome`: the state is the proposal now.
 pub const MODEJUMP_ACCEPTED: u32 = 0;
@@ -30,7 +36,7 @@ pub const MODEJUMP_CHIRALITY: u32 = 6;
 pub struct modejump_move_options {
     /// sizeof(modejump_move_options)
     pub struct_size: u32,
-    /// `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`
+    /// `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`; with a screen, `MODEJUMP_SURROGATE` for a biased move
     pub kind: u32,
     /// Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR chooses
     /// among them.
@@ -140,7 +146,7 @@ unsafe impl Versioned for modejump_outcome {
 pub struct modejump_statistics {
     /// sizeof(modejump_statistics)
     pub struct_size: u32,
-    /// 0
+    /// `MODEJUMP_BY_SURROGATE`, or 0 for an exact move
     pub flags: u32,
     /// The sum of the seven counters that follow.
     pub attempts: u64,
@@ -151,7 +157,8 @@ pub struct modejump_statistics {
     pub non_finite: u64,
     pub constraint: u64,
     pub chirality: u64,
-    /// Mean log-weight of the usable proposals; NaN before the first. The weights of delayed acceptance are the screen's.
+    /// Mean log-weight of the usable proposals; NaN before the first. With a screen the weights are
+    /// the screen's.
     pub mean_log_weight: f64,
     /// Effective sample size of all proposals as a fraction of their number, unusable ones having weight zero.
     pub ess: f64,

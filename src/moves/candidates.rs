@@ -78,9 +78,9 @@ impl Generator {
     pub fn new(density: Arc<dyn Density>, bonds: Option<&[[usize; 2]]>, options: Options) -> Result<Generator> {
         if density.exactness() != Exactness::Exact {
             return Err(Error::Unsupported(format!(
-                "the model's density is {:?}, and only an exact one may decide an acceptance: use the model for reweighting \
-                 or to screen proposals",
-                density.exactness()
+                "the model's density is {}, and only an exact one may decide an acceptance: use the model for reweighting \
+                 or to screen the proposals of a generator",
+                density.exactness().name()
             )));
         }
         let Options { n_proposals, batch, .. } = options;

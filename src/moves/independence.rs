@@ -1,9 +1,11 @@
 //! Independence Metropolis–Hastings: proposals from the generator, whatever the current configuration.
 
 use super::{accept, Fate, Generator, Move, Outcome, Proposal, State, Statistics};
+use crate::density::{Density, Exactness};
 use crate::error::Result;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
+use std::sync::Arc;
 
 /// x′ ~ q, log α = log w(x′) − log w(x) with log w = −u − log q (Tierney 1994).
 ///
@@ -18,6 +20,19 @@ pub struct Independence {
 impl Independence {
     pub fn new(generator: Generator) -> Independence {
         Independence { generator, statistics: Statistics::default() }
+    }
+
+    /// The same move with log q_s of a surrogate in place of log q: **biased**, for those who ask for it by this name.
+    ///
+    /// Proposals come from q and are weighed by w_s = e^{−u}/q_s, so for x ≠ x′ the flux μ(x) q(x′) min(1, w_s(x′)/w_s(x)) is
+    /// symmetric for μ = q w_s: the move leaves e^{−u} q/q_s invariant, which is e^{−u} only where q_s is q up to a constant.
+    /// log q is never computed; [`super::DelayedAcceptance`] is the exact move with the same two densities. The statistics are
+    /// marked: [`Statistics::likelihood`] is a surrogate's, whatever the density calls itself.
+    ///
+    /// Errors: a surrogate of another dimension.
+    pub fn by_surrogate(mut generator: Generator, surrogate: Arc<dyn Density>) -> Result<Independence> {
+        generator.set_screen(surrogate)?;
+        Ok(Independence { generator, statistics: Statistics::of(Exactness::Surrogate) })
     }
 
     pub fn generator_mut(&mut self) -> &mut Generator {

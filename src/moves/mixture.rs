@@ -1,6 +1,7 @@
 //! Several moves as one: at each attempt a coin that knows nothing of the state chooses which.
 
 use super::{Move, Outcome, State, Statistics};
+use crate::density::Exactness;
 use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
@@ -8,7 +9,8 @@ use crate::target::Target;
 /// A mixture Σ pᵢ Kᵢ of kernels that leave the target invariant leaves it invariant, since the choice does not depend on the
 /// state. Local dynamics takes part as a move of its own ([`super::RandomWalk`]), or by running between attempts.
 ///
-/// The statistics are those of all attempts; each move keeps its own as well, see [`Mixture::moves`].
+/// The statistics are those of all attempts, as exact as the least exact of the moves; each move keeps its own as well, see
+/// [`Mixture::moves`].
 pub struct Mixture {
     moves: Vec<Box<dyn Move>>,
     cumulative: Vec<f64>,
@@ -31,14 +33,15 @@ impl Mixture {
             )));
         }
         let mut sum = 0.0;
-        let (cumulative, moves) = moves
+        let (cumulative, moves): (Vec<f64>, Vec<Box<dyn Move>>) = moves
             .into_iter()
             .map(|(p, m)| {
                 sum += p / total;
                 (sum, m)
             })
             .unzip();
-        Ok(Mixture { moves, cumulative, seed, statistics: Statistics::default() })
+        let worst = moves.iter().map(|m| m.statistics().likelihood()).max().unwrap_or(Exactness::Exact);
+        Ok(Mixture { moves, cumulative, seed, statistics: Statistics::of(worst) })
     }
 
     pub fn moves(&self) -> &[Box<dyn Move>] {

@@ -1,6 +1,7 @@
 //! **Proposal** and **Move**: propose a configuration, accept or reject it, say why.
 //!
-//! Every move leaves e^{−u(x)} invariant, whatever the quality of its generator. A move keeps no state that matters between
+//! Every move leaves e^{−u(x)} invariant, whatever the quality of its generator; the one exception,
+//! [`Independence::by_surrogate`], has to be asked for and marks its statistics. A move keeps no state that matters between
 //! attempts: an attempt is a function of (seed, step, replica) and the current configuration.
 
 mod candidates;
@@ -100,7 +101,7 @@ impl Outcome {
     }
 }
 
-/// A transition that leaves e^{−u} invariant.
+/// A transition that leaves e^{−u} invariant if the likelihood in its statistics is exact.
 pub trait Move: Send {
     /// Coordinates per configuration.
     fn dimension(&self) -> usize;

@@ -1,6 +1,7 @@
 //! What a move did: counters by reason, and the log of its log-weights and log-acceptances.
 
 use super::{Fate, Outcome};
+use crate::density::Exactness;
 
 /// Entries each log keeps; older ones are overwritten.
 const LOG_CAPACITY: usize = 1 << 16;
@@ -8,6 +9,8 @@ const LOG_CAPACITY: usize = 1 << 16;
 /// Counters of attempts by fate, running sums over all proposals' weights, and the latest log-weights and log-acceptances.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Statistics {
+    /// Of the log q that decides acceptances.
+    likelihood: Exactness,
     counts: [u64; 7],
     proposals: u64,
     usable: u64,
@@ -34,11 +37,22 @@ struct Stages {
 
 impl Default for Statistics {
     fn default() -> Statistics {
-        Statistics::empty(Ring::new(), Ring::new())
+        Statistics::of(Exactness::Exact)
     }
 }
 
 impl Statistics {
+    /// Empty ones of a move whose acceptances are decided by a log q of this exactness.
+    pub(super) fn of(likelihood: Exactness) -> Statistics {
+        Statistics::empty(likelihood, Ring::new(), Ring::new())
+    }
+
+    /// Of which exactness the log q is that decides acceptances: with `Surrogate` the move is biased, and so is everything that
+    /// is made of its chain. Reports say so.
+    pub fn likelihood(&self) -> Exactness {
+        self.likelihood
+    }
+
     /// Attempts that ended this way.
     pub fn count(&self, fate: Fate) -> u64 {
         self.counts[fate as usize]
@@ -85,6 +99,14 @@ impl Statistics {
         self.stages.passed
     }
 
+    /// Accepted attempts over those that the screen let through; NaN before the first such attempt.
+    pub fn second_stage_acceptance(&self) -> f64 {
+        match self.stages.passed {
+            0 => f64::NAN,
+            passed => self.count(Fate::Accepted) as f64 / passed as f64,
+        }
+    }
+
     /// Exact log-densities that the second stage of delayed acceptance needed.
     pub fn exact_evaluations(&self) -> u64 {
         self.stages.exact_evaluations
@@ -99,16 +121,17 @@ impl Statistics {
         }
     }
 
-    /// Forgets everything; the memory of the logs is kept.
+    /// Forgets all counts; the likelihood and the memory of the logs are kept.
     pub fn reset(&mut self) {
         let mut logs = [&mut self.log_weights, &mut self.log_acceptances].map(std::mem::take);
         logs.iter_mut().for_each(Ring::clear);
         let [log_weights, log_acceptances] = logs;
-        *self = Statistics::empty(log_weights, log_acceptances);
+        *self = Statistics::empty(self.likelihood, log_weights, log_acceptances);
     }
 
-    fn empty(log_weights: Ring, log_acceptances: Ring) -> Statistics {
+    fn empty(likelihood: Exactness, log_weights: Ring, log_acceptances: Ring) -> Statistics {
         Statistics {
+            likelihood,
             counts: [0; 7],
             proposals: 0,
             usable: 0,
@@ -224,6 +247,8 @@ mod tests {
         }
         assert!((statistics.correction_variance() - 7.0).abs() < 1e-9);
         assert_eq!((statistics.screened(), statistics.exact_evaluations()), (4, 8));
+        assert_eq!(statistics.second_stage_acceptance(), 0.0);
+        assert!(Statistics::default().second_stage_acceptance().is_nan());
     }
 
     #[test]

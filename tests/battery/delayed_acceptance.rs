@@ -139,9 +139,9 @@ fn a_perfect_screen_gives_the_independence_move() {
 }
 
 /// Counts what is asked of a generator.
-struct Counting {
-    q: Arc<dyn Density>,
-    rows: AtomicUsize,
+pub struct Counting {
+    pub q: Arc<dyn Density>,
+    pub rows: AtomicUsize,
 }
 
 impl Density for Counting {

@@ -13,4 +13,5 @@ mod moves;
 mod refusals;
 mod restart;
 mod statistics;
+mod surrogate;
 mod systems;

@@ -106,15 +106,16 @@ fn a_failing_target_changes_nothing_and_a_clash_is_rejected() {
     assert_eq!(kernel.statistics().attempts(), 2);
 }
 
+/// Neither as a generator nor, by that way, in any move: a surrogate decides only where it is given to `by_surrogate`.
 #[test]
 fn inexact_densities_may_not_decide() {
-    struct Estimated(Exact<Table>);
-    impl Density for Estimated {
+    struct Inexact(Exact<Table>, Exactness);
+    impl Density for Inexact {
         fn dimension(&self) -> usize {
             1
         }
         fn exactness(&self) -> Exactness {
-            Exactness::Surrogate
+            self.1
         }
         fn sample(&self, s: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
             self.0.sample(s, x, e)
@@ -126,8 +127,11 @@ fn inexact_densities_may_not_decide() {
             self.0.log_density_gradient(x, e, g)
         }
     }
-    let error = Generator::new(Arc::new(Estimated(Exact(double_well(0.0)))), None, Options::default()).err().unwrap();
-    assert!(error.to_string().contains("Surrogate"), "{error}");
+    for exactness in [Exactness::Estimated, Exactness::Surrogate] {
+        let q = Inexact(Exact(double_well(0.0)), exactness);
+        let error = Generator::new(Arc::new(q), None, Options::default()).err().unwrap().to_string();
+        assert!(error.contains(exactness.name()), "{error}");
+    }
 }
 
 #[test]

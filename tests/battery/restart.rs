@@ -3,7 +3,7 @@
 use crate::systems::*;
 use modejump::density::Density;
 use modejump::io::checkpoint::{Checkpoint, Replica};
-use modejump::moves::{DelayedAcceptance, Generator, Isir, Move, Options, RandomWalk, State};
+use modejump::moves::{DelayedAcceptance, Generator, Independence, Isir, Move, Options, RandomWalk, State};
 use std::sync::Arc;
 
 struct Sampler {
@@ -14,17 +14,22 @@ struct Sampler {
     replica: Replica,
 }
 
+type Kernel = fn(Generator, Arc<dyn Density>) -> Box<dyn Move>;
+
+const KERNELS: [Kernel; 3] = [
+    |generator, _| Box::new(Isir::new(generator)),
+    |generator, screen| Box::new(DelayedAcceptance::new(generator, screen).unwrap()),
+    |generator, screen| Box::new(Independence::by_surrogate(generator, screen).unwrap()),
+];
+
 impl Sampler {
-    fn new(delayed: bool) -> Sampler {
+    fn new(kernel: Kernel) -> Sampler {
         let q: Arc<dyn Density> = Arc::new(Exact(DoubleWell2 { well: double_well(0.0), width: 0.4 }));
         let p: Arc<dyn Density> = Arc::new(Exact(DoubleWell2 { well: double_well(0.475), width: 0.3 }));
         let options = Options { n_proposals: 3, seed: 99, stride: 5, batch: 7 };
         let generator = Generator::new(q.clone(), None, options).unwrap();
         Sampler {
-            jump: match delayed {
-                true => Box::new(DelayedAcceptance::new(generator, Arc::new(WrongScreen(q))).unwrap()),
-                false => Box::new(Isir::new(generator)),
-            },
+            jump: kernel(generator, Arc::new(WrongScreen(q))),
             walk: RandomWalk::new(2, 0.2, 99).unwrap(),
             target: NegativeLog::new(p, 0.0),
             options,
@@ -64,8 +69,8 @@ impl Sampler {
         }
     }
 
-    fn restore(checkpoint: Checkpoint, delayed: bool) -> Sampler {
-        let mut sampler = Sampler::new(delayed);
+    fn restore(checkpoint: Checkpoint, kernel: Kernel) -> Sampler {
+        let mut sampler = Sampler::new(kernel);
         assert_eq!(checkpoint.options, sampler.options);
         let [jump, walk] = <[_; 2]>::try_from(checkpoint.statistics).unwrap();
         *sampler.jump.statistics_mut() = jump;
@@ -77,18 +82,18 @@ impl Sampler {
 
 #[test]
 fn a_run_that_was_stopped_and_restarted_equals_one_that_was_not() {
-    for delayed in [false, true] {
+    for kernel in KERNELS {
         let folder = std::env::temp_dir().join(format!("modejump-restart-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let path = folder.join("run.ckpt");
-        let mut straight = Sampler::new(delayed);
+        let mut straight = Sampler::new(kernel);
         straight.run(1000);
         // 503 is in the middle of a block: attempts at 500 and 505 share one.
-        let mut first = Sampler::new(delayed);
+        let mut first = Sampler::new(kernel);
         first.run(503);
         first.checkpoint().save(&path).unwrap();
         drop(first);
-        let mut second = Sampler::restore(Checkpoint::load(&path).unwrap(), delayed);
+        let mut second = Sampler::restore(Checkpoint::load(&path).unwrap(), kernel);
         second.run(497);
         let bits = |s: &Sampler| s.replica.x.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&straight), bits(&second));

@@ -204,6 +204,17 @@ static void test_struct_sizes(const char *path) {
     move = NULL;
     EXPECT(modejump_move_delayed_acceptance_new(model, NULL, &options.known, &move) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_move_delayed_acceptance_new(model, model, &options.known, &move) == MODEJUMP_OK && move != NULL);
+    statistics.struct_size = sizeof statistics;
+    EXPECT(modejump_move_statistics(move, &statistics) == MODEJUMP_OK && statistics.flags == 0);
+    EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+    /* acceptance by a surrogate has to be asked for, needs one, and is marked before the first attempt */
+    options.known.kind = MODEJUMP_SURROGATE;
+    move = NULL;
+    EXPECT(modejump_move_new(model, &options.known, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    EXPECT(strstr(last(), "surrogate") != NULL);
+    EXPECT(modejump_move_delayed_acceptance_new(model, model, &options.known, &move) == MODEJUMP_OK);
+    EXPECT(modejump_move_reset_statistics(move) == MODEJUMP_OK);
+    EXPECT(modejump_move_statistics(move, &statistics) == MODEJUMP_OK && statistics.flags == MODEJUMP_BY_SURROGATE);
     EXPECT(modejump_move_free(move) == MODEJUMP_OK);
     options.known.struct_size = 8;
     EXPECT(modejump_move_options_init(&options.known) == MODEJUMP_INVALID_INPUT);

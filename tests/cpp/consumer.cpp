@@ -121,7 +121,25 @@ static void test_delayed_acceptance(const std::string& path, const std::string& 
     const modejump_statistics statistics = move.statistics();
     EXPECT(statistics.screened > 50 && statistics.accepted == statistics.screened);
     EXPECT(statistics.exact_evaluations == 2 * statistics.screened && statistics.correction_variance < 1e-6);
+    EXPECT(move.statistics().likelihood() == std::string("exact"));
     EXPECT(status_of([&] { modejump::Move(model, modejump::Model(other)); }) == MODEJUMP_INVALID_INPUT);
+}
+
+static void test_acceptance_by_a_surrogate(const std::string& path) {
+    const modejump::Model model(path);
+    modejump::Options options;
+    options.kind = MODEJUMP_SURROGATE;
+    modejump::Move move(model, model, options);
+    modejump::State state;
+    state.x = {1.0, 0.5};
+    for (; state.step < 100; state.step++) {
+        potential(1, state.x.data(), &state.reduced_potential);
+        move.attempt(potential, state);
+    }
+    const modejump::Statistics statistics = move.statistics();
+    EXPECT(statistics.likelihood() == std::string("surrogate"));
+    EXPECT(statistics.accepted > 50 && statistics.screened == 0 && statistics.exact_evaluations == 0);
+    EXPECT(status_of([&] { modejump::Move(model, options); }) == MODEJUMP_INVALID_INPUT);
 }
 
 static void test_constraints(const std::string& path) {
@@ -138,6 +156,7 @@ int main(int argc, char** argv) {
     test_model(argv[1]);
     test_move(argv[1]);
     test_delayed_acceptance(argv[1], argv[2]);
+    test_acceptance_by_a_surrogate(argv[1]);
     test_constraints(argv[2]);
     std::printf("%d failures\n", failures);
     return failures != 0;

@@ -1,5 +1,6 @@
 // A Force that adds no energy but moves the System: a trained generator proposes whole configurations of a molecule and a
-// Metropolis test on the System's own energy accepts or rejects them, so the canonical ensemble is sampled exactly.
+// Metropolis test on the System's own energy accepts or rejects them, so the canonical ensemble is sampled exactly, unless the
+// user asks for acceptance by a surrogate.
 #ifndef MODEJUMP_MONTECARLOMODEJUMP_H_
 #define MODEJUMP_MONTECARLOMODEJUMP_H_
 
@@ -28,7 +29,12 @@ struct OPENMM_EXPORT_MODEJUMP ModeJumpStatistics {
     double effectiveSampleSize = 0;
     /** log alpha of the last attempt, not clipped at 0. */
     double lastLogAcceptance = 0;
-    /** With a screening model: attempts that it let through to the exact test, and exact log-densities computed there. */
+    /** Of the log-density that decides acceptances: "exact", or "surrogate" where that was asked for and sampling is biased. */
+    std::string likelihood = "exact";
+    /**
+     * With a screening model that does not decide alone: attempts that it let through to the exact test, and exact log-densities
+     * computed there.
+     */
     uint64_t screened = 0, exactEvaluations = 0;
     /** Variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the second. */
     double correctionVariance = 0;
@@ -36,6 +42,8 @@ struct OPENMM_EXPORT_MODEJUMP ModeJumpStatistics {
 
 class OPENMM_EXPORT_MODEJUMP MonteCarloModeJump : public OpenMM::Force {
 public:
+    /** Whose log-density decides about a proposal: the generator's own, or the screening model's alone, which is biased. */
+    enum class Acceptance { Exact, Surrogate };
     /** The Context parameter that tells replicas apart that share a Context; it chooses the random numbers. */
     static const std::string& Replica() {
         static const std::string key = "ModeJumpReplica";
@@ -57,8 +65,9 @@ public:
     void setModelHash(const std::string& hash) { generator.hash = hash; }
     /**
      * A second model of the same atoms, whose log-density is cheap: it screens the proposals, and the generator's exact
-     * log-density is computed only for what passes (delayed acceptance). Sampling stays exact whatever this model is. Each of
-     * the getNumProposals() proposals of an attempt is then one Metropolis step of the screening. Empty (default): none.
+     * log-density is computed only for what passes (delayed acceptance). Sampling stays exact whatever this model is, unless
+     * setAcceptance() says otherwise. Each of the getNumProposals() proposals of an attempt is then one Metropolis step of the
+     * screening. Empty (default): none.
      */
     void setScreeningModelFile(const std::string& path);
     const std::string& getScreeningModelFile() const { return screen.file; }
@@ -66,6 +75,12 @@ public:
     const std::string& getScreeningModelData() const { return screen.data; }
     const std::string& getScreeningModelHash() const { return screen.hash; }
     void setScreeningModelHash(const std::string& hash) { screen.hash = hash; }
+    /**
+     * Surrogate: the screening model's log-density q_s alone decides, and the exact one is never computed. The jumps then leave
+     * exp(-u) q/q_s invariant instead of exp(-u), and the statistics say "surrogate". Needs a screening model. Default: Exact.
+     */
+    void setAcceptance(Acceptance value) { acceptance = value; }
+    Acceptance getAcceptance() const { return acceptance; }
     /** Particle particles[i] of the System is atom i of the model. Empty (default): all particles in their order. */
     void setParticles(const std::vector<int>& indices) { particles = indices; }
     const std::vector<int>& getParticles() const { return particles; }
@@ -115,6 +130,7 @@ private:
         void embed();
     };
     Source generator, screen;
+    Acceptance acceptance = Acceptance::Exact;
     std::vector<int> particles;
     int frequency, numProposals, seed, defaultReplica;
     double temperature;

@@ -84,7 +84,10 @@ void MonteCarloModeJump::setDefaultReplica(int value) {
 shared_ptr<const Model> MonteCarloModeJump::getModel() const { return generator.load(); }
 
 shared_ptr<const Model> MonteCarloModeJump::getScreeningModel() const {
-    return screen.file.empty() && screen.data.empty() ? nullptr : screen.load();
+    const bool none = screen.file.empty() && screen.data.empty();
+    require(!none || acceptance == Acceptance::Exact,
+            "acceptance by a surrogate needs one: set it as the screening model");
+    return none ? nullptr : screen.load();
 }
 
 ForceImpl* MonteCarloModeJump::createImpl() const { return new MonteCarloModeJumpImpl(*this); }

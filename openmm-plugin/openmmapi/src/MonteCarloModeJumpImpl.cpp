@@ -148,7 +148,9 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     modejump_move_options options = {};
     options.struct_size = sizeof(options);
     check(modejump_move_options_init(&options));
-    options.kind = owner.getNumProposals() > 1 ? 1 : 0;
+    options.kind = owner.getNumProposals() > 1 ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
+    if (owner.getAcceptance() == MonteCarloModeJump::Acceptance::Surrogate)
+        options.kind = MODEJUMP_SURROGATE;
     options.n_proposals = owner.getNumProposals();
     options.seed = seed;
     options.stride = frequency;
@@ -184,8 +186,7 @@ double MonteCarloModeJumpImpl::findThermalEnergy(ContextImpl& context) {
     if (!warned && model->temperature > 0 && abs(kelvin - model->temperature) > 1e-3 * model->temperature) {
         warned = true;
         cerr << "MonteCarloModeJump: the model " << model->name << " was trained for " << model->temperature
-             << " K, the simulation is at " << kelvin << " K. Sampling stays exact, but fewer moves will be accepted."
-             << endl;
+             << " K, the simulation is at " << kelvin << " K. Fewer moves will be accepted." << endl;
     }
     return BOLTZ * kelvin;
 }
@@ -332,6 +333,7 @@ ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {
     result.meanLogWeight = counts.mean_log_weight;
     result.effectiveSampleSize = counts.ess;
     result.lastLogAcceptance = lastLogAcceptance;
+    result.likelihood = (counts.flags & MODEJUMP_BY_SURROGATE) != 0 ? "surrogate" : "exact";
     result.screened = counts.screened;
     result.exactEvaluations = counts.exact_evaluations;
     result.correctionVariance = counts.correction_variance;

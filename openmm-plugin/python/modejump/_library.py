@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openmm
 
-ABI = 2
+ABI = 3
 NAME = "libOpenMMModeJump.so"
 
 
@@ -28,6 +28,7 @@ class CStatistics(ctypes.Structure):
         ]
         + [(name, c_double) for name in ("mean_log_weight", "effective_sample_size", "last_log_acceptance")]
         + [("screened", c_uint64), ("exact_evaluations", c_uint64), ("correction_variance", c_double)]
+        + [("by_surrogate", c_uint32)]
     )
 
 

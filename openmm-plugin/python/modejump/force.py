@@ -34,7 +34,10 @@ class Statistics:
     effective_sample_size: float
     #: log alpha of the last attempt, not clipped at 0.
     last_log_acceptance: float
-    #: With a screening model: attempts that it let through to the exact test, and exact log-densities computed there.
+    #: Of the log-density that decides acceptances: "exact", or "surrogate" where that was asked for and sampling is biased.
+    likelihood: str
+    #: With a screening model that does not decide alone: attempts that it let through to the exact test, and exact log-densities
+    #: computed there.
     screened: int
     exact_evaluations: int
     #: Variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts: how far the screen is from the generator.
@@ -44,6 +47,11 @@ class Statistics:
     def acceptance(self):
         """Accepted attempts over all attempts; nan before the first."""
         return self.accepted / self.attempts if self.attempts else math.nan
+
+    @property
+    def second_stage_acceptance(self):
+        """Accepted attempts over those that the screen let through; nan before the first."""
+        return self.accepted / self.screened if self.screened else math.nan
 
 
 def _number(name, convert):
@@ -64,7 +72,8 @@ def _number(name, convert):
 
 class MonteCarloModeJump(openmm.Force):
     """Every `frequency` steps a trained generator proposes configurations of the molecule; a Metropolis test on the System's
-    own energy decides. The canonical ensemble stays exact, whatever the quality of the generator.
+    own energy decides. The canonical ensemble stays exact, whatever the quality of the generator, unless `acceptance` says
+    otherwise.
 
     Parameters
     ----------
@@ -87,18 +96,34 @@ class MonteCarloModeJump(openmm.Force):
         A second model of the same atoms with a cheap log-density, which may be inexact. It screens the proposals; the exact
         log-density of `model` is computed only for what passes, and decides (delayed acceptance). Log-weights in the
         statistics are then the screen's.
+    acceptance : "exact" or "surrogate"
+        "surrogate": the log-density q_s of `screen` alone decides. This is biased: the jumps leave exp(-u) q/q_s invariant
+        instead of exp(-u), and statistics and reports say "surrogate".
 
     Raises
     ------
     openmm.OpenMMException
-        There is no such model file, it is malformed, or an argument is out of range.
+        There is no such model file, it is malformed, or an argument is out of range; a surrogate is to decide and none is given.
     """
 
-    def __init__(self, model, frequency=100, *, particles=None, proposals=1, seed=0, temperature=0, embed=False, screen=None):
-        path = quoteattr(os.fspath(model))
-        screening = "" if screen is None else f"screen={quoteattr(os.fspath(screen))}"
-        version = 1 if screen is None else 2
-        xml = f'<Force type="MonteCarloModeJump" version="{version}" model={path} {screening} frequency="{int(frequency)}"/>'
+    def __init__(
+        self,
+        model,
+        frequency=100,
+        *,
+        particles=None,
+        proposals=1,
+        seed=0,
+        temperature=0,
+        embed=False,
+        screen=None,
+        acceptance="exact",
+    ):
+        texts = {"model": os.fspath(model), "acceptance": acceptance}
+        if screen is not None:
+            texts["screen"] = os.fspath(screen)
+        texts = " ".join(f"{name}={quoteattr(text)}" for name, text in texts.items())
+        xml = f'<Force type="MonteCarloModeJump" version="3" {texts} frequency="{int(frequency)}"/>'
         self.this = openmm.XmlSerializer.deserialize(xml).this
         self.proposals = proposals
         self.seed = seed
@@ -172,6 +197,11 @@ class MonteCarloModeJump(openmm.Force):
     def screening_model_hash(self):
         return self._text("screeningModelHash")
 
+    @property
+    def acceptance(self):
+        """Whose log-density decides: "exact", or "surrogate" for that of the screening model alone."""
+        return self._text("acceptance")
+
     def attempt(self, context):
         """Attempts a move now, whatever the frequency; returns whether it was accepted.
 
@@ -185,7 +215,9 @@ class MonteCarloModeJump(openmm.Force):
         """Statistics of the attempts in this Context."""
         counts = _library.CStatistics()
         call("get_statistics", address(self), address(context), ctypes.byref(counts))
-        return Statistics(**{name: getattr(counts, name) for name, _ in counts._fields_})
+        values = {name: getattr(counts, name) for name, _ in counts._fields_}
+        likelihood = "surrogate" if values.pop("by_surrogate") else "exact"
+        return Statistics(**values, likelihood=likelihood)
 
     def reset_statistics(self, context):
         call("reset_statistics", address(self), address(context))

@@ -19,6 +19,9 @@ def torsion(x, atoms):
 class ModeJumpReporter:
     """Writes attempts, acceptance, rejections by reason and log-weights every `reportInterval` steps.
 
+    With a screening model there are further columns: the likelihood that decides ("surrogate" where the moves are biased), what
+    the screen let through, and what that cost. The log-weights are then the screen's.
+
     Parameters
     ----------
     file : str or file object
@@ -31,6 +34,7 @@ class ModeJumpReporter:
     append : bool
     """
 
+    SCREEN = ("Likelihood", "Screened", "Exact Evaluations", "Stage 2 Acceptance", "Correction Variance")
     COLUMNS = ("Attempts", "Accepted", "Rejected", "Out Of Support", "Singular", "Non-finite", "Constraint", "Chirality")
 
     def __init__(self, file, reportInterval, *, torsions=None, separator=",", append=False):
@@ -65,7 +69,11 @@ class ModeJumpReporter:
         s = self._force.statistics(simulation.context)
         counts = (s.attempts, s.accepted, s.rejected, s.out_of_support, s.singular, s.non_finite, s.constraint, s.chirality)
         numbers = (s.acceptance, s.last_log_acceptance, s.mean_log_weight, s.effective_sample_size)
-        row = [simulation.currentStep, *counts, *(f"{number:.6g}" for number in numbers), *self._transitions.values()]
+        row = [simulation.currentStep, *counts, *(f"{number:.6g}" for number in numbers)]
+        if self._force.screening_model_hash:
+            stages = (s.second_stage_acceptance, s.correction_variance)
+            row += [s.likelihood, s.screened, s.exact_evaluations, *(f"{number:.6g}" for number in stages)]
+        row += self._transitions.values()
         print(self._separator.join(str(value) for value in row), file=self._out, flush=True)
 
     @staticmethod
@@ -77,6 +85,8 @@ class ModeJumpReporter:
 
     def _write_header(self):
         names = ["Step", *self.COLUMNS, "Acceptance", "Log Acceptance", "Mean Log Weight", "ESS"]
+        if self._force.screening_model_hash:
+            names += self.SCREEN
         names += [f"Transitions {name}" for name in self._torsions]
         print("#" + self._separator.join(f'"{name}"' for name in names), file=self._out, flush=True)
 
