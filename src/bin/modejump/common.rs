@@ -30,6 +30,22 @@ pub fn load(path: &Path, precision: &PrecisionFlag) -> Result<Arc<dyn Model>> {
     models::load_with(path, precision)
 }
 
+/// A second model, which must describe the atoms of the generator.
+pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Model) -> Result<Arc<dyn Model>> {
+    let partner = load(path, precision)?;
+    if partner.dimension() != generator.dimension() {
+        let (a, b) = (partner.dimension(), generator.dimension());
+        return Err(Error::file(path, format!("{a} coordinates, the generator has {b}")));
+    }
+    if let (Some(a), Some(b)) = (&partner.card().topology, &generator.card().topology) {
+        if let Some(i) = (0..a.n_atoms().min(b.n_atoms())).find(|&i| a.elements[i] != b.elements[i]) {
+            let reason = format!("{} stands where the generator has {}", a.label(i), b.label(i));
+            return Err(Error::file(path, reason));
+        }
+    }
+    Ok(partner)
+}
+
 pub fn evaluations(n: usize) -> Vec<Evaluation> {
     vec![Evaluation::inside(0.0); n]
 }
@@ -38,6 +54,14 @@ pub fn evaluations(n: usize) -> Vec<Evaluation> {
 pub fn split(log_density: &[Evaluation]) -> (Vec<f64>, usize) {
     let values = log_density.iter().map(|e| e.log_density).collect();
     (values, log_density.iter().filter(|e| !e.is_inside()).count())
+}
+
+/// Marks numbers whose likelihood is not exact.
+pub fn mark(likelihood: &str) -> String {
+    match likelihood {
+        "exact" | "" => String::new(),
+        other => format!("  ({other} likelihood)"),
+    }
 }
 
 pub fn frames_of(n: usize) -> String {

@@ -1,8 +1,18 @@
 //! `modejump md`: OpenMM from Rust, with or without jumps.
 
-use clap::Args;
+use crate::common::PrecisionFlag;
+use clap::{Args, ValueEnum};
 use modejump::Result;
 use std::path::PathBuf;
+
+/// Whose log q decides.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Likelihood {
+    /// The generator's own; with a screen, about what it has let through
+    Exact,
+    /// The screen's alone: BIASED, jumps then sample exp(-u) q/q_screen, and every report says `surrogate`
+    Surrogate,
+}
 
 #[derive(Args)]
 pub struct Md {
@@ -15,13 +25,21 @@ pub struct Md {
     /// Generator; without one the run is plain molecular dynamics
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Second model with a cheap log-density, such as an energy-based model: it screens the proposals, and the generator's exact
+    /// log-density is computed for what passes, and decides (delayed acceptance)
+    #[arg(long, requires = "model")]
+    screen: Option<PathBuf>,
+    /// Whose log-density decides about a jump
+    #[arg(long, value_enum, default_value_t = Likelihood::Exact)]
+    acceptance: Likelihood,
     /// Steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
     steps: u64,
     /// Steps between attempts
     #[arg(long, default_value_t = 10)]
     frequency: u64,
-    /// Proposals per attempt; above one the state is chosen among all of them (i-SIR)
+    /// Proposals per attempt; above one the state is chosen among all of them (i-SIR), or with a screen each is a step of the
+    /// screening before one exact test
     #[arg(long, default_value_t = 1)]
     proposals: usize,
     /// K
@@ -35,6 +53,8 @@ pub struct Md {
     timestep: f64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    #[command(flatten)]
+    precision: PrecisionFlag,
     /// OpenMM platform
     #[arg(long, default_value = "Reference")]
     platform: String,
@@ -59,17 +79,18 @@ impl Md {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
+    use crate::common::{load, load_partner, mark};
     use indicatif::ProgressBar;
     use modejump::coordinates::Topology;
-    use modejump::engines::openmm::{JumpingSimulation, Simulation, SimulationOptions, System};
+    use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
     use modejump::io::trajectory::{self, Frames};
-    use modejump::models;
+    use modejump::models::Model;
     use modejump::moves::{Options, Statistics};
     use modejump::rng::{Stream, StreamId};
     use modejump::units::thermal_energy;
     use modejump::Error;
-    use serde_json::json;
+    use serde_json::{json, Value};
 
     enum Engine {
         Plain(Simulation),
@@ -109,6 +130,9 @@ mod run {
 
     impl Md {
         pub fn run(self) -> Result<()> {
+            if self.acceptance == Likelihood::Surrogate && self.screen.is_none() {
+                return Err(Error::invalid("--acceptance surrogate: give the surrogate with --screen"));
+            }
             let (topology, x0) = Topology::from_pdb(&self.topology)?;
             let system = System::from_xml_file(&self.system)?;
             if 3 * system.n_particles() != x0.len() {
@@ -141,15 +165,27 @@ mod run {
                 threads: 1,
             };
             let Some(path) = &self.model else { return Ok(Engine::Plain(Simulation::new(system, &dynamics)?)) };
-            let model = models::load(path)?;
+            let model = load(path, &self.precision)?;
+            let acceptance = self.acceptance(model.as_ref())?;
             if let Some(t) = model.card().temperature.filter(|t| (t - self.temperature).abs() > 0.5) {
                 eprintln!(
-                    "modejump: the model was trained for {t} K; jumps at {} K stay exact but are accepted less",
+                    "modejump: the model was trained for {t} K; jumps at {} K are accepted less",
                     self.temperature
                 );
             }
             let options = Options { n_proposals: self.proposals, seed: self.seed, ..Options::default() };
-            Ok(Engine::Jumping(JumpingSimulation::new(system, &dynamics, &model, self.frequency, options)?))
+            let jumping = JumpingSimulation::new(system, &dynamics, &model, acceptance, self.frequency, options)?;
+            Ok(Engine::Jumping(jumping))
+        }
+
+        fn acceptance(&self, model: &dyn Model) -> Result<Acceptance> {
+            let Some(path) = &self.screen else { return Ok(Acceptance::Exact) };
+            let screen = load_partner(path, &self.precision, model)?;
+            if self.acceptance == Likelihood::Exact {
+                return Ok(Acceptance::Screened(screen));
+            }
+            eprintln!("modejump: acceptance by the surrogate alone is biased: jumps sample exp(-u) q/q_surrogate");
+            Ok(Acceptance::Surrogate(screen))
         }
 
         fn record_run(&self, engine: &mut Engine, dimension: usize) -> Result<Record> {
@@ -168,7 +204,8 @@ mod run {
                 record.temperature.push(simulation.temperature()?);
                 bar.set_position(done);
                 if let Some(statistics) = engine.statistics() {
-                    bar.set_message(format!("accepted {:.0} %", 100.0 * statistics.acceptance()));
+                    let mark = mark(statistics.likelihood().name());
+                    bar.set_message(format!("accepted {:.0} %{mark}", 100.0 * statistics.acceptance()));
                 }
             }
             bar.finish_and_clear();
@@ -185,9 +222,7 @@ mod run {
                 "t_mean": t.value, "t_stderr": t.standard_error,
             });
             if let Some(s) = engine.statistics() {
-                summary["attempts"] = json!(s.attempts());
-                summary["acceptance"] = json!(s.acceptance());
-                summary["ess"] = json!(s.effective_fraction());
+                self.summarise(s, &mut summary);
             }
             if self.json {
                 println!("{summary}");
@@ -199,18 +234,58 @@ mod run {
                 summary["ns_per_day"].as_f64().unwrap_or(0.0)
             );
             println!(
-                "<U> = {:.2} ± {:.2} kJ/mol, <T> = {:.1} ± {:.1} K",
-                u.value, u.standard_error, t.value, t.standard_error
+                "<U> = {:.2} ± {:.2} kJ/mol, <T> = {:.1} ± {:.1} K{}",
+                u.value,
+                u.standard_error,
+                t.value,
+                t.standard_error,
+                mark(summary["likelihood"].as_str().unwrap_or_default())
             );
             if let Some(s) = engine.statistics() {
-                println!(
-                    "{} attempts, {:.1} % accepted, ESS {:.1} %",
-                    s.attempts(),
-                    100.0 * s.acceptance(),
-                    100.0 * s.effective_fraction()
-                );
+                self.print(s);
             }
             Ok(())
+        }
+
+        /// Whose log q the weights have: with a screen its own, whoever decides.
+        fn weights(&self) -> &'static str {
+            match self.screen {
+                Some(_) => "surrogate",
+                None => "exact",
+            }
+        }
+
+        fn is_delayed(&self) -> bool {
+            self.screen.is_some() && self.acceptance == Likelihood::Exact
+        }
+
+        fn summarise(&self, s: &Statistics, summary: &mut Value) {
+            summary["likelihood"] = json!(s.likelihood());
+            summary["attempts"] = json!(s.attempts());
+            summary["acceptance"] = json!(s.acceptance());
+            summary["ess"] = json!(s.effective_fraction());
+            summary["ess_likelihood"] = json!(self.weights());
+            if self.is_delayed() {
+                summary["screened"] = json!(s.screened());
+                summary["exact_evaluations"] = json!(s.exact_evaluations());
+                summary["second_stage_acceptance"] = json!(s.second_stage_acceptance());
+                summary["correction_variance"] = json!(s.correction_variance());
+            }
+        }
+
+        fn print(&self, s: &Statistics) {
+            let (accepted, ess) = (100.0 * s.acceptance(), 100.0 * s.effective_fraction());
+            println!("{} attempts, {accepted:.1} % accepted{}", s.attempts(), mark(s.likelihood().name()));
+            println!("ESS {ess:.1} %{}", mark(self.weights()));
+            if self.is_delayed() {
+                println!(
+                    "{} passed the screen, {} exact log-densities, {:.1} % of what passed accepted, Var(ln c) {:.3}",
+                    s.screened(),
+                    s.exact_evaluations(),
+                    100.0 * s.second_stage_acceptance(),
+                    s.correction_variance()
+                );
+            }
         }
     }
 }

@@ -5,10 +5,31 @@ use super::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::coordinates::constraints::Constraints;
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::moves::{Generator, Independence, Isir, Move, Options, Outcome, State};
+use crate::moves::{DelayedAcceptance, Generator, Independence, Isir, Move, Options, Outcome, State};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
+
+/// Whose log q decides about the generator's proposals.
+pub enum Acceptance {
+    /// The generator's own. One proposal: Metropolis; more: i-SIR.
+    Exact,
+    /// The generator's own, about what this model has let through: delayed acceptance, each proposal a step of its first stage.
+    Screened(Arc<dyn Model>),
+    /// This model's alone, which is biased: [`Independence::by_surrogate`].
+    Surrogate(Arc<dyn Model>),
+}
+
+impl Acceptance {
+    fn jump(self, generator: Generator) -> Result<Box<dyn Move>> {
+        Ok(match self {
+            Acceptance::Exact if generator.options().n_proposals == 1 => Box::new(Independence::new(generator)),
+            Acceptance::Exact => Box::new(Isir::new(generator)),
+            Acceptance::Screened(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
+            Acceptance::Surrogate(surrogate) => Box::new(Independence::by_surrogate(generator, surrogate)?),
+        })
+    }
+}
 
 /// Langevin dynamics and jumps of one molecule.
 pub struct JumpingSimulation {
@@ -21,14 +42,15 @@ pub struct JumpingSimulation {
 }
 
 impl JumpingSimulation {
-    /// `options.stride` is set to `frequency` (steps between attempts). One proposal: Metropolis; more: i-SIR.
+    /// `options.stride` is set to `frequency` (steps between attempts).
     ///
     /// Errors: a System with another number of particles than the model has atoms, a constraint that the model does not keep
-    /// (named), frequency 0.
+    /// (named), frequency 0, a second model of other dimension.
     pub fn new(
         system: &System,
         dynamics: &SimulationOptions,
         model: &Arc<dyn Model>,
+        acceptance: Acceptance,
         frequency: u64,
         options: Options,
     ) -> Result<JumpingSimulation> {
@@ -51,14 +73,10 @@ impl JumpingSimulation {
             constraints.require_kept(model.card().kept_bonds(), &|a| model.card().label(a))?;
             generator.set_constraints(constraints);
         }
-        let jump: Box<dyn Move> = match options.n_proposals {
-            1 => Box::new(Independence::new(generator)),
-            _ => Box::new(Isir::new(generator)),
-        };
         Ok(JumpingSimulation {
             simulation: Simulation::new(system, dynamics)?,
             target: OpenMmTarget::on_platform(system, dynamics.temperature, 1, &dynamics.platform)?,
-            jump,
+            jump: acceptance.jump(generator)?,
             frequency,
             seed: options.seed,
             x: vec![0.0; 3 * system.n_particles()],

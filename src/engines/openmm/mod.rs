@@ -10,7 +10,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use jumping::JumpingSimulation;
+pub use jumping::{Acceptance, JumpingSimulation};
 pub use simulation::{Simulation, SimulationOptions};
 pub use target::OpenMmTarget;
 

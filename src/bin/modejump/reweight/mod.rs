@@ -2,7 +2,7 @@
 
 mod surrogate;
 
-use super::common::{evaluations, load, PrecisionFlag};
+use super::common::{evaluations, load, mark, PrecisionFlag};
 use clap::Args;
 use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
@@ -198,17 +198,9 @@ fn number(s: &Value, key: &str) -> f64 {
     s[key].as_f64().unwrap_or(f64::NAN)
 }
 
-/// Marks numbers whose likelihood is not exact.
-fn mark(s: &Value) -> String {
-    match s["likelihood"].as_str() {
-        Some("exact") | None => String::new(),
-        Some(other) => format!("  ({other} likelihood)"),
-    }
-}
-
 fn report(s: &Value) {
     let f = |key: &str| number(s, key);
-    let mark = mark(s);
+    let mark = mark(s["likelihood"].as_str().unwrap_or_default());
     println!("samples           {}", s["n"]);
     println!("ESS               {:.1} %{mark}", 100.0 * f("ess"));
     println!(

@@ -4,14 +4,13 @@
 //! of π. Constant factors of c cancel in all but the mean of ln c.
 
 use super::{extend, number, Reweight, Samples, Weighted};
-use crate::common::{evaluations, load};
+use crate::common::{evaluations, load_partner};
 use modejump::density::{Evaluation, Exactness, Status};
 use modejump::models::Model;
 use modejump::weights::{self, Estimate};
 use modejump::{free_energy, Error, Result};
 use serde_json::{json, Value};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 impl Reweight {
@@ -22,7 +21,7 @@ impl Reweight {
         temperature: f64,
         summary: &mut Value,
     ) -> Result<Vec<Value>> {
-        let surrogate = self.partner(path, model)?;
+        let surrogate = load_partner(path, &self.precision, model)?;
         let m = self.exact_subset.unwrap_or(self.n);
         if m < 2 || m > self.n {
             return Err(Error::invalid(format!(
@@ -61,22 +60,6 @@ impl Reweight {
             }),
         );
         Ok(vec![generator.series("generator", &samples), other.series("surrogate", &samples)])
-    }
-
-    /// The surrogate, which must describe the generator's atoms.
-    fn partner(&self, path: &Path, model: &dyn Model) -> Result<Arc<dyn Model>> {
-        let surrogate = load(path, &self.precision)?;
-        if surrogate.dimension() != model.dimension() {
-            let (a, b) = (surrogate.dimension(), model.dimension());
-            return Err(Error::file(path, format!("{a} coordinates, the generator has {b}")));
-        }
-        if let (Some(a), Some(b)) = (&surrogate.card().topology, &model.card().topology) {
-            if let Some(i) = (0..a.n_atoms().min(b.n_atoms())).find(|&i| a.elements[i] != b.elements[i]) {
-                let reason = format!("{} stands where the generator has {}", a.label(i), b.label(i));
-                return Err(Error::file(path, reason));
-            }
-        }
-        Ok(surrogate)
     }
 }
 
