@@ -1,6 +1,7 @@
-//! `modejump train` as a user runs it: killed and started again, it makes the same model.
+//! `modejump train` as a user runs it: killed and started again, it makes the same model; and every kind of energy.
 
 use modejump::coordinates::Topology;
+use modejump::density::{Evaluation, Exactness};
 use modejump::io::model_file::{read_tensors, write_tensors, Data, Tensor};
 use modejump::rng::{Stream, StreamId};
 use std::collections::BTreeMap;
@@ -112,4 +113,47 @@ fn refuses_other_settings(setting: &Setting) {
     std::fs::write(setting.path("train.json"), SETTINGS).unwrap();
     std::fs::copy(&setting.frames[0], &setting.frames[1]).unwrap();
     assert!(complaint().contains("another model or other frames"));
+}
+
+/// A few steps of each kind of energy on the command line: the model loads as a surrogate, is not the one it began with, and a
+/// training can start from it, but not from another kind.
+#[test]
+fn energies_are_trained_from_the_command_line() {
+    let setting = Setting::new("energies");
+    let train = r#""train": {"steps": 6, "batch": 4, "evaluate": 3}, "contrast": {"negatives": 2}"#;
+    let gvp = format!(r#""n_layers": 1, "n_scalars": 8, "n_vectors": 4, "rbf_count": 4, {train}"#);
+    let graphormer =
+        format!(r#""n_layers": 1, "width": 8, "feed_forward": 8, "heads": 2, "kernels": 4, "reach": 8.0, {train}"#);
+    let mlp = format!(r#""width": 8, "layers": 1, {train}"#);
+    let config = format!(r#"{{"graphormer_ebm": {{{graphormer}}}, "gvp_ebm": {{{gvp}}}, "mlp_ebm": {{{mlp}}}}}"#);
+    std::fs::write(setting.path("train.json"), config).unwrap();
+    let kinds = ["graphormer_ebm", "gvp_ebm", "mlp_ebm"];
+    for kind in kinds {
+        let output = format!("{kind}.safetensors");
+        let train = |output: &str, start: Option<&str>| {
+            let mut command = setting.command(output, None);
+            command.args(["--model", kind]);
+            start.into_iter().for_each(|name| _ = command.arg("--start").arg(setting.path(name)));
+            let result = command.output().unwrap();
+            (result.status.success(), String::from_utf8(result.stderr).unwrap())
+        };
+        let (success, text) = train(&output, None);
+        assert!(success, "{kind}: {text}");
+        let model = modejump::models::load(setting.path(&output)).unwrap();
+        assert_eq!((model.exactness(), model.dimension()), (Exactness::Surrogate, 66));
+        assert!(model.card().topology.is_some() && model.card().provenance["command"].contains(kind));
+        let mut log_density = [Evaluation::inside(0.0)];
+        model.log_density(&Topology::from_pdb(Path::new(TOPOLOGY)).unwrap().1, &mut log_density).unwrap();
+        assert!(log_density[0].log_density.is_finite());
+        assert!(std::fs::read_to_string(setting.path(&output).with_extension("log")).unwrap().lines().count() == 2);
+
+        let (success, text) = train("further.safetensors", Some(&output));
+        assert!(success, "{kind}: {text}");
+        assert!(setting.tensors("further.safetensors") != setting.tensors(&output), "{kind} has not learned");
+        if kind != kinds[0] {
+            let (success, text) = train("never.safetensors", Some("graphormer_ebm.safetensors"));
+            assert!(!success && text.contains(&format!("not a model of the kind {kind}")), "{text}");
+        }
+    }
+    std::fs::remove_dir_all(&setting.folder).unwrap();
 }

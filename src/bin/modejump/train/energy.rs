@@ -1,20 +1,28 @@
 //! Energy-based models, by score matching and contrastive estimation on a generator's samples.
 
+use super::field::gvp_network;
 use super::{read_model, Train};
 use modejump::coordinates::chirality::classes;
 use modejump::coordinates::Topology;
-use modejump::density::Exactness;
+use modejump::io::model_file::Tensor;
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::energy::EnergyConfig;
-use modejump::models::graphormer_ebm::{Config, Graphormer, GraphormerConfig, Version};
+use modejump::models::graphormer_ebm::{self, Graphormer, GraphormerConfig, Version};
+use modejump::models::gvp_ebm::{self, GvpEnergy};
+use modejump::models::gvp_flow::GvpConfig;
 use modejump::models::invariant_ebm::whitening::Whitening;
 use modejump::models::invariant_ebm::{self, volumes, InvariantConfig, InvariantNetwork};
+use modejump::models::mlp_ebm::{self, MlpConfig, MlpNetwork};
 use modejump::models::network::Network;
 use modejump::rng::{Stream, StreamId};
 use modejump::train::network_trainer::in_units;
 use modejump::train::{Contrast, ContrastiveOptions, NetworkOptions};
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// New energies see molecules in Å, the data at time 0.
+const ANGSTROM: EnergyConfig = EnergyConfig { units_per_nm: 10.0, data_time: 0.0 };
 
 /// A new Graphormer and its training. Lengths in Å.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,11 +54,38 @@ impl Default for GraphormerDesign {
     }
 }
 
+/// A new energy on geometric vector perceptrons and its training. Lengths in Å.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GvpEnergyDesign {
+    n_layers: usize,
+    n_scalars: usize,
+    n_vectors: usize,
+    rbf_max: f64,
+    rbf_count: usize,
+    contrast: ContrastiveOptions,
+    train: NetworkOptions,
+}
+
+impl Default for GvpEnergyDesign {
+    fn default() -> GvpEnergyDesign {
+        GvpEnergyDesign {
+            n_layers: 3,
+            n_scalars: 64,
+            n_vectors: 16,
+            rbf_max: 20.0,
+            rbf_count: 16,
+            contrast: ContrastiveOptions::default(),
+            train: NetworkOptions::default(),
+        }
+    }
+}
+
 /// A new energy in distances and volumes, and its training. Lengths in Å.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InvariantDesign {
-    /// Combinations of distances and volumes that the network sees, fewer for a molecule that has fewer.
+    /// Combinations of distances and volumes that the network sees; fewer for a molecule that has fewer.
     inputs: usize,
     width: usize,
     /// Residual layers.
@@ -61,85 +96,162 @@ pub struct InvariantDesign {
 
 impl Default for InvariantDesign {
     fn default() -> InvariantDesign {
-        let contrast = ContrastiveOptions { time_power: 3.0, antithetic: true, ..ContrastiveOptions::default() };
-        let train = NetworkOptions { batch: 256, ..NetworkOptions::default() };
+        let contrast =
+            ContrastiveOptions { time_power: 3.0, negatives: 2, antithetic: true, ..ContrastiveOptions::default() };
+        let train = NetworkOptions { batch: 256, rate: 3e-3, ..NetworkOptions::default() };
         InvariantDesign { inputs: 128, width: 256, layers: 3, contrast, train }
     }
 }
 
+/// A new perceptron of all coordinates and its training. It is not invariant under rotations.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MlpDesign {
+    width: usize,
+    layers: usize,
+    contrast: ContrastiveOptions,
+    train: NetworkOptions,
+}
+
+impl Default for MlpDesign {
+    fn default() -> MlpDesign {
+        let (contrast, train) = (ContrastiveOptions::default(), NetworkOptions::default());
+        MlpDesign { width: 256, layers: 4, contrast, train }
+    }
+}
+
+/// What a training begins with: the configuration of a new model or that of `--start`, whose tensors are there then.
+struct Beginning<C> {
+    config: C,
+    card: ModelCard,
+    tensors: Option<BTreeMap<String, Tensor>>,
+}
+
+impl<C> Beginning<C> {
+    fn parameters<N: Network>(&self, network: &N, new: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+        match &self.tensors {
+            Some(tensors) => network.layout().read(tensors),
+            None => new(),
+        }
+    }
+}
+
+fn stream(options: &NetworkOptions) -> Stream {
+    Stream::new(options.seed, StreamId::Initialise, 0, 0)
+}
+
 impl Train {
-    pub(super) fn invariant_ebm(&self, design: &InvariantDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
-        design.contrast.check()?;
-        let (card, config, parameters) = match &self.start {
-            Some(path) => {
-                let file = read_model(path)?;
-                let ModelConfig::InvariantEbm(config) = file.card.model.clone() else {
-                    return Err(Error::file(path, "not a model of the kind invariant_ebm"));
-                };
-                let parameters = InvariantNetwork::new(config.network.clone())?.layout().read(&file.tensors)?;
-                (file.card, config, parameters)
-            }
-            None => {
-                let volumes = volumes(&topology);
-                let numbers = topology.n_atoms() * (topology.n_atoms() - 1) / 2 + volumes.len();
-                let network = InvariantConfig {
-                    atoms: topology.n_atoms(),
-                    inputs: design.inputs.min(numbers),
-                    volumes,
-                    interpolant: design.contrast.interpolant,
-                    width: design.width,
-                    layers: design.layers,
-                };
-                let config =
-                    invariant_ebm::Config { network, energy: EnergyConfig { units_per_nm: 10.0, data_time: 0.0 } };
-                let network = InvariantNetwork::new(config.network.clone())?;
-                let whitening = Whitening::of(&network, &in_units(&frames, network.dimension(), 10.0))?;
-                let mut stream = Stream::new(design.train.seed, StreamId::Initialise, 0, 0);
-                let parameters = network.initialise(&whitening, &mut stream);
-                let model = ModelConfig::InvariantEbm(config.clone());
-                (ModelCard::of_energy(model, network.dimension()), config, parameters)
-            }
+    pub(super) fn graphormer_ebm(&self, design: &GraphormerDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+        let types = classes(&topology);
+        let network = GraphormerConfig {
+            version: Version::Clean,
+            n_types: types.iter().max().map_or(0, |t| t + 1),
+            types,
+            n_layers: design.n_layers,
+            blocks: 1,
+            width: design.width,
+            feed_forward: design.feed_forward,
+            heads: design.heads,
+            kernels: design.kernels,
         };
-        let network = InvariantNetwork::new(config.network)?;
-        let objective = Contrast { options: design.contrast, mean_free: true };
-        let frames = (frames, config.energy.units_per_nm);
-        self.regress(card, topology, (&network, parameters), objective, frames, &design.train)
+        let new = graphormer_ebm::Config { network, energy: ANGSTROM };
+        let begin = self.begin(&topology, new, ModelConfig::GraphormerEbm, |model| match model {
+            ModelConfig::GraphormerEbm(config) => Some(config.clone()),
+            _ => None,
+        })?;
+        let network = Graphormer::new(begin.config.network.clone())?;
+        let parameters = begin.parameters(&network, || Ok(network.initial(design.reach, design.train.seed)))?;
+        let options = (design.contrast, &design.train);
+        self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)
     }
 
-    pub(super) fn graphormer_ebm(&self, design: &GraphormerDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
-        design.contrast.check()?;
-        let (card, config, parameters) = match &self.start {
-            Some(path) => {
-                let file = read_model(path)?;
-                let ModelConfig::GraphormerEbm(config) = file.card.model.clone() else {
-                    return Err(Error::file(path, "not a model of the kind graphormer_ebm"));
-                };
-                let parameters = Graphormer::new(config.network.clone())?.layout().read(&file.tensors)?;
-                (file.card, config, parameters)
-            }
-            None => {
-                let types = classes(&topology);
-                let network = GraphormerConfig {
-                    version: Version::Clean,
-                    n_types: types.iter().max().map_or(0, |t| t + 1),
-                    types,
-                    n_layers: design.n_layers,
-                    blocks: 1,
-                    width: design.width,
-                    feed_forward: design.feed_forward,
-                    heads: design.heads,
-                    kernels: design.kernels,
-                };
-                let parameters = Graphormer::new(network.clone())?.initial(design.reach, design.train.seed);
-                let config = Config { network, energy: EnergyConfig { units_per_nm: 10.0, data_time: 0.0 } };
-                let model = ModelConfig::GraphormerEbm(config.clone());
-                let card = ModelCard::of_cartesian(model, topology.n_atoms());
-                (ModelCard { exactness: Exactness::Surrogate, ..card }, config, parameters)
-            }
+    pub(super) fn gvp_ebm(&self, design: &GvpEnergyDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+        let network = GvpConfig {
+            n_layers: design.n_layers,
+            n_scalars: design.n_scalars,
+            n_vectors: design.n_vectors,
+            rbf_max: design.rbf_max,
+            rbf_count: design.rbf_count,
+            ..gvp_network(&topology)
         };
-        let network = Graphormer::new(config.network)?;
-        let objective = Contrast { options: design.contrast, mean_free: true };
-        let frames = (frames, config.energy.units_per_nm);
-        self.regress(card, topology, (&network, parameters), objective, frames, &design.train)
+        let new = gvp_ebm::Config { network, energy: ANGSTROM };
+        let begin = self.begin(&topology, new, ModelConfig::GvpEbm, |model| match model {
+            ModelConfig::GvpEbm(config) => Some(config.clone()),
+            _ => None,
+        })?;
+        let network = GvpEnergy::new(begin.config.network.clone())?;
+        let parameters = begin.parameters(&network, || Ok(network.initialise(&mut stream(&design.train))))?;
+        let options = (design.contrast, &design.train);
+        self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)
+    }
+
+    pub(super) fn invariant_ebm(&self, design: &InvariantDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+        let volumes = volumes(&topology);
+        let numbers = topology.n_atoms() * topology.n_atoms().saturating_sub(1) / 2 + volumes.len();
+        let network = InvariantConfig {
+            atoms: topology.n_atoms(),
+            volumes,
+            inputs: design.inputs.min(numbers),
+            interpolant: design.contrast.interpolant,
+            width: design.width,
+            layers: design.layers,
+        };
+        let new = invariant_ebm::Config { network, energy: ANGSTROM };
+        let begin = self.begin(&topology, new, ModelConfig::InvariantEbm, |model| match model {
+            ModelConfig::InvariantEbm(config) => Some(config.clone()),
+            _ => None,
+        })?;
+        let network = InvariantNetwork::new(begin.config.network.clone())?;
+        let parameters = begin.parameters(&network, || {
+            let frames = in_units(&frames, network.dimension(), begin.config.energy.units_per_nm);
+            Ok(network.initialise(&Whitening::of(&network, &frames)?, &mut stream(&design.train)))
+        })?;
+        let options = (design.contrast, &design.train);
+        self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)
+    }
+
+    pub(super) fn mlp_ebm(&self, design: &MlpDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+        let MlpDesign { width, layers, contrast, ref train } = *design;
+        let network = MlpConfig { dimension: 3 * topology.n_atoms(), width, layers };
+        let new = mlp_ebm::Config { network, energy: ANGSTROM };
+        let begin = self.begin(&topology, new, ModelConfig::MlpEbm, |model| match model {
+            ModelConfig::MlpEbm(config) => Some(config.clone()),
+            _ => None,
+        })?;
+        let network = MlpNetwork::new(begin.config.network)?;
+        let parameters = begin.parameters(&network, || Ok(network.initialise(&mut stream(train))))?;
+        self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, (contrast, train))
+    }
+
+    /// The model of `--start`, which must be of the kind that `config_of` finds, or a new one.
+    fn begin<C: Clone>(
+        &self,
+        topology: &Topology,
+        new: C,
+        kind: fn(C) -> ModelConfig,
+        config_of: fn(&ModelConfig) -> Option<C>,
+    ) -> Result<Beginning<C>> {
+        let Some(path) = &self.start else {
+            let card = ModelCard::of_energy(kind(new.clone()), 3 * topology.n_atoms());
+            return Ok(Beginning { config: new, card, tensors: None });
+        };
+        let file = read_model(path)?;
+        let config = config_of(&file.card.model)
+            .ok_or_else(|| Error::file(path, format!("not a model of the kind {}", self.model.name())))?;
+        Ok(Beginning { config, card: file.card, tensors: Some(file.tensors) })
+    }
+
+    fn contrast<N: Network>(
+        &self,
+        card: ModelCard,
+        energy: EnergyConfig,
+        topology: Topology,
+        network: (&N, Vec<f32>),
+        frames: Vec<f64>,
+        (options, train): (ContrastiveOptions, &NetworkOptions),
+    ) -> Result<()> {
+        options.check()?;
+        let objective = Contrast { options, mean_free: true };
+        self.regress(card, topology, network, objective, (frames, energy.units_per_nm), train)
     }
 }

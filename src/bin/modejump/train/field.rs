@@ -74,6 +74,22 @@ fn features(topology: &Topology) -> (Vec<Vec<usize>>, usize) {
     (classes.into_iter().map(|c| vec![c]).collect(), n)
 }
 
+/// Geometric vector perceptrons for this molecule, of BoltzNCE's sizes. Lengths in Å.
+pub(super) fn gvp_network(topology: &Topology) -> GvpConfig {
+    let (features, n_features) = features(topology);
+    GvpConfig {
+        features,
+        n_features,
+        n_layers: 5,
+        n_scalars: 64,
+        n_vectors: 16,
+        rbf_max: 20.0,
+        rbf_count: 16,
+        message_norm: 10.0,
+        coordinate_range: 10.0,
+    }
+}
+
 impl Train {
     pub(super) fn gvp_flow(&self, design: &GvpDesign, topology: Topology, x0: &[f64], frames: Vec<f64>) -> Result<()> {
         let (card, config, parameters) = match &self.start {
@@ -86,17 +102,13 @@ impl Train {
                 (file.card, config, field.parameters().to_vec())
             }
             None => {
-                let (features, n_features) = features(&topology);
                 let network = GvpConfig {
-                    features,
-                    n_features,
                     n_layers: design.n_layers,
                     n_scalars: design.n_scalars,
                     n_vectors: design.n_vectors,
                     rbf_max: design.rbf_max,
                     rbf_count: design.rbf_count,
-                    message_norm: 10.0,
-                    coordinate_range: 10.0,
+                    ..gvp_network(&topology)
                 };
                 let parameters = GvpField::random(network.clone(), design.train.seed)?.parameters().to_vec();
                 let config = gvp_flow::Config { network, flow: straight([1.0, LAST_TIME], &topology, x0) };

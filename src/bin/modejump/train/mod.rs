@@ -40,6 +40,17 @@ enum Kind {
     GraphormerEbm,
     /// Energy-based model of one molecule in its distances and volumes, trained likewise
     InvariantEbm,
+    /// The same on geometric vector perceptrons
+    GvpEbm,
+    /// The same on a perceptron of all coordinates, which is not invariant under rotations: for few atoms
+    MlpEbm,
+}
+
+impl Kind {
+    /// As on the command line and in model files.
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+    }
 }
 
 #[derive(Args)]
@@ -59,7 +70,8 @@ pub struct Train {
     /// Temperature, K
     #[arg(long, default_value_t = 300.0)]
     temperature: f64,
-    /// Settings (JSON with `design`, `train`, `explore`); defaults where absent
+    /// Settings (JSON with `design`, `train` and `explore`, or under the name of the model, such as `gvp_ebm`); defaults where
+    /// absent
     #[arg(long)]
     config: Option<PathBuf>,
     /// Start from this model instead of a new one
@@ -90,6 +102,8 @@ struct Config {
     egnn_flow: field::EgnnDesign,
     graphormer_ebm: energy::GraphormerDesign,
     invariant_ebm: energy::InvariantDesign,
+    gvp_ebm: energy::GvpEnergyDesign,
+    mlp_ebm: energy::MlpDesign,
     #[cfg(feature = "openmm")]
     explore: modejump::train::dynamics::ExploreOptions,
 }
@@ -105,6 +119,8 @@ impl Train {
             Kind::EgnnFlow => self.egnn_flow(&config.egnn_flow, topology, &x0, frames),
             Kind::GraphormerEbm => self.graphormer_ebm(&config.graphormer_ebm, topology, frames),
             Kind::InvariantEbm => self.invariant_ebm(&config.invariant_ebm, topology, frames),
+            Kind::GvpEbm => self.gvp_ebm(&config.gvp_ebm, topology, frames),
+            Kind::MlpEbm => self.mlp_ebm(&config.mlp_ebm, topology, frames),
         }
     }
 
