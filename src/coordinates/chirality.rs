@@ -39,6 +39,23 @@ pub fn stereocentres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
         .collect()
 }
 
+/// Atoms with four neighbours of which two are alike and end there, such as the hydrogens of a methyl group: their labels give
+/// the centre a hand, the one it has in `x`. The first two neighbours are the alike ones.
+pub fn prochiral_centres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
+    let neighbours = topology.neighbours();
+    let rank = graph_ranks(topology, &neighbours);
+    let alike = |a: usize, b: usize| rank[a] == rank[b] && neighbours[a].len() == 1;
+    let centre = |centre: usize| {
+        let around = &neighbours[centre];
+        let pairs = (1..around.len()).flat_map(|j| (0..j).map(move |i| (i, j)));
+        let (i, j) = pairs.into_iter().find(|&(i, j)| around.len() == 4 && alike(around[i], around[j]))?;
+        let third = (0..4).find(|&k| k != i && k != j)?;
+        let three = [around[i], around[j], around[third]];
+        Some(Stereocentre { centre, neighbours: three, positive: triple_product(x, centre, three) > 0.0 })
+    };
+    (0..neighbours.len()).filter_map(centre).collect()
+}
+
 /// Numbers from 0 for the atoms of a molecule, in the order in which they first appear; atoms that the bond graph cannot tell
 /// apart, such as the hydrogens of a methyl group, have the same one.
 pub fn classes(topology: &Topology) -> Vec<usize> {

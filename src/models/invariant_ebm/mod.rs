@@ -22,10 +22,11 @@ use super::continuous::Interpolant;
 use super::energy::{EnergyConfig, EnergyModel};
 use super::mlp_ebm::trunk::Trunk;
 use super::network::{Evaluator, Layout, Network, Start};
+use crate::coordinates::chirality::Stereocentre;
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::model_file::ModelFile;
-use crate::nn::tape::{Invariants, Weight};
+use crate::nn::tape::{Invariants, Swap, Weight};
 use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,9 @@ pub struct InvariantConfig {
     pub atoms: usize,
     /// Triples of vectors [from, to] between atoms, counted from 0.
     pub volumes: Vec<[[usize; 2]; 3]>,
+    /// Centres whose first two neighbours are alike: where they give the centre the other hand, they are taken for each other.
+    /// The energy does not depend on the labels of a methyl group's hydrogens then, nor does the density of an equivariant flow.
+    pub prochiral: Vec<Stereocentre>,
     /// Numbers y: the combinations of the invariants that vary most, for the noise that they feel.
     pub inputs: usize,
     /// The noise σ(t) that the network was trained with.
@@ -111,12 +115,20 @@ impl InvariantNetwork {
         if let Some((name, size, most)) = sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
             return Err(Error::invalid(format!("{name} = {size}; 1 to {most} are read")));
         }
-        let ends = config.volumes.iter().flatten();
+        let three = |c: &Stereocentre| c.neighbours.map(|n| [c.centre, n]);
+        let of_centres: Vec<[[usize; 2]; 3]> = config.prochiral.iter().map(three).collect();
+        let ends = config.volumes.iter().chain(&of_centres).flatten();
         if let Some([i, j]) = ends.into_iter().find(|[i, j]| *i >= atoms || *j >= atoms || i == j) {
             return Err(Error::invalid(format!("a volume has a vector from atom {i} to {j} of {atoms}, from 0")));
         }
         let distances = (0..atoms).flat_map(|i| (i + 1..atoms).map(move |j| [i, j])).collect();
-        let invariants = Invariants { atoms, distances, volumes: config.volumes.clone().into() };
+        let swap = |c: &Stereocentre| Swap {
+            alike: [c.neighbours[0], c.neighbours[1]],
+            volume: three(c),
+            positive: c.positive,
+        };
+        let swaps = config.prochiral.iter().map(swap).collect();
+        let invariants = Invariants { atoms, distances, volumes: config.volumes.clone().into(), swaps };
         let mut layout = Layout::default();
         let whitening = layout.linear("whitening", numbers, inputs).frozen();
         let variance = layout.tensor("whitening.variance", &[2, inputs]);

@@ -14,6 +14,7 @@ fn network() -> InvariantNetwork {
     InvariantNetwork::new(InvariantConfig {
         atoms: ATOMS,
         volumes: vec![[[0, 1], [0, 2], [0, 3]], [[1, 0], [1, 2], [2, 4]]],
+        prochiral: vec![Stereocentre { centre: 0, neighbours: [1, 2, 3], positive: true }],
         inputs: 11,
         interpolant: Interpolant::Trigonometric,
         width: 6,
@@ -73,6 +74,8 @@ fn the_energy_is_invariant_but_for_mirrors_and_time() {
     assert!((energy(&model, 0.1, &mirrored) - e).abs() > 1e-3, "volumes see the hand");
     assert!((energy(&model, 0.5, &x) - e).abs() > 1e-3, "the time matters");
     assert!(energy(&model, 0.1, &[0.0; 3 * ATOMS]).is_finite(), "atoms may meet");
+    let relabelled: Vec<f64> = [0, 2, 1, 3, 4].iter().flat_map(|&i| x[3 * i..3 * i + 3].to_vec()).collect();
+    assert_eq!(energy(&model, 0.1, &relabelled), e, "the labels of alike atoms do not matter");
 }
 
 /// Uᵀf has no mean, its covariance is diag(λ) but for the floor, and small noise adds its variance to it.

@@ -12,6 +12,16 @@ pub struct Invariants {
     pub distances: Arc<[[usize; 2]]>,
     /// u₁ · (u₂ × u₃) of three vectors' directions u; it changes its sign in a mirror.
     pub volumes: Arc<[[[usize; 2]; 3]]>,
+    /// Applied first.
+    pub swaps: Arc<[Swap]>,
+}
+
+/// Two atoms that are alike change places where a volume has the wrong sign, so that the numbers do not depend on their labels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Swap {
+    pub alike: [usize; 2],
+    pub volume: [[usize; 2]; 3],
+    pub positive: bool,
 }
 
 impl Invariants {
@@ -79,10 +89,26 @@ fn add_to_ends<R: Scalar>(slots: &mut [R], [from, to]: [usize; 2], g: Vector<R>)
 }
 
 impl InvariantsOp {
-    /// Rows of `values` and of the output, sample by sample.
     fn width(&self) -> usize {
         3 * self.invariants.atoms
     }
+
+    /// The atom at each atom's place once those of wrong hand are swapped, in `places`.
+    fn order<R: Scalar>(&self, x: &[R], places: &mut Vec<usize>) {
+        places.clear();
+        places.extend(0..self.invariants.atoms);
+        for swap in self.invariants.swaps.iter() {
+            let [a, b, c] = swap.volume.map(|pair| vector(x, pair));
+            if (dot(a, cross(b, c)) > R::default()) != swap.positive {
+                places.swap(swap.alike[0], swap.alike[1]);
+            }
+        }
+    }
+}
+
+/// The rows of `x[atoms][3]` in an order.
+fn gather<R: Scalar>(x: &[R], places: &[usize], to: &mut [R]) {
+    to.chunks_exact_mut(3).zip(places).for_each(|(r, &place)| r.copy_from_slice(&x[3 * place..3 * place + 3]));
 }
 
 impl<R: Scalar> Operation<R> for InvariantsOp {
@@ -92,8 +118,12 @@ impl<R: Scalar> Operation<R> for InvariantsOp {
 
     fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
         let Invariants { distances, volumes, .. } = &self.invariants;
+        let (mut places, mut row) = (Vec::new(), vec![R::default(); self.width()]);
         let rows = inputs[self.x.range()].chunks_exact(self.width());
         for (x, y) in rows.zip(output.chunks_exact_mut(self.invariants.len())) {
+            self.order(x, &mut places);
+            gather(x, &places, &mut row);
+            let x = &row[..];
             let (lengths, y) = y.split_at_mut(distances.len());
             lengths.iter_mut().zip(distances.iter()).for_each(|(y, &pair)| *y = polar(vector(x, pair)).0);
             y.iter_mut().zip(volumes.iter()).for_each(|(y, &v)| *y = volume(v.map(|pair| vector(x, pair))).0);
@@ -104,7 +134,13 @@ impl<R: Scalar> Operation<R> for InvariantsOp {
         let Invariants { distances, volumes, .. } = &self.invariants;
         let rows = point.value(self.x).chunks_exact(self.width());
         let rows = rows.zip(tangents[self.x.range()].chunks_exact(self.width()));
+        let (mut places, mut row, mut tangent) =
+            (Vec::new(), vec![R::default(); self.width()], vec![R::default(); self.width()]);
         for ((x, dx), y) in rows.zip(output.chunks_exact_mut(self.invariants.len())) {
+            self.order(x, &mut places);
+            gather(x, &places, &mut row);
+            gather(dx, &places, &mut tangent);
+            let (x, dx) = (&row[..], &tangent[..]);
             let (lengths, y) = y.split_at_mut(distances.len());
             for (y, &pair) in lengths.iter_mut().zip(distances.iter()) {
                 *y = dot(polar(vector(x, pair)).1, vector(dx, pair));
@@ -119,14 +155,23 @@ impl<R: Scalar> Operation<R> for InvariantsOp {
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
         let Invariants { distances, volumes, .. } = &self.invariants;
         let rows = point.value(self.x).chunks_exact(self.width()).zip(cotangent.chunks_exact(self.invariants.len()));
-        for ((x, g), slots) in rows.zip(inputs[self.x.range()].chunks_exact_mut(self.width())) {
+        let (mut places, mut row, mut slots) =
+            (Vec::new(), vec![R::default(); self.width()], vec![R::default(); self.width()]);
+        for ((x, g), outer) in rows.zip(inputs[self.x.range()].chunks_exact_mut(self.width())) {
+            self.order(x, &mut places);
+            gather(x, &places, &mut row);
+            slots.fill(R::default());
+            let x = &row[..];
             let (by_length, g) = g.split_at(distances.len());
             for (&g, &pair) in by_length.iter().zip(distances.iter()) {
-                add_to_ends(slots, pair, scaled(g, polar(vector(x, pair)).1));
+                add_to_ends(&mut slots, pair, scaled(g, polar(vector(x, pair)).1));
             }
             for (&g, &pairs) in g.iter().zip(volumes.iter()) {
                 let derivatives = volume(pairs.map(|pair| vector(x, pair))).1;
-                pairs.into_iter().zip(derivatives).for_each(|(pair, d)| add_to_ends(slots, pair, scaled(g, d)));
+                pairs.into_iter().zip(derivatives).for_each(|(pair, d)| add_to_ends(&mut slots, pair, scaled(g, d)));
+            }
+            for (slots, &place) in slots.chunks_exact(3).zip(&places) {
+                outer[3 * place..3 * place + 3].iter_mut().zip(slots).for_each(|(o, &s)| *o += s);
             }
         }
     }

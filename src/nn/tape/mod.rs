@@ -17,7 +17,7 @@ mod pointwise;
 
 pub use attention::Attention;
 pub use gaussian::{Gaussians, RadialBasis, TypedAffine};
-pub use invariants::Invariants;
+pub use invariants::{Invariants, Swap};
 pub use matrix::{Embed, Weight};
 pub use norm::LayerNorm;
 pub use pointwise::Function;

@@ -117,14 +117,19 @@ fn derivatives_match_differences() {
 
 #[test]
 fn derivatives_of_invariants_match_differences() {
-    check("invariants", &[(SAMPLES, 15)], 0, |t, _, x| {
+    fn op(positive: bool, t: &mut Tape<f64>, x: Var) -> Var {
+        let swap = Swap { alike: [1, 2], volume: [[0, 1], [0, 2], [0, 3]], positive };
         let invariants = Invariants {
             atoms: 5,
             distances: [[0, 1], [1, 3], [4, 0]].into(),
             volumes: [[[0, 1], [0, 2], [0, 3]], [[1, 0], [1, 2], [2, 4]]].into(),
+            swaps: [swap].into(),
         };
-        t.invariants(&invariants, x[0])
-    });
+        t.invariants(&invariants, x)
+    }
+    // one of the two swaps the atoms of each sample
+    check("invariants", &[(SAMPLES, 15)], 0, |t, _, x| op(true, t, x[0]));
+    check("invariants, other hand", &[(SAMPLES, 15)], 0, |t, _, x| op(false, t, x[0]));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::field::gvp_network;
 use super::{read_model, Train};
-use modejump::coordinates::chirality::classes;
+use modejump::coordinates::chirality::{classes, prochiral_centres};
 use modejump::coordinates::Topology;
 use modejump::io::model_file::Tensor;
 use modejump::models::card::{ModelCard, ModelConfig};
@@ -185,12 +185,19 @@ impl Train {
         self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)
     }
 
-    pub(super) fn invariant_ebm(&self, design: &InvariantDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+    pub(super) fn invariant_ebm(
+        &self,
+        design: &InvariantDesign,
+        topology: Topology,
+        x0: &[f64],
+        frames: Vec<f64>,
+    ) -> Result<()> {
         let volumes = volumes(&topology);
         let numbers = topology.n_atoms() * topology.n_atoms().saturating_sub(1) / 2 + volumes.len();
         let network = InvariantConfig {
             atoms: topology.n_atoms(),
             volumes,
+            prochiral: prochiral_centres(&topology, x0),
             inputs: design.inputs.min(numbers),
             interpolant: design.contrast.interpolant,
             width: design.width,

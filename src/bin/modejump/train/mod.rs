@@ -40,9 +40,9 @@ enum Kind {
     GraphormerEbm,
     /// Energy-based model of one molecule in its distances and volumes, trained likewise
     InvariantEbm,
-    /// The same on geometric vector perceptrons
+    /// Energy-based model on geometric vector perceptrons
     GvpEbm,
-    /// The same on a perceptron of all coordinates, which is not invariant under rotations: for few atoms
+    /// Energy-based model on a perceptron of all coordinates, which is not invariant under rotations: for few atoms
     MlpEbm,
 }
 
@@ -118,7 +118,7 @@ impl Train {
             Kind::GvpFlow => self.gvp_flow(&config.gvp_flow, topology, &x0, frames),
             Kind::EgnnFlow => self.egnn_flow(&config.egnn_flow, topology, &x0, frames),
             Kind::GraphormerEbm => self.graphormer_ebm(&config.graphormer_ebm, topology, frames),
-            Kind::InvariantEbm => self.invariant_ebm(&config.invariant_ebm, topology, frames),
+            Kind::InvariantEbm => self.invariant_ebm(&config.invariant_ebm, topology, &x0, frames),
             Kind::GvpEbm => self.gvp_ebm(&config.gvp_ebm, topology, frames),
             Kind::MlpEbm => self.mlp_ebm(&config.mlp_ebm, topology, frames),
         }
