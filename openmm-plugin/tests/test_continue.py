@@ -67,7 +67,7 @@ def test_a_state_continues_the_moves(peroxide_model):
 
 
 def test_frequency_counts_the_steps_of_the_context(peroxide_model):
-    """T4, T11: no attempt at step 0, none with frequency 0, and setStepCount moves the grid."""
+    """T4, T11: no attempt at step 0, with frequency 0, or while minimising, and setStepCount moves the grid."""
     jump, context = simulation(peroxide_model, frequency=10)
     step = context.getIntegrator().step
     step(10)
@@ -81,6 +81,8 @@ def test_frequency_counts_the_steps_of_the_context(peroxide_model):
     jump.update_parameters_in_context(context)
     step(50)
     assert jump.statistics(context).attempts == 0
+    jump.frequency = 1
+    jump.update_parameters_in_context(context)
     openmm.LocalEnergyMinimizer.minimize(context)
     assert jump.statistics(context).attempts == 0
 
@@ -97,6 +99,15 @@ def test_explicit_attempts_differ_from_each_other_and_repeat(peroxide_model):
         (weights, x), (again, x_again) = run(steps), run(steps)
         assert len(np.unique(weights)) == 20
         assert np.array_equal(weights, again) and np.array_equal(x, x_again)
+
+
+def test_explicit_attempts_at_one_step_never_repeat(peroxide_model):
+    """Random numbers came again after 2048 attempts at one step."""
+    jump, context = simulation(peroxide_model, frequency=0)
+    for _ in range(2100):
+        jump.attempt(context)
+    proposed = np.round(jump.log_weights(context), 6)
+    assert len(proposed) == 2100 and len(np.unique(proposed)) > 2090
 
 
 def test_two_contexts_are_independent(peroxide_model):

@@ -171,6 +171,7 @@ THERMOSTATS = {
     "VariableLangevin": lambda: openmm.VariableLangevinIntegrator(300, 1, 0.001),
     "Brownian": lambda: openmm.BrownianIntegrator(300, 10, 0.0001),
     "NoseHoover": lambda: openmm.NoseHooverIntegrator(300, 1, 0.001),
+    "DPD": lambda: openmm.DPDIntegrator(300, 1, 1, 0.001),
     "Custom kT": lambda: custom("kT", toy.KT),
     "Custom temperature": lambda: custom("temperature", 300),
     "Compound": lambda: compound(),

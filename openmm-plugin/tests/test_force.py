@@ -213,6 +213,7 @@ def test_unsupported_integrators(gaussian_model):
     refuses("addUpdateContextState() 2 times", context_of, make(gaussian_model), toy.well_system(), custom(2))
     rpmd = openmm.RPMDIntegrator(4, 300.0, 1.0, 0.001)
     refuses("RPMDIntegrator", context_of, make(gaussian_model), toy.well_system(), rpmd)
+    refuses("QTBIntegrator", context_of, make(gaussian_model), toy.well_system(), openmm.QTBIntegrator(300, 1, 0.001))
 
 
 def test_another_temperature_warns_once_and_stays_exact(gaussian_model, capfd):

@@ -24,8 +24,9 @@ namespace ModeJumpPlugin {
 
 namespace {
 
-/** Replica numbers have 24 bits: the upper half belongs to explicit attempts, which count in the bits below. */
-const uint64_t EXPLICIT = 1u << 23, MAX_REPLICA = 1u << 12, MAX_EXPLICIT = 1u << 11;
+const uint64_t MAX_REPLICA = 1u << 12;
+/** Of the 64 bits of a step number explicit attempts count in those from here on: no simulation makes 2^40 steps. */
+const int EXPLICIT_BITS = 40;
 /** Proposals drawn ahead at a time; a generator is some times faster in batches. */
 const uint64_t DRAWN_AHEAD = 64;
 
@@ -199,17 +200,17 @@ void MonteCarloModeJumpImpl::updateContextState(ContextImpl& context, bool& forc
         return;
     // Also after a rejection: to compute energies alone clears the forces on some platforms.
     forcesInvalid = true;
-    attempt(context, findReplica(context));
+    attempt(context, step, findReplica(context));
 }
 
 bool MonteCarloModeJumpImpl::attempt(ContextImpl& context) {
     const long long step = context.getStepCount();
-    explicitCount = step == explicitStep ? explicitCount + 1 : 0;
+    explicitCount = step == explicitStep ? explicitCount + 1 : 1;
     explicitStep = step;
-    return attempt(context, EXPLICIT | (explicitCount % MAX_EXPLICIT) * MAX_REPLICA | findReplica(context));
+    return attempt(context, explicitCount << EXPLICIT_BITS | static_cast<uint64_t>(step), findReplica(context));
 }
 
-bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t replica) {
+bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64_t replica) {
     if (!keeper && usesSinglePrecision(context)) {
         keeper = make_unique<Kernel>(context.getPlatform().createKernel(ApplyMonteCarloBarostatKernel::Name(), context));
         keeper->getAs<ApplyMonteCarloBarostatKernel>().initialize(context.getSystem(), owner, 1);
@@ -233,7 +234,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t replica) {
                             box[1][2], box[2][0], box[2][1], box[2][2]};
     modejump_state state = {};
     state.struct_size = sizeof(state);
-    state.step = context.getStepCount();
+    state.step = step;
     state.replica = replica;
     state.reduced_potential = energy / trial.kT;
     state.x = x.data();
@@ -247,14 +248,14 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t replica) {
     lastLogAcceptance = outcome.log_acceptance;
     if (outcome.outcome != 0)
         return false;
-    accept(context, x, carry, replica, trial.kT);
+    accept(context, x, carry, VelocityStream(seed, step, replica), trial.kT);
     return true;
 }
 
 // Kept velocities would lose their components along the constraints that now point elsewhere, which cools the System. So
 // moved particles get new ones, in the distribution that the integrator keeps with the new positions.
-void MonteCarloModeJumpImpl::accept(ContextImpl& context, const vector<double>& x, bool carry, uint64_t replica,
-                                    double kT) {
+void MonteCarloModeJumpImpl::accept(ContextImpl& context, const vector<double>& x, bool carry,
+                                    const VelocityStream& stream, double kT) {
     for (size_t i = 0; i < particles.size(); i++)
         positions[particles[i]] = Vec3(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
     const auto place = [&](const vector<Vec3>& where) {
@@ -268,7 +269,6 @@ void MonteCarloModeJumpImpl::accept(ContextImpl& context, const vector<double>& 
     context.getVelocities(velocities);
     if (carry)
         carryVelocities(context, offset);
-    const VelocityStream stream(seed, context.getStepCount(), replica);
     for (size_t i = 0; i < particles.size(); i++) {
         const auto first = stream.normals(static_cast<uint32_t>(2 * i));
         const auto second = stream.normals(static_cast<uint32_t>(2 * i + 1));

@@ -12,6 +12,8 @@ struct modejump_move;
 
 namespace ModeJumpPlugin {
 
+class VelocityStream;
+
 /** The moves of one Context. Has no kernels, so one library serves every platform. */
 class MonteCarloModeJumpImpl : public OpenMM::ForceImpl {
 public:
@@ -31,8 +33,9 @@ public:
 
 private:
     struct Trial;
-    bool attempt(OpenMM::ContextImpl& context, uint64_t replica);
-    void accept(OpenMM::ContextImpl& context, const std::vector<double>& x, bool carry, uint64_t replica, double kT);
+    bool attempt(OpenMM::ContextImpl& context, uint64_t step, uint64_t replica);
+    void accept(OpenMM::ContextImpl& context, const std::vector<double>& x, bool carry, const VelocityStream& stream,
+                double kT);
     void carryVelocities(OpenMM::ContextImpl& context, double offset);
     void shiftVelocities(OpenMM::ContextImpl& context, double offset);
     void createMove(OpenMM::ContextImpl& context);
@@ -47,7 +50,7 @@ private:
     double temperature = 0, lastLogAcceptance = 0;
     uint64_t seed = 0;
     bool allMoved = false, removesCenterOfMassMotion = false, warned = false;
-    /** Explicit attempts at the step explicitStep. */
+    /** Explicit attempts at the step explicitStep, counted from 1: none repeats the numbers of the attempt of that step. */
     long long explicitStep = -1;
     uint64_t explicitCount = 0;
     /** Saves and restores single-precision positions without rounding. */
