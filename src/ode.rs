@@ -46,6 +46,9 @@ fn step_budget() -> usize {
     1000
 }
 
+/// More steps would take days: a damaged file asks for them, not a user.
+const MOST_STEPS: usize = 1_000_000;
+
 impl Default for Method {
     fn default() -> Method {
         Method::DormandPrince {
@@ -58,7 +61,7 @@ impl Default for Method {
 }
 
 impl Method {
-    /// Errors: a tolerance that is not positive, no steps at all.
+    /// Errors: a tolerance that is not positive, no steps at all or more than anybody waits for.
     pub fn check(&self) -> Result<()> {
         match *self {
             Method::DormandPrince { absolute, relative, log_density, max_steps } => {
@@ -69,17 +72,17 @@ impl Method {
                          positive numbers"
                     )));
                 }
-                if max_steps == 0 {
-                    return Err(Error::invalid("solver max_steps is 0: use 1 or more"));
-                }
+                check_steps("max_steps", max_steps)
             }
-            Method::Rk4 { steps } | Method::Euler { steps } => {
-                if steps == 0 {
-                    return Err(Error::invalid("solver steps is 0: use 1 or more"));
-                }
-            }
+            Method::Rk4 { steps } | Method::Euler { steps } => check_steps("steps", steps),
         }
-        Ok(())
+    }
+}
+
+fn check_steps(name: &str, steps: usize) -> Result<()> {
+    match (1..=MOST_STEPS).contains(&steps) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("solver {name} is {steps}: use 1 to {MOST_STEPS}"))),
     }
 }
 

@@ -4,6 +4,8 @@
 mod harness;
 #[path = "support/molecule.rs"]
 mod molecule;
+#[path = "support/networks.rs"]
+mod networks;
 
 use modejump::rng::{Stream, StreamId};
 use std::path::Path;
@@ -35,17 +37,32 @@ fn mutate(data: &mut Vec<u8>, head: usize, stream: &mut Stream) {
     }
 }
 
+/// A small model of every kind, and two of coupling flows.
+fn models() -> Vec<Vec<u8>> {
+    let coupling = [harness::MODEL.to_vec(), molecule::four_atoms().to_bytes().unwrap()];
+    coupling.into_iter().chain(networks::all().into_iter().map(|(_, bytes)| bytes)).collect()
+}
+
+/// What to start coverage-guided fuzzing from: `cargo test --release --test fuzz_corpus seeds -- --ignored`.
+#[test]
+#[ignore = "writes the small models into fuzz/corpus"]
+fn seeds() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/model_loader");
+    for (kind, bytes) in networks::all() {
+        std::fs::write(folder.join(kind), bytes).unwrap();
+    }
+}
+
 #[test]
 fn the_model_loader_survives_its_corpus_and_mutated_models() {
     corpus("model_loader").iter().for_each(|data| harness::model_loader(data));
-    let molecule = molecule::four_atoms().to_bytes().unwrap();
-    harness::model_loader(harness::MODEL);
-    harness::model_loader(&molecule);
-    for (number, original) in [harness::MODEL, &molecule].into_iter().enumerate() {
+    for (number, original) in models().iter().enumerate() {
+        modejump::models::load_bytes("small model", original).unwrap();
+        harness::model_loader(original);
         let head = 8 + u64::from_le_bytes(original[..8].try_into().unwrap()) as usize;
         for round in 0..3000 {
             let mut stream = Stream::new(number as u64, StreamId::Test, round, 0);
-            let mut data = original.to_vec();
+            let mut data = original.clone();
             mutate(&mut data, head, &mut stream);
             harness::model_loader(&data);
         }
@@ -55,10 +72,9 @@ fn the_model_loader_survives_its_corpus_and_mutated_models() {
 /// Numbers in the description are replaced by extreme ones, the length of the header being kept right.
 #[test]
 fn the_model_loader_survives_extreme_numbers() {
-    let molecule = molecule::four_atoms().to_bytes().unwrap();
     let extremes =
         ["0", "1", "-1", "3", "1e308", "-1e308", "1e-320", "4294967296", "18446744073709551615", "null", "[]"];
-    for original in [harness::MODEL, &molecule] {
+    for original in models() {
         let length = u64::from_le_bytes(original[..8].try_into().unwrap()) as usize;
         let header = &original[8..8 + length];
         let mut at = 0;

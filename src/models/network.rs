@@ -32,6 +32,19 @@ pub trait Network: Send + Sync {
     fn record<R: Scalar>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var);
 }
 
+/// Largest sizes of a network in a file: a damaged one must not ask for more memory than there is.
+pub const MOST_ATOMS: usize = 512;
+pub const LARGEST_SIZE: usize = 4096;
+pub const MOST_LAYERS: usize = 256;
+
+/// Errors name the size (name, value, limit) that is zero or beyond its limit.
+pub fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<()> {
+    match sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
+        Some((name, size, most)) => Err(Error::invalid(format!("{name} = {size}; 1 to {most} are read"))),
+        None => Ok(()),
+    }
+}
+
 /// Names, shapes and places of a network's tensors in its flat parameter vector.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
@@ -39,13 +52,19 @@ pub struct Layout {
     end: usize,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Place {
     name: String,
     shape: Vec<usize>,
     at: usize,
     /// The place in the file's tensor of each element, where it is another one.
-    order: Option<Arc<[usize]>>,
+    order: Option<Arc<dyn Fn(usize) -> usize + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {:?} at {}", self.name, self.shape, self.at)
+    }
 }
 
 impl Place {
@@ -55,7 +74,7 @@ impl Place {
 
     /// (in the parameter vector, in the file's tensor) of each element.
     fn elements(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
-        (0..self.len()).map(|i| (self.at + i, self.order.as_ref().map_or(i, |order| order[i])))
+        (0..self.len()).map(|i| (self.at + i, self.order.as_ref().map_or(i, |order| order(i))))
     }
 }
 
@@ -69,9 +88,9 @@ impl Layout {
     }
 
     /// Lets the tensor at `at` lie in another order than in the file: its element i is the file's element `order(i)`.
-    pub fn reorder(&mut self, at: usize, order: impl Fn(usize) -> usize) {
-        for place in self.tensors.iter_mut().filter(|place| place.at == at) {
-            place.order = Some((0..place.len()).map(&order).collect());
+    pub fn reorder(&mut self, at: usize, order: impl Fn(usize) -> usize + Send + Sync + 'static) {
+        if let Some(place) = self.tensors.iter_mut().find(|place| place.at == at) {
+            place.order = Some(Arc::new(order));
         }
     }
 
@@ -94,7 +113,7 @@ impl Layout {
     /// The parameters among the tensors of a file. Errors name a tensor that is missing, has another shape or holds NaN, or does
     /// not belong.
     pub fn read<R: Real>(&self, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<R>> {
-        let mut parameters = vec![R::default(); self.end];
+        let mut pairs = Vec::with_capacity(self.tensors.len());
         for place in &self.tensors {
             let Place { name, shape, .. } = place;
             let tensor = tensors.get(name).ok_or_else(|| Error::invalid(format!("tensor {name} is missing")))?;
@@ -105,12 +124,17 @@ impl Layout {
             if let Some(i) = tensor.data.iter().position(|v| !v.is_finite()) {
                 return Err(Error::invalid(format!("tensor {name} holds {} at position {i}", tensor.data[i])));
             }
-            place.elements().for_each(|(i, k)| parameters[i] = R::from_f64(tensor.data[k]));
+            pairs.push((place, &tensor.data));
         }
-        match tensors.keys().find(|name| !self.tensors.iter().any(|t| t.name == **name)) {
-            Some(name) => Err(Error::invalid(format!("tensor {name} is not part of the model"))),
-            None => Ok(parameters),
+        if let Some(name) = tensors.keys().find(|name| !self.tensors.iter().any(|t| t.name == **name)) {
+            return Err(Error::invalid(format!("tensor {name} is not part of the model")));
         }
+        // the file holds all of it, so memory for it may be asked for
+        let mut parameters = vec![R::default(); self.end];
+        for (place, data) in pairs {
+            place.elements().for_each(|(i, k)| parameters[i] = R::from_f64(data[k]));
+        }
+        Ok(parameters)
     }
 
     /// The parameters as tensors for a file, in f32 unless the network is f64.

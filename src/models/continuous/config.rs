@@ -3,6 +3,7 @@
 use crate::coordinates::Stereocentre;
 use crate::density::Exactness;
 use crate::error::{Error, Result};
+use crate::models::network::{check_sizes, LARGEST_SIZE};
 use crate::ode::Method;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::FRAC_PI_2;
@@ -114,8 +115,8 @@ impl ContinuousConfig {
         if !(self.units_per_nm > 0.0 && self.units_per_nm.is_finite()) {
             return Err(Error::invalid(format!("units_per_nm is {}: use a positive number", self.units_per_nm)));
         }
-        if self.divergence == (Divergence::Hutchinson { probes: 0 }) {
-            return Err(Error::invalid("an estimated divergence needs at least 1 probe"));
+        if let Divergence::Hutchinson { probes } = self.divergence {
+            check_sizes(&[("probes", probes, LARGEST_SIZE)])?;
         }
         if dimension < 6 || dimension % 3 != 0 {
             return Err(Error::invalid(format!("{dimension} coordinates are not those of two atoms or more")));

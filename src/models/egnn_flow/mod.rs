@@ -16,7 +16,8 @@ pub mod format;
 mod tests;
 
 use super::continuous::{ContinuousConfig, ContinuousFlow};
-use super::network::{features_and_time, Evaluator, Layout, Network};
+use super::network::{check_sizes, features_and_time, Evaluator, Layout, Network};
+use super::network::{LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
 use crate::error::{Error, Result};
 use crate::nn::tape::{Function, Weight};
 use crate::nn::{Scalar, Tape, Var};
@@ -63,12 +64,15 @@ pub struct Egnn {
 }
 
 impl Egnn {
-    /// Errors: no atoms, no layers, a feature out of range.
+    /// Errors: a size of zero, or one that no model has; a feature out of range.
     pub fn new(config: EgnnConfig) -> Result<Egnn> {
-        let (f, h) = (config.n_features + 1, config.n_hidden);
-        if config.features.is_empty() || config.n_layers == 0 || h == 0 {
-            return Err(Error::invalid("an EGNN needs atoms, layers and hidden features"));
-        }
+        let h = config.n_hidden;
+        check_sizes(&[
+            ("atoms", config.features.len(), MOST_ATOMS),
+            ("n_features", config.n_features, LARGEST_SIZE),
+            ("n_layers", config.n_layers, MOST_LAYERS),
+            ("n_hidden", h, LARGEST_SIZE),
+        ])?;
         if let Some(atom) = config.features.iter().position(|ones| ones.iter().any(|&k| k >= config.n_features)) {
             return Err(Error::invalid(format!("atom {}: a feature beyond the {}", atom + 1, config.n_features)));
         }
@@ -80,7 +84,7 @@ impl Egnn {
                 false => w,
             }
         };
-        let embedding = weight("egnn.embedding".into(), f, h, true);
+        let embedding = weight("egnn.embedding".into(), config.n_features + 1, h, true);
         let layer = |l: usize| {
             let mut part = |name: &str, n_in, n_out, bias| weight(format!("egnn.gcl_{l}.{name}"), n_in, n_out, bias);
             Layer {

@@ -32,17 +32,13 @@ pub use format::boltznce;
 
 use crate::error::{Error, Result};
 use crate::models::continuous::{ContinuousConfig, ContinuousFlow};
+use crate::models::network::{check_sizes, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
 use crate::nn::Real;
 use crate::rng::{Stream, StreamId};
 use layout::Places;
 use network::{Network, Workspace};
 use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
-
-/// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
-const MOST_ATOMS: usize = 512;
-const LARGEST_SIZE: usize = 4096;
-const MOST_LAYERS: usize = 256;
 
 /// Sizes of the network; lengths in its own unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,16 +83,13 @@ pub struct GvpField<R: Real> {
 impl GvpConfig {
     /// Errors name the option or the atom.
     pub fn check(&self) -> Result<()> {
-        let sizes = [
+        check_sizes(&[
             ("n_features", self.n_features, LARGEST_SIZE),
             ("n_layers", self.n_layers, MOST_LAYERS),
             ("n_scalars", self.n_scalars, LARGEST_SIZE),
             ("n_vectors", self.n_vectors, LARGEST_SIZE),
             ("rbf_count", self.rbf_count, LARGEST_SIZE),
-        ];
-        if let Some((name, size, most)) = sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
-            return Err(Error::invalid(format!("{name} = {size}; 1 to {most} are read")));
-        }
+        ])?;
         let lengths = [
             ("rbf_max", self.rbf_max),
             ("message_norm", self.message_norm),

@@ -13,17 +13,13 @@ pub mod trunk;
 
 use super::card::ModelConfig;
 use super::energy::{EnergyConfig, EnergyModel};
-use super::network::{Evaluator, Layout, Network, Start};
-use crate::error::{Error, Result};
+use super::network::{check_sizes, Evaluator, Layout, Network, Start, LARGEST_SIZE, MOST_LAYERS};
+use crate::error::Result;
 use crate::io::model_file::ModelFile;
 use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use serde::{Deserialize, Serialize};
 use trunk::Trunk;
-
-/// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
-const LARGEST_SIZE: usize = 4096;
-const MOST_LAYERS: usize = 256;
 
 /// Bound of the first weights. Within PyTorch's, 1/√3 in the plane, an energy begins as nearly a polynomial of low degree, and
 /// stays on plateaus (eight wells on a circle look like a ring) for thousands of steps.
@@ -62,11 +58,11 @@ impl MlpNetwork {
     /// Errors: a size of zero, or one that no model has.
     pub fn new(config: MlpConfig) -> Result<MlpNetwork> {
         let MlpConfig { dimension, width, layers } = config;
-        let sizes =
-            [("dimension", dimension, LARGEST_SIZE), ("width", width, LARGEST_SIZE), ("layers", layers, MOST_LAYERS)];
-        if let Some((name, size, most)) = sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
-            return Err(Error::invalid(format!("{name} = {size}; 1 to {most} are read")));
-        }
+        check_sizes(&[
+            ("dimension", dimension, LARGEST_SIZE),
+            ("width", width, LARGEST_SIZE),
+            ("layers", layers, MOST_LAYERS),
+        ])?;
         let mut layout = Layout::default();
         let trunk = Trunk::new(&mut layout, dimension + 1, width, layers);
         Ok(MlpNetwork { config, layout, trunk })

@@ -1,0 +1,119 @@
+//! The bytes of a small valid model of every kind with a network, of two or three atoms (or two plain coordinates).
+
+use modejump::io::model_file::serialize;
+use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
+use modejump::models::egnn_flow::{self, Egnn, EgnnConfig};
+use modejump::models::energy::EnergyConfig;
+use modejump::models::graphormer_ebm::{self, Graphormer, GraphormerConfig, Version};
+use modejump::models::gvp_ebm::{self, GvpEnergy};
+use modejump::models::gvp_flow::{self, GvpConfig, GvpField};
+use modejump::models::mlp_ebm::{self, MlpConfig, MlpNetwork};
+use modejump::models::network::Network;
+use modejump::ode::Method;
+use modejump::rng::{Stream, StreamId};
+
+/// By kind.
+pub fn all() -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("egnn_flow", egnn_flow()),
+        ("graphormer_ebm", graphormer_ebm()),
+        ("gvp_ebm", gvp_ebm()),
+        ("gvp_flow", gvp_flow()),
+        ("mlp_ebm", mlp_ebm()),
+    ]
+}
+
+const FEATURES: [usize; 3] = [0, 1, 1];
+const ENERGY: EnergyConfig = EnergyConfig { units_per_nm: 10.0, data_time: 0.0 };
+
+fn stream() -> Stream {
+    Stream::new(1, StreamId::Initialise, 0, 0)
+}
+
+fn features() -> Vec<Vec<usize>> {
+    FEATURES.iter().map(|&k| vec![k]).collect()
+}
+
+fn flow(divergence: Divergence, solver: Method) -> ContinuousConfig {
+    ContinuousConfig {
+        parametrisation: Parametrisation::Velocity,
+        interpolant: Interpolant::Linear,
+        times: [1.0, 0.0],
+        units_per_nm: 10.0,
+        stereocentres: vec![],
+        prior: Prior::MeanFree,
+        divergence,
+        solver,
+    }
+}
+
+fn of_flow(model: ModelConfig, exactness: modejump::density::Exactness) -> ModelCard {
+    ModelCard { exactness, ..ModelCard::of_cartesian(model, FEATURES.len()) }
+}
+
+fn egnn_flow() -> Vec<u8> {
+    let config = EgnnConfig { features: features(), n_features: 2, n_layers: 2, n_hidden: 4, coordinate_range: 3.0 };
+    let network = Egnn::new(config.clone()).expect("a valid network");
+    let flow = flow(Divergence::Hutchinson { probes: 1 }, Method::Rk4 { steps: 3 });
+    let exactness = flow.exactness();
+    let card = of_flow(ModelConfig::EgnnFlow(egnn_flow::Config { network: config, flow }), exactness);
+    let parameters: Vec<f32> = network.layout().initialise(&mut stream(), |_, _| None);
+    egnn_flow::format::to_bytes(&card, &network, &parameters).expect("it can be written")
+}
+
+fn gvp_config() -> GvpConfig {
+    GvpConfig {
+        features: features(),
+        n_features: 2,
+        n_layers: 1,
+        n_scalars: 4,
+        n_vectors: 2,
+        rbf_max: 6.0,
+        rbf_count: 3,
+        message_norm: 2.0,
+        coordinate_range: 3.0,
+    }
+}
+
+fn gvp_flow() -> Vec<u8> {
+    let flow = flow(Divergence::Exact, Method::Euler { steps: 3 });
+    let exactness = flow.exactness();
+    let card = of_flow(ModelConfig::GvpFlow(gvp_flow::Config { network: gvp_config(), flow }), exactness);
+    GvpField::<f32>::random(gvp_config(), 1).and_then(|field| field.to_bytes(&card)).expect("it can be written")
+}
+
+fn of_energy<N: Network>(model: ModelConfig, network: &N, parameters: &[f32]) -> Vec<u8> {
+    let card = ModelCard::of_energy(model, network.dimension());
+    serialize(&card, &network.layout().write(parameters)).expect("it can be written")
+}
+
+fn gvp_ebm() -> Vec<u8> {
+    let network = GvpEnergy::new(gvp_config()).expect("a valid network");
+    let model = ModelConfig::GvpEbm(gvp_ebm::Config { network: gvp_config(), energy: ENERGY });
+    of_energy(model, &network, &network.initialise::<f32>(&mut stream()))
+}
+
+fn graphormer_ebm() -> Vec<u8> {
+    let config = GraphormerConfig {
+        version: Version::Boltznce,
+        types: FEATURES.to_vec(),
+        n_types: 2,
+        n_layers: 1,
+        blocks: 1,
+        width: 4,
+        feed_forward: 4,
+        heads: 2,
+        kernels: 3,
+    };
+    let network = Graphormer::new(config.clone()).expect("a valid network");
+    let model = ModelConfig::GraphormerEbm(graphormer_ebm::Config { network: config, energy: ENERGY });
+    of_energy(model, &network, &network.initial::<f32>(6.0, 1))
+}
+
+fn mlp_ebm() -> Vec<u8> {
+    let config = MlpConfig { dimension: 2, width: 4, layers: 1 };
+    let network = MlpNetwork::new(config).expect("a valid network");
+    let model = ModelConfig::MlpEbm(mlp_ebm::Config { network: config, energy: ENERGY });
+    of_energy(model, &network, &network.initialise::<f32>(&mut stream()))
+}
