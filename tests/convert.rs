@@ -199,9 +199,14 @@ fn convert(folder: &Path, kind: &str, checkpoint: &str, config: &str, more: &[&s
     let _ = std::fs::remove_file(&output);
     std::fs::write(&json, config).unwrap();
     let (json, path) = (json.to_str().unwrap(), output.to_str().unwrap().to_string());
-    let run = modejump(&[&["convert", checkpoint, "--kind", kind, "-o", &path, "--config", json], more].concat());
+    let run =
+        modejump(&[&["convert", checkpoint, "--kind", kind, "-o", &path, "--config", json, "--json"], more].concat());
     match run.status.success() {
-        true => Ok(path),
+        true => {
+            let summary: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+            assert!(summary["output"] == path.as_str() && summary["parameters"].as_u64() > Some(0), "{summary}");
+            Ok(path)
+        }
         false => {
             assert!(!output.exists(), "a failed conversion left a file");
             Err(String::from_utf8(run.stderr).unwrap())
@@ -226,9 +231,11 @@ fn write(path: &Path, tensors: &[(&str, &[usize], &[f64])]) -> String {
 /// What `modejump evaluate` writes for a file in the network's units.
 fn evaluate(folder: &Path, model: &str, input: &str, precision: &str) -> BTreeMap<String, Tensor> {
     let output = folder.join("values.safetensors");
-    let run = modejump(&["evaluate", model, input, "-o", output.to_str().unwrap(), "--precision", precision]);
+    let run = modejump(&["evaluate", model, input, "-o", output.to_str().unwrap(), "--precision", precision, "--json"]);
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    read(output)
+    let (summary, values): (serde_json::Value, _) = (serde_json::from_slice(&run.stdout).unwrap(), read(output));
+    assert_eq!(summary["tensors"], serde_json::json!(values.keys().collect::<Vec<_>>()));
+    values
 }
 
 fn largest_difference(a: &[f64], b: &[f64]) -> f64 {

@@ -45,6 +45,18 @@ pub enum ModelConfig {
 }
 
 impl ModelConfig {
+    /// Its name in the file.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            ModelConfig::Coupling(_) => "coupling",
+            ModelConfig::EgnnFlow(_) => "egnn_flow",
+            ModelConfig::GraphormerEbm(_) => "graphormer_ebm",
+            ModelConfig::GvpEbm(_) => "gvp_ebm",
+            ModelConfig::GvpFlow(_) => "gvp_flow",
+            ModelConfig::MlpEbm(_) => "mlp_ebm",
+        }
+    }
+
     /// How it runs, if it is a continuous flow.
     pub fn flow(&self) -> Option<&ContinuousConfig> {
         match self {

@@ -24,6 +24,9 @@ pub struct Evaluate {
     output: PathBuf,
     #[command(flatten)]
     precision: PrecisionFlag,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 type Arrays = BTreeMap<String, (Vec<usize>, Data)>;
@@ -41,8 +44,12 @@ impl Evaluate {
             }
         };
         write_atomically(&self.output, &write_tensors(&arrays, Default::default())?)?;
-        let names = arrays.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-        println!("{}: {} of {}", self.output.display(), names, frames_of(input.t.len()));
+        let (output, n) = (self.output.display().to_string(), input.t.len());
+        let names: Vec<&str> = arrays.keys().map(String::as_str).collect();
+        match self.json {
+            true => println!("{}", serde_json::json!({ "output": output, "n": n, "tensors": names })),
+            false => println!("{output}: {} of {}", names.join(", "), frames_of(n)),
+        }
         Ok(())
     }
 }

@@ -61,12 +61,12 @@ fn describe(file: &ModelFile, model: &dyn Model) -> Result<Value> {
         .iter()
         .map(|&(a, b, length)| json!({ "atoms": [a, b], "names": [card.label(a), card.label(b)], "length_nm": length }))
         .collect();
-    let (kind_of_model, settings) = settings(&card.model)?;
+    let settings = settings(&card.model)?;
     let mut report = json!({
         "file": file.name,
         "hash": model.hash(),
         "format": card.format,
-        "model": kind_of_model,
+        "model": card.model.kind(),
         "parameters": file.tensors.values().map(|t| t.data.len()).sum::<usize>(),
         "exactness": card.exactness,
         "dimension": model.dimension(),
@@ -86,22 +86,20 @@ fn describe(file: &ModelFile, model: &dyn Model) -> Result<Value> {
     Ok(report)
 }
 
-/// Kind of the model, and what its configuration says, part by part.
-fn settings(model: &ModelConfig) -> Result<(String, Value)> {
+/// What the model's configuration says, part by part.
+fn settings(model: &ModelConfig) -> Result<Value> {
     if let ModelConfig::Coupling(config) = model {
         let describe =
             |layer: &LayerConfig| json!({ "type": layer_name(layer), "transformed": layer.transformed().len() });
-        return Ok(("coupling".into(), json!({ "layers": config.layers.iter().map(describe).collect::<Vec<_>>() })));
+        return Ok(json!({ "layers": config.layers.iter().map(describe).collect::<Vec<_>>() }));
     }
-    let value = serde_json::to_value(model).map_err(|e| Error::invalid(e.to_string()))?;
-    let kind = value["kind"].as_str().unwrap_or_default().to_string();
-    let mut settings = value["config"].clone();
+    let mut settings = serde_json::to_value(model).map_err(|e| Error::invalid(e.to_string()))?["config"].take();
     if let Some(network) = settings["network"].as_object_mut() {
         // one entry an atom
         network.remove("features");
         network.remove("types");
     }
-    Ok((kind, settings))
+    Ok(settings)
 }
 
 fn layer_name(layer: &LayerConfig) -> &'static str {

@@ -12,7 +12,7 @@ use modejump::io::model_file::{self, Tensor};
 use modejump::io::pytorch;
 use modejump::models::ModelCard;
 use modejump::{Error, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -41,6 +41,9 @@ pub struct Convert {
     /// Which of several networks in the checkpoint, such as `state_dict.flow.`
     #[arg(long)]
     prefix: Option<String>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 type Tensors = BTreeMap<String, Tensor>;
@@ -59,7 +62,22 @@ impl Convert {
                 const KNOWN: &str = "bgflow, boltznce-gvp, boltznce-graphormer, ecnf";
                 Err(Error::invalid(format!("--kind {other} is not known; known kinds: {KNOWN}")))
             }
+        }?;
+        self.report()
+    }
+
+    /// What was written, read again.
+    fn report(&self) -> Result<()> {
+        let bytes = std::fs::read(&self.output).map_err(|e| Error::io(&self.output, e))?;
+        let name = self.output.display().to_string();
+        let file = model_file::read(&name, &bytes)?;
+        let parameters: usize = file.tensors.values().map(|tensor| tensor.data.len()).sum();
+        let kind = file.card.model.kind();
+        match self.json {
+            true => println!("{}", json!({ "output": name, "model": kind, "parameters": parameters })),
+            false => println!("{name}: {kind}, {parameters} parameters"),
         }
+        Ok(())
     }
 
     fn bytes(&self) -> Result<Vec<u8>> {

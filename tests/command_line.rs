@@ -1,0 +1,115 @@
+//! What scripts rely on: `sample`, `log-density` and their latent input, every trajectory format, `--json`, `bench`, `plot`.
+
+use modejump::io::model_file::{read_tensors, Tensor};
+use serde_json::{json, Value};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const MODEL: &str = "models/ala2/model.safetensors";
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("command-line-{name}"));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// What a run printed.
+fn modejump(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}\n{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json_of(arguments: &[&str]) -> Value {
+    serde_json::from_str(&modejump(arguments)).unwrap()
+}
+
+fn tensors(path: &str) -> BTreeMap<String, Tensor> {
+    read_tensors(path, &std::fs::read(path).unwrap()).unwrap().0
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.data.len(), b.data.len());
+    a.data.iter().zip(&b.data).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn samples_have_the_density_that_log_density_finds_and_latent_points_give_them_back() {
+    let folder = folder("latent");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (samples, densities, again) = (path("x.safetensors"), path("q.safetensors"), path("again.safetensors"));
+    let f64_networks = ["--precision", "f64"];
+
+    let summary =
+        json_of(&[&["sample", MODEL, "-n", "20", "--seed", "3", "--json", "-o", &samples][..], &f64_networks].concat());
+    assert_eq!((&summary["n"], &summary["outside_support"]), (&json!(20), &json!(0)));
+    let summary = json_of(&[&["log-density", MODEL, &samples, "--json", "-o", &densities][..], &f64_networks].concat());
+    assert_eq!(summary["n"], 20);
+    let (x, q) = (tensors(&samples), tensors(&densities));
+    assert_eq!((x["x"].shape.as_slice(), x["log_density"].shape.as_slice()), (&[20, 22, 3][..], &[20][..]));
+    assert!(largest_difference(&x["log_density"], &q["log_density"]) < 1e-7);
+
+    for command in ["sample", "log-density"] {
+        modejump(&[&[command, MODEL, "--z", &densities, "-o", &again][..], &f64_networks].concat());
+        let back = tensors(&again);
+        assert!(largest_difference(&back["log_density"], &q["log_density"]) < 1e-7, "{command}");
+        assert!(largest_difference(&back["log_det"], &q["log_det"]) < 1e-7, "{command}");
+    }
+}
+
+#[test]
+fn frames_are_read_and_written_in_every_format() {
+    let folder = folder("formats");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let of_samples = |name: &str| {
+        modejump(&["sample", MODEL, "-n", "5", "-o", &path(name)]);
+        json_of(&["log-density", MODEL, &path(name), "--json", "-o", &path("q.safetensors")])
+    };
+    let exact = of_samples("x.safetensors")["mean_log_density"].as_f64().unwrap();
+    // nats that the rounding of the format costs: bonds are a few thousandths of a nanometre wide
+    for (name, tolerance) in [("x.npy", 1e-9), ("x.dcd", 0.1), ("x.xtc", 1.0), ("x.pdb", 20.0)] {
+        let summary = of_samples(name);
+        assert_eq!(summary["n"], 5, "{name}");
+        let mean = summary["mean_log_density"].as_f64().unwrap();
+        assert!((mean - exact).abs() < tolerance, "{name}: {mean} for {exact}");
+    }
+}
+
+#[test]
+fn a_benchmark_is_an_object_a_line() {
+    let text = modejump(&["bench", "--json", "--threads", "1", "coupling/sample", "coupling/log_density"]);
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 4);
+    for line in lines {
+        assert!(line["name"].as_str().unwrap().starts_with("coupling/"));
+        assert_eq!((&line["size"], &line["device"], &line["threads"]), (&json!("ala2"), &json!("cpu"), &json!(1)));
+        let numbers = [&line["batch"], &line["ms_per_sample"], &line["gflops"]].map(|v| v.as_f64().unwrap());
+        assert!(numbers.iter().all(|v| *v > 0.0));
+    }
+}
+
+#[test]
+fn every_figure_is_drawn() {
+    let folder = folder("figures");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let wave = |scale: f64| (0..400).map(|i| scale * (0.37 * f64::from(i)).sin()).collect::<Vec<f64>>();
+    let run = json!({ "name": "MD", "phi": wave(3.0), "psi": wave(2.0), "reduced_potential": wave(4.0) });
+    let mut generator = run.clone();
+    generator["name"] = json!("generator");
+    generator["log_weight"] = json!(wave(1.5));
+    std::fs::write(path("series.json"), json!({ "series": [run, generator] }).to_string()).unwrap();
+    let line = |step: usize| {
+        json!({ "step": step, "rate": 1e-3, "likelihood": 2.0, "reverse_kl": null, "refinement": null,
+            "gradient_norm": 1.0, "held_out": 1.5, "ess": 0.5, "pareto_k": 0.4, "acceptance": 0.6 })
+        .to_string()
+    };
+    std::fs::write(path("log.jsonl"), [line(1), line(2), line(3)].join("\n")).unwrap();
+    modejump(&["plot", &path("series.json"), "--log", &path("log.jsonl"), "-o", &path("")]);
+    for name in ["ramachandran", "free_energy", "energy", "log_weights", "training"] {
+        let figure = std::fs::read_to_string(folder.join(name).with_extension("svg")).unwrap();
+        assert!(figure.starts_with("<svg") && figure.len() > 2000, "{name}");
+    }
+}
