@@ -1,6 +1,6 @@
-//! Criterion benchmarks of the hot paths of coupling flows, vector fields and energies; throughput in FLOP of the networks'
-//! products.
-//! `cargo bench --bench coupling`; the comparison table is `modejump bench`.
+//! Criterion benchmarks of the hot paths of coupling flows, vector fields and energies, throughput in FLOP of the networks'
+//! products; of the integrator without a network; of importance weights, throughput in weights.
+//! `make bench`, or `cargo bench -- PART_OF_A_NAME`; the comparison table is `modejump bench`.
 
 #[path = "../src/bin/modejump/bench/cases.rs"]
 mod cases;
@@ -8,6 +8,9 @@ mod cases;
 use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use modejump::models::VectorField;
+use modejump::ode::{self, Method, Stage};
+use modejump::rng::{Stream, StreamId};
+use modejump::{free_energy, weights};
 
 fn generator(c: &mut Criterion) {
     let flow = cases::spline_generator().unwrap();
@@ -64,5 +67,45 @@ fn energy(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, generator, training, vector_fields, energy);
+/// A rotation with a divergence costs nearly nothing, so what is left is the integrator's own work.
+fn integrator(c: &mut Criterion) {
+    const DIMENSION: usize = 66;
+    let mut rotation = |stage: Stage| {
+        for (x, dx) in stage.x.chunks_exact(2).zip(stage.dx.chunks_exact_mut(2)) {
+            (dx[0], dx[1]) = (6.0 * x[1], -6.0 * x[0]);
+        }
+        stage.rate.fill(1.0);
+    };
+    for batch in [1, 128] {
+        let start = cases::normal_frames(batch * DIMENSION);
+        let mut group = c.benchmark_group(format!("ode/{DIMENSION}/{batch}"));
+        group.throughput(Throughput::Elements(batch as u64));
+        for (name, method) in [("dormand_prince", Method::default()), ("rk4 × 20", Method::Rk4 { steps: 20 })] {
+            group.bench_function(name, |b| {
+                b.iter(|| {
+                    let (mut x, mut integral) = (start.clone(), vec![0.0; batch]);
+                    ode::integrate(&method, [1.0, 0.0], DIMENSION, &mut x, &mut integral, &mut rotation)
+                });
+            });
+        }
+    }
+}
+
+fn importance_weights(c: &mut Criterion) {
+    const SAMPLES: usize = 20_000;
+    let log_weights = cases::normal_frames(SAMPLES);
+    let observable = cases::normal_frames(SAMPLES);
+    let mut group = c.benchmark_group(format!("weights/{SAMPLES}"));
+    group.throughput(Throughput::Elements(SAMPLES as u64));
+    group.bench_function("ess", |b| b.iter(|| weights::effective_sample_size(&log_weights).unwrap()));
+    group.bench_function("pareto_k", |b| b.iter(|| weights::pareto_k(&log_weights).unwrap()));
+    group.bench_function("mean", |b| b.iter(|| weights::mean(&log_weights, &observable).unwrap()));
+    group.bench_function("mean_bootstrap × 100", |b| {
+        let mut stream = Stream::new(1, StreamId::Bootstrap, 0, 0);
+        b.iter(|| weights::mean_bootstrap(&log_weights, &observable, 100, &mut stream).unwrap());
+    });
+    group.bench_function("bar", |b| b.iter(|| free_energy::bar(&log_weights, &observable).unwrap()));
+}
+
+criterion_group!(benches, generator, training, vector_fields, energy, integrator, importance_weights);
 criterion_main!(benches);
