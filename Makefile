@@ -11,7 +11,7 @@ DEMO_SECONDS ?= 90
 HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
-.PHONY: all venv build plugin test test-rust test-plugin lint demo train-demo toy bench clean
+.PHONY: all venv build plugin test test-rust test-plugin lint demo train-demo toy learned bench clean
 
 all: build plugin
 
@@ -58,6 +58,13 @@ train-demo: build
 # docs/two-dimensional-study.md. Twelve minutes on two cores that others used as well.
 toy:
 	cargo run --release --example two_dimensional_ebm -- target/toy
+
+# Exact density, energy-based model and delayed acceptance on the same proposals of a continuous flow: the table and figure of
+# docs/learned-likelihoods.md. LEARNED_N exact densities, a second or two of one core each.
+LEARNED_N ?= 1000
+learned: build
+	cargo run --release --features openmm --example learned_likelihood -- $(ALA2)/gvp-flow.safetensors \
+		$(ALA2)/invariant-ebm.safetensors $(ALA2)/system.xml $(LEARNED_N) target/learned
 
 bench:
 	cargo bench

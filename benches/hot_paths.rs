@@ -7,7 +7,7 @@ mod cases;
 
 use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
-use modejump::models::VectorField;
+use modejump::models::{EnergyFunction, VectorField};
 use modejump::ode::{self, Method, Stage};
 use modejump::rng::{Stream, StreamId};
 use modejump::{free_energy, weights};
@@ -38,7 +38,7 @@ fn training(c: &mut Criterion) {
 
 fn vector_fields(c: &mut Criterion) {
     let (gvp, egnn) = (cases::gvp_field().unwrap(), cases::egnn().unwrap());
-    let tangents = 1.0 + egnn.dimension() as f64;
+    let tangents = 1.0 + VectorField::dimension(&egnn) as f64;
     vector_field(c, "gvp_flow", &gvp, [gvp.flops(), gvp.divergence_flops()]);
     vector_field(c, "egnn_flow", &egnn, [egnn.flops(), tangents * egnn.flops()]);
 }
@@ -55,14 +55,19 @@ fn vector_field(c: &mut Criterion, name: &str, field: &dyn VectorField, flops: [
     }
 }
 
-fn energy(c: &mut Criterion) {
-    let model = cases::graphormer().unwrap();
+fn energies(c: &mut Criterion) {
+    let (graphormer, invariant) = (cases::graphormer().unwrap(), cases::invariant().unwrap());
+    energy(c, "graphormer_ebm", &graphormer, graphormer.flops());
+    energy(c, "invariant_ebm", &invariant, invariant.flops());
+}
+
+fn energy(c: &mut Criterion, name: &str, model: &dyn EnergyFunction, flops: f64) {
     for batch in [1, 128] {
-        let mut energies = Energies::new(&model, batch);
-        let mut group = c.benchmark_group(format!("graphormer_ebm/ala2/{batch}"));
-        group.throughput(Throughput::Elements((model.flops() * batch as f64) as u64));
+        let mut energies = Energies::new(model, batch);
+        let mut group = c.benchmark_group(format!("{name}/ala2/{batch}"));
+        group.throughput(Throughput::Elements((flops * batch as f64) as u64));
         group.bench_function("energy", |b| b.iter(|| energies.energy().unwrap()));
-        group.throughput(Throughput::Elements((2.0 * model.flops() * batch as f64) as u64));
+        group.throughput(Throughput::Elements((2.0 * flops * batch as f64) as u64));
         group.bench_function("energy_score", |b| b.iter(|| energies.energy_score().unwrap()));
     }
 }
@@ -107,5 +112,5 @@ fn importance_weights(c: &mut Criterion) {
     group.bench_function("bar", |b| b.iter(|| free_energy::bar(&log_weights, &observable).unwrap()));
 }
 
-criterion_group!(benches, generator, training, vector_fields, energy, integrator, importance_weights);
+criterion_group!(benches, generator, training, vector_fields, energies, integrator, importance_weights);
 criterion_main!(benches);

@@ -53,6 +53,7 @@ impl ModelConfig {
             ModelConfig::GraphormerEbm(_) => "graphormer_ebm",
             ModelConfig::GvpEbm(_) => "gvp_ebm",
             ModelConfig::GvpFlow(_) => "gvp_flow",
+            ModelConfig::InvariantEbm(_) => "invariant_ebm",
             ModelConfig::MlpEbm(_) => "mlp_ebm",
         }
     }

@@ -20,7 +20,6 @@ use crate::density::{Density, Evaluation};
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, ModelFile};
 use crate::nn::Real;
-use network::{check_sizes, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -101,27 +100,10 @@ fn build_as<R: Real>(file: &ModelFile) -> Result<Arc<dyn Model>> {
     Ok(match &file.card.model {
         ModelConfig::Coupling(_) => Arc::new(coupling::CouplingFlow::<R>::from_file(file)?),
         ModelConfig::EgnnFlow(_) => Arc::new(egnn_flow::EgnnFlow::<R>::from_file(file)?),
-        ModelConfig::GraphormerEbm(config) => {
-            check_graphormer(&config.network)?;
-            Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?)
-        }
+        ModelConfig::GraphormerEbm(_) => Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?),
         ModelConfig::GvpEbm(_) => Arc::new(gvp_ebm::GvpEbm::<R>::from_file(file)?),
         ModelConfig::GvpFlow(_) => Arc::new(gvp_flow::GvpFlow::<R>::from_file(file)?),
         ModelConfig::InvariantEbm(_) => Arc::new(invariant_ebm::InvariantEbm::<R>::from_file(file)?),
         ModelConfig::MlpEbm(_) => Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?),
     })
-}
-
-/// Errors: a size that no Graphormer has.
-fn check_graphormer(config: &graphormer_ebm::GraphormerConfig) -> Result<()> {
-    check_sizes(&[
-        ("atoms", config.types.len(), MOST_ATOMS),
-        ("n_types", config.n_types, LARGEST_SIZE),
-        ("n_layers", config.n_layers, MOST_LAYERS),
-        ("blocks", config.blocks, MOST_LAYERS),
-        ("width", config.width, LARGEST_SIZE),
-        ("feed_forward", config.feed_forward, LARGEST_SIZE),
-        ("heads", config.heads, LARGEST_SIZE),
-        ("kernels", config.kernels, LARGEST_SIZE),
-    ])
 }

@@ -1,5 +1,6 @@
 //! The bytes of a small valid model of every kind with a network, of two or three atoms (or two plain coordinates).
 
+use modejump::coordinates::chirality::Stereocentre;
 use modejump::io::model_file::serialize;
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
@@ -8,6 +9,8 @@ use modejump::models::energy::EnergyConfig;
 use modejump::models::graphormer_ebm::{self, Graphormer, GraphormerConfig, Version};
 use modejump::models::gvp_ebm::{self, GvpEnergy};
 use modejump::models::gvp_flow::{self, GvpConfig, GvpField};
+use modejump::models::invariant_ebm::whitening::Whitening;
+use modejump::models::invariant_ebm::{self, InvariantConfig, InvariantNetwork};
 use modejump::models::mlp_ebm::{self, MlpConfig, MlpNetwork};
 use modejump::models::network::Network;
 use modejump::ode::Method;
@@ -20,6 +23,7 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("graphormer_ebm", graphormer_ebm()),
         ("gvp_ebm", gvp_ebm()),
         ("gvp_flow", gvp_flow()),
+        ("invariant_ebm", invariant_ebm()),
         ("mlp_ebm", mlp_ebm()),
     ]
 }
@@ -109,6 +113,24 @@ fn graphormer_ebm() -> Vec<u8> {
     let network = Graphormer::new(config.clone()).expect("a valid network");
     let model = ModelConfig::GraphormerEbm(graphormer_ebm::Config { network: config, energy: ENERGY });
     of_energy(model, &network, &network.initial::<f32>(6.0, 1))
+}
+
+fn invariant_ebm() -> Vec<u8> {
+    let config = InvariantConfig {
+        atoms: 4,
+        volumes: vec![[[0, 1], [0, 2], [0, 3]]],
+        prochiral: vec![Stereocentre { centre: 0, neighbours: [1, 2, 3], positive: true }],
+        inputs: 6,
+        interpolant: Interpolant::Trigonometric,
+        width: 4,
+        layers: 1,
+    };
+    let network = InvariantNetwork::new(config.clone()).expect("a valid network");
+    let mut noise = stream();
+    let frames: Vec<f64> = (0..120).map(|_| noise.normal()).collect();
+    let whitening = Whitening::of(&network, &frames).expect("frames that vary");
+    let model = ModelConfig::InvariantEbm(invariant_ebm::Config { network: config, energy: ENERGY });
+    of_energy(model, &network, &network.initialise::<f32>(&whitening, &mut noise))
 }
 
 fn mlp_ebm() -> Vec<u8> {

@@ -15,7 +15,7 @@ pub mod format;
 mod tests;
 
 use super::energy::{EnergyConfig, EnergyModel};
-use super::network::{Evaluator, Layout, Network, Start};
+use super::network::{check_sizes, Evaluator, Layout, Network, Start, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
 use crate::error::{Error, Result};
 use crate::nn::tape::{Attention, Embed, Function, Gaussians, LayerNorm, TypedAffine, Weight};
 use crate::nn::{Real, Scalar, Tape, Var};
@@ -92,14 +92,21 @@ pub struct Graphormer {
 }
 
 impl Graphormer {
-    /// Errors: no atoms, a type out of range, a width that the heads do not share evenly.
+    /// Errors: a size of zero or beyond any model's, a type out of range, a width that the heads do not share evenly.
     pub fn new(config: GraphormerConfig) -> Result<Graphormer> {
         let GraphormerConfig { version, n_types, width: d, feed_forward, heads, kernels, n_layers, blocks, .. } =
             config;
-        if config.types.is_empty() || n_layers == 0 || blocks == 0 || kernels == 0 {
-            return Err(Error::invalid("a Graphormer needs atoms, layers and Gaussians"));
-        }
-        if heads == 0 || !d.is_multiple_of(heads) || d == 0 || feed_forward == 0 {
+        check_sizes(&[
+            ("atoms", config.types.len(), MOST_ATOMS),
+            ("n_types", n_types, LARGEST_SIZE),
+            ("n_layers", n_layers, MOST_LAYERS),
+            ("blocks", blocks, MOST_LAYERS),
+            ("width", d, LARGEST_SIZE),
+            ("feed_forward", feed_forward, LARGEST_SIZE),
+            ("heads", heads, LARGEST_SIZE),
+            ("kernels", kernels, LARGEST_SIZE),
+        ])?;
+        if !d.is_multiple_of(heads) {
             return Err(Error::invalid(format!("{heads} heads cannot share {d} columns evenly")));
         }
         if let Some(atom) = config.types.iter().position(|&t| t >= n_types) {

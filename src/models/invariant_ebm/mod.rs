@@ -21,7 +21,7 @@ use super::card::ModelConfig;
 use super::continuous::Interpolant;
 use super::energy::{EnergyConfig, EnergyModel};
 use super::mlp_ebm::trunk::Trunk;
-use super::network::{Evaluator, Layout, Network, Start};
+use super::network::{check_sizes, Evaluator, Layout, Network, Start, LARGEST_SIZE, MOST_LAYERS};
 use crate::coordinates::chirality::Stereocentre;
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
@@ -31,10 +31,6 @@ use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use serde::{Deserialize, Serialize};
 use whitening::Whitening;
-
-/// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
-const LARGEST_SIZE: usize = 4096;
-const MOST_LAYERS: usize = 256;
 
 /// Lengths s of the time features, in the network's units (Å as a rule).
 const LENGTHS: [f64; 8] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0];
@@ -106,15 +102,12 @@ impl InvariantNetwork {
         let InvariantConfig { atoms, inputs, width, layers, .. } = config;
         let pairs = atoms.saturating_mul(atoms.saturating_sub(1)) / 2;
         let numbers = pairs.saturating_add(config.volumes.len());
-        let sizes = [
+        check_sizes(&[
             ("atoms² / 2 + volumes", numbers, LARGEST_SIZE),
             ("inputs", inputs, numbers),
             ("width", width, LARGEST_SIZE),
             ("layers", layers, MOST_LAYERS),
-        ];
-        if let Some((name, size, most)) = sizes.iter().find(|(_, size, most)| *size == 0 || size > most) {
-            return Err(Error::invalid(format!("{name} = {size}; 1 to {most} are read")));
-        }
+        ])?;
         let three = |c: &Stereocentre| c.neighbours.map(|n| [c.centre, n]);
         let of_centres: Vec<[[usize; 2]; 3]> = config.prochiral.iter().map(three).collect();
         let ends = config.volumes.iter().chain(&of_centres).flatten();

@@ -3,10 +3,13 @@
 use modejump::coordinates::CoordinatesConfig;
 use modejump::density::{Density, Evaluation};
 use modejump::models::card::ModelCard;
+use modejump::models::continuous::Interpolant;
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use modejump::models::egnn_flow::{Egnn, EgnnConfig};
 use modejump::models::graphormer_ebm::{Graphormer, GraphormerConfig, Version};
 use modejump::models::gvp_flow::{GvpConfig, GvpField};
+use modejump::models::invariant_ebm::whitening::Whitening;
+use modejump::models::invariant_ebm::{InvariantConfig, InvariantNetwork};
 use modejump::models::network::{Evaluator, Network, Start};
 use modejump::models::{EnergyFunction, VectorField};
 use modejump::moves::{Generator, Independence, Move, Options, State};
@@ -153,6 +156,25 @@ pub fn graphormer() -> Result<Evaluator<Graphormer, f32>> {
         "graphormer.gbf.bias.weight" => Some(Start::At(0.0)),
         _ => None,
     });
+    Ok(Evaluator::new(network, parameters))
+}
+
+/// An energy of alanine dipeptide in its distances with random weights: 208 inputs, 3 layers of 256.
+pub fn invariant() -> Result<Evaluator<InvariantNetwork, f32>> {
+    // as many volumes as the molecule has
+    let volumes = (0..61).map(|k| [1, 2, 3].map(|j| [k % 22, (k + j) % 22])).collect();
+    let config = InvariantConfig {
+        atoms: 22,
+        volumes,
+        prochiral: vec![],
+        inputs: 208,
+        interpolant: Interpolant::Trigonometric,
+        width: 256,
+        layers: 3,
+    };
+    let network = InvariantNetwork::new(config)?;
+    let whitening = Whitening::of(&network, &configurations(400, 66))?;
+    let parameters = network.initialise(&whitening, &mut initialise());
     Ok(Evaluator::new(network, parameters))
 }
 

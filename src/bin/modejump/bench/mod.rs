@@ -6,7 +6,7 @@ use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
 use clap::Args;
 use modejump::io::model_file;
 use modejump::models::coupling::CouplingFlow;
-use modejump::models::VectorField;
+use modejump::models::{EnergyFunction, VectorField};
 use modejump::nn::real::Matrix;
 use modejump::nn::Scalar;
 use modejump::{Error, Result};
@@ -15,7 +15,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 12] = [
     "coupling/sample",
     "coupling/log_density",
     "coupling/train_step",
@@ -26,6 +26,8 @@ const NAMES: [&str; 10] = [
     "egnn_flow/velocity_divergence",
     "graphormer_ebm/energy",
     "graphormer_ebm/energy_score",
+    "invariant_ebm/energy",
+    "invariant_ebm/energy_score",
 ];
 const BATCHES: [usize; 2] = [1, 1000];
 const FIELD_BATCHES: [usize; 2] = [1, 128];
@@ -133,20 +135,16 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         "egnn_flow/velocity" | "egnn_flow/velocity_divergence" => {
             let field = cases::egnn()?;
             // a tangent in every direction costs as much as the value
-            let tangents = field.dimension() as f64;
+            let tangents = VectorField::dimension(&field) as f64;
             measure_field(name, &field, [field.flops(), (1.0 + tangents) * field.flops()], report)?;
         }
         "graphormer_ebm/energy" | "graphormer_ebm/energy_score" => {
             let model = cases::graphormer()?;
-            for batch in FIELD_BATCHES {
-                let mut energies = Energies::new(&model, batch);
-                let (time, flops) = match name {
-                    "graphormer_ebm/energy" => (fastest(|| energies.energy())?, model.flops()),
-                    // the way back through every product costs as much as the way there
-                    _ => (fastest(|| energies.energy_score())?, 2.0 * model.flops()),
-                };
-                report.line(name, Some("ala2"), batch, time, flops);
-            }
+            measure_energy(name, &model, model.flops(), report)?;
+        }
+        "invariant_ebm/energy" | "invariant_ebm/energy_score" => {
+            let model = cases::invariant()?;
+            measure_energy(name, &model, model.flops(), report)?;
         }
         _ => {
             for batch in BATCHES {
@@ -170,6 +168,20 @@ fn measure_field(name: &'static str, field: &dyn VectorField, flops: [f64; 2], r
         let mut fields = Fields::new(field, batch);
         let time = fastest(|| if divergence { fields.velocity_divergence() } else { fields.velocity() })?;
         report.line(name, Some("ala2"), batch, time, flops[usize::from(divergence)]);
+    }
+    Ok(())
+}
+
+/// Lines of an energy; `flops` of a value.
+fn measure_energy(name: &'static str, model: &dyn EnergyFunction, flops: f64, report: &Report) -> Result<()> {
+    for batch in FIELD_BATCHES {
+        let mut energies = Energies::new(model, batch);
+        let (time, flops) = match name.ends_with("energy_score") {
+            false => (fastest(|| energies.energy())?, flops),
+            // the way back through every product costs as much as the way there
+            true => (fastest(|| energies.energy_score())?, 2.0 * flops),
+        };
+        report.line(name, Some("ala2"), batch, time, flops);
     }
     Ok(())
 }
