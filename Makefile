@@ -11,7 +11,7 @@ DEMO_SECONDS ?= 90
 HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
-.PHONY: all venv build plugin test test-rust test-plugin lint demo train-demo toy learned bench clean
+.PHONY: all venv build plugin test test-rust test-plugin fuzz-targets lint demo train-demo toy learned bench clean
 
 all: build plugin
 
@@ -25,13 +25,17 @@ build: venv
 plugin: venv
 	@sh scripts/plugin.sh
 
-test: test-rust test-plugin
+test: test-rust test-plugin fuzz-targets
 
 test-rust: venv
 	cargo test --release --features openmm
 
 test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests
+
+# They only have to build here; `cargo test --test fuzz_corpus` runs the same code, fuzz/Cargo.toml says how to fuzz.
+fuzz-targets:
+	cargo build --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir target/fuzz
 
 lint: venv
 	cargo fmt --check
