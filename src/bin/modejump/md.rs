@@ -278,12 +278,16 @@ mod run {
             println!("{} attempts, {accepted:.1} % accepted{}", s.attempts(), mark(s.likelihood().name()));
             println!("ESS {ess:.1} %{}", mark(self.weights()));
             if self.is_delayed() {
+                let number = |value: f64, digits: usize| match value.is_finite() {
+                    true => format!("{value:.digits$}"),
+                    false => "–".into(), // nothing passed
+                };
                 println!(
-                    "{} passed the screen, {} exact log-densities, {:.1} % of what passed accepted, Var(ln c) {:.3}",
+                    "{} passed the screen, {} exact log-densities, {} % of what passed accepted, Var(ln c) {}",
                     s.screened(),
                     s.exact_evaluations(),
-                    100.0 * s.second_stage_acceptance(),
-                    s.correction_variance()
+                    number(100.0 * s.second_stage_acceptance(), 1),
+                    number(s.correction_variance(), 3)
                 );
             }
         }
