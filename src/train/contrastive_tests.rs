@@ -20,29 +20,43 @@ fn batch(options: ContrastiveOptions, n: usize) -> Noised {
     options.draw(&data, 3, false, &mut stream(1))
 }
 
+/// Compares every seventh element of the gradient that `loss` adds with a difference of losses.
+fn check_gradient(parameters: &[f64], loss: impl Fn(&[f64], &mut [f64]) -> f64) {
+    let mut gradient = vec![0.0; parameters.len()];
+    loss(parameters, &mut gradient);
+    let (mut scratch, h) = (gradient.clone(), 1e-5);
+    for k in (0..parameters.len()).step_by(7) {
+        let mut at = |s: f64| {
+            let mut shifted = parameters.to_vec();
+            shifted[k] += s * h;
+            loss(&shifted, &mut scratch)
+        };
+        let difference = (at(1.0) - at(-1.0)) / (2.0 * h);
+        let tolerance = 1e-8 * difference.abs().max(1.0);
+        assert!((difference - gradient[k]).abs() < tolerance, "parameter {k}: {difference} {}", gradient[k]);
+    }
+    assert!(gradient.iter().any(|g| g.abs() > 1e-2));
+}
+
 /// More rows than a chunk holds, and a last chunk that is not full.
 #[test]
 fn gradients_match_differences() {
     let (network, parameters) = small();
     let options = ContrastiveOptions { score_weight: 0.7, nce_weight: 1.3, negatives: 2, ..Default::default() };
     let batch = batch(options, 150);
-    let loss = |parameters: &[f64], gradient: &mut [f64]| {
+    check_gradient(&parameters, |parameters, gradient| {
         let [score, nce] = options.losses(&network, parameters, &batch, gradient);
         0.7 * score + 1.3 * nce
-    };
-    let mut gradient = vec![0.0; parameters.len()];
-    loss(&parameters, &mut gradient);
-    let (mut scratch, h) = (gradient.clone(), 1e-5);
-    for k in (0..parameters.len()).step_by(7) {
-        let mut at = |s: f64| {
-            let mut shifted = parameters.clone();
-            shifted[k] += s * h;
-            loss(&shifted, &mut scratch)
-        };
-        let difference = (at(1.0) - at(-1.0)) / (2.0 * h);
-        assert!((difference - gradient[k]).abs() < 1e-8, "parameter {k}: {difference} {}", gradient[k]);
-    }
-    assert!(gradient.iter().any(|g| g.abs() > 1e-2));
+    });
+}
+
+/// Score matching with a weight that differs from row to row.
+#[test]
+fn weighted_gradients_match_differences() {
+    let (network, parameters) = small();
+    let options = ContrastiveOptions { nce_weight: 0.0, antithetic: true, least_noise: 0.2, ..Default::default() };
+    let batch = batch(options, 20);
+    check_gradient(&parameters, |parameters, gradient| options.losses(&network, parameters, &batch, gradient)[0]);
 }
 
 #[test]
@@ -84,27 +98,6 @@ fn nothing_but_x_tells_the_true_time() {
                 "window {window}: {close} at {end}"
             );
         }
-    }
-}
-
-/// Score matching with a weight that differs from row to row.
-#[test]
-fn weighted_gradients_match_differences() {
-    let (network, parameters) = small();
-    let options = ContrastiveOptions { nce_weight: 0.0, antithetic: true, least_noise: 0.2, ..Default::default() };
-    let batch = batch(options, 20);
-    let loss = |parameters: &[f64], gradient: &mut [f64]| options.losses(&network, parameters, &batch, gradient)[0];
-    let mut gradient = vec![0.0; parameters.len()];
-    loss(&parameters, &mut gradient);
-    let (mut scratch, h) = (gradient.clone(), 1e-5);
-    for k in (0..parameters.len()).step_by(7) {
-        let mut at = |s: f64| {
-            let mut shifted = parameters.clone();
-            shifted[k] += s * h;
-            loss(&shifted, &mut scratch)
-        };
-        let difference = (at(1.0) - at(-1.0)) / (2.0 * h);
-        assert!((difference - gradient[k]).abs() < 1e-7 * difference.abs().max(1.0), "{difference} {}", gradient[k]);
     }
 }
 

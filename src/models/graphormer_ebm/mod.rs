@@ -270,13 +270,11 @@ impl Network for Graphormer {
             let a = tape.layer_norm(p, layer.attention_norm, rows);
             let qkv = tape.linear(p, layer.qkv, a);
             let a = tape.attention(attention, qkv, bias);
-            let a = tape.linear(p, layer.out, a);
-            rows = tape.add(rows, a);
+            rows = tape.residual_linear(p, layer.out, rows, a);
             let f = tape.layer_norm(p, layer.forward_norm, rows);
             let f = tape.linear(p, layer.forward[0], f);
             let f = tape.silu(f);
-            let f = tape.linear(p, layer.forward[1], f);
-            rows = tape.add(rows, f);
+            rows = tape.residual_linear(p, layer.forward[1], rows, f);
         }
         let e = tape.layer_norm(p, self.final_norm, rows);
         let e = tape.linear(p, self.energy[0], e);

@@ -1,7 +1,7 @@
 //! Matrix products with parameters, and rows of a parameter table.
 
 use super::{Operation, Point, Tape, Var};
-use crate::nn::real::{Matrix, Scalar};
+use crate::nn::real::{vectorised, Matrix, Scalar};
 use crate::nn::Linear;
 use std::sync::Arc;
 
@@ -81,11 +81,12 @@ impl From<&Linear> for Weight {
     }
 }
 
-/// y = [a, b, c] W + bias: the columns of up to three values side by side, without writing them side by side.
+/// y = [a, b, c] W + bias + residual: the columns of up to three values side by side, without writing them side by side.
 #[derive(Clone, Debug)]
 pub(super) struct LinearOp {
     inputs: [Option<Var>; 3],
     weight: Weight,
+    residual: Option<Var>,
     output: Var,
 }
 
@@ -123,19 +124,35 @@ impl<R: Scalar> Operation<R> for LinearOp {
     }
 
     fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
-        if let Some(bias) = self.weight.bias {
-            let bias = &parameters[bias..bias + self.weight.n_out];
-            output.chunks_exact_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+        let n = self.weight.n_out;
+        let bias = self.weight.bias.map(|at| &parameters[at..at + n]);
+        let residual = self.residual.map(|x| &inputs[x.range()]);
+        match (bias, residual) {
+            (Some(bias), Some(residual)) => vectorised(|| {
+                for (y, x) in output.chunks_exact_mut(n).zip(residual.chunks_exact(n)) {
+                    y.iter_mut().zip(x).zip(bias).for_each(|((y, &x), &b)| *y = x + b);
+                }
+            }),
+            (Some(bias), None) => output.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias)),
+            (None, Some(residual)) => output.copy_from_slice(residual),
+            (None, None) => {}
         }
-        self.product(parameters, inputs, output, self.weight.bias.is_some());
+        self.product(parameters, inputs, output, bias.is_some() || residual.is_some());
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
-        self.product(point.parameters, tangents, output, false);
+        if let Some(residual) = self.residual {
+            output.copy_from_slice(&tangents[residual.range()]);
+        }
+        self.product(point.parameters, tangents, output, self.residual.is_some());
     }
 
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>) {
         let w = &self.weight;
+        if let Some(residual) = self.residual {
+            let slot = &mut inputs[residual.range()];
+            vectorised(|| slot.iter_mut().zip(cotangent).for_each(|(s, &g)| *s += g));
+        }
         for (x, column) in self.parts() {
             R::gemm(
                 (x.rows, x.columns, w.n_out),
@@ -213,9 +230,17 @@ impl<R: Scalar> Tape<R> {
         self.linear_of(parameters, weight, &[x])
     }
 
+    /// r + x Wᵀ + b.
+    pub fn residual_linear(&mut self, parameters: &[R], weight: impl Into<Weight>, r: Var, x: Var) -> Var {
+        self.record_linear(parameters, weight.into(), &[x], Some(r))
+    }
+
     /// [a, b, c] Wᵀ + b of up to three values with equal rows, whose columns stand side by side.
     pub fn linear_of(&mut self, parameters: &[R], weight: impl Into<Weight>, parts: &[Var]) -> Var {
-        let weight = weight.into();
+        self.record_linear(parameters, weight.into(), parts, None)
+    }
+
+    fn record_linear(&mut self, parameters: &[R], weight: Weight, parts: &[Var], residual: Option<Var>) -> Var {
         let columns: usize = parts.iter().map(|x| x.columns).sum();
         assert!(
             parts.iter().all(|x| x.rows == parts[0].rows) && columns == weight.n_in,
@@ -224,7 +249,8 @@ impl<R: Scalar> Tape<R> {
         let mut inputs = [None; 3];
         inputs.iter_mut().zip(parts).for_each(|(slot, &x)| *slot = Some(x));
         let output = self.allocate(parts[0].rows, weight.n_out);
-        self.run(parameters, LinearOp { inputs, weight, output })
+        assert!(residual.is_none_or(|r| r.len() == output.len()), "a residual has the shape of the output");
+        self.run(parameters, LinearOp { inputs, weight, residual, output })
     }
 
     /// Rows of a table, `samples` times the list of types.

@@ -64,6 +64,12 @@ fn derivatives_match_differences() {
     check("transposed linear of parts", &[(4, 4), (4, 2)], 31, |t, p, x| {
         t.linear_of(p, Weight::transposed(1, 6, 5), x)
     });
+    check("linear with a residual", &[(4, 6), (4, 5)], 36, |t, p, x| {
+        t.residual_linear(p, Weight::new(1, 6, 5).with_bias(31), x[1], x[0])
+    });
+    check("linear with a residual alone", &[(4, 5)], 25, |t, p, x| {
+        t.residual_linear(p, Weight::new(0, 5, 5), x[0], x[0])
+    });
     check("part of a linear", &[(4, 3)], 36, |t, p, x| {
         t.linear(p, Weight::new(1, 6, 5).with_bias(31).of_inputs(2, 3), x[0])
     });
