@@ -176,12 +176,14 @@ impl Real for f64 {
 impl Scalar for f64 {
     const NAME: &'static str = "f64";
 
+    #[inline(always)]
     fn from_f64(value: f64) -> f64 {
         value
     }
     fn to_f64(self) -> f64 {
         self
     }
+    #[inline(always)]
     fn sqrt(self) -> f64 {
         self.sqrt()
     }
@@ -215,12 +217,14 @@ impl Real for f32 {
 impl Scalar for f32 {
     const NAME: &'static str = "f32";
 
+    #[inline(always)]
     fn from_f64(value: f64) -> f32 {
         value as f32
     }
     fn to_f64(self) -> f64 {
         f64::from(self)
     }
+    #[inline(always)]
     fn sqrt(self) -> f32 {
         self.sqrt()
     }

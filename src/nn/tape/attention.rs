@@ -31,6 +31,15 @@ struct Sizes {
     d: usize,
 }
 
+impl Sizes {
+    /// q, k or v (`which` = 0, 1, 2) of an atom in the rows of a sample.
+    #[inline(always)]
+    fn place(&self, which: usize, atom: usize) -> std::ops::Range<usize> {
+        let start = (3 * atom + which) * self.d;
+        start..start + self.d
+    }
+}
+
 impl AttentionOp {
     fn sizes(&self) -> Sizes {
         let (h, d) = (self.attention.heads, self.qkv.columns / 3);
@@ -44,12 +53,6 @@ impl AttentionOp {
     /// Numbers of the output proper; the weights follow.
     fn split(&self) -> usize {
         self.qkv.rows * self.sizes().d
-    }
-
-    /// q, k or v (`which` = 0, 1, 2) of an atom in the rows of a sample.
-    fn place(&self, which: usize, atom: usize) -> std::ops::Range<usize> {
-        let start = (3 * atom + which) * self.sizes().d;
-        start..start + self.sizes().d
     }
 
     /// out[h] ← factor · Σ_c a[c][h] b[c][h].
@@ -142,7 +145,8 @@ impl<R: Scalar> Operation<R> for AttentionOp {
     }
 
     fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
-        let Sizes { n, h, d, .. } = self.sizes();
+        let (sizes, scale) = (self.sizes(), self.scale());
+        let Sizes { n, h, d, .. } = sizes;
         let (output, weights) = output.split_at_mut(self.split());
         let bias = inputs[self.bias.range()].chunks_exact(n * n * h);
         let mut row = vec![R::default(); h];
@@ -152,13 +156,14 @@ impl<R: Scalar> Operation<R> for AttentionOp {
                 let pairs = weights.chunks_exact_mut(n * h).zip(bias.chunks_exact(n * h));
                 for (i, (weights, bias)) in pairs.enumerate() {
                     for (j, w) in weights.chunks_exact_mut(h).enumerate() {
-                        AttentionOp::dot(h, self.scale(), &rows[self.place(0, i)], &rows[self.place(1, j)], w);
+                        AttentionOp::dot(h, scale, &rows[sizes.place(0, i)], &rows[sizes.place(1, j)], w);
                     }
                     weights.iter_mut().zip(bias).for_each(|(w, &b)| *w += b);
                     AttentionOp::subtract_largest(h, weights, &mut row);
                 }
             });
             R::exp_slice(weights);
+            let one = R::from_f64(1.0);
             vectorised(|| {
                 output.fill(R::default());
                 for (output, weights) in output.chunks_exact_mut(d).zip(weights.chunks_exact_mut(n * h)) {
@@ -166,7 +171,7 @@ impl<R: Scalar> Operation<R> for AttentionOp {
                     for w in weights.chunks_exact(h) {
                         row.iter_mut().zip(w).for_each(|(s, &w)| *s += w);
                     }
-                    row.iter_mut().for_each(|s| *s = R::from_f64(1.0) / *s);
+                    row.iter_mut().for_each(|s| *s = one / *s);
                     for w in weights.chunks_exact_mut(h) {
                         w.iter_mut().zip(row.iter()).for_each(|(w, &s)| *w *= s);
                     }
@@ -177,7 +182,8 @@ impl<R: Scalar> Operation<R> for AttentionOp {
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
-        let Sizes { n, h, d, .. } = self.sizes();
+        let (sizes, scale) = (self.sizes(), self.scale::<R>());
+        let Sizes { n, h, d, .. } = sizes;
         let weights = &point.value(self.output)[self.split()..];
         let (output, d_weights) = output.split_at_mut(self.split());
         d_weights.copy_from_slice(&tangents[self.bias.range()]);
@@ -191,9 +197,9 @@ impl<R: Scalar> Operation<R> for AttentionOp {
                 let pairs = p.chunks_exact(n * h).zip(dp.chunks_exact_mut(n * h));
                 for (i, (output, (p, dp))) in output.chunks_exact_mut(d).zip(pairs).enumerate() {
                     for (j, dp) in dp.chunks_exact_mut(h).enumerate() {
-                        let (q, k) = (self.place(0, i), self.place(1, j));
+                        let (q, k) = (sizes.place(0, i), sizes.place(1, j));
                         for (a, b) in [(&dx[q.clone()], &x[k.clone()]), (&x[q], &dx[k])] {
-                            AttentionOp::dot(h, self.scale(), a, b, &mut row);
+                            AttentionOp::dot(h, scale, a, b, &mut row);
                             dp.iter_mut().zip(&row).for_each(|(w, &s)| *w += s);
                         }
                     }
@@ -206,7 +212,8 @@ impl<R: Scalar> Operation<R> for AttentionOp {
     }
 
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
-        let Sizes { n, h, d, .. } = self.sizes();
+        let (sizes, scale) = (self.sizes(), self.scale::<R>());
+        let Sizes { n, h, d, .. } = sizes;
         let weights = &point.value(self.output)[self.split()..];
         let mut scratch = vec![R::default(); n * n * h + h];
         let (g_weights, row) = scratch.split_at_mut(n * n * h);
@@ -215,23 +222,24 @@ impl<R: Scalar> Operation<R> for AttentionOp {
             let bias = &mut inputs[self.bias.range()][sample * n * n * h..(sample + 1) * n * n * h];
             vectorised(|| {
                 let pairs = g_weights.chunks_exact_mut(n * h).zip(p.chunks_exact(n * h));
+                let one = R::from_f64(1.0);
                 for ((g_weights, p), g) in pairs.zip(g.chunks_exact(d)) {
                     for (j, g_weight) in g_weights.chunks_exact_mut(h).enumerate() {
-                        AttentionOp::dot(h, R::from_f64(1.0), g, &x[self.place(2, j)], g_weight);
+                        AttentionOp::dot(h, one, g, &x[sizes.place(2, j)], g_weight);
                     }
                     AttentionOp::softmax_derivative(h, p, g_weights, row);
                 }
                 bias.iter_mut().zip(g_weights.iter()).for_each(|(b, &g)| *b += g);
-                g_weights.iter_mut().for_each(|g| *g *= self.scale::<R>());
+                g_weights.iter_mut().for_each(|g| *g *= scale);
             });
             let slot = &mut inputs[self.qkv.range()][sample * n * 3 * d..(sample + 1) * n * 3 * d];
             let stride = n * h;
             vectorised(|| {
                 for i in 0..n {
                     let (of_row, of_column) = (&g_weights[i * stride..(i + 1) * stride], &g_weights[i * h..]);
-                    AttentionOp::weighted_sum(h, (of_row, h), (&x[d..], 3 * d), &mut slot[self.place(0, i)]);
-                    AttentionOp::weighted_sum(h, (of_column, stride), (x, 3 * d), &mut slot[self.place(1, i)]);
-                    AttentionOp::weighted_sum(h, (&p[i * h..], stride), (g, d), &mut slot[self.place(2, i)]);
+                    AttentionOp::weighted_sum(h, (of_row, h), (&x[d..], 3 * d), &mut slot[sizes.place(0, i)]);
+                    AttentionOp::weighted_sum(h, (of_column, stride), (x, 3 * d), &mut slot[sizes.place(1, i)]);
+                    AttentionOp::weighted_sum(h, (&p[i * h..], stride), (g, d), &mut slot[sizes.place(2, i)]);
                 }
             });
         }

@@ -19,15 +19,18 @@ pub(super) struct RadialBasisOp {
 }
 
 impl RadialBasisOp {
+    #[inline(always)]
     fn step<R: Scalar>(&self) -> R {
         R::from_f64(self.basis.max / (self.basis.count - 1) as f64)
     }
 
+    #[inline(always)]
     fn inverse_width<R: Scalar>(&self) -> R {
         R::from_f64(self.basis.count as f64 / self.basis.max)
     }
 
     /// −2 (d − μ_k)/w², the logarithmic derivative of each Gaussian.
+    #[inline(always)]
     fn slope<R: Scalar>(&self, d: R, k: usize) -> R {
         let w = self.inverse_width::<R>();
         R::from_f64(-2.0) * (d - self.step::<R>() * R::from_f64(k as f64)) * w * w
