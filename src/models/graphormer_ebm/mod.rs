@@ -143,10 +143,13 @@ impl Graphormer {
         let mut layer = |k: usize| {
             let name = |part: &str| p(&format!("layers.{k}.{part}"));
             Layer {
-                qkv: l.linear(&name("self_attn.in_proj"), d, 3 * d),
-                out: l.linear(&name("self_attn.out_proj"), d, d),
+                qkv: l.transposed_linear(&name("self_attn.in_proj"), d, 3 * d),
+                out: l.transposed_linear(&name("self_attn.out_proj"), d, d),
                 attention_norm: norm(l, name("self_attn_layer_norm"), d),
-                forward: [l.linear(&name("fc1"), d, feed_forward), l.linear(&name("fc2"), feed_forward, d)],
+                forward: [
+                    l.transposed_linear(&name("fc1"), d, feed_forward),
+                    l.transposed_linear(&name("fc2"), feed_forward, d),
+                ],
                 forward_norm: norm(l, name("final_layer_norm"), d),
             }
         };
@@ -209,9 +212,9 @@ impl Graphormer {
 fn heads_innermost(layout: &mut Layout, layer: &Layer, d: usize, heads: usize) {
     let width = d / heads;
     let column = move |k: usize| k / d * d + k % heads * width + k % d / heads;
-    layout.reorder(layer.qkv.at, move |i| column(i / d) * d + i % d);
+    layout.reorder(layer.qkv.at, move |i| column(i % (3 * d)) * d + i / (3 * d));
     layout.reorder(layer.qkv.at + 3 * d * d, column);
-    layout.reorder(layer.out.at, move |i| i / d * d + column(i % d));
+    layout.reorder(layer.out.at, move |i| i % d * d + column(i / d));
 }
 
 /// Type of every ordered pair of atoms, `[i][j]`.
