@@ -1,7 +1,7 @@
 //! Every model that the repository ships loads, and knows the density of a real configuration.
 
 use modejump::coordinates::Topology;
-use modejump::density::Evaluation;
+use modejump::density::{Evaluation, Exactness};
 use modejump::models;
 use std::path::{Path, PathBuf};
 
@@ -22,4 +22,28 @@ fn models_of_alanine_dipeptide_evaluate_its_topology() {
         model.log_density(&mirror, &mut log_q).unwrap();
         assert!(!log_q[0].is_inside(), "{name}: D-alanine has density {log_q:?}");
     }
+}
+
+/// The energy is that of the flow: near-equal densities for near-equal shapes, and the same for the labels of a methyl group.
+#[test]
+fn the_energy_of_alanine_dipeptide_knows_good_shapes_from_bad_ones() {
+    let (topology, x) = Topology::from_pdb(&folder().join("topology.pdb")).unwrap();
+    let model = models::load(folder().join("invariant-ebm.safetensors")).unwrap();
+    assert_eq!(model.exactness(), Exactness::Surrogate);
+    let log_q = |x: &[f64]| {
+        let mut log_q = [Evaluation::inside(0.0)];
+        model.log_density(x, &mut log_q).unwrap();
+        log_q[0].log_density
+    };
+    let carbon = topology.find("ALA2", "CB").unwrap();
+    let hydrogens: Vec<usize> =
+        topology.neighbours()[carbon].iter().copied().filter(|&a| topology.elements[a] == "H").collect();
+    let (mut relabelled, mut stretched) = (x.clone(), x.clone());
+    for axis in 0..3 {
+        relabelled.swap(3 * hydrogens[0] + axis, 3 * hydrogens[1] + axis);
+        let bond = x[3 * hydrogens[0] + axis] - x[3 * carbon + axis];
+        stretched[3 * hydrogens[0] + axis] += 0.3 * bond;
+    }
+    assert_eq!(log_q(&relabelled), log_q(&x), "labels of a methyl group");
+    assert!(log_q(&x).is_finite() && log_q(&stretched) < log_q(&x) - 10.0, "a C-H bond 30 % too long");
 }

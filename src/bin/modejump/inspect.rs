@@ -95,9 +95,10 @@ fn settings(model: &ModelConfig) -> Result<Value> {
     }
     let mut settings = serde_json::to_value(model).map_err(|e| Error::invalid(e.to_string()))?["config"].take();
     if let Some(network) = settings["network"].as_object_mut() {
-        // one entry an atom
-        network.remove("features");
-        network.remove("types");
+        // an entry for every atom, bond or torsion
+        for list in ["features", "types", "volumes", "prochiral"] {
+            network.remove(list);
+        }
     }
     Ok(settings)
 }
