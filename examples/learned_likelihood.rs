@@ -289,6 +289,8 @@ fn scatter(
         .disable_mesh()
         .x_desc("ln q, exact")
         .y_desc("ln q of the EBM, shifted")
+        .x_label_formatter(&|v| format!("{v:.0}"))
+        .y_label_formatter(&|v| format!("{v:.0}"))
         .label_style(FONT)
         .axis_desc_style(FONT)
         .draw()?;
