@@ -11,7 +11,7 @@ struct Layer {
     beta: usize,
 }
 
-/// h = W₀ [inputs] + b₀;  every layer: h += swish_β(W h + b);  E = w·h + c.
+/// h = W₀ inputs + b₀;  every layer: h += swish_β(W h + b);  E = w·h + c.
 #[derive(Clone, Debug)]
 pub struct Trunk {
     input: Weight,
