@@ -296,3 +296,34 @@ pub fn in_units(frames: &[f64], dimension: usize, units_per_nm: f64) -> Vec<f64>
     x.chunks_exact_mut(dimension).for_each(|row| _ = centre(row));
     x
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four atoms with the torsion `angle`, rad.
+    fn frame(angle: f64) -> Vec<f64> {
+        let (sin, cos) = angle.sin_cos();
+        vec![1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, cos, sin, 1.0]
+    }
+
+    fn emphasis() -> Emphasis {
+        Emphasis { atoms: [0, 1, 2, 3], range: [0.5, 1.5], share: 0.3 }
+    }
+
+    #[test]
+    fn frames_are_split_by_their_torsion() {
+        let frames: Vec<f64> = [1.0, -2.0, 1.4, 3.0, 0.6].into_iter().flat_map(frame).collect();
+        assert_eq!(emphasis().split(&frames, 12, 0).unwrap(), [vec![0, 2, 4], vec![1, 3]]);
+        assert_eq!(emphasis().split(&frames, 12, 1).unwrap(), [vec![2, 4], vec![1, 3]], "without those held out");
+    }
+
+    #[test]
+    fn impossible_emphasis_is_refused_by_name() {
+        let frames: Vec<f64> = [1.0, 1.2].into_iter().flat_map(frame).collect();
+        let complaint = |emphasis: Emphasis| emphasis.split(&frames, 12, 0).unwrap_err().to_string();
+        assert!(complaint(emphasis()).contains("2 frames have the torsion"));
+        assert!(complaint(Emphasis { share: 1.5, ..emphasis() }).contains("emphasis.share"));
+        assert!(complaint(Emphasis { atoms: [0, 1, 2, 4], ..emphasis() }).contains("emphasis.atoms: 4"));
+    }
+}
