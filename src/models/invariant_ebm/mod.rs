@@ -60,6 +60,14 @@ pub struct InvariantConfig {
     pub layers: usize,
 }
 
+impl InvariantConfig {
+    /// Distances and volumes.
+    pub fn n_invariants(&self) -> usize {
+        let pairs = self.atoms.saturating_mul(self.atoms.saturating_sub(1)) / 2;
+        pairs.saturating_add(self.volumes.len())
+    }
+}
+
 /// The model with a network of type `R`.
 pub type InvariantEbm<R> = EnergyModel<Evaluator<InvariantNetwork, R>>;
 
@@ -100,8 +108,7 @@ impl InvariantNetwork {
     /// Errors: a size of zero, or one that no model has; an atom beyond the last.
     pub fn new(config: InvariantConfig) -> Result<InvariantNetwork> {
         let InvariantConfig { atoms, inputs, width, layers, .. } = config;
-        let pairs = atoms.saturating_mul(atoms.saturating_sub(1)) / 2;
-        let numbers = pairs.saturating_add(config.volumes.len());
+        let numbers = config.n_invariants();
         check_sizes(&[
             ("atoms² / 2 + volumes", numbers, LARGEST_SIZE),
             ("inputs", inputs, numbers),

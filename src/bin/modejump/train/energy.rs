@@ -192,17 +192,16 @@ impl Train {
         x0: &[f64],
         frames: Vec<f64>,
     ) -> Result<()> {
-        let volumes = volumes(&topology);
-        let numbers = topology.n_atoms() * topology.n_atoms().saturating_sub(1) / 2 + volumes.len();
-        let network = InvariantConfig {
+        let mut network = InvariantConfig {
             atoms: topology.n_atoms(),
-            volumes,
+            volumes: volumes(&topology),
             prochiral: prochiral_centres(&topology, x0),
-            inputs: design.inputs.min(numbers),
+            inputs: design.inputs,
             interpolant: design.contrast.interpolant,
             width: design.width,
             layers: design.layers,
         };
+        network.inputs = network.inputs.min(network.n_invariants());
         let new = invariant_ebm::Config { network, energy: ANGSTROM };
         let begin = self.begin(&topology, new, ModelConfig::InvariantEbm, |model| match model {
             ModelConfig::InvariantEbm(config) => Some(config.clone()),
