@@ -125,9 +125,11 @@ fn energies_are_trained_from_the_command_line() {
     let graphormer =
         format!(r#""n_layers": 1, "width": 8, "feed_forward": 8, "heads": 2, "kernels": 4, "reach": 8.0, {train}"#);
     let mlp = format!(r#""width": 8, "layers": 1, {train}"#);
-    let config = format!(r#"{{"graphormer_ebm": {{{graphormer}}}, "gvp_ebm": {{{gvp}}}, "mlp_ebm": {{{mlp}}}}}"#);
+    let config = format!(
+        r#"{{"graphormer_ebm": {{{graphormer}}}, "gvp_ebm": {{{gvp}}}, "mlp_ebm": {{{mlp}}}, "invariant_ebm": {{{mlp}}}}}"#
+    );
     std::fs::write(setting.path("train.json"), config).unwrap();
-    let kinds = ["graphormer_ebm", "gvp_ebm", "mlp_ebm"];
+    let kinds = ["graphormer_ebm", "gvp_ebm", "mlp_ebm", "invariant_ebm"];
     for kind in kinds {
         let output = format!("{kind}.safetensors");
         let train = |output: &str, start: Option<&str>| {
