@@ -21,9 +21,14 @@ pub enum Method {
         absolute: f64,
         #[serde(default = "x_tolerance")]
         relative: f64,
-        /// … and the error of the accumulated integral is at most this.
+        /// … and, without a quadrature, the error of the accumulated integral is at most this.
         #[serde(default = "log_density_tolerance")]
         log_density: f64,
+        /// Gauss–Legendre points a step, up to 3, at which the integrand is evaluated, on the continuous extension of the step; 0:
+        /// the integral is one more component of the solution, evaluated at all six stages. A divergence costs tens of times the
+        /// derivative, and steps that resolve the path resolve the divergence along it too.
+        #[serde(default = "quadrature_points")]
+        quadrature: usize,
         /// Accepted and rejected steps of a sample before it is given up.
         #[serde(default = "step_budget")]
         max_steps: usize,
@@ -36,6 +41,10 @@ pub enum Method {
 
 fn x_tolerance() -> f64 {
     1e-5
+}
+
+fn quadrature_points() -> usize {
+    3
 }
 
 fn log_density_tolerance() -> f64 {
@@ -55,6 +64,7 @@ impl Default for Method {
             absolute: x_tolerance(),
             relative: x_tolerance(),
             log_density: log_density_tolerance(),
+            quadrature: quadrature_points(),
             max_steps: step_budget(),
         }
     }
@@ -64,12 +74,18 @@ impl Method {
     /// Errors: a tolerance that is not positive, no steps at all or more than anybody waits for.
     pub fn check(&self) -> Result<()> {
         match *self {
-            Method::DormandPrince { absolute, relative, log_density, max_steps } => {
+            Method::DormandPrince { absolute, relative, log_density, quadrature, max_steps } => {
                 let positive = |v: f64| v > 0.0 && v.is_finite();
                 if !(positive(absolute) && relative >= 0.0 && relative.is_finite() && positive(log_density)) {
                     return Err(Error::invalid(format!(
                         "solver tolerances {absolute} (absolute), {relative} (relative), {log_density} (log-density): use \
                          positive numbers"
+                    )));
+                }
+                if quadrature >= GAUSS_LEGENDRE.len() {
+                    let most = GAUSS_LEGENDRE.len() - 1;
+                    return Err(Error::invalid(format!(
+                        "solver quadrature is {quadrature}: use 0 to {most} points a step"
                     )));
                 }
                 check_steps("max_steps", max_steps)
@@ -94,7 +110,7 @@ pub struct Stage<'a> {
     pub t: &'a [f64],
     /// `[m][dimension]`
     pub x: &'a [f64],
-    /// To be written: dx/dt, `[m][dimension]`.
+    /// To be written: dx/dt, `[m][dimension]`; of no use where only the integrand is wanted.
     pub dx: &'a mut [f64],
     /// To be written: the integrand of the accumulated integral, `[m]`; empty if none is asked for.
     pub rate: &'a mut [f64],
@@ -157,10 +173,15 @@ pub fn integrate(
         Method::Rk4 { .. } => 4,
         Method::Euler { .. } => 1,
     };
-    let mut batch = Batch::new(dimension, x, integral, stages, derivative);
+    let nodes = match *method {
+        Method::DormandPrince { quadrature, .. } if !integral.is_empty() => GAUSS_LEGENDRE[quadrature],
+        _ => &[],
+    };
+    let mut batch = Batch::new(dimension, x, integral, stages, nodes, derivative);
     match *method {
-        Method::DormandPrince { absolute, relative, log_density, max_steps } => {
-            batch.adaptive(span, &Tolerances { absolute, relative, integral: log_density }, max_steps);
+        Method::DormandPrince { absolute, relative, log_density, max_steps, .. } => {
+            let tolerances = Tolerances { absolute, relative, integral: log_density };
+            batch.adaptive(span, &tolerances, max_steps);
         }
         Method::Rk4 { steps } => batch.fixed(span, &RK4, steps),
         Method::Euler { steps } => batch.fixed(span, &EULER, steps),
@@ -203,6 +224,28 @@ const DORMAND_PRINCE: Tableau = Tableau {
 const ERROR: [f64; 7] =
     [71.0 / 57600.0, 0.0, -71.0 / 16695.0, 71.0 / 1920.0, -17253.0 / 339200.0, 22.0 / 525.0, -1.0 / 40.0];
 
+/// Of the continuous extension of order 4 (Hairer et al., II.6): d of its last term, θ²(1 − θ)² h Σᵢ dᵢ kᵢ.
+const EXTENSION: [f64; 7] = [
+    -12715105075.0 / 11282082432.0,
+    0.0,
+    87487479700.0 / 32700410799.0,
+    -10690763975.0 / 1880347072.0,
+    701980252875.0 / 199316789632.0,
+    -1453857185.0 / 822651844.0,
+    69997945.0 / 29380423.0,
+];
+
+/// A point of a quadrature on [0, 1] and its weight.
+type Node = [f64; 2];
+
+/// The Gauss–Legendre rules by their number of points.
+const GAUSS_LEGENDRE: [&[Node]; 4] = [
+    &[],
+    &[[0.5, 1.0]],
+    &[[0.211_324_865_405_187_12, 0.5], [0.788_675_134_594_812_9, 0.5]],
+    &[[0.112_701_665_379_258_31, 5.0 / 18.0], [0.5, 4.0 / 9.0], [0.887_298_334_620_741_7, 5.0 / 18.0]],
+];
+
 struct Tolerances {
     absolute: f64,
     relative: f64,
@@ -214,6 +257,8 @@ struct Tolerances {
 struct Clock {
     t: f64,
     h: f64,
+    /// The step after it, if this one is accepted.
+    then: f64,
     /// End of the step: t + h, or the end of the span to the last bit.
     next: f64,
     /// Whether the last step was rejected: then the next one may not grow.
@@ -232,10 +277,15 @@ impl Clock {
     }
 }
 
-/// The samples of one integration. A row is x and, if asked for, the integral: `width` numbers.
+/// The samples of one integration. A row is x and, unless a quadrature finds it, the integral if one is asked for: `width`
+/// numbers.
 struct Batch<'a> {
     dimension: usize,
     width: usize,
+    /// Where in each step the integrand is evaluated; none if the integral is a component.
+    nodes: &'static [Node],
+    /// The integrals that the quadrature finds.
+    sums: Vec<f64>,
     y: Vec<f64>,
     /// The point at which a row is evaluated next; after all stages of Dormand–Prince, the new point.
     trial: Vec<f64>,
@@ -255,35 +305,41 @@ impl<'a> Batch<'a> {
         x: &[f64],
         integral: &[f64],
         stages: usize,
+        nodes: &'static [Node],
         derivative: &'a mut dyn FnMut(Stage),
     ) -> Batch<'a> {
         let n = x.len() / dimension.max(1);
-        let width = dimension + usize::from(!integral.is_empty());
+        let (components, sums) = if nodes.is_empty() { (integral, &[][..]) } else { (&[][..], integral) };
+        let width = dimension + usize::from(!components.is_empty());
         let mut y = Vec::with_capacity(n * width);
         for (row, x) in x.chunks_exact(dimension).enumerate() {
             y.extend_from_slice(x);
-            y.extend(integral.get(row));
+            y.extend(components.get(row));
         }
         Batch {
             dimension,
             width,
+            nodes,
+            sums: sums.to_vec(),
             trial: y.clone(),
             k: vec![vec![0.0; y.len()]; stages],
             y,
-            clocks: vec![Clock { t: 0.0, h: 0.0, next: 0.0, rejected: false, non_finite: false }; n],
+            clocks: vec![Clock { t: 0.0, h: 0.0, then: 0.0, next: 0.0, rejected: false, non_finite: false }; n],
             reports: vec![Report { evaluations: 0, accepted: 0, rejected: 0, end: End::Done }; n],
             derivative,
             packed_t: Vec::with_capacity(n),
             packed_x: Vec::with_capacity(n * dimension),
             packed_dx: vec![0.0; n * dimension],
-            packed_rate: vec![0.0; n * (width - dimension)],
+            packed_rate: vec![0.0; integral.len()],
         }
     }
 
     fn write(&self, x: &mut [f64], integral: &mut [f64]) {
+        let d = self.dimension;
         for (row, y) in self.y.chunks_exact(self.width).enumerate() {
-            x[row * self.dimension..][..self.dimension].copy_from_slice(&y[..self.dimension]);
-            integral.iter_mut().skip(row).take(1).for_each(|i| *i = y[self.dimension]);
+            x[row * d..][..d].copy_from_slice(&y[..d]);
+            let found = y.get(d).or_else(|| self.sums.get(row));
+            integral.iter_mut().skip(row).take(1).zip(found).for_each(|(integral, found)| *integral = *found);
         }
     }
 
@@ -337,7 +393,7 @@ impl<'a> Batch<'a> {
         let time = |step: usize| if step == steps { end } else { start + (end - start) * (step as f64 / steps as f64) };
         for step in 0..steps {
             let (t, next) = (time(step), time(step + 1));
-            self.clocks.fill(Clock { t, h: next - t, next, rejected: false, non_finite: false });
+            self.clocks.fill(Clock { t, h: next - t, then: 0.0, next, rejected: false, non_finite: false });
             self.stages(&rows, tableau, 0);
             for i in 0..self.y.len() {
                 self.y[i] = self.combined(i, next - t, tableau.b);
@@ -360,8 +416,53 @@ impl<'a> Batch<'a> {
         while !rows.is_empty() {
             rows.retain(|&row| self.plan(row, end, max_steps));
             self.stages(&rows, &DORMAND_PRINCE, 1);
-            rows.retain(|&row| self.judge(row, end, tolerances));
+            let accepted: Vec<usize> = rows.iter().copied().filter(|&row| self.judge(row, tolerances)).collect();
+            self.accumulate(&accepted);
+            accepted.iter().for_each(|&row| self.advance(row));
+            rows.retain(|&row| self.clocks[row].t != end);
         }
+        for (report, _) in self.reports.iter_mut().zip(&self.sums).filter(|(_, sum)| !sum.is_finite()) {
+            report.end = End::NonFinite;
+        }
+    }
+
+    /// Adds the integrals over the steps of these rows, h Σ w rate(t + θh, x(t + θh)).
+    fn accumulate(&mut self, rows: &[usize]) {
+        if rows.is_empty() {
+            return;
+        }
+        let d = self.dimension;
+        for &[theta, weight] in self.nodes {
+            self.packed_t.clear();
+            self.packed_x.clear();
+            for &row in rows {
+                self.packed_t.push(self.clocks[row].at(theta));
+                for i in row * self.width..row * self.width + d {
+                    let x = self.extension(i, self.clocks[row].h, theta);
+                    self.packed_x.push(x);
+                }
+            }
+            (self.derivative)(Stage {
+                rows,
+                t: &self.packed_t,
+                x: &self.packed_x,
+                dx: &mut self.packed_dx[..rows.len() * d],
+                rate: &mut self.packed_rate[..rows.len()],
+            });
+            for (&row, rate) in rows.iter().zip(&self.packed_rate) {
+                self.sums[row] += self.clocks[row].h * weight * rate;
+                self.reports[row].evaluations += 1;
+            }
+        }
+    }
+
+    /// Element i at t + θh of a step whose stages are all there: the polynomial of order 4 that has the step's ends and slopes.
+    fn extension(&self, i: usize, h: f64, theta: f64) -> f64 {
+        let shift = self.trial[i] - self.y[i];
+        let (first, last) = (h * self.k[0][i] - shift, shift - h * self.k[6][i]);
+        let rest = h * EXTENSION.iter().zip(&self.k).map(|(d, k)| if *d == 0.0 { 0.0 } else { d * k[i] }).sum::<f64>();
+        let other = 1.0 - theta;
+        self.y[i] + theta * (shift + other * (first + theta * (last - first + other * rest)))
     }
 
     /// Sets the step a sample tries next; false if it is given up.
@@ -388,9 +489,8 @@ impl<'a> Batch<'a> {
         report.end == End::Done
     }
 
-    /// Accepts or rejects the step of a sample and sets the length of the next; false if it has arrived.
-    fn judge(&mut self, row: usize, end: f64, tolerances: &Tolerances) -> bool {
-        let range = row * self.width..(row + 1) * self.width;
+    /// Whether the step of a sample is accepted; sets the length of the next.
+    fn judge(&mut self, row: usize, tolerances: &Tolerances) -> bool {
         let h = self.clocks[row].h;
         let error =
             |i: usize| h * ERROR.iter().zip(&self.k).map(|(e, k)| if *e == 0.0 { 0.0 } else { e * k[i] }).sum::<f64>();
@@ -402,17 +502,22 @@ impl<'a> Batch<'a> {
             self.reports[row].rejected += 1;
             clock.rejected = true;
             clock.h *= factor.min(1.0);
-            return true;
+            return false;
         }
         self.reports[row].accepted += 1;
-        clock.h *= if clock.rejected { factor.min(1.0) } else { factor };
+        clock.then = clock.h * if clock.rejected { factor.min(1.0) } else { factor };
         clock.rejected = false;
-        clock.t = clock.next;
-        let arrived = clock.t == end;
+        true
+    }
+
+    /// To the end of an accepted step.
+    fn advance(&mut self, row: usize) {
+        let range = row * self.width..(row + 1) * self.width;
+        let clock = &mut self.clocks[row];
+        (clock.t, clock.h) = (clock.next, clock.then);
         self.y[range.clone()].copy_from_slice(&self.trial[range.clone()]);
         let (first, rest) = self.k.split_at_mut(1);
         first[0][range.clone()].copy_from_slice(&rest[5][range]);
-        !arrived
     }
 
     /// Size of a vector in units of the tolerance at this row: root mean square of x, magnitude of the integral, whichever is

@@ -45,10 +45,11 @@ fn fixed_steps_converge_with_their_order() {
 
 #[test]
 fn adapted_steps_keep_the_tolerance() {
-    for span in [[0.0, 3.0], [3.0, -1.0]] {
+    for (points, span) in [(0, [0.0, 3.0]), (0, [3.0, -1.0]), (3, [0.0, 3.0]), (3, [3.0, -1.0])] {
         let at = |tolerance| {
             let (absolute, relative, log_density) = (tolerance, tolerance, tolerance);
-            error_of(Method::DormandPrince { absolute, relative, log_density, max_steps: 10_000 }, span)
+            let quadrature = points;
+            error_of(Method::DormandPrince { absolute, relative, log_density, quadrature, max_steps: 10_000 }, span)
         };
         assert!(at(1e-6) < 1e-4, "{}", at(1e-6));
         assert!(at(1e-10) < 1e-8, "{}", at(1e-10));
@@ -59,7 +60,8 @@ fn adapted_steps_keep_the_tolerance() {
 #[test]
 fn a_tight_tolerance_of_the_integral_alone_is_kept() {
     let run = |log_density| {
-        let method = Method::DormandPrince { absolute: 0.1, relative: 0.1, log_density, max_steps: 10_000 };
+        let method =
+            Method::DormandPrince { absolute: 0.1, relative: 0.1, log_density, quadrature: 0, max_steps: 10_000 };
         let (mut x, mut integral) = (vec![0.0], vec![0.0]);
         // x stands still: only the integral can ask for short steps
         let reports = integrate(&method, [0.0, 2.0], 1, &mut x, &mut integral, &mut |stage: Stage| {
@@ -70,6 +72,53 @@ fn a_tight_tolerance_of_the_integral_alone_is_kept() {
     };
     let ((loose, few), (tight, many)) = (run(1e-2), run(1e-10));
     assert!(tight < 1e-8 && tight < loose && many > 2 * few, "{loose} {few} {tight} {many}");
+}
+
+/// The integral of a rate along x = 1 + t³ − t from 0 to 2. The continuous extension, of order 4, has no error there.
+fn along_a_cubic(quadrature: usize, rate: impl Fn(f64, f64) -> f64) -> f64 {
+    let method = Method::DormandPrince { absolute: 1e9, relative: 0.0, log_density: 1e9, quadrature, max_steps: 9 };
+    let (mut x, mut integral) = (vec![1.0], vec![0.0]);
+    integrate(&method, [0.0, 2.0], 1, &mut x, &mut integral, &mut |stage: Stage| {
+        stage.dx[0] = 3.0 * stage.t[0] * stage.t[0] - 1.0;
+        stage.rate.iter_mut().for_each(|r| *r = rate(stage.t[0], stage.x[0]));
+    });
+    integral[0]
+}
+
+#[test]
+fn quadratures_are_exact_for_polynomials_along_the_path() {
+    for points in 1..GAUSS_LEGENDRE.len() as i32 {
+        for power in 0..2 * points {
+            let found = along_a_cubic(points as usize, |t, _| t.powi(power));
+            let exact = 2f64.powi(power + 1) / f64::from(power + 1);
+            assert!((found / exact - 1.0).abs() < 1e-12, "{points} points, t^{power}: {found} for {exact}");
+        }
+    }
+    let found = along_a_cubic(3, |t, x| t * t * x);
+    assert!((found - (8.0 / 3.0 + 64.0 / 6.0 - 4.0)).abs() < 1e-12, "{found}");
+}
+
+#[test]
+fn a_quadrature_asks_for_the_integrand_only_at_its_points() {
+    let method = |quadrature| Method::DormandPrince {
+        absolute: 1e-5,
+        relative: 1e-5,
+        log_density: 1e-4,
+        quadrature,
+        max_steps: 100,
+    };
+    let mut calls = 0;
+    let (mut x, mut integral) = (vec![0.8, -0.3], vec![0.0]);
+    let report = integrate(&method(2), [0.0, 3.0], 2, &mut x, &mut integral, &mut |stage: Stage| {
+        calls += stage.rate.len();
+        spiral(&[1.0])(stage);
+    });
+    assert_eq!(calls, 2 * report[0].accepted);
+    let report = integrate(&method(3), [0.0, 1.0], 1, &mut [0.5], &mut [0.0], &mut |stage: Stage| {
+        stage.dx.fill(1.0);
+        stage.rate.fill(f64::NAN);
+    });
+    assert_eq!(report[0].end, End::NonFinite);
 }
 
 #[test]
@@ -98,7 +147,9 @@ fn nothing_is_evaluated_outside_the_span_and_the_end_is_hit_exactly() {
 fn a_sample_does_not_depend_on_its_neighbours() {
     const PACE: [f64; 5] = [1.0, 30.0, 0.01, 3.0, 1.0];
     let start = [0.8, -0.3, 1.0, 2.0, 0.1, 0.0, -5.0, 0.2, 0.8, -0.3];
-    for method in [Method::default(), Method::Rk4 { steps: 9 }] {
+    let as_component =
+        Method::DormandPrince { absolute: 1e-5, relative: 1e-5, log_density: 1e-4, quadrature: 0, max_steps: 1000 };
+    for method in [Method::default(), as_component, Method::Rk4 { steps: 9 }] {
         let (mut x, mut integral) = (start.to_vec(), vec![0.0; 5]);
         let together = integrate(&method, [1.0, 0.1], 2, &mut x, &mut integral, &mut spiral(&PACE));
         for row in 0..5 {
@@ -127,7 +178,8 @@ fn every_failure_has_its_name_and_stops_its_sample_only() {
         }
     };
     let mut x = [1.0, 1.0, 2.0, 0.0];
-    let method = Method::DormandPrince { absolute: 1e-8, relative: 1e-8, log_density: 1.0, max_steps: 3000 };
+    let method =
+        Method::DormandPrince { absolute: 1e-8, relative: 1e-8, log_density: 1.0, quadrature: 0, max_steps: 3000 };
     let reports = integrate(&method, [0.0, 1.0], 1, &mut x, &mut [], &mut derivative);
     let ends: Vec<End> = reports.iter().map(|r| r.end).collect();
     assert_eq!((ends[0], ends[1], ends[3]), (End::Done, End::NonFinite, End::StepBudget));
@@ -147,7 +199,11 @@ fn senseless_settings_are_refused_and_defaults_may_be_left_out() {
     assert_eq!(parse(r#"{"kind": "rk4", "steps": 20}"#).unwrap(), Method::Rk4 { steps: 20 });
     assert!(parse(r#"{"kind": "rk4", "steps": 20, "stpes": 3}"#).is_err());
     Method::default().check().unwrap();
-    for bad in [r#"{"kind": "euler", "steps": 0}"#, r#"{"kind": "dormand_prince", "log_density": 0.0}"#] {
+    for bad in [
+        r#"{"kind": "euler", "steps": 0}"#,
+        r#"{"kind": "dormand_prince", "log_density": 0.0}"#,
+        r#"{"kind": "dormand_prince", "quadrature": 4}"#,
+    ] {
         assert!(parse(bad).unwrap().check().is_err(), "{bad}");
     }
 }

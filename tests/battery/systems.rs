@@ -397,7 +397,13 @@ impl VectorField for Waves {
 
 /// A continuous flow of three atoms with tolerances so tight that its log-densities agree to 1e-8 in either direction.
 pub fn continuous_flow() -> ContinuousFlow<Waves> {
-    let tight = Method::DormandPrince { absolute: 1e-11, relative: 1e-11, log_density: 1e-11, max_steps: 10_000 };
+    let tight = Method::DormandPrince {
+        absolute: 1e-11,
+        relative: 1e-11,
+        log_density: 1e-11,
+        quadrature: 0,
+        max_steps: 10_000,
+    };
     let config = ContinuousConfig {
         parametrisation: Parametrisation::Velocity,
         interpolant: Interpolant::Linear,

@@ -88,7 +88,13 @@ fn integrated<R: Real>(golden: &Golden, field: Evaluator<Egnn, R>) -> Found {
         stereocentres: vec![],
         prior: Prior::Reference,
         divergence: Divergence::Exact,
-        solver: Method::DormandPrince { absolute: 1e-6, relative: 1e-6, log_density: 1e-5, max_steps: 1000 },
+        solver: Method::DormandPrince {
+            absolute: 1e-6,
+            relative: 1e-6,
+            log_density: 1e-5,
+            quadrature: 0,
+            max_steps: 1000,
+        },
     };
     let model = ModelConfig::EgnnFlow(Config { network: field.network.config().clone(), flow: config.clone() });
     let card = ModelCard { exactness: config.exactness(), ..ModelCard::of_cartesian(model, n_atoms) };

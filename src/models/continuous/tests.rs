@@ -8,7 +8,8 @@ use crate::ode::Method;
 use crate::weights;
 use std::collections::BTreeMap;
 
-const TIGHT: Method = Method::DormandPrince { absolute: 1e-10, relative: 1e-10, log_density: 1e-10, max_steps: 10_000 };
+const TIGHT: Method =
+    Method::DormandPrince { absolute: 1e-10, relative: 1e-10, log_density: 1e-10, quadrature: 0, max_steps: 10_000 };
 
 fn config(parametrisation: Parametrisation, interpolant: Interpolant, times: [f64; 2]) -> ContinuousConfig {
     ContinuousConfig {
@@ -317,7 +318,8 @@ fn log_det_is_that_of_the_jacobian_on_the_centred_space() {
 /// E_q[p/q] = 1 for a normalised p on the centred space.
 #[test]
 fn the_density_is_normalised_on_the_centred_space() {
-    let loose = Method::DormandPrince { absolute: 1e-6, relative: 1e-6, log_density: 1e-5, max_steps: 1000 };
+    let loose =
+        Method::DormandPrince { absolute: 1e-6, relative: 1e-6, log_density: 1e-5, quadrature: 0, max_steps: 1000 };
     for wind in [0.0, 0.3] {
         let flow = flow(Pairs { atoms: 3, strength: -0.15, wind }, ContinuousConfig { solver: loose, ..plain() });
         let n = 20_000;
@@ -462,7 +464,8 @@ fn results_do_not_depend_on_threads_or_on_the_batch() {
 
 #[test]
 fn samples_that_cannot_be_integrated_are_named_and_have_no_density() {
-    let solver = Method::DormandPrince { absolute: 1e-10, relative: 1e-10, log_density: 1e-10, max_steps: 12 };
+    let solver =
+        Method::DormandPrince { absolute: 1e-10, relative: 1e-10, log_density: 1e-10, quadrature: 0, max_steps: 12 };
     let short = flow(Pairs { atoms: 3, strength: 0.5, wind: 0.0 }, ContinuousConfig { solver, ..plain() });
     let z: Vec<f64> = (0..18).map(|i| if i < 9 { 40.0 * i as f64 } else { (i as f64).sin() }).collect();
     let (mut x, mut log_det, mut e) = (vec![0.0; 18], vec![0.0; 2], vec![Evaluation::inside(0.0); 2]);
