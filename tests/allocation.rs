@@ -89,10 +89,10 @@ fn a_warm_attempt_does_not_allocate() {
     let analytic = |n| Generator::new(mixture(0.6), None, options(n)).unwrap();
     assert_eq!(allocations(Box::new(Independence::new(analytic(2))), mixture(0.5), vec![1.0; 6]), 0);
     assert_eq!(allocations(Box::new(Isir::new(analytic(4))), mixture(0.5), vec![1.0; 6]), 0);
-    // A coupling flow; the target is the flow itself. All attempts share one block of proposals: drawing a block is a matrix
-    // product of many rows, for which `gemm` allocates room to pack them.
+    // A coupling flow; the target is the flow itself. Blocks of proposals run out and are drawn anew meanwhile.
     let model = modejump::models::load("models/double-well/generator.safetensors").unwrap();
-    let options = |n| Options { batch: 256, ..options(n) };
-    let flow = Generator::of_model(&model, options(1)).unwrap();
-    assert_eq!(allocations(Box::new(Independence::new(flow)), model, vec![1.0, 0.5]), 0);
+    for (batch, n_proposals) in [(32, 1), (256, 3)] {
+        let flow = Generator::of_model(&model, Options { batch, ..options(n_proposals) }).unwrap();
+        assert_eq!(allocations(Box::new(Independence::new(flow)), model.clone(), vec![1.0, 0.5]), 0);
+    }
 }

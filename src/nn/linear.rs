@@ -1,6 +1,7 @@
 //! y = W x + b with W stored `[out][in]`, as PyTorch does.
 
 use super::real::{Matrix, Real};
+use super::Parameters;
 use std::ops::Range;
 
 /// Shape and place of a linear layer in the model's parameter vector: the weight matrix, then the bias.
@@ -31,30 +32,18 @@ impl Linear {
     }
 
     /// `y[n][out]` from `x[n][in]`.
-    pub fn forward<R: Real>(&self, parameters: &[R], x: &[R], y: &mut [R]) {
-        let n = y.len() / self.n_out;
-        let bias = &parameters[self.bias()];
-        y.chunks_exact_mut(self.n_out).for_each(|row| row.copy_from_slice(bias));
-        self.product(parameters, n, x, y, true);
-    }
-
-    /// `y[n][out]` without the bias.
-    pub fn forward_linear<R: Real>(&self, parameters: &[R], x: &[R], y: &mut [R]) {
-        self.product(parameters, y.len() / self.n_out, x, y, false);
+    pub fn forward<R: Real>(&self, parameters: &Parameters<R>, x: &[R], y: &mut [R]) {
+        parameters.dense(self).apply(x, y);
     }
 
     /// Tangents: `dy[n][out] = dx[n][in] · Wᵀ`.
     pub fn jvp<R: Real>(&self, parameters: &[R], dx: &[R], dy: &mut [R]) {
-        self.product(parameters, dy.len() / self.n_out, dx, dy, false);
-    }
-
-    fn product<R: Real>(&self, parameters: &[R], n: usize, x: &[R], y: &mut [R], accumulate: bool) {
         R::gemm(
-            (n, self.n_out, self.n_in),
-            (y, Matrix::row_major(self.n_out)),
-            (x, Matrix::row_major(self.n_in)),
+            (dy.len() / self.n_out, self.n_out, self.n_in),
+            (dy, Matrix::row_major(self.n_out)),
+            (dx, Matrix::row_major(self.n_in)),
             (&parameters[self.weight()], Matrix::transposed(self.n_in)),
-            accumulate,
+            false,
         );
     }
 

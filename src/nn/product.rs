@@ -6,10 +6,13 @@
 use super::lanes::{padded, Kernel, Lanes, WIDTH};
 use super::Real;
 
-/// Weights `[in][out]`, `out` padded to whole lanes with zeros.
+/// Weights `[column][in][lane]` with the outputs in columns of whole lanes, the last one padded with zeros: what a register
+/// tile reads lies together.
 #[derive(Clone, Debug, Default)]
 pub struct Packed<R> {
     pub n_in: usize,
+    /// Outputs.
+    pub n_out: usize,
     /// Outputs, padded.
     pub width: usize,
     pub weights: Vec<R>,
@@ -20,10 +23,30 @@ impl<R: Real> Packed<R> {
     pub fn new(n_in: usize, n_out: usize, weight: impl Fn(usize, usize) -> f64) -> Packed<R> {
         let width = padded(n_out);
         let mut weights = vec![R::default(); n_in * width];
-        for (i, row) in weights.chunks_exact_mut(width).enumerate() {
-            row[..n_out].iter_mut().enumerate().for_each(|(o, w)| *w = R::from_f64(weight(i, o)));
+        for (place, lane) in weights.chunks_exact_mut(WIDTH).enumerate() {
+            let (column, i) = (place / n_in, place % n_in);
+            let outputs = column * WIDTH..n_out;
+            lane.iter_mut().zip(outputs).for_each(|(w, o)| *w = R::from_f64(weight(i, o)));
         }
-        Packed { n_in, width, weights }
+        Packed { n_in, n_out, width, weights }
+    }
+
+    /// From weights `[out][in]`.
+    pub fn transposed(n_in: usize, n_out: usize, weights: &[R]) -> Packed<R> {
+        let mut packed =
+            Packed { n_in, n_out, width: padded(n_out), weights: vec![R::default(); n_in * padded(n_out)] };
+        for (column, rows) in packed.weights.chunks_exact_mut(n_in * WIDTH).zip(weights.chunks(n_in * WIDTH)) {
+            for (i, lane) in column.chunks_exact_mut(WIDTH).enumerate() {
+                lane.iter_mut().zip(rows.chunks_exact(n_in)).for_each(|(w, row)| *w = row[i]);
+            }
+        }
+        packed
+    }
+
+    /// The columns from the output `place` on.
+    #[inline(always)]
+    pub fn columns(&self, place: usize) -> &[R] {
+        &self.weights[place * self.n_in..]
     }
 
     /// `y[rows][width]`, from `x` whose rows are `stride` apart.
@@ -32,12 +55,36 @@ impl<R: Real> Packed<R> {
             return;
         }
         assert!(x.len() >= (rows - 1) * stride + self.n_in && y.len() >= rows * self.width);
-        R::vectorised(Product { packed: self, rows, x, stride, start, y });
+        R::vectorised(Product { packed: self, rows, x, stride, start, y, places: self.width });
     }
 
     /// `x[n_in]` = W `y[width]`: the cotangent of a row.
     pub fn apply_transposed(&self, y: &[R], x: &mut [R]) {
         R::vectorised(Transposed { packed: self, y, x });
+    }
+}
+
+/// A linear layer, ready for products with rows that lie without gaps.
+#[derive(Clone, Debug)]
+pub struct Dense<R> {
+    weights: Packed<R>,
+    /// Padded.
+    bias: Vec<R>,
+}
+
+impl<R: Real> Dense<R> {
+    pub fn new(weights: Packed<R>, bias: &[R]) -> Dense<R> {
+        assert_eq!(weights.n_out, bias.len());
+        Dense { weights, bias: padded_row(bias) }
+    }
+
+    /// `y[rows][out]` from `x[rows][in]`. A row's result does not depend on the other rows, to the last bit.
+    pub fn apply(&self, x: &[R], y: &mut [R]) {
+        let Packed { n_in, n_out, .. } = self.weights;
+        let rows = y.len() / n_out;
+        assert!(x.len() == rows * n_in && y.len() == rows * n_out);
+        let start = Start::Row(&self.bias);
+        R::vectorised(Product { packed: &self.weights, rows, x, stride: n_in, start, y, places: n_out });
     }
 }
 
@@ -76,6 +123,8 @@ struct Product<'a, R> {
     stride: usize,
     start: Start<'a, R>,
     y: &'a mut [R],
+    /// Numbers of a row of `y`: all of the padded outputs or, if nothing is read from `y`, fewer.
+    places: usize,
 }
 
 impl<R: Real> Kernel<R> for Product<'_, R> {
@@ -84,11 +133,13 @@ impl<R: Real> Kernel<R> for Product<'_, R> {
     #[inline(always)]
     fn run<L: Lanes<R>>(mut self) {
         let (columns, mut column) = (self.packed.width / WIDTH, 0);
-        while L::COLUMNS >= 4 && column + 4 <= columns {
+        // few rows leave registers for more columns, and need them: a sum alone waits for itself
+        let most = if self.rows < 3 { 4 } else { L::COLUMNS };
+        while most >= 4 && column + 4 <= columns {
             self.columns::<L, 4>(column);
             column += 4;
         }
-        while L::COLUMNS >= 2 && column + 2 <= columns {
+        while most >= 2 && column + 2 <= columns {
             self.columns::<L, 2>(column);
             column += 2;
         }
@@ -136,8 +187,31 @@ impl<R: Real> Product<'_, R> {
             Start::Output => load_tile(&self.y[row * width + place..], width),
         };
         let x = (&self.x[row * self.stride..], self.stride);
-        let sum = accumulate(start, x, self.packed.n_in, (&self.packed.weights[place..], width));
-        store_tile(sum, &mut self.y[row * width + place..], width);
+        let sum = accumulate(start, x, self.packed.n_in, self.packed.columns(place));
+        let y = &mut self.y[row * self.places + place..];
+        if place + COLUMNS * WIDTH <= self.places {
+            store_tile(sum, y, self.places);
+        } else {
+            store_part(sum, y, self.places, self.places - place);
+        }
+    }
+}
+
+/// The first `n` numbers of each row.
+#[inline(always)]
+fn store_part<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
+    tile: [[L; COLUMNS]; ROWS],
+    to: &mut [R],
+    stride: usize,
+    n: usize,
+) {
+    for r in 0..ROWS {
+        for c in 0..COLUMNS {
+            let mut lane = [R::default(); WIDTH];
+            tile[r][c].store(&mut lane);
+            let part = to[r * stride..][..n].iter_mut().skip(c * WIDTH);
+            part.zip(lane).for_each(|(to, value)| *to = value);
+        }
     }
 }
 
@@ -184,8 +258,14 @@ impl<R: Real> Kernel<R> for Transposed<'_, R> {
 
     #[inline(always)]
     fn run<L: Lanes<R>>(self) {
-        for (weights, x) in self.packed.weights.chunks_exact(self.packed.width).zip(self.x) {
-            *x = dot::<R, L>(weights, self.y);
+        for (i, x) in self.x.iter_mut().take(self.packed.n_in).enumerate() {
+            let mut sum = L::zero();
+            for (column, y) in
+                self.packed.weights.chunks_exact(self.packed.n_in * WIDTH).zip(self.y.chunks_exact(WIDTH))
+            {
+                sum = L::load(&column[i * WIDTH..]).mul_add(L::load(y), sum);
+            }
+            *x = sum.sum();
         }
     }
 }
@@ -200,21 +280,21 @@ pub fn dot<R: Real, L: Lanes<R>>(a: &[R], b: &[R]) -> R {
     sum.sum()
 }
 
-/// sum + x · W of one register tile: `x.0[ROWS][n]` with rows `x.1` apart, `weights.0[n][COLUMNS lanes]` likewise.
+/// sum + x · W of one register tile: `x.0[ROWS][n]` with rows `x.1` apart, `weights[COLUMNS][n][lane]`.
 #[inline(always)]
 pub fn accumulate<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
     mut sum: [[L; COLUMNS]; ROWS],
     x: (&[R], usize),
     n: usize,
-    weights: (&[R], usize),
+    weights: &[R],
 ) -> [[L; COLUMNS]; ROWS] {
-    assert!(n == 0 || x.0.len() >= (ROWS - 1) * x.1 + n && weights.0.len() >= (n - 1) * weights.1 + COLUMNS * WIDTH);
-    let (values, weight) = (x.0.as_ptr(), weights.0.as_ptr());
+    assert!(n == 0 || x.0.len() >= (ROWS - 1) * x.1 + n && weights.len() >= COLUMNS * n * WIDTH);
+    let (values, weight) = (x.0.as_ptr(), weights.as_ptr());
     for k in 0..n {
         let mut w = [L::zero(); COLUMNS];
         for c in 0..COLUMNS {
-            // SAFETY: below (n − 1) · stride + COLUMNS lanes, which the assertion checked.
-            w[c] = unsafe { L::read(weight.add(k * weights.1 + c * WIDTH)) };
+            // SAFETY: below COLUMNS · n lanes, which the assertion checked.
+            w[c] = unsafe { L::read(weight.add((c * n + k) * WIDTH)) };
         }
         for r in 0..ROWS {
             // SAFETY: below (ROWS − 1) · stride + n, which the assertion checked.
@@ -230,6 +310,28 @@ pub fn accumulate<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dense_rows_are_their_definition_whatever_the_batch() {
+        let value = |i: usize| ((i * 37 % 101) as f64 - 50.0) / 50.0;
+        for (rows, n_in, n_out) in [(1, 3, 5), (2, 40, 70), (13, 17, 64), (9, 16, 49), (64, 33, 129)] {
+            let flat: Vec<f64> = (0..n_in * n_out).map(value).collect();
+            let bias: Vec<f64> = (0..n_out).map(|o| value(7 * o + 2)).collect();
+            let dense = Dense::new(Packed::transposed(n_in, n_out, &flat), &bias);
+            let x: Vec<f64> = (0..rows * n_in).map(|i| value(3 * i + 1)).collect();
+            let mut y = vec![f64::NAN; rows * n_out];
+            dense.apply(&x, &mut y);
+            for (row, x) in x.chunks_exact(n_in).enumerate() {
+                let mut alone = vec![f64::NAN; n_out];
+                dense.apply(x, &mut alone);
+                assert_eq!(alone, y[row * n_out..][..n_out], "row {row} of {rows}");
+                for (o, found) in alone.iter().enumerate() {
+                    let truth = bias[o] + (0..n_in).map(|i| flat[o * n_in + i] * x[i]).sum::<f64>();
+                    assert!((found - truth).abs() < 1e-13 * n_in as f64);
+                }
+            }
+        }
+    }
 
     #[test]
     fn products_match_their_definition_for_all_remainders() {

@@ -4,7 +4,7 @@
 use super::conditioner::Conditioner;
 use super::layers::{Direction, LayerConfig, LayerTape, Rows};
 use crate::error::{Error, Result};
-use crate::nn::Real;
+use crate::nn::{Parameters, Real};
 
 #[derive(Clone, Debug)]
 pub struct AffineCoupling {
@@ -58,7 +58,13 @@ impl AffineCoupling {
         }
     }
 
-    pub fn apply<R: Real>(&self, direction: Direction, parameters: &[R], rows: &mut Rows, tape: &mut LayerTape<R>) {
+    pub fn apply<R: Real>(
+        &self,
+        direction: Direction,
+        parameters: &Parameters<R>,
+        rows: &mut Rows,
+        tape: &mut LayerTape<R>,
+    ) {
         let (dimension, n, d) = (rows.dimension, rows.log_det.len(), self.transformed.len());
         self.shift.forward(parameters, rows.u, dimension, &mut tape.conditioner);
         if let Some(scale) = &self.scale {

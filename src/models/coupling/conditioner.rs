@@ -1,7 +1,7 @@
 //! What a coupling's network sees of the coordinates that it leaves alone, and the network.
 
 use crate::error::{Error, Result};
-use crate::nn::{Activation, Mlp, MlpTape, Real};
+use crate::nn::{Activation, Mlp, MlpTape, Parameters, Real};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
@@ -102,7 +102,13 @@ impl Conditioner {
     }
 
     /// Fills `tape.output` for the rows of `u[rows][dimension]`.
-    pub fn forward<R: Real>(&self, parameters: &[R], u: &[f64], dimension: usize, tape: &mut ConditionerTape<R>) {
+    pub fn forward<R: Real>(
+        &self,
+        parameters: &Parameters<R>,
+        u: &[f64],
+        dimension: usize,
+        tape: &mut ConditionerTape<R>,
+    ) {
         let rows = u.len() / dimension;
         let n_features = self.features.len();
         let input = tape.mlp.input(&self.mlp, rows);

@@ -63,7 +63,10 @@ impl<R: Real> CouplingFlow<R> {
         file.only(&entries.iter().map(|e| e.name.clone()).collect::<Vec<_>>())?;
         for entry in entries {
             let values = file.tensor(&entry.name, &entry.shape)?;
-            self.parameters[entry.place].iter_mut().zip(values).for_each(|(to, &from)| *to = R::from_f64(from));
+            self.parameters.values_mut()[entry.place]
+                .iter_mut()
+                .zip(values)
+                .for_each(|(to, &from)| *to = R::from_f64(from));
         }
         Ok(())
     }
@@ -269,7 +272,7 @@ pub mod bgflow {
         let mut flow = CouplingFlow::new(card(CouplingConfig { uniform, layers }, coordinates, topology))?;
         for (layer, &block) in flow.layers.iter().zip(&blocks) {
             if let Layer::Spline(layer) = layer {
-                checkpoint.fill(&prefix(block), &layer.conditioner.mlp, &mut flow.parameters)?;
+                checkpoint.fill(&prefix(block), &layer.conditioner.mlp, flow.parameters.values_mut())?;
             }
         }
         Ok(flow)
@@ -319,12 +322,12 @@ pub mod bgflow {
         let mut flow = CouplingFlow::new(card(config, CoordinatesConfig::Cartesian { dimension }, None))?;
         for (layer, &block) in flow.layers.iter().zip(&blocks) {
             let Layer::Affine(layer) = layer else { continue };
-            checkpoint.fill(&part(block, "shift"), &layer.shift.mlp, &mut flow.parameters)?;
+            checkpoint.fill(&part(block, "shift"), &layer.shift.mlp, flow.parameters.values_mut())?;
             if let Some(scale) = &layer.scale {
-                checkpoint.fill(&part(block, "scale"), &scale.mlp, &mut flow.parameters)?;
+                checkpoint.fill(&part(block, "scale"), &scale.mlp, flow.parameters.values_mut())?;
             }
             let log_alpha = checkpoint.get(&format!("_blocks.{block}.transformer._log_alpha"))?;
-            flow.parameters[layer.log_alpha] = log_alpha.data.first().copied().unwrap_or(-1.0);
+            flow.parameters.values_mut()[layer.log_alpha] = log_alpha.data.first().copied().unwrap_or(-1.0);
         }
         Ok(flow)
     }

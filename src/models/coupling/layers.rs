@@ -10,7 +10,7 @@ use super::spline::Bin;
 use super::spline_coupling::SplineCoupling;
 use crate::density::Status;
 use crate::error::{Error, Result};
-use crate::nn::{Activation, Mlp, Real};
+use crate::nn::{Activation, Mlp, Parameters, Real};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,7 +199,13 @@ impl Layer {
         })
     }
 
-    pub fn apply<R: Real>(&self, direction: Direction, parameters: &[R], rows: &mut Rows, tape: &mut LayerTape<R>) {
+    pub fn apply<R: Real>(
+        &self,
+        direction: Direction,
+        parameters: &Parameters<R>,
+        rows: &mut Rows,
+        tape: &mut LayerTape<R>,
+    ) {
         match self {
             Layer::Spline(layer) => layer.apply(direction, parameters, rows, tape),
             Layer::Affine(layer) => layer.apply(direction, parameters, rows, tape),

@@ -26,7 +26,7 @@ use crate::coordinates::Coordinates;
 use crate::error::{Error, Result};
 use crate::io::model_file::ModelFile;
 use crate::models::card::{ModelCard, ModelConfig};
-use crate::nn::Real;
+use crate::nn::{Parameters, Real};
 use crate::rng::{Stream, StreamId};
 use layers::Layer;
 use serde::{Deserialize, Serialize};
@@ -53,7 +53,7 @@ pub struct CouplingFlow<R: Real> {
     layers: Vec<Layer>,
     /// Per coordinate: whether its prior is uniform.
     uniform: Vec<bool>,
-    parameters: Vec<R>,
+    parameters: Parameters<R>,
     /// Workspaces that are not in use, so that a warm call does not allocate.
     pool: Mutex<Vec<Workspace<R>>>,
     /// Gradient buffers that are not in use.
@@ -92,11 +92,12 @@ impl<R: Real> CouplingFlow<R> {
         if end > LARGEST_PARAMETERS {
             return Err(Error::invalid(format!("{end} parameters; at most {LARGEST_PARAMETERS} are read")));
         }
+        let linear = layers.iter().flat_map(Layer::networks).flat_map(|mlp| mlp.layers.clone()).collect();
         Ok(CouplingFlow {
             coordinates,
             layers,
             uniform,
-            parameters: vec![R::default(); end],
+            parameters: Parameters::new(end, linear),
             hash: String::new(),
             pool: Mutex::new(Vec::new()),
             gradients: Mutex::new(Vec::new()),
@@ -110,7 +111,9 @@ impl<R: Real> CouplingFlow<R> {
             let mut stream = Stream::new(seed, StreamId::Initialise, number as u64, 0);
             for linear in &mlp.layers[..mlp.layers.len() - 1] {
                 let sd = (2.0 / linear.n_in as f64).sqrt();
-                self.parameters[linear.weight()].iter_mut().for_each(|w| *w = R::from_f64(sd * stream.normal()));
+                self.parameters.values_mut()[linear.weight()]
+                    .iter_mut()
+                    .for_each(|w| *w = R::from_f64(sd * stream.normal()));
             }
         }
     }
@@ -136,7 +139,7 @@ impl<R: Real> CouplingFlow<R> {
     }
 
     pub fn parameters_mut(&mut self) -> &mut [R] {
-        &mut self.parameters
+        self.parameters.values_mut()
     }
 
     /// Multiply-adds of the networks for one configuration, times two.
@@ -148,7 +151,11 @@ impl<R: Real> CouplingFlow<R> {
     /// A copy with networks of another type.
     pub fn cast<S: Real>(&self) -> Result<CouplingFlow<S>> {
         let mut other = CouplingFlow::<S>::new(self.card.clone())?;
-        other.parameters.iter_mut().zip(&self.parameters).for_each(|(to, from)| *to = S::from_f64(from.to_f64()));
+        other
+            .parameters_mut()
+            .iter_mut()
+            .zip(&*self.parameters)
+            .for_each(|(to, from)| *to = S::from_f64(from.to_f64()));
         other.hash = self.hash.clone();
         Ok(other)
     }

@@ -8,7 +8,7 @@ use super::layers::{Direction, Ends, LayerConfig, LayerTape, Rows};
 use super::spline::{Bin, MIN_BIN, MIN_SLOPE};
 use crate::density::Status;
 use crate::error::{Error, Result};
-use crate::nn::Real;
+use crate::nn::{Parameters, Real};
 
 #[derive(Clone, Debug)]
 pub struct SplineCoupling {
@@ -117,7 +117,13 @@ impl SplineCoupling {
         (bin, n)
     }
 
-    pub fn apply<R: Real>(&self, direction: Direction, parameters: &[R], rows: &mut Rows, tape: &mut LayerTape<R>) {
+    pub fn apply<R: Real>(
+        &self,
+        direction: Direction,
+        parameters: &Parameters<R>,
+        rows: &mut Rows,
+        tape: &mut LayerTape<R>,
+    ) {
         let (dimension, n, d) = (rows.dimension, rows.log_det.len(), self.transformed.len());
         self.conditioner.forward(parameters, rows.u, dimension, &mut tape.conditioner);
         self.prepare(tape, n);

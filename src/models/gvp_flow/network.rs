@@ -111,7 +111,9 @@ impl<R: Real> Network<R> {
             n_atoms: features.len(),
             f: padded(config.n_scalars),
             u: padded(config.n_vectors),
-            embedding: Packed::new(features.len(), config.n_scalars, embed).weights,
+            embedding: (0..features.len())
+                .flat_map(|atom| Packed::new(1, config.n_scalars, |_, o| embed(atom, o)).weights)
+                .collect(),
             time_weights: Packed::new(1, config.n_scalars, |_, o| weight(config.n_features, o)).weights,
             radial: Radial {
                 centres: Packed::new(1, config.rbf_count, |_, k| centre(k)).weights,

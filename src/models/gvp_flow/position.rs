@@ -6,6 +6,7 @@
 use super::gvp::{grow, Gvp, Linear, Scratch, Tape, SMALLEST_SQUARE};
 use super::layout::GvpPlaces;
 use crate::nn::lanes::{Kernel, Lanes, WIDTH};
+use crate::nn::product::Packed;
 use crate::nn::Real;
 
 #[derive(Clone, Debug)]
@@ -31,13 +32,13 @@ pub struct OutputScratch<R> {
 impl<R: Real> VectorOutput<R> {
     pub fn new(parameters: &[R], places: &GvpPlaces, range: Option<f64>) -> VectorOutput<R> {
         let gvp = Gvp::new(parameters, places, 0);
-        let column = |weights: &[R], width: usize, n: usize| {
-            let mut column: Vec<R> = weights.iter().step_by(width).copied().collect();
-            column.resize(n, R::default());
-            column
+        let first_output = |packed: &Packed<R>, n: usize| {
+            let mut weights: Vec<R> = packed.weights.iter().step_by(WIDTH).take(packed.n_in).copied().collect();
+            weights.resize(n, R::default());
+            weights
         };
-        let gate_weights = column(&gvp.gates.weights, gvp.gates.width, gvp.widths()[0]);
-        let output_weights = column(&gvp.outputs.weights, gvp.outputs.width, gvp.widths()[1]);
+        let gate_weights = first_output(&gvp.gates, gvp.widths()[0]);
+        let output_weights = first_output(&gvp.outputs, gvp.widths()[1]);
         VectorOutput { gvp, gate_weights, output_weights, range }
     }
 

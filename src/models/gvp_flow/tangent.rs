@@ -100,7 +100,7 @@ impl<R: Real> Tangents<'_, R> {
         }
         let norms = &self.gvp.norms;
         let x = (&self.scratch.norms[row * h..], h);
-        let mut sum = accumulate(sum, x, norms.n_in, (&norms.weights[place..], width));
+        let mut sum = accumulate(sum, x, norms.n_in, norms.columns(place));
         let slope: [[L; COLUMNS]; 1] = load_tile(&self.tape.slope[self.at * width + place..], 0);
         let ds = &mut self.ds[row * width + place..];
         let mut total: [[L; COLUMNS]; ROWS] = load_tile(ds, width);
@@ -137,7 +137,7 @@ impl<R: Real> Tangents<'_, R> {
         let [f, _, width] = self.gvp.widths();
         let gates = &self.gvp.gates;
         let x = (&self.scratch.scalars[row * f..], f);
-        let dg = accumulate([[L::zero(); 1]; ROWS], x, gates.n_in, (&gates.weights[u..], width));
+        let dg = accumulate([[L::zero(); 1]; ROWS], x, gates.n_in, gates.columns(u));
         let gate = L::load(&self.tape.gate[self.at * width + u..]);
         let by_direction = gate.mul(L::load(&self.gvp.direction_outputs[u..]));
         for c in 0..3 {
