@@ -148,6 +148,8 @@ fn energies_are_trained_from_the_command_line() {
         model.log_density(&Topology::from_pdb(Path::new(TOPOLOGY)).unwrap().1, &mut log_density).unwrap();
         assert!(log_density[0].log_density.is_finite());
         assert!(std::fs::read_to_string(setting.path(&output).with_extension("log")).unwrap().lines().count() == 2);
+        let figure = std::fs::read_to_string(setting.path(&output).with_extension("svg")).unwrap();
+        assert!(figure.contains("held-out frames"), "{kind}: the figure of the training shows no losses");
 
         let (success, text) = train("further.safetensors", Some(&output));
         assert!(success, "{kind}: {text}");
@@ -157,5 +159,49 @@ fn energies_are_trained_from_the_command_line() {
             assert!(!success && text.contains(&format!("not a model of the kind {kind}")), "{text}");
         }
     }
+    std::fs::remove_dir_all(&setting.folder).unwrap();
+}
+
+/// Frames that bring their log-densities: what `--json` prints tells how far the energy is from them.
+#[test]
+fn known_log_densities_are_compared_with() {
+    let setting = Setting::new("densities");
+    let train =
+        r#""train": {"steps": 120, "batch": 64, "evaluate": 40, "held_out": 0.05, "average": 0.9, "rate": 0.01}"#;
+    std::fs::write(
+        setting.path("train.json"),
+        format!(r#"{{"invariant_ebm": {{"width": 16, "layers": 1, {train}}}}}"#),
+    )
+    .unwrap();
+    let last = || {
+        let mut command = setting.command("energy.safetensors", None);
+        command.args(["--model", "invariant_ebm", "--json"]).stdout(Stdio::piped());
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let summary: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        assert_eq!((summary["steps"].as_u64(), summary["model"].as_str()), (Some(120), Some("invariant_ebm")));
+        summary["last"].clone()
+    };
+    let unknown = last();
+    assert!(unknown["deviation"].is_null(), "nothing is known of the frames");
+
+    // the first file knows: constant densities, from which the energy is as far as it varies itself
+    let x = read_tensors("frames", &std::fs::read(&setting.frames[0]).unwrap()).unwrap().0.remove("x").unwrap();
+    let n = x.shape[0];
+    let tensors = BTreeMap::from([
+        ("log_density".to_string(), (vec![n], Data::F64(vec![3.0; n]))),
+        ("x".to_string(), (x.shape, Data::F64(x.data))),
+    ]);
+    std::fs::write(&setting.frames[0], write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+    let known = last();
+    assert_eq!(known["held_out_loss"], unknown["held_out_loss"], "what is known is for comparison only");
+    let model = modejump::models::load(setting.path("energy.safetensors")).unwrap();
+    let frames = read_tensors("frames", &std::fs::read(&setting.frames[0]).unwrap()).unwrap().0.remove("x").unwrap();
+    let mut energies = vec![Evaluation::inside(0.0); 100];
+    model.log_density(&frames.data[..100 * model.dimension()], &mut energies).unwrap();
+    let energies: Vec<f64> = energies.iter().map(|e| e.log_density).collect();
+    let mean = energies.iter().sum::<f64>() / 100.0;
+    let deviation = (energies.iter().map(|e| (e - mean).powi(2)).sum::<f64>() / 100.0).sqrt();
+    assert!((known["deviation"].as_f64().unwrap() / deviation - 1.0).abs() < 1e-3, "{known} {deviation}");
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }

@@ -1,10 +1,12 @@
 """Reference values for alanine dipeptide, independent of any generator.
 
 `flat-phi` runs Langevin dynamics under a bias that makes phi uniform and writes the free-energy difference of the
-phi > 0 basin and <U> at 300 K, both weighted back. `plain` runs plain molecular dynamics and writes how often phi changes
-its basin. Both rewrite a JSON file after every nanosecond, so a killed run keeps what it has.
+phi > 0 basin and <U> at 300 K, both weighted back. `metadynamics` does the same under a bias on phi and psi that
+well-tempered metadynamics has learned. `plain` runs plain molecular dynamics and writes how often phi changes its basin.
+All rewrite a JSON file after every nanosecond, so a killed run keeps what it has.
 
     python models/ala2/reference.py flat-phi --nanoseconds 60 -o models/ala2/reference-flat.json
+    python models/ala2/reference.py metadynamics --nanoseconds 20 -o models/ala2/reference-metadynamics.json
     python models/ala2/reference.py plain --nanoseconds 60 -o models/ala2/reference-plain.json
 """
 
@@ -19,6 +21,8 @@ from openmm import app, unit
 HERE = pathlib.Path(__file__).parent
 KT = 0.00831446261815324  # kJ/(mol K)
 PHI = (4, 6, 8, 14)
+PSI = (6, 8, 14, 16)
+BIAS_GROUP = 31  # force group of the bias; metadynamics takes the last free one, which is the same
 ORDER = 10  # of the Fourier series of the bias
 
 
@@ -64,17 +68,19 @@ def simulation(system, temperature, seed, timestep, friction):
     integrator = openmm.LangevinMiddleIntegrator(temperature, friction, timestep)
     integrator.setRandomNumberSeed(seed)
     pdb = app.PDBFile(str(HERE / "topology.pdb"))
-    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
-    context.setPositions(pdb.positions)
-    openmm.LocalEnergyMinimizer.minimize(context)
-    context.setVelocitiesToTemperature(temperature, seed)
-    return context
+    run = app.Simulation(pdb.topology, system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    run.context.setPositions(pdb.positions)
+    openmm.LocalEnergyMinimizer.minimize(run.context)
+    run.context.setVelocitiesToTemperature(temperature, seed)
+    return run
 
 
 def observe(context):
-    state = context.getState(positions=True, energy=True)
+    """Positions, potential energy without the bias, and the bias."""
+    state = context.getState(positions=True, energy=True, groups=set(range(BIAS_GROUP)))
     x = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-    return x, state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    bias = context.getState(energy=True, groups={BIAS_GROUP})
+    return x, *(s.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) for s in (state, bias))
 
 
 def harmonics(phi):
@@ -83,17 +89,16 @@ def harmonics(phi):
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
 
 
-def sampled(context, options):
-    """phi and energy every 0.1 ps, from the start up to each full nanosecond."""
+def sampled(run, options):
+    """phi, energy and bias every 0.1 ps, from the start up to each full nanosecond."""
     stride = int(round(0.1 / options.timestep))
-    phi, energy = [], []
+    rows = []
     for frame in range(int(options.nanoseconds * 10000)):
-        context.getIntegrator().step(stride)
-        x, u = observe(context)
-        phi.append(float(torsion(x, PHI)))
-        energy.append(u)
+        run.step(stride)
+        x, u, bias = observe(run.context)
+        rows.append((float(torsion(x, PHI)), u, bias))
         if frame % 10000 == 9999:
-            yield np.array(phi), np.array(energy)
+            yield np.array(rows).T
 
 
 def add_bias(system):
@@ -103,6 +108,7 @@ def add_bias(system):
     for i in range(2 * ORDER):
         force.addGlobalParameter(f"c{i}", 0.0)
     force.addTorsion(*PHI)
+    force.setForceGroup(BIAS_GROUP)
     system.addForce(force)
 
 
@@ -114,22 +120,43 @@ def flat_phi(options):
     """
     system = openmm.XmlSerializer.deserialize((HERE / options.system).read_text())
     add_bias(system)
-    context = simulation(system, 300.0, options.seed, options.timestep, 1.0)
+    run = simulation(system, 300.0, options.seed, options.timestep, 1.0)
     bias = np.zeros(2 * ORDER)
     learning, stride = 40000, int(round(0.1 / options.timestep))
     for step in range(learning):  # 4 ns
-        context.getIntegrator().step(stride)
-        phi = float(torsion(observe(context)[0], PHI))
+        run.step(stride)
+        phi = float(torsion(observe(run.context)[0], PHI))
         bias += 0.1 / (1 + step / 2000) * harmonics(phi)
         for i, c in enumerate(bias):
-            context.setParameter(f"c{i}", c)
-    for phi, energy in sampled(context, options):
-        height = harmonics(phi) @ bias
-        weight = np.exp((height - height.max()) / (KT * 300.0))
+            run.context.setParameter(f"c{i}", c)
+    weighted(run, options, "Langevin dynamics at 300 K under a bias that flattens phi, weighted by exp(bias/kT)")
+
+
+def metadynamics(options):
+    """4 ns of well-tempered metadynamics in phi and psi (Barducci, Bussi and Parrinello, PRL 100, 020603, 2008); then the
+    bias is frozen, and frames are weighted by exp(+bias/kT)."""
+    system = openmm.XmlSerializer.deserialize((HERE / options.system).read_text())
+    variables = []
+    for atoms in (PHI, PSI):
+        angle = openmm.CustomTorsionForce("theta")
+        angle.addTorsion(*atoms)
+        variables.append(app.BiasVariable(angle, -np.pi, np.pi, 0.3, True))
+    learning, stride = int(round(4000 / options.timestep)), int(round(0.4 / options.timestep))
+    bias = app.Metadynamics(system, variables, 300.0, biasFactor=8.0, height=1.0, frequency=stride)
+    run = simulation(system, 300.0, options.seed, options.timestep, 1.0)
+    bias.step(run, learning)
+    weighted(run, options, "Langevin dynamics at 300 K under a frozen bias on phi and psi that well-tempered metadynamics "
+             "has learned, weighted by exp(bias/kT)")
+
+
+def weighted(run, options, method):
+    """Samples under a frozen bias and writes what the weighted frames say."""
+    for phi, energy, bias in sampled(run, options):
+        weight = np.exp((bias - bias.max()) / (KT * 300.0))
         value, error = delta_f(in_left_basin(phi), weight)
-        u_mean, u_error = weighted_mean(energy - height, weight)
+        u_mean, u_error = weighted_mean(energy, weight)
         write(options.output, {
-            "method": "Langevin dynamics at 300 K under a bias that flattens phi, weighted by exp(bias/kT)",
+            "method": method,
             "nanoseconds": len(phi) / 10000, "timestep_ps": options.timestep, "seed": options.seed,
             "delta_f_kT": value, "delta_f_stderr": error, "u_mean": u_mean, "u_stderr": u_error,
             "transitions": transitions(phi),
@@ -139,8 +166,8 @@ def flat_phi(options):
 
 def plain(options):
     system = openmm.XmlSerializer.deserialize((HERE / options.system).read_text())
-    context = simulation(system, 300.0, options.seed, options.timestep, 1.0)
-    for phi, energy in sampled(context, options):
+    run = simulation(system, 300.0, options.seed, options.timestep, 1.0)
+    for phi, energy, _ in sampled(run, options):
         n, nanoseconds = transitions(phi), len(phi) / 10000
         u_mean, u_error = weighted_mean(energy, np.ones(len(energy)))
         write(options.output, {
@@ -159,11 +186,11 @@ def write(path, values):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=["flat-phi", "plain"])
+    parser.add_argument("method", choices=["flat-phi", "metadynamics", "plain"])
     parser.add_argument("--nanoseconds", type=float, required=True)
     parser.add_argument("--system", default="system.xml")
     parser.add_argument("--timestep", type=float, default=0.001, help="ps")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("-o", "--output", required=True)
     arguments = parser.parse_args()
-    {"flat-phi": flat_phi, "plain": plain}[arguments.method](arguments)
+    {"flat-phi": flat_phi, "metadynamics": metadynamics, "plain": plain}[arguments.method](arguments)

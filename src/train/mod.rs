@@ -4,6 +4,7 @@
 pub mod architecture;
 mod batch;
 pub mod contrastive;
+pub mod density;
 #[cfg(feature = "openmm")]
 pub mod dynamics;
 pub mod flow_matching;

@@ -1,6 +1,7 @@
 //! The training loop of networks that are regressed: flow matching and energy-based models. No engine is asked for energies.
 
 use super::contrastive::ContrastiveOptions;
+use super::density;
 use super::flow_matching::{self, Batch, Pairing};
 use super::optimiser::{AdamW, Schedule};
 use super::progress::Progress;
@@ -102,10 +103,23 @@ impl Default for NetworkOptions {
     }
 }
 
+/// Frames of a batch, in the network's units.
+pub struct Drawn {
+    /// Their numbers.
+    pub frames: Vec<usize>,
+    /// `[n][dimension]`
+    pub x: Vec<f64>,
+}
+
 /// What a batch is made into, and the loss of it.
 pub trait Objective<N: Network>: Sync {
-    /// Loss of `data[n][dimension]`, in the network's units, with times and noise from `stream`; adds its gradient.
-    fn loss(&self, network: &N, parameters: &[f32], data: Vec<f64>, stream: &mut Stream, gradient: &mut [f32]) -> f64;
+    /// Loss of a batch, with times and noise from `stream`; adds its gradient.
+    fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64;
+
+    /// Standard deviation of log q_model − log q over frames whose log q is known; NaN without such knowledge.
+    fn deviation(&self, _network: &N, _parameters: &[f32], _batch: &Drawn) -> f64 {
+        f64::NAN
+    }
 }
 
 /// Flow matching of molecules on the centred space.
@@ -116,14 +130,8 @@ pub struct FlowMatching {
 }
 
 impl<N: Network> Objective<N> for FlowMatching {
-    fn loss(
-        &self,
-        network: &N,
-        parameters: &[f32],
-        mut data: Vec<f64>,
-        stream: &mut Stream,
-        gradient: &mut [f32],
-    ) -> f64 {
+    fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64 {
+        let mut data = batch.x;
         let d = network.dimension();
         let mut prior: Vec<f64> = (0..data.len()).map(|_| stream.normal()).collect();
         prior.chunks_exact_mut(d).for_each(|row| _ = centre(row));
@@ -140,14 +148,23 @@ pub struct Contrast {
     pub options: ContrastiveOptions,
     /// Molecules: noise without a centroid.
     pub mean_free: bool,
+    /// log q of each frame, for comparison; NaN where it is not known.
+    pub log_density: Vec<f64>,
+    /// Network time of the data.
+    pub data_time: f64,
 }
 
 impl<N: Network> Objective<N> for Contrast {
-    fn loss(&self, network: &N, parameters: &[f32], data: Vec<f64>, stream: &mut Stream, gradient: &mut [f32]) -> f64 {
-        let batch = self.options.draw(&data, network.dimension(), self.mean_free, stream);
-        let [score, nce] = self.options.losses(network, parameters, &batch, gradient);
+    fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64 {
+        let noised = self.options.draw(&batch.x, network.dimension(), self.mean_free, stream);
+        let [score, nce] = self.options.losses(network, parameters, &noised, gradient);
         let part = |weight: f64, loss: f64| if weight > 0.0 { weight * loss } else { 0.0 };
         part(self.options.score_weight, score) + part(self.options.nce_weight, nce)
+    }
+
+    fn deviation(&self, network: &N, parameters: &[f32], batch: &Drawn) -> f64 {
+        let known: Vec<f64> = batch.frames.iter().map(|&frame| self.log_density[frame]).collect();
+        density::deviation(network, parameters, self.data_time, &batch.x, &known)
     }
 }
 
@@ -237,19 +254,20 @@ impl<'a, N: Network, O: Objective<N>> NetworkTrainer<'a, N, O> {
         let NetworkOptions { steps, rate, schedule, batch, clip, evaluate, seed, .. } = self.state.options;
         let rate = rate * schedule.factor(self.state.step as f64 / steps as f64);
         let mut stream = Stream::new(seed, StreamId::Train, self.state.step as u64, 0);
-        let d = self.network.dimension();
-        let mut data = Vec::with_capacity(batch * d);
-        (0..batch).for_each(|_| {
-            let frame = self.draw(&mut stream);
-            data.extend_from_slice(&self.frames[frame * d..][..d]);
-        });
+        let drawn = self.batch((0..batch).map(|_| self.draw(&mut stream)).collect());
         self.gradient.fill(0.0);
         let state = &mut self.state;
-        state.loss += self.objective.loss(self.network, &state.parameters, data, &mut stream, &mut self.gradient);
+        state.loss += self.objective.loss(self.network, &state.parameters, drawn, &mut stream, &mut self.gradient);
         state.norm += state.optimiser.update(&mut state.parameters, &self.gradient, rate, clip);
         state.since += 1;
         state.step += 1;
         (state.step.is_multiple_of(evaluate.max(1)) || state.step == steps).then(|| self.evaluate(rate))
+    }
+
+    fn batch(&self, frames: Vec<usize>) -> Drawn {
+        let d = self.network.dimension();
+        let x = frames.iter().flat_map(|frame| &self.frames[frame * d..][..d]).copied().collect();
+        Drawn { frames, x }
     }
 
     /// Number of a frame to train on.
@@ -268,25 +286,28 @@ impl<'a, N: Network, O: Objective<N>> NetworkTrainer<'a, N, O> {
             rate,
             loss: self.state.loss / since,
             gradient_norm: self.state.norm / since,
-            held_out_loss: self.held_out_loss(),
             ..Progress::nothing()
         };
+        let progress = self.held_out(progress);
         (self.state.loss, self.state.norm, self.state.since) = (0.0, 0.0, 0);
         self.state.history.push(progress.clone());
         progress
     }
 
-    /// Loss of the averaged parameters on held-out frames, always with the same times and noise; NaN without such frames.
-    fn held_out_loss(&mut self) -> f64 {
+    /// Loss and deviation of the averaged parameters on held-out frames, always with the same times and noise; without such
+    /// frames they stay NaN.
+    fn held_out(&mut self, progress: Progress) -> Progress {
         let rows = self.n_held_out.min(MOST_HELD_OUT);
         if rows == 0 {
-            return f64::NAN;
+            return progress;
         }
         let mut stream = Stream::new(self.state.options.seed, StreamId::Bootstrap, 0, 0);
-        let data = self.frames[..rows * self.network.dimension()].to_vec();
-        self.gradient.fill(0.0);
+        let batch = self.batch((0..rows).collect());
         let average = &self.state.optimiser.average;
-        self.objective.loss(self.network, average, data, &mut stream, &mut self.gradient)
+        let deviation = self.objective.deviation(self.network, average, &batch);
+        self.gradient.fill(0.0);
+        let held_out_loss = self.objective.loss(self.network, average, batch, &mut stream, &mut self.gradient);
+        Progress { deviation, held_out_loss, ..progress }
     }
 }
 

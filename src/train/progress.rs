@@ -20,6 +20,9 @@ pub struct Progress {
     pub loss: f64,
     #[serde(with = "nan_as_none", default = "nothing")]
     pub held_out_loss: f64,
+    /// Standard deviation of log q_model − log q over held-out frames whose log q is known.
+    #[serde(with = "nan_as_none", default = "nothing")]
+    pub deviation: f64,
     #[serde(with = "nan_as_none")]
     pub gradient_norm: f64,
     /// −mean log q of held-out frames by the averaged parameters; NaN without frames.
@@ -51,6 +54,7 @@ impl Progress {
             refinement: nan,
             loss: nan,
             held_out_loss: nan,
+            deviation: nan,
             gradient_norm: nan,
             held_out: nan,
             ess: nan,

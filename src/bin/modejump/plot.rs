@@ -72,12 +72,16 @@ impl Plot {
             ("log_weights.svg", (760, 440), with(|s| !s.log_weight.is_empty()), log_weights),
         ];
         for (name, size, series, draw) in figures {
+            let path = self.output.join(name);
             if !series.is_empty() {
-                figure(&self.output.join(name), size, |area| draw(area, &series))?;
+                figure(&path, size, |area| draw(area, &series))?;
+                println!("{}", path.display());
             }
         }
         if let Some(log) = &self.log {
-            training_figure(&self.output.join("training.svg"), &read_log(log)?)?;
+            let path = self.output.join("training.svg");
+            training_figure(&path, &read_log(log)?)?;
+            println!("{}", path.display());
         }
         Ok(())
     }
@@ -93,9 +97,7 @@ fn figure(path: &Path, size: (u32, u32), draw: impl FnOnce(&Figure) -> Outcome) 
         draw(&area).map_err(failed)?;
         area.present().map_err(|e| failed(e.into()))?;
     }
-    modejump::io::write_atomically(path, svg.as_bytes())?;
-    println!("{}", path.display());
-    Ok(())
+    modejump::io::write_atomically(path, svg.as_bytes())
 }
 
 /// Training curves: losses, effective sample size, acceptance.
@@ -322,28 +324,50 @@ fn log_weights(area: &Figure, series: &[&Series]) -> Outcome {
 /// Losses above, effective sample size and acceptance below.
 fn training(area: &Figure, history: &[Progress]) -> Outcome {
     let (upper, lower) = area.split_vertically(380);
-    let steps = 0.0..history.last().map_or(1.0, |p| p.step as f64);
-    let curve = |f: fn(&Progress) -> f64| -> Vec<(f64, f64)> {
-        history.iter().map(|p| (p.step as f64, f(p))).filter(|p| p.1.is_finite()).collect()
+    let curve = |name, f: fn(&Progress) -> f64| Curve {
+        name,
+        points: history.iter().map(|p| (p.step as f64, f(p))).filter(|p| p.1.is_finite()).collect(),
     };
-    let losses = [
-        ("−log q of training frames", curve(|p| p.likelihood)),
-        ("−log q of held-out frames", curve(|p| p.held_out)),
-        ("−log q of refinement samples", curve(|p| p.refinement)),
+    let density = vec![
+        curve("−log q of training frames", |p| p.likelihood),
+        curve("−log q of held-out frames", |p| p.held_out),
+        curve("−log q of refinement samples", |p| p.refinement),
     ];
-    let values: Vec<f64> = losses.iter().flat_map(|l| l.1.iter().map(|p| p.1)).collect();
+    let regression = vec![curve("training frames", |p| p.loss), curve("held-out frames", |p| p.held_out_loss)];
+    let shares = vec![curve("effective sample size", |p| 100.0 * p.ess), curve("acceptance", |p| 100.0 * p.acceptance)];
+    let deviation = vec![
+        curve("standard deviation of ln(q of the model/q), held out", |p| p.deviation),
+        curve("gradient norm", |p| p.gradient_norm),
+    ];
+    let steps = 0.0..history.last().map_or(1.0, |p| p.step as f64);
+    let (losses, unit, rest, rest_unit, rest_range) = match regression.iter().all(|c| c.points.is_empty()) {
+        true => (density, "nats", shares, "%", Some(0.0..100.0)),
+        false => (regression, "loss", deviation, "", None),
+    };
+    curves(&upper, ("Training", steps.clone(), unit), None, losses)?;
+    curves(&lower, ("", steps, rest_unit), rest_range, rest)
+}
+
+struct Curve {
+    name: &'static str,
+    points: Vec<(f64, f64)>,
+}
+
+/// Those curves that have points, on axes that hold all but the wildest of them unless a range is given.
+fn curves(
+    area: &Figure,
+    (title, steps, unit): (&str, std::ops::Range<f64>, &str),
+    range: Option<std::ops::Range<f64>>,
+    curves: Vec<Curve>,
+) -> Outcome {
+    let values: Vec<f64> = curves.iter().flat_map(|c| c.points.iter().map(|p| p.1)).collect();
     let (low, high) = (quantile(&values, 0.0), quantile(&values, 0.98));
-    let margin = 0.08 * (high - low).max(0.1);
-    let mut chart_losses = chart(&upper, "Training", ("step", steps.clone()), ("nats", low - margin..high + margin))?;
-    for ((name, points), &colour) in losses.into_iter().zip(&COLOURS[..3]).filter(|(l, _)| !l.1.is_empty()) {
-        chart_losses.draw_series(LineSeries::new(points, colour.stroke_width(2)))?.label(name).legend(swatch(colour));
+    let margin = 0.08 * (high - low).max(1e-3 * high.abs()).max(1e-6);
+    let mut chart = chart(area, title, ("step", steps), (unit, range.unwrap_or(low - margin..high + margin)))?;
+    for (curve, &colour) in curves.into_iter().zip(&COLOURS).filter(|(c, _)| !c.points.is_empty()) {
+        let line = LineSeries::new(curve.points, colour.stroke_width(2));
+        chart.draw_series(line)?.label(curve.name).legend(swatch(colour));
     }
-    legend!(chart_losses)?;
-    let shares = [("effective sample size", curve(|p| 100.0 * p.ess)), ("acceptance", curve(|p| 100.0 * p.acceptance))];
-    let mut chart_shares = chart(&lower, "", ("step", steps), ("%", 0.0..100.0))?;
-    for ((name, points), &colour) in shares.into_iter().zip(&COLOURS[1..]).filter(|(l, _)| !l.1.is_empty()) {
-        chart_shares.draw_series(LineSeries::new(points, colour.stroke_width(2)))?.label(name).legend(swatch(colour));
-    }
-    legend!(chart_shares)?;
+    legend!(chart)?;
     Ok(())
 }

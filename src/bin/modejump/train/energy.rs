@@ -258,7 +258,8 @@ impl Train {
         (options, train): (ContrastiveOptions, &NetworkOptions),
     ) -> Result<()> {
         options.check()?;
-        let objective = Contrast { options, mean_free: true };
+        let log_density = self.log_densities(frames.len() / network.0.dimension())?;
+        let objective = Contrast { options, mean_free: true, log_density, data_time: energy.data_time };
         self.regress(card, topology, network, objective, (frames, energy.units_per_nm), train)
     }
 }

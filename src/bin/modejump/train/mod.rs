@@ -90,6 +90,9 @@ pub struct Train {
     /// Training log (JSON, an object a line)
     #[arg(long)]
     log: Option<PathBuf>,
+    /// Print a summary as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// The file behind `--config`.
@@ -144,6 +147,14 @@ impl Train {
             None => Trainer::new(flow, &frames, target, config.train)?,
         };
         self.train(trainer, &identity)
+    }
+
+    /// log q of the n frames, from their files; NaN where it is not known.
+    fn log_densities(&self, n: usize) -> Result<Vec<f64>> {
+        match self.frames.is_empty() {
+            true => Ok(vec![f64::NAN; n]),
+            false => Ok(self.frames.iter().map(|path| read_log_densities(path)).collect::<Result<Vec<_>>>()?.concat()),
+        }
     }
 
     /// What every card says of its training.
@@ -242,7 +253,20 @@ impl Train {
         bar.finish();
         self.save_state(&mut trainer, identity)?;
         trainer.save_model(&self.output)?;
-        super::plot::training_figure(&self.output.with_extension("svg"), trainer.history())
+        let figure = self.output.with_extension("svg");
+        super::plot::training_figure(&figure, trainer.history())?;
+        let summary = serde_json::json!({
+            "output": self.output.display().to_string(),
+            "figure": figure.display().to_string(),
+            "model": self.model.name(),
+            "steps": trainer.step_count(),
+            "last": trainer.history().last(),
+        });
+        match self.json {
+            true => println!("{summary}"),
+            false => println!("{}", figure.display()),
+        }
+        Ok(())
     }
 
     fn target_info(&self) -> Result<Option<TargetInfo>> {
@@ -399,6 +423,21 @@ fn read_frames(paths: &[PathBuf], dimension: usize) -> Result<Vec<f64>> {
     Ok(x)
 }
 
+/// `log_density` [n] of a file of n frames; NaN where there is none, and for frames outside the density's support.
+fn read_log_densities(path: &Path) -> Result<Vec<f64>> {
+    let frames = trajectory::read(path)?.n();
+    if path.extension().is_none_or(|e| e != "safetensors") {
+        return Ok(vec![f64::NAN; frames]);
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let (mut tensors, _) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
+    let values = tensors.remove("log_density").map_or(vec![f64::NAN; frames], |tensor| tensor.data);
+    match values.len() == frames {
+        true => Ok(values.into_iter().map(|v| if v.is_finite() { v } else { f64::NAN }).collect()),
+        false => Err(Error::file(path, format!("log_density has {} numbers for {frames} frames", values.len()))),
+    }
+}
+
 /// The model file of --start.
 fn read_model(path: &Path) -> Result<ModelFile> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
@@ -414,6 +453,7 @@ fn line(p: &Progress) -> String {
     [
         item("loss", p.loss, 4),
         item("held-out", p.held_out_loss, 4),
+        item("sd(ln q)", p.deviation, 3),
         item("nll", p.likelihood, 3),
         item("held-out", p.held_out, 3),
         item("kl", p.reverse_kl, 3),
