@@ -44,6 +44,8 @@ struct Pool {
     in_state: Vec<Option<bool>>,
     exact: Vec<Evaluation>,
     surrogate: Vec<Evaluation>,
+    /// What the surrogate says as far as delayed acceptance believes it.
+    screen: Vec<Evaluation>,
     seconds: Seconds,
 }
 
@@ -117,11 +119,17 @@ impl Pool {
             torsion(a, b, c, d)
         };
         let in_state = x.chunks_exact(d).map(|x| Some(on_arc(angle(x), STATE[0], STATE[1]))).collect();
+        let believed = |(e, &u): (&Evaluation, &f64)| match e.is_inside() && u.is_finite() {
+            true => Evaluation::inside(ebm.trust().log_density(u, e.log_density)),
+            false => *e,
+        };
+        let screen = surrogate.iter().zip(&u).map(believed).collect();
         Ok(Pool {
             u,
             in_state,
             exact,
             surrogate,
+            screen,
             seconds: Seconds { points, potential, exact: of_exact, surrogate: of_surrogate },
         })
     }
@@ -144,10 +152,10 @@ impl Pool {
         match rule {
             Rule::Exact => (test(&self.exact, u, uniforms[0]), 2),
             Rule::Surrogate => (test(&self.surrogate, u, uniforms[0]), 0),
-            Rule::Delayed if !test(&self.surrogate, u, uniforms[0]) => (false, 0),
-            // stage 2: as an independence move whose target is the surrogate
+            Rule::Delayed if !test(&self.screen, u, uniforms[0]) => (false, 0),
+            // stage 2: as an independence move whose target is the screen
             Rule::Delayed => {
-                let screened = [current, k].map(|i| -self.surrogate[i].log_density);
+                let screened = [current, k].map(|i| -self.screen[i].log_density);
                 (test(&self.exact, screened, uniforms[1]), 2)
             }
         }

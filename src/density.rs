@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::rng::Stream;
+use crate::trust::Trust;
 
 /// How far a log-density may be trusted, from the best to the worst. Only `Exact` may enter the final acceptance test, unless
 /// a user asks for a surrogate there by name (ARCHITECTURE.md, law of exactness).
@@ -123,6 +124,11 @@ pub trait Density: Send + Sync {
 
     /// log q and ∇ₓ log q; `gradient[n][dimension]` is zero in rows that are not `Inside`.
     fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()>;
+
+    /// How far delayed acceptance believes this density where it screens another's proposals.
+    fn trust(&self) -> Trust {
+        Trust::default()
+    }
 
     /// Rows in a batch, or an error that says which length is wrong.
     fn rows(&self, x: &[f64], log_density: &[Evaluation]) -> Result<usize> {

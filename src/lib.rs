@@ -18,6 +18,7 @@ pub mod ode;
 pub mod rng;
 pub mod target;
 pub mod train;
+pub mod trust;
 pub mod units;
 pub mod weights;
 

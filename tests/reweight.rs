@@ -7,6 +7,7 @@ use modejump::models::graphormer_ebm::{Config, Graphormer, GraphormerConfig, Ver
 use modejump::models::network::{Evaluator, Network};
 use modejump::models::{load, ModelCard, ModelConfig};
 use modejump::rng::{Stream, StreamId};
+use modejump::trust::Trust;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -46,7 +47,7 @@ fn energy(path: &Path, n_atoms: usize) {
         heads: 2,
         kernels: 5,
     };
-    let config = EnergyConfig { units_per_nm: 10.0, data_time: 0.0 };
+    let config = EnergyConfig { units_per_nm: 10.0, data_time: 0.0, trust: Default::default() };
     let graphormer = Graphormer::new(network.clone()).unwrap();
     let parameters: Vec<f32> = graphormer.layout().initialise(&mut Stream::new(3, StreamId::Test, 0, 0), |_, _| None);
     let model = ModelConfig::GraphormerEbm(Config { network, energy: config });
@@ -112,6 +113,32 @@ fn the_bias_of_an_energy_is_that_of_its_log_density_on_the_subset() {
     let text = reweight(&arguments).unwrap();
     let columns = text.lines().next().unwrap();
     assert!(columns.contains("exact") && columns.ends_with("surrogate"), "{text}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_calibrated_energy_is_the_same_but_for_its_trust() {
+    let folder = folder("calibrated");
+    let (from, to) = (folder.join("energy.safetensors"), folder.join("calibrated.safetensors"));
+    energy(&from, 22);
+    let arguments = ["-n", "120", "--surrogate", from.to_str().unwrap(), "--exact-subset", "100", "--json"];
+    let found = reweight(&[&arguments[..], &["--calibrate", to.to_str().unwrap()]].concat()).unwrap();
+    let found: Value = serde_json::from_str(&found).unwrap();
+    let screening = &found["screening"];
+    // beside an energy of random weights the engine's energies are best not believed either: the generator's weights hardly vary
+    assert!(number(&screening["trust"], "energy").abs() < 0.1, "{screening}");
+    assert!(number(screening, "left") < number(screening, "left_without"), "{screening}");
+    let [before, after] = [&from, &to].map(|path| load(path).unwrap());
+    assert_eq!(before.trust(), Trust::FULL);
+    let trust: Trust = serde_json::from_value(screening["trust"].clone()).unwrap();
+    assert_eq!(after.trust(), trust);
+    let (mut x, mut log_q) = (vec![0.0; 66], [Evaluation::inside(0.0)]);
+    load(MODEL).unwrap().sample(&|_| Stream::new(3, StreamId::Sample, 0, 0), &mut x, &mut log_q).unwrap();
+    assert_eq!(log_density(before.as_ref(), &x), log_density(after.as_ref(), &x), "what it says stays the same");
+
+    let flow = ["-n", "50", "--surrogate", MODEL, "--calibrate", to.to_str().unwrap()];
+    let refused = reweight(&flow).unwrap_err();
+    assert!(refused.contains("energy-based models"), "{refused}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 

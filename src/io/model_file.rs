@@ -149,6 +149,17 @@ pub enum Data {
     F64(Vec<f64>),
 }
 
+/// The bytes of the same file with another description; tensors stay as they are, to the last bit.
+pub fn with_card(name: &str, bytes: &[u8], card: &ModelCard) -> Result<Vec<u8>> {
+    let malformed = |e: safetensors::SafeTensorError| Error::model(name, e.to_string());
+    let (_, header) = safetensors::SafeTensors::read_metadata(bytes).map_err(malformed)?;
+    let file = safetensors::SafeTensors::deserialize(bytes).map_err(malformed)?;
+    let mut metadata = header.metadata().clone().unwrap_or_default();
+    let json = serde_json::to_string(card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
+    metadata.insert(KEY.to_string(), json);
+    safetensors::serialize(file.iter(), Some(metadata)).map_err(|e| Error::invalid(format!("cannot serialise: {e}")))
+}
+
 /// The bytes of a model file.
 pub fn serialize(card: &ModelCard, tensors: &BTreeMap<String, (Vec<usize>, Data)>) -> Result<Vec<u8>> {
     let json = serde_json::to_string(card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;

@@ -2,6 +2,7 @@
 
 use super::continuous::ContinuousConfig;
 use super::coupling::CouplingConfig;
+use super::energy::EnergyConfig;
 use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, invariant_ebm, mlp_ebm};
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
@@ -55,6 +56,17 @@ impl ModelConfig {
             ModelConfig::GvpFlow(_) => "gvp_flow",
             ModelConfig::InvariantEbm(_) => "invariant_ebm",
             ModelConfig::MlpEbm(_) => "mlp_ebm",
+        }
+    }
+
+    /// How its energy is read, if it is an energy-based model.
+    pub fn energy_mut(&mut self) -> Option<&mut EnergyConfig> {
+        match self {
+            ModelConfig::GraphormerEbm(config) => Some(&mut config.energy),
+            ModelConfig::GvpEbm(config) => Some(&mut config.energy),
+            ModelConfig::InvariantEbm(config) => Some(&mut config.energy),
+            ModelConfig::MlpEbm(config) => Some(&mut config.energy),
+            ModelConfig::Coupling(_) | ModelConfig::EgnnFlow(_) | ModelConfig::GvpFlow(_) => None,
         }
     }
 

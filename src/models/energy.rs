@@ -10,6 +10,7 @@ use crate::io::model_file::{self, ModelFile};
 use crate::io::write_atomically;
 use crate::nn::Real;
 use crate::rng::Stream;
+use crate::trust::Trust;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -21,13 +22,16 @@ pub struct EnergyConfig {
     pub units_per_nm: f64,
     /// Network time of the data.
     pub data_time: f64,
+    /// How far delayed acceptance believes it; `modejump reweight --calibrate` finds the best numbers.
+    #[serde(default)]
+    pub trust: Trust,
 }
 
 impl EnergyConfig {
     /// Errors: units or times that are no numbers of that kind.
     pub fn check(&self) -> Result<()> {
         match self.units_per_nm > 0.0 && self.units_per_nm.is_finite() && self.data_time.is_finite() {
-            true => Ok(()),
+            true => self.trust.check(),
             false => Err(Error::invalid(format!("{} units per nm, data at t = {}", self.units_per_nm, self.data_time))),
         }
     }
@@ -97,6 +101,10 @@ impl<E: EnergyFunction> Density for EnergyModel<E> {
 
     fn exactness(&self) -> Exactness {
         Exactness::Surrogate
+    }
+
+    fn trust(&self) -> Trust {
+        self.config.trust
     }
 
     fn sample(&self, _: &(dyn Fn(usize) -> Stream + Sync), _: &mut [f64], _: &mut [Evaluation]) -> Result<()> {

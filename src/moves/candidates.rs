@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
+use crate::trust::Trust;
 use std::sync::Arc;
 
 /// Counters of the stream between two proposals of one attempt: 2²¹ random numbers for each.
@@ -46,6 +47,8 @@ pub struct Generator {
     density: Arc<dyn Density>,
     /// The density that stands for `density` in all weights, until [`Generator::exact`] is asked.
     screen: Option<Arc<dyn Density>>,
+    /// How far the screen is believed.
+    trust: Trust,
     options: Options,
     whole: Option<WholeMolecule>,
     /// Why no box can be given.
@@ -105,6 +108,7 @@ impl Generator {
         Ok(Generator {
             options,
             screen: None,
+            trust: Trust::default(),
             whole,
             no_box: None,
             constraints: None,
@@ -157,12 +161,14 @@ impl Generator {
         self.constraints = Some(constraints);
     }
 
-    /// Lets another density stand for the generator's in all weights; proposals are then drawn without their log q.
+    /// Lets another density stand for the generator's in all weights, as far as it is trusted; proposals are then drawn without
+    /// their log q.
     ///
     /// A weight has to be a function of the configuration alone, so that a configuration weighs the same as a proposal and
     /// later as the current state. The screen is therefore asked about placed proposals; of molecules about their centred
     /// copies, since the engine may have moved the molecule to another periodic image in between.
-    pub(super) fn set_screen(&mut self, screen: Arc<dyn Density>) -> Result<()> {
+    pub(super) fn set_screen(&mut self, screen: Arc<dyn Density>, trust: Trust) -> Result<()> {
+        trust.check()?;
         if screen.dimension() != self.dimension() {
             return Err(Error::invalid(format!(
                 "the generator has {} coordinates and the screening model {}",
@@ -170,7 +176,7 @@ impl Generator {
                 screen.dimension()
             )));
         }
-        self.screen = Some(screen);
+        (self.screen, self.trust) = (Some(screen), trust);
         self.block = None;
         Ok(())
     }
@@ -271,7 +277,7 @@ impl Generator {
         }
         let metric = self.constraints.as_mut().map_or(0.0, |c| c.log_metric(&self.current));
         self.u_current = state.reduced_potential - metric;
-        self.current_evaluation = supported(evaluation[0]);
+        self.current_evaluation = self.trusted(evaluation[0], self.u_current);
         if !self.u_current.is_finite() && self.current_evaluation.is_inside() {
             self.current_evaluation = Evaluation::outside(Status::Singular);
         }
@@ -403,6 +409,15 @@ impl Generator {
         Ok(())
     }
 
+    /// What an evaluation stands for in a weight: log q, or what a screen says as far as it is trusted.
+    fn trusted(&self, evaluation: Evaluation, u: f64) -> Evaluation {
+        let log_density = self.trust.log_density(u, evaluation.log_density);
+        match evaluation.is_inside() && self.screen.is_some() {
+            true => supported(Evaluation { log_density, ..evaluation }),
+            false => supported(evaluation),
+        }
+    }
+
     /// u of every usable proposal in one call of the target, and the checks that need no target.
     fn evaluate(&mut self, target: &mut dyn Target) -> Result<()> {
         let d = self.current.len();
@@ -435,6 +450,9 @@ impl Generator {
             let usable = self.u[k].is_finite();
             let metric = self.constraints.as_mut().filter(|_| usable).map_or(0.0, |c| c.log_metric(x));
             self.u_total[k] = self.u[k] - metric;
+            if usable {
+                self.evaluations[k] = self.trusted(self.evaluations[k], self.u_total[k]);
+            }
         }
         Ok(())
     }

@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// log α = ln c(x′) − ln c(x) with c = q_s/q, the ratio of e^{−u} to what stage 1 leaves invariant. So e^{−u} is left
 /// invariant whatever q_s is, and log q is computed for the state and for one proposal, only if the state has moved.
 ///
+/// A screen may be believed less than that: with its [`crate::trust::Trust`] (α, β), log q_s above is
+/// (α − 1) u + β log q_s, so that log w_s = −α u − β log q_s.
+///
 /// The second stage accepts seldom where ln c varies by more than one or two: [`Statistics::correction_variance`] says.
 ///
 /// Weights in the statistics are −u − log q_s. The outcome shows the stage that decided: the screen's log-densities and weights
@@ -30,7 +33,8 @@ impl DelayedAcceptance {
     /// The proposals of one attempt (`n_proposals` of the generator's options) are the steps of stage 1. The screen may have any
     /// exactness. Errors: a screen of another dimension.
     pub fn new(mut generator: Generator, screen: Arc<dyn Density>) -> Result<DelayedAcceptance> {
-        generator.set_screen(screen)?;
+        let trust = screen.trust();
+        generator.set_screen(screen, trust)?;
         Ok(DelayedAcceptance { generator, statistics: Statistics::default() })
     }
 

@@ -5,6 +5,7 @@ use crate::density::{Density, Exactness};
 use crate::error::Result;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
+use crate::trust::Trust;
 use std::sync::Arc;
 
 /// x′ ~ q, log α = log w(x′) − log w(x) with log w = −u − log q (Tierney 1994).
@@ -31,7 +32,7 @@ impl Independence {
     ///
     /// Errors: a surrogate of another dimension.
     pub fn by_surrogate(mut generator: Generator, surrogate: Arc<dyn Density>) -> Result<Independence> {
-        generator.set_screen(surrogate)?;
+        generator.set_screen(surrogate, Trust::default())?;
         Ok(Independence { generator, statistics: Statistics::of(Exactness::Surrogate) })
     }
 

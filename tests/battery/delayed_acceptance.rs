@@ -7,6 +7,7 @@ use modejump::density::{Density, Evaluation, Exactness, Scope, Status};
 use modejump::error::Result;
 use modejump::moves::{DelayedAcceptance, Fate, Independence};
 use modejump::rng::Stream;
+use modejump::trust::Trust;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -136,6 +137,37 @@ fn a_perfect_screen_gives_the_independence_move() {
         assert_eq!(statistics.screened(), statistics.count(Fate::Accepted));
         assert!(statistics.correction_variance() < 1e-18);
     }
+}
+
+/// A screen that is q itself, believed by α in the energy and β in the density, weighs by e^{−αu} q^{−β} in stage 1: what it says
+/// of a configuration is seen in the weights of the statistics, and what is left for stage 2 has the variance of
+/// (1 − α) u + (1 − β) ln q.
+#[test]
+fn a_screen_is_believed_as_far_as_its_trust() {
+    let trust = Trust { energy: 0.5, density: 0.25 };
+    let system = &systems()[0];
+    let mut target = NegativeLog::new(system.target.clone(), 0.0);
+    let q = &system.generator;
+    let mut kernel = delayed(q, Arc::new(Believed(q.clone(), trust)), 1);
+    let (mut x, mut e) = (vec![0.0; system.target.dimension()], [Evaluation::inside(0.0)]);
+    let stream = |_: usize| Stream::new(3, modejump::rng::StreamId::Test, 0, 0);
+    system.target.sample(&stream, &mut x, &mut e).unwrap();
+    let mut seen = [0, 0];
+    for step in 0..200 {
+        let before = x.clone();
+        let outcome = Correct.attempt(kernel.as_mut(), &mut target, &mut x, step);
+        let u = target.u(&before);
+        q.log_density(&before, &mut e).unwrap();
+        let decided_by_screen = kernel.statistics().screened() as usize == seen[0];
+        let expected = match decided_by_screen {
+            true => -0.5 * u - 0.25 * e[0].log_density,
+            false => -u - e[0].log_density,
+        };
+        assert!((outcome.log_weight_current - expected).abs() < 1e-9, "step {step}");
+        seen = [kernel.statistics().screened() as usize, seen[1] + usize::from(decided_by_screen)];
+    }
+    assert!(seen[0] > 20 && seen[1] > 20, "{seen:?}");
+    assert!(kernel.statistics().correction_variance() > 1e-3);
 }
 
 /// Counts what is asked of a generator.

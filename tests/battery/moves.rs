@@ -12,6 +12,7 @@ use modejump::moves::{
 };
 use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
+use modejump::trust::Trust;
 use std::sync::Arc;
 
 const STARTS: usize = 50_000;
@@ -99,7 +100,7 @@ pub fn generator(density: &Arc<dyn Density>, n_proposals: usize, batch: usize) -
 
 type Kernel = fn(&Arc<dyn Density>, f64) -> Box<dyn Move>;
 
-const KERNELS: [(&str, Kernel); 7] = [
+const KERNELS: [(&str, Kernel); 8] = [
     ("independence", |q, _| Box::new(Independence::new(generator(q, 1, 16)))),
     ("independence with 3 proposals", |q, _| Box::new(Independence::new(generator(q, 3, 4)))),
     ("i-SIR(1)", |q, _| Box::new(Isir::new(generator(q, 1, 8)))),
@@ -112,6 +113,10 @@ const KERNELS: [(&str, Kernel); 7] = [
     }),
     ("delayed acceptance by a wrong screen", |q, _| delayed(q, Arc::new(WrongScreen(q.clone())), 1)),
     ("delayed acceptance with 3 steps", |q, _| delayed(q, Arc::new(WrongScreen(q.clone())), 3)),
+    ("delayed acceptance with 3 steps by a screen that is half believed", |q, _| {
+        let trust = Trust { energy: 0.7, density: 0.4 };
+        delayed(q, Arc::new(Believed(Arc::new(WrongScreen(q.clone())), trust)), 3)
+    }),
 ];
 
 pub fn delayed(q: &Arc<dyn Density>, screen: Arc<dyn Density>, steps: usize) -> Box<dyn Move> {

@@ -11,6 +11,7 @@ use modejump::models::{ModelCard, VectorField};
 use modejump::ode::Method;
 use modejump::rng::Stream;
 use modejump::target::Target;
+use modejump::trust::Trust;
 use std::sync::Arc;
 
 const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
@@ -443,5 +444,29 @@ impl Density for WrongScreen {
     }
     fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
         unreachable!("a screen is never asked for gradients")
+    }
+}
+
+/// The same density, believed so far as a screen.
+pub struct Believed(pub Arc<dyn Density>, pub Trust);
+
+impl Density for Believed {
+    fn dimension(&self) -> usize {
+        self.0.dimension()
+    }
+    fn exactness(&self) -> Exactness {
+        self.0.exactness()
+    }
+    fn trust(&self) -> Trust {
+        self.1
+    }
+    fn sample(&self, s: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
+        self.0.sample(s, x, e)
+    }
+    fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
+        self.0.log_density(x, e)
+    }
+    fn log_density_gradient(&self, x: &[f64], e: &mut [Evaluation], g: &mut [f64]) -> Result<()> {
+        self.0.log_density_gradient(x, e, g)
     }
 }

@@ -15,6 +15,7 @@ use modejump::models::mlp_ebm::{self, MlpConfig, MlpNetwork};
 use modejump::models::network::Network;
 use modejump::ode::Method;
 use modejump::rng::{Stream, StreamId};
+use modejump::trust::Trust;
 
 /// By kind.
 pub fn all() -> Vec<(&'static str, Vec<u8>)> {
@@ -29,7 +30,7 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 const FEATURES: [usize; 3] = [0, 1, 1];
-const ENERGY: EnergyConfig = EnergyConfig { units_per_nm: 10.0, data_time: 0.0 };
+const ENERGY: EnergyConfig = EnergyConfig { units_per_nm: 10.0, data_time: 0.0, trust: Trust::FULL };
 
 fn stream() -> Stream {
     Stream::new(1, StreamId::Initialise, 0, 0)

@@ -15,7 +15,7 @@ fn config() -> Config {
         message_norm: 3.0,
         coordinate_range: 0.7,
     };
-    Config { network, energy: EnergyConfig { units_per_nm: 10.0, data_time: 0.0 } }
+    Config { network, energy: EnergyConfig { units_per_nm: 10.0, data_time: 0.0, trust: Default::default() } }
 }
 
 fn model() -> GvpEbm<f64> {

@@ -7,7 +7,7 @@ use crate::rng::StreamId;
 fn small() -> MlpEbm<f64> {
     let config = Config {
         network: MlpConfig { dimension: 3, width: 10, layers: 2 },
-        energy: EnergyConfig { units_per_nm: 1.0, data_time: 0.0 },
+        energy: EnergyConfig { units_per_nm: 1.0, data_time: 0.0, trust: Default::default() },
     };
     let network = MlpNetwork::new(config.network).unwrap();
     let mut stream = Stream::new(3, StreamId::Test, 0, 0);

@@ -46,7 +46,8 @@ impl Convert {
         let graphormer = Graphormer::new(network.clone()).map_err(as_graphormer)?;
         let parameters: Vec<f64> = graphormer.layout().read(&tensors).map_err(as_graphormer)?;
 
-        let energy = EnergyConfig { units_per_nm: units_per_nm(&options)?, data_time: DATA_TIME };
+        let energy =
+            EnergyConfig { units_per_nm: units_per_nm(&options)?, data_time: DATA_TIME, trust: Default::default() };
         let n_atoms = network.types.len();
         let mut card = ModelCard::of_cartesian(ModelConfig::GraphormerEbm(Config { network, energy }), n_atoms);
         card.exactness = Exactness::Surrogate;

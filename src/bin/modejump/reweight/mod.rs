@@ -37,6 +37,10 @@ pub struct Reweight {
     /// The generator's own density for this many of the samples only
     #[arg(long, requires = "surrogate")]
     exact_subset: Option<usize>,
+    /// Write the surrogate, an energy-based model, with the numbers by which delayed acceptance should believe it (its `trust`),
+    /// fitted to the samples whose own density is computed
+    #[arg(long, requires = "surrogate")]
+    calibrate: Option<PathBuf>,
     /// JSON with the summary and the series that `modejump plot` draws
     #[arg(short, long)]
     output: Option<PathBuf>,

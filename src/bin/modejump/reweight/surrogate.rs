@@ -6,9 +6,12 @@
 use super::{extend, number, Reweight, Samples, Weighted};
 use crate::common::{evaluations, load_partner};
 use modejump::density::{Evaluation, Exactness, Status};
+use modejump::io::{model_file, write_atomically};
 use modejump::models::Model;
+use modejump::trust::Trust;
 use modejump::weights::{self, Estimate};
 use modejump::{free_energy, Error, Result};
+use serde::Serialize;
 use serde_json::{json, Value};
 use std::path::Path;
 use std::time::Instant;
@@ -42,6 +45,10 @@ impl Reweight {
         }
 
         let samples = self.look_at(&x, model, temperature)?;
+        let trust = Screening::fit(&samples.u[..m], &log_q, &log_surrogate[..m]);
+        if let Some(to) = &self.calibrate {
+            write_calibrated(path, to, trust.as_ref().map_err(|e| Error::invalid(e.to_string()))?.trust)?;
+        }
         let generator = Weighted::new(model.exactness(), &samples, &log_q)?;
         let other = Weighted::new(Exactness::Surrogate, &samples, &log_surrogate)?;
         let side = |weighted: &Weighted, seconds: f64| -> Result<Value> {
@@ -57,10 +64,47 @@ impl Reweight {
                 "generator": side(&generator, of_generator)?,
                 "surrogate": side(&other, of_surrogate)?,
                 "bias": bias((&generator, &log_q), (&other, &log_surrogate), &samples)?,
+                "screening": trust.ok(),
             }),
         );
         Ok(vec![generator.series("generator", &samples), other.series("surrogate", &samples)])
     }
+}
+
+/// The surrogate as a screen of delayed acceptance.
+#[derive(Serialize)]
+struct Screening {
+    /// The numbers by which it should be believed.
+    trust: Trust,
+    /// Standard deviation of log w − log w_s over the middle half of the samples, scaled to that of a normal distribution: what is
+    /// left for the second stage, with these numbers and with one and one.
+    left: f64,
+    left_without: f64,
+}
+
+impl Screening {
+    fn fit(u: &[f64], log_q: &[Evaluation], log_surrogate: &[Evaluation]) -> Result<Screening> {
+        let values = |evaluations: &[Evaluation]| evaluations.iter().map(|e| e.log_density).collect::<Vec<_>>();
+        let (log_q, log_q_s) = (values(log_q), values(log_surrogate));
+        let trust = Trust::fit(u, &log_q, &log_q_s)?;
+        let left = |trust: Trust| {
+            let rows = u.iter().zip(&log_q).zip(&log_q_s).map(|((&u, q), &s)| trust.log_density(u, s) - q);
+            let mut rows: Vec<f64> = rows.filter(|c| c.is_finite()).collect();
+            rows.sort_by(f64::total_cmp);
+            (rows[3 * (rows.len() - 1) / 4] - rows[(rows.len() - 1) / 4]) / 1.349
+        };
+        Ok(Screening { trust, left: left(trust), left_without: left(Trust::default()) })
+    }
+}
+
+/// The model of one file with this trust, to another.
+fn write_calibrated(from: &Path, to: &Path, trust: Trust) -> Result<()> {
+    let bytes = std::fs::read(from).map_err(|e| Error::io(from, e))?;
+    let name = from.display().to_string();
+    let mut card = model_file::read(&name, &bytes)?.card;
+    let energy = card.model.energy_mut();
+    energy.ok_or_else(|| Error::file(from, "--calibrate is for energy-based models; this is none"))?.trust = trust;
+    write_atomically(to, &model_file::with_card(&name, &bytes, &card)?)
 }
 
 fn seconds(body: impl FnOnce() -> Result<()>) -> Result<f64> {
@@ -139,5 +183,18 @@ pub(super) fn report(s: &Value) {
     println!("  KL(π | π/c)              {:.4} ± {:.4}", f("kl"), f("kl_stderr"));
     if bias.get("delta_f_shift_kT").is_some() {
         println!("  shift of ΔF, kT          {:.3} ± {:.3}", f("delta_f_shift_kT"), f("delta_f_shift_stderr"));
+    }
+    let (screening, trust) = (&s["screening"], &s["screening"]["trust"]);
+    if !trust.is_null() {
+        println!(
+            "as a screen, believed by {:.2} in the energy and {:.2} in the density (--calibrate writes it so):",
+            number(trust, "energy"),
+            number(trust, "density")
+        );
+        println!(
+            "  left for the second stage, standard deviation {:.2} instead of {:.2}",
+            number(screening, "left"),
+            number(screening, "left_without")
+        );
     }
 }

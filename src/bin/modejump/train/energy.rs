@@ -17,12 +17,13 @@ use modejump::models::network::Network;
 use modejump::rng::{Stream, StreamId};
 use modejump::train::network_trainer::in_units;
 use modejump::train::{Contrast, ContrastiveOptions, NetworkOptions};
+use modejump::trust::Trust;
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// New energies see molecules in Å, the data at time 0.
-const ANGSTROM: EnergyConfig = EnergyConfig { units_per_nm: 10.0, data_time: 0.0 };
+const ANGSTROM: EnergyConfig = EnergyConfig { units_per_nm: 10.0, data_time: 0.0, trust: Trust::FULL };
 
 /// A new Graphormer and its training. Lengths in Å.
 #[derive(Clone, Debug, Serialize, Deserialize)]

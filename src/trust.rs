@@ -1,0 +1,121 @@
+//! How far the screen of delayed acceptance is believed.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// Fewest configurations that a fit is made from.
+const FEWEST: usize = 20;
+/// Log-weights that lie this many standard deviations from the median, the deviation judged by the quartiles, are left out of a
+/// fit: such configurations are never accepted, whatever a screen says of them.
+const FAR: f64 = 5.0;
+
+/// Stage 1 of delayed acceptance weighs by log w_s = −`energy` · u − `density` · log q_s.
+///
+/// Any numbers leave the move exact. Best is what guesses log w = −u − log q best: one and one if q_s is q; less of the density
+/// where its errors are of the size of log w itself, for then only a part of what it says of log w is to be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Trust {
+    pub energy: f64,
+    pub density: f64,
+}
+
+impl Default for Trust {
+    fn default() -> Trust {
+        Trust::FULL
+    }
+}
+
+impl Trust {
+    /// As if q_s were q.
+    pub const FULL: Trust = Trust { energy: 1.0, density: 1.0 };
+
+    /// What stands for log q in a weight −u − log q, so that the weight is w_s.
+    pub fn log_density(&self, u: f64, log_q_s: f64) -> f64 {
+        match *self == Trust::FULL {
+            true => log_q_s,
+            false => (self.energy - 1.0) * u + self.density * log_q_s,
+        }
+    }
+
+    /// Errors: numbers that are not finite.
+    pub fn check(&self) -> Result<()> {
+        match self.energy.is_finite() && self.density.is_finite() {
+            true => Ok(()),
+            false => {
+                Err(Error::invalid(format!("trust {} in the energy, {} in the density", self.energy, self.density)))
+            }
+        }
+    }
+
+    /// The numbers by which log w_s guesses log w best, by least squares over samples of q, a constant aside. Samples with a
+    /// number that is not finite do not count.
+    ///
+    /// Errors: too few samples; all alike.
+    pub fn fit(u: &[f64], log_q: &[f64], log_q_s: &[f64]) -> Result<Trust> {
+        let all = u.iter().zip(log_q).zip(log_q_s).map(|((u, q), s)| [-u, -s, -u - q]);
+        let mut rows: Vec<[f64; 3]> = all.filter(|row| row.iter().all(|v| v.is_finite())).collect();
+        let log_w: Vec<f64> = rows.iter().map(|row| row[2]).collect();
+        if rows.len() < FEWEST {
+            return Err(Error::invalid(format!("{} usable samples; a fit needs {FEWEST}", rows.len())));
+        }
+        let [lower, median, upper] = quartiles(&log_w);
+        rows.retain(|row| (row[2] - median).abs() <= FAR * (upper - lower) / 1.349);
+        let mean: [f64; 3] = std::array::from_fn(|i| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len() as f64);
+        let product = |i: usize, j: usize| rows.iter().map(|row| (row[i] - mean[i]) * (row[j] - mean[j])).sum::<f64>();
+        let (uu, us, ss) = (product(0, 0), product(0, 1), product(1, 1));
+        let (uw, sw) = (product(0, 2), product(1, 2));
+        let determinant = uu * ss - us * us;
+        if determinant.is_nan() || determinant <= 1e-9 * uu * ss {
+            return Err(Error::invalid("energies and log-densities of the samples do not differ from each other"));
+        }
+        Ok(Trust { energy: (uw * ss - sw * us) / determinant, density: (sw * uu - uw * us) / determinant })
+    }
+}
+
+fn quartiles(values: &[f64]) -> [f64; 3] {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|k| sorted[k * (sorted.len() - 1) / 4])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Stream, StreamId};
+
+    #[test]
+    fn the_fit_finds_what_is_there() {
+        let mut stream = Stream::new(7, StreamId::Test, 0, 0);
+        let mut normal = |n: usize| (0..n).map(|_| stream.normal()).collect::<Vec<f64>>();
+        let n = 20_000;
+        let (log_w, noise, u) = (normal(n), normal(n), normal(n));
+        // a screen whose error is as large as log w: half of it is to be believed, of the energy as of the density
+        let log_q: Vec<f64> = (0..n).map(|i| -5.0 * u[i] - log_w[i]).collect();
+        let u: Vec<f64> = u.iter().map(|u| 5.0 * u).collect();
+        let log_q_s: Vec<f64> = (0..n).map(|i| log_q[i] + noise[i] + 3.0).collect();
+        let fit = Trust::fit(&u, &log_q, &log_q_s).unwrap();
+        assert!((fit.energy - 0.5).abs() < 0.02 && (fit.density - 0.5).abs() < 0.02, "{fit:?}");
+        // outliers and infinities do not matter
+        let mut wild = u.clone();
+        (wild[0], wild[1], wild[2]) = (1e9, f64::INFINITY, f64::NAN);
+        let other = Trust::fit(&wild, &log_q, &log_q_s).unwrap();
+        assert!((other.energy - fit.energy).abs() < 1e-3 && (other.density - fit.density).abs() < 1e-3, "{other:?}");
+        let exact = Trust::fit(&u, &log_q, &log_q).unwrap();
+        assert!((exact.energy - 1.0).abs() < 1e-9 && (exact.density - 1.0).abs() < 1e-9, "{exact:?}");
+    }
+
+    #[test]
+    fn senseless_samples_are_refused() {
+        assert!(Trust::fit(&[0.0; 5], &[0.0; 5], &[0.0; 5]).unwrap_err().to_string().contains("5 usable samples"));
+        assert!(Trust::fit(&[0.0; 50], &[0.0; 50], &[0.0; 50]).is_err());
+        assert!(Trust { energy: f64::NAN, density: 1.0 }.check().is_err());
+    }
+
+    #[test]
+    fn the_weight_is_what_it_says() {
+        let trust = Trust { energy: 0.3, density: 0.7 };
+        assert!((-2.0 - trust.log_density(2.0, 5.0) - (-0.3 * 2.0 - 0.7 * 5.0)).abs() < 1e-15);
+        assert_eq!(Trust::FULL.log_density(f64::INFINITY, 5.0), 5.0);
+    }
+}
