@@ -2,7 +2,10 @@
 
 use modejump::coordinates::Topology;
 use modejump::density::{Evaluation, Exactness};
-use modejump::models;
+use modejump::io::model_file;
+use modejump::models::{self, ModelConfig};
+use modejump::ode::Method;
+use modejump::rng::{Stream, StreamId};
 use std::path::{Path, PathBuf};
 
 fn folder() -> PathBuf {
@@ -46,4 +49,30 @@ fn the_energy_of_alanine_dipeptide_knows_good_shapes_from_bad_ones() {
     }
     assert_eq!(log_q(&relabelled), log_q(&x), "labels of a methyl group");
     assert!(log_q(&x).is_finite() && log_q(&stretched) < log_q(&x) - 10.0, "a C-H bond 30 % too long");
+}
+
+/// The quadrature along the path finds what the integration of log q as a component of the solution finds, to the size of the
+/// solver's errors: samples of the shipped flow, far below what an acceptance notices.
+#[test]
+fn the_quadrature_of_the_shipped_flow_is_as_good_as_its_steps() {
+    let path = folder().join("gvp-flow.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let mut card = model_file::read("flow", &bytes).unwrap().card;
+    let ModelConfig::GvpFlow(config) = &mut card.model else { panic!("another kind of flow") };
+    let Method::DormandPrince { ref mut quadrature, .. } = config.flow.solver else { panic!("another solver") };
+    assert_eq!(std::mem::replace(quadrature, 0), 3);
+    let folder = std::env::temp_dir().join(format!("modejump-quadrature-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let other = folder.join("component.safetensors");
+    std::fs::write(&other, model_file::with_card("flow", &bytes, &card).unwrap()).unwrap();
+    let [quadrature, component] = [path, other].map(|path| {
+        let (mut x, mut log_q) = (vec![0.0; 2 * 66], [Evaluation::inside(0.0); 2]);
+        let streams = |row: usize| Stream::new(1, StreamId::Sample, row as u64, 0);
+        models::load(path).unwrap().sample(&streams, &mut x, &mut log_q).unwrap();
+        log_q.map(|e| e.log_density)
+    });
+    for (a, b) in quadrature.into_iter().zip(component) {
+        assert!((a - b).abs() < 0.05, "{a} by quadrature, {b} as a component");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
 }

@@ -2,11 +2,23 @@
 
 >>> jump = modejump.MonteCarloModeJump("models/ala2/model.safetensors", frequency=100)
 >>> system.addForce(jump)
+
+Without an engine, for a potential of your own: `Model` and `Move` (modejump.core), numpy in, numpy out.
 """
 
+from .core import Error, Model, Move, Outcome
 from .force import MonteCarloModeJump, Statistics
 from .replicas import assign_replica_streams
 from .reporter import ModeJumpReporter
 
 __version__ = "0.1.0"
-__all__ = ["MonteCarloModeJump", "Statistics", "ModeJumpReporter", "assign_replica_streams"]
+__all__ = [
+    "Error",
+    "Model",
+    "Move",
+    "Outcome",
+    "MonteCarloModeJump",
+    "Statistics",
+    "ModeJumpReporter",
+    "assign_replica_streams",
+]

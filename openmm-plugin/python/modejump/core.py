@@ -1,0 +1,371 @@
+"""Models and moves without an engine: numpy in, numpy out, through the C interface (include/modejump.h).
+
+>>> model = modejump.Model("generator.safetensors")
+>>> x, log_q = model.sample(1000, seed=1)
+>>> move = modejump.Move(model, proposals=4, seed=7)
+>>> outcome = move.attempt(x[0], potential, step=0)     # potential(x[n, ...]) -> u[n] = U/kT
+
+Lengths are in nm, potentials reduced (divided by kT), logarithms natural. Molecules have the shape (atoms, 3), models of
+abstract coordinates (dimension,).
+"""
+
+import ctypes
+import json
+import os
+import sysconfig
+from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_double, c_int32, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ABI = 1
+NAME = "libmodejump.so"
+CALLBACK_FAILED = 254
+METHODS = {"independence": 0, "isir": 1}
+SURROGATE = 2
+#: Of Outcome.reason, by the number in the C interface.
+REASONS = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality")
+
+_doubles = POINTER(c_double)
+_Potential = CFUNCTYPE(c_int32, c_void_p, c_uint64, _doubles, _doubles)
+
+
+class Error(RuntimeError):
+    """A call of the library failed; `status` is its number in modejump.h."""
+
+    def __init__(self, message, status):
+        super().__init__(message)
+        self.status = status
+
+
+class _Struct(ctypes.Structure):
+    """A struct of the C interface, which begins with its size."""
+
+    def __init__(self, **values):
+        super().__init__(struct_size=ctypes.sizeof(self), **values)
+
+
+class _Options(_Struct):
+    _fields_ = [("struct_size", c_uint32), ("kind", c_uint32)] + [
+        (name, c_uint64) for name in ("n_proposals", "seed", "stride", "batch")
+    ]
+
+
+class _Target(_Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("flags", c_uint32),
+        ("user", c_void_p),
+        ("reduced_potential", _Potential),
+        ("destroy", c_void_p),
+    ]
+
+
+class _State(_Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("flags", c_uint32),
+        ("step", c_uint64),
+        ("replica", c_uint64),
+        ("reduced_potential", c_double),
+        ("x", _doubles),
+        ("box", _doubles),
+    ]
+
+
+class _Outcome(_Struct):
+    _fields_ = [("struct_size", c_uint32), ("outcome", c_uint32)] + [
+        (name, c_double)
+        for name in (
+            "log_acceptance",
+            "log_weight_current",
+            "log_weight_proposed",
+            "log_density_current",
+            "log_density_proposed",
+            "reduced_potential",
+        )
+    ]
+
+
+class _Statistics(_Struct):
+    _fields_ = (
+        [("struct_size", c_uint32), ("flags", c_uint32)]
+        + [(name, c_uint64) for name in ("attempts", *REASONS)]
+        + [("mean_log_weight", c_double), ("ess", c_double)]
+        + [(name, c_uint64) for name in ("proposals", "screened", "exact_evaluations")]
+        + [("correction_variance", c_double)]
+    )
+
+
+def _load():
+    """MODEJUMP_LIBRARY, or the library installed with this package."""
+    installed = [folder / NAME for folder in (Path(__file__).parent, Path(sysconfig.get_path("platlib")) / "modejump")]
+    named = os.environ.get("MODEJUMP_LIBRARY")
+    path = Path(named) if named else next((path for path in installed if path.exists()), installed[-1])
+    if not path.exists():
+        raise ImportError(
+            f"{NAME} is not at {path}; install the package with `pip install ./openmm-plugin`, or set MODEJUMP_LIBRARY to it"
+        )
+    library = ctypes.CDLL(str(path))
+    library.modejump_abi_version.restype = c_uint32
+    found = library.modejump_abi_version()
+    if found != ABI:
+        raise ImportError(f"{path} has interface {found}, this package needs {ABI}; reinstall modejump")
+    return library
+
+
+_library = _load()
+
+
+def _call(name, *arguments):
+    """Calls a function; its failure becomes an Error with the library's message."""
+    status = getattr(_library, "modejump_" + name)(*arguments)
+    if status != 0:
+        message = c_char_p()
+        _library.modejump_last_error(byref(message))
+        raise Error(message.value.decode(), status)
+
+
+def _pointer(array):
+    return array.ctypes.data_as(_doubles)
+
+
+class Model:
+    """A model file: a generator with its density, or an energy-based model.
+
+    Raises Error if there is no such file, or it is malformed.
+    """
+
+    def __init__(self, path):
+        self._handle = c_void_p()
+        _call("model_load", os.fsencode(path), byref(self._handle))
+        dimension, text = c_uint64(), c_char_p()
+        _call("model_dimension", self._handle, byref(dimension))
+        _call("model_metadata", self._handle, byref(text))
+        #: Coordinates of a configuration.
+        self.dimension = dimension.value
+        #: What the file says of the model: its kind, coordinates, topology, temperature, provenance.
+        self.metadata = json.loads(text.value)
+        _call("model_hash", self._handle, byref(text))
+        #: Of the file's bytes, hexadecimal.
+        self.hash = text.value.decode()
+        molecule = self.metadata.get("topology") is not None or self.metadata["coordinates"]["kind"] != "cartesian"
+        #: Shape of a configuration: (atoms, 3), or (dimension,) for abstract coordinates.
+        self.shape = (self.dimension // 3, 3) if molecule else (self.dimension,)
+
+    load = classmethod(lambda cls, path: cls(path))
+    load.__func__.__doc__ = "The model of a file; the same as Model(path)."
+
+    def __del__(self):
+        if getattr(self, "_handle", None):
+            _library.modejump_model_free(self._handle)
+
+    def _rows(self, x):
+        """x as float64 [n][dimension], and the shape of one value a configuration."""
+        x = np.ascontiguousarray(x, dtype=np.float64)
+        k = len(self.shape)
+        if x.ndim < k or x.shape[x.ndim - k :] != self.shape:
+            raise ValueError(f"configurations of shape {self.shape} are needed, got an array of shape {x.shape}")
+        return x.reshape(-1, self.dimension), x.shape[: x.ndim - k]
+
+    def sample(self, n, seed=1, first=0):
+        """x [n, *shape] in nm and log q [n] of samples number first to first + n - 1 of the sequence that belongs to the seed.
+
+        log q = -inf marks a sample that must not be used. Raises Error for an energy-based model, which has no samples.
+        """
+        x, log_density = np.empty((n, *self.shape)), np.empty(n)
+        arguments = (c_uint64(seed), c_uint64(first), c_uint64(n), _pointer(x), _pointer(log_density))
+        _call("model_sample", self._handle, *arguments)
+        return x, log_density
+
+    def log_density(self, x):
+        """log q of each configuration in x [..., *shape]; -inf where the density is zero or undefined."""
+        rows, shape = self._rows(x)
+        log_density = np.empty(len(rows))
+        _call("model_log_density", self._handle, c_uint64(len(rows)), _pointer(rows), _pointer(log_density))
+        return log_density.reshape(shape)[()]
+
+    def log_density_gradient(self, x):
+        """log q [...] and its gradient by x [..., *shape], 1/nm; the gradient is zero where log q is -inf."""
+        rows, shape = self._rows(x)
+        log_density, gradient = np.empty(len(rows)), np.empty_like(rows)
+        pointers = (_pointer(rows), _pointer(log_density), _pointer(gradient))
+        _call("model_log_density_gradient", self._handle, c_uint64(len(rows)), *pointers)
+        return log_density.reshape(shape)[()], gradient.reshape(*shape, *self.shape)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an attempt. With several proposals the numbers are those of the one that decided."""
+
+    accepted: bool
+    #: "accepted", "rejected" by the Metropolis test, or what made the proposal unusable.
+    reason: str
+    #: The configuration after the attempt, nm, and its reduced potential.
+    x: np.ndarray
+    reduced_potential: float
+    log_acceptance: float
+    #: -u(x) - log q(x)
+    log_weight_current: float
+    log_weight_proposed: float
+    log_density_current: float
+    log_density_proposed: float
+
+
+@dataclass(frozen=True)
+class MoveStatistics:
+    """Attempts since the move was made or its statistics were reset."""
+
+    attempts: int
+    accepted: int
+    rejected: int
+    out_of_support: int
+    singular: int
+    non_finite: int
+    constraint: int
+    chirality: int
+    mean_log_weight: float
+    #: Effective sample size of all proposals as a fraction of their number.
+    ess: float
+    proposals: int
+    screened: int
+    exact_evaluations: int
+    correction_variance: float
+    #: Of the log-density that decides: "exact", or "surrogate" where that was asked for and sampling is biased.
+    likelihood: str
+
+    @property
+    def acceptance(self):
+        """Accepted attempts over all attempts; nan before the first."""
+        return self.accepted / self.attempts if self.attempts else float("nan")
+
+
+class Move:
+    """Proposals of a generator, decided by a Metropolis test on the caller's own potential. One thread at a time.
+
+    Parameters
+    ----------
+    model : Model
+        The generator.
+    method : "independence" or "isir"
+        With several proposals: Metropolis tests one after the other, or iterated sampling-importance resampling.
+    proposals : int
+        Of one attempt; each costs one potential.
+    seed : int
+        The random numbers of an attempt are a function of seed, step and replica.
+    stride, batch : int
+        Steps between attempts, and how many attempts' proposals are drawn together; stride 0 if it is not known.
+    screen : Model, optional
+        A density that is cheap and may be wrong, such as an energy-based model: it screens the proposals, and the exact one
+        decides about what passes (delayed acceptance).
+    acceptance : "exact" or "surrogate"
+        "surrogate": the screen alone decides. This is biased, and the statistics say so.
+    """
+
+    def __init__(
+        self,
+        model,
+        method="independence",
+        *,
+        proposals=1,
+        seed=0,
+        stride=0,
+        batch=32,
+        screen=None,
+        acceptance="exact",
+    ):
+        if method not in METHODS or acceptance not in ("exact", "surrogate"):
+            raise ValueError(f"method {method!r} and acceptance {acceptance!r}: use {', '.join(METHODS)}; exact, surrogate")
+        if acceptance == "surrogate" and screen is None:
+            raise ValueError('acceptance="surrogate" needs a screen, which is to decide')
+        if screen is not None and method != "independence":
+            raise ValueError("a screen goes with the method independence")
+        kind = SURROGATE if acceptance == "surrogate" else METHODS[method]
+        options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch)
+        self.model = model
+        self._handle = c_void_p()
+        if screen is None:
+            _call("move_new", model._handle, byref(options), byref(self._handle))
+        else:
+            handles = (model._handle, screen._handle)
+            _call("move_delayed_acceptance_new", *handles, byref(options), byref(self._handle))
+
+    def __del__(self):
+        if getattr(self, "_handle", None):
+            _library.modejump_move_free(self._handle)
+
+    def set_constraints(self, atoms, lengths, masses):
+        """Bonds that the dynamics keeps: pairs of atoms [n, 2], lengths [n] in nm, masses of all atoms in dalton.
+
+        The target gets the metric term that constrained dynamics has. Raises Error unless the model keeps each bond too.
+        """
+        atoms = np.ascontiguousarray(atoms, dtype=np.uint64).reshape(-1, 2)
+        lengths, masses = (np.ascontiguousarray(v, dtype=np.float64) for v in (lengths, masses))
+        if len(lengths) != len(atoms) or 3 * len(masses) != self.model.dimension:
+            raise ValueError(f"{len(atoms)} bonds, {len(lengths)} lengths, {len(masses)} masses of {self.model.shape[0]} atoms")
+        pairs = atoms.ctypes.data_as(POINTER(c_uint64))
+        _call("move_set_constraints", self._handle, c_uint64(len(atoms)), pairs, _pointer(lengths), _pointer(masses))
+
+    def attempt(self, x, potential, *, step, reduced_potential=None, replica=0, box=None):
+        """One attempt from the configuration x [*shape], which is not changed; the new one is in the outcome.
+
+        `potential(x)` gives the reduced potentials U/kT [n] of configurations x [n, *shape]; NaN or infinity rejects one.
+        `reduced_potential` is that of x, if it is known already. `box`, nm, has the box vectors as rows. What the potential
+        raises is raised again here.
+        """
+        rows, shape = self.model._rows(x)
+        if shape != ():
+            raise ValueError(f"one configuration of shape {self.model.shape} is needed, got {np.shape(x)}")
+        state_x, raised = rows.copy(), []
+
+        def evaluate(_, n, pointer, u):
+            try:
+                values = np.asarray(potential(np.ctypeslib.as_array(pointer, (n, *self.model.shape)).copy()), dtype=float)
+                if values.shape != (n,):
+                    raise ValueError(f"the potential of {n} configurations has the shape {values.shape}, not ({n},)")
+                np.ctypeslib.as_array(u, (n,))[:] = values
+                return 0
+            except BaseException as error:  # no exception may cross the C interface
+                raised.append(error)
+                _library.modejump_set_last_error(f"the potential raised {type(error).__name__}: {error}".encode())
+                return 1
+
+        if reduced_potential is None:
+            reduced_potential = float(np.asarray(potential(state_x.reshape(1, *self.model.shape)), dtype=float)[0])
+        box = None if box is None else np.ascontiguousarray(box, dtype=np.float64).reshape(9)
+        target = _Target(reduced_potential=_Potential(evaluate))
+        state = _State(
+            step=step,
+            replica=replica,
+            reduced_potential=reduced_potential,
+            x=_pointer(state_x),
+            box=None if box is None else _pointer(box),
+        )
+        outcome = _Outcome()
+        try:
+            _call("move_attempt", self._handle, byref(target), byref(state), byref(outcome))
+        except Error as error:
+            raise (raised[0] if raised and error.status == CALLBACK_FAILED else error) from None
+        names = [name for name, _ in _Outcome._fields_[2:]]
+        reason = REASONS[outcome.outcome]
+        values = {name: getattr(outcome, name) for name in names}
+        return Outcome(reason == "accepted", reason, state_x.reshape(self.model.shape), **values)
+
+    def statistics(self):
+        """Counters, and what the weights of the proposals say of the generator."""
+        counts = _Statistics()
+        _call("move_statistics", self._handle, byref(counts))
+        values = {name: getattr(counts, name) for name, _ in _Statistics._fields_[2:]}
+        return MoveStatistics(**values, likelihood="surrogate" if counts.flags & 1 else "exact")
+
+    def reset_statistics(self):
+        _call("move_reset_statistics", self._handle)
+
+    def log_weights(self):
+        """log w = -u(x) - log q(x) of the latest proposals [n], oldest first; -inf for unusable ones."""
+        n = c_uint64()
+        _call("move_log_weights", self._handle, c_uint64(0), None, byref(n))
+        weights = np.empty(n.value)
+        _call("move_log_weights", self._handle, n, _pointer(weights), byref(n))
+        return weights

@@ -1,0 +1,167 @@
+"""Models and moves without an engine: modejump.Model and modejump.Move."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import modejump
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+DOUBLE_WELL = MODELS / "double-well" / "generator.safetensors"
+ALA2 = MODELS / "ala2" / "model.safetensors"
+
+
+def double_well(x):
+    """The potential that the shipped generator was made for."""
+    return 10 * (x[:, 0] ** 2 - 1) ** 2 + 0.5 * x[:, 0] + 5 * (x[:, 1] - 0.5 * x[:, 0]) ** 2
+
+
+def left_population():
+    x = np.linspace(-2.5, 2.5, 20001)
+    weight = np.exp(-10 * (x**2 - 1) ** 2 - 0.5 * x)
+    return weight[x < 0].sum() / weight.sum()
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return modejump.Model(DOUBLE_WELL)
+
+
+@pytest.fixture(scope="module")
+def ala2():
+    return modejump.Model.load(ALA2)
+
+
+def test_a_model_says_what_it_is(generator, ala2):
+    assert (generator.dimension, generator.shape) == (2, (2,))
+    assert (ala2.dimension, ala2.shape) == (66, (22, 3))
+    assert ala2.metadata["model"]["kind"] == "coupling" and ala2.metadata["temperature"] == 300.0
+    assert len(ala2.hash) == 32 and ala2.hash != generator.hash
+
+
+def test_samples_come_with_their_density(ala2):
+    x, log_q = ala2.sample(70, seed=3)
+    assert x.shape == (70, 22, 3) and log_q.shape == (70,)
+    assert np.abs(ala2.log_density(x) - log_q).max() < 1e-3  # single precision inside
+    assert ala2.log_density(x[0]).shape == () and ala2.log_density(x.reshape(7, 10, 22, 3)).shape == (7, 10)
+    again, _ = ala2.sample(20, seed=3, first=50)
+    assert np.abs(again - x[50:]).max() < 1e-5
+    assert np.isneginf(ala2.log_density(-x[0])), "D-alanine"
+    assert np.isneginf(ala2.log_density(np.full((22, 3), np.nan)))
+
+
+def test_the_gradient_is_that_of_the_density(generator):
+    x, _ = generator.sample(50, seed=2)
+    log_q, gradient = generator.log_density_gradient(x)
+    assert gradient.shape == x.shape and np.allclose(log_q, generator.log_density(x), atol=1e-4)
+    h = 1e-3
+    for axis in range(2):
+        step = h * np.eye(2)[axis]
+        slope = (generator.log_density(x + step) - generator.log_density(x - step)) / (2 * h)
+        # at the knots of a spline the gradient jumps, so differences across them are something in between
+        assert np.isclose(gradient[:, axis], slope, atol=0.2, rtol=0.05).mean() > 0.8
+
+
+@pytest.mark.parametrize("method, proposals", [("independence", 1), ("independence", 3), ("isir", 4)])
+def test_populations_of_two_wells(generator, method, proposals):
+    move = modejump.Move(generator, method, proposals=proposals, seed=5, stride=1)
+    x, u, left = np.array([1.0, 0.5]), None, []
+    for step in range(4000):
+        outcome = move.attempt(x, double_well, step=step, reduced_potential=u)
+        assert outcome.reduced_potential == pytest.approx(double_well(outcome.x[None])[0], abs=1e-9)
+        x, u = outcome.x, outcome.reduced_potential
+        left.append(x[0] < 0)
+    blocks = np.reshape(left, (40, 100)).mean(axis=1)
+    error = blocks.std(ddof=1) / np.sqrt(40)
+    assert abs(np.mean(left) - left_population()) < 4 * error < 0.1
+    statistics = move.statistics()
+    assert statistics.attempts == 4000 and statistics.likelihood == "exact"
+    assert statistics.acceptance > 0.3 and len(move.log_weights()) == statistics.proposals == 4000 * proposals
+    move.reset_statistics()
+    assert move.statistics().attempts == 0 and np.isnan(move.statistics().acceptance)
+
+
+def test_an_attempt_is_a_function_of_seed_step_and_replica(generator):
+    def outcome(seed=1, step=7, replica=0):
+        return modejump.Move(generator, seed=seed).attempt([1.0, 0.5], double_well, step=step, replica=replica)
+
+    first = outcome()
+    assert outcome().log_density_proposed == first.log_density_proposed
+    for other in (outcome(seed=2), outcome(step=8), outcome(replica=1)):
+        assert other.log_density_proposed != first.log_density_proposed
+
+
+def test_the_configuration_is_left_alone(generator):
+    x = np.array([1.0, 0.5])
+    move = modejump.Move(generator, seed=5)
+    outcomes = [move.attempt(x, double_well, step=step) for step in range(30)]
+    assert (x == [1.0, 0.5]).all()
+    for outcome in outcomes:
+        assert outcome.accepted == (outcome.reason == "accepted") == (not np.array_equal(outcome.x, x))
+    assert {True, False} == {outcome.accepted for outcome in outcomes}
+
+
+def test_what_the_potential_raises_is_raised_again(generator):
+    class Interrupted(Exception):
+        pass
+
+    def fails(x):
+        raise Interrupted("no power")
+
+    move = modejump.Move(generator, seed=5)
+    with pytest.raises(Interrupted, match="no power"):
+        move.attempt([1.0, 0.5], fails, step=0, reduced_potential=0.25)
+    with pytest.raises(ValueError, match=r"has the shape \(\), not \(1,\)"):
+        move.attempt([1.0, 0.5], lambda x: 1.0, step=0, reduced_potential=0.25)
+    # the move goes on as if nothing had happened
+    assert move.attempt([1.0, 0.5], double_well, step=1).reason in ("accepted", "rejected")
+    assert move.attempt([1.0, 0.5], lambda x: np.full(len(x), np.nan), step=2, reduced_potential=0.25).reason == "non_finite"
+
+
+def test_screens(generator):
+    plain = modejump.Move(generator, seed=5)
+    exact = modejump.Move(generator, seed=5, screen=generator)
+    surrogate = modejump.Move(generator, seed=5, screen=generator, acceptance="surrogate")
+    for step in range(60):
+        first, *others = (move.attempt([1.0, 0.5], double_well, step=step) for move in (plain, exact, surrogate))
+        for other in others:
+            assert other.accepted == first.accepted and np.allclose(other.x, first.x, atol=1e-6)
+    statistics = exact.statistics()
+    assert 0 < statistics.screened < 60 and statistics.exact_evaluations == 2 * statistics.screened
+    assert statistics.likelihood == "exact" and surrogate.statistics().likelihood == "surrogate"
+
+
+def test_constraints_that_the_model_does_not_keep_are_refused(ala2):
+    move = modejump.Move(ala2)
+    with pytest.raises(modejump.Error, match="bond"):
+        move.set_constraints([[0, 1]], [0.109], np.ones(22))
+    with pytest.raises(ValueError, match="masses"):
+        move.set_constraints([[0, 1]], [0.109], np.ones(3))
+
+
+@pytest.mark.parametrize(
+    "wrong, error, message",
+    [
+        (lambda m: modejump.Model("no-such-file.safetensors"), modejump.Error, "no-such-file"),
+        (lambda m: modejump.Model(__file__), modejump.Error, "test_core.py"),
+        (lambda m: m.log_density(np.zeros((5, 3))), ValueError, r"\(2,\) are needed"),
+        (lambda m: modejump.Move(m, "metropolis"), ValueError, "independence, isir"),
+        (lambda m: modejump.Move(m, acceptance="surrogate"), ValueError, "needs a screen"),
+        (lambda m: modejump.Move(m, proposals=0), modejump.Error, "0 proposals"),
+        (lambda m: modejump.Move(m, "isir", screen=m), ValueError, "screen goes with"),
+        (lambda m: modejump.Move(m).attempt(np.zeros((2, 2)), double_well, step=0), ValueError, "one configuration"),
+        (lambda m: modejump.Move(m).attempt([1.0, 0.5], double_well, step=0, reduced_potential=np.nan), modejump.Error, "NaN"),
+    ],
+)
+def test_bad_input_is_refused(generator, wrong, error, message):
+    with pytest.raises(error, match=message):
+        wrong(generator)
+
+
+def test_an_energy_has_no_samples():
+    energy = modejump.Model(MODELS / "ala2" / "invariant-ebm.safetensors")
+    with pytest.raises(modejump.Error, match="draws no samples"):
+        energy.sample(1)
+    x, _ = modejump.Model(ALA2).sample(3)
+    assert np.isfinite(energy.log_density(x)).all()
