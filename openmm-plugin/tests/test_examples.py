@@ -1,0 +1,25 @@
+"""The example scripts, as a user runs them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run(name, *arguments):
+    done = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr, done.stderr
+    return done.stdout
+
+
+def test_a_langevin_loop_of_ones_own():
+    exact, plain, jumps = (float(line.split()[-1]) for line in re.findall(r"P\(left\)[ a-z]+[0-9.]+", run("own_langevin.py")))
+    assert plain == 0.0 and abs(jumps - exact) < 0.05
+
+
+def test_jumps_in_a_simulation_of_ase():
+    accepted, changes = re.search(r"([0-9.]+)% of the jumps accepted, (\d+) changes", run("ase_jumps.py", "3000")).groups()
+    assert float(accepted) > 60 and int(changes) > 0
