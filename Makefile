@@ -11,7 +11,7 @@ DEMO_SECONDS ?= 90
 HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
-.PHONY: all venv build plugin test test-rust test-plugin fuzz-targets lint demo train-demo toy learned bench clean
+.PHONY: all venv build plugin test test-rust test-plugin lammps-plugin test-lammps fuzz-targets lint demo train-demo toy learned bench clean
 
 all: build plugin
 
@@ -25,13 +25,21 @@ build: venv
 plugin: venv
 	@sh scripts/plugin.sh
 
-test: test-rust test-plugin fuzz-targets
+test: test-rust test-plugin test-lammps fuzz-targets
 
 test-rust: venv
 	cargo test --release --features openmm
 
 test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests
+
+lammps-plugin: venv
+	$(VENV)/bin/cmake -S lammps-plugin -B target/lammps-plugin -G Ninja -Wno-dev \
+		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja -DPython3_EXECUTABLE=$(CURDIR)/$(PY)
+	$(VENV)/bin/cmake --build target/lammps-plugin
+
+test-lammps: lammps-plugin
+	$(PY) -m pytest -q lammps-plugin/tests
 
 # They only have to build here; `cargo test --test fuzz_corpus` runs the same code, fuzz/Cargo.toml says how to fuzz.
 fuzz-targets:

@@ -1,0 +1,399 @@
+#include "fix_modejump.h"
+
+#include "angle.h"
+#include "atom.h"
+#include "bond.h"
+#include "comm.h"
+#include "compute.h"
+#include "dihedral.h"
+#include "domain.h"
+#include "error.h"
+#include "exceptions.h"
+#include "force.h"
+#include "group.h"
+#include "improper.h"
+#include "kspace.h"
+#include "modify.h"
+#include "neighbor.h"
+#include "pair.h"
+#include "update.h"
+#include "utils.h"
+
+#include <modejump.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+using namespace LAMMPS_NS;
+using namespace FixConst;
+
+static constexpr int COLUMNS = 9;
+
+FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
+    : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), energy_(nullptr), nm_(0), kt_(0) {
+    read_options(narg, arg);
+    force_reneighbor = 1;
+    pre_exchange_migrate = 1;
+    next_reneighbor = -1;
+    vector_flag = 1;
+    size_vector = COLUMNS;
+    global_freq = nevery;
+    extvector = 0;
+    dynamic_group_allow = 0;
+    if (!atom->tag_enable)
+        error->all(FLERR, "Fix modejump needs atoms with IDs");
+    // potential energy of the interactions alone: what other fixes add is refused in init()
+    const std::string compute = std::string(id) + "_pe";
+    energy_ = modify->add_compute(compute + " all pe pair bond angle dihedral improper kspace");
+}
+
+FixModeJump::~FixModeJump() {
+    if (modify && energy_)
+        modify->delete_compute(std::string(id) + "_pe");
+}
+
+void FixModeJump::read_options(int narg, char** arg) {
+    if (narg < 4)
+        error->all(FLERR, "Usage: fix ID group modejump N model FILE temp T [seed S] [proposals K] "
+                          "[method independence|isir] [screen FILE]");
+    nevery = utils::inumeric(FLERR, arg[3], false, lmp);
+    if (nevery <= 0)
+        error->all(FLERR, "Fix modejump: N = {}; a positive number of steps is needed", arg[3]);
+    method_ = "independence";
+    for (int i = 4; i < narg; i += 2) {
+        const std::string key = arg[i];
+        if (i + 1 == narg)
+            error->all(FLERR, "Fix modejump: keyword {} has no value", key);
+        const char* value = arg[i + 1];
+        if (key == "model")
+            model_file_ = value;
+        else if (key == "screen")
+            screen_file_ = value;
+        else if (key == "temp")
+            temperature_ = utils::numeric(FLERR, value, false, lmp);
+        else if (key == "seed")
+            seed_ = static_cast<std::uint64_t>(utils::bnumeric(FLERR, value, false, lmp));
+        else if (key == "proposals")
+            proposals_ = utils::inumeric(FLERR, value, false, lmp);
+        else if (key == "method")
+            method_ = value;
+        else
+            error->all(FLERR, "Fix modejump: unknown keyword {}; there are model, temp, seed, proposals, method, screen", key);
+    }
+    if (model_file_.empty() || !(temperature_ > 0))
+        error->all(FLERR, "Fix modejump needs `model FILE` and `temp T` with a positive temperature");
+    if (method_ != "independence" && method_ != "isir")
+        error->all(FLERR, "Fix modejump: method {}; there are independence and isir", method_);
+    if (method_ == "isir" && !screen_file_.empty())
+        error->all(FLERR, "Fix modejump: a screen goes with the method independence");
+}
+
+int FixModeJump::setmask() { return PRE_EXCHANGE; }
+
+/// Runs something on rank 0; what it throws stops all ranks.
+template <class Body> void FixModeJump::on_root(Body body) {
+    std::string problem;
+    if (comm->me == 0) {
+        try {
+            body();
+        } catch (const std::exception& thrown) {
+            problem = thrown.what();
+        }
+    }
+    int failed = !problem.empty();
+    MPI_Bcast(&failed, 1, MPI_INT, 0, world);
+    if (failed)
+        fail(problem);
+}
+
+/// Stops all ranks, each of which has to come here; rank 0 knows why.
+void FixModeJump::fail(const std::string& message) {
+    int length = static_cast<int>(message.size());
+    MPI_Bcast(&length, 1, MPI_INT, 0, world);
+    std::string text = message;
+    text.resize(length);
+    MPI_Bcast(text.data(), length, MPI_CHAR, 0, world);
+    error->all(FLERR, "Fix modejump: {}", text);
+}
+
+void FixModeJump::init() {
+    const std::string units = update->unit_style;
+    if (units == "real" || units == "metal")
+        nm_ = 0.1;
+    else if (units == "nano" || units == "lj")
+        nm_ = 1.0;
+    else
+        error->all(FLERR, "Fix modejump: units {}; real, metal, nano and lj are supported", units);
+    kt_ = force->boltz * temperature_;
+    if (utils::strmatch(update->integrate_style, "^respa"))
+        error->all(FLERR, "Fix modejump does not work with run_style respa");
+    for (const Fix* fix : modify->get_fix_list()) {
+        if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
+            error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, which the proposals do not keep", fix->id, fix->style);
+        if (fix->energy_global_flag && fix->thermo_energy)
+            error->all(FLERR, "Fix modejump: fix {} ({}) adds to the potential energy, which the moves would not see", fix->id,
+                       fix->style);
+    }
+
+    // the atoms of the model: those of the group, by ID
+    std::vector<tagint> ids;
+    for (int i = 0; i < atom->nlocal; i++)
+        if (atom->mask[i] & groupbit)
+            ids.push_back(atom->tag[i]);
+    const int mine = static_cast<int>(ids.size());
+    std::vector<int> counts(comm->nprocs), starts(comm->nprocs, 0);
+    MPI_Allgather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, world);
+    for (int p = 1; p < comm->nprocs; p++)
+        starts[p] = starts[p - 1] + counts[p - 1];
+    std::vector<tagint> all(starts.back() + counts.back());
+    MPI_Allgatherv(ids.data(), mine, MPI_LMP_TAGINT, all.data(), counts.data(), starts.data(), MPI_LMP_TAGINT, world);
+    std::sort(all.begin(), all.end());
+    index_.clear();
+    for (std::size_t k = 0; k < all.size(); k++)
+        index_[all[k]] = static_cast<int>(k);
+    x_.assign(3 * all.size(), 0.0);
+    current_ = x_;
+    image_.assign(all.size(), 0);
+
+    if (!move_)
+        load(static_cast<int>(x_.size()));
+    next_reneighbor = (update->ntimestep / nevery + 1) * nevery;
+}
+
+void FixModeJump::load(int dimension) {
+    on_root([&] {
+        const modejump::Model model(model_file_);
+        if (model.dimension() != static_cast<std::size_t>(dimension))
+            throw std::runtime_error(model_file_ + " has " + std::to_string(model.dimension() / 3) + " atoms, group " +
+                                     group->names[igroup] + " has " + std::to_string(dimension / 3));
+        modejump::Options options;
+        options.kind = method_ == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
+        options.n_proposals = static_cast<std::uint64_t>(std::max(proposals_, 0));
+        options.seed = seed_;
+        options.stride = static_cast<std::uint64_t>(nevery);
+        if (screen_file_.empty())
+            move_ = std::make_unique<modejump::Move>(model, options);
+        else
+            move_ = std::make_unique<modejump::Move>(model, modejump::Model(screen_file_), options);
+    });
+}
+
+void FixModeJump::pre_exchange() {
+    if (update->ntimestep != next_reneighbor)
+        return;
+    next_reneighbor += nevery;
+    gather();
+    if (comm->me == 0)
+        attempt();
+    else
+        follow();
+}
+
+/// Coordinates and image flags of the model's atoms to all ranks.
+void FixModeJump::gather() {
+    std::vector<double> x(x_.size(), 0.0), unwrapped(x_.size(), 0.0);
+    std::vector<imageint> image(image_.size(), 0);
+    for (int i = 0; i < atom->nlocal; i++) {
+        if (!(atom->mask[i] & groupbit))
+            continue;
+        const int k = index_.at(atom->tag[i]);
+        std::copy(atom->x[i], atom->x[i] + 3, &x[3 * k]);
+        domain->unmap(atom->x[i], atom->image[i], &unwrapped[3 * k]);
+        image[k] = atom->image[i];
+    }
+    // each atom has one owner, so the sums are exact
+    MPI_Allreduce(x.data(), x_.data(), static_cast<int>(x.size()), MPI_DOUBLE, MPI_SUM, world);
+    MPI_Allreduce(unwrapped.data(), current_.data(), static_cast<int>(x.size()), MPI_DOUBLE, MPI_SUM, world);
+    MPI_Allreduce(image.data(), image_.data(), static_cast<int>(image.size()), MPI_LMP_IMAGEINT, MPI_SUM, world);
+    for (double& value : current_)
+        value *= nm_;
+}
+
+/// Puts the model's atoms at unwrapped coordinates in nm.
+void FixModeJump::place(const std::vector<double>& x) {
+    const imageint home = (static_cast<imageint>(IMGMAX) << IMG2BITS) | (static_cast<imageint>(IMGMAX) << IMGBITS) | IMGMAX;
+    for (int i = 0; i < atom->nlocal; i++) {
+        if (!(atom->mask[i] & groupbit))
+            continue;
+        const int k = index_.at(atom->tag[i]);
+        for (int d = 0; d < 3; d++)
+            atom->x[i][d] = x[3 * k + d] / nm_;
+        atom->image[i] = home;
+        // domain->pbc() wraps by one box length only
+        domain->remap(atom->x[i], atom->image[i]);
+    }
+}
+
+/// Puts the model's atoms back, to the last bit.
+void FixModeJump::restore() {
+    for (int i = 0; i < atom->nlocal; i++) {
+        if (!(atom->mask[i] & groupbit))
+            continue;
+        const int k = index_.at(atom->tag[i]);
+        std::copy(&x_[3 * k], &x_[3 * k] + 3, atom->x[i]);
+        atom->image[i] = image_[k];
+    }
+}
+
+/// Energy of the whole system, and forces, at the coordinates that the atoms have. Collective.
+double FixModeJump::potential() {
+    if (domain->triclinic)
+        domain->x2lamda(atom->nlocal);
+    domain->pbc();
+    comm->exchange();
+    atom->nghost = 0;
+    comm->borders();
+    if (domain->triclinic)
+        domain->lamda2x(atom->nlocal + atom->nghost);
+    if (modify->n_pre_neighbor)
+        modify->pre_neighbor();
+    neighbor->build(1);
+    const int eflag = 1, vflag = 0;
+    const std::size_t n = atom->nlocal + (force->newton ? atom->nghost : 0);
+    if (n > 0)
+        std::memset(&atom->f[0][0], 0, 3 * n * sizeof(double));
+    if (modify->n_pre_force)
+        modify->pre_force(vflag);
+    if (force->pair && force->pair->compute_flag)
+        force->pair->compute(eflag, vflag);
+    if (atom->molecular != Atom::ATOMIC) {
+        if (force->bond)
+            force->bond->compute(eflag, vflag);
+        if (force->angle)
+            force->angle->compute(eflag, vflag);
+        if (force->dihedral)
+            force->dihedral->compute(eflag, vflag);
+        if (force->improper)
+            force->improper->compute(eflag, vflag);
+    }
+    if (force->kspace && force->kspace->compute_flag)
+        force->kspace->compute(eflag, vflag);
+    if (force->newton)
+        comm->reverse_comm();
+    update->eflag_global = update->ntimestep;
+    return energy_->compute_scalar();
+}
+
+/// u of a configuration that rank 0 has and the others receive. Collective.
+double FixModeJump::reduced_potential_of(const double* x) {
+    std::vector<double> coordinates(current_.size());
+    if (x != nullptr)
+        std::copy(x, x + coordinates.size(), coordinates.begin());
+    MPI_Bcast(coordinates.data(), static_cast<int>(coordinates.size()), MPI_DOUBLE, 0, world);
+    place(coordinates);
+    return potential() / kt_;
+}
+
+/// On rank 0.
+void FixModeJump::command(Order order) {
+    int number = static_cast<int>(order);
+    MPI_Bcast(&number, 1, MPI_INT, 0, world);
+}
+
+/// On the other ranks.
+FixModeJump::Order FixModeJump::obey() {
+    int number = 0;
+    MPI_Bcast(&number, 1, MPI_INT, 0, world);
+    return static_cast<Order>(number);
+}
+
+/// On rank 0: one attempt, in which the other ranks follow.
+void FixModeJump::attempt() {
+    modejump::State state;
+    state.x = current_;
+    state.step = static_cast<std::uint64_t>(update->ntimestep);
+    // as the others do at the first order: u where the atoms are
+    state.reduced_potential = potential() / kt_;
+    const auto u = [this](std::size_t n, const double* x, double* values) {
+        for (std::size_t k = 0; k < n; k++) {
+            command(Order::Evaluate);
+            values[k] = reduced_potential_of(x + k * current_.size());
+        }
+    };
+    bool accepted = false;
+    std::string problem;
+    try {
+        accepted = move_->attempt(u, state).accepted();
+    } catch (const LAMMPSException&) {
+        throw; // from an energy, in which the other ranks have failed as well
+    } catch (const std::exception& thrown) {
+        problem = thrown.what();
+    }
+    if (!problem.empty()) {
+        command(Order::Fail);
+        fail(problem);
+    }
+    if (!accepted) {
+        command(Order::Reject);
+        restore();
+        return;
+    }
+    command(Order::Accept);
+    reduced_potential_of(state.x.data()); // forces at the new configuration
+    draw_velocities();
+}
+
+/// On the other ranks.
+void FixModeJump::follow() {
+    potential();
+    for (;;) {
+        switch (obey()) {
+            case Order::Evaluate:
+                reduced_potential_of(nullptr);
+                break;
+            case Order::Accept:
+                reduced_potential_of(nullptr);
+                draw_velocities();
+                return;
+            case Order::Reject:
+                restore();
+                return;
+            case Order::Fail:
+                fail("");
+        }
+    }
+}
+
+/// New velocities of the moved atoms. Velocity Verlet has v(t - dt/2) here and will add dt/2 F/m for v(t), which is what
+/// Maxwell and Boltzmann's distribution is about, independent of x(t).
+void FixModeJump::draw_velocities() {
+    const double kick = 0.5 * update->dt * force->ftm2v;
+    for (int i = 0; i < atom->nlocal; i++) {
+        if (!(atom->mask[i] & groupbit))
+            continue;
+        const double mass = atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]];
+        std::seed_seq words{seed_, static_cast<std::uint64_t>(update->ntimestep), static_cast<std::uint64_t>(atom->tag[i])};
+        std::mt19937_64 random(words);
+        std::normal_distribution<double> normal(0.0, std::sqrt(kt_ / (mass * force->mvv2e)));
+        for (int d = 0; d < 3; d++)
+            atom->v[i][d] = normal(random) - kick * atom->f[i][d] / mass;
+    }
+}
+
+/// 1 attempts, 2 accepted, 3 rejected by the Metropolis test, 4 out of the generator's support, 5 non-finite, 6 of the wrong hand,
+/// 7 accepted over attempts, 8 effective sample size of the proposals, 9 mean log-weight.
+double FixModeJump::compute_vector(int i) {
+    double values[COLUMNS] = {};
+    if (comm->me == 0 && move_) {
+        const modejump::Statistics s = move_->statistics();
+        const double attempts = static_cast<double>(s.attempts);
+        const double all[COLUMNS] = {attempts,
+                                     static_cast<double>(s.accepted),
+                                     static_cast<double>(s.rejected),
+                                     static_cast<double>(s.out_of_support),
+                                     static_cast<double>(s.non_finite + s.singular + s.constraint),
+                                     static_cast<double>(s.chirality),
+                                     s.attempts > 0 ? static_cast<double>(s.accepted) / attempts : 0.0,
+                                     s.ess,
+                                     s.mean_log_weight};
+        std::copy(all, all + COLUMNS, values);
+    }
+    MPI_Bcast(values, COLUMNS, MPI_DOUBLE, 0, world);
+    return values[i];
+}
+
+double FixModeJump::memory_usage() {
+    return static_cast<double>((x_.capacity() + current_.capacity()) * sizeof(double) + image_.capacity() * sizeof(imageint));
+}

@@ -1,0 +1,76 @@
+/* fix modejump: configurations of a molecule proposed by a trained generator, between steps of molecular dynamics.
+
+   Every N steps the fix asks the generator for a configuration of its group, has LAMMPS compute the energy there, and
+   accepts or rejects by Metropolis and Hastings. README.md beside this file documents the command. */
+
+#ifndef LMP_FIX_MODEJUMP_H
+#define LMP_FIX_MODEJUMP_H
+
+#include "fix.h"
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace modejump {
+class Move;
+struct State;
+} // namespace modejump
+
+namespace LAMMPS_NS {
+
+class Compute;
+
+class FixModeJump : public Fix {
+public:
+    FixModeJump(LAMMPS* lmp, int narg, char** arg);
+    ~FixModeJump() override;
+
+    int setmask() override;
+    void init() override;
+    void pre_exchange() override;
+    double compute_vector(int i) override;
+    double memory_usage() override;
+
+private:
+    /// What rank 0 tells the others to do next.
+    enum class Order : int { Evaluate, Accept, Reject, Fail };
+
+    void read_options(int narg, char** arg);
+    void load(int dimension);
+    void gather();
+    void place(const std::vector<double>& x);
+    void restore();
+    double potential();
+    double reduced_potential_of(const double* x);
+    void attempt();
+    void follow();
+    void draw_velocities();
+    void command(Order order);
+    Order obey();
+    [[noreturn]] void fail(const std::string& message);
+    template <class Body> void on_root(Body body);
+
+    // options
+    std::string model_file_, screen_file_, method_;
+    double temperature_;
+    std::uint64_t seed_;
+    int proposals_;
+
+    /// Only on rank 0.
+    std::unique_ptr<modejump::Move> move_;
+
+    Compute* energy_;
+    /// Lengths and energies of LAMMPS in nm and kT.
+    double nm_, kt_;
+    /// Atom of the model by atom ID.
+    std::unordered_map<tagint, int> index_;
+    /// By atom of the model: unwrapped coordinates in nm; x and image flags as LAMMPS has them.
+    std::vector<double> current_, x_;
+    std::vector<imageint> image_;
+};
+
+} // namespace LAMMPS_NS
+
+#endif

