@@ -71,19 +71,31 @@ fn a_cpp17_program() {
     consumer("c++", "c++17", "tests/cpp/consumer.cpp");
 }
 
-#[test]
-fn the_double_well_example_finds_the_exact_populations() {
-    let folder = folder("double-well");
+/// What an example prints, run with the generator of the double well.
+fn example(name: &str) -> String {
+    let folder = folder(name);
     let lib = library(&folder);
-    let program = folder.join("double-well");
+    let program = folder.join("program");
     let mut compile = Command::new("c++");
     compile.current_dir(root()).args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Iinclude"]);
-    compile.arg("examples/cpp-double-well/main.cpp").arg("-o").arg(&program);
+    compile.arg(format!("examples/{name}/main.cpp")).arg("-o").arg(&program);
     compile.arg(format!("-L{}", lib.display())).arg("-lmodejump").arg(format!("-Wl,-rpath,{}", lib.display()));
     run(&mut compile);
+    run(Command::new(&program).current_dir(root()).arg(GENERATOR))
+}
+
+#[test]
+fn the_double_well_example_finds_the_exact_populations() {
     // The program itself compares with the exact population, by its exit status.
-    let text = run(Command::new(&program).current_dir(root()).arg(GENERATOR));
+    let text = example("cpp-double-well");
     assert!(text.contains("with jumps"), "{text}");
+}
+
+#[test]
+fn a_dynamics_loop_of_its_own_finds_the_exact_populations() {
+    let text = example("cpp-langevin");
+    let found: f64 = text.strip_prefix("P(x < 0) = ").and_then(|t| t.split(',').next()).unwrap().parse().unwrap();
+    assert!((found - 0.727).abs() < 0.02, "{text}");
 }
 
 /// CMake from the PATH or from the project's own virtual environment.
