@@ -1,0 +1,32 @@
+# The Rust core for the engines' plugins: target `core`, which cargo builds, and its static library ${CORE}.
+
+set(CMAKE_CXX_STANDARD 17)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+
+get_filename_component(CORE_SOURCE "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
+set(CARGO_TARGET "${CORE_SOURCE}/target" CACHE PATH "Where cargo builds")
+find_program(CARGO cargo HINTS "$ENV{HOME}/.cargo/bin" REQUIRED)
+set(CORE "${CARGO_TARGET}/release/libmodejump.a")
+# Cargo knows best whether anything changed, so it is asked at every build.
+add_custom_target(core ALL
+  COMMAND "${CARGO}" rustc --quiet --release --no-default-features --lib --crate-type staticlib,cdylib
+    --manifest-path "${CORE_SOURCE}/Cargo.toml" --target-dir "${CARGO_TARGET}"
+  BYPRODUCTS "${CORE}"
+  COMMENT "Building the modejump core"
+  VERBATIM)
+
+# A plugin with the core inside. The core's symbols stay inside: another library with another modejump may live in the same
+# process.
+function(link_core plugin)
+  add_dependencies(${plugin} core)
+  target_include_directories(${plugin} PRIVATE "${CORE_SOURCE}/include")
+  target_compile_options(${plugin} PRIVATE -Wall -Wextra)
+  target_link_libraries(${plugin} PRIVATE "${CORE}" pthread dl m)
+  target_link_options(${plugin} PRIVATE -Wl,--exclude-libs,ALL -Wl,--gc-sections)
+  set_target_properties(${plugin} PROPERTIES LINK_DEPENDS "${CORE}")
+endfunction()
