@@ -21,11 +21,12 @@ from openmm import app, unit
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "models/ala2"))
-from reference import KT, PHI, delta_f, in_left_basin, torsion, transitions, weighted_mean  # noqa: E402
+from reference import KT, PHI, PSI, delta_f, in_left_basin, torsion, transitions, weighted_mean  # noqa: E402
 
-PSI = (6, 8, 14, 16)
 TEMPERATURE = 300.0
 RECORD = 20  # steps between recorded frames
+#: Long runs without a generator, by the name of their file: key in the summary, and what they are.
+REFERENCES = {"flat": ("reference", "with a bias on phi"), "metadynamics": ("metadynamics", "after metadynamics in phi and psi")}
 
 
 def build(options, jump):
@@ -97,7 +98,7 @@ def most_events(n):
     return low
 
 
-def summarise(md, jump, reweighted, plain, flat):
+def summarise(md, jump, reweighted, plain, references):
     statistics = jump["statistics"]
     value, error = delta_f(in_left_basin(jump["phi"]), np.ones(len(jump["phi"])))
     summary = {
@@ -130,9 +131,9 @@ def summarise(md, jump, reweighted, plain, flat):
         if plain["transitions"] > 0:
             summary["speedup"] = jumps / rate(plain["transitions"])
         summary["speedup_at_least"] = jumps / rate(most_events(plain["transitions"]))
-    if flat:
-        summary["delta_f_reference_kT"] = flat["delta_f_kT"]
-        summary["delta_f_reference_stderr"] = flat["delta_f_stderr"]
+    for name, reference in references.items():
+        summary[f"delta_f_{name}_kT"] = reference["delta_f_kT"]
+        summary[f"delta_f_{name}_stderr"] = reference["delta_f_stderr"]
     return summary
 
 
@@ -153,9 +154,10 @@ def report(s):
     if "delta_f_reweighted_kT" in s:
         print(f"  by importance weights     {s['delta_f_reweighted_kT']:.3f} +- {s['delta_f_reweighted_stderr']:.3f} kT,"
               f" ESS {100 * s['ess']:.0f} %, one fresh proposal accepted {100 * s['acceptance_fresh_proposal']:.0f} %")
-    if "delta_f_reference_kT" in s:
-        print(f"  without a generator       {s['delta_f_reference_kT']:.3f} +- {s['delta_f_reference_stderr']:.3f} kT,"
-              f" from a long run with a bias on phi")
+    for name, what in REFERENCES.values():
+        if f"delta_f_{name}_kT" in s:
+            print(f"  without a generator       {s[f'delta_f_{name}_kT']:.3f} +- {s[f'delta_f_{name}_stderr']:.3f} kT,"
+                  f" from a long run {what}")
     if "speedup_at_least" in s:
         estimate = f"{s['speedup']:.0f} x plain MD's by the rate of a long run, " if "speedup" in s else ""
         print(f"phi transitions per second  {estimate}at least {s['speedup_at_least']:.0f} x with 95 % confidence")
@@ -210,8 +212,9 @@ def main():
     md, jump = results[False], results[True]
     document = load(options.reweighted)
     system = "-hbonds" if options.hbonds else ""
-    plain, flat = (load(ROOT / f"models/ala2/reference-{kind}{system}.json") for kind in ("plain", "flat"))
-    summary = summarise(md, jump, document and document["summary"], plain, flat)
+    known = {kind: load(ROOT / f"models/ala2/reference-{kind}{system}.json") for kind in ("plain", *REFERENCES)}
+    references = {name: known[kind] for kind, (name, _) in REFERENCES.items() if known[kind]}
+    summary = summarise(md, jump, document and document["summary"], known["plain"], references)
     (options.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     (options.output / "series.json").write_text(json.dumps({"series": series_of(md, jump)}))
     report(summary)

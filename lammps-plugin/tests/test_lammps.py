@@ -102,11 +102,11 @@ class Run:
         rows = np.array([[float(v) for v in line.split()] for line in block[1].splitlines()])
         return dict(zip(["Step", *block[0].split()], rows.T))
 
-    def frames(self, atoms=4):
-        """Unwrapped coordinates [frame][atom][3], angstrom."""
-        values = [line.split() for line in (self.folder / "dump.x").read_text().splitlines()]
-        rows = np.array([[float(v) for v in row[1:4]] for row in values if len(row) == 4 and row[0].isdigit()])
-        return rows.reshape(-1, atoms, 3)
+    def frames(self, atoms=4, columns=3):
+        """What was dumped [frame][atom][columns]: unwrapped coordinates in angstrom first."""
+        lines = (line.split() for line in (self.folder / "dump.x").read_text().splitlines())
+        rows = [[float(v) for v in line[1:]] for line in lines if len(line) == 1 + columns and line[0].isdigit()]
+        return np.array(rows).reshape(-1, atoms, columns)
 
 
 @pytest.fixture
@@ -148,6 +148,27 @@ def test_populations_energy_and_temperature_are_exact(run, more):
     energy, temperature = KCAL * thermo["PotEng"][1000:], thermo["Temp"][1000:] * 9 / 12  # LAMMPS takes 3 of 12 off
     assert abs(energy.mean() - exact_energy(3)) < 4 * error_of(energy) < 1.0
     assert abs(temperature.mean() - 300.0) < 4 * error_of(temperature) < 12.0
+
+
+def test_velocities_after_a_jump_know_nothing_of_the_forces(run):
+    """Velocities at the time of x are independent of x. Half a kick too much or too little correlates them with the bonds' forces
+    by 0.11; averages of energy and temperature would hardly show it here."""
+    output = OUTPUT.format(every=20).replace("xu yu zu", "xu yu zu vx vy vz").replace("step pe temp", "step f_jump[2]")
+    run.good(DYNAMICS.format(seed=48291) + jump(run) + output + "run 400000\n")
+    values, accepted = run.frames(columns=6), run.thermo()["f_jump[2]"]
+    jumped = values[1:][np.diff(accepted) > 0]
+    x, v = jumped[..., :3], jumped[..., 3:]
+    forces, along = [], []
+    for hydrogen, oxygen in ((0, 1), (3, 2)):
+        bond = x[:, hydrogen] - x[:, oxygen]
+        length = np.linalg.norm(bond, axis=1)
+        forces.append(10 * PEROXIDE.oh - length)
+        along.append((v[:, hydrogen] * bond).sum(axis=1) / length)
+    correlation = np.corrcoef(np.concatenate(forces), np.concatenate(along))[0, 1]
+    assert len(jumped) > 1500 and abs(correlation) < 4 / math.sqrt(2 * len(jumped)) < 0.08
+    # and have the temperature: angstrom/fs, dalton
+    kinetic = (v**2).sum(axis=2) * np.array(PEROXIDE.masses)
+    assert kinetic.mean() / 3 == pytest.approx(0.0083144626 * 300 * 1e-4, rel=0.03)
 
 
 def test_plain_dynamics_stays_in_its_well(run):

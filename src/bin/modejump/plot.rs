@@ -134,6 +134,7 @@ fn chart<'a, 'b>(
 where
     'a: 'b,
 {
+    let (x_tick, y_tick) = (tick(&x.1), tick(&y.1));
     let mut chart = ChartBuilder::on(area)
         .caption(title, (FONT, 17, &INK))
         .margin(14)
@@ -151,15 +152,25 @@ where
         .axis_desc_style((FONT, 14, &INK))
         .x_labels(7)
         .y_labels(7)
-        .x_label_formatter(&tick)
-        .y_label_formatter(&tick)
+        .x_label_formatter(&x_tick)
+        .y_label_formatter(&y_tick)
         .draw()?;
     Ok(chart)
 }
 
-/// At most two decimals, none that are zero.
-fn tick(v: &f64) -> String {
-    format!("{}", (v * 100.0).round() / 100.0)
+/// Labels of an axis of this range: as many decimals as tell its ticks apart, two at least, none that are zero at the end.
+fn tick(range: &std::ops::Range<f64>) -> impl Fn(&f64) -> String {
+    let spacing = (range.end - range.start).abs() / 7.0;
+    let decimals = (1.0 - spacing.max(1e-9).log10()).ceil().clamp(2.0, 10.0) as usize;
+    move |v| {
+        let text = format!("{v:.decimals$}");
+        let text = text.trim_end_matches('0').trim_end_matches('.');
+        if text == "-0" {
+            "0".into()
+        } else {
+            text.into()
+        }
+    }
 }
 
 macro_rules! legend {
