@@ -6,7 +6,7 @@ well-tempered metadynamics has learned. `plain` runs plain molecular dynamics an
 All rewrite a JSON file after every nanosecond, so a killed run keeps what it has.
 
     python models/ala2/reference.py flat-phi --nanoseconds 60 -o models/ala2/reference-flat.json
-    python models/ala2/reference.py metadynamics --nanoseconds 20 -o models/ala2/reference-metadynamics.json
+    python models/ala2/reference.py metadynamics --nanoseconds 41 --seed 2 -o models/ala2/reference-metadynamics.json
     python models/ala2/reference.py plain --nanoseconds 60 -o models/ala2/reference-plain.json
 """
 

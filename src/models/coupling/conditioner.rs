@@ -38,12 +38,13 @@ impl Features {
 
     fn write<R: Real>(&self, u: &[f64], features: &mut [R]) {
         let p = self.periodic.len();
-        for k in 0..self.harmonics {
-            let block = &mut features[2 * k * p..];
-            for (c, &i) in self.periodic.iter().enumerate() {
-                let (sin, cos) = (2.0 * PI * (k + 1) as f64 * u[i]).sin_cos();
-                block[c] = R::from_f64(cos);
-                block[p + c] = R::from_f64(sin);
+        for (c, &i) in self.periodic.iter().enumerate() {
+            // the multiples of an angle by rotation, one after the other
+            let (sin, cos) = (2.0 * PI * u[i]).sin_cos();
+            let (mut sin_k, mut cos_k) = (sin, cos);
+            for block in features.chunks_exact_mut(2 * p).take(self.harmonics) {
+                (block[c], block[p + c]) = (R::from_f64(cos_k), R::from_f64(sin_k));
+                (sin_k, cos_k) = (sin_k * cos + cos_k * sin, cos_k * cos - sin_k * sin);
             }
         }
         for (feature, &i) in features[2 * self.harmonics * p..].iter_mut().zip(&self.plain) {
