@@ -34,7 +34,7 @@ test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests
 
 lammps-plugin: venv
-	$(VENV)/bin/cmake -S lammps-plugin -B target/lammps-plugin -G Ninja -Wno-dev \
+	$(VENV)/bin/cmake -S lammps-plugin -B target/lammps-plugin -G Ninja \
 		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/bin/ninja -DPython3_EXECUTABLE=$(CURDIR)/$(PY)
 	$(VENV)/bin/cmake --build target/lammps-plugin
 
