@@ -147,9 +147,9 @@ fn nothing_is_evaluated_outside_the_span_and_the_end_is_hit_exactly() {
 fn a_sample_does_not_depend_on_its_neighbours() {
     const PACE: [f64; 5] = [1.0, 30.0, 0.01, 3.0, 1.0];
     let start = [0.8, -0.3, 1.0, 2.0, 0.1, 0.0, -5.0, 0.2, 0.8, -0.3];
-    let as_component =
-        Method::DormandPrince { absolute: 1e-5, relative: 1e-5, log_density: 1e-4, quadrature: 0, max_steps: 1000 };
-    for method in [Method::default(), as_component, Method::Rk4 { steps: 9 }] {
+    let by_quadrature =
+        Method::DormandPrince { absolute: 1e-5, relative: 1e-5, log_density: 1e-4, quadrature: 3, max_steps: 1000 };
+    for method in [Method::default(), by_quadrature, Method::Rk4 { steps: 9 }] {
         let (mut x, mut integral) = (start.to_vec(), vec![0.0; 5]);
         let together = integrate(&method, [1.0, 0.1], 2, &mut x, &mut integral, &mut spiral(&PACE));
         for row in 0..5 {
