@@ -72,7 +72,7 @@ toy:
 	cargo run --release --example two_dimensional_ebm -- target/toy
 
 # Exact density, energy-based model and delayed acceptance on the same proposals of a continuous flow: the table and figure of
-# docs/learned-likelihoods.md. LEARNED_N exact densities, a second or two of one core each.
+# docs/learned-likelihoods.md. LEARNED_N exact densities, half a second of one core each.
 LEARNED_N ?= 1000
 learned: build
 	cargo run --release --features openmm --example learned_likelihood -- $(ALA2)/gvp-flow.safetensors \

@@ -3,7 +3,7 @@
 //!
 //! `make learned`, or `cargo run --release --features openmm --example learned_likelihood -- FLOW EBM SYSTEM [n] [folder]`,
 //! prints the table of `docs/learned-likelihoods.md` and writes `results.json` and `likelihoods.svg` to the folder. The time
-//! goes into n exact densities, about a second of one core each.
+//! goes into n exact densities, half a second of one core each.
 //!
 //! The chains have no dynamics between their attempts, so that nothing but the acceptance differs. Costs are those of an attempt
 //! in a simulation, where the dynamics has moved the state and its densities are needed anew (law of exactness, 4).
