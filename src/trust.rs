@@ -55,12 +55,11 @@ impl Trust {
     pub fn fit(u: &[f64], log_q: &[f64], log_q_s: &[f64]) -> Result<Trust> {
         let all = u.iter().zip(log_q).zip(log_q_s).map(|((u, q), s)| [-u, -s, -u - q]);
         let mut rows: Vec<[f64; 3]> = all.filter(|row| row.iter().all(|v| v.is_finite())).collect();
-        let log_w: Vec<f64> = rows.iter().map(|row| row[2]).collect();
         if rows.len() < FEWEST {
             return Err(Error::invalid(format!("{} usable samples; a fit needs {FEWEST}", rows.len())));
         }
-        let [lower, median, upper] = quartiles(&log_w);
-        rows.retain(|row| (row[2] - median).abs() <= FAR * (upper - lower) / 1.349);
+        let [median, deviation] = robust(rows.iter().map(|row| row[2]).collect());
+        rows.retain(|row| (row[2] - median).abs() <= FAR * deviation);
         let mean: [f64; 3] = std::array::from_fn(|i| rows.iter().map(|row| row[i]).sum::<f64>() / rows.len() as f64);
         let product = |i: usize, j: usize| rows.iter().map(|row| (row[i] - mean[i]) * (row[j] - mean[j])).sum::<f64>();
         let (uu, us, ss) = (product(0, 0), product(0, 1), product(1, 1));
@@ -73,10 +72,11 @@ impl Trust {
     }
 }
 
-fn quartiles(values: &[f64]) -> [f64; 3] {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    [1, 2, 3].map(|k| sorted[k * (sorted.len() - 1) / 4])
+/// Median of one value or more, and the standard deviation that a normal distribution of their quartiles has.
+pub fn robust(mut values: Vec<f64>) -> [f64; 2] {
+    values.sort_by(f64::total_cmp);
+    let [lower, median, upper] = [1, 2, 3].map(|k| values[k * (values.len() - 1) / 4]);
+    [median, (upper - lower) / 1.349]
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ impl Independence {
     ///
     /// Errors: a surrogate of another dimension.
     pub fn by_surrogate(mut generator: Generator, surrogate: Arc<dyn Density>) -> Result<Independence> {
-        generator.set_screen(surrogate, Trust::default())?;
+        generator.set_screen(surrogate, Trust::FULL)?;
         Ok(Independence { generator, statistics: Statistics::of(Exactness::Surrogate) })
     }
 

@@ -148,7 +148,7 @@ fn a_screen_is_believed_as_far_as_its_trust() {
     let system = &systems()[0];
     let mut target = NegativeLog::new(system.target.clone(), 0.0);
     let q = &system.generator;
-    let mut kernel = delayed(q, Arc::new(Believed(q.clone(), trust)), 1);
+    let mut kernel = delayed(q, believed(q.clone(), trust), 1);
     let (mut x, mut e) = (vec![0.0; system.target.dimension()], [Evaluation::inside(0.0)]);
     let stream = |_: usize| Stream::new(3, modejump::rng::StreamId::Test, 0, 0);
     system.target.sample(&stream, &mut x, &mut e).unwrap();

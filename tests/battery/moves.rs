@@ -115,7 +115,7 @@ const KERNELS: [(&str, Kernel); 8] = [
     ("delayed acceptance with 3 steps", |q, _| delayed(q, Arc::new(WrongScreen(q.clone())), 3)),
     ("delayed acceptance with 3 steps by a screen that is half believed", |q, _| {
         let trust = Trust { energy: 0.7, density: 0.4 };
-        delayed(q, Arc::new(Believed(Arc::new(WrongScreen(q.clone())), trust)), 3)
+        delayed(q, believed(Arc::new(WrongScreen(q.clone())), trust), 3)
     }),
 ];
 

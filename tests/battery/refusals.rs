@@ -8,6 +8,7 @@ use modejump::error::{Error, Result};
 use modejump::moves::{Fate, Generator, Independence, Isir, Mixture, Move, Options, RandomWalk, State};
 use modejump::rng::Stream;
 use modejump::target::Target;
+use modejump::trust::Trust;
 use std::sync::Arc;
 
 /// A density that calls every sample and every state what it is told to.
@@ -109,26 +110,8 @@ fn a_failing_target_changes_nothing_and_a_clash_is_rejected() {
 /// Neither as a generator nor, by that way, in any move: a surrogate decides only where it is given to `by_surrogate`.
 #[test]
 fn inexact_densities_may_not_decide() {
-    struct Inexact(Exact<Table>, Exactness);
-    impl Density for Inexact {
-        fn dimension(&self) -> usize {
-            1
-        }
-        fn exactness(&self) -> Exactness {
-            self.1
-        }
-        fn sample(&self, s: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
-            self.0.sample(s, x, e)
-        }
-        fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
-            self.0.log_density(x, e)
-        }
-        fn log_density_gradient(&self, x: &[f64], e: &mut [Evaluation], g: &mut [f64]) -> Result<()> {
-            self.0.log_density_gradient(x, e, g)
-        }
-    }
     for exactness in [Exactness::Estimated, Exactness::Surrogate] {
-        let q = Inexact(Exact(double_well(0.0)), exactness);
+        let q = Labelled { density: Arc::new(Exact(double_well(0.0))), exactness, trust: Trust::FULL };
         let error = Generator::new(Arc::new(q), None, Options::default()).err().unwrap().to_string();
         assert!(error.contains(exactness.name()), "{error}");
     }

@@ -447,26 +447,35 @@ impl Density for WrongScreen {
     }
 }
 
-/// The same density, believed so far as a screen.
-pub struct Believed(pub Arc<dyn Density>, pub Trust);
+/// The same density under another name: of that exactness, believed so far as a screen.
+pub struct Labelled {
+    pub density: Arc<dyn Density>,
+    pub exactness: Exactness,
+    pub trust: Trust,
+}
 
-impl Density for Believed {
+impl Density for Labelled {
     fn dimension(&self) -> usize {
-        self.0.dimension()
+        self.density.dimension()
     }
     fn exactness(&self) -> Exactness {
-        self.0.exactness()
+        self.exactness
     }
     fn trust(&self) -> Trust {
-        self.1
+        self.trust
     }
     fn sample(&self, s: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
-        self.0.sample(s, x, e)
+        self.density.sample(s, x, e)
     }
     fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
-        self.0.log_density(x, e)
+        self.density.log_density(x, e)
     }
     fn log_density_gradient(&self, x: &[f64], e: &mut [Evaluation], g: &mut [f64]) -> Result<()> {
-        self.0.log_density_gradient(x, e, g)
+        self.density.log_density_gradient(x, e, g)
     }
+}
+
+/// A screen that is believed so far.
+pub fn believed(density: Arc<dyn Density>, trust: Trust) -> Arc<dyn Density> {
+    Arc::new(Labelled { exactness: density.exactness(), density, trust })
 }

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .statistics import Counts
+
 ABI = 1
 NAME = "libmodejump.so"
 CALLBACK_FAILED = 254
@@ -92,7 +94,7 @@ class _Statistics(_Struct):
     _fields_ = (
         [("struct_size", c_uint32), ("flags", c_uint32)]
         + [(name, c_uint64) for name in ("attempts", *REASONS)]
-        + [("mean_log_weight", c_double), ("ess", c_double)]
+        + [("mean_log_weight", c_double), ("effective_sample_size", c_double)]
         + [(name, c_uint64) for name in ("proposals", "screened", "exact_evaluations")]
         + [("correction_variance", c_double)]
     )
@@ -154,8 +156,10 @@ class Model:
         #: Shape of a configuration: (atoms, 3), or (dimension,) for abstract coordinates.
         self.shape = (self.dimension // 3, 3) if molecule else (self.dimension,)
 
-    load = classmethod(lambda cls, path: cls(path))
-    load.__func__.__doc__ = "The model of a file; the same as Model(path)."
+    @classmethod
+    def load(cls, path):
+        """The model of a file; the same as Model(path)."""
+        return cls(path)
 
     def __del__(self):
         if getattr(self, "_handle", None):
@@ -213,32 +217,11 @@ class Outcome:
     log_density_proposed: float
 
 
-@dataclass(frozen=True)
-class MoveStatistics:
-    """Attempts since the move was made or its statistics were reset."""
+@dataclass(frozen=True, kw_only=True)
+class MoveStatistics(Counts):
+    """Attempts of a Move."""
 
-    attempts: int
-    accepted: int
-    rejected: int
-    out_of_support: int
-    singular: int
-    non_finite: int
-    constraint: int
-    chirality: int
-    mean_log_weight: float
-    #: Effective sample size of all proposals as a fraction of their number.
-    ess: float
     proposals: int
-    screened: int
-    exact_evaluations: int
-    correction_variance: float
-    #: Of the log-density that decides: "exact", or "surrogate" where that was asked for and sampling is biased.
-    likelihood: str
-
-    @property
-    def acceptance(self):
-        """Accepted attempts over all attempts; nan before the first."""
-        return self.accepted / self.attempts if self.attempts else float("nan")
 
 
 class Move:

@@ -1,7 +1,6 @@
 """MonteCarloModeJump: a Force that moves the System."""
 
 import ctypes
-import math
 import os
 from dataclasses import dataclass
 from xml.sax.saxutils import quoteattr
@@ -12,46 +11,15 @@ from openmm import unit
 
 from . import _library
 from ._library import address, call, library
+from .statistics import Counts
 
 
-@dataclass(frozen=True)
-class Statistics:
+@dataclass(frozen=True, kw_only=True)
+class Statistics(Counts):
     """Attempts of one Context since it was made, reinitialised or reset."""
 
-    attempts: int
-    accepted: int
-    #: By the Metropolis test.
-    rejected: int
-    #: Before the Metropolis test, by reason.
-    out_of_support: int
-    singular: int
-    non_finite: int
-    constraint: int
-    chirality: int
-    #: Mean of log w = -u(x) - log q(x) over all usable proposals.
-    mean_log_weight: float
-    #: Kish's effective sample size of the weights of all proposals, as a fraction of their number.
-    effective_sample_size: float
     #: log alpha of the last attempt, not clipped at 0.
     last_log_acceptance: float
-    #: Of the log-density that decides acceptances: "exact", or "surrogate" where that was asked for and sampling is biased.
-    likelihood: str
-    #: With a screening model that does not decide alone: attempts that it let through to the exact test, and exact log-densities
-    #: computed there.
-    screened: int
-    exact_evaluations: int
-    #: Variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts: how far the screen is from the generator.
-    correction_variance: float
-
-    @property
-    def acceptance(self):
-        """Accepted attempts over all attempts; nan before the first."""
-        return self.accepted / self.attempts if self.attempts else math.nan
-
-    @property
-    def second_stage_acceptance(self):
-        """Accepted attempts over those that the screen let through; nan before the first."""
-        return self.accepted / self.screened if self.screened else math.nan
 
 
 def _number(name, convert):

@@ -8,7 +8,7 @@ use crate::common::{evaluations, load_partner};
 use modejump::density::{Evaluation, Exactness, Status};
 use modejump::io::{model_file, write_atomically};
 use modejump::models::Model;
-use modejump::trust::Trust;
+use modejump::trust::{robust, Trust};
 use modejump::weights::{self, Estimate};
 use modejump::{free_energy, Error, Result};
 use serde::Serialize;
@@ -45,10 +45,15 @@ impl Reweight {
         }
 
         let samples = self.look_at(&x, model, temperature)?;
-        let trust = Screening::fit(&samples.u[..m], &log_q, &log_surrogate[..m]);
-        if let Some(to) = &self.calibrate {
-            write_calibrated(path, to, trust.as_ref().map_err(|e| Error::invalid(e.to_string()))?.trust)?;
-        }
+        let screening = Screening::fit(&samples.u[..m], &log_q, &log_surrogate[..m]);
+        let screening = match &self.calibrate {
+            Some(to) => {
+                let screening = screening?;
+                write_calibrated(path, to, screening.trust)?;
+                Some(screening)
+            }
+            None => screening.ok(),
+        };
         let generator = Weighted::new(model.exactness(), &samples, &log_q)?;
         let other = Weighted::new(Exactness::Surrogate, &samples, &log_surrogate)?;
         let side = |weighted: &Weighted, seconds: f64| -> Result<Value> {
@@ -64,7 +69,7 @@ impl Reweight {
                 "generator": side(&generator, of_generator)?,
                 "surrogate": side(&other, of_surrogate)?,
                 "bias": bias((&generator, &log_q), (&other, &log_surrogate), &samples)?,
-                "screening": trust.ok(),
+                "screening": screening,
             }),
         );
         Ok(vec![generator.series("generator", &samples), other.series("surrogate", &samples)])
@@ -89,9 +94,7 @@ impl Screening {
         let trust = Trust::fit(u, &log_q, &log_q_s)?;
         let left = |trust: Trust| {
             let rows = u.iter().zip(&log_q).zip(&log_q_s).map(|((&u, q), &s)| trust.log_density(u, s) - q);
-            let mut rows: Vec<f64> = rows.filter(|c| c.is_finite()).collect();
-            rows.sort_by(f64::total_cmp);
-            (rows[3 * (rows.len() - 1) / 4] - rows[(rows.len() - 1) / 4]) / 1.349
+            robust(rows.filter(|c| c.is_finite()).collect())[1]
         };
         Ok(Screening { trust, left: left(trust), left_without: left(Trust::default()) })
     }

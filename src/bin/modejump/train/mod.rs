@@ -425,12 +425,12 @@ fn read_frames(paths: &[PathBuf], dimension: usize) -> Result<Vec<f64>> {
 
 /// `log_density` [n] of a file of n frames; NaN where there is none, and for frames outside the density's support.
 fn read_log_densities(path: &Path) -> Result<Vec<f64>> {
-    let frames = trajectory::read(path)?.n();
     if path.extension().is_none_or(|e| e != "safetensors") {
-        return Ok(vec![f64::NAN; frames]);
+        return Ok(vec![f64::NAN; trajectory::read(path)?.n()]);
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let (mut tensors, _) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
+    let frames = tensors.get("x").and_then(|x| x.shape.first()).copied().unwrap_or(0);
     let values = tensors.remove("log_density").map_or(vec![f64::NAN; frames], |tensor| tensor.data);
     match values.len() == frames {
         true => Ok(values.into_iter().map(|v| if v.is_finite() { v } else { f64::NAN }).collect()),
