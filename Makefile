@@ -11,7 +11,8 @@ DEMO_SECONDS ?= 90
 HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
-.PHONY: all venv build plugin test test-rust test-plugin lammps-plugin test-lammps fuzz-targets lint demo train-demo toy learned bench clean
+.PHONY: all venv build plugin test test-rust test-plugin lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
+	gromacs-demo toy learned bench clean
 
 all: build plugin
 
@@ -25,7 +26,7 @@ build: venv
 plugin: venv
 	@sh scripts/plugin.sh
 
-test: test-rust test-plugin test-lammps fuzz-targets
+test: test-rust test-plugin test-lammps test-gromacs fuzz-targets
 
 test-rust: venv
 	cargo test --release --features openmm
@@ -40,6 +41,11 @@ lammps-plugin: venv
 
 test-lammps: lammps-plugin
 	$(PY) -m pytest -q lammps-plugin/tests
+
+# Without a gmx, and without the right to install it, these tests are skipped, and say so.
+test-gromacs: plugin build
+	-@sh scripts/gromacs.sh
+	$(PY) -m pytest -q -rs tests/gromacs
 
 # They only have to build here; `cargo test --test fuzz_corpus` runs the same code, fuzz/Cargo.toml says how to fuzz.
 fuzz-targets:
@@ -65,6 +71,13 @@ train-demo: build
 	$(BIN) train --topology $(ALA2)/topology.pdb --system $(ALA2)/system$(SUFFIX).xml --config $(ALA2)/train.json \
 		--log $(DEMO)/training.jsonl -o $(DEMO)/model$(SUFFIX).safetensors
 	$(BIN) reweight $(DEMO)/model$(SUFFIX).safetensors --system $(ALA2)/system$(SUFFIX).xml -n 20000
+
+# Plain mdrun and mdrun + jumps one after the other on alanine dipeptide in vacuum.
+GROMACS_SECONDS ?= 60
+gromacs-demo: build
+	@sh scripts/gromacs.sh
+	$(PY) examples/gromacs-ala2/run.py --seconds $(GROMACS_SECONDS) --output target/gromacs
+	$(BIN) plot target/gromacs/series.json -o target/gromacs
 
 # Two losses for energy-based models, alone and together, against two exact densities of the plane: the table and figures of
 # docs/two-dimensional-study.md. Twelve minutes on two cores that others used as well.

@@ -175,6 +175,11 @@ unsafe fn models(bytes: &mut Bytes, model: *mut modejump_model) {
         assert_eq!(dimension, if written { 2 } else { 7 }, "written on success only");
         expect_known(modejump_model_metadata(bytes.maybe(model), bytes.maybe_mut(&mut text)));
         expect_known(modejump_model_hash(bytes.maybe(model), bytes.maybe_mut(&mut text)));
+        let (labels, mut order) = ([c"ABC1".as_ptr(), bytes.maybe(c"C0".as_ptr())], [0u64; 2]);
+        let labels = bytes.maybe(labels.as_ptr());
+        let n = u64::from(bytes.byte() % 3);
+        let place = bytes.maybe_mut(order.as_mut_ptr());
+        expect_known(modejump_model_match_atoms(bytes.maybe(model), n, labels, labels, place));
         let short = bytes.word() % (MODEL.len() as u64);
         let data = bytes.maybe(MODEL.as_ptr());
         assert!(!expect_known(modejump_model_load_buffer(data, short, bytes.maybe_mut(&mut other))));

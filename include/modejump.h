@@ -213,6 +213,15 @@ int32_t modejump_model_metadata(const struct modejump_model *model,
 // Writes the hash of the model file's bytes, hexadecimal. The string belongs to the model.
 int32_t modejump_model_hash(const struct modejump_model *model, const char **hex);
 
+// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index there of the model's atom i. Atoms are
+// told by `names[n]` within residues, and residues by the names in their labels `residues[n]` (`ALA2`), in the order in which
+// they come. A model without atom names gives 0, 1, 2, … Fails, and names the atom, if the lists differ.
+int32_t modejump_model_match_atoms(const struct modejump_model *model,
+                                   uint64_t n,
+                                   const char *const *residues,
+                                   const char *const *names,
+                                   uint64_t *order);
+
 // Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however the
 // sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
 // `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used.

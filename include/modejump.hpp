@@ -95,6 +95,21 @@ public:
         return hex;
     }
 
+    /// Where the model's atoms are in a caller's list: `order[i]` is the index there of the model's atom i. Residue labels are as
+    /// `ALA2`. Throws, and names the atom, if the lists differ.
+    std::vector<std::uint64_t> match_atoms(const std::vector<std::string>& residues, const std::vector<std::string>& names) const {
+        if (residues.size() != names.size())
+            throw Error(MODEJUMP_INVALID_INPUT, "match_atoms: residues and names differ in number");
+        std::vector<const char*> r, a;
+        for (std::size_t i = 0; i < names.size(); i++) {
+            r.push_back(residues[i].c_str());
+            a.push_back(names[i].c_str());
+        }
+        std::vector<std::uint64_t> order(names.size());
+        check(modejump_model_match_atoms(handle(), names.size(), r.data(), a.data(), order.data()));
+        return order;
+    }
+
     /// Samples number `first` to `first + n - 1` of the sequence that belongs to `seed`.
     Samples sample(std::uint64_t seed, std::size_t n, std::uint64_t first = 0) const {
         Samples samples{std::vector<double>(n * dimension_), std::vector<double>(n)};

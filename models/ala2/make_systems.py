@@ -1,4 +1,4 @@
-"""Regenerates system.xml and system-hbonds.xml from topology.pdb: alanine dipeptide, amber99sbildn + OBC (GBSAOBCForce).
+"""Regenerates the Systems from topology.pdb: alanine dipeptide, amber99sbildn with OBC (GBSAOBCForce) and in vacuum.
 
     .venv/bin/python models/ala2/make_systems.py           # checks that the stored Systems give the force field's energies
     .venv/bin/python models/ala2/make_systems.py --write   # writes them anew
@@ -12,12 +12,17 @@ import openmm
 from openmm import app, unit
 
 HERE = Path(__file__).resolve().parent
-CONSTRAINTS = {"system.xml": None, "system-hbonds.xml": app.HBonds}
+OBC = ["amber99sbildn.xml", "amber99_obc.xml"]
+SYSTEMS = {
+    "system.xml": (OBC, None),
+    "system-hbonds.xml": (OBC, app.HBonds),
+    "system-vacuum.xml": (OBC[:1], None),
+}
 
 
-def build(pdb, constraints):
+def build(pdb, files, constraints):
     """The System of the force field, without cutoff."""
-    force_field = app.ForceField("amber99sbildn.xml", "amber99_obc.xml")
+    force_field = app.ForceField(*files)
     return force_field.createSystem(pdb.topology, nonbondedMethod=app.NoCutoff, constraints=constraints)
 
 
@@ -37,8 +42,8 @@ def main():
     pdb = app.PDBFile(str(HERE / "topology.pdb"))
     x0 = np.array(pdb.positions.value_in_unit(unit.nanometer))
     frames = [x0 + np.random.default_rng(seed).normal(0, 0.005, x0.shape) for seed in range(10)]
-    for name, constraints in CONSTRAINTS.items():
-        built = build(pdb, constraints)
+    for name, description in SYSTEMS.items():
+        built = build(pdb, *description)
         if "--write" in sys.argv:
             (HERE / name).write_text(openmm.XmlSerializer.serialize(built))
         stored = openmm.XmlSerializer.deserialize((HERE / name).read_text())

@@ -120,6 +120,48 @@ pub unsafe extern "C" fn modejump_model_hash(model: *const modejump_model, hex: 
     })
 }
 
+/// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index there of the model's atom i. Atoms are
+/// told by `names[n]` within residues, and residues by the names in their labels `residues[n]` (`ALA2`), in the order in which
+/// they come. A model without atom names gives 0, 1, 2, … Fails, and names the atom, if the lists differ.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `residues` and `names` are NULL or `n` NUL-terminated strings; `order` is NULL or has room
+/// for `n` numbers.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_match_atoms(
+    model: *const modejump_model,
+    n: u64,
+    residues: *const *const c_char,
+    names: *const *const c_char,
+    order: *mut u64,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, out) = unsafe { (&reference(model, "model")?.model, slice_mut(order, n, 1, "order")?) };
+        // SAFETY: the caller's promise.
+        let (residues, names) = unsafe { (strings(residues, n, "residues")?, strings(names, n, "names")?) };
+        let found = model.card().match_atoms(&residues, &names)?;
+        out.iter_mut().zip(found).for_each(|(out, k)| *out = k as u64);
+        Ok(())
+    })
+}
+
+/// # Safety
+/// `pointers` is NULL or points to `n` pointers, each NULL or to a NUL-terminated string that lives as long as `'a`.
+unsafe fn strings<'a>(pointers: *const *const c_char, n: u64, name: &str) -> Result<Vec<&'a str>> {
+    // SAFETY: the caller's promise.
+    let pointers = unsafe { slice(pointers, n, 1, name) }?;
+    let text = |&pointer: &*const c_char| {
+        if pointer.is_null() {
+            return Err(null(name));
+        }
+        // SAFETY: not NULL, and the caller promises a terminated string.
+        let text = unsafe { CStr::from_ptr(pointer) };
+        text.to_str().map_err(|_| Error::invalid(format!("{name}: not UTF-8")))
+    };
+    pointers.iter().map(text).collect()
+}
+
 /// Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however the
 /// sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
 /// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used.

@@ -96,26 +96,60 @@ impl Constraints {
         self.largest_deviation(x) <= TOLERANCE
     }
 
+    /// Takes out of velocities `v[atoms][3]` at `x` what changes the length of a constrained bond, orthogonally in the metric of
+    /// the masses: v ← v − M⁻¹ Gᵀ Z⁻¹ G v. Velocities from Maxwell–Boltzmann become those of the constrained molecule.
+    pub fn project_velocities(&mut self, x: &[f64], v: &mut [f64]) {
+        self.set_units(x);
+        for c in 0..self.clusters.len() {
+            let n = self.fill_block(c);
+            let cluster = &self.clusters[c];
+            let rates = cluster.iter().map(|&k| {
+                let [a, b] = self.pairs[k];
+                dot(self.units[k], sub(atom(v, a), atom(v, b)))
+            });
+            let rates = nalgebra::DVector::from_iterator(n, rates);
+            let z = nalgebra::DMatrix::from_row_slice(n, n, &self.block[..n * n]);
+            // a singular Z: collinear bonds of one triangle, which no molecule has
+            let Some(multipliers) = z.cholesky().map(|z| z.solve(&rates)) else { continue };
+            for (&k, multiplier) in cluster.iter().zip(multipliers.iter()) {
+                for (i, sign) in self.pairs[k].into_iter().zip([-1.0, 1.0]) {
+                    let change = scale(sign * multiplier * self.inverse_masses[i], self.units[k]);
+                    (0..3).for_each(|axis| v[3 * i + axis] += change[axis]);
+                }
+            }
+        }
+    }
+
     /// ½ ln det Z, Z = G M⁻¹ Gᵀ with the gradients of the bond lengths as rows of G (Fixman 1974; Frenkel and Smit, ch. 15).
     /// Constrained dynamics samples e^{−u} √det Z δ(d − d₀), so this number is added to −u. NaN where Z is singular.
     pub fn log_metric(&mut self, x: &[f64]) -> f64 {
+        self.set_units(x);
+        let mut log_det = 0.0;
+        for c in 0..self.clusters.len() {
+            let n = self.fill_block(c);
+            log_det += log_det_positive(&mut self.block[..n * n], n);
+        }
+        0.5 * log_det
+    }
+
+    fn set_units(&mut self, x: &[f64]) {
         for (unit, &[a, b]) in self.units.iter_mut().zip(&self.pairs) {
             let r = sub(atom(x, a), atom(x, b));
             *unit = scale(1.0 / norm(r), r);
         }
-        let mut log_det = 0.0;
-        for cluster in &self.clusters {
-            let n = cluster.len();
-            let block = &mut self.block[..n * n];
-            for (row, &c) in cluster.iter().enumerate() {
-                for (column, &d) in cluster.iter().enumerate() {
-                    block[row * n + column] = coupling(self.pairs[c], self.pairs[d], &self.inverse_masses)
-                        * dot(self.units[c], self.units[d]);
-                }
+    }
+
+    /// Z of one cluster, from the units; returns its size.
+    fn fill_block(&mut self, cluster: usize) -> usize {
+        let cluster = &self.clusters[cluster];
+        let n = cluster.len();
+        for (row, &c) in cluster.iter().enumerate() {
+            for (column, &d) in cluster.iter().enumerate() {
+                self.block[row * n + column] =
+                    coupling(self.pairs[c], self.pairs[d], &self.inverse_masses) * dot(self.units[c], self.units[d]);
             }
-            log_det += log_det_positive(block, n);
         }
-        0.5 * log_det
+        n
     }
 }
 
@@ -217,6 +251,26 @@ mod tests {
             assert!(difference.abs() < 1e-13, "{pairs:?}: {difference}");
             assert!(constraints.are_kept(&METHYL));
         }
+    }
+
+    #[test]
+    fn projected_velocities_keep_the_bonds_and_the_momentum() {
+        let masses = [12.0, 1.0, 1.5, 4.0, 14.0];
+        let pairs = [[0, 1], [2, 0], [0, 3], [4, 3]];
+        let lengths = pairs.map(|[a, b]| norm(sub(atom(&METHYL, a), atom(&METHYL, b))));
+        let mut constraints = Constraints::new(&pairs, &lengths, &masses).unwrap();
+        let drawn: Vec<f64> = (0..15).map(|i| (1.7 * f64::from(i)).sin()).collect();
+        let mut v = drawn.clone();
+        constraints.project_velocities(&METHYL, &mut v);
+        for [a, b] in pairs {
+            let rate = dot(sub(atom(&METHYL, a), atom(&METHYL, b)), sub(atom(&v, a), atom(&v, b)));
+            assert!(rate.abs() < 1e-15, "{a}-{b}: {rate}");
+        }
+        let momentum = |v: &[f64], axis: usize| (0..5).map(|i| masses[i] * v[3 * i + axis]).sum::<f64>();
+        assert!((0..3).all(|axis| (momentum(&v, axis) - momentum(&drawn, axis)).abs() < 1e-12));
+        // orthogonal in the metric of the masses: what is taken out and what stays have no product
+        let product: f64 = (0..15).map(|k| masses[k / 3] * v[k] * (drawn[k] - v[k])).sum();
+        assert!(product.abs() < 1e-12 && v != drawn);
     }
 
     #[test]

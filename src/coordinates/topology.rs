@@ -81,6 +81,55 @@ impl Topology {
         (0..self.n_atoms()).find(|&i| self.residues[i] == residue && self.names[i] == name)
     }
 
+    /// Where each atom is in another program's list of the same molecule: `order[i]` is the index there of atom i here. Atoms are
+    /// told by their names within their residues; residues by their names in the order in which they come, whatever their
+    /// numbers, as `ALA2` or `ALA`.
+    ///
+    /// Errors: another number of atoms or residues, a residue of another name, an atom that is not there or is there twice; named.
+    pub fn match_atoms(&self, residues: &[&str], names: &[&str]) -> Result<Vec<usize>> {
+        if names.len() != self.n_atoms() || residues.len() != names.len() {
+            return Err(Error::invalid(format!("{} atoms given, the model has {}", names.len(), self.n_atoms())));
+        }
+        let own: Vec<&str> = self.residues.iter().map(String::as_str).collect();
+        let (own, theirs) = (residue_runs(&own), residue_runs(residues));
+        if own.len() != theirs.len() {
+            return Err(Error::invalid(format!("{} residues given, the model has {}", theirs.len(), own.len())));
+        }
+        let mut order = vec![0; names.len()];
+        for (here, there) in own.into_iter().zip(theirs) {
+            let (a, b) = (&self.residues[here.start], residues[there.start]);
+            if residue_name(a) != residue_name(b) {
+                return Err(Error::invalid(format!("residue {b} given where the model has {a}")));
+            }
+            if here.len() != there.len() {
+                return Err(Error::invalid(format!(
+                    "residue {b} has {} atoms, in the model {}",
+                    there.len(),
+                    here.len()
+                )));
+            }
+            for i in here {
+                let mut found = there.clone().filter(|&k| names[k] == self.names[i]);
+                order[i] = match (found.next(), found.next()) {
+                    (Some(k), None) => k,
+                    (None, _) => {
+                        let there: Vec<&str> = there.map(|k| names[k]).collect();
+                        let message = format!(
+                            "atom {} of the model is not in residue {b}, which has {}: give its atoms the model's names",
+                            self.label(i),
+                            there.join(", ")
+                        );
+                        return Err(Error::invalid(message));
+                    }
+                    (Some(_), Some(_)) => {
+                        return Err(Error::invalid(format!("residue {b} has more than one atom {}", self.names[i])))
+                    }
+                };
+            }
+        }
+        Ok(order)
+    }
+
     /// Backbone torsions φ (C–N–CA–C) and ψ (N–CA–C–N) of the first residue that has both neighbours.
     pub fn phi_psi(&self) -> Option<[[usize; 4]; 2]> {
         let neighbours = self.neighbours();
@@ -200,10 +249,52 @@ impl Topology {
     }
 }
 
+/// The name in a residue label such as `ALA2`: all but the number at its end.
+fn residue_name(label: &str) -> &str {
+    label.trim_end_matches(|c: char| c.is_ascii_digit())
+}
+
+/// The stretches of equal labels.
+fn residue_runs(labels: &[&str]) -> Vec<std::ops::Range<usize>> {
+    let starts: Vec<usize> = (0..labels.len()).filter(|&i| i == 0 || labels[i] != labels[i - 1]).collect();
+    let ends = starts.iter().skip(1).copied().chain([labels.len()]);
+    starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
+}
+
 /// The element column where there is one, else the name's first letter that is not a digit.
 fn pdb_element(column: &str, name: &str) -> String {
     if !column.is_empty() {
         return column.to_string();
     }
     name.chars().find(|c| c.is_alphabetic()).map_or("C".into(), |c| c.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn atoms_are_matched_by_name_within_residues() {
+        let own = |v: [&str; 5]| v.map(String::from).to_vec();
+        let topology = Topology {
+            names: own(["CH3", "HH31", "C", "N", "H"]),
+            elements: own(["C", "H", "C", "N", "H"]),
+            residues: own(["ACE1", "ACE1", "ACE1", "NME3", "NME3"]),
+            bonds: vec![],
+        };
+        let residues = ["ACE7", "ACE7", "ACE7", "NME8", "NME8"];
+        let order = topology.match_atoms(&residues, &["HH31", "CH3", "C", "N", "H"]).unwrap();
+        assert_eq!(order, [1, 0, 2, 3, 4]);
+        for (residues, names, reason) in [
+            (["ACE1", "ACE1", "ACE1", "NME3", "NME3"], ["HH31", "CH3", "C", "N", "HN"], "NME3:H (atom 5)"),
+            (["ACE1", "ACE1", "ACE1", "NME3", "NME3"], ["HH31", "CH3", "C", "N", "N"], "more than one"),
+            (["ACE1", "ACE1", "ACE1", "ALA3", "ALA3"], ["HH31", "CH3", "C", "N", "H"], "ALA3"),
+            (["ACE1", "ACE1", "NME3", "NME3", "NME3"], ["HH31", "CH3", "C", "N", "H"], "2 atoms, in the model 3"),
+            (["ACE1"; 5], ["HH31", "CH3", "C", "N", "H"], "1 residues"),
+        ] {
+            let message = topology.match_atoms(&residues, &names).unwrap_err().to_string();
+            assert!(message.contains(reason), "{message}");
+        }
+        assert!(topology.match_atoms(&residues[..4], &["CH3"; 4]).is_err());
+    }
 }

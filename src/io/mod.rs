@@ -3,6 +3,8 @@
 pub mod checkpoint;
 #[cfg(feature = "cli")]
 pub mod dcd;
+#[cfg(feature = "cli")]
+pub mod gromacs;
 pub mod model_file;
 #[cfg(feature = "cli")]
 pub mod pytorch;

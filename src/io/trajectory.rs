@@ -1,6 +1,7 @@
-//! Trajectories: PDB, DCD, XTC, `.npy` and safetensors, chosen by the file's extension. Frames are `x[n][atoms][3]` in nm.
+//! Trajectories: PDB, GRO, DCD, XTC, TRR, `.npy` and safetensors, chosen by the file's extension. Frames are `x[n][atoms][3]` in nm.
 
 use super::dcd;
+use super::gromacs::{gro, trr};
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, Data};
@@ -40,7 +41,7 @@ impl Frames {
 
 /// XTC keeps 1e-5 nm.
 const XTC_PRECISION: f32 = 1e5;
-const FORMATS: &str = "pdb, dcd, xtc, npy and safetensors are known";
+const FORMATS: &str = "pdb, gro, dcd, xtc, trr, npy and safetensors are known";
 
 fn extension(path: &Path) -> String {
     path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
@@ -50,8 +51,17 @@ fn extension(path: &Path) -> String {
 pub fn read(path: &Path) -> Result<Frames> {
     let frames = match extension(path).as_str() {
         "pdb" => read_pdb(path)?,
+        "gro" => {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            join(path, gro::read(&text).map_err(|e| Error::file(path, e))?)?
+        }
         "dcd" => dcd::read(path)?,
         "xtc" => read_xtc(path)?,
+        "trr" => {
+            let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+            let frames = trr::read(&bytes).map_err(|e| Error::file(path, e))?;
+            join(path, frames.into_iter().map(|frame| frame.x).filter(|x| !x.is_empty()).collect())?
+        }
         "npy" => read_npy(path)?,
         "safetensors" => read_safetensors(path)?,
         other => return Err(Error::file(path, format!("unknown extension `{other}`; {FORMATS}"))),
@@ -69,6 +79,8 @@ pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &
         "pdb" => write_pdb(path, frames, topology)?,
         "dcd" => dcd::to_bytes(frames)?,
         "xtc" => write_xtc(path, frames)?,
+        "trr" => write_trr(frames),
+        "gro" => gro::write(frames.dimension, &frames.x, named(path, frames, topology)?).into_bytes(),
         "npy" => write_npy(path, frames)?,
         "safetensors" => write_safetensors(frames, extra)?,
         other => return Err(Error::file(path, format!("unknown extension `{other}`; {FORMATS}"))),
@@ -181,6 +193,28 @@ fn write_xtc(path: &Path, frames: &Frames) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+fn write_trr(frames: &Frames) -> Vec<u8> {
+    let frames = frames.x.chunks_exact(frames.dimension).enumerate();
+    let frame = |(step, x): (usize, &[f64])| {
+        let (step, time) = (step as i32, step as f64);
+        trr::Frame { step, time, box_vectors: Some([[0.0; 3]; 3]), x: x.to_vec(), ..trr::Frame::default() }
+    };
+    trr::write(&frames.map(frame).collect::<Vec<_>>())
+}
+
+/// Frames of equal size, at least one.
+fn join(path: &Path, frames: Vec<Vec<f64>>) -> Result<Frames> {
+    let dimension = frames.first().map_or(0, Vec::len);
+    if dimension == 0 {
+        return Err(Error::file(path, "no frame with positions"));
+    }
+    if let Some(i) = frames.iter().position(|x| x.len() != dimension) {
+        let (here, first) = (frames[i].len() / 3, dimension / 3);
+        return Err(Error::file(path, format!("frame {} has {here} atoms, the first {first}", i + 1)));
+    }
+    Ok(Frames { dimension, x: frames.concat() })
+}
+
 fn read_pdb(path: &Path) -> Result<Frames> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let (mut x, mut dimension, mut start) = (Vec::new(), None, 0);
@@ -212,16 +246,22 @@ fn read_pdb(path: &Path) -> Result<Frames> {
     Ok(Frames { dimension, x })
 }
 
-fn write_pdb(path: &Path, frames: &Frames, topology: Option<&Topology>) -> Result<Vec<u8>> {
-    use std::fmt::Write;
-    let topology =
-        topology.ok_or_else(|| Error::file(path, "a PDB file needs a topology; write dcd, xtc, npy or safetensors"))?;
+/// The topology that a format with names needs.
+fn named<'a>(path: &Path, frames: &Frames, topology: Option<&'a Topology>) -> Result<&'a Topology> {
+    let topology = topology
+        .ok_or_else(|| Error::file(path, "this format needs a topology; write dcd, xtc, trr, npy or safetensors"))?;
     if 3 * topology.n_atoms() != frames.dimension {
         return Err(Error::file(
             path,
             format!("{} atoms in the topology, {} in the frames", topology.n_atoms(), frames.dimension / 3),
         ));
     }
+    Ok(topology)
+}
+
+fn write_pdb(path: &Path, frames: &Frames, topology: Option<&Topology>) -> Result<Vec<u8>> {
+    use std::fmt::Write;
+    let topology = named(path, frames, topology)?;
     let mut text = String::new();
     for (model, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
         let _ = writeln!(text, "MODEL     {:4}", (model + 1) % 10_000);
@@ -256,9 +296,15 @@ mod tests {
             residues: vec!["LIG1".into(); 12],
             bonds: vec![],
         };
-        for (extension, tolerance) in
-            [("pdb", 5.1e-5), ("dcd", 1e-7), ("xtc", 6e-6), ("npy", 0.0), ("safetensors", 0.0)]
-        {
+        for (extension, tolerance) in [
+            ("pdb", 5.1e-5),
+            ("gro", 5.1e-4),
+            ("dcd", 1e-7),
+            ("xtc", 6e-6),
+            ("trr", 0.0),
+            ("npy", 0.0),
+            ("safetensors", 0.0),
+        ] {
             let path = folder.join(format!("frames.{extension}"));
             write(&path, &frames, Some(&topology), &[]).unwrap();
             let back = read(&path).unwrap();

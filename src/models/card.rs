@@ -6,6 +6,7 @@ use super::energy::EnergyConfig;
 use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, invariant_ebm, mlp_ebm};
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
+use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -125,6 +126,14 @@ impl ModelCard {
         match &self.coordinates {
             CoordinatesConfig::Internal { constraints, .. } => constraints,
             CoordinatesConfig::Cartesian { .. } => &[],
+        }
+    }
+
+    /// [`Topology::match_atoms`]; without atom names the order is taken as it is.
+    pub fn match_atoms(&self, residues: &[&str], names: &[&str]) -> Result<Vec<usize>> {
+        match &self.topology {
+            Some(topology) => topology.match_atoms(residues, names),
+            None => Ok((0..names.len()).collect()),
         }
     }
 

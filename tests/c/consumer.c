@@ -222,6 +222,25 @@ static void test_struct_sizes(const char *path) {
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
 }
 
+static void test_match_atoms(const char *path) {
+    modejump_model *model = NULL;
+    const char *residues[4] = {"ABC9", "ABC9", "ABC9", "ABC9"};
+    const char *names[4] = {"H1", "C0", "C2", "O3"};
+    uint64_t order[4] = {9, 9, 9, 9};
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    EXPECT(modejump_model_match_atoms(model, 4, residues, names, order) == MODEJUMP_OK);
+    EXPECT(order[0] == 1 && order[1] == 0 && order[2] == 2 && order[3] == 3);
+    order[0] = 9;
+    names[3] = "OX";
+    EXPECT(modejump_model_match_atoms(model, 4, residues, names, order) == MODEJUMP_INVALID_INPUT);
+    EXPECT(strstr(last(), "ABC1:O3 (atom 4)") != NULL && strstr(last(), "OX") != NULL);
+    names[3] = NULL;
+    EXPECT(modejump_model_match_atoms(model, 4, residues, names, order) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_model_match_atoms(model, 3, residues, names, order) == MODEJUMP_INVALID_INPUT);
+    EXPECT(order[0] == 9);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
 static void test_constraints(const char *path) {
     modejump_model *model = NULL;
     modejump_move *move = NULL;
@@ -273,6 +292,7 @@ int main(int argc, char **argv) {
     test_model(argv[1]);
     test_move(argv[1]);
     test_struct_sizes(argv[1]);
+    test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     printf("%d failures\n", failures);
     return failures != 0;

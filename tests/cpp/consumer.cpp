@@ -150,6 +150,14 @@ static void test_constraints(const std::string& path) {
     EXPECT(status_of([&] { move.set_constraints({{0, 1}}, {0.11}, masses); }) == -1);
 }
 
+static void test_match_atoms(const std::string& path) {
+    const modejump::Model model(path);
+    const std::vector<std::string> residues(4, "ABC9");
+    EXPECT(model.match_atoms(residues, {"H1", "C0", "C2", "O3"}) == (std::vector<std::uint64_t>{1, 0, 2, 3}));
+    EXPECT(status_of([&] { model.match_atoms(residues, {"H1", "C0", "C2"}); }) == MODEJUMP_INVALID_INPUT);
+    EXPECT(status_of([&] { model.match_atoms(residues, {"H1", "C0", "C2", "OX"}); }) == MODEJUMP_INVALID_INPUT);
+}
+
 int main(int argc, char** argv) {
     if (argc != 3)
         return 2;
@@ -157,6 +165,7 @@ int main(int argc, char** argv) {
     test_move(argv[1]);
     test_delayed_acceptance(argv[1], argv[2]);
     test_acceptance_by_a_surrogate(argv[1]);
+    test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     std::printf("%d failures\n", failures);
     return failures != 0;

@@ -4,6 +4,7 @@ mod bench;
 mod common;
 mod convert;
 mod evaluate;
+mod gromacs;
 mod inspect;
 mod log_density;
 mod md;
@@ -38,6 +39,8 @@ enum Command {
     Evaluate(evaluate::Evaluate),
     /// Run OpenMM, with jumps if a model is given
     Md(md::Md),
+    /// Run GROMACS with jumps: any gmx, nothing to install
+    Gromacs(gromacs::Gromacs),
     /// Importance weights against an engine's energies: ESS, free energies
     Reweight(reweight::Reweight),
     /// Time the hot paths
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::LogDensity(command) => command.run(),
         Command::Evaluate(command) => command.run(),
         Command::Md(command) => command.run(),
+        Command::Gromacs(command) => command.run(),
         Command::Reweight(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Plot(command) => command.run(),

@@ -1,0 +1,15 @@
+#!/bin/sh
+# Sees to it that there is a gmx: the one on the PATH, or the distribution's package, installed by apt where that is allowed.
+# Exits with 1 and says what to do where it is not.
+set -eu
+command -v gmx > /dev/null && exit 0
+if command -v apt-get > /dev/null; then
+    if [ "$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi
+    export DEBIAN_FRONTEND=noninteractive
+    # the lists of a fresh machine may be missing or old
+    if $sudo apt-get update -qq && $sudo apt-get install -qq -y --no-install-recommends gromacs > /dev/null; then
+        command -v gmx > /dev/null && exit 0
+    fi
+fi
+echo "scripts/gromacs.sh: no gmx on the PATH, and it cannot be installed here: install GROMACS 2022 or later (apt install gromacs)" >&2
+exit 1

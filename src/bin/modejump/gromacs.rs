@@ -1,0 +1,223 @@
+//! `modejump gromacs`: an unmodified GROMACS with jumps.
+
+use crate::common::{load, load_partner, mark, PrecisionFlag};
+use clap::{Args, ValueEnum};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use modejump::engines::gromacs::{Gmx, Options, Walker};
+use modejump::free_energy::mean_of_series;
+use modejump::models::Model;
+use modejump::{Error, Result};
+use serde_json::{json, Value};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    /// One Metropolis test for each proposal, one after the other
+    Independence,
+    /// A choice among all proposals and the current state
+    Isir,
+}
+
+#[derive(Args)]
+pub struct Gromacs {
+    /// Generator of the configurations of a molecule
+    model: PathBuf,
+    /// Run input file; with --multidir its name in every directory
+    #[arg(short = 's', long, default_value = "topol.tpr")]
+    tpr: PathBuf,
+    /// Run input file for the reruns, if that of the dynamics has nstfout = 0: same system, any nstfout > 0
+    #[arg(long)]
+    rerun_tpr: Option<PathBuf>,
+    /// Where the run keeps its files; a run that is there goes on
+    #[arg(short, long, default_value = ".")]
+    directory: PathBuf,
+    /// Several walkers, each with a run input file and all its files in a directory of its own
+    #[arg(long, num_args = 1.., conflicts_with = "directory")]
+    multidir: Vec<PathBuf>,
+    /// Walkers that run at the same time; default: all
+    #[arg(long)]
+    parallel: Option<usize>,
+    /// Command that runs gmx
+    #[arg(long, default_value = "gmx")]
+    gmx: String,
+    /// Command that runs mdrun, with options, such as "mpirun -np 4 gmx_mpi mdrun -ntomp 2"; default: that of --gmx
+    #[arg(long)]
+    mdrun: Option<String>,
+    /// Cycles of dynamics and a jump, all starts of the run together
+    #[arg(short = 'n', long, default_value_t = 100)]
+    cycles: u64,
+    /// Steps of dynamics in a cycle
+    #[arg(long, default_value_t = 1000)]
+    steps: u64,
+    /// Proposals in a cycle, evaluated by one rerun
+    #[arg(long, default_value_t = 16)]
+    proposals: usize,
+    #[arg(long, value_enum, default_value_t = Method::Independence)]
+    method: Method,
+    /// Second model with a cheap log-density: it screens the proposals, the generator's exact one decides (delayed acceptance)
+    #[arg(long)]
+    screen: Option<PathBuf>,
+    /// Number of the model's first atom in the system, counting from 1; the others follow, in any order within a residue
+    #[arg(long, default_value_t = 1)]
+    first_atom: usize,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Stop before this many hours have passed; the same command goes on
+    #[arg(long)]
+    maxh: Option<f64>,
+    #[command(flatten)]
+    precision: PrecisionFlag,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Gromacs {
+    pub fn run(self) -> Result<()> {
+        let gmx = Gmx::new(&self.gmx, self.mdrun.as_deref())?;
+        let model = load(&self.model, &self.precision)?;
+        let screen =
+            self.screen.as_ref().map(|path| load_partner(path, &self.precision, model.as_ref())).transpose()?;
+        let folders = if self.multidir.is_empty() { vec![self.directory.clone()] } else { self.multidir.clone() };
+        let mut walkers = Vec::new();
+        for (replica, folder) in folders.iter().enumerate() {
+            let walker = Walker::new(&gmx, &model, screen.clone(), self.options(folder, replica)?)?;
+            self.warn_of_temperature(model.as_ref(), &walker);
+            walkers.push(walker);
+        }
+        let walkers = self.advance(walkers)?;
+        for (folder, walker) in folders.iter().zip(&walkers) {
+            let summary = self.summary(walker)?;
+            match self.json {
+                true => println!("{summary}"),
+                false => print(&folder.display().to_string(), walker, &summary),
+            }
+        }
+        Ok(())
+    }
+
+    fn options(&self, folder: &std::path::Path, replica: usize) -> Result<Options> {
+        let in_folder = |path: &PathBuf| if self.multidir.is_empty() { path.clone() } else { folder.join(path) };
+        let first_atom = self.first_atom.checked_sub(1).ok_or_else(|| Error::invalid("atoms count from 1"))?;
+        Ok(Options {
+            tpr: in_folder(&self.tpr),
+            rerun_tpr: self.rerun_tpr.as_ref().map(in_folder),
+            folder: folder.to_path_buf(),
+            first_atom,
+            steps: self.steps,
+            proposals: self.proposals,
+            isir: self.method == Method::Isir,
+            seed: self.seed,
+            replica: replica as u32,
+        })
+    }
+
+    fn warn_of_temperature(&self, model: &dyn Model, walker: &Walker) {
+        let here = walker.input().temperature;
+        if let Some(t) = model.card().temperature.filter(|t| (t - here).abs() > 0.5) {
+            eprintln!("modejump: the model was trained for {t} K; jumps at {here} K are accepted less");
+        }
+    }
+
+    /// All walkers to the last cycle, or as far as the time allows. The first failure stops all, each after a whole cycle.
+    fn advance(&self, walkers: Vec<Walker>) -> Result<Vec<Walker>> {
+        let deadline = self.maxh.map(|hours| Instant::now() + Duration::from_secs_f64(3600.0 * hours.max(0.0)));
+        let bars = MultiProgress::new();
+        let cells: Vec<Mutex<Walker>> = walkers.into_iter().map(Mutex::new).collect();
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let failure = Mutex::new(None);
+        let work = || {
+            while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let mut walker = cell.lock().expect("a walker is taken once");
+                if let Err(e) = self.cycles(&mut walker, deadline, &bars, &failed) {
+                    failed.store(true, Ordering::Relaxed);
+                    failure.lock().expect("no thread panics here").get_or_insert(e);
+                }
+            }
+        };
+        let threads = self.parallel.unwrap_or(cells.len()).clamp(1, cells.len());
+        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+        match failure.into_inner().expect("no thread panics here") {
+            Some(e) => Err(e),
+            None => Ok(cells.into_iter().map(|cell| cell.into_inner().expect("no thread panics here")).collect()),
+        }
+    }
+
+    fn cycles(
+        &self,
+        walker: &mut Walker,
+        deadline: Option<Instant>,
+        bars: &MultiProgress,
+        stop: &AtomicBool,
+    ) -> Result<()> {
+        let bar = bars.add(ProgressBar::new(self.cycles));
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} cycles  {msg}  {eta} left");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let mut longest = Duration::ZERO;
+        while walker.progress().cycle < self.cycles && !stop.load(Ordering::Relaxed) {
+            if deadline.is_some_and(|deadline| Instant::now() + longest > deadline) {
+                break;
+            }
+            let start = Instant::now();
+            let report = walker.cycle()?;
+            longest = longest.max(start.elapsed());
+            bar.set_position(walker.progress().cycle);
+            let accepted = 100.0 * walker.progress().statistics.acceptance();
+            bar.set_message(format!("step {}  U {:.1}  accepted {accepted:.0} %", report.step, report.potential_after));
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    fn summary(&self, walker: &Walker) -> Result<Value> {
+        let progress = walker.progress();
+        let statistics = &progress.statistics;
+        let cycles = progress.cycle.max(1) as f64;
+        let mut summary = json!({
+            "cycles": progress.cycle,
+            "complete": progress.cycle >= self.cycles,
+            "step": progress.step,
+            "likelihood": statistics.likelihood(),
+            "acceptance": statistics.acceptance(),
+            "ess": statistics.effective_fraction(),
+            "dynamics_s_per_cycle": progress.dynamics_s / cycles,
+            "jump_s_per_cycle": progress.jumps_s / cycles,
+        });
+        if progress.cycle > 0 {
+            let (u, t) = walker.series()?;
+            for (name, series) in [("u", u), ("t", t)] {
+                let mean = mean_of_series(&series)?;
+                summary[format!("{name}_mean")] = json!(mean.value);
+                summary[format!("{name}_stderr")] = json!(mean.standard_error);
+            }
+        }
+        Ok(summary)
+    }
+}
+
+fn print(folder: &str, walker: &Walker, summary: &Value) {
+    let progress = walker.progress();
+    let statistics = &progress.statistics;
+    let number = |name: &str| summary[name].as_f64().unwrap_or(f64::NAN);
+    println!(
+        "{folder}: {} cycles{}, step {}; {:.1} % of cycles moved, ESS {:.1} %{}",
+        progress.cycle,
+        if summary["complete"] == json!(true) { "" } else { " (not all: the same command goes on)" },
+        progress.step.unwrap_or(0),
+        100.0 * statistics.acceptance(),
+        100.0 * statistics.effective_fraction(),
+        mark(statistics.likelihood().name())
+    );
+    println!(
+        "<U> = {:.2} ± {:.2} kJ/mol, <T> = {:.1} ± {:.1} K; a cycle: {:.3} s of dynamics, {:.3} s for its jump",
+        number("u_mean"),
+        number("u_stderr"),
+        number("t_mean"),
+        number("t_stderr"),
+        number("dynamics_s_per_cycle"),
+        number("jump_s_per_cycle")
+    );
+}

@@ -1,0 +1,231 @@
+//! The programs of GROMACS, run one at a time in a folder of their own.
+
+use super::run_input::RunInput;
+use crate::error::{Error, Result};
+use crate::io::gromacs::edr;
+use crate::io::gromacs::trr::{self, Frame};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Options of mdrun that the driver sets, or that would do what it cannot see.
+const OURS: [&str; 12] = [
+    "-s",
+    "-cpi",
+    "-cpo",
+    "-append",
+    "-noappend",
+    "-nsteps",
+    "-rerun",
+    "-deffnm",
+    "-multidir",
+    "-replex",
+    "-plumed",
+    "-ei",
+];
+
+/// How `gmx` and its `mdrun` are called here, program and options.
+#[derive(Clone, Debug)]
+pub struct Gmx {
+    gmx: Vec<String>,
+    mdrun: Vec<String>,
+}
+
+/// Potential energy in kJ/mol and forces `[atoms][3]` in kJ/(mol nm).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    pub energy: f64,
+    pub forces: Vec<f64>,
+}
+
+impl Gmx {
+    /// Command lines, such as `gmx` and `mpirun -np 4 gmx_mpi mdrun -ntomp 2`; without the second, mdrun of the first. Errors: an
+    /// empty line, an option of mdrun that is not the user's here.
+    pub fn new(gmx: &str, mdrun: Option<&str>) -> Result<Gmx> {
+        let words = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
+        let gmx = words(gmx);
+        let mdrun = mdrun.map_or_else(|| [gmx.clone(), vec!["mdrun".into()]].concat(), words);
+        if gmx.is_empty() || mdrun.is_empty() {
+            return Err(Error::invalid("the command that runs gmx or mdrun is empty"));
+        }
+        if let Some(option) = mdrun.iter().find(|word| OURS.contains(&word.as_str())) {
+            return Err(Error::invalid(format!("mdrun's option {option} is not for the user here: leave it out")));
+        }
+        Ok(Gmx { gmx, mdrun })
+    }
+
+    /// What a `.tpr` file holds.
+    pub fn read(&self, tpr: &Path) -> Result<RunInput> {
+        if !tpr.is_file() {
+            return Err(Error::io(tpr, std::io::ErrorKind::NotFound.into()));
+        }
+        let output = run(&self.gmx, Path::new("."), ["dump".as_ref(), "-s".as_ref(), tpr.as_os_str()])?;
+        RunInput::parse(&String::from_utf8_lossy(&output.stdout)).map_err(|e| match e {
+            Error::Unsupported(reason) => Error::Unsupported(format!("{}: {reason}", tpr.display())),
+            other => other,
+        })
+    }
+
+    /// `steps` of dynamics in `folder`, from a checkpoint or from the start. Leaves `next.cpt` there, and the files of the run.
+    pub fn segment(&self, folder: &Path, tpr: &Path, from: Option<&Path>, steps: u64) -> Result<()> {
+        let steps = steps.to_string();
+        let mut arguments: Vec<&OsStr> = vec!["-s".as_ref(), tpr.as_os_str()];
+        if let Some(from) = from {
+            arguments.extend(["-cpi".as_ref(), from.as_os_str()]);
+        }
+        let names = [
+            "-nsteps",
+            &steps,
+            "-noappend",
+            "-cpo",
+            "next.cpt",
+            "-c",
+            "confout.gro",
+            "-e",
+            "ener.edr",
+            "-x",
+            "traj.xtc",
+            "-o",
+            "traj.trr",
+            "-g",
+            "md.log",
+        ];
+        arguments.extend(names.map(OsStr::new));
+        run(&self.mdrun, folder, arguments).map(drop)
+    }
+
+    /// Energies and forces of configurations of the whole system, evaluated one after the other in `folder`; none for one whose
+    /// energy GROMACS calls infinite or absurd, which ends its run. Errors: GROMACS fails otherwise, forces are missing.
+    pub fn rerun(&self, folder: &Path, tpr: &Path, frames: &[Frame]) -> Result<Vec<Option<Evaluation>>> {
+        match self.rerun_all(folder, tpr, frames) {
+            Ok(evaluations) => Ok(evaluations.into_iter().map(Some).collect()),
+            Err(Error::Engine(message)) if is_absurd(&message) => match frames.len() {
+                1 => Ok(vec![None]),
+                n => {
+                    let (a, b) = frames.split_at(n / 2);
+                    Ok([self.rerun(folder, tpr, a)?, self.rerun(folder, tpr, b)?].concat())
+                }
+            },
+            Err(e) => Err(e),
+        }
+    }
+
+    fn rerun_all(&self, folder: &Path, tpr: &Path, frames: &[Frame]) -> Result<Vec<Evaluation>> {
+        let input = folder.join("rerun.trr");
+        std::fs::write(&input, trr::write(frames)).map_err(|e| Error::io(&input, e))?;
+        let names =
+            ["-rerun", "rerun.trr", "-e", "rerun.edr", "-o", "forces.trr", "-x", "rerun.xtc", "-g", "rerun.log"];
+        let arguments = ["-s".as_ref(), tpr.as_os_str()].into_iter().chain(names.map(OsStr::new));
+        run(&self.mdrun, folder, arguments)?;
+        let energies = energies(&folder.join("rerun.edr"))?.potential;
+        let path = folder.join("forces.trr");
+        let forces = read_with(&path, trr::read)?;
+        if energies.len() != frames.len() || forces.len() != frames.len() {
+            let (e, f, n) = (energies.len(), forces.len(), frames.len());
+            return Err(Error::file(&path, format!("{e} energies and {f} forces for {n} configurations")));
+        }
+        let evaluation = |(energy, frame): (f64, Frame)| Evaluation { energy, forces: frame.f };
+        Ok(energies.into_iter().zip(forces).map(evaluation).collect())
+    }
+}
+
+/// What a segment's `.edr` file says.
+pub(super) struct Series {
+    pub steps: Vec<i64>,
+    /// kJ/mol.
+    pub potential: Vec<f64>,
+    /// K; empty in a rerun.
+    pub temperature: Vec<f64>,
+}
+
+pub(super) fn energies(path: &Path) -> Result<Series> {
+    let energies = read_with(path, edr::read)?;
+    let series = |name| energies.series(name).map_err(|e| Error::file(path, e));
+    let temperature = series("Temperature").unwrap_or_default();
+    Ok(Series { potential: series("Potential")?, temperature, steps: energies.steps })
+}
+
+pub(super) fn read_with<T>(path: &Path, read: impl Fn(&[u8]) -> std::result::Result<T, String>) -> Result<T> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    read(&bytes).map_err(|e| Error::file(path, e))
+}
+
+/// Whether GROMACS stopped because of the energy of a configuration.
+fn is_absurd(message: &str) -> bool {
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    message.contains("The total potential energy is")
+        && (message.contains("which is not finite") || message.contains("which is extremely high"))
+}
+
+/// Runs a program to its end. Errors: it cannot be started, or it fails, then with what it says of that.
+fn run<'a>(command: &[String], folder: &Path, arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<Output> {
+    let mut process = Command::new(&command[0]);
+    process.args(&command[1..]).args(arguments).current_dir(folder).env("GMX_MAXBACKUP", "-1");
+    process.stdin(std::process::Stdio::null());
+    let shown = command.join(" ");
+    let output = process.output().map_err(|e| {
+        Error::Engine(format!(
+            "{shown}: {e}; is GROMACS installed, and on the PATH? Name its command with --gmx or --mdrun"
+        ))
+    })?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Engine(format!("{shown} failed ({}):\n{}", output.status, complaint(&said))))
+}
+
+/// The error in what GROMACS prints: what stands between its rules, else the last lines.
+fn complaint(said: &str) -> String {
+    const RULE: &str = "-------------------------------------------------------";
+    let mut parts = said.split(RULE);
+    match parts.nth(1) {
+        Some(error) => error.trim().to_string(),
+        None => {
+            let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
+            lines[lines.len().saturating_sub(8)..].join("\n")
+        }
+    }
+}
+
+/// The file in a segment's folder whose name begins and ends like this, with `.partNNNN` between.
+pub(super) fn part(folder: &Path, stem: &str, extension: &str) -> Result<Option<PathBuf>> {
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with(&format!("{stem}.part")) && name.ends_with(extension) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_split_and_options_that_are_ours_refused() {
+        let gmx = Gmx::new("gmx", None).unwrap();
+        assert_eq!(gmx.mdrun, ["gmx", "mdrun"]);
+        assert_eq!(Gmx::new("gmx_mpi", Some("mpirun -np 2 gmx_mpi mdrun")).unwrap().mdrun.len(), 5);
+        assert!(Gmx::new("gmx", Some("gmx mdrun -plumed p.dat")).unwrap_err().to_string().contains("-plumed"));
+        assert!(Gmx::new("", None).is_err());
+    }
+
+    #[test]
+    fn a_program_that_is_missing_or_fails_is_told() {
+        let here = Path::new(".");
+        let none = run(&["no-such-gmx".into()], here, []).unwrap_err().to_string();
+        assert!(none.contains("no-such-gmx") && none.contains("--gmx"), "{none}");
+        let fails = "echo one >&2; echo -------------------------------------------------------; \
+                     echo 'Fatal error: no' ; false";
+        let said = run(&["sh".into(), "-c".into(), fails.into()], here, []).unwrap_err().to_string();
+        assert!(said.contains("one") && said.contains("exit status: 1"), "{said}");
+        assert_eq!(
+            complaint(&format!("hello\n{0}{1}\nFatal error:\nno\n{0}{1}\n", "-".repeat(50), "-----")),
+            "Fatal error:\nno"
+        );
+        assert!(is_absurd("Step 20: The total potential energy is nan, which is\nnot finite. The LJ"));
+    }
+}

@@ -1,0 +1,362 @@
+//! What a `.tpr` file holds, as far as jumps need it: read from what `gmx dump -s` prints, which every version can do with its own
+//! files, so that no private format has to be known here.
+
+use crate::coordinates::whole::BoxVectors;
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+
+/// How GROMACS goes from step to step. Both store velocities half a step behind the positions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Integrator {
+    /// `md`: leap-frog, with a thermostat.
+    LeapFrog,
+    /// `sd`: kick, half drift, friction and noise, half drift.
+    Langevin,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Atom {
+    pub name: String,
+    /// As `ALA2`.
+    pub residue: String,
+    /// Dalton; 0 for virtual sites.
+    pub mass: f64,
+}
+
+/// A run as `gmx grompp` made it.
+#[derive(Clone, Debug)]
+pub struct RunInput {
+    pub integrator: Integrator,
+    /// ps.
+    pub timestep: f64,
+    /// K.
+    pub temperature: f64,
+    /// Steps between frames with forces; 0 for none.
+    pub force_frames: i64,
+    /// None without periodic boundaries.
+    pub periodic: bool,
+    /// nm, to the digits that are printed.
+    pub box_vectors: BoxVectors,
+    pub atoms: Vec<Atom>,
+    /// Atoms and lengths in nm, SETTLE's three included.
+    pub constraints: Vec<(usize, usize, f64)>,
+}
+
+/// Options that must have one of these values, and why.
+const REQUIRED: &[(&str, &[&str], &str)] = &[
+    (
+        "comm-mode",
+        &["Linear", "None", "Linear-acceleration-correction"],
+        "angular momentum changes in a jump; use Linear",
+    ),
+    ("mts", &["false"], "with multiple time steps no single force goes with a step"),
+    ("pcoupl", &["No"], "pressure coupling was not tested with jumps; run at constant volume"),
+    ("pull", &["false"], "pulling is not in the energy that decides about a jump, or depends on the past"),
+    ("awh", &["false"], "the bias depends on the past"),
+    ("rotation", &["false"], "enforced rotation depends on the time"),
+    ("disre", &["No"], "distance restraints may be averages over the past"),
+    ("free-energy", &["no"], "perturbed states were not tested with jumps"),
+    ("simulated-tempering", &["false"], "the temperature of the acceptance is fixed"),
+    ("swapcoords", &["no"], "it exchanges molecules by itself"),
+    ("QMMM", &["false"], "the energy has parts that were not tested with jumps"),
+    ("interactiveMD", &["false"], "forces from outside have no energy"),
+    ("cos-acceleration", &["0"], "the system is not in equilibrium"),
+];
+
+impl RunInput {
+    /// Reads what `gmx dump -s` prints. Errors: text that cannot be understood, and what jumps do not go with, with the reason.
+    pub fn parse(dump: &str) -> Result<RunInput> {
+        let (options, topology) = dump.split_once("\ntopology:").ok_or_else(|| missing("topology"))?;
+        let options = Options::new(options);
+        options.refuse()?;
+        let integrator = match options.get("integrator")? {
+            "md" => Integrator::LeapFrog,
+            "sd" => Integrator::Langevin,
+            other => return Err(refused("integrator", other, "jumps need the integrators sd or md")),
+        };
+        if integrator == Integrator::LeapFrog && !["V-rescale", "Nose-Hoover"].contains(&options.get("tcoupl")?) {
+            let why = "jumps are at constant temperature; use sd, or md with V-rescale or Nose-Hoover";
+            return Err(refused("tcoupl", options.get("tcoupl")?, why));
+        }
+        let system = System::parse(topology)?;
+        let mut box_vectors = [[0.0; 3]; 3];
+        for (i, row) in box_vectors.iter_mut().enumerate() {
+            let line = topology.lines().find(|line| line.trim_start().starts_with(&format!("box[    {i}]=")));
+            let numbers = line.and_then(braces).ok_or_else(|| missing("box"))?;
+            *row = numbers.try_into().map_err(|_| missing("box"))?;
+        }
+        Ok(RunInput {
+            integrator,
+            timestep: options.number("dt")?,
+            temperature: options.temperature()?,
+            force_frames: options.number("nstfout")? as i64,
+            periodic: options.get("pbc")? != "no",
+            box_vectors,
+            atoms: system.atoms,
+            constraints: system.constraints,
+        })
+    }
+}
+
+fn missing(what: &str) -> Error {
+    Error::Engine(format!(
+        "gmx dump prints no {what} that can be read: is this a .tpr file of this version of GROMACS?"
+    ))
+}
+
+fn refused(option: &str, value: &str, why: &str) -> Error {
+    Error::Unsupported(format!("the .tpr file has {option} = {value}: {why}"))
+}
+
+/// The numbers in `{ 1.0, 2.0, 3.0}` at the end of a line.
+fn braces(line: &str) -> Option<Vec<f64>> {
+    let inside = line.split_once('{')?.1.split_once('}')?.0;
+    inside.split(',').map(|v| v.trim().parse().ok()).collect()
+}
+
+/// The lines `name = value` and `name: values` before the topology, with the section they are in.
+struct Options<'a> {
+    lines: Vec<(&'a str, &'a str, &'a str)>,
+}
+
+impl<'a> Options<'a> {
+    fn new(text: &'a str) -> Options<'a> {
+        let mut section = "";
+        let mut lines = Vec::new();
+        for line in text.lines().map(str::trim) {
+            let pair = line.split_once('=').or_else(|| line.split_once(':'));
+            match pair.map(|(name, value)| (name.trim(), value.trim())) {
+                Some((name, "")) if line.ends_with(':') => section = name,
+                Some((name, value)) => lines.push((section, name, value)),
+                None => {}
+            }
+        }
+        Options { lines }
+    }
+
+    fn find(&self, name: &str) -> Option<&'a str> {
+        self.lines.iter().find(|line| line.1 == name).map(|line| line.2)
+    }
+
+    fn get(&self, name: &str) -> Result<&'a str> {
+        self.find(name).ok_or_else(|| missing(name))
+    }
+
+    fn number(&self, name: &str) -> Result<f64> {
+        self.get(name)?.parse().map_err(|_| missing(name))
+    }
+
+    /// The one temperature of all groups.
+    fn temperature(&self) -> Result<f64> {
+        let parse = |name| -> Result<Vec<f64>> {
+            let values = self.get(name)?.split_whitespace().map(|v| v.parse().map_err(|_| missing(name)));
+            values.collect()
+        };
+        let (temperatures, times) = (parse("ref-t")?, parse("tau-t")?);
+        let first = *temperatures.first().ok_or_else(|| missing("ref-t"))?;
+        let one = temperatures.iter().all(|&t| t == first) && first > 0.0;
+        if !one {
+            return Err(refused("ref-t", self.get("ref-t")?, "one positive temperature for all groups is needed"));
+        }
+        if times.iter().any(|&tau| tau <= 0.0) {
+            return Err(refused("tau-t", self.get("tau-t")?, "every group needs a thermostat"));
+        }
+        Ok(first)
+    }
+
+    fn refuse(&self) -> Result<()> {
+        for (name, allowed, why) in REQUIRED {
+            // what this version does not know is not on
+            if let Some(value) = self.find(name).filter(|value| !allowed.contains(value)) {
+                return Err(refused(name, value, why));
+            }
+        }
+        for (section, name, value) in &self.lines {
+            match *name {
+                "active" if *value == "true" => {
+                    return Err(refused(section, "active", "it was not tested with jumps"));
+                }
+                "E0" if value.parse() != Ok(0.0) => {
+                    return Err(refused("electric field E0", value, "its energy is not part of the potential energy"));
+                }
+                "annealing" if value.split_whitespace().any(|v| v != "No") => {
+                    return Err(refused("annealing", value, "the temperature of the acceptance is fixed"));
+                }
+                "nfreeze" if value.contains('Y') => {
+                    return Err(refused("freezegrps", value, "frozen atoms were not tested with jumps"));
+                }
+                "acc" if value.split_whitespace().any(|v| v.parse() != Ok(0.0)) => {
+                    return Err(refused("accelerate", value, "the system is not in equilibrium"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct MoleculeType {
+    masses: Vec<f64>,
+    residue_of: Vec<usize>,
+    names: Vec<String>,
+    residues: Vec<String>,
+    constraints: Vec<(usize, usize, f64)>,
+}
+
+struct System {
+    atoms: Vec<Atom>,
+    constraints: Vec<(usize, usize, f64)>,
+}
+
+impl System {
+    fn parse(text: &str) -> Result<System> {
+        let mut blocks: Vec<(usize, usize)> = Vec::new();
+        let mut lengths: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+        let mut types: Vec<MoleculeType> = Vec::new();
+        for line in text.lines().map(str::trim) {
+            if line == "x:" || line.starts_with("x (") {
+                break; // coordinates: the topology is over
+            }
+            if line.starts_with("atom[") && line.contains("Shell,") {
+                return Err(refused("ptype", "Shell", "shells follow their atoms, which jumps do not know of"));
+            }
+            read_line(line, &mut blocks, &mut lengths, &mut types).ok_or_else(|| missing(&format!("line `{line}`")))?;
+        }
+        let mut system = System { atoms: Vec::new(), constraints: Vec::new() };
+        for (kind, molecules) in blocks {
+            let molecule = types.get(kind).ok_or_else(|| missing("molecule type"))?;
+            for _ in 0..molecules {
+                system.add(molecule).ok_or_else(|| missing("atoms"))?;
+            }
+        }
+        match system.atoms.is_empty() {
+            true => Err(missing("atoms")),
+            false => Ok(system),
+        }
+    }
+
+    fn add(&mut self, molecule: &MoleculeType) -> Option<()> {
+        let first = self.atoms.len();
+        for (i, &mass) in molecule.masses.iter().enumerate() {
+            let residue = molecule.residues.get(*molecule.residue_of.get(i)?)?.clone();
+            self.atoms.push(Atom { name: molecule.names.get(i)?.clone(), residue, mass });
+        }
+        self.constraints.extend(molecule.constraints.iter().map(|&(a, b, length)| (first + a, first + b, length)));
+        Some(())
+    }
+}
+
+/// What one line says; none if it says something that cannot be read.
+fn read_line(
+    line: &str,
+    blocks: &mut Vec<(usize, usize)>,
+    lengths: &mut BTreeMap<usize, Vec<f64>>,
+    types: &mut Vec<MoleculeType>,
+) -> Option<()> {
+    if line.starts_with("moltype (") {
+        types.push(MoleculeType::default());
+    } else if line.starts_with("moltype ") && line.contains('=') {
+        blocks.push((line.split_once('=')?.1.split_whitespace().next()?.parse().ok()?, 1));
+    } else if line.starts_with("#molecules") {
+        blocks.last_mut()?.1 = line.split_once('=')?.1.trim().parse().ok()?;
+    } else if line.starts_with("functype[") && (line.contains("=CONSTR") || line.contains("=SETTLE")) {
+        lengths.insert(
+            index(line)?,
+            [field(line, "dA="), field(line, "doh="), field(line, "dhh=")].into_iter().flatten().collect(),
+        );
+    } else if line.starts_with("atom[") && line.contains("resind=") {
+        let molecule = types.last_mut()?;
+        molecule.masses.push(field(line, " m=")?);
+        molecule.residue_of.push(field(line, "resind=")? as usize);
+    } else if line.starts_with("atom[") && line.contains("{name=") {
+        types.last_mut()?.names.push(quoted(line)?);
+    } else if line.starts_with("residue[") {
+        types.last_mut()?.residues.push(format!("{}{}", quoted(line)?, field(line, "nr=")?));
+    } else if line.contains(" (CONSTR) ") || line.contains(" (CONSTRNC) ") || line.contains(" (SETTLE) ") {
+        let of_type = lengths.get(&(field(line, "type=")? as usize))?;
+        let atoms: Vec<usize> = line.rsplit_once(')')?.1.split_whitespace().map_while(|v| v.parse().ok()).collect();
+        let constraints = &mut types.last_mut()?.constraints;
+        match (&atoms[..], &of_type[..]) {
+            (&[a, b], &[length]) => constraints.push((a, b, length)),
+            (&[o, a, b], &[long, short]) => constraints.extend([(o, a, long), (o, b, long), (a, b, short)]),
+            _ => return None,
+        }
+    }
+    Some(())
+}
+
+/// The number in the first brackets.
+fn index(line: &str) -> Option<usize> {
+    line.split_once('[')?.1.split_once(']')?.0.trim().parse().ok()
+}
+
+/// The number after `name`.
+fn field(line: &str, name: &str) -> Option<f64> {
+    let rest = line.split_once(name)?.1.trim_start();
+    rest.split(|c: char| c == ',' || c == '}' || c.is_whitespace()).next()?.parse().ok()
+}
+
+fn quoted(line: &str) -> Option<String> {
+    line.split('"').nth(1).map(String::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What gmx dump of GROMACS 2022.5 prints of alanine dipeptide in 878 waters with constraints, without the lines of interactions.
+    const DUMP: &str = include_str!("../../../tests/golden/gromacs/dump.txt");
+
+    #[test]
+    fn the_dump_of_a_solvated_molecule_is_understood() {
+        let input = RunInput::parse(DUMP).unwrap();
+        assert_eq!((input.integrator, input.temperature, input.timestep), (Integrator::LeapFrog, 300.0, 0.002));
+        assert_eq!((input.force_frames, input.periodic), (1000, true));
+        assert_eq!(input.box_vectors, [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]]);
+        assert_eq!(input.atoms.len(), 22 + 3 * 878);
+        assert_eq!(input.atoms[10], Atom { name: "CB".into(), residue: "ALA2".into(), mass: 12.01 });
+        assert_eq!(input.atoms[2655], Atom { name: "HW2".into(), residue: "SOL1".into(), mass: 1.008 });
+        assert_eq!(input.constraints.len(), 12 + 3 * 878);
+        assert_eq!(input.constraints[3], (6, 7, 0.101000004));
+        assert_eq!(input.constraints[12..15], [(22, 23, 0.0957200006), (22, 24, 0.0957200006), (23, 24, 0.151390001)]);
+    }
+
+    #[test]
+    fn what_jumps_do_not_go_with_is_refused_with_the_option_and_the_reason() {
+        for (from, to, words) in [
+            ("integrator                     = md", "integrator = bd", ["bd", "sd or md"]),
+            ("tcoupl                         = V-rescale", "tcoupl = Berendsen", ["Berendsen", "V-rescale"]),
+            ("comm-mode                      = Linear", "comm-mode = Angular", ["Angular", "angular momentum"]),
+            ("pcoupl                         = No", "pcoupl = C-rescale", ["C-rescale", "constant volume"]),
+            ("awh                            = false", "awh = true", ["awh", "depends on the past"]),
+            ("pull                           = false", "pull = true", ["pull", "past"]),
+            ("mts                            = false", "mts = true", ["mts", "force"]),
+            ("free-energy                    = no", "free-energy = yes", ["free-energy", "tested"]),
+            ("annealing:          No", "annealing:   Single", ["annealing", "fixed"]),
+            ("ref-t:         300", "ref-t:   300 310", ["ref-t", "one positive"]),
+            ("tau-t:         0.1", "tau-t:   -1", ["tau-t", "thermostat"]),
+            ("nfreeze:           N", "nfreeze:  Y", ["freezegrps", "tested"]),
+            ("active                     = false", "active = true", ["density-guided-simulation", "tested"]),
+            ("E0                       = 0", "E0 = 0.5", ["E0", "potential energy"]),
+            ("ptype=    Atom", "ptype=    Shell", ["Shell", "follow"]),
+        ] {
+            assert!(DUMP.contains(from), "{from}");
+            let message = RunInput::parse(&DUMP.replacen(from, to, 1)).unwrap_err().to_string();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        }
+    }
+
+    #[test]
+    fn text_that_is_no_dump_is_an_error_and_never_a_panic() {
+        for length in (0..DUMP.len()).step_by(97).filter(|&i| DUMP.is_char_boundary(i)) {
+            let _ = RunInput::parse(&DUMP[..length]);
+        }
+        assert!(RunInput::parse("").unwrap_err().to_string().contains("tpr"));
+        let lines: Vec<&str> = DUMP.lines().collect();
+        for skipped in 0..lines.len() {
+            let rest = [&lines[..skipped], &lines[skipped + 1..]].concat().join("\n");
+            let _ = RunInput::parse(&rest);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! `.gro`: structures as text, nm, fixed columns; the distance of the decimal points tells the precision.
+
+use crate::coordinates::Topology;
+use std::fmt::Write;
+
+/// First column of the coordinates.
+const START: usize = 20;
+
+/// `[atoms][3]` of every frame. Errors: a line that cannot be read, a file cut off.
+pub fn read(text: &str) -> Result<Vec<Vec<f64>>, String> {
+    let mut lines = text.lines().enumerate();
+    let mut frames = Vec::new();
+    while let Some((number, title)) = lines.next() {
+        let count = lines.next().map(|(_, line)| line);
+        if title.trim().is_empty() && count.is_none_or(|line| line.trim().is_empty()) {
+            break; // empty lines at the end
+        }
+        let count = count.ok_or_else(|| format!("line {}: cut off after the title", number + 1))?;
+        let atoms: usize =
+            count.trim().parse().map_err(|_| format!("line {}: `{count}` is no number of atoms", number + 2))?;
+        let mut x = Vec::new();
+        for _ in 0..atoms {
+            let (number, line) = lines.next().ok_or("cut off within the atoms")?;
+            x.extend(position(line).ok_or_else(|| format!("line {}: cannot read the coordinates", number + 1))?);
+        }
+        lines.next().ok_or("cut off before the box")?;
+        frames.push(x);
+    }
+    Ok(frames)
+}
+
+fn position(line: &str) -> Option<[f64; 3]> {
+    let numbers = line.get(START..)?;
+    let mut points = numbers.match_indices('.').map(|(i, _)| i);
+    let width = points.next().zip(points.next()).map(|(a, b)| b - a)?;
+    let field = |axis: usize| numbers.get(axis * width..(axis + 1) * width)?.trim().parse().ok();
+    Some([field(0)?, field(1)?, field(2)?])
+}
+
+/// Frames `x[n][dimension]`, nm, with the names of the topology and a box of no size, which means none.
+pub fn write(dimension: usize, x: &[f64], topology: &Topology) -> String {
+    let mut text = String::new();
+    for frame in x.chunks_exact(dimension) {
+        let _ = writeln!(text, "modejump\n{}", topology.n_atoms());
+        for (i, r) in frame.chunks_exact(3).enumerate() {
+            let label = &topology.residues[i];
+            let digits = label.find(|c: char| c.is_ascii_digit()).unwrap_or(label.len());
+            let (residue, number) = label.split_at(digits);
+            let (name, serial) = (&topology.names[i], (i + 1) % 100_000);
+            let [a, b, c] = [r[0], r[1], r[2]];
+            let _ = writeln!(text, "{number:>5}{residue:<5.5}{name:>5.5}{serial:>5}{a:8.3}{b:8.3}{c:8.3}");
+        }
+        text.push_str("   0.00000   0.00000   0.00000\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "two waters cut to pieces, t= 0.0\n2\n    1SOL     OW    1   0.123  -1.456  12.789\n    \
+                        1SOL    HW1    2  -0.0012   0.0000   1.2345\n   2.0 2.0 2.0\n";
+
+    #[test]
+    fn columns_follow_the_decimal_points() {
+        let frames = read(&[TEXT, TEXT, "\n"].concat()).unwrap();
+        assert_eq!(frames, vec![vec![0.123, -1.456, 12.789, -0.0012, 0.0, 1.2345]; 2]);
+        for cut in [30, 40, 80, 110] {
+            assert!(read(&TEXT[..cut]).is_err(), "{cut}");
+        }
+        assert!(read("title\nmany\n").unwrap_err().contains("line 2"));
+    }
+}

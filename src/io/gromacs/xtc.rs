@@ -1,0 +1,27 @@
+//! `.xtc`: where its frames are. Their contents are read by [`crate::io::trajectory`].
+
+use super::{walk, Span};
+
+/// 1995: the size of the packed coordinates has 32 bits; 2023: 64.
+const MAGIC: [i32; 2] = [1995, 2023];
+
+pub(super) fn spans(bytes: &[u8]) -> Result<Vec<Span>, String> {
+    walk(bytes, 0, |reader| {
+        let magic = reader.i32()?;
+        if !MAGIC.contains(&magic) {
+            return Err("not an .xtc frame".into());
+        }
+        let (_, step) = (reader.i32()?, reader.i32()?);
+        reader.take(4 + 9 * 4)?; // time, box
+        let atoms = reader.size("the number of atoms")?;
+        if atoms <= 9 {
+            reader.take(12 * atoms)?; // not packed
+        } else {
+            reader.take(4 + 3 * 4 + 3 * 4 + 4)?; // precision, smallest, largest, size of small numbers
+            let packed = if magic == MAGIC[0] { i64::from(reader.i32()?) } else { reader.i64()? };
+            let packed = usize::try_from(packed).ok().filter(|p| *p <= isize::MAX as usize - 3);
+            reader.take(packed.ok_or("a size out of range")?.div_ceil(4) * 4)?;
+        }
+        Ok(i64::from(step))
+    })
+}

@@ -1,0 +1,257 @@
+"""`modejump gromacs` with the gmx that is installed."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, example
+
+from reference import torsion, transitions, weighted_mean  # models/ala2, put on the path by the example
+
+FREQUENT = {"nstenergy": "10", "nstxout-compressed": "50"}
+
+
+def compare(prepared, driver, cycles, model="model-vacuum", **options):
+    """<U> and <T> of a run with a jump every 50 steps and of plain dynamics of twelve times its length: z-scores, and what
+    else the run says."""
+    options = FREQUENT | options
+    jumping = driver(**options)
+    command = jumping.command("-n", cycles, "--steps", 50, "--proposals", 4, "--json", model=model)
+    process = subprocess.Popen(command, cwd=jumping.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        plain = example.run("gmx", "mdrun", "-nt", 1, "-nsteps", 600 * cycles, "-deffnm", "plain", "-s", "topol.tpr",
+                            cwd=jumping.folder)
+        assert "Writing final coordinates" in plain
+        out, err = process.communicate(timeout=900)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    md = example.observe(jumping.folder, "plain.edr", "plain.xtc")
+    jump = example.observe(jumping.folder, "jumps/ener.edr", "jumps/traj.xtc")
+    scores = {}
+    for name in "ut":
+        (a, da), (b, db) = (weighted_mean(s[name][200:], np.ones(len(s[name]) - 200)) for s in (md, jump))
+        scores[name] = (b - a) / np.hypot(da, db)
+        print(f"<{name.upper()}> plain {a:.2f}({da:.2f}), with jumps {b:.2f}({db:.2f}): {scores[name]:+.1f} sigma")
+    return scores, json.loads(out), jump
+
+
+# The step that leaves stored velocities as they are, or kicks them in the wrong way, is caught on oscillators by
+# src/engines/gromacs/velocities.rs; here is the whole way through GROMACS.
+@pytest.mark.parametrize(
+    "model, options",
+    [
+        ("model-vacuum", {}),
+        ("model-vacuum", {"integrator": "md", "tcoupl": "V-rescale", "tau-t": "0.1"}),
+        ("model-hbonds", {"constraints": "h-bonds"}),
+    ],
+    ids=["sd", "md", "sd-hbonds"],
+)
+def test_energy_and_temperature_are_those_of_plain_dynamics(prepared, driver, model, options):
+    scores, summary, _ = compare(prepared, driver, 1000, model, **options)
+    assert abs(scores["u"]) < 5 and abs(scores["t"]) < 5, scores
+    assert summary["complete"] and summary["cycles"] == 1000 and summary["step"] == 50_000
+    # vacuum proposals from a vacuum generator; the other one was trained in implicit solvent
+    assert summary["acceptance"] > (0.9 if model == "model-vacuum" else 0.05), summary
+
+
+def test_jumps_cross_the_barrier_and_agree_with_importance_weights(driver):
+    """P(phi > 0) by jumps against the generator's own weighted samples, whose energies are GROMACS' as well."""
+    run = driver()
+    run.run("-n", 400, "--steps", 100, "--proposals", 64, "--method", "isir")
+    jump = example.observe(run.folder, "jumps/ener.edr", "jumps/traj.xtc")
+    assert transitions(jump["phi"]) > 10
+    inside = (jump["phi"] > 0) & (jump["phi"] < 2.2)
+    p, dp = weighted_mean(inside[4:], np.ones(len(inside) - 4))
+
+    # 6000 samples, all weighed by one rerun
+    samples = run.folder / "samples.trr"
+    modejump, model = run.command()[0], run.command()[2]
+    subprocess.run([modejump, "sample", model, "-n", "6000", "--seed", "5", "-o", "samples.safetensors"], cwd=run.folder, check=True)
+    x, log_q = read_samples(run.folder / "samples.safetensors")
+    order = np.array([1, 0, 2, 3, *range(4, 22)])  # pdb2gmx has HH31 before CH3
+    write_trr(samples, x[:, np.argsort(order)] + 3.0)
+    example.run("gmx", "mdrun", "-nt", 1, "-s", "topol.tpr", "-rerun", "samples.trr", "-e", "samples.edr", cwd=run.folder)
+    example.run("gmx", "energy", "-f", "samples.edr", "-o", "samples.xvg", cwd=run.folder, stdin="Potential\n\n")
+    u = example.columns(run.folder / "samples.xvg")[:, 1] / (example.KT * 300)
+    assert len(u) == len(log_q)
+    log_w = -u - log_q
+    w = np.exp(log_w - log_w.max())
+    assert w.sum() ** 2 / (w**2).sum() > 0.5 * len(w)  # GROMACS has the energies that the generator was trained for
+    phi = torsion(x, (4, 6, 8, 14))
+    q, dq = weighted_mean((phi > 0) & (phi < 2.2), w)
+    print(f"P(0 < phi < 2.2): jumps {p:.4f}({dp:.4f}), weights {q:.4f}({dq:.4f})")
+    assert abs(p - q) < 5 * np.hypot(dp, dq)
+
+
+def read_samples(path):
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    tensors = json.loads(raw[8 : 8 + size])
+
+    def tensor(name):
+        begin, end = tensors[name]["data_offsets"]
+        return np.frombuffer(raw[8 + size + begin : 8 + size + end], "<f8").reshape(tensors[name]["shape"])
+
+    return tensor("x"), tensor("log_density")
+
+
+def write_trr(path, x):
+    """Double-precision frames in a box of 6 nm."""
+    box = np.diag([6.0] * 3).astype(">f8").tobytes()
+    n = x.shape[1]
+    with path.open("wb") as file:
+        for i, frame in enumerate(x):
+            file.write(np.array([1993, 13, 12], ">i4").tobytes() + b"GMX_trn_file")
+            file.write(np.array([0, 0, 72, 0, 0, 0, 0, 24 * n, 0, 0, n, i + 1, 0], ">i4").tobytes())
+            file.write(np.array([i, 0.0], ">f8").tobytes() + box + frame.astype(">f8").tobytes())
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(driver):
+    run = driver()
+    options = ("-n", 40, "--steps", 200)
+    run.run(*options, directory="whole")
+    for delay in (0.15, 0.4, 0.7, 0.33):  # within dynamics, a rerun or a commit, wherever it hits
+        process = subprocess.Popen(run.command(*options), cwd=run.folder, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = run.run(*options, "--json")
+    assert json.loads(done.stdout)["cycles"] == 40
+    assert run.files() == run.files("whole")
+    assert not list((run.folder / "jumps").glob("cycle-*"))
+    # and a run that is complete stays as it is
+    run.run(*options)
+    assert run.files() == run.files("whole")
+
+
+def test_joined_files_are_read_by_gromacs_and_have_each_step_once(driver):
+    run = driver()
+    run.run("-n", 6, "--steps", 200)
+    listing = example.run("gmx", "check", "-f", "jumps/traj.xtc", cwd=run.folder)
+    assert "Coords" in listing and "25" in listing.split("Coords")[1].split()[0], listing  # 0, 50, … 1200
+    times = example.columns(run.folder / "energy.xvg")[:, 0] if example.observe(run.folder, "jumps/ener.edr", "jumps/traj.xtc") else []
+    assert np.allclose(times, 0.05 * np.arange(25))
+    rows = (run.folder / "jumps/jumps.csv").read_text().splitlines()
+    assert len(rows) == 7 and rows[0].startswith("cycle,step,potential,fate") and rows[6].startswith("6,1200,")
+
+
+def test_walkers_differ_and_each_goes_on(driver):
+    run = driver()
+    for name in "ab":
+        (run.folder / name).mkdir()
+        shutil.copy(run.folder / "topol.tpr", run.folder / name)
+    options = ("--multidir", "a", "b", "--steps", 100)
+    run.run("-n", 3, *options, directory=None)
+    out = run.run("-n", 6, *options, "--json", directory=None).stdout.splitlines()
+    assert [json.loads(line)["cycles"] for line in out] == [6, 6]
+    # the same dynamics with other proposals
+    assert run.files("a")["jumps.csv"] != run.files("b")["jumps.csv"]
+
+
+def test_time_runs_out_after_a_whole_cycle(driver):
+    run = driver()
+    done = run.run("-n", 10_000, "--steps", 100, "--maxh", 2 / 3600)
+    assert "the same command goes on" in done.stdout
+    # nothing is half done
+    assert run.run("-n", 1, "--steps", 100).returncode == 0
+
+
+def test_a_full_disk_loses_nothing(driver):
+    run = driver()
+    options = ("-n", 30, "--steps", 200)
+    run.run(*options, directory="whole")
+    # no file may grow beyond 32 blocks of 512 bytes; the signal that comes with it is ignored
+    limited = ["sh", "-c", 'trap "" XFSZ; ulimit -f 32; exec "$@"', "sh"]
+    done = run.run(*options, prefix=limited, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("modejump: "), done.stderr
+    assert "too large" in done.stderr or "failed" in done.stderr
+    run.run(*options)
+    assert run.files() == run.files("whole")
+
+
+def test_what_the_generator_does_not_keep_is_named(driver):
+    message = driver(constraints="h-bonds").refused("-n", 1)
+    assert "ACE1:CH3 (atom 1)" in message and "is constrained to 0.10899" in message and "the model varies it" in message
+
+
+def test_atoms_of_other_names_are_named(driver):
+    run = driver()
+    for name in ("topol.top", "conf.gro"):
+        path = run.folder / name
+        path.write_text(path.read_text().replace("HB1", "HX1"))
+    example.grompp(run.folder)
+    message = run.refused("-n", 1)
+    assert "ALA2:HB1 (atom 12)" in message and "HX1" in message
+    message = run.refused("-n", 1, "--first-atom", 4)
+    assert "22 atoms, from 4 on" in message
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"nstfout": "0"}, ["nstfout = 0", "--rerun-tpr"]),
+        ({"integrator": "md", "tcoupl": "no"}, ["tcoupl", "V-rescale"]),
+        ({"integrator": "md", "tcoupl": "berendsen", "tau-t": "0.5"}, ["Berendsen", "V-rescale"]),
+        ({"integrator": "md-vv", "tcoupl": "V-rescale"}, ["md-vv", "sd or md"]),
+        ({"annealing": "single", "annealing-npoints": "2", "annealing-time": "0 9", "annealing-temp": "300 310"},
+         ["annealing", "temperature"]),
+        ({"freezegrps": "System", "freezedim": "N N Y"}, ["freezegrps", "Y"]),
+        ({"comm-mode": "angular"}, ["comm-mode", "angular momentum"]),
+        ({"electric-field-x": "1 0 0 0"}, ["electric field", "potential energy"]),
+        ({"integrator": "md", "tcoupl": "V-rescale", "mts": "yes", "mts-level2-factor": "2", "coulombtype": "PME"},
+         ["mts", "single force"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_run_inputs_that_jumps_do_not_go_with_are_refused_with_the_reason(driver, options, words):
+    message = driver(**options).refused("-n", 1)
+    assert all(word in message for word in words), message
+    assert "topol.tpr" in message
+
+
+def test_a_second_run_input_gives_the_forces(driver, prepared):
+    run = driver(nstfout="0")
+    shutil.copy(prepared() / "topol.tpr", run.folder / "forces.tpr")
+    run.run("-n", 2, "--rerun-tpr", "forces.tpr")
+    # of another system: the energies differ, and nothing is committed
+    shutil.copy(prepared(epsilon_r="4") / "topol.tpr", run.folder / "forces.tpr")
+    before = run.files()
+    assert "rerun of the current configuration gives" in run.refused("-n", 3, "--rerun-tpr", "forces.tpr")
+    assert run.files() == before
+
+
+def test_a_failing_gromacs_speaks_for_itself(driver):
+    run = driver()
+    assert "no-such-gmx" in run.refused("--gmx", "no-such-gmx")
+    assert "topol2.tpr" in run.refused("-s", "topol2.tpr")
+    (run.folder / "bad.tpr").write_bytes((run.folder / "topol.tpr").read_bytes()[:500])
+    assert "gmx failed" in run.refused("-s", "bad.tpr")
+    message = run.refused("--mdrun", "gmx mdrun -nonsense", directory="other")
+    assert "Unknown command-line option" in message and "-nonsense" in message
+    assert "-plumed" in run.refused("--mdrun", "gmx mdrun -plumed plumed.dat")
+
+
+def test_a_directory_belongs_to_one_run(driver):
+    run = driver()
+    run.run("-n", 2)
+    assert "other settings" in run.refused("-n", 4, "--seed", 2)
+    assert "other settings" in run.refused("-n", 4, model="model")
+    path = run.folder / "jumps/traj.xtc"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert "traj.xtc" in run.refused("-n", 4) and "shorter" in run.refused("-n", 4)
+    (run.folder / "taken").mkdir()
+    (run.folder / "taken/traj.xtc").touch()
+    assert "a directory of its own" in run.refused("-n", 1, directory="taken")
+    process = subprocess.Popen(run.command("-n", 1000, directory="busy"), cwd=run.folder, stderr=subprocess.DEVNULL)
+    try:
+        while not (run.folder / "busy/modejump.ckpt").exists():
+            time.sleep(0.02)
+        assert "another modejump" in run.refused("-n", 1, directory="busy")
+    finally:
+        process.kill()
+        process.wait()
