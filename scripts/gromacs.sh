@@ -7,7 +7,7 @@ if command -v apt-get > /dev/null; then
     if [ "$(id -u)" = 0 ]; then sudo=; else sudo="sudo -n"; fi
     export DEBIAN_FRONTEND=noninteractive
     # the lists of a fresh machine may be missing or old
-    if $sudo apt-get update -qq && $sudo apt-get install -qq -y --no-install-recommends gromacs > /dev/null; then
+    if $sudo apt-get update -qq && $sudo apt-get install -qq -y --no-install-recommends gromacs openmpi-bin > /dev/null; then
         command -v gmx > /dev/null && exit 0
     fi
 fi

@@ -150,6 +150,24 @@ def test_populations_energy_and_temperature_are_exact(run, more):
     assert abs(temperature.mean() - 300.0) < 4 * error_of(temperature) < 12.0
 
 
+def test_within_a_state_it_is_plain_dynamics(run):
+    """Plain dynamics stays where it began; there energy and temperature must be the same with jumps to the other state and back."""
+    means = {}
+    for name, more in (("plain", ""), ("jumps", jump(run))):
+        run.good(DYNAMICS.format(seed=7321) + more + OUTPUT.format(every=20) + "run 400000\n")
+        inside = np.array([torsion_of(x) > 0 for x in run.frames()[1000:]])
+        thermo = run.thermo()
+        for column in ("PotEng", "Temp"):
+            values = thermo[column][1000:][inside]
+            means[name, column] = values.mean(), error_of(values)
+        means[name, "inside"] = inside.mean()
+    assert means["plain", "inside"] == 1.0 and means["jumps", "inside"] < 0.9
+    for column in ("PotEng", "Temp"):
+        (a, da), (b, db) = means["plain", column], means["jumps", column]
+        assert abs(a - b) < 4 * math.hypot(da, db), (column, a, da, b, db)
+
+
+
 def test_velocities_after_a_jump_know_nothing_of_the_forces(run):
     """Velocities at the time of x are independent of x. Half a kick too much or too little correlates them with the bonds' forces
     by 0.11; averages of energy and temperature would hardly show it here."""

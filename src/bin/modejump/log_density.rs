@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub struct LogDensity {
     /// Model file
     model: PathBuf,
-    /// Configurations: pdb, dcd, xtc, npy or safetensors (`x` [frame][atom][3], nm)
+    /// Configurations: pdb, gro, dcd, xtc, trr, npy or safetensors (`x` [frame][atom][3], nm)
     #[arg(required_unless_present = "z")]
     frames: Option<PathBuf>,
     /// Latent points (`z` [n][latent]) instead of configurations

@@ -61,7 +61,7 @@ pub struct Md {
     /// Steps between recorded frames
     #[arg(long, default_value_t = 100)]
     record: u64,
-    /// Trajectory: pdb, dcd, xtc, npy or safetensors (with `reduced_potential`)
+    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`)
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// Print the summary as JSON

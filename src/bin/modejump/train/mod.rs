@@ -64,7 +64,7 @@ pub struct Train {
     /// OpenMM System (XML): energies for reverse KL and refinement, constraints, and molecular dynamics for frames
     #[arg(long)]
     system: Option<PathBuf>,
-    /// Training frames, one or more files: pdb, dcd, xtc, npy, or safetensors with `x` [frame][atom][3] in nm
+    /// Training frames, one or more files: pdb, gro, dcd, xtc, trr, npy, or safetensors with `x` [frame][atom][3] in nm
     #[arg(long, num_args = 1..)]
     frames: Vec<PathBuf>,
     /// Temperature, K
