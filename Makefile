@@ -46,6 +46,7 @@ test-lammps: lammps-plugin
 test-gromacs: plugin build
 	-@sh scripts/gromacs.sh
 	$(PY) -m pytest -q -rs tests/gromacs
+	$(PY) -m pytest -q -rs gromacs-plugin/tests
 
 # They only have to build here; `cargo test --test fuzz_corpus` runs the same code, fuzz/Cargo.toml says how to fuzz.
 fuzz-targets:
@@ -76,8 +77,8 @@ train-demo: build
 GROMACS_SECONDS ?= 60
 gromacs-demo: build
 	@sh scripts/gromacs.sh
-	$(PY) examples/gromacs-ala2/run.py --seconds $(GROMACS_SECONDS) --output target/gromacs
-	$(BIN) plot target/gromacs/series.json -o target/gromacs
+	$(PY) examples/gromacs-ala2/run.py --seconds $(GROMACS_SECONDS) --output target/gromacs-demo
+	$(BIN) plot target/gromacs-demo/series.json -o target/gromacs-demo
 
 # Two losses for energy-based models, alone and together, against two exact densities of the plane: the table and figures of
 # docs/two-dimensional-study.md. Twelve minutes on two cores that others used as well.

@@ -356,6 +356,14 @@ void FixModeJump::follow() {
     }
 }
 
+/// A number that depends on all bits of another (SplitMix64: Steele, Lea and Flood 2014).
+static std::uint64_t mixed(std::uint64_t value) {
+    value += 0x9E3779B97F4A7C15;
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
+    return value ^ (value >> 31);
+}
+
 /// New velocities of the moved atoms. Velocity Verlet has v(t - dt/2) here and will add dt/2 F/m for v(t), which is what
 /// Maxwell and Boltzmann's distribution is about, independent of x(t).
 void FixModeJump::draw_velocities() {
@@ -364,8 +372,8 @@ void FixModeJump::draw_velocities() {
         if (!(atom->mask[i] & groupbit))
             continue;
         const double mass = atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]];
-        std::seed_seq words{seed_, static_cast<std::uint64_t>(update->ntimestep), static_cast<std::uint64_t>(atom->tag[i])};
-        std::mt19937_64 random(words);
+        std::mt19937_64 random(mixed(mixed(mixed(seed_) ^ static_cast<std::uint64_t>(update->ntimestep)) ^
+                                     static_cast<std::uint64_t>(atom->tag[i])));
         std::normal_distribution<double> normal(0.0, std::sqrt(kt_ / (mass * force->mvv2e)));
         for (int d = 0; d < 3; d++)
             atom->v[i][d] = normal(random) - kick * atom->f[i][d] / mass;

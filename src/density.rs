@@ -71,7 +71,7 @@ impl Evaluation {
 }
 
 /// What of a configuration the density describes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scope {
     /// All coordinates.
     Full,
@@ -81,6 +81,10 @@ pub enum Scope {
     /// Shape and orientation. The centroid is left alone; log q is normalised on the 3N − 3 coordinates without it, with the
     /// measure of the space of vectors whose mean over atoms is zero, and log q(x) is that of x with its centroid at the origin.
     Centred,
+    /// Shape and orientation, and a centroid c that is noise: log q(x) is the density of x relative to that of c under a normal
+    /// density of standard deviation `sigma` (nm) in each component. Over a target e^{−u} that does not know of c, the density is one
+    /// of (x, c) with target e^{−u(x)} N(c; 0, σ²): a move draws c afresh for the current configuration.
+    Noisy { sigma: f64 },
 }
 
 /// A model of a probability density over configurations.

@@ -33,6 +33,8 @@ pub enum StreamId {
     Test = 12,
     /// Probes of estimated divergences.
     Probe = 13,
+    /// The centroid of a current configuration, for densities in which it is noise.
+    Centroid = 14,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

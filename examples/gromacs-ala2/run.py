@@ -1,6 +1,6 @@
 """Alanine dipeptide in vacuum, twice for the same wall time: plain `gmx mdrun`, and `modejump gromacs`.
 
-    python examples/gromacs-ala2/run.py --seconds 60 --output target/gromacs      # or simply: make gromacs-demo
+    python examples/gromacs-ala2/run.py --seconds 60 --output target/gromacs-demo      # or simply: make gromacs-demo
 
 The commands are printed as they are run; any of them works by hand. Writes summary.json, and series.json for `modejump plot`.
 """
@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=60, help="wall time of each of the two runs")
     parser.add_argument("--steps", type=int, default=1000, help="steps between jumps")
     parser.add_argument("--modejump", type=pathlib.Path, default=ROOT / "target/release/modejump", help="the program")
-    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "target/gromacs")
+    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "target/gromacs-demo")
     options = parser.parse_args()
     folder = options.output.resolve()
     prepare(folder)

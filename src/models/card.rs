@@ -3,7 +3,7 @@
 use super::continuous::ContinuousConfig;
 use super::coupling::CouplingConfig;
 use super::energy::EnergyConfig;
-use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, invariant_ebm, mlp_ebm};
+use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, invariant_ebm, mlp_ebm, tarflow};
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
 use crate::error::Result;
@@ -44,6 +44,7 @@ pub enum ModelConfig {
     GvpFlow(gvp_flow::Config),
     InvariantEbm(invariant_ebm::Config),
     MlpEbm(mlp_ebm::Config),
+    Tarflow(tarflow::Config),
 }
 
 impl ModelConfig {
@@ -57,6 +58,7 @@ impl ModelConfig {
             ModelConfig::GvpFlow(_) => "gvp_flow",
             ModelConfig::InvariantEbm(_) => "invariant_ebm",
             ModelConfig::MlpEbm(_) => "mlp_ebm",
+            ModelConfig::Tarflow(_) => "tarflow",
         }
     }
 
@@ -67,7 +69,9 @@ impl ModelConfig {
             ModelConfig::GvpEbm(config) => Some(&mut config.energy),
             ModelConfig::InvariantEbm(config) => Some(&mut config.energy),
             ModelConfig::MlpEbm(config) => Some(&mut config.energy),
-            ModelConfig::Coupling(_) | ModelConfig::EgnnFlow(_) | ModelConfig::GvpFlow(_) => None,
+            ModelConfig::Coupling(_) | ModelConfig::EgnnFlow(_) | ModelConfig::GvpFlow(_) | ModelConfig::Tarflow(_) => {
+                None
+            }
         }
     }
 

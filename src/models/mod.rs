@@ -12,6 +12,7 @@ pub mod gvp_flow;
 pub mod invariant_ebm;
 pub mod mlp_ebm;
 pub mod network;
+pub mod tarflow;
 
 pub use card::{ModelCard, ModelConfig, TargetInfo};
 pub use field::{EnergyFunction, VectorField};
@@ -104,6 +105,7 @@ fn build_as<R: Real>(file: &ModelFile) -> Result<Arc<dyn Model>> {
         ModelConfig::GvpEbm(_) => Arc::new(gvp_ebm::GvpEbm::<R>::from_file(file)?),
         ModelConfig::GvpFlow(_) => Arc::new(gvp_flow::GvpFlow::<R>::from_file(file)?),
         ModelConfig::InvariantEbm(_) => Arc::new(invariant_ebm::InvariantEbm::<R>::from_file(file)?),
+        ModelConfig::Tarflow(_) => Arc::new(tarflow::TarFlow::<R>::from_file(file)?),
         ModelConfig::MlpEbm(_) => Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?),
     })
 }

@@ -58,9 +58,12 @@ pub struct Generator {
     block: Option<(u64, usize, u32)>,
     block_x: Vec<f64>,
     block_evaluations: Vec<Evaluation>,
-    /// The current configuration, whole, with its centroid at the origin if the density leaves that alone.
+    /// The current configuration, whole, with its centroid at the origin if the density leaves that alone, or where the noise has
+    /// put it.
     current: Vec<f64>,
     centroid: Vec3,
+    /// Where the density drew the centroids of the proposals, if that is noise.
+    drawn_centroids: Vec<Vec3>,
     current_evaluation: Evaluation,
     u_current: f64,
     placed: Vec<f64>,
@@ -99,7 +102,8 @@ impl Generator {
                 return Err(Error::invalid(format!("frame atoms {frame:?} of a model of {dimension} coordinates")));
             }
         }
-        if density.scope() == Scope::Centred && (dimension == 0 || !dimension.is_multiple_of(3)) {
+        let has_centroid = matches!(density.scope(), Scope::Centred | Scope::Noisy { .. });
+        if has_centroid && (dimension == 0 || !dimension.is_multiple_of(3)) {
             return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
         }
         let whole = bonds.map(|bonds| WholeMolecule::new(dimension / 3, bonds)).transpose()?;
@@ -117,6 +121,7 @@ impl Generator {
             block_evaluations: vec![nowhere; rows],
             current: vec![0.0; dimension],
             centroid: [0.0; 3],
+            drawn_centroids: vec![[0.0; 3]; n_proposals],
             current_evaluation: nowhere,
             u_current: f64::NAN,
             placed: vec![0.0; n_proposals * dimension],
@@ -184,8 +189,14 @@ impl Generator {
     /// log q of the generator itself at the current configuration and at proposal k.
     pub(super) fn exact(&self, k: usize) -> Result<[Evaluation; 2]> {
         let mut pair = [self.current.as_slice(), self.proposal(k).0].concat();
-        if self.density.scope() == Scope::Centred {
-            centre(&mut pair[self.dimension()..]);
+        let proposal = &mut pair[self.dimension()..];
+        match self.density.scope() {
+            Scope::Full | Scope::Shape { .. } => {}
+            Scope::Centred => drop(centre(proposal)),
+            Scope::Noisy { .. } => {
+                centre(proposal);
+                shift(proposal, self.drawn_centroids[k]);
+            }
         }
         let mut evaluations = [Evaluation::outside(Status::NonFinite); 2];
         self.density.log_density(&pair, &mut evaluations)?;
@@ -262,8 +273,12 @@ impl Generator {
         if let (Some(whole), Some(box_vectors)) = (&self.whole, &state.box_vectors) {
             whole.apply(box_vectors, &mut self.current)?;
         }
-        if self.density.scope() == Scope::Centred {
+        if matches!(self.density.scope(), Scope::Centred | Scope::Noisy { .. }) {
             self.centroid = centre(&mut self.current);
+        }
+        if let Scope::Noisy { sigma } = self.density.scope() {
+            let mut stream = Stream::new(self.options.seed, StreamId::Centroid, state.step, state.replica);
+            shift(&mut self.current, std::array::from_fn(|_| sigma * stream.normal()));
         }
         let mut evaluation = [self.current_evaluation];
         match &self.screen {
@@ -361,6 +376,10 @@ impl Generator {
     /// centred configuration; the volume element is N^{3/2} dc dy, its factor constant. The move keeps c and draws y′ with
     /// density q(y′) on the centred space, so conditional on c it is an independence move with α = e^{−u(x′)+u(x)} q(y)/q(y′).
     /// Orientation is part of y: q need not be invariant under rotation.
+    ///
+    /// If its centroid is noise, the same translation: write x = (c, y) with the target e^{−u(y)} N(c; 0, σ²). Drawing c afresh for
+    /// the current y leaves that invariant, and so does an independence move of (c, y) with α = e^{−u(y′)+u(y)} · [q(c, y)/N(c)] /
+    /// [q(c′, y′)/N(c′)], ratios that are the density's log q. Where the molecule is put is of no account then.
     fn place(&mut self, first: usize) {
         let d = self.dimension();
         let n = self.n_proposals();
@@ -369,9 +388,9 @@ impl Generator {
         let frame = match self.density.scope() {
             Scope::Full => return,
             Scope::Shape { frame } => frame,
-            Scope::Centred => {
-                for x in self.placed.chunks_exact_mut(d) {
-                    centre(x);
+            Scope::Centred | Scope::Noisy { .. } => {
+                for (x, drawn) in self.placed.chunks_exact_mut(d).zip(&mut self.drawn_centroids) {
+                    *drawn = centre(x);
                     shift(x, self.centroid);
                 }
                 return;

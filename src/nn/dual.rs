@@ -142,6 +142,15 @@ impl<R: Real> Scalar for Dual<R> {
         gradient.iter_mut().zip(x.iter().zip(sigmoid)).for_each(|(g, (&x, s))| *g *= s * (one + x * (one - s)));
     }
 
+    fn erf_slice(x: &mut [Dual<R>]) {
+        const TWO_BY_ROOT_PI: f64 = std::f64::consts::FRAC_2_SQRT_PI;
+        Dual::each(x, R::erf_slice, |x, _| {
+            let mut e = [-x * x];
+            R::exp_slice(&mut e);
+            R::from_f64(TWO_BY_ROOT_PI) * e[0]
+        });
+    }
+
     fn softplus_slice(x: &mut [Dual<R>]) {
         Dual::each(x, R::softplus_slice, |x, _| {
             let mut s = [x];

@@ -63,6 +63,8 @@ pub trait Scalar:
     fn silu_slice(x: &[Self], y: &mut [Self]);
     /// gradient ← gradient · d silu(x)/dx.
     fn silu_backward(pre: &[Self], gradient: &mut [Self]);
+    /// y ← erf(y).
+    fn erf_slice(values: &mut [Self]);
     /// y ← ln(1 + eʸ).
     fn softplus_slice(values: &mut [Self]);
 
@@ -205,6 +207,9 @@ impl Scalar for f64 {
             *g *= s * (1.0 + x * (1.0 - s));
         }
     }
+    fn erf_slice(values: &mut [f64]) {
+        values.iter_mut().for_each(|v| *v = libm::erf(*v));
+    }
     fn softplus_slice(values: &mut [f64]) {
         values.iter_mut().for_each(|v| *v = v.max(0.0) + (-v.abs()).exp().ln_1p());
     }
@@ -242,6 +247,9 @@ impl Scalar for f32 {
     }
     fn silu_backward(pre: &[f32], gradient: &mut [f32]) {
         simd::silu_backward(pre, gradient);
+    }
+    fn erf_slice(values: &mut [f32]) {
+        simd::erf(values);
     }
     fn softplus_slice(values: &mut [f32]) {
         simd::softplus(values);
@@ -305,6 +313,29 @@ mod simd {
         1.0 / (1.0 + exp1::<FMA>(-x))
     }
 
+    /// Abramowitz and Stegun 7.1.26 beyond ½, absolute error 2e-7; the Taylor series below, where the other loses digits.
+    #[inline(always)]
+    fn erf1<const FMA: bool>(x: f32) -> f32 {
+        let a = x.abs();
+        let t = 1.0 / fma::<FMA>(a, 0.327_591_1, 1.0);
+        let mut p = 1.061_405_4;
+        for c in [-1.453_152_0, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+            p = fma::<FMA>(p, t, c);
+        }
+        let far = 1.0 - p * t * exp1::<FMA>(-a * a);
+        let q = x * x;
+        // 2/√π (−1)ⁿ/(n! (2n + 1))
+        let mut near = -0.000_854_848_1;
+        for c in [0.005_223_977_6, -0.026_866_17, 0.112_837_92, -0.376_126_4, 1.128_379_2] {
+            near = fma::<FMA>(near, q, c);
+        }
+        if a < 0.5 {
+            x * near
+        } else {
+            far.copysign(x)
+        }
+    }
+
     /// ln(1 + y) for y in [0, 1]: atanh series of y/(2+y), |argument| ≤ 1/3.
     #[inline(always)]
     fn ln_1p1<const FMA: bool>(y: f32) -> f32 {
@@ -320,6 +351,10 @@ mod simd {
     #[inline(always)]
     fn exp_body<const FMA: bool>(values: &mut [f32]) {
         values.iter_mut().for_each(|v| *v = exp1::<FMA>(*v));
+    }
+    #[inline(always)]
+    fn erf_body<const FMA: bool>(values: &mut [f32]) {
+        values.iter_mut().for_each(|v| *v = erf1::<FMA>(*v));
     }
     #[inline(always)]
     fn tanh_body<const FMA: bool>(values: &mut [f32]) {
@@ -372,6 +407,7 @@ mod simd {
     }
 
     dispatch!(exp, exp_body, (values: &mut [f32]));
+    dispatch!(erf, erf_body, (values: &mut [f32]));
     dispatch!(tanh, tanh_body, (values: &mut [f32]));
     dispatch!(silu, silu_body, (x: &[f32], y: &mut [f32]));
     dispatch!(sigmoid, sigmoid_body, (x: &[f32], y: &mut [f32]));
@@ -405,6 +441,11 @@ mod tests {
         assert!(largest_error((-87.0, 88.0), f32::exp_slice, f64::exp) < 3e-7);
         assert!(largest_error((-9.0, 9.0), f32::tanh_slice, f64::tanh) < 1e-6);
         assert!(largest_error((-60.0, 60.0), silu, |x| x / (1.0 + (-x).exp())) < 5e-7);
+        let x: Vec<f32> = (-60_000..60_000).map(|i| i as f32 * 1e-4).collect();
+        let mut y = x.clone();
+        f32::erf_slice(&mut y);
+        assert!(x.iter().zip(&y).all(|(x, y)| (f64::from(*y) - libm::erf(f64::from(*x))).abs() < 6e-7));
+        assert!(largest_error((-0.49, 0.49), f32::erf_slice, libm::erf) < 3e-7);
         assert!(largest_error((-60.0, 60.0), f32::softplus_slice, |x| x.max(0.0) + (-x.abs()).exp().ln_1p()) < 1e-6);
     }
 

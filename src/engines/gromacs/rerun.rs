@@ -30,8 +30,8 @@ pub(super) struct RerunTarget<'a> {
     pub atoms: &'a [usize],
     pub model: &'a mut ModelAtoms,
     pub kt: f64,
-    /// What new velocities are displaced by before the forces of the half step back are taken, ps: h/4 for `sd`, else none.
-    pub displacement: Option<f64>,
+    /// h/4, ps: how far back along the new velocities the forces of the half step back are taken.
+    pub displacement: f64,
     /// Momentum of the model's atoms, dalton nm/ps.
     pub momentum: [f64; 3],
     pub stream: Stream,
@@ -75,12 +75,10 @@ impl Target for RerunTarget<'_> {
             rows().map(|x| self.model.draw(self.kt, x, self.momentum, &mut self.stream.clone())).collect();
         let mut frames = vec![self.frame.clone()];
         frames.extend(rows().map(|x| self.placed(x)));
-        if let Some(time) = self.displacement {
-            frames.extend(rows().zip(&drawn).map(|(x, v)| {
-                let displaced: Vec<f64> = x.iter().zip(v).map(|(x, v)| x - time * v).collect();
-                self.placed(&displaced)
-            }));
-        }
+        frames.extend(rows().zip(&drawn).map(|(x, v)| {
+            let displaced: Vec<f64> = x.iter().zip(v).map(|(x, v)| x - self.displacement * v).collect();
+            self.placed(&displaced)
+        }));
         let mut evaluations = self.gmx.rerun(self.folder, self.tpr, &frames)?.into_iter();
         let first = evaluations.next().flatten();
         self.current = Some(first.ok_or_else(|| {
@@ -91,8 +89,7 @@ impl Target for RerunTarget<'_> {
             u[k] = f64::INFINITY;
             let Some(at) = &evaluations[k] else { continue };
             u[k] = at.energy / self.kt;
-            let kicked = if self.displacement.is_some() { &evaluations[u.len() + k] } else { &evaluations[k] };
-            let kick = kicked.as_ref().map(|e| select(&e.forces, self.atoms));
+            let kick = evaluations[u.len() + k].as_ref().map(|e| select(&e.forces, self.atoms));
             self.candidates.push(Candidate { x: x.to_vec(), drawn, forces: at.forces.clone(), kick });
         }
         Ok(())

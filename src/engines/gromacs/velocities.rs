@@ -3,9 +3,9 @@
 //! GROMACS stores v(t − h/2), which is correlated with the force at t; kept across a jump it heats the system (by 4 % measured at a
 //! jump every 20 steps). Velocities on the step are what Maxwell and Boltzmann's distribution is about, independent of x.
 //!
-//! - The model's atoms get new ones, ξ, in the form that the integrator stores: ξ − h/2 · F(x′)/m for leap-frog, and
-//!   ξ − h/2 · F(x′ − h/4 · ξ)/m for `sd`, whose kick comes before its drift: the simple form is too hot there by 1 + h²ω²/4
-//!   for a vibration of frequency ω. The momentum of the model's atoms stays what it was, so that taking out the motion of the
+//! - The model's atoms get new ones, ξ, in the form that the integrator stores: ξ − h/2 · F(x′ − h/4 · ξ)/m. The simple form, with
+//!   F(x′), is too hot by 1 + h²ω²/4 for a vibration of frequency ω, for the variance that integrators of this kind have on the
+//!   step is smaller by as much than half a step before. The momentum of the model's atoms stays what it was, so that taking out the motion of the
 //!   centre of mass finds nothing to do; the distribution given the momentum is what is drawn from.
 //! - All others keep their velocities on the step: v + h/2 · (F(x) − F(x′))/m.
 
@@ -153,7 +153,7 @@ mod tests {
         // a standard error of 0.002; without a jump both are 1
         let right = oscillators(Rule::Drawn { displacement: 0.25 });
         assert!(right.iter().all(|value| (value - 1.0).abs() < 0.01), "{right:?}");
-        // the rule of leap-frog: too hot by h²ω²/4 right after a jump
+        // the simple rule: too hot by h²ω²/4 right after a jump
         let simple = oscillators(Rule::Drawn { displacement: 0.0 });
         assert!(simple[0] > 1.02, "{simple:?}");
         for fault in [Rule::Kept, Rule::NotKicked] {

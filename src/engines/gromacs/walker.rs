@@ -6,7 +6,7 @@
 
 use super::gmx::{energies, part, read_with, Gmx};
 use super::rerun::{place, select, Candidate, RerunTarget};
-use super::run_input::{Integrator, RunInput};
+use super::run_input::RunInput;
 use super::velocities::{half_impulse, ModelAtoms};
 use crate::coordinates::constraints::Constraints;
 use crate::error::{Error, Result};
@@ -263,7 +263,7 @@ impl Walker {
             frame,
             atoms,
             kt,
-            displacement: (input.integrator == Integrator::Langevin).then_some(0.25 * input.timestep),
+            displacement: 0.25 * input.timestep,
             momentum: model.momentum(&select(&v, atoms)),
             model,
             stream: RerunTarget::velocities_of(options.seed, step as u64, options.replica),

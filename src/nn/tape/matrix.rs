@@ -50,6 +50,23 @@ impl Weight {
         Weight { at: self.offset(start), n_in, ..self }
     }
 
+    /// The part that makes the outputs from `start`. Only where the outputs are the stored rows.
+    pub fn of_outputs(self, start: usize, n_out: usize) -> Weight {
+        assert!(start + n_out <= self.n_out && !self.transposed);
+        Weight { at: self.at + start * self.stride, n_out, bias: self.bias.map(|at| at + start), ..self }
+    }
+
+    /// Place of the weight between an input and an output.
+    pub fn place(&self, input: usize, output: usize) -> usize {
+        let Matrix { row_stride, column_stride } = self.view();
+        self.at + input * row_stride + output * column_stride
+    }
+
+    /// The bias among the parameters; empty without one.
+    pub fn bias_of<'a, R>(&self, parameters: &'a [R]) -> &'a [R] {
+        self.bias.map_or(&[], |at| &parameters[at..at + self.n_out])
+    }
+
     fn view(&self) -> Matrix {
         match self.transposed {
             false => Matrix::transposed(self.stride),

@@ -8,28 +8,34 @@
 //! so that channels are mixed by a matrix product after [`Var::reshape`] to 3 × rows and C columns.
 
 mod attention;
+mod causal;
 mod gaussian;
 mod invariants;
 mod matrix;
 mod norm;
 mod pairs;
 mod pointwise;
+mod rows;
 
 pub use attention::Attention;
+pub use causal::Causal;
 pub use gaussian::{Gaussians, RadialBasis, TypedAffine};
 pub use invariants::{Invariants, Swap};
 pub use matrix::{Embed, Weight};
-pub use norm::LayerNorm;
-pub use pointwise::Function;
+pub use norm::{normalise, LayerNorm};
+pub use pointwise::{gelu, Function};
+pub use rows::NO_ROW;
 
 use super::Scalar;
 use attention::AttentionOp;
+use causal::CausalOp;
 use gaussian::{GaussiansOp, RadialBasisOp, TypedAffineOp};
 use invariants::InvariantsOp;
 use matrix::{EmbedOp, LinearOp};
 use norm::{LayerNormOp, MeanColumnsOp, SquaredLengthOp};
 use pairs::{PairsOp, RepeatOp, SumPairsOp, SumRowsOp};
 use pointwise::{CombineOp, FunctionOp, ProductOp, ScaleOp, SwishOp};
+use rows::RowsOp;
 
 /// A value on a tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +128,8 @@ operations!(
     Gaussians(GaussiansOp),
     TypedAffine(TypedAffineOp),
     Attention(AttentionOp),
+    Causal(CausalOp),
+    Rows(RowsOp),
     Invariants(InvariantsOp),
 );
 

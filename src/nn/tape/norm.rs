@@ -51,6 +51,19 @@ fn sum_of_pairs<R: Scalar>(x: &[R], y: &[R], f: impl Fn(R, R) -> R) -> R {
     sums.into_iter().sum::<R>() + rest
 }
 
+/// Rows of x less their mean, over their standard deviation, times w plus b.
+pub fn normalise<R: Scalar>(x: &[R], (w, b): (&[R], &[R]), y: &mut [R]) {
+    let n = w.len();
+    vectorised(|| {
+        for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
+            let (mean, scale) = moments(x);
+            for ((y, &x), (&w, &b)) in y.iter_mut().zip(x).zip(w.iter().zip(b)) {
+                *y = (x - mean) * scale * w + b;
+            }
+        }
+    });
+}
+
 impl LayerNormOp {
     /// rstd · (g − mean(g) − x̂ mean(g x̂)): both the jvp and the vjp of x̂(x), which is symmetric.
     #[inline(always)]
@@ -77,14 +90,7 @@ impl<R: Scalar> Operation<R> for LayerNormOp {
     fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
         let n = self.x.columns;
         let (w, b) = (self.weight(parameters), &parameters[self.norm.bias..self.norm.bias + n]);
-        vectorised(|| {
-            for (x, y) in inputs[self.x.range()].chunks_exact(n).zip(output.chunks_exact_mut(n)) {
-                let (mean, scale) = moments(x);
-                for ((y, &x), (&w, &b)) in y.iter_mut().zip(x).zip(w.iter().zip(b)) {
-                    *y = (x - mean) * scale * w + b;
-                }
-            }
-        });
+        normalise(&inputs[self.x.range()], (w, b), output);
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {

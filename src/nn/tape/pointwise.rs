@@ -150,6 +150,9 @@ impl<R: Scalar> Operation<R> for ScaleOp {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Function {
     Silu,
+    /// x Φ(x), Φ the normal distribution function (Hendrycks and Gimpel 2016), by the error function.
+    Gelu,
+    Exp,
     Sigmoid,
     Tanh,
     /// 1/x.
@@ -174,6 +177,8 @@ impl FunctionOp {
         let each = gradient.iter_mut().zip(x.iter().zip(y));
         match self.function {
             Function::Silu => R::silu_backward(x, gradient),
+            Function::Gelu => gelu_backward(x, gradient),
+            Function::Exp => vectorised(|| each.for_each(|(g, (_, &y))| *g *= y)),
             Function::Sigmoid => vectorised(|| each.for_each(|(g, (_, &y))| *g *= y * (one - y))),
             Function::Tanh => vectorised(|| each.for_each(|(g, (_, &y))| *g *= one - y * y)),
             Function::Reciprocal => vectorised(|| each.for_each(|(g, (_, &y))| *g *= -y * y)),
@@ -199,6 +204,11 @@ impl<R: Scalar> Operation<R> for FunctionOp {
         let one = R::from_f64(1.0);
         match self.function {
             Function::Silu => R::silu_slice(x, y),
+            Function::Gelu => gelu(x, y),
+            Function::Exp => {
+                y.copy_from_slice(x);
+                R::exp_slice(y)
+            }
             Function::Sigmoid => R::sigmoid_slice(x, y),
             Function::Tanh => {
                 y.copy_from_slice(x);
@@ -229,6 +239,38 @@ impl<R: Scalar> Operation<R> for FunctionOp {
             self.differentiate(x, y, scratch);
             slot.iter_mut().zip(scratch).for_each(|(s, g)| *s += *g);
         }
+    }
+}
+
+/// Φ(x) into `phi`.
+fn normal_distribution<R: Scalar>(x: &[R], phi: &mut [R]) {
+    let (half, one) = (R::from_f64(0.5), R::from_f64(1.0));
+    let root = R::from_f64(std::f64::consts::FRAC_1_SQRT_2);
+    vectorised(|| phi.iter_mut().zip(x).for_each(|(p, &x)| *p = root * x));
+    R::erf_slice(phi);
+    vectorised(|| phi.iter_mut().for_each(|p| *p = half * (one + *p)));
+}
+
+/// y = x Φ(x).
+pub fn gelu<R: Scalar>(x: &[R], y: &mut [R]) {
+    normal_distribution(x, y);
+    vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y *= x));
+}
+
+/// gradient ← gradient · (Φ(x) + x φ(x)), φ the normal density.
+fn gelu_backward<R: Scalar>(x: &[R], gradient: &mut [R]) {
+    const BLOCK: usize = 256;
+    let (mut phi, mut density) = ([R::default(); BLOCK], [R::default(); BLOCK]);
+    let (minus_half, factor) = (R::from_f64(-0.5), R::from_f64(0.398_942_280_401_432_7)); // 1/√2π
+    for (x, g) in x.chunks(BLOCK).zip(gradient.chunks_mut(BLOCK)) {
+        let (phi, density) = (&mut phi[..x.len()], &mut density[..x.len()]);
+        normal_distribution(x, phi);
+        vectorised(|| density.iter_mut().zip(x).for_each(|(d, &x)| *d = minus_half * x * x));
+        R::exp_slice(density);
+        vectorised(|| {
+            let each = g.iter_mut().zip(x).zip(phi.iter().zip(density.iter()));
+            each.for_each(|((g, &x), (&phi, &density))| *g *= phi + factor * x * density)
+        });
     }
 }
 
@@ -339,6 +381,10 @@ impl<R: Scalar> Tape<R> {
 
     pub fn silu(&mut self, x: Var) -> Var {
         self.function(Function::Silu, x)
+    }
+
+    pub fn gelu(&mut self, x: Var) -> Var {
+        self.function(Function::Gelu, x)
     }
 
     /// x σ(βx), β being the parameter at `beta`.

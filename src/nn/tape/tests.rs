@@ -87,6 +87,8 @@ fn derivatives_match_differences() {
     check("scale blocks", &[(3, 12), (3, 4)], 0, |t, _, x| t.scale(x[0], x[1]));
     check("scale rows", &[(3, 12), (3, 1)], 0, |t, _, x| t.scale(x[0], x[1]));
     check("silu", &[(3, 400)], 0, |t, _, x| t.silu(x[0]));
+    check("gelu", &[(3, 400)], 0, |t, _, x| t.gelu(x[0]));
+    check("exp", &[(3, 4)], 0, |t, _, x| t.function(Function::Exp, x[0]));
     check("sigmoid", &[(3, 4)], 0, |t, _, x| t.function(Function::Sigmoid, x[0]));
     check("tanh", &[(3, 4)], 0, |t, _, x| t.function(Function::Tanh, x[0]));
     check("at least", &[(3, 4)], 0, |t, _, x| t.function(Function::AtLeast(0.1), x[0]));
@@ -116,6 +118,8 @@ fn derivatives_match_differences() {
     check("attention", &[(rows, 12), (pairs, 2)], 0, |t, _, x| {
         t.attention(Attention { atoms: ATOMS, heads: 2 }, x[0], x[1])
     });
+    check("causal attention", &[(rows, 12)], 0, |t, _, x| t.causal_attention(Causal { tokens: ATOMS, heads: 2 }, x[0]));
+    check("rows", &[(rows, 2)], 0, |t, _, x| t.rows(x[0], &types(&[2, NO_ROW, 0])));
     check("attention of more heads than a block", &[(rows, 102), (pairs, 17)], 0, |t, _, x| {
         t.attention(Attention { atoms: ATOMS, heads: 17 }, x[0], x[1])
     });

@@ -1,0 +1,146 @@
+"""Sources of GROMACS for the tests: fetched once, unpacked as far as needed, and md.cpp compiled alone.
+
+    python gromacs-plugin/tests/gromacs_source.py 2022.5     # prints the path of the library to preload
+
+Under an installed GROMACS of exactly the same version the library takes the place of do_md() by LD_PRELOAD, so that the patch can be
+run without an hour of building.
+"""
+
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PATCH = ROOT / "gromacs-plugin" / "modejump-gromacs-patch"
+CACHE = ROOT / "target" / "gromacs"
+URL = "http://deb.debian.org/debian/pool/main/g/gromacs/gromacs_{version}.orig.tar.gz"
+SHA256 = {
+    "2022.5": "083cc3c424bb93ffe86c12f952e3e5b4e6c9f6520de5338761f24b75e018c223",
+    "2026.3": "1094b7bbc6a3960223827114626657110b40096cdf9598a727935fc84ebf8aa0",
+}
+# what a configuration asks for must not change what do_md() sees; the rest is switched off to be quick
+CONFIGURATION = """
+    -DCMAKE_BUILD_TYPE=Release -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DCMAKE_POLICY_VERSION_MINIMUM=3.5 -DGMX_GPU=OFF
+    -DGMX_FFT_LIBRARY=fftpack -DGMX_HWLOC=OFF -DGMX_USE_TNG=OFF -DGMXAPI=OFF -DGMX_INSTALL_NBLIB_API=OFF -DBUILD_TESTING=OFF
+    -DGMX_BUILD_HELP=OFF -DGMX_INSTALL_LEGACY_API=OFF -DGMX_USE_COLVARS=NONE -DGMX_USE_PLUMED=OFF
+    -DGMX_THREAD_MPI=ON -DCMAKE_DISABLE_FIND_PACKAGE_MPI=ON
+""".split()
+
+
+class Missing(Exception):
+    """Something is not there that a test could do without."""
+
+
+def tool(name):
+    """A program of this Python's environment, or of the system."""
+    beside = Path(sys.prefix) / "bin" / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise Missing(f"there is no {name}")
+    return found
+
+
+def tarball(version):
+    """The release, fetched unless it is cached."""
+    path = CACHE / f"gromacs_{version}.orig.tar.gz"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        try:
+            with urllib.request.urlopen(URL.format(version=version), timeout=60) as answer:
+                data = answer.read()
+        except OSError as problem:
+            raise Missing(f"the source of GROMACS {version} cannot be fetched: {problem}") from problem
+        if hashlib.sha256(data).hexdigest() != SHA256[version]:
+            raise Missing(f"what {URL.format(version=version)} gives is not the release")
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(data)
+        partial.replace(path)
+    return path
+
+
+def unpack(version, folder, *members):
+    """Unpacks members of the release, or what compiling needs, into a folder of its own; returns that."""
+    what = ["--wildcards", *members] if members else ["--exclude=*/tests", f"--exclude=gromacs-{version}/docs/*"]
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["tar", "xzf", tarball(version), "-C", folder, *what], check=True)
+    return folder / f"gromacs-{version}"
+
+
+def configured(version, simd):
+    """(source, folder of the build) with the headers that CMake generates."""
+    folder = CACHE / f"{version}-{simd}"
+    build = folder / "build"
+    if not (build / "compile_commands.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        source = unpack(version, folder)
+        (source / "docs" / "CMakeLists.txt").touch()
+        command = [tool("cmake"), "-S", source, "-B", build, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
+        done = subprocess.run([*command, f"-DGMX_SIMD={simd}", *CONFIGURATION], capture_output=True, text=True)
+        if done.returncode != 0:
+            (build / "compile_commands.json").unlink(missing_ok=True)
+            raise RuntimeError(f"GROMACS {version} cannot be configured:\n{done.stderr[-3000:]}")
+    return folder / f"gromacs-{version}", build
+
+
+def patch(source, *options):
+    return subprocess.run([sys.executable, PATCH, source, *options], capture_output=True, text=True)
+
+
+def compiled(version, simd="None", shared=True, faults=False):
+    """The patched md.cpp as a library to preload, or as an object; with faults to plant by MODEJUMP_FAULT, or without."""
+    source, build = configured(version, simd)
+    done = patch(source)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+    commands = json.loads((build / "compile_commands.json").read_text())
+    md = source / "src" / "gromacs" / "mdrun" / "md.cpp"
+    words = shlex.split(next(entry["command"] for entry in commands if Path(entry["file"]) == md))
+    at = words.index("-o")
+    words = [word for word in words[:at] + words[at + 2 :] if word not in ("-c", "-O3")]
+    words += ["-O2", "-Wall", "-Wextra", "-shared" if shared else "-c", *(["-DMODEJUMP_TESTING"] if faults else [])]
+    digest = hashlib.sha256(" ".join(words).encode())
+    for path in sorted(md.parent.glob("modejump*.h")) + [md]:
+        digest.update(path.read_bytes())
+    result = build.parent / f"md-{digest.hexdigest()[:16]}.{'so' if shared else 'o'}"
+    if not result.exists():
+        with tempfile.TemporaryDirectory(dir=build.parent) as folder:
+            partial = Path(folder) / result.name
+            done = subprocess.run([*words, "-o", partial], cwd=build, capture_output=True, text=True)
+            if done.returncode != 0 or "modejump" in done.stderr:
+                raise RuntimeError(f"md.cpp of GROMACS {version} does not compile without complaint:\n{done.stderr[:5000]}")
+            partial.replace(result)
+    return result
+
+
+def installed():
+    """(version, SIMD) of the GROMACS on the path."""
+    gmx = shutil.which("gmx")
+    if gmx is None:
+        raise Missing("there is no gmx on the path")
+    text = subprocess.run([gmx, "-quiet", "--version"], capture_output=True, text=True, check=True).stdout
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    return facts["GROMACS version"], facts["SIMD instructions"], facts["Precision"], facts["MPI library"], facts["GPU support"]
+
+
+def preload(faults=False):
+    """The library for the installed GROMACS, if that is one whose source is known."""
+    full, simd, *flavour = installed()
+    version = full.split("-")[0]
+    if version not in SHA256:
+        raise Missing(f"gmx is {full}, and there is the source of {', '.join(SHA256)} only")
+    if flavour != ["mixed", "thread_mpi", "disabled"]:
+        raise Missing(f"gmx is built with {', '.join(flavour)}; mixed precision, thread-MPI and no GPU are what is compiled")
+    return compiled(version, simd, faults=faults)
+
+
+if __name__ == "__main__":
+    try:
+        print(compiled(sys.argv[1], installed()[1]) if len(sys.argv) > 1 else preload())
+    except Missing as problem:
+        sys.exit(str(problem))

@@ -1,0 +1,425 @@
+//! TarFlow: an autoregressive flow of transformers over the Cartesian coordinates (Zhai et al., 2024; Sequential Boltzmann
+//! Generators: Tan et al., ICML 2025).
+//!
+//! The 3N coordinates, in units of their standard deviation, are T tokens of D numbers. Block b looks at the tokens in their order
+//! if b is even, in the reverse order if it is odd, and maps u to v with transformers that see the tokens before:
+//!
+//! ```text
+//! y = W u + p;   every layer:  y += O attention(LN(y)),   y += F₂ gelu(F₁ LN(y))      (causal)
+//! (a_i, b_i) = W′ y_{i−1},  (a_0, b_0) = 0;   v_i = (u_i − b_i) e^{−a_i};   ln|∂v/∂u| = −Σ a
+//! ```
+//!
+//! z is what the last block gives, standard normal. Backwards u_i = v_i e^{a_i} + b_i has to be found token after token; keys and
+//! values of the tokens before are kept. ln|∂x/∂z| = Σ a comes with it, so one pass gives x and log q.
+//!
+//! **The centroid.** The network is trained on centred configurations whose centroid has got normal noise of standard deviation σ,
+//! since a flow cannot live on the centred space. What it says of a configuration with centroid c is relative to that noise:
+//! log q(x) − ln N(c; 0, σ²), the density of (x, c) over a target e^{−u(x)} N(c; 0, σ²). A move gives the current configuration a
+//! fresh c ([`Scope::Noisy`]); weights −u − log q of samples are those of that target.
+
+mod decode;
+pub mod format;
+#[cfg(test)]
+mod tests;
+
+use super::network::{check_sizes, narrow, Layout, Start, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use super::{Flow, Model, ModelCard};
+use crate::coordinates::vector::centroid;
+use crate::coordinates::CoordinatesConfig;
+use crate::density::{Density, Evaluation, Exactness, Scope, Status};
+use crate::error::{Error, Result};
+use crate::nn::tape::{Causal, Embed, Function, LayerNorm, Weight, NO_ROW};
+use crate::nn::{Real, Scalar, Tape, Var};
+use crate::rng::{Stream, StreamId};
+use decode::Decoder;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
+/// Configurations that run together: enough for the matrix products, few enough for the cache.
+const CHUNK: usize = 16;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    pub network: TarFlowConfig,
+    /// Units of the network per nm: one over the standard deviation of the training data.
+    pub units_per_nm: f64,
+    /// Standard deviation σ of the centroid's components in the training data, in the network's units; 1/√N in the paper. None: the
+    /// density is over all coordinates as they are.
+    pub centroid: Option<f64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TarFlowConfig {
+    /// T.
+    pub tokens: usize,
+    /// D: T D = 3N.
+    pub token_size: usize,
+    pub channels: usize,
+    pub blocks: usize,
+    pub layers: usize,
+    pub heads: usize,
+    /// Hidden columns of the perceptron over channels.
+    pub expansion: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Layer {
+    attention_norm: LayerNorm,
+    qkv: Weight,
+    out: Weight,
+    forward_norm: LayerNorm,
+    forward: [Weight; 2],
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    into: Weight,
+    /// Place of the positional embeddings `[T][C]`, which belong to the token and not to its place in the block's order.
+    positions: usize,
+    layers: Vec<Layer>,
+    /// `[a, b]`.
+    out: Weight,
+}
+
+/// The network.
+#[derive(Clone, Debug)]
+pub struct TarNetwork {
+    config: TarFlowConfig,
+    layout: Layout,
+    blocks: Vec<Block>,
+}
+
+/// What [`TarNetwork::record`] leaves on the tape.
+pub struct Recorded {
+    /// `[samples × T][D]`, the network's units.
+    pub x: Var,
+    pub z: Var,
+    /// Summed over the columns: ln|∂z/∂x| `[samples][D]`.
+    pub log_det: Var,
+    /// z after each block.
+    pub after: Vec<Var>,
+}
+
+impl TarNetwork {
+    /// Errors: a size of zero or beyond any model's, channels that the heads do not share evenly.
+    pub fn new(config: TarFlowConfig) -> Result<TarNetwork> {
+        let TarFlowConfig { tokens, token_size, channels: c, blocks, layers, heads, expansion } = config;
+        check_sizes(&[
+            ("tokens", tokens, 3 * MOST_ATOMS),
+            ("token_size", token_size, LARGEST_SIZE),
+            ("channels", c, LARGEST_SIZE),
+            ("blocks", blocks, MOST_LAYERS),
+            ("layers", layers, MOST_LAYERS),
+            ("heads", heads, LARGEST_SIZE),
+            ("expansion", expansion, 64),
+        ])?;
+        if !c.is_multiple_of(heads) {
+            return Err(Error::invalid(format!("{heads} heads cannot share {c} channels evenly")));
+        }
+        let mut layout = Layout::default();
+        let mut block = |b: usize| {
+            let name = |part: &str| format!("blocks.{b}.{part}");
+            let norm = |l: &mut Layout, name: String| {
+                let weight = l.tensor(format!("{name}.weight"), &[c]);
+                LayerNorm { weight, bias: l.tensor(format!("{name}.bias"), &[c]) }
+            };
+            let l = &mut layout;
+            let layer = |l: &mut Layout, k: usize| {
+                let name = |part: &str| name(&format!("attn_blocks.{k}.{part}"));
+                Layer {
+                    attention_norm: norm(l, name("attention.norm")),
+                    qkv: l.transposed_linear(&name("attention.qkv"), c, 3 * c),
+                    out: l.transposed_linear(&name("attention.proj"), c, c),
+                    forward_norm: norm(l, name("mlp.norm")),
+                    forward: [
+                        l.transposed_linear(&name("mlp.main.0"), c, expansion * c),
+                        l.transposed_linear(&name("mlp.main.3"), expansion * c, c),
+                    ],
+                }
+            };
+            Block {
+                positions: l.tensor(name("pos_embed"), &[tokens, c]),
+                into: l.linear(&name("proj_in"), token_size, c),
+                layers: (0..layers).map(|k| layer(l, k)).collect(),
+                out: l.linear(&name("proj_out"), c, 2 * token_size),
+            }
+        };
+        let blocks = (0..blocks).map(&mut block).collect();
+        Ok(TarNetwork { config, layout, blocks })
+    }
+
+    pub fn config(&self) -> &TarFlowConfig {
+        &self.config
+    }
+
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// T D.
+    pub fn dimension(&self) -> usize {
+        self.config.tokens * self.config.token_size
+    }
+
+    /// Random parameters with which the flow is the identity.
+    pub fn initial<R: Real>(&self, seed: u64) -> Vec<R> {
+        let special = |name: &str, _: &[usize]| match name {
+            _ if name.contains(".norm.") => Some(Start::At(if name.ends_with("weight") { 1.0 } else { 0.0 })),
+            _ if name.contains(".proj_out.") => Some(Start::At(0.0)),
+            _ if name.contains(".pos_embed") => Some(Start::Within(0.02)),
+            _ => None,
+        };
+        self.layout.initialise(&mut Stream::new(seed, StreamId::Initialise, 0, 0), special)
+    }
+
+    fn causal(&self) -> Causal {
+        Causal { tokens: self.config.tokens, heads: self.config.heads }
+    }
+
+    /// Runs data to prior for `x[n][T D]` in the network's units on an empty tape.
+    pub fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, x: &[R]) -> Recorded {
+        let TarFlowConfig { tokens, token_size: d, channels, .. } = self.config;
+        let samples = x.len() / self.dimension();
+        let input = tape.input(samples * tokens, d);
+        tape.value_mut(input).copy_from_slice(x);
+        let shifted: Arc<[u32]> = std::iter::once(NO_ROW).chain(0..tokens as u32 - 1).collect();
+        let reversed: Arc<[u32]> = (0..tokens as u32).rev().collect();
+        let straight: Arc<[u32]> = (0..tokens as u32).collect();
+        let (mut h, mut sum_a, mut after) = (input, None, Vec::new());
+        for (b, block) in self.blocks.iter().enumerate() {
+            let reverse = b % 2 == 1;
+            let u = if reverse { tape.rows(h, &reversed) } else { h };
+            let order = if reverse { &reversed } else { &straight };
+            let places = Embed { at: block.positions, columns: channels, types: order.clone() };
+            let places = tape.embed(p, &places, samples);
+            let mut y = tape.residual_linear(p, block.into, places, u);
+            for layer in &block.layers {
+                let a = tape.layer_norm(p, layer.attention_norm, y);
+                let qkv = tape.linear(p, layer.qkv, a);
+                let a = tape.causal_attention(self.causal(), qkv);
+                y = tape.residual_linear(p, layer.out, y, a);
+                let f = tape.layer_norm(p, layer.forward_norm, y);
+                let f = tape.linear(p, layer.forward[0], f);
+                let f = tape.gelu(f);
+                y = tape.residual_linear(p, layer.forward[1], y, f);
+            }
+            let [a, shift] = [0, d].map(|start| {
+                let out = tape.linear(p, block.out.of_outputs(start, d), y);
+                tape.rows(out, &shifted)
+            });
+            let v = tape.combine((1.0, u), (-1.0, shift), 0.0);
+            let factor = tape.affine(-1.0, a, 0.0);
+            let factor = tape.function(Function::Exp, factor);
+            let v = tape.product(v, factor);
+            h = if reverse { tape.rows(v, &reversed) } else { v };
+            after.push(h);
+            let a = tape.sum_rows(a, tokens);
+            sum_a = Some(sum_a.map_or(a, |sum| tape.add(sum, a)));
+        }
+        let log_det = tape.affine(-1.0, sum_a.expect("at least one block"), 0.0);
+        Recorded { x: input, z: h, log_det, after }
+    }
+}
+
+/// The generator with networks of type `R`. Latent points are z.
+pub struct TarFlow<R: Real> {
+    network: TarNetwork,
+    parameters: Vec<R>,
+    decoder: Decoder<R>,
+    config: Config,
+    card: ModelCard,
+    hash: String,
+}
+
+impl<R: Real> TarFlow<R> {
+    /// Errors: options out of range; a card of other coordinates or another exactness; a topology of other size.
+    pub fn new(parameters: Vec<R>, config: Config, card: ModelCard, hash: String) -> Result<TarFlow<R>> {
+        let network = TarNetwork::new(config.network.clone())?;
+        assert_eq!(parameters.len(), network.layout.n_parameters());
+        let dimension = network.dimension();
+        if card.coordinates != (CoordinatesConfig::Cartesian { dimension }) || card.exactness != Exactness::Exact {
+            let message = format!("a TarFlow of {dimension} coordinates is exact, in as many cartesian coordinates");
+            return Err(Error::invalid(message));
+        }
+        if let Some(topology) = card.topology.as_ref().filter(|t| 3 * t.n_atoms() != dimension) {
+            let (atoms, numbers) = (topology.n_atoms(), dimension);
+            return Err(Error::invalid(format!("the topology has {atoms} atoms, the network {numbers} coordinates")));
+        }
+        let positive = |v: f64| v > 0.0 && v.is_finite();
+        if !positive(config.units_per_nm) || config.centroid.is_some_and(|s| !positive(s)) {
+            return Err(Error::invalid("units_per_nm and centroid must be positive"));
+        }
+        if config.centroid.is_some() && !dimension.is_multiple_of(3) {
+            return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
+        }
+        let decoder = Decoder::new(&network, &parameters);
+        Ok(TarFlow { network, parameters, decoder, config, card, hash })
+    }
+
+    pub fn network(&self) -> &TarNetwork {
+        &self.network
+    }
+
+    pub fn parameters(&self) -> &[R] {
+        &self.parameters
+    }
+
+    /// log q from ln|∂z/∂x| in the network's units.
+    fn evaluation(&self, x: &[f64], z: &[f64], log_det: f64) -> Evaluation {
+        let d = z.len() as f64;
+        let prior = -0.5 * (z.iter().map(|z| z * z).sum::<f64>() + d * LOG_2_PI);
+        let mut log_density = prior + log_det + d * self.config.units_per_nm.ln();
+        if let Some(sigma) = self.centroid_nm() {
+            log_density += centroid_term(x, sigma);
+        }
+        match x.iter().chain(z).all(|v| v.is_finite()) {
+            true => Evaluation::inside(log_density),
+            false => Evaluation::outside(Status::NonFinite),
+        }
+    }
+
+    /// σ in nm.
+    fn centroid_nm(&self) -> Option<f64> {
+        self.config.centroid.map(|sigma| sigma / self.config.units_per_nm)
+    }
+}
+
+/// −ln N(c; 0, σ²) of the centroid, with the N^{3/2} by which the volume of x is that of its centroid and of the centred
+/// configuration.
+fn centroid_term(x: &[f64], sigma: f64) -> f64 {
+    let atoms = (x.len() / 3) as f64;
+    let squared = centroid(x).iter().map(|c| c * c).sum::<f64>();
+    0.5 * squared / (sigma * sigma) + 1.5 * (LOG_2_PI + 2.0 * sigma.ln() + atoms.ln())
+}
+
+impl<R: Real> Flow for TarFlow<R> {
+    fn latent_dimension(&self) -> usize {
+        self.network.dimension()
+    }
+
+    fn generate(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let d = self.network.dimension();
+        let scale = d as f64 * self.config.units_per_nm.ln();
+        let chunks = z.par_chunks(CHUNK * d).zip(x.par_chunks_mut(CHUNK * d));
+        let numbers = log_det.par_chunks_mut(CHUNK).zip(log_density.par_chunks_mut(CHUNK));
+        chunks.zip(numbers).for_each(|((z, x), (log_det, log_density))| {
+            self.decoder.decode(z, x, log_det);
+            x.iter_mut().for_each(|x| *x /= self.config.units_per_nm);
+            let rows = z.chunks_exact(d).zip(x.chunks_exact(d));
+            for ((z, x), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
+                *log_density = self.evaluation(x, z, -*log_det);
+                *log_det -= scale;
+            }
+        });
+        Ok(())
+    }
+
+    fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let d = self.network.dimension();
+        let scale = d as f64 * self.config.units_per_nm.ln();
+        let chunks = x.par_chunks(CHUNK * d).zip(z.par_chunks_mut(CHUNK * d));
+        let numbers = log_det.par_chunks_mut(CHUNK).zip(log_density.par_chunks_mut(CHUNK));
+        chunks.zip(numbers).for_each(|((x, z), (log_det, log_density))| {
+            let scaled: Vec<f64> = x.iter().map(|x| x * self.config.units_per_nm).collect();
+            let mut tape = Tape::default();
+            let recorded = self.network.record(&self.parameters, &mut tape, &narrow(&scaled));
+            z.iter_mut().zip(tape.value(recorded.z)).for_each(|(to, z)| *to = z.to_f64());
+            let found = sums(&tape, recorded.log_det);
+            let rows = x.chunks_exact(d).zip(z.chunks_exact(d)).zip(found);
+            for (((x, z), found), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
+                *log_density = self.evaluation(x, z, found);
+                *log_det = -found - scale;
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Sum of each row.
+fn sums<R: Real>(tape: &Tape<R>, var: Var) -> Vec<f64> {
+    tape.value(var).chunks_exact(var.columns).map(|row| row.iter().map(|v| v.to_f64()).sum()).collect()
+}
+
+impl<R: Real> Density for TarFlow<R> {
+    fn dimension(&self) -> usize {
+        self.network.dimension()
+    }
+
+    fn exactness(&self) -> Exactness {
+        Exactness::Exact
+    }
+
+    fn scope(&self) -> Scope {
+        self.centroid_nm().map_or(Scope::Full, |sigma| Scope::Noisy { sigma })
+    }
+
+    fn sample(
+        &self,
+        streams: &(dyn Fn(usize) -> Stream + Sync),
+        x: &mut [f64],
+        log_density: &mut [Evaluation],
+    ) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        let mut z = vec![0.0; x.len()];
+        z.chunks_exact_mut(self.dimension()).enumerate().for_each(|(row, z)| {
+            let mut stream = streams(row);
+            z.iter_mut().for_each(|z| *z = stream.normal());
+        });
+        self.generate(&z, x, &mut vec![0.0; n], log_density)
+    }
+
+    fn log_density(&self, x: &[f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        self.encode(x, &mut vec![0.0; x.len()], &mut vec![0.0; n], log_density)
+    }
+
+    fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
+        self.rows(x, log_density)?;
+        let (d, units) = (self.network.dimension(), self.config.units_per_nm);
+        let chunks = x.par_chunks(CHUNK * d).zip(gradient.par_chunks_mut(CHUNK * d));
+        chunks.zip(log_density.par_chunks_mut(CHUNK)).for_each(|((x, gradient), log_density)| {
+            let scaled: Vec<f64> = x.iter().map(|x| x * units).collect();
+            let mut tape = Tape::default();
+            let recorded = self.network.record(&self.parameters, &mut tape, &narrow(&scaled));
+            let z: Vec<R> = tape.value(recorded.z).to_vec();
+            let minus_z: Vec<R> = z.iter().map(|&z| -z).collect();
+            let ones = vec![R::from_f64(1.0); log_density.len() * recorded.log_det.columns];
+            tape.backward(&self.parameters, &[(recorded.z, &minus_z), (recorded.log_det, &ones)], None);
+            gradient.iter_mut().zip(tape.cotangent(recorded.x)).for_each(|(g, c)| *g = units * c.to_f64());
+            let found = sums(&tape, recorded.log_det);
+            let z: Vec<f64> = z.iter().map(|z| z.to_f64()).collect();
+            let rows = x.chunks_exact(d).zip(z.chunks_exact(d)).zip(found);
+            for (((x, z), found), (evaluation, gradient)) in
+                rows.zip(log_density.iter_mut().zip(gradient.chunks_exact_mut(d)))
+            {
+                *evaluation = self.evaluation(x, z, found);
+                if let Some(sigma) = self.centroid_nm() {
+                    let (c, atoms) = (centroid(x), (d / 3) as f64);
+                    gradient.iter_mut().enumerate().for_each(|(k, g)| *g += c[k % 3] / (atoms * sigma * sigma));
+                }
+                if !evaluation.is_inside() {
+                    gradient.fill(0.0);
+                }
+            }
+        });
+        Ok(())
+    }
+}
+
+impl<R: Real> Model for TarFlow<R> {
+    fn card(&self) -> &ModelCard {
+        &self.card
+    }
+
+    fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    fn flow(&self) -> Option<&dyn Flow> {
+        Some(self)
+    }
+}
