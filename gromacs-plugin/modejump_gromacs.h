@@ -3,7 +3,7 @@
  * modejump-gromacs-patch copies this file beside src/gromacs/mdrun/md.cpp and inserts a handful of lines there: they make a Hook
  * before the loop over steps, force a pair search and an energy at the steps of attempts, and call Hook::attempt after the
  * forces. libmodejump is found at run time (MODEJUMP_LIB or the loader's path), so nothing is linked. README.md documents the
- * options. The file that includes this one defines MODEJUMP_GROMACS, 2022 or 2026, for the names that differ.
+ * options. The file that includes this one defines MODEJUMP_GROMACS, which is 2022, 2025 or 2026, for the names that differ.
  *
  * Compiled into GROMACS, and so under its licence, LGPL 2.1 or later.
  */
@@ -54,6 +54,7 @@
 #include "gromacs/topology/mtop_lookup.h"
 #include "gromacs/topology/mtop_util.h"
 #include "gromacs/topology/topology.h"
+#include "gromacs/utility/exceptions.h"
 #include "gromacs/utility/fatalerror.h"
 
 namespace modejump
@@ -65,24 +66,46 @@ using Vector = std::array<double, 3>;
 
 #if MODEJUMP_GROMACS == 2022
 
-constexpr int c_constraint          = F_CONSTR;
-constexpr int c_constraintUncoupled = F_CONSTRNC;
-constexpr int c_settle              = F_SETTLE;
-constexpr int c_distanceRestraint   = F_DISRES;
-constexpr int c_orientationRestraint = F_ORIRES;
-
-inline double potentialOf(const gmx_enerdata_t& enerd)
-{
-    return enerd.term[F_EPOT];
-}
 inline bool isMainRank(const t_commrec& cr)
 {
     return MASTER(&cr);
 }
+inline bool couplesPressure(const t_inputrec& ir)
+{
+    return ir.epc != PressureCoupling::No;
+}
+
+#else
+
+inline bool isMainRank(const t_commrec& cr)
+{
+#    if MODEJUMP_GROMACS == 2025
+    return MAIN(&cr);
+#    else
+    return cr.commMyGroup.isMainRank();
+#    endif
+}
+inline bool couplesPressure(const t_inputrec& ir)
+{
+    return ir.pressureCouplingOptions.epc != PressureCoupling::No;
+}
+
+#endif
+
+#if MODEJUMP_GROMACS < 2026
+
+constexpr int c_potential            = F_EPOT;
+constexpr int c_constraint           = F_CONSTR;
+constexpr int c_constraintUncoupled  = F_CONSTRNC;
+constexpr int c_settle               = F_SETTLE;
+constexpr int c_distanceRestraint    = F_DISRES;
+constexpr int c_orientationRestraint = F_ORIRES;
+
 inline void broadcast(const t_commrec& cr, void* data, std::size_t bytes)
 {
     if (PAR(&cr))
     {
+        // the number of bytes is an int in 2022
         gmx_bcast(static_cast<int>(bytes), data, cr.mpi_comm_mygroup);
     }
 }
@@ -93,10 +116,6 @@ inline double sumOverRanks(const t_commrec& cr, double value)
         gmx_sumd(1, &value, &cr);
     }
     return value;
-}
-inline bool couplesPressure(const t_inputrec& ir)
-{
-    return ir.epc != PressureCoupling::No;
 }
 template<typename Body>
 void forEachFunction(Body body)
@@ -109,20 +128,13 @@ void forEachFunction(Body body)
 
 #else
 
+constexpr auto c_potential            = InteractionFunction::PotentialEnergy;
 constexpr auto c_constraint           = InteractionFunction::Constraints;
 constexpr auto c_constraintUncoupled  = InteractionFunction::ConstraintsNoCoupling;
 constexpr auto c_settle               = InteractionFunction::SETTLE;
 constexpr auto c_distanceRestraint    = InteractionFunction::DistanceRestraints;
 constexpr auto c_orientationRestraint = InteractionFunction::OrientationRestraints;
 
-inline double potentialOf(const gmx_enerdata_t& enerd)
-{
-    return enerd.term[InteractionFunction::PotentialEnergy];
-}
-inline bool isMainRank(const t_commrec& cr)
-{
-    return cr.commMyGroup.isMainRank();
-}
 inline void broadcast(const t_commrec& cr, void* data, std::size_t bytes)
 {
     if (cr.commMyGroup.isParallel())
@@ -137,10 +149,6 @@ inline double sumOverRanks(const t_commrec& cr, double value)
         cr.commMyGroup.sumReduce(1, &value);
     }
     return value;
-}
-inline bool couplesPressure(const t_inputrec& ir)
-{
-    return ir.pressureCouplingOptions.epc != PressureCoupling::No;
 }
 template<typename Body>
 void forEachFunction(Body body)
@@ -426,7 +434,7 @@ struct Simulation
     t_state* globalState;
     t_state* state;
     gmx::ForceBuffers* forces;
-    const gmx_enerdata_t& energies;
+    gmx_enerdata_t& energies;
     bool     isContinuation;
     bool     replicaExchange;
     bool     essentialDynamics;
@@ -931,7 +939,9 @@ private:
             const std::size_t dimension = 3 * call.mover.atoms_.size();
             for (std::uint64_t k = 0; k < n; k++)
             {
-                u[k] = call.mover.evaluate(x + k * dimension, call.collective) / call.mover.kt_;
+                std::vector<double> proposal(x + k * dimension, x + (k + 1) * dimension);
+                call.mover.plantFault(&proposal);
+                u[k] = call.mover.evaluate(proposal, call.collective) / call.mover.kt_;
             }
             return MODEJUMP_OK;
         }
@@ -943,16 +953,14 @@ private:
         return MODEJUMP_CALLBACK_FAILED;
     }
 
-    /// Potential energy with the model's atoms at x.
-    double evaluate(const double* x, const Collective& collective)
+    /// Potential energy with the model's atoms at x, infinite where they are torn apart.
+    double evaluate(const std::vector<double>& x, const Collective& collective)
     {
-        const std::size_t n = atoms_.size();
-        // mdrun stops at an energy that is not finite
-        if (!std::all_of(x, x + 3 * n, [](double value) { return std::isfinite(value); }))
+        if (isTorn(x))
         {
             return std::numeric_limits<double>::infinity();
         }
-        for (std::size_t i = 0; i < n; i++)
+        for (std::size_t i = 0; i < atoms_.size(); i++)
         {
             for (int d = 0; d < DIM; d++)
             {
@@ -961,6 +969,32 @@ private:
         }
         evaluated_ = true;
         return collective.evaluate();
+    }
+
+    /// Whether an atom is farther from the first one than any energy could allow, or nowhere. GROMACS takes the box away from a
+    /// coordinate until the atom is within: from a large number that has no end.
+    static bool isTorn(const std::vector<double>& x)
+    {
+        constexpr double farthest = 1000; // nm
+        for (std::size_t k = 0; k < x.size(); k++)
+        {
+            // a number that is none is not within either
+            if (!(std::abs(x[k] - x[k % 3]) < farthest))
+            {
+                return true;
+            }
+        }
+        return false;
+    }
+
+    /// Forces with the model's atoms at x, where the energy has to be finite: they become velocities.
+    void forcesAt(const std::vector<double>& x, const Collective& collective, std::vector<gmx::RVec>* forces)
+    {
+        if (!std::isfinite(evaluate(x, collective)))
+        {
+            throw std::runtime_error("the energy beside an accepted configuration is not finite");
+        }
+        collective.collectForces(forces);
     }
 
     /// Velocities at the new configuration; its forces are the last that are computed.
@@ -986,10 +1020,8 @@ private:
         {
             displaced[k] = x[k] - 0.25 * dt * xi[k / 3][k % 3];
         }
-        evaluate(displaced.data(), collective);
-        collective.collectForces(&displacedForces_);
-        evaluate(x.data(), collective);
-        collective.collectForces(&newForces_);
+        forcesAt(displaced, collective, &displacedForces_);
+        forcesAt(x, collective, &newForces_);
         if (hasFault("velocities"))
         {
             return;
@@ -1029,7 +1061,8 @@ private:
         }
     }
 
-    /// Faults that the tests have to find: velocities kept across the jump, or made of forces at x' alone.
+    /// Faults that the tests plant: velocities kept across the jump, or made of forces at x' alone, which they have to find; and
+    /// proposals with the last atom on top of the first, or far away.
     static bool hasFault([[maybe_unused]] const char* name)
     {
 #ifdef MODEJUMP_TESTING
@@ -1038,6 +1071,22 @@ private:
 #else
         return false;
 #endif
+    }
+
+    void plantFault(std::vector<double>* proposal) const
+    {
+        for (int d = 0; d < DIM; d++)
+        {
+            double& last = (*proposal)[3 * modelAtomOf_.back() + d];
+            if (hasFault("overlap"))
+            {
+                last = (*proposal)[3 * modelAtomOf_.front() + d];
+            }
+            if (hasFault("torn"))
+            {
+                last = 1e10;
+            }
+        }
     }
 
     /// Velocities at the time of the new configuration, with the total momentum that the model's atoms have: centre-of-mass
@@ -1118,7 +1167,7 @@ public:
         {
             dd_collect_state(simulation_.commrec.dd, simulation_.state, simulation_.globalState);
         }
-        const double potential = sumOverRanks(simulation_.commrec, potentialOf(simulation_.energies));
+        const double potential = sumOverRanks(simulation_.commrec, simulation_.energies.term[c_potential]);
         if (mover_ == nullptr)
         {
             follow(step);
@@ -1209,8 +1258,27 @@ private:
         {
             step.partition();
         }
-        step.computeForces();
-        return sumOverRanks(simulation_.commrec, potentialOf(simulation_.energies));
+        computeForces(step);
+        return sumOverRanks(simulation_.commrec, simulation_.energies.term[c_potential]);
+    }
+
+    /// do_force ends with a check, after all communication, that the rank's potential energy is finite. Of a proposal it need not
+    /// be: the sum over ranks is then not finite on any of them, and the proposal is rejected.
+    void computeForces(const Step& step)
+    {
+        real& potential = simulation_.energies.term[c_potential];
+        potential       = 0; // what is not finite below was computed below
+        try
+        {
+            step.computeForces();
+        }
+        catch (const gmx::InternalError&)
+        {
+            if (std::isfinite(potential))
+            {
+                throw;
+            }
+        }
     }
 
     /// The forces on all atoms, to the main rank.

@@ -1,6 +1,6 @@
 //! `modejump convert`, `modejump evaluate` and `modejump inspect` as a user runs them.
 
-use modejump::density::{Evaluation, Exactness};
+use modejump::density::{Evaluation, Exactness, Scope};
 use modejump::io::model_file::{self, read_tensors, write_tensors, Data, Tensor};
 use modejump::models::continuous::{Interpolant, Parametrisation};
 use modejump::models::gvp_flow::GvpField;
@@ -91,7 +91,7 @@ fn what_is_missing_is_listed_with_its_flag() {
     assert!(message.contains("enable_identity_init") && !message.contains("n_bins"), "{message}");
 
     let message = complaint(&["convert", checkpoint, "--kind", "tensorflow", "-o", output]);
-    assert!(message.contains("known kinds: bgflow, boltznce-gvp, boltznce-graphormer, ecnf"), "{message}");
+    assert!(message.contains("known kinds: bgflow, boltznce-gvp, boltznce-graphormer, ecnf, tarflow"), "{message}");
     let config = format!("{STEM}.json");
     let message =
         complaint(&["convert", "tests/pytorch/hostile.pt", "--kind", "bgflow", "-o", output, "--config", &config]);
@@ -309,6 +309,56 @@ fn what_an_ecnf_lacks_or_contradicts_is_said() {
     let config = ecnf_config(serde_json::json!({ "std": 0.16 }));
     let message = convert(&folder, "ecnf", FIELD, &config, &[]).unwrap_err();
     assert!(message.contains("not a ECNF of transferable-samplers"), "{message}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+const TARFLOW: &str = "tests/golden/sbg/tarflow_small/state_f32.safetensors";
+const TARFLOW_VALUES: &str = "tests/golden/sbg/tarflow_small/io_f64.safetensors";
+
+#[test]
+fn a_converted_tarflow_gives_the_reference_values() {
+    let folder = folder("tarflow");
+    let topology = ["--topology", "models/ala2/topology.pdb", "--temperature", "300"];
+    let golden = read(TARFLOW_VALUES);
+    let n = golden["log_q"].data.len();
+    // in the network's units and without noise of the centroid it is the reference's log q
+    let plain = r#"{ "std": 1.0, "com_augmentation": false }"#;
+    let model = convert(&folder, "tarflow", TARFLOW, plain, &topology).unwrap();
+    let flow = load_with(&model, Precision::F64).unwrap();
+    let mut log_q = vec![Evaluation::inside(0.0); n];
+    flow.log_density(&golden["x"].data, &mut log_q).unwrap();
+    let log_q: Vec<f64> = log_q.iter().map(|e| e.log_density).collect();
+    assert!(largest_difference(&log_q, &golden["log_q"].data) < 1e-11);
+    // in nm and relative to the noise it differs by the change of units and by the density of the centroid
+    let model = convert(&folder, "tarflow", TARFLOW, r#"{ "std": 0.16 }"#, &topology).unwrap();
+    let flow = load_with(&model, Precision::F64).unwrap();
+    let sigma = 0.16 / 22f64.sqrt();
+    assert!(matches!(flow.scope(), Scope::Noisy { sigma: s } if (s - sigma).abs() < 1e-15));
+    let x: Vec<f64> = golden["x"].data.iter().map(|x| 0.16 * x).collect();
+    let mut found = vec![Evaluation::inside(0.0); n];
+    flow.log_density(&x, &mut found).unwrap();
+    for (row, (found, plain)) in found.iter().zip(&log_q).enumerate() {
+        let c = modejump::coordinates::vector::centroid(&x[66 * row..66 * (row + 1)]);
+        let squared = c.iter().map(|c| c * c).sum::<f64>() / (sigma * sigma);
+        let normal = -0.5 * squared - 1.5 * (2.0 * std::f64::consts::PI * sigma * sigma).ln();
+        let expected = plain - 66.0 * 0.16f64.ln() - normal + 1.5 * 22f64.ln();
+        assert!((found.log_density - expected).abs() < 1e-9, "{} {expected}", found.log_density);
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn what_a_tarflow_lacks_or_contradicts_is_said() {
+    let folder = folder("tarflow-missing");
+    let complain = |config: &str| convert(&folder, "tarflow", TARFLOW, config, &[]).unwrap_err();
+    assert!(complain("{}").contains("std: standard deviation"));
+    assert!(complain(r#"{ "std": 0.16, "channels": 256 }"#).contains("channels = 256"));
+    assert!(complain(r#"{ "std": 0.16, "head_dim": 48 }"#).contains("heads of 48"));
+    assert!(complain(r#"{ "std": 0 }"#).contains("std: a positive number"));
+    let message = convert(&folder, "tarflow", FIELD, r#"{ "std": 0.16 }"#, &[]).unwrap_err();
+    assert!(message.contains("not a single-system TarFlow"), "{message}");
+    let other = ["--topology", "tests/golden/openmm/peroxide.pdb"];
+    assert!(convert(&folder, "tarflow", TARFLOW, r#"{ "std": 0.16 }"#, &other).is_err());
     std::fs::remove_dir_all(folder).unwrap();
 }
 

@@ -6,7 +6,7 @@
 
 mod golden_kinds;
 
-use golden_kinds::{bar, boltznce, energies, fields, flows, Found};
+use golden_kinds::{bar, boltznce, energies, fields, flows, tarflow, Found};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -30,6 +30,7 @@ const KINDS: &[(&str, &str, Check)] = &[
     ("boltznce", "ebm_loss_", energies::losses),
     ("boltznce", "graphormer_field", energies::graphormer),
     ("ecnf", "io_", fields::ecnf),
+    ("tarflow", "io_", tarflow::check),
 ];
 
 fn main() -> ExitCode {

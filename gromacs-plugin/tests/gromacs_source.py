@@ -1,13 +1,15 @@
 """Sources of GROMACS for the tests: fetched once, unpacked as far as needed, and md.cpp compiled alone.
 
-    python gromacs-plugin/tests/gromacs_source.py 2022.5     # prints the path of the library to preload
+    python gromacs-plugin/tests/gromacs_source.py            # for the installed GROMACS: prints the path of the library to preload
 
 Under an installed GROMACS of exactly the same version the library takes the place of do_md() by LD_PRELOAD, so that the patch can be
-run without an hour of building.
+run without an hour of building. GROMACS_TARBALL may name a gromacs-VERSION.tar.gz that is taken for the source of that version.
 """
 
 import hashlib
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,9 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PATCH = ROOT / "gromacs-plugin" / "modejump-gromacs-patch"
 CACHE = ROOT / "target" / "gromacs"
 URL = "http://deb.debian.org/debian/pool/main/g/gromacs/gromacs_{version}.orig.tar.gz"
+# of the versions that can be fetched, the newest last
 SHA256 = {
     "2022.5": "083cc3c424bb93ffe86c12f952e3e5b4e6c9f6520de5338761f24b75e018c223",
-    "2026.3": "1094b7bbc6a3960223827114626657110b40096cdf9598a727935fc84ebf8aa0",
+    "2025.2": "0df09f9d45a99ef00e66b9baa9493a27e906813763a3b6c7672217c66b43ea11",
+    "2026.4": "58eda60979b124fcf9dff8b1b63cedfbc72fdb36d99e921dc1bdc310571098b6",
 }
 # what a configuration asks for must not change what do_md() sees; the rest is switched off to be quick
 CONFIGURATION = """
@@ -46,8 +50,21 @@ def tool(name):
     return found
 
 
+def given():
+    """(version, path) of the source that GROMACS_TARBALL names, if it names one."""
+    path = os.environ.get("GROMACS_TARBALL", "")
+    found = re.search(r"gromacs-(\d+(?:\.\d+)?)\.tar\.gz$", path)
+    if path and not (found and Path(path).exists()):
+        raise Missing(f"GROMACS_TARBALL is {path}; it has to be a file gromacs-VERSION.tar.gz")
+    return (found.group(1), Path(path)) if found else (None, None)
+
+
 def tarball(version):
-    """The release, fetched unless it is cached."""
+    """The source as it was given, or the release, fetched unless it is cached."""
+    if given()[0] == version:
+        return given()[1]
+    if version not in SHA256:
+        raise Missing(f"the source of GROMACS {version} is not known; GROMACS_TARBALL may name it, there are {', '.join(SHA256)}")
     path = CACHE / f"gromacs_{version}.orig.tar.gz"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -74,7 +91,7 @@ def unpack(version, folder, *members):
 
 def configured(version, simd):
     """(source, folder of the build) with the headers that CMake generates."""
-    folder = CACHE / f"{version}-{simd}"
+    folder = CACHE / f"{version}-{simd}{'-given' if given()[0] == version else ''}"
     build = folder / "build"
     if not (build / "compile_commands.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -131,16 +148,13 @@ def installed():
 def preload(faults=False):
     """The library for the installed GROMACS, if that is one whose source is known."""
     full, simd, *flavour = installed()
-    version = full.split("-")[0]
-    if version not in SHA256:
-        raise Missing(f"gmx is {full}, and there is the source of {', '.join(SHA256)} only")
     if flavour != ["mixed", "thread_mpi", "disabled"]:
         raise Missing(f"gmx is built with {', '.join(flavour)}; mixed precision, thread-MPI and no GPU are what is compiled")
-    return compiled(version, simd, faults=faults)
+    return compiled(full.split("-")[0], simd, faults=faults)
 
 
 if __name__ == "__main__":
     try:
-        print(compiled(sys.argv[1], installed()[1]) if len(sys.argv) > 1 else preload())
+        print(preload())
     except Missing as problem:
         sys.exit(str(problem))

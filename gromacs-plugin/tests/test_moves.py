@@ -60,6 +60,33 @@ def test_rejected_moves_leave_no_trace(ala2, stretched, integrator):
 
 
 @pytest.fixture(scope="module")
+def hard(ala2, stretched):
+    """The same, but for first and last atom, which repel each other so much that there is no number for it if they overlap."""
+    text = (ala2.folder / stretched).read_text()
+    hydrogen = "1 1.008 0 A 0.25 0.0657"
+    types = f"[ atomtypes ]\nXA HC {hydrogen}\nXB H1 {hydrogen}\n\n[ nonbond_params ]\nXA XB 1 1.0 0.25\n\n"
+    for number, old, new in ((1, "HC", "XA"), (ATOMS, "H1", "XB")):
+        text, found = re.subn(rf"^( +{number} +){old}( +\d+ +(ACE|NME) )", rf"\g<1>{new}\g<2>", text, flags=re.M)
+        assert found == 1
+    (ala2.folder / "hard.top").write_text(text.replace("[ moleculetype ]", types + "[ moleculetype ]", 1))
+    return "hard.top"
+
+
+@pytest.mark.parametrize("fault, ranks", [("overlap", 1), ("overlap", 2), ("torn", 1), ("torn", 2)])
+def test_a_proposal_without_a_finite_energy_is_rejected_as_any_other(ala2, hard, fault, ranks):
+    """Plain GROMACS stops at overlapping atoms, or never ends with one that is far away. The run has to be that whose proposals are
+    rejected for energies that are finite."""
+    mdp = {"nsteps": 500, "nstvout": 10, "nstfout": 10, "nstxout": 10, "nstcalcenergy": 10}
+    rejecting, faulty = (
+        ala2.run(mdp, {}, topology=(hard,), ranks=ranks, environment={"MODEJUMP_FAULT": name}) for name in ("", fault)
+    )
+    assert list(rejecting.jumps()[2]) == ["rejected"] * 50 and list(faulty.jumps()[2]) == ["non_finite"] * 50
+    for suffix in ("trr", "edr", "gro"):
+        assert faulty.bytes(suffix) == rejecting.bytes(suffix)
+    assert "50 non-finite" in (faulty.folder / "md.log").read_text()
+
+
+@pytest.fixture(scope="module")
 def water(ala2):
     """The molecule in water."""
     files = [ala2.folder / f"water.{suffix}" for suffix in ("top", "gro")]

@@ -1,6 +1,7 @@
 //! Best superposition of two sets of points.
 
-use super::vector::{atom, set_atom, Vec3};
+use super::vector::{atom, dot, set_atom};
+use crate::rng::Stream;
 
 /// Turns `x[atoms][3]` about the origin onto `reference`, by the proper rotation with the least Σ|R x − reference|²
 /// (Horn, J. Opt. Soc. Am. A 4, 629 (1987): the quaternion is the eigenvector of the largest eigenvalue of a 4 × 4 matrix).
@@ -20,11 +21,20 @@ pub fn superpose(x: &mut [f64], reference: &[f64]) {
         [zx - xz, xy + yx, yy - xx - zz, yz + zy],
         [xy - yx, zx + xz, yz + zy, zz - xx - yy],
     ];
-    let rotation = rotation(leading_eigenvector(horn));
+    turn(x, rotation(leading_eigenvector(horn)));
+}
+
+/// Turns `x[atoms][3]` about the origin by a rotation that is uniform among all (Shoemake 1992: a normal quaternion, scaled).
+pub fn random_rotation(x: &mut [f64], stream: &mut Stream) {
+    let q: [f64; 4] = std::array::from_fn(|_| stream.normal());
+    let length = q.iter().map(|q| q * q).sum::<f64>().sqrt();
+    turn(x, rotation(q.map(|q| q / length)));
+}
+
+fn turn(x: &mut [f64], rotation: [[f64; 3]; 3]) {
     for i in 0..x.len() / 3 {
         let r = atom(x, i);
-        let turned: Vec3 = std::array::from_fn(|k| (0..3).map(|l| rotation[k][l] * r[l]).sum());
-        set_atom(x, i, turned);
+        set_atom(x, i, std::array::from_fn(|k| dot(rotation[k], r)));
     }
 }
 

@@ -32,6 +32,24 @@ pub trait Network: Send + Sync {
     fn record<R: Scalar>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var);
 }
 
+/// What a trainer needs to know of a network.
+pub trait Trainable: Send + Sync {
+    /// Coordinates per configuration.
+    fn dimension(&self) -> usize;
+
+    fn layout(&self) -> &Layout;
+}
+
+impl<N: Network> Trainable for N {
+    fn dimension(&self) -> usize {
+        Network::dimension(self)
+    }
+
+    fn layout(&self) -> &Layout {
+        Network::layout(self)
+    }
+}
+
 /// Largest sizes of a network in a file: a damaged one must not ask for more memory than there is.
 pub const MOST_ATOMS: usize = 512;
 pub const LARGEST_SIZE: usize = 4096;

@@ -8,6 +8,7 @@ pub mod density;
 #[cfg(feature = "openmm")]
 pub mod dynamics;
 pub mod flow_matching;
+pub mod likelihood;
 pub mod losses;
 pub mod network_trainer;
 pub mod optimiser;
@@ -18,6 +19,7 @@ mod trainer_tests;
 
 pub use architecture::{design, DesignOptions};
 pub use contrastive::ContrastiveOptions;
+pub use likelihood::Likelihood;
 pub use network_trainer::{Contrast, Emphasis, FlowMatching, NetworkOptions, NetworkState, NetworkTrainer};
 pub use optimiser::{AdamW, Schedule};
 pub use progress::Progress;

@@ -8,7 +8,7 @@ use super::progress::Progress;
 use crate::coordinates::vector::{atom, centre, torsion};
 use crate::error::{Error, Result};
 use crate::models::continuous::ContinuousConfig;
-use crate::models::network::Network;
+use crate::models::network::{Network, Trainable};
 use crate::rng::{Stream, StreamId};
 use serde::{Deserialize, Serialize};
 
@@ -112,7 +112,7 @@ pub struct Drawn {
 }
 
 /// What a batch is made into, and the loss of it.
-pub trait Objective<N: Network>: Sync {
+pub trait Objective<N: Trainable>: Sync {
     /// Loss of a batch, with times and noise from `stream`; adds its gradient.
     fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64;
 
@@ -132,7 +132,7 @@ pub struct FlowMatching {
 impl<N: Network> Objective<N> for FlowMatching {
     fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64 {
         let mut data = batch.x;
-        let d = network.dimension();
+        let d = Network::dimension(network);
         let mut prior: Vec<f64> = (0..data.len()).map(|_| stream.normal()).collect();
         prior.chunks_exact_mut(d).for_each(|row| _ = centre(row));
         let [start, end] = self.config.times;
@@ -156,7 +156,7 @@ pub struct Contrast {
 
 impl<N: Network> Objective<N> for Contrast {
     fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64 {
-        let noised = self.options.draw(&batch.x, network.dimension(), self.mean_free, stream);
+        let noised = self.options.draw(&batch.x, Network::dimension(network), self.mean_free, stream);
         let [score, nce] = self.options.losses(network, parameters, &noised, gradient);
         let part = |weight: f64, loss: f64| if weight > 0.0 { weight * loss } else { 0.0 };
         part(self.options.score_weight, score) + part(self.options.nce_weight, nce)
@@ -193,7 +193,7 @@ pub struct NetworkTrainer<'a, N, O> {
     gradient: Vec<f32>,
 }
 
-impl<'a, N: Network, O: Objective<N>> NetworkTrainer<'a, N, O> {
+impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
     /// `frames[n][dimension]` in the network's units, centred.
     pub fn new(
         network: &'a N,

@@ -375,6 +375,50 @@ impl Analytic for Trimer {
     }
 }
 
+/// A generator of three atoms whose centroid is noise, and correlated with the shape; log q is relative to normal noise of the
+/// standard deviation that the scope names.
+pub struct NoisyTrimer {
+    pub width: f64,
+}
+
+impl NoisyTrimer {
+    const NOISE: f64 = 0.2;
+    /// Mean and standard deviation that the generator has instead of 0 and [`NoisyTrimer::NOISE`].
+    const CENTROID: (f64, f64) = (0.1, 0.2);
+
+    fn mean(c: [f64; 3]) -> Vec<f64> {
+        let mut mean = vec![3.0 * c[0], 0.0, 0.0, 0.0, 0.3 + 3.0 * c[1], 0.0, 0.0, 0.0, 0.0];
+        centre(&mut mean);
+        mean
+    }
+}
+
+impl Analytic for NoisyTrimer {
+    fn dimension(&self) -> usize {
+        9
+    }
+    fn scope(&self) -> Scope {
+        Scope::Noisy { sigma: NoisyTrimer::NOISE }
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        let mut y = x.to_vec();
+        let c = centre(&mut y);
+        let r2: f64 = y.iter().zip(NoisyTrimer::mean(c)).map(|(y, m)| ((y - m) / self.width).powi(2)).sum();
+        let normal = |t: f64, (mean, s): (f64, f64)| -0.5 * ((t - mean) / s).powi(2) - s.ln();
+        let noise = (0.0, NoisyTrimer::NOISE);
+        let of_centroid: f64 = c.iter().map(|&c| normal(c, NoisyTrimer::CENTROID) - normal(c, noise)).sum();
+        evaluation(-0.5 * r2 - 6.0 * (self.width.ln() + 0.5 * LOG_2_PI) + of_centroid)
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        x.iter_mut().for_each(|x| *x = self.width * stream.normal());
+        centre(x);
+        let (mean, std) = NoisyTrimer::CENTROID;
+        let c: [f64; 3] = std::array::from_fn(|_| mean + std * stream.normal());
+        x.iter_mut().zip(NoisyTrimer::mean(c)).for_each(|(x, m)| *x += m);
+        shift(x, c);
+    }
+}
+
 /// A vector field sin(2x)/2 in every coordinate: not even invariant under translation.
 pub struct Waves(pub usize);
 

@@ -5,6 +5,7 @@ pub mod boltznce;
 pub mod energies;
 pub mod fields;
 pub mod flows;
+pub mod tarflow;
 
 use modejump::io::model_file::{read_tensors, Tensor};
 use serde_json::Value;

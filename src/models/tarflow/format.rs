@@ -4,6 +4,7 @@ use super::{Config, TarFlow, TarFlowConfig, TarNetwork};
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, ModelFile, Tensor};
 use crate::models::card::{ModelCard, ModelConfig};
+use crate::models::network::Trainable;
 use crate::nn::Real;
 use std::collections::BTreeMap;
 

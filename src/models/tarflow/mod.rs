@@ -22,7 +22,7 @@ pub mod format;
 #[cfg(test)]
 mod tests;
 
-use super::network::{check_sizes, narrow, Layout, Start, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use super::network::{check_sizes, narrow, Layout, Start, Trainable, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
 use super::{Flow, Model, ModelCard};
 use crate::coordinates::vector::centroid;
 use crate::coordinates::CoordinatesConfig;
@@ -156,15 +156,6 @@ impl TarNetwork {
         &self.config
     }
 
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    /// T D.
-    pub fn dimension(&self) -> usize {
-        self.config.tokens * self.config.token_size
-    }
-
     /// Random parameters with which the flow is the identity.
     pub fn initial<R: Real>(&self, seed: u64) -> Vec<R> {
         let special = |name: &str, _: &[usize]| match name {
@@ -222,6 +213,17 @@ impl TarNetwork {
         }
         let log_det = tape.affine(-1.0, sum_a.expect("at least one block"), 0.0);
         Recorded { x: input, z: h, log_det, after }
+    }
+}
+
+impl Trainable for TarNetwork {
+    /// T D.
+    fn dimension(&self) -> usize {
+        self.config.tokens * self.config.token_size
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.layout
     }
 }
 

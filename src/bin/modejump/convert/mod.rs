@@ -5,6 +5,7 @@ mod boltznce;
 mod ecnf;
 mod graphormer;
 mod options;
+mod tarflow;
 
 use clap::Args;
 use modejump::coordinates::Topology;
@@ -21,7 +22,8 @@ pub struct Convert {
     /// Checkpoint of another program: safetensors or PyTorch (.pt, .pth, .ckpt; read as data, nothing in it is executed)
     checkpoint: PathBuf,
     /// What made it; known: bgflow (internal-coordinate spline generators and RealNVPs of bgflow with nflows), boltznce-gvp
-    /// and boltznce-graphormer (vector fields and energies of BoltzNCE), ecnf (continuous flows of transferable-samplers)
+    /// and boltznce-graphormer (vector fields and energies of BoltzNCE), ecnf and tarflow (continuous and
+    /// autoregressive flows of transferable-samplers)
     #[arg(long)]
     kind: String,
     /// The model file to write
@@ -29,7 +31,7 @@ pub struct Convert {
     output: PathBuf,
     /// Configuration (JSON): what the checkpoint does not say, such as z_matrix, n_bins, enable_identity_init (bgflow);
     /// features, endpoint, interpolant, units_per_nm (boltznce-gvp); types, blocks, units_per_nm (boltznce-graphormer);
-    /// features, coords_range, std (ecnf). Without it an error lists all that is needed
+    /// features, coords_range, std (ecnf); std (tarflow). Without it an error lists all that is needed
     #[arg(long)]
     config: Option<PathBuf>,
     /// Topology (PDB, atoms in the model's order): lets moves check atoms by name, and gives the hands of stereocentres
@@ -58,8 +60,9 @@ impl Convert {
             "boltznce-gvp" => self.boltznce(),
             "boltznce-graphormer" => self.graphormer(),
             "ecnf" => self.ecnf(),
+            "tarflow" => self.tarflow(),
             other => {
-                const KNOWN: &str = "bgflow, boltznce-gvp, boltznce-graphormer, ecnf";
+                const KNOWN: &str = "bgflow, boltznce-gvp, boltznce-graphormer, ecnf, tarflow";
                 Err(Error::invalid(format!("--kind {other} is not known; known kinds: {KNOWN}")))
             }
         }?;

@@ -3,6 +3,7 @@
 mod energy;
 mod field;
 mod regression;
+mod tarflow;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -36,6 +37,8 @@ enum Kind {
     GvpFlow,
     /// Continuous flow on an E(n)-equivariant graph network, by flow matching
     EgnnFlow,
+    /// Autoregressive flow of transformers over Cartesian coordinates, by maximum likelihood
+    Tarflow,
     /// Energy-based model of the frames' density (samples of a generator), by score matching and contrastive estimation
     GraphormerEbm,
     /// Energy-based model of one molecule in its distances and volumes, trained likewise
@@ -103,6 +106,7 @@ struct Config {
     train: TrainOptions,
     gvp_flow: field::GvpDesign,
     egnn_flow: field::EgnnDesign,
+    tarflow: tarflow::TarflowDesign,
     graphormer_ebm: energy::GraphormerDesign,
     invariant_ebm: energy::InvariantDesign,
     gvp_ebm: energy::GvpEnergyDesign,
@@ -120,6 +124,7 @@ impl Train {
             Kind::Coupling => self.coupling(config, topology, frames),
             Kind::GvpFlow => self.gvp_flow(&config.gvp_flow, topology, &x0, frames),
             Kind::EgnnFlow => self.egnn_flow(&config.egnn_flow, topology, &x0, frames),
+            Kind::Tarflow => self.tarflow(&config.tarflow, topology, frames),
             Kind::GraphormerEbm => self.graphormer_ebm(&config.graphormer_ebm, topology, frames),
             Kind::InvariantEbm => self.invariant_ebm(&config.invariant_ebm, topology, &x0, frames),
             Kind::GvpEbm => self.gvp_ebm(&config.gvp_ebm, topology, frames),

@@ -1,10 +1,10 @@
-//! What vector fields and energy-based models have in common: a network on a tape, regressed on frames.
+//! What vector fields, energy-based models and TarFlows have in common: a network on a tape, trained on frames alone.
 
 use super::{Saved, Train, Training};
 use modejump::coordinates::Topology;
 use modejump::io::{checkpoint, model_file, write_atomically};
 use modejump::models::card::ModelCard;
-use modejump::models::network::Network;
+use modejump::models::network::Trainable;
 use modejump::train::network_trainer::{in_units, Objective};
 use modejump::train::{NetworkOptions, NetworkState, NetworkTrainer, Progress};
 use modejump::{Error, Result};
@@ -12,7 +12,7 @@ use std::path::Path;
 
 impl Train {
     /// Trains a network that begins with `parameters` on frames in nm, which it sees in its own units.
-    pub(super) fn regress<N: Network, O: Objective<N>>(
+    pub(super) fn regress<N: Trainable, O: Objective<N>>(
         &self,
         mut card: ModelCard,
         topology: Topology,
@@ -46,7 +46,7 @@ struct Regression<'a, N, O> {
     trainer: NetworkTrainer<'a, N, O>,
 }
 
-impl<N: Network, O: Objective<N>> Training for Regression<'_, N, O> {
+impl<N: Trainable, O: Objective<N>> Training for Regression<'_, N, O> {
     fn step(&mut self) -> Result<Option<Progress>> {
         Ok(self.trainer.step())
     }

@@ -1,0 +1,58 @@
+//! Maximum likelihood of TarFlow on Cartesian frames, turned at random and with noise of the centroid (Tan et al., ICML 2025).
+
+use super::batch::accumulate;
+use super::network_trainer::{Drawn, Objective};
+use crate::coordinates::superpose::random_rotation;
+use crate::coordinates::vector::shift;
+use crate::models::network::Trainable;
+use crate::models::tarflow::TarNetwork;
+use crate::nn::Real;
+use crate::rng::Stream;
+
+/// Configurations that run together.
+const CHUNK: usize = 8;
+
+/// Mean of −log q over the rows of `x[n][dimension]` in the network's units, per coordinate and without the constant ½ ln 2π; adds
+/// its gradient.
+pub fn negative_log_likelihood<R: Real>(network: &TarNetwork, parameters: &[R], x: &[f64], gradient: &mut [R]) -> f64 {
+    let d = network.dimension();
+    let rows = x.len() / d;
+    let norm = 1.0 / (rows * d) as f64;
+    accumulate(rows, CHUNK, gradient, |tape, part, gradient| {
+        let x: Vec<R> = x[part.start * d..part.end * d].iter().map(|&v| R::from_f64(v)).collect();
+        let recorded = network.record(parameters, tape, &x);
+        let (z, log_det) = (tape.value(recorded.z), tape.value(recorded.log_det));
+        let energy: f64 = z.iter().map(|z| 0.5 * z.to_f64() * z.to_f64()).sum();
+        let loss = norm * (energy - log_det.iter().map(|v| v.to_f64()).sum::<f64>());
+        let of_z: Vec<R> = z.iter().map(|&z| R::from_f64(norm) * z).collect();
+        let of_log_det = vec![R::from_f64(-norm); log_det.len()];
+        tape.backward(parameters, &[(recorded.z, &of_z), (recorded.log_det, &of_log_det)], Some(gradient));
+        loss
+    })
+}
+
+/// Maximum likelihood of molecules.
+pub struct Likelihood {
+    /// Standard deviation of the centroid's noise in the network's units.
+    pub centroid: Option<f64>,
+}
+
+impl Objective<TarNetwork> for Likelihood {
+    fn loss(
+        &self,
+        network: &TarNetwork,
+        parameters: &[f32],
+        batch: Drawn,
+        stream: &mut Stream,
+        gradient: &mut [f32],
+    ) -> f64 {
+        let mut x = batch.x;
+        for row in x.chunks_exact_mut(network.dimension()) {
+            if let Some(sigma) = self.centroid {
+                random_rotation(row, stream);
+                shift(row, std::array::from_fn(|_| sigma * stream.normal()));
+            }
+        }
+        negative_log_likelihood(network, parameters, &x, gradient)
+    }
+}

@@ -1,0 +1,125 @@
+//! TarFlow of transferable-samplers, single-system.
+
+use super::{error, relative_error, Found, Golden};
+use modejump::density::{Density, Evaluation};
+use modejump::io::model_file::{Data, Tensor};
+use modejump::models::network::Trainable;
+use modejump::models::tarflow::{format, Config, TarFlow, TarNetwork};
+use modejump::models::{Flow, ModelCard, ModelConfig};
+use modejump::nn::{Real, Tape};
+use modejump::train::likelihood::negative_log_likelihood;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Tolerances of coordinates and of log-densities.
+fn tolerance<R: Real>() -> (f64, f64) {
+    match R::NAME {
+        "f64" => (1e-11, 1e-11),
+        _ => (2e-5, 1e-4),
+    }
+}
+
+/// `tarflow_*/io_*` of a single system: the network's units, no noise of the centroid taken out.
+pub fn check(stem: &Path) -> Found {
+    match stem.file_name().is_some_and(|name| name == "io_f32") {
+        true => check_as::<f32>(stem),
+        false => check_as::<f64>(stem),
+    }
+}
+
+fn flow<R: Real>(weights: &BTreeMap<String, Tensor>, head_size: usize) -> TarFlow<R> {
+    let (network, tensors) = format::of_checkpoint(weights.clone(), head_size).unwrap_or_else(|e| panic!("{e}"));
+    let parameters =
+        TarNetwork::new(network.clone()).unwrap().layout().read(&tensors).unwrap_or_else(|e| panic!("{e}"));
+    let atoms = network.tokens * network.token_size / 3;
+    let config = Config { network, units_per_nm: 1.0, centroid: None };
+    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), atoms);
+    TarFlow::new(parameters, config, card, String::new()).unwrap()
+}
+
+fn check_as<R: Real>(stem: &Path) -> Found {
+    let config = stem.with_file_name("config.json");
+    let golden = Golden::open_with(stem, &config);
+    let weights = Golden::open_with(&stem.with_file_name("state_f32"), &config).tensors;
+    let flow = flow::<R>(&weights, golden.config["head_dim"].as_u64().unwrap() as usize);
+    let (x, n) = (golden.get("x"), golden.tensor("x").shape[0]);
+    let d = flow.dimension();
+    let (of_x, of_log) = tolerance::<R>();
+    let nowhere = Evaluation::inside(0.0);
+
+    // the blocks, one after the other
+    let narrow: Vec<R> = x.iter().map(|&v| R::from_f64(v)).collect();
+    let mut tape = Tape::default();
+    let recorded = flow.network().record(flow.parameters(), &mut tape, &narrow);
+    let values = |var| tape.value(var).iter().map(|v| v.to_f64()).collect::<Vec<f64>>();
+    let blocks = recorded.after.iter().enumerate();
+    let largest = blocks.map(|(b, &var)| error(&values(var), golden.get(&format!("block{b}_out")))).fold(0.0, f64::max);
+    let mut found: Found = vec![("blocks".into(), largest, of_x)];
+
+    let (mut z, mut log_det, mut log_q) = (vec![0.0; n * d], vec![0.0; n], vec![nowhere; n]);
+    flow.encode(x, &mut z, &mut log_det, &mut log_q).unwrap();
+    let log_det: Vec<f64> = log_det.iter().map(|v| -v).collect();
+    let log_q: Vec<f64> = log_q.iter().map(|e| e.log_density).collect();
+    found.push(("z".into(), error(&z, golden.get("fwd_z")), of_x));
+    found.push(("log-det".into(), error(&log_det, golden.get("fwd_logdet_sum")), of_log));
+    found.push(("log q".into(), error(&log_q, golden.get("log_q")), of_log));
+
+    // backwards; the reference runs the network again for log q
+    let mut back = vec![0.0; n * d];
+    let (mut sum_a, mut of_sample) = (vec![0.0; n], vec![nowhere; n]);
+    flow.generate(golden.get("z_in"), &mut back, &mut sum_a, &mut of_sample).unwrap();
+    let of_sample: Vec<f64> = of_sample.iter().map(|e| e.log_density).collect();
+    found.push(("x".into(), error(&back, golden.get("rev_x")), of_x));
+    found.push(("log q of samples".into(), error(&of_sample, golden.get("rev_log_q")), of_log));
+
+    // the paper's correction for the centroid, by the density of its distance from the origin
+    let std = golden.get("com_std_proposals")[0];
+    let adjusted: Vec<f64> = x.chunks_exact(d).zip(&log_q).map(|(x, q)| q + radial_term(x, std)).collect();
+    let relative = if R::NAME == "f64" { 1e-11 } else { 1e-5 };
+    found.push(("log q, radial".into(), relative_error(&adjusted, golden.get("log_q_com_adjusted")), relative));
+
+    let (mut evaluations, mut gradient) = (vec![nowhere; n], vec![0.0; n * d]);
+    flow.log_density_gradient(x, &mut evaluations, &mut gradient).unwrap();
+    gradient.iter_mut().for_each(|g| *g = -*g);
+    let expected = golden.get("proposal_energy_grad");
+    let scale = expected.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+    let of_gradient = if R::NAME == "f64" { 1e-9 } else { 1e-5 * scale };
+    found.push(("gradient".into(), error(&gradient, expected), of_gradient));
+    found.extend(training(stem, &flow, &golden));
+    found
+}
+
+/// −ln of the density of |c|/std, a χ of three degrees of freedom, over std (proposition 1 of the paper).
+fn radial_term(x: &[f64], std: f64) -> f64 {
+    let c = modejump::coordinates::vector::centroid(x);
+    let squared = c.iter().map(|c| c * c).sum::<f64>();
+    let gamma = 0.5 * std::f64::consts::PI.sqrt();
+    squared / (2.0 * std * std) - (squared / (2f64.sqrt() * std.powi(3) * gamma)).ln()
+}
+
+/// Loss and gradients of maximum likelihood per coordinate, where the file is there.
+fn training<R: Real>(stem: &Path, flow: &TarFlow<R>, golden: &Golden) -> Found {
+    let name = if R::NAME == "f64" { "train_grads_f64" } else { "train_grads_f32" };
+    let path = stem.with_file_name(name);
+    if !path.with_extension("safetensors").exists() {
+        return Found::new();
+    }
+    let expected = Golden::open_alone(&path);
+    let mut gradient = vec![R::default(); flow.parameters().len()];
+    let loss = negative_log_likelihood(flow.network(), flow.parameters(), golden.get("x"), &mut gradient);
+    // the reference's has the constant
+    let loss = loss + 0.5 * (2.0 * std::f64::consts::PI).ln();
+    let (of_loss, of_gradient) = if R::NAME == "f64" { (1e-11, 1e-9) } else { (1e-5, 1e-5) };
+    let mut found: Found = vec![("loss".into(), error(&[loss], expected.get("loss")), of_loss)];
+    let written = flow.network().layout().write(&gradient);
+    let mut largest = 0.0f64;
+    for (name, (_, data)) in written {
+        let values = match data {
+            Data::F32(values) => values.into_iter().map(f64::from).collect(),
+            Data::F64(values) => values,
+        };
+        largest = largest.max(error(&values, expected.get(&format!("grad.{name}"))));
+    }
+    found.push(("parameter gradients".into(), largest, of_gradient));
+    found
+}
