@@ -2,7 +2,7 @@
 
     python -m pytest gromacs-plugin/tests
 
-Runs under the installed GROMACS if that is of the version whose source is known (2022.5); otherwise the tests are skipped.
+Runs under the installed GROMACS if its source is known to gromacs_source.py; otherwise the tests are skipped.
 """
 
 import re
@@ -206,7 +206,7 @@ def test_jumps_cross_barriers_that_dynamics_does_not(ala2, exact):
     mdp = {"nsteps": 50000}
     plain, moved = ala2.run(mdp), ala2.run(mdp, {})
     crossings = [np.count_nonzero(np.diff(ala2.phi(run.frames()["x"]) > 0)) for run in (plain, moved)]
-    assert crossings[0] == 0 and crossings[1] > 10 and exact[1][0] > 0.01
+    assert crossings[0] == 0 and crossings[1] > 4 and exact[1][0] > 0.01
 
 
 def after_jumps(run, molecule=slice(None)):
@@ -391,7 +391,7 @@ def test_a_library_that_is_not_there_is_refused(ala2):
         ({**MD, "tcoupl": "no"}, "the option temperature is needed"),
         ({**MD, "cos-acceleration": 0.1}, "accelerations are not in the potential energy"),
         ({**MD, "mts": "yes", "mts-level2-forces": "dihedral", "mts-level2-factor": 2, "nsttcouple": 10}, "multiple time stepping"),
-        ({**MD, "deform": "0.01 0 0 0 0 0"}, "deformation of the box"),
+        ({**MD, "gen-vel": "no", "deform": "0.01 0 0 0 0 0"}, "deformation of the box"),
         ({"electric-field-x": "1.0 0 0 0"}, "modules that provide forces"),
         ({"free-energy": "yes", "init-lambda": 0.5, "nstdhdl": 10}, "free-energy"),
         ({"freezegrps": "System", "freezedim": "Y N N"}, "is frozen, and proposals"),

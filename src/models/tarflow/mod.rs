@@ -270,6 +270,14 @@ impl<R: Real> TarFlow<R> {
         &self.parameters
     }
 
+    /// Floating-point operations of the products and the attention of one likelihood, and nearly those of one sample; a multiplication
+    /// and its addition count as two.
+    pub fn flops(&self) -> f64 {
+        let mut tape = Tape::default();
+        self.network.record(&self.parameters, &mut tape, &vec![R::default(); self.network.dimension()]);
+        tape.flops()
+    }
+
     /// log q from ln|∂z/∂x| in the network's units.
     fn evaluation(&self, x: &[f64], z: &[f64], log_det: f64) -> Evaluation {
         let d = z.len() as f64;

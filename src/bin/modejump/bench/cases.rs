@@ -2,7 +2,7 @@
 
 use modejump::coordinates::CoordinatesConfig;
 use modejump::density::{Density, Evaluation};
-use modejump::models::card::ModelCard;
+use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::continuous::Interpolant;
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use modejump::models::egnn_flow::{Egnn, EgnnConfig};
@@ -10,7 +10,8 @@ use modejump::models::graphormer_ebm::{Graphormer, GraphormerConfig, Version};
 use modejump::models::gvp_flow::{GvpConfig, GvpField};
 use modejump::models::invariant_ebm::whitening::Whitening;
 use modejump::models::invariant_ebm::{InvariantConfig, InvariantNetwork};
-use modejump::models::network::{Evaluator, Network, Start};
+use modejump::models::network::{Evaluator, Network, Start, Trainable};
+use modejump::models::tarflow::{self, TarFlow, TarFlowConfig, TarNetwork};
 use modejump::models::{EnergyFunction, VectorField};
 use modejump::moves::{Generator, Independence, Move, Options, State};
 use modejump::nn::Activation;
@@ -131,7 +132,7 @@ fn initialise() -> Stream {
 pub fn egnn() -> Result<Evaluator<Egnn, f32>> {
     let config = EgnnConfig { features: features(), n_features: 21, n_layers: 5, n_hidden: 64, coordinate_range: 15.0 };
     let network = Egnn::new(config)?;
-    let parameters = network.layout().initialise(&mut initialise(), |_, _| None);
+    let parameters = Network::layout(&network).initialise(&mut initialise(), |_, _| None);
     Ok(Evaluator::new(network, parameters))
 }
 
@@ -150,7 +151,7 @@ pub fn graphormer() -> Result<Evaluator<Graphormer, f32>> {
     };
     let network = Graphormer::new(config)?;
     // Gaussians as wide as distances in Å are
-    let parameters = network.layout().initialise(&mut initialise(), |name, _| match name {
+    let parameters = Network::layout(&network).initialise(&mut initialise(), |name, _| match name {
         "graphormer.gbf.means.weight" | "graphormer.gbf.stds.weight" => Some(Start::Within(3.0)),
         "graphormer.gbf.mul.weight" => Some(Start::At(1.0)),
         "graphormer.gbf.bias.weight" => Some(Start::At(0.0)),
@@ -176,6 +177,28 @@ pub fn invariant() -> Result<Evaluator<InvariantNetwork, f32>> {
     let whitening = Whitening::of(&network, &configurations(400, 66))?;
     let parameters = network.initialise(&whitening, &mut initialise());
     Ok(Evaluator::new(network, parameters))
+}
+
+/// TarFlow of Sequential Boltzmann Generators with random weights, by the name of its system: a token for each coordinate of
+/// Ace-A-Nme (12 707 848 parameters), for each atom of AAAAAA (64 048 932).
+pub fn tarflow(system: &str) -> Result<TarFlow<f32>> {
+    let network = match system {
+        "Ace-A-Nme" => {
+            TarFlowConfig { tokens: 66, token_size: 1, channels: 256, blocks: 4, layers: 4, heads: 4, expansion: 4 }
+        }
+        _ => TarFlowConfig { tokens: 63, token_size: 3, channels: 384, blocks: 6, layers: 6, heads: 6, expansion: 4 },
+    };
+    let config = tarflow::format::config(network.clone(), 1.0);
+    let network = TarNetwork::new(network)?;
+    // the last layers small, so that e^a stays near one
+    let special = |name: &str, _: &[usize]| match name {
+        _ if name.contains(".proj_out.") => Some(Start::Within(0.01)),
+        _ if name.contains("norm.weight") => Some(Start::At(1.0)),
+        _ => None,
+    };
+    let parameters = network.layout().initialise(&mut initialise(), special);
+    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), network.dimension() / 3);
+    TarFlow::new(parameters, config, card, String::new())
 }
 
 /// `[batch][dimension]` coordinates as wide as a molecule in Å.
@@ -237,14 +260,14 @@ impl Energies<'_> {
 
 /// Sampling with log q into buffers that are kept.
 pub struct Sampling<'a> {
-    flow: &'a CouplingFlow<f32>,
+    flow: &'a dyn Density,
     x: Vec<f64>,
     log_q: Vec<Evaluation>,
     calls: u64,
 }
 
 impl Sampling<'_> {
-    pub fn new(flow: &CouplingFlow<f32>, batch: usize) -> Sampling<'_> {
+    pub fn new(flow: &dyn Density, batch: usize) -> Sampling<'_> {
         let x = vec![0.0; batch * flow.dimension()];
         Sampling { flow, x, log_q: vec![Evaluation::inside(0.0); batch], calls: 0 }
     }

@@ -4,6 +4,7 @@ pub mod cases;
 
 use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
 use clap::Args;
+use modejump::density::Density;
 use modejump::io::model_file;
 use modejump::models::coupling::CouplingFlow;
 use modejump::models::{EnergyFunction, VectorField};
@@ -15,7 +16,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 14] = [
     "coupling/sample",
     "coupling/log_density",
     "coupling/train_step",
@@ -28,9 +29,12 @@ const NAMES: [&str; 12] = [
     "graphormer_ebm/energy_score",
     "invariant_ebm/energy",
     "invariant_ebm/energy_score",
+    "tarflow/sample",
+    "tarflow/log_density",
 ];
 const BATCHES: [usize; 2] = [1, 1000];
 const FIELD_BATCHES: [usize; 2] = [1, 128];
+const TOKEN_BATCHES: [usize; 2] = [1, 64];
 const DIVERGENCE_BATCHES: [usize; 2] = [1, 8];
 /// A case runs at least this long and this often; the fastest repetition counts.
 const LEAST_TIME: Duration = Duration::from_millis(800);
@@ -146,19 +150,32 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
             let model = cases::invariant()?;
             measure_energy(name, &model, model.flops(), report)?;
         }
+        "tarflow/sample" | "tarflow/log_density" => {
+            for system in ["Ace-A-Nme", "AAAAAA"] {
+                let flow = cases::tarflow(system)?;
+                for batch in TOKEN_BATCHES {
+                    report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flow.flops());
+                }
+            }
+        }
         _ => {
             for batch in BATCHES {
-                let mut sampling = Sampling::new(flow, batch);
-                sampling.sample()?;
-                let time = match name {
-                    "coupling/sample" => fastest(|| sampling.sample()),
-                    _ => fastest(|| sampling.log_density()),
-                }?;
+                let time = time_of(name, flow, batch)?;
                 report.line(name, None, batch, time, flow.flops());
             }
         }
     }
     Ok(())
+}
+
+/// Of sampling with log q, or of log q alone, by the end of the name.
+fn time_of(name: &str, flow: &dyn Density, batch: usize) -> Result<f64> {
+    let mut sampling = Sampling::new(flow, batch);
+    sampling.sample()?;
+    match name.ends_with("/sample") {
+        true => fastest(|| sampling.sample()),
+        false => fastest(|| sampling.log_density()),
+    }
 }
 
 /// Lines of a field; `flops` of a value, and of a value with its divergence.
