@@ -55,6 +55,17 @@ fn vector_field(c: &mut Criterion, name: &str, field: &dyn VectorField, flops: [
     }
 }
 
+fn tarflow(c: &mut Criterion) {
+    let flow = cases::tarflow("Ace-A-Nme").unwrap();
+    for batch in [1, 64] {
+        let mut group = c.benchmark_group(format!("tarflow/Ace-A-Nme/{batch}"));
+        group.throughput(Throughput::Elements((flow.flops() * batch as f64) as u64));
+        let mut sampling = Sampling::new(&flow, batch);
+        group.bench_function("sample", |b| b.iter(|| sampling.sample().unwrap()));
+        group.bench_function("log_density", |b| b.iter(|| sampling.log_density().unwrap()));
+    }
+}
+
 fn energies(c: &mut Criterion) {
     let (graphormer, invariant) = (cases::graphormer().unwrap(), cases::invariant().unwrap());
     energy(c, "graphormer_ebm", &graphormer, graphormer.flops());
@@ -112,5 +123,5 @@ fn importance_weights(c: &mut Criterion) {
     group.bench_function("bar", |b| b.iter(|| free_energy::bar(&log_weights, &observable).unwrap()));
 }
 
-criterion_group!(benches, generator, training, vector_fields, energies, integrator, importance_weights);
+criterion_group!(benches, generator, training, vector_fields, tarflow, energies, integrator, importance_weights);
 criterion_main!(benches);

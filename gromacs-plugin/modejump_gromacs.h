@@ -953,10 +953,10 @@ private:
         return MODEJUMP_CALLBACK_FAILED;
     }
 
-    /// Potential energy with the model's atoms at x, infinite where they are torn apart.
+    /// Potential energy with the model's atoms at x; infinite for what GROMACS cannot take.
     double evaluate(const std::vector<double>& x, const Collective& collective)
     {
-        if (isTorn(x))
+        if (isTorn(x) || hasCoincidence(x))
         {
             return std::numeric_limits<double>::infinity();
         }
@@ -982,6 +982,26 @@ private:
             if (!(std::abs(x[k] - x[k % 3]) < farthest))
             {
                 return true;
+            }
+        }
+        return false;
+    }
+
+    /// Whether two atoms are at the same place, in GROMACS's precision. Three bonds apart they make it read a table at no number.
+    static bool hasCoincidence(const std::vector<double>& x)
+    {
+        const auto coincide = [&x](std::size_t i, std::size_t j) {
+            return static_cast<real>(x[i]) == static_cast<real>(x[j]) && static_cast<real>(x[i + 1]) == static_cast<real>(x[j + 1])
+                   && static_cast<real>(x[i + 2]) == static_cast<real>(x[j + 2]);
+        };
+        for (std::size_t i = 0; i < x.size(); i += 3)
+        {
+            for (std::size_t j = 0; j < i; j += 3)
+            {
+                if (coincide(i, j))
+                {
+                    return true;
+                }
             }
         }
         return false;
@@ -1062,7 +1082,7 @@ private:
     }
 
     /// Faults that the tests plant: velocities kept across the jump, or made of forces at x' alone, which they have to find; and
-    /// proposals with the last atom on top of the first, or far away.
+    /// those of plantFault.
     static bool hasFault([[maybe_unused]] const char* name)
     {
 #ifdef MODEJUMP_TESTING
@@ -1073,19 +1093,24 @@ private:
 #endif
     }
 
+    /// Proposals with two atoms on top of each other, at the same place, or one of them far away.
     void plantFault(std::vector<double>* proposal) const
     {
-        for (int d = 0; d < DIM; d++)
+        double*       moved = &(*proposal)[3 * modelAtomOf_.back()];
+        const double* first = &(*proposal)[3 * modelAtomOf_.front()];
+        if (hasFault("overlap"))
         {
-            double& last = (*proposal)[3 * modelAtomOf_.back() + d];
-            if (hasFault("overlap"))
-            {
-                last = (*proposal)[3 * modelAtomOf_.front() + d];
-            }
-            if (hasFault("torn"))
-            {
-                last = 1e10;
-            }
+            std::copy_n(first, DIM, moved);
+            moved[XX] += 1e-5;
+        }
+        if (hasFault("coincidence"))
+        {
+            // three bonds from the first in the molecule of the tests
+            std::copy_n(first, DIM, &(*proposal)[3 * modelAtomOf_[5]]);
+        }
+        if (hasFault("torn"))
+        {
+            std::fill_n(moved, DIM, 1e10);
         }
     }
 

@@ -3,6 +3,7 @@
 //! Six nouns and nothing else is a concept: [`density::Density`], [`target::Target`], `moves::Proposal`, `moves::Move`,
 //! [`weights`] and [`rng::Stream`]. ARCHITECTURE.md tells how they meet in one proposal.
 
+pub mod annealing;
 pub mod c_api;
 pub mod coordinates;
 pub mod density;

@@ -22,12 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PATCH = ROOT / "gromacs-plugin" / "modejump-gromacs-patch"
 CACHE = ROOT / "target" / "gromacs"
 URL = "http://deb.debian.org/debian/pool/main/g/gromacs/gromacs_{version}.orig.tar.gz"
-# of the versions that can be fetched, the newest last
+# of the versions that are fetched; the archive drops one when the next is there, so a neighbour has to do for compiling
 SHA256 = {
     "2022.5": "083cc3c424bb93ffe86c12f952e3e5b4e6c9f6520de5338761f24b75e018c223",
     "2025.2": "0df09f9d45a99ef00e66b9baa9493a27e906813763a3b6c7672217c66b43ea11",
+    "2026.3": "1094b7bbc6a3960223827114626657110b40096cdf9598a727935fc84ebf8aa0",
     "2026.4": "58eda60979b124fcf9dff8b1b63cedfbc72fdb36d99e921dc1bdc310571098b6",
 }
+FAILED = {}
 # what a configuration asks for must not change what do_md() sees; the rest is switched off to be quick
 CONFIGURATION = """
     -DCMAKE_BUILD_TYPE=Release -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DCMAKE_POLICY_VERSION_MINIMUM=3.5 -DGMX_GPU=OFF
@@ -59,33 +61,44 @@ def given():
     return (found.group(1), Path(path)) if found else (None, None)
 
 
+def fetch(version, path):
+    """Fetches the release. What failed is not tried again: that may take a minute, and many tests ask."""
+    if version in FAILED:
+        raise Missing(FAILED[version])
+    url = URL.format(version=version)
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            data = answer.read()
+    except OSError as problem:
+        FAILED[version] = f"the source of GROMACS {version} cannot be fetched: {problem}"
+        raise Missing(FAILED[version]) from problem
+    if hashlib.sha256(data).hexdigest() != SHA256[version]:
+        FAILED[version] = f"what {url} gives is not the release"
+        raise Missing(FAILED[version])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
 def tarball(version):
     """The source as it was given, or the release, fetched unless it is cached."""
     if given()[0] == version:
         return given()[1]
     if version not in SHA256:
-        raise Missing(f"the source of GROMACS {version} is not known; GROMACS_TARBALL may name it, there are {', '.join(SHA256)}")
+        raise Missing(f"the source of GROMACS {version} is not known, only {', '.join(SHA256)}; GROMACS_TARBALL may name it")
     path = CACHE / f"gromacs_{version}.orig.tar.gz"
     if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        try:
-            with urllib.request.urlopen(URL.format(version=version), timeout=60) as answer:
-                data = answer.read()
-        except OSError as problem:
-            raise Missing(f"the source of GROMACS {version} cannot be fetched: {problem}") from problem
-        if hashlib.sha256(data).hexdigest() != SHA256[version]:
-            raise Missing(f"what {URL.format(version=version)} gives is not the release")
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(data)
-        partial.replace(path)
+        fetch(version, path)
     return path
 
 
 def unpack(version, folder, *members):
     """Unpacks members of the release, or what compiling needs, into a folder of its own; returns that."""
     what = ["--wildcards", *members] if members else ["--exclude=*/tests", f"--exclude=gromacs-{version}/docs/*"]
+    path = tarball(version)
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["tar", "xzf", tarball(version), "-C", folder, *what], check=True)
+    subprocess.run(["tar", "xzf", path, "-C", folder, *what], check=True)
     return folder / f"gromacs-{version}"
 
 
@@ -156,5 +169,5 @@ def preload(faults=False):
 if __name__ == "__main__":
     try:
         print(preload())
-    except Missing as problem:
+    except (Missing, RuntimeError) as problem:
         sys.exit(str(problem))

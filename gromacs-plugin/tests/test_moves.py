@@ -72,10 +72,10 @@ def hard(ala2, stretched):
     return "hard.top"
 
 
-@pytest.mark.parametrize("fault, ranks", [("overlap", 1), ("overlap", 2), ("torn", 1), ("torn", 2)])
+@pytest.mark.parametrize("fault, ranks", [("overlap", 1), ("overlap", 2), ("coincidence", 1), ("torn", 1)])
 def test_a_proposal_without_a_finite_energy_is_rejected_as_any_other(ala2, hard, fault, ranks):
-    """Plain GROMACS stops at overlapping atoms, or never ends with one that is far away. The run has to be that whose proposals are
-    rejected for energies that are finite."""
+    """Left alone, GROMACS stops at the first, crashes at the second and never ends with the third. The run has to be that whose
+    proposals are rejected for energies that are finite."""
     mdp = {"nsteps": 500, "nstvout": 10, "nstfout": 10, "nstxout": 10, "nstcalcenergy": 10}
     rejecting, faulty = (
         ala2.run(mdp, {}, topology=(hard,), ranks=ranks, environment={"MODEJUMP_FAULT": name}) for name in ("", fault)
@@ -226,7 +226,7 @@ def velocity_faults(run, molecule=slice(None), removed=0):
     """In standard errors: correlation of on-step velocities with forces, and kinetic energy of the stored ones."""
     stored, on_step, forces = after_jumps(run, molecule)
     freedoms = stored[0].size - removed
-    assert len(stored) > 2000
+    assert len(stored) > 1000
     correlation = np.corrcoef(on_step.ravel(), forces.ravel())[0, 1] * np.sqrt(forces.size)
     kinetic = (stored**2).sum(axis=(1, 2)) / (freedoms * KT)
     return np.array([correlation, (kinetic.mean() - 1) / np.sqrt(2 / freedoms / len(kinetic))])
@@ -235,8 +235,9 @@ def velocity_faults(run, molecule=slice(None), removed=0):
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("integrator", INTEGRATORS, ids=names)
 def test_velocities_after_a_jump_know_nothing_of_the_forces(ala2, integrator, ranks):
-    """And have the temperature. On two ranks as well, where they are sent to where their atoms are."""
-    run = ala2.run({**EVERY, **integrator}, {}, ranks=ranks)
+    """And have the temperature. On two ranks as well, where they are sent to where their atoms are: in a shorter run, since on busy
+    cores ranks wait for each other."""
+    run = ala2.run({**EVERY, "nsteps": 40000 if ranks == 1 else 15000, **integrator}, {}, ranks=ranks)
     assert np.abs(velocity_faults(run, removed=3 if integrator is MD else 0)).max() < 5
 
 

@@ -13,6 +13,7 @@ use modejump::models::invariant_ebm::whitening::Whitening;
 use modejump::models::invariant_ebm::{self, InvariantConfig, InvariantNetwork};
 use modejump::models::mlp_ebm::{self, MlpConfig, MlpNetwork};
 use modejump::models::network::Network;
+use modejump::models::tarflow::{self, TarFlowConfig, TarNetwork};
 use modejump::ode::Method;
 use modejump::rng::{Stream, StreamId};
 use modejump::trust::Trust;
@@ -26,6 +27,7 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("gvp_flow", gvp_flow()),
         ("invariant_ebm", invariant_ebm()),
         ("mlp_ebm", mlp_ebm()),
+        ("tarflow", tarflow()),
     ]
 }
 
@@ -139,4 +141,13 @@ fn mlp_ebm() -> Vec<u8> {
     let network = MlpNetwork::new(config).expect("a valid network");
     let model = ModelConfig::MlpEbm(mlp_ebm::Config { network: config, energy: ENERGY });
     of_energy(model, &network, &network.initialise::<f32>(&mut stream()))
+}
+
+fn tarflow() -> Vec<u8> {
+    let network = TarFlowConfig { tokens: 3, token_size: 3, channels: 4, blocks: 2, layers: 1, heads: 2, expansion: 2 };
+    let config = tarflow::format::config(network.clone(), 6.0);
+    let network = TarNetwork::new(network).unwrap();
+    let parameters: Vec<f32> = network.initial(1);
+    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config), FEATURES.len());
+    tarflow::format::to_bytes(&card, &network, &parameters).unwrap()
 }

@@ -17,8 +17,8 @@
 //! log q(x) − ln N(c; 0, σ²), the density of (x, c) over a target e^{−u(x)} N(c; 0, σ²). A move gives the current configuration a
 //! fresh c ([`Scope::Noisy`]); weights −u − log q of samples are those of that target.
 
-mod decode;
 pub mod format;
+mod runner;
 #[cfg(test)]
 mod tests;
 
@@ -31,14 +31,16 @@ use crate::error::{Error, Result};
 use crate::nn::tape::{Causal, Embed, Function, LayerNorm, Weight, NO_ROW};
 use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::{Stream, StreamId};
-use decode::Decoder;
 use rayon::prelude::*;
+use runner::Runner;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
-/// Configurations that run together: enough for the matrix products, few enough for the cache.
-const CHUNK: usize = 16;
+/// Configurations that run together from the data to the prior: few, for each has as many rows as tokens.
+const CHUNK: usize = 2;
+/// Samples that run together from the prior to the data, a row each: many, for the weights are read anew at every token.
+const SAMPLES: usize = 64;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -231,7 +233,7 @@ impl Trainable for TarNetwork {
 pub struct TarFlow<R: Real> {
     network: TarNetwork,
     parameters: Vec<R>,
-    decoder: Decoder<R>,
+    runner: Runner<R>,
     config: Config,
     card: ModelCard,
     hash: String,
@@ -258,8 +260,8 @@ impl<R: Real> TarFlow<R> {
         if config.centroid.is_some() && !dimension.is_multiple_of(3) {
             return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
         }
-        let decoder = Decoder::new(&network, &parameters);
-        Ok(TarFlow { network, parameters, decoder, config, card, hash })
+        let runner = Runner::new(&network, &parameters);
+        Ok(TarFlow { network, parameters, runner, config, card, hash })
     }
 
     pub fn network(&self) -> &TarNetwork {
@@ -314,10 +316,12 @@ impl<R: Real> Flow for TarFlow<R> {
     fn generate(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
         let d = self.network.dimension();
         let scale = d as f64 * self.config.units_per_nm.ln();
-        let chunks = z.par_chunks(CHUNK * d).zip(x.par_chunks_mut(CHUNK * d));
-        let numbers = log_det.par_chunks_mut(CHUNK).zip(log_density.par_chunks_mut(CHUNK));
+        // no more together than leaves every thread its part
+        let part = log_det.len().div_ceil(rayon::current_num_threads()).clamp(1, SAMPLES);
+        let chunks = z.par_chunks(part * d).zip(x.par_chunks_mut(part * d));
+        let numbers = log_det.par_chunks_mut(part).zip(log_density.par_chunks_mut(part));
         chunks.zip(numbers).for_each(|((z, x), (log_det, log_density))| {
-            self.decoder.decode(z, x, log_det);
+            self.runner.decode(z, x, log_det);
             x.iter_mut().for_each(|x| *x /= self.config.units_per_nm);
             let rows = z.chunks_exact(d).zip(x.chunks_exact(d));
             for ((z, x), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
@@ -335,14 +339,11 @@ impl<R: Real> Flow for TarFlow<R> {
         let numbers = log_det.par_chunks_mut(CHUNK).zip(log_density.par_chunks_mut(CHUNK));
         chunks.zip(numbers).for_each(|((x, z), (log_det, log_density))| {
             let scaled: Vec<f64> = x.iter().map(|x| x * self.config.units_per_nm).collect();
-            let mut tape = Tape::default();
-            let recorded = self.network.record(&self.parameters, &mut tape, &narrow(&scaled));
-            z.iter_mut().zip(tape.value(recorded.z)).for_each(|(to, z)| *to = z.to_f64());
-            let found = sums(&tape, recorded.log_det);
-            let rows = x.chunks_exact(d).zip(z.chunks_exact(d)).zip(found);
-            for (((x, z), found), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
-                *log_density = self.evaluation(x, z, found);
-                *log_det = -found - scale;
+            self.runner.encode(&scaled, z, log_det);
+            let rows = x.chunks_exact(d).zip(z.chunks_exact(d));
+            for ((x, z), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
+                *log_density = self.evaluation(x, z, *log_det);
+                *log_det = -*log_det - scale;
             }
         });
         Ok(())

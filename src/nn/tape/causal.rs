@@ -28,32 +28,49 @@ impl CausalOp {
     fn split(&self) -> usize {
         self.qkv.rows * self.d()
     }
+}
 
-    fn scale<R: Scalar>(&self) -> R {
-        R::from_f64(1.0 / ((self.d() / self.causal.heads) as f64).sqrt())
+impl Causal {
+    fn scale<R: Scalar>(&self, d: usize) -> R {
+        R::from_f64(1.0 / ((d / self.heads) as f64).sqrt())
     }
 
     /// Samples and heads with the place of their first number in qkv, in the output and in the weights.
-    fn parts(&self) -> impl Iterator<Item = (usize, usize, usize)> + '_ {
-        let (t, heads, d) = (self.causal.tokens, self.causal.heads, self.d());
-        (0..self.qkv.rows / t).flat_map(move |s| {
+    fn parts(self, rows: usize, d: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+        let (t, heads) = (self.tokens, self.heads);
+        (0..rows / t).flat_map(move |s| {
             (0..heads).map(move |h| (s * t * 3 * d + h * d / heads, s * t * d + h * d / heads, (s * heads + h) * t * t))
         })
     }
 
     /// a[T][c] · b[T][c]ᵀ, with rows as far apart as said.
-    fn outer<R: Scalar>(&self, a: (&[R], usize), b: (&[R], usize), to: &mut [R], accumulate: bool) {
-        let (t, c) = (self.causal.tokens, self.d() / self.causal.heads);
+    fn outer<R: Scalar>(&self, c: usize, a: (&[R], usize), b: (&[R], usize), to: &mut [R], accumulate: bool) {
+        let t = self.tokens;
         let to = (&mut to[..t * t], Matrix::row_major(t));
         R::gemm((t, t, c), to, (a.0, Matrix::row_major(a.1)), (b.0, Matrix::transposed(b.1)), accumulate);
     }
 
     /// to[T][c] += w[T][T] · a[T][c], or with the weights transposed.
-    fn mix<R: Scalar>(&self, w: &[R], transposed: bool, a: (&[R], usize), to: (&mut [R], usize)) {
-        let (t, c) = (self.causal.tokens, self.d() / self.causal.heads);
+    fn mix<R: Scalar>(&self, c: usize, w: &[R], transposed: bool, a: (&[R], usize), to: (&mut [R], usize)) {
+        let t = self.tokens;
         let view = if transposed { Matrix::transposed(t) } else { Matrix::row_major(t) };
         let to = (to.0, Matrix::row_major(to.1));
         R::gemm((t, c, t), to, (&w[..t * t], view), (a.0, Matrix::row_major(a.1)), true);
+    }
+
+    /// From `qkv[rows][3 D]` to `output[rows][D]` and `weights[sample][head][i][j]`.
+    pub fn forward<R: Scalar>(&self, qkv: &[R], output: &mut [R], weights: &mut [R]) {
+        let t = self.tokens;
+        let rows = weights.len() / (self.heads * t);
+        let d = output.len() / rows;
+        let c = d / self.heads;
+        output.fill(R::default());
+        for (at, out, w) in self.parts(rows, d) {
+            let weights = &mut weights[w..w + t * t];
+            self.outer(c, (&qkv[at..], 3 * d), (&qkv[at + d..], 3 * d), weights, false);
+            weights.chunks_exact_mut(t).enumerate().for_each(|(i, row)| softmax(row, i, self.scale(d)));
+            self.mix(c, weights, false, (&qkv[at + 2 * d..], 3 * d), (&mut output[out..], d));
+        }
     }
 }
 
@@ -84,47 +101,42 @@ impl<R: Scalar> Operation<R> for CausalOp {
     }
 
     fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
-        let (t, d, x) = (self.causal.tokens, self.d(), &inputs[self.qkv.range()]);
         let (output, weights) = output.split_at_mut(self.split());
-        output.fill(R::default());
-        for (at, out, w) in self.parts() {
-            let weights = &mut weights[w..w + t * t];
-            self.outer((&x[at..], 3 * d), (&x[at + d..], 3 * d), weights, false);
-            weights.chunks_exact_mut(t).enumerate().for_each(|(i, row)| softmax(row, i, self.scale()));
-            self.mix(weights, false, (&x[at + 2 * d..], 3 * d), (&mut output[out..], d));
-        }
+        self.causal.forward(&inputs[self.qkv.range()], output, weights);
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
-        let (t, d) = (self.causal.tokens, self.d());
+        let (Causal { tokens: t, heads }, d) = (self.causal, self.d());
+        let (causal, c) = (self.causal, d / heads);
         let (x, dx) = (point.value(self.qkv), &tangents[self.qkv.range()]);
         let weights = &point.value(self.output)[self.split()..];
         let (output, d_weights) = output.split_at_mut(self.split());
         output.fill(R::default());
-        for (at, out, w) in self.parts() {
+        for (at, out, w) in causal.parts(self.qkv.rows, d) {
             let (p, dp) = (&weights[w..w + t * t], &mut d_weights[w..w + t * t]);
-            self.outer((&dx[at..], 3 * d), (&x[at + d..], 3 * d), dp, false);
-            self.outer((&x[at..], 3 * d), (&dx[at + d..], 3 * d), dp, true);
+            causal.outer(c, (&dx[at..], 3 * d), (&x[at + d..], 3 * d), dp, false);
+            causal.outer(c, (&x[at..], 3 * d), (&dx[at + d..], 3 * d), dp, true);
             let rows = p.chunks_exact(t).zip(dp.chunks_exact_mut(t));
-            rows.for_each(|(p, dp)| softmax_derivative(p, dp, self.scale()));
-            self.mix(dp, false, (&x[at + 2 * d..], 3 * d), (&mut output[out..], d));
-            self.mix(p, false, (&dx[at + 2 * d..], 3 * d), (&mut output[out..], d));
+            rows.for_each(|(p, dp)| softmax_derivative(p, dp, causal.scale(d)));
+            causal.mix(c, dp, false, (&x[at + 2 * d..], 3 * d), (&mut output[out..], d));
+            causal.mix(c, p, false, (&dx[at + 2 * d..], 3 * d), (&mut output[out..], d));
         }
     }
 
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
-        let (t, d, x) = (self.causal.tokens, self.d(), point.value(self.qkv));
+        let (Causal { tokens: t, heads }, d, x) = (self.causal, self.d(), point.value(self.qkv));
+        let (causal, c) = (self.causal, d / heads);
         let weights = &point.value(self.output)[self.split()..];
         let slot = &mut inputs[self.qkv.range()];
         let mut g_weights = vec![R::default(); t * t];
-        for (at, out, w) in self.parts() {
+        for (at, out, w) in causal.parts(self.qkv.rows, d) {
             let (p, g) = (&weights[w..w + t * t], &cotangent[out..]);
-            self.outer((g, d), (&x[at + 2 * d..], 3 * d), &mut g_weights, false);
+            causal.outer(c, (g, d), (&x[at + 2 * d..], 3 * d), &mut g_weights, false);
             let rows = p.chunks_exact(t).zip(g_weights.chunks_exact_mut(t));
-            rows.for_each(|(p, g)| softmax_derivative(p, g, self.scale()));
-            self.mix(&g_weights, false, (&x[at + d..], 3 * d), (&mut slot[at..], 3 * d));
-            self.mix(&g_weights, true, (&x[at..], 3 * d), (&mut slot[at + d..], 3 * d));
-            self.mix(p, true, (g, d), (&mut slot[at + 2 * d..], 3 * d));
+            rows.for_each(|(p, g)| softmax_derivative(p, g, causal.scale(d)));
+            causal.mix(c, &g_weights, false, (&x[at + d..], 3 * d), (&mut slot[at..], 3 * d));
+            causal.mix(c, &g_weights, true, (&x[at..], 3 * d), (&mut slot[at + d..], 3 * d));
+            causal.mix(c, p, true, (g, d), (&mut slot[at + 2 * d..], 3 * d));
         }
     }
 }

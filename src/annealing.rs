@@ -1,0 +1,481 @@
+//! Annealed sequential Monte Carlo: particles go from a density q to a target e^{−u} along
+//!
+//! ```text
+//! ln γ_t(x) = (1 − t) ln q(x) − t u(x),   t = 0 … 1
+//! ```
+//!
+//! Between two temperatures the weights take up ln γ_t′(x) − ln γ_t(x) = −(t′ − t)(u(x) + ln q(x)) (Neal, Statistics and Computing 11,
+//! 125 (2001); the discrete Jarzynski equality), particles are resampled when their effective number falls, and every particle is
+//! moved by Langevin steps that leave γ_t′ invariant (Del Moral, Doucet and Jasra 2006; Sequential Boltzmann Generators: Tan et al.
+//! 2025). The path ends at t = 1, so weighted particles stand for the target, and the mean weights, multiplied up over the
+//! resamplings, for Z = ∫e^{−u}: without bias for a plan that was fixed before, as [`plan`] makes it.
+
+use crate::density::{Density, Evaluation};
+use crate::error::{Error, Result};
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+use crate::weights::{self, Resampling};
+use serde::{Deserialize, Serialize};
+
+/// How a particle is moved at one temperature. E_t = −ln γ_t, ε a step in the square of x's unit.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Kernel {
+    /// x′ = x − ε ∇E_t + √2ε ξ, without a test: leaves γ_t invariant but for the size of ε. With `corrected` the weights take up
+    /// the path action ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x), which makes up for that.
+    Unadjusted { corrected: bool },
+    /// The same with a Metropolis test (MALA; Roberts and Tweedie 1996).
+    Adjusted,
+    /// `leapfrog` steps of length √2ε with fresh momenta of unit mass, and a Metropolis test (HMC; Duane et al. 1987).
+    Hamiltonian { leapfrog: usize },
+}
+
+/// One temperature of a run, and the step of its moves.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    pub t: f64,
+    pub step: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Options {
+    pub kernel: Kernel,
+    /// Moves at each temperature.
+    pub moves: usize,
+    /// Resample when the effective number of particles falls below this share of them.
+    pub threshold: f64,
+    pub resampling: Comb,
+    pub seed: u64,
+    /// Particles whose first u is above this are left out: **biased**, as published runs do it; the weights do not know.
+    pub energy_cutoff: Option<f64>,
+}
+
+/// [`Resampling`] by its name in files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Comb {
+    Systematic,
+    Stratified,
+    Multinomial,
+}
+
+impl From<Comb> for Resampling {
+    fn from(comb: Comb) -> Resampling {
+        match comb {
+            Comb::Systematic => Resampling::Systematic,
+            Comb::Stratified => Resampling::Stratified,
+            Comb::Multinomial => Resampling::Multinomial,
+        }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            kernel: Kernel::Adjusted,
+            moves: 1,
+            threshold: 0.5,
+            resampling: Comb::Systematic,
+            seed: 1,
+            energy_cutoff: None,
+        }
+    }
+}
+
+/// Configurations with both their energies: −ln q and u, `[n]`, and the gradients `[n][dimension]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Points {
+    pub x: Vec<f64>,
+    pub source: Vec<f64>,
+    pub target: Vec<f64>,
+    pub source_gradient: Vec<f64>,
+    pub target_gradient: Vec<f64>,
+}
+
+impl Points {
+    pub fn n(&self) -> usize {
+        self.source.len()
+    }
+
+    fn dimension(&self) -> usize {
+        self.x.len() / self.n().max(1)
+    }
+
+    /// E_t of a row; infinite where either energy is not finite: no particle goes there.
+    pub fn energy(&self, row: usize, t: f64) -> f64 {
+        match (1.0 - t) * self.source[row] + t * self.target[row] {
+            energy if self.source[row].is_finite() && self.target[row].is_finite() => energy,
+            _ => f64::INFINITY,
+        }
+    }
+
+    /// ∇E_t of a row.
+    pub fn gradient(&self, row: usize, t: f64) -> impl Iterator<Item = f64> + '_ {
+        let range = row * self.dimension()..(row + 1) * self.dimension();
+        let pairs = self.source_gradient[range.clone()].iter().zip(&self.target_gradient[range]);
+        pairs.map(move |(source, target)| (1.0 - t) * source + t * target)
+    }
+
+    fn row(&self, row: usize) -> &[f64] {
+        &self.x[row * self.dimension()..(row + 1) * self.dimension()]
+    }
+
+    /// Row `from` of other points becomes row `to`.
+    fn copy_row(&mut self, to: usize, other: &Points, from: usize) {
+        let d = self.dimension();
+        self.source[to] = other.source[from];
+        self.target[to] = other.target[from];
+        for (ours, theirs) in [
+            (&mut self.x, &other.x),
+            (&mut self.source_gradient, &other.source_gradient),
+            (&mut self.target_gradient, &other.target_gradient),
+        ] {
+            ours[to * d..(to + 1) * d].copy_from_slice(&theirs[from * d..(from + 1) * d]);
+        }
+    }
+
+    fn select(&self, rows: &[usize]) -> Points {
+        let mut points = Points {
+            x: vec![0.0; rows.len() * self.dimension()],
+            source: vec![0.0; rows.len()],
+            target: vec![0.0; rows.len()],
+            source_gradient: vec![0.0; rows.len() * self.dimension()],
+            target_gradient: vec![0.0; rows.len() * self.dimension()],
+        };
+        rows.iter().enumerate().for_each(|(to, &from)| points.copy_row(to, self, from));
+        points
+    }
+}
+
+/// The two ends of a path.
+pub struct Bridge<'a> {
+    pub density: &'a dyn Density,
+    pub target: &'a mut dyn Target,
+}
+
+impl Bridge<'_> {
+    /// Both energies with their gradients at `x[n][dimension]`. Errors: a failing density or target, other dimensions.
+    pub fn evaluate(&mut self, x: Vec<f64>) -> Result<Points> {
+        let d = self.density.dimension();
+        if self.target.dimension() != d {
+            let message = format!("the density has {d} coordinates, the target {}", self.target.dimension());
+            return Err(Error::invalid(message));
+        }
+        let n = x.len() / d;
+        let mut log_q = vec![Evaluation::inside(0.0); n];
+        let (mut source_gradient, mut target_gradient) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        let mut target = vec![0.0; n];
+        self.density.log_density_gradient(&x, &mut log_q, &mut source_gradient)?;
+        self.target.reduced_potential_gradient(&x, &mut target, &mut target_gradient)?;
+        source_gradient.iter_mut().for_each(|g| *g = -*g);
+        Ok(Points {
+            x,
+            source: log_q.iter().map(|e| -e.log_density).collect(),
+            target,
+            source_gradient,
+            target_gradient,
+        })
+    }
+
+    /// Samples of the density.
+    pub fn sample(&mut self, n: usize, seed: u64) -> Result<Points> {
+        let mut x = vec![0.0; n * self.density.dimension()];
+        let streams = |row: usize| Stream::new(seed, StreamId::Sample, row as u64, 0);
+        self.density.sample(&streams, &mut x, &mut vec![Evaluation::inside(0.0); n])?;
+        self.evaluate(x)
+    }
+}
+
+/// What a Langevin step does to a row: x − ε ∇E + √2ε ξ.
+pub fn langevin<'a>(x: &'a [f64], gradient: impl Iterator<Item = f64> + 'a, step: f64, noise: &'a [f64]) -> Vec<f64> {
+    let width = (2.0 * step).sqrt();
+    x.iter().zip(gradient).zip(noise).map(|((x, g), xi)| x - step * g + width * xi).collect()
+}
+
+/// ln k(b|a) of a Langevin step at temperature t, without its constant.
+fn log_step(a: (&Points, usize), b: &[f64], t: f64, step: f64) -> f64 {
+    let (points, row) = a;
+    let moved = points.row(row).iter().zip(points.gradient(row, t)).zip(b);
+    -moved.map(|((a, g), b)| (b - a + step * g).powi(2)).sum::<f64>() / (4.0 * step)
+}
+
+/// ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x) of row by row proposals: the logarithm of the acceptance of an adjusted step, and the path
+/// action of an unadjusted one.
+pub fn log_ratio(before: &Points, after: &Points, row: usize, t: f64, step: f64) -> f64 {
+    let energies = before.energy(row, t) - after.energy(row, t);
+    let ratio =
+        energies + log_step((after, row), before.row(row), t, step) - log_step((before, row), after.row(row), t, step);
+    if ratio.is_nan() {
+        f64::NEG_INFINITY
+    } else {
+        ratio
+    }
+}
+
+/// A run between two stages: particles, weights and all that a later run needs to go on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Annealing {
+    pub options: Options,
+    pub plan: Vec<Stage>,
+    /// Stages done.
+    pub done: usize,
+    pub points: Points,
+    pub log_weights: Vec<f64>,
+    /// Σ ln of the mean weights before each resampling.
+    log_z: f64,
+    pub history: Vec<Progress>,
+}
+
+/// What happened at one stage.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    pub t: f64,
+    pub step: f64,
+    /// Effective number of particles over all, before a resampling.
+    pub ess: f64,
+    pub resampled: bool,
+    /// Of the moves; 1 without a test.
+    pub acceptance: f64,
+    /// ln Z so far, of γ_t over q.
+    pub log_z: f64,
+}
+
+impl Annealing {
+    /// Particles at t = 0 with equal weights. Errors: none of them, options out of range, a plan that does not rise to t = 1.
+    pub fn new(points: Points, plan: Vec<Stage>, options: Options) -> Result<Annealing> {
+        let rises = plan.windows(2).all(|w| w[0].t <= w[1].t) && plan.first().is_some_and(|s| s.t >= 0.0);
+        if !rises
+            || plan.last().is_none_or(|s| s.t != 1.0)
+            || plan.iter().any(|s| !(s.step > 0.0 && s.step.is_finite()))
+        {
+            return Err(Error::invalid("a plan is a list of rising t, the last of which is 1, with positive steps"));
+        }
+        if options.moves == 0 || !(0.0..=1.0).contains(&options.threshold) {
+            return Err(Error::invalid("moves of at least 1 and a threshold from 0 to 1 are needed"));
+        }
+        let cutoff = options.energy_cutoff.unwrap_or(f64::INFINITY);
+        let usable: Vec<usize> =
+            (0..points.n()).filter(|&row| points.energy(row, 0.5).is_finite() && points.target[row] < cutoff).collect();
+        if usable.is_empty() {
+            return Err(Error::invalid(format!(
+                "none of {} samples has a finite energy{}",
+                points.n(),
+                if options.energy_cutoff.is_some() { " below the cut-off" } else { "" }
+            )));
+        }
+        // samples without weight count in ln Z
+        let log_z = if options.energy_cutoff.is_some() { 0.0 } else { (usable.len() as f64 / points.n() as f64).ln() };
+        let log_weights = vec![0.0; usable.len()];
+        Ok(Annealing {
+            options,
+            plan,
+            done: 0,
+            points: points.select(&usable),
+            log_weights,
+            log_z,
+            history: Vec::new(),
+        })
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.done == self.plan.len()
+    }
+
+    /// ln of the mean weight of all paths so far: ln Z of the target over q at the end.
+    pub fn log_z(&self) -> f64 {
+        self.log_z + weights::log_sum_exp(&self.log_weights) - (self.log_weights.len() as f64).ln()
+    }
+
+    /// One stage: weights to the next temperature, resampling, moves. Errors: a failing density or target.
+    pub fn stage(&mut self, bridge: &mut Bridge) -> Result<Progress> {
+        let Stage { t, step } = self.plan[self.done];
+        let before = self.done.checked_sub(1).map_or(0.0, |k| self.plan[k].t);
+        self.reweight(t - before);
+        let ess = weights::effective_sample_size(&self.log_weights)? / self.log_weights.len() as f64;
+        let resampled = ess < self.options.threshold && t < 1.0;
+        if resampled {
+            let mut stream = Stream::new(self.options.seed, StreamId::Resample, self.done as u64, 0);
+            self.resample(&mut stream)?;
+        }
+        let mut accepted = 0.0;
+        for k in 0..self.options.moves {
+            let turn = (self.done * self.options.moves + k) as u64;
+            accepted += self.moved(bridge, t, step, turn)?;
+        }
+        self.done += 1;
+        let acceptance = accepted / self.options.moves as f64;
+        let progress = Progress { t, step, ess, resampled, acceptance, log_z: self.log_z() };
+        self.history.push(progress);
+        Ok(progress)
+    }
+
+    /// log w += ln γ_{t+dt} − ln γ_t.
+    fn reweight(&mut self, dt: f64) {
+        let energies = self.points.target.iter().zip(&self.points.source);
+        self.log_weights.iter_mut().zip(energies).for_each(|(w, (u, source))| *w -= dt * (u - source));
+    }
+
+    /// Equal weights again; their mean goes into ln Z.
+    fn resample(&mut self, stream: &mut Stream) -> Result<()> {
+        let n = self.log_weights.len();
+        let rows = weights::resample(&self.log_weights, n, self.options.resampling.into(), stream)?;
+        self.log_z = self.log_z();
+        self.points = self.points.select(&rows);
+        self.log_weights.fill(0.0);
+        Ok(())
+    }
+
+    /// One move of every particle; the share of them that was accepted.
+    fn moved(&mut self, bridge: &mut Bridge, t: f64, step: f64, turn: u64) -> Result<f64> {
+        let (n, d, seed) = (self.points.n(), self.points.dimension(), self.options.seed);
+        let mut streams: Vec<Stream> =
+            (0..n).map(|row| Stream::new(seed, StreamId::Dynamics, turn, row as u32)).collect();
+        let noise: Vec<f64> = streams.iter_mut().flat_map(|s| (0..d).map(|_| s.normal()).collect::<Vec<_>>()).collect();
+        let (after, log_ratios) = match self.options.kernel {
+            Kernel::Hamiltonian { leapfrog } => self.trajectory(bridge, t, step, leapfrog, &noise)?,
+            Kernel::Unadjusted { .. } | Kernel::Adjusted => {
+                let rows = (0..n).flat_map(|row| {
+                    langevin(self.points.row(row), self.points.gradient(row, t), step, &noise[row * d..(row + 1) * d])
+                });
+                let after = bridge.evaluate(rows.collect())?;
+                let ratios = (0..n).map(|row| log_ratio(&self.points, &after, row, t, step)).collect();
+                (after, ratios)
+            }
+        };
+        let mut accepted = 0;
+        for (row, stream) in streams.iter_mut().enumerate() {
+            let log_ratio: f64 = log_ratios[row];
+            let taken = match self.options.kernel {
+                Kernel::Unadjusted { corrected } => {
+                    self.log_weights[row] += if corrected { log_ratio } else { 0.0 };
+                    after.energy(row, t).is_finite()
+                }
+                _ => stream.uniform().ln() < log_ratio,
+            };
+            if taken {
+                self.points.copy_row(row, &after, row);
+                accepted += 1;
+            } else if self.options.kernel == (Kernel::Unadjusted { corrected: false }) {
+                self.log_weights[row] = f64::NEG_INFINITY; // it went where the target has no weight
+            }
+        }
+        Ok(accepted as f64 / n as f64)
+    }
+
+    /// Leapfrog trajectories from momenta of unit mass; −ΔH of each.
+    fn trajectory(
+        &self,
+        bridge: &mut Bridge,
+        t: f64,
+        step: f64,
+        leapfrog: usize,
+        momenta: &[f64],
+    ) -> Result<(Points, Vec<f64>)> {
+        let (n, d, h) = (self.points.n(), self.points.dimension(), (2.0 * step).sqrt());
+        let kick = |points: &Points, p: &mut [f64], time: f64| {
+            for (row, p) in p.chunks_exact_mut(d).enumerate() {
+                p.iter_mut().zip(points.gradient(row, t)).for_each(|(p, g)| *p -= time * g);
+            }
+        };
+        let (mut p, mut points) = (momenta.to_vec(), self.points.clone());
+        for _ in 0..leapfrog.max(1) {
+            kick(&points, &mut p, 0.5 * h);
+            let x = points.x.iter().zip(&p).map(|(x, p)| x + h * p).collect();
+            points = bridge.evaluate(x)?;
+            kick(&points, &mut p, 0.5 * h);
+        }
+        let kinetic = |p: &[f64], row: usize| 0.5 * p[row * d..(row + 1) * d].iter().map(|p| p * p).sum::<f64>();
+        let change = |row: usize| {
+            let change = self.points.energy(row, t) - points.energy(row, t) + kinetic(momenta, row) - kinetic(&p, row);
+            if change.is_nan() {
+                f64::NEG_INFINITY
+            } else {
+                change
+            }
+        };
+        let changes = (0..n).map(change).collect();
+        Ok((points, changes))
+    }
+}
+
+/// T even temperatures 1/T … 1 with one step.
+pub fn even(stages: usize, step: f64) -> Vec<Stage> {
+    (1..=stages).map(|j| Stage { t: j as f64 / stages as f64, step }).collect()
+}
+
+/// Where the acceptance of adjusted moves is wanted.
+const WANTED: [f64; 2] = [0.55, 0.65];
+/// By how much a step is changed at a time.
+const CHANGE: f64 = 1.1;
+
+/// A plan made by a pilot run, to be used with other samples: temperatures so that the conditional effective sample size (Zhou,
+/// Johansen and Aston 2016) of each step is `share` of all, at most `most` of them; steps adapted to an acceptance of 55 to 65 % and
+/// frozen with the plan.
+///
+/// Errors: as for a run; a share outside (0, 1); more stages than `most`.
+pub fn plan(
+    bridge: &mut Bridge,
+    pilots: Points,
+    step: f64,
+    share: f64,
+    most: usize,
+    options: &Options,
+) -> Result<Vec<Stage>> {
+    if !(share > 0.0 && share < 1.0) {
+        return Err(Error::invalid(format!("a share of {share} of the particles; between 0 and 1 is needed")));
+    }
+    let mut run = Annealing::new(pilots, vec![Stage { t: 1.0, step }], options.clone())?;
+    let (mut plan, mut t, mut step): (Vec<Stage>, f64, f64) = (Vec::new(), 0.0, step);
+    while t < 1.0 {
+        if plan.len() == most {
+            return Err(Error::invalid(format!("{most} stages are not enough: the pilot run is at t = {t:.4}")));
+        }
+        let next = next_temperature(&run, t, share);
+        plan.push(Stage { t: next, step });
+        run.plan = plan.clone();
+        run.plan.push(Stage { t: 1.0, step });
+        run.done = plan.len() - 1;
+        let progress = run.stage(bridge)?;
+        if options.kernel != (Kernel::Unadjusted { corrected: false })
+            && options.kernel != (Kernel::Unadjusted { corrected: true })
+        {
+            if progress.acceptance > WANTED[1] {
+                step *= CHANGE;
+            } else if progress.acceptance < WANTED[0] {
+                step /= CHANGE;
+            }
+        }
+        t = next;
+    }
+    Ok(plan)
+}
+
+/// The t′ at which n (Σ W w)²/Σ W w² of the incremental weights w falls to `share` n, by bisection.
+fn next_temperature(run: &Annealing, t: f64, share: f64) -> f64 {
+    let differences: Vec<f64> =
+        run.points.target.iter().zip(&run.points.source).map(|(u, source)| u - source).collect();
+    let conditional = |dt: f64| {
+        let once: Vec<f64> = run.log_weights.iter().zip(&differences).map(|(w, d)| w - dt * d).collect();
+        let twice: Vec<f64> = run.log_weights.iter().zip(&differences).map(|(w, d)| w - 2.0 * dt * d).collect();
+        let all = weights::log_sum_exp(&run.log_weights);
+        (2.0 * weights::log_sum_exp(&once) - weights::log_sum_exp(&twice) - all).exp()
+    };
+    if conditional(1.0 - t) >= share {
+        return 1.0;
+    }
+    let (mut low, mut high) = (0.0, 1.0 - t);
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        if conditional(middle) >= share {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    t + low.max(1e-6)
+}
+
+#[cfg(test)]
+#[path = "annealing_tests.rs"]
+mod tests;
