@@ -10,7 +10,8 @@
 //! 2025). The path ends at t = 1, so weighted particles stand for the target, and the mean weights, multiplied up over the
 //! resamplings, for Z = ∫e^{−u}: without bias for a plan that was fixed before, as [`plan`] makes it.
 
-use crate::density::{Density, Evaluation};
+use crate::coordinates::vector::centroid;
+use crate::density::{Density, Evaluation, Scope};
 use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
@@ -169,6 +170,20 @@ impl Bridge<'_> {
         self.density.log_density_gradient(&x, &mut log_q, &mut source_gradient)?;
         self.target.reduced_potential_gradient(&x, &mut target, &mut target_gradient)?;
         source_gradient.iter_mut().for_each(|g| *g = -*g);
+        let mut source: Vec<f64> = log_q.iter().map(|e| -e.log_density).collect();
+        if let Scope::Noisy { sigma } = self.density.scope() {
+            // log q is relative to the noise of the centroid, which both ends have
+            for (row, x) in x.chunks_exact(d).enumerate() {
+                let (c, stiffness) = (centroid(x), 1.0 / (sigma * sigma));
+                let energy = 0.5 * stiffness * c.iter().map(|c| c * c).sum::<f64>();
+                source[row] += energy;
+                target[row] += energy;
+                for gradient in [&mut source_gradient, &mut target_gradient] {
+                    let row = &mut gradient[row * d..(row + 1) * d];
+                    row.iter_mut().enumerate().for_each(|(k, g)| *g += 3.0 * stiffness * c[k % 3] / d as f64);
+                }
+            }
+        }
         Ok(Points {
             x,
             source: log_q.iter().map(|e| -e.log_density).collect(),
@@ -363,39 +378,48 @@ impl Annealing {
         Ok(accepted as f64 / n as f64)
     }
 
-    /// Leapfrog trajectories from momenta of unit mass; −ΔH of each.
+    /// Trajectories from momenta of unit mass; −ΔH of each.
     fn trajectory(
         &self,
         bridge: &mut Bridge,
         t: f64,
         step: f64,
-        leapfrog: usize,
+        steps: usize,
         momenta: &[f64],
     ) -> Result<(Points, Vec<f64>)> {
-        let (n, d, h) = (self.points.n(), self.points.dimension(), (2.0 * step).sqrt());
-        let kick = |points: &Points, p: &mut [f64], time: f64| {
-            for (row, p) in p.chunks_exact_mut(d).enumerate() {
-                p.iter_mut().zip(points.gradient(row, t)).for_each(|(p, g)| *p -= time * g);
-            }
-        };
-        let (mut p, mut points) = (momenta.to_vec(), self.points.clone());
-        for _ in 0..leapfrog.max(1) {
-            kick(&points, &mut p, 0.5 * h);
-            let x = points.x.iter().zip(&p).map(|(x, p)| x + h * p).collect();
-            points = bridge.evaluate(x)?;
-            kick(&points, &mut p, 0.5 * h);
+        let mut p = momenta.to_vec();
+        let after = leapfrog(bridge, &self.points, &mut p, t, (2.0 * step).sqrt(), steps)?;
+        let changes = (0..self.points.n()).map(|row| energy_drop(&self.points, momenta, &after, &p, row, t)).collect();
+        Ok((after, changes))
+    }
+}
+
+/// `steps` leapfrog steps of length h on E_t from momenta `p[n][dimension]` of unit mass, which become those at the end.
+pub fn leapfrog(bridge: &mut Bridge, from: &Points, p: &mut [f64], t: f64, h: f64, steps: usize) -> Result<Points> {
+    let kick = |points: &Points, p: &mut [f64]| {
+        for (row, p) in p.chunks_exact_mut(points.dimension()).enumerate() {
+            p.iter_mut().zip(points.gradient(row, t)).for_each(|(p, g)| *p -= 0.5 * h * g);
         }
-        let kinetic = |p: &[f64], row: usize| 0.5 * p[row * d..(row + 1) * d].iter().map(|p| p * p).sum::<f64>();
-        let change = |row: usize| {
-            let change = self.points.energy(row, t) - points.energy(row, t) + kinetic(momenta, row) - kinetic(&p, row);
-            if change.is_nan() {
-                f64::NEG_INFINITY
-            } else {
-                change
-            }
-        };
-        let changes = (0..n).map(change).collect();
-        Ok((points, changes))
+    };
+    let mut points = from.clone();
+    for _ in 0..steps.max(1) {
+        kick(&points, p);
+        let x = points.x.iter().zip(p.iter()).map(|(x, p)| x + h * p).collect();
+        points = bridge.evaluate(x)?;
+        kick(&points, p);
+    }
+    Ok(points)
+}
+
+/// H before less H after, of one row: the logarithm of the acceptance of a trajectory.
+pub fn energy_drop(before: &Points, p: &[f64], after: &Points, p_after: &[f64], row: usize, t: f64) -> f64 {
+    let d = before.dimension();
+    let kinetic = |p: &[f64]| 0.5 * p[row * d..(row + 1) * d].iter().map(|p| p * p).sum::<f64>();
+    let drop = before.energy(row, t) - after.energy(row, t) + kinetic(p) - kinetic(p_after);
+    if drop.is_nan() {
+        f64::NEG_INFINITY
+    } else {
+        drop
     }
 }
 

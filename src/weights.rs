@@ -210,17 +210,22 @@ pub fn resample(log_weights: &[f64], n: usize, method: Resampling, stream: &mut 
         Resampling::Multinomial => (0..n).map(|_| stream.uniform()).collect(),
     };
     points.sort_by(f64::total_cmp);
+    Ok(select(&weights, &points))
+}
+
+/// For each point of [0, 1], in increasing order, the row in whose share of the normalised weights it falls.
+pub fn select(weights: &[f64], points: &[f64]) -> Vec<usize> {
     // The cumulative sum may end at 1 − ε: the last sample of positive weight then takes the remaining points.
     let last = weights.iter().rposition(|w| *w > 0.0).unwrap_or(0);
     let (mut index, mut cumulative) = (0, weights[0]);
-    let pick = |point: f64| {
+    let pick = |&point: &f64| {
         while point >= cumulative && index < last {
             index += 1;
             cumulative += weights[index];
         }
         index
     };
-    Ok(points.into_iter().map(pick).collect())
+    points.iter().map(pick).collect()
 }
 
 /// Pareto k̂ of the largest weights: the shape of a generalized Pareto distribution fitted to the upper tail

@@ -6,7 +6,7 @@
 
 mod golden_kinds;
 
-use golden_kinds::{bar, boltznce, energies, fields, flows, tarflow, Found};
+use golden_kinds::{annealing, bar, boltznce, energies, fields, flows, tarflow, Found};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -31,6 +31,8 @@ const KINDS: &[(&str, &str, Check)] = &[
     ("boltznce", "graphormer_field", energies::graphormer),
     ("ecnf", "io_", fields::ecnf),
     ("tarflow", "io_", tarflow::check),
+    ("smc_toy", "", annealing::run),
+    ("snis", "snis_", annealing::importance),
 ];
 
 fn main() -> ExitCode {

@@ -12,10 +12,10 @@ static void kick(double* v, const double* r, double dt) {
     v[0] += dt * (-40 * r[0] * (r[0] * r[0] - 1) - 0.5 + 5 * (r[1] - 0.5 * r[0]));
     v[1] -= dt * 10 * (r[1] - 0.5 * r[0]);
 }
-int main(int, char** argv) {
+int main(int argc, char** argv) {
     std::mt19937_64 random(7);
     std::normal_distribution<double> normal;
-    modejump::Move jump{modejump::Model(argv[1])};                // 1
+    modejump::Move jump{modejump::Model(argc > 1 ? argv[1] : "generator.safetensors")};                // 1
     modejump::State state;                                        // 2
     auto u = [](std::size_t n, const double* x, double* values) { // 3: your energies, divided by kT
         for (std::size_t i = 0; i < n; i++) values[i] = potential(x + 2 * i);

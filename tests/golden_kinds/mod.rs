@@ -1,5 +1,6 @@
 //! One file per kind of golden data. A check returns (quantity, largest error, tolerance) per compared array.
 
+pub mod annealing;
 pub mod bar;
 pub mod boltznce;
 pub mod energies;

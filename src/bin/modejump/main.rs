@@ -11,6 +11,7 @@ mod md;
 mod plot;
 mod reweight;
 mod sample;
+mod smc;
 mod train;
 
 use clap::{Parser, Subcommand};
@@ -43,6 +44,8 @@ enum Command {
     Gromacs(gromacs::Gromacs),
     /// Importance weights against an engine's energies: ESS, free energies
     Reweight(reweight::Reweight),
+    /// Carry samples of a generator to an engine's energies by annealed Langevin steps with weights
+    Smc(smc::Smc),
     /// Time the hot paths
     Bench(bench::Bench),
     /// Draw figures of runs, weights and training
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Md(command) => command.run(),
         Command::Gromacs(command) => command.run(),
         Command::Reweight(command) => command.run(),
+        Command::Smc(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Plot(command) => command.run(),
     };

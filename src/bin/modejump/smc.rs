@@ -1,0 +1,248 @@
+//! `modejump smc`: annealed sequential Monte Carlo from a generator to an engine's energies.
+
+use super::common::{load, PrecisionFlag};
+use clap::{Args, ValueEnum};
+use modejump::Result;
+use std::path::PathBuf;
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Moves {
+    /// Langevin steps without a test: biased by the size of the step
+    Unadjusted,
+    /// The same, with the path action in the weights
+    Corrected,
+    /// Langevin steps with a Metropolis test (MALA)
+    Adjusted,
+    /// Leapfrog trajectories with a Metropolis test (HMC)
+    Hamiltonian,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Resampling {
+    Systematic,
+    Stratified,
+    Multinomial,
+}
+
+#[derive(Args)]
+pub struct Smc {
+    /// Generator with a gradient: a coupling flow or a TarFlow
+    model: PathBuf,
+    /// OpenMM System (XML) with the model's atoms
+    #[arg(long)]
+    system: PathBuf,
+    /// K; the model's temperature when absent
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Particles
+    #[arg(short, long, default_value_t = 1000)]
+    n: usize,
+    /// Temperatures from generator to target, evenly spaced; without it a pilot run chooses them
+    #[arg(long)]
+    stages: Option<usize>,
+    /// Share of the effective particles that a step of the temperature may leave, for the pilot run
+    #[arg(long, default_value_t = 0.9, conflicts_with = "stages")]
+    share: f64,
+    /// Particles of the pilot run
+    #[arg(long, default_value_t = 200)]
+    pilots: usize,
+    #[arg(long, value_enum, default_value_t = Moves::Adjusted)]
+    moves: Moves,
+    /// Leapfrog steps of a trajectory
+    #[arg(long, default_value_t = 5)]
+    leapfrog: usize,
+    /// Moves at each temperature
+    #[arg(long, default_value_t = 1)]
+    repeat: usize,
+    /// Step of the moves, nm²; a pilot run adapts it to an acceptance of 55 to 65 %
+    #[arg(long, default_value_t = 2e-6)]
+    step: f64,
+    /// Resample when the effective particles fall below this share
+    #[arg(long, default_value_t = 0.5)]
+    threshold: f64,
+    #[arg(long, value_enum, default_value_t = Resampling::Systematic)]
+    resampling: Resampling,
+    /// Leave out samples with a reduced potential above this: biased, as published runs do it
+    #[arg(long)]
+    energy_cutoff: Option<f64>,
+    #[arg(short, long, default_value_t = 1)]
+    seed: u64,
+    /// State of the run, written after every temperature; when the file exists, the run goes on from it
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
+    /// Particles: safetensors with `x`, `log_weight` and `reduced_potential`
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    precision: PrecisionFlag,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[cfg(not(feature = "openmm"))]
+impl Smc {
+    pub fn run(self) -> Result<()> {
+        Err(modejump::Error::Unsupported("`modejump smc` needs a build with `--features openmm`".into()))
+    }
+}
+
+#[cfg(feature = "openmm")]
+mod run {
+    use super::*;
+    use crate::common::threads;
+    use indicatif::{ProgressBar, ProgressStyle};
+    use modejump::annealing::{even, plan, Annealing, Bridge, Comb, Kernel, Options, Stage};
+    use modejump::engines::openmm::{OpenMmTarget, System};
+    use modejump::io::checkpoint;
+    use modejump::io::trajectory::{self, Frames};
+    use modejump::models::Model;
+    use modejump::{weights, Error};
+    use serde::{Deserialize, Serialize};
+    use serde_json::{json, Value};
+
+    const MAGIC: [u8; 8] = *b"MJ-ANNEA";
+    /// Stages a pilot run may take.
+    const MOST_STAGES: usize = 10_000;
+
+    #[derive(Serialize, Deserialize)]
+    struct Saved {
+        /// Model, system and command-line options that the run began with.
+        identity: String,
+        run: Annealing,
+    }
+
+    impl Smc {
+        pub fn run(self) -> Result<()> {
+            let model = load(&self.model, &self.precision)?;
+            let temperature = self.temperature.or(model.card().temperature);
+            let temperature =
+                temperature.ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))?;
+            let system = System::from_xml_file(&self.system)?;
+            if 3 * system.n_particles() != model.dimension() {
+                let message =
+                    format!("{} particles, the model has {} atoms", system.n_particles(), model.dimension() / 3);
+                return Err(Error::file(&self.system, message));
+            }
+            let mut target = OpenMmTarget::new(&system, temperature, threads())?;
+            let mut bridge = Bridge { density: model.as_ref(), target: &mut target };
+            let identity = format!("{} {} {temperature} {}", model.hash(), self.system.display(), self.settings());
+            let mut run = match self.saved(&identity)? {
+                Some(run) => run,
+                None => self.begin(&mut bridge)?,
+            };
+            self.advance(&mut run, &mut bridge, &identity)?;
+            self.write(&run, model.as_ref())?;
+            self.report(&run)
+        }
+
+        fn options(&self) -> Options {
+            let kernel = match self.moves {
+                Moves::Unadjusted => Kernel::Unadjusted { corrected: false },
+                Moves::Corrected => Kernel::Unadjusted { corrected: true },
+                Moves::Adjusted => Kernel::Adjusted,
+                Moves::Hamiltonian => Kernel::Hamiltonian { leapfrog: self.leapfrog },
+            };
+            let resampling = match self.resampling {
+                Resampling::Systematic => Comb::Systematic,
+                Resampling::Stratified => Comb::Stratified,
+                Resampling::Multinomial => Comb::Multinomial,
+            };
+            let Smc { repeat: moves, threshold, seed, energy_cutoff, .. } = *self;
+            Options { kernel, moves, threshold, resampling, seed, energy_cutoff }
+        }
+
+        fn settings(&self) -> String {
+            format!("{:?} {} {:?} {} {} {}", self.options(), self.n, self.stages, self.share, self.pilots, self.step)
+        }
+
+        fn saved(&self, identity: &str) -> Result<Option<Annealing>> {
+            let Some(path) = self.checkpoint.as_ref().filter(|path| path.exists()) else { return Ok(None) };
+            let saved: Saved = checkpoint::load(path, MAGIC)?;
+            if saved.identity != identity {
+                let reason = "belongs to a run of other models or settings: give those, or remove it to begin anew";
+                return Err(Error::file(path, reason));
+            }
+            eprintln!("going on from t = {:.4}", saved.run.history.last().map_or(0.0, |stage| stage.t));
+            Ok(Some(saved.run))
+        }
+
+        fn begin(&self, bridge: &mut Bridge) -> Result<Annealing> {
+            let options = self.options();
+            let stages: Vec<Stage> = match self.stages {
+                Some(stages) => even(stages, self.step),
+                None => {
+                    // other samples than those of the run, so that its weights know nothing of the choice
+                    let pilots = bridge.sample(self.pilots, self.seed.wrapping_add(1 << 32))?;
+                    plan(bridge, pilots, self.step, self.share, MOST_STAGES, &options)?
+                }
+            };
+            let points = bridge.sample(self.n, self.seed)?;
+            Annealing::new(points, stages, options)
+        }
+
+        fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &str) -> Result<()> {
+            let bar = ProgressBar::new(run.plan.len() as u64);
+            let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            while !run.is_finished() {
+                let stage = run.stage(bridge)?;
+                bar.set_position(run.done as u64);
+                bar.set_message(format!(
+                    "t {:.4}  ESS {:.0} %{}  accepted {:.0} %  ln Z {:.3}",
+                    stage.t,
+                    100.0 * stage.ess,
+                    if stage.resampled { " resampled" } else { "" },
+                    100.0 * stage.acceptance,
+                    stage.log_z
+                ));
+                if let Some(path) = &self.checkpoint {
+                    let saved = Saved { identity: identity.to_string(), run: run.clone() };
+                    checkpoint::save(path, MAGIC, &saved)?;
+                }
+            }
+            bar.finish_and_clear();
+            Ok(())
+        }
+
+        fn write(&self, run: &Annealing, model: &dyn Model) -> Result<()> {
+            let Some(path) = &self.output else { return Ok(()) };
+            let frames = Frames { dimension: model.dimension(), x: run.points.x.clone() };
+            let extra: [(&str, &[f64]); 2] =
+                [("log_weight", &run.log_weights), ("reduced_potential", &run.points.target)];
+            trajectory::write(path, &frames, model.card().topology.as_ref(), &extra)
+        }
+
+        fn report(&self, run: &Annealing) -> Result<()> {
+            let ess = weights::effective_sample_size(&run.log_weights)? / run.log_weights.len() as f64;
+            let resamplings = run.history.iter().filter(|stage| stage.resampled).count();
+            let stages = run.history.len() as f64;
+            let acceptance = run.history.iter().map(|stage| stage.acceptance).sum::<f64>() / stages;
+            let summary: Value = json!({
+                "particles": run.log_weights.len(),
+                "stages": run.history.len(),
+                "resamplings": resamplings,
+                "ess": ess,
+                "pareto_k": weights::pareto_k(&run.log_weights)?,
+                "acceptance": acceptance,
+                "log_z": run.log_z(),
+                "biased": self.energy_cutoff.is_some() || self.moves == Moves::Unadjusted,
+            });
+            if self.json {
+                println!("{summary}");
+                return Ok(());
+            }
+            println!(
+                "{} particles, {} temperatures, {resamplings} resamplings",
+                summary["particles"], summary["stages"]
+            );
+            println!("ESS               {:.1} % at the end", 100.0 * ess);
+            println!("acceptance        {:.1} %", 100.0 * acceptance);
+            println!("log Z             {:.4}", run.log_z());
+            if summary["biased"] == json!(true) {
+                println!("(biased: by the step without a test, or by the energy cut-off)");
+            }
+            Ok(())
+        }
+    }
+}
