@@ -63,7 +63,7 @@ pub struct Smc {
     #[arg(long, value_enum, default_value_t = Resampling::Systematic)]
     resampling: Resampling,
     /// Leave out samples with a reduced potential above this: biased, as published runs do it
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     energy_cutoff: Option<f64>,
     #[arg(short, long, default_value_t = 1)]
     seed: u64,

@@ -1,0 +1,84 @@
+//! `modejump smc` as a user runs it: from the generator in implicit solvent to the energies in vacuum, and back.
+#![cfg(feature = "openmm")]
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("modejump-smc-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn command(more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+    command.args(["smc", "models/ala2/model.safetensors", "--system", "models/ala2/system.xml", "--json"]).args(more);
+    command
+}
+
+fn smc(more: &[&str]) -> Result<Value, String> {
+    let run = command(more).output().unwrap();
+    match run.status.success() {
+        true => Ok(serde_json::from_slice(&run.stdout).unwrap()),
+        false => Err(String::from_utf8(run.stderr).unwrap()),
+    }
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("no {key} in {value}"))
+}
+
+#[test]
+fn the_normaliser_is_that_of_importance_weights() {
+    // −191.648 ± 0.003 by 20,000 importance weights of this generator, which are good ones
+    for more in [
+        vec![],
+        vec!["--stages", "4", "--moves", "hamiltonian"],
+        vec!["--stages", "8", "--moves", "corrected", "--step", "2e-7"],
+    ] {
+        let summary = smc(&[&["-n", "800", "--pilots", "100"], &more[..]].concat()).unwrap();
+        assert!((number(&summary, "log_z") + 191.648).abs() < 0.1, "{more:?}: {summary}");
+        assert!(number(&summary, "ess") > 0.5 && summary["biased"] == false, "{summary}");
+    }
+    let biased = smc(&["-n", "100", "--stages", "2", "--moves", "unadjusted", "--step", "1e-7"]).unwrap();
+    assert_eq!(biased["biased"], true);
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_particles() {
+    let folder = folder("killed");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    let (state, whole, continued) = (path("run.ckpt"), path("whole.safetensors"), path("continued.safetensors"));
+    let options = ["-n", "300", "--stages", "60", "--step", "1e-6"];
+    let expected = smc(&[&options[..], &["-o", &whole]].concat()).unwrap();
+    let arguments = [&options[..], &["--checkpoint", &state, "-o", &continued]].concat();
+    let mut child = command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !Path::new(&state).exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(smc(&arguments).unwrap(), expected);
+    assert!(std::fs::read(&whole).unwrap() == std::fs::read(&continued).unwrap());
+    let other = smc(&[&arguments[..], &["--seed", "2"]].concat()).unwrap_err();
+    assert!(other.contains("other models or settings"), "{other}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn what_cannot_be_annealed_is_said() {
+    let failed = |model: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+        let run =
+            command.args(["smc", model, "--system", "models/ala2/system.xml", "-n", "2", "--stages", "2"]).output();
+        let run = run.unwrap();
+        assert!(!run.status.success());
+        String::from_utf8(run.stderr).unwrap()
+    };
+    assert!(failed("models/ala2/gvp-flow.safetensors").contains("no gradient"));
+    assert!(failed("models/double-well/generator.safetensors").contains("temperature"));
+    assert!(smc(&["--energy-cutoff", "-1e9", "-n", "10", "--stages", "2"]).unwrap_err().contains("below the cut-off"));
+}
