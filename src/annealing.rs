@@ -46,29 +46,10 @@ pub struct Options {
     pub moves: usize,
     /// Resample when the effective number of particles falls below this share of them.
     pub threshold: f64,
-    pub resampling: Comb,
+    pub resampling: Resampling,
     pub seed: u64,
     /// Particles whose first u is above this are left out: **biased**, as published runs do it; the weights do not know.
     pub energy_cutoff: Option<f64>,
-}
-
-/// [`Resampling`] by its name in files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Comb {
-    Systematic,
-    Stratified,
-    Multinomial,
-}
-
-impl From<Comb> for Resampling {
-    fn from(comb: Comb) -> Resampling {
-        match comb {
-            Comb::Systematic => Resampling::Systematic,
-            Comb::Stratified => Resampling::Stratified,
-            Comb::Multinomial => Resampling::Multinomial,
-        }
-    }
 }
 
 impl Default for Options {
@@ -77,7 +58,7 @@ impl Default for Options {
             kernel: Kernel::Adjusted,
             moves: 1,
             threshold: 0.5,
-            resampling: Comb::Systematic,
+            resampling: Resampling::Systematic,
             seed: 1,
             energy_cutoff: None,
         }
@@ -334,7 +315,7 @@ impl Annealing {
     /// Equal weights again; their mean goes into ln Z.
     fn resample(&mut self, stream: &mut Stream) -> Result<()> {
         let n = self.log_weights.len();
-        let rows = weights::resample(&self.log_weights, n, self.options.resampling.into(), stream)?;
+        let rows = weights::resample(&self.log_weights, n, self.options.resampling, stream)?;
         self.log_z = self.log_z();
         self.points = self.points.select(&rows);
         self.log_weights.fill(0.0);
@@ -461,9 +442,7 @@ pub fn plan(
         run.plan.push(Stage { t: 1.0, step });
         run.done = plan.len() - 1;
         let progress = run.stage(bridge)?;
-        if options.kernel != (Kernel::Unadjusted { corrected: false })
-            && options.kernel != (Kernel::Unadjusted { corrected: true })
-        {
+        if !matches!(options.kernel, Kernel::Unadjusted { .. }) {
             if progress.acceptance > WANTED[1] {
                 step *= CHANGE;
             } else if progress.acceptance < WANTED[0] {

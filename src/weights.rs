@@ -188,7 +188,8 @@ pub fn divergence(log_weights: &[f64], other: &[f64]) -> Result<Estimate> {
 }
 
 /// How [`resample`] spends its uniform numbers. All three keep E\[copies of i\] = n Wᵢ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Resampling {
     /// One uniform number for the whole comb; least variance in practice.
     Systematic,

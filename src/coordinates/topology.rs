@@ -249,6 +249,11 @@ impl Topology {
     }
 }
 
+/// Name and number of a residue label such as `ALA2`.
+pub fn residue_parts(label: &str) -> (&str, &str) {
+    label.split_at(label.find(|c: char| c.is_ascii_digit()).unwrap_or(label.len()))
+}
+
 /// The name in a residue label such as `ALA2`: all but the number at its end.
 fn residue_name(label: &str) -> &str {
     label.trim_end_matches(|c: char| c.is_ascii_digit())

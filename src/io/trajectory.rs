@@ -2,6 +2,7 @@
 
 use super::dcd;
 use super::gromacs::{gro, trr};
+use crate::coordinates::topology::residue_parts;
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, Data};
@@ -266,9 +267,7 @@ fn write_pdb(path: &Path, frames: &Frames, topology: Option<&Topology>) -> Resul
     for (model, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
         let _ = writeln!(text, "MODEL     {:4}", (model + 1) % 10_000);
         for (i, r) in x.chunks_exact(3).enumerate() {
-            let (name, residue) = (&topology.names[i], &topology.residues[i]);
-            let digits = residue.find(|c: char| c.is_ascii_digit()).unwrap_or(residue.len());
-            let (residue, number) = residue.split_at(digits);
+            let (name, (residue, number)) = (&topology.names[i], residue_parts(&topology.residues[i]));
             let name = if name.len() < 4 { format!(" {name}") } else { name.clone() };
             let [a, b, c] = [r[0], r[1], r[2]].map(|v| v / NM_PER_ANGSTROM);
             let element = &topology.elements[i];

@@ -1,6 +1,7 @@
 //! Analytic systems: densities that can be evaluated and sampled exactly, and targets made of them.
 #![allow(dead_code)] // shared by several test targets
 
+use modejump::coordinates::superpose::random_rotation;
 use modejump::coordinates::vector::{angle, atom, centre, centroid, norm, set_atom, shift, sub};
 use modejump::coordinates::CoordinatesConfig;
 use modejump::density::{Density, Evaluation, Exactness, Scope, Status};
@@ -302,25 +303,12 @@ impl Analytic for Bent {
         };
         let (sin, cos) = self.angle.quantile(stream.uniform()).sin_cos();
         let local = [[0.0; 3], [0.0, 0.0, r1], [r2 * sin, 0.0, r2 * cos]];
+        (0..3).for_each(|i| set_atom(x, i, local[i]));
         if self.oriented {
-            (0..3).for_each(|i| set_atom(x, i, local[i]));
             return;
         }
-        // A unit quaternion of four normals turns by a Haar-random rotation.
-        let mut q = [stream.normal(), stream.normal(), stream.normal(), stream.normal()];
-        let length = q.iter().map(|v| v * v).sum::<f64>().sqrt();
-        q.iter_mut().for_each(|v| *v /= length);
-        let [w, a, b, c] = q;
-        let rotation = [
-            [1.0 - 2.0 * (b * b + c * c), 2.0 * (a * b - w * c), 2.0 * (a * c + w * b)],
-            [2.0 * (a * b + w * c), 1.0 - 2.0 * (a * a + c * c), 2.0 * (b * c - w * a)],
-            [2.0 * (a * c - w * b), 2.0 * (b * c + w * a), 1.0 - 2.0 * (a * a + b * b)],
-        ];
-        let origin = [stream.uniform(), stream.uniform(), stream.uniform()];
-        for (i, r) in local.iter().enumerate() {
-            let turned = std::array::from_fn(|k| origin[k] + (0..3).map(|j| rotation[k][j] * r[j]).sum::<f64>());
-            set_atom(x, i, turned);
-        }
+        random_rotation(x, stream);
+        shift(x, [stream.uniform(), stream.uniform(), stream.uniform()]);
     }
 }
 

@@ -46,6 +46,32 @@ pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Mode
     Ok(partner)
 }
 
+/// What is asked for, else the model's.
+pub fn temperature(asked: Option<f64>, model: &dyn Model) -> Result<f64> {
+    let temperature = asked.or(model.card().temperature);
+    temperature.ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))
+}
+
+/// Says so where a model jumps at another temperature (K) than its own.
+pub fn warn_of_temperature(model: &dyn Model, here: f64) {
+    if let Some(t) = model.card().temperature.filter(|t| (t - here).abs() > 0.5) {
+        eprintln!("modejump: the model was trained for {t} K; jumps at {here} K are accepted less");
+    }
+}
+
+/// An OpenMM System's energies on all threads. Errors: also another number of particles than the model has atoms.
+#[cfg(feature = "openmm")]
+pub fn target(system: &Path, dimension: usize, temperature: f64) -> Result<modejump::engines::openmm::OpenMmTarget> {
+    use modejump::engines::openmm::{OpenMmTarget, System};
+    let path = system;
+    let system = System::from_xml_file(path)?;
+    if 3 * system.n_particles() != dimension {
+        let message = format!("{} particles, the model has {} atoms", system.n_particles(), dimension / 3);
+        return Err(Error::file(path, message));
+    }
+    OpenMmTarget::new(&system, temperature, threads())
+}
+
 pub fn evaluations(n: usize) -> Vec<Evaluation> {
     vec![Evaluation::inside(0.0); n]
 }

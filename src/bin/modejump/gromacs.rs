@@ -1,11 +1,10 @@
 //! `modejump gromacs`: an unmodified GROMACS with jumps.
 
-use crate::common::{load, load_partner, mark, PrecisionFlag};
+use crate::common::{load, load_partner, mark, warn_of_temperature, PrecisionFlag};
 use clap::{Args, ValueEnum};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use modejump::engines::gromacs::{Gmx, Options, Walker};
 use modejump::free_energy::mean_of_series;
-use modejump::models::Model;
 use modejump::{Error, Result};
 use serde_json::{json, Value};
 use std::path::PathBuf;
@@ -85,7 +84,7 @@ impl Gromacs {
         let mut walkers = Vec::new();
         for (replica, folder) in folders.iter().enumerate() {
             let walker = Walker::new(&gmx, &model, screen.clone(), self.options(folder, replica)?)?;
-            self.warn_of_temperature(model.as_ref(), &walker);
+            warn_of_temperature(model.as_ref(), walker.input().temperature);
             walkers.push(walker);
         }
         let walkers = self.advance(walkers)?;
@@ -113,13 +112,6 @@ impl Gromacs {
             seed: self.seed,
             replica: replica as u32,
         })
-    }
-
-    fn warn_of_temperature(&self, model: &dyn Model, walker: &Walker) {
-        let here = walker.input().temperature;
-        if let Some(t) = model.card().temperature.filter(|t| (t - here).abs() > 0.5) {
-            eprintln!("modejump: the model was trained for {t} K; jumps at {here} K are accepted less");
-        }
     }
 
     /// All walkers to the last cycle, or as far as the time allows. The first failure stops all, each after a whole cycle.

@@ -79,7 +79,7 @@ impl Md {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{load, load_partner, mark};
+    use crate::common::{load, load_partner, mark, warn_of_temperature};
     use indicatif::ProgressBar;
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, SimulationOptions, System};
@@ -167,12 +167,7 @@ mod run {
             let Some(path) = &self.model else { return Ok(Engine::Plain(Simulation::new(system, &dynamics)?)) };
             let model = load(path, &self.precision)?;
             let acceptance = self.acceptance(model.as_ref())?;
-            if let Some(t) = model.card().temperature.filter(|t| (t - self.temperature).abs() > 0.5) {
-                eprintln!(
-                    "modejump: the model was trained for {t} K; jumps at {} K are accepted less",
-                    self.temperature
-                );
-            }
+            warn_of_temperature(model.as_ref(), self.temperature);
             let options = Options { n_proposals: self.proposals, seed: self.seed, ..Options::default() };
             let jumping = JumpingSimulation::new(system, &dynamics, &model, acceptance, self.frequency, options)?;
             Ok(Engine::Jumping(jumping))

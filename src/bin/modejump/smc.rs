@@ -1,6 +1,6 @@
 //! `modejump smc`: annealed sequential Monte Carlo from a generator to an engine's energies.
 
-use super::common::{load, PrecisionFlag};
+use super::common::PrecisionFlag;
 use clap::{Args, ValueEnum};
 use modejump::Result;
 use std::path::PathBuf;
@@ -90,10 +90,9 @@ impl Smc {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::threads;
+    use crate::common::{load, target, temperature};
     use indicatif::{ProgressBar, ProgressStyle};
-    use modejump::annealing::{even, plan, Annealing, Bridge, Comb, Kernel, Options, Stage};
-    use modejump::engines::openmm::{OpenMmTarget, System};
+    use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage};
     use modejump::io::checkpoint;
     use modejump::io::trajectory::{self, Frames};
     use modejump::models::Model;
@@ -115,16 +114,8 @@ mod run {
     impl Smc {
         pub fn run(self) -> Result<()> {
             let model = load(&self.model, &self.precision)?;
-            let temperature = self.temperature.or(model.card().temperature);
-            let temperature =
-                temperature.ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))?;
-            let system = System::from_xml_file(&self.system)?;
-            if 3 * system.n_particles() != model.dimension() {
-                let message =
-                    format!("{} particles, the model has {} atoms", system.n_particles(), model.dimension() / 3);
-                return Err(Error::file(&self.system, message));
-            }
-            let mut target = OpenMmTarget::new(&system, temperature, threads())?;
+            let temperature = temperature(self.temperature, model.as_ref())?;
+            let mut target = target(&self.system, model.dimension(), temperature)?;
             let mut bridge = Bridge { density: model.as_ref(), target: &mut target };
             let identity = format!("{} {} {temperature} {}", model.hash(), self.system.display(), self.settings());
             let mut run = match self.saved(&identity)? {
@@ -144,9 +135,9 @@ mod run {
                 Moves::Hamiltonian => Kernel::Hamiltonian { leapfrog: self.leapfrog },
             };
             let resampling = match self.resampling {
-                Resampling::Systematic => Comb::Systematic,
-                Resampling::Stratified => Comb::Stratified,
-                Resampling::Multinomial => Comb::Multinomial,
+                Resampling::Systematic => weights::Resampling::Systematic,
+                Resampling::Stratified => weights::Resampling::Stratified,
+                Resampling::Multinomial => weights::Resampling::Multinomial,
             };
             let Smc { repeat: moves, threshold, seed, energy_cutoff, .. } = *self;
             Options { kernel, moves, threshold, resampling, seed, energy_cutoff }

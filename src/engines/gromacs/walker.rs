@@ -124,7 +124,8 @@ impl Walker {
         }
         let input = gmx.read(&options.tpr)?;
         let rerun_tpr = options.rerun_tpr.clone().unwrap_or_else(|| options.tpr.clone());
-        let rerun_step = force_step(&rerun_tpr, gmx, &input)?;
+        let of_reruns = options.rerun_tpr.as_ref().map(|tpr| gmx.read(tpr)).transpose()?;
+        let rerun_step = force_step(&rerun_tpr, of_reruns.as_ref().unwrap_or(&input), &input)?;
         let atoms = model_atoms(model.as_ref(), &input, &options)?;
         let masses: Vec<f64> = atoms.iter().map(|&i| input.atoms[i].mass).collect();
         let constraints = model_constraints(model.as_ref(), &input, &atoms, &masses)?;
@@ -367,8 +368,7 @@ fn agree(a: f64, b: f64) -> bool {
 }
 
 /// A step at which a rerun writes forces.
-fn force_step(tpr: &Path, gmx: &Gmx, input: &RunInput) -> Result<i32> {
-    let other = gmx.read(tpr)?;
+fn force_step(tpr: &Path, other: &RunInput, input: &RunInput) -> Result<i32> {
     if other.atoms != input.atoms {
         return Err(Error::file(tpr, "other atoms than in the .tpr file of the dynamics"));
     }

@@ -1,5 +1,6 @@
 //! `.gro`: structures as text, nm, fixed columns; the distance of the decimal points tells the precision.
 
+use crate::coordinates::topology::residue_parts;
 use crate::coordinates::Topology;
 use std::fmt::Write;
 
@@ -43,9 +44,7 @@ pub fn write(dimension: usize, x: &[f64], topology: &Topology) -> String {
     for frame in x.chunks_exact(dimension) {
         let _ = writeln!(text, "modejump\n{}", topology.n_atoms());
         for (i, r) in frame.chunks_exact(3).enumerate() {
-            let label = &topology.residues[i];
-            let digits = label.find(|c: char| c.is_ascii_digit()).unwrap_or(label.len());
-            let (residue, number) = label.split_at(digits);
+            let (residue, number) = residue_parts(&topology.residues[i]);
             let (name, serial) = (&topology.names[i], (i + 1) % 100_000);
             let [a, b, c] = [r[0], r[1], r[2]];
             let _ = writeln!(text, "{number:>5}{residue:<5.5}{name:>5.5}{serial:>5}{a:8.3}{b:8.3}{c:8.3}");

@@ -2,7 +2,7 @@
 
 mod surrogate;
 
-use super::common::{evaluations, load, mark, PrecisionFlag};
+use super::common::{evaluations, load, mark, temperature, PrecisionFlag};
 use clap::Args;
 use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
@@ -69,10 +69,7 @@ struct Weighted {
 impl Reweight {
     pub fn run(self) -> Result<()> {
         let model = load(&self.model, &self.precision)?;
-        let temperature = self
-            .temperature
-            .or(model.card().temperature)
-            .ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))?;
+        let temperature = temperature(self.temperature, model.as_ref())?;
         let mut summary = json!({ "model": self.model.display().to_string(), "temperature": temperature, "n": self.n });
         let series = match &self.surrogate {
             Some(path) => self.beside_surrogate(path, model.as_ref(), temperature, &mut summary)?,
@@ -122,14 +119,8 @@ impl Reweight {
 
     #[cfg(feature = "openmm")]
     fn energies(&self, temperature: f64, dimension: usize, x: &[f64], u: &mut [f64]) -> Result<()> {
-        use modejump::engines::openmm::{OpenMmTarget, System};
         use modejump::target::Target;
-        let system = System::from_xml_file(&self.system)?;
-        if 3 * system.n_particles() != dimension {
-            let message = format!("{} particles, the model has {} atoms", system.n_particles(), dimension / 3);
-            return Err(Error::file(&self.system, message));
-        }
-        OpenMmTarget::new(&system, temperature, super::common::threads())?.reduced_potential(x, u)
+        super::common::target(&self.system, dimension, temperature)?.reduced_potential(x, u)
     }
 
     #[cfg(not(feature = "openmm"))]
