@@ -12,7 +12,7 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	gromacs-demo toy learned bench clean
+	gromacs-demo toy learned bench test-gpu bench-gpu clean
 
 all: build plugin
 
@@ -29,7 +29,15 @@ plugin: venv
 test: test-rust test-plugin test-lammps test-gromacs fuzz-targets
 
 test-rust: venv
+	@sh scripts/nvcc.sh
 	cargo test --release --features openmm
+
+# Kernels on a card: parity with the CPU, and their speed. Everything else about them is part of test-rust.
+test-gpu: venv
+	cargo test --release --test cuda_cpu -- --ignored --nocapture
+
+bench-gpu: build
+	$(BIN) --device cuda bench coupling/sample coupling/log_density
 
 test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests

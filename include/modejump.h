@@ -193,6 +193,14 @@ int32_t modejump_last_error(const char **message);
 // Sets this thread's last error: for callbacks, which then return a status other than 0. NULL clears it.
 int32_t modejump_set_last_error(const char *message);
 
+// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU for models that have kernels
+// for one, if there is one), "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else
+// it is the CPU. Fails if there is no such device, and says what is missing.
+int32_t modejump_set_device(const char *name);
+
+// Writes where a model runs: "cpu", or the name of a GPU. The string belongs to the model.
+int32_t modejump_model_device(const struct modejump_model *model, const char **name);
+
 // Loads a model file. On success `*model` is a new handle, to be freed with `modejump_model_free`.
 int32_t modejump_model_load(const char *path, struct modejump_model **model);
 

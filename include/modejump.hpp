@@ -53,6 +53,9 @@ inline void check_version() {
                                               std::to_string(MODEJUMP_ABI_VERSION));
 }
 
+/// Where models run that are loaded from now on: "cpu", "auto", "cuda" or "cuda:N". Throws Error, which says what is missing.
+inline void set_device(const std::string& name) { check(modejump_set_device(name.c_str())); }
+
 /// Coordinates `[n][dimension]` and log-densities `[n]`.
 struct Samples {
     std::vector<double> x;
@@ -93,6 +96,13 @@ public:
         const char* hex = nullptr;
         check(modejump_model_hash(handle(), &hex));
         return hex;
+    }
+
+    /// Where the model runs: "cpu", or the name of a GPU.
+    std::string device() const {
+        const char* name = nullptr;
+        check(modejump_model_device(handle(), &name));
+        return name;
     }
 
     /// Where the model's atoms are in a caller's list: `order[i]` is the index there of the model's atom i. Residue labels are as

@@ -7,6 +7,7 @@ pub mod annealing;
 pub mod c_api;
 pub mod coordinates;
 pub mod density;
+pub mod device;
 pub mod engines;
 pub mod error;
 pub mod free_energy;

@@ -82,6 +82,13 @@ impl Stream {
         self
     }
 
+    /// Key and counter of a stream that nothing was drawn from, for kernels that draw from it.
+    pub fn start(&self) -> Option<[u32; 6]> {
+        let fresh = self.spare.is_none() && self.spare_normal.is_none();
+        let [a, b, c, d] = self.counter;
+        fresh.then_some([self.key[0], self.key[1], a, b, c, d])
+    }
+
     pub fn u64(&mut self) -> u64 {
         if let Some(value) = self.spare.take() {
             return value;

@@ -113,3 +113,25 @@ fn every_figure_is_drawn() {
         assert!(figure.starts_with("<svg") && figure.len() > 2000, "{name}");
     }
 }
+
+/// What a run that must fail said.
+fn refused(device: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    let output =
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).env("MODEJUMP_DEVICE", device).args(arguments).output();
+    let output = output.unwrap();
+    assert!(!output.status.success(), "{arguments:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused_by_name() {
+    let said = refused("", &["sample", MODEL, "-o", "nowhere.dcd", "--device", "toaster"]);
+    assert!(said.contains("\"toaster\" is unknown; give cpu, auto, cuda or cuda:N"), "{said}");
+    // no machine has a hundred GPUs; most have no driver either
+    let said = refused("cuda:99", &["log-density", MODEL, "nothing.dcd", "-o", "nowhere.safetensors"]);
+    let reason = ["libcuda", "GPU 99 was asked for", "feature `cuda`", "the NVIDIA driver"];
+    assert!(said.contains("MODEJUMP_DEVICE") && reason.iter().any(|r| said.contains(r)), "{said}");
+    let samples = folder("device").join("x.dcd").display().to_string();
+    assert_eq!(json_of(&["--device", "auto", "sample", MODEL, "-n", "2", "--json", "-o", &samples])["n"], 2);
+}

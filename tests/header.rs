@@ -7,7 +7,7 @@ mod symbols;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const FILES: [&str; 5] = ["status.rs", "model.rs", "target.rs", "structs.rs", "moves.rs"];
+const FILES: [&str; 6] = ["status.rs", "device.rs", "model.rs", "target.rs", "structs.rs", "moves.rs"];
 
 const TOP: &str = "\
 /* modejump: generator moves that live inside a molecular-dynamics engine.

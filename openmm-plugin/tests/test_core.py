@@ -40,6 +40,13 @@ def test_a_model_says_what_it_is(generator, ala2):
     assert len(ala2.hash) == 32 and ala2.hash != generator.hash
 
 
+def test_devices_are_found_by_name(generator):
+    modejump.set_device("cpu")
+    assert modejump.Model(generator).device == "cpu"
+    with pytest.raises(modejump.Error, match="toaster.*give cpu, auto, cuda or cuda:N"):
+        modejump.set_device("toaster")
+
+
 def test_samples_come_with_their_density(ala2):
     x, log_q = ala2.sample(70, seed=3)
     assert x.shape == (70, 22, 3) and log_q.shape == (70,)

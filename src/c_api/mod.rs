@@ -7,6 +7,7 @@
 //! - a body is one `catch_unwind`: no panic crosses the border.
 #![allow(non_camel_case_types)]
 
+pub mod device;
 pub mod model;
 pub mod moves;
 pub mod status;

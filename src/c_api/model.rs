@@ -14,13 +14,15 @@ pub struct modejump_model {
     pub(super) model: Arc<dyn Model>,
     metadata: CString,
     hash: CString,
+    pub(super) device: CString,
 }
 
 impl modejump_model {
     fn new(model: Arc<dyn Model>) -> Result<Box<modejump_model>> {
         let json = serde_json::to_string(model.card()).map_err(|e| Error::invalid(format!("model card: {e}")))?;
         let text = |s: String| CString::new(s).map_err(|e| Error::invalid(format!("model card: {e}")));
-        Ok(Box::new(modejump_model { metadata: text(json)?, hash: text(model.hash().to_string())?, model }))
+        let (hash, device) = (text(model.hash().to_string())?, text(model.device())?);
+        Ok(Box::new(modejump_model { metadata: text(json)?, hash, device, model }))
     }
 }
 

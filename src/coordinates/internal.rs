@@ -31,12 +31,12 @@ pub struct InternalCoordinates {
     n_atoms: usize,
     normalize_angles: bool,
     /// Length of every bond (frame bonds first), where it is constrained.
-    fixed: Vec<Option<f64>>,
+    pub(crate) fixed: Vec<Option<f64>>,
     /// Place in `u` of every bond that is free.
-    slot: Vec<usize>,
+    pub(crate) slot: Vec<usize>,
     n_free: usize,
     /// Rows kept as Cartesian components.
-    cartesian: Vec<bool>,
+    pub(crate) cartesian: Vec<bool>,
 }
 
 impl InternalCoordinates {
@@ -132,7 +132,7 @@ impl InternalCoordinates {
     }
 
     /// ln of the constant volume factor of normalised angles, torsions and orientation.
-    fn log_volume(&self) -> f64 {
+    pub(crate) fn log_volume(&self) -> f64 {
         let (angle, torsion) = self.scales();
         let n_cartesian = self.cartesian.iter().filter(|c| **c).count();
         let (n_angles, n_torsions) = (self.n_angles() - n_cartesian, self.n_torsions() + 2 - n_cartesian);

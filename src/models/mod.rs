@@ -18,6 +18,7 @@ pub use card::{ModelCard, ModelConfig, TargetInfo};
 pub use field::{EnergyFunction, VectorField};
 
 use crate::density::{Density, Evaluation};
+use crate::device::{self, Device};
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, ModelFile};
 use crate::nn::Real;
@@ -49,6 +50,11 @@ pub trait Model: Density {
         None
     }
 
+    /// Where it runs, for messages: `cpu`, or the name of a GPU.
+    fn device(&self) -> String {
+        Device::cpu().describe()
+    }
+
     /// The network of an energy-based model.
     fn energy(&self) -> Option<&dyn EnergyFunction> {
         None
@@ -66,7 +72,7 @@ pub trait Flow: Send + Sync {
     fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()>;
 }
 
-/// Loads a model file with f32 networks.
+/// Loads a model file with f32 networks, to the default device ([`device::default`]).
 pub fn load(path: impl AsRef<Path>) -> Result<Arc<dyn Model>> {
     load_with(path, Precision::default())
 }
@@ -77,27 +83,46 @@ pub fn load_with(path: impl AsRef<Path>, precision: Precision) -> Result<Arc<dyn
     from_bytes(&path.display().to_string(), &bytes, precision)
 }
 
+/// Loads a model file to a device. Errors name what the device lacks, or the kind of model that has no kernels for it.
+pub fn load_on(path: impl AsRef<Path>, precision: Precision, device: &Device) -> Result<Arc<dyn Model>> {
+    let path = path.as_ref();
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    from_bytes_on(&path.display().to_string(), &bytes, precision, device)
+}
+
 /// Loads a model from the bytes of a file; `name` stands for the path in error messages.
 pub fn load_bytes(name: &str, bytes: &[u8]) -> Result<Arc<dyn Model>> {
     from_bytes(name, bytes, Precision::default())
 }
 
 pub fn from_bytes(name: &str, bytes: &[u8], precision: Precision) -> Result<Arc<dyn Model>> {
+    from_bytes_on(name, bytes, precision, &device::default()?)
+}
+
+fn from_bytes_on(name: &str, bytes: &[u8], precision: Precision, device: &Device) -> Result<Arc<dyn Model>> {
     let file = model_file::read(name, bytes)?;
-    build(&file, precision).map_err(|error| match error {
-        Error::Model { .. } => error,
+    build(&file, precision, device).map_err(|error| match error {
+        Error::Model { .. } | Error::Engine(_) | Error::Unsupported(_) => error,
         other => Error::model(name, other.to_string()),
     })
 }
 
-fn build(file: &ModelFile, precision: Precision) -> Result<Arc<dyn Model>> {
+fn build(file: &ModelFile, precision: Precision, device: &Device) -> Result<Arc<dyn Model>> {
     match precision {
-        Precision::F32 => build_as::<f32>(file),
-        Precision::F64 => build_as::<f64>(file),
+        Precision::F32 => build_as::<f32>(file, device),
+        Precision::F64 => build_as::<f64>(file, device),
     }
 }
 
-fn build_as<R: Real>(file: &ModelFile) -> Result<Arc<dyn Model>> {
+fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>> {
+    if let Some(driver) = device.driver() {
+        match &file.card.model {
+            ModelConfig::Coupling(_) => {
+                return Ok(Arc::new(coupling::CouplingFlow::<R>::from_file(file)?.on_device(driver)?))
+            }
+            other => device.without_kernels(other.kind())?,
+        }
+    }
     Ok(match &file.card.model {
         ModelConfig::Coupling(_) => Arc::new(coupling::CouplingFlow::<R>::from_file(file)?),
         ModelConfig::EgnnFlow(_) => Arc::new(egnn_flow::EgnnFlow::<R>::from_file(file)?),

@@ -166,7 +166,7 @@ pub(super) fn instruction_set() -> InstructionSet {
 }
 
 /// The floating-point numbers.
-pub trait Real: Scalar {
+pub trait Real: Scalar + bytemuck::Pod {
     /// Runs a kernel with the widest instructions that this processor has.
     fn vectorised<K: Kernel<Self>>(kernel: K) -> K::Output;
 }

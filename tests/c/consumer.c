@@ -62,7 +62,7 @@ static void destroy(void *user) { ((Counter *)user)->destroyed++; }
 static void test_model(const char *path) {
     modejump_model *model = NULL, *copy = NULL;
     uint64_t dimension = 0;
-    const char *json = NULL, *hash = NULL, *other_hash = NULL;
+    const char *json = NULL, *hash = NULL, *other_hash = NULL, *device = NULL;
     double x[16], again[4], log_q[8], log_q_again[8], gradient[16];
     unsigned char *bytes;
     long length;
@@ -73,6 +73,11 @@ static void test_model(const char *path) {
     EXPECT(modejump_model_dimension(model, &dimension) == MODEJUMP_OK && dimension == 2);
     EXPECT(modejump_model_metadata(model, &json) == MODEJUMP_OK && strstr(json, "coupling") != NULL);
     EXPECT(modejump_model_hash(model, &hash) == MODEJUMP_OK && strlen(hash) == 32);
+    EXPECT(modejump_model_device(model, &device) == MODEJUMP_OK && strcmp(device, "cpu") == 0);
+    EXPECT(modejump_model_device(NULL, &device) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_set_device("cpu") == MODEJUMP_OK);
+    EXPECT(modejump_set_device(NULL) == MODEJUMP_INVALID_INPUT && modejump_set_device("toaster") == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_set_device("cuda:99") != MODEJUMP_OK);
     EXPECT(modejump_model_sample(model, 5, 0, 8, x, log_q) == MODEJUMP_OK);
     EXPECT(modejump_model_sample(model, 5, 3, 2, again, log_q_again) == MODEJUMP_OK);
     for (i = 0; i < 4; i++)

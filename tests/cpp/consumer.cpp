@@ -150,6 +150,12 @@ static void test_constraints(const std::string& path) {
     EXPECT(status_of([&] { move.set_constraints({{0, 1}}, {0.11}, masses); }) == -1);
 }
 
+static void test_device(const std::string& path) {
+    modejump::set_device("cpu");
+    EXPECT(modejump::Model(path).device() == "cpu");
+    EXPECT(status_of([&] { modejump::set_device("toaster"); }) == MODEJUMP_INVALID_INPUT);
+}
+
 static void test_match_atoms(const std::string& path) {
     const modejump::Model model(path);
     const std::vector<std::string> residues(4, "ABC9");
@@ -165,6 +171,7 @@ int main(int argc, char** argv) {
     test_move(argv[1]);
     test_delayed_acceptance(argv[1], argv[2]);
     test_acceptance_by_a_surrogate(argv[1]);
+    test_device(argv[1]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     std::printf("%d failures\n", failures);

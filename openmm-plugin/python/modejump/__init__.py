@@ -6,7 +6,7 @@
 Without an engine, for a potential of your own: `Model` and `Move` (modejump.core), numpy in, numpy out.
 """
 
-from .core import Error, Model, Move, Outcome
+from .core import Error, Model, Move, Outcome, set_device
 from .force import MonteCarloModeJump, Statistics
 from .replicas import assign_replica_streams
 from .reporter import ModeJumpReporter
@@ -21,4 +21,5 @@ __all__ = [
     "Statistics",
     "ModeJumpReporter",
     "assign_replica_streams",
+    "set_device",
 ]

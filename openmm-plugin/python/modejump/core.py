@@ -133,6 +133,14 @@ def _pointer(array):
     return array.ctypes.data_as(_doubles)
 
 
+def set_device(name):
+    """Where models run that are loaded from now on: "cpu", "auto" (a GPU, if there is one and the model has kernels for it),
+    "cuda" or "cuda:N". Raises Error if there is no such device. Those of MonteCarloModeJump are loaded when a Context is made.
+    """
+    _call("set_device", name.encode())
+    os.environ["MODEJUMP_DEVICE"] = name  # for the plugin, which is a library of its own
+
+
 class Model:
     """A model file: a generator with its density, or an energy-based model.
 
@@ -152,6 +160,9 @@ class Model:
         _call("model_hash", self._handle, byref(text))
         #: Of the file's bytes, hexadecimal.
         self.hash = text.value.decode()
+        _call("model_device", self._handle, byref(text))
+        #: Where it runs: "cpu", or the name of a GPU.
+        self.device = text.value.decode()
         molecule = self.metadata.get("topology") is not None or self.metadata["coordinates"]["kind"] != "cartesian"
         #: Shape of a configuration: (atoms, 3), or (dimension,) for abstract coordinates.
         self.shape = (self.dimension // 3, 3) if molecule else (self.dimension,)

@@ -15,11 +15,15 @@ mod smc;
 mod train;
 
 use clap::{Parser, Subcommand};
+use modejump::device::Device;
 use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(name = "modejump", version, about = "Generator moves for molecular dynamics", max_term_width = 100)]
 struct Cli {
+    /// Where models run: cpu, auto, cuda or cuda:N [default: $MODEJUMP_DEVICE, else cpu]
+    #[arg(long, global = true, value_name = "NAME")]
+    device: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -53,7 +57,21 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let Cli { device, command } = Cli::parse();
+    match run(device, command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("modejump: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
+    if let Some(name) = device {
+        modejump::device::set_default(Device::parse(&name)?);
+    }
+    match command {
         Command::Train(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
@@ -66,12 +84,5 @@ fn main() -> ExitCode {
         Command::Smc(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Plot(command) => command.run(),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("modejump: {error}");
-            ExitCode::FAILURE
-        }
     }
 }

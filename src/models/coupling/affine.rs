@@ -11,8 +11,8 @@ pub struct AffineCoupling {
     /// Shift t; with one network also s: outputs [t | s].
     pub shift: Conditioner,
     pub scale: Option<Conditioner>,
-    transformed: Vec<usize>,
-    preserve_volume: bool,
+    pub(super) transformed: Vec<usize>,
+    pub(super) preserve_volume: bool,
     /// Place of log α in the parameters.
     pub log_alpha: usize,
 }

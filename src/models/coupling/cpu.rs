@@ -59,7 +59,7 @@ impl<R: Real> Workspace<R> {
 }
 
 impl<R: Real> CouplingFlow<R> {
-    fn dimension_u(&self) -> usize {
+    pub(super) fn dimension_u(&self) -> usize {
         self.uniform.len()
     }
 
@@ -241,7 +241,7 @@ impl<R: Real> CouplingFlow<R> {
         self.gradients.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(gradient);
     }
 
-    fn check_latent(&self, z: &[f64], n: usize) -> Result<()> {
+    pub(super) fn check_latent(&self, z: &[f64], n: usize) -> Result<()> {
         if z.len() == n * self.dimension_u() {
             return Ok(());
         }

@@ -7,7 +7,7 @@ use crate::nn::Real;
 use std::f64::consts::{PI, SQRT_2};
 
 #[derive(Clone, Debug)]
-enum Kind {
+pub(super) enum Kind {
     /// Learned shift on the circle; the place of its parameters.
     Shift(usize),
     Wrap(Vec<f64>),
@@ -20,7 +20,7 @@ enum Kind {
 #[derive(Clone, Debug)]
 pub struct Elementwise {
     pub transformed: Vec<usize>,
-    kind: Kind,
+    pub(super) kind: Kind,
 }
 
 impl Elementwise {
@@ -152,16 +152,16 @@ fn uniform(u: f64, (low, high, log_det): (f64, f64, f64), direction: Direction) 
 
 /// x = μ + σ Φ⁻¹(Φ(a) + u Z), the normal distribution cut to [lower, upper].
 #[derive(Clone, Debug)]
-struct TruncatedNormal {
-    mean: f64,
-    sd: f64,
-    lower: f64,
-    upper: f64,
+pub(super) struct TruncatedNormal {
+    pub(super) mean: f64,
+    pub(super) sd: f64,
+    pub(super) lower: f64,
+    pub(super) upper: f64,
     /// Φ at the lower end, and the mass Z between the ends.
-    below: f64,
-    mass: f64,
+    pub(super) below: f64,
+    pub(super) mass: f64,
     /// ln(Zσ√2π)
-    log_scale: f64,
+    pub(super) log_scale: f64,
 }
 
 impl TruncatedNormal {
@@ -233,11 +233,11 @@ fn normal_quantile(p: f64) -> f64 {
 /// u′ = mean + L u on some coordinates: takes out means, widths and linear correlations of stiff coordinates.
 #[derive(Clone, Debug)]
 pub struct Whiten {
-    transformed: Vec<usize>,
-    mean: Vec<f64>,
+    pub(super) transformed: Vec<usize>,
+    pub(super) mean: Vec<f64>,
     /// Lower triangle L, `[n][n]`.
-    matrix: Vec<f64>,
-    log_det: f64,
+    pub(super) matrix: Vec<f64>,
+    pub(super) log_det: f64,
 }
 
 impl Whiten {

@@ -8,6 +8,7 @@
 mod affine;
 mod conditioner;
 mod cpu;
+mod cuda;
 mod elementwise;
 mod format;
 mod layers;
@@ -18,6 +19,7 @@ mod tests;
 
 pub use conditioner::Features;
 pub use cpu::{Workspace, CHUNK};
+pub use cuda::{programs, CouplingOnDevice};
 pub use format::bgflow;
 pub use layers::{Ends, LayerConfig};
 pub use spline::Bin;

@@ -13,13 +13,13 @@ use crate::nn::{Parameters, Real};
 #[derive(Clone, Debug)]
 pub struct SplineCoupling {
     pub conditioner: Conditioner,
-    transformed: Vec<usize>,
-    ends: Ends,
-    bins: usize,
-    left: f64,
-    span: f64,
+    pub(super) transformed: Vec<usize>,
+    pub(super) ends: Ends,
+    pub(super) bins: usize,
+    pub(super) left: f64,
+    pub(super) span: f64,
     /// Sharpness β of the softplus that makes slopes positive: 1, or ln 2/(1 − MIN_SLOPE) so that zero means slope one.
-    beta: f64,
+    pub(super) beta: f64,
 }
 
 /// Marks an argument beyond linear ends in the tape.

@@ -5,6 +5,7 @@ pub mod cases;
 use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
 use clap::Args;
 use modejump::density::Density;
+use modejump::device;
 use modejump::io::model_file;
 use modejump::models::coupling::CouplingFlow;
 use modejump::models::{EnergyFunction, VectorField};
@@ -33,6 +34,8 @@ const NAMES: [&str; 14] = [
     "tarflow/log_density",
 ];
 const BATCHES: [usize; 2] = [1, 1000];
+/// Of flows on a GPU.
+const DEVICE_BATCHES: [usize; 3] = [1, 1000, 100_000];
 const FIELD_BATCHES: [usize; 2] = [1, 128];
 const TOKEN_BATCHES: [usize; 2] = [1, 64];
 const DIVERGENCE_BATCHES: [usize; 2] = [1, 8];
@@ -62,14 +65,14 @@ pub struct Bench {
 struct Line<'a> {
     name: &'a str,
     size: String,
-    device: &'static str,
+    device: &'a str,
     threads: usize,
     batch: usize,
     ms_per_sample: f64,
     /// Of the networks' products and attention, a multiplication with its addition counted as two.
     gflops: f64,
-    /// gflops over those of a large product on the same threads, measured at the start.
-    peak_fraction: f64,
+    /// gflops over those of a large product on the same threads, measured at the start; none for a GPU.
+    peak_fraction: Option<f64>,
     model: &'a str,
 }
 
@@ -90,7 +93,7 @@ impl Bench {
         pool.install(|| {
             let peak = peak_gflops(threads);
             let (flow, size, model) = self.generator()?;
-            let report = Report { json: self.json, threads, peak, size, model };
+            let report = Report { json: self.json, threads, device: "cpu".into(), peak: Some(peak), size, model };
             report.header();
             for name in NAMES.into_iter().filter(|name| wanted(name)) {
                 measure(name, &flow, &report)?;
@@ -158,12 +161,20 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
                 }
             }
         }
-        _ => {
-            for batch in BATCHES {
-                let time = time_of(name, flow, batch)?;
-                report.line(name, None, batch, time, flow.flops());
+        _ => match device::default()?.driver() {
+            None => {
+                for batch in BATCHES {
+                    report.line(name, None, batch, time_of(name, flow, batch)?, flow.flops());
+                }
             }
-        }
+            Some(driver) => {
+                let on_device = flow.cast::<f32>()?.on_device(driver)?;
+                let report = Report { device: driver.describe(), peak: None, ..report.clone() };
+                for batch in DEVICE_BATCHES {
+                    report.line(name, None, batch, time_of(name, &on_device, batch)?, flow.flops());
+                }
+            }
+        },
     }
     Ok(())
 }
@@ -234,10 +245,12 @@ fn peak_gflops(threads: usize) -> f64 {
     2e-9 * (N * N * N * threads) as f64 / seconds
 }
 
+#[derive(Clone)]
 struct Report {
     json: bool,
     threads: usize,
-    peak: f64,
+    device: String,
+    peak: Option<f64>,
     size: String,
     model: String,
 }
@@ -245,7 +258,8 @@ struct Report {
 impl Report {
     fn header(&self) {
         if !self.json {
-            println!("{} thread(s), GEMM peak {:.0} GFLOP/s, model: {}", self.threads, self.peak, self.model);
+            let peak = self.peak.unwrap_or(f64::NAN);
+            println!("{} thread(s), GEMM peak {peak:.0} GFLOP/s, model: {}", self.threads, self.model);
             println!(
                 "{:28} {:12} {:>6} {:>14} {:>10} {:>8}",
                 "name", "size", "batch", "ms/sample", "GFLOP/s", "of peak"
@@ -259,19 +273,19 @@ impl Report {
         let line = Line {
             name,
             size: size.unwrap_or(&self.size).to_string(),
-            device: "cpu",
+            device: &self.device,
             threads: self.threads,
             batch,
             ms_per_sample: 1e3 * seconds / batch as f64,
             gflops,
-            peak_fraction: gflops / self.peak,
+            peak_fraction: self.peak.map(|peak| gflops / peak),
             model: if size.is_some() { "random" } else { &self.model },
         };
         if self.json {
             println!("{}", serde_json::to_string(&line).unwrap_or_default());
             return;
         }
-        let (ms, percent) = (line.ms_per_sample, 100.0 * line.peak_fraction);
-        println!("{name:28} {:12} {batch:6} {ms:14.5} {gflops:10.2} {percent:7.1}%", line.size);
+        let of_peak = line.peak_fraction.map_or_else(|| self.device.clone(), |f| format!("{:7.1}%", 100.0 * f));
+        println!("{name:28} {:12} {batch:6} {:14.5} {gflops:10.2} {of_peak}", line.size, line.ms_per_sample);
     }
 }

@@ -1,0 +1,142 @@
+// What all kernels share. Nothing is included from elsewhere, so that a machine needs only the driver and libnvrtc.
+//
+// A kernel takes one struct by value, KERNEL(name, Arguments); THREADS, and REAL for the type of the networks, are given when
+// it is compiled. Rows of a batch are worked on in tiles: a block holds TILE rows in shared memory, each array as
+// [number][TILE], so that neighbouring threads, which work on neighbouring rows, read neighbouring words.
+//
+// The same text is compiled as C++ for tests on the CPU, where KERNEL, DYNAMIC_SHARED and the names of CUDA are those of
+// tests/cuda_cpu/fibres.h.
+#ifndef MODEJUMP_COMMON
+#define MODEJUMP_COMMON
+
+#ifdef __CUDACC__
+// At least 512 threads a multiprocessor, which leaves each 128 registers; half as many threads with f64 networks.
+#define KERNEL(name, Arguments)                                                                        \
+  extern "C" __global__ void __launch_bounds__(THREADS, (sizeof(REAL) == 8 ? 256 : 512) / THREADS) \
+      name(const Arguments a)
+#define DYNAMIC_SHARED(name) extern __shared__ double name[]
+#endif
+
+typedef REAL real;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define PI 3.14159265358979323846
+#define LOG_2_PI 1.83787706640934533908
+#define SQRT_2 1.41421356237309504880
+
+// As `Status` of src/density.rs.
+enum Status { INSIDE, OUT_OF_SUPPORT, SINGULAR_COORDINATES, NON_FINITE, WRONG_CHIRALITY, BROKEN_CONSTRAINT };
+
+// ---------------------------------------------------------------- random numbers (src/rng.rs)
+
+struct Block { u32 word[4]; };
+
+// Philox4x32-10: Salmon et al., SC 2011.
+static __device__ Block philox(Block c, u32 key0, u32 key1) {
+  for (int round = 0; round < 10; ++round) {
+    if (round > 0) { key0 += 0x9E3779B9u; key1 += 0xBB67AE85u; }
+    const u64 p0 = (u64)0xD2511F53u * c.word[0], p1 = (u64)0xCD9E8D57u * c.word[2];
+    const Block next = {{(u32)(p1 >> 32) ^ c.word[1] ^ key0, (u32)p1, (u32)(p0 >> 32) ^ c.word[3] ^ key1, (u32)p0}};
+    c = next;
+  }
+  return c;
+}
+
+// The start of a `Stream`: key, counter.
+struct Stream { u32 key[2], counter[4]; };
+
+// The `position`-th number of `Stream::uniform`, in (0, 1).
+static __device__ double uniform_at(const Stream& stream, u32 position) {
+  Block c = {{stream.counter[0] + position / 2, stream.counter[1], stream.counter[2], stream.counter[3]}};
+  c = philox(c, stream.key[0], stream.key[1]);
+  const u64 first = (u64)c.word[0] | (u64)c.word[1] << 32, second = (u64)c.word[2] | (u64)c.word[3] << 32;
+  const u64 bits = position % 2 ? second : first;
+  return ((double)(bits >> 12) + 0.5) * (1.0 / 4503599627370496.0);
+}
+
+// The normal of Box and Muller of the uniform numbers at `position` and after it: the first of the pair, or the second.
+static __device__ double normal_at(const Stream& stream, u32 position, bool second) {
+  const double radius = sqrt(-2.0 * log(uniform_at(stream, position)));
+  double s, c;
+  sincospi(2.0 * uniform_at(stream, position + 1), &s, &c);
+  return radius * (second ? s : c);
+}
+
+// ---------------------------------------------------------------- networks
+
+enum Activation { RELU, SILU, TANH, LINEAR };
+
+static __device__ real activate(int activation, real x) {
+  switch (activation) {
+    case RELU: return x < (real)0 ? (real)0 : x;
+    case SILU: return x / ((real)1 + exp(-x));
+    case TANH: return tanh(x);
+    default: return x;
+  }
+}
+
+static __device__ real softplus(real x) {
+  const real magnitude = x < (real)0 ? -x : x;
+  return (x < (real)0 ? (real)0 : x) + log1p(exp(-magnitude));
+}
+
+// Four neighbours, read and written at once.
+struct alignas(4 * sizeof(real)) Four { real v[4]; };
+struct alignas(2 * sizeof(real)) Two { real v[2]; };
+
+// y = activation(W x + b) for x[n_in][TILE] and y[n_out][TILE] in shared memory, by all threads of the block. W is stored
+// [n_in][n_out], n_out even. A thread has two outputs of eight rows in registers: two reads of shared memory (the same address
+// in a whole warp) and one of W for sixteen multiply-adds. The sum over inputs is in their order, whatever TILE.
+static __device__ void dense(const real* w, const real* b, int n_in, int n_out, int activation, const real* x, real* y) {
+  const int ROWS = 8;
+  const int columns = n_out / 2;
+  for (int item = threadIdx.x; item < columns * (TILE / ROWS); item += THREADS) {
+    const int o = 2 * (item % columns), first = ROWS * (item / columns);
+    const Two bias = *(const Two*)(b + o);
+    real left[ROWS], right[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) { left[r] = bias.v[0]; right[r] = bias.v[1]; }
+#pragma unroll 4
+    for (int k = 0; k < n_in; ++k) {
+      const Two weight = *(const Two*)(w + (size_t)k * n_out + o);
+      const Four* row = (const Four*)(x + k * TILE + first);
+#pragma unroll
+      for (int quarter = 0; quarter < ROWS / 4; ++quarter) {
+        const Four four = row[quarter];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          left[4 * quarter + r] += weight.v[0] * four.v[r];
+          right[4 * quarter + r] += weight.v[1] * four.v[r];
+        }
+      }
+    }
+#pragma unroll
+    for (int quarter = 0; quarter < ROWS / 4; ++quarter) {
+      Four a, c;
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        a.v[r] = activate(activation, left[4 * quarter + r]);
+        c.v[r] = activate(activation, right[4 * quarter + r]);
+      }
+      *(Four*)(y + o * TILE + first + 4 * quarter) = a;
+      *(Four*)(y + (o + 1) * TILE + first + 4 * quarter) = c;
+    }
+  }
+}
+
+// ---------------------------------------------------------------- three-vectors
+
+struct Vec3 { double x, y, z; };
+
+static __device__ Vec3 operator+(Vec3 a, Vec3 b) { const Vec3 r = {a.x + b.x, a.y + b.y, a.z + b.z}; return r; }
+static __device__ Vec3 operator-(Vec3 a, Vec3 b) { const Vec3 r = {a.x - b.x, a.y - b.y, a.z - b.z}; return r; }
+static __device__ Vec3 operator*(double s, Vec3 a) { const Vec3 r = {s * a.x, s * a.y, s * a.z}; return r; }
+static __device__ double dot(Vec3 a, Vec3 b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
+static __device__ Vec3 cross(Vec3 a, Vec3 b) {
+  const Vec3 r = {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
+  return r;
+}
+static __device__ double norm(Vec3 a) { return sqrt(dot(a, a)); }
+
+#endif

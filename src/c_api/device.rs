@@ -1,0 +1,41 @@
+//! Where models run.
+
+use super::model::modejump_model;
+use super::status::guarded;
+use super::{null, reference, reference_mut};
+use crate::device::{set_default, Device};
+use crate::error::{Error, Result};
+use std::ffi::{c_char, CStr};
+
+/// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU for models that have kernels
+/// for one, if there is one), "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else
+/// it is the CPU. Fails if there is no such device, and says what is missing.
+///
+/// # Safety
+/// `name` is NULL or a NUL-terminated string.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_set_device(name: *const c_char) -> i32 {
+    guarded(|| {
+        if name.is_null() {
+            return Err(null("name"));
+        }
+        // SAFETY: not NULL, and the caller promises a terminated string.
+        let name = unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| Error::invalid("name is not UTF-8"))?;
+        set_default(Device::parse(name)?);
+        Ok(())
+    })
+}
+
+/// Writes where a model runs: "cpu", or the name of a GPU. The string belongs to the model.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `name` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_device(model: *const modejump_model, name: *mut *const c_char) -> i32 {
+    guarded(|| -> Result<()> {
+        // SAFETY: the caller's promise.
+        let (model, out) = unsafe { (reference(model, "model")?, reference_mut(name, "name")?) };
+        *out = model.device.as_ptr();
+        Ok(())
+    })
+}

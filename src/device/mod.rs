@@ -1,0 +1,199 @@
+//! Where models run: the CPU, or a GPU through kernels written in CUDA C++ (`cuda/`).
+//!
+//! A [`Driver`] is all that kernels need of a machine: memory, copies, launches. `nvidia.rs` is the one of NVIDIA's cards; tests
+//! have another one that runs the same kernels on the CPU.
+
+#[cfg(feature = "cuda")]
+pub mod compile;
+#[cfg(feature = "cuda")]
+mod nvidia;
+pub mod program;
+
+pub use program::Program;
+
+use crate::error::{Error, Result};
+use bytemuck::{NoUninit, Pod};
+use std::marker::PhantomData;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// What kernels need of a machine. Addresses are those of the machine's memory.
+pub trait Driver: Send + Sync {
+    /// For messages: the card's name and number.
+    fn describe(&self) -> String;
+
+    /// Bytes of shared memory that one block can have.
+    fn shared_memory(&self) -> usize;
+
+    /// Blocks of `threads` threads with `shared` bytes each that run at once on the whole machine, for a choice of tiles.
+    fn multiprocessors(&self) -> usize;
+
+    /// The kernel `name` of a program, compiled if it was not before. The result is for [`Driver::launch`].
+    fn kernel(&self, program: &Program, name: &str) -> Result<KernelId>;
+
+    fn allocate(&self, bytes: usize) -> Result<u64>;
+
+    /// Gives back what [`Driver::allocate`] gave.
+    fn free(&self, address: u64);
+
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Waits for all launches before.
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
+
+    /// Starts `grid` blocks of `block` threads, each with `shared` bytes of shared memory; `argument` is the kernel's struct.
+    ///
+    /// # Safety
+    /// The kernel takes exactly these bytes, and every address in them is one of enough memory of this driver that lives until
+    /// the next download.
+    unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()>;
+}
+
+/// A compiled kernel of one driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelId(pub usize);
+
+#[cfg(not(feature = "cuda"))]
+mod nvidia {
+    use super::*;
+
+    pub fn open(_: usize) -> Result<Arc<dyn Driver>> {
+        Err(Error::Unsupported("this build is without the feature `cuda`; use the device cpu".into()))
+    }
+}
+
+/// Where a model shall run.
+#[derive(Clone)]
+pub struct Device {
+    driver: Option<Arc<dyn Driver>>,
+    /// Whether a model without kernels is an error here, or runs on the CPU.
+    strict: bool,
+}
+
+impl Device {
+    pub fn cpu() -> Device {
+        Device { driver: None, strict: false }
+    }
+
+    /// The first GPU for models that have kernels, else the CPU.
+    pub fn auto() -> Device {
+        Device { driver: nvidia::open(0).ok(), strict: false }
+    }
+
+    /// GPU number `ordinal`. The error names what is missing.
+    pub fn cuda(ordinal: usize) -> Result<Device> {
+        Ok(Device { driver: Some(nvidia::open(ordinal)?), strict: true })
+    }
+
+    /// A machine of one's own.
+    pub fn with_driver(driver: Arc<dyn Driver>) -> Device {
+        Device { driver: Some(driver), strict: true }
+    }
+
+    /// `cpu`, `auto`, `cuda` or `cuda:N`.
+    pub fn parse(name: &str) -> Result<Device> {
+        let unknown = || Error::invalid(format!("device {name:?} is unknown; give cpu, auto, cuda or cuda:N"));
+        match name.split_once(':') {
+            None if name == "cpu" => Ok(Device::cpu()),
+            None if name == "auto" => Ok(Device::auto()),
+            None if name == "cuda" => Device::cuda(0),
+            Some(("cuda", ordinal)) => Device::cuda(ordinal.parse().map_err(|_| unknown())?),
+            _ => Err(unknown()),
+        }
+    }
+
+    /// For messages.
+    pub fn describe(&self) -> String {
+        self.driver.as_ref().map_or("cpu".to_string(), |driver| driver.describe())
+    }
+
+    pub fn driver(&self) -> Option<&Arc<dyn Driver>> {
+        self.driver.as_ref()
+    }
+
+    /// What to do with a model of this kind, which has no kernels: an error where the device was asked for by name.
+    pub fn without_kernels(&self, kind: &str) -> Result<()> {
+        if self.strict {
+            return Err(Error::Unsupported(format!(
+                "models of the kind {kind} have no kernels for a GPU; run them with the device cpu"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// What [`set_default`] was given last.
+static DEFAULT: RwLock<Option<Device>> = RwLock::new(None);
+
+/// Where models run that are loaded without a device: as [`set_default`] says, else the environment variable
+/// `MODEJUMP_DEVICE`, else the CPU.
+pub fn default() -> Result<Device> {
+    if let Some(device) = &*DEFAULT.read().unwrap_or_else(PoisonError::into_inner) {
+        return Ok(device.clone());
+    }
+    match std::env::var("MODEJUMP_DEVICE") {
+        Ok(name) if !name.is_empty() => {
+            Device::parse(&name).map_err(|e| Error::invalid(format!("MODEJUMP_DEVICE: {e}")))
+        }
+        _ => Ok(Device::cpu()),
+    }
+}
+
+/// For models that are loaded from now on.
+pub fn set_default(device: Device) {
+    *DEFAULT.write().unwrap_or_else(PoisonError::into_inner) = Some(device);
+}
+
+/// Numbers in a machine's memory.
+pub struct Buffer<T> {
+    driver: Arc<dyn Driver>,
+    address: u64,
+    capacity: usize,
+    kind: PhantomData<T>,
+}
+
+impl<T: Pod> Buffer<T> {
+    pub fn new(driver: &Arc<dyn Driver>, capacity: usize) -> Result<Buffer<T>> {
+        let bytes = capacity.max(1) * std::mem::size_of::<T>();
+        Ok(Buffer { driver: driver.clone(), address: driver.allocate(bytes)?, capacity, kind: PhantomData })
+    }
+
+    pub fn of(driver: &Arc<dyn Driver>, values: &[T]) -> Result<Buffer<T>> {
+        let mut buffer = Buffer::new(driver, values.len())?;
+        buffer.write(values)?;
+        Ok(buffer)
+    }
+
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// Makes room for `capacity` numbers; what was there is lost if there was less.
+    pub fn reserve(&mut self, capacity: usize) -> Result<()> {
+        if capacity > self.capacity {
+            *self = Buffer::new(&self.driver, capacity)?;
+        }
+        Ok(())
+    }
+
+    pub fn write(&mut self, values: &[T]) -> Result<()> {
+        self.reserve(values.len())?;
+        self.driver.upload(self.address, bytemuck::cast_slice(values))
+    }
+
+    /// The first numbers, as many as `values` holds.
+    pub fn read(&self, values: &mut [T]) -> Result<()> {
+        assert!(values.len() <= self.capacity, "a buffer of {} numbers was asked for {}", self.capacity, values.len());
+        self.driver.download(self.address, bytemuck::cast_slice_mut(values))
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        self.driver.free(self.address);
+    }
+}
+
+/// The bytes of a kernel's argument.
+pub fn argument<T: NoUninit>(argument: &T) -> &[u8] {
+    bytemuck::bytes_of(argument)
+}

@@ -1,0 +1,218 @@
+//! NVIDIA's cards, through the driver library, which is looked for at run time: the same binary runs with and without one.
+
+use super::{compile, Driver, KernelId, Program};
+use crate::error::{Error, Result};
+use cudarc::driver::{result, sys};
+use std::collections::HashMap;
+use std::ffi::{c_void, CString};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+/// The card `ordinal`, opened once for the process and shared.
+pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
+    static OPEN: Mutex<Vec<(usize, Weak<Card>)>> = Mutex::new(Vec::new());
+    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(card) = open.iter().find(|(o, _)| *o == ordinal).and_then(|(_, card)| card.upgrade()) {
+        return Ok(card);
+    }
+    // A symbol that an old driver lacks is a panic in cudarc.
+    let card = std::panic::catch_unwind(|| Card::new(ordinal)).unwrap_or_else(|_| {
+        Err(Error::Unsupported(
+            "the NVIDIA driver is too old for this program; update it, or use the device cpu".into(),
+        ))
+    })?;
+    let card = Arc::new(card);
+    open.retain(|(o, _)| *o != ordinal);
+    open.push((ordinal, Arc::downgrade(&card)));
+    Ok(card)
+}
+
+/// One card with the primary context of the process and a stream of its own.
+struct Card {
+    name: String,
+    device: sys::CUdevice,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    architecture: String,
+    shared_memory: usize,
+    multiprocessors: usize,
+    kernels: Mutex<Kernels>,
+}
+
+#[derive(Default)]
+struct Kernels {
+    modules: HashMap<Program, sys::CUmodule>,
+    functions: Vec<(sys::CUmodule, String, sys::CUfunction)>,
+}
+
+// SAFETY: handles of the driver may be used from any thread that has made the context current, which every call does first.
+unsafe impl Send for Card {}
+// SAFETY: as above; the tables are behind a lock.
+unsafe impl Sync for Card {}
+
+impl Card {
+    fn new(ordinal: usize) -> Result<Card> {
+        // SAFETY: opens the library, which has no side effects.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Error::Unsupported(
+                "libcuda, the library of the NVIDIA driver, is not found; install the driver, or use the device cpu"
+                    .into(),
+            ));
+        }
+        result::init().map_err(|e| error("the NVIDIA driver does not start", e))?;
+        let count = result::device::get_count().map_err(|e| error("GPUs cannot be counted", e))? as usize;
+        if ordinal >= count {
+            return Err(Error::invalid(format!("GPU {ordinal} was asked for, {count} are there")));
+        }
+        let device = result::device::get(ordinal as i32).map_err(|e| error("the GPU cannot be opened", e))?;
+        let get = |attribute| {
+            // SAFETY: the device was just found.
+            unsafe { result::device::get_attribute(device, attribute) }.map_err(|e| error("the GPU cannot be asked", e))
+        };
+        use sys::CUdevice_attribute as Attribute;
+        let major = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if (major, minor) < (7, 5) {
+            return Err(Error::Unsupported(format!(
+                "GPU {ordinal} is of compute capability {major}.{minor}; kernels need 7.5 (Turing) or later"
+            )));
+        }
+        let name = result::device::get_name(device).map_err(|e| error("the GPU has no name", e))?;
+        // SAFETY: the device was just found; the context is released when the card is dropped.
+        let context =
+            unsafe { result::primary_ctx::retain(device) }.map_err(|e| error("the GPU gives no context", e))?;
+        let current = || -> std::result::Result<sys::CUstream, result::DriverError> {
+            // SAFETY: the context was just retained.
+            unsafe { result::ctx::set_current(context) }?;
+            result::stream::create(result::stream::StreamKind::NonBlocking)
+        };
+        let stream = current().map_err(|e| error("the GPU gives no stream", e))?;
+        Ok(Card {
+            name: format!("{name} (cuda:{ordinal})"),
+            device,
+            context,
+            stream,
+            architecture: format!("sm_{major}{minor}"),
+            shared_memory: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+            multiprocessors: get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+            kernels: Mutex::default(),
+        })
+    }
+
+    /// Every call begins so: the calling thread may never have met this context.
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the context lives as long as the card.
+        unsafe { result::ctx::set_current(self.context) }.map_err(|e| error("the GPU's context is gone", e))
+    }
+
+    fn kernels(&self) -> MutexGuard<'_, Kernels> {
+        self.kernels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Driver for Card {
+    fn describe(&self) -> String {
+        self.name.clone()
+    }
+
+    fn shared_memory(&self) -> usize {
+        self.shared_memory
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    fn kernel(&self, program: &Program, name: &str) -> Result<KernelId> {
+        self.enter()?;
+        let mut kernels = self.kernels();
+        let module = match kernels.modules.get(program) {
+            Some(module) => *module,
+            None => {
+                let code = compile::cubin(program, &self.architecture)?;
+                // SAFETY: `code` is a whole cubin; the driver copies it.
+                let module = unsafe { result::module::load_data(code.as_ptr().cast()) }
+                    .map_err(|e| error(&format!("the driver cannot load {}.cu", program.name), e))?;
+                kernels.modules.insert(program.clone(), module);
+                module
+            }
+        };
+        if let Some(id) = kernels.functions.iter().position(|(m, n, _)| *m == module && n == name) {
+            return Ok(KernelId(id));
+        }
+        let c_name = CString::new(name).map_err(|e| Error::invalid(e.to_string()))?;
+        // SAFETY: the module is loaded and never unloaded while the card lives.
+        let function = unsafe { result::module::get_function(module, c_name) }
+            .map_err(|e| error(&format!("{}.cu has no kernel {name}", program.name), e))?;
+        kernels.functions.push((module, name.to_string(), function));
+        Ok(KernelId(kernels.functions.len() - 1))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.enter()?;
+        // SAFETY: the context is current.
+        unsafe { result::malloc_sync(bytes) }.map_err(|e| {
+            let mib = bytes.div_ceil(1 << 20);
+            error(&format!("{}: {mib} MiB of memory are not to be had; use smaller batches", self.name), e)
+        })
+    }
+
+    fn free(&self, address: u64) {
+        if self.enter().is_ok() {
+            // SAFETY: the address came from `allocate`, and its owner is being dropped; the driver waits for running kernels.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the buffer has room, as `Buffer::write` sees to; memory that is not page-locked is copied aside before return.
+        unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
+            .map_err(|e| error(&format!("{}: copying to the GPU", self.name), e))
+    }
+
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the buffer holds that much; the stream is waited for before `bytes` is looked at.
+        let copied = unsafe {
+            result::memcpy_dtoh_async(bytes, address, self.stream)
+                .and_then(|()| result::stream::synchronize(self.stream))
+        };
+        copied.map_err(|e| error(&format!("{}: a kernel, or copying from the GPU", self.name), e))
+    }
+
+    unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()> {
+        self.enter()?;
+        let function = self.kernels().functions[kernel.0].2;
+        let mut parameters = [argument.as_ptr() as *mut c_void];
+        // SAFETY: the function is loaded; the argument is the caller's promise, and is copied before return.
+        let launched = unsafe {
+            let allowed = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            result::function::set_function_attribute(function, allowed, shared as i32).and_then(|()| {
+                let (grid, block) = ((grid, 1, 1), (block, 1, 1));
+                result::launch_kernel(function, grid, block, shared as u32, self.stream, &mut parameters)
+            })
+        };
+        launched.map_err(|e| error(&format!("{}: a kernel does not start", self.name), e))
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        if self.enter().is_err() {
+            return;
+        }
+        // SAFETY: nobody has the handles any more; the stream is drained first.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            for module in self.kernels().modules.values() {
+                let _ = result::module::unload(*module);
+            }
+            let _ = result::stream::destroy(self.stream);
+            let _ = result::primary_ctx::release(self.device);
+        }
+    }
+}
+
+fn error(what: &str, error: result::DriverError) -> Error {
+    Error::Engine(format!("{what}: {error}"))
+}

@@ -1,0 +1,48 @@
+//! The sources of kernels, embedded, with the sizes that they are compiled for.
+
+use std::fmt::Write;
+
+const COMMON: &str = include_str!("../../cuda/common.cuh");
+
+/// The source of one file of `cuda/`, and the constants it is compiled with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Program {
+    /// The file's name, for messages.
+    pub name: &'static str,
+    /// One text without any `#include`.
+    pub source: String,
+    /// (name, value)
+    pub constants: Vec<(&'static str, String)>,
+}
+
+/// The programs of all models, in the variants that are used.
+pub fn all() -> Vec<Program> {
+    crate::models::coupling::programs()
+}
+
+impl Program {
+    pub fn new(name: &'static str, source: &str, constants: &[(&'static str, &dyn std::fmt::Display)]) -> Program {
+        Program {
+            name,
+            source: source.replace("#include \"common.cuh\"", COMMON),
+            constants: constants.iter().map(|(name, value)| (*name, value.to_string())).collect(),
+        }
+    }
+
+    /// `-DNAME=VALUE` for every constant.
+    pub fn definitions(&self) -> impl Iterator<Item = String> + '_ {
+        self.constants.iter().map(|(name, value)| format!("-D{name}={value}"))
+    }
+
+    /// Hash (FNV-1a) of source, constants and whatever else decides what the compiler makes of them.
+    pub fn hash(&self, compiler: &str) -> String {
+        let parts = [self.source.as_str(), compiler].map(str::to_string).into_iter().chain(self.definitions());
+        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+        for byte in parts.flat_map(|part| [part.into_bytes(), vec![0]].concat()) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        let mut text = String::new();
+        let _ = write!(text, "{hash:016x}");
+        text
+    }
+}

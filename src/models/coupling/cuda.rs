@@ -1,0 +1,646 @@
+//! Coupling flows on a GPU: the tables that `cuda/coupling.cu` reads, and its two launches.
+
+use super::affine::AffineCoupling;
+use super::conditioner::Conditioner;
+use super::elementwise::{Elementwise, Kind};
+use super::layers::{Ends, Layer};
+use super::spline_coupling::SplineCoupling;
+use super::CouplingFlow;
+use crate::coordinates::{Coordinates, InternalCoordinates};
+use crate::density::{Density, Evaluation, Exactness, Scope, Status};
+use crate::device::{argument, Buffer, Driver, KernelId, Program};
+use crate::error::{Error, Result};
+use crate::models::{Flow, Model, ModelCard};
+use crate::nn::{Activation, Linear, Real};
+use crate::rng::Stream;
+use bytemuck::{Pod, Zeroable};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+const SOURCE: &str = include_str!("../../../cuda/coupling.cu");
+const GENERATE: &str = "coupling_generate";
+const ENCODE: &str = "coupling_encode";
+const THREADS: usize = 128;
+/// Rows of a block, the larger the better weights are used; the smaller the sooner a small batch is done.
+const TILES: [usize; 2] = [16, 8];
+/// Rows of one launch, so that memory on the card does not grow with the batch.
+const LAUNCH: usize = 1 << 17;
+
+/// `Layer` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct LayerRecord {
+    kind: i32,
+    n: i32,
+    transformed: i32,
+    numbers: i32,
+    ends: i32,
+    bins: i32,
+    preserve_volume: i32,
+    two_networks: i32,
+    network: NetworkRecord,
+    scale: NetworkRecord,
+}
+
+/// `Network` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct NetworkRecord {
+    periodic: i32,
+    n_periodic: i32,
+    harmonics: i32,
+    plain: i32,
+    n_plain: i32,
+    dense: i32,
+    n_dense: i32,
+}
+
+/// `Internal` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct InternalRecord {
+    n_atoms: i32,
+    n_rows: i32,
+    n_free: i32,
+    normalize_angles: i32,
+    frame: i32,
+    rows: i32,
+    cartesian: i32,
+    slot: i32,
+    order: i32,
+    levels: i32,
+    n_levels: i32,
+    stereocentres: i32,
+    n_stereocentres: i32,
+    lengths: i32,
+    log_volume: f64,
+}
+
+/// `Arguments` of the kernels; addresses on the card.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Arguments {
+    tables: u64,
+    numbers: u64,
+    weights: u64,
+    layers: u64,
+    streams: u64,
+    z: u64,
+    x: u64,
+    log_det: u64,
+    log_density: u64,
+    status: u64,
+    internal: InternalRecord,
+    n: i32,
+    dimension: i32,
+    dimension_x: i32,
+    n_layers: i32,
+    draws: i32,
+    hidden: i32,
+    outputs: i32,
+    padding: i32,
+}
+
+/// What the kernel reads of a flow, on its way to the card.
+#[derive(Default)]
+struct Tables<R> {
+    tables: Vec<i32>,
+    numbers: Vec<f64>,
+    weights: Vec<R>,
+    layers: Vec<LayerRecord>,
+    internal: InternalRecord,
+    draws: i32,
+    /// Numbers a row for the inputs and hidden values of a network, and for its outputs.
+    hidden: usize,
+    outputs: usize,
+}
+
+impl<R: Real> Tables<R> {
+    fn of(flow: &CouplingFlow<R>) -> Tables<R> {
+        let mut tables = Tables::default();
+        flow.layers.iter().for_each(|layer| {
+            let record = tables.layer(layer, &flow.parameters);
+            tables.layers.push(record);
+        });
+        if let Coordinates::Internal(internal, centres) = &flow.coordinates {
+            tables.internal = tables.internal(internal);
+            let flat = |s: &crate::coordinates::Stereocentre| {
+                let [a, b, c] = s.neighbours;
+                [s.centre, a, b, c, usize::from(s.positive)]
+            };
+            tables.internal.stereocentres = tables.put(centres.iter().flat_map(flat));
+            tables.internal.n_stereocentres = centres.len() as i32;
+        }
+        tables.draws = tables.put_draws(&flow.uniform);
+        tables
+    }
+
+    fn put(&mut self, values: impl IntoIterator<Item = usize>) -> i32 {
+        let start = self.tables.len() as i32;
+        self.tables.extend(values.into_iter().map(|v| v as i32));
+        start
+    }
+
+    fn put_numbers(&mut self, values: impl IntoIterator<Item = f64>) -> i32 {
+        let start = self.numbers.len() as i32;
+        self.numbers.extend(values);
+        start
+    }
+
+    /// For every coordinate the position in its stream of the number that `CouplingFlow::draw_latent` takes, and 0 for a uniform
+    /// number, 1 and 2 for the first and second normal of a pair.
+    fn put_draws(&mut self, uniform: &[bool]) -> i32 {
+        let (mut position, mut pair) = (0, None);
+        let draws: Vec<usize> = uniform
+            .iter()
+            .flat_map(|&uniform| {
+                if uniform {
+                    position += 1;
+                    return [position - 1, 0];
+                }
+                match pair.take() {
+                    Some(first) => [first, 2],
+                    None => {
+                        pair = Some(position);
+                        position += 2;
+                        [position - 2, 1]
+                    }
+                }
+            })
+            .collect();
+        self.put(draws)
+    }
+
+    fn layer(&mut self, layer: &Layer, parameters: &[R]) -> LayerRecord {
+        match layer {
+            Layer::Spline(spline) => self.spline(spline, parameters),
+            Layer::Affine(affine) => self.affine(affine, parameters),
+            Layer::Elementwise(elementwise) => self.elementwise(elementwise, parameters),
+            Layer::Whiten(whiten) => LayerRecord {
+                kind: 6,
+                n: whiten.transformed.len() as i32,
+                transformed: self.put(whiten.transformed.iter().copied()),
+                numbers: self
+                    .put_numbers([whiten.log_det].into_iter().chain(whiten.mean.clone()).chain(whiten.matrix.clone())),
+                ..LayerRecord::default()
+            },
+        }
+    }
+
+    fn spline(&mut self, spline: &SplineCoupling, parameters: &[R]) -> LayerRecord {
+        let network = self.network(&spline.conditioner, parameters);
+        self.outputs = self.outputs.max(spline.conditioner.mlp.n_out().next_multiple_of(2));
+        LayerRecord {
+            kind: 0,
+            n: spline.transformed.len() as i32,
+            transformed: self.put(spline.transformed.iter().copied()),
+            numbers: self.put_numbers([spline.left, spline.span, spline.beta]),
+            ends: match spline.ends {
+                Ends::Free => 0,
+                Ends::Circular => 1,
+                Ends::Linear => 2,
+            },
+            bins: spline.bins as i32,
+            network,
+            ..LayerRecord::default()
+        }
+    }
+
+    fn affine(&mut self, affine: &AffineCoupling, parameters: &[R]) -> LayerRecord {
+        let network = self.network(&affine.shift, parameters);
+        let scale = affine.scale.as_ref().map(|scale| self.network(scale, parameters));
+        let both = [Some(&affine.shift), affine.scale.as_ref()].into_iter().flatten();
+        self.outputs = self.outputs.max(both.map(|c| c.mlp.n_out().next_multiple_of(2)).sum());
+        LayerRecord {
+            kind: 1,
+            n: affine.transformed.len() as i32,
+            transformed: self.put(affine.transformed.iter().copied()),
+            numbers: self.put_numbers([parameters[affine.log_alpha].to_f64().exp()]),
+            preserve_volume: i32::from(affine.preserve_volume),
+            two_networks: i32::from(scale.is_some()),
+            network,
+            scale: scale.unwrap_or_default(),
+            ..LayerRecord::default()
+        }
+    }
+
+    fn elementwise(&mut self, elementwise: &Elementwise, parameters: &[R]) -> LayerRecord {
+        let n = elementwise.transformed.len();
+        let (kind, numbers) = match &elementwise.kind {
+            Kind::Shift(start) => (2, parameters[*start..start + n].iter().map(|p| p.to_f64()).collect()),
+            Kind::Wrap(shift) => (3, shift.clone()),
+            Kind::TruncatedNormal(each) => {
+                let flat = each.iter().flat_map(|t| [t.mean, t.sd, t.lower, t.upper, t.below, t.mass, t.log_scale]);
+                (4, flat.collect())
+            }
+            Kind::Uniform(each) => (5, each.iter().flat_map(|&(low, high, log)| [low, high, log]).collect()),
+        };
+        LayerRecord {
+            kind,
+            n: n as i32,
+            transformed: self.put(elementwise.transformed.iter().copied()),
+            numbers: self.put_numbers(numbers),
+            ..LayerRecord::default()
+        }
+    }
+
+    fn network(&mut self, conditioner: &Conditioner, parameters: &[R]) -> NetworkRecord {
+        let (features, mlp) = (&conditioner.features, &conditioner.mlp);
+        let last = mlp.layers.len() - 1;
+        let mut dense = Vec::new();
+        for (i, linear) in mlp.layers.iter().enumerate() {
+            self.hidden = self.hidden.max(linear.n_in.next_multiple_of(2));
+            let (weight, bias) = self.linear(linear, parameters);
+            let activation = match mlp.activation {
+                _ if i == last => 3,
+                Activation::Relu => 0,
+                Activation::Silu => 1,
+                Activation::Tanh => 2,
+            };
+            dense.extend([linear.n_in, linear.n_out.next_multiple_of(2), weight, bias, activation]);
+        }
+        NetworkRecord {
+            periodic: self.put(features.periodic.iter().copied()),
+            n_periodic: features.periodic.len() as i32,
+            harmonics: features.harmonics as i32,
+            plain: self.put(features.plain.iter().copied()),
+            n_plain: features.plain.len() as i32,
+            dense: self.put(dense),
+            n_dense: mlp.layers.len() as i32,
+        }
+    }
+
+    /// Weights as `[in][out]` and the bias, the outputs made even by a zero; their places.
+    fn linear(&mut self, linear: &Linear, parameters: &[R]) -> (usize, usize) {
+        let (n_in, n_out) = (linear.n_in, linear.n_out);
+        let columns = n_out.next_multiple_of(2);
+        let weight = self.weights.len();
+        let values = &parameters[linear.weight()];
+        let at = |k: usize, o: usize| if o < n_out { values[o * n_in + k] } else { R::default() };
+        self.weights.extend((0..n_in).flat_map(|k| (0..columns).map(move |o| (k, o))).map(|(k, o)| at(k, o)));
+        let bias = self.weights.len();
+        self.weights.extend_from_slice(&parameters[linear.bias()]);
+        self.weights.resize(bias + columns, R::default());
+        (weight, bias)
+    }
+
+    fn internal(&mut self, internal: &InternalCoordinates) -> InternalRecord {
+        let zmatrix = &internal.zmatrix;
+        let levels = levels(&zmatrix.rows, &zmatrix.order);
+        InternalRecord {
+            n_atoms: internal.n_atoms() as i32,
+            n_rows: zmatrix.rows.len() as i32,
+            n_free: internal.n_bonds() as i32,
+            normalize_angles: i32::from(internal.normalize_angles()),
+            frame: self.put(zmatrix.frame),
+            rows: self.put(zmatrix.rows.iter().flatten().copied()),
+            cartesian: self.put(internal.cartesian.iter().map(|&c| usize::from(c))),
+            // usize::MAX, a constrained bond, becomes −1
+            slot: self.put(internal.slot.iter().copied()),
+            order: self.put(levels.iter().flatten().copied()),
+            n_levels: levels.len() as i32,
+            levels: self.put(
+                levels
+                    .iter()
+                    .scan(0, |end, level| {
+                        *end += level.len();
+                        Some(*end - level.len())
+                    })
+                    .chain([zmatrix.rows.len()])
+                    .collect::<Vec<_>>(),
+            ),
+            lengths: self.put_numbers(internal.fixed.iter().map(|length| length.unwrap_or(0.0))),
+            log_volume: internal.log_volume(),
+            ..InternalRecord::default()
+        }
+    }
+}
+
+/// Rows of a z-matrix whose reference atoms are placed by the levels before.
+fn levels(rows: &[[usize; 4]], order: &[usize]) -> Vec<Vec<usize>> {
+    let mut level_of_atom = vec![0; rows.len() + 3];
+    let mut levels: Vec<Vec<usize>> = Vec::new();
+    for &row in order {
+        let [atom, references @ ..] = rows[row];
+        let level = references.iter().map(|&a| level_of_atom[a]).max().unwrap_or(0);
+        level_of_atom[atom] = level + 1;
+        if levels.len() == level {
+            levels.push(Vec::new());
+        }
+        levels[level].push(row);
+    }
+    levels
+}
+
+/// A coupling flow whose samples and densities come from a GPU. Gradients and training stay on the CPU.
+pub struct CouplingOnDevice<R: Real> {
+    host: CouplingFlow<R>,
+    driver: Arc<dyn Driver>,
+    model: ModelBuffers<R>,
+    arguments: Arguments,
+    /// By tile, the larger first.
+    variants: Vec<Variant>,
+    work: Mutex<Work>,
+}
+
+struct ModelBuffers<R> {
+    tables: Buffer<i32>,
+    numbers: Buffer<f64>,
+    weights: Buffer<R>,
+    layers: Buffer<LayerRecord>,
+}
+
+/// A tile that this card has enough shared memory for.
+struct Variant {
+    tile: usize,
+    shared: usize,
+}
+
+/// Memory for a batch, kept between calls.
+struct Work {
+    streams: Buffer<[u32; 6]>,
+    z: Buffer<f64>,
+    x: Buffer<f64>,
+    log_det: Buffer<f64>,
+    log_density: Buffer<f64>,
+    status: Buffer<i32>,
+    /// By tile and kernel; compiled when first needed.
+    kernels: HashMap<(usize, &'static str), KernelId>,
+    host: Vec<f64>,
+    host_status: Vec<i32>,
+}
+
+impl<R: Real> CouplingFlow<R> {
+    /// Copies the flow to a machine and compiles its kernels.
+    pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<CouplingOnDevice<R>> {
+        let tables = Tables::of(&self);
+        let (dimension, dimension_x) = (self.dimension_u(), self.coordinates.dimension_x());
+        let arguments = Arguments {
+            internal: tables.internal,
+            dimension: dimension as i32,
+            dimension_x: dimension_x as i32,
+            n_layers: tables.layers.len() as i32,
+            draws: tables.draws,
+            hidden: tables.hidden as i32,
+            outputs: tables.outputs as i32,
+            ..Arguments::default()
+        };
+        let variants = TILES.map(|tile| Variant { tile, shared: shared_memory::<R>(&arguments, tile) });
+        let variants: Vec<Variant> = variants.into_iter().filter(|v| v.shared <= driver.shared_memory()).collect();
+        let Some(smallest) = variants.last() else {
+            return Err(Error::Unsupported(format!(
+                "{}: this flow needs {} KiB of shared memory a block, {} KiB are there; use the device cpu",
+                driver.describe(),
+                shared_memory::<R>(&arguments, TILES[TILES.len() - 1]).div_ceil(1024),
+                driver.shared_memory() / 1024
+            )));
+        };
+        // now rather than in the middle of a simulation, should there be no compiler
+        driver.kernel(&program::<R>(smallest.tile), GENERATE)?;
+        let model = ModelBuffers {
+            tables: Buffer::of(driver, &tables.tables)?,
+            numbers: Buffer::of(driver, &tables.numbers)?,
+            weights: Buffer::of(driver, &tables.weights)?,
+            layers: Buffer::of(driver, &tables.layers)?,
+        };
+        let work = Mutex::new(Work::new(driver)?);
+        Ok(CouplingOnDevice { host: self, driver: driver.clone(), model, arguments, variants, work })
+    }
+}
+
+/// Every variant of the kernels.
+pub fn programs() -> Vec<Program> {
+    TILES.into_iter().flat_map(|tile| [program::<f32>(tile), program::<f64>(tile)]).collect()
+}
+
+/// The kernels' source for networks of type `R`.
+fn program<R: Real>(tile: usize) -> Program {
+    let real = if size_of::<R>() == 8 { "double" } else { "float" };
+    Program::new("coupling", SOURCE, &[("REAL", &real), ("TILE", &tile), ("THREADS", &THREADS)])
+}
+
+/// As `layout` of the kernel counts it.
+fn shared_memory<R>(a: &Arguments, tile: usize) -> usize {
+    let terms = a.dimension.max(2 * a.internal.n_rows + 3);
+    let doubles = (a.dimension + a.dimension_x + terms + 2) as usize;
+    let reals = (2 * a.hidden + a.outputs) as usize;
+    tile * (doubles * size_of::<f64>() + reals * size_of::<R>() + 2 * size_of::<i32>())
+}
+
+impl Work {
+    fn new(driver: &Arc<dyn Driver>) -> Result<Work> {
+        Ok(Work {
+            streams: Buffer::new(driver, 0)?,
+            z: Buffer::new(driver, 0)?,
+            x: Buffer::new(driver, 0)?,
+            log_det: Buffer::new(driver, 0)?,
+            log_density: Buffer::new(driver, 0)?,
+            status: Buffer::new(driver, 0)?,
+            kernels: HashMap::new(),
+            host: Vec::new(),
+            host_status: Vec::new(),
+        })
+    }
+
+    fn reserve(&mut self, rows: usize, dimension: usize, dimension_x: usize) -> Result<()> {
+        self.z.reserve(rows * dimension)?;
+        self.x.reserve(rows * dimension_x)?;
+        self.log_det.reserve(rows)?;
+        self.log_density.reserve(rows)?;
+        self.status.reserve(rows)
+    }
+
+    fn evaluations(&mut self, to: &mut [Evaluation]) -> Result<()> {
+        self.host.resize(to.len(), 0.0);
+        self.host_status.resize(to.len(), 0);
+        self.log_density.read(&mut self.host)?;
+        self.status.read(&mut self.host_status)?;
+        for ((to, &log_density), &status) in to.iter_mut().zip(&self.host).zip(&self.host_status) {
+            *to = match status_of(status) {
+                Status::Inside => Evaluation::inside(log_density),
+                status => Evaluation::outside(status),
+            };
+        }
+        Ok(())
+    }
+}
+
+fn status_of(code: i32) -> Status {
+    match code {
+        0 => Status::Inside,
+        1 => Status::OutOfSupport,
+        2 => Status::Singular,
+        4 => Status::WrongChirality,
+        5 => Status::BrokenConstraint,
+        _ => Status::NonFinite,
+    }
+}
+
+/// Where latent points come from.
+enum Latent<'a> {
+    Streams(Vec<[u32; 6]>),
+    Given(&'a [f64]),
+}
+
+impl<R: Real> CouplingOnDevice<R> {
+    /// The largest tile that still gives every multiprocessor a block, else the smallest.
+    fn variant(&self, rows: usize) -> &Variant {
+        let fills = |v: &&Variant| rows.div_ceil(v.tile) >= self.driver.multiprocessors();
+        self.variants.iter().find(fills).unwrap_or(&self.variants[self.variants.len() - 1])
+    }
+
+    fn launch(&self, work: &mut Work, rows: usize, name: &'static str, arguments: Arguments) -> Result<()> {
+        let variant = self.variant(rows);
+        let kernel = match work.kernels.get(&(variant.tile, name)) {
+            Some(kernel) => *kernel,
+            None => self.driver.kernel(&program::<R>(variant.tile), name)?,
+        };
+        work.kernels.insert((variant.tile, name), kernel);
+        let arguments = Arguments {
+            tables: self.model.tables.address(),
+            numbers: self.model.numbers.address(),
+            weights: self.model.weights.address(),
+            layers: self.model.layers.address(),
+            x: work.x.address(),
+            log_det: work.log_det.address(),
+            log_density: work.log_density.address(),
+            status: work.status.address(),
+            n: rows as i32,
+            ..arguments
+        };
+        let grid = rows.div_ceil(variant.tile) as u32;
+        // SAFETY: the kernels take `Arguments`; `reserve` made room for `rows` rows, and the model's tables are those of `of`.
+        unsafe { self.driver.launch(kernel, grid, THREADS as u32, variant.shared, argument(&arguments)) }
+    }
+
+    fn generate_rows(
+        &self,
+        latent: Latent,
+        x: &mut [f64],
+        log_det: Option<&mut [f64]>,
+        to: &mut [Evaluation],
+    ) -> Result<()> {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
+        let mut arguments = self.arguments;
+        match latent {
+            Latent::Streams(streams) => {
+                work.streams.write(&streams)?;
+                arguments.streams = work.streams.address();
+            }
+            Latent::Given(z) => {
+                work.z.write(z)?;
+                arguments.z = work.z.address();
+            }
+        }
+        self.launch(&mut work, to.len(), GENERATE, arguments)?;
+        work.x.read(x)?;
+        if let Some(log_det) = log_det {
+            work.log_det.read(log_det)?;
+        }
+        work.evaluations(to)
+    }
+
+    fn encode_rows(&self, x: &[f64], latent: Option<(&mut [f64], &mut [f64])>, to: &mut [Evaluation]) -> Result<()> {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
+        work.x.write(x)?;
+        let z = if latent.is_some() { work.z.address() } else { 0 };
+        self.launch(&mut work, to.len(), ENCODE, Arguments { z, ..self.arguments })?;
+        if let Some((z, log_det)) = latent {
+            work.z.read(z)?;
+            work.log_det.read(log_det)?;
+        }
+        work.evaluations(to)
+    }
+}
+
+impl<R: Real> Density for CouplingOnDevice<R> {
+    fn dimension(&self) -> usize {
+        self.host.dimension()
+    }
+
+    fn exactness(&self) -> Exactness {
+        self.host.exactness()
+    }
+
+    fn scope(&self) -> Scope {
+        self.host.scope()
+    }
+
+    fn sample(
+        &self,
+        streams: &(dyn Fn(usize) -> Stream + Sync),
+        x: &mut [f64],
+        log_density: &mut [Evaluation],
+    ) -> Result<()> {
+        self.rows(x, log_density)?;
+        let chunks = x.chunks_mut(LAUNCH * self.dimension()).zip(log_density.chunks_mut(LAUNCH));
+        for (chunk, (x, log_density)) in chunks.enumerate() {
+            let start = |row| streams(chunk * LAUNCH + row).start();
+            let starts = (0..log_density.len()).map(start).collect::<Option<Vec<_>>>();
+            let starts = starts.ok_or_else(|| Error::invalid("a stream for samples was drawn from before"))?;
+            self.generate_rows(Latent::Streams(starts), x, None, log_density)?;
+        }
+        Ok(())
+    }
+
+    fn log_density(&self, x: &[f64], log_density: &mut [Evaluation]) -> Result<()> {
+        self.rows(x, log_density)?;
+        for (x, log_density) in x.chunks(LAUNCH * self.dimension()).zip(log_density.chunks_mut(LAUNCH)) {
+            self.encode_rows(x, None, log_density)?;
+        }
+        Ok(())
+    }
+
+    /// On the CPU.
+    fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
+        self.host.log_density_gradient(x, log_density, gradient)
+    }
+}
+
+impl<R: Real> Flow for CouplingOnDevice<R> {
+    fn latent_dimension(&self) -> usize {
+        self.host.latent_dimension()
+    }
+
+    fn generate(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        self.host.check_latent(z, n)?;
+        let (d, dx) = (self.latent_dimension(), self.dimension());
+        let rows = z.chunks(LAUNCH * d).zip(x.chunks_mut(LAUNCH * dx));
+        for ((z, x), (log_det, to)) in rows.zip(log_det.chunks_mut(LAUNCH).zip(log_density.chunks_mut(LAUNCH))) {
+            self.generate_rows(Latent::Given(z), x, Some(log_det), to)?;
+        }
+        Ok(())
+    }
+
+    fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        self.host.check_latent(z, n)?;
+        let (d, dx) = (self.latent_dimension(), self.dimension());
+        let rows = x.chunks(LAUNCH * dx).zip(z.chunks_mut(LAUNCH * d));
+        for ((x, z), (log_det, to)) in rows.zip(log_det.chunks_mut(LAUNCH).zip(log_density.chunks_mut(LAUNCH))) {
+            self.encode_rows(x, Some((z, log_det)), to)?;
+        }
+        Ok(())
+    }
+}
+
+impl<R: Real> Model for CouplingOnDevice<R> {
+    fn card(&self) -> &ModelCard {
+        self.host.card()
+    }
+
+    fn hash(&self) -> &str {
+        self.host.hash()
+    }
+
+    fn device(&self) -> String {
+        self.driver.describe()
+    }
+
+    fn flow(&self) -> Option<&dyn Flow> {
+        Some(self)
+    }
+}

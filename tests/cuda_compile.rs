@@ -1,0 +1,109 @@
+//! Every kernel compiled for every generation of cards, by nvcc and by NVRTC, without a GPU: no error, no warning, no register
+//! spilled. `scripts/nvcc.sh` installs both compilers; without them this says that it is skipped.
+
+use modejump::device::{program, Program};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
+
+const ARCHITECTURES: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
+
+fn main() -> ExitCode {
+    let wheels = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cuda/nvidia/cu13");
+    let wheels = std::env::var_os("MODEJUMP_CUDA").map_or(wheels, PathBuf::from);
+    if !wheels.join("bin/nvcc").exists() {
+        println!(
+            "cuda_compile: SKIPPED, {} is not there; scripts/nvcc.sh installs it",
+            wheels.join("bin/nvcc").display()
+        );
+        return ExitCode::SUCCESS;
+    }
+    if std::env::args().any(|argument| argument == "--nvrtc") {
+        return nvrtc();
+    }
+    let pairs = program::all().into_iter().flat_map(|p| ARCHITECTURES.map(|a| (p.clone(), a)));
+    let jobs: Vec<_> = pairs.filter(|(program, a)| !is_double(program) || REFERENCE.contains(a)).collect();
+    let (jobs, failed) = (Mutex::new(jobs), AtomicBool::new(false));
+    let next = || jobs.lock().unwrap().pop();
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while let Some((program, architecture)) = next() {
+                    let report = nvcc(&wheels, &program, architecture);
+                    failed.fetch_or(report.is_err(), Ordering::Relaxed);
+                    println!("{}", report.unwrap_or_else(|e| e));
+                }
+            });
+        }
+    });
+    // NVRTC is looked for by the dynamic linker, whose path is fixed when a process starts
+    let child = Command::new(std::env::current_exe().unwrap())
+        .arg("--nvrtc")
+        .env("LD_LIBRARY_PATH", wheels.join("lib"))
+        .env("MODEJUMP_CUDA", &wheels)
+        .status();
+    match child.is_ok_and(|status| status.success()) && !failed.into_inner() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Networks in f64 are the reference path: two architectures will do.
+const REFERENCE: [&str; 2] = ["sm_75", "sm_90"];
+
+fn is_double(program: &Program) -> bool {
+    program.constants.iter().any(|(name, value)| *name == "REAL" && value == "double")
+}
+
+fn title(program: &Program, architecture: &str) -> String {
+    let constants: Vec<String> = program.definitions().map(|d| d.replace("-D", "")).collect();
+    format!("{}.cu {} {architecture}", program.name, constants.join(" "))
+}
+
+/// Registers of every kernel, or what is wrong.
+fn nvcc(wheels: &Path, program: &Program, architecture: &str) -> Result<String, String> {
+    let title = title(program, architecture);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_compile");
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = folder.join(format!("{}-{architecture}.cu", program.hash("nvcc")));
+    std::fs::write(&file, &program.source).unwrap();
+    let mut command = Command::new(wheels.join("bin/nvcc"));
+    command.args(["-O3", "-std=c++17", "-cubin", "-Xptxas", "-v,-warn-spills", "-o", "/dev/null"]);
+    command.arg(format!("-arch={architecture}")).args(program.definitions()).arg(&file);
+    let output = command.output().map_err(|e| format!("{title}: {e}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let registers: Vec<&str> = said.split("Used ").skip(1).filter_map(|rest| rest.split(' ').next()).collect();
+    let spills = said
+        .lines()
+        .any(|line| line.contains("spill stores") && !line.contains(" 0 bytes spill stores, 0 bytes spill loads"));
+    if !output.status.success() || said.contains("warning") || spills || registers.is_empty() {
+        return Err(format!("{title}: FAILED\n{said}"));
+    }
+    Ok(format!("{title}: {} registers, no spills", registers.join(" and ")))
+}
+
+/// What users' machines do at run time, without a look at what was kept.
+#[cfg(feature = "cuda")]
+fn nvrtc() -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for program in program::all().into_iter().filter(|program| !is_double(program)) {
+        for architecture in REFERENCE {
+            let title = title(&program, architecture);
+            match modejump::device::compile::compile(&program, architecture) {
+                Ok(cubin) => println!("{title}: NVRTC, {} kB", cubin.len().div_ceil(1000)),
+                Err(error) => {
+                    println!("{title}: FAILED: {error}");
+                    code = ExitCode::FAILURE;
+                }
+            }
+        }
+    }
+    code
+}
+
+#[cfg(not(feature = "cuda"))]
+fn nvrtc() -> ExitCode {
+    println!("cuda_compile: NVRTC SKIPPED, this build is without the feature `cuda`");
+    ExitCode::SUCCESS
+}

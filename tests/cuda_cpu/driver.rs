@@ -1,0 +1,178 @@
+//! A machine that runs kernels on the CPU: `fibres.h` makes C++ of their source, every launch is one run of that program.
+
+use modejump::device::{Driver, KernelId, Program};
+use modejump::{Error, Result};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Mutex;
+
+/// What watches over the program.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sanitizer {
+    None,
+    /// Addresses and undefined behaviour.
+    Address,
+    /// Data races.
+    Thread,
+}
+
+pub struct Fibres {
+    folder: PathBuf,
+    sanitizer: Sanitizer,
+    /// (what to look for, what to put there), applied to the source: a planted fault.
+    fault: Option<(&'static str, &'static str)>,
+    /// Order of warps and lanes.
+    pub seed: AtomicU32,
+    kernels: Mutex<Vec<(PathBuf, String)>>,
+    memory: Mutex<BTreeMap<u64, Vec<u8>>>,
+}
+
+impl Fibres {
+    pub fn new(name: &str, sanitizer: Sanitizer) -> Fibres {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_cpu").join(name);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        Fibres {
+            folder,
+            sanitizer,
+            fault: None,
+            seed: AtomicU32::new(1),
+            kernels: Mutex::default(),
+            memory: Mutex::default(),
+        }
+    }
+
+    /// With every `from` in the source replaced by `to`.
+    pub fn with_fault(self, from: &'static str, to: &'static str) -> Fibres {
+        Fibres { fault: Some((from, to)), ..self }
+    }
+
+    fn compile(&self, program: &Program) -> Result<PathBuf> {
+        let binary = self.folder.join(format!("{}-{}", program.name, program.hash("g++")));
+        if binary.exists() {
+            return Ok(binary);
+        }
+        let mut source = program.source.clone();
+        if let Some((from, to)) = self.fault {
+            assert!(source.contains(from), "the planted fault does not fit: {from:?}");
+            source = source.replace(from, to);
+        }
+        let file = binary.with_extension("cu");
+        fs::write(&file, source).unwrap();
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda_cpu");
+        let mut command = Command::new("g++");
+        command.args([
+            "-std=c++17",
+            "-O2",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-Wno-unknown-pragmas",
+            "-Wno-unused-function",
+            "-Wno-clobbered",
+        ]);
+        command.args(match self.sanitizer {
+            Sanitizer::None => &[][..],
+            Sanitizer::Address => &["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+            Sanitizer::Thread => &["-fsanitize=thread"],
+        });
+        command.args(program.definitions());
+        command.arg("-include").arg(here.join("fibres.h")).arg("-include").arg(&file);
+        command.args(["-x", "c++"]).arg(here.join("launcher.h")).arg("-o").arg(&binary);
+        let output = command.output().map_err(|e| Error::Engine(format!("g++: {e}")))?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if !output.status.success() || (self.fault.is_none() && said.contains("warning")) {
+            return Err(Error::Engine(format!("{command:?}\n{said}")));
+        }
+        Ok(binary)
+    }
+
+    fn run(&self, binary: &Path, launch: &Path, result: &Path) -> Command {
+        // The thread sanitizer wants its addresses where they are without randomisation.
+        let mut command = match self.sanitizer {
+            Sanitizer::Thread => Command::new("setarch"),
+            _ => Command::new(binary),
+        };
+        if self.sanitizer == Sanitizer::Thread {
+            command.arg("-R").arg(binary).env("TSAN_OPTIONS", "halt_on_error=1:exitcode=66");
+        }
+        command.arg(launch).arg(result);
+        command
+    }
+}
+
+impl Driver for Fibres {
+    fn describe(&self) -> String {
+        "kernels on the CPU".into()
+    }
+
+    fn shared_memory(&self) -> usize {
+        96 << 10
+    }
+
+    fn multiprocessors(&self) -> usize {
+        2
+    }
+
+    fn kernel(&self, program: &Program, name: &str) -> Result<KernelId> {
+        let binary = self.compile(program)?;
+        let mut kernels = self.kernels.lock().unwrap();
+        kernels.push((binary, name.to_string()));
+        Ok(KernelId(kernels.len() - 1))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let mut memory = self.memory.lock().unwrap();
+        // as no pointer and no number looks
+        let address = memory.keys().last().map_or(0x5a5a_0000_0000_0000, |last| last + (1 << 32));
+        memory.insert(address, vec![0xff; bytes]);
+        Ok(address)
+    }
+
+    fn free(&self, address: u64) {
+        assert!(self.memory.lock().unwrap().remove(&address).is_some(), "freed twice, or never allocated");
+    }
+
+    fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.memory.lock().unwrap().get_mut(&address).unwrap()[..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
+        bytes.copy_from_slice(&self.memory.lock().unwrap()[&address][..bytes.len()]);
+        Ok(())
+    }
+
+    unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()> {
+        let (binary, name) = self.kernels.lock().unwrap()[kernel.0].clone();
+        let mut memory = self.memory.lock().unwrap();
+        let (launch, result) = (self.folder.join("launch"), self.folder.join("result"));
+        let mut file = std::io::BufWriter::new(File::create(&launch).unwrap());
+        let (seed, n) = (self.seed.load(Ordering::Relaxed), argument.len());
+        writeln!(file, "{name} {grid} {block} {shared} {seed} {} {n}", memory.len()).unwrap();
+        for (address, bytes) in memory.iter() {
+            file.write_all(&address.to_le_bytes()).unwrap();
+            file.write_all(&(bytes.len() as u64).to_le_bytes()).unwrap();
+            file.write_all(bytes).unwrap();
+        }
+        file.write_all(argument).unwrap();
+        file.into_inner().unwrap();
+        let mut command = self.run(&binary, &launch, &result);
+        let output = command.output().map_err(|e| Error::Engine(format!("{command:?}: {e}")))?;
+        if !output.status.success() {
+            return Err(Error::Engine(String::from_utf8_lossy(&output.stderr).into_owned()));
+        }
+        let bytes = fs::read(&result).unwrap();
+        let mut rest = &bytes[..];
+        for buffer in memory.values_mut() {
+            let (contents, others) = rest.split_at(buffer.len());
+            buffer.copy_from_slice(contents);
+            rest = others;
+        }
+        Ok(())
+    }
+}
