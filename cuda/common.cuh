@@ -1,8 +1,8 @@
 // What all kernels share. Nothing is included from elsewhere, so that a machine needs only the driver and libnvrtc.
 //
 // A kernel takes one struct by value, KERNEL(name, Arguments); THREADS, and REAL for the type of the networks, are given when
-// it is compiled. Rows of a batch are worked on in tiles: a block holds TILE rows in shared memory, each array as
-// [number][TILE], so that neighbouring threads, which work on neighbouring rows, read neighbouring words.
+// it is compiled. Arrays in shared memory are [number][lane], lanes being the rows of a batch, or the atoms of a molecule, so that
+// neighbouring threads, which work on neighbouring lanes, read neighbouring words.
 //
 // The same text is compiled as C++ for tests on the CPU, where KERNEL, DYNAMIC_SHARED and the names of CUDA are those of
 // tests/cuda_cpu/fibres.h.
@@ -85,43 +85,46 @@ static __device__ real softplus(real x) {
 struct alignas(4 * sizeof(real)) Four { real v[4]; };
 struct alignas(2 * sizeof(real)) Two { real v[2]; };
 
-// y = activation(W x + b) for x[n_in][TILE] and y[n_out][TILE] in shared memory, by all threads of the block. W is stored
-// [n_in][n_out], n_out even. A thread has two outputs of eight rows in registers: two reads of shared memory (the same address
-// in a whole warp) and one of W for sixteen multiply-adds. The sum over inputs is in their order, whatever TILE.
-static __device__ void dense(const real* w, const real* b, int n_in, int n_out, int activation, const real* x, real* y) {
-  const int ROWS = 8;
+// W x for x[n_in][lanes] in shared memory, by all threads of the block; lanes are a multiple of eight. W is stored [n_in][n_out],
+// n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory (the same address in a whole
+// warp) and one of W for sixteen multiply-adds. `start(o, lane, sum)` writes what eight lanes of output o start from, and
+// `finish(o, lane, sum)` takes what they come to. The sum over inputs is in their order.
+template <class Start, class Finish>
+static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
+                               const Finish& finish) {
   const int columns = n_out / 2;
-  for (int item = threadIdx.x; item < columns * (TILE / ROWS); item += THREADS) {
-    const int o = 2 * (item % columns), first = ROWS * (item / columns);
-    const Two bias = *(const Two*)(b + o);
-    real left[ROWS], right[ROWS];
-#pragma unroll
-    for (int r = 0; r < ROWS; ++r) { left[r] = bias.v[0]; right[r] = bias.v[1]; }
+  for (int item = threadIdx.x; item < columns * (lanes / 8); item += THREADS) {
+    const int o = 2 * (item % columns), first = 8 * (item / columns);
+    real left[8], right[8];
+    start(o, first, left);
+    start(o + 1, first, right);
 #pragma unroll 4
     for (int k = 0; k < n_in; ++k) {
       const Two weight = *(const Two*)(w + (size_t)k * n_out + o);
-      const Four* row = (const Four*)(x + k * TILE + first);
+      const Four* lane = (const Four*)(x + k * lanes + first);
 #pragma unroll
-      for (int quarter = 0; quarter < ROWS / 4; ++quarter) {
-        const Four four = row[quarter];
+      for (int half = 0; half < 2; ++half) {
+        const Four four = lane[half];
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
-          left[4 * quarter + r] += weight.v[0] * four.v[r];
-          right[4 * quarter + r] += weight.v[1] * four.v[r];
+          left[4 * half + r] += weight.v[0] * four.v[r];
+          right[4 * half + r] += weight.v[1] * four.v[r];
         }
       }
     }
+    finish(o, first, left);
+    finish(o + 1, first, right);
+  }
+}
+
+// Eight lanes to memory.
+static __device__ void put_eight(real* to, const real* from) {
 #pragma unroll
-    for (int quarter = 0; quarter < ROWS / 4; ++quarter) {
-      Four a, c;
+  for (int half = 0; half < 2; ++half) {
+    Four four;
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        a.v[r] = activate(activation, left[4 * quarter + r]);
-        c.v[r] = activate(activation, right[4 * quarter + r]);
-      }
-      *(Four*)(y + o * TILE + first + 4 * quarter) = a;
-      *(Four*)(y + (o + 1) * TILE + first + 4 * quarter) = c;
-    }
+    for (int r = 0; r < 4; ++r) four.v[r] = from[4 * half + r];
+    *(Four*)(to + 4 * half) = four;
   }
 }
 

@@ -95,6 +95,20 @@ static __device__ void settle(const Shared& s, int count, double sign) {
 
 // ---------------------------------------------------------------- networks
 
+// y = activation(W x + b) for x[n_in][TILE]. The result of a row does not depend on TILE.
+static __device__ void dense(const real* w, const real* b, int n_in, int n_out, int activation, const real* x, real* y) {
+  const auto bias = [&](int o, int, real* sum) {
+#pragma unroll
+    for (int r = 0; r < 8; ++r) sum[r] = b[o];
+  };
+  const auto activated = [&](int o, int lane, real* sum) {
+#pragma unroll
+    for (int r = 0; r < 8; ++r) sum[r] = activate(activation, sum[r]);
+    put_eight(y + o * TILE + lane, sum);
+  };
+  product(w, n_in, n_out, TILE, x, bias, activated);
+}
+
 // Writes the outputs of a network to `out`; ends with a barrier.
 static __device__ void conditioner(const Arguments& a, const Shared& s, const Network& network, real* out) {
   const int p = network.n_periodic;

@@ -17,7 +17,7 @@ pub struct Program {
 
 /// The programs of all models, in the variants that are used.
 pub fn all() -> Vec<Program> {
-    crate::models::coupling::programs()
+    [crate::models::coupling::programs(), crate::models::gvp_flow::programs()].concat()
 }
 
 impl Program {

@@ -1,5 +1,8 @@
 //! What the networks of continuous flows and energy-based models compute, in the networks' own units and f64 outside.
 
+use crate::device::Device;
+use crate::error::Result;
+
 /// A time-dependent vector field f(t, x): the network of a continuous flow.
 ///
 /// Batches are row-major, `x[n][dimension]` with `t[n]`; a row's result does not depend on the other rows. Non-finite input
@@ -12,6 +15,21 @@ pub trait VectorField: Send + Sync {
     /// of the network. A network without this costs three more directions a divergence and cannot be folded to one hand.
     fn is_equivariant(&self) -> bool {
         false
+    }
+
+    /// Rows that are best integrated together: few, since an exact divergence carries the tangents of each through the network.
+    fn rows_at_once(&self) -> usize {
+        4
+    }
+
+    /// Where it runs, for messages.
+    fn device(&self) -> String {
+        Device::cpu().describe()
+    }
+
+    /// What went wrong in an evaluation, whose results are NaN then: a GPU may fail, which is no rejected proposal. It stays so.
+    fn failure(&self) -> Result<()> {
+        Ok(())
     }
 
     /// `f[n][dimension]`.

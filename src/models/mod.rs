@@ -14,6 +14,8 @@ pub mod mlp_ebm;
 pub mod network;
 pub mod tarflow;
 
+use continuous::ContinuousFlow;
+
 pub use card::{ModelCard, ModelConfig, TargetInfo};
 pub use field::{EnergyFunction, VectorField};
 
@@ -119,6 +121,10 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
         match &file.card.model {
             ModelConfig::Coupling(_) => {
                 return Ok(Arc::new(coupling::CouplingFlow::<R>::from_file(file)?.on_device(driver)?))
+            }
+            ModelConfig::GvpFlow(config) => {
+                let flow = ContinuousFlow::<gvp_flow::GvpOnDevice<R>>::from_file_on(file, config, driver)?;
+                return Ok(Arc::new(flow));
             }
             other => device.without_kernels(other.kind())?,
         }

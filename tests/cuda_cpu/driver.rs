@@ -23,6 +23,7 @@ pub enum Sanitizer {
 pub struct Fibres {
     folder: PathBuf,
     sanitizer: Sanitizer,
+    shared_memory: usize,
     /// (what to look for, what to put there), applied to the source: a planted fault.
     fault: Option<(&'static str, &'static str)>,
     /// Order of warps and lanes.
@@ -39,6 +40,7 @@ impl Fibres {
         Fibres {
             folder,
             sanitizer,
+            shared_memory: 227 << 10,
             fault: None,
             seed: AtomicU32::new(1),
             kernels: Mutex::default(),
@@ -49,6 +51,11 @@ impl Fibres {
     /// With every `from` in the source replaced by `to`.
     pub fn with_fault(self, from: &'static str, to: &'static str) -> Fibres {
         Fibres { fault: Some((from, to)), ..self }
+    }
+
+    /// With so many bytes of shared memory a block instead of those of an H100.
+    pub fn with_shared_memory(self, shared_memory: usize) -> Fibres {
+        Fibres { shared_memory, ..self }
     }
 
     fn compile(&self, program: &Program) -> Result<PathBuf> {
@@ -67,7 +74,6 @@ impl Fibres {
         let mut command = Command::new("g++");
         command.args([
             "-std=c++17",
-            "-O2",
             "-g",
             "-Wall",
             "-Wextra",
@@ -76,9 +82,9 @@ impl Fibres {
             "-Wno-clobbered",
         ]);
         command.args(match self.sanitizer {
-            Sanitizer::None => &[][..],
-            Sanitizer::Address => &["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-            Sanitizer::Thread => &["-fsanitize=thread"],
+            Sanitizer::None => &["-O2"][..],
+            Sanitizer::Address => &["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+            Sanitizer::Thread => &["-O1", "-fsanitize=thread"],
         });
         command.args(program.definitions());
         command.arg("-include").arg(here.join("fibres.h")).arg("-include").arg(&file);
@@ -111,7 +117,7 @@ impl Driver for Fibres {
     }
 
     fn shared_memory(&self) -> usize {
-        96 << 10
+        self.shared_memory
     }
 
     fn multiprocessors(&self) -> usize {

@@ -3,6 +3,7 @@
 
 mod coupling;
 mod driver;
+mod gvp_flow;
 
 use driver::{Fibres, Sanitizer};
 use modejump::device::{Buffer, Driver, Program};

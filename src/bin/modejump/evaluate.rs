@@ -43,6 +43,7 @@ impl Evaluate {
                 return Err(Error::Model { path: self.model.display().to_string(), reason: reason.into() });
             }
         };
+        model.field().map_or(Ok(()), |field| field.failure())?;
         write_atomically(&self.output, &write_tensors(&arrays, Default::default())?)?;
         let (output, n) = (self.output.display().to_string(), input.t.len());
         let names: Vec<&str> = arrays.keys().map(String::as_str).collect();

@@ -25,9 +25,6 @@ use crate::rng::{Stream, StreamId};
 use rayon::prelude::*;
 use std::f64::consts::LN_2;
 
-/// Samples that are integrated together: few, since an exact divergence carries 3N tangents of each through the network. A
-/// sample's result does not depend on its chunk.
-const CHUNK: usize = 4;
 const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
 
 /// How well a sample finds its way back.
@@ -209,14 +206,15 @@ impl<F: VectorField> ContinuousFlow<F> {
         probes
     }
 
-    /// Carries points `y[n][3N]` (network's units) over the span and adds ∫ div dt to `integral[n]`, unless that is empty.
-    fn carry(&self, span: [f64; 2], y: &mut [f64], integral: &mut [f64]) -> Vec<Report> {
-        let d = self.field.dimension();
+    /// Carries points `y[n][3N]` (network's units) over the span and adds ∫ div dt to `integral[n]`, unless that is empty. A
+    /// sample's result does not depend on its chunk.
+    fn carry(&self, span: [f64; 2], y: &mut [f64], integral: &mut [f64]) -> Result<Vec<Report>> {
+        let (d, chunk) = (self.field.dimension(), self.field.rows_at_once());
         let parts: Vec<&mut [f64]> = match integral.is_empty() {
-            true => y.chunks(CHUNK * d).map(|_| &mut [][..]).collect(),
-            false => integral.chunks_mut(CHUNK).collect(),
+            true => y.chunks(chunk * d).map(|_| &mut [][..]).collect(),
+            false => integral.chunks_mut(chunk).collect(),
         };
-        let chunks = y.par_chunks_mut(CHUNK * d).zip(parts);
+        let chunks = y.par_chunks_mut(chunk * d).zip(parts);
         let reports: Vec<Vec<Report>> = chunks
             .map(|(y, integral)| {
                 let probes = if integral.is_empty() { Vec::new() } else { self.probes(y) };
@@ -224,7 +222,8 @@ impl<F: VectorField> ContinuousFlow<F> {
                 ode::integrate(&self.config.solver, span, d, y, integral, &mut derivative)
             })
             .collect();
-        reports.concat()
+        self.field.failure()?;
+        Ok(reports.concat())
     }
 
     /// Network's units → nm, and the mirror image where the hand is wrong.
@@ -264,7 +263,7 @@ impl<F: VectorField> ContinuousFlow<F> {
         }
         let log_prior: Vec<f64> = x.chunks_exact(d).map(|z| self.log_prior(z)).collect();
         log_det.fill(0.0);
-        let reports = self.carry(self.config.times, x, log_det);
+        let reports = self.carry(self.config.times, x, log_det)?;
         for (row, x) in x.chunks_exact_mut(d).enumerate() {
             let status = if reports[row].end == End::Done { self.finish(x) } else { Status::NonFinite };
             log_det[row] += self.log_unit();
@@ -304,7 +303,7 @@ impl<F: VectorField> ContinuousFlow<F> {
         }
         let mut integral = vec![0.0; usable.len()];
         let [prior, data] = self.config.times;
-        let done = self.carry([data, prior], &mut packed, &mut integral);
+        let done = self.carry([data, prior], &mut packed, &mut integral)?;
         let untouched = Report { evaluations: 0, accepted: 0, rejected: 0, end: End::Done };
         let mut reports = vec![untouched; log_density.len()];
         z.fill(f64::NAN);
@@ -377,14 +376,15 @@ impl<F: VectorField> ContinuousFlow<F> {
                 x.len()
             )));
         }
-        let chunks = x.par_chunks_mut(CHUNK * d).zip(status.par_chunks_mut(CHUNK)).enumerate();
+        let rows = self.field.rows_at_once();
+        let chunks = x.par_chunks_mut(rows * d).zip(status.par_chunks_mut(rows)).enumerate();
         chunks.for_each(|(chunk, (x, status))| {
-            let mut streams: Vec<Stream> = (0..status.len()).map(|row| streams(chunk * CHUNK + row)).collect();
+            let mut streams: Vec<Stream> = (0..status.len()).map(|row| streams(chunk * rows + row)).collect();
             x.chunks_exact_mut(d).zip(&mut streams).for_each(|(x, stream)| self.draw_prior(stream, x));
             self.stochastic_steps(steps, &mut streams, x);
             x.chunks_exact_mut(d).zip(status).for_each(|(x, status)| *status = self.finish(x));
         });
-        Ok(())
+        self.field.failure()
     }
 
     fn stochastic_steps(&self, steps: usize, streams: &mut [Stream], x: &mut [f64]) {
@@ -457,7 +457,7 @@ impl<F: VectorField> Density for ContinuousFlow<F> {
             return Err(Error::invalid(format!("{} samples of {d} coordinates in {} numbers", status.len(), x.len())));
         }
         x.chunks_exact_mut(d).enumerate().for_each(|(row, x)| self.draw_prior(&mut streams(row), x));
-        let reports = self.carry(self.config.times, x, &mut []);
+        let reports = self.carry(self.config.times, x, &mut [])?;
         for ((x, status), report) in x.chunks_exact_mut(d).zip(status).zip(reports) {
             *status = if report.end == End::Done { self.finish(x) } else { Status::NonFinite };
         }
@@ -500,6 +500,10 @@ impl<F: VectorField> Model for ContinuousFlow<F> {
 
     fn hash(&self) -> &str {
         &self.hash
+    }
+
+    fn device(&self) -> String {
+        self.field.device()
     }
 
     fn flow(&self) -> Option<&dyn Flow> {

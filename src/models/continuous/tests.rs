@@ -445,7 +445,7 @@ fn the_prior_of_the_reference_is_unnormalised_and_a_surrogate() {
 fn results_do_not_depend_on_threads_or_on_the_batch() {
     let flow =
         flow(Pairs { atoms: 4, strength: 0.5, wind: 0.2 }, ContinuousConfig { solver: Method::default(), ..plain() });
-    let n = 3 * CHUNK + 1;
+    let n = 3 * flow.vector_field().rows_at_once() + 1;
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| sample(&flow, n))

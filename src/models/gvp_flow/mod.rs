@@ -16,6 +16,7 @@
 //! ```
 
 mod cpu;
+mod cuda;
 mod edges;
 mod format;
 mod gvp;
@@ -28,6 +29,7 @@ mod tangent;
 #[cfg(test)]
 mod tests;
 
+pub use cuda::{programs, GvpOnDevice};
 pub use format::boltznce;
 
 use crate::error::{Error, Result};

@@ -5,7 +5,7 @@ pub mod cases;
 use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
 use clap::Args;
 use modejump::density::Density;
-use modejump::device;
+use modejump::device::{self, Driver};
 use modejump::io::model_file;
 use modejump::models::coupling::CouplingFlow;
 use modejump::models::{EnergyFunction, VectorField};
@@ -15,6 +15,7 @@ use modejump::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const NAMES: [&str; 14] = [
@@ -36,6 +37,7 @@ const NAMES: [&str; 14] = [
 const BATCHES: [usize; 2] = [1, 1000];
 /// Of flows on a GPU.
 const DEVICE_BATCHES: [usize; 3] = [1, 1000, 100_000];
+const FIELD_DEVICE_BATCHES: [usize; 2] = [1, 1024];
 const FIELD_BATCHES: [usize; 2] = [1, 128];
 const TOKEN_BATCHES: [usize; 2] = [1, 64];
 const DIVERGENCE_BATCHES: [usize; 2] = [1, 8];
@@ -137,7 +139,11 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         }
         "gvp_flow/velocity" | "gvp_flow/velocity_divergence" => {
             let field = cases::gvp_field()?;
-            measure_field(name, &field, [field.flops(), field.divergence_flops()], report)?;
+            let flops = [field.flops(), field.divergence_flops()];
+            match device::default()?.driver() {
+                None => measure_field(name, &field, flops, report)?,
+                Some(driver) => measure_field(name, &field.on_device(driver)?, flops, &report.on(driver))?,
+            }
         }
         "egnn_flow/velocity" | "egnn_flow/velocity_divergence" => {
             let field = cases::egnn()?;
@@ -169,7 +175,7 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
             }
             Some(driver) => {
                 let on_device = flow.cast::<f32>()?.on_device(driver)?;
-                let report = Report { device: driver.describe(), peak: None, ..report.clone() };
+                let report = report.on(driver);
                 for batch in DEVICE_BATCHES {
                     report.line(name, None, batch, time_of(name, &on_device, batch)?, flow.flops());
                 }
@@ -192,7 +198,12 @@ fn time_of(name: &str, flow: &dyn Density, batch: usize) -> Result<f64> {
 /// Lines of a field; `flops` of a value, and of a value with its divergence.
 fn measure_field(name: &'static str, field: &dyn VectorField, flops: [f64; 2], report: &Report) -> Result<()> {
     let divergence = name.ends_with("velocity_divergence");
-    for batch in if divergence { DIVERGENCE_BATCHES } else { FIELD_BATCHES } {
+    let batches = match (report.peak.is_some(), divergence) {
+        (false, _) => &FIELD_DEVICE_BATCHES[..],
+        (true, true) => &DIVERGENCE_BATCHES,
+        (true, false) => &FIELD_BATCHES,
+    };
+    for &batch in batches {
         let mut fields = Fields::new(field, batch);
         let time = fastest(|| if divergence { fields.velocity_divergence() } else { fields.velocity() })?;
         report.line(name, Some("ala2"), batch, time, flops[usize::from(divergence)]);
@@ -256,6 +267,11 @@ struct Report {
 }
 
 impl Report {
+    /// For a GPU, whose peak is not measured.
+    fn on(&self, driver: &Arc<dyn Driver>) -> Report {
+        Report { device: driver.describe(), peak: None, ..self.clone() }
+    }
+
     fn header(&self) {
         if !self.json {
             let peak = self.peak.unwrap_or(f64::NAN);

@@ -1,0 +1,144 @@
+//! The vector field of BoltzNCE.
+
+use super::driver::{Fibres, Sanitizer};
+use super::fibres;
+use modejump::device::{Device, Driver};
+use modejump::models::gvp_flow::{GvpConfig, GvpField};
+use modejump::models::VectorField;
+use modejump::nn::Real;
+use modejump::rng::{Stream, StreamId};
+use std::sync::Arc;
+
+/// A small network with odd sizes.
+fn small<R: Real>() -> GvpField<R> {
+    let config = GvpConfig {
+        features: vec![vec![0], vec![1], vec![0, 2], vec![], vec![1]],
+        n_features: 3,
+        n_layers: 3,
+        n_scalars: 11,
+        n_vectors: 3,
+        rbf_max: 6.0,
+        rbf_count: 5,
+        message_norm: 2.0,
+        coordinate_range: 1.5,
+    };
+    GvpField::random(config, 4).unwrap()
+}
+
+/// BoltzNCE's sizes for alanine dipeptide.
+fn whole<R: Real>() -> GvpField<R> {
+    let config = GvpConfig {
+        features: (0..22).map(|i| vec![i % 21]).collect(),
+        n_features: 21,
+        n_layers: 5,
+        n_scalars: 64,
+        n_vectors: 16,
+        rbf_max: 20.0,
+        rbf_count: 16,
+        message_norm: 10.0,
+        coordinate_range: 10.0,
+    };
+    GvpField::random(config, 5).unwrap()
+}
+
+fn normals(n: usize, index: u64) -> Vec<f64> {
+    let mut stream = Stream::new(9, StreamId::Test, index, 0);
+    (0..n).map(|_| stream.normal()).collect()
+}
+
+fn largest(a: &[f64], b: &[f64]) -> f64 {
+    assert!(a.iter().chain(b).all(|v| v.is_finite()));
+    let size = a.iter().fold(1.0, |m: f64, v| m.max(v.abs()));
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / size
+}
+
+/// Values, divergences and derivatives against the CPU, relative to the largest number.
+fn compare<R: Real>(name: &str, host: &GvpField<R>, driver: &Arc<dyn Driver>, rows: usize, tolerance: f64) {
+    let card = host.on_device(driver).unwrap();
+    let d = host.dimension();
+    let (x, dx) = (normals(rows * d, 1), normals(rows * d, 2));
+    let t: Vec<f64> = (0..rows).map(|row| 0.1 + 0.2 * row as f64).collect();
+    let run = |field: &dyn VectorField| {
+        let (mut f, mut df, mut again, mut divergence) =
+            (vec![0.0; rows * d], vec![0.0; rows * d], vec![0.0; rows * d], vec![0.0; rows]);
+        field.evaluate(&t, &x, &mut f);
+        field.evaluate_divergence(&t, &x, &mut again, &mut divergence);
+        assert!(largest(&f, &again) < tolerance);
+        field.evaluate_jvp(&t, &x, &dx, &mut again, &mut df);
+        assert!(largest(&f, &again) < tolerance);
+        field.failure().unwrap();
+        (f, df, divergence)
+    };
+    let ((f, df, divergence), found) = (run(host), run(&card));
+    for (what, a, b) in [("f", &f, &found.0), ("df", &df, &found.1), ("divergence", &divergence, &found.2)] {
+        let error = largest(a, b);
+        println!("{name}: {what} {error:.1e}");
+        assert!(error < tolerance, "{name}: {what} differs by {error:e}");
+    }
+}
+
+#[test]
+fn small_networks() {
+    compare("small-f64", &small::<f64>(), &fibres("gvp-small-f64", Sanitizer::None), 3, 1e-12);
+    compare("small-f32", &small::<f32>(), &fibres("gvp-small-f32", Sanitizer::None), 3, 2e-5);
+}
+
+#[test]
+fn sizes_of_boltznce() {
+    compare("whole-f64", &whole::<f64>(), &fibres("gvp-whole-f64", Sanitizer::None), 1, 1e-11);
+    compare("whole-f32", &whole::<f32>(), &fibres("gvp-whole-f32", Sanitizer::None), 1, 5e-5);
+}
+
+/// With too little shared memory the state of a block lies in memory of its own, and blocks take several configurations.
+#[test]
+fn without_shared_memory() {
+    let driver: Arc<dyn Driver> =
+        Arc::new(Fibres::new("gvp-no-shared", Sanitizer::Address).with_shared_memory(1 << 10));
+    compare("no-shared", &small::<f32>(), &driver, 5, 2e-5);
+}
+
+#[test]
+fn under_the_address_sanitizer() {
+    compare("address", &small::<f32>(), &fibres("gvp-address", Sanitizer::Address), 2, 2e-5);
+}
+
+#[test]
+fn under_the_thread_sanitizer() {
+    compare("thread", &small::<f32>(), &fibres("gvp-thread", Sanitizer::Thread), 1, 2e-5);
+}
+
+/// A failed launch is an error, not a configuration that is rejected.
+#[test]
+fn a_failure_is_told() {
+    let fault = ("  put_eight(m.g + o * LANES + lane, sum);", "  put_eight(m.g + o * LANES + lane + 4000, sum);");
+    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("gvp-beyond", Sanitizer::Address).with_fault(fault.0, fault.1));
+    let card = small::<f32>().on_device(&driver).unwrap();
+    let mut f = vec![0.0; 15];
+    card.evaluate(&[0.5], &normals(15, 1), &mut f);
+    assert!(f.iter().all(|v| v.is_nan()));
+    let said = card.failure().unwrap_err().to_string();
+    assert!(said.contains("heap-buffer-overflow"), "{said}");
+}
+
+#[test]
+fn a_missing_barrier_is_a_data_race() {
+    let (from, to) = (
+        "  norms(m, gvp, w + gvp.direction_hidden, RADIAL);\n  __syncthreads();",
+        "  norms(m, gvp, w + gvp.direction_hidden, RADIAL);",
+    );
+    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("gvp-race", Sanitizer::Thread).with_fault(from, to));
+    let card = small::<f32>().on_device(&driver).unwrap();
+    card.evaluate(&[0.5], &normals(15, 1), &mut [0.0; 15]);
+    let said = card.failure().unwrap_err().to_string();
+    assert!(said.contains("data race"), "{said}");
+}
+
+#[test]
+#[ignore = "needs a GPU: make test-gpu"]
+fn on_a_gpu() {
+    let device = Device::cuda(0).unwrap();
+    let driver = device.driver().unwrap();
+    compare("small-f64", &small::<f64>(), driver, 9, 1e-12);
+    compare("whole-f64", &whole::<f64>(), driver, 9, 1e-11);
+    compare("whole-f32", &whole::<f32>(), driver, 9, 5e-5);
+}
