@@ -10,10 +10,13 @@
 #define MODEJUMP_COMMON
 
 #ifdef __CUDACC__
-// At least 512 threads a multiprocessor, which leaves each 128 registers; half as many threads with f64 networks.
-#define KERNEL(name, Arguments)                                                                        \
-  extern "C" __global__ void __launch_bounds__(THREADS, (sizeof(REAL) == 8 ? 256 : 512) / THREADS) \
-      name(const Arguments a)
+// RESIDENT threads a multiprocessor, half as many with f64 networks: of 65,536 registers 512 threads have 128 each.
+#ifndef RESIDENT
+#define RESIDENT 512
+#endif
+#define KERNEL(name, Arguments)                                                                       \
+  extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / (sizeof(REAL) / 4) / THREADS) name( \
+      const Arguments a)
 #define DYNAMIC_SHARED(name) extern __shared__ double name[]
 #endif
 

@@ -1,21 +1,8 @@
 // The vector field of BoltzNCE (src/models/gvp_flow/mod.rs has the equations), with its exact divergence by forward mode.
 //
-// A block takes one configuration through the whole network; everything it needs lies in shared memory, or in memory of its own
-// where that is too small. A number is a jet of COMPONENTS: its value, and its derivatives along COMPONENTS − 1 directions,
-//
-//   1  the value of the field
-//   2  the derivative along a given direction, or along one coordinate
-//   4  the derivatives along the three coordinates of one atom
-//
-// so a divergence is shared out over blocks, each with the coordinates of other atoms. A linear layer acts on every component
-// alike: it is one product with PADDED · COMPONENTS lanes, and only the value gets the bias. Moving all atoms together changes
-// nothing, so derivatives along the last atom are minus the sum of the others.
-//
-// Sizes are those of one model: ATOMS, PADDED (atoms, a multiple of 8), SCALARS, VECTORS, RADIAL, LAYERS.
-#include "common.cuh"
+// Sizes are those of one model: SCALARS, VECTORS, RADIAL, LAYERS.
+#include "jets.cuh"
 
-#define LANES (PADDED * COMPONENTS)
-#define EVEN(n) (((n) + 1) / 2 * 2)
 #define HIDDEN (VECTORS + 1)
 #define SMALLEST_SQUARE (real)1e-8
 #define EPSILON (real)1e-5
@@ -31,94 +18,14 @@ struct Norm { int weight, bias; };
 struct Layer { Gvp message, update, position; Norm message_norm, update_norm; };
 
 struct Arguments {
+  Batch batch;
   const real* weights;
   const Layer* layers;
   const Gvp* output;
   const real* embedding;  // [ATOMS][SCALARS], without the time
   const real* time;       // [SCALARS]
-  // x[n][ATOMS][3] and t[n]; dx as x for derivatives along a direction; f and df as x; parts[n][PARTS] of the divergence
-  const double* t;
-  const double* x;
-  const double* dx;
-  double* f;
-  double* df;
-  double* parts;
-  real* scratch;  // [blocks][MEMORY], or null for shared memory
   double rbf_max, message_norm, coordinate_range;
-  int n, padding;
 };
-
-// ---------------------------------------------------------------- jets
-
-struct Jet { real v[COMPONENTS]; };
-
-static __device__ Jet jet_at(const real* array, int lane) {
-  Jet a;
-#pragma unroll
-  for (int c = 0; c < COMPONENTS; ++c) a.v[c] = array[lane * COMPONENTS + c];
-  return a;
-}
-static __device__ void put(real* array, int lane, Jet a) {
-#pragma unroll
-  for (int c = 0; c < COMPONENTS; ++c) array[lane * COMPONENTS + c] = a.v[c];
-}
-static __device__ Jet constant(real value) {
-  Jet a;
-#pragma unroll
-  for (int c = 0; c < COMPONENTS; ++c) a.v[c] = c == 0 ? value : (real)0;
-  return a;
-}
-static __device__ Jet operator+(Jet a, Jet b) {
-#pragma unroll
-  for (int c = 0; c < COMPONENTS; ++c) a.v[c] += b.v[c];
-  return a;
-}
-static __device__ Jet operator-(Jet a, Jet b) {
-#pragma unroll
-  for (int c = 0; c < COMPONENTS; ++c) a.v[c] -= b.v[c];
-  return a;
-}
-static __device__ Jet operator*(real s, Jet a) {
-#pragma unroll
-  for (int c = 0; c < COMPONENTS; ++c) a.v[c] *= s;
-  return a;
-}
-static __device__ Jet operator*(Jet a, Jet b) {
-  Jet r;
-  r.v[0] = a.v[0] * b.v[0];
-#pragma unroll
-  for (int c = 1; c < COMPONENTS; ++c) r.v[c] = a.v[c] * b.v[0] + a.v[0] * b.v[c];
-  return r;
-}
-// f(a), from f and f′ there.
-static __device__ Jet chain(Jet a, real value, real slope) {
-  a.v[0] = value;
-#pragma unroll
-  for (int c = 1; c < COMPONENTS; ++c) a.v[c] *= slope;
-  return a;
-}
-static __device__ Jet root(Jet a) {
-  const real value = sqrt(a.v[0]);
-  return chain(a, value, (real)0.5 / value);
-}
-static __device__ Jet reciprocal(Jet a) {
-  const real value = (real)1 / a.v[0];
-  return chain(a, value, -value * value);
-}
-static __device__ Jet sigmoid(Jet a) {
-  const real value = (real)1 / ((real)1 + exp(-a.v[0]));
-  return chain(a, value, value * ((real)1 - value));
-}
-// a σ(βa)
-static __device__ Jet swish(Jet a, real beta) {
-  const real scaled = beta * a.v[0], s = (real)1 / ((real)1 + exp(-scaled));
-  return chain(a, a.v[0] * s, s * ((real)1 + scaled * ((real)1 - s)));
-}
-static __device__ Jet hyperbolic_tangent(Jet a) {
-  const real value = tanh(a.v[0]);
-  return chain(a, value, (real)1 - value * value);
-}
-static __device__ Jet at_least(Jet a, real smallest) { return a.v[0] < smallest ? constant(smallest) : a; }
 
 // ---------------------------------------------------------------- memory of a block
 
@@ -148,31 +55,7 @@ static __device__ State layout(real* memory) {
   return m;
 }
 
-#define FOR_ITEMS(i, atom, count)                                                             \
-  for (int item = threadIdx.x, i = item / PADDED, atom = item % PADDED; item < (count) * PADDED; \
-       item += THREADS, i = item / PADDED, atom = item % PADDED)
-
 // ---------------------------------------------------------------- the geometric vector perceptron
-
-// Eight lanes of a product that starts at a bias, and of one that starts at zero.
-struct Bias {
-  const real* bias;
-  __device__ void operator()(int o, int, real* sum) const {
-#pragma unroll
-    for (int r = 0; r < 8; ++r) sum[r] = r % COMPONENTS == 0 ? bias[o] : (real)0;
-  }
-};
-struct Zero {
-  __device__ void operator()(int, int, real* sum) const {
-#pragma unroll
-    for (int r = 0; r < 8; ++r) sum[r] = (real)0;
-  }
-};
-struct Store {
-  real* to;
-  int lanes;
-  __device__ void operator()(int o, int lane, real* sum) const { put_eight(to + o * lanes + lane, sum); }
-};
 
 // The parts that are linear in s and V of every atom: W s + b, Wh V and Wu Wh V.
 static __device__ void linear_parts(const Arguments& a, const State& m, const Gvp& gvp) {
@@ -355,26 +238,9 @@ static __device__ void layer(const Arguments& a, const State& m, const Layer& la
 
 // ---------------------------------------------------------------- one configuration
 
-#define DIRECTIONS (COMPONENTS - 1)
-#define PARTS (COMPONENTS == 1 ? 1 : 3 * (ATOMS - 1) / (COMPONENTS == 1 ? 1 : DIRECTIONS))
-
-// x with its centroid at the origin, its derivatives, and the embedding of atoms and time.
 static __device__ void begin(const Arguments& a, const State& m, int row, int part) {
-  const double* x = a.x + (size_t)row * 3 * ATOMS;
-  FOR_ITEMS(axis, atom, 3) {
-    double centre = 0.0;
-    for (int i = 0; i < ATOMS; ++i) centre += x[3 * i + axis] / ATOMS;
-    // padding far away from everything, so that it divides by nothing small
-    Jet value = constant((real)(atom < ATOMS ? x[3 * atom + axis] - centre : 1e3 * (atom + 1)));
-#pragma unroll
-    for (int c = 1; c < COMPONENTS; ++c) {
-      const int direction = part * DIRECTIONS + c - 1;
-      if (a.dx) value.v[c] = (real)(atom < ATOMS ? a.dx[((size_t)row * ATOMS + atom) * 3 + axis] : 0.0);
-      else value.v[c] = (real)(3 * atom + axis == direction ? 1.0 : 0.0);
-    }
-    put(m.x + axis * LANES, atom, value);
-  }
-  const real t = (real)a.t[row];
+  read_positions(a.batch, m.x, row, part);
+  const real t = (real)a.batch.t[row];
   FOR_ITEMS(f, atom, SCALARS) {
     const real embedded = atom < ATOMS ? a.embedding[atom * SCALARS + f] : (real)0;
     put(m.s + f * LANES, atom, swish(constant(embedded + t * a.time[f]), (real)1));
@@ -385,30 +251,15 @@ static __device__ void begin(const Arguments& a, const State& m, int row, int pa
 
 static __device__ void finish(const Arguments& a, const State& m, int row, int part) {
   on_atoms(a, m, *a.output, false);
-  FOR_ITEMS(axis, atom, 3) {
-    const Jet f = single_output(m, jet_at(m.g, atom), axis, atom);
-    put(m.x + axis * LANES, atom, f);
-    if (atom < ATOMS && part == 0) a.f[((size_t)row * ATOMS + atom) * 3 + axis] = (double)f.v[0];
-    if (COMPONENTS == 2 && a.dx && atom < ATOMS) a.df[((size_t)row * ATOMS + atom) * 3 + axis] = (double)f.v[COMPONENTS - 1];
-  }
-  __syncthreads();
-  if (COMPONENTS > 1 && !a.dx && threadIdx.x == 0) {
-    double sum = 0.0;
-    for (int c = 1; c < COMPONENTS; ++c) {
-      const int direction = part * DIRECTIONS + c - 1, axis = direction % 3;
-      const real* f = m.x + axis * LANES;
-      sum += (double)f[direction / 3 * COMPONENTS + c] - (double)f[(ATOMS - 1) * COMPONENTS + c];
-    }
-    a.parts[(size_t)row * PARTS + part] = sum;
-  }
-  __syncthreads();
+  FOR_ITEMS(axis, atom, 3) put(m.x + axis * LANES, atom, single_output(m, jet_at(m.g, atom), axis, atom));
+  write_field(a.batch, m.x, row, part);
 }
 
 KERNEL(gvp_field, Arguments) {
   DYNAMIC_SHARED(memory);
-  const State m = layout(a.scratch ? a.scratch + (size_t)blockIdx.x * MEMORY : (real*)memory);
-  const int parts = a.dx ? 1 : PARTS;
-  for (int work = blockIdx.x; work < a.n * parts; work += gridDim.x) {
+  const State m = layout(a.batch.scratch ? a.batch.scratch + (size_t)blockIdx.x * MEMORY : (real*)memory);
+  const int parts = parts_of(a.batch);
+  for (int work = blockIdx.x; work < a.batch.n * parts; work += gridDim.x) {
     const int row = work / parts, part = work % parts;
     begin(a, m, row, part);
     for (int l = 0; l < LAYERS; ++l) layer(a, m, a.layers[l], l + 1 == LAYERS);

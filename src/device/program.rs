@@ -2,7 +2,19 @@
 
 use std::fmt::Write;
 
-const COMMON: &str = include_str!("../../cuda/common.cuh");
+/// What sources include, in the order of replacement: each may name those behind it.
+const HEADERS: [(&str, &str); 2] = [
+    ("#include \"jets.cuh\"", include_str!("../../cuda/jets.cuh")),
+    ("#include \"common.cuh\"", include_str!("../../cuda/common.cuh")),
+];
+
+/// The name of a network's type in the kernels.
+pub fn real<R>() -> &'static str {
+    match std::mem::size_of::<R>() {
+        8 => "double",
+        _ => "float",
+    }
+}
 
 /// The source of one file of `cuda/`, and the constants it is compiled with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -17,14 +29,15 @@ pub struct Program {
 
 /// The programs of all models, in the variants that are used.
 pub fn all() -> Vec<Program> {
-    [crate::models::coupling::programs(), crate::models::gvp_flow::programs()].concat()
+    use crate::models::{coupling, egnn_flow, gvp_flow};
+    [coupling::programs(), gvp_flow::programs(), egnn_flow::programs()].concat()
 }
 
 impl Program {
     pub fn new(name: &'static str, source: &str, constants: &[(&'static str, &dyn std::fmt::Display)]) -> Program {
         Program {
             name,
-            source: source.replace("#include \"common.cuh\"", COMMON),
+            source: HEADERS.iter().fold(source.to_string(), |source, (line, text)| source.replace(line, text)),
             constants: constants.iter().map(|(name, value)| (*name, value.to_string())).collect(),
         }
     }

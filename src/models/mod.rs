@@ -6,6 +6,7 @@ pub mod coupling;
 pub mod egnn_flow;
 pub mod energy;
 pub mod field;
+pub mod field_on_device;
 pub mod graphormer_ebm;
 pub mod gvp_ebm;
 pub mod gvp_flow;
@@ -13,8 +14,6 @@ pub mod invariant_ebm;
 pub mod mlp_ebm;
 pub mod network;
 pub mod tarflow;
-
-use continuous::ContinuousFlow;
 
 pub use card::{ModelCard, ModelConfig, TargetInfo};
 pub use field::{EnergyFunction, VectorField};
@@ -122,9 +121,11 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
             ModelConfig::Coupling(_) => {
                 return Ok(Arc::new(coupling::CouplingFlow::<R>::from_file(file)?.on_device(driver)?))
             }
-            ModelConfig::GvpFlow(config) => {
-                let flow = ContinuousFlow::<gvp_flow::GvpOnDevice<R>>::from_file_on(file, config, driver)?;
-                return Ok(Arc::new(flow));
+            ModelConfig::GvpFlow(_) => {
+                return Ok(Arc::new(gvp_flow::GvpFlow::<R>::from_file(file)?.on_device(driver)?))
+            }
+            ModelConfig::EgnnFlow(_) => {
+                return Ok(Arc::new(egnn_flow::EgnnFlow::<R>::from_file(file)?.on_device(driver)?))
             }
             other => device.without_kernels(other.kind())?,
         }

@@ -3,6 +3,8 @@
 
 mod coupling;
 mod driver;
+mod egnn_flow;
+mod fields;
 mod gvp_flow;
 
 use driver::{Fibres, Sanitizer};

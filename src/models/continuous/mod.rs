@@ -14,16 +14,23 @@ mod config;
 
 pub use config::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior, Schedule};
 
+use super::egnn_flow::Egnn;
 use super::field::VectorField;
+use super::field_on_device::FieldOnDevice;
+use super::gvp_flow::GvpField;
+use super::network::Evaluator;
 use super::{Flow, Model, ModelCard};
 use crate::coordinates::vector::centre;
 use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
+use crate::device::Driver;
 use crate::error::{Error, Result};
+use crate::nn::Real;
 use crate::ode::{self, End, Report, Stage};
 use crate::rng::{Stream, StreamId};
 use rayon::prelude::*;
 use std::f64::consts::LN_2;
+use std::sync::Arc;
 
 const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
 
@@ -74,6 +81,11 @@ impl<F: VectorField> ContinuousFlow<F> {
             return Err(Error::invalid("stereocentres need a network that is equivariant under reflection"));
         }
         Ok(ContinuousFlow { field, card, config, hash })
+    }
+
+    /// The same flow over another implementation of its field.
+    fn with_field<G: VectorField>(self, field: G) -> Result<ContinuousFlow<G>> {
+        ContinuousFlow::new(field, self.config, self.card, self.hash)
     }
 
     pub fn vector_field(&self) -> &F {
@@ -414,6 +426,22 @@ impl<F: VectorField> ContinuousFlow<F> {
 fn fingerprint(x: &[f64]) -> u64 {
     let bytes = x.iter().flat_map(|v| v.to_bits().to_le_bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+impl<R: Real> ContinuousFlow<GvpField<R>> {
+    /// The flow with its field on a machine; steps of the ODE stay on the CPU.
+    pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<ContinuousFlow<FieldOnDevice<R>>> {
+        let field = self.field.on_device(driver)?;
+        self.with_field(field)
+    }
+}
+
+impl<R: Real> ContinuousFlow<Evaluator<Egnn, R>> {
+    /// As for the other field.
+    pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<ContinuousFlow<FieldOnDevice<R>>> {
+        let field = self.field.on_device(driver)?;
+        self.with_field(field)
+    }
 }
 
 impl<F: VectorField> Density for ContinuousFlow<F> {

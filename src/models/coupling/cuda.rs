@@ -415,7 +415,7 @@ pub fn programs() -> Vec<Program> {
 
 /// The kernels' source for networks of type `R`.
 fn program<R: Real>(tile: usize) -> Program {
-    let real = if size_of::<R>() == 8 { "double" } else { "float" };
+    let real = crate::device::program::real::<R>();
     Program::new("coupling", SOURCE, &[("REAL", &real), ("TILE", &tile), ("THREADS", &THREADS)])
 }
 

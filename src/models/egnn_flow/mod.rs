@@ -11,9 +11,12 @@
 //!
 //! and the velocity is x^L − x^0 without its mean over the atoms. The prior is at t = 0, the data at t = 1.
 
+mod cuda;
 pub mod format;
 #[cfg(test)]
 mod tests;
+
+pub use cuda::programs;
 
 use super::continuous::{ContinuousConfig, ContinuousFlow};
 use super::network::{check_sizes, features_and_time, Evaluator, Layout, Network};

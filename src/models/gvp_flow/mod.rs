@@ -29,7 +29,7 @@ mod tangent;
 #[cfg(test)]
 mod tests;
 
-pub use cuda::{programs, GvpOnDevice};
+pub use cuda::programs;
 pub use format::boltznce;
 
 use crate::error::{Error, Result};

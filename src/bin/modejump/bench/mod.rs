@@ -149,7 +149,11 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
             let field = cases::egnn()?;
             // a tangent in every direction costs as much as the value
             let tangents = VectorField::dimension(&field) as f64;
-            measure_field(name, &field, [field.flops(), (1.0 + tangents) * field.flops()], report)?;
+            let flops = [field.flops(), (1.0 + tangents) * field.flops()];
+            match device::default()?.driver() {
+                None => measure_field(name, &field, flops, report)?,
+                Some(driver) => measure_field(name, &field.on_device(driver)?, flops, &report.on(driver))?,
+            }
         }
         "graphormer_ebm/energy" | "graphormer_ebm/energy_score" => {
             let model = cases::graphormer()?;

@@ -1,0 +1,181 @@
+// Vector fields of molecules with exact divergences by forward mode: what their kernels share.
+//
+// A block takes one configuration through the whole network; everything it needs lies in shared memory, or in memory of its own
+// where that is too small. A number is a jet of COMPONENTS: its value, and its derivatives along COMPONENTS − 1 directions,
+//
+//   1  the value of the field
+//   2  the derivative along a given direction, or along one coordinate
+//   4  the derivatives along the three coordinates of one atom
+//
+// so a divergence is shared out over blocks, each with the coordinates of other atoms. A linear layer acts on every component
+// alike: it is one product with PADDED · COMPONENTS lanes, and only the value gets the bias. Moving all atoms together changes
+// nothing, so derivatives along the last atom are minus the sum of the others.
+//
+// ATOMS, PADDED (atoms, a multiple of 8) and COMPONENTS are given when a kernel is compiled.
+#ifndef MODEJUMP_JETS
+#define MODEJUMP_JETS
+// Their state in shared memory lets fewer blocks run at once than registers do.
+#define RESIDENT 256
+#include "common.cuh"
+
+#define LANES (PADDED * COMPONENTS)
+#define EVEN(n) (((n) + 1) / 2 * 2)
+
+#define FOR_ITEMS(i, atom, count)                                                             \
+  for (int item = threadIdx.x, i = item / PADDED, atom = item % PADDED; item < (count) * PADDED; \
+       item += THREADS, i = item / PADDED, atom = item % PADDED)
+
+// ---------------------------------------------------------------- jets
+
+struct Jet { real v[COMPONENTS]; };
+
+static __device__ Jet jet_at(const real* array, int lane) {
+  Jet a;
+#pragma unroll
+  for (int c = 0; c < COMPONENTS; ++c) a.v[c] = array[lane * COMPONENTS + c];
+  return a;
+}
+static __device__ void put(real* array, int lane, Jet a) {
+#pragma unroll
+  for (int c = 0; c < COMPONENTS; ++c) array[lane * COMPONENTS + c] = a.v[c];
+}
+static __device__ Jet constant(real value) {
+  Jet a;
+#pragma unroll
+  for (int c = 0; c < COMPONENTS; ++c) a.v[c] = c == 0 ? value : (real)0;
+  return a;
+}
+static __device__ Jet operator+(Jet a, Jet b) {
+#pragma unroll
+  for (int c = 0; c < COMPONENTS; ++c) a.v[c] += b.v[c];
+  return a;
+}
+static __device__ Jet operator-(Jet a, Jet b) {
+#pragma unroll
+  for (int c = 0; c < COMPONENTS; ++c) a.v[c] -= b.v[c];
+  return a;
+}
+static __device__ Jet operator*(real s, Jet a) {
+#pragma unroll
+  for (int c = 0; c < COMPONENTS; ++c) a.v[c] *= s;
+  return a;
+}
+static __device__ Jet operator*(Jet a, Jet b) {
+  Jet r;
+  r.v[0] = a.v[0] * b.v[0];
+#pragma unroll
+  for (int c = 1; c < COMPONENTS; ++c) r.v[c] = a.v[c] * b.v[0] + a.v[0] * b.v[c];
+  return r;
+}
+// f(a), from f and f′ there.
+static __device__ Jet chain(Jet a, real value, real slope) {
+  a.v[0] = value;
+#pragma unroll
+  for (int c = 1; c < COMPONENTS; ++c) a.v[c] *= slope;
+  return a;
+}
+static __device__ Jet root(Jet a) {
+  const real value = sqrt(a.v[0]);
+  return chain(a, value, (real)0.5 / value);
+}
+static __device__ Jet reciprocal(Jet a) {
+  const real value = (real)1 / a.v[0];
+  return chain(a, value, -value * value);
+}
+static __device__ Jet sigmoid(Jet a) {
+  const real value = (real)1 / ((real)1 + exp(-a.v[0]));
+  return chain(a, value, value * ((real)1 - value));
+}
+// a σ(βa)
+static __device__ Jet swish(Jet a, real beta) {
+  const real scaled = beta * a.v[0], s = (real)1 / ((real)1 + exp(-scaled));
+  return chain(a, a.v[0] * s, s * ((real)1 + scaled * ((real)1 - s)));
+}
+static __device__ Jet hyperbolic_tangent(Jet a) {
+  const real value = tanh(a.v[0]);
+  return chain(a, value, (real)1 - value * value);
+}
+static __device__ Jet at_least(Jet a, real smallest) { return a.v[0] < smallest ? constant(smallest) : a; }
+
+// ---------------------------------------------------------------- lanes of products
+
+// Eight lanes of a product that starts at a bias, and of one that starts at zero.
+struct Bias {
+  const real* bias;
+  __device__ void operator()(int o, int, real* sum) const {
+#pragma unroll
+    for (int r = 0; r < 8; ++r) sum[r] = r % COMPONENTS == 0 ? bias[o] : (real)0;
+  }
+};
+struct Zero {
+  __device__ void operator()(int, int, real* sum) const {
+#pragma unroll
+    for (int r = 0; r < 8; ++r) sum[r] = (real)0;
+  }
+};
+struct Store {
+  real* to;
+  int lanes;
+  __device__ void operator()(int o, int lane, real* sum) const { put_eight(to + o * lanes + lane, sum); }
+};
+
+// ---------------------------------------------------------------- a batch
+
+// x[n][ATOMS][3] and t[n]; dx as x for derivatives along a direction; f and df as x; parts[n][PARTS] of the divergence.
+struct Batch {
+  const double* t;
+  const double* x;
+  const double* dx;
+  double* f;
+  double* df;
+  double* parts;
+  real* scratch;  // a block's state after the other, or null for shared memory
+  int n, padding;
+};
+
+#define DIRECTIONS (COMPONENTS - 1)
+#define PARTS (COMPONENTS == 1 ? 1 : 3 * (ATOMS - 1) / (COMPONENTS == 1 ? 1 : DIRECTIONS))
+
+// Blocks' worth of work of a row.
+static __device__ int parts_of(const Batch& a) { return a.dx ? 1 : PARTS; }
+
+// x with its centroid at the origin, and its derivatives, to [3][LANES].
+static __device__ void read_positions(const Batch& a, real* to, int row, int part) {
+  const double* x = a.x + (size_t)row * 3 * ATOMS;
+  FOR_ITEMS(axis, atom, 3) {
+    double centre = 0.0;
+    for (int i = 0; i < ATOMS; ++i) centre += x[3 * i + axis] / ATOMS;
+    // padding far away from everything, so that it divides by nothing small
+    Jet value = constant((real)(atom < ATOMS ? x[3 * atom + axis] - centre : 1e3 * (atom + 1)));
+#pragma unroll
+    for (int c = 1; c < COMPONENTS; ++c) {
+      const int direction = part * DIRECTIONS + c - 1;
+      if (a.dx) value.v[c] = (real)(atom < ATOMS ? a.dx[((size_t)row * ATOMS + atom) * 3 + axis] : 0.0);
+      else value.v[c] = (real)(3 * atom + axis == direction ? 1.0 : 0.0);
+    }
+    put(to + axis * LANES, atom, value);
+  }
+}
+
+// The field in [3][LANES] to f, and its derivatives to df or their part of the divergence. Begins and ends with a barrier.
+static __device__ void write_field(const Batch& a, const real* field, int row, int part) {
+  __syncthreads();
+  FOR_ITEMS(axis, atom, 3) {
+    const Jet f = jet_at(field + axis * LANES, atom);
+    const size_t place = ((size_t)row * ATOMS + atom) * 3 + axis;
+    if (atom < ATOMS && part == 0) a.f[place] = (double)f.v[0];
+    if (COMPONENTS == 2 && a.dx && atom < ATOMS) a.df[place] = (double)f.v[COMPONENTS - 1];
+  }
+  if (COMPONENTS > 1 && !a.dx && threadIdx.x == 0) {
+    double sum = 0.0;
+    for (int c = 1; c < COMPONENTS; ++c) {
+      const int direction = part * DIRECTIONS + c - 1, axis = direction % 3;
+      const real* f = field + axis * LANES;
+      sum += (double)f[direction / 3 * COMPONENTS + c] - (double)f[(ATOMS - 1) * COMPONENTS + c];
+    }
+    a.parts[(size_t)row * PARTS + part] = sum;
+  }
+  __syncthreads();
+}
+
+#endif

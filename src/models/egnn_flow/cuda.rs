@@ -1,0 +1,136 @@
+//! The vector field on a GPU: weights as `cuda/egnn_flow.cu` reads them.
+
+use super::{Egnn, EgnnConfig};
+use crate::device::{Driver, Program};
+use crate::error::Result;
+use crate::models::field_on_device::{bytes, padded, FieldKernel, FieldOnDevice, Packing, COMPONENTS, THREADS};
+use crate::models::network::Evaluator;
+use crate::nn::tape::Weight;
+use crate::nn::Real;
+use bytemuck::{Pod, Zeroable};
+use std::sync::Arc;
+
+const SOURCE: &str = include_str!("../../../cuda/egnn_flow.cu");
+
+/// `Layer` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct LayerRecord {
+    source: i32,
+    destination: i32,
+    edge_bias: i32,
+    pair: i32,
+    edge: i32,
+    edge_out_bias: i32,
+    attention: i32,
+    attention_bias: i32,
+    coordinate: i32,
+    coordinate_bias: i32,
+    coordinate_out: i32,
+    node: i32,
+    node_bias: i32,
+    node_out: i32,
+    node_out_bias: i32,
+    padding: i32,
+}
+
+/// `Arguments` of the kernel behind the batch; addresses on the card.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Arguments {
+    weights: u64,
+    layers: u64,
+    embedding: u64,
+    time: u64,
+    step: f64,
+}
+
+/// The kernels for a network of ECNF's sizes, in every variant.
+pub fn programs() -> Vec<Program> {
+    let config =
+        EgnnConfig { features: vec![vec![]; 22], n_features: 22, n_layers: 5, n_hidden: 64, coordinate_range: 15.0 };
+    COMPONENTS.into_iter().flat_map(|c| [program::<f32>(&config, c), program::<f64>(&config, c)]).collect()
+}
+
+fn program<R: Real>(config: &EgnnConfig, components: usize) -> Program {
+    let constants: [(_, &dyn std::fmt::Display); 7] = [
+        ("REAL", &crate::device::program::real::<R>()),
+        ("THREADS", &THREADS),
+        ("COMPONENTS", &components),
+        ("ATOMS", &config.features.len()),
+        ("PADDED", &padded(config.features.len())),
+        ("HIDDEN", &config.n_hidden),
+        ("LAYERS", &config.n_layers),
+    ];
+    Program::new("egnn_flow", SOURCE, &constants)
+}
+
+/// Numbers of a block's state, as `MEMORY` of the kernel counts them.
+fn memory(config: &EgnnConfig, components: usize) -> usize {
+    let lanes = padded(config.features.len()) * components;
+    lanes * (2 * config.n_hidden + 4 * config.n_hidden.next_multiple_of(2) + 18)
+}
+
+/// Inputs `from` to `from + n` of a layer.
+fn inputs<R: Real>(packing: &mut Packing<R>, w: &Weight, from: usize, n: usize) -> i32 {
+    packing.matrix(n, w.n_out, |p, i, o| p.at(w.at + o * w.n_in + from + i))
+}
+
+fn bias<R: Real>(packing: &mut Packing<R>, w: &Weight) -> i32 {
+    packing.matrix(1, w.n_out, |p, _, o| w.bias().map_or(0.0, |bias| p.at(bias + o)))
+}
+
+impl<R: Real> Evaluator<Egnn, R> {
+    /// Copies the field to a machine and compiles its kernels.
+    pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<FieldOnDevice<R>> {
+        let (network, config) = (&self.network, self.network.config.clone());
+        let h = config.n_hidden;
+        let mut packing = Packing { parameters: &self.parameters, weights: Vec::new() };
+        let layers: Vec<LayerRecord> = network
+            .layers
+            .iter()
+            .map(|layer| LayerRecord {
+                destination: inputs(&mut packing, &layer.edge[0], 0, h),
+                source: inputs(&mut packing, &layer.edge[0], h, h),
+                pair: inputs(&mut packing, &layer.edge[0], 2 * h, 2),
+                edge_bias: bias(&mut packing, &layer.edge[0]),
+                edge: inputs(&mut packing, &layer.edge[1], 0, h),
+                edge_out_bias: bias(&mut packing, &layer.edge[1]),
+                attention: inputs(&mut packing, &layer.attention, 0, h),
+                attention_bias: bias(&mut packing, &layer.attention),
+                coordinate: inputs(&mut packing, &layer.coordinate[0], 0, h),
+                coordinate_bias: bias(&mut packing, &layer.coordinate[0]),
+                coordinate_out: inputs(&mut packing, &layer.coordinate[1], 0, h),
+                node: inputs(&mut packing, &layer.node[0], 0, 2 * h),
+                node_bias: bias(&mut packing, &layer.node[0]),
+                node_out: inputs(&mut packing, &layer.node[1], 0, h),
+                node_out_bias: bias(&mut packing, &layer.node[1]),
+                padding: 0,
+            })
+            .collect();
+        let w = &network.embedding;
+        let weight = |i: usize, o: usize| packing.at(w.at + o * w.n_in + i);
+        let start = |o: usize| -> f64 { w.bias().map_or(0.0, |bias| packing.at(bias + o)) };
+        let embed = |features: &Vec<usize>, o: usize| start(o) + features.iter().map(|&i| weight(i, o)).sum::<f64>();
+        let atoms = config.features.iter().flat_map(|f| (0..h).map(move |o| (f, o)));
+        let embedding: Vec<R> = atoms.map(|(f, o)| R::from_f64(embed(f, o))).collect();
+        let time: Vec<R> = (0..h).map(|o| R::from_f64(weight(config.n_features, o))).collect();
+        let (for_program, for_memory) = (config.clone(), config.clone());
+        let mut kernel = FieldKernel {
+            name: "egnn_field",
+            n_atoms: config.features.len(),
+            program: Box::new(move |components| program::<R>(&for_program, components)),
+            memory: Box::new(move |components| memory(&for_memory, components)),
+            arguments: Vec::new(),
+            buffers: Vec::new(),
+        };
+        kernel.arguments = bytes(&Arguments {
+            weights: kernel.keep(driver, &packing.weights)?,
+            layers: kernel.keep(driver, &layers)?,
+            embedding: kernel.keep(driver, &embedding)?,
+            time: kernel.keep(driver, &time)?,
+            step: config.coordinate_range / config.n_layers as f64,
+        });
+        FieldOnDevice::new(driver, kernel)
+    }
+}

@@ -1,0 +1,270 @@
+//! Vector fields of molecules on a GPU: batches, launches and the sharing-out of divergences (`cuda/jets.cuh`). A model brings
+//! its kernel and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`.
+
+use super::field::VectorField;
+use crate::device::{Buffer, Driver, KernelId, Program};
+use crate::error::{Error, Result};
+use crate::nn::Real;
+use bytemuck::{NoUninit, Pod, Zeroable};
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub const THREADS: usize = 128;
+/// Components of jets that kernels are compiled for: values; one direction; the three coordinates of an atom.
+pub const COMPONENTS: [usize; 3] = [1, 2, 4];
+/// Rows of one launch, so that memory on the card does not grow with the batch.
+const LAUNCH: usize = 4096;
+/// Blocks a multiprocessor where their state is not in shared memory.
+const BLOCKS: usize = 4;
+
+/// Atoms with padding, as lanes of a product come in eights.
+pub fn padded(n_atoms: usize) -> usize {
+    n_atoms.next_multiple_of(8)
+}
+
+/// `Batch` of the kernels; addresses on the card.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Batch {
+    t: u64,
+    x: u64,
+    dx: u64,
+    f: u64,
+    df: u64,
+    parts: u64,
+    scratch: u64,
+    n: i32,
+    padding: i32,
+}
+
+/// Weights on their way to the card: matrices as `[in][out]` with an even number of outputs, every tensor at an even place.
+pub struct Packing<'a, R> {
+    pub parameters: &'a [R],
+    pub weights: Vec<R>,
+}
+
+impl<R: Real> Packing<'_, R> {
+    pub fn at(&self, place: usize) -> f64 {
+        self.parameters[place].to_f64()
+    }
+
+    /// The place of a matrix of these values.
+    pub fn matrix(&mut self, n_in: usize, n_out: usize, value: impl Fn(&Self, usize, usize) -> f64) -> i32 {
+        let start = self.weights.len();
+        for i in 0..n_in {
+            for o in 0..n_out.next_multiple_of(2) {
+                let value = if o < n_out { value(self, i, o) } else { 0.0 };
+                self.weights.push(R::from_f64(value));
+            }
+        }
+        start as i32
+    }
+
+    /// The place of n parameters from `start` on.
+    pub fn vector(&mut self, start: usize, n: usize) -> i32 {
+        self.matrix(1, n, |p, _, o| p.at(start + o))
+    }
+}
+
+/// One model's kernel and what it reads.
+pub struct FieldKernel {
+    pub name: &'static str,
+    pub n_atoms: usize,
+    /// The program for jets of so many components, and the numbers of a block's state.
+    pub program: Box<dyn Fn(usize) -> Program + Send + Sync>,
+    pub memory: Box<dyn Fn(usize) -> usize + Send + Sync>,
+    /// What follows the batch in the kernel's argument.
+    pub arguments: Vec<u8>,
+    /// The buffers that it points to.
+    pub buffers: Vec<Box<dyn Any + Send + Sync>>,
+}
+
+impl FieldKernel {
+    /// Copies values to the card, and keeps them there as long as the kernel is.
+    pub fn keep<T: Pod + Send + Sync>(&mut self, driver: &Arc<dyn Driver>, values: &[T]) -> Result<u64> {
+        let buffer = Buffer::of(driver, values)?;
+        let address = buffer.address();
+        self.buffers.push(Box::new(buffer));
+        Ok(address)
+    }
+}
+
+/// A field with values and derivatives from a GPU.
+pub struct FieldOnDevice<R: Real> {
+    driver: Arc<dyn Driver>,
+    kernel: FieldKernel,
+    /// Components of the jets of a divergence.
+    divergence: usize,
+    work: Mutex<Work<R>>,
+}
+
+/// Memory for a batch, kept between calls, and what went wrong first.
+struct Work<R> {
+    t: Buffer<f64>,
+    x: Buffer<f64>,
+    dx: Buffer<f64>,
+    f: Buffer<f64>,
+    df: Buffer<f64>,
+    parts: Buffer<f64>,
+    scratch: Buffer<R>,
+    /// By components; compiled when first needed.
+    kernels: HashMap<usize, KernelId>,
+    host: Vec<f64>,
+    failure: Option<String>,
+}
+
+impl<R: Real> FieldOnDevice<R> {
+    /// Compiles the kernel for values; those for derivatives when they are first needed.
+    pub fn new(driver: &Arc<dyn Driver>, kernel: FieldKernel) -> Result<FieldOnDevice<R>> {
+        // now rather than in the middle of a simulation, should there be no compiler
+        driver.kernel(&(kernel.program)(1), kernel.name)?;
+        // three directions at once where their state fits into shared memory
+        let fits = (kernel.memory)(4) * size_of::<R>() <= driver.shared_memory();
+        let work = Work {
+            t: Buffer::new(driver, 0)?,
+            x: Buffer::new(driver, 0)?,
+            dx: Buffer::new(driver, 0)?,
+            f: Buffer::new(driver, 0)?,
+            df: Buffer::new(driver, 0)?,
+            parts: Buffer::new(driver, 0)?,
+            scratch: Buffer::new(driver, 0)?,
+            kernels: HashMap::new(),
+            host: Vec::new(),
+            failure: None,
+        };
+        let divergence = if fits { 4 } else { 2 };
+        Ok(FieldOnDevice { driver: driver.clone(), kernel, divergence, work: Mutex::new(work) })
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work<R>> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs the kernel for jets of so many components on rows whose t, x and dx are on the card, `parts` blocks for each.
+    fn launch(&self, work: &mut Work<R>, components: usize, rows: usize, parts: usize, batch: Batch) -> Result<()> {
+        let kernel = match work.kernels.get(&components) {
+            Some(kernel) => *kernel,
+            None => self.driver.kernel(&(self.kernel.program)(components), self.kernel.name)?,
+        };
+        work.kernels.insert(components, kernel);
+        let memory = (self.kernel.memory)(components);
+        let in_shared = memory * size_of::<R>() <= self.driver.shared_memory();
+        let most = if in_shared { usize::MAX } else { BLOCKS * self.driver.multiprocessors() };
+        let grid = most.min(rows * parts);
+        if !in_shared {
+            work.scratch.reserve(grid * memory)?;
+        }
+        let batch = Batch {
+            t: work.t.address(),
+            x: work.x.address(),
+            f: work.f.address(),
+            scratch: if in_shared { 0 } else { work.scratch.address() },
+            n: rows as i32,
+            ..batch
+        };
+        let shared = if in_shared { memory * size_of::<R>() } else { 0 };
+        let argument = [bytemuck::bytes_of(&batch), &self.kernel.arguments].concat();
+        // SAFETY: the kernel takes a batch and its model's arguments; buffers have room for `rows` rows, scratch for `grid` blocks.
+        unsafe { self.driver.launch(kernel, grid as u32, THREADS as u32, shared, &argument) }
+    }
+
+    fn begin(&self, t: &[f64], x: &[f64]) -> Result<MutexGuard<'_, Work<R>>> {
+        let mut work = self.work();
+        work.t.write(t)?;
+        work.x.write(x)?;
+        work.f.reserve(x.len())?;
+        Ok(work)
+    }
+
+    fn values(&self, t: &[f64], x: &[f64], f: &mut [f64]) -> Result<()> {
+        let mut work = self.begin(t, x)?;
+        self.launch(&mut work, 1, t.len(), 1, Batch::default())?;
+        work.f.read(f)
+    }
+
+    fn derivatives(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]) -> Result<()> {
+        let mut work = self.begin(t, x)?;
+        work.dx.write(dx)?;
+        work.df.reserve(df.len())?;
+        let batch = Batch { dx: work.dx.address(), df: work.df.address(), ..Batch::default() };
+        self.launch(&mut work, 2, t.len(), 1, batch)?;
+        work.f.read(f)?;
+        work.df.read(df)
+    }
+
+    fn divergences(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) -> Result<()> {
+        let parts = 3 * (self.kernel.n_atoms - 1) / (self.divergence - 1);
+        let mut work = self.begin(t, x)?;
+        work.parts.reserve(t.len() * parts)?;
+        let batch = Batch { parts: work.parts.address(), ..Batch::default() };
+        self.launch(&mut work, self.divergence, t.len(), parts, batch)?;
+        work.f.read(f)?;
+        let Work { host, parts: on_card, .. } = &mut *work;
+        host.resize(t.len() * parts, 0.0);
+        on_card.read(host)?;
+        divergence.iter_mut().zip(host.chunks_exact(parts)).for_each(|(to, parts)| *to = parts.iter().sum());
+        Ok(())
+    }
+
+    /// Keeps the first failure for [`VectorField::failure`], and makes sure that nobody takes old numbers for results.
+    fn note(&self, result: Result<()>, f: &mut [f64]) {
+        if let Err(error) = result {
+            f.fill(f64::NAN);
+            self.work().failure.get_or_insert(error.to_string());
+        }
+    }
+}
+
+impl<R: Real> VectorField for FieldOnDevice<R> {
+    fn dimension(&self) -> usize {
+        3 * self.kernel.n_atoms
+    }
+
+    fn is_equivariant(&self) -> bool {
+        true
+    }
+
+    fn rows_at_once(&self) -> usize {
+        LAUNCH
+    }
+
+    fn device(&self) -> String {
+        self.driver.describe()
+    }
+
+    fn failure(&self) -> Result<()> {
+        self.work().failure.clone().map_or(Ok(()), |message| Err(Error::Engine(message)))
+    }
+
+    fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]) {
+        let d = self.dimension() * LAUNCH;
+        for ((t, x), f) in t.chunks(LAUNCH).zip(x.chunks(d)).zip(f.chunks_mut(d)) {
+            let result = self.values(t, x, f);
+            self.note(result, f);
+        }
+    }
+
+    fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
+        let d = self.dimension() * LAUNCH;
+        let rows = t.chunks(LAUNCH).zip(x.chunks(d));
+        for ((t, x), (f, divergence)) in rows.zip(f.chunks_mut(d).zip(divergence.chunks_mut(LAUNCH))) {
+            let result = self.divergences(t, x, f, divergence);
+            self.note(result, f);
+        }
+    }
+
+    fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]) {
+        let d = self.dimension() * LAUNCH;
+        let rows = t.chunks(LAUNCH).zip(x.chunks(d).zip(dx.chunks(d)));
+        for ((t, (x, dx)), (f, df)) in rows.zip(f.chunks_mut(d).zip(df.chunks_mut(d))) {
+            let result = self.derivatives(t, x, dx, f, df);
+            self.note(result, f);
+        }
+    }
+}
+
+/// The bytes of a model's part of the argument.
+pub fn bytes<T: NoUninit>(arguments: &T) -> Vec<u8> {
+    bytemuck::bytes_of(arguments).to_vec()
+}

@@ -1,0 +1,39 @@
+//! What the tests of vector fields share.
+
+use modejump::models::VectorField;
+use modejump::rng::{Stream, StreamId};
+
+pub fn normals(n: usize, index: u64) -> Vec<f64> {
+    let mut stream = Stream::new(9, StreamId::Test, index, 0);
+    (0..n).map(|_| stream.normal()).collect()
+}
+
+fn largest(a: &[f64], b: &[f64]) -> f64 {
+    assert!(a.iter().chain(b).all(|v| v.is_finite()));
+    let size = a.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / size
+}
+
+/// Values, divergences and derivatives against the CPU, relative to the largest number.
+pub fn compare(name: &str, host: &dyn VectorField, card: &dyn VectorField, rows: usize, tolerance: f64) {
+    let d = host.dimension();
+    let (x, dx) = (normals(rows * d, 1), normals(rows * d, 2));
+    let t: Vec<f64> = (0..rows).map(|row| 0.1 + 0.2 * row as f64).collect();
+    let run = |field: &dyn VectorField| {
+        let (mut f, mut df, mut again, mut divergence) =
+            (vec![0.0; rows * d], vec![0.0; rows * d], vec![0.0; rows * d], vec![0.0; rows]);
+        field.evaluate(&t, &x, &mut f);
+        field.evaluate_divergence(&t, &x, &mut again, &mut divergence);
+        assert!(largest(&f, &again) < tolerance);
+        field.evaluate_jvp(&t, &x, &dx, &mut again, &mut df);
+        assert!(largest(&f, &again) < tolerance);
+        field.failure().unwrap();
+        (f, df, divergence)
+    };
+    let ((f, df, divergence), found) = (run(host), run(card));
+    for (what, a, b) in [("f", &f, &found.0), ("df", &df, &found.1), ("divergence", &divergence, &found.2)] {
+        let error = largest(a, b);
+        println!("{name}: {what} {error:.1e}");
+        assert!(error < tolerance, "{name}: {what} differs by {error:e}");
+    }
+}
