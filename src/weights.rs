@@ -77,24 +77,104 @@ pub fn effective_sample_size(log_weights: &[f64]) -> Result<f64> {
     Ok((2.0 * log_sum_exp(log_weights) - log_sum_exp(&doubled)).exp())
 }
 
-/// Mean acceptance of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)), with x from the
-/// weighted samples themselves.
-pub fn acceptance(log_weight: &[f64]) -> f64 {
-    let mut sorted: Vec<f64> = log_weight.iter().copied().filter(|w| w.is_finite()).collect();
-    if sorted.is_empty() {
-        return 0.0;
+/// Mean acceptance of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)) = E min(w, w′)/E w, with
+/// both from the weighted samples themselves. Delta-method error: the influence of a sample is
+/// (2 Eₗ min(w, wₗ) − 2 E min(w, w′))/E w − A (w − E w)/E w. Zero, with error NaN, where no weight is positive.
+pub fn acceptance(log_weights: &[f64]) -> Estimate {
+    let n = log_weights.len() as f64;
+    let largest = log_weights.iter().copied().filter(|w| w.is_finite()).fold(f64::NEG_INFINITY, f64::max);
+    if largest == f64::NEG_INFINITY {
+        return Estimate { value: 0.0, standard_error: f64::NAN };
     }
+    let mut w: Vec<f64> = log_weights.iter().map(|w| if w.is_finite() { (w - largest).exp() } else { 0.0 }).collect();
+    w.sort_by(f64::total_cmp);
+    let mean = w.iter().sum::<f64>() / n;
+    // mean over l of min(w, w_l): those below w in order contribute themselves, the rest w
+    let mut below = 0.0;
+    let minima: Vec<f64> = w
+        .iter()
+        .enumerate()
+        .map(|(rank, w)| {
+            let minimum = (below + w * (n - rank as f64)) / n;
+            below += w;
+            minimum
+        })
+        .collect();
+    let value = minima.iter().sum::<f64>() / n / mean;
+    let influence = |(w, minimum): (&f64, &f64)| (2.0 * minimum - value * mean - value * w) / mean;
+    let variance = w.iter().zip(&minima).map(|each| influence(each).powi(2)).sum::<f64>() / (n * n);
+    Estimate { value, standard_error: variance.sqrt() }
+}
+
+/// What is done to importance weights before averages are made of them.
+///
+/// Any of the three that change weights trades variance for a bias that no error bar shows; the raw effective sample size and k̂
+/// are what tells of the generator, whatever the rule.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// Nothing.
+    Raw,
+    /// w ← min(w, √n ⟨w⟩): truncated importance sampling (Ionides, J. Comput. Graph. Stat. 17, 295 (2008)). Every sample
+    /// stays; the bias vanishes as n grows.
+    Truncated,
+    /// The largest weights replaced by order statistics of a fitted tail, [`pareto_smoothed`].
+    Smoothed,
+    /// Samples whose log-weight is above its (1 − share) quantile are **deleted**, as published evaluations of generators do it
+    /// (Tan et al., Sequential Boltzmann Generators, 2025; share 0.002). The bias does not vanish as n grows: what the generator
+    /// draws too seldom is drawn less still. An effective sample size of what is left says nothing of the generator.
+    QuantileClipped { share: f64 },
+}
+
+impl Rule {
+    /// The word for it in files and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rule::Raw => "raw",
+            Rule::Truncated => "truncated",
+            Rule::Smoothed => "smoothed",
+            Rule::QuantileClipped { .. } => "quantile_clipped",
+        }
+    }
+
+    /// Log-weights by this rule, in their places, and how many of them it changed; a deleted sample has −∞.
+    /// Errors: no weight above zero, NaN or +∞, a share outside \[0, 1).
+    pub fn apply(self, log_weights: &[f64]) -> Result<(Vec<f64>, usize)> {
+        check(log_weights)?;
+        let n = log_weights.len() as f64;
+        let ruled = match self {
+            Rule::Raw => log_weights.to_vec(),
+            Rule::Truncated => {
+                let most = log_sum_exp(log_weights) - 0.5 * n.ln();
+                log_weights.iter().map(|w| w.min(most)).collect()
+            }
+            Rule::Smoothed => pareto_smoothed(log_weights)?.0,
+            Rule::QuantileClipped { share } if (0.0..1.0).contains(&share) => {
+                let most = quantile(log_weights, 1.0 - share);
+                log_weights.iter().map(|&w| if w > most { f64::NEG_INFINITY } else { w }).collect()
+            }
+            Rule::QuantileClipped { share } => {
+                return Err(Error::invalid(format!("a share of {share} of the samples to delete: from 0 to below 1")))
+            }
+        };
+        check(&ruled)?;
+        let changed = ruled.iter().zip(log_weights).filter(|(a, b)| a != b).count();
+        Ok((ruled, changed))
+    }
+}
+
+/// Quantile q with linear interpolation between order statistics; of values, at least one, that may be −∞.
+pub fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let largest = sorted[sorted.len() - 1];
-    let total: f64 = sorted.iter().map(|w| (w - largest).exp()).sum();
-    // Σ_x w_x Σ_y min(1, w_y/w_x) / (n Σ w): below x in order contribute w_y, above contribute w_x
-    let (mut below, mut sum) = (0.0, 0.0);
-    for (rank, w) in sorted.iter().enumerate() {
-        let w = (w - largest).exp();
-        sum += below + w * (sorted.len() - rank) as f64;
-        below += w;
+    let place = q * (sorted.len() - 1) as f64;
+    let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+    // the difference of two infinities is no number
+    if low == high {
+        low
+    } else {
+        low + place.fract() * (high - low)
     }
-    sum / (total * log_weight.len() as f64)
 }
 
 /// ln Z of the target over that of the density, ln (1/n) Σ w, with its delta-method error sd(w)/(√n mean(w)).

@@ -146,12 +146,53 @@ fn smoothing_keeps_order_and_never_exceeds_the_largest_weight() {
 }
 
 #[test]
-fn acceptance_of_equal_weights_is_one_and_of_lognormal_weights_is_known() {
-    assert!((acceptance(&[0.3; 50]) - 1.0).abs() < 1e-12);
-    let mut stream = Stream::new(1, StreamId::Test, 0, 0);
-    let w: Vec<f64> = (0..200_000).map(|_| stream.normal()).collect();
-    // σ = 1: erfc(σ/2)
-    assert!((acceptance(&w) - libm::erfc(0.5)).abs() < 0.01);
+fn acceptance_of_lognormal_weights_is_known_and_its_error_honest() {
+    assert!((acceptance(&[0.3; 50]).value - 1.0).abs() < 1e-12);
+    assert_eq!(acceptance(&[f64::NEG_INFINITY; 3]).value, 0.0);
+    // σ = 1: erfc(σ/2); one sample in ten without weight takes a tenth of the acceptance
+    for (share, step) in [(1.0, 0), (0.9, 1000)] {
+        let (mut chi2, repeats) = (0.0, 400);
+        for repeat in 0..repeats {
+            let mut stream = stream(step + repeat);
+            let w: Vec<f64> =
+                (0..2000).map(|_| if stream.uniform() < share { stream.normal() } else { f64::NEG_INFINITY }).collect();
+            let found = acceptance(&w);
+            chi2 += ((found.value - share * libm::erfc(0.5)) / found.standard_error).powi(2) / repeats as f64;
+        }
+        assert!((chi2 - 1.0).abs() < 5.0 * (2.0 / repeats as f64).sqrt(), "{chi2}");
+    }
+}
+
+#[test]
+fn rules_do_to_weights_what_their_names_say() {
+    let log_w: Vec<f64> = [1.0f64, 1.0, 1.0, 61.0].map(f64::ln).iter().map(|w| w - 300.0).collect();
+    assert_eq!(Rule::Raw.apply(&log_w).unwrap(), (log_w.clone(), 0));
+    // √4 times the mean of 16
+    let (truncated, changed) = Rule::Truncated.apply(&log_w).unwrap();
+    assert!((truncated[3] - (32f64.ln() - 300.0)).abs() < 1e-12 && changed == 1 && truncated[..3] == log_w[..3]);
+    let (clipped, changed) = Rule::QuantileClipped { share: 0.1 }.apply(&log_w).unwrap();
+    assert!(clipped[3] == f64::NEG_INFINITY && changed == 1 && clipped[..3] == log_w[..3]);
+    assert_eq!(Rule::QuantileClipped { share: 0.0 }.apply(&log_w).unwrap().1, 0);
+    assert!(Rule::QuantileClipped { share: 1.0 }.apply(&log_w).is_err());
+    assert!(Rule::Truncated.apply(&[f64::NAN, 0.0]).is_err());
+    let gap = [f64::NEG_INFINITY, f64::NEG_INFINITY, 1.0, 3.0];
+    assert_eq!([quantile(&gap, 0.2), quantile(&gap, 1.0), quantile(&gap[2..], 0.25)], [f64::NEG_INFINITY, 3.0, 1.5]);
+}
+
+/// Truncation costs less bias the more samples there are; deleting a share of them does not.
+#[test]
+fn the_bias_of_truncation_vanishes_and_that_of_deletion_does_not() {
+    let bias = |rule: Rule, n: usize| {
+        let repeats = 4_000_000 / n;
+        let of = |repeat: usize| {
+            let (log_w, x) = shifted_gaussian(n, 1.0, 10_000 + repeat as u64);
+            mean(&rule.apply(&log_w).unwrap().0, &x).unwrap().value
+        };
+        1.0 - (0..repeats).map(of).sum::<f64>() / repeats as f64
+    };
+    let clipped = Rule::QuantileClipped { share: 0.01 };
+    assert!(bias(Rule::Truncated, 40_000).abs() < 0.005, "{}", bias(Rule::Truncated, 40_000));
+    assert!(bias(clipped, 400) > 0.08 && bias(clipped, 40_000) > 0.08, "{}", bias(clipped, 40_000));
 }
 
 /// Samples of N(0, 1) weighted to N(0, s²), and the same weights less ln c = a x, which stand for N(−a s², s²).

@@ -155,3 +155,35 @@ fn what_is_no_surrogate_is_refused() {
     assert!(reweight(&["-n", "10", "--exact-subset", "5"]).unwrap_err().contains("--surrogate"));
     std::fs::remove_dir_all(folder).unwrap();
 }
+
+#[test]
+fn every_report_says_by_which_weights_its_averages_are_made() {
+    let found = |more: &[&str]| -> Value {
+        serde_json::from_str(&reweight(&[&["-n", "400", "--json"], more].concat()).unwrap()).unwrap()
+    };
+    let raw = found(&[]);
+    assert_eq!(raw["weights"], "raw");
+    assert!(raw.get("changed_weights").is_none());
+    for key in ["acceptance_stderr", "u_stderr", "log_z_stderr", "delta_f_stderr"] {
+        assert!(number(&raw, key) > 0.0, "{raw}");
+    }
+    for (option, name) in
+        [("truncated", "truncated"), ("smoothed", "smoothed"), ("quantile-clipped", "quantile_clipped")]
+    {
+        let more = ["--weights", option, "--clipped-share", "0.02"];
+        let changed = found(&more);
+        assert_eq!(changed["weights"], name);
+        for key in ["ess", "pareto_k", "acceptance"] {
+            assert_eq!(number(&raw, key), number(&changed, key), "{key} is that of the raw weights");
+        }
+        let text = reweight(&[&["-n", "400"], &more[..]].concat()).unwrap();
+        assert!(text.contains(name) && text.contains("of the raw weights"), "{text}");
+        if name == "quantile_clipped" {
+            assert_eq!(changed["changed_weights"], 8);
+            assert!(number(&changed, "u_mean") != number(&raw, "u_mean") && text.contains("DELETED, biased"), "{text}");
+        }
+    }
+    assert!(reweight(&["-n", "400", "--weights", "quantile-clipped", "--clipped-share", "1"])
+        .unwrap_err()
+        .contains("share"));
+}

@@ -330,7 +330,7 @@ impl<'a> Trainer<'a> {
             let n = samples.log_weight.len() as f64;
             progress.ess = weights::effective_sample_size(&samples.log_weight)? / n;
             progress.pareto_k = weights::pareto_k(&samples.log_weight).unwrap_or(f64::NAN);
-            progress.acceptance = weights::acceptance(&samples.log_weight);
+            progress.acceptance = weights::acceptance(&samples.log_weight).value;
         }
         self.state.history.push(progress.clone());
         Ok(progress)

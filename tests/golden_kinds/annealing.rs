@@ -6,7 +6,8 @@ use modejump::annealing::{energy_drop, langevin, leapfrog, log_ratio, Bridge, Po
 use modejump::density::{Density, Evaluation, Exactness};
 use modejump::rng::Stream;
 use modejump::target::Target;
-use modejump::{weights, Result};
+use modejump::weights::{self, Rule};
+use modejump::Result;
 use std::path::Path;
 
 /// exp(−|r − μ|²/2s²)/2πs².
@@ -147,7 +148,7 @@ fn taken(bridge: &mut Bridge, before: &Points, after: &Points, ratios: &[f64], u
     bridge.evaluate(x).unwrap()
 }
 
-/// `snis/snis_*`: raw weights. What the reference does by deleting the largest of them is not done here.
+/// `snis/snis_*`: raw weights, and what is left of them by the reference's rule.
 pub fn importance(stem: &Path) -> Found {
     let golden = Golden::open_alone(stem);
     let log_w = golden.get("logw");
@@ -155,11 +156,19 @@ pub fn importance(stem: &Path) -> Found {
     let ess = weights::effective_sample_size(log_w).unwrap();
     let mean = weights::mean(log_w, golden.get("observable")).unwrap().value;
     let log_mean = weights::log_sum_exp(log_w) - n.ln();
+    let kept = golden.get("keep");
+    let (clipped, deleted) = Rule::QuantileClipped { share: 0.002 }.apply(log_w).unwrap();
+    let keeps: Vec<f64> = clipped.iter().map(|w| f64::from(u8::from(w.is_finite()))).collect();
+    let ess_of_clipped = weights::effective_sample_size(&clipped).unwrap() / (n - deleted as f64);
+    let threshold = weights::quantile(log_w, 0.998);
     vec![
         ("weights".into(), error(&weights::normalised(log_w).unwrap(), golden.get("weights")), 1e-14),
         ("ESS".into(), error(&[ess], golden.get("ess_kish")), 1e-9),
         ("ESS over n".into(), error(&[ess / n], golden.get("ess_norm")), 1e-12),
         ("log mean weight".into(), error(&[log_mean], golden.get("log_mean_w")), 1e-11),
         ("mean".into(), error(&[mean], golden.get("snis_mean")), 1e-11),
+        ("clipping threshold".into(), error(&[threshold], golden.get("clip_quantile_threshold")), 1e-11),
+        ("kept by clipping".into(), error(&keeps, kept), 0.0),
+        ("ESS over n after clipping".into(), error(&[ess_of_clipped], golden.get("ess_norm_after_clip")), 1e-12),
     ]
 }

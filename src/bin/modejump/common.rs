@@ -5,6 +5,7 @@ use modejump::density::Evaluation;
 use modejump::io::model_file::read_tensors;
 use modejump::io::trajectory;
 use modejump::models::{self, Model, Precision};
+use modejump::weights::Rule;
 use modejump::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +21,39 @@ pub struct PrecisionFlag {
 enum Type {
     F32,
     F64,
+}
+
+#[derive(Args)]
+pub struct RuleFlag {
+    /// What is done to importance weights before averages are made of them; the raw ESS and Pareto k are reported in any case
+    #[arg(long, value_enum, default_value_t = Weights::Raw)]
+    weights: Weights,
+    /// Share of the samples that `--weights quantile-clipped` deletes
+    #[arg(long, default_value_t = 0.002)]
+    clipped_share: f64,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Weights {
+    /// Nothing
+    Raw,
+    /// At most sqrt(n) times their mean: no sample is deleted, less variance, a bias that vanishes as n grows
+    Truncated,
+    /// The largest by a fitted Pareto tail: no sample is deleted
+    Smoothed,
+    /// Samples with the largest weights DELETED, as published evaluations do it: BIASED for any n
+    QuantileClipped,
+}
+
+impl RuleFlag {
+    pub fn rule(&self) -> Rule {
+        match self.weights {
+            Weights::Raw => Rule::Raw,
+            Weights::Truncated => Rule::Truncated,
+            Weights::Smoothed => Rule::Smoothed,
+            Weights::QuantileClipped => Rule::QuantileClipped { share: self.clipped_share },
+        }
+    }
 }
 
 pub fn load(path: &Path, precision: &PrecisionFlag) -> Result<Arc<dyn Model>> {

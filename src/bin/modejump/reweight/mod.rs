@@ -2,14 +2,15 @@
 
 mod surrogate;
 
-use super::common::{evaluations, load, mark, temperature, PrecisionFlag};
+use super::common::{evaluations, load, mark, temperature, PrecisionFlag, RuleFlag};
 use clap::Args;
 use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
 use modejump::histogram::on_arc;
 use modejump::models::Model;
 use modejump::rng::{Stream, StreamId};
-use modejump::{free_energy, weights, Error, Result};
+use modejump::weights::{self, Rule};
+use modejump::{free_energy, Error, Result};
 use serde_json::{json, Value};
 use std::path::PathBuf;
 
@@ -44,6 +45,8 @@ pub struct Reweight {
     /// JSON with the summary and the series that `modejump plot` draws
     #[arg(short, long)]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    rule: RuleFlag,
     #[command(flatten)]
     precision: PrecisionFlag,
     /// Print the summary as JSON
@@ -92,7 +95,7 @@ impl Reweight {
         model.sample(&self.streams(), &mut x, &mut log_q)?;
         let samples = self.look_at(&x, model, temperature)?;
         let weighted = Weighted::new(model.exactness(), &samples, &log_q)?;
-        extend(summary, weighted.summary(&samples)?);
+        extend(summary, weighted.summary(&samples, self.rule.rule())?);
         Ok(vec![weighted.series("generator", &samples)])
     }
 
@@ -135,22 +138,34 @@ impl Weighted {
         Ok(Weighted { likelihood, log_weight })
     }
 
-    fn summary(&self, samples: &Samples) -> Result<Value> {
-        let (w, n) = (&self.log_weight, self.log_weight.len());
+    /// Raw effective sample size and k̂, and averages with weights by a rule.
+    fn summary(&self, samples: &Samples, rule: Rule) -> Result<Value> {
+        let n = self.log_weight.len();
+        let (ruled, changed) = rule.apply(&self.log_weight)?;
+        let share = |w: &[f64]| weights::effective_sample_size(w).map(|ess| ess / n as f64);
+        let acceptance = weights::acceptance(&self.log_weight);
+        let u = weights::mean(&ruled, &samples.u[..n])?;
         let mut summary = json!({
             "likelihood": self.likelihood,
-            "ess": weights::effective_sample_size(w)? / n as f64,
-            "pareto_k": weights::pareto_k(w)?,
-            "acceptance": weights::acceptance(w),
-            "rejected": w.iter().filter(|w| !w.is_finite()).count(),
+            "ess": share(&self.log_weight)?,
+            "pareto_k": weights::pareto_k(&self.log_weight)?,
+            "acceptance": acceptance.value,
+            "acceptance_stderr": acceptance.standard_error,
+            "rejected": self.log_weight.iter().filter(|w| !w.is_finite()).count(),
+            "weights": rule.name(),
+            "u_mean": u.value,
+            "u_stderr": u.standard_error,
         });
+        if rule != Rule::Raw {
+            extend(&mut summary, json!({ "changed_weights": changed, "ess_of_changed": share(&ruled)? }));
+        }
         // a surrogate is known up to a constant, and so is what it says of Z
         if self.likelihood != Exactness::Surrogate {
-            let log_z = weights::log_normaliser(w)?;
+            let log_z = weights::log_normaliser(&ruled)?;
             extend(&mut summary, json!({ "log_z": log_z.value, "log_z_stderr": log_z.standard_error }));
         }
         if !samples.in_state.is_empty() {
-            match free_energy::between_states(w, &samples.in_state[..n]) {
+            match free_energy::between_states(&ruled, &samples.in_state[..n]) {
                 Ok(delta_f) => {
                     extend(
                         &mut summary,
@@ -193,17 +208,35 @@ fn number(s: &Value, key: &str) -> f64 {
     s[key].as_f64().unwrap_or(f64::NAN)
 }
 
+/// What was done to the weights of which the averages are made.
+fn rule_in_words(s: &Value) -> String {
+    let name = s["weights"].as_str().unwrap_or_default();
+    let what = match name {
+        "truncated" => "at most √n times their mean",
+        "smoothed" => "of a fitted Pareto tail",
+        "quantile_clipped" => "largest ones DELETED, biased",
+        _ => return name.into(),
+    };
+    format!("{name}: {what}; {} changed, ESS {:.1} %", s["changed_weights"], 100.0 * number(s, "ess_of_changed"))
+}
+
 fn report(s: &Value) {
     let f = |key: &str| number(s, key);
     let mark = mark(s["likelihood"].as_str().unwrap_or_default());
     println!("samples           {}", s["n"]);
-    println!("ESS               {:.1} %{mark}", 100.0 * f("ess"));
+    println!("ESS               {:.1} % of the raw weights{mark}", 100.0 * f("ess"));
     println!(
         "Pareto k          {:.2}{}{mark}",
         f("pareto_k"),
         if f("pareto_k") > 0.7 { "  (weights are unreliable above 0.7)" } else { "" }
     );
-    println!("acceptance        {:.1} % for one fresh proposal in equilibrium{mark}", 100.0 * f("acceptance"));
+    println!(
+        "acceptance        {:.1} ± {:.1} % for one fresh proposal in equilibrium{mark}",
+        100.0 * f("acceptance"),
+        100.0 * f("acceptance_stderr")
+    );
+    println!("weights           {}", rule_in_words(s));
+    println!("<u>               {:.3} ± {:.3} kT{mark}", f("u_mean"), f("u_stderr"));
     if s.get("log_z").is_some() {
         println!("log Z             {:.4} ± {:.4}{mark}", f("log_z"), f("log_z_stderr"));
     }

@@ -57,7 +57,7 @@ impl Reweight {
         let generator = Weighted::new(model.exactness(), &samples, &log_q)?;
         let other = Weighted::new(Exactness::Surrogate, &samples, &log_surrogate)?;
         let side = |weighted: &Weighted, seconds: f64| -> Result<Value> {
-            let mut side = weighted.summary(&samples)?;
+            let mut side = weighted.summary(&samples, self.rule.rule())?;
             extend(&mut side, json!({ "n": weighted.log_weight.len(), "seconds_of_log_density": seconds }));
             Ok(side)
         };
@@ -171,6 +171,8 @@ pub(super) fn report(s: &Value) {
     line("ESS, %", &plain("ess", 1, 100.0));
     line("Pareto k", &plain("pareto_k", 2, 1.0));
     line("acceptance, %", &plain("acceptance", 1, 100.0));
+    line("weights", &|side| side["weights"].as_str().unwrap_or_default().into());
+    line("<u>, kT", &with_error("u_mean", "u_stderr"));
     line("log Z", &with_error("log_z", "log_z_stderr"));
     line("ΔF(state − rest), kT", &with_error("delta_f_kT", "delta_f_stderr"));
     line("seconds of log q", &plain("seconds_of_log_density", 2, 1.0));
