@@ -16,6 +16,22 @@ pub struct Topology {
     pub bonds: Vec<[usize; 2]>,
 }
 
+/// Backbone torsions of a peptide, each by its four atoms: φ is C–N–CA–C, ψ N–CA–C–N, ω CA–C–N–CA.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Backbone {
+    pub phi: Vec<[usize; 4]>,
+    pub psi: Vec<[usize; 4]>,
+    pub omega: Vec<[usize; 4]>,
+}
+
+impl Backbone {
+    /// φ and ψ of every residue that has both.
+    pub fn phi_psi(&self) -> Vec<[[usize; 4]; 2]> {
+        let psi_of = |phi: &[usize; 4]| self.psi.iter().find(|psi| phi[1..] == psi[..3]);
+        self.phi.iter().filter_map(|phi| Some([*phi, *psi_of(phi)?])).collect()
+    }
+}
+
 /// Covalent radii in nm (Cordero et al., Dalton Trans. 2008, 2832), and masses in dalton.
 const ELEMENTS: &[(&str, f64, f64)] = &[
     ("H", 0.031, 1.008),
@@ -132,15 +148,28 @@ impl Topology {
 
     /// Backbone torsions φ (C–N–CA–C) and ψ (N–CA–C–N) of the first residue that has both neighbours.
     pub fn phi_psi(&self) -> Option<[[usize; 4]; 2]> {
+        self.backbone().phi_psi().into_iter().next()
+    }
+
+    /// All backbone torsions, atom by atom in the order of the chain.
+    pub fn backbone(&self) -> Backbone {
         let neighbours = self.neighbours();
-        let bonded = |atom: usize, name: &str, not: usize| {
-            neighbours[atom].iter().copied().find(|&j| self.names[j] == name && j != not)
+        let steps = |chain: &[usize], name: &str| -> Vec<Vec<usize>> {
+            let last = chain[chain.len() - 1];
+            let next = neighbours[last].iter().filter(|&&j| self.names[j] == name && !chain.contains(&j));
+            next.map(|&j| [chain, &[j]].concat()).collect()
         };
-        (0..self.n_atoms()).filter(|&i| self.names[i] == "CA").find_map(|ca| {
-            let (n, c) = (bonded(ca, "N", ca)?, bonded(ca, "C", ca)?);
-            let (before, after) = (bonded(n, "C", c)?, bonded(c, "N", n)?);
-            Some([[before, n, ca, c], [n, ca, c, after]])
-        })
+        let paths = |names: [&str; 4]| -> Vec<[usize; 4]> {
+            let starts = (0..self.n_atoms()).filter(|&i| self.names[i] == names[0]).map(|i| vec![i]).collect();
+            let grow = |chains: Vec<Vec<usize>>, name: &&str| chains.iter().flat_map(|c| steps(c, name)).collect();
+            let chains: Vec<Vec<usize>> = names[1..].iter().fold(starts, grow);
+            chains.iter().map(|c| [c[0], c[1], c[2], c[3]]).collect()
+        };
+        Backbone {
+            phi: paths(["C", "N", "CA", "C"]),
+            psi: paths(["N", "CA", "C", "N"]),
+            omega: paths(["CA", "C", "N", "CA"]),
+        }
     }
 
     /// Reads atoms, bonds (CONECT records, else covalent radii) and the coordinates `[atoms][3]` in nm of a PDB file's
@@ -277,6 +306,21 @@ fn pdb_element(column: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two residues between caps: their atoms come side chain first, so that no order helps.
+    #[test]
+    fn torsions_of_the_backbone_are_found_by_bonds() {
+        let names = ["CH3", "C", "CB", "CA", "N", "C", "CB", "C", "CA", "N", "N", "CH3"];
+        let mut topology = Topology { names: names.map(String::from).to_vec(), ..Topology::default() };
+        topology.residues = vec!["X1".into(); 12];
+        topology.set_bonds([[0, 1], [1, 4], [4, 3], [3, 2], [3, 5], [5, 9], [9, 8], [8, 6], [8, 7], [7, 10], [10, 11]]);
+        let backbone = topology.backbone();
+        assert_eq!(backbone.phi, [[1, 4, 3, 5], [5, 9, 8, 7]]);
+        assert_eq!(backbone.psi, [[4, 3, 5, 9], [9, 8, 7, 10]]);
+        assert_eq!(backbone.omega, [[3, 5, 9, 8]]);
+        assert_eq!(backbone.phi_psi(), [[[1, 4, 3, 5], [4, 3, 5, 9]], [[5, 9, 8, 7], [9, 8, 7, 10]]]);
+        assert_eq!(topology.phi_psi(), Some([[1, 4, 3, 5], [4, 3, 5, 9]]));
+    }
 
     #[test]
     fn atoms_are_matched_by_name_within_residues() {

@@ -6,6 +6,7 @@ use crate::coordinates::superpose::superpose;
 use crate::models::continuous::{ContinuousConfig, Parametrisation, Schedule};
 use crate::models::network::Network;
 use crate::nn::Real;
+use crate::transport::assignment;
 use serde::{Deserialize, Serialize};
 
 /// How a batch of prior points is paired with a batch of data.
@@ -92,60 +93,6 @@ pub fn pair(pairing: Pairing, data: &mut Vec<f64>, prior: &[f64], dimension: usi
     *data = rows.collect();
 }
 
-/// The column of every row in the cheapest one-to-one assignment, by shortest augmenting paths with potentials, O(n³)
-/// (Kuhn 1955; Jonker and Volgenant 1987).
-pub fn assignment(n: usize, cost: impl Fn(usize, usize) -> f64) -> Vec<usize> {
-    let costs: Vec<f64> = (0..n * n).map(|k| cost(k / n, k % n)).collect();
-    const FREE: usize = usize::MAX;
-    let (mut of_row, mut of_column) = (vec![0.0; n], vec![0.0; n]);
-    let (mut row_of, mut previous) = (vec![FREE; n], vec![FREE; n]);
-    for start in 0..n {
-        let mut least = vec![f64::INFINITY; n];
-        let mut done = vec![false; n];
-        let mut row = start;
-        let mut last = FREE;
-        let end = loop {
-            // the cheapest unfinished column, after the row's edges are relaxed
-            let (mut step, mut next) = (f64::INFINITY, FREE);
-            for column in (0..n).filter(|&c| !done[c]) {
-                let reduced = costs[row * n + column] - of_row[row] - of_column[column];
-                if reduced < least[column] {
-                    least[column] = reduced;
-                    previous[column] = last;
-                }
-                if next == FREE || least[column] < step {
-                    (step, next) = (least[column], column);
-                }
-            }
-            for column in 0..n {
-                if done[column] {
-                    of_row[row_of[column]] += step;
-                    of_column[column] -= step;
-                } else {
-                    least[column] -= step;
-                }
-            }
-            of_row[start] += step;
-            done[next] = true;
-            last = next;
-            match row_of[next] {
-                FREE => break next,
-                taken => row = taken,
-            }
-        };
-        // turn the path over
-        let mut column = end;
-        while column != FREE {
-            let before = previous[column];
-            row_of[column] = if before == FREE { start } else { row_of[before] };
-            column = before;
-        }
-    }
-    let mut columns = vec![0; n];
-    row_of.iter().enumerate().for_each(|(column, &row)| columns[row] = column);
-    columns
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,33 +101,6 @@ mod tests {
     fn normals(n: usize, index: u64) -> Vec<f64> {
         let mut stream = Stream::new(7, StreamId::Test, index, 0);
         (0..n).map(|_| stream.normal()).collect()
-    }
-
-    #[test]
-    fn assignment_is_the_best_of_all_permutations() {
-        for case in 0..50 {
-            let n = 1 + case as usize % 6;
-            let costs = normals(n * n, case);
-            let total = |p: &[usize]| p.iter().enumerate().map(|(i, &j)| costs[i * n + j]).sum::<f64>();
-            let found = assignment(n, |i, j| costs[i * n + j]);
-            let mut sorted = found.clone();
-            sorted.sort_unstable();
-            assert_eq!(sorted, (0..n).collect::<Vec<_>>());
-            let mut best = f64::INFINITY;
-            permutations(&mut (0..n).collect::<Vec<_>>(), 0, &mut |p| best = best.min(total(p)));
-            assert!((total(&found) - best).abs() < 1e-12, "case {case}");
-        }
-    }
-
-    fn permutations(p: &mut Vec<usize>, k: usize, each: &mut dyn FnMut(&[usize])) {
-        if k == p.len() {
-            return each(p);
-        }
-        for i in k..p.len() {
-            p.swap(k, i);
-            permutations(p, k + 1, each);
-            p.swap(k, i);
-        }
     }
 
     #[test]
