@@ -2,6 +2,7 @@
 
 mod bench;
 mod common;
+mod compare;
 mod convert;
 mod evaluate;
 mod gromacs;
@@ -50,6 +51,8 @@ enum Command {
     Reweight(reweight::Reweight),
     /// Carry samples of a generator to an engine's energies by annealed Langevin steps with weights
     Smc(smc::Smc),
+    /// Compare two samples or trajectories of one molecule: energies, torsions, slow components
+    Compare(compare::Compare),
     /// Time the hot paths
     Bench(bench::Bench),
     /// Draw figures of runs, weights and training
@@ -82,6 +85,7 @@ fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
         Command::Gromacs(command) => command.run(),
         Command::Reweight(command) => command.run(),
         Command::Smc(command) => command.run(),
+        Command::Compare(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Plot(command) => command.run(),
     }

@@ -1,121 +1,17 @@
-//! `modejump plot`: SVG figures of runs, of a reweighted generator, and of a training log.
+//! The figures of `modejump plot` and `modejump compare`.
 
-use clap::Args;
+use super::{Figure, Outcome, Series};
 use modejump::histogram::{circular_profile, circular_profile_of_series, CircularProfile};
 use modejump::train::Progress;
-use modejump::{weights, Error, Result};
-use plotters::coord::Shift;
+use modejump::{weights, Result};
 use plotters::prelude::*;
-use serde::Deserialize;
 use std::f64::consts::PI;
-use std::path::{Path, PathBuf};
-
-#[derive(Args)]
-pub struct Plot {
-    /// JSON files with series, as `modejump reweight` and the demo write them
-    #[arg(required_unless_present = "log")]
-    data: Vec<PathBuf>,
-    /// Training log of `modejump train --log`
-    #[arg(long)]
-    log: Option<PathBuf>,
-    /// Folder for the figures
-    #[arg(short, long, default_value = ".")]
-    output: PathBuf,
-}
-
-/// One set of observations: a run (time series) or weighted independent samples.
-#[derive(Deserialize)]
-struct Series {
-    name: String,
-    /// radian
-    #[serde(default)]
-    phi: Vec<f64>,
-    #[serde(default)]
-    psi: Vec<f64>,
-    /// u = U/kT
-    #[serde(default)]
-    reduced_potential: Vec<f64>,
-    /// Present for weighted samples.
-    #[serde(default)]
-    log_weight: Vec<f64>,
-}
-
-#[derive(Deserialize)]
-struct Document {
-    series: Vec<Series>,
-}
 
 const INK: RGBColor = RGBColor(40, 44, 52);
 const FAINT: RGBColor = RGBColor(225, 228, 232);
 const COLOURS: [RGBColor; 4] =
     [RGBColor(107, 114, 128), RGBColor(15, 118, 178), RGBColor(217, 95, 2), RGBColor(27, 158, 119)];
 const FONT: &str = "Helvetica, Arial, sans-serif";
-
-type Figure<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-
-impl Plot {
-    pub fn run(self) -> Result<()> {
-        std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
-        let mut series = Vec::new();
-        for path in &self.data {
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-            let document: Document = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
-            series.extend(document.series);
-        }
-        let with = |f: fn(&Series) -> bool| series.iter().filter(|s| f(s)).collect::<Vec<_>>();
-        let maps = with(|s| !s.phi.is_empty() && s.phi.len() == s.psi.len());
-        type Planned<'a> = (&'static str, (u32, u32), Vec<&'a Series>, Draw);
-        let figures: [Planned; 4] = [
-            ("ramachandran.svg", (420 * maps.len().max(1) as u32, 440), maps, ramachandran),
-            ("free_energy.svg", (760, 440), with(|s| !s.phi.is_empty()), free_energy),
-            ("energy.svg", (760, 440), with(|s| !s.reduced_potential.is_empty()), energy),
-            ("log_weights.svg", (760, 440), with(|s| !s.log_weight.is_empty()), log_weights),
-        ];
-        for (name, size, series, draw) in figures {
-            let path = self.output.join(name);
-            if !series.is_empty() {
-                figure(&path, size, |area| draw(area, &series))?;
-                println!("{}", path.display());
-            }
-        }
-        if let Some(log) = &self.log {
-            let path = self.output.join("training.svg");
-            training_figure(&path, &read_log(log)?)?;
-            println!("{}", path.display());
-        }
-        Ok(())
-    }
-}
-
-/// Writes one SVG figure of this size (width, height).
-fn figure(path: &Path, size: (u32, u32), draw: impl FnOnce(&Figure) -> Outcome) -> Result<()> {
-    let mut svg = String::new();
-    {
-        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        let failed = |e: Box<dyn std::error::Error>| Error::file(path, e.to_string());
-        area.fill(&WHITE).map_err(|e| failed(e.into()))?;
-        draw(&area).map_err(failed)?;
-        area.present().map_err(|e| failed(e.into()))?;
-    }
-    modejump::io::write_atomically(path, svg.as_bytes())
-}
-
-/// Training curves: losses, effective sample size, acceptance.
-pub fn training_figure(path: &Path, history: &[Progress]) -> Result<()> {
-    figure(path, (760, 760), |area| training(area, history))
-}
-
-type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
-type Draw = fn(&Figure, &[&Series]) -> Outcome;
-
-/// Reads one progress object a line.
-fn read_log(path: &Path) -> Result<Vec<Progress>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let parse = |(i, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|e| Error::file(path, format!("line {}: {e}", i + 1)))
-    };
-    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
-}
 
 /// Axes with this project's look.
 fn chart<'a, 'b>(
@@ -189,29 +85,60 @@ fn swatch(colour: RGBColor) -> impl Fn((i32, i32)) -> Rectangle<(i32, i32)> {
     move |(x, y)| Rectangle::new([(x, y - 4), (x + 16, y + 4)], colour.filled())
 }
 
-/// One map a series, coloured by −ln p relative to its highest bin.
-fn ramachandran(area: &Figure, series: &[&Series]) -> Outcome {
+/// One map a series, over the torsions.
+pub fn ramachandran(area: &Figure, series: &[&Series]) -> Outcome {
+    // any branch of an angle
+    let degrees = |v: &f64| (v + PI).rem_euclid(2.0 * PI).to_degrees() - 180.0;
+    for (panel, s) in area.split_evenly((1, series.len())).iter().zip(series) {
+        let points = s.phi.iter().map(degrees).zip(s.psi.iter().map(degrees)).collect();
+        map(panel, s, ("φ / °", -180.0..180.0), ("ψ / °", -180.0..180.0), points)?;
+    }
+    Ok(())
+}
+
+/// One map a series, over the plane of two time-lagged components.
+pub fn components(area: &Figure, series: &[&Series]) -> Outcome {
+    let range = |of: fn(&Series) -> &Vec<f64>| {
+        let all: Vec<f64> = series.iter().flat_map(|s| of(s).iter().copied()).collect();
+        let (low, high) = (quantile(&all, 0.0005), quantile(&all, 0.9995));
+        let margin = 0.05 * (high - low).max(1e-6);
+        low - margin..high + margin
+    };
+    let (first, second) = (range(|s| &s.tic1), range(|s| &s.tic2));
+    for (panel, s) in area.split_evenly((1, series.len())).iter().zip(series) {
+        let points = s.tic1.iter().copied().zip(s.tic2.iter().copied()).collect();
+        map(panel, s, ("TIC 1", first.clone()), ("TIC 2", second.clone()), points)?;
+    }
+    Ok(())
+}
+
+type Axis<'a> = (&'a str, std::ops::Range<f64>);
+
+/// Density of weighted points in a plane, coloured by −ln p relative to its highest bin; points beyond the axes are left out.
+fn map(panel: &Figure, series: &Series, x: Axis, y: Axis, points: Vec<(f64, f64)>) -> Outcome {
     const BINS: usize = 60;
     const DEEPEST: f64 = 9.0;
-    for (panel, series) in area.split_evenly((1, series.len())).iter().zip(series) {
-        let weights = match series.log_weight.is_empty() {
-            true => vec![1.0; series.phi.len()],
-            false => weights::normalised(&series.log_weight)?,
-        };
-        let bin = |v: f64| (((v + PI) / (2.0 * PI)).rem_euclid(1.0) * BINS as f64) as usize % BINS;
-        let mut mass = vec![0.0; BINS * BINS];
-        for ((&phi, &psi), w) in series.phi.iter().zip(&series.psi).zip(weights) {
-            mass[bin(psi) * BINS + bin(phi)] += w;
+    let weights = match series.log_weight.is_empty() {
+        true => vec![1.0; points.len()],
+        false => weights::normalised(&series.log_weight)?,
+    };
+    let step = |axis: &Axis| (axis.1.end - axis.1.start) / BINS as f64;
+    let (dx, dy) = (step(&x), step(&y));
+    let mut mass = vec![0.0; BINS * BINS];
+    for ((px, py), w) in points.into_iter().zip(weights) {
+        if x.1.contains(&px) && y.1.contains(&py) {
+            let bin = |v: f64, axis: &Axis, step: f64| (((v - axis.1.start) / step) as usize).min(BINS - 1);
+            mass[bin(py, &y, dy) * BINS + bin(px, &x, dx)] += w;
         }
-        let highest = mass.iter().copied().fold(0.0, f64::max);
-        let mut chart = chart(panel, &series.name, ("φ / °", -180.0..180.0), ("ψ / °", -180.0..180.0))?;
-        let step = 360.0 / BINS as f64;
-        chart.draw_series(mass.iter().enumerate().filter(|(_, &m)| m > 0.0).map(|(i, m)| {
-            let depth = ((highest / m).ln() / DEEPEST).min(1.0);
-            let (x, y) = (-180.0 + step * (i % BINS) as f64, -180.0 + step * (i / BINS) as f64);
-            Rectangle::new([(x, y), (x + step, y + step)], viridis(1.0 - depth).filled())
-        }))?;
     }
+    let highest = mass.iter().copied().fold(0.0, f64::max);
+    let (left, bottom) = (x.1.start, y.1.start);
+    let mut chart = chart(panel, &series.name, x, y)?;
+    chart.draw_series(mass.iter().enumerate().filter(|(_, &m)| m > 0.0).map(|(i, m)| {
+        let depth = ((highest / m).ln() / DEEPEST).min(1.0);
+        let (x, y) = (left + dx * (i % BINS) as f64, bottom + dy * (i / BINS) as f64);
+        Rectangle::new([(x, y), (x + dx, y + dy)], viridis(1.0 - depth).filled())
+    }))?;
     Ok(())
 }
 
@@ -233,7 +160,7 @@ fn viridis(t: f64) -> RGBColor {
 }
 
 /// F(φ) with a band of two standard errors.
-fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
+pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 60;
     let profile = |s: &Series| -> Result<CircularProfile> {
         match s.log_weight.is_empty() {
@@ -287,7 +214,7 @@ fn quantile(values: &[f64], q: f64) -> f64 {
 }
 
 /// Reduced energies of runs, of the generator as it is, and reweighted.
-fn energy(area: &Figure, series: &[&Series]) -> Outcome {
+pub fn energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 70;
     let from = series.iter().map(|s| quantile(&s.reduced_potential, 0.0005)).fold(f64::INFINITY, f64::min) - 1.0;
     let to = series.iter().map(|s| quantile(&s.reduced_potential, 0.995)).fold(f64::NEG_INFINITY, f64::max) + 2.0;
@@ -311,7 +238,7 @@ fn energy(area: &Figure, series: &[&Series]) -> Outcome {
 }
 
 /// Histogram of log w − ln mean w, with ESS and k̂ in the legend.
-fn log_weights(area: &Figure, series: &[&Series]) -> Outcome {
+pub fn log_weights(area: &Figure, series: &[&Series]) -> Outcome {
     let mut curves = Vec::new();
     for s in series {
         let n = s.log_weight.len() as f64;
@@ -333,7 +260,7 @@ fn log_weights(area: &Figure, series: &[&Series]) -> Outcome {
 }
 
 /// Losses above, effective sample size and acceptance below.
-fn training(area: &Figure, history: &[Progress]) -> Outcome {
+pub fn training(area: &Figure, history: &[Progress]) -> Outcome {
     let (upper, lower) = area.split_vertically(380);
     let curve = |name, f: fn(&Progress) -> f64| Curve {
         name,

@@ -1,0 +1,249 @@
+//! `modejump compare`: how far two samples of one molecule are from each other.
+
+mod side;
+
+use super::common::RuleFlag;
+use super::plot::{draw, Series};
+use clap::Args;
+use modejump::coordinates::Topology;
+use modejump::metrics::{self, Features};
+use modejump::rng::{Stream, StreamId};
+use modejump::tica::Tica;
+use modejump::{weights, Error, Result};
+use serde::Serialize;
+use serde_json::{json, Value};
+use side::{Observed, Side};
+use std::path::{Path, PathBuf};
+
+#[derive(Args)]
+pub struct Compare {
+    /// The reference, a trajectory in the order of time or samples: pdb, gro, dcd, xtc, trr, npy or safetensors
+    a: PathBuf,
+    /// What is compared with it
+    b: PathBuf,
+    /// PDB file with the atoms of both in their order; where one of them is a PDB file it need not be given
+    #[arg(long)]
+    topology: Option<PathBuf>,
+    /// OpenMM System (XML) for the energies of both; without it those in the files are taken (`reduced_potential`)
+    #[arg(long, requires = "temperature")]
+    system: Option<PathBuf>,
+    /// K, of the energies
+    #[arg(long, requires = "system")]
+    temperature: Option<f64>,
+    /// Count all frames the same, also where a file has weights (`log_weight`, as `smc` writes them)
+    #[arg(long, conflicts_with = "reweight")]
+    unweighted: bool,
+    /// Weigh a generator's samples (files with `log_density`, as `sample` writes them) by exp(-u)/q
+    #[arg(long)]
+    reweight: bool,
+    #[command(flatten)]
+    rule: RuleFlag,
+    /// Frames of A between the two ends of a pair, for its slowest components; 0 to leave them out
+    #[arg(long, default_value_t = 100)]
+    lag: usize,
+    /// Most points of either side in exact transport, whose cost grows as their third power
+    #[arg(long, default_value_t = 1000)]
+    points: usize,
+    #[arg(short, long, default_value_t = 1)]
+    seed: u64,
+    /// Folder for compare.json and the figures
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Distances between two samples; absent where the numbers are.
+#[derive(Serialize)]
+struct Distances {
+    energy_w1: Option<f64>,
+    energy_w2: Option<f64>,
+    torsion_w2: Option<f64>,
+    torsion_w2_sliced: Option<f64>,
+    tica_w2: Option<f64>,
+    ramachandran_jsd: Option<f64>,
+}
+
+impl Compare {
+    pub fn run(self) -> Result<()> {
+        let topology = self.the_topology()?;
+        let a = Side::read(&self.a, &topology, &self)?;
+        let b = Side::read(&self.b, &topology, &self)?;
+        let slow = self.slow_components(&a, &topology);
+        let [of_a, of_b] = [&a, &b].map(|side| Observed::of(side, &topology, slow.as_ref()));
+        let between = self.distances(&of_a, &of_b)?;
+        let half = of_a.n() / 2;
+        let halves = self.distances(&of_a.part(0..half), &of_a.part(half..of_a.n()))?;
+        let summary = json!({
+            "a": self.describe(&a, &of_a)?,
+            "b": self.describe(&b, &of_b)?,
+            "points": self.points,
+            "lag": slow.as_ref().map(|_| self.lag),
+            "tica_eigenvalues": slow.as_ref().map(|(_, tica)| &tica.eigenvalues),
+            "between": between,
+            "halves_of_a": halves,
+        });
+        match self.json {
+            true => println!("{summary}"),
+            false => report(&summary),
+        }
+        match &self.output {
+            Some(folder) => self.write(folder, &summary, [series(&a, &of_a), series(&b, &of_b)]),
+            None => Ok(()),
+        }
+    }
+
+    fn the_topology(&self) -> Result<Topology> {
+        let is_pdb = |path: &&PathBuf| path.extension().is_some_and(|e| e == "pdb");
+        let path = self.topology.as_ref().or([&self.a, &self.b].into_iter().find(is_pdb));
+        let path = path.ok_or_else(|| Error::invalid("give the atoms with --topology, a PDB file"))?;
+        Ok(Topology::from_pdb(path)?.0)
+    }
+
+    /// u of frames by the System, if there is one.
+    #[cfg(feature = "openmm")]
+    fn energies(&self, x: &[f64], topology: &Topology) -> Result<Option<Vec<f64>>> {
+        use modejump::target::Target;
+        let (Some(system), Some(temperature)) = (&self.system, self.temperature) else { return Ok(None) };
+        let dimension = 3 * topology.n_atoms();
+        let mut u = vec![0.0; x.len() / dimension];
+        super::common::target(system, dimension, temperature)?.reduced_potential(x, &mut u)?;
+        Ok(Some(u))
+    }
+
+    #[cfg(not(feature = "openmm"))]
+    fn energies(&self, _: &[f64], _: &Topology) -> Result<Option<Vec<f64>>> {
+        match &self.system {
+            Some(_) => Err(Error::Unsupported("--system needs a build with `--features openmm`".into())),
+            None => Ok(None),
+        }
+    }
+
+    /// The two slowest components of A; says why if there are none.
+    fn slow_components(&self, a: &Side, topology: &Topology) -> Option<(Features, Tica)> {
+        if self.lag == 0 {
+            return None;
+        }
+        let fitted = match a.log_weight {
+            Some(_) => Err(Error::invalid("weighted samples are no trajectory")),
+            None => Features::new(topology).and_then(|features| {
+                let tica = Tica::fit(&features.of(&a.x), features.dimension(), self.lag, 2)?;
+                Ok((features, tica))
+            }),
+        };
+        fitted.inspect_err(|reason| eprintln!("modejump: no slow components of {}: {reason}", a.name)).ok()
+    }
+
+    fn distances(&self, a: &Observed, b: &Observed) -> Result<Distances> {
+        let stream = || Stream::new(self.seed, StreamId::Resample, 0, 0);
+        let (of_a, of_b) = (a.weights()?, b.weights()?);
+        let energies = match (a.energies()?, b.energies()?) {
+            (Some((x, v)), Some((y, w))) => {
+                let (a, b) = (metrics::Cloud::new(&x, 1, &v)?, metrics::Cloud::new(&y, 1, &w)?);
+                Some(metrics::energy_distances(a, b)?)
+            }
+            _ => None,
+        };
+        let mut distances = Distances {
+            energy_w1: energies.map(|w| w[0]),
+            energy_w2: energies.map(|w| w[1]),
+            torsion_w2: None,
+            torsion_w2_sliced: None,
+            tica_w2: None,
+            ramachandran_jsd: None,
+        };
+        if !a.torsions.is_empty() {
+            let (x, y) = (a.cloud(&a.torsions, &of_a)?, b.cloud(&b.torsions, &of_b)?);
+            distances.torsion_w2 = Some(metrics::torsion_distance(x, y, self.points, &mut stream()));
+            distances.torsion_w2_sliced = Some(metrics::sliced_torsion_distance(x, y, &mut stream())?);
+        }
+        if !a.pairs.is_empty() {
+            let (x, y) = (a.cloud(&a.pairs, &of_a)?, b.cloud(&b.pairs, &of_b)?);
+            distances.ramachandran_jsd = Some(metrics::ramachandran_divergence(x, y)?);
+        }
+        if let (Some(x), Some(y)) = (&a.components, &b.components) {
+            let (x, y) = (a.cloud(x, &of_a)?, b.cloud(y, &of_b)?);
+            distances.tica_w2 = Some(metrics::plane_distance(x, y, self.points, &mut stream()));
+        }
+        Ok(distances)
+    }
+
+    /// One side: its file, its energies, and what its weights say.
+    fn describe(&self, side: &Side, observed: &Observed) -> Result<Value> {
+        let mut about = json!({ "file": side.name, "n": side.n });
+        if side.u.is_some() {
+            about["without_finite_energy"] = json!(observed.without_energy());
+        }
+        if let (Some(raw), Some(ruled)) = (&side.raw, &side.log_weight) {
+            let share = |w: &[f64]| weights::effective_sample_size(w).map(|ess| ess / side.n as f64);
+            about["ess"] = json!(share(raw)?);
+            about["pareto_k"] = json!(weights::pareto_k(raw)?);
+            about["weights"] = json!(self.rule.rule().name());
+            about["ess_of_weights"] = json!(share(ruled)?);
+        }
+        Ok(about)
+    }
+
+    fn write(&self, folder: &Path, summary: &Value, series: [Series; 2]) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let path = folder.join("compare.json");
+        let document = json!({ "summary": summary, "series": series });
+        modejump::io::write_atomically(&path, document.to_string().as_bytes())?;
+        let written = draw(folder, &series)?;
+        if !self.json {
+            [path].iter().chain(&written).for_each(|path| println!("{}", path.display()));
+        }
+        Ok(())
+    }
+}
+
+/// What `modejump plot` draws; frames without weight or energy are left out, since JSON knows no infinities.
+fn series(side: &Side, observed: &Observed) -> Series {
+    let kept: Vec<usize> = (0..side.n)
+        .filter(|&i| side.log_weight.as_ref().is_none_or(|w| w[i].is_finite()))
+        .filter(|&i| side.u.as_ref().is_none_or(|u| u[i].is_finite()))
+        .collect();
+    let column = |rows: &[f64], k: usize| -> Vec<f64> {
+        let d = rows.len() / side.n;
+        kept.iter().filter(|_| k < d).map(|&i| rows[d * i + k]).collect()
+    };
+    let of = |rows: &Option<Vec<f64>>, k: usize| rows.as_ref().map_or(Vec::new(), |rows| column(rows, k));
+    let name = Path::new(&side.name).file_name().map_or(side.name.clone(), |name| name.to_string_lossy().into_owned());
+    Series {
+        name,
+        phi: column(&observed.pairs, 0),
+        psi: column(&observed.pairs, 1),
+        tic1: of(&observed.components, 0),
+        tic2: of(&observed.components, 1),
+        reduced_potential: of(&side.u, 0),
+        log_weight: of(&side.log_weight, 0),
+    }
+}
+
+fn report(s: &Value) {
+    for (name, side) in [("A", &s["a"]), ("B", &s["b"])] {
+        println!("{name}  {}, {} frames", side["file"].as_str().unwrap_or_default(), side["n"]);
+        if let Some(lost) = side["without_finite_energy"].as_u64().filter(|lost| *lost > 0) {
+            println!("   {lost} frames without a finite energy, left out of the energies");
+        }
+        if let (Some(ess), Some(used)) = (side["ess"].as_f64(), side["ess_of_weights"].as_f64()) {
+            let k = side["pareto_k"].as_f64().map_or("–".to_string(), |k| format!("{k:.2}"));
+            let rule = side["weights"].as_str().unwrap_or_default();
+            println!("   weighted: ESS {:.1} %, Pareto k {k} of the raw weights", 100.0 * ess);
+            println!("   weights used: {rule}, ESS {:.1} %", 100.0 * used);
+        }
+    }
+    println!("{:34} {:>10} {:>14}", "", "A to B", "halves of A");
+    for (key, label) in [
+        ("energy_w1", "energy W1, kT"),
+        ("energy_w2", "energy W2, kT"),
+        ("torsion_w2", "torsion W2, rad"),
+        ("torsion_w2_sliced", "torsion W2, sliced, all frames"),
+        ("tica_w2", "W2 of the two slowest components"),
+        ("ramachandran_jsd", "Jensen-Shannon of φ and ψ, bits"),
+    ] {
+        let value = |of: &str| s[of][key].as_f64().map_or("–".to_string(), |v| format!("{v:.4}"));
+        println!("{label:34} {:>10} {:>14}", value("between"), value("halves_of_a"));
+    }
+}

@@ -1,0 +1,189 @@
+//! One of the two samples: its frames, energies and weights, and what is observed of them.
+
+use super::Compare;
+use modejump::coordinates::vector::{atom, norm, sub};
+use modejump::coordinates::Topology;
+use modejump::io::model_file::{read_tensors, Tensor};
+use modejump::io::trajectory;
+use modejump::metrics::Cloud;
+use modejump::metrics::{torsions, Features};
+use modejump::tica::Tica;
+use modejump::{weights, Error, Result};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+/// A bond longer than this (nm) is none: the atoms are in another order, or the molecule is cut by the box.
+const LONGEST_BOND: f64 = 0.3;
+/// Fewer frames have no halves worth comparing.
+const FEWEST: usize = 8;
+
+/// The frames of one file.
+pub struct Side {
+    pub name: String,
+    pub x: Vec<f64>,
+    pub n: usize,
+    /// u of every frame, where it is known.
+    pub u: Option<Vec<f64>>,
+    /// As the file or the generator's density gives them, −∞ for no weight; absent for frames that count the same.
+    pub raw: Option<Vec<f64>>,
+    /// The same by the rule that was asked for.
+    pub log_weight: Option<Vec<f64>>,
+}
+
+impl Side {
+    /// Errors, with the file's name: frames that are no frames of the topology, arrays of another length, NaN.
+    pub fn read(path: &Path, topology: &Topology, compare: &Compare) -> Result<Side> {
+        let named = |e: Error| Error::file(path, e.to_string());
+        let x = trajectory::read(path)?.require(path, 3 * topology.n_atoms())?.x;
+        let n = x.len() / (3 * topology.n_atoms());
+        if n < FEWEST {
+            return Err(Error::file(path, format!("{n} frames are too few to compare; {FEWEST} are needed")));
+        }
+        same_order(path, topology)?;
+        bonded(path, topology, &x)?;
+        let mut arrays = arrays(path)?;
+        let mut array = |name: &str| match arrays.remove(name) {
+            Some(array) if array.data.len() == n => Ok(Some(array.data)),
+            Some(array) => Err(Error::file(path, format!("`{name}` has {} numbers for {n} frames", array.data.len()))),
+            None => Ok(None),
+        };
+        let (given, of_weights, log_q) = (array("reduced_potential")?, array("log_weight")?, array("log_density")?);
+        let u = compare.energies(&x, topology)?.or(given);
+        let raw = match (compare.reweight, log_q, &u) {
+            (true, Some(log_q), Some(u)) => Some(importance(u, &log_q)),
+            (true, Some(_), None) => {
+                return Err(Error::file(path, "--reweight needs its energies: give --system and --temperature"))
+            }
+            _ => of_weights.filter(|_| !compare.unweighted),
+        };
+        let log_weight = match &raw {
+            Some(raw) => Some(compare.rule.rule().apply(raw).map_err(named)?.0),
+            None => None,
+        };
+        Ok(Side { name: path.display().to_string(), x, n, u, raw, log_weight })
+    }
+}
+
+/// log w = −u − log q; no weight where either is not finite.
+fn importance(u: &[f64], log_q: &[f64]) -> Vec<f64> {
+    let weight = |(u, q): (&f64, &f64)| match -u - q {
+        w if w.is_finite() => w,
+        _ => f64::NEG_INFINITY,
+    };
+    u.iter().zip(log_q).map(weight).collect()
+}
+
+/// What a safetensors file holds beside its frames.
+fn arrays(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    if path.extension().is_none_or(|e| e != "safetensors") {
+        return Ok(BTreeMap::new());
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    Ok(read_tensors(&path.display().to_string(), &bytes)?.0)
+}
+
+/// A PDB file names its atoms: they must be those of the topology, in its order.
+fn same_order(path: &Path, topology: &Topology) -> Result<()> {
+    if path.extension().is_none_or(|e| e != "pdb") {
+        return Ok(());
+    }
+    let (own, _) = Topology::from_pdb(path)?;
+    let differs = |&i: &usize| own.names[i] != topology.names[i] || own.elements[i] != topology.elements[i];
+    match (0..topology.n_atoms()).find(differs) {
+        Some(i) => {
+            let reason = format!("{} stands where the topology has {}", own.label(i), topology.label(i));
+            Err(Error::file(path, reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Files without names show another order of the atoms by bonds that are none.
+fn bonded(path: &Path, topology: &Topology, x: &[f64]) -> Result<()> {
+    let frames = || x.chunks_exact(3 * topology.n_atoms());
+    let torn = |&&[i, j]: &&[usize; 2]| {
+        let long = frames().filter(|x| norm(sub(atom(x, i), atom(x, j))) > LONGEST_BOND).count();
+        2 * long > frames().len()
+    };
+    match topology.bonds.iter().find(torn) {
+        Some(&[i, j]) => {
+            let reason = format!(
+                "{} and {} are bonded in the topology, and more than {LONGEST_BOND} nm apart in most frames: the atoms are \
+                 in another order, or the molecule is not whole",
+                topology.label(i),
+                topology.label(j)
+            );
+            Err(Error::file(path, reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What of the frames is compared, with the same columns on both sides.
+pub struct Observed {
+    pub u: Option<Vec<f64>>,
+    /// All φ, then all ψ, `[n][torsions]`, radian.
+    pub torsions: Vec<f64>,
+    /// φ and ψ of the residues that have both, `[n][residues][2]`.
+    pub pairs: Vec<f64>,
+    /// `[n][2]`
+    pub components: Option<Vec<f64>>,
+    /// Log-weights of all frames, zero without any.
+    log_weights: Vec<f64>,
+}
+
+impl Observed {
+    pub fn of(side: &Side, topology: &Topology, slow: Option<&(Features, Tica)>) -> Observed {
+        let backbone = topology.backbone();
+        let n_atoms = topology.n_atoms();
+        Observed {
+            u: side.u.clone(),
+            torsions: torsions(&side.x, n_atoms, &[backbone.phi.clone(), backbone.psi.clone()].concat()),
+            pairs: torsions(&side.x, n_atoms, &backbone.phi_psi().concat()),
+            components: slow.map(|(features, tica)| tica.project(&features.of(&side.x))),
+            log_weights: side.log_weight.clone().unwrap_or_else(|| vec![0.0; side.n]),
+        }
+    }
+
+    pub fn n(&self) -> usize {
+        self.log_weights.len()
+    }
+
+    /// Frames without a finite energy.
+    pub fn without_energy(&self) -> usize {
+        self.u.iter().flatten().filter(|u| !u.is_finite()).count()
+    }
+
+    /// The frames of a range as they are.
+    pub fn part(&self, range: Range<usize>) -> Observed {
+        let rows = |x: &Vec<f64>| {
+            let d = x.len() / self.n();
+            x[d * range.start..d * range.end].to_vec()
+        };
+        Observed {
+            u: self.u.as_ref().map(rows),
+            torsions: rows(&self.torsions),
+            pairs: rows(&self.pairs),
+            components: self.components.as_ref().map(rows),
+            log_weights: self.log_weights[range.clone()].to_vec(),
+        }
+    }
+
+    /// Finite energies and their weights. Errors: no frame with weight has one.
+    pub fn energies(&self) -> Result<Option<(Vec<f64>, Vec<f64>)>> {
+        let Some(u) = &self.u else { return Ok(None) };
+        let (u, log_w): (Vec<f64>, Vec<f64>) =
+            u.iter().copied().zip(self.log_weights.iter().copied()).filter(|(u, _)| u.is_finite()).unzip();
+        Ok(Some((u, weights::normalised(&log_w)?)))
+    }
+
+    pub fn weights(&self) -> Result<Vec<f64>> {
+        weights::normalised(&self.log_weights)
+    }
+
+    /// Rows of columns that belong together, with weights.
+    pub fn cloud<'a>(&self, rows: &'a [f64], weights: &'a [f64]) -> Result<Cloud<'a>> {
+        Cloud::new(rows, rows.len() / self.n(), weights)
+    }
+}

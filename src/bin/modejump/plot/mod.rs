@@ -1,0 +1,127 @@
+//! `modejump plot`: SVG figures of runs, of a reweighted generator, of comparisons, and of a training log.
+
+mod figures;
+
+use clap::Args;
+use modejump::train::Progress;
+use modejump::{Error, Result};
+use plotters::coord::Shift;
+use plotters::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+#[derive(Args)]
+pub struct Plot {
+    /// JSON files with series, as `modejump reweight`, `modejump compare` and the demo write them
+    #[arg(required_unless_present = "log")]
+    data: Vec<PathBuf>,
+    /// Training log of `modejump train --log`
+    #[arg(long)]
+    log: Option<PathBuf>,
+    /// Folder for the figures
+    #[arg(short, long, default_value = ".")]
+    output: PathBuf,
+}
+
+/// One set of observations: a run (time series) or weighted independent samples.
+#[derive(Deserialize, Serialize)]
+pub struct Series {
+    pub name: String,
+    /// radian
+    #[serde(default)]
+    pub phi: Vec<f64>,
+    #[serde(default)]
+    pub psi: Vec<f64>,
+    /// First and second time-lagged component.
+    #[serde(default)]
+    pub tic1: Vec<f64>,
+    #[serde(default)]
+    pub tic2: Vec<f64>,
+    /// u = U/kT
+    #[serde(default)]
+    pub reduced_potential: Vec<f64>,
+    /// Present for weighted samples.
+    #[serde(default)]
+    pub log_weight: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    series: Vec<Series>,
+}
+
+type Figure<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
+impl Plot {
+    pub fn run(self) -> Result<()> {
+        std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
+        let mut series = Vec::new();
+        for path in &self.data {
+            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            let document: Document = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
+            series.extend(document.series);
+        }
+        for path in draw(&self.output, &series)? {
+            println!("{}", path.display());
+        }
+        if let Some(log) = &self.log {
+            let path = self.output.join("training.svg");
+            training_figure(&path, &read_log(log)?)?;
+            println!("{}", path.display());
+        }
+        Ok(())
+    }
+}
+
+/// Draws whatever the series have the numbers for into a folder; the files written.
+pub fn draw(folder: &Path, series: &[Series]) -> Result<Vec<PathBuf>> {
+    let with = |f: fn(&Series) -> bool| series.iter().filter(|s| f(s)).collect::<Vec<_>>();
+    let maps = with(|s| !s.phi.is_empty() && s.phi.len() == s.psi.len());
+    let planes = with(|s| !s.tic1.is_empty() && s.tic1.len() == s.tic2.len());
+    let panels = |series: &[&Series]| (420 * series.len().max(1) as u32, 440);
+    type Planned<'a> = (&'static str, (u32, u32), Vec<&'a Series>, Draw);
+    let planned: [Planned; 5] = [
+        ("ramachandran.svg", panels(&maps), maps, figures::ramachandran),
+        ("tica.svg", panels(&planes), planes, figures::components),
+        ("free_energy.svg", (760, 440), with(|s| !s.phi.is_empty()), figures::free_energy),
+        ("energy.svg", (760, 440), with(|s| !s.reduced_potential.is_empty()), figures::energy),
+        ("log_weights.svg", (760, 440), with(|s| !s.log_weight.is_empty()), figures::log_weights),
+    ];
+    let mut written = Vec::new();
+    for (name, size, series, draw) in planned.into_iter().filter(|(_, _, series, _)| !series.is_empty()) {
+        let path = folder.join(name);
+        figure(&path, size, |area| draw(area, &series))?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+/// Writes one SVG figure of this size (width, height).
+fn figure(path: &Path, size: (u32, u32), draw: impl FnOnce(&Figure) -> Outcome) -> Result<()> {
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        let failed = |e: Box<dyn std::error::Error>| Error::file(path, e.to_string());
+        area.fill(&WHITE).map_err(|e| failed(e.into()))?;
+        draw(&area).map_err(failed)?;
+        area.present().map_err(|e| failed(e.into()))?;
+    }
+    modejump::io::write_atomically(path, svg.as_bytes())
+}
+
+/// Training curves: losses, effective sample size, acceptance.
+pub fn training_figure(path: &Path, history: &[Progress]) -> Result<()> {
+    figure(path, (760, 760), |area| figures::training(area, history))
+}
+
+type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
+type Draw = fn(&Figure, &[&Series]) -> Outcome;
+
+/// Reads one progress object a line.
+fn read_log(path: &Path) -> Result<Vec<Progress>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let parse = |(i, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| Error::file(path, format!("line {}: {e}", i + 1)))
+    };
+    text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
+}

@@ -1,0 +1,200 @@
+//! `modejump compare` as a user runs it.
+
+use modejump::coordinates::Topology;
+use modejump::io::trajectory::{self, Frames};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const TOPOLOGY: &str = "models/ala2/topology.pdb";
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("compare-{name}"));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn modejump(arguments: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
+    match output.status.success() {
+        true => Ok(String::from_utf8(output.stdout).unwrap()),
+        false => Err(String::from_utf8(output.stderr).unwrap()),
+    }
+}
+
+fn compare(a: &Path, b: &Path, more: &[&str]) -> Result<Value, String> {
+    let files = [a.to_str().unwrap(), b.to_str().unwrap()];
+    let arguments = [&["compare"], &files[..], &["--topology", TOPOLOGY, "--json"], more].concat();
+    modejump(&arguments).map(|text| serde_json::from_str(&text).unwrap())
+}
+
+/// Samples of the shipped generator.
+fn samples(path: &Path, n: usize, seed: u64) -> Frames {
+    let (n, seed) = (n.to_string(), seed.to_string());
+    let options = ["-n", &n, "--seed", &seed, "-o", path.to_str().unwrap()];
+    modejump(&[&["sample", "models/ala2/model.safetensors"], &options[..]].concat()).unwrap();
+    trajectory::read(path).unwrap()
+}
+
+fn number(value: &Value, path: &[&str]) -> f64 {
+    let found = path.iter().fold(value, |value, key| &value[*key]);
+    found.as_f64().unwrap_or_else(|| panic!("no {path:?} in {value}"))
+}
+
+#[test]
+fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not() {
+    let folder = folder("seeds");
+    let (a, b, turned) = (folder.join("a.safetensors"), folder.join("b.dcd"), folder.join("turned.npy"));
+    let first = samples(&a, 600, 1);
+    samples(&b, 600, 2);
+    // B: everything beyond the bond C–N of the second peptide turned by half a radian, which is ψ
+    let (topology, _) = Topology::from_pdb(Path::new(TOPOLOGY)).unwrap();
+    let psi = topology.backbone().psi[0];
+    let mut x = first.x.clone();
+    x.chunks_exact_mut(66).for_each(|x| turn(x, [psi[1], psi[2]], 15..22, 0.5));
+    trajectory::write(&turned, &Frames { dimension: 66, x }, None, &[]).unwrap();
+
+    let same = compare(&a, &b, &["--lag", "5"]).unwrap();
+    for key in ["torsion_w2", "torsion_w2_sliced", "tica_w2", "ramachandran_jsd"] {
+        let (between, halves) = (number(&same, &["between", key]), number(&same, &["halves_of_a", key]));
+        assert!(between > 0.0 && between < 1.3 * halves, "{key}: {between} {halves}");
+    }
+    assert!(same["between"]["energy_w1"].is_null(), "no energies were given");
+    let other = compare(&a, &turned, &["--lag", "0"]).unwrap();
+    // on the circle there may be a shorter way than to turn all by as much
+    let (exact, sliced) =
+        (number(&other, &["between", "torsion_w2"]), number(&other, &["between", "torsion_w2_sliced"]));
+    assert!(exact > 0.4 && exact < 0.5 + 1e-9 && sliced > 0.2 && sliced < exact, "{other}");
+    assert!(number(&other, &["between", "ramachandran_jsd"]) > 2.0 * number(&same, &["between", "ramachandran_jsd"]));
+    assert!(other["between"]["tica_w2"].is_null() && other["lag"].is_null());
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Turns atoms about an axis of two others.
+fn turn(x: &mut [f64], axis: [usize; 2], atoms: std::ops::Range<usize>, angle: f64) {
+    use modejump::coordinates::vector::{add, atom, cross, dot, scale, set_atom, sub, unit};
+    let origin = atom(x, axis[0]);
+    let n = unit(sub(atom(x, axis[1]), origin));
+    for i in atoms {
+        let r = sub(atom(x, i), origin);
+        let along = scale(dot(n, r) * (1.0 - angle.cos()), n);
+        let turned = add(add(scale(angle.cos(), r), scale(angle.sin(), cross(n, r))), along);
+        set_atom(x, i, add(origin, turned));
+    }
+}
+
+#[test]
+fn energies_and_weights_are_those_of_the_files() {
+    let folder = folder("weights");
+    let (a, b) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
+    let frames = samples(&a, 100, 1);
+    let u: Vec<f64> = (0..100).map(|i| f64::from(i) * 0.3).collect();
+    trajectory::write(&a, &frames, None, &[("reduced_potential", &u)]).unwrap();
+    // B: the same frames with energies raised by 2, and others that have no weight
+    let others = samples(&b, 50, 7);
+    let both = Frames { dimension: 66, x: [frames.x, others.x].concat() };
+    let raised: Vec<f64> = u.iter().map(|u| u + 2.0).chain(vec![1e6; 50]).collect();
+    let log_w = [vec![-40.0; 100], vec![f64::NEG_INFINITY; 50]].concat();
+    trajectory::write(&b, &both, None, &[("reduced_potential", &raised), ("log_weight", &log_w)]).unwrap();
+
+    let output = folder.join("out");
+    let found = compare(&a, &b, &["--lag", "5", "-o", output.to_str().unwrap()]).unwrap();
+    for key in ["energy_w1", "energy_w2"] {
+        assert!((number(&found, &["between", key]) - 2.0).abs() < 1e-9, "{found}");
+    }
+    assert!(number(&found, &["between", "ramachandran_jsd"]).abs() < 1e-12);
+    assert!(number(&found, &["between", "torsion_w2_sliced"]).abs() < 1e-6);
+    assert!((number(&found, &["b", "ess"]) - 100.0 / 150.0).abs() < 1e-9);
+    assert_eq!(found["b"]["weights"], "raw");
+    let plain = compare(&a, &b, &["--lag", "0", "--unweighted"]).unwrap();
+    assert!(number(&plain, &["between", "energy_w1"]) > 1e5 && plain["b"].get("ess").is_none());
+
+    let document: Value = serde_json::from_slice(&std::fs::read(output.join("compare.json")).unwrap()).unwrap();
+    assert_eq!(document["summary"], found);
+    assert_eq!(document["series"][1]["phi"].as_array().unwrap().len(), 100, "frames without weight are left out");
+    let figures = ["energy.svg", "ramachandran.svg", "tica.svg"];
+    for name in figures {
+        let svg = std::fs::read_to_string(output.join(name)).unwrap();
+        assert!(svg.contains("a.safetensors") && svg.contains("b.safetensors"), "{name}");
+        std::fs::remove_file(output.join(name)).unwrap();
+    }
+    let json = output.join("compare.json");
+    modejump(&["plot", json.to_str().unwrap(), "-o", output.to_str().unwrap()]).unwrap();
+    assert!(figures.iter().all(|name| output.join(name).exists()), "plot draws them from the document");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn what_cannot_be_compared_is_named() {
+    let folder = folder("bad");
+    let path = |name: &str| folder.join(name);
+    let a = path("a.safetensors");
+    let frames = samples(&a, 20, 1);
+    let write = |name: &str, dimension: usize, x: Vec<f64>, extra: &[(&str, &[f64])]| {
+        trajectory::write(&path(name), &Frames { dimension, x }, None, extra).unwrap();
+        path(name)
+    };
+    let refused = |b: PathBuf, reasons: &[&str]| {
+        let message = compare(&a, &b, &["--lag", "0"]).unwrap_err();
+        let file = b.file_name().unwrap().to_str().unwrap().to_string();
+        for reason in reasons.iter().chain(&[file.as_str()]) {
+            assert!(message.contains(reason), "{reason}: {message}");
+        }
+    };
+    refused(write("atoms.dcd", 63, frames.x[..63 * 20].to_vec(), &[]), &["21 atoms", "22 atoms"]);
+    refused(write("none.npy", 66, vec![], &[]), &["0 frames"]);
+    refused(write("few.npy", 66, frames.x[..66 * 3].to_vec(), &[]), &["3 frames are too few"]);
+    let mut x = frames.x.clone();
+    x[66 * 4 + 3 * 7] = f64::NAN;
+    refused(write("nan.npy", 66, x, &[]), &["frame 5", "atom 8"]);
+    let mut x = frames.x.clone();
+    x.chunks_exact_mut(66).for_each(|x| (0..3).for_each(|k| x.swap(k, 63 + k)));
+    refused(write("order.xtc", 66, x, &[]), &["ACE1:CH3 (atom 1)", "another order"]);
+    let lengths = [("log_weight", &[0.0; 40][..])];
+    refused(
+        write("length.safetensors", 66, frames.x.clone(), &lengths),
+        &["`log_weight` has 40 numbers for 20 frames"],
+    );
+    let mut log_w = [0.0; 20];
+    log_w[3] = f64::NAN;
+    refused(write("weight.safetensors", 66, frames.x.clone(), &[("log_weight", &log_w)]), &["log-weight 3 is NaN"]);
+    std::fs::write(path("empty.dcd"), b"").unwrap();
+    refused(path("empty.dcd"), &[]);
+
+    // a PDB file names its atoms
+    let (mut topology, _) = Topology::from_pdb(Path::new(TOPOLOGY)).unwrap();
+    topology.names.swap(11, 12);
+    trajectory::write(&path("names.pdb"), &frames, Some(&topology), &[]).unwrap();
+    refused(path("names.pdb"), &["ALA2:HB2 (atom 12) stands where the topology has ALA2:HB1 (atom 12)"]);
+
+    let two = [a.to_str().unwrap(); 2];
+    let message = modejump(&[&["compare"], &two[..]].concat()).unwrap_err();
+    assert!(message.contains("--topology"), "{message}");
+    assert!(compare(&a, &a, &["--reweight"]).unwrap_err().contains("--system"));
+    assert!(compare(&a, &a, &["--system", "models/ala2/system.xml"]).unwrap_err().contains("--temperature"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+#[cfg(feature = "openmm")]
+fn a_generator_that_is_reweighted_comes_nearer_to_another_that_is() {
+    let folder = folder("reweighted");
+    let (a, b) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
+    samples(&a, 1500, 1);
+    let (n, seed) = ("1500", "5");
+    let options = ["-n", n, "--seed", seed, "-o", b.to_str().unwrap()];
+    // the generator in vacuum, weighted to the energies in implicit solvent
+    modejump(&[&["sample", "models/ala2/model-vacuum.safetensors"], &options[..]].concat()).unwrap();
+    let system = ["--system", "models/ala2/system.xml", "--temperature", "300", "--lag", "0", "--points", "500"];
+    let plain = compare(&a, &b, &system).unwrap();
+    let weighted = compare(&a, &b, &[&system[..], &["--reweight", "--weights", "truncated"]].concat()).unwrap();
+    for key in ["torsion_w2", "torsion_w2_sliced", "ramachandran_jsd"] {
+        let (before, after) = (number(&plain, &["between", key]), number(&weighted, &["between", key]));
+        assert!(after < 0.9 * before, "{key}: {before} {after}");
+    }
+    assert_eq!(weighted["a"]["weights"], "truncated");
+    assert!(number(&weighted, &["a", "ess"]) > 0.7 && number(&weighted, &["b", "ess"]) < 0.5, "{weighted}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
