@@ -10,11 +10,14 @@
 //! 2025). The path ends at t = 1, so weighted particles stand for the target, and the mean weights, multiplied up over the
 //! resamplings, for Z = ∫e^{−u}: without bias for a plan that was fixed before, as [`plan`] makes it.
 
-use crate::coordinates::vector::centroid;
-use crate::density::{Density, Evaluation, Scope};
+mod bridge;
+mod space;
+
+pub use bridge::{Bridge, Points};
+pub use space::Space;
+
 use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
-use crate::target::Target;
 use crate::weights::{self, Resampling};
 use serde::{Deserialize, Serialize};
 
@@ -62,124 +65,6 @@ impl Default for Options {
             seed: 1,
             energy_cutoff: None,
         }
-    }
-}
-
-/// Configurations with both their energies: −ln q and u, `[n]`, and the gradients `[n][dimension]`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Points {
-    pub x: Vec<f64>,
-    pub source: Vec<f64>,
-    pub target: Vec<f64>,
-    pub source_gradient: Vec<f64>,
-    pub target_gradient: Vec<f64>,
-}
-
-impl Points {
-    pub fn n(&self) -> usize {
-        self.source.len()
-    }
-
-    fn dimension(&self) -> usize {
-        self.x.len() / self.n().max(1)
-    }
-
-    /// E_t of a row; infinite where either energy is not finite: no particle goes there.
-    pub fn energy(&self, row: usize, t: f64) -> f64 {
-        match (1.0 - t) * self.source[row] + t * self.target[row] {
-            energy if self.source[row].is_finite() && self.target[row].is_finite() => energy,
-            _ => f64::INFINITY,
-        }
-    }
-
-    /// ∇E_t of a row.
-    pub fn gradient(&self, row: usize, t: f64) -> impl Iterator<Item = f64> + '_ {
-        let range = row * self.dimension()..(row + 1) * self.dimension();
-        let pairs = self.source_gradient[range.clone()].iter().zip(&self.target_gradient[range]);
-        pairs.map(move |(source, target)| (1.0 - t) * source + t * target)
-    }
-
-    fn row(&self, row: usize) -> &[f64] {
-        &self.x[row * self.dimension()..(row + 1) * self.dimension()]
-    }
-
-    /// Row `from` of other points becomes row `to`.
-    fn copy_row(&mut self, to: usize, other: &Points, from: usize) {
-        let d = self.dimension();
-        self.source[to] = other.source[from];
-        self.target[to] = other.target[from];
-        for (ours, theirs) in [
-            (&mut self.x, &other.x),
-            (&mut self.source_gradient, &other.source_gradient),
-            (&mut self.target_gradient, &other.target_gradient),
-        ] {
-            ours[to * d..(to + 1) * d].copy_from_slice(&theirs[from * d..(from + 1) * d]);
-        }
-    }
-
-    fn select(&self, rows: &[usize]) -> Points {
-        let mut points = Points {
-            x: vec![0.0; rows.len() * self.dimension()],
-            source: vec![0.0; rows.len()],
-            target: vec![0.0; rows.len()],
-            source_gradient: vec![0.0; rows.len() * self.dimension()],
-            target_gradient: vec![0.0; rows.len() * self.dimension()],
-        };
-        rows.iter().enumerate().for_each(|(to, &from)| points.copy_row(to, self, from));
-        points
-    }
-}
-
-/// The two ends of a path.
-pub struct Bridge<'a> {
-    pub density: &'a dyn Density,
-    pub target: &'a mut dyn Target,
-}
-
-impl Bridge<'_> {
-    /// Both energies with their gradients at `x[n][dimension]`. Errors: a failing density or target, other dimensions.
-    pub fn evaluate(&mut self, x: Vec<f64>) -> Result<Points> {
-        let d = self.density.dimension();
-        if self.target.dimension() != d {
-            let message = format!("the density has {d} coordinates, the target {}", self.target.dimension());
-            return Err(Error::invalid(message));
-        }
-        let n = x.len() / d;
-        let mut log_q = vec![Evaluation::inside(0.0); n];
-        let (mut source_gradient, mut target_gradient) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        let mut target = vec![0.0; n];
-        self.density.log_density_gradient(&x, &mut log_q, &mut source_gradient)?;
-        self.target.reduced_potential_gradient(&x, &mut target, &mut target_gradient)?;
-        source_gradient.iter_mut().for_each(|g| *g = -*g);
-        let mut source: Vec<f64> = log_q.iter().map(|e| -e.log_density).collect();
-        if let Scope::Noisy { sigma } = self.density.scope() {
-            // log q is relative to the noise of the centroid, which both ends have
-            for (row, x) in x.chunks_exact(d).enumerate() {
-                let (c, stiffness) = (centroid(x), 1.0 / (sigma * sigma));
-                let energy = 0.5 * stiffness * c.iter().map(|c| c * c).sum::<f64>();
-                source[row] += energy;
-                target[row] += energy;
-                for gradient in [&mut source_gradient, &mut target_gradient] {
-                    let row = &mut gradient[row * d..(row + 1) * d];
-                    row.iter_mut().enumerate().for_each(|(k, g)| *g += 3.0 * stiffness * c[k % 3] / d as f64);
-                }
-            }
-        }
-        Ok(Points {
-            x,
-            source: log_q.iter().map(|e| -e.log_density).collect(),
-            target,
-            source_gradient,
-            target_gradient,
-        })
-    }
-
-    /// Samples of the density.
-    pub fn sample(&mut self, n: usize, seed: u64) -> Result<Points> {
-        let mut x = vec![0.0; n * self.density.dimension()];
-        let streams = |row: usize| Stream::new(seed, StreamId::Sample, row as u64, 0);
-        self.density.sample(&streams, &mut x, &mut vec![Evaluation::inside(0.0); n])?;
-        self.evaluate(x)
     }
 }
 
@@ -324,55 +209,72 @@ impl Annealing {
 
     /// One move of every particle; the share of them that was accepted.
     fn moved(&mut self, bridge: &mut Bridge, t: f64, step: f64, turn: u64) -> Result<f64> {
-        let (n, d, seed) = (self.points.n(), self.points.dimension(), self.options.seed);
-        let mut streams: Vec<Stream> =
-            (0..n).map(|row| Stream::new(seed, StreamId::Dynamics, turn, row as u32)).collect();
-        let noise: Vec<f64> = streams.iter_mut().flat_map(|s| (0..d).map(|_| s.normal()).collect::<Vec<_>>()).collect();
-        let (after, log_ratios) = match self.options.kernel {
-            Kernel::Hamiltonian { leapfrog } => self.trajectory(bridge, t, step, leapfrog, &noise)?,
-            Kernel::Unadjusted { .. } | Kernel::Adjusted => {
-                let rows = (0..n).flat_map(|row| {
-                    langevin(self.points.row(row), self.points.gradient(row, t), step, &noise[row * d..(row + 1) * d])
-                });
-                let after = bridge.evaluate(rows.collect())?;
-                let ratios = (0..n).map(|row| log_ratio(&self.points, &after, row, t, step)).collect();
-                (after, ratios)
-            }
-        };
+        let seed = self.options.seed;
+        let streams = |row: usize| Stream::new(seed, StreamId::Dynamics, turn, row as u32);
+        let mut streams: Vec<Stream> = (0..self.points.n()).map(streams).collect();
+        let moved = step_all(bridge, &mut self.points, self.options.kernel, Stage { t, step }, &mut streams)?;
         let mut accepted = 0;
-        for (row, stream) in streams.iter_mut().enumerate() {
-            let log_ratio: f64 = log_ratios[row];
-            let taken = match self.options.kernel {
-                Kernel::Unadjusted { corrected } => {
-                    self.log_weights[row] += if corrected { log_ratio } else { 0.0 };
-                    after.energy(row, t).is_finite()
-                }
-                _ => stream.uniform().ln() < log_ratio,
-            };
-            if taken {
-                self.points.copy_row(row, &after, row);
-                accepted += 1;
-            } else if self.options.kernel == (Kernel::Unadjusted { corrected: false }) {
-                self.log_weights[row] = f64::NEG_INFINITY; // it went where the target has no weight
+        for (row, Moved { taken, log_ratio }) in moved.into_iter().enumerate() {
+            accepted += usize::from(taken);
+            match self.options.kernel {
+                Kernel::Unadjusted { corrected: true } => self.log_weights[row] += log_ratio,
+                // it went where the target has no weight
+                Kernel::Unadjusted { corrected: false } if !taken => self.log_weights[row] = f64::NEG_INFINITY,
+                _ => {}
             }
         }
-        Ok(accepted as f64 / n as f64)
+        Ok(accepted as f64 / self.points.n() as f64)
     }
+}
 
-    /// Trajectories from momenta of unit mass; −ΔH of each.
-    fn trajectory(
-        &self,
-        bridge: &mut Bridge,
-        t: f64,
-        step: f64,
-        steps: usize,
-        momenta: &[f64],
-    ) -> Result<(Points, Vec<f64>)> {
-        let mut p = momenta.to_vec();
-        let after = leapfrog(bridge, &self.points, &mut p, t, (2.0 * step).sqrt(), steps)?;
-        let changes = (0..self.points.n()).map(|row| energy_drop(&self.points, momenta, &after, &p, row, t)).collect();
-        Ok((after, changes))
+/// What became of one row in a move.
+pub struct Moved {
+    pub taken: bool,
+    /// The logarithm of the acceptance, or the path action of a step without a test.
+    pub log_ratio: f64,
+}
+
+/// One move of every row by a kernel at one stage: noise from each row's stream, then the uniform number of its test.
+/// Errors: a failing density or target.
+pub fn step_all(
+    bridge: &mut Bridge,
+    points: &mut Points,
+    kernel: Kernel,
+    Stage { t, step }: Stage,
+    streams: &mut [Stream],
+) -> Result<Vec<Moved>> {
+    let (n, d) = (points.n(), points.dimension());
+    let mut noise: Vec<f64> = streams.iter_mut().flat_map(|s| (0..d).map(|_| s.normal()).collect::<Vec<_>>()).collect();
+    noise.chunks_exact_mut(d.max(1)).for_each(|noise| bridge.space.project(noise));
+    let (after, log_ratios): (Points, Vec<f64>) = match kernel {
+        Kernel::Hamiltonian { leapfrog: steps } => {
+            let mut p = noise.clone();
+            let after = leapfrog(bridge, points, &mut p, t, (2.0 * step).sqrt(), steps)?;
+            let drops = (0..n).map(|row| energy_drop(points, &noise, &after, &p, row, t)).collect();
+            (after, drops)
+        }
+        Kernel::Unadjusted { .. } | Kernel::Adjusted => {
+            let rows = (0..n).flat_map(|row| {
+                langevin(points.row(row), points.gradient(row, t), step, &noise[row * d..(row + 1) * d])
+            });
+            let after = bridge.evaluate(rows.collect())?;
+            let ratios = (0..n).map(|row| log_ratio(points, &after, row, t, step)).collect();
+            (after, ratios)
+        }
+    };
+    let mut moved = Vec::with_capacity(n);
+    for (row, stream) in streams.iter_mut().enumerate() {
+        let log_ratio = log_ratios[row];
+        let taken = match kernel {
+            Kernel::Unadjusted { .. } => after.energy(row, t).is_finite(),
+            _ => stream.uniform().ln() < log_ratio,
+        };
+        if taken {
+            points.copy_row(row, &after, row);
+        }
+        moved.push(Moved { taken, log_ratio });
     }
+    Ok(moved)
 }
 
 /// `steps` leapfrog steps of length h on E_t from momenta `p[n][dimension]` of unit mass, which become those at the end.

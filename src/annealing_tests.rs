@@ -1,5 +1,7 @@
 use super::*;
-use crate::density::Exactness;
+use crate::coordinates::vector::centre;
+use crate::density::{Density, Evaluation, Exactness, Scope};
+use crate::target::Target;
 
 /// Standard normal of width s in two dimensions.
 struct Normal(f64);
@@ -72,7 +74,7 @@ fn truth() -> (f64, f64) {
 /// ln Z and P(x > 0) of one run.
 fn run(kernel: Kernel, stages: usize, step: f64, seed: u64) -> (f64, f64) {
     let (density, mut target) = (Normal(1.2), Wells);
-    let mut bridge = Bridge { density: &density, target: &mut target };
+    let mut bridge = Bridge::new(&density, &mut target);
     let points = bridge.sample(400, seed).unwrap();
     let options = Options { kernel, seed, ..Options::default() };
     let mut run = Annealing::new(points, even(stages, step), options).unwrap();
@@ -118,7 +120,7 @@ fn faults_are_found() {
     let short = vec![Stage { t: 0.5, step: 0.1 }];
     let points = Normal(1.0);
     let mut target = Wells;
-    let mut bridge = Bridge { density: &points, target: &mut target };
+    let mut bridge = Bridge::new(&points, &mut target);
     let samples = bridge.sample(10, 1).unwrap();
     assert!(Annealing::new(samples, short, Options::default()).is_err());
 }
@@ -126,7 +128,7 @@ fn faults_are_found() {
 #[test]
 fn a_plan_is_made_by_pilots_and_then_fixed() {
     let (density, mut target) = (Normal(1.2), Wells);
-    let mut bridge = Bridge { density: &density, target: &mut target };
+    let mut bridge = Bridge::new(&density, &mut target);
     let pilots = bridge.sample(500, 99).unwrap();
     let options = Options::default();
     let plan = plan(&mut bridge, pilots, 0.4, 0.97, 100, &options).unwrap();
@@ -144,7 +146,7 @@ fn a_plan_is_made_by_pilots_and_then_fixed() {
 #[test]
 fn a_run_that_is_saved_goes_on_bit_for_bit() {
     let (density, mut target) = (Normal(1.2), Wells);
-    let mut bridge = Bridge { density: &density, target: &mut target };
+    let mut bridge = Bridge::new(&density, &mut target);
     let points = bridge.sample(50, 4).unwrap();
     let mut straight = Annealing::new(points, even(8, 0.05), Options::default()).unwrap();
     let mut stopped = straight.clone();
@@ -159,7 +161,7 @@ fn a_run_that_is_saved_goes_on_bit_for_bit() {
 #[test]
 fn samples_without_a_finite_energy_count_in_the_normaliser() {
     let (density, mut target) = (Normal(1.2), Wells);
-    let mut bridge = Bridge { density: &density, target: &mut target };
+    let mut bridge = Bridge::new(&density, &mut target);
     let mut points = bridge.sample(100, 4).unwrap();
     points.target[..50].fill(f64::INFINITY);
     let run = Annealing::new(points.clone(), even(2, 0.05), Options::default()).unwrap();
@@ -167,4 +169,191 @@ fn samples_without_a_finite_energy_count_in_the_normaliser() {
     points.target.fill(f64::NAN);
     let message = Annealing::new(points, even(2, 0.05), Options::default()).unwrap_err().to_string();
     assert!(message.contains("none of 100 samples"), "{message}");
+}
+
+/// Two atoms about a centroid that is noise, and the target of the same shape.
+struct Pair;
+
+impl Pair {
+    /// −ln q relative to the noise, which is u, and its gradient.
+    fn energy(x: &[f64]) -> (f64, Vec<f64>) {
+        let mut y = x.to_vec();
+        centre(&mut y);
+        (3.0 * y.iter().map(|y| y * y).sum::<f64>(), y.iter().map(|y| 6.0 * y).collect())
+    }
+}
+
+impl Density for Pair {
+    fn dimension(&self) -> usize {
+        6
+    }
+    fn exactness(&self) -> Exactness {
+        Exactness::Exact
+    }
+    fn scope(&self) -> Scope {
+        Scope::Noisy { sigma: 0.3 }
+    }
+    fn sample(&self, _: &(dyn Fn(usize) -> Stream + Sync), _: &mut [f64], _: &mut [Evaluation]) -> Result<()> {
+        unreachable!("no samples are drawn here")
+    }
+    fn log_density(&self, _: &[f64], _: &mut [Evaluation]) -> Result<()> {
+        unreachable!("the gradient is always asked for")
+    }
+    fn log_density_gradient(&self, x: &[f64], e: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
+        for (row, x) in x.chunks_exact(6).enumerate() {
+            let (energy, slope) = Pair::energy(x);
+            e[row] = Evaluation::inside(-energy);
+            slope.iter().enumerate().for_each(|(k, g)| gradient[6 * row + k] = -g);
+        }
+        Ok(())
+    }
+}
+
+impl Target for Pair {
+    fn dimension(&self) -> usize {
+        6
+    }
+    fn reduced_potential(&mut self, _: &[f64], _: &mut [f64]) -> Result<()> {
+        unreachable!("the gradient is always asked for")
+    }
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        for (row, x) in x.chunks_exact(6).enumerate() {
+            let (energy, slope) = Pair::energy(x);
+            u[row] = energy;
+            gradient[6 * row..6 * row + 6].copy_from_slice(&slope);
+        }
+        Ok(())
+    }
+}
+
+/// It was added to the target alone, so that a perfect model had unequal weights.
+#[test]
+fn the_noise_of_the_centroid_belongs_to_both_ends() {
+    let (density, mut target) = (Pair, Pair);
+    let mut bridge = Bridge::new(&density, &mut target);
+    let x = vec![0.1, -0.2, 0.4, 0.5, 0.3, -0.1];
+    let points = bridge.evaluate(x.clone()).unwrap();
+    assert_eq!((&points.source, &points.source_gradient), (&points.target, &points.target_gradient));
+    for k in 0..6 {
+        let mut at = |shift: f64| {
+            let mut moved = x.clone();
+            moved[k] += shift;
+            bridge.evaluate(moved).unwrap().source[0]
+        };
+        let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+        assert!((slope - points.source_gradient[k]).abs() < 1e-7, "{k}");
+    }
+}
+
+/// Engines stop with an error where a coordinate is NaN; a step that explodes must be a rejected one.
+#[test]
+fn no_end_sees_a_configuration_that_is_not_finite() {
+    struct Strict;
+    impl Target for Strict {
+        fn dimension(&self) -> usize {
+            2
+        }
+        fn reduced_potential(&mut self, _: &[f64], _: &mut [f64]) -> Result<()> {
+            unreachable!("the gradient is always asked for")
+        }
+        fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+            assert!(x.iter().all(|x| x.is_finite()), "the engine has been shown {x:?}");
+            gradient.fill(f64::MAX);
+            u.fill(0.0);
+            Ok(())
+        }
+    }
+    let (density, mut target) = (Normal(1.0), Strict);
+    let mut bridge = Bridge::new(&density, &mut target);
+    let points = bridge.evaluate(vec![1.0, 2.0, f64::NAN, 0.0, 3.0, 4.0]).unwrap();
+    assert_eq!((points.target[0], points.target[1], points.target[2]), (0.0, f64::INFINITY, 0.0));
+    assert_eq!(points.row(2), [3.0, 4.0]);
+    for kernel in [Kernel::Adjusted, Kernel::Hamiltonian { leapfrog: 2 }] {
+        let mut points = bridge.evaluate(vec![1.0, 2.0]).unwrap();
+        let mut streams = [Stream::new(4, StreamId::Test, 0, 0)];
+        let moved = step_all(&mut bridge, &mut points, kernel, Stage { t: 1.0, step: 1e3 }, &mut streams).unwrap();
+        assert!(!moved[0].taken && points.x == [1.0, 2.0]);
+    }
+}
+
+/// In the coordinates that a space leaves free, both ends have the gradients of their energies, and a step stays in the space.
+#[test]
+fn a_path_stays_in_its_space() {
+    use crate::coordinates::vector::{atom, centroid, cross, dot, norm, sub, unit};
+    let x = vec![0.1, -0.2, 0.4, 0.5, 0.3, -0.1, 0.9, -0.4, 0.2, 0.3, 0.3, 0.8];
+    let z = unit(sub(atom(&x, 1), atom(&x, 0)));
+    let y = unit(cross(z, sub(atom(&x, 2), atom(&x, 0))));
+    let frame = Space::Frame { frame: [0, 1, 2], axes: [cross(y, z), y, z] };
+    for space in [Space::Centred, frame] {
+        let (density, mut target) = (Free(4), Free(4));
+        let mut bridge = Bridge { density: &density, target: &mut target, space };
+        let start = bridge.evaluate(x.clone()).unwrap();
+        let mut direction: Vec<f64> = (0..12).map(|k| (1.7 * f64::from(k)).sin()).collect();
+        space.project(&mut direction);
+        let mut at = |h: f64| {
+            let moved = x.iter().zip(&direction).map(|(x, v)| x + h * v).collect();
+            bridge.evaluate(moved).unwrap().energy(0, 0.5)
+        };
+        let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+        let exact: f64 = start.gradient(0, 0.5).zip(&direction).map(|(g, v)| g * v).sum();
+        assert!((slope - exact).abs() < 1e-6 * exact.abs(), "{space:?}: {slope} {exact}");
+
+        let mut points = start.clone();
+        let mut streams = [Stream::new(4, StreamId::Test, 0, 0)];
+        for kernel in [Kernel::Adjusted, Kernel::Hamiltonian { leapfrog: 3 }] {
+            let taken = (0..50)
+                .filter(|_| {
+                    let stage = Stage { t: 0.4, step: 1e-3 };
+                    step_all(&mut bridge, &mut points, kernel, stage, &mut streams).unwrap()[0].taken
+                })
+                .count();
+            assert!(taken > 20, "{space:?} {kernel:?} {taken}");
+        }
+        let x = &points.x;
+        match space {
+            Space::Centred => assert!(norm(sub(centroid(x), centroid(&start.x))) < 1e-12),
+            _ => {
+                let along = unit(sub(atom(x, 1), atom(x, 0)));
+                let third = dot(sub(atom(x, 2), atom(x, 0)), y);
+                assert!(atom(x, 0) == atom(&start.x, 0) && dot(along, z) > 1.0 - 1e-12 && third.abs() < 1e-12);
+            }
+        }
+    }
+}
+
+/// Any number of atoms in harmonic wells about the origin.
+struct Free(usize);
+
+impl Density for Free {
+    fn dimension(&self) -> usize {
+        3 * self.0
+    }
+    fn exactness(&self) -> Exactness {
+        Exactness::Exact
+    }
+    fn sample(&self, _: &(dyn Fn(usize) -> Stream + Sync), _: &mut [f64], _: &mut [Evaluation]) -> Result<()> {
+        unreachable!("no samples are drawn here")
+    }
+    fn log_density(&self, _: &[f64], _: &mut [Evaluation]) -> Result<()> {
+        unreachable!("the gradient is always asked for")
+    }
+    fn log_density_gradient(&self, x: &[f64], e: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
+        e[0] = Evaluation::inside(-2.0 * x.iter().map(|x| x * x).sum::<f64>());
+        gradient.iter_mut().zip(x).for_each(|(g, x)| *g = -4.0 * x);
+        Ok(())
+    }
+}
+
+impl Target for Free {
+    fn dimension(&self) -> usize {
+        3 * self.0
+    }
+    fn reduced_potential(&mut self, _: &[f64], _: &mut [f64]) -> Result<()> {
+        unreachable!("the gradient is always asked for")
+    }
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        u[0] = x.iter().map(|x| x.powi(4)).sum();
+        gradient.iter_mut().zip(x).for_each(|(g, x)| *g = 4.0 * x.powi(3));
+        Ok(())
+    }
 }

@@ -70,7 +70,7 @@ pub fn run(stem: &Path) -> Found {
     let golden = Golden::open_alone(stem);
     let tolerance = if name.ends_with("_f32") { 2e-4 } else { 1e-11 };
     let (source, mut target) = (Source, Wells);
-    let mut bridge = Bridge { density: &source, target: &mut target };
+    let mut bridge = Bridge::new(&source, &mut target);
     let start = bridge.evaluate(golden.get("x0").to_vec()).unwrap();
     let mut found: Found = vec![
         ("source energies".into(), error(&start.source, golden.get("E_source_x0")), tolerance),

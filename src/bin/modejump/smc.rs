@@ -116,7 +116,7 @@ mod run {
             let model = load(&self.model, &self.precision)?;
             let temperature = temperature(self.temperature, model.as_ref())?;
             let mut target = target(&self.system, model.dimension(), temperature)?;
-            let mut bridge = Bridge { density: model.as_ref(), target: &mut target };
+            let mut bridge = Bridge::new(model.as_ref(), &mut target);
             let identity = format!("{} {} {temperature} {}", model.hash(), self.system.display(), self.settings());
             let mut run = match self.saved(&identity)? {
                 Some(run) => run,

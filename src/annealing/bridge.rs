@@ -1,0 +1,182 @@
+//! The two ends of an annealing path: configurations with both their energies and gradients.
+
+use super::Space;
+use crate::coordinates::vector::{add_to_atom, centroid};
+use crate::density::{Density, Evaluation, Scope};
+use crate::error::{Error, Result};
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+use serde::{Deserialize, Serialize};
+
+/// Configurations with both their energies: −ln q and u, `[n]`, and the gradients `[n][dimension]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Points {
+    pub x: Vec<f64>,
+    pub source: Vec<f64>,
+    pub target: Vec<f64>,
+    pub source_gradient: Vec<f64>,
+    pub target_gradient: Vec<f64>,
+}
+
+impl Points {
+    /// Configurations without a finite energy at either end.
+    fn nowhere(x: Vec<f64>, dimension: usize) -> Points {
+        let (n, zeros) = (x.len() / dimension, vec![0.0; x.len()]);
+        Points {
+            x,
+            source: vec![f64::INFINITY; n],
+            target: vec![f64::INFINITY; n],
+            source_gradient: zeros.clone(),
+            target_gradient: zeros,
+        }
+    }
+
+    pub fn n(&self) -> usize {
+        self.source.len()
+    }
+
+    pub(super) fn dimension(&self) -> usize {
+        self.x.len() / self.n().max(1)
+    }
+
+    /// E_t of a row; infinite where either energy is not finite: no particle goes there.
+    pub fn energy(&self, row: usize, t: f64) -> f64 {
+        match (1.0 - t) * self.source[row] + t * self.target[row] {
+            energy if self.source[row].is_finite() && self.target[row].is_finite() => energy,
+            _ => f64::INFINITY,
+        }
+    }
+
+    /// ∇E_t of a row.
+    pub fn gradient(&self, row: usize, t: f64) -> impl Iterator<Item = f64> + '_ {
+        let range = row * self.dimension()..(row + 1) * self.dimension();
+        let pairs = self.source_gradient[range.clone()].iter().zip(&self.target_gradient[range]);
+        pairs.map(move |(source, target)| (1.0 - t) * source + t * target)
+    }
+
+    pub(super) fn row(&self, row: usize) -> &[f64] {
+        &self.x[row * self.dimension()..(row + 1) * self.dimension()]
+    }
+
+    /// Row `from` of other points becomes row `to`.
+    pub(super) fn copy_row(&mut self, to: usize, other: &Points, from: usize) {
+        let d = self.dimension();
+        self.source[to] = other.source[from];
+        self.target[to] = other.target[from];
+        for (ours, theirs) in [
+            (&mut self.x, &other.x),
+            (&mut self.source_gradient, &other.source_gradient),
+            (&mut self.target_gradient, &other.target_gradient),
+        ] {
+            ours[to * d..(to + 1) * d].copy_from_slice(&theirs[from * d..(from + 1) * d]);
+        }
+    }
+
+    pub(super) fn select(&self, rows: &[usize]) -> Points {
+        let mut points = Points {
+            x: vec![0.0; rows.len() * self.dimension()],
+            source: vec![0.0; rows.len()],
+            target: vec![0.0; rows.len()],
+            source_gradient: vec![0.0; rows.len() * self.dimension()],
+            target_gradient: vec![0.0; rows.len() * self.dimension()],
+        };
+        rows.iter().enumerate().for_each(|(to, &from)| points.copy_row(to, self, from));
+        points
+    }
+}
+
+/// The two ends of a path, and where it may go between them.
+pub struct Bridge<'a> {
+    pub density: &'a dyn Density,
+    pub target: &'a mut dyn Target,
+    pub space: Space,
+}
+
+impl<'a> Bridge<'a> {
+    /// Paths through all configurations.
+    pub fn new(density: &'a dyn Density, target: &'a mut dyn Target) -> Bridge<'a> {
+        Bridge { density, target, space: Space::Full }
+    }
+
+    /// Both energies with their gradients at `x[n][dimension]`. A row that is not finite is shown to neither end, and has infinite
+    /// energies. Errors: a failing density or target, other dimensions.
+    pub fn evaluate(&mut self, x: Vec<f64>) -> Result<Points> {
+        let d = self.density.dimension();
+        if self.target.dimension() != d {
+            let message = format!("the density has {d} coordinates, the target {}", self.target.dimension());
+            return Err(Error::invalid(message));
+        }
+        let rows = x.chunks_exact(d).enumerate();
+        let finite: Vec<usize> = rows.filter(|(_, x)| x.iter().all(|v| v.is_finite())).map(|(row, _)| row).collect();
+        if finite.len() * d == x.len() {
+            return self.evaluate_finite(x);
+        }
+        let packed = finite.iter().flat_map(|&row| x[row * d..(row + 1) * d].to_vec()).collect();
+        let evaluated = self.evaluate_finite(packed)?;
+        let mut points = Points::nowhere(x, d);
+        finite.iter().enumerate().for_each(|(from, &to)| points.copy_row(to, &evaluated, from));
+        Ok(points)
+    }
+
+    fn evaluate_finite(&mut self, x: Vec<f64>) -> Result<Points> {
+        let n = x.len() / self.density.dimension();
+        let mut log_q = vec![Evaluation::inside(0.0); n];
+        let (mut source_gradient, mut target_gradient) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        let mut target = vec![0.0; n];
+        self.density.log_density_gradient(&x, &mut log_q, &mut source_gradient)?;
+        self.target.reduced_potential_gradient(&x, &mut target, &mut target_gradient)?;
+        source_gradient.iter_mut().for_each(|g| *g = -*g);
+        let mut points = Points {
+            x,
+            source: log_q.iter().map(|e| -e.log_density).collect(),
+            target,
+            source_gradient,
+            target_gradient,
+        };
+        self.add_noise_of_centroid(&mut points);
+        self.keep_to_space(&mut points);
+        Ok(points)
+    }
+
+    /// Where the centroid is noise, log q is relative to it; both ends have it.
+    fn add_noise_of_centroid(&self, points: &mut Points) {
+        let Scope::Noisy { sigma } = self.density.scope() else { return };
+        let (d, stiffness) = (points.dimension(), 1.0 / (sigma * sigma));
+        for (row, x) in points.x.chunks_exact(d).enumerate() {
+            let c = centroid(x);
+            let energy = 0.5 * stiffness * c.iter().map(|c| c * c).sum::<f64>();
+            points.source[row] += energy;
+            points.target[row] += energy;
+            for gradient in [&mut points.source_gradient, &mut points.target_gradient] {
+                let row = &mut gradient[row * d..(row + 1) * d];
+                row.iter_mut().enumerate().for_each(|(k, g)| *g += 3.0 * stiffness * c[k % 3] / d as f64);
+            }
+        }
+    }
+
+    /// Both ends as densities of the coordinates that the space leaves free.
+    fn keep_to_space(&self, points: &mut Points) {
+        if self.space == Space::Full {
+            return;
+        }
+        let d = points.dimension();
+        for (row, x) in points.x.chunks_exact(d).enumerate() {
+            let (log_volume, slope) = self.space.log_volume(x);
+            points.source[row] -= log_volume;
+            points.target[row] -= log_volume;
+            for gradient in [&mut points.source_gradient, &mut points.target_gradient] {
+                let gradient = &mut gradient[row * d..(row + 1) * d];
+                slope.iter().for_each(|&(atom, slope)| add_to_atom(gradient, atom, -1.0, slope));
+                self.space.project(gradient);
+            }
+        }
+    }
+
+    /// Samples of the density.
+    pub fn sample(&mut self, n: usize, seed: u64) -> Result<Points> {
+        let mut x = vec![0.0; n * self.density.dimension()];
+        let streams = |row: usize| Stream::new(seed, StreamId::Sample, row as u64, 0);
+        self.density.sample(&streams, &mut x, &mut vec![Evaluation::inside(0.0); n])?;
+        self.evaluate(x)
+    }
+}
