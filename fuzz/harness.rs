@@ -127,6 +127,14 @@ unsafe extern "C" fn potential(user: *mut c_void, n: u64, x: *const f64, u: *mut
     }
 }
 
+unsafe extern "C" fn potential_gradient(user: *mut c_void, n: u64, x: *const f64, u: *mut f64, g: *mut f64) -> i32 {
+    // SAFETY: as above, and two numbers of the gradient in a row.
+    unsafe {
+        (0..2 * n as usize).for_each(|i| *g.add(i) = (*user.cast::<Engine>()).u);
+        potential(user, n, x, u)
+    }
+}
+
 unsafe extern "C" fn destroy(user: *mut c_void) {
     // SAFETY: the harness passes an Engine.
     unsafe { (*user.cast::<Engine>()).destroyed += 1 };
@@ -228,7 +236,7 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
     // SAFETY: see `c_entries`.
     unsafe {
         expect_known(modejump_move_options_init(bytes.maybe_mut(&mut options)));
-        options.kind = u32::from(bytes.byte() % 4);
+        options.kind = u32::from(bytes.byte() % 5);
         options.n_proposals = u64::from(bytes.byte() % 6);
         options.seed = bytes.word();
         options.stride = if bytes.coin() { u64::from(bytes.byte()) } else { bytes.word() };
@@ -237,6 +245,17 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
         let (model, given, out) = (bytes.maybe(model), bytes.maybe(&options), bytes.maybe_mut(&mut fresh));
         let made = match options.kind {
             2 => modejump_move_delayed_acceptance_new(model, bytes.maybe(model), given, out),
+            4 => {
+                let annealing = modejump_annealing_options {
+                    struct_size: bytes.size::<modejump_annealing_options>(),
+                    kernel: u32::from(bytes.byte() % 3),
+                    stages: u64::from(bytes.byte() % 4),
+                    moves: if bytes.coin() { u64::from(bytes.byte() % 3) } else { bytes.word() | 1 << 40 },
+                    leapfrog: u64::from(bytes.byte() % 3),
+                    step: bytes.number(),
+                };
+                modejump_move_annealed_new(model, given, bytes.maybe(&annealing), out)
+            }
             _ => modejump_move_new(model, given, out),
         };
         if expect_known(made) {
@@ -255,6 +274,9 @@ unsafe fn attempt(bytes: &mut Bytes, kernel: *mut modejump_move) {
         user: (&raw mut engine).cast(),
         reduced_potential: bytes.coin().then_some(potential as unsafe extern "C" fn(_, _, _, _) -> _),
         destroy: Some(destroy),
+        reduced_potential_gradient: bytes
+            .coin()
+            .then_some(potential_gradient as unsafe extern "C" fn(_, _, _, _, _) -> _),
     };
     let mut x = [bytes.number(), bytes.number()];
     let before = x.map(f64::to_bits);
@@ -279,7 +301,9 @@ unsafe fn attempt(bytes: &mut Bytes, kernel: *mut modejump_move) {
         reduced_potential: 0.0,
     };
     let target_pointer = bytes.maybe(&target);
-    let whole = !target_pointer.is_null() && target.struct_size as usize == size_of::<modejump_target>();
+    // the gradient came later: a struct without it is whole too
+    let first = std::mem::offset_of!(modejump_target, reduced_potential_gradient);
+    let whole = !target_pointer.is_null() && target.struct_size as usize >= first;
     // SAFETY: see `c_entries`.
     let ok = unsafe {
         let out = bytes.maybe_mut(&mut outcome);

@@ -75,6 +75,12 @@
 // A stereocentre has the other hand.
 #define MODEJUMP_CHIRALITY 6
 
+// `modejump_annealing_options.kernel`: Langevin steps with a Metropolis test (MALA).
+#define MODEJUMP_ADJUSTED 0
+
+// `modejump_annealing_options.kernel`: leapfrog trajectories with a Metropolis test (HMC).
+#define MODEJUMP_HAMILTONIAN 1
+
 // A loaded model. All functions that take it const may be called from several threads at once.
 typedef struct modejump_model modejump_model;
 
@@ -97,6 +103,22 @@ typedef struct modejump_move_options {
   uint64_t batch;
 } modejump_move_options;
 
+// Paths of an annealed move; set by `modejump_annealing_options_init`, then changed at will.
+typedef struct modejump_annealing_options {
+  // sizeof(modejump_annealing_options)
+  uint32_t struct_size;
+  // `MODEJUMP_ADJUSTED` or `MODEJUMP_HAMILTONIAN`
+  uint32_t kernel;
+  // Evenly spaced steps from the generator to the target.
+  uint64_t stages;
+  // Moves of the kernel at each stage.
+  uint64_t moves;
+  // Leapfrog steps of a trajectory.
+  uint64_t leapfrog;
+  // Step of the kernel in the square of the coordinates' unit: a Langevin step is x - step dE/dx + sqrt(2 step) noise.
+  double step;
+} modejump_annealing_options;
+
 // The caller's reduced potential u(x) = (U + pV)/kT.
 typedef struct modejump_target {
   // sizeof(modejump_target)
@@ -110,6 +132,8 @@ typedef struct modejump_target {
   int32_t (*reduced_potential)(void *user, uint64_t n, const double *x, double *u);
   // NULL, or called with `user` exactly once before the function that got this struct returns, whatever its status.
   void (*destroy)(void *user);
+  // NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it.
+  int32_t (*reduced_potential_gradient)(void *user, uint64_t n, const double *x, double *u, double *gradient);
 } modejump_target;
 
 // The configuration an attempt starts from.
@@ -272,6 +296,18 @@ int32_t modejump_move_delayed_acceptance_new(const struct modejump_model *model,
                                              const struct modejump_model *screen,
                                              const struct modejump_move_options *options,
                                              struct modejump_move **out);
+
+// Sets the defaults: ten stages of one Langevin step of 2e-6 (nm^2 for molecules). `options->struct_size` must be set.
+int32_t modejump_annealing_options_init(struct modejump_annealing_options *options);
+
+// Makes an annealed move: proposals of `model` are carried to the target by annealed importance sampling before they are tested,
+// the current configuration is carried back, and the weights of the two paths decide. Exact whatever the path. The model needs
+// a gradient, the target of every attempt `reduced_potential_gradient`. `options->kind` is not looked at. Refused (6) for a model
+// that keeps bonds at fixed lengths. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+int32_t modejump_move_annealed_new(const struct modejump_model *model,
+                                   const struct modejump_move_options *options,
+                                   const struct modejump_annealing_options *annealing,
+                                   struct modejump_move **out);
 
 // Frees a move; NULL does nothing.
 int32_t modejump_move_free(struct modejump_move *move);

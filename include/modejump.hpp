@@ -174,8 +174,19 @@ struct Options : modejump_move_options {
     }
 };
 
+/// Paths of an annealed move, with the library's defaults.
+struct Annealing : modejump_annealing_options {
+    Annealing() : modejump_annealing_options() {
+        struct_size = static_cast<std::uint32_t>(sizeof(modejump_annealing_options));
+        check(modejump_annealing_options_init(this));
+    }
+};
+
 /// Writes the reduced potential u of `x[n][dimension]` into `u[n]`; may throw.
 using ReducedPotential = std::function<void(std::size_t n, const double* x, double* u)>;
+
+/// The same, and du/dx into `gradient[n][dimension]`.
+using ReducedPotentialGradient = std::function<void(std::size_t n, const double* x, double* u, double* gradient)>;
 
 /// Where an attempt starts.
 struct State {
@@ -217,6 +228,14 @@ public:
         move_.reset(move);
     }
 
+    /// Proposals of `model` are carried to the target by annealed importance sampling before they are tested; exact whatever the
+    /// path. Attempts need the gradient of the reduced potential.
+    Move(const Model& model, const Annealing& annealing, const Options& options = Options()) : dimension_(model.dimension()) {
+        modejump_move* move = nullptr;
+        check(modejump_move_annealed_new(model.handle(), &options, &annealing, &move));
+        move_.reset(move);
+    }
+
     /// Bonds that the engine constrains: pairs of atoms, lengths in nm, masses of all atoms in dalton.
     void set_constraints(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                          const std::vector<double>& masses) {
@@ -228,15 +247,20 @@ public:
     }
 
     /// One attempt. Throws what `u` throws, else Error; the state is then untouched.
-    Outcome attempt(const ReducedPotential& u, State& state) {
+    Outcome attempt(const ReducedPotential& u, State& state) { return attempt(u, nullptr, state); }
+
+    /// One attempt of an annealed move, which asks for gradients. Throws what `u` or `gradient` throws, else Error.
+    Outcome attempt(const ReducedPotential& u, const ReducedPotentialGradient& gradient, State& state) {
         if (state.x.size() != dimension_)
             throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) +
                                                     " coordinates, the model " + std::to_string(dimension_));
-        Call call{u, nullptr};
+        Call call{u, gradient, nullptr};
         modejump_target target{};
         target.struct_size = static_cast<std::uint32_t>(sizeof(target));
         target.user = &call;
         target.reduced_potential = &Move::callback;
+        if (gradient)
+            target.reduced_potential_gradient = &Move::gradient_callback;
         modejump_state raw{};
         raw.struct_size = static_cast<std::uint32_t>(sizeof(raw));
         raw.step = state.step;
@@ -275,14 +299,24 @@ public:
 private:
     struct Call {
         const ReducedPotential& u;
+        const ReducedPotentialGradient& gradient;
         std::exception_ptr thrown;
     };
 
-    // The library's frames cannot be unwound: the exception waits here until they are gone.
     static std::int32_t callback(void* user, std::uint64_t n, const double* x, double* u) noexcept {
         Call& call = *static_cast<Call*>(user);
+        return caught(call, [&] { call.u(static_cast<std::size_t>(n), x, u); });
+    }
+
+    static std::int32_t gradient_callback(void* user, std::uint64_t n, const double* x, double* u, double* g) noexcept {
+        Call& call = *static_cast<Call*>(user);
+        return caught(call, [&] { call.gradient(static_cast<std::size_t>(n), x, u, g); });
+    }
+
+    // The library's frames cannot be unwound: the exception waits here until they are gone.
+    template <typename Body> static std::int32_t caught(Call& call, Body body) noexcept {
         try {
-            call.u(static_cast<std::size_t>(n), x, u);
+            body();
             return MODEJUMP_OK;
         } catch (const std::exception& error) {
             call.thrown = std::current_exception();

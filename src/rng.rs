@@ -35,6 +35,8 @@ pub enum StreamId {
     Probe = 13,
     /// The centroid of a current configuration, for densities in which it is noise.
     Centroid = 14,
+    /// Moves on a path between a density and a target.
+    Anneal = 15,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

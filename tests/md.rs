@@ -57,6 +57,16 @@ fn acceptance_by_a_surrogate_is_marked_everywhere() {
     assert!(text.lines().skip(1).all(|line| line.contains("surrogate")), "{text}");
 }
 
+/// Paths to the System's energies raise the effective share of the generator's weights.
+#[test]
+fn proposals_may_be_annealed() {
+    let plain = summary(&["--model", MODEL]);
+    let annealed = summary(&["--model", MODEL, "--anneal", "20"]);
+    assert_eq!((annealed["likelihood"].as_str(), count(&annealed, "attempts")), (Some("exact"), 100));
+    let ess = |summary: &Value| summary["ess"].as_f64().unwrap();
+    assert!(ess(&annealed) > ess(&plain), "{plain} {annealed}");
+}
+
 #[test]
 fn without_a_screen_nothing_of_it_is_told() {
     let summary = summary(&["--model", MODEL]);
@@ -71,6 +81,9 @@ fn what_does_not_fit_is_refused() {
         assert!(md(arguments).unwrap_err().contains("--screen"));
     }
     assert!(md(&["--screen", MODEL]).unwrap_err().contains("--model"));
+    let message = md(&["--model", "models/ala2/model-hbonds.safetensors", "--anneal", "5"]).unwrap_err();
+    assert!(message.contains("keep no constrained bond"), "{message}");
+    assert!(md(&["--model", MODEL, "--anneal", "0"]).unwrap_err().contains("rising t"));
     let other = "models/double-well/generator.safetensors";
     let message = md(&["--model", MODEL, "--screen", other]).unwrap_err();
     assert!(message.contains("2 coordinates, the generator has 66"), "{message}");

@@ -5,12 +5,15 @@ use super::status::guarded;
 use super::structs::*;
 use super::target::{modejump_target, Callback};
 use super::{read, reference, reference_mut, slice, slice_mut, write, Versioned};
+use crate::annealing::{self, even};
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::box_from_slice;
 use crate::density::Exactness;
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::moves::{DelayedAcceptance, Fate, Generator, Independence, Isir, Move, Options, Outcome, State};
+use crate::moves::{
+    Annealed, DelayedAcceptance, Fate, Generator, Independence, Isir, Move, Options, Outcome, Path, State,
+};
 use std::sync::Arc;
 
 /// A move. One thread at a time; make one for each replica, since each draws its proposals ahead.
@@ -23,6 +26,7 @@ enum Kernel {
     Independence(Independence),
     Isir(Isir),
     DelayedAcceptance(DelayedAcceptance),
+    Annealed(Annealed),
 }
 
 impl modejump_move {
@@ -31,6 +35,7 @@ impl modejump_move {
             Kernel::Independence(kernel) => kernel,
             Kernel::Isir(kernel) => kernel,
             Kernel::DelayedAcceptance(kernel) => kernel,
+            Kernel::Annealed(kernel) => kernel,
         }
     }
     fn as_move_mut(&mut self) -> &mut dyn Move {
@@ -38,14 +43,18 @@ impl modejump_move {
             Kernel::Independence(kernel) => kernel,
             Kernel::Isir(kernel) => kernel,
             Kernel::DelayedAcceptance(kernel) => kernel,
+            Kernel::Annealed(kernel) => kernel,
         }
     }
-    fn generator_mut(&mut self) -> &mut Generator {
-        match &mut self.kernel {
+    fn set_constraints(&mut self, constraints: Constraints) -> Result<()> {
+        let generator = match &mut self.kernel {
             Kernel::Independence(kernel) => kernel.generator_mut(),
             Kernel::Isir(kernel) => kernel.generator_mut(),
             Kernel::DelayedAcceptance(kernel) => kernel.generator_mut(),
-        }
+            Kernel::Annealed(_) => return Err(Annealed::keeps_no_bond()),
+        };
+        generator.set_constraints(constraints);
+        Ok(())
     }
 }
 
@@ -121,8 +130,63 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
     })
 }
 
+/// Sets the defaults: ten stages of one Langevin step of 2e-6 (nm^2 for molecules). `options->struct_size` must be set.
+///
+/// # Safety
+/// `options` is NULL or points to a struct of the size it says.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_annealing_options_init(options: *mut modejump_annealing_options) -> i32 {
+    // SAFETY: the caller's promise.
+    guarded(|| unsafe { write(options, &modejump_annealing_options::empty()) })
+}
+
+/// Makes an annealed move: proposals of `model` are carried to the target by annealed importance sampling before they are tested,
+/// the current configuration is carried back, and the weights of the two paths decide. Exact whatever the path. The model needs
+/// a gradient, the target of every attempt `reduced_potential_gradient`. `options->kind` is not looked at. Refused (6) for a model
+/// that keeps bonds at fixed lengths. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `options` and `annealing` are NULL or structs of the size they say; `out` is NULL or points to
+/// a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_annealed_new(
+    model: *const modejump_model,
+    options: *const modejump_move_options,
+    annealing: *const modejump_annealing_options,
+    out: *mut *mut modejump_move,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, given) = unsafe { (&reference(model, "model")?.model, read(options)?) };
+        // SAFETY: the caller's promise.
+        let (path, out) = unsafe { (read(annealing)?, reference_mut(out, "out")?) };
+        let generator = Generator::of_model(model, plain(&given))?;
+        let kernel = Kernel::Annealed(Annealed::new(generator, path_of(&path)?)?);
+        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        Ok(())
+    })
+}
+
+/// Most stages that are looked at: a path has no random numbers for more.
+const MOST_STAGES: u64 = 1 << 21;
+
+fn path_of(given: &modejump_annealing_options) -> Result<Path> {
+    let kernel = match given.kernel {
+        MODEJUMP_ADJUSTED => annealing::Kernel::Adjusted,
+        MODEJUMP_HAMILTONIAN => annealing::Kernel::Hamiltonian { leapfrog: count(given.leapfrog) },
+        kernel => {
+            return Err(Error::invalid(format!("modejump_annealing_options.kernel is {kernel}: use 0 or 1")));
+        }
+    };
+    let stages = even(count(given.stages.min(MOST_STAGES)), given.step);
+    Ok(Path { kernel, stages, moves: count(given.moves) })
+}
+
+fn count(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
 fn plain(given: &modejump_move_options) -> Options {
-    let count = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
     Options { n_proposals: count(given.n_proposals), seed: given.seed, stride: given.stride, batch: count(given.batch) }
 }
 
@@ -176,8 +240,10 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
         let constraints = Constraints::new(&pairs, lengths, masses)?;
         let card = this.model.card();
         constraints.require_kept(card.kept_bonds(), &|atom| card.label(atom))?;
-        this.generator_mut().set_constraints(constraints);
-        Ok(())
+        match pairs.is_empty() {
+            true => Ok(()),
+            false => this.set_constraints(constraints),
+        }
     })
 }
 

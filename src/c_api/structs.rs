@@ -65,6 +65,45 @@ unsafe impl Versioned for modejump_move_options {
     }
 }
 
+/// `modejump_annealing_options.kernel`: Langevin steps with a Metropolis test (MALA).
+pub const MODEJUMP_ADJUSTED: u32 = 0;
+/// `modejump_annealing_options.kernel`: leapfrog trajectories with a Metropolis test (HMC).
+pub const MODEJUMP_HAMILTONIAN: u32 = 1;
+
+/// Paths of an annealed move; set by `modejump_annealing_options_init`, then changed at will.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_annealing_options {
+    /// sizeof(modejump_annealing_options)
+    pub struct_size: u32,
+    /// `MODEJUMP_ADJUSTED` or `MODEJUMP_HAMILTONIAN`
+    pub kernel: u32,
+    /// Evenly spaced steps from the generator to the target.
+    pub stages: u64,
+    /// Moves of the kernel at each stage.
+    pub moves: u64,
+    /// Leapfrog steps of a trajectory.
+    pub leapfrog: u64,
+    /// Step of the kernel in the square of the coordinates' unit: a Langevin step is x - step dE/dx + sqrt(2 step) noise.
+    pub step: f64,
+}
+
+// SAFETY: repr(C), begins with struct_size, numbers only.
+unsafe impl Versioned for modejump_annealing_options {
+    const NAME: &'static str = "modejump_annealing_options";
+    const FIRST: usize = size_of::<modejump_annealing_options>();
+    fn empty() -> modejump_annealing_options {
+        modejump_annealing_options {
+            struct_size: size_of::<modejump_annealing_options>() as u32,
+            kernel: MODEJUMP_ADJUSTED,
+            stages: 10,
+            moves: 1,
+            leapfrog: 5,
+            step: 2e-6,
+        }
+    }
+}
+
 /// The configuration an attempt starts from.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -5,7 +5,7 @@ use super::Versioned;
 use crate::error::{Error, Result};
 use crate::target::Target;
 use std::ffi::c_void;
-use std::mem::size_of;
+use std::mem::offset_of;
 
 /// The caller's reduced potential u(x) = (U + pV)/kT.
 #[repr(C)]
@@ -22,14 +22,24 @@ pub struct modejump_target {
     pub reduced_potential: Option<unsafe extern "C" fn(user: *mut c_void, n: u64, x: *const f64, u: *mut f64) -> i32>,
     /// NULL, or called with `user` exactly once before the function that got this struct returns, whatever its status.
     pub destroy: Option<unsafe extern "C" fn(user: *mut c_void)>,
+    /// NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it.
+    pub reduced_potential_gradient:
+        Option<unsafe extern "C" fn(user: *mut c_void, n: u64, x: *const f64, u: *mut f64, gradient: *mut f64) -> i32>,
 }
 
 // SAFETY: repr(C), begins with struct_size, any bytes are a value (function pointers are nullable).
 unsafe impl Versioned for modejump_target {
     const NAME: &'static str = "modejump_target";
-    const FIRST: usize = size_of::<modejump_target>();
+    const FIRST: usize = offset_of!(modejump_target, reduced_potential_gradient);
     fn empty() -> modejump_target {
-        modejump_target { struct_size: 0, flags: 0, user: std::ptr::null_mut(), reduced_potential: None, destroy: None }
+        modejump_target {
+            struct_size: 0,
+            flags: 0,
+            user: std::ptr::null_mut(),
+            reduced_potential: None,
+            destroy: None,
+            reduced_potential_gradient: None,
+        }
     }
 }
 
@@ -72,15 +82,29 @@ impl Target for Callback {
         u.fill(f64::NAN);
         // SAFETY: the slices have n × dimension and n numbers, and the function is the caller's.
         let code = unsafe { function(self.target.user, u.len() as u64, x.as_ptr(), u.as_mut_ptr()) };
-        if code == 0 {
-            return Ok(());
-        }
-        let message = status::take();
-        let message = if message.is_empty() { "without a message".to_string() } else { message };
-        Err(Error::Callback(format!("reduced_potential returned {code}: {message}")))
+        outcome("reduced_potential", code)
     }
 
-    fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
-        Err(Error::Unsupported("a target of the C interface has no gradient".into()))
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        let function = self.target.reduced_potential_gradient.ok_or_else(|| {
+            Error::invalid("modejump_target.reduced_potential_gradient is NULL: annealed moves need the gradient")
+        })?;
+        status::remember("");
+        u.fill(f64::NAN);
+        gradient.fill(f64::NAN);
+        // SAFETY: the slices have n × dimension and n numbers, and the function is the caller's.
+        let code =
+            unsafe { function(self.target.user, u.len() as u64, x.as_ptr(), u.as_mut_ptr(), gradient.as_mut_ptr()) };
+        outcome("reduced_potential_gradient", code)
     }
+}
+
+/// What a callback returned.
+fn outcome(name: &str, code: i32) -> Result<()> {
+    if code == 0 {
+        return Ok(());
+    }
+    let message = status::take();
+    let message = if message.is_empty() { "without a message".to_string() } else { message };
+    Err(Error::Callback(format!("{name} returned {code}: {message}")))
 }

@@ -1,6 +1,7 @@
 //! The generator of a move: proposals drawn ahead in batches, placed on the current configuration, with their weights.
 
 use super::{Fate, State, Statistics};
+use crate::annealing::Space;
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::vector::{add, atom, centre, cross, dot, norm, scale, set_atom, shift, sub, unit, Vec3};
 use crate::coordinates::whole::WholeMolecule;
@@ -51,6 +52,8 @@ pub struct Generator {
     trust: Trust,
     options: Options,
     whole: Option<WholeMolecule>,
+    /// Whether the model keeps bonds at fixed lengths.
+    rigid: bool,
     /// Why no box can be given.
     no_box: Option<String>,
     constraints: Option<Constraints>,
@@ -114,6 +117,7 @@ impl Generator {
             screen: None,
             trust: Trust::default(),
             whole,
+            rigid: false,
             no_box: None,
             constraints: None,
             block: None,
@@ -138,6 +142,11 @@ impl Generator {
     /// A generator of a loaded model. Molecules are made whole by the bonds of the model's topology, else by the references of
     /// its z-matrix. A model of several molecules works without a box only.
     pub fn of_model(model: &Arc<dyn Model>, options: Options) -> Result<Generator> {
+        let rigid = !model.card().kept_bonds().is_empty();
+        Ok(Generator { rigid, ..Generator::whole_of_model(model, options)? })
+    }
+
+    fn whole_of_model(model: &Arc<dyn Model>, options: Options) -> Result<Generator> {
         let card = model.card();
         let bonds = match (&card.topology, &card.coordinates) {
             (Some(topology), _) => topology.bonds.clone(),
@@ -188,19 +197,89 @@ impl Generator {
 
     /// log q of the generator itself at the current configuration and at proposal k.
     pub(super) fn exact(&self, k: usize) -> Result<[Evaluation; 2]> {
-        let mut pair = [self.current.as_slice(), self.proposal(k).0].concat();
-        let proposal = &mut pair[self.dimension()..];
-        match self.density.scope() {
-            Scope::Full | Scope::Shape { .. } => {}
-            Scope::Centred => drop(centre(proposal)),
-            Scope::Noisy { .. } => {
-                centre(proposal);
-                shift(proposal, self.drawn_centroids[k]);
-            }
-        }
+        let pair = [self.current.as_slice(), &self.as_drawn(k)].concat();
         let mut evaluations = [Evaluation::outside(Status::NonFinite); 2];
         self.density.log_density(&pair, &mut evaluations)?;
         Ok(evaluations.map(supported))
+    }
+
+    /// The current configuration as the density describes it.
+    pub(super) fn current_as_drawn(&self) -> &[f64] {
+        &self.current
+    }
+
+    /// Proposal k as the density describes it: its centroid where it was drawn, if the density knows of one.
+    pub(super) fn as_drawn(&self, k: usize) -> Vec<f64> {
+        let mut x = self.proposal(k).0.to_vec();
+        match self.density.scope() {
+            Scope::Full | Scope::Shape { .. } => {}
+            Scope::Centred => _ = centre(&mut x),
+            Scope::Noisy { .. } => {
+                centre(&mut x);
+                shift(&mut x, self.drawn_centroids[k]);
+            }
+        }
+        x
+    }
+
+    /// Configurations as the density describes them, `[n][dimension]`, at the place of the current one.
+    pub(super) fn placed(&self, x: &[f64]) -> Vec<f64> {
+        let mut placed = x.to_vec();
+        if matches!(self.density.scope(), Scope::Centred | Scope::Noisy { .. }) {
+            for x in placed.chunks_exact_mut(self.dimension()) {
+                centre(x);
+                shift(x, self.centroid);
+            }
+        }
+        placed
+    }
+
+    /// From gradients at [`Generator::placed`] to those by what is placed.
+    pub(super) fn pull_back(&self, gradient: &mut [f64]) {
+        if matches!(self.density.scope(), Scope::Centred | Scope::Noisy { .. }) {
+            for gradient in gradient.chunks_exact_mut(self.dimension()) {
+                centre(gradient);
+            }
+        }
+    }
+
+    /// The displacements that change what the density describes, and nothing else.
+    pub(super) fn space(&self) -> Space {
+        match self.density.scope() {
+            Scope::Full | Scope::Noisy { .. } => Space::Full,
+            Scope::Centred => Space::Centred,
+            Scope::Shape { frame } => match axes(&self.current, frame) {
+                Some(axes) => Space::Frame { frame, axes },
+                None => Space::Full, // the attempt is rejected already
+            },
+        }
+    }
+
+    /// Proposals that can be made so far.
+    pub(super) fn usable(&self) -> Vec<usize> {
+        (0..self.n_proposals()).filter(|&k| self.evaluations[k].is_inside()).collect()
+    }
+
+    /// Another configuration, as the density describes it, in place of proposal k.
+    pub(super) fn set_end(&mut self, k: usize, x: &[f64]) {
+        let (d, placed) = (self.dimension(), self.placed(x));
+        self.placed[k * d..(k + 1) * d].copy_from_slice(&placed);
+    }
+
+    /// Gives proposal k this weight, whatever the density of its configuration.
+    pub(super) fn set_log_weight(&mut self, k: usize, log_weight: f64) {
+        if self.evaluations[k].is_inside() && self.u_total[k].is_finite() {
+            self.evaluations[k] = Evaluation::inside(-self.u_total[k] - log_weight);
+        }
+    }
+
+    pub(super) fn set_log_weight_current(&mut self, log_weight: f64) {
+        self.current_evaluation = Evaluation::inside(-self.u_current - log_weight);
+    }
+
+    /// Whether some bonds have a fixed length, by constraints or by the model.
+    pub(super) fn keeps_bonds(&self) -> bool {
+        self.constraints.is_some() || self.rigid
     }
 
     pub fn density(&self) -> &Arc<dyn Density> {
@@ -265,6 +344,17 @@ impl Generator {
         state: &State,
         statistics: &mut Statistics,
     ) -> Result<()> {
+        self.begin(target, state)?;
+        self.screen_proposals()?;
+        self.evaluate(target)?;
+        for k in 0..self.n_proposals() {
+            statistics.record_weight(self.log_weight(k));
+        }
+        Ok(())
+    }
+
+    /// The current configuration with its density, and proposals where it is; their potentials are not known yet.
+    pub(super) fn begin(&mut self, target: &dyn Target, state: &State) -> Result<()> {
         self.check(target, state)?;
         self.current.copy_from_slice(state.x);
         if let (Some(reason), Some(_)) = (&self.no_box, &state.box_vectors) {
@@ -298,11 +388,8 @@ impl Generator {
         }
         let first = self.draw(state.step, state.replica)?;
         self.place(first);
-        self.screen_proposals()?;
-        self.evaluate(target)?;
-        for k in 0..self.n_proposals() {
-            statistics.record_weight(self.log_weight(k));
-        }
+        self.u.fill(f64::INFINITY);
+        self.u_total.fill(f64::INFINITY);
         Ok(())
     }
 
@@ -438,7 +525,7 @@ impl Generator {
     }
 
     /// u of every usable proposal in one call of the target, and the checks that need no target.
-    fn evaluate(&mut self, target: &mut dyn Target) -> Result<()> {
+    pub(super) fn evaluate(&mut self, target: &mut dyn Target) -> Result<()> {
         let d = self.current.len();
         self.packed_rows.clear();
         for (k, x) in self.placed.chunks_exact(d).enumerate() {

@@ -4,6 +4,7 @@
 //! [`Independence::by_surrogate`], has to be asked for and marks its statistics. A move keeps no state that matters between
 //! attempts: an attempt is a function of (seed, step, replica) and the current configuration.
 
+mod annealed;
 mod candidates;
 mod delayed_acceptance;
 mod independence;
@@ -12,6 +13,7 @@ mod mixture;
 mod random_walk;
 mod statistics;
 
+pub use annealed::{Annealed, Path};
 pub use candidates::{Generator, Options};
 pub use delayed_acceptance::DelayedAcceptance;
 pub use independence::Independence;

@@ -1,9 +1,12 @@
 //! A restarted run goes on bit for bit, also in the middle of a block of pre-drawn proposals.
 
 use crate::systems::*;
+use modejump::annealing::{even, Kernel as Steps};
 use modejump::density::Density;
 use modejump::io::checkpoint::{Checkpoint, Replica};
-use modejump::moves::{DelayedAcceptance, Generator, Independence, Isir, Move, Options, RandomWalk, State};
+use modejump::moves::{
+    Annealed, DelayedAcceptance, Generator, Independence, Isir, Move, Options, Path, RandomWalk, State,
+};
 use std::sync::Arc;
 
 struct Sampler {
@@ -16,10 +19,14 @@ struct Sampler {
 
 type Kernel = fn(Generator, Arc<dyn Density>) -> Box<dyn Move>;
 
-const KERNELS: [Kernel; 3] = [
+const KERNELS: [Kernel; 4] = [
     |generator, _| Box::new(Isir::new(generator)),
     |generator, screen| Box::new(DelayedAcceptance::new(generator, screen).unwrap()),
     |generator, screen| Box::new(Independence::by_surrogate(generator, screen).unwrap()),
+    |generator, _| {
+        let path = Path { kernel: Steps::Adjusted, stages: even(3, 0.01), moves: 1 };
+        Box::new(Annealed::new(generator, path).unwrap())
+    },
 ];
 
 impl Sampler {

@@ -227,6 +227,48 @@ static void test_struct_sizes(const char *path) {
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
 }
 
+static void test_annealed(const char *path) {
+    modejump_model *model = NULL;
+    modejump_move *move = NULL;
+    modejump_move_options options;
+    modejump_annealing_options annealing;
+    modejump_target target;
+    modejump_state state;
+    modejump_outcome outcome;
+    double x[2] = {1.0, 0.5};
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    EXPECT(modejump_move_options_init(&options) == MODEJUMP_OK);
+    memset(&annealing, 0, sizeof annealing);
+    EXPECT(modejump_annealing_options_init(&annealing) == MODEJUMP_INVALID_INPUT);
+    annealing.struct_size = sizeof annealing;
+    EXPECT(modejump_annealing_options_init(&annealing) == MODEJUMP_OK && annealing.stages == 10);
+    EXPECT(modejump_move_annealed_new(model, &options, NULL, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    annealing.kernel = 2;
+    EXPECT(modejump_move_annealed_new(model, &options, &annealing, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    annealing.kernel = MODEJUMP_HAMILTONIAN;
+    annealing.stages = 0;
+    EXPECT(modejump_move_annealed_new(model, &options, &annealing, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    annealing.stages = UINT64_MAX;
+    EXPECT(modejump_move_annealed_new(model, &options, &annealing, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    annealing.stages = 3;
+    EXPECT(modejump_move_annealed_new(model, &options, &annealing, &move) == MODEJUMP_OK);
+    /* a target as programs know it that were compiled before there were gradients */
+    memset(&target, 0, sizeof target);
+    target.struct_size = offsetof(modejump_target, reduced_potential_gradient);
+    target.reduced_potential = flat_potential;
+    memset(&state, 0, sizeof state);
+    state.struct_size = sizeof state;
+    state.x = x;
+    memset(&outcome, 0, sizeof outcome);
+    outcome.struct_size = sizeof outcome;
+    EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_INVALID_INPUT);
+    EXPECT(strstr(last(), "reduced_potential_gradient") != NULL && x[0] == 1.0);
+    EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
 static void test_match_atoms(const char *path) {
     modejump_model *model = NULL;
     const char *residues[4] = {"ABC9", "ABC9", "ABC9", "ABC9"};
@@ -297,6 +339,7 @@ int main(int argc, char **argv) {
     test_model(argv[1]);
     test_move(argv[1]);
     test_struct_sizes(argv[1]);
+    test_annealed(argv[1]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     printf("%d failures\n", failures);

@@ -142,6 +142,41 @@ static void test_acceptance_by_a_surrogate(const std::string& path) {
     EXPECT(status_of([&] { modejump::Move(model, options); }) == MODEJUMP_INVALID_INPUT);
 }
 
+static void test_annealed(const std::string& path, const std::string& keeps_a_bond) {
+    const modejump::Model model(path);
+    modejump::Annealing annealing;
+    annealing.stages = 4;
+    annealing.step = 0.01;
+    modejump::Move move(model, annealing);
+    const auto gradient = [](std::size_t n, const double* x, double* u, double* g) {
+        potential(n, x, u);
+        for (std::size_t i = 0; i < n; i++) {
+            const double a = x[2 * i], spring = x[2 * i + 1] - 0.5 * a;
+            g[2 * i] = 40.0 * a * (a * a - 1.0) + 0.5 - 5.0 * spring;
+            g[2 * i + 1] = 10.0 * spring;
+        }
+    };
+    modejump::State state;
+    state.x = {1.0, 0.5};
+    for (; state.step < 100; state.step++) {
+        potential(1, state.x.data(), &state.reduced_potential);
+        move.attempt(potential, gradient, state);
+    }
+    EXPECT(move.statistics().accepted > 50 && move.statistics().proposals == 100);
+    const std::vector<double> before = state.x;
+    EXPECT(status_of([&] { move.attempt(potential, state); }) == MODEJUMP_INVALID_INPUT && state.x == before);
+    bool same = false;
+    try {
+        move.attempt(potential, [](std::size_t, const double*, double*, double*) { throw EngineFailure{7}; }, state);
+    } catch (const EngineFailure& failure) {
+        same = failure.code == 7;
+    }
+    EXPECT(same && state.x == before);
+    EXPECT(status_of([&] { modejump::Move(modejump::Model(keeps_a_bond), annealing); }) == MODEJUMP_UNSUPPORTED);
+    annealing.step = 0.0;
+    EXPECT(status_of([&] { modejump::Move(model, annealing); }) == MODEJUMP_INVALID_INPUT);
+}
+
 static void test_constraints(const std::string& path) {
     modejump::Move move{modejump::Model(path)};
     const std::vector<double> masses = {12.0, 1.0, 12.0, 16.0};
@@ -172,6 +207,7 @@ int main(int argc, char** argv) {
     test_delayed_acceptance(argv[1], argv[2]);
     test_acceptance_by_a_surrogate(argv[1]);
     test_device(argv[1]);
+    test_annealed(argv[1], argv[2]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     std::printf("%d failures\n", failures);

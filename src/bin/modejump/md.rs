@@ -32,6 +32,13 @@ pub struct Md {
     /// Whose log-density decides about a jump
     #[arg(long, value_enum, default_value_t = Likelihood::Exact)]
     acceptance: Likelihood,
+    /// Stages of a path that carries every proposal to the energies of the System before it is tested (annealed importance sampling
+    /// by Langevin steps with a test); 2 gradients a stage
+    #[arg(long, requires = "model", conflicts_with = "screen")]
+    anneal: Option<usize>,
+    /// Step of the path, nm²
+    #[arg(long, default_value_t = 2e-6, requires = "anneal")]
+    anneal_step: f64,
     /// Steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
     steps: u64,
@@ -81,12 +88,13 @@ mod run {
     use super::*;
     use crate::common::{load, load_partner, mark, warn_of_temperature};
     use indicatif::ProgressBar;
+    use modejump::annealing::{even, Kernel};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
     use modejump::io::trajectory::{self, Frames};
     use modejump::models::Model;
-    use modejump::moves::{Options, Statistics};
+    use modejump::moves::{Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
     use modejump::units::thermal_energy;
     use modejump::Error;
@@ -174,7 +182,13 @@ mod run {
         }
 
         fn acceptance(&self, model: &dyn Model) -> Result<Acceptance> {
-            let Some(path) = &self.screen else { return Ok(Acceptance::Exact) };
+            let Some(path) = &self.screen else {
+                let path = |stages: usize| {
+                    let stages = even(stages, self.anneal_step);
+                    Path { kernel: Kernel::Adjusted, stages, moves: 1 }
+                };
+                return Ok(self.anneal.map_or(Acceptance::Exact, |stages| Acceptance::Annealed(path(stages))));
+            };
             let screen = load_partner(path, &self.precision, model)?;
             if self.acceptance == Likelihood::Exact {
                 return Ok(Acceptance::Screened(screen));

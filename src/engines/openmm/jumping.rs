@@ -5,7 +5,7 @@ use super::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::coordinates::constraints::Constraints;
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::moves::{DelayedAcceptance, Generator, Independence, Isir, Move, Options, Outcome, State};
+use crate::moves::{Annealed, DelayedAcceptance, Generator, Independence, Isir, Move, Options, Outcome, Path, State};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
@@ -16,6 +16,8 @@ pub enum Acceptance {
     Exact,
     /// The generator's own, about what this model has let through: delayed acceptance, each proposal a step of its first stage.
     Screened(Arc<dyn Model>),
+    /// The generator's own at the start of a path to the target that each proposal takes: [`Annealed`].
+    Annealed(Path),
     /// This model's alone, which is biased: [`Independence::by_surrogate`].
     Surrogate(Arc<dyn Model>),
 }
@@ -26,6 +28,7 @@ impl Acceptance {
             Acceptance::Exact if generator.options().n_proposals == 1 => Box::new(Independence::new(generator)),
             Acceptance::Exact => Box::new(Isir::new(generator)),
             Acceptance::Screened(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
+            Acceptance::Annealed(path) => Box::new(Annealed::new(generator, path)?),
             Acceptance::Surrogate(surrogate) => Box::new(Independence::by_surrogate(generator, surrogate)?),
         })
     }

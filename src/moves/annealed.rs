@@ -1,0 +1,247 @@
+//! Annealed independence proposals: paths from the generator to the target.
+
+use super::independence::chain;
+use super::{Generator, Move, Outcome, State, Statistics};
+use crate::annealing::{step_all, Bridge, Kernel, Points, Stage};
+use crate::density::Exactness;
+use crate::error::{Error, Result};
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+
+/// Counters of the stream between two paths of one attempt: 2²¹ random numbers for each.
+const COUNTERS_PER_PATH: u32 = 1 << 20;
+/// Most proposals of an attempt, so that the counters of their paths and of the current state's do not meet.
+const MOST_PROPOSALS: usize = (1 << 12) - 1;
+
+/// Longer trajectories are a mistake.
+const MOST_LEAPFROG_STEPS: usize = 10_000;
+
+/// How proposals go from the generator to the target: `moves` moves by a kernel at each stage.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Path {
+    /// With a Metropolis test, [`Kernel::Adjusted`] or [`Kernel::Hamiltonian`].
+    pub kernel: Kernel,
+    /// Rising t from above 0 to 1, each with its step: [`crate::annealing::even`], or a pilot run's [`crate::annealing::plan`],
+    /// which must be over before the first attempt.
+    pub stages: Vec<Stage>,
+    pub moves: usize,
+}
+
+impl Path {
+    /// Errors: stages that do not rise to t = 1, steps that are not positive, no moves, a kernel without a test, more random
+    /// numbers than a path has.
+    fn check(&self, dimension: usize) -> Result<()> {
+        let times: Vec<f64> = [0.0].into_iter().chain(self.stages.iter().map(|s| s.t)).collect();
+        let steps = self.stages.iter().all(|s| s.step > 0.0 && s.step.is_finite());
+        if times.len() < 2 || !times.is_sorted() || times.last() != Some(&1.0) || !steps {
+            return Err(Error::invalid("stages of a path have rising t, the last of which is 1, and positive steps"));
+        }
+        if let Kernel::Unadjusted { .. } = self.kernel {
+            return Err(Error::invalid("a path needs steps with a Metropolis test: adjusted or hamiltonian"));
+        }
+        if let Kernel::Hamiltonian { leapfrog } = self.kernel {
+            if !(1..=MOST_LEAPFROG_STEPS).contains(&leapfrog) {
+                let message = format!("{leapfrog} leapfrog steps: from 1 to {MOST_LEAPFROG_STEPS} can be made");
+                return Err(Error::invalid(message));
+            }
+        }
+        let numbers = self.stages.len().saturating_mul(self.moves).saturating_mul(dimension + 2);
+        if self.moves == 0 || numbers > 2 * COUNTERS_PER_PATH as usize {
+            return Err(Error::invalid(format!(
+                "{} stages of {} moves in {dimension} coordinates: from 1 move up to {} random numbers can be had",
+                self.stages.len(),
+                self.moves,
+                2 * COUNTERS_PER_PATH
+            )));
+        }
+        Ok(())
+    }
+
+    /// From samples of the density to the target, y in place: at every stage ln W += ln γ_k(y) − ln γ_{k−1}(y), then y moves by
+    /// K_k. Returns ln W of every row.
+    fn forward(&self, bridge: &mut Bridge, y: &mut Points, streams: &mut [Stream]) -> Result<Vec<f64>> {
+        let mut log_w = vec![0.0; y.n()];
+        let mut before = 0.0;
+        for &stage in &self.stages {
+            climb(y, stage.t - before, &mut log_w);
+            self.moved(bridge, y, stage, streams)?;
+            before = stage.t;
+        }
+        Ok(log_w)
+    }
+
+    /// From configurations of the target back to the density: at every stage, the last first, x moves by K_k, then ln W +=
+    /// ln γ_k(x) − ln γ_{k−1}(x). Returns ln W of every row.
+    fn backward(&self, bridge: &mut Bridge, x: &mut Points, streams: &mut [Stream]) -> Result<Vec<f64>> {
+        let mut log_w = vec![0.0; x.n()];
+        for (k, &stage) in self.stages.iter().enumerate().rev() {
+            self.moved(bridge, x, stage, streams)?;
+            let before = if k == 0 { 0.0 } else { self.stages[k - 1].t };
+            climb(x, stage.t - before, &mut log_w);
+        }
+        Ok(log_w)
+    }
+
+    fn moved(&self, bridge: &mut Bridge, points: &mut Points, stage: Stage, streams: &mut [Stream]) -> Result<()> {
+        for _ in 0..self.moves {
+            step_all(bridge, points, self.kernel, stage, streams)?;
+        }
+        Ok(())
+    }
+}
+
+/// ln W += ln γ_{t+dt} − ln γ_t; −∞ where there is no density at either end.
+fn climb(points: &Points, dt: f64, log_w: &mut [f64]) {
+    let energies = points.target.iter().zip(&points.source);
+    for (w, (u, source)) in log_w.iter_mut().zip(energies) {
+        *w = match *w - dt * (u - source) {
+            sum if sum.is_finite() => sum,
+            _ => f64::NEG_INFINITY,
+        };
+    }
+}
+
+/// An independence move whose proposals are carried from the generator to the target by annealed importance sampling before they
+/// are tested (Neal, Statistics and Computing 11, 125 (2001); as a move: Andrieu, Doucet and Holenstein, J. R. Stat. Soc. B 72, 269
+/// (2010)). A generator that is a little off everywhere is accepted more often so, at the price of 2 K gradients of either end in
+/// each attempt, K for the proposal and K for the current configuration.
+///
+/// With γ₀ = q, γ_K = e^{−u}, ln γ_k = (1 − t_k) ln q − t_k u, and kernels K_k reversible for γ_k: a proposal is the end y_K of a path
+/// y₀ ~ q, y_k ~ K_k(y_{k−1}, ·), of weight ln W = Σ ln γ_k(y_{k−1}) − ln γ_{k−1}(y_{k−1}). The current x is the end of a path as well,
+/// which runs backwards from it, by K_K first, and has the weight of the same sum. log α = ln W_y − ln W_x.
+///
+/// Why it is exact: the law of forward paths is Q(y₀ … y_K) = q(y₀) Π K_k(y_{k−1}, y_k). By reversibility
+/// γ_k(y_{k−1}) K_k(y_{k−1}, y_k) = γ_k(y_k) K_k(y_k, y_{k−1}), so that W Q = e^{−u(y_K)} Π K_k(y_k, y_{k−1}) = Π(y₀ … y_K), whose marginal at
+/// the end is the target, and whose law of the rest given the end is that of the backward path. Drawing the backward path afresh
+/// leaves Π invariant, and so does an independence move of whole paths from Q, whose weight Π/Q is W.
+///
+/// A generator that leaves position and orientation, or the centroid, alone is carried in the coordinates that it describes, with
+/// the rest as it is ([`crate::annealing::Space`]). Weights in the statistics are W. The log-densities of an outcome are −u − ln W:
+/// what the path's weight says of the density of proposing its end.
+pub struct Annealed {
+    generator: Generator,
+    path: Path,
+    statistics: Statistics,
+}
+
+impl Annealed {
+    /// Errors: a path that [`Path`] does not allow, more than 4095 proposals, a generator that keeps constrained bonds, which paths
+    /// would change.
+    pub fn new(generator: Generator, path: Path) -> Result<Annealed> {
+        path.check(generator.dimension())?;
+        if generator.keeps_bonds() {
+            return Err(Annealed::keeps_no_bond());
+        }
+        if generator.n_proposals() > MOST_PROPOSALS {
+            return Err(Error::invalid(format!("at most {MOST_PROPOSALS} proposals can be annealed in one attempt")));
+        }
+        Ok(Annealed { generator, path, statistics: Statistics::of(Exactness::Exact) })
+    }
+
+    /// Why constraints are refused.
+    pub(crate) fn keeps_no_bond() -> Error {
+        Error::Unsupported(
+            "annealed paths move every atom and keep no constrained bond: use a system without constraints and a model that keeps \
+             no bond, or jump without a path"
+                .into(),
+        )
+    }
+
+    pub fn generator(&self) -> &Generator {
+        &self.generator
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Carries the proposals to the target, and the current configuration back; their weights take the place of densities.
+    fn anneal(&mut self, target: &mut dyn Target, state: &State) -> Result<()> {
+        let Annealed { generator, path, .. } = self;
+        let (usable, d) = (generator.usable(), generator.dimension());
+        if usable.is_empty() {
+            return Ok(());
+        }
+        let density = generator.density().clone();
+        let starts: Vec<f64> = usable.iter().flat_map(|&k| generator.as_drawn(k)).collect();
+        let seed = generator.options().seed;
+        let stream = |path: usize| {
+            let counter = path as u32 * COUNTERS_PER_PATH;
+            Stream::new(seed, StreamId::Anneal, state.step, state.replica).at(counter)
+        };
+        let space = generator.space();
+        let current = generator.current_as_drawn().to_vec();
+        let mut placed = Placed { generator, target };
+        let mut bridge = Bridge { density: density.as_ref(), target: &mut placed, space };
+        let mut x = bridge.evaluate(current)?;
+        let of_current = path.backward(&mut bridge, &mut x, &mut [stream(0)])?;
+        let mut y = bridge.evaluate(starts)?;
+        let mut streams: Vec<Stream> = usable.iter().map(|&k| stream(k + 1)).collect();
+        let of_proposals = path.forward(&mut bridge, &mut y, &mut streams)?;
+        for (row, &k) in usable.iter().enumerate() {
+            generator.set_end(k, &y.x[row * d..(row + 1) * d]);
+        }
+        generator.evaluate(target)?;
+        for (&k, log_w) in usable.iter().zip(of_proposals) {
+            generator.set_log_weight(k, log_w);
+        }
+        generator.set_log_weight_current(of_current[0]);
+        Ok(())
+    }
+}
+
+/// The target as a function of what the density describes: at the place of the current configuration.
+struct Placed<'a> {
+    generator: &'a Generator,
+    target: &'a mut dyn Target,
+}
+
+impl Target for Placed<'_> {
+    fn dimension(&self) -> usize {
+        self.target.dimension()
+    }
+
+    fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
+        self.target.reduced_potential(&self.generator.placed(x), u)
+    }
+
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        self.target.reduced_potential_gradient(&self.generator.placed(x), u, gradient)?;
+        self.generator.pull_back(gradient);
+        Ok(())
+    }
+}
+
+impl Move for Annealed {
+    fn dimension(&self) -> usize {
+        self.generator.dimension()
+    }
+
+    fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
+        self.generator.begin(target, state)?;
+        // no path leads to a current state outside the support, and the attempt is rejected
+        if self.generator.current().is_inside() {
+            self.anneal(target, state)?;
+            for k in 0..self.generator.n_proposals() {
+                self.statistics.record_weight(self.generator.log_weight(k));
+            }
+        }
+        let generator = &self.generator;
+        let mut uniforms = Stream::new(generator.options().seed, StreamId::Accept, state.step, state.replica);
+        let (mut outcome, taken) = chain(generator, state.reduced_potential, &mut uniforms);
+        if let Some(k) = taken {
+            generator.take(k, state);
+            outcome.reduced_potential = state.reduced_potential;
+        }
+        self.statistics.record(&outcome);
+        Ok(outcome)
+    }
+
+    fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    fn statistics_mut(&mut self) -> &mut Statistics {
+        &mut self.statistics
+    }
+}
