@@ -232,6 +232,7 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
         seed: 0,
         stride: 0,
         batch: 0,
+        draw_ahead: 0,
     };
     // SAFETY: see `c_entries`.
     unsafe {
@@ -241,6 +242,7 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
         options.seed = bytes.word();
         options.stride = if bytes.coin() { u64::from(bytes.byte()) } else { bytes.word() };
         options.batch = if bytes.coin() { u64::from(bytes.byte() % 9) } else { bytes.word() | 1 << 40 };
+        options.draw_ahead = if bytes.coin() { u64::from(bytes.byte() % 2) } else { bytes.word() };
         let mut fresh = null_mut();
         let (model, given, out) = (bytes.maybe(model), bytes.maybe(&options), bytes.maybe_mut(&mut fresh));
         let made = match options.kind {

@@ -101,6 +101,9 @@ typedef struct modejump_move_options {
   uint64_t stride;
   // Attempts whose proposals are drawn in one batch, at least 1.
   uint64_t batch;
+  // 1: a thread of its own draws the next batch while the engine uses up the present one. The results are the same to the last
+  // bit. 0: every batch is drawn in the attempt that needs it first.
+  uint64_t draw_ahead;
 } modejump_move_options;
 
 // Paths of an annealed move; set by `modejump_annealing_options_init`, then changed at will.

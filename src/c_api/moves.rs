@@ -82,7 +82,7 @@ pub unsafe extern "C" fn modejump_move_new(
         // SAFETY: the caller's promise.
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
-        let generator = Generator::of_model(model, plain(&given))?;
+        let generator = generator_of(model, &given)?;
         let kernel =
             match given.kind {
                 MODEJUMP_INDEPENDENCE => Kernel::Independence(Independence::new(generator)),
@@ -119,7 +119,7 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
         let (model, screen) = unsafe { (&reference(model, "model")?.model, &reference(screen, "screen")?.model) };
         // SAFETY: the caller's promise.
         let (given, out) = unsafe { (read(options)?, reference_mut(out, "out")?) };
-        let generator = Generator::of_model(model, plain(&given))?;
+        let generator = generator_of(model, &given)?;
         let screen = screen.clone();
         let kernel = match given.kind {
             MODEJUMP_SURROGATE => Kernel::Independence(Independence::by_surrogate(generator, screen)?),
@@ -160,7 +160,7 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
         let (model, given) = unsafe { (&reference(model, "model")?.model, read(options)?) };
         // SAFETY: the caller's promise.
         let (path, out) = unsafe { (read(annealing)?, reference_mut(out, "out")?) };
-        let generator = Generator::of_model(model, plain(&given))?;
+        let generator = generator_of(model, &given)?;
         let kernel = Kernel::Annealed(Annealed::new(generator, path_of(&path)?)?);
         *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
         Ok(())
@@ -184,6 +184,16 @@ fn path_of(given: &modejump_annealing_options) -> Result<Path> {
 
 fn count(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+fn generator_of(model: &Arc<dyn Model>, given: &modejump_move_options) -> Result<Generator> {
+    let mut generator = Generator::of_model(model, plain(given))?;
+    match given.draw_ahead {
+        0 => {}
+        1 => generator.draw_ahead(true),
+        other => return Err(Error::invalid(format!("modejump_move_options.draw_ahead is {other}: use 0 or 1"))),
+    }
+    Ok(generator)
 }
 
 fn plain(given: &modejump_move_options) -> Options {

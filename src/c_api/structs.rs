@@ -46,12 +46,15 @@ pub struct modejump_move_options {
     pub stride: u64,
     /// Attempts whose proposals are drawn in one batch, at least 1.
     pub batch: u64,
+    /// 1: a thread of its own draws the next batch while the engine uses up the present one. The results are the same to the last
+    /// bit. 0: every batch is drawn in the attempt that needs it first.
+    pub draw_ahead: u64,
 }
 
 // SAFETY: repr(C), begins with struct_size, integers only.
 unsafe impl Versioned for modejump_move_options {
     const NAME: &'static str = "modejump_move_options";
-    const FIRST: usize = size_of::<modejump_move_options>();
+    const FIRST: usize = offset_of!(modejump_move_options, draw_ahead);
     fn empty() -> modejump_move_options {
         let Options { n_proposals, seed, stride, batch } = Options::default();
         modejump_move_options {
@@ -61,6 +64,7 @@ unsafe impl Versioned for modejump_move_options {
             seed,
             stride,
             batch: batch as u64,
+            draw_ahead: 0,
         }
     }
 }

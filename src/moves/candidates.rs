@@ -1,5 +1,6 @@
 //! The generator of a move: proposals drawn ahead in batches, placed on the current configuration, with their weights.
 
+use super::blocks::Blocks;
 use super::{Fate, State, Statistics};
 use crate::annealing::Space;
 use crate::coordinates::constraints::Constraints;
@@ -14,8 +15,6 @@ use crate::target::Target;
 use crate::trust::Trust;
 use std::sync::Arc;
 
-/// Counters of the stream between two proposals of one attempt: 2²¹ random numbers for each.
-const COUNTERS_PER_PROPOSAL: u32 = 1 << 20;
 /// Most proposals an attempt can have, so that their counters do not meet.
 const MOST_PROPOSALS: usize = 1 << 12;
 /// A frame whose angle has a smaller sine has no direction.
@@ -40,10 +39,6 @@ impl Default for Options {
 }
 
 /// A density, ready to propose for attempts at given steps.
-///
-/// With stride s and batch B, attempts at multiples of s form blocks of B, and a block is always drawn whole, whichever of
-/// its attempts comes first. The composition of a batch may change the rounding of a network; a block does not change when a
-/// run is restarted in its middle, so the run goes on bit for bit.
 pub struct Generator {
     density: Arc<dyn Density>,
     /// The density that stands for `density` in all weights, until [`Generator::exact`] is asked.
@@ -57,10 +52,7 @@ pub struct Generator {
     /// Why no box can be given.
     no_box: Option<String>,
     constraints: Option<Constraints>,
-    /// First step, attempts and replica of the block that is drawn.
-    block: Option<(u64, usize, u32)>,
-    block_x: Vec<f64>,
-    block_evaluations: Vec<Evaluation>,
+    blocks: Blocks,
     /// The current configuration, whole, with its centroid at the origin if the density leaves that alone, or where the noise has
     /// put it.
     current: Vec<f64>,
@@ -110,7 +102,6 @@ impl Generator {
             return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
         }
         let whole = bonds.map(|bonds| WholeMolecule::new(dimension / 3, bonds)).transpose()?;
-        let rows = n_proposals * if options.stride > 0 { batch } else { 1 };
         let nowhere = Evaluation::outside(Status::NonFinite);
         Ok(Generator {
             options,
@@ -120,9 +111,7 @@ impl Generator {
             rigid: false,
             no_box: None,
             constraints: None,
-            block: None,
-            block_x: vec![0.0; rows * dimension],
-            block_evaluations: vec![nowhere; rows],
+            blocks: Blocks::new(density.clone(), options),
             current: vec![0.0; dimension],
             centroid: [0.0; 3],
             drawn_centroids: vec![[0.0; 3]; n_proposals],
@@ -191,8 +180,14 @@ impl Generator {
             )));
         }
         (self.screen, self.trust) = (Some(screen), trust);
-        self.block = None;
+        self.blocks.draw_points_only();
         Ok(())
+    }
+
+    /// Whether a thread of its own draws the next batch of proposals while the present one is used up, so that an attempt need not
+    /// wait for it. Samples, and so results, are the same to the last bit. Without a stride there is no next batch.
+    pub fn draw_ahead(&mut self, yes: bool) {
+        self.blocks.draw_ahead(yes);
     }
 
     /// log q of the generator itself at the current configuration and at proposal k.
@@ -386,8 +381,7 @@ impl Generator {
         if !self.u_current.is_finite() && self.current_evaluation.is_inside() {
             self.current_evaluation = Evaluation::outside(Status::Singular);
         }
-        let first = self.draw(state.step, state.replica)?;
-        self.place(first);
+        self.place(state.step, state.replica)?;
         self.u.fill(f64::INFINITY);
         self.u_total.fill(f64::INFINITY);
         Ok(())
@@ -412,44 +406,6 @@ impl Generator {
         Ok(())
     }
 
-    /// Makes sure that the block of this step is drawn; returns the row of the attempt's first proposal.
-    fn draw(&mut self, step: u64, replica: u32) -> Result<usize> {
-        let Options { n_proposals, seed, stride, batch } = self.options;
-        let on_grid = stride > 0 && step.is_multiple_of(stride);
-        let (first_step, attempts) = if on_grid {
-            let attempt = step / stride;
-            ((attempt - attempt % batch as u64) * stride, batch)
-        } else {
-            (step, 1)
-        };
-        let block = (first_step, attempts, replica);
-        if self.block != Some(block) {
-            self.block = None;
-            let rows = attempts * n_proposals;
-            let streams = |row: usize| {
-                let step = first_step.wrapping_add((row / n_proposals) as u64 * stride);
-                let index = (row % n_proposals) as u32 * COUNTERS_PER_PROPOSAL;
-                Stream::new(seed, StreamId::Proposal, step, replica).at(index)
-            };
-            let x = &mut self.block_x[..rows * self.density.dimension()];
-            let evaluations = &mut self.block_evaluations[..rows];
-            match self.screen {
-                None => self.density.sample(&streams, x, evaluations)?,
-                Some(_) => {
-                    let mut status = vec![Status::NonFinite; rows];
-                    self.density.sample_only(&streams, x, &mut status)?;
-                    evaluations.iter_mut().zip(status).for_each(|(e, status)| {
-                        *e =
-                            if status == Status::Inside { Evaluation::inside(0.0) } else { Evaluation::outside(status) }
-                    });
-                }
-            }
-            self.block = Some(block);
-        }
-        let attempt = if on_grid { (step - first_step) / stride } else { 0 };
-        Ok(attempt as usize * n_proposals)
-    }
-
     /// Copies the proposals of an attempt and puts each where the current configuration is.
     ///
     /// If the density describes the shape only, that is a rigid motion by which its frame coincides with that of the current
@@ -467,25 +423,25 @@ impl Generator {
     /// If its centroid is noise, the same translation: write x = (c, y) with the target e^{−u(y)} N(c; 0, σ²). Drawing c afresh for
     /// the current y leaves that invariant, and so does an independence move of (c, y) with α = e^{−u(y′)+u(y)} · [q(c, y)/N(c)] /
     /// [q(c′, y′)/N(c′)], ratios that are the density's log q. Where the molecule is put is of no account then.
-    fn place(&mut self, first: usize) {
+    fn place(&mut self, step: u64, replica: u32) -> Result<()> {
         let d = self.dimension();
-        let n = self.n_proposals();
-        self.placed.copy_from_slice(&self.block_x[first * d..(first + n) * d]);
-        self.evaluations.copy_from_slice(&self.block_evaluations[first..first + n]);
+        let (x, evaluations) = self.blocks.of(step, replica)?;
+        self.placed.copy_from_slice(x);
+        self.evaluations.copy_from_slice(evaluations);
         let frame = match self.density.scope() {
-            Scope::Full => return,
+            Scope::Full => return Ok(()),
             Scope::Shape { frame } => frame,
             Scope::Centred | Scope::Noisy { .. } => {
                 for (x, drawn) in self.placed.chunks_exact_mut(d).zip(&mut self.drawn_centroids) {
                     *drawn = centre(x);
                     shift(x, self.centroid);
                 }
-                return;
+                return Ok(());
             }
         };
         let Some(to) = axes(&self.current, frame) else {
             self.current_evaluation = Evaluation::outside(Status::Singular);
-            return;
+            return Ok(());
         };
         for (x, evaluation) in self.placed.chunks_exact_mut(d).zip(&mut self.evaluations) {
             if !evaluation.is_inside() {
@@ -496,6 +452,7 @@ impl Generator {
                 None => *evaluation = Evaluation::outside(Status::Singular),
             }
         }
+        Ok(())
     }
 
     /// What the screen, if there is one, says of the placed proposals.

@@ -5,6 +5,7 @@
 //! attempts: an attempt is a function of (seed, step, replica) and the current configuration.
 
 mod annealed;
+mod blocks;
 mod candidates;
 mod delayed_acceptance;
 mod independence;

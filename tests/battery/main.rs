@@ -3,6 +3,7 @@
 //! `guards` holds the tests as functions that return what they found, `faults` plants eleven known mistakes and demands that
 //! the named guard finds each, `moves` applies the guards to every move on every system.
 
+mod ahead;
 mod annealed;
 mod delayed_acceptance;
 mod densities;

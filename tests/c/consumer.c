@@ -205,6 +205,16 @@ static void test_struct_sizes(const char *path) {
     EXPECT(statistics.proposals == 0 && statistics.screened == 0xeeeeeeeeeeeeeeeeu);
     EXPECT(modejump_move_free(move) == MODEJUMP_OK);
     options.known.struct_size = sizeof options.known;
+    options.known.draw_ahead = 2;
+    move = NULL;
+    EXPECT(modejump_move_new(model, &options.known, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    EXPECT(strstr(last(), "draw_ahead") != NULL);
+    /* a program that was compiled before there was such a field */
+    options.known.struct_size = offsetof(modejump_move_options, draw_ahead);
+    EXPECT(modejump_move_new(model, &options.known, &move) == MODEJUMP_OK);
+    EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+    options.known.struct_size = sizeof options.known;
+    options.known.draw_ahead = 1;
     options.known.n_proposals = 1;
     move = NULL;
     EXPECT(modejump_move_delayed_acceptance_new(model, NULL, &options.known, &move) == MODEJUMP_INVALID_INPUT);

@@ -1,0 +1,175 @@
+//! Proposals as the density draws them, in blocks of attempts, the next block perhaps by a thread of its own.
+
+use super::Options;
+use crate::density::{Density, Evaluation, Status};
+use crate::error::{Error, Result};
+use crate::rng::{Stream, StreamId};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// Counters of the stream between two proposals of one attempt: 2²¹ random numbers for each.
+const COUNTERS_PER_PROPOSAL: u32 = 1 << 20;
+
+/// Attempts whose proposals are drawn together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Block {
+    first_step: u64,
+    attempts: usize,
+    replica: u32,
+}
+
+/// Samples of the density with their log q, `[attempts · n_proposals]` rows.
+#[derive(Default)]
+struct Drawn {
+    x: Vec<f64>,
+    evaluations: Vec<Evaluation>,
+}
+
+/// What is needed to draw a block: the same numbers whoever does it, and when.
+#[derive(Clone)]
+struct Recipe {
+    density: Arc<dyn Density>,
+    options: Options,
+    /// Without log q.
+    points_only: bool,
+}
+
+impl Recipe {
+    fn draw(&self, block: Block, drawn: &mut Drawn) -> Result<()> {
+        let Options { n_proposals, seed, stride, .. } = self.options;
+        let rows = block.attempts * n_proposals;
+        let streams = |row: usize| {
+            let step = block.first_step.wrapping_add((row / n_proposals) as u64 * stride);
+            let index = (row % n_proposals) as u32 * COUNTERS_PER_PROPOSAL;
+            Stream::new(seed, StreamId::Proposal, step, block.replica).at(index)
+        };
+        let x = &mut drawn.x[..rows * self.density.dimension()];
+        let evaluations = &mut drawn.evaluations[..rows];
+        if !self.points_only {
+            return self.density.sample(&streams, x, evaluations);
+        }
+        let mut status = vec![Status::NonFinite; rows];
+        self.density.sample_only(&streams, x, &mut status)?;
+        evaluations.iter_mut().zip(status).for_each(|(e, status)| {
+            *e = if status == Status::Inside { Evaluation::inside(0.0) } else { Evaluation::outside(status) }
+        });
+        Ok(())
+    }
+}
+
+/// A block that a thread is drawing. Waits for the thread where nobody asks for the block any more.
+struct Ahead {
+    block: Block,
+    thread: Option<JoinHandle<Result<Drawn>>>,
+}
+
+impl Ahead {
+    fn start(recipe: &Recipe, block: Block, mut into: Drawn) -> Result<Ahead> {
+        let recipe = recipe.clone();
+        let draw = move || recipe.draw(block, &mut into).map(|()| into);
+        let thread = std::thread::Builder::new().name("modejump-proposals".into()).spawn(draw);
+        let thread = thread.map_err(|e| Error::invalid(format!("no thread for the proposals to come: {e}")))?;
+        Ok(Ahead { block, thread: Some(thread) })
+    }
+
+    fn wait(mut self) -> Result<Drawn> {
+        let thread = self.thread.take().expect("a thread is waited for once");
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // nobody wants the block; what went wrong with it is of no account
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The block of the present attempt, and maybe the next.
+///
+/// With stride s and batch B, attempts at multiples of s form blocks of B, and a block is always drawn whole, whichever of its
+/// attempts comes first. The composition of a batch may change the rounding of a network; a block does not change when a run is
+/// restarted in its middle, so the run goes on bit for bit.
+pub(super) struct Blocks {
+    recipe: Recipe,
+    present: Option<Block>,
+    drawn: Drawn,
+    /// Whether a thread draws the next block while the present one is used up.
+    draws_ahead: bool,
+    ahead: Option<Ahead>,
+    /// Memory for the next block.
+    spare: Drawn,
+}
+
+impl Blocks {
+    pub(super) fn new(density: Arc<dyn Density>, options: Options) -> Blocks {
+        let blocks = Blocks {
+            recipe: Recipe { density, options, points_only: false },
+            present: None,
+            drawn: Drawn::default(),
+            draws_ahead: false,
+            ahead: None,
+            spare: Drawn::default(),
+        };
+        Blocks { drawn: blocks.memory(), ..blocks }
+    }
+
+    fn memory(&self) -> Drawn {
+        let Options { n_proposals, stride, batch, .. } = self.recipe.options;
+        let rows = n_proposals * if stride > 0 { batch } else { 1 };
+        let nowhere = Evaluation::outside(Status::NonFinite);
+        Drawn { x: vec![0.0; rows * self.recipe.density.dimension()], evaluations: vec![nowhere; rows] }
+    }
+
+    /// From now on samples are drawn without their log q.
+    pub(super) fn draw_points_only(&mut self) {
+        (self.recipe.points_only, self.present, self.ahead) = (true, None, None);
+    }
+
+    pub(super) fn draw_ahead(&mut self, yes: bool) {
+        (self.draws_ahead, self.ahead) = (yes, None);
+        self.spare = if yes { self.memory() } else { Drawn::default() };
+    }
+
+    /// Proposals of the attempt at this step: x `[n_proposals][dimension]` and their evaluations.
+    pub(super) fn of(&mut self, step: u64, replica: u32) -> Result<(&[f64], &[Evaluation])> {
+        let Options { n_proposals, stride, batch, .. } = self.recipe.options;
+        let on_grid = stride > 0 && step.is_multiple_of(stride);
+        let block = match on_grid {
+            true => {
+                let attempt = step / stride;
+                Block { first_step: (attempt - attempt % batch as u64) * stride, attempts: batch, replica }
+            }
+            false => Block { first_step: step, attempts: 1, replica },
+        };
+        if self.present != Some(block) {
+            self.present = None;
+            match self.ahead.take().filter(|ahead| ahead.block == block) {
+                Some(ahead) => self.spare = std::mem::replace(&mut self.drawn, ahead.wait()?),
+                None => self.recipe.draw(block, &mut self.drawn)?,
+            }
+            self.present = Some(block);
+            if on_grid && self.draws_ahead {
+                self.start_next(block)?;
+            }
+        }
+        let attempt = if on_grid { ((step - block.first_step) / stride) as usize } else { 0 };
+        let (first, d) = (attempt * n_proposals, self.recipe.density.dimension());
+        let rows = first..first + n_proposals;
+        Ok((&self.drawn.x[rows.start * d..rows.end * d], &self.drawn.evaluations[rows]))
+    }
+
+    fn start_next(&mut self, block: Block) -> Result<()> {
+        let length = block.attempts as u64 * self.recipe.options.stride;
+        let Some(first_step) = block.first_step.checked_add(length) else { return Ok(()) };
+        let next = Block { first_step, ..block };
+        let mut memory = std::mem::take(&mut self.spare);
+        if memory.x.is_empty() {
+            memory = self.memory(); // an unwanted block has taken it along
+        }
+        self.ahead = Some(Ahead::start(&self.recipe, next, memory)?);
+        Ok(())
+    }
+}

@@ -1,0 +1,137 @@
+//! Proposals that a thread draws ahead are those that would have been drawn without it, bit for bit.
+
+use crate::systems::*;
+use modejump::annealing::{even, Kernel as Steps};
+use modejump::density::{Density, Evaluation, Exactness};
+use modejump::error::{Error, Result};
+use modejump::models::{self, Model, Precision};
+use modejump::moves::{
+    Annealed, DelayedAcceptance, Generator, Independence, Isir, Move, Options, Outcome, Path, State,
+};
+use modejump::rng::Stream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+
+type Kernel = fn(Generator, Arc<dyn Density>) -> Box<dyn Move>;
+
+const KERNELS: [Kernel; 4] = [
+    |generator, _| Box::new(Independence::new(generator)),
+    |generator, _| Box::new(Isir::new(generator)),
+    |generator, screen| Box::new(DelayedAcceptance::new(generator, screen).unwrap()),
+    |generator, _| {
+        let path = Path { kernel: Steps::Adjusted, stages: even(2, 0.01), moves: 1 };
+        Box::new(Annealed::new(generator, path).unwrap())
+    },
+];
+
+const OPTIONS: Options = Options { n_proposals: 2, seed: 5, stride: 4, batch: 6 };
+
+/// Attempts in blocks, off the grid, of two replicas in turn, and back in time, as after the restoration of a checkpoint.
+fn steps() -> impl Iterator<Item = (u64, u32)> {
+    let straight = (0..40).map(|k| (4 * k, 3));
+    let off_the_grid = [(161, 3), (164, 3), (165, 3), (168, 3)];
+    let replicas = (50..90).map(|k| (4 * k, (k % 2) as u32));
+    let back = (10..20).map(|k| (4 * k, 3));
+    straight.chain(off_the_grid).chain(replicas).chain(back)
+}
+
+fn outcomes(mut kernel: Box<dyn Move>, target: &Arc<dyn Density>, mut x: Vec<f64>) -> Vec<(Vec<u64>, u64)> {
+    let mut target = NegativeLog::new(target.clone(), 0.0);
+    let attempt = |(step, replica)| {
+        let reduced_potential = target.u(&x);
+        let mut state = State { x: &mut x, box_vectors: None, reduced_potential, step, replica };
+        let Outcome { log_acceptance, .. } = kernel.attempt(&mut target, &mut state).unwrap();
+        (x.iter().map(|v| v.to_bits()).collect(), log_acceptance.to_bits())
+    };
+    steps().map(attempt).collect()
+}
+
+#[test]
+fn results_with_and_without_the_thread_are_the_same_bit_for_bit() {
+    let q: Arc<dyn Density> = Arc::new(Exact(DoubleWell2 { well: double_well(0.0), width: 0.4 }));
+    let p: Arc<dyn Density> = Arc::new(Exact(DoubleWell2 { well: double_well(0.475), width: 0.3 }));
+    for kernel in KERNELS {
+        let run = |ahead: bool| {
+            let mut generator = Generator::new(q.clone(), None, OPTIONS).unwrap();
+            generator.draw_ahead(ahead);
+            outcomes(kernel(generator, Arc::new(WrongScreen(q.clone()))), &p, vec![1.0, 0.5])
+        };
+        let plain = run(false);
+        assert_eq!(plain, run(true));
+        assert!(plain.windows(2).filter(|w| w[0].0 != w[1].0).count() > 10, "something has moved");
+    }
+}
+
+/// A network in single precision, whose rounding depends on the composition of a batch.
+#[test]
+fn a_network_gives_the_same_with_any_number_of_threads() {
+    let bytes = std::fs::read("models/double-well/generator.safetensors").unwrap();
+    let model: Arc<dyn Model> = models::from_bytes("test", &bytes, Precision::F32).unwrap();
+    let target: Arc<dyn Density> = model.clone();
+    let run = |ahead: bool, threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut generator = Generator::of_model(&model, OPTIONS).unwrap();
+            generator.draw_ahead(ahead);
+            outcomes(Box::new(Independence::new(generator)), &target, vec![1.0, 0.5])
+        })
+    };
+    let plain = run(false, 1);
+    for (ahead, threads) in [(true, 1), (true, 2), (false, 3), (true, 3)] {
+        assert_eq!(plain, run(ahead, threads), "{ahead} {threads}");
+    }
+}
+
+/// A density that counts the samples that threads of their own have drawn, and fails from some block on.
+struct Watched {
+    inner: Exact<Table>,
+    in_threads: AtomicUsize,
+    left: AtomicUsize,
+}
+
+impl Density for Watched {
+    fn dimension(&self) -> usize {
+        1
+    }
+    fn exactness(&self) -> Exactness {
+        Exactness::Exact
+    }
+    fn sample(&self, streams: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
+        if std::thread::current().name() == Some("modejump-proposals") {
+            self.in_threads.fetch_add(1, Ordering::SeqCst);
+        }
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        left.map_err(|_| Error::invalid("no sample is left"))?;
+        self.inner.sample(streams, x, e)
+    }
+    fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
+        self.inner.log_density(x, e)
+    }
+    fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
+        unreachable!("no gradient is asked for here")
+    }
+}
+
+#[test]
+fn blocks_are_drawn_in_a_thread_once_and_its_errors_are_those_of_the_attempt() {
+    let inner = Exact(normal_mixture(&[(1.0, 0.0, 1.0)]));
+    let density = Arc::new(Watched { inner, in_threads: AtomicUsize::new(0), left: AtomicUsize::new(5) });
+    let mut generator = Generator::new(density.clone(), None, OPTIONS).unwrap();
+    generator.draw_ahead(true);
+    let mut kernel = Independence::new(generator);
+    let mut target = NegativeLog::new(Arc::new(Exact(double_well(0.3))), 0.0);
+    let mut x = [0.9];
+    let mut attempt = |step| {
+        let mut state = State { x: &mut x, box_vectors: None, reduced_potential: 0.0, step, replica: 0 };
+        kernel.attempt(&mut target, &mut state).map(|_| x[0])
+    };
+    // five blocks of six attempts, four steps apart: the first in the attempt, the others in threads
+    for step in 0..30 {
+        attempt(4 * step).unwrap();
+    }
+    let before = x[0];
+    let mut state = State { x: &mut x, box_vectors: None, reduced_potential: 0.0, step: 120, replica: 0 };
+    let message = kernel.attempt(&mut target, &mut state).unwrap_err().to_string();
+    assert!(message.contains("no sample is left"), "{message}");
+    assert_eq!((x[0], density.in_threads.load(Ordering::SeqCst)), (before, 5));
+}
