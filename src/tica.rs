@@ -152,6 +152,27 @@ mod tests {
         assert!((dot / n).abs() > 0.98 && (squares / n - 1.0).abs() < 0.01, "{} {}", dot / n, squares / n);
     }
 
+    /// A short trajectory with a start so far out of equilibrium that some weights are negative.
+    #[test]
+    fn components_are_those_of_deeptime() {
+        let text = std::fs::read_to_string("tests/golden/metrics/tica.json").unwrap();
+        let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let array = |key: &str| -> Vec<f64> { serde_json::from_value(golden[key].clone()).unwrap() };
+        let lag = golden["lag"].as_u64().unwrap() as usize;
+        let tica = Tica::fit(&array("features"), 4, lag, 2).unwrap();
+        for (found, expected) in tica.eigenvalues.iter().zip(array("eigenvalues")) {
+            assert!((found - expected).abs() < 1e-9, "{found} {expected}");
+        }
+        let (found, expected) = (tica.project(&array("features")), array("components"));
+        for k in 0..2 {
+            // the sign of a component is arbitrary
+            let sign = (found[k] * expected[k]).signum();
+            let pairs = found.iter().zip(&expected).skip(k).step_by(2);
+            let error = pairs.map(|(a, b)| (sign * a - b).abs()).fold(0.0, f64::max);
+            assert!(error < 1e-7, "component {k}: {error}");
+        }
+    }
+
     #[test]
     fn weights_take_a_start_out_of_equilibrium_away() {
         // 500 frames from twenty standard deviations off: relaxation takes fifty

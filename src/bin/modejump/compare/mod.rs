@@ -74,7 +74,10 @@ impl Compare {
         let [of_a, of_b] = [&a, &b].map(|side| Observed::of(side, &topology, slow.as_ref()));
         let between = self.distances(&of_a, &of_b)?;
         let half = of_a.n() / 2;
-        let halves = self.distances(&of_a.part(0..half), &of_a.part(half..of_a.n()))?;
+        // a half may be without weight
+        let halves = self.distances(&of_a.part(0..half), &of_a.part(half..of_a.n()));
+        let halves =
+            halves.inspect_err(|reason| eprintln!("modejump: no distance between the halves of A: {reason}")).ok();
         let summary = json!({
             "a": self.describe(&a, &of_a)?,
             "b": self.describe(&b, &of_b)?,
@@ -89,7 +92,7 @@ impl Compare {
             false => report(&summary),
         }
         match &self.output {
-            Some(folder) => self.write(folder, &summary, [series(&a, &of_a), series(&b, &of_b)]),
+            Some(folder) => self.write(folder, &summary, [series("A", &a, &of_a), series("B", &b, &of_b)]),
             None => Ok(()),
         }
     }
@@ -190,7 +193,7 @@ impl Compare {
         let path = folder.join("compare.json");
         let document = json!({ "summary": summary, "series": series });
         modejump::io::write_atomically(&path, document.to_string().as_bytes())?;
-        let written = draw(folder, &series)?;
+        let written = draw(folder, &series, &["energy.svg", "ramachandran.svg", "tica.svg", "log_weights.svg"])?;
         if !self.json {
             [path].iter().chain(&written).for_each(|path| println!("{}", path.display()));
         }
@@ -199,7 +202,7 @@ impl Compare {
 }
 
 /// What `modejump plot` draws; frames without weight or energy are left out, since JSON knows no infinities.
-fn series(side: &Side, observed: &Observed) -> Series {
+fn series(letter: &str, side: &Side, observed: &Observed) -> Series {
     let kept: Vec<usize> = (0..side.n)
         .filter(|&i| side.log_weight.as_ref().is_none_or(|w| w[i].is_finite()))
         .filter(|&i| side.u.as_ref().is_none_or(|u| u[i].is_finite()))
@@ -211,7 +214,7 @@ fn series(side: &Side, observed: &Observed) -> Series {
     let of = |rows: &Option<Vec<f64>>, k: usize| rows.as_ref().map_or(Vec::new(), |rows| column(rows, k));
     let name = Path::new(&side.name).file_name().map_or(side.name.clone(), |name| name.to_string_lossy().into_owned());
     Series {
-        name,
+        name: format!("{letter}: {name}"),
         phi: column(&observed.pairs, 0),
         psi: column(&observed.pairs, 1),
         tic1: of(&observed.components, 0),

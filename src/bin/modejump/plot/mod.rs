@@ -61,7 +61,7 @@ impl Plot {
             let document: Document = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
             series.extend(document.series);
         }
-        for path in draw(&self.output, &series)? {
+        for path in draw(&self.output, &series, &FIGURES)? {
             println!("{}", path.display());
         }
         if let Some(log) = &self.log {
@@ -73,22 +73,26 @@ impl Plot {
     }
 }
 
-/// Draws whatever the series have the numbers for into a folder; the files written.
-pub fn draw(folder: &Path, series: &[Series]) -> Result<Vec<PathBuf>> {
+/// All that [`draw`] can draw of series.
+const FIGURES: [&str; 5] = ["ramachandran.svg", "tica.svg", "free_energy.svg", "energy.svg", "log_weights.svg"];
+
+/// Draws those of the named figures for which the series have the numbers into a folder; the files written.
+pub fn draw(folder: &Path, series: &[Series], names: &[&str]) -> Result<Vec<PathBuf>> {
     let with = |f: fn(&Series) -> bool| series.iter().filter(|s| f(s)).collect::<Vec<_>>();
     let maps = with(|s| !s.phi.is_empty() && s.phi.len() == s.psi.len());
     let planes = with(|s| !s.tic1.is_empty() && s.tic1.len() == s.tic2.len());
     let panels = |series: &[&Series]| (420 * series.len().max(1) as u32, 440);
     type Planned<'a> = (&'static str, (u32, u32), Vec<&'a Series>, Draw);
-    let planned: [Planned; 5] = [
-        ("ramachandran.svg", panels(&maps), maps, figures::ramachandran),
-        ("tica.svg", panels(&planes), planes, figures::components),
-        ("free_energy.svg", (760, 440), with(|s| !s.phi.is_empty()), figures::free_energy),
-        ("energy.svg", (760, 440), with(|s| !s.reduced_potential.is_empty()), figures::energy),
-        ("log_weights.svg", (760, 440), with(|s| !s.log_weight.is_empty()), figures::log_weights),
+    let planned: [Planned; FIGURES.len()] = [
+        (FIGURES[0], panels(&maps), maps, figures::ramachandran),
+        (FIGURES[1], panels(&planes), planes, figures::components),
+        (FIGURES[2], (760, 440), with(|s| !s.phi.is_empty()), figures::free_energy),
+        (FIGURES[3], (760, 440), with(|s| !s.reduced_potential.is_empty()), figures::energy),
+        (FIGURES[4], (760, 440), with(|s| !s.log_weight.is_empty()), figures::log_weights),
     ];
+    let wanted = |planned: &Planned| names.contains(&planned.0) && !planned.2.is_empty();
     let mut written = Vec::new();
-    for (name, size, series, draw) in planned.into_iter().filter(|(_, _, series, _)| !series.is_empty()) {
+    for (name, size, series, draw) in planned.into_iter().filter(wanted) {
         let path = folder.join(name);
         figure(&path, size, |area| draw(area, &series))?;
         written.push(path);
