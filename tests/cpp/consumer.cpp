@@ -204,10 +204,10 @@ int main(int argc, char** argv) {
         return 2;
     test_model(argv[1]);
     test_move(argv[1]);
+    test_annealed(argv[1], argv[2]);
     test_delayed_acceptance(argv[1], argv[2]);
     test_acceptance_by_a_surrogate(argv[1]);
     test_device(argv[1]);
-    test_annealed(argv[1], argv[2]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     std::printf("%d failures\n", failures);
