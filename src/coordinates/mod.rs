@@ -3,6 +3,7 @@
 pub mod chirality;
 pub mod constraints;
 pub mod internal;
+pub mod peptide;
 mod placement;
 pub mod superpose;
 pub mod topology;
@@ -12,6 +13,7 @@ pub mod zmatrix;
 
 pub use chirality::Stereocentre;
 pub use internal::InternalCoordinates;
+pub use peptide::{AtomOrder, Peptide};
 pub use topology::Topology;
 pub use zmatrix::ZMatrix;
 

@@ -284,12 +284,12 @@ pub fn residue_parts(label: &str) -> (&str, &str) {
 }
 
 /// The name in a residue label such as `ALA2`: all but the number at its end.
-fn residue_name(label: &str) -> &str {
+pub(super) fn residue_name(label: &str) -> &str {
     label.trim_end_matches(|c: char| c.is_ascii_digit())
 }
 
 /// The stretches of equal labels.
-fn residue_runs(labels: &[&str]) -> Vec<std::ops::Range<usize>> {
+pub(super) fn residue_runs(labels: &[&str]) -> Vec<std::ops::Range<usize>> {
     let starts: Vec<usize> = (0..labels.len()).filter(|&i| i == 0 || labels[i] != labels[i - 1]).collect();
     let ends = starts.iter().skip(1).copied().chain([labels.len()]);
     starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
