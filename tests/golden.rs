@@ -31,6 +31,7 @@ const KINDS: &[(&str, &str, Check)] = &[
     ("boltznce", "graphormer_field", energies::graphormer),
     ("ecnf", "io_", fields::ecnf),
     ("tarflow", "io_", tarflow::check),
+    ("prose", "io_", tarflow::check),
     ("smc_toy", "", annealing::run),
     ("snis", "snis_", annealing::importance),
 ];

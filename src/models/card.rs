@@ -45,6 +45,7 @@ pub enum ModelConfig {
     InvariantEbm(invariant_ebm::Config),
     MlpEbm(mlp_ebm::Config),
     Tarflow(tarflow::Config),
+    TransferableTarflow(tarflow::transferable::Config),
 }
 
 impl ModelConfig {
@@ -59,6 +60,7 @@ impl ModelConfig {
             ModelConfig::InvariantEbm(_) => "invariant_ebm",
             ModelConfig::MlpEbm(_) => "mlp_ebm",
             ModelConfig::Tarflow(_) => "tarflow",
+            ModelConfig::TransferableTarflow(_) => "transferable_tarflow",
         }
     }
 
@@ -69,9 +71,11 @@ impl ModelConfig {
             ModelConfig::GvpEbm(config) => Some(&mut config.energy),
             ModelConfig::InvariantEbm(config) => Some(&mut config.energy),
             ModelConfig::MlpEbm(config) => Some(&mut config.energy),
-            ModelConfig::Coupling(_) | ModelConfig::EgnnFlow(_) | ModelConfig::GvpFlow(_) | ModelConfig::Tarflow(_) => {
-                None
-            }
+            ModelConfig::Coupling(_)
+            | ModelConfig::EgnnFlow(_)
+            | ModelConfig::GvpFlow(_)
+            | ModelConfig::Tarflow(_)
+            | ModelConfig::TransferableTarflow(_) => None,
         }
     }
 
@@ -106,7 +110,14 @@ impl ModelCard {
         ModelCard::exact(model, CoordinatesConfig::Cartesian { dimension: 3 * n_atoms })
     }
 
-    /// The same of an energy-based model.
+    /// The same model for another peptide.
+    pub fn of_peptide(&self, topology: Topology) -> ModelCard {
+        let coordinates = CoordinatesConfig::Cartesian { dimension: 3 * topology.n_atoms() };
+        // the target was the other peptide's
+        ModelCard { coordinates, topology: Some(topology), target: None, ..self.clone() }
+    }
+
+    /// The card of an energy-based model.
     pub fn of_energy(model: ModelConfig, dimension: usize) -> ModelCard {
         let card = ModelCard::exact(model, CoordinatesConfig::Cartesian { dimension });
         ModelCard { exactness: Exactness::Surrogate, ..card }

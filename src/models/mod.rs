@@ -138,6 +138,7 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
         ModelConfig::GvpFlow(_) => Arc::new(gvp_flow::GvpFlow::<R>::from_file(file)?),
         ModelConfig::InvariantEbm(_) => Arc::new(invariant_ebm::InvariantEbm::<R>::from_file(file)?),
         ModelConfig::Tarflow(_) => Arc::new(tarflow::TarFlow::<R>::from_file(file)?),
+        ModelConfig::TransferableTarflow(_) => Arc::new(tarflow::TarFlow::<R>::from_file(file)?),
         ModelConfig::MlpEbm(_) => Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?),
     })
 }

@@ -120,9 +120,15 @@ impl Layout {
 
     /// The same with the weights `[in][out]` in the parameter vector, as a product reads them faster.
     pub fn transposed_linear(&mut self, name: &str, n_in: usize, n_out: usize) -> Weight {
+        let weight = self.transposed_matrix(name, n_in, n_out);
+        weight.with_bias(self.tensor(format!("{name}.bias"), &[n_out]))
+    }
+
+    /// Appends `name.weight` without a bias, `[in][out]` in the parameter vector.
+    pub fn transposed_matrix(&mut self, name: &str, n_in: usize, n_out: usize) -> Weight {
         let at = self.tensor(format!("{name}.weight"), &[n_out, n_in]);
         self.reorder(at, move |i| i % n_out * n_in + i / n_out);
-        Weight::transposed(at, n_in, n_out).with_bias(self.tensor(format!("{name}.bias"), &[n_out]))
+        Weight::transposed(at, n_in, n_out)
     }
 
     /// Number of parameters.

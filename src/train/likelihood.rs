@@ -15,10 +15,27 @@ const CHUNK: usize = 8;
 /// Mean of −log q over the rows of `x[n][dimension]` in the network's units, per coordinate and without the constant ½ ln 2π; adds
 /// its gradient.
 pub fn negative_log_likelihood<R: Real>(network: &TarNetwork, parameters: &[R], x: &[f64], gradient: &mut [R]) -> f64 {
+    negative_log_likelihood_of_all(&[(network, x)], parameters, gradient)
+}
+
+/// The same over the configurations of several molecules, of each the transferable network for it and rows of its own length: the mean
+/// over all rows, each per coordinate. Nothing is padded.
+pub fn negative_log_likelihood_of_all<R: Real>(
+    molecules: &[(&TarNetwork, &[f64])],
+    parameters: &[R],
+    gradient: &mut [R],
+) -> f64 {
+    let rows: usize = molecules.iter().map(|(network, x)| x.len() / network.dimension()).sum();
+    let part = |&(network, x): &(&TarNetwork, &[f64])| {
+        add(network, parameters, x, 1.0 / (rows * network.dimension()) as f64, gradient)
+    };
+    molecules.iter().map(part).sum()
+}
+
+/// Sum of −log q over the rows times `norm`, without constants; adds its gradient.
+fn add<R: Real>(network: &TarNetwork, parameters: &[R], x: &[f64], norm: f64, gradient: &mut [R]) -> f64 {
     let d = network.dimension();
-    let rows = x.len() / d;
-    let norm = 1.0 / (rows * d) as f64;
-    accumulate(rows, CHUNK, gradient, |tape, part, gradient| {
+    accumulate(x.len() / d, CHUNK, gradient, |tape, part, gradient| {
         let x: Vec<R> = x[part.start * d..part.end * d].iter().map(|&v| R::from_f64(v)).collect();
         let recorded = network.record(parameters, tape, &x);
         let (z, log_det) = (tape.value(recorded.z), tape.value(recorded.log_det));

@@ -7,6 +7,7 @@ pub mod energies;
 pub mod fields;
 pub mod flows;
 pub mod tarflow;
+pub mod transferable;
 
 use modejump::io::model_file::{read_tensors, Tensor};
 use serde_json::Value;

@@ -1,6 +1,6 @@
-//! TarFlow of transferable-samplers, single-system.
+//! TarFlow of transferable-samplers: single-system here, transferable in its own file.
 
-use super::{error, relative_error, Found, Golden};
+use super::{error, relative_error, transferable, Found, Golden};
 use modejump::density::{Density, Evaluation};
 use modejump::io::model_file::{Data, Tensor};
 use modejump::models::network::Trainable;
@@ -12,15 +12,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Tolerances of coordinates and of log-densities.
-fn tolerance<R: Real>() -> (f64, f64) {
+pub fn tolerance<R: Real>() -> (f64, f64) {
     match R::NAME {
         "f64" => (1e-11, 1e-11),
         _ => (2e-5, 1e-4),
     }
 }
 
-/// `tarflow_*/io_*` of a single system: the network's units, no noise of the centroid taken out.
+/// `tarflow_*/io_*` and `prose_*/io_*`: the network's units, no noise of the centroid taken out.
 pub fn check(stem: &Path) -> Found {
+    let config = Golden::open_with(stem, &stem.with_file_name("config.json")).config;
+    if config["kind"] == "tarflow_transferable" {
+        return transferable::check(stem);
+    }
     match stem.file_name().is_some_and(|name| name == "io_f32") {
         true => check_as::<f32>(stem),
         false => check_as::<f64>(stem),
@@ -107,11 +111,16 @@ fn training<R: Real>(stem: &Path, flow: &TarFlow<R>, golden: &Golden) -> Found {
     let expected = Golden::open_alone(&path);
     let mut gradient = vec![R::default(); flow.parameters().len()];
     let loss = negative_log_likelihood(flow.network(), flow.parameters(), golden.get("x"), &mut gradient);
+    compare_training(&expected, flow.network(), loss, &gradient)
+}
+
+/// A loss and its gradients, by the tensors' names.
+pub fn compare_training<R: Real>(expected: &Golden, network: &TarNetwork, loss: f64, gradient: &[R]) -> Found {
     // the reference's has the constant
     let loss = loss + 0.5 * (2.0 * std::f64::consts::PI).ln();
     let (of_loss, of_gradient) = if R::NAME == "f64" { (1e-11, 1e-9) } else { (1e-5, 1e-5) };
     let mut found: Found = vec![("loss".into(), error(&[loss], expected.get("loss")), of_loss)];
-    let written = flow.network().layout().write(&gradient);
+    let written = network.layout().write(gradient);
     let mut largest = 0.0f64;
     for (name, (_, data)) in written {
         let values = match data {

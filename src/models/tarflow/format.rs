@@ -1,6 +1,8 @@
 //! Tensors of the model file: named as in TarFlow checkpoints of transferable-samplers.
 
-use super::{Config, TarFlow, TarFlowConfig, TarNetwork};
+use super::transferable::{EmbeddingConfig, PeptideConfig};
+use super::{no_topology, Config, TarFlow, TarFlowConfig, TarNetwork};
+use crate::coordinates::AtomOrder;
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, ModelFile, Tensor};
 use crate::models::card::{ModelCard, ModelConfig};
@@ -11,12 +13,20 @@ use std::collections::BTreeMap;
 impl<R: Real> TarFlow<R> {
     /// Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<TarFlow<R>> {
-        let ModelConfig::Tarflow(config) = &file.card.model else {
-            return Err(file.error("not a TarFlow"));
-        };
-        let network = TarNetwork::new(config.network.clone())?;
-        let parameters = network.layout().read(&file.tensors)?;
-        TarFlow::new(parameters, config.clone(), file.card.clone(), file.hash.clone())
+        let (card, hash) = (file.card.clone(), file.hash.clone());
+        match &file.card.model {
+            ModelConfig::Tarflow(config) => {
+                let parameters = TarNetwork::new(config.network.clone())?.layout().read(&file.tensors)?;
+                TarFlow::new(parameters, config.clone(), card, hash)
+            }
+            ModelConfig::TransferableTarflow(config) => {
+                let topology = card.topology.as_ref().ok_or_else(no_topology)?;
+                let network = TarNetwork::of_peptide(&config.network, topology)?;
+                let parameters = network.layout().read(&file.tensors)?;
+                TarFlow::of_peptide(parameters, config, card, hash)
+            }
+            _ => Err(file.error("not a TarFlow")),
+        }
     }
 }
 
@@ -25,34 +35,120 @@ pub fn to_bytes<R: Real>(card: &ModelCard, network: &TarNetwork, parameters: &[R
     model_file::serialize(card, &network.layout().write(parameters))
 }
 
+type Tensors = BTreeMap<String, Tensor>;
+
+/// Sizes of the tensor with this name, a matrix. Errors: there is none, so that it is no checkpoint of this kind.
+fn matrix(tensors: &Tensors, name: &str, what: &str) -> Result<[usize; 2]> {
+    let found = tensors.get(name).and_then(|t| <[usize; 2]>::try_from(t.shape.as_slice()).ok());
+    found.ok_or_else(|| Error::invalid(format!("no matrix {name}: not a {what} checkpoint")))
+}
+
+/// How many tensors there are with the names that these numbers make.
+fn count(tensors: &Tensors, name: impl Fn(usize) -> String) -> usize {
+    (0..).take_while(|&k| tensors.contains_key(&name(k))).count()
+}
+
+/// Heads, and the expansion of the perceptrons.
+fn heads_and_expansion(channels: usize, head_size: usize, hidden: usize) -> Result<(usize, usize)> {
+    if channels == 0 || !channels.is_multiple_of(head_size.max(1)) || !hidden.is_multiple_of(channels) {
+        return Err(Error::invalid(format!("{channels} channels, heads of {head_size}, {hidden} hidden columns")));
+    }
+    Ok((channels / head_size.max(1), hidden / channels))
+}
+
+/// Whether a tensor is none of the network's parameters: the reference keeps its masks with them.
+pub fn is_buffer(name: &str) -> bool {
+    name.ends_with(".attn_mask")
+}
+
 /// Configuration of a single-system TarFlow checkpoint by the shapes of its tensors, and the tensors that belong to it: masks are
 /// left out, and the second layer of the perceptrons gets one of its two names.
 ///
 /// Errors: a checkpoint of another architecture.
-pub fn of_checkpoint(
-    tensors: BTreeMap<String, Tensor>,
-    head_size: usize,
-) -> Result<(TarFlowConfig, BTreeMap<String, Tensor>)> {
-    let used: BTreeMap<String, Tensor> = tensors
+pub fn of_checkpoint(tensors: Tensors, head_size: usize) -> Result<(TarFlowConfig, Tensors)> {
+    const WHAT: &str = "single-system TarFlow";
+    let used: Tensors = tensors
         .into_iter()
-        .filter(|(name, _)| !name.ends_with(".attn_mask"))
+        .filter(|(name, _)| !is_buffer(name))
         .map(|(name, tensor)| (name.replace(".mlp.main.2.", ".mlp.main.3."), tensor))
         .collect();
-    let shape = |name: &str| {
-        let found = used.get(name).and_then(|t| <[usize; 2]>::try_from(t.shape.as_slice()).ok());
-        found.ok_or_else(|| Error::invalid(format!("no matrix {name}: not a single-system TarFlow checkpoint")))
+    let [tokens, channels] = matrix(&used, "blocks.0.pos_embed", WHAT)?;
+    let [_, token_size] = matrix(&used, "blocks.0.proj_in.weight", WHAT)?;
+    let [hidden, _] = matrix(&used, "blocks.0.attn_blocks.0.mlp.main.0.weight", WHAT)?;
+    let (heads, expansion) = heads_and_expansion(channels, head_size, hidden)?;
+    let blocks = count(&used, |b| format!("blocks.{b}.pos_embed"));
+    let layers = count(&used, |l| format!("blocks.0.attn_blocks.{l}.attention.qkv.weight"));
+    let config = TarFlowConfig { tokens, token_size, channels, blocks, layers, heads, expansion };
+    Ok((config, used))
+}
+
+/// What the tensors of a transferable checkpoint do not say.
+#[derive(Clone, Debug)]
+pub struct Unsaid {
+    pub head_size: usize,
+    /// Without them those that all published models of this kind have.
+    pub orders: Option<Vec<AtomOrder>>,
+    /// D of the sines of residues.
+    pub base: f64,
+}
+
+/// Orders of Prose, and of the transferable TarFlow without adaptive layer norms.
+const PROSE_ORDERS: [&str; 8] = [
+    "n2c_backbone-first_standard",
+    "n2c_residue-by-residue_standard_flip",
+    "n2c_backbone-first_standard_flip",
+    "n2c_residue-by-residue_standard",
+    "n2c_backbone-first_variant",
+    "n2c_residue-by-residue_variant_flip",
+    "n2c_backbone-first_variant_flip",
+    "n2c_residue-by-residue_variant",
+];
+const TARFLOW_ORDERS: [&str; 2] = ["n2c_residue-by-residue_standard", "n2c_residue-by-residue_standard_flip"];
+
+/// Configuration of a transferable TarFlow or Prose checkpoint by the shapes of its tensors, and the tensors that belong to it.
+///
+/// Errors: a checkpoint of another architecture.
+pub fn of_transferable_checkpoint(tensors: Tensors, unsaid: &Unsaid) -> Result<(PeptideConfig, Tensors)> {
+    const WHAT: &str = "transferable TarFlow";
+    let mask = tensors.get("blocks.0.attn_mask").and_then(|mask| mask.shape.first().copied());
+    let used: Tensors = tensors.into_iter().filter(|(name, _)| !is_buffer(name)).collect();
+    let has = |name: &str| used.contains_key(name);
+    let [channels, _] = matrix(&used, "blocks.0.proj_in.weight", WHAT)?;
+    let [atom_types, part] = matrix(&used, "cond_embed.atom_embed.weight", WHAT)?;
+    let [residue_types, _] = matrix(&used, "cond_embed.residue_embed.weight", WHAT)?;
+    let [width, hidden_of_embedding] = matrix(&used, "cond_embed.mlp.2.weight", WHAT)?;
+    let layer = |l: usize| format!("blocks.0.attn_blocks.{l}");
+    let adaptive = has(&format!("{}.mha.adaln.to_beta.weight", layer(0)));
+    let inner = if adaptive { ".mha.mha" } else { "" };
+    let [hidden, _] = matrix(&used, &format!("{}{inner}.mlp.main.0.weight", layer(0)), WHAT)?;
+    let (heads, expansion) = heads_and_expansion(channels, unsaid.head_size, hidden)?;
+    let published = |orders: &[&str]| orders.iter().map(|order| order.parse()).collect::<Result<Vec<AtomOrder>>>();
+    let orders = match &unsaid.orders {
+        Some(orders) => orders.clone(),
+        None if adaptive => published(&PROSE_ORDERS)?,
+        None => published(&TARFLOW_ORDERS)?,
     };
-    let [tokens, channels] = shape("blocks.0.pos_embed")?;
-    let [_, token_size] = shape("blocks.0.proj_in.weight")?;
-    let [hidden, _] = shape("blocks.0.attn_blocks.0.mlp.main.0.weight")?;
-    if channels == 0 || !channels.is_multiple_of(head_size.max(1)) || !hidden.is_multiple_of(channels) {
-        return Err(Error::invalid(format!("{channels} channels, heads of {head_size}, {hidden} hidden columns")));
-    }
-    let count = |name: &dyn Fn(usize) -> String| (0..).take_while(|&k| used.contains_key(&name(k))).count();
-    let blocks = count(&|b| format!("blocks.{b}.pos_embed"));
-    let layers = count(&|l| format!("blocks.0.attn_blocks.{l}.attention.qkv.weight"));
-    let heads = channels / head_size.max(1);
-    let config = TarFlowConfig { tokens, token_size, channels, blocks, layers, heads, expansion: hidden / channels };
+    let config = PeptideConfig {
+        channels,
+        blocks: count(&used, |b| format!("blocks.{b}.pos_embed_scale")),
+        layers: count(&used, |l| format!("{}{inner}.attention.qkv.weight", layer(l))),
+        heads,
+        expansion,
+        orders,
+        most_atoms: mask,
+        embedding: EmbeddingConfig {
+            atom_types,
+            residue_types,
+            part,
+            hidden: hidden_of_embedding,
+            width,
+            base: unsaid.base,
+        },
+        lookahead: has("blocks.0.proj_cond.2.weight"),
+        qk_norms: has(&format!("{}{inner}.attention.q_layer_norm.weight", layer(0))),
+        adaptive,
+        transition: has(&format!("{}.transition.adaln.to_beta.weight", layer(0))),
+    };
     Ok((config, used))
 }
 

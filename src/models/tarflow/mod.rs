@@ -9,6 +9,8 @@
 //! (a_i, b_i) = W′ y_{i−1},  (a_0, b_0) = 0;   v_i = (u_i − b_i) e^{−a_i};   ln|∂v/∂u| = −Σ a
 //! ```
 //!
+//! [`transferable`] has networks for all peptides, which differ in what a block is given beside its tokens and in their order.
+//!
 //! z is what the last block gives, standard normal. Backwards u_i = v_i e^{a_i} + b_i has to be found token after token; keys and
 //! values of the tokens before are kept. ln|∂x/∂z| = Σ a comes with it, so one pass gives x and log q.
 //!
@@ -18,19 +20,23 @@
 //! fresh c ([`Scope::Noisy`]); weights −u − log q of samples are those of that target.
 
 pub mod format;
+mod network;
 mod runner;
 #[cfg(test)]
 mod tests;
+pub mod transferable;
 
-use super::network::{check_sizes, narrow, Layout, Start, Trainable, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
-use super::{Flow, Model, ModelCard};
+pub use network::{Recorded, TarNetwork};
+pub use transferable::PeptideConfig;
+
+use super::network::{narrow, Trainable};
+use super::{Flow, Model, ModelCard, ModelConfig};
 use crate::coordinates::vector::centroid;
-use crate::coordinates::CoordinatesConfig;
+use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
-use crate::nn::tape::{Causal, Embed, Function, LayerNorm, Weight, NO_ROW};
-use crate::nn::{Real, Scalar, Tape, Var};
-use crate::rng::{Stream, StreamId};
+use crate::nn::{Real, Tape, Var};
+use crate::rng::Stream;
 use rayon::prelude::*;
 use runner::Runner;
 use serde::{Deserialize, Serialize};
@@ -68,182 +74,86 @@ pub struct TarFlowConfig {
     pub expansion: usize,
 }
 
-#[derive(Clone, Debug)]
-struct Layer {
-    attention_norm: LayerNorm,
-    qkv: Weight,
-    out: Weight,
-    forward_norm: LayerNorm,
-    forward: [Weight; 2],
-}
-
-#[derive(Clone, Debug)]
-struct Block {
-    into: Weight,
-    /// Place of the positional embeddings `[T][C]`, which belong to the token and not to its place in the block's order.
-    positions: usize,
-    layers: Vec<Layer>,
-    /// `[a, b]`.
-    out: Weight,
-}
-
-/// The network.
-#[derive(Clone, Debug)]
-pub struct TarNetwork {
-    config: TarFlowConfig,
-    layout: Layout,
-    blocks: Vec<Block>,
-}
-
-/// What [`TarNetwork::record`] leaves on the tape.
-pub struct Recorded {
-    /// `[samples × T][D]`, the network's units.
-    pub x: Var,
-    pub z: Var,
-    /// Summed over the columns: ln|∂z/∂x| `[samples][D]`.
-    pub log_det: Var,
-    /// z after each block.
-    pub after: Vec<Var>,
-}
-
-impl TarNetwork {
-    /// Errors: a size of zero or beyond any model's, channels that the heads do not share evenly.
-    pub fn new(config: TarFlowConfig) -> Result<TarNetwork> {
-        let TarFlowConfig { tokens, token_size, channels: c, blocks, layers, heads, expansion } = config;
-        check_sizes(&[
-            ("tokens", tokens, 3 * MOST_ATOMS),
-            ("token_size", token_size, LARGEST_SIZE),
-            ("channels", c, LARGEST_SIZE),
-            ("blocks", blocks, MOST_LAYERS),
-            ("layers", layers, MOST_LAYERS),
-            ("heads", heads, LARGEST_SIZE),
-            ("expansion", expansion, 64),
-        ])?;
-        if !c.is_multiple_of(heads) {
-            return Err(Error::invalid(format!("{heads} heads cannot share {c} channels evenly")));
-        }
-        let mut layout = Layout::default();
-        let mut block = |b: usize| {
-            let name = |part: &str| format!("blocks.{b}.{part}");
-            let norm = |l: &mut Layout, name: String| {
-                let weight = l.tensor(format!("{name}.weight"), &[c]);
-                LayerNorm { weight, bias: l.tensor(format!("{name}.bias"), &[c]) }
-            };
-            let l = &mut layout;
-            let layer = |l: &mut Layout, k: usize| {
-                let name = |part: &str| name(&format!("attn_blocks.{k}.{part}"));
-                Layer {
-                    attention_norm: norm(l, name("attention.norm")),
-                    qkv: l.transposed_linear(&name("attention.qkv"), c, 3 * c),
-                    out: l.transposed_linear(&name("attention.proj"), c, c),
-                    forward_norm: norm(l, name("mlp.norm")),
-                    forward: [
-                        l.transposed_linear(&name("mlp.main.0"), c, expansion * c),
-                        l.transposed_linear(&name("mlp.main.3"), expansion * c, c),
-                    ],
-                }
-            };
-            Block {
-                positions: l.tensor(name("pos_embed"), &[tokens, c]),
-                into: l.linear(&name("proj_in"), token_size, c),
-                layers: (0..layers).map(|k| layer(l, k)).collect(),
-                out: l.linear(&name("proj_out"), c, 2 * token_size),
-            }
-        };
-        let blocks = (0..blocks).map(&mut block).collect();
-        Ok(TarNetwork { config, layout, blocks })
-    }
-
-    pub fn config(&self) -> &TarFlowConfig {
-        &self.config
-    }
-
-    /// Random parameters with which the flow is the identity.
-    pub fn initial<R: Real>(&self, seed: u64) -> Vec<R> {
-        let special = |name: &str, _: &[usize]| match name {
-            _ if name.contains(".norm.") => Some(Start::At(if name.ends_with("weight") { 1.0 } else { 0.0 })),
-            _ if name.contains(".proj_out.") => Some(Start::At(0.0)),
-            _ if name.contains(".pos_embed") => Some(Start::Within(0.02)),
-            _ => None,
-        };
-        self.layout.initialise(&mut Stream::new(seed, StreamId::Initialise, 0, 0), special)
-    }
-
-    fn causal(&self) -> Causal {
-        Causal { tokens: self.config.tokens, heads: self.config.heads }
-    }
-
-    /// Runs data to prior for `x[n][T D]` in the network's units on an empty tape.
-    pub fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, x: &[R]) -> Recorded {
-        let TarFlowConfig { tokens, token_size: d, channels, .. } = self.config;
-        let samples = x.len() / self.dimension();
-        let input = tape.input(samples * tokens, d);
-        tape.value_mut(input).copy_from_slice(x);
-        let shifted: Arc<[u32]> = std::iter::once(NO_ROW).chain(0..tokens as u32 - 1).collect();
-        let reversed: Arc<[u32]> = (0..tokens as u32).rev().collect();
-        let straight: Arc<[u32]> = (0..tokens as u32).collect();
-        let (mut h, mut sum_a, mut after) = (input, None, Vec::new());
-        for (b, block) in self.blocks.iter().enumerate() {
-            let reverse = b % 2 == 1;
-            let u = if reverse { tape.rows(h, &reversed) } else { h };
-            let order = if reverse { &reversed } else { &straight };
-            let places = Embed { at: block.positions, columns: channels, types: order.clone() };
-            let places = tape.embed(p, &places, samples);
-            let mut y = tape.residual_linear(p, block.into, places, u);
-            for layer in &block.layers {
-                let a = tape.layer_norm(p, layer.attention_norm, y);
-                let qkv = tape.linear(p, layer.qkv, a);
-                let a = tape.causal_attention(self.causal(), qkv);
-                y = tape.residual_linear(p, layer.out, y, a);
-                let f = tape.layer_norm(p, layer.forward_norm, y);
-                let f = tape.linear(p, layer.forward[0], f);
-                let f = tape.gelu(f);
-                y = tape.residual_linear(p, layer.forward[1], y, f);
-            }
-            let [a, shift] = [0, d].map(|start| {
-                let out = tape.linear(p, block.out.of_outputs(start, d), y);
-                tape.rows(out, &shifted)
-            });
-            let v = tape.combine((1.0, u), (-1.0, shift), 0.0);
-            let factor = tape.affine(-1.0, a, 0.0);
-            let factor = tape.function(Function::Exp, factor);
-            let v = tape.product(v, factor);
-            h = if reverse { tape.rows(v, &reversed) } else { v };
-            after.push(h);
-            let a = tape.sum_rows(a, tokens);
-            sum_a = Some(sum_a.map_or(a, |sum| tape.add(sum, a)));
-        }
-        let log_det = tape.affine(-1.0, sum_a.expect("at least one block"), 0.0);
-        Recorded { x: input, z: h, log_det, after }
-    }
-}
-
-impl Trainable for TarNetwork {
-    /// T D.
-    fn dimension(&self) -> usize {
-        self.config.tokens * self.config.token_size
-    }
-
-    fn layout(&self) -> &Layout {
-        &self.layout
-    }
-}
-
 /// The generator with networks of type `R`. Latent points are z.
 pub struct TarFlow<R: Real> {
     network: TarNetwork,
-    parameters: Vec<R>,
+    parameters: Arc<[R]>,
     runner: Runner<R>,
-    config: Config,
+    scale: Scale,
     card: ModelCard,
     hash: String,
 }
 
+/// What is between a network and nm.
+#[derive(Clone, Copy, Debug)]
+pub struct Scale {
+    pub units_per_nm: f64,
+    /// Standard deviation σ of the centroid's noise in the network's units, to be taken out.
+    pub centroid: Option<f64>,
+}
+
+impl Scale {
+    /// Of a transferable model of so many atoms.
+    fn of_peptide(config: &transferable::Config, atoms: usize) -> Scale {
+        let sigma = 1.0 / (atoms as f64).sqrt();
+        Scale { units_per_nm: config.units_per_nm, centroid: config.noisy_centroid.then_some(sigma) }
+    }
+}
+
 impl<R: Real> TarFlow<R> {
+    /// Of a single system.
+    ///
     /// Errors: options out of range; a card of other coordinates or another exactness; a topology of other size.
     pub fn new(parameters: Vec<R>, config: Config, card: ModelCard, hash: String) -> Result<TarFlow<R>> {
-        let network = TarNetwork::new(config.network.clone())?;
-        assert_eq!(parameters.len(), network.layout.n_parameters());
+        let network = TarNetwork::new(config.network)?;
+        let scale = Scale { units_per_nm: config.units_per_nm, centroid: config.centroid };
+        Ok(TarFlow { hash, ..TarFlow::of_network(network, parameters, scale, card)? })
+    }
+
+    /// Of the peptide in the card.
+    ///
+    /// Errors: as of [`TarFlow::new`]; no topology in the card, or one that the model cannot express.
+    pub fn of_peptide(
+        parameters: Vec<R>,
+        config: &transferable::Config,
+        card: ModelCard,
+        hash: String,
+    ) -> Result<TarFlow<R>> {
+        let topology = card.topology.as_ref().ok_or_else(no_topology)?;
+        let network = TarNetwork::of_peptide(&config.network, topology)?;
+        let scale = Scale::of_peptide(config, topology.n_atoms());
+        Ok(TarFlow { hash, ..TarFlow::of_network(network, parameters, scale, card)? })
+    }
+
+    /// Of any network, never saved. Panics if the number of parameters is not the network's.
+    ///
+    /// Errors: as of [`TarFlow::new`].
+    pub fn of_network(network: TarNetwork, parameters: Vec<R>, scale: Scale, card: ModelCard) -> Result<TarFlow<R>> {
+        assert_eq!(parameters.len(), network.layout().n_parameters());
+        let runner = Runner::new(&network, &parameters);
+        TarFlow::with(network, parameters.into(), runner, scale, card)
+    }
+
+    /// The same transferable model for another peptide; the weights are shared. It was never saved, so it has no hash.
+    ///
+    /// Errors: a model of a single system; a topology that the model cannot express.
+    pub fn bind(&self, topology: Topology) -> Result<TarFlow<R>> {
+        let ModelConfig::TransferableTarflow(config) = &self.card.model else {
+            return Err(Error::invalid("a model of a single system is not for another one"));
+        };
+        let network = TarNetwork::of_peptide(&config.network, &topology)?;
+        let scale = Scale::of_peptide(config, topology.n_atoms());
+        let runner = self.runner.bind(&network, &self.parameters);
+        TarFlow::with(network, self.parameters.clone(), runner, scale, self.card.of_peptide(topology))
+    }
+
+    fn with(
+        network: TarNetwork,
+        parameters: Arc<[R]>,
+        runner: Runner<R>,
+        scale: Scale,
+        card: ModelCard,
+    ) -> Result<TarFlow<R>> {
         let dimension = network.dimension();
         if card.coordinates != (CoordinatesConfig::Cartesian { dimension }) || card.exactness != Exactness::Exact {
             let message = format!("a TarFlow of {dimension} coordinates is exact, in as many cartesian coordinates");
@@ -254,14 +164,13 @@ impl<R: Real> TarFlow<R> {
             return Err(Error::invalid(format!("the topology has {atoms} atoms, the network {numbers} coordinates")));
         }
         let positive = |v: f64| v > 0.0 && v.is_finite();
-        if !positive(config.units_per_nm) || config.centroid.is_some_and(|s| !positive(s)) {
+        if !positive(scale.units_per_nm) || scale.centroid.is_some_and(|s| !positive(s)) {
             return Err(Error::invalid("units_per_nm and centroid must be positive"));
         }
-        if config.centroid.is_some() && !dimension.is_multiple_of(3) {
+        if scale.centroid.is_some() && !dimension.is_multiple_of(3) {
             return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
         }
-        let runner = Runner::new(&network, &parameters);
-        Ok(TarFlow { network, parameters, runner, config, card, hash })
+        Ok(TarFlow { network, parameters, runner, scale, card, hash: String::new() })
     }
 
     pub fn network(&self) -> &TarNetwork {
@@ -276,7 +185,9 @@ impl<R: Real> TarFlow<R> {
     /// and its addition count as two.
     pub fn flops(&self) -> f64 {
         let mut tape = Tape::default();
-        self.network.record(&self.parameters, &mut tape, &vec![R::default(); self.network.dimension()]);
+        let given = self.runner.given(&mut tape);
+        let x = vec![R::default(); self.network.dimension()];
+        self.network.record_given(&self.parameters, &mut tape, &x, &given);
         tape.flops()
     }
 
@@ -284,7 +195,7 @@ impl<R: Real> TarFlow<R> {
     fn evaluation(&self, x: &[f64], z: &[f64], log_det: f64) -> Evaluation {
         let d = z.len() as f64;
         let prior = -0.5 * (z.iter().map(|z| z * z).sum::<f64>() + d * LOG_2_PI);
-        let mut log_density = prior + log_det + d * self.config.units_per_nm.ln();
+        let mut log_density = prior + log_det + d * self.scale.units_per_nm.ln();
         if let Some(sigma) = self.centroid_nm() {
             log_density += centroid_term(x, sigma);
         }
@@ -296,8 +207,12 @@ impl<R: Real> TarFlow<R> {
 
     /// σ in nm.
     fn centroid_nm(&self) -> Option<f64> {
-        self.config.centroid.map(|sigma| sigma / self.config.units_per_nm)
+        self.scale.centroid.map(|sigma| sigma / self.scale.units_per_nm)
     }
+}
+
+fn no_topology() -> Error {
+    Error::invalid("a transferable model has no density without a topology; `modejump convert --topology` gives it one")
 }
 
 /// −ln N(c; 0, σ²) of the centroid, with the N^{3/2} by which the volume of x is that of its centroid and of the centred
@@ -315,14 +230,14 @@ impl<R: Real> Flow for TarFlow<R> {
 
     fn generate(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
         let d = self.network.dimension();
-        let scale = d as f64 * self.config.units_per_nm.ln();
+        let scale = d as f64 * self.scale.units_per_nm.ln();
         // no more together than leaves every thread its part
         let part = log_det.len().div_ceil(rayon::current_num_threads()).clamp(1, SAMPLES);
         let chunks = z.par_chunks(part * d).zip(x.par_chunks_mut(part * d));
         let numbers = log_det.par_chunks_mut(part).zip(log_density.par_chunks_mut(part));
         chunks.zip(numbers).for_each(|((z, x), (log_det, log_density))| {
             self.runner.decode(z, x, log_det);
-            x.iter_mut().for_each(|x| *x /= self.config.units_per_nm);
+            x.iter_mut().for_each(|x| *x /= self.scale.units_per_nm);
             let rows = z.chunks_exact(d).zip(x.chunks_exact(d));
             for ((z, x), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
                 *log_density = self.evaluation(x, z, -*log_det);
@@ -334,11 +249,11 @@ impl<R: Real> Flow for TarFlow<R> {
 
     fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
         let d = self.network.dimension();
-        let scale = d as f64 * self.config.units_per_nm.ln();
+        let scale = d as f64 * self.scale.units_per_nm.ln();
         let chunks = x.par_chunks(CHUNK * d).zip(z.par_chunks_mut(CHUNK * d));
         let numbers = log_det.par_chunks_mut(CHUNK).zip(log_density.par_chunks_mut(CHUNK));
         chunks.zip(numbers).for_each(|((x, z), (log_det, log_density))| {
-            let scaled: Vec<f64> = x.iter().map(|x| x * self.config.units_per_nm).collect();
+            let scaled: Vec<f64> = x.iter().map(|x| x * self.scale.units_per_nm).collect();
             self.runner.encode(&scaled, z, log_det);
             let rows = x.chunks_exact(d).zip(z.chunks_exact(d));
             for ((x, z), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
@@ -390,12 +305,13 @@ impl<R: Real> Density for TarFlow<R> {
 
     fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
         self.rows(x, log_density)?;
-        let (d, units) = (self.network.dimension(), self.config.units_per_nm);
+        let (d, units) = (self.network.dimension(), self.scale.units_per_nm);
         let chunks = x.par_chunks(CHUNK * d).zip(gradient.par_chunks_mut(CHUNK * d));
         chunks.zip(log_density.par_chunks_mut(CHUNK)).for_each(|((x, gradient), log_density)| {
             let scaled: Vec<f64> = x.iter().map(|x| x * units).collect();
             let mut tape = Tape::default();
-            let recorded = self.network.record(&self.parameters, &mut tape, &narrow(&scaled));
+            let given = self.runner.given(&mut tape);
+            let recorded = self.network.record_given(&self.parameters, &mut tape, &narrow(&scaled), &given);
             let z: Vec<R> = tape.value(recorded.z).to_vec();
             let minus_z: Vec<R> = z.iter().map(|&z| -z).collect();
             let ones = vec![R::from_f64(1.0); log_density.len() * recorded.log_det.columns];

@@ -1,14 +1,16 @@
 //! The network without a tape, its weights laid out for products. From the data to the prior for all tokens at once; from the prior to
 //! the data token after token, with the keys and values of the tokens before kept.
 
-use super::{TarFlowConfig, TarNetwork};
+use super::network::{Given, GivenLayer, Modulation, TarNetwork};
+use super::TarFlowConfig;
 use crate::nn::product::{Dense, Packed};
 use crate::nn::real::vectorised;
-use crate::nn::tape::{gelu, normalise, Causal, LayerNorm, Weight};
-use crate::nn::Real;
-use std::sync::Mutex;
+use crate::nn::tape::{gelu, normalise, normalise_by, normalise_columns, Causal, LayerNorm, Weight};
+use crate::nn::{Real, Tape, Var};
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
 
-/// The network's weights, laid out for products.
+/// The network's weights, laid out for products, and what its blocks are given.
 pub(super) struct Runner<R> {
     config: TarFlowConfig,
     blocks: Vec<Block<R>>,
@@ -17,8 +19,14 @@ pub(super) struct Runner<R> {
 }
 
 struct Block<R> {
+    order: Arc<[u32]>,
+    given: Given<Vec<R>>,
+    weights: Arc<BlockWeights<R>>,
+}
+
+/// The part of a block that is the same for all peptides.
+struct BlockWeights<R> {
     into: Dense<R>,
-    positions: Vec<R>,
     layers: Vec<Layer<R>>,
     out: Dense<R>,
 }
@@ -26,9 +34,17 @@ struct Block<R> {
 struct Layer<R> {
     attention_norm: [Vec<R>; 2],
     qkv: Dense<R>,
+    qk_norms: Option<[[Vec<R>; 2]; 2]>,
     out: Dense<R>,
     forward_norm: [Vec<R>; 2],
     forward: [Dense<R>; 2],
+    transition: Option<Transition<R>>,
+}
+
+struct Transition<R> {
+    values: Dense<R>,
+    gates: Dense<R>,
+    out: Dense<R>,
 }
 
 /// Rows of a batch: of all tokens, or of one token of each sample.
@@ -36,6 +52,8 @@ struct Layer<R> {
 struct Scratch<R> {
     token: Vec<R>,
     y: Vec<R>,
+    /// w inside an adaptive layer.
+    inner: Vec<R>,
     normed: Vec<R>,
     qkv: Vec<R>,
     mixed: Vec<R>,
@@ -50,29 +68,58 @@ struct Scratch<R> {
 
 impl<R: Real> Runner<R> {
     pub fn new(network: &TarNetwork, p: &[R]) -> Runner<R> {
+        let c = network.config.channels;
         let dense = |w: Weight| {
             let weight = |i: usize, o: usize| p[w.place(i, o)].to_f64();
-            Dense::new(Packed::new(w.n_in, w.n_out, weight), w.bias_of(p))
+            let bias = w.bias_of(p);
+            let none = vec![R::default(); w.n_out];
+            Dense::new(Packed::new(w.n_in, w.n_out, weight), if bias.is_empty() { &none } else { bias })
         };
-        let c = network.config.channels;
         let norm = |n: LayerNorm| [n.weight, n.bias].map(|at| p[at..at + c].to_vec());
-        let blocks = network.blocks.iter().map(|block| Block {
-            into: dense(block.into),
-            positions: p[block.positions..block.positions + network.config.tokens * c].to_vec(),
-            layers: block
-                .layers
-                .iter()
-                .map(|layer| Layer {
-                    attention_norm: norm(layer.attention_norm),
-                    qkv: dense(layer.qkv),
-                    out: dense(layer.out),
-                    forward_norm: norm(layer.forward_norm),
-                    forward: layer.forward.map(dense),
-                })
-                .collect(),
-            out: dense(block.out),
+        let weights = network.blocks.iter().map(|block| {
+            let layers = block.layers.iter().map(|layer| Layer {
+                attention_norm: norm(layer.attention_norm),
+                qkv: dense(layer.qkv),
+                qk_norms: layer.qk_norms.map(|norms| norms.map(norm)),
+                out: dense(layer.out),
+                forward_norm: norm(layer.forward_norm),
+                forward: layer.forward.map(dense),
+                transition: layer.transition.as_ref().map(|transition| {
+                    let [values, gates] = transition.halves().map(dense);
+                    Transition { values, gates, out: dense(transition.out) }
+                }),
+            });
+            Arc::new(BlockWeights { into: dense(block.into), layers: layers.collect(), out: dense(block.out) })
+        });
+        Runner::with(network, p, weights)
+    }
+
+    /// Of another peptide, with the same weights, which are not copied.
+    pub fn bind(&self, network: &TarNetwork, p: &[R]) -> Runner<R> {
+        Runner::with(network, p, self.blocks.iter().map(|block| block.weights.clone()))
+    }
+
+    fn with(network: &TarNetwork, p: &[R], weights: impl Iterator<Item = Arc<BlockWeights<R>>>) -> Runner<R> {
+        let mut tape = Tape::default();
+        let given = network.given(p, &mut tape);
+        let given = given.into_iter().map(|given| given.map(|&var| tape.value(var).to_vec()));
+        let blocks = network.blocks.iter().zip(given.zip(weights)).map(|(block, (given, weights))| Block {
+            order: block.order.clone(),
+            given,
+            weights,
         });
         Runner { config: network.config.clone(), blocks: blocks.collect(), pool: Mutex::default() }
+    }
+
+    /// What the blocks are given, as inputs of a tape.
+    pub fn given(&self, tape: &mut Tape<R>) -> Vec<Given<Var>> {
+        let c = self.config.channels;
+        let mut input = |values: &Vec<R>| {
+            let var = tape.input(values.len() / c, c);
+            tape.value_mut(var).copy_from_slice(values);
+            var
+        };
+        self.blocks.iter().map(|block| block.given.map(&mut input)).collect()
     }
 
     /// `x[n][T D]` in the network's units to z, and ln|∂z/∂x|.
@@ -82,9 +129,7 @@ impl<R: Real> Runner<R> {
         self.with_scratch(n * tokens, n * heads * tokens * tokens, |s| {
             z.copy_from_slice(x);
             log_det.fill(0.0);
-            for (b, block) in self.blocks.iter().enumerate() {
-                self.run(block, b % 2 == 1, s, z, log_det);
-            }
+            self.blocks.iter().for_each(|block| self.run(block, s, z, log_det));
         });
     }
 
@@ -95,9 +140,7 @@ impl<R: Real> Runner<R> {
         self.with_scratch(n, 2 * layers * n * tokens * channels, |s| {
             x.copy_from_slice(z);
             log_det.fill(0.0);
-            for (b, block) in self.blocks.iter().enumerate().rev() {
-                self.undo(block, b % 2 == 1, s, x, log_det);
-            }
+            self.blocks.iter().rev().for_each(|block| self.undo(block, s, x, log_det));
         });
     }
 
@@ -110,37 +153,20 @@ impl<R: Real> Runner<R> {
         }
     }
 
-    /// Place in a configuration of the token that a block sees as its i-th.
-    fn place(&self, reverse: bool, i: usize) -> usize {
-        if reverse {
-            self.config.tokens - 1 - i
-        } else {
-            i
-        }
-    }
-
     /// u of a block in `x` becomes v.
-    fn run(&self, block: &Block<R>, reverse: bool, s: &mut Scratch<R>, x: &mut [f64], log_det: &mut [f64]) {
+    fn run(&self, block: &Block<R>, s: &mut Scratch<R>, x: &mut [f64], log_det: &mut [f64]) {
         let TarFlowConfig { tokens, token_size: d, channels: c, heads, .. } = self.config;
         for (row, token) in s.token.chunks_exact_mut(d).enumerate() {
-            let at = row / tokens * tokens + self.place(reverse, row % tokens);
+            let at = row / tokens * tokens + block.place(row % tokens);
             token.iter_mut().zip(&x[at * d..][..d]).for_each(|(t, &x)| *t = R::from_f64(x));
         }
-        block.into.apply(&s.token, &mut s.y);
-        for (row, y) in s.y.chunks_exact_mut(c).enumerate() {
-            add(y, &block.positions[self.place(reverse, row % tokens) * c..][..c]);
-        }
         let causal = Causal { tokens, heads };
-        for layer in &block.layers {
-            layer.attention(s, |s| causal.forward(&s.qkv, &mut s.mixed, &mut s.kept));
-            layer.perceptron(s);
-        }
-        block.out.apply(&s.y, &mut s.output);
+        block.tokens(0..tokens * c, s, |_, s| causal.forward(&s.qkv, &mut s.mixed, &mut s.kept));
         let samples = s.output.chunks_exact(tokens * 2 * d).zip(x.chunks_exact_mut(tokens * d));
         for ((out, x), log_det) in samples.zip(log_det) {
             for (i, out) in out.chunks_exact(2 * d).enumerate().take(tokens - 1) {
                 let (a, shift) = out.split_at(d);
-                let x = &mut x[self.place(reverse, i + 1) * d..][..d];
+                let x = &mut x[block.place(i + 1) * d..][..d];
                 for (x, (a, shift)) in x.iter_mut().zip(a.iter().zip(shift)) {
                     *x = (*x - shift.to_f64()) * (-a.to_f64()).exp();
                     *log_det -= a.to_f64();
@@ -150,27 +176,19 @@ impl<R: Real> Runner<R> {
     }
 
     /// v of a block in `x` becomes u.
-    fn undo(&self, block: &Block<R>, reverse: bool, s: &mut Scratch<R>, x: &mut [f64], log_det: &mut [f64]) {
+    fn undo(&self, block: &Block<R>, s: &mut Scratch<R>, x: &mut [f64], log_det: &mut [f64]) {
         let TarFlowConfig { tokens, token_size: d, channels: c, .. } = self.config;
-        let place = |i: usize| self.place(reverse, i);
         // the last token is not needed for any other
         for i in 0..tokens - 1 {
             for (token, x) in s.token.chunks_exact_mut(d).zip(x.chunks_exact(tokens * d)) {
-                let x = &x[place(i) * d..][..d];
+                let x = &x[block.place(i) * d..][..d];
                 token.iter_mut().zip(x).for_each(|(t, &x)| *t = R::from_f64(x));
             }
-            block.into.apply(&s.token, &mut s.y);
-            let position = &block.positions[place(i) * c..][..c];
-            s.y.chunks_exact_mut(c).for_each(|y| add(y, position));
-            for (l, layer) in block.layers.iter().enumerate() {
-                layer.attention(s, |s| self.attend(l, i, s));
-                layer.perceptron(s);
-            }
-            block.out.apply(&s.y, &mut s.output);
+            block.tokens(i * c..(i + 1) * c, s, |l, s| self.attend(l, i, s));
             let samples = s.output.chunks_exact(2 * d).zip(x.chunks_exact_mut(tokens * d));
             for ((out, x), log_det) in samples.zip(log_det.iter_mut()) {
                 let (a, shift) = out.split_at(d);
-                for (x, (a, shift)) in x[place(i + 1) * d..][..d].iter_mut().zip(a.iter().zip(shift)) {
+                for (x, (a, shift)) in x[block.place(i + 1) * d..][..d].iter_mut().zip(a.iter().zip(shift)) {
                     *x = *x * a.to_f64().exp() + shift.to_f64();
                     *log_det += a.to_f64();
                 }
@@ -216,11 +234,64 @@ impl<R: Real> Runner<R> {
     }
 }
 
+impl<R: Real> Block<R> {
+    /// Place in a configuration of the token that the block sees as its i-th.
+    fn place(&self, i: usize) -> usize {
+        self.order[i] as usize
+    }
+
+    /// [a, b] of the tokens after those in `s.token`; `at` are their numbers in what is given for all tokens. `mix` turns qkv of a layer
+    /// into what is mixed.
+    fn tokens(&self, at: Range<usize>, s: &mut Scratch<R>, mix: impl Fn(usize, &mut Scratch<R>)) {
+        let BlockWeights { into, layers, out } = &*self.weights;
+        into.apply(&s.token, &mut s.y);
+        add_rows(&mut s.y, &self.given.positions[at.clone()]);
+        for (l, (layer, given)) in layers.iter().zip(&self.given.layers).enumerate() {
+            match &given.attention {
+                None => {
+                    if let Some(condition) = &self.given.condition {
+                        add_rows(&mut s.y, &condition[at.clone()]);
+                    }
+                    layer.attention(s, |s| mix(l, s));
+                    layer.perceptron(s);
+                }
+                Some(modulation) => layer.adaptive(modulation, given, at.clone(), s, |s| mix(l, s)),
+            }
+        }
+        out.apply(&s.y, &mut s.output);
+    }
+}
+
 impl<R: Real> Layer<R> {
+    fn adaptive(
+        &self,
+        modulation: &Modulation<Vec<R>>,
+        given: &GivenLayer<Vec<R>>,
+        at: Range<usize>,
+        s: &mut Scratch<R>,
+        mix: impl FnOnce(&mut Scratch<R>),
+    ) {
+        let c = self.attention_norm[0].len();
+        modulation.normalise(c, at.clone(), s);
+        // attention and perceptron change y, which is w here
+        std::mem::swap(&mut s.y, &mut s.inner);
+        self.attention(s, mix);
+        self.perceptron(s);
+        std::mem::swap(&mut s.y, &mut s.inner);
+        add_gated(&mut s.y, &s.inner, &modulation.gate[at.clone()]);
+        let Some((transition, modulation)) = self.transition.as_ref().zip(given.transition.as_ref()) else { return };
+        modulation.normalise(c, at.clone(), s);
+        transition.apply(s);
+        add_gated(&mut s.y, &s.change, &modulation.gate[at]);
+    }
+
     /// y += O attention(LN(y)), where `mix` turns qkv into what is mixed.
     fn attention(&self, s: &mut Scratch<R>, mix: impl FnOnce(&mut Scratch<R>)) {
         normalise(&s.y, (&self.attention_norm[0], &self.attention_norm[1]), &mut s.normed);
         self.qkv.apply(&s.normed, &mut s.qkv);
+        for (k, [w, b]) in self.qk_norms.iter().flatten().enumerate() {
+            normalise_columns(&mut s.qkv, (k * w.len(), 3 * w.len()), (w, b));
+        }
         mix(s);
         self.out.apply(&s.mixed, &mut s.change);
         add(&mut s.y, &s.change);
@@ -236,12 +307,31 @@ impl<R: Real> Layer<R> {
     }
 }
 
+impl<R: Real> Modulation<Vec<R>> {
+    /// w = A(y).
+    fn normalise(&self, columns: usize, at: Range<usize>, s: &mut Scratch<R>) {
+        normalise_by(columns, &s.y, (&self.gamma[at.clone()], &self.beta[at]), &mut s.inner);
+    }
+}
+
+impl<R: Real> Transition<R> {
+    /// From w to the change of y.
+    fn apply(&self, s: &mut Scratch<R>) {
+        self.gates.apply(&s.inner, &mut s.hidden);
+        R::silu_slice(&s.hidden, &mut s.activated);
+        self.values.apply(&s.inner, &mut s.hidden);
+        vectorised(|| s.activated.iter_mut().zip(&s.hidden).for_each(|(a, &h)| *a *= h));
+        self.out.apply(&s.activated, &mut s.change);
+    }
+}
+
 impl<R: Real> Scratch<R> {
     fn resize(&mut self, config: &TarFlowConfig, rows: usize, kept: usize) {
         let TarFlowConfig { tokens, token_size: d, channels: c, heads, expansion, .. } = *config;
         let sizes = [
             (&mut self.token, rows * d),
             (&mut self.y, rows * c),
+            (&mut self.inner, rows * c),
             (&mut self.normed, rows * c),
             (&mut self.qkv, 3 * rows * c),
             (&mut self.mixed, rows * c),
@@ -260,6 +350,21 @@ impl<R: Real> Scratch<R> {
 
 fn add<R: Real>(y: &mut [R], change: &[R]) {
     vectorised(|| y.iter_mut().zip(change).for_each(|(y, &c)| *y += c));
+}
+
+/// Adds rows that come again for each sample.
+fn add_rows<R: Real>(y: &mut [R], rows: &[R]) {
+    y.chunks_exact_mut(rows.len()).for_each(|y| add(y, rows));
+}
+
+/// y += w times the gates, whose rows come again for each sample.
+fn add_gated<R: Real>(y: &mut [R], w: &[R], gate: &[R]) {
+    let samples = y.chunks_exact_mut(gate.len()).zip(w.chunks_exact(gate.len()));
+    vectorised(|| {
+        for (y, w) in samples {
+            y.iter_mut().zip(w).zip(gate).for_each(|((y, &w), &g)| *y += g * w);
+        }
+    });
 }
 
 #[inline(always)]

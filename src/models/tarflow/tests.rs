@@ -1,5 +1,6 @@
 use super::*;
-use crate::models::ModelConfig;
+use crate::models::network::Start;
+use crate::rng::StreamId;
 
 /// Random parameters, of the last layers small ones: e^a must not run away.
 fn parameters(network: &TarNetwork, seed: u64) -> Vec<f64> {
@@ -22,6 +23,13 @@ fn small(token_size: usize, centroid: Option<f64>) -> TarFlow<f64> {
     let parameters = parameters(&network, 3);
     let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), 4);
     TarFlow::new(parameters, config, card, String::new()).unwrap()
+}
+
+fn config_of(flow: &TarFlow<f64>) -> Config {
+    match &flow.card.model {
+        ModelConfig::Tarflow(config) => config.clone(),
+        other => panic!("{}", other.kind()),
+    }
 }
 
 fn normals(n: usize, index: u64) -> Vec<f64> {
@@ -117,7 +125,7 @@ fn a_new_network_is_the_identity_and_noise_of_the_centroid_is_taken_out() {
     // the density of the identity: normal of std 1/4 nm in 12 coordinates; its centroid has std 1/8
     let flow = small(3, Some(0.5));
     let identity = flow.network.initial::<f64>(1);
-    let flow = TarFlow::new(identity, flow.config.clone(), flow.card.clone(), String::new()).unwrap();
+    let flow = TarFlow::new(identity, config_of(&flow), flow.card.clone(), String::new()).unwrap();
     assert_eq!(flow.scope(), Scope::Noisy { sigma: 0.125 });
     let x: Vec<f64> = normals(12, 3).iter().map(|v| 0.25 * v).collect();
     let mut centred = x.clone();
@@ -129,9 +137,232 @@ fn a_new_network_is_the_identity_and_noise_of_the_centroid_is_taken_out() {
     }
 }
 
+/// Glycine alone, with charged ends, and with alanine behind it.
+const GLYCINE: [(&str, &str); 1] = [("GLY1", "N H H2 H3 CA HA2 HA3 C O OXT")];
+const TWO: [(&str, &str); 2] = [("GLY1", "N H H2 H3 CA HA2 HA3 C O"), ("ALA2", "N H CA HA CB HB1 HB2 HB3 C O OXT")];
+
+fn peptide(residues: &[(&str, &str)]) -> Topology {
+    let mut topology = Topology::default();
+    for (residue, names) in residues {
+        for name in names.split_whitespace() {
+            topology.names.push(name.into());
+            topology.residues.push(residue.to_string());
+            topology.elements.push(name[..1].into());
+        }
+    }
+    topology
+}
+
+/// [lookahead, norms of queries and keys, adaptive, transition]: TarFlow, Prose, and between.
+const VARIANTS: [[bool; 4]; 4] =
+    [[false, true, false, false], [true; 4], [false, false, true, false], [true, false, false, false]];
+
+fn transferable_config([lookahead, qk_norms, adaptive, transition]: [bool; 4]) -> transferable::Config {
+    let orders = ["n2c_backbone-first_variant_flip", "n2c_residue-by-residue_standard", "c2n_backbone-first_standard"];
+    let embedding =
+        transferable::EmbeddingConfig { atom_types: 55, residue_types: 21, part: 6, hidden: 5, width: 4, base: 1e3 };
+    let network = PeptideConfig {
+        channels: 8,
+        blocks: 4,
+        layers: 2,
+        heads: 2,
+        expansion: 2,
+        orders: orders.map(|order| order.parse().unwrap()).to_vec(),
+        most_atoms: Some(20),
+        embedding,
+        lookahead,
+        qk_norms,
+        adaptive,
+        transition,
+    };
+    transferable::Config { network, units_per_nm: 3.0, noisy_centroid: true }
+}
+
+fn transferable_card(config: &transferable::Config, topology: Topology) -> ModelCard {
+    let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config.clone()), topology.n_atoms());
+    ModelCard { topology: Some(topology), ..card }
+}
+
+fn transferable(variant: [bool; 4], residues: &[(&str, &str)]) -> TarFlow<f64> {
+    let (config, topology) = (transferable_config(variant), peptide(residues));
+    let parameters = parameters(&TarNetwork::of_peptide(&config.network, &topology).unwrap(), 3);
+    TarFlow::of_peptide(parameters, &config, transferable_card(&config, topology), "hash".into()).unwrap()
+}
+
+#[test]
+fn decoding_inverts_transferable_networks_and_both_agree_on_log_q() {
+    for variant in VARIANTS {
+        let flow = transferable(variant, &GLYCINE);
+        let (n, d) = (3, flow.dimension());
+        assert_eq!(d, 30);
+        let z = normals(d * n, 1);
+        let (mut x, mut back) = (vec![0.0; z.len()], vec![0.0; z.len()]);
+        let (mut there, mut here) = (vec![0.0; n], vec![0.0; n]);
+        let nowhere = Evaluation::outside(Status::NonFinite);
+        let (mut p, mut q) = (vec![nowhere; n], vec![nowhere; n]);
+        flow.generate(&z, &mut x, &mut there, &mut p).unwrap();
+        flow.encode(&x, &mut back, &mut here, &mut q).unwrap();
+        for (a, b) in back.iter().zip(&z).chain(here.iter().zip(&there)) {
+            assert!((a - b).abs() < 1e-12, "{variant:?}: {a} {b}");
+        }
+        assert!(p.iter().zip(&q).all(|(p, q)| (p.log_density - q.log_density).abs() < 1e-12));
+        assert!(x.iter().zip(&z).any(|(x, z)| (3.0 * x - z).abs() > 0.05), "the network does something");
+        // ln|∂x/∂z| of the first sample by differences
+        let h = 1e-6;
+        let column = |j: usize| {
+            let ends = [h, -h].map(|step| {
+                let (mut z, mut x) = (z[..d].to_vec(), vec![0.0; d]);
+                z[j] += step;
+                flow.generate(&z, &mut x, &mut [0.0], &mut [nowhere]).unwrap();
+                x
+            });
+            nalgebra::DVector::from_fn(d, |i, _| (ends[0][i] - ends[1][i]) / (2.0 * h))
+        };
+        let jacobian = nalgebra::DMatrix::from_columns(&(0..d).map(column).collect::<Vec<_>>());
+        assert!((jacobian.determinant().abs().ln() - there[0]).abs() < 1e-6, "{variant:?}");
+    }
+}
+
+#[test]
+fn gradients_of_transferable_networks_match_differences() {
+    for variant in VARIANTS {
+        let flow = transferable(variant, &GLYCINE);
+        let x: Vec<f64> = normals(30, 2).iter().map(|v| 0.3 * v).collect();
+        let (mut evaluation, mut gradient) = ([Evaluation::inside(0.0)], vec![0.0; 30]);
+        flow.log_density_gradient(&x, &mut evaluation, &mut gradient).unwrap();
+        assert!((evaluation[0].log_density - log_q(&flow, &x)).abs() < 1e-12);
+        for k in 0..30 {
+            let [above, below] = [1e-6, -1e-6].map(|h| {
+                let mut x = x.clone();
+                x[k] += h;
+                log_q(&flow, &x)
+            });
+            let difference = (above - below) / 2e-6;
+            assert!((gradient[k] - difference).abs() < 1e-6 * difference.abs().max(1.0), "{variant:?} {k}");
+        }
+    }
+}
+
+#[test]
+fn single_precision_is_near_and_batches_do_not_matter() {
+    let flow = transferable(VARIANTS[1], &TWO);
+    let config = transferable_config(VARIANTS[1]);
+    let narrow: Vec<f32> = flow.parameters().iter().map(|&p| p as f32).collect();
+    let single = TarFlow::of_peptide(narrow, &config, flow.card().clone(), String::new()).unwrap();
+    let (n, d) = (5, flow.dimension());
+    let z = normals(d * n, 4);
+    let run = |flow: &dyn Flow, z: &[f64]| {
+        let n = z.len() / d;
+        let (mut x, mut evaluations) = (vec![0.0; z.len()], vec![Evaluation::inside(0.0); n]);
+        flow.generate(z, &mut x, &mut vec![0.0; n], &mut evaluations).unwrap();
+        (x, evaluations.iter().map(|e| e.log_density).collect::<Vec<f64>>())
+    };
+    let (x, log_q) = run(&flow, &z);
+    let (x32, log_q32) = run(&single, &z);
+    assert!(x.iter().zip(&x32).all(|(a, b)| (a - b).abs() < 1e-5));
+    assert!(log_q.iter().zip(&log_q32).all(|(a, b)| (a - b).abs() < 1e-3));
+    // to the last bit
+    let alone = run(&single, &z[2 * d..3 * d]);
+    assert_eq!((alone.0.as_slice(), alone.1[0]), (&x32[2 * d..3 * d], log_q32[2]));
+}
+
+#[test]
+fn a_new_transferable_network_is_the_identity() {
+    for variant in VARIANTS {
+        let flow = transferable(variant, &GLYCINE);
+        let (config, card) = (transferable_config(variant), flow.card().clone());
+        let flow = TarFlow::of_peptide(flow.network.initial::<f64>(1), &config, card, String::new()).unwrap();
+        let sigma = 1.0 / 10f64.sqrt() / 3.0;
+        assert!(matches!(flow.scope(), Scope::Noisy { sigma: s } if (s - sigma).abs() < 1e-15));
+        let mut x: Vec<f64> = normals(30, 3).iter().map(|v| v / 3.0).collect();
+        crate::coordinates::vector::centre(&mut x);
+        // the normal density of the 27 centred coordinates
+        let expected = -4.5 * x.iter().map(|v| v * v).sum::<f64>() - 13.5 * (LOG_2_PI - 2.0 * 3f64.ln());
+        assert!((log_q(&flow, &x) - expected).abs() < 1e-12);
+    }
+}
+
+#[test]
+fn a_bound_model_is_that_of_its_peptide() {
+    for variant in VARIANTS {
+        let one = transferable(variant, &GLYCINE);
+        let two = one.bind(peptide(&TWO)).unwrap();
+        let config = transferable_config(variant);
+        let fresh = TarFlow::of_peptide(one.parameters().to_vec(), &config, two.card().clone(), String::new()).unwrap();
+        assert_eq!((two.dimension(), two.hash()), (60, ""));
+        let x: Vec<f64> = normals(60, 6).iter().map(|v| 0.3 * v).collect();
+        assert_eq!(log_q(&two, &x), log_q(&fresh, &x));
+        let back = two.bind(peptide(&GLYCINE)).unwrap();
+        assert_eq!(log_q(&back, &x[..30]), log_q(&one, &x[..30]));
+    }
+    assert!(small(3, None).bind(peptide(&GLYCINE)).is_err(), "a model of a single system");
+}
+
+#[test]
+fn peptides_of_different_lengths_train_one_network() {
+    use crate::train::likelihood::{negative_log_likelihood, negative_log_likelihood_of_all};
+    let one = transferable(VARIANTS[1], &GLYCINE);
+    let two = one.bind(peptide(&TWO)).unwrap();
+    let (x, y) = (normals(3 * 30, 7), normals(60, 8));
+    let run = |parts: &[(&TarNetwork, &[f64])]| {
+        let mut gradient = vec![0.0; one.parameters().len()];
+        (negative_log_likelihood_of_all(parts, one.parameters(), &mut gradient), gradient)
+    };
+    let (loss, gradient) = run(&[(one.network(), &x), (two.network(), &y)]);
+    // three rows and one
+    let (of_x, by_x) = run(&[(one.network(), &x)]);
+    let (of_y, by_y) = run(&[(two.network(), &y)]);
+    assert!((loss - 0.75 * of_x - 0.25 * of_y).abs() < 1e-12);
+    for (g, (a, b)) in gradient.iter().zip(by_x.iter().zip(&by_y)) {
+        assert!((g - 0.75 * a - 0.25 * b).abs() < 1e-12);
+    }
+    // and in a direction by differences
+    let direction = normals(gradient.len(), 9);
+    let [above, below] = [1e-6, -1e-6].map(|h| {
+        let moved: Vec<f64> = one.parameters().iter().zip(&direction).map(|(p, d)| p + h * d).collect();
+        let mut unused = vec![0.0; moved.len()];
+        0.75 * negative_log_likelihood(one.network(), &moved, &x, &mut unused)
+            + 0.25 * negative_log_likelihood(two.network(), &moved, &y, &mut unused)
+    });
+    let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+    assert!((slope - (above - below) / 2e-6).abs() < 1e-6 * slope.abs().max(1.0));
+}
+
+#[test]
+fn transferable_models_say_what_they_cannot_be() {
+    let topology = || peptide(&GLYCINE);
+    let build = |config: &transferable::Config, card: ModelCard| {
+        let network = TarNetwork::of_peptide(&config.network, card.topology.as_ref().unwrap_or(&topology()))?;
+        TarFlow::of_peptide(network.initial::<f32>(1), config, card, String::new()).map(drop)
+    };
+    for (change, word) in [
+        (
+            Box::new(|c: &mut transferable::Config| c.network.most_atoms = Some(9))
+                as Box<dyn Fn(&mut transferable::Config)>,
+            "atoms = 10",
+        ),
+        (Box::new(|c| c.network.orders.clear()), "no orders"),
+        (Box::new(|c| c.network.adaptive = false), "transition"),
+        (Box::new(|c| c.network.embedding.atom_types = 20), "tables of 20"),
+        (Box::new(|c| c.network.embedding.base = 1.0), "base of the sines"),
+        (Box::new(|c| c.network.heads = 3), "3 heads"),
+        (Box::new(|c| c.units_per_nm = f64::NAN), "positive"),
+    ] {
+        let mut config = transferable_config([true; 4]);
+        change(&mut config);
+        let message = build(&config, transferable_card(&config, topology())).unwrap_err().to_string();
+        assert!(message.contains(word), "{word}: {message}");
+    }
+    let config = transferable_config([true; 4]);
+    let caps = transferable_card(&config, peptide(&[("ACE1", "CH3 C O"), TWO[1]]));
+    assert!(build(&config, caps).unwrap_err().to_string().contains("residue ACE1"));
+    let nothing = ModelCard { topology: None, ..transferable_card(&config, topology()) };
+    assert!(build(&config, nothing).unwrap_err().to_string().contains("--topology"));
+}
+
 #[test]
 fn sizes_that_do_not_go_together_are_refused() {
-    let config = small(3, None).config;
+    let config = config_of(&small(3, None));
     for (change, word) in [
         (Box::new(|c: &mut Config| c.network.heads = 3) as Box<dyn Fn(&mut Config)>, "3 heads"),
         (Box::new(|c| c.network.blocks = 0), "blocks"),

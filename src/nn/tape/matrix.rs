@@ -55,10 +55,10 @@ impl Weight {
         Weight { at: self.offset(start), n_in, ..self }
     }
 
-    /// The part that makes the outputs from `start`. Only where the outputs are the stored rows.
+    /// The part that makes the outputs from `start`.
     pub fn of_outputs(self, start: usize, n_out: usize) -> Weight {
-        assert!(start + n_out <= self.n_out && !self.transposed);
-        Weight { at: self.at + start * self.stride, n_out, bias: self.bias.map(|at| at + start), ..self }
+        assert!(start + n_out <= self.n_out);
+        Weight { at: self.place(0, start), n_out, bias: self.bias.map(|at| at + start), ..self }
     }
 
     /// Place of the weight between an input and an output.

@@ -22,7 +22,7 @@ pub use causal::Causal;
 pub use gaussian::{Gaussians, RadialBasis, TypedAffine};
 pub use invariants::{Invariants, Swap};
 pub use matrix::{Embed, Weight};
-pub use norm::{normalise, LayerNorm};
+pub use norm::{normalise, normalise_by, normalise_columns, LayerNorm};
 pub use pointwise::{gelu, Function};
 pub use rows::NO_ROW;
 
@@ -35,7 +35,7 @@ use matrix::{EmbedOp, LinearOp};
 use norm::{LayerNormOp, MeanColumnsOp, SquaredLengthOp};
 use pairs::{PairsOp, RepeatOp, SumPairsOp, SumRowsOp};
 use pointwise::{CombineOp, FunctionOp, ProductOp, ScaleOp, SwishOp};
-use rows::RowsOp;
+use rows::{RowsOp, SideBySideOp};
 
 /// A value on a tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +130,7 @@ operations!(
     Attention(AttentionOp),
     Causal(CausalOp),
     Rows(RowsOp),
+    SideBySide(SideBySideOp),
     Invariants(InvariantsOp),
 );
 

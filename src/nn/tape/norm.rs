@@ -2,6 +2,7 @@
 
 use super::{Operation, Point, Tape, Var};
 use crate::nn::real::{vectorised, Scalar};
+use std::borrow::Cow;
 
 /// Layer normalisation with learned weight and bias (Ba et al. 2016), by their places among the parameters.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +16,8 @@ const EPSILON: f64 = 1e-5;
 #[derive(Clone, Debug)]
 pub(super) struct LayerNormOp {
     x: Var,
-    norm: LayerNorm,
+    /// Without it the weights are one and the bias is zero.
+    norm: Option<LayerNorm>,
     output: Var,
 }
 
@@ -53,12 +55,30 @@ fn sum_of_pairs<R: Scalar>(x: &[R], y: &[R], f: impl Fn(R, R) -> R) -> R {
 
 /// Rows of x less their mean, over their standard deviation, times w plus b.
 pub fn normalise<R: Scalar>(x: &[R], (w, b): (&[R], &[R]), y: &mut [R]) {
-    let n = w.len();
+    normalise_by(w.len(), x, (w, b), y);
+}
+
+/// The same for rows of n columns with the rows of w and b one after the other, and from the first again.
+pub fn normalise_by<R: Scalar>(n: usize, x: &[R], (w, b): (&[R], &[R]), y: &mut [R]) {
+    let weights = w.chunks_exact(n).zip(b.chunks_exact(n)).cycle();
     vectorised(|| {
-        for (x, y) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)) {
+        for ((x, y), (w, b)) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)).zip(weights) {
             let (mean, scale) = moments(x);
             for ((y, &x), (&w, &b)) in y.iter_mut().zip(x).zip(w.iter().zip(b)) {
                 *y = (x - mean) * scale * w + b;
+            }
+        }
+    });
+}
+
+/// As [`normalise`] of the columns from `start` in rows that are `stride` apart, in place.
+pub fn normalise_columns<R: Scalar>(x: &mut [R], (start, stride): (usize, usize), (w, b): (&[R], &[R])) {
+    vectorised(|| {
+        for row in x.chunks_exact_mut(stride) {
+            let row = &mut row[start..start + w.len()];
+            let (mean, scale) = moments(row);
+            for (x, (&w, &b)) in row.iter_mut().zip(w.iter().zip(b)) {
+                *x = (*x - mean) * scale * w + b;
             }
         }
     });
@@ -77,8 +97,20 @@ impl LayerNormOp {
         }
     }
 
-    fn weight<'a, R>(&self, parameters: &'a [R]) -> &'a [R] {
-        &parameters[self.norm.weight..self.norm.weight + self.x.columns]
+    fn weight<'a, R: Scalar>(&self, parameters: &'a [R]) -> Cow<'a, [R]> {
+        let n = self.x.columns;
+        match self.norm {
+            Some(norm) => parameters[norm.weight..norm.weight + n].into(),
+            None => vec![R::from_f64(1.0); n].into(),
+        }
+    }
+
+    fn bias<'a, R: Scalar>(&self, parameters: &'a [R]) -> Cow<'a, [R]> {
+        let n = self.x.columns;
+        match self.norm {
+            Some(norm) => parameters[norm.bias..norm.bias + n].into(),
+            None => vec![R::default(); n].into(),
+        }
     }
 }
 
@@ -88,9 +120,7 @@ impl<R: Scalar> Operation<R> for LayerNormOp {
     }
 
     fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
-        let n = self.x.columns;
-        let (w, b) = (self.weight(parameters), &parameters[self.norm.bias..self.norm.bias + n]);
-        normalise(&inputs[self.x.range()], (w, b), output);
+        normalise(&inputs[self.x.range()], (&self.weight(parameters), &self.bias(parameters)), output);
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
@@ -108,13 +138,13 @@ impl<R: Scalar> Operation<R> for LayerNormOp {
         let mut weighted = vec![R::default(); n];
         let rows = point.value(self.x).chunks_exact(n).zip(cotangent.chunks_exact(n));
         for ((x, g), slot) in rows.zip(inputs[self.x.range()].chunks_exact_mut(n)) {
-            weighted.iter_mut().zip(g).zip(w).for_each(|((s, &g), &w)| *s = g * w);
+            weighted.iter_mut().zip(g).zip(w.iter()).for_each(|((s, &g), &w)| *s = g * w);
             vectorised(|| LayerNormOp::derivative(x, &weighted, |i, d| slot[i] += d));
-            let Some(gradient) = gradient.as_deref_mut() else { continue };
+            let Some((norm, gradient)) = self.norm.zip(gradient.as_deref_mut()) else { continue };
             let (mean, scale) = moments(x);
-            let by_weight = gradient[self.norm.weight..][..n].iter_mut();
+            let by_weight = gradient[norm.weight..][..n].iter_mut();
             by_weight.zip(x).zip(g).for_each(|((s, &x), &g)| *s += g * (x - mean) * scale);
-            gradient[self.norm.bias..][..n].iter_mut().zip(g).for_each(|(s, &g)| *s += g);
+            gradient[norm.bias..][..n].iter_mut().zip(g).for_each(|(s, &g)| *s += g);
         }
     }
 }
@@ -191,7 +221,13 @@ impl<R: Scalar> Operation<R> for SquaredLengthOp {
 impl<R: Scalar> Tape<R> {
     pub fn layer_norm(&mut self, parameters: &[R], norm: LayerNorm, x: Var) -> Var {
         let output = self.allocate(x.rows, x.columns);
-        self.run(parameters, LayerNormOp { x, norm, output })
+        self.run(parameters, LayerNormOp { x, norm: Some(norm), output })
+    }
+
+    /// Layer normalisation without weights: rows less their mean, over their standard deviation.
+    pub fn standardised(&mut self, x: Var) -> Var {
+        let output = self.allocate(x.rows, x.columns);
+        self.run(&[], LayerNormOp { x, norm: None, output })
     }
 
     /// Mean over columns, `[rows][1]`.

@@ -1,4 +1,4 @@
-//! Rows in another order.
+//! Rows in another order, and values side by side.
 
 use super::{Operation, Point, Tape, Var};
 use crate::nn::Scalar;
@@ -48,7 +48,54 @@ impl<R: Scalar> Operation<R> for RowsOp {
     }
 }
 
+/// The columns of three values side by side.
+#[derive(Clone, Debug)]
+pub(super) struct SideBySideOp {
+    parts: [Var; 3],
+    output: Var,
+}
+
+impl SideBySideOp {
+    /// Parts with the column at which they start.
+    fn places(&self) -> impl Iterator<Item = (Var, usize)> + '_ {
+        self.parts.iter().scan(0, |column, &part| {
+            *column += part.columns;
+            Some((part, *column - part.columns))
+        })
+    }
+}
+
+impl<R: Scalar> Operation<R> for SideBySideOp {
+    fn output(&self) -> Var {
+        self.output
+    }
+
+    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+        for (part, start) in self.places() {
+            let rows =
+                output.chunks_exact_mut(self.output.columns).zip(inputs[part.range()].chunks_exact(part.columns));
+            rows.for_each(|(row, part)| row[start..start + part.len()].copy_from_slice(part));
+        }
+    }
+
+    fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
+        for (part, start) in self.places() {
+            let slots = inputs[part.range()].chunks_exact_mut(part.columns);
+            for (slot, g) in slots.zip(cotangent.chunks_exact(self.output.columns)) {
+                slot.iter_mut().zip(&g[start..]).for_each(|(s, &g)| *s += g);
+            }
+        }
+    }
+}
+
 impl<R: Scalar> Tape<R> {
+    /// [a, b, c]: the columns of three values with equal rows side by side.
+    pub fn side_by_side(&mut self, parts: &[Var; 3]) -> Var {
+        assert!(parts.iter().all(|part| part.rows == parts[0].rows));
+        let output = self.allocate(parts[0].rows, parts.iter().map(|part| part.columns).sum());
+        self.run(&[], SideBySideOp { parts: *parts, output })
+    }
+
     /// Rows of every sample, `order.len()` each, in this order; [`NO_ROW`] gives zeros.
     pub fn rows(&mut self, x: Var, order: &Arc<[u32]>) -> Var {
         assert!(x.rows.is_multiple_of(order.len()) && order.iter().all(|&k| k == NO_ROW || (k as usize) < order.len()));

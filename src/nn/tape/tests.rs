@@ -76,6 +76,14 @@ fn derivatives_match_differences() {
     check("part of a transposed linear", &[(4, 3)], 31, |t, p, x| {
         t.linear(p, Weight::transposed(1, 6, 5).of_inputs(2, 3), x[0])
     });
+    check("outputs of a linear", &[(4, 6)], 36, |t, p, x| {
+        t.linear(p, Weight::new(1, 6, 5).with_bias(31).of_outputs(1, 3), x[0])
+    });
+    check("outputs of a transposed linear", &[(4, 6)], 36, |t, p, x| {
+        t.linear(p, Weight::transposed(1, 6, 5).with_bias(31).of_outputs(1, 3), x[0])
+    });
+    check("side by side", &[(4, 2), (4, 3), (4, 1)], 0, |t, _, x| t.side_by_side(&[x[0], x[1], x[2]]));
+    check("standardised", &[(4, 6)], 0, |t, _, x| t.standardised(x[0]));
     check("embed", &[(1, 1)], 12, |t, p, _| {
         t.embed(p, &Embed { at: 0, columns: 4, types: types(&[2, 0, 2]) }, SAMPLES)
     });
