@@ -7,6 +7,7 @@ mod cases;
 
 use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
+use modejump::models::tarflow::TarFlow;
 use modejump::models::{EnergyFunction, VectorField};
 use modejump::ode::{self, Method, Stage};
 use modejump::rng::{Stream, StreamId};
@@ -56,11 +57,16 @@ fn vector_field(c: &mut Criterion, name: &str, field: &dyn VectorField, flops: [
 }
 
 fn tarflow(c: &mut Criterion) {
-    let flow = cases::tarflow("Ace-A-Nme").unwrap();
+    autoregressive(c, "tarflow/Ace-A-Nme", &cases::tarflow("Ace-A-Nme").unwrap());
+    autoregressive(c, "prose/AAAAAA", &cases::prose().unwrap());
+}
+
+fn autoregressive(c: &mut Criterion, name: &str, flow: &TarFlow<f32>) {
     for batch in [1, 64] {
-        let mut group = c.benchmark_group(format!("tarflow/Ace-A-Nme/{batch}"));
+        let mut group = c.benchmark_group(format!("{name}/{batch}"));
+        group.sample_size(10);
         group.throughput(Throughput::Elements((flow.flops() * batch as f64) as u64));
-        let mut sampling = Sampling::new(&flow, batch);
+        let mut sampling = Sampling::new(flow, batch);
         group.bench_function("sample", |b| b.iter(|| sampling.sample().unwrap()));
         group.bench_function("log_density", |b| b.iter(|| sampling.log_density().unwrap()));
     }

@@ -362,6 +362,251 @@ fn what_a_tarflow_lacks_or_contradicts_is_said() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+const PROSE: &str = "tests/golden/sbg/prose_tiny";
+const TRANSFERABLE: &str = "tests/golden/sbg/tarflow_transferable_tiny";
+
+/// A PDB file of a peptide of the golden data, its atoms far apart.
+fn peptide_pdb(folder: &Path, name: &str) -> String {
+    let text = std::fs::read_to_string(root().join(PROSE).join("topologies.json")).unwrap();
+    let peptides: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let mut pdb = String::new();
+    for (i, atom) in peptides[name]["atoms"].as_array().unwrap().iter().enumerate() {
+        let [residue, atom] = [0, 1].map(|k| atom[k].as_str().unwrap());
+        let place = peptides[name]["encodings"]["aa_pos"][i].as_u64().unwrap();
+        let x = 5.0 * i as f64;
+        pdb += &format!("ATOM  {:>5} {atom:<4} {residue} A{place:>4}    {x:8.3}   0.000   0.000\n", i + 1);
+    }
+    let path = folder.join(format!("{name}.pdb"));
+    std::fs::write(&path, pdb).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+/// log q of a row of the golden data's configurations by a model file for its peptide.
+fn log_q_of_row(model: &str, golden: &BTreeMap<String, Tensor>, row: usize) -> f64 {
+    let model = load_with(model, Precision::F64).unwrap();
+    let (d, width) = (model.dimension(), golden["pad_x"].data.len() / golden["pad_x"].shape[0]);
+    let mut log_q = [Evaluation::inside(0.0)];
+    model.log_density(&golden["pad_x"].data[row * width..][..d], &mut log_q).unwrap();
+    log_q[0].log_density
+}
+
+/// Head size and orders come from the configuration, the network's units and no noise of the centroid.
+fn plain_config(folder: &str) -> String {
+    let text = std::fs::read_to_string(root().join(folder).join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["std"] = 1.0.into();
+    config["com_augmentation"] = false.into();
+    config.to_string()
+}
+
+#[test]
+fn converted_transferable_models_give_the_reference_values_and_are_bound_to_other_peptides() {
+    for (name, kind) in [(PROSE, "prose"), (TRANSFERABLE, "transferable-tarflow")] {
+        let folder = folder(kind);
+        let golden = read(format!("{name}/io_f64.safetensors"));
+        let checkpoint = format!("{name}/state_f32.safetensors");
+        let [first, second] = ["AG", "VF"].map(|peptide| peptide_pdb(&folder, peptide));
+        let config = plain_config(name);
+        let options = ["--topology", &first, "--temperature", "310"];
+        let model = convert(&folder, kind, &checkpoint, &config, &options).unwrap();
+        assert!((log_q_of_row(&model, &golden, 0) - golden["pad_log_q"].data[0]).abs() < 1e-11);
+        let bound = folder.join("bound.safetensors");
+        let bound = bound.to_str().unwrap();
+        let run = modejump(&["convert", &model, "--kind", kind, "--topology", &second, "-o", bound]);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        assert!((log_q_of_row(bound, &golden, 1) - golden["pad_log_q"].data[1]).abs() < 1e-11);
+        let card = load_with(bound, Precision::F32).unwrap().card().clone();
+        assert_eq!((card.model.kind(), card.temperature), ("transferable_tarflow", Some(310.0)));
+        assert!(card.provenance["bound_from"].starts_with("model.safetensors"));
+        assert_eq!(card.topology.unwrap().label(18), "PHE2:N (atom 19)");
+        // in nm the centroid is that of the peptide's atoms
+        let config =
+            config.replace("\"std\":1.0", "\"std\":0.35").replace("\"com_augmentation\":false", "\"pad_to\":41");
+        let model = convert(&folder, kind, &checkpoint, &config, &["--topology", &first]).unwrap();
+        let sigma = 0.35 / 20f64.sqrt();
+        let scope = load_with(&model, Precision::F64).unwrap().scope();
+        assert!(matches!(scope, Scope::Noisy { sigma: s } if (s - sigma).abs() < 1e-15));
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}
+
+#[test]
+fn what_a_transferable_model_lacks_or_contradicts_is_said() {
+    let folder = folder("transferable-missing");
+    let (checkpoint, plain) =
+        (format!("{PROSE}/state_f32.safetensors"), format!("{TRANSFERABLE}/state_f32.safetensors"));
+    let pdb = peptide_pdb(&folder, "AG");
+    let topology = ["--topology", pdb.as_str()];
+    let complain = |kind: &str, checkpoint: &str, config: &str, more: &[&str]| {
+        convert(&folder, kind, checkpoint, config, more).unwrap_err()
+    };
+    let config = plain_config(PROSE);
+    let message = complain("prose", &checkpoint, "{}", &[]);
+    assert!(message.contains("std: standard deviation") && message.contains("--topology"), "{message}");
+    let message = complain("prose", &checkpoint, &config, &["--topology", "models/ala2/topology.pdb"]);
+    assert!(message.contains("models/ala2/topology.pdb") && message.contains("residue ACE1"), "{message}");
+    let message = complain("tarflow", &checkpoint, &config, &[]);
+    assert!(message.contains("--kind transferable-tarflow"), "{message}");
+    let message = complain("prose", &plain, &plain_config(TRANSFERABLE), &topology);
+    assert!(message.contains("no adaptive layer norms"), "{message}");
+    for (change, to, words) in [
+        ("\"channels\":8", "\"channels\":384", "channels = 384"),
+        ("\"head_dim\":4", "\"head_dim\":64", "heads of 64"),
+        ("\"use_transition\":true", "\"use_transition\":false", "use_transition = false"),
+        ("n2c_backbone-first_variant_flip", "n2c_sideways", "permutation_keys: order of atoms `n2c_sideways`"),
+        ("\"sinusoid_div_value\":1000", "\"sinusoid_div_value\":0", "sinusoid_div_value: a positive number"),
+        ("\"pos_embed_type\":\"sinusoidal\"", "\"pos_embed_type\":\"learned\"", "pos_embed_type = \"learned\""),
+    ] {
+        assert!(config.contains(change), "{change}: {config}");
+        let message = complain("prose", &checkpoint, &config.replace(change, to), &topology);
+        assert!(message.contains(words), "{words}: {message}");
+    }
+    // a tensor too many, a tensor too few
+    let changed = folder.join("changed.safetensors");
+    let mut tensors = read(&checkpoint);
+    let write = |tensors: &BTreeMap<String, Tensor>| {
+        let data = |t: &Tensor| (t.shape.clone(), Data::F64(t.data.clone()));
+        let tensors = tensors.iter().map(|(name, t)| (name.clone(), data(t))).collect();
+        std::fs::write(&changed, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+    };
+    tensors.insert("blocks.0.pair_proj.0.bias".into(), Tensor { shape: vec![16], data: vec![0.0; 16] });
+    write(&tensors);
+    let message = complain("prose", changed.to_str().unwrap(), &config, &topology);
+    assert!(message.contains("blocks.0.pair_proj.0.bias is not part of the model"), "{message}");
+    tensors.remove("blocks.0.pair_proj.0.bias");
+    tensors.remove("blocks.7.attn_blocks.0.transition.transition.linear_out.weight");
+    write(&tensors);
+    let message = complain("prose", changed.to_str().unwrap(), &config, &topology);
+    assert!(message.contains("blocks.7.attn_blocks.0.transition.transition.linear_out.weight is missing"), "{message}");
+    // model files of this program
+    let model = convert(&folder, "prose", &checkpoint, &config, &topology).unwrap();
+    let output = folder.join("bound.safetensors");
+    let bind = |model: &str, more: &[&str]| {
+        complaint(&[&["convert", model, "--kind", "prose", "-o", output.to_str().unwrap()], more].concat())
+    };
+    assert!(bind(&model, &[]).contains("--topology FILE.pdb is needed"));
+    assert!(bind(&model, &["--topology", "models/ala2/topology.pdb"]).contains("residue ACE1"));
+    assert!(bind("models/ala2/model.safetensors", &topology).contains("a model of the kind coupling"));
+    assert!(!output.exists());
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Names of parameters in the order in which the reference's modules were made.
+fn made(kind: &str) -> Vec<String> {
+    let affine = |names: &[&str], prefix: &str| -> Vec<String> {
+        names.iter().flat_map(|n| [format!("{prefix}{n}.weight"), format!("{prefix}{n}.bias")]).collect()
+    };
+    let layer = |prefix: &str, last: &str, qk: bool| {
+        let mut names = affine(&["attention.norm", "attention.qkv", "attention.proj"], prefix);
+        if qk {
+            names.extend(affine(&["attention.q_layer_norm", "attention.k_layer_norm"], prefix));
+        }
+        names.extend(affine(&["mlp.norm", "mlp.main.0", last], prefix));
+        names
+    };
+    let mut names = Vec::new();
+    match kind {
+        "tarflow" => {
+            for b in 0..4 {
+                names.push(format!("blocks.{b}.pos_embed"));
+                names.extend(affine(&["proj_in"], &format!("blocks.{b}.")));
+                for l in 0..2 {
+                    names.extend(layer(&format!("blocks.{b}.attn_blocks.{l}."), "mlp.main.3", false));
+                }
+                names.extend(affine(&["proj_out"], &format!("blocks.{b}.")));
+            }
+        }
+        "prose" => {
+            names.extend(["atom", "residue"].map(|of| format!("cond_embed.{of}_embed.weight")));
+            names.extend(affine(&["mlp.0", "mlp.2"], "cond_embed."));
+            for b in 0..8 {
+                names.push(format!("blocks.{b}.pos_embed_scale"));
+                names.extend(affine(&["proj_in", "proj_cond.0", "proj_cond.2"], &format!("blocks.{b}.")));
+                let around = |part: &str, inside: Vec<String>| {
+                    let prefix = format!("blocks.{b}.attn_blocks.0.{part}.");
+                    let mut names = affine(&["adaln.norm_cond", "adaln.to_gamma.0"], &prefix);
+                    names.push(format!("{prefix}adaln.to_beta.weight"));
+                    names.extend(inside.into_iter().map(|name| format!("{prefix}{name}")));
+                    names.extend(affine(&["scale_output.to_adaln_zero_gamma.0"], &prefix));
+                    names
+                };
+                names.extend(around("mha", layer("mha.", "mlp.main.2", true)));
+                let matrices = ["transition.swish_linear.0.weight", "transition.linear_out.weight"];
+                names.extend(around("transition", matrices.map(String::from).to_vec()));
+                names.extend(affine(&["proj_out"], &format!("blocks.{b}.")));
+            }
+        }
+        _ => {
+            names.extend(affine(&["embedding", "embedding_out"], "egnn."));
+            for l in 0..5 {
+                let prefix = format!("egnn.gcl_{l}.");
+                names.extend(affine(&["edge_mlp.0", "edge_mlp.2", "node_mlp.0", "node_mlp.2", "coord_mlp.0"], &prefix));
+                names.push(format!("{prefix}coord_mlp.2.weight"));
+                names.extend(affine(&["att_mlp.0"], &prefix));
+            }
+        }
+    }
+    names
+}
+
+/// A training checkpoint: weights, half of what they were, with moving averages, which are what they were.
+fn with_averages(folder: &Path, kind: &str, state: &str) -> String {
+    let tensors = read(state);
+    let mut all = BTreeMap::new();
+    let f32s =
+        |t: &Tensor, factor: f64| (t.shape.clone(), Data::F32(t.data.iter().map(|v| (factor * v) as f32).collect()));
+    for (name, tensor) in &tensors {
+        all.insert(format!("net.model.{name}"), f32s(tensor, 0.5));
+    }
+    for (i, name) in made(kind).iter().enumerate() {
+        let tensor = tensors.get(name).unwrap_or_else(|| panic!("no {name}"));
+        all.insert(format!("net.shadow_params.{i}"), f32s(tensor, 1.0));
+    }
+    all.insert("net.num_updates".into(), (vec![1], Data::F32(vec![7.0])));
+    let path = folder.join(format!("{kind}-averages.safetensors"));
+    std::fs::write(&path, write_tensors(&all, Default::default()).unwrap()).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+#[test]
+fn moving_averages_are_converted_unless_the_weights_themselves_are_wanted() {
+    let folder = folder("averages");
+    let ala2 = ["--topology", "models/ala2/topology.pdb"];
+    let ecnf = ecnf_config(serde_json::json!({ "std": 0.16 }));
+    let pdb = peptide_pdb(&folder, "AG");
+    let peptide = ["--topology", pdb.as_str()];
+    for (kind, state, config, options) in [
+        ("tarflow", TARFLOW.to_string(), r#"{ "std": 0.16 }"#.to_string(), ala2),
+        ("prose", format!("{PROSE}/state_f32.safetensors"), plain_config(PROSE), peptide),
+        ("ecnf", ECNF.to_string(), ecnf, ala2),
+    ] {
+        let weights = |model: String| {
+            let mut tensors = read(&model);
+            let card = load_with(&model, Precision::F32).unwrap().card().clone();
+            std::fs::remove_file(&model).unwrap();
+            tensors.retain(|name, _| !name.contains("embedding_out"));
+            (tensors, card.provenance.get("weights").cloned())
+        };
+        let checkpoint = with_averages(&folder, kind, &state);
+        let (expected, _) = weights(convert(&folder, kind, &state, &config, &options).unwrap());
+        let (found, said) = weights(convert(&folder, kind, &checkpoint, &config, &options).unwrap());
+        assert!(found == expected, "{kind}");
+        assert_eq!(said.as_deref(), Some("moving averages"));
+        let raw = [options.as_slice(), &["--raw-weights"]].concat();
+        let (found, said) = weights(convert(&folder, kind, &checkpoint, &config, &raw).unwrap());
+        let halves = found.iter().all(|(name, t)| t.data.iter().zip(&expected[name].data).all(|(a, b)| 2.0 * a == *b));
+        assert!(halves && said.is_none(), "{kind}");
+        // one average too few
+        let mut tensors = read(&checkpoint);
+        tensors.remove(&format!("net.shadow_params.{}", made(kind).len() - 1));
+        let tensors = tensors.into_iter().map(|(name, t)| (name, (t.shape, Data::F64(t.data)))).collect();
+        std::fs::write(&checkpoint, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+        let message = convert(&folder, kind, &checkpoint, &config, &options).unwrap_err();
+        assert!(message.contains("moving averages") && message.contains("--raw-weights"), "{message}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 const GRAPHORMER: &str = "tests/golden/boltznce/graphormer_seed7.safetensors";
 const GRAPHORMER_VALUES: &str = "tests/golden/boltznce/graphormer_field.safetensors";
 

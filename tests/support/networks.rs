@@ -1,6 +1,7 @@
-//! The bytes of a small valid model of every kind with a network, of two or three atoms (or two plain coordinates).
+//! The bytes of a small valid model of every kind with a network, of two or three atoms (or two plain coordinates), or of glycine.
 
 use modejump::coordinates::chirality::Stereocentre;
+use modejump::coordinates::Topology;
 use modejump::io::model_file::serialize;
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
@@ -13,6 +14,7 @@ use modejump::models::invariant_ebm::whitening::Whitening;
 use modejump::models::invariant_ebm::{self, InvariantConfig, InvariantNetwork};
 use modejump::models::mlp_ebm::{self, MlpConfig, MlpNetwork};
 use modejump::models::network::Network;
+use modejump::models::tarflow::transferable::{self, EmbeddingConfig, PeptideConfig};
 use modejump::models::tarflow::{self, TarFlowConfig, TarNetwork};
 use modejump::ode::Method;
 use modejump::rng::{Stream, StreamId};
@@ -28,6 +30,7 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("invariant_ebm", invariant_ebm()),
         ("mlp_ebm", mlp_ebm()),
         ("tarflow", tarflow()),
+        ("transferable_tarflow", transferable_tarflow()),
     ]
 }
 
@@ -149,5 +152,38 @@ fn tarflow() -> Vec<u8> {
     let network = TarNetwork::new(network).unwrap();
     let parameters: Vec<f32> = network.initial(1);
     let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config), FEATURES.len());
+    tarflow::format::to_bytes(&card, &network, &parameters).unwrap()
+}
+
+/// Prose for glycine.
+fn transferable_tarflow() -> Vec<u8> {
+    let names = ["N", "H", "H2", "H3", "CA", "HA2", "HA3", "C", "O", "OXT"];
+    let topology = Topology {
+        names: names.map(String::from).to_vec(),
+        elements: names.map(|name| name[..1].to_string()).to_vec(),
+        residues: vec!["GLY1".into(); names.len()],
+        bonds: vec![],
+    };
+    let embedding = EmbeddingConfig { atom_types: 55, residue_types: 21, part: 4, hidden: 4, width: 4, base: 1000.0 };
+    let orders = ["n2c_backbone-first_standard", "n2c_residue-by-residue_variant_flip"];
+    let network = PeptideConfig {
+        channels: 4,
+        blocks: 2,
+        layers: 1,
+        heads: 2,
+        expansion: 2,
+        orders: orders.map(|order| order.parse().unwrap()).to_vec(),
+        most_atoms: Some(12),
+        embedding,
+        lookahead: true,
+        qk_norms: true,
+        adaptive: true,
+        transition: true,
+    };
+    let config = transferable::Config { network: network.clone(), units_per_nm: 3.0, noisy_centroid: true };
+    let network = TarNetwork::of_peptide(&network, &topology).unwrap();
+    let parameters: Vec<f32> = network.initial(1);
+    let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config), topology.n_atoms());
+    let card = ModelCard { topology: Some(topology), ..card };
     tarflow::format::to_bytes(&card, &network, &parameters).unwrap()
 }

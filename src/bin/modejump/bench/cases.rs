@@ -1,6 +1,6 @@
 //! What is measured: models of fixed sizes, and one timed piece of work per name.
 
-use modejump::coordinates::CoordinatesConfig;
+use modejump::coordinates::{CoordinatesConfig, Topology};
 use modejump::density::{Density, Evaluation};
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::continuous::Interpolant;
@@ -11,7 +11,8 @@ use modejump::models::gvp_flow::{GvpConfig, GvpField};
 use modejump::models::invariant_ebm::whitening::Whitening;
 use modejump::models::invariant_ebm::{InvariantConfig, InvariantNetwork};
 use modejump::models::network::{Evaluator, Network, Start, Trainable};
-use modejump::models::tarflow::{self, TarFlow, TarFlowConfig, TarNetwork};
+use modejump::models::tarflow::transferable::{Config, EmbeddingConfig, RESIDUE_BASE};
+use modejump::models::tarflow::{self, PeptideConfig, TarFlow, TarFlowConfig, TarNetwork};
 use modejump::models::{EnergyFunction, VectorField};
 use modejump::moves::{Generator, Independence, Move, Options, State};
 use modejump::nn::Activation;
@@ -190,15 +191,56 @@ pub fn tarflow(system: &str) -> Result<TarFlow<f32>> {
     };
     let config = tarflow::format::config(network.clone(), 1.0);
     let network = TarNetwork::new(network)?;
-    // the last layers small, so that e^a stays near one
-    let special = |name: &str, _: &[usize]| match name {
-        _ if name.contains(".proj_out.") => Some(Start::Within(0.01)),
-        _ if name.contains("norm.weight") => Some(Start::At(1.0)),
-        _ => None,
-    };
-    let parameters = network.layout().initialise(&mut initialise(), special);
+    let parameters = near_identity(&network);
     let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), network.dimension() / 3);
     TarFlow::new(parameters, config, card, String::new())
+}
+
+/// Prose with random weights (288 117 560 parameters) for AAAAAA.
+pub fn prose() -> Result<TarFlow<f32>> {
+    let orders = ["backbone-first_standard", "residue-by-residue_standard_flip"];
+    let orders = orders.iter().map(|order| format!("n2c_{order}").parse()).collect::<Result<_>>()?;
+    let embedding =
+        EmbeddingConfig { atom_types: 128, residue_types: 64, part: 384, hidden: 384, width: 384, base: RESIDUE_BASE };
+    let network = PeptideConfig {
+        channels: 384,
+        blocks: 8,
+        layers: 8,
+        heads: 6,
+        expansion: 4,
+        orders,
+        most_atoms: Some(178),
+        embedding,
+        lookahead: true,
+        qk_norms: true,
+        adaptive: true,
+        transition: true,
+    };
+    let config = Config { network, units_per_nm: 1.0, noisy_centroid: true };
+    let mut topology = Topology::default();
+    for k in 1..=6 {
+        let ends = [if k == 1 { "H2 H3" } else { "" }, if k == 6 { "OXT" } else { "" }];
+        let names = format!("N H {} CA HA CB HB1 HB2 HB3 C O {}", ends[0], ends[1]);
+        for name in names.split_whitespace() {
+            topology.names.push(name.into());
+            topology.elements.push(name[..1].into());
+            topology.residues.push(format!("ALA{k}"));
+        }
+    }
+    let network = TarNetwork::of_peptide(&config.network, &topology)?;
+    let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config.clone()), topology.n_atoms());
+    let card = ModelCard { topology: Some(topology), ..card };
+    TarFlow::of_peptide(near_identity(&network), &config, card, String::new())
+}
+
+/// Random weights, of the last layers small ones, so that e^a stays near one.
+fn near_identity(network: &TarNetwork) -> Vec<f32> {
+    let special = |name: &str, _: &[usize]| match name {
+        _ if name.contains(".proj_out.") => Some(Start::Within(0.01)),
+        _ if name.contains("norm") && name.ends_with("weight") => Some(Start::At(1.0)),
+        _ => None,
+    };
+    network.layout().initialise(&mut initialise(), special)
 }
 
 /// `[batch][dimension]` coordinates as wide as a molecule in Å.

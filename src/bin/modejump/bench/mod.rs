@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 16] = [
     "coupling/sample",
     "coupling/log_density",
     "coupling/train_step",
@@ -33,6 +33,8 @@ const NAMES: [&str; 14] = [
     "invariant_ebm/energy_score",
     "tarflow/sample",
     "tarflow/log_density",
+    "prose/sample",
+    "prose/log_density",
 ];
 const BATCHES: [usize; 2] = [1, 1000];
 /// Of flows on a GPU.
@@ -40,6 +42,8 @@ const DEVICE_BATCHES: [usize; 3] = [1, 1000, 100_000];
 const FIELD_DEVICE_BATCHES: [usize; 2] = [1, 1024];
 const FIELD_BATCHES: [usize; 2] = [1, 128];
 const TOKEN_BATCHES: [usize; 2] = [1, 64];
+/// A batch of 64 would take a minute a repetition.
+const PROSE_BATCHES: [usize; 2] = [1, 8];
 const DIVERGENCE_BATCHES: [usize; 2] = [1, 8];
 /// A case runs at least this long and this often; the fastest repetition counts.
 const LEAST_TIME: Duration = Duration::from_millis(800);
@@ -169,6 +173,12 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
                 for batch in TOKEN_BATCHES {
                     report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flow.flops());
                 }
+            }
+        }
+        "prose/sample" | "prose/log_density" => {
+            let flow = cases::prose()?;
+            for batch in PROSE_BATCHES {
+                report.line(name, Some("AAAAAA"), batch, time_of(name, &flow, batch)?, flow.flops());
             }
         }
         _ => match device::default()?.driver() {

@@ -1,11 +1,13 @@
 //! `modejump convert`: one file a kind of checkpoint.
 
+mod averages;
 mod bgflow;
 mod boltznce;
 mod ecnf;
 mod graphormer;
 mod options;
 mod tarflow;
+mod transferable;
 
 use clap::Args;
 use modejump::coordinates::Topology;
@@ -19,11 +21,12 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct Convert {
-    /// Checkpoint of another program: safetensors or PyTorch (.pt, .pth, .ckpt; read as data, nothing in it is executed)
+    /// Checkpoint of another program: safetensors or PyTorch (.pt, .pth, .ckpt; read as data, nothing in it is executed). Or a model
+    /// file of a transferable model, to bind it to another --topology
     checkpoint: PathBuf,
     /// What made it; known: bgflow (internal-coordinate spline generators and RealNVPs of bgflow with nflows), boltznce-gvp
     /// and boltznce-graphormer (vector fields and energies of BoltzNCE), ecnf and tarflow (continuous and
-    /// autoregressive flows of transferable-samplers)
+    /// autoregressive flows of transferable-samplers), transferable-tarflow and prose (those for all peptides)
     #[arg(long)]
     kind: String,
     /// The model file to write
@@ -31,7 +34,7 @@ pub struct Convert {
     output: PathBuf,
     /// Configuration (JSON): what the checkpoint does not say, such as z_matrix, n_bins, enable_identity_init (bgflow);
     /// features, endpoint, interpolant, units_per_nm (boltznce-gvp); types, blocks, units_per_nm (boltznce-graphormer);
-    /// features, coords_range, std (ecnf); std (tarflow). Without it an error lists all that is needed
+    /// features, coords_range, std (ecnf); std (tarflow, transferable-tarflow, prose). Without it an error lists all that is needed
     #[arg(long)]
     config: Option<PathBuf>,
     /// Topology (PDB, atoms in the model's order): lets moves check atoms by name, and gives the hands of stereocentres
@@ -43,6 +46,9 @@ pub struct Convert {
     /// Which of several networks in the checkpoint, such as `state_dict.flow.`
     #[arg(long)]
     prefix: Option<String>,
+    /// The weights themselves where the checkpoint has moving averages (`shadow_params`) of them, too
+    #[arg(long)]
+    raw_weights: bool,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -61,8 +67,10 @@ impl Convert {
             "boltznce-graphormer" => self.graphormer(),
             "ecnf" => self.ecnf(),
             "tarflow" => self.tarflow(),
+            "transferable-tarflow" | "prose" => self.transferable(),
             other => {
-                const KNOWN: &str = "bgflow, boltznce-gvp, boltznce-graphormer, ecnf, tarflow";
+                const KNOWN: &str =
+                    "bgflow, boltznce-gvp, boltznce-graphormer, ecnf, tarflow, transferable-tarflow, prose";
                 Err(Error::invalid(format!("--kind {other} is not known; known kinds: {KNOWN}")))
             }
         }?;

@@ -1,6 +1,6 @@
 //! What the converters of networks of Cartesian coordinates share: the options beside a checkpoint, features, topology.
 
-use super::{fits_f32, read_any, Convert, Tensors};
+use super::{averages, fits_f32, read_any, Convert, Tensors};
 use modejump::coordinates::Topology;
 use modejump::io::model_file;
 use modejump::models::card::ModelCard;
@@ -15,18 +15,28 @@ pub const UNITS: &str = "units_per_nm: units of the network per nm (10 for Å)";
 
 impl Convert {
     /// Tensors of the one network that has the tensor `mark`, without their prefix; the metadata and the bytes of the checkpoint.
+    /// Moving averages take the place of the weights unless --raw-weights is given.
     pub fn network_tensors(&self, mark: &str, what: &str) -> Result<(Tensors, HashMap<String, String>, Vec<u8>)> {
         let bytes = self.bytes()?;
-        let (tensors, metadata) = read_any(&self.checkpoint, &bytes)?;
+        let (mut tensors, mut metadata) = read_any(&self.checkpoint, &bytes)?;
         let prefix = self.prefix(&tensors, mark, what)?;
-        if tensors.keys().any(|name| name.contains("shadow_params.")) {
-            let plain = "the network's own weights are converted";
-            eprintln!(
-                "note: the moving averages `shadow_params` of the checkpoint have no names and are left out; {plain}"
-            );
-        }
+        let averages = averages::take(&mut tensors, &prefix);
         let strip = |(name, tensor): (String, _)| Some((name.strip_prefix(&prefix)?.to_string(), tensor));
-        Ok((tensors.into_iter().filter_map(strip).collect(), metadata, bytes))
+        let mut own: Tensors = tensors.into_iter().filter_map(strip).collect();
+        if !averages.is_empty() && !self.raw_weights {
+            match averages::named(&own, averages).map_err(|e| Error::file(&self.checkpoint, e.to_string()))? {
+                Some(averages) => {
+                    eprintln!("note: the moving averages of the weights are converted, not the weights themselves (--raw-weights)");
+                    own.extend(averages);
+                    metadata.insert("weights".into(), "moving averages".into());
+                }
+                None => eprintln!(
+                    "note: the moving averages `shadow_params` of the checkpoint have no names and are left out; the network's own \
+                     weights are converted"
+                ),
+            }
+        }
+        Ok((own, metadata, bytes))
     }
 
     /// The architecture in the checkpoint's metadata together with --config. Errors: they contradict each other.
@@ -68,8 +78,10 @@ impl Convert {
     /// Where the model comes from.
     pub fn origin(&self, card: &mut ModelCard, metadata: &HashMap<String, String>) {
         card.provenance.insert("converted_from".into(), self.kind.clone());
-        if let Some(source) = metadata.get("source") {
-            card.provenance.insert("checkpoint".into(), source.clone());
+        for (key, entry) in [("source", "checkpoint"), ("weights", "weights")] {
+            if let Some(value) = metadata.get(key) {
+                card.provenance.insert(entry.into(), value.clone());
+            }
         }
     }
 
@@ -81,12 +93,13 @@ impl Convert {
 
     /// Writes the model file, in single precision where that loses nothing. Errors: the model would not load.
     pub fn save(&self, card: &ModelCard, layout: &Layout, parameters: &[f64]) -> Result<()> {
-        let tensors = match fits_f32(parameters) {
-            true => layout.write(&narrow::<f32>(parameters)),
-            false => layout.write(parameters),
+        let (tensors, precision) = match fits_f32(parameters) {
+            true => (layout.write(&narrow::<f32>(parameters)), Precision::F32),
+            false => (layout.write(parameters), Precision::F64),
         };
         let bytes = model_file::serialize(card, &tensors)?;
-        from_bytes(&self.output.display().to_string(), &bytes, Precision::F64)?;
+        drop(tensors);
+        from_bytes(&self.output.display().to_string(), &bytes, precision)?;
         modejump::io::write_atomically(&self.output, &bytes)
     }
 }

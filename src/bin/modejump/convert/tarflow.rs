@@ -1,7 +1,7 @@
 //! `--kind tarflow`.
 
 use super::options::{check_options, lacks, positive};
-use super::Convert;
+use super::{transferable, Convert};
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::network::Trainable;
 use modejump::models::tarflow::{format, TarNetwork};
@@ -12,11 +12,15 @@ use serde_json::{json, Value};
 const MARK: &str = "blocks.0.pos_embed";
 const WHAT: &str = "single-system TarFlow of transferable-samplers";
 /// Columns of an attention head in all published models.
-const HEAD_SIZE: u64 = 64;
+pub const HEAD_SIZE: u64 = 64;
 
 impl Convert {
     pub(super) fn tarflow(&self) -> Result<()> {
         let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
+        if tensors.contains_key(transferable::MARK) {
+            let reason = "a transferable TarFlow or Prose; give --kind transferable-tarflow or prose, and --topology";
+            return Err(Error::file(&self.checkpoint, reason));
+        }
         let options = self.options(metadata.get("arch"))?;
         let std_given = options.get("std").is_some();
         self.require(lacks(&[(

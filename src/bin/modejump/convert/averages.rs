@@ -1,0 +1,103 @@
+//! Moving averages of a network's weights in checkpoints of transferable-samplers: `shadow_params.<i>`, i being the number of the
+//! parameter in the order in which its modules were made. A file does not say that order; it is known of these networks.
+
+use super::Tensors;
+use modejump::io::model_file::Tensor;
+use modejump::{Error, Result};
+
+const SHADOW: &str = "shadow_params.";
+
+/// Words of the tensors' names. Of two that stand beside each other, the first was made first: a module's own parameters, then its parts.
+const MADE: &[&str] = &[
+    "pos_embed",
+    "pos_embed_scale",
+    "cond_embed",
+    "blocks",
+    "atom_embed",
+    "residue_embed",
+    "proj_in",
+    "proj_cond",
+    "attn_blocks",
+    "proj_out",
+    "adaln",
+    "attention",
+    "mha",
+    "mlp",
+    "transition",
+    "scale_output",
+    "norm_cond",
+    "to_gamma",
+    "to_beta",
+    "norm",
+    "qkv",
+    "proj",
+    "q_layer_norm",
+    "k_layer_norm",
+    "main",
+    "swish_linear",
+    "linear_out",
+    "to_adaln_zero_gamma",
+    "egnn",
+    "embedding",
+    "embedding_out",
+    "gcl",
+    "edge_mlp",
+    "node_mlp",
+    "coord_mlp",
+    "att_mlp",
+    "weight",
+    "bias",
+];
+
+/// Place of a parameter in that order, unless a word of its name is not known. Numbers count.
+fn made(name: &str) -> Option<Vec<usize>> {
+    let words = name.split('.').flat_map(|part| match part.strip_prefix("gcl_") {
+        Some(number) => vec!["gcl", number],
+        None => vec![part],
+    });
+    words.map(|word| word.parse().ok().or_else(|| MADE.iter().position(|&known| known == word))).collect()
+}
+
+/// Takes the averages that belong to the network with this prefix out of a checkpoint's tensors, by their numbers.
+pub fn take(tensors: &mut Tensors, prefix: &str) -> Vec<(usize, Tensor)> {
+    let number = |name: &str| {
+        let (before, number) = name.split_once(SHADOW)?;
+        prefix.starts_with(before).then(|| number.parse::<usize>().ok())?
+    };
+    let names: Vec<String> = tensors.keys().filter(|name| number(name).is_some()).cloned().collect();
+    let taken = names.into_iter().filter_map(|name| Some((number(&name)?, tensors.remove(&name)?)));
+    let mut averages: Vec<(usize, Tensor)> = taken.collect();
+    averages.sort_by_key(|(number, _)| *number);
+    averages
+}
+
+/// The averages under the names of the network's tensors; none if the order of those is not known.
+///
+/// Errors: another number of averages than of parameters, an average of another shape than its parameter.
+pub fn named(own: &Tensors, averages: Vec<(usize, Tensor)>) -> Result<Option<Tensors>> {
+    let parameters = own.keys().filter(|name| !modejump::models::tarflow::format::is_buffer(name));
+    let Some(mut names) = parameters.map(|name| Some((made(name)?, name))).collect::<Option<Vec<_>>>() else {
+        return Ok(None);
+    };
+    names.sort();
+    if averages.len() != names.len() || averages.iter().enumerate().any(|(i, (number, _))| i != *number) {
+        let (found, needed) = (averages.len(), names.len());
+        let message =
+            format!("{found} moving averages `{SHADOW}<i>` for {needed} parameters; --raw-weights leaves them out");
+        return Err(Error::invalid(message));
+    }
+    let named = names.into_iter().zip(averages).map(|((_, name), (number, average))| {
+        let shape = &own[name].shape;
+        match average.shape == *shape {
+            true => Ok((name.clone(), average)),
+            false => {
+                let found = &average.shape;
+                let message = format!(
+                    "{SHADOW}{number} has shape {found:?}, but {name} {shape:?}; --raw-weights leaves moving averages out"
+                );
+                Err(Error::invalid(message))
+            }
+        }
+    });
+    named.collect::<Result<Tensors>>().map(Some)
+}

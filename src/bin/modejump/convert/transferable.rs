@@ -1,0 +1,134 @@
+//! `--kind transferable-tarflow` and `--kind prose`: one checkpoint for all peptides, and the topology of one of them.
+
+use super::options::{check_options, lacks, positive};
+use super::Convert;
+use modejump::coordinates::AtomOrder;
+use modejump::io::{model_file, write_atomically};
+use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::network::Trainable;
+use modejump::models::tarflow::format::{of_transferable_checkpoint, Unsaid};
+use modejump::models::tarflow::transferable::{Config, RESIDUE_BASE};
+use modejump::models::tarflow::{PeptideConfig, TarNetwork};
+use modejump::{Error, Result};
+use serde_json::{json, Value};
+
+/// The tensor that shows a transferable TarFlow.
+pub const MARK: &str = "cond_embed.atom_embed.weight";
+const WHAT: &str = "transferable TarFlow or Prose of transferable-samplers";
+
+impl Convert {
+    pub(super) fn transferable(&self) -> Result<()> {
+        if let Some(bytes) = self.own_model()? {
+            return self.bind(&bytes);
+        }
+        let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
+        let options = self.options(metadata.get("arch"))?;
+        let topology = self.topology()?.map(|(topology, _)| topology);
+        self.require(lacks(&[
+            (
+                options.get("std").is_some(),
+                "std: standard deviation in nm by which the training data was divided (0.35 of Prose up to eight residues)",
+            ),
+            (topology.is_some(), "and --topology FILE.pdb: the peptide; the model file can be bound to others later"),
+        ]))?;
+        let Some(topology) = topology else { return Ok(()) };
+        let as_transferable = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
+        let (network, tensors) = of_transferable_checkpoint(tensors, &unsaid(&options)?).map_err(as_transferable)?;
+        check_options(&options, &said(&network)).map_err(as_transferable)?;
+        if self.kind == "prose" && !network.adaptive {
+            let message = "no adaptive layer norms, so it is no Prose; give --kind transferable-tarflow";
+            return Err(as_transferable(Error::invalid(message)));
+        }
+        let built = TarNetwork::of_peptide(&network, &topology).map_err(|e| self.of_topology(e))?;
+        let parameters: Vec<f64> = built.layout().read(&tensors).map_err(as_transferable)?;
+        drop(tensors);
+        let config = Config {
+            network,
+            units_per_nm: 1.0 / positive(&options, "std")?,
+            noisy_centroid: options.get("com_augmentation") != Some(&json!(false)),
+        };
+        let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config), topology.n_atoms());
+        let mut card = ModelCard { topology: Some(topology), ..card };
+        self.complete(&mut card, &bytes);
+        self.origin(&mut card, &metadata);
+        self.save(&card, built.layout(), &parameters)
+    }
+
+    /// The bytes of the checkpoint if it is a model file of this program.
+    fn own_model(&self) -> Result<Option<Vec<u8>>> {
+        let bytes = self.bytes()?;
+        let is_own = safetensors_metadata(&bytes).is_some_and(|metadata| metadata.get(model_file::KEY).is_some());
+        Ok(is_own.then_some(bytes))
+    }
+
+    /// Writes a model file again for the peptide of --topology; the weights stay as they are, to the last bit.
+    fn bind(&self, bytes: &[u8]) -> Result<()> {
+        let name = self.checkpoint.display().to_string();
+        let file = model_file::read(&name, bytes)?;
+        let ModelConfig::TransferableTarflow(config) = &file.card.model else {
+            let kind = file.card.model.kind();
+            let reason = format!("a model of the kind {kind}, which is for its own molecule only");
+            return Err(Error::file(&self.checkpoint, reason));
+        };
+        let Some((topology, _)) = self.topology()? else {
+            return Err(Error::invalid("--topology FILE.pdb is needed: the peptide to which the model is bound"));
+        };
+        TarNetwork::of_peptide(&config.network, &topology).map_err(|e| self.of_topology(e))?;
+        let mut card = file.card.of_peptide(topology);
+        card.temperature = self.temperature.or(card.temperature);
+        let source = self.checkpoint.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        card.provenance.insert("bound_from".into(), format!("{source} ({})", file.hash));
+        write_atomically(&self.output, &model_file::with_card(&name, bytes, &card)?)
+    }
+
+    /// What a topology has that the model cannot express.
+    fn of_topology(&self, error: Error) -> Error {
+        match &self.topology {
+            Some(path) => Error::file(path, error.to_string()),
+            None => error,
+        }
+    }
+}
+
+/// Metadata in the header of a safetensors file, without reading its tensors.
+fn safetensors_metadata(bytes: &[u8]) -> Option<Value> {
+    let (length, rest) = bytes.split_first_chunk::<8>()?;
+    let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    serde_json::from_slice::<Value>(header).ok()?.get("__metadata__").cloned()
+}
+
+/// What the tensors do not say, by the options.
+fn unsaid(options: &Value) -> Result<Unsaid> {
+    let orders = match options.get("permutation_keys") {
+        None => None,
+        Some(keys) => Some(
+            serde_json::from_value::<Vec<AtomOrder>>(keys.clone())
+                .map_err(|e| Error::invalid(format!("permutation_keys: {e}")))?,
+        ),
+    };
+    let cond = options.get("cond").unwrap_or(&Value::Null);
+    let base = match cond.get("sinusoid_div_value") {
+        Some(_) => positive(cond, "sinusoid_div_value")?,
+        None => RESIDUE_BASE,
+    };
+    let head_size = options.get("head_dim").and_then(Value::as_u64).unwrap_or(super::tarflow::HEAD_SIZE) as usize;
+    Ok(Unsaid { head_size, orders, base })
+}
+
+/// Options that the tensors or the implementation fix.
+fn said(network: &PeptideConfig) -> Vec<(&'static str, Value)> {
+    vec![
+        ("input_dimension", json!(3)),
+        ("channels", json!(network.channels)),
+        ("num_blocks", json!(network.blocks)),
+        ("layers_per_block", json!(network.layers)),
+        ("expansion", json!(network.expansion)),
+        ("use_adapt_ln", json!(network.adaptive)),
+        ("use_transition", json!(network.transition)),
+        ("use_qkln", json!(network.qk_norms)),
+        ("lookahead_conditioning", json!(network.lookahead)),
+        ("pos_embed_type", json!("sinusoidal")),
+        ("use_attn_pair_bias", json!(false)),
+        ("nvp", json!(true)),
+    ]
+}
