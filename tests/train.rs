@@ -205,3 +205,69 @@ fn known_log_densities_are_compared_with() {
     assert!((known["deviation"].as_f64().unwrap() / deviation - 1.0).abs() < 1e-3, "{known} {deviation}");
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }
+
+/// A peptide's topology and frames around random places, as files.
+fn write_peptide(folder: &Path, name: &str, residues: &[(&str, &str)], frames: usize) -> [PathBuf; 2] {
+    let mut stream = Stream::new(3, StreamId::Test, residues.len() as u64, 0);
+    let (mut pdb, mut places) = (String::new(), Vec::new());
+    for (residue, names) in residues {
+        for atom in names.split_whitespace() {
+            let x: [f64; 3] = std::array::from_fn(|_| 3.0 * stream.normal());
+            let (number, [a, b, c]) = (places.len() / 3 + 1, x);
+            pdb += &format!("ATOM  {number:>5} {atom:<4} {}    {a:8.3}{b:8.3}{c:8.3}\n", residue);
+            places.extend(x.map(|v| 0.1 * v));
+        }
+    }
+    let x: Vec<f64> = (0..frames).flat_map(|_| places.clone()).map(|v| v + 0.02 * stream.normal()).collect();
+    let tensors = BTreeMap::from([("x".to_string(), (vec![frames, places.len() / 3, 3], Data::F64(x)))]);
+    let [topology, data] = ["pdb", "safetensors"].map(|end| folder.join(format!("{name}.{end}")));
+    std::fs::write(&topology, pdb).unwrap();
+    std::fs::write(&data, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+    [topology, data]
+}
+
+/// One network learns two peptides of different lengths; the file is that of the first, and another training can start from it.
+#[test]
+fn a_transferable_flow_is_trained_on_several_peptides() {
+    let folder = std::env::temp_dir().join(format!("modejump-train-peptides-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let glycine = [("GLY A   1", "N H H2 H3 CA HA2 HA3 C O OXT")];
+    let two = [("GLY A   1", "N H H2 H3 CA HA2 HA3 C O"), ("GLY A   2", "N H CA HA2 HA3 C O OXT")];
+    let [one, frames] = write_peptide(&folder, "one", &glycine, 60);
+    let [longer, of_longer] = write_peptide(&folder, "two", &two, 50);
+    let sizes = r#""channels": 16, "blocks": 2, "layers": 1, "head_size": 8, "expansion": 2"#;
+    let options =
+        r#""train": {"steps": 60, "batch": 32, "evaluate": 20, "rate": 0.003, "held_out": 0.1, "average": 0.5}"#;
+    let peptides = serde_json::json!([{ "topology": longer, "frames": [of_longer] }]);
+    let config = format!(r#"{{"transferable_tarflow": {{{sizes}, "peptides": {peptides}, {options}}}}}"#);
+    let settings = folder.join("train.json");
+    std::fs::write(&settings, config).unwrap();
+    let train = |topology: &Path, frames: &Path, output: &str, start: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.args(["train", "--model", "transferable_tarflow", "--topology"]).arg(topology);
+        command.arg("--frames").arg(frames).arg("--config").arg(&settings).arg("--log").arg(folder.join("log"));
+        start.into_iter().for_each(|name| _ = command.arg("--start").arg(folder.join(name)));
+        let done = command.arg("-o").arg(folder.join(output)).output().unwrap();
+        (done.status.success(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (success, text) = train(&one, &frames, "model.safetensors", None);
+    assert!(success, "{text}");
+    assert!(text.contains("50 of the 60 frames"), "{text}");
+    let log = std::fs::read_to_string(folder.join("log")).unwrap();
+    let losses: Vec<f64> = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["held_out_loss"].as_f64().unwrap())
+        .collect();
+    assert!(losses.len() == 3 && losses[2] < losses[0] - 0.05, "{losses:?}");
+    let model = modejump::models::load(folder.join("model.safetensors")).unwrap();
+    assert_eq!((model.exactness(), model.dimension()), (Exactness::Exact, 30));
+    // the longer peptide's turn, from what was learned
+    let (success, text) = train(&longer, &of_longer, "further.safetensors", Some("model.safetensors"));
+    assert!(success, "{text}");
+    assert_eq!(modejump::models::load(folder.join("further.safetensors")).unwrap().dimension(), 51);
+    let caps = Path::new(TOPOLOGY);
+    let [first, _] = write_frames(&folder);
+    let (success, text) = train(caps, &first, "never.safetensors", None);
+    assert!(!success && text.contains("residue ACE1") && text.contains("topology.pdb"), "{text}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}

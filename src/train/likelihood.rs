@@ -73,3 +73,49 @@ impl Objective<TarNetwork> for Likelihood {
         negative_log_likelihood(network, parameters, &x, gradient)
     }
 }
+
+/// Maximum likelihood of a transferable network on several peptides. Each row of a batch is of any of them, all as likely: frame n of
+/// the trainer's peptide stands for frame n of each, so a frame is held out of all of them or of none. Fewer frames than the trainer has
+/// are a panic.
+pub struct Peptides {
+    /// Noise of the centroid of standard deviation 1/√N in the network's units.
+    pub noisy_centroid: bool,
+    /// The network for each peptide beside the trainer's, with its frames `[n][dimension]`, centred and in the network's units.
+    pub others: Vec<(TarNetwork, Vec<f64>)>,
+}
+
+impl Objective<TarNetwork> for Peptides {
+    fn frames(&self) -> Vec<f64> {
+        self.others.iter().flat_map(|(_, frames)| frames).copied().collect()
+    }
+
+    fn loss(
+        &self,
+        network: &TarNetwork,
+        parameters: &[f32],
+        batch: Drawn,
+        stream: &mut Stream,
+        gradient: &mut [f32],
+    ) -> f64 {
+        let networks: Vec<&TarNetwork> =
+            std::iter::once(network).chain(self.others.iter().map(|(network, _)| network)).collect();
+        let mut rows = vec![Vec::new(); networks.len()];
+        for (frame, own) in batch.frames.iter().zip(batch.x.chunks_exact(network.dimension())) {
+            let k = stream.below(networks.len());
+            let d = networks[k].dimension();
+            let mut row = match k {
+                0 => own.to_vec(),
+                _ => self.others[k - 1].1[frame * d..][..d].to_vec(),
+            };
+            random_rotation(&mut row, stream);
+            if self.noisy_centroid {
+                let sigma = 1.0 / ((d / 3) as f64).sqrt();
+                shift(&mut row, std::array::from_fn(|_| sigma * stream.normal()));
+            }
+            rows[k].extend(row);
+        }
+        let molecules: Vec<(&TarNetwork, &[f64])> =
+            networks.into_iter().zip(rows.iter().map(Vec::as_slice)).filter(|(_, x)| !x.is_empty()).collect();
+        negative_log_likelihood_of_all(&molecules, parameters, gradient)
+    }
+}

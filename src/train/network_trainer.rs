@@ -116,6 +116,11 @@ pub trait Objective<N: Trainable>: Sync {
     /// Loss of a batch, with times and noise from `stream`; adds its gradient.
     fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64;
 
+    /// What it has of frames beside those that the trainer draws from.
+    fn frames(&self) -> Vec<f64> {
+        Vec::new()
+    }
+
     /// Standard deviation of log q_model − log q over frames whose log q is known; NaN without such knowledge.
     fn deviation(&self, _network: &N, _parameters: &[f32], _batch: &Drawn) -> f64 {
         f64::NAN

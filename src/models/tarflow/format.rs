@@ -92,18 +92,26 @@ pub struct Unsaid {
     pub base: f64,
 }
 
-/// Orders of Prose, and of the transferable TarFlow without adaptive layer norms.
-const PROSE_ORDERS: [&str; 8] = [
-    "n2c_backbone-first_standard",
-    "n2c_residue-by-residue_standard_flip",
-    "n2c_backbone-first_standard_flip",
-    "n2c_residue-by-residue_standard",
-    "n2c_backbone-first_variant",
-    "n2c_residue-by-residue_variant_flip",
-    "n2c_backbone-first_variant_flip",
-    "n2c_residue-by-residue_variant",
+/// (backbone first, variant, flip) of Prose's blocks.
+const PROSE_ORDERS: [(bool, bool, bool); 8] = [
+    (true, false, false),
+    (false, false, true),
+    (true, false, true),
+    (false, false, false),
+    (true, true, false),
+    (false, true, true),
+    (true, true, true),
+    (false, true, false),
 ];
-const TARFLOW_ORDERS: [&str; 2] = ["n2c_residue-by-residue_standard", "n2c_residue-by-residue_standard_flip"];
+
+/// The orders of the published models: of Prose, with adaptive layer norms, or of the transferable TarFlow.
+pub fn published_orders(adaptive: bool) -> Vec<AtomOrder> {
+    let order = |&(backbone_first, variant, flip): &_| AtomOrder { from_c: false, backbone_first, variant, flip };
+    match adaptive {
+        true => PROSE_ORDERS.iter().map(order).collect(),
+        false => [(false, false, false), (false, false, true)].iter().map(order).collect(),
+    }
+}
 
 /// Configuration of a transferable TarFlow or Prose checkpoint by the shapes of its tensors, and the tensors that belong to it.
 ///
@@ -122,12 +130,7 @@ pub fn of_transferable_checkpoint(tensors: Tensors, unsaid: &Unsaid) -> Result<(
     let inner = if adaptive { ".mha.mha" } else { "" };
     let [hidden, _] = matrix(&used, &format!("{}{inner}.mlp.main.0.weight", layer(0)), WHAT)?;
     let (heads, expansion) = heads_and_expansion(channels, unsaid.head_size, hidden)?;
-    let published = |orders: &[&str]| orders.iter().map(|order| order.parse()).collect::<Result<Vec<AtomOrder>>>();
-    let orders = match &unsaid.orders {
-        Some(orders) => orders.clone(),
-        None if adaptive => published(&PROSE_ORDERS)?,
-        None => published(&TARFLOW_ORDERS)?,
-    };
+    let orders = unsaid.orders.clone().unwrap_or_else(|| published_orders(adaptive));
     let config = PeptideConfig {
         channels,
         blocks: count(&used, |b| format!("blocks.{b}.pos_embed_scale")),

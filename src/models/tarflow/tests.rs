@@ -1,4 +1,5 @@
 use super::*;
+use crate::coordinates::AtomOrder;
 use crate::models::network::Start;
 use crate::rng::StreamId;
 
@@ -326,6 +327,17 @@ fn peptides_of_different_lengths_train_one_network() {
     });
     let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
     assert!((slope - (above - below) / 2e-6).abs() < 1e-6 * slope.abs().max(1.0));
+}
+
+/// The configurations of the golden data have them.
+#[test]
+fn published_orders_are_those_of_the_published_configurations() {
+    for (adaptive, name) in [(true, "prose_tiny"), (false, "tarflow_transferable_tiny")] {
+        let path = format!("{}/tests/golden/sbg/{name}/config.json", env!("CARGO_MANIFEST_DIR"));
+        let config: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let orders: Vec<AtomOrder> = serde_json::from_value(config["permutation_keys"].clone()).unwrap();
+        assert_eq!(format::published_orders(adaptive), orders);
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod energy;
 mod field;
 mod regression;
 mod tarflow;
+mod transferable;
 
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -39,6 +40,8 @@ enum Kind {
     EgnnFlow,
     /// Autoregressive flow of transformers over Cartesian coordinates, by maximum likelihood
     Tarflow,
+    /// The same for all peptides (Prose), trained on one or more of them
+    TransferableTarflow,
     /// Energy-based model of the frames' density (samples of a generator), by score matching and contrastive estimation
     GraphormerEbm,
     /// Energy-based model of one molecule in its distances and volumes, trained likewise
@@ -107,6 +110,7 @@ struct Config {
     gvp_flow: field::GvpDesign,
     egnn_flow: field::EgnnDesign,
     tarflow: tarflow::TarflowDesign,
+    transferable_tarflow: transferable::TransferableDesign,
     graphormer_ebm: energy::GraphormerDesign,
     invariant_ebm: energy::InvariantDesign,
     gvp_ebm: energy::GvpEnergyDesign,
@@ -125,6 +129,7 @@ impl Train {
             Kind::GvpFlow => self.gvp_flow(&config.gvp_flow, topology, &x0, frames),
             Kind::EgnnFlow => self.egnn_flow(&config.egnn_flow, topology, &x0, frames),
             Kind::Tarflow => self.tarflow(&config.tarflow, topology, frames),
+            Kind::TransferableTarflow => self.transferable(&config.transferable_tarflow, topology, frames),
             Kind::GraphormerEbm => self.graphormer_ebm(&config.graphormer_ebm, topology, frames),
             Kind::InvariantEbm => self.invariant_ebm(&config.invariant_ebm, topology, &x0, frames),
             Kind::GvpEbm => self.gvp_ebm(&config.gvp_ebm, topology, frames),

@@ -62,7 +62,7 @@ impl Train {
                 let heads = channels / head_size;
                 let network = TarFlowConfig { tokens, token_size, channels, blocks, layers, heads, expansion };
                 let parameters = TarNetwork::new(network.clone())?.initial(design.train.seed);
-                let config = format::config(network, 1.0 / standard_deviation(&frames, dimension));
+                let config = format::config(network, 1.0 / standard_deviation(&[(&frames, dimension)]));
                 let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), topology.n_atoms());
                 (card, config, parameters)
             }
@@ -74,13 +74,16 @@ impl Train {
     }
 }
 
-/// Of all coordinates of centred frames, nm.
-fn standard_deviation(frames: &[f64], dimension: usize) -> f64 {
-    let mut sum = 0.0;
-    for frame in frames.chunks_exact(dimension) {
-        let mut x = frame.to_vec();
-        centre(&mut x);
-        sum += x.iter().map(|v| v * v).sum::<f64>();
+/// Of all coordinates of centred frames (frames, coordinates of each), nm.
+pub fn standard_deviation(parts: &[(&[f64], usize)]) -> f64 {
+    let (mut sum, mut count) = (0.0, 0);
+    for (frames, dimension) in parts {
+        for frame in frames.chunks_exact(*dimension) {
+            let mut x = frame.to_vec();
+            centre(&mut x);
+            sum += x.iter().map(|v| v * v).sum::<f64>();
+        }
+        count += frames.len();
     }
-    (sum / frames.len() as f64).sqrt()
+    (sum / count as f64).sqrt()
 }

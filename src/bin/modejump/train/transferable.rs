@@ -1,0 +1,162 @@
+//! Transferable TarFlow and Prose, by maximum likelihood on one or more peptides.
+
+use super::tarflow::standard_deviation;
+use super::{read_frames, read_model, Train};
+use modejump::coordinates::Topology;
+use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::network::Trainable;
+use modejump::models::tarflow::format::published_orders;
+use modejump::models::tarflow::transferable::{Config, EmbeddingConfig, RESIDUE_BASE};
+use modejump::models::tarflow::{PeptideConfig, TarNetwork};
+use modejump::train::likelihood::Peptides;
+use modejump::train::network_trainer::in_units;
+use modejump::train::{NetworkOptions, Schedule};
+use modejump::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A new transferable TarFlow and its training.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TransferableDesign {
+    /// Adaptive layer norms, transitions and conditions that look ahead; else a TarFlow with conditions that are added.
+    prose: bool,
+    channels: usize,
+    blocks: usize,
+    layers: usize,
+    head_size: usize,
+    expansion: usize,
+    /// Peptides beside that of --topology and --frames. Each row of a batch is of any of them, all as likely.
+    peptides: Vec<PeptideFrames>,
+    train: NetworkOptions,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeptideFrames {
+    topology: PathBuf,
+    frames: Vec<PathBuf>,
+}
+
+impl Default for TransferableDesign {
+    fn default() -> TransferableDesign {
+        let train = NetworkOptions {
+            rate: 5e-4,
+            schedule: Schedule::Cosine,
+            batch: 256,
+            clip: 1.0,
+            weight_decay: 4e-4,
+            average: 0.999,
+            ..NetworkOptions::default()
+        };
+        TransferableDesign {
+            prose: true,
+            channels: 64,
+            blocks: 8,
+            layers: 2,
+            head_size: 32,
+            expansion: 4,
+            peptides: Vec::new(),
+            train,
+        }
+    }
+}
+
+impl TransferableDesign {
+    /// Errors: heads that channels cannot be shared among.
+    fn network(&self) -> Result<PeptideConfig> {
+        let TransferableDesign { prose, channels, blocks, layers, head_size, expansion, .. } = *self;
+        if head_size == 0 || !channels.is_multiple_of(head_size) {
+            return Err(Error::invalid(format!("heads of {head_size} do not share {channels} channels evenly")));
+        }
+        Ok(PeptideConfig {
+            channels,
+            blocks,
+            layers,
+            heads: channels / head_size,
+            expansion,
+            orders: published_orders(prose),
+            most_atoms: None,
+            embedding: EmbeddingConfig {
+                atom_types: 55,
+                residue_types: 21,
+                part: channels,
+                hidden: channels,
+                width: channels,
+                base: RESIDUE_BASE,
+            },
+            lookahead: prose,
+            qk_norms: true,
+            adaptive: prose,
+            transition: prose,
+        })
+    }
+}
+
+/// A peptide, where it comes from, and its frames in nm.
+struct Molecule<'a> {
+    path: &'a Path,
+    topology: Topology,
+    frames: Vec<f64>,
+}
+
+impl Train {
+    pub(super) fn transferable(&self, design: &TransferableDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+        let mut molecules = vec![Molecule { path: &self.topology, topology, frames }];
+        for PeptideFrames { topology: path, frames } in &design.peptides {
+            let (topology, x0) = Topology::from_pdb(path)?;
+            molecules.push(Molecule { path, topology, frames: read_frames(frames, x0.len())? });
+        }
+        share_numbers(&mut molecules);
+        let (card, config, parameters) = match &self.start {
+            Some(path) => {
+                let file = read_model(path)?;
+                let ModelConfig::TransferableTarflow(config) = file.card.model.clone() else {
+                    return Err(Error::file(path, "not a model of the kind transferable_tarflow"));
+                };
+                let network = network(&config.network, &molecules[0])?;
+                let parameters = network.layout().read(&file.tensors)?;
+                (file.card.of_peptide(molecules[0].topology.clone()), config, parameters)
+            }
+            None => {
+                let parts: Vec<(&[f64], usize)> =
+                    molecules.iter().map(|m| (m.frames.as_slice(), 3 * m.topology.n_atoms())).collect();
+                let units_per_nm = 1.0 / standard_deviation(&parts);
+                let config = Config { network: design.network()?, units_per_nm, noisy_centroid: true };
+                let parameters = network(&config.network, &molecules[0])?.initial(design.train.seed);
+                let model = ModelConfig::TransferableTarflow(config.clone());
+                (ModelCard::of_cartesian(model, molecules[0].topology.n_atoms()), config, parameters)
+            }
+        };
+        let mut others = Vec::new();
+        for molecule in &molecules[1..] {
+            let network = network(&config.network, molecule)?;
+            let frames = in_units(&molecule.frames, network.dimension(), config.units_per_nm);
+            others.push((network, frames));
+        }
+        let first = molecules.swap_remove(0);
+        let network = network(&config.network, &first)?;
+        let objective = Peptides { noisy_centroid: config.noisy_centroid, others };
+        let frames = (first.frames, config.units_per_nm);
+        self.regress(card, first.topology, (&network, parameters), objective, frames, &design.train)
+    }
+}
+
+/// Errors name the file and the residue or the atom that cannot be expressed.
+fn network(config: &PeptideConfig, molecule: &Molecule) -> Result<TarNetwork> {
+    TarNetwork::of_peptide(config, &molecule.topology).map_err(|e| Error::file(molecule.path, e.to_string()))
+}
+
+/// As many frames of each: a frame is held out of all or of none.
+fn share_numbers(molecules: &mut [Molecule]) {
+    let count = |m: &Molecule| m.frames.len() / (3 * m.topology.n_atoms());
+    let fewest = molecules.iter().map(count).min().unwrap_or(0);
+    for molecule in molecules {
+        let frames = count(molecule);
+        if frames > fewest {
+            let path = molecule.path.display();
+            eprintln!("note: {fewest} of the {frames} frames of {path} are used, as many as of the other peptides");
+            molecule.frames.truncate(fewest * 3 * molecule.topology.n_atoms());
+        }
+    }
+}
