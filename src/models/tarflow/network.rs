@@ -1,7 +1,7 @@
 //! The network on a tape: its parameters, and the pass from the data to the prior. Both kinds of TarFlow are this network; they differ in
 //! what a block is given beside its tokens, and in the order in which it sees them.
 
-use super::transferable::{Adaptive, BlockConditions, Embedder, Transition};
+use super::transferable::{self, Adaptive, BlockConditions, Embedder, Transition};
 use super::TarFlowConfig;
 use crate::error::{Error, Result};
 use crate::models::network::{check_sizes, Layout, Start, Trainable, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
@@ -156,7 +156,7 @@ pub(super) fn times<R: Scalar>(tape: &mut Tape<R>, a: Var, b: Var) -> Var {
 }
 
 /// The rows of one sample for each of the samples that a has.
-fn for_samples<R: Scalar>(tape: &mut Tape<R>, v: Var, rows: usize) -> Var {
+pub(super) fn for_samples<R: Scalar>(tape: &mut Tape<R>, v: Var, rows: usize) -> Var {
     let all = tape.repeat(v.reshape(1, v.rows * v.columns), rows / v.rows);
     all.reshape(rows, v.columns)
 }
@@ -196,7 +196,7 @@ impl TarNetwork {
             _ if name.contains("norm") => Some(Start::At(if name.ends_with("weight") { 1.0 } else { 0.0 })),
             _ if name.contains(".proj_out.") => Some(Start::At(0.0)),
             _ if name.ends_with(".pos_embed") => Some(Start::Within(0.02)),
-            _ => super::transferable::start(name),
+            _ => transferable::start(name),
         };
         self.layout.initialise(&mut Stream::new(seed, StreamId::Initialise, 0, 0), special)
     }
@@ -212,7 +212,7 @@ impl TarNetwork {
         let each = |block: &Block| {
             let positions = match block.positions {
                 Positions::OfTokens(at) => tape.embed(p, &Embed { at, columns: c, types: block.order.clone() }, 1),
-                Positions::Sines(scale) => super::transferable::positions(p, tape, scale, (self.config.tokens, c)),
+                Positions::Sines(scale) => transferable::positions(p, tape, scale, (self.config.tokens, c)),
             };
             let none = GivenLayer { attention: None, transition: None };
             let Some((conditions, embedded)) = block.conditions.as_ref().zip(embedded) else {

@@ -20,7 +20,7 @@
 //!
 //! Queries and keys may be normalised over all channels before they are shared among the heads.
 
-use super::network::{check, layer, norm, times, Block, Modulation, Positions, TarNetwork};
+use super::network::{check, for_samples, layer, norm, times, Block, Layer, Modulation, Positions, TarNetwork};
 use super::TarFlowConfig;
 use crate::coordinates::peptide::{AtomOrder, Encoding, Peptide};
 use crate::coordinates::Topology;
@@ -162,8 +162,8 @@ impl Modulation<Var> {
     pub fn norm<R: Scalar>(&self, tape: &mut Tape<R>, y: Var) -> Var {
         let normed = tape.standardised(y);
         let scaled = times(tape, normed, self.gamma);
-        let beta = tape.repeat(self.beta.reshape(1, self.beta.rows * self.beta.columns), y.rows / self.beta.rows);
-        tape.add(scaled, beta.reshape(y.rows, y.columns))
+        let beta = for_samples(tape, self.beta, y.rows);
+        tape.add(scaled, beta)
     }
 
     /// y + w σ(G c).
@@ -349,12 +349,7 @@ fn block(layout: &mut Layout, config: &PeptideConfig, sizes: &TarFlowConfig, nam
     }
 }
 
-fn adaptive_layer(
-    layout: &mut Layout,
-    config: &PeptideConfig,
-    sizes: &TarFlowConfig,
-    name: &str,
-) -> super::network::Layer {
+fn adaptive_layer(layout: &mut Layout, config: &PeptideConfig, sizes: &TarFlowConfig, name: &str) -> Layer {
     let (c, hidden) = (config.channels, config.expansion * config.channels);
     let norms = |layout: &mut Layout, name: String| {
         let linear = |layout: &mut Layout, part: &str| layout.transposed_linear(&format!("{name}.{part}"), c, c);
@@ -377,5 +372,5 @@ fn adaptive_layer(
         let out = layout.transposed_matrix(&format!("{name}.transition.linear_out"), hidden, c);
         Transition { adaptive: around(adaln, gate(layout, name)), into, out }
     });
-    super::network::Layer { adaptive, transition, ..inner }
+    Layer { adaptive, transition, ..inner }
 }
