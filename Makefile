@@ -37,7 +37,7 @@ test-gpu: venv
 	cargo test --release --test cuda_cpu -- --ignored --nocapture
 
 bench-gpu: build
-	$(BIN) --device cuda bench coupling/sample coupling/log_density gvp_flow egnn_flow
+	$(BIN) --device cuda bench coupling/sample coupling/log_density gvp_flow egnn_flow graphormer_ebm
 
 test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests

@@ -15,7 +15,9 @@
 #ifndef MODEJUMP_JETS
 #define MODEJUMP_JETS
 // Their state in shared memory lets fewer blocks run at once than registers do.
+#ifndef RESIDENT
 #define RESIDENT 256
+#endif
 #include "common.cuh"
 
 #define LANES (PADDED * COMPONENTS)

@@ -29,8 +29,8 @@ pub struct Program {
 
 /// The programs of all models, in the variants that are used.
 pub fn all() -> Vec<Program> {
-    use crate::models::{coupling, egnn_flow, gvp_flow};
-    [coupling::programs(), gvp_flow::programs(), egnn_flow::programs()].concat()
+    use crate::models::{coupling, egnn_flow, graphormer_ebm, gvp_flow};
+    [coupling::programs(), gvp_flow::programs(), egnn_flow::programs(), graphormer_ebm::programs()].concat()
 }
 
 impl Program {

@@ -1,10 +1,13 @@
 //! A density known by an energy-based model alone: no samples, no normalisation, so a [`Exactness::Surrogate`].
 
 use super::field::EnergyFunction;
+use super::field_on_device::EnergyOnDevice;
+use super::graphormer_ebm::Graphormer;
 use super::network::{Evaluator, Network};
 use super::{Model, ModelCard};
 use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness};
+use crate::device::Driver;
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, ModelFile};
 use crate::io::write_atomically;
@@ -13,6 +16,7 @@ use crate::rng::Stream;
 use crate::trust::Trust;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::sync::Arc;
 
 /// How the energy of a file is read.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,6 +98,13 @@ impl<N: Network, R: Real> EnergyModel<Evaluator<N, R>> {
     }
 }
 
+impl<R: Real> EnergyModel<Evaluator<Graphormer, R>> {
+    /// The model with its network on a machine.
+    pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<EnergyModel<EnergyOnDevice<R>>> {
+        Ok(EnergyModel::new(self.energy.on_device(driver)?, self.config, self.card, self.hash))
+    }
+}
+
 impl<E: EnergyFunction> Density for EnergyModel<E> {
     fn dimension(&self) -> usize {
         self.energy.dimension()
@@ -118,6 +129,7 @@ impl<E: EnergyFunction> Density for EnergyModel<E> {
         let (t, x) = self.inputs(x, rows);
         let mut energy = vec![0.0; rows];
         self.energy.energy(&t, &x, &mut energy);
+        self.energy.failure()?;
         log_density.iter_mut().zip(energy).for_each(|(e, value)| *e = Evaluation::inside(value));
         Ok(())
     }
@@ -127,6 +139,7 @@ impl<E: EnergyFunction> Density for EnergyModel<E> {
         let (t, x) = self.inputs(x, rows);
         let mut energy = vec![0.0; rows];
         self.energy.energy_score(&t, &x, &mut energy, gradient);
+        self.energy.failure()?;
         for ((e, value), g) in log_density.iter_mut().zip(energy).zip(gradient.chunks_exact_mut(self.dimension())) {
             *e = Evaluation::inside(value);
             let factor = if e.is_inside() { self.config.units_per_nm } else { 0.0 };
@@ -143,6 +156,10 @@ impl<E: EnergyFunction> Model for EnergyModel<E> {
 
     fn hash(&self) -> &str {
         &self.hash
+    }
+
+    fn device(&self) -> String {
+        self.energy.device()
     }
 
     fn energy(&self) -> Option<&dyn EnergyFunction> {

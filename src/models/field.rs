@@ -48,6 +48,16 @@ pub trait EnergyFunction: Send + Sync {
     /// Coordinates per configuration.
     fn dimension(&self) -> usize;
 
+    /// Where it runs, for messages.
+    fn device(&self) -> String {
+        Device::cpu().describe()
+    }
+
+    /// As [`VectorField::failure`].
+    fn failure(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// E of each row of `x[n][dimension]` at `t[n]`.
     fn energy(&self, t: &[f64], x: &[f64], energy: &mut [f64]);
 

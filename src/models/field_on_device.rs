@@ -1,7 +1,7 @@
-//! Vector fields of molecules on a GPU: batches, launches and the sharing-out of divergences (`cuda/jets.cuh`). A model brings
-//! its kernel and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`.
+//! Vector fields and energies of molecules on a GPU: batches, launches and the sharing-out of divergences (`cuda/jets.cuh`). A
+//! model brings its kernel and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`, `graphormer_ebm/cuda.rs`.
 
-use super::field::VectorField;
+use super::field::{EnergyFunction, VectorField};
 use crate::device::{Buffer, Driver, KernelId, Program};
 use crate::error::{Error, Result};
 use crate::nn::Real;
@@ -71,6 +71,7 @@ impl<R: Real> Packing<'_, R> {
 pub struct FieldKernel {
     pub name: &'static str,
     pub n_atoms: usize,
+    pub threads: usize,
     /// The program for jets of so many components, and the numbers of a block's state.
     pub program: Box<dyn Fn(usize) -> Program + Send + Sync>,
     pub memory: Box<dyn Fn(usize) -> usize + Send + Sync>,
@@ -166,7 +167,7 @@ impl<R: Real> FieldOnDevice<R> {
         let shared = if in_shared { memory * size_of::<R>() } else { 0 };
         let argument = [bytemuck::bytes_of(&batch), &self.kernel.arguments].concat();
         // SAFETY: the kernel takes a batch and its model's arguments; buffers have room for `rows` rows, scratch for `grid` blocks.
-        unsafe { self.driver.launch(kernel, grid as u32, THREADS as u32, shared, &argument) }
+        unsafe { self.driver.launch(kernel, grid as u32, self.kernel.threads as u32, shared, &argument) }
     }
 
     fn begin(&self, t: &[f64], x: &[f64]) -> Result<MutexGuard<'_, Work<R>>> {
@@ -260,6 +261,61 @@ impl<R: Real> VectorField for FieldOnDevice<R> {
         for ((t, (x, dx)), (f, df)) in rows.zip(f.chunks_mut(d).zip(df.chunks_mut(d))) {
             let result = self.derivatives(t, x, dx, f, df);
             self.note(result, f);
+        }
+    }
+}
+
+/// An energy from a GPU. Its kernel for one component gives values, that for two the score as well.
+pub struct EnergyOnDevice<R: Real>(FieldOnDevice<R>);
+
+impl<R: Real> EnergyOnDevice<R> {
+    pub fn new(driver: &Arc<dyn Driver>, kernel: FieldKernel) -> Result<EnergyOnDevice<R>> {
+        FieldOnDevice::new(driver, kernel).map(EnergyOnDevice)
+    }
+
+    fn values(&self, t: &[f64], x: &[f64], energy: &mut [f64]) -> Result<()> {
+        let mut work = self.0.begin(t, x)?;
+        self.0.launch(&mut work, 1, t.len(), 1, Batch::default())?;
+        work.f.read(energy)
+    }
+
+    fn scores(&self, t: &[f64], x: &[f64], energy: &mut [f64], score: &mut [f64]) -> Result<()> {
+        let mut work = self.0.begin(t, x)?;
+        work.df.reserve(score.len())?;
+        let batch = Batch { df: work.df.address(), ..Batch::default() };
+        self.0.launch(&mut work, 2, t.len(), 1, batch)?;
+        work.f.read(energy)?;
+        work.df.read(score)
+    }
+}
+
+impl<R: Real> EnergyFunction for EnergyOnDevice<R> {
+    fn dimension(&self) -> usize {
+        VectorField::dimension(&self.0)
+    }
+
+    fn device(&self) -> String {
+        VectorField::device(&self.0)
+    }
+
+    fn failure(&self) -> Result<()> {
+        VectorField::failure(&self.0)
+    }
+
+    fn energy(&self, t: &[f64], x: &[f64], energy: &mut [f64]) {
+        let d = self.0.dimension() * LAUNCH;
+        for ((t, x), energy) in t.chunks(LAUNCH).zip(x.chunks(d)).zip(energy.chunks_mut(LAUNCH)) {
+            let result = self.values(t, x, energy);
+            self.0.note(result, energy);
+        }
+    }
+
+    fn energy_score(&self, t: &[f64], x: &[f64], energy: &mut [f64], score: &mut [f64]) {
+        let d = self.0.dimension() * LAUNCH;
+        let rows = t.chunks(LAUNCH).zip(x.chunks(d));
+        for ((t, x), (energy, score)) in rows.zip(energy.chunks_mut(LAUNCH).zip(score.chunks_mut(d))) {
+            let result = self.scores(t, x, energy, score);
+            self.0.note(result, energy);
         }
     }
 }

@@ -127,6 +127,9 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
             ModelConfig::EgnnFlow(_) => {
                 return Ok(Arc::new(egnn_flow::EgnnFlow::<R>::from_file(file)?.on_device(driver)?))
             }
+            ModelConfig::GraphormerEbm(_) => {
+                return Ok(Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?.on_device(driver)?))
+            }
             other => device.without_kernels(other.kind())?,
         }
     }

@@ -8,7 +8,7 @@ pub fn normals(n: usize, index: u64) -> Vec<f64> {
     (0..n).map(|_| stream.normal()).collect()
 }
 
-fn largest(a: &[f64], b: &[f64]) -> f64 {
+pub fn largest(a: &[f64], b: &[f64]) -> f64 {
     assert!(a.iter().chain(b).all(|v| v.is_finite()));
     let size = a.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / size

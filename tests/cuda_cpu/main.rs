@@ -5,6 +5,7 @@ mod coupling;
 mod driver;
 mod egnn_flow;
 mod fields;
+mod graphormer_ebm;
 mod gvp_flow;
 
 use driver::{Fibres, Sanitizer};

@@ -44,6 +44,7 @@ impl Evaluate {
             }
         };
         model.field().map_or(Ok(()), |field| field.failure())?;
+        model.energy().map_or(Ok(()), |energy| energy.failure())?;
         write_atomically(&self.output, &write_tensors(&arrays, Default::default())?)?;
         let (output, n) = (self.output.display().to_string(), input.t.len());
         let names: Vec<&str> = arrays.keys().map(String::as_str).collect();

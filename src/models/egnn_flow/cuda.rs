@@ -73,11 +73,11 @@ fn memory(config: &EgnnConfig, components: usize) -> usize {
 
 /// Inputs `from` to `from + n` of a layer.
 fn inputs<R: Real>(packing: &mut Packing<R>, w: &Weight, from: usize, n: usize) -> i32 {
-    packing.matrix(n, w.n_out, |p, i, o| p.at(w.at + o * w.n_in + from + i))
+    packing.matrix(n, w.n_out, |p, i, o| p.at(w.place(from + i, o)))
 }
 
 fn bias<R: Real>(packing: &mut Packing<R>, w: &Weight) -> i32 {
-    packing.matrix(1, w.n_out, |p, _, o| w.bias().map_or(0.0, |bias| p.at(bias + o)))
+    packing.matrix(1, w.n_out, |p, _, o| w.bias_of(p.parameters)[o].to_f64())
 }
 
 impl<R: Real> Evaluator<Egnn, R> {
@@ -109,8 +109,8 @@ impl<R: Real> Evaluator<Egnn, R> {
             })
             .collect();
         let w = &network.embedding;
-        let weight = |i: usize, o: usize| packing.at(w.at + o * w.n_in + i);
-        let start = |o: usize| -> f64 { w.bias().map_or(0.0, |bias| packing.at(bias + o)) };
+        let weight = |i: usize, o: usize| packing.at(w.place(i, o));
+        let start = |o: usize| w.bias_of(&self.parameters)[o].to_f64();
         let embed = |features: &Vec<usize>, o: usize| start(o) + features.iter().map(|&i| weight(i, o)).sum::<f64>();
         let atoms = config.features.iter().flat_map(|f| (0..h).map(move |o| (f, o)));
         let embedding: Vec<R> = atoms.map(|(f, o)| R::from_f64(embed(f, o))).collect();
@@ -119,6 +119,7 @@ impl<R: Real> Evaluator<Egnn, R> {
         let mut kernel = FieldKernel {
             name: "egnn_field",
             n_atoms: config.features.len(),
+            threads: THREADS,
             program: Box::new(move |components| program::<R>(&for_program, components)),
             memory: Box::new(move |components| memory(&for_memory, components)),
             arguments: Vec::new(),

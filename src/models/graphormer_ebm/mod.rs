@@ -10,9 +10,12 @@
 //! E = Σ_i e₂ silu(e₁ LN(X_i) + ..) + ..
 //! ```
 
+mod cuda;
 pub mod format;
 #[cfg(test)]
 mod tests;
+
+pub use cuda::programs;
 
 use super::energy::{EnergyConfig, EnergyModel};
 use super::network::{check_sizes, Evaluator, Layout, Network, Start, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};

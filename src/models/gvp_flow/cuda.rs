@@ -164,6 +164,7 @@ impl<R: Real> GvpField<R> {
         let mut kernel = FieldKernel {
             name: "gvp_field",
             n_atoms: config.features.len(),
+            threads: THREADS,
             program: Box::new(move |components| program::<R>(&for_program, components)),
             memory: Box::new(move |components| memory(&for_memory, components)),
             arguments: Vec::new(),

@@ -21,11 +21,6 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// The place of the bias `[out]`, if there is one.
-    pub fn bias(&self) -> Option<usize> {
-        self.bias
-    }
-
     /// Stored `[out][in]`, as PyTorch's linear layers are.
     pub fn new(at: usize, n_in: usize, n_out: usize) -> Weight {
         Weight { at, n_in, n_out, stride: n_in, transposed: false, bias: None, frozen: false }

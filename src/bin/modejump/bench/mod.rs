@@ -161,7 +161,10 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         }
         "graphormer_ebm/energy" | "graphormer_ebm/energy_score" => {
             let model = cases::graphormer()?;
-            measure_energy(name, &model, model.flops(), report)?;
+            match device::default()?.driver() {
+                None => measure_energy(name, &model, model.flops(), report)?,
+                Some(driver) => measure_energy(name, &model.on_device(driver)?, model.flops(), &report.on(driver))?,
+            }
         }
         "invariant_ebm/energy" | "invariant_ebm/energy_score" => {
             let model = cases::invariant()?;
@@ -227,7 +230,7 @@ fn measure_field(name: &'static str, field: &dyn VectorField, flops: [f64; 2], r
 
 /// Lines of an energy; `flops` of a value.
 fn measure_energy(name: &'static str, model: &dyn EnergyFunction, flops: f64, report: &Report) -> Result<()> {
-    for batch in FIELD_BATCHES {
+    for batch in if report.peak.is_some() { FIELD_BATCHES } else { FIELD_DEVICE_BATCHES } {
         let mut energies = Energies::new(model, batch);
         let (time, flops) = match name.ends_with("energy_score") {
             false => (fastest(|| energies.energy())?, flops),
