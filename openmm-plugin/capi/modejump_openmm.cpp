@@ -95,6 +95,8 @@ int modejump_openmm_get(void* force, const char* name, double* value) {
             *value = move.getDefaultReplica();
         else if (key == "temperature")
             *value = move.getTemperature();
+        else if (key == "drawAhead")
+            *value = move.getDrawAhead();
         else if (key == "modelTemperature")
             *value = move.getModel()->temperature;
         else
@@ -116,6 +118,8 @@ int modejump_openmm_set(void* force, const char* name, double value) {
             move.setDefaultReplica(static_cast<int>(value));
         else if (key == "temperature")
             move.setTemperature(value);
+        else if (key == "drawAhead")
+            move.setDrawAhead(value != 0);
         else
             unknown(name);
     });

@@ -57,6 +57,8 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     node.setIntProperty("randomSeed", force.getRandomNumberSeed());
     node.setIntProperty("replica", force.getDefaultReplica());
     node.setDoubleProperty("temperature", force.getTemperature());
+    if (force.getDrawAhead()) // changes no result, so a plugin that does not know it may ignore it
+        node.setBoolProperty("drawAhead", true);
     SerializationNode& particles = node.createChildNode("Particles");
     for (int particle : force.getParticles())
         particles.createChildNode("Particle").setIntProperty("index", particle);
@@ -77,6 +79,7 @@ void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const 
     force->setScreeningModelData(fromBase64(node.getStringProperty("screenData", "")));
     force->setAcceptance(acceptanceNamed(node.getStringProperty("acceptance", "exact")));
     force->setNumProposals(node.getIntProperty("proposals", 1));
+    force->setDrawAhead(node.getBoolProperty("drawAhead", false));
     force->setRandomNumberSeed(node.getIntProperty("randomSeed", 0));
     force->setDefaultReplica(node.getIntProperty("replica", 0));
     force->setTemperature(node.getDoubleProperty("temperature", 0));

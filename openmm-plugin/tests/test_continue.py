@@ -43,6 +43,25 @@ def test_a_checkpoint_continues_bit_for_bit(peroxide_model, name, at):
     assert np.array_equal(x, toy.positions(other)) and np.array_equal(v, toy.velocities(other))
 
 
+@pytest.mark.parametrize("proposals", [1, 3])
+def test_proposals_drawn_ahead_are_the_same(peroxide_model, proposals):
+    """Bit for bit, over several batches of proposals and after a jump back in time."""
+
+    def run(draw_ahead):
+        system = peroxide_system()
+        jump = modejump.MonteCarloModeJump(peroxide_model, 2, proposals=proposals, seed=6, draw_ahead=draw_ahead)
+        system.addForce(jump)
+        context = toy.make_context(system, toy.langevin(0.0005), "Reference", start())
+        checkpoint = context.createCheckpoint()
+        context.getIntegrator().step(50)
+        context.loadCheckpoint(checkpoint)
+        context.getIntegrator().step(300)
+        assert jump.draw_ahead == draw_ahead and jump.statistics(context).accepted > 3
+        return toy.positions(context), toy.velocities(context)
+
+    assert np.array_equal(run(False), run(True))
+
+
 def test_a_state_continues_the_moves(peroxide_model):
     """A State holds no thermostat noise; with a Verlet integrator nothing else is missing."""
 

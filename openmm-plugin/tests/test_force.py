@@ -16,12 +16,12 @@ import modejump
 
 def full(model, **options):
     return modejump.MonteCarloModeJump(
-        model, 25, particles=[3, 2, 1, 0], proposals=3, seed=77, temperature=310 * unit.kelvin, **options
+        model, 25, particles=[3, 2, 1, 0], proposals=3, seed=77, temperature=310 * unit.kelvin, draw_ahead=True, **options
     )
 
 
 def assert_same(a, b):
-    for name in ("frequency", "particles", "proposals", "seed", "temperature", "default_replica", "model_hash"):
+    for name in ("frequency", "particles", "proposals", "seed", "temperature", "default_replica", "draw_ahead", "model_hash"):
         assert getattr(a, name) == getattr(b, name), name
 
 

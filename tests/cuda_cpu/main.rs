@@ -7,6 +7,7 @@ mod egnn_flow;
 mod fields;
 mod graphormer_ebm;
 mod gvp_flow;
+mod models;
 
 use driver::{Fibres, Sanitizer};
 use modejump::device::{Buffer, Driver, Program};

@@ -93,6 +93,12 @@ public:
      */
     void setNumProposals(int count);
     int getNumProposals() const { return numProposals; }
+    /**
+     * Whether a thread of its own draws the proposals of the next attempts while the simulation runs. Results are the same, bit
+     * for bit; a core is needed to spare. Default: no.
+     */
+    void setDrawAhead(bool yes) { drawAhead = yes; }
+    bool getDrawAhead() const { return drawAhead; }
     /** 0 (default) chooses another seed for each Context. A run that shall be repeated or continued needs a seed. */
     void setRandomNumberSeed(int value) { seed = value; }
     int getRandomNumberSeed() const { return seed; }
@@ -131,6 +137,7 @@ private:
     };
     Source generator, screen;
     Acceptance acceptance = Acceptance::Exact;
+    bool drawAhead = false;
     std::vector<int> particles;
     int frequency, numProposals, seed, defaultReplica;
     double temperature;

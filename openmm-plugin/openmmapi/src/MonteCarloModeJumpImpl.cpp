@@ -156,6 +156,7 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     options.seed = seed;
     options.stride = frequency;
     options.batch = max<uint64_t>(1, DRAWN_AHEAD / options.n_proposals);
+    options.draw_ahead = owner.getDrawAhead() ? 1 : 0;
     modejump_move_free(move);
     move = nullptr;
     if (screen)

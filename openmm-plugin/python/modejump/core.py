@@ -50,7 +50,7 @@ class _Struct(ctypes.Structure):
 
 class _Options(_Struct):
     _fields_ = [("struct_size", c_uint32), ("kind", c_uint32)] + [
-        (name, c_uint64) for name in ("n_proposals", "seed", "stride", "batch")
+        (name, c_uint64) for name in ("n_proposals", "seed", "stride", "batch", "draw_ahead")
     ]
 
 
@@ -255,6 +255,9 @@ class Move:
         decides about what passes (delayed acceptance).
     acceptance : "exact" or "surrogate"
         "surrogate": the screen alone decides. This is biased, and the statistics say so.
+    draw_ahead : bool
+        Whether a thread of its own draws the next batch of proposals meanwhile, once `stride` steps lie between attempts: the
+        same results, bit for bit.
     """
 
     def __init__(
@@ -268,6 +271,7 @@ class Move:
         batch=32,
         screen=None,
         acceptance="exact",
+        draw_ahead=False,
     ):
         if method not in METHODS or acceptance not in ("exact", "surrogate"):
             raise ValueError(f"method {method!r} and acceptance {acceptance!r}: use {', '.join(METHODS)}; exact, surrogate")
@@ -276,7 +280,7 @@ class Move:
         if screen is not None and method != "independence":
             raise ValueError("a screen goes with the method independence")
         kind = SURROGATE if acceptance == "surrogate" else METHODS[method]
-        options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch)
+        options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
         self.model = model
         self._handle = c_void_p()
         if screen is None:
