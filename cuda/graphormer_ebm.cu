@@ -20,9 +20,8 @@
 #define NORMALISER (real)2.5066272160016134
 #define EPSILON (real)1e-5
 
-// Places in `weights` of a linear layer: [in][out], its transpose [out][in], bias; of a norm.
+// Places in `weights` of a linear layer: [in][out], its transpose [out][in], bias.
 struct Linear { int forward, back, bias; };
-struct Norm { int weight, bias; };
 struct Layer { Norm attention_norm, forward_norm; Linear qkv, out, first, second; };
 
 struct Arguments {

@@ -14,7 +14,6 @@ struct Gvp {
   int scalars, bias, inputs, hidden, outputs, gates, gate_bias, direction_hidden, direction_outputs, beta;
 };
 
-struct Norm { int weight, bias; };
 struct Layer { Gvp message, update, position; Norm message_norm, update_norm; };
 
 struct Arguments {

@@ -121,6 +121,9 @@ struct Store {
   __device__ void operator()(int o, int lane, real* sum) const { put_eight(to + o * lanes + lane, sum); }
 };
 
+// Places in the weights of a layer normalisation's parameters.
+struct Norm { int weight, bias; };
+
 // ---------------------------------------------------------------- a batch
 
 // x[n][ATOMS][3] and t[n]; dx as x for derivatives along a direction; f and df as x; parts[n][PARTS] of the divergence.

@@ -38,6 +38,14 @@ struct Batch {
     padding: i32,
 }
 
+/// `Norm` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub struct NormRecord {
+    pub weight: i32,
+    pub bias: i32,
+}
+
 /// Weights on their way to the card: matrices as `[in][out]` with an even number of outputs, every tensor at an even place.
 pub struct Packing<'a, R> {
     pub parameters: &'a [R],
@@ -61,6 +69,26 @@ impl<R: Real> Packing<'_, R> {
         start as i32
     }
 
+    /// The place of a layer normalisation's parameters.
+    pub fn norm(&mut self, weight: usize, bias: usize, n: usize) -> NormRecord {
+        NormRecord { weight: self.vector(weight, n), bias: self.vector(bias, n) }
+    }
+
+    /// What a first layer makes of every atom's features without the time, `[atoms][n]`, and its weights of the time.
+    pub fn embedding(
+        &self,
+        features: &[Vec<usize>],
+        n: usize,
+        weight: impl Fn(usize, usize) -> f64,
+        bias: impl Fn(usize) -> f64,
+        time: usize,
+    ) -> [Vec<R>; 2] {
+        let of_atom = |set: &Vec<usize>, o: usize| bias(o) + set.iter().map(|&i| weight(i, o)).sum::<f64>();
+        let rows = features.iter().flat_map(|set| (0..n).map(move |o| (set, o)));
+        let atoms = rows.map(|(set, o)| R::from_f64(of_atom(set, o))).collect();
+        [atoms, (0..n).map(|o| R::from_f64(weight(time, o))).collect()]
+    }
+
     /// The place of n parameters from `start` on.
     pub fn vector(&mut self, start: usize, n: usize) -> i32 {
         self.matrix(1, n, |p, _, o| p.at(start + o))
@@ -82,6 +110,16 @@ pub struct FieldKernel {
 }
 
 impl FieldKernel {
+    /// A kernel without arguments yet.
+    pub fn new(
+        (name, n_atoms, threads): (&'static str, usize, usize),
+        program: impl Fn(usize) -> Program + Send + Sync + 'static,
+        memory: impl Fn(usize) -> usize + Send + Sync + 'static,
+    ) -> FieldKernel {
+        let (program, memory) = (Box::new(program), Box::new(memory));
+        FieldKernel { name, n_atoms, threads, program, memory, arguments: Vec::new(), buffers: Vec::new() }
+    }
+
     /// Copies values to the card, and keeps them there as long as the kernel is.
     pub fn keep<T: Pod + Send + Sync>(&mut self, driver: &Arc<dyn Driver>, values: &[T]) -> Result<u64> {
         let buffer = Buffer::of(driver, values)?;

@@ -111,20 +111,13 @@ impl<R: Real> Evaluator<Egnn, R> {
         let w = &network.embedding;
         let weight = |i: usize, o: usize| packing.at(w.place(i, o));
         let start = |o: usize| w.bias_of(&self.parameters)[o].to_f64();
-        let embed = |features: &Vec<usize>, o: usize| start(o) + features.iter().map(|&i| weight(i, o)).sum::<f64>();
-        let atoms = config.features.iter().flat_map(|f| (0..h).map(move |o| (f, o)));
-        let embedding: Vec<R> = atoms.map(|(f, o)| R::from_f64(embed(f, o))).collect();
-        let time: Vec<R> = (0..h).map(|o| R::from_f64(weight(config.n_features, o))).collect();
+        let [embedding, time] = packing.embedding(&config.features, h, weight, start, config.n_features);
         let (for_program, for_memory) = (config.clone(), config.clone());
-        let mut kernel = FieldKernel {
-            name: "egnn_field",
-            n_atoms: config.features.len(),
-            threads: THREADS,
-            program: Box::new(move |components| program::<R>(&for_program, components)),
-            memory: Box::new(move |components| memory(&for_memory, components)),
-            arguments: Vec::new(),
-            buffers: Vec::new(),
-        };
+        let mut kernel = FieldKernel::new(
+            ("egnn_field", config.features.len(), THREADS),
+            move |components| program::<R>(&for_program, components),
+            move |components| memory(&for_memory, components),
+        );
         kernel.arguments = bytes(&Arguments {
             weights: kernel.keep(driver, &packing.weights)?,
             layers: kernel.keep(driver, &layers)?,

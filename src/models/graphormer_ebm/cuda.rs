@@ -3,7 +3,7 @@
 use super::{Graphormer, GraphormerConfig, Version};
 use crate::device::{Driver, Program};
 use crate::error::Result;
-use crate::models::field_on_device::{bytes, padded, EnergyOnDevice, FieldKernel, Packing};
+use crate::models::field_on_device::{bytes, padded, EnergyOnDevice, FieldKernel, NormRecord, Packing};
 use crate::models::network::Evaluator;
 use crate::nn::tape::{LayerNorm, Weight};
 use crate::nn::Real;
@@ -18,14 +18,6 @@ const SOURCE: &str = include_str!("../../../cuda/graphormer_ebm.cu");
 struct LinearRecord {
     forward: i32,
     back: i32,
-    bias: i32,
-}
-
-/// `Norm` of the kernel.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct NormRecord {
-    weight: i32,
     bias: i32,
 }
 
@@ -126,8 +118,8 @@ impl<R: Real> Packing<'_, R> {
         }
     }
 
-    fn norm(&mut self, norm: &LayerNorm, width: usize) -> NormRecord {
-        NormRecord { weight: self.vector(norm.weight, width), bias: self.vector(norm.bias, width) }
+    fn norm_of(&mut self, norm: &LayerNorm, width: usize) -> NormRecord {
+        self.norm(norm.weight, norm.bias, width)
     }
 
     /// Numbers one after the other.
@@ -143,8 +135,8 @@ impl<R: Real> Evaluator<Graphormer, R> {
         let (n, d, times) = (config.types.len(), config.width, network.time[0].n_out);
         let mut packing = Packing { parameters: &self.parameters, weights: Vec::new() };
         let mut layer = |layer: &super::Layer| LayerRecord {
-            attention_norm: packing.norm(&layer.attention_norm, d),
-            forward_norm: packing.norm(&layer.forward_norm, d),
+            attention_norm: packing.norm_of(&layer.attention_norm, d),
+            forward_norm: packing.norm_of(&layer.forward_norm, d),
             qkv: packing.linear(&layer.qkv),
             out: packing.linear(&layer.out),
             first: packing.linear(&layer.forward[0]),
@@ -161,7 +153,7 @@ impl<R: Real> Evaluator<Graphormer, R> {
             edge: packing.linear(&network.edge),
             energy_first: packing.linear(&network.energy[0]),
             energy_second: packing.linear(&network.energy[1]),
-            final_norm: packing.norm(&network.final_norm, d),
+            final_norm: packing.norm_of(&network.final_norm, d),
             atoms: packing.numbers(n * d, |p, i| p.at(row(i / d) + i % d)),
             means: packing.vector(gaussians.means, gaussians.count),
             inverse_widths: packing.numbers(gaussians.count, |p, k| 1.0 / (p.at(gaussians.widths + k).abs() + 1e-5)),
@@ -170,15 +162,11 @@ impl<R: Real> Evaluator<Graphormer, R> {
             ..Arguments::default()
         };
         let (for_program, for_memory) = (config.clone(), config.clone());
-        let mut kernel = FieldKernel {
-            name: "graphormer",
-            n_atoms: n,
-            threads: threads::<R>(),
-            program: Box::new(move |components| program::<R>(&for_program, times, components > 1)),
-            memory: Box::new(move |components| memory::<R>(&for_memory, times, components > 1)),
-            arguments: Vec::new(),
-            buffers: Vec::new(),
-        };
+        let mut kernel = FieldKernel::new(
+            ("graphormer", n, threads::<R>()),
+            move |components| program::<R>(&for_program, times, components > 1),
+            move |components| memory::<R>(&for_memory, times, components > 1),
+        );
         arguments.weights = kernel.keep(driver, &packing.weights)?;
         arguments.layers = kernel.keep(driver, &layers.repeat(config.blocks))?;
         kernel.arguments = bytes(&arguments);

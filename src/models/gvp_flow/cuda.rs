@@ -4,7 +4,9 @@ use super::layout::{GvpPlaces, NormPlaces};
 use super::{GvpConfig, GvpField};
 use crate::device::{Driver, Program};
 use crate::error::Result;
-use crate::models::field_on_device::{bytes, padded, FieldKernel, FieldOnDevice, Packing, COMPONENTS, THREADS};
+use crate::models::field_on_device::{
+    bytes, padded, FieldKernel, FieldOnDevice, NormRecord, Packing, COMPONENTS, THREADS,
+};
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
@@ -27,14 +29,6 @@ struct GvpRecord {
     direction_hidden: i32,
     direction_outputs: i32,
     beta: i32,
-}
-
-/// `Norm` of the kernel.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct NormRecord {
-    weight: i32,
-    bias: i32,
 }
 
 /// `Layer` of the kernel.
@@ -91,11 +85,6 @@ fn gvp<R: Real>(packing: &mut Packing<R>, places: &GvpPlaces, n_radial: usize) -
     }
 }
 
-fn norm<R: Real>(packing: &mut Packing<R>, places: &NormPlaces) -> NormRecord {
-    let mut vector = |place: &std::ops::Range<usize>| packing.vector(place.start, place.len());
-    NormRecord { weight: vector(&places.weight), bias: vector(&places.bias) }
-}
-
 /// The kernels for a network of BoltzNCE's sizes, in every variant.
 pub fn programs() -> Vec<Program> {
     let config = GvpConfig {
@@ -110,6 +99,10 @@ pub fn programs() -> Vec<Program> {
         coordinate_range: 10.0,
     };
     COMPONENTS.into_iter().flat_map(|c| [program::<f32>(&config, c), program::<f64>(&config, c)]).collect()
+}
+
+fn norm<R: Real>(packing: &mut Packing<R>, places: &NormPlaces) -> NormRecord {
+    packing.norm(places.weight.start, places.bias.start, places.weight.len())
 }
 
 fn program<R: Real>(config: &GvpConfig, components: usize) -> Program {
@@ -156,20 +149,13 @@ impl<R: Real> GvpField<R> {
         let n_in = config.n_features + 1;
         let weight = |i: usize, o: usize| packing.at(places.trunk.embedding_weight.start + o * n_in + i);
         let bias = |o: usize| packing.at(places.trunk.embedding_bias.start + o);
-        let embed = |features: &Vec<usize>, o: usize| bias(o) + features.iter().map(|&i| weight(i, o)).sum::<f64>();
-        let atoms = config.features.iter().flat_map(|f| (0..config.n_scalars).map(move |o| (f, o)));
-        let embedding: Vec<R> = atoms.map(|(f, o)| R::from_f64(embed(f, o))).collect();
-        let time: Vec<R> = (0..config.n_scalars).map(|o| R::from_f64(weight(config.n_features, o))).collect();
+        let [embedding, time] = packing.embedding(&config.features, config.n_scalars, weight, bias, config.n_features);
         let (for_program, for_memory) = (config.clone(), config.clone());
-        let mut kernel = FieldKernel {
-            name: "gvp_field",
-            n_atoms: config.features.len(),
-            threads: THREADS,
-            program: Box::new(move |components| program::<R>(&for_program, components)),
-            memory: Box::new(move |components| memory(&for_memory, components)),
-            arguments: Vec::new(),
-            buffers: Vec::new(),
-        };
+        let mut kernel = FieldKernel::new(
+            ("gvp_field", config.features.len(), THREADS),
+            move |components| program::<R>(&for_program, components),
+            move |components| memory(&for_memory, components),
+        );
         kernel.arguments = bytes(&Arguments {
             weights: kernel.keep(driver, &packing.weights)?,
             layers: kernel.keep(driver, &layers)?,
