@@ -14,9 +14,9 @@
 #ifndef RESIDENT
 #define RESIDENT 512
 #endif
-#define KERNEL(name, Arguments)                                                                       \
-  extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / (sizeof(REAL) / 4) / THREADS) name( \
-      const Arguments a)
+#define BLOCKS (RESIDENT / (sizeof(REAL) / 4) / THREADS)
+#define KERNEL(name, Arguments) \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS > 0 ? BLOCKS : 1) name(const Arguments a)
 #define DYNAMIC_SHARED(name) extern __shared__ double name[]
 #endif
 
