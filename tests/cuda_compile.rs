@@ -87,7 +87,11 @@ fn nvcc(wheels: &Path, program: &Program, architecture: &str) -> Result<String, 
 #[cfg(feature = "cuda")]
 fn nvrtc() -> ExitCode {
     let mut code = ExitCode::SUCCESS;
-    for program in program::all().into_iter().filter(|program| !is_double(program)) {
+    // one variant of each source, since nvcc has seen them all
+    let mut programs = program::all();
+    programs.retain(|program| !is_double(program));
+    programs.dedup_by_key(|program| program.name);
+    for program in programs {
         for architecture in REFERENCE {
             let title = title(&program, architecture);
             match modejump::device::compile::compile(&program, architecture) {
