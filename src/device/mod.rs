@@ -24,7 +24,7 @@ pub trait Driver: Send + Sync {
     /// Bytes of shared memory that one block can have.
     fn shared_memory(&self) -> usize;
 
-    /// Blocks of `threads` threads with `shared` bytes each that run at once on the whole machine, for a choice of tiles.
+    /// How many multiprocessors share out the blocks of a launch, for a choice of tiles.
     fn multiprocessors(&self) -> usize;
 
     /// The kernel `name` of a program, compiled if it was not before. The result is for [`Driver::launch`].

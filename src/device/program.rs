@@ -1,7 +1,5 @@
 //! The sources of kernels, embedded, with the sizes that they are compiled for.
 
-use std::fmt::Write;
-
 /// What sources include, in the order of replacement: each may name those behind it.
 const HEADERS: [(&str, &str); 2] = [
     ("#include \"jets.cuh\"", include_str!("../../cuda/jets.cuh")),
@@ -54,8 +52,6 @@ impl Program {
         for byte in parts.flat_map(|part| [part.into_bytes(), vec![0]].concat()) {
             hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
-        let mut text = String::new();
-        let _ = write!(text, "{hash:016x}");
-        text
+        format!("{hash:016x}")
     }
 }

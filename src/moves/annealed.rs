@@ -1,6 +1,6 @@
 //! Annealed independence proposals: paths from the generator to the target.
 
-use super::independence::chain;
+use super::independence::decide;
 use super::{Generator, Move, Outcome, State, Statistics};
 use crate::annealing::{step_all, Bridge, Kernel, Points, Stage};
 use crate::density::Exactness;
@@ -226,15 +226,7 @@ impl Move for Annealed {
                 self.statistics.record_weight(self.generator.log_weight(k));
             }
         }
-        let generator = &self.generator;
-        let mut uniforms = Stream::new(generator.options().seed, StreamId::Accept, state.step, state.replica);
-        let (mut outcome, taken) = chain(generator, state.reduced_potential, &mut uniforms);
-        if let Some(k) = taken {
-            generator.take(k, state);
-            outcome.reduced_potential = state.reduced_potential;
-        }
-        self.statistics.record(&outcome);
-        Ok(outcome)
+        Ok(decide(&self.generator, state, &mut self.statistics))
     }
 
     fn statistics(&self) -> &Statistics {

@@ -71,6 +71,18 @@ pub(super) fn chain(generator: &Generator, reduced_potential: f64, uniforms: &mu
     (shown.expect("an attempt has at least one proposal"), taken)
 }
 
+/// The end of an attempt: the tests, the state, the count.
+pub(super) fn decide(generator: &Generator, state: &mut State, statistics: &mut Statistics) -> Outcome {
+    let mut uniforms = Stream::new(generator.options().seed, StreamId::Accept, state.step, state.replica);
+    let (mut outcome, taken) = chain(generator, state.reduced_potential, &mut uniforms);
+    if let Some(k) = taken {
+        generator.take(k, state);
+        outcome.reduced_potential = state.reduced_potential;
+    }
+    statistics.record(&outcome);
+    outcome
+}
+
 impl Move for Independence {
     fn dimension(&self) -> usize {
         self.generator.dimension()
@@ -78,15 +90,7 @@ impl Move for Independence {
 
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
         self.generator.prepare(target, state, &mut self.statistics)?;
-        let generator = &self.generator;
-        let mut uniforms = Stream::new(generator.options().seed, StreamId::Accept, state.step, state.replica);
-        let (mut outcome, taken) = chain(generator, state.reduced_potential, &mut uniforms);
-        if let Some(k) = taken {
-            generator.take(k, state);
-            outcome.reduced_potential = state.reduced_potential;
-        }
-        self.statistics.record(&outcome);
-        Ok(outcome)
+        Ok(decide(&self.generator, state, &mut self.statistics))
     }
 
     fn statistics(&self) -> &Statistics {
