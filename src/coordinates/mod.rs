@@ -2,6 +2,7 @@
 
 pub mod chirality;
 pub mod constraints;
+pub mod frame;
 pub mod internal;
 pub mod peptide;
 mod placement;

@@ -1,12 +1,12 @@
 //! The generator of a move: proposals drawn ahead in batches, placed on the current configuration, with their weights.
 
 use super::blocks::Blocks;
+use super::wholeness::Wholeness;
 use super::{Fate, State, Statistics};
 use crate::annealing::Space;
 use crate::coordinates::constraints::Constraints;
-use crate::coordinates::vector::{add, atom, centre, cross, dot, norm, scale, set_atom, shift, sub, unit, Vec3};
-use crate::coordinates::whole::WholeMolecule;
-use crate::coordinates::CoordinatesConfig;
+use crate::coordinates::frame::Frame;
+use crate::coordinates::vector::{centre, shift, Vec3};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -17,8 +17,6 @@ use std::sync::Arc;
 
 /// Most proposals an attempt can have, so that their counters do not meet.
 const MOST_PROPOSALS: usize = 1 << 12;
-/// A frame whose angle has a smaller sine has no direction.
-const SINGULAR: f64 = 1e-6;
 
 /// How many proposals, from which random numbers, and how they are drawn ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -46,11 +44,9 @@ pub struct Generator {
     /// How far the screen is believed.
     trust: Trust,
     options: Options,
-    whole: Option<WholeMolecule>,
+    whole: Wholeness,
     /// Whether the model keeps bonds at fixed lengths.
     rigid: bool,
-    /// Why no box can be given.
-    no_box: Option<String>,
     constraints: Option<Constraints>,
     blocks: Blocks,
     /// The current configuration, whole, with its centroid at the origin if the density leaves that alone, or where the noise has
@@ -101,7 +97,10 @@ impl Generator {
         if has_centroid && (dimension == 0 || !dimension.is_multiple_of(3)) {
             return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
         }
-        let whole = bonds.map(|bonds| WholeMolecule::new(dimension / 3, bonds)).transpose()?;
+        let whole = match bonds {
+            Some(bonds) => Wholeness::of_bonds(dimension / 3, bonds)?,
+            None => Wholeness::default(),
+        };
         let nowhere = Evaluation::outside(Status::NonFinite);
         Ok(Generator {
             options,
@@ -109,7 +108,6 @@ impl Generator {
             trust: Trust::default(),
             whole,
             rigid: false,
-            no_box: None,
             constraints: None,
             blocks: Blocks::new(density.clone(), options),
             current: vec![0.0; dimension],
@@ -132,31 +130,8 @@ impl Generator {
     /// its z-matrix. A model of several molecules works without a box only.
     pub fn of_model(model: &Arc<dyn Model>, options: Options) -> Result<Generator> {
         let rigid = !model.card().kept_bonds().is_empty();
-        Ok(Generator { rigid, ..Generator::whole_of_model(model, options)? })
-    }
-
-    fn whole_of_model(model: &Arc<dyn Model>, options: Options) -> Result<Generator> {
-        let card = model.card();
-        let bonds = match (&card.topology, &card.coordinates) {
-            (Some(topology), _) => topology.bonds.clone(),
-            (None, CoordinatesConfig::Internal { frame: [a, b, c], rows, .. }) => {
-                rows.iter().map(|row| [row[0], row[1]]).chain([[*a, *b], [*b, *c]]).collect()
-            }
-            (None, CoordinatesConfig::Cartesian { .. }) => {
-                let generator = Generator::new(model.clone(), None, options)?;
-                let no_box = (model.scope() != Scope::Full).then(|| {
-                    "the model file has no topology, so its molecule cannot be made whole in a periodic box".to_string()
-                });
-                return Ok(Generator { no_box, ..generator });
-            }
-        };
-        match WholeMolecule::new(model.dimension() / 3, &bonds) {
-            Ok(_) => Generator::new(model.clone(), Some(&bonds), options),
-            Err(reason) => {
-                let generator = Generator::new(model.clone(), None, options)?;
-                Ok(Generator { no_box: Some(reason.to_string()), ..generator })
-            }
-        }
+        let whole = Wholeness::of_model(model.as_ref());
+        Ok(Generator { rigid, whole, ..Generator::new(model.clone(), None, options)? })
     }
 
     /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal.
@@ -243,8 +218,8 @@ impl Generator {
         match self.density.scope() {
             Scope::Full | Scope::Noisy { .. } => Space::Full,
             Scope::Centred => Space::Centred,
-            Scope::Shape { frame } => match axes(&self.current, frame) {
-                Some(axes) => Space::Frame { frame, axes },
+            Scope::Shape { frame } => match Frame::of(&self.current, frame) {
+                Some(Frame { axes, .. }) => Space::Frame { frame, axes },
                 None => Space::Full, // the attempt is rejected already
             },
         }
@@ -352,12 +327,7 @@ impl Generator {
     pub(super) fn begin(&mut self, target: &dyn Target, state: &State) -> Result<()> {
         self.check(target, state)?;
         self.current.copy_from_slice(state.x);
-        if let (Some(reason), Some(_)) = (&self.no_box, &state.box_vectors) {
-            return Err(Error::Unsupported(reason.clone()));
-        }
-        if let (Some(whole), Some(box_vectors)) = (&self.whole, &state.box_vectors) {
-            whole.apply(box_vectors, &mut self.current)?;
-        }
+        self.whole.apply(state.box_vectors.as_ref(), &mut self.current)?;
         if matches!(self.density.scope(), Scope::Centred | Scope::Noisy { .. }) {
             self.centroid = centre(&mut self.current);
         }
@@ -439,7 +409,7 @@ impl Generator {
                 return Ok(());
             }
         };
-        let Some(to) = axes(&self.current, frame) else {
+        let Some(to) = Frame::of(&self.current, frame) else {
             self.current_evaluation = Evaluation::outside(Status::Singular);
             return Ok(());
         };
@@ -447,8 +417,8 @@ impl Generator {
             if !evaluation.is_inside() {
                 continue;
             }
-            match axes(x, frame) {
-                Some(from) => carry(x, atom(x, frame[0]), &from, atom(&self.current, frame[0]), &to),
+            match Frame::of(x, frame) {
+                Some(from) => from.carry(x, &to),
                 None => *evaluation = Evaluation::outside(Status::Singular),
             }
         }
@@ -534,26 +504,4 @@ fn supported(evaluation: Evaluation) -> Evaluation {
         return Evaluation::outside(Status::OutOfSupport);
     }
     evaluation
-}
-
-/// Orthonormal axes of a frame: z from the first atom to the second, the third in the half-plane of positive x.
-fn axes(x: &[f64], frame: [usize; 3]) -> Option<[Vec3; 3]> {
-    let (a, b) = (sub(atom(x, frame[1]), atom(x, frame[0])), sub(atom(x, frame[2]), atom(x, frame[0])));
-    let normal = cross(a, b);
-    let sine = norm(normal) / (norm(a) * norm(b));
-    if sine.is_nan() || sine < SINGULAR {
-        return None;
-    }
-    let (z, y) = (unit(a), unit(normal));
-    Some([cross(y, z), y, z])
-}
-
-/// Moves a configuration rigidly from one frame to another.
-fn carry(x: &mut [f64], from_origin: Vec3, from: &[Vec3; 3], to_origin: Vec3, to: &[Vec3; 3]) {
-    for i in 0..x.len() / 3 {
-        let r = sub(atom(x, i), from_origin);
-        let local = [dot(r, from[0]), dot(r, from[1]), dot(r, from[2])];
-        let turned = add(add(scale(local[0], to[0]), scale(local[1], to[1])), scale(local[2], to[2]));
-        set_atom(x, i, add(to_origin, turned));
-    }
 }

@@ -13,6 +13,7 @@ mod isir;
 mod mixture;
 mod random_walk;
 mod statistics;
+mod wholeness;
 
 pub use annealed::{Annealed, Path};
 pub use candidates::{Generator, Options};

@@ -1,0 +1,56 @@
+//! How the molecules of a model are made whole.
+
+use crate::coordinates::whole::{BoxVectors, WholeMolecule};
+use crate::coordinates::CoordinatesConfig;
+use crate::density::Scope;
+use crate::error::{Error, Result};
+use crate::models::Model;
+
+/// Made once for a model, applied to every configuration that a move starts from.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wholeness {
+    molecule: Option<WholeMolecule>,
+    /// Why no box can be given.
+    no_box: Option<String>,
+}
+
+impl Wholeness {
+    /// Of one molecule. Errors: bonds that do not connect it.
+    pub fn of_bonds(n_atoms: usize, bonds: &[[usize; 2]]) -> Result<Wholeness> {
+        Ok(Wholeness { molecule: Some(WholeMolecule::new(n_atoms, bonds)?), no_box: None })
+    }
+
+    /// By the bonds of the model's topology, else by the references of its z-matrix. A model of several molecules works without a
+    /// box only.
+    pub fn of_model(model: &dyn Model) -> Wholeness {
+        let card = model.card();
+        let bonds = match (&card.topology, &card.coordinates) {
+            (Some(topology), _) => topology.bonds.clone(),
+            (None, CoordinatesConfig::Internal { frame: [a, b, c], rows, .. }) => {
+                rows.iter().map(|row| [row[0], row[1]]).chain([[*a, *b], [*b, *c]]).collect()
+            }
+            (None, CoordinatesConfig::Cartesian { .. }) => {
+                let no_box = (model.scope() != Scope::Full).then(|| {
+                    "the model file has no topology, so its molecule cannot be made whole in a periodic box".to_string()
+                });
+                return Wholeness { molecule: None, no_box };
+            }
+        };
+        match Wholeness::of_bonds(model.dimension() / 3, &bonds) {
+            Ok(wholeness) => wholeness,
+            Err(reason) => Wholeness { molecule: None, no_box: Some(reason.to_string()) },
+        }
+    }
+
+    /// Makes `x[atoms][3]` (nm) whole if there is a box. Errors: a box for a model that allows none, a box without volume.
+    pub fn apply(&self, box_vectors: Option<&BoxVectors>, x: &mut [f64]) -> Result<()> {
+        let Some(box_vectors) = box_vectors else { return Ok(()) };
+        if let Some(reason) = &self.no_box {
+            return Err(Error::Unsupported(reason.clone()));
+        }
+        match &self.molecule {
+            Some(molecule) => molecule.apply(box_vectors, x),
+            None => Ok(()),
+        }
+    }
+}
