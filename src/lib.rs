@@ -4,6 +4,7 @@
 //! [`weights`] and [`rng::Stream`]. ARCHITECTURE.md tells how they meet in one proposal.
 
 pub mod annealing;
+pub mod bijection;
 pub mod c_api;
 pub mod coordinates;
 pub mod density;

@@ -32,7 +32,8 @@ impl Frame {
         for i in 0..x.len() / 3 {
             let r = sub(atom(x, i), self.origin);
             let local = self.axes.map(|axis| dot(r, axis));
-            let turned = add(add(scale(local[0], to.axes[0]), scale(local[1], to.axes[1])), scale(local[2], to.axes[2]));
+            let turned =
+                add(add(scale(local[0], to.axes[0]), scale(local[1], to.axes[1])), scale(local[2], to.axes[2]));
             set_atom(x, i, add(to.origin, turned));
         }
     }
