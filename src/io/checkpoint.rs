@@ -18,7 +18,7 @@ use std::path::Path;
 /// First bytes of a sampler's checkpoint, and of a training state.
 const SAMPLER: [u8; 8] = *b"MODEJUMP";
 pub const TRAINING: [u8; 8] = *b"MJ-TRAIN";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const HEADER: usize = 8 + 4 + 8 + 32;
 /// No field can ask for more memory than this, bytes.
 const LARGEST: usize = 1 << 32;

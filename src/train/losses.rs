@@ -1,8 +1,11 @@
 //! Losses and their gradients. Each adds `scale · ∂L/∂parameters` to `gradient` and returns what a progress line shows.
 
+use super::reaction_coordinate::ReactionCoordinate;
 use crate::density::{Density, Evaluation};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::coupling::{CouplingFlow, Workspace, CHUNK};
+use crate::models::Model;
+use crate::nn::Real;
 use crate::rng::Stream;
 use crate::target::Target;
 use rayon::prelude::*;
@@ -12,6 +15,8 @@ use rayon::prelude::*;
 const ENERGY_KNEE: f64 = 40.0;
 /// Largest norm of one sample's gradient by x, 1/nm.
 const LARGEST_FORCE: f64 = 3e4;
+/// Displacement of a configuration for the directional difference of force matching, unit of x.
+const DISPLACEMENT: f64 = 1e-5;
 
 /// Maximum likelihood: L = −mean log q(x). Frames outside the support are left out. Returns L.
 pub fn maximum_likelihood(flow: &CouplingFlow<f32>, x: &[f64], scale: f64, gradient: &mut [f32]) -> Result<f64> {
@@ -55,14 +60,17 @@ fn collect(x: Vec<f64>, log_q: &[Evaluation], u: Vec<f64>) -> Samples {
 
 /// Reverse KL: L = mean [u(x) + log q(x)] over x = T(z), by the path gradient: ∂/∂θ through x at fixed density parameters
 /// (Roeder, Wu, Duvenaud, NeurIPS 2017; Vaitl et al., ICML 2022), which vanishes sample by sample when q is the target.
+///
+/// With `spread`, a reaction coordinate and a weight, its loss over the same samples is added. Returns the samples and that loss, or NaN.
 pub fn reverse_kl(
     flow: &CouplingFlow<f32>,
     target: &mut dyn Target,
     n: usize,
     streams: &(dyn Fn(usize) -> Stream + Sync),
     scale: f64,
+    spread: Option<(&ReactionCoordinate, f64)>,
     gradient: &mut [f32],
-) -> Result<Samples> {
+) -> Result<(Samples, f64)> {
     let dx = flow.dimension();
     let mut x = vec![0.0; n * dx];
     let mut log_q = vec![Evaluation::inside(0.0); n];
@@ -77,6 +85,10 @@ pub fn reverse_kl(
     let (mut again, mut g_log_q) = (log_q.clone(), vec![0.0; n * dx]);
     flow.log_density_gradient(&x, &mut again, &mut g_log_q)?;
     regularise(&u, &log_q, &mut gx, &g_log_q, scale / n as f64);
+    let spread = spread.map_or(f64::NAN, |(coordinate, weight)| {
+        let usable: Vec<bool> = log_q.iter().zip(&u).map(|(e, u)| e.is_inside() && u.is_finite()).collect();
+        coordinate.spread(&x, &usable, weight, &mut gx)
+    });
 
     let lanes = workspaces.len().div_ceil(4).max(1);
     let partial: Vec<Vec<f32>> = workspaces
@@ -91,7 +103,61 @@ pub fn reverse_kl(
         })
         .collect();
     partial.iter().for_each(|sum| gradient.iter_mut().zip(sum).for_each(|(g, s)| *g += s));
-    Ok(collect(x, &log_q, u))
+    Ok((collect(x, &log_q, u), spread))
+}
+
+/// Force matching (Köhler, Krämer, Noé, NeurIPS 2021, eq. 5): L = mean |F(x)/kT − ∇ₓ log q(x)|² over frames `x[n][dimension]`, with
+/// F/kT = −∇u from the target; unit of x to the power −2. Frames outside the support, or within [`DISPLACEMENT`] of its end, are left
+/// out. Returns L.
+///
+/// With v = F/kT − ∇ₓ log q held fixed, ∂L/∂θ = −2/n Σ ∂/∂ε ∂/∂θ log q(x + ε v): a central difference of two parameter gradients, in
+/// f64 whatever the flow's networks are. Splines are C¹ only, so ∇ₓ log q jumps at their knots: the loss is meant for affine couplings,
+/// and with splines its gradient is right but for a noise from those few frames that a displacement carries across a knot.
+///
+/// Errors: a flow that keeps bonds at fixed lengths, along which it has no force.
+pub fn force_matching<R: Real>(
+    flow: &CouplingFlow<R>,
+    target: &mut dyn Target,
+    x: &[f64],
+    scale: f64,
+    gradient: &mut [R],
+) -> Result<f64> {
+    if !flow.card().kept_bonds().is_empty() {
+        return Err(Error::Unsupported(
+            "force matching: the model keeps bonds at fixed lengths, along which it has no force; set `force_matching` to 0".into(),
+        ));
+    }
+    let flow = flow.cast::<f64>()?;
+    let d = flow.dimension();
+    let n = x.len() / d;
+    let mut log_q = vec![Evaluation::inside(0.0); n];
+    let (mut u, mut mismatch, mut score) = (vec![0.0; n], vec![0.0; n * d], vec![0.0; n * d]);
+    target.reduced_potential_gradient(x, &mut u, &mut mismatch)?;
+    flow.log_density_gradient(x, &mut log_q, &mut score)?;
+    mismatch.iter_mut().zip(&score).for_each(|(v, s)| *v = -*v - s);
+    let norms: Vec<f64> = mismatch.chunks_exact(d).map(|v| v.iter().map(|v| v * v).sum::<f64>().sqrt()).collect();
+
+    let mut displaced = [x, x].concat();
+    for (side, sign) in displaced.chunks_exact_mut(n * d).zip([1.0, -1.0]) {
+        for ((y, v), norm) in side.chunks_exact_mut(d).zip(mismatch.chunks_exact(d)).zip(&norms) {
+            y.iter_mut().zip(v).for_each(|(y, v)| *y += sign * DISPLACEMENT * v / norm.max(f64::MIN_POSITIVE));
+        }
+    }
+    let mut on_both_sides = vec![Evaluation::inside(0.0); 2 * n];
+    flow.log_density(&displaced, &mut on_both_sides)?;
+    let counts = |i: usize| {
+        norms[i].is_finite() && [log_q[i], on_both_sides[i], on_both_sides[n + i]].iter().all(|e| e.is_inside())
+    };
+    let rows: Vec<usize> = (0..n).filter(|&i| counts(i)).collect();
+    let mut weights = vec![0.0; 2 * n];
+    for &i in &rows {
+        weights[i] = -scale / rows.len() as f64 * norms[i] / DISPLACEMENT;
+        weights[n + i] = -weights[i];
+    }
+    let mut of_both_sides = vec![0.0; gradient.len()];
+    flow.parameter_gradient(&displaced, &weights, &mut on_both_sides, &mut of_both_sides)?;
+    gradient.iter_mut().zip(of_both_sides).for_each(|(g, s)| *g += R::from_f64(s));
+    Ok(rows.iter().map(|&i| norms[i] * norms[i]).sum::<f64>() / rows.len() as f64)
 }
 
 /// gx ← factor · (softened ∇u + ∇ log q), limited in norm, zero for rejected samples.

@@ -1,5 +1,5 @@
-//! Training of generators: maximum likelihood on frames, reverse KL with the engine's energies, and self-refinement on the
-//! model's own importance-weighted samples, in any mix. Nothing here enters an acceptance: a finished model is frozen.
+//! Training of generators: maximum likelihood and force matching on frames, reverse KL with the engine's energies, perhaps spread along
+//! a reaction coordinate, and self-refinement on the model's own importance-weighted samples, in any mix. Nothing here enters an acceptance: a finished model is frozen.
 
 pub mod architecture;
 mod batch;
@@ -13,6 +13,7 @@ pub mod losses;
 pub mod network_trainer;
 pub mod optimiser;
 pub mod progress;
+pub mod reaction_coordinate;
 pub mod trainer;
 #[cfg(test)]
 mod trainer_tests;
@@ -23,4 +24,5 @@ pub use likelihood::Likelihood;
 pub use network_trainer::{Contrast, Emphasis, FlowMatching, NetworkOptions, NetworkState, NetworkTrainer};
 pub use optimiser::{AdamW, Schedule};
 pub use progress::Progress;
+pub use reaction_coordinate::{Along, ReactionCoordinate};
 pub use trainer::{Phase, TrainOptions, TrainState, Trainer};

@@ -15,6 +15,11 @@ pub struct Progress {
     pub reverse_kl: f64,
     #[serde(with = "nan_as_none")]
     pub refinement: f64,
+    /// Mean ln p̂ of the reaction coordinate, and mean |F/kT − ∇ log q|².
+    #[serde(with = "nan_as_none", default = "nothing")]
+    pub reaction_coordinate: f64,
+    #[serde(with = "nan_as_none", default = "nothing")]
+    pub force_matching: f64,
     /// Loss of a regressed network (flow matching, score matching with contrastive estimation), and that of held-out frames.
     #[serde(with = "nan_as_none", default = "nothing")]
     pub loss: f64,
@@ -52,6 +57,8 @@ impl Progress {
             likelihood: nan,
             reverse_kl: nan,
             refinement: nan,
+            reaction_coordinate: nan,
+            force_matching: nan,
             loss: nan,
             held_out_loss: nan,
             deviation: nan,

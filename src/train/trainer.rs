@@ -3,6 +3,7 @@
 use super::losses::{self, Samples};
 use super::optimiser::{AdamW, Schedule};
 use super::progress::Progress;
+use super::reaction_coordinate::ReactionCoordinate;
 use crate::density::{Density, Evaluation};
 use crate::error::{Error, Result};
 use crate::models::coupling::CouplingFlow;
@@ -25,6 +26,10 @@ pub struct Phase {
     /// Reverse KL by the engine's energies: weight and batch.
     pub reverse_kl: f64,
     pub energy_batch: usize,
+    /// Weight of the loss of [`TrainOptions::reaction_coordinate`] over the samples of reverse KL.
+    pub reaction_coordinate: f64,
+    /// Weight of force matching on the frames of the likelihood's batch; the loss itself has the unit of x to the power −2.
+    pub force_matching: f64,
     /// Maximum likelihood on the model's own importance-resampled samples: weight and batch.
     pub refinement: f64,
     pub refinement_batch: usize,
@@ -44,6 +49,8 @@ impl Default for Phase {
             batch: 512,
             reverse_kl: 0.0,
             energy_batch: 256,
+            reaction_coordinate: 0.0,
+            force_matching: 0.0,
             refinement: 0.0,
             refinement_batch: 512,
             refresh: 100,
@@ -57,6 +64,8 @@ impl Default for Phase {
 #[serde(default, deny_unknown_fields)]
 pub struct TrainOptions {
     pub phases: Vec<Phase>,
+    /// What the samples of reverse KL are spread along in phases that give it a weight.
+    pub reaction_coordinate: Option<ReactionCoordinate>,
     pub weight_decay: f64,
     /// Largest gradient norm.
     pub clip: f64,
@@ -76,6 +85,7 @@ impl Default for TrainOptions {
     fn default() -> TrainOptions {
         TrainOptions {
             phases: vec![Phase::default()],
+            reaction_coordinate: None,
             weight_decay: 1e-5,
             clip: 10.0,
             average: 0.999,
@@ -85,6 +95,35 @@ impl Default for TrainOptions {
             patience: 0,
             seed: 1,
         }
+    }
+}
+
+impl TrainOptions {
+    /// Errors: losses without what they are made of.
+    fn check(&self, dimension: usize, has_frames: bool, has_target: bool) -> Result<()> {
+        let needs = |f: fn(&Phase) -> f64| self.phases.iter().any(|p| f(p) > 0.0);
+        let refuse = |message: &str| Err(Error::invalid(message));
+        if (needs(|p| p.likelihood) || needs(|p| p.force_matching)) && !has_frames {
+            return refuse(
+                "maximum likelihood and force matching need frames; give a trajectory or set `likelihood` and \
+                 `force_matching` to 0",
+            );
+        }
+        let needs_energies = needs(|p| p.reverse_kl) || needs(|p| p.refinement) || needs(|p| p.force_matching);
+        if needs_energies && !has_target {
+            return refuse("reverse KL, refinement and force matching need energies; give a System");
+        }
+        if let Some(coordinate) = &self.reaction_coordinate {
+            coordinate.check(dimension)?;
+        } else if needs(|p| p.reaction_coordinate) {
+            return refuse("a phase gives `reaction_coordinate` a weight; say beside `phases` what the coordinate is");
+        }
+        if self.phases.iter().any(|p| p.reaction_coordinate > 0.0 && p.reverse_kl <= 0.0) {
+            return refuse(
+                "`reaction_coordinate` spreads the samples of reverse KL; give `reverse_kl` a weight in the same phase",
+            );
+        }
+        Ok(())
     }
 }
 
@@ -101,8 +140,20 @@ pub struct TrainState {
     pool_log_weight: Vec<f64>,
     best_held_out: f64,
     evaluations_since_best: usize,
-    sums: [f64; 5],
+    sums: Sums,
     pub history: Vec<Progress>,
+}
+
+/// Sums over the steps since the last evaluation.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct Sums {
+    steps: f64,
+    likelihood: f64,
+    force_matching: f64,
+    reverse_kl: f64,
+    reaction_coordinate: f64,
+    refinement: f64,
+    gradient_norm: f64,
 }
 
 /// Trains one flow on frames, a target, or both.
@@ -134,7 +185,7 @@ impl<'a> Trainer<'a> {
             pool_log_weight: Vec::new(),
             best_held_out: f64::INFINITY,
             evaluations_since_best: 0,
-            sums: [0.0; 5],
+            sums: Sums::default(),
             history: Vec::new(),
             options,
         };
@@ -149,13 +200,7 @@ impl<'a> Trainer<'a> {
         state: TrainState,
     ) -> Result<Trainer<'a>> {
         let dx = flow.dimension();
-        let needs = |f: fn(&Phase) -> f64| state.options.phases.iter().any(|p| f(p) > 0.0);
-        if needs(|p| p.likelihood) && frames.is_empty() {
-            return Err(Error::invalid("maximum likelihood needs frames; give a trajectory or set `likelihood` to 0"));
-        }
-        if (needs(|p| p.reverse_kl) || needs(|p| p.refinement)) && target.is_none() {
-            return Err(Error::invalid("reverse KL and refinement need energies; give a System"));
-        }
+        state.options.check(dx, !frames.is_empty(), target.is_some())?;
         if !frames.len().is_multiple_of(dx) {
             return Err(Error::invalid(format!("{} numbers are no frames of {dx} coordinates", frames.len())));
         }
@@ -204,7 +249,13 @@ impl<'a> Trainer<'a> {
         if phase.likelihood > 0.0 {
             let x = self.batch(phase.batch);
             let loss = losses::maximum_likelihood(&self.flow, &x, phase.likelihood, &mut self.gradient)?;
-            self.state.sums[0] += loss;
+            self.state.sums.likelihood += loss;
+        }
+        if phase.force_matching > 0.0 {
+            let x = self.batch(phase.batch);
+            let Some(target) = self.target.as_deref_mut() else { return Ok(None) };
+            let loss = losses::force_matching(&self.flow, target, &x, phase.force_matching, &mut self.gradient)?;
+            self.state.sums.force_matching += loss;
         }
         if phase.reverse_kl > 0.0 {
             self.energy_step(&phase)?;
@@ -214,8 +265,8 @@ impl<'a> Trainer<'a> {
         }
         let norm =
             self.state.optimiser.update(self.flow.parameters_mut(), &self.gradient, rate, self.state.options.clip);
-        self.state.sums[3] += norm;
-        self.state.sums[4] += 1.0;
+        self.state.sums.gradient_norm += norm;
+        self.state.sums.steps += 1.0;
         self.state.step += 1;
         let ends = done + 1 >= phase.steps;
         let progress = match ends || self.state.step.is_multiple_of(self.state.options.evaluate.max(1)) {
@@ -235,6 +286,7 @@ impl<'a> Trainer<'a> {
         patience > 0
             && phase.reverse_kl == 0.0
             && phase.refinement == 0.0
+            && phase.force_matching == 0.0
             && self.state.evaluations_since_best >= patience
     }
 
@@ -255,10 +307,19 @@ impl<'a> Trainer<'a> {
         let (seed, step) = (self.state.options.seed, self.state.step as u64);
         let streams = move |row: usize| Stream::new(seed, StreamId::Sample, step, row as u32);
         let Some(target) = self.target.as_deref_mut() else { return Ok(()) };
-        let samples =
-            losses::reverse_kl(&self.flow, target, phase.energy_batch, &streams, phase.reverse_kl, &mut self.gradient)?;
+        let coordinate = self.state.options.reaction_coordinate.as_ref().filter(|_| phase.reaction_coordinate > 0.0);
+        let (samples, spread) = losses::reverse_kl(
+            &self.flow,
+            target,
+            phase.energy_batch,
+            &streams,
+            phase.reverse_kl,
+            coordinate.map(|c| (c, phase.reaction_coordinate)),
+            &mut self.gradient,
+        )?;
         let finite: Vec<f64> = samples.log_weight.iter().copied().filter(|w| w.is_finite()).collect();
-        self.state.sums[1] -= finite.iter().sum::<f64>() / finite.len().max(1) as f64;
+        self.state.sums.reverse_kl -= finite.iter().sum::<f64>() / finite.len().max(1) as f64;
+        self.state.sums.reaction_coordinate += spread;
         Ok(())
     }
 
@@ -275,7 +336,7 @@ impl<'a> Trainer<'a> {
         }
         let x = self.refinement_batch(phase.refinement_batch)?;
         let loss = losses::maximum_likelihood(&self.flow, &x, phase.refinement, &mut self.gradient)?;
-        self.state.sums[2] += loss;
+        self.state.sums.refinement += loss;
         Ok(())
     }
 
@@ -303,17 +364,20 @@ impl<'a> Trainer<'a> {
 
     fn evaluate(&mut self, phase: &Phase, rate: f64) -> Result<Progress> {
         let model = self.averaged()?;
-        let mean = |sum: f64, on: bool| if on { sum / self.state.sums[4] } else { f64::NAN };
+        let sums = self.state.sums;
+        let mean = |sum: f64, weight: f64| if weight > 0.0 { sum / sums.steps } else { f64::NAN };
         let mut progress = Progress {
             step: self.state.step,
             rate,
-            likelihood: mean(self.state.sums[0], phase.likelihood > 0.0),
-            reverse_kl: mean(self.state.sums[1], phase.reverse_kl > 0.0),
-            refinement: mean(self.state.sums[2], phase.refinement > 0.0),
-            gradient_norm: mean(self.state.sums[3], true),
+            likelihood: mean(sums.likelihood, phase.likelihood),
+            force_matching: mean(sums.force_matching, phase.force_matching),
+            reverse_kl: mean(sums.reverse_kl, phase.reverse_kl),
+            reaction_coordinate: mean(sums.reaction_coordinate, phase.reaction_coordinate),
+            refinement: mean(sums.refinement, phase.refinement),
+            gradient_norm: sums.gradient_norm / sums.steps,
             ..Progress::nothing()
         };
-        self.state.sums = [0.0; 5];
+        self.state.sums = Sums::default();
         if !self.held_out.is_empty() {
             progress.held_out = held_out(&model, self.held_out)?;
             if progress.held_out < self.state.best_held_out {

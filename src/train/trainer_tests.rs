@@ -1,12 +1,14 @@
-//! A training that was saved and loaded goes on bit for bit.
+//! A training that was saved and loaded goes on bit for bit; the losses that need a flow.
 
+use super::losses;
+use super::reaction_coordinate::{Along, ReactionCoordinate};
 use super::trainer::{Phase, TrainOptions, TrainState, Trainer};
 use crate::coordinates::CoordinatesConfig;
-use crate::density::{Density, Exactness};
+use crate::density::{Density, Evaluation, Exactness, Status};
 use crate::error::Result;
 use crate::io::checkpoint;
 use crate::models::card::{ModelCard, ModelConfig, FORMAT};
-use crate::models::coupling::{CouplingConfig, CouplingFlow, Features, LayerConfig};
+use crate::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use crate::nn::Activation;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
@@ -14,22 +16,28 @@ use crate::target::Target;
 const DIMENSION: usize = 6;
 
 fn flow() -> CouplingFlow<f32> {
-    let layer = |turn: usize| {
-        let half = |h: usize| (3 * h..3 * h + 3).collect::<Vec<_>>();
-        LayerConfig::Affine {
-            transformed: half(turn % 2),
-            features: Features { periodic: vec![], harmonics: 1, plain: half(1 - turn % 2) },
-            hidden: vec![8],
-            activation: Activation::Silu,
-            scale_activation: None,
-            preserve_volume: false,
-        }
+    flow_of(affine(DIMENSION, 8), DIMENSION)
+}
+
+/// Four affine couplings of the two halves of the coordinates.
+fn affine(dimension: usize, hidden: usize) -> CouplingConfig {
+    let half = |h: usize| (h * dimension / 2..(h + 1) * dimension / 2).collect::<Vec<_>>();
+    let layer = |turn: usize| LayerConfig::Affine {
+        transformed: half(turn % 2),
+        features: Features { periodic: vec![], harmonics: 1, plain: half(1 - turn % 2) },
+        hidden: vec![hidden],
+        activation: Activation::Silu,
+        scale_activation: None,
+        preserve_volume: false,
     };
-    let config = CouplingConfig { uniform: vec![], layers: (0..4).map(layer).collect() };
+    CouplingConfig { uniform: vec![], layers: (0..4).map(layer).collect() }
+}
+
+fn flow_of(config: CouplingConfig, dimension: usize) -> CouplingFlow<f32> {
     let mut flow = CouplingFlow::new(ModelCard {
         format: FORMAT,
         model: ModelConfig::Coupling(config),
-        coordinates: CoordinatesConfig::Cartesian { dimension: DIMENSION },
+        coordinates: CoordinatesConfig::Cartesian { dimension },
         exactness: Exactness::Exact,
         temperature: None,
         target: None,
@@ -69,7 +77,14 @@ fn frames() -> Vec<f64> {
 
 /// Twenty steps with `cut` saved to a file and loaded in between: the bytes of the last state, and the first parameters' drift.
 fn train(phase: Phase, with_target: bool, cut: Option<usize>) -> (Vec<u8>, Vec<f32>) {
-    let options = TrainOptions { phases: vec![phase], evaluate: 7, evaluation_samples: 64, ..TrainOptions::default() };
+    let spread = ReactionCoordinate { along: Along::Component(0), range: [-3.0, 3.0], bandwidth: 0.3 };
+    let options = TrainOptions {
+        phases: vec![phase],
+        reaction_coordinate: Some(spread),
+        evaluate: 7,
+        evaluation_samples: 64,
+        ..TrainOptions::default()
+    };
     let path =
         std::env::temp_dir().join(format!("modejump-training-{}-{with_target}-{cut:?}.ckpt", std::process::id()));
     let frames = frames();
@@ -119,6 +134,8 @@ fn training_on_energies_goes_on_bit_for_bit() {
         batch: 32,
         reverse_kl: 0.5,
         energy_batch: 32,
+        reaction_coordinate: 0.3,
+        force_matching: 0.01,
         refinement: 0.5,
         refinement_batch: 32,
         refresh: 6,
@@ -141,4 +158,149 @@ fn a_state_of_another_model_is_refused() {
     assert_eq!(other.dimension(), DIMENSION);
     let message = Trainer::resume(other, &frames, None, state).err().unwrap().to_string();
     assert!(message.contains("another model"), "{message}");
+}
+
+#[test]
+fn losses_without_what_they_need_are_refused() {
+    let refusal = |phase: Phase, spread: Option<ReactionCoordinate>| {
+        let options = TrainOptions { phases: vec![phase], reaction_coordinate: spread, ..TrainOptions::default() };
+        Trainer::new(flow(), &frames(), Some(&mut Gaussian), options).err().unwrap().to_string()
+    };
+    let along = |i| Some(ReactionCoordinate { along: Along::Component(i), range: [0.0, 1.0], bandwidth: 0.1 });
+    let phase = Phase { reaction_coordinate: 1.0, ..Phase::default() };
+    assert!(refusal(phase.clone(), None).contains("say beside `phases`"));
+    assert!(refusal(phase.clone(), along(0)).contains("give `reverse_kl` a weight"));
+    assert!(refusal(Phase { reverse_kl: 1.0, ..phase }, along(DIMENSION)).contains("component 6"));
+    let options = |phase| TrainOptions { phases: vec![phase], ..TrainOptions::default() };
+    let forces = Phase { likelihood: 0.0, force_matching: 1.0, ..Phase::default() };
+    assert!(Trainer::new(flow(), &[], Some(&mut Gaussian), options(forces.clone())).is_err());
+    let message = Trainer::new(flow(), &frames(), None, options(forces)).err().unwrap().to_string();
+    assert!(message.contains("give a System"), "{message}");
+}
+
+/// A flow with random weights in every layer.
+fn shaken(flow: &mut CouplingFlow<f64>) {
+    let mut stream = Stream::new(5, StreamId::Test, 0, 0);
+    flow.parameters_mut().iter_mut().for_each(|w| *w += 0.2 * stream.normal());
+}
+
+/// mean |∇u + ∇ log q|², from the definition.
+fn mismatch(flow: &CouplingFlow<f64>, x: &[f64]) -> f64 {
+    let n = x.len() / DIMENSION;
+    let (mut u, mut force, mut score) = (vec![0.0; n], vec![0.0; x.len()], vec![0.0; x.len()]);
+    Gaussian.reduced_potential_gradient(x, &mut u, &mut force).unwrap();
+    flow.log_density_gradient(x, &mut vec![Evaluation::inside(0.0); n], &mut score).unwrap();
+    force.iter().zip(&score).map(|(f, s)| (f + s).powi(2)).sum::<f64>() / n as f64
+}
+
+#[test]
+fn the_gradient_of_force_matching_agrees_with_differences() {
+    let mut flow = flow().cast::<f64>().unwrap();
+    shaken(&mut flow);
+    let x = &frames()[..20 * DIMENSION];
+    let mut gradient = vec![0.0; flow.parameters().len()];
+    let loss = losses::force_matching(&flow, &mut Gaussian, x, 3.0, &mut gradient).unwrap();
+    assert!((loss - mismatch(&flow, x)).abs() < 1e-10);
+    let largest = gradient.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
+    for k in (0..gradient.len()).step_by(7) {
+        let mut moved = |h: f64| {
+            flow.parameters_mut()[k] += h;
+            let loss = mismatch(&flow, x);
+            flow.parameters_mut()[k] -= h;
+            loss
+        };
+        let difference = 3.0 * (moved(1e-5) - moved(-1e-5)) / 2e-5;
+        assert!((gradient[k] - difference).abs() < 1e-7 * largest, "{k}: {} {difference}", gradient[k]);
+    }
+}
+
+/// A batch with a frame on which no flow has a density is worth what its other frames are.
+#[test]
+fn force_matching_leaves_out_what_is_outside_the_support() {
+    let mut flow = flow_of(splines(), 2).cast::<f64>().unwrap();
+    shaken(&mut flow);
+    let of = |x: &[f64]| {
+        let mut gradient = vec![0.0; flow.parameters().len()];
+        let loss = losses::force_matching(&flow, &mut DoubleWell, x, 1.0, &mut gradient).unwrap();
+        (loss, gradient)
+    };
+    let (inside, edge) = ([0.3, -0.2, 0.9, 0.4], [3.0 - 1e-7, 0.1, 7.0, 0.0]);
+    let (loss, gradient) = of(&inside);
+    let (same_loss, same_gradient) = of(&[inside, edge].concat());
+    assert!(loss > 0.0 && (loss - same_loss).abs() < 1e-9);
+    assert!(gradient.iter().zip(&same_gradient).all(|(a, b)| (a - b).abs() < 1e-9));
+}
+
+/// u = 8 (r² − 1)² + 2 y²: wells at r = ±1, a barrier of 8 kT.
+struct DoubleWell;
+
+impl Target for DoubleWell {
+    fn dimension(&self) -> usize {
+        2
+    }
+
+    fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
+        self.reduced_potential_gradient(x, u, &mut vec![0.0; x.len()])
+    }
+
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        for ((x, g), u) in x.chunks_exact(2).zip(gradient.chunks_exact_mut(2)).zip(u) {
+            let well = x[0] * x[0] - 1.0;
+            *u = 8.0 * well * well + 2.0 * x[1] * x[1];
+            g.copy_from_slice(&[32.0 * well * x[0], 4.0 * x[1]]);
+        }
+        Ok(())
+    }
+}
+
+/// Splines on the square [−3, 3]².
+fn splines() -> CouplingConfig {
+    let spline = |i: usize| LayerConfig::Spline {
+        transformed: vec![i],
+        features: Features { periodic: vec![], harmonics: 1, plain: vec![1 - i] },
+        hidden: vec![16],
+        activation: Activation::Silu,
+        bins: 12,
+        ends: Ends::Free,
+        interval: [0.0, 1.0],
+        identity_init: true,
+    };
+    let stretch = LayerConfig::Uniform { transformed: vec![0, 1], low: vec![-3.0; 2], high: vec![3.0; 2] };
+    CouplingConfig { uniform: vec![0, 1], layers: vec![spline(0), spline(1), spline(0), stretch] }
+}
+
+/// Share of 2000 samples with r > 0 of a generator that saw frames of the left well, and was then trained by energies.
+fn share_on_the_right(reaction_coordinate: f64) -> f64 {
+    let mut stream = Stream::new(6, StreamId::Test, 0, 0);
+    let left: Vec<f64> = (0..500).flat_map(|_| [0.12 * stream.normal() - 1.0, 0.5 * stream.normal()]).collect();
+    let by_frames =
+        Phase { steps: 300, rate: 5e-3, batch: 128, schedule: super::Schedule::Constant, ..Phase::default() };
+    let by_energies = Phase { steps: 500, likelihood: 0.0, reverse_kl: 1.0, reaction_coordinate, ..by_frames.clone() };
+    let options = TrainOptions {
+        phases: vec![by_frames, by_energies],
+        reaction_coordinate: Some(ReactionCoordinate {
+            along: Along::Component(0),
+            range: [-1.5, 1.5],
+            bandwidth: 0.1,
+        }),
+        average: 0.95,
+        evaluate: 1000,
+        ..TrainOptions::default()
+    };
+    let mut target = DoubleWell;
+    let mut trainer = Trainer::new(flow_of(affine(2, 32), 2), &left, Some(&mut target), options).unwrap();
+    while !trainer.is_finished() {
+        trainer.step().unwrap();
+    }
+    let (mut x, mut status) = (vec![0.0; 4000], vec![Status::Inside; 2000]);
+    let streams = |row: usize| Stream::new(7, StreamId::Test, 1, row as u32);
+    trainer.averaged().unwrap().sample_only(&streams, &mut x, &mut status).unwrap();
+    x.chunks(2).filter(|x| x[0] > 0.0).count() as f64 / 2000.0
+}
+
+#[test]
+fn a_reaction_coordinate_spreads_over_a_barrier_where_energies_alone_stay() {
+    let (alone, spread) = (share_on_the_right(0.0), share_on_the_right(2.0));
+    assert!(alone < 0.01, "energies alone: {alone}");
+    assert!((0.25..0.75).contains(&spread), "with the reaction coordinate: {spread}");
 }
