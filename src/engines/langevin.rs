@@ -8,9 +8,10 @@ use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use crate::units::thermal_energy;
+use serde::{Deserialize, Serialize};
 
 /// Settings of [`Langevin`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LangevinOptions {
     /// K.
     pub temperature: f64,
@@ -21,7 +22,8 @@ pub struct LangevinOptions {
     pub seed: u64,
 }
 
-/// Walkers with positions, velocities and the step that they have reached.
+/// Walkers with positions, velocities and the step that they have reached: all that a run needs to go on bit for bit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Langevin {
     options: LangevinOptions,
     /// Per coordinate: kT/m in (nm/ps)².
@@ -50,16 +52,13 @@ impl Langevin {
         let kt = thermal_energy(options.temperature);
         let variance: Vec<f64> = masses.iter().flat_map(|&mass| [kt / mass; 3]).collect();
         let walkers = x.len() / dimension;
-        let mut v = vec![0.0; x.len()];
-        for (walker, v) in v.chunks_mut(dimension).enumerate() {
-            let mut stream = Stream::new(options.seed, StreamId::Velocity, 0, walker as u32);
-            v.iter_mut().zip(&variance).for_each(|(v, variance)| *v = variance.sqrt() * stream.normal());
-        }
         let (mut u, mut gradient) = (vec![0.0; walkers], vec![0.0; x.len()]);
         target.reduced_potential_gradient(x, &mut u, &mut gradient)?;
-        let walkers = Langevin { options, variance, x: x.to_vec(), v, u, gradient, step: 0 };
-        walkers.check()?;
-        Ok(walkers)
+        let v = vec![0.0; x.len()];
+        let mut all = Langevin { options, variance, x: x.to_vec(), v, u, gradient, step: 0 };
+        (0..walkers).for_each(|walker| all.draw_velocities(walker));
+        all.check()?;
+        Ok(all)
     }
 
     /// Advances all walkers `n` steps. Errors: the target failed; a walker's energy is no longer finite.
@@ -83,6 +82,23 @@ impl Langevin {
             self.kick();
         }
         self.check()
+    }
+
+    /// Puts one walker at `x[atoms][3]`, with velocities drawn afresh from Maxwell–Boltzmann: velocities are on-step ones here, so
+    /// nothing else is due after a move.
+    pub fn place(&mut self, target: &mut dyn Target, walker: usize, x: &[f64]) -> Result<()> {
+        let dimension = self.variance.len();
+        let row = walker * dimension..(walker + 1) * dimension;
+        self.x[row.clone()].copy_from_slice(x);
+        self.draw_velocities(walker);
+        target.reduced_potential_gradient(x, &mut self.u[walker..walker + 1], &mut self.gradient[row])?;
+        self.check()
+    }
+
+    fn draw_velocities(&mut self, walker: usize) {
+        let mut stream = Stream::new(self.options.seed, StreamId::Velocity, self.step, walker as u32);
+        let v = &mut self.v[walker * self.variance.len()..][..self.variance.len()];
+        v.iter_mut().zip(&self.variance).for_each(|(v, variance)| *v = variance.sqrt() * stream.normal());
     }
 
     /// v += Δt/2 · F/m with F/m = −(kT/m) ∇u.

@@ -15,9 +15,10 @@ use crate::moves::{Options, Statistics};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 use std::path::Path;
 
-/// First bytes of a sampler's checkpoint, and of a training state.
+/// First bytes of a sampler's checkpoint, of a training state, and of adaptive rounds.
 const SAMPLER: [u8; 8] = *b"MODEJUMP";
 pub const TRAINING: [u8; 8] = *b"MJ-TRAIN";
+pub const ROUNDS: [u8; 8] = *b"MJ-ROUND";
 const VERSION: u32 = 4;
 const HEADER: usize = 8 + 4 + 8 + 32;
 /// No field can ask for more memory than this, bytes.

@@ -3,53 +3,12 @@
 //! The frames cover the basins that the hot run reaches, with basin weights that are not those of the cold ensemble; energy
 //! training and self-refinement put the weights right.
 
-use crate::engines::langevin::{Langevin, LangevinOptions};
+use super::hot::HotReplicas;
 use crate::engines::openmm::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::error::Result;
 use crate::rng::{Stream, StreamId};
-use serde::{Deserialize, Serialize};
 
-/// Lengths in steps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ExploreOptions {
-    /// Frames wanted in all.
-    pub frames: usize,
-    /// K.
-    pub temperature: f64,
-    /// K.
-    pub hot_temperature: f64,
-    /// ps.
-    pub timestep: f64,
-    /// 1/ps.
-    pub friction: f64,
-    pub hot_steps: usize,
-    pub cooling_steps: usize,
-    /// Frames recorded after each cooling, and the steps between them.
-    pub frames_per_segment: usize,
-    pub stride: usize,
-    pub seed: u64,
-}
-
-impl Default for ExploreOptions {
-    fn default() -> ExploreOptions {
-        ExploreOptions {
-            frames: 200_000,
-            temperature: 300.0,
-            hot_temperature: 800.0,
-            timestep: 0.001,
-            friction: 5.0,
-            hot_steps: 4000,
-            cooling_steps: 1000,
-            frames_per_segment: 80,
-            stride: 40,
-            seed: 1,
-        }
-    }
-}
-
-/// Independent walkers; a fixed number, so that the frames do not depend on the threads.
-const WALKERS: usize = 16;
+pub use super::hot::ExploreOptions;
 
 /// Frames `[frames][particles][3]` (nm) of a System, started from `x0[particles][3]`. Calls `progress` with the number done.
 ///
@@ -71,7 +30,8 @@ pub fn explore(
     Ok(frames)
 }
 
-fn minimised(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec<f64>> {
+/// `x0[particles][3]` (nm) after a minimisation, with constraints kept.
+pub fn minimised(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec<f64>> {
     let mut simulation = Simulation::new(system, &dynamics(options, options.temperature))?;
     simulation.set_positions(x0)?;
     simulation.minimise(10.0, 200)?;
@@ -92,28 +52,12 @@ fn in_one_batch(
     threads: usize,
     progress: &dyn Fn(usize),
 ) -> Result<Vec<f64>> {
-    let masses = system.masses();
-    let settings = |temperature: f64, segment: u64| LangevinOptions {
-        temperature,
-        friction: options.friction,
-        timestep: options.timestep,
-        seed: options.seed.wrapping_mul(1_000_003).wrapping_add(segment),
-    };
     let mut hot_target = OpenMmTarget::new(system, options.hot_temperature, threads)?;
-    let mut cold_target = OpenMmTarget::new(system, options.temperature, threads)?;
-    let mut hot = Langevin::new(&mut hot_target, &masses, &x0.repeat(WALKERS), settings(options.hot_temperature, 0))?;
+    let mut target = OpenMmTarget::new(system, options.temperature, threads)?;
+    let mut replicas = HotReplicas::new(&mut hot_target, &system.masses(), x0, options)?;
     let mut frames = Vec::with_capacity(options.frames * x0.len());
-    let mut segment = 0;
     while frames.len() < options.frames * x0.len() {
-        segment += 1;
-        hot.step(&mut hot_target, options.hot_steps)?;
-        let mut cold =
-            Langevin::new(&mut cold_target, &masses, hot.positions(), settings(options.temperature, segment))?;
-        cold.step(&mut cold_target, options.cooling_steps)?;
-        for _ in 0..options.frames_per_segment.max(1) {
-            cold.step(&mut cold_target, options.stride)?;
-            frames.extend_from_slice(cold.positions());
-        }
+        frames.extend(replicas.segment(&mut hot_target, &mut target)?);
         progress(frames.len() / x0.len());
     }
     Ok(frames)

@@ -8,21 +8,27 @@ pub mod density;
 #[cfg(feature = "openmm")]
 pub mod dynamics;
 pub mod flow_matching;
+pub mod hot;
 pub mod likelihood;
 pub mod losses;
 pub mod network_trainer;
 pub mod optimiser;
 pub mod progress;
 pub mod reaction_coordinate;
+pub mod rounds;
+#[cfg(test)]
+mod rounds_tests;
 pub mod trainer;
 #[cfg(test)]
 mod trainer_tests;
 
 pub use architecture::{design, DesignOptions};
 pub use contrastive::ContrastiveOptions;
+pub use hot::{ExploreOptions, HotReplicas};
 pub use likelihood::Likelihood;
 pub use network_trainer::{Contrast, Emphasis, FlowMatching, NetworkOptions, NetworkState, NetworkTrainer};
 pub use optimiser::{AdamW, Schedule};
 pub use progress::Progress;
 pub use reaction_coordinate::{Along, ReactionCoordinate};
+pub use rounds::{Region, Rounds, RoundsOptions, RoundsState, Stage};
 pub use trainer::{Phase, TrainOptions, TrainState, Trainer};

@@ -8,7 +8,28 @@ use modejump::models::{self, Model, Precision};
 use modejump::weights::Rule;
 use modejump::{Error, Result};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Time between two checkpoints.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+/// Set by SIGINT and SIGTERM.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on the first SIGINT or SIGTERM is for [`interrupted`] to tell, and the second ends the program.
+pub fn watch_signals() -> Result<()> {
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130); // asked twice
+        }
+    })
+    .map_err(|e| Error::invalid(format!("signals cannot be handled: {e}")))
+}
+
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
 
 #[derive(Args)]
 pub struct PrecisionFlag {

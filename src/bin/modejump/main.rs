@@ -1,5 +1,6 @@
 //! `modejump`: trains, converts, samples and reweights generators, and runs molecular dynamics with jumps.
 
+mod adapt;
 mod bench;
 mod common;
 mod compare;
@@ -33,6 +34,8 @@ struct Cli {
 enum Command {
     /// Train a generator on frames, engine energies, or both
     Train(train::Train),
+    /// Simulate, train on what was seen, and simulate with what was learned, in rounds
+    Adapt(adapt::Adapt),
     /// Turn a checkpoint of another program into a model file
     Convert(convert::Convert),
     /// Say what a model file, a safetensors or a PyTorch file holds
@@ -76,6 +79,7 @@ fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
     }
     match command {
         Command::Train(command) => command.run(),
+        Command::Adapt(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Sample(command) => command.run(),

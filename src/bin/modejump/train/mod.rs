@@ -6,6 +6,7 @@ mod regression;
 mod tarflow;
 mod transferable;
 
+use crate::common::{interrupted, watch_signals, CHECKPOINT_INTERVAL};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
@@ -20,13 +21,7 @@ use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-/// Time between two checkpoints.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
-/// Set by SIGINT and SIGTERM.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+use std::time::Instant;
 
 /// Models that can be trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -216,12 +211,7 @@ impl Train {
 
     fn train(&self, mut trainer: impl Training, identity: &str) -> Result<()> {
         if self.checkpoint.is_some() {
-            ctrlc::set_handler(|| {
-                if INTERRUPTED.swap(true, Ordering::Relaxed) {
-                    std::process::exit(130); // asked twice
-                }
-            })
-            .map_err(|e| Error::invalid(format!("signals cannot be handled: {e}")))?;
+            watch_signals()?;
         }
         let mut saved = Instant::now();
         let bar = ProgressBar::new(trainer.total_steps() as u64);
@@ -247,7 +237,7 @@ impl Train {
                 trainer.save_model(&self.output)?;
             }
             bar.set_position(trainer.step_count() as u64);
-            let stop = INTERRUPTED.load(Ordering::Relaxed);
+            let stop = interrupted();
             if stop || saved.elapsed() > CHECKPOINT_INTERVAL {
                 self.save_state(&mut trainer, identity)?;
                 saved = Instant::now();

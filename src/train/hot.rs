@@ -1,0 +1,96 @@
+//! Replicas at a high temperature, cooled now and then: frames of basins that dynamics at the temperature of interest does not find.
+
+use crate::engines::langevin::{Langevin, LangevinOptions};
+use crate::error::Result;
+use crate::target::Target;
+use serde::{Deserialize, Serialize};
+
+/// Lengths in steps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ExploreOptions {
+    /// Frames wanted in all.
+    pub frames: usize,
+    /// K.
+    pub temperature: f64,
+    /// K.
+    pub hot_temperature: f64,
+    /// ps.
+    pub timestep: f64,
+    /// 1/ps.
+    pub friction: f64,
+    pub hot_steps: usize,
+    pub cooling_steps: usize,
+    /// Frames recorded after each cooling, and the steps between them.
+    pub frames_per_segment: usize,
+    pub stride: usize,
+    pub seed: u64,
+}
+
+impl Default for ExploreOptions {
+    fn default() -> ExploreOptions {
+        ExploreOptions {
+            frames: 200_000,
+            temperature: 300.0,
+            hot_temperature: 800.0,
+            timestep: 0.001,
+            friction: 5.0,
+            hot_steps: 4000,
+            cooling_steps: 1000,
+            frames_per_segment: 80,
+            stride: 40,
+            seed: 1,
+        }
+    }
+}
+
+/// Independent hot replicas; a fixed number, so that the frames do not depend on the threads.
+const REPLICAS: usize = 16;
+
+/// The replicas and how often they were cooled. Each cooling starts a walker of its own, which the replica does not notice.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HotReplicas {
+    options: ExploreOptions,
+    masses: Vec<f64>,
+    hot: Langevin,
+    segment: u64,
+}
+
+impl HotReplicas {
+    /// All start at `x[atoms][3]`, nm. `hot_target` has the energies at the high temperature. Errors: those of [`Langevin::new`].
+    pub fn new(
+        hot_target: &mut dyn Target,
+        masses: &[f64],
+        x: &[f64],
+        options: &ExploreOptions,
+    ) -> Result<HotReplicas> {
+        let settings = settings(options, options.hot_temperature, 0);
+        let hot = Langevin::new(hot_target, masses, &x.repeat(REPLICAS), settings)?;
+        Ok(HotReplicas { options: options.clone(), masses: masses.to_vec(), hot, segment: 0 })
+    }
+
+    /// Runs hot, cools copies, and records frames `[n][atoms][3]` of them at the temperature of interest, that of `target`.
+    pub fn segment(&mut self, hot_target: &mut dyn Target, target: &mut dyn Target) -> Result<Vec<f64>> {
+        let options = &self.options;
+        self.segment += 1;
+        self.hot.step(hot_target, options.hot_steps)?;
+        let settings = settings(options, options.temperature, self.segment);
+        let mut cold = Langevin::new(target, &self.masses, self.hot.positions(), settings)?;
+        cold.step(target, options.cooling_steps)?;
+        let mut frames = Vec::new();
+        for _ in 0..options.frames_per_segment.max(1) {
+            cold.step(target, options.stride)?;
+            frames.extend_from_slice(cold.positions());
+        }
+        Ok(frames)
+    }
+}
+
+fn settings(options: &ExploreOptions, temperature: f64, segment: u64) -> LangevinOptions {
+    LangevinOptions {
+        temperature,
+        friction: options.friction,
+        timestep: options.timestep,
+        seed: options.seed.wrapping_mul(1_000_003).wrapping_add(segment),
+    }
+}

@@ -1,0 +1,514 @@
+//! Adaptive rounds: simulate, train, freeze, simulate (Gabrié, Rotskoff, Vanden-Eijnden, PNAS 119, e2109420119 (2022)).
+//!
+//! A chain whose generator learns from it is not a Markov chain, and averages over it are biased. Here parameters change between
+//! stages only: walkers move by dynamics and by jumps of a generator that is frozen, their frames are labelled with its epoch, and a
+//! training on them makes the generator of the next epoch, with a move of its own and no proposal of the last. When a frozen generator
+//! is good enough, or the rounds are used up, it makes the production stage, whose frames alone may be averaged. Every production is
+//! preceded by a stage of the same walkers with the same generator.
+
+use super::hot::{ExploreOptions, HotReplicas};
+use super::progress::Progress;
+use super::reaction_coordinate::Along;
+use super::trainer::{TrainOptions, TrainState, Trainer};
+use crate::engines::langevin::{Langevin, LangevinOptions};
+use crate::error::{Error, Result};
+use crate::free_energy::between_states_of_blocks;
+use crate::io::model_file;
+use crate::models;
+use crate::models::coupling::CouplingFlow;
+use crate::moves::{Fate, Generator, Independence, Move, Options, State, Statistics};
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+use serde::{Deserialize, Serialize};
+
+/// Steps of a training between two moments at which its state can be saved.
+const TRAINING_STEPS: usize = 100;
+
+/// A region of configurations: r(x) in a range.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Region {
+    pub along: Along,
+    /// [from, to); rad within ±π for a torsion.
+    pub range: [f64; 2],
+}
+
+impl Region {
+    pub fn contains(&self, x: &[f64]) -> bool {
+        (self.range[0]..self.range[1]).contains(&self.along.value(x))
+    }
+}
+
+/// Lengths in steps of each walker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RoundsOptions {
+    pub walkers: usize,
+    /// Most trainings.
+    pub rounds: usize,
+    pub steps: u64,
+    pub production_steps: u64,
+    /// Steps between recorded frames.
+    pub stride: u64,
+    /// Steps between attempts.
+    pub frequency: u64,
+    /// Production begins after a round with a frozen generator whose proposals have at least this acceptance and this effective
+    /// sample size per proposal.
+    pub acceptance: f64,
+    pub ess: f64,
+    /// Most frames of walkers, and most of hot replicas, that a training sees: the latest.
+    pub pool: usize,
+    /// What populations are reported of.
+    pub region: Option<Region>,
+}
+
+impl Default for RoundsOptions {
+    fn default() -> RoundsOptions {
+        RoundsOptions {
+            walkers: 16,
+            rounds: 8,
+            steps: 20_000,
+            production_steps: 100_000,
+            stride: 100,
+            frequency: 50,
+            acceptance: 0.3,
+            ess: 0.2,
+            pool: 50_000,
+            region: None,
+        }
+    }
+}
+
+impl RoundsOptions {
+    fn check(&self, dimension: usize) -> Result<()> {
+        let numbers = [
+            ("walkers", self.walkers as u64),
+            ("rounds", self.rounds as u64),
+            ("steps", self.steps),
+            ("production_steps", self.production_steps),
+            ("stride", self.stride),
+            ("frequency", self.frequency),
+            ("pool", self.pool as u64),
+        ];
+        if let Some((name, _)) = numbers.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::invalid(format!("rounds.{name} = 0: at least 1 is needed")));
+        }
+        if self.walkers >= 1 << 24 {
+            return Err(Error::invalid(format!("rounds.walkers = {}: at most 2^24 have random numbers", self.walkers)));
+        }
+        self.region.as_ref().map_or(Ok(()), |region| region.along.check(dimension))
+    }
+}
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Dynamics with jumps of the generator of this epoch, for frames to train on.
+    Walk,
+    /// Hot replicas, for frames to train on.
+    Heat,
+    Train,
+    /// Dynamics with jumps of the last generator, for averages.
+    Production,
+    Finished,
+}
+
+/// What a stage found; numbers that it does not have are NaN.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    pub stage: Stage,
+    /// Of the generator that was used, or made.
+    pub epoch: u32,
+    /// Steps of each walker, of its chain so far.
+    pub steps: u64,
+    /// Frames that the stage recorded, or the training had.
+    pub frames: usize,
+    pub attempts: u64,
+    pub acceptance: f64,
+    /// Effective sample size per proposal.
+    pub ess: f64,
+    /// Share of the frames in the region, and how often walkers were seen to enter or leave it.
+    pub population: f64,
+    pub transitions: usize,
+    /// ΔF = −ln P(region)/P(rest) with its standard error from the walkers, kT.
+    pub delta_f: f64,
+    pub delta_f_stderr: f64,
+    /// The last evaluation of a training.
+    pub training: Option<Progress>,
+}
+
+/// Frames with the epoch of the generator that each was recorded with.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Frames {
+    /// `[n][dimension]`; of walkers one after the other, then the same walkers later.
+    pub x: Vec<f64>,
+    pub epoch: Vec<u32>,
+}
+
+impl Frames {
+    fn push(&mut self, x: &[f64], dimension: usize, epoch: u32) {
+        self.x.extend_from_slice(x);
+        self.epoch.resize(self.x.len() / dimension, epoch);
+    }
+
+    /// The latest `n` at most.
+    fn latest(&self, n: usize, dimension: usize) -> &[f64] {
+        &self.x[self.epoch.len().saturating_sub(n) * dimension..]
+    }
+}
+
+/// Everything that a later run needs to go on bit for bit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RoundsState {
+    pub options: RoundsOptions,
+    pub explore: ExploreOptions,
+    pub train: TrainOptions,
+    pub stage: Stage,
+    /// Trainings done.
+    pub epoch: u32,
+    /// The walkers' step at which the stage began.
+    stage_start: u64,
+    walkers: Langevin,
+    hot: Option<HotReplicas>,
+    /// Bytes of the model file of the frozen generator; empty before the first training.
+    pub model: Vec<u8>,
+    statistics: Statistics,
+    training: Option<Training>,
+    /// Frames of walkers and of hot replicas to train on, which must not be averaged.
+    pub chain: Frames,
+    pub heated: Frames,
+    /// Frames to average.
+    pub production: Frames,
+    pub log: Vec<Record>,
+}
+
+/// A training that is not over: the model file that it began with, and how far it has come.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Training {
+    start: Vec<u8>,
+    state: TrainState,
+}
+
+/// Makes an untrained generator from frames.
+pub type Design<'a> = &'a dyn Fn(&[f64]) -> Result<CouplingFlow<f32>>;
+
+/// The rounds of one system.
+pub struct Rounds<'a> {
+    target: &'a mut dyn Target,
+    hot_target: &'a mut dyn Target,
+    design: Design<'a>,
+    /// Of the frozen generator.
+    jump: Option<Box<dyn Move>>,
+    state: RoundsState,
+}
+
+impl<'a> Rounds<'a> {
+    /// All walkers and hot replicas start at `x[atoms][3]` (nm). The targets have the same energies at the temperatures of
+    /// `explore`; walkers have its temperature, time step, friction and seed. Without frames in `explore` there are no hot replicas.
+    ///
+    /// Errors: options out of range, and those of [`Langevin::new`].
+    pub fn new(
+        target: &'a mut dyn Target,
+        hot_target: &'a mut dyn Target,
+        design: Design<'a>,
+        masses: &[f64],
+        x: &[f64],
+        options: (RoundsOptions, ExploreOptions, TrainOptions),
+    ) -> Result<Rounds<'a>> {
+        let (options, explore, train) = options;
+        options.check(target.dimension())?;
+        let ExploreOptions { temperature, friction, timestep, seed, .. } = explore;
+        let dynamics = LangevinOptions { temperature, friction, timestep, seed };
+        let walkers = Langevin::new(target, masses, &x.repeat(options.walkers), dynamics)?;
+        let hot = match explore.frames {
+            0 => None,
+            _ => Some(HotReplicas::new(hot_target, masses, x, &explore)?),
+        };
+        let state = RoundsState {
+            options,
+            explore,
+            train,
+            stage: Stage::Walk,
+            epoch: 0,
+            stage_start: 0,
+            walkers,
+            hot,
+            model: Vec::new(),
+            statistics: Statistics::default(),
+            training: None,
+            chain: Frames::default(),
+            heated: Frames::default(),
+            production: Frames::default(),
+            log: Vec::new(),
+        };
+        Rounds::resume(target, hot_target, design, state)
+    }
+
+    /// Goes on from a saved state.
+    pub fn resume(
+        target: &'a mut dyn Target,
+        hot_target: &'a mut dyn Target,
+        design: Design<'a>,
+        state: RoundsState,
+    ) -> Result<Rounds<'a>> {
+        let mut rounds = Rounds { target, hot_target, design, jump: None, state };
+        rounds.freeze()?;
+        if let Some(jump) = &mut rounds.jump {
+            *jump.statistics_mut() = rounds.state.statistics.clone();
+        }
+        Ok(rounds)
+    }
+
+    pub fn state(&mut self) -> &RoundsState {
+        if let Some(jump) = &self.jump {
+            self.state.statistics = jump.statistics().clone();
+        }
+        &self.state
+    }
+
+    pub fn is_finished(&self) -> bool {
+        self.state.stage == Stage::Finished
+    }
+
+    /// The part of the present stage that is done.
+    pub fn stage_progress(&self) -> f64 {
+        let state = &self.state;
+        let share = |done: usize, all: usize| done as f64 / all.max(1) as f64;
+        match state.stage {
+            Stage::Walk | Stage::Production => share(self.walked() as usize, self.length() as usize),
+            Stage::Heat => share(self.heated(), state.explore.frames),
+            Stage::Train => {
+                let steps = state.train.phases.iter().map(|p| p.steps).sum();
+                state.training.as_ref().map_or(0.0, |t| share(t.state.step, steps))
+            }
+            Stage::Finished => 1.0,
+        }
+    }
+
+    /// Does a little of the present stage, after which the state can be saved. Returns what the stage found when it ends.
+    pub fn advance(&mut self) -> Result<Option<Record>> {
+        let record = match self.state.stage {
+            Stage::Walk | Stage::Production => self.walk()?,
+            Stage::Heat => self.heat()?,
+            Stage::Train => self.train()?,
+            Stage::Finished => None,
+        };
+        self.state.log.extend(record.clone());
+        Ok(record)
+    }
+
+    /// The move of the frozen generator; nothing of the last one's stays.
+    fn freeze(&mut self) -> Result<()> {
+        if self.state.model.is_empty() {
+            return Ok(());
+        }
+        let model = models::load_bytes("the generator of the rounds", &self.state.model)?;
+        let options = Options { seed: self.state.explore.seed, ..Options::default() };
+        self.jump = Some(Box::new(Independence::new(Generator::of_model(&model, options)?)));
+        Ok(())
+    }
+
+    fn dimension(&self) -> usize {
+        self.target.dimension()
+    }
+
+    fn walked(&self) -> u64 {
+        self.state.walkers.step_count() - self.state.stage_start
+    }
+
+    fn length(&self) -> u64 {
+        match self.state.stage {
+            Stage::Production => self.state.options.production_steps,
+            _ => self.state.options.steps,
+        }
+    }
+
+    /// To the next frame.
+    fn walk(&mut self) -> Result<Option<Record>> {
+        let (stride, frequency) = (self.state.options.stride, self.state.options.frequency);
+        let mut left = stride;
+        while left > 0 {
+            let run = (frequency - self.state.walkers.step_count() % frequency).min(left);
+            self.state.walkers.step(self.target, run as usize)?;
+            left -= run;
+            if self.state.walkers.step_count().is_multiple_of(frequency) {
+                self.attempt()?;
+            }
+        }
+        let (dimension, epoch) = (self.dimension(), self.state.epoch);
+        let frames = match self.state.stage {
+            Stage::Production => &mut self.state.production,
+            _ => &mut self.state.chain,
+        };
+        frames.push(self.state.walkers.positions(), dimension, epoch);
+        match self.walked() >= self.length() {
+            true => self.end_of_walk().map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// One attempt of every walker.
+    fn attempt(&mut self) -> Result<()> {
+        let dimension = self.dimension();
+        let Some(jump) = &mut self.jump else { return Ok(()) };
+        let walkers = &mut self.state.walkers;
+        let mut x = vec![0.0; dimension];
+        for walker in 0..self.state.options.walkers {
+            x.copy_from_slice(&walkers.positions()[walker * dimension..][..dimension]);
+            let mut state = State {
+                x: &mut x,
+                box_vectors: None,
+                reduced_potential: walkers.reduced_potentials()[walker],
+                step: walkers.step_count(),
+                replica: walker as u32,
+            };
+            if jump.attempt(self.target, &mut state)?.fate == Fate::Accepted {
+                walkers.place(self.target, walker, &x)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn end_of_walk(&mut self) -> Result<Record> {
+        let record = self.record_of_walk();
+        let options = &self.state.options;
+        let good = record.acceptance >= options.acceptance && record.ess >= options.ess;
+        let next = match self.state.stage {
+            Stage::Production => Stage::Finished,
+            _ if good || self.state.epoch as usize >= options.rounds => Stage::Production,
+            _ if self.state.hot.is_some() => Stage::Heat,
+            _ => Stage::Train,
+        };
+        self.begin(next);
+        Ok(record)
+    }
+
+    fn begin(&mut self, stage: Stage) {
+        self.state.stage = stage;
+        self.state.stage_start = self.state.walkers.step_count();
+        if let Some(jump) = &mut self.jump {
+            jump.statistics_mut().reset();
+        }
+    }
+
+    fn record_of_walk(&self) -> Record {
+        let state = &self.state;
+        let frames = match state.stage {
+            Stage::Production => &state.production,
+            _ => &state.chain,
+        };
+        let n = frames.epoch.iter().rev().take_while(|&&epoch| epoch == state.epoch).count();
+        let mut record = self.record(n);
+        if let Some(jump) = &self.jump {
+            record.attempts = jump.statistics().attempts();
+            record.acceptance = jump.statistics().acceptance();
+            record.ess = jump.statistics().effective_fraction();
+        }
+        if let Some(region) = &state.options.region {
+            let x = frames.latest(n, self.dimension());
+            let inside: Vec<bool> = x.chunks_exact(self.dimension()).map(|x| region.contains(x)).collect();
+            self.populations(&inside, &mut record);
+        }
+        record
+    }
+
+    /// Of frames in the order in which they were recorded.
+    fn populations(&self, inside: &[bool], record: &mut Record) {
+        let walkers = self.state.options.walkers;
+        record.population = inside.iter().filter(|i| **i).count() as f64 / inside.len() as f64;
+        record.transitions = inside.iter().zip(&inside[walkers..]).filter(|(a, b)| a != b).count();
+        let of_walker = |k: usize| inside[k..].iter().step_by(walkers).map(|i| Some(*i));
+        let by_walker: Vec<Option<bool>> = (0..walkers).flat_map(of_walker).collect();
+        if let Ok(delta_f) = between_states_of_blocks(&by_walker, walkers) {
+            (record.delta_f, record.delta_f_stderr) = (delta_f.value, delta_f.standard_error);
+        }
+    }
+
+    fn record(&self, frames: usize) -> Record {
+        Record {
+            stage: self.state.stage,
+            epoch: self.state.epoch,
+            steps: self.state.walkers.step_count(),
+            frames,
+            attempts: 0,
+            acceptance: f64::NAN,
+            ess: f64::NAN,
+            population: f64::NAN,
+            transitions: 0,
+            delta_f: f64::NAN,
+            delta_f_stderr: f64::NAN,
+            training: None,
+        }
+    }
+
+    /// Frames of hot replicas in this round.
+    fn heated(&self) -> usize {
+        self.state.heated.epoch.iter().rev().take_while(|&&epoch| epoch == self.state.epoch).count()
+    }
+
+    fn heat(&mut self) -> Result<Option<Record>> {
+        if let Some(hot) = &mut self.state.hot {
+            let x = hot.segment(self.hot_target, self.target)?;
+            let (dimension, epoch) = (self.dimension(), self.state.epoch);
+            self.state.heated.push(&x, dimension, epoch);
+        }
+        if self.heated() < self.state.explore.frames {
+            return Ok(None);
+        }
+        let mut record = self.record(self.heated());
+        if let Some(region) = &self.state.options.region {
+            let x = self.state.heated.latest(record.frames, self.dimension());
+            let inside = x.chunks_exact(self.dimension()).filter(|x| region.contains(x)).count();
+            record.population = inside as f64 / record.frames as f64;
+        }
+        self.begin(Stage::Train);
+        Ok(Some(record))
+    }
+
+    /// The frames that this round trains on, in random order: the trainer holds the first ones out.
+    fn pool(&self) -> Vec<f64> {
+        let (dimension, n) = (self.dimension(), self.state.options.pool);
+        let frames = [self.state.chain.latest(n, dimension), self.state.heated.latest(n, dimension)].concat();
+        let mut order: Vec<usize> = (0..frames.len() / dimension).collect();
+        let mut stream = Stream::new(self.state.train.seed, StreamId::Resample, u64::MAX, self.state.epoch);
+        (1..order.len()).rev().for_each(|i| order.swap(i, stream.below(i + 1)));
+        order.into_iter().flat_map(|i| frames[i * dimension..][..dimension].iter().copied()).collect()
+    }
+
+    fn train(&mut self) -> Result<Option<Record>> {
+        let frames = self.pool();
+        let training = self.state.training.take();
+        let (start, saved) = match training {
+            Some(Training { start, state }) => (start, Some(state)),
+            None if self.state.model.is_empty() => ((self.design)(&frames)?.to_bytes()?, None),
+            None => (self.state.model.clone(), None),
+        };
+        let flow = CouplingFlow::from_file(&model_file::read("the generator of the rounds", &start)?)?;
+        let target: Option<&mut dyn Target> = Some(&mut *self.target);
+        let mut trainer = match saved {
+            Some(state) => Trainer::resume(flow, &frames, target, state)?,
+            None => {
+                let seed = self.state.train.seed.wrapping_add(u64::from(self.state.epoch));
+                Trainer::new(flow, &frames, target, TrainOptions { seed, ..self.state.train.clone() })?
+            }
+        };
+        for _ in 0..TRAINING_STEPS {
+            trainer.step()?;
+        }
+        let finished = trainer.is_finished();
+        let state = trainer.state().clone();
+        if !finished {
+            self.state.training = Some(Training { start, state });
+            return Ok(None);
+        }
+        let mut flow = trainer.averaged()?;
+        self.state.epoch += 1;
+        flow.card_mut().provenance.insert("epoch".into(), self.state.epoch.to_string());
+        self.state.model = flow.to_bytes()?;
+        let record = Record { training: state.history.last().cloned(), ..self.record(frames.len() / self.dimension()) };
+        self.freeze()?;
+        self.begin(Stage::Walk);
+        Ok(Some(record))
+    }
+}
