@@ -518,7 +518,7 @@ constexpr double c_boltzmann = 8.314462618e-3;
 inline const char* fateOf(std::uint32_t outcome)
 {
     constexpr const char* fates[] = { "accepted",   "rejected",   "out_of_support", "singular",
-                                      "non_finite", "constraint", "chirality" };
+                                      "non_finite", "constraint", "chirality",      "wrong_mode" };
     return outcome < std::size(fates) ? fates[outcome] : "unknown";
 }
 
@@ -615,7 +615,7 @@ public:
                       sizeof(text),
                       "modejump: %" PRIu64 " attempts, %" PRIu64 " accepted (%.2f %%), %" PRIu64 " rejected, %" PRIu64
                       " out of support, %" PRIu64 " singular, %" PRIu64 " non-finite, %" PRIu64 " with a broken constraint, %" PRIu64
-                      " of the wrong hand; effective sample size of the proposals %.2f %%",
+                      " of the wrong hand, %" PRIu64 " in a wrong mode; effective sample size of the proposals %.2f %%",
                       s.attempts,
                       s.accepted,
                       s.attempts > 0 ? 100.0 * static_cast<double>(s.accepted) / static_cast<double>(s.attempts) : 0.0,
@@ -625,6 +625,7 @@ public:
                       s.non_finite,
                       s.constraint,
                       s.chirality,
+                      s.wrong_mode,
                       100 * s.ess);
         report(text);
     }

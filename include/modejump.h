@@ -41,7 +41,7 @@
 // A defect of the library. Please report it.
 #define MODEJUMP_INTERNAL_ERROR 255
 
-// `modejump_move_options.kind`: independence Metropolis-Hastings.
+// `modejump_move_options.kind`: independence Metropolis-Hastings; of a model of kind `modes`, jumps between its modes.
 #define MODEJUMP_INDEPENDENCE 0
 
 // `modejump_move_options.kind`: iterated sampling importance resampling.
@@ -75,6 +75,9 @@
 // A stereocentre has the other hand.
 #define MODEJUMP_CHIRALITY 6
 
+// The configuration is in no mode that has a way out, or the proposal is not in the mode it was meant for.
+#define MODEJUMP_WRONG_MODE 7
+
 // `modejump_annealing_options.kernel`: Langevin steps with a Metropolis test (MALA).
 #define MODEJUMP_ADJUSTED 0
 
@@ -105,6 +108,10 @@ typedef struct modejump_move_options {
   // bit. 0: every batch is drawn in the attempt that needs it first.
   uint64_t draw_ahead;
 } modejump_move_options;
+
+// Says in which mode the configuration `x[dimension]` is: a number from 0, in the order of the model's modes, or -1 for none. It must be
+// the same for the same x, and for a molecule anywhere and turned anyhow. May be called from any thread, one at a time.
+typedef int64_t (*modejump_mode_callback)(void *user, const double *x, uint64_t dimension);
 
 // Paths of an annealed move; set by `modejump_annealing_options_init`, then changed at will.
 typedef struct modejump_annealing_options {
@@ -180,7 +187,7 @@ typedef struct modejump_statistics {
   uint32_t struct_size;
   // `MODEJUMP_BY_SURROGATE`, or 0 for an exact move
   uint32_t flags;
-  // The sum of the seven counters that follow.
+  // The sum of the seven counters that follow, and of `wrong_mode`.
   uint64_t attempts;
   uint64_t accepted;
   uint64_t rejected;
@@ -201,6 +208,8 @@ typedef struct modejump_statistics {
   uint64_t exact_evaluations;
   // Delayed acceptance: variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the second.
   double correction_variance;
+  // Jumps between modes that started or ended in a wrong one.
+  uint64_t wrong_mode;
 } modejump_statistics;
 
 #ifdef __cplusplus
@@ -299,6 +308,16 @@ int32_t modejump_move_delayed_acceptance_new(const struct modejump_model *model,
                                              const struct modejump_model *screen,
                                              const struct modejump_move_options *options,
                                              struct modejump_move **out);
+
+// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a model. With `mode`
+// not NULL, this callback says in which mode a configuration is, and not the model; `user` is handed to it, and must stay valid until the
+// move is freed. Of the options the seed alone is looked at. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
+// keeps the model.
+int32_t modejump_move_mode_jump_new(const struct modejump_model *model,
+                                    const struct modejump_move_options *options,
+                                    modejump_mode_callback mode,
+                                    void *user,
+                                    struct modejump_move **out);
 
 // Sets the defaults: ten stages of one Langevin step of 2e-6 (nm^2 for molecules). `options->struct_size` must be set.
 int32_t modejump_annealing_options_init(struct modejump_annealing_options *options);

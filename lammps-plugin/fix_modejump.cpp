@@ -392,7 +392,7 @@ double FixModeJump::compute_vector(int i) {
                                      static_cast<double>(s.rejected),
                                      static_cast<double>(s.out_of_support),
                                      static_cast<double>(s.non_finite + s.singular + s.constraint),
-                                     static_cast<double>(s.chirality),
+                                     static_cast<double>(s.chirality + s.wrong_mode),
                                      s.attempts > 0 ? static_cast<double>(s.accepted) / attempts : 0.0,
                                      s.ess,
                                      s.mean_log_weight};

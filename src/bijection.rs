@@ -113,6 +113,11 @@ impl Bijection {
         self.from.dimension()
     }
 
+    /// Whether position and orientation of a configuration are left alone.
+    pub fn changes_shape_only(&self) -> bool {
+        self.frame.is_some()
+    }
+
     /// y = f(x) for rows of `x[n][dimension]`, whole molecules. Where f changes the shape only, y has the frame of x.
     /// A row that has no image is left as x is.
     pub fn map(&self, x: &[f64], y: &mut [f64], mapped: &mut [Mapped]) -> Result<()> {

@@ -16,6 +16,7 @@ pub mod histogram;
 pub mod io;
 pub mod metrics;
 pub mod models;
+pub mod modes;
 pub mod moves;
 pub mod nn;
 pub mod ode;

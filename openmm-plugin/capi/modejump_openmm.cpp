@@ -145,7 +145,8 @@ int modejump_openmm_get_statistics(void* force, void* context, modejump_openmm_s
     return guarded([&] {
         const ModeJumpStatistics s = cast(force).getStatistics(contextOf(context));
         *out = {s.attempts,      s.accepted,            s.rejected,          s.outOfSupport, s.singular,
-                s.nonFinite,     s.constraint,          s.chirality,         s.meanLogWeight, s.effectiveSampleSize,
+                s.nonFinite,     s.constraint,          s.chirality,         s.wrongMode,    s.meanLogWeight,
+                s.effectiveSampleSize,
                 s.lastLogAcceptance, s.screened,        s.exactEvaluations,  s.correctionVariance,
                 s.likelihood == "surrogate"};
     });

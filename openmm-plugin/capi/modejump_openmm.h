@@ -11,10 +11,10 @@
 extern "C" {
 #endif
 
-#define MODEJUMP_OPENMM_ABI 3
+#define MODEJUMP_OPENMM_ABI 4
 
 typedef struct {
-    uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality;
+    uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality, wrong_mode;
     double mean_log_weight, effective_sample_size, last_log_acceptance;
     uint64_t screened, exact_evaluations;
     double correction_variance;

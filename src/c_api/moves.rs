@@ -11,9 +11,11 @@ use crate::coordinates::whole::box_from_slice;
 use crate::density::Exactness;
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::modes::Modes;
 use crate::moves::{
-    Annealed, DelayedAcceptance, Fate, Generator, Independence, Isir, Move, Options, Outcome, Path, State,
+    Annealed, DelayedAcceptance, Fate, Generator, Independence, Isir, ModeJump, Move, Options, Outcome, Path, State,
 };
+use std::ffi::c_void;
 use std::sync::Arc;
 
 /// A move. One thread at a time; make one for each replica, since each draws its proposals ahead.
@@ -27,6 +29,7 @@ enum Kernel {
     Isir(Isir),
     DelayedAcceptance(DelayedAcceptance),
     Annealed(Annealed),
+    ModeJump(ModeJump),
 }
 
 impl modejump_move {
@@ -36,6 +39,7 @@ impl modejump_move {
             Kernel::Isir(kernel) => kernel,
             Kernel::DelayedAcceptance(kernel) => kernel,
             Kernel::Annealed(kernel) => kernel,
+            Kernel::ModeJump(kernel) => kernel,
         }
     }
     fn as_move_mut(&mut self) -> &mut dyn Move {
@@ -44,6 +48,7 @@ impl modejump_move {
             Kernel::Isir(kernel) => kernel,
             Kernel::DelayedAcceptance(kernel) => kernel,
             Kernel::Annealed(kernel) => kernel,
+            Kernel::ModeJump(kernel) => kernel,
         }
     }
     fn set_constraints(&mut self, constraints: Constraints) -> Result<()> {
@@ -52,6 +57,10 @@ impl modejump_move {
             Kernel::Isir(kernel) => kernel.generator_mut(),
             Kernel::DelayedAcceptance(kernel) => kernel.generator_mut(),
             Kernel::Annealed(_) => return Err(Annealed::keeps_no_bond()),
+            Kernel::ModeJump(kernel) => {
+                kernel.set_constraints(constraints);
+                return Ok(());
+            }
         };
         generator.set_constraints(constraints);
         Ok(())
@@ -82,11 +91,13 @@ pub unsafe extern "C" fn modejump_move_new(
         // SAFETY: the caller's promise.
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
-        let generator = generator_of(model, &given)?;
         let kernel =
             match given.kind {
-                MODEJUMP_INDEPENDENCE => Kernel::Independence(Independence::new(generator)),
-                MODEJUMP_ISIR => Kernel::Isir(Isir::new(generator)),
+                MODEJUMP_INDEPENDENCE if model.modes().is_some() => {
+                    Kernel::ModeJump(ModeJump::of_model(model, None, plain(&given))?)
+                }
+                MODEJUMP_INDEPENDENCE => Kernel::Independence(Independence::new(generator_of(model, &given)?)),
+                MODEJUMP_ISIR => Kernel::Isir(Isir::new(generator_of(model, &given)?)),
                 MODEJUMP_SURROGATE => return Err(Error::invalid(
                     "modejump_move_options.kind is 2, acceptance by a surrogate: give the surrogate as the screen of \
                      modejump_move_delayed_acceptance_new",
@@ -128,6 +139,62 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
         *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
         Ok(())
     })
+}
+
+/// Says in which mode the configuration `x[dimension]` is: a number from 0, in the order of the model's modes, or -1 for none. It must be
+/// the same for the same x, and for a molecule anywhere and turned anyhow. May be called from any thread, one at a time.
+pub type modejump_mode_callback = Option<unsafe extern "C" fn(user: *mut c_void, x: *const f64, dimension: u64) -> i64>;
+
+/// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a model. With `mode`
+/// not NULL, this callback says in which mode a configuration is, and not the model; `user` is handed to it, and must stay valid until the
+/// move is freed. Of the options the seed alone is looked at. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
+/// keeps the model.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `mode` is NULL or a function that may be called as
+/// said here; `out` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_mode_jump_new(
+    model: *const modejump_model,
+    options: *const modejump_move_options,
+    mode: modejump_mode_callback,
+    user: *mut c_void,
+    out: *mut *mut modejump_move,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, given, out) =
+            unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
+        let modes = match (mode, model.modes()) {
+            (Some(callback), Some(generators)) => {
+                let function = ModeFunction { callback, user };
+                Some(Modes::by(generators.modes().names().to_vec(), move |x| function.of(x))?)
+            }
+            _ => None,
+        };
+        let kernel = Kernel::ModeJump(ModeJump::of_model(model, modes, plain(&given))?);
+        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        Ok(())
+    })
+}
+
+/// A caller's function of the mode.
+struct ModeFunction {
+    callback: unsafe extern "C" fn(user: *mut c_void, x: *const f64, dimension: u64) -> i64,
+    user: *mut c_void,
+}
+
+// SAFETY: the caller promises that the callback may be called from any thread, and a move calls it from one at a time.
+unsafe impl Send for ModeFunction {}
+// SAFETY: as above.
+unsafe impl Sync for ModeFunction {}
+
+impl ModeFunction {
+    fn of(&self, x: &[f64]) -> Option<usize> {
+        // SAFETY: x is valid for the call; the rest is the caller's promise.
+        let mode = unsafe { (self.callback)(self.user, x.as_ptr(), x.len() as u64) };
+        usize::try_from(mode).ok()
+    }
 }
 
 /// Sets the defaults: ten stages of one Langevin step of 2e-6 (nm^2 for molecules). `options->struct_size` must be set.
@@ -346,6 +413,7 @@ pub unsafe extern "C" fn modejump_move_statistics(
             screened: counted.screened(),
             exact_evaluations: counted.exact_evaluations(),
             correction_variance: counted.correction_variance(),
+            wrong_mode: counted.count(Fate::WrongMode),
         };
         // SAFETY: the caller's promise.
         unsafe { write(statistics, &values) }

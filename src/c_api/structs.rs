@@ -4,7 +4,7 @@ use super::Versioned;
 use crate::moves::Options;
 use std::mem::{offset_of, size_of};
 
-/// `modejump_move_options.kind`: independence Metropolis-Hastings.
+/// `modejump_move_options.kind`: independence Metropolis-Hastings; of a model of kind `modes`, jumps between its modes.
 pub const MODEJUMP_INDEPENDENCE: u32 = 0;
 /// `modejump_move_options.kind`: iterated sampling importance resampling.
 pub const MODEJUMP_ISIR: u32 = 1;
@@ -29,6 +29,8 @@ pub const MODEJUMP_NON_FINITE: u32 = 4;
 pub const MODEJUMP_CONSTRAINT: u32 = 5;
 /// A stereocentre has the other hand.
 pub const MODEJUMP_CHIRALITY: u32 = 6;
+/// The configuration is in no mode that has a way out, or the proposal is not in the mode it was meant for.
+pub const MODEJUMP_WRONG_MODE: u32 = 7;
 
 /// Options of a move; set by `modejump_move_options_init`, then changed at will.
 #[repr(C)]
@@ -191,7 +193,7 @@ pub struct modejump_statistics {
     pub struct_size: u32,
     /// `MODEJUMP_BY_SURROGATE`, or 0 for an exact move
     pub flags: u32,
-    /// The sum of the seven counters that follow.
+    /// The sum of the seven counters that follow, and of `wrong_mode`.
     pub attempts: u64,
     pub accepted: u64,
     pub rejected: u64,
@@ -212,6 +214,8 @@ pub struct modejump_statistics {
     pub exact_evaluations: u64,
     /// Delayed acceptance: variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the second.
     pub correction_variance: f64,
+    /// Jumps between modes that started or ended in a wrong one.
+    pub wrong_mode: u64,
 }
 
 // SAFETY: repr(C), begins with struct_size, numbers only.
@@ -236,6 +240,7 @@ unsafe impl Versioned for modejump_statistics {
             screened: 0,
             exact_evaluations: 0,
             correction_variance: f64::NAN,
+            wrong_mode: 0,
         }
     }
 }
@@ -261,6 +266,7 @@ mod tests {
             (MODEJUMP_NON_FINITE, Fate::NonFinite),
             (MODEJUMP_CONSTRAINT, Fate::Constraint),
             (MODEJUMP_CHIRALITY, Fate::Chirality),
+            (MODEJUMP_WRONG_MODE, Fate::WrongMode),
         ] {
             assert_eq!(number, fate as u32);
         }

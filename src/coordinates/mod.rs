@@ -1,5 +1,6 @@
 //! From Cartesian coordinates to the coordinates a generator works in, and back, with exact log-determinants.
 
+pub mod along;
 pub mod chirality;
 pub mod constraints;
 pub mod frame;
@@ -12,6 +13,7 @@ pub mod vector;
 pub mod whole;
 pub mod zmatrix;
 
+pub use along::{Along, Region};
 pub use chirality::Stereocentre;
 pub use internal::InternalCoordinates;
 pub use peptide::{AtomOrder, Peptide};

@@ -3,7 +3,7 @@
 use super::continuous::ContinuousConfig;
 use super::coupling::CouplingConfig;
 use super::energy::EnergyConfig;
-use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, invariant_ebm, mlp_ebm, tarflow};
+use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, invariant_ebm, mlp_ebm, modes, tarflow};
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
 use crate::error::Result;
@@ -44,6 +44,7 @@ pub enum ModelConfig {
     GvpFlow(gvp_flow::Config),
     InvariantEbm(invariant_ebm::Config),
     MlpEbm(mlp_ebm::Config),
+    Modes(modes::Config),
     Tarflow(tarflow::Config),
     TransferableTarflow(tarflow::transferable::Config),
 }
@@ -59,6 +60,7 @@ impl ModelConfig {
             ModelConfig::GvpFlow(_) => "gvp_flow",
             ModelConfig::InvariantEbm(_) => "invariant_ebm",
             ModelConfig::MlpEbm(_) => "mlp_ebm",
+            ModelConfig::Modes(_) => "modes",
             ModelConfig::Tarflow(_) => "tarflow",
             ModelConfig::TransferableTarflow(_) => "transferable_tarflow",
         }
@@ -74,6 +76,7 @@ impl ModelConfig {
             ModelConfig::Coupling(_)
             | ModelConfig::EgnnFlow(_)
             | ModelConfig::GvpFlow(_)
+            | ModelConfig::Modes(_)
             | ModelConfig::Tarflow(_)
             | ModelConfig::TransferableTarflow(_) => None,
         }

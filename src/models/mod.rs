@@ -12,6 +12,7 @@ pub mod gvp_ebm;
 pub mod gvp_flow;
 pub mod invariant_ebm;
 pub mod mlp_ebm;
+pub mod modes;
 pub mod network;
 pub mod tarflow;
 
@@ -54,6 +55,11 @@ pub trait Model: Density {
     /// Where it runs, for messages: `cpu`, or the name of a GPU.
     fn device(&self) -> String {
         Device::cpu().describe()
+    }
+
+    /// The generators of metastable states.
+    fn modes(&self) -> Option<&modes::ModeGenerators> {
+        None
     }
 
     /// The network of an energy-based model.
@@ -130,6 +136,7 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
             ModelConfig::GraphormerEbm(_) => {
                 return Ok(Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?.on_device(driver)?))
             }
+            ModelConfig::Modes(_) => return Ok(Arc::new(modes::ModeGenerators::from_file::<R>(file, device)?)),
             other => device.without_kernels(other.kind())?,
         }
     }
@@ -143,5 +150,6 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
         ModelConfig::Tarflow(_) => Arc::new(tarflow::TarFlow::<R>::from_file(file)?),
         ModelConfig::TransferableTarflow(_) => Arc::new(tarflow::TarFlow::<R>::from_file(file)?),
         ModelConfig::MlpEbm(_) => Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?),
+        ModelConfig::Modes(_) => Arc::new(modes::ModeGenerators::from_file::<R>(file, device)?),
     })
 }

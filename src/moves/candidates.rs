@@ -325,7 +325,7 @@ impl Generator {
 
     /// The current configuration with its density, and proposals where it is; their potentials are not known yet.
     pub(super) fn begin(&mut self, target: &dyn Target, state: &State) -> Result<()> {
-        self.check(target, state)?;
+        state.check(self.dimension(), target)?;
         self.current.copy_from_slice(state.x);
         self.whole.apply(state.box_vectors.as_ref(), &mut self.current)?;
         if matches!(self.density.scope(), Scope::Centred | Scope::Noisy { .. }) {
@@ -354,25 +354,6 @@ impl Generator {
         self.place(state.step, state.replica)?;
         self.u.fill(f64::INFINITY);
         self.u_total.fill(f64::INFINITY);
-        Ok(())
-    }
-
-    fn check(&self, target: &dyn Target, state: &State) -> Result<()> {
-        let d = self.dimension();
-        if target.dimension() != d || state.x.len() != d {
-            return Err(Error::invalid(format!(
-                "the model has {d} coordinates, the target {} and the state {}",
-                target.dimension(),
-                state.x.len()
-            )));
-        }
-        if !state.reduced_potential.is_finite() {
-            return Err(Error::invalid(format!(
-                "the reduced potential of the current configuration is {} at step {}: the simulation has failed before \
-                 the move",
-                state.reduced_potential, state.step
-            )));
-        }
         Ok(())
     }
 

@@ -11,6 +11,7 @@ mod delayed_acceptance;
 mod independence;
 mod isir;
 mod mixture;
+mod mode_jump;
 mod random_walk;
 mod statistics;
 mod wholeness;
@@ -21,13 +22,17 @@ pub use delayed_acceptance::DelayedAcceptance;
 pub use independence::Independence;
 pub use isir::Isir;
 pub use mixture::Mixture;
+pub use mode_jump::{Edge, EdgeCount, Identical, ModeJump};
 pub use random_walk::RandomWalk;
 pub use statistics::Statistics;
 
+use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::BoxVectors;
 use crate::density::{Evaluation, Status};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::models::Model;
 use crate::target::Target;
+use std::sync::Arc;
 
 /// The configuration a move starts from, and after an acceptance the new one.
 #[derive(Debug)]
@@ -42,6 +47,27 @@ pub struct State<'a> {
     pub step: u64,
     /// 24 bits.
     pub replica: u32,
+}
+
+impl State<'_> {
+    /// Errors: a state or a target of another dimension than the move's, a potential that is not finite.
+    fn check(&self, dimension: usize, target: &dyn Target) -> Result<()> {
+        if target.dimension() != dimension || self.x.len() != dimension {
+            return Err(Error::invalid(format!(
+                "the model has {dimension} coordinates, the target {} and the state {}",
+                target.dimension(),
+                self.x.len()
+            )));
+        }
+        if !self.reduced_potential.is_finite() {
+            return Err(Error::invalid(format!(
+                "the reduced potential of the current configuration is {} at step {}: the simulation has failed before \
+                 the move",
+                self.reduced_potential, self.step
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// x′ with the log-densities of proposing it from x and of proposing x from it, natural logarithms in x coordinates.
@@ -67,6 +93,8 @@ pub enum Fate {
     NonFinite = 4,
     Constraint = 5,
     Chirality = 6,
+    /// The configuration is in no mode that has a way out, or the proposal is not in the mode it was meant for.
+    WrongMode = 7,
 }
 
 impl Fate {
@@ -117,6 +145,24 @@ pub trait Move: Send {
     fn statistics(&self) -> &Statistics;
 
     fn statistics_mut(&mut self) -> &mut Statistics;
+}
+
+/// The move that a model is for: [`ModeJump`] between the modes of a model of kind `modes`, else [`Independence`].
+///
+/// Errors: options that [`Generator::of_model`] or [`ModeJump::of_model`] refuses.
+pub fn of_model(model: &Arc<dyn Model>, options: Options, constraints: Option<Constraints>) -> Result<Box<dyn Move>> {
+    if model.modes().is_some() {
+        let mut jump = ModeJump::of_model(model, None, options)?;
+        if let Some(constraints) = constraints {
+            jump.set_constraints(constraints);
+        }
+        return Ok(Box::new(jump));
+    }
+    let mut generator = Generator::of_model(model, options)?;
+    if let Some(constraints) = constraints {
+        generator.set_constraints(constraints);
+    }
+    Ok(Box::new(Independence::new(generator)))
 }
 
 /// The Metropolis–Hastings test (Hastings 1970), the only one in the project.

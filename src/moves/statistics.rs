@@ -11,7 +11,7 @@ const LOG_CAPACITY: usize = 1 << 16;
 pub struct Statistics {
     /// Of the log q that decides acceptances.
     likelihood: Exactness,
-    counts: [u64; 7],
+    counts: [u64; 8],
     proposals: u64,
     usable: u64,
     sum_log_weight: f64,
@@ -58,7 +58,7 @@ impl Statistics {
         self.counts[fate as usize]
     }
 
-    /// All attempts: the sum of the seven counters.
+    /// All attempts: the sum of the eight counters.
     pub fn attempts(&self) -> u64 {
         self.counts.iter().sum()
     }
@@ -132,7 +132,7 @@ impl Statistics {
     fn empty(likelihood: Exactness, log_weights: Ring, log_acceptances: Ring) -> Statistics {
         Statistics {
             likelihood,
-            counts: [0; 7],
+            counts: [0; 8],
             proposals: 0,
             usable: 0,
             sum_log_weight: 0.0,

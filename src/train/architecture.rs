@@ -9,6 +9,7 @@ use crate::density::Status;
 use crate::error::{Error, Result};
 use crate::models::card::ModelCard;
 use crate::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
+use crate::models::Model;
 use crate::nn::Activation;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
@@ -30,6 +31,8 @@ pub struct DesignOptions {
     pub harmonics: usize,
     /// Rows of the z-matrix to keep as Cartesian components (mixed coordinates).
     pub cartesian: Vec<usize>,
+    /// Internal coordinates of torsions that count as turning whatever the frames say, so that several designs have one latent space.
+    pub turning: Vec<usize>,
     pub seed: u64,
 }
 
@@ -44,6 +47,7 @@ impl Default for DesignOptions {
             bins: 8,
             harmonics: 3,
             cartesian: Vec::new(),
+            turning: Vec::new(),
             seed: 1,
         }
     }
@@ -85,7 +89,7 @@ pub fn design(
     if u.len() < 4 * d * d {
         return Err(Error::invalid(format!("{} usable frames are too few to fit {d} coordinates", u.len() / d)));
     }
-    let (turning, centres) = classify(&u, d, n_torsions, &options.cartesian);
+    let (turning, centres) = classify(&u, d, n_torsions, options);
     let layers = layers(&u, d, n_torsions, &turning, &centres, options)?;
     let card = ModelCard {
         topology: Some(topology.clone()),
@@ -115,7 +119,7 @@ fn turn(a: f64) -> f64 {
 }
 
 /// Indices of the turning torsions, and the circular mean of every torsion. Torsions are the last coordinates.
-fn classify(u: &[f64], d: usize, n_torsions: usize, cartesian: &[usize]) -> (Vec<usize>, Vec<f64>) {
+fn classify(u: &[f64], d: usize, n_torsions: usize, options: &DesignOptions) -> (Vec<usize>, Vec<f64>) {
     let n = (u.len() / d) as f64;
     let mut turning = Vec::new();
     let mut centres = Vec::with_capacity(n_torsions);
@@ -123,17 +127,33 @@ fn classify(u: &[f64], d: usize, n_torsions: usize, cartesian: &[usize]) -> (Vec
         let values = || u.iter().skip(i).step_by(d);
         let (sin, cos) = values().fold((0.0, 0.0), |(s, c), v| (s + (2.0 * PI * v).sin(), c + (2.0 * PI * v).cos()));
         let centre = f64::atan2(sin, cos) / (2.0 * PI);
-        if cartesian.contains(&(i + n_torsions - d)) {
+        if options.cartesian.contains(&(i + n_torsions - d)) {
             centres.push(0.0); // no torsion stands here
             continue;
         }
         let within = values().filter(|&&v| turn(v - centre).abs() < STIFF_WINDOW).count() as f64;
-        if within < STIFF_SHARE * n {
+        if within < STIFF_SHARE * n || options.turning.contains(&i) {
             turning.push(i);
         }
         centres.push(centre);
     }
     (turning, centres)
+}
+
+/// One design for each set of frames, all with one latent space: what turns in any of them turns in all.
+///
+/// Errors as [`design`].
+pub fn designs(
+    topology: &Topology,
+    frames: &[Vec<f64>],
+    constraints: &[(usize, usize, f64)],
+    options: &DesignOptions,
+) -> Result<Vec<CouplingFlow<f32>>> {
+    let all = |options: &DesignOptions| -> Result<Vec<CouplingFlow<f32>>> {
+        frames.iter().map(|frames| design(topology, frames, constraints, options)).collect()
+    };
+    let turning = all(options)?.iter().flat_map(|flow| flow.card().uniform().to_vec()).collect();
+    all(&DesignOptions { turning, ..options.clone() })
 }
 
 fn layers(

@@ -29,6 +29,6 @@ pub use likelihood::Likelihood;
 pub use network_trainer::{Contrast, Emphasis, FlowMatching, NetworkOptions, NetworkState, NetworkTrainer};
 pub use optimiser::{AdamW, Schedule};
 pub use progress::Progress;
-pub use reaction_coordinate::{Along, ReactionCoordinate};
-pub use rounds::{Region, Rounds, RoundsOptions, RoundsState, Stage};
+pub use reaction_coordinate::ReactionCoordinate;
+pub use rounds::{Rounds, RoundsOptions, RoundsState, Stage};
 pub use trainer::{Phase, TrainOptions, TrainState, Trainer};

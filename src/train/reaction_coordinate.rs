@@ -1,63 +1,13 @@
 //! The loss of a reaction coordinate: it spreads a generator's samples along a coordinate that they would otherwise cover in part
 //! (Noé et al., Science 365, eaaw1147 (2019)).
 
-use crate::coordinates::vector::{add_to_atom, atom, torsion, torsion_gradient};
+use crate::coordinates::Along;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
 /// The widest kernel of a torsion, rad: with it the images at ±2π are all that count.
 const WIDEST: f64 = 1.0;
-
-/// A function r(x) of a configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Along {
-    /// The torsion of four atoms, counted from 0, rad within ±π.
-    Torsion([usize; 4]),
-    /// One number of x, for systems that are no molecules.
-    Component(usize),
-}
-
-impl Along {
-    /// Errors: atoms or a component that configurations of `dimension` numbers do not have.
-    pub fn check(&self, dimension: usize) -> Result<()> {
-        let beyond = match self {
-            Along::Torsion(atoms) => {
-                atoms.iter().find(|&&a| 3 * a + 3 > dimension).map(|a| format!("atom {a} of {}", dimension / 3))
-            }
-            Along::Component(i) => (*i >= dimension).then(|| format!("component {i} of {dimension}")),
-        };
-        match beyond {
-            Some(what) => Err(Error::invalid(format!("`along`: there is no {what}; count from 0"))),
-            None => Ok(()),
-        }
-    }
-
-    /// r(x); NaN where it is undefined.
-    pub fn value(&self, x: &[f64]) -> f64 {
-        match *self {
-            Along::Torsion(atoms) => {
-                let [i, j, k, l] = atoms.map(|a| atom(x, a));
-                torsion(i, j, k, l)
-            }
-            Along::Component(i) => x[i],
-        }
-    }
-
-    /// gx += g ∂r/∂x
-    fn vjp(&self, x: &[f64], g: f64, gx: &mut [f64]) {
-        match *self {
-            Along::Torsion(atoms) => {
-                let [i, j, k, l] = atoms.map(|a| atom(x, a));
-                for (a, gradient) in atoms.into_iter().zip(torsion_gradient(i, j, k, l)) {
-                    add_to_atom(gx, a, g, gradient);
-                }
-            }
-            Along::Component(i) => gx[i] += g,
-        }
-    }
-}
 
 /// J = E[ln p̂(r)] over a batch of samples, with the kernel density p̂(r) = 1/n Σ_j K(r − r_j) of the samples in a range. It is minus the
 /// entropy of r, so its minimum is a flat p̂. K is a Gaussian, wrapped around the circle for a torsion.
@@ -82,17 +32,13 @@ impl ReactionCoordinate {
                 "reaction_coordinate.range = [{min}, {max}]: give [min, max], min < max"
             )));
         }
-        let widest = if self.is_periodic() { WIDEST } else { f64::INFINITY };
+        let widest = if self.along.is_periodic() { WIDEST } else { f64::INFINITY };
         if !(self.bandwidth > 0.0 && self.bandwidth.is_finite() && self.bandwidth <= widest) {
-            let limit = if self.is_periodic() { format!(" of at most {WIDEST} rad") } else { String::new() };
+            let limit = if self.along.is_periodic() { format!(" of at most {WIDEST} rad") } else { String::new() };
             let message = format!("reaction_coordinate.bandwidth = {}: use a positive width{limit}", self.bandwidth);
             return Err(Error::invalid(message));
         }
         Ok(())
-    }
-
-    fn is_periodic(&self) -> bool {
-        matches!(self.along, Along::Torsion(_))
     }
 
     /// K(Δ) and dK/dΔ.
@@ -102,7 +48,7 @@ impl ReactionCoordinate {
             let k = (-0.5 * (d / h).powi(2)).exp() / (h * (2.0 * PI).sqrt());
             [k, -d / (h * h) * k]
         };
-        if !self.is_periodic() {
+        if !self.along.is_periodic() {
             return gaussian(delta);
         }
         let delta = delta - 2.0 * PI * (delta / (2.0 * PI)).round();

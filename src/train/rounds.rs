@@ -8,8 +8,8 @@
 
 use super::hot::{ExploreOptions, HotReplicas};
 use super::progress::Progress;
-use super::reaction_coordinate::Along;
 use super::trainer::{TrainOptions, TrainState, Trainer};
+use crate::coordinates::Region;
 use crate::engines::langevin::{Langevin, LangevinOptions};
 use crate::error::{Error, Result};
 use crate::free_energy::between_states_of_blocks;
@@ -23,21 +23,6 @@ use serde::{Deserialize, Serialize};
 
 /// Steps of a training between two moments at which its state can be saved.
 const TRAINING_STEPS: usize = 100;
-
-/// A region of configurations: r(x) in a range.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Region {
-    pub along: Along,
-    /// [from, to); rad within ±π for a torsion.
-    pub range: [f64; 2],
-}
-
-impl Region {
-    pub fn contains(&self, x: &[f64]) -> bool {
-        (self.range[0]..self.range[1]).contains(&self.along.value(x))
-    }
-}
 
 /// Lengths in steps of each walker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,7 +81,7 @@ impl RoundsOptions {
         if self.walkers >= 1 << 24 {
             return Err(Error::invalid(format!("rounds.walkers = {}: at most 2^24 have random numbers", self.walkers)));
         }
-        self.region.as_ref().map_or(Ok(()), |region| region.along.check(dimension))
+        self.region.as_ref().map_or(Ok(()), |region| region.check(dimension))
     }
 }
 

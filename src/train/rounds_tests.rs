@@ -2,11 +2,11 @@
 //! to the same end.
 
 use super::optimiser::Schedule;
-use super::reaction_coordinate::Along;
-use super::rounds::{Region, Rounds, RoundsOptions, RoundsState, Stage};
+use super::rounds::{Rounds, RoundsOptions, RoundsState, Stage};
 use super::trainer::{Phase, TrainOptions};
 use super::ExploreOptions;
 use crate::coordinates::CoordinatesConfig;
+use crate::coordinates::{Along, Region};
 use crate::error::Result;
 use crate::io::checkpoint;
 use crate::models::card::ModelCard;

@@ -1,8 +1,9 @@
 //! A training that was saved and loaded goes on bit for bit; the losses that need a flow.
 
 use super::losses;
-use super::reaction_coordinate::{Along, ReactionCoordinate};
+use super::reaction_coordinate::ReactionCoordinate;
 use super::trainer::{Phase, TrainOptions, TrainState, Trainer};
+use crate::coordinates::Along;
 use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness, Status};
 use crate::error::Result;

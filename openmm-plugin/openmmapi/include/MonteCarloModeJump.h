@@ -22,7 +22,7 @@ class Model;
 struct OPENMM_EXPORT_MODEJUMP ModeJumpStatistics {
     uint64_t attempts = 0, accepted = 0, rejected = 0;
     /** Attempts that failed before the Metropolis test, by reason. */
-    uint64_t outOfSupport = 0, singular = 0, nonFinite = 0, constraint = 0, chirality = 0;
+    uint64_t outOfSupport = 0, singular = 0, nonFinite = 0, constraint = 0, chirality = 0, wrongMode = 0;
     /** Mean of log w = -u(x) - log q(x) over all proposals. */
     double meanLogWeight = 0;
     /** Kish's effective sample size of all proposals' weights, as a fraction of their number. */

@@ -331,6 +331,7 @@ ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {
     result.nonFinite = counts.non_finite;
     result.constraint = counts.constraint;
     result.chirality = counts.chirality;
+    result.wrongMode = counts.wrong_mode;
     result.meanLogWeight = counts.mean_log_weight;
     result.effectiveSampleSize = counts.ess;
     result.lastLogAcceptance = lastLogAcceptance;

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openmm
 
-ABI = 3
+ABI = 4
 NAME = "libOpenMMModeJump.so"
 
 
@@ -24,6 +24,7 @@ class CStatistics(ctypes.Structure):
                 "non_finite",
                 "constraint",
                 "chirality",
+                "wrong_mode",
             )
         ]
         + [(name, c_double) for name in ("mean_log_weight", "effective_sample_size", "last_log_acceptance")]

@@ -27,7 +27,7 @@ CALLBACK_FAILED = 254
 METHODS = {"independence": 0, "isir": 1}
 SURROGATE = 2
 #: Of Outcome.reason, by the number in the C interface.
-REASONS = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality")
+REASONS = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality", "wrong_mode")
 
 _doubles = POINTER(c_double)
 _Potential = CFUNCTYPE(c_int32, c_void_p, c_uint64, _doubles, _doubles)
@@ -96,7 +96,7 @@ class _Statistics(_Struct):
         + [(name, c_uint64) for name in ("attempts", *REASONS)]
         + [("mean_log_weight", c_double), ("effective_sample_size", c_double)]
         + [(name, c_uint64) for name in ("proposals", "screened", "exact_evaluations")]
-        + [("correction_variance", c_double)]
+        + [("correction_variance", c_double), ("wrong_mode", c_uint64)]
     )
 
 

@@ -35,7 +35,10 @@ class ModeJumpReporter:
     """
 
     SCREEN = ("Likelihood", "Screened", "Exact Evaluations", "Stage 2 Acceptance", "Correction Variance")
-    COLUMNS = ("Attempts", "Accepted", "Rejected", "Out Of Support", "Singular", "Non-finite", "Constraint", "Chirality")
+    COLUMNS = (
+        *("Attempts", "Accepted", "Rejected", "Out Of Support", "Singular", "Non-finite", "Constraint", "Chirality"),
+        "Wrong Mode",
+    )
 
     def __init__(self, file, reportInterval, *, torsions=None, separator=",", append=False):
         self._interval = reportInterval
@@ -67,7 +70,8 @@ class ModeJumpReporter:
         for name, (atoms, low, high) in self._torsions.items():
             self._count(name, torsion(state.getPositions(asNumpy=True).value_in_unit(unit.nanometer), atoms), low, high)
         s = self._force.statistics(simulation.context)
-        counts = (s.attempts, s.accepted, s.rejected, s.out_of_support, s.singular, s.non_finite, s.constraint, s.chirality)
+        reasons = (s.out_of_support, s.singular, s.non_finite, s.constraint, s.chirality, s.wrong_mode)
+        counts = (s.attempts, s.accepted, s.rejected, *reasons)
         numbers = (s.acceptance, s.last_log_acceptance, s.mean_log_weight, s.effective_sample_size)
         row = [simulation.currentStep, *counts, *(f"{number:.6g}" for number in numbers)]
         if self._force.screening_model_hash:

@@ -18,6 +18,8 @@ class Counts:
     non_finite: int
     constraint: int
     chirality: int
+    #: Jumps between modes that started or ended in a wrong one.
+    wrong_mode: int
     #: Mean of log w = -u(x) - log q(x) over all usable proposals.
     mean_log_weight: float
     #: Kish's effective sample size of the weights of all proposals, as a fraction of their number.

@@ -10,6 +10,7 @@ mod gromacs;
 mod inspect;
 mod log_density;
 mod md;
+mod modes;
 mod plot;
 mod reweight;
 mod sample;
@@ -38,6 +39,8 @@ enum Command {
     Adapt(adapt::Adapt),
     /// Turn a checkpoint of another program into a model file
     Convert(convert::Convert),
+    /// Put the generators of several metastable states in one model file, to jump between them
+    Modes(modes::Modes),
     /// Say what a model file, a safetensors or a PyTorch file holds
     Inspect(inspect::Inspect),
     /// Draw configurations with their log-densities
@@ -81,6 +84,7 @@ fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
         Command::Train(command) => command.run(),
         Command::Adapt(command) => command.run(),
         Command::Convert(command) => command.run(),
+        Command::Modes(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Sample(command) => command.run(),
         Command::LogDensity(command) => command.run(),

@@ -15,7 +15,7 @@ use crate::io::gromacs::cpt::Checkpoint;
 use crate::io::gromacs::{spans, trr};
 use crate::io::model_file::hash;
 use crate::models::Model;
-use crate::moves::{DelayedAcceptance, Fate, Generator, Independence, Isir, Move, Outcome, State, Statistics};
+use crate::moves::{self, DelayedAcceptance, Fate, Generator, Isir, Move, Outcome, State, Statistics};
 use crate::units::thermal_energy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -129,16 +129,17 @@ impl Walker {
         let atoms = model_atoms(model.as_ref(), &input, &options)?;
         let masses: Vec<f64> = atoms.iter().map(|&i| input.atoms[i].mass).collect();
         let constraints = model_constraints(model.as_ref(), &input, &atoms, &masses)?;
-        let generator_options = crate::moves::Options {
+        let generator_options = moves::Options {
             n_proposals: options.proposals,
             seed: options.seed,
             stride: options.steps,
             ..Default::default()
         };
-        let mut generator = Generator::of_model(model, generator_options)?;
-        if let Some(constraints) = &constraints {
-            generator.set_constraints(constraints.clone());
-        }
+        let generator = || {
+            let mut generator = Generator::of_model(model, generator_options)?;
+            constraints.iter().for_each(|constraints| generator.set_constraints(constraints.clone()));
+            Ok::<_, Error>(generator)
+        };
         let settings = Settings {
             model: model.hash().to_string(),
             screen: screen.as_ref().map(|screen| screen.hash().to_string()),
@@ -152,9 +153,9 @@ impl Walker {
         };
         let mut jump: Box<dyn Move> = match (screen, options.isir) {
             (Some(_), true) => return Err(Error::invalid("a screen goes with independence proposals, not with i-SIR")),
-            (Some(screen), false) => Box::new(DelayedAcceptance::new(generator, screen)?),
-            (None, true) => Box::new(Isir::new(generator)),
-            (None, false) => Box::new(Independence::new(generator)),
+            (Some(screen), false) => Box::new(DelayedAcceptance::new(generator()?, screen)?),
+            (None, true) => Box::new(Isir::new(generator()?)),
+            (None, false) => moves::of_model(model, generator_options, constraints.clone())?,
         };
         let lock = lock(&options.folder)?;
         let progress = open(&options.folder, settings, jump.statistics())?;
@@ -535,6 +536,7 @@ fn line(cycle: u64, report: &Report) -> String {
         Fate::NonFinite => "non_finite",
         Fate::Constraint => "constraint",
         Fate::Chirality => "chirality",
+        Fate::WrongMode => "wrong_mode",
     };
     let Outcome { log_acceptance, log_weight_current, log_weight_proposed, .. } = outcome;
     format!("{cycle},{step},{potential},{fate},{log_acceptance},{log_weight_current},{log_weight_proposed},{potential_after}\n")

@@ -5,14 +5,16 @@ use super::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::coordinates::constraints::Constraints;
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::moves::{Annealed, DelayedAcceptance, Generator, Independence, Isir, Move, Options, Outcome, Path, State};
+use crate::moves::{
+    self, Annealed, DelayedAcceptance, Generator, Independence, Isir, Move, Options, Outcome, Path, State,
+};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
 
 /// Whose log q decides about the generator's proposals.
 pub enum Acceptance {
-    /// The generator's own. One proposal: Metropolis; more: i-SIR.
+    /// The generator's own. One proposal: Metropolis, or between the modes of a model of modes; more: i-SIR.
     Exact,
     /// The generator's own, about what this model has let through: delayed acceptance, each proposal a step of its first stage.
     Screened(Arc<dyn Model>),
@@ -23,9 +25,15 @@ pub enum Acceptance {
 }
 
 impl Acceptance {
-    fn jump(self, generator: Generator) -> Result<Box<dyn Move>> {
+    fn jump(self, model: &Arc<dyn Model>, options: Options, constraints: Option<Constraints>) -> Result<Box<dyn Move>> {
+        if matches!(self, Acceptance::Exact) && options.n_proposals == 1 {
+            return moves::of_model(model, options, constraints);
+        }
+        let mut generator = Generator::of_model(model, options)?;
+        if let Some(constraints) = constraints {
+            generator.set_constraints(constraints);
+        }
         Ok(match self {
-            Acceptance::Exact if generator.options().n_proposals == 1 => Box::new(Independence::new(generator)),
             Acceptance::Exact => Box::new(Isir::new(generator)),
             Acceptance::Screened(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
             Acceptance::Annealed(path) => Box::new(Annealed::new(generator, path)?),
@@ -67,19 +75,11 @@ impl JumpingSimulation {
                 model.dimension() / 3
             )));
         }
-        let mut generator = Generator::of_model(model, Options { stride: frequency, ..options })?;
-        let constraints = system.constraints()?;
-        if !constraints.is_empty() {
-            let pairs: Vec<[usize; 2]> = constraints.iter().map(|c| [c.0, c.1]).collect();
-            let lengths: Vec<f64> = constraints.iter().map(|c| c.2).collect();
-            let constraints = Constraints::new(&pairs, &lengths, &system.masses())?;
-            constraints.require_kept(model.card().kept_bonds(), &|a| model.card().label(a))?;
-            generator.set_constraints(constraints);
-        }
+        let constraints = kept(system, model.as_ref())?;
         Ok(JumpingSimulation {
             simulation: Simulation::new(system, dynamics)?,
             target: OpenMmTarget::on_platform(system, dynamics.temperature, 1, &dynamics.platform)?,
-            jump: acceptance.jump(generator)?,
+            jump: acceptance.jump(model, Options { stride: frequency, ..options }, constraints)?,
             frequency,
             seed: options.seed,
             x: vec![0.0; 3 * system.n_particles()],
@@ -121,4 +121,17 @@ impl JumpingSimulation {
     pub fn jump_mut(&mut self) -> &mut dyn Move {
         self.jump.as_mut()
     }
+}
+
+/// The System's constraints, which the model has to keep.
+fn kept(system: &System, model: &dyn Model) -> Result<Option<Constraints>> {
+    let constraints = system.constraints()?;
+    if constraints.is_empty() {
+        return Ok(None);
+    }
+    let pairs: Vec<[usize; 2]> = constraints.iter().map(|c| [c.0, c.1]).collect();
+    let lengths: Vec<f64> = constraints.iter().map(|c| c.2).collect();
+    let constraints = Constraints::new(&pairs, &lengths, &system.masses())?;
+    constraints.require_kept(model.card().kept_bonds(), &|a| model.card().label(a))?;
+    Ok(Some(constraints))
 }

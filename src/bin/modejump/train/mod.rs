@@ -2,6 +2,7 @@
 
 mod energy;
 mod field;
+mod modes;
 mod regression;
 mod tarflow;
 mod transferable;
@@ -15,6 +16,7 @@ use modejump::io::{checkpoint, trajectory};
 use modejump::models::card::TargetInfo;
 use modejump::models::coupling::CouplingFlow;
 use modejump::models::{Model, ModelCard};
+use modejump::modes::{Modes, Within};
 use modejump::target::Target;
 use modejump::train::{design, DesignOptions, Progress, TrainOptions, TrainState, Trainer};
 use modejump::{Error, Result};
@@ -54,7 +56,7 @@ impl Kind {
     }
 }
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct Train {
     /// What to train
     #[arg(long, value_enum, default_value_t = Kind::Coupling)]
@@ -94,6 +96,9 @@ pub struct Train {
     /// Print a summary as JSON
     #[arg(long)]
     json: bool,
+    /// Train one generator for each of the metastable states of this description (JSON), to jump between them; of coupling flows only
+    #[arg(long, conflicts_with = "start")]
+    modes: Option<PathBuf>,
 }
 
 /// The file behind `--config`.
@@ -119,8 +124,14 @@ impl Train {
         let config = self.config()?;
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
         let frames = self.frames(&config, &x0)?;
+        if self.modes.is_some() && self.model != Kind::Coupling {
+            return Err(Error::invalid(format!("--modes trains coupling flows, not {}", self.model.name())));
+        }
         match self.model {
-            Kind::Coupling => self.coupling(config, topology, frames),
+            Kind::Coupling => match &self.modes {
+                Some(path) => self.modes(path, config, &topology, &frames),
+                None => self.coupling(self.flow(&config, &topology, &frames)?, &frames, None, config.train),
+            },
             Kind::GvpFlow => self.gvp_flow(&config.gvp_flow, topology, &x0, frames),
             Kind::EgnnFlow => self.egnn_flow(&config.egnn_flow, topology, &x0, frames),
             Kind::Tarflow => self.tarflow(&config.tarflow, topology, frames),
@@ -132,12 +143,21 @@ impl Train {
         }
     }
 
-    fn coupling(&self, config: Config, topology: Topology, frames: Vec<f64>) -> Result<()> {
-        let constraints = self.constraints()?;
-        let mut flow = match &self.start {
-            Some(path) => CouplingFlow::from_file(&read_model(path)?)?,
-            None => design(&topology, &frames, &constraints, &config.design)?,
-        };
+    fn flow(&self, config: &Config, topology: &Topology, frames: &[f64]) -> Result<CouplingFlow<f32>> {
+        match &self.start {
+            Some(path) => CouplingFlow::from_file(&read_model(path)?),
+            None => design(topology, frames, &self.constraints()?, &config.design),
+        }
+    }
+
+    /// Trains one flow; for the generator of a mode, energies count in the mode alone.
+    fn coupling(
+        &self,
+        mut flow: CouplingFlow<f32>,
+        frames: &[f64],
+        mode: Option<(&Modes, usize)>,
+        options: TrainOptions,
+    ) -> Result<()> {
         self.complete(flow.card_mut())?;
         eprintln!("{} parameters, {:.2} MFLOP a sample", flow.parameters().len(), flow.flops() * 1e-6);
         let mut target = self.target()?;
@@ -145,11 +165,16 @@ impl Train {
             Some(target) => Some(target.as_mut()),
             None => None,
         };
-        let identity = identity(flow.card(), &frames)?;
-        let saved = self.saved_state(&identity, |state: &TrainState| (state.step, state.options == config.train))?;
+        let mut within = None;
+        let target: Option<&mut dyn Target> = match (target, mode) {
+            (Some(target), Some((modes, mode))) => Some(within.insert(Within { target, modes: modes.clone(), mode })),
+            (target, _) => target,
+        };
+        let identity = identity(flow.card(), frames)?;
+        let saved = self.saved_state(&identity, |state: &TrainState| (state.step, state.options == options))?;
         let trainer = match saved {
-            Some(state) => Trainer::resume(flow, &frames, target, state)?,
-            None => Trainer::new(flow, &frames, target, config.train)?,
+            Some(state) => Trainer::resume(flow, frames, target, state)?,
+            None => Trainer::new(flow, frames, target, options)?,
         };
         self.train(trainer, &identity)
     }

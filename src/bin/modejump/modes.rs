@@ -1,0 +1,114 @@
+//! `modejump modes`: one model file of the generators of several metastable states; and the description that it reads.
+
+use clap::Args;
+use modejump::coordinates::Along;
+use modejump::io::model_file::{self, ModelFile};
+use modejump::io::write_atomically;
+use modejump::models::modes::{bundle, Config, EdgeConfig, IdenticalConfig, ModeConfig};
+use modejump::modes::{ModeRegion, Modes as Regions};
+use modejump::moves::{ModeJump, Options};
+use modejump::{models, Error, Result};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+#[derive(Args)]
+pub struct Modes {
+    /// Description: JSON with `modes`, each of a `name`, its region (`within` or `centre`) and the `generator`, a model file beside it
+    description: PathBuf,
+    /// Model file to write
+    #[arg(short, long)]
+    output: PathBuf,
+}
+
+impl Modes {
+    pub fn run(self) -> Result<()> {
+        let description = Description::read(&self.description)?;
+        let paths = description.generators().map_err(|e| Error::file(&self.description, e.to_string()))?;
+        description.write(&paths, &self.output)
+    }
+}
+
+/// Modes as their user describes them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    #[serde(default)]
+    nearest_along: Vec<Along>,
+    modes: Vec<ModeDescription>,
+    #[serde(default)]
+    edges: Vec<EdgeConfig>,
+    #[serde(default)]
+    noise: f64,
+    #[serde(default)]
+    identical: Option<IdenticalConfig>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ModeDescription {
+    name: String,
+    within: Vec<modejump::coordinates::Region>,
+    centre: Vec<f64>,
+    generator: Option<PathBuf>,
+    reference: Vec<f64>,
+}
+
+impl Description {
+    /// Errors name the file and the line.
+    pub fn read(path: &Path) -> Result<Description> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let mut description: Description = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for generator in description.modes.iter_mut().filter_map(|mode| mode.generator.as_mut()) {
+            *generator = folder.join(&*generator);
+        }
+        Ok(description)
+    }
+
+    fn generators(&self) -> Result<Vec<PathBuf>> {
+        let path = |mode: &ModeDescription| {
+            mode.generator.clone().ok_or_else(|| Error::invalid(format!("mode `{}` has no `generator`", mode.name)))
+        };
+        self.modes.iter().map(path).collect()
+    }
+
+    fn region_of(mode: &ModeDescription) -> ModeRegion {
+        ModeRegion { name: mode.name.clone(), within: mode.within.clone(), centre: mode.centre.clone() }
+    }
+
+    /// The modes of configurations of `dimension` numbers.
+    pub fn regions(&self, dimension: usize) -> Result<Regions> {
+        let regions: Vec<ModeRegion> = self.modes.iter().map(Description::region_of).collect();
+        Regions::new(&self.nearest_along, &regions, dimension)
+    }
+
+    /// Writes the model file of these generators, one for each mode, if jumps can be made with it, and says which.
+    pub fn write(&self, generators: &[PathBuf], output: &Path) -> Result<()> {
+        let file = |path: &PathBuf| -> Result<ModelFile> {
+            let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+            model_file::read(&path.display().to_string(), &bytes)
+        };
+        let files = generators.iter().map(file).collect::<Result<Vec<_>>>()?;
+        let mode = |(mode, file): (&ModeDescription, &ModelFile)| ModeConfig {
+            region: Description::region_of(mode),
+            card: file.card.clone(),
+            reference: mode.reference.clone(),
+        };
+        let config = Config {
+            nearest_along: self.nearest_along.clone(),
+            modes: self.modes.iter().zip(&files).map(mode).collect(),
+            edges: self.edges.clone(),
+            noise: self.noise,
+            identical: self.identical.clone(),
+        };
+        let bytes = bundle(config, &files)?;
+        let model = models::load_bytes(&output.display().to_string(), &bytes)?;
+        let jump = ModeJump::of_model(&model, None, Options::default())?;
+        write_atomically(output, &bytes)?;
+        for edge in jump.edges() {
+            let [i, j] = edge.modes.map(|mode| &jump.modes().names()[mode]);
+            println!("{i} <-> {j}");
+        }
+        Ok(())
+    }
+}

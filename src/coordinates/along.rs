@@ -1,0 +1,139 @@
+//! Reaction coordinates: functions of a configuration.
+
+use super::vector::{add_to_atom, atom, norm, sub, torsion, torsion_gradient, unit};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// A function r(x) of a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Along {
+    /// The torsion of four atoms, counted from 0, rad within ±π.
+    Torsion([usize; 4]),
+    /// The distance of two atoms, nm.
+    Distance([usize; 2]),
+    /// One number of x, for systems that are no molecules.
+    Component(usize),
+}
+
+impl Along {
+    /// Errors: atoms or a component that configurations of `dimension` numbers do not have.
+    pub fn check(&self, dimension: usize) -> Result<()> {
+        let lacking = match self {
+            Along::Torsion(atoms) => beyond(atoms, dimension),
+            Along::Distance(atoms) => beyond(atoms, dimension),
+            Along::Component(i) => (*i >= dimension).then(|| format!("component {i} of {dimension}")),
+        };
+        match lacking {
+            Some(what) => Err(Error::invalid(format!("a reaction coordinate names {what}; count from 0"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether r lives on a circle of 2π.
+    pub fn is_periodic(&self) -> bool {
+        matches!(self, Along::Torsion(_))
+    }
+
+    /// r(x); NaN where it is undefined.
+    pub fn value(&self, x: &[f64]) -> f64 {
+        match *self {
+            Along::Torsion(atoms) => {
+                let [i, j, k, l] = atoms.map(|a| atom(x, a));
+                torsion(i, j, k, l)
+            }
+            Along::Distance([i, j]) => norm(sub(atom(x, i), atom(x, j))),
+            Along::Component(i) => x[i],
+        }
+    }
+
+    /// gx += g ∂r/∂x.
+    pub fn vjp(&self, x: &[f64], g: f64, gx: &mut [f64]) {
+        match *self {
+            Along::Torsion(atoms) => {
+                let [i, j, k, l] = atoms.map(|a| atom(x, a));
+                for (a, gradient) in atoms.into_iter().zip(torsion_gradient(i, j, k, l)) {
+                    add_to_atom(gx, a, g, gradient);
+                }
+            }
+            Along::Distance([i, j]) => {
+                let direction = unit(sub(atom(x, i), atom(x, j)));
+                add_to_atom(gx, i, g, direction);
+                add_to_atom(gx, j, -g, direction);
+            }
+            Along::Component(i) => gx[i] += g,
+        }
+    }
+}
+
+fn beyond(atoms: &[usize], dimension: usize) -> Option<String> {
+    let lacking = atoms.iter().find(|&&a| 3 * a + 3 > dimension)?;
+    Some(format!("atom {lacking} of {}", dimension / 3))
+}
+
+/// A region of configurations: r(x) in a range.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Region {
+    pub along: Along,
+    /// [from, to); rad within ±π for a torsion, whose range may go around: from 2.2 to −1, say.
+    pub range: [f64; 2],
+}
+
+impl Region {
+    /// Errors: atoms or a component that configurations of `dimension` numbers do not have, a range that holds nothing.
+    pub fn check(&self, dimension: usize) -> Result<()> {
+        self.along.check(dimension)?;
+        let [from, to] = self.range;
+        match from < to || (self.along.is_periodic() && from > to) {
+            true => Ok(()),
+            false => Err(Error::invalid(format!("the range [{from}, {to}] of a reaction coordinate holds nothing"))),
+        }
+    }
+
+    pub fn contains(&self, x: &[f64]) -> bool {
+        let ([from, to], r) = (self.range, self.along.value(x));
+        match from < to {
+            true => (from..to).contains(&r),
+            false => r >= from || r < to,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_of_torsions_go_around_and_others_do_not() {
+        let around = Region { along: Along::Torsion([0, 1, 2, 3]), range: [3.0, -3.0] };
+        around.check(12).unwrap();
+        // a torsion of ±π, and one of 0
+        let trans = [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, -1.0, 0.0];
+        let cis = [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0];
+        assert!(around.contains(&trans) && !around.contains(&cis));
+        let distance = Region { along: Along::Distance([0, 1]), range: [0.5, 1.5] };
+        assert!(distance.contains(&trans));
+        let error = Region { range: [1.5, 0.5], ..distance }.check(12).unwrap_err();
+        assert!(error.to_string().contains("holds nothing"), "{error}");
+        assert!(Region { along: Along::Distance([0, 4]), range: [0.0, 1.0] }.check(12).is_err());
+    }
+
+    #[test]
+    fn gradients_match_differences() {
+        let x = [0.1, -0.2, 0.3, 0.0, 0.1, 0.2, 0.4, 0.2, -0.1, 0.3, 0.5, 0.6];
+        for along in [Along::Torsion([0, 1, 2, 3]), Along::Distance([3, 1]), Along::Component(5)] {
+            let mut gradient = vec![0.0; x.len()];
+            along.vjp(&x, 2.0, &mut gradient);
+            for i in 0..x.len() {
+                let at = |h: f64| {
+                    let mut moved = x;
+                    moved[i] += h;
+                    along.value(&moved)
+                };
+                let expected = 2.0 * (at(1e-6) - at(-1e-6)) / 2e-6;
+                assert!((gradient[i] - expected).abs() < 1e-7, "{along:?} {i}: {} {expected}", gradient[i]);
+            }
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Jumps between modes: identity, invariance, edges of unequal choice, identical particles, and the mistakes that such jumps invite.
+
+use crate::guards::{identity, one_shot, Correct, Driver, Experiment, Verdict};
+use crate::systems::*;
+use modejump::bijection::{Bijection, Mapped};
+use modejump::coordinates::{Along, CoordinatesConfig, Region};
+use modejump::density::{Density, Evaluation, Status};
+use modejump::error::Result;
+use modejump::models::coupling::{CouplingConfig, CouplingFlow, Features, LayerConfig};
+use modejump::models::{Model, ModelCard};
+use modejump::modes::{ModeRegion, Modes};
+use modejump::moves::{accept, Edge, Fate, Identical, ModeJump, Move, Outcome, Proposal, State, Statistics};
+use modejump::nn::Activation;
+use modejump::rng::{Stream, StreamId};
+use modejump::target::Target;
+use std::sync::Arc;
+
+const STARTS: usize = 40_000;
+
+/// A flow of plain coordinates about a mean: affine couplings with random networks, then a shift and a scale.
+fn flow(mean: &[f64], width: f64, seed: u64) -> Arc<dyn Model> {
+    let d = mean.len();
+    let coupling = |moved: usize| LayerConfig::Affine {
+        transformed: vec![moved],
+        features: Features { periodic: vec![], harmonics: 1, plain: (0..d).filter(|&i| i != moved).collect() },
+        hidden: vec![6],
+        activation: Activation::Tanh,
+        scale_activation: None,
+        preserve_volume: false,
+    };
+    let mut matrix = vec![0.0; d * d];
+    (0..d).for_each(|i| matrix[i * d + i] = width);
+    let stretch = LayerConfig::Whiten { transformed: (0..d).collect(), mean: mean.to_vec(), matrix };
+    let layers = (0..d).map(coupling).chain([stretch]).collect();
+    let card = ModelCard::of_coupling(
+        CouplingConfig { uniform: vec![], layers },
+        CoordinatesConfig::Cartesian { dimension: d },
+    );
+    let mut flow = CouplingFlow::<f64>::new(card).unwrap();
+    let mut stream = Stream::new(seed, StreamId::Test, 0, 0);
+    flow.parameters_mut().iter_mut().for_each(|p| *p = 0.4 * stream.normal());
+    Arc::new(flow)
+}
+
+fn half(name: &str, range: [f64; 2]) -> ModeRegion {
+    let within = vec![Region { along: Along::Component(0), range }];
+    ModeRegion { name: name.into(), within, centre: vec![] }
+}
+
+fn halves(dimension: usize) -> Modes {
+    let regions = [half("left", [f64::NEG_INFINITY, 0.0]), half("right", [0.0, f64::INFINITY])];
+    Modes::new(&[], &regions, dimension).unwrap()
+}
+
+fn wells() -> [Arc<dyn Model>; 2] {
+    [flow(&[-1.0, -0.5], 0.25, 1), flow(&[1.0, 0.4], 0.35, 2)]
+}
+
+fn edge(modes: [usize; 2], models: [Arc<dyn Model>; 2], weights: [f64; 2]) -> Edge {
+    let [from, to] = models;
+    Edge { modes, map: Bijection::new(from, to).unwrap(), weights }
+}
+
+fn between_wells(noise: f64) -> Box<dyn Move> {
+    let mut jump = ModeJump::new(halves(2), vec![edge([0, 1], wells(), [1.0; 2])], 17).unwrap();
+    jump.set_noise(noise).unwrap();
+    Box::new(jump)
+}
+
+fn double_well_2() -> Arc<dyn Density> {
+    Arc::new(Exact(DoubleWell2 { well: double_well(0.475), width: 0.3 }))
+}
+
+fn observables(x: &[f64]) -> Vec<f64> {
+    vec![x[0], x[1], x[1] - 0.5 * x[0]]
+}
+
+/// The density that is q_i in mode i: the image of every mode is the other, and each jump is certain.
+struct Piecewise {
+    modes: Modes,
+    models: [Arc<dyn Model>; 2],
+}
+
+impl Analytic for Piecewise {
+    fn dimension(&self) -> usize {
+        2
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        let mut evaluation = [Evaluation::inside(0.0)];
+        self.models[self.modes.of(x).unwrap()].log_density(x, &mut evaluation).unwrap();
+        evaluation[0]
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        x.copy_from_slice(&[-1.0 + 0.01 * stream.normal(), -0.5]);
+    }
+}
+
+#[test]
+fn identity_where_every_mode_is_the_image_of_the_other() {
+    // modes so far apart that no image is in the wrong one
+    let models = [flow(&[-5.0, -0.5], 0.25, 1), flow(&[5.0, 0.4], 0.35, 2)];
+    let target: Arc<dyn Density> = Arc::new(Exact(Piecewise { modes: halves(2), models: models.clone() }));
+    let kernel = || -> Box<dyn Move> {
+        Box::new(ModeJump::new(halves(2), vec![edge([0, 1], models.clone(), [1.0; 2])], 17).unwrap())
+    };
+    let experiment = Experiment { kernel: &kernel, target, local: 0.1, observables: |x| x.to_vec() };
+    identity(&experiment, &mut Correct).unwrap();
+}
+
+#[test]
+fn one_shot_invariance_of_jumps_between_two_wells() {
+    for noise in [0.0, 0.5] {
+        let kernel = || between_wells(noise);
+        let experiment = Experiment { kernel: &kernel, target: double_well_2(), local: 0.2, observables };
+        one_shot(&experiment, &mut Correct, STARTS).unwrap_or_else(|found| panic!("noise {noise}: {found}"));
+    }
+}
+
+#[test]
+fn jumps_between_wells_are_accepted_and_leave_the_rest_to_the_dynamics() {
+    let mut jump = between_wells(0.0);
+    let mut target = NegativeLog::new(double_well_2(), 0.0);
+    let mut x = [-1.0, -0.5];
+    for step in 0..2000 {
+        Correct.attempt(jump.as_mut(), &mut target, &mut x, step);
+    }
+    assert!(jump.statistics().acceptance() > 0.2, "{}", jump.statistics().acceptance());
+}
+
+/// Three modes in a row; from the middle one the two ways out are not chosen alike, nor are their weights those of the ends.
+fn three_modes() -> (Arc<dyn Density>, Box<dyn Move>) {
+    let centres = [[-2.0, 0.0], [0.0, 1.0], [2.0, 0.0]];
+    let component = |k: usize, share: f64| (share, centres[k].to_vec(), 0.4);
+    let target = GaussianMixture(vec![component(0, 0.2), component(1, 0.5), component(2, 0.3)]);
+    let along = [Along::Component(0), Along::Component(1)];
+    let region = |k: usize| ModeRegion { name: k.to_string(), within: vec![], centre: centres[k].to_vec() };
+    let modes = Modes::new(&along, &[region(0), region(1), region(2)], 2).unwrap();
+    let models: Vec<_> = (0..3).map(|k| flow(&centres[k], 0.35, 5 + k as u64)).collect();
+    let pair = |i: usize, j: usize| [models[i].clone(), models[j].clone()];
+    let edges = vec![edge([0, 1], pair(0, 1), [1.0, 3.0]), edge([1, 2], pair(1, 2), [1.0, 2.0])];
+    (Arc::new(Exact(target)), Box::new(ModeJump::new(modes, edges, 23).unwrap()))
+}
+
+#[test]
+fn one_shot_invariance_with_unequal_choices_among_three_modes() {
+    let kernel = || three_modes().1;
+    let experiment = Experiment { kernel: &kernel, target: three_modes().0, local: 0.1, observables: |x| x.to_vec() };
+    one_shot(&experiment, &mut Correct, STARTS).unwrap();
+}
+
+/// A coordinate with two modes, and three particles in a line whose spread depends on it.
+struct Bath;
+
+const SPREAD: [f64; 2] = [0.8, 1.3];
+
+impl Analytic for Bath {
+    fn dimension(&self) -> usize {
+        4
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        let part = |mode: usize, centre: f64| {
+            let particles: f64 = x[1..].iter().map(|v| -0.5 * (v / SPREAD[mode]).powi(2) - SPREAD[mode].ln()).sum();
+            0.5f64.ln() - 0.5 * ((x[0] - centre) / 0.3).powi(2) + particles
+        };
+        Evaluation::inside(modejump::weights::log_sum_exp(&[part(0, -1.0), part(1, 1.0)]))
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        let mode = usize::from(stream.uniform() < 0.5);
+        x[0] = [-1.0, 1.0][mode] + 0.3 * stream.normal();
+        x[1..].iter_mut().for_each(|v| *v = SPREAD[mode] * stream.normal());
+    }
+}
+
+fn bath(check: bool) -> Box<dyn Move> {
+    let models = [flow(&[-1.0, -0.8, 0.0, 0.7], 0.4, 11), flow(&[1.0, -1.4, 0.2, 1.2], 0.5, 12)];
+    let identical = Identical {
+        dimension: 1,
+        particles: vec![1, 2, 3],
+        references: vec![vec![-1.0, -0.8, 0.0, 0.7], vec![1.0, -1.4, 0.2, 1.2]],
+    };
+    let edge = edge([0, 1], models, [1.0; 2]);
+    if !check {
+        return Box::new(Faulty::new(Fault::OrderNotChecked, edge, halves(4), Some(identical)));
+    }
+    let mut jump = ModeJump::new(halves(4), vec![edge], 29).unwrap();
+    jump.set_identical(identical).unwrap();
+    Box::new(jump)
+}
+
+/// One of the particles, and what they look like without their names.
+fn of_the_bath(x: &[f64]) -> Vec<f64> {
+    let mut sorted = x[1..].to_vec();
+    sorted.sort_by(f64::total_cmp);
+    vec![x[0], x[1], sorted[0], sorted[1], sorted[2] - sorted[0]]
+}
+
+#[test]
+fn one_shot_invariance_with_identical_particles() {
+    let kernel = || bath(true);
+    let target: Arc<dyn Density> = Arc::new(Exact(Bath));
+    let experiment = Experiment { kernel: &kernel, target, local: 0.1, observables: of_the_bath };
+    one_shot(&experiment, &mut Correct, STARTS).unwrap();
+}
+
+#[test]
+fn a_jump_keeps_the_names_of_particles_whose_order_it_keeps() {
+    let mut jump = bath(true);
+    let mut target = NegativeLog::new(Arc::new(Exact(Bath)), 0.0);
+    // in the order 2, 3, 1
+    let mut x = [-1.0, 0.7, -0.8, 0.0];
+    let mut jumped = false;
+    for step in 0..50 {
+        let outcome = Correct.attempt(jump.as_mut(), &mut target, &mut x, step);
+        jumped |= outcome.accepted();
+        assert!(x[2] < x[3] && x[3] < x[1], "{x:?}");
+    }
+    assert!(jumped);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    /// The proposal is not asked whether it is in the other mode: the public code's sampler of particles (2021).
+    ModeNotChecked,
+    LogDetForgotten,
+    OrderNotChecked,
+}
+
+/// A jump along one edge as it is easily written.
+struct Faulty {
+    fault: Fault,
+    edge: Edge,
+    modes: Modes,
+    identical: Option<Identical>,
+    statistics: Statistics,
+}
+
+impl Faulty {
+    fn new(fault: Fault, edge: Edge, modes: Modes, identical: Option<Identical>) -> Faulty {
+        Faulty { fault, edge, modes, identical, statistics: Statistics::default() }
+    }
+
+    /// Particles by position, which is the order of the references.
+    fn sorted(&self, x: &[f64]) -> Vec<f64> {
+        let mut x = x.to_vec();
+        if self.identical.is_some() {
+            x[1..].sort_by(f64::total_cmp);
+        }
+        x
+    }
+}
+
+impl Move for Faulty {
+    fn dimension(&self) -> usize {
+        self.edge.map.dimension()
+    }
+    fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
+        let mode = self.modes.of(state.x).unwrap();
+        let map = if mode == 0 { self.edge.map.clone() } else { self.edge.map.inverse() };
+        let nowhere = Evaluation::outside(Status::NonFinite);
+        let mut mapped = [Mapped { forward: nowhere, reverse: nowhere }];
+        let mut y = vec![0.0; state.x.len()];
+        map.map(&self.sorted(state.x), &mut y, &mut mapped)?;
+        let [mut mapped] = mapped;
+        if self.fault != Fault::ModeNotChecked && self.modes.of(&y) == Some(mode) {
+            mapped.forward = Evaluation::outside(Status::OutOfSupport);
+        }
+        if self.fault == Fault::LogDetForgotten {
+            [mapped.forward, mapped.reverse] = [Evaluation::inside(0.0); 2];
+        }
+        let mut u = [0.0];
+        target.reduced_potential(&y, &mut u)?;
+        let Mapped { forward, reverse } = mapped;
+        let uniform = Stream::new(5, StreamId::Accept, state.step, state.replica).uniform();
+        let (fate, log_acceptance) =
+            accept(&Proposal { x: &y, forward, reverse }, state.reduced_potential, u[0], uniform);
+        if fate == Fate::Accepted {
+            state.x.copy_from_slice(&y);
+        }
+        Ok(Outcome {
+            fate,
+            log_acceptance,
+            log_weight_current: 0.0,
+            log_weight_proposed: 0.0,
+            log_density_current: 0.0,
+            log_density_proposed: 0.0,
+            reduced_potential: state.reduced_potential,
+        })
+    }
+    fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+    fn statistics_mut(&mut self) -> &mut Statistics {
+        &mut self.statistics
+    }
+}
+
+fn verdict_of(fault: Fault) -> Verdict {
+    let (target, observables): (Arc<dyn Density>, fn(&[f64]) -> Vec<f64>) = match fault {
+        Fault::OrderNotChecked => (Arc::new(Exact(Bath)), of_the_bath),
+        _ => (double_well_2(), observables),
+    };
+    // maps that often stay in their mode
+    let models = [flow(&[-0.4, -0.5], 0.5, 1), flow(&[0.4, 0.4], 0.6, 2)];
+    let kernel = || -> Box<dyn Move> {
+        match fault {
+            Fault::OrderNotChecked => bath(false),
+            fault => Box::new(Faulty::new(fault, edge([0, 1], models.clone(), [1.0; 2]), halves(2), None)),
+        }
+    };
+    one_shot(&Experiment { kernel: &kernel, target, local: 0.1, observables }, &mut Correct, STARTS)
+}
+
+#[test]
+fn the_mistakes_that_mode_jumps_invite_are_caught() {
+    for fault in [Fault::ModeNotChecked, Fault::LogDetForgotten, Fault::OrderNotChecked] {
+        assert!(verdict_of(fault).is_err(), "{fault:?} was not found");
+    }
+}
+
+#[test]
+fn a_state_in_no_mode_stays_and_is_counted() {
+    let regions = [half("left", [-9.0, -0.5]), half("right", [0.5, 9.0])];
+    let modes = Modes::new(&[], &regions, 2).unwrap();
+    let mut jump = ModeJump::new(modes, vec![edge([0, 1], wells(), [1.0; 2])], 1).unwrap();
+    let mut target = NegativeLog::new(double_well_2(), 0.0);
+    let mut x = [0.1, 0.2];
+    let outcome = Correct.attempt(&mut jump, &mut target, &mut x, 0);
+    assert_eq!((outcome.fate, outcome.log_acceptance, x), (Fate::WrongMode, f64::NEG_INFINITY, [0.1, 0.2]));
+    assert_eq!((jump.statistics().count(Fate::WrongMode), jump.statistics().attempts()), (1, 1));
+    assert_eq!(jump.counts()[0].attempts, [0, 0]);
+}
+
+#[test]
+fn edges_that_make_no_sense_are_refused() {
+    let refusal = |edges: Vec<Edge>| ModeJump::new(halves(2), edges, 1).err().unwrap().to_string();
+    assert!(refusal(vec![]).contains("need an edge"));
+    assert!(refusal(vec![edge([1, 1], wells(), [1.0; 2])]).contains("between modes 1 and 1"));
+    assert!(refusal(vec![edge([0, 2], wells(), [1.0; 2])]).contains("between modes 0 and 2 of 2"));
+    assert!(refusal(vec![edge([0, 1], wells(), [1.0, 0.0])]).contains("positive"));
+    let mut jump = ModeJump::new(halves(2), vec![edge([0, 1], wells(), [1.0; 2])], 1).unwrap();
+    assert!(jump.set_noise(-1.0).is_err() && jump.set_noise(f64::NAN).is_err());
+    let short = Identical { dimension: 1, particles: vec![0, 1], references: vec![vec![0.0; 2]] };
+    assert!(jump.set_identical(short).unwrap_err().to_string().contains("reference"));
+}
