@@ -129,6 +129,22 @@ typedef struct modejump_annealing_options {
   double step;
 } modejump_annealing_options;
 
+// A walk in latent space; set by `modejump_latent_walk_options_init`, then changed at will.
+typedef struct modejump_latent_walk_options {
+  // sizeof(modejump_latent_walk_options)
+  uint32_t struct_size;
+  // 0
+  uint32_t flags;
+  // Widths of the step, one of which is chosen at random in every attempt; NULL for the library's. The prior of a latent coordinate
+  // has width 1, or is uniform on [0, 1).
+  const double *widths;
+  // Numbers in `widths`.
+  uint64_t n_widths;
+  // Leapfrog steps of a Hamiltonian trajectory, each as long as the width; 0 for a random walk.
+  uint64_t leapfrog;
+  uint64_t seed;
+} modejump_latent_walk_options;
+
 // The caller's reduced potential u(x) = (U + pV)/kT.
 typedef struct modejump_target {
   // sizeof(modejump_target)
@@ -330,6 +346,16 @@ int32_t modejump_move_annealed_new(const struct modejump_model *model,
                                    const struct modejump_move_options *options,
                                    const struct modejump_annealing_options *annealing,
                                    struct modejump_move **out);
+
+// Sets the defaults: a random walk of the library's widths, seed 0. `options->struct_size` must be set.
+int32_t modejump_latent_walk_options_init(struct modejump_latent_walk_options *options);
+
+// Makes a move that walks in the latent space of `model`, a flow of all coordinates or of the shape: small steps of z = T^-1(x), or
+// Hamiltonian trajectories, for which the target of every attempt needs `reduced_potential_gradient`. Exact whatever the flow.
+// Its statistics have no weights. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+int32_t modejump_move_latent_walk_new(const struct modejump_model *model,
+                                      const struct modejump_latent_walk_options *options,
+                                      struct modejump_move **out);
 
 // Frees a move; NULL does nothing.
 int32_t modejump_move_free(struct modejump_move *move);

@@ -182,6 +182,15 @@ struct Annealing : modejump_annealing_options {
     }
 };
 
+/// A walk in the latent space of a flow.
+struct LatentWalk {
+    /// Of the step, one of which is chosen at random in every attempt; the library's if empty.
+    std::vector<double> widths;
+    /// Leapfrog steps of a Hamiltonian trajectory, each as long as the width; 0 for a random walk.
+    std::uint64_t leapfrog = 0;
+    std::uint64_t seed = 0;
+};
+
 /// Writes the reduced potential u of `x[n][dimension]` into `u[n]`; may throw.
 using ReducedPotential = std::function<void(std::size_t n, const double* x, double* u)>;
 
@@ -236,6 +245,21 @@ public:
         move_.reset(move);
     }
 
+    /// Steps in the latent space of `model`, a flow of all coordinates or of the shape; exact whatever the flow. Attempts by trajectories
+    /// need the gradient of the reduced potential.
+    Move(const Model& model, const LatentWalk& walk) : dimension_(model.dimension()) {
+        modejump_latent_walk_options options{};
+        options.struct_size = static_cast<std::uint32_t>(sizeof(options));
+        check(modejump_latent_walk_options_init(&options));
+        options.widths = walk.widths.empty() ? nullptr : walk.widths.data();
+        options.n_widths = walk.widths.size();
+        options.leapfrog = walk.leapfrog;
+        options.seed = walk.seed;
+        modejump_move* move = nullptr;
+        check(modejump_move_latent_walk_new(model.handle(), &options, &move));
+        move_.reset(move);
+    }
+
     /// Bonds that the engine constrains: pairs of atoms, lengths in nm, masses of all atoms in dalton.
     void set_constraints(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                          const std::vector<double>& masses) {
@@ -249,7 +273,7 @@ public:
     /// One attempt. Throws what `u` throws, else Error; the state is then untouched.
     Outcome attempt(const ReducedPotential& u, State& state) { return attempt(u, nullptr, state); }
 
-    /// One attempt of an annealed move, which asks for gradients. Throws what `u` or `gradient` throws, else Error.
+    /// One attempt of a move that asks for gradients: annealed, or a latent walk by trajectories. Throws what `u` or `gradient` throws, else Error.
     Outcome attempt(const ReducedPotential& u, const ReducedPotentialGradient& gradient, State& state) {
         if (state.x.size() != dimension_)
             throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) +

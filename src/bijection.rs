@@ -56,7 +56,7 @@ impl Bijection {
     /// and models that describe neither all coordinates nor the shape.
     pub fn new(from: Arc<dyn Model>, to: Arc<dyn Model>) -> Result<Bijection> {
         let (a, b) = (flow_of(&from)?, flow_of(&to)?);
-        let (uniform, other) = (from.card().uniform(), to.card().uniform());
+        let (uniform, other) = (uniform_of(a), uniform_of(b));
         if from.dimension() != to.dimension() || a.latent_dimension() != b.latent_dimension() || uniform != other {
             return Err(Error::invalid(format!(
                 "a map between models needs one latent space: {} coordinates from {} latent ones ({} of them uniform) against {} from \
@@ -89,7 +89,6 @@ impl Bijection {
                 return Err(Error::invalid("a map between models of different atoms, or of atoms in another order"));
             }
         }
-        let uniform = uniform.to_vec();
         Ok(Bijection { from, to, frame, uniform })
     }
 
@@ -188,6 +187,10 @@ fn volume(status: Status, log_det: f64) -> Evaluation {
         Status::Inside => Evaluation::inside(-log_det),
         status => Evaluation::outside(status),
     }
+}
+
+fn uniform_of(flow: &dyn Flow) -> Vec<usize> {
+    (0..flow.latent_dimension()).filter(|&i| flow.is_uniform(i)).collect()
 }
 
 fn flow_of(model: &Arc<dyn Model>) -> Result<&dyn Flow> {

@@ -37,6 +37,8 @@ pub enum StreamId {
     Centroid = 14,
     /// Moves on a path between a density and a target.
     Anneal = 15,
+    /// Steps in the latent space of a flow.
+    Latent = 16,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

@@ -114,6 +114,11 @@ fn the_sizes_of_the_structs_are_part_of_the_interface() {
         std::mem::size_of::<modejump_outcome>(),
         std::mem::size_of::<modejump_statistics>(),
         std::mem::size_of::<modejump_annealing_options>(),
+        std::mem::size_of::<modejump_latent_walk_options>(),
     ];
-    assert_eq!(sizes, [48, 40, 48, 56, 128, 40], "appended fields are fine, any other change breaks compiled programs");
+    assert_eq!(
+        sizes,
+        [48, 40, 48, 56, 128, 40, 40],
+        "appended fields are fine, any other change breaks compiled programs"
+    );
 }

@@ -67,6 +67,17 @@ fn proposals_may_be_annealed() {
     assert!(ess(&annealed) > ess(&plain), "{plain} {annealed}");
 }
 
+/// Steps of the shipped generator's latent point, at random and by trajectories; they have no weights, so no ESS is told.
+#[test]
+fn the_latent_space_may_be_walked_in() {
+    for more in [&["--latent-walk", "0.02,0.1"][..], &["--latent-walk", "0.05", "--leapfrog", "4"]] {
+        let summary = summary(&[&["--model", MODEL], more].concat());
+        assert_eq!((summary["likelihood"].as_str(), count(&summary, "attempts")), (Some("exact"), 100));
+        let acceptance = summary["acceptance"].as_f64().unwrap();
+        assert!(0.3 < acceptance && acceptance < 1.0 && summary.get("ess").is_none(), "{summary}");
+    }
+}
+
 #[test]
 fn without_a_screen_nothing_of_it_is_told() {
     let summary = summary(&["--model", MODEL]);
@@ -84,6 +95,9 @@ fn what_does_not_fit_is_refused() {
     let message = md(&["--model", "models/ala2/model-hbonds.safetensors", "--anneal", "5"]).unwrap_err();
     assert!(message.contains("keep no constrained bond"), "{message}");
     assert!(md(&["--model", MODEL, "--anneal", "0"]).unwrap_err().contains("rising t"));
+    assert!(md(&["--model", MODEL, "--latent-walk", "0"]).unwrap_err().contains("one positive width"));
+    let message = md(&["--model", "models/ala2/gvp-flow.safetensors", "--latent-walk", "0.1"]).unwrap_err();
+    assert!(message.contains("such as a coupling flow"), "{message}");
     let other = "models/double-well/generator.safetensors";
     let message = md(&["--model", MODEL, "--screen", other]).unwrap_err();
     assert!(message.contains("2 coordinates, the generator has 66"), "{message}");

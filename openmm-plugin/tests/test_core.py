@@ -90,6 +90,19 @@ def test_populations_of_two_wells(generator, method, proposals):
     assert move.statistics().attempts == 0 and np.isnan(move.statistics().acceptance)
 
 
+def test_a_walk_in_latent_space_weighs_two_wells(generator):
+    move = modejump.Move(generator, "latent_walk", widths=[0.05, 0.5], seed=5)
+    x, u, left = np.array([1.0, 0.5]), None, []
+    for step in range(8000):
+        outcome = move.attempt(x, double_well, step=step, reduced_potential=u)
+        x, u = outcome.x, outcome.reduced_potential
+        left.append(x[0] < 0)
+    blocks = np.reshape(left, (40, 200)).mean(axis=1)
+    error = blocks.std(ddof=1) / np.sqrt(40)
+    assert abs(np.mean(left) - left_population()) < 4 * error < 0.15
+    assert move.statistics().acceptance > 0.3 and len(move.log_weights()) == 0
+
+
 def test_an_attempt_is_a_function_of_seed_step_and_replica(generator):
     def outcome(seed=1, step=7, replica=0):
         return modejump.Move(generator, seed=seed).attempt([1.0, 0.5], double_well, step=step, replica=replica)
@@ -155,6 +168,9 @@ def test_constraints_that_the_model_does_not_keep_are_refused(ala2):
         (lambda m: modejump.Model(__file__), modejump.Error, "test_core.py"),
         (lambda m: m.log_density(np.zeros((5, 3))), ValueError, r"\(2,\) are needed"),
         (lambda m: modejump.Move(m, "metropolis"), ValueError, "independence, isir"),
+        (lambda m: modejump.Move(m, "latent_walk", widths=[0.1, 0.0]), modejump.Error, "positive width"),
+        (lambda m: modejump.Move(m, "latent_walk", proposals=2), ValueError, "one step in an attempt"),
+        (lambda m: modejump.Move(m, widths=[0.1]), ValueError, "latent_walk"),
         (lambda m: modejump.Move(m, acceptance="surrogate"), ValueError, "needs a screen"),
         (lambda m: modejump.Move(m, proposals=0), modejump.Error, "0 proposals"),
         (lambda m: modejump.Move(m, "isir", screen=m), ValueError, "screen goes with"),

@@ -12,9 +12,8 @@ use crate::density::Exactness;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::modes::Modes;
-use crate::moves::{
-    Annealed, DelayedAcceptance, Fate, Generator, Independence, Isir, ModeJump, Move, Options, Outcome, Path, State,
-};
+use crate::moves::{Annealed, DelayedAcceptance, Fate, Generator, Independence, Isir, LatentWalk, LatentWalkOptions};
+use crate::moves::{ModeJump, Move, Options, Outcome, Path, State};
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -30,6 +29,7 @@ enum Kernel {
     DelayedAcceptance(DelayedAcceptance),
     Annealed(Annealed),
     ModeJump(ModeJump),
+    LatentWalk(LatentWalk),
 }
 
 impl modejump_move {
@@ -40,6 +40,7 @@ impl modejump_move {
             Kernel::DelayedAcceptance(kernel) => kernel,
             Kernel::Annealed(kernel) => kernel,
             Kernel::ModeJump(kernel) => kernel,
+            Kernel::LatentWalk(kernel) => kernel,
         }
     }
     fn as_move_mut(&mut self) -> &mut dyn Move {
@@ -49,6 +50,7 @@ impl modejump_move {
             Kernel::DelayedAcceptance(kernel) => kernel,
             Kernel::Annealed(kernel) => kernel,
             Kernel::ModeJump(kernel) => kernel,
+            Kernel::LatentWalk(kernel) => kernel,
         }
     }
     fn set_constraints(&mut self, constraints: Constraints) -> Result<()> {
@@ -58,6 +60,10 @@ impl modejump_move {
             Kernel::DelayedAcceptance(kernel) => kernel.generator_mut(),
             Kernel::Annealed(_) => return Err(Annealed::keeps_no_bond()),
             Kernel::ModeJump(kernel) => {
+                kernel.set_constraints(constraints);
+                return Ok(());
+            }
+            Kernel::LatentWalk(kernel) => {
                 kernel.set_constraints(constraints);
                 return Ok(());
             }
@@ -229,6 +235,46 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
         let (path, out) = unsafe { (read(annealing)?, reference_mut(out, "out")?) };
         let generator = generator_of(model, &given)?;
         let kernel = Kernel::Annealed(Annealed::new(generator, path_of(&path)?)?);
+        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        Ok(())
+    })
+}
+
+/// Sets the defaults: a random walk of the library's widths, seed 0. `options->struct_size` must be set.
+///
+/// # Safety
+/// `options` is NULL or points to a struct of the size it says.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_latent_walk_options_init(options: *mut modejump_latent_walk_options) -> i32 {
+    // SAFETY: the caller's promise.
+    guarded(|| unsafe { write(options, &modejump_latent_walk_options::empty()) })
+}
+
+/// Makes a move that walks in the latent space of `model`, a flow of all coordinates or of the shape: small steps of z = T^-1(x), or
+/// Hamiltonian trajectories, for which the target of every attempt needs `reduced_potential_gradient`. Exact whatever the flow.
+/// Its statistics have no weights. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says, whose `widths` are NULL or have `n_widths`
+/// numbers; `out` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_latent_walk_new(
+    model: *const modejump_model,
+    options: *const modejump_latent_walk_options,
+    out: *mut *mut modejump_move,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, given) = unsafe { (&reference(model, "model")?.model, read(options)?) };
+        // SAFETY: the caller's promise.
+        let out = unsafe { reference_mut(out, "out")? };
+        let mut options =
+            LatentWalkOptions { leapfrog: count(given.leapfrog), seed: given.seed, ..LatentWalkOptions::default() };
+        if !given.widths.is_null() {
+            // SAFETY: the caller's promise.
+            options.widths = unsafe { slice(given.widths, given.n_widths, 1, "widths")? }.to_vec();
+        }
+        let kernel = Kernel::LatentWalk(LatentWalk::new(model, options)?);
         *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
         Ok(())
     })

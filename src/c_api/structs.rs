@@ -110,6 +110,40 @@ unsafe impl Versioned for modejump_annealing_options {
     }
 }
 
+/// A walk in latent space; set by `modejump_latent_walk_options_init`, then changed at will.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_latent_walk_options {
+    /// sizeof(modejump_latent_walk_options)
+    pub struct_size: u32,
+    /// 0
+    pub flags: u32,
+    /// Widths of the step, one of which is chosen at random in every attempt; NULL for the library's. The prior of a latent coordinate
+    /// has width 1, or is uniform on [0, 1).
+    pub widths: *const f64,
+    /// Numbers in `widths`.
+    pub n_widths: u64,
+    /// Leapfrog steps of a Hamiltonian trajectory, each as long as the width; 0 for a random walk.
+    pub leapfrog: u64,
+    pub seed: u64,
+}
+
+// SAFETY: repr(C), begins with struct_size, numbers and a pointer only.
+unsafe impl Versioned for modejump_latent_walk_options {
+    const NAME: &'static str = "modejump_latent_walk_options";
+    const FIRST: usize = size_of::<modejump_latent_walk_options>();
+    fn empty() -> modejump_latent_walk_options {
+        modejump_latent_walk_options {
+            struct_size: size_of::<modejump_latent_walk_options>() as u32,
+            flags: 0,
+            widths: std::ptr::null(),
+            n_widths: 0,
+            leapfrog: 0,
+            seed: 0,
+        }
+    }
+}
+
 /// The configuration an attempt starts from.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -139,14 +139,6 @@ impl ModelCard {
         }
     }
 
-    /// Latent coordinates whose prior is uniform on [0, 1]; of all others it is the standard normal.
-    pub fn uniform(&self) -> &[usize] {
-        match &self.model {
-            ModelConfig::Coupling(config) => &config.uniform,
-            _ => &[],
-        }
-    }
-
     /// Bonds that every sample has at exactly this length: (i, j, nm).
     pub fn kept_bonds(&self) -> &[(usize, usize, f64)] {
         match &self.coordinates {

@@ -77,6 +77,17 @@ pub trait Flow: Send + Sync {
 
     /// `x[n][dimension]` → `z[n][latent]`, ln|∂x/∂z| (of the generating direction), and log q.
     fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()>;
+
+    /// Whether the prior of latent coordinate i is uniform on [0, 1); else it is the standard normal.
+    fn is_uniform(&self, _: usize) -> bool {
+        false
+    }
+
+    /// At `z[n][latent]`: from gradients `gx[n][dimension]` by x and `g_log_det[n]` by ln|∂x/∂z| to that by z, `gz[n][latent]`; zero in
+    /// rows outside the support. Errors: a flow that cannot; asked about no rows too.
+    fn pull_back(&self, _z: &[f64], _gx: &[f64], _g_log_det: &[f64], _gz: &mut [f64]) -> Result<()> {
+        Err(Error::Unsupported("this flow has no gradients by its latent coordinates: use a coupling flow".into()))
+    }
 }
 
 /// Loads a model file with f32 networks, to the default device ([`device::default`]).

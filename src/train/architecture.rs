@@ -9,7 +9,7 @@ use crate::density::Status;
 use crate::error::{Error, Result};
 use crate::models::card::ModelCard;
 use crate::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
-use crate::models::Model;
+use crate::models::Flow;
 use crate::nn::Activation;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
@@ -152,7 +152,9 @@ pub fn designs(
     let all = |options: &DesignOptions| -> Result<Vec<CouplingFlow<f32>>> {
         frames.iter().map(|frames| design(topology, frames, constraints, options)).collect()
     };
-    let turning = all(options)?.iter().flat_map(|flow| flow.card().uniform().to_vec()).collect();
+    let turns =
+        |flow: &CouplingFlow<f32>| (0..flow.latent_dimension()).filter(|&i| flow.is_uniform(i)).collect::<Vec<_>>();
+    let turning = all(options)?.iter().flat_map(turns).collect();
     all(&DesignOptions { turning, ..options.clone() })
 }
 

@@ -97,7 +97,7 @@ pub fn reverse_kl(
         .map(|(workspaces, (x, gx))| {
             let mut sum = vec![0.0; gradient.len()];
             for (ws, (x, gx)) in workspaces.iter_mut().zip(x.chunks(CHUNK * dx).zip(gx.chunks(CHUNK * dx))) {
-                flow.generate_vjp(ws, x, gx, &vec![0.0; x.len() / dx], &mut sum);
+                flow.generate_vjp(ws, x, gx, &vec![0.0; x.len() / dx], Some(&mut sum));
             }
             sum
         })

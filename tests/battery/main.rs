@@ -9,6 +9,7 @@ mod delayed_acceptance;
 mod densities;
 mod faults;
 mod guards;
+mod latent_walk;
 mod mode_jump;
 #[path = "../support/molecule.rs"]
 mod molecule;

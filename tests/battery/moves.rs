@@ -375,18 +375,14 @@ fn cut_and_whole_agree(system: &System) {
     }
 }
 
-/// Three atoms with two rigid bonds: constrained dynamics samples sin θ √det Z e^{−u(θ)}, √det Z being far from constant.
-#[test]
-fn constrained_bonds_are_sampled_with_their_metric_term() {
-    let masses = [1.0, 10.0, 10.0];
+/// Three atoms with two rigid bonds, of masses [1, 10, 10]: constrained dynamics samples sin θ √det Z e^{−u(θ)}, √det Z being far from
+/// constant. p of exact draws of θ after two attempts of the move.
+pub fn constrained_angles(kernel: &mut dyn Move, starts: u64) -> f64 {
     let potential = |theta: f64| 1.5 * theta.cos();
     // Z = [[1/m₀ + 1/m₁, cos θ/m₀], [cos θ/m₀, 1/m₀ + 1/m₂]].
     let exact = Table::new(0.0, std::f64::consts::PI, move |t| {
         t.sin().ln() - potential(t) + 0.5 * (1.1f64 * 1.1 - t.cos() * t.cos()).ln()
     });
-    let proposal = Table::new(0.0, std::f64::consts::PI, |t: f64| t.sin().ln());
-    let rigid = |angle, oriented| Arc::new(Exact(Bent { bonds: None, rigid: 0.1, angle, oriented }));
-    let (starts, q) = (rigid(exact, false), rigid(proposal, true));
     struct Angle<F>(F);
     impl<F: Fn(f64) -> f64> Target for Angle<F> {
         fn dimension(&self) -> usize {
@@ -401,26 +397,41 @@ fn constrained_bonds_are_sampled_with_their_metric_term() {
         }
     }
     let mut target = Angle(potential);
-    let mut with_metric = |metric: bool| {
+    let molecules = rigid(exact, false);
+    let (mut after, mut fresh) = (Vec::new(), Vec::new());
+    let mut x = vec![0.0; 9];
+    for start in 0..starts {
+        molecules.0.draw(&mut Stream::new(1, StreamId::Test, start, 0), &mut x);
+        for k in 0..2 {
+            Correct.attempt(kernel, &mut target, &mut x, 2 * start + k);
+        }
+        after.push(Bent::internal(&x)[2]);
+        for k in 0..4 {
+            molecules.0.draw(&mut Stream::new(2, StreamId::Test, start, k), &mut x);
+            fresh.push(Bent::internal(&x)[2]);
+        }
+    }
+    ks_two_sample(&after, &fresh)
+}
+
+fn rigid(angle: Table, oriented: bool) -> Arc<Exact<Bent>> {
+    Arc::new(Exact(Bent { bonds: None, rigid: 0.1, angle, oriented }))
+}
+
+/// The bonds of [`constrained_angles`].
+pub fn two_constraints() -> Constraints {
+    Constraints::new(&[[0, 1], [0, 2]], &[0.1, 0.1], &[1.0, 10.0, 10.0]).unwrap()
+}
+
+#[test]
+fn constrained_bonds_are_sampled_with_their_metric_term() {
+    let q = rigid(Table::new(0.0, std::f64::consts::PI, |t: f64| t.sin().ln()), true);
+    let with_metric = |metric: bool| {
         let mut front = Generator::new(q.clone(), None, Options { seed: 2, ..Options::default() }).unwrap();
         if metric {
-            front.set_constraints(Constraints::new(&[[0, 1], [0, 2]], &[0.1, 0.1], &masses).unwrap());
+            front.set_constraints(two_constraints());
         }
-        let mut kernel = Independence::new(front);
-        let (mut after, mut fresh) = (Vec::new(), Vec::new());
-        let mut x = vec![0.0; 9];
-        for start in 0..STARTS as u64 {
-            starts.0.draw(&mut Stream::new(1, StreamId::Test, start, 0), &mut x);
-            for k in 0..2 {
-                Correct.attempt(&mut kernel, &mut target, &mut x, 2 * start + k);
-            }
-            after.push(Bent::internal(&x)[2]);
-            for k in 0..4 {
-                starts.0.draw(&mut Stream::new(2, StreamId::Test, start, k), &mut x);
-                fresh.push(Bent::internal(&x)[2]);
-            }
-        }
-        crate::statistics::ks_two_sample(&after, &fresh)
+        constrained_angles(&mut Independence::new(front), STARTS as u64)
     };
     let p = with_metric(true);
     assert!(p > crate::statistics::LEVEL, "p = {p:.1e}");

@@ -279,6 +279,45 @@ static void test_annealed(const char *path) {
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
 }
 
+static void test_latent_walk(const char *path) {
+    modejump_model *model = NULL;
+    modejump_move *move = NULL;
+    modejump_latent_walk_options options;
+    modejump_target target;
+    modejump_state state;
+    modejump_outcome outcome;
+    double x[2] = {1.0, 0.5};
+    const double widths[2] = {0.01, -0.1};
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    memset(&options, 0, sizeof options);
+    EXPECT(modejump_latent_walk_options_init(&options) == MODEJUMP_INVALID_INPUT);
+    options.struct_size = sizeof options;
+    EXPECT(modejump_latent_walk_options_init(&options) == MODEJUMP_OK && options.widths == NULL);
+    EXPECT(modejump_move_latent_walk_new(NULL, &options, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    options.widths = widths;
+    EXPECT(modejump_move_latent_walk_new(model, &options, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    options.n_widths = 2;
+    EXPECT(modejump_move_latent_walk_new(model, &options, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    EXPECT(strstr(last(), "-0.1") != NULL);
+    options.n_widths = 1;
+    options.leapfrog = UINT64_MAX;
+    EXPECT(modejump_move_latent_walk_new(model, &options, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    options.leapfrog = 2;
+    EXPECT(modejump_move_latent_walk_new(model, &options, &move) == MODEJUMP_OK);
+    memset(&target, 0, sizeof target);
+    target.struct_size = sizeof target;
+    target.reduced_potential = flat_potential;
+    memset(&state, 0, sizeof state);
+    state.struct_size = sizeof state;
+    state.x = x;
+    memset(&outcome, 0, sizeof outcome);
+    outcome.struct_size = sizeof outcome;
+    EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_INVALID_INPUT);
+    EXPECT(strstr(last(), "reduced_potential_gradient") != NULL && x[0] == 1.0);
+    EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
 static void test_match_atoms(const char *path) {
     modejump_model *model = NULL;
     const char *residues[4] = {"ABC9", "ABC9", "ABC9", "ABC9"};
@@ -350,6 +389,7 @@ int main(int argc, char **argv) {
     test_move(argv[1]);
     test_struct_sizes(argv[1]);
     test_annealed(argv[1]);
+    test_latent_walk(argv[1]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     printf("%d failures\n", failures);

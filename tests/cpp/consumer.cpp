@@ -142,20 +142,21 @@ static void test_acceptance_by_a_surrogate(const std::string& path) {
     EXPECT(status_of([&] { modejump::Move(model, options); }) == MODEJUMP_INVALID_INPUT);
 }
 
+static void gradient(std::size_t n, const double* x, double* u, double* g) {
+    potential(n, x, u);
+    for (std::size_t i = 0; i < n; i++) {
+        const double a = x[2 * i], spring = x[2 * i + 1] - 0.5 * a;
+        g[2 * i] = 40.0 * a * (a * a - 1.0) + 0.5 - 5.0 * spring;
+        g[2 * i + 1] = 10.0 * spring;
+    }
+}
+
 static void test_annealed(const std::string& path, const std::string& keeps_a_bond) {
     const modejump::Model model(path);
     modejump::Annealing annealing;
     annealing.stages = 4;
     annealing.step = 0.01;
     modejump::Move move(model, annealing);
-    const auto gradient = [](std::size_t n, const double* x, double* u, double* g) {
-        potential(n, x, u);
-        for (std::size_t i = 0; i < n; i++) {
-            const double a = x[2 * i], spring = x[2 * i + 1] - 0.5 * a;
-            g[2 * i] = 40.0 * a * (a * a - 1.0) + 0.5 - 5.0 * spring;
-            g[2 * i + 1] = 10.0 * spring;
-        }
-    };
     modejump::State state;
     state.x = {1.0, 0.5};
     for (; state.step < 100; state.step++) {
@@ -175,6 +176,26 @@ static void test_annealed(const std::string& path, const std::string& keeps_a_bo
     EXPECT(status_of([&] { modejump::Move(modejump::Model(keeps_a_bond), annealing); }) == MODEJUMP_UNSUPPORTED);
     annealing.step = 0.0;
     EXPECT(status_of([&] { modejump::Move(model, annealing); }) == MODEJUMP_INVALID_INPUT);
+}
+
+static void test_latent_walk(const std::string& path) {
+    const modejump::Model model(path);
+    for (const std::uint64_t leapfrog : {0, 3}) {
+        modejump::LatentWalk walk;
+        walk.widths = {0.01, 0.03};
+        walk.leapfrog = leapfrog;
+        modejump::Move move(model, walk);
+        modejump::State state;
+        state.x = {1.0, 0.5};
+        for (; state.step < 100; state.step++) {
+            potential(1, state.x.data(), &state.reduced_potential);
+            move.attempt(potential, gradient, state);
+        }
+        EXPECT(move.statistics().attempts == 100 && move.statistics().accepted > 50);
+        EXPECT(move.statistics().proposals == 0 && std::isnan(move.statistics().ess));
+        walk.widths = {0.0};
+        EXPECT(status_of([&] { modejump::Move(model, walk); }) == MODEJUMP_INVALID_INPUT);
+    }
 }
 
 static void test_constraints(const std::string& path) {
@@ -205,6 +226,7 @@ int main(int argc, char** argv) {
     test_model(argv[1]);
     test_move(argv[1]);
     test_annealed(argv[1], argv[2]);
+    test_latent_walk(argv[1]);
     test_delayed_acceptance(argv[1], argv[2]);
     test_acceptance_by_a_surrogate(argv[1]);
     test_device(argv[1]);

@@ -25,6 +25,7 @@ ABI = 1
 NAME = "libmodejump.so"
 CALLBACK_FAILED = 254
 METHODS = {"independence": 0, "isir": 1}
+LATENT_WALK = "latent_walk"
 SURROGATE = 2
 #: Of Outcome.reason, by the number in the C interface.
 REASONS = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality", "wrong_mode")
@@ -51,6 +52,17 @@ class _Struct(ctypes.Structure):
 class _Options(_Struct):
     _fields_ = [("struct_size", c_uint32), ("kind", c_uint32)] + [
         (name, c_uint64) for name in ("n_proposals", "seed", "stride", "batch", "draw_ahead")
+    ]
+
+
+class _LatentWalk(_Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("flags", c_uint32),
+        ("widths", _doubles),
+        ("n_widths", c_uint64),
+        ("leapfrog", c_uint64),
+        ("seed", c_uint64),
     ]
 
 
@@ -242,8 +254,9 @@ class Move:
     ----------
     model : Model
         The generator.
-    method : "independence" or "isir"
-        With several proposals: Metropolis tests one after the other, or iterated sampling-importance resampling.
+    method : "independence", "isir" or "latent_walk"
+        With several proposals: Metropolis tests one after the other, or iterated sampling-importance resampling. A latent walk takes
+        no proposals of the generator, but small steps in its latent space, each tested; it has no weights.
     proposals : int
         Of one attempt; each costs one potential.
     seed : int
@@ -258,6 +271,9 @@ class Move:
     draw_ahead : bool
         Whether a thread of its own draws the next batch of proposals meanwhile, once `stride` steps lie between attempts: the
         same results, bit for bit.
+    widths : sequence of float
+        Of a latent walk's steps, one of which is chosen in every attempt; the prior of a latent coordinate has width 1, or is uniform on
+        [0, 1).
     """
 
     def __init__(
@@ -272,13 +288,20 @@ class Move:
         screen=None,
         acceptance="exact",
         draw_ahead=False,
+        widths=None,
     ):
-        if method not in METHODS or acceptance not in ("exact", "surrogate"):
-            raise ValueError(f"method {method!r} and acceptance {acceptance!r}: use {', '.join(METHODS)}; exact, surrogate")
+        if method not in (*METHODS, LATENT_WALK) or acceptance not in ("exact", "surrogate"):
+            methods = ", ".join((*METHODS, LATENT_WALK))
+            raise ValueError(f"method {method!r} and acceptance {acceptance!r}: use {methods}; exact, surrogate")
         if acceptance == "surrogate" and screen is None:
             raise ValueError('acceptance="surrogate" needs a screen, which is to decide')
         if screen is not None and method != "independence":
             raise ValueError("a screen goes with the method independence")
+        if widths is not None and method != LATENT_WALK:
+            raise ValueError(f"widths go with the method {LATENT_WALK}")
+        if method == LATENT_WALK:
+            self._walk(model, proposals, seed, widths)
+            return
         kind = SURROGATE if acceptance == "surrogate" else METHODS[method]
         options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
         self.model = model
@@ -288,6 +311,17 @@ class Move:
         else:
             handles = (model._handle, screen._handle)
             _call("move_delayed_acceptance_new", *handles, byref(options), byref(self._handle))
+
+    def _walk(self, model, proposals, seed, widths):
+        if proposals != 1:
+            raise ValueError(f"{proposals} proposals: a latent walk makes one step in an attempt")
+        options = _LatentWalk(seed=seed)
+        if widths is not None:
+            widths = np.ascontiguousarray(widths, dtype=np.float64).reshape(-1)
+            options.widths, options.n_widths = _pointer(widths), len(widths)
+        self.model = model
+        self._handle = c_void_p()
+        _call("move_latent_walk_new", model._handle, byref(options), byref(self._handle))
 
     def __del__(self):
         if getattr(self, "_handle", None):

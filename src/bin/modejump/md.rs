@@ -39,6 +39,12 @@ pub struct Md {
     /// Step of the path, nm²
     #[arg(long, default_value_t = 2e-6, requires = "anneal")]
     anneal_step: f64,
+    /// Walk in the model's latent space instead of taking its proposals: widths of the step, one of which is chosen in every attempt
+    #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "proposals"], value_delimiter = ',', num_args = 1..)]
+    latent_walk: Option<Vec<f64>>,
+    /// Leapfrog steps of a Hamiltonian trajectory in latent space, each as long as the width; 0 for a random walk
+    #[arg(long, default_value_t = 0, requires = "latent_walk")]
+    leapfrog: usize,
     /// Steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
     steps: u64,
@@ -94,7 +100,7 @@ mod run {
     use modejump::free_energy::mean_of_series;
     use modejump::io::trajectory::{self, Frames};
     use modejump::models::Model;
-    use modejump::moves::{Options, Path, Statistics};
+    use modejump::moves::{LatentWalkOptions, Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
     use modejump::units::thermal_energy;
     use modejump::Error;
@@ -187,6 +193,10 @@ mod run {
                     let stages = even(stages, self.anneal_step);
                     Path { kernel: Kernel::Adjusted, stages, moves: 1 }
                 };
+                if let Some(widths) = self.latent_walk.clone() {
+                    let options = LatentWalkOptions { widths, leapfrog: self.leapfrog, ..LatentWalkOptions::default() };
+                    return Ok(Acceptance::LatentWalk(options));
+                }
                 return Ok(self.anneal.map_or(Acceptance::Exact, |stages| Acceptance::Annealed(path(stages))));
             };
             let screen = load_partner(path, &self.precision, model)?;
@@ -272,8 +282,10 @@ mod run {
             summary["likelihood"] = json!(s.likelihood());
             summary["attempts"] = json!(s.attempts());
             summary["acceptance"] = json!(s.acceptance());
-            summary["ess"] = json!(s.effective_fraction());
-            summary["ess_likelihood"] = json!(self.weights());
+            if self.latent_walk.is_none() {
+                summary["ess"] = json!(s.effective_fraction());
+                summary["ess_likelihood"] = json!(self.weights());
+            }
             if self.is_delayed() {
                 summary["screened"] = json!(s.screened());
                 summary["exact_evaluations"] = json!(s.exact_evaluations());
@@ -285,7 +297,9 @@ mod run {
         fn print(&self, s: &Statistics) {
             let (accepted, ess) = (100.0 * s.acceptance(), 100.0 * s.effective_fraction());
             println!("{} attempts, {accepted:.1} % accepted{}", s.attempts(), mark(s.likelihood().name()));
-            println!("ESS {ess:.1} %{}", mark(self.weights()));
+            if self.latent_walk.is_none() {
+                println!("ESS {ess:.1} %{}", mark(self.weights()));
+            }
             if self.is_delayed() {
                 let number = |value: f64, digits: usize| match value.is_finite() {
                     true => format!("{value:.digits$}"),

@@ -5,9 +5,8 @@ use super::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::coordinates::constraints::Constraints;
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::moves::{
-    self, Annealed, DelayedAcceptance, Generator, Independence, Isir, Move, Options, Outcome, Path, State,
-};
+use crate::moves::{self, Annealed, DelayedAcceptance, Generator, Independence, Isir, LatentWalk, LatentWalkOptions};
+use crate::moves::{Move, Options, Outcome, Path, State};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
@@ -20,6 +19,8 @@ pub enum Acceptance {
     Screened(Arc<dyn Model>),
     /// The generator's own at the start of a path to the target that each proposal takes: [`Annealed`].
     Annealed(Path),
+    /// No proposals of the generator, but steps in its latent space: [`LatentWalk`]. Its seed is that of the move's options.
+    LatentWalk(LatentWalkOptions),
     /// This model's alone, which is biased: [`Independence::by_surrogate`].
     Surrogate(Arc<dyn Model>),
 }
@@ -29,15 +30,18 @@ impl Acceptance {
         if matches!(self, Acceptance::Exact) && options.n_proposals == 1 {
             return moves::of_model(model, options, constraints);
         }
-        let mut generator = Generator::of_model(model, options)?;
-        if let Some(constraints) = constraints {
-            generator.set_constraints(constraints);
+        if let Acceptance::LatentWalk(given) = self {
+            let mut walk = LatentWalk::new(model, LatentWalkOptions { seed: options.seed, ..given })?;
+            constraints.into_iter().for_each(|c| walk.set_constraints(c));
+            return Ok(Box::new(walk));
         }
+        let mut generator = Generator::of_model(model, options)?;
+        constraints.into_iter().for_each(|c| generator.set_constraints(c));
         Ok(match self {
-            Acceptance::Exact => Box::new(Isir::new(generator)),
             Acceptance::Screened(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
             Acceptance::Annealed(path) => Box::new(Annealed::new(generator, path)?),
             Acceptance::Surrogate(surrogate) => Box::new(Independence::by_surrogate(generator, surrogate)?),
+            _ => Box::new(Isir::new(generator)),
         })
     }
 }
@@ -75,11 +79,11 @@ impl JumpingSimulation {
                 model.dimension() / 3
             )));
         }
-        let constraints = kept(system, model.as_ref())?;
+        let options = Options { stride: frequency, ..options };
         Ok(JumpingSimulation {
             simulation: Simulation::new(system, dynamics)?,
             target: OpenMmTarget::on_platform(system, dynamics.temperature, 1, &dynamics.platform)?,
-            jump: acceptance.jump(model, Options { stride: frequency, ..options }, constraints)?,
+            jump: acceptance.jump(model, options, constraints_of(system, model.as_ref())?)?,
             frequency,
             seed: options.seed,
             x: vec![0.0; 3 * system.n_particles()],
@@ -123,8 +127,8 @@ impl JumpingSimulation {
     }
 }
 
-/// The System's constraints, which the model has to keep.
-fn kept(system: &System, model: &dyn Model) -> Result<Option<Constraints>> {
+/// What the System constrains, if anything. Errors: a constraint that the model does not keep (named).
+fn constraints_of(system: &System, model: &dyn Model) -> Result<Option<Constraints>> {
     let constraints = system.constraints()?;
     if constraints.is_empty() {
         return Ok(None);

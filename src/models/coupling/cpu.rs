@@ -173,9 +173,16 @@ impl<R: Real> CouplingFlow<R> {
         }
     }
 
-    /// After [`Self::generate_chunk`]: from the cotangents of x and of ln|∂x/∂z| adds the parameters' to `gradient`. Rows
-    /// outside the support must have zero cotangents.
-    pub fn generate_vjp(&self, ws: &mut Workspace<R>, x: &[f64], gx: &[f64], g_log_det: &[f64], gradient: &mut [R]) {
+    /// After [`Self::generate_chunk`]: from the cotangents of x and of ln|∂x/∂z| adds the parameters' to `gradient`, where wanted,
+    /// and leaves those of z in the workspace. Rows outside the support must have zero cotangents.
+    pub fn generate_vjp(
+        &self,
+        ws: &mut Workspace<R>,
+        x: &[f64],
+        gx: &[f64],
+        g_log_det: &[f64],
+        mut gradient: Option<&mut [R]>,
+    ) {
         let (d, dx) = (self.dimension_u(), self.coordinates.dimension_x());
         let Workspace { u, gu, gx: scratch, status, tapes, .. } = ws;
         for row in 0..g_log_det.len() {
@@ -189,7 +196,7 @@ impl<R: Real> CouplingFlow<R> {
             self.coordinates.generate_vjp(&u[row * d..][..d], &x[row * dx..][..dx], scratch, g_log_det[row], gu);
         }
         for (layer, tape) in self.layers.iter().zip(tapes).rev() {
-            layer.vjp(Direction::Generate, &self.parameters, tape, gu, g_log_det, Some(gradient));
+            layer.vjp(Direction::Generate, &self.parameters, tape, gu, g_log_det, gradient.as_deref_mut());
         }
     }
 
@@ -372,6 +379,34 @@ impl<R: Real> Flow for CouplingFlow<R> {
                 z.copy_from_slice(&ws.u);
                 log_det.copy_from_slice(&ws.log_det);
                 log_density.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
+            })
+        });
+        Ok(())
+    }
+
+    fn is_uniform(&self, i: usize) -> bool {
+        self.uniform[i]
+    }
+
+    fn pull_back(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &mut [f64]) -> Result<()> {
+        let (n, d, dx) = (g_log_det.len(), self.dimension_u(), self.dimension());
+        self.check_latent(z, n)?;
+        self.check_latent(gz, n)?;
+        if gx.len() != n * dx {
+            return Err(Error::invalid(format!("{n} gradients of {dx} numbers expected, got {} numbers", gx.len())));
+        }
+        let rows = gz.par_chunks_mut(CHUNK * d).zip(z.par_chunks(CHUNK * d));
+        rows.zip(gx.par_chunks(CHUNK * dx).zip(g_log_det.par_chunks(CHUNK))).for_each(|((gz, z), (gx, g_log_det))| {
+            self.with_workspace(|ws| {
+                let mut x = vec![0.0; gx.len()];
+                self.generate_chunk(ws, &mut x, |row, u| u.copy_from_slice(&z[row * d..][..d]));
+                let inside: Vec<f64> = g_log_det
+                    .iter()
+                    .zip(&ws.status)
+                    .map(|(&g, &s)| if s == Status::Inside { g } else { 0.0 })
+                    .collect();
+                self.generate_vjp(ws, &x, gx, &inside, None);
+                gz.copy_from_slice(&ws.gu);
             })
         });
         Ok(())

@@ -625,6 +625,15 @@ impl<R: Real> Flow for CouplingOnDevice<R> {
         }
         Ok(())
     }
+
+    fn is_uniform(&self, i: usize) -> bool {
+        self.host.is_uniform(i)
+    }
+
+    /// On the CPU.
+    fn pull_back(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &mut [f64]) -> Result<()> {
+        self.host.pull_back(z, gx, g_log_det, gz)
+    }
 }
 
 impl<R: Real> Model for CouplingOnDevice<R> {

@@ -211,9 +211,9 @@ fn generating_gradient_matches_differences() {
         .collect();
     let gx: Vec<f64> = (0..n * dx).map(|_| stream.normal()).collect();
     let g_log_det: Vec<f64> = (0..n).map(|_| stream.normal()).collect();
-    let value = |flow: &CouplingFlow<f64>| {
+    let value = |flow: &CouplingFlow<f64>, z: &[f64]| {
         let (mut x, mut log_det, mut log_q) = (vec![0.0; n * dx], vec![0.0; n], vec![Evaluation::inside(0.0); n]);
-        flow.generate(&z, &mut x, &mut log_det, &mut log_q).unwrap();
+        flow.generate(z, &mut x, &mut log_det, &mut log_q).unwrap();
         assert!(log_q.iter().all(Evaluation::is_inside));
         let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         dot(&gx, &x) + dot(&g_log_det, &log_det)
@@ -222,9 +222,21 @@ fn generating_gradient_matches_differences() {
     flow.with_workspace(|ws| {
         let mut x = vec![0.0; n * dx];
         flow.generate_chunk(ws, &mut x, |row, u| u.copy_from_slice(&z[row * d..][..d]));
-        flow.generate_vjp(ws, &x, &gx, &g_log_det, &mut gradient);
+        flow.generate_vjp(ws, &x, &gx, &g_log_det, Some(&mut gradient));
     });
-    check_parameters(&mut flow, &gradient, value);
+    check_parameters(&mut flow, &gradient, |flow: &CouplingFlow<f64>| value(flow, &z));
+
+    let mut gz = vec![0.0; n * d];
+    flow.pull_back(&z, &gx, &g_log_det, &mut gz).unwrap();
+    for i in 0..n * d {
+        let moved = |h: f64| {
+            let mut z = z.clone();
+            z[i] += h;
+            value(&flow, &z)
+        };
+        let difference = (moved(1e-6) - moved(-1e-6)) / 2e-6;
+        assert!((gz[i] - difference).abs() < 1e-6 * (1.0 + difference.abs()), "z {i}: {} {difference}", gz[i]);
+    }
 }
 
 #[test]

@@ -1,0 +1,418 @@
+//! Walks in latent space: local moves of a flow's z, which are large and cheap moves of x.
+
+use super::wholeness::Wholeness;
+use super::{accept, Fate, Move, Outcome, Proposal, State, Statistics};
+use crate::coordinates::constraints::Constraints;
+use crate::coordinates::frame::Frame;
+use crate::density::{Evaluation, Exactness, Scope, Status};
+use crate::error::{Error, Result};
+use crate::models::{Flow, Model};
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+use std::sync::Arc;
+
+/// Longer trajectories are a mistake.
+const MOST_LEAPFROG_STEPS: usize = 10_000;
+
+/// How z moves.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LatentWalkOptions {
+    /// Widths of the step, one of which is chosen at random in every attempt; the prior of z has width 1, or is uniform on [0, 1).
+    pub widths: Vec<f64>,
+    /// Leapfrog steps of a Hamiltonian trajectory, each as long as the width; 0 for a random walk.
+    pub leapfrog: usize,
+    pub seed: u64,
+}
+
+impl Default for LatentWalkOptions {
+    fn default() -> LatentWalkOptions {
+        LatentWalkOptions { widths: vec![0.05, 0.3], leapfrog: 0, seed: 0 }
+    }
+}
+
+impl LatentWalkOptions {
+    /// Errors: no widths, widths that are not positive, trajectories that are too long.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.widths.is_empty() || self.widths.iter().any(|s| !(*s > 0.0 && s.is_finite())) {
+            let message = format!("a latent walk of widths {:?}: give one positive width or more", self.widths);
+            return Err(Error::invalid(message));
+        }
+        if self.leapfrog > MOST_LEAPFROG_STEPS {
+            return Err(Error::invalid(format!(
+                "{} leapfrog steps: up to {MOST_LEAPFROG_STEPS} can be made, 0 is a random walk",
+                self.leapfrog
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Metropolis moves in the latent space of a flow x = T(z) (Noé et al., Science 365, eaaw1147 (2019)).
+///
+/// In z the target e^{−u(x)} is e^{−u(T(z))} |∂x/∂z|, and the prior plays no part. A random walk proposes z′ = z + s ξ, ξ standard normal,
+/// with s any of the widths; a coordinate with the uniform prior is wrapped to [0, 1). Both ways are as likely, so
+/// log α = −Δu + ln|∂x/∂z|(z′) − ln|∂x/∂z|(z). In terms of x: log q(x′|x) = −ln|∂x/∂z|(z′) but for what cancels.
+///
+/// Hamiltonian Monte Carlo (Duane et al., Phys. Lett. B 195, 216 (1987)) draws momenta p and follows H = u(T(z)) − ln|∂x/∂z| + ½ p² by
+/// leapfrog steps, a reversible map of (z, p) that keeps volume, whatever the force: log α = −ΔH. Constraints' metric terms are in the
+/// test and not in the force. It needs gradients of the target and of the flow.
+///
+/// z is that of the current configuration at every attempt. A model of the shape keeps the frame of the current configuration, as
+/// independence moves do, and the same Jacobians of position and orientation cancel. Proposals are no samples of the model, so no weights
+/// are recorded: the statistics have counts and log α, and log q of an outcome is the model's.
+pub struct LatentWalk {
+    model: Arc<dyn Model>,
+    options: LatentWalkOptions,
+    wholeness: Wholeness,
+    constraints: Option<Constraints>,
+    /// Per latent coordinate: whether it lives on [0, 1).
+    wraps: Vec<bool>,
+    statistics: Statistics,
+}
+
+/// A point of latent space with all that the test needs.
+#[derive(Clone)]
+struct Point {
+    z: Vec<f64>,
+    /// On the frame of the current configuration.
+    x: Vec<f64>,
+    /// log q of the model; outside where the point cannot be had.
+    evaluation: Evaluation,
+    log_det: f64,
+    /// u of the target, and with the metric term of constraints subtracted.
+    u: f64,
+    u_total: f64,
+}
+
+impl LatentWalk {
+    /// Errors: a model that is no flow, or one whose log-determinant is not exact, or one that describes a molecule without its centroid;
+    /// widths or trajectories out of range; trajectories for a flow without gradients.
+    pub fn new(model: &Arc<dyn Model>, options: LatentWalkOptions) -> Result<LatentWalk> {
+        options.check()?;
+        let flow = flow_of(model)?;
+        if !matches!(model.scope(), Scope::Full | Scope::Shape { .. }) || model.exactness() != Exactness::Exact {
+            return Err(Error::Unsupported(
+                "latent walks need a flow with an exact density of all coordinates or of the shape, such as a coupling flow".into(),
+            ));
+        }
+        if options.leapfrog > 0 {
+            flow.pull_back(&[], &[], &[], &mut [])?;
+        }
+        Ok(LatentWalk {
+            wraps: (0..flow.latent_dimension()).map(|i| flow.is_uniform(i)).collect(),
+            wholeness: Wholeness::of_model(model.as_ref()),
+            constraints: None,
+            statistics: Statistics::default(),
+            model: model.clone(),
+            options,
+        })
+    }
+
+    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal.
+    pub fn set_constraints(&mut self, constraints: Constraints) {
+        self.constraints = Some(constraints);
+    }
+
+    /// The current configuration, whole, with its z, and its frame if the model describes the shape.
+    fn current(&mut self, state: &State) -> Result<(Point, Option<Frame>)> {
+        let mut x = state.x.to_vec();
+        self.wholeness.apply(state.box_vectors.as_ref(), &mut x)?;
+        let (mut z, mut log_det, mut evaluation) = (vec![0.0; self.wraps.len()], [0.0], [nowhere()]);
+        flow_of(&self.model)?.encode(&x, &mut z, &mut log_det, &mut evaluation)?;
+        let frame = match self.model.scope() {
+            Scope::Shape { frame } => Frame::of(&x, frame),
+            _ => None,
+        };
+        let mut evaluation = evaluation[0];
+        if frame.is_none() && self.model.scope() != Scope::Full {
+            evaluation = Evaluation::outside(Status::Singular);
+        }
+        let u = state.reduced_potential;
+        let u_total = u - self.constraints.as_mut().map_or(0.0, |c| c.log_metric(&x));
+        if !u_total.is_finite() && evaluation.is_inside() {
+            evaluation = Evaluation::outside(Status::Singular);
+        }
+        Ok((Point { z, x, evaluation, log_det: log_det[0], u, u_total }, frame))
+    }
+
+    /// T(z) on a frame, with its potential.
+    fn at(&mut self, target: &mut dyn Target, frame: Option<&Frame>, z: Vec<f64>) -> Result<Point> {
+        let mut point = self.generate(frame, z)?.0;
+        if point.evaluation.is_inside() {
+            let mut u = [f64::INFINITY];
+            target.reduced_potential(&point.x, &mut u)?;
+            point.u = u[0];
+        }
+        Ok(self.with_metric(point))
+    }
+
+    fn with_metric(&mut self, point: Point) -> Point {
+        let metric = self.constraints.as_mut().filter(|_| point.u.is_finite()).map_or(0.0, |c| c.log_metric(&point.x));
+        Point { u_total: point.u - metric, ..point }
+    }
+
+    /// T(z) on a frame, and the frame on which the flow puts it itself.
+    fn generate(&self, frame: Option<&Frame>, z: Vec<f64>) -> Result<(Point, Option<Frame>)> {
+        let (mut x, mut log_det, mut evaluation) = (vec![0.0; self.dimension()], [0.0], [nowhere()]);
+        flow_of(&self.model)?.generate(&z, &mut x, &mut log_det, &mut evaluation)?;
+        let mut evaluation = evaluation[0];
+        let mut own = None;
+        if let (Scope::Shape { frame: atoms }, Some(frame), true) = (self.model.scope(), frame, evaluation.is_inside())
+        {
+            own = Frame::of(&x, atoms);
+            match &own {
+                Some(own) => own.carry(&mut x, frame),
+                None => evaluation = Evaluation::outside(Status::Singular),
+            }
+        }
+        if evaluation.is_inside() && !(log_det[0].is_finite() && x.iter().all(|v| v.is_finite())) {
+            evaluation = Evaluation::outside(Status::NonFinite);
+        }
+        if evaluation.is_inside() && self.constraints.as_ref().is_some_and(|c| !c.are_kept(&x)) {
+            evaluation = Evaluation::outside(Status::BrokenConstraint);
+        }
+        let u = f64::INFINITY;
+        Ok((Point { z, x, evaluation, log_det: log_det[0], u, u_total: u }, own))
+    }
+
+    /// z + s ξ.
+    fn walk(
+        &mut self,
+        target: &mut dyn Target,
+        from: (&Point, Option<&Frame>),
+        width: f64,
+        noise: &mut Stream,
+    ) -> Result<Point> {
+        let mut z: Vec<f64> = from.0.z.iter().map(|z| z + width * noise.normal()).collect();
+        self.wrap(&mut z);
+        self.at(target, from.1, z)
+    }
+
+    fn wrap(&self, z: &mut [f64]) {
+        z.iter_mut().zip(&self.wraps).filter(|(_, wraps)| **wraps).for_each(|(z, _)| *z = z.rem_euclid(1.0));
+    }
+
+    /// The end of a trajectory from fresh momenta, with ½ p² at its beginning and its end.
+    fn trajectory(
+        &mut self,
+        target: &mut dyn Target,
+        (from, frame): (&Point, Option<&Frame>),
+        step: f64,
+        noise: &mut Stream,
+    ) -> Result<(Point, [f64; 2])> {
+        let mut p: Vec<f64> = from.z.iter().map(|_| noise.normal()).collect();
+        let kinetic = |p: &[f64]| 0.5 * p.iter().map(|p| p * p).sum::<f64>();
+        let before = kinetic(&p);
+        let end = self.leapfrog(target, frame, from.z.clone(), &mut p, step)?;
+        Ok((self.with_metric(end), [before, kinetic(&p)]))
+    }
+
+    /// Follows z and p. A trajectory ends unusable at the first point that cannot be had: the way back would meet it too.
+    fn leapfrog(
+        &self,
+        target: &mut dyn Target,
+        frame: Option<&Frame>,
+        z: Vec<f64>,
+        p: &mut [f64],
+        step: f64,
+    ) -> Result<Point> {
+        let (mut point, mut gradient) = self.gradient_at(target, frame, z)?;
+        for _ in 0..self.options.leapfrog {
+            if !point.evaluation.is_inside() {
+                break;
+            }
+            p.iter_mut().zip(&gradient).for_each(|(p, g)| *p -= 0.5 * step * g);
+            let mut z: Vec<f64> = point.z.iter().zip(&*p).map(|(z, p)| z + step * p).collect();
+            self.wrap(&mut z);
+            (point, gradient) = self.gradient_at(target, frame, z)?;
+            p.iter_mut().zip(&gradient).for_each(|(p, g)| *p -= 0.5 * step * g);
+        }
+        Ok(point)
+    }
+
+    /// T(z), and ∂/∂z of u(T(z)) − ln|∂x/∂z|. A gradient that is not finite makes the point unusable.
+    fn gradient_at(&self, target: &mut dyn Target, frame: Option<&Frame>, z: Vec<f64>) -> Result<(Point, Vec<f64>)> {
+        let (mut point, own) = self.generate(frame, z)?;
+        let mut gz = vec![0.0; point.z.len()];
+        if !point.evaluation.is_inside() {
+            return Ok((point, gz));
+        }
+        let (mut u, mut gx) = ([f64::INFINITY], vec![0.0; self.dimension()]);
+        target.reduced_potential_gradient(&point.x, &mut u, &mut gx)?;
+        point.u = u[0];
+        if let (Some(frame), Some(own)) = (frame, own) {
+            let about_origin = |axes| Frame { origin: [0.0; 3], axes };
+            about_origin(frame.axes).carry(&mut gx, &about_origin(own.axes));
+        }
+        if u[0].is_finite() && gx.iter().all(|g| g.is_finite()) {
+            flow_of(&self.model)?.pull_back(&point.z, &gx, &[-1.0], &mut gz)?;
+        }
+        if !u[0].is_finite() || gx.iter().chain(&gz).any(|g| !g.is_finite()) {
+            point.evaluation = Evaluation::outside(Status::NonFinite);
+        }
+        Ok((point, gz))
+    }
+}
+
+fn nowhere() -> Evaluation {
+    Evaluation::outside(Status::NonFinite)
+}
+
+fn flow_of(model: &Arc<dyn Model>) -> Result<&dyn Flow> {
+    model.flow().ok_or_else(|| {
+        let kind = model.card().model.kind();
+        Error::Unsupported(format!("a model of kind `{kind}` has no latent space to walk in: use a coupling flow"))
+    })
+}
+
+/// The density of a point in terms of x, where `log_kernel` is that of reaching its z.
+fn reached(point: &Point, log_kernel: f64) -> Evaluation {
+    match point.evaluation.is_inside() {
+        true => Evaluation::inside(log_kernel - point.log_det),
+        false => point.evaluation,
+    }
+}
+
+impl Move for LatentWalk {
+    fn dimension(&self) -> usize {
+        self.model.dimension()
+    }
+
+    fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
+        state.check(self.dimension(), target)?;
+        let (current, frame) = self.current(state)?;
+        let mut noise = Stream::new(self.options.seed, StreamId::Latent, state.step, state.replica);
+        let width = self.options.widths[noise.below(self.options.widths.len())];
+        let from = (&current, frame.as_ref());
+        let (proposed, kinetic) = match self.options.leapfrog {
+            _ if !current.evaluation.is_inside() => (current.clone(), [0.0; 2]), // rejected whatever is proposed
+            0 => (self.walk(target, from, width, &mut noise)?, [0.0; 2]),
+            _ => self.trajectory(target, from, width, &mut noise)?,
+        };
+        let proposal = Proposal {
+            x: &proposed.x,
+            forward: reached(&proposed, -kinetic[0]),
+            reverse: reached(&current, -kinetic[1]),
+        };
+        let uniform = Stream::new(self.options.seed, StreamId::Accept, state.step, state.replica).uniform();
+        let (fate, log_acceptance) = accept(&proposal, current.u_total, proposed.u_total, uniform);
+        if fate == Fate::Accepted {
+            state.x.copy_from_slice(&proposed.x);
+            state.reduced_potential = proposed.u;
+        }
+        let outcome = Outcome {
+            fate,
+            log_acceptance,
+            log_weight_current: crate::weights::log_weight(current.u_total, &current.evaluation),
+            log_weight_proposed: crate::weights::log_weight(proposed.u_total, &proposed.evaluation),
+            log_density_current: current.evaluation.log_density,
+            log_density_proposed: proposed.evaluation.log_density,
+            reduced_potential: state.reduced_potential,
+        };
+        self.statistics.record(&outcome);
+        Ok(outcome)
+    }
+
+    fn statistics(&self) -> &Statistics {
+        &self.statistics
+    }
+
+    fn statistics_mut(&mut self) -> &mut Statistics {
+        &mut self.statistics
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coordinates::CoordinatesConfig;
+    use crate::models::coupling::{CouplingConfig, CouplingFlow, Features, LayerConfig};
+    use crate::models::ModelCard;
+    use crate::nn::Activation;
+
+    /// u = Σ cosh x
+    struct Walls;
+
+    impl Target for Walls {
+        fn dimension(&self) -> usize {
+            2
+        }
+
+        fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
+            self.reduced_potential_gradient(x, u, &mut vec![0.0; x.len()])
+        }
+
+        fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+            u.iter_mut().zip(x.chunks_exact(2)).for_each(|(u, x)| *u = x[0].cosh() + x[1].cosh());
+            gradient.iter_mut().zip(x).for_each(|(g, x)| *g = x.sinh());
+            Ok(())
+        }
+    }
+
+    /// Affine couplings with random weights; the second coordinate has the uniform prior.
+    fn walk(leapfrog: usize) -> LatentWalk {
+        let layer = |i: usize| LayerConfig::Affine {
+            transformed: vec![i],
+            features: Features { periodic: vec![], harmonics: 1, plain: vec![1 - i] },
+            hidden: vec![6],
+            activation: Activation::Silu,
+            scale_activation: None,
+            preserve_volume: false,
+        };
+        let config = CouplingConfig { uniform: vec![1], layers: vec![layer(0), layer(1)] };
+        let card = ModelCard::of_coupling(config, CoordinatesConfig::Cartesian { dimension: 2 });
+        let mut flow = CouplingFlow::<f64>::new(card).unwrap();
+        let mut stream = Stream::new(3, StreamId::Test, 0, 0);
+        flow.parameters_mut().iter_mut().for_each(|w| *w = 0.5 * stream.normal());
+        let model: Arc<dyn Model> = Arc::new(flow);
+        LatentWalk::new(&model, LatentWalkOptions { leapfrog, ..LatentWalkOptions::default() }).unwrap()
+    }
+
+    /// Where a trajectory ends, and H there minus H before.
+    fn follow(walk: &LatentWalk, z: Vec<f64>, p: &mut [f64], step: f64) -> (Vec<f64>, f64) {
+        let energy = |point: &Point, p: &[f64]| point.u - point.log_det + 0.5 * p.iter().map(|p| p * p).sum::<f64>();
+        let before = energy(&walk.gradient_at(&mut Walls, None, z.clone()).unwrap().0, p);
+        let end = walk.leapfrog(&mut Walls, None, z, p, step).unwrap();
+        let change = energy(&end, p) - before;
+        (end.z, change)
+    }
+
+    #[test]
+    fn a_trajectory_comes_back_with_its_momenta_reversed() {
+        let walk = walk(12);
+        // fast enough to go around the circle
+        for p0 in [[0.4, 3.0], [-1.0, -2.5], [2.0, 0.1]] {
+            let mut p = p0.to_vec();
+            let (z, change) = follow(&walk, vec![0.3, 0.8], &mut p, 0.1);
+            p.iter_mut().for_each(|p| *p = -*p);
+            let (back, change_back) = follow(&walk, z.clone(), &mut p, 0.1);
+            assert!((0.0..1.0).contains(&z[1]) && (z[0] - 0.3).abs() > 0.01);
+            assert!((back[0] - 0.3).abs() < 1e-10 && (back[1] - 0.8).abs() < 1e-10, "{back:?}");
+            assert!((change + change_back).abs() < 1e-10);
+            assert!(p.iter().zip(p0).all(|(p, p0)| (p + p0).abs() < 1e-10), "{p:?}");
+        }
+    }
+
+    /// The force is that of the energy: errors fall with the square of the step.
+    #[test]
+    fn trajectories_keep_the_energy_to_second_order() {
+        let error = |leapfrog: usize| {
+            let step = 0.6 / leapfrog as f64;
+            follow(&walk(leapfrog), vec![0.3, 0.4], &mut [0.4, 0.3], step).1.abs()
+        };
+        let ratio = error(20) / error(40);
+        assert!(error(40) < 1e-4 && (3.6..4.4).contains(&ratio), "{} {ratio}", error(40));
+    }
+
+    #[test]
+    fn what_cannot_be_walked_is_refused() {
+        let model = walk(0).model;
+        let refusal = |widths: Vec<f64>, leapfrog: usize| {
+            LatentWalk::new(&model, LatentWalkOptions { widths, leapfrog, seed: 0 }).err().unwrap().to_string()
+        };
+        assert!(refusal(vec![], 0).contains("one positive width"));
+        assert!(refusal(vec![0.1, 0.0], 0).contains("[0.1, 0.0]"));
+        assert!(refusal(vec![0.1], 10_001).contains("10001 leapfrog"));
+    }
+}
