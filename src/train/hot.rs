@@ -57,7 +57,7 @@ pub struct HotReplicas {
 }
 
 impl HotReplicas {
-    /// All start at `x[atoms][3]`, nm. `hot_target` has the energies at the high temperature. Errors: those of [`Langevin::new`].
+    /// They start at `x[n][atoms][3]`, nm, one configuration after the other and the first again. `hot_target` has the energies at the high temperature. Errors: those of [`Langevin::new`].
     pub fn new(
         hot_target: &mut dyn Target,
         masses: &[f64],
@@ -65,7 +65,8 @@ impl HotReplicas {
         options: &ExploreOptions,
     ) -> Result<HotReplicas> {
         let settings = settings(options, options.hot_temperature, 0);
-        let hot = Langevin::new(hot_target, masses, &x.repeat(REPLICAS), settings)?;
+        let starts: Vec<f64> = x.iter().copied().cycle().take(REPLICAS * 3 * masses.len()).collect();
+        let hot = Langevin::new(hot_target, masses, &starts, settings)?;
         Ok(HotReplicas { options: options.clone(), masses: masses.to_vec(), hot, segment: 0 })
     }
 

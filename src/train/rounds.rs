@@ -16,7 +16,7 @@ use crate::free_energy::between_states_of_blocks;
 use crate::io::model_file;
 use crate::models;
 use crate::models::coupling::CouplingFlow;
-use crate::moves::{Fate, Generator, Independence, Move, Options, State, Statistics};
+use crate::moves::{Fate, Generator, Independence, LatentWalk, LatentWalkOptions, Move, Options, State, Statistics};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,9 @@ pub struct RoundsOptions {
     pub ess: f64,
     /// Most frames of walkers, and most of hot replicas, that a training sees: the latest.
     pub pool: usize,
+    /// Walks in the latent space of the frozen generator take the place of its proposals until production: exploration (Noé et al.,
+    /// Science 365, eaaw1147 (2019)). Its seed is that of the walkers. All rounds are made, since proposals are not measured.
+    pub latent_walk: Option<LatentWalkOptions>,
     /// What populations are reported of.
     pub region: Option<Region>,
 }
@@ -54,11 +57,12 @@ impl Default for RoundsOptions {
             rounds: 8,
             steps: 20_000,
             production_steps: 100_000,
-            stride: 100,
+            stride: 20,
             frequency: 50,
             acceptance: 0.3,
             ess: 0.2,
             pool: 50_000,
+            latent_walk: None,
             region: None,
         }
     }
@@ -81,6 +85,7 @@ impl RoundsOptions {
         if self.walkers >= 1 << 24 {
             return Err(Error::invalid(format!("rounds.walkers = {}: at most 2^24 have random numbers", self.walkers)));
         }
+        self.latent_walk.as_ref().map_or(Ok(()), LatentWalkOptions::check)?;
         self.region.as_ref().map_or(Ok(()), |region| region.check(dimension))
     }
 }
@@ -189,7 +194,7 @@ pub struct Rounds<'a> {
 }
 
 impl<'a> Rounds<'a> {
-    /// All walkers and hot replicas start at `x[atoms][3]` (nm). The targets have the same energies at the temperatures of
+    /// Walkers and hot replicas start at `x[n][atoms][3]` (nm), one configuration after the other and the first again. The targets have the same energies at the temperatures of
     /// `explore`; walkers have its temperature, time step, friction and seed. Without frames in `explore` there are no hot replicas.
     ///
     /// Errors: options out of range, and those of [`Langevin::new`].
@@ -202,10 +207,15 @@ impl<'a> Rounds<'a> {
         options: (RoundsOptions, ExploreOptions, TrainOptions),
     ) -> Result<Rounds<'a>> {
         let (options, explore, train) = options;
-        options.check(target.dimension())?;
+        let dimension = target.dimension();
+        options.check(dimension)?;
+        if x.is_empty() || !x.len().is_multiple_of(dimension) {
+            return Err(Error::invalid(format!("{} numbers are no starts of {dimension} coordinates", x.len())));
+        }
         let ExploreOptions { temperature, friction, timestep, seed, .. } = explore;
         let dynamics = LangevinOptions { temperature, friction, timestep, seed };
-        let walkers = Langevin::new(target, masses, &x.repeat(options.walkers), dynamics)?;
+        let starts: Vec<f64> = x.iter().copied().cycle().take(options.walkers * dimension).collect();
+        let walkers = Langevin::new(target, masses, &starts, dynamics)?;
         let hot = match explore.frames {
             0 => None,
             _ => Some(HotReplicas::new(hot_target, masses, x, &explore)?),
@@ -283,14 +293,22 @@ impl<'a> Rounds<'a> {
         Ok(record)
     }
 
-    /// The move of the frozen generator; nothing of the last one's stays.
+    /// A new move of the frozen generator for this stage; nothing of the last one's stays.
     fn freeze(&mut self) -> Result<()> {
         if self.state.model.is_empty() {
             return Ok(());
         }
         let model = models::load_bytes("the generator of the rounds", &self.state.model)?;
-        let options = Options { seed: self.state.explore.seed, ..Options::default() };
-        self.jump = Some(Box::new(Independence::new(Generator::of_model(&model, options)?)));
+        let seed = self.state.explore.seed;
+        self.jump = Some(match &self.state.options.latent_walk {
+            Some(walk) if self.state.stage == Stage::Walk => {
+                Box::new(LatentWalk::new(&model, LatentWalkOptions { seed, ..walk.clone() })?)
+            }
+            _ => {
+                let options = Options { seed, ..Options::default() };
+                Box::new(Independence::new(Generator::of_model(&model, options)?))
+            }
+        });
         Ok(())
     }
 
@@ -365,16 +383,14 @@ impl<'a> Rounds<'a> {
             _ if self.state.hot.is_some() => Stage::Heat,
             _ => Stage::Train,
         };
-        self.begin(next);
+        self.begin(next)?;
         Ok(record)
     }
 
-    fn begin(&mut self, stage: Stage) {
+    fn begin(&mut self, stage: Stage) -> Result<()> {
         self.state.stage = stage;
         self.state.stage_start = self.state.walkers.step_count();
-        if let Some(jump) = &mut self.jump {
-            jump.statistics_mut().reset();
-        }
+        self.freeze()
     }
 
     fn record_of_walk(&self) -> Record {
@@ -447,7 +463,7 @@ impl<'a> Rounds<'a> {
             let inside = x.chunks_exact(self.dimension()).filter(|x| region.contains(x)).count();
             record.population = inside as f64 / record.frames as f64;
         }
-        self.begin(Stage::Train);
+        self.begin(Stage::Train)?;
         Ok(Some(record))
     }
 
@@ -492,8 +508,7 @@ impl<'a> Rounds<'a> {
         flow.card_mut().provenance.insert("epoch".into(), self.state.epoch.to_string());
         self.state.model = flow.to_bytes()?;
         let record = Record { training: state.history.last().cloned(), ..self.record(frames.len() / self.dimension()) };
-        self.freeze()?;
-        self.begin(Stage::Walk);
+        self.begin(Stage::Walk)?;
         Ok(Some(record))
     }
 }

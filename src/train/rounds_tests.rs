@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::io::checkpoint;
 use crate::models::card::ModelCard;
 use crate::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
+use crate::moves::LatentWalkOptions;
 use crate::nn::Activation;
 use crate::target::Target;
 
@@ -73,6 +74,7 @@ fn options() -> (RoundsOptions, ExploreOptions, TrainOptions) {
         acceptance: 0.3,
         ess: 0.3,
         pool: 1000,
+        latent_walk: None,
         region: Some(Region { along: Along::Component(0), range: [0.0, 1.0] }),
     };
     let explore = ExploreOptions {
@@ -106,12 +108,20 @@ fn options() -> (RoundsOptions, ExploreOptions, TrainOptions) {
     (rounds, explore, train)
 }
 
-/// Runs to the end, through a file after every `cut` advances if wanted.
+/// Runs to the end from the left well, through a file after every `cut` advances if wanted.
 fn run(name: &str, cut: Option<usize>) -> RoundsState {
+    run_from(name, &[-UNIT, -0.5 * UNIT, 0.0], options(), cut)
+}
+
+fn run_from(
+    name: &str,
+    x: &[f64],
+    options: (RoundsOptions, ExploreOptions, TrainOptions),
+    cut: Option<usize>,
+) -> RoundsState {
     let path = std::env::temp_dir().join(format!("modejump-rounds-{name}-{}.ckpt", std::process::id()));
     let (mut target, mut hot) = (DoubleWell { scale: 1.0 }, DoubleWell { scale: 0.1 });
-    let left = [-UNIT, -0.5 * UNIT, 0.0];
-    let mut rounds = Rounds::new(&mut target, &mut hot, &design, &[20.0], &left, options()).unwrap();
+    let mut rounds = Rounds::new(&mut target, &mut hot, &design, &[20.0], x, options).unwrap();
     let mut done = 0;
     while !rounds.is_finished() {
         rounds.advance().unwrap();
@@ -163,6 +173,31 @@ fn rounds_that_were_cut_go_on_bit_for_bit() {
     assert_eq!(format!("{:?}", whole.log), format!("{:?}", cut.log));
 }
 
+/// Exploration from a configuration in either well, without hot replicas: half of the walkers begin on the wrong side, and latent walks
+/// bring them over.
+#[test]
+fn latent_walks_explore_and_production_weighs_them_right() {
+    let (rounds, explore, train) = options();
+    let walk = LatentWalkOptions { widths: vec![0.05, 0.3], ..LatentWalkOptions::default() };
+    let rounds = RoundsOptions { steps: 1000, latent_walk: Some(walk), ..rounds };
+    let explore = ExploreOptions { frames: 0, ..explore };
+    let both = [-UNIT, -0.5 * UNIT, 0.0, UNIT, 0.5 * UNIT, 0.0];
+    let (whole, cut) = (
+        run_from("explored", &both, (rounds.clone(), explore.clone(), train.clone()), None),
+        run_from("explored-cut", &both, (rounds, explore, train), Some(11)),
+    );
+    let stages: Vec<Stage> = whole.log.iter().map(|r| r.stage).collect();
+    use Stage::{Production, Train, Walk};
+    assert_eq!(stages, [Walk, Train, Walk, Train, Walk, Production]);
+    let walks: Vec<_> = whole.log.iter().filter(|r| r.stage == Walk).collect();
+    assert_eq!((walks[0].population, walks[0].transitions), (0.5, 0), "dynamics alone must not cross");
+    assert!(walks[2].transitions > 5 && walks[2].ess.is_nan(), "{:?}", walks[2]);
+    let last = whole.log.last().unwrap();
+    let error = last.delta_f - exact_delta_f();
+    assert!(error.abs() < 5.0 * last.delta_f_stderr && last.delta_f_stderr < 0.15, "{error} ± {}", last.delta_f_stderr);
+    assert!(whole.model == cut.model && whole.production.x == cut.production.x);
+}
+
 #[test]
 fn options_out_of_range_are_refused_by_name() {
     let refusal = |change: &dyn Fn(&mut RoundsOptions)| {
@@ -174,5 +209,7 @@ fn options_out_of_range_are_refused_by_name() {
     assert!(refusal(&|o| o.walkers = 0).contains("rounds.walkers"));
     assert!(refusal(&|o| o.frequency = 0).contains("rounds.frequency"));
     let beyond = Region { along: Along::Component(3), range: [0.0, 1.0] };
+    let no_width = LatentWalkOptions { widths: vec![], ..LatentWalkOptions::default() };
+    assert!(refusal(&|o| o.latent_walk = Some(no_width.clone())).contains("one positive width"));
     assert!(refusal(&|o| o.region = Some(beyond.clone())).contains("component 3 of 3"));
 }

@@ -6,6 +6,7 @@ mod common;
 mod compare;
 mod convert;
 mod evaluate;
+mod explore;
 mod gromacs;
 mod inspect;
 mod log_density;
@@ -13,6 +14,7 @@ mod md;
 mod modes;
 mod plot;
 mod reweight;
+mod rounds;
 mod sample;
 mod smc;
 mod train;
@@ -37,6 +39,8 @@ enum Command {
     Train(train::Train),
     /// Simulate, train on what was seen, and simulate with what was learned, in rounds
     Adapt(adapt::Adapt),
+    /// Train on a few structures, walk in latent space, and train on what was found, in rounds
+    Explore(explore::Explore),
     /// Turn a checkpoint of another program into a model file
     Convert(convert::Convert),
     /// Put the generators of several metastable states in one model file, to jump between them
@@ -83,6 +87,7 @@ fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
     match command {
         Command::Train(command) => command.run(),
         Command::Adapt(command) => command.run(),
+        Command::Explore(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Modes(command) => command.run(),
         Command::Inspect(command) => command.run(),

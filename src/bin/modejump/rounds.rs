@@ -1,0 +1,322 @@
+//! What `modejump adapt` and `modejump explore` share: rounds that simulate, train and freeze, in a folder.
+
+use clap::Args;
+use modejump::Result;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct RoundsArguments {
+    /// Topology: PDB file with the atoms in the System's order
+    #[arg(long)]
+    topology: PathBuf,
+    /// OpenMM System (XML), without constraints
+    #[arg(long)]
+    system: PathBuf,
+    /// K
+    #[arg(long, default_value_t = 300.0)]
+    temperature: f64,
+    /// Settings (JSON with `rounds`, `explore` for dynamics and hot replicas, `design` and `train`); defaults where absent
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Folder for everything that the rounds make; what it holds of an earlier run is gone on with
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Print a summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is special to a command.
+pub struct Kind {
+    /// Files of structures to start from; the topology's if there are none.
+    pub structures: Vec<PathBuf>,
+    /// Whether walkers walk in latent space and there are no hot replicas.
+    pub explores: bool,
+}
+
+#[cfg(not(feature = "openmm"))]
+impl RoundsArguments {
+    pub fn run(self, _: Kind) -> Result<()> {
+        Err(modejump::Error::Unsupported("rounds need a build with `--features openmm`".into()))
+    }
+}
+
+#[cfg(feature = "openmm")]
+mod run {
+    use super::*;
+    use crate::common::{interrupted, threads, watch_signals, CHECKPOINT_INTERVAL};
+    use indicatif::{ProgressBar, ProgressStyle};
+    use modejump::coordinates::Topology;
+    use modejump::engines::openmm::{OpenMmTarget, System};
+    use modejump::io::{checkpoint, model_file, trajectory, write_atomically};
+    use modejump::models::card::TargetInfo;
+    use modejump::models::coupling::CouplingFlow;
+    use modejump::train::rounds::{Frames, Record};
+    use modejump::train::{design, dynamics, DesignOptions, ExploreOptions, Phase, Schedule, TrainOptions};
+    use modejump::train::{Rounds, RoundsOptions, RoundsState, Stage};
+    use modejump::Error;
+    use serde::{Deserialize, Serialize};
+    use std::path::Path;
+    use std::time::Instant;
+
+    /// The file behind `--config`.
+    #[derive(Clone, Serialize, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Config {
+        rounds: RoundsOptions,
+        explore: ExploreOptions,
+        design: DesignOptions,
+        train: TrainOptions,
+    }
+
+    impl Default for Config {
+        fn default() -> Config {
+            let by_frames = Phase { steps: 200, rate: 2e-3, schedule: Schedule::Constant, ..Phase::default() };
+            let refinement = Phase {
+                steps: 2000,
+                likelihood: 0.0,
+                refinement: 1.0,
+                refresh: 2,
+                draw: 2048,
+                keep: 30_000,
+                ..Phase::default()
+            };
+            Config {
+                rounds: RoundsOptions::default(),
+                explore: ExploreOptions { frames: 30_000, ..ExploreOptions::default() },
+                design: DesignOptions::default(),
+                train: TrainOptions { phases: vec![by_frames, refinement], ..TrainOptions::default() },
+            }
+        }
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Saved {
+        /// Topology, System and settings that the rounds began with.
+        identity: String,
+        state: RoundsState,
+    }
+
+    impl RoundsArguments {
+        pub fn run(self, kind: Kind) -> Result<()> {
+            let config = self.config(&kind)?;
+            let (topology, x0) = Topology::from_pdb(&self.topology)?;
+            let system = self.open_system(&x0)?;
+            std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
+            let starts = self.starts(&kind, &x0)?;
+            let identity = self.identity(&config, &starts)?;
+            let saved = self.saved_state(&identity)?;
+
+            let minimised = |x: &[f64]| dynamics::minimised(&system, x, &config.explore);
+            let starts = starts.chunks_exact(x0.len()).map(minimised).collect::<Result<Vec<_>>>()?.concat();
+            let mut target = OpenMmTarget::new(&system, self.temperature, threads())?;
+            let mut hot_target = OpenMmTarget::new(&system, config.explore.hot_temperature, threads())?;
+            let new_generator = |frames: &[f64]| self.new_generator(&topology, &starts, frames, &config.design);
+            let rounds = match saved {
+                Some(state) => Rounds::resume(&mut target, &mut hot_target, &new_generator, state)?,
+                None => {
+                    let options = (config.rounds.clone(), config.explore.clone(), config.train.clone());
+                    let masses = system.masses();
+                    Rounds::new(&mut target, &mut hot_target, &new_generator, &masses, &starts, options)?
+                }
+            };
+            self.go(rounds, &identity, &topology)
+        }
+
+        fn config(&self, kind: &Kind) -> Result<Config> {
+            let mut config = match &self.config {
+                None => Config::default(),
+                Some(path) => {
+                    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+                    serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?
+                }
+            };
+            config.explore.temperature = self.temperature;
+            if kind.explores {
+                config.explore.frames = 0;
+                config.rounds.latent_walk.get_or_insert_default();
+            }
+            Ok(config)
+        }
+
+        fn starts(&self, kind: &Kind, x0: &[f64]) -> Result<Vec<f64>> {
+            if kind.structures.is_empty() {
+                return Ok(x0.to_vec());
+            }
+            let read = |path: &PathBuf| Ok(trajectory::read(path)?.require(path, x0.len())?.x);
+            Ok(kind.structures.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
+        }
+
+        fn open_system(&self, x0: &[f64]) -> Result<System> {
+            let system = System::from_xml_file(&self.system)?;
+            let (particles, atoms) = (system.n_particles(), x0.len() / 3);
+            if particles != atoms {
+                let message = format!("{particles} particles, the topology has {atoms} atoms");
+                return Err(Error::file(&self.system, message));
+            }
+            match system.constraints()?.first() {
+                None => Ok(system),
+                Some((a, b, _)) => Err(Error::Unsupported(format!(
+                    "{}: atoms {a} and {b} are constrained, and the walkers of the rounds keep no constraint: use a System without \
+                     (constraints=None), or train with `modejump train` and run with `modejump md`",
+                    self.system.display()
+                ))),
+            }
+        }
+
+        fn identity(&self, config: &Config, starts: &[f64]) -> Result<String> {
+            let hash =
+                |path: &Path| Ok::<_, Error>(model_file::hash(&std::fs::read(path).map_err(|e| Error::io(path, e))?));
+            let config = serde_json::to_string(config).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
+            let starts: Vec<u8> = starts.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let of_starts = model_file::hash(&starts);
+            Ok(format!("{} {} {of_starts} {config}", hash(&self.topology)?, hash(&self.system)?))
+        }
+
+        fn file(&self, name: &str) -> PathBuf {
+            self.output.join(name)
+        }
+
+        fn saved_state(&self, identity: &str) -> Result<Option<RoundsState>> {
+            let path = self.file("state.ckpt");
+            if !path.exists() {
+                return Ok(None);
+            }
+            let saved: Saved = checkpoint::load(&path, checkpoint::ROUNDS)?;
+            if saved.identity != identity {
+                let reason = "belongs to other files or other settings: give those it began with, or another folder";
+                return Err(Error::file(&path, reason));
+            }
+            eprintln!("going on from {}", path.display());
+            Ok(Some(saved.state))
+        }
+
+        fn save(&self, rounds: &mut Rounds, identity: &str) -> Result<()> {
+            let saved = Saved { identity: identity.to_string(), state: rounds.state().clone() };
+            checkpoint::save(&self.file("state.ckpt"), checkpoint::ROUNDS, &saved)
+        }
+
+        /// The starts come first, for the stereocentres of the first are the generator's.
+        fn new_generator(
+            &self,
+            topology: &Topology,
+            starts: &[f64],
+            frames: &[f64],
+            options: &DesignOptions,
+        ) -> Result<CouplingFlow<f32>> {
+            let mut flow = design(topology, &[starts, frames].concat(), &[], options)?;
+            let bytes = std::fs::read(&self.system).map_err(|e| Error::io(&self.system, e))?;
+            let card = flow.card_mut();
+            card.temperature = Some(self.temperature);
+            card.target = Some(TargetInfo {
+                description: format!("OpenMM System {}", self.system.file_name().unwrap_or_default().to_string_lossy()),
+                hash: Some(model_file::hash(&bytes)),
+            });
+            let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+            card.provenance.insert("command".into(), format!("modejump {command}"));
+            card.provenance.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+            Ok(flow)
+        }
+
+        fn go(&self, mut rounds: Rounds, identity: &str, topology: &Topology) -> Result<()> {
+            watch_signals()?;
+            let bar = ProgressBar::new(1000);
+            if let Ok(style) = ProgressStyle::with_template("{bar:30} {msg} {elapsed_precise}") {
+                bar.set_style(style);
+            }
+            let mut saved = Instant::now();
+            while !rounds.is_finished() {
+                let record = rounds.advance()?;
+                bar.set_position((1000.0 * rounds.stage_progress()) as u64);
+                if let Some(record) = &record {
+                    bar.suspend(|| eprintln!("{}", line(record)));
+                    self.write(rounds.state(), topology)?;
+                }
+                let stop = interrupted();
+                if stop || record.is_some() || saved.elapsed() > CHECKPOINT_INTERVAL {
+                    self.save(&mut rounds, identity)?;
+                    saved = Instant::now();
+                }
+                if stop && !rounds.is_finished() {
+                    bar.abandon();
+                    return Err(Error::invalid("interrupted; the same command goes on from there"));
+                }
+            }
+            bar.finish_and_clear();
+            self.write(rounds.state(), topology)?;
+            self.report(rounds.state())
+        }
+
+        /// Everything but the state, as far as the rounds have come.
+        fn write(&self, state: &RoundsState, topology: &Topology) -> Result<()> {
+            let log: String =
+                state.log.iter().map(|record| serde_json::to_string(record).unwrap_or_default() + "\n").collect();
+            write_atomically(&self.file("log.jsonl"), log.as_bytes())?;
+            if !state.model.is_empty() {
+                write_atomically(&self.file("model.safetensors"), &state.model)?;
+            }
+            let dimension = 3 * topology.n_atoms();
+            let write = |name: &str, parts: &[&Frames], extra: &[(&str, &[f64])]| {
+                let x = parts.iter().flat_map(|frames| frames.x.iter().copied()).collect();
+                let frames = trajectory::Frames { dimension, x };
+                let epoch: Vec<f64> = parts.iter().flat_map(|frames| &frames.epoch).map(|&e| f64::from(e)).collect();
+                let extra = [extra, &[("epoch", &epoch[..])]].concat();
+                trajectory::write(&self.file(name), &frames, Some(topology), &extra)
+            };
+            let walker = |n: usize| (0..n).map(|i| (i % state.options.walkers) as f64);
+            let (cold, hot) = (state.chain.epoch.len(), state.heated.epoch.len());
+            let of_hot: Vec<f64> = [vec![0.0; cold], vec![1.0; hot]].concat();
+            let to_train = [("production", &vec![0.0; cold + hot][..]), ("hot", &of_hot)];
+            write("training.safetensors", &[&state.chain, &state.heated], &to_train)?;
+            let n = state.production.epoch.len();
+            if n > 0 {
+                let of_walker: Vec<f64> = walker(n).collect();
+                let to_average = [("production", &vec![1.0; n][..]), ("walker", &of_walker)];
+                write("production.safetensors", &[&state.production], &to_average)?;
+            }
+            Ok(())
+        }
+
+        fn report(&self, state: &RoundsState) -> Result<()> {
+            let Some(last) = state.log.last() else { return Ok(()) };
+            let path = |name: &str| self.file(name).display().to_string();
+            let summary = serde_json::json!({
+                "model": path("model.safetensors"),
+                "frames": path("production.safetensors"),
+                "log": path("log.jsonl"),
+                "production": last,
+            });
+            match self.json {
+                true => println!("{summary}"),
+                false => println!("{}\n{}", line(last), path("production.safetensors")),
+            }
+            Ok(())
+        }
+    }
+
+    /// The numbers that matter.
+    fn line(record: &Record) -> String {
+        let item = |name: &str, value: f64, digits: usize| match value.is_nan() {
+            true => String::new(),
+            false => format!("  {name} {value:.digits$}"),
+        };
+        let stage = match record.stage {
+            Stage::Walk => "walk",
+            Stage::Heat => "heat",
+            Stage::Train => "train",
+            Stage::Production | Stage::Finished => "production",
+        };
+        let trained = |f: fn(&modejump::train::Progress) -> f64| record.training.as_ref().map_or(f64::NAN, f);
+        [
+            format!("epoch {}  {stage}  {} frames", record.epoch, record.frames),
+            item("accepted %", 100.0 * record.acceptance, 1),
+            item("ESS %", 100.0 * record.ess, 1),
+            item("in region %", 100.0 * record.population, 2),
+            item("dF", record.delta_f, 3),
+            item("±", record.delta_f_stderr, 3),
+            item("held-out", trained(|p| p.held_out), 2),
+            item("ESS %", 100.0 * trained(|p| p.ess), 1),
+        ]
+        .concat()
+    }
+}
