@@ -260,6 +260,15 @@ public:
         move_.reset(move);
     }
 
+    /// Jumps between the modes of `model`, of kind `modes`; `mode` says in which one a configuration is: a number from 0, or −1 for none, a
+    /// function of x alone. Without such a function, Move(model, options) makes these jumps with the regions of the model file.
+    Move(const Model& model, std::function<std::int64_t(std::size_t, const double* x)> mode, const Options& options = Options())
+        : mode_(new ModeOf{std::move(mode), nullptr}), dimension_(model.dimension()) {
+        modejump_move* move = nullptr;
+        check(modejump_move_mode_jump_new(model.handle(), &options, &Move::mode_callback, mode_.get(), &move));
+        move_.reset(move);
+    }
+
     /// Bonds that the engine constrains: pairs of atoms, lengths in nm, masses of all atoms in dalton.
     void set_constraints(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                          const std::vector<double>& masses) {
@@ -295,6 +304,8 @@ public:
         Outcome outcome{};
         outcome.struct_size = static_cast<std::uint32_t>(sizeof(modejump_outcome));
         const std::int32_t status = modejump_move_attempt(move_.get(), &target, &raw, &outcome);
+        if (mode_ && mode_->thrown)
+            std::rethrow_exception(std::exchange(mode_->thrown, nullptr));
         if (call.thrown)
             std::rethrow_exception(call.thrown);
         check(status);
@@ -327,6 +338,22 @@ private:
         std::exception_ptr thrown;
     };
 
+    struct ModeOf {
+        std::function<std::int64_t(std::size_t, const double*)> function;
+        std::exception_ptr thrown;
+    };
+
+    // After an exception the configuration is in no mode, so the attempt ends without a change.
+    static std::int64_t mode_callback(void* user, const double* x, std::uint64_t dimension) noexcept {
+        ModeOf& mode = *static_cast<ModeOf*>(user);
+        try {
+            return mode.function(static_cast<std::size_t>(dimension), x);
+        } catch (...) {
+            mode.thrown = std::current_exception();
+            return -1;
+        }
+    }
+
     static std::int32_t callback(void* user, std::uint64_t n, const double* x, double* u) noexcept {
         Call& call = *static_cast<Call*>(user);
         return caught(call, [&] { call.u(static_cast<std::size_t>(n), x, u); });
@@ -356,6 +383,8 @@ private:
         void operator()(modejump_move* move) const noexcept { modejump_move_free(move); }
     };
 
+    // outlives the move, which calls it
+    std::unique_ptr<ModeOf> mode_;
     std::unique_ptr<modejump_move, Free> move_;
     std::size_t dimension_;
 };

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const GENERATOR: &str = "models/double-well/generator.safetensors";
+const MODES: &str = "models/double-well/modes.safetensors";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -57,7 +58,7 @@ fn consumer(compiler: &str, standard: &str, source: &str) {
     run(&mut compile);
     let molecule = folder.join("molecule.safetensors");
     molecule::four_atoms().save(&molecule).unwrap();
-    let text = run(Command::new(&program).current_dir(root()).arg(GENERATOR).arg(&molecule));
+    let text = run(Command::new(&program).current_dir(root()).args([GENERATOR.as_ref(), molecule.as_os_str(), MODES.as_ref()]));
     assert!(text.contains("0 failures"), "{text}");
 }
 

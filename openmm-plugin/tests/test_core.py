@@ -9,6 +9,7 @@ import modejump
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 DOUBLE_WELL = MODELS / "double-well" / "generator.safetensors"
+MODES = MODELS / "double-well" / "modes.safetensors"
 ALA2 = MODELS / "ala2" / "model.safetensors"
 
 
@@ -103,6 +104,32 @@ def test_a_walk_in_latent_space_weighs_two_wells(generator):
     assert move.statistics().acceptance > 0.3 and len(move.log_weights()) == 0
 
 
+@pytest.mark.parametrize("mode", [None, lambda x: int(x[0] > 0)])
+def test_jumps_between_modes_weigh_two_wells(mode):
+    move = modejump.Move(modejump.Model(MODES), mode=mode, seed=5)
+    walk = modejump.Move(modejump.Model(DOUBLE_WELL), "latent_walk", widths=[0.3], seed=6)
+    x, u, left = np.array([1.0, 0.5]), None, []
+    for step in range(4000):
+        for kernel in (move, walk):
+            outcome = kernel.attempt(x, double_well, step=step, reduced_potential=u)
+            x, u = outcome.x, outcome.reduced_potential
+        left.append(x[0] < 0)
+    blocks = np.reshape(left, (40, 100)).mean(axis=1)
+    error = blocks.std(ddof=1) / np.sqrt(40)
+    assert abs(np.mean(left) - left_population()) < 4 * error < 0.1
+    assert move.statistics().acceptance > 0.4 and move.statistics().wrong_mode < 40
+
+
+def test_what_a_function_of_the_mode_raises_is_raised_and_nothing_moves():
+    move = modejump.Move(modejump.Model(MODES), mode=lambda x: 1 / 0)
+    x = np.array([1.0, 0.5])
+    with pytest.raises(ZeroDivisionError):
+        move.attempt(x, double_well, step=0)
+    nowhere = modejump.Move(modejump.Model(MODES), mode=lambda x: -1)
+    outcome = nowhere.attempt(x, double_well, step=0)
+    assert (outcome.reason, outcome.accepted) == ("wrong_mode", False) and (outcome.x == x).all()
+
+
 def test_an_attempt_is_a_function_of_seed_step_and_replica(generator):
     def outcome(seed=1, step=7, replica=0):
         return modejump.Move(generator, seed=seed).attempt([1.0, 0.5], double_well, step=step, replica=replica)
@@ -171,6 +198,9 @@ def test_constraints_that_the_model_does_not_keep_are_refused(ala2):
         (lambda m: modejump.Move(m, "latent_walk", widths=[0.1, 0.0]), modejump.Error, "positive width"),
         (lambda m: modejump.Move(m, "latent_walk", proposals=2), ValueError, "one step in an attempt"),
         (lambda m: modejump.Move(m, widths=[0.1]), ValueError, "latent_walk"),
+        (lambda m: modejump.Move(m, mode=lambda x: 0), modejump.Error, "no modes to jump between"),
+        (lambda m: modejump.Move(m, "isir", mode=lambda x: 0), ValueError, "mode goes with"),
+        (lambda m: modejump.Move(modejump.Model(MODES), proposals=2), modejump.Error, "2 proposals"),
         (lambda m: modejump.Move(m, acceptance="surrogate"), ValueError, "needs a screen"),
         (lambda m: modejump.Move(m, proposals=0), modejump.Error, "0 proposals"),
         (lambda m: modejump.Move(m, "isir", screen=m), ValueError, "screen goes with"),

@@ -378,7 +378,7 @@ static void test_constraints(const char *path) {
 
 int main(int argc, char **argv) {
     const char *message = "";
-    if (argc != 3)
+    if (argc != 4)
         return 2;
     EXPECT(modejump_abi_version() == MODEJUMP_ABI_VERSION);
     EXPECT(strlen(modejump_version()) >= 5);

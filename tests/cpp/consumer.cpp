@@ -198,6 +198,33 @@ static void test_latent_walk(const std::string& path) {
     }
 }
 
+static void test_mode_jump(const std::string& path) {
+    const modejump::Model model(path);
+    std::size_t calls = 0;
+    const auto mode = [&](std::size_t, const double* x) -> std::int64_t { return calls++, x[0] > 0; };
+    modejump::Move by_file(model), by_function(model, mode);
+    modejump::State one, other;
+    one.x = other.x = {1.0, 0.5};
+    for (std::uint64_t step = 0; step < 200; step++) {
+        one.step = other.step = step;
+        potential(1, one.x.data(), &one.reduced_potential);
+        other.reduced_potential = one.reduced_potential;
+        by_file.attempt(potential, one);
+        by_function.attempt(potential, other);
+        EXPECT(one.x == other.x);
+    }
+    EXPECT(calls >= 200 && by_file.statistics().accepted > 50 && by_file.statistics().accepted == by_function.statistics().accepted);
+    modejump::Move failing(model, [](std::size_t, const double*) -> std::int64_t { throw EngineFailure{9}; });
+    const std::vector<double> before = one.x;
+    int code = 0;
+    try {
+        failing.attempt(potential, one);
+    } catch (const EngineFailure& failure) {
+        code = failure.code;
+    }
+    EXPECT(code == 9 && one.x == before && failing.statistics().wrong_mode == 1);
+}
+
 static void test_constraints(const std::string& path) {
     modejump::Move move{modejump::Model(path)};
     const std::vector<double> masses = {12.0, 1.0, 12.0, 16.0};
@@ -221,12 +248,13 @@ static void test_match_atoms(const std::string& path) {
 }
 
 int main(int argc, char** argv) {
-    if (argc != 3)
+    if (argc != 4)
         return 2;
     test_model(argv[1]);
     test_move(argv[1]);
     test_annealed(argv[1], argv[2]);
     test_latent_walk(argv[1]);
+    test_mode_jump(argv[3]);
     test_delayed_acceptance(argv[1], argv[2]);
     test_acceptance_by_a_surrogate(argv[1]);
     test_device(argv[1]);

@@ -13,7 +13,7 @@ import ctypes
 import json
 import os
 import sysconfig
-from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_double, c_int32, c_uint32, c_uint64, c_void_p
+from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ SURROGATE = 2
 REASONS = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality", "wrong_mode")
 
 _doubles = POINTER(c_double)
+_Mode = CFUNCTYPE(c_int64, c_void_p, _doubles, c_uint64)
 _Potential = CFUNCTYPE(c_int32, c_void_p, c_uint64, _doubles, _doubles)
 
 
@@ -271,10 +272,16 @@ class Move:
     draw_ahead : bool
         Whether a thread of its own draws the next batch of proposals meanwhile, once `stride` steps lie between attempts: the
         same results, bit for bit.
+    mode : function, optional
+        For a model of several metastable states, between which the method "independence" jumps: says in which mode a configuration is,
+        a number from 0, or -1 for none, as a function of x alone. Without it the regions of the model file are the modes.
     widths : sequence of float
         Of a latent walk's steps, one of which is chosen in every attempt; the prior of a latent coordinate has width 1, or is uniform on
         [0, 1).
     """
+
+    #: What a function of the mode raised in the present attempt.
+    _thrown = None
 
     def __init__(
         self,
@@ -288,6 +295,7 @@ class Move:
         screen=None,
         acceptance="exact",
         draw_ahead=False,
+        mode=None,
         widths=None,
     ):
         if method not in (*METHODS, LATENT_WALK) or acceptance not in ("exact", "surrogate"):
@@ -302,15 +310,30 @@ class Move:
         if method == LATENT_WALK:
             self._walk(model, proposals, seed, widths)
             return
+        if mode is not None and (method != "independence" or screen is not None):
+            raise ValueError("mode goes with the method independence, without a screen")
         kind = SURROGATE if acceptance == "surrogate" else METHODS[method]
         options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
         self.model = model
         self._handle = c_void_p()
-        if screen is None:
+        if mode is not None:
+            self._between_modes(model, mode, options)
+        elif screen is None:
             _call("move_new", model._handle, byref(options), byref(self._handle))
         else:
             handles = (model._handle, screen._handle)
             _call("move_delayed_acceptance_new", *handles, byref(options), byref(self._handle))
+
+    def _between_modes(self, model, mode, options):
+        def number(_, x, dimension):
+            try:
+                return int(mode(np.ctypeslib.as_array(x, shape=(dimension,)).copy()))
+            except BaseException as error:  # carried over the library's frames; in no mode, the attempt ends
+                self._thrown = error
+                return -1
+
+        self._mode = _Mode(number)  # lives as long as the move
+        _call("move_mode_jump_new", model._handle, byref(options), self._mode, None, byref(self._handle))
 
     def _walk(self, model, proposals, seed, widths):
         if proposals != 1:
@@ -379,6 +402,9 @@ class Move:
             _call("move_attempt", self._handle, byref(target), byref(state), byref(outcome))
         except Error as error:
             raise (raised[0] if raised and error.status == CALLBACK_FAILED else error) from None
+        if self._thrown is not None:
+            thrown, self._thrown = self._thrown, None
+            raise thrown
         names = [name for name, _ in _Outcome._fields_[2:]]
         reason = REASONS[outcome.outcome]
         values = {name: getattr(outcome, name) for name in names}
