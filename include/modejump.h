@@ -135,8 +135,8 @@ typedef struct modejump_latent_walk_options {
   uint32_t struct_size;
   // 0
   uint32_t flags;
-  // Widths of the step, one of which is chosen at random in every attempt; NULL for the library's. The prior of a latent coordinate
-  // has width 1, or is uniform on [0, 1).
+  // Widths of the step, one of which is chosen at random in every attempt; NULL for the library's. The prior of a
+  // latent coordinate has width 1, or is uniform on [0, 1).
   const double *widths;
   // Numbers in `widths`.
   uint64_t n_widths;
@@ -350,9 +350,13 @@ int32_t modejump_move_annealed_new(const struct modejump_model *model,
 // Sets the defaults: a random walk of the library's widths, seed 0. `options->struct_size` must be set.
 int32_t modejump_latent_walk_options_init(struct modejump_latent_walk_options *options);
 
-// Makes a move that walks in the latent space of `model`, a flow of all coordinates or of the shape: small steps of z = T^-1(x), or
-// Hamiltonian trajectories, for which the target of every attempt needs `reduced_potential_gradient`. Exact whatever the flow.
-// Its statistics have no weights. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+// Makes a move that walks in the latent space of `model`, a flow of all coordinates or of the shape: small steps of z
+// = T^-1(x), or Hamiltonian trajectories, for which the target of every attempt needs `reduced_potential_gradient`.
+// Exact whatever the flow. Its statistics have no weights. On success `*out` is a new handle, to be freed with
+// `modejump_move_free`; it keeps the model.
+//
+// # Safety `model` is NULL or a live handle; `options` is NULL or a struct of the size it says, whose `widths` are
+// NULL or have `n_widths` numbers; `out` is NULL or points to a pointer.
 int32_t modejump_move_latent_walk_new(const struct modejump_model *model,
                                       const struct modejump_latent_walk_options *options,
                                       struct modejump_move **out);

@@ -245,8 +245,8 @@ public:
         move_.reset(move);
     }
 
-    /// Steps in the latent space of `model`, a flow of all coordinates or of the shape; exact whatever the flow. Attempts by trajectories
-    /// need the gradient of the reduced potential.
+    /// Steps in the latent space of `model`, a flow of all coordinates or of the shape; exact whatever the flow.
+    /// Attempts by trajectories need the gradient of the reduced potential.
     Move(const Model& model, const LatentWalk& walk) : dimension_(model.dimension()) {
         modejump_latent_walk_options options{};
         options.struct_size = static_cast<std::uint32_t>(sizeof(options));
@@ -282,7 +282,8 @@ public:
     /// One attempt. Throws what `u` throws, else Error; the state is then untouched.
     Outcome attempt(const ReducedPotential& u, State& state) { return attempt(u, nullptr, state); }
 
-    /// One attempt of a move that asks for gradients: annealed, or a latent walk by trajectories. Throws what `u` or `gradient` throws, else Error.
+    /// One attempt of a move that asks for gradients: annealed, or a latent walk by trajectories. Throws what `u` or
+    /// `gradient` throws, else Error.
     Outcome attempt(const ReducedPotential& u, const ReducedPotentialGradient& gradient, State& state) {
         if (state.x.size() != dimension_)
             throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) +

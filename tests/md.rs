@@ -67,7 +67,8 @@ fn proposals_may_be_annealed() {
     assert!(ess(&annealed) > ess(&plain), "{plain} {annealed}");
 }
 
-/// Steps of the shipped generator's latent point, at random and by trajectories; they have no weights, so no ESS is told.
+/// Steps of the shipped generator's latent point, at random and by trajectories; they have no weights, so no ESS is
+/// told.
 #[test]
 fn the_latent_space_may_be_walked_in() {
     for more in [&["--latent-walk", "0.02,0.1"][..], &["--latent-walk", "0.05", "--leapfrog", "4"]] {

@@ -1,5 +1,5 @@
-//! `modejump adapt` and `modejump explore` as a user runs them, with settings too small to be of use: cut and gone on with, they make the
-//! same files.
+//! `modejump adapt` and `modejump explore` as a user runs them, with settings too small to be of use: cut and gone on
+//! with, they make the same files.
 #![cfg(feature = "openmm")]
 
 use modejump::io::model_file::{read_tensors, Tensor};
@@ -118,7 +118,7 @@ fn refusals(setting: &Setting) {
     let message = setting.refusal(setting.command("adapt", "system-hbonds.xml", "other"));
     assert!(message.contains("are constrained") && message.contains("constraints=None"), "{message}");
     let message = setting.refusal(setting.command("explore", "system-vacuum.xml", "whole"));
-    assert!(message.contains("other settings"), "{message}");
+    assert!(message.contains("other files or settings"), "{message}");
     let mut command = setting.command("explore", "system-vacuum.xml", "other");
     command
         .arg("--structures")

@@ -250,13 +250,13 @@ pub unsafe extern "C" fn modejump_latent_walk_options_init(options: *mut modejum
     guarded(|| unsafe { write(options, &modejump_latent_walk_options::empty()) })
 }
 
-/// Makes a move that walks in the latent space of `model`, a flow of all coordinates or of the shape: small steps of z = T^-1(x), or
-/// Hamiltonian trajectories, for which the target of every attempt needs `reduced_potential_gradient`. Exact whatever the flow.
-/// Its statistics have no weights. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+/// Makes a move that walks in the latent space of `model`, a flow of all coordinates or of the shape: small steps of z
+/// = T^-1(x), or Hamiltonian trajectories, for which the target of every attempt needs `reduced_potential_gradient`.
+/// Exact whatever the flow. Its statistics have no weights. On success `*out` is a new handle, to be freed with
+/// `modejump_move_free`; it keeps the model.
 ///
-/// # Safety
-/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says, whose `widths` are NULL or have `n_widths`
-/// numbers; `out` is NULL or points to a pointer.
+/// # Safety `model` is NULL or a live handle; `options` is NULL or a struct of the size it says, whose `widths` are
+/// NULL or have `n_widths` numbers; `out` is NULL or points to a pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_move_latent_walk_new(
     model: *const modejump_model,

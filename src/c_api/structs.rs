@@ -118,8 +118,8 @@ pub struct modejump_latent_walk_options {
     pub struct_size: u32,
     /// 0
     pub flags: u32,
-    /// Widths of the step, one of which is chosen at random in every attempt; NULL for the library's. The prior of a latent coordinate
-    /// has width 1, or is uniform on [0, 1).
+    /// Widths of the step, one of which is chosen at random in every attempt; NULL for the library's. The prior of a
+    /// latent coordinate has width 1, or is uniform on [0, 1).
     pub widths: *const f64,
     /// Numbers in `widths`.
     pub n_widths: u64,

@@ -84,8 +84,8 @@ impl Langevin {
         self.check()
     }
 
-    /// Puts one walker at `x[atoms][3]`, with velocities drawn afresh from Maxwell–Boltzmann: velocities are on-step ones here, so
-    /// nothing else is due after a move.
+    /// Puts one walker at `x[atoms][3]`, with velocities drawn afresh from Maxwell–Boltzmann: velocities are on-step
+    /// ones here, so nothing else is due after a move.
     pub fn place(&mut self, target: &mut dyn Target, walker: usize, x: &[f64]) -> Result<()> {
         let dimension = self.variance.len();
         let row = walker * dimension..(walker + 1) * dimension;

@@ -83,8 +83,8 @@ pub trait Flow: Send + Sync {
         false
     }
 
-    /// At `z[n][latent]`: from gradients `gx[n][dimension]` by x and `g_log_det[n]` by ln|∂x/∂z| to that by z, `gz[n][latent]`; zero in
-    /// rows outside the support. Errors: a flow that cannot; asked about no rows too.
+    /// At `z[n][latent]`: from gradients `gx[n][dimension]` by x and `g_log_det[n]` by ln|∂x/∂z| to that by z,
+    /// `gz[n][latent]`; zero in rows outside the support. Errors: a flow that cannot; asked about no rows too.
     fn pull_back(&self, _z: &[f64], _gx: &[f64], _g_log_det: &[f64], _gz: &mut [f64]) -> Result<()> {
         Err(Error::Unsupported("this flow has no gradients by its latent coordinates: use a coupling flow".into()))
     }

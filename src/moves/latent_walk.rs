@@ -18,7 +18,8 @@ const MOST_LEAPFROG_STEPS: usize = 10_000;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LatentWalkOptions {
-    /// Widths of the step, one of which is chosen at random in every attempt; the prior of z has width 1, or is uniform on [0, 1).
+    /// Widths of the step, one of which is chosen at random in every attempt; the prior of z has width 1, or is uniform
+    /// on [0, 1).
     pub widths: Vec<f64>,
     /// Leapfrog steps of a Hamiltonian trajectory, each as long as the width; 0 for a random walk.
     pub leapfrog: usize,
@@ -50,17 +51,19 @@ impl LatentWalkOptions {
 
 /// Metropolis moves in the latent space of a flow x = T(z) (Noé et al., Science 365, eaaw1147 (2019)).
 ///
-/// In z the target e^{−u(x)} is e^{−u(T(z))} |∂x/∂z|, and the prior plays no part. A random walk proposes z′ = z + s ξ, ξ standard normal,
-/// with s any of the widths; a coordinate with the uniform prior is wrapped to [0, 1). Both ways are as likely, so
-/// log α = −Δu + ln|∂x/∂z|(z′) − ln|∂x/∂z|(z). In terms of x: log q(x′|x) = −ln|∂x/∂z|(z′) but for what cancels.
+/// In z the target e^{−u(x)} is e^{−u(T(z))} |∂x/∂z|, and the prior plays no part. A random walk proposes z′ = z + s ξ,
+/// ξ standard normal, with s any of the widths; a coordinate with the uniform prior is wrapped to [0, 1). Both ways are
+/// as likely, so log α = −Δu + ln|∂x/∂z|(z′) − ln|∂x/∂z|(z). In terms of x: log q(x′|x) = −ln|∂x/∂z|(z′) but for what
+/// cancels.
 ///
-/// Hamiltonian Monte Carlo (Duane et al., Phys. Lett. B 195, 216 (1987)) draws momenta p and follows H = u(T(z)) − ln|∂x/∂z| + ½ p² by
-/// leapfrog steps, a reversible map of (z, p) that keeps volume, whatever the force: log α = −ΔH. Constraints' metric terms are in the
-/// test and not in the force. It needs gradients of the target and of the flow.
+/// Hamiltonian Monte Carlo (Duane et al., Phys. Lett. B 195, 216 (1987)) draws momenta p and follows H = u(T(z)) −
+/// ln|∂x/∂z| + ½ p² by leapfrog steps, a reversible map of (z, p) that keeps volume, whatever the force: log α = −ΔH.
+/// Constraints' metric terms are in the test and not in the force. It needs gradients of the target and of the flow.
 ///
-/// z is that of the current configuration at every attempt. A model of the shape keeps the frame of the current configuration, as
-/// independence moves do, and the same Jacobians of position and orientation cancel. Proposals are no samples of the model, so no weights
-/// are recorded: the statistics have counts and log α, and log q of an outcome is the model's.
+/// z is that of the current configuration at every attempt. A model of the shape keeps the frame of the current
+/// configuration, as independence moves do, and the same Jacobians of position and orientation cancel. Proposals are no
+/// samples of the model, so no weights are recorded: the statistics have counts and log α, and log q of an outcome is
+/// the model's.
 pub struct LatentWalk {
     model: Arc<dyn Model>,
     options: LatentWalkOptions,
@@ -86,14 +89,16 @@ struct Point {
 }
 
 impl LatentWalk {
-    /// Errors: a model that is no flow, or one whose log-determinant is not exact, or one that describes a molecule without its centroid;
-    /// widths or trajectories out of range; trajectories for a flow without gradients.
+    /// Errors: a model that is no flow, or one whose log-determinant is not exact, or one that describes a molecule
+    /// without its centroid; widths or trajectories out of range; trajectories for a flow without gradients.
     pub fn new(model: &Arc<dyn Model>, options: LatentWalkOptions) -> Result<LatentWalk> {
         options.check()?;
         let flow = flow_of(model)?;
         if !matches!(model.scope(), Scope::Full | Scope::Shape { .. }) || model.exactness() != Exactness::Exact {
             return Err(Error::Unsupported(
-                "latent walks need a flow with an exact density of all coordinates or of the shape, such as a coupling flow".into(),
+                "latent walks need a flow with an exact density of all coordinates or of the shape, such as a coupling \
+                 flow"
+                    .into(),
             ));
         }
         if options.leapfrog > 0 {
@@ -208,7 +213,8 @@ impl LatentWalk {
         Ok((self.with_metric(end), [before, kinetic(&p)]))
     }
 
-    /// Follows z and p. A trajectory ends unusable at the first point that cannot be had: the way back would meet it too.
+    /// Follows z and p. A trajectory ends unusable at the first point that cannot be had: the way back would meet it
+    /// too.
     fn leapfrog(
         &self,
         target: &mut dyn Target,

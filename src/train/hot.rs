@@ -1,4 +1,5 @@
-//! Replicas at a high temperature, cooled now and then: frames of basins that dynamics at the temperature of interest does not find.
+//! Replicas at a high temperature, cooled now and then: frames of basins that dynamics at the temperature of interest
+//! does not find.
 
 use crate::engines::langevin::{Langevin, LangevinOptions};
 use crate::error::Result;
@@ -47,7 +48,8 @@ impl Default for ExploreOptions {
 /// Independent hot replicas; a fixed number, so that the frames do not depend on the threads.
 const REPLICAS: usize = 16;
 
-/// The replicas and how often they were cooled. Each cooling starts a walker of its own, which the replica does not notice.
+/// The replicas and how often they were cooled. Each cooling starts a walker of its own, which the replica does not
+/// notice.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HotReplicas {
     options: ExploreOptions,
@@ -57,7 +59,8 @@ pub struct HotReplicas {
 }
 
 impl HotReplicas {
-    /// They start at `x[n][atoms][3]`, nm, one configuration after the other and the first again. `hot_target` has the energies at the high temperature. Errors: those of [`Langevin::new`].
+    /// They start at `x[n][atoms][3]`, nm, one configuration after the other and the first again. `hot_target` has the
+    /// energies at the high temperature. Errors: those of [`Langevin::new`].
     pub fn new(
         hot_target: &mut dyn Target,
         masses: &[f64],
@@ -70,7 +73,8 @@ impl HotReplicas {
         Ok(HotReplicas { options: options.clone(), masses: masses.to_vec(), hot, segment: 0 })
     }
 
-    /// Runs hot, cools copies, and records frames `[n][atoms][3]` of them at the temperature of interest, that of `target`.
+    /// Runs hot, cools copies, and records frames `[n][atoms][3]` of them at the temperature of interest, that of
+    /// `target`.
     pub fn segment(&mut self, hot_target: &mut dyn Target, target: &mut dyn Target) -> Result<Vec<f64>> {
         let options = &self.options;
         self.segment += 1;

@@ -61,7 +61,8 @@ fn collect(x: Vec<f64>, log_q: &[Evaluation], u: Vec<f64>) -> Samples {
 /// Reverse KL: L = mean [u(x) + log q(x)] over x = T(z), by the path gradient: ∂/∂θ through x at fixed density parameters
 /// (Roeder, Wu, Duvenaud, NeurIPS 2017; Vaitl et al., ICML 2022), which vanishes sample by sample when q is the target.
 ///
-/// With `spread`, a reaction coordinate and a weight, its loss over the same samples is added. Returns the samples and that loss, or NaN.
+/// With `spread`, a reaction coordinate and a weight, its loss over the same samples is added. Returns the samples and
+/// that loss, or NaN.
 pub fn reverse_kl(
     flow: &CouplingFlow<f32>,
     target: &mut dyn Target,
@@ -106,13 +107,14 @@ pub fn reverse_kl(
     Ok((collect(x, &log_q, u), spread))
 }
 
-/// Force matching (Köhler, Krämer, Noé, NeurIPS 2021, eq. 5): L = mean |F(x)/kT − ∇ₓ log q(x)|² over frames `x[n][dimension]`, with
-/// F/kT = −∇u from the target; unit of x to the power −2. Frames outside the support, or within [`DISPLACEMENT`] of its end, are left
-/// out. Returns L.
+/// Force matching (Köhler, Krämer, Noé, NeurIPS 2021, eq. 5): L = mean |F(x)/kT − ∇ₓ log q(x)|² over frames
+/// `x[n][dimension]`, with F/kT = −∇u from the target; unit of x to the power −2. Frames outside the support, or within
+/// a displacement of its end, are left out. Returns L.
 ///
-/// With v = F/kT − ∇ₓ log q held fixed, ∂L/∂θ = −2/n Σ ∂/∂ε ∂/∂θ log q(x + ε v): a central difference of two parameter gradients, in
-/// f64 whatever the flow's networks are. Splines are C¹ only, so ∇ₓ log q jumps at their knots: the loss is meant for affine couplings,
-/// and with splines its gradient is right but for a noise from those few frames that a displacement carries across a knot.
+/// With v = F/kT − ∇ₓ log q held fixed, ∂L/∂θ = −2/n Σ ∂/∂ε ∂/∂θ log q(x + ε v): a central difference of two parameter
+/// gradients, in f64 whatever the flow's networks are. Splines are C¹ only, so ∇ₓ log q jumps at their knots: the loss
+/// is meant for affine couplings, and with splines its gradient is right but for a noise from those few frames that a
+/// displacement carries across a knot.
 ///
 /// Errors: a flow that keeps bonds at fixed lengths, along which it has no force.
 pub fn force_matching<R: Real>(
@@ -124,7 +126,9 @@ pub fn force_matching<R: Real>(
 ) -> Result<f64> {
     if !flow.card().kept_bonds().is_empty() {
         return Err(Error::Unsupported(
-            "force matching: the model keeps bonds at fixed lengths, along which it has no force; set `force_matching` to 0".into(),
+            "force matching: the model keeps bonds at fixed lengths, along which it has no force; set `force_matching` \
+             to 0"
+                .into(),
         ));
     }
     let flow = flow.cast::<f64>()?;

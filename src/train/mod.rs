@@ -1,5 +1,6 @@
-//! Training of generators: maximum likelihood and force matching on frames, reverse KL with the engine's energies, perhaps spread along
-//! a reaction coordinate, and self-refinement on the model's own importance-weighted samples, in any mix. Nothing here enters an acceptance: a finished model is frozen.
+//! Training of generators: maximum likelihood and force matching on frames, reverse KL with the engine's energies,
+//! perhaps spread along a reaction coordinate, and self-refinement on the model's own importance-weighted samples, in
+//! any mix. Nothing here enters an acceptance: a finished model is frozen.
 
 pub mod architecture;
 mod batch;

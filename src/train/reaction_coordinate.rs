@@ -1,5 +1,5 @@
-//! The loss of a reaction coordinate: it spreads a generator's samples along a coordinate that they would otherwise cover in part
-//! (Noé et al., Science 365, eaaw1147 (2019)).
+//! The loss of a reaction coordinate: it spreads a generator's samples along a coordinate that they would otherwise
+//! cover in part (Noé et al., Science 365, eaaw1147 (2019)).
 
 use crate::coordinates::Along;
 use crate::error::{Error, Result};
@@ -9,8 +9,9 @@ use std::f64::consts::PI;
 /// The widest kernel of a torsion, rad: with it the images at ±2π are all that count.
 const WIDEST: f64 = 1.0;
 
-/// J = E[ln p̂(r)] over a batch of samples, with the kernel density p̂(r) = 1/n Σ_j K(r − r_j) of the samples in a range. It is minus the
-/// entropy of r, so its minimum is a flat p̂. K is a Gaussian, wrapped around the circle for a torsion.
+/// J = E[ln p̂(r)] over a batch of samples, with the kernel density p̂(r) = 1/n Σ_j K(r − r_j) of the samples in a
+/// range. It is minus the entropy of r, so its minimum is a flat p̂. K is a Gaussian, wrapped around the circle for a
+/// torsion.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReactionCoordinate {
@@ -22,8 +23,8 @@ pub struct ReactionCoordinate {
 }
 
 impl ReactionCoordinate {
-    /// Errors: atoms or a component that x does not have, an empty range, a bandwidth that is not positive or wider than the circle
-    /// allows.
+    /// Errors: atoms or a component that x does not have, an empty range, a bandwidth that is not positive or wider
+    /// than the circle allows.
     pub fn check(&self, dimension: usize) -> Result<()> {
         self.along.check(dimension)?;
         let [min, max] = self.range;
@@ -56,7 +57,8 @@ impl ReactionCoordinate {
         images.into_iter().fold([0.0; 2], |sum, k| [sum[0] + k[0], sum[1] + k[1]])
     }
 
-    /// J over the rows of `x[n][dimension]` that are `usable` and in the range; adds `scale · ∂J/∂x` to `gx`. NaN without such a row.
+    /// J over the rows of `x[n][dimension]` that are `usable` and in the range; adds `scale · ∂J/∂x` to `gx`. NaN
+    /// without such a row.
     ///
     /// With S_i = Σ_j K(r_i − r_j): ∂J/∂r_i = 1/n Σ_j K′(r_i − r_j) (1/S_i + 1/S_j), for K is even.
     pub fn spread(&self, x: &[f64], usable: &[bool], scale: f64, gx: &mut [f64]) -> f64 {

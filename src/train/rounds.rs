@@ -1,10 +1,11 @@
 //! Adaptive rounds: simulate, train, freeze, simulate (Gabrié, Rotskoff, Vanden-Eijnden, PNAS 119, e2109420119 (2022)).
 //!
-//! A chain whose generator learns from it is not a Markov chain, and averages over it are biased. Here parameters change between
-//! stages only: walkers move by dynamics and by jumps of a generator that is frozen, their frames are labelled with its epoch, and a
-//! training on them makes the generator of the next epoch, with a move of its own and no proposal of the last. When a frozen generator
-//! is good enough, or the rounds are used up, it makes the production stage, whose frames alone may be averaged. Every production is
-//! preceded by a stage of the same walkers with the same generator.
+//! A chain whose generator learns from it is not a Markov chain, and averages over it are biased. Here parameters
+//! change between stages only: walkers move by dynamics and by jumps of a generator that is frozen, their frames are
+//! labelled with its epoch, and a training on them makes the generator of the next epoch, with a move of its own and no
+//! proposal of the last. When a frozen generator is good enough, or the rounds are used up, it makes the production
+//! stage, whose frames alone may be averaged. Every production is preceded by a stage of the same walkers with the same
+//! generator.
 
 use super::hot::{ExploreOptions, HotReplicas};
 use super::progress::Progress;
@@ -37,14 +38,15 @@ pub struct RoundsOptions {
     pub stride: u64,
     /// Steps between attempts.
     pub frequency: u64,
-    /// Production begins after a round with a frozen generator whose proposals have at least this acceptance and this effective
-    /// sample size per proposal.
+    /// Production begins after a round with a frozen generator whose proposals have at least this acceptance and this
+    /// effective sample size per proposal.
     pub acceptance: f64,
     pub ess: f64,
     /// Most frames of walkers, and most of hot replicas, that a training sees: the latest.
     pub pool: usize,
-    /// Walks in the latent space of the frozen generator take the place of its proposals until production: exploration (Noé et al.,
-    /// Science 365, eaaw1147 (2019)). Its seed is that of the walkers. All rounds are made, since proposals are not measured.
+    /// Walks in the latent space of the frozen generator take the place of its proposals until production: exploration
+    /// (Noé et al., Science 365, eaaw1147 (2019)). Its seed is that of the walkers. All rounds are made, since
+    /// proposals are not measured.
     pub latent_walk: Option<LatentWalkOptions>,
     /// What populations are reported of.
     pub region: Option<Region>,
@@ -194,8 +196,9 @@ pub struct Rounds<'a> {
 }
 
 impl<'a> Rounds<'a> {
-    /// Walkers and hot replicas start at `x[n][atoms][3]` (nm), one configuration after the other and the first again. The targets have the same energies at the temperatures of
-    /// `explore`; walkers have its temperature, time step, friction and seed. Without frames in `explore` there are no hot replicas.
+    /// Walkers and hot replicas start at `x[n][atoms][3]` (nm), one configuration after the other and the first again.
+    /// The targets have the same energies at the temperatures of `explore`; walkers have its temperature, time step,
+    /// friction and seed. Without frames in `explore` there are no hot replicas.
     ///
     /// Errors: options out of range, and those of [`Langevin::new`].
     pub fn new(
@@ -281,7 +284,8 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Does a little of the present stage, after which the state can be saved. Returns what the stage found when it ends.
+    /// Does a little of the present stage, after which the state can be saved. Returns what the stage found when it
+    /// ends.
     pub fn advance(&mut self) -> Result<Option<Record>> {
         let record = match self.state.stage {
             Stage::Walk | Stage::Production => self.walk()?,

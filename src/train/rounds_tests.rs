@@ -1,5 +1,5 @@
-//! Rounds on a double well with a barrier that dynamics does not cross: the second well is found, weighed, and a run that was cut goes on
-//! to the same end.
+//! Rounds on a double well with a barrier that dynamics does not cross: the second well is found, weighed, and a run
+//! that was cut goes on to the same end.
 
 use super::optimiser::Schedule;
 use super::rounds::{Rounds, RoundsOptions, RoundsState, Stage};
@@ -173,8 +173,8 @@ fn rounds_that_were_cut_go_on_bit_for_bit() {
     assert_eq!(format!("{:?}", whole.log), format!("{:?}", cut.log));
 }
 
-/// Exploration from a configuration in either well, without hot replicas: half of the walkers begin on the wrong side, and latent walks
-/// bring them over.
+/// Exploration from a configuration in either well, without hot replicas: half of the walkers begin on the wrong side,
+/// and latent walks bring them over.
 #[test]
 fn latent_walks_explore_and_production_weighs_them_right() {
     let (rounds, explore, train) = options();

@@ -28,7 +28,8 @@ pub struct Phase {
     pub energy_batch: usize,
     /// Weight of the loss of [`TrainOptions::reaction_coordinate`] over the samples of reverse KL.
     pub reaction_coordinate: f64,
-    /// Weight of force matching on the frames of the likelihood's batch; the loss itself has the unit of x to the power −2.
+    /// Weight of force matching on the frames of the likelihood's batch; the loss itself has the unit of x to the power
+    /// −2.
     pub force_matching: f64,
     /// Maximum likelihood on the model's own importance-resampled samples: weight and batch.
     pub refinement: f64,

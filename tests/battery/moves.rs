@@ -375,8 +375,8 @@ fn cut_and_whole_agree(system: &System) {
     }
 }
 
-/// Three atoms with two rigid bonds, of masses [1, 10, 10]: constrained dynamics samples sin θ √det Z e^{−u(θ)}, √det Z being far from
-/// constant. p of exact draws of θ after two attempts of the move.
+/// Three atoms with two rigid bonds, of masses [1, 10, 10]: constrained dynamics samples sin θ √det Z e^{−u(θ)}, √det Z
+/// being far from constant. p of exact draws of θ after two attempts of the move.
 pub fn constrained_angles(kernel: &mut dyn Move, starts: u64) -> f64 {
     let potential = |theta: f64| 1.5 * theta.cos();
     // Z = [[1/m₀ + 1/m₁, cos θ/m₀], [cos θ/m₀, 1/m₀ + 1/m₂]].

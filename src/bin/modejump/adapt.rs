@@ -1,7 +1,7 @@
-//! `modejump adapt`: a generator that learns from the simulation it speeds up, in rounds. Walkers start at the topology's configuration;
-//! hot replicas show what else there is.
+//! `modejump adapt`: a generator that learns from the simulation it speeds up, in rounds. Walkers start at the
+//! topology's configuration; hot replicas show what else there is.
 
-use crate::rounds::{Kind, RoundsArguments};
+use crate::rounds::RoundsArguments;
 use clap::Args;
 use modejump::Result;
 
@@ -13,6 +13,6 @@ pub struct Adapt {
 
 impl Adapt {
     pub fn run(self) -> Result<()> {
-        self.rounds.run(Kind { structures: Vec::new(), explores: false })
+        self.rounds.run(None)
     }
 }

@@ -1,6 +1,6 @@
 //! `modejump explore`: from a few structures to a generator, by walks in its latent space between trainings.
 
-use crate::rounds::{Kind, RoundsArguments};
+use crate::rounds::RoundsArguments;
 use clap::Args;
 use modejump::Result;
 use std::path::PathBuf;
@@ -16,6 +16,6 @@ pub struct Explore {
 
 impl Explore {
     pub fn run(self) -> Result<()> {
-        self.rounds.run(Kind { structures: self.structures, explores: true })
+        self.rounds.run(Some(self.structures))
     }
 }

@@ -39,8 +39,10 @@ pub struct Md {
     /// Step of the path, nm²
     #[arg(long, default_value_t = 2e-6, requires = "anneal")]
     anneal_step: f64,
-    /// Walk in the model's latent space instead of taking its proposals: widths of the step, one of which is chosen in every attempt
-    #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "proposals"], value_delimiter = ',', num_args = 1..)]
+    /// Walk in the model's latent space instead of taking its proposals: widths of the step, one of which is chosen in
+    /// every attempt
+    #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "proposals"])]
+    #[arg(value_delimiter = ',', num_args = 1..)]
     latent_walk: Option<Vec<f64>>,
     /// Leapfrog steps of a Hamiltonian trajectory in latent space, each as long as the width; 0 for a random walk
     #[arg(long, default_value_t = 0, requires = "latent_walk")]

@@ -15,7 +15,8 @@ pub struct RoundsArguments {
     /// K
     #[arg(long, default_value_t = 300.0)]
     temperature: f64,
-    /// Settings (JSON with `rounds`, `explore` for dynamics and hot replicas, `design` and `train`); defaults where absent
+    /// Settings (JSON with `rounds`, `explore` for dynamics and hot replicas, `design` and `train`); defaults where
+    /// absent
     #[arg(long)]
     config: Option<PathBuf>,
     /// Folder for everything that the rounds make; what it holds of an earlier run is gone on with
@@ -26,17 +27,9 @@ pub struct RoundsArguments {
     json: bool,
 }
 
-/// What is special to a command.
-pub struct Kind {
-    /// Files of structures to start from; the topology's if there are none.
-    pub structures: Vec<PathBuf>,
-    /// Whether walkers walk in latent space and there are no hot replicas.
-    pub explores: bool,
-}
-
 #[cfg(not(feature = "openmm"))]
 impl RoundsArguments {
-    pub fn run(self, _: Kind) -> Result<()> {
+    pub fn run(self, _: Option<Vec<PathBuf>>) -> Result<()> {
         Err(modejump::Error::Unsupported("rounds need a build with `--features openmm`".into()))
     }
 }
@@ -98,12 +91,14 @@ mod run {
     }
 
     impl RoundsArguments {
-        pub fn run(self, kind: Kind) -> Result<()> {
-            let config = self.config(&kind)?;
+        /// With files of structures it is an exploration: walkers start there, or at the topology's configuration if no
+        /// file is named, and walk in latent space, without hot replicas.
+        pub fn run(self, structures: Option<Vec<PathBuf>>) -> Result<()> {
+            let config = self.config(structures.is_some())?;
             let (topology, x0) = Topology::from_pdb(&self.topology)?;
             let system = self.open_system(&x0)?;
             std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
-            let starts = self.starts(&kind, &x0)?;
+            let starts = self.starts(structures.as_deref().unwrap_or_default(), &x0)?;
             let identity = self.identity(&config, &starts)?;
             let saved = self.saved_state(&identity)?;
 
@@ -123,7 +118,7 @@ mod run {
             self.go(rounds, &identity, &topology)
         }
 
-        fn config(&self, kind: &Kind) -> Result<Config> {
+        fn config(&self, explores: bool) -> Result<Config> {
             let mut config = match &self.config {
                 None => Config::default(),
                 Some(path) => {
@@ -132,19 +127,19 @@ mod run {
                 }
             };
             config.explore.temperature = self.temperature;
-            if kind.explores {
+            if explores {
                 config.explore.frames = 0;
                 config.rounds.latent_walk.get_or_insert_default();
             }
             Ok(config)
         }
 
-        fn starts(&self, kind: &Kind, x0: &[f64]) -> Result<Vec<f64>> {
-            if kind.structures.is_empty() {
+        fn starts(&self, structures: &[PathBuf], x0: &[f64]) -> Result<Vec<f64>> {
+            if structures.is_empty() {
                 return Ok(x0.to_vec());
             }
             let read = |path: &PathBuf| Ok(trajectory::read(path)?.require(path, x0.len())?.x);
-            Ok(kind.structures.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
+            Ok(structures.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
         }
 
         fn open_system(&self, x0: &[f64]) -> Result<System> {
@@ -157,8 +152,8 @@ mod run {
             match system.constraints()?.first() {
                 None => Ok(system),
                 Some((a, b, _)) => Err(Error::Unsupported(format!(
-                    "{}: atoms {a} and {b} are constrained, and the walkers of the rounds keep no constraint: use a System without \
-                     (constraints=None), or train with `modejump train` and run with `modejump md`",
+                    "{}: atoms {a} and {b} are constrained, and the walkers of the rounds keep no constraint: use a System \
+                     without (constraints=None), or train with `modejump train` and run with `modejump md`",
                     self.system.display()
                 ))),
             }
@@ -184,7 +179,7 @@ mod run {
             }
             let saved: Saved = checkpoint::load(&path, checkpoint::ROUNDS)?;
             if saved.identity != identity {
-                let reason = "belongs to other files or other settings: give those it began with, or another folder";
+                let reason = "belongs to other files or settings: give those it began with, or another folder";
                 return Err(Error::file(&path, reason));
             }
             eprintln!("going on from {}", path.display());

@@ -19,7 +19,8 @@ pub enum Acceptance {
     Screened(Arc<dyn Model>),
     /// The generator's own at the start of a path to the target that each proposal takes: [`Annealed`].
     Annealed(Path),
-    /// No proposals of the generator, but steps in its latent space: [`LatentWalk`]. Its seed is that of the move's options.
+    /// No proposals of the generator, but steps in its latent space: [`LatentWalk`]. Its seed is that of the move's
+    /// options.
     LatentWalk(LatentWalkOptions),
     /// This model's alone, which is biased: [`Independence::by_surrogate`].
     Surrogate(Arc<dyn Model>),

@@ -173,8 +173,8 @@ impl<R: Real> CouplingFlow<R> {
         }
     }
 
-    /// After [`Self::generate_chunk`]: from the cotangents of x and of ln|∂x/∂z| adds the parameters' to `gradient`, where wanted,
-    /// and leaves those of z in the workspace. Rows outside the support must have zero cotangents.
+    /// After [`Self::generate_chunk`]: from the cotangents of x and of ln|∂x/∂z| adds the parameters' to `gradient`,
+    /// where wanted, and leaves those of z in the workspace. Rows outside the support must have zero cotangents.
     pub fn generate_vjp(
         &self,
         ws: &mut Workspace<R>,
@@ -288,6 +288,15 @@ fn for_chunks<A: Send, B: Send>(
     pairs.enumerate().for_each(|(chunk, (a, b))| body(chunk * CHUNK, a, b));
 }
 
+/// Calls `body` for chunks of rows; a single chunk stays on this thread.
+fn for_each<C: Send>(chunks: impl Iterator<Item = C>, body: impl Fn(C) + Sync + Send) {
+    let mut chunks: Vec<C> = chunks.collect();
+    match chunks.len() {
+        1 => chunks.drain(..).for_each(body),
+        _ => chunks.into_par_iter().for_each(body),
+    }
+}
+
 impl<R: Real> Density for CouplingFlow<R> {
     fn dimension(&self) -> usize {
         self.coordinates.dimension_x()
@@ -355,11 +364,10 @@ impl<R: Real> Flow for CouplingFlow<R> {
         let n = self.rows(x, log_density)?;
         self.check_latent(z, n)?;
         let (d, dx) = (self.dimension_u(), self.dimension());
-        let each =
-            x.par_chunks_mut(CHUNK * dx).zip(log_det.par_chunks_mut(CHUNK)).zip(log_density.par_chunks_mut(CHUNK));
-        each.enumerate().for_each(|(chunk, ((x, log_det), log_density))| {
+        let rows = x.chunks_mut(CHUNK * dx).zip(log_det.chunks_mut(CHUNK)).zip(log_density.chunks_mut(CHUNK));
+        for_each(rows.zip(z.chunks(CHUNK * d)), |(((x, log_det), log_density), z)| {
             self.with_workspace(|ws| {
-                self.generate_chunk(ws, x, |row, u| u.copy_from_slice(&z[(chunk * CHUNK + row) * d..][..d]));
+                self.generate_chunk(ws, x, |row, u| u.copy_from_slice(&z[row * d..][..d]));
                 log_det.copy_from_slice(&ws.log_det);
                 log_density.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
             })
@@ -371,9 +379,8 @@ impl<R: Real> Flow for CouplingFlow<R> {
         let n = self.rows(x, log_density)?;
         self.check_latent(z, n)?;
         let (d, dx) = (self.dimension_u(), self.dimension());
-        let each =
-            z.par_chunks_mut(CHUNK * d).zip(log_det.par_chunks_mut(CHUNK)).zip(log_density.par_chunks_mut(CHUNK));
-        each.zip(x.par_chunks(CHUNK * dx)).for_each(|(((z, log_det), log_density), x)| {
+        let rows = z.chunks_mut(CHUNK * d).zip(log_det.chunks_mut(CHUNK)).zip(log_density.chunks_mut(CHUNK));
+        for_each(rows.zip(x.chunks(CHUNK * dx)), |(((z, log_det), log_density), x)| {
             self.with_workspace(|ws| {
                 self.encode_chunk(ws, x);
                 z.copy_from_slice(&ws.u);
@@ -395,8 +402,8 @@ impl<R: Real> Flow for CouplingFlow<R> {
         if gx.len() != n * dx {
             return Err(Error::invalid(format!("{n} gradients of {dx} numbers expected, got {} numbers", gx.len())));
         }
-        let rows = gz.par_chunks_mut(CHUNK * d).zip(z.par_chunks(CHUNK * d));
-        rows.zip(gx.par_chunks(CHUNK * dx).zip(g_log_det.par_chunks(CHUNK))).for_each(|((gz, z), (gx, g_log_det))| {
+        let rows = gz.chunks_mut(CHUNK * d).zip(z.chunks(CHUNK * d));
+        for_each(rows.zip(gx.chunks(CHUNK * dx).zip(g_log_det.chunks(CHUNK))), |((gz, z), (gx, g_log_det))| {
             self.with_workspace(|ws| {
                 let mut x = vec![0.0; gx.len()];
                 self.generate_chunk(ws, &mut x, |row, u| u.copy_from_slice(&z[row * d..][..d]));
