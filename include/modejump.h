@@ -84,6 +84,12 @@
 // `modejump_annealing_options.kernel`: leapfrog trajectories with a Metropolis test (HMC).
 #define MODEJUMP_HAMILTONIAN 1
 
+// An invertible map between configurations. Const functions may be called from several threads at once.
+typedef struct modejump_bijection modejump_bijection;
+
+// Swaps of two replicas through a map. One thread at a time.
+typedef struct modejump_exchange modejump_exchange;
+
 // A loaded model. All functions that take it const may be called from several threads at once.
 typedef struct modejump_model modejump_model;
 
@@ -228,6 +234,23 @@ typedef struct modejump_statistics {
   uint64_t wrong_mode;
 } modejump_statistics;
 
+// What became of an exchange between replicas a and b.
+typedef struct modejump_exchange_outcome {
+  // sizeof(modejump_exchange_outcome)
+  uint32_t struct_size;
+  // `MODEJUMP_ACCEPTED` or the reason of the rejection
+  uint32_t outcome;
+  // Natural logarithm of the acceptance ratio, not clipped: log_weight_a + log_weight_b.
+  double log_acceptance;
+  // u_a(x_a) - u_b(f(x_a)) + ln |df/dx|: weighs f(x_a) as a sample of b.
+  double log_weight_a;
+  // u_b(x_b) - u_a(f^-1(x_b)) + ln |df^-1/dx|
+  double log_weight_b;
+  // u of the states after the attempt.
+  double reduced_potential_a;
+  double reduced_potential_b;
+} modejump_exchange_outcome;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -306,6 +329,28 @@ int32_t modejump_model_log_density_gradient(const struct modejump_model *model,
                                             const double *x,
                                             double *log_density,
                                             double *gradient);
+
+// Makes the map f = T_to o T_from^-1 of two flows with one latent space. Refused for models without a latent space (6), and of
+// different atoms, latent spaces or frames (1). On success `*out` is a new handle, to be freed with `modejump_bijection_free`; it
+// keeps both models.
+int32_t modejump_bijection_new(const struct modejump_model *from,
+                               const struct modejump_model *to,
+                               struct modejump_bijection **out);
+
+// Frees a bijection; NULL does nothing. Exchanges made from it stay valid.
+int32_t modejump_bijection_free(struct modejump_bijection *bijection);
+
+// Maps `n` configurations `x[n][dimension]`, whole molecules: writes y = f(x), or f^-1(x) if `inverse` is 1, into
+// `y[n][dimension]`, the natural logarithm of |dy/dx| into `log_det[n]`, and into `status[n]` 0 or why there is no image
+// (`MODEJUMP_OUT_OF_SUPPORT` to `MODEJUMP_CHIRALITY`); y is then x, and the logarithm -inf. A map in internal coordinates changes
+// the shape only: y has the frame of x.
+int32_t modejump_bijection_map(const struct modejump_bijection *bijection,
+                               uint32_t inverse,
+                               uint64_t n,
+                               const double *x,
+                               double *y,
+                               double *log_det,
+                               uint32_t *status);
 
 // Sets the defaults: one proposal by independence, seed 0, stride 0, batches of 32. `options->struct_size` must be set.
 int32_t modejump_move_options_init(struct modejump_move_options *options);
@@ -393,6 +438,46 @@ int32_t modejump_move_log_weights(const struct modejump_move *move,
                                   uint64_t capacity,
                                   double *log_weights,
                                   uint64_t *n);
+
+// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it maps; `seed` is
+// that of the Metropolis tests. On success `*out` is a new handle, to be freed with `modejump_exchange_free`; it keeps the map.
+int32_t modejump_exchange_new(const struct modejump_bijection *bijection,
+                              uint64_t seed,
+                              struct modejump_exchange **out);
+
+// 1: configurations take position and orientation along to the other replica, for engines that exchange the ensembles of their
+// replicas and not the configurations. 0, as at first: each replica keeps its own. Matters for maps in internal coordinates only.
+int32_t modejump_exchange_carry_frames(struct modejump_exchange *exchange,
+                                       uint32_t yes);
+
+// Frees an exchange; NULL does nothing.
+int32_t modejump_exchange_free(struct modejump_exchange *exchange);
+
+// Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a move.
+// Refused (6), naming the bond, unless both models keep each bond at that length.
+int32_t modejump_exchange_set_constraints(struct modejump_exchange *exchange,
+                                          uint64_t n,
+                                          const uint64_t *atoms,
+                                          const double *lengths,
+                                          const double *masses);
+
+// One attempt: maps the configuration of either replica to the ensemble of the other, asks each target for the reduced potential
+// of its new configuration, accepts or rejects both together. `a->x` and `b->x` change if and only if `outcome->outcome` is
+// `MODEJUMP_ACCEPTED`. The steps of the states must be equal, their replicas different: the random number is a function of seed,
+// step and the two replicas.
+int32_t modejump_exchange_attempt(struct modejump_exchange *exchange,
+                                  const struct modejump_target *target_a,
+                                  const struct modejump_target *target_b,
+                                  const struct modejump_state *a,
+                                  const struct modejump_state *b,
+                                  struct modejump_exchange_outcome *outcome);
+
+// Writes the counters. Weights are those of the configurations of a, mapped, as samples of b.
+int32_t modejump_exchange_statistics(const struct modejump_exchange *exchange,
+                                     struct modejump_statistics *statistics);
+
+// Sets all counters to zero.
+int32_t modejump_exchange_reset_statistics(struct modejump_exchange *exchange);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -166,6 +166,51 @@ private:
     std::size_t dimension_ = 0;
 };
 
+/// Images `[n][dimension]` under a map, ln |dy/dx| `[n]`, and 0 or the reason why there is none, `MODEJUMP_OUT_OF_SUPPORT` to
+/// `MODEJUMP_CHIRALITY`: the row is then as it was, its logarithm -infinity.
+struct Images {
+    std::vector<double> x;
+    std::vector<double> log_det;
+    std::vector<std::uint32_t> status;
+};
+
+/// The invertible map f = T_to o T_from^-1 of two flows with one latent space; copies share it. Const functions may be called from
+/// several threads at once.
+class Bijection {
+public:
+    /// Throws Error for models without one latent space, of different atoms or frames.
+    Bijection(const Model& from, const Model& to) : dimension_(from.dimension()) {
+        modejump_bijection* bijection = nullptr;
+        check(modejump_bijection_new(from.handle(), to.handle(), &bijection));
+        bijection_.reset(bijection, [](modejump_bijection* b) { modejump_bijection_free(b); });
+    }
+
+    /// Coordinates of a configuration.
+    std::size_t dimension() const { return dimension_; }
+
+    /// f of `x[n][dimension]`, whole molecules; each image has the frame of its x.
+    Images map(const std::vector<double>& x) const { return images(x, 0); }
+
+    /// f^-1 of `y[n][dimension]`.
+    Images inverse(const std::vector<double>& y) const { return images(y, 1); }
+
+    const modejump_bijection* handle() const noexcept { return bijection_.get(); }
+
+private:
+    Images images(const std::vector<double>& x, std::uint32_t inverse) const {
+        if (x.size() % dimension_ != 0)
+            throw Error(MODEJUMP_INVALID_INPUT, std::to_string(x.size()) + " numbers are no configurations of " +
+                                                    std::to_string(dimension_) + " coordinates");
+        const std::size_t n = x.size() / dimension_;
+        Images images{std::vector<double>(x.size()), std::vector<double>(n), std::vector<std::uint32_t>(n)};
+        check(modejump_bijection_map(handle(), inverse, n, x.data(), images.x.data(), images.log_det.data(), images.status.data()));
+        return images;
+    }
+
+    std::shared_ptr<modejump_bijection> bijection_;
+    std::size_t dimension_;
+};
+
 /// Options of a move, with the library's defaults.
 struct Options : modejump_move_options {
     Options() : modejump_move_options() {
@@ -220,6 +265,85 @@ struct Statistics : modejump_statistics {
     const char* likelihood() const noexcept { return (flags & MODEJUMP_BY_SURROGATE) != 0 ? "surrogate" : "exact"; }
 };
 
+namespace detail {
+
+/// Pairs of atoms as the C interface takes them; throws unless each has a length, and every atom of `dimension` coordinates a mass.
+inline const std::uint64_t* pairs(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
+                                  const std::vector<double>& masses, std::size_t dimension) {
+    if (atoms.size() != lengths.size() || 3 * masses.size() != dimension)
+        throw Error(MODEJUMP_INVALID_INPUT, "a constraint needs a length, and every atom a mass");
+    static_assert(sizeof(std::array<std::uint64_t, 2>) == 2 * sizeof(std::uint64_t), "pairs are not packed");
+    return atoms.empty() ? nullptr : atoms.front().data();
+}
+
+/// A state as the C interface takes it; throws unless it has `dimension` coordinates.
+inline modejump_state raw(State& state, std::size_t dimension) {
+    if (state.x.size() != dimension)
+        throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) + " coordinates, the model " +
+                                                std::to_string(dimension));
+    modejump_state raw{};
+    raw.struct_size = static_cast<std::uint32_t>(sizeof(raw));
+    raw.step = state.step;
+    raw.replica = state.replica;
+    raw.reduced_potential = state.reduced_potential;
+    raw.x = state.x.data();
+    raw.box = state.box ? state.box->data() : nullptr;
+    return raw;
+}
+
+/// The caller's functions during one call of the library, whose frames cannot be unwound: what they throw waits here until those
+/// are gone.
+class Call {
+public:
+    explicit Call(const ReducedPotential& u, const ReducedPotentialGradient& gradient = nullptr) : u_(u), gradient_(gradient) {}
+
+    modejump_target target() {
+        modejump_target target{};
+        target.struct_size = static_cast<std::uint32_t>(sizeof(target));
+        target.user = this;
+        target.reduced_potential = &Call::callback;
+        if (gradient_)
+            target.reduced_potential_gradient = &Call::gradient_callback;
+        return target;
+    }
+
+    void rethrow() const {
+        if (thrown_)
+            std::rethrow_exception(thrown_);
+    }
+
+private:
+    static std::int32_t callback(void* user, std::uint64_t n, const double* x, double* u) noexcept {
+        Call& call = *static_cast<Call*>(user);
+        return call.caught([&] { call.u_(static_cast<std::size_t>(n), x, u); });
+    }
+
+    static std::int32_t gradient_callback(void* user, std::uint64_t n, const double* x, double* u, double* g) noexcept {
+        Call& call = *static_cast<Call*>(user);
+        return call.caught([&] { call.gradient_(static_cast<std::size_t>(n), x, u, g); });
+    }
+
+    template <typename Body> std::int32_t caught(Body body) noexcept {
+        try {
+            body();
+            return MODEJUMP_OK;
+        } catch (const std::exception& error) {
+            thrown_ = std::current_exception();
+            modejump_set_last_error(error.what());
+        } catch (...) {
+            thrown_ = std::current_exception();
+            modejump_set_last_error("an exception that is no std::exception");
+        }
+        return MODEJUMP_CALLBACK_FAILED;
+    }
+
+    const ReducedPotential& u_;
+    const ReducedPotentialGradient gradient_;
+    std::exception_ptr thrown_;
+};
+
+} // namespace detail
+
 /// A move of a model. One thread at a time.
 class Move {
 public:
@@ -272,10 +396,7 @@ public:
     /// Bonds that the engine constrains: pairs of atoms, lengths in nm, masses of all atoms in dalton.
     void set_constraints(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                          const std::vector<double>& masses) {
-        if (atoms.size() != lengths.size() || 3 * masses.size() != dimension_)
-            throw Error(MODEJUMP_INVALID_INPUT, "a constraint needs a length, and every atom a mass");
-        static_assert(sizeof(std::array<std::uint64_t, 2>) == 2 * sizeof(std::uint64_t), "pairs are not packed");
-        const std::uint64_t* pairs = atoms.empty() ? nullptr : atoms.front().data();
+        const std::uint64_t* pairs = detail::pairs(atoms, lengths, masses, dimension_);
         check(modejump_move_set_constraints(move_.get(), atoms.size(), pairs, lengths.data(), masses.data()));
     }
 
@@ -285,30 +406,15 @@ public:
     /// One attempt of a move that asks for gradients: annealed, or a latent walk by trajectories. Throws what `u` or
     /// `gradient` throws, else Error.
     Outcome attempt(const ReducedPotential& u, const ReducedPotentialGradient& gradient, State& state) {
-        if (state.x.size() != dimension_)
-            throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) +
-                                                    " coordinates, the model " + std::to_string(dimension_));
-        Call call{u, gradient, nullptr};
-        modejump_target target{};
-        target.struct_size = static_cast<std::uint32_t>(sizeof(target));
-        target.user = &call;
-        target.reduced_potential = &Move::callback;
-        if (gradient)
-            target.reduced_potential_gradient = &Move::gradient_callback;
-        modejump_state raw{};
-        raw.struct_size = static_cast<std::uint32_t>(sizeof(raw));
-        raw.step = state.step;
-        raw.replica = state.replica;
-        raw.reduced_potential = state.reduced_potential;
-        raw.x = state.x.data();
-        raw.box = state.box ? state.box->data() : nullptr;
+        const modejump_state raw = detail::raw(state, dimension_);
+        detail::Call call(u, gradient);
+        const modejump_target target = call.target();
         Outcome outcome{};
         outcome.struct_size = static_cast<std::uint32_t>(sizeof(modejump_outcome));
         const std::int32_t status = modejump_move_attempt(move_.get(), &target, &raw, &outcome);
         if (mode_ && mode_->thrown)
             std::rethrow_exception(std::exchange(mode_->thrown, nullptr));
-        if (call.thrown)
-            std::rethrow_exception(call.thrown);
+        call.rethrow();
         check(status);
         state.reduced_potential = outcome.reduced_potential;
         return outcome;
@@ -333,12 +439,6 @@ public:
     }
 
 private:
-    struct Call {
-        const ReducedPotential& u;
-        const ReducedPotentialGradient& gradient;
-        std::exception_ptr thrown;
-    };
-
     struct ModeOf {
         std::function<std::int64_t(std::size_t, const double*)> function;
         std::exception_ptr thrown;
@@ -355,31 +455,6 @@ private:
         }
     }
 
-    static std::int32_t callback(void* user, std::uint64_t n, const double* x, double* u) noexcept {
-        Call& call = *static_cast<Call*>(user);
-        return caught(call, [&] { call.u(static_cast<std::size_t>(n), x, u); });
-    }
-
-    static std::int32_t gradient_callback(void* user, std::uint64_t n, const double* x, double* u, double* g) noexcept {
-        Call& call = *static_cast<Call*>(user);
-        return caught(call, [&] { call.gradient(static_cast<std::size_t>(n), x, u, g); });
-    }
-
-    // The library's frames cannot be unwound: the exception waits here until they are gone.
-    template <typename Body> static std::int32_t caught(Call& call, Body body) noexcept {
-        try {
-            body();
-            return MODEJUMP_OK;
-        } catch (const std::exception& error) {
-            call.thrown = std::current_exception();
-            modejump_set_last_error(error.what());
-        } catch (...) {
-            call.thrown = std::current_exception();
-            modejump_set_last_error("an exception that is no std::exception");
-        }
-        return MODEJUMP_CALLBACK_FAILED;
-    }
-
     struct Free {
         void operator()(modejump_move* move) const noexcept { modejump_move_free(move); }
     };
@@ -387,6 +462,66 @@ private:
     // outlives the move, which calls it
     std::unique_ptr<ModeOf> mode_;
     std::unique_ptr<modejump_move, Free> move_;
+    std::size_t dimension_;
+};
+
+/// What became of an exchange.
+struct ExchangeOutcome : modejump_exchange_outcome {
+    bool accepted() const noexcept { return outcome == MODEJUMP_ACCEPTED; }
+};
+
+/// Swaps of two replicas through a map: x_b becomes f(x_a), x_a becomes f^-1(x_b), if a Metropolis test accepts. One thread at a time.
+class Exchange {
+public:
+    explicit Exchange(const Bijection& map, std::uint64_t seed = 0) : dimension_(map.dimension()) {
+        modejump_exchange* exchange = nullptr;
+        check(modejump_exchange_new(map.handle(), seed, &exchange));
+        exchange_.reset(exchange);
+    }
+
+    /// Whether configurations take position and orientation along to the other replica, instead of each replica keeping its own.
+    void carry_frames(bool yes) { check(modejump_exchange_carry_frames(exchange_.get(), yes ? 1 : 0)); }
+
+    /// Bonds that the engine constrains in both replicas, as for Move.
+    void set_constraints(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
+                         const std::vector<double>& masses) {
+        const std::uint64_t* pairs = detail::pairs(atoms, lengths, masses, dimension_);
+        check(modejump_exchange_set_constraints(exchange_.get(), atoms.size(), pairs, lengths.data(), masses.data()));
+    }
+
+    /// One attempt, each replica with its own reduced potential. Throws what they throw, else Error; the states are then untouched.
+    ExchangeOutcome attempt(const ReducedPotential& u_a, const ReducedPotential& u_b, State& a, State& b) {
+        const modejump_state raw_a = detail::raw(a, dimension_), raw_b = detail::raw(b, dimension_);
+        detail::Call call_a(u_a), call_b(u_b);
+        const modejump_target target_a = call_a.target(), target_b = call_b.target();
+        ExchangeOutcome outcome{};
+        outcome.struct_size = static_cast<std::uint32_t>(sizeof(modejump_exchange_outcome));
+        const std::int32_t status =
+            modejump_exchange_attempt(exchange_.get(), &target_a, &target_b, &raw_a, &raw_b, &outcome);
+        call_a.rethrow();
+        call_b.rethrow();
+        check(status);
+        a.reduced_potential = outcome.reduced_potential_a;
+        b.reduced_potential = outcome.reduced_potential_b;
+        return outcome;
+    }
+
+    /// Weights are those of the configurations of a, mapped, as samples of b.
+    Statistics statistics() const {
+        Statistics statistics{};
+        statistics.struct_size = static_cast<std::uint32_t>(sizeof(modejump_statistics));
+        check(modejump_exchange_statistics(exchange_.get(), &statistics));
+        return statistics;
+    }
+
+    void reset_statistics() { check(modejump_exchange_reset_statistics(exchange_.get())); }
+
+private:
+    struct Free {
+        void operator()(modejump_exchange* exchange) const noexcept { modejump_exchange_free(exchange); }
+    };
+
+    std::unique_ptr<modejump_exchange, Free> exchange_;
     std::size_t dimension_;
 };
 

@@ -169,8 +169,8 @@ impl Bijection {
         Ok(())
     }
 
-    /// Puts y on the frame of x; false if one of them has none.
-    fn place(&self, x: &[f64], y: &mut [f64]) -> bool {
+    /// Puts y on the frame of x, if f changes the shape only; false if one of them has none.
+    pub(crate) fn place(&self, x: &[f64], y: &mut [f64]) -> bool {
         let Some(atoms) = self.frame else { return true };
         match (Frame::of(y, atoms), Frame::of(x, atoms)) {
             (Some(from), Some(to)) => {

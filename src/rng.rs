@@ -39,6 +39,8 @@ pub enum StreamId {
     Anneal = 15,
     /// Steps in the latent space of a flow.
     Latent = 16,
+    /// The uniform number of an exchange between two replicas.
+    Exchange = 17,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

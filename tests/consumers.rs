@@ -58,7 +58,11 @@ fn consumer(compiler: &str, standard: &str, source: &str) {
     run(&mut compile);
     let molecule = folder.join("molecule.safetensors");
     molecule::four_atoms().save(&molecule).unwrap();
-    let text = run(Command::new(&program).current_dir(root()).args([GENERATOR.as_ref(), molecule.as_os_str(), MODES.as_ref()]));
+    let text = run(Command::new(&program).current_dir(root()).args([
+        GENERATOR.as_ref(),
+        molecule.as_os_str(),
+        MODES.as_ref(),
+    ]));
     assert!(text.contains("0 failures"), "{text}");
 }
 
@@ -95,6 +99,13 @@ fn the_double_well_example_finds_the_exact_populations() {
 #[test]
 fn a_dynamics_loop_of_its_own_finds_the_exact_populations() {
     let text = example("cpp-langevin");
+    let found: f64 = text.strip_prefix("P(x < 0) = ").and_then(|t| t.split(',').next()).unwrap().parse().unwrap();
+    assert!((found - 0.727).abs() < 0.02, "{text}");
+}
+
+#[test]
+fn an_exchange_of_replicas_finds_the_exact_populations() {
+    let text = example("cpp-exchange");
     let found: f64 = text.strip_prefix("P(x < 0) = ").and_then(|t| t.split(',').next()).unwrap().parse().unwrap();
     assert!((found - 0.727).abs() < 0.02, "{text}");
 }

@@ -7,7 +7,8 @@ mod symbols;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const FILES: [&str; 6] = ["status.rs", "device.rs", "model.rs", "target.rs", "structs.rs", "moves.rs"];
+const FILES: [&str; 8] =
+    ["status.rs", "device.rs", "model.rs", "bijection.rs", "target.rs", "structs.rs", "moves.rs", "exchange.rs"];
 
 const TOP: &str = "\
 /* modejump: generator moves that live inside a molecular-dynamics engine.
@@ -115,10 +116,11 @@ fn the_sizes_of_the_structs_are_part_of_the_interface() {
         std::mem::size_of::<modejump_statistics>(),
         std::mem::size_of::<modejump_annealing_options>(),
         std::mem::size_of::<modejump_latent_walk_options>(),
+        std::mem::size_of::<modejump_exchange_outcome>(),
     ];
     assert_eq!(
         sizes,
-        [48, 40, 48, 56, 128, 40, 40],
+        [48, 40, 48, 56, 128, 40, 40, 48],
         "appended fields are fine, any other change breaks compiled programs"
     );
 }

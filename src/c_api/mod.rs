@@ -7,7 +7,9 @@
 //! - a body is one `catch_unwind`: no panic crosses the border.
 #![allow(non_camel_case_types)]
 
+pub mod bijection;
 pub mod device;
+pub mod exchange;
 pub mod model;
 pub mod moves;
 pub mod status;

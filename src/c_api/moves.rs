@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::modes::Modes;
 use crate::moves::{Annealed, DelayedAcceptance, Fate, Generator, Independence, Isir, LatentWalk, LatentWalkOptions};
-use crate::moves::{ModeJump, Move, Options, Outcome, Path, State};
+use crate::moves::{ModeJump, Move, Options, Outcome, Path, State, Statistics};
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -345,29 +345,37 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
     guarded(|| {
         // SAFETY: the caller's promise.
         let this = unsafe { reference_mut(r#move, "move") }?;
-        let n_atoms = this.as_move().dimension() / 3;
         // SAFETY: the caller's promise.
-        let (atoms, lengths, masses) = unsafe {
-            (
-                slice(atoms, n, 2, "atoms")?,
-                slice(lengths, n, 1, "lengths")?,
-                slice(masses, n_atoms as u64, 1, "masses")?,
-            )
-        };
-        let index = |atom: u64| usize::try_from(atom).unwrap_or(usize::MAX);
-        let in_range = |atom: &u64| index(*atom) < n_atoms;
-        if let Some(atom) = atoms.iter().find(|atom| !in_range(atom)) {
-            return Err(Error::invalid(format!("atom {atom} is constrained, but the model has {n_atoms} atoms")));
-        }
-        let pairs: Vec<[usize; 2]> = atoms.chunks_exact(2).map(|pair| [index(pair[0]), index(pair[1])]).collect();
-        let constraints = Constraints::new(&pairs, lengths, masses)?;
+        let constraints = unsafe { constraints_of(this.as_move().dimension() / 3, n, (atoms, lengths, masses)) }?;
         let card = this.model.card();
         constraints.require_kept(card.kept_bonds(), &|atom| card.label(atom))?;
-        match pairs.is_empty() {
-            true => Ok(()),
-            false => this.set_constraints(constraints),
+        match n {
+            0 => Ok(()),
+            _ => this.set_constraints(constraints),
         }
     })
+}
+
+/// Constraints of a molecule from a caller's arrays: `n` pairs of atoms, their lengths, the masses of all `n_atoms` atoms.
+///
+/// # Safety
+/// The arrays are NULL or have that many numbers.
+pub(super) unsafe fn constraints_of(
+    n_atoms: usize,
+    n: u64,
+    (atoms, lengths, masses): (*const u64, *const f64, *const f64),
+) -> Result<Constraints> {
+    // SAFETY: the caller's promise.
+    let (atoms, lengths, masses) = unsafe {
+        (slice(atoms, n, 2, "atoms")?, slice(lengths, n, 1, "lengths")?, slice(masses, n_atoms as u64, 1, "masses")?)
+    };
+    let index = |atom: u64| usize::try_from(atom).unwrap_or(usize::MAX);
+    let in_range = |atom: &u64| index(*atom) < n_atoms;
+    if let Some(atom) = atoms.iter().find(|atom| !in_range(atom)) {
+        return Err(Error::invalid(format!("atom {atom} is constrained, but the model has {n_atoms} atoms")));
+    }
+    let pairs: Vec<[usize; 2]> = atoms.chunks_exact(2).map(|pair| [index(pair[0]), index(pair[1])]).collect();
+    Constraints::new(&pairs, lengths, masses)
 }
 
 /// One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x` changes if
@@ -397,21 +405,30 @@ pub unsafe extern "C" fn modejump_move_attempt(
         // SAFETY: the caller's promise.
         unsafe { super::struct_size(outcome) }?;
         // SAFETY: the caller's promise.
-        let x = unsafe { slice_mut(given.x, 1, dimension, "modejump_state.x") }?;
-        let box_vectors = match given.r#box.is_null() {
-            true => None,
-            // SAFETY: the caller promises nine numbers.
-            false => Some(box_from_slice(unsafe { &*given.r#box.cast::<[f64; 9]>() })),
-        };
-        let replica = u32::try_from(given.replica).ok().filter(|r| *r < 1 << 24).ok_or_else(|| {
-            Error::invalid(format!("modejump_state.replica is {}: it must be below 2^24", given.replica))
-        })?;
-        let reduced_potential = given.reduced_potential;
-        let mut state = State { x, box_vectors, reduced_potential, step: given.step, replica };
+        let mut state = unsafe { state_of(&given, dimension) }?;
         let result = this.as_move_mut().attempt(&mut target, &mut state)?;
         // SAFETY: checked above.
         unsafe { write(outcome, &flat(&result)) }
     })
+}
+
+/// The configuration in a caller's struct.
+///
+/// # Safety
+/// `given.x` is NULL or points to `dimension` numbers that nobody else uses; `given.box` is NULL or points to nine numbers.
+pub(super) unsafe fn state_of<'a>(given: &modejump_state, dimension: usize) -> Result<State<'a>> {
+    // SAFETY: the caller's promise.
+    let x = unsafe { slice_mut(given.x, 1, dimension, "modejump_state.x") }?;
+    let box_vectors = match given.r#box.is_null() {
+        true => None,
+        // SAFETY: the caller promises nine numbers.
+        false => Some(box_from_slice(unsafe { &*given.r#box.cast::<[f64; 9]>() })),
+    };
+    let replica = u32::try_from(given.replica)
+        .ok()
+        .filter(|r| *r < 1 << 24)
+        .ok_or_else(|| Error::invalid(format!("modejump_state.replica is {}: it must be below 2^24", given.replica)))?;
+    Ok(State { x, box_vectors, reduced_potential: given.reduced_potential, step: given.step, replica })
 }
 
 fn flat(outcome: &Outcome) -> modejump_outcome {
@@ -439,31 +456,34 @@ pub unsafe extern "C" fn modejump_move_statistics(
     guarded(|| {
         // SAFETY: the caller's promise.
         let counted = unsafe { reference(r#move, "move") }?.as_move().statistics();
-        let values = modejump_statistics {
-            struct_size: 0,
-            flags: match counted.likelihood() {
-                Exactness::Exact => 0,
-                _ => MODEJUMP_BY_SURROGATE,
-            },
-            attempts: counted.attempts(),
-            accepted: counted.count(Fate::Accepted),
-            rejected: counted.count(Fate::Rejected),
-            out_of_support: counted.count(Fate::OutOfSupport),
-            singular: counted.count(Fate::Singular),
-            non_finite: counted.count(Fate::NonFinite),
-            constraint: counted.count(Fate::Constraint),
-            chirality: counted.count(Fate::Chirality),
-            mean_log_weight: counted.mean_log_weight(),
-            ess: counted.effective_fraction(),
-            proposals: counted.proposals(),
-            screened: counted.screened(),
-            exact_evaluations: counted.exact_evaluations(),
-            correction_variance: counted.correction_variance(),
-            wrong_mode: counted.count(Fate::WrongMode),
-        };
         // SAFETY: the caller's promise.
-        unsafe { write(statistics, &values) }
+        unsafe { write(statistics, &counters(counted)) }
     })
+}
+
+pub(super) fn counters(counted: &Statistics) -> modejump_statistics {
+    modejump_statistics {
+        struct_size: 0,
+        flags: match counted.likelihood() {
+            Exactness::Exact => 0,
+            _ => MODEJUMP_BY_SURROGATE,
+        },
+        attempts: counted.attempts(),
+        accepted: counted.count(Fate::Accepted),
+        rejected: counted.count(Fate::Rejected),
+        out_of_support: counted.count(Fate::OutOfSupport),
+        singular: counted.count(Fate::Singular),
+        non_finite: counted.count(Fate::NonFinite),
+        constraint: counted.count(Fate::Constraint),
+        chirality: counted.count(Fate::Chirality),
+        mean_log_weight: counted.mean_log_weight(),
+        ess: counted.effective_fraction(),
+        proposals: counted.proposals(),
+        screened: counted.screened(),
+        exact_evaluations: counted.exact_evaluations(),
+        correction_variance: counted.correction_variance(),
+        wrong_mode: counted.count(Fate::WrongMode),
+    }
 }
 
 /// Sets all counters to zero and forgets the log-weights.

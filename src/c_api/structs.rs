@@ -219,6 +219,43 @@ unsafe impl Versioned for modejump_outcome {
     }
 }
 
+/// What became of an exchange between replicas a and b.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_exchange_outcome {
+    /// sizeof(modejump_exchange_outcome)
+    pub struct_size: u32,
+    /// `MODEJUMP_ACCEPTED` or the reason of the rejection
+    pub outcome: u32,
+    /// Natural logarithm of the acceptance ratio, not clipped: log_weight_a + log_weight_b.
+    pub log_acceptance: f64,
+    /// u_a(x_a) - u_b(f(x_a)) + ln |df/dx|: weighs f(x_a) as a sample of b.
+    pub log_weight_a: f64,
+    /// u_b(x_b) - u_a(f^-1(x_b)) + ln |df^-1/dx|
+    pub log_weight_b: f64,
+    /// u of the states after the attempt.
+    pub reduced_potential_a: f64,
+    pub reduced_potential_b: f64,
+}
+
+// SAFETY: repr(C), begins with struct_size, numbers only.
+unsafe impl Versioned for modejump_exchange_outcome {
+    const NAME: &'static str = "modejump_exchange_outcome";
+    const FIRST: usize = size_of::<modejump_exchange_outcome>();
+    fn empty() -> modejump_exchange_outcome {
+        let nan = f64::NAN;
+        modejump_exchange_outcome {
+            struct_size: 0,
+            outcome: MODEJUMP_REJECTED,
+            log_acceptance: nan,
+            log_weight_a: nan,
+            log_weight_b: nan,
+            reduced_potential_a: nan,
+            reduced_potential_b: nan,
+        }
+    }
+}
+
 /// Counters since the move was made or its statistics were reset.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -180,8 +180,12 @@ impl Statistics {
 
     /// Counts one attempt.
     pub(super) fn record(&mut self, outcome: &Outcome) {
-        self.counts[outcome.fate as usize] += 1;
-        self.log_acceptances.push(outcome.log_acceptance);
+        self.record_test(outcome.fate, outcome.log_acceptance);
+    }
+
+    pub(super) fn record_test(&mut self, fate: Fate, log_acceptance: f64) {
+        self.counts[fate as usize] += 1;
+        self.log_acceptances.push(log_acceptance);
     }
 }
 

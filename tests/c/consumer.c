@@ -376,6 +376,64 @@ static void test_constraints(const char *path) {
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
 }
 
+static void test_exchange(const char *path) {
+    modejump_model *model = NULL;
+    modejump_bijection *map = NULL;
+    modejump_exchange *exchange = NULL;
+    modejump_target target_a, target_b;
+    modejump_state a, b;
+    modejump_exchange_outcome outcome;
+    modejump_statistics statistics;
+    Counter counter = {0, 0, 0};
+    double x[4] = {1.0, 0.5, -1.0, -0.5}, y[4], log_det[2];
+    uint32_t status[2];
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    EXPECT(modejump_bijection_new(model, NULL, &map) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_bijection_new(model, model, &map) == MODEJUMP_OK);
+    EXPECT(modejump_bijection_map(map, 0, 2, x, y, log_det, status) == MODEJUMP_OK);
+    EXPECT(status[0] == 0 && fabs(y[0] - x[0]) < 1e-5 && fabs(log_det[1]) < 1e-4);
+    EXPECT(modejump_bijection_map(map, 1, 2, y, y, log_det, status) == MODEJUMP_OK);
+    EXPECT(modejump_bijection_map(map, 2, 2, x, y, log_det, status) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_exchange_new(map, 3, &exchange) == MODEJUMP_OK);
+    memset(&target_a, 0, sizeof target_a);
+    target_a.struct_size = sizeof target_a;
+    target_a.user = &counter;
+    target_a.reduced_potential = reduced_potential;
+    target_a.destroy = destroy;
+    target_b = target_a;
+    memset(&a, 0, sizeof a);
+    a.struct_size = sizeof a;
+    a.x = x;
+    a.reduced_potential = potential(x);
+    b = a;
+    b.x = x + 2;
+    b.replica = 1;
+    b.reduced_potential = potential(x + 2);
+    memset(&outcome, 0, sizeof outcome);
+    outcome.struct_size = sizeof outcome;
+    EXPECT(modejump_exchange_attempt(exchange, &target_a, &target_b, &a, &b, &outcome) == MODEJUMP_OK);
+    EXPECT(outcome.outcome == MODEJUMP_ACCEPTED && fabs(outcome.log_acceptance) < 1e-2);
+    EXPECT(fabs(x[0] + 1.0) < 1e-4 && fabs(outcome.reduced_potential_a - potential(x)) < 1e-9);
+    EXPECT(counter.calls == 2 && counter.destroyed == 2);
+    counter.fail = 1;
+    EXPECT(modejump_exchange_attempt(exchange, &target_a, &target_b, &a, &b, &outcome) == MODEJUMP_CALLBACK_FAILED);
+    b.x = x;
+    EXPECT(modejump_exchange_attempt(exchange, &target_a, &target_b, &a, &b, &outcome) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_exchange_attempt(exchange, &target_a, NULL, &a, &b, &outcome) == MODEJUMP_INVALID_INPUT);
+    EXPECT(counter.destroyed == 7);
+    memset(&statistics, 0, sizeof statistics);
+    statistics.struct_size = sizeof statistics;
+    EXPECT(modejump_exchange_statistics(exchange, &statistics) == MODEJUMP_OK && statistics.attempts == 1);
+    EXPECT(modejump_exchange_reset_statistics(exchange) == MODEJUMP_OK);
+    EXPECT(modejump_exchange_statistics(exchange, &statistics) == MODEJUMP_OK && statistics.attempts == 0);
+    EXPECT(modejump_exchange_carry_frames(exchange, 1) == MODEJUMP_OK);
+    EXPECT(modejump_exchange_carry_frames(exchange, 2) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_exchange_set_constraints(exchange, 1, NULL, NULL, NULL) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_exchange_free(exchange) == MODEJUMP_OK);
+    EXPECT(modejump_bijection_free(map) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
 int main(int argc, char **argv) {
     const char *message = "";
     if (argc != 4)
@@ -390,6 +448,7 @@ int main(int argc, char **argv) {
     test_struct_sizes(argv[1]);
     test_annealed(argv[1]);
     test_latent_walk(argv[1]);
+    test_exchange(argv[1]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     printf("%d failures\n", failures);

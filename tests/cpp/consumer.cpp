@@ -233,6 +233,48 @@ static void test_constraints(const std::string& path) {
     EXPECT(status_of([&] { move.set_constraints({{0, 1}}, {0.11}, masses); }) == -1);
 }
 
+static void test_exchange(const std::string& path, const std::string& keeps_a_bond) {
+    const modejump::Model model(path), molecule(keeps_a_bond);
+    const modejump::Bijection identity(model, model);
+    const modejump::Samples samples = model.sample(5, 4);
+    const modejump::Images there = identity.map(samples.x), back = identity.inverse(there.x);
+    for (std::size_t i = 0; i < 4; i++)
+        EXPECT(there.status[i] == 0 && std::abs(there.log_det[i]) < 1e-4 && std::abs(back.x[i] - samples.x[i]) < 1e-5);
+    EXPECT(identity.map({std::nan(""), 0.0}).status[0] != 0);
+    EXPECT(status_of([&] { identity.map({1.0}); }) == MODEJUMP_INVALID_INPUT);
+    EXPECT(status_of([&] { modejump::Bijection(model, molecule); }) == MODEJUMP_INVALID_INPUT);
+
+    // one target twice and the identity: every exchange is accepted
+    modejump::Exchange exchange(identity, 5);
+    modejump::State a, b;
+    a.x = {1.0, 0.5};
+    b.x = {-1.0, -0.5};
+    b.replica = 1;
+    potential(1, a.x.data(), &a.reduced_potential);
+    potential(1, b.x.data(), &b.reduced_potential);
+    const double u_a = a.reduced_potential;
+    EXPECT(exchange.attempt(potential, potential, a, b).accepted());
+    EXPECT(std::abs(a.x[0] + 1.0) < 1e-4 && std::abs(b.x[0] - 1.0) < 1e-4 && std::abs(b.reduced_potential - u_a) < 1e-2);
+    EXPECT(exchange.statistics().accepted == 1 && exchange.statistics().proposals == 1);
+    exchange.carry_frames(true);
+    exchange.reset_statistics();
+    EXPECT(exchange.statistics().attempts == 0);
+    const std::vector<double> before = a.x;
+    bool same = false;
+    try {
+        exchange.attempt(potential, [](std::size_t, const double*, double*) { throw EngineFailure{3}; }, a, b);
+    } catch (const EngineFailure& failure) {
+        same = failure.code == 3;
+    }
+    EXPECT(same && a.x == before);
+    b.replica = 0;
+    EXPECT(status_of([&] { exchange.attempt(potential, potential, a, b); }) == MODEJUMP_INVALID_INPUT);
+    modejump::Exchange rigid{modejump::Bijection(molecule, molecule)};
+    const std::vector<double> masses = {12.0, 1.0, 12.0, 16.0};
+    EXPECT(status_of([&] { rigid.set_constraints({{1, 2}}, {0.11}, masses); }) == MODEJUMP_UNSUPPORTED);
+    EXPECT(status_of([&] { rigid.set_constraints({{0, 1}}, {0.11}, masses); }) == -1);
+}
+
 static void test_device(const std::string& path) {
     modejump::set_device("cpu");
     EXPECT(modejump::Model(path).device() == "cpu");
@@ -257,6 +299,7 @@ int main(int argc, char** argv) {
     test_mode_jump(argv[3]);
     test_delayed_acceptance(argv[1], argv[2]);
     test_acceptance_by_a_surrogate(argv[1]);
+    test_exchange(argv[1], argv[2]);
     test_device(argv[1]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);

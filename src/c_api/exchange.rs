@@ -1,0 +1,174 @@
+//! Exchanges between replicas that the engine owns.
+
+use super::bijection::modejump_bijection;
+use super::moves::{constraints_of, counters, state_of};
+use super::status::guarded;
+use super::structs::*;
+use super::target::{modejump_target, Callback};
+use super::{read, reference, reference_mut, write};
+use crate::error::Error;
+use crate::moves::Exchange;
+
+/// Swaps of two replicas through a map. One thread at a time.
+pub struct modejump_exchange {
+    exchange: Exchange,
+}
+
+/// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it maps; `seed` is
+/// that of the Metropolis tests. On success `*out` is a new handle, to be freed with `modejump_exchange_free`; it keeps the map.
+///
+/// # Safety
+/// `bijection` is NULL or a live handle; `out` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_exchange_new(
+    bijection: *const modejump_bijection,
+    seed: u64,
+    out: *mut *mut modejump_exchange,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (bijection, out) = unsafe { (reference(bijection, "bijection")?, reference_mut(out, "out")?) };
+        let exchange = Exchange::new(bijection.map().clone(), seed);
+        *out = Box::into_raw(Box::new(modejump_exchange { exchange }));
+        Ok(())
+    })
+}
+
+/// 1: configurations take position and orientation along to the other replica, for engines that exchange the ensembles of their
+/// replicas and not the configurations. 0, as at first: each replica keeps its own. Matters for maps in internal coordinates only.
+///
+/// # Safety
+/// `exchange` is NULL or a live handle.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_exchange_carry_frames(exchange: *mut modejump_exchange, yes: u32) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let this = unsafe { reference_mut(exchange, "exchange") }?;
+        match yes {
+            0 | 1 => this.exchange.carry_frames(yes == 1),
+            other => return Err(Error::invalid(format!("carry_frames is {other}: use 0 or 1"))),
+        }
+        Ok(())
+    })
+}
+
+/// Frees an exchange; NULL does nothing.
+///
+/// # Safety
+/// `exchange` is NULL or a handle that was not freed; no other call uses it.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_exchange_free(exchange: *mut modejump_exchange) -> i32 {
+    guarded(|| {
+        if !exchange.is_null() {
+            // SAFETY: the handle came from Box::into_raw and is freed once.
+            drop(unsafe { Box::from_raw(exchange) });
+        }
+        Ok(())
+    })
+}
+
+/// Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a move.
+/// Refused (6), naming the bond, unless both models keep each bond at that length.
+///
+/// # Safety
+/// `exchange` is NULL or a live handle; the arrays are NULL or have that many numbers.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_exchange_set_constraints(
+    exchange: *mut modejump_exchange,
+    n: u64,
+    atoms: *const u64,
+    lengths: *const f64,
+    masses: *const f64,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let this = &mut unsafe { reference_mut(exchange, "exchange") }?.exchange;
+        // SAFETY: the caller's promise.
+        let constraints = unsafe { constraints_of(this.dimension() / 3, n, (atoms, lengths, masses)) }?;
+        match n {
+            0 => Ok(()),
+            _ => this.set_constraints(constraints),
+        }
+    })
+}
+
+/// One attempt: maps the configuration of either replica to the ensemble of the other, asks each target for the reduced potential
+/// of its new configuration, accepts or rejects both together. `a->x` and `b->x` change if and only if `outcome->outcome` is
+/// `MODEJUMP_ACCEPTED`. The steps of the states must be equal, their replicas different: the random number is a function of seed,
+/// step and the two replicas.
+///
+/// # Safety
+/// `exchange` is NULL or a live handle; the structs are NULL or have the size they say; `x` of each state is NULL or points to
+/// `dimension` numbers of its own; `box` is NULL or points to nine numbers; the callbacks do as documented there.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_exchange_attempt(
+    exchange: *mut modejump_exchange,
+    target_a: *const modejump_target,
+    target_b: *const modejump_target,
+    a: *const modejump_state,
+    b: *const modejump_state,
+    outcome: *mut modejump_exchange_outcome,
+) -> i32 {
+    guarded(|| {
+        // The targets first: from here on each is destroyed once, whatever happens.
+        // SAFETY: the caller's promise.
+        let targets = unsafe { [read(target_a), read(target_b)] };
+        let [target_a, target_b] = targets.map(|target| target.map(|target| Callback::new(target, 0)));
+        let (mut target_a, mut target_b) = (target_a?, target_b?);
+        // SAFETY: the caller's promise.
+        let (this, a, b) = unsafe { (reference_mut(exchange, "exchange")?, read(a)?, read(b)?) };
+        let dimension = this.exchange.dimension();
+        target_a.set_dimension(dimension);
+        target_b.set_dimension(dimension);
+        if std::ptr::eq(a.x, b.x) {
+            return Err(Error::invalid("both states have the same x: each replica needs its own"));
+        }
+        // An outcome that cannot be written must stop the attempt before x changes.
+        // SAFETY: the caller's promise.
+        unsafe { super::struct_size(outcome) }?;
+        // SAFETY: the caller's promise.
+        let (mut a, mut b) = unsafe { (state_of(&a, dimension)?, state_of(&b, dimension)?) };
+        let result = this.exchange.attempt([&mut target_a, &mut target_b], [&mut a, &mut b])?;
+        let values = modejump_exchange_outcome {
+            struct_size: 0,
+            outcome: result.fate as u32,
+            log_acceptance: result.log_acceptance,
+            log_weight_a: result.log_weights[0],
+            log_weight_b: result.log_weights[1],
+            reduced_potential_a: result.reduced_potentials[0],
+            reduced_potential_b: result.reduced_potentials[1],
+        };
+        // SAFETY: checked above.
+        unsafe { write(outcome, &values) }
+    })
+}
+
+/// Writes the counters. Weights are those of the configurations of a, mapped, as samples of b.
+///
+/// # Safety
+/// `exchange` is NULL or a live handle; `statistics` is NULL or a struct of the size it says.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_exchange_statistics(
+    exchange: *const modejump_exchange,
+    statistics: *mut modejump_statistics,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let counted = unsafe { reference(exchange, "exchange") }?.exchange.statistics();
+        // SAFETY: the caller's promise.
+        unsafe { write(statistics, &counters(counted)) }
+    })
+}
+
+/// Sets all counters to zero.
+///
+/// # Safety
+/// `exchange` is NULL or a live handle.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_exchange_reset_statistics(exchange: *mut modejump_exchange) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        unsafe { reference_mut(exchange, "exchange") }?.exchange.statistics_mut().reset();
+        Ok(())
+    })
+}
