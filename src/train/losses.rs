@@ -73,38 +73,73 @@ pub fn reverse_kl(
     gradient: &mut [f32],
 ) -> Result<(Samples, f64)> {
     let dx = flow.dimension();
-    let mut x = vec![0.0; n * dx];
-    let mut log_q = vec![Evaluation::inside(0.0); n];
-    let mut workspaces: Vec<Workspace<f32>> = (0..n.div_ceil(CHUNK)).map(|_| Workspace::default()).collect();
-    let chunks = x.par_chunks_mut(CHUNK * dx).zip(log_q.par_chunks_mut(CHUNK)).zip(&mut workspaces);
-    chunks.enumerate().for_each(|(chunk, ((x, log_q), ws))| {
-        flow.generate_chunk(ws, x, |row, z| flow.draw_latent(&mut streams(chunk * CHUNK + row), z));
-        log_q.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
-    });
+    let mut pass = Pass::new(flow, n, &|row, z| flow.draw_latent(&mut streams(row), z));
+    let Pass { x, log_q, .. } = &pass;
     let (mut u, mut gx) = (vec![0.0; n], vec![0.0; n * dx]);
-    target.reduced_potential_gradient(&x, &mut u, &mut gx)?;
+    target.reduced_potential_gradient(x, &mut u, &mut gx)?;
     let (mut again, mut g_log_q) = (log_q.clone(), vec![0.0; n * dx]);
-    flow.log_density_gradient(&x, &mut again, &mut g_log_q)?;
-    regularise(&u, &log_q, &mut gx, &g_log_q, scale / n as f64);
+    flow.log_density_gradient(x, &mut again, &mut g_log_q)?;
+    regularise(&u, log_q, &mut gx, &g_log_q, scale / n as f64);
     let spread = spread.map_or(f64::NAN, |(coordinate, weight)| {
         let usable: Vec<bool> = log_q.iter().zip(&u).map(|(e, u)| e.is_inside() && u.is_finite()).collect();
-        coordinate.spread(&x, &usable, weight, &mut gx)
+        coordinate.spread(x, &usable, weight, &mut gx)
     });
+    pass.back(flow, &gx, &vec![0.0; n], gradient);
+    Ok((collect(pass.x, &pass.log_q, u), spread))
+}
 
-    let lanes = workspaces.len().div_ceil(4).max(1);
-    let partial: Vec<Vec<f32>> = workspaces
-        .par_chunks_mut(lanes)
-        .zip(x.par_chunks(lanes * CHUNK * dx).zip(gx.par_chunks(lanes * CHUNK * dx)))
-        .map(|(workspaces, (x, gx))| {
-            let mut sum = vec![0.0; gradient.len()];
-            for (ws, (x, gx)) in workspaces.iter_mut().zip(x.chunks(CHUNK * dx).zip(gx.chunks(CHUNK * dx))) {
-                flow.generate_vjp(ws, x, gx, &vec![0.0; x.len() / dx], Some(&mut sum));
-            }
-            sum
-        })
-        .collect();
-    partial.iter().for_each(|sum| gradient.iter_mut().zip(sum).for_each(|(g, s)| *g += s));
-    Ok((collect(x, &log_q, u), spread))
+/// Latent points on their way to configurations, with what the way back needs.
+pub(super) struct Pass {
+    /// `[n][dimension]`, nm.
+    pub x: Vec<f64>,
+    pub log_q: Vec<Evaluation>,
+    workspaces: Vec<Workspace<f32>>,
+}
+
+impl Pass {
+    /// Latent point number `row` is what `fill(row, z)` writes.
+    pub fn new(flow: &CouplingFlow<f32>, n: usize, fill: &(dyn Fn(usize, &mut [f64]) + Sync)) -> Pass {
+        let dx = flow.dimension();
+        let mut x = vec![0.0; n * dx];
+        let mut log_q = vec![Evaluation::inside(0.0); n];
+        let mut workspaces: Vec<Workspace<f32>> = (0..n.div_ceil(CHUNK)).map(|_| Workspace::default()).collect();
+        let chunks = x.par_chunks_mut(CHUNK * dx).zip(log_q.par_chunks_mut(CHUNK)).zip(&mut workspaces);
+        chunks.enumerate().for_each(|(chunk, ((x, log_q), ws))| {
+            flow.generate_chunk(ws, x, |row, z| fill(chunk * CHUNK + row, z));
+            log_q.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
+        });
+        Pass { x, log_q, workspaces }
+    }
+
+    /// ln|∂x/∂z| `[n]`.
+    pub fn log_det(&self) -> Vec<f64> {
+        self.workspaces.iter().flat_map(|ws| ws.log_det.iter().copied()).collect()
+    }
+
+    /// From the cotangents of x `[n][dimension]` and of ln|∂x/∂z| `[n]` adds the parameters' to `gradient`.
+    pub fn back(&mut self, flow: &CouplingFlow<f32>, gx: &[f64], g_log_det: &[f64], gradient: &mut [f32]) {
+        let dx = flow.dimension();
+        let lanes = self.workspaces.len().div_ceil(4).max(1);
+        let rows = (
+            self.x.par_chunks(lanes * CHUNK * dx),
+            gx.par_chunks(lanes * CHUNK * dx),
+            g_log_det.par_chunks(lanes * CHUNK),
+        );
+        let partial: Vec<Vec<f32>> = self
+            .workspaces
+            .par_chunks_mut(lanes)
+            .zip(rows.into_par_iter())
+            .map(|(workspaces, (x, gx, g_log_det))| {
+                let mut sum = vec![0.0; gradient.len()];
+                let rows = x.chunks(CHUNK * dx).zip(gx.chunks(CHUNK * dx)).zip(g_log_det.chunks(CHUNK));
+                for (ws, ((x, gx), g_log_det)) in workspaces.iter_mut().zip(rows) {
+                    flow.generate_vjp(ws, x, gx, g_log_det, Some(&mut sum));
+                }
+                sum
+            })
+            .collect();
+        partial.iter().for_each(|sum| gradient.iter_mut().zip(sum).for_each(|(g, s)| *g += s));
+    }
 }
 
 /// Force matching (Köhler, Krämer, Noé, NeurIPS 2021, eq. 5): L = mean |F(x)/kT − ∇ₓ log q(x)|² over frames
@@ -165,7 +200,7 @@ pub fn force_matching<R: Real>(
 }
 
 /// gx ← factor · (softened ∇u + ∇ log q), limited in norm, zero for rejected samples.
-fn regularise(u: &[f64], log_q: &[Evaluation], gx: &mut [f64], g_log_q: &[f64], factor: f64) {
+pub(super) fn regularise(u: &[f64], log_q: &[Evaluation], gx: &mut [f64], g_log_q: &[f64], factor: f64) {
     let mut sorted: Vec<f64> = u.iter().copied().filter(|u| u.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
     let typical = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);

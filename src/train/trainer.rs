@@ -1,6 +1,7 @@
 //! The training loop: phases of a mix of losses, with a state that can be saved and continued bit for bit.
 
 use super::losses::{self, Samples};
+use super::map::Map;
 use super::optimiser::{AdamW, Schedule};
 use super::progress::Progress;
 use super::reaction_coordinate::ReactionCoordinate;
@@ -58,6 +59,13 @@ impl Default for Phase {
             draw: 4096,
             keep: 65_536,
         }
+    }
+}
+
+impl Phase {
+    /// Reverse KL alone, for the far end of a map.
+    pub fn of_map() -> Phase {
+        Phase { steps: 3000, likelihood: 0.0, reverse_kl: 1.0, ..Phase::default() }
     }
 }
 
@@ -163,6 +171,8 @@ pub struct Trainer<'a> {
     frames: &'a [f64],
     held_out: &'a [f64],
     target: Option<&'a mut dyn Target>,
+    /// Where the latent points of reverse KL come from instead of the prior.
+    map: Option<Map>,
     state: TrainState,
     gradient: Vec<f32>,
 }
@@ -213,7 +223,21 @@ impl<'a> Trainer<'a> {
         let n_held_out = (n as f64 * state.options.held_out) as usize;
         let (held_out, frames) = frames.split_at(n_held_out * dx);
         let gradient = vec![0.0; flow.parameters().len()];
-        Ok(Trainer { flow, frames, held_out, target, state, gradient })
+        Ok(Trainer { flow, frames, held_out, target, map: None, state, gradient })
+    }
+
+    /// Trains the flow as the far end of a map, by reverse KL on the latent points of another ensemble's frames.
+    /// Errors: a phase with another loss, which would train it as a generator.
+    pub fn with_map(mut self, map: Map) -> Result<Trainer<'a>> {
+        let others = |p: &Phase| p.likelihood + p.force_matching + p.refinement + p.reaction_coordinate;
+        if self.state.options.phases.iter().any(|p| others(p) > 0.0 || p.reverse_kl <= 0.0) {
+            return Err(Error::invalid(
+                "a map is trained by reverse KL alone: give `reverse_kl` a weight in every phase, and set `likelihood` and all other \
+                 losses to 0",
+            ));
+        }
+        self.map = Some(map);
+        Ok(self)
     }
 
     pub fn state(&mut self) -> &TrainState {
@@ -308,6 +332,12 @@ impl<'a> Trainer<'a> {
         let (seed, step) = (self.state.options.seed, self.state.step as u64);
         let streams = move |row: usize| Stream::new(seed, StreamId::Sample, step, row as u32);
         let Some(target) = self.target.as_deref_mut() else { return Ok(()) };
+        if let Some(map) = &self.map {
+            let rows = map.batch(phase.energy_batch, &mut streams(0));
+            let log_w = map.reverse_kl(&self.flow, target, &rows, phase.reverse_kl, &mut self.gradient)?;
+            self.state.sums.reverse_kl -= finite_mean(&log_w);
+            return Ok(());
+        }
         let coordinate = self.state.options.reaction_coordinate.as_ref().filter(|_| phase.reaction_coordinate > 0.0);
         let (samples, spread) = losses::reverse_kl(
             &self.flow,
@@ -318,8 +348,7 @@ impl<'a> Trainer<'a> {
             coordinate.map(|c| (c, phase.reaction_coordinate)),
             &mut self.gradient,
         )?;
-        let finite: Vec<f64> = samples.log_weight.iter().copied().filter(|w| w.is_finite()).collect();
-        self.state.sums.reverse_kl -= finite.iter().sum::<f64>() / finite.len().max(1) as f64;
+        self.state.sums.reverse_kl -= finite_mean(&samples.log_weight);
         self.state.sums.reaction_coordinate += spread;
         Ok(())
     }
@@ -391,15 +420,23 @@ impl<'a> Trainer<'a> {
         let (seed, step) = (self.state.options.seed, self.state.step as u64);
         if let Some(target) = self.target.as_deref_mut() {
             let streams = move |row: usize| Stream::new(seed, StreamId::Bootstrap, step, row as u32);
-            let samples = losses::draw(&model, target, self.state.options.evaluation_samples, &streams)?;
-            let n = samples.log_weight.len() as f64;
-            progress.ess = weights::effective_sample_size(&samples.log_weight)? / n;
-            progress.pareto_k = weights::pareto_k(&samples.log_weight).unwrap_or(f64::NAN);
-            progress.acceptance = weights::acceptance(&samples.log_weight).value;
+            let n = self.state.options.evaluation_samples;
+            let log_weight = match &self.map {
+                Some(map) => map.log_weights(&model, target, &map.held_out(n))?,
+                None => losses::draw(&model, target, n, &streams)?.log_weight,
+            };
+            progress.ess = weights::effective_sample_size(&log_weight)? / log_weight.len() as f64;
+            progress.pareto_k = weights::pareto_k(&log_weight).unwrap_or(f64::NAN);
+            progress.acceptance = weights::acceptance(&log_weight).value;
         }
         self.state.history.push(progress.clone());
         Ok(progress)
     }
+}
+
+fn finite_mean(values: &[f64]) -> f64 {
+    let finite: Vec<f64> = values.iter().copied().filter(|v| v.is_finite()).collect();
+    finite.iter().sum::<f64>() / finite.len().max(1) as f64
 }
 
 /// −mean log q over at most 8192 of the held-out frames.

@@ -15,10 +15,10 @@ use modejump::io::model_file::{self, ModelFile};
 use modejump::io::{checkpoint, trajectory};
 use modejump::models::card::TargetInfo;
 use modejump::models::coupling::CouplingFlow;
-use modejump::models::{Model, ModelCard};
+use modejump::models::{self, Model, ModelCard};
 use modejump::modes::{Modes, Within};
 use modejump::target::Target;
-use modejump::train::{design, DesignOptions, Progress, TrainOptions, TrainState, Trainer};
+use modejump::train::{design, DesignOptions, Map, Phase, Progress, TrainOptions, TrainState, Trainer};
 use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -80,6 +80,11 @@ pub struct Train {
     /// Start from this model instead of a new one
     #[arg(long)]
     start: Option<PathBuf>,
+    /// Train the far end of a map between ensembles, for learned replica exchange: this coupling flow (at its temperature) maps
+    /// from the ensemble of --frames, the trained one to that of --system at --temperature. Without --start the map begins as the
+    /// identity
+    #[arg(long)]
+    map_from: Option<PathBuf>,
     /// The trained model
     #[arg(short, long)]
     output: PathBuf,
@@ -97,7 +102,7 @@ pub struct Train {
     #[arg(long)]
     json: bool,
     /// Train one generator for each of the metastable states of this description (JSON), to jump between them; of coupling flows only
-    #[arg(long, conflicts_with = "start")]
+    #[arg(long, conflicts_with_all = ["start", "map_from"])]
     modes: Option<PathBuf>,
 }
 
@@ -122,6 +127,9 @@ struct Config {
 impl Train {
     pub fn run(self) -> Result<()> {
         let config = self.config()?;
+        if self.map_from.is_some() && self.model != Kind::Coupling {
+            return Err(Error::invalid("--map-from trains coupling flows: leave --model out"));
+        }
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
         let frames = self.frames(&config, &x0)?;
         if self.modes.is_some() && self.model != Kind::Coupling {
@@ -144,7 +152,7 @@ impl Train {
     }
 
     fn flow(&self, config: &Config, topology: &Topology, frames: &[f64]) -> Result<CouplingFlow<f32>> {
-        match &self.start {
+        match self.start.as_ref().or(self.map_from.as_ref()) {
             Some(path) => CouplingFlow::from_file(&read_model(path)?),
             None => design(topology, frames, &self.constraints()?, &config.design),
         }
@@ -166,17 +174,50 @@ impl Train {
             None => None,
         };
         let mut within = None;
-        let target: Option<&mut dyn Target> = match (target, mode) {
+        let mut target: Option<&mut dyn Target> = match (target, mode) {
             (Some(target), Some((modes, mode))) => Some(within.insert(Within { target, modes: modes.clone(), mode })),
             (target, _) => target,
         };
-        let identity = identity(flow.card(), frames)?;
+        let mut identity = identity(flow.card(), frames)?;
+        let map = match (&self.map_from, target.as_deref_mut()) {
+            (None, _) => None,
+            (Some(_), None) => return Err(Error::invalid("--map-from needs energies: give --system")),
+            (Some(path), Some(target)) => {
+                let from = models::load(path)?;
+                identity = format!("{identity} from {}", from.hash());
+                flow.card_mut().provenance.insert("map_from".into(), from.hash().into());
+                Some(self.map(path, from.as_ref(), target, frames, options.held_out)?)
+            }
+        };
+        let frames = if map.is_some() { &[] } else { frames };
         let saved = self.saved_state(&identity, |state: &TrainState| (state.step, state.options == options))?;
         let trainer = match saved {
             Some(state) => Trainer::resume(flow, frames, target, state)?,
             None => Trainer::new(flow, frames, target, options)?,
         };
-        self.train(trainer, &identity)
+        match map {
+            Some(map) => self.train(trainer.with_map(map)?, &identity),
+            None => self.train(trainer, &identity),
+        }
+    }
+
+    /// The frames of the ensemble that is mapped from. Both ensembles have one System, so that their reduced potentials differ by the
+    /// temperature alone.
+    fn map(
+        &self,
+        path: &Path,
+        from: &dyn Model,
+        target: &mut dyn Target,
+        frames: &[f64],
+        held_out: f64,
+    ) -> Result<Map> {
+        let temperature = from.card().temperature.ok_or_else(|| {
+            Error::file(path, "does not say at which temperature it is: write it with `modejump train --temperature`")
+        })?;
+        let mut u = vec![0.0; frames.len() / from.dimension().max(1)];
+        target.reduced_potential(frames, &mut u)?;
+        u.iter_mut().for_each(|u| *u *= self.temperature / temperature);
+        Map::new(from, frames, &u, held_out)
     }
 
     /// log q of the n frames, from their files; NaN where it is not known.
@@ -229,7 +270,13 @@ impl Train {
     }
 
     fn config(&self) -> Result<Config> {
-        let Some(path) = &self.config else { return Ok(Config::default()) };
+        let Some(path) = &self.config else {
+            let mut config = Config::default();
+            if self.map_from.is_some() {
+                config.train.phases = vec![Phase::of_map()];
+            }
+            return Ok(config);
+        };
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
     }
