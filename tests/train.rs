@@ -206,6 +206,55 @@ fn known_log_densities_are_compared_with() {
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 
+/// A design is written without training; the far end of a map begins as that, and learns by the energies of the System.
+#[cfg(feature = "openmm")]
+#[test]
+fn the_far_end_of_a_map_is_trained_on_the_frames_of_the_near_end() {
+    let setting = Setting::new("map");
+    let system = Path::new(TOPOLOGY).with_file_name("system-vacuum.xml");
+    let design =
+        r#""hidden": [12], "torsion_hidden": [8], "spline_rounds": 1, "affine_rounds": 1, "torsion_rounds": 1"#;
+    let phase = r#"{"steps": 30, "likelihood": 0.0, "reverse_kl": 1.0, "energy_batch": 32}"#;
+    std::fs::write(setting.path("design.json"), format!(r#"{{"design": {{{design}}}, "train": {{"phases": []}}}}"#))
+        .unwrap();
+    std::fs::write(setting.path("map.json"), format!(r#"{{"train": {{"phases": [{phase}], "evaluate": 15}}}}"#))
+        .unwrap();
+    let train = |arguments: &[&str], config: &str, output: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.args(["train", "--topology", TOPOLOGY, "--frames"]).args(&setting.frames).args(arguments);
+        command.arg("--config").arg(setting.path(config)).arg("--log").arg(setting.path("map.log"));
+        let done = command.arg("-o").arg(setting.path(output)).output().unwrap();
+        (done.status.success(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (success, text) = train(&["--temperature", "1000"], "design.json", "near.safetensors");
+    assert!(success, "{text}");
+    let near = setting.path("near.safetensors");
+    let (near, system) = (near.to_str().unwrap(), system.to_str().unwrap());
+    let (success, text) = train(&["--map-from", near, "--system", system], "map.json", "far.safetensors");
+    assert!(success, "{text}");
+    let log = std::fs::read_to_string(setting.path("map.log")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    for name in ["ess", "acceptance", "reverse_kl"] {
+        assert!(last[name].as_f64().is_some(), "{name}: {log}");
+    }
+    let [near_model, far] =
+        ["near.safetensors", "far.safetensors"].map(|f| modejump::models::load(setting.path(f)).unwrap());
+    assert_eq!(far.card().temperature, Some(300.0));
+    assert_eq!(far.card().provenance["map_from"], near_model.hash());
+    modejump::bijection::Bijection::new(near_model, far).unwrap();
+    let (near_tensors, far_tensors) = (setting.tensors("near.safetensors"), setting.tensors("far.safetensors"));
+    assert!(near_tensors.iter().any(|(name, tensor)| tensor.data != far_tensors[name].data));
+    for (arguments, config, message) in [
+        (vec!["--map-from", near], "map.json", "give --system"),
+        (vec!["--map-from", near, "--system", system], "train.json", "reverse KL"),
+        (vec!["--map-from", near, "--system", system, "--model", "gvp_flow"], "map.json", "leave --model out"),
+    ] {
+        let (success, text) = train(&arguments, config, "never.safetensors");
+        assert!(!success && text.contains(message), "{text}");
+    }
+    std::fs::remove_dir_all(&setting.folder).unwrap();
+}
+
 /// A peptide's topology and frames around random places, as files.
 fn write_peptide(folder: &Path, name: &str, residues: &[(&str, &str)], frames: usize) -> [PathBuf; 2] {
     let mut stream = Stream::new(3, StreamId::Test, residues.len() as u64, 0);

@@ -108,6 +108,18 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
+    /// Errors: a phase with another loss than reverse KL, which would train the far end of a map as a generator.
+    pub fn check_for_map(&self) -> Result<()> {
+        let others = |p: &Phase| p.likelihood + p.force_matching + p.refinement + p.reaction_coordinate;
+        match self.phases.iter().all(|p| others(p) == 0.0 && p.reverse_kl > 0.0) {
+            true => Ok(()),
+            false => Err(Error::invalid(
+                "a map is trained by reverse KL alone: give `reverse_kl` a weight in every phase, and set `likelihood` and all other \
+                 losses to 0",
+            )),
+        }
+    }
+
     /// Errors: losses without what they are made of.
     fn check(&self, dimension: usize, has_frames: bool, has_target: bool) -> Result<()> {
         let needs = |f: fn(&Phase) -> f64| self.phases.iter().any(|p| f(p) > 0.0);
@@ -227,15 +239,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// Trains the flow as the far end of a map, by reverse KL on the latent points of another ensemble's frames.
-    /// Errors: a phase with another loss, which would train it as a generator.
+    /// Errors: those of [`TrainOptions::check_for_map`].
     pub fn with_map(mut self, map: Map) -> Result<Trainer<'a>> {
-        let others = |p: &Phase| p.likelihood + p.force_matching + p.refinement + p.reaction_coordinate;
-        if self.state.options.phases.iter().any(|p| others(p) > 0.0 || p.reverse_kl <= 0.0) {
-            return Err(Error::invalid(
-                "a map is trained by reverse KL alone: give `reverse_kl` a weight in every phase, and set `likelihood` and all other \
-                 losses to 0",
-            ));
-        }
+        self.state.options.check_for_map()?;
         self.map = Some(map);
         Ok(self)
     }
