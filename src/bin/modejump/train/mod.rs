@@ -183,7 +183,7 @@ impl Train {
             (None, _) => None,
             (Some(_), None) => return Err(Error::invalid("--map-from needs energies: give --system")),
             (Some(path), Some(target)) => {
-                config.train.check_for_map()?;
+                options.check_for_map()?;
                 let from = models::load(path)?;
                 identity = format!("{identity} from {}", from.hash());
                 flow.card_mut().provenance.insert("map_from".into(), from.hash().into());
