@@ -12,7 +12,7 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	gromacs-demo toy learned bench test-gpu bench-gpu clean
+	train-modes moves gromacs-demo toy learned bench test-gpu bench-gpu clean
 
 all: build plugin
 
@@ -80,6 +80,21 @@ train-demo: build
 	$(BIN) train --topology $(ALA2)/topology.pdb --system $(ALA2)/system$(SUFFIX).xml --config $(ALA2)/train.json \
 		--log $(DEMO)/training.jsonl -o $(DEMO)/model$(SUFFIX).safetensors
 	$(BIN) reweight $(DEMO)/model$(SUFFIX).safetensors --system $(ALA2)/system$(SUFFIX).xml -n 20000
+
+# The two basins of alanine dipeptide, a generator for each, in one model file: frames by molecular dynamics in either, then training.
+train-modes: build
+	@mkdir -p target/modes
+	for seed in 1 2 3 4; do $(BIN) md --topology $(ALA2)/c7ax.pdb --system $(ALA2)/system.xml -n 250000 --record 20 --seed $$seed \
+		-o target/modes/c7ax-$$seed.npy || exit 1; done
+	for seed in 1 2; do $(BIN) md --topology $(ALA2)/topology.pdb --system $(ALA2)/system.xml -n 250000 --record 10 --seed $$seed \
+		-o target/modes/c7eq-$$seed.npy || exit 1; done
+	$(BIN) train --modes $(ALA2)/modes.json --topology $(ALA2)/topology.pdb --system $(ALA2)/system.xml \
+		--config $(ALA2)/modes-train.json --frames target/modes/*.npy -o target/modes/jump.safetensors
+
+# Every move on alanine dipeptide: the table of docs/moves.md, and the torsions of every run.
+moves: build
+	$(PY) examples/moves/run.py --output target/moves
+	$(BIN) plot target/moves/series.json -o target/moves
 
 # Plain mdrun and mdrun + jumps one after the other on alanine dipeptide in vacuum.
 GROMACS_SECONDS ?= 60

@@ -295,10 +295,11 @@ impl Move for Faulty {
 }
 
 fn verdict_of(fault: Fault) -> Verdict {
-    let (target, observables): (Arc<dyn Density>, fn(&[f64]) -> Vec<f64>) = match fault {
-        Fault::OrderNotChecked => (Arc::new(Exact(Bath)), of_the_bath),
-        _ => (double_well_2(), observables),
+    let target: Arc<dyn Density> = match fault {
+        Fault::OrderNotChecked => Arc::new(Exact(Bath)),
+        _ => double_well_2(),
     };
+    let observables = if fault == Fault::OrderNotChecked { of_the_bath } else { observables };
     // maps that often stay in their mode
     let models = [flow(&[-0.4, -0.5], 0.5, 1), flow(&[0.4, 0.4], 0.6, 2)];
     let kernel = || -> Box<dyn Move> {

@@ -1,0 +1,43 @@
+"""Jumps between the basins of alanine dipeptide: a generator for each, in one model file, as the model of the Force."""
+
+import math
+
+import numpy as np
+import openmm
+from openmm import unit
+from model_file import MODELS
+
+from modejump import MonteCarloModeJump
+
+ALA2 = MODELS / "ala2"
+PHI = [4, 6, 8, 14]
+
+
+def torsion(x, atoms):
+    i, j, k, l = (x[atom] for atom in atoms)
+    axis = (k - j) / np.linalg.norm(k - j)
+    v, w = ((r - r @ axis * axis) for r in (i - j, l - k))
+    return math.atan2(np.cross(axis, v) @ w, v @ w)
+
+
+def test_jumps_between_basins_reach_both_and_are_counted():
+    pdb = openmm.app.PDBFile(str(ALA2 / "topology.pdb"))
+    system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
+    jump = MonteCarloModeJump(str(ALA2 / "modes.safetensors"), frequency=20, seed=3)
+    system.addForce(jump)
+    integrator = openmm.LangevinMiddleIntegrator(300, 1, 0.001)
+    integrator.setRandomNumberSeed(1)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
+    context.setPositions(pdb.positions)
+    openmm.LocalEnergyMinimizer.minimize(context, maxIterations=200)
+    context.setVelocitiesToTemperature(300, 2)
+    positive = []
+    for _ in range(300):
+        integrator.step(60)
+        x = context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        positive.append(0 < torsion(x, PHI) < 2.2)
+    statistics = jump.statistics(context)
+    assert statistics.attempts == 900 and statistics.likelihood == "exact"
+    assert np.sum(np.diff(positive)) > 4 and 0 < np.mean(positive) < 0.2
+    # to and fro equally often, each from its own basin: of a basin of two per cent, a few per cent of the attempts
+    assert 0.01 < statistics.acceptance < 0.2

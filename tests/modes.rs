@@ -1,0 +1,91 @@
+//! `modejump modes` and `train --modes` from the command line: what is refused, and that the file can be used.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn folder(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+fn modejump(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_modejump")).args(arguments).output().unwrap()
+}
+
+fn failed(arguments: &[&str]) -> String {
+    let output = modejump(arguments);
+    assert!(!output.status.success());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// Two modes of the double well, both with its generator; `change` edits the description.
+fn description(folder: &Path, change: impl Fn(String) -> String) -> PathBuf {
+    let generator = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/double-well/generator.safetensors");
+    let mode = |name: &str, range: &str| {
+        let within = format!(r#"[{{ "along": {{ "component": 0 }}, "range": {range} }}]"#);
+        format!(r#"{{ "name": "{name}", "within": {within}, "generator": "{}" }}"#, generator.display())
+    };
+    let text = format!(r#"{{ "modes": [{}, {}] }}"#, mode("left", "[-3.0, 0.0]"), mode("right", "[0.0, 3.0]"));
+    let path = folder.join("description.json");
+    std::fs::write(&path, change(text)).unwrap();
+    path
+}
+
+#[test]
+fn a_description_becomes_one_model_file() {
+    let folder = folder("modes");
+    let path = description(&folder, |text| text);
+    let output = folder.join("jump.safetensors");
+    let made = modejump(&["modes", path.to_str().unwrap(), "-o", output.to_str().unwrap()]);
+    assert_eq!(String::from_utf8(made.stdout).unwrap(), "left <-> right\n");
+    let model = modejump::models::load(&output).unwrap();
+    let modes = model.modes().unwrap();
+    assert_eq!((modes.modes().names(), modes.generators().len()), (&["left".to_string(), "right".into()][..], 2));
+    // the mixture of a generator with itself is that generator
+    let samples = folder.join("samples.npy");
+    let command = ["sample", output.to_str().unwrap(), "-n", "10", "-o", samples.to_str().unwrap()];
+    assert!(modejump(&command).status.success());
+    let inspected = String::from_utf8(modejump(&["inspect", output.to_str().unwrap()]).stdout).unwrap();
+    assert!(inspected.contains("modes"), "{inspected}");
+}
+
+#[test]
+fn descriptions_that_cannot_be_used_are_refused_and_nothing_is_written() {
+    let folder = folder("bad-modes");
+    let output = folder.join("jump.safetensors");
+    let refusal = |change: &dyn Fn(String) -> String| {
+        let path = description(&folder, change);
+        let message = failed(&["modes", path.to_str().unwrap(), "-o", output.to_str().unwrap()]);
+        assert!(!output.exists(), "{message}");
+        message
+    };
+    assert!(refusal(&|text| text.replace("\"right\"", "\"left\"")).contains("names of their own"));
+    assert!(refusal(&|text| text.replace("\"component\": 0", "\"component\": 2")).contains("component 2 of 2"));
+    assert!(
+        refusal(&|text| text.replace("generator.safetensors", "nothing.safetensors")).contains("nothing.safetensors")
+    );
+    assert!(refusal(&|text| text.replace("\"generator\"", "\"model\"")).contains("description.json"));
+    let with = |text: String, more: &str| format!("{}, {more} }}", &text[..text.len() - 2]);
+    assert!(refusal(&|text| with(text, r#""noise": -1.0"#)).contains("noise of -1"));
+    assert!(refusal(&|text| with(text, r#""edges": [{ "between": ["left", "up"] }]"#)).contains("`up`"));
+}
+
+#[test]
+fn modes_are_trained_of_coupling_flows_only() {
+    let message = failed(&[
+        "train",
+        "--modes",
+        "models/ala2/modes.json",
+        "--model",
+        "tarflow",
+        "--topology",
+        "models/ala2/topology.pdb",
+        "--frames",
+        "models/ala2/topology.pdb",
+        "-o",
+        "never.safetensors",
+    ]);
+    assert!(message.contains("coupling flows"), "{message}");
+}
