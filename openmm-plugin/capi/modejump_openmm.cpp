@@ -2,7 +2,10 @@
 
 #include "Model.h"
 #include "MonteCarloModeJump.h"
+#include "Velocities.h"
 #include "openmm/OpenMMException.h"
+#include "openmm/internal/ContextImpl.h"
+#include "openmm/reference/SimTKOpenMMRealType.h"
 
 #include <algorithm>
 #include <functional>
@@ -23,6 +26,12 @@ MonteCarloModeJump& cast(void* force) {
         throw OpenMMException("this Force is not a MonteCarloModeJump");
     return *found;
 }
+
+/** Reaches the implementation of a Context, which OpenMM gives to Forces. */
+struct Peek : Force {
+    static OpenMM::ContextImpl& implOf(Context& context) { return Peek().getContextImpl(context); }
+    OpenMM::ForceImpl* createImpl() const override { return nullptr; }
+};
 
 Context& contextOf(void* context) { return *static_cast<Context*>(context); }
 
@@ -139,6 +148,20 @@ int modejump_openmm_get_particles(void* force, int capacity, int* particles, int
 
 int modejump_openmm_attempt(void* force, void* context, int* accepted) {
     return guarded([&] { *accepted = cast(force).attempt(contextOf(context)); });
+}
+
+int modejump_openmm_draw_velocities(void* context, double temperature, uint64_t seed, uint64_t step, uint64_t replica) {
+    return guarded([&] {
+        OpenMM::ContextImpl& impl = Peek::implOf(contextOf(context));
+        std::vector<int> particles;
+        for (int i = 0; i < impl.getSystem().getNumParticles(); i++)
+            if (impl.getSystem().getParticleMass(i) > 0)
+                particles.push_back(i);
+        std::vector<OpenMM::Vec3> positions, velocities;
+        impl.getPositions(positions);
+        impl.getVelocities(velocities);
+        drawVelocities(impl, positions, particles, VelocityStream(seed, step, replica), BOLTZ * temperature, velocities);
+    });
 }
 
 int modejump_openmm_get_statistics(void* force, void* context, modejump_openmm_statistics* out) {

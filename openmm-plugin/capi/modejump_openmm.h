@@ -40,6 +40,10 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_particles(void *force, int n, con
 /* Writes up to capacity indices; *n is their full number. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_particles(void *force, int capacity, int *particles, int *n);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_attempt(void *force, void *context, int *accepted);
+/* Gives all particles of a Context new velocities of that temperature (K), as after an accepted move. The random numbers are a
+ * function of seed, step and replica. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_draw_velocities(void *context, double temperature, uint64_t seed, uint64_t step,
+                                                           uint64_t replica);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_statistics(void *force, void *context, modejump_openmm_statistics *out);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_reset_statistics(void *force, void *context);
 /* Writes up to capacity numbers; *n is their full number. */

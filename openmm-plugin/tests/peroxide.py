@@ -98,9 +98,9 @@ def write_peroxide_model(path, constraints=(), *, widen=1.0, stretch=0.0, **opti
     return write_model(path, coordinates, layers, [n_bonds + 2], topology=topology, **options)
 
 
-def _average(energy, jacobian, low, high, observable):
+def _average(energy, jacobian, low, high, observable, temperature):
     q = np.linspace(low, high, 200_001)
-    weight = np.exp(-(energy(q) - energy(q).min()) / KT) * jacobian(q)
+    weight = np.exp(-(energy(q) - energy(q).min()) / KT * 300.0 / temperature) * jacobian(q)
     return (weight * observable(q)).sum() / weight.sum()
 
 
@@ -109,13 +109,13 @@ def torsion_energy(phi):
     return p.barrier * (1 + np.cos(2 * phi)) + p.tilt * (1 + np.cos(phi - p.phase))
 
 
-def exact_positive():
-    """Probability of phi > 0 at 300 K: bonds and angles do not depend on the torsion."""
-    return _average(torsion_energy, np.ones_like, -math.pi, math.pi, lambda phi: phi > 0)
+def exact_positive(temperature=300.0):
+    """Probability of phi > 0: bonds and angles do not depend on the torsion."""
+    return _average(torsion_energy, np.ones_like, -math.pi, math.pi, lambda phi: phi > 0, temperature)
 
 
-def exact_energy(n_flexible_bonds):
-    """<U> at 300 K in kJ/mol; the volume element of a bond is b^2, of an angle sin(theta).
+def exact_energy(n_flexible_bonds, temperature=300.0):
+    """<U> in kJ/mol; the volume element of a bond is b^2, of an angle sin(theta).
 
     With the two O-H bonds constrained the metric determinant is constant, since they share no atom.
     """
@@ -123,11 +123,12 @@ def exact_energy(n_flexible_bonds):
 
     def bond(length):
         energy = lambda b: p.k_bond / 2 * (b - length) ** 2
-        return _average(energy, np.square, 0.5 * length, 1.5 * length, energy)
+        return _average(energy, np.square, 0.5 * length, 1.5 * length, energy, temperature)
 
     def angle_energy(theta):
         return p.k_angle / 2 * (theta - p.angle) ** 2
 
     bonds = bond(p.oo) + (2 * bond(p.oh) if n_flexible_bonds == 3 else 0)
-    angles = 2 * _average(angle_energy, np.sin, 0.01, math.pi - 0.01, angle_energy)
-    return bonds + angles + _average(torsion_energy, np.ones_like, -math.pi, math.pi, torsion_energy)
+    angles = 2 * _average(angle_energy, np.sin, 0.01, math.pi - 0.01, angle_energy, temperature)
+    torsion = _average(torsion_energy, np.ones_like, -math.pi, math.pi, torsion_energy, temperature)
+    return bonds + angles + torsion

@@ -2,10 +2,9 @@
 
 #include "Checks.h"
 #include "Model.h"
-#include "Philox.h"
 #include "Thermostat.h"
+#include "Velocities.h"
 #include "modejump.h"
-#include "openmm/CMMotionRemover.h"
 #include "openmm/OpenMMException.h"
 #include "openmm/internal/ContextImpl.h"
 #include "openmm/kernels.h"
@@ -39,19 +38,6 @@ uint64_t moveNumber(ContextImpl& context, const ForceImpl* self) {
         number += dynamic_cast<const MonteCarloModeJumpImpl*>(impl) != nullptr;
     }
     return number;
-}
-
-/** Subtracts the velocity of the centre of mass, as a CMMotionRemover would only do at the start of the next step. */
-void removeMomentum(const System& system, vector<Vec3>& velocities) {
-    Vec3 momentum;
-    double total = 0;
-    for (int i = 0; i < system.getNumParticles(); i++) {
-        momentum += velocities[i] * system.getParticleMass(i);
-        total += system.getParticleMass(i);
-    }
-    for (int i = 0; i < system.getNumParticles(); i++)
-        if (system.getParticleMass(i) > 0)
-            velocities[i] -= momentum * (1 / total);
 }
 
 bool usesSinglePrecision(ContextImpl& context) {
@@ -134,8 +120,6 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
     int massive = 0;
     for (int i = 0; i < system.getNumParticles(); i++)
         massive += system.getParticleMass(i) > 0;
-    for (int i = 0; i < system.getNumForces(); i++)
-        removesCenterOfMassMotion |= dynamic_cast<const CMMotionRemover*>(&system.getForce(i)) != nullptr;
     allMoved = massive == static_cast<int>(particles.size());
     const uint64_t chosen =
         owner.getRandomNumberSeed() != 0 ? static_cast<uint32_t>(owner.getRandomNumberSeed()) : random_device()();
@@ -253,41 +237,16 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     return true;
 }
 
-// Kept velocities would lose their components along the constraints that now point elsewhere, which cools the System. So
-// moved particles get new ones, in the distribution that the integrator keeps with the new positions.
 void MonteCarloModeJumpImpl::accept(ContextImpl& context, const vector<double>& x, bool carry,
                                     const VelocityStream& stream, double kT) {
     for (size_t i = 0; i < particles.size(); i++)
         positions[particles[i]] = Vec3(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
-    const auto place = [&](const vector<Vec3>& where) {
-        context.setPositions(where);
-        context.computeVirtualSites();
-    };
-    place(positions);
-    const System& system = context.getSystem();
-    const double offset = velocityTimeOffset(context.getIntegrator());
-    const double tolerance = context.getIntegrator().getConstraintTolerance();
+    context.setPositions(positions);
+    context.computeVirtualSites();
     context.getVelocities(velocities);
     if (carry)
-        carryVelocities(context, offset);
-    for (size_t i = 0; i < particles.size(); i++) {
-        const auto first = stream.normals(static_cast<uint32_t>(2 * i));
-        const auto second = stream.normals(static_cast<uint32_t>(2 * i + 1));
-        velocities[particles[i]] =
-            Vec3(first[0], first[1], second[0]) * sqrt(kT / system.getParticleMass(particles[i]));
-    }
-    context.setVelocities(velocities);
-    context.applyVelocityConstraints(tolerance);
-    if (offset != 0) {
-        shiftVelocities(context, offset);
-        place(positions);
-    }
-    if (removesCenterOfMassMotion)
-        removeMomentum(system, velocities);
-    if (offset != 0 || removesCenterOfMassMotion) {
-        context.setVelocities(velocities);
-        context.applyVelocityConstraints(tolerance);
-    }
+        carryVelocities(context, velocityTimeOffset(context.getIntegrator()));
+    drawVelocities(context, positions, particles, stream, kT, velocities);
 }
 
 // Particles that stay keep their on-step velocity v = v_stored + offset F/m while their force changes.
@@ -298,24 +257,6 @@ void MonteCarloModeJumpImpl::carryVelocities(ContextImpl& context, double offset
     for (int i = 0; i < system.getNumParticles(); i++)
         if (system.getParticleMass(i) > 0)
             velocities[i] += (forces[i] - newForces[i]) * (offset / system.getParticleMass(i));
-}
-
-// From drawn velocities xi to those that a leap-frog integrator stores, offset = h/2 behind the positions. For a harmonic
-// mode the middle scheme (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) keeps x canonical and stored velocities
-// v = xi (1 - h^2 w^2/4)^1/2 - h/2 F(x)/m of variance kT/m exactly. To draw v - h/2 F(x)/m with v Maxwell-Boltzmann, as
-// Context::setVelocitiesToTemperature does, is too hot by a factor 1 + h^2 w^2/4: 8 % for C-H bonds at 1 fs. With the
-// force taken at x - h/4 xi the factor is 1 + h^4 w^4/64.
-void MonteCarloModeJumpImpl::shiftVelocities(ContextImpl& context, double offset) {
-    context.getVelocities(velocities);
-    trialPositions = positions;
-    for (int particle : particles)
-        trialPositions[particle] -= velocities[particle] * (0.5 * offset);
-    context.setPositions(trialPositions);
-    context.computeVirtualSites();
-    context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
-    context.getForces(newForces);
-    for (int particle : particles)
-        velocities[particle] -= newForces[particle] * (offset / context.getSystem().getParticleMass(particle));
 }
 
 ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {

@@ -43,6 +43,7 @@ SIGNATURES = {
     "set_particles": [c_void_p, c_int, POINTER(c_int)],
     "get_particles": [c_void_p, c_int, POINTER(c_int), POINTER(c_int)],
     "attempt": [c_void_p, c_void_p, POINTER(c_int)],
+    "draw_velocities": [c_void_p, c_double, c_uint64, c_uint64, c_uint64],
     "get_statistics": [c_void_p, c_void_p, POINTER(CStatistics)],
     "reset_statistics": [c_void_p, c_void_p],
     "log_weights": [c_void_p, c_void_p, c_uint64, POINTER(c_double), POINTER(c_uint64)],

@@ -103,6 +103,13 @@ class _Outcome(_Struct):
     ]
 
 
+class _ExchangeOutcome(_Struct):
+    _fields_ = [("struct_size", c_uint32), ("outcome", c_uint32)] + [
+        (name, c_double)
+        for name in ("log_acceptance", "log_weight_a", "log_weight_b", "reduced_potential_a", "reduced_potential_b")
+    ]
+
+
 class _Statistics(_Struct):
     _fields_ = (
         [("struct_size", c_uint32), ("flags", c_uint32)]
@@ -144,6 +151,56 @@ def _call(name, *arguments):
 
 def _pointer(array):
     return array.ctypes.data_as(_doubles)
+
+
+class _Callback:
+    """A potential as the library calls it, for configurations of this shape. What it raises waits in `raised`."""
+
+    def __init__(self, potential, shape):
+        self.potential, self.shape, self.raised = potential, shape, []
+        self.target = _Target(reduced_potential=_Potential(self._evaluate))
+
+    def of_one(self, x):
+        """The reduced potential of one configuration."""
+        return float(np.asarray(self.potential(x.reshape(1, *self.shape)), dtype=float)[0])
+
+    def _evaluate(self, _, n, pointer, u):
+        try:
+            values = np.asarray(self.potential(np.ctypeslib.as_array(pointer, (n, *self.shape)).copy()), dtype=float)
+            if values.shape != (n,):
+                raise ValueError(f"the potential of {n} configurations has the shape {values.shape}, not ({n},)")
+            np.ctypeslib.as_array(u, (n,))[:] = values
+            return 0
+        except BaseException as error:  # no exception may cross the C interface
+            self.raised.append(error)
+            _library.modejump_set_last_error(f"the potential raised {type(error).__name__}: {error}".encode())
+            return 1
+
+
+def _attempt(name, handle, callbacks, states, outcome):
+    """Calls an attempt; raises again what a potential has raised."""
+    try:
+        _call(name, handle, *(byref(c.target) for c in callbacks), *(byref(s) for s in states), byref(outcome))
+    except Error as error:
+        raised = [e for c in callbacks for e in c.raised]
+        raise (raised[0] if raised and error.status == CALLBACK_FAILED else error) from None
+
+
+def _constraints(model, atoms, lengths, masses):
+    """The arguments of a set_constraints function, and the arrays behind them."""
+    atoms = np.ascontiguousarray(atoms, dtype=np.uint64).reshape(-1, 2)
+    lengths, masses = (np.ascontiguousarray(v, dtype=np.float64) for v in (lengths, masses))
+    if len(lengths) != len(atoms) or 3 * len(masses) != model.dimension:
+        raise ValueError(f"{len(atoms)} bonds, {len(lengths)} lengths, {len(masses)} masses of {model.shape[0]} atoms")
+    pairs = atoms.ctypes.data_as(POINTER(c_uint64))
+    return (c_uint64(len(atoms)), pairs, _pointer(lengths), _pointer(masses)), (atoms, lengths, masses)
+
+
+def _statistics_of(name, handle):
+    counts = _Statistics()
+    _call(name, handle, byref(counts))
+    values = {name: getattr(counts, name) for name, _ in _Statistics._fields_[2:]}
+    return MoveStatistics(**values, likelihood="surrogate" if counts.flags & 1 else "exact")
 
 
 def set_device(name):
@@ -355,12 +412,8 @@ class Move:
 
         The target gets the metric term that constrained dynamics has. Raises Error unless the model keeps each bond too.
         """
-        atoms = np.ascontiguousarray(atoms, dtype=np.uint64).reshape(-1, 2)
-        lengths, masses = (np.ascontiguousarray(v, dtype=np.float64) for v in (lengths, masses))
-        if len(lengths) != len(atoms) or 3 * len(masses) != self.model.dimension:
-            raise ValueError(f"{len(atoms)} bonds, {len(lengths)} lengths, {len(masses)} masses of {self.model.shape[0]} atoms")
-        pairs = atoms.ctypes.data_as(POINTER(c_uint64))
-        _call("move_set_constraints", self._handle, c_uint64(len(atoms)), pairs, _pointer(lengths), _pointer(masses))
+        arguments, _arrays = _constraints(self.model, atoms, lengths, masses)
+        _call("move_set_constraints", self._handle, *arguments)
 
     def attempt(self, x, potential, *, step, reduced_potential=None, replica=0, box=None):
         """One attempt from the configuration x [*shape], which is not changed; the new one is in the outcome.
@@ -372,24 +425,10 @@ class Move:
         rows, shape = self.model._rows(x)
         if shape != ():
             raise ValueError(f"one configuration of shape {self.model.shape} is needed, got {np.shape(x)}")
-        state_x, raised = rows.copy(), []
-
-        def evaluate(_, n, pointer, u):
-            try:
-                values = np.asarray(potential(np.ctypeslib.as_array(pointer, (n, *self.model.shape)).copy()), dtype=float)
-                if values.shape != (n,):
-                    raise ValueError(f"the potential of {n} configurations has the shape {values.shape}, not ({n},)")
-                np.ctypeslib.as_array(u, (n,))[:] = values
-                return 0
-            except BaseException as error:  # no exception may cross the C interface
-                raised.append(error)
-                _library.modejump_set_last_error(f"the potential raised {type(error).__name__}: {error}".encode())
-                return 1
-
+        state_x, callback = rows.copy(), _Callback(potential, self.model.shape)
         if reduced_potential is None:
-            reduced_potential = float(np.asarray(potential(state_x.reshape(1, *self.model.shape)), dtype=float)[0])
+            reduced_potential = callback.of_one(state_x)
         box = None if box is None else np.ascontiguousarray(box, dtype=np.float64).reshape(9)
-        target = _Target(reduced_potential=_Potential(evaluate))
         state = _State(
             step=step,
             replica=replica,
@@ -398,10 +437,7 @@ class Move:
             box=None if box is None else _pointer(box),
         )
         outcome = _Outcome()
-        try:
-            _call("move_attempt", self._handle, byref(target), byref(state), byref(outcome))
-        except Error as error:
-            raise (raised[0] if raised and error.status == CALLBACK_FAILED else error) from None
+        _attempt("move_attempt", self._handle, [callback], [state], outcome)
         if self._thrown is not None:
             thrown, self._thrown = self._thrown, None
             raise thrown
@@ -412,10 +448,7 @@ class Move:
 
     def statistics(self):
         """Counters, and what the weights of the proposals say of the generator."""
-        counts = _Statistics()
-        _call("move_statistics", self._handle, byref(counts))
-        values = {name: getattr(counts, name) for name, _ in _Statistics._fields_[2:]}
-        return MoveStatistics(**values, likelihood="surrogate" if counts.flags & 1 else "exact")
+        return _statistics_of("move_statistics", self._handle)
 
     def reset_statistics(self):
         _call("move_reset_statistics", self._handle)
@@ -427,3 +460,123 @@ class Move:
         weights = np.empty(n.value)
         _call("move_log_weights", self._handle, n, _pointer(weights), byref(n))
         return weights
+
+
+class Bijection:
+    """The invertible map f = T_to ∘ T_from⁻¹ of two flows with one latent space, from the configurations of one to
+    those of the other.
+
+    A map in internal coordinates changes the shape of a molecule; every image has the frame of its original. Raises
+    Error for models without a latent space, and of different atoms, latent spaces or frames.
+    """
+
+    def __init__(self, from_, to):
+        self._handle = c_void_p()
+        _call("bijection_new", from_._handle, to._handle, byref(self._handle))
+        self.from_, self.to = from_, to
+
+    def __del__(self):
+        if getattr(self, "_handle", None):
+            _library.modejump_bijection_free(self._handle)
+
+    def map(self, x):
+        """f(x) [..., *shape] of whole molecules x, nm, and ln |df/dx| [...]; where x has no image, x itself and
+        -inf."""
+        return self._images(x, 0)
+
+    def inverse(self, y):
+        """The same for f⁻¹."""
+        return self._images(y, 1)
+
+    def _images(self, x, inverse):
+        rows, shape = self.from_._rows(x)
+        y, log_det, status = np.empty_like(rows), np.empty(len(rows)), np.empty(len(rows), dtype=np.uint32)
+        pointers = (_pointer(rows), _pointer(y), _pointer(log_det), status.ctypes.data_as(POINTER(c_uint32)))
+        _call("bijection_map", self._handle, c_uint32(inverse), c_uint64(len(rows)), *pointers)
+        return y.reshape(*shape, *self.from_.shape), log_det.reshape(shape)[()]
+
+
+@dataclass(frozen=True)
+class ExchangeOutcome:
+    """What became of an exchange between replicas a and b."""
+
+    accepted: bool
+    #: "accepted", "rejected" by the Metropolis test, or why one side has no image.
+    reason: str
+    #: Configurations of the two replicas after the attempt, nm, and their reduced potentials.
+    a: np.ndarray
+    b: np.ndarray
+    reduced_potential_a: float
+    reduced_potential_b: float
+    #: The sum of the two weights.
+    log_acceptance: float
+    #: u_a(x_a) - u_b(f(x_a)) + ln |df/dx|, which weighs f(x_a) as a sample of b; and the same the other way.
+    log_weight_a: float
+    log_weight_b: float
+
+
+class Exchange:
+    """Learned replica exchange: x_b becomes f(x_a), x_a becomes f⁻¹(x_b), if a Metropolis test accepts. One thread at
+    a time.
+
+    The map may be any; with that of one model to itself this is ordinary replica exchange. After an acceptance draw
+    the velocities of both replicas anew.
+
+    Parameters
+    ----------
+    map : Bijection
+        From the configurations of replica a to those of replica b.
+    seed : int
+        The random number of an attempt is a function of seed, step and the two replicas.
+    carry_frames : bool
+        Of maps in internal coordinates: whether configurations take their position and orientation along to the other
+        replica, instead of each replica keeping its own.
+    """
+
+    def __init__(self, map, *, seed=0, carry_frames=False):
+        self.bijection = map
+        self._handle = c_void_p()
+        _call("exchange_new", map._handle, c_uint64(seed), byref(self._handle))
+        _call("exchange_carry_frames", self._handle, c_uint32(carry_frames))
+
+    def __del__(self):
+        if getattr(self, "_handle", None):
+            _library.modejump_exchange_free(self._handle)
+
+    def set_constraints(self, atoms, lengths, masses):
+        """Bonds that the dynamics of both replicas keeps, as Move.set_constraints. Raises Error unless both models
+        keep them too."""
+        arguments, _arrays = _constraints(self.bijection.from_, atoms, lengths, masses)
+        _call("exchange_set_constraints", self._handle, *arguments)
+
+    def attempt(self, a, b, potentials, *, step, reduced_potentials=None, replicas=(0, 1), boxes=(None, None)):
+        """One attempt from the configurations a and b [*shape], which are not changed; the new ones are in the outcome.
+
+        `potentials` are those of the two replicas, each as for Move.attempt; `reduced_potentials` those of a and b,
+        if they are known already. What a potential raises is raised again here.
+        """
+        model = self.bijection.from_
+        callbacks, states, x, kept = [], [], [], []
+        for i, start in enumerate((a, b)):
+            rows, shape = model._rows(start)
+            if shape != ():
+                raise ValueError(f"one configuration of shape {model.shape} is needed, got {np.shape(start)}")
+            x.append(rows.copy())
+            callbacks.append(_Callback(potentials[i], model.shape))
+            u = callbacks[i].of_one(x[i]) if reduced_potentials is None else reduced_potentials[i]
+            box = None if boxes[i] is None else np.ascontiguousarray(boxes[i], dtype=np.float64).reshape(9)
+            kept.append(box)
+            pointers = {"x": _pointer(x[i]), "box": None if box is None else _pointer(box)}
+            states.append(_State(step=step, replica=replicas[i], reduced_potential=u, **pointers))
+        outcome = _ExchangeOutcome()
+        _attempt("exchange_attempt", self._handle, callbacks, states, outcome)
+        reason = REASONS[outcome.outcome]
+        values = {name: getattr(outcome, name) for name, _ in _ExchangeOutcome._fields_[2:]}
+        return ExchangeOutcome(reason == "accepted", reason, *(x.reshape(model.shape) for x in x), **values)
+
+    def statistics(self):
+        """Counters; the weights are those of the configurations of a, mapped, as samples of b."""
+        return _statistics_of("exchange_statistics", self._handle)
+
+    def reset_statistics(self):
+        _call("exchange_reset_statistics", self._handle)

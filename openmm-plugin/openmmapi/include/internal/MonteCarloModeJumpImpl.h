@@ -37,7 +37,6 @@ private:
     void accept(OpenMM::ContextImpl& context, const std::vector<double>& x, bool carry, const VelocityStream& stream,
                 double kT);
     void carryVelocities(OpenMM::ContextImpl& context, double offset);
-    void shiftVelocities(OpenMM::ContextImpl& context, double offset);
     void createMove(OpenMM::ContextImpl& context);
     double findThermalEnergy(OpenMM::ContextImpl& context);
     uint64_t findReplica(OpenMM::ContextImpl& context) const;
@@ -49,7 +48,7 @@ private:
     int frequency = 0;
     double temperature = 0, lastLogAcceptance = 0;
     uint64_t seed = 0;
-    bool allMoved = false, removesCenterOfMassMotion = false, warned = false;
+    bool allMoved = false, warned = false;
     /** Explicit attempts at the step explicitStep, counted from 1: none repeats the numbers of the attempt of that step. */
     long long explicitStep = -1;
     uint64_t explicitCount = 0;

@@ -1,0 +1,180 @@
+"""LearnedReplicaExchangeSampler: replicas exchange through maps between their ensembles."""
+
+import numpy as np
+from openmm import app, unit
+
+from ._library import address, call
+from .core import Exchange
+
+#: Of the 24 bits of a replica number: velocities of exchanges have other numbers than those of jumps.
+VELOCITIES = 1 << 23
+
+
+class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
+    """Replica exchange in which neighbours exchange through maps between their ensembles.
+
+    Invernizzi et al., J. Phys. Chem. Lett. 13, 11643 (2022).
+
+    Let replica i be in state k and replica j in state k + 1. After the exchange i is in state k + 1 at f(x_i), and j in
+    state k at f⁻¹(x_j), f being maps[k]; a Metropolis test on the System's energies decides, so every state keeps its
+    exact ensemble, whatever the maps. In every iteration each pair of neighbours is tried once. Both replicas of an
+    accepted exchange get new velocities of their new temperature, in the form that the integrator stores. All else is
+    as in ReplicaExchangeSampler, reporters included. The volume of a periodic box must not change.
+
+    Parameters
+    ----------
+    states : list of dict
+        Temperatures, parameters or force groups of each state, as for ReplicaExchangeSampler.
+    simulation : openmm.app.Simulation
+    stepsPerIteration : int
+    maps : sequence of Bijection
+        maps[k] goes from the configurations of state k to those of state k + 1. A Bijection of one model to itself is
+        the identity, by which neighbours exchange as usual.
+    seed : int
+        The random numbers of exchanges are a function of seed and iteration.
+    particles : sequence of int, optional
+        Particle particles[i] of the System is atom i of the models; the others stay where they are in an exchange. By
+        default all.
+
+    Raises
+    ------
+    ValueError
+        The maps are not one for each pair of neighbours, or are of other atoms; the System changes its volume.
+    Error
+        A bond is constrained that the models do not keep, by name.
+    """
+
+    def __init__(
+        self, states, simulation, stepsPerIteration, maps, *, seed=0, particles=None, reinitializeVelocities=False
+    ):
+        super().__init__(states, simulation, stepsPerIteration, reinitializeVelocities)
+        maps = list(maps)
+        if len(maps) != len(states) - 1:
+            pairs = len(states) - 1
+            raise ValueError(f"{len(states)} states have {pairs} pairs of neighbours, but {len(maps)} maps are given")
+        system = simulation.system
+        self.particles = list(range(system.getNumParticles()) if particles is None else particles)
+        self.seed = seed
+        _refuse_barostats(system)
+        constraints = constraints_among(system, self.particles)
+        self.exchanges = []
+        for bijection in maps:
+            _check_atoms(bijection.from_, simulation.topology, self.particles)
+            # replicas exchange states, with all that surrounds the molecule
+            exchange = Exchange(bijection, seed=seed, carry_frames=True)
+            if len(constraints[0]) > 0:
+                exchange.set_constraints(*constraints)
+            self.exchanges.append(exchange)
+
+    def exchangeReplicas(self):
+        """Tries every pair of neighbouring states once: the even ones, then the odd ones."""
+        for first in (0, 1):
+            for k in range(first, len(self.exchanges), 2):
+                self._exchange(k)
+
+    def statistics(self, k):
+        """Counters of the exchanges between states k and k + 1; the weights are those of state k mapped to state k +
+        1."""
+        return self.exchanges[k].statistics()
+
+    def _exchange(self, k):
+        """Tries to exchange the replicas that are in states k and k + 1."""
+        pair = [self.replicaStateIndex.index(k), self.replicaStateIndex.index(k + 1)]
+        x, u, boxes = [], [], []
+        for replica, state in zip(pair, (k, k + 1)):
+            conformation = self.replicaConformation[replica]
+            x.append(conformation.getPositions(asNumpy=True)._value[self.particles])
+            u.append(self.replicaStateEnergy[replica][state] / self._thermal_energy(state))
+            boxes.append(_box(conformation) if self.simulation.system.usesPeriodicBoundaryConditions() else None)
+        # what comes to state k is the configuration of the replica that was in state k + 1
+        potentials = [self._potential(pair[1], k), self._potential(pair[0], k + 1)]
+        step, replicas = self.currentIteration, (k, k + 1)
+        arguments = {"step": step, "reduced_potentials": u, "replicas": replicas, "boxes": boxes}
+        outcome = self.exchanges[k].attempt(*x, potentials, **arguments)
+        if outcome.accepted:
+            self._arrive(pair[1], k, outcome.a)
+            self._arrive(pair[0], k + 1, outcome.b)
+
+    def _potential(self, replica, state):
+        """Reduced potentials in a state of this replica's configuration with its molecule elsewhere."""
+
+        def potential(x):
+            return [self._energy(replica, state, x) / self._thermal_energy(state) for x in x]
+
+        return potential
+
+    def _energy(self, replica, state, x):
+        self._place(replica, x)
+        return self._sampler.computeEnergy(state)
+
+    def _place(self, replica, x):
+        context, conformation = self.simulation.context, self.replicaConformation[replica]
+        context.setState(conformation)
+        positions = np.array(conformation.getPositions(asNumpy=True)._value)
+        positions[self.particles] = x
+        context.setPositions(positions)
+        context.computeVirtualSites()
+
+    def _arrive(self, replica, state, x):
+        """Puts a replica into its new state."""
+        context, temperature = self.simulation.context, self._temperature(state)
+        self._place(replica, x)
+        self._sampler.applyState(state)
+        number = VELOCITIES | replica
+        call("draw_velocities", address(context), temperature, self.seed, self.currentIteration, number)
+        self.replicaConformation[replica] = context.getState(
+            positions=True, velocities=True, parameters=True, integratorParameters=True
+        )
+        self.replicaStateIndex[replica] = state
+        # the velocities are those of the new state already
+        self._previousReplicaStateIndex[replica] = state
+        self.replicaStateEnergy[replica] = self._sampler.computeAllEnergies()
+
+    def _thermal_energy(self, state):
+        if self._kT is None:
+            return unit.MOLAR_GAS_CONSTANT_R * self.simulation.integrator.getTemperature()
+        return self._kT[state]
+
+    def _temperature(self, state):
+        return (self._thermal_energy(state) / unit.MOLAR_GAS_CONSTANT_R).value_in_unit(unit.kelvin)
+
+
+def _box(conformation):
+    return np.array([vector.value_in_unit(unit.nanometer) for vector in conformation.getPeriodicBoxVectors()])
+
+
+def _refuse_barostats(system):
+    for force in system.getForces():
+        if "Barostat" in type(force).__name__:
+            raise ValueError(f"{type(force).__name__}: exchanges through maps are made at constant volume; remove it")
+
+
+def _check_atoms(model, topology, particles):
+    """Refuses a model of other atoms than the particles, by the first that differs."""
+    described = model.metadata.get("topology")
+    if 3 * len(particles) != model.dimension:
+        raise ValueError(f"the map has {model.dimension // 3} atoms, and {len(particles)} particles are given")
+    atoms = list(topology.atoms())
+    for i, particle in enumerate(particles):
+        if not 0 <= particle < len(atoms):
+            raise ValueError(f"particle {particle} does not exist: the System has {len(atoms)}")
+        element = atoms[particle].element
+        if described and element is not None and element.symbol.lower() != described["elements"][i].lower():
+            residue, name, other = (described[key][i] for key in ("residues", "names", "elements"))
+            atom = f"atom {i} of the models ({residue}:{name})"
+            raise ValueError(f"particle {particle} is {element.symbol}, but {atom} is {other}")
+
+
+def constraints_among(system, particles):
+    """Pairs of atoms, lengths and masses of the constraints among the particles."""
+    atom = {particle: i for i, particle in enumerate(particles)}
+    pairs, lengths = [], []
+    for k in range(system.getNumConstraints()):
+        a, b, length = system.getConstraintParameters(k)
+        if (a in atom) != (b in atom):
+            raise ValueError(f"the constraint between particles {a} and {b} leaves the molecule that the maps move")
+        if a in atom:
+            pairs.append((atom[a], atom[b]))
+            lengths.append(length.value_in_unit(unit.nanometer))
+    masses = [system.getParticleMass(particle).value_in_unit(unit.dalton) for particle in particles]
+    return pairs, lengths, masses
