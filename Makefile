@@ -12,7 +12,7 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	train-modes moves gromacs-demo toy learned bench test-gpu bench-gpu clean
+	test-openmmtools train-modes moves gromacs-demo exchange-demo toy learned bench test-gpu bench-gpu clean
 
 all: build plugin
 
@@ -41,6 +41,13 @@ bench-gpu: build
 
 test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests
+
+# openmmtools is heavy and optional, so the tests of its adapter have an environment of their own and are no part of `make test`.
+OPENMMTOOLS := target/openmmtools
+test-openmmtools:
+	[ -x $(OPENMMTOOLS)/bin/python ] || $(PYTHON) -m venv $(OPENMMTOOLS)
+	$(OPENMMTOOLS)/bin/python -m pip install --quiet pytest './openmm-plugin[openmmtools]'
+	$(OPENMMTOOLS)/bin/python -m pytest -q openmm-plugin/tests_openmmtools
 
 lammps-plugin: venv
 	$(VENV)/bin/cmake -S lammps-plugin -B target/lammps-plugin -G Ninja \
@@ -102,6 +109,11 @@ gromacs-demo: build
 	@sh scripts/gromacs.sh
 	$(PY) examples/gromacs-ala2/run.py --seconds $(GROMACS_SECONDS) --output target/gromacs-demo
 	$(BIN) plot target/gromacs-demo/series.json -o target/gromacs-demo
+
+# Learned replica exchange of alanine dipeptide in vacuum between 1000 K and 300 K, beside a ladder of temperatures: the figures of
+# docs/replica-exchange.md.
+exchange-demo: build plugin
+	$(PY) examples/learned_exchange.py --output target/exchange
 
 # Two losses for energy-based models, alone and together, against two exact densities of the plane: the table and figures of
 # docs/two-dimensional-study.md. Twelve minutes on two cores that others used as well.

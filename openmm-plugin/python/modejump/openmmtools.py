@@ -1,0 +1,224 @@
+"""Moves and exchanges for openmmtools (an optional dependency: `pip install openmmtools`).
+
+>>> from modejump.openmmtools import LearnedReplicaExchangeSampler, NeuralJumpMove
+>>> move = mcmc.SequenceMove([mcmc.LangevinDynamicsMove(...), NeuralJumpMove("generator.safetensors", seed=1)])
+"""
+
+import json
+import zlib
+
+import mpiplus
+import numpy as np
+from openmm import unit
+from openmmtools import mcmc, multistate
+
+from ._library import address, call
+from .core import Exchange, Model, Move
+from .learned_exchange import VELOCITIES, constraints_among
+
+__all__ = ["LearnedReplicaExchangeSampler", "NeuralJumpMove"]
+
+
+def _molecule(sampler_state, particles):
+    """Positions of the particles [atoms, 3] in nm."""
+    return sampler_state.positions[particles].value_in_unit(unit.nanometer)
+
+
+def _box(sampler_state):
+    box = sampler_state.box_vectors
+    return None if box is None else np.array([vector.value_in_unit(unit.nanometer) for vector in box])
+
+
+class _Placed:
+    """The reduced potential of a sampler state with its molecule elsewhere, in the Context of a thermodynamic state."""
+
+    def __init__(self, thermodynamic_state, sampler_state, particles, cache):
+        self.state, self.particles = thermodynamic_state, particles
+        self.context, _ = cache.get_context(thermodynamic_state)
+        sampler_state.apply_to_context(self.context, ignore_velocities=sampler_state.velocities is None)
+        self.positions = sampler_state.positions.value_in_unit(unit.nanometer).copy()
+
+    def place(self, x):
+        self.positions[self.particles] = x
+        self.context.setPositions(self.positions)
+        self.context.computeVirtualSites()
+
+    def __call__(self, x):
+        values = []
+        for configuration in x:
+            self.place(configuration)
+            values.append(self.state.reduced_potential(self.context))
+        return values
+
+    def arrive(self, x, sampler_state, seed, step, replica):
+        """Puts x into the sampler state, with new velocities."""
+        self.place(x)
+        temperature = self.state.temperature.value_in_unit(unit.kelvin)
+        call("draw_velocities", address(self.context), temperature, seed, step, replica)
+        sampler_state.update_from_context(self.context)
+
+
+class NeuralJumpMove(mcmc.MCMCMove):
+    """A generator proposes whole configurations of the molecule, a Metropolis test on the reduced potential decides.
+
+    After an acceptance all particles get new velocities, in the form that the Context's integrator stores: that of
+    the dynamics move which shares the cache of Contexts, if there is one. Random numbers are a function of the seed,
+    the number of times the move was applied, and the thermodynamic state.
+
+    Parameters
+    ----------
+    model : path
+        Model file of the generator.
+    seed : int
+    proposals : int
+        Of one application; each costs one energy. More than one: iterated sampling-importance resampling.
+    particles : sequence of int, optional
+        Particle particles[i] of the System is atom i of the model. By default all.
+    """
+
+    def __init__(self, model, *, seed=0, proposals=1, particles=None):
+        super().__init__()
+        state = {"model": str(model), "seed": seed, "proposals": proposals, "particles": particles, "applied": 0}
+        self.__setstate__(state)
+
+    def __getstate__(self):
+        return {name: getattr(self, name) for name in ("model", "seed", "proposals", "particles", "applied")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._move = None
+
+    def _make(self, system):
+        """The move of this System, whose constraints the model must keep."""
+        method = "independence" if self.proposals == 1 else "isir"
+        self._move = Move(Model(self.model), method, proposals=self.proposals, seed=self.seed)
+        if self.particles is None:
+            self.particles = list(range(system.getNumParticles()))
+        constraints = constraints_among(system, self.particles)
+        if len(constraints[0]) > 0:
+            self._move.set_constraints(*constraints)
+
+    def apply(self, thermodynamic_state, sampler_state, context_cache=None):
+        if self._move is None:
+            self._make(thermodynamic_state.get_system(remove_thermostat=True))
+        placed = _Placed(thermodynamic_state, sampler_state, self.particles, self._get_context_cache(context_cache))
+        x, step, replica = _molecule(sampler_state, self.particles), self.applied, _number(placed)
+        box = _box(sampler_state) if thermodynamic_state.is_periodic else None
+        outcome = self._move.attempt(x, placed, step=step, replica=replica, box=box)
+        self.applied += 1
+        if outcome.accepted:
+            placed.arrive(outcome.x, sampler_state, self.seed, step, replica)
+
+    def statistics(self):
+        """Attempts and weights since the move was made or read from a file; None before the first."""
+        return None if self._move is None else self._move.statistics()
+
+
+def _number(placed):
+    """Below 2^23, and another for another thermodynamic state."""
+    temperature = placed.state.temperature.value_in_unit(unit.kelvin)
+    text = json.dumps([temperature, sorted(dict(placed.context.getParameters()).items())])
+    return zlib.crc32(text.encode()) % VELOCITIES
+
+
+class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
+    """Replica exchange in which neighbours exchange through maps; modejump.LearnedReplicaExchangeSampler says how.
+
+    `set_maps` gives the maps, before the first iteration and, since the storage does not keep them, after a restart.
+    Each pair of neighbours is tried once in an iteration, whatever the mixing scheme. Random numbers are a function
+    of seed and iteration. All else is as in openmmtools. States must be of constant volume.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.set_maps([])
+
+    def set_maps(self, maps, *, seed=0, particles=None):
+        """`maps[k]`, a Bijection, goes from the configurations of thermodynamic state k to those of k + 1."""
+        self._seed, self._particles = seed, particles
+        self._maps, self._exchanges = list(maps), None
+
+    def _make(self):
+        """The exchanges, once the states are known. Raises ValueError or Error for maps that do not belong to them."""
+        if len(self._maps) != self.n_states - 1:
+            pairs, given = self.n_states - 1, len(self._maps)
+            raise ValueError(f"{self.n_states} states have {pairs} pairs of neighbours, but {given} maps: use set_maps")
+        for state in self._thermodynamic_states:
+            if state.pressure is not None:
+                raise ValueError("exchanges through maps are made at constant volume: give states without pressure")
+        system = self._thermodynamic_states[0].get_system(remove_thermostat=True)
+        self._particles = list(range(system.getNumParticles())) if self._particles is None else list(self._particles)
+        constraints = constraints_among(system, self._particles)
+        self._exchanges = [Exchange(bijection, seed=self._seed, carry_frames=True) for bijection in self._maps]
+        for exchange in self._exchanges:
+            if len(constraints[0]) > 0:
+                exchange.set_constraints(*constraints)
+
+    def exchange_statistics(self, k):
+        """Counters of the exchanges between states k and k + 1; the weights are those of state k mapped to state k +
+        1."""
+        return self._exchanges[k].statistics()
+
+    def _mix_replicas(self):
+        indices, arrived = self._exchange_all()
+        for replica, sampler_state in arrived.items():
+            self._sampler_states[replica] = sampler_state
+        return indices
+
+    @mpiplus.on_single_node(0, broadcast_result=True)
+    def _exchange_all(self):
+        if self._exchanges is None:
+            self._make()
+        self._n_accepted_matrix[:, :] = 0
+        self._n_proposed_matrix[:, :] = 0
+        arrived = {}
+        for first in (0, 1):
+            for k in range(first, len(self._exchanges), 2):
+                arrived.update(self._exchange(k))
+        return self._replica_thermodynamic_states, arrived
+
+    def _exchange(self, k):
+        """Tries to exchange the replicas in states k and k + 1; returns the new sampler states of those that are
+        exchanged."""
+        where = list(self._replica_thermodynamic_states)
+        a, b = where.index(k), where.index(k + 1)
+        states = [self._sampler_states[replica] for replica in (a, b)]
+        # what comes to state k is the configuration of the replica that was in state k + 1
+        arrivals = [(k, b), (k + 1, a)]
+        cache = self.sampler_context_cache
+        there = [
+            _Later(self._thermodynamic_states[s], self._sampler_states[r], self._particles, cache) for s, r in arrivals
+        ]
+        periodic = self._thermodynamic_states[0].is_periodic
+        outcome = self._exchanges[k].attempt(
+            *(_molecule(state, self._particles) for state in states),
+            there,
+            step=self._iteration,
+            reduced_potentials=[self._energy_thermodynamic_states[a, k], self._energy_thermodynamic_states[b, k + 1]],
+            replicas=(k, k + 1),
+            boxes=[_box(state) if periodic else None for state in states],
+        )
+        for i, j in ((k, k + 1), (k + 1, k)):
+            self._n_proposed_matrix[i, j] += 1
+            self._n_accepted_matrix[i, j] += outcome.accepted
+        if not outcome.accepted:
+            return {}
+        for (state, replica), placed, x in zip(arrivals, there, (outcome.a, outcome.b)):
+            placed.now().arrive(x, self._sampler_states[replica], self._seed, self._iteration, VELOCITIES | replica)
+            self._replica_thermodynamic_states[replica] = state
+        for replica in (a, b):
+            self._energy_thermodynamic_states[replica, :], _ = self._compute_replica_energies(replica)
+        return {replica: self._sampler_states[replica] for replica in (a, b)}
+
+
+class _Later:
+    """A _Placed that is made at each use: Contexts of compatible states are one and the same in a cache."""
+
+    def __init__(self, *arguments):
+        self.arguments = arguments
+
+    def now(self):
+        return _Placed(*self.arguments)
+
+    def __call__(self, x):
+        return self.now()(x)

@@ -1,0 +1,105 @@
+"""The adapter for openmmtools, which is not installed for the other tests: `make test-openmmtools`."""
+
+import copy
+import math
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from openmm import unit
+from openmmtools import cache, mcmc, multistate, states
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import toy  # noqa: E402
+from peroxide import OH, peroxide_system, start, write_peroxide_model  # noqa: E402
+
+import modejump  # noqa: E402
+from modejump.openmmtools import LearnedReplicaExchangeSampler, NeuralJumpMove  # noqa: E402
+
+
+@pytest.fixture
+def reference():
+    """A cache of Contexts on the Reference platform."""
+    return cache.ContextCache(platform=toy.platform()[0])
+
+
+def dynamics(n_steps):
+    return mcmc.LangevinDynamicsMove(timestep=2 * unit.femtosecond, collision_rate=5 / unit.picosecond, n_steps=n_steps)
+
+
+def test_jumps_between_dynamics_find_the_populations(tmp_path, reference):
+    model = toy.write_gaussian_model(tmp_path / "wide.safetensors", (0.3, 0.06, 0.06))
+    jump = NeuralJumpMove(model, seed=7)
+    move = mcmc.SequenceMove([dynamics(5), jump])
+    state = states.ThermodynamicState(toy.two_well_system(), 300 * unit.kelvin)
+    sampler = states.SamplerState(positions=[[toy.SEPARATION, 0, 0]] * unit.nanometer)
+    left = []
+    for _ in range(3000):
+        move.apply(state, sampler, context_cache=reference)
+        left.append(sampler.positions[0, 0] < 0 * unit.nanometer)
+    statistics = jump.statistics()
+    assert statistics.attempts == 3000 and statistics.acceptance > 0.05
+    assert abs(np.mean(left) - toy.LEFT) < 5 * toy.batch_error(left)
+
+
+def test_a_move_continues_from_its_copy(tmp_path, reference):
+    model = write_peroxide_model(tmp_path / "peroxide.safetensors")
+    state = states.ThermodynamicState(peroxide_system(), 300 * unit.kelvin)
+    jump = NeuralJumpMove(model, seed=7, proposals=2)
+    sampler = states.SamplerState(positions=start() * unit.nanometer)
+    for _ in range(10):
+        jump.apply(state, sampler, context_cache=reference)
+
+    def go_on(move, sampler):
+        for _ in range(10):
+            move.apply(state, sampler, context_cache=reference)
+        return sampler.positions.value_in_unit(unit.nanometer)
+
+    copies = [pickle.loads(pickle.dumps(jump)), copy.deepcopy(jump)]
+    ends = [go_on(move, copy.deepcopy(sampler)) for move in [jump, *copies]]
+    assert np.array_equal(ends[0], ends[1]) and np.array_equal(ends[0], ends[2])
+    assert not np.array_equal(ends[0], sampler.positions.value_in_unit(unit.nanometer))
+
+
+def test_a_constrained_bond_that_the_model_varies_is_refused(tmp_path, reference):
+    jump = NeuralJumpMove(write_peroxide_model(tmp_path / "peroxide.safetensors"))
+    state = states.ThermodynamicState(peroxide_system(OH), 300 * unit.kelvin)
+    with pytest.raises(modejump.Error, match="constrained"):
+        jump.apply(state, states.SamplerState(positions=start() * unit.nanometer), context_cache=reference)
+
+
+def test_exact_maps_are_always_exchanged_and_keep_both_ensembles(tmp_path, reference):
+    files = [tmp_path / "cold.safetensors", tmp_path / "hot.safetensors"]
+    widths = [toy.SIGMA, toy.SIGMA * math.sqrt(1.5)]
+    models = [modejump.Model(toy.write_gaussian_model(f, (w,) * 3)) for f, w in zip(files, widths)]
+    bijection = modejump.Bijection(*models)
+
+    def run(folder, iterations):
+        sampler = LearnedReplicaExchangeSampler(mcmc_moves=dynamics(50), number_of_iterations=iterations)
+        sampler.set_maps([bijection], seed=3)
+        sampler.energy_context_cache = sampler.sampler_context_cache = reference
+        thermodynamic = [states.ThermodynamicState(toy.well_system(), t * unit.kelvin) for t in (300, 450)]
+        begin = states.SamplerState(positions=[[0.01, 0.0, 0.0]] * unit.nanometer)
+        storage = multistate.MultiStateReporter(str(tmp_path / folder), checkpoint_interval=iterations)
+        sampler.create(thermodynamic, [begin], storage=storage)
+        squares = [[], []]
+        for _ in range(iterations):
+            sampler.run(1)
+            for replica, state in enumerate(sampler._replica_thermodynamic_states):
+                x = sampler.sampler_states[replica].positions.value_in_unit(unit.nanometer)
+                squares[state].append((x**2).mean())
+        return sampler, squares
+
+    sampler, squares = run("run.nc", 400)
+    statistics = sampler.exchange_statistics(0)
+    assert statistics.attempts == statistics.accepted == 400
+    for values, width in zip(squares, widths):
+        assert abs(np.mean(values) - width**2) < 5 * toy.batch_error(values, 20)
+    wrong = LearnedReplicaExchangeSampler(mcmc_moves=dynamics(5), number_of_iterations=1)
+    thermodynamic = [states.ThermodynamicState(toy.well_system(), t * unit.kelvin) for t in (300, 450)]
+    begin = states.SamplerState(positions=[[0.01, 0.0, 0.0]] * unit.nanometer)
+    wrong.create(thermodynamic, [begin], storage=multistate.MultiStateReporter(str(tmp_path / "wrong.nc")))
+    with pytest.raises(ValueError, match="use set_maps"):
+        wrong.run(1)
