@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define MODEJUMP_OPENMM_ABI 4
+#define MODEJUMP_OPENMM_ABI 5
 
 typedef struct {
     uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality, wrong_mode;

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openmm
 
-ABI = 4
+ABI = 5
 NAME = "libOpenMMModeJump.so"
 
 
