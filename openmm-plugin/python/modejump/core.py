@@ -113,7 +113,7 @@ class _ExchangeOutcome(_Struct):
 class _Statistics(_Struct):
     _fields_ = (
         [("struct_size", c_uint32), ("flags", c_uint32)]
-        + [(name, c_uint64) for name in ("attempts", *REASONS)]
+        + [(name, c_uint64) for name in ("attempts", *REASONS[:-1])]  # the last one came later, and is at the end
         + [("mean_log_weight", c_double), ("effective_sample_size", c_double)]
         + [(name, c_uint64) for name in ("proposals", "screened", "exact_evaluations")]
         + [("correction_variance", c_double), ("wrong_mode", c_uint64)]
