@@ -1,6 +1,7 @@
-// Two replicas of a particle, u = 10 (x^2 - 1)^2 + x/2 + 5 (y - x/2)^2 at kT = 1 and at kT = 5, walk on their own and exchange through
-// a map between their ensembles. What is modejump's is numbered.   exchange COLD.safetensors [HOT.safetensors]
-// With one model the map is the identity, and this is ordinary replica exchange; models of either ensemble make a learned one.
+// Two replicas of a particle, u = 10 (x^2 - 1)^2 + x/2 + 5 (y - x/2)^2 at kT = 1 and at kT = 5, walk on their own and
+// exchange through a map between their ensembles. What is modejump's is numbered.   exchange COLD.safetensors
+// [HOT.safetensors] With one model the map is the identity, and this is ordinary replica exchange; models of either
+// ensemble make a learned one.
 #include <modejump.hpp>
 #include <cmath>
 #include <cstdio>

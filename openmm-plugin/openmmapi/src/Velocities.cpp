@@ -38,11 +38,11 @@ void place(ContextImpl& context, const vector<Vec3>& positions) {
     context.computeVirtualSites();
 }
 
-// From drawn velocities xi to those that a leap-frog integrator stores, offset = h/2 behind the positions. For a harmonic
-// mode the middle scheme (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) keeps x canonical and stored velocities
-// v = xi (1 - h^2 w^2/4)^1/2 - h/2 F(x)/m of variance kT/m exactly. To draw v - h/2 F(x)/m with v Maxwell-Boltzmann, as
-// Context::setVelocitiesToTemperature does, is too hot by a factor 1 + h^2 w^2/4: 8 % for C-H bonds at 1 fs. With the
-// force taken at x - h/4 xi the factor is 1 + h^4 w^4/64.
+// From drawn velocities xi to those that a leap-frog integrator stores, offset = h/2 behind the positions. For a
+// harmonic mode the middle scheme (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) keeps x canonical and stored
+// velocities v = xi (1 - h^2 w^2/4)^1/2 - h/2 F(x)/m of variance kT/m exactly. To draw v - h/2 F(x)/m with v
+// Maxwell-Boltzmann, as Context::setVelocitiesToTemperature does, is too hot by a factor 1 + h^2 w^2/4: 8 % for C-H
+// bonds at 1 fs. With the force taken at x - h/4 xi the factor is 1 + h^4 w^4/64.
 void shiftVelocities(ContextImpl& context, const vector<Vec3>& positions, const vector<int>& particles, double offset,
                      vector<Vec3>& velocities) {
     context.getVelocities(velocities);

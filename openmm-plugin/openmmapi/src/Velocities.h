@@ -13,9 +13,9 @@ class ContextImpl;
 namespace ModeJumpPlugin {
 
 /**
- * Gives the particles new velocities, in the distribution that the integrator keeps at the Context's positions, projected on the
- * constraints; without momentum of the whole if the System has a CMMotionRemover. Kept velocities would lose their components along
- * constraints that now point elsewhere, which cools the System.
+ * Gives the particles new velocities, in the distribution that the integrator keeps at the Context's positions,
+ * projected on the constraints; without momentum of the whole if the System has a CMMotionRemover. Kept velocities
+ * would lose their components along constraints that now point elsewhere, which cools the System.
  *
  * @param positions   where all particles are
  * @param velocities  of all particles; those that are not drawn keep theirs
