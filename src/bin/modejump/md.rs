@@ -284,7 +284,7 @@ mod run {
             summary["likelihood"] = json!(s.likelihood());
             summary["attempts"] = json!(s.attempts());
             summary["acceptance"] = json!(s.acceptance());
-            if self.latent_walk.is_none() {
+            if s.proposals() > 0 {
                 summary["ess"] = json!(s.effective_fraction());
                 summary["ess_likelihood"] = json!(self.weights());
             }
@@ -299,7 +299,7 @@ mod run {
         fn print(&self, s: &Statistics) {
             let (accepted, ess) = (100.0 * s.acceptance(), 100.0 * s.effective_fraction());
             println!("{} attempts, {accepted:.1} % accepted{}", s.attempts(), mark(s.likelihood().name()));
-            if self.latent_walk.is_none() {
+            if s.proposals() > 0 {
                 println!("ESS {ess:.1} %{}", mark(self.weights()));
             }
             if self.is_delayed() {
