@@ -1,7 +1,8 @@
 // Two replicas of a particle, u = 10 (x^2 - 1)^2 + x/2 + 5 (y - x/2)^2 at kT = 1 and at kT = 5, walk on their own and
-// exchange through a map between their ensembles. What is modejump's is numbered.   exchange COLD.safetensors
-// [HOT.safetensors] With one model the map is the identity, and this is ordinary replica exchange; models of either
-// ensemble make a learned one.
+// exchange through a map between their ensembles. What is modejump's is numbered.
+//     exchange COLD.safetensors [HOT.safetensors]
+// With one model the map is the identity, and this is ordinary replica exchange; models of either ensemble make a
+// learned one.
 #include <modejump.hpp>
 #include <cmath>
 #include <cstdio>
@@ -27,11 +28,11 @@ int main(int argc, char** argv) {
     std::normal_distribution<double> normal;
     std::exponential_distribution<double> exponential;
     double left = 0;
-    const int sweeps = 20000;
+    const int sweeps = 100000;
     for (int sweep = 0; sweep < sweeps; sweep++) {
         for (int i = 0; i < 2; i++) {
             auto& x = replica[i].x;
-            for (int step = 0; step < 10; step++) {                 // your dynamics
+            for (int step = 0; step < 40; step++) {                 // your dynamics
                 const double y[2] = {x[0] + width[i] * normal(random), x[1] + width[i] * normal(random)};
                 if (potential(y, kT[i]) - potential(x.data(), kT[i]) < exponential(random)) x = {y[0], y[1]};
             }
