@@ -15,8 +15,8 @@ pub struct ExchangeOutcome {
     pub fate: Fate,
     /// log α = log W_a + log W_b, not clipped at 0; −∞ where one side has no image.
     pub log_acceptance: f64,
-    /// log W_a = u_a(x_a) − u_b(f(x_a)) + ln|∂f(x_a)|, which weighs f(x_a) as a sample of b, and log W_b = u_b(x_b) − u_a(f⁻¹(x_b)) +
-    /// ln|∂f⁻¹(x_b)|; −∞ where there is no image.
+    /// log W_a = u_a(x_a) − u_b(f(x_a)) + ln|∂f(x_a)|, which weighs f(x_a) as a sample of b, and log W_b = u_b(x_b) −
+    /// u_a(f⁻¹(x_b)) + ln|∂f⁻¹(x_b)|; both −∞ where either has no image.
     pub log_weights: [f64; 2],
     /// u_a and u_b of the states after the attempt.
     pub reduced_potentials: [f64; 2],
@@ -28,26 +28,26 @@ impl ExchangeOutcome {
     }
 }
 
-/// x_b′ = f(x_a), x_a′ = f⁻¹(x_b), f a bijection from the configurations of replica a to those of replica b (Invernizzi, Krämer,
-/// Clementi and Noé, J. Phys. Chem. Lett. 13, 11643 (2022)):
+/// x_b′ = f(x_a), x_a′ = f⁻¹(x_b), f a bijection from the configurations of replica a to those of replica b
+/// (Invernizzi, Krämer, Clementi and Noé, J. Phys. Chem. Lett. 13, 11643 (2022)):
 ///
 /// log α = u_a(x_a) + u_b(x_b) − u_b(f(x_a)) − u_a(f⁻¹(x_b)) + ln|∂f(x_a)| + ln|∂f⁻¹(x_b)|.
 ///
-/// Why it is exact: the pair moves by (x_a, x_b) → (f⁻¹(x_b), f(x_a)), which is its own inverse, since done twice it gives
-/// (f⁻¹(f(x_a)), f(f⁻¹(x_b))). A proposal by such an involution with the determinant of its Jacobian in the Metropolis ratio leaves
-/// the pair's density e^{−u_a(x_a) − u_b(x_b)} invariant (Green 1995; Tierney 1998), whatever f is. With f the identity it is ordinary
-/// replica exchange.
+/// Why it is exact: the pair moves by (x_a, x_b) → (f⁻¹(x_b), f(x_a)), which is its own inverse, since done twice it
+/// gives (f⁻¹(f(x_a)), f(f⁻¹(x_b))). A proposal by such an involution with the determinant of its Jacobian in the
+/// Metropolis ratio leaves the pair's density e^{−u_a(x_a) − u_b(x_b)} invariant (Green 1995; Tierney 1998), whatever f
+/// is. With f the identity it is ordinary replica exchange.
 ///
-/// A map in internal coordinates changes the shape, and each replica keeps its own frame: f(x_a) is put on the frame of x_b, f⁻¹(x_b)
-/// on that of x_a. Why that keeps the measure: write x = (x₀, R, s), origin, orientation and shape, with the volume element
-/// dx₀ dR J(s) ds. All (x₀, R) stay as they are, and the shapes move by the involution (s_a, s_b) → (f⁻¹(s_b), f(s_a)), whose Jacobian
-/// by the measure J(s) ds is |∂f| |∂f⁻¹|, the determinants that flows in internal coordinates give. So this is the same Metropolis
-/// step on the density of the shapes given the frames, and a step that leaves a conditional density invariant leaves the whole one
-/// invariant.
+/// A map in internal coordinates changes the shape, and each replica keeps its own frame: f(x_a) is put on the frame of
+/// x_b, f⁻¹(x_b) on that of x_a. Why that keeps the measure: write x = (x₀, R, s), origin, orientation and shape, with
+/// the volume element dx₀ dR J(s) ds. All (x₀, R) stay as they are, and the shapes move by the involution (s_a, s_b) →
+/// (f⁻¹(s_b), f(s_a)), whose Jacobian by the measure J(s) ds is |∂f| |∂f⁻¹|, the determinants that flows in internal
+/// coordinates give. So this is the same Metropolis step on the density of the shapes given the frames, and a step that
+/// leaves a conditional density invariant leaves the whole one invariant.
 ///
-/// Engines that exchange the ensembles of their replicas rather than the configurations, with all that surrounds a molecule, take the
-/// frames along ([`Exchange::carry_frames`]): f(x_a) stays on the frame of x_a, f⁻¹(x_b) on that of x_b. That is an involution of the
-/// pair too, which swaps the (x₀, R) besides, a step of determinant one.
+/// Engines that exchange the ensembles of their replicas rather than the configurations, with all that surrounds a
+/// molecule, take the frames along ([`Exchange::carry_frames`]): f(x_a) stays on the frame of x_a, f⁻¹(x_b) on that of
+/// x_b. That is an involution of the pair too, which swaps the (x₀, R) besides, a step of determinant one.
 ///
 /// Weights in the statistics are W_a: those of the configurations of a, mapped, as samples of b.
 pub struct Exchange {
@@ -110,11 +110,12 @@ impl Exchange {
         self.map().dimension()
     }
 
-    /// One attempt on replicas a and b, each with its own reduced potential. Both states change if the outcome is `Accepted`, and
-    /// none otherwise, bit for bit. The random number is a function of seed, step and the two replicas' numbers.
+    /// One attempt on replicas a and b, each with its own reduced potential. Both states change if the outcome is
+    /// `Accepted`, and none otherwise, bit for bit. The random number is a function of seed, step and the two replicas'
+    /// numbers.
     ///
-    /// Errors: states or targets of another dimension, states at different steps or of one replica, a current reduced potential that
-    /// is not finite, a failing target; the states are then untouched.
+    /// Errors: states or targets of another dimension, states at different steps or of one replica, a current reduced
+    /// potential that is not finite, a failing target; the states are then untouched.
     pub fn attempt(&mut self, targets: [&mut dyn Target; 2], states: [&mut State; 2]) -> Result<ExchangeOutcome> {
         let [a, b] = &states;
         self.check(&targets, [a, b])?;
@@ -180,7 +181,8 @@ impl Exchange {
             }
             if !state.reduced_potential.is_finite() {
                 return Err(Error::invalid(format!(
-                    "the reduced potential of replica {name} is {} at step {}: the simulation has failed before the exchange",
+                    "the reduced potential of replica {name} is {} at step {}: the simulation has failed before the \
+                     exchange",
                     state.reduced_potential, state.step
                 )));
             }
@@ -210,7 +212,8 @@ impl Exchange {
         Ok(Side { x, u, image, mapped })
     }
 
-    /// Puts the image on the frame of the other replica, which is at `there`, unless frames are carried, and checks what needs no target.
+    /// Puts the image on the frame of the other replica, which is at `there`, unless frames are carried, and checks
+    /// what needs no target.
     fn place(&self, side: &mut Side, there: &[f64]) {
         if side.mapped.status() != Status::Inside {
             return;

@@ -1,9 +1,9 @@
-//! Training of a map from one ensemble to another: f = T_b ∘ T_a⁻¹ with T_a fixed (Invernizzi, Krämer, Clementi and Noé, J. Phys. Chem.
-//! Lett. 13, 11643 (2022)).
+//! Training of a map from one ensemble to another: f = T_b ∘ T_a⁻¹ with T_a fixed (Invernizzi, Krämer, Clementi and
+//! Noé, J. Phys. Chem. Lett. 13, 11643 (2022)).
 //!
-//! Reverse KL with the frames of ensemble a in place of a prior: L = E_{x ~ a} [u_b(f(x)) − ln|∂f/∂x|], which is −E log W_a up to what
-//! T_b does not change, W_a = e^{u_a(x) − u_b(f(x))} |∂f/∂x|. Where T_b begins as T_a, f begins as the identity. The latent points
-//! of the frames are computed once.
+//! Reverse KL with the frames of ensemble a in place of a prior: L = E_{x ~ a} [u_b(f(x)) − ln|∂f/∂x|], which is −E log
+//! W_a up to what T_b does not change, W_a = e^{u_a(x) − u_b(f(x))} |∂f/∂x|. Where T_b begins as T_a, f begins as the
+//! identity. The latent points of the frames are computed once.
 
 use super::losses::{regularise, Pass};
 use crate::density::{Density, Evaluation, Status};
@@ -25,8 +25,8 @@ pub struct Map {
 }
 
 impl Map {
-    /// Of frames `x[n][atoms][3]` with reduced potentials `u[n]` in their own ensemble; the share `held_out` is never trained on.
-    /// Frames outside the support of T_a are left out.
+    /// Of frames `x[n][atoms][3]` with reduced potentials `u[n]` in their own ensemble; the share `held_out` is never
+    /// trained on. Frames outside the support of T_a are left out.
     ///
     /// Errors: a model without a latent space; fewer than two usable frames to train on and to hold out.
     pub fn new(from: &dyn Model, x: &[f64], u: &[f64], held_out: f64) -> Result<Map> {
@@ -48,8 +48,8 @@ impl Map {
         map.held_out = (map.offset.len() as f64 * held_out) as usize;
         if map.held_out < 2 || map.offset.len() - map.held_out < 2 {
             return Err(Error::invalid(format!(
-                "{} of {} frames lie in the support of the model that the map comes from, too few to train on with a share of \
-                 {held_out} held out",
+                "{} of {} frames lie in the support of the model that the map comes from, too few to train on \
+                 with a share of {held_out} held out",
                 map.offset.len(),
                 u.len()
             )));

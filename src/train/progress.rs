@@ -20,7 +20,8 @@ pub struct Progress {
     pub reaction_coordinate: f64,
     #[serde(with = "nan_as_none", default = "nothing")]
     pub force_matching: f64,
-    /// Loss of a regressed network (flow matching, score matching with contrastive estimation), and that of held-out frames.
+    /// Loss of a regressed network (flow matching, score matching with contrastive estimation), and that of held-out
+    /// frames.
     #[serde(with = "nan_as_none", default = "nothing")]
     pub loss: f64,
     #[serde(with = "nan_as_none", default = "nothing")]
@@ -33,14 +34,14 @@ pub struct Progress {
     /// −mean log q of held-out frames by the averaged parameters; NaN without frames.
     #[serde(with = "nan_as_none")]
     pub held_out: f64,
-    /// Effective sample size per sample of the averaged model, and its Pareto k̂; NaN without a target. Of a map: of held-out frames,
-    /// mapped.
+    /// Effective sample size per sample of the averaged model, and its Pareto k̂; NaN without a target. Of a map: of
+    /// held-out frames, mapped.
     #[serde(with = "nan_as_none")]
     pub ess: f64,
     #[serde(with = "nan_as_none")]
     pub pareto_k: f64,
-    /// Mean acceptance of an independence proposal from the averaged model, from pairs of its weighted samples; of a map, that of an
-    /// exchange.
+    /// Mean acceptance of an independence proposal from the averaged model, from pairs of its weighted samples; of a
+    /// map, that of an exchange.
     #[serde(with = "nan_as_none")]
     pub acceptance: f64,
 }

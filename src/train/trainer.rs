@@ -114,8 +114,8 @@ impl TrainOptions {
         match self.phases.iter().all(|p| others(p) == 0.0 && p.reverse_kl > 0.0) {
             true => Ok(()),
             false => Err(Error::invalid(
-                "a map is trained by reverse KL alone: give `reverse_kl` a weight in every phase, and set `likelihood` and all other \
-                 losses to 0",
+                "a map is trained by reverse KL alone: give `reverse_kl` a weight in every phase, and set `likelihood` \
+                 and all other losses to 0",
             )),
         }
     }

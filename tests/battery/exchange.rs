@@ -1,4 +1,5 @@
-//! Learned replica exchange: identity, reverse, invariance of the pair of ensembles, and a forgotten determinant caught.
+//! Learned replica exchange: identity, reverse, invariance of the pair of ensembles, and a forgotten determinant
+//! caught.
 
 use crate::moves::{systems, System};
 use crate::statistics::{ks_two_sample, LEVEL};
@@ -39,7 +40,8 @@ fn affine(transformed: usize, plain: Vec<usize>) -> LayerConfig {
     }
 }
 
-/// Affine couplings with random parameters where there are others to depend on, then mean and width of every coordinate.
+/// Affine couplings with random parameters where there are others to depend on, then mean and width of every
+/// coordinate.
 fn flow(coordinates: CoordinatesConfig, mean: &[f64], width: &[f64], strength: f64, seed: u64) -> Arc<dyn Model> {
     let d = mean.len();
     let coupled = if d > 1 { 0..d } else { 0..0 };
@@ -129,7 +131,8 @@ fn targets(densities: &[Arc<dyn Density>; 2]) -> [NegativeLog; 2] {
     [NegativeLog::new(densities[0].clone(), -2.0), NegativeLog::new(densities[1].clone(), 1.0)]
 }
 
-/// Exact draws of both ensembles stay so after exchange, local steps, exchange. Returns the smallest p, and the acceptance.
+/// Exact draws of both ensembles stay so after exchange, local steps, exchange. Returns the smallest p, and the
+/// acceptance.
 fn one_shot(pair: &Pair, flows: &[Arc<dyn Model>; 2], carry_frames: bool, starts: usize) -> (f64, f64) {
     let mut exchange = Exchange::new(map(flows), 31);
     exchange.carry_frames(carry_frames);
@@ -291,7 +294,8 @@ fn a_second_exchange_undoes_the_first_and_negates_log_alpha() {
     }
 }
 
-/// Bonds that the engine keeps: the metric term of either configuration is part of the test, and without it the pair is biased.
+/// Bonds that the engine keeps: the metric term of either configuration is part of the test, and without it the pair is
+/// biased.
 #[test]
 fn constrained_bonds_have_their_metric_term() {
     let masses = [1.0, 10.0, 10.0];

@@ -80,9 +80,9 @@ pub struct Train {
     /// Start from this model instead of a new one
     #[arg(long)]
     start: Option<PathBuf>,
-    /// Train the far end of a map between ensembles, for learned replica exchange: this coupling flow (at its temperature) maps
-    /// from the ensemble of --frames, the trained one to that of --system at --temperature. Without --start the map begins as the
-    /// identity
+    /// Train the far end of a map between ensembles, for learned replica exchange: this coupling flow (at its
+    /// temperature) maps from the ensemble of --frames, the trained one to that of --system at --temperature. Without
+    /// --start the map begins as the identity
     #[arg(long)]
     map_from: Option<PathBuf>,
     /// The trained model
@@ -202,8 +202,8 @@ impl Train {
         }
     }
 
-    /// The frames of the ensemble that is mapped from. Both ensembles have one System, so that their reduced potentials differ by the
-    /// temperature alone.
+    /// The frames of the ensemble that is mapped from. Both ensembles have one System, so that their reduced potentials
+    /// differ by the temperature alone.
     fn map(
         &self,
         path: &Path,
