@@ -1,15 +1,15 @@
 """Jumps between the basins of alanine dipeptide: a generator for each, in one model file, as the model of the Force."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import openmm
-from openmm import unit
-from model_file import MODELS
+from openmm import app, unit
 
 from modejump import MonteCarloModeJump
 
-ALA2 = MODELS / "ala2"
+ALA2 = Path(__file__).resolve().parents[2] / "models" / "ala2"
 PHI = [4, 6, 8, 14]
 
 
@@ -21,7 +21,7 @@ def torsion(x, atoms):
 
 
 def test_jumps_between_basins_reach_both_and_are_counted():
-    pdb = openmm.app.PDBFile(str(ALA2 / "topology.pdb"))
+    pdb = app.PDBFile(str(ALA2 / "topology.pdb"))
     system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
     jump = MonteCarloModeJump(str(ALA2 / "modes.safetensors"), frequency=20, seed=3)
     system.addForce(jump)
