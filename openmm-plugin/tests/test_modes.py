@@ -37,7 +37,8 @@ def test_jumps_between_basins_reach_both_and_are_counted():
         x = context.getState(positions=True).getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         positive.append(0 < torsion(x, PHI) < 2.2)
     statistics = jump.statistics(context)
-    assert statistics.attempts == 900 and statistics.likelihood == "exact"
+    # from step 20 on, each at the start of its step
+    assert statistics.attempts == 899 and statistics.likelihood == "exact"
     assert np.sum(np.diff(positive)) > 4 and 0 < np.mean(positive) < 0.2
     # to and fro equally often, each from its own basin: of a basin of two per cent, a few per cent of the attempts
     assert 0.01 < statistics.acceptance < 0.2
