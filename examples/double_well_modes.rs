@@ -3,6 +3,10 @@
 //!
 //! cargo run --release --example double_well_modes -- models/double-well/modes.safetensors
 
+#[path = "support/double_well.rs"]
+mod double_well;
+
+use double_well::DoubleWell;
 use modejump::coordinates::{Along, CoordinatesConfig, Region};
 use modejump::error::Result;
 use modejump::io::{model_file, write_atomically};
@@ -11,33 +15,8 @@ use modejump::models::modes::{bundle, Config, ModeConfig};
 use modejump::models::{ModelCard, TargetInfo};
 use modejump::modes::{ModeRegion, Modes, Within};
 use modejump::nn::Activation;
-use modejump::target::Target;
 use modejump::train::trainer::Phase;
 use modejump::train::{TrainOptions, Trainer};
-
-/// u(x, y) = 10 (x² − 1)² + x/2 + 5 (y − x/2)²: two wells, a barrier of 10 kT, correlated coordinates.
-struct DoubleWell;
-
-impl Target for DoubleWell {
-    fn dimension(&self) -> usize {
-        2
-    }
-    fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
-        for (x, u) in x.chunks_exact(2).zip(u) {
-            *u = 10.0 * (x[0] * x[0] - 1.0).powi(2) + 0.5 * x[0] + 5.0 * (x[1] - 0.5 * x[0]).powi(2);
-        }
-        Ok(())
-    }
-    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
-        self.reduced_potential(x, u)?;
-        for (x, g) in x.chunks_exact(2).zip(gradient.chunks_exact_mut(2)) {
-            let slope = 10.0 * (x[1] - 0.5 * x[0]);
-            g[0] = 40.0 * x[0] * (x[0] * x[0] - 1.0) + 0.5 - 0.5 * slope;
-            g[1] = slope;
-        }
-        Ok(())
-    }
-}
 
 fn regions() -> Vec<ModeRegion> {
     let half = |name: &str, range: [f64; 2]| ModeRegion {

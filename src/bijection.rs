@@ -9,7 +9,7 @@
 use crate::coordinates::frame::Frame;
 use crate::density::{Evaluation, Scope, Status};
 use crate::error::{Error, Result};
-use crate::models::{Flow, Model};
+use crate::models::{flow_of, Flow, Model};
 use std::sync::Arc;
 
 /// f = T_b ∘ T_a⁻¹ of two models.
@@ -55,7 +55,7 @@ impl Bijection {
     /// Errors: models without an invertible map between latent points and configurations, of different atoms, latent spaces or frames,
     /// and models that describe neither all coordinates nor the shape.
     pub fn new(from: Arc<dyn Model>, to: Arc<dyn Model>) -> Result<Bijection> {
-        let (a, b) = (flow_of(&from)?, flow_of(&to)?);
+        let (a, b) = (flow_of(from.as_ref())?, flow_of(to.as_ref())?);
         let (uniform, other) = (uniform_of(a), uniform_of(b));
         if from.dimension() != to.dimension() || a.latent_dimension() != b.latent_dimension() || uniform != other {
             return Err(Error::invalid(format!(
@@ -135,7 +135,7 @@ impl Bijection {
         step: &mut dyn FnMut(usize, &mut [f64]),
     ) -> Result<()> {
         let n = mapped.len();
-        let (a, b) = (flow_of(&self.from)?, flow_of(&self.to)?);
+        let (a, b) = (flow_of(self.from.as_ref())?, flow_of(self.to.as_ref())?);
         let latent = a.latent_dimension();
         let mut z = vec![0.0; n * latent];
         let mut log_det = vec![0.0; n];
@@ -191,15 +191,6 @@ fn volume(status: Status, log_det: f64) -> Evaluation {
 
 fn uniform_of(flow: &dyn Flow) -> Vec<usize> {
     (0..flow.latent_dimension()).filter(|&i| flow.is_uniform(i)).collect()
-}
-
-fn flow_of(model: &Arc<dyn Model>) -> Result<&dyn Flow> {
-    model.flow().ok_or_else(|| {
-        Error::Unsupported(format!(
-            "a model of kind {} has no latent space: maps between configurations need flows",
-            model.card().model.kind()
-        ))
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 """Jumps between the basins of alanine dipeptide: a generator for each, in one model file, as the model of the Force."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -8,16 +7,10 @@ import openmm
 from openmm import app, unit
 
 from modejump import MonteCarloModeJump
+from modejump.reporter import torsion
 
 ALA2 = Path(__file__).resolve().parents[2] / "models" / "ala2"
 PHI = [4, 6, 8, 14]
-
-
-def torsion(x, atoms):
-    i, j, k, l = (x[atom] for atom in atoms)
-    axis = (k - j) / np.linalg.norm(k - j)
-    v, w = ((r - r @ axis * axis) for r in (i - j, l - k))
-    return math.atan2(np.cross(axis, v) @ w, v @ w)
 
 
 def test_jumps_between_basins_reach_both_and_are_counted():

@@ -90,6 +90,14 @@ pub trait Flow: Send + Sync {
     }
 }
 
+/// The map to latent space of a model. Errors: a model that has none.
+pub fn flow_of(model: &dyn Model) -> Result<&dyn Flow> {
+    model.flow().ok_or_else(|| {
+        let kind = model.card().model.kind();
+        Error::Unsupported(format!("a model of kind {kind} has no latent space: use a flow, such as a coupling flow"))
+    })
+}
+
 /// Loads a model file with f32 networks, to the default device ([`device::default`]).
 pub fn load(path: impl AsRef<Path>) -> Result<Arc<dyn Model>> {
     load_with(path, Precision::default())

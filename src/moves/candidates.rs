@@ -134,6 +134,15 @@ impl Generator {
         Ok(Generator { rigid, whole, ..Generator::new(model.clone(), None, options)? })
     }
 
+    /// The same for an engine that may constrain bonds.
+    pub fn constrained(
+        model: &Arc<dyn Model>,
+        options: Options,
+        constraints: Option<Constraints>,
+    ) -> Result<Generator> {
+        Ok(Generator { constraints, ..Generator::of_model(model, options)? })
+    }
+
     /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal.
     pub fn set_constraints(&mut self, constraints: Constraints) {
         self.constraints = Some(constraints);

@@ -6,7 +6,7 @@ use crate::coordinates::constraints::Constraints;
 use crate::coordinates::frame::Frame;
 use crate::density::{Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
-use crate::models::{Flow, Model};
+use crate::models::{flow_of, Model};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
@@ -93,7 +93,7 @@ impl LatentWalk {
     /// without its centroid; widths or trajectories out of range; trajectories for a flow without gradients.
     pub fn new(model: &Arc<dyn Model>, options: LatentWalkOptions) -> Result<LatentWalk> {
         options.check()?;
-        let flow = flow_of(model)?;
+        let flow = flow_of(model.as_ref())?;
         if !matches!(model.scope(), Scope::Full | Scope::Shape { .. }) || model.exactness() != Exactness::Exact {
             return Err(Error::Unsupported(
                 "latent walks need a flow with an exact density of all coordinates or of the shape, such as a coupling \
@@ -124,7 +124,7 @@ impl LatentWalk {
         let mut x = state.x.to_vec();
         self.wholeness.apply(state.box_vectors.as_ref(), &mut x)?;
         let (mut z, mut log_det, mut evaluation) = (vec![0.0; self.wraps.len()], [0.0], [nowhere()]);
-        flow_of(&self.model)?.encode(&x, &mut z, &mut log_det, &mut evaluation)?;
+        flow_of(self.model.as_ref())?.encode(&x, &mut z, &mut log_det, &mut evaluation)?;
         let frame = match self.model.scope() {
             Scope::Shape { frame } => Frame::of(&x, frame),
             _ => None,
@@ -160,7 +160,7 @@ impl LatentWalk {
     /// T(z) on a frame, and the frame on which the flow puts it itself.
     fn generate(&self, frame: Option<&Frame>, z: Vec<f64>) -> Result<(Point, Option<Frame>)> {
         let (mut x, mut log_det, mut evaluation) = (vec![0.0; self.dimension()], [0.0], [nowhere()]);
-        flow_of(&self.model)?.generate(&z, &mut x, &mut log_det, &mut evaluation)?;
+        flow_of(self.model.as_ref())?.generate(&z, &mut x, &mut log_det, &mut evaluation)?;
         let mut evaluation = evaluation[0];
         let mut own = None;
         if let (Scope::Shape { frame: atoms }, Some(frame), true) = (self.model.scope(), frame, evaluation.is_inside())
@@ -252,7 +252,7 @@ impl LatentWalk {
             about_origin(frame.axes).carry(&mut gx, &about_origin(own.axes));
         }
         if u[0].is_finite() && gx.iter().all(|g| g.is_finite()) {
-            flow_of(&self.model)?.pull_back(&point.z, &gx, &[-1.0], &mut gz)?;
+            flow_of(self.model.as_ref())?.pull_back(&point.z, &gx, &[-1.0], &mut gz)?;
         }
         if !u[0].is_finite() || gx.iter().chain(&gz).any(|g| !g.is_finite()) {
             point.evaluation = Evaluation::outside(Status::NonFinite);
@@ -263,13 +263,6 @@ impl LatentWalk {
 
 fn nowhere() -> Evaluation {
     Evaluation::outside(Status::NonFinite)
-}
-
-fn flow_of(model: &Arc<dyn Model>) -> Result<&dyn Flow> {
-    model.flow().ok_or_else(|| {
-        let kind = model.card().model.kind();
-        Error::Unsupported(format!("a model of kind `{kind}` has no latent space to walk in: use a coupling flow"))
-    })
 }
 
 /// The density of a point in terms of x, where `log_kernel` is that of reaching its z.

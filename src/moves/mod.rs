@@ -162,11 +162,7 @@ pub fn of_model(model: &Arc<dyn Model>, options: Options, constraints: Option<Co
         }
         return Ok(Box::new(jump));
     }
-    let mut generator = Generator::of_model(model, options)?;
-    if let Some(constraints) = constraints {
-        generator.set_constraints(constraints);
-    }
-    Ok(Box::new(Independence::new(generator)))
+    Ok(Box::new(Independence::new(Generator::constrained(model, options, constraints)?)))
 }
 
 /// The Metropolis–Hastings test (Hastings 1970), the only one in the project.

@@ -95,6 +95,8 @@ impl Identical {
 pub struct ModeJump {
     modes: Modes,
     edges: Vec<Edge>,
+    /// f_k⁻¹ of every edge.
+    inverses: Vec<Bijection>,
     noise: f64,
     identical: Option<Identical>,
     seed: u64,
@@ -136,8 +138,9 @@ impl ModeJump {
         let wholeness = Wholeness::of_model(first.map.from().as_ref());
         let counts = vec![EdgeCount::default(); edges.len()];
         let statistics = Statistics::of(Exactness::Exact);
+        let inverses = edges.iter().map(|edge| edge.map.inverse()).collect();
         let (noise, identical, constraints) = (0.0, None, None);
-        Ok(ModeJump { modes, edges, noise, identical, seed, wholeness, constraints, counts, statistics })
+        Ok(ModeJump { modes, edges, inverses, noise, identical, seed, wholeness, constraints, counts, statistics })
     }
 
     /// Of a model of kind `modes`. `modes` says in which mode a configuration is, if not the model is to.
@@ -228,17 +231,20 @@ impl ModeJump {
         &self.counts
     }
 
+    /// Of all edges that a mode is an end of.
+    fn total_weight(&self, mode: usize) -> f64 {
+        self.edges.iter().filter_map(|edge| weight(edge, mode)).sum()
+    }
+
     /// Share of edge k among those of a mode that is one of its ends; `from` says which end.
     fn log_choice(&self, k: usize, from: usize) -> f64 {
         let mode = self.edges[k].modes[from];
-        let total: f64 = self.edges.iter().filter_map(|edge| weight(edge, mode)).sum();
-        (self.edges[k].weights[from] / total).ln()
+        (self.edges[k].weights[from] / self.total_weight(mode)).ln()
     }
 
     /// The edge to try from a mode; none if it has no edge.
     fn choose(&self, mode: usize, uniform: f64) -> Option<usize> {
-        let total: f64 = self.edges.iter().filter_map(|edge| weight(edge, mode)).sum();
-        let mut left = uniform * total;
+        let mut left = uniform * self.total_weight(mode);
         let mut chosen = None;
         for (k, edge) in self.edges.iter().enumerate() {
             let Some(weight) = weight(edge, mode) else { continue };
@@ -259,7 +265,7 @@ impl ModeJump {
         let edge = &self.edges[k];
         let forward = edge.modes[0] == mode;
         let (from, to) = if forward { (0, 1) } else { (1, 0) };
-        let map = if forward { edge.map.clone() } else { edge.map.inverse() };
+        let map = if forward { &edge.map } else { &self.inverses[k] };
         let order = self.identical.as_ref().map(|identical| identical.order(mode, x));
         let sorted = match (&self.identical, &order) {
             (Some(identical), Some(order)) => identical.sorted(order, x),

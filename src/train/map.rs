@@ -9,7 +9,7 @@ use super::losses::{regularise, Pass};
 use crate::density::{Density, Evaluation, Status};
 use crate::error::{Error, Result};
 use crate::models::coupling::CouplingFlow;
-use crate::models::{Flow, Model};
+use crate::models::{flow_of, Flow, Model};
 use crate::rng::Stream;
 use crate::target::Target;
 
@@ -30,9 +30,7 @@ impl Map {
     ///
     /// Errors: a model without a latent space; fewer than two usable frames to train on and to hold out.
     pub fn new(from: &dyn Model, x: &[f64], u: &[f64], held_out: f64) -> Result<Map> {
-        let kind = from.card().model.kind();
-        let flow =
-            from.flow().ok_or_else(|| Error::Unsupported(format!("a model of kind {kind} has no latent space")))?;
+        let flow = flow_of(from)?;
         let dimension = flow.latent_dimension();
         let mut z = vec![0.0; u.len() * dimension];
         let mut log_det = vec![0.0; u.len()];

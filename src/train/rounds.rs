@@ -17,7 +17,7 @@ use crate::free_energy::between_states_of_blocks;
 use crate::io::model_file;
 use crate::models;
 use crate::models::coupling::CouplingFlow;
-use crate::moves::{Fate, Generator, Independence, LatentWalk, LatentWalkOptions, Move, Options, State, Statistics};
+use crate::moves::{self, Fate, LatentWalk, LatentWalkOptions, Move, Options, State, Statistics};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
@@ -308,10 +308,7 @@ impl<'a> Rounds<'a> {
             Some(walk) if self.state.stage == Stage::Walk => {
                 Box::new(LatentWalk::new(&model, LatentWalkOptions { seed, ..walk.clone() })?)
             }
-            _ => {
-                let options = Options { seed, ..Options::default() };
-                Box::new(Independence::new(Generator::of_model(&model, options)?))
-            }
+            _ => moves::of_model(&model, Options { seed, ..Options::default() }, None)?,
         });
         Ok(())
     }

@@ -2,9 +2,9 @@
 
 use clap::{Args, ValueEnum};
 use modejump::density::Evaluation;
-use modejump::io::model_file::read_tensors;
+use modejump::io::model_file::{self, read_tensors};
 use modejump::io::trajectory;
-use modejump::models::{self, Model, Precision};
+use modejump::models::{self, Model, ModelCard, Precision, TargetInfo};
 use modejump::weights::Rule;
 use modejump::{Error, Result};
 use std::path::Path;
@@ -29,6 +29,24 @@ pub fn watch_signals() -> Result<()> {
 
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// What every card says of its training: temperature (K), System and command.
+pub fn describe_training(card: &mut ModelCard, temperature: f64, system: Option<&Path>) -> Result<()> {
+    let info = |path: &Path| {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Ok::<_, Error>(TargetInfo {
+            description: format!("OpenMM System {name}"),
+            hash: Some(model_file::hash(&bytes)),
+        })
+    };
+    card.temperature = Some(temperature);
+    card.target = system.map(info).transpose()?;
+    let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+    card.provenance.insert("command".into(), format!("modejump {command}"));
+    card.provenance.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+    Ok(())
 }
 
 #[derive(Args)]

@@ -37,12 +37,11 @@ impl RoundsArguments {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{interrupted, threads, watch_signals, CHECKPOINT_INTERVAL};
+    use crate::common::{describe_training, interrupted, threads, watch_signals, CHECKPOINT_INTERVAL};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{OpenMmTarget, System};
     use modejump::io::{checkpoint, model_file, trajectory, write_atomically};
-    use modejump::models::card::TargetInfo;
     use modejump::models::coupling::CouplingFlow;
     use modejump::train::rounds::{Frames, Record};
     use modejump::train::{design, dynamics, DesignOptions, ExploreOptions, Phase, Schedule, TrainOptions};
@@ -200,16 +199,7 @@ mod run {
             options: &DesignOptions,
         ) -> Result<CouplingFlow<f32>> {
             let mut flow = design(topology, &[starts, frames].concat(), &[], options)?;
-            let bytes = std::fs::read(&self.system).map_err(|e| Error::io(&self.system, e))?;
-            let card = flow.card_mut();
-            card.temperature = Some(self.temperature);
-            card.target = Some(TargetInfo {
-                description: format!("OpenMM System {}", self.system.file_name().unwrap_or_default().to_string_lossy()),
-                hash: Some(model_file::hash(&bytes)),
-            });
-            let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-            card.provenance.insert("command".into(), format!("modejump {command}"));
-            card.provenance.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+            describe_training(flow.card_mut(), self.temperature, Some(&self.system))?;
             Ok(flow)
         }
 

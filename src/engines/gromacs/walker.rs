@@ -135,11 +135,7 @@ impl Walker {
             stride: options.steps,
             ..Default::default()
         };
-        let generator = || {
-            let mut generator = Generator::of_model(model, generator_options)?;
-            constraints.iter().for_each(|constraints| generator.set_constraints(constraints.clone()));
-            Ok::<_, Error>(generator)
-        };
+        let generator = || Generator::constrained(model, generator_options, constraints.clone());
         let settings = Settings {
             model: model.hash().to_string(),
             screen: screen.as_ref().map(|screen| screen.hash().to_string()),

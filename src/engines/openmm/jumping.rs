@@ -36,8 +36,7 @@ impl Acceptance {
             constraints.into_iter().for_each(|c| walk.set_constraints(c));
             return Ok(Box::new(walk));
         }
-        let mut generator = Generator::of_model(model, options)?;
-        constraints.into_iter().for_each(|c| generator.set_constraints(c));
+        let generator = Generator::constrained(model, options, constraints)?;
         Ok(match self {
             Acceptance::Screened(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
             Acceptance::Annealed(path) => Box::new(Annealed::new(generator, path)?),

@@ -7,13 +7,12 @@ mod regression;
 mod tarflow;
 mod transferable;
 
-use crate::common::{interrupted, watch_signals, CHECKPOINT_INTERVAL};
+use crate::common::{describe_training, interrupted, watch_signals, CHECKPOINT_INTERVAL};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
 use modejump::io::model_file::{self, ModelFile};
 use modejump::io::{checkpoint, trajectory};
-use modejump::models::card::TargetInfo;
 use modejump::models::coupling::CouplingFlow;
 use modejump::models::{self, Model, ModelCard};
 use modejump::modes::{Modes, Within};
@@ -231,12 +230,7 @@ impl Train {
 
     /// What every card says of its training.
     fn complete(&self, card: &mut ModelCard) -> Result<()> {
-        card.temperature = Some(self.temperature);
-        card.target = self.target_info()?;
-        let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
-        card.provenance.insert("command".into(), format!("modejump {command}"));
-        card.provenance.insert("version".into(), env!("CARGO_PKG_VERSION").into());
-        Ok(())
+        describe_training(card, self.temperature, self.system.as_deref())
     }
 
     /// The state to go on from, if there is one; an error if it belongs to another training.
@@ -340,16 +334,6 @@ impl Train {
             false => println!("{}", figure.display()),
         }
         Ok(())
-    }
-
-    fn target_info(&self) -> Result<Option<TargetInfo>> {
-        let Some(path) = &self.system else { return Ok(None) };
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let description = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Some(TargetInfo {
-            description: format!("OpenMM System {description}"),
-            hash: Some(model_file::hash(&bytes)),
-        }))
     }
 }
 
