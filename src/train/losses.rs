@@ -88,7 +88,7 @@ pub fn reverse_kl(
     Ok((collect(pass.x, &pass.log_q, u), spread))
 }
 
-/// Latent points on their way to configurations, with what the way back needs.
+/// Rows on their way through a flow, with what the way back needs.
 pub(super) struct Pass {
     /// `[n][dimension]`, nm.
     pub x: Vec<f64>,
@@ -97,18 +97,37 @@ pub(super) struct Pass {
 }
 
 impl Pass {
-    /// Latent point number `row` is what `fill(row, z)` writes.
+    /// Latent points to configurations; point number `row` is what `fill(row, z)` writes.
     pub fn new(flow: &CouplingFlow<f32>, n: usize, fill: &(dyn Fn(usize, &mut [f64]) + Sync)) -> Pass {
+        let mut pass = Pass::of(vec![0.0; n * flow.dimension()], n);
+        pass.each_chunk(flow, &|chunk, ws, x| flow.generate_chunk(ws, x, |row, z| fill(chunk * CHUNK + row, z)));
+        pass
+    }
+
+    /// Configurations `x[n][dimension]` to latent points.
+    pub fn encode(flow: &CouplingFlow<f32>, x: Vec<f64>) -> Pass {
+        let n = x.len() / flow.dimension();
+        let mut pass = Pass::of(x, n);
+        pass.each_chunk(flow, &|_, ws, x| flow.encode_chunk(ws, x));
+        pass
+    }
+
+    fn of(x: Vec<f64>, n: usize) -> Pass {
+        let workspaces = (0..n.div_ceil(CHUNK)).map(|_| Workspace::default()).collect();
+        Pass { x, log_q: vec![Evaluation::inside(0.0); n], workspaces }
+    }
+
+    fn each_chunk(
+        &mut self,
+        flow: &CouplingFlow<f32>,
+        body: &(dyn Fn(usize, &mut Workspace<f32>, &mut [f64]) + Sync),
+    ) {
         let dx = flow.dimension();
-        let mut x = vec![0.0; n * dx];
-        let mut log_q = vec![Evaluation::inside(0.0); n];
-        let mut workspaces: Vec<Workspace<f32>> = (0..n.div_ceil(CHUNK)).map(|_| Workspace::default()).collect();
-        let chunks = x.par_chunks_mut(CHUNK * dx).zip(log_q.par_chunks_mut(CHUNK)).zip(&mut workspaces);
+        let chunks = self.x.par_chunks_mut(CHUNK * dx).zip(self.log_q.par_chunks_mut(CHUNK)).zip(&mut self.workspaces);
         chunks.enumerate().for_each(|(chunk, ((x, log_q), ws))| {
-            flow.generate_chunk(ws, x, |row, z| fill(chunk * CHUNK + row, z));
+            body(chunk, ws, x);
             log_q.iter_mut().enumerate().for_each(|(row, e)| *e = ws.evaluation(row));
         });
-        Pass { x, log_q, workspaces }
     }
 
     /// ln|∂x/∂z| `[n]`.
@@ -116,24 +135,46 @@ impl Pass {
         self.workspaces.iter().flat_map(|ws| ws.log_det.iter().copied()).collect()
     }
 
-    /// From the cotangents of x `[n][dimension]` and of ln|∂x/∂z| `[n]` adds the parameters' to `gradient`.
+    /// Where [`Pass::encode`] has led: `[n][latent]`.
+    pub fn latent(&self) -> Vec<f64> {
+        self.workspaces.iter().flat_map(|ws| ws.u.iter().copied()).collect()
+    }
+
+    /// After [`Pass::new`], from the cotangents of x `[n][dimension]` and of ln|∂x/∂z| `[n]` adds the parameters' to `gradient`.
     pub fn back(&mut self, flow: &CouplingFlow<f32>, gx: &[f64], g_log_det: &[f64], gradient: &mut [f32]) {
-        let dx = flow.dimension();
+        self.each_lane(flow, gx, g_log_det, gradient, &|ws, x, gx, g, sum| flow.generate_vjp(ws, x, gx, g, Some(sum)));
+    }
+
+    /// After [`Pass::encode`], from the cotangents of z `[n][latent]` and of ln|∂x/∂z| `[n]` adds the parameters' to `gradient`.
+    pub fn back_from_latent(&mut self, flow: &CouplingFlow<f32>, gz: &[f64], g_log_det: &[f64], gradient: &mut [f32]) {
+        self.each_lane(flow, gz, g_log_det, gradient, &|ws, x, gz, g, sum| flow.encode_pull(ws, x, gz, g, sum));
+    }
+
+    /// Runs `vjp(workspace, x, cotangent, g_log_det, sum)` for every chunk; a fixed number of sums, whatever the threads.
+    fn each_lane(
+        &mut self,
+        flow: &CouplingFlow<f32>,
+        cotangent: &[f64],
+        g_log_det: &[f64],
+        gradient: &mut [f32],
+        vjp: &(dyn Fn(&mut Workspace<f32>, &[f64], &[f64], &[f64], &mut [f32]) + Sync),
+    ) {
+        let (dx, width) = (flow.dimension(), cotangent.len() / g_log_det.len().max(1));
         let lanes = self.workspaces.len().div_ceil(4).max(1);
         let rows = (
             self.x.par_chunks(lanes * CHUNK * dx),
-            gx.par_chunks(lanes * CHUNK * dx),
+            cotangent.par_chunks(lanes * CHUNK * width),
             g_log_det.par_chunks(lanes * CHUNK),
         );
         let partial: Vec<Vec<f32>> = self
             .workspaces
             .par_chunks_mut(lanes)
             .zip(rows.into_par_iter())
-            .map(|(workspaces, (x, gx, g_log_det))| {
+            .map(|(workspaces, (x, cotangent, g_log_det))| {
                 let mut sum = vec![0.0; gradient.len()];
-                let rows = x.chunks(CHUNK * dx).zip(gx.chunks(CHUNK * dx)).zip(g_log_det.chunks(CHUNK));
-                for (ws, ((x, gx), g_log_det)) in workspaces.iter_mut().zip(rows) {
-                    flow.generate_vjp(ws, x, gx, g_log_det, Some(&mut sum));
+                let rows = x.chunks(CHUNK * dx).zip(cotangent.chunks(CHUNK * width)).zip(g_log_det.chunks(CHUNK));
+                for (ws, ((x, cotangent), g_log_det)) in workspaces.iter_mut().zip(rows) {
+                    vjp(ws, x, cotangent, g_log_det, &mut sum);
                 }
                 sum
             })

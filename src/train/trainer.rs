@@ -1,7 +1,7 @@
 //! The training loop: phases of a mix of losses, with a state that can be saved and continued bit for bit.
 
 use super::losses::{self, Samples};
-use super::map::Map;
+use super::map::{MapLoss, Quality};
 use super::optimiser::{AdamW, Schedule};
 use super::progress::Progress;
 use super::reaction_coordinate::ReactionCoordinate;
@@ -184,7 +184,7 @@ pub struct Trainer<'a> {
     held_out: &'a [f64],
     target: Option<&'a mut dyn Target>,
     /// Where the latent points of reverse KL come from instead of the prior.
-    map: Option<Map>,
+    map: Option<Box<dyn MapLoss>>,
     state: TrainState,
     gradient: Vec<f32>,
 }
@@ -240,9 +240,9 @@ impl<'a> Trainer<'a> {
 
     /// Trains the flow as the far end of a map, by reverse KL on the latent points of another ensemble's frames.
     /// Errors: those of [`TrainOptions::check_for_map`].
-    pub fn with_map(mut self, map: Map) -> Result<Trainer<'a>> {
+    pub fn with_map(mut self, map: impl MapLoss + 'static) -> Result<Trainer<'a>> {
         self.state.options.check_for_map()?;
-        self.map = Some(map);
+        self.map = Some(Box::new(map));
         Ok(self)
     }
 
@@ -339,8 +339,8 @@ impl<'a> Trainer<'a> {
         let streams = move |row: usize| Stream::new(seed, StreamId::Sample, step, row as u32);
         let Some(target) = self.target.as_deref_mut() else { return Ok(()) };
         if let Some(map) = &self.map {
-            let rows = map.batch(phase.energy_batch, &mut streams(0));
-            let log_w = map.reverse_kl(&self.flow, target, &rows, phase.reverse_kl, &mut self.gradient)?;
+            let (n, scale) = (phase.energy_batch, phase.reverse_kl);
+            let log_w = map.reverse_kl(&self.flow, target, n, &mut streams(0), scale, &mut self.gradient)?;
             self.state.sums.reverse_kl -= finite_mean(&log_w);
             return Ok(());
         }
@@ -427,13 +427,13 @@ impl<'a> Trainer<'a> {
         if let Some(target) = self.target.as_deref_mut() {
             let streams = move |row: usize| Stream::new(seed, StreamId::Bootstrap, step, row as u32);
             let n = self.state.options.evaluation_samples;
-            let log_weight = match &self.map {
-                Some(map) => map.log_weights(&model, target, &map.held_out(n))?,
-                None => losses::draw(&model, target, n, &streams)?.log_weight,
+            let quality = match &self.map {
+                Some(map) => map.quality(&model, target, n)?,
+                None => Quality::of(&losses::draw(&model, target, n, &streams)?.log_weight)?,
             };
-            progress.ess = weights::effective_sample_size(&log_weight)? / log_weight.len() as f64;
-            progress.pareto_k = weights::pareto_k(&log_weight).unwrap_or(f64::NAN);
-            progress.acceptance = weights::acceptance(&log_weight).value;
+            progress.ess = quality.ess;
+            progress.pareto_k = quality.pareto_k;
+            progress.acceptance = quality.acceptance;
         }
         self.state.history.push(progress.clone());
         Ok(progress)

@@ -148,25 +148,52 @@ impl<R: Real> CouplingFlow<R> {
         ws: &mut Workspace<R>,
         x: &[f64],
         weights: &[f64],
-        mut gradient: Option<&mut [R]>,
+        gradient: Option<&mut [R]>,
         gx: Option<&mut [f64]>,
     ) {
-        let (d, dx) = (self.dimension_u(), self.coordinates.dimension_x());
+        let d = self.dimension_u();
         let weight: Vec<f64> =
             weights.iter().zip(&ws.status).map(|(&w, &s)| if s == Status::Inside { w } else { 0.0 }).collect();
         let g_log_det: Vec<f64> = weight.iter().map(|w| -w).collect();
-        let Workspace { u, gu, tapes, .. } = ws;
+        let Workspace { u, gu, .. } = ws;
         for (row, gu) in gu.chunks_exact_mut(d).enumerate() {
             for ((g, &z), &uniform) in gu.iter_mut().zip(&u[row * d..]).zip(&self.uniform) {
                 *g = if uniform || weight[row] == 0.0 { 0.0 } else { -weight[row] * z };
             }
         }
+        self.encode_back(ws, x, &g_log_det, gradient, gx);
+    }
+
+    /// After [`Self::encode_chunk`]: from the cotangents of z `[rows][latent]` and of ln|∂x/∂z| adds the parameters' to
+    /// `gradient`. Rows outside the support count as zero.
+    pub fn encode_pull(&self, ws: &mut Workspace<R>, x: &[f64], gz: &[f64], g_log_det: &[f64], gradient: &mut [R]) {
+        let d = self.dimension_u();
+        let mut g_log_det = g_log_det.to_vec();
+        ws.gu.copy_from_slice(gz);
+        for row in (0..g_log_det.len()).filter(|&row| ws.status[row] != Status::Inside) {
+            g_log_det[row] = 0.0;
+            ws.gu[row * d..][..d].fill(0.0);
+        }
+        self.encode_back(ws, x, &g_log_det, Some(gradient), None);
+    }
+
+    /// From the cotangents of z, in `ws.gu`, and of ln|∂x/∂z| back through the layers.
+    fn encode_back(
+        &self,
+        ws: &mut Workspace<R>,
+        x: &[f64],
+        g_log_det: &[f64],
+        mut gradient: Option<&mut [R]>,
+        gx: Option<&mut [f64]>,
+    ) {
+        let (d, dx) = (self.dimension_u(), self.coordinates.dimension_x());
+        let Workspace { gu, tapes, .. } = ws;
         for (layer, tape) in self.layers.iter().zip(tapes) {
-            layer.vjp(Direction::Encode, &self.parameters, tape, gu, &g_log_det, gradient.as_deref_mut());
+            layer.vjp(Direction::Encode, &self.parameters, tape, gu, g_log_det, gradient.as_deref_mut());
         }
         if let Some(gx) = gx {
             gx.fill(0.0);
-            for row in (0..weight.len()).filter(|&row| weight[row] != 0.0) {
+            for row in (0..g_log_det.len()).filter(|&row| g_log_det[row] != 0.0) {
                 let (x, gx) = (&x[row * dx..][..dx], &mut gx[row * dx..][..dx]);
                 self.coordinates.encode_vjp(x, &gu[row * d..][..d], g_log_det[row], gx);
             }

@@ -111,6 +111,8 @@ pub struct Train {
 struct Config {
     design: DesignOptions,
     train: TrainOptions,
+    /// With --modes: how the bijections between the first mode and the others are trained after the generators, if they are.
+    jump: Option<TrainOptions>,
     gvp_flow: field::GvpDesign,
     egnn_flow: field::EgnnDesign,
     tarflow: tarflow::TarflowDesign,

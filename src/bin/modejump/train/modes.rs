@@ -1,11 +1,15 @@
 //! `modejump train --modes`: one generator for each metastable state, with one latent space for all, in one model file.
 
-use super::{Config, Train};
+use super::{identity, read_model, Config, Train};
 use crate::modes::Description;
 use modejump::coordinates::Topology;
 use modejump::io::model_file;
+use modejump::models::coupling::CouplingFlow;
+use modejump::models::Model;
+use modejump::modes::Modes;
 use modejump::train::architecture::designs;
-use modejump::{Error, Result};
+use modejump::train::{Jump, TrainOptions, TrainState, Trainer};
+use modejump::{models, Error, Result};
 use std::path::{Path, PathBuf};
 
 impl Train {
@@ -32,8 +36,46 @@ impl Train {
             own.coupling(flow, frames, Some((&modes, mode)), config.train.clone())?;
             parts.push(own.output);
         }
+        if let Some(options) = &config.jump {
+            for mode in 1..parts.len() {
+                let own = self.of_mode(&format!("{}.jump", modes.names()[mode]));
+                own.jump([&parts[0], &parts[mode]], [&of_mode[0], &of_mode[mode]], (&modes, mode), options)?;
+                parts[mode] = own.output;
+            }
+        }
         description.write(&parts, &self.output)?;
         self.sign()
+    }
+
+    /// Trains the second of two generators on, so that T_b ∘ T_a⁻¹ jumps between their modes by the energies at both ends.
+    fn jump(
+        &self,
+        [from, to]: [&Path; 2],
+        frames: [&[f64]; 2],
+        (modes, mode): (&Modes, usize),
+        options: &TrainOptions,
+    ) -> Result<()> {
+        options.check_for_map()?;
+        let from = models::load(from)?;
+        let flow = CouplingFlow::from_file(&read_model(to)?)?;
+        eprintln!("{}: {} <-> {}", self.output.display(), modes.names()[0], modes.names()[mode]);
+        let Some(mut target) = self.target()? else {
+            return Err(Error::invalid("`jump` trains by the energies at both ends: give --system"));
+        };
+        let mut potentials = |x: &[f64]| -> Result<Vec<f64>> {
+            let mut u = vec![0.0; x.len() / from.dimension().max(1)];
+            target.reduced_potential(x, &mut u)?;
+            Ok(u)
+        };
+        let u = [potentials(frames[0])?, potentials(frames[1])?];
+        let identity = format!("{} jump from {}", identity(flow.card(), frames[1])?, from.hash());
+        let jump = Jump::new(from, modes.clone(), [0, mode], frames, [&u[0], &u[1]], options.held_out)?;
+        let saved = self.saved_state(&identity, |state: &TrainState| (state.step, state.options == *options))?;
+        let trainer = match saved {
+            Some(state) => Trainer::resume(flow, &[], Some(target.as_mut()), state)?,
+            None => Trainer::new(flow, &[], Some(target.as_mut()), options.clone())?,
+        };
+        self.train(trainer.with_map(jump)?, &identity)
     }
 
     /// The same training for one mode, with files of its own: `jump.safetensors` and mode `c7eq` make `jump.c7eq.safetensors`.
