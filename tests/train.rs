@@ -1,5 +1,7 @@
 //! `modejump train` as a user runs it: killed and started again, it makes the same model; and every kind of energy.
 
+#[cfg(feature = "openmm")]
+use modejump::coordinates::Along;
 use modejump::coordinates::Topology;
 use modejump::density::{Evaluation, Exactness};
 use modejump::io::model_file::{read_tensors, write_tensors, Data, Tensor};
@@ -27,6 +29,13 @@ fn write_frames(folder: &Path) -> [PathBuf; 2] {
         std::fs::write(&path, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
         path
     })
+}
+
+/// `x[frame][atom][3]` of such a file.
+#[cfg(feature = "openmm")]
+fn read_frames(path: &Path) -> Vec<f64> {
+    let (mut tensors, _) = read_tensors("frames", &std::fs::read(path).unwrap()).unwrap();
+    tensors.remove("x").unwrap().data
 }
 
 struct Setting {
@@ -113,6 +122,56 @@ fn refuses_other_settings(setting: &Setting) {
     std::fs::write(setting.path("train.json"), SETTINGS).unwrap();
     std::fs::copy(&setting.frames[0], &setting.frames[1]).unwrap();
     assert!(complaint().contains("another model or other frames"));
+}
+
+/// Two modes of frames: a generator for each, then the second learns to jump by the energies at both ends.
+#[cfg(feature = "openmm")]
+#[test]
+fn bijections_between_modes_are_trained_by_the_energies_at_both_ends() {
+    let setting = Setting::new("jump");
+    let system = Path::new(TOPOLOGY).with_file_name("system.xml");
+    let torsion = Along::Torsion([4, 6, 8, 14]);
+    let frames: Vec<f64> = setting.frames.iter().flat_map(|f| read_frames(f)).collect();
+    let mut phi: Vec<f64> = frames.chunks_exact(66).map(|x| torsion.value(x)).collect();
+    phi.sort_by(f64::total_cmp);
+    let (low, middle, high) = (phi[0] - 0.1, phi[phi.len() / 2], phi[phi.len() - 1] + 0.1);
+    let mode = |name: &str, from: f64, to: f64| {
+        format!(r#"{{ "name": "{name}", "within": [{{ "along": {{ "torsion": [4, 6, 8, 14] }}, "range": [{from}, {to}] }}] }}"#)
+    };
+    let modes = format!(r#"{{ "modes": [{}, {}] }}"#, mode("low", low, middle), mode("high", middle, high));
+    std::fs::write(setting.path("modes.json"), modes).unwrap();
+    let config = |jump: &str| {
+        let design = &SETTINGS[SETTINGS.find(r#""design""#).unwrap()..SETTINGS.find(r#""train""#).unwrap()];
+        let phase = r#"{ "steps": 20, "batch": 32 }"#;
+        let text = format!(r#"{{ {design} "train": {{ "phases": [{phase}], "evaluate": 10 }}, "jump": {jump} }}"#);
+        std::fs::write(setting.path("train.json"), text).unwrap();
+    };
+    let train = |output: &str, more: &[&str]| {
+        let done = setting.command(output, None).arg("--modes").arg(setting.path("modes.json")).args(more).output();
+        let done = done.unwrap();
+        (done.status.success(), String::from_utf8(done.stderr).unwrap())
+    };
+    let energies = ["--system", system.to_str().unwrap()];
+    let phase = r#"{ "steps": 20, "likelihood": 0.0, "reverse_kl": 1.0, "energy_batch": 32 }"#;
+    config(&format!(r#"{{ "phases": [{phase}], "evaluate": 10 }}"#));
+    let (success, text) = train("both.safetensors", &energies);
+    assert!(success, "{text}");
+    let model = modejump::models::load(setting.path("both.safetensors")).unwrap();
+    assert_eq!(model.modes().unwrap().generators().len(), 2);
+    let log = std::fs::read_to_string(setting.path("both.high.jump.log")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert!(last["acceptance"].as_f64().is_some_and(|a| a > 0.0 && a < 1.0), "{log}");
+    let (before, after) = (setting.tensors("both.high.safetensors"), setting.tensors("both.high.jump.safetensors"));
+    let bundled = setting.tensors("both.safetensors");
+    let moved = before.iter().filter(|(name, tensor)| tensor.data != after[*name].data).count();
+    assert!(moved > 0 && after.iter().all(|(name, tensor)| tensor.data == bundled[&format!("modes.1.{name}")].data));
+
+    let (success, text) = train("never.safetensors", &[]);
+    assert!(!success && text.contains("give --system"), "{text}");
+    config(r#"{ "phases": [{ "steps": 20 }] }"#);
+    let (success, text) = train("never.safetensors", &energies);
+    assert!(!success && text.contains("reverse KL"), "{text}");
+    std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 
 /// A few steps of each kind of energy on the command line: the model loads as a surrogate, is not the one it began with, and a
