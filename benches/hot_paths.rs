@@ -7,11 +7,22 @@ mod cases;
 
 use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
+use modejump::annealing::{self, Kernel};
+use modejump::bijection::Bijection;
+use modejump::coordinates::CoordinatesConfig;
+use modejump::models::coupling::{CouplingConfig, CouplingFlow};
 use modejump::models::tarflow::TarFlow;
-use modejump::models::{EnergyFunction, VectorField};
+use modejump::models::{EnergyFunction, Model, ModelCard, VectorField};
+use modejump::modes::Modes;
+use modejump::moves::{
+    Annealed, Edge, Exchange, Generator, Independence, Isir, LatentWalk, LatentWalkOptions, ModeJump, Move, Options,
+    Path, State,
+};
 use modejump::ode::{self, Method, Stage};
 use modejump::rng::{Stream, StreamId};
+use modejump::target::Target;
 use modejump::{free_energy, weights};
+use std::sync::Arc;
 
 fn generator(c: &mut Criterion) {
     let flow = cases::spline_generator().unwrap();
@@ -26,6 +37,52 @@ fn generator(c: &mut Criterion) {
     group.throughput(Throughput::Elements((2.0 * flow.flops() * Attempts::BATCH as f64) as u64));
     let mut attempts = Attempts::new(flow).unwrap();
     group.bench_function(format!("move × {}", Attempts::BATCH), |b| b.iter(|| attempts.batch().unwrap()));
+}
+
+/// What a move costs beyond its generator and the energies: both cost next to nothing here. 66 coordinates.
+fn overheads(c: &mut Criterion) {
+    // a normal density: a flow without layers
+    let free = || -> Arc<dyn Model> {
+        let config = CouplingConfig { uniform: vec![], layers: vec![] };
+        let card = ModelCard::of_coupling(config, CoordinatesConfig::Cartesian { dimension: 66 });
+        Arc::new(CouplingFlow::<f32>::new(card).unwrap())
+    };
+    let generator = |n_proposals: usize| {
+        Generator::new(free(), None, Options { n_proposals, seed: 1, ..Options::default() }).unwrap()
+    };
+    let walk = |leapfrog: usize| {
+        LatentWalk::new(&free(), LatentWalkOptions { leapfrog, ..LatentWalkOptions::default() }).unwrap()
+    };
+    let map = || Bijection::new(free(), free()).unwrap();
+    let sides = Modes::by(vec!["left".into(), "right".into()], |x| Some(usize::from(x[0] > 0.0))).unwrap();
+    let edge = Edge { modes: [0, 1], map: map(), weights: [1.0; 2] };
+    let path = Path { kernel: Kernel::Adjusted, stages: annealing::even(10, 1e-3), moves: 1 };
+    let kernels: Vec<(&str, Box<dyn Move>)> = vec![
+        ("independence", Box::new(Independence::new(generator(1)))),
+        ("i-SIR of 4", Box::new(Isir::new(generator(4)))),
+        ("annealed, 10 stages", Box::new(Annealed::new(generator(1), path).unwrap())),
+        ("latent walk", Box::new(walk(0))),
+        ("latent walk, 10 leapfrog steps", Box::new(walk(10))),
+        ("mode jump", Box::new(ModeJump::new(sides, vec![edge], 1).unwrap())),
+    ];
+    let mut group = c.benchmark_group(format!("overhead × {}", Attempts::BATCH));
+    for (name, kernel) in kernels {
+        let mut attempts = Attempts::of(kernel, cases::normal_frames(66));
+        group.bench_function(name, |b| b.iter(|| attempts.batch().unwrap()));
+    }
+    let mut exchange = Exchange::new(map(), 1);
+    let [mut a, mut b] = [cases::normal_frames(66), cases::normal_frames(66)];
+    let mut step = 0;
+    group.bench_function("learned exchange", |bench| {
+        bench.iter(|| {
+            for _ in 0..Attempts::BATCH {
+                step += 1;
+                let state = |x, replica| State { x, box_vectors: None, reduced_potential: 0.0, step, replica };
+                let targets: [&mut dyn Target; 2] = [&mut cases::Flat(66), &mut cases::Flat(66)];
+                exchange.attempt(targets, [&mut state(&mut a, 0), &mut state(&mut b, 1)]).unwrap();
+            }
+        })
+    });
 }
 
 fn training(c: &mut Criterion) {
@@ -129,5 +186,15 @@ fn importance_weights(c: &mut Criterion) {
     group.bench_function("bar", |b| b.iter(|| free_energy::bar(&log_weights, &observable).unwrap()));
 }
 
-criterion_group!(benches, generator, training, vector_fields, tarflow, energies, integrator, importance_weights);
+criterion_group!(
+    benches,
+    generator,
+    overheads,
+    training,
+    vector_fields,
+    tarflow,
+    energies,
+    integrator,
+    importance_weights
+);
 criterion_main!(benches);

@@ -136,7 +136,9 @@ fn bijections_between_modes_are_trained_by_the_energies_at_both_ends() {
     phi.sort_by(f64::total_cmp);
     let (low, middle, high) = (phi[0] - 0.1, phi[phi.len() / 2], phi[phi.len() - 1] + 0.1);
     let mode = |name: &str, from: f64, to: f64| {
-        format!(r#"{{ "name": "{name}", "within": [{{ "along": {{ "torsion": [4, 6, 8, 14] }}, "range": [{from}, {to}] }}] }}"#)
+        format!(
+            r#"{{ "name": "{name}", "within": [{{ "along": {{ "torsion": [4, 6, 8, 14] }}, "range": [{from}, {to}] }}] }}"#
+        )
     };
     let modes = format!(r#"{{ "modes": [{}, {}] }}"#, mode("low", low, middle), mode("high", middle, high));
     std::fs::write(setting.path("modes.json"), modes).unwrap();

@@ -123,9 +123,8 @@ impl MapLoss for Jump {
         within.reduced_potential_gradient(&back.x, &mut u, &mut gx)?;
         log_w.extend(self.weigh(&back, &rows, &u));
         let share = 0.5 * scale / n as f64;
-        let counts: Vec<f64> = (0..n)
-            .map(|i| if back.evaluations[i].is_inside() && u[i].is_finite() { share } else { 0.0 })
-            .collect();
+        let counts: Vec<f64> =
+            (0..n).map(|i| if back.evaluations[i].is_inside() && u[i].is_finite() { share } else { 0.0 }).collect();
         let nothing = vec![0.0; gx.len()];
         regularise(&u, &back.evaluations, &mut gx, &nothing, share);
         let g_log_det: Vec<f64> = counts.iter().map(|share| -share).collect();
@@ -225,9 +224,7 @@ mod tests {
 
     fn frames(mode: usize) -> Vec<f64> {
         let mut stream = Stream::new(11 + mode as u64, StreamId::Test, 0, 0);
-        (0..1000)
-            .flat_map(|_| [MEANS[mode] + SDS[mode][0] * stream.normal(), SDS[mode][1] * stream.normal()])
-            .collect()
+        (0..1000).flat_map(|_| [MEANS[mode] + SDS[mode][0] * stream.normal(), SDS[mode][1] * stream.normal()]).collect()
     }
 
     fn from() -> Arc<dyn Model> {

@@ -117,11 +117,7 @@ impl Pass {
         Pass { x, log_q: vec![Evaluation::inside(0.0); n], workspaces }
     }
 
-    fn each_chunk(
-        &mut self,
-        flow: &CouplingFlow<f32>,
-        body: &(dyn Fn(usize, &mut Workspace<f32>, &mut [f64]) + Sync),
-    ) {
+    fn each_chunk(&mut self, flow: &CouplingFlow<f32>, body: &(dyn Fn(usize, &mut Workspace<f32>, &mut [f64]) + Sync)) {
         let dx = flow.dimension();
         let chunks = self.x.par_chunks_mut(CHUNK * dx).zip(self.log_q.par_chunks_mut(CHUNK)).zip(&mut self.workspaces);
         chunks.enumerate().for_each(|(chunk, ((x, log_q), ws))| {

@@ -341,12 +341,13 @@ pub fn normal_frames(n: usize) -> Vec<f64> {
 
 /// Attempts of an independence move on a target that costs nothing.
 pub struct Attempts {
-    kernel: Independence,
+    kernel: Box<dyn Move>,
     x: Vec<f64>,
     step: u64,
 }
 
-struct Flat(usize);
+/// A target that costs nothing.
+pub struct Flat(pub usize);
 
 impl Target for Flat {
     fn dimension(&self) -> usize {
@@ -371,7 +372,12 @@ impl Attempts {
         let x = start.x;
         let options = Options { n_proposals: 1, seed: 1, stride: 1, batch: MOVE_BATCH };
         let generator = Generator::new(Arc::new(flow), None, options)?;
-        Ok(Attempts { kernel: Independence::new(generator), x, step: 0 })
+        Ok(Attempts::of(Box::new(Independence::new(generator)), x))
+    }
+
+    /// Of any move, from x.
+    pub fn of(kernel: Box<dyn Move>, x: Vec<f64>) -> Attempts {
+        Attempts { kernel, x, step: 0 }
     }
 
     /// One attempt per proposal of a batch, so that the cost of drawing it is shared out.
