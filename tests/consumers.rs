@@ -77,7 +77,7 @@ fn a_cpp17_program() {
 }
 
 /// What an example prints, run with the generator of the double well.
-fn example(name: &str) -> String {
+fn example(name: &str, models: &[&str]) -> String {
     let folder = folder(name);
     let lib = library(&folder);
     let program = folder.join("program");
@@ -86,26 +86,33 @@ fn example(name: &str) -> String {
     compile.arg(format!("examples/{name}/main.cpp")).arg("-o").arg(&program);
     compile.arg(format!("-L{}", lib.display())).arg("-lmodejump").arg(format!("-Wl,-rpath,{}", lib.display()));
     run(&mut compile);
-    run(Command::new(&program).current_dir(root()).arg(GENERATOR))
+    run(Command::new(&program).current_dir(root()).args(models))
 }
 
 #[test]
 fn the_double_well_example_finds_the_exact_populations() {
     // The program itself compares with the exact population, by its exit status.
-    let text = example("cpp-double-well");
+    let text = example("cpp-double-well", &[GENERATOR]);
     assert!(text.contains("with jumps"), "{text}");
 }
 
 #[test]
+fn every_move_finds_the_exact_populations() {
+    // The program compares each by its exit status.
+    let text = example("cpp-moves", &[GENERATOR, MODES]);
+    assert_eq!(text.lines().filter(|line| line.contains("accepted")).count(), 7, "{text}");
+}
+
+#[test]
 fn a_dynamics_loop_of_its_own_finds_the_exact_populations() {
-    let text = example("cpp-langevin");
+    let text = example("cpp-langevin", &[GENERATOR]);
     let found: f64 = text.strip_prefix("P(x < 0) = ").and_then(|t| t.split(',').next()).unwrap().parse().unwrap();
     assert!((found - 0.727).abs() < 0.02, "{text}");
 }
 
 #[test]
 fn an_exchange_of_replicas_finds_the_exact_populations() {
-    let text = example("cpp-exchange");
+    let text = example("cpp-exchange", &[GENERATOR]);
     let found: f64 = text.strip_prefix("P(x < 0) = ").and_then(|t| t.split(',').next()).unwrap().parse().unwrap();
     assert!((found - 0.727).abs() < 0.02, "{text}");
 }
