@@ -127,6 +127,11 @@ unsafe extern "C" fn potential(user: *mut c_void, n: u64, x: *const f64, u: *mut
     }
 }
 
+unsafe extern "C" fn relax(user: *mut c_void, x: *const f64, _: u64, u: *mut f64) -> i32 {
+    // SAFETY: one configuration, one number.
+    unsafe { potential(user, 1, x, u) }
+}
+
 unsafe extern "C" fn potential_gradient(user: *mut c_void, n: u64, x: *const f64, u: *mut f64, g: *mut f64) -> i32 {
     // SAFETY: as above, and two numbers of the gradient in a row.
     unsafe {
@@ -237,7 +242,7 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
     // SAFETY: see `c_entries`.
     unsafe {
         expect_known(modejump_move_options_init(bytes.maybe_mut(&mut options)));
-        options.kind = u32::from(bytes.byte() % 5);
+        options.kind = u32::from(bytes.byte() % 6);
         options.n_proposals = u64::from(bytes.byte() % 6);
         options.seed = bytes.word();
         options.stride = if bytes.coin() { u64::from(bytes.byte()) } else { bytes.word() };
@@ -257,6 +262,10 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
                     step: bytes.number(),
                 };
                 modejump_move_annealed_new(model, given, bytes.maybe(&annealing), out)
+            }
+            5 => {
+                let steps = if bytes.coin() { u64::from(bytes.byte() % 5) } else { bytes.word() };
+                modejump_move_driven_new(model, given, steps, out)
             }
             _ => modejump_move_new(model, given, out),
         };
@@ -279,6 +288,7 @@ unsafe fn attempt(bytes: &mut Bytes, kernel: *mut modejump_move) {
         reduced_potential_gradient: bytes
             .coin()
             .then_some(potential_gradient as unsafe extern "C" fn(_, _, _, _, _) -> _),
+        relax: bytes.coin().then_some(relax as unsafe extern "C" fn(_, _, _, _) -> _),
     };
     let mut x = [bytes.number(), bytes.number()];
     let before = x.map(f64::to_bits);

@@ -166,6 +166,11 @@ typedef struct modejump_target {
   void (*destroy)(void *user);
   // NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it.
   int32_t (*reduced_potential_gradient)(void *user, uint64_t n, const double *x, double *u, double *gradient);
+  // NULL, or moves what belongs to the system and not to `x[dimension]`, which is held fast (a solvent), by a kernel that is
+  // reversible for exp(-u(x, .)), and writes u where it then is: driven moves need it. Its random numbers have to be a function of
+  // the attempt and of `stage`, counted from 0 in each. `reduced_potential` is asked for where the solvent is. After an attempt
+  // that failed or was not accepted the caller puts the solvent back to where it was.
+  int32_t (*relax)(void *user, const double *x, uint64_t stage, double *u);
 } modejump_target;
 
 // The configuration an attempt starts from.
@@ -232,6 +237,10 @@ typedef struct modejump_statistics {
   double correction_variance;
   // Jumps between modes that started or ended in a wrong one.
   uint64_t wrong_mode;
+  // Mean over the attempts of the probability with which each was accepted, and its standard error: what the acceptance will come
+  // to. NaN before the first attempt, and before the second.
+  double expected_acceptance;
+  double expected_acceptance_error;
 } modejump_statistics;
 
 // What became of an exchange between replicas a and b.
@@ -391,6 +400,16 @@ int32_t modejump_move_annealed_new(const struct modejump_model *model,
                                    const struct modejump_move_options *options,
                                    const struct modejump_annealing_options *annealing,
                                    struct modejump_move **out);
+
+// Makes a driven move of a part of the system: it is pulled to the proposal of `model` in `steps` perturbations, at least 1, between
+// which `relax` of the attempt's target moves the rest; the work decides. Exact whatever the way. With one step the rest is frozen. The
+// way goes in the internal coordinates of the model, if it has any. `options->kind` is not looked at, and `options->n_proposals` has to
+// be 1. Its outcomes' weights have the work in place of the difference of potentials. On success `*out` is a new handle, to be freed
+// with `modejump_move_free`; it keeps the model.
+int32_t modejump_move_driven_new(const struct modejump_model *model,
+                                 const struct modejump_move_options *options,
+                                 uint64_t steps,
+                                 struct modejump_move **out);
 
 // Sets the defaults: a random walk of the library's widths, seed 0. `options->struct_size` must be set.
 int32_t modejump_latent_walk_options_init(struct modejump_latent_walk_options *options);

@@ -239,6 +239,15 @@ struct LatentWalk {
 /// Writes the reduced potential u of `x[n][dimension]` into `u[n]`; may throw.
 using ReducedPotential = std::function<void(std::size_t n, const double* x, double* u)>;
 
+/// Moves the rest of the system while `x[dimension]` is held fast, and returns u where it then is (modejump_target.relax); may throw.
+using Relaxation = std::function<double(const double* x, std::uint64_t stage)>;
+
+/// A way to the proposal that a part of the system is pulled while the rest gives way.
+struct DrivenPath {
+    /// Perturbations, at least 1.
+    std::uint64_t steps = 50;
+};
+
 /// The same, and du/dx into `gradient[n][dimension]`.
 using ReducedPotentialGradient = std::function<void(std::size_t n, const double* x, double* u, double* gradient)>;
 
@@ -295,7 +304,8 @@ inline modejump_state raw(State& state, std::size_t dimension) {
 /// are gone.
 class Call {
 public:
-    explicit Call(const ReducedPotential& u, const ReducedPotentialGradient& gradient = nullptr) : u_(u), gradient_(gradient) {}
+    explicit Call(const ReducedPotential& u, const ReducedPotentialGradient& gradient = nullptr, const Relaxation& relax = nullptr)
+        : u_(u), gradient_(gradient), relax_(relax) {}
 
     modejump_target target() {
         modejump_target target{};
@@ -304,6 +314,8 @@ public:
         target.reduced_potential = &Call::callback;
         if (gradient_)
             target.reduced_potential_gradient = &Call::gradient_callback;
+        if (relax_)
+            target.relax = &Call::relax_callback;
         return target;
     }
 
@@ -323,6 +335,11 @@ private:
         return call.caught([&] { call.gradient_(static_cast<std::size_t>(n), x, u, g); });
     }
 
+    static std::int32_t relax_callback(void* user, const double* x, std::uint64_t stage, double* u) noexcept {
+        Call& call = *static_cast<Call*>(user);
+        return call.caught([&] { *u = call.relax_(x, stage); });
+    }
+
     template <typename Body> std::int32_t caught(Body body) noexcept {
         try {
             body();
@@ -339,6 +356,7 @@ private:
 
     const ReducedPotential& u_;
     const ReducedPotentialGradient gradient_;
+    const Relaxation relax_;
     std::exception_ptr thrown_;
 };
 
@@ -366,6 +384,14 @@ public:
     Move(const Model& model, const Annealing& annealing, const Options& options = Options()) : dimension_(model.dimension()) {
         modejump_move* move = nullptr;
         check(modejump_move_annealed_new(model.handle(), &options, &annealing, &move));
+        move_.reset(move);
+    }
+
+    /// The atoms of `model` are pulled to its proposals while the rest of the system gives way; exact whatever the way. Attempts need a
+    /// Relaxation.
+    Move(const Model& model, const DrivenPath& path, const Options& options = Options()) : dimension_(model.dimension()) {
+        modejump_move* move = nullptr;
+        check(modejump_move_driven_new(model.handle(), &options, path.steps, &move));
         move_.reset(move);
     }
 
@@ -401,23 +427,18 @@ public:
     }
 
     /// One attempt. Throws what `u` throws, else Error; the state is then untouched.
-    Outcome attempt(const ReducedPotential& u, State& state) { return attempt(u, nullptr, state); }
+    Outcome attempt(const ReducedPotential& u, State& state) { return attempt(detail::Call(u), state); }
 
     /// One attempt of a move that asks for gradients: annealed, or a latent walk by trajectories. Throws what `u` or
     /// `gradient` throws, else Error.
     Outcome attempt(const ReducedPotential& u, const ReducedPotentialGradient& gradient, State& state) {
-        const modejump_state raw = detail::raw(state, dimension_);
-        detail::Call call(u, gradient);
-        const modejump_target target = call.target();
-        Outcome outcome{};
-        outcome.struct_size = static_cast<std::uint32_t>(sizeof(modejump_outcome));
-        const std::int32_t status = modejump_move_attempt(move_.get(), &target, &raw, &outcome);
-        if (mode_ && mode_->thrown)
-            std::rethrow_exception(std::exchange(mode_->thrown, nullptr));
-        call.rethrow();
-        check(status);
-        state.reduced_potential = outcome.reduced_potential;
-        return outcome;
+        return attempt(detail::Call(u, gradient), state);
+    }
+
+    /// One attempt of a driven move. `u` is asked for where `relax` has left the rest of the system, which the caller puts back after an
+    /// attempt that throws or is not accepted. Throws what `u` or `relax` throws, else Error.
+    Outcome attempt(const ReducedPotential& u, const Relaxation& relax, State& state) {
+        return attempt(detail::Call(u, nullptr, relax), state);
     }
 
     Statistics statistics() const {
@@ -439,6 +460,20 @@ public:
     }
 
 private:
+    Outcome attempt(detail::Call&& call, State& state) {
+        const modejump_state raw = detail::raw(state, dimension_);
+        const modejump_target target = call.target();
+        Outcome outcome{};
+        outcome.struct_size = static_cast<std::uint32_t>(sizeof(modejump_outcome));
+        const std::int32_t status = modejump_move_attempt(move_.get(), &target, &raw, &outcome);
+        if (mode_ && mode_->thrown)
+            std::rethrow_exception(std::exchange(mode_->thrown, nullptr));
+        call.rethrow();
+        check(status);
+        state.reduced_potential = outcome.reduced_potential;
+        return outcome;
+    }
+
     struct ModeOf {
         std::function<std::int64_t(std::size_t, const double*)> function;
         std::exception_ptr thrown;

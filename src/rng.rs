@@ -41,6 +41,8 @@ pub enum StreamId {
     Latent = 16,
     /// The uniform number of an exchange between two replicas.
     Exchange = 17,
+    /// Momenta and tests of an environment that relaxes on the path of a driven move.
+    Relax = 18,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

@@ -12,7 +12,9 @@ use crate::density::Exactness;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::modes::Modes;
-use crate::moves::{Annealed, DelayedAcceptance, Fate, Generator, Independence, Isir, LatentWalk, LatentWalkOptions};
+use crate::moves::{
+    Annealed, DelayedAcceptance, Driven, Fate, Generator, Independence, Isir, LatentWalk, LatentWalkOptions,
+};
 use crate::moves::{ModeJump, Move, Options, Outcome, Path, State, Statistics};
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -28,6 +30,7 @@ enum Kernel {
     Isir(Isir),
     DelayedAcceptance(DelayedAcceptance),
     Annealed(Annealed),
+    Driven(Driven),
     ModeJump(ModeJump),
     LatentWalk(LatentWalk),
 }
@@ -39,6 +42,7 @@ impl modejump_move {
             Kernel::Isir(kernel) => kernel,
             Kernel::DelayedAcceptance(kernel) => kernel,
             Kernel::Annealed(kernel) => kernel,
+            Kernel::Driven(kernel) => kernel,
             Kernel::ModeJump(kernel) => kernel,
             Kernel::LatentWalk(kernel) => kernel,
         }
@@ -49,6 +53,7 @@ impl modejump_move {
             Kernel::Isir(kernel) => kernel,
             Kernel::DelayedAcceptance(kernel) => kernel,
             Kernel::Annealed(kernel) => kernel,
+            Kernel::Driven(kernel) => kernel,
             Kernel::ModeJump(kernel) => kernel,
             Kernel::LatentWalk(kernel) => kernel,
         }
@@ -58,6 +63,7 @@ impl modejump_move {
             Kernel::Independence(kernel) => kernel.generator_mut(),
             Kernel::Isir(kernel) => kernel.generator_mut(),
             Kernel::DelayedAcceptance(kernel) => kernel.generator_mut(),
+            Kernel::Driven(kernel) => kernel.generator_mut(),
             Kernel::Annealed(_) => return Err(Annealed::keeps_no_bond()),
             Kernel::ModeJump(kernel) => {
                 kernel.set_constraints(constraints);
@@ -235,6 +241,31 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
         let (path, out) = unsafe { (read(annealing)?, reference_mut(out, "out")?) };
         let generator = generator_of(model, &given)?;
         let kernel = Kernel::Annealed(Annealed::new(generator, path_of(&path)?)?);
+        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        Ok(())
+    })
+}
+
+/// Makes a driven move of a part of the system: it is pulled to the proposal of `model` in `steps` perturbations, at least 1, between
+/// which `relax` of the attempt's target moves the rest; the work decides. Exact whatever the way. With one step the rest is frozen. The
+/// way goes in the internal coordinates of the model, if it has any. `options->kind` is not looked at, and `options->n_proposals` has to
+/// be 1. Its outcomes' weights have the work in place of the difference of potentials. On success `*out` is a new handle, to be freed
+/// with `modejump_move_free`; it keeps the model.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `out` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_driven_new(
+    model: *const modejump_model,
+    options: *const modejump_move_options,
+    steps: u64,
+    out: *mut *mut modejump_move,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, given, out) =
+            unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
+        let kernel = Kernel::Driven(Driven::new(generator_of(model, &given)?, count(steps))?);
         *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
         Ok(())
     })
@@ -483,6 +514,8 @@ pub(super) fn counters(counted: &Statistics) -> modejump_statistics {
         exact_evaluations: counted.exact_evaluations(),
         correction_variance: counted.correction_variance(),
         wrong_mode: counted.count(Fate::WrongMode),
+        expected_acceptance: counted.expected_acceptance().value,
+        expected_acceptance_error: counted.expected_acceptance().standard_error,
     }
 }
 

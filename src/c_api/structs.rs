@@ -287,6 +287,10 @@ pub struct modejump_statistics {
     pub correction_variance: f64,
     /// Jumps between modes that started or ended in a wrong one.
     pub wrong_mode: u64,
+    /// Mean over the attempts of the probability with which each was accepted, and its standard error: what the acceptance will come
+    /// to. NaN before the first attempt, and before the second.
+    pub expected_acceptance: f64,
+    pub expected_acceptance_error: f64,
 }
 
 // SAFETY: repr(C), begins with struct_size, numbers only.
@@ -312,6 +316,8 @@ unsafe impl Versioned for modejump_statistics {
             exact_evaluations: 0,
             correction_variance: f64::NAN,
             wrong_mode: 0,
+            expected_acceptance: f64::NAN,
+            expected_acceptance_error: f64::NAN,
         }
     }
 }

@@ -25,6 +25,11 @@ pub struct modejump_target {
     /// NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it.
     pub reduced_potential_gradient:
         Option<unsafe extern "C" fn(user: *mut c_void, n: u64, x: *const f64, u: *mut f64, gradient: *mut f64) -> i32>,
+    /// NULL, or moves what belongs to the system and not to `x[dimension]`, which is held fast (a solvent), by a kernel that is
+    /// reversible for exp(-u(x, .)), and writes u where it then is: driven moves need it. Its random numbers have to be a function of
+    /// the attempt and of `stage`, counted from 0 in each. `reduced_potential` is asked for where the solvent is. After an attempt
+    /// that failed or was not accepted the caller puts the solvent back to where it was.
+    pub relax: Option<unsafe extern "C" fn(user: *mut c_void, x: *const f64, stage: u64, u: *mut f64) -> i32>,
 }
 
 // SAFETY: repr(C), begins with struct_size, any bytes are a value (function pointers are nullable).
@@ -39,6 +44,7 @@ unsafe impl Versioned for modejump_target {
             reduced_potential: None,
             destroy: None,
             reduced_potential_gradient: None,
+            relax: None,
         }
     }
 }
@@ -96,6 +102,18 @@ impl Target for Callback {
         let code =
             unsafe { function(self.target.user, u.len() as u64, x.as_ptr(), u.as_mut_ptr(), gradient.as_mut_ptr()) };
         outcome("reduced_potential_gradient", code)
+    }
+
+    fn relax(&mut self, x: &[f64], stage: u32) -> Result<f64> {
+        let function = self.target.relax.ok_or_else(|| {
+            Error::invalid("modejump_target.relax is NULL: driven moves of more than one step need it")
+        })?;
+        status::remember("");
+        let mut u = f64::NAN;
+        // SAFETY: x has `dimension` numbers, u is one, and the function is the caller's.
+        let code = unsafe { function(self.target.user, x.as_ptr(), u64::from(stage), &mut u) };
+        outcome("relax", code)?;
+        Ok(u)
     }
 }
 

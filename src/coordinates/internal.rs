@@ -184,6 +184,20 @@ impl InternalCoordinates {
         (log_det, status)
     }
 
+    /// A full turn of a torsion in `u`.
+    pub(super) fn turn(&self) -> f64 {
+        if self.normalize_angles {
+            1.0
+        } else {
+            2.0 * PI
+        }
+    }
+
+    /// Places in `u` of the torsions, without rows that are kept as Cartesian components.
+    pub(super) fn circles(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.n_torsions()).filter(|r| !self.cartesian[*r]).map(|r| self.torsion_offset() + r)
+    }
+
     /// Places in `u` of a row's bond, angle and torsion.
     fn places(&self, row: usize) -> [usize; 3] {
         [self.slot[row + 2], self.angle_offset() + row + 1, self.torsion_offset() + row]

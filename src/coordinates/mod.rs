@@ -1,6 +1,7 @@
 //! From Cartesian coordinates to the coordinates a generator works in, and back, with exact log-determinants.
 
 pub mod along;
+pub mod between;
 pub mod chirality;
 pub mod constraints;
 pub mod frame;
@@ -14,6 +15,7 @@ pub mod whole;
 pub mod zmatrix;
 
 pub use along::{Along, Region};
+pub use between::Between;
 pub use chirality::Stereocentre;
 pub use internal::InternalCoordinates;
 pub use peptide::{AtomOrder, Peptide};
@@ -71,6 +73,14 @@ impl Coordinates {
                 }
                 Ok(Coordinates::Internal(internal, stereocentres.clone()))
             }
+        }
+    }
+
+    /// Bonds, angles and torsions, if these are the coordinates.
+    pub fn internal(self) -> Option<InternalCoordinates> {
+        match self {
+            Coordinates::Cartesian(_) => None,
+            Coordinates::Internal(internal, _) => Some(internal),
         }
     }
 

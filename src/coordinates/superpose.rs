@@ -7,6 +7,11 @@ use crate::rng::Stream;
 /// (Horn, J. Opt. Soc. Am. A 4, 629 (1987): the quaternion is the eigenvector of the largest eigenvalue of a 4 × 4 matrix).
 /// Centre both first.
 pub fn superpose(x: &mut [f64], reference: &[f64]) {
+    superposing_rotation(x, reference).turn(x);
+}
+
+/// The rotation that [`superpose`] makes.
+pub fn superposing_rotation(x: &[f64], reference: &[f64]) -> Rotation {
     let mut s = [[0.0; 3]; 3];
     for i in 0..x.len() / 3 {
         let (a, b) = (atom(x, i), atom(reference, i));
@@ -21,7 +26,38 @@ pub fn superpose(x: &mut [f64], reference: &[f64]) {
         [zx - xz, xy + yx, yy - xx - zz, yz + zy],
         [xy - yx, zx + xz, yz + zy, zz - xx - yy],
     ];
-    turn(x, rotation(leading_eigenvector(horn)));
+    Rotation(leading_eigenvector(horn))
+}
+
+/// A rotation about the origin, as a unit quaternion (w, x, y, z).
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation([f64; 4]);
+
+impl Rotation {
+    pub fn turn(&self, x: &mut [f64]) {
+        turn(x, rotation(self.0));
+    }
+
+    pub fn inverse(&self) -> Rotation {
+        let [w, x, y, z] = self.0;
+        Rotation([w, -x, -y, -z])
+    }
+
+    /// Whether the angle is π exactly, so that it makes no difference in which direction.
+    pub fn is_half_turn(&self) -> bool {
+        self.0[0] == 0.0
+    }
+
+    /// About the same axis by the fraction `t` of the angle, which is taken between −π and π.
+    pub fn part(&self, t: f64) -> Rotation {
+        let [w, x, y, z] = self.0;
+        let (w, x, y, z) = if w < 0.0 { (-w, -x, -y, -z) } else { (w, x, y, z) };
+        let sine = (x * x + y * y + z * z).sqrt();
+        let half = t * sine.atan2(w);
+        // the axis is undefined where there is nothing to turn
+        let scale = if sine > 0.0 { half.sin() / sine } else { 0.0 };
+        Rotation([half.cos(), scale * x, scale * y, scale * z])
+    }
 }
 
 /// Turns `x[atoms][3]` about the origin by a rotation that is uniform among all (Shoemake 1992: a normal quaternion, scaled).

@@ -19,7 +19,7 @@ use std::path::Path;
 const SAMPLER: [u8; 8] = *b"MODEJUMP";
 pub const TRAINING: [u8; 8] = *b"MJ-TRAIN";
 pub const ROUNDS: [u8; 8] = *b"MJ-ROUND";
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 const HEADER: usize = 8 + 4 + 8 + 32;
 /// No field can ask for more memory than this, bytes.
 const LARGEST: usize = 1 << 32;

@@ -7,6 +7,7 @@ use crate::annealing::Space;
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::frame::Frame;
 use crate::coordinates::vector::{centre, shift, Vec3};
+use crate::coordinates::{Between, Coordinates, CoordinatesConfig, InternalCoordinates};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
 use crate::models::Model;
@@ -45,6 +46,8 @@ pub struct Generator {
     trust: Trust,
     options: Options,
     whole: Wholeness,
+    /// Bonds, angles and torsions of a model that has them.
+    internal: Option<InternalCoordinates>,
     /// Whether the model keeps bonds at fixed lengths.
     rigid: bool,
     constraints: Option<Constraints>,
@@ -107,6 +110,7 @@ impl Generator {
             screen: None,
             trust: Trust::default(),
             whole,
+            internal: None,
             rigid: false,
             constraints: None,
             blocks: Blocks::new(density.clone(), options),
@@ -131,7 +135,13 @@ impl Generator {
     pub fn of_model(model: &Arc<dyn Model>, options: Options) -> Result<Generator> {
         let rigid = !model.card().kept_bonds().is_empty();
         let whole = Wholeness::of_model(model.as_ref());
-        Ok(Generator { rigid, whole, ..Generator::new(model.clone(), None, options)? })
+        let internal = match &model.card().coordinates {
+            config @ CoordinatesConfig::Internal { .. } => {
+                Coordinates::new(config, |atom| model.card().label(atom))?.internal()
+            }
+            CoordinatesConfig::Cartesian { .. } => None,
+        };
+        Ok(Generator { rigid, whole, internal, ..Generator::new(model.clone(), None, options)? })
     }
 
     /// The same for an engine that may constrain bonds.
@@ -237,6 +247,24 @@ impl Generator {
     /// Proposals that can be made so far.
     pub(super) fn usable(&self) -> Vec<usize> {
         (0..self.n_proposals()).filter(|&k| self.evaluations[k].is_inside()).collect()
+    }
+
+    /// The way from the current configuration, made whole, to proposal k: in internal coordinates if the model has them, turning
+    /// if the density describes the orientation, else straight. None of them moves the frame or the centroid.
+    ///
+    /// Errors: no way, by the status that says why.
+    pub(super) fn way_to(&self, k: usize) -> std::result::Result<Between<'_>, Status> {
+        let (to, scope) = (self.proposal(k).0, self.density.scope());
+        match (&self.internal, scope) {
+            (Some(internal), Scope::Shape { .. }) => Between::internal(internal, &self.current, to),
+            (_, Scope::Centred | Scope::Noisy { .. }) => Between::turning(&self.placed(&self.current), to),
+            _ => Ok(Between::straight(&self.current, to)),
+        }
+    }
+
+    /// Rejects proposal k under this name.
+    pub(super) fn refuse(&mut self, k: usize, status: Status) {
+        self.evaluations[k] = Evaluation::outside(status);
     }
 
     /// Another configuration, as the density describes it, in place of proposal k.

@@ -98,7 +98,8 @@ impl Move for Isir {
             log_density_proposed: generator.proposal(shown).1.log_density,
             reduced_potential: state.reduced_potential,
         };
-        self.statistics.record(&outcome);
+        let probability = 1.0 / (1.0 + (-log_acceptance).exp());
+        self.statistics.record_chance(fate, log_acceptance, probability);
         Ok(outcome)
     }
 

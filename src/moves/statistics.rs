@@ -2,6 +2,7 @@
 
 use super::{Fate, Outcome};
 use crate::density::Exactness;
+use crate::weights::Estimate;
 
 /// Entries each log keeps; older ones are overwritten.
 const LOG_CAPACITY: usize = 1 << 16;
@@ -21,7 +22,34 @@ pub struct Statistics {
     sum_squares: f64,
     log_weights: Ring,
     log_acceptances: Ring,
+    /// Of the probabilities with which attempts were accepted.
+    probability: Running,
     stages: Stages,
+}
+
+/// Number, mean and sum of squared deviations of what was pushed (Welford).
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+struct Running {
+    n: u64,
+    mean: f64,
+    deviations: f64,
+}
+
+impl Running {
+    fn push(&mut self, value: f64) {
+        self.n += 1;
+        let deviation = value - self.mean;
+        self.mean += deviation / self.n as f64;
+        self.deviations += deviation * (value - self.mean);
+    }
+
+    /// NaN before the second.
+    fn variance(&self) -> f64 {
+        match self.n {
+            0 | 1 => f64::NAN,
+            n => self.deviations / (n - 1) as f64,
+        }
+    }
 }
 
 /// What the two stages of delayed acceptance did.
@@ -29,10 +57,8 @@ pub struct Statistics {
 struct Stages {
     passed: u64,
     exact_evaluations: u64,
-    /// Finite ln c(x′)/c(x): number, mean, sum of squared deviations (Welford).
-    n: u64,
-    mean: f64,
-    deviations: f64,
+    /// Of finite ln c(x′)/c(x).
+    correction: Running,
 }
 
 impl Default for Statistics {
@@ -66,6 +92,16 @@ impl Statistics {
     /// Accepted attempts over all; 0 before the first.
     pub fn acceptance(&self) -> f64 {
         self.count(Fate::Accepted) as f64 / self.attempts().max(1) as f64
+    }
+
+    /// Mean over all attempts of the probability min(1, α) with which each was accepted, and its standard error: what the acceptance
+    /// will come to, known long before the first acceptance where that is rare. α is that of the outcome; of i-SIR the probability
+    /// is that of leaving the state. As long as the mean hangs on a few attempts, the true one may be larger than the error says.
+    /// NaN before the first attempt, and the error before the second.
+    pub fn expected_acceptance(&self) -> Estimate {
+        let Running { n, mean, .. } = self.probability;
+        let value = if n == 0 { f64::NAN } else { mean };
+        Estimate { value, standard_error: (self.probability.variance() / n as f64).sqrt() }
     }
 
     /// Proposals whose weight was recorded, usable or not.
@@ -115,10 +151,7 @@ impl Statistics {
     /// Variance of ln c(x′)/c(x), c = q_screen/q, over the attempts in the second stage: how far the screen is from the generator.
     /// NaN before the second such attempt.
     pub fn correction_variance(&self) -> f64 {
-        match self.stages.n {
-            0 | 1 => f64::NAN,
-            n => self.stages.deviations / (n - 1) as f64,
-        }
+        self.stages.correction.variance()
     }
 
     /// Forgets all counts; the likelihood and the memory of the logs are kept.
@@ -141,6 +174,7 @@ impl Statistics {
             sum_squares: 0.0,
             log_weights,
             log_acceptances,
+            probability: Running::default(),
             stages: Stages::default(),
         }
     }
@@ -171,10 +205,7 @@ impl Statistics {
         stages.passed += 1;
         stages.exact_evaluations += exact_evaluations;
         if log_ratio.is_finite() {
-            stages.n += 1;
-            let deviation = log_ratio - stages.mean;
-            stages.mean += deviation / stages.n as f64;
-            stages.deviations += deviation * (log_ratio - stages.mean);
+            stages.correction.push(log_ratio);
         }
     }
 
@@ -184,8 +215,14 @@ impl Statistics {
     }
 
     pub(super) fn record_test(&mut self, fate: Fate, log_acceptance: f64) {
+        self.record_chance(fate, log_acceptance, log_acceptance.min(0.0).exp());
+    }
+
+    /// Counts one attempt that was accepted with this probability.
+    pub(super) fn record_chance(&mut self, fate: Fate, log_acceptance: f64, probability: f64) {
         self.counts[fate as usize] += 1;
         self.log_acceptances.push(log_acceptance);
+        self.probability.push(probability);
     }
 }
 
@@ -253,6 +290,19 @@ mod tests {
         assert_eq!((statistics.screened(), statistics.exact_evaluations()), (4, 8));
         assert_eq!(statistics.second_stage_acceptance(), 0.0);
         assert!(Statistics::default().second_stage_acceptance().is_nan());
+    }
+
+    #[test]
+    fn the_acceptance_to_be_expected_is_known_before_the_first() {
+        let mut statistics = Statistics::default();
+        assert!(statistics.expected_acceptance().value.is_nan());
+        for log_alpha in [f64::NEG_INFINITY, -800.0, 0.5f64.ln(), 0.1f64.ln(), 3.0] {
+            statistics.record_test(Fate::Rejected, log_alpha);
+        }
+        let found = statistics.expected_acceptance();
+        // probabilities 0, 0, 0.5, 0.1, 1
+        assert!((found.value - 0.32).abs() < 1e-12, "{found:?}");
+        assert!((found.standard_error - (0.187f64 / 5.0).sqrt()).abs() < 1e-12, "{found:?}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod ahead;
 mod annealed;
 mod delayed_acceptance;
 mod densities;
+mod driven;
 mod exchange;
 mod faults;
 mod guards;

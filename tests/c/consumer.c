@@ -279,6 +279,70 @@ static void test_annealed(const char *path) {
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
 }
 
+/* a solvent of one coordinate, at `user`, that follows the first of the solute's and tells of its moves */
+static int32_t coupled_potential(void *user, uint64_t n, const double *x, double *u) {
+    const double e = *(const double *)user;
+    for (uint64_t i = 0; i < n; i++)
+        u[i] = 2.0 * (e - x[2 * i]) * (e - x[2 * i]);
+    return 0;
+}
+
+static int32_t follow(void *user, const double *x, uint64_t stage, double *u) {
+    if (stage > 2)
+        return 1;
+    *(double *)user = x[0];
+    return coupled_potential(user, 1, x, u);
+}
+
+static void test_driven(const char *path) {
+    modejump_model *model = NULL;
+    modejump_move *move = NULL;
+    modejump_move_options options;
+    modejump_target target;
+    modejump_state state;
+    modejump_outcome outcome;
+    modejump_statistics statistics;
+    double x[2] = {1.0, 0.5}, solvent = 1.0;
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    EXPECT(modejump_move_options_init(&options) == MODEJUMP_OK);
+    EXPECT(modejump_move_driven_new(NULL, &options, 4, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    EXPECT(modejump_move_driven_new(model, &options, 0, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    EXPECT(modejump_move_driven_new(model, &options, UINT64_MAX, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
+    EXPECT(modejump_move_driven_new(model, &options, 4, &move) == MODEJUMP_OK);
+    memset(&target, 0, sizeof target);
+    target.struct_size = offsetof(modejump_target, relax);
+    target.user = &solvent;
+    target.reduced_potential = coupled_potential;
+    memset(&state, 0, sizeof state);
+    state.struct_size = sizeof state;
+    state.x = x;
+    memset(&outcome, 0, sizeof outcome);
+    outcome.struct_size = sizeof outcome;
+    /* a target as programs know it that were compiled before solvents were relaxed */
+    EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_INVALID_INPUT);
+    EXPECT(strstr(last(), "relax") != NULL && x[0] == 1.0);
+    target.struct_size = sizeof target;
+    target.relax = follow;
+    for (state.step = 0; state.step < 50; state.step++) {
+        const double before = solvent;
+        coupled_potential(&solvent, 1, x, &state.reduced_potential);
+        EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_OK);
+        if (outcome.outcome != MODEJUMP_ACCEPTED)
+            solvent = before;
+        else
+            EXPECT(fabs(outcome.reduced_potential - 2.0 * (solvent - x[0]) * (solvent - x[0])) < 1e-12);
+    }
+    memset(&statistics, 0, sizeof statistics);
+    statistics.struct_size = sizeof statistics;
+    EXPECT(modejump_move_statistics(move, &statistics) == MODEJUMP_OK && statistics.attempts == 50);
+    EXPECT(statistics.expected_acceptance > 0.0 && statistics.expected_acceptance <= 1.0);
+    EXPECT(statistics.expected_acceptance_error > 0.0);
+    EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
 static void test_latent_walk(const char *path) {
     modejump_model *model = NULL;
     modejump_move *move = NULL;
@@ -447,6 +511,7 @@ int main(int argc, char **argv) {
     test_move(argv[1]);
     test_struct_sizes(argv[1]);
     test_annealed(argv[1]);
+    test_driven(argv[1]);
     test_latent_walk(argv[1]);
     test_exchange(argv[1]);
     test_match_atoms(argv[2]);

@@ -178,6 +178,47 @@ static void test_annealed(const std::string& path, const std::string& keeps_a_bo
     EXPECT(status_of([&] { modejump::Move(model, annealing); }) == MODEJUMP_INVALID_INPUT);
 }
 
+static void test_driven(const std::string& path) {
+    const modejump::Model model(path);
+    modejump::DrivenPath way;
+    way.steps = 3;
+    modejump::Move move(model, way);
+    double solvent = 1.0;
+    std::uint64_t relaxations = 0;
+    const auto u = [&](std::size_t n, const double* x, double* u) {
+        potential(n, x, u);
+        for (std::size_t i = 0; i < n; i++)
+            u[i] += 5.0 * (solvent - x[2 * i]) * (solvent - x[2 * i]);
+    };
+    const auto relax = [&](const double* x, std::uint64_t stage) {
+        EXPECT(stage == relaxations++ % 2);
+        solvent = 0.5 * (solvent + x[0]);
+        double now = 0.0;
+        u(1, x, &now);
+        return now;
+    };
+    modejump::State state;
+    state.x = {1.0, 0.5};
+    for (; state.step < 100; state.step++) {
+        const double before = solvent;
+        u(1, state.x.data(), &state.reduced_potential);
+        if (!move.attempt(u, relax, state).accepted())
+            solvent = before;
+    }
+    EXPECT(move.statistics().attempts == 100 && move.statistics().accepted > 0 && relaxations == 200);
+    const std::vector<double> before = state.x;
+    EXPECT(status_of([&] { move.attempt(u, state); }) == MODEJUMP_INVALID_INPUT && state.x == before);
+    bool same = false;
+    try {
+        move.attempt(u, [](const double*, std::uint64_t) -> double { throw EngineFailure{8}; }, state);
+    } catch (const EngineFailure& failure) {
+        same = failure.code == 8;
+    }
+    EXPECT(same && state.x == before);
+    way.steps = 0;
+    EXPECT(status_of([&] { modejump::Move(model, way); }) == MODEJUMP_INVALID_INPUT);
+}
+
 static void test_latent_walk(const std::string& path) {
     const modejump::Model model(path);
     for (const std::uint64_t leapfrog : {0, 3}) {
@@ -295,6 +336,7 @@ int main(int argc, char** argv) {
     test_model(argv[1]);
     test_move(argv[1]);
     test_annealed(argv[1], argv[2]);
+    test_driven(argv[1]);
     test_latent_walk(argv[1]);
     test_mode_jump(argv[3]);
     test_delayed_acceptance(argv[1], argv[2]);
