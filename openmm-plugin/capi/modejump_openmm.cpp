@@ -106,6 +106,12 @@ int modejump_openmm_get(void* force, const char* name, double* value) {
             *value = move.getTemperature();
         else if (key == "drawAhead")
             *value = move.getDrawAhead();
+        else if (key == "drivenSteps")
+            *value = move.getDrivenSteps();
+        else if (key == "relaxationSteps")
+            *value = move.getRelaxationSteps();
+        else if (key == "relaxationStepSize")
+            *value = move.getRelaxationStepSize();
         else if (key == "modelTemperature")
             *value = move.getModel()->temperature;
         else
@@ -129,6 +135,12 @@ int modejump_openmm_set(void* force, const char* name, double value) {
             move.setTemperature(value);
         else if (key == "drawAhead")
             move.setDrawAhead(value != 0);
+        else if (key == "drivenSteps")
+            move.setDrivenPath(static_cast<int>(value), move.getRelaxationSteps(), move.getRelaxationStepSize());
+        else if (key == "relaxationSteps")
+            move.setDrivenPath(move.getDrivenSteps(), static_cast<int>(value), move.getRelaxationStepSize());
+        else if (key == "relaxationStepSize")
+            move.setDrivenPath(move.getDrivenSteps(), move.getRelaxationSteps(), value);
         else
             unknown(name);
     });
@@ -171,7 +183,16 @@ int modejump_openmm_get_statistics(void* force, void* context, modejump_openmm_s
                 s.nonFinite,     s.constraint,          s.chirality,         s.wrongMode,    s.meanLogWeight,
                 s.effectiveSampleSize,
                 s.lastLogAcceptance, s.screened,        s.exactEvaluations,  s.correctionVariance,
+                s.expectedAcceptance, s.expectedAcceptanceError, s.relaxations, s.relaxationsAccepted,
                 s.likelihood == "surrogate"};
+    });
+}
+
+int modejump_openmm_get_advice(void* force, void* context, const char** text) {
+    static thread_local string advice;
+    return guarded([&] {
+        advice = cast(force).getStatistics(contextOf(context)).advice;
+        *text = advice.c_str();
     });
 }
 

@@ -11,13 +11,14 @@
 extern "C" {
 #endif
 
-#define MODEJUMP_OPENMM_ABI 5
+#define MODEJUMP_OPENMM_ABI 6
 
 typedef struct {
     uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality, wrong_mode;
     double mean_log_weight, effective_sample_size, last_log_acceptance;
     uint64_t screened, exact_evaluations;
-    double correction_variance;
+    double correction_variance, expected_acceptance, expected_acceptance_error;
+    uint64_t relaxations, relaxations_accepted;
     /* 1 if a surrogate decides, 0 if the exact log-density does. */
     uint32_t by_surrogate;
 } modejump_openmm_statistics;
@@ -33,7 +34,8 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_embed_model(void *force);
 /* Text of "modelFile", "modelHash", "screeningModelFile", "screeningModelHash" or "acceptance" ("exact", "surrogate"), valid as
  * long as the Force is not changed. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_text(void *force, const char *name, const char **value);
-/* "frequency", "numProposals", "randomNumberSeed", "defaultReplica", "temperature", "modelTemperature" (read only). */
+/* "frequency", "numProposals", "randomNumberSeed", "defaultReplica", "temperature", "drawAhead", "drivenSteps", "relaxationSteps",
+ * "relaxationStepSize", "modelTemperature" (read only). */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get(void *force, const char *name, double *value);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set(void *force, const char *name, double value);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_particles(void *force, int n, const int *particles);
@@ -45,6 +47,8 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_attempt(void *force, void *context, i
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_draw_velocities(void *context, double temperature, uint64_t seed, uint64_t step,
                                                            uint64_t replica);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_statistics(void *force, void *context, modejump_openmm_statistics *out);
+/* What to do about a low acceptance; empty if all is well. Valid until the next call of this thread. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_advice(void *force, void *context, const char **text);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_reset_statistics(void *force, void *context);
 /* Writes up to capacity numbers; *n is their full number. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_log_weights(void *force, void *context, uint64_t capacity, double *log_weights,

@@ -31,7 +31,8 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     // A Force without a screening model stays readable for a plugin that knows of none, and so on.
     const bool screened = !force.getScreeningModelFile().empty() || !force.getScreeningModelData().empty();
     const bool bySurrogate = force.getAcceptance() == MonteCarloModeJump::Acceptance::Surrogate;
-    node.setIntProperty("version", bySurrogate ? 3 : screened ? 2 : 1);
+    const bool driven = force.getDrivenSteps() > 0;
+    node.setIntProperty("version", driven ? 4 : bySurrogate ? 3 : screened ? 2 : 1);
     if (bySurrogate)
         node.setStringProperty("acceptance", "surrogate");
     node.setIntProperty("forceGroup", force.getForceGroup());
@@ -59,6 +60,11 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     node.setDoubleProperty("temperature", force.getTemperature());
     if (force.getDrawAhead()) // changes no result, so a plugin that does not know it may ignore it
         node.setBoolProperty("drawAhead", true);
+    if (driven) {
+        node.setIntProperty("drivenSteps", force.getDrivenSteps());
+        node.setIntProperty("relaxationSteps", force.getRelaxationSteps());
+        node.setDoubleProperty("relaxationStepSize", force.getRelaxationStepSize());
+    }
     SerializationNode& particles = node.createChildNode("Particles");
     for (int particle : force.getParticles())
         particles.createChildNode("Particle").setIntProperty("index", particle);
@@ -66,9 +72,9 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
 
 void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const {
     const int version = node.getIntProperty("version");
-    if (version < 1 || version > 3)
+    if (version < 1 || version > 4)
         throw OpenMMException("MonteCarloModeJump: the XML has version " + to_string(version) +
-                              ", this plugin reads versions 1 to 3; install the modejump that wrote it");
+                              ", this plugin reads versions 1 to 4; install the modejump that wrote it");
     auto force = make_unique<MonteCarloModeJump>(node.getStringProperty("model"), node.getIntProperty("frequency", 100));
     force->setForceGroup(node.getIntProperty("forceGroup", 0));
     force->setName(node.getStringProperty("name", force->getName()));
@@ -83,6 +89,8 @@ void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const 
     force->setRandomNumberSeed(node.getIntProperty("randomSeed", 0));
     force->setDefaultReplica(node.getIntProperty("replica", 0));
     force->setTemperature(node.getDoubleProperty("temperature", 0));
+    force->setDrivenPath(node.getIntProperty("drivenSteps", 0), node.getIntProperty("relaxationSteps", 20),
+                         node.getDoubleProperty("relaxationStepSize", 0.001));
     vector<int> particles;
     for (const SerializationNode& child : node.getChildren())
         if (child.getName() == "Particles")

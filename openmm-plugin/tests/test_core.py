@@ -104,6 +104,44 @@ def test_a_walk_in_latent_space_weighs_two_wells(generator):
     assert move.statistics().acceptance > 0.3 and len(move.log_weights()) == 0
 
 
+def test_a_driven_move_takes_its_bath_along(generator):
+    """A bath that is normal about 2 x_0, 8 widths apart in the two wells: it changes no population of x, and follows it."""
+    steps, width = 8, 0.5
+    move = modejump.Move(generator, "driven", steps=steps, seed=3)
+    rng = np.random.default_rng(4)
+    bath = np.zeros(1)
+
+    def potential(x):
+        return double_well(x) + 0.5 * ((bath[0] - 2 * x[:, 0]) / width) ** 2
+
+    def relax(x, stage):
+        assert 0 <= stage < steps - 1 and x.shape == (2,)
+        bath[0] = 2 * x[0] + width * rng.normal()
+        return potential(x[None])[0]
+
+    x, left = np.array([1.0, 0.5]), []
+    bath[0] = 2.0
+    for step in range(6000):
+        kept = bath[0]
+        outcome = move.attempt(x, potential, step=step, relax=relax)
+        if outcome.accepted:
+            x = outcome.x
+        else:
+            bath[0] = kept
+        left.append(x[0] < 0)
+    statistics = move.statistics()
+    assert abs(np.mean(left) - left_population()) < 5 * np.std([c.mean() for c in np.array_split(left, 20)], ddof=1) / 20**0.5
+    assert abs(statistics.expected_acceptance - statistics.acceptance) < 0.03 and statistics.acceptance > 0.1
+    with pytest.raises(modejump.Error, match="relax is NULL"):
+        move.attempt(x, potential, step=0)
+    with pytest.raises(ZeroDivisionError):
+        move.attempt(x, potential, step=0, relax=lambda x, stage: 1 / 0)
+    with pytest.raises(modejump.Error, match="0 steps"):
+        modejump.Move(generator, "driven", steps=0)
+    with pytest.raises(ValueError, match="steps go with"):
+        modejump.Move(generator, steps=3)
+
+
 @pytest.mark.parametrize("mode", [None, lambda x: int(x[0] > 0)])
 def test_jumps_between_modes_weigh_two_wells(mode):
     move = modejump.Move(modejump.Model(MODES), mode=mode, seed=5)

@@ -38,6 +38,15 @@ struct OPENMM_EXPORT_MODEJUMP ModeJumpStatistics {
     uint64_t screened = 0, exactEvaluations = 0;
     /** Variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the second. */
     double correctionVariance = 0;
+    /**
+     * Mean over the attempts of the probability with which each was accepted, and its standard error: what the acceptance will come to,
+     * known before the first acceptance where that is rare. NaN before the first and the second attempt.
+     */
+    double expectedAcceptance = 0, expectedAcceptanceError = 0;
+    /** Of a driven path: trajectories by which the other particles gave way, and how many of these were accepted. */
+    uint64_t relaxations = 0, relaxationsAccepted = 0;
+    /** What to do about an acceptance that will hardly ever come, where a part of the System is moved; empty if all is well. */
+    std::string advice;
 };
 
 class OPENMM_EXPORT_MODEJUMP MonteCarloModeJump : public OpenMM::Force {
@@ -102,6 +111,16 @@ public:
     /** 0 (default) chooses another seed for each Context. A run that shall be repeated or continued needs a seed. */
     void setRandomNumberSeed(int value) { seed = value; }
     int getRandomNumberSeed() const { return seed; }
+    /**
+     * Pulls the particles to each proposal in `steps` perturbations along the internal coordinates of the model, between which all
+     * other particles give way, each time by a trajectory of `relaxation` steps of `stepSize` (ps) with a Metropolis test; the work
+     * of the perturbations decides. For a solute in explicit solvent, where a jump at once clashes. Exact whatever the numbers. After
+     * an acceptance all particles have moved and get new velocities. `steps` 0 (default): no path, the other particles stay.
+     */
+    void setDrivenPath(int steps, int relaxation = 20, double stepSize = 0.001);
+    int getDrivenSteps() const { return drivenSteps; }
+    int getRelaxationSteps() const { return relaxationSteps; }
+    double getRelaxationStepSize() const { return relaxationStepSize; }
     /** In kelvin; 0 (default) takes the integrator's or thermostat's temperature at each attempt. */
     void setTemperature(double kelvin);
     double getTemperature() const { return temperature; }
@@ -114,7 +133,7 @@ public:
     void resetStatistics(OpenMM::Context& context) const;
     /** log w of the proposals, newest last; the oldest are dropped when there are too many. */
     std::vector<double> getLogWeights(OpenMM::Context& context) const;
-    /** Copies frequency, number of proposals and temperature to an existing Context; statistics start anew. */
+    /** Copies frequency, number of proposals, driven path and temperature to an existing Context; statistics start anew. */
     void updateParametersInContext(OpenMM::Context& context) const;
     /** The loaded model; throws if there is no such file or it is malformed. One per file and process. */
     std::shared_ptr<const Model> getModel() const;
@@ -141,6 +160,8 @@ private:
     std::vector<int> particles;
     int frequency, numProposals, seed, defaultReplica;
     double temperature;
+    int drivenSteps = 0, relaxationSteps = 20;
+    double relaxationStepSize = 0.001;
 };
 
 } // namespace ModeJumpPlugin

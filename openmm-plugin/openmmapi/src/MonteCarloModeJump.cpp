@@ -4,6 +4,8 @@
 #include "internal/MonteCarloModeJumpImpl.h"
 #include "openmm/OpenMMException.h"
 
+#include <cmath>
+
 using namespace OpenMM;
 using namespace std;
 
@@ -69,6 +71,15 @@ void MonteCarloModeJump::setFrequency(int steps) {
 void MonteCarloModeJump::setNumProposals(int count) {
     require(count >= 1, "at least one proposal is needed for an attempt");
     numProposals = count;
+}
+
+void MonteCarloModeJump::setDrivenPath(int steps, int relaxation, double stepSize) {
+    require(steps >= 0, "a driven path has 1 step or more; 0 switches it off");
+    require(relaxation >= 1 && stepSize > 0 && isfinite(stepSize),
+            "the other particles give way by trajectories of at least 1 step of positive size");
+    drivenSteps = steps;
+    relaxationSteps = relaxation;
+    relaxationStepSize = stepSize;
 }
 
 void MonteCarloModeJump::setTemperature(double kelvin) {

@@ -2,6 +2,7 @@
 
 #include "Checks.h"
 #include "Model.h"
+#include "Solvent.h"
 #include "Thermostat.h"
 #include "Velocities.h"
 #include "modejump.h"
@@ -15,6 +16,7 @@
 #include <exception>
 #include <iostream>
 #include <random>
+#include <sstream>
 
 using namespace OpenMM;
 using namespace std;
@@ -28,6 +30,10 @@ const uint64_t MAX_REPLICA = 1u << 12;
 const int EXPLICIT_BITS = 40;
 /** Proposals drawn ahead at a time; a generator is some times faster in batches. */
 const uint64_t DRAWN_AHEAD = 64;
+
+/** Acceptances to be expected below this are advised about, after so many attempts. */
+const double LOW_ACCEPTANCE = 0.01;
+const uint64_t ADVISED_AFTER = 100;
 
 /** Two moves in one System must not use the same numbers. */
 uint64_t moveNumber(ContextImpl& context, const ForceImpl* self) {
@@ -61,6 +67,8 @@ struct MonteCarloModeJumpImpl::Trial {
     exception_ptr failure;
 
     double energyOf(const double* x) {
+        if (impl.solvent)
+            return impl.solvent->energyAt(x);
         impl.trialPositions = impl.positions;
         for (size_t i = 0; i < impl.particles.size(); i++)
             impl.trialPositions[impl.particles[i]] = Vec3(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
@@ -82,10 +90,21 @@ struct MonteCarloModeJumpImpl::Trial {
 
     /** modejump_target.reduced_potential */
     static int32_t reducedPotential(void* user, uint64_t n, const double* x, double* u) {
-        Trial& trial = *static_cast<Trial*>(user);
-        try {
+        return guarded(user, [&](Trial& trial) {
             for (uint64_t row = 0; row < n; row++)
                 u[row] = trial.energyOf(x + row * 3 * trial.impl.particles.size()) / trial.kT;
+        });
+    }
+
+    /** modejump_target.relax */
+    static int32_t relax(void* user, const double* x, uint64_t stage, double* u) {
+        return guarded(user, [&](Trial& trial) { *u = trial.impl.solvent->relax(x, stage) / trial.kT; });
+    }
+
+    template <typename Body> static int32_t guarded(void* user, Body body) {
+        Trial& trial = *static_cast<Trial*>(user);
+        try {
+            body(trial);
             return 0;
         } catch (const exception& error) {
             trial.failure = current_exception();
@@ -117,10 +136,11 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
         checkBonds(system, particles, *screen);
     }
     checkIntegrator(context.getIntegrator());
-    int massive = 0;
+    massive.clear();
     for (int i = 0; i < system.getNumParticles(); i++)
-        massive += system.getParticleMass(i) > 0;
-    allMoved = massive == static_cast<int>(particles.size());
+        if (system.getParticleMass(i) > 0)
+            massive.push_back(i);
+    allMoved = massive.size() == particles.size();
     const uint64_t chosen =
         owner.getRandomNumberSeed() != 0 ? static_cast<uint32_t>(owner.getRandomNumberSeed()) : random_device()();
     seed = chosen + (moveNumber(context, this) << 32);
@@ -143,7 +163,10 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     options.draw_ahead = owner.getDrawAhead() ? 1 : 0;
     modejump_move_free(move);
     move = nullptr;
-    if (screen)
+    createSolvent(context);
+    if (solvent)
+        check(modejump_move_driven_new(model->handle(), &options, owner.getDrivenSteps(), &move));
+    else if (screen)
         check(modejump_move_delayed_acceptance_new(model->handle(), screen->handle(), &options, &move));
     else
         check(modejump_move_new(model->handle(), &options, &move));
@@ -155,6 +178,35 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
         check(modejump_move_set_constraints(move, constraints.lengths.size(), constraints.atoms.data(),
                                             constraints.lengths.data(), masses.data()));
     }
+}
+
+void MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) {
+    const int steps = owner.getDrivenSteps();
+    solvent.reset();
+    if (steps == 0)
+        return;
+    if (allMoved)
+        throw OpenMMException("MonteCarloModeJump: the model moves all particles, so none is left to give way; leave the driven "
+                              "path out");
+    if (screen || owner.getNumProposals() > 1)
+        throw OpenMMException("MonteCarloModeJump: a driven path goes with one proposal and no screening model");
+    const uint64_t numbers = (2 * static_cast<uint64_t>(context.getSystem().getNumParticles()) + 1) * steps;
+    if (numbers >> 32 != 0)
+        throw OpenMMException("MonteCarloModeJump: a driven path of " + to_string(steps) +
+                              " steps needs more random numbers than an attempt has; use fewer steps");
+    solvent = make_unique<Solvent>(context, particles, owner.getRelaxationSteps(), owner.getRelaxationStepSize());
+}
+
+/** Puts the solvent where the System is; returns the energy there as the solvent's Context has it, kJ/mol. */
+double MonteCarloModeJumpImpl::beginDriven(ContextImpl& context, double energy, double kT, const VelocityStream& stream) {
+    solvent->begin(context, positions, kT, stream);
+    const double here = solvent->energyAt(x.data());
+    // rounding of single precision, and no more
+    if (!(abs(here - energy) <= max(0.01 * kT, 1e-5 * abs(energy))))
+        throw OpenMMException("MonteCarloModeJump: the energy is " + to_string(energy) + " kJ/mol, on the driven path " +
+                              to_string(here) + " kJ/mol: was a Force changed after the Context was made? Call " +
+                              "context.reinitialize(preserveState=True) after such a change");
+    return here;
 }
 
 void MonteCarloModeJumpImpl::updateParameters(ContextImpl& context) { createMove(context); }
@@ -201,11 +253,15 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
         keeper->getAs<ApplyMonteCarloBarostatKernel>().initialize(context.getSystem(), owner, 1);
     }
     Trial trial{*this, context, context.getIntegrator().getIntegrationForceGroups(), findThermalEnergy(context), nullptr};
-    const modejump_target target = {sizeof(modejump_target), 0, &trial, &Trial::reducedPotential, nullptr};
+    modejump_target target = {};
+    target.struct_size = sizeof(target);
+    target.user = &trial;
+    target.reduced_potential = &Trial::reducedPotential;
+    target.relax = solvent ? &Trial::relax : nullptr;
 
     // Particles that stay keep their on-step velocity, for which the force here is needed.
-    const bool carry = !allMoved && velocityTimeOffset(context.getIntegrator()) != 0;
-    const double energy = context.calcForcesAndEnergy(carry, true, trial.groups);
+    const bool carry = !allMoved && !solvent && velocityTimeOffset(context.getIntegrator()) != 0;
+    double energy = context.calcForcesAndEnergy(carry, true, trial.groups);
     if (carry)
         context.getForces(forces);
     context.getPositions(positions);
@@ -213,6 +269,8 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     for (size_t i = 0; i < particles.size(); i++)
         for (int k = 0; k < 3; k++)
             x[3 * i + k] = positions[particles[i]][k];
+    if (solvent)
+        energy = beginDriven(context, energy, trial.kT, VelocityStream(seed, step, replica, VelocityStream::RELAX));
     Vec3 box[3];
     context.getPeriodicBoxVectors(box[0], box[1], box[2]);
     const double flat[9] = {box[0][0], box[0][1], box[0][2], box[1][0], box[1][1],
@@ -231,6 +289,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
         rethrow_exception(trial.failure);
     check(status);
     lastLogAcceptance = outcome.log_acceptance;
+    warnOfAcceptance();
     if (outcome.outcome != 0)
         return false;
     accept(context, x, carry, VelocityStream(seed, step, replica), trial.kT);
@@ -239,6 +298,8 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
 
 void MonteCarloModeJumpImpl::accept(ContextImpl& context, const vector<double>& x, bool carry,
                                     const VelocityStream& stream, double kT) {
+    if (solvent)
+        positions = solvent->getPositions();
     for (size_t i = 0; i < particles.size(); i++)
         positions[particles[i]] = Vec3(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
     context.setPositions(positions);
@@ -246,7 +307,7 @@ void MonteCarloModeJumpImpl::accept(ContextImpl& context, const vector<double>& 
     context.getVelocities(velocities);
     if (carry)
         carryVelocities(context, velocityTimeOffset(context.getIntegrator()));
-    drawVelocities(context, positions, particles, stream, kT, velocities);
+    drawVelocities(context, positions, solvent ? massive : particles, stream, kT, velocities);
 }
 
 // Particles that stay keep their on-step velocity v = v_stored + offset F/m while their force changes.
@@ -280,11 +341,50 @@ ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {
     result.screened = counts.screened;
     result.exactEvaluations = counts.exact_evaluations;
     result.correctionVariance = counts.correction_variance;
+    result.expectedAcceptance = counts.expected_acceptance;
+    result.expectedAcceptanceError = counts.expected_acceptance_error;
+    if (solvent) {
+        result.relaxations = solvent->trajectories;
+        result.relaxationsAccepted = solvent->accepted;
+    }
+    result.advice = advice(result);
     return result;
+}
+
+string MonteCarloModeJumpImpl::advice(const ModeJumpStatistics& s) const {
+    const double likely = s.expectedAcceptance + 2 * s.expectedAcceptanceError;
+    if (allMoved || s.attempts < ADVISED_AFTER || !(likely < LOW_ACCEPTANCE))
+        return "";
+    ostringstream text;
+    text.precision(2);
+    text << "MonteCarloModeJump: " << s.accepted << " of " << s.attempts << " attempts were accepted, and " << s.expectedAcceptance
+         << " +- " << s.expectedAcceptanceError << " of all is to be expected (mean of min(1, alpha)). The model " << model->name
+         << " moves " << particles.size() << " of " << massive.size() << " particles, and the others ";
+    if (solvent)
+        text << "cannot give way fast enough: make the driven path longer (now " << owner.getDrivenSteps()
+             << " steps), or its relaxations, or use an implicit solvent and learned replica exchange";
+    else
+        text << "stand in the way of its proposals: let them give way (setDrivenPath, in Python driven_steps), or use an implicit "
+                "solvent and learned replica exchange";
+    return text.str();
+}
+
+/** Once in a Context, as soon as enough attempts were made to know. */
+void MonteCarloModeJumpImpl::warnOfAcceptance() {
+    if (advised || allMoved)
+        return;
+    const ModeJumpStatistics statistics = getStatistics();
+    if (statistics.attempts < ADVISED_AFTER)
+        return;
+    advised = true;
+    if (!statistics.advice.empty())
+        cerr << statistics.advice << endl;
 }
 
 void MonteCarloModeJumpImpl::resetStatistics() {
     lastLogAcceptance = 0;
+    if (solvent)
+        solvent->trajectories = solvent->accepted = 0;
     check(modejump_move_reset_statistics(move));
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openmm
 
-ABI = 5
+ABI = 6
 NAME = "libOpenMMModeJump.so"
 
 
@@ -29,6 +29,8 @@ class CStatistics(ctypes.Structure):
         ]
         + [(name, c_double) for name in ("mean_log_weight", "effective_sample_size", "last_log_acceptance")]
         + [("screened", c_uint64), ("exact_evaluations", c_uint64), ("correction_variance", c_double)]
+        + [("expected_acceptance", c_double), ("expected_acceptance_error", c_double)]
+        + [("relaxations", c_uint64), ("relaxations_accepted", c_uint64)]
         + [("by_surrogate", c_uint32)]
     )
 
@@ -45,6 +47,7 @@ SIGNATURES = {
     "attempt": [c_void_p, c_void_p, POINTER(c_int)],
     "draw_velocities": [c_void_p, c_double, c_uint64, c_uint64, c_uint64],
     "get_statistics": [c_void_p, c_void_p, POINTER(CStatistics)],
+    "get_advice": [c_void_p, c_void_p, POINTER(c_char_p)],
     "reset_statistics": [c_void_p, c_void_p],
     "log_weights": [c_void_p, c_void_p, c_uint64, POINTER(c_double), POINTER(c_uint64)],
     "update_parameters": [c_void_p, c_void_p],

@@ -26,6 +26,7 @@ NAME = "libmodejump.so"
 CALLBACK_FAILED = 254
 METHODS = {"independence": 0, "isir": 1}
 LATENT_WALK = "latent_walk"
+DRIVEN = "driven"
 SURROGATE = 2
 #: Of Outcome.reason, by the number in the C interface.
 REASONS = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality", "wrong_mode")
@@ -33,6 +34,7 @@ REASONS = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "
 _doubles = POINTER(c_double)
 _Mode = CFUNCTYPE(c_int64, c_void_p, _doubles, c_uint64)
 _Potential = CFUNCTYPE(c_int32, c_void_p, c_uint64, _doubles, _doubles)
+_Relaxation = CFUNCTYPE(c_int32, c_void_p, _doubles, c_uint64, _doubles)
 
 
 class Error(RuntimeError):
@@ -74,6 +76,8 @@ class _Target(_Struct):
         ("user", c_void_p),
         ("reduced_potential", _Potential),
         ("destroy", c_void_p),
+        ("reduced_potential_gradient", c_void_p),
+        ("relax", _Relaxation),
     ]
 
 
@@ -117,6 +121,7 @@ class _Statistics(_Struct):
         + [("mean_log_weight", c_double), ("effective_sample_size", c_double)]
         + [(name, c_uint64) for name in ("proposals", "screened", "exact_evaluations")]
         + [("correction_variance", c_double), ("wrong_mode", c_uint64)]
+        + [("expected_acceptance", c_double), ("expected_acceptance_error", c_double)]
     )
 
 
@@ -156,9 +161,11 @@ def _pointer(array):
 class _Callback:
     """A potential as the library calls it, for configurations of this shape. What it raises waits in `raised`."""
 
-    def __init__(self, potential, shape):
-        self.potential, self.shape, self.raised = potential, shape, []
+    def __init__(self, potential, shape, relax=None):
+        self.potential, self.shape, self.raised, self.relax = potential, shape, [], relax
         self.target = _Target(reduced_potential=_Potential(self._evaluate))
+        if relax is not None:
+            self.target.relax = _Relaxation(self._relax)
 
     def of_one(self, x):
         """The reduced potential of one configuration."""
@@ -172,9 +179,19 @@ class _Callback:
             np.ctypeslib.as_array(u, (n,))[:] = values
             return 0
         except BaseException as error:  # no exception may cross the C interface
-            self.raised.append(error)
-            _library.modejump_set_last_error(f"the potential raised {type(error).__name__}: {error}".encode())
-            return 1
+            return self._failed("the potential", error)
+
+    def _relax(self, _, pointer, stage, u):
+        try:
+            u[0] = float(self.relax(np.ctypeslib.as_array(pointer, self.shape).copy(), stage))
+            return 0
+        except BaseException as error:  # as above
+            return self._failed("the relaxation", error)
+
+    def _failed(self, who, error):
+        self.raised.append(error)
+        _library.modejump_set_last_error(f"{who} raised {type(error).__name__}: {error}".encode())
+        return 1
 
 
 def _attempt(name, handle, callbacks, states, outcome):
@@ -312,9 +329,11 @@ class Move:
     ----------
     model : Model
         The generator.
-    method : "independence", "isir" or "latent_walk"
+    method : "independence", "isir", "latent_walk" or "driven"
         With several proposals: Metropolis tests one after the other, or iterated sampling-importance resampling. A latent walk takes
-        no proposals of the generator, but small steps in its latent space, each tested; it has no weights.
+        no proposals of the generator, but small steps in its latent space, each tested; it has no weights. A driven move is for a
+        part of a system: it is pulled to its proposal in `steps` perturbations, between which the `relax` of an attempt moves the
+        rest; the work decides.
     proposals : int
         Of one attempt; each costs one potential.
     seed : int
@@ -335,6 +354,8 @@ class Move:
     widths : sequence of float
         Of a latent walk's steps, one of which is chosen in every attempt; the prior of a latent coordinate has width 1, or is uniform on
         [0, 1).
+    steps : int, optional
+        Perturbations of a driven move; 50 if not said.
     """
 
     #: What a function of the mode raised in the present attempt.
@@ -354,9 +375,10 @@ class Move:
         draw_ahead=False,
         mode=None,
         widths=None,
+        steps=None,
     ):
-        if method not in (*METHODS, LATENT_WALK) or acceptance not in ("exact", "surrogate"):
-            methods = ", ".join((*METHODS, LATENT_WALK))
+        if method not in (*METHODS, LATENT_WALK, DRIVEN) or acceptance not in ("exact", "surrogate"):
+            methods = ", ".join((*METHODS, LATENT_WALK, DRIVEN))
             raise ValueError(f"method {method!r} and acceptance {acceptance!r}: use {methods}; exact, surrogate")
         if acceptance == "surrogate" and screen is None:
             raise ValueError('acceptance="surrogate" needs a screen, which is to decide')
@@ -364,17 +386,22 @@ class Move:
             raise ValueError("a screen goes with the method independence")
         if widths is not None and method != LATENT_WALK:
             raise ValueError(f"widths go with the method {LATENT_WALK}")
+        if steps is not None and method != DRIVEN:
+            raise ValueError(f"steps go with the method {DRIVEN}")
         if method == LATENT_WALK:
             self._walk(model, proposals, seed, widths)
             return
         if mode is not None and (method != "independence" or screen is not None):
             raise ValueError("mode goes with the method independence, without a screen")
-        kind = SURROGATE if acceptance == "surrogate" else METHODS[method]
+        kind = SURROGATE if acceptance == "surrogate" else METHODS.get(method, 0)
         options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
         self.model = model
         self._handle = c_void_p()
         if mode is not None:
             self._between_modes(model, mode, options)
+        elif method == DRIVEN:
+            way = c_uint64(50 if steps is None else steps)
+            _call("move_driven_new", model._handle, byref(options), way, byref(self._handle))
         elif screen is None:
             _call("move_new", model._handle, byref(options), byref(self._handle))
         else:
@@ -415,17 +442,21 @@ class Move:
         arguments, _arrays = _constraints(self.model, atoms, lengths, masses)
         _call("move_set_constraints", self._handle, *arguments)
 
-    def attempt(self, x, potential, *, step, reduced_potential=None, replica=0, box=None):
+    def attempt(self, x, potential, *, step, reduced_potential=None, replica=0, box=None, relax=None):
         """One attempt from the configuration x [*shape], which is not changed; the new one is in the outcome.
 
         `potential(x)` gives the reduced potentials U/kT [n] of configurations x [n, *shape]; NaN or infinity rejects one.
         `reduced_potential` is that of x, if it is known already. `box`, nm, has the box vectors as rows. What the potential
         raises is raised again here.
+
+        Of a driven move: `relax(x, stage)` moves the rest of the system with x [*shape] held fast, by a kernel reversible for
+        exp(-u(x, .)) with random numbers of this attempt and stage, and returns the reduced potential there. `potential` is asked for
+        where the rest is. The caller puts the rest back after an attempt that raises or is not accepted.
         """
         rows, shape = self.model._rows(x)
         if shape != ():
             raise ValueError(f"one configuration of shape {self.model.shape} is needed, got {np.shape(x)}")
-        state_x, callback = rows.copy(), _Callback(potential, self.model.shape)
+        state_x, callback = rows.copy(), _Callback(potential, self.model.shape, relax)
         if reduced_potential is None:
             reduced_potential = callback.of_one(state_x)
         box = None if box is None else np.ascontiguousarray(box, dtype=np.float64).reshape(9)

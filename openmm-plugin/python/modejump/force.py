@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import warnings
 from dataclasses import dataclass
 from xml.sax.saxutils import quoteattr
 
@@ -20,6 +21,9 @@ class Statistics(Counts):
 
     #: log alpha of the last attempt, not clipped at 0.
     last_log_acceptance: float
+    #: Of a driven path: trajectories by which the other particles gave way, and how many of these were accepted.
+    relaxations: int
+    relaxations_accepted: int
 
 
 def _number(name, convert):
@@ -70,6 +74,14 @@ class MonteCarloModeJump(openmm.Force):
     draw_ahead : bool
         Whether a thread of its own draws the proposals of the next attempts while the simulation runs: the same results, bit for
         bit, sooner where a core is to spare.
+    driven_steps : int
+        For a solute in explicit solvent: each proposal is reached in so many perturbations along the internal coordinates of the
+        model, between which all other particles give way; the work of the perturbations decides. Exact whatever the numbers.
+        0 (default): no path, the other particles stay where they are.
+    relaxation_steps : int
+        Steps of the trajectory by which the others give way after each perturbation but the last, before its Metropolis test.
+    relaxation_timestep : number (ps) or Quantity
+        Of these steps.
 
     Raises
     ------
@@ -90,6 +102,9 @@ class MonteCarloModeJump(openmm.Force):
         screen=None,
         acceptance="exact",
         draw_ahead=False,
+        driven_steps=0,
+        relaxation_steps=20,
+        relaxation_timestep=0.001,
     ):
         texts = {"model": os.fspath(model), "acceptance": acceptance}
         if screen is not None:
@@ -101,6 +116,9 @@ class MonteCarloModeJump(openmm.Force):
         self.seed = seed
         self.temperature = temperature
         self.draw_ahead = draw_ahead
+        self.relaxation_steps = relaxation_steps
+        self.relaxation_timestep = relaxation_timestep
+        self.driven_steps = driven_steps
         if particles is not None:
             self.particles = particles
         call("load_model", address(self))
@@ -129,6 +147,11 @@ class MonteCarloModeJump(openmm.Force):
     temperature = _number("temperature", float)
     #: Whether proposals are drawn while the simulation runs.
     draw_ahead = _number("drawAhead", bool)
+    #: Perturbations of a driven path; 0 for none.
+    driven_steps = _number("drivenSteps", int)
+    relaxation_steps = _number("relaxationSteps", int)
+    #: ps
+    relaxation_timestep = _number("relaxationStepSize", float)
     #: Initial value of the Context parameter REPLICA.
     default_replica = _number("defaultReplica", int)
     #: K; the temperature that the model was trained for, 0 if its file does not say.
@@ -187,7 +210,11 @@ class MonteCarloModeJump(openmm.Force):
         return bool(accepted.value)
 
     def statistics(self, context):
-        """Statistics of the attempts in this Context."""
+        """Statistics of the attempts in this Context. Warns if they say that acceptances will hardly ever come."""
+        advice = ctypes.c_char_p()
+        call("get_advice", address(self), address(context), ctypes.byref(advice))
+        if advice.value:
+            warnings.warn(advice.value.decode(), stacklevel=2)
         counts = _library.CStatistics()
         call("get_statistics", address(self), address(context), ctypes.byref(counts))
         values = {name: getattr(counts, name) for name, _ in counts._fields_}
@@ -207,5 +234,5 @@ class MonteCarloModeJump(openmm.Force):
         return weights
 
     def update_parameters_in_context(self, context):
-        """Takes frequency, proposals and temperature over to an existing Context; its statistics start anew."""
+        """Takes frequency, proposals, driven path and temperature over to an existing Context; its statistics start anew."""
         call("update_parameters", address(self), address(context))

@@ -33,6 +33,10 @@ class Counts:
     #: Variance of ln c(x')/c(x), c = q_screen/q as far as the screen is believed, over the screened attempts: how far the screen is
     #: from the generator.
     correction_variance: float
+    #: Mean over the attempts of the probability with which each was accepted, and its standard error: what the acceptance will come
+    #: to, known before the first acceptance where that is rare.
+    expected_acceptance: float
+    expected_acceptance_error: float
 
     @property
     def acceptance(self):

@@ -12,6 +12,7 @@ struct modejump_move;
 
 namespace ModeJumpPlugin {
 
+class Solvent;
 class VelocityStream;
 
 /** The moves of one Context. Has no kernels, so one library serves every platform. */
@@ -38,17 +39,24 @@ private:
                 double kT);
     void carryVelocities(OpenMM::ContextImpl& context, double offset);
     void createMove(OpenMM::ContextImpl& context);
+    void createSolvent(OpenMM::ContextImpl& context);
+    double beginDriven(OpenMM::ContextImpl& context, double energy, double kT, const VelocityStream& stream);
+    std::string advice(const ModeJumpStatistics& statistics) const;
+    void warnOfAcceptance();
     double findThermalEnergy(OpenMM::ContextImpl& context);
     uint64_t findReplica(OpenMM::ContextImpl& context) const;
 
     const MonteCarloModeJump& owner;
     std::shared_ptr<const Model> model, screen;
     modejump_move* move = nullptr;
-    std::vector<int> particles;
+    /** Of a driven path; null without one. */
+    std::unique_ptr<Solvent> solvent;
+    /** Moved by the model, and all that have a mass. */
+    std::vector<int> particles, massive;
     int frequency = 0;
     double temperature = 0, lastLogAcceptance = 0;
     uint64_t seed = 0;
-    bool allMoved = false, warned = false;
+    bool allMoved = false, warned = false, advised = false;
     /** Explicit attempts at the step explicitStep, counted from 1: none repeats the numbers of the attempt of that step. */
     long long explicitStep = -1;
     uint64_t explicitCount = 0;

@@ -1,0 +1,159 @@
+#include "Solvent.h"
+
+#include "MonteCarloModeJump.h"
+#include "openmm/OpenMMException.h"
+#include "openmm/State.h"
+#include "openmm/internal/ContextImpl.h"
+#include "openmm/serialization/XmlSerializer.h"
+
+#include <cmath>
+#include <set>
+
+using namespace OpenMM;
+using namespace std;
+
+namespace ModeJumpPlugin {
+
+namespace {
+
+/** Tighter than simulations need: a trajectory has to come back the way it went. */
+const double TOLERANCE = 1e-7;
+
+unique_ptr<System> withFixed(const System& outer, const vector<int>& solute) {
+    unique_ptr<System> system(XmlSerializer::clone<System>(outer));
+    for (int i = system->getNumForces() - 1; i >= 0; i--)
+        if (dynamic_cast<const MonteCarloModeJump*>(&system->getForce(i)) != nullptr)
+            system->removeForce(i);
+    const set<int> fixed(solute.begin(), solute.end());
+    for (int i = system->getNumConstraints() - 1; i >= 0; i--) {
+        int p1, p2;
+        double length;
+        system->getConstraintParameters(i, p1, p2, length);
+        if (fixed.count(p1) > 0)
+            system->removeConstraint(i);
+    }
+    for (int particle : solute)
+        system->setParticleMass(particle, 0);
+    return system;
+}
+
+/** Velocity Verlet, with constraints RATTLE: reversible, and it keeps volume in phase space. */
+void addVelocityVerlet(CustomIntegrator& integrator) {
+    integrator.addPerDofVariable("x1", 0);
+    integrator.addComputePerDof("v", "v+0.5*dt*f/m");
+    integrator.addComputePerDof("x", "x+dt*v");
+    integrator.addComputePerDof("x1", "x");
+    integrator.addConstrainPositions();
+    integrator.addComputePerDof("v", "v+0.5*dt*f/m+(x-x1)/dt");
+    integrator.addConstrainVelocities();
+}
+
+} // namespace
+
+Solvent::Solvent(ContextImpl& outer, const vector<int>& solute, int steps, double stepSize)
+    : integrator(stepSize), inner(withFixed(outer.getSystem(), solute)), solute(solute), steps(steps), stream(0, 0, 0) {
+    addVelocityVerlet(integrator);
+    integrator.setConstraintTolerance(TOLERANCE);
+    integrator.setIntegrationForceGroups(outer.getIntegrator().getIntegrationForceGroups());
+    for (int i = 0; i < inner->getNumParticles(); i++)
+        masses.push_back(inner->getParticleMass(i));
+    context.reset(outer.createLinkedContext(*inner, integrator));
+}
+
+Solvent::~Solvent() = default;
+
+void Solvent::begin(ContextImpl& outer, const vector<Vec3>& now, double thermalEnergy, const VelocityStream& numbers) {
+    kT = thermalEnergy;
+    stream = numbers;
+    positions = now;
+    known = false;
+    integrator.setIntegrationForceGroups(outer.getIntegrator().getIntegrationForceGroups());
+    Vec3 box[3];
+    outer.getPeriodicBoxVectors(box[0], box[1], box[2]);
+    context->setPeriodicBoxVectors(box[0], box[1], box[2]);
+    for (const auto& parameter : context->getParameters())
+        context->setParameter(parameter.first, outer.getParameter(parameter.first));
+    context->setPositions(positions);
+    context->computeVirtualSites();
+}
+
+void Solvent::place(const double* x) {
+    bool moved = false;
+    for (size_t i = 0; i < solute.size(); i++) {
+        const Vec3 there(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
+        moved = moved || there != positions[solute[i]];
+        positions[solute[i]] = there;
+    }
+    if (moved || !known) {
+        context->setPositions(positions);
+        context->computeVirtualSites();
+        known = false;
+    }
+}
+
+double Solvent::energyAt(const double* x) {
+    place(x);
+    if (!known) {
+        energy = context->getState(State::Energy, false, integrator.getIntegrationForceGroups()).getPotentialEnergy();
+        known = true;
+    }
+    return energy;
+}
+
+void Solvent::drawVelocities(uint64_t stage) {
+    const uint32_t n = static_cast<uint32_t>(masses.size());
+    const uint32_t first = static_cast<uint32_t>(stage) * (2 * n + 1) + 1;
+    velocities.assign(n, Vec3());
+    for (uint32_t i = 0; i < n; i++) {
+        if (masses[i] == 0)
+            continue;
+        const auto a = stream.normals(first + 2 * i), b = stream.normals(first + 2 * i + 1);
+        velocities[i] = Vec3(a[0], a[1], b[0]) * sqrt(kT / masses[i]);
+    }
+    context->setVelocities(velocities);
+    context->applyVelocityConstraints(TOLERANCE);
+    velocities = context->getState(State::Velocities).getVelocities();
+}
+
+double Solvent::kineticEnergy() const {
+    double sum = 0;
+    for (size_t i = 0; i < masses.size(); i++)
+        sum += 0.5 * masses[i] * velocities[i].dot(velocities[i]);
+    return sum;
+}
+
+/** Whether it came to an end: OpenMM throws where coordinates or energies are no numbers. */
+bool Solvent::runTrajectory() {
+    try {
+        integrator.step(steps);
+        const int groups = integrator.getIntegrationForceGroups();
+        const State end = context->getState(State::Energy | State::Positions | State::Velocities, false, groups);
+        endEnergy = end.getPotentialEnergy();
+        endPositions = end.getPositions();
+        velocities = end.getVelocities();
+        return isfinite(endEnergy);
+    } catch (const OpenMMException& error) {
+        if (string(error.what()).find("NaN") == string::npos)
+            throw;
+        return false;
+    }
+}
+
+double Solvent::relax(const double* x, uint64_t stage) {
+    const double before = energyAt(x);
+    drawVelocities(stage);
+    const double start = before + kineticEnergy();
+    const uint32_t index = static_cast<uint32_t>(stage) * (2 * static_cast<uint32_t>(masses.size()) + 1);
+    trajectories++;
+    if (runTrajectory() && log(stream.uniform(index)) < (start - endEnergy - kineticEnergy()) / kT) {
+        accepted++;
+        positions = endPositions;
+        energy = endEnergy;
+        return energy;
+    }
+    context->setPositions(positions);
+    context->computeVirtualSites();
+    return energy;
+}
+
+} // namespace ModeJumpPlugin

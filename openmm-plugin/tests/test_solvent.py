@@ -1,0 +1,163 @@
+"""Jumps of a solute in a bath: with the bath frozen, and on driven paths."""
+
+import warnings
+
+import bath
+import numpy as np
+import openmm
+import pytest
+import toy
+
+import modejump
+
+#: Plain dynamics of the chain without a barrier, 3 million steps of 4 fs: the probability of trans, which is 1/2 without a bath, the mean
+#: potential energy in kJ/mol, and their standard errors by blocks.
+FREE = ((0.4376, 0.0053), (72.34, 0.08))
+#: The same run weighed by exp(-V/kT) of the barrier.
+HINDERED = ((0.395, 0.008), (73.62, 0.10))
+
+
+@pytest.fixture(scope="module")
+def chain_model(tmp_path_factory):
+    return bath.write_chain_model(tmp_path_factory.mktemp("models") / "chain.safetensors")
+
+
+def driven(model, steps, frequency=0, seed=4, **options):
+    options = {"relaxation_steps": 10, "relaxation_timestep": 0.008, **options}
+    return modejump.MonteCarloModeJump(model, frequency, particles=bath.SOLUTE, seed=seed, driven_steps=steps, **options)
+
+
+def context_of(jump, name="CPU", seed=5, barrier=bath.CHAIN.barrier, equilibration=3000):
+    system = bath.bath_system(barrier)
+    system.addForce(jump)
+    integrator = toy.langevin(0.004, seed, friction=2.0)
+    integrator.setConstraintTolerance(1e-6)
+    context = toy.make_context(system, integrator, name, bath.start())
+    context.getIntegrator().step(equilibration)
+    return context
+
+
+def lengths(x):
+    return [np.linalg.norm(x[a] - x[b]) for a, b in [*bath.CHAIN_CONSTRAINTS, *bath.dimers()]]
+
+
+@pytest.mark.parametrize(
+    ("steps", "frequency", "rounds", "barrier", "reference"),
+    [(0, 4, 1200, bath.CHAIN.barrier, HINDERED), (10, 40, 400, 0.0, FREE)],
+)
+def test_the_bath_has_its_say(chain_model, steps, frequency, rounds, barrier, reference):
+    """The frozen jump and the driven one find the population of plain dynamics, and its energy, to which velocities after a jump and
+    constraints belong."""
+    jump = driven(chain_model, steps, frequency)
+    context = context_of(jump, barrier=barrier)
+    jump.reset_statistics(context)
+    trans, energy = [], []
+    for _ in range(rounds):
+        context.getIntegrator().step(20)
+        state = context.getState(positions=True, energy=True)
+        x = state.getPositions(asNumpy=True)._value
+        trans.append(abs(bath.torsion_of(x)) > np.pi / 2)
+        energy.append(state.getPotentialEnergy()._value)
+    statistics = jump.statistics(context)
+    assert statistics.likelihood == "exact" and statistics.attempts == 20 * rounds // frequency
+    assert np.allclose(lengths(x), lengths(bath.start()), rtol=1e-5)
+    assert abs(statistics.expected_acceptance - statistics.acceptance) < 0.01 + 2 / statistics.attempts**0.5
+    print(np.mean(trans), toy.batch_error(trans), np.mean(energy), toy.batch_error(energy), statistics.acceptance)
+    for found, (exact, error) in zip((trans, energy), reference):
+        assert abs(np.mean(found) - exact) < 4.5 * np.hypot(toy.batch_error(found), error)
+
+
+def test_a_bath_that_gives_way_lets_more_through(chain_model):
+    frozen, path = driven(chain_model, 0), driven(chain_model, 20)
+    expected = []
+    for jump in (frozen, path):
+        context = context_of(jump)
+        for _ in range(80):
+            context.getIntegrator().step(20)
+            jump.attempt(context)
+        expected.append(jump.statistics(context).expected_acceptance)
+    statistics = jump.statistics(context)
+    assert statistics.relaxations == 80 * 19 and statistics.relaxations_accepted > 0.6 * statistics.relaxations
+    assert expected[1] > 1.3 * expected[0], expected
+
+
+@pytest.mark.parametrize("name", ["Reference", "CPU"])
+def test_rejections_restore_every_bit(tmp_path, chain_model, name):
+    jump = driven(chain_model, 3)
+    context = context_of(jump, name, equilibration=300)
+    rejected = 0
+    for _ in range(30):
+        x, v, energy = toy.positions(context), toy.velocities(context), toy.potential(context)
+        if not jump.attempt(context):
+            rejected += 1
+            assert np.array_equal(x, toy.positions(context)) and np.array_equal(v, toy.velocities(context))
+            assert energy == toy.potential(context)
+    assert rejected > 10
+
+
+def test_a_checkpoint_continues_bit_for_bit(chain_model):
+    jump = driven(chain_model, 4, frequency=5)
+    context = context_of(jump, "Reference", equilibration=300)
+    checkpoint = context.createCheckpoint()
+    jump.reset_statistics(context)
+    context.getIntegrator().step(100)
+    x, v = toy.positions(context), toy.velocities(context)
+    assert jump.statistics(context).accepted > 0
+    other_jump = driven(chain_model, 4, frequency=5)
+    other = context_of(other_jump, "Reference", seed=6, equilibration=50)
+    other_jump.attempt(other)
+    other.loadCheckpoint(checkpoint)
+    other.getIntegrator().step(100)
+    assert np.array_equal(x, toy.positions(other)) and np.array_equal(v, toy.velocities(other))
+
+
+def test_low_acceptance_warns_and_says_what_to_do(tmp_path, capfd):
+    model = bath.write_chain_model(tmp_path / "far.safetensors", stretch=0.1)
+    jump = driven(model, 0)
+    context = context_of(jump)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(99):
+            jump.attempt(context)
+        assert jump.statistics(context).expected_acceptance < 1e-3
+    assert capfd.readouterr().err == ""
+    for _ in range(3):
+        jump.attempt(context)
+    assert capfd.readouterr().err.count("of 100 attempts were accepted") == 1
+    with pytest.warns(UserWarning, match="moves 4 of 52 particles.*driven_steps"):
+        jump.statistics(context)
+
+
+def test_driven_paths_are_kept_by_xml(chain_model):
+    jump = driven(chain_model, 7, relaxation_steps=3, relaxation_timestep=0.002 * openmm.unit.picosecond)
+    copy = modejump.MonteCarloModeJump.cast(openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(jump)))
+    assert (copy.driven_steps, copy.relaxation_steps, copy.relaxation_timestep) == (7, 3, 0.002)
+
+
+def test_paths_follow_box_and_parameters_and_refuse_what_they_cannot(peroxide_model, chain_model):
+    jump = driven(chain_model, 3)
+    context = context_of(jump)
+    context.setPeriodicBoxVectors(*(1.05 * bath.BOX * np.eye(3)))
+    context.setParameter("epsilon", 2 * bath.EPSILON)
+    jump.attempt(context)
+    # a Force that was changed behind the path's back
+    force = next(f for f in context.getSystem().getForces() if isinstance(f, openmm.HarmonicBondForce))
+    force.setBondParameters(0, 1, 2, 0.9 * bath.CHAIN.bond, bath.CHAIN.k_bond)
+    force.updateParametersInContext(context)
+    with pytest.raises(openmm.OpenMMException, match="reinitialize"):
+        jump.attempt(context)
+    context.reinitialize(preserveState=True)
+    jump.attempt(context)
+
+    from peroxide import peroxide_system
+
+    system = peroxide_system()
+    system.addForce(modejump.MonteCarloModeJump(peroxide_model, driven_steps=5))
+    with pytest.raises(openmm.OpenMMException, match="none is left to give way"):
+        toy.make_context(system, toy.langevin())
+    with pytest.raises(openmm.OpenMMException, match="one proposal"):
+        context_of(driven(chain_model, 5, proposals=2))
+    with pytest.raises(openmm.OpenMMException, match="1 step or more"):
+        driven(chain_model, -1)
+    with pytest.raises(openmm.OpenMMException, match="positive size"):
+        driven(chain_model, 5, relaxation_timestep=0.0)
