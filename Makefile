@@ -12,7 +12,7 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	test-openmmtools train-modes moves gromacs-demo exchange-demo toy learned bench test-gpu bench-gpu clean
+	test-openmmtools train-modes moves solvent gromacs-demo exchange-demo toy learned bench test-gpu bench-gpu clean
 
 all: build plugin
 
@@ -102,6 +102,10 @@ train-modes: build
 moves: build
 	$(PY) examples/moves/run.py --output target/moves
 	$(BIN) plot target/moves/series.json -o target/moves
+
+# Jumps of a solute in explicit solvent, frozen and on driven paths: the tables of docs/solvent.md. Half an hour of one core.
+solvent: plugin
+	$(PY) examples/solvated_jumps.py chain ala2 --output target/solvent
 
 # Plain mdrun and mdrun + jumps one after the other on alanine dipeptide in vacuum.
 GROMACS_SECONDS ?= 60

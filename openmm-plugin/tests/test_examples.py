@@ -23,3 +23,10 @@ def test_a_langevin_loop_of_ones_own():
 def test_jumps_in_a_simulation_of_ase():
     accepted, changes = re.search(r"([0-9.]+)% of the jumps accepted, (\d+) changes", run("ase_jumps.py", "3000")).groups()
     assert float(accepted) > 60 and int(changes) > 0
+
+
+def test_a_solute_in_a_bath_is_counted(tmp_path):
+    out = run("solvated_jumps.py", "chain", "--steps", "0", "3", "--seconds", "0.03", "--output", str(tmp_path))
+    rows = re.findall(r"\| chain \| (frozen|3 steps)[^|]*\| (\d+) \| (\d+) \|", out)
+    assert [path for path, _, _ in rows] == ["frozen", "3 steps"]
+    assert all(int(attempts) >= int(accepted) for _, attempts, accepted in rows) and (tmp_path / "summary.json").exists()
