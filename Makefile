@@ -107,6 +107,15 @@ moves: build
 solvent: plugin
 	$(PY) examples/solvated_jumps.py chain ala2 --output target/solvent
 
+# A figure for each of them (docs/gallery.md).
+gallery:
+	$(PY) examples/moves/gallery.py target/moves/series.json -o target/gallery
+
+# A dimer with two states in a dense bath of 36 particles that can change places: training of the bijection, jumps, and umbrella
+# sampling beside them. Twenty minutes on two cores.
+dimer:
+	cargo run --release --example lj_dimer -- target/dimer
+
 # Plain mdrun and mdrun + jumps one after the other on alanine dipeptide in vacuum.
 GROMACS_SECONDS ?= 60
 gromacs-demo: build
