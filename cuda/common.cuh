@@ -25,7 +25,6 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define PI 3.14159265358979323846
-#define LOG_2_PI 1.83787706640934533908
 #define SQRT_2 1.41421356237309504880
 
 // As `Status` of src/density.rs.

@@ -41,6 +41,7 @@ struct Arguments {
   double* log_density;
   int* status;
   Internal internal;  // n_atoms = 0: x is u
+  double width, variance, log_volume;  // of the normal prior: its deviation, its square, ln 2 pi its square
   int n, dimension, dimension_x, n_layers, draws, hidden, outputs;
   int padding;
 };
@@ -584,7 +585,7 @@ static __device__ void to_cartesian(const Arguments& a, const Shared& s) {
 // Numbers of draw i: the position of its random number, and 0 uniform, 1 and 2 the first and second normal of a pair.
 static __device__ double latent(const Arguments& a, const Stream& stream, int i) {
   const int position = a.tables[a.draws + 2 * i], kind = a.tables[a.draws + 2 * i + 1];
-  return kind == 0 ? uniform_at(stream, position) : normal_at(stream, position, kind == 2);
+  return kind == 0 ? uniform_at(stream, position) : a.width * normal_at(stream, position, kind == 2);
 }
 
 static __device__ void prior(const Arguments& a, const Shared& s) {
@@ -592,7 +593,7 @@ static __device__ void prior(const Arguments& a, const Shared& s) {
     const double z = s.u[i * TILE + row];
     const bool uniform = a.tables[a.draws + 2 * i + 1] == 0;
     if (uniform && !(z >= 0.0 && z <= 1.0)) fail(s, row, i, OUT_OF_SUPPORT);
-    s.terms[i * TILE + row] = uniform ? 0.0 : -0.5 * (z * z + LOG_2_PI);
+    s.terms[i * TILE + row] = uniform ? 0.0 : -0.5 * (z * z / a.variance + a.log_volume);
   }
   __syncthreads();
   if (threadIdx.x < TILE) {

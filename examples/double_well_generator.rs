@@ -40,6 +40,7 @@ fn main() -> Result<()> {
         coordinates: CoordinatesConfig::Cartesian { dimension: 2 },
         exactness: Exactness::Exact,
         temperature: None,
+        steering: None,
         target: Some(TargetInfo { description: "u = 10 (x^2 - 1)^2 + x/2 + 5 (y - x/2)^2".into(), hash: None }),
         topology: None,
         provenance: [("command".to_string(), "cargo run --release --example double_well_generator".to_string())].into(),

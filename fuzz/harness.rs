@@ -41,6 +41,10 @@ fn evaluate(model: &dyn Model) {
         known(model.log_density(&x, &mut log_density));
         known(model.log_density_gradient(&x, &mut log_density, &mut gradient));
         assert!(log_density.iter().all(|e| !e.log_density.is_nan()));
+        if let Ok(cold) = model.at_temperature(200.0) {
+            known(cold.log_density(&x, &mut log_density));
+            assert!(log_density.iter().all(|e| !e.log_density.is_nan()));
+        }
     }
 }
 
@@ -188,6 +192,17 @@ unsafe fn models(bytes: &mut Bytes, model: *mut modejump_model) {
         assert_eq!(dimension, if written { 2 } else { 7 }, "written on success only");
         expect_known(modejump_model_metadata(bytes.maybe(model), bytes.maybe_mut(&mut text)));
         expect_known(modejump_model_hash(bytes.maybe(model), bytes.maybe_mut(&mut text)));
+        let (mut variance, mut auxiliary) = (7.0, 7u64);
+        expect_known(modejump_model_steering(
+            bytes.maybe(model),
+            bytes.maybe_mut(&mut variance),
+            bytes.maybe_mut(&mut auxiliary),
+        ));
+        assert!(!expect_known(modejump_model_at_temperature(
+            bytes.maybe(model),
+            bytes.number(),
+            bytes.maybe_mut(&mut other)
+        )));
         let (labels, mut order) = ([c"ABC1".as_ptr(), bytes.maybe(c"C0".as_ptr())], [0u64; 2]);
         let labels = bytes.maybe(labels.as_ptr());
         let n = u64::from(bytes.byte() % 3);
@@ -342,6 +357,7 @@ unsafe fn statistics(bytes: &mut Bytes, kernel: *mut modejump_move) {
         let capacity = u64::from(bytes.byte() % 9);
         let out = bytes.maybe_mut(weights.as_mut_ptr());
         expect_known(modejump_move_log_weights(bytes.maybe(kernel), capacity, out, bytes.maybe_mut(&mut n)));
+        expect_known(modejump_move_set_temperature(bytes.maybe_mut(kernel), bytes.number()));
         if bytes.byte() == 5 {
             expect_known(modejump_move_reset_statistics(bytes.maybe_mut(kernel)));
         }

@@ -191,11 +191,13 @@ public:
         find(library, "modejump_model_load", &modelLoad);
         find(library, "modejump_model_free", &modelFree);
         find(library, "modejump_model_dimension", &modelDimension);
+        find(library, "modejump_model_steering", &modelSteering);
         find(library, "modejump_model_match_atoms", &modelMatchAtoms);
         find(library, "modejump_move_options_init", &moveOptionsInit);
         find(library, "modejump_move_new", &moveNew);
         find(library, "modejump_move_free", &moveFree);
         find(library, "modejump_move_set_constraints", &moveSetConstraints);
+        find(library, "modejump_move_set_temperature", &moveSetTemperature);
         find(library, "modejump_move_attempt", &moveAttempt);
         find(library, "modejump_move_statistics", &moveStatistics);
     }
@@ -218,11 +220,13 @@ public:
     decltype(&modejump_model_load)           modelLoad          = nullptr;
     decltype(&modejump_model_free)           modelFree          = nullptr;
     decltype(&modejump_model_dimension)      modelDimension     = nullptr;
+    decltype(&modejump_model_steering)       modelSteering      = nullptr;
     decltype(&modejump_model_match_atoms)    modelMatchAtoms    = nullptr;
     decltype(&modejump_move_options_init)    moveOptionsInit    = nullptr;
     decltype(&modejump_move_new)             moveNew            = nullptr;
     decltype(&modejump_move_free)            moveFree           = nullptr;
     decltype(&modejump_move_set_constraints) moveSetConstraints = nullptr;
+    decltype(&modejump_move_set_temperature) moveSetTemperature = nullptr;
     decltype(&modejump_move_attempt)         moveAttempt        = nullptr;
     decltype(&modejump_move_statistics)      moveStatistics     = nullptr;
 
@@ -576,7 +580,9 @@ public:
     {
         t_state&          state = *simulation_.globalState;
         const std::size_t n     = atoms_.size();
-        kt_                     = c_boltzmann * temperature();
+        const double      kelvin = temperature();
+        kt_                     = c_boltzmann * kelvin;
+        library_.check(library_.moveSetTemperature(move_.get(), kelvin));
         oldX_.assign(state.x.begin(), state.x.begin() + simulation_.topology.natoms);
         collective.collectForces(&oldForces_);
         evaluated_ = false;
@@ -655,9 +661,11 @@ private:
         modejump_model* model = nullptr;
         library_.check(library_.modelLoad(options_.model.c_str(), &model));
         model_.reset(model);
-        std::uint64_t dimension = 0;
+        std::uint64_t dimension = 0, auxiliary = 0;
+        double        latentTemperature = 0;
         library_.check(library_.modelDimension(model, &dimension));
-        const auto n = static_cast<int64_t>(dimension / 3);
+        library_.check(library_.modelSteering(model, &latentTemperature, &auxiliary));
+        const auto n = static_cast<int64_t>((dimension - auxiliary) / 3);
         if (options_.lastAtom == 0)
         {
             options_.lastAtom = options_.firstAtom + n - 1;

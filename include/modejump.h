@@ -297,6 +297,20 @@ int32_t modejump_model_free(struct modejump_model *model);
 // Writes the number of coordinates of a configuration: three for each atom of a molecule.
 int32_t modejump_model_dimension(const struct modejump_model *model, uint64_t *dimension);
 
+// Writes the latent temperature of a steerable model, its temperature over that of its training, or 0 for a model that has one temperature
+// only; and how many of its coordinates, the last ones, are auxiliary. A move of the model leaves these out: its configurations have
+// `dimension - auxiliary` coordinates. Samples have them, and log-densities are those of all coordinates together.
+int32_t modejump_model_steering(const struct modejump_model *model,
+                                double *variance,
+                                uint64_t *auxiliary);
+
+// Takes a steerable model to a temperature in K: samples and densities of the new model are those of that temperature. It shares the
+// parameters of the old one, which stays as it is. Refused (6) for a model that has one temperature only. On success `*out` is a new
+// handle, to be freed with `modejump_model_free`.
+int32_t modejump_model_at_temperature(const struct modejump_model *model,
+                                      double kelvin,
+                                      struct modejump_model **out);
+
 // Writes the description in the model file: JSON with the kind and sizes of the model, its coordinates, atoms, bonds and
 // temperature. The string belongs to the model.
 int32_t modejump_model_metadata(const struct modejump_model *model,
@@ -436,6 +450,12 @@ int32_t modejump_move_set_constraints(struct modejump_move *move,
                                       const uint64_t *atoms,
                                       const double *lengths,
                                       const double *masses);
+
+// Tells the move the temperature of the ensemble, in K. A move of a steerable model proposes for that temperature from now on, whatever
+// that of the training; any other is for one temperature and stays as it is. Cheap where nothing changes, so it can be called
+// before every attempt. Fails (1) for a temperature that is not positive.
+int32_t modejump_move_set_temperature(struct modejump_move *move,
+                                      double kelvin);
 
 // One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x` changes if
 // and only if `outcome->outcome` is `MODEJUMP_ACCEPTED`.

@@ -84,6 +84,22 @@ public:
     /// Coordinates of a configuration, 3 x atoms for a molecule.
     std::size_t dimension() const { return dimension_; }
 
+    /// Whether the model follows the temperature.
+    bool is_steerable() const noexcept { return variance_ > 0; }
+
+    /// The latent temperature of a steerable model, its temperature over that of its training; 0 for other models.
+    double latent_temperature() const noexcept { return variance_; }
+
+    /// How many of the coordinates, the last ones, are auxiliary. A move has configurations without them.
+    std::size_t auxiliary() const noexcept { return auxiliary_; }
+
+    /// A steerable model at a temperature in K: its samples and densities are of that temperature. Throws Error for other models.
+    Model at_temperature(double kelvin) const {
+        modejump_model* model = nullptr;
+        check(modejump_model_at_temperature(handle(), kelvin, &model));
+        return Model(model);
+    }
+
     /// The model file's description, JSON.
     std::string metadata() const {
         const char* json = nullptr;
@@ -153,6 +169,9 @@ private:
         std::uint64_t dimension = 0;
         check(modejump_model_dimension(model, &dimension));
         dimension_ = static_cast<std::size_t>(dimension);
+        std::uint64_t auxiliary = 0;
+        check(modejump_model_steering(model, &variance_, &auxiliary));
+        auxiliary_ = static_cast<std::size_t>(auxiliary);
     }
 
     std::size_t rows(const std::vector<double>& x) const {
@@ -163,7 +182,8 @@ private:
     }
 
     std::shared_ptr<modejump_model> model_;
-    std::size_t dimension_ = 0;
+    std::size_t dimension_ = 0, auxiliary_ = 0;
+    double variance_ = 0;
 };
 
 /// Images `[n][dimension]` under a map, ln |dy/dx| `[n]`, and 0 or the reason why there is none, `MODEJUMP_OUT_OF_SUPPORT` to
@@ -365,7 +385,7 @@ private:
 /// A move of a model. One thread at a time.
 class Move {
 public:
-    explicit Move(const Model& model, const Options& options = Options()) : dimension_(model.dimension()) {
+    explicit Move(const Model& model, const Options& options = Options()) : dimension_(model.dimension() - model.auxiliary()) {
         modejump_move* move = nullptr;
         check(modejump_move_new(model.handle(), &options, &move));
         move_.reset(move);
@@ -373,7 +393,7 @@ public:
 
     /// Delayed acceptance: `model` proposes, `screen` tests, the exact density of `model` decides about what has passed. With
     /// the kind MODEJUMP_SURROGATE the screen alone decides: biased, and marked in the statistics.
-    Move(const Model& model, const Model& screen, const Options& options = Options()) : dimension_(model.dimension()) {
+    Move(const Model& model, const Model& screen, const Options& options = Options()) : dimension_(model.dimension() - model.auxiliary()) {
         modejump_move* move = nullptr;
         check(modejump_move_delayed_acceptance_new(model.handle(), screen.handle(), &options, &move));
         move_.reset(move);
@@ -381,7 +401,7 @@ public:
 
     /// Proposals of `model` are carried to the target by annealed importance sampling before they are tested; exact whatever the
     /// path. Attempts need the gradient of the reduced potential.
-    Move(const Model& model, const Annealing& annealing, const Options& options = Options()) : dimension_(model.dimension()) {
+    Move(const Model& model, const Annealing& annealing, const Options& options = Options()) : dimension_(model.dimension() - model.auxiliary()) {
         modejump_move* move = nullptr;
         check(modejump_move_annealed_new(model.handle(), &options, &annealing, &move));
         move_.reset(move);
@@ -397,7 +417,7 @@ public:
 
     /// Steps in the latent space of `model`, a flow of all coordinates or of the shape; exact whatever the flow.
     /// Attempts by trajectories need the gradient of the reduced potential.
-    Move(const Model& model, const LatentWalk& walk) : dimension_(model.dimension()) {
+    Move(const Model& model, const LatentWalk& walk) : dimension_(model.dimension() - model.auxiliary()) {
         modejump_latent_walk_options options{};
         options.struct_size = static_cast<std::uint32_t>(sizeof(options));
         check(modejump_latent_walk_options_init(&options));
@@ -413,7 +433,7 @@ public:
     /// Jumps between the modes of `model`, of kind `modes`; `mode` says in which one a configuration is: a number from 0, or −1 for none, a
     /// function of x alone. Without such a function, Move(model, options) makes these jumps with the regions of the model file.
     Move(const Model& model, std::function<std::int64_t(std::size_t, const double* x)> mode, const Options& options = Options())
-        : mode_(new ModeOf{std::move(mode), nullptr}), dimension_(model.dimension()) {
+        : mode_(new ModeOf{std::move(mode), nullptr}), dimension_(model.dimension() - model.auxiliary()) {
         modejump_move* move = nullptr;
         check(modejump_move_mode_jump_new(model.handle(), &options, &Move::mode_callback, mode_.get(), &move));
         move_.reset(move);
@@ -425,6 +445,12 @@ public:
         const std::uint64_t* pairs = detail::pairs(atoms, lengths, masses, dimension_);
         check(modejump_move_set_constraints(move_.get(), atoms.size(), pairs, lengths.data(), masses.data()));
     }
+
+    /// The temperature of the ensemble, in K: a move of a steerable model proposes for it from now on, others stay as they are.
+    void set_temperature(double kelvin) { check(modejump_move_set_temperature(move_.get(), kelvin)); }
+
+    /// Coordinates of a configuration.
+    std::size_t dimension() const noexcept { return dimension_; }
 
     /// One attempt. Throws what `u` throws, else Error; the state is then untouched.
     Outcome attempt(const ReducedPotential& u, State& state) { return attempt(detail::Call(u), state); }

@@ -165,8 +165,9 @@ void FixModeJump::init() {
 void FixModeJump::load(int dimension) {
     on_root([&] {
         const modejump::Model model(model_file_);
-        if (model.dimension() != static_cast<std::size_t>(dimension))
-            throw std::runtime_error(model_file_ + " has " + std::to_string(model.dimension() / 3) + " atoms, group " +
+        const std::size_t coordinates = model.dimension() - model.auxiliary();
+        if (coordinates != static_cast<std::size_t>(dimension))
+            throw std::runtime_error(model_file_ + " has " + std::to_string(coordinates / 3) + " atoms, group " +
                                      group->names[igroup] + " has " + std::to_string(dimension / 3));
         modejump::Options options;
         options.kind = method_ == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
@@ -177,6 +178,8 @@ void FixModeJump::load(int dimension) {
             move_ = std::make_unique<modejump::Move>(model, options);
         else
             move_ = std::make_unique<modejump::Move>(model, modejump::Model(screen_file_), options);
+        if (update->unit_style != std::string("lj"))
+            move_->set_temperature(temperature_); // K
     });
 }
 

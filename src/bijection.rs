@@ -53,8 +53,14 @@ impl Bijection {
     /// From the configurations of one model to those of another.
     ///
     /// Errors: models without an invertible map between latent points and configurations, of different atoms, latent spaces or frames,
-    /// and models that describe neither all coordinates nor the shape.
+    /// models that describe neither all coordinates nor the shape, and models with auxiliary coordinates.
     pub fn new(from: Arc<dyn Model>, to: Arc<dyn Model>) -> Result<Bijection> {
+        if [&from, &to].iter().any(|model| model.steering().is_some_and(|s| s.auxiliary > 0)) {
+            return Err(Error::Unsupported(
+                "a map between models carries configurations, and one of these has auxiliary coordinates beside them"
+                    .into(),
+            ));
+        }
         let (a, b) = (flow_of(from.as_ref())?, flow_of(to.as_ref())?);
         let (uniform, other) = (uniform_of(a), uniform_of(b));
         if from.dimension() != to.dimension() || a.latent_dimension() != b.latent_dimension() || uniform != other {

@@ -43,6 +43,8 @@ pub enum StreamId {
     Exchange = 17,
     /// Momenta and tests of an environment that relaxes on the path of a driven move.
     Relax = 18,
+    /// Auxiliary coordinates beside a current configuration.
+    Auxiliary = 19,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

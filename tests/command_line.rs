@@ -60,6 +60,46 @@ fn samples_have_the_density_that_log_density_finds_and_latent_points_give_them_b
     }
 }
 
+/// Samples of a steerable model at a temperature, weighed with its auxiliary coordinates: ⟨u⟩ is that of quadrature.
+#[test]
+fn a_steerable_model_is_sampled_at_a_temperature() {
+    const STEERABLE: &str = "models/double-well/steerable.safetensors";
+    let folder = folder("steering");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (samples, densities) = (path("x.safetensors"), path("q.safetensors"));
+    for kelvin in [300.0, 900.0] {
+        let at = kelvin.to_string();
+        modejump(&["sample", STEERABLE, "-n", "20000", "--temperature", &at, "-o", &samples]);
+        let drawn = tensors(&samples);
+        assert_eq!(drawn["x"].shape, [20_000, 2]);
+        assert_eq!(drawn["auxiliary"].shape, [20_000, 2]);
+        modejump(&["log-density", STEERABLE, &samples, "--temperature", &at, "-o", &densities]);
+        let u_of =
+            |x: f64, y: f64| (10.0 * (x * x - 1.0).powi(2) + 0.5 * x + 5.0 * (y - 0.5 * x).powi(2)) * 300.0 / kelvin;
+        let u: Vec<f64> = drawn["x"].data.chunks_exact(2).map(|x| u_of(x[0], x[1])).collect();
+        let mean_of = |log_q: &Tensor| {
+            let weights: Vec<f64> = u.iter().zip(&log_q.data).map(|(u, q)| (-u - q).exp()).collect();
+            weights.iter().zip(&u).map(|(w, u)| w * u).sum::<f64>() / weights.iter().sum::<f64>()
+        };
+        let (mut sum, mut norm) = (0.0, 0.0);
+        for i in 0..8000 {
+            let x = -4.0 + 1e-3 * f64::from(i);
+            let u = u_of(x, 0.5 * x);
+            (sum, norm) = (sum + u * (-u).exp(), norm + (-u).exp());
+        }
+        let (found, expected) = (mean_of(&drawn["log_density"]), sum / norm + 0.5);
+        assert!((found - expected).abs() < 0.04, "{kelvin} K: {found}, not {expected}");
+        assert!(tensors(&densities)["log_density"].data.iter().all(|q| q.is_finite()));
+    }
+    let plain = ["sample", MODEL, "-n", "1", "--temperature", "400", "-o", &samples];
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_modejump")).args(plain).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let output = output.unwrap();
+    assert!(
+        !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("does not follow the temperature")
+    );
+}
+
 #[test]
 fn frames_are_read_and_written_in_every_format() {
     let folder = folder("formats");

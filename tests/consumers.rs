@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const GENERATOR: &str = "models/double-well/generator.safetensors";
+const STEERABLE: &str = "models/double-well/steerable.safetensors";
 const MODES: &str = "models/double-well/modes.safetensors";
 
 fn root() -> &'static Path {
@@ -62,6 +63,7 @@ fn consumer(compiler: &str, standard: &str, source: &str) {
         GENERATOR.as_ref(),
         molecule.as_os_str(),
         MODES.as_ref(),
+        STEERABLE.as_ref(),
     ]));
     assert!(text.contains("0 failures"), "{text}");
 }

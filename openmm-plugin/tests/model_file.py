@@ -4,7 +4,7 @@ import json
 import struct
 
 
-def write_model(path, coordinates, layers, uniform, *, topology=None, temperature=300.0):
+def write_model(path, coordinates, layers, uniform, *, topology=None, temperature=300.0, steering=None):
     """A safetensors file without tensors; the description says all. Returns the path as a string."""
     card = {
         "format": 1,
@@ -15,6 +15,8 @@ def write_model(path, coordinates, layers, uniform, *, topology=None, temperatur
         "topology": topology,
         "provenance": {"made_by": "openmm-plugin/tests/model_file.py"},
     }
+    if steering is not None:
+        card["steering"] = steering
     header = json.dumps({"__metadata__": {"modejump": json.dumps(card)}}).encode()
     header += b" " * (-len(header) % 8)
     path.write_bytes(struct.pack("<Q", len(header)) + header)

@@ -93,6 +93,51 @@ pub unsafe extern "C" fn modejump_model_dimension(model: *const modejump_model, 
     })
 }
 
+/// Writes the latent temperature of a steerable model, its temperature over that of its training, or 0 for a model that has one temperature
+/// only; and how many of its coordinates, the last ones, are auxiliary. A move of the model leaves these out: its configurations have
+/// `dimension - auxiliary` coordinates. Samples have them, and log-densities are those of all coordinates together.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `variance` and `auxiliary` are NULL or point to a number.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_steering(
+    model: *const modejump_model,
+    variance: *mut f64,
+    auxiliary: *mut u64,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let model = &unsafe { reference(model, "model") }?.model;
+        // SAFETY: the caller's promise.
+        let (variance, auxiliary) =
+            unsafe { (reference_mut(variance, "variance")?, reference_mut(auxiliary, "auxiliary")?) };
+        let steering = model.steering();
+        *variance = steering.map_or(0.0, |s| s.variance);
+        *auxiliary = steering.map_or(0, |s| s.auxiliary as u64);
+        Ok(())
+    })
+}
+
+/// Takes a steerable model to a temperature in K: samples and densities of the new model are those of that temperature. It shares the
+/// parameters of the old one, which stays as it is. Refused (6) for a model that has one temperature only. On success `*out` is a new
+/// handle, to be freed with `modejump_model_free`.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `out` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_at_temperature(
+    model: *const modejump_model,
+    kelvin: f64,
+    out: *mut *mut modejump_model,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, out) = unsafe { (reference(model, "model")?, reference_mut(out, "out")?) };
+        *out = Box::into_raw(modejump_model::new(model.model.at_temperature(kelvin)?)?);
+        Ok(())
+    })
+}
+
 /// Writes the description in the model file: JSON with the kind and sizes of the model, its coordinates, atoms, bonds and
 /// temperature. The string belongs to the model.
 ///

@@ -10,10 +10,10 @@ use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::box_from_slice;
 use crate::density::Exactness;
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::models::{follow, Model};
 use crate::modes::Modes;
 use crate::moves::{
-    Annealed, DelayedAcceptance, Driven, Fate, Generator, Independence, Isir, LatentWalk, LatentWalkOptions,
+    steered, Annealed, DelayedAcceptance, Driven, Fate, Generator, Independence, Isir, LatentWalk, LatentWalkOptions,
 };
 use crate::moves::{ModeJump, Move, Options, Outcome, Path, State, Statistics};
 use std::ffi::c_void;
@@ -21,62 +21,35 @@ use std::sync::Arc;
 
 /// A move. One thread at a time; make one for each replica, since each draws its proposals ahead.
 pub struct modejump_move {
-    kernel: Kernel,
+    kernel: Box<dyn Move>,
     model: Arc<dyn Model>,
+    make: Arc<Make>,
+    seed: u64,
 }
 
-enum Kernel {
-    Independence(Independence),
-    Isir(Isir),
-    DelayedAcceptance(DelayedAcceptance),
-    Annealed(Annealed),
-    Driven(Driven),
-    ModeJump(ModeJump),
-    LatentWalk(LatentWalk),
-}
+/// Makes the move of a model, for an engine that may constrain bonds.
+type Make = dyn Fn(&Arc<dyn Model>, Option<Constraints>) -> Result<Box<dyn Move>> + Send + Sync;
 
 impl modejump_move {
-    fn as_move(&self) -> &dyn Move {
-        match &self.kernel {
-            Kernel::Independence(kernel) => kernel,
-            Kernel::Isir(kernel) => kernel,
-            Kernel::DelayedAcceptance(kernel) => kernel,
-            Kernel::Annealed(kernel) => kernel,
-            Kernel::Driven(kernel) => kernel,
-            Kernel::ModeJump(kernel) => kernel,
-            Kernel::LatentWalk(kernel) => kernel,
-        }
+    fn new(
+        model: &Arc<dyn Model>,
+        seed: u64,
+        make: impl Fn(&Arc<dyn Model>, Option<Constraints>) -> Result<Box<dyn Move>> + Send + Sync + 'static,
+    ) -> Result<*mut modejump_move> {
+        let make: Arc<Make> = Arc::new(make);
+        let kernel = kernel_of(model, &make, seed, None)?;
+        Ok(Box::into_raw(Box::new(modejump_move { kernel, model: model.clone(), make, seed })))
     }
-    fn as_move_mut(&mut self) -> &mut dyn Move {
-        match &mut self.kernel {
-            Kernel::Independence(kernel) => kernel,
-            Kernel::Isir(kernel) => kernel,
-            Kernel::DelayedAcceptance(kernel) => kernel,
-            Kernel::Annealed(kernel) => kernel,
-            Kernel::Driven(kernel) => kernel,
-            Kernel::ModeJump(kernel) => kernel,
-            Kernel::LatentWalk(kernel) => kernel,
-        }
-    }
-    fn set_constraints(&mut self, constraints: Constraints) -> Result<()> {
-        let generator = match &mut self.kernel {
-            Kernel::Independence(kernel) => kernel.generator_mut(),
-            Kernel::Isir(kernel) => kernel.generator_mut(),
-            Kernel::DelayedAcceptance(kernel) => kernel.generator_mut(),
-            Kernel::Driven(kernel) => kernel.generator_mut(),
-            Kernel::Annealed(_) => return Err(Annealed::keeps_no_bond()),
-            Kernel::ModeJump(kernel) => {
-                kernel.set_constraints(constraints);
-                return Ok(());
-            }
-            Kernel::LatentWalk(kernel) => {
-                kernel.set_constraints(constraints);
-                return Ok(());
-            }
-        };
-        generator.set_constraints(constraints);
-        Ok(())
-    }
+}
+
+fn kernel_of(
+    model: &Arc<dyn Model>,
+    make: &Arc<Make>,
+    seed: u64,
+    constraints: Option<Constraints>,
+) -> Result<Box<dyn Move>> {
+    let make = make.clone();
+    steered(model, seed, move |model| make(model, constraints.clone()))
 }
 
 /// Sets the defaults: one proposal by independence, seed 0, stride 0, batches of 32. `options->struct_size` must be set.
@@ -103,20 +76,16 @@ pub unsafe extern "C" fn modejump_move_new(
         // SAFETY: the caller's promise.
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
-        let kernel =
-            match given.kind {
-                MODEJUMP_INDEPENDENCE if model.modes().is_some() => {
-                    Kernel::ModeJump(ModeJump::of_model(model, None, plain(&given))?)
-                }
-                MODEJUMP_INDEPENDENCE => Kernel::Independence(Independence::new(generator_of(model, &given)?)),
-                MODEJUMP_ISIR => Kernel::Isir(Isir::new(generator_of(model, &given)?)),
-                MODEJUMP_SURROGATE => return Err(Error::invalid(
-                    "modejump_move_options.kind is 2, acceptance by a surrogate: give the surrogate as the screen of \
-                     modejump_move_delayed_acceptance_new",
-                )),
-                kind => return Err(Error::invalid(format!("modejump_move_options.kind is {kind}: use 0 or 1"))),
-            };
-        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        *out = modejump_move::new(model, given.seed, move |model, constraints| match given.kind {
+            MODEJUMP_INDEPENDENCE if model.modes().is_some() => mode_jump(model, None, &given, constraints),
+            MODEJUMP_INDEPENDENCE => Ok(Box::new(Independence::new(generator_of(model, &given, constraints)?))),
+            MODEJUMP_ISIR => Ok(Box::new(Isir::new(generator_of(model, &given, constraints)?))),
+            MODEJUMP_SURROGATE => Err(Error::invalid(
+                "modejump_move_options.kind is 2, acceptance by a surrogate: give the surrogate as the screen of \
+                 modejump_move_delayed_acceptance_new",
+            )),
+            kind => Err(Error::invalid(format!("modejump_move_options.kind is {kind}: use 0 or 1"))),
+        })?;
         Ok(())
     })
 }
@@ -142,13 +111,14 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
         let (model, screen) = unsafe { (&reference(model, "model")?.model, &reference(screen, "screen")?.model) };
         // SAFETY: the caller's promise.
         let (given, out) = unsafe { (read(options)?, reference_mut(out, "out")?) };
-        let generator = generator_of(model, &given)?;
         let screen = screen.clone();
-        let kernel = match given.kind {
-            MODEJUMP_SURROGATE => Kernel::Independence(Independence::by_surrogate(generator, screen)?),
-            _ => Kernel::DelayedAcceptance(DelayedAcceptance::new(generator, screen)?),
-        };
-        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        *out = modejump_move::new(model, given.seed, move |model, constraints| {
+            let generator = generator_of(model, &given, constraints)?;
+            Ok(match given.kind {
+                MODEJUMP_SURROGATE => Box::new(Independence::by_surrogate(generator, screen.clone())?),
+                _ => Box::new(DelayedAcceptance::new(generator, screen.clone())?),
+            })
+        })?;
         Ok(())
     })
 }
@@ -184,10 +154,22 @@ pub unsafe extern "C" fn modejump_move_mode_jump_new(
             }
             _ => None,
         };
-        let kernel = Kernel::ModeJump(ModeJump::of_model(model, modes, plain(&given))?);
-        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        *out = modejump_move::new(model, given.seed, move |model, constraints| {
+            mode_jump(model, modes.clone(), &given, constraints)
+        })?;
         Ok(())
     })
+}
+
+fn mode_jump(
+    model: &Arc<dyn Model>,
+    modes: Option<Modes>,
+    given: &modejump_move_options,
+    constraints: Option<Constraints>,
+) -> Result<Box<dyn Move>> {
+    let mut jump = ModeJump::of_model(model, modes, plain(given))?;
+    constraints.into_iter().for_each(|c| jump.set_constraints(c));
+    Ok(Box::new(jump))
 }
 
 /// A caller's function of the mode.
@@ -239,9 +221,10 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
         let (model, given) = unsafe { (&reference(model, "model")?.model, read(options)?) };
         // SAFETY: the caller's promise.
         let (path, out) = unsafe { (read(annealing)?, reference_mut(out, "out")?) };
-        let generator = generator_of(model, &given)?;
-        let kernel = Kernel::Annealed(Annealed::new(generator, path_of(&path)?)?);
-        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        let path = path_of(&path)?;
+        *out = modejump_move::new(model, given.seed, move |model, constraints| {
+            Ok(Box::new(Annealed::new(generator_of(model, &given, constraints)?, path.clone())?))
+        })?;
         Ok(())
     })
 }
@@ -265,8 +248,9 @@ pub unsafe extern "C" fn modejump_move_driven_new(
         // SAFETY: the caller's promise.
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
-        let kernel = Kernel::Driven(Driven::new(generator_of(model, &given)?, count(steps))?);
-        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        *out = modejump_move::new(model, given.seed, move |model, constraints| {
+            Ok(Box::new(Driven::new(generator_of(model, &given, constraints)?, count(steps))?))
+        })?;
         Ok(())
     })
 }
@@ -305,8 +289,11 @@ pub unsafe extern "C" fn modejump_move_latent_walk_new(
             // SAFETY: the caller's promise.
             options.widths = unsafe { slice(given.widths, given.n_widths, 1, "widths")? }.to_vec();
         }
-        let kernel = Kernel::LatentWalk(LatentWalk::new(model, options)?);
-        *out = Box::into_raw(Box::new(modejump_move { kernel, model: model.clone() }));
+        *out = modejump_move::new(model, given.seed, move |model, constraints| {
+            let mut walk = LatentWalk::new(model, options.clone())?;
+            constraints.into_iter().for_each(|c| walk.set_constraints(c));
+            Ok(Box::new(walk))
+        })?;
         Ok(())
     })
 }
@@ -330,8 +317,12 @@ fn count(value: u64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
-fn generator_of(model: &Arc<dyn Model>, given: &modejump_move_options) -> Result<Generator> {
-    let mut generator = Generator::of_model(model, plain(given))?;
+fn generator_of(
+    model: &Arc<dyn Model>,
+    given: &modejump_move_options,
+    constraints: Option<Constraints>,
+) -> Result<Generator> {
+    let mut generator = Generator::constrained(model, plain(given), constraints)?;
     match given.draw_ahead {
         0 => {}
         1 => generator.draw_ahead(true),
@@ -377,13 +368,32 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
         // SAFETY: the caller's promise.
         let this = unsafe { reference_mut(r#move, "move") }?;
         // SAFETY: the caller's promise.
-        let constraints = unsafe { constraints_of(this.as_move().dimension() / 3, n, (atoms, lengths, masses)) }?;
+        let constraints = unsafe { constraints_of(this.kernel.dimension() / 3, n, (atoms, lengths, masses)) }?;
         let card = this.model.card();
         constraints.require_kept(card.kept_bonds(), &|atom| card.label(atom))?;
-        match n {
-            0 => Ok(()),
-            _ => this.set_constraints(constraints),
+        if n > 0 {
+            let mut kernel = kernel_of(&this.model, &this.make, this.seed, Some(constraints))?;
+            std::mem::swap(kernel.statistics_mut(), this.kernel.statistics_mut());
+            this.kernel = kernel;
         }
+        Ok(())
+    })
+}
+
+/// Tells the move the temperature of the ensemble, in K. A move of a steerable model proposes for that temperature from now on, whatever
+/// that of the training; any other is for one temperature and stays as it is. Cheap where nothing changes, so it can be called
+/// before every attempt. Fails (1) for a temperature that is not positive.
+///
+/// # Safety
+/// `move` is NULL or a live handle.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_move, kelvin: f64) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let this = unsafe { reference_mut(r#move, "move") }?;
+        this.kernel.set_temperature(kelvin)?;
+        this.model = follow(&this.model, kelvin)?;
+        Ok(())
     })
 }
 
@@ -430,14 +440,14 @@ pub unsafe extern "C" fn modejump_move_attempt(
         let mut target = Callback::new(target, 0);
         // SAFETY: the caller's promise.
         let (this, given) = unsafe { (reference_mut(r#move, "move")?, read(state)?) };
-        let dimension = this.as_move().dimension();
+        let dimension = this.kernel.dimension();
         target.set_dimension(dimension);
         // An outcome that cannot be written must stop the attempt before x changes.
         // SAFETY: the caller's promise.
         unsafe { super::struct_size(outcome) }?;
         // SAFETY: the caller's promise.
         let mut state = unsafe { state_of(&given, dimension) }?;
-        let result = this.as_move_mut().attempt(&mut target, &mut state)?;
+        let result = this.kernel.attempt(&mut target, &mut state)?;
         // SAFETY: checked above.
         unsafe { write(outcome, &flat(&result)) }
     })
@@ -486,7 +496,7 @@ pub unsafe extern "C" fn modejump_move_statistics(
 ) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        let counted = unsafe { reference(r#move, "move") }?.as_move().statistics();
+        let counted = unsafe { reference(r#move, "move") }?.kernel.statistics();
         // SAFETY: the caller's promise.
         unsafe { write(statistics, &counters(counted)) }
     })
@@ -527,7 +537,7 @@ pub(super) fn counters(counted: &Statistics) -> modejump_statistics {
 pub unsafe extern "C" fn modejump_move_reset_statistics(r#move: *mut modejump_move) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        unsafe { reference_mut(r#move, "move") }?.as_move_mut().statistics_mut().reset();
+        unsafe { reference_mut(r#move, "move") }?.kernel.statistics_mut().reset();
         Ok(())
     })
 }
@@ -548,7 +558,7 @@ pub unsafe extern "C" fn modejump_move_log_weights(
     guarded(|| -> Result<()> {
         // SAFETY: the caller's promise.
         let (this, n) = unsafe { (reference(r#move, "move")?, reference_mut(n, "n")?) };
-        let remembered = this.as_move().statistics().log_weights();
+        let remembered = this.kernel.statistics().log_weights();
         let count = remembered.len() as u64;
         // SAFETY: the caller's promise; never more than there is to write.
         let out = unsafe { slice_mut(log_weights, capacity.min(count), 1, "log_weights") }?;

@@ -23,6 +23,9 @@ pub struct ModelCard {
     /// Temperature of the distribution the model was trained for, K.
     #[serde(default)]
     pub temperature: Option<f64>,
+    /// Whether and how the model follows the temperature of its user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steering: Option<SteeringConfig>,
     #[serde(default)]
     pub target: Option<TargetInfo>,
     /// Atoms in the order of the coordinates; absent for models of abstract coordinates.
@@ -31,6 +34,14 @@ pub struct ModelCard {
     /// Where the model comes from: commands, data, version, reference.
     #[serde(default)]
     pub provenance: BTreeMap<String, String>,
+}
+
+/// A model that can be taken to other temperatures than that of its training ([`crate::models::Steering`]).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SteeringConfig {
+    /// How many of the coordinates, the last ones, are auxiliary: v beside x, whose target is the normal density of variance τ.
+    pub auxiliary: usize,
 }
 
 /// Kind and sizes of the model.
@@ -133,6 +144,7 @@ impl ModelCard {
             coordinates,
             exactness: Exactness::Exact,
             temperature: None,
+            steering: None,
             target: None,
             topology: None,
             provenance: BTreeMap::new(),

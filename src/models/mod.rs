@@ -14,10 +14,12 @@ pub mod invariant_ebm;
 pub mod mlp_ebm;
 pub mod modes;
 pub mod network;
+pub mod steering;
 pub mod tarflow;
 
-pub use card::{ModelCard, ModelConfig, TargetInfo};
+pub use card::{ModelCard, ModelConfig, SteeringConfig, TargetInfo};
 pub use field::{EnergyFunction, VectorField};
+pub use steering::{follow, JointTarget, Steering};
 
 use crate::density::{Density, Evaluation};
 use crate::device::{self, Device};
@@ -65,6 +67,26 @@ pub trait Model: Density {
     /// The network of an energy-based model.
     fn energy(&self) -> Option<&dyn EnergyFunction> {
         None
+    }
+
+    /// At which temperature it is, if it is a model that follows the temperature. Its last coordinates may be auxiliary then.
+    fn steering(&self) -> Option<Steering> {
+        None
+    }
+
+    /// The model at a temperature (K): draws and densities are those of that temperature, and its card is the same.
+    ///
+    /// Errors: a model that does not follow the temperature, or whose file does not say for which it was trained.
+    fn at_temperature(&self, _kelvin: f64) -> Result<Arc<dyn Model>> {
+        Err(self.does_not_follow())
+    }
+
+    /// Why it has one temperature only.
+    fn does_not_follow(&self) -> Error {
+        Error::Unsupported(format!(
+            "this model of kind {} does not follow the temperature: train a coupling flow with `steerable`, or a model at each temperature",
+            self.card().model.kind()
+        ))
     }
 }
 
@@ -141,6 +163,12 @@ fn build(file: &ModelFile, precision: Precision, device: &Device) -> Result<Arc<
 }
 
 fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>> {
+    if file.card.steering.is_some() && !matches!(file.card.model, ModelConfig::Coupling(_)) {
+        let kind = file.card.model.kind();
+        return Err(Error::invalid(format!(
+            "`steering` in a model of kind {kind}: coupling flows alone can be steered"
+        )));
+    }
     if let Some(driver) = device.driver() {
         match &file.card.model {
             ModelConfig::Coupling(_) => {

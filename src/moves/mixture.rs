@@ -72,6 +72,10 @@ impl Move for Mixture {
         Ok(outcome)
     }
 
+    fn set_temperature(&mut self, kelvin: f64) -> Result<()> {
+        self.moves.iter_mut().try_for_each(|m| m.set_temperature(kelvin))
+    }
+
     fn statistics(&self) -> &Statistics {
         &self.statistics
     }

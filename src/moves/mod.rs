@@ -17,6 +17,7 @@ mod mixture;
 mod mode_jump;
 mod random_walk;
 mod statistics;
+mod steered;
 mod wholeness;
 
 pub use annealed::{Annealed, Path};
@@ -31,6 +32,7 @@ pub use mixture::Mixture;
 pub use mode_jump::{Edge, EdgeCount, Identical, ModeJump};
 pub use random_walk::RandomWalk;
 pub use statistics::Statistics;
+pub use steered::{steered, Steered};
 
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::BoxVectors;
@@ -148,12 +150,21 @@ pub trait Move: Send {
     /// current reduced potential that is not finite, a failing target; the state is then untouched.
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome>;
 
+    /// The temperature (K) of the ensemble, of which u is the reduced potential: a move of a steerable model follows it, others are for
+    /// one temperature and need not know.
+    ///
+    /// Errors: a temperature that the model cannot be at.
+    fn set_temperature(&mut self, _kelvin: f64) -> Result<()> {
+        Ok(())
+    }
+
     fn statistics(&self) -> &Statistics;
 
     fn statistics_mut(&mut self) -> &mut Statistics;
 }
 
-/// The move that a model is for: [`ModeJump`] between the modes of a model of kind `modes`, else [`Independence`].
+/// The move that a model is for: [`ModeJump`] between the modes of a model of kind `modes`, else [`Independence`]; one of a steerable
+/// model follows [`Move::set_temperature`].
 ///
 /// Errors: options that [`Generator::of_model`] or [`ModeJump::of_model`] refuses.
 pub fn of_model(model: &Arc<dyn Model>, options: Options, constraints: Option<Constraints>) -> Result<Box<dyn Move>> {
@@ -164,7 +175,9 @@ pub fn of_model(model: &Arc<dyn Model>, options: Options, constraints: Option<Co
         }
         return Ok(Box::new(jump));
     }
-    Ok(Box::new(Independence::new(Generator::constrained(model, options, constraints)?)))
+    steered(model, options.seed, move |model| {
+        Ok(Box::new(Independence::new(Generator::constrained(model, options, constraints.clone())?)))
+    })
 }
 
 /// The Metropolis–Hastings test (Hastings 1970), the only one in the project.

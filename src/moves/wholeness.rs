@@ -4,6 +4,7 @@ use crate::coordinates::whole::{BoxVectors, WholeMolecule};
 use crate::coordinates::CoordinatesConfig;
 use crate::density::Scope;
 use crate::error::{Error, Result};
+use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
 
 /// Made once for a model, applied to every configuration that a move starts from.
@@ -36,7 +37,7 @@ impl Wholeness {
                 return Wholeness { molecule: None, no_box };
             }
         };
-        match Wholeness::of_bonds(model.dimension() / 3, &bonds) {
+        match Wholeness::of_bonds(dimension_without_auxiliary(model) / 3, &bonds) {
             Ok(wholeness) => wholeness,
             Err(reason) => Wholeness { molecule: None, no_box: Some(reason.to_string()) },
         }

@@ -38,6 +38,12 @@ impl<R: Real> Parameters<R> {
     }
 }
 
+impl<R: Clone> Clone for Parameters<R> {
+    fn clone(&self) -> Parameters<R> {
+        Parameters { values: self.values.clone(), layers: self.layers.clone(), dense: OnceLock::new() }
+    }
+}
+
 impl<R> Deref for Parameters<R> {
     type Target = [R];
 

@@ -3,11 +3,14 @@
 //! Torsions that turn keep their circle and a uniform prior; everything else (bonds, angles, improper torsions, peptide
 //! bonds) is stiff: nearly Gaussian, so it is whitened by its covariance and given a normal prior. The flow is
 //! q(turning torsions) · q(stiff | turning torsions): circular spline couplings first, then couplings of the stiff halves.
+//!
+//! A steerable flow has volume-preserving couplings of the stiff halves: given the turning torsions, which stay as they are trained, the
+//! stiff coordinates follow the temperature.
 
 use crate::coordinates::{chirality, Coordinates, CoordinatesConfig, Topology, ZMatrix};
 use crate::density::Status;
 use crate::error::{Error, Result};
-use crate::models::card::ModelCard;
+use crate::models::card::{ModelCard, SteeringConfig};
 use crate::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use crate::models::Flow;
 use crate::nn::Activation;
@@ -33,6 +36,8 @@ pub struct DesignOptions {
     pub cartesian: Vec<usize>,
     /// Internal coordinates of torsions that count as turning whatever the frames say, so that several designs have one latent space.
     pub turning: Vec<usize>,
+    /// Whether the flow follows the temperature: all couplings of the stiff coordinates are affine then, and keep volume.
+    pub steerable: bool,
     pub seed: u64,
 }
 
@@ -48,6 +53,7 @@ impl Default for DesignOptions {
             harmonics: 3,
             cartesian: Vec::new(),
             turning: Vec::new(),
+            steerable: false,
             seed: 1,
         }
     }
@@ -93,6 +99,7 @@ pub fn design(
     let layers = layers(&u, d, n_torsions, &turning, &centres, options)?;
     let card = ModelCard {
         topology: Some(topology.clone()),
+        steering: options.steerable.then_some(SteeringConfig { auxiliary: 0 }),
         ..ModelCard::of_coupling(CouplingConfig { uniform: turning, layers }, config)
     };
     let mut flow = CouplingFlow::new(card)?;
@@ -218,6 +225,14 @@ fn torsion_layers(turning: &[usize], options: &DesignOptions) -> Vec<LayerConfig
 
 /// Couplings of two halves of the stiff coordinates given the other half and all turning torsions.
 fn stiff_layers(stiff: &[usize], turning: &[usize], options: &DesignOptions) -> Vec<LayerConfig> {
+    let affine = |transformed: &[usize], features: Features, preserve_volume: bool| LayerConfig::Affine {
+        transformed: transformed.to_vec(),
+        features,
+        hidden: options.hidden.clone(),
+        activation: Activation::Silu,
+        scale_activation: None,
+        preserve_volume,
+    };
     let mut layers = Vec::new();
     for round in 0..options.spline_rounds + options.affine_rounds {
         let side = |&(k, _): &(usize, &usize)| match round % 3 {
@@ -233,7 +248,7 @@ fn stiff_layers(stiff: &[usize], turning: &[usize], options: &DesignOptions) -> 
             if moved.is_empty() || features.is_empty() {
                 continue;
             }
-            layers.push(if round < options.spline_rounds {
+            layers.push(if round < options.spline_rounds && !options.steerable {
                 LayerConfig::Spline {
                     transformed: moved.clone(),
                     features,
@@ -245,16 +260,14 @@ fn stiff_layers(stiff: &[usize], turning: &[usize], options: &DesignOptions) -> 
                     identity_init: true,
                 }
             } else {
-                LayerConfig::Affine {
-                    transformed: moved.clone(),
-                    features,
-                    hidden: options.hidden.clone(),
-                    activation: Activation::Silu,
-                    scale_activation: None,
-                    preserve_volume: false,
-                }
+                affine(moved, features, options.steerable)
             });
         }
+    }
+    if options.steerable && !turning.is_empty() && !stiff.is_empty() {
+        // the widths that differ from one basin of the torsions to another
+        let features = Features { periodic: turning.to_vec(), harmonics: options.harmonics, plain: vec![] };
+        layers.push(affine(stiff, features, false));
     }
     layers
 }
@@ -318,8 +331,10 @@ mod tests {
     fn an_untrained_design_is_a_density_near_its_frames() {
         let topology = ala2();
         let x = frames(&topology);
-        for cartesian in [vec![], vec![0, 1]] {
-            let flow = design(&topology, &x, &[], &DesignOptions { cartesian, ..DesignOptions::default() }).unwrap();
+        for (cartesian, steerable) in [(vec![], false), (vec![0, 1], false), (vec![], true)] {
+            let options = DesignOptions { cartesian, steerable, ..DesignOptions::default() };
+            let flow = design(&topology, &x, &[], &options).unwrap();
+            assert_eq!(crate::models::Model::steering(&flow).is_some(), steerable);
             assert_eq!(crate::models::Flow::latent_dimension(&flow), 60);
             let mut log_q = vec![Evaluation::inside(0.0); 200];
             flow.log_density(&x[..66 * 200], &mut log_q).unwrap();

@@ -100,7 +100,7 @@ impl Pass {
     /// Latent points to configurations; point number `row` is what `fill(row, z)` writes.
     pub fn new(flow: &CouplingFlow<f32>, n: usize, fill: &(dyn Fn(usize, &mut [f64]) + Sync)) -> Pass {
         let mut pass = Pass::of(vec![0.0; n * flow.dimension()], n);
-        pass.each_chunk(flow, &|chunk, ws, x| flow.generate_chunk(ws, x, |row, z| fill(chunk * CHUNK + row, z)));
+        pass.each_chunk(flow, |chunk, ws, x| flow.generate_chunk(ws, x, |row, z| fill(chunk * CHUNK + row, z)));
         pass
     }
 
@@ -108,7 +108,7 @@ impl Pass {
     pub fn encode(flow: &CouplingFlow<f32>, x: Vec<f64>) -> Pass {
         let n = x.len() / flow.dimension();
         let mut pass = Pass::of(x, n);
-        pass.each_chunk(flow, &|_, ws, x| flow.encode_chunk(ws, x));
+        pass.each_chunk(flow, |_, ws, x| flow.encode_chunk(ws, x));
         pass
     }
 
@@ -117,7 +117,7 @@ impl Pass {
         Pass { x, log_q: vec![Evaluation::inside(0.0); n], workspaces }
     }
 
-    fn each_chunk(&mut self, flow: &CouplingFlow<f32>, body: &(dyn Fn(usize, &mut Workspace<f32>, &mut [f64]) + Sync)) {
+    fn each_chunk(&mut self, flow: &CouplingFlow<f32>, body: impl Fn(usize, &mut Workspace<f32>, &mut [f64]) + Sync) {
         let dx = flow.dimension();
         let chunks = self.x.par_chunks_mut(CHUNK * dx).zip(self.log_q.par_chunks_mut(CHUNK)).zip(&mut self.workspaces);
         chunks.enumerate().for_each(|(chunk, ((x, log_q), ws))| {
@@ -138,12 +138,12 @@ impl Pass {
 
     /// After [`Pass::new`], from the cotangents of x `[n][dimension]` and of ln|∂x/∂z| `[n]` adds the parameters' to `gradient`.
     pub fn back(&mut self, flow: &CouplingFlow<f32>, gx: &[f64], g_log_det: &[f64], gradient: &mut [f32]) {
-        self.each_lane(flow, gx, g_log_det, gradient, &|ws, x, gx, g, sum| flow.generate_vjp(ws, x, gx, g, Some(sum)));
+        self.each_lane(flow, gx, g_log_det, gradient, |ws, x, gx, g, sum| flow.generate_vjp(ws, x, gx, g, Some(sum)));
     }
 
     /// After [`Pass::encode`], from the cotangents of z `[n][latent]` and of ln|∂x/∂z| `[n]` adds the parameters' to `gradient`.
     pub fn back_from_latent(&mut self, flow: &CouplingFlow<f32>, gz: &[f64], g_log_det: &[f64], gradient: &mut [f32]) {
-        self.each_lane(flow, gz, g_log_det, gradient, &|ws, x, gz, g, sum| flow.encode_pull(ws, x, gz, g, sum));
+        self.each_lane(flow, gz, g_log_det, gradient, |ws, x, gz, g, sum| flow.encode_pull(ws, x, gz, g, sum));
     }
 
     /// Runs `vjp(workspace, x, cotangent, g_log_det, sum)` for every chunk; a fixed number of sums, whatever the threads.
@@ -153,7 +153,7 @@ impl Pass {
         cotangent: &[f64],
         g_log_det: &[f64],
         gradient: &mut [f32],
-        vjp: &(dyn Fn(&mut Workspace<f32>, &[f64], &[f64], &[f64], &mut [f32]) + Sync),
+        vjp: impl Fn(&mut Workspace<f32>, &[f64], &[f64], &[f64], &mut [f32]) + Sync,
     ) {
         let (dx, width) = (flow.dimension(), cotangent.len() / g_log_det.len().max(1));
         let lanes = self.workspaces.len().div_ceil(4).max(1);

@@ -71,6 +71,11 @@ impl Map {
     /// Errors: a model without a latent space; fewer than two usable frames to train on and to hold out.
     pub fn new(from: &dyn Model, x: &[f64], u: &[f64], held_out: f64) -> Result<Map> {
         let flow = flow_of(from)?;
+        if from.steering().is_some_and(|s| s.auxiliary > 0) {
+            return Err(Error::Unsupported(
+                "a map from a model with auxiliary coordinates, which a map does not carry".into(),
+            ));
+        }
         let dimension = flow.latent_dimension();
         let mut z = vec![0.0; u.len() * dimension];
         let mut log_det = vec![0.0; u.len()];

@@ -8,6 +8,8 @@ use super::reaction_coordinate::ReactionCoordinate;
 use crate::density::{Density, Evaluation};
 use crate::error::{Error, Result};
 use crate::models::coupling::CouplingFlow;
+use crate::models::steering::{dimension_without_auxiliary, JointTarget, Steering};
+use crate::models::Model;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use crate::weights;
@@ -27,6 +29,8 @@ pub struct Phase {
     /// Reverse KL by the engine's energies: weight and batch.
     pub reverse_kl: f64,
     pub energy_batch: usize,
+    /// τ, temperatures over that of training, at which reverse KL of a steerable flow is taken, one after the other; empty: at 1 alone.
+    pub latent_temperatures: Vec<f64>,
     /// Weight of the loss of [`TrainOptions::reaction_coordinate`] over the samples of reverse KL.
     pub reaction_coordinate: f64,
     /// Weight of force matching on the frames of the likelihood's batch; the loss itself has the unit of x to the power
@@ -51,6 +55,7 @@ impl Default for Phase {
             batch: 512,
             reverse_kl: 0.0,
             energy_batch: 256,
+            latent_temperatures: Vec::new(),
             reaction_coordinate: 0.0,
             force_matching: 0.0,
             refinement: 0.0,
@@ -120,6 +125,20 @@ impl TrainOptions {
         }
     }
 
+    /// Errors: other temperatures for a flow that has one, or such that are not positive.
+    fn check_temperatures(&self, steerable: bool) -> Result<()> {
+        let given: Vec<f64> = self.phases.iter().flat_map(|p| p.latent_temperatures.iter().copied()).collect();
+        if !given.is_empty() && !steerable {
+            return Err(Error::invalid(
+                "`latent_temperatures` are for a steerable flow: set `steerable` in its design",
+            ));
+        }
+        match given.iter().find(|t| !(**t > 0.0 && t.is_normal())) {
+            Some(t) => Err(Error::invalid(format!("`latent_temperatures`: {t}, use positive numbers"))),
+            None => Ok(()),
+        }
+    }
+
     /// Errors: losses without what they are made of.
     fn check(&self, dimension: usize, has_frames: bool, has_target: bool) -> Result<()> {
         let needs = |f: fn(&Phase) -> f64| self.phases.iter().any(|p| f(p) > 0.0);
@@ -147,6 +166,9 @@ impl TrainOptions {
         Ok(())
     }
 }
+
+/// Replicas of the training stream from here on draw auxiliary coordinates.
+const AUXILIARY: u32 = 1 << 20;
 
 /// Everything that a later run needs to continue.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -181,8 +203,9 @@ struct Sums {
 pub struct Trainer<'a> {
     flow: CouplingFlow<f32>,
     frames: &'a [f64],
-    held_out: &'a [f64],
-    target: Option<&'a mut dyn Target>,
+    /// With auxiliary coordinates, if the flow has such.
+    held_out: Vec<f64>,
+    target: Option<JointTarget<'a>>,
     /// Where the latent points of reverse KL come from instead of the prior.
     map: Option<Box<dyn MapLoss>>,
     state: TrainState,
@@ -190,7 +213,8 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// `frames[n][dimension]` may be empty when no phase uses them; `target` may be absent likewise.
+    /// `frames[n][dimension]` may be empty when no phase uses them; `target` may be absent likewise. Both are of configurations x and of the
+    /// temperature of training: a steerable flow with auxiliary coordinates gets these here, drawn afresh for every batch.
     pub fn new(
         flow: CouplingFlow<f32>,
         frames: &'a [f64],
@@ -222,8 +246,9 @@ impl<'a> Trainer<'a> {
         target: Option<&'a mut dyn Target>,
         state: TrainState,
     ) -> Result<Trainer<'a>> {
-        let dx = flow.dimension();
+        let dx = dimension_without_auxiliary(&flow);
         state.options.check(dx, !frames.is_empty(), target.is_some())?;
+        state.options.check_temperatures(flow.steering().is_some())?;
         if !frames.len().is_multiple_of(dx) {
             return Err(Error::invalid(format!("{} numbers are no frames of {dx} coordinates", frames.len())));
         }
@@ -234,6 +259,10 @@ impl<'a> Trainer<'a> {
         let n = frames.len() / dx;
         let n_held_out = (n as f64 * state.options.held_out) as usize;
         let (held_out, frames) = frames.split_at(n_held_out * dx);
+        let steering = flow.steering().unwrap_or(Steering::NONE);
+        let seed = state.options.seed;
+        let held_out = steering.join(held_out, dx, &|row| Stream::new(seed, StreamId::Auxiliary, row as u64, 0));
+        let target = target.map(|target| JointTarget::of_training(target, steering));
         let gradient = vec![0.0; flow.parameters().len()];
         Ok(Trainer { flow, frames, held_out, target, map: None, state, gradient })
     }
@@ -284,7 +313,7 @@ impl<'a> Trainer<'a> {
         }
         if phase.force_matching > 0.0 {
             let x = self.batch(phase.batch);
-            let Some(target) = self.target.as_deref_mut() else { return Ok(None) };
+            let Some(target) = self.target.as_mut() else { return Ok(None) };
             let loss = losses::force_matching(&self.flow, target, &x, phase.force_matching, &mut self.gradient)?;
             self.state.sums.force_matching += loss;
         }
@@ -327,17 +356,23 @@ impl<'a> Trainer<'a> {
 
     /// Random frames.
     fn batch(&self, n: usize) -> Vec<f64> {
-        let dx = self.flow.dimension();
+        let dx = dimension_without_auxiliary(&self.flow);
         let mut stream = self.stream(StreamId::Train, 0);
         let mut x = Vec::with_capacity(n * dx);
         (0..n).for_each(|_| x.extend_from_slice(&self.frames[stream.below(self.frames.len() / dx) * dx..][..dx]));
-        x
+        match self.flow.steering() {
+            Some(steering) => {
+                let (seed, step) = (self.state.options.seed, self.state.step as u64);
+                steering.join(&x, dx, &|row| Stream::new(seed, StreamId::Train, step, AUXILIARY + row as u32))
+            }
+            None => x,
+        }
     }
 
     fn energy_step(&mut self, phase: &Phase) -> Result<()> {
         let (seed, step) = (self.state.options.seed, self.state.step as u64);
         let streams = move |row: usize| Stream::new(seed, StreamId::Sample, step, row as u32);
-        let Some(target) = self.target.as_deref_mut() else { return Ok(()) };
+        let Some(target) = self.target.as_mut() else { return Ok(()) };
         if let Some(map) = &self.map {
             let (n, scale) = (phase.energy_batch, phase.reverse_kl);
             let log_w = map.reverse_kl(&self.flow, target, n, &mut streams(0), scale, &mut self.gradient)?;
@@ -345,8 +380,12 @@ impl<'a> Trainer<'a> {
             return Ok(());
         }
         let coordinate = self.state.options.reaction_coordinate.as_ref().filter(|_| phase.reaction_coordinate > 0.0);
+        let at_once = phase.latent_temperatures.get(step as usize % phase.latent_temperatures.len().max(1));
+        let taken = at_once.map(|&variance| self.flow.at_variance(variance));
+        let flow = taken.as_ref().unwrap_or(&self.flow);
+        target.at(flow.steering().unwrap_or(Steering::NONE));
         let (samples, spread) = losses::reverse_kl(
-            &self.flow,
+            flow,
             target,
             phase.energy_batch,
             &streams,
@@ -354,6 +393,7 @@ impl<'a> Trainer<'a> {
             coordinate.map(|c| (c, phase.reaction_coordinate)),
             &mut self.gradient,
         )?;
+        target.at(self.flow.steering().unwrap_or(Steering::NONE));
         self.state.sums.reverse_kl -= finite_mean(&samples.log_weight);
         self.state.sums.reaction_coordinate += spread;
         Ok(())
@@ -366,7 +406,7 @@ impl<'a> Trainer<'a> {
             let (seed, step) = (self.state.options.seed, self.state.step as u64);
             let streams = move |row: usize| Stream::new(seed, StreamId::Resample, step, row as u32);
             let model = self.averaged()?;
-            let Some(target) = self.target.as_deref_mut() else { return Ok(()) };
+            let Some(target) = self.target.as_mut() else { return Ok(()) };
             let samples = losses::draw(&model, target, n, &streams)?;
             self.keep(samples, phase.keep);
         }
@@ -415,7 +455,7 @@ impl<'a> Trainer<'a> {
         };
         self.state.sums = Sums::default();
         if !self.held_out.is_empty() {
-            progress.held_out = held_out(&model, self.held_out)?;
+            progress.held_out = held_out(&model, &self.held_out)?;
             if progress.held_out < self.state.best_held_out {
                 self.state.best_held_out = progress.held_out;
                 self.state.evaluations_since_best = 0;
@@ -424,7 +464,7 @@ impl<'a> Trainer<'a> {
             }
         }
         let (seed, step) = (self.state.options.seed, self.state.step as u64);
-        if let Some(target) = self.target.as_deref_mut() {
+        if let Some(target) = self.target.as_mut() {
             let streams = move |row: usize| Stream::new(seed, StreamId::Bootstrap, step, row as u32);
             let n = self.state.options.evaluation_samples;
             let quality = match &self.map {

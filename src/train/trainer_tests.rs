@@ -8,8 +8,9 @@ use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness, Status};
 use crate::error::Result;
 use crate::io::checkpoint;
-use crate::models::card::{ModelCard, ModelConfig, FORMAT};
+use crate::models::card::{ModelCard, ModelConfig, SteeringConfig, FORMAT};
 use crate::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
+use crate::models::JointTarget;
 use crate::nn::Activation;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
@@ -41,6 +42,7 @@ fn flow_of(config: CouplingConfig, dimension: usize) -> CouplingFlow<f32> {
         coordinates: CoordinatesConfig::Cartesian { dimension },
         exactness: Exactness::Exact,
         temperature: None,
+        steering: None,
         target: None,
         topology: None,
         provenance: Default::default(),
@@ -304,4 +306,62 @@ fn a_reaction_coordinate_spreads_over_a_barrier_where_energies_alone_stay() {
     let (alone, spread) = (share_on_the_right(0.0), share_on_the_right(2.0));
     assert!(alone < 0.01, "energies alone: {alone}");
     assert!((0.25..0.75).contains(&spread), "with the reaction coordinate: {spread}");
+}
+
+/// A steerable flow gets its auxiliary coordinates from the trainer; what it learns at two temperatures holds at a third.
+#[test]
+fn a_steerable_flow_is_trained_at_several_temperatures() {
+    let CouplingConfig { mut layers, .. } = affine(2 * DIMENSION, 8);
+    for layer in &mut layers {
+        let LayerConfig::Affine { preserve_volume, .. } = layer else { continue };
+        *preserve_volume = true;
+    }
+    let matrix = (0..DIMENSION * DIMENSION).map(|k| if k % (DIMENSION + 1) == 0 { 0.8 } else { 0.0 }).collect();
+    layers.push(LayerConfig::Whiten { transformed: (0..DIMENSION).collect(), mean: vec![0.0; DIMENSION], matrix });
+    let card = ModelCard {
+        steering: Some(SteeringConfig { auxiliary: DIMENSION }),
+        ..ModelCard::of_coupling(
+            CouplingConfig { uniform: vec![], layers },
+            CoordinatesConfig::Cartesian { dimension: 2 * DIMENSION },
+        )
+    };
+    let flow = || {
+        let mut flow = CouplingFlow::<f32>::new(card.clone()).unwrap();
+        flow.initialise(3);
+        flow
+    };
+    let mut stream = Stream::new(2, StreamId::Test, 0, 0);
+    let frames: Vec<f64> = (0..500 * DIMENSION).map(|_| 1.0 + 0.8 * stream.normal()).collect();
+    let phase = Phase {
+        steps: 250,
+        rate: 1e-2,
+        batch: 128,
+        reverse_kl: 1.0,
+        energy_batch: 64,
+        latent_temperatures: vec![0.4, 2.0],
+        ..Phase::default()
+    };
+    let options = TrainOptions { phases: vec![phase], average: 0.95, evaluate: 250, ..TrainOptions::default() };
+    let mut target = Gaussian;
+    let mut trainer = Trainer::new(flow(), &frames, Some(&mut target), options.clone()).unwrap();
+    let mut last = None;
+    while !trainer.is_finished() {
+        last = trainer.step().unwrap().or(last);
+    }
+    let last = last.unwrap();
+    assert!(last.ess > 0.9 && last.held_out.is_finite(), "{last:?}");
+    let steered = trainer.averaged().unwrap().at_variance(0.7);
+    let mut joint = JointTarget::of_training(&mut target, crate::models::Model::steering(&steered).unwrap());
+    let streams = |row: usize| Stream::new(5, StreamId::Test, row as u64, 0);
+    let drawn = losses::draw(&steered, &mut joint, 2000, &streams).unwrap();
+    let ess = crate::weights::effective_sample_size(&drawn.log_weight).unwrap() / 2000.0;
+    assert!(ess > 0.9, "{ess}");
+
+    let refusal = |flow: CouplingFlow<f32>, taus: Vec<f64>| {
+        let phases = vec![Phase { latent_temperatures: taus, ..options.phases[0].clone() }];
+        let options = TrainOptions { phases, ..options.clone() };
+        Trainer::new(flow, &frames, Some(&mut Gaussian), options).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    assert!(refusal(flow_of(affine(DIMENSION, 8), DIMENSION), vec![0.5]).contains("steerable"));
+    assert!(refusal(flow(), vec![1.0, 0.0]).contains("positive"));
 }

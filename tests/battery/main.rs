@@ -19,5 +19,6 @@ mod moves;
 mod refusals;
 mod restart;
 mod statistics;
+mod steered;
 mod surrogate;
 mod systems;

@@ -498,9 +498,76 @@ static void test_exchange(const char *path) {
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
 }
 
+/* A steerable model with two auxiliary coordinates, trained at 600 K, in a simulation at 300 K. */
+static void test_steering(const char *path, const char *generator) {
+    modejump_model *model = NULL, *cold = NULL, *refused = NULL, *plain = NULL;
+    modejump_move *move = NULL;
+    modejump_move_options options;
+    modejump_statistics statistics;
+    modejump_target target;
+    modejump_state state;
+    modejump_outcome outcome;
+    Counter counter = {0, 0, 0};
+    double x[2] = {1.0, 0.5}, joint[32], log_q[8], log_q_cold[8], variance = -1.0, warm;
+    uint64_t dimension = 0, auxiliary = 9;
+    int i;
+
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    EXPECT(modejump_model_dimension(model, &dimension) == MODEJUMP_OK && dimension == 4);
+    EXPECT(modejump_model_steering(model, &variance, &auxiliary) == MODEJUMP_OK && variance == 1.0 && auxiliary == 2);
+    EXPECT(modejump_model_steering(NULL, &variance, &auxiliary) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_model_at_temperature(model, 300.0, &cold) == MODEJUMP_OK);
+    EXPECT(modejump_model_steering(cold, &variance, &auxiliary) == MODEJUMP_OK && variance == 0.5);
+    EXPECT(modejump_model_at_temperature(model, -1.0, &refused) == MODEJUMP_INVALID_INPUT && refused == NULL);
+    /* log q_tau - log q / tau is one constant */
+    EXPECT(modejump_model_sample(cold, 5, 0, 8, joint, log_q_cold) == MODEJUMP_OK);
+    EXPECT(modejump_model_log_density(model, 8, joint, log_q) == MODEJUMP_OK);
+    for (i = 1; i < 8; i++)
+        EXPECT(fabs((log_q_cold[i] - 2.0 * log_q[i]) - (log_q_cold[0] - 2.0 * log_q[0])) < 1e-3);
+    EXPECT(modejump_model_load(generator, &plain) == MODEJUMP_OK);
+    EXPECT(modejump_model_steering(plain, &variance, &auxiliary) == MODEJUMP_OK && variance == 0.0 && auxiliary == 0);
+    EXPECT(modejump_model_at_temperature(plain, 300.0, &refused) == MODEJUMP_UNSUPPORTED && refused == NULL);
+
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    EXPECT(modejump_move_options_init(&options) == MODEJUMP_OK);
+    memset(&target, 0, sizeof target);
+    target.struct_size = sizeof target;
+    target.user = &counter;
+    target.reduced_potential = reduced_potential;
+    memset(&state, 0, sizeof state);
+    state.struct_size = sizeof state;
+    state.x = x;
+    memset(&outcome, 0, sizeof outcome);
+    outcome.struct_size = sizeof outcome;
+    memset(&statistics, 0, sizeof statistics);
+    statistics.struct_size = sizeof statistics;
+    EXPECT(modejump_move_new(model, &options, &move) == MODEJUMP_OK);
+    EXPECT(modejump_move_set_temperature(NULL, 300.0) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_move_set_temperature(move, 0.0) == MODEJUMP_INVALID_INPUT);
+    warm = 0.0;
+    for (i = 0; i < 2; i++) { /* at the temperature of training first, then at that of the potential */
+        if (i == 1)
+            EXPECT(modejump_move_set_temperature(move, 300.0) == MODEJUMP_OK);
+        EXPECT(modejump_move_reset_statistics(move) == MODEJUMP_OK);
+        for (state.step = 0; state.step < 400; state.step++) {
+            state.reduced_potential = potential(x);
+            EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_OK);
+            EXPECT(fabs(outcome.reduced_potential - potential(x)) < 1e-9);
+        }
+        EXPECT(modejump_move_statistics(move, &statistics) == MODEJUMP_OK && statistics.attempts == 400);
+        if (i == 0)
+            warm = (double)statistics.accepted;
+    }
+    EXPECT(statistics.accepted > 240 && (double)statistics.accepted > warm + 40);
+    EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK && modejump_model_free(cold) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(plain) == MODEJUMP_OK);
+}
+
 int main(int argc, char **argv) {
     const char *message = "";
-    if (argc != 4)
+    if (argc != 5)
         return 2;
     EXPECT(modejump_abi_version() == MODEJUMP_ABI_VERSION);
     EXPECT(strlen(modejump_version()) >= 5);
@@ -514,6 +581,7 @@ int main(int argc, char **argv) {
     test_driven(argv[1]);
     test_latent_walk(argv[1]);
     test_exchange(argv[1]);
+    test_steering(argv[4], argv[1]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     printf("%d failures\n", failures);

@@ -330,8 +330,27 @@ static void test_match_atoms(const std::string& path) {
     EXPECT(status_of([&] { model.match_atoms(residues, {"H1", "C0", "C2", "OX"}); }) == MODEJUMP_INVALID_INPUT);
 }
 
+static void test_steering(const std::string& path, const std::string& generator) {
+    const modejump::Model model(path), plain(generator);
+    EXPECT(model.is_steerable() && model.dimension() == 4 && model.auxiliary() == 2 && model.latent_temperature() == 1.0);
+    EXPECT(!plain.is_steerable() && plain.auxiliary() == 0);
+    EXPECT(model.at_temperature(300.0).latent_temperature() == 0.5);
+    EXPECT(status_of([&] { plain.at_temperature(300.0); }) == MODEJUMP_UNSUPPORTED);
+    modejump::Move move(model);
+    EXPECT(move.dimension() == 2);
+    move.set_temperature(300.0);
+    EXPECT(status_of([&] { move.set_temperature(-3.0); }) == MODEJUMP_INVALID_INPUT);
+    modejump::State state;
+    state.x = {1.0, 0.5};
+    for (state.step = 0; state.step < 200; state.step++) {
+        potential(1, state.x.data(), &state.reduced_potential);
+        move.attempt(potential, state);
+    }
+    EXPECT(move.statistics().attempts == 200 && move.statistics().accepted > 110);
+}
+
 int main(int argc, char** argv) {
-    if (argc != 4)
+    if (argc != 5)
         return 2;
     test_model(argv[1]);
     test_move(argv[1]);
@@ -343,6 +362,7 @@ int main(int argc, char** argv) {
     test_acceptance_by_a_surrogate(argv[1]);
     test_exchange(argv[1], argv[2]);
     test_device(argv[1]);
+    test_steering(argv[4], argv[1]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     std::printf("%d failures\n", failures);

@@ -189,6 +189,12 @@ fn every_layer_and_option() {
     single("everything", &everything, 40);
 }
 
+/// Of variance τ = 1/2, with auxiliary coordinates.
+#[test]
+fn at_another_temperature() {
+    double("steerable", &|| shipped::<f64>("models/double-well/steerable.safetensors").at_variance(0.5), 20);
+}
+
 #[test]
 fn two_dimensions() {
     double("plane", &plane, 33);

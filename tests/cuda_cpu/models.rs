@@ -37,6 +37,11 @@ fn every_kind() {
             }
             Err(error) => panic!("{kind}: {error}"),
         };
+        // one that follows the temperature: at another than that of its file
+        let (host, card) = match host.steering() {
+            Some(_) => (host.at_temperature(420.0).unwrap(), card.at_temperature(420.0).unwrap()),
+            None => (host, card),
+        };
         assert_eq!((card.device().as_str(), host.device().as_str()), ("kernels on the CPU", "cpu"));
         let streams = |row: usize| Stream::new(3, StreamId::Test, 0, row as u32);
         let (n, d) = (3, host.dimension());
@@ -57,5 +62,5 @@ fn every_kind() {
         on_device.push(kind);
     }
     on_device.sort_unstable();
-    assert_eq!(on_device, ["egnn_flow", "graphormer_ebm", "gvp_flow"]);
+    assert_eq!(on_device, ["egnn_flow", "graphormer_ebm", "gvp_flow", "steerable"]);
 }

@@ -1,10 +1,11 @@
 //! The bytes of a small valid model of every kind with a network, of two or three atoms (or two plain coordinates), or of glycine.
 
 use modejump::coordinates::chirality::Stereocentre;
-use modejump::coordinates::Topology;
+use modejump::coordinates::{CoordinatesConfig, Topology};
 use modejump::io::model_file::serialize;
-use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::card::{ModelCard, ModelConfig, SteeringConfig};
 use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
+use modejump::models::coupling::{CouplingConfig, CouplingFlow, Features, LayerConfig};
 use modejump::models::egnn_flow::{self, Egnn, EgnnConfig};
 use modejump::models::energy::EnergyConfig;
 use modejump::models::graphormer_ebm::{self, Graphormer, GraphormerConfig, Version};
@@ -16,6 +17,7 @@ use modejump::models::mlp_ebm::{self, MlpConfig, MlpNetwork};
 use modejump::models::network::Network;
 use modejump::models::tarflow::transferable::{self, EmbeddingConfig, PeptideConfig};
 use modejump::models::tarflow::{self, TarFlowConfig, TarNetwork};
+use modejump::nn::Activation;
 use modejump::ode::Method;
 use modejump::rng::{Stream, StreamId};
 use modejump::trust::Trust;
@@ -29,9 +31,28 @@ pub fn all() -> Vec<(&'static str, Vec<u8>)> {
         ("gvp_flow", gvp_flow()),
         ("invariant_ebm", invariant_ebm()),
         ("mlp_ebm", mlp_ebm()),
+        ("steerable", steerable()),
         ("tarflow", tarflow()),
         ("transferable_tarflow", transferable_tarflow()),
     ]
+}
+
+/// A steerable coupling flow of one coordinate and an auxiliary one.
+fn steerable() -> Vec<u8> {
+    let shear = |i: usize| LayerConfig::Affine {
+        transformed: vec![i],
+        features: Features { periodic: vec![], harmonics: 1, plain: vec![1 - i] },
+        hidden: vec![3],
+        activation: Activation::Tanh,
+        scale_activation: None,
+        preserve_volume: true,
+    };
+    let config = CouplingConfig { uniform: vec![], layers: vec![shear(0), shear(1)] };
+    let mut card = ModelCard::of_coupling(config, CoordinatesConfig::Cartesian { dimension: 2 });
+    (card.steering, card.temperature) = (Some(SteeringConfig { auxiliary: 1 }), Some(300.0));
+    let mut flow = CouplingFlow::<f32>::new(card).unwrap();
+    flow.initialise(1);
+    flow.to_bytes().unwrap()
 }
 
 const FEATURES: [usize; 3] = [0, 1, 1];

@@ -58,12 +58,16 @@ Model::Model(const string& bytes, const string& name) : name(name) {
         throw OpenMMException("modejump: model " + name + ": " + (message == nullptr ? "" : message));
     }
     try {
-        uint64_t dimension = 0;
+        uint64_t dimension = 0, auxiliary = 0;
+        double latentTemperature = 0;
         const char *json = nullptr, *hex = nullptr;
         check(modejump_model_dimension(model, &dimension));
+        check(modejump_model_steering(model, &latentTemperature, &auxiliary));
         check(modejump_model_metadata(model, &json));
         check(modejump_model_hash(model, &hex));
         hash = hex;
+        steerable = latentTemperature > 0;
+        dimension -= auxiliary;
         if (dimension % 3 != 0)
             throw OpenMMException("modejump: model " + name + " has " + to_string(dimension) +
                                   " coordinates, which is not three for each atom");

@@ -31,6 +31,8 @@ public:
     std::string name, hash;
     /** Kelvin; 0 if the file does not say. */
     double temperature = 0;
+    /** Whether it follows the temperature of the simulation. */
+    bool steerable = false;
     /** Empty if the file does not say. */
     std::vector<std::string> elements, names, residues;
     std::vector<std::array<int, 2>> bonds;

@@ -221,7 +221,8 @@ uint64_t MonteCarloModeJumpImpl::findReplica(ContextImpl& context) const {
 
 double MonteCarloModeJumpImpl::findThermalEnergy(ContextImpl& context) {
     const double kelvin = temperature > 0 ? temperature : findTemperature(context);
-    if (!warned && model->temperature > 0 && abs(kelvin - model->temperature) > 1e-3 * model->temperature) {
+    check(modejump_move_set_temperature(move, kelvin));
+    if (!warned && !model->steerable && model->temperature > 0 && abs(kelvin - model->temperature) > 1e-3 * model->temperature) {
         warned = true;
         cerr << "MonteCarloModeJump: the model " << model->name << " was trained for " << model->temperature
              << " K, the simulation is at " << kelvin << " K. Fewer moves will be accepted." << endl;

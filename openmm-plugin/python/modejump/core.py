@@ -207,7 +207,7 @@ def _constraints(model, atoms, lengths, masses):
     """The arguments of a set_constraints function, and the arrays behind them."""
     atoms = np.ascontiguousarray(atoms, dtype=np.uint64).reshape(-1, 2)
     lengths, masses = (np.ascontiguousarray(v, dtype=np.float64) for v in (lengths, masses))
-    if len(lengths) != len(atoms) or 3 * len(masses) != model.dimension:
+    if len(lengths) != len(atoms) or 3 * len(masses) != model.dimension - model.auxiliary:
         raise ValueError(f"{len(atoms)} bonds, {len(lengths)} lengths, {len(masses)} masses of {model.shape[0]} atoms")
     pairs = atoms.ctypes.data_as(POINTER(c_uint64))
     return (c_uint64(len(atoms)), pairs, _pointer(lengths), _pointer(masses)), (atoms, lengths, masses)
@@ -235,8 +235,12 @@ class Model:
     """
 
     def __init__(self, path):
-        self._handle = c_void_p()
-        _call("model_load", os.fsencode(path), byref(self._handle))
+        handle = c_void_p()
+        _call("model_load", os.fsencode(path), byref(handle))
+        self._own(handle)
+
+    def _own(self, handle):
+        self._handle = handle
         dimension, text = c_uint64(), c_char_p()
         _call("model_dimension", self._handle, byref(dimension))
         _call("model_metadata", self._handle, byref(text))
@@ -250,9 +254,29 @@ class Model:
         _call("model_device", self._handle, byref(text))
         #: Where it runs: "cpu", or the name of a GPU.
         self.device = text.value.decode()
+        variance, auxiliary = c_double(), c_uint64()
+        _call("model_steering", self._handle, byref(variance), byref(auxiliary))
+        #: Of a steerable model: its temperature over that of its training; 0 for a model that has one temperature only.
+        self.latent_temperature = variance.value
+        #: How many of the coordinates, the last ones, are auxiliary; a Move has configurations without them.
+        self.auxiliary = auxiliary.value
         molecule = self.metadata.get("topology") is not None or self.metadata["coordinates"]["kind"] != "cartesian"
-        #: Shape of a configuration: (atoms, 3), or (dimension,) for abstract coordinates.
-        self.shape = (self.dimension // 3, 3) if molecule else (self.dimension,)
+        #: Shape of a configuration for a Move: (atoms, 3), or (dimension,) for abstract coordinates.
+        self.move_shape = self._shape_of(self.dimension - self.auxiliary, molecule)
+        #: Shape of a configuration, auxiliary coordinates included.
+        self.shape = self._shape_of(self.dimension, molecule and self.auxiliary == 0)
+
+    @staticmethod
+    def _shape_of(dimension, molecule):
+        return (dimension // 3, 3) if molecule else (dimension,)
+
+    def at_temperature(self, kelvin):
+        """A steerable model at a temperature, K: its samples and densities are of that temperature. Raises Error for other models."""
+        handle = c_void_p()
+        _call("model_at_temperature", self._handle, c_double(kelvin), byref(handle))
+        model = Model.__new__(Model)
+        model._own(handle)
+        return model
 
     @classmethod
     def load(cls, path):
@@ -442,6 +466,10 @@ class Move:
         arguments, _arrays = _constraints(self.model, atoms, lengths, masses)
         _call("move_set_constraints", self._handle, *arguments)
 
+    def set_temperature(self, kelvin):
+        """The temperature of the ensemble, K: proposals of a steerable model are for it from now on; other models have one only."""
+        _call("move_set_temperature", self._handle, c_double(kelvin))
+
     def attempt(self, x, potential, *, step, reduced_potential=None, replica=0, box=None, relax=None):
         """One attempt from the configuration x [*shape], which is not changed; the new one is in the outcome.
 
@@ -453,10 +481,10 @@ class Move:
         exp(-u(x, .)) with random numbers of this attempt and stage, and returns the reduced potential there. `potential` is asked for
         where the rest is. The caller puts the rest back after an attempt that raises or is not accepted.
         """
-        rows, shape = self.model._rows(x)
-        if shape != ():
-            raise ValueError(f"one configuration of shape {self.model.shape} is needed, got {np.shape(x)}")
-        state_x, callback = rows.copy(), _Callback(potential, self.model.shape, relax)
+        state_x, shape = np.array(x, dtype=np.float64, order="C"), self.model.move_shape
+        if state_x.shape != shape:
+            raise ValueError(f"one configuration of shape {shape} is needed, got {np.shape(x)}")
+        callback = _Callback(potential, shape, relax)
         if reduced_potential is None:
             reduced_potential = callback.of_one(state_x)
         box = None if box is None else np.ascontiguousarray(box, dtype=np.float64).reshape(9)
@@ -475,7 +503,7 @@ class Move:
         names = [name for name, _ in _Outcome._fields_[2:]]
         reason = REASONS[outcome.outcome]
         values = {name: getattr(outcome, name) for name in names}
-        return Outcome(reason == "accepted", reason, state_x.reshape(self.model.shape), **values)
+        return Outcome(reason == "accepted", reason, state_x, **values)
 
     def statistics(self):
         """Counters, and what the weights of the proposals say of the generator."""

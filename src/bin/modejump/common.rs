@@ -125,8 +125,11 @@ pub fn temperature(asked: Option<f64>, model: &dyn Model) -> Result<f64> {
     temperature.ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))
 }
 
-/// Says so where a model jumps at another temperature (K) than its own.
+/// Says so where a model jumps at another temperature (K) than its own; a steerable one has none of its own.
 pub fn warn_of_temperature(model: &dyn Model, here: f64) {
+    if model.steering().is_some() {
+        return;
+    }
     if let Some(t) = model.card().temperature.filter(|t| (t - here).abs() > 0.5) {
         eprintln!("modejump: the model was trained for {t} K; jumps at {here} K are accepted less");
     }

@@ -75,6 +75,7 @@ fn describe(file: &ModelFile, model: &dyn Model) -> Result<Value> {
         "constraints": constraints,
         "stereocentres": stereocentres,
         "temperature_K": card.temperature,
+        "steering": card.steering,
         "target": card.target,
         "atoms": card.topology.as_ref().map(|t| (0..t.n_atoms()).map(|a| t.label(a)).collect::<Vec<_>>()),
         "provenance": card.provenance,

@@ -5,6 +5,8 @@ use super::sample::report;
 use clap::Args;
 use modejump::io::model_file::{write_tensors, Data};
 use modejump::io::trajectory::{self, Frames};
+use modejump::models::Steering;
+use modejump::rng::{Stream, StreamId};
 use modejump::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,6 +21,13 @@ pub struct LogDensity {
     /// Latent points (`z` [n][latent]) instead of configurations
     #[arg(long, conflicts_with = "frames")]
     z: Option<PathBuf>,
+    /// K: takes a steerable model there from the temperature of its training
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// Of the auxiliary coordinates that some steerable models have beside x: they are drawn, and log q is that of both without the density
+    /// of these
+    #[arg(short, long, default_value_t = 1)]
+    seed: u64,
     /// safetensors with `log_density` [n] (−inf outside the support) and, for flows, `z` and `log_det` (of z → x)
     #[arg(short, long)]
     output: PathBuf,
@@ -32,10 +41,12 @@ pub struct LogDensity {
 impl LogDensity {
     pub fn run(self) -> Result<()> {
         let model = load(&self.model, &self.precision)?;
+        let model = self.temperature.map_or(Ok(model.clone()), |kelvin| model.at_temperature(kelvin))?;
         let dimension = model.dimension();
+        let steering = model.steering().unwrap_or(Steering::NONE);
         let mut arrays: BTreeMap<String, (Vec<usize>, Data)> = BTreeMap::new();
         let flow = model.flow();
-        let (frames, log_density) = if let Some(path) = &self.z {
+        let (frames, mut log_density) = if let Some(path) = &self.z {
             let flow = flow.ok_or_else(|| Error::invalid("this model has no latent space; give configurations"))?;
             let z = read_latent(path, flow.latent_dimension())?;
             let n = z.len() / flow.latent_dimension();
@@ -46,7 +57,10 @@ impl LogDensity {
             (Frames { dimension, x }, log_density)
         } else {
             let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give FRAMES or --z"))?;
-            let frames = trajectory::read(path)?.require(path, dimension)?;
+            let of_x = dimension - steering.auxiliary;
+            let frames = trajectory::read(path)?.require(path, of_x)?;
+            let streams = |row: usize| Stream::new(self.seed, StreamId::Auxiliary, row as u64, 0);
+            let frames = Frames { dimension, x: steering.join(&frames.x, of_x, &streams) };
             let n = frames.n();
             let mut log_density = evaluations(n);
             match flow {
@@ -61,6 +75,7 @@ impl LogDensity {
             }
             (frames, log_density)
         };
+        steering.take_apart(&frames.x, dimension - steering.auxiliary, &mut log_density);
         let (values, outside) = split(&log_density);
         arrays.insert("log_density".into(), (vec![values.len()], Data::F64(values)));
         modejump::io::write_atomically(&self.output, &write_tensors(&arrays, Default::default())?)?;

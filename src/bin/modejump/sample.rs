@@ -4,10 +4,12 @@ use super::common::{evaluations, frames_of, load, read_latent, split, PrecisionF
 use clap::Args;
 use modejump::density::{Evaluation, Status};
 use modejump::io::trajectory::{self, Frames};
+use modejump::models::steering::{dimension_without_auxiliary, Steering};
 use modejump::models::Model;
 use modejump::rng::{Stream, StreamId};
 use modejump::{Error, Result};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 #[derive(Args)]
 pub struct Sample {
@@ -18,13 +20,17 @@ pub struct Sample {
     n: usize,
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
+    /// K: takes a steerable model there from the temperature of its training
+    #[arg(long)]
+    temperature: Option<f64>,
     /// Latent points (safetensors or npy, `z` [n][latent]) instead of random ones
     #[arg(long)]
     z: Option<PathBuf>,
     /// Without log q: for a continuous flow that is some thirty times cheaper. Samples that fail are left out
     #[arg(long, conflicts_with = "z")]
     points_only: bool,
-    /// Samples: safetensors (`x`, `log_density`, for flows `log_det`), npy, dcd, xtc or pdb
+    /// Samples: safetensors (`x`, `log_density`, for flows `log_det`, `auxiliary` where the model has such coordinates: log q is then that of
+    /// both without the density of these, so that −u − log q is a log-weight), npy, dcd, xtc or pdb
     #[arg(short, long)]
     output: PathBuf,
     #[command(flatten)]
@@ -36,12 +42,12 @@ pub struct Sample {
 
 impl Sample {
     pub fn run(self) -> Result<()> {
-        let model = load(&self.model, &self.precision)?;
+        let model = self.load()?;
         let dimension = model.dimension();
         if self.points_only {
             return self.points(model.as_ref());
         }
-        let (x, log_density, log_det) = match &self.z {
+        let (x, mut log_density, log_det) = match &self.z {
             Some(path) => {
                 let flow =
                     model.flow().ok_or_else(|| Error::invalid("this model has no latent space; leave out --z"))?;
@@ -58,9 +64,15 @@ impl Sample {
                 (x, log_density, None)
             }
         };
+        let steering = model.steering().unwrap_or(Steering::NONE);
+        let dimension = dimension - steering.auxiliary;
+        let [x, auxiliary] = steering.take_apart(&x, dimension, &mut log_density);
         let frames = Frames { dimension, x };
         let (values, outside) = split(&log_density);
         let mut extra: Vec<(&str, &[f64])> = vec![("log_density", &values)];
+        if !auxiliary.is_empty() {
+            extra.push(("auxiliary", &auxiliary));
+        }
         if let Some(log_det) = &log_det {
             extra.push(("log_det", log_det));
         }
@@ -71,14 +83,20 @@ impl Sample {
 }
 
 impl Sample {
+    fn load(&self) -> Result<Arc<dyn Model>> {
+        let model = load(&self.model, &self.precision)?;
+        self.temperature.map_or(Ok(model.clone()), |kelvin| model.at_temperature(kelvin))
+    }
+
     fn points(&self, model: &dyn Model) -> Result<()> {
         let dimension = model.dimension();
         let streams = |row: usize| Stream::new(self.seed, StreamId::Sample, row as u64, 0);
         let (mut x, mut status) = (vec![0.0; self.n * dimension], vec![Status::Inside; self.n]);
         model.sample_only(&streams, &mut x, &mut status)?;
         let rows = x.chunks_exact(dimension).zip(&status);
-        let kept: Vec<f64> = rows.filter(|(_, s)| **s == Status::Inside).flat_map(|(row, _)| row.to_vec()).collect();
-        let frames = Frames { dimension, x: kept };
+        let of_x = dimension_without_auxiliary(model);
+        let inside = rows.filter(|(_, s)| **s == Status::Inside);
+        let frames = Frames { dimension: of_x, x: inside.flat_map(|(row, _)| row[..of_x].to_vec()).collect() };
         trajectory::write(&self.output, &frames, model.card().topology.as_ref(), &[])?;
         let failed = self.n - frames.n();
         match self.json {

@@ -31,7 +31,7 @@ pub struct Smc {
     /// OpenMM System (XML) with the model's atoms
     #[arg(long)]
     system: PathBuf,
-    /// K; the model's temperature when absent
+    /// K; the model's temperature when absent. A steerable model is taken there
     #[arg(long)]
     temperature: Option<f64>,
     /// Particles
@@ -95,6 +95,7 @@ mod run {
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage};
     use modejump::io::checkpoint;
     use modejump::io::trajectory::{self, Frames};
+    use modejump::models::steering::{dimension_without_auxiliary, follow, JointTarget, Steering};
     use modejump::models::Model;
     use modejump::{weights, Error};
     use serde::{Deserialize, Serialize};
@@ -115,7 +116,9 @@ mod run {
         pub fn run(self) -> Result<()> {
             let model = load(&self.model, &self.precision)?;
             let temperature = temperature(self.temperature, model.as_ref())?;
-            let mut target = target(&self.system, model.dimension(), temperature)?;
+            let model = follow(&model, temperature)?;
+            let mut target = target(&self.system, dimension_without_auxiliary(model.as_ref()), temperature)?;
+            let mut target = JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE));
             let mut bridge = Bridge::new(model.as_ref(), &mut target);
             let identity = format!("{} {} {temperature} {}", model.hash(), self.system.display(), self.settings());
             let mut run = match self.saved(&identity)? {
@@ -198,7 +201,9 @@ mod run {
 
         fn write(&self, run: &Annealing, model: &dyn Model) -> Result<()> {
             let Some(path) = &self.output else { return Ok(()) };
-            let frames = Frames { dimension: model.dimension(), x: run.points.x.clone() };
+            let dimension = dimension_without_auxiliary(model);
+            let rows = run.points.x.chunks_exact(model.dimension());
+            let frames = Frames { dimension, x: rows.flat_map(|row| row[..dimension].to_vec()).collect() };
             let extra: [(&str, &[f64]); 2] =
                 [("log_weight", &run.log_weights), ("reduced_potential", &run.points.target)];
             trajectory::write(path, &frames, model.card().topology.as_ref(), &extra)

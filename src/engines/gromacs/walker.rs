@@ -14,6 +14,7 @@ use crate::io::checkpoint;
 use crate::io::gromacs::cpt::Checkpoint;
 use crate::io::gromacs::{spans, trr};
 use crate::io::model_file::hash;
+use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
 use crate::moves::{self, DelayedAcceptance, Fate, Generator, Isir, Move, Outcome, State, Statistics};
 use crate::units::thermal_energy;
@@ -135,7 +136,6 @@ impl Walker {
             stride: options.steps,
             ..Default::default()
         };
-        let generator = || Generator::constrained(model, generator_options, constraints.clone());
         let settings = Settings {
             model: model.hash().to_string(),
             screen: screen.as_ref().map(|screen| screen.hash().to_string()),
@@ -149,10 +149,19 @@ impl Walker {
         };
         let mut jump: Box<dyn Move> = match (screen, options.isir) {
             (Some(_), true) => return Err(Error::invalid("a screen goes with independence proposals, not with i-SIR")),
-            (Some(screen), false) => Box::new(DelayedAcceptance::new(generator()?, screen)?),
-            (None, true) => Box::new(Isir::new(generator()?)),
             (None, false) => moves::of_model(model, generator_options, constraints.clone())?,
+            (screen, _) => {
+                let constraints = constraints.clone();
+                moves::steered(model, options.seed, move |model| {
+                    let generator = Generator::constrained(model, generator_options, constraints.clone())?;
+                    Ok(match screen.clone() {
+                        Some(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
+                        None => Box::new(Isir::new(generator)),
+                    })
+                })?
+            }
         };
+        jump.set_temperature(input.temperature)?;
         let lock = lock(&options.folder)?;
         let progress = open(&options.folder, settings, jump.statistics())?;
         *jump.statistics_mut() = progress.statistics.clone();
@@ -381,7 +390,7 @@ fn force_step(tpr: &Path, other: &RunInput, input: &RunInput) -> Result<i32> {
 
 /// Index in the system of each atom of the model.
 fn model_atoms(model: &dyn Model, input: &RunInput, options: &Options) -> Result<Vec<usize>> {
-    let (n, first) = (model.dimension() / 3, options.first_atom);
+    let (n, first) = (dimension_without_auxiliary(model) / 3, options.first_atom);
     let there = first.checked_add(n).and_then(|end| input.atoms.get(first..end)).ok_or_else(|| {
         Error::invalid(format!(
             "the model's {n} atoms, from {} on, are more than the system's {}",

@@ -4,6 +4,7 @@
 use super::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::coordinates::constraints::Constraints;
 use crate::error::{Error, Result};
+use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
 use crate::moves::{self, Annealed, DelayedAcceptance, Generator, Independence, Isir, LatentWalk, LatentWalkOptions};
 use crate::moves::{Move, Options, Outcome, Path, State};
@@ -12,6 +13,7 @@ use crate::target::Target;
 use std::sync::Arc;
 
 /// Whose log q decides about the generator's proposals.
+#[derive(Clone)]
 pub enum Acceptance {
     /// The generator's own. One proposal: Metropolis, or between the modes of a model of modes; more: i-SIR.
     Exact,
@@ -31,13 +33,22 @@ impl Acceptance {
         if matches!(self, Acceptance::Exact) && options.n_proposals == 1 {
             return moves::of_model(model, options, constraints);
         }
+        moves::steered(model, options.seed, move |model| self.make(model, options, constraints.clone()))
+    }
+
+    fn make(
+        &self,
+        model: &Arc<dyn Model>,
+        options: Options,
+        constraints: Option<Constraints>,
+    ) -> Result<Box<dyn Move>> {
         if let Acceptance::LatentWalk(given) = self {
-            let mut walk = LatentWalk::new(model, LatentWalkOptions { seed: options.seed, ..given })?;
+            let mut walk = LatentWalk::new(model, LatentWalkOptions { seed: options.seed, ..given.clone() })?;
             constraints.into_iter().for_each(|c| walk.set_constraints(c));
             return Ok(Box::new(walk));
         }
         let generator = Generator::constrained(model, options, constraints)?;
-        Ok(match self {
+        Ok(match self.clone() {
             Acceptance::Screened(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
             Acceptance::Annealed(path) => Box::new(Annealed::new(generator, path)?),
             Acceptance::Surrogate(surrogate) => Box::new(Independence::by_surrogate(generator, surrogate)?),
@@ -59,6 +70,8 @@ pub struct JumpingSimulation {
 impl JumpingSimulation {
     /// `options.stride` is set to `frequency` (steps between attempts).
     ///
+    /// A steerable model is taken to the temperature of the dynamics.
+    ///
     /// Errors: a System with another number of particles than the model has atoms, a constraint that the model does not keep
     /// (named), frequency 0, a second model of other dimension.
     pub fn new(
@@ -72,18 +85,21 @@ impl JumpingSimulation {
         if frequency == 0 {
             return Err(Error::invalid("frequency 0: leave out the model to run without jumps"));
         }
-        if 3 * system.n_particles() != model.dimension() {
+        let dimension = dimension_without_auxiliary(model.as_ref());
+        if 3 * system.n_particles() != dimension {
             return Err(Error::Unsupported(format!(
                 "the System has {} particles, the model {} atoms: here the model must describe all of them",
                 system.n_particles(),
-                model.dimension() / 3
+                dimension / 3
             )));
         }
         let options = Options { stride: frequency, ..options };
+        let mut jump = acceptance.jump(model, options, constraints_of(system, model.as_ref())?)?;
+        jump.set_temperature(dynamics.temperature)?;
         Ok(JumpingSimulation {
             simulation: Simulation::new(system, dynamics)?,
             target: OpenMmTarget::on_platform(system, dynamics.temperature, 1, &dynamics.platform)?,
-            jump: acceptance.jump(model, options, constraints_of(system, model.as_ref())?)?,
+            jump,
             frequency,
             seed: options.seed,
             x: vec![0.0; 3 * system.n_particles()],

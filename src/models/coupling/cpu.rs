@@ -1,20 +1,20 @@
 //! Evaluation and derivatives on the CPU: chunks of rows over the threads, each through all layers.
 
 use super::layers::{Direction, Layer, LayerTape, Rows};
-use super::CouplingFlow;
+use super::{CouplingFlow, LOG_2_PI};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
 use crate::models::card::ModelCard;
-use crate::models::{Flow, Model};
+use crate::models::{Flow, Model, Steering};
 use crate::nn::Real;
 use crate::rng::Stream;
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Rows that pass through the layers together. A row's result depends on its chunk only, never on the threads.
 pub const CHUNK: usize = 64;
 /// Partial sums of a parameter gradient. A fixed number, so that the sum does not depend on the threads.
 const LANES: usize = 4;
-const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
 
 /// Everything one chunk needs; buffers grow once.
 #[derive(Default)]
@@ -74,21 +74,23 @@ impl<R: Real> CouplingFlow<R> {
 
     /// A latent point from the prior.
     pub fn draw_latent(&self, stream: &mut Stream, z: &mut [f64]) {
+        let width = self.variance.sqrt();
         for (z, &uniform) in z.iter_mut().zip(&self.uniform) {
-            *z = if uniform { stream.uniform() } else { stream.normal() };
+            *z = if uniform { stream.uniform() } else { width * stream.normal() };
         }
     }
 
     /// Fills `log_prior` from the latent points in `u`.
     fn prior(&self, ws: &mut Workspace<R>) {
         let d = self.dimension_u();
+        let log_volume = LOG_2_PI + self.variance.ln();
         for row in 0..ws.log_det.len() {
             let (mut log_prior, mut inside) = (0.0, true);
             for (&z, &uniform) in ws.u[row * d..][..d].iter().zip(&self.uniform) {
                 if uniform {
                     inside &= (0.0..=1.0).contains(&z);
                 } else {
-                    log_prior -= 0.5 * (z * z + LOG_2_PI);
+                    log_prior -= 0.5 * (z * z / self.variance + log_volume);
                 }
             }
             ws.log_prior[row] = log_prior;
@@ -158,7 +160,7 @@ impl<R: Real> CouplingFlow<R> {
         let Workspace { u, gu, .. } = ws;
         for (row, gu) in gu.chunks_exact_mut(d).enumerate() {
             for ((g, &z), &uniform) in gu.iter_mut().zip(&u[row * d..]).zip(&self.uniform) {
-                *g = if uniform || weight[row] == 0.0 { 0.0 } else { -weight[row] * z };
+                *g = if uniform || weight[row] == 0.0 { 0.0 } else { -weight[row] * z / self.variance };
             }
         }
         self.encode_back(ws, x, &g_log_det, gradient, gx);
@@ -458,5 +460,13 @@ impl<R: Real> Model for CouplingFlow<R> {
 
     fn flow(&self) -> Option<&dyn Flow> {
         Some(self)
+    }
+
+    fn steering(&self) -> Option<Steering> {
+        self.card.steering.map(|s| Steering { auxiliary: s.auxiliary, variance: self.variance })
+    }
+
+    fn at_temperature(&self, kelvin: f64) -> Result<Arc<dyn Model>> {
+        Ok(Arc::new(self.at_variance(self.variance_at(kelvin)?)))
     }
 }

@@ -5,12 +5,12 @@ use super::conditioner::Conditioner;
 use super::elementwise::{Elementwise, Kind};
 use super::layers::{Ends, Layer};
 use super::spline_coupling::SplineCoupling;
-use super::CouplingFlow;
+use super::{CouplingFlow, LOG_2_PI};
 use crate::coordinates::{Coordinates, InternalCoordinates};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::device::{argument, Buffer, Driver, KernelId, Program};
 use crate::error::{Error, Result};
-use crate::models::{Flow, Model, ModelCard};
+use crate::models::{Flow, Model, ModelCard, Steering};
 use crate::nn::{Activation, Linear, Real};
 use crate::rng::Stream;
 use bytemuck::{Pod, Zeroable};
@@ -91,6 +91,10 @@ struct Arguments {
     log_density: u64,
     status: u64,
     internal: InternalRecord,
+    /// Of the normal prior: √τ, τ and ln 2πτ.
+    width: f64,
+    variance: f64,
+    log_volume: f64,
     n: i32,
     dimension: i32,
     dimension_x: i32,
@@ -99,6 +103,12 @@ struct Arguments {
     hidden: i32,
     outputs: i32,
     padding: i32,
+}
+
+impl Arguments {
+    fn at_variance(self, variance: f64) -> Arguments {
+        Arguments { width: variance.sqrt(), variance, log_volume: LOG_2_PI + variance.ln(), ..self }
+    }
 }
 
 /// What the kernel reads of a flow, on its way to the card.
@@ -122,7 +132,7 @@ impl<R: Real> Tables<R> {
             let record = tables.layer(layer, &flow.parameters);
             tables.layers.push(record);
         });
-        if let Coordinates::Internal(internal, centres) = &flow.coordinates {
+        if let Coordinates::Internal(internal, centres) = &*flow.coordinates {
             tables.internal = tables.internal(internal);
             let flat = |s: &crate::coordinates::Stereocentre| {
                 let [a, b, c] = s.neighbours;
@@ -336,11 +346,11 @@ fn levels(rows: &[[usize; 4]], order: &[usize]) -> Vec<Vec<usize>> {
 pub struct CouplingOnDevice<R: Real> {
     host: CouplingFlow<R>,
     driver: Arc<dyn Driver>,
-    model: ModelBuffers<R>,
+    model: Arc<ModelBuffers<R>>,
     arguments: Arguments,
     /// By tile, the larger first.
-    variants: Vec<Variant>,
-    work: Mutex<Work>,
+    variants: Arc<[Variant]>,
+    work: Arc<Mutex<Work>>,
 }
 
 struct ModelBuffers<R> {
@@ -384,7 +394,8 @@ impl<R: Real> CouplingFlow<R> {
             hidden: tables.hidden as i32,
             outputs: tables.outputs as i32,
             ..Arguments::default()
-        };
+        }
+        .at_variance(self.variance);
         let variants = TILES.map(|tile| Variant { tile, shared: shared_memory::<R>(&arguments, tile) });
         let variants: Vec<Variant> = variants.into_iter().filter(|v| v.shared <= driver.shared_memory()).collect();
         let Some(smallest) = variants.last() else {
@@ -397,14 +408,15 @@ impl<R: Real> CouplingFlow<R> {
         };
         // now rather than in the middle of a simulation, should there be no compiler
         driver.kernel(&program::<R>(smallest.tile), GENERATE)?;
-        let model = ModelBuffers {
+        let model = Arc::new(ModelBuffers {
             tables: Buffer::of(driver, &tables.tables)?,
             numbers: Buffer::of(driver, &tables.numbers)?,
             weights: Buffer::of(driver, &tables.weights)?,
             layers: Buffer::of(driver, &tables.layers)?,
-        };
-        let work = Mutex::new(Work::new(driver)?);
-        Ok(CouplingOnDevice { host: self, driver: driver.clone(), model, arguments, variants, work })
+        });
+        let work = Arc::new(Mutex::new(Work::new(driver)?));
+        let (driver, variants) = (driver.clone(), variants.into());
+        Ok(CouplingOnDevice { host: self, driver, model, arguments, variants, work })
     }
 }
 
@@ -651,5 +663,21 @@ impl<R: Real> Model for CouplingOnDevice<R> {
 
     fn flow(&self) -> Option<&dyn Flow> {
         Some(self)
+    }
+
+    fn steering(&self) -> Option<Steering> {
+        self.host.steering()
+    }
+
+    fn at_temperature(&self, kelvin: f64) -> Result<Arc<dyn Model>> {
+        let variance = self.host.variance_at(kelvin)?;
+        Ok(Arc::new(CouplingOnDevice {
+            host: self.host.at_variance(variance),
+            driver: self.driver.clone(),
+            model: self.model.clone(),
+            arguments: self.arguments.at_variance(variance),
+            variants: self.variants.clone(),
+            work: self.work.clone(),
+        }))
     }
 }

@@ -63,10 +63,7 @@ impl<R: Real> CouplingFlow<R> {
         file.only(&entries.iter().map(|e| e.name.clone()).collect::<Vec<_>>())?;
         for entry in entries {
             let values = file.tensor(&entry.name, &entry.shape)?;
-            self.parameters.values_mut()[entry.place]
-                .iter_mut()
-                .zip(values)
-                .for_each(|(to, &from)| *to = R::from_f64(from));
+            self.parameters_mut()[entry.place].iter_mut().zip(values).for_each(|(to, &from)| *to = R::from_f64(from));
         }
         Ok(())
     }
@@ -270,9 +267,11 @@ pub mod bgflow {
         };
         let uniform = bonds.iter().chain(&angles).chain(&torsions).copied().collect();
         let mut flow = CouplingFlow::new(card(CouplingConfig { uniform, layers }, coordinates, topology))?;
-        for (layer, &block) in flow.layers.iter().zip(&blocks) {
+        let layers = flow.layers.clone();
+        let parameters = flow.parameters_mut();
+        for (layer, &block) in layers.iter().zip(&blocks) {
             if let Layer::Spline(layer) = layer {
-                checkpoint.fill(&prefix(block), &layer.conditioner.mlp, flow.parameters.values_mut())?;
+                checkpoint.fill(&prefix(block), &layer.conditioner.mlp, parameters)?;
             }
         }
         Ok(flow)
@@ -320,14 +319,16 @@ pub mod bgflow {
         }
         let config = CouplingConfig { uniform: vec![], layers };
         let mut flow = CouplingFlow::new(card(config, CoordinatesConfig::Cartesian { dimension }, None))?;
-        for (layer, &block) in flow.layers.iter().zip(&blocks) {
+        let layers = flow.layers.clone();
+        let parameters = flow.parameters_mut();
+        for (layer, &block) in layers.iter().zip(&blocks) {
             let Layer::Affine(layer) = layer else { continue };
-            checkpoint.fill(&part(block, "shift"), &layer.shift.mlp, flow.parameters.values_mut())?;
+            checkpoint.fill(&part(block, "shift"), &layer.shift.mlp, parameters)?;
             if let Some(scale) = &layer.scale {
-                checkpoint.fill(&part(block, "scale"), &scale.mlp, flow.parameters.values_mut())?;
+                checkpoint.fill(&part(block, "scale"), &scale.mlp, parameters)?;
             }
             let log_alpha = checkpoint.get(&format!("_blocks.{block}.transformer._log_alpha"))?;
-            flow.parameters.values_mut()[layer.log_alpha] = log_alpha.data.first().copied().unwrap_or(-1.0);
+            parameters[layer.log_alpha] = log_alpha.data.first().copied().unwrap_or(-1.0);
         }
         Ok(flow)
     }

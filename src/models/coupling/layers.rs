@@ -109,6 +109,11 @@ impl LayerConfig {
         }
     }
 
+    /// The coordinates that the layer's networks see.
+    pub fn conditions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.features().into_iter().flat_map(Features::coordinates)
+    }
+
     fn features(&self) -> Option<&Features> {
         match self {
             LayerConfig::Spline { features, .. } | LayerConfig::Affine { features, .. } => Some(features),
@@ -148,7 +153,7 @@ impl LayerConfig {
                 return Err(Error::invalid(format!("coordinate {i} is transformed twice in one layer")));
             }
         }
-        for i in self.features().into_iter().flat_map(Features::coordinates) {
+        for i in self.conditions() {
             if i >= dimension {
                 return Err(Error::invalid(format!("conditioning coordinate {i} is beyond the flow's {dimension}")));
             }

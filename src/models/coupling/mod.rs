@@ -3,7 +3,8 @@
 //! shifts and splines (Rezende et al., ICML 2020), fixed marginals and whitening; on internal coordinates this is the
 //! Boltzmann generator of Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019).
 //!
-//! log q(x) = log p(z) − ln|∂x/∂z|. Per coordinate the prior p is the standard normal or the uniform on [0, 1].
+//! log q(x) = log p(z) − ln|∂x/∂z|. Per coordinate the prior p is the standard normal or the uniform on [0, 1]; of a steerable flow
+//! ([`super::steering`]) the normal has variance τ.
 
 mod affine;
 mod conditioner;
@@ -14,6 +15,7 @@ mod format;
 mod layers;
 mod spline;
 mod spline_coupling;
+mod steering;
 #[cfg(test)]
 mod tests;
 
@@ -32,11 +34,12 @@ use crate::nn::{Parameters, Real};
 use crate::rng::{Stream, StreamId};
 use layers::Layer;
 use serde::{Deserialize, Serialize};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
 const LARGEST_DIMENSION: usize = 1 << 20;
 const LARGEST_PARAMETERS: usize = 1 << 28;
+const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,15 +54,17 @@ pub struct CouplingConfig {
 pub struct CouplingFlow<R: Real> {
     card: ModelCard,
     hash: String,
-    coordinates: Coordinates,
-    layers: Vec<Layer>,
+    coordinates: Arc<Coordinates>,
+    layers: Arc<Vec<Layer>>,
     /// Per coordinate: whether its prior is uniform.
     uniform: Vec<bool>,
-    parameters: Parameters<R>,
+    parameters: Arc<Parameters<R>>,
+    /// τ, of the normal prior; 1 but for a steerable flow at another temperature.
+    variance: f64,
     /// Workspaces that are not in use, so that a warm call does not allocate.
-    pool: Mutex<Vec<Workspace<R>>>,
+    pool: Arc<Mutex<Vec<Workspace<R>>>>,
     /// Gradient buffers that are not in use.
-    gradients: Mutex<Vec<Vec<R>>>,
+    gradients: Arc<Mutex<Vec<Vec<R>>>>,
 }
 
 impl<R: Real> CouplingFlow<R> {
@@ -77,45 +82,45 @@ impl<R: Real> CouplingFlow<R> {
         for &i in &config.uniform {
             *uniform.get_mut(i).ok_or_else(|| Error::invalid(format!("prior: coordinate {i} of {dimension}")))? = true;
         }
-        if let Some(topology) = &card.topology {
-            if 3 * topology.n_atoms() != coordinates.dimension_x() {
-                return Err(Error::invalid(format!(
-                    "the topology has {} atoms, the coordinates {}",
-                    topology.n_atoms(),
-                    coordinates.dimension_x() / 3
-                )));
-            }
-        }
         let mut end = 0;
         let layer = |(i, config): (usize, &LayerConfig)| {
             Layer::new(config, dimension, &mut end).map_err(|e| Error::invalid(format!("layer {i}: {e}")))
         };
         let layers = config.layers.iter().enumerate().map(layer).collect::<Result<Vec<_>>>()?;
+        let mut dimension_x = coordinates.dimension_x();
+        if let Some(steering) = card.steering {
+            steering::check(steering, config, &coordinates, &uniform)?;
+            dimension_x -= steering.auxiliary;
+        }
+        if let Some(topology) = card.topology.as_ref().filter(|t| 3 * t.n_atoms() != dimension_x) {
+            let (atoms, others) = (topology.n_atoms(), dimension_x / 3);
+            return Err(Error::invalid(format!("the topology has {atoms} atoms, the coordinates {others}")));
+        }
         if end > LARGEST_PARAMETERS {
             return Err(Error::invalid(format!("{end} parameters; at most {LARGEST_PARAMETERS} are read")));
         }
         let linear = layers.iter().flat_map(Layer::networks).flat_map(|mlp| mlp.layers.clone()).collect();
         Ok(CouplingFlow {
-            coordinates,
-            layers,
+            coordinates: Arc::new(coordinates),
+            layers: Arc::new(layers),
             uniform,
-            parameters: Parameters::new(end, linear),
+            parameters: Arc::new(Parameters::new(end, linear)),
+            variance: 1.0,
             hash: String::new(),
-            pool: Mutex::new(Vec::new()),
-            gradients: Mutex::new(Vec::new()),
+            pool: Arc::default(),
+            gradients: Arc::default(),
             card,
         })
     }
 
     /// Random hidden weights (He et al., ICCV 2015), zero output layers: the flow starts as its fixed layers alone.
     pub fn initialise(&mut self, seed: u64) {
+        let parameters = Arc::make_mut(&mut self.parameters).values_mut();
         for (number, mlp) in self.layers.iter().flat_map(Layer::networks).enumerate() {
             let mut stream = Stream::new(seed, StreamId::Initialise, number as u64, 0);
             for linear in &mlp.layers[..mlp.layers.len() - 1] {
                 let sd = (2.0 / linear.n_in as f64).sqrt();
-                self.parameters.values_mut()[linear.weight()]
-                    .iter_mut()
-                    .for_each(|w| *w = R::from_f64(sd * stream.normal()));
+                parameters[linear.weight()].iter_mut().for_each(|w| *w = R::from_f64(sd * stream.normal()));
             }
         }
     }
@@ -141,7 +146,7 @@ impl<R: Real> CouplingFlow<R> {
     }
 
     pub fn parameters_mut(&mut self) -> &mut [R] {
-        self.parameters.values_mut()
+        Arc::make_mut(&mut self.parameters).values_mut()
     }
 
     /// Multiply-adds of the networks for one configuration, times two.
@@ -156,9 +161,10 @@ impl<R: Real> CouplingFlow<R> {
         other
             .parameters_mut()
             .iter_mut()
-            .zip(&*self.parameters)
+            .zip(self.parameters())
             .for_each(|(to, from)| *to = S::from_f64(from.to_f64()));
         other.hash = self.hash.clone();
+        other.variance = self.variance;
         Ok(other)
     }
 }

@@ -51,6 +51,7 @@ pub fn bundle(config: Config, files: &[ModelFile]) -> Result<Vec<u8>> {
         coordinates: first.card.coordinates.clone(),
         exactness: Exactness::Exact,
         temperature: first.card.temperature,
+        steering: None,
         target: first.card.target.clone(),
         topology: first.card.topology.clone(),
         provenance: BTreeMap::new(),

@@ -97,6 +97,12 @@ impl ModeGenerators {
                 && generator.scope() == first.scope()
                 && a.topology == b.topology
                 && a.kept_bonds() == b.kept_bonds();
+            if generator.steering().is_some_and(|s| s.auxiliary > 0) {
+                let name = &region.name;
+                return Err(Error::Unsupported(format!(
+                    "mode `{name}`: its generator has auxiliary coordinates, and jumps carry none"
+                )));
+            }
             if !same || generator.exactness() != Exactness::Exact {
                 return Err(Error::invalid(format!(
                     "mode `{}`: its generator has to be exact, and of the atoms, coordinates and constant bonds of that of `{}`",

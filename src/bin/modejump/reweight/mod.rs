@@ -7,7 +7,7 @@ use clap::Args;
 use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
 use modejump::histogram::on_arc;
-use modejump::models::Model;
+use modejump::models::{follow, Model};
 use modejump::rng::{Stream, StreamId};
 use modejump::weights::{self, Rule};
 use modejump::{free_energy, Error, Result};
@@ -21,7 +21,7 @@ pub struct Reweight {
     /// OpenMM System (XML) with the model's atoms
     #[arg(long)]
     system: PathBuf,
-    /// K; the model's temperature when absent
+    /// K; the model's temperature when absent. A steerable model is taken there
     #[arg(long)]
     temperature: Option<f64>,
     #[arg(short, long, default_value_t = 20_000)]
@@ -73,6 +73,7 @@ impl Reweight {
     pub fn run(self) -> Result<()> {
         let model = load(&self.model, &self.precision)?;
         let temperature = temperature(self.temperature, model.as_ref())?;
+        let model = follow(&model, temperature)?;
         let mut summary = json!({ "model": self.model.display().to_string(), "temperature": temperature, "n": self.n });
         let series = match &self.surrogate {
             Some(path) => self.beside_surrogate(path, model.as_ref(), temperature, &mut summary)?,
@@ -109,7 +110,7 @@ impl Reweight {
         let [from, to] = self.state[..] else { return Err(Error::invalid("--state takes two numbers: from,to")) };
         let dimension = model.dimension();
         let mut u = vec![0.0; self.n];
-        self.energies(temperature, dimension, x, &mut u)?;
+        self.energies(temperature, model, x, &mut u)?;
         let of_atoms = |atoms: [usize; 4]| -> Vec<f64> {
             let four = |x: &[f64]| atoms.map(|a| atom(x, a));
             x.chunks_exact(dimension).map(four).map(|[a, b, c, d]| torsion(a, b, c, d)).collect()
@@ -121,13 +122,15 @@ impl Reweight {
     }
 
     #[cfg(feature = "openmm")]
-    fn energies(&self, temperature: f64, dimension: usize, x: &[f64], u: &mut [f64]) -> Result<()> {
+    fn energies(&self, temperature: f64, model: &dyn Model, x: &[f64], u: &mut [f64]) -> Result<()> {
+        use modejump::models::{steering::dimension_without_auxiliary, JointTarget, Steering};
         use modejump::target::Target;
-        super::common::target(&self.system, dimension, temperature)?.reduced_potential(x, u)
+        let mut target = super::common::target(&self.system, dimension_without_auxiliary(model), temperature)?;
+        JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE)).reduced_potential(x, u)
     }
 
     #[cfg(not(feature = "openmm"))]
-    fn energies(&self, _: f64, _: usize, _: &[f64], _: &mut [f64]) -> Result<()> {
+    fn energies(&self, _: f64, _: &dyn Model, _: &[f64], _: &mut [f64]) -> Result<()> {
         Err(Error::Unsupported("--system needs a build with `--features openmm`".into()))
     }
 }
