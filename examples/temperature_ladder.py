@@ -29,10 +29,10 @@ class Ladder(app.ReplicaExchangeSampler):
 
     jump = None
 
-    def simulateReplica(self, replica, steps):
+    def simulateReplica(self, replica, *steps):
         context, state = self.simulation.context, self.replicaStateIndex[replica]
         before = self.jump and self.jump.statistics(context)
-        super().simulateReplica(replica, steps)
+        super().simulateReplica(replica, *steps)
         if self.jump:
             after = self.jump.statistics(context)
             self.counts[state] += [after.attempts - before.attempts, after.accepted - before.accepted]

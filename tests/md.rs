@@ -79,6 +79,18 @@ fn the_latent_space_may_be_walked_in() {
     }
 }
 
+/// Trained at 600 K, it follows the run to 400 K: no warning, and jumps are accepted.
+#[test]
+fn a_steerable_model_is_taken_to_the_temperature_of_the_run() {
+    let steerable = ["--model", "models/ala2/steerable.safetensors", "--temperature", "400", "--json"];
+    let [text, warnings] = md(&steerable).unwrap();
+    let summary: Value = serde_json::from_str(&text).unwrap();
+    assert!(summary["acceptance"].as_f64().unwrap() > 0.25 && summary["likelihood"] == "exact", "{summary}");
+    assert!(!warnings.contains("trained for"), "{warnings}");
+    let [_, warnings] = md(&["--model", MODEL, "--temperature", "400"]).unwrap();
+    assert!(warnings.contains("trained for 300"), "{warnings}");
+}
+
 #[test]
 fn without_a_screen_nothing_of_it_is_told() {
     let summary = summary(&["--model", MODEL]);

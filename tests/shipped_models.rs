@@ -15,7 +15,7 @@ fn folder() -> PathBuf {
 #[test]
 fn models_of_alanine_dipeptide_evaluate_its_topology() {
     let (topology, x) = Topology::from_pdb(&folder().join("topology.pdb")).unwrap();
-    for name in ["model.safetensors", "gvp-flow.safetensors"] {
+    for name in ["model.safetensors", "gvp-flow.safetensors", "steerable.safetensors"] {
         let model = models::load(folder().join(name)).unwrap();
         assert_eq!(model.card().topology.as_ref().map(|t| t.n_atoms()), Some(topology.n_atoms()), "{name}");
         let mut log_q = [Evaluation::inside(0.0)];
