@@ -12,7 +12,7 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	test-openmmtools train-modes moves solvent gromacs-demo exchange-demo toy learned bench test-gpu bench-gpu clean
+	test-openmmtools train-modes moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu bench-gpu clean
 
 all: build plugin
 
@@ -107,12 +107,16 @@ moves: build
 solvent: plugin
 	$(PY) examples/solvated_jumps.py chain ala2 --output target/solvent
 
-# A figure for each of them (docs/gallery.md).
-gallery:
-	$(PY) examples/moves/gallery.py target/moves/series.json -o target/gallery
+# One steerable model for five temperatures: the last table of docs/moves.md.
+ladder: build plugin
+	$(PY) examples/temperature_ladder.py --iterations 600 --output target/ladder
+
+# The figures of docs/gallery.md, of what make moves, ladder and solvent have found.
+gallery: venv
+	$(PY) examples/moves/gallery.py target -o target/gallery
 
 # A dimer with two states in a dense bath of 36 particles that can change places: training of the bijection, jumps, and umbrella
-# sampling beside them. Twenty minutes on two cores.
+# sampling beside them. Some ten minutes on two cores.
 dimer:
 	cargo run --release --example lj_dimer -- target/dimer
 

@@ -10,7 +10,7 @@ use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use modejump::annealing::{self, Kernel};
 use modejump::bijection::Bijection;
 use modejump::coordinates::CoordinatesConfig;
-use modejump::models::coupling::{CouplingConfig, CouplingFlow};
+use modejump::models::coupling::{CouplingConfig, CouplingFlow, LayerConfig};
 use modejump::models::tarflow::TarFlow;
 use modejump::models::{EnergyFunction, Model, ModelCard, VectorField};
 use modejump::modes::Modes;
@@ -41,12 +41,14 @@ fn generator(c: &mut Criterion) {
 
 /// What a move costs beyond its generator and the energies: both cost next to nothing here. 66 coordinates.
 fn overheads(c: &mut Criterion) {
-    // a normal density: a flow without layers
-    let free = || -> Arc<dyn Model> {
-        let config = CouplingConfig { uniform: vec![], layers: vec![] };
+    // a normal density about a mean of x0, of one layer
+    let normal = |mean: f64| -> Arc<dyn Model> {
+        let place = LayerConfig::Whiten { transformed: vec![0], mean: vec![mean], matrix: vec![1.0] };
+        let config = CouplingConfig { uniform: vec![], layers: vec![place] };
         let card = ModelCard::of_coupling(config, CoordinatesConfig::Cartesian { dimension: 66 });
         Arc::new(CouplingFlow::<f32>::new(card).unwrap())
     };
+    let free = || normal(0.0);
     let generator = |n_proposals: usize| {
         Generator::new(free(), None, Options { n_proposals, seed: 1, ..Options::default() }).unwrap()
     };
@@ -55,7 +57,7 @@ fn overheads(c: &mut Criterion) {
     };
     let map = || Bijection::new(free(), free()).unwrap();
     let sides = Modes::by(vec!["left".into(), "right".into()], |x| Some(usize::from(x[0] > 0.0))).unwrap();
-    let edge = Edge { modes: [0, 1], map: map(), weights: [1.0; 2] };
+    let edge = Edge { modes: [0, 1], map: Bijection::new(normal(-5.0), normal(5.0)).unwrap(), weights: [1.0; 2] };
     let path = Path { kernel: Kernel::Adjusted, stages: annealing::even(10, 1e-3), moves: 1 };
     let kernels: Vec<(&str, Box<dyn Move>)> = vec![
         ("independence", Box::new(Independence::new(generator(1)))),
@@ -67,7 +69,11 @@ fn overheads(c: &mut Criterion) {
     ];
     let mut group = c.benchmark_group(format!("overhead × {}", Attempts::BATCH));
     for (name, kernel) in kernels {
-        let mut attempts = Attempts::of(kernel, cases::normal_frames(66));
+        let mut x = cases::normal_frames(66);
+        if name == "mode jump" {
+            x[0] -= 5.0; // in a mode, from where the jump leads to the other
+        }
+        let mut attempts = Attempts::of(kernel, x);
         group.bench_function(name, |b| b.iter(|| attempts.batch().unwrap()));
     }
     let mut exchange = Exchange::new(map(), 1);

@@ -327,7 +327,7 @@ fn draw(svg: &mut String, jumps: &[f64], umbrella: &[f64]) -> std::result::Resul
         .x_label_area_size(42)
         .y_label_area_size(52)
         .build_cartesian_2d(RANGE[0]..RANGE[1], -1.0..24.0)?;
-    chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("length of the dimer / σ₀").y_desc("F / kT").draw()?;
+    chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("length of the dimer").y_desc("F / kT").draw()?;
     let points = |f: &[f64]| -> Vec<(f64, f64)> {
         f.iter().enumerate().map(|(b, f)| (centre(b), f - bottom)).filter(|p| p.1.is_finite() && p.1 < 24.0).collect()
     };
@@ -340,7 +340,12 @@ fn draw(svg: &mut String, jumps: &[f64], umbrella: &[f64]) -> std::result::Resul
         .draw_series(points(jumps).into_iter().map(|p| Circle::new(p, 3, blue.filled())))?
         .label("local dynamics and jumps")
         .legend(move |(x, y)| Circle::new((x + 9, y), 3, blue.filled()));
-    chart.configure_series_labels().border_style(TRANSPARENT).background_style(WHITE.mix(0.8)).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperMiddle)
+        .border_style(TRANSPARENT)
+        .background_style(WHITE.mix(0.8))
+        .draw()?;
     area.present()?;
     Ok(())
 }

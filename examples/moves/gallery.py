@@ -1,6 +1,7 @@
-"""One figure for every move on alanine dipeptide: where φ went, and the free energy that comes of it.
+"""The figures of docs/gallery.md: for every move on alanine dipeptide where φ went, and the free energy that comes of it; a ladder of
+temperatures; driven paths.
 
-    make gallery          (after make moves; or: .venv/bin/python examples/moves/gallery.py target/moves/series.json -o target/gallery)
+    make gallery          (after make moves, make ladder and make solvent; or: .venv/bin/python examples/moves/gallery.py target)
 """
 
 import argparse
@@ -38,18 +39,64 @@ def draw(path, name, phi, everything):
     plt.close(figure)
 
 
+def moves(document, output):
+    runs = {run["name"]: np.array(run["phi"]) for run in document["series"]}
+    jumping = np.concatenate([phi for name, phi in runs.items() if name != "none"])
+    for name, phi in runs.items():
+        path = output / f"{name.split(',')[0].replace(' ', '-').lower()}.png"
+        draw(path, "no jumps" if name == "none" else name, phi, jumping)
+
+
+def ladder(document, output):
+    """Energies and crossings at every temperature, with jumps and without."""
+    figure, (energy, crossing) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+    for rows, label, color in ((document["plain"], "without jumps", "0.6"), (document["jumps"], "with jumps", "tab:blue")):
+        t, u, error, n = (np.array([row[key] for row in rows]) for key in ("temperature", "u_mean", "u_stderr", "crossings"))
+        energy.errorbar(t, u, error, fmt="o", capsize=3, ms=4, color=color, label=label)
+        crossing.plot(t, n, "o-", ms=4, color=color)
+    energy.set(xlabel="T / K", ylabel="⟨U⟩ / kJ/mol")
+    energy.legend(frameon=False)
+    crossing.set(xlabel="T / K", ylabel="crossings of φ", ylim=(0, None))
+    figure.savefig(output / "ladder.png", dpi=110)
+    plt.close(figure)
+
+
+def solvent(document, output):
+    """How the work falls, and the acceptance rises, with the length of the path; a frozen solvent is a path of no length."""
+    figure, (work, acceptance) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
+    for name, color in (("chain", "tab:blue"), ("ala2", "tab:orange")):
+        rows = [row for row in document if row["system"] == name]
+        ps = [row["ps"] for row in rows]
+        label = {"chain": "four atoms in a bath", "ala2": "alanine dipeptide in water"}[name]
+        work.plot(ps, [-row["median_log_alpha"] for row in rows], "o-", ms=4, color=color, label=label)
+        values = [[100 * row[key] for row in rows] for key in ("expected", "expected_error")]
+        acceptance.errorbar(ps, *values, fmt="o-", ms=4, capsize=3, color=color)
+    for axes in (work, acceptance):
+        axes.set_xscale("symlog", linthresh=0.3)
+        axes.set(xlabel="length of the path / ps")
+    work.set(yscale="log", ylabel="median −ln α")
+    work.legend(frameon=False)
+    acceptance.set(ylabel="acceptance expected / %", ylim=(0, None))
+    figure.savefig(output / "solvent.png", dpi=110)
+    plt.close(figure)
+
+
+FIGURES = {"moves/series.json": moves, "ladder/summary.json": ladder, "solvent/summary.json": solvent}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("series", type=Path, nargs="?", default=Path("target/moves/series.json"))
+    parser.add_argument("results", type=Path, nargs="?", default=Path("target"), help="folder of the results of those commands")
     parser.add_argument("-o", "--output", type=Path, default=Path("target/gallery"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    runs = {run["name"]: np.array(run["phi"]) for run in json.loads(arguments.series.read_text())["series"]}
-    jumping = np.concatenate([phi for name, phi in runs.items() if name != "none"])
-    for name, phi in runs.items():
-        path = arguments.output / f"{name.split(',')[0].replace(' ', '-').lower()}.png"
-        draw(path, "no jumps" if name == "none" else name, phi, jumping)
-        print(path)
+    for name, figure in FIGURES.items():
+        path = arguments.results / name
+        if path.exists():
+            figure(json.loads(path.read_text()), arguments.output)
+            print(f"{path}: drawn in {arguments.output}")
+        else:
+            print(f"{path}: not there, left out (make {path.parent.name} makes it)")
 
 
 if __name__ == "__main__":
