@@ -46,7 +46,7 @@ test-plugin: plugin
 OPENMMTOOLS := target/openmmtools
 test-openmmtools:
 	[ -x $(OPENMMTOOLS)/bin/python ] || $(PYTHON) -m venv $(OPENMMTOOLS)
-	$(OPENMMTOOLS)/bin/python -m pip install --quiet pytest './openmm-plugin[openmmtools]'
+	$(OPENMMTOOLS)/bin/python -m pip install --quiet pytest mpi4py mpich './openmm-plugin[openmmtools]'
 	$(OPENMMTOOLS)/bin/python -m pytest -q openmm-plugin/tests_openmmtools
 
 lammps-plugin: venv
@@ -89,14 +89,16 @@ train-demo: build
 	$(BIN) reweight $(DEMO)/model$(SUFFIX).safetensors --system $(ALA2)/system$(SUFFIX).xml -n 20000
 
 # The two basins of alanine dipeptide, a generator for each, in one model file: frames by molecular dynamics in either, then training.
+# MODES=modes-phi-psi: three, by both torsions.
+MODES ?= modes
 train-modes: build
 	@mkdir -p target/modes
 	for seed in 1 2 3 4; do $(BIN) md --topology $(ALA2)/c7ax.pdb --system $(ALA2)/system.xml -n 250000 --record 20 --seed $$seed \
 		-o target/modes/c7ax-$$seed.npy || exit 1; done
 	for seed in 1 2; do $(BIN) md --topology $(ALA2)/topology.pdb --system $(ALA2)/system.xml -n 250000 --record 10 --seed $$seed \
 		-o target/modes/c7eq-$$seed.npy || exit 1; done
-	$(BIN) train --modes $(ALA2)/modes.json --topology $(ALA2)/topology.pdb --system $(ALA2)/system.xml \
-		--config $(ALA2)/modes-train.json --frames target/modes/*.npy -o target/modes/jump.safetensors
+	$(BIN) train --modes $(ALA2)/$(MODES).json --topology $(ALA2)/topology.pdb --system $(ALA2)/system.xml \
+		--config $(ALA2)/$(MODES)-train.json --frames target/modes/*.npy -o target/modes/$(MODES:modes%=jump%).safetensors
 
 # Every move on alanine dipeptide: the table of docs/moves.md, and the torsions of every run.
 moves: build

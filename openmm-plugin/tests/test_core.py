@@ -18,6 +18,11 @@ def double_well(x):
     return 10 * (x[:, 0] ** 2 - 1) ** 2 + 0.5 * x[:, 0] + 5 * (x[:, 1] - 0.5 * x[:, 0]) ** 2
 
 
+def double_well_gradient(x):
+    slope = 10 * (x[:, 1] - 0.5 * x[:, 0])
+    return double_well(x), np.stack([40 * x[:, 0] * (x[:, 0] ** 2 - 1) + 0.5 - 0.5 * slope, slope], axis=1)
+
+
 def left_population():
     x = np.linspace(-2.5, 2.5, 20001)
     weight = np.exp(-10 * (x**2 - 1) ** 2 - 0.5 * x)
@@ -104,6 +109,34 @@ def test_a_walk_in_latent_space_weighs_two_wells(generator):
     assert move.statistics().acceptance > 0.3 and len(move.log_weights()) == 0
 
 
+@pytest.mark.parametrize(
+    "method, settings",
+    [
+        ("annealed", {"stages": 4, "kernel_step": 0.01}),
+        ("annealed", {"stages": 3, "moves": 2, "kernel_step": 0.005, "leapfrog": 2}),
+        ("latent_walk", {"widths": [0.2], "leapfrog": 5}),
+    ],
+)
+def test_moves_with_gradients_weigh_two_wells(generator, method, settings):
+    move = modejump.Move(generator, method, seed=9, **settings)
+    walk = modejump.Move(generator, "latent_walk", widths=[0.05, 0.5], seed=6)
+    x, u, left = np.array([1.0, 0.5]), None, []
+    for step in range(2000):
+        for kernel in (move, walk):
+            outcome = kernel.attempt(x, double_well, step=step, reduced_potential=u, gradient=double_well_gradient)
+            x, u = outcome.x, outcome.reduced_potential
+        left.append(x[0] < 0)
+    error = np.std([block.mean() for block in np.array_split(left, 20)], ddof=1) / 20**0.5
+    assert abs(np.mean(left) - left_population()) < 4 * error < 0.15
+    assert move.statistics().acceptance > 0.2
+    with pytest.raises(modejump.Error, match="gradient"):
+        move.attempt(x, double_well, step=0)
+    with pytest.raises(ZeroDivisionError):
+        move.attempt(x, double_well, step=0, gradient=lambda x: 1 / 0)
+    with pytest.raises(ValueError, match=r"shapes \(1,\) and \(1,\)"):
+        move.attempt(x, double_well, step=0, gradient=lambda x: (double_well(x), double_well(x)))
+
+
 def test_a_driven_move_takes_its_bath_along(generator):
     """A bath that is normal about 2 x_0, 8 widths apart in the two wells: it changes no population of x, and follows it."""
     steps, width = 8, 0.5
@@ -138,7 +171,7 @@ def test_a_driven_move_takes_its_bath_along(generator):
         move.attempt(x, potential, step=0, relax=lambda x, stage: 1 / 0)
     with pytest.raises(modejump.Error, match="0 steps"):
         modejump.Move(generator, "driven", steps=0)
-    with pytest.raises(ValueError, match="steps go with"):
+    with pytest.raises(ValueError, match="steps goes with"):
         modejump.Move(generator, steps=3)
 
 
@@ -236,6 +269,9 @@ def test_constraints_that_the_model_does_not_keep_are_refused(ala2):
         (lambda m: modejump.Move(m, "latent_walk", widths=[0.1, 0.0]), modejump.Error, "positive width"),
         (lambda m: modejump.Move(m, "latent_walk", proposals=2), ValueError, "one step in an attempt"),
         (lambda m: modejump.Move(m, widths=[0.1]), ValueError, "latent_walk"),
+        (lambda m: modejump.Move(m, "annealed", stages=0), modejump.Error, "stages"),
+        (lambda m: modejump.Move(m, "driven", leapfrog=3), ValueError, "annealed or latent_walk"),
+        (lambda m: modejump.Move(m, width=0.1), ValueError, "no setting"),
         (lambda m: modejump.Move(m, mode=lambda x: 0), modejump.Error, "no modes to jump between"),
         (lambda m: modejump.Move(m, "isir", mode=lambda x: 0), ValueError, "mode goes with"),
         (lambda m: modejump.Move(modejump.Model(MODES), proposals=2), modejump.Error, "2 proposals"),

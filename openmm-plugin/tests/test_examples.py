@@ -20,6 +20,11 @@ def test_a_langevin_loop_of_ones_own():
     assert plain == 0.0 and abs(jumps - exact) < 0.05
 
 
+def test_every_move_in_one_potential():
+    exact, *found = (float(line[14:].split()[0]) for line in run("every_move.py", "600").splitlines())
+    assert len(found) == 7 and all(abs(p - exact) < 0.15 for p in found)
+
+
 def test_jumps_in_a_simulation_of_ase():
     accepted, changes = re.search(r"([0-9.]+)% of the jumps accepted, (\d+) changes", run("ase_jumps.py", "3000")).groups()
     assert float(accepted) > 60 and int(changes) > 0

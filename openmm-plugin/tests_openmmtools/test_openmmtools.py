@@ -1,8 +1,10 @@
 """The adapter for openmmtools, which is not installed for the other tests: `make test-openmmtools`."""
 
 import copy
+import json
 import math
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -103,3 +105,18 @@ def test_exact_maps_are_always_exchanged_and_keep_both_ensembles(tmp_path, refer
     wrong.create(thermodynamic, [begin], storage=multistate.MultiStateReporter(str(tmp_path / "wrong.nc")))
     with pytest.raises(ValueError, match="use set_maps"):
         wrong.run(1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_replicas_on_mpi_ranks_keep_both_ensembles(tmp_path, ranks):
+    """openmmtools gives each rank its replicas; the exchanges are made on one and told to all."""
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    launcher = [] if ranks == 1 else [str(mpiexec), "-n", str(ranks)]
+    script = Path(__file__).with_name("exchange_on_ranks.py")
+    done = subprocess.run([*launcher, sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert found["ranks"] == ranks and found["attempts"] == found["accepted"] == 300
+    for values, temperature in zip(found["squares"], (300, 450)):
+        expected = toy.SIGMA**2 * temperature / 300
+        assert abs(np.mean(values) - expected) < 5 * toy.batch_error(np.array(values), 20)

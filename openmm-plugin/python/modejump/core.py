@@ -24,16 +24,22 @@ from .statistics import Counts
 ABI = 1
 NAME = "libmodejump.so"
 CALLBACK_FAILED = 254
-METHODS = {"independence": 0, "isir": 1}
-LATENT_WALK = "latent_walk"
-DRIVEN = "driven"
+METHODS = {"independence": 0, "isir": 1, "annealed": 0, "driven": 0, "latent_walk": None}
+#: What each method has of its own, beside what all of them take.
+SETTINGS = {
+    "annealed": ("stages", "moves", "kernel_step", "leapfrog"),
+    "driven": ("steps",),
+    "latent_walk": ("widths", "leapfrog"),
+}
 SURROGATE = 2
+HAMILTONIAN = 1
 #: Of Outcome.reason, by the number in the C interface.
 REASONS = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality", "wrong_mode")
 
 _doubles = POINTER(c_double)
 _Mode = CFUNCTYPE(c_int64, c_void_p, _doubles, c_uint64)
 _Potential = CFUNCTYPE(c_int32, c_void_p, c_uint64, _doubles, _doubles)
+_PotentialGradient = CFUNCTYPE(c_int32, c_void_p, c_uint64, _doubles, _doubles, _doubles)
 _Relaxation = CFUNCTYPE(c_int32, c_void_p, _doubles, c_uint64, _doubles)
 
 
@@ -58,6 +64,14 @@ class _Options(_Struct):
     ]
 
 
+class _Annealing(_Struct):
+    _fields_ = (
+        [("struct_size", c_uint32), ("kernel", c_uint32)]
+        + [(name, c_uint64) for name in ("stages", "moves", "leapfrog")]
+        + [("step", c_double)]
+    )
+
+
 class _LatentWalk(_Struct):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -76,7 +90,7 @@ class _Target(_Struct):
         ("user", c_void_p),
         ("reduced_potential", _Potential),
         ("destroy", c_void_p),
-        ("reduced_potential_gradient", c_void_p),
+        ("reduced_potential_gradient", _PotentialGradient),
         ("relax", _Relaxation),
     ]
 
@@ -161,9 +175,11 @@ def _pointer(array):
 class _Callback:
     """A potential as the library calls it, for configurations of this shape. What it raises waits in `raised`."""
 
-    def __init__(self, potential, shape, relax=None):
-        self.potential, self.shape, self.raised, self.relax = potential, shape, [], relax
+    def __init__(self, potential, shape, relax=None, gradient=None):
+        self.potential, self.shape, self.raised, self.relax, self.gradient = potential, shape, [], relax, gradient
         self.target = _Target(reduced_potential=_Potential(self._evaluate))
+        if gradient is not None:
+            self.target.reduced_potential_gradient = _PotentialGradient(self._evaluate_gradient)
         if relax is not None:
             self.target.relax = _Relaxation(self._relax)
 
@@ -180,6 +196,19 @@ class _Callback:
             return 0
         except BaseException as error:  # no exception may cross the C interface
             return self._failed("the potential", error)
+
+    def _evaluate_gradient(self, _, n, pointer, u, gradient):
+        try:
+            shape = (n, *self.shape)
+            values, slopes = self.gradient(np.ctypeslib.as_array(pointer, shape).copy())
+            values, slopes = np.asarray(values, dtype=float), np.asarray(slopes, dtype=float)
+            if values.shape != (n,) or slopes.shape != shape:
+                raise ValueError(f"u and du/dx have the shapes {values.shape} and {slopes.shape}, not ({n},) and {shape}")
+            np.ctypeslib.as_array(u, (n,))[:] = values
+            np.ctypeslib.as_array(gradient, shape)[:] = slopes
+            return 0
+        except BaseException as error:  # as above
+            return self._failed("the gradient", error)
 
     def _relax(self, _, pointer, stage, u):
         try:
@@ -353,11 +382,11 @@ class Move:
     ----------
     model : Model
         The generator.
-    method : "independence", "isir", "latent_walk" or "driven"
-        With several proposals: Metropolis tests one after the other, or iterated sampling-importance resampling. A latent walk takes
-        no proposals of the generator, but small steps in its latent space, each tested; it has no weights. A driven move is for a
-        part of a system: it is pulled to its proposal in `steps` perturbations, between which the `relax` of an attempt moves the
-        rest; the work decides.
+    method : "independence", "isir", "annealed", "latent_walk" or "driven"
+        With several proposals: Metropolis tests one after the other, or iterated sampling-importance resampling. An annealed
+        proposal is relaxed on its way from the generator to the target, and weighed by its path. A latent walk takes no proposals of
+        the generator, but small steps in its latent space, each tested; it has no weights. A driven move is for a part of a system:
+        it is pulled to its proposal, while the `relax` of an attempt moves the rest; the work decides.
     proposals : int
         Of one attempt; each costs one potential.
     seed : int
@@ -375,11 +404,17 @@ class Move:
     mode : function, optional
         For a model of several metastable states, between which the method "independence" jumps: says in which mode a configuration is,
         a number from 0, or -1 for none, as a function of x alone. Without it the regions of the model file are the modes.
-    widths : sequence of float
-        Of a latent walk's steps, one of which is chosen in every attempt; the prior of a latent coordinate has width 1, or is uniform on
-        [0, 1).
+    stages, moves : int, optional
+        Of "annealed": temperatures between generator and target, and moves at each.
+    kernel_step : float, optional
+        Of "annealed": the step of a move in the square of x's unit, x - step dE/dx + sqrt(2 step) noise.
+    widths : sequence of float, optional
+        Of "latent_walk": widths of the steps, one of which is chosen in every attempt; the prior of a latent coordinate has width 1, or
+        is uniform on [0, 1).
+    leapfrog : int, optional
+        Of "annealed" and "latent_walk": steps of a Hamiltonian trajectory instead of a single step.
     steps : int, optional
-        Perturbations of a driven move; 50 if not said.
+        Of "driven": perturbations; 50 if not said.
     """
 
     #: What a function of the mode raised in the present attempt.
@@ -398,34 +433,36 @@ class Move:
         acceptance="exact",
         draw_ahead=False,
         mode=None,
-        widths=None,
-        steps=None,
+        **settings,
     ):
-        if method not in (*METHODS, LATENT_WALK, DRIVEN) or acceptance not in ("exact", "surrogate"):
-            methods = ", ".join((*METHODS, LATENT_WALK, DRIVEN))
+        if method not in METHODS or acceptance not in ("exact", "surrogate"):
+            methods = ", ".join(METHODS)
             raise ValueError(f"method {method!r} and acceptance {acceptance!r}: use {methods}; exact, surrogate")
         if acceptance == "surrogate" and screen is None:
             raise ValueError('acceptance="surrogate" needs a screen, which is to decide')
         if screen is not None and method != "independence":
             raise ValueError("a screen goes with the method independence")
-        if widths is not None and method != LATENT_WALK:
-            raise ValueError(f"widths go with the method {LATENT_WALK}")
-        if steps is not None and method != DRIVEN:
-            raise ValueError(f"steps go with the method {DRIVEN}")
-        if method == LATENT_WALK:
-            self._walk(model, proposals, seed, widths)
-            return
+        for name in settings:
+            if name not in SETTINGS.get(method, ()):
+                takers = [other for other, names in SETTINGS.items() if name in names]
+                where = f"goes with the method {' or '.join(takers)}" if takers else "is no setting of a Move"
+                raise ValueError(f"{name} {where}, not with {method}")
         if mode is not None and (method != "independence" or screen is not None):
             raise ValueError("mode goes with the method independence, without a screen")
-        kind = SURROGATE if acceptance == "surrogate" else METHODS.get(method, 0)
-        options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
         self.model = model
         self._handle = c_void_p()
+        if method == "latent_walk":
+            self._walk(proposals, seed, **settings)
+            return
+        kind = SURROGATE if acceptance == "surrogate" else METHODS[method]
+        options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
         if mode is not None:
             self._between_modes(model, mode, options)
-        elif method == DRIVEN:
-            way = c_uint64(50 if steps is None else steps)
-            _call("move_driven_new", model._handle, byref(options), way, byref(self._handle))
+        elif method == "annealed":
+            self._anneal(options, **settings)
+        elif method == "driven":
+            steps = c_uint64(settings.get("steps", 50))
+            _call("move_driven_new", model._handle, byref(options), steps, byref(self._handle))
         elif screen is None:
             _call("move_new", model._handle, byref(options), byref(self._handle))
         else:
@@ -443,16 +480,25 @@ class Move:
         self._mode = _Mode(number)  # lives as long as the move
         _call("move_mode_jump_new", model._handle, byref(options), self._mode, None, byref(self._handle))
 
-    def _walk(self, model, proposals, seed, widths):
+    def _anneal(self, options, stages=None, moves=None, kernel_step=None, leapfrog=0):
+        annealing = _Annealing()
+        _call("annealing_options_init", byref(annealing))
+        chosen = {"stages": stages, "moves": moves, "step": kernel_step}
+        for name, value in chosen.items():
+            if value is not None:
+                setattr(annealing, name, value)
+        if leapfrog > 0:
+            annealing.kernel, annealing.leapfrog = HAMILTONIAN, leapfrog
+        _call("move_annealed_new", self.model._handle, byref(options), byref(annealing), byref(self._handle))
+
+    def _walk(self, proposals, seed, widths=None, leapfrog=0):
         if proposals != 1:
             raise ValueError(f"{proposals} proposals: a latent walk makes one step in an attempt")
-        options = _LatentWalk(seed=seed)
+        options = _LatentWalk(seed=seed, leapfrog=leapfrog)
         if widths is not None:
             widths = np.ascontiguousarray(widths, dtype=np.float64).reshape(-1)
             options.widths, options.n_widths = _pointer(widths), len(widths)
-        self.model = model
-        self._handle = c_void_p()
-        _call("move_latent_walk_new", model._handle, byref(options), byref(self._handle))
+        _call("move_latent_walk_new", self.model._handle, byref(options), byref(self._handle))
 
     def __del__(self):
         if getattr(self, "_handle", None):
@@ -470,12 +516,14 @@ class Move:
         """The temperature of the ensemble, K: proposals of a steerable model are for it from now on; other models have one only."""
         _call("move_set_temperature", self._handle, c_double(kelvin))
 
-    def attempt(self, x, potential, *, step, reduced_potential=None, replica=0, box=None, relax=None):
+    def attempt(self, x, potential, *, step, reduced_potential=None, replica=0, box=None, relax=None, gradient=None):
         """One attempt from the configuration x [*shape], which is not changed; the new one is in the outcome.
 
         `potential(x)` gives the reduced potentials U/kT [n] of configurations x [n, *shape]; NaN or infinity rejects one.
         `reduced_potential` is that of x, if it is known already. `box`, nm, has the box vectors as rows. What the potential
         raises is raised again here.
+
+        Of an annealed move, and of trajectories in latent space: `gradient(x)` gives u [n] and du/dx [n, *shape] of configurations.
 
         Of a driven move: `relax(x, stage)` moves the rest of the system with x [*shape] held fast, by a kernel reversible for
         exp(-u(x, .)) with random numbers of this attempt and stage, and returns the reduced potential there. `potential` is asked for
@@ -484,7 +532,7 @@ class Move:
         state_x, shape = np.array(x, dtype=np.float64, order="C"), self.model.move_shape
         if state_x.shape != shape:
             raise ValueError(f"one configuration of shape {shape} is needed, got {np.shape(x)}")
-        callback = _Callback(potential, shape, relax)
+        callback = _Callback(potential, shape, relax, gradient)
         if reduced_potential is None:
             reduced_potential = callback.of_one(state_x)
         box = None if box is None else np.ascontiguousarray(box, dtype=np.float64).reshape(9)
