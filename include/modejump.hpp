@@ -259,6 +259,9 @@ struct LatentWalk {
 /// Writes the reduced potential u of `x[n][dimension]` into `u[n]`; may throw.
 using ReducedPotential = std::function<void(std::size_t n, const double* x, double* u)>;
 
+/// The same, and du/dx into `gradient[n][dimension]`.
+using ReducedPotentialGradient = std::function<void(std::size_t n, const double* x, double* u, double* gradient)>;
+
 /// Moves the rest of the system while `x[dimension]` is held fast, and returns u where it then is (modejump_target.relax); may throw.
 using Relaxation = std::function<double(const double* x, std::uint64_t stage)>;
 
@@ -267,9 +270,6 @@ struct DrivenPath {
     /// Perturbations, at least 1.
     std::uint64_t steps = 50;
 };
-
-/// The same, and du/dx into `gradient[n][dimension]`.
-using ReducedPotentialGradient = std::function<void(std::size_t n, const double* x, double* u, double* gradient)>;
 
 /// Where an attempt starts.
 struct State {

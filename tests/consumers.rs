@@ -101,8 +101,8 @@ fn the_double_well_example_finds_the_exact_populations() {
 #[test]
 fn every_move_finds_the_exact_populations() {
     // The program compares each by its exit status.
-    let text = example("cpp-moves", &[GENERATOR, MODES]);
-    assert_eq!(text.lines().filter(|line| line.contains("accepted")).count(), 7, "{text}");
+    let text = example("cpp-moves", &[GENERATOR, MODES, STEERABLE]);
+    assert_eq!(text.lines().filter(|line| line.contains("accepted")).count(), 9, "{text}");
 }
 
 #[test]

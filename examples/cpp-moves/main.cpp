@@ -1,7 +1,7 @@
 // Every move in one potential: a double well with a barrier of 10 kT, a local step between attempts. Prints what each finds for the
 // population of the left well; the exit status is 0 if all agree with the exact one within four standard errors.
 //
-//   moves GENERATOR.safetensors MODES.safetensors
+//   moves GENERATOR.safetensors MODES.safetensors STEERABLE.safetensors
 #include <modejump.hpp>
 
 #include <algorithm>
@@ -35,38 +35,65 @@ static double exact_left() {
     return left / all;
 }
 
-// One row of the table; whether it agrees with the exact population.
-static bool run(const char* name, modejump::Move move, double exact) {
+static std::mt19937_64 random_numbers(7);
+static std::normal_distribution<double> normal;
+
+// An attempt of any move but a driven one, from where state.x is.
+static void attempt(modejump::Move& move, modejump::State& state) {
     const auto u = [](std::size_t n, const double* x, double* values) {
         for (std::size_t i = 0; i < n; i++)
             values[i] = reduced_potential(x + 2 * i);
     };
+    // annealed moves and trajectories ask for the gradient, too
     const auto u_and_gradient = [](std::size_t n, const double* x, double* values, double* gradients) {
         for (std::size_t i = 0; i < n; i++) {
             values[i] = reduced_potential(x + 2 * i);
             gradient(x + 2 * i, gradients + 2 * i);
         }
     };
-    std::mt19937_64 random(7);
-    std::normal_distribution<double> normal;
+    state.reduced_potential = reduced_potential(state.x.data());
+    move.attempt(u, u_and_gradient, state);
+}
+
+// An attempt of a driven move: x is pulled to its proposal while a bath, normal about 2 x_0 in width 0.5, gives way. Here the bath can be
+// drawn from its exact distribution at every x, where a simulation would run some dynamics.
+static void driven_attempt(modejump::Move& move, modejump::State& state) {
+    double bath = 0;
+    const auto energy = [&](const double* x) {
+        const double off = (bath - 2.0 * x[0]) / 0.5;
+        return reduced_potential(x) + 0.5 * off * off;
+    };
+    const auto u = [&](std::size_t n, const double* x, double* values) {
+        for (std::size_t i = 0; i < n; i++)
+            values[i] = energy(x + 2 * i);
+    };
+    const auto relax = [&](const double* x, std::uint64_t) {
+        bath = 2.0 * x[0] + 0.5 * normal(random_numbers);
+        return energy(x);
+    };
+    state.reduced_potential = relax(state.x.data(), 0);
+    move.attempt(u, relax, state);
+}
+
+// One row of the table; whether it agrees with the exact population.
+static bool run(const char* name, modejump::Move move, double exact, void (*attempt_once)(modejump::Move&, modejump::State&) = attempt) {
     std::uniform_real_distribution<double> uniform;
     const int blocks = 40, attempts = 1000, local = 10;
     std::vector<double> share(blocks, 0.0);
     long crossings = 0;
     modejump::State state;
     state.x = {1.0, 0.5};
-    for (int attempt = 0; attempt < blocks * attempts; attempt++) {
+    for (int done = 0; done < blocks * attempts; done++) {
         for (int i = 0; i < local; i++) {
-            const double trial[2] = {state.x[0] + 0.15 * normal(random), state.x[1] + 0.3 * normal(random)};
-            if (std::log(uniform(random)) < reduced_potential(state.x.data()) - reduced_potential(trial))
+            const double trial[2] = {state.x[0] + 0.15 * normal(random_numbers), state.x[1] + 0.3 * normal(random_numbers)};
+            if (std::log(uniform(random_numbers)) < reduced_potential(state.x.data()) - reduced_potential(trial))
                 std::copy(trial, trial + 2, state.x.begin());
         }
         const bool was_left = state.x[0] < 0;
-        state.step = static_cast<std::uint64_t>(attempt * local);
-        state.reduced_potential = reduced_potential(state.x.data());
-        move.attempt(u, u_and_gradient, state);
+        state.step = static_cast<std::uint64_t>(done * local);
+        attempt_once(move, state);
         crossings += was_left != (state.x[0] < 0);
-        share[static_cast<std::size_t>(attempt / attempts)] += state.x[0] < 0 ? 1.0 / attempts : 0.0;
+        share[static_cast<std::size_t>(done / attempts)] += state.x[0] < 0 ? 1.0 / attempts : 0.0;
     }
     double mean = 0, square = 0;
     for (double value : share)
@@ -81,11 +108,11 @@ static bool run(const char* name, modejump::Move move, double exact) {
 }
 
 int main(int argc, char** argv) try {
-    if (argc != 3) {
-        std::fprintf(stderr, "usage: moves GENERATOR.safetensors MODES.safetensors\n");
+    if (argc != 4) {
+        std::fprintf(stderr, "usage: moves GENERATOR.safetensors MODES.safetensors STEERABLE.safetensors\n");
         return 2;
     }
-    const modejump::Model generator(argv[1]), modes(argv[2]);
+    const modejump::Model generator(argv[1]), modes(argv[2]), steerable(argv[3]);
 
     // x' drawn afresh
     modejump::Options options;
@@ -115,6 +142,11 @@ int main(int argc, char** argv) try {
     agree &= run("trajectories", modejump::Move(generator, trajectory), exact);
     agree &= run("mode jumps", modejump::Move(modes, options), exact);
     agree &= run("by a function", modejump::Move(modes, side, options), exact);
+    // a model for all temperatures, here at that for which this u = U/kT is
+    modejump::Move steered(steerable, options);
+    steered.set_temperature(600);
+    agree &= run("steered", std::move(steered), exact);
+    agree &= run("driven", modejump::Move(generator, modejump::DrivenPath{8}, options), exact, driven_attempt);
     return agree ? 0 : 1;
 } catch (const std::exception& error) {
     std::fprintf(stderr, "moves: %s\n", error.what());
