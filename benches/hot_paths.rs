@@ -10,6 +10,7 @@ use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use modejump::annealing::{self, Kernel};
 use modejump::bijection::Bijection;
 use modejump::coordinates::CoordinatesConfig;
+use modejump::density::Evaluation;
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, LayerConfig};
 use modejump::models::tarflow::TarFlow;
 use modejump::models::{EnergyFunction, Model, ModelCard, VectorField};
@@ -76,6 +77,16 @@ fn overheads(c: &mut Criterion) {
         let mut attempts = Attempts::of(kernel, x);
         group.bench_function(name, |b| b.iter(|| attempts.batch().unwrap()));
     }
+    // what an annealed move asks of its generator at every step, which is part of the figure above
+    let (generator, x) = (free(), cases::normal_frames(66));
+    let (mut log_q, mut gradient) = ([Evaluation::inside(0.0)], vec![0.0; 66]);
+    group.bench_function("log q and gradient of the generator", |bench| {
+        bench.iter(|| {
+            for _ in 0..Attempts::BATCH {
+                generator.log_density_gradient(&x, &mut log_q, &mut gradient).unwrap();
+            }
+        })
+    });
     let mut exchange = Exchange::new(map(), 1);
     let [mut a, mut b] = [cases::normal_frames(66), cases::normal_frames(66)];
     let mut step = 0;
