@@ -93,6 +93,9 @@ public:
     /// How many of the coordinates, the last ones, are auxiliary. A move has configurations without them.
     std::size_t auxiliary() const noexcept { return auxiliary_; }
 
+    /// Coordinates of a configuration that a move changes.
+    std::size_t move_dimension() const noexcept { return dimension_ - auxiliary_; }
+
     /// A steerable model at a temperature in K: its samples and densities are of that temperature. Throws Error for other models.
     Model at_temperature(double kelvin) const {
         modejump_model* model = nullptr;
@@ -385,7 +388,7 @@ private:
 /// A move of a model. One thread at a time.
 class Move {
 public:
-    explicit Move(const Model& model, const Options& options = Options()) : dimension_(model.dimension() - model.auxiliary()) {
+    explicit Move(const Model& model, const Options& options = Options()) : dimension_(model.move_dimension()) {
         modejump_move* move = nullptr;
         check(modejump_move_new(model.handle(), &options, &move));
         move_.reset(move);
@@ -393,7 +396,7 @@ public:
 
     /// Delayed acceptance: `model` proposes, `screen` tests, the exact density of `model` decides about what has passed. With
     /// the kind MODEJUMP_SURROGATE the screen alone decides: biased, and marked in the statistics.
-    Move(const Model& model, const Model& screen, const Options& options = Options()) : dimension_(model.dimension() - model.auxiliary()) {
+    Move(const Model& model, const Model& screen, const Options& options = Options()) : dimension_(model.move_dimension()) {
         modejump_move* move = nullptr;
         check(modejump_move_delayed_acceptance_new(model.handle(), screen.handle(), &options, &move));
         move_.reset(move);
@@ -401,7 +404,7 @@ public:
 
     /// Proposals of `model` are carried to the target by annealed importance sampling before they are tested; exact whatever the
     /// path. Attempts need the gradient of the reduced potential.
-    Move(const Model& model, const Annealing& annealing, const Options& options = Options()) : dimension_(model.dimension() - model.auxiliary()) {
+    Move(const Model& model, const Annealing& annealing, const Options& options = Options()) : dimension_(model.move_dimension()) {
         modejump_move* move = nullptr;
         check(modejump_move_annealed_new(model.handle(), &options, &annealing, &move));
         move_.reset(move);
@@ -409,7 +412,7 @@ public:
 
     /// The atoms of `model` are pulled to its proposals while the rest of the system gives way; exact whatever the way. Attempts need a
     /// Relaxation.
-    Move(const Model& model, const DrivenPath& path, const Options& options = Options()) : dimension_(model.dimension()) {
+    Move(const Model& model, const DrivenPath& path, const Options& options = Options()) : dimension_(model.move_dimension()) {
         modejump_move* move = nullptr;
         check(modejump_move_driven_new(model.handle(), &options, path.steps, &move));
         move_.reset(move);
@@ -417,7 +420,7 @@ public:
 
     /// Steps in the latent space of `model`, a flow of all coordinates or of the shape; exact whatever the flow.
     /// Attempts by trajectories need the gradient of the reduced potential.
-    Move(const Model& model, const LatentWalk& walk) : dimension_(model.dimension() - model.auxiliary()) {
+    Move(const Model& model, const LatentWalk& walk) : dimension_(model.move_dimension()) {
         modejump_latent_walk_options options{};
         options.struct_size = static_cast<std::uint32_t>(sizeof(options));
         check(modejump_latent_walk_options_init(&options));
@@ -433,7 +436,7 @@ public:
     /// Jumps between the modes of `model`, of kind `modes`; `mode` says in which one a configuration is: a number from 0, or −1 for none, a
     /// function of x alone. Without such a function, Move(model, options) makes these jumps with the regions of the model file.
     Move(const Model& model, std::function<std::int64_t(std::size_t, const double* x)> mode, const Options& options = Options())
-        : mode_(new ModeOf{std::move(mode), nullptr}), dimension_(model.dimension() - model.auxiliary()) {
+        : mode_(new ModeOf{std::move(mode), nullptr}), dimension_(model.move_dimension()) {
         modejump_move* move = nullptr;
         check(modejump_move_mode_jump_new(model.handle(), &options, &Move::mode_callback, mode_.get(), &move));
         move_.reset(move);

@@ -90,6 +90,8 @@ pub trait Model: Density {
     }
 }
 
+pub(crate) const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
+
 /// An invertible map between a latent point z and a configuration x.
 pub trait Flow: Send + Sync {
     fn latent_dimension(&self) -> usize;

@@ -13,12 +13,10 @@
 
 use crate::density::Evaluation;
 use crate::error::{Error, Result};
-use crate::models::Model;
+use crate::models::{Model, LOG_2_PI};
 use crate::rng::Stream;
 use crate::target::Target;
 use std::sync::Arc;
-
-const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
 
 /// At which temperature a steerable model is, and what it has beside x.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -30,6 +28,9 @@ pub struct Steering {
 }
 
 impl Steering {
+    /// A model without auxiliary coordinates at the temperature of its training.
+    pub const NONE: Steering = Steering { auxiliary: 0, variance: 1.0 };
+
     /// v from N(0, τ).
     pub fn draw(&self, stream: &mut Stream, v: &mut [f64]) {
         let width = self.variance.sqrt();
@@ -41,11 +42,6 @@ impl Steering {
         let squared = v.iter().map(|v| v * v).sum::<f64>();
         0.5 * (squared / self.variance + v.len() as f64 * (LOG_2_PI + self.variance.ln()))
     }
-}
-
-impl Steering {
-    /// A model without auxiliary coordinates at the temperature of its training.
-    pub const NONE: Steering = Steering { auxiliary: 0, variance: 1.0 };
 
     /// Rows (x, v) of rows `x[n][dimension]`, v drawn from `streams(row)`.
     pub fn join(&self, x: &[f64], dimension: usize, streams: &dyn Fn(usize) -> Stream) -> Vec<f64> {

@@ -38,10 +38,6 @@ impl DelayedAcceptance {
         Ok(DelayedAcceptance { generator, statistics: Statistics::default() })
     }
 
-    pub fn generator_mut(&mut self) -> &mut Generator {
-        &mut self.generator
-    }
-
     /// The exact test between the current state and proposal k; the outcome shows the generator's numbers.
     fn correct(&mut self, k: usize, reduced_potential: f64, uniform: f64) -> Result<Outcome> {
         let generator = &self.generator;

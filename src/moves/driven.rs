@@ -50,10 +50,6 @@ impl Driven {
         Ok(Driven { generator, steps, statistics: Statistics::default() })
     }
 
-    pub fn generator_mut(&mut self) -> &mut Generator {
-        &mut self.generator
-    }
-
     /// s₁ … s_{K−1}.
     fn way(&self) -> std::result::Result<Vec<Vec<f64>>, Status> {
         let way = self.generator.way_to(0)?;

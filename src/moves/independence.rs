@@ -35,10 +35,6 @@ impl Independence {
         generator.set_screen(surrogate, Trust::FULL)?;
         Ok(Independence { generator, statistics: Statistics::of(Exactness::Surrogate) })
     }
-
-    pub fn generator_mut(&mut self) -> &mut Generator {
-        &mut self.generator
-    }
 }
 
 /// One Metropolis test for each proposal, each against the state the last one left. Returns the outcome to show and the

@@ -24,10 +24,6 @@ impl Isir {
         Isir { generator, statistics: Statistics::default() }
     }
 
-    pub fn generator_mut(&mut self) -> &mut Generator {
-        &mut self.generator
-    }
-
     /// The chosen proposal, if any, by one uniform number: the interval (0, 1) holds first the current state's share.
     fn choose(&self, uniform: f64) -> Option<usize> {
         let generator = &self.generator;

@@ -5,7 +5,7 @@
 //! would not (Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021), train on frames of both modes as well).
 
 use super::losses::{regularise, Pass};
-use super::map::{Map, MapLoss, Quality};
+use super::map::{counted, usable, Map, MapLoss, Quality};
 use crate::density::{Evaluation, Status};
 use crate::error::{Error, Result};
 use crate::models::coupling::CouplingFlow;
@@ -83,10 +83,7 @@ impl Jump {
     /// log W⁻¹ of frames of b with images of these reduced potentials.
     fn weigh(&self, back: &Back, rows: &[usize], u: &[f64]) -> Vec<f64> {
         let there = back.pass.log_det();
-        let weigh = |i: usize| match self.u[rows[i]] - u[i] + back.log_det[i] - there[i] {
-            weight if weight.is_finite() && back.evaluations[i].is_inside() => weight,
-            _ => f64::NEG_INFINITY,
-        };
+        let weigh = |i: usize| usable(self.u[rows[i]] - u[i] + back.log_det[i] - there[i], &back.evaluations[i]);
         (0..rows.len()).map(weigh).collect()
     }
 }
@@ -123,8 +120,7 @@ impl MapLoss for Jump {
         within.reduced_potential_gradient(&back.x, &mut u, &mut gx)?;
         log_w.extend(self.weigh(&back, &rows, &u));
         let share = 0.5 * scale / n as f64;
-        let counts: Vec<f64> =
-            (0..n).map(|i| if back.evaluations[i].is_inside() && u[i].is_finite() { share } else { 0.0 }).collect();
+        let counts = counted(&back.evaluations, &u, share);
         let nothing = vec![0.0; gx.len()];
         regularise(&u, &back.evaluations, &mut gx, &nothing, share);
         let g_log_det: Vec<f64> = counts.iter().map(|share| -share).collect();

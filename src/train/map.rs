@@ -132,12 +132,23 @@ impl Map {
 
     fn weigh(&self, pass: &Pass, rows: &[usize], u: &[f64]) -> Vec<f64> {
         let log_det = pass.log_det();
-        let weigh = |i: usize| match self.offset[rows[i]] - u[i] + log_det[i] {
-            weight if weight.is_finite() && pass.log_q[i].is_inside() => weight,
-            _ => f64::NEG_INFINITY,
-        };
+        let weigh = |i: usize| usable(self.offset[rows[i]] - u[i] + log_det[i], &pass.log_q[i]);
         (0..rows.len()).map(weigh).collect()
     }
+}
+
+/// log W of a row; −∞ if it has no image, or one without a weight.
+pub(super) fn usable(log_w: f64, image: &Evaluation) -> f64 {
+    if log_w.is_finite() && image.is_inside() {
+        log_w
+    } else {
+        f64::NEG_INFINITY
+    }
+}
+
+/// The share of every row in the loss; none of rows without an image or its potential.
+pub(super) fn counted(images: &[Evaluation], u: &[f64], share: f64) -> Vec<f64> {
+    images.iter().zip(u).map(|(e, u)| if e.is_inside() && u.is_finite() { share } else { 0.0 }).collect()
 }
 
 impl MapLoss for Map {
@@ -156,8 +167,7 @@ impl MapLoss for Map {
         target.reduced_potential_gradient(&pass.x, &mut u, &mut gx)?;
         let nothing = vec![0.0; gx.len()];
         regularise(&u, &pass.log_q, &mut gx, &nothing, scale / n as f64);
-        let counts = |(e, u): (&Evaluation, &f64)| if e.is_inside() && u.is_finite() { -scale / n as f64 } else { 0.0 };
-        let g_log_det: Vec<f64> = pass.log_q.iter().zip(&u).map(counts).collect();
+        let g_log_det = counted(&pass.log_q, &u, -scale / n as f64);
         pass.back(flow, &gx, &g_log_det, gradient);
         Ok(self.weigh(&pass, &rows, &u))
     }

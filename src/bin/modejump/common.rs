@@ -103,6 +103,12 @@ pub fn load(path: &Path, precision: &PrecisionFlag) -> Result<Arc<dyn Model>> {
     models::load_with(path, precision)
 }
 
+/// At a temperature (K) to which a steerable model can be taken, if one is asked for.
+pub fn load_at(path: &Path, precision: &PrecisionFlag, temperature: Option<f64>) -> Result<Arc<dyn Model>> {
+    let model = load(path, precision)?;
+    temperature.map_or(Ok(model.clone()), |kelvin| model.at_temperature(kelvin))
+}
+
 /// A second model, which must describe the atoms of the generator.
 pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Model) -> Result<Arc<dyn Model>> {
     let partner = load(path, precision)?;

@@ -1,6 +1,6 @@
 //! `modejump log-density`
 
-use super::common::{evaluations, load, read_latent, split, PrecisionFlag};
+use super::common::{evaluations, load_at, read_latent, split, PrecisionFlag};
 use super::sample::report;
 use clap::Args;
 use modejump::io::model_file::{write_tensors, Data};
@@ -40,8 +40,7 @@ pub struct LogDensity {
 
 impl LogDensity {
     pub fn run(self) -> Result<()> {
-        let model = load(&self.model, &self.precision)?;
-        let model = self.temperature.map_or(Ok(model.clone()), |kelvin| model.at_temperature(kelvin))?;
+        let model = load_at(&self.model, &self.precision, self.temperature)?;
         let dimension = model.dimension();
         let steering = model.steering().unwrap_or(Steering::NONE);
         let mut arrays: BTreeMap<String, (Vec<usize>, Data)> = BTreeMap::new();

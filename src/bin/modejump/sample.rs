@@ -1,6 +1,6 @@
 //! `modejump sample`
 
-use super::common::{evaluations, frames_of, load, read_latent, split, PrecisionFlag};
+use super::common::{evaluations, frames_of, load_at, read_latent, split, PrecisionFlag};
 use clap::Args;
 use modejump::density::{Evaluation, Status};
 use modejump::io::trajectory::{self, Frames};
@@ -9,7 +9,6 @@ use modejump::models::Model;
 use modejump::rng::{Stream, StreamId};
 use modejump::{Error, Result};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 #[derive(Args)]
 pub struct Sample {
@@ -42,7 +41,7 @@ pub struct Sample {
 
 impl Sample {
     pub fn run(self) -> Result<()> {
-        let model = self.load()?;
+        let model = load_at(&self.model, &self.precision, self.temperature)?;
         let dimension = model.dimension();
         if self.points_only {
             return self.points(model.as_ref());
@@ -83,11 +82,6 @@ impl Sample {
 }
 
 impl Sample {
-    fn load(&self) -> Result<Arc<dyn Model>> {
-        let model = load(&self.model, &self.precision)?;
-        self.temperature.map_or(Ok(model.clone()), |kelvin| model.at_temperature(kelvin))
-    }
-
     fn points(&self, model: &dyn Model) -> Result<()> {
         let dimension = model.dimension();
         let streams = |row: usize| Stream::new(self.seed, StreamId::Sample, row as u64, 0);

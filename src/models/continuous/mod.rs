@@ -19,7 +19,7 @@ use super::field::VectorField;
 use super::field_on_device::FieldOnDevice;
 use super::gvp_flow::GvpField;
 use super::network::Evaluator;
-use super::{Flow, Model, ModelCard};
+use super::{Flow, Model, ModelCard, LOG_2_PI};
 use crate::coordinates::vector::centre;
 use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
@@ -31,8 +31,6 @@ use crate::rng::{Stream, StreamId};
 use rayon::prelude::*;
 use std::f64::consts::LN_2;
 use std::sync::Arc;
-
-const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
 
 /// How well a sample finds its way back.
 #[derive(Clone, Copy, Debug)]

@@ -1,11 +1,11 @@
 //! Evaluation and derivatives on the CPU: chunks of rows over the threads, each through all layers.
 
 use super::layers::{Direction, Layer, LayerTape, Rows};
-use super::{CouplingFlow, LOG_2_PI};
+use super::CouplingFlow;
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
 use crate::models::card::ModelCard;
-use crate::models::{Flow, Model, Steering};
+use crate::models::{Flow, Model, Steering, LOG_2_PI};
 use crate::nn::Real;
 use crate::rng::Stream;
 use rayon::prelude::*;

@@ -39,7 +39,6 @@ use std::sync::{Arc, Mutex};
 /// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
 const LARGEST_DIMENSION: usize = 1 << 20;
 const LARGEST_PARAMETERS: usize = 1 << 28;
-const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

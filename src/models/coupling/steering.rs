@@ -89,8 +89,8 @@ mod tests {
     use super::*;
     use crate::coordinates::CoordinatesConfig;
     use crate::density::{Density, Evaluation};
-    use crate::models::coupling::{Features, LOG_2_PI};
-    use crate::models::{self, JointTarget, ModelCard, Precision};
+    use crate::models::coupling::Features;
+    use crate::models::{self, JointTarget, ModelCard, Precision, LOG_2_PI};
     use crate::nn::Activation;
     use crate::rng::{Stream, StreamId};
     use crate::target::Target;

@@ -30,7 +30,7 @@ pub use network::{Recorded, TarNetwork};
 pub use transferable::PeptideConfig;
 
 use super::network::{narrow, Trainable};
-use super::{Flow, Model, ModelCard, ModelConfig};
+use super::{Flow, Model, ModelCard, ModelConfig, LOG_2_PI};
 use crate::coordinates::vector::centroid;
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
@@ -42,7 +42,6 @@ use runner::Runner;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-const LOG_2_PI: f64 = 1.837_877_066_409_345_3;
 /// Configurations that run together from the data to the prior: few, for each has as many rows as tokens.
 const CHUNK: usize = 2;
 /// Samples that run together from the prior to the data, a row each: many, for the weights are read anew at every token.
