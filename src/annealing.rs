@@ -68,10 +68,15 @@ impl Default for Options {
     }
 }
 
-/// What a Langevin step does to a row: x − ε ∇E + √2ε ξ.
-pub fn langevin<'a>(x: &'a [f64], gradient: impl Iterator<Item = f64> + 'a, step: f64, noise: &'a [f64]) -> Vec<f64> {
+/// What a Langevin step does to x: x − ε ∇E + √2ε ξ.
+pub fn langevin<'a>(
+    x: &'a [f64],
+    gradient: impl Iterator<Item = f64> + 'a,
+    step: f64,
+    noise: &'a [f64],
+) -> impl Iterator<Item = f64> + 'a {
     let width = (2.0 * step).sqrt();
-    x.iter().zip(gradient).zip(noise).map(|((x, g), xi)| x - step * g + width * xi).collect()
+    x.iter().zip(gradient).zip(noise).map(move |((x, g), xi)| x - step * g + width * xi)
 }
 
 /// ln k(b|a) of a Langevin step at temperature t, without its constant.
@@ -244,8 +249,11 @@ pub fn step_all(
     streams: &mut [Stream],
 ) -> Result<Vec<Moved>> {
     let (n, d) = (points.n(), points.dimension());
-    let mut noise: Vec<f64> = streams.iter_mut().flat_map(|s| (0..d).map(|_| s.normal()).collect::<Vec<_>>()).collect();
-    noise.chunks_exact_mut(d.max(1)).for_each(|noise| bridge.space.project(noise));
+    let mut noise = vec![0.0; points.x.len()];
+    for (noise, stream) in noise.chunks_exact_mut(d.max(1)).zip(&mut *streams) {
+        stream.fill_normal(noise);
+        bridge.space.project(noise);
+    }
     let (after, log_ratios): (Points, Vec<f64>) = match kernel {
         Kernel::Hamiltonian { leapfrog: steps } => {
             let mut p = noise.clone();
@@ -254,10 +262,11 @@ pub fn step_all(
             (after, drops)
         }
         Kernel::Unadjusted { .. } | Kernel::Adjusted => {
-            let rows = (0..n).flat_map(|row| {
-                langevin(points.row(row), points.gradient(row, t), step, &noise[row * d..(row + 1) * d])
-            });
-            let after = bridge.evaluate(rows.collect())?;
+            let mut x = Vec::with_capacity(points.x.len());
+            for (row, noise) in noise.chunks_exact(d.max(1)).enumerate() {
+                x.extend(langevin(points.row(row), points.gradient(row, t), step, noise));
+            }
+            let after = bridge.evaluate(x)?;
             let ratios = (0..n).map(|row| log_ratio(points, &after, row, t, step)).collect();
             (after, ratios)
         }

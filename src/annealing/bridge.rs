@@ -106,11 +106,12 @@ impl<'a> Bridge<'a> {
             let message = format!("the density has {d} coordinates, the target {}", self.target.dimension());
             return Err(Error::invalid(message));
         }
-        let rows = x.chunks_exact(d).enumerate();
-        let finite: Vec<usize> = rows.filter(|(_, x)| x.iter().all(|v| v.is_finite())).map(|(row, _)| row).collect();
-        if finite.len() * d == x.len() {
+        let is_finite = |x: &[f64]| x.iter().all(|v| v.is_finite());
+        if is_finite(&x) {
             return self.evaluate_finite(x);
         }
+        let rows = x.chunks_exact(d).enumerate();
+        let finite: Vec<usize> = rows.filter(|(_, x)| is_finite(x)).map(|(row, _)| row).collect();
         let packed = finite.iter().flat_map(|&row| x[row * d..(row + 1) * d].to_vec()).collect();
         let evaluated = self.evaluate_finite(packed)?;
         let mut points = Points::nowhere(x, d);

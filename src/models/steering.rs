@@ -34,7 +34,8 @@ impl Steering {
     /// v from N(0, τ).
     pub fn draw(&self, stream: &mut Stream, v: &mut [f64]) {
         let width = self.variance.sqrt();
-        v.iter_mut().for_each(|v| *v = width * stream.normal());
+        stream.fill_normal(v);
+        v.iter_mut().for_each(|v| *v *= width);
     }
 
     /// −ln N(v; 0, τ), the reduced potential of the auxiliary coordinates.
@@ -87,7 +88,7 @@ pub fn follow(model: &Arc<dyn Model>, kelvin: f64) -> Result<Arc<dyn Model>> {
 }
 
 /// τ of a temperature (K). Errors: one that is not positive, a model file that does not say for which temperature it was trained.
-pub(super) fn variance(kelvin: f64, trained_for: Option<f64>) -> Result<f64> {
+pub(crate) fn variance(kelvin: f64, trained_for: Option<f64>) -> Result<f64> {
     let trained_for = trained_for.ok_or_else(|| {
         Error::invalid(
             "the model file does not say for which temperature it was trained, so it cannot be taken to another",

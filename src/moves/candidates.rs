@@ -14,6 +14,7 @@ use crate::models::Model;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use crate::trust::Trust;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// Most proposals an attempt can have, so that their counters do not meet.
@@ -212,15 +213,16 @@ impl Generator {
     }
 
     /// Configurations as the density describes them, `[n][dimension]`, at the place of the current one.
-    pub(super) fn placed(&self, x: &[f64]) -> Vec<f64> {
-        let mut placed = x.to_vec();
-        if matches!(self.density.scope(), Scope::Centred | Scope::Noisy { .. }) {
-            for x in placed.chunks_exact_mut(self.dimension()) {
-                centre(x);
-                shift(x, self.centroid);
-            }
+    pub(super) fn placed<'a>(&self, x: &'a [f64]) -> Cow<'a, [f64]> {
+        if matches!(self.density.scope(), Scope::Full | Scope::Shape { .. }) {
+            return x.into();
         }
-        placed
+        let mut placed = x.to_vec();
+        for x in placed.chunks_exact_mut(self.dimension()) {
+            centre(x);
+            shift(x, self.centroid);
+        }
+        placed.into()
     }
 
     /// From gradients at [`Generator::placed`] to those by what is placed.

@@ -189,7 +189,9 @@ impl LatentWalk {
         width: f64,
         noise: &mut Stream,
     ) -> Result<Point> {
-        let mut z: Vec<f64> = from.0.z.iter().map(|z| z + width * noise.normal()).collect();
+        let mut z = vec![0.0; from.0.z.len()];
+        noise.fill_normal(&mut z);
+        z.iter_mut().zip(&from.0.z).for_each(|(z, from)| *z = from + width * *z);
         self.wrap(&mut z);
         self.at(target, from.1, z)
     }
@@ -206,7 +208,8 @@ impl LatentWalk {
         step: f64,
         noise: &mut Stream,
     ) -> Result<(Point, [f64; 2])> {
-        let mut p: Vec<f64> = from.z.iter().map(|_| noise.normal()).collect();
+        let mut p = vec![0.0; from.z.len()];
+        noise.fill_normal(&mut p);
         let kinetic = |p: &[f64]| 0.5 * p.iter().map(|p| p * p).sum::<f64>();
         let before = kinetic(&p);
         let end = self.leapfrog(target, frame, from.z.clone(), &mut p, step)?;

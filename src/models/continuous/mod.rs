@@ -124,7 +124,7 @@ impl<F: VectorField> ContinuousFlow<F> {
     }
 
     fn draw_prior(&self, stream: &mut Stream, z: &mut [f64]) {
-        z.iter_mut().for_each(|z| *z = stream.normal());
+        stream.fill_normal(z);
         if self.mean_free() {
             centre(z);
         }

@@ -290,10 +290,7 @@ impl<R: Real> Density for TarFlow<R> {
     ) -> Result<()> {
         let n = self.rows(x, log_density)?;
         let mut z = vec![0.0; x.len()];
-        z.chunks_exact_mut(self.dimension()).enumerate().for_each(|(row, z)| {
-            let mut stream = streams(row);
-            z.iter_mut().for_each(|z| *z = stream.normal());
-        });
+        z.chunks_exact_mut(self.dimension()).enumerate().for_each(|(row, z)| streams(row).fill_normal(z));
         self.generate(&z, x, &mut vec![0.0; n], log_density)
     }
 
