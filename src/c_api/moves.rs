@@ -10,7 +10,7 @@ use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::box_from_slice;
 use crate::density::Exactness;
 use crate::error::{Error, Result};
-use crate::models::{follow, Model};
+use crate::models::Model;
 use crate::modes::Modes;
 use crate::moves::{
     steered, Annealed, DelayedAcceptance, Driven, Fate, Generator, Independence, Isir, LatentWalk, LatentWalkOptions,
@@ -25,6 +25,8 @@ pub struct modejump_move {
     model: Arc<dyn Model>,
     make: Arc<Make>,
     seed: u64,
+    /// K, once it was told.
+    temperature: Option<f64>,
 }
 
 /// Makes the move of a model, for an engine that may constrain bonds.
@@ -38,7 +40,7 @@ impl modejump_move {
     ) -> Result<*mut modejump_move> {
         let make: Arc<Make> = Arc::new(make);
         let kernel = kernel_of(model, &make, seed, None)?;
-        Ok(Box::into_raw(Box::new(modejump_move { kernel, model: model.clone(), make, seed })))
+        Ok(Box::into_raw(Box::new(modejump_move { kernel, model: model.clone(), make, seed, temperature: None })))
     }
 }
 
@@ -373,6 +375,9 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
         constraints.require_kept(card.kept_bonds(), &|atom| card.label(atom))?;
         if n > 0 {
             let mut kernel = kernel_of(&this.model, &this.make, this.seed, Some(constraints))?;
+            if let Some(kelvin) = this.temperature {
+                kernel.set_temperature(kelvin)?;
+            }
             std::mem::swap(kernel.statistics_mut(), this.kernel.statistics_mut());
             this.kernel = kernel;
         }
@@ -392,7 +397,7 @@ pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_mov
         // SAFETY: the caller's promise.
         let this = unsafe { reference_mut(r#move, "move") }?;
         this.kernel.set_temperature(kelvin)?;
-        this.model = follow(&this.model, kelvin)?;
+        this.temperature = Some(kelvin);
         Ok(())
     })
 }

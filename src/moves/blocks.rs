@@ -35,6 +35,14 @@ struct Recipe {
 }
 
 impl Recipe {
+    /// For the longest block.
+    fn memory(&self) -> Drawn {
+        let Options { n_proposals, stride, batch, .. } = self.options;
+        let rows = n_proposals * if stride > 0 { batch } else { 1 };
+        let nowhere = Evaluation::outside(Status::NonFinite);
+        Drawn { x: vec![0.0; rows * self.density.dimension()], evaluations: vec![nowhere; rows] }
+    }
+
     fn draw(&self, block: Block, drawn: &mut Drawn) -> Result<()> {
         let Options { n_proposals, seed, stride, .. } = self.options;
         let rows = block.attempts * n_proposals;
@@ -87,50 +95,50 @@ impl Drop for Ahead {
     }
 }
 
-/// The block of the present attempt, and maybe the next.
+/// The blocks of every replica.
 ///
 /// With stride s and batch B, attempts at multiples of s form blocks of B, and a block is always drawn whole, whichever of its
 /// attempts comes first. The composition of a batch may change the rounding of a network; a block does not change when a run is
-/// restarted in its middle, so the run goes on bit for bit.
+/// restarted in its middle, so the run goes on bit for bit. Replicas that take turns each keep their block until it is used up.
 pub(super) struct Blocks {
     recipe: Recipe,
+    draws_ahead: bool,
+    /// The one of the latest attempt last.
+    replicas: Vec<OfReplica>,
+}
+
+/// More replicas than these draw their blocks again at every turn.
+const MOST_REPLICAS: usize = 64;
+
+/// The block of a replica's present attempt, and maybe the next.
+struct OfReplica {
+    replica: u32,
     present: Option<Block>,
     drawn: Drawn,
-    /// Whether a thread draws the next block while the present one is used up.
-    draws_ahead: bool,
+    /// What a thread draws while the present block is used up.
     ahead: Option<Ahead>,
-    /// Memory for the next block.
+    /// Memory for it.
     spare: Drawn,
 }
 
 impl Blocks {
     pub(super) fn new(density: Arc<dyn Density>, options: Options) -> Blocks {
-        let blocks = Blocks {
-            recipe: Recipe { density, options, points_only: false },
-            present: None,
-            drawn: Drawn::default(),
-            draws_ahead: false,
-            ahead: None,
-            spare: Drawn::default(),
-        };
-        Blocks { drawn: blocks.memory(), ..blocks }
-    }
-
-    fn memory(&self) -> Drawn {
-        let Options { n_proposals, stride, batch, .. } = self.recipe.options;
-        let rows = n_proposals * if stride > 0 { batch } else { 1 };
-        let nowhere = Evaluation::outside(Status::NonFinite);
-        Drawn { x: vec![0.0; rows * self.recipe.density.dimension()], evaluations: vec![nowhere; rows] }
+        let recipe = Recipe { density, options, points_only: false };
+        let mut blocks = Blocks { recipe, draws_ahead: false, replicas: Vec::with_capacity(MOST_REPLICAS) };
+        blocks.turn_to(0);
+        blocks
     }
 
     /// From now on samples are drawn without their log q.
     pub(super) fn draw_points_only(&mut self) {
-        (self.recipe.points_only, self.present, self.ahead) = (true, None, None);
+        self.recipe.points_only = true;
+        self.replicas.clear();
     }
 
+    /// Whether a thread of its own draws the next block of each replica.
     pub(super) fn draw_ahead(&mut self, yes: bool) {
-        (self.draws_ahead, self.ahead) = (yes, None);
-        self.spare = if yes { self.memory() } else { Drawn::default() };
+        self.draws_ahead = yes;
+        self.replicas.iter_mut().for_each(|of_replica| of_replica.ahead = None);
     }
 
     /// Proposals of the attempt at this step: x `[n_proposals][dimension]` and their evaluations.
@@ -144,32 +152,50 @@ impl Blocks {
             }
             false => Block { first_step: step, attempts: 1, replica },
         };
-        if self.present != Some(block) {
-            self.present = None;
-            match self.ahead.take().filter(|ahead| ahead.block == block) {
-                Some(ahead) => self.spare = std::mem::replace(&mut self.drawn, ahead.wait()?),
-                None => self.recipe.draw(block, &mut self.drawn)?,
-            }
-            self.present = Some(block);
-            if on_grid && self.draws_ahead {
-                self.start_next(block)?;
-            }
-        }
+        self.turn_to(replica);
+        let of_replica = self.replicas.last_mut().expect("its turn has come");
+        of_replica.draw(&self.recipe, block, on_grid && self.draws_ahead)?;
         let attempt = if on_grid { ((step - block.first_step) / stride) as usize } else { 0 };
         let (first, d) = (attempt * n_proposals, self.recipe.density.dimension());
-        let rows = first..first + n_proposals;
-        Ok((&self.drawn.x[rows.start * d..rows.end * d], &self.drawn.evaluations[rows]))
+        let (rows, Drawn { x, evaluations }) = (first..first + n_proposals, &of_replica.drawn);
+        Ok((&x[rows.start * d..rows.end * d], &evaluations[rows]))
     }
 
-    fn start_next(&mut self, block: Block) -> Result<()> {
-        let length = block.attempts as u64 * self.recipe.options.stride;
-        let Some(first_step) = block.first_step.checked_add(length) else { return Ok(()) };
-        let next = Block { first_step, ..block };
-        let mut memory = std::mem::take(&mut self.spare);
-        if memory.x.is_empty() {
-            memory = self.memory(); // an unwanted block has taken it along
+    /// Makes this replica the last of the list; of too many the first is forgotten.
+    fn turn_to(&mut self, replica: u32) {
+        match self.replicas.iter().position(|of_replica| of_replica.replica == replica) {
+            Some(place) => self.replicas[place..].rotate_left(1),
+            None => {
+                if self.replicas.len() == MOST_REPLICAS {
+                    self.replicas.remove(0);
+                }
+                let (drawn, spare) = (self.recipe.memory(), Drawn::default());
+                self.replicas.push(OfReplica { replica, present: None, drawn, ahead: None, spare });
+            }
         }
-        self.ahead = Some(Ahead::start(&self.recipe, next, memory)?);
+    }
+}
+
+impl OfReplica {
+    /// Makes `block` the present one, and has the next drawn ahead if that is wanted.
+    fn draw(&mut self, recipe: &Recipe, block: Block, ahead: bool) -> Result<()> {
+        if self.present == Some(block) {
+            return Ok(());
+        }
+        self.present = None;
+        match self.ahead.take().filter(|ahead| ahead.block == block) {
+            Some(ahead) => self.spare = std::mem::replace(&mut self.drawn, ahead.wait()?),
+            None => recipe.draw(block, &mut self.drawn)?,
+        }
+        self.present = Some(block);
+        let length = block.attempts as u64 * recipe.options.stride;
+        if let Some(first_step) = block.first_step.checked_add(length).filter(|_| ahead) {
+            let memory = match std::mem::take(&mut self.spare) {
+                none if none.x.is_empty() => recipe.memory(), // the first time, or an unwanted block has taken it along
+                memory => memory,
+            };
+            self.ahead = Some(Ahead::start(recipe, Block { first_step, ..block }, memory)?);
+        }
         Ok(())
     }
 }

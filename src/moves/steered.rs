@@ -2,7 +2,7 @@
 
 use super::{Move, Outcome, State, Statistics};
 use crate::error::Result;
-use crate::models::steering::{dimension_without_auxiliary, follow, JointTarget, Steering};
+use crate::models::steering::{dimension_without_auxiliary, variance, JointTarget, Steering};
 use crate::models::Model;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
@@ -18,17 +18,25 @@ type Make = Box<dyn Fn(&Arc<dyn Model>) -> Result<Box<dyn Move>> + Send>;
 /// leaves e^{−u(x)} invariant. No other v will do: at a fixed one, or at that of the last proposal, the density of the current state is not
 /// that of the proposals, and the chain is biased; a test shows it.
 ///
-/// At another temperature the move is made anew, of the model at that temperature; the counters go on. What it proposes is a function of
-/// (seed, step, replica, temperature), so replicas that take turns do not see each other.
+/// Each temperature has a move of its own, made when it is first asked for, and kept with the proposals that it has drawn ahead; the
+/// counters are common to all. What is proposed is a function of (seed, step, replica, temperature), so replicas that take turns do not
+/// see each other.
 pub struct Steered {
-    /// At any temperature.
-    model: Arc<dyn Model>,
     make: Make,
-    kernel: Box<dyn Move>,
-    steering: Steering,
+    /// The one at the present temperature last.
+    kernels: Vec<AtTemperature>,
     seed: u64,
     /// (x, v)
     joint: Vec<f64>,
+}
+
+/// Of more temperatures than these (annealing without steps) the moves are made again when they come back.
+const MOST_TEMPERATURES: usize = 32;
+
+struct AtTemperature {
+    model: Arc<dyn Model>,
+    steering: Steering,
+    kernel: Box<dyn Move>,
 }
 
 /// The move that `make` makes of a model; of a steerable one wrapped so that it has its auxiliary coordinates and follows
@@ -43,31 +51,49 @@ pub fn steered(
     let kernel = make(model)?;
     let Some(steering) = model.steering() else { return Ok(kernel) };
     let (model, joint) = (model.clone(), vec![0.0; model.dimension()]);
-    Ok(Box::new(Steered { model, make: Box::new(make), kernel, steering, seed, joint }))
+    Ok(Box::new(Steered {
+        make: Box::new(make),
+        kernels: vec![AtTemperature { model, steering, kernel }],
+        seed,
+        joint,
+    }))
+}
+
+impl Steered {
+    fn present(&self) -> &AtTemperature {
+        self.kernels.last().expect("one from the beginning on")
+    }
+
+    fn present_mut(&mut self) -> &mut AtTemperature {
+        self.kernels.last_mut().expect("one from the beginning on")
+    }
 }
 
 impl Move for Steered {
     fn dimension(&self) -> usize {
-        dimension_without_auxiliary(self.model.as_ref())
+        dimension_without_auxiliary(self.present().model.as_ref())
     }
 
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
-        if self.steering.auxiliary == 0 {
-            return self.kernel.attempt(target, state);
+        let steering = self.present().steering;
+        if steering.auxiliary == 0 {
+            return self.present_mut().kernel.attempt(target, state);
         }
         state.check(self.dimension(), target)?;
-        let (steering, State { step, replica, box_vectors, reduced_potential, .. }) = (self.steering, &*state);
-        let (x, v) = self.joint.split_at_mut(state.x.len());
+        let Steered { kernels, joint, seed, .. } = self;
+        let kernel = &mut kernels.last_mut().expect("one from the beginning on").kernel;
+        let State { step, replica, box_vectors, reduced_potential, .. } = &*state;
+        let (x, v) = joint.split_at_mut(state.x.len());
         x.copy_from_slice(state.x);
-        steering.draw(&mut Stream::new(self.seed, StreamId::Auxiliary, *step, *replica), v);
+        steering.draw(&mut Stream::new(*seed, StreamId::Auxiliary, *step, *replica), v);
         let mut joint = State {
             reduced_potential: reduced_potential + steering.reduced_potential(v),
             box_vectors: *box_vectors,
             step: *step,
             replica: *replica,
-            x: &mut self.joint,
+            x: joint,
         };
-        let mut outcome = self.kernel.attempt(&mut JointTarget::new(target, steering), &mut joint)?;
+        let mut outcome = kernel.attempt(&mut JointTarget::new(target, steering), &mut joint)?;
         if outcome.accepted() {
             let (x, v) = joint.x.split_at(state.x.len());
             state.x.copy_from_slice(x);
@@ -78,22 +104,33 @@ impl Move for Steered {
     }
 
     fn set_temperature(&mut self, kelvin: f64) -> Result<()> {
-        let model = follow(&self.model, kelvin)?;
-        let steering = model.steering().unwrap_or(self.steering);
-        if steering == self.steering {
+        let AtTemperature { model, steering, .. } = self.present();
+        let variance = variance(kelvin, model.card().temperature)?;
+        if steering.variance == variance {
             return Ok(());
         }
-        let mut kernel = (self.make)(&model)?;
-        std::mem::swap(kernel.statistics_mut(), self.kernel.statistics_mut());
-        (self.model, self.kernel, self.steering) = (model, kernel, steering);
+        let next = match self.kernels.iter().position(|k| k.steering.variance == variance) {
+            Some(place) => self.kernels.remove(place),
+            None => {
+                let model = model.at_temperature(kelvin)?;
+                let (steering, kernel) = (model.steering().unwrap_or(*steering), (self.make)(&model)?);
+                AtTemperature { model, steering, kernel }
+            }
+        };
+        self.kernels.push(next);
+        let [.., before, present] = self.kernels.as_mut_slice() else { return Ok(()) };
+        std::mem::swap(present.kernel.statistics_mut(), before.kernel.statistics_mut());
+        if self.kernels.len() > MOST_TEMPERATURES {
+            self.kernels.remove(0);
+        }
         Ok(())
     }
 
     fn statistics(&self) -> &Statistics {
-        self.kernel.statistics()
+        self.present().kernel.statistics()
     }
 
     fn statistics_mut(&mut self) -> &mut Statistics {
-        self.kernel.statistics_mut()
+        self.present_mut().kernel.statistics_mut()
     }
 }

@@ -135,3 +135,21 @@ fn blocks_are_drawn_in_a_thread_once_and_its_errors_are_those_of_the_attempt() {
     assert!(message.contains("no sample is left"), "{message}");
     assert_eq!((x[0], density.in_threads.load(Ordering::SeqCst)), (before, 5));
 }
+
+/// Two replicas that share a move, one attempt each in turn: as many draws as there are blocks.
+#[test]
+fn replicas_in_turn_keep_their_blocks() {
+    let inner = Exact(normal_mixture(&[(1.0, 0.0, 1.0)]));
+    let density = Arc::new(Watched { inner, in_threads: AtomicUsize::new(0), left: AtomicUsize::new(100) });
+    let mut kernel = Independence::new(Generator::new(density.clone(), None, OPTIONS).unwrap());
+    let mut target = NegativeLog::new(Arc::new(Exact(double_well(0.3))), 0.0);
+    let mut x = [[0.9], [-0.9]];
+    for step in 0..12 {
+        for (replica, x) in x.iter_mut().enumerate() {
+            let replica = replica as u32;
+            let mut state = State { x, box_vectors: None, reduced_potential: 0.0, step: 4 * step, replica };
+            kernel.attempt(&mut target, &mut state).unwrap();
+        }
+    }
+    assert_eq!(100 - density.left.load(Ordering::SeqCst), 4, "two blocks of six attempts for each");
+}
