@@ -3,12 +3,15 @@
 >>> jump = modejump.MonteCarloModeJump("models/ala2/model.safetensors", frequency=100)
 >>> system.addForce(jump)
 
-Without an engine, for a potential of your own: `Model` and `Move` (modejump.core), numpy in, numpy out.
+Without an engine, for a potential of your own: `Model`, `Move` and `Exchange`, numpy in, numpy out.
 """
 
-from .core import Bijection, Error, Exchange, ExchangeOutcome, Model, Move, Outcome, set_device
+from ._core import Error
+from .exchange import Exchange, ExchangeOutcome
 from .force import MonteCarloModeJump, Statistics
 from .learned_exchange import LearnedReplicaExchangeSampler
+from .model import Bijection, Model, set_device
+from .move import Move, Outcome
 from .replicas import assign_replica_streams
 from .reporter import ModeJumpReporter
 

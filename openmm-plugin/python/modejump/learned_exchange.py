@@ -4,7 +4,7 @@ import numpy as np
 from openmm import app, unit
 
 from ._library import address, call
-from .core import Exchange
+from .exchange import Exchange
 
 #: Of the 24 bits of a replica number: velocities of exchanges have other numbers than those of jumps.
 VELOCITIES = 1 << 23

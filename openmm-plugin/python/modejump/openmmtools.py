@@ -13,7 +13,9 @@ from openmm import unit
 from openmmtools import mcmc, multistate
 
 from ._library import address, call
-from .core import Exchange, Model, Move
+from .exchange import Exchange
+from .model import Model
+from .move import Move
 from .learned_exchange import VELOCITIES, constraints_among
 
 __all__ = ["LearnedReplicaExchangeSampler", "NeuralJumpMove"]

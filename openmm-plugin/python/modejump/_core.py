@@ -1,0 +1,220 @@
+"""The C interface (include/modejump.h) as Python calls it: its structs, the library, callbacks and errors."""
+
+import ctypes
+import os
+import sysconfig
+from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+
+import numpy as np
+
+ABI = 1
+NAME = "libmodejump.so"
+CALLBACK_FAILED = 254
+#: Of Outcome.reason, by the number in the C interface.
+REASONS = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality", "wrong_mode")
+
+_doubles = POINTER(c_double)
+_Mode = CFUNCTYPE(c_int64, c_void_p, _doubles, c_uint64)
+_Potential = CFUNCTYPE(c_int32, c_void_p, c_uint64, _doubles, _doubles)
+_PotentialGradient = CFUNCTYPE(c_int32, c_void_p, c_uint64, _doubles, _doubles, _doubles)
+_Relaxation = CFUNCTYPE(c_int32, c_void_p, _doubles, c_uint64, _doubles)
+
+
+class Error(RuntimeError):
+    """A call of the library failed; `status` is its number in modejump.h."""
+
+    def __init__(self, message, status):
+        super().__init__(message)
+        self.status = status
+
+
+class _Struct(ctypes.Structure):
+    """A struct of the C interface, which begins with its size."""
+
+    def __init__(self, **values):
+        super().__init__(struct_size=ctypes.sizeof(self), **values)
+
+
+class _Options(_Struct):
+    _fields_ = [("struct_size", c_uint32), ("kind", c_uint32)] + [
+        (name, c_uint64) for name in ("n_proposals", "seed", "stride", "batch", "draw_ahead")
+    ]
+
+
+class _Annealing(_Struct):
+    _fields_ = (
+        [("struct_size", c_uint32), ("kernel", c_uint32)]
+        + [(name, c_uint64) for name in ("stages", "moves", "leapfrog")]
+        + [("step", c_double)]
+    )
+
+
+class _LatentWalk(_Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("flags", c_uint32),
+        ("widths", _doubles),
+        ("n_widths", c_uint64),
+        ("leapfrog", c_uint64),
+        ("seed", c_uint64),
+    ]
+
+
+class _Target(_Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("flags", c_uint32),
+        ("user", c_void_p),
+        ("reduced_potential", _Potential),
+        ("destroy", c_void_p),
+        ("reduced_potential_gradient", _PotentialGradient),
+        ("relax", _Relaxation),
+    ]
+
+
+class _State(_Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("flags", c_uint32),
+        ("step", c_uint64),
+        ("replica", c_uint64),
+        ("reduced_potential", c_double),
+        ("x", _doubles),
+        ("box", _doubles),
+    ]
+
+
+class _Outcome(_Struct):
+    _fields_ = [("struct_size", c_uint32), ("outcome", c_uint32)] + [
+        (name, c_double)
+        for name in (
+            "log_acceptance",
+            "log_weight_current",
+            "log_weight_proposed",
+            "log_density_current",
+            "log_density_proposed",
+            "reduced_potential",
+        )
+    ]
+
+
+class _ExchangeOutcome(_Struct):
+    _fields_ = [("struct_size", c_uint32), ("outcome", c_uint32)] + [
+        (name, c_double)
+        for name in ("log_acceptance", "log_weight_a", "log_weight_b", "reduced_potential_a", "reduced_potential_b")
+    ]
+
+
+class _Statistics(_Struct):
+    _fields_ = (
+        [("struct_size", c_uint32), ("flags", c_uint32)]
+        + [(name, c_uint64) for name in ("attempts", *REASONS[:-1])]  # the last one came later, and is at the end
+        + [("mean_log_weight", c_double), ("effective_sample_size", c_double)]
+        + [(name, c_uint64) for name in ("proposals", "screened", "exact_evaluations")]
+        + [("correction_variance", c_double), ("wrong_mode", c_uint64)]
+        + [("expected_acceptance", c_double), ("expected_acceptance_error", c_double)]
+    )
+
+
+def _load():
+    """MODEJUMP_LIBRARY, or the library installed with this package."""
+    installed = [folder / NAME for folder in (Path(__file__).parent, Path(sysconfig.get_path("platlib")) / "modejump")]
+    named = os.environ.get("MODEJUMP_LIBRARY")
+    path = Path(named) if named else next((path for path in installed if path.exists()), installed[-1])
+    if not path.exists():
+        raise ImportError(
+            f"{NAME} is not at {path}; install the package with `pip install ./openmm-plugin`, or set MODEJUMP_LIBRARY to it"
+        )
+    library = ctypes.CDLL(str(path))
+    library.modejump_abi_version.restype = c_uint32
+    found = library.modejump_abi_version()
+    if found != ABI:
+        raise ImportError(f"{path} has interface {found}, this package needs {ABI}; reinstall modejump")
+    return library
+
+
+_library = _load()
+
+
+def _call(name, *arguments):
+    """Calls a function; its failure becomes an Error with the library's message."""
+    status = getattr(_library, "modejump_" + name)(*arguments)
+    if status != 0:
+        message = c_char_p()
+        _library.modejump_last_error(byref(message))
+        raise Error(message.value.decode(), status)
+
+
+def _pointer(array):
+    return array.ctypes.data_as(_doubles)
+
+
+class _Callback:
+    """A potential as the library calls it, for configurations of this shape. What it raises waits in `raised`."""
+
+    def __init__(self, potential, shape, relax=None, gradient=None):
+        self.potential, self.shape, self.raised, self.relax, self.gradient = potential, shape, [], relax, gradient
+        self.target = _Target(reduced_potential=_Potential(self._evaluate))
+        if gradient is not None:
+            self.target.reduced_potential_gradient = _PotentialGradient(self._evaluate_gradient)
+        if relax is not None:
+            self.target.relax = _Relaxation(self._relax)
+
+    def of_one(self, x):
+        """The reduced potential of one configuration."""
+        return float(np.asarray(self.potential(x.reshape(1, *self.shape)), dtype=float)[0])
+
+    def _evaluate(self, _, n, pointer, u):
+        try:
+            values = np.asarray(self.potential(np.ctypeslib.as_array(pointer, (n, *self.shape)).copy()), dtype=float)
+            if values.shape != (n,):
+                raise ValueError(f"the potential of {n} configurations has the shape {values.shape}, not ({n},)")
+            np.ctypeslib.as_array(u, (n,))[:] = values
+            return 0
+        except BaseException as error:  # no exception may cross the C interface
+            return self._failed("the potential", error)
+
+    def _evaluate_gradient(self, _, n, pointer, u, gradient):
+        try:
+            shape = (n, *self.shape)
+            values, slopes = self.gradient(np.ctypeslib.as_array(pointer, shape).copy())
+            values, slopes = np.asarray(values, dtype=float), np.asarray(slopes, dtype=float)
+            if values.shape != (n,) or slopes.shape != shape:
+                raise ValueError(f"u and du/dx have the shapes {values.shape} and {slopes.shape}, not ({n},) and {shape}")
+            np.ctypeslib.as_array(u, (n,))[:] = values
+            np.ctypeslib.as_array(gradient, shape)[:] = slopes
+            return 0
+        except BaseException as error:  # as above
+            return self._failed("the gradient", error)
+
+    def _relax(self, _, pointer, stage, u):
+        try:
+            u[0] = float(self.relax(np.ctypeslib.as_array(pointer, self.shape).copy(), stage))
+            return 0
+        except BaseException as error:  # as above
+            return self._failed("the relaxation", error)
+
+    def _failed(self, who, error):
+        self.raised.append(error)
+        _library.modejump_set_last_error(f"{who} raised {type(error).__name__}: {error}".encode())
+        return 1
+
+
+def _attempt(name, handle, callbacks, states, outcome):
+    """Calls an attempt; raises again what a potential has raised."""
+    try:
+        _call(name, handle, *(byref(c.target) for c in callbacks), *(byref(s) for s in states), byref(outcome))
+    except Error as error:
+        raised = [e for c in callbacks for e in c.raised]
+        raise (raised[0] if raised and error.status == CALLBACK_FAILED else error) from None
+
+
+def _constraints(model, atoms, lengths, masses):
+    """The arguments of a set_constraints function, and the arrays behind them."""
+    atoms = np.ascontiguousarray(atoms, dtype=np.uint64).reshape(-1, 2)
+    lengths, masses = (np.ascontiguousarray(v, dtype=np.float64) for v in (lengths, masses))
+    if len(lengths) != len(atoms) or 3 * len(masses) != model.dimension - model.auxiliary:
+        raise ValueError(f"{len(atoms)} bonds, {len(lengths)} lengths, {len(masses)} masses of {model.shape[0]} atoms")
+    pairs = atoms.ctypes.data_as(POINTER(c_uint64))
+    return (c_uint64(len(atoms)), pairs, _pointer(lengths), _pointer(masses)), (atoms, lengths, masses)

@@ -1,0 +1,95 @@
+"""Learned replica exchange without an engine: numpy in, numpy out."""
+
+from ctypes import byref, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._core import REASONS, _attempt, _call, _Callback, _constraints, _ExchangeOutcome, _library, _pointer, _State
+from .move import _statistics_of
+
+
+@dataclass(frozen=True)
+class ExchangeOutcome:
+    """What became of an exchange between replicas a and b."""
+
+    accepted: bool
+    #: "accepted", "rejected" by the Metropolis test, or why one side has no image.
+    reason: str
+    #: Configurations of the two replicas after the attempt, nm, and their reduced potentials.
+    a: np.ndarray
+    b: np.ndarray
+    reduced_potential_a: float
+    reduced_potential_b: float
+    #: The sum of the two weights.
+    log_acceptance: float
+    #: u_a(x_a) - u_b(f(x_a)) + ln |df/dx|, which weighs f(x_a) as a sample of b; and the same the other way.
+    log_weight_a: float
+    log_weight_b: float
+
+
+class Exchange:
+    """Learned replica exchange: x_b becomes f(x_a), x_a becomes f⁻¹(x_b), if a Metropolis test accepts. One thread at
+    a time.
+
+    The map may be any; with that of one model to itself this is ordinary replica exchange. After an acceptance draw
+    the velocities of both replicas anew.
+
+    Parameters
+    ----------
+    map : Bijection
+        From the configurations of replica a to those of replica b.
+    seed : int
+        The random number of an attempt is a function of seed, step and the two replicas.
+    carry_frames : bool
+        Of maps in internal coordinates: whether configurations take their position and orientation along to the other
+        replica, instead of each replica keeping its own.
+    """
+
+    def __init__(self, map, *, seed=0, carry_frames=False):
+        self.bijection = map
+        self._handle = c_void_p()
+        _call("exchange_new", map._handle, c_uint64(seed), byref(self._handle))
+        _call("exchange_carry_frames", self._handle, c_uint32(carry_frames))
+
+    def __del__(self):
+        if getattr(self, "_handle", None):
+            _library.modejump_exchange_free(self._handle)
+
+    def set_constraints(self, atoms, lengths, masses):
+        """Bonds that the dynamics of both replicas keeps, as Move.set_constraints. Raises Error unless both models
+        keep them too."""
+        arguments, _arrays = _constraints(self.bijection.from_, atoms, lengths, masses)
+        _call("exchange_set_constraints", self._handle, *arguments)
+
+    def attempt(self, a, b, potentials, *, step, reduced_potentials=None, replicas=(0, 1), boxes=(None, None)):
+        """One attempt from the configurations a and b [*shape], which are not changed; the new ones are in the outcome.
+
+        `potentials` are those of the two replicas, each as for Move.attempt; `reduced_potentials` those of a and b,
+        if they are known already. What a potential raises is raised again here.
+        """
+        model = self.bijection.from_
+        callbacks, states, x, kept = [], [], [], []
+        for i, start in enumerate((a, b)):
+            rows, shape = model._rows(start)
+            if shape != ():
+                raise ValueError(f"one configuration of shape {model.shape} is needed, got {np.shape(start)}")
+            x.append(rows.copy())
+            callbacks.append(_Callback(potentials[i], model.shape))
+            u = callbacks[i].of_one(x[i]) if reduced_potentials is None else reduced_potentials[i]
+            box = None if boxes[i] is None else np.ascontiguousarray(boxes[i], dtype=np.float64).reshape(9)
+            kept.append(box)
+            pointers = {"x": _pointer(x[i]), "box": None if box is None else _pointer(box)}
+            states.append(_State(step=step, replica=replicas[i], reduced_potential=u, **pointers))
+        outcome = _ExchangeOutcome()
+        _attempt("exchange_attempt", self._handle, callbacks, states, outcome)
+        reason = REASONS[outcome.outcome]
+        values = {name: getattr(outcome, name) for name, _ in _ExchangeOutcome._fields_[2:]}
+        return ExchangeOutcome(reason == "accepted", reason, *(x.reshape(model.shape) for x in x), **values)
+
+    def statistics(self):
+        """Counters; the weights are those of the configurations of a, mapped, as samples of b."""
+        return _statistics_of("exchange_statistics", self._handle)
+
+    def reset_statistics(self):
+        _call("exchange_reset_statistics", self._handle)

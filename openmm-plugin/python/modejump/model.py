@@ -1,0 +1,147 @@
+"""Model files: generators with their densities, and maps between two of them; numpy in, numpy out.
+
+Lengths are in nm, logarithms natural. Molecules have the shape (atoms, 3), models of abstract coordinates (dimension,).
+"""
+
+import json
+import os
+from ctypes import POINTER, byref, c_char_p, c_double, c_uint32, c_uint64, c_void_p
+
+import numpy as np
+
+from ._core import _call, _library, _pointer
+
+
+def set_device(name):
+    """Where models run that are loaded from now on: "cpu", "auto" (a GPU, if there is one and the model has kernels for it),
+    "cuda" or "cuda:N". Raises Error if there is no such device. Those of MonteCarloModeJump are loaded when a Context is made.
+    """
+    _call("set_device", name.encode())
+    os.environ["MODEJUMP_DEVICE"] = name  # for the plugin, which is a library of its own
+
+
+class Model:
+    """A model file: a generator with its density, or an energy-based model.
+
+    Raises Error if there is no such file, or it is malformed.
+    """
+
+    def __init__(self, path):
+        handle = c_void_p()
+        _call("model_load", os.fsencode(path), byref(handle))
+        self._own(handle)
+
+    def _own(self, handle):
+        self._handle = handle
+        dimension, text = c_uint64(), c_char_p()
+        _call("model_dimension", self._handle, byref(dimension))
+        _call("model_metadata", self._handle, byref(text))
+        #: Coordinates of a configuration.
+        self.dimension = dimension.value
+        #: What the file says of the model: its kind, coordinates, topology, temperature, provenance.
+        self.metadata = json.loads(text.value)
+        _call("model_hash", self._handle, byref(text))
+        #: Of the file's bytes, hexadecimal.
+        self.hash = text.value.decode()
+        _call("model_device", self._handle, byref(text))
+        #: Where it runs: "cpu", or the name of a GPU.
+        self.device = text.value.decode()
+        variance, auxiliary = c_double(), c_uint64()
+        _call("model_steering", self._handle, byref(variance), byref(auxiliary))
+        #: Of a steerable model: its temperature over that of its training; 0 for a model that has one temperature only.
+        self.latent_temperature = variance.value
+        #: How many of the coordinates, the last ones, are auxiliary; a Move has configurations without them.
+        self.auxiliary = auxiliary.value
+        molecule = self.metadata.get("topology") is not None or self.metadata["coordinates"]["kind"] != "cartesian"
+        #: Shape of a configuration for a Move: (atoms, 3), or (dimension,) for abstract coordinates.
+        self.move_shape = self._shape_of(self.dimension - self.auxiliary, molecule)
+        #: Shape of a configuration, auxiliary coordinates included.
+        self.shape = self._shape_of(self.dimension, molecule and self.auxiliary == 0)
+
+    @staticmethod
+    def _shape_of(dimension, molecule):
+        return (dimension // 3, 3) if molecule else (dimension,)
+
+    def at_temperature(self, kelvin):
+        """A steerable model at a temperature, K: its samples and densities are of that temperature. Raises Error for other models."""
+        handle = c_void_p()
+        _call("model_at_temperature", self._handle, c_double(kelvin), byref(handle))
+        model = Model.__new__(Model)
+        model._own(handle)
+        return model
+
+    @classmethod
+    def load(cls, path):
+        """The model of a file; the same as Model(path)."""
+        return cls(path)
+
+    def __del__(self):
+        if getattr(self, "_handle", None):
+            _library.modejump_model_free(self._handle)
+
+    def _rows(self, x):
+        """x as float64 [n][dimension], and the shape of one value a configuration."""
+        x = np.ascontiguousarray(x, dtype=np.float64)
+        k = len(self.shape)
+        if x.ndim < k or x.shape[x.ndim - k :] != self.shape:
+            raise ValueError(f"configurations of shape {self.shape} are needed, got an array of shape {x.shape}")
+        return x.reshape(-1, self.dimension), x.shape[: x.ndim - k]
+
+    def sample(self, n, seed=1, first=0):
+        """x [n, *shape] in nm and log q [n] of samples number first to first + n - 1 of the sequence that belongs to the seed.
+
+        log q = -inf marks a sample that must not be used. Raises Error for an energy-based model, which has no samples.
+        """
+        x, log_density = np.empty((n, *self.shape)), np.empty(n)
+        arguments = (c_uint64(seed), c_uint64(first), c_uint64(n), _pointer(x), _pointer(log_density))
+        _call("model_sample", self._handle, *arguments)
+        return x, log_density
+
+    def log_density(self, x):
+        """log q of each configuration in x [..., *shape]; -inf where the density is zero or undefined."""
+        rows, shape = self._rows(x)
+        log_density = np.empty(len(rows))
+        _call("model_log_density", self._handle, c_uint64(len(rows)), _pointer(rows), _pointer(log_density))
+        return log_density.reshape(shape)[()]
+
+    def log_density_gradient(self, x):
+        """log q [...] and its gradient by x [..., *shape], 1/nm; the gradient is zero where log q is -inf."""
+        rows, shape = self._rows(x)
+        log_density, gradient = np.empty(len(rows)), np.empty_like(rows)
+        pointers = (_pointer(rows), _pointer(log_density), _pointer(gradient))
+        _call("model_log_density_gradient", self._handle, c_uint64(len(rows)), *pointers)
+        return log_density.reshape(shape)[()], gradient.reshape(*shape, *self.shape)
+
+
+class Bijection:
+    """The invertible map f = T_to ∘ T_from⁻¹ of two flows with one latent space, from the configurations of one to
+    those of the other.
+
+    A map in internal coordinates changes the shape of a molecule; every image has the frame of its original. Raises
+    Error for models without a latent space, and of different atoms, latent spaces or frames.
+    """
+
+    def __init__(self, from_, to):
+        self._handle = c_void_p()
+        _call("bijection_new", from_._handle, to._handle, byref(self._handle))
+        self.from_, self.to = from_, to
+
+    def __del__(self):
+        if getattr(self, "_handle", None):
+            _library.modejump_bijection_free(self._handle)
+
+    def map(self, x):
+        """f(x) [..., *shape] of whole molecules x, nm, and ln |df/dx| [...]; where x has no image, x itself and
+        -inf."""
+        return self._images(x, 0)
+
+    def inverse(self, y):
+        """The same for f⁻¹."""
+        return self._images(y, 1)
+
+    def _images(self, x, inverse):
+        rows, shape = self.from_._rows(x)
+        y, log_det, status = np.empty_like(rows), np.empty(len(rows)), np.empty(len(rows), dtype=np.uint32)
+        pointers = (_pointer(rows), _pointer(y), _pointer(log_det), status.ctypes.data_as(POINTER(c_uint32)))
+        _call("bijection_map", self._handle, c_uint32(inverse), c_uint64(len(rows)), *pointers)
+        return y.reshape(*shape, *self.from_.shape), log_det.reshape(shape)[()]

@@ -1,0 +1,255 @@
+"""Moves without an engine: numpy in, numpy out, through the C interface (include/modejump.h).
+
+>>> model = modejump.Model("generator.safetensors")
+>>> x, log_q = model.sample(1000, seed=1)
+>>> move = modejump.Move(model, proposals=4, seed=7)
+>>> outcome = move.attempt(x[0], potential, step=0)     # potential(x[n, ...]) -> u[n] = U/kT
+
+Lengths are in nm, potentials reduced (divided by kT), logarithms natural. Molecules have the shape (atoms, 3), models of
+abstract coordinates (dimension,).
+"""
+
+from ctypes import byref, c_double, c_uint64, c_void_p
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._core import REASONS, _Annealing, _attempt, _call, _Callback, _constraints, _LatentWalk, _library, _Mode, _Options
+from ._core import _Outcome, _pointer, _State, _Statistics
+from .statistics import Counts
+
+METHODS = {"independence": 0, "isir": 1, "annealed": 0, "driven": 0, "latent_walk": None}
+#: What each method has of its own, beside what all of them take.
+SETTINGS = {
+    "annealed": ("stages", "moves", "kernel_step", "leapfrog"),
+    "driven": ("steps",),
+    "latent_walk": ("widths", "leapfrog"),
+}
+SURROGATE = 2
+HAMILTONIAN = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an attempt. With several proposals the numbers are those of the one that decided."""
+
+    accepted: bool
+    #: "accepted", "rejected" by the Metropolis test, or what made the proposal unusable.
+    reason: str
+    #: The configuration after the attempt, nm, and its reduced potential.
+    x: np.ndarray
+    reduced_potential: float
+    log_acceptance: float
+    #: -u(x) - log q(x)
+    log_weight_current: float
+    log_weight_proposed: float
+    log_density_current: float
+    log_density_proposed: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoveStatistics(Counts):
+    """Attempts of a Move."""
+
+    proposals: int
+
+
+class Move:
+    """Proposals of a generator, decided by a Metropolis test on the caller's own potential. One thread at a time.
+
+    Parameters
+    ----------
+    model : Model
+        The generator.
+    method : "independence", "isir", "annealed", "latent_walk" or "driven"
+        With several proposals: Metropolis tests one after the other, or iterated sampling-importance resampling. An annealed
+        proposal is relaxed on its way from the generator to the target, and weighed by its path. A latent walk takes no proposals of
+        the generator, but small steps in its latent space, each tested; it has no weights. A driven move is for a part of a system:
+        it is pulled to its proposal, while the `relax` of an attempt moves the rest; the work decides.
+    proposals : int
+        Of one attempt; each costs one potential.
+    seed : int
+        The random numbers of an attempt are a function of seed, step and replica.
+    stride, batch : int
+        Steps between attempts, and how many attempts' proposals are drawn together; stride 0 if it is not known.
+    screen : Model, optional
+        A density that is cheap and may be wrong, such as an energy-based model: it screens the proposals, and the exact one
+        decides about what passes (delayed acceptance).
+    acceptance : "exact" or "surrogate"
+        "surrogate": the screen alone decides. This is biased, and the statistics say so.
+    draw_ahead : bool
+        Whether a thread of its own draws the next batch of proposals meanwhile, once `stride` steps lie between attempts: the
+        same results, bit for bit.
+    mode : function, optional
+        For a model of several metastable states, between which the method "independence" jumps: says in which mode a configuration is,
+        a number from 0, or -1 for none, as a function of x alone. Without it the regions of the model file are the modes.
+    stages, moves : int, optional
+        Of "annealed": temperatures between generator and target, and moves at each.
+    kernel_step : float, optional
+        Of "annealed": the step of a move in the square of x's unit, x - step dE/dx + sqrt(2 step) noise.
+    widths : sequence of float, optional
+        Of "latent_walk": widths of the steps, one of which is chosen in every attempt; the prior of a latent coordinate has width 1, or
+        is uniform on [0, 1).
+    leapfrog : int, optional
+        Of "annealed" and "latent_walk": steps of a Hamiltonian trajectory instead of a single step.
+    steps : int, optional
+        Of "driven": perturbations; 50 if not said.
+    """
+
+    #: What a function of the mode raised in the present attempt.
+    _thrown = None
+
+    def __init__(
+        self,
+        model,
+        method="independence",
+        *,
+        proposals=1,
+        seed=0,
+        stride=0,
+        batch=32,
+        screen=None,
+        acceptance="exact",
+        draw_ahead=False,
+        mode=None,
+        **settings,
+    ):
+        if method not in METHODS or acceptance not in ("exact", "surrogate"):
+            methods = ", ".join(METHODS)
+            raise ValueError(f"method {method!r} and acceptance {acceptance!r}: use {methods}; exact, surrogate")
+        if acceptance == "surrogate" and screen is None:
+            raise ValueError('acceptance="surrogate" needs a screen, which is to decide')
+        if screen is not None and method != "independence":
+            raise ValueError("a screen goes with the method independence")
+        for name in settings:
+            if name not in SETTINGS.get(method, ()):
+                takers = [other for other, names in SETTINGS.items() if name in names]
+                where = f"goes with the method {' or '.join(takers)}" if takers else "is no setting of a Move"
+                raise ValueError(f"{name} {where}, not with {method}")
+        if mode is not None and (method != "independence" or screen is not None):
+            raise ValueError("mode goes with the method independence, without a screen")
+        self.model = model
+        self._handle = c_void_p()
+        if method == "latent_walk":
+            self._walk(proposals, seed, **settings)
+            return
+        kind = SURROGATE if acceptance == "surrogate" else METHODS[method]
+        options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
+        if mode is not None:
+            self._between_modes(model, mode, options)
+        elif method == "annealed":
+            self._anneal(options, **settings)
+        elif method == "driven":
+            steps = c_uint64(settings.get("steps", 50))
+            _call("move_driven_new", model._handle, byref(options), steps, byref(self._handle))
+        elif screen is None:
+            _call("move_new", model._handle, byref(options), byref(self._handle))
+        else:
+            handles = (model._handle, screen._handle)
+            _call("move_delayed_acceptance_new", *handles, byref(options), byref(self._handle))
+
+    def _between_modes(self, model, mode, options):
+        def number(_, x, dimension):
+            try:
+                return int(mode(np.ctypeslib.as_array(x, shape=(dimension,)).copy()))
+            except BaseException as error:  # carried over the library's frames; in no mode, the attempt ends
+                self._thrown = error
+                return -1
+
+        self._mode = _Mode(number)  # lives as long as the move
+        _call("move_mode_jump_new", model._handle, byref(options), self._mode, None, byref(self._handle))
+
+    def _anneal(self, options, stages=None, moves=None, kernel_step=None, leapfrog=0):
+        annealing = _Annealing()
+        _call("annealing_options_init", byref(annealing))
+        chosen = {"stages": stages, "moves": moves, "step": kernel_step}
+        for name, value in chosen.items():
+            if value is not None:
+                setattr(annealing, name, value)
+        if leapfrog > 0:
+            annealing.kernel, annealing.leapfrog = HAMILTONIAN, leapfrog
+        _call("move_annealed_new", self.model._handle, byref(options), byref(annealing), byref(self._handle))
+
+    def _walk(self, proposals, seed, widths=None, leapfrog=0):
+        if proposals != 1:
+            raise ValueError(f"{proposals} proposals: a latent walk makes one step in an attempt")
+        options = _LatentWalk(seed=seed, leapfrog=leapfrog)
+        if widths is not None:
+            widths = np.ascontiguousarray(widths, dtype=np.float64).reshape(-1)
+            options.widths, options.n_widths = _pointer(widths), len(widths)
+        _call("move_latent_walk_new", self.model._handle, byref(options), byref(self._handle))
+
+    def __del__(self):
+        if getattr(self, "_handle", None):
+            _library.modejump_move_free(self._handle)
+
+    def set_constraints(self, atoms, lengths, masses):
+        """Bonds that the dynamics keeps: pairs of atoms [n, 2], lengths [n] in nm, masses of all atoms in dalton.
+
+        The target gets the metric term that constrained dynamics has. Raises Error unless the model keeps each bond too.
+        """
+        arguments, _arrays = _constraints(self.model, atoms, lengths, masses)
+        _call("move_set_constraints", self._handle, *arguments)
+
+    def set_temperature(self, kelvin):
+        """The temperature of the ensemble, K: proposals of a steerable model are for it from now on; other models have one only."""
+        _call("move_set_temperature", self._handle, c_double(kelvin))
+
+    def attempt(self, x, potential, *, step, reduced_potential=None, replica=0, box=None, relax=None, gradient=None):
+        """One attempt from the configuration x [*shape], which is not changed; the new one is in the outcome.
+
+        `potential(x)` gives the reduced potentials U/kT [n] of configurations x [n, *shape]; NaN or infinity rejects one.
+        `reduced_potential` is that of x, if it is known already. `box`, nm, has the box vectors as rows. What the potential
+        raises is raised again here.
+
+        Of an annealed move, and of trajectories in latent space: `gradient(x)` gives u [n] and du/dx [n, *shape] of configurations.
+
+        Of a driven move: `relax(x, stage)` moves the rest of the system with x [*shape] held fast, by a kernel reversible for
+        exp(-u(x, .)) with random numbers of this attempt and stage, and returns the reduced potential there. `potential` is asked for
+        where the rest is. The caller puts the rest back after an attempt that raises or is not accepted.
+        """
+        state_x, shape = np.array(x, dtype=np.float64, order="C"), self.model.move_shape
+        if state_x.shape != shape:
+            raise ValueError(f"one configuration of shape {shape} is needed, got {np.shape(x)}")
+        callback = _Callback(potential, shape, relax, gradient)
+        if reduced_potential is None:
+            reduced_potential = callback.of_one(state_x)
+        box = None if box is None else np.ascontiguousarray(box, dtype=np.float64).reshape(9)
+        state = _State(
+            step=step,
+            replica=replica,
+            reduced_potential=reduced_potential,
+            x=_pointer(state_x),
+            box=None if box is None else _pointer(box),
+        )
+        outcome = _Outcome()
+        _attempt("move_attempt", self._handle, [callback], [state], outcome)
+        if self._thrown is not None:
+            thrown, self._thrown = self._thrown, None
+            raise thrown
+        names = [name for name, _ in _Outcome._fields_[2:]]
+        reason = REASONS[outcome.outcome]
+        values = {name: getattr(outcome, name) for name in names}
+        return Outcome(reason == "accepted", reason, state_x, **values)
+
+    def statistics(self):
+        """Counters, and what the weights of the proposals say of the generator."""
+        return _statistics_of("move_statistics", self._handle)
+
+    def reset_statistics(self):
+        _call("move_reset_statistics", self._handle)
+
+    def log_weights(self):
+        """log w = -u(x) - log q(x) of the latest proposals [n], oldest first; -inf for unusable ones."""
+        n = c_uint64()
+        _call("move_log_weights", self._handle, c_uint64(0), None, byref(n))
+        weights = np.empty(n.value)
+        _call("move_log_weights", self._handle, n, _pointer(weights), byref(n))
+        return weights
+
+
+def _statistics_of(name, handle):
+    counts = _Statistics()
+    _call(name, handle, byref(counts))
+    values = {name: getattr(counts, name) for name, _ in _Statistics._fields_[2:]}
+    return MoveStatistics(**values, likelihood="surrogate" if counts.flags & 1 else "exact")
