@@ -15,15 +15,22 @@ mod openmm {
     use std::path::{Path, PathBuf};
 
     const BRIDGE: &str = "src/engines/openmm";
+    /// The plugin's code of what gives way in a driven move.
+    const SHARED: &str = "openmm-plugin/openmmapi/src";
 
     pub fn build() {
         println!("cargo:rerun-if-env-changed=OPENMM_DIR");
         for file in ["ffi.rs", "bridge.h", "bridge.cpp"] {
             println!("cargo:rerun-if-changed={BRIDGE}/{file}");
         }
+        for file in ["Solvent.h", "Solvent.cpp", "Philox.h"] {
+            println!("cargo:rerun-if-changed={SHARED}/{file}");
+        }
         let root = find();
         cxx_build::bridge(format!("{BRIDGE}/ffi.rs"))
             .file(format!("{BRIDGE}/bridge.cpp"))
+            .file(format!("{SHARED}/Solvent.cpp"))
+            .include(SHARED)
             // As system headers: their warnings are not ours.
             .flag("-isystem")
             .flag(root.join("include").display().to_string())

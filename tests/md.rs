@@ -115,3 +115,128 @@ fn what_does_not_fit_is_refused() {
     let message = md(&["--model", MODEL, "--screen", other]).unwrap_err();
     assert!(message.contains("2 coordinates, the generator has 66"), "{message}");
 }
+
+/// Alanine dipeptide in vacuum with two argon atoms on springs: a System of which the model describes a part.
+fn surrounded(folder: &Path) -> [String; 2] {
+    let read =
+        |file: &str| std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(file));
+    let mut system = read("system-vacuum.xml").unwrap();
+    // from the end of the file to its beginning, so that places stay valid
+    for (section, entry) in [
+        ("</Particles>", r#"<Particle eps="0.996" q="0" sig="0.34"/>"#), // of the NonbondedForce
+        ("</Bonds>", r#"<Bond d="0.45" k="300" p1="8" p2="22"/><Bond d="0.45" k="300" p1="10" p2="23"/>"#),
+        ("</Particles>", r#"<Particle mass="39.948"/>"#),
+    ] {
+        let place = match entry.contains("mass") {
+            true => system.find(section),
+            false => system.rfind(section),
+        };
+        let entries = if entry.contains("Bond") { entry.to_string() } else { entry.repeat(2) };
+        system.insert_str(place.unwrap(), &entries);
+    }
+    let topology = read("topology.pdb").unwrap();
+    let atom = |serial: usize, x: f64| {
+        format!(
+            "HETATM{serial:>5} Ar    AR A{:>4}    {x:>8.3}{:>8.3}{:>8.3}  1.00  0.00          Ar\n",
+            serial - 19,
+            30.0,
+            30.0
+        )
+    };
+    let (atoms, _) = topology.split_once("TER").or(topology.split_once("CONECT")).unwrap();
+    let topology = format!("{atoms}{}{}END\n", atom(23, 10.0), atom(24, 14.0));
+    [("system.xml", system), ("start.pdb", topology)].map(|(name, text)| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_string()
+    })
+}
+
+/// A jump of the solute alone with the rest frozen, and one in which the rest gives way.
+#[test]
+fn a_solute_may_jump_among_other_particles() {
+    let folder = std::env::temp_dir().join(format!("modejump-solute-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let [system, topology] = surrounded(&folder);
+    let run = |more: &[&str]| {
+        let shipped = ["md", "--topology", &topology, "--system", &system, "-n", "2000", "--frequency", "20", "--json"];
+        let model = ["--model", "models/ala2/model-vacuum.safetensors"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        let run =
+            command.current_dir(env!("CARGO_MANIFEST_DIR")).args(shipped).args(model).args(more).output().unwrap();
+        match run.status.success() {
+            true => Ok(String::from_utf8(run.stdout).unwrap()),
+            false => Err(String::from_utf8(run.stderr).unwrap()),
+        }
+    };
+    let summary = |more: &[&str]| serde_json::from_str::<Value>(&run(more).unwrap()).unwrap();
+    let frozen = summary(&["--solute", "0-21"]);
+    assert_eq!((count(&frozen, "attempts"), count(&frozen, "relaxations")), (100, 0));
+    let driven = summary(&["--solute", "0-21", "--driven", "5", "--relaxation-steps", "10"]);
+    assert_eq!(count(&driven, "attempts"), 100);
+    let [tried, accepted] = ["relaxations", "relaxations_accepted"].map(|key| count(&driven, key));
+    assert!(tried <= 400 && tried > 100 && accepted as f64 > 0.8 * tried as f64, "{driven}");
+    for summary in [&frozen, &driven] {
+        let expected = summary["expected_acceptance"].as_f64().unwrap();
+        let [acceptance, t] = ["acceptance", "t_mean"].map(|key| summary[key].as_f64().unwrap());
+        assert!(acceptance > 0.1 && (acceptance - expected).abs() < 0.2 && (t - 300.0).abs() < 60.0, "{summary}");
+    }
+    assert_eq!(summary(&["--solute", "0-21", "--driven", "5", "--seed", "7"])["u_mean"], {
+        let again = summary(&["--solute", "0-21", "--driven", "5", "--seed", "7"]);
+        again["u_mean"].clone()
+    });
+    for (more, text) in [
+        (&["--solute", "0-20"][..], "21 particles, the model 22"),
+        (&[][..], "name the particles"),
+        (&["--solute", "3-24"][..], "particle 24"),
+        (&["--solute", "0-20,20"][..], "twice"),
+        (&["--solute", "9-2"][..], "backwards"),
+        (&["--driven", "5"][..], "--solute"),
+        (&["--solute", "0-21", "--anneal", "3"][..], "no gradients"),
+    ] {
+        let error = run(more).unwrap_err();
+        assert!(error.contains(text), "{error}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// One model at both ends is ordinary replica exchange.
+#[test]
+fn temperatures_exchange_through_models() {
+    let folder = std::env::temp_dir().join(format!("modejump-exchange-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    let run = |more: &[&str]| {
+        let molecule = ["--topology", "models/ala2/topology.pdb", "--system", "models/ala2/system.xml"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        let run =
+            command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("exchange").args(molecule).args(more).output().unwrap();
+        match run.status.success() {
+            true => Ok(String::from_utf8(run.stdout).unwrap()),
+            false => Err(String::from_utf8(run.stderr).unwrap()),
+        }
+    };
+    let twice = ["--models", MODEL, MODEL];
+    let asked = [&twice[..], &["--temperatures", "300,340", "-n", "150", "--interval", "20", "--json"]].concat();
+    let text = run(&[&asked[..], &["-o", &file("a.npy"), &file("b.npy")]].concat()).unwrap();
+    let summary: Value = serde_json::from_str(&text).unwrap();
+    let exchange = &summary["exchanges"][0];
+    assert_eq!(exchange["attempts"], 150);
+    let acceptance = exchange["acceptance"].as_f64().unwrap();
+    assert!(0.1 < acceptance && acceptance < 0.95, "{summary}");
+    let t = [0, 1].map(|k| summary["ensembles"][k]["t_mean"].as_f64().unwrap());
+    assert!((t[0] - 300.0).abs() < 40.0 && (t[1] - 340.0).abs() < 40.0 && t[0] < t[1], "{summary}");
+    assert_eq!(run(&[&asked[..], &["-o", &file("c.npy")]].concat()).unwrap(), text, "the same seed");
+    let [a, b, c] = ["a.npy", "b.npy", "c.npy"].map(|name| std::fs::read(folder.join(name)).unwrap());
+    assert!(a == c && a != b && a.len() > 150 * 66 * 4);
+    for (more, text) in [
+        (&["--models", MODEL][..], "2 values required"),
+        (&[&twice[..], &["--temperatures", "300"]].concat()[..], "2 models, 1 temperatures"),
+        (&["--models", MODEL, "models/ala2/modes.safetensors"][..], "modes"),
+        (&[&twice[..], &["-o", "a.npy", "b.npy", "c.npy"]].concat()[..], "3 trajectories of 2 temperatures"),
+    ] {
+        let error = run(more).unwrap_err();
+        assert!(error.contains(text), "{error}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}

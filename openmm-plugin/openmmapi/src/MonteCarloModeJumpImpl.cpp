@@ -10,6 +10,7 @@
 #include "openmm/internal/ContextImpl.h"
 #include "openmm/kernels.h"
 #include "openmm/reference/SimTKOpenMMRealType.h"
+#include "openmm/serialization/XmlSerializer.h"
 
 #include <algorithm>
 #include <cmath>
@@ -180,6 +181,18 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     }
 }
 
+namespace {
+
+unique_ptr<System> withoutJumps(const System& outer) {
+    unique_ptr<System> system(XmlSerializer::clone<System>(outer));
+    for (int i = system->getNumForces() - 1; i >= 0; i--)
+        if (dynamic_cast<const MonteCarloModeJump*>(&system->getForce(i)) != nullptr)
+            system->removeForce(i);
+    return system;
+}
+
+} // namespace
+
 void MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) {
     const int steps = owner.getDrivenSteps();
     solvent.reset();
@@ -194,7 +207,8 @@ void MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) {
     if (numbers >> 32 != 0)
         throw OpenMMException("MonteCarloModeJump: a driven path of " + to_string(steps) +
                               " steps needs more random numbers than an attempt has; use fewer steps");
-    solvent = make_unique<Solvent>(context, particles, owner.getRelaxationSteps(), owner.getRelaxationStepSize());
+    solvent = make_unique<Solvent>(context, withoutJumps(context.getSystem()), particles, owner.getRelaxationSteps(),
+                                   owner.getRelaxationStepSize());
 }
 
 /** Puts the solvent where the System is; returns the energy there as the solvent's Context has it, kJ/mol. */

@@ -1,10 +1,8 @@
 #include "Solvent.h"
 
-#include "MonteCarloModeJump.h"
 #include "openmm/OpenMMException.h"
 #include "openmm/State.h"
 #include "openmm/internal/ContextImpl.h"
-#include "openmm/serialization/XmlSerializer.h"
 
 #include <cmath>
 #include <set>
@@ -19,11 +17,7 @@ namespace {
 /** Tighter than simulations need: a trajectory has to come back the way it went. */
 const double TOLERANCE = 1e-7;
 
-unique_ptr<System> withFixed(const System& outer, const vector<int>& solute) {
-    unique_ptr<System> system(XmlSerializer::clone<System>(outer));
-    for (int i = system->getNumForces() - 1; i >= 0; i--)
-        if (dynamic_cast<const MonteCarloModeJump*>(&system->getForce(i)) != nullptr)
-            system->removeForce(i);
+unique_ptr<System> withFixed(unique_ptr<System> system, const vector<int>& solute) {
     const set<int> fixed(solute.begin(), solute.end());
     for (int i = system->getNumConstraints() - 1; i >= 0; i--) {
         int p1, p2;
@@ -50,8 +44,8 @@ void addVelocityVerlet(CustomIntegrator& integrator) {
 
 } // namespace
 
-Solvent::Solvent(ContextImpl& outer, const vector<int>& solute, int steps, double stepSize)
-    : integrator(stepSize), inner(withFixed(outer.getSystem(), solute)), solute(solute), steps(steps), stream(0, 0, 0) {
+Solvent::Solvent(ContextImpl& outer, unique_ptr<System> system, const vector<int>& solute, int steps, double stepSize)
+    : integrator(stepSize), inner(withFixed(move(system), solute)), solute(solute), steps(steps), stream(0, 0, 0) {
     addVelocityVerlet(integrator);
     integrator.setConstraintTolerance(TOLERANCE);
     integrator.setIntegrationForceGroups(outer.getIntegrator().getIntegrationForceGroups());

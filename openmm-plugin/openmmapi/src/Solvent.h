@@ -21,11 +21,13 @@ namespace ModeJumpPlugin {
 class Solvent {
 public:
     /**
+     * @param system     that of the outer Context, without Forces that jump
      * @param solute     particles that are held fast
      * @param steps      of a trajectory of Hamiltonian Monte Carlo
      * @param stepSize   of these, ps
      */
-    Solvent(OpenMM::ContextImpl& outer, const std::vector<int>& solute, int steps, double stepSize);
+    Solvent(OpenMM::ContextImpl& outer, std::unique_ptr<OpenMM::System> system, const std::vector<int>& solute, int steps,
+            double stepSize);
     ~Solvent();
 
     /** Puts the particles, the box and the parameters of forces where they are outside, for one attempt. */

@@ -6,6 +6,7 @@ mod common;
 mod compare;
 mod convert;
 mod evaluate;
+mod exchange;
 mod explore;
 mod gromacs;
 mod inspect;
@@ -13,6 +14,8 @@ mod log_density;
 mod md;
 mod modes;
 mod plot;
+#[cfg(feature = "openmm")]
+mod record;
 mod reweight;
 mod rounds;
 mod sample;
@@ -55,6 +58,8 @@ enum Command {
     Evaluate(evaluate::Evaluate),
     /// Run OpenMM, with jumps if a model is given
     Md(md::Md),
+    /// Run OpenMM at several temperatures, with exchanges through maps between the ensembles
+    Exchange(exchange::Exchange),
     /// Run GROMACS with jumps: any gmx, nothing to install
     Gromacs(gromacs::Gromacs),
     /// Importance weights against an engine's energies: ESS, free energies
@@ -95,6 +100,7 @@ fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
         Command::LogDensity(command) => command.run(),
         Command::Evaluate(command) => command.run(),
         Command::Md(command) => command.run(),
+        Command::Exchange(command) => command.run(),
         Command::Gromacs(command) => command.run(),
         Command::Reweight(command) => command.run(),
         Command::Smc(command) => command.run(),

@@ -3,6 +3,7 @@
 use crate::common::PrecisionFlag;
 use clap::{Args, ValueEnum};
 use modejump::Result;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 /// Whose log q decides.
@@ -47,6 +48,19 @@ pub struct Md {
     /// Leapfrog steps of a Hamiltonian trajectory in latent space, each as long as the width; 0 for a random walk
     #[arg(long, default_value_t = 0, requires = "latent_walk")]
     leapfrog: usize,
+    /// Particles that the model describes, in its order, counted from 0, such as 0-21; the others, a solvent, stay where they are in
+    /// a jump, or give way with --driven
+    #[arg(long, requires = "model", value_delimiter = ',', num_args = 1.., value_parser = particles)]
+    solute: Option<Vec<RangeInclusive<usize>>>,
+    /// Steps in which the solute is pulled to a proposal; the others relax in between
+    #[arg(long, requires = "solute", conflicts_with_all = ["screen", "anneal", "latent_walk", "proposals"])]
+    driven: Option<usize>,
+    /// Steps of one relaxation, a trajectory with a Metropolis test
+    #[arg(long, default_value_t = 20, requires = "driven")]
+    relaxation_steps: usize,
+    /// ps
+    #[arg(long, default_value_t = 0.001, requires = "driven")]
+    relaxation_step: f64,
     /// Steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
     steps: u64,
@@ -84,6 +98,18 @@ pub struct Md {
     json: bool,
 }
 
+/// `7` or `0-21`.
+fn particles(text: &str) -> std::result::Result<RangeInclusive<usize>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let number =
+        |text: &str| text.trim().parse::<usize>().map_err(|e| format!("{text:?}: {e}; give particles such as 0-21"));
+    let range = number(first)?..=number(last)?;
+    match range.is_empty() {
+        true => Err(format!("{text} goes backwards")),
+        false => Ok(range),
+    }
+}
+
 #[cfg(not(feature = "openmm"))]
 impl Md {
     pub fn run(self) -> Result<()> {
@@ -95,16 +121,12 @@ impl Md {
 mod run {
     use super::*;
     use crate::common::{load, load_partner, mark, warn_of_temperature};
-    use indicatif::ProgressBar;
+    use crate::record::{progress, start, Record};
     use modejump::annealing::{even, Kernel};
-    use modejump::coordinates::Topology;
-    use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, SimulationOptions, System};
-    use modejump::free_energy::mean_of_series;
-    use modejump::io::trajectory::{self, Frames};
+    use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, SimulationOptions, Solute, System};
     use modejump::models::Model;
     use modejump::moves::{LatentWalkOptions, Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
-    use modejump::units::thermal_energy;
     use modejump::Error;
     use serde_json::{json, Value};
 
@@ -136,39 +158,24 @@ mod run {
         }
     }
 
-    /// Recorded while the run goes on.
-    #[derive(Default)]
-    struct Record {
-        x: Vec<f64>,
-        energy: Vec<f64>,
-        temperature: Vec<f64>,
-    }
-
     impl Md {
         pub fn run(self) -> Result<()> {
             if self.acceptance == Likelihood::Surrogate && self.screen.is_none() {
                 return Err(Error::invalid("--acceptance surrogate: give the surrogate with --screen"));
             }
-            let (topology, x0) = Topology::from_pdb(&self.topology)?;
-            let system = System::from_xml_file(&self.system)?;
-            if 3 * system.n_particles() != x0.len() {
-                let message = format!("{} particles, the topology has {} atoms", system.n_particles(), x0.len() / 3);
-                return Err(Error::file(&self.system, message));
-            }
+            let (topology, x0, system) = start(&self.topology, &self.system)?;
             let mut engine = self.engine(&system)?;
             let simulation = engine.simulation();
             simulation.set_positions(&x0)?;
             simulation.minimise(10.0, 500)?;
             simulation.redraw_velocities(&mut Stream::new(self.seed, StreamId::Velocity, u64::MAX, 0))?;
-            let start = std::time::Instant::now();
-            let record = self.record_run(&mut engine, x0.len())?;
-            let wall = start.elapsed().as_secs_f64();
+            let beginning = std::time::Instant::now();
+            let record = self.record_run(&mut engine)?;
+            let wall = beginning.elapsed().as_secs_f64();
             if let Some(path) = &self.output {
-                let u: Vec<f64> = record.energy.iter().map(|e| e / thermal_energy(self.temperature)).collect();
-                let frames = Frames { dimension: x0.len(), x: record.x };
-                trajectory::write(path, &frames, Some(&topology), &[("reduced_potential", &u)])?;
+                record.write(path, &topology, self.temperature)?;
             }
-            self.report(&engine, &record.energy, &record.temperature, wall)
+            self.report(&engine, &record, wall)
         }
 
         fn engine(&self, system: &System) -> Result<Engine> {
@@ -185,7 +192,13 @@ mod run {
             let acceptance = self.acceptance(model.as_ref())?;
             warn_of_temperature(model.as_ref(), self.temperature);
             let options = Options { n_proposals: self.proposals, seed: self.seed, ..Options::default() };
-            let jumping = JumpingSimulation::new(system, &dynamics, &model, acceptance, self.frequency, options)?;
+            let solute = self.solute.as_ref().map(|ranges| Solute {
+                particles: ranges.iter().cloned().flatten().take(system.n_particles() + 1).collect(),
+                relaxation_steps: self.relaxation_steps,
+                relaxation_step: self.relaxation_step,
+            });
+            let described = (&model, solute);
+            let jumping = JumpingSimulation::new(system, &dynamics, described, acceptance, self.frequency, options)?;
             Ok(Engine::Jumping(jumping))
         }
 
@@ -195,6 +208,9 @@ mod run {
                     let stages = even(stages, self.anneal_step);
                     Path { kernel: Kernel::Adjusted, stages, moves: 1 }
                 };
+                if let Some(steps) = self.driven {
+                    return Ok(Acceptance::Driven(steps));
+                }
                 if let Some(widths) = self.latent_walk.clone() {
                     let options = LatentWalkOptions { widths, leapfrog: self.leapfrog, ..LatentWalkOptions::default() };
                     return Ok(Acceptance::LatentWalk(options));
@@ -209,20 +225,15 @@ mod run {
             Ok(Acceptance::Surrogate(screen))
         }
 
-        fn record_run(&self, engine: &mut Engine, dimension: usize) -> Result<Record> {
-            let bar = ProgressBar::new(self.steps);
+        fn record_run(&self, engine: &mut Engine) -> Result<Record> {
+            let bar = progress(self.steps);
             let mut record = Record::default();
-            let mut x = vec![0.0; dimension];
             let mut done = 0;
             while done < self.steps {
                 let n = self.record.max(1).min(self.steps - done);
                 engine.step(n)?;
                 done += n;
-                let simulation = engine.simulation();
-                simulation.positions(&mut x)?;
-                record.x.extend_from_slice(&x);
-                record.energy.push(simulation.potential_energy()?);
-                record.temperature.push(simulation.temperature()?);
+                record.take(engine.simulation())?;
                 bar.set_position(done);
                 if let Some(statistics) = engine.statistics() {
                     let mark = mark(statistics.likelihood().name());
@@ -233,8 +244,8 @@ mod run {
             Ok(record)
         }
 
-        fn report(&self, engine: &Engine, energy: &[f64], temperature: &[f64], wall: f64) -> Result<()> {
-            let (u, t) = (mean_of_series(energy)?, mean_of_series(temperature)?);
+        fn report(&self, engine: &Engine, record: &Record, wall: f64) -> Result<()> {
+            let [u, t] = record.means()?;
             let mut summary = json!({
                 "steps": self.steps,
                 "wall_s": wall,
@@ -242,8 +253,8 @@ mod run {
                 "u_mean": u.value, "u_stderr": u.standard_error,
                 "t_mean": t.value, "t_stderr": t.standard_error,
             });
-            if let Some(s) = engine.statistics() {
-                self.summarise(s, &mut summary);
+            if let Engine::Jumping(jumping) = engine {
+                self.summarise(jumping, &mut summary);
             }
             if self.json {
                 println!("{summary}");
@@ -262,8 +273,8 @@ mod run {
                 t.standard_error,
                 mark(summary["likelihood"].as_str().unwrap_or_default())
             );
-            if let Some(s) = engine.statistics() {
-                self.print(s);
+            if let Engine::Jumping(jumping) = engine {
+                self.print(jumping);
             }
             Ok(())
         }
@@ -280,13 +291,21 @@ mod run {
             self.screen.is_some() && self.acceptance == Likelihood::Exact
         }
 
-        fn summarise(&self, s: &Statistics, summary: &mut Value) {
+        fn summarise(&self, jumping: &JumpingSimulation, summary: &mut Value) {
+            let s = jumping.jump().statistics();
             summary["likelihood"] = json!(s.likelihood());
             summary["attempts"] = json!(s.attempts());
             summary["acceptance"] = json!(s.acceptance());
             if s.proposals() > 0 {
                 summary["ess"] = json!(s.effective_fraction());
                 summary["ess_likelihood"] = json!(self.weights());
+            }
+            if self.solute.is_some() {
+                let expected = s.expected_acceptance();
+                summary["expected_acceptance"] = json!(expected.value);
+                summary["expected_acceptance_stderr"] = json!(expected.standard_error);
+                summary["relaxations"] = json!(jumping.relaxations()[0]);
+                summary["relaxations_accepted"] = json!(jumping.relaxations()[1]);
             }
             if self.is_delayed() {
                 summary["screened"] = json!(s.screened());
@@ -296,11 +315,21 @@ mod run {
             }
         }
 
-        fn print(&self, s: &Statistics) {
+        fn print(&self, jumping: &JumpingSimulation) {
+            let s = jumping.jump().statistics();
             let (accepted, ess) = (100.0 * s.acceptance(), 100.0 * s.effective_fraction());
             println!("{} attempts, {accepted:.1} % accepted{}", s.attempts(), mark(s.likelihood().name()));
             if s.proposals() > 0 {
                 println!("ESS {ess:.1} %{}", mark(self.weights()));
+            }
+            if self.solute.is_some() {
+                let expected = s.expected_acceptance();
+                println!("{:.2e} ± {:.1e} accepted are to be expected", expected.value, expected.standard_error);
+            }
+            let [relaxations, accepted] = jumping.relaxations();
+            if relaxations > 0 {
+                let share = 100.0 * accepted as f64 / relaxations as f64;
+                println!("{relaxations} relaxations of what surrounds the solute, {share:.0} % accepted");
             }
             if self.is_delayed() {
                 let number = |value: f64, digits: usize| match value.is_finite() {

@@ -292,6 +292,51 @@ void Simulation::load_checkpoint(rust::Slice<const uint8_t> bytes) {
     context->loadCheckpoint(stream);
 }
 
+bool Simulation::box_vectors(rust::Slice<double> box) const {
+    check_size(box.size(), 9, "box vectors");
+    vector<Vec3> vectors(3);
+    context->getState(0).getPeriodicBoxVectors(vectors[0], vectors[1], vectors[2]);
+    pack(vectors, box.data());
+    return system->system->usesPeriodicBoundaryConditions();
+}
+
+Solvent::Solvent(Simulation &simulation, rust::Slice<const uint64_t> solute, size_t steps, double step_size)
+    : n(solute.size()) {
+    std::unique_ptr<OpenMM::System> system(OpenMM::XmlSerializer::clone(*simulation.system->system));
+    const vector<int> particles(solute.begin(), solute.end());
+    string random_state;
+    RandomTurn turn(random_state); // a Context sets OpenMM's random numbers off again
+    inner = std::make_unique<ModeJumpPlugin::Solvent>(impl(*simulation.context), std::move(system), particles,
+                                                      static_cast<int>(steps), step_size);
+}
+
+void Solvent::begin(Simulation &simulation, double kt, uint64_t seed, uint64_t step) {
+    ContextImpl &outer = impl(*simulation.context);
+    outer.getPositions(positions);
+    using Stream = ModeJumpPlugin::VelocityStream;
+    inner->begin(outer, positions, kt, Stream(seed, step, 0, Stream::RELAX));
+}
+
+double Solvent::energy_at(rust::Slice<const double> x) {
+    check_size(x.size(), 3 * n, "positions");
+    return inner->energyAt(x.data());
+}
+
+double Solvent::relax(rust::Slice<const double> x, uint32_t stage) {
+    check_size(x.size(), 3 * n, "positions");
+    return inner->relax(x.data(), stage);
+}
+
+void Solvent::get_positions(rust::Slice<double> x) const {
+    check_size(x.size(), 3 * positions.size(), "positions");
+    pack(inner->getPositions(), x.data());
+}
+
+std::unique_ptr<Solvent> new_solvent(Simulation &simulation, rust::Slice<const uint64_t> solute, size_t steps,
+                                     double step_size) {
+    return std::make_unique<Solvent>(simulation, solute, steps, step_size);
+}
+
 std::unique_ptr<Simulation> new_simulation(const std::shared_ptr<System> &system, rust::Str platform, size_t threads,
                                            double temperature, double friction, double timestep, int32_t seed) {
     return std::make_unique<Simulation>(system, find_platform(string(platform)), threads, temperature, friction,

@@ -3,6 +3,8 @@
 
 #include "rust/cxx.h"
 
+#include "Solvent.h"
+
 #include <OpenMM.h>
 
 #include <exception>
@@ -68,8 +70,11 @@ public:
     void minimise(double tolerance, int max_iterations);
     rust::Vec<uint8_t> save_checkpoint();
     void load_checkpoint(rust::Slice<const uint8_t> bytes);
+    // Box vectors, flat. Whether the System is periodic.
+    bool box_vectors(rust::Slice<double> box) const;
 
 private:
+    friend class Solvent;
     bool removes_centre_of_mass_motion() const;
     void subtract_centre_of_mass_motion();
 
@@ -80,6 +85,24 @@ private:
     std::string random_state;
 };
 
+// What surrounds a part of a Simulation, and gives way when that part is moved; the plugin's own code.
+class Solvent {
+public:
+    Solvent(Simulation &simulation, rust::Slice<const uint64_t> solute, size_t steps, double step_size);
+    // For one attempt: where the Simulation is.
+    void begin(Simulation &simulation, double kt, uint64_t seed, uint64_t step);
+    double energy_at(rust::Slice<const double> x);
+    double relax(rust::Slice<const double> x, uint32_t stage);
+    void get_positions(rust::Slice<double> x) const;
+    uint64_t trajectories() const { return inner->trajectories; }
+    uint64_t accepted() const { return inner->accepted; }
+
+private:
+    size_t n;
+    std::vector<OpenMM::Vec3> positions;
+    std::unique_ptr<ModeJumpPlugin::Solvent> inner;
+};
+
 rust::String openmm_version();
 void load_plugins(rust::Str directory);
 rust::Vec<rust::String> platform_names();
@@ -87,6 +110,8 @@ std::shared_ptr<System> system_from_xml(rust::Str xml);
 std::unique_ptr<Evaluator> new_evaluator(const std::shared_ptr<System> &system, rust::Str platform);
 std::unique_ptr<Simulation> new_simulation(const std::shared_ptr<System> &system, rust::Str platform, size_t threads,
                                            double temperature, double friction, double timestep, int32_t seed);
+std::unique_ptr<Solvent> new_solvent(Simulation &simulation, rust::Slice<const uint64_t> solute, size_t steps,
+                                     double step_size);
 
 } // namespace openmm
 } // namespace modejump

@@ -8,6 +8,7 @@ pub mod bridge {
         type System;
         type Evaluator;
         type Simulation;
+        type Solvent;
 
         fn openmm_version() -> Result<String>;
         fn load_plugins(directory: &str) -> Result<()>;
@@ -47,5 +48,28 @@ pub mod bridge {
         fn minimise(self: Pin<&mut Simulation>, tolerance: f64, max_iterations: i32) -> Result<()>;
         fn save_checkpoint(self: Pin<&mut Simulation>) -> Result<Vec<u8>>;
         fn load_checkpoint(self: Pin<&mut Simulation>, bytes: &[u8]) -> Result<()>;
+        /// Flat, nm; whether the System is periodic.
+        fn box_vectors(self: &Simulation, vectors: &mut [f64]) -> Result<bool>;
+
+        fn new_solvent(
+            simulation: Pin<&mut Simulation>,
+            solute: &[u64],
+            steps: usize,
+            step_size: f64,
+        ) -> Result<UniquePtr<Solvent>>;
+        fn begin(
+            self: Pin<&mut Solvent>,
+            simulation: Pin<&mut Simulation>,
+            kt: f64,
+            seed: u64,
+            step: u64,
+        ) -> Result<()>;
+        /// kJ/mol, with the solute at x.
+        fn energy_at(self: Pin<&mut Solvent>, x: &[f64]) -> Result<f64>;
+        fn relax(self: Pin<&mut Solvent>, x: &[f64], stage: u32) -> Result<f64>;
+        /// Of all particles.
+        fn get_positions(self: &Solvent, x: &mut [f64]) -> Result<()>;
+        fn trajectories(self: &Solvent) -> u64;
+        fn accepted(self: &Solvent) -> u64;
     }
 }

@@ -1,13 +1,14 @@
 //! Molecular dynamics with generator jumps, driven from Rust: a [`Simulation`] whose every `frequency`-th step is followed by
-//! an attempt of a move on all particles.
+//! an attempt of a move on all particles, or on those of a solute.
 
+use super::solvent::{Solute, Solvent};
 use super::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::coordinates::constraints::Constraints;
 use crate::error::{Error, Result};
 use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
-use crate::moves::{self, Annealed, DelayedAcceptance, Generator, Independence, Isir, LatentWalk, LatentWalkOptions};
-use crate::moves::{Move, Options, Outcome, Path, State};
+use crate::moves::{self, Annealed, DelayedAcceptance, Driven, Generator, Independence, Isir, LatentWalk};
+use crate::moves::{LatentWalkOptions, Move, Options, Outcome, Path, State};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
@@ -24,6 +25,9 @@ pub enum Acceptance {
     /// No proposals of the generator, but steps in its latent space: [`LatentWalk`]. Its seed is that of the move's
     /// options.
     LatentWalk(LatentWalkOptions),
+    /// The generator's own, after the solute was pulled to its proposal in so many steps, between which the rest of the System gives
+    /// way: [`Driven`].
+    Driven(usize),
     /// This model's alone, which is biased: [`Independence::by_surrogate`].
     Surrogate(Arc<dyn Model>),
 }
@@ -51,33 +55,42 @@ impl Acceptance {
         Ok(match self.clone() {
             Acceptance::Screened(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
             Acceptance::Annealed(path) => Box::new(Annealed::new(generator, path)?),
+            Acceptance::Driven(steps) => Box::new(Driven::new(generator, steps)?),
             Acceptance::Surrogate(surrogate) => Box::new(Independence::by_surrogate(generator, surrogate)?),
             _ => Box::new(Isir::new(generator)),
         })
     }
 }
 
-/// Langevin dynamics and jumps of one molecule.
+/// Langevin dynamics and jumps of one molecule, which is the System or a part of it.
 pub struct JumpingSimulation {
+    // before the simulation, in whose Context a solvent has its own
+    target: Energies,
     pub simulation: Simulation,
-    target: OpenMmTarget,
     jump: Box<dyn Move>,
     frequency: u64,
     seed: u64,
-    x: Vec<f64>,
+    /// Of all particles, and of those that jump.
+    x: [Vec<f64>; 2],
+}
+
+/// u as a function of what jumps.
+enum Energies {
+    Whole(OpenMmTarget),
+    Part(Solvent, Solute),
 }
 
 impl JumpingSimulation {
-    /// `options.stride` is set to `frequency` (steps between attempts).
+    /// `options.stride` is set to `frequency` (steps between attempts). Without a `solute` the model describes the whole System.
     ///
     /// A steerable model is taken to the temperature of the dynamics.
     ///
-    /// Errors: a System with another number of particles than the model has atoms, a constraint that the model does not keep
-    /// (named), frequency 0, a second model of other dimension.
+    /// Errors: another number of particles than the model has atoms, a constraint that the model does not keep (named) or that ties the
+    /// solute to the rest, frequency 0, a driven move without a solute, a second model of other dimension.
     pub fn new(
         system: &System,
         dynamics: &SimulationOptions,
-        model: &Arc<dyn Model>,
+        (model, solute): (&Arc<dyn Model>, Option<Solute>),
         acceptance: Acceptance,
         frequency: u64,
         options: Options,
@@ -85,25 +98,36 @@ impl JumpingSimulation {
         if frequency == 0 {
             return Err(Error::invalid("frequency 0: leave out the model to run without jumps"));
         }
-        let dimension = dimension_without_auxiliary(model.as_ref());
-        if 3 * system.n_particles() != dimension {
+        let all: Vec<usize> = (0..system.n_particles()).collect();
+        let particles = solute.as_ref().map_or(&all, |solute| &solute.particles);
+        let atoms = dimension_without_auxiliary(model.as_ref()) / 3;
+        if particles.len() != atoms {
+            let those = if solute.is_some() { "the solute" } else { "the System" };
             return Err(Error::Unsupported(format!(
-                "the System has {} particles, the model {} atoms: here the model must describe all of them",
-                system.n_particles(),
-                dimension / 3
+                "{those} has {} particles, the model {atoms} atoms: name the particles that the model describes as the solute",
+                particles.len()
             )));
         }
+        if let Acceptance::Driven(steps) = acceptance {
+            if solute.is_none() {
+                return Err(Error::invalid("a driven move needs a solute: without one nothing is left to give way"));
+            }
+            if (2 * all.len() + 1).saturating_mul(steps) > u32::MAX as usize {
+                return Err(Error::invalid(format!(
+                    "a way of {steps} steps needs more random numbers than an attempt has"
+                )));
+            }
+        }
         let options = Options { stride: frequency, ..options };
-        let mut jump = acceptance.jump(model, options, constraints_of(system, model.as_ref())?)?;
+        let mut jump = acceptance.jump(model, options, constraints_of(system, model.as_ref(), particles)?)?;
         jump.set_temperature(dynamics.temperature)?;
-        Ok(JumpingSimulation {
-            simulation: Simulation::new(system, dynamics)?,
-            target: OpenMmTarget::on_platform(system, dynamics.temperature, 1, &dynamics.platform)?,
-            jump,
-            frequency,
-            seed: options.seed,
-            x: vec![0.0; 3 * system.n_particles()],
-        })
+        let x = [&all, particles].map(|particles| vec![0.0; 3 * particles.len()]);
+        let mut simulation = Simulation::new(system, dynamics)?;
+        let target = match solute {
+            None => Energies::Whole(OpenMmTarget::on_platform(system, dynamics.temperature, 1, &dynamics.platform)?),
+            Some(solute) => Energies::Part(Solvent::new(&mut simulation, &solute, options.seed)?, solute),
+        };
+        Ok(JumpingSimulation { target, simulation, jump, frequency, seed: options.seed, x })
     }
 
     /// Advances `n` timesteps with the attempts that fall due.
@@ -122,16 +146,48 @@ impl JumpingSimulation {
     }
 
     fn attempt(&mut self, step: u64) -> Result<Outcome> {
-        self.simulation.positions(&mut self.x)?;
+        let JumpingSimulation { target, simulation, jump, x: [all, x], .. } = self;
+        simulation.positions(all)?;
+        let energies: &mut dyn Target = match target {
+            Energies::Whole(target) => {
+                x.copy_from_slice(all);
+                target
+            }
+            Energies::Part(solvent, solute) => {
+                for (x, &particle) in x.chunks_exact_mut(3).zip(&solute.particles) {
+                    x.copy_from_slice(&all[3 * particle..3 * particle + 3]);
+                }
+                solvent.begin(simulation, step)?;
+                solvent
+            }
+        };
         let mut u = [0.0];
-        self.target.reduced_potential(&self.x, &mut u)?;
-        let mut state = State { x: &mut self.x, box_vectors: None, reduced_potential: u[0], step, replica: 0 };
-        let outcome = self.jump.attempt(&mut self.target, &mut state)?;
+        energies.reduced_potential(x, &mut u)?;
+        let box_vectors = simulation.box_vectors()?;
+        let mut state = State { x, box_vectors, reduced_potential: u[0], step, replica: 0 };
+        let outcome = jump.attempt(energies, &mut state)?;
         if outcome.accepted() {
-            self.simulation.set_positions(&self.x)?;
-            self.simulation.redraw_velocities(&mut Stream::new(self.seed, StreamId::Velocity, step, 0))?;
+            match target {
+                Energies::Whole(_) => all.copy_from_slice(x),
+                Energies::Part(solvent, solute) => {
+                    solvent.positions(all)?;
+                    for (x, &particle) in x.chunks_exact(3).zip(&solute.particles) {
+                        all[3 * particle..3 * particle + 3].copy_from_slice(x);
+                    }
+                }
+            }
+            simulation.set_positions(all)?;
+            simulation.redraw_velocities(&mut Stream::new(self.seed, StreamId::Velocity, step, 0))?;
         }
         Ok(outcome)
+    }
+
+    /// Trajectories of the environment on the paths of driven moves, and how many of them were accepted.
+    pub fn relaxations(&self) -> [u64; 2] {
+        match &self.target {
+            Energies::Whole(_) => [0; 2],
+            Energies::Part(solvent, _) => solvent.relaxations(),
+        }
     }
 
     pub fn jump(&self) -> &dyn Move {
@@ -143,15 +199,36 @@ impl JumpingSimulation {
     }
 }
 
-/// What the System constrains, if anything. Errors: a constraint that the model does not keep (named).
-fn constraints_of(system: &System, model: &dyn Model) -> Result<Option<Constraints>> {
-    let constraints = system.constraints()?;
-    if constraints.is_empty() {
+/// What the System constrains among these particles, if anything, by the model's atoms. Errors: a constraint that the model does not
+/// keep (named), or that ties the particles to others.
+pub(super) fn constraints_of(system: &System, model: &dyn Model, particles: &[usize]) -> Result<Option<Constraints>> {
+    let mut atoms = vec![None; system.n_particles()];
+    for (atom, &particle) in particles.iter().enumerate() {
+        if let Some(place) = atoms.get_mut(particle) {
+            *place = Some(atom);
+        }
+    }
+    let (mut pairs, mut lengths) = (Vec::new(), Vec::new());
+    for (a, b, length) in system.constraints()? {
+        match (atoms[a], atoms[b]) {
+            (Some(a), Some(b)) => {
+                pairs.push([a, b]);
+                lengths.push(length);
+            }
+            (None, None) => {}
+            _ => {
+                return Err(Error::Unsupported(format!(
+                    "particles {a} and {b} are constrained, and the model describes only one of them"
+                )))
+            }
+        }
+    }
+    if pairs.is_empty() {
         return Ok(None);
     }
-    let pairs: Vec<[usize; 2]> = constraints.iter().map(|c| [c.0, c.1]).collect();
-    let lengths: Vec<f64> = constraints.iter().map(|c| c.2).collect();
-    let constraints = Constraints::new(&pairs, &lengths, &system.masses())?;
+    let masses = system.masses();
+    let masses: Vec<f64> = particles.iter().map(|&particle| masses[particle]).collect();
+    let constraints = Constraints::new(&pairs, &lengths, &masses)?;
     constraints.require_kept(model.card().kept_bonds(), &|a| model.card().label(a))?;
     Ok(Some(constraints))
 }

@@ -3,15 +3,19 @@
 //! Units are OpenMM's own: nm, ps, kJ/mol, dalton, K. For molecules of some tens of atoms the `Reference` platform is
 //! the fastest (no thread hand-over per call), so it is the default.
 
+mod exchanging;
 mod ffi;
 mod jumping;
 mod simulation;
+mod solvent;
 mod target;
 #[cfg(test)]
 mod tests;
 
+pub use exchanging::ExchangingReplicas;
 pub use jumping::{Acceptance, JumpingSimulation};
 pub use simulation::{Simulation, SimulationOptions};
+pub use solvent::Solute;
 pub use target::OpenMmTarget;
 
 use std::path::Path;
@@ -28,6 +32,8 @@ unsafe impl Sync for bridge::System {}
 unsafe impl Send for bridge::Evaluator {}
 // SAFETY: as above.
 unsafe impl Send for bridge::Simulation {}
+// SAFETY: as above.
+unsafe impl Send for bridge::Solvent {}
 
 impl From<cxx::Exception> for Error {
     fn from(exception: cxx::Exception) -> Error {

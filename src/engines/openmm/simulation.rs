@@ -39,9 +39,9 @@ impl Default for SimulationOptions {
 
 /// A running simulation with the LangevinMiddle integrator.
 pub struct Simulation {
-    inner: UniquePtr<bridge::Simulation>,
+    pub(super) inner: UniquePtr<bridge::Simulation>,
     masses: Vec<f64>,
-    temperature: f64,
+    pub(super) temperature: f64,
 }
 
 impl Simulation {
@@ -117,6 +117,13 @@ impl Simulation {
         let v: Vec<f64> =
             self.masses.iter().flat_map(|&m| [width(m); 3]).map(|width| width * stream.normal()).collect();
         Ok(self.inner.pin_mut().set_drawn_velocities(&v)?)
+    }
+
+    /// Box vectors (nm), if the System is periodic.
+    pub fn box_vectors(&self) -> Result<Option<[[f64; 3]; 3]>> {
+        let mut flat = [0.0; 9];
+        let periodic = self.inner.box_vectors(&mut flat)?;
+        Ok(periodic.then(|| std::array::from_fn(|i| std::array::from_fn(|k| flat[3 * i + k]))))
     }
 
     /// kJ/mol.

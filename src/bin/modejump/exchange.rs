@@ -1,0 +1,150 @@
+//! `modejump exchange`: learned replica exchange in OpenMM from Rust.
+
+use crate::common::PrecisionFlag;
+use clap::Args;
+use modejump::Result;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct Exchange {
+    /// Topology and start: PDB file with the atoms in the System's order
+    #[arg(long)]
+    topology: PathBuf,
+    /// OpenMM System (XML)
+    #[arg(long)]
+    system: PathBuf,
+    /// A model for each temperature: neighbours exchange through the latent space that their models have in common
+    #[arg(long, required = true, num_args = 2.., value_name = "FILE")]
+    models: Vec<PathBuf>,
+    /// Temperatures, K, in the order of the models [default: those of the models]
+    #[arg(long, value_delimiter = ',', num_args = 1..)]
+    temperatures: Option<Vec<f64>>,
+    /// Exchanges to try between each pair of neighbours
+    #[arg(short = 'n', long, default_value_t = 10_000)]
+    exchanges: u64,
+    /// Steps between exchanges
+    #[arg(long, default_value_t = 100)]
+    interval: u64,
+    /// 1/ps
+    #[arg(long, default_value_t = 1.0)]
+    friction: f64,
+    /// ps
+    #[arg(long, default_value_t = 0.001)]
+    timestep: f64,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    precision: PrecisionFlag,
+    /// OpenMM platform
+    #[arg(long, default_value = "Reference")]
+    platform: String,
+    /// Trajectories of the temperatures, in the order of the models, a frame after every exchange: pdb, gro, dcd, xtc, trr, npy or
+    /// safetensors (with `reduced_potential`); the last ones may be left out
+    #[arg(short, long, num_args = 1.., value_name = "FILE")]
+    output: Vec<PathBuf>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[cfg(not(feature = "openmm"))]
+impl Exchange {
+    pub fn run(self) -> Result<()> {
+        Err(modejump::Error::Unsupported("`modejump exchange` needs a build with `--features openmm`".into()))
+    }
+}
+
+#[cfg(feature = "openmm")]
+mod run {
+    use super::*;
+    use crate::common::{load, temperature};
+    use crate::record::{progress, start, Record};
+    use modejump::engines::openmm::{ExchangingReplicas, SimulationOptions};
+    use modejump::models::Model;
+    use modejump::Error;
+    use serde_json::{json, Value};
+    use std::sync::Arc;
+
+    impl Exchange {
+        pub fn run(self) -> Result<()> {
+            let (topology, x0, system) = start(&self.topology, &self.system)?;
+            let models = self.models.iter().map(|path| load(path, &self.precision)).collect::<Result<Vec<_>>>()?;
+            let temperatures = self.temperatures(&models)?;
+            if self.output.len() > models.len() {
+                return Err(Error::invalid(format!(
+                    "{} trajectories of {} temperatures: give --output one file a temperature at most",
+                    self.output.len(),
+                    models.len()
+                )));
+            }
+            let dynamics = SimulationOptions {
+                friction: self.friction,
+                timestep: self.timestep,
+                seed: self.seed,
+                platform: self.platform.clone(),
+                ..SimulationOptions::default()
+            };
+            let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &temperatures, self.interval)?;
+            replicas.start(&x0)?;
+            let records = self.record_run(&mut replicas)?;
+            for ((path, record), &temperature) in self.output.iter().zip(&records).zip(&temperatures) {
+                record.write(path, &topology, temperature)?;
+            }
+            self.report(&replicas, &records, &temperatures)
+        }
+
+        fn temperatures(&self, models: &[Arc<dyn Model>]) -> Result<Vec<f64>> {
+            match &self.temperatures {
+                Some(given) => Ok(given.clone()),
+                None => models.iter().map(|model| temperature(None, model.as_ref())).collect(),
+            }
+        }
+
+        fn record_run(&self, replicas: &mut ExchangingReplicas) -> Result<Vec<Record>> {
+            let bar = progress(self.exchanges);
+            let mut records: Vec<Record> = self.models.iter().map(|_| Record::default()).collect();
+            for done in 1..=self.exchanges {
+                replicas.iterate()?;
+                for (record, simulation) in records.iter_mut().zip(replicas.simulations()) {
+                    record.take(simulation)?;
+                }
+                bar.set_position(done);
+                let accepted: Vec<String> =
+                    replicas.statistics().map(|s| format!("{:.0} %", 100.0 * s.acceptance())).collect();
+                bar.set_message(format!("accepted {}", accepted.join(", ")));
+            }
+            bar.finish_and_clear();
+            Ok(records)
+        }
+
+        fn report(&self, replicas: &ExchangingReplicas, records: &[Record], temperatures: &[f64]) -> Result<()> {
+            let mut ensembles: Vec<Value> = Vec::new();
+            for (record, kelvin) in records.iter().zip(temperatures) {
+                let [u, t] = record.means()?;
+                ensembles.push(json!({
+                    "temperature": kelvin,
+                    "u_mean": u.value, "u_stderr": u.standard_error,
+                    "t_mean": t.value, "t_stderr": t.standard_error,
+                }));
+                if !self.json {
+                    println!(
+                        "{kelvin} K: <U> = {:.2} ± {:.2} kJ/mol, <T> = {:.1} ± {:.1} K",
+                        u.value, u.standard_error, t.value, t.standard_error
+                    );
+                }
+            }
+            let mut pairs: Vec<Value> = Vec::new();
+            for (s, kelvin) in replicas.statistics().zip(temperatures.windows(2)) {
+                pairs.push(json!({ "temperatures": kelvin, "attempts": s.attempts(), "acceptance": s.acceptance() }));
+                if !self.json {
+                    let (a, b, accepted) = (kelvin[0], kelvin[1], 100.0 * s.acceptance());
+                    println!("{a} K and {b} K: {} exchanges tried, {accepted:.1} % accepted", s.attempts());
+                }
+            }
+            if self.json {
+                println!("{}", json!({ "ensembles": ensembles, "exchanges": pairs }));
+            }
+            Ok(())
+        }
+    }
+}

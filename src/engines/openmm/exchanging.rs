@@ -1,0 +1,149 @@
+//! Learned replica exchange, driven from Rust: one [`Simulation`] for each ensemble, whose neighbours exchange configurations
+//! through maps.
+
+use super::jumping::constraints_of;
+use super::{OpenMmTarget, Simulation, SimulationOptions, System};
+use crate::bijection::Bijection;
+use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::moves::{Exchange, State, Statistics};
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+use std::sync::Arc;
+
+/// One of the ensembles.
+struct Replica {
+    simulation: Simulation,
+    target: OpenMmTarget,
+    x: Vec<f64>,
+    u: f64,
+}
+
+impl Replica {
+    /// Steps, and then says where it is.
+    fn run(&mut self, steps: u64) -> Result<()> {
+        self.simulation.step(steps as usize)?;
+        self.simulation.positions(&mut self.x)?;
+        let mut u = [f64::NAN];
+        self.target.reduced_potential(&self.x, &mut u)?;
+        self.u = u[0];
+        Ok(())
+    }
+}
+
+/// Langevin dynamics of one molecule at several temperatures, with exchanges of neighbours through maps between their ensembles.
+///
+/// Replica k stays at its temperature; the configurations move. Replicas run one after the other.
+pub struct ExchangingReplicas {
+    replicas: Vec<Replica>,
+    /// Between k and k + 1.
+    exchanges: Vec<Exchange>,
+    interval: u64,
+    seed: u64,
+    step: u64,
+}
+
+impl ExchangingReplicas {
+    /// `models[k]` belongs to the ensemble at `temperatures[k]` (K); maps go through the latent space that neighbours have in common.
+    /// `dynamics.temperature` is not read. `interval` steps lie between two exchanges.
+    ///
+    /// Errors: fewer than two models, not one temperature a model, an interval of 0, neighbours without a common latent space, a System
+    /// with another number of particles than the models have atoms, a constraint that a model does not keep (named).
+    pub fn new(
+        system: &System,
+        dynamics: &SimulationOptions,
+        models: &[Arc<dyn Model>],
+        temperatures: &[f64],
+        interval: u64,
+    ) -> Result<ExchangingReplicas> {
+        if models.len() < 2 || models.len() != temperatures.len() || interval == 0 {
+            return Err(Error::invalid(format!(
+                "{} models, {} temperatures, {interval} steps between exchanges: give two models or more, a temperature for each, and \
+                 at least one step",
+                models.len(),
+                temperatures.len()
+            )));
+        }
+        let mut exchanges = Vec::new();
+        for pair in models.windows(2) {
+            let map = Bijection::new(pair[0].clone(), pair[1].clone())?;
+            if map.dimension() != 3 * system.n_particles() {
+                return Err(Error::Unsupported(format!(
+                    "the System has {} particles, the models {} atoms: here the models must describe all of them",
+                    system.n_particles(),
+                    map.dimension() / 3
+                )));
+            }
+            let mut exchange = Exchange::new(map, dynamics.seed);
+            let all: Vec<usize> = (0..system.n_particles()).collect();
+            if let Some(constraints) = constraints_of(system, pair[0].as_ref(), &all)? {
+                exchange.set_constraints(constraints)?;
+            }
+            exchanges.push(exchange);
+        }
+        let replica = |(k, &temperature): (usize, &f64)| {
+            let seed = dynamics.seed.wrapping_mul(1_000_003).wrapping_add(k as u64);
+            let options = SimulationOptions { temperature, seed, ..dynamics.clone() };
+            Ok(Replica {
+                simulation: Simulation::new(system, &options)?,
+                target: OpenMmTarget::on_platform(system, temperature, 1, &dynamics.platform)?,
+                x: vec![0.0; 3 * system.n_particles()],
+                u: f64::NAN,
+            })
+        };
+        let replicas = temperatures.iter().enumerate().map(replica).collect::<Result<_>>()?;
+        Ok(ExchangingReplicas { replicas, exchanges, interval, seed: dynamics.seed, step: 0 })
+    }
+
+    /// Puts all replicas at `x[particles][3]` (nm), goes downhill, and draws velocities.
+    pub fn start(&mut self, x: &[f64]) -> Result<()> {
+        for (k, Replica { simulation, .. }) in self.replicas.iter_mut().enumerate() {
+            simulation.set_positions(x)?;
+            simulation.minimise(10.0, 500)?;
+            simulation.redraw_velocities(&mut Stream::new(self.seed, StreamId::Velocity, u64::MAX, k as u32))?;
+        }
+        Ok(())
+    }
+
+    /// `interval` steps of every replica, and then an attempt of every pair of neighbours, once each: the first with the second, the
+    /// second with the third, and so on.
+    pub fn iterate(&mut self) -> Result<()> {
+        let interval = self.interval;
+        self.replicas.iter_mut().try_for_each(|replica| replica.run(interval))?;
+        self.step += interval;
+        let mut changed = vec![false; self.replicas.len()];
+        for (k, exchange) in self.exchanges.iter_mut().enumerate() {
+            let [a, b] = &mut self.replicas[k..k + 2] else { unreachable!("a pair") };
+            let step = self.step;
+            let [mut of_a, mut of_b] = [(&mut a.x, a.u, k), (&mut b.x, b.u, k + 1)].map(|(x, u, replica)| State {
+                x,
+                box_vectors: None,
+                reduced_potential: u,
+                step,
+                replica: replica as u32,
+            });
+            let outcome = exchange.attempt([&mut a.target, &mut b.target], [&mut of_a, &mut of_b])?;
+            if outcome.accepted() {
+                [a.u, b.u] = outcome.reduced_potentials;
+                changed[k..k + 2].fill(true);
+            }
+        }
+        for (k, (replica, _)) in self.replicas.iter_mut().zip(changed).enumerate().filter(|(_, (_, changed))| *changed)
+        {
+            replica.simulation.set_positions(&replica.x)?;
+            let mut stream = Stream::new(self.seed, StreamId::Velocity, self.step, k as u32);
+            replica.simulation.redraw_velocities(&mut stream)?;
+        }
+        Ok(())
+    }
+
+    /// That of each temperature.
+    pub fn simulations(&mut self) -> impl Iterator<Item = &mut Simulation> {
+        self.replicas.iter_mut().map(|replica| &mut replica.simulation)
+    }
+
+    /// Of the exchanges of replicas k and k + 1.
+    pub fn statistics(&self) -> impl Iterator<Item = &Statistics> {
+        self.exchanges.iter().map(Exchange::statistics)
+    }
+}

@@ -1,0 +1,111 @@
+//! A part of a [`Simulation`] as a target of moves, with what surrounds it.
+
+use cxx::UniquePtr;
+
+use super::{bridge, Simulation};
+use crate::error::{Error, Result};
+use crate::target::Target;
+use crate::units::thermal_energy;
+
+/// The particles that a model describes, among others that stay where they are or, on the path of a driven move, give way.
+#[derive(Clone, Debug)]
+pub struct Solute {
+    /// Indices in the System, in the order of the model's atoms.
+    pub particles: Vec<usize>,
+    /// Steps of a trajectory of Hamiltonian Monte Carlo by which the others relax, on the path of a driven move.
+    pub relaxation_steps: usize,
+    /// ps.
+    pub relaxation_step: f64,
+}
+
+impl Solute {
+    /// Of these particles, with the relaxations of the plugin: 20 steps of 1 fs.
+    pub fn of(particles: Vec<usize>) -> Solute {
+        Solute { particles, relaxation_steps: 20, relaxation_step: 0.001 }
+    }
+
+    /// Errors: particles that are not in the System or come twice, relaxations out of range.
+    fn check(&self, n_particles: usize) -> Result<()> {
+        let mut seen = vec![false; n_particles];
+        for &particle in &self.particles {
+            match seen.get_mut(particle) {
+                Some(seen @ false) => *seen = true,
+                Some(_) => return Err(Error::invalid(format!("particle {particle} is in the solute twice"))),
+                None => {
+                    let message =
+                        format!("particle {particle} of the solute: the System has {n_particles}, counted from 0");
+                    return Err(Error::invalid(message));
+                }
+            }
+        }
+        let steps = (1..=1 << 20).contains(&self.relaxation_steps);
+        if !(steps && self.relaxation_step > 0.0 && self.relaxation_step.is_finite()) {
+            return Err(Error::invalid(format!(
+                "relaxations of {} steps of {} ps: use 1 step or more, of positive length",
+                self.relaxation_steps, self.relaxation_step
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// u(x, e) of a solute at x in the environment e of a [`Simulation`], which is that of the last [`Solvent::begin`], or where it has
+/// relaxed to since.
+pub(super) struct Solvent {
+    inner: UniquePtr<bridge::Solvent>,
+    dimension: usize,
+    kt: f64,
+    seed: u64,
+}
+
+impl Solvent {
+    pub(super) fn new(simulation: &mut Simulation, solute: &Solute, seed: u64) -> Result<Solvent> {
+        solute.check(simulation.n_particles())?;
+        let particles: Vec<u64> = solute.particles.iter().map(|&particle| particle as u64).collect();
+        let inner = bridge::new_solvent(
+            simulation.inner.pin_mut(),
+            &particles,
+            solute.relaxation_steps,
+            solute.relaxation_step,
+        )?;
+        Ok(Solvent { inner, dimension: 3 * particles.len(), kt: thermal_energy(simulation.temperature), seed })
+    }
+
+    /// For the attempt at this step: the environment of the simulation.
+    pub(super) fn begin(&mut self, simulation: &mut Simulation, step: u64) -> Result<()> {
+        Ok(self.inner.pin_mut().begin(simulation.inner.pin_mut(), self.kt, self.seed, step)?)
+    }
+
+    /// Positions of all particles `x[particles][3]`, nm, as of the last energy.
+    pub(super) fn positions(&self, x: &mut [f64]) -> Result<()> {
+        Ok(self.inner.get_positions(x)?)
+    }
+
+    /// Trajectories of the environment, and those accepted.
+    pub(super) fn relaxations(&self) -> [u64; 2] {
+        [self.inner.trajectories(), self.inner.accepted()]
+    }
+}
+
+impl Target for Solvent {
+    fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
+        for (x, u) in x.chunks_exact(self.dimension).zip(u) {
+            *u = self.inner.pin_mut().energy_at(x)? / self.kt;
+        }
+        Ok(())
+    }
+
+    fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
+        Err(Error::Unsupported(
+            "a part of a System has energies and no gradients here: use jumps or driven moves, without paths or trajectories".into(),
+        ))
+    }
+
+    fn relax(&mut self, x: &[f64], stage: u32) -> Result<f64> {
+        Ok(self.inner.pin_mut().relax(x, stage)? / self.kt)
+    }
+}
