@@ -11,7 +11,7 @@ DEMO_SECONDS ?= 90
 HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
-.PHONY: all venv build plugin test test-rust test-plugin lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
+.PHONY: all venv build plugin test test-rust test-plugin test-mpi lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
 	test-openmmtools train-modes moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu bench-gpu clean
 
 all: build plugin
@@ -26,11 +26,17 @@ build: venv
 plugin: venv
 	@sh scripts/plugin.sh
 
-test: test-rust test-plugin test-lammps test-gromacs fuzz-targets
+test: test-rust test-plugin test-lammps test-gromacs test-mpi fuzz-targets
 
 test-rust: venv
 	@sh scripts/nvcc.sh
 	cargo test --release --features openmm
+
+# Samples, weights and annealing on MPI ranks. The library, the program and this test alone are built with the feature, and with little
+# optimisation, since that takes a third of the time; then the ordinary program is put back.
+test-mpi: build
+	@sh scripts/mpi.sh cargo test --release --features openmm,mpi --config 'profile.release.package.modejump.opt-level=1' --test mpi
+	@cargo build --quiet --release --features openmm
 
 # Kernels on a card: parity with the CPU, and their speed. Everything else about them is part of test-rust.
 test-gpu: venv

@@ -1,6 +1,7 @@
 use super::*;
 use crate::coordinates::vector::centre;
 use crate::density::{Density, Evaluation, Exactness, Scope};
+use crate::parallel::Alone;
 use crate::target::Target;
 
 /// Standard normal of width s in two dimensions.
@@ -286,7 +287,7 @@ fn a_path_stays_in_its_space() {
     let frame = Space::Frame { frame: [0, 1, 2], axes: [cross(y, z), y, z] };
     for space in [Space::Centred, frame] {
         let (density, mut target) = (Free(4), Free(4));
-        let mut bridge = Bridge { density: &density, target: &mut target, space };
+        let mut bridge = Bridge { density: &density, target: &mut target, space, ranks: &Alone };
         let start = bridge.evaluate(x.clone()).unwrap();
         let mut direction: Vec<f64> = (0..12).map(|k| (1.7 * f64::from(k)).sin()).collect();
         space.project(&mut direction);

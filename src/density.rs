@@ -45,6 +45,18 @@ pub enum Status {
     BrokenConstraint,
 }
 
+impl Status {
+    /// All, in their order.
+    pub const ALL: [Status; 6] = [
+        Status::Inside,
+        Status::OutOfSupport,
+        Status::Singular,
+        Status::NonFinite,
+        Status::WrongChirality,
+        Status::BrokenConstraint,
+    ];
+}
+
 /// log q of one configuration.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {

@@ -36,6 +36,24 @@ fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     a.data.iter().zip(&b.data).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
+/// The other half is in tests/mpi.rs.
+#[test]
+#[cfg(not(feature = "mpi"))]
+fn one_of_several_processes_without_mpi_is_refused() {
+    for variable in ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE"] {
+        let run = |processes: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+            let output = folder("processes").join("x.npy").display().to_string();
+            command.current_dir(env!("CARGO_MANIFEST_DIR")).env(variable, processes);
+            command.args(["sample", MODEL, "-n", "1", "-o", &output]).output().unwrap()
+        };
+        let refused = run("2");
+        let message = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && message.contains("--features mpi"), "{message}");
+        assert!(run("1").status.success());
+    }
+}
+
 #[test]
 fn samples_have_the_density_that_log_density_finds_and_latent_points_give_them_back() {
     let folder = folder("latent");

@@ -4,7 +4,7 @@ use super::Space;
 use crate::coordinates::vector::{add_to_atom, centroid};
 use crate::density::{Density, Evaluation, Scope};
 use crate::error::{Error, Result};
-use crate::rng::{Stream, StreamId};
+use crate::parallel::{Alone, Ranks};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
 
@@ -90,12 +90,14 @@ pub struct Bridge<'a> {
     pub density: &'a dyn Density,
     pub target: &'a mut dyn Target,
     pub space: Space,
+    /// They share the evaluations.
+    pub ranks: &'a dyn Ranks,
 }
 
 impl<'a> Bridge<'a> {
-    /// Paths through all configurations.
+    /// Paths through all configurations, in one process.
     pub fn new(density: &'a dyn Density, target: &'a mut dyn Target) -> Bridge<'a> {
-        Bridge { density, target, space: Space::Full }
+        Bridge { density, target, space: Space::Full, ranks: &Alone }
     }
 
     /// Both energies with their gradients at `x[n][dimension]`. A row that is not finite is shown to neither end, and has infinite
@@ -120,19 +122,26 @@ impl<'a> Bridge<'a> {
     }
 
     fn evaluate_finite(&mut self, x: Vec<f64>) -> Result<Points> {
-        let n = x.len() / self.density.dimension();
+        let d = self.density.dimension();
+        self.ranks.same(&x, "configurations")?;
+        let rows = self.ranks.share(x.len() / d);
+        let n = rows.len();
+        let own = &x[rows.start * d..rows.end * d];
         let mut log_q = vec![Evaluation::inside(0.0); n];
-        let (mut source_gradient, mut target_gradient) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        let (mut source_gradient, mut target_gradient) = (vec![0.0; n * d], vec![0.0; n * d]);
         let mut target = vec![0.0; n];
-        self.density.log_density_gradient(&x, &mut log_q, &mut source_gradient)?;
-        self.target.reduced_potential_gradient(&x, &mut target, &mut target_gradient)?;
+        if n > 0 {
+            self.density.log_density_gradient(own, &mut log_q, &mut source_gradient)?;
+            self.target.reduced_potential_gradient(own, &mut target, &mut target_gradient)?;
+        }
         source_gradient.iter_mut().for_each(|g| *g = -*g);
+        let source: Vec<f64> = log_q.iter().map(|e| -e.log_density).collect();
         let mut points = Points {
+            source: self.ranks.gather(&source)?,
+            target: self.ranks.gather(&target)?,
+            source_gradient: self.ranks.gather(&source_gradient)?,
+            target_gradient: self.ranks.gather(&target_gradient)?,
             x,
-            source: log_q.iter().map(|e| -e.log_density).collect(),
-            target,
-            source_gradient,
-            target_gradient,
         };
         self.add_noise_of_centroid(&mut points);
         self.keep_to_space(&mut points);
@@ -175,9 +184,7 @@ impl<'a> Bridge<'a> {
 
     /// Samples of the density.
     pub fn sample(&mut self, n: usize, seed: u64) -> Result<Points> {
-        let mut x = vec![0.0; n * self.density.dimension()];
-        let streams = |row: usize| Stream::new(seed, StreamId::Sample, row as u64, 0);
-        self.density.sample(&streams, &mut x, &mut vec![Evaluation::inside(0.0); n])?;
+        let (x, _) = self.ranks.sample(self.density, n, seed)?;
         self.evaluate(x)
     }
 }

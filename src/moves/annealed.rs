@@ -5,6 +5,7 @@ use super::{Generator, Move, Outcome, State, Statistics};
 use crate::annealing::{step_all, Bridge, Kernel, Points, Stage};
 use crate::density::Exactness;
 use crate::error::{Error, Result};
+use crate::parallel::Alone;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 
@@ -172,7 +173,7 @@ impl Annealed {
         let space = generator.space();
         let current = generator.current_as_drawn().to_vec();
         let mut placed = Placed { generator, target };
-        let mut bridge = Bridge { density: density.as_ref(), target: &mut placed, space };
+        let mut bridge = Bridge { density: density.as_ref(), target: &mut placed, space, ranks: &Alone };
         let mut x = bridge.evaluate(current)?;
         let of_current = path.backward(&mut bridge, &mut x, &mut [stream(0)])?;
         let mut y = bridge.evaluate(starts)?;

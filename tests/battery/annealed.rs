@@ -12,6 +12,7 @@ use modejump::error::Result;
 use modejump::moves::{
     accept, Annealed, Fate, Generator, Independence, Move, Options, Outcome, Path, Proposal, State, Statistics,
 };
+use modejump::parallel::Alone;
 use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
 use std::sync::Arc;
@@ -344,7 +345,7 @@ fn steps_in_the_frame_of_three_atoms_keep_their_shapes() {
         let y = unit(cross(z, sub(atom(&x, 2), atom(&x, 0))));
         let space = Space::Frame { frame: [0, 1, 2], axes: [cross(y, z), y, z] };
         let mut target = Cluster { without_volume: forgotten.then_some(space) };
-        let mut bridge = Bridge { density: normals.as_ref(), target: &mut target, space };
+        let mut bridge = Bridge { density: normals.as_ref(), target: &mut target, space, ranks: &Alone };
         let mut points = bridge.evaluate(x).unwrap();
         let mut streams = [Stream::new(8, StreamId::Test, start, 0)];
         for kernel in [Kernel::Adjusted, Kernel::Hamiltonian { leapfrog: 3 }, Kernel::Adjusted] {

@@ -1,12 +1,12 @@
 //! `modejump sample`
 
-use super::common::{evaluations, frames_of, load_at, read_latent, split, PrecisionFlag};
+use super::common::{frames_of, load_at, read_latent, split, PrecisionFlag};
 use clap::Args;
 use modejump::density::{Evaluation, Status};
 use modejump::io::trajectory::{self, Frames};
 use modejump::models::steering::{dimension_without_auxiliary, Steering};
 use modejump::models::Model;
-use modejump::rng::{Stream, StreamId};
+use modejump::parallel::{self, streams, Ranks};
 use modejump::{Error, Result};
 use std::path::PathBuf;
 
@@ -41,28 +41,36 @@ pub struct Sample {
 
 impl Sample {
     pub fn run(self) -> Result<()> {
+        parallel::run(|ranks| self.on(ranks))
+    }
+
+    fn on(&self, ranks: &dyn Ranks) -> Result<()> {
         let model = load_at(&self.model, &self.precision, self.temperature)?;
         let dimension = model.dimension();
         if self.points_only {
-            return self.points(model.as_ref());
+            return self.points(model.as_ref(), ranks);
         }
         let (x, mut log_density, log_det) = match &self.z {
             Some(path) => {
                 let flow =
                     model.flow().ok_or_else(|| Error::invalid("this model has no latent space; leave out --z"))?;
                 let z = read_latent(path, flow.latent_dimension())?;
-                let n = z.len() / flow.latent_dimension();
-                let (mut x, mut log_det, mut log_density) = (vec![0.0; n * dimension], vec![0.0; n], evaluations(n));
-                flow.generate(&z, &mut x, &mut log_det, &mut log_density)?;
-                (x, log_density, Some(log_det))
+                let latent = flow.latent_dimension();
+                let (mut x, mut log_det) = (Vec::new(), Vec::new());
+                let log_density = ranks.evaluations(z.len() / latent, |rows, log_density| {
+                    (x, log_det) = (vec![0.0; rows.len() * dimension], vec![0.0; rows.len()]);
+                    flow.generate(&z[rows.start * latent..rows.end * latent], &mut x, &mut log_det, log_density)
+                })?;
+                (ranks.gather(&x)?, log_density, Some(ranks.gather(&log_det)?))
             }
             None => {
-                let (mut x, mut log_density) = (vec![0.0; self.n * dimension], evaluations(self.n));
-                let streams = |row: usize| Stream::new(self.seed, StreamId::Sample, row as u64, 0);
-                model.sample(&streams, &mut x, &mut log_density)?;
+                let (x, log_density) = ranks.sample(model.as_ref(), self.n, self.seed)?;
                 (x, log_density, None)
             }
         };
+        if !ranks.is_first() {
+            return Ok(());
+        }
         let steering = model.steering().unwrap_or(Steering::NONE);
         let dimension = dimension - steering.auxiliary;
         let [x, auxiliary] = steering.take_apart(&x, dimension, &mut log_density);
@@ -82,15 +90,19 @@ impl Sample {
 }
 
 impl Sample {
-    fn points(&self, model: &dyn Model) -> Result<()> {
+    fn points(&self, model: &dyn Model, ranks: &dyn Ranks) -> Result<()> {
         let dimension = model.dimension();
-        let streams = |row: usize| Stream::new(self.seed, StreamId::Sample, row as u64, 0);
-        let (mut x, mut status) = (vec![0.0; self.n * dimension], vec![Status::Inside; self.n]);
-        model.sample_only(&streams, &mut x, &mut status)?;
-        let rows = x.chunks_exact(dimension).zip(&status);
         let of_x = dimension_without_auxiliary(model);
+        let own = ranks.share(self.n);
+        let (mut x, mut status) = (vec![0.0; own.len() * dimension], vec![Status::Inside; own.len()]);
+        model.sample_only(&streams(self.seed, own), &mut x, &mut status)?;
+        let rows = x.chunks_exact(dimension).zip(&status);
         let inside = rows.filter(|(_, s)| **s == Status::Inside);
-        let frames = Frames { dimension: of_x, x: inside.flat_map(|(row, _)| row[..of_x].to_vec()).collect() };
+        let x: Vec<f64> = inside.flat_map(|(row, _)| row[..of_x].to_vec()).collect();
+        let frames = Frames { dimension: of_x, x: ranks.gather(&x)? };
+        if !ranks.is_first() {
+            return Ok(());
+        }
         trajectory::write(&self.output, &frames, model.card().topology.as_ref(), &[])?;
         let failed = self.n - frames.n();
         match self.json {

@@ -97,6 +97,7 @@ mod run {
     use modejump::io::trajectory::{self, Frames};
     use modejump::models::steering::{dimension_without_auxiliary, follow, JointTarget, Steering};
     use modejump::models::Model;
+    use modejump::parallel::{self, Ranks};
     use modejump::{weights, Error};
     use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
@@ -114,18 +115,33 @@ mod run {
 
     impl Smc {
         pub fn run(self) -> Result<()> {
+            parallel::run(|ranks| self.on(ranks))
+        }
+
+        /// Every rank does the same, but for what it computes for all and what only the first prints and writes.
+        fn on(&self, ranks: &dyn Ranks) -> Result<()> {
             let model = load(&self.model, &self.precision)?;
             let temperature = temperature(self.temperature, model.as_ref())?;
             let model = follow(&model, temperature)?;
             let mut target = target(&self.system, dimension_without_auxiliary(model.as_ref()), temperature)?;
             let mut target = JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE));
-            let mut bridge = Bridge::new(model.as_ref(), &mut target);
+            let mut bridge = Bridge { ranks, ..Bridge::new(model.as_ref(), &mut target) };
             let identity = format!("{} {} {temperature} {}", model.hash(), self.system.display(), self.settings());
-            let mut run = match self.saved(&identity)? {
+            ranks.same(&identity.bytes().map(f64::from).collect::<Vec<_>>(), "a model, a System or options")?;
+            let saved = self.saved(&identity)?;
+            let done = saved.as_ref().map_or(-1.0, |run| run.done as f64);
+            ranks.same(&[done], "a checkpoint (it has to be on a file system that all of them see)")?;
+            let mut run = match saved {
                 Some(run) => run,
                 None => self.begin(&mut bridge)?,
             };
+            if ranks.is_first() && done >= 0.0 {
+                eprintln!("going on from t = {:.4}", run.history.last().map_or(0.0, |stage| stage.t));
+            }
             self.advance(&mut run, &mut bridge, &identity)?;
+            if !ranks.is_first() {
+                return Ok(());
+            }
             self.write(&run, model.as_ref())?;
             self.report(&run)
         }
@@ -157,7 +173,6 @@ mod run {
                 let reason = "belongs to a run of other models or settings: give those, or remove it to begin anew";
                 return Err(Error::file(path, reason));
             }
-            eprintln!("going on from t = {:.4}", saved.run.history.last().map_or(0.0, |stage| stage.t));
             Ok(Some(saved.run))
         }
 
@@ -176,7 +191,8 @@ mod run {
         }
 
         fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &str) -> Result<()> {
-            let bar = ProgressBar::new(run.plan.len() as u64);
+            let first = bridge.ranks.is_first();
+            let bar = if first { ProgressBar::new(run.plan.len() as u64) } else { ProgressBar::hidden() };
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             while !run.is_finished() {
@@ -190,7 +206,7 @@ mod run {
                     100.0 * stage.acceptance,
                     stage.log_z
                 ));
-                if let Some(path) = &self.checkpoint {
+                if let Some(path) = self.checkpoint.as_ref().filter(|_| first) {
                     let saved = Saved { identity: identity.to_string(), run: run.clone() };
                     checkpoint::save(path, MAGIC, &saved)?;
                 }

@@ -2,13 +2,13 @@
 
 mod surrogate;
 
-use super::common::{evaluations, load, mark, temperature, PrecisionFlag, RuleFlag};
+use super::common::{load, mark, temperature, PrecisionFlag, RuleFlag};
 use clap::Args;
 use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
 use modejump::histogram::on_arc;
 use modejump::models::{follow, Model};
-use modejump::rng::{Stream, StreamId};
+use modejump::parallel::{self, Ranks};
 use modejump::weights::{self, Rule};
 use modejump::{free_energy, Error, Result};
 use serde_json::{json, Value};
@@ -71,14 +71,21 @@ struct Weighted {
 
 impl Reweight {
     pub fn run(self) -> Result<()> {
+        parallel::run(|ranks| self.on(ranks))
+    }
+
+    fn on(&self, ranks: &dyn Ranks) -> Result<()> {
         let model = load(&self.model, &self.precision)?;
         let temperature = temperature(self.temperature, model.as_ref())?;
         let model = follow(&model, temperature)?;
         let mut summary = json!({ "model": self.model.display().to_string(), "temperature": temperature, "n": self.n });
         let series = match &self.surrogate {
-            Some(path) => self.beside_surrogate(path, model.as_ref(), temperature, &mut summary)?,
-            None => self.alone(model.as_ref(), temperature, &mut summary)?,
+            Some(path) => self.beside_surrogate(path, model.as_ref(), temperature, ranks, &mut summary)?,
+            None => self.alone(model.as_ref(), temperature, ranks, &mut summary)?,
         };
+        if !ranks.is_first() {
+            return Ok(());
+        }
         if let Some(path) = &self.output {
             let document = json!({ "summary": summary, "series": series });
             modejump::io::write_atomically(path, document.to_string().as_bytes())?;
@@ -91,26 +98,26 @@ impl Reweight {
         Ok(())
     }
 
-    fn alone(&self, model: &dyn Model, temperature: f64, summary: &mut Value) -> Result<Vec<Value>> {
-        let (mut x, mut log_q) = (vec![0.0; self.n * model.dimension()], evaluations(self.n));
-        model.sample(&self.streams(), &mut x, &mut log_q)?;
-        let samples = self.look_at(&x, model, temperature)?;
+    fn alone(&self, model: &dyn Model, temperature: f64, ranks: &dyn Ranks, summary: &mut Value) -> Result<Vec<Value>> {
+        let (x, log_q) = ranks.sample(model, self.n, self.seed)?;
+        let samples = self.look_at(&x, model, temperature, ranks)?;
+        if !ranks.is_first() {
+            return Ok(Vec::new());
+        }
         let weighted = Weighted::new(model.exactness(), &samples, &log_q)?;
         extend(summary, weighted.summary(&samples, self.rule.rule())?);
         Ok(vec![weighted.series("generator", &samples)])
     }
 
-    fn streams(&self) -> impl Fn(usize) -> Stream + Sync {
-        let seed = self.seed;
-        move |row| Stream::new(seed, StreamId::Sample, row as u64, 0)
-    }
-
     /// Reduced potentials and backbone angles.
-    fn look_at(&self, x: &[f64], model: &dyn Model, temperature: f64) -> Result<Samples> {
+    fn look_at(&self, x: &[f64], model: &dyn Model, temperature: f64, ranks: &dyn Ranks) -> Result<Samples> {
         let [from, to] = self.state[..] else { return Err(Error::invalid("--state takes two numbers: from,to")) };
         let dimension = model.dimension();
-        let mut u = vec![0.0; self.n];
-        self.energies(temperature, model, x, &mut u)?;
+        let u = ranks.rows(self.n, |rows| {
+            let mut u = vec![0.0; rows.len()];
+            self.energies(temperature, model, &x[rows.start * dimension..rows.end * dimension], &mut u)?;
+            Ok(u)
+        })?;
         let of_atoms = |atoms: [usize; 4]| -> Vec<f64> {
             let four = |x: &[f64]| atoms.map(|a| atom(x, a));
             x.chunks_exact(dimension).map(four).map(|[a, b, c, d]| torsion(a, b, c, d)).collect()

@@ -4,10 +4,11 @@
 //! of π. Constant factors of c cancel in all but the mean of ln c.
 
 use super::{extend, number, Reweight, Samples, Weighted};
-use crate::common::{evaluations, load_partner};
+use crate::common::load_partner;
 use modejump::density::{Evaluation, Exactness, Status};
 use modejump::io::{model_file, write_atomically};
 use modejump::models::Model;
+use modejump::parallel::{streams, Ranks};
 use modejump::trust::{robust, Trust};
 use modejump::weights::{self, Estimate};
 use modejump::{free_energy, Error, Result};
@@ -22,6 +23,7 @@ impl Reweight {
         path: &Path,
         model: &dyn Model,
         temperature: f64,
+        ranks: &dyn Ranks,
         summary: &mut Value,
     ) -> Result<Vec<Value>> {
         let surrogate = load_partner(path, &self.precision, model)?;
@@ -33,18 +35,33 @@ impl Reweight {
             )));
         }
         let d = model.dimension();
-        let (mut x, mut status) = (vec![0.0; self.n * d], vec![Status::NonFinite; self.n]);
-        let of_samples = seconds(|| model.sample_only(&self.streams(), &mut x, &mut status))?;
-        let (mut log_q, mut log_surrogate) = (evaluations(m), evaluations(self.n));
-        let of_generator = seconds(|| model.log_density(&x[..m * d], &mut log_q))?;
-        let of_surrogate = seconds(|| surrogate.log_density(&x, &mut log_surrogate))?;
+        let mut own = Vec::new();
+        let (drawn, of_samples) = seconds(|| {
+            ranks.evaluations(self.n, |rows, drawn| {
+                own = vec![0.0; rows.len() * d];
+                let mut status = vec![Status::NonFinite; rows.len()];
+                model.sample_only(&streams(self.seed, rows), &mut own, &mut status)?;
+                let samples = drawn.iter_mut().zip(&status);
+                samples.for_each(|(drawn, &status)| *drawn = Evaluation { log_density: f64::NEG_INFINITY, status });
+                Ok(())
+            })
+        })?;
+        let x = ranks.gather(&own)?;
+        let log_density = |density: &dyn Model, n: usize| {
+            seconds(|| ranks.evaluations(n, |rows, log_q| density.log_density(&x[rows.start * d..rows.end * d], log_q)))
+        };
+        let (mut log_q, of_generator) = log_density(model, m)?;
+        let (mut log_surrogate, of_surrogate) = log_density(surrogate.as_ref(), self.n)?;
         // what is no sample has no weight, whoever is asked
         for evaluations in [&mut log_q, &mut log_surrogate] {
-            let no_samples = evaluations.iter_mut().zip(&status).filter(|(_, status)| **status != Status::Inside);
-            no_samples.for_each(|(e, status)| *e = Evaluation::outside(*status));
+            let no_samples = evaluations.iter_mut().zip(&drawn).filter(|(_, drawn)| !drawn.is_inside());
+            no_samples.for_each(|(e, drawn)| *e = *drawn);
         }
 
-        let samples = self.look_at(&x, model, temperature)?;
+        let samples = self.look_at(&x, model, temperature, ranks)?;
+        if !ranks.is_first() {
+            return Ok(Vec::new());
+        }
         let screening = Screening::fit(&samples.u[..m], &log_q, &log_surrogate[..m]);
         let screening = match &self.calibrate {
             Some(to) => {
@@ -110,10 +127,9 @@ fn write_calibrated(from: &Path, to: &Path, trust: Trust) -> Result<()> {
     write_atomically(to, &model_file::with_card(&name, &bytes, &card)?)
 }
 
-fn seconds(body: impl FnOnce() -> Result<()>) -> Result<f64> {
+fn seconds<T>(body: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     let start = Instant::now();
-    body()?;
-    Ok(start.elapsed().as_secs_f64())
+    Ok((body()?, start.elapsed().as_secs_f64()))
 }
 
 /// What the surrogate changes, from the samples whose q is known.

@@ -1,0 +1,218 @@
+//! Work on many rows shared by the processes that `mpirun` started, its ranks.
+//!
+//! Every rank runs the same program on the same inputs and knows the same of all rows; only what is costly of a row, a sample or its
+//! energies, is computed by one rank and told to the others. Rows have their random streams by their number among all, and sums run
+//! over all rows in their order on every rank, so the results are the same to the last bit on any number of ranks. What a rank decides
+//! from rounded numbers it must decide as the others do: [`Ranks::same`] compares what all are about to work on, and machines that
+//! round differently are an error and not a wrong answer.
+
+#[cfg(feature = "mpi")]
+mod mpi;
+
+use crate::density::{Density, Evaluation, Status};
+use crate::error::{Error, Result};
+use crate::rng::{Stream, StreamId};
+use std::ops::Range;
+
+/// The processes of a run.
+pub trait Ranks {
+    /// Number of this process, from 0; the first one prints and writes.
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    /// The numbers of all ranks, in the order of ranks. Every rank has to call it.
+    fn gather(&self, own: &[f64]) -> Result<Vec<f64>> {
+        Ok(own.to_vec())
+    }
+
+    /// Ends the processes of all ranks, which may be waiting for this one.
+    fn abort(&self) -> ! {
+        std::process::exit(1)
+    }
+}
+
+/// One process.
+pub struct Alone;
+
+impl Ranks for Alone {}
+
+impl dyn Ranks + '_ {
+    pub fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// Which of n rows are this rank's.
+    pub fn share(&self, n: usize) -> Range<usize> {
+        let start = |rank| n * rank / self.size();
+        start(self.rank())..start(self.rank() + 1)
+    }
+
+    /// Numbers of n rows in their order, as many for each, of which every rank computes those of its share.
+    ///
+    /// Errors: this rank's; the others wait for it, so it has to end them ([`run`] does).
+    pub fn rows(&self, n: usize, compute: impl FnOnce(Range<usize>) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
+        let share = self.share(n);
+        let own = if share.is_empty() { Vec::new() } else { compute(share)? };
+        self.gather(&own)
+    }
+
+    /// The same for evaluations.
+    pub fn evaluations(
+        &self,
+        n: usize,
+        compute: impl FnOnce(Range<usize>, &mut [Evaluation]) -> Result<()>,
+    ) -> Result<Vec<Evaluation>> {
+        let packed = self.rows(n, |rows| {
+            let mut own = vec![Evaluation::outside(Status::NonFinite); rows.len()];
+            compute(rows, &mut own)?;
+            Ok(own.iter().flat_map(|e| [e.log_density, f64::from(e.status as u8)]).collect())
+        })?;
+        let unpack = |pair: &[f64]| Evaluation { log_density: pair[0], status: Status::ALL[pair[1] as usize] };
+        Ok(packed.chunks_exact(2).map(unpack).collect())
+    }
+
+    /// n samples of a density `[n][dimension]` and their log q; the stream of a row is that of its number.
+    pub fn sample(&self, density: &dyn Density, n: usize, seed: u64) -> Result<(Vec<f64>, Vec<Evaluation>)> {
+        let mut own = Vec::new();
+        let log_q = self.evaluations(n, |rows, log_q| {
+            own = vec![0.0; rows.len() * density.dimension()];
+            density.sample(&streams(seed, rows), &mut own, log_q)
+        })?;
+        Ok((self.gather(&own)?, log_q))
+    }
+
+    /// Errors: another rank has other numbers here; `what` says which.
+    pub fn same(&self, numbers: &[f64], what: &str) -> Result<()> {
+        if self.size() == 1 {
+            return Ok(());
+        }
+        let digests = self.gather(&[digest(numbers)])?;
+        match digests.iter().position(|&other| other != digests[0]) {
+            None => Ok(()),
+            Some(rank) => Err(Error::invalid(format!(
+                "rank {rank} has {what} other than those of rank 0: ranks need the same files and options, and machines of one kind"
+            ))),
+        }
+    }
+}
+
+/// Streams of the samples in these rows of a run.
+pub fn streams(seed: u64, rows: Range<usize>) -> impl Fn(usize) -> Stream + Sync {
+    move |row| Stream::new(seed, StreamId::Sample, (rows.start + row) as u64, 0)
+}
+
+/// FNV-1a of the bits, as an integer that a double holds.
+fn digest(numbers: &[f64]) -> f64 {
+    let mix = |hash: u64, number: &f64| (hash ^ number.to_bits()).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29);
+    let hash = numbers.iter().fold(0xcbf2_9ce4_8422_2325 ^ numbers.len() as u64, mix);
+    (hash >> 11) as f64
+}
+
+/// Runs `body` on the ranks that `mpirun` started, else alone. A rank that fails says why and ends the others.
+///
+/// Errors: those of `body` in a single process; one of several processes that know nothing of each other.
+pub fn run<T>(body: impl FnOnce(&dyn Ranks) -> Result<T>) -> Result<T> {
+    let ranks = start()?;
+    let done = body(ranks.as_ref());
+    if let (Err(error), 2..) = (&done, ranks.size()) {
+        if ranks.rank() > 0 {
+            // an error that all ranks meet is told by the first, which ends the others meanwhile
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
+        eprintln!("modejump: rank {} of {}: {error}", ranks.rank(), ranks.size());
+        ranks.abort();
+    }
+    done
+}
+
+#[cfg(feature = "mpi")]
+fn start() -> Result<Box<dyn Ranks>> {
+    let ranks = mpi::Mpi::start()?;
+    match launched() {
+        Some(processes) if processes > 1 && ranks.size() == 1 => Err(Error::Unsupported(format!(
+            "this is one of {processes} processes, but alone for the MPI library it is linked with: start it with the mpirun of that library"
+        ))),
+        _ => Ok(Box::new(ranks)),
+    }
+}
+
+#[cfg(not(feature = "mpi"))]
+fn start() -> Result<Box<dyn Ranks>> {
+    match launched() {
+        Some(processes @ 2..) => Err(Error::Unsupported(format!(
+            "this is one of {processes} processes, which would all do the same: several ranks need a build with `--features mpi`"
+        ))),
+        _ => Ok(Box::new(Alone)),
+    }
+}
+
+/// How many processes `mpirun` says it has started: of MPICH and what descends from it, or of Open MPI.
+fn launched() -> Option<usize> {
+    ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE"].iter().find_map(|name| std::env::var(name).ok()?.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct One {
+        rank: usize,
+        size: usize,
+    }
+
+    impl Ranks for One {
+        fn rank(&self) -> usize {
+            self.rank
+        }
+
+        fn size(&self) -> usize {
+            self.size
+        }
+    }
+
+    #[test]
+    fn shares_are_all_rows_in_order() {
+        for (n, size) in [(0, 3), (2, 5), (97, 4), (8, 8), (100, 1)] {
+            let shares = (0..size).flat_map(|rank| {
+                let one: &dyn Ranks = &One { rank, size };
+                let share = one.share(n);
+                assert!(share.len() <= n.div_ceil(size), "{share:?}");
+                share
+            });
+            assert!(shares.eq(0..n), "{n} rows on {size} ranks");
+        }
+    }
+
+    #[test]
+    fn a_digest_knows_order_length_and_every_bit() {
+        let x = [1.0, -2.5, 0.0];
+        let others: [&[f64]; 5] = [
+            &[1.0, 0.0, -2.5],
+            &[1.0, -2.5],
+            &[1.0, -2.5, -0.0],
+            &[f64::from_bits(1.0f64.to_bits() + 1), -2.5, 0.0],
+            &[],
+        ];
+        for other in others {
+            assert_ne!(digest(&x), digest(other), "{other:?}");
+        }
+        assert_eq!(digest(&x), digest(&[1.0, -2.5, 0.0]));
+    }
+
+    #[test]
+    fn evaluations_keep_their_status() {
+        let alone: &dyn Ranks = &Alone;
+        let expected: Vec<Evaluation> =
+            Status::ALL.iter().map(|&status| Evaluation { log_density: -1.5, status }).collect();
+        let found = alone.evaluations(expected.len(), |rows, own| {
+            own.copy_from_slice(&expected[rows]);
+            Ok(())
+        });
+        assert_eq!(found.unwrap(), expected);
+    }
+}
