@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[path = "support/tarflow.rs"]
+mod tarflow;
+
 const MODEL: &str = "models/ala2/model.safetensors";
 
 fn folder(name: &str) -> PathBuf {
@@ -34,6 +37,35 @@ fn tensors(path: &str) -> BTreeMap<String, Tensor> {
 fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.data.len(), b.data.len());
     a.data.iter().zip(&b.data).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn samples_of_a_tarflow_by_iteration_are_those_in_turn() {
+    let folder = folder("decoding");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (model, output) = (path("tarflow.safetensors"), path("x.safetensors"));
+    tarflow::write(Path::new(&model));
+    let sample = |model: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["sample", model, "-n", "9", "-o", &output]);
+        let run = command.args(more).output().unwrap();
+        (run.status.success(), String::from_utf8(run.stderr).unwrap())
+    };
+    assert_eq!(sample(&model, &[]), (true, String::new()));
+    let in_turn = tensors(&output);
+    for (decoding, more) in [("jacobi", &[][..]), ("gauss-seidel", &["--segment", "5"])] {
+        let (done, report) = sample(&model, &[&["--decoding", decoding], more].concat());
+        assert!(done && report.starts_with("9 samples by iteration") && report.contains(" 0 of them"), "{report}");
+        let found = tensors(&output);
+        assert!(largest_difference(&found["x"], &in_turn["x"]) < 1e-5);
+        assert!(largest_difference(&found["log_density"], &in_turn["log_density"]) < 1e-3);
+    }
+    let (_, report) = sample(&model, &["--decoding", "jacobi", "--decoding-passes", "1"]);
+    assert!(report.contains(" 9 of them sequentially"), "{report}");
+    let found = tensors(&output);
+    assert_eq!((&found["x"].data, &found["log_density"].data), (&in_turn["x"].data, &in_turn["log_density"].data));
+    let (done, refused) = sample(MODEL, &["--decoding", "jacobi"]);
+    assert!(!done && refused.contains("for TarFlows, and this is a model of kind coupling"), "{refused}");
 }
 
 /// The other half is in tests/mpi.rs.

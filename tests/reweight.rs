@@ -12,6 +12,9 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[path = "support/tarflow.rs"]
+mod tarflow;
+
 const MODEL: &str = "models/ala2/model.safetensors";
 
 fn folder(name: &str) -> PathBuf {
@@ -153,6 +156,33 @@ fn what_is_no_surrogate_is_refused() {
     let message = reweight(&["-n", "10", "--surrogate", MODEL, "--exact-subset", "11"]).unwrap_err();
     assert!(message.contains("--exact-subset 11 of 10 samples"), "{message}");
     assert!(reweight(&["-n", "10", "--exact-subset", "5"]).unwrap_err().contains("--surrogate"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn weights_of_a_tarflow_as_published_are_marked() {
+    let folder = folder("tarflow");
+    let path = folder.join("tarflow.safetensors");
+    tarflow::write(&path);
+    let of = |more: &[&str]| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.current_dir(root).args([
+            "reweight",
+            path.to_str().unwrap(),
+            "--system",
+            "models/ala2/system.xml",
+            "-n",
+            "20",
+        ]);
+        let run = command.args(["--json"]).args(more).output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        serde_json::from_slice::<Value>(&run.stdout).unwrap()
+    };
+    let published = of(&["--centroid", "chi3"]);
+    assert!(published["likelihood"] == "surrogate" && published.get("log_z").is_none(), "{published}");
+    let refused = reweight(&["-n", "10", "--centroid", "chi3"]).unwrap_err();
+    assert!(refused.contains("for TarFlows"), "{refused}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 

@@ -69,6 +69,11 @@ pub trait Model: Density {
         None
     }
 
+    /// What a TarFlow has beyond other models.
+    fn autoregressive(&self) -> Option<&dyn tarflow::Autoregressive> {
+        None
+    }
+
     /// At which temperature it is, if it is a model that follows the temperature. Its last coordinates may be auxiliary then.
     fn steering(&self) -> Option<Steering> {
         None

@@ -4,7 +4,7 @@ use super::{error, relative_error, transferable, Found, Golden};
 use modejump::density::{Density, Evaluation};
 use modejump::io::model_file::{Data, Tensor};
 use modejump::models::network::Trainable;
-use modejump::models::tarflow::{format, Config, TarFlow, TarNetwork};
+use modejump::models::tarflow::{format, Centroid, Config, Decoding, Jacobi, Options, TarFlow, TarNetwork};
 use modejump::models::{Flow, ModelCard, ModelConfig};
 use modejump::nn::{Real, Tape};
 use modejump::train::likelihood::negative_log_likelihood;
@@ -31,12 +31,12 @@ pub fn check(stem: &Path) -> Found {
     }
 }
 
-fn flow<R: Real>(weights: &BTreeMap<String, Tensor>, head_size: usize) -> TarFlow<R> {
+fn flow<R: Real>(weights: &BTreeMap<String, Tensor>, head_size: usize, centroid: Option<f64>) -> TarFlow<R> {
     let (network, tensors) = format::of_checkpoint(weights.clone(), head_size).unwrap_or_else(|e| panic!("{e}"));
     let parameters =
         TarNetwork::new(network.clone()).unwrap().layout().read(&tensors).unwrap_or_else(|e| panic!("{e}"));
     let atoms = network.tokens * network.token_size / 3;
-    let config = Config { network, units_per_nm: 1.0, centroid: None };
+    let config = Config { network, units_per_nm: 1.0, centroid };
     let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), atoms);
     TarFlow::new(parameters, config, card, String::new()).unwrap()
 }
@@ -45,7 +45,9 @@ fn check_as<R: Real>(stem: &Path) -> Found {
     let config = stem.with_file_name("config.json");
     let golden = Golden::open_with(stem, &config);
     let weights = Golden::open_with(&stem.with_file_name("state_f32"), &config).tensors;
-    let flow = flow::<R>(&weights, golden.config["head_dim"].as_u64().unwrap() as usize);
+    let head_size = golden.config["head_dim"].as_u64().unwrap() as usize;
+    let noisy = golden.get("com_std_proposals")[0];
+    let [flow, noisy] = [None, Some(noisy)].map(|centroid| flow::<R>(&weights, head_size, centroid));
     let (x, n) = (golden.get("x"), golden.tensor("x").shape[0]);
     let d = flow.dimension();
     let (of_x, of_log) = tolerance::<R>();
@@ -76,9 +78,21 @@ fn check_as<R: Real>(stem: &Path) -> Found {
     found.push(("x".into(), error(&back, golden.get("rev_x")), of_x));
     found.push(("log q of samples".into(), error(&of_sample, golden.get("rev_log_q")), of_log));
 
+    // by iteration, all tokens at once or segments of five
+    let tolerance = if R::NAME == "f64" { 1e-11 } else { 1e-5 };
+    for (name, segment) in [("x, Jacobi", usize::MAX), ("x, Gauss–Seidel", 5)] {
+        let how = Jacobi { segment, tolerance, passes: usize::MAX };
+        let together = flow.with_options(Options { decoding: Decoding::Jacobi(how), ..Options::default() }).unwrap();
+        together.generate(golden.get("z_in"), &mut back, &mut sum_a, &mut vec![nowhere; n]).unwrap();
+        found.push((name.into(), error(&back, golden.get("rev_x")), of_x));
+        found.push(("fallbacks".into(), together.decoded().fallbacks as f64, 0.0));
+    }
+
     // the paper's correction for the centroid, by the density of its distance from the origin
-    let std = golden.get("com_std_proposals")[0];
-    let adjusted: Vec<f64> = x.chunks_exact(d).zip(&log_q).map(|(x, q)| q + radial_term(x, std)).collect();
+    let radial = noisy.with_options(Options { centroid: Centroid::Chi3, ..Options::default() }).unwrap();
+    let mut adjusted = vec![nowhere; n];
+    radial.log_density(x, &mut adjusted).unwrap();
+    let adjusted: Vec<f64> = adjusted.iter().map(|e| e.log_density).collect();
     let relative = if R::NAME == "f64" { 1e-11 } else { 1e-5 };
     found.push(("log q, radial".into(), relative_error(&adjusted, golden.get("log_q_com_adjusted")), relative));
 
@@ -91,14 +105,6 @@ fn check_as<R: Real>(stem: &Path) -> Found {
     found.push(("gradient".into(), error(&gradient, expected), of_gradient));
     found.extend(training(stem, &flow, &golden));
     found
-}
-
-/// −ln of the density of |c|/std, a χ of three degrees of freedom, over std (proposition 1 of the paper).
-fn radial_term(x: &[f64], std: f64) -> f64 {
-    let c = modejump::coordinates::vector::centroid(x);
-    let squared = c.iter().map(|c| c * c).sum::<f64>();
-    let gamma = 0.5 * std::f64::consts::PI.sqrt();
-    squared / (2.0 * std * std) - (squared / (2f64.sqrt() * std.powi(3) * gamma)).ln()
 }
 
 /// Loss and gradients of maximum likelihood per coordinate, where the file is there.

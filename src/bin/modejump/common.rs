@@ -4,6 +4,7 @@ use clap::{Args, ValueEnum};
 use modejump::density::Evaluation;
 use modejump::io::model_file::{self, read_tensors};
 use modejump::io::trajectory;
+use modejump::models::tarflow::{Decoding, Jacobi, Options};
 use modejump::models::{self, Model, ModelCard, Precision, TargetInfo};
 use modejump::weights::Rule;
 use modejump::{Error, Result};
@@ -60,6 +61,60 @@ pub struct PrecisionFlag {
 enum Type {
     F32,
     F64,
+}
+
+#[derive(Args)]
+pub struct DecodingFlags {
+    /// How a TarFlow finds its samples; log q is exact in any case
+    #[arg(long, value_enum, default_value_t = Decode::Sequential)]
+    decoding: Decode,
+    /// Tokens of a segment of `--decoding gauss-seidel`
+    #[arg(long, default_value_t = 16)]
+    segment: usize,
+    /// Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in f32)
+    #[arg(long, default_value_t = 1e-4)]
+    decoding_tolerance: f64,
+    /// Of an iteration: most passes of all tokens, or of a segment; a sample that needs more is decoded sequentially
+    #[arg(long, default_value_t = 32)]
+    decoding_passes: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Decode {
+    /// Token after token
+    Sequential,
+    /// All tokens together, by iteration
+    Jacobi,
+    /// Segments of tokens after each other, each by iteration
+    GaussSeidel,
+}
+
+impl DecodingFlags {
+    pub fn decoding(&self) -> Decoding {
+        let segment = match self.decoding {
+            Decode::Sequential => return Decoding::Sequential,
+            Decode::Jacobi => usize::MAX,
+            Decode::GaussSeidel => self.segment,
+        };
+        Decoding::Jacobi(Jacobi { segment, tolerance: self.decoding_tolerance, passes: self.decoding_passes })
+    }
+
+    /// The model with the decoding asked for. Errors: as of [`with_options`].
+    pub fn of(&self, model: Arc<dyn Model>) -> Result<Arc<dyn Model>> {
+        with_options(model, Options { decoding: self.decoding(), ..Options::default() })
+    }
+}
+
+/// Errors: a model that is no TarFlow, with other options than the usual ones.
+pub fn with_options(model: Arc<dyn Model>, options: Options) -> Result<Arc<dyn Model>> {
+    if options == Options::default() {
+        return Ok(model);
+    }
+    let kind = model.card().model.kind();
+    let none = || {
+        Error::Unsupported(format!("--decoding and --centroid are for TarFlows, and this is a model of kind {kind}"))
+    };
+    model.autoregressive().ok_or_else(none)?.with_options(options)
 }
 
 #[derive(Args)]

@@ -1,6 +1,6 @@
 //! `modejump sample`
 
-use super::common::{frames_of, load_at, read_latent, split, PrecisionFlag};
+use super::common::{frames_of, load_at, read_latent, split, DecodingFlags, PrecisionFlag};
 use clap::Args;
 use modejump::density::{Evaluation, Status};
 use modejump::io::trajectory::{self, Frames};
@@ -33,6 +33,8 @@ pub struct Sample {
     #[arg(short, long)]
     output: PathBuf,
     #[command(flatten)]
+    decoding: DecodingFlags,
+    #[command(flatten)]
     precision: PrecisionFlag,
     /// Print the summary as JSON
     #[arg(long)]
@@ -45,7 +47,7 @@ impl Sample {
     }
 
     fn on(&self, ranks: &dyn Ranks) -> Result<()> {
-        let model = load_at(&self.model, &self.precision, self.temperature)?;
+        let model = self.decoding.of(load_at(&self.model, &self.precision, self.temperature)?)?;
         let dimension = model.dimension();
         if self.points_only {
             return self.points(model.as_ref(), ranks);
@@ -68,6 +70,7 @@ impl Sample {
                 (x, log_density, None)
             }
         };
+        self.report_decoding(model.as_ref(), ranks)?;
         if !ranks.is_first() {
             return Ok(());
         }
@@ -90,6 +93,21 @@ impl Sample {
 }
 
 impl Sample {
+    /// How iterations have gone, on standard error.
+    fn report_decoding(&self, model: &dyn Model, ranks: &dyn Ranks) -> Result<()> {
+        let decoded = model.autoregressive().map(|tarflow| tarflow.decoded()).unwrap_or_default();
+        let all = ranks.gather(&[decoded.samples as f64, decoded.passes as f64, decoded.fallbacks as f64])?;
+        let sum = |k: usize| all.chunks_exact(3).map(|of_rank| of_rank[k]).sum::<f64>();
+        let (samples, passes) = (sum(0), sum(1) / sum(0));
+        if samples > 0.0 && ranks.is_first() {
+            let fallbacks = sum(2);
+            eprintln!(
+                "{samples} samples by iteration, {passes:.1} passes each, {fallbacks} of them sequentially after all"
+            );
+        }
+        Ok(())
+    }
+
     fn points(&self, model: &dyn Model, ranks: &dyn Ranks) -> Result<()> {
         let dimension = model.dimension();
         let of_x = dimension_without_auxiliary(model);
@@ -100,6 +118,7 @@ impl Sample {
         let inside = rows.filter(|(_, s)| **s == Status::Inside);
         let x: Vec<f64> = inside.flat_map(|(row, _)| row[..of_x].to_vec()).collect();
         let frames = Frames { dimension: of_x, x: ranks.gather(&x)? };
+        self.report_decoding(model, ranks)?;
         if !ranks.is_first() {
             return Ok(());
         }

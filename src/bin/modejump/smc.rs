@@ -1,6 +1,6 @@
 //! `modejump smc`: annealed sequential Monte Carlo from a generator to an engine's energies.
 
-use super::common::PrecisionFlag;
+use super::common::{DecodingFlags, PrecisionFlag};
 use clap::{Args, ValueEnum};
 use modejump::Result;
 use std::path::PathBuf;
@@ -74,6 +74,8 @@ pub struct Smc {
     #[arg(short, long)]
     output: Option<PathBuf>,
     #[command(flatten)]
+    decoding: DecodingFlags,
+    #[command(flatten)]
     precision: PrecisionFlag,
     /// Print the summary as JSON
     #[arg(long)]
@@ -120,7 +122,7 @@ mod run {
 
         /// Every rank does the same, but for what it computes for all and what only the first prints and writes.
         fn on(&self, ranks: &dyn Ranks) -> Result<()> {
-            let model = load(&self.model, &self.precision)?;
+            let model = self.decoding.of(load(&self.model, &self.precision)?)?;
             let temperature = temperature(self.temperature, model.as_ref())?;
             let model = follow(&model, temperature)?;
             let mut target = target(&self.system, dimension_without_auxiliary(model.as_ref()), temperature)?;
@@ -163,7 +165,8 @@ mod run {
         }
 
         fn settings(&self) -> String {
-            format!("{:?} {} {:?} {} {} {}", self.options(), self.n, self.stages, self.share, self.pilots, self.step)
+            let Smc { n, stages, share, pilots, step, .. } = self;
+            format!("{:?} {n} {stages:?} {share} {pilots} {step} {:?}", self.options(), self.decoding.decoding())
         }
 
         fn saved(&self, identity: &str) -> Result<Option<Annealing>> {

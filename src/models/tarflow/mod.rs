@@ -19,6 +19,7 @@
 //! log q(x) − ln N(c; 0, σ²), the density of (x, c) over a target e^{−u(x)} N(c; 0, σ²). A move gives the current configuration a
 //! fresh c ([`Scope::Noisy`]); weights −u − log q of samples are those of that target.
 
+mod decoding;
 pub mod format;
 mod network;
 mod runner;
@@ -26,6 +27,7 @@ mod runner;
 mod tests;
 pub mod transferable;
 
+pub use decoding::{Decoded, Decoding, Jacobi};
 pub use network::{Recorded, TarNetwork};
 pub use transferable::PeptideConfig;
 
@@ -37,6 +39,7 @@ use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
 use crate::nn::{Real, Tape, Var};
 use crate::rng::Stream;
+use decoding::Counters;
 use rayon::prelude::*;
 use runner::Runner;
 use serde::{Deserialize, Serialize};
@@ -77,10 +80,40 @@ pub struct TarFlowConfig {
 pub struct TarFlow<R: Real> {
     network: TarNetwork,
     parameters: Arc<[R]>,
-    runner: Runner<R>,
+    runner: Arc<Runner<R>>,
     scale: Scale,
+    options: Options,
+    decoded: Counters,
     card: ModelCard,
     hash: String,
+}
+
+/// How a TarFlow is evaluated; no part of its file.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Options {
+    pub decoding: Decoding,
+    pub centroid: Centroid,
+}
+
+/// What log q is made relative to where the centroid c is noise of standard deviation σ.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Centroid {
+    /// Its density N(c; 0, σ²): a perfect model has equal weights.
+    #[default]
+    Gauss3,
+    /// That of r = |c|, of r/σ a χ distribution of three degrees of freedom (Tan et al., proposition 1). It leaves a factor r² in the weights,
+    /// 9/15 of the effective samples of a perfect model. Averages of what does not know of c are right, but what is left is no
+    /// density: a surrogate, which no move accepts.
+    Chi3,
+}
+
+/// What TarFlows of any precision have beyond other models.
+pub trait Autoregressive {
+    /// The same model, evaluated in another way. Errors: options out of range.
+    fn with_options(&self, options: Options) -> Result<Arc<dyn Model>>;
+
+    /// Of samples decoded by iteration.
+    fn decoded(&self) -> Decoded;
 }
 
 /// What is between a network and nm.
@@ -169,7 +202,49 @@ impl<R: Real> TarFlow<R> {
         if scale.centroid.is_some() && !dimension.is_multiple_of(3) {
             return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
         }
-        Ok(TarFlow { network, parameters, runner, scale, card, hash: String::new() })
+        let (runner, options, decoded) = (Arc::new(runner), Options::default(), Counters::default());
+        Ok(TarFlow { network, parameters, runner, scale, options, decoded, card, hash: String::new() })
+    }
+
+    /// The same model, evaluated in another way; the weights are shared.
+    ///
+    /// Errors: options out of range; a centroid that is not noise, to be taken out in another way.
+    pub fn with_options(&self, options: Options) -> Result<TarFlow<R>> {
+        options.decoding.check()?;
+        if options.centroid != Centroid::default() && self.scale.centroid.is_none() {
+            return Err(Error::invalid("the centroid is no noise in this model, so nothing is taken out for it"));
+        }
+        Ok(TarFlow {
+            network: self.network.clone(),
+            parameters: self.parameters.clone(),
+            runner: self.runner.clone(),
+            scale: self.scale,
+            options,
+            decoded: Counters::default(),
+            card: self.card.clone(),
+            hash: self.hash.clone(),
+        })
+    }
+
+    /// Of samples decoded by iteration.
+    pub fn decoded(&self) -> Decoded {
+        self.decoded.read()
+    }
+
+    /// x, ln|∂x/∂z| and log q of one latent point, by iteration and from the likelihood of x; None where x is not within the tolerance.
+    fn decode_together(&self, z: &[f64], how: &Jacobi, x: &mut [f64]) -> Option<(f64, Evaluation)> {
+        let mut passes = 0;
+        let at_rest = self.runner.decode_together(z, x, how, &mut passes);
+        let (mut back, mut log_det) = (vec![0.0; z.len()], [0.0]);
+        let close = at_rest && {
+            self.runner.encode(x, &mut back, &mut log_det);
+            back.iter().zip(z).all(|(back, z)| (back - z).abs() <= how.tolerance)
+        };
+        self.decoded.count(passes, !close);
+        close.then(|| {
+            x.iter_mut().for_each(|x| *x /= self.scale.units_per_nm);
+            (-log_det[0], self.evaluation(x, &back, log_det[0]))
+        })
     }
 
     pub fn network(&self) -> &TarNetwork {
@@ -196,7 +271,7 @@ impl<R: Real> TarFlow<R> {
         let prior = -0.5 * (z.iter().map(|z| z * z).sum::<f64>() + d * LOG_2_PI);
         let mut log_density = prior + log_det + d * self.scale.units_per_nm.ln();
         if let Some(sigma) = self.centroid_nm() {
-            log_density += centroid_term(x, sigma);
+            log_density += self.options.centroid.term(x, sigma).0;
         }
         match x.iter().chain(z).all(|v| v.is_finite()) {
             true => Evaluation::inside(log_density),
@@ -214,12 +289,24 @@ fn no_topology() -> Error {
     Error::invalid("a transferable model has no density without a topology; `modejump convert --topology` gives it one")
 }
 
-/// −ln N(c; 0, σ²) of the centroid, with the N^{3/2} by which the volume of x is that of its centroid and of the centred
-/// configuration.
-fn centroid_term(x: &[f64], sigma: f64) -> f64 {
-    let atoms = (x.len() / 3) as f64;
-    let squared = centroid(x).iter().map(|c| c * c).sum::<f64>();
-    0.5 * squared / (sigma * sigma) + 1.5 * (LOG_2_PI + 2.0 * sigma.ln() + atoms.ln())
+impl Centroid {
+    /// What is added to log q, and k where its gradient by the centroid is k c.
+    ///
+    /// [`Centroid::Gauss3`]: −ln N(c; 0, σ²), with the N^{3/2} by which the volume of x is that of its centroid and of the centred
+    /// configuration. [`Centroid::Chi3`]: −ln (√(2/π) r²/σ³ e^{−r²/2σ²}), as published.
+    fn term(self, x: &[f64], sigma: f64) -> (f64, f64) {
+        let (squared, stiffness) = (centroid(x).iter().map(|c| c * c).sum::<f64>(), 1.0 / (sigma * sigma));
+        match self {
+            Centroid::Gauss3 => {
+                let atoms = (x.len() / 3) as f64;
+                (0.5 * stiffness * squared + 1.5 * (LOG_2_PI + 2.0 * sigma.ln() + atoms.ln()), stiffness)
+            }
+            Centroid::Chi3 => {
+                let constant = 0.5 * (0.5 * std::f64::consts::PI).ln() + 3.0 * sigma.ln();
+                (0.5 * stiffness * squared - squared.ln() + constant, stiffness - 2.0 / squared)
+            }
+        }
+    }
 }
 
 impl<R: Real> Flow for TarFlow<R> {
@@ -231,10 +318,19 @@ impl<R: Real> Flow for TarFlow<R> {
         let d = self.network.dimension();
         let scale = d as f64 * self.scale.units_per_nm.ln();
         // no more together than leaves every thread its part
-        let part = log_det.len().div_ceil(rayon::current_num_threads()).clamp(1, SAMPLES);
+        let part = match self.options.decoding {
+            Decoding::Sequential => log_det.len().div_ceil(rayon::current_num_threads()).clamp(1, SAMPLES),
+            Decoding::Jacobi(_) => 1, // so that a sample does not depend on those beside it
+        };
         let chunks = z.par_chunks(part * d).zip(x.par_chunks_mut(part * d));
         let numbers = log_det.par_chunks_mut(part).zip(log_density.par_chunks_mut(part));
         chunks.zip(numbers).for_each(|((z, x), (log_det, log_density))| {
+            if let Decoding::Jacobi(how) = &self.options.decoding {
+                if let Some((found, evaluation)) = self.decode_together(z, how, x) {
+                    (log_det[0], log_density[0]) = (found - scale, evaluation);
+                    return;
+                }
+            }
             self.runner.decode(z, x, log_det);
             x.iter_mut().for_each(|x| *x /= self.scale.units_per_nm);
             let rows = z.chunks_exact(d).zip(x.chunks_exact(d));
@@ -264,6 +360,16 @@ impl<R: Real> Flow for TarFlow<R> {
     }
 }
 
+impl<R: Real> Autoregressive for TarFlow<R> {
+    fn with_options(&self, options: Options) -> Result<Arc<dyn Model>> {
+        Ok(Arc::new(TarFlow::with_options(self, options)?))
+    }
+
+    fn decoded(&self) -> Decoded {
+        TarFlow::decoded(self)
+    }
+}
+
 /// Sum of each row.
 fn sums<R: Real>(tape: &Tape<R>, var: Var) -> Vec<f64> {
     tape.value(var).chunks_exact(var.columns).map(|row| row.iter().map(|v| v.to_f64()).sum()).collect()
@@ -275,7 +381,10 @@ impl<R: Real> Density for TarFlow<R> {
     }
 
     fn exactness(&self) -> Exactness {
-        Exactness::Exact
+        match self.options.centroid {
+            Centroid::Gauss3 => Exactness::Exact,
+            Centroid::Chi3 => Exactness::Surrogate,
+        }
     }
 
     fn scope(&self) -> Scope {
@@ -322,7 +431,8 @@ impl<R: Real> Density for TarFlow<R> {
                 *evaluation = self.evaluation(x, z, found);
                 if let Some(sigma) = self.centroid_nm() {
                     let (c, atoms) = (centroid(x), (d / 3) as f64);
-                    gradient.iter_mut().enumerate().for_each(|(k, g)| *g += c[k % 3] / (atoms * sigma * sigma));
+                    let slope = self.options.centroid.term(x, sigma).1 / atoms;
+                    gradient.iter_mut().enumerate().for_each(|(k, g)| *g += slope * c[k % 3]);
                 }
                 if !evaluation.is_inside() {
                     gradient.fill(0.0);
@@ -343,6 +453,10 @@ impl<R: Real> Model for TarFlow<R> {
     }
 
     fn flow(&self) -> Option<&dyn Flow> {
+        Some(self)
+    }
+
+    fn autoregressive(&self) -> Option<&dyn Autoregressive> {
         Some(self)
     }
 }

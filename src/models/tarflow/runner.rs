@@ -1,6 +1,7 @@
 //! The network without a tape, its weights laid out for products. From the data to the prior for all tokens at once; from the prior to
 //! the data token after token, with the keys and values of the tokens before kept.
 
+use super::decoding::Jacobi;
 use super::network::{Given, GivenLayer, Modulation, TarNetwork};
 use super::TarFlowConfig;
 use crate::nn::product::{Dense, Packed};
@@ -184,7 +185,7 @@ impl<R: Real> Runner<R> {
                 let x = &x[block.place(i) * d..][..d];
                 token.iter_mut().zip(x).for_each(|(t, &x)| *t = R::from_f64(x));
             }
-            block.tokens(i * c..(i + 1) * c, s, |l, s| self.attend(l, i, s));
+            block.tokens(i * c..(i + 1) * c, s, |l, s| self.attend(l, i..i + 1, s));
             let samples = s.output.chunks_exact(2 * d).zip(x.chunks_exact_mut(tokens * d));
             for ((out, x), log_det) in samples.zip(log_det.iter_mut()) {
                 let (a, shift) = out.split_at(d);
@@ -196,42 +197,106 @@ impl<R: Real> Runner<R> {
         }
     }
 
-    /// Keeps the key and the value of token i and mixes the values of all so far.
-    fn attend(&self, l: usize, i: usize, s: &mut Scratch<R>) {
+    /// Keeps the keys and the values of these tokens, and mixes for each the values of all up to it.
+    fn attend(&self, l: usize, these: Range<usize>, s: &mut Scratch<R>) {
         let TarFlowConfig { tokens, channels: c, heads, .. } = self.config;
-        let (width, samples) = (c / heads, s.y.len() / c);
-        let scale = R::from_f64(1.0 / (width as f64).sqrt());
+        let samples = s.y.len() / (c * these.len());
         let kept = s.kept[l * samples * tokens * 2 * c..].chunks_exact_mut(tokens * 2 * c);
-        let rows = s.qkv.chunks_exact(3 * c).zip(s.mixed.chunks_exact_mut(c));
-        let (seen, scores) = (i + 1, &mut s.scores[..heads * (i + 1)]);
+        let rows = s.qkv.chunks_exact(3 * c * these.len()).zip(s.mixed.chunks_exact_mut(c * these.len()));
         for ((qkv, mixed), kept) in rows.zip(kept) {
-            kept[i * 2 * c..][..2 * c].copy_from_slice(&qkv[c..]);
-            let kept = &kept[..seen * 2 * c];
-            vectorised(|| {
-                for (h, scores) in scores.chunks_exact_mut(seen).enumerate() {
-                    let q = &qkv[h * width..(h + 1) * width];
-                    for (score, kept) in scores.iter_mut().zip(kept.chunks_exact(2 * c)) {
-                        *score = scale * dot(q, &kept[h * width..(h + 1) * width]);
-                    }
-                    let top = scores.iter().fold(scores[0], |top, &w| if w > top { w } else { top });
-                    scores.iter_mut().for_each(|w| *w = *w - top);
-                }
-            });
-            R::exp_slice(scores);
-            vectorised(|| {
-                for (h, scores) in scores.chunks_exact(seen).enumerate() {
-                    let sum = scores.iter().fold(R::default(), |sum, &w| sum + w);
-                    let factor = R::from_f64(1.0) / sum;
-                    let mixed = &mut mixed[h * width..(h + 1) * width];
-                    mixed.fill(R::default());
-                    for (&w, kept) in scores.iter().zip(kept.chunks_exact(2 * c)) {
-                        let (w, value) = (w * factor, &kept[c + h * width..c + (h + 1) * width]);
-                        mixed.iter_mut().zip(value).for_each(|(m, &v)| *m += w * v);
-                    }
-                }
-            });
+            let each = these.clone().zip(qkv.chunks_exact(3 * c).zip(mixed.chunks_exact_mut(c)));
+            for (i, (qkv, mixed)) in each {
+                kept[i * 2 * c..][..2 * c].copy_from_slice(&qkv[c..]);
+                mix(&qkv[..c], &kept[..(i + 1) * 2 * c], mixed, heads, &mut s.scores);
+            }
         }
     }
+
+    /// One sample of `decode`, with the tokens of a segment all at once: u ← v e^a + b until it comes to rest. `passes` counts those
+    /// of all blocks. False where a segment does not come to rest.
+    pub fn decode_together(&self, z: &[f64], x: &mut [f64], how: &Jacobi, passes: &mut usize) -> bool {
+        let TarFlowConfig { tokens, channels, layers, .. } = self.config;
+        let mut at_rest = true;
+        self.with_scratch(1, 2 * layers * tokens * channels, |s| {
+            x.copy_from_slice(z);
+            at_rest = self.blocks.iter().rev().all(|block| self.undo_together(block, s, x, how, passes));
+        });
+        at_rest
+    }
+
+    /// v of a block in `x`, one sample, becomes u.
+    fn undo_together(
+        &self,
+        block: &Block<R>,
+        s: &mut Scratch<R>,
+        x: &mut [f64],
+        how: &Jacobi,
+        passes: &mut usize,
+    ) -> bool {
+        let TarFlowConfig { tokens, token_size: d, channels: c, .. } = self.config;
+        let (v, kept) = (x.to_vec(), s.kept.len());
+        for start in (0..tokens - 1).step_by(how.segment) {
+            let end = (start + how.segment).min(tokens - 1);
+            // every pass makes one more token final: with it its keys and values, which are kept
+            for first in start..end {
+                if first - start == how.passes {
+                    return false;
+                }
+                s.resize(&self.config, end - first, kept);
+                for (i, token) in (first..end).zip(s.token.chunks_exact_mut(d)) {
+                    token.iter_mut().zip(&x[block.place(i) * d..]).for_each(|(t, &x)| *t = R::from_f64(x));
+                }
+                block.tokens(first * c..end * c, s, |l, s| self.attend(l, first..end, s));
+                *passes += 1;
+                let mut at_rest = true;
+                for (i, out) in (first..end).zip(s.output.chunks_exact(2 * d)) {
+                    let (places, (a, shift)) = (block.place(i + 1) * d.., out.split_at(d));
+                    let pairs = x[places.clone()].iter_mut().zip(&v[places]);
+                    for ((x, v), (a, shift)) in pairs.zip(a.iter().zip(shift)) {
+                        let factor = a.to_f64().exp();
+                        let u = v * factor + shift.to_f64();
+                        // how far the block takes x from v; false for what is no number
+                        at_rest &= (u - *x).abs() <= how.residual() * factor;
+                        *x = u;
+                    }
+                }
+                if at_rest {
+                    break;
+                }
+            }
+        }
+        true
+    }
+}
+
+/// What one query makes of the keys and values `[token][2 C]` so far, head by head.
+fn mix<R: Real>(q: &[R], kept: &[R], mixed: &mut [R], heads: usize, scores: &mut [R]) {
+    let c = q.len();
+    let (width, seen) = (c / heads, kept.len() / (2 * c));
+    let (scale, scores) = (R::from_f64(1.0 / (width as f64).sqrt()), &mut scores[..heads * seen]);
+    vectorised(|| {
+        for (h, scores) in scores.chunks_exact_mut(seen).enumerate() {
+            let q = &q[h * width..(h + 1) * width];
+            for (score, kept) in scores.iter_mut().zip(kept.chunks_exact(2 * c)) {
+                *score = scale * dot(q, &kept[h * width..(h + 1) * width]);
+            }
+            let top = scores.iter().fold(scores[0], |top, &w| if w > top { w } else { top });
+            scores.iter_mut().for_each(|w| *w = *w - top);
+        }
+    });
+    R::exp_slice(scores);
+    vectorised(|| {
+        for (h, scores) in scores.chunks_exact(seen).enumerate() {
+            let sum = scores.iter().fold(R::default(), |sum, &w| sum + w);
+            let factor = R::from_f64(1.0) / sum;
+            let mixed = &mut mixed[h * width..(h + 1) * width];
+            mixed.fill(R::default());
+            for (&w, kept) in scores.iter().zip(kept.chunks_exact(2 * c)) {
+                let (w, value) = (w * factor, &kept[c + h * width..c + (h + 1) * width]);
+                mixed.iter_mut().zip(value).for_each(|(m, &v)| *m += w * v);
+            }
+        }
+    });
 }
 
 impl<R: Real> Block<R> {

@@ -78,10 +78,74 @@ fn decoding_inverts_the_network_and_both_agree_on_log_q() {
     }
 }
 
+/// x, ln|∂x/∂z| and log q of latent points.
+fn generated(flow: &TarFlow<f64>, z: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let n = z.len() / flow.dimension();
+    let (mut x, mut log_det) = (vec![0.0; z.len()], vec![0.0; n]);
+    let mut evaluations = vec![Evaluation::outside(Status::NonFinite); n];
+    flow.generate(z, &mut x, &mut log_det, &mut evaluations).unwrap();
+    (x, log_det, evaluations.iter().map(|e| e.log_density).collect())
+}
+
+fn by_iteration(flow: &TarFlow<f64>, how: Jacobi) -> TarFlow<f64> {
+    flow.with_options(Options { decoding: Decoding::Jacobi(how), ..Options::default() }).unwrap()
+}
+
+#[test]
+fn decoding_by_iteration_gives_the_samples_of_decoding_in_turn() {
+    let flows = [small(1, None), small(3, Some(0.5)), transferable(VARIANTS[1], &GLYCINE)];
+    for flow in flows {
+        let (n, d) = (5, flow.dimension());
+        let z = normals(d * n, 1);
+        let (x, log_det, log_q) = generated(&flow, &z);
+        for segment in [1, 3, usize::MAX] {
+            let together = by_iteration(&flow, Jacobi { segment, tolerance: 1e-9, passes: 1000 });
+            let (y, log_det_y, log_q_y) = generated(&together, &z);
+            for (a, b) in y.iter().zip(&x).chain(log_det_y.iter().zip(&log_det)).chain(log_q_y.iter().zip(&log_q)) {
+                assert!((a - b).abs() < 1e-8, "segments of {segment}: {a} {b}");
+            }
+            let Decoded { samples, passes, fallbacks } = together.decoded();
+            let turns = (n * flow.network.blocks.len() * (flow.network.config().tokens - 1)) as u64;
+            assert_eq!((samples, fallbacks), (n as u64, 0));
+            assert!(if segment == 1 { passes == turns } else { passes <= turns }, "{passes} passes, {turns} turns");
+            // to the last bit, the likelihood of x and what it is alone
+            let mut again = vec![Evaluation::inside(0.0); n];
+            together.log_density(&y, &mut again).unwrap();
+            assert!(again.iter().zip(&log_q_y).all(|(a, q)| (a.log_density - q).abs() < 1e-12));
+            let alone = generated(&together, &z[2 * d..3 * d]);
+            assert_eq!((&alone.0[..], alone.2[0]), (&y[2 * d..3 * d], log_q_y[2]));
+        }
+    }
+}
+
+#[test]
+fn what_does_not_come_to_rest_is_decoded_in_turn() {
+    let flow = small(1, None);
+    let z = normals(12 * 4, 1);
+    let expected = generated(&flow, &z);
+    // too few passes, and a tolerance that the rounding of the way back does not meet
+    for how in [
+        Jacobi { passes: 2, tolerance: 1e-12, ..Jacobi::default() },
+        Jacobi { passes: 1000, tolerance: 1e-20, ..Jacobi::default() },
+    ] {
+        let together = by_iteration(&flow, how);
+        assert_eq!(generated(&together, &z), expected);
+        assert_eq!((together.decoded().samples, together.decoded().fallbacks), (4, 4));
+    }
+    for (how, word) in [
+        (Jacobi { segment: 0, ..Jacobi::default() }, "segments of 0"),
+        (Jacobi { passes: 0, ..Jacobi::default() }, "0 passes"),
+        (Jacobi { tolerance: f64::NAN, ..Jacobi::default() }, "tolerance NaN"),
+    ] {
+        let options = Options { decoding: Decoding::Jacobi(how), ..Options::default() };
+        assert!(flow.with_options(options).err().unwrap().to_string().contains(word));
+    }
+}
+
 #[test]
 fn the_gradient_matches_differences() {
-    for centroid in [None, Some(0.5)] {
-        let flow = small(3, centroid);
+    let options = Options { centroid: Centroid::Chi3, ..Options::default() };
+    for flow in [small(3, None), small(3, Some(0.5)), small(3, Some(0.5)).with_options(options).unwrap()] {
         let x: Vec<f64> = normals(24, 2).iter().map(|v| 0.3 * v).collect();
         let (mut evaluations, mut gradient) = ([Evaluation::inside(0.0); 2], vec![0.0; 24]);
         flow.log_density_gradient(&x, &mut evaluations, &mut gradient).unwrap();
@@ -136,6 +200,40 @@ fn a_new_network_is_the_identity_and_noise_of_the_centroid_is_taken_out() {
     for x in [&x, &centred] {
         assert!((log_q(&flow, x) - expected).abs() < 1e-12);
     }
+}
+
+#[test]
+fn a_perfect_model_keeps_all_effective_samples_with_gauss3_and_six_of_ten_with_chi3() {
+    use crate::moves::{Generator, Independence};
+    use crate::weights::{effective_sample_size, log_weights};
+    let flow = small(3, Some(0.5));
+    let identity = flow.network.initial::<f64>(1);
+    let flow = TarFlow::new(identity, config_of(&flow), flow.card.clone(), String::new()).unwrap();
+    let n = 50_000;
+    let streams = |row: usize| Stream::new(8, StreamId::Test, row as u64, 0);
+    // the normal density of std 1/4 nm of the centred coordinates
+    let u = |x: &[f64]| {
+        let mut x = x.to_vec();
+        crate::coordinates::vector::centre(&mut x);
+        8.0 * x.iter().map(|v| v * v).sum::<f64>()
+    };
+    for (centroid, expected, error) in [(Centroid::Gauss3, 1.0, 1e-9), (Centroid::Chi3, 0.6, 0.015)] {
+        let flow = flow.with_options(Options { centroid, ..Options::default() }).unwrap();
+        let (mut x, mut log_q) = (vec![0.0; 12 * n], vec![Evaluation::inside(0.0); n]);
+        flow.sample(&streams, &mut x, &mut log_q).unwrap();
+        let u: Vec<f64> = x.chunks_exact(12).map(u).collect();
+        let ess = effective_sample_size(&log_weights(&u, &log_q).unwrap()).unwrap() / n as f64;
+        assert!((ess - expected).abs() < error, "{centroid:?}: {ess}");
+        let model: Arc<dyn Model> = Arc::new(flow);
+        match (centroid, Generator::of_model(&model, Default::default())) {
+            (Centroid::Gauss3, generator) => drop(Independence::new(generator.unwrap())),
+            (Centroid::Chi3, generator) => {
+                assert!(generator.err().unwrap().to_string().contains("only an exact one may decide"))
+            }
+        }
+    }
+    let without = small(3, None).with_options(Options { centroid: Centroid::Chi3, ..Options::default() });
+    assert!(without.err().unwrap().to_string().contains("no noise"));
 }
 
 /// Glycine alone, with charged ends, and with alanine behind it.

@@ -8,6 +8,7 @@ use modejump::density::Density;
 use modejump::device::{self, Driver};
 use modejump::io::model_file;
 use modejump::models::coupling::CouplingFlow;
+use modejump::models::tarflow::{Decoding, Jacobi, Options};
 use modejump::models::{EnergyFunction, VectorField};
 use modejump::nn::real::Matrix;
 use modejump::nn::Scalar;
@@ -18,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "coupling/sample",
     "coupling/log_density",
     "coupling/train_step",
@@ -32,6 +33,7 @@ const NAMES: [&str; 16] = [
     "invariant_ebm/energy",
     "invariant_ebm/energy_score",
     "tarflow/sample",
+    "tarflow/sample_jacobi",
     "tarflow/log_density",
     "prose/sample",
     "prose/log_density",
@@ -170,9 +172,15 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
             let model = cases::invariant()?;
             measure_energy(name, &model, model.flops(), report)?;
         }
-        "tarflow/sample" | "tarflow/log_density" => {
+        "tarflow/sample" | "tarflow/sample_jacobi" | "tarflow/log_density" => {
             for system in ["Ace-A-Nme", "AAAAAA"] {
-                let flow = cases::tarflow(system)?;
+                let mut flow = cases::tarflow(system)?;
+                if name.ends_with("jacobi") {
+                    flow = flow.with_options(Options {
+                        decoding: Decoding::Jacobi(Jacobi::default()),
+                        ..Options::default()
+                    })?;
+                }
                 for batch in TOKEN_BATCHES {
                     report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flow.flops());
                 }
@@ -206,7 +214,7 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
 fn time_of(name: &str, flow: &dyn Density, batch: usize) -> Result<f64> {
     let mut sampling = Sampling::new(flow, batch);
     sampling.sample()?;
-    match name.ends_with("/sample") {
+    match name.contains("/sample") {
         true => fastest(|| sampling.sample()),
         false => fastest(|| sampling.log_density()),
     }
