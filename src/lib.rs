@@ -20,6 +20,7 @@ pub mod modes;
 pub mod moves;
 pub mod nn;
 pub mod ode;
+pub mod orientation;
 pub mod parallel;
 pub mod rng;
 pub mod target;

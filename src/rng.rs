@@ -47,6 +47,8 @@ pub enum StreamId {
     Relax = 18,
     /// Auxiliary coordinates beside a current configuration.
     Auxiliary = 19,
+    /// Rotations of averages over orientations.
+    Orientation = 20,
 }
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];

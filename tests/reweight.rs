@@ -160,7 +160,7 @@ fn what_is_no_surrogate_is_refused() {
 }
 
 #[test]
-fn weights_of_a_tarflow_as_published_are_marked() {
+fn weights_of_a_tarflow_over_rotations_and_as_published() {
     let folder = folder("tarflow");
     let path = folder.join("tarflow.safetensors");
     tarflow::write(&path);
@@ -179,8 +179,14 @@ fn weights_of_a_tarflow_as_published_are_marked() {
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
         serde_json::from_slice::<Value>(&run.stdout).unwrap()
     };
+    let (plain, one, three) = (of(&[]), of(&["--rotations", "1"]), of(&["--rotations", "3"]));
+    assert_eq!((&plain["log_z"], &plain["likelihood"]), (&one["log_z"], &one["likelihood"]));
+    assert_eq!((&three["rotations"], &three["likelihood"]), (&Value::from(3), &Value::from("exact")));
+    assert!(number(&three, "log_z") != number(&plain, "log_z"));
     let published = of(&["--centroid", "chi3"]);
     assert!(published["likelihood"] == "surrogate" && published.get("log_z").is_none(), "{published}");
+    let refused = reweight(&["-n", "10", "--rotations", "2"]).unwrap_err();
+    assert!(refused.contains("orientation of a molecule"), "{refused}");
     let refused = reweight(&["-n", "10", "--centroid", "chi3"]).unwrap_err();
     assert!(refused.contains("for TarFlows"), "{refused}");
     std::fs::remove_dir_all(folder).unwrap();

@@ -6,11 +6,13 @@ use super::{Fate, State, Statistics};
 use crate::annealing::Space;
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::frame::Frame;
+use crate::coordinates::superpose::random_rotation;
 use crate::coordinates::vector::{centre, shift, Vec3};
 use crate::coordinates::{Between, Coordinates, CoordinatesConfig, InternalCoordinates};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
 use crate::models::Model;
+use crate::orientation;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use crate::trust::Trust;
@@ -46,6 +48,8 @@ pub struct Generator {
     /// How far the screen is believed.
     trust: Trust,
     options: Options,
+    /// Over how many rotations weights are averaged; 0: they are not.
+    rotations: usize,
     whole: Wholeness,
     /// Bonds, angles and torsions of a model that has them.
     internal: Option<InternalCoordinates>,
@@ -108,6 +112,7 @@ impl Generator {
         let nowhere = Evaluation::outside(Status::NonFinite);
         Ok(Generator {
             options,
+            rotations: 0,
             screen: None,
             trust: Trust::default(),
             whole,
@@ -176,6 +181,19 @@ impl Generator {
         }
         (self.screen, self.trust) = (Some(screen), trust);
         self.blocks.draw_points_only();
+        Ok(())
+    }
+
+    /// Averages every density over this many orientations ([`crate::orientation`]), and gives proposals an orientation of their own.
+    ///
+    /// Why that is exact: the current configuration gets K fresh rotations, which leaves e^{−u} dR₁ … dR_K invariant; an independence
+    /// move of (x, R) has the weights e^{−u}/q̄; and a fresh orientation of the new configuration leaves e^{−u} invariant. The target must
+    /// not know of directions.
+    ///
+    /// Errors: a density that does not describe the orientation, no rotations or too many.
+    pub(super) fn average_rotations(&mut self, rotations: usize) -> Result<()> {
+        orientation::check(self.density.as_ref(), rotations)?;
+        self.rotations = rotations;
         Ok(())
     }
 
@@ -376,6 +394,16 @@ impl Generator {
         }
         let mut evaluation = [self.current_evaluation];
         match &self.screen {
+            None if self.rotations > 0 => {
+                if state.box_vectors.is_some() {
+                    return Err(Error::Unsupported(
+                        "an average over rotations in a periodic box, which has directions".into(),
+                    ));
+                }
+                let streams = |_: usize| orientations(self.options.seed, state.step, state.replica, 0);
+                evaluation[0] =
+                    orientation::averaged(self.density.as_ref(), &self.current, None, self.rotations, streams)?[0];
+            }
             None => self.density.log_density(&self.current, &mut evaluation)?,
             Some(screen) => {
                 let x = &mut self.packed[..self.current.len()];
@@ -418,12 +446,24 @@ impl Generator {
         let (x, evaluations) = self.blocks.of(step, replica)?;
         self.placed.copy_from_slice(x);
         self.evaluations.copy_from_slice(evaluations);
+        let turning = |row: usize| orientations(self.options.seed, step, replica, 1 + row as u32);
+        if self.rotations > 0 {
+            let drawn = Some(self.evaluations.as_slice());
+            self.evaluations =
+                orientation::averaged(self.density.as_ref(), &self.placed, drawn, self.rotations, |row| {
+                    turning(2 * row)
+                })?;
+        }
         let frame = match self.density.scope() {
             Scope::Full => return Ok(()),
             Scope::Shape { frame } => frame,
             Scope::Centred | Scope::Noisy { .. } => {
-                for (x, drawn) in self.placed.chunks_exact_mut(d).zip(&mut self.drawn_centroids) {
+                let rows = self.placed.chunks_exact_mut(d).zip(&mut self.drawn_centroids);
+                for (row, (x, drawn)) in rows.enumerate() {
                     *drawn = centre(x);
+                    if self.rotations > 0 {
+                        random_rotation(x, &mut turning(2 * row + 1));
+                    }
                     shift(x, self.centroid);
                 }
                 return Ok(());
@@ -509,6 +549,12 @@ impl Generator {
         }
         Ok(())
     }
+}
+
+/// Rotations of an attempt: of the current configuration (0), and of its proposals.
+fn orientations(seed: u64, step: u64, replica: u32, which: u32) -> Stream {
+    // no use takes as many numbers as are between two
+    Stream::new(seed, StreamId::Orientation, step, replica).at(which << 18)
 }
 
 /// Centres what is a molecule rather than abstract coordinates.

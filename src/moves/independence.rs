@@ -23,6 +23,16 @@ impl Independence {
         Independence { generator, statistics: Statistics::default() }
     }
 
+    /// The same move with densities averaged over K orientations ([`crate::orientation`]): exact for targets that do not know of directions,
+    /// with less variable weights, for K likelihoods of the current configuration and K − 1 of each proposal. A new configuration has
+    /// a random orientation. In a periodic box an attempt fails.
+    ///
+    /// Errors: a density that does not describe the orientation of a molecule, no rotations or too many.
+    pub fn over_rotations(mut generator: Generator, rotations: usize) -> Result<Independence> {
+        generator.average_rotations(rotations)?;
+        Ok(Independence::new(generator))
+    }
+
     /// The same move with log q_s of a surrogate in place of log q: **biased**, for those who ask for it by this name.
     ///
     /// Proposals come from q and are weighed by w_s = e^{−u}/q_s, so for x ≠ x′ the flux μ(x) q(x′) min(1, w_s(x′)/w_s(x)) is

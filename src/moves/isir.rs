@@ -24,6 +24,12 @@ impl Isir {
         Isir { generator, statistics: Statistics::default() }
     }
 
+    /// The same move with densities averaged over orientations, as [`super::Independence::over_rotations`] has them.
+    pub fn over_rotations(mut generator: Generator, rotations: usize) -> Result<Isir> {
+        generator.average_rotations(rotations)?;
+        Ok(Isir::new(generator))
+    }
+
     /// The chosen proposal, if any, by one uniform number: the interval (0, 1) holds first the current state's share.
     fn choose(&self, uniform: f64) -> Option<usize> {
         let generator = &self.generator;

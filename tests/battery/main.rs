@@ -18,6 +18,7 @@ mod molecule;
 mod moves;
 mod refusals;
 mod restart;
+mod rotations;
 mod statistics;
 mod steered;
 mod surrogate;

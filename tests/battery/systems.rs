@@ -407,6 +407,29 @@ impl Analytic for NoisyTrimer {
     }
 }
 
+/// A target of three atoms that does not know of directions: normal about a centroid that is normal.
+pub struct Cloud {
+    pub width: f64,
+}
+
+impl Analytic for Cloud {
+    fn dimension(&self) -> usize {
+        9
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        let mut y = x.to_vec();
+        let c = centre(&mut y);
+        let log_normal = |t: &f64, s: f64| -0.5 * ((t / s).powi(2) + LOG_2_PI) - s.ln();
+        let shape = y.iter().map(|y| log_normal(y, self.width)).sum::<f64>() + 3.0 * (self.width.ln() + 0.5 * LOG_2_PI);
+        evaluation(shape + c.iter().map(|c| log_normal(c, Trimer::TRAP)).sum::<f64>() - 1.5 * 3f64.ln())
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        x.iter_mut().for_each(|x| *x = self.width * stream.normal());
+        centre(x);
+        shift(x, std::array::from_fn(|_| Trimer::TRAP * stream.normal()));
+    }
+}
+
 /// A vector field sin(2x)/2 in every coordinate: not even invariant under translation.
 pub struct Waves(pub usize);
 

@@ -61,6 +61,10 @@ pub struct Md {
     /// ps
     #[arg(long, default_value_t = 0.001, requires = "driven")]
     relaxation_step: f64,
+    /// Average the model's density over so many orientations: less variable weights for as many likelihoods, exact where the energies
+    /// do not know of directions (no periodic box). For TarFlows
+    #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "solute"])]
+    rotations: Option<usize>,
     /// Steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
     steps: u64,
@@ -214,6 +218,9 @@ mod run {
                 if let Some(widths) = self.latent_walk.clone() {
                     let options = LatentWalkOptions { widths, leapfrog: self.leapfrog, ..LatentWalkOptions::default() };
                     return Ok(Acceptance::LatentWalk(options));
+                }
+                if let Some(rotations) = self.rotations {
+                    return Ok(Acceptance::Turned(rotations));
                 }
                 return Ok(self.anneal.map_or(Acceptance::Exact, |stages| Acceptance::Annealed(path(stages))));
             };

@@ -22,6 +22,8 @@ pub enum Acceptance {
     Screened(Arc<dyn Model>),
     /// The generator's own at the start of a path to the target that each proposal takes: [`Annealed`].
     Annealed(Path),
+    /// The generator's own, averaged over so many orientations: [`Independence::over_rotations`]. More proposals than one: i-SIR.
+    Turned(usize),
     /// No proposals of the generator, but steps in its latent space: [`LatentWalk`]. Its seed is that of the move's
     /// options.
     LatentWalk(LatentWalkOptions),
@@ -56,6 +58,10 @@ impl Acceptance {
             Acceptance::Screened(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
             Acceptance::Annealed(path) => Box::new(Annealed::new(generator, path)?),
             Acceptance::Driven(steps) => Box::new(Driven::new(generator, steps)?),
+            Acceptance::Turned(rotations) if options.n_proposals == 1 => {
+                Box::new(Independence::over_rotations(generator, rotations)?)
+            }
+            Acceptance::Turned(rotations) => Box::new(Isir::over_rotations(generator, rotations)?),
             Acceptance::Surrogate(surrogate) => Box::new(Independence::by_surrogate(generator, surrogate)?),
             _ => Box::new(Isir::new(generator)),
         })

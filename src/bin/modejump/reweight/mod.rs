@@ -9,7 +9,9 @@ use modejump::density::{Evaluation, Exactness};
 use modejump::histogram::on_arc;
 use modejump::models::tarflow::{Centroid, Options};
 use modejump::models::{follow, Model};
+use modejump::orientation;
 use modejump::parallel::{self, Ranks};
+use modejump::rng::{Stream, StreamId};
 use modejump::weights::{self, Rule};
 use modejump::{free_energy, Error, Result};
 use serde_json::{json, Value};
@@ -43,6 +45,10 @@ pub struct Reweight {
     /// fitted to the samples whose own density is computed
     #[arg(long, requires = "surrogate")]
     calibrate: Option<PathBuf>,
+    /// Average the generator's density over so many orientations: less variable weights for as many likelihoods, exact where the
+    /// energies do not know of directions. For TarFlows
+    #[arg(long, conflicts_with = "surrogate")]
+    rotations: Option<usize>,
     /// What a TarFlow's weights are divided by for the noise of the centroid
     #[arg(long, value_enum, default_value_t = CentroidRule::Gauss3)]
     centroid: CentroidRule,
@@ -118,7 +124,18 @@ impl Reweight {
     }
 
     fn alone(&self, model: &dyn Model, temperature: f64, ranks: &dyn Ranks, summary: &mut Value) -> Result<Vec<Value>> {
-        let (x, log_q) = ranks.sample(model, self.n, self.seed)?;
+        let (x, mut log_q) = ranks.sample(model, self.n, self.seed)?;
+        if let Some(rotations) = self.rotations {
+            orientation::check(model, rotations)?;
+            log_q = ranks.evaluations(self.n, |rows, own| {
+                let d = model.dimension();
+                let streams = |row| Stream::new(self.seed, StreamId::Orientation, (rows.start + row) as u64, 0);
+                let (x, drawn) = (&x[rows.start * d..rows.end * d], &log_q[rows.clone()]);
+                own.copy_from_slice(&orientation::averaged(model, x, Some(drawn), rotations, streams)?);
+                Ok(())
+            })?;
+            extend(summary, json!({ "rotations": rotations }));
+        }
         let samples = self.look_at(&x, model, temperature, ranks)?;
         if !ranks.is_first() {
             return Ok(Vec::new());

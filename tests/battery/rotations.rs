@@ -1,0 +1,125 @@
+//! Densities averaged over orientations: moves that use them leave the target invariant, with more acceptances, and the mistake that lies
+//! near is caught.
+
+use crate::guards::{one_shot, Correct, Experiment, Verdict};
+use crate::moves::{generator, systems};
+use crate::systems::*;
+use modejump::density::{Density, Evaluation, Exactness, Scope};
+use modejump::error::Result;
+use modejump::moves::{Independence, Isir, Move, State};
+use modejump::rng::{Stream, StreamId};
+use modejump::target::Target;
+use std::sync::Arc;
+
+const STARTS: usize = 40_000;
+
+fn target() -> Arc<dyn Density> {
+    Arc::new(Exact(Cloud { width: 0.3 }))
+}
+
+/// Its samples stand in one orientation.
+fn of_one_orientation() -> Arc<dyn Density> {
+    Arc::new(Exact(NoisyTrimer { width: 0.35 }))
+}
+
+/// Distances and where the first atom is, in space and from the second.
+fn observables(x: &[f64]) -> Vec<f64> {
+    let squared = |i: usize, j: usize| (0..3).map(|k| (x[3 * i + k] - x[3 * j + k]).powi(2)).sum::<f64>();
+    vec![squared(0, 1), squared(1, 2) - squared(0, 2), x[0] - x[3], x[4] - x[1], x[0] + x[3] + x[6]]
+}
+
+fn invariance(kernel: &dyn Fn() -> Box<dyn Move>) -> Verdict {
+    one_shot(&Experiment { kernel, target: target(), local: 0.1, observables }, &mut Correct, STARTS)
+}
+
+#[test]
+fn averages_over_rotations_leave_the_target_invariant() {
+    let q = of_one_orientation();
+    for rotations in [1, 4] {
+        let verdict = invariance(&|| Box::new(Independence::over_rotations(generator(&q, 1, 16), rotations).unwrap()));
+        verdict.unwrap_or_else(|found| panic!("independence, {rotations} rotations: {found}"));
+    }
+    let verdict = invariance(&|| Box::new(Isir::over_rotations(generator(&q, 2, 8), 3).unwrap()));
+    verdict.unwrap_or_else(|found| panic!("i-SIR: {found}"));
+}
+
+#[test]
+fn more_rotations_accept_more() {
+    let acceptance = |rotations: usize| {
+        let mut kernel = Independence::over_rotations(generator(&of_one_orientation(), 1, 16), rotations).unwrap();
+        let mut target = NegativeLog::new(target(), 0.0);
+        let mut x = vec![0.1, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 0.3];
+        for step in 0..4000 {
+            let reduced_potential = target.u(&x);
+            let mut state = State { x: &mut x, box_vectors: None, reduced_potential, step, replica: 0 };
+            kernel.attempt(&mut target, &mut state).unwrap();
+        }
+        kernel.statistics().acceptance()
+    };
+    let [one, four, sixteen] = [1, 4, 16].map(acceptance);
+    assert!(one + 0.02 < four && four + 0.005 < sixteen, "{one} {four} {sixteen}");
+}
+
+/// A proposal that is not one of its own copies: its density is then that of K orientations which were never drawn.
+struct AllTurned(Arc<dyn Density>);
+
+impl Density for AllTurned {
+    fn dimension(&self) -> usize {
+        self.0.dimension()
+    }
+    fn exactness(&self) -> Exactness {
+        Exactness::Exact
+    }
+    fn scope(&self) -> Scope {
+        self.0.scope()
+    }
+    fn sample(&self, streams: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
+        self.0.sample(streams, x, e)?;
+        let mut turned = x.to_vec();
+        for (row, x) in turned.chunks_exact_mut(self.dimension()).enumerate() {
+            let seed = streams(row).u64();
+            modejump::coordinates::superpose::random_rotation(x, &mut Stream::new(seed, StreamId::Test, 0, 0));
+        }
+        self.0.log_density(&turned, e)
+    }
+    fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
+        self.0.log_density(x, e)
+    }
+    fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
+        unreachable!("no gradient is asked for here")
+    }
+}
+
+#[test]
+fn a_proposal_that_is_none_of_its_copies_is_caught() {
+    let faulty: Arc<dyn Density> = Arc::new(AllTurned(of_one_orientation()));
+    for rotations in [1, 4] {
+        let verdict =
+            invariance(&|| Box::new(Independence::over_rotations(generator(&faulty, 1, 16), rotations).unwrap()));
+        assert!(verdict.is_err(), "{rotations} rotations");
+    }
+}
+
+#[test]
+fn what_has_no_orientation_to_turn_is_refused() {
+    for system in systems() {
+        let has = matches!(system.generator.scope(), Scope::Centred | Scope::Noisy { .. });
+        let made = Independence::over_rotations(generator(&system.generator, 1, 4), 2);
+        assert_eq!(made.is_ok(), has, "{}", system.name);
+        if let Err(error) = made {
+            assert!(error.to_string().contains("orientation of a molecule"), "{error}");
+        }
+    }
+    let q = of_one_orientation();
+    let refused = Isir::over_rotations(generator(&q, 1, 4), 0).err().unwrap().to_string();
+    assert!(refused.contains("0 rotations"), "{refused}");
+    let mut kernel = Independence::over_rotations(generator(&q, 1, 4), 2).unwrap();
+    let mut target = NegativeLog::new(target(), 0.0);
+    let mut x = vec![0.0; 9];
+    let box_vectors = Some([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]]);
+    let mut u = [0.0];
+    target.reduced_potential(&x, &mut u).unwrap();
+    let mut state = State { x: &mut x, box_vectors, reduced_potential: u[0], step: 0, replica: 0 };
+    let refused = kernel.attempt(&mut target, &mut state).err().unwrap().to_string();
+    assert!(refused.contains("periodic box"), "{refused}");
+}
