@@ -381,3 +381,63 @@ fn a_transferable_flow_is_trained_on_several_peptides() {
     assert!(!success && text.contains("residue ACE1") && text.contains("topology.pdb"), "{text}");
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+/// Frames without weight are not learned: the scale of a new model is that of the others. Weights are those of the file, or those of a
+/// density and the energies.
+#[test]
+fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
+    let folder = std::env::temp_dir().join(format!("modejump-train-resample-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let settings = folder.join("train.json");
+    let sizes = r#""channels": 8, "blocks": 2, "layers": 1, "head_size": 8, "expansion": 1"#;
+    let config = format!(r#"{{"tarflow": {{{sizes}, "train": {{"steps": 2, "batch": 8}}}}}}"#);
+    std::fs::write(&settings, config).unwrap();
+    let (_, x0) = Topology::from_pdb(Path::new(TOPOLOGY)).unwrap();
+    let frame = |scale: f64| x0.iter().map(move |x| scale * x);
+    let x: Vec<f64> = (0..40).flat_map(|i| frame(if i % 4 == 0 { 1.5 } else { 1.0 })).collect();
+    let write = |name: &str, weights: &str, log_weight: Vec<f64>| {
+        let frames = ("x".to_string(), (vec![40, x0.len() / 3, 3], Data::F64(x.clone())));
+        let tensors = BTreeMap::from([frames, (weights.to_string(), (vec![log_weight.len()], Data::F64(log_weight)))]);
+        std::fs::write(folder.join(name), write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+    };
+    let train = |frames: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.args(["train", "--model", "tarflow", "--topology", TOPOLOGY, "--frames"]).arg(folder.join(frames));
+        command.arg("--config").arg(&settings).arg("-o").arg(folder.join("model.safetensors")).args(more);
+        let done = command.output().unwrap();
+        (done.status.success(), String::from_utf8(done.stderr).unwrap())
+    };
+    let units_per_nm = || match &modejump::models::load(folder.join("model.safetensors")).unwrap().card().model {
+        modejump::models::ModelConfig::Tarflow(config) => config.units_per_nm,
+        other => panic!("{}", other.kind()),
+    };
+    let weight = |i: usize| if i % 4 == 0 { 3.0 } else { f64::NEG_INFINITY };
+    write("weighted.safetensors", "log_weight", (0..40).map(weight).collect());
+    let (success, text) = train("weighted.safetensors", &["--resample"]);
+    assert!(success && text.contains("10 of 40 frames resampled, ESS 10"), "{text}");
+    let large = units_per_nm();
+    write(
+        "equal.safetensors",
+        "log_weight",
+        (0..40).map(|i| if i % 4 == 0 { f64::NEG_INFINITY } else { 3.0 }).collect(),
+    );
+    assert!(train("equal.safetensors", &["--resample", "truncated"]).0);
+    assert!((units_per_nm() / large - 1.5).abs() < 1e-9, "{} and {large}", units_per_nm());
+    write("short.safetensors", "log_weight", vec![0.0; 39]);
+    assert!(train("short.safetensors", &["--resample"]).1.contains("`log_weight` has 39 numbers for 40 frames"));
+    write("none.safetensors", "log_weight", vec![f64::NEG_INFINITY; 40]);
+    assert!(train("none.safetensors", &["--resample"]).1.contains("all 40 weights are zero"));
+    write("plain.safetensors", "reduced_potential", vec![0.0; 40]);
+    assert!(train("plain.safetensors", &["--resample"]).1.contains("neither `log_weight`"));
+    write("density.safetensors", "log_density", vec![0.0; 40]);
+    assert!(train("density.safetensors", &["--resample"]).1.contains("give --system"));
+    #[cfg(feature = "openmm")]
+    {
+        let system = concat!(env!("CARGO_MANIFEST_DIR"), "/models/ala2/system.xml");
+        let (success, text) = train("density.safetensors", &["--resample", "--system", system]);
+        // a molecule half as long again has no weight beside one as it is
+        assert!(success && text.contains("30 of 40 frames resampled, ESS 30"), "{text}");
+        assert!((units_per_nm() / large - 1.5).abs() < 1e-9);
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}

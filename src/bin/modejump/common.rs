@@ -63,6 +63,9 @@ enum Type {
     F64,
 }
 
+/// Share of the samples whose weights published evaluations delete.
+pub const CLIPPED_SHARE: f64 = 0.002;
+
 #[derive(Args)]
 pub struct DecodingFlags {
     /// How a TarFlow finds its samples; log q is exact in any case
@@ -123,12 +126,12 @@ pub struct RuleFlag {
     #[arg(long, value_enum, default_value_t = Weights::Raw)]
     weights: Weights,
     /// Share of the samples that `--weights quantile-clipped` deletes
-    #[arg(long, default_value_t = 0.002)]
+    #[arg(long, default_value_t = CLIPPED_SHARE)]
     clipped_share: f64,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Weights {
+pub enum Weights {
     /// Nothing
     Raw,
     /// At most sqrt(n) times their mean: no sample is deleted, less variance, a bias that vanishes as n grows
@@ -141,13 +144,46 @@ enum Weights {
 
 impl RuleFlag {
     pub fn rule(&self) -> Rule {
-        match self.weights {
+        self.weights.rule(self.clipped_share)
+    }
+}
+
+impl Weights {
+    /// `clipped_share` is of the samples that quantile clipping deletes.
+    pub fn rule(self, clipped_share: f64) -> Rule {
+        match self {
             Weights::Raw => Rule::Raw,
             Weights::Truncated => Rule::Truncated,
             Weights::Smoothed => Rule::Smoothed,
-            Weights::QuantileClipped => Rule::QuantileClipped { share: self.clipped_share },
+            Weights::QuantileClipped => Rule::QuantileClipped { share: clipped_share },
         }
     }
+}
+
+/// The array of this name with a number for each of the n frames of a safetensors file, if the file has one.
+///
+/// Errors: another length.
+pub fn array(path: &Path, name: &str, n: usize) -> Result<Option<Vec<f64>>> {
+    if path.extension().is_none_or(|e| e != "safetensors") {
+        return Ok(None);
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let (mut tensors, _) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
+    match tensors.remove(name).map(|tensor| tensor.data) {
+        Some(data) if data.len() != n => {
+            Err(Error::file(path, format!("`{name}` has {} numbers for {n} frames", data.len())))
+        }
+        data => Ok(data),
+    }
+}
+
+/// log w = −u − log q; no weight where either is not finite.
+pub fn importance(u: &[f64], log_q: &[f64]) -> Vec<f64> {
+    let weight = |(u, q): (&f64, &f64)| match -u - q {
+        w if w.is_finite() => w,
+        _ => f64::NEG_INFINITY,
+    };
+    u.iter().zip(log_q).map(weight).collect()
 }
 
 pub fn load(path: &Path, precision: &PrecisionFlag) -> Result<Arc<dyn Model>> {

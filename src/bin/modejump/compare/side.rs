@@ -1,15 +1,14 @@
 //! One of the two samples: its frames, energies and weights, and what is observed of them.
 
 use super::Compare;
+use crate::common::{array, importance};
 use modejump::coordinates::vector::{atom, norm, sub};
 use modejump::coordinates::Topology;
-use modejump::io::model_file::{read_tensors, Tensor};
 use modejump::io::trajectory;
 use modejump::metrics::Cloud;
 use modejump::metrics::{torsions, Features};
 use modejump::tica::Tica;
 use modejump::{weights, Error, Result};
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
@@ -42,12 +41,7 @@ impl Side {
         }
         same_order(path, topology)?;
         bonded(path, topology, &x)?;
-        let mut arrays = arrays(path)?;
-        let mut array = |name: &str| match arrays.remove(name) {
-            Some(array) if array.data.len() == n => Ok(Some(array.data)),
-            Some(array) => Err(Error::file(path, format!("`{name}` has {} numbers for {n} frames", array.data.len()))),
-            None => Ok(None),
-        };
+        let array = |name: &str| array(path, name, n);
         let (given, of_weights, log_q) = (array("reduced_potential")?, array("log_weight")?, array("log_density")?);
         let u = compare.energies(&x, topology)?.or(given);
         let raw = match (compare.reweight, log_q, &u) {
@@ -63,24 +57,6 @@ impl Side {
         };
         Ok(Side { name: path.display().to_string(), x, n, u, raw, log_weight })
     }
-}
-
-/// log w = −u − log q; no weight where either is not finite.
-fn importance(u: &[f64], log_q: &[f64]) -> Vec<f64> {
-    let weight = |(u, q): (&f64, &f64)| match -u - q {
-        w if w.is_finite() => w,
-        _ => f64::NEG_INFINITY,
-    };
-    u.iter().zip(log_q).map(weight).collect()
-}
-
-/// What a safetensors file holds beside its frames.
-fn arrays(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-    if path.extension().is_none_or(|e| e != "safetensors") {
-        return Ok(BTreeMap::new());
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    Ok(read_tensors(&path.display().to_string(), &bytes)?.0)
 }
 
 /// A PDB file names its atoms: they must be those of the topology, in its order.

@@ -4,10 +4,11 @@ mod energy;
 mod field;
 mod modes;
 mod regression;
+mod resample;
 mod tarflow;
 mod transferable;
 
-use crate::common::{describe_training, interrupted, watch_signals, CHECKPOINT_INTERVAL};
+use crate::common::{describe_training, interrupted, watch_signals, Weights, CHECKPOINT_INTERVAL, CLIPPED_SHARE};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
@@ -69,6 +70,11 @@ pub struct Train {
     /// Training frames, one or more files: pdb, gro, dcd, xtc, trr, npy, or safetensors with `x` [frame][atom][3] in nm
     #[arg(long, num_args = 1..)]
     frames: Vec<PathBuf>,
+    /// Draw as many frames of each file of --frames anew in proportion to their weights, for a model that learns the target from samples
+    /// of its own: `log_weight` of the file, as `smc` writes it, else exp(-u)/q of its `log_density`, as `sample` writes it, and
+    /// --system. What is done to the weights before
+    #[arg(long, value_enum, requires = "frames", num_args = 0..=1, default_missing_value = "raw")]
+    resample: Option<Weights>,
     /// Temperature, K
     #[arg(long, default_value_t = 300.0)]
     temperature: f64,
@@ -132,7 +138,10 @@ impl Train {
             return Err(Error::invalid("--map-from trains coupling flows: leave --model out"));
         }
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
-        let frames = self.frames(&config, &x0)?;
+        let frames = match self.resample {
+            Some(weights) => self.resampled(weights.rule(CLIPPED_SHARE), x0.len())?,
+            None => self.frames(&config, &x0)?,
+        };
         if self.modes.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid(format!("--modes trains coupling flows, not {}", self.model.name())));
         }
@@ -222,9 +231,9 @@ impl Train {
         Map::new(from, frames, &u, held_out)
     }
 
-    /// log q of the n frames, from their files; NaN where it is not known.
+    /// log q of the n frames, from their files; NaN where it is not known: frames drawn anew have another.
     fn log_densities(&self, n: usize) -> Result<Vec<f64>> {
-        match self.frames.is_empty() {
+        match self.frames.is_empty() || self.resample.is_some() {
             true => Ok(vec![f64::NAN; n]),
             false => Ok(self.frames.iter().map(|path| read_log_densities(path)).collect::<Result<Vec<_>>>()?.concat()),
         }

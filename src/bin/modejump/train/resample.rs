@@ -1,0 +1,57 @@
+//! Frames drawn anew by their weights, for models that learn the target from samples of their own: self-refinement (Tan et al. 2025,
+//! "Amortized Sampling with Transferable Normalizing Flows").
+
+use super::{read_frames, Train};
+use crate::common::{array, importance};
+use modejump::rng::{Stream, StreamId};
+use modejump::weights::{self, Resampling, Rule};
+use modejump::{Error, Result};
+use std::path::Path;
+
+impl Train {
+    /// As many frames of each file as it has, in proportion to their weights by a rule.
+    ///
+    /// Errors: no --frames; files without weights, or with none above zero.
+    pub(super) fn resampled(&self, rule: Rule, dimension: usize) -> Result<Vec<f64>> {
+        if self.frames.is_empty() {
+            return Err(Error::invalid(
+                "--resample draws from --frames: give weighted samples, such as those of `smc -o`",
+            ));
+        }
+        let mut frames = Vec::new();
+        for (number, path) in self.frames.iter().enumerate() {
+            let x = read_frames(std::slice::from_ref(path), dimension)?;
+            let n = x.len() / dimension;
+            let named = |e: Error| Error::file(path, e.to_string());
+            let log_weights = self.log_weights(path, &x, n)?;
+            let (ruled, _) = rule.apply(&log_weights).map_err(named)?;
+            let mut stream = Stream::new(1, StreamId::Resample, number as u64, 0);
+            let mut drawn = weights::resample(&ruled, n, Resampling::Systematic, &mut stream).map_err(named)?;
+            drawn.iter().for_each(|&row| frames.extend_from_slice(&x[row * dimension..][..dimension]));
+            let ess = weights::effective_sample_size(&log_weights).map_err(named)?;
+            drawn.dedup();
+            let path = path.display();
+            eprintln!("{path}: {} of {n} frames resampled, ESS {ess:.0} of the raw weights", drawn.len());
+        }
+        Ok(frames)
+    }
+
+    /// `log_weight` of a file, or that of `log_density` with the energies of --system.
+    fn log_weights(&self, path: &Path, x: &[f64], n: usize) -> Result<Vec<f64>> {
+        if let Some(given) = array(path, "log_weight", n)? {
+            return Ok(given);
+        }
+        let Some(log_q) = array(path, "log_density", n)? else {
+            return Err(Error::file(
+                path,
+                "neither `log_weight`, as `modejump smc` writes it, nor `log_density`, as `modejump sample` does: leave --resample out",
+            ));
+        };
+        let mut target = self
+            .target()?
+            .ok_or_else(|| Error::file(path, "the weights exp(-u)/q need energies: give --system and --temperature"))?;
+        let mut u = vec![0.0; n];
+        target.reduced_potential(x, &mut u)?;
+        Ok(importance(&u, &log_q))
+    }
+}
