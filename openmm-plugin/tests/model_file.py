@@ -1,14 +1,22 @@
-"""Writes small model files without training: generators made of fixed layers only."""
+"""Writes small model files without training."""
 
 import json
 import struct
 
+import numpy as np
+
 
 def write_model(path, coordinates, layers, uniform, *, topology=None, temperature=300.0, steering=None):
-    """A safetensors file without tensors; the description says all. Returns the path as a string."""
+    """A coupling flow of fixed layers only, without tensors; the description says all. Returns the path as a string."""
+    model = {"kind": "coupling", "config": {"uniform": uniform, "layers": layers}}
+    return write_file(path, model, coordinates, {}, topology=topology, temperature=temperature, steering=steering)
+
+
+def write_file(path, model, coordinates, tensors, *, topology=None, temperature=300.0, steering=None):
+    """A safetensors file with arrays `tensors` by their names, in f64. Returns the path as a string."""
     card = {
         "format": 1,
-        "model": {"kind": "coupling", "config": {"uniform": uniform, "layers": layers}},
+        "model": model,
         "coordinates": coordinates,
         "exactness": "exact",
         "temperature": temperature,
@@ -17,9 +25,14 @@ def write_model(path, coordinates, layers, uniform, *, topology=None, temperatur
     }
     if steering is not None:
         card["steering"] = steering
-    header = json.dumps({"__metadata__": {"modejump": json.dumps(card)}}).encode()
+    entries, data = {"__metadata__": {"modejump": json.dumps(card)}}, b""
+    for name, array in tensors.items():
+        bytes_ = np.asarray(array, dtype="<f8").tobytes()
+        entries[name] = {"dtype": "F64", "shape": np.shape(array), "data_offsets": [len(data), len(data) + len(bytes_)]}
+        data += bytes_
+    header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
-    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
     return str(path)
 
 
