@@ -24,6 +24,8 @@ fn models_of_alanine_dipeptide_evaluate_its_topology() {
         let mirror: Vec<f64> = x.iter().map(|v| -v).collect();
         model.log_density(&mirror, &mut log_q).unwrap();
         assert!(!log_q[0].is_inside(), "{name}: D-alanine has density {log_q:?}");
+        let refused = models::load_with(folder().join(name), models::Precision::Bf16).err().unwrap().to_string();
+        assert!(refused.contains("bf16") && refused.contains(model.card().model.kind()), "{refused}");
     }
 }
 

@@ -35,6 +35,9 @@ pub enum Precision {
     #[default]
     F32,
     F64,
+    /// f32, with weights that are rounded to bfloat16 once and for all: of TarFlows, whose single samples take the time of
+    /// reading them.
+    Bf16,
 }
 
 /// A density that came with a description of itself.
@@ -166,6 +169,15 @@ fn build(file: &ModelFile, precision: Precision, device: &Device) -> Result<Arc<
     match precision {
         Precision::F32 => build_as::<f32>(file, device),
         Precision::F64 => build_as::<f64>(file, device),
+        Precision::Bf16 => match (&file.card.model, device.driver()) {
+            (ModelConfig::Tarflow(_) | ModelConfig::TransferableTarflow(_), None) => {
+                Ok(Arc::new(tarflow::TarFlow::<f32>::from_file(file)?.with_bfloat16_weights()?))
+            }
+            (other, _) => Err(Error::Unsupported(format!(
+                "bf16 weights are for TarFlows on the CPU, and this is a model of kind {}: use f32",
+                other.kind()
+            ))),
+        },
     }
 }
 

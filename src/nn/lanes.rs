@@ -30,6 +30,11 @@ pub trait Lanes<R: Real>: Copy {
     /// # Safety
     /// Sixteen numbers can be read there.
     unsafe fn read(from: *const R) -> Self;
+    /// Sixteen bfloat16 numbers, two in a word: number j is the low half of word j, number 8 + j the high one.
+    ///
+    /// # Safety
+    /// Eight words can be read there.
+    unsafe fn read_halves(from: *const u32) -> Self;
     /// # Safety
     /// Sixteen numbers can be written there.
     unsafe fn write(self, to: *mut R);
@@ -76,6 +81,26 @@ pub trait Lanes<R: Real>: Copy {
     }
 }
 
+/// What [`Lanes::read_halves`] reads, number by number.
+#[inline(always)]
+fn widen<R: Real>(words: [u32; WIDTH / 2]) -> [R; WIDTH] {
+    let bits = |i: usize| if i < WIDTH / 2 { words[i] << 16 } else { words[i - WIDTH / 2] & 0xffff_0000 };
+    std::array::from_fn(|i| R::from_f64(f64::from(f32::from_bits(bits(i)))))
+}
+
+/// Asks the processor to have these numbers nearby soon.
+#[inline(always)]
+pub fn prefetch<R>(numbers: &[R]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in numbers.chunks(64 / size_of::<R>()) {
+        use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T1};
+        // SAFETY: a hint, with which nothing is read; every processor of this kind has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = numbers;
+}
+
 /// Plain Rust.
 #[derive(Clone, Copy)]
 pub(super) struct Portable<R>([R; WIDTH]);
@@ -94,6 +119,11 @@ impl<R: Real> Lanes<R> for Portable<R> {
     unsafe fn read(from: *const R) -> Self {
         // SAFETY: the caller's promise.
         Portable(unsafe { from.cast::<[R; WIDTH]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn read_halves(from: *const u32) -> Self {
+        // SAFETY: the caller's promise.
+        Portable(widen(unsafe { from.cast::<[u32; WIDTH / 2]>().read_unaligned() }))
     }
     #[inline(always)]
     unsafe fn write(self, to: *mut R) {
@@ -168,7 +198,7 @@ pub(super) mod x86 {
     macro_rules! lanes {
         ($name:ident: $real:ty, [$vector:ty; $count:literal], columns $columns:literal,
          $set:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $div:ident, $fma:ident, $max:ident,
-         $sqrt:ident, above $above:ident, sum $sum:ident, exp $exp:ident) => {
+         $sqrt:ident, above $above:ident, sum $sum:ident, exp $exp:ident, halves $halves:ident) => {
             #[derive(Clone, Copy)]
             pub struct $name([$vector; $count]);
 
@@ -190,6 +220,10 @@ pub(super) mod x86 {
                         }
                         result
                     }
+                }
+                #[inline(always)]
+                unsafe fn read_halves(from: *const u32) -> Self {
+                    unsafe { $halves(from) }
                 }
                 #[inline(always)]
                 unsafe fn write(self, to: *mut $real) {
@@ -298,6 +332,33 @@ pub(super) mod x86 {
         L::load(&values)
     }
 
+    /// The low and the high halves of eight words, as floats.
+    #[inline(always)]
+    unsafe fn apart(from: *const u32) -> [__m256i; 2] {
+        unsafe {
+            let words = _mm256_loadu_si256(from.cast());
+            [_mm256_slli_epi32::<16>(words), _mm256_and_si256(words, _mm256_set1_epi32(!0xffff))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves512(from: *const u32) -> Avx512 {
+        unsafe {
+            let [low, high] = apart(from);
+            Avx512([_mm512_castsi512_ps(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high))])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn halves256(from: *const u32) -> Avx2 {
+        unsafe { Avx2(apart(from).map(|part| _mm256_castsi256_ps(part))) }
+    }
+
+    #[inline(always)]
+    unsafe fn halves_each<L: Lanes<f64>>(from: *const u32) -> L {
+        L::load(&super::widen::<f64>(unsafe { from.cast::<[u32; WIDTH / 2]>().read_unaligned() }))
+    }
+
     #[inline(always)]
     unsafe fn above512(a: __m512, test: __m512, floor: __m512) -> __m512 {
         unsafe { _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(test, floor), a) }
@@ -337,16 +398,16 @@ pub(super) mod x86 {
 
     lanes!(Avx512: f32, [__m512; 1], columns 4, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps,
         _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_max_ps, _mm512_sqrt_ps,
-        above above512, sum _mm512_reduce_add_ps, exp exp512);
+        above above512, sum _mm512_reduce_add_ps, exp exp512, halves halves512);
     lanes!(Avx512Double: f64, [__m512d; 2], columns 2, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_add_pd,
         _mm512_sub_pd, _mm512_mul_pd, _mm512_div_pd, _mm512_fmadd_pd, _mm512_max_pd, _mm512_sqrt_pd,
-        above above512_double, sum _mm512_reduce_add_pd, exp exp_each);
+        above above512_double, sum _mm512_reduce_add_pd, exp exp_each, halves halves_each);
     lanes!(Avx2: f32, [__m256; 2], columns 1, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps,
         _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_sqrt_ps,
-        above above256, sum sum8, exp exp256);
+        above above256, sum sum8, exp exp256, halves halves256);
     lanes!(Avx2Double: f64, [__m256d; 4], columns 1, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_add_pd,
         _mm256_sub_pd, _mm256_mul_pd, _mm256_div_pd, _mm256_fmadd_pd, _mm256_max_pd, _mm256_sqrt_pd,
-        above above256_double, sum sum4, exp exp_each);
+        above above256_double, sum sum4, exp exp_each, halves halves_each);
 }
 
 /// Whether an instruction set may be chosen: plain Rust is 0, AVX2 1, AVX-512 2.
@@ -407,6 +468,7 @@ mod tests {
         #[inline(always)]
         fn run<L: Lanes<R>>(self) -> Self::Output {
             let (a, b) = (L::load(self.0), L::load(self.1));
+            let words: [u32; WIDTH / 2] = std::array::from_fn(|i| 0x3f80_4000 + i as u32);
             let two = L::splat(R::from_f64(2.0));
             let results = [
                 a.add(b),
@@ -419,6 +481,8 @@ mod tests {
                 a.mul(a).sqrt(),
                 a.exp(),
                 a.sigmoid(),
+                // SAFETY: eight words.
+                unsafe { L::read_halves(words.as_ptr()) },
             ];
             let mut lists = Vec::new();
             for result in results {
@@ -439,21 +503,23 @@ mod tests {
             let (lists, sum) = R::vectorised(Everything(&convert(&a), &convert(&b)));
             HIGHEST.set(2);
             assert!((sum - a.iter().sum::<f64>()).abs() < 1e3 * tolerance);
-            let truths: [fn(f64, f64) -> f64; 10] = [
-                |a, b| a + b,
-                |a, b| a - b,
-                |a, b| a * b,
-                |a, b| a / b,
-                |a, b| a * b + 2.0,
-                f64::max,
-                |a, b| if b > 2.0 { a } else { 0.0 },
-                |a, _| a.abs(),
-                |a, _| a.exp(),
-                |a, _| 1.0 / (1.0 + (-a).exp()),
+            let truths: [fn(usize, f64, f64) -> f64; 11] = [
+                |_, a, b| a + b,
+                |_, a, b| a - b,
+                |_, a, b| a * b,
+                |_, a, b| a / b,
+                |_, a, b| a * b + 2.0,
+                |_, a, b| a.max(b),
+                |_, a, b| if b > 2.0 { a } else { 0.0 },
+                |_, a, _| a.abs(),
+                |_, a, _| a.exp(),
+                |_, a, _| 1.0 / (1.0 + (-a).exp()),
+                // bits 4000 + i below, 3f80 above
+                |i, _, _| if i < 8 { f64::from(f32::from_bits((0x4000 + i as u32) << 16)) } else { 1.0 },
             ];
             for (number, (list, truth)) in lists.iter().zip(truths).enumerate() {
                 for i in 0..WIDTH {
-                    let truth = truth(a[i], b[i]);
+                    let truth = truth(i, a[i], b[i]);
                     let error = (list[i] - truth).abs() / truth.abs().max(1e-30);
                     assert!(list[i] == truth || error < tolerance, "level {level}, {number}: {} {truth}", list[i]);
                 }

@@ -3,8 +3,11 @@
 // Indices of components and of register tiles, as in the formulas.
 #![allow(clippy::needless_range_loop)]
 
-use super::lanes::{padded, Kernel, Lanes, WIDTH};
+use super::lanes::{padded, prefetch, Kernel, Lanes, WIDTH};
 use super::Real;
+
+/// Rows whose products take so long that the next weights can be fetched meanwhile.
+const MANY: usize = 24;
 
 /// Weights `[column][in][lane]` with the outputs in columns of whole lanes, the last one padded with zeros: what a register
 /// tile reads lies together.
@@ -68,6 +71,8 @@ impl<R: Real> Packed<R> {
 #[derive(Clone, Debug)]
 pub struct Dense<R> {
     weights: Packed<R>,
+    /// The same weights as bfloat16, if they are such numbers: `[column][in][8]` words, as of [`Lanes::read_halves`].
+    halves: Option<Vec<u32>>,
     /// Padded.
     bias: Vec<R>,
 }
@@ -75,7 +80,23 @@ pub struct Dense<R> {
 impl<R: Real> Dense<R> {
     pub fn new(weights: Packed<R>, bias: &[R]) -> Dense<R> {
         assert_eq!(weights.n_out, bias.len());
-        Dense { weights, bias: padded_row(bias) }
+        Dense { weights, halves: None, bias: padded_row(bias) }
+    }
+
+    /// The same layer with its weights kept as bfloat16 too: a single row, whose time is that of reading them, reads those.
+    /// Weights that are no bfloat16 numbers are a panic.
+    pub fn with_halves(self) -> Dense<R> {
+        let word = |lane: &[R], j: usize| {
+            let [low, high] = [lane[j], lane[j + WIDTH / 2]].map(|w| {
+                let bits = (w.to_f64() as f32).to_bits();
+                assert!(bits & 0xffff == 0, "{} is not a bfloat16 number", w.to_f64());
+                bits
+            });
+            low >> 16 | high
+        };
+        let lanes = self.weights.weights.chunks_exact(WIDTH);
+        let halves = lanes.flat_map(|lane| (0..WIDTH / 2).map(move |j| word(lane, j))).collect();
+        Dense { halves: Some(halves), ..self }
     }
 
     /// `y[rows][out]` from `x[rows][in]`. A row's result does not depend on the other rows, to the last bit.
@@ -83,8 +104,22 @@ impl<R: Real> Dense<R> {
         let Packed { n_in, n_out, .. } = self.weights;
         let rows = y.len() / n_out;
         assert!(x.len() == rows * n_in && y.len() == rows * n_out);
-        let start = Start::Row(&self.bias);
-        R::vectorised(Product { packed: &self.weights, rows, x, stride: n_in, start, y, places: n_out });
+        match &self.halves {
+            Some(halves) if rows == 1 => R::vectorised(RowOfHalves { halves, bias: &self.bias, x, y }),
+            _ => {
+                let start = Start::Row(&self.bias);
+                R::vectorised(Product { packed: &self.weights, rows, x, stride: n_in, start, y, places: n_out });
+            }
+        }
+    }
+}
+
+/// The bfloat16 number nearest to `value`, ties to even.
+pub fn to_bfloat16(value: f32) -> f32 {
+    let bits = value.to_bits();
+    match value.is_finite() {
+        true => f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000),
+        false => value,
     }
 }
 
@@ -114,6 +149,51 @@ pub enum Start<'a, R> {
 #[inline(always)]
 pub fn without(r: usize, skip: usize) -> usize {
     r + usize::from(r >= skip)
+}
+
+/// A single row times weights that are bfloat16 numbers: the sums of [`Product`], in the same order.
+struct RowOfHalves<'a, R> {
+    halves: &'a [u32],
+    bias: &'a [R],
+    x: &'a [R],
+    y: &'a mut [R],
+}
+
+impl<R: Real> Kernel<R> for RowOfHalves<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes<R>>(mut self) {
+        let (columns, mut column) = (self.bias.len() / WIDTH, 0);
+        while column + 4 <= columns {
+            self.columns::<L, 4>(column);
+            column += 4;
+        }
+        while column < columns {
+            self.columns::<L, 1>(column);
+            column += 1;
+        }
+    }
+}
+
+impl<R: Real> RowOfHalves<'_, R> {
+    #[inline(always)]
+    fn columns<L: Lanes<R>, const COLUMNS: usize>(&mut self, column: usize) {
+        const WORDS: usize = WIDTH / 2;
+        let n = self.x.len();
+        let halves = &self.halves[column * n * WORDS..][..COLUMNS * n * WORDS];
+        let [mut sum] = load_tile::<R, L, 1, COLUMNS>(&self.bias[column * WIDTH..], 0);
+        for (k, &x) in self.x.iter().enumerate() {
+            let value = L::splat(x);
+            for c in 0..COLUMNS {
+                // SAFETY: below COLUMNS · n · WORDS, the length of `halves`.
+                let weight = unsafe { L::read_halves(halves.as_ptr().add((c * n + k) * WORDS)) };
+                sum[c] = value.mul_add(weight, sum[c]);
+            }
+        }
+        let y = &mut self.y[column * WIDTH..];
+        store_part([sum], y, 0, y.len().min(COLUMNS * WIDTH));
+    }
 }
 
 struct Product<'a, R> {
@@ -156,7 +236,14 @@ impl<R: Real> Product<'_, R> {
         let mut row = 0;
         while row + 6 <= self.rows {
             self.tile::<L, 6, COLUMNS>(row, column);
+            if self.rows >= MANY {
+                self.prefetch(row, column + COLUMNS, COLUMNS);
+            }
             row += 6;
+        }
+        if row + 4 == self.rows {
+            self.tile::<L, 4, COLUMNS>(row, column);
+            row += 4;
         }
         while row + 3 <= self.rows {
             self.tile::<L, 3, COLUMNS>(row, column);
@@ -166,6 +253,16 @@ impl<R: Real> Product<'_, R> {
             self.tile::<L, 1, COLUMNS>(row, column);
             row += 1;
         }
+    }
+
+    /// Asks for a part of the weights of the `columns` from `column` on, while six rows from `row` on are at work: with many rows the
+    /// next weights come from beyond the nearer caches, and the processor does not foresee them.
+    #[inline(always)]
+    fn prefetch(&self, row: usize, column: usize, columns: usize) {
+        let (size, weights) = (self.packed.n_in * WIDTH, &self.packed.weights);
+        let (part, end) = ((columns * size).div_ceil(self.rows / 6), weights.len().min((column + columns) * size));
+        let start = column * size + row / 6 * part;
+        prefetch(&weights[start.min(end)..(start + part).min(end)]);
     }
 
     #[inline(always)]
@@ -331,6 +428,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_row_of_bfloat16_weights_is_that_of_the_same_numbers() {
+        let value = |i: usize| ((i * 37 % 101) as f64 - 50.0) / 50.0;
+        let rounded = |i: usize| f64::from(to_bfloat16(value(i) as f32));
+        for (n_in, n_out) in [(1, 3), (17, 64), (33, 150)] {
+            let flat: Vec<f32> = (0..n_in * n_out).map(|i| rounded(i) as f32).collect();
+            let bias: Vec<f32> = (0..n_out).map(|o| value(7 * o + 2) as f32).collect();
+            let plain = Dense::new(Packed::transposed(n_in, n_out, &flat), &bias);
+            let x: Vec<f32> = (0..n_in).map(|i| value(3 * i + 1) as f32).collect();
+            let [mut y, mut of_halves] = [vec![f32::NAN; n_out], vec![f32::NAN; n_out]];
+            plain.apply(&x, &mut y);
+            plain.with_halves().apply(&x, &mut of_halves);
+            assert_eq!(y, of_halves);
+        }
+    }
+
+    #[test]
+    fn bfloat16_rounds_to_the_nearest_and_ties_to_even() {
+        let step = 1.0 / 128.0;
+        for (steps, nearest) in [(0.0, 0.0), (0.4, 0.0), (0.5, 0.0), (0.6, 1.0), (1.5, 2.0), (2.5, 2.0)] {
+            assert_eq!(to_bfloat16(1.0 + steps * step), 1.0 + nearest * step);
+            assert_eq!(to_bfloat16(-1.0 - steps * step), -1.0 - nearest * step);
+        }
+        assert!(to_bfloat16(f32::NAN).is_nan() && to_bfloat16(f32::INFINITY).is_infinite());
     }
 
     #[test]

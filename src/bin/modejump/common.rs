@@ -61,6 +61,8 @@ pub struct PrecisionFlag {
 enum Type {
     F32,
     F64,
+    /// f32 with weights rounded to bfloat16, of TarFlows: single samples in less time
+    Bf16,
 }
 
 /// Share of the samples whose weights published evaluations delete.
@@ -190,6 +192,7 @@ pub fn load(path: &Path, precision: &PrecisionFlag) -> Result<Arc<dyn Model>> {
     let precision = match precision.precision {
         Type::F32 => Precision::F32,
         Type::F64 => Precision::F64,
+        Type::Bf16 => Precision::Bf16,
     };
     models::load_with(path, precision)
 }

@@ -201,6 +201,18 @@ impl TarNetwork {
         self.layout.initialise(&mut Stream::new(seed, StreamId::Initialise, 0, 0), special)
     }
 
+    /// The matrices that every token goes through.
+    pub(super) fn matrices(&self) -> impl Iterator<Item = Weight> + '_ {
+        let of_layer = |layer: &Layer| {
+            let [first, second] = layer.forward;
+            let transition = layer.transition.iter().flat_map(|t| [t.into, t.out]);
+            [layer.qkv, layer.out, first, second].into_iter().chain(transition.collect::<Vec<_>>())
+        };
+        self.blocks.iter().flat_map(move |block| {
+            [block.into, block.out].into_iter().chain(block.layers.iter().flat_map(of_layer).collect::<Vec<_>>())
+        })
+    }
+
     fn causal(&self) -> Causal {
         Causal { tokens: self.config.tokens, heads: self.config.heads }
     }

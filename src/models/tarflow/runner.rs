@@ -63,18 +63,25 @@ struct Scratch<R> {
     change: Vec<R>,
     output: Vec<R>,
     scores: Vec<R>,
-    /// Keys and values of the tokens before, `[layer][sample][token][2 C]`; or the weights of the attention.
+    /// Keys and values of the tokens before, `[layer][sample][head][2][token][C / heads]`: what a head reads lies together. Or the weights
+    /// of the attention.
     kept: Vec<R>,
 }
 
 impl<R: Real> Runner<R> {
-    pub fn new(network: &TarNetwork, p: &[R]) -> Runner<R> {
+    /// `halves`: the weights of the matrices are bfloat16 numbers, and are kept as such too.
+    pub fn new(network: &TarNetwork, p: &[R], halves: bool) -> Runner<R> {
         let c = network.config.channels;
         let dense = |w: Weight| {
             let weight = |i: usize, o: usize| p[w.place(i, o)].to_f64();
             let bias = w.bias_of(p);
             let none = vec![R::default(); w.n_out];
-            Dense::new(Packed::new(w.n_in, w.n_out, weight), if bias.is_empty() { &none } else { bias })
+            let dense = Dense::new(Packed::new(w.n_in, w.n_out, weight), if bias.is_empty() { &none } else { bias });
+            if halves {
+                dense.with_halves()
+            } else {
+                dense
+            }
         };
         let norm = |n: LayerNorm| [n.weight, n.bias].map(|at| p[at..at + c].to_vec());
         let weights = network.blocks.iter().map(|block| {
@@ -206,8 +213,8 @@ impl<R: Real> Runner<R> {
         for ((qkv, mixed), kept) in rows.zip(kept) {
             let each = these.clone().zip(qkv.chunks_exact(3 * c).zip(mixed.chunks_exact_mut(c)));
             for (i, (qkv, mixed)) in each {
-                kept[i * 2 * c..][..2 * c].copy_from_slice(&qkv[c..]);
-                mix(&qkv[..c], &kept[..(i + 1) * 2 * c], mixed, heads, &mut s.scores);
+                keep(&qkv[c..], kept, i, heads);
+                mix(&qkv[..c], kept, i + 1, mixed, heads, &mut s.scores);
             }
         }
     }
@@ -269,16 +276,26 @@ impl<R: Real> Runner<R> {
     }
 }
 
-/// What one query makes of the keys and values `[token][2 C]` so far, head by head.
-fn mix<R: Real>(q: &[R], kept: &[R], mixed: &mut [R], heads: usize, scores: &mut [R]) {
-    let c = q.len();
-    let (width, seen) = (c / heads, kept.len() / (2 * c));
+/// Keeps key and value `[2][C]` of token i among those of a sample, `[head][key, value][token][width]`: those that a query of a head is
+/// compared with lie side by side.
+fn keep<R: Real>(key_and_value: &[R], kept: &mut [R], i: usize, heads: usize) {
+    let (c, part) = (key_and_value.len() / 2, kept.len() / (2 * heads));
+    let width = c / heads;
+    for (h, kept) in kept.chunks_exact_mut(part).enumerate() {
+        let from = h % 2 * c + h / 2 * width;
+        kept[i * width..][..width].copy_from_slice(&key_and_value[from..from + width]);
+    }
+}
+
+/// What one query makes of the first `seen` keys and values of its sample, head by head.
+fn mix<R: Real>(q: &[R], kept: &[R], seen: usize, mixed: &mut [R], heads: usize, scores: &mut [R]) {
+    let (width, part) = (q.len() / heads, kept.len() / (2 * heads));
     let (scale, scores) = (R::from_f64(1.0 / (width as f64).sqrt()), &mut scores[..heads * seen]);
     vectorised(|| {
         for (h, scores) in scores.chunks_exact_mut(seen).enumerate() {
             let q = &q[h * width..(h + 1) * width];
-            for (score, kept) in scores.iter_mut().zip(kept.chunks_exact(2 * c)) {
-                *score = scale * dot(q, &kept[h * width..(h + 1) * width]);
+            for (score, key) in scores.iter_mut().zip(kept[2 * h * part..].chunks_exact(width)) {
+                *score = scale * dot(q, key);
             }
             let top = scores.iter().fold(scores[0], |top, &w| if w > top { w } else { top });
             scores.iter_mut().for_each(|w| *w = *w - top);
@@ -291,8 +308,8 @@ fn mix<R: Real>(q: &[R], kept: &[R], mixed: &mut [R], heads: usize, scores: &mut
             let factor = R::from_f64(1.0) / sum;
             let mixed = &mut mixed[h * width..(h + 1) * width];
             mixed.fill(R::default());
-            for (&w, kept) in scores.iter().zip(kept.chunks_exact(2 * c)) {
-                let (w, value) = (w * factor, &kept[c + h * width..c + (h + 1) * width]);
+            for (&w, value) in scores.iter().zip(kept[(2 * h + 1) * part..].chunks_exact(width)) {
+                let w = w * factor;
                 mixed.iter_mut().zip(value).for_each(|(m, &v)| *m += w * v);
             }
         }

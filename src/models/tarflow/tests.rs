@@ -142,6 +142,37 @@ fn what_does_not_come_to_rest_is_decoded_in_turn() {
     }
 }
 
+/// A single sample reads the weights as bfloat16; a likelihood, and samples together, read the same numbers as f32.
+#[test]
+fn a_model_with_bfloat16_weights_is_the_model_of_the_rounded_ones() {
+    let full = small(3, Some(0.5));
+    let matrix: Vec<f32> = full.parameters().iter().map(|&p| p as f32).collect();
+    let cast = |p: Vec<f32>| TarFlow::<f32>::new(p, config_of(&full), full.card.clone(), "hash".into()).unwrap();
+    let of_halves = cast(matrix.clone()).with_bfloat16_weights().unwrap();
+    assert_eq!(of_halves.hash(), "hash");
+    let changed = |(a, b): (&f32, &f32)| (a - b).abs() > 0.0;
+    let pairs = || of_halves.parameters().iter().zip(&matrix);
+    assert!(pairs().all(|(a, b)| (a - b).abs() <= b.abs() / 256.0) && pairs().filter(|&p| changed(p)).count() > 100);
+    let rounded = cast(of_halves.parameters().to_vec());
+    let z = normals(36, 6);
+    let run = |flow: &TarFlow<f32>, z: &[f64]| {
+        let n = z.len() / 12;
+        let (mut x, mut log_det) = (vec![0.0; z.len()], vec![0.0; n]);
+        let mut log_q = vec![Evaluation::inside(0.0); n];
+        flow.generate(z, &mut x, &mut log_det, &mut log_q).unwrap();
+        let mut asked = log_q.clone();
+        flow.log_density(&x, &mut asked).unwrap();
+        for (a, b) in asked.iter().zip(&log_q) {
+            assert!((a.log_density - b.log_density).abs() < 2e-5, "{a:?} {b:?}");
+        }
+        (x, log_det, log_q)
+    };
+    assert!(run(&of_halves, &z) == run(&rounded, &z) && run(&of_halves, &z[..12]) == run(&rounded, &z[..12]));
+    let one = run(&of_halves, &z[..12]).2[0].log_density;
+    let exact = run(&cast(matrix.clone()), &z[..12]).2[0].log_density;
+    assert!((one - exact).abs() < 0.1 && one != exact, "{one} {exact}");
+}
+
 #[test]
 fn the_gradient_matches_differences() {
     let options = Options { centroid: Centroid::Chi3, ..Options::default() };

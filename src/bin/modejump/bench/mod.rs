@@ -184,6 +184,8 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
                 for batch in TOKEN_BATCHES {
                     report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flow.flops());
                 }
+                let (flow, size) = (flow.with_bfloat16_weights()?, format!("{system}, bf16"));
+                report.line(name, Some(&size), 1, time_of(name, &flow, 1)?, flow.flops());
             }
         }
         "prose/sample" | "prose/log_density" => {
