@@ -32,10 +32,10 @@ test-rust: venv
 	@sh scripts/nvcc.sh
 	cargo test --release --features openmm
 
-# Samples, weights and annealing on MPI ranks. The library, the program and this test alone are built with the feature, which is five
-# minutes of one core; then the ordinary program is put back.
+# Samples, weights and annealing on MPI ranks. The library, the program and this test are built once more, with the feature and little
+# optimisation; then the ordinary program is put back.
 test-mpi: build
-	@sh scripts/mpi.sh cargo test --release --features openmm,mpi --test mpi
+	@sh scripts/mpi.sh cargo test --release --features openmm,mpi --config profile.release.package.modejump.opt-level=1 --test mpi
 	@cargo build --quiet --release --features openmm
 
 # Kernels on a card: parity with the CPU, and their speed. Everything else about them is part of test-rust.
