@@ -3,7 +3,7 @@
 //! Every rank runs the same program on the same inputs and knows the same of all rows; only what is costly of a row, a sample or its
 //! energies, is computed by one rank and told to the others. Rows have their random streams by their number among all, and sums run
 //! over all rows in their order on every rank, so the results are the same to the last bit on any number of ranks. What a rank decides
-//! from rounded numbers it must decide as the others do: [`Ranks::same`] compares what all are about to work on, and machines that
+//! from rounded numbers it must decide as the others do: `same` compares what all are about to work on, and machines that
 //! round differently are an error and not a wrong answer.
 
 #[cfg(feature = "mpi")]
