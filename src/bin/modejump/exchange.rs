@@ -1,6 +1,7 @@
 //! `modejump exchange`: learned replica exchange in OpenMM from Rust.
 
 use crate::common::PrecisionFlag;
+use crate::dynamics::Dynamics;
 use clap::Args;
 use modejump::Result;
 use std::path::PathBuf;
@@ -25,19 +26,10 @@ pub struct Exchange {
     /// Steps between exchanges
     #[arg(long, default_value_t = 100)]
     interval: u64,
-    /// 1/ps
-    #[arg(long, default_value_t = 1.0)]
-    friction: f64,
-    /// ps
-    #[arg(long, default_value_t = 0.001)]
-    timestep: f64,
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    #[command(flatten)]
+    dynamics: Dynamics,
     #[command(flatten)]
     precision: PrecisionFlag,
-    /// OpenMM platform
-    #[arg(long, default_value = "Reference")]
-    platform: String,
     /// Trajectories of the temperatures, in the order of the models, a frame after every exchange: pdb, gro, dcd, xtc, trr, npy or
     /// safetensors (with `reduced_potential`); the last ones may be left out
     #[arg(short, long, num_args = 1.., value_name = "FILE")]
@@ -58,8 +50,8 @@ impl Exchange {
 mod run {
     use super::*;
     use crate::common::{load, temperature};
-    use crate::record::{progress, start, Record};
-    use modejump::engines::openmm::{ExchangingReplicas, SimulationOptions};
+    use crate::dynamics::{progress, start, Record};
+    use modejump::engines::openmm::ExchangingReplicas;
     use modejump::models::Model;
     use modejump::Error;
     use serde_json::{json, Value};
@@ -77,13 +69,7 @@ mod run {
                     models.len()
                 )));
             }
-            let dynamics = SimulationOptions {
-                friction: self.friction,
-                timestep: self.timestep,
-                seed: self.seed,
-                platform: self.platform.clone(),
-                ..SimulationOptions::default()
-            };
+            let dynamics = self.dynamics.at(temperatures[0]);
             let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &temperatures, self.interval)?;
             replicas.start(&x0)?;
             let records = self.record_run(&mut replicas)?;

@@ -5,6 +5,7 @@ mod bench;
 mod common;
 mod compare;
 mod convert;
+mod dynamics;
 mod evaluate;
 mod exchange;
 mod explore;
@@ -14,8 +15,6 @@ mod log_density;
 mod md;
 mod modes;
 mod plot;
-#[cfg(feature = "openmm")]
-mod record;
 mod reweight;
 mod rounds;
 mod sample;

@@ -1,6 +1,7 @@
 //! `modejump md`: OpenMM from Rust, with or without jumps.
 
 use crate::common::PrecisionFlag;
+use crate::dynamics::Dynamics;
 use clap::{Args, ValueEnum};
 use modejump::Result;
 use std::ops::RangeInclusive;
@@ -78,19 +79,10 @@ pub struct Md {
     /// K
     #[arg(long, default_value_t = 300.0)]
     temperature: f64,
-    /// 1/ps
-    #[arg(long, default_value_t = 1.0)]
-    friction: f64,
-    /// ps
-    #[arg(long, default_value_t = 0.001)]
-    timestep: f64,
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    #[command(flatten)]
+    dynamics: Dynamics,
     #[command(flatten)]
     precision: PrecisionFlag,
-    /// OpenMM platform
-    #[arg(long, default_value = "Reference")]
-    platform: String,
     /// Steps between recorded frames
     #[arg(long, default_value_t = 100)]
     record: u64,
@@ -125,9 +117,9 @@ impl Md {
 mod run {
     use super::*;
     use crate::common::{load, load_partner, mark, warn_of_temperature};
-    use crate::record::{progress, start, Record};
+    use crate::dynamics::{progress, start, Record};
     use modejump::annealing::{even, Kernel};
-    use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, SimulationOptions, Solute, System};
+    use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
     use modejump::models::Model;
     use modejump::moves::{LatentWalkOptions, Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
@@ -172,7 +164,7 @@ mod run {
             let simulation = engine.simulation();
             simulation.set_positions(&x0)?;
             simulation.minimise(10.0, 500)?;
-            simulation.redraw_velocities(&mut Stream::new(self.seed, StreamId::Velocity, u64::MAX, 0))?;
+            simulation.redraw_velocities(&mut Stream::new(self.dynamics.seed, StreamId::Velocity, u64::MAX, 0))?;
             let beginning = std::time::Instant::now();
             let record = self.record_run(&mut engine)?;
             let wall = beginning.elapsed().as_secs_f64();
@@ -183,19 +175,12 @@ mod run {
         }
 
         fn engine(&self, system: &System) -> Result<Engine> {
-            let dynamics = SimulationOptions {
-                temperature: self.temperature,
-                friction: self.friction,
-                timestep: self.timestep,
-                seed: self.seed,
-                platform: self.platform.clone(),
-                threads: 1,
-            };
+            let dynamics = self.dynamics.at(self.temperature);
             let Some(path) = &self.model else { return Ok(Engine::Plain(Simulation::new(system, &dynamics)?)) };
             let model = load(path, &self.precision)?;
             let acceptance = self.acceptance(model.as_ref())?;
             warn_of_temperature(model.as_ref(), self.temperature);
-            let options = Options { n_proposals: self.proposals, seed: self.seed, ..Options::default() };
+            let options = Options { n_proposals: self.proposals, seed: self.dynamics.seed, ..Options::default() };
             let solute = self.solute.as_ref().map(|ranges| Solute {
                 particles: ranges.iter().cloned().flatten().take(system.n_particles() + 1).collect(),
                 relaxation_steps: self.relaxation_steps,
@@ -256,7 +241,7 @@ mod run {
             let mut summary = json!({
                 "steps": self.steps,
                 "wall_s": wall,
-                "ns_per_day": self.steps as f64 * self.timestep * 86.4 / wall,
+                "ns_per_day": self.steps as f64 * self.dynamics.timestep * 86.4 / wall,
                 "u_mean": u.value, "u_stderr": u.standard_error,
                 "t_mean": t.value, "t_stderr": t.standard_error,
             });

@@ -1,0 +1,101 @@
+//! What commands that run molecular dynamics have in common: its options, where it starts, what is recorded.
+
+use clap::Args;
+
+#[derive(Args)]
+pub struct Dynamics {
+    /// 1/ps
+    #[arg(long, default_value_t = 1.0)]
+    friction: f64,
+    /// ps
+    #[arg(long, default_value_t = 0.001)]
+    pub timestep: f64,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// OpenMM platform
+    #[arg(long, default_value = "Reference")]
+    platform: String,
+}
+
+#[cfg(feature = "openmm")]
+pub use run::*;
+
+#[cfg(feature = "openmm")]
+mod run {
+    use super::Dynamics;
+    use indicatif::{ProgressBar, ProgressStyle};
+    use modejump::coordinates::Topology;
+    use modejump::engines::openmm::{Simulation, SimulationOptions, System};
+    use modejump::free_energy::mean_of_series;
+    use modejump::io::trajectory::{self, Frames};
+    use modejump::units::thermal_energy;
+    use modejump::weights::Estimate;
+    use modejump::{Error, Result};
+    use std::path::Path;
+
+    impl Dynamics {
+        /// At a temperature, K.
+        pub fn at(&self, temperature: f64) -> SimulationOptions {
+            SimulationOptions {
+                temperature,
+                friction: self.friction,
+                timestep: self.timestep,
+                seed: self.seed,
+                platform: self.platform.clone(),
+                threads: 1,
+            }
+        }
+    }
+
+    #[derive(Default)]
+    pub struct Record {
+        /// `[frames][particles][3]`, nm.
+        x: Vec<f64>,
+        /// kJ/mol.
+        energy: Vec<f64>,
+        /// K, instantaneous.
+        temperature: Vec<f64>,
+    }
+
+    impl Record {
+        pub fn take(&mut self, simulation: &mut Simulation) -> Result<()> {
+            let start = self.x.len();
+            self.x.resize(start + 3 * simulation.n_particles(), 0.0);
+            simulation.positions(&mut self.x[start..])?;
+            self.energy.push(simulation.potential_energy()?);
+            self.temperature.push(simulation.temperature()?);
+            Ok(())
+        }
+
+        /// Writes the trajectory, with reduced potentials at `temperature` (K) where the format has room for them.
+        pub fn write(&self, path: &Path, topology: &Topology, temperature: f64) -> Result<()> {
+            let u: Vec<f64> = self.energy.iter().map(|e| e / thermal_energy(temperature)).collect();
+            let dimension = self.x.len() / u.len().max(1);
+            let frames = Frames { dimension, x: self.x.clone() };
+            trajectory::write(path, &frames, Some(topology), &[("reduced_potential", &u)])
+        }
+
+        /// ⟨U⟩ (kJ/mol) and ⟨T⟩ (K).
+        pub fn means(&self) -> Result<[Estimate; 2]> {
+            Ok([mean_of_series(&self.energy)?, mean_of_series(&self.temperature)?])
+        }
+    }
+
+    /// Where a run starts. Errors: a System with another number of particles than the topology has atoms.
+    pub fn start(topology: &Path, system: &Path) -> Result<(Topology, Vec<f64>, System)> {
+        let (topology, x0) = Topology::from_pdb(topology)?;
+        let path = system;
+        let system = System::from_xml_file(path)?;
+        if 3 * system.n_particles() != x0.len() {
+            let message = format!("{} particles, the topology has {} atoms", system.n_particles(), x0.len() / 3);
+            return Err(Error::file(path, message));
+        }
+        Ok((topology, x0, system))
+    }
+
+    /// A bar with room for a message.
+    pub fn progress(n: u64) -> ProgressBar {
+        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}").expect("a template that is right");
+        ProgressBar::new(n).with_style(style)
+    }
+}
