@@ -26,8 +26,8 @@ pub trait Ranks {
     }
 
     /// The numbers of all ranks, in the order of ranks. Every rank has to call it.
-    fn gather(&self, own: &[f64]) -> Result<Vec<f64>> {
-        Ok(own.to_vec())
+    fn gather(&self, own: Vec<f64>) -> Result<Vec<f64>> {
+        Ok(own)
     }
 
     /// Ends the processes of all ranks, which may be waiting for this one.
@@ -58,7 +58,7 @@ impl dyn Ranks + '_ {
     pub fn rows(&self, n: usize, compute: impl FnOnce(Range<usize>) -> Result<Vec<f64>>) -> Result<Vec<f64>> {
         let share = self.share(n);
         let own = if share.is_empty() { Vec::new() } else { compute(share)? };
-        self.gather(&own)
+        self.gather(own)
     }
 
     /// The same for evaluations.
@@ -83,7 +83,7 @@ impl dyn Ranks + '_ {
             own = vec![0.0; rows.len() * density.dimension()];
             density.sample(&streams(seed, rows), &mut own, log_q)
         })?;
-        Ok((self.gather(&own)?, log_q))
+        Ok((self.gather(own)?, log_q))
     }
 
     /// Errors: another rank has other numbers here; `what` says which.
@@ -91,7 +91,7 @@ impl dyn Ranks + '_ {
         if self.size() == 1 {
             return Ok(());
         }
-        let digests = self.gather(&[digest(numbers)])?;
+        let digests = self.gather(vec![digest(numbers)])?;
         match digests.iter().position(|&other| other != digests[0]) {
             None => Ok(()),
             Some(rank) => Err(Error::invalid(format!(

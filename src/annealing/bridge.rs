@@ -137,10 +137,10 @@ impl<'a> Bridge<'a> {
         source_gradient.iter_mut().for_each(|g| *g = -*g);
         let source: Vec<f64> = log_q.iter().map(|e| -e.log_density).collect();
         let mut points = Points {
-            source: self.ranks.gather(&source)?,
-            target: self.ranks.gather(&target)?,
-            source_gradient: self.ranks.gather(&source_gradient)?,
-            target_gradient: self.ranks.gather(&target_gradient)?,
+            source: self.ranks.gather(source)?,
+            target: self.ranks.gather(target)?,
+            source_gradient: self.ranks.gather(source_gradient)?,
+            target_gradient: self.ranks.gather(target_gradient)?,
             x,
         };
         self.add_noise_of_centroid(&mut points);

@@ -33,7 +33,7 @@ impl Ranks for Mpi {
         self.world.size() as usize
     }
 
-    fn gather(&self, own: &[f64]) -> Result<Vec<f64>> {
+    fn gather(&self, own: Vec<f64>) -> Result<Vec<f64>> {
         let mut lengths = vec![0; self.size()];
         self.world.all_gather_into(&(own.len() as u64), &mut lengths[..]);
         let total: u64 = lengths.iter().sum();
@@ -46,7 +46,7 @@ impl Ranks for Mpi {
         let counts: Vec<Count> = lengths.iter().map(|&length| length as Count).collect();
         let starts: Vec<Count> = counts.iter().scan(0, |at, count| Some(std::mem::replace(at, *at + count))).collect();
         let mut all = vec![0.0; total as usize];
-        self.world.all_gather_varcount_into(own, &mut PartitionMut::new(&mut all[..], counts, starts));
+        self.world.all_gather_varcount_into(&own[..], &mut PartitionMut::new(&mut all[..], counts, starts));
         Ok(all)
     }
 

@@ -63,7 +63,7 @@ impl Sample {
                     (x, log_det) = (vec![0.0; rows.len() * dimension], vec![0.0; rows.len()]);
                     flow.generate(&z[rows.start * latent..rows.end * latent], &mut x, &mut log_det, log_density)
                 })?;
-                (ranks.gather(&x)?, log_density, Some(ranks.gather(&log_det)?))
+                (ranks.gather(x)?, log_density, Some(ranks.gather(log_det)?))
             }
             None => {
                 let (x, log_density) = ranks.sample(model.as_ref(), self.n, self.seed)?;
@@ -96,7 +96,7 @@ impl Sample {
     /// How iterations have gone, on standard error.
     fn report_decoding(&self, model: &dyn Model, ranks: &dyn Ranks) -> Result<()> {
         let decoded = model.autoregressive().map(|tarflow| tarflow.decoded()).unwrap_or_default();
-        let all = ranks.gather(&[decoded.samples as f64, decoded.passes as f64, decoded.fallbacks as f64])?;
+        let all = ranks.gather(vec![decoded.samples as f64, decoded.passes as f64, decoded.fallbacks as f64])?;
         let sum = |k: usize| all.chunks_exact(3).map(|of_rank| of_rank[k]).sum::<f64>();
         let (samples, passes) = (sum(0), sum(1) / sum(0));
         if samples > 0.0 && ranks.is_first() {
@@ -117,7 +117,7 @@ impl Sample {
         let rows = x.chunks_exact(dimension).zip(&status);
         let inside = rows.filter(|(_, s)| **s == Status::Inside);
         let x: Vec<f64> = inside.flat_map(|(row, _)| row[..of_x].to_vec()).collect();
-        let frames = Frames { dimension: of_x, x: ranks.gather(&x)? };
+        let frames = Frames { dimension: of_x, x: ranks.gather(x)? };
         self.report_decoding(model, ranks)?;
         if !ranks.is_first() {
             return Ok(());

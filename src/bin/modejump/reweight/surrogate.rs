@@ -46,7 +46,7 @@ impl Reweight {
                 Ok(())
             })
         })?;
-        let x = ranks.gather(&own)?;
+        let x = ranks.gather(own)?;
         let log_density = |density: &dyn Model, n: usize| {
             seconds(|| ranks.evaluations(n, |rows, log_q| density.log_density(&x[rows.start * d..rows.end * d], log_q)))
         };
