@@ -48,6 +48,12 @@ int guarded(const std::function<void()>& body) {
     return -1;
 }
 
+/** Copies as many as there is room for; *n is how many there are. */
+template <typename T, typename Count> void copyOut(const std::vector<T>& all, Count capacity, T* out, Count* n) {
+    *n = static_cast<Count>(all.size());
+    std::copy_n(all.begin(), std::min(capacity, *n), out);
+}
+
 [[noreturn]] void unknown(const char* name) { throw OpenMMException(string("MonteCarloModeJump has no property ") + name); }
 
 } // namespace
@@ -112,6 +118,14 @@ int modejump_openmm_get(void* force, const char* name, double* value) {
             *value = move.getRelaxationSteps();
         else if (key == "relaxationStepSize")
             *value = move.getRelaxationStepSize();
+        else if (key == "annealingStages")
+            *value = move.getAnnealingStages();
+        else if (key == "annealingMoves")
+            *value = move.getAnnealingMoves();
+        else if (key == "annealingStep")
+            *value = move.getAnnealingStep();
+        else if (key == "leapfrogSteps")
+            *value = move.getLeapfrogSteps();
         else if (key == "modelTemperature")
             *value = move.getModel()->temperature;
         else
@@ -141,6 +155,14 @@ int modejump_openmm_set(void* force, const char* name, double value) {
             move.setDrivenPath(move.getDrivenSteps(), static_cast<int>(value), move.getRelaxationStepSize());
         else if (key == "relaxationStepSize")
             move.setDrivenPath(move.getDrivenSteps(), move.getRelaxationSteps(), value);
+        else if (key == "annealingStages")
+            move.setAnnealing(static_cast<int>(value), move.getAnnealingMoves(), move.getAnnealingStep());
+        else if (key == "annealingMoves")
+            move.setAnnealing(move.getAnnealingStages(), static_cast<int>(value), move.getAnnealingStep());
+        else if (key == "annealingStep")
+            move.setAnnealing(move.getAnnealingStages(), move.getAnnealingMoves(), value);
+        else if (key == "leapfrogSteps")
+            move.setLeapfrogSteps(static_cast<int>(value));
         else
             unknown(name);
     });
@@ -151,11 +173,15 @@ int modejump_openmm_set_particles(void* force, int n, const int* particles) {
 }
 
 int modejump_openmm_get_particles(void* force, int capacity, int* particles, int* n) {
-    return guarded([&] {
-        const std::vector<int>& all = cast(force).getParticles();
-        *n = static_cast<int>(all.size());
-        std::copy_n(all.begin(), std::min(capacity, *n), particles);
-    });
+    return guarded([&] { copyOut(cast(force).getParticles(), capacity, particles, n); });
+}
+
+int modejump_openmm_set_latent_walk(void* force, int n, const double* widths) {
+    return guarded([&] { cast(force).setLatentWalk(std::vector<double>(widths, widths + n)); });
+}
+
+int modejump_openmm_get_latent_walk(void* force, int capacity, double* widths, int* n) {
+    return guarded([&] { copyOut(cast(force).getLatentWalk(), capacity, widths, n); });
 }
 
 int modejump_openmm_attempt(void* force, void* context, int* accepted) {
@@ -202,9 +228,7 @@ int modejump_openmm_reset_statistics(void* force, void* context) {
 
 int modejump_openmm_log_weights(void* force, void* context, uint64_t capacity, double* log_weights, uint64_t* n) {
     return guarded([&] {
-        const std::vector<double> all = cast(force).getLogWeights(contextOf(context));
-        *n = all.size();
-        std::copy_n(all.begin(), std::min<uint64_t>(capacity, *n), log_weights);
+        copyOut(cast(force).getLogWeights(contextOf(context)), capacity, log_weights, n);
     });
 }
 

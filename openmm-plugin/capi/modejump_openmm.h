@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define MODEJUMP_OPENMM_ABI 6
+#define MODEJUMP_OPENMM_ABI 7
 
 typedef struct {
     uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality, wrong_mode;
@@ -35,12 +35,15 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_embed_model(void *force);
  * long as the Force is not changed. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_text(void *force, const char *name, const char **value);
 /* "frequency", "numProposals", "randomNumberSeed", "defaultReplica", "temperature", "drawAhead", "drivenSteps", "relaxationSteps",
- * "relaxationStepSize", "modelTemperature" (read only). */
+ * "relaxationStepSize", "annealingStages", "annealingMoves", "annealingStep", "leapfrogSteps", "modelTemperature" (read only). */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get(void *force, const char *name, double *value);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set(void *force, const char *name, double value);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_particles(void *force, int n, const int *particles);
 /* Writes up to capacity indices; *n is their full number. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_particles(void *force, int capacity, int *particles, int *n);
+/* Widths of the steps of a walk in latent space; none for no walk. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_latent_walk(void *force, int n, const double *widths);
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_latent_walk(void *force, int capacity, double *widths, int *n);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_attempt(void *force, void *context, int *accepted);
 /* Gives all particles of a Context new velocities of that temperature (K), as after an accepted move. The random numbers are a
  * function of seed, step and replica. */

@@ -32,7 +32,8 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     const bool screened = !force.getScreeningModelFile().empty() || !force.getScreeningModelData().empty();
     const bool bySurrogate = force.getAcceptance() == MonteCarloModeJump::Acceptance::Surrogate;
     const bool driven = force.getDrivenSteps() > 0;
-    node.setIntProperty("version", driven ? 4 : bySurrogate ? 3 : screened ? 2 : 1);
+    const bool annealed = force.getAnnealingStages() > 0, walk = !force.getLatentWalk().empty();
+    node.setIntProperty("version", annealed || walk ? 5 : driven ? 4 : bySurrogate ? 3 : screened ? 2 : 1);
     if (bySurrogate)
         node.setStringProperty("acceptance", "surrogate");
     node.setIntProperty("forceGroup", force.getForceGroup());
@@ -65,6 +66,18 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
         node.setIntProperty("relaxationSteps", force.getRelaxationSteps());
         node.setDoubleProperty("relaxationStepSize", force.getRelaxationStepSize());
     }
+    if (annealed) {
+        node.setIntProperty("annealingStages", force.getAnnealingStages());
+        node.setIntProperty("annealingMoves", force.getAnnealingMoves());
+        node.setDoubleProperty("annealingStep", force.getAnnealingStep());
+    }
+    if (annealed || walk)
+        node.setIntProperty("leapfrogSteps", force.getLeapfrogSteps());
+    if (walk) {
+        SerializationNode& widths = node.createChildNode("LatentWalk");
+        for (double width : force.getLatentWalk())
+            widths.createChildNode("Step").setDoubleProperty("width", width);
+    }
     SerializationNode& particles = node.createChildNode("Particles");
     for (int particle : force.getParticles())
         particles.createChildNode("Particle").setIntProperty("index", particle);
@@ -72,9 +85,9 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
 
 void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const {
     const int version = node.getIntProperty("version");
-    if (version < 1 || version > 4)
+    if (version < 1 || version > 5)
         throw OpenMMException("MonteCarloModeJump: the XML has version " + to_string(version) +
-                              ", this plugin reads versions 1 to 4; install the modejump that wrote it");
+                              ", this plugin reads versions 1 to 5; install the modejump that wrote it");
     auto force = make_unique<MonteCarloModeJump>(node.getStringProperty("model"), node.getIntProperty("frequency", 100));
     force->setForceGroup(node.getIntProperty("forceGroup", 0));
     force->setName(node.getStringProperty("name", force->getName()));
@@ -91,12 +104,21 @@ void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const 
     force->setTemperature(node.getDoubleProperty("temperature", 0));
     force->setDrivenPath(node.getIntProperty("drivenSteps", 0), node.getIntProperty("relaxationSteps", 20),
                          node.getDoubleProperty("relaxationStepSize", 0.001));
+    force->setAnnealing(node.getIntProperty("annealingStages", 0), node.getIntProperty("annealingMoves", 1),
+                        node.getDoubleProperty("annealingStep", 2e-6));
+    force->setLeapfrogSteps(node.getIntProperty("leapfrogSteps", 0));
     vector<int> particles;
-    for (const SerializationNode& child : node.getChildren())
+    vector<double> widths;
+    for (const SerializationNode& child : node.getChildren()) {
         if (child.getName() == "Particles")
             for (const SerializationNode& particle : child.getChildren())
                 particles.push_back(particle.getIntProperty("index"));
+        if (child.getName() == "LatentWalk")
+            for (const SerializationNode& step : child.getChildren())
+                widths.push_back(step.getDoubleProperty("width"));
+    }
     force->setParticles(particles);
+    force->setLatentWalk(widths);
     return force.release();
 }
 

@@ -25,6 +25,12 @@ def test_every_move_in_one_potential():
     assert len(found) == 7 and all(abs(p - exact) < 0.15 for p in found)
 
 
+def test_every_move_in_openmm():
+    rows = re.findall(r"^([A-Za-z-]+.*?) +([0-9.]+)%", run("openmm_moves.py", "400"), re.MULTILINE)
+    assert [name for name, _ in rows] == ["independence", "i-SIR of 4", "annealed", "latent walk", "trajectories", "mode jumps"]
+    assert all(float(accepted) > 10 for name, accepted in rows if name != "mode jumps")
+
+
 def test_jumps_in_a_simulation_of_ase():
     accepted, changes = re.search(r"([0-9.]+)% of the jumps accepted, (\d+) changes", run("ase_jumps.py", "3000")).groups()
     assert float(accepted) > 60 and int(changes) > 0

@@ -121,6 +121,27 @@ public:
     int getDrivenSteps() const { return drivenSteps; }
     int getRelaxationSteps() const { return relaxationSteps; }
     double getRelaxationStepSize() const { return relaxationStepSize; }
+    /**
+     * Carries every proposal to the energies of the System before it is tested, by annealed importance sampling: `stages` evenly spaced
+     * temperatures between the model's density and that of the System, `moves` Langevin steps with a Metropolis test at each, of size
+     * `step` (nm^2): x - step dE/dx + sqrt(2 step) noise. The present configuration is carried back, and the weights of both paths
+     * decide. For a model that is a little off everywhere. Exact whatever the numbers. Each step costs one force evaluation, there and
+     * back. `stages` 0 (default): proposals as they come.
+     */
+    void setAnnealing(int stages, int moves = 1, double step = 2e-6);
+    int getAnnealingStages() const { return annealingStages; }
+    int getAnnealingMoves() const { return annealingMoves; }
+    double getAnnealingStep() const { return annealingStep; }
+    /**
+     * Instead of whole proposals small steps in the model's latent space, of a width that is chosen anew in every attempt among these;
+     * the prior of a latent coordinate has width 1, or is uniform on [0, 1). For a model whose proposals are all rejected. Exact
+     * whatever the model. No random numbers are drawn ahead, and the statistics have no weights. Empty (default): no walk.
+     */
+    void setLatentWalk(const std::vector<double>& widths);
+    const std::vector<double>& getLatentWalk() const { return latentWalk; }
+    /** Steps of a Hamiltonian trajectory in place of each Langevin step of annealing or each random step of a walk; 0 (default): none. */
+    void setLeapfrogSteps(int steps);
+    int getLeapfrogSteps() const { return leapfrogSteps; }
     /** In kelvin; 0 (default) takes the integrator's or thermostat's temperature at each attempt. */
     void setTemperature(double kelvin);
     double getTemperature() const { return temperature; }
@@ -133,7 +154,7 @@ public:
     void resetStatistics(OpenMM::Context& context) const;
     /** log w of the proposals, newest last; the oldest are dropped when there are too many. */
     std::vector<double> getLogWeights(OpenMM::Context& context) const;
-    /** Copies frequency, number of proposals, driven path and temperature to an existing Context; statistics start anew. */
+    /** Copies frequency, temperature, number of proposals and how they are made to an existing Context; statistics start anew. */
     void updateParametersInContext(OpenMM::Context& context) const;
     /** The loaded model; throws if there is no such file or it is malformed. One per file and process. */
     std::shared_ptr<const Model> getModel() const;
@@ -162,6 +183,9 @@ private:
     double temperature;
     int drivenSteps = 0, relaxationSteps = 20;
     double relaxationStepSize = 0.001;
+    int annealingStages = 0, annealingMoves = 1, leapfrogSteps = 0;
+    double annealingStep = 2e-6;
+    std::vector<double> latentWalk;
 };
 
 } // namespace ModeJumpPlugin

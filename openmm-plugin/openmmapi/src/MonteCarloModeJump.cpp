@@ -82,6 +82,25 @@ void MonteCarloModeJump::setDrivenPath(int steps, int relaxation, double stepSiz
     relaxationStepSize = stepSize;
 }
 
+void MonteCarloModeJump::setAnnealing(int stages, int moves, double step) {
+    require(stages >= 0, "annealing has 1 stage or more; 0 switches it off");
+    require(moves >= 1 && step > 0 && isfinite(step), "annealing makes at least 1 move a stage, with a step of positive size (nm^2)");
+    annealingStages = stages;
+    annealingMoves = moves;
+    annealingStep = step;
+}
+
+void MonteCarloModeJump::setLatentWalk(const vector<double>& widths) {
+    for (double width : widths)
+        require(width > 0 && isfinite(width), "the widths of a latent walk are positive numbers; without any there is no walk");
+    latentWalk = widths;
+}
+
+void MonteCarloModeJump::setLeapfrogSteps(int steps) {
+    require(steps >= 0, "a trajectory has 1 leapfrog step or more; 0 stands for single steps without one");
+    leapfrogSteps = steps;
+}
+
 void MonteCarloModeJump::setTemperature(double kelvin) {
     require(kelvin >= 0, "the temperature cannot be negative; 0 takes it from the integrator");
     temperature = kelvin;

@@ -47,6 +47,32 @@ uint64_t moveNumber(ContextImpl& context, const ForceImpl* self) {
     return number;
 }
 
+modejump_annealing_options annealingOptions(const MonteCarloModeJump& force) {
+    modejump_annealing_options options = {};
+    options.struct_size = sizeof(options);
+    check(modejump_annealing_options_init(&options));
+    options.stages = force.getAnnealingStages();
+    options.moves = force.getAnnealingMoves();
+    options.step = force.getAnnealingStep();
+    if (force.getLeapfrogSteps() > 0) {
+        options.kernel = MODEJUMP_HAMILTONIAN;
+        options.leapfrog = force.getLeapfrogSteps();
+    }
+    return options;
+}
+
+/** Valid as long as the Force is not changed. */
+modejump_latent_walk_options walkOptions(const MonteCarloModeJump& force, uint64_t seed) {
+    modejump_latent_walk_options options = {};
+    options.struct_size = sizeof(options);
+    check(modejump_latent_walk_options_init(&options));
+    options.widths = force.getLatentWalk().data();
+    options.n_widths = force.getLatentWalk().size();
+    options.leapfrog = force.getLeapfrogSteps();
+    options.seed = seed;
+    return options;
+}
+
 bool usesSinglePrecision(ContextImpl& context) {
     const vector<string>& names = context.getPlatform().getPropertyNames();
     return find(names.begin(), names.end(), "Precision") != names.end() &&
@@ -67,7 +93,8 @@ struct MonteCarloModeJumpImpl::Trial {
     double kT;
     exception_ptr failure;
 
-    double energyOf(const double* x) {
+    /** The energy at x, and with `forces` those of all particles in impl.trialForces. */
+    double energyOf(const double* x, bool forces = false) {
         if (impl.solvent)
             return impl.solvent->energyAt(x);
         impl.trialPositions = impl.positions;
@@ -86,7 +113,10 @@ struct MonteCarloModeJumpImpl::Trial {
         } restore{*this};
         context.setPositions(impl.trialPositions);
         context.computeVirtualSites();
-        return context.calcForcesAndEnergy(false, true, groups);
+        const double energy = context.calcForcesAndEnergy(forces, true, groups);
+        if (forces)
+            context.getForces(impl.trialForces);
+        return energy;
     }
 
     /** modejump_target.reduced_potential */
@@ -94,6 +124,19 @@ struct MonteCarloModeJumpImpl::Trial {
         return guarded(user, [&](Trial& trial) {
             for (uint64_t row = 0; row < n; row++)
                 u[row] = trial.energyOf(x + row * 3 * trial.impl.particles.size()) / trial.kT;
+        });
+    }
+
+    /** modejump_target.reduced_potential_gradient */
+    static int32_t reducedPotentialGradient(void* user, uint64_t n, const double* x, double* u, double* gradient) {
+        return guarded(user, [&](Trial& trial) {
+            const vector<int>& particles = trial.impl.particles;
+            for (uint64_t row = 0; row < n; row++, gradient += 3 * particles.size()) {
+                u[row] = trial.energyOf(x + row * 3 * particles.size(), true) / trial.kT;
+                for (size_t i = 0; i < particles.size(); i++)
+                    for (int k = 0; k < 3; k++)
+                        gradient[3 * i + k] = -trial.impl.trialForces[particles[i]][k] / trial.kT;
+            }
         });
     }
 
@@ -148,7 +191,21 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
     createMove(context);
 }
 
+/** Throws if ways of making a proposal were asked for that exclude each other. */
+void MonteCarloModeJumpImpl::checkMethod() const {
+    const bool driven = owner.getDrivenSteps() > 0, annealed = owner.getAnnealingStages() > 0, walk = !owner.getLatentWalk().empty();
+    if (driven + annealed + walk + (screen != nullptr) > 1)
+        throw OpenMMException("MonteCarloModeJump: a driven path, annealing, a latent walk and a screening model exclude each other; "
+                              "set one of them");
+    if ((driven || walk) && owner.getNumProposals() > 1)
+        throw OpenMMException("MonteCarloModeJump: a driven path and a latent walk go with one proposal, not " +
+                              to_string(owner.getNumProposals()));
+    if (owner.getLeapfrogSteps() > 0 && !annealed && !walk)
+        throw OpenMMException("MonteCarloModeJump: leapfrog steps belong to annealing or to a latent walk; set one of these");
+}
+
 void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
+    checkMethod();
     frequency = owner.getFrequency();
     temperature = owner.getTemperature();
     modejump_move_options options = {};
@@ -162,11 +219,17 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     options.stride = frequency;
     options.batch = max<uint64_t>(1, DRAWN_AHEAD / options.n_proposals);
     options.draw_ahead = owner.getDrawAhead() ? 1 : 0;
+    const modejump_annealing_options annealing = annealingOptions(owner);
+    const modejump_latent_walk_options walk = walkOptions(owner, seed);
     modejump_move_free(move);
     move = nullptr;
     createSolvent(context);
     if (solvent)
         check(modejump_move_driven_new(model->handle(), &options, owner.getDrivenSteps(), &move));
+    else if (owner.getAnnealingStages() > 0)
+        check(modejump_move_annealed_new(model->handle(), &options, &annealing, &move));
+    else if (!owner.getLatentWalk().empty())
+        check(modejump_move_latent_walk_new(model->handle(), &walk, &move));
     else if (screen)
         check(modejump_move_delayed_acceptance_new(model->handle(), screen->handle(), &options, &move));
     else
@@ -201,8 +264,6 @@ void MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) {
     if (allMoved)
         throw OpenMMException("MonteCarloModeJump: the model moves all particles, so none is left to give way; leave the driven "
                               "path out");
-    if (screen || owner.getNumProposals() > 1)
-        throw OpenMMException("MonteCarloModeJump: a driven path goes with one proposal and no screening model");
     const uint64_t numbers = (2 * static_cast<uint64_t>(context.getSystem().getNumParticles()) + 1) * steps;
     if (numbers >> 32 != 0)
         throw OpenMMException("MonteCarloModeJump: a driven path of " + to_string(steps) +
@@ -272,6 +333,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     target.struct_size = sizeof(target);
     target.user = &trial;
     target.reduced_potential = &Trial::reducedPotential;
+    target.reduced_potential_gradient = solvent ? nullptr : &Trial::reducedPotentialGradient;
     target.relax = solvent ? &Trial::relax : nullptr;
 
     // Particles that stay keep their on-step velocity, for which the force here is needed.

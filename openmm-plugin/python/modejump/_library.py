@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openmm
 
-ABI = 6
+ABI = 7
 NAME = "libOpenMMModeJump.so"
 
 
@@ -44,6 +44,8 @@ SIGNATURES = {
     "set": [c_void_p, c_char_p, c_double],
     "set_particles": [c_void_p, c_int, POINTER(c_int)],
     "get_particles": [c_void_p, c_int, POINTER(c_int), POINTER(c_int)],
+    "set_latent_walk": [c_void_p, c_int, POINTER(c_double)],
+    "get_latent_walk": [c_void_p, c_int, POINTER(c_double), POINTER(c_int)],
     "attempt": [c_void_p, c_void_p, POINTER(c_int)],
     "draw_velocities": [c_void_p, c_double, c_uint64, c_uint64, c_uint64],
     "get_statistics": [c_void_p, c_void_p, POINTER(CStatistics)],

@@ -42,6 +42,23 @@ def _number(name, convert):
     return property(getter, setter)
 
 
+def _numbers(name, ctype, convert):
+    """A list of numbers that lives in the C++ object."""
+
+    def getter(self):
+        n = ctypes.c_int()
+        call("get_" + name, address(self), 0, None, ctypes.byref(n))
+        buffer = (ctype * n.value)()
+        call("get_" + name, address(self), n.value, buffer, ctypes.byref(n))
+        return list(buffer)
+
+    def setter(self, values):
+        values = [convert(value) for value in values]
+        call("set_" + name, address(self), len(values), (ctype * len(values))(*values))
+
+    return property(getter, setter)
+
+
 class MonteCarloModeJump(openmm.Force):
     """Every `frequency` steps a trained generator proposes configurations of the molecule; a Metropolis test on the System's
     own energy decides. The canonical ensemble stays exact, whatever the quality of the generator, unless `acceptance` says
@@ -82,6 +99,20 @@ class MonteCarloModeJump(openmm.Force):
         Steps of the trajectory by which the others give way after each perturbation but the last, before its Metropolis test.
     relaxation_timestep : number (ps) or Quantity
         Of these steps.
+    annealing_stages : int
+        Each proposal is carried to the energies of the System before it is tested, by annealed importance sampling over so many evenly
+        spaced stages, and the present configuration back; the weights of both paths decide. For a model that is a little off
+        everywhere. Exact whatever the numbers; a stage costs two force evaluations or more. 0 (default): proposals as they come.
+    annealing_moves : int
+        Steps at each stage, each with a Metropolis test.
+    annealing_step : number (nm²) or Quantity
+        Of a step x - step dE/dx + sqrt(2 step) noise.
+    latent_walk : sequence of float
+        Instead of whole proposals, small steps in the latent space of the model, of one of these widths, chosen anew in every attempt;
+        the prior of a latent coordinate has width 1, or is uniform on [0, 1). For a model whose proposals are all rejected. Exact
+        whatever the model; the statistics have no weights. Empty (default): no walk.
+    leapfrog : int
+        Of annealing and of a walk: steps of a Hamiltonian trajectory instead of single steps.
 
     Raises
     ------
@@ -105,6 +136,11 @@ class MonteCarloModeJump(openmm.Force):
         driven_steps=0,
         relaxation_steps=20,
         relaxation_timestep=0.001,
+        annealing_stages=0,
+        annealing_moves=1,
+        annealing_step=2e-6,
+        latent_walk=(),
+        leapfrog=0,
     ):
         texts = {"model": os.fspath(model), "acceptance": acceptance}
         if screen is not None:
@@ -119,6 +155,11 @@ class MonteCarloModeJump(openmm.Force):
         self.relaxation_steps = relaxation_steps
         self.relaxation_timestep = relaxation_timestep
         self.driven_steps = driven_steps
+        self.annealing_moves = annealing_moves
+        self.annealing_step = annealing_step
+        self.annealing_stages = annealing_stages
+        self.latent_walk = latent_walk
+        self.leapfrog = leapfrog
         if particles is not None:
             self.particles = particles
         call("load_model", address(self))
@@ -152,6 +193,13 @@ class MonteCarloModeJump(openmm.Force):
     relaxation_steps = _number("relaxationSteps", int)
     #: ps
     relaxation_timestep = _number("relaxationStepSize", float)
+    #: Stages of annealed proposals; 0 for none.
+    annealing_stages = _number("annealingStages", int)
+    annealing_moves = _number("annealingMoves", int)
+    #: nm²
+    annealing_step = _number("annealingStep", float)
+    #: Steps of a Hamiltonian trajectory, of annealing or of a latent walk.
+    leapfrog = _number("leapfrogSteps", int)
     #: Initial value of the Context parameter REPLICA.
     default_replica = _number("defaultReplica", int)
     #: K; the temperature that the model was trained for, 0 if its file does not say.
@@ -160,18 +208,9 @@ class MonteCarloModeJump(openmm.Force):
     #: The Context parameter that gives replicas which share a Context their own random numbers.
     REPLICA = "ModeJumpReplica"
 
-    @property
-    def particles(self):
-        n = ctypes.c_int()
-        call("get_particles", address(self), 0, None, ctypes.byref(n))
-        buffer = (ctypes.c_int * n.value)()
-        call("get_particles", address(self), n.value, buffer, ctypes.byref(n))
-        return list(buffer)
-
-    @particles.setter
-    def particles(self, particles):
-        indices = [int(i) for i in particles]
-        call("set_particles", address(self), len(indices), (ctypes.c_int * len(indices))(*indices))
+    particles = _numbers("particles", ctypes.c_int, int)
+    #: Widths of the steps of a walk in latent space; empty for no walk.
+    latent_walk = _numbers("latent_walk", ctypes.c_double, float)
 
     def _text(self, name):
         value = ctypes.c_char_p()
@@ -234,5 +273,5 @@ class MonteCarloModeJump(openmm.Force):
         return weights
 
     def update_parameters_in_context(self, context):
-        """Takes frequency, proposals, driven path and temperature over to an existing Context; its statistics start anew."""
+        """Takes frequency, temperature, proposals and how they are made over to an existing Context; its statistics start anew."""
         call("update_parameters", address(self), address(context))

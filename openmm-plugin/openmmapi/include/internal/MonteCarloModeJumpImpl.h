@@ -40,6 +40,7 @@ private:
     void carryVelocities(OpenMM::ContextImpl& context, double offset);
     void createMove(OpenMM::ContextImpl& context);
     void createSolvent(OpenMM::ContextImpl& context);
+    void checkMethod() const;
     double beginDriven(OpenMM::ContextImpl& context, double energy, double kT, const VelocityStream& stream);
     std::string advice(const ModeJumpStatistics& statistics) const;
     void warnOfAcceptance();
@@ -62,7 +63,7 @@ private:
     uint64_t explicitCount = 0;
     /** Saves and restores single-precision positions without rounding. */
     std::unique_ptr<OpenMM::Kernel> keeper;
-    std::vector<OpenMM::Vec3> positions, trialPositions, velocities, forces, newForces;
+    std::vector<OpenMM::Vec3> positions, trialPositions, velocities, forces, newForces, trialForces;
     std::vector<double> x;
 };
 
