@@ -236,7 +236,7 @@ impl Stream {
         for group in &mut groups {
             let [index, others @ ..] = self.counter;
             self.counter[0] = index.wrapping_add(SIDE_BY_SIDE as u32);
-            vectorised(|| {
+            vectorised!({
                 let indices = std::array::from_fn(|k| index.wrapping_add(k as u32));
                 let [a, b, c, d] = philox4x32_side_by_side(indices, others, self.key);
                 let mut bits = [0; 2 * SIDE_BY_SIDE];

@@ -112,42 +112,57 @@ pub trait Scalar:
     }
 }
 
-/// Runs plain loops compiled for the widest vectors of this processor. The closure must be small enough to be inlined, and
-/// call nothing that is not.
-#[inline(always)]
-pub fn vectorised<T>(body: impl FnOnce() -> T) -> T {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,fma")]
-        fn avx512<T>(body: impl FnOnce() -> T) -> T {
-            body()
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2<T>(body: impl FnOnce() -> T) -> T {
-            body()
-        }
-        match instruction_set() {
+/// Plain loops compiled for the widest vectors of this processor. Whatever they call must be inlined into them.
+///
+/// A macro, and not a function that takes a closure: the loops are written out for every instruction set, each a closure that is called
+/// in one place only, which the compiler then inlines however long it is. A closure that all sets share it calls, and what is called is
+/// compiled for the oldest processor.
+macro_rules! vectorised {
+    ($loops:expr) => {
+        match $crate::nn::real::instruction_set() {
             // SAFETY: the processor has the features that the function was compiled for.
-            InstructionSet::Avx512 => return unsafe { avx512(body) },
+            #[cfg(target_arch = "x86_64")]
+            $crate::nn::real::InstructionSet::Avx512 => unsafe { $crate::nn::real::with_avx512(|| $loops) },
             // SAFETY: as above.
-            InstructionSet::Avx2 => return unsafe { avx2(body) },
-            InstructionSet::Baseline => {}
+            #[cfg(target_arch = "x86_64")]
+            $crate::nn::real::InstructionSet::Avx2 => unsafe { $crate::nn::real::with_avx2(|| $loops) },
+            $crate::nn::real::InstructionSet::Baseline => $loops,
         }
-    }
-    body()
+    };
+}
+pub(crate) use vectorised;
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,fma")]
+#[inline]
+pub(crate) fn with_avx512<T>(loops: impl FnOnce() -> T) -> T {
+    loops()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(crate) fn with_avx2<T>(loops: impl FnOnce() -> T) -> T {
+    loops()
 }
 
 /// Vector instructions that loops and kernels are compiled for.
-#[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(super) enum InstructionSet {
+pub(crate) enum InstructionSet {
+    #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     Baseline,
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn instruction_set() -> InstructionSet {
+    InstructionSet::Baseline
+}
+
 #[cfg(target_arch = "x86_64")]
-pub(super) fn instruction_set() -> InstructionSet {
+pub(crate) fn instruction_set() -> InstructionSet {
     let has = |found: [bool; 4]| found.into_iter().all(|f| f);
     if allowed(2)
         && has([

@@ -291,7 +291,7 @@ fn keep<R: Real>(key_and_value: &[R], kept: &mut [R], i: usize, heads: usize) {
 fn mix<R: Real>(q: &[R], kept: &[R], seen: usize, mixed: &mut [R], heads: usize, scores: &mut [R]) {
     let (width, part) = (q.len() / heads, kept.len() / (2 * heads));
     let (scale, scores) = (R::from_f64(1.0 / (width as f64).sqrt()), &mut scores[..heads * seen]);
-    vectorised(|| {
+    vectorised!({
         for (h, scores) in scores.chunks_exact_mut(seen).enumerate() {
             let q = &q[h * width..(h + 1) * width];
             for (score, key) in scores.iter_mut().zip(kept[2 * h * part..].chunks_exact(width)) {
@@ -302,7 +302,7 @@ fn mix<R: Real>(q: &[R], kept: &[R], seen: usize, mixed: &mut [R], heads: usize,
         }
     });
     R::exp_slice(scores);
-    vectorised(|| {
+    vectorised!({
         for (h, scores) in scores.chunks_exact(seen).enumerate() {
             let sum = scores.iter().fold(R::default(), |sum, &w| sum + w);
             let factor = R::from_f64(1.0) / sum;
@@ -402,7 +402,7 @@ impl<R: Real> Transition<R> {
         self.gates.apply(&s.inner, &mut s.hidden);
         R::silu_slice(&s.hidden, &mut s.activated);
         self.values.apply(&s.inner, &mut s.hidden);
-        vectorised(|| s.activated.iter_mut().zip(&s.hidden).for_each(|(a, &h)| *a *= h));
+        vectorised!(s.activated.iter_mut().zip(&s.hidden).for_each(|(a, &h)| *a *= h));
         self.out.apply(&s.activated, &mut s.change);
     }
 }
@@ -431,7 +431,7 @@ impl<R: Real> Scratch<R> {
 }
 
 fn add<R: Real>(y: &mut [R], change: &[R]) {
-    vectorised(|| y.iter_mut().zip(change).for_each(|(y, &c)| *y += c));
+    vectorised!(y.iter_mut().zip(change).for_each(|(y, &c)| *y += c));
 }
 
 /// Adds rows that come again for each sample.
@@ -442,7 +442,7 @@ fn add_rows<R: Real>(y: &mut [R], rows: &[R]) {
 /// y += w times the gates, whose rows come again for each sample.
 fn add_gated<R: Real>(y: &mut [R], w: &[R], gate: &[R]) {
     let samples = y.chunks_exact_mut(gate.len()).zip(w.chunks_exact(gate.len()));
-    vectorised(|| {
+    vectorised!({
         for (y, w) in samples {
             y.iter_mut().zip(w).zip(gate).for_each(|((y, &w), &g)| *y += g * w);
         }

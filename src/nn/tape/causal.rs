@@ -79,16 +79,16 @@ fn softmax<R: Scalar>(row: &mut [R], last: usize, scale: R) {
     let (seen, unseen) = row.split_at_mut(last + 1);
     unseen.fill(R::default());
     let top = seen.iter().fold(seen[0], |top, &w| if w > top { w } else { top });
-    vectorised(|| seen.iter_mut().for_each(|w| *w = scale * (*w - top)));
+    vectorised!(seen.iter_mut().for_each(|w| *w = scale * (*w - top)));
     R::exp_slice(seen);
     let factor = R::from_f64(1.0) / seen.iter().copied().sum::<R>();
-    vectorised(|| seen.iter_mut().for_each(|w| *w *= factor));
+    vectorised!(seen.iter_mut().for_each(|w| *w *= factor));
 }
 
 /// g ← p (g − Σ p g), times `scale`: the derivative of a row's softmax, which is symmetric.
 fn softmax_derivative<R: Scalar>(p: &[R], g: &mut [R], scale: R) {
     let mean = p.iter().zip(g.iter()).map(|(&p, &g)| p * g).sum::<R>();
-    vectorised(|| g.iter_mut().zip(p).for_each(|(g, &p)| *g = scale * p * (*g - mean)));
+    vectorised!(g.iter_mut().zip(p).for_each(|(g, &p)| *g = scale * p * (*g - mean)));
 }
 
 impl<R: Scalar> Operation<R> for CausalOp {

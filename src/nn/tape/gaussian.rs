@@ -44,7 +44,7 @@ impl<R: Scalar> Operation<R> for RadialBasisOp {
 
     fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
         let (step, w) = (self.step::<R>(), self.inverse_width::<R>());
-        vectorised(|| {
+        vectorised!({
             for (&d, y) in inputs[self.d.range()].iter().zip(output.chunks_exact_mut(self.basis.count)) {
                 for (k, y) in y.iter_mut().enumerate() {
                     let z = (d - step * R::from_f64(k as f64)) * w;
@@ -68,7 +68,7 @@ impl<R: Scalar> Operation<R> for RadialBasisOp {
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
         let n = self.basis.count;
         let rows = point.value(self.output).chunks_exact(n).zip(cotangent.chunks_exact(n));
-        vectorised(|| {
+        vectorised!({
             for ((&d, slot), (y, g)) in point.value(self.d).iter().zip(&mut inputs[self.d.range()]).zip(rows) {
                 *slot += (0..n).map(|k| g[k] * y[k] * self.slope(d, k)).sum::<R>();
             }
@@ -114,7 +114,7 @@ impl<R: Scalar> Operation<R> for GaussiansOp {
         let n = self.gaussians.count;
         let (half, factor) = (R::from_f64(-0.5), R::from_f64(1.0 / NORMALISER));
         let kernels: Vec<(R, R, R)> = (0..n).map(|k| self.kernel(parameters, k)).collect();
-        vectorised(|| {
+        vectorised!({
             for (&y, g) in inputs[self.y.range()].iter().zip(output.chunks_exact_mut(n)) {
                 for (g, &(mean, inverse, _)) in g.iter_mut().zip(&kernels) {
                     let z = (y - mean) * inverse;
@@ -123,7 +123,7 @@ impl<R: Scalar> Operation<R> for GaussiansOp {
             }
         });
         R::exp_slice(output);
-        vectorised(|| {
+        vectorised!({
             for g in output.chunks_exact_mut(n) {
                 g.iter_mut().zip(&kernels).for_each(|(g, &(_, inverse, _))| *g = *g * factor * inverse);
             }
@@ -147,7 +147,7 @@ impl<R: Scalar> Operation<R> for GaussiansOp {
         let (mut by_mean, mut by_width) = (vec![R::default(); n], vec![R::default(); n]);
         let one = R::from_f64(1.0);
         let rows = point.value(self.output).chunks_exact(n).zip(cotangent.chunks_exact(n));
-        vectorised(|| {
+        vectorised!({
             for ((&y, slot), (value, g)) in point.value(self.y).iter().zip(&mut inputs[self.y.range()]).zip(rows) {
                 let mut sum = R::default();
                 for k in 0..n {

@@ -145,7 +145,7 @@ impl<R: Scalar> Operation<R> for LinearOp {
         let bias = self.weight.bias.map(|at| &parameters[at..at + n]);
         let residual = self.residual.map(|x| &inputs[x.range()]);
         match (bias, residual) {
-            (Some(bias), Some(residual)) => vectorised(|| {
+            (Some(bias), Some(residual)) => vectorised!({
                 for (y, x) in output.chunks_exact_mut(n).zip(residual.chunks_exact(n)) {
                     y.iter_mut().zip(x).zip(bias).for_each(|((y, &x), &b)| *y = x + b);
                 }
@@ -168,7 +168,7 @@ impl<R: Scalar> Operation<R> for LinearOp {
         let w = &self.weight;
         if let Some(residual) = self.residual {
             let slot = &mut inputs[residual.range()];
-            vectorised(|| slot.iter_mut().zip(cotangent).for_each(|(s, &g)| *s += g));
+            vectorised!(slot.iter_mut().zip(cotangent).for_each(|(s, &g)| *s += g));
         }
         for (x, column) in self.parts() {
             R::gemm(

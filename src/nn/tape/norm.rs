@@ -61,7 +61,7 @@ pub fn normalise<R: Scalar>(x: &[R], (w, b): (&[R], &[R]), y: &mut [R]) {
 /// The same for rows of n columns with the rows of w and b one after the other, and from the first again.
 pub fn normalise_by<R: Scalar>(n: usize, x: &[R], (w, b): (&[R], &[R]), y: &mut [R]) {
     let weights = w.chunks_exact(n).zip(b.chunks_exact(n)).cycle();
-    vectorised(|| {
+    vectorised!({
         for ((x, y), (w, b)) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)).zip(weights) {
             let (mean, scale) = moments(x);
             for ((y, &x), (&w, &b)) in y.iter_mut().zip(x).zip(w.iter().zip(b)) {
@@ -73,7 +73,7 @@ pub fn normalise_by<R: Scalar>(n: usize, x: &[R], (w, b): (&[R], &[R]), y: &mut 
 
 /// As [`normalise`] of the columns from `start` in rows that are `stride` apart, in place.
 pub fn normalise_columns<R: Scalar>(x: &mut [R], (start, stride): (usize, usize), (w, b): (&[R], &[R])) {
-    vectorised(|| {
+    vectorised!({
         for row in x.chunks_exact_mut(stride) {
             let row = &mut row[start..start + w.len()];
             let (mean, scale) = moments(row);
@@ -128,7 +128,7 @@ impl<R: Scalar> Operation<R> for LayerNormOp {
         let w = self.weight(point.parameters);
         let rows = point.value(self.x).chunks_exact(n).zip(tangents[self.x.range()].chunks_exact(n));
         for ((x, dx), y) in rows.zip(output.chunks_exact_mut(n)) {
-            vectorised(|| LayerNormOp::derivative(x, dx, |i, d| y[i] = w[i] * d));
+            vectorised!(LayerNormOp::derivative(x, dx, |i, d| y[i] = w[i] * d));
         }
     }
 
@@ -139,7 +139,7 @@ impl<R: Scalar> Operation<R> for LayerNormOp {
         let rows = point.value(self.x).chunks_exact(n).zip(cotangent.chunks_exact(n));
         for ((x, g), slot) in rows.zip(inputs[self.x.range()].chunks_exact_mut(n)) {
             weighted.iter_mut().zip(g).zip(w.iter()).for_each(|((s, &g), &w)| *s = g * w);
-            vectorised(|| LayerNormOp::derivative(x, &weighted, |i, d| slot[i] += d));
+            vectorised!(LayerNormOp::derivative(x, &weighted, |i, d| slot[i] += d));
             let Some((norm, gradient)) = self.norm.zip(gradient.as_deref_mut()) else { continue };
             let (mean, scale) = moments(x);
             let by_weight = gradient[norm.weight..][..n].iter_mut();
@@ -164,7 +164,7 @@ impl<R: Scalar> Operation<R> for MeanColumnsOp {
     fn forward(&self, _: &[R], inputs: &[R], y: &mut [R]) {
         let n = R::from_f64(1.0 / self.x.columns as f64);
         let rows = inputs[self.x.range()].chunks_exact(self.x.columns);
-        vectorised(|| rows.zip(y).for_each(|(x, y)| *y = sum(x, |x| x) * n));
+        vectorised!(rows.zip(y).for_each(|(x, y)| *y = sum(x, |x| x) * n));
     }
 
     fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
@@ -188,7 +188,7 @@ impl<R: Scalar> Operation<R> for SquaredLengthOp {
 
     fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
         let c = self.output.columns;
-        vectorised(|| {
+        vectorised!({
             for (v, y) in inputs[self.v.range()].chunks_exact(3 * c).zip(output.chunks_exact_mut(c)) {
                 let (x, rest) = v.split_at(c);
                 let (u, w) = rest.split_at(c);
@@ -208,7 +208,7 @@ impl<R: Scalar> Operation<R> for SquaredLengthOp {
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
         let (c, two) = (self.output.columns, R::from_f64(2.0));
         let rows = point.value(self.v).chunks_exact(3 * c).zip(cotangent.chunks_exact(c));
-        vectorised(|| {
+        vectorised!({
             for ((v, g), slot) in rows.zip(inputs[self.v.range()].chunks_exact_mut(3 * c)) {
                 for (v, slot) in v.chunks_exact(c).zip(slot.chunks_exact_mut(c)) {
                     (0..c).for_each(|i| slot[i] += two * g[i] * v[i]);

@@ -21,7 +21,7 @@ impl<R: Scalar> Operation<R> for PairsOp {
         let (n, c) = (self.atoms, self.output.columns);
         let part = |part: Option<(f64, Var)>| part.map(|(f, x)| (R::from_f64(f), &inputs[x.range()]));
         let (source, destination) = (part(self.source), part(self.destination));
-        vectorised(|| {
+        vectorised!({
             for (i, block) in y.chunks_exact_mut(n * c).enumerate() {
                 let first = i / n * n * c;
                 match source {
@@ -43,7 +43,7 @@ impl<R: Scalar> Operation<R> for PairsOp {
         let (n, c) = (self.atoms, self.output.columns);
         if let Some((f, x)) = self.source {
             let (f, slots) = (R::from_f64(f), &mut inputs[x.range()]);
-            vectorised(|| {
+            vectorised!({
                 for (i, block) in cotangent.chunks_exact(n * c).enumerate() {
                     let first = i / n * n * c;
                     slots[first..first + n * c].iter_mut().zip(block).for_each(|(s, &g)| *s += f * g);
@@ -52,7 +52,7 @@ impl<R: Scalar> Operation<R> for PairsOp {
         }
         if let Some((f, x)) = self.destination {
             let (f, slots) = (R::from_f64(f), &mut inputs[x.range()]);
-            vectorised(|| {
+            vectorised!({
                 for (slot, block) in slots.chunks_exact_mut(c).zip(cotangent.chunks_exact(n * c)) {
                     for g in block.chunks_exact(c) {
                         slot.iter_mut().zip(g).for_each(|(s, &g)| *s += f * g);
@@ -79,7 +79,7 @@ impl<R: Scalar> Operation<R> for SumPairsOp {
 
     fn forward(&self, _: &[R], inputs: &[R], y: &mut [R]) {
         let (n, c) = (self.atoms, self.m.columns);
-        vectorised(|| {
+        vectorised!({
             for (i, (y, block)) in y.chunks_exact_mut(c).zip(inputs[self.m.range()].chunks_exact(n * c)).enumerate() {
                 y.fill(R::default());
                 for (j, m) in block.chunks_exact(c).enumerate() {
@@ -94,7 +94,7 @@ impl<R: Scalar> Operation<R> for SumPairsOp {
     fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
         let (n, c) = (self.atoms, self.m.columns);
         let blocks = inputs[self.m.range()].chunks_exact_mut(n * c).zip(cotangent.chunks_exact(c));
-        vectorised(|| {
+        vectorised!({
             for (i, (block, g)) in blocks.enumerate() {
                 for (j, slot) in block.chunks_exact_mut(c).enumerate() {
                     if self.diagonal || j != i % n {

@@ -15,7 +15,7 @@ pub(super) struct CombineOp {
 impl CombineOp {
     fn apply<R: Scalar>(&self, inputs: &[R], constant: R, y: &mut [R]) {
         let (alpha, a) = (R::from_f64(self.a.0), &inputs[self.a.1.range()]);
-        vectorised(|| match self.b {
+        vectorised!(match self.b {
             None => y.iter_mut().zip(a).for_each(|(y, &a)| *y = alpha * a + constant),
             Some((beta, b)) => {
                 let (beta, b) = (R::from_f64(beta), &inputs[b.range()]);
@@ -41,7 +41,7 @@ impl<R: Scalar> Operation<R> for CombineOp {
     fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
         for (factor, x) in [Some(self.a), self.b].into_iter().flatten() {
             let (factor, slot) = (R::from_f64(factor), &mut inputs[x.range()]);
-            vectorised(|| slot.iter_mut().zip(cotangent).for_each(|(s, &g)| *s += factor * g));
+            vectorised!(slot.iter_mut().zip(cotangent).for_each(|(s, &g)| *s += factor * g));
         }
     }
 }
@@ -61,19 +61,19 @@ impl<R: Scalar> Operation<R> for ProductOp {
 
     fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
         let (a, b) = (&inputs[self.a.range()], &inputs[self.b.range()]);
-        vectorised(|| output.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = a * b));
+        vectorised!(output.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = a * b));
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
         let (a, b) = (point.value(self.a), point.value(self.b));
         let (da, db) = (&tangents[self.a.range()], &tangents[self.b.range()]);
-        vectorised(|| (0..output.len()).for_each(|i| output[i] = da[i] * b[i] + a[i] * db[i]));
+        vectorised!((0..output.len()).for_each(|i| output[i] = da[i] * b[i] + a[i] * db[i]));
     }
 
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
         for (x, other) in [(self.a, self.b), (self.b, self.a)] {
             let (slot, other) = (&mut inputs[x.range()], point.value(other));
-            vectorised(|| slot.iter_mut().zip(cotangent).zip(other).for_each(|((s, &g), &o)| *s += g * o));
+            vectorised!(slot.iter_mut().zip(cotangent).zip(other).for_each(|((s, &g), &o)| *s += g * o));
         }
     }
 }
@@ -98,7 +98,7 @@ impl<R: Scalar> Operation<R> for ScaleOp {
 
     fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
         let (a, b, n, w) = (&inputs[self.a.range()], &inputs[self.b.range()], self.a.columns, self.b.columns);
-        vectorised(|| {
+        vectorised!({
             for ((a, b), y) in rows(a, n, b, w).zip(output.chunks_exact_mut(n)) {
                 if w == 1 {
                     y.iter_mut().zip(a).for_each(|(y, &a)| *y = a * b[0]);
@@ -116,7 +116,7 @@ impl<R: Scalar> Operation<R> for ScaleOp {
         let values = rows(point.value(self.a), n, point.value(self.b), w);
         let tangents = rows(&tangents[self.a.range()], n, &tangents[self.b.range()], w);
         for (((a, b), (da, db)), y) in values.zip(tangents).zip(output.chunks_exact_mut(n)) {
-            vectorised(|| (0..n).for_each(|i| y[i] = da[i] * b[i % w] + a[i] * db[i % w]));
+            vectorised!((0..n).for_each(|i| y[i] = da[i] * b[i % w] + a[i] * db[i % w]));
         }
     }
 
@@ -124,7 +124,7 @@ impl<R: Scalar> Operation<R> for ScaleOp {
         let (n, w) = (self.a.columns, self.b.columns);
         let (a, b) = (point.value(self.a), point.value(self.b));
         let slots = inputs[self.a.range()].chunks_exact_mut(n);
-        vectorised(|| {
+        vectorised!({
             for ((slot, g), b) in slots.zip(cotangent.chunks_exact(n)).zip(b.chunks_exact(w)) {
                 for (slot, g) in slot.chunks_exact_mut(w).zip(g.chunks_exact(w)) {
                     slot.iter_mut().zip(g).zip(b).for_each(|((s, &g), &b)| *s += g * b);
@@ -132,7 +132,7 @@ impl<R: Scalar> Operation<R> for ScaleOp {
             }
         });
         let slots = inputs[self.b.range()].chunks_exact_mut(w);
-        vectorised(|| {
+        vectorised!({
             for ((slot, g), a) in slots.zip(cotangent.chunks_exact(n)).zip(a.chunks_exact(n)) {
                 if w == 1 {
                     slot[0] += g.iter().zip(a).map(|(&g, &a)| g * a).sum::<R>();
@@ -178,17 +178,17 @@ impl FunctionOp {
         match self.function {
             Function::Silu => R::silu_backward(x, gradient),
             Function::Gelu => gelu_backward(x, gradient),
-            Function::Exp => vectorised(|| each.for_each(|(g, (_, &y))| *g *= y)),
-            Function::Sigmoid => vectorised(|| each.for_each(|(g, (_, &y))| *g *= y * (one - y))),
-            Function::Tanh => vectorised(|| each.for_each(|(g, (_, &y))| *g *= one - y * y)),
-            Function::Reciprocal => vectorised(|| each.for_each(|(g, (_, &y))| *g *= -y * y)),
+            Function::Exp => vectorised!(each.for_each(|(g, (_, &y))| *g *= y)),
+            Function::Sigmoid => vectorised!(each.for_each(|(g, (_, &y))| *g *= y * (one - y))),
+            Function::Tanh => vectorised!(each.for_each(|(g, (_, &y))| *g *= one - y * y)),
+            Function::Reciprocal => vectorised!(each.for_each(|(g, (_, &y))| *g *= -y * y)),
             Function::AtLeast(floor) => {
                 let (floor, zero) = (R::from_f64(floor), R::default());
-                vectorised(|| each.for_each(|(g, (&x, _))| *g = if x < floor { zero } else { *g }))
+                vectorised!(each.for_each(|(g, (&x, _))| *g = if x < floor { zero } else { *g }))
             }
             Function::Root => {
                 let half = R::from_f64(0.5);
-                vectorised(|| each.for_each(|(g, (_, &y))| *g = *g * half / y))
+                vectorised!(each.for_each(|(g, (_, &y))| *g = *g * half / y))
             }
         }
     }
@@ -214,12 +214,12 @@ impl<R: Scalar> Operation<R> for FunctionOp {
                 y.copy_from_slice(x);
                 R::tanh_slice(y)
             }
-            Function::Reciprocal => vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = one / x)),
+            Function::Reciprocal => vectorised!(y.iter_mut().zip(x).for_each(|(y, &x)| *y = one / x)),
             Function::AtLeast(floor) => {
                 let floor = R::from_f64(floor);
-                vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x < floor { floor } else { x }))
+                vectorised!(y.iter_mut().zip(x).for_each(|(y, &x)| *y = if x < floor { floor } else { x }))
             }
-            Function::Root => vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y = x.sqrt())),
+            Function::Root => vectorised!(y.iter_mut().zip(x).for_each(|(y, &x)| *y = x.sqrt())),
         }
     }
 
@@ -246,15 +246,15 @@ impl<R: Scalar> Operation<R> for FunctionOp {
 fn normal_distribution<R: Scalar>(x: &[R], phi: &mut [R]) {
     let (half, one) = (R::from_f64(0.5), R::from_f64(1.0));
     let root = R::from_f64(std::f64::consts::FRAC_1_SQRT_2);
-    vectorised(|| phi.iter_mut().zip(x).for_each(|(p, &x)| *p = root * x));
+    vectorised!(phi.iter_mut().zip(x).for_each(|(p, &x)| *p = root * x));
     R::erf_slice(phi);
-    vectorised(|| phi.iter_mut().for_each(|p| *p = half * (one + *p)));
+    vectorised!(phi.iter_mut().for_each(|p| *p = half * (one + *p)));
 }
 
 /// y = x Φ(x).
 pub fn gelu<R: Scalar>(x: &[R], y: &mut [R]) {
     normal_distribution(x, y);
-    vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y *= x));
+    vectorised!(y.iter_mut().zip(x).for_each(|(y, &x)| *y *= x));
 }
 
 /// gradient ← gradient · (Φ(x) + x φ(x)), φ the normal density.
@@ -265,9 +265,9 @@ fn gelu_backward<R: Scalar>(x: &[R], gradient: &mut [R]) {
     for (x, g) in x.chunks(BLOCK).zip(gradient.chunks_mut(BLOCK)) {
         let (phi, density) = (&mut phi[..x.len()], &mut density[..x.len()]);
         normal_distribution(x, phi);
-        vectorised(|| density.iter_mut().zip(x).for_each(|(d, &x)| *d = minus_half * x * x));
+        vectorised!(density.iter_mut().zip(x).for_each(|(d, &x)| *d = minus_half * x * x));
         R::exp_slice(density);
-        vectorised(|| {
+        vectorised!({
             let each = g.iter_mut().zip(x).zip(phi.iter().zip(density.iter()));
             each.for_each(|((g, &x), (&phi, &density))| *g *= phi + factor * x * density)
         });
@@ -304,7 +304,7 @@ impl<R: Scalar> Operation<R> for SwishOp {
         let beta = parameters[self.beta];
         for (y, x) in output.chunks_mut(SWISH_BLOCK).zip(inputs[self.x.range()].chunks(SWISH_BLOCK)) {
             self.sigmoid(beta, x, y);
-            vectorised(|| y.iter_mut().zip(x).for_each(|(y, &x)| *y *= x));
+            vectorised!(y.iter_mut().zip(x).for_each(|(y, &x)| *y *= x));
         }
     }
 
@@ -313,7 +313,7 @@ impl<R: Scalar> Operation<R> for SwishOp {
         let x = point.value(self.x).chunks(SWISH_BLOCK).zip(tangents[self.x.range()].chunks(SWISH_BLOCK));
         for ((x, dx), y) in x.zip(output.chunks_mut(SWISH_BLOCK)) {
             self.sigmoid(beta, x, y);
-            vectorised(|| {
+            vectorised!({
                 let each = y.iter_mut().zip(x).zip(dx);
                 each.for_each(|((y, &x), &dx)| *y = dx * *y * (one + beta * x * (one - *y)))
             });
@@ -328,7 +328,7 @@ impl<R: Scalar> Operation<R> for SwishOp {
         for ((slot, g), x) in blocks.zip(point.value(self.x).chunks(SWISH_BLOCK)) {
             let sigmoid = &mut sigmoid[..x.len()];
             self.sigmoid(beta, x, sigmoid);
-            vectorised(|| {
+            vectorised!({
                 for ((slot, &g), (&s, &x)) in slot.iter_mut().zip(g).zip(sigmoid.iter().zip(x)) {
                     *slot += g * s * (one + beta * x * (one - s));
                 }
