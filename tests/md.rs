@@ -79,6 +79,26 @@ fn the_latent_space_may_be_walked_in() {
     }
 }
 
+/// By Metropolis tests, i-SIR and a screen: the whole trajectory and the counters are the same to the last bit.
+#[test]
+fn proposals_drawn_ahead_change_nothing() {
+    let folder = std::env::temp_dir().join(format!("modejump-ahead-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for more in [&[][..], &["--proposals", "3"], &["--screen", MODEL]] {
+        let run = |ahead: &[&str]| {
+            let file = folder.join("run.safetensors");
+            let output = ["--model", MODEL, "-o", file.to_str().unwrap()];
+            let mut summary = summary(&[&output, more, ahead].concat());
+            summary.as_object_mut().unwrap().retain(|key, _| !["wall_s", "ns_per_day"].contains(&key.as_str()));
+            (summary, std::fs::read(file).unwrap())
+        };
+        let plain = run(&[]);
+        assert!(plain.0["acceptance"].as_f64().unwrap() > 0.3, "{}", plain.0);
+        assert!(plain == run(&["--draw-ahead"]), "{more:?}: {}", plain.0);
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 /// Trained at 600 K, it follows the run to 400 K: no warning, and jumps are accepted.
 #[test]
 fn a_steerable_model_is_taken_to_the_temperature_of_the_run() {
@@ -109,6 +129,7 @@ fn what_does_not_fit_is_refused() {
     assert!(message.contains("keep no constrained bond"), "{message}");
     assert!(md(&["--model", MODEL, "--anneal", "0"]).unwrap_err().contains("rising t"));
     assert!(md(&["--model", MODEL, "--latent-walk", "0"]).unwrap_err().contains("one positive width"));
+    assert!(md(&["--model", MODEL, "--latent-walk", "0.1", "--draw-ahead"]).unwrap_err().contains("--latent-walk"));
     let message = md(&["--model", "models/ala2/gvp-flow.safetensors", "--latent-walk", "0.1"]).unwrap_err();
     assert!(message.contains("such as a coupling flow"), "{message}");
     let other = "models/double-well/generator.safetensors";

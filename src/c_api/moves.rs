@@ -324,17 +324,21 @@ fn generator_of(
     given: &modejump_move_options,
     constraints: Option<Constraints>,
 ) -> Result<Generator> {
-    let mut generator = Generator::constrained(model, plain(given), constraints)?;
-    match given.draw_ahead {
-        0 => {}
-        1 => generator.draw_ahead(true),
-        other => return Err(Error::invalid(format!("modejump_move_options.draw_ahead is {other}: use 0 or 1"))),
+    if given.draw_ahead > 1 {
+        let other = given.draw_ahead;
+        return Err(Error::invalid(format!("modejump_move_options.draw_ahead is {other}: use 0 or 1")));
     }
-    Ok(generator)
+    Generator::constrained(model, plain(given), constraints)
 }
 
 fn plain(given: &modejump_move_options) -> Options {
-    Options { n_proposals: count(given.n_proposals), seed: given.seed, stride: given.stride, batch: count(given.batch) }
+    Options {
+        n_proposals: count(given.n_proposals),
+        seed: given.seed,
+        stride: given.stride,
+        batch: count(given.batch),
+        draw_ahead: given.draw_ahead == 1,
+    }
 }
 
 /// Frees a move; NULL does nothing.

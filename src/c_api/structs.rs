@@ -58,7 +58,7 @@ unsafe impl Versioned for modejump_move_options {
     const NAME: &'static str = "modejump_move_options";
     const FIRST: usize = offset_of!(modejump_move_options, draw_ahead);
     fn empty() -> modejump_move_options {
-        let Options { n_proposals, seed, stride, batch } = Options::default();
+        let Options { n_proposals, seed, stride, batch, draw_ahead } = Options::default();
         modejump_move_options {
             struct_size: size_of::<modejump_move_options>() as u32,
             kind: MODEJUMP_INDEPENDENCE,
@@ -66,7 +66,7 @@ unsafe impl Versioned for modejump_move_options {
             seed,
             stride,
             batch: batch as u64,
-            draw_ahead: 0,
+            draw_ahead: u64::from(draw_ahead),
         }
     }
 }

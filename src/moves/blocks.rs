@@ -102,7 +102,6 @@ impl Drop for Ahead {
 /// restarted in its middle, so the run goes on bit for bit. Replicas that take turns each keep their block until it is used up.
 pub(super) struct Blocks {
     recipe: Recipe,
-    draws_ahead: bool,
     /// The one of the latest attempt last.
     replicas: Vec<OfReplica>,
 }
@@ -124,7 +123,7 @@ struct OfReplica {
 impl Blocks {
     pub(super) fn new(density: Arc<dyn Density>, options: Options) -> Blocks {
         let recipe = Recipe { density, options, points_only: false };
-        let mut blocks = Blocks { recipe, draws_ahead: false, replicas: Vec::with_capacity(MOST_REPLICAS) };
+        let mut blocks = Blocks { recipe, replicas: Vec::with_capacity(MOST_REPLICAS) };
         blocks.turn_to(0);
         blocks
     }
@@ -135,15 +134,9 @@ impl Blocks {
         self.replicas.clear();
     }
 
-    /// Whether a thread of its own draws the next block of each replica.
-    pub(super) fn draw_ahead(&mut self, yes: bool) {
-        self.draws_ahead = yes;
-        self.replicas.iter_mut().for_each(|of_replica| of_replica.ahead = None);
-    }
-
     /// Proposals of the attempt at this step: x `[n_proposals][dimension]` and their evaluations.
     pub(super) fn of(&mut self, step: u64, replica: u32) -> Result<(&[f64], &[Evaluation])> {
-        let Options { n_proposals, stride, batch, .. } = self.recipe.options;
+        let Options { n_proposals, stride, batch, draw_ahead, .. } = self.recipe.options;
         let on_grid = stride > 0 && step.is_multiple_of(stride);
         let block = match on_grid {
             true => {
@@ -154,7 +147,7 @@ impl Blocks {
         };
         self.turn_to(replica);
         let of_replica = self.replicas.last_mut().expect("its turn has come");
-        of_replica.draw(&self.recipe, block, on_grid && self.draws_ahead)?;
+        of_replica.draw(&self.recipe, block, on_grid && draw_ahead)?;
         let attempt = if on_grid { ((step - block.first_step) / stride) as usize } else { 0 };
         let (first, d) = (attempt * n_proposals, self.recipe.density.dimension());
         let (rows, Drawn { x, evaluations }) = (first..first + n_proposals, &of_replica.drawn);

@@ -32,11 +32,14 @@ pub struct Options {
     pub stride: u64,
     /// Attempts whose proposals are drawn in one batch.
     pub batch: usize,
+    /// Whether a thread of its own draws the next batch of proposals while the present one is used up, so that an attempt need not
+    /// wait for it. Samples, and so results, are the same to the last bit. Without a stride there is no next batch.
+    pub draw_ahead: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { n_proposals: 1, seed: 0, stride: 0, batch: 32 }
+        Options { n_proposals: 1, seed: 0, stride: 0, batch: 32, draw_ahead: false }
     }
 }
 
@@ -195,12 +198,6 @@ impl Generator {
         orientation::check(self.density.as_ref(), rotations)?;
         self.rotations = rotations;
         Ok(())
-    }
-
-    /// Whether a thread of its own draws the next batch of proposals while the present one is used up, so that an attempt need not
-    /// wait for it. Samples, and so results, are the same to the last bit. Without a stride there is no next batch.
-    pub fn draw_ahead(&mut self, yes: bool) {
-        self.blocks.draw_ahead(yes);
     }
 
     /// log q of the generator itself at the current configuration and at proposal k.

@@ -24,7 +24,7 @@ const KERNELS: [Kernel; 4] = [
     },
 ];
 
-const OPTIONS: Options = Options { n_proposals: 2, seed: 5, stride: 4, batch: 6 };
+const OPTIONS: Options = Options { n_proposals: 2, seed: 5, stride: 4, batch: 6, draw_ahead: false };
 
 /// Attempts in blocks, off the grid, of two replicas in turn, and back in time, as after the restoration of a checkpoint.
 fn steps() -> impl Iterator<Item = (u64, u32)> {
@@ -51,9 +51,8 @@ fn results_with_and_without_the_thread_are_the_same_bit_for_bit() {
     let q: Arc<dyn Density> = Arc::new(Exact(DoubleWell2 { well: double_well(0.0), width: 0.4 }));
     let p: Arc<dyn Density> = Arc::new(Exact(DoubleWell2 { well: double_well(0.475), width: 0.3 }));
     for kernel in KERNELS {
-        let run = |ahead: bool| {
-            let mut generator = Generator::new(q.clone(), None, OPTIONS).unwrap();
-            generator.draw_ahead(ahead);
+        let run = |draw_ahead: bool| {
+            let generator = Generator::new(q.clone(), None, Options { draw_ahead, ..OPTIONS }).unwrap();
             outcomes(kernel(generator, Arc::new(WrongScreen(q.clone()))), &p, vec![1.0, 0.5])
         };
         let plain = run(false);
@@ -68,11 +67,10 @@ fn a_network_gives_the_same_with_any_number_of_threads() {
     let bytes = std::fs::read("models/double-well/generator.safetensors").unwrap();
     let model: Arc<dyn Model> = models::from_bytes("test", &bytes, Precision::F32).unwrap();
     let target: Arc<dyn Density> = model.clone();
-    let run = |ahead: bool, threads: usize| {
+    let run = |draw_ahead: bool, threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            let mut generator = Generator::of_model(&model, OPTIONS).unwrap();
-            generator.draw_ahead(ahead);
+            let generator = Generator::of_model(&model, Options { draw_ahead, ..OPTIONS }).unwrap();
             outcomes(Box::new(Independence::new(generator)), &target, vec![1.0, 0.5])
         })
     };
@@ -116,9 +114,8 @@ impl Density for Watched {
 fn blocks_are_drawn_in_a_thread_once_and_its_errors_are_those_of_the_attempt() {
     let inner = Exact(normal_mixture(&[(1.0, 0.0, 1.0)]));
     let density = Arc::new(Watched { inner, in_threads: AtomicUsize::new(0), left: AtomicUsize::new(5) });
-    let mut generator = Generator::new(density.clone(), None, OPTIONS).unwrap();
-    generator.draw_ahead(true);
-    let mut kernel = Independence::new(generator);
+    let options = Options { draw_ahead: true, ..OPTIONS };
+    let mut kernel = Independence::new(Generator::new(density.clone(), None, options).unwrap());
     let mut target = NegativeLog::new(Arc::new(Exact(double_well(0.3))), 0.0);
     let mut x = [0.9];
     let mut attempt = |step| {

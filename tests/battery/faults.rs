@@ -219,7 +219,7 @@ fn run(fault: Fault, guard: Guard) -> Verdict {
     let memory = Arc::new(Mutex::new(Memory::default()));
     let density = || FaultyDensity { table: table.clone(), fault, memory: memory.clone() };
     let kernel = || -> Box<dyn Move> {
-        let options = Options { n_proposals: 1, seed: SEED, stride: 0, batch: 1 };
+        let options = Options { n_proposals: 1, seed: SEED, stride: 0, batch: 1, ..Options::default() };
         Box::new(Independence::new(Generator::new(Arc::new(density()), None, options).unwrap()))
     };
     let honest: Arc<dyn Density> = Arc::new(Exact(Honest { inner: density() }));

@@ -76,6 +76,9 @@ pub struct Md {
     /// screening before one exact test
     #[arg(long, default_value_t = 1)]
     proposals: usize,
+    /// Have a thread of its own draw the proposals of coming attempts while the dynamics runs: the same results, bit for bit
+    #[arg(long, requires = "model", conflicts_with = "latent_walk")]
+    draw_ahead: bool,
     /// K
     #[arg(long, default_value_t = 300.0)]
     temperature: f64,
@@ -180,7 +183,12 @@ mod run {
             let model = load(path, &self.precision)?;
             let acceptance = self.acceptance(model.as_ref())?;
             warn_of_temperature(model.as_ref(), self.temperature);
-            let options = Options { n_proposals: self.proposals, seed: self.dynamics.seed, ..Options::default() };
+            let options = Options {
+                n_proposals: self.proposals,
+                seed: self.dynamics.seed,
+                draw_ahead: self.draw_ahead,
+                ..Options::default()
+            };
             let solute = self.solute.as_ref().map(|ranges| Solute {
                 particles: ranges.iter().cloned().flatten().take(system.n_particles() + 1).collect(),
                 relaxation_steps: self.relaxation_steps,

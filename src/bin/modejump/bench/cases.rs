@@ -370,7 +370,7 @@ impl Attempts {
         let mut start = Sampling::new(&flow, 1);
         start.sample()?;
         let x = start.x;
-        let options = Options { n_proposals: 1, seed: 1, stride: 1, batch: MOVE_BATCH };
+        let options = Options { n_proposals: 1, seed: 1, stride: 1, batch: MOVE_BATCH, ..Options::default() };
         let generator = Generator::new(Arc::new(flow), None, options)?;
         Ok(Attempts::of(Box::new(Independence::new(generator)), x))
     }
