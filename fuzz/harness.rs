@@ -213,8 +213,34 @@ unsafe fn models(bytes: &mut Bytes, model: *mut modejump_model) {
         assert!(!expect_known(modejump_model_load_buffer(data, short, bytes.maybe_mut(&mut other))));
         let path = bytes.maybe(c"/no/such/model".as_ptr());
         assert!(!expect_known(modejump_model_load(path, bytes.maybe_mut(&mut other))));
+        load_with(bytes, &mut other);
         assert!(other.is_null());
         expect_known(modejump_set_last_error(bytes.maybe(c"text".as_ptr())));
+    }
+}
+
+unsafe fn load_with(bytes: &mut Bytes, other: &mut *mut modejump_model) {
+    let mut options = modejump_model_options {
+        struct_size: bytes.size::<modejump_model_options>(),
+        precision: u32::from(bytes.byte() % 4),
+        decoding: u32::from(bytes.byte() % 4),
+        flags: 0,
+        segment: bytes.word(),
+        decoding_passes: bytes.word(),
+        decoding_tolerance: bytes.number(),
+    };
+    // SAFETY: see `c_entries`; the handle is freed here.
+    unsafe {
+        let path = bytes.maybe(c"/no/such/model".as_ptr());
+        assert!(!expect_known(modejump_model_load_with(path, bytes.maybe(&options), bytes.maybe_mut(other))));
+        let (data, length) = (bytes.maybe(MODEL.as_ptr()), MODEL.len() as u64);
+        let given = bytes.maybe(&options);
+        if expect_known(modejump_model_load_buffer_with(data, length, given, bytes.maybe_mut(other))) {
+            assert_eq!(options.decoding, MODEJUMP_SEQUENTIAL, "a coupling flow has no tokens");
+            expect_known(modejump_model_free(*other));
+            *other = null_mut();
+        }
+        expect_known(modejump_model_options_init(bytes.maybe_mut(&mut options)));
     }
 }
 
@@ -253,6 +279,7 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
         stride: 0,
         batch: 0,
         draw_ahead: 0,
+        rotations: 0,
     };
     // SAFETY: see `c_entries`.
     unsafe {
@@ -263,6 +290,7 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
         options.stride = if bytes.coin() { u64::from(bytes.byte()) } else { bytes.word() };
         options.batch = if bytes.coin() { u64::from(bytes.byte() % 9) } else { bytes.word() | 1 << 40 };
         options.draw_ahead = if bytes.coin() { u64::from(bytes.byte() % 2) } else { bytes.word() };
+        options.rotations = if bytes.coin() { 0 } else { bytes.word() };
         let mut fresh = null_mut();
         let (model, given, out) = (bytes.maybe(model), bytes.maybe(&options), bytes.maybe_mut(&mut fresh));
         let made = match options.kind {

@@ -41,6 +41,25 @@
 // A defect of the library. Please report it.
 #define MODEJUMP_INTERNAL_ERROR 255
 
+// `modejump_model_options.precision`: single precision.
+#define MODEJUMP_F32 0
+
+// `modejump_model_options.precision`: double precision.
+#define MODEJUMP_F64 1
+
+// `modejump_model_options.precision`, of a TarFlow on the CPU: single precision with weights rounded to bfloat16, which single samples
+// read in half the time. It is another density than that of the file, and exact in itself.
+#define MODEJUMP_BF16 2
+
+// `modejump_model_options.decoding`: token after token.
+#define MODEJUMP_SEQUENTIAL 0
+
+// `modejump_model_options.decoding`, of a TarFlow: all tokens together, by Jacobi's iteration.
+#define MODEJUMP_JACOBI 1
+
+// `modejump_model_options.decoding`, of a TarFlow: segments of tokens after each other, each by iteration.
+#define MODEJUMP_GAUSS_SEIDEL 2
+
 // `modejump_move_options.kind`: independence Metropolis-Hastings; of a model of kind `modes`, jumps between its modes.
 #define MODEJUMP_INDEPENDENCE 0
 
@@ -96,6 +115,25 @@ typedef struct modejump_model modejump_model;
 // A move. One thread at a time; make one for each replica, since each draws its proposals ahead.
 typedef struct modejump_move modejump_move;
 
+// How a model is loaded; set by `modejump_model_options_init`, then changed at will.
+typedef struct modejump_model_options {
+  // sizeof(modejump_model_options)
+  uint32_t struct_size;
+  // Of the networks, `MODEJUMP_F32`, `MODEJUMP_F64` or `MODEJUMP_BF16`; coordinates and densities are double in any case.
+  uint32_t precision;
+  // How samples are found from their latent points, `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or `MODEJUMP_GAUSS_SEIDEL`; their
+  // log-densities are exact in any case.
+  uint32_t decoding;
+  // 0
+  uint32_t flags;
+  // Tokens of a segment of `MODEJUMP_GAUSS_SEIDEL`, at least 1.
+  uint64_t segment;
+  // Of an iteration: most passes of all tokens, or of a segment, at least 1; a sample that needs more is found token after token.
+  uint64_t decoding_passes;
+  // Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in single precision).
+  double decoding_tolerance;
+} modejump_model_options;
+
 // Options of a move; set by `modejump_move_options_init`, then changed at will.
 typedef struct modejump_move_options {
   // sizeof(modejump_move_options)
@@ -113,6 +151,10 @@ typedef struct modejump_move_options {
   // 1: a thread of its own draws the next batch while the engine uses up the present one. The results are the same to the last
   // bit. 0: every batch is drawn in the attempt that needs it first.
   uint64_t draw_ahead;
+  // Orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model that describes the orientation
+  // of a molecule, such as a TarFlow: less variable weights, for as many likelihoods. Exact where the potential does not know of
+  // directions, so never in a periodic box. 0: no average.
+  uint64_t rotations;
 } modejump_move_options;
 
 // Says in which mode the configuration `x[dimension]` is: a number from 0, in the order of the model's modes, or -1 for none. It must be
@@ -288,8 +330,23 @@ int32_t modejump_model_device(const struct modejump_model *model, const char **n
 // Loads a model file. On success `*model` is a new handle, to be freed with `modejump_model_free`.
 int32_t modejump_model_load(const char *path, struct modejump_model **model);
 
+// Sets the defaults, with which `modejump_model_load` loads: single precision, token after token. `options->struct_size` must be set.
+int32_t modejump_model_options_init(struct modejump_model_options *options);
+
+// Loads a model file in another precision, or a TarFlow with another way of finding samples. Refused (6) for a model that has no such
+// option. On success `*model` is a new handle, to be freed with `modejump_model_free`.
+int32_t modejump_model_load_with(const char *path,
+                                 const struct modejump_model_options *options,
+                                 struct modejump_model **model);
+
 // Loads a model from the `length` bytes of a model file in memory. The bytes are not needed afterwards.
 int32_t modejump_model_load_buffer(const uint8_t *data, uint64_t length, struct modejump_model **model);
+
+// As `modejump_model_load_buffer`, with options as those of `modejump_model_load_with`.
+int32_t modejump_model_load_buffer_with(const uint8_t *data,
+                                        uint64_t length,
+                                        const struct modejump_model_options *options,
+                                        struct modejump_model **model);
 
 // Frees a model; NULL does nothing. Moves made from it stay valid.
 int32_t modejump_model_free(struct modejump_model *model);

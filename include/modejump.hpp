@@ -62,22 +62,29 @@ struct Samples {
     std::vector<double> log_density;
 };
 
+/// How a model is loaded, with the library's defaults.
+struct ModelOptions : modejump_model_options {
+    ModelOptions() : modejump_model_options() {
+        check_version();
+        struct_size = static_cast<std::uint32_t>(sizeof(modejump_model_options));
+        check(modejump_model_options_init(this));
+    }
+};
+
 /// A loaded model; copies share it. Const functions may be called from several threads at once.
 class Model {
 public:
-    /// Loads a model file. Throws Error.
-    explicit Model(const std::string& path) {
-        check_version();
+    /// Loads a model file. Throws Error, for options too that are not for this kind of model.
+    explicit Model(const std::string& path, const ModelOptions& options = ModelOptions()) {
         modejump_model* model = nullptr;
-        check(modejump_model_load(path.c_str(), &model));
+        check(modejump_model_load_with(path.c_str(), &options, &model));
         own(model);
     }
 
     /// Loads a model from the bytes of a model file.
-    static Model from_bytes(const std::vector<std::uint8_t>& bytes) {
-        check_version();
+    static Model from_bytes(const std::vector<std::uint8_t>& bytes, const ModelOptions& options = ModelOptions()) {
         modejump_model* model = nullptr;
-        check(modejump_model_load_buffer(bytes.data(), bytes.size(), &model));
+        check(modejump_model_load_buffer_with(bytes.data(), bytes.size(), &options, &model));
         return Model(model);
     }
 

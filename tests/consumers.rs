@@ -5,6 +5,8 @@
 mod molecule;
 #[path = "support/symbols.rs"]
 mod symbols;
+#[path = "support/tarflow.rs"]
+mod tarflow;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -59,11 +61,14 @@ fn consumer(compiler: &str, standard: &str, source: &str) {
     run(&mut compile);
     let molecule = folder.join("molecule.safetensors");
     molecule::four_atoms().save(&molecule).unwrap();
+    let tarflow = folder.join("tarflow.safetensors");
+    tarflow::write(&tarflow);
     let text = run(Command::new(&program).current_dir(root()).args([
         GENERATOR.as_ref(),
         molecule.as_os_str(),
         MODES.as_ref(),
         STEERABLE.as_ref(),
+        tarflow.as_os_str(),
     ]));
     assert!(text.contains("0 failures"), "{text}");
 }

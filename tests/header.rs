@@ -117,10 +117,11 @@ fn the_sizes_of_the_structs_are_part_of_the_interface() {
         std::mem::size_of::<modejump_annealing_options>(),
         std::mem::size_of::<modejump_latent_walk_options>(),
         std::mem::size_of::<modejump_exchange_outcome>(),
+        std::mem::size_of::<modejump_model_options>(),
     ];
     assert_eq!(
         sizes,
-        [48, 48, 48, 56, 144, 40, 40, 48],
+        [56, 48, 48, 56, 144, 40, 40, 48, 40],
         "appended fields are fine, any other change breaks compiled programs"
     );
 }

@@ -41,3 +41,20 @@ def scale_layer(transformed, mean, sd):
     n = len(mean)
     matrix = [sd[i] if i == j else 0.0 for i in range(n) for j in range(n)]
     return {"type": "whiten", "transformed": transformed, "mean": list(mean), "matrix": matrix}
+
+
+def write_tarflow(path, n, sd, *, stretch=1.0, spread=0.0):
+    """Of n atoms, whose coordinates have the standard deviation sd, nm: one block whose layers are without effect, so that every token is left
+    as it is, but for the first all are stretched; with a spread of the weights their effect is random."""
+    c, prefix, rng = 4, "blocks.0.attn_blocks.0", np.random.default_rng(3)
+    matrices = {"attention.qkv": (3 * c, c), "attention.proj": (c, c), "mlp.main.0": (c, c), "mlp.main.3": (c, c)}
+    matrices = {f"{prefix}.{name}": shape for name, shape in matrices.items()} | {"blocks.0.proj_in": (c, 3), "blocks.0.proj_out": (6, c)}
+    tensors = {"blocks.0.pos_embed": spread * rng.normal(size=(n, c))}
+    for name, shape in matrices.items():
+        tensors |= {f"{name}.weight": spread * rng.normal(size=shape), f"{name}.bias": np.zeros(shape[0])}
+    for name in ("attention.norm", "mlp.norm"):
+        tensors |= {f"{prefix}.{name}.weight": np.ones(c), f"{prefix}.{name}.bias": np.zeros(c)}
+    tensors["blocks.0.proj_out.bias"][:3] = np.log(stretch)
+    sizes = {"tokens": n, "token_size": 3, "channels": c, "blocks": 1, "layers": 1, "heads": 1, "expansion": 1}
+    config = {"network": sizes, "units_per_nm": 1 / sd, "centroid": 1 / np.sqrt(n)}
+    return write_file(path, {"kind": "tarflow", "config": config}, {"kind": "cartesian", "dimension": 3 * n}, tensors)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from model_file import write_tarflow
 
 import modejump
 
@@ -259,9 +260,58 @@ def test_constraints_that_the_model_does_not_keep_are_refused(ala2):
         move.set_constraints([[0, 1]], [0.109], np.ones(3))
 
 
+@pytest.fixture(scope="module")
+def tarflow(tmp_path_factory):
+    """Of five atoms, with weights that depend on the orientation and are no numbers of bfloat16."""
+    return write_tarflow(tmp_path_factory.mktemp("tarflow") / "tarflow.safetensors", 5, 0.05, spread=0.2)
+
+
+def test_a_tarflow_in_other_precisions(tarflow):
+    x, log_q = modejump.Model(tarflow).sample(20, seed=3)
+    double, rounded = (modejump.Model(tarflow, precision=p).log_density(x) for p in ("f64", "bf16"))
+    assert 0 < np.abs(log_q - double).max() < 1e-3 < np.abs(rounded - double).max() < 1
+    x, log_q = modejump.Model(tarflow, precision="bf16").sample(20, seed=3)
+    assert np.abs(modejump.Model(tarflow, precision="bf16").log_density(x) - log_q).max() < 1e-3
+
+
+def test_samples_of_a_tarflow_by_iteration_are_those_in_turn_within_the_tolerance(tarflow):
+    in_turn = modejump.Model(tarflow, precision="f64")
+    x, _ = in_turn.sample(20, seed=3)
+    for settings in ({"decoding": "jacobi"}, {"decoding": "gauss_seidel", "segment": 3}):
+        y, log_q = modejump.Model.load(tarflow, precision="f64", decoding_tolerance=1.0, **settings).sample(20, seed=3)
+        assert 0 < np.abs(x - y).max() < 0.05 and np.abs(log_q - in_turn.log_density(y)).max() < 1e-9
+    y, _ = modejump.Model(tarflow, precision="f64", decoding="jacobi", decoding_passes=1).sample(20, seed=3)
+    assert (y == x).all(), "one pass is not enough"
+
+
+@pytest.mark.parametrize("method", ["independence", "isir"])
+def test_weights_averaged_over_rotations_vary_less(tarflow, method):
+    model, x = modejump.Model(tarflow), modejump.Model(tarflow).sample(1)[0][0]
+
+    def springs(x):
+        atoms = x.reshape(-1, 5, 3)
+        return 0.5 * ((atoms - atoms.mean(axis=1, keepdims=True)) ** 2).sum(axis=(1, 2)) / 0.05**2
+
+    spread = {}
+    for rotations in (0, 16):
+        move = modejump.Move(model, method, seed=4, stride=1, rotations=rotations)
+        for step in range(200):
+            x = move.attempt(x, springs, step=step).x
+        spread[rotations] = move.log_weights().std()
+        assert move.statistics().acceptance > 0.2
+    assert spread[16] < 0.9 * spread[0]
+
+
 @pytest.mark.parametrize(
     "wrong, error, message",
     [
+        (lambda m: modejump.Model(DOUBLE_WELL, precision="half"), ValueError, "f32, f64, bf16"),
+        (lambda m: modejump.Model(DOUBLE_WELL, decoding="gauss-seidel"), ValueError, "sequential, jacobi, gauss_seidel"),
+        (lambda m: modejump.Model(DOUBLE_WELL, precision="bf16"), modejump.Error, "bf16.*coupling"),
+        (lambda m: modejump.Model(DOUBLE_WELL, decoding="jacobi"), modejump.Error, "for TarFlows.*coupling"),
+        (lambda m: modejump.Move(m, rotations=4), modejump.Error, "orientation of a molecule"),
+        (lambda m: modejump.Move(m, screen=m, rotations=4), modejump.Error, "rotations is 4"),
+        (lambda m: modejump.Move(m, "annealed", rotations=4), ValueError, "independence or isir"),
         (lambda m: modejump.Model("no-such-file.safetensors"), modejump.Error, "no-such-file"),
         (lambda m: modejump.Model(__file__), modejump.Error, "test_core.py"),
         (lambda m: m.log_density(np.zeros((5, 3))), ValueError, r"\(2,\) are needed"),

@@ -2,10 +2,10 @@
 
 use super::model::modejump_model;
 use super::status::guarded;
-use super::{null, reference, reference_mut};
+use super::{reference, reference_mut, utf8};
 use crate::device::{set_default, Device};
-use crate::error::{Error, Result};
-use std::ffi::{c_char, CStr};
+use crate::error::Result;
+use std::ffi::c_char;
 
 /// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU for models that have kernels
 /// for one, if there is one), "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else
@@ -16,12 +16,8 @@ use std::ffi::{c_char, CStr};
 #[no_mangle]
 pub unsafe extern "C" fn modejump_set_device(name: *const c_char) -> i32 {
     guarded(|| {
-        if name.is_null() {
-            return Err(null("name"));
-        }
-        // SAFETY: not NULL, and the caller promises a terminated string.
-        let name = unsafe { CStr::from_ptr(name) }.to_str().map_err(|_| Error::invalid("name is not UTF-8"))?;
-        set_default(Device::parse(name)?);
+        // SAFETY: the caller's promise.
+        set_default(Device::parse(unsafe { utf8(name, "name") }?)?);
         Ok(())
     })
 }

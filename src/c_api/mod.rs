@@ -17,6 +17,7 @@ pub mod structs;
 pub mod target;
 
 use crate::error::{Error, Result};
+use std::ffi::{c_char, CStr};
 use std::mem::size_of;
 
 /// A reference from a pointer that must not be NULL.
@@ -73,6 +74,24 @@ fn length<T>(rows: u64, columns: usize, name: &str) -> Result<usize> {
         .and_then(|rows| rows.checked_mul(columns))
         .filter(|length| length.checked_mul(size_of::<T>()).is_some_and(|bytes| bytes <= isize::MAX as usize))
         .ok_or_else(|| Error::invalid(format!("{name}: {rows} rows of {columns} numbers do not fit into memory")))
+}
+
+/// A caller's text, which must not be NULL.
+///
+/// # Safety
+/// `text` is NULL or a NUL-terminated string that lives as long as `'a`.
+unsafe fn utf8<'a>(text: *const c_char, name: &str) -> Result<&'a str> {
+    if text.is_null() {
+        return Err(null(name));
+    }
+    // SAFETY: not NULL, and the caller promises a terminated string.
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_str().map_err(|_| Error::invalid(format!("{name} is not UTF-8")))
+}
+
+/// A caller's number of something; one that is too large for this machine is the largest.
+fn count(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
 }
 
 fn null(name: &str) -> Error {

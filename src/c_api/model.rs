@@ -1,12 +1,14 @@
 //! Models: loading, sampling, densities.
 
 use super::status::guarded;
-use super::{null, reference, reference_mut, slice, slice_mut};
+use super::structs::*;
+use super::{count, read, reference, reference_mut, slice, slice_mut, utf8, write, Versioned};
 use crate::density::Evaluation;
 use crate::error::{Error, Result};
-use crate::models::{self, Model};
+use crate::models::tarflow::{self, Decoding, Jacobi};
+use crate::models::{self, Model, Precision};
 use crate::rng::{Stream, StreamId};
-use std::ffi::{c_char, CStr, CString};
+use std::ffi::{c_char, CString};
 use std::sync::Arc;
 
 /// A loaded model. All functions that take it const may be called from several threads at once.
@@ -24,6 +26,12 @@ impl modejump_model {
         let (hash, device) = (text(model.hash().to_string())?, text(model.device())?);
         Ok(Box::new(modejump_model { metadata: text(json)?, hash, device, model }))
     }
+
+    /// With the way of finding samples that a caller asks for.
+    fn decoding(model: Arc<dyn Model>, given: &modejump_model_options) -> Result<Box<modejump_model>> {
+        let options = tarflow::Options { decoding: decoding_of(given)?, ..tarflow::Options::default() };
+        modejump_model::new(tarflow::with_options(model, options)?)
+    }
 }
 
 /// Loads a model file. On success `*model` is a new handle, to be freed with `modejump_model_free`.
@@ -33,15 +41,40 @@ impl modejump_model {
 #[no_mangle]
 pub unsafe extern "C" fn modejump_model_load(path: *const c_char, model: *mut *mut modejump_model) -> i32 {
     guarded(|| {
-        if path.is_null() {
-            return Err(null("path"));
-        }
-        // SAFETY: not NULL, and the caller promises a terminated string.
-        let path = unsafe { CStr::from_ptr(path) };
-        let path = path.to_str().map_err(|_| Error::invalid("path is not UTF-8"))?;
         // SAFETY: the caller's promise.
-        let out = unsafe { reference_mut(model, "model") }?;
+        let (path, out) = unsafe { (utf8(path, "path")?, reference_mut(model, "model")?) };
         *out = Box::into_raw(modejump_model::new(models::load(path)?)?);
+        Ok(())
+    })
+}
+
+/// Sets the defaults, with which `modejump_model_load` loads: single precision, token after token. `options->struct_size` must be set.
+///
+/// # Safety
+/// `options` is NULL or points to a struct of the size it says.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_options_init(options: *mut modejump_model_options) -> i32 {
+    // SAFETY: the caller's promise.
+    guarded(|| unsafe { write(options, &modejump_model_options::empty()) })
+}
+
+/// Loads a model file in another precision, or a TarFlow with another way of finding samples. Refused (6) for a model that has no such
+/// option. On success `*model` is a new handle, to be freed with `modejump_model_free`.
+///
+/// # Safety
+/// `path` is NULL or a NUL-terminated string, UTF-8; `options` is NULL or a struct of the size it says; `model` is NULL or points to a
+/// pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_load_with(
+    path: *const c_char,
+    options: *const modejump_model_options,
+    model: *mut *mut modejump_model,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (path, given, out) = unsafe { (utf8(path, "path")?, read(options)?, reference_mut(model, "model")?) };
+        let loaded = models::load_with(path, precision_of(&given)?)?;
+        *out = Box::into_raw(modejump_model::decoding(loaded, &given)?);
         Ok(())
     })
 }
@@ -59,9 +92,55 @@ pub unsafe extern "C" fn modejump_model_load_buffer(
     guarded(|| {
         // SAFETY: the caller's promise.
         let (bytes, out) = unsafe { (slice(data, length, 1, "data")?, reference_mut(model, "model")?) };
-        *out = Box::into_raw(modejump_model::new(models::load_bytes("(in memory)", bytes)?)?);
+        *out = Box::into_raw(modejump_model::new(models::load_bytes(IN_MEMORY, bytes)?)?);
         Ok(())
     })
+}
+
+/// As `modejump_model_load_buffer`, with options as those of `modejump_model_load_with`.
+///
+/// # Safety
+/// `data` is NULL or points to `length` bytes; `options` is NULL or a struct of the size it says; `model` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_load_buffer_with(
+    data: *const u8,
+    length: u64,
+    options: *const modejump_model_options,
+    model: *mut *mut modejump_model,
+) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (bytes, given) = unsafe { (slice(data, length, 1, "data")?, read(options)?) };
+        // SAFETY: the caller's promise.
+        let out = unsafe { reference_mut(model, "model") }?;
+        let loaded = models::from_bytes(IN_MEMORY, bytes, precision_of(&given)?)?;
+        *out = Box::into_raw(modejump_model::decoding(loaded, &given)?);
+        Ok(())
+    })
+}
+
+/// Stands for the path in messages.
+const IN_MEMORY: &str = "(in memory)";
+
+fn precision_of(given: &modejump_model_options) -> Result<Precision> {
+    match given.precision {
+        MODEJUMP_F32 => Ok(Precision::F32),
+        MODEJUMP_F64 => Ok(Precision::F64),
+        MODEJUMP_BF16 => Ok(Precision::Bf16),
+        other => Err(Error::invalid(format!("modejump_model_options.precision is {other}: use 0, 1 or 2"))),
+    }
+}
+
+fn decoding_of(given: &modejump_model_options) -> Result<Decoding> {
+    let iteration = |segment| {
+        Decoding::Jacobi(Jacobi { segment, tolerance: given.decoding_tolerance, passes: count(given.decoding_passes) })
+    };
+    match given.decoding {
+        MODEJUMP_SEQUENTIAL => Ok(Decoding::Sequential),
+        MODEJUMP_JACOBI => Ok(iteration(usize::MAX)),
+        MODEJUMP_GAUSS_SEIDEL => Ok(iteration(count(given.segment))),
+        other => Err(Error::invalid(format!("modejump_model_options.decoding is {other}: use 0, 1 or 2"))),
+    }
 }
 
 /// Frees a model; NULL does nothing. Moves made from it stay valid.
@@ -198,15 +277,8 @@ pub unsafe extern "C" fn modejump_model_match_atoms(
 unsafe fn strings<'a>(pointers: *const *const c_char, n: u64, name: &str) -> Result<Vec<&'a str>> {
     // SAFETY: the caller's promise.
     let pointers = unsafe { slice(pointers, n, 1, name) }?;
-    let text = |&pointer: &*const c_char| {
-        if pointer.is_null() {
-            return Err(null(name));
-        }
-        // SAFETY: not NULL, and the caller promises a terminated string.
-        let text = unsafe { CStr::from_ptr(pointer) };
-        text.to_str().map_err(|_| Error::invalid(format!("{name}: not UTF-8")))
-    };
-    pointers.iter().map(text).collect()
+    // SAFETY: the caller's promise.
+    pointers.iter().map(|&text| unsafe { utf8(text, name) }).collect()
 }
 
 /// Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however the

@@ -4,7 +4,7 @@ use super::model::modejump_model;
 use super::status::guarded;
 use super::structs::*;
 use super::target::{modejump_target, Callback};
-use super::{read, reference, reference_mut, slice, slice_mut, write, Versioned};
+use super::{count, read, reference, reference_mut, slice, slice_mut, write, Versioned};
 use crate::annealing::{self, even};
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::box_from_slice;
@@ -80,8 +80,20 @@ pub unsafe extern "C" fn modejump_move_new(
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
         *out = modejump_move::new(model, given.seed, move |model, constraints| match given.kind {
             MODEJUMP_INDEPENDENCE if model.modes().is_some() => mode_jump(model, None, &given, constraints),
-            MODEJUMP_INDEPENDENCE => Ok(Box::new(Independence::new(generator_of(model, &given, constraints)?))),
-            MODEJUMP_ISIR => Ok(Box::new(Isir::new(generator_of(model, &given, constraints)?))),
+            MODEJUMP_INDEPENDENCE => {
+                let generator = generator_of(model, &given, constraints)?;
+                Ok(match given.rotations {
+                    0 => Box::new(Independence::new(generator)),
+                    rotations => Box::new(Independence::over_rotations(generator, count(rotations))?),
+                })
+            }
+            MODEJUMP_ISIR => {
+                let generator = generator_of(model, &given, constraints)?;
+                Ok(match given.rotations {
+                    0 => Box::new(Isir::new(generator)),
+                    rotations => Box::new(Isir::over_rotations(generator, count(rotations))?),
+                })
+            }
             MODEJUMP_SURROGATE => Err(Error::invalid(
                 "modejump_move_options.kind is 2, acceptance by a surrogate: give the surrogate as the screen of \
                  modejump_move_delayed_acceptance_new",
@@ -113,6 +125,7 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
         let (model, screen) = unsafe { (&reference(model, "model")?.model, &reference(screen, "screen")?.model) };
         // SAFETY: the caller's promise.
         let (given, out) = unsafe { (read(options)?, reference_mut(out, "out")?) };
+        without_rotations(&given)?;
         let screen = screen.clone();
         *out = modejump_move::new(model, given.seed, move |model, constraints| {
             let generator = generator_of(model, &given, constraints)?;
@@ -169,6 +182,7 @@ fn mode_jump(
     given: &modejump_move_options,
     constraints: Option<Constraints>,
 ) -> Result<Box<dyn Move>> {
+    without_rotations(given)?;
     let mut jump = ModeJump::of_model(model, modes, plain(given))?;
     constraints.into_iter().for_each(|c| jump.set_constraints(c));
     Ok(Box::new(jump))
@@ -223,6 +237,7 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
         let (model, given) = unsafe { (&reference(model, "model")?.model, read(options)?) };
         // SAFETY: the caller's promise.
         let (path, out) = unsafe { (read(annealing)?, reference_mut(out, "out")?) };
+        without_rotations(&given)?;
         let path = path_of(&path)?;
         *out = modejump_move::new(model, given.seed, move |model, constraints| {
             Ok(Box::new(Annealed::new(generator_of(model, &given, constraints)?, path.clone())?))
@@ -250,6 +265,7 @@ pub unsafe extern "C" fn modejump_move_driven_new(
         // SAFETY: the caller's promise.
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
+        without_rotations(&given)?;
         *out = modejump_move::new(model, given.seed, move |model, constraints| {
             Ok(Box::new(Driven::new(generator_of(model, &given, constraints)?, count(steps))?))
         })?;
@@ -315,10 +331,6 @@ fn path_of(given: &modejump_annealing_options) -> Result<Path> {
     Ok(Path { kernel, stages, moves: count(given.moves) })
 }
 
-fn count(value: u64) -> usize {
-    usize::try_from(value).unwrap_or(usize::MAX)
-}
-
 fn generator_of(
     model: &Arc<dyn Model>,
     given: &modejump_move_options,
@@ -329,6 +341,17 @@ fn generator_of(
         return Err(Error::invalid(format!("modejump_move_options.draw_ahead is {other}: use 0 or 1")));
     }
     Generator::constrained(model, plain(given), constraints)
+}
+
+/// Errors: an average over orientations, asked of a move that makes none.
+fn without_rotations(given: &modejump_move_options) -> Result<()> {
+    match given.rotations {
+        0 => Ok(()),
+        rotations => Err(Error::Unsupported(format!(
+            "modejump_move_options.rotations is {rotations}, and this move does not average over orientations, which moves of one model by \
+             independence or i-SIR do: use 0"
+        ))),
+    }
 }
 
 fn plain(given: &modejump_move_options) -> Options {

@@ -1,8 +1,63 @@
-//! Plain structs and constants of moves.
+//! Plain structs and constants of models and moves.
 
 use super::Versioned;
+use crate::models::tarflow::Jacobi;
 use crate::moves::Options;
 use std::mem::{offset_of, size_of};
+
+/// `modejump_model_options.precision`: single precision.
+pub const MODEJUMP_F32: u32 = 0;
+/// `modejump_model_options.precision`: double precision.
+pub const MODEJUMP_F64: u32 = 1;
+/// `modejump_model_options.precision`, of a TarFlow on the CPU: single precision with weights rounded to bfloat16, which single samples
+/// read in half the time. It is another density than that of the file, and exact in itself.
+pub const MODEJUMP_BF16: u32 = 2;
+
+/// `modejump_model_options.decoding`: token after token.
+pub const MODEJUMP_SEQUENTIAL: u32 = 0;
+/// `modejump_model_options.decoding`, of a TarFlow: all tokens together, by Jacobi's iteration.
+pub const MODEJUMP_JACOBI: u32 = 1;
+/// `modejump_model_options.decoding`, of a TarFlow: segments of tokens after each other, each by iteration.
+pub const MODEJUMP_GAUSS_SEIDEL: u32 = 2;
+
+/// How a model is loaded; set by `modejump_model_options_init`, then changed at will.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct modejump_model_options {
+    /// sizeof(modejump_model_options)
+    pub struct_size: u32,
+    /// Of the networks, `MODEJUMP_F32`, `MODEJUMP_F64` or `MODEJUMP_BF16`; coordinates and densities are double in any case.
+    pub precision: u32,
+    /// How samples are found from their latent points, `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or `MODEJUMP_GAUSS_SEIDEL`; their
+    /// log-densities are exact in any case.
+    pub decoding: u32,
+    /// 0
+    pub flags: u32,
+    /// Tokens of a segment of `MODEJUMP_GAUSS_SEIDEL`, at least 1.
+    pub segment: u64,
+    /// Of an iteration: most passes of all tokens, or of a segment, at least 1; a sample that needs more is found token after token.
+    pub decoding_passes: u64,
+    /// Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in single precision).
+    pub decoding_tolerance: f64,
+}
+
+// SAFETY: repr(C), begins with struct_size, numbers only.
+unsafe impl Versioned for modejump_model_options {
+    const NAME: &'static str = "modejump_model_options";
+    const FIRST: usize = size_of::<modejump_model_options>();
+    fn empty() -> modejump_model_options {
+        let Jacobi { tolerance, passes, .. } = Jacobi::default();
+        modejump_model_options {
+            struct_size: size_of::<modejump_model_options>() as u32,
+            precision: MODEJUMP_F32,
+            decoding: MODEJUMP_SEQUENTIAL,
+            flags: 0,
+            segment: 16,
+            decoding_passes: passes as u64,
+            decoding_tolerance: tolerance,
+        }
+    }
+}
 
 /// `modejump_move_options.kind`: independence Metropolis-Hastings; of a model of kind `modes`, jumps between its modes.
 pub const MODEJUMP_INDEPENDENCE: u32 = 0;
@@ -51,6 +106,10 @@ pub struct modejump_move_options {
     /// 1: a thread of its own draws the next batch while the engine uses up the present one. The results are the same to the last
     /// bit. 0: every batch is drawn in the attempt that needs it first.
     pub draw_ahead: u64,
+    /// Orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model that describes the orientation
+    /// of a molecule, such as a TarFlow: less variable weights, for as many likelihoods. Exact where the potential does not know of
+    /// directions, so never in a periodic box. 0: no average.
+    pub rotations: u64,
 }
 
 // SAFETY: repr(C), begins with struct_size, integers only.
@@ -67,6 +126,7 @@ unsafe impl Versioned for modejump_move_options {
             stride,
             batch: batch as u64,
             draw_ahead: u64::from(draw_ahead),
+            rotations: 0,
         }
     }
 }

@@ -1,5 +1,5 @@
-/* A C99 program that uses every function of modejump.h. Usage: consumer GENERATOR MOLECULE, the first a model of two plain
- * coordinates, the second a molecule of four atoms whose bond 1-2 is kept at 0.11 nm. */
+/* A C99 program that uses every function of modejump.h. Usage: consumer GENERATOR MOLECULE MODES STEERABLE TARFLOW, the first a model of
+ * two plain coordinates, the second a molecule of four atoms whose bond 1-2 is kept at 0.11 nm, the last of 22 atoms. */
 #include <modejump.h>
 
 #include <math.h>
@@ -109,6 +109,148 @@ static void test_model(const char *path) {
     EXPECT(strstr(last(), "/no/such/file") != NULL);
     free(bytes);
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
+/* Another precision, and other ways of finding the samples of a TarFlow. */
+static void test_model_options(const char *tarflow, const char *generator) {
+    modejump_model *plain = NULL, *model = NULL;
+    modejump_model_options options;
+    const char *hash = NULL, *other_hash = NULL;
+    double x[4 * 66], y[4 * 66], log_q[4], log_q_double[4], log_q_rounded[4], single = 0.0, rounded = 0.0;
+    unsigned char byte = 0;
+    int i;
+
+    EXPECT(modejump_model_options_init(NULL) == MODEJUMP_INVALID_INPUT);
+    memset(&options, 0, sizeof options);
+    EXPECT(modejump_model_options_init(&options) == MODEJUMP_INVALID_INPUT);
+    options.struct_size = sizeof options;
+    EXPECT(modejump_model_options_init(&options) == MODEJUMP_OK && options.precision == MODEJUMP_F32);
+    EXPECT(options.decoding == MODEJUMP_SEQUENTIAL && options.segment == 16 && options.decoding_passes == 32);
+    EXPECT(modejump_model_load_with(NULL, &options, &model) == MODEJUMP_INVALID_INPUT && model == NULL);
+    EXPECT(modejump_model_load_with(tarflow, NULL, &model) == MODEJUMP_INVALID_INPUT && model == NULL);
+    EXPECT(modejump_model_load_buffer_with(&byte, 1, NULL, &model) == MODEJUMP_INVALID_INPUT && model == NULL);
+    EXPECT(modejump_model_load_buffer_with(&byte, 1, &options, &model) == MODEJUMP_BAD_MODEL && model == NULL);
+
+    EXPECT(modejump_model_load(tarflow, &plain) == MODEJUMP_OK);
+    EXPECT(modejump_model_sample(plain, 5, 0, 4, x, log_q) == MODEJUMP_OK);
+    EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_OK);
+    EXPECT(modejump_model_sample(model, 5, 0, 4, y, log_q_double) == MODEJUMP_OK);
+    EXPECT(memcmp(x, y, sizeof x) == 0 && memcmp(log_q, log_q_double, sizeof log_q) == 0);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+
+    options.precision = MODEJUMP_F64;
+    EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_OK);
+    EXPECT(modejump_model_log_density(model, 4, x, log_q_double) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+    options.precision = MODEJUMP_BF16;
+    EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_OK);
+    EXPECT(modejump_model_log_density(model, 4, x, log_q_rounded) == MODEJUMP_OK);
+    EXPECT(modejump_model_hash(plain, &hash) == MODEJUMP_OK && modejump_model_hash(model, &other_hash) == MODEJUMP_OK);
+    EXPECT(strcmp(hash, other_hash) == 0);
+    for (i = 0; i < 4; i++) {
+        EXPECT(log_q[i] != log_q_double[i] && fabs(log_q[i] - log_q_double[i]) < 1e-3);
+        single = fmax(single, fabs(log_q[i] - log_q_double[i]));
+        rounded = fmax(rounded, fabs(log_q_rounded[i] - log_q_double[i]));
+    }
+    EXPECT(rounded > 10.0 * single && rounded < 1.0);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+
+    options.precision = MODEJUMP_F32;
+    options.segment = 5;
+    options.decoding_tolerance = 0.5; /* so that they can be told from those in turn */
+    for (options.decoding = MODEJUMP_JACOBI; options.decoding <= MODEJUMP_GAUSS_SEIDEL; options.decoding++) {
+        EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_OK);
+        EXPECT(modejump_model_sample(model, 5, 0, 4, y, log_q_double) == MODEJUMP_OK);
+        for (i = 0; i < 4 * 66; i++)
+            EXPECT(fabs(x[i] - y[i]) < 0.1);
+        EXPECT(memcmp(x, y, sizeof x) != 0);
+        EXPECT(modejump_model_log_density(plain, 4, y, log_q) == MODEJUMP_OK);
+        for (i = 0; i < 4; i++)
+            EXPECT(fabs(log_q[i] - log_q_double[i]) < 1e-3);
+        EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+    }
+    model = NULL;
+    EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_INVALID_INPUT && model == NULL);
+    EXPECT(strstr(last(), "decoding is 3") != NULL);
+    options.decoding = MODEJUMP_GAUSS_SEIDEL;
+    options.segment = 0;
+    EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_INVALID_INPUT && model == NULL);
+    EXPECT(strstr(last(), "segments of 0 tokens") != NULL);
+    options.precision = 3;
+    EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_INVALID_INPUT && model == NULL);
+    EXPECT(strstr(last(), "precision is 3") != NULL);
+
+    /* a coupling flow has another precision, but none of the rest */
+    options.precision = MODEJUMP_F64;
+    options.segment = 5;
+    EXPECT(modejump_model_load_with(generator, &options, &model) == MODEJUMP_UNSUPPORTED && model == NULL);
+    EXPECT(strstr(last(), "for TarFlows, and this is a model of kind coupling") != NULL);
+    options.decoding = MODEJUMP_SEQUENTIAL;
+    EXPECT(modejump_model_load_with(generator, &options, &model) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+    model = NULL;
+    options.precision = MODEJUMP_BF16;
+    EXPECT(modejump_model_load_with(generator, &options, &model) == MODEJUMP_UNSUPPORTED && model == NULL);
+    EXPECT(strstr(last(), "bf16") != NULL && strstr(last(), "coupling") != NULL);
+    EXPECT(modejump_model_free(plain) == MODEJUMP_OK);
+}
+
+/* Densities averaged over orientations, in the moves that can. */
+static void test_rotations(const char *tarflow, const char *generator) {
+    modejump_model *model = NULL, *other = NULL;
+    modejump_move *move = NULL, *refused = NULL;
+    modejump_move_options options;
+    modejump_annealing_options annealing;
+    modejump_target target;
+    modejump_state state;
+    modejump_outcome outcome;
+    double x[66], log_q[1], of_one = 0.0;
+    int accepted = 0;
+
+    EXPECT(modejump_model_load(tarflow, &model) == MODEJUMP_OK && modejump_model_load(generator, &other) == MODEJUMP_OK);
+    memset(&options, 0, sizeof options);
+    options.struct_size = sizeof options;
+    EXPECT(modejump_move_options_init(&options) == MODEJUMP_OK && options.rotations == 0);
+    memset(&target, 0, sizeof target);
+    target.struct_size = sizeof target;
+    target.reduced_potential = flat_potential;
+    memset(&state, 0, sizeof state);
+    state.struct_size = sizeof state;
+    state.x = x;
+    memset(&outcome, 0, sizeof outcome);
+    outcome.struct_size = sizeof outcome;
+    for (options.kind = MODEJUMP_INDEPENDENCE; options.kind <= MODEJUMP_ISIR; options.kind++)
+        for (options.rotations = 0; options.rotations <= 3; options.rotations += 3) {
+            EXPECT(modejump_model_sample(model, 2, 0, 1, x, log_q) == MODEJUMP_OK);
+            EXPECT(modejump_move_new(model, &options, &move) == MODEJUMP_OK);
+            for (state.step = 0; state.step < 20; state.step++) {
+                EXPECT(modejump_move_attempt(move, &target, &state, &outcome) == MODEJUMP_OK);
+                EXPECT(isfinite(outcome.log_acceptance) && isfinite(outcome.log_density_current));
+                accepted += outcome.outcome == MODEJUMP_ACCEPTED;
+                if (state.step == 0 && options.rotations == 0)
+                    of_one = outcome.log_density_current;
+                else if (state.step == 0)
+                    EXPECT(fabs(outcome.log_density_current - of_one) > 1e-3);
+            }
+            EXPECT(modejump_move_free(move) == MODEJUMP_OK);
+        }
+    EXPECT(accepted > 0);
+
+    options.kind = MODEJUMP_INDEPENDENCE;
+    options.rotations = 3;
+    EXPECT(modejump_move_new(other, &options, &refused) == MODEJUMP_UNSUPPORTED && refused == NULL);
+    EXPECT(strstr(last(), "orientation of a molecule") != NULL);
+    EXPECT(modejump_move_delayed_acceptance_new(model, model, &options, &refused) == MODEJUMP_UNSUPPORTED && refused == NULL);
+    EXPECT(strstr(last(), "rotations is 3") != NULL);
+    EXPECT(modejump_move_driven_new(model, &options, 4, &refused) == MODEJUMP_UNSUPPORTED && refused == NULL);
+    EXPECT(modejump_move_mode_jump_new(model, &options, NULL, NULL, &refused) == MODEJUMP_UNSUPPORTED && refused == NULL);
+    memset(&annealing, 0, sizeof annealing);
+    annealing.struct_size = sizeof annealing;
+    EXPECT(modejump_annealing_options_init(&annealing) == MODEJUMP_OK);
+    EXPECT(modejump_move_annealed_new(model, &options, &annealing, &refused) == MODEJUMP_UNSUPPORTED && refused == NULL);
+    options.rotations = UINT64_MAX;
+    EXPECT(modejump_move_new(model, &options, &refused) == MODEJUMP_INVALID_INPUT && refused == NULL);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK && modejump_model_free(other) == MODEJUMP_OK);
 }
 
 static void test_move(const char *path) {
@@ -567,7 +709,7 @@ static void test_steering(const char *path, const char *generator) {
 
 int main(int argc, char **argv) {
     const char *message = "";
-    if (argc != 5)
+    if (argc != 6)
         return 2;
     EXPECT(modejump_abi_version() == MODEJUMP_ABI_VERSION);
     EXPECT(strlen(modejump_version()) >= 5);
@@ -582,6 +724,8 @@ int main(int argc, char **argv) {
     test_latent_walk(argv[1]);
     test_exchange(argv[1]);
     test_steering(argv[4], argv[1]);
+    test_model_options(argv[5], argv[1]);
+    test_rotations(argv[5], argv[1]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     printf("%d failures\n", failures);

@@ -1,6 +1,7 @@
-// A C++17 program that uses every class of modejump.hpp. Usage: consumer GENERATOR MOLECULE, as the C program beside it.
+// A C++17 program that uses every class of modejump.hpp. Usage as of the C program beside it.
 #include <modejump.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <fstream>
@@ -63,6 +64,41 @@ static void test_model(const std::string& path) {
     EXPECT(status_of([&] { modejump::Model::from_bytes({}); }) == MODEJUMP_BAD_MODEL);
     EXPECT(status_of([] { modejump::Model("/no/such/file"); }) == MODEJUMP_IO_ERROR);
     EXPECT(status_of([&] { model.log_density({1.0}); }) == MODEJUMP_INVALID_INPUT);
+}
+
+static void test_model_options(const std::string& tarflow, const std::string& generator) {
+    const modejump::Model plain(tarflow);
+    const modejump::Samples samples = plain.sample(3, 5);
+    modejump::ModelOptions options;
+    options.decoding = MODEJUMP_GAUSS_SEIDEL;
+    options.segment = 7;
+    options.decoding_tolerance = 0.5;
+    const modejump::Samples by_iteration = modejump::Model(tarflow, options).sample(3, 5);
+    EXPECT(by_iteration.x != samples.x);
+    for (std::size_t i = 0; i < samples.x.size(); i++)
+        EXPECT(std::abs(by_iteration.x[i] - samples.x[i]) < 0.1);
+    EXPECT(status_of([&] { modejump::Model(generator, options); }) == MODEJUMP_UNSUPPORTED);
+    options.decoding_tolerance = 0.0;
+    EXPECT(status_of([&] { modejump::Model(tarflow, options); }) == MODEJUMP_INVALID_INPUT);
+
+    modejump::ModelOptions rounded;
+    rounded.precision = MODEJUMP_BF16;
+    std::ifstream file(tarflow, std::ios::binary);
+    const std::vector<std::uint8_t> bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+    const modejump::Model half = modejump::Model::from_bytes(bytes, rounded);
+    EXPECT(half.hash() == plain.hash());
+    EXPECT(std::abs(half.log_density(samples.x)[0] - samples.log_density[0]) > 1e-5);
+    EXPECT(status_of([&] { modejump::Model(generator, rounded); }) == MODEJUMP_UNSUPPORTED);
+
+    modejump::Options over;
+    over.rotations = 4;
+    modejump::Move move(half, over);
+    modejump::State state;
+    state.x.assign(samples.x.begin(), samples.x.begin() + 66);
+    const auto flat = [](std::size_t n, const double*, double* u) { std::fill(u, u + n, 0.0); };
+    for (; state.step < 20; state.step++)
+        EXPECT(std::isfinite(move.attempt(flat, state).log_acceptance));
+    EXPECT(status_of([&] { modejump::Move(modejump::Model(generator), over); }) == MODEJUMP_UNSUPPORTED);
 }
 
 static void test_move(const std::string& path) {
@@ -350,7 +386,7 @@ static void test_steering(const std::string& path, const std::string& generator)
 }
 
 int main(int argc, char** argv) {
-    if (argc != 5)
+    if (argc != 6)
         return 2;
     test_model(argv[1]);
     test_move(argv[1]);
@@ -363,6 +399,7 @@ int main(int argc, char** argv) {
     test_exchange(argv[1], argv[2]);
     test_device(argv[1]);
     test_steering(argv[4], argv[1]);
+    test_model_options(argv[5], argv[1]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
     std::printf("%d failures\n", failures);

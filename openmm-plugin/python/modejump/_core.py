@@ -38,7 +38,19 @@ class _Struct(ctypes.Structure):
 
 class _Options(_Struct):
     _fields_ = [("struct_size", c_uint32), ("kind", c_uint32)] + [
-        (name, c_uint64) for name in ("n_proposals", "seed", "stride", "batch", "draw_ahead")
+        (name, c_uint64) for name in ("n_proposals", "seed", "stride", "batch", "draw_ahead", "rotations")
+    ]
+
+
+class _ModelOptions(_Struct):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("precision", c_uint32),
+        ("decoding", c_uint32),
+        ("flags", c_uint32),
+        ("segment", c_uint64),
+        ("decoding_passes", c_uint64),
+        ("decoding_tolerance", c_double),
     ]
 
 

@@ -9,7 +9,10 @@ from ctypes import POINTER, byref, c_char_p, c_double, c_uint32, c_uint64, c_voi
 
 import numpy as np
 
-from ._core import _call, _library, _pointer
+from ._core import _call, _library, _ModelOptions, _pointer
+
+PRECISIONS = ("f32", "f64", "bf16")
+DECODINGS = ("sequential", "jacobi", "gauss_seidel")
 
 
 def set_device(name):
@@ -23,12 +26,46 @@ def set_device(name):
 class Model:
     """A model file: a generator with its density, or an energy-based model.
 
-    Raises Error if there is no such file, or it is malformed.
+    Raises Error if there is no such file, it is malformed, or an option is not for this kind of model.
+
+    Parameters
+    ----------
+    path : str or path
+    precision : "f32", "f64" or "bf16"
+        Of the networks. "bf16", of a TarFlow: single precision with weights rounded to bfloat16, so that single samples take about half
+        the time; another density than that of the file, and exact in itself.
+    decoding : "sequential", "jacobi" or "gauss_seidel"
+        How a TarFlow finds its samples: token after token, all together by iteration, or in segments by iteration. Their log q is exact in
+        any case.
+    segment : int, optional
+        Of "gauss_seidel": tokens of a segment.
+    decoding_tolerance : float, optional
+        Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in "f32").
+    decoding_passes : int, optional
+        Of an iteration: most passes; a sample that needs more is found token after token.
     """
 
-    def __init__(self, path):
-        handle = c_void_p()
-        _call("model_load", os.fsencode(path), byref(handle))
+    def __init__(
+        self,
+        path,
+        *,
+        precision="f32",
+        decoding="sequential",
+        segment=None,
+        decoding_tolerance=None,
+        decoding_passes=None,
+    ):
+        if precision not in PRECISIONS or decoding not in DECODINGS:
+            names = "; ".join(", ".join(names) for names in (PRECISIONS, DECODINGS))
+            raise ValueError(f"precision {precision!r} and decoding {decoding!r}: use {names}")
+        options, handle = _ModelOptions(), c_void_p()
+        _call("model_options_init", byref(options))
+        options.precision, options.decoding = PRECISIONS.index(precision), DECODINGS.index(decoding)
+        chosen = {"segment": segment, "decoding_tolerance": decoding_tolerance, "decoding_passes": decoding_passes}
+        for name, value in chosen.items():
+            if value is not None:
+                setattr(options, name, value)
+        _call("model_load_with", os.fsencode(path), byref(options), byref(handle))
         self._own(handle)
 
     def _own(self, handle):
@@ -71,9 +108,9 @@ class Model:
         return model
 
     @classmethod
-    def load(cls, path):
-        """The model of a file; the same as Model(path)."""
-        return cls(path)
+    def load(cls, path, **options):
+        """The model of a file; the same as Model(path, **options)."""
+        return cls(path, **options)
 
     def __del__(self):
         if getattr(self, "_handle", None):

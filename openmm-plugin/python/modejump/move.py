@@ -21,6 +21,8 @@ from .statistics import Counts
 METHODS = {"independence": 0, "isir": 1, "annealed": 0, "driven": 0, "latent_walk": None}
 #: What each method has of its own, beside what all of them take.
 SETTINGS = {
+    "independence": ("rotations",),
+    "isir": ("rotations",),
     "annealed": ("stages", "moves", "kernel_step", "leapfrog"),
     "driven": ("steps",),
     "latent_walk": ("widths", "leapfrog"),
@@ -83,6 +85,9 @@ class Move:
     mode : function, optional
         For a model of several metastable states, between which the method "independence" jumps: says in which mode a configuration is,
         a number from 0, or -1 for none, as a function of x alone. Without it the regions of the model file are the modes.
+    rotations : int, optional
+        Of "independence" and "isir": orientations over which the density of a model is averaged that describes the orientation of a
+        molecule, such as a TarFlow. Less variable weights for as many likelihoods; exact where the potential does not know of directions.
     stages, moves : int, optional
         Of "annealed": temperatures between generator and target, and moves at each.
     kernel_step : float, optional
@@ -135,6 +140,7 @@ class Move:
             return
         kind = SURROGATE if acceptance == "surrogate" else METHODS[method]
         options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
+        options.rotations = settings.get("rotations", 0)
         if mode is not None:
             self._between_modes(model, mode, options)
         elif method == "annealed":

@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use modejump::density::Evaluation;
 use modejump::io::model_file::{self, read_tensors};
 use modejump::io::trajectory;
-use modejump::models::tarflow::{Decoding, Jacobi, Options};
+use modejump::models::tarflow::{self, Decoding, Jacobi, Options};
 use modejump::models::{self, Model, ModelCard, Precision, TargetInfo};
 use modejump::weights::Rule;
 use modejump::{Error, Result};
@@ -104,22 +104,10 @@ impl DecodingFlags {
         Decoding::Jacobi(Jacobi { segment, tolerance: self.decoding_tolerance, passes: self.decoding_passes })
     }
 
-    /// The model with the decoding asked for. Errors: as of [`with_options`].
+    /// The model with the decoding asked for. Errors: as of [`tarflow::with_options`].
     pub fn of(&self, model: Arc<dyn Model>) -> Result<Arc<dyn Model>> {
-        with_options(model, Options { decoding: self.decoding(), ..Options::default() })
+        tarflow::with_options(model, Options { decoding: self.decoding(), ..Options::default() })
     }
-}
-
-/// Errors: a model that is no TarFlow, with other options than the usual ones.
-pub fn with_options(model: Arc<dyn Model>, options: Options) -> Result<Arc<dyn Model>> {
-    if options == Options::default() {
-        return Ok(model);
-    }
-    let kind = model.card().model.kind();
-    let none = || {
-        Error::Unsupported(format!("--decoding and --centroid are for TarFlows, and this is a model of kind {kind}"))
-    };
-    model.autoregressive().ok_or_else(none)?.with_options(options)
 }
 
 #[derive(Args)]

@@ -117,6 +117,22 @@ pub trait Autoregressive {
     fn decoded(&self) -> Decoded;
 }
 
+/// The model, evaluated in another way.
+///
+/// Errors: options out of range; a model that is no TarFlow, with other options than the usual ones.
+pub fn with_options(model: Arc<dyn Model>, options: Options) -> Result<Arc<dyn Model>> {
+    if options == Options::default() {
+        return Ok(model);
+    }
+    let kind = model.card().model.kind();
+    let none = || {
+        Error::Unsupported(format!(
+            "decoding by iteration and other rules for the centroid are for TarFlows, and this is a model of kind {kind}"
+        ))
+    };
+    model.autoregressive().ok_or_else(none)?.with_options(options)
+}
+
 /// What is between a network and nm.
 #[derive(Clone, Copy, Debug)]
 pub struct Scale {

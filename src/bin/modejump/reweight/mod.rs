@@ -2,12 +2,12 @@
 
 mod surrogate;
 
-use super::common::{load, mark, temperature, with_options, DecodingFlags, PrecisionFlag, RuleFlag};
+use super::common::{load, mark, temperature, DecodingFlags, PrecisionFlag, RuleFlag};
 use clap::{Args, ValueEnum};
 use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
 use modejump::histogram::on_arc;
-use modejump::models::tarflow::{Centroid, Options};
+use modejump::models::tarflow::{self, Centroid, Options};
 use modejump::models::{follow, Model};
 use modejump::orientation;
 use modejump::parallel::{self, Ranks};
@@ -100,7 +100,7 @@ impl Reweight {
             CentroidRule::Chi3 => Centroid::Chi3,
         };
         let options = Options { decoding: self.decoding.decoding(), centroid };
-        let model = with_options(load(&self.model, &self.precision)?, options)?;
+        let model = tarflow::with_options(load(&self.model, &self.precision)?, options)?;
         let temperature = temperature(self.temperature, model.as_ref())?;
         let model = follow(&model, temperature)?;
         let mut summary = json!({ "model": self.model.display().to_string(), "temperature": temperature, "n": self.n });
