@@ -18,6 +18,8 @@
 #define KERNEL(name, Arguments) \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS > 0 ? BLOCKS : 1) name(const Arguments a)
 #define DYNAMIC_SHARED(name) extern __shared__ double name[]
+// A number that another block changes, for a loop that waits for it.
+#define LOOK(address) (*(const volatile unsigned int*)(address))
 #endif
 
 typedef REAL real;

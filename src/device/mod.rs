@@ -46,6 +46,22 @@ pub trait Driver: Send + Sync {
     /// The kernel takes exactly these bytes, and every address in them is one of enough memory of this driver that lives until
     /// the next download.
     unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()>;
+
+    /// How many such blocks the machine runs at once.
+    fn resident(&self, kernel: KernelId, block: u32, shared: usize) -> Result<usize>;
+
+    /// As [`Driver::launch`], with all blocks running at once, so that they can wait for each other. Errors: more than are resident.
+    ///
+    /// # Safety
+    /// As of [`Driver::launch`].
+    unsafe fn launch_together(
+        &self,
+        kernel: KernelId,
+        grid: u32,
+        block: u32,
+        shared: usize,
+        argument: &[u8],
+    ) -> Result<()>;
 }
 
 /// A compiled kernel of one driver.

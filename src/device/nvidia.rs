@@ -107,6 +107,21 @@ impl Card {
     fn kernels(&self) -> MutexGuard<'_, Kernels> {
         self.kernels.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// A kernel's handle, allowed so much shared memory a block.
+    fn function(&self, kernel: KernelId, shared: usize) -> Result<sys::CUfunction> {
+        self.enter()?;
+        let function = self.kernels().functions[kernel.0].2;
+        let allowed = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        // SAFETY: the function is loaded, and its module is never unloaded while the card lives.
+        unsafe { result::function::set_function_attribute(function, allowed, shared as i32) }
+            .map_err(|e| error(&format!("{}: {shared} bytes of shared memory a block", self.name), e))?;
+        Ok(function)
+    }
+
+    fn started(&self, launched: std::result::Result<(), result::DriverError>) -> Result<()> {
+        launched.map_err(|e| error(&format!("{}: a kernel does not start", self.name), e))
+    }
 }
 
 impl Driver for Card {
@@ -181,18 +196,38 @@ impl Driver for Card {
     }
 
     unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()> {
-        self.enter()?;
-        let function = self.kernels().functions[kernel.0].2;
+        let function = self.function(kernel, shared)?;
         let mut parameters = [argument.as_ptr() as *mut c_void];
+        let (grid, block) = ((grid, 1, 1), (block, 1, 1));
         // SAFETY: the function is loaded; the argument is the caller's promise, and is copied before return.
-        let launched = unsafe {
-            let allowed = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            result::function::set_function_attribute(function, allowed, shared as i32).and_then(|()| {
-                let (grid, block) = ((grid, 1, 1), (block, 1, 1));
-                result::launch_kernel(function, grid, block, shared as u32, self.stream, &mut parameters)
-            })
-        };
-        launched.map_err(|e| error(&format!("{}: a kernel does not start", self.name), e))
+        self.started(unsafe {
+            result::launch_kernel(function, grid, block, shared as u32, self.stream, &mut parameters)
+        })
+    }
+
+    fn resident(&self, kernel: KernelId, block: u32, shared: usize) -> Result<usize> {
+        let function = self.function(kernel, shared)?;
+        // SAFETY: the function is loaded.
+        let each = unsafe { result::occupancy::max_active_block_per_multiprocessor(function, block as i32, shared) }
+            .map_err(|e| error(&format!("{}: blocks that run at once cannot be counted", self.name), e))?;
+        Ok(each as usize * self.multiprocessors)
+    }
+
+    unsafe fn launch_together(
+        &self,
+        kernel: KernelId,
+        grid: u32,
+        block: u32,
+        shared: usize,
+        argument: &[u8],
+    ) -> Result<()> {
+        let function = self.function(kernel, shared)?;
+        let mut parameters = [argument.as_ptr() as *mut c_void];
+        let (grid, block) = ((grid, 1, 1), (block, 1, 1));
+        // SAFETY: as of `launch`.
+        self.started(unsafe {
+            result::launch_cooperative_kernel(function, grid, block, shared as u32, self.stream, &mut parameters)
+        })
     }
 }
 

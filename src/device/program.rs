@@ -27,8 +27,9 @@ pub struct Program {
 
 /// The programs of all models, in the variants that are used.
 pub fn all() -> Vec<Program> {
-    use crate::models::{coupling, egnn_flow, graphormer_ebm, gvp_flow};
-    [coupling::programs(), gvp_flow::programs(), egnn_flow::programs(), graphormer_ebm::programs()].concat()
+    use crate::models::{coupling, egnn_flow, graphormer_ebm, gvp_flow, tarflow};
+    [coupling::programs(), gvp_flow::programs(), egnn_flow::programs(), graphormer_ebm::programs(), tarflow::programs()]
+        .concat()
 }
 
 impl Program {

@@ -202,6 +202,9 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
             ModelConfig::GraphormerEbm(_) => {
                 return Ok(Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?.on_device(driver)?))
             }
+            ModelConfig::Tarflow(_) | ModelConfig::TransferableTarflow(_) => {
+                return Ok(Arc::new(tarflow::TarFlow::<R>::from_file(file)?.on_device(driver)?))
+            }
             ModelConfig::Modes(_) => return Ok(Arc::new(modes::ModeGenerators::from_file::<R>(file, device)?)),
             other => device.without_kernels(other.kind())?,
         }

@@ -109,6 +109,37 @@ impl Fibres {
         command.arg(launch).arg(result);
         command
     }
+
+    /// One run of a kernel. `shape`: grid, block, bytes of shared memory, whether all blocks are there at once.
+    fn start(&self, kernel: KernelId, shape: [u32; 4], argument: &[u8]) -> Result<()> {
+        let (binary, name) = self.kernels.lock().unwrap()[kernel.0].clone();
+        let mut memory = self.memory.lock().unwrap();
+        let (launch, result) = (self.folder.join("launch"), self.folder.join("result"));
+        let mut file = std::io::BufWriter::new(File::create(&launch).unwrap());
+        let (seed, n) = (self.seed.load(Ordering::Relaxed), argument.len());
+        let [grid, block, shared, together] = shape;
+        writeln!(file, "{name} {grid} {block} {shared} {seed} {together} {} {n}", memory.len()).unwrap();
+        for (address, bytes) in memory.iter() {
+            file.write_all(&address.to_le_bytes()).unwrap();
+            file.write_all(&(bytes.len() as u64).to_le_bytes()).unwrap();
+            file.write_all(bytes).unwrap();
+        }
+        file.write_all(argument).unwrap();
+        file.into_inner().unwrap();
+        let mut command = self.run(&binary, &launch, &result);
+        let output = command.output().map_err(|e| Error::Engine(format!("{command:?}: {e}")))?;
+        if !output.status.success() {
+            return Err(Error::Engine(String::from_utf8_lossy(&output.stderr).into_owned()));
+        }
+        let bytes = fs::read(&result).unwrap();
+        let mut rest = &bytes[..];
+        for buffer in memory.values_mut() {
+            let (contents, others) = rest.split_at(buffer.len());
+            buffer.copy_from_slice(contents);
+            rest = others;
+        }
+        Ok(())
+    }
 }
 
 impl Driver for Fibres {
@@ -154,31 +185,23 @@ impl Driver for Fibres {
     }
 
     unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()> {
-        let (binary, name) = self.kernels.lock().unwrap()[kernel.0].clone();
-        let mut memory = self.memory.lock().unwrap();
-        let (launch, result) = (self.folder.join("launch"), self.folder.join("result"));
-        let mut file = std::io::BufWriter::new(File::create(&launch).unwrap());
-        let (seed, n) = (self.seed.load(Ordering::Relaxed), argument.len());
-        writeln!(file, "{name} {grid} {block} {shared} {seed} {} {n}", memory.len()).unwrap();
-        for (address, bytes) in memory.iter() {
-            file.write_all(&address.to_le_bytes()).unwrap();
-            file.write_all(&(bytes.len() as u64).to_le_bytes()).unwrap();
-            file.write_all(bytes).unwrap();
-        }
-        file.write_all(argument).unwrap();
-        file.into_inner().unwrap();
-        let mut command = self.run(&binary, &launch, &result);
-        let output = command.output().map_err(|e| Error::Engine(format!("{command:?}: {e}")))?;
-        if !output.status.success() {
-            return Err(Error::Engine(String::from_utf8_lossy(&output.stderr).into_owned()));
-        }
-        let bytes = fs::read(&result).unwrap();
-        let mut rest = &bytes[..];
-        for buffer in memory.values_mut() {
-            let (contents, others) = rest.split_at(buffer.len());
-            buffer.copy_from_slice(contents);
-            rest = others;
-        }
-        Ok(())
+        self.start(kernel, [grid, block, shared as u32, 0], argument)
+    }
+
+    /// Two for each multiprocessor.
+    fn resident(&self, _: KernelId, _: u32, _: usize) -> Result<usize> {
+        Ok(2 * self.multiprocessors())
+    }
+
+    unsafe fn launch_together(
+        &self,
+        kernel: KernelId,
+        grid: u32,
+        block: u32,
+        shared: usize,
+        argument: &[u8],
+    ) -> Result<()> {
+        assert!(grid as usize <= self.resident(kernel, block, shared)?, "{grid} blocks are too many at once");
+        self.start(kernel, [grid, block, shared as u32, 1], argument)
     }
 }

@@ -1,10 +1,13 @@
 // Runs the kernels of cuda/ on the CPU, unmodified: every CUDA thread is a fibre, a block is run fibre by fibre, and blocks one
-// after the other. Included before the kernel's source, which is then compiled as C++17, plain or with a sanitizer.
+// after the other, or by turns where they are launched together. Included before the kernel's source, which is then compiled as C++17, plain or with a sanitizer.
 //
 // What it is strict about, so that mistakes show: dynamic shared memory has exactly the size that was asked for, and holds NaN
 // at first; warps run one after the other, each as far as it can; all threads of a block must meet at the same barrier, all
-// lanes that a shuffle names at the same shuffle. Under TSan, threads are only ordered by barriers and shuffles.
+// lanes that a shuffle names at the same shuffle; blocks must not wait for each other in vain. Under TSan, threads are only
+// ordered by barriers, shuffles and atomics.
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -57,15 +60,65 @@ namespace fibres {
   std::_Exit(3);
 }
 
-enum class State { Ready, AtBarrier, AtWarp, Done };
+enum class State { Ready, AtBarrier, AtWarp, Looking, Done };
+
+constexpr size_t STACK = 256 << 10;
+
+#if defined(__x86_64__)
+// swapcontext without the calls of the system in it, which keep signal masks and take most of its time.
+struct Context { void* stack = nullptr; };
+
+extern "C" void fibres_swap(void** from, void* to);
+asm(R"(
+.text
+.globl fibres_swap
+fibres_swap:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+#define SWAP(from, to) fibres_swap(&(from).stack, (to).stack)
+
+// A fibre that begins with a function: six registers, where to return to, and the place of the caller's address.
+inline void prepare(Context& context, char* stack, void (*begin)()) {
+  void** const top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + STACK) / 16 * 16);
+  std::fill(top - 8, top, nullptr);
+  top[-2] = reinterpret_cast<void*>(begin);
+  context.stack = top - 8;
+}
+#else
+using Context = ucontext_t;
+#define SWAP(from, to) swapcontext(&(from), &(to))
+
+inline void prepare(Context& context, char* stack, void (*begin)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = STACK;
+  context.uc_link = nullptr;
+  makecontext(&context, begin, 0);
+}
+#endif
 
 struct Fibre {
-  ucontext_t context;
-  std::vector<char> stack;
+  Context context;
+  std::unique_ptr<char[]> stack;
   State state = State::Ready;
   int line = 0;        // where it waits
   unsigned mask = 0;   // lanes it waits for
   uint64_t given = 0;  // value handed to a shuffle
+  uint32_t seen = 0;   // number that another block changes
   unsigned barriers = 0, meetings = 0;
   unsigned x = 0;
   void* tsan = nullptr;
@@ -73,17 +126,23 @@ struct Fibre {
 
 struct Dimension { unsigned x, y = 1, z = 1; };
 
-struct Machine {
-  Dimension block_index{0}, block_size{0}, grid_size{0};
+struct Block {
+  Dimension index{0};
   std::vector<Fibre> fibres;
+  std::unique_ptr<double, decltype(&std::free)> shared{nullptr, &std::free};
+  // Addresses for TSan. Two that take turns: a fibre that is one barrier ahead must not seem to come before one that is behind.
+  char barrier[2] = {}, warp[2][64] = {};
+};
+
+struct Machine {
+  Dimension block_size{0}, grid_size{0};
+  Block* block = nullptr;
   Fibre* current = nullptr;
-  ucontext_t scheduler;
+  bool moved = false;  // whether any fibre did more than look in vain
+  Context scheduler;
   void* tsan_scheduler = nullptr;
   const void* scheduler_stack = nullptr;
   size_t scheduler_size = 0;
-  double* shared = nullptr;
-  // Addresses for TSan. Two that take turns: a fibre that is one barrier ahead must not seem to come before one that is behind.
-  char barrier[2] = {}, warp[2][64] = {};
   const std::function<void()>* body = nullptr;
 };
 inline Machine machine;
@@ -112,11 +171,11 @@ UNWATCHED void leave(bool last) {
 #if defined(__SANITIZE_ADDRESS__)
   void* fake = nullptr;
   __sanitizer_start_switch_fiber(last ? nullptr : &fake, machine.scheduler_stack, machine.scheduler_size);
-  swapcontext(&fibre.context, &machine.scheduler);
+  SWAP(fibre.context, machine.scheduler);
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
   (void)last;
-  swapcontext(&fibre.context, &machine.scheduler);
+  SWAP(fibre.context, machine.scheduler);
 #endif
 }
 
@@ -126,23 +185,24 @@ UNWATCHED void enter() {
 #endif
   (*machine.body)();
   machine.current->state = State::Done;
-  release(&machine.barrier[machine.current->barriers % 2]);
+  release(&machine.block->barrier[machine.current->barriers % 2]);
   leave(true);
 }
 
 // From the scheduler into a fibre, until that waits or ends.
-UNWATCHED void resume(Fibre& fibre) {
+UNWATCHED void resume(Block& block, Fibre& fibre) {
+  machine.block = &block;
   machine.current = &fibre;
 #if defined(__SANITIZE_THREAD__)
   __tsan_switch_to_fiber(fibre.tsan, __tsan_switch_to_fiber_no_sync);
 #endif
 #if defined(__SANITIZE_ADDRESS__)
   void* fake = nullptr;
-  __sanitizer_start_switch_fiber(&fake, fibre.stack.data(), fibre.stack.size());
-  swapcontext(&machine.scheduler, &fibre.context);
+  __sanitizer_start_switch_fiber(&fake, fibre.stack.get(), STACK);
+  SWAP(machine.scheduler, fibre.context);
   __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
 #else
-  swapcontext(&machine.scheduler, &fibre.context);
+  SWAP(machine.scheduler, fibre.context);
 #endif
 }
 
@@ -150,7 +210,7 @@ UNWATCHED void barrier(int line) {
   Fibre& fibre = *machine.current;
   fibre.state = State::AtBarrier;
   fibre.line = line;
-  char* const turn = &machine.barrier[fibre.barriers++ % 2];
+  char* const turn = &machine.block->barrier[fibre.barriers++ % 2];
   release(turn);
   leave(false);
   acquire(turn);
@@ -164,15 +224,25 @@ UNWATCHED void meet(unsigned mask, uint64_t given, int line) {
   fibre.line = line;
   fibre.mask = mask;
   fibre.given = given;
-  char* const turn = &machine.warp[fibre.meetings++ % 2][fibre.x / 32];
+  char* const turn = &machine.block->warp[fibre.meetings++ % 2][fibre.x / 32];
   release(turn);
   leave(false);
   acquire(turn);
 }
-UNWATCHED uint64_t of(unsigned lane) { return machine.fibres[machine.current->x / 32 * 32 + lane].given; }
+UNWATCHED uint64_t of(unsigned lane) { return machine.block->fibres[machine.current->x / 32 * 32 + lane].given; }
 
 UNWATCHED Dimension index() { return {machine.current->x}; }
-UNWATCHED Dimension block_index() { return machine.block_index; }
+UNWATCHED Dimension block_index() { return machine.block->index; }
+
+// Lets all others have a turn before a number is looked at that another block changes.
+UNWATCHED void look(const uint32_t* address, int line) {
+  Fibre& fibre = *machine.current;
+  fibre.state = State::Looking;
+  fibre.line = line;
+  leave(false);
+  machine.moved |= *address != fibre.seen;
+  fibre.seen = *address;
+}
 
 template <class T> T shuffle(unsigned mask, T value, unsigned from, int line) {
   static_assert(sizeof(T) <= 8, "a shuffle takes up to eight bytes");
@@ -189,89 +259,111 @@ template <class T> T shuffle(unsigned mask, T value, unsigned from, int line) {
 }
 
 // Lets those lanes of a warp go on that all met; says whether any did.
-UNWATCHED bool release_warp(size_t warp) {
-  const size_t first = 32 * warp, last = std::min(first + 32, machine.fibres.size());
+UNWATCHED bool release_warp(Block& block, size_t warp) {
+  const size_t first = 32 * warp, last = std::min(first + 32, block.fibres.size());
   bool any = false;
   for (size_t i = first; i < last; ++i) {
-    Fibre& fibre = machine.fibres[i];
+    Fibre& fibre = block.fibres[i];
     if (fibre.state != State::AtWarp) continue;
     bool all = true;
     for (unsigned lane = 0; lane < 32; ++lane) {
       if (!(fibre.mask >> lane & 1)) continue;
       if (first + lane >= last) fault("line " + std::to_string(fibre.line) + ": the mask names lanes that are not there");
-      const Fibre& other = machine.fibres[first + lane];
+      const Fibre& other = block.fibres[first + lane];
       all &= other.state == State::AtWarp && other.line == fibre.line && other.mask == fibre.mask;
     }
     if (!all) continue;
     for (unsigned lane = 0; lane < 32; ++lane)
-      if (fibre.mask >> lane & 1) machine.fibres[first + lane].state = State::Ready;
+      if (fibre.mask >> lane & 1) block.fibres[first + lane].state = State::Ready;
     any = true;
   }
   return any;
 }
 
-UNWATCHED void run_block(unsigned shared_bytes, std::mt19937& order) {
+UNWATCHED void begin(Block& block, unsigned index, unsigned shared_bytes) {
+  block.index = {index};
   // exactly what was asked for, so that a sanitizer sees the first byte too many
-  const std::unique_ptr<double, decltype(&std::free)> shared(static_cast<double*>(std::malloc(std::max(shared_bytes, 1u))), &std::free);
-  std::memset(shared.get(), 0xff, shared_bytes);
-  machine.shared = shared.get();
-  const size_t n = machine.block_size.x;
-  std::vector<size_t> warps((n + 31) / 32), lanes(32);
-  for (size_t i = 0; i < n; ++i) {
-    Fibre& fibre = machine.fibres[i];
+  block.shared.reset(static_cast<double*>(std::malloc(std::max(shared_bytes, 1u))));
+  std::memset(block.shared.get(), 0xff, shared_bytes);
+  for (size_t i = 0; i < block.fibres.size(); ++i) {
+    Fibre& fibre = block.fibres[i];
     fibre.state = State::Ready;
-    fibre.barriers = fibre.meetings = 0;
+    fibre.barriers = fibre.meetings = fibre.seen = 0;
     fibre.x = static_cast<unsigned>(i);
-    getcontext(&fibre.context);
-    fibre.context.uc_stack.ss_sp = fibre.stack.data();
-    fibre.context.uc_stack.ss_size = fibre.stack.size();
-    fibre.context.uc_link = nullptr;
-    makecontext(&fibre.context, reinterpret_cast<void (*)()>(enter), 0);
+    prepare(fibre.context, fibre.stack.get(), enter);
 #if defined(__SANITIZE_THREAD__)
     fibre.tsan = __tsan_create_fiber(0);
 #endif
   }
-  for (;;) {
-    std::iota(warps.begin(), warps.end(), 0);
-    std::shuffle(warps.begin(), warps.end(), order);
-    for (size_t warp : warps) {
-      do {
-        std::iota(lanes.begin(), lanes.end(), 0);
-        std::shuffle(lanes.begin(), lanes.end(), order);
-        for (size_t lane : lanes)
-          if (32 * warp + lane < n && machine.fibres[32 * warp + lane].state == State::Ready) resume(machine.fibres[32 * warp + lane]);
-      } while (release_warp(warp));
-    }
-    const auto in = [&](State state) { return std::count_if(machine.fibres.begin(), machine.fibres.end(), [&](const Fibre& f) { return f.state == state; }); };
-    if (in(State::Done) == static_cast<long>(n)) break;
-    for (const Fibre& fibre : machine.fibres) {
-      const std::string where = "line " + std::to_string(fibre.line) + ": thread " + std::to_string(fibre.x);
-      if (fibre.state == State::AtWarp) fault(where + " waits for lanes that do not come (divergence)");
-      if (fibre.state == State::Done) fault("thread " + std::to_string(fibre.x) + " ended while others wait at a barrier");
-      if (fibre.line != machine.fibres[0].line) fault(where + " waits at another barrier than thread 0");
-    }
-    for (Fibre& fibre : machine.fibres) fibre.state = State::Ready;
-  }
-  acquire(&machine.barrier[0]);
-  acquire(&machine.barrier[1]);
-#if defined(__SANITIZE_THREAD__)
-  for (Fibre& fibre : machine.fibres) __tsan_destroy_fiber(fibre.tsan);
-#endif
 }
 
-UNWATCHED void launch(unsigned grid, unsigned block, unsigned shared_bytes, unsigned seed, const std::function<void()>& body) {
+// Each warp of a block as far as it can, and over a barrier where all have come to one; whether the block is done.
+UNWATCHED bool take_turn(Block& block, std::mt19937& order) {
+  const size_t n = block.fibres.size();
+  std::vector<size_t> warps((n + 31) / 32), lanes(32);
+  for (Fibre& fibre : block.fibres)
+    if (fibre.state == State::Looking) fibre.state = State::Ready;
+    else machine.moved |= fibre.state == State::Ready;
+  std::iota(warps.begin(), warps.end(), 0);
+  std::shuffle(warps.begin(), warps.end(), order);
+  for (size_t warp : warps) {
+    do {
+      std::iota(lanes.begin(), lanes.end(), 0);
+      std::shuffle(lanes.begin(), lanes.end(), order);
+      for (size_t lane : lanes)
+        if (32 * warp + lane < n && block.fibres[32 * warp + lane].state == State::Ready) resume(block, block.fibres[32 * warp + lane]);
+    } while (release_warp(block, warp));
+  }
+  const auto in = [&](State state) { return std::count_if(block.fibres.begin(), block.fibres.end(), [&](const Fibre& f) { return f.state == state; }); };
+  if (in(State::Done) == static_cast<long>(n)) return true;
+  if (in(State::Looking) > 0) return false;
+  for (const Fibre& fibre : block.fibres) {
+    const auto where = [&] { return "line " + std::to_string(fibre.line) + ": thread " + std::to_string(fibre.x); };
+    if (fibre.state == State::AtWarp) fault(where() + " waits for lanes that do not come (divergence)");
+    if (fibre.state == State::Done) fault("thread " + std::to_string(fibre.x) + " ended while others wait at a barrier");
+    if (fibre.line != block.fibres[0].line) fault(where() + " waits at another barrier than thread 0");
+  }
+  for (Fibre& fibre : block.fibres) fibre.state = State::Ready;
+  return false;
+}
+
+// Blocks that are there at once, by turns until all are done.
+UNWATCHED void run(std::vector<Block>& blocks, std::mt19937& order) {
+  std::vector<Block*> left;
+  for (Block& block : blocks) left.push_back(&block);
+  while (!left.empty()) {
+    machine.moved = false;
+    std::shuffle(left.begin(), left.end(), order);
+    left.erase(std::remove_if(left.begin(), left.end(), [&](Block* block) { return take_turn(*block, order); }), left.end());
+    if (!left.empty() && !machine.moved)
+      fault("line " + std::to_string(left[0]->fibres[0].line) + ": blocks wait for each other in vain");
+  }
+  for (Block& block : blocks) {
+    acquire(&block.barrier[0]);
+    acquire(&block.barrier[1]);
+#if defined(__SANITIZE_THREAD__)
+    for (Fibre& fibre : block.fibres) __tsan_destroy_fiber(fibre.tsan);
+#endif
+  }
+}
+
+// `together`: all blocks are there at once.
+UNWATCHED void launch(unsigned grid, unsigned size, unsigned shared_bytes, unsigned seed, bool together, const std::function<void()>& body) {
   machine.grid_size = {grid};
-  machine.block_size = {block};
+  machine.block_size = {size};
   machine.body = &body;
-  machine.fibres = std::vector<Fibre>(block);
-  for (Fibre& fibre : machine.fibres) fibre.stack.resize(256 << 10);
+  std::vector<Block> blocks(together ? grid : 1);
+  for (Block& block : blocks) {
+    block.fibres = std::vector<Fibre>(size);
+    for (Fibre& fibre : block.fibres) fibre.stack.reset(new char[STACK]);
+  }
 #if defined(__SANITIZE_THREAD__)
   machine.tsan_scheduler = __tsan_get_current_fiber();
 #endif
   std::mt19937 order(seed);
-  for (unsigned index = 0; index < grid; ++index) {
-    machine.block_index = {index};
-    run_block(shared_bytes, order);
+  for (unsigned first = 0; first < grid; first += blocks.size()) {
+    for (unsigned i = 0; i < blocks.size(); ++i) begin(blocks[i], first + i, shared_bytes);
+    run(blocks, order);
   }
 }
 
@@ -301,8 +393,11 @@ template <class T> T atomic_min(T* address, T value) {
 #define __shfl_xor_sync(mask, value, bits) fibres::shuffle(mask, value, fibres::index().x % 32 ^ (bits), __LINE__)
 #define __shfl_up_sync(mask, value, by) fibres::shuffle(mask, value, fibres::index().x % 32 - (by), __LINE__)
 #define __shfl_down_sync(mask, value, by) fibres::shuffle(mask, value, fibres::index().x % 32 + (by), __LINE__)
+#define __threadfence() static_cast<void>(0)
+#define LOOK(address) (fibres::look(address, __LINE__), __atomic_load_n(address, __ATOMIC_SEQ_CST))
+#define atomicAdd(address, value) __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST)
 #define atomicMin(address, value) fibres::atomic_min(address, value)
-#define DYNAMIC_SHARED(name) double* const name = fibres::machine.shared
+#define DYNAMIC_SHARED(name) double* const name = fibres::machine.block->shared.get()
 #define KERNEL(name, Arguments)                                                                             \
   static void name(const Arguments a);                                                                      \
   static const fibres::Register register_##name(                                                            \

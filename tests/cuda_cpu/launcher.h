@@ -2,7 +2,7 @@
 //
 //   launcher LAUNCH RESULT
 //
-// LAUNCH: "name grid block shared seed buffers bytes\n", then per buffer its address and size (u64) and contents, then the
+// LAUNCH: "name grid block shared seed together buffers bytes\n", then per buffer its address and size (u64) and contents, then the
 // kernel's argument of so many bytes. Words of it that are the address of a buffer become pointers. RESULT: the contents of the
 // buffers, one after the other.
 int main(int argc, char** argv) {
@@ -13,8 +13,8 @@ int main(int argc, char** argv) {
     if (bytes && std::fread(to, 1, bytes, in) != bytes) fibres::fault("the launch is cut short");
   };
   char name[128];
-  unsigned grid, block, shared, seed, n_buffers, n_bytes;
-  if (std::fscanf(in, "%127s %u %u %u %u %u %u", name, &grid, &block, &shared, &seed, &n_buffers, &n_bytes) != 7)
+  unsigned grid, block, shared, seed, together, n_buffers, n_bytes;
+  if (std::fscanf(in, "%127s %u %u %u %u %u %u %u", name, &grid, &block, &shared, &seed, &together, &n_buffers, &n_bytes) != 8)
     fibres::fault("the launch has no first line");
   std::fgetc(in);
   struct Memory { uint64_t address, bytes; char* data; };
@@ -35,7 +35,7 @@ int main(int argc, char** argv) {
   if (kernel == fibres::kernels().end()) fibres::fault(std::string("no kernel ") + name);
   if (kernel->second.first != n_bytes)
     fibres::fault(std::string(name) + " takes " + std::to_string(kernel->second.first) + " bytes, given " + std::to_string(n_bytes));
-  fibres::launch(grid, block, shared, seed, [&] { kernel->second.second(argument.data()); });
+  fibres::launch(grid, block, shared, seed, together, [&] { kernel->second.second(argument.data()); });
   std::FILE* out = std::fopen(argv[2], "wb");
   if (!out) fibres::fault(std::string("cannot write ") + argv[2]);
   for (const Memory& memory : memories) std::fwrite(memory.data, 1, memory.bytes, out);

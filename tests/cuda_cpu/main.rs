@@ -8,6 +8,7 @@ mod fields;
 mod graphormer_ebm;
 mod gvp_flow;
 mod models;
+mod tarflow;
 
 use driver::{Fibres, Sanitizer};
 use modejump::device::{Buffer, Driver, Program};

@@ -10,7 +10,7 @@ use modejump::Error;
 use std::path::Path;
 
 #[path = "../support/networks.rs"]
-mod networks;
+pub mod networks;
 
 fn log_density(model: &dyn Model, x: &[f64]) -> Vec<f64> {
     let mut log_q = vec![Evaluation::inside(0.0); x.len() / model.dimension()];
@@ -62,5 +62,5 @@ fn every_kind() {
         on_device.push(kind);
     }
     on_device.sort_unstable();
-    assert_eq!(on_device, ["egnn_flow", "graphormer_ebm", "gvp_flow", "steerable"]);
+    assert_eq!(on_device, ["egnn_flow", "graphormer_ebm", "gvp_flow", "steerable", "tarflow", "transferable_tarflow"]);
 }

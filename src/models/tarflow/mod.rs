@@ -19,6 +19,7 @@
 //! log q(x) − ln N(c; 0, σ²), the density of (x, c) over a target e^{−u(x)} N(c; 0, σ²). A move gives the current configuration a
 //! fresh c ([`Scope::Noisy`]); weights −u − log q of samples are those of that target.
 
+mod cuda;
 mod decoding;
 pub mod format;
 mod network;
@@ -27,6 +28,7 @@ mod runner;
 mod tests;
 pub mod transferable;
 
+pub use cuda::{programs, TarFlowOnDevice};
 pub use decoding::{Decoded, Decoding, Jacobi};
 pub use network::{Recorded, TarNetwork};
 pub use transferable::PeptideConfig;
@@ -315,6 +317,29 @@ impl<R: Real> TarFlow<R> {
         }
     }
 
+    /// What decoding found, x in the network's units and ln|∂x/∂z|, becomes that of x in nm, with log q.
+    fn finish_decoding(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) {
+        let d = self.network.dimension();
+        let scale = d as f64 * self.scale.units_per_nm.ln();
+        x.iter_mut().for_each(|x| *x /= self.scale.units_per_nm);
+        let rows = z.chunks_exact(d).zip(x.chunks_exact(d));
+        for ((z, x), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
+            *log_density = self.evaluation(x, z, -*log_det);
+            *log_det -= scale;
+        }
+    }
+
+    /// What encoding of x in nm found, z and ln|∂z/∂x| of x in the network's units, becomes ln|∂x/∂z| of x in nm, with log q.
+    fn finish_encoding(&self, x: &[f64], z: &[f64], log_det: &mut [f64], log_density: &mut [Evaluation]) {
+        let d = self.network.dimension();
+        let scale = d as f64 * self.scale.units_per_nm.ln();
+        let rows = x.chunks_exact(d).zip(z.chunks_exact(d));
+        for ((x, z), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
+            *log_density = self.evaluation(x, z, *log_det);
+            *log_det = -*log_det - scale;
+        }
+    }
+
     /// σ in nm.
     fn centroid_nm(&self) -> Option<f64> {
         self.scale.centroid.map(|sigma| sigma / self.scale.units_per_nm)
@@ -368,29 +393,19 @@ impl<R: Real> Flow for TarFlow<R> {
                 }
             }
             self.runner.decode(z, x, log_det);
-            x.iter_mut().for_each(|x| *x /= self.scale.units_per_nm);
-            let rows = z.chunks_exact(d).zip(x.chunks_exact(d));
-            for ((z, x), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
-                *log_density = self.evaluation(x, z, -*log_det);
-                *log_det -= scale;
-            }
+            self.finish_decoding(z, x, log_det, log_density);
         });
         Ok(())
     }
 
     fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
         let d = self.network.dimension();
-        let scale = d as f64 * self.scale.units_per_nm.ln();
         let chunks = x.par_chunks(CHUNK * d).zip(z.par_chunks_mut(CHUNK * d));
         let numbers = log_det.par_chunks_mut(CHUNK).zip(log_density.par_chunks_mut(CHUNK));
         chunks.zip(numbers).for_each(|((x, z), (log_det, log_density))| {
             let scaled: Vec<f64> = x.iter().map(|x| x * self.scale.units_per_nm).collect();
             self.runner.encode(&scaled, z, log_det);
-            let rows = x.chunks_exact(d).zip(z.chunks_exact(d));
-            for ((x, z), (log_det, log_density)) in rows.zip(log_det.iter_mut().zip(log_density)) {
-                *log_density = self.evaluation(x, z, *log_det);
-                *log_det = -*log_det - scale;
-            }
+            self.finish_encoding(x, z, log_det, log_density);
         });
         Ok(())
     }

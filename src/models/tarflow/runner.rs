@@ -119,6 +119,11 @@ impl<R: Real> Runner<R> {
         Runner { config: network.config.clone(), blocks: blocks.collect(), pool: Mutex::default() }
     }
 
+    /// What the blocks are given, in the order of the blocks.
+    pub fn given_values(&self) -> impl Iterator<Item = &Given<Vec<R>>> {
+        self.blocks.iter().map(|block| &block.given)
+    }
+
     /// What the blocks are given, as inputs of a tape.
     pub fn given(&self, tape: &mut Tape<R>) -> Vec<Given<Var>> {
         let c = self.config.channels;

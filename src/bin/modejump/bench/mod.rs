@@ -8,7 +8,7 @@ use modejump::density::Density;
 use modejump::device::{self, Driver};
 use modejump::io::model_file;
 use modejump::models::coupling::CouplingFlow;
-use modejump::models::tarflow::{Decoding, Jacobi, Options};
+use modejump::models::tarflow::{Decoding, Jacobi, Options, TarFlow};
 use modejump::models::{EnergyFunction, VectorField};
 use modejump::nn::real::Matrix;
 use modejump::nn::Scalar;
@@ -44,6 +44,8 @@ const DEVICE_BATCHES: [usize; 3] = [1, 1000, 100_000];
 const FIELD_DEVICE_BATCHES: [usize; 2] = [1, 1024];
 const FIELD_BATCHES: [usize; 2] = [1, 128];
 const TOKEN_BATCHES: [usize; 2] = [1, 64];
+/// One sample of all the card, one of a part of it, and more than it takes at once.
+const TOKEN_DEVICE_BATCHES: [usize; 3] = [1, 64, 4096];
 /// A batch of 64 would take a minute a repetition.
 const PROSE_BATCHES: [usize; 2] = [1, 8];
 const DIVERGENCE_BATCHES: [usize; 2] = [1, 8];
@@ -175,6 +177,13 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         "tarflow/sample" | "tarflow/sample_jacobi" | "tarflow/log_density" => {
             for system in ["Ace-A-Nme", "AAAAAA"] {
                 let mut flow = cases::tarflow(system)?;
+                if let Some(driver) = device::default()?.driver() {
+                    // by iteration on the CPU alone
+                    if !name.ends_with("jacobi") {
+                        measure_tarflow(name, system, flow, driver, report)?;
+                    }
+                    continue;
+                }
                 if name.ends_with("jacobi") {
                     flow = flow.with_options(Options {
                         decoding: Decoding::Jacobi(Jacobi::default()),
@@ -190,8 +199,13 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         }
         "prose/sample" | "prose/log_density" => {
             let flow = cases::prose()?;
-            for batch in PROSE_BATCHES {
-                report.line(name, Some("AAAAAA"), batch, time_of(name, &flow, batch)?, flow.flops());
+            match device::default()?.driver() {
+                None => {
+                    for batch in PROSE_BATCHES {
+                        report.line(name, Some("AAAAAA"), batch, time_of(name, &flow, batch)?, flow.flops());
+                    }
+                }
+                Some(driver) => measure_tarflow(name, "AAAAAA", flow, driver, report)?,
             }
         }
         _ => match device::default()?.driver() {
@@ -208,6 +222,22 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
                 }
             }
         },
+    }
+    Ok(())
+}
+
+/// Lines of a TarFlow on a card.
+fn measure_tarflow(
+    name: &'static str,
+    size: &str,
+    flow: TarFlow<f32>,
+    driver: &Arc<dyn Driver>,
+    report: &Report,
+) -> Result<()> {
+    let (flops, report) = (flow.flops(), report.on(driver));
+    let flow = flow.on_device(driver)?;
+    for batch in TOKEN_DEVICE_BATCHES {
+        report.line(name, Some(size), batch, time_of(name, &flow, batch)?, flops);
     }
     Ok(())
 }

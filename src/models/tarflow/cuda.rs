@@ -1,0 +1,555 @@
+//! TarFlows on a GPU: weights and tables as `cuda/tarflow.cu` reads them, and the choice of its teams.
+
+use super::network::{Given, Layer, Modulation, TarNetwork};
+use super::{Autoregressive, Decoded, Decoding, Options, TarFlow, TarFlowConfig};
+use crate::density::{Density, Evaluation, Exactness, Scope};
+use crate::device::{argument, Buffer, Driver, KernelId, Program};
+use crate::error::{Error, Result};
+use crate::models::field_on_device::{NormRecord, Packing};
+use crate::models::{Flow, Model, ModelCard};
+use crate::nn::tape::{LayerNorm, Weight};
+use crate::nn::Real;
+use crate::rng::Stream;
+use bytemuck::{Pod, Zeroable};
+use std::sync::{Arc, Mutex, PoisonError};
+
+const SOURCE: &str = include_str!("../../../cuda/tarflow.cu");
+const KERNEL: &str = "tarflow";
+const THREADS: usize = 256;
+/// Samples of one launch, so that memory on the card does not grow with the batch.
+const LAUNCH: usize = 1 << 14;
+/// Bytes that the states of all teams may take, most of them keys and values: fewer teams work one after the other where it is less.
+const STATES: usize = 4 << 30;
+
+/// What the kernel is compiled for beside a model: rows of a team, pairs of outputs in a pass of a product.
+#[derive(Clone, Copy)]
+struct Shape {
+    lanes: usize,
+    pairs: usize,
+}
+
+/// For teams of blocks.
+const TEAMS: Shape = Shape { lanes: 8, pairs: 8 };
+/// For a card that is full.
+const FULL: Shape = Shape { lanes: 16, pairs: 16 };
+
+/// `Linear` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct LinearRecord {
+    weight: i32,
+    bias: i32,
+}
+
+/// `Modulation` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct ModulationRecord {
+    gamma: i32,
+    beta: i32,
+    gate: i32,
+}
+
+/// `Layer` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct LayerRecord {
+    attention_norm: NormRecord,
+    forward_norm: NormRecord,
+    query_norm: NormRecord,
+    key_norm: NormRecord,
+    qkv: LinearRecord,
+    out: LinearRecord,
+    first: LinearRecord,
+    second: LinearRecord,
+    into: LinearRecord,
+    back: LinearRecord,
+    attention: ModulationRecord,
+    transition: ModulationRecord,
+}
+
+/// `Stage` of the kernel: a block of the flow.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct StageRecord {
+    into: LinearRecord,
+    out: LinearRecord,
+    positions: i32,
+    condition: i32,
+    order: i32,
+    padding: i32,
+}
+
+/// `Arguments` of the kernel; addresses on the card.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Arguments {
+    weights: u64,
+    stages: u64,
+    layers: u64,
+    orders: u64,
+    x: u64,
+    log_det: u64,
+    scratch: u64,
+    arrivals: u64,
+    n: i32,
+    tokens: i32,
+    n_stages: i32,
+    encode: i32,
+    blocks: i32,
+    padding: i32,
+}
+
+/// What the kernel is compiled for.
+#[derive(Clone, Debug)]
+struct Sizes {
+    config: TarFlowConfig,
+    qk_norms: bool,
+    conditions: bool,
+    adaptive: bool,
+    transition: bool,
+}
+
+impl Sizes {
+    fn of(network: &TarNetwork) -> Sizes {
+        let block = &network.blocks[0];
+        let layer = &block.layers[0];
+        Sizes {
+            config: network.config.clone(),
+            qk_norms: layer.qk_norms.is_some(),
+            conditions: block.conditions.is_some(),
+            adaptive: layer.adaptive.is_some(),
+            transition: layer.transition.is_some(),
+        }
+    }
+
+    fn hidden(&self) -> usize {
+        self.config.channels * self.config.expansion
+    }
+
+    fn program<R: Real>(&self, Shape { lanes, pairs }: Shape) -> Program {
+        let TarFlowConfig { token_size, channels, layers, heads, .. } = self.config;
+        let constants: [(_, &dyn std::fmt::Display); 13] = [
+            ("REAL", &crate::device::program::real::<R>()),
+            ("THREADS", &THREADS),
+            ("LANES", &lanes),
+            ("PAIRS", &pairs),
+            ("SIZE", &token_size),
+            ("CHANNELS", &channels),
+            ("HEADS", &heads),
+            ("HIDDEN", &self.hidden()),
+            ("LAYERS", &layers),
+            ("QK_NORMS", &u8::from(self.qk_norms)),
+            ("CONDITIONS", &u8::from(self.conditions)),
+            ("ADAPTIVE", &u8::from(self.adaptive)),
+            ("TRANSITION", &u8::from(self.transition)),
+        ];
+        Program::new("tarflow", SOURCE, &constants)
+    }
+
+    /// Bytes of shared memory of a block, as `State` of the kernel divides it.
+    fn shared<R>(&self, lanes: usize) -> usize {
+        let TarFlowConfig { tokens, token_size, channels, heads, .. } = self.config;
+        let staged = channels.max(self.hidden()) * lanes;
+        let of_attention = THREADS / 32 * (channels / heads + tokens);
+        let numbers = 2 * 16 * lanes + 2 * token_size * lanes + THREADS * 17 + staged.max(of_attention);
+        numbers * size_of::<R>()
+    }
+
+    /// Numbers of a team's state, as `size_of` of the kernel counts them.
+    fn state(&self, lanes: usize, encode: bool) -> usize {
+        let TarFlowConfig { tokens, channels, layers, .. } = self.config;
+        let kept = layers * if encode { 1 } else { lanes } * 2 * channels * tokens;
+        (6 * channels + self.hidden()) * lanes + kept.next_multiple_of(8)
+    }
+
+    /// Blocks of a team beyond which some would find nothing to do in the largest product.
+    fn most_blocks(&self, pairs: usize) -> usize {
+        let outputs = (3 * self.config.channels).max(self.hidden() * if self.transition { 2 } else { 1 });
+        outputs.div_ceil(2 * pairs)
+    }
+}
+
+/// Kernels of a single system's network and of Prose, each in either shape.
+pub fn programs() -> Vec<Program> {
+    let config = |tokens, token_size, channels, heads, layers| TarFlowConfig {
+        tokens,
+        token_size,
+        channels,
+        blocks: 1,
+        layers,
+        heads,
+        expansion: 4,
+    };
+    let of = |config, transferable| Sizes {
+        config,
+        qk_norms: transferable,
+        conditions: transferable,
+        adaptive: transferable,
+        transition: transferable,
+    };
+    let prose = of(config(62, 3, 384, 6, 8), true);
+    let single = of(config(66, 1, 256, 4, 4), false);
+    vec![
+        prose.program::<f32>(FULL),
+        single.program::<f32>(TEAMS),
+        prose.program::<f64>(TEAMS),
+        single.program::<f64>(FULL),
+    ]
+}
+
+impl<R: Real> Packing<'_, R> {
+    /// Of outputs in this order.
+    fn tarflow_linear(&mut self, w: &Weight, output: impl Fn(usize) -> usize) -> LinearRecord {
+        let weight = self.matrix(w.n_in, w.n_out, |p, i, o| p.at(w.place(i, output(o))));
+        let bias = |p: &Self, o: usize| w.bias_of(p.parameters).get(output(o)).map_or(0.0, |b| b.to_f64());
+        LinearRecord { weight, bias: self.matrix(1, w.n_out, |p, _, o| bias(p, o)) }
+    }
+
+    /// Numbers that are no parameters.
+    fn numbers_given(&mut self, values: &[R]) -> i32 {
+        self.matrix(1, values.len(), |_, _, i| values[i].to_f64())
+    }
+
+    fn modulation(&mut self, given: Option<&Modulation<Vec<R>>>) -> ModulationRecord {
+        given.map_or_else(ModulationRecord::default, |given| ModulationRecord {
+            gamma: self.numbers_given(&given.gamma),
+            beta: self.numbers_given(&given.beta),
+            gate: self.numbers_given(&given.gate),
+        })
+    }
+
+    fn tarflow_layer(&mut self, layer: &Layer, channels: usize) -> LayerRecord {
+        let mut norm = |norm: &LayerNorm| self.norm(norm.weight, norm.bias, channels);
+        let [query_norm, key_norm] = layer.qk_norms.map_or_else(Default::default, |norms| norms.map(|n| norm(&n)));
+        let (attention_norm, forward_norm) = (norm(&layer.attention_norm), norm(&layer.forward_norm));
+        let mut linear = |w: &Weight| self.tarflow_linear(w, |o| o);
+        let (qkv, out) = (linear(&layer.qkv), linear(&layer.out));
+        let [first, second] = [linear(&layer.forward[0]), linear(&layer.forward[1])];
+        let back = layer.transition.as_ref().map_or_else(Default::default, |transition| linear(&transition.out));
+        // values and their gates side by side
+        let into = layer.transition.as_ref().map_or_else(Default::default, |transition| {
+            let half = transition.into.n_out / 2;
+            self.tarflow_linear(&transition.into, |o| o / 2 + o % 2 * half)
+        });
+        LayerRecord {
+            attention_norm,
+            forward_norm,
+            query_norm,
+            key_norm,
+            qkv,
+            out,
+            first,
+            second,
+            into,
+            back,
+            ..LayerRecord::default()
+        }
+    }
+}
+
+/// What the kernel reads of a network, on its way to the card.
+struct Tables<R> {
+    weights: Vec<R>,
+    stages: Vec<StageRecord>,
+    layers: Vec<LayerRecord>,
+    orders: Vec<i32>,
+}
+
+impl<R: Real> Tables<R> {
+    fn of<'a>(network: &TarNetwork, parameters: &[R], given: impl Iterator<Item = &'a Given<Vec<R>>>) -> Tables<R> {
+        let mut packing = Packing { parameters, weights: Vec::new() };
+        let (mut stages, mut layers, mut orders) = (Vec::new(), Vec::new(), Vec::new());
+        for (block, given) in network.blocks.iter().zip(given) {
+            stages.push(StageRecord {
+                into: packing.tarflow_linear(&block.into, |o| o),
+                out: packing.tarflow_linear(&block.out, |o| o),
+                positions: packing.numbers_given(&given.positions),
+                condition: given.condition.as_ref().map_or(0, |condition| packing.numbers_given(condition)),
+                order: orders.len() as i32,
+                padding: 0,
+            });
+            orders.extend(block.order.iter().map(|&place| place as i32));
+            for (layer, given) in block.layers.iter().zip(&given.layers) {
+                layers.push(LayerRecord {
+                    attention: packing.modulation(given.attention.as_ref()),
+                    transition: packing.modulation(given.transition.as_ref()),
+                    ..packing.tarflow_layer(layer, network.config.channels)
+                });
+            }
+        }
+        Tables { weights: packing.weights, stages, layers, orders }
+    }
+}
+
+/// A network on the card.
+struct OnCard<R: Real> {
+    driver: Arc<dyn Driver>,
+    sizes: Sizes,
+    teams: Variant,
+    weights: Buffer<R>,
+    stages: Buffer<StageRecord>,
+    layers: Buffer<LayerRecord>,
+    orders: Buffer<i32>,
+    work: Mutex<Work<R>>,
+}
+
+#[derive(Clone, Copy)]
+struct Variant {
+    shape: Shape,
+    shared: usize,
+    kernel: KernelId,
+    /// Blocks that the card runs at once.
+    resident: usize,
+}
+
+impl Variant {
+    /// Compiles the kernel; none where the card has not enough shared memory for a block.
+    fn new<R: Real>(driver: &Arc<dyn Driver>, sizes: &Sizes, shape: Shape) -> Result<Option<Variant>> {
+        let shared = sizes.shared::<R>(shape.lanes);
+        if shared > driver.shared_memory() {
+            return Ok(None);
+        }
+        let kernel = driver.kernel(&sizes.program::<R>(shape), KERNEL)?;
+        let resident = driver.resident(kernel, THREADS as u32, shared)?;
+        Ok(Some(Variant { shape, shared, kernel, resident }))
+    }
+
+    /// Teams' worth of work.
+    fn tiles(&self, n: usize, encode: bool) -> usize {
+        match encode {
+            true => n,
+            false => n.div_ceil(self.shape.lanes),
+        }
+    }
+}
+
+/// Memory for a batch, kept between calls.
+struct Work<R> {
+    x: Buffer<f64>,
+    log_det: Buffer<f64>,
+    scratch: Buffer<R>,
+    arrivals: Buffer<u32>,
+    /// Compiled when first needed; none inside where the card has not enough shared memory for it.
+    full: Option<Option<Variant>>,
+}
+
+/// Who does the work of a launch.
+struct Plan {
+    variant: Variant,
+    teams: usize,
+    /// Of a team.
+    blocks: usize,
+}
+
+impl<R: Real> OnCard<R> {
+    fn new(flow: &TarFlow<R>, driver: &Arc<dyn Driver>) -> Result<OnCard<R>> {
+        let sizes = Sizes::of(&flow.network);
+        // now rather than in the middle of a simulation, should there be no compiler
+        let Some(teams) = Variant::new::<R>(driver, &sizes, TEAMS)? else {
+            return Err(Error::Unsupported(format!(
+                "{}: this TarFlow needs {} KiB of shared memory a block, {} KiB are there; use the device cpu",
+                driver.describe(),
+                sizes.shared::<R>(TEAMS.lanes).div_ceil(1024),
+                driver.shared_memory() / 1024
+            )));
+        };
+        let tables = Tables::of(&flow.network, &flow.parameters, flow.runner.given_values());
+        if i32::try_from(tables.weights.len()).is_err() {
+            let billions = tables.weights.len() as f64 * 1e-9;
+            let message = format!("a TarFlow of {billions:.1} billion weights has no kernels; use the device cpu");
+            return Err(Error::Unsupported(message));
+        }
+        let work = Work {
+            x: Buffer::new(driver, 0)?,
+            log_det: Buffer::new(driver, 0)?,
+            scratch: Buffer::new(driver, 0)?,
+            arrivals: Buffer::new(driver, 0)?,
+            full: None,
+        };
+        Ok(OnCard {
+            driver: driver.clone(),
+            sizes,
+            teams,
+            weights: Buffer::of(driver, &tables.weights)?,
+            stages: Buffer::of(driver, &tables.stages)?,
+            layers: Buffer::of(driver, &tables.layers)?,
+            orders: Buffer::of(driver, &tables.orders)?,
+            work: Mutex::new(work),
+        })
+    }
+
+    /// Teams of as many blocks as there is room for; where there is none beside one of each, those for a card that is full.
+    fn plan(&self, full: &mut Option<Option<Variant>>, n: usize, encode: bool) -> Result<Plan> {
+        let mut variant = self.teams;
+        if variant.tiles(n, encode) > variant.resident {
+            let full = match *full {
+                Some(full) => full,
+                None => *full.insert(Variant::new::<R>(&self.driver, &self.sizes, FULL)?),
+            };
+            variant = full.unwrap_or(variant);
+        }
+        let fitting = STATES / (self.sizes.state(variant.shape.lanes, encode) * size_of::<R>());
+        let teams = variant.tiles(n, encode).min(variant.resident).min(fitting).max(1);
+        let blocks = (variant.resident / teams).clamp(1, self.sizes.most_blocks(variant.shape.pairs));
+        Ok(Plan { variant, teams, blocks })
+    }
+
+    /// What is in x, `[n][T D]` in the network's units, to z, or back; and ln|∂z/∂x|, or ln|∂x/∂z|.
+    fn run(&self, x: &mut [f64], log_det: &mut [f64], encode: bool) -> Result<()> {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let n = log_det.len();
+        let Plan { variant, teams, blocks } = self.plan(&mut work.full, n, encode)?;
+        work.x.write(x)?;
+        work.log_det.reserve(n)?;
+        work.scratch.reserve(teams * self.sizes.state(variant.shape.lanes, encode))?;
+        work.arrivals.write(&vec![0; teams])?;
+        let arguments = Arguments {
+            weights: self.weights.address(),
+            stages: self.stages.address(),
+            layers: self.layers.address(),
+            orders: self.orders.address(),
+            x: work.x.address(),
+            log_det: work.log_det.address(),
+            scratch: work.scratch.address(),
+            arrivals: work.arrivals.address(),
+            n: n as i32,
+            tokens: self.sizes.config.tokens as i32,
+            n_stages: self.sizes.config.blocks as i32,
+            encode: i32::from(encode),
+            blocks: blocks as i32,
+            padding: 0,
+        };
+        let (kernel, grid, threads) = (variant.kernel, (teams * blocks) as u32, THREADS as u32);
+        let argument = argument(&arguments);
+        // SAFETY: the kernel takes `Arguments`; x and log_det have room for n rows, the rest for so many teams.
+        unsafe {
+            match blocks {
+                1 => self.driver.launch(kernel, grid, threads, variant.shared, argument)?,
+                _ => self.driver.launch_together(kernel, grid, threads, variant.shared, argument)?,
+            }
+        }
+        work.x.read(x)?;
+        work.log_det.read(log_det)
+    }
+}
+
+/// A TarFlow whose samples and densities come from a GPU. Gradients and training stay on the CPU.
+pub struct TarFlowOnDevice<R: Real> {
+    host: TarFlow<R>,
+    card: Arc<OnCard<R>>,
+}
+
+impl<R: Real> TarFlow<R> {
+    /// Copies the flow to a machine and compiles its kernels. Errors: a way of evaluation that the machine does not have.
+    pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<TarFlowOnDevice<R>> {
+        in_turn(&self.options)?;
+        let card = Arc::new(OnCard::new(&self, driver)?);
+        Ok(TarFlowOnDevice { host: self, card })
+    }
+}
+
+/// Errors: decoding by iteration.
+fn in_turn(options: &Options) -> Result<()> {
+    match options.decoding {
+        Decoding::Sequential => Ok(()),
+        Decoding::Jacobi(_) => {
+            Err(Error::Unsupported("TarFlows are decoded by iteration on the CPU alone; use the device cpu".into()))
+        }
+    }
+}
+
+impl<R: Real> Density for TarFlowOnDevice<R> {
+    fn dimension(&self) -> usize {
+        self.host.dimension()
+    }
+
+    fn exactness(&self) -> Exactness {
+        self.host.exactness()
+    }
+
+    fn scope(&self) -> Scope {
+        self.host.scope()
+    }
+
+    fn sample(
+        &self,
+        streams: &(dyn Fn(usize) -> Stream + Sync),
+        x: &mut [f64],
+        log_density: &mut [Evaluation],
+    ) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        let mut z = vec![0.0; x.len()];
+        z.chunks_exact_mut(self.dimension()).enumerate().for_each(|(row, z)| streams(row).fill_normal(z));
+        self.generate(&z, x, &mut vec![0.0; n], log_density)
+    }
+
+    fn log_density(&self, x: &[f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let n = self.rows(x, log_density)?;
+        self.encode(x, &mut vec![0.0; x.len()], &mut vec![0.0; n], log_density)
+    }
+
+    /// On the CPU.
+    fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
+        self.host.log_density_gradient(x, log_density, gradient)
+    }
+}
+
+impl<R: Real> Flow for TarFlowOnDevice<R> {
+    fn latent_dimension(&self) -> usize {
+        self.host.latent_dimension()
+    }
+
+    fn generate(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let d = self.dimension() * LAUNCH;
+        x.copy_from_slice(z);
+        for (x, log_det) in x.chunks_mut(d).zip(log_det.chunks_mut(LAUNCH)) {
+            self.card.run(x, log_det, false)?;
+        }
+        self.host.finish_decoding(z, x, log_det, log_density);
+        Ok(())
+    }
+
+    fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
+        let (d, units) = (self.dimension() * LAUNCH, self.host.scale.units_per_nm);
+        z.iter_mut().zip(x).for_each(|(z, x)| *z = x * units);
+        for (z, log_det) in z.chunks_mut(d).zip(log_det.chunks_mut(LAUNCH)) {
+            self.card.run(z, log_det, true)?;
+        }
+        self.host.finish_encoding(x, z, log_det, log_density);
+        Ok(())
+    }
+}
+
+impl<R: Real> Autoregressive for TarFlowOnDevice<R> {
+    fn with_options(&self, options: Options) -> Result<Arc<dyn Model>> {
+        in_turn(&options)?;
+        Ok(Arc::new(TarFlowOnDevice { host: self.host.with_options(options)?, card: self.card.clone() }))
+    }
+
+    fn decoded(&self) -> Decoded {
+        self.host.decoded()
+    }
+}
+
+impl<R: Real> Model for TarFlowOnDevice<R> {
+    fn card(&self) -> &ModelCard {
+        self.host.card()
+    }
+
+    fn hash(&self) -> &str {
+        self.host.hash()
+    }
+
+    fn device(&self) -> String {
+        self.card.driver.describe()
+    }
+
+    fn flow(&self) -> Option<&dyn Flow> {
+        Some(self)
+    }
+
+    fn autoregressive(&self) -> Option<&dyn Autoregressive> {
+        Some(self)
+    }
+}
