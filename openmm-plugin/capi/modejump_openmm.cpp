@@ -126,6 +126,8 @@ int modejump_openmm_get(void* force, const char* name, double* value) {
             *value = move.getAnnealingStep();
         else if (key == "leapfrogSteps")
             *value = move.getLeapfrogSteps();
+        else if (key == "rotations")
+            *value = move.getRotations();
         else if (key == "modelTemperature")
             *value = move.getModel()->temperature;
         else
@@ -163,6 +165,8 @@ int modejump_openmm_set(void* force, const char* name, double value) {
             move.setAnnealing(move.getAnnealingStages(), move.getAnnealingMoves(), value);
         else if (key == "leapfrogSteps")
             move.setLeapfrogSteps(static_cast<int>(value));
+        else if (key == "rotations")
+            move.setRotations(static_cast<int>(value));
         else
             unknown(name);
     });

@@ -35,7 +35,8 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_embed_model(void *force);
  * long as the Force is not changed. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_text(void *force, const char *name, const char **value);
 /* "frequency", "numProposals", "randomNumberSeed", "defaultReplica", "temperature", "drawAhead", "drivenSteps", "relaxationSteps",
- * "relaxationStepSize", "annealingStages", "annealingMoves", "annealingStep", "leapfrogSteps", "modelTemperature" (read only). */
+ * "relaxationStepSize", "annealingStages", "annealingMoves", "annealingStep", "leapfrogSteps", "rotations",
+ * "modelTemperature" (read only). */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get(void *force, const char *name, double *value);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set(void *force, const char *name, double value);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_particles(void *force, int n, const int *particles);

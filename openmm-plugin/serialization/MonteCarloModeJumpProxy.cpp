@@ -33,7 +33,7 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     const bool bySurrogate = force.getAcceptance() == MonteCarloModeJump::Acceptance::Surrogate;
     const bool driven = force.getDrivenSteps() > 0;
     const bool annealed = force.getAnnealingStages() > 0, walk = !force.getLatentWalk().empty();
-    node.setIntProperty("version", annealed || walk ? 5 : driven ? 4 : bySurrogate ? 3 : screened ? 2 : 1);
+    node.setIntProperty("version", annealed || walk || force.getRotations() > 0 ? 5 : driven ? 4 : bySurrogate ? 3 : screened ? 2 : 1);
     if (bySurrogate)
         node.setStringProperty("acceptance", "surrogate");
     node.setIntProperty("forceGroup", force.getForceGroup());
@@ -73,6 +73,8 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     }
     if (annealed || walk)
         node.setIntProperty("leapfrogSteps", force.getLeapfrogSteps());
+    if (force.getRotations() > 0)
+        node.setIntProperty("rotations", force.getRotations());
     if (walk) {
         SerializationNode& widths = node.createChildNode("LatentWalk");
         for (double width : force.getLatentWalk())
@@ -106,6 +108,7 @@ void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const 
                          node.getDoubleProperty("relaxationStepSize", 0.001));
     force->setAnnealing(node.getIntProperty("annealingStages", 0), node.getIntProperty("annealingMoves", 1),
                         node.getDoubleProperty("annealingStep", 2e-6));
+    force->setRotations(node.getIntProperty("rotations", 0));
     force->setLeapfrogSteps(node.getIntProperty("leapfrogSteps", 0));
     vector<int> particles;
     vector<double> widths;

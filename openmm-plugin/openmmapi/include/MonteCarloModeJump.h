@@ -139,6 +139,13 @@ public:
      */
     void setLatentWalk(const std::vector<double>& widths);
     const std::vector<double>& getLatentWalk() const { return latentWalk; }
+    /**
+     * Averages the model's density over so many orientations: less variable weights for as many likelihoods, for a model whose density
+     * depends on the orientation, such as a TarFlow, in a System whose energy does not. Exact whatever the number; refused in a periodic
+     * box. A jump turns the molecule at random. 0 (default): none.
+     */
+    void setRotations(int count);
+    int getRotations() const { return rotations; }
     /** Steps of a Hamiltonian trajectory in place of each Langevin step of annealing or each random step of a walk; 0 (default): none. */
     void setLeapfrogSteps(int steps);
     int getLeapfrogSteps() const { return leapfrogSteps; }
@@ -183,7 +190,7 @@ private:
     double temperature;
     int drivenSteps = 0, relaxationSteps = 20;
     double relaxationStepSize = 0.001;
-    int annealingStages = 0, annealingMoves = 1, leapfrogSteps = 0;
+    int annealingStages = 0, annealingMoves = 1, leapfrogSteps = 0, rotations = 0;
     double annealingStep = 2e-6;
     std::vector<double> latentWalk;
 };

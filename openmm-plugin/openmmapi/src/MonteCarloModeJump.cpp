@@ -96,6 +96,11 @@ void MonteCarloModeJump::setLatentWalk(const vector<double>& widths) {
     latentWalk = widths;
 }
 
+void MonteCarloModeJump::setRotations(int count) {
+    require(count >= 0, "the density is averaged over 1 orientation or more; 0 stands for no average");
+    rotations = count;
+}
+
 void MonteCarloModeJump::setLeapfrogSteps(int steps) {
     require(steps >= 0, "a trajectory has 1 leapfrog step or more; 0 stands for single steps without one");
     leapfrogSteps = steps;

@@ -200,6 +200,9 @@ void MonteCarloModeJumpImpl::checkMethod() const {
     if ((driven || walk) && owner.getNumProposals() > 1)
         throw OpenMMException("MonteCarloModeJump: a driven path and a latent walk go with one proposal, not " +
                               to_string(owner.getNumProposals()));
+    if (owner.getRotations() > 0 && (driven || annealed || walk || screen))
+        throw OpenMMException("MonteCarloModeJump: averages over orientations go with the model's own proposals, not with a driven path, "
+                              "annealing, a latent walk or a screening model");
     if (owner.getLeapfrogSteps() > 0 && !annealed && !walk)
         throw OpenMMException("MonteCarloModeJump: leapfrog steps belong to annealing or to a latent walk; set one of these");
 }
@@ -219,6 +222,7 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     options.stride = frequency;
     options.batch = max<uint64_t>(1, DRAWN_AHEAD / options.n_proposals);
     options.draw_ahead = owner.getDrawAhead() ? 1 : 0;
+    options.rotations = owner.getRotations();
     const modejump_annealing_options annealing = annealingOptions(owner);
     const modejump_latent_walk_options walk = walkOptions(owner, seed);
     modejump_move_free(move);

@@ -113,6 +113,9 @@ class MonteCarloModeJump(openmm.Force):
         whatever the model; the statistics have no weights. Empty (default): no walk.
     leapfrog : int
         Of annealing and of a walk: steps of a Hamiltonian trajectory instead of single steps.
+    rotations : int
+        The density of the model is averaged over so many orientations: less variable weights for as many likelihoods, for a model whose
+        density depends on the orientation, such as a TarFlow, in a System whose energy does not. 0 (default): none.
 
     Raises
     ------
@@ -141,6 +144,7 @@ class MonteCarloModeJump(openmm.Force):
         annealing_step=2e-6,
         latent_walk=(),
         leapfrog=0,
+        rotations=0,
     ):
         texts = {"model": os.fspath(model), "acceptance": acceptance}
         if screen is not None:
@@ -160,6 +164,7 @@ class MonteCarloModeJump(openmm.Force):
         self.annealing_stages = annealing_stages
         self.latent_walk = latent_walk
         self.leapfrog = leapfrog
+        self.rotations = rotations
         if particles is not None:
             self.particles = particles
         call("load_model", address(self))
@@ -200,6 +205,8 @@ class MonteCarloModeJump(openmm.Force):
     annealing_step = _number("annealingStep", float)
     #: Steps of a Hamiltonian trajectory, of annealing or of a latent walk.
     leapfrog = _number("leapfrogSteps", int)
+    #: Orientations that the density is averaged over; 0 for none.
+    rotations = _number("rotations", int)
     #: Initial value of the Context parameter REPLICA.
     default_replica = _number("defaultReplica", int)
     #: K; the temperature that the model was trained for, 0 if its file does not say.
