@@ -6,7 +6,7 @@ mod systems;
 use modejump::density::Density;
 use modejump::models::gvp_flow::{GvpConfig, GvpField};
 use modejump::models::VectorField;
-use modejump::moves::{Generator, Independence, Isir, Move, Options, State};
+use modejump::moves::{Generator, Independence, Isir, LatentWalk, LatentWalkOptions, Move, Options, State};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -95,4 +95,6 @@ fn a_warm_attempt_does_not_allocate() {
         let flow = Generator::of_model(&model, Options { batch, ..options(n_proposals) }).unwrap();
         assert_eq!(allocations(Box::new(Independence::new(flow)), model.clone(), vec![1.0, 0.5]), 0);
     }
+    let walk = LatentWalk::new(&model, LatentWalkOptions::default()).unwrap();
+    assert_eq!(allocations(Box::new(walk), model.clone(), vec![1.0, 0.5]), 0);
 }

@@ -65,13 +65,25 @@ impl LatentWalkOptions {
 /// samples of the model, so no weights are recorded: the statistics have counts and log α, and log q of an outcome is
 /// the model's.
 pub struct LatentWalk {
-    model: Arc<dyn Model>,
     options: LatentWalkOptions,
+    space: Space,
+    current: Point,
+    /// Where the step or the trajectory ends, and on the way there the point at hand.
+    proposed: Point,
+    momenta: Vec<f64>,
+    statistics: Statistics,
+}
+
+/// The latent space of a flow, and what the target adds to it.
+struct Space {
+    model: Arc<dyn Model>,
     wholeness: Wholeness,
     constraints: Option<Constraints>,
     /// Per latent coordinate: whether it lives on [0, 1).
     wraps: Vec<bool>,
-    statistics: Statistics,
+    /// ∂u/∂x, and ∂/∂z of u(T(z)) − ln|∂x/∂z|, at the point at hand.
+    gradient_x: Vec<f64>,
+    gradient: Vec<f64>,
 }
 
 /// A point of latent space with all that the test needs.
@@ -104,163 +116,166 @@ impl LatentWalk {
         if options.leapfrog > 0 {
             flow.pull_back(&[], &[], &[], &mut [])?;
         }
+        let (latent, dimension) = (flow.latent_dimension(), model.dimension());
+        let (z, x) = (vec![0.0; latent], vec![0.0; dimension]);
+        let point = Point { z, x, evaluation: nowhere(), log_det: 0.0, u: f64::INFINITY, u_total: f64::INFINITY };
         Ok(LatentWalk {
-            wraps: (0..flow.latent_dimension()).map(|i| flow.is_uniform(i)).collect(),
-            wholeness: Wholeness::of_model(model.as_ref()),
-            constraints: None,
-            statistics: Statistics::default(),
-            model: model.clone(),
             options,
+            space: Space {
+                wraps: (0..latent).map(|i| flow.is_uniform(i)).collect(),
+                wholeness: Wholeness::of_model(model.as_ref()),
+                constraints: None,
+                gradient_x: vec![0.0; dimension],
+                gradient: vec![0.0; latent],
+                model: model.clone(),
+            },
+            current: point.clone(),
+            proposed: point,
+            momenta: vec![0.0; latent],
+            statistics: Statistics::default(),
         })
     }
 
     /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal.
     pub fn set_constraints(&mut self, constraints: Constraints) {
-        self.constraints = Some(constraints);
+        self.space.constraints = Some(constraints);
     }
 
+    /// Proposes z + s ξ.
+    fn walk(&mut self, target: &mut dyn Target, frame: Option<&Frame>, width: f64, noise: &mut Stream) -> Result<()> {
+        let LatentWalk { space, current, proposed, .. } = self;
+        noise.fill_normal(&mut proposed.z);
+        proposed.z.iter_mut().zip(&current.z).for_each(|(z, from)| *z = from + width * *z);
+        space.wrap(&mut proposed.z);
+        space.generate(frame, proposed)?;
+        if proposed.evaluation.is_inside() {
+            let mut u = [f64::INFINITY];
+            target.reduced_potential(&proposed.x, &mut u)?;
+            proposed.u = u[0];
+        }
+        Ok(())
+    }
+
+    /// Proposes the end of a trajectory from fresh momenta; ½ p² at its beginning and its end.
+    fn trajectory(
+        &mut self,
+        target: &mut dyn Target,
+        frame: Option<&Frame>,
+        step: f64,
+        noise: &mut Stream,
+    ) -> Result<[f64; 2]> {
+        let LatentWalk { space, current, proposed, momenta, options, .. } = self;
+        noise.fill_normal(momenta);
+        let kinetic = |p: &[f64]| 0.5 * p.iter().map(|p| p * p).sum::<f64>();
+        let before = kinetic(momenta);
+        proposed.z.copy_from_slice(&current.z);
+        space.leapfrog(target, frame, proposed, momenta, (options.leapfrog, step))?;
+        Ok([before, kinetic(momenta)])
+    }
+}
+
+impl Space {
     /// The current configuration, whole, with its z, and its frame if the model describes the shape.
-    fn current(&mut self, state: &State) -> Result<(Point, Option<Frame>)> {
-        let mut x = state.x.to_vec();
-        self.wholeness.apply(state.box_vectors.as_ref(), &mut x)?;
-        let (mut z, mut log_det, mut evaluation) = (vec![0.0; self.wraps.len()], [0.0], [nowhere()]);
-        flow_of(self.model.as_ref())?.encode(&x, &mut z, &mut log_det, &mut evaluation)?;
+    fn encode(&mut self, state: &State, point: &mut Point) -> Result<Option<Frame>> {
+        point.x.copy_from_slice(state.x);
+        self.wholeness.apply(state.box_vectors.as_ref(), &mut point.x)?;
+        let (mut log_det, mut evaluation) = ([0.0], [nowhere()]);
+        flow_of(self.model.as_ref())?.encode(&point.x, &mut point.z, &mut log_det, &mut evaluation)?;
         let frame = match self.model.scope() {
-            Scope::Shape { frame } => Frame::of(&x, frame),
+            Scope::Shape { frame } => Frame::of(&point.x, frame),
             _ => None,
         };
-        let mut evaluation = evaluation[0];
+        (point.log_det, point.evaluation, point.u) = (log_det[0], evaluation[0], state.reduced_potential);
         if frame.is_none() && self.model.scope() != Scope::Full {
-            evaluation = Evaluation::outside(Status::Singular);
+            point.evaluation = Evaluation::outside(Status::Singular);
         }
-        let u = state.reduced_potential;
-        let u_total = u - self.constraints.as_mut().map_or(0.0, |c| c.log_metric(&x));
-        if !u_total.is_finite() && evaluation.is_inside() {
-            evaluation = Evaluation::outside(Status::Singular);
+        self.add_metric(point);
+        if !point.u_total.is_finite() && point.evaluation.is_inside() {
+            point.evaluation = Evaluation::outside(Status::Singular);
         }
-        Ok((Point { z, x, evaluation, log_det: log_det[0], u, u_total }, frame))
+        Ok(frame)
     }
 
-    /// T(z) on a frame, with its potential.
-    fn at(&mut self, target: &mut dyn Target, frame: Option<&Frame>, z: Vec<f64>) -> Result<Point> {
-        let mut point = self.generate(frame, z)?.0;
-        if point.evaluation.is_inside() {
-            let mut u = [f64::INFINITY];
-            target.reduced_potential(&point.x, &mut u)?;
-            point.u = u[0];
-        }
-        Ok(self.with_metric(point))
-    }
-
-    fn with_metric(&mut self, point: Point) -> Point {
-        let metric = self.constraints.as_mut().filter(|_| point.u.is_finite()).map_or(0.0, |c| c.log_metric(&point.x));
-        Point { u_total: point.u - metric, ..point }
-    }
-
-    /// T(z) on a frame, and the frame on which the flow puts it itself.
-    fn generate(&self, frame: Option<&Frame>, z: Vec<f64>) -> Result<(Point, Option<Frame>)> {
-        let (mut x, mut log_det, mut evaluation) = (vec![0.0; self.dimension()], [0.0], [nowhere()]);
-        flow_of(self.model.as_ref())?.generate(&z, &mut x, &mut log_det, &mut evaluation)?;
-        let mut evaluation = evaluation[0];
+    /// T(z) of a point on a frame, its u yet unknown; the frame on which the flow puts it itself.
+    fn generate(&self, frame: Option<&Frame>, point: &mut Point) -> Result<Option<Frame>> {
+        let (mut log_det, mut evaluation) = ([0.0], [nowhere()]);
+        flow_of(self.model.as_ref())?.generate(&point.z, &mut point.x, &mut log_det, &mut evaluation)?;
+        let [mut evaluation] = evaluation;
         let mut own = None;
         if let (Scope::Shape { frame: atoms }, Some(frame), true) = (self.model.scope(), frame, evaluation.is_inside())
         {
-            own = Frame::of(&x, atoms);
+            own = Frame::of(&point.x, atoms);
             match &own {
-                Some(own) => own.carry(&mut x, frame),
+                Some(own) => own.carry(&mut point.x, frame),
                 None => evaluation = Evaluation::outside(Status::Singular),
             }
         }
-        if evaluation.is_inside() && !(log_det[0].is_finite() && x.iter().all(|v| v.is_finite())) {
+        if evaluation.is_inside() && !(log_det[0].is_finite() && point.x.iter().all(|v| v.is_finite())) {
             evaluation = Evaluation::outside(Status::NonFinite);
         }
-        if evaluation.is_inside() && self.constraints.as_ref().is_some_and(|c| !c.are_kept(&x)) {
+        if evaluation.is_inside() && self.constraints.as_ref().is_some_and(|c| !c.are_kept(&point.x)) {
             evaluation = Evaluation::outside(Status::BrokenConstraint);
         }
-        let u = f64::INFINITY;
-        Ok((Point { z, x, evaluation, log_det: log_det[0], u, u_total: u }, own))
+        (point.evaluation, point.log_det, point.u) = (evaluation, log_det[0], f64::INFINITY);
+        Ok(own)
     }
 
-    /// z + s ξ.
-    fn walk(
-        &mut self,
-        target: &mut dyn Target,
-        from: (&Point, Option<&Frame>),
-        width: f64,
-        noise: &mut Stream,
-    ) -> Result<Point> {
-        let mut z = vec![0.0; from.0.z.len()];
-        noise.fill_normal(&mut z);
-        z.iter_mut().zip(&from.0.z).for_each(|(z, from)| *z = from + width * *z);
-        self.wrap(&mut z);
-        self.at(target, from.1, z)
+    /// The metric term of constraints, once u is known.
+    fn add_metric(&mut self, point: &mut Point) {
+        let metric = self.constraints.as_mut().filter(|_| point.u.is_finite()).map_or(0.0, |c| c.log_metric(&point.x));
+        point.u_total = point.u - metric;
     }
 
     fn wrap(&self, z: &mut [f64]) {
         z.iter_mut().zip(&self.wraps).filter(|(_, wraps)| **wraps).for_each(|(z, _)| *z = z.rem_euclid(1.0));
     }
 
-    /// The end of a trajectory from fresh momenta, with ½ p² at its beginning and its end.
-    fn trajectory(
-        &mut self,
-        target: &mut dyn Target,
-        (from, frame): (&Point, Option<&Frame>),
-        step: f64,
-        noise: &mut Stream,
-    ) -> Result<(Point, [f64; 2])> {
-        let mut p = vec![0.0; from.z.len()];
-        noise.fill_normal(&mut p);
-        let kinetic = |p: &[f64]| 0.5 * p.iter().map(|p| p * p).sum::<f64>();
-        let before = kinetic(&p);
-        let end = self.leapfrog(target, frame, from.z.clone(), &mut p, step)?;
-        Ok((self.with_metric(end), [before, kinetic(&p)]))
-    }
-
     /// Follows z and p. A trajectory ends unusable at the first point that cannot be had: the way back would meet it
     /// too.
     fn leapfrog(
-        &self,
+        &mut self,
         target: &mut dyn Target,
         frame: Option<&Frame>,
-        z: Vec<f64>,
+        point: &mut Point,
         p: &mut [f64],
-        step: f64,
-    ) -> Result<Point> {
-        let (mut point, mut gradient) = self.gradient_at(target, frame, z)?;
-        for _ in 0..self.options.leapfrog {
+        (steps, step): (usize, f64),
+    ) -> Result<()> {
+        self.find_gradient(target, frame, point)?;
+        for _ in 0..steps {
             if !point.evaluation.is_inside() {
                 break;
             }
-            p.iter_mut().zip(&gradient).for_each(|(p, g)| *p -= 0.5 * step * g);
-            let mut z: Vec<f64> = point.z.iter().zip(&*p).map(|(z, p)| z + step * p).collect();
-            self.wrap(&mut z);
-            (point, gradient) = self.gradient_at(target, frame, z)?;
-            p.iter_mut().zip(&gradient).for_each(|(p, g)| *p -= 0.5 * step * g);
+            p.iter_mut().zip(&self.gradient).for_each(|(p, g)| *p -= 0.5 * step * g);
+            point.z.iter_mut().zip(&*p).for_each(|(z, p)| *z += step * p);
+            self.wrap(&mut point.z);
+            self.find_gradient(target, frame, point)?;
+            p.iter_mut().zip(&self.gradient).for_each(|(p, g)| *p -= 0.5 * step * g);
         }
-        Ok(point)
+        Ok(())
     }
 
-    /// T(z), and ∂/∂z of u(T(z)) − ln|∂x/∂z|. A gradient that is not finite makes the point unusable.
-    fn gradient_at(&self, target: &mut dyn Target, frame: Option<&Frame>, z: Vec<f64>) -> Result<(Point, Vec<f64>)> {
-        let (mut point, own) = self.generate(frame, z)?;
-        let mut gz = vec![0.0; point.z.len()];
+    /// T(z) of a point, and ∂/∂z of u(T(z)) − ln|∂x/∂z|. A gradient that is not finite makes the point unusable.
+    fn find_gradient(&mut self, target: &mut dyn Target, frame: Option<&Frame>, point: &mut Point) -> Result<()> {
+        let own = self.generate(frame, point)?;
+        let Space { model, gradient_x: gx, gradient: gz, .. } = self;
+        gz.fill(0.0);
         if !point.evaluation.is_inside() {
-            return Ok((point, gz));
+            return Ok(());
         }
-        let (mut u, mut gx) = ([f64::INFINITY], vec![0.0; self.dimension()]);
-        target.reduced_potential_gradient(&point.x, &mut u, &mut gx)?;
+        let mut u = [f64::INFINITY];
+        target.reduced_potential_gradient(&point.x, &mut u, gx)?;
         point.u = u[0];
         if let (Some(frame), Some(own)) = (frame, own) {
             let about_origin = |axes| Frame { origin: [0.0; 3], axes };
-            about_origin(frame.axes).carry(&mut gx, &about_origin(own.axes));
+            about_origin(frame.axes).carry(gx, &about_origin(own.axes));
         }
         if u[0].is_finite() && gx.iter().all(|g| g.is_finite()) {
-            flow_of(self.model.as_ref())?.pull_back(&point.z, &gx, &[-1.0], &mut gz)?;
+            flow_of(model.as_ref())?.pull_back(&point.z, gx, &[-1.0], gz)?;
         }
-        if !u[0].is_finite() || gx.iter().chain(&gz).any(|g| !g.is_finite()) {
+        if !u[0].is_finite() || gx.iter().chain(&*gz).any(|g| !g.is_finite()) {
             point.evaluation = Evaluation::outside(Status::NonFinite);
         }
-        Ok((point, gz))
+        Ok(())
     }
 }
 
@@ -278,24 +293,26 @@ fn reached(point: &Point, log_kernel: f64) -> Evaluation {
 
 impl Move for LatentWalk {
     fn dimension(&self) -> usize {
-        self.model.dimension()
+        self.space.model.dimension()
     }
 
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
         state.check(self.dimension(), target)?;
-        let (current, frame) = self.current(state)?;
+        let frame = self.space.encode(state, &mut self.current)?;
         let mut noise = Stream::new(self.options.seed, StreamId::Latent, state.step, state.replica);
         let width = self.options.widths[noise.below(self.options.widths.len())];
-        let from = (&current, frame.as_ref());
-        let (proposed, kinetic) = match self.options.leapfrog {
-            _ if !current.evaluation.is_inside() => (current.clone(), [0.0; 2]), // rejected whatever is proposed
-            0 => (self.walk(target, from, width, &mut noise)?, [0.0; 2]),
-            _ => self.trajectory(target, from, width, &mut noise)?,
-        };
+        let mut kinetic = [0.0; 2];
+        match self.options.leapfrog {
+            _ if !self.current.evaluation.is_inside() => self.proposed.clone_from(&self.current), // rejected whatever is proposed
+            0 => self.walk(target, frame.as_ref(), width, &mut noise)?,
+            _ => kinetic = self.trajectory(target, frame.as_ref(), width, &mut noise)?,
+        }
+        self.space.add_metric(&mut self.proposed);
+        let (current, proposed) = (&self.current, &self.proposed);
         let proposal = Proposal {
             x: &proposed.x,
-            forward: reached(&proposed, -kinetic[0]),
-            reverse: reached(&current, -kinetic[1]),
+            forward: reached(proposed, -kinetic[0]),
+            reverse: reached(current, -kinetic[1]),
         };
         let uniform = Stream::new(self.options.seed, StreamId::Accept, state.step, state.replica).uniform();
         let (fate, log_acceptance) = accept(&proposal, current.u_total, proposed.u_total, uniform);
@@ -372,23 +389,25 @@ mod tests {
     }
 
     /// Where a trajectory ends, and H there minus H before.
-    fn follow(walk: &LatentWalk, z: Vec<f64>, p: &mut [f64], step: f64) -> (Vec<f64>, f64) {
+    fn follow(walk: &mut LatentWalk, z: &[f64], p: &mut [f64], step: f64) -> (Vec<f64>, f64) {
         let energy = |point: &Point, p: &[f64]| point.u - point.log_det + 0.5 * p.iter().map(|p| p * p).sum::<f64>();
-        let before = energy(&walk.gradient_at(&mut Walls, None, z.clone()).unwrap().0, p);
-        let end = walk.leapfrog(&mut Walls, None, z, p, step).unwrap();
-        let change = energy(&end, p) - before;
-        (end.z, change)
+        let LatentWalk { space, proposed: point, options, .. } = walk;
+        point.z.copy_from_slice(z);
+        space.find_gradient(&mut Walls, None, point).unwrap();
+        let before = energy(point, p);
+        space.leapfrog(&mut Walls, None, point, p, (options.leapfrog, step)).unwrap();
+        (point.z.clone(), energy(point, p) - before)
     }
 
     #[test]
     fn a_trajectory_comes_back_with_its_momenta_reversed() {
-        let walk = walk(12);
+        let mut walk = walk(12);
         // fast enough to go around the circle
         for p0 in [[0.4, 3.0], [-1.0, -2.5], [2.0, 0.1]] {
             let mut p = p0.to_vec();
-            let (z, change) = follow(&walk, vec![0.3, 0.8], &mut p, 0.1);
+            let (z, change) = follow(&mut walk, &[0.3, 0.8], &mut p, 0.1);
             p.iter_mut().for_each(|p| *p = -*p);
-            let (back, change_back) = follow(&walk, z.clone(), &mut p, 0.1);
+            let (back, change_back) = follow(&mut walk, &z, &mut p, 0.1);
             assert!((0.0..1.0).contains(&z[1]) && (z[0] - 0.3).abs() > 0.01);
             assert!((back[0] - 0.3).abs() < 1e-10 && (back[1] - 0.8).abs() < 1e-10, "{back:?}");
             assert!((change + change_back).abs() < 1e-10);
@@ -401,7 +420,7 @@ mod tests {
     fn trajectories_keep_the_energy_to_second_order() {
         let error = |leapfrog: usize| {
             let step = 0.6 / leapfrog as f64;
-            follow(&walk(leapfrog), vec![0.3, 0.4], &mut [0.4, 0.3], step).1.abs()
+            follow(&mut walk(leapfrog), &[0.3, 0.4], &mut [0.4, 0.3], step).1.abs()
         };
         let ratio = error(20) / error(40);
         assert!(error(40) < 1e-4 && (3.6..4.4).contains(&ratio), "{} {ratio}", error(40));
@@ -409,7 +428,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_walked_is_refused() {
-        let model = walk(0).model;
+        let model = walk(0).space.model;
         let refusal = |widths: Vec<f64>, leapfrog: usize| {
             LatentWalk::new(&model, LatentWalkOptions { widths, leapfrog, seed: 0 }).err().unwrap().to_string()
         };

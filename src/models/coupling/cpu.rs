@@ -318,11 +318,12 @@ fn for_chunks<A: Send, B: Send>(
 }
 
 /// Calls `body` for chunks of rows; a single chunk stays on this thread.
-fn for_each<C: Send>(chunks: impl Iterator<Item = C>, body: impl Fn(C) + Sync + Send) {
-    let mut chunks: Vec<C> = chunks.collect();
-    match chunks.len() {
-        1 => chunks.drain(..).for_each(body),
-        _ => chunks.into_par_iter().for_each(body),
+fn for_each<C: Send>(mut chunks: impl Iterator<Item = C>, body: impl Fn(C) + Sync + Send) {
+    let Some(first) = chunks.next() else { return };
+    let others: Vec<C> = chunks.collect();
+    match others.is_empty() {
+        true => body(first),
+        false => _ = rayon::join(|| body(first), || others.into_par_iter().for_each(&body)),
     }
 }
 
