@@ -6,6 +6,9 @@
 use super::lanes::{padded, prefetch, Kernel, Lanes, WIDTH};
 use super::Real;
 
+/// Rows of a register tile.
+const MOST_ROWS: usize = 6;
+
 /// Rows whose products take so long that the next weights can be fetched meanwhile.
 const MANY: usize = 24;
 
@@ -214,7 +217,11 @@ impl<R: Real> Kernel<R> for Product<'_, R> {
     fn run<L: Lanes<R>>(mut self) {
         let (columns, mut column) = (self.packed.width / WIDTH, 0);
         // few rows leave registers for more columns, and need them: a sum alone waits for itself
-        let most = if self.rows < 3 { 4 } else { L::COLUMNS };
+        let most = match self.rows {
+            1 => 4,
+            2 => L::COLUMNS.max(2),
+            _ => L::COLUMNS,
+        };
         while most >= 4 && column + 4 <= columns {
             self.columns::<L, 4>(column);
             column += 4;
@@ -233,35 +240,32 @@ impl<R: Real> Kernel<R> for Product<'_, R> {
 impl<R: Real> Product<'_, R> {
     #[inline(always)]
     fn columns<L: Lanes<R>, const COLUMNS: usize>(&mut self, column: usize) {
-        let mut row = 0;
-        while row + 6 <= self.rows {
-            self.tile::<L, 6, COLUMNS>(row, column);
-            if self.rows >= MANY {
-                self.prefetch(row, column + COLUMNS, COLUMNS);
+        // as many rows in each tile as in the others, or one less: of a few that were left over, sums would wait for themselves
+        let (tiles, mut row) = (self.rows.div_ceil(MOST_ROWS), 0);
+        for tile in 0..tiles {
+            let rows = (self.rows - row).div_ceil(tiles - tile);
+            match rows {
+                6 => self.tile::<L, 6, COLUMNS>(row, column),
+                5 => self.tile::<L, 5, COLUMNS>(row, column),
+                4 => self.tile::<L, 4, COLUMNS>(row, column),
+                3 => self.tile::<L, 3, COLUMNS>(row, column),
+                2 => self.tile::<L, 2, COLUMNS>(row, column),
+                _ => self.tile::<L, 1, COLUMNS>(row, column),
             }
-            row += 6;
-        }
-        if row + 4 == self.rows {
-            self.tile::<L, 4, COLUMNS>(row, column);
-            row += 4;
-        }
-        while row + 3 <= self.rows {
-            self.tile::<L, 3, COLUMNS>(row, column);
-            row += 3;
-        }
-        while row < self.rows {
-            self.tile::<L, 1, COLUMNS>(row, column);
-            row += 1;
+            if self.rows >= MANY {
+                self.prefetch((tile, tiles), column + COLUMNS, COLUMNS);
+            }
+            row += rows;
         }
     }
 
-    /// Asks for a part of the weights of the `columns` from `column` on, while six rows from `row` on are at work: with many rows the
+    /// Asks for a part of the weights of the `columns` from `column` on, while one of the tiles of rows is at work: with many rows the
     /// next weights come from beyond the nearer caches, and the processor does not foresee them.
     #[inline(always)]
-    fn prefetch(&self, row: usize, column: usize, columns: usize) {
+    fn prefetch(&self, (tile, tiles): (usize, usize), column: usize, columns: usize) {
         let (size, weights) = (self.packed.n_in * WIDTH, &self.packed.weights);
-        let (part, end) = ((columns * size).div_ceil(self.rows / 6), weights.len().min((column + columns) * size));
-        let start = column * size + row / 6 * part;
+        let (part, end) = ((columns * size).div_ceil(tiles), weights.len().min((column + columns) * size));
+        let start = column * size + tile * part;
         prefetch(&weights[start.min(end)..(start + part).min(end)]);
     }
 
@@ -411,7 +415,9 @@ mod tests {
     #[test]
     fn dense_rows_are_their_definition_whatever_the_batch() {
         let value = |i: usize| ((i * 37 % 101) as f64 - 50.0) / 50.0;
-        for (rows, n_in, n_out) in [(1, 3, 5), (2, 40, 70), (13, 17, 64), (9, 16, 49), (64, 33, 129)] {
+        for (rows, n_in, n_out) in
+            [(1, 3, 5), (2, 40, 70), (3, 5, 40), (5, 7, 33), (13, 17, 64), (9, 16, 49), (65, 33, 129)]
+        {
             let flat: Vec<f64> = (0..n_in * n_out).map(value).collect();
             let bias: Vec<f64> = (0..n_out).map(|o| value(7 * o + 2)).collect();
             let dense = Dense::new(Packed::transposed(n_in, n_out, &flat), &bias);

@@ -19,6 +19,7 @@
 //! log q(x) − ln N(c; 0, σ²), the density of (x, c) over a target e^{−u(x)} N(c; 0, σ²). A move gives the current configuration a
 //! fresh c ([`Scope::Noisy`]); weights −u − log q of samples are those of that target.
 
+mod attention;
 mod cuda;
 mod decoding;
 pub mod format;

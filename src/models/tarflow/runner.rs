@@ -1,6 +1,7 @@
 //! The network without a tape, its weights laid out for products. From the data to the prior for all tokens at once; from the prior to
 //! the data token after token, with the keys and values of the tokens before kept.
 
+use super::attention::{keep, mix};
 use super::decoding::Jacobi;
 use super::network::{Given, GivenLayer, Modulation, TarNetwork};
 use super::TarFlowConfig;
@@ -138,8 +139,8 @@ impl<R: Real> Runner<R> {
     /// `x[n][T D]` in the network's units to z, and ln|∂z/∂x|.
     pub fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64]) {
         let TarFlowConfig { tokens, heads, .. } = self.config;
-        let n = log_det.len();
-        self.with_scratch(n * tokens, n * heads * tokens * tokens, |s| {
+        let (n, seen) = (log_det.len(), tokens - 1);
+        self.with_scratch(n * seen, n * heads * seen * seen, |s| {
             z.copy_from_slice(x);
             log_det.fill(0.0);
             self.blocks.iter().for_each(|block| self.run(block, s, z, log_det));
@@ -169,15 +170,20 @@ impl<R: Real> Runner<R> {
     /// u of a block in `x` becomes v.
     fn run(&self, block: &Block<R>, s: &mut Scratch<R>, x: &mut [f64], log_det: &mut [f64]) {
         let TarFlowConfig { tokens, token_size: d, channels: c, heads, .. } = self.config;
+        // the last token is not seen by any other, and the first is left as it is
+        let seen = tokens - 1;
+        if seen == 0 {
+            return;
+        }
         for (row, token) in s.token.chunks_exact_mut(d).enumerate() {
-            let at = row / tokens * tokens + block.place(row % tokens);
+            let at = row / seen * tokens + block.place(row % seen);
             token.iter_mut().zip(&x[at * d..][..d]).for_each(|(t, &x)| *t = R::from_f64(x));
         }
-        let causal = Causal { tokens, heads };
-        block.tokens(0..tokens * c, s, |_, s| causal.forward(&s.qkv, &mut s.mixed, &mut s.kept));
-        let samples = s.output.chunks_exact(tokens * 2 * d).zip(x.chunks_exact_mut(tokens * d));
+        let causal = Causal { tokens: seen, heads };
+        block.tokens(0..seen * c, s, |_, s| causal.forward(&s.qkv, &mut s.mixed, &mut s.kept));
+        let samples = s.output.chunks_exact(seen * 2 * d).zip(x.chunks_exact_mut(tokens * d));
         for ((out, x), log_det) in samples.zip(log_det) {
-            for (i, out) in out.chunks_exact(2 * d).enumerate().take(tokens - 1) {
+            for (i, out) in out.chunks_exact(2 * d).enumerate() {
                 let (a, shift) = out.split_at(d);
                 let x = &mut x[block.place(i + 1) * d..][..d];
                 for (x, (a, shift)) in x.iter_mut().zip(a.iter().zip(shift)) {
@@ -281,46 +287,6 @@ impl<R: Real> Runner<R> {
     }
 }
 
-/// Keeps key and value `[2][C]` of token i among those of a sample, `[head][key, value][token][width]`: those that a query of a head is
-/// compared with lie side by side.
-fn keep<R: Real>(key_and_value: &[R], kept: &mut [R], i: usize, heads: usize) {
-    let (c, part) = (key_and_value.len() / 2, kept.len() / (2 * heads));
-    let width = c / heads;
-    for (h, kept) in kept.chunks_exact_mut(part).enumerate() {
-        let from = h % 2 * c + h / 2 * width;
-        kept[i * width..][..width].copy_from_slice(&key_and_value[from..from + width]);
-    }
-}
-
-/// What one query makes of the first `seen` keys and values of its sample, head by head.
-fn mix<R: Real>(q: &[R], kept: &[R], seen: usize, mixed: &mut [R], heads: usize, scores: &mut [R]) {
-    let (width, part) = (q.len() / heads, kept.len() / (2 * heads));
-    let (scale, scores) = (R::from_f64(1.0 / (width as f64).sqrt()), &mut scores[..heads * seen]);
-    vectorised!({
-        for (h, scores) in scores.chunks_exact_mut(seen).enumerate() {
-            let q = &q[h * width..(h + 1) * width];
-            for (score, key) in scores.iter_mut().zip(kept[2 * h * part..].chunks_exact(width)) {
-                *score = scale * dot(q, key);
-            }
-            let top = scores.iter().fold(scores[0], |top, &w| if w > top { w } else { top });
-            scores.iter_mut().for_each(|w| *w = *w - top);
-        }
-    });
-    R::exp_slice(scores);
-    vectorised!({
-        for (h, scores) in scores.chunks_exact(seen).enumerate() {
-            let sum = scores.iter().fold(R::default(), |sum, &w| sum + w);
-            let factor = R::from_f64(1.0) / sum;
-            let mixed = &mut mixed[h * width..(h + 1) * width];
-            mixed.fill(R::default());
-            for (&w, value) in scores.iter().zip(kept[(2 * h + 1) * part..].chunks_exact(width)) {
-                let w = w * factor;
-                mixed.iter_mut().zip(value).for_each(|(m, &v)| *m += w * v);
-            }
-        }
-    });
-}
-
 impl<R: Real> Block<R> {
     /// Place in a configuration of the token that the block sees as its i-th.
     fn place(&self, i: usize) -> usize {
@@ -414,7 +380,7 @@ impl<R: Real> Transition<R> {
 
 impl<R: Real> Scratch<R> {
     fn resize(&mut self, config: &TarFlowConfig, rows: usize, kept: usize) {
-        let TarFlowConfig { tokens, token_size: d, channels: c, heads, expansion, .. } = *config;
+        let TarFlowConfig { tokens, token_size: d, channels: c, expansion, .. } = *config;
         let sizes = [
             (&mut self.token, rows * d),
             (&mut self.y, rows * c),
@@ -426,7 +392,7 @@ impl<R: Real> Scratch<R> {
             (&mut self.activated, rows * expansion * c),
             (&mut self.change, rows * c),
             (&mut self.output, 2 * rows * d),
-            (&mut self.scores, heads * tokens),
+            (&mut self.scores, tokens),
             (&mut self.kept, kept),
         ];
         for (buffer, size) in sizes {
@@ -452,18 +418,4 @@ fn add_gated<R: Real>(y: &mut [R], w: &[R], gate: &[R]) {
             y.iter_mut().zip(w).zip(gate).for_each(|((y, &w), &g)| *y += g * w);
         }
     });
-}
-
-#[inline(always)]
-fn dot<R: Real>(a: &[R], b: &[R]) -> R {
-    const PARTS: usize = 16;
-    let mut sums = [R::default(); PARTS];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<PARTS>(), b.as_chunks::<PARTS>());
-    for (a, b) in a.iter().zip(b) {
-        for k in 0..PARTS {
-            sums[k] += a[k] * b[k];
-        }
-    }
-    let rest = a_rest.iter().zip(b_rest).fold(R::default(), |sum, (&a, &b)| sum + a * b);
-    sums.into_iter().fold(rest, |sum, s| sum + s)
 }

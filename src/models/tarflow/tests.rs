@@ -91,6 +91,17 @@ fn by_iteration(flow: &TarFlow<f64>, how: Jacobi) -> TarFlow<f64> {
     flow.with_options(Options { decoding: Decoding::Jacobi(how), ..Options::default() }).unwrap()
 }
 
+/// Nothing is before the first token, so it stays as it is.
+#[test]
+fn a_single_token_has_the_normal_density() {
+    let flow = small(12, None);
+    let x = normals(12, 8);
+    let (mut z, mut log_det, mut found) = (vec![0.0; 12], [0.0], [Evaluation::inside(0.0)]);
+    flow.encode(&x, &mut z, &mut log_det, &mut found).unwrap();
+    assert!(z.iter().zip(&x).all(|(z, x)| *z == 4.0 * x) && (log_det[0] + 12.0 * 4f64.ln()).abs() < 1e-12);
+    assert_eq!(generated(&flow, &z).0, x);
+}
+
 #[test]
 fn decoding_by_iteration_gives_the_samples_of_decoding_in_turn() {
     let flows = [small(1, None), small(3, Some(0.5)), transferable(VARIANTS[1], &GLYCINE)];

@@ -1,0 +1,144 @@
+//! Attention of one token to the keys and values of those before it, which are kept.
+
+use crate::nn::lanes::{prefetch, Kernel, Lanes, WIDTH};
+use crate::nn::Real;
+
+/// Keeps key and value `[2][C]` of token i among those of a sample, `[head][key, value][token][width]`: those that a query of a head is
+/// compared with lie side by side.
+pub(super) fn keep<R: Real>(key_and_value: &[R], kept: &mut [R], i: usize, heads: usize) {
+    let (c, part) = (key_and_value.len() / 2, kept.len() / (2 * heads));
+    let width = c / heads;
+    for (h, kept) in kept.chunks_exact_mut(part).enumerate() {
+        let from = h % 2 * c + h / 2 * width;
+        kept[i * width..][..width].copy_from_slice(&key_and_value[from..from + width]);
+    }
+}
+
+/// What one query makes of the first `seen` keys and values of its sample, head by head.
+pub(super) fn mix<R: Real>(q: &[R], kept: &[R], seen: usize, mixed: &mut [R], heads: usize, scores: &mut [R]) {
+    R::vectorised(Attention { q, kept, heads, scores: &mut scores[..seen], mixed });
+}
+
+struct Attention<'a, R> {
+    q: &'a [R],
+    kept: &'a [R],
+    heads: usize,
+    scores: &'a mut [R],
+    mixed: &'a mut [R],
+}
+
+impl<R: Real> Kernel<R> for Attention<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes<R>>(self) {
+        let Attention { q, kept, heads, scores, mixed } = self;
+        let (width, part) = (q.len() / heads, kept.len() / (2 * heads));
+        let scale = R::from_f64(1.0 / (width as f64).sqrt());
+        for (h, (q, mixed)) in q.chunks_exact(width).zip(mixed.chunks_exact_mut(width)).enumerate() {
+            let (keys, values) = kept[2 * h * part..][..2 * part].split_at(part);
+            // what is kept of many samples comes from afar: values are asked for with the keys, and the next keys with the values
+            for (j, (score, key)) in scores.iter_mut().zip(keys.chunks_exact(width)).enumerate() {
+                prefetch(&values[j * width..][..width]);
+                *score = scale * dot::<R, L>(q, key);
+            }
+            let factor = R::from_f64(1.0) / exponentials::<R, L>(scores);
+            let next = kept.get(2 * (h + 1) * part..).unwrap_or_default();
+            for keys in next.chunks_exact(width).take(scores.len()) {
+                prefetch(keys);
+            }
+            mean::<R, L>(scores, factor, values, mixed);
+        }
+    }
+}
+
+/// Scores become their exponentials over that of the largest; returns the sum.
+#[inline(always)]
+fn exponentials<R: Real, L: Lanes<R>>(scores: &mut [R]) -> R {
+    let top = scores.iter().fold(scores[0], |top, &w| if w > top { w } else { top });
+    let (lanes, rest) = scores.as_chunks_mut::<WIDTH>();
+    let mut sum = L::zero();
+    for scores in lanes {
+        let e = L::load(scores).sub(L::splat(top)).exp();
+        e.store(scores);
+        sum = sum.add(e);
+    }
+    let mut last = [top; WIDTH];
+    last[..rest.len()].copy_from_slice(rest);
+    L::load(&last).sub(L::splat(top)).exp().store(&mut last);
+    rest.copy_from_slice(&last[..rest.len()]);
+    rest.iter().fold(sum.sum(), |sum, &e| sum + e)
+}
+
+/// The mean of values by weights, whose sum is 1/factor.
+#[inline(always)]
+fn mean<R: Real, L: Lanes<R>>(weights: &[R], factor: R, values: &[R], mixed: &mut [R]) {
+    let (width, mut place) = (mixed.len(), 0);
+    while place + 4 * WIDTH <= width {
+        columns::<R, L, 4>(weights, factor, &values[place..], &mut mixed[place..], width);
+        place += 4 * WIDTH;
+    }
+    while place + WIDTH <= width {
+        columns::<R, L, 1>(weights, factor, &values[place..], &mut mixed[place..], width);
+        place += WIDTH;
+    }
+    for (k, mixed) in mixed.iter_mut().enumerate().skip(place) {
+        let column = values.iter().skip(k).step_by(width);
+        *mixed = factor * weights.iter().zip(column).fold(R::default(), |sum, (&w, &v)| sum + w * v);
+    }
+}
+
+/// N lanes of it.
+#[inline(always)]
+fn columns<R: Real, L: Lanes<R>, const N: usize>(w: &[R], factor: R, values: &[R], mixed: &mut [R], width: usize) {
+    let mut sum = [L::zero(); N];
+    for (&w, value) in w.iter().zip(values.chunks(width)) {
+        let w = L::splat(w);
+        for (sum, value) in sum.iter_mut().zip(value.chunks_exact(WIDTH)) {
+            *sum = w.mul_add(L::load(value), *sum);
+        }
+    }
+    let factor = L::splat(factor);
+    sum.into_iter().zip(mixed.chunks_exact_mut(WIDTH)).for_each(|(sum, mixed)| sum.mul(factor).store(mixed));
+}
+
+#[inline(always)]
+fn dot<R: Real, L: Lanes<R>>(a: &[R], b: &[R]) -> R {
+    let mut lanes = L::zero();
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<WIDTH>(), b.as_chunks::<WIDTH>());
+    for (a, b) in a.iter().zip(b) {
+        lanes = L::load(a).mul_add(L::load(b), lanes);
+    }
+    a_rest.iter().zip(b_rest).fold(lanes.sum(), |sum, (&a, &b)| sum + a * b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Σ_j softmax_j(q·k_j/√width) v_j in every head, whether its columns fill lanes or not.
+    #[test]
+    fn one_query_is_mixed_as_defined() {
+        let value = |i: usize| ((i * 37 % 101) as f64 - 50.0) / 20.0;
+        for (heads, width, tokens) in [(1, 3, 4), (3, 16, 40), (2, 70, 17), (2, 83, 33)] {
+            let c = heads * width;
+            let rows: Vec<Vec<f64>> = (0..tokens).map(|i| (0..2 * c).map(|k| value(2 * i * c + k)).collect()).collect();
+            let mut kept = vec![f64::NAN; 2 * c * tokens];
+            rows.iter().enumerate().for_each(|(i, row)| keep(row, &mut kept, i, heads));
+            let q: Vec<f64> = (0..c).map(|k| value(5 * k + 1)).collect();
+            for seen in [1, tokens / 2, tokens] {
+                let (mut mixed, mut scores) = (vec![f64::NAN; c], vec![f64::NAN; tokens]);
+                mix(&q, &kept, seen, &mut mixed, heads, &mut scores);
+                for (k, mixed) in mixed.iter().enumerate() {
+                    let head = k / width * width..(k / width + 1) * width;
+                    let score =
+                        |row: &Vec<f64>| head.clone().map(|k| q[k] * row[k]).sum::<f64>() / (width as f64).sqrt();
+                    let weights: Vec<f64> = rows[..seen].iter().map(|row| score(row).exp()).collect();
+                    let sum: f64 = weights.iter().zip(&rows).map(|(w, row)| w * row[c + k]).sum();
+                    let truth = sum / weights.iter().sum::<f64>();
+                    assert!((mixed - truth).abs() < 1e-11, "{seen} of {tokens} tokens: {mixed} {truth}");
+                }
+            }
+        }
+    }
+}
