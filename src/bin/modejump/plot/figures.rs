@@ -9,8 +9,18 @@ use std::f64::consts::PI;
 
 const INK: RGBColor = RGBColor(40, 44, 52);
 const FAINT: RGBColor = RGBColor(225, 228, 232);
-const COLOURS: [RGBColor; 4] =
-    [RGBColor(107, 114, 128), RGBColor(15, 118, 178), RGBColor(217, 95, 2), RGBColor(27, 158, 119)];
+/// Of the series in their order, the first of which is what the others are compared with.
+const COLOURS: [RGBColor; 9] = [
+    RGBColor(107, 114, 128),
+    RGBColor(15, 118, 178),
+    RGBColor(217, 95, 2),
+    RGBColor(27, 158, 119),
+    RGBColor(117, 112, 179),
+    RGBColor(231, 41, 138),
+    RGBColor(102, 166, 30),
+    RGBColor(230, 171, 2),
+    RGBColor(140, 86, 75),
+];
 const FONT: &str = "Helvetica, Arial, sans-serif";
 
 /// Axes with this project's look.
