@@ -5,7 +5,8 @@ import openmm
 import pytest
 import toy
 from openmm import unit
-from peroxide import exact_energy, exact_positive, peroxide_system, start, torsion_of
+from peroxide import exact_energy, exact_positive, peroxide_system, start
+from test_ensemble import assert_mean, run_molecule
 
 import modejump
 
@@ -28,11 +29,6 @@ def wide(tmp_path_factory):
     return toy.write_gaussian_model(tmp_path_factory.mktemp("models") / "wide.safetensors", (0.4, 0.06, 0.06))
 
 
-def agrees(values, exact):
-    error = toy.batch_error(values)
-    return 0 < error and abs(np.mean(values) - exact) < 5 * error
-
-
 @pytest.mark.parametrize("method", ["annealed", "annealed trajectories", "walk"])
 @pytest.mark.parametrize("name", ["Reference", "CPU"])
 def test_populations_of_two_wells(wide, name, method):
@@ -46,7 +42,7 @@ def test_populations_of_two_wells(wide, name, method):
         integrator.step(5)
         left.append(toy.positions(context)[0, 0] < 0)
     assert np.count_nonzero(np.diff(left)) > 20
-    assert agrees(left, toy.LEFT), (np.mean(left), toy.batch_error(left))
+    assert_mean(left, toy.LEFT, "population of the left well")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -54,21 +50,11 @@ def test_energy_temperature_and_torsion_of_a_molecule(peroxide_model, method):
     system = peroxide_system()
     jump = modejump.MonteCarloModeJump(peroxide_model, 5, seed=3, **ON_A_MOLECULE[method])
     system.addForce(jump)
-    integrator = toy.langevin(0.0005, friction=1.0)
-    context = toy.make_context(system, integrator, x=start())
-    integrator.step(500)
-    energies, temperatures, positive = [], [], []
-    for _ in range(8000):
-        integrator.step(10)
-        state = context.getState(energy=True, positions=True)
-        energies.append(state.getPotentialEnergy()._value)
-        temperatures.append(2 * state.getKineticEnergy()._value / 12 / toy.KT * 300)
-        positive.append(torsion_of(state.getPositions(asNumpy=True)._value) > 0)
-    print(method, jump.statistics(context).acceptance, np.count_nonzero(np.diff(positive)), np.mean(temperatures))
+    context, energies, temperatures, positive = run_molecule(system, 12, 8000)
     assert jump.statistics(context).acceptance > 0.1 and np.count_nonzero(np.diff(positive)) > 50
-    assert agrees(positive, exact_positive()), np.mean(positive)
-    assert agrees(energies, exact_energy(3)), np.mean(energies)
-    assert agrees(temperatures, 300.0), np.mean(temperatures)
+    assert_mean(positive, exact_positive(), "P(phi > 0)")
+    assert_mean(energies, exact_energy(3), "potential energy")
+    assert_mean(temperatures, 300.0, "temperature")
 
 
 def test_paths_make_the_most_of_a_poor_model(wide):

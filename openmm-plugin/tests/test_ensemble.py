@@ -50,6 +50,22 @@ def test_populations_of_two_wells(tmp_path, name, proposals):
     assert_mean(left, toy.LEFT, "population of the left well")
 
 
+def run_molecule(system, freedom, rounds):
+    """Ten steps a round from the start: the Context, potential energies in kJ/mol, temperatures in K, and whether the torsion is positive."""
+    # Little friction, so that heat that a jump takes or brings is not replaced at once.
+    integrator = toy.langevin(0.0005, friction=1.0)
+    context = toy.make_context(system, integrator, x=start())
+    integrator.step(500)
+    energies, temperatures, positive = [], [], []
+    for _ in range(rounds):
+        integrator.step(10)
+        state = context.getState(energy=True, positions=True)
+        energies.append(state.getPotentialEnergy()._value)
+        temperatures.append(2 * state.getKineticEnergy()._value / freedom / toy.KT * 300)
+        positive.append(torsion_of(state.getPositions(asNumpy=True)._value) > 0)
+    return context, energies, temperatures, positive
+
+
 ENSEMBLES = {"flexible": ((), "peroxide_model", 3, 12), "rigid": (OH, "rigid_model", 1, 10)}
 
 
@@ -60,17 +76,7 @@ def test_energy_temperature_and_torsion_of_a_molecule(request, kind):
     system = peroxide_system(constrained)
     jump = modejump.MonteCarloModeJump(request.getfixturevalue(model), 5, seed=3)
     system.addForce(jump)
-    # Little friction, so that heat that a jump takes or brings is not replaced at once.
-    integrator = toy.langevin(0.0005, friction=1.0)
-    context = toy.make_context(system, integrator, x=start())
-    integrator.step(500)
-    energies, temperatures, positive = [], [], []
-    for _ in range(40000):
-        integrator.step(10)
-        state = context.getState(energy=True, positions=True)
-        energies.append(state.getPotentialEnergy()._value)
-        temperatures.append(2 * state.getKineticEnergy()._value / freedom / toy.KT * 300)
-        positive.append(torsion_of(state.getPositions(asNumpy=True)._value) > 0)
+    context, energies, temperatures, positive = run_molecule(system, freedom, 40000)
     statistics = jump.statistics(context)
     assert statistics.acceptance > 0.1 and np.count_nonzero(np.diff(positive)) > 500
     assert_mean(positive, exact_positive(), "P(phi > 0)")
