@@ -88,7 +88,7 @@ impl<N: Network, R: Real> EnergyModel<Evaluator<N, R>> {
 
     /// The bytes of a model file.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let Evaluator { network, parameters, .. } = &self.energy;
+        let (network, parameters) = (&self.energy.network, self.energy.parameters());
         model_file::serialize(&self.card, &network.layout().write(parameters))
     }
 

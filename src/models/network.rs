@@ -3,12 +3,12 @@
 use super::field::{EnergyFunction, VectorField};
 use crate::error::{Error, Result};
 use crate::io::model_file::{Data, Tensor};
-use crate::nn::tape::Weight;
+use crate::nn::tape::{Packs, Weight};
 use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// A time-dependent network of configurations. Its `record` is the model's paper in code.
 pub trait Network: Send + Sync {
@@ -232,7 +232,9 @@ pub fn features_and_time<R: Scalar>(tape: &mut Tape<R>, features: &[Vec<usize>],
 /// A network with its parameters.
 pub struct Evaluator<N, R> {
     pub network: N,
-    pub parameters: Vec<R>,
+    parameters: Vec<R>,
+    /// The parameters laid out for products, once they are needed.
+    packs: OnceLock<Arc<Packs<R>>>,
     /// Tapes of earlier calls: their buffers are used again.
     tapes: Mutex<Vec<Tape<R>>>,
 }
@@ -241,21 +243,31 @@ impl<N: Network, R: Real> Evaluator<N, R> {
     /// Panics if the number of parameters is not the network's.
     pub fn new(network: N, parameters: Vec<R>) -> Evaluator<N, R> {
         assert_eq!(parameters.len(), network.layout().n_parameters());
-        Evaluator { network, parameters, tapes: Mutex::default() }
+        Evaluator { network, parameters, packs: OnceLock::new(), tapes: Mutex::default() }
+    }
+
+    pub fn parameters(&self) -> &[R] {
+        &self.parameters
     }
 
     /// Floating-point operations of the products and the attention of one evaluation of one configuration; a multiplication
     /// and its addition count as two.
     pub fn flops(&self) -> f64 {
+        self.recorded_once().flops()
+    }
+
+    /// The network of one configuration.
+    fn recorded_once(&self) -> Tape<R> {
+        let mut tape = Tape::default();
         let x = vec![R::default(); self.network.dimension()];
-        self.with_tape(|tape| {
-            self.network.record(&self.parameters, tape, &[0.0], &x);
-            tape.flops()
-        })
+        self.network.record(&self.parameters, &mut tape, &[0.0], &x);
+        tape
     }
 
     fn with_tape<T>(&self, body: impl FnOnce(&mut Tape<R>) -> T) -> T {
-        let mut tape = self.tapes.lock().map(|mut pool| pool.pop()).unwrap_or_default().unwrap_or_default();
+        let pooled = self.tapes.lock().map(|mut pool| pool.pop()).unwrap_or_default();
+        let packs = || self.packs.get_or_init(|| Arc::new(Packs::of(&self.recorded_once(), &self.parameters)));
+        let mut tape = pooled.unwrap_or_else(|| Tape::with(packs().clone()));
         tape.clear();
         let result = body(&mut tape);
         if let Ok(mut pool) = self.tapes.lock() {

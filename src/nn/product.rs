@@ -64,6 +64,12 @@ impl<R: Real> Packed<R> {
         R::vectorised(Product { packed: self, rows, x, stride, start, y, places: self.width });
     }
 
+    /// `y[rows][n_out]` = start + `x[rows][n_in]` W, of rows without gaps and outputs that fill whole lanes.
+    pub fn product(&self, x: &[R], start: Start<R>, y: &mut [R]) {
+        assert_eq!(self.n_out, self.width, "outputs in whole lanes");
+        self.apply(y.len() / self.width, x, self.n_in, start, y);
+    }
+
     /// `x[n_in]` = W `y[width]`: the cotangent of a row.
     pub fn apply_transposed(&self, y: &[R], x: &mut [R]) {
         R::vectorised(Transposed { packed: self, y, x });

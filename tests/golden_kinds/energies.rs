@@ -85,12 +85,12 @@ pub fn losses(stem: &Path) -> Found {
         found.push((format!("loss{kind}"), relative_error(&[loss], golden.get(&format!("loss{kind}"))), of_loss));
         found.extend(gradient_norms(&golden, kind, &model.network, gradient, of_gradient));
     };
-    let zero = || vec![0.0; model.parameters.len()];
+    let zero = || vec![0.0; model.parameters().len()];
     let mut gradient = zero();
-    let loss = score_matching(&model.network, &model.parameters, &batch, 1.0, &mut gradient);
+    let loss = score_matching(&model.network, model.parameters(), &batch, 1.0, &mut gradient);
     compare("_score", loss, &gradient);
     let mut gradient = zero();
-    let loss = contrastive(&model.network, &model.parameters, &batch, 1.0, &mut gradient);
+    let loss = contrastive(&model.network, model.parameters(), &batch, 1.0, &mut gradient);
     compare("_nce", loss, &gradient);
     found
 }

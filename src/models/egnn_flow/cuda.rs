@@ -85,7 +85,7 @@ impl<R: Real> Evaluator<Egnn, R> {
     pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<FieldOnDevice<R>> {
         let (network, config) = (&self.network, self.network.config.clone());
         let h = config.n_hidden;
-        let mut packing = Packing { parameters: &self.parameters, weights: Vec::new() };
+        let mut packing = Packing { parameters: self.parameters(), weights: Vec::new() };
         let layers: Vec<LayerRecord> = network
             .layers
             .iter()
@@ -110,7 +110,7 @@ impl<R: Real> Evaluator<Egnn, R> {
             .collect();
         let w = &network.embedding;
         let weight = |i: usize, o: usize| packing.at(w.place(i, o));
-        let start = |o: usize| w.bias_of(&self.parameters)[o].to_f64();
+        let start = |o: usize| w.bias_of(self.parameters())[o].to_f64();
         let [embedding, time] = packing.embedding(&config.features, h, weight, start, config.n_features);
         let (for_program, for_memory) = (config.clone(), config.clone());
         let mut kernel = FieldKernel::new(

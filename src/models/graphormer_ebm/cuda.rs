@@ -133,7 +133,7 @@ impl<R: Real> Evaluator<Graphormer, R> {
     pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<EnergyOnDevice<R>> {
         let (network, config) = (&self.network, self.network.config.clone());
         let (n, d, times) = (config.types.len(), config.width, network.time[0].n_out);
-        let mut packing = Packing { parameters: &self.parameters, weights: Vec::new() };
+        let mut packing = Packing { parameters: self.parameters(), weights: Vec::new() };
         let mut layer = |layer: &super::Layer| LayerRecord {
             attention_norm: packing.norm_of(&layer.attention_norm, d),
             forward_norm: packing.norm_of(&layer.forward_norm, d),

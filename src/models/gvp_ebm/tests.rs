@@ -75,7 +75,7 @@ fn a_saved_model_is_the_same() {
     let model = model();
     let bytes = model.to_bytes().unwrap();
     let again = GvpEbm::<f64>::from_file(&read("saved", &bytes).unwrap()).unwrap();
-    assert_eq!(again.network().parameters, model.network().parameters);
+    assert_eq!(again.network().parameters(), model.network().parameters());
     assert_eq!(crate::models::load_bytes("saved", &bytes).unwrap().card(), model.card());
 }
 

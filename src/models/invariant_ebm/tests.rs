@@ -117,9 +117,9 @@ fn whitening_is_not_trained() {
     let model = small();
     let network = &model.network;
     let mut tape = Tape::default();
-    let (_, e) = network.record(&model.parameters, &mut tape, &[0.2], &frames(1));
-    let mut gradient = vec![0.0; model.parameters.len()];
-    tape.backward(&model.parameters, &[(e, &[1.0])], Some(&mut gradient));
+    let (_, e) = network.record(model.parameters(), &mut tape, &[0.2], &frames(1));
+    let mut gradient = vec![0.0; model.parameters().len()];
+    tape.backward(model.parameters(), &[(e, &[1.0])], Some(&mut gradient));
     for (name, shape, at) in network.layout().tensors() {
         let part = &gradient[at..at + shape.iter().product::<usize>()];
         assert_eq!(part.iter().all(|g| *g == 0.0), name.starts_with("whitening"), "{name}");
@@ -135,7 +135,7 @@ fn a_saved_model_is_the_same() {
     let model = EnergyModel::new(model, energy, card, String::new());
     let file = read("saved", &model.to_bytes().unwrap()).unwrap();
     let again = InvariantEbm::<f64>::from_file(&file).unwrap();
-    assert_eq!(again.network().parameters, model.network().parameters);
+    assert_eq!(again.network().parameters(), model.network().parameters());
     let mut damaged = read("saved", &model.to_bytes().unwrap()).unwrap();
     damaged.tensors.remove("whitening.variance");
     assert!(InvariantEbm::<f64>::from_file(&damaged).err().unwrap().to_string().contains("whitening.variance"));

@@ -54,7 +54,7 @@ fn a_saved_model_is_the_same() {
     let model = small();
     let file = read("saved", &model.to_bytes().unwrap()).unwrap();
     let again = MlpEbm::<f64>::from_file(&file).unwrap();
-    assert_eq!(again.network().parameters, model.network().parameters);
+    assert_eq!(again.network().parameters(), model.network().parameters());
     let loaded = crate::models::load_bytes("saved", &model.to_bytes().unwrap()).unwrap();
     assert_eq!((loaded.dimension(), loaded.exactness()), (3, Exactness::Surrogate));
     assert_eq!(loaded.card(), model.card());

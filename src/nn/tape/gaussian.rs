@@ -1,5 +1,6 @@
 //! Distances as Gaussians.
 
+use super::norm::sum;
 use super::{Operation, Point, Tape, Var};
 use crate::nn::real::{vectorised, Scalar};
 use std::sync::Arc;
@@ -95,13 +96,21 @@ pub(super) struct GaussiansOp {
 /// √(2·3.14159)
 const NORMALISER: f64 = 2.5066272160016134;
 
+/// Of every Gaussian: mean, inverse width, and the sign of σ.
+struct Kernels<R> {
+    means: Vec<R>,
+    inverses: Vec<R>,
+    signs: Vec<R>,
+}
+
 impl GaussiansOp {
-    /// Mean, inverse width, and the sign of σ.
-    fn kernel<R: Scalar>(&self, parameters: &[R], k: usize) -> (R, R, R) {
-        let sigma = parameters[self.gaussians.widths + k];
-        let sign = R::from_f64(if sigma < R::default() { -1.0 } else { 1.0 });
-        let width = sign * sigma + R::from_f64(1e-5);
-        (parameters[self.gaussians.means + k], R::from_f64(1.0) / width, sign)
+    fn kernels<R: Scalar>(&self, parameters: &[R]) -> Kernels<R> {
+        let Gaussians { means, widths, count } = self.gaussians;
+        let (one, floor) = (R::from_f64(1.0), R::from_f64(1e-5));
+        let widths = &parameters[widths..widths + count];
+        let signs: Vec<R> = widths.iter().map(|&w| if w < R::default() { -one } else { one }).collect();
+        let inverses = widths.iter().zip(&signs).map(|(&w, &sign)| one / (sign * w + floor)).collect();
+        Kernels { means: parameters[means..means + count].to_vec(), inverses, signs }
     }
 }
 
@@ -113,10 +122,10 @@ impl<R: Scalar> Operation<R> for GaussiansOp {
     fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
         let n = self.gaussians.count;
         let (half, factor) = (R::from_f64(-0.5), R::from_f64(1.0 / NORMALISER));
-        let kernels: Vec<(R, R, R)> = (0..n).map(|k| self.kernel(parameters, k)).collect();
+        let Kernels { means, inverses, .. } = self.kernels(parameters);
         vectorised!({
             for (&y, g) in inputs[self.y.range()].iter().zip(output.chunks_exact_mut(n)) {
-                for (g, &(mean, inverse, _)) in g.iter_mut().zip(&kernels) {
+                for (g, (&mean, &inverse)) in g.iter_mut().zip(means.iter().zip(&inverses)) {
                     let z = (y - mean) * inverse;
                     *g = half * z * z;
                 }
@@ -125,45 +134,49 @@ impl<R: Scalar> Operation<R> for GaussiansOp {
         R::exp_slice(output);
         vectorised!({
             for g in output.chunks_exact_mut(n) {
-                g.iter_mut().zip(&kernels).for_each(|(g, &(_, inverse, _))| *g = *g * factor * inverse);
+                g.iter_mut().zip(&inverses).for_each(|(g, &inverse)| *g = *g * factor * inverse);
             }
         });
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
         let n = self.gaussians.count;
+        let Kernels { means, inverses, .. } = self.kernels(point.parameters);
         let rows = point.value(self.y).iter().zip(&tangents[self.y.range()]);
-        for ((&y, &dy), (g, dg)) in rows.zip(point.value(self.output).chunks_exact(n).zip(output.chunks_exact_mut(n))) {
-            for k in 0..n {
-                let (mean, inverse, _) = self.kernel(point.parameters, k);
-                dg[k] = -(g[k] * (y - mean) * inverse * inverse * dy);
+        let values = point.value(self.output).chunks_exact(n).zip(output.chunks_exact_mut(n));
+        vectorised!({
+            for ((&y, &dy), (g, dg)) in rows.zip(values) {
+                for ((dg, &g), (&mean, &inverse)) in dg.iter_mut().zip(g).zip(means.iter().zip(&inverses)) {
+                    *dg = -(g * (y - mean) * inverse * inverse * dy);
+                }
             }
-        }
+        });
     }
 
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>) {
-        let n = self.gaussians.count;
-        let kernels: Vec<(R, R, R)> = (0..n).map(|k| self.kernel(point.parameters, k)).collect();
-        let (mut by_mean, mut by_width) = (vec![R::default(); n], vec![R::default(); n]);
-        let one = R::from_f64(1.0);
-        let rows = point.value(self.output).chunks_exact(n).zip(cotangent.chunks_exact(n));
+        let Gaussians { means: at_means, widths: at_widths, count: n } = self.gaussians;
+        let Kernels { means, inverses, signs } = self.kernels(point.parameters);
+        let rows =
+            || point.value(self.y).iter().zip(point.value(self.output).chunks_exact(n).zip(cotangent.chunks_exact(n)));
+        let mut slopes = vec![R::default(); n];
+        let slots = inputs[self.y.range()].iter_mut();
         vectorised!({
-            for ((&y, slot), (value, g)) in point.value(self.y).iter().zip(&mut inputs[self.y.range()]).zip(rows) {
-                let mut sum = R::default();
-                for k in 0..n {
-                    let (mean, inverse, sign) = kernels[k];
-                    let z = (y - mean) * inverse;
-                    let gv = g[k] * value[k] * inverse;
-                    sum += gv * z;
-                    by_mean[k] += gv * z;
-                    by_width[k] += sign * gv * (z * z - one);
+            for (slot, (&y, (value, g))) in slots.zip(rows()) {
+                let terms = value.iter().zip(g).zip(means.iter().zip(&inverses));
+                for (slope, ((&value, &g), (&mean, &inverse))) in slopes.iter_mut().zip(terms) {
+                    *slope = g * value * inverse * inverse * (y - mean);
                 }
-                *slot += -sum;
+                *slot += -sum(&slopes, |slope| slope);
             }
         });
-        if let Some(gradient) = gradient {
-            for (at, by) in [(self.gaussians.means, by_mean), (self.gaussians.widths, by_width)] {
-                gradient[at..at + n].iter_mut().zip(by).for_each(|(s, b)| *s += b);
+        let Some(gradient) = gradient else { return };
+        let one = R::from_f64(1.0);
+        for (&y, (value, g)) in rows() {
+            for k in 0..n {
+                let z = (y - means[k]) * inverses[k];
+                let gv = g[k] * value[k] * inverses[k];
+                gradient[at_means + k] += gv * z;
+                gradient[at_widths + k] += signs[k] * gv * (z * z - one);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Matrix products with parameters, and rows of a parameter table.
 
-use super::{Operation, Point, Tape, Var};
+use super::{Operation, Packs, Point, Tape, Var};
+use crate::nn::product::Start;
 use crate::nn::real::{vectorised, Matrix, Scalar};
 use crate::nn::Linear;
 use std::sync::Arc;
@@ -117,15 +118,58 @@ impl LinearOp {
         })
     }
 
-    fn product<R: Scalar>(&self, parameters: &[R], inputs: &[R], y: &mut [R], accumulate: bool) {
-        let w = &self.weight;
-        for (k, (x, column)) in self.parts().enumerate() {
+    /// The weights of each part, as a matrix of their own.
+    pub(super) fn matrices(&self) -> impl Iterator<Item = Weight> + '_ {
+        self.parts().map(|(x, column)| self.weight.of_inputs(column, x.columns))
+    }
+
+    /// y = bias + residual + [a, b, c] W.
+    fn evaluate<R: Scalar>(&self, parameters: &[R], packs: Option<&Packs<R>>, inputs: &[R], y: &mut [R]) {
+        let bias = self.weight.bias.map(|at| &parameters[at..at + self.weight.n_out]);
+        let start = match (bias, self.residual.map(|x| &inputs[x.range()])) {
+            (Some(bias), Some(residual)) => {
+                let n = bias.len();
+                vectorised!({
+                    for (y, x) in y.chunks_exact_mut(n).zip(residual.chunks_exact(n)) {
+                        y.iter_mut().zip(x).zip(bias).for_each(|((y, &x), &b)| *y = x + b);
+                    }
+                });
+                Start::Output
+            }
+            (Some(bias), None) => Start::Row(bias),
+            (None, Some(residual)) => {
+                y.copy_from_slice(residual);
+                Start::Output
+            }
+            (None, None) => Start::Zero,
+        };
+        self.product(parameters, packs, inputs, y, start);
+    }
+
+    /// y = start + [a, b, c] W.
+    fn product<'a, R: Scalar>(
+        &self,
+        parameters: &[R],
+        packs: Option<&Packs<R>>,
+        inputs: &[R],
+        y: &mut [R],
+        mut start: Start<'a, R>,
+    ) {
+        for ((x, _), w) in self.parts().zip(self.matrices()) {
+            let x = &inputs[x.range()];
+            let start = std::mem::replace(&mut start, Start::Output);
+            if packs.is_some_and(|packs| packs.forward(&w, x, start, y)) {
+                continue;
+            }
+            if let Start::Row(bias) = start {
+                y.chunks_exact_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+            }
             R::gemm(
-                (x.rows, w.n_out, x.columns),
-                (y, Matrix::row_major(w.n_out)),
-                (&inputs[x.range()], Matrix::row_major(x.columns)),
-                (&parameters[w.offset(column)..w.end()], w.view()),
-                accumulate || k > 0,
+                (self.output.rows, w.n_out, w.n_in),
+                (&mut *y, Matrix::row_major(w.n_out)),
+                (x, Matrix::row_major(w.n_in)),
+                (&parameters[w.at..w.end()], w.view()),
+                !matches!(start, Start::Zero),
             );
         }
     }
@@ -141,27 +185,13 @@ impl<R: Scalar> Operation<R> for LinearOp {
     }
 
     fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
-        let n = self.weight.n_out;
-        let bias = self.weight.bias.map(|at| &parameters[at..at + n]);
-        let residual = self.residual.map(|x| &inputs[x.range()]);
-        match (bias, residual) {
-            (Some(bias), Some(residual)) => vectorised!({
-                for (y, x) in output.chunks_exact_mut(n).zip(residual.chunks_exact(n)) {
-                    y.iter_mut().zip(x).zip(bias).for_each(|((y, &x), &b)| *y = x + b);
-                }
-            }),
-            (Some(bias), None) => output.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(bias)),
-            (None, Some(residual)) => output.copy_from_slice(residual),
-            (None, None) => {}
-        }
-        self.product(parameters, inputs, output, bias.is_some() || residual.is_some());
+        self.evaluate(parameters, None, inputs, output);
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
-        if let Some(residual) = self.residual {
-            output.copy_from_slice(&tangents[residual.range()]);
-        }
-        self.product(point.parameters, tangents, output, self.residual.is_some());
+        let residual = self.residual.map(|x| output.copy_from_slice(&tangents[x.range()]));
+        let start = residual.map_or(Start::Zero, |()| Start::Output);
+        self.product(point.parameters, point.packs, tangents, output, start);
     }
 
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>) {
@@ -170,12 +200,16 @@ impl<R: Scalar> Operation<R> for LinearOp {
             let slot = &mut inputs[residual.range()];
             vectorised!(slot.iter_mut().zip(cotangent).for_each(|(s, &g)| *s += g));
         }
-        for (x, column) in self.parts() {
+        for ((x, _), part) in self.parts().zip(self.matrices()) {
+            let slot = &mut inputs[x.range()];
+            if point.packs.is_some_and(|packs| packs.back(&part, cotangent, slot)) {
+                continue;
+            }
             R::gemm(
                 (x.rows, x.columns, w.n_out),
-                (&mut inputs[x.range()], Matrix::row_major(x.columns)),
+                (slot, Matrix::row_major(x.columns)),
                 (cotangent, Matrix::row_major(w.n_out)),
-                (&point.parameters[w.offset(column)..w.end()], w.back()),
+                (&point.parameters[part.at..part.end()], part.back()),
                 true,
             );
         }
@@ -267,7 +301,11 @@ impl<R: Scalar> Tape<R> {
         inputs.iter_mut().zip(parts).for_each(|(slot, &x)| *slot = Some(x));
         let output = self.allocate(parts[0].rows, weight.n_out);
         assert!(residual.is_none_or(|r| r.len() == output.len()), "a residual has the shape of the output");
-        self.run(parameters, LinearOp { inputs, weight, residual, output })
+        let op = LinearOp { inputs, weight, residual, output };
+        let (before, after) = self.values.split_at_mut(output.at);
+        op.evaluate(parameters, self.packs.as_deref(), before, &mut after[..output.len()]);
+        self.records.push(op.into());
+        output
     }
 
     /// Rows of a table, `samples` times the list of types.

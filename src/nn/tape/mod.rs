@@ -13,6 +13,7 @@ mod gaussian;
 mod invariants;
 mod matrix;
 mod norm;
+mod packs;
 mod pairs;
 mod pointwise;
 mod rows;
@@ -23,6 +24,7 @@ pub use gaussian::{Gaussians, RadialBasis, TypedAffine};
 pub use invariants::{Invariants, Swap};
 pub use matrix::{Embed, Weight};
 pub use norm::{normalise, normalise_by, normalise_columns, LayerNorm};
+pub use packs::Packs;
 pub use pointwise::{gelu, Function};
 pub use rows::NO_ROW;
 
@@ -36,6 +38,7 @@ use norm::{LayerNormOp, MeanColumnsOp, SquaredLengthOp};
 use pairs::{PairsOp, RepeatOp, SumPairsOp, SumRowsOp};
 use pointwise::{CombineOp, FunctionOp, ProductOp, ScaleOp, SwishOp};
 use rows::{RowsOp, SideBySideOp};
+use std::sync::Arc;
 
 /// A value on a tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +84,7 @@ trait Operation<R: Scalar> {
 /// Where an operation is differentiated: parameters, and all values of the tape.
 struct Point<'a, R> {
     parameters: &'a [R],
+    packs: Option<&'a Packs<R>>,
     values: &'a [R],
 }
 
@@ -142,9 +146,15 @@ pub struct Tape<R> {
     records: Vec<Record>,
     tangents: Vec<R>,
     cotangents: Vec<R>,
+    packs: Option<Arc<Packs<R>>>,
 }
 
 impl<R: Scalar> Tape<R> {
+    /// A tape for the parameters that were packed.
+    pub fn with(packs: Arc<Packs<R>>) -> Tape<R> {
+        Tape { packs: Some(packs), ..Tape::default() }
+    }
+
     /// Forgets everything but the buffers.
     pub fn clear(&mut self) {
         self.end = 0;
@@ -193,7 +203,7 @@ impl<R: Scalar> Tape<R> {
         for (var, tangent) in seeds {
             self.tangents[var.range()].copy_from_slice(tangent);
         }
-        let point = Point { parameters, values: &self.values };
+        let point = Point { parameters, packs: self.packs.as_deref(), values: &self.values };
         for record in &self.records {
             let op = record.as_operation();
             let output = op.output();
@@ -215,7 +225,7 @@ impl<R: Scalar> Tape<R> {
             let slot = &mut self.cotangents[var.range()];
             slot.iter_mut().zip(*cotangent).for_each(|(s, &c)| *s += c);
         }
-        let point = Point { parameters, values: &self.values };
+        let point = Point { parameters, packs: self.packs.as_deref(), values: &self.values };
         for record in self.records.iter().rev() {
             let op = record.as_operation();
             let output = op.output();

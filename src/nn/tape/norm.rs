@@ -35,7 +35,7 @@ const PARTS: usize = 32;
 
 /// Σ f(x).
 #[inline(always)]
-fn sum<R: Scalar>(x: &[R], f: impl Fn(R) -> R) -> R {
+pub(super) fn sum<R: Scalar>(x: &[R], f: impl Fn(R) -> R) -> R {
     sum_of_pairs(x, x, |x, _| f(x))
 }
 

@@ -164,3 +164,39 @@ fn a_second_pass_allocates_no_space() {
     pass(&mut tape);
     assert_eq!((tape.values.capacity(), tape.records.capacity()), (values, records));
 }
+
+#[test]
+fn packed_weights_give_what_the_parameters_give() {
+    // inputs and outputs that fill whole lanes and ones that do not, parts, a residual, and a matrix used twice
+    let network = |tape: &mut Tape<f64>, p: &[f64]| {
+        let inputs = [tape.input(7, 16), tape.input(7, 5)];
+        inputs.iter().for_each(|&x| tape.value_mut(x).copy_from_slice(&normals(x.len(), x.columns as u64)));
+        let first = tape.linear_of(p, Weight::new(3, 21, 32).with_bias(700), &inputs);
+        let square = Weight::transposed(800, 32, 32);
+        let twice = tape.linear(p, square.with_bias(2000), first);
+        let twice = tape.residual_linear(p, square, first, twice);
+        let twice = tape.residual_linear(p, square.with_bias(2100), first, twice);
+        (inputs, tape.linear(p, Weight::new(2200, 32, 3), twice))
+    };
+    let parameters = normals(2296, 1);
+    let mut plain = Tape::default();
+    let (inputs, output) = network(&mut plain, &parameters);
+    let packs = Packs::of(&plain, &parameters);
+    assert_eq!(packs.has(&Weight::new(3, 21, 32).of_inputs(0, 16)), [true, true]);
+    assert_eq!(packs.has(&Weight::new(3, 21, 32).of_inputs(16, 5)), [true, false]);
+    assert_eq!(packs.has(&Weight::new(2200, 32, 3)), [false, true]);
+    let mut packed = Tape::with(Arc::new(packs));
+    network(&mut packed, &parameters);
+
+    let (tangent, cotangent) = (normals(7 * 16, 2), normals(output.len(), 3));
+    let mut found = [&mut plain, &mut packed].map(|tape| {
+        tape.jvp(&parameters, &[(inputs[0], &tangent)]);
+        tape.backward(&parameters, &[(output, &cotangent)], None);
+        [tape.value(output), tape.tangent(output), tape.cotangent(inputs[0]), tape.cotangent(inputs[1])].concat()
+    });
+    let (plain, packed) = found.split_at_mut(1);
+    let largest = plain[0].iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+    for (a, b) in plain[0].iter().zip(&packed[0]) {
+        assert!((a - b).abs() < 1e-12 * largest, "{a} against {b}");
+    }
+}
