@@ -70,9 +70,9 @@ test-gromacs: plugin build
 	$(PY) -m pytest -q -rs tests/gromacs
 	$(PY) -m pytest -q -rs gromacs-plugin/tests
 
-# They only have to build here; `cargo test --test fuzz_corpus` runs the same code, fuzz/Cargo.toml says how to fuzz.
+# They only have to be right Rust here; `cargo test --test fuzz_corpus` runs the same code, fuzz/Cargo.toml says how to fuzz.
 fuzz-targets:
-	cargo build --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir target/fuzz
+	cargo check --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir target
 
 lint: venv
 	cargo fmt --check

@@ -1,4 +1,5 @@
-# The Rust core for the engines' plugins: target `core`, which cargo builds, and its static library ${CORE}.
+# The Rust core, with kernels and without the command-line tool: target `core`, which cargo builds, its static library ${CORE} and its shared
+# one ${CORE_SHARED}.
 
 set(CMAKE_CXX_STANDARD 17)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
@@ -12,11 +13,12 @@ get_filename_component(CORE_SOURCE "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
 set(CARGO_TARGET "${CORE_SOURCE}/target" CACHE PATH "Where cargo builds")
 find_program(CARGO cargo HINTS "$ENV{HOME}/.cargo/bin" REQUIRED)
 set(CORE "${CARGO_TARGET}/release/libmodejump.a")
+set(CORE_SHARED "${CARGO_TARGET}/release/libmodejump.so")
 # Cargo knows best whether anything changed, so it is asked at every build.
 add_custom_target(core ALL
-  COMMAND "${CARGO}" rustc --quiet --release --no-default-features --lib --crate-type staticlib,cdylib
+  COMMAND "${CARGO}" rustc --quiet --release --locked --no-default-features --features cuda --lib --crate-type staticlib,cdylib
     --manifest-path "${CORE_SOURCE}/Cargo.toml" --target-dir "${CARGO_TARGET}"
-  BYPRODUCTS "${CORE}"
+  BYPRODUCTS "${CORE}" "${CORE_SHARED}"
   COMMENT "Building the modejump core"
   VERBATIM)
 

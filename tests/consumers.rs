@@ -1,5 +1,5 @@
-//! Programs in C99 and C++17 that use the shared library, compiled without a warning and run under AddressSanitizer; and an
-//! installation that a foreign CMake project finds.
+//! An installation by CMake; programs in C99 and C++17 that use it, compiled without a warning and run under AddressSanitizer; and a foreign
+//! CMake project that finds it.
 
 #[path = "support/molecule.rs"]
 mod molecule;
@@ -10,6 +10,7 @@ mod tarflow;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 const GENERATOR: &str = "models/double-well/generator.safetensors";
 const STEERABLE: &str = "models/double-well/steerable.safetensors";
@@ -35,30 +36,50 @@ fn run(command: &mut Command) -> String {
     text
 }
 
-/// A folder with the shared library that cargo built, under the names the linker and the loader look for.
-fn library(in_folder: &Path) -> PathBuf {
-    // beside this test: `cargo test` alone makes no copy one folder up, or leaves an older one there
-    let built = std::env::current_exe().unwrap().with_file_name("libmodejump.so");
-    let lib = in_folder.join("lib");
-    std::fs::create_dir(&lib).unwrap();
-    for name in ["libmodejump.so", "libmodejump.so.0"] {
-        std::os::unix::fs::symlink(&built, lib.join(name)).unwrap();
+/// CMake from the PATH or from the project's own virtual environment.
+fn cmake() -> PathBuf {
+    let own = root().join(".venv/bin/cmake");
+    if own.exists() {
+        own
+    } else {
+        "cmake".into()
     }
-    lib
+}
+
+fn define(name: &str, path: &Path) -> String {
+    format!("-D{name}={}", path.display())
+}
+
+/// The prefix of an installation by CMake, made by the first test that asks. It is built where the engines' plugins build it too.
+fn installation() -> &'static Path {
+    static PREFIX: OnceLock<PathBuf> = OnceLock::new();
+    PREFIX.get_or_init(|| {
+        let folder = folder("install");
+        let (build, prefix) = (folder.join("build"), folder.join("prefix"));
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let mut configure = Command::new(cmake());
+        configure.arg("-S").arg(root()).arg("-B").arg(&build).arg(define("CARGO_TARGET", target));
+        run(configure.arg(define("CMAKE_INSTALL_PREFIX", &prefix)).arg("-DCMAKE_INSTALL_LIBDIR=lib"));
+        run(Command::new(cmake()).arg("--build").arg(&build));
+        run(Command::new(cmake()).arg("--install").arg(&build));
+        prefix
+    })
+}
+
+/// Compiles a source of the project against the installation.
+fn compile(compiler: &str, options: &[&str], source: &str, program: &Path) {
+    let (lib, include) = (installation().join("lib"), installation().join("include"));
+    let mut compile = Command::new(compiler);
+    compile.current_dir(root()).args(options).args(["-Wall", "-Wextra", "-Werror", "-pedantic"]);
+    compile.arg("-I").arg(include).arg(source).arg("-o").arg(program).arg("-L").arg(&lib).args(["-lmodejump", "-lm"]);
+    run(compile.arg(format!("-Wl,-rpath,{}", lib.display())));
 }
 
 fn consumer(compiler: &str, standard: &str, source: &str) {
     let folder = folder(standard);
-    let lib = library(&folder);
     let program = folder.join("consumer");
-    let warnings = ["-Wall", "-Wextra", "-Werror", "-pedantic"];
-    let mut compile = Command::new(compiler);
-    compile.current_dir(root()).arg(format!("-std={standard}")).args(warnings);
-    compile.args(["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]);
-    compile.arg("-Iinclude").arg(source).arg("-o").arg(&program);
-    compile.arg(format!("-L{}", lib.display())).args(["-lmodejump", "-lm"]);
-    compile.arg(format!("-Wl,-rpath,{}", lib.display()));
-    run(&mut compile);
+    let sanitizers = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"];
+    compile(compiler, &[&[format!("-std={standard}").as_str()], &sanitizers[..]].concat(), source, &program);
     let molecule = folder.join("molecule.safetensors");
     molecule::four_atoms().save(&molecule).unwrap();
     let tarflow = folder.join("tarflow.safetensors");
@@ -85,14 +106,8 @@ fn a_cpp17_program() {
 
 /// What an example prints, run with the generator of the double well.
 fn example(name: &str, models: &[&str]) -> String {
-    let folder = folder(name);
-    let lib = library(&folder);
-    let program = folder.join("program");
-    let mut compile = Command::new("c++");
-    compile.current_dir(root()).args(["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Iinclude"]);
-    compile.arg(format!("examples/{name}/main.cpp")).arg("-o").arg(&program);
-    compile.arg(format!("-L{}", lib.display())).arg("-lmodejump").arg(format!("-Wl,-rpath,{}", lib.display()));
-    run(&mut compile);
+    let program = folder(name).join("program");
+    compile("c++", &["-std=c++17", "-O2"], &format!("examples/{name}/main.cpp"), &program);
     run(Command::new(&program).current_dir(root()).args(models))
 }
 
@@ -124,41 +139,19 @@ fn an_exchange_of_replicas_finds_the_exact_populations() {
     assert!((found - 0.727).abs() < 0.02, "{text}");
 }
 
-/// CMake from the PATH or from the project's own virtual environment.
-fn cmake() -> PathBuf {
-    let own = root().join(".venv/bin/cmake");
-    if own.exists() {
-        own
-    } else {
-        "cmake".into()
-    }
-}
-
 #[test]
 fn a_foreign_project_finds_the_installed_library() {
-    let folder = folder("install");
-    let (build, prefix) = (folder.join("build"), folder.join("prefix"));
-    let define = |name: &str, path: &Path| format!("-D{name}={}", path.display());
-    let mut configure = Command::new(cmake());
-    configure.arg("-S").arg(root()).arg("-B").arg(&build);
-    configure.arg(define("CMAKE_INSTALL_PREFIX", &prefix)).arg("-DCMAKE_INSTALL_LIBDIR=lib");
-    // A folder of its own, kept between runs: the other tests use the library of this build meanwhile.
-    configure.arg(define("CARGO_TARGET", &Path::new(env!("CARGO_TARGET_TMPDIR")).join("cargo")));
-    run(&mut configure);
-    run(Command::new(cmake()).arg("--build").arg(&build));
-    run(Command::new(cmake()).arg("--install").arg(&build));
-
+    let prefix = installation();
     let listed = std::fs::read_to_string(root().join("abi/symbols.txt")).unwrap();
     assert_eq!(symbols::exported(&prefix.join("lib/libmodejump.so")).join("\n") + "\n", listed);
 
     // The example is the foreign project: it is copied away, and knows the prefix only.
-    let foreign = folder.join("foreign");
-    std::fs::create_dir(&foreign).unwrap();
+    let foreign = folder("foreign");
     for file in ["CMakeLists.txt", "main.cpp"] {
         std::fs::copy(root().join("examples/cpp-double-well").join(file), foreign.join(file)).unwrap();
     }
     let mut configure = Command::new(cmake());
-    configure.arg("-S").arg(&foreign).arg("-B").arg(foreign.join("build")).arg(define("CMAKE_PREFIX_PATH", &prefix));
+    configure.arg("-S").arg(&foreign).arg("-B").arg(foreign.join("build")).arg(define("CMAKE_PREFIX_PATH", prefix));
     run(&mut configure);
     run(Command::new(cmake()).arg("--build").arg(foreign.join("build")));
     run(Command::new(foreign.join("build/double-well")).arg(root().join(GENERATOR)));

@@ -53,6 +53,10 @@ def test_devices_are_found_by_name(monkeypatch):
     assert modejump.Model(DOUBLE_WELL).device == "cpu"
     with pytest.raises(modejump.Error, match="toaster.*give cpu, auto, cuda or cuda:N"):
         modejump.set_device("toaster")
+    # no such card; but the library has kernels
+    with pytest.raises(modejump.Error) as missing:
+        modejump.set_device("cuda:99")
+    assert "without the feature" not in str(missing.value)
 
 
 def test_samples_come_with_their_density(ala2):
