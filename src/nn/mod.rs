@@ -7,6 +7,7 @@ pub mod activation;
 pub mod dual;
 pub mod lanes;
 pub mod linear;
+pub mod memory;
 pub mod mlp;
 pub mod parameters;
 pub mod product;

@@ -4,6 +4,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::lanes::{padded, prefetch, Kernel, Lanes, WIDTH};
+use super::memory::zeros;
 use super::Real;
 
 /// Rows of a register tile.
@@ -28,7 +29,7 @@ impl<R: Real> Packed<R> {
     /// From `weight(in, out)`.
     pub fn new(n_in: usize, n_out: usize, weight: impl Fn(usize, usize) -> f64) -> Packed<R> {
         let width = padded(n_out);
-        let mut weights = vec![R::default(); n_in * width];
+        let mut weights = zeros(n_in * width);
         for (place, lane) in weights.chunks_exact_mut(WIDTH).enumerate() {
             let (column, i) = (place / n_in, place % n_in);
             let outputs = column * WIDTH..n_out;
@@ -39,8 +40,7 @@ impl<R: Real> Packed<R> {
 
     /// From weights `[out][in]`.
     pub fn transposed(n_in: usize, n_out: usize, weights: &[R]) -> Packed<R> {
-        let mut packed =
-            Packed { n_in, n_out, width: padded(n_out), weights: vec![R::default(); n_in * padded(n_out)] };
+        let mut packed = Packed { n_in, n_out, width: padded(n_out), weights: zeros(n_in * padded(n_out)) };
         for (column, rows) in packed.weights.chunks_exact_mut(n_in * WIDTH).zip(weights.chunks(n_in * WIDTH)) {
             for (i, lane) in column.chunks_exact_mut(WIDTH).enumerate() {
                 lane.iter_mut().zip(rows.chunks_exact(n_in)).for_each(|(w, row)| *w = row[i]);

@@ -5,6 +5,7 @@ use super::attention::{keep, mix};
 use super::decoding::Jacobi;
 use super::network::{Given, GivenLayer, Modulation, TarNetwork};
 use super::TarFlowConfig;
+use crate::nn::memory::resize;
 use crate::nn::product::{Dense, Packed};
 use crate::nn::real::vectorised;
 use crate::nn::tape::{gelu, normalise, normalise_by, normalise_columns, Causal, LayerNorm, Weight};
@@ -396,7 +397,7 @@ impl<R: Real> Scratch<R> {
             (&mut self.kept, kept),
         ];
         for (buffer, size) in sizes {
-            buffer.resize(size, R::default());
+            resize(buffer, size);
         }
     }
 }

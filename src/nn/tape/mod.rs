@@ -28,6 +28,7 @@ pub use packs::Packs;
 pub use pointwise::{gelu, Function};
 pub use rows::NO_ROW;
 
+use super::memory::resize;
 use super::Scalar;
 use attention::AttentionOp;
 use causal::CausalOp;
@@ -178,7 +179,7 @@ impl<R: Scalar> Tape<R> {
         let at = self.end;
         self.end += rows * columns;
         if self.values.len() < self.end {
-            self.values.resize(self.end, R::default());
+            resize(&mut self.values, self.end);
         }
         Var { at, rows, columns }
     }
@@ -198,7 +199,7 @@ impl<R: Scalar> Tape<R> {
 
     /// Carries a tangent forward: `seeds` are inputs and their tangents, all other inputs and the parameters stand still.
     pub fn jvp(&mut self, parameters: &[R], seeds: &[(Var, &[R])]) {
-        self.tangents.resize(self.values.len(), R::default());
+        resize(&mut self.tangents, self.values.len());
         self.tangents[..self.end].fill(R::default());
         for (var, tangent) in seeds {
             self.tangents[var.range()].copy_from_slice(tangent);
@@ -219,7 +220,7 @@ impl<R: Scalar> Tape<R> {
 
     /// Carries cotangents back from `seeds`; adds those of the parameters to `gradient` where wanted.
     pub fn backward(&mut self, parameters: &[R], seeds: &[(Var, &[R])], mut gradient: Option<&mut [R]>) {
-        self.cotangents.resize(self.values.len(), R::default());
+        resize(&mut self.cotangents, self.values.len());
         self.cotangents[..self.end].fill(R::default());
         for (var, cotangent) in seeds {
             let slot = &mut self.cotangents[var.range()];
