@@ -15,8 +15,10 @@
 #define RESIDENT 512
 #endif
 #define BLOCKS (RESIDENT / (sizeof(REAL) / 4) / THREADS)
-#define KERNEL(name, Arguments) \
-  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS > 0 ? BLOCKS : 1) name(const Arguments a)
+// The struct is read where it is, also by functions that take its address, instead of being copied by every thread.
+#define KERNEL(name, Arguments)                                                        \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS > 0 ? BLOCKS : 1) name( \
+      const __grid_constant__ Arguments a)
 #define DYNAMIC_SHARED(name) extern __shared__ double name[]
 // A number that another block changes, for a loop that waits for it.
 #define LOOK(address) (*(const volatile unsigned int*)(address))
@@ -65,6 +67,32 @@ static __device__ double normal_at(const Stream& stream, u32 position, bool seco
   double s, c;
   sincospi(2.0 * uniform_at(stream, position + 1), &s, &c);
   return radius * (second ? s : c);
+}
+
+// ---------------------------------------------------------------- teams
+
+// Blocks that run at once (a cooperative launch) and share a piece of work. `arrivals` counts those that came to a barrier, of all
+// barriers together.
+struct Team { int index, rank, blocks; u32* arrivals; };
+
+// `arrivals`: one number a team, zero.
+static __device__ Team team_of(int blocks, u32* arrivals) {
+  const int index = blockIdx.x / blocks;
+  const Team team = {index, (int)(blockIdx.x % blocks), blocks, arrivals + index};
+  return team;
+}
+
+// What any block of the team wrote before, all of them see after.
+static __device__ void meet(const Team& team) {
+  __syncthreads();
+  if (team.blocks == 1) return;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    const u32 blocks = team.blocks, before = atomicAdd(team.arrivals, 1u), all = (before / blocks + 1) * blocks;
+    while (LOOK(team.arrivals) < all) {}
+    __threadfence();
+  }
+  __syncthreads();
 }
 
 // ---------------------------------------------------------------- networks

@@ -4,7 +4,7 @@
 // its first layer makes of an atom's features alone is computed once an atom.
 //
 // Sizes are those of one model: HIDDEN, LAYERS.
-#include "jets.cuh"
+#include "ode.cuh"
 
 // Places in `weights`; matrices are [in][out], outputs made even. `source`, `destination`, `pair`: the first layer of edge_mlp
 // for h_j, h_i and (r, a); its bias is the destination's.
@@ -13,8 +13,7 @@ struct Layer {
   int coordinate, coordinate_bias, coordinate_out, node, node_bias, node_out, node_out_bias, padding;
 };
 
-struct Arguments {
-  Batch batch;
+struct Network {
   const real* weights;
   const Layer* layers;
   const real* embedding;  // [ATOMS][HIDDEN], without the time
@@ -73,7 +72,7 @@ static __device__ Jet squared_distance(const real* x, int i, int j) {
 }
 
 // The messages to atom i: their sum, and the atom's step.
-static __device__ void messages(const Arguments& a, const State& m, const Layer& layer, int i) {
+static __device__ void messages(const Network& a, const State& m, const Layer& layer, int i) {
   const real* w = a.weights;
   FOR_ITEMS(zero, j, 1) {
     const Jet r = squared_distance(m.x, i, j);
@@ -120,7 +119,7 @@ static __device__ void messages(const Arguments& a, const State& m, const Layer&
   __syncthreads();
 }
 
-static __device__ void layer(const Arguments& a, const State& m, const Layer& layer) {
+static __device__ void layer(const Network& a, const State& m, const Layer& layer) {
   const real* w = a.weights;
   product(w + layer.source, HIDDEN, EVEN(HIDDEN), LANES, m.h, Zero{}, Store{m.of_source, LANES});
   product(w + layer.destination, HIDDEN, EVEN(HIDDEN), LANES, m.h, Bias{w + layer.edge_bias}, Store{m.of_destination, LANES});
@@ -137,10 +136,10 @@ static __device__ void layer(const Arguments& a, const State& m, const Layer& la
   __syncthreads();
 }
 
-static __device__ void begin(const Arguments& a, const State& m, int row, int part) {
-  read_positions(a.batch, m.x, row, part);
-  read_positions(a.batch, m.start, row, part);
-  const real t = (real)a.batch.t[row];
+static __device__ void begin(const Network& a, const State& m, const Point& p) {
+  read_positions(p, m.x);
+  read_positions(p, m.start);
+  const real t = (real)p.t;
   FOR_ITEMS(f, atom, HIDDEN) {
     const real embedded = atom < ATOMS ? a.embedding[atom * HIDDEN + f] : (real)0;
     put(m.h + f * LANES, atom, constant(embedded + t * a.time[f]));
@@ -150,7 +149,7 @@ static __device__ void begin(const Arguments& a, const State& m, int row, int pa
 }
 
 // x^L − x^0 without its mean.
-static __device__ void finish(const Arguments& a, const State& m, int row, int part) {
+static __device__ void finish(const State& m, const Point& p) {
   FOR_ITEMS(axis, atom, 3) put(m.next + axis * LANES, atom, jet_at(m.x + axis * LANES, atom) - jet_at(m.start + axis * LANES, atom));
   __syncthreads();
   FOR_ITEMS(axis, atom, 3) {
@@ -158,17 +157,29 @@ static __device__ void finish(const Arguments& a, const State& m, int row, int p
     for (int i = 0; i < ATOMS; ++i) mean = mean + jet_at(m.next + axis * LANES, i);
     put(m.x + axis * LANES, atom, jet_at(m.next + axis * LANES, atom) - ((real)1 / ATOMS) * mean);
   }
-  write_field(a.batch, m.x, row, part);
+  write_field(p, m.x);
 }
 
-KERNEL(egnn_field, Arguments) {
-  DYNAMIC_SHARED(memory);
-  const State m = layout(a.batch.scratch ? a.batch.scratch + (size_t)blockIdx.x * MEMORY : (real*)memory);
-  const int parts = parts_of(a.batch);
-  for (int work = blockIdx.x; work < a.batch.n * parts; work += gridDim.x) {
-    const int row = work / parts, part = work % parts;
-    begin(a, m, row, part);
-    for (int l = 0; l < LAYERS; ++l) layer(a, m, a.layers[l]);
-    finish(a, m, row, part);
-  }
+// The field at one point; `memory` is the block's.
+static __device__ __noinline__ void field(const Network& a, real* memory, const Point& p) {
+  const State m = layout(memory);
+  begin(a, m, p);
+  for (int l = 0; l < LAYERS; ++l) layer(a, m, a.layers[l]);
+  finish(m, p);
+}
+
+struct OfBatch { Batch batch; Network network; };
+
+KERNEL(egnn_field, OfBatch) {
+  DYNAMIC_SHARED(shared);
+  real* memory = a.batch.scratch ? a.batch.scratch + (size_t)blockIdx.x * MEMORY : (real*)shared;
+  evaluate_rows(a.batch, [&](const Point& p) { field(a.network, memory, p); });
+}
+
+struct OfPaths { Ode ode; Network network; };
+
+KERNEL(paths, OfPaths) {
+  DYNAMIC_SHARED(shared);
+  real* memory = a.ode.scratch ? a.ode.scratch + (size_t)blockIdx.x * MEMORY : (real*)shared;
+  carry(a.ode, [&](const Point& p) { field(a.network, memory, p); });
 }

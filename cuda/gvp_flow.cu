@@ -1,7 +1,7 @@
 // The vector field of BoltzNCE (src/models/gvp_flow/mod.rs has the equations), with its exact divergence by forward mode.
 //
 // Sizes are those of one model: SCALARS, VECTORS, RADIAL, LAYERS.
-#include "jets.cuh"
+#include "ode.cuh"
 
 #define HIDDEN (VECTORS + 1)
 #define SMALLEST_SQUARE (real)1e-8
@@ -16,8 +16,7 @@ struct Gvp {
 
 struct Layer { Gvp message, update, position; Norm message_norm, update_norm; };
 
-struct Arguments {
-  Batch batch;
+struct Network {
   const real* weights;
   const Layer* layers;
   const Gvp* output;
@@ -57,7 +56,7 @@ static __device__ State layout(real* memory) {
 // ---------------------------------------------------------------- the geometric vector perceptron
 
 // The parts that are linear in s and V of every atom: W s + b, Wh V and Wu Wh V.
-static __device__ void linear_parts(const Arguments& a, const State& m, const Gvp& gvp) {
+static __device__ void linear_parts(const Network& a, const State& m, const Gvp& gvp) {
   const real* w = a.weights;
   product(w + gvp.scalars, SCALARS, EVEN(SCALARS), LANES, m.s, Bias{w + gvp.bias}, Store{m.of_s, LANES});
   product(w + gvp.hidden, VECTORS, EVEN(gvp.n_hidden), 3 * LANES, m.v, Zero{}, Store{m.of_v, 3 * LANES});
@@ -72,7 +71,7 @@ static __device__ Jet along(const real* of_v, const real* direction, const State
 }
 
 // s′ = a σ(βa), left in m.a, and the gates g, after the inputs are written; σ(g) where `open`.
-static __device__ void scalars_and_gates(const Arguments& a, const State& m, const Gvp& gvp, int n_inputs, bool open) {
+static __device__ void scalars_and_gates(const Network& a, const State& m, const Gvp& gvp, int n_inputs, bool open) {
   const real* w = a.weights;
   const real beta = w[gvp.beta];
   const auto of_s = [&](int o, int lane, real* sum) {
@@ -110,7 +109,7 @@ static __device__ void norms(const State& m, const Gvp& gvp, const real* directi
 }
 
 // The perceptron on every atom: s′ in m.a, gates in m.g, vectors before their gates in m.out_v.
-static __device__ void on_atoms(const Arguments& a, const State& m, const Gvp& gvp, bool open) {
+static __device__ void on_atoms(const Network& a, const State& m, const Gvp& gvp, bool open) {
   linear_parts(a, m, gvp);
   norms(m, gvp, (const real*)0, 0);
   __syncthreads();
@@ -130,7 +129,7 @@ static __device__ Jet single_output(const State& m, Jet act, int axis, int atom)
 // ---------------------------------------------------------------- layers
 
 // Adds the messages to atom i.
-static __device__ void messages(const Arguments& a, const State& m, const Gvp& gvp, int i) {
+static __device__ void messages(const Network& a, const State& m, const Gvp& gvp, int i) {
   const real* w = a.weights;
   FOR_ITEMS(zero, j, 1) {
     Jet d[3], square = constant((real)0);
@@ -174,7 +173,7 @@ static __device__ void messages(const Arguments& a, const State& m, const Gvp& g
 }
 
 // Scalars: layer normalisation; vectors: divided by √(mean max(|V|², 1e-8) + 1e-5) + 1e-5.
-static __device__ void normalise(const Arguments& a, const State& m, const Norm& norm) {
+static __device__ void normalise(const Network& a, const State& m, const Norm& norm) {
   // the numbers that each atom's are divided by, in m.distance and m.u
   FOR_ITEMS(part, atom, 2) {
     if (part == 0) {
@@ -211,7 +210,7 @@ static __device__ void normalise(const Arguments& a, const State& m, const Norm&
   __syncthreads();
 }
 
-static __device__ void layer(const Arguments& a, const State& m, const Layer& layer, bool last) {
+static __device__ void layer(const Network& a, const State& m, const Layer& layer, bool last) {
   linear_parts(a, m, layer.message);
   for (int i = 0; i < ATOMS; ++i) messages(a, m, layer.message, i);
   normalise(a, m, layer.message_norm);
@@ -237,9 +236,9 @@ static __device__ void layer(const Arguments& a, const State& m, const Layer& la
 
 // ---------------------------------------------------------------- one configuration
 
-static __device__ void begin(const Arguments& a, const State& m, int row, int part) {
-  read_positions(a.batch, m.x, row, part);
-  const real t = (real)a.batch.t[row];
+static __device__ void begin(const Network& a, const State& m, const Point& p) {
+  read_positions(p, m.x);
+  const real t = (real)p.t;
   FOR_ITEMS(f, atom, SCALARS) {
     const real embedded = atom < ATOMS ? a.embedding[atom * SCALARS + f] : (real)0;
     put(m.s + f * LANES, atom, swish(constant(embedded + t * a.time[f]), (real)1));
@@ -248,20 +247,32 @@ static __device__ void begin(const Arguments& a, const State& m, int row, int pa
   __syncthreads();
 }
 
-static __device__ void finish(const Arguments& a, const State& m, int row, int part) {
+static __device__ void finish(const Network& a, const State& m, const Point& p) {
   on_atoms(a, m, *a.output, false);
   FOR_ITEMS(axis, atom, 3) put(m.x + axis * LANES, atom, single_output(m, jet_at(m.g, atom), axis, atom));
-  write_field(a.batch, m.x, row, part);
+  write_field(p, m.x);
 }
 
-KERNEL(gvp_field, Arguments) {
-  DYNAMIC_SHARED(memory);
-  const State m = layout(a.batch.scratch ? a.batch.scratch + (size_t)blockIdx.x * MEMORY : (real*)memory);
-  const int parts = parts_of(a.batch);
-  for (int work = blockIdx.x; work < a.batch.n * parts; work += gridDim.x) {
-    const int row = work / parts, part = work % parts;
-    begin(a, m, row, part);
-    for (int l = 0; l < LAYERS; ++l) layer(a, m, a.layers[l], l + 1 == LAYERS);
-    finish(a, m, row, part);
-  }
+// The field at one point; `memory` is the block's.
+static __device__ __noinline__ void field(const Network& a, real* memory, const Point& p) {
+  const State m = layout(memory);
+  begin(a, m, p);
+  for (int l = 0; l < LAYERS; ++l) layer(a, m, a.layers[l], l + 1 == LAYERS);
+  finish(a, m, p);
+}
+
+struct OfBatch { Batch batch; Network network; };
+
+KERNEL(gvp_field, OfBatch) {
+  DYNAMIC_SHARED(shared);
+  real* memory = a.batch.scratch ? a.batch.scratch + (size_t)blockIdx.x * MEMORY : (real*)shared;
+  evaluate_rows(a.batch, [&](const Point& p) { field(a.network, memory, p); });
+}
+
+struct OfPaths { Ode ode; Network network; };
+
+KERNEL(paths, OfPaths) {
+  DYNAMIC_SHARED(shared);
+  real* memory = a.ode.scratch ? a.ode.scratch + (size_t)blockIdx.x * MEMORY : (real*)shared;
+  carry(a.ode, [&](const Point& p) { field(a.network, memory, p); });
 }

@@ -124,6 +124,62 @@ struct Store {
 // Places in the weights of a layer normalisation's parameters.
 struct Norm { int weight, bias; };
 
+// ---------------------------------------------------------------- where a field is evaluated
+
+#define DIRECTIONS (COMPONENTS - 1)
+#define PARTS (COMPONENTS == 1 ? 1 : 3 * (ATOMS - 1) / (COMPONENTS == 1 ? 1 : DIRECTIONS))
+
+// One evaluation by one block: the field at (t, x), with derivatives along `dx` or, without it, along the coordinates of the
+// part-th share of the divergence; and where it goes, unless null. `divergence`: the share, or the derivative's product with dx.
+struct Point {
+  double t;
+  const double *x, *dx;  // [ATOMS][3], as f and df
+  int part;
+  double *f, *df, *divergence;
+};
+
+// x with its centroid at the origin, and its derivatives, to [3][LANES].
+static __device__ void read_positions(const Point& p, real* to) {
+  FOR_ITEMS(axis, atom, 3) {
+    double centre = 0.0;
+    for (int i = 0; i < ATOMS; ++i) centre += p.x[3 * i + axis] / ATOMS;
+    // padding far away from everything, so that it divides by nothing small
+    Jet value = constant((real)(atom < ATOMS ? p.x[3 * atom + axis] - centre : 1e3 * (atom + 1)));
+#pragma unroll
+    for (int c = 1; c < COMPONENTS; ++c) {
+      const int direction = p.part * DIRECTIONS + c - 1;
+      if (p.dx) value.v[c] = (real)(atom < ATOMS ? p.dx[3 * atom + axis] : 0.0);
+      else value.v[c] = (real)(3 * atom + axis == direction ? 1.0 : 0.0);
+    }
+    put(to + axis * LANES, atom, value);
+  }
+}
+
+// The field in [3][LANES] to where it goes. Begins and ends with a barrier.
+static __device__ void write_field(const Point& p, const real* field) {
+  __syncthreads();
+  FOR_ITEMS(axis, atom, 3) {
+    const Jet f = jet_at(field + axis * LANES, atom);
+    if (p.f && atom < ATOMS) p.f[3 * atom + axis] = (double)f.v[0];
+    if (p.df && atom < ATOMS) p.df[3 * atom + axis] = (double)f.v[COMPONENTS - 1];
+  }
+  if (p.divergence && threadIdx.x == 0) {
+    double sum = 0.0;
+    if (p.dx) {
+      for (int i = 0; i < 3 * ATOMS; ++i)
+        sum += p.dx[i] * (double)field[i % 3 * LANES + i / 3 * COMPONENTS + COMPONENTS - 1];
+    } else {
+      for (int c = 1; c < COMPONENTS; ++c) {
+        const int direction = p.part * DIRECTIONS + c - 1;
+        const real* f = field + direction % 3 * LANES;
+        sum += (double)f[direction / 3 * COMPONENTS + c] - (double)f[(ATOMS - 1) * COMPONENTS + c];
+      }
+    }
+    *p.divergence = sum;
+  }
+  __syncthreads();
+}
+
 // ---------------------------------------------------------------- a batch
 
 // x[n][ATOMS][3] and t[n]; dx as x for derivatives along a direction; f and df as x; parts[n][PARTS] of the divergence.
@@ -138,49 +194,18 @@ struct Batch {
   int n, padding;
 };
 
-#define DIRECTIONS (COMPONENTS - 1)
-#define PARTS (COMPONENTS == 1 ? 1 : 3 * (ATOMS - 1) / (COMPONENTS == 1 ? 1 : DIRECTIONS))
-
-// Blocks' worth of work of a row.
-static __device__ int parts_of(const Batch& a) { return a.dx ? 1 : PARTS; }
-
-// x with its centroid at the origin, and its derivatives, to [3][LANES].
-static __device__ void read_positions(const Batch& a, real* to, int row, int part) {
-  const double* x = a.x + (size_t)row * 3 * ATOMS;
-  FOR_ITEMS(axis, atom, 3) {
-    double centre = 0.0;
-    for (int i = 0; i < ATOMS; ++i) centre += x[3 * i + axis] / ATOMS;
-    // padding far away from everything, so that it divides by nothing small
-    Jet value = constant((real)(atom < ATOMS ? x[3 * atom + axis] - centre : 1e3 * (atom + 1)));
-#pragma unroll
-    for (int c = 1; c < COMPONENTS; ++c) {
-      const int direction = part * DIRECTIONS + c - 1;
-      if (a.dx) value.v[c] = (real)(atom < ATOMS ? a.dx[((size_t)row * ATOMS + atom) * 3 + axis] : 0.0);
-      else value.v[c] = (real)(3 * atom + axis == direction ? 1.0 : 0.0);
-    }
-    put(to + axis * LANES, atom, value);
-  }
+static __device__ Point point_of(const Batch& a, int row, int part) {
+  const size_t first = (size_t)row * 3 * ATOMS;
+  const Point p = {a.t[row], a.x + first, a.dx ? a.dx + first : a.dx, part, part == 0 ? a.f + first : (double*)0,
+                   a.df ? a.df + first : a.df, a.parts ? a.parts + (size_t)row * PARTS + part : a.parts};
+  return p;
 }
 
-// The field in [3][LANES] to f, and its derivatives to df or their part of the divergence. Begins and ends with a barrier.
-static __device__ void write_field(const Batch& a, const real* field, int row, int part) {
-  __syncthreads();
-  FOR_ITEMS(axis, atom, 3) {
-    const Jet f = jet_at(field + axis * LANES, atom);
-    const size_t place = ((size_t)row * ATOMS + atom) * 3 + axis;
-    if (atom < ATOMS && part == 0) a.f[place] = (double)f.v[0];
-    if (COMPONENTS == 2 && a.dx && atom < ATOMS) a.df[place] = (double)f.v[COMPONENTS - 1];
-  }
-  if (COMPONENTS > 1 && !a.dx && threadIdx.x == 0) {
-    double sum = 0.0;
-    for (int c = 1; c < COMPONENTS; ++c) {
-      const int direction = part * DIRECTIONS + c - 1, axis = direction % 3;
-      const real* f = field + axis * LANES;
-      sum += (double)f[direction / 3 * COMPONENTS + c] - (double)f[(ATOMS - 1) * COMPONENTS + c];
-    }
-    a.parts[(size_t)row * PARTS + part] = sum;
-  }
-  __syncthreads();
+// A field, `of_point`, of all rows of a batch, and of all parts of their divergences.
+template <class Field>
+static __device__ void evaluate_rows(const Batch& a, const Field& of_point) {
+  const int parts = a.parts ? PARTS : 1;
+  for (int work = blockIdx.x; work < a.n * parts; work += gridDim.x) of_point(point_of(a, work / parts, work % parts));
 }
 
 #endif

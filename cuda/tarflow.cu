@@ -61,30 +61,6 @@ struct Arguments {
   int padding;
 };
 
-// ---------------------------------------------------------------- teams
-
-// Blocks that run at once (a cooperative launch). `arrivals` counts those that came to a barrier, of all barriers together.
-struct Team { int index, rank, blocks; u32* arrivals; };
-
-static __device__ Team team_of(const Arguments& a) {
-  const int index = blockIdx.x / a.blocks;
-  const Team team = {index, (int)(blockIdx.x % a.blocks), a.blocks, a.arrivals + index};
-  return team;
-}
-
-// What any block of the team wrote before, all of them see after.
-static __device__ void meet(const Team& team) {
-  __syncthreads();
-  if (team.blocks == 1) return;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    const u32 blocks = team.blocks, before = atomicAdd(team.arrivals, 1u), all = (before / blocks + 1) * blocks;
-    while (LOOK(team.arrivals) < all) {}
-    __threadfence();
-  }
-  __syncthreads();
-}
-
 // ---------------------------------------------------------------- state
 
 // Numbers of a thread in a product, two outputs of eight lanes; odd, so that neighbours' are in different banks.
@@ -486,7 +462,7 @@ static __device__ void run_stage(const Arguments& a, const State& m, const Team&
 
 KERNEL(tarflow, Arguments) {
   DYNAMIC_SHARED(memory);
-  const Team team = team_of(a);
+  const Team team = team_of(a.blocks, a.arrivals);
   const State m = {a.scratch + team.index * size_of(a), (real*)memory};
   const int rows = a.encode ? 1 : LANES, tiles = (a.n + rows - 1) / rows;
   for (int tile = team.index; tile < tiles; tile += gridDim.x / a.blocks) {

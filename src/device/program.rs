@@ -1,7 +1,8 @@
 //! The sources of kernels, embedded, with the sizes that they are compiled for.
 
 /// What sources include, in the order of replacement: each may name those behind it.
-const HEADERS: [(&str, &str); 2] = [
+const HEADERS: [(&str, &str); 3] = [
+    ("#include \"ode.cuh\"", include_str!("../../cuda/ode.cuh")),
     ("#include \"jets.cuh\"", include_str!("../../cuda/jets.cuh")),
     ("#include \"common.cuh\"", include_str!("../../cuda/common.cuh")),
 ];

@@ -1,7 +1,9 @@
 //! What the networks of continuous flows and energy-based models compute, in the networks' own units and f64 outside.
 
+use super::continuous::ContinuousConfig;
 use crate::device::Device;
 use crate::error::Result;
+use crate::ode::Report;
 
 /// A time-dependent vector field f(t, x): the network of a continuous flow.
 ///
@@ -22,6 +24,11 @@ pub trait VectorField: Send + Sync {
         4
     }
 
+    /// Whole paths, where the field has a way of its own to carry them; else each step of the ODE is a call of the functions below.
+    fn solver(&self) -> Option<&dyn PathSolver> {
+        None
+    }
+
     /// Where it runs, for messages.
     fn device(&self) -> String {
         Device::cpu().describe()
@@ -40,6 +47,21 @@ pub trait VectorField: Send + Sync {
 
     /// f and its derivative `df[n][dimension]` along `dx[n][dimension]`.
     fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]);
+}
+
+/// A field on a GPU, which makes all steps of the ODE in one launch.
+pub trait PathSolver {
+    /// Carries points `x[n][dimension]` of a continuous flow over the span by its solver, and adds ∫ div dt to `integral[n]`, unless
+    /// that is empty; `probes[n][probes][dimension]` where the flow estimates the divergence. Reports as
+    /// [`crate::ode::integrate`]. Errors: the GPU's.
+    fn carry(
+        &self,
+        flow: &ContinuousConfig,
+        span: [f64; 2],
+        probes: &[f64],
+        x: &mut [f64],
+        integral: &mut [f64],
+    ) -> Result<Vec<Report>>;
 }
 
 /// A time-dependent energy-based model E(t, x) = log p_t(x) + constant, with the sign of BoltzNCE: a log-density, no energy of

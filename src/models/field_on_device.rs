@@ -1,7 +1,10 @@
-//! Vector fields and energies of molecules on a GPU: batches, launches and the sharing-out of divergences (`cuda/jets.cuh`). A
-//! model brings its kernel and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`, `graphormer_ebm/cuda.rs`.
+//! Vector fields and energies of molecules on a GPU: batches, launches and the sharing-out of divergences (`cuda/jets.cuh`); the ODE
+//! of a flow in `ode.rs`. A model brings its kernels and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`,
+//! `graphormer_ebm/cuda.rs`.
 
-use super::field::{EnergyFunction, VectorField};
+mod ode;
+
+use super::field::{EnergyFunction, PathSolver, VectorField};
 use crate::device::{Buffer, Driver, KernelId, Program};
 use crate::error::{Error, Result};
 use crate::nn::Real;
@@ -95,15 +98,16 @@ impl<R: Real> Packing<'_, R> {
     }
 }
 
-/// One model's kernel and what it reads.
+/// One model's kernels and what they read.
 pub struct FieldKernel {
+    /// Of the kernel for batches of values.
     pub name: &'static str,
     pub n_atoms: usize,
     pub threads: usize,
     /// The program for jets of so many components, and the numbers of a block's state.
     pub program: Box<dyn Fn(usize) -> Program + Send + Sync>,
     pub memory: Box<dyn Fn(usize) -> usize + Send + Sync>,
-    /// What follows the batch in the kernel's argument.
+    /// What follows the batch, or the ODE, in a kernel's argument.
     pub arguments: Vec<u8>,
     /// The buffers that it points to.
     pub buffers: Vec<Box<dyn Any + Send + Sync>>,
@@ -135,7 +139,16 @@ pub struct FieldOnDevice<R: Real> {
     kernel: FieldKernel,
     /// Components of the jets of a divergence.
     divergence: usize,
+    /// By name and components; compiled when first needed.
+    kernels: Mutex<HashMap<(&'static str, usize), KernelId>>,
     work: Mutex<Work<R>>,
+}
+
+/// How a kernel's blocks run: with bytes of shared memory, or numbers of memory of their own.
+struct BlockShape {
+    kernel: KernelId,
+    shared: usize,
+    scratch: usize,
 }
 
 /// Memory for a batch, kept between calls, and what went wrong first.
@@ -147,8 +160,6 @@ struct Work<R> {
     df: Buffer<f64>,
     parts: Buffer<f64>,
     scratch: Buffer<R>,
-    /// By components; compiled when first needed.
-    kernels: HashMap<usize, KernelId>,
     host: Vec<f64>,
     failure: Option<String>,
 }
@@ -168,44 +179,61 @@ impl<R: Real> FieldOnDevice<R> {
             df: Buffer::new(driver, 0)?,
             parts: Buffer::new(driver, 0)?,
             scratch: Buffer::new(driver, 0)?,
-            kernels: HashMap::new(),
             host: Vec::new(),
             failure: None,
         };
         let divergence = if fits { 4 } else { 2 };
-        Ok(FieldOnDevice { driver: driver.clone(), kernel, divergence, work: Mutex::new(work) })
+        Ok(FieldOnDevice {
+            driver: driver.clone(),
+            kernel,
+            divergence,
+            kernels: Mutex::default(),
+            work: Mutex::new(work),
+        })
     }
 
     fn work(&self) -> MutexGuard<'_, Work<R>> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Work that an exact divergence is shared out in.
+    fn shares(&self) -> usize {
+        3 * (self.kernel.n_atoms - 1) / (self.divergence - 1)
+    }
+
+    /// The kernel `name` for jets of so many components.
+    fn block(&self, name: &'static str, components: usize) -> Result<BlockShape> {
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = match kernels.get(&(name, components)) {
+            Some(kernel) => *kernel,
+            None => self.driver.kernel(&(self.kernel.program)(components), name)?,
+        };
+        kernels.insert((name, components), kernel);
+        let memory = (self.kernel.memory)(components);
+        let bytes = memory * size_of::<R>();
+        Ok(match bytes <= self.driver.shared_memory() {
+            true => BlockShape { kernel, shared: bytes, scratch: 0 },
+            false => BlockShape { kernel, shared: 0, scratch: memory },
+        })
+    }
+
     /// Runs the kernel for jets of so many components on rows whose t, x and dx are on the card, `parts` blocks for each.
     fn launch(&self, work: &mut Work<R>, components: usize, rows: usize, parts: usize, batch: Batch) -> Result<()> {
-        let kernel = match work.kernels.get(&components) {
-            Some(kernel) => *kernel,
-            None => self.driver.kernel(&(self.kernel.program)(components), self.kernel.name)?,
-        };
-        work.kernels.insert(components, kernel);
-        let memory = (self.kernel.memory)(components);
-        let in_shared = memory * size_of::<R>() <= self.driver.shared_memory();
-        let most = if in_shared { usize::MAX } else { BLOCKS * self.driver.multiprocessors() };
+        let block = self.block(self.kernel.name, components)?;
+        let most = if block.scratch == 0 { usize::MAX } else { BLOCKS * self.driver.multiprocessors() };
         let grid = most.min(rows * parts);
-        if !in_shared {
-            work.scratch.reserve(grid * memory)?;
-        }
+        work.scratch.reserve(grid * block.scratch)?;
         let batch = Batch {
             t: work.t.address(),
             x: work.x.address(),
             f: work.f.address(),
-            scratch: if in_shared { 0 } else { work.scratch.address() },
+            scratch: if block.scratch == 0 { 0 } else { work.scratch.address() },
             n: rows as i32,
             ..batch
         };
-        let shared = if in_shared { memory * size_of::<R>() } else { 0 };
         let argument = [bytemuck::bytes_of(&batch), &self.kernel.arguments].concat();
         // SAFETY: the kernel takes a batch and its model's arguments; buffers have room for `rows` rows, scratch for `grid` blocks.
-        unsafe { self.driver.launch(kernel, grid as u32, self.kernel.threads as u32, shared, &argument) }
+        unsafe { self.driver.launch(block.kernel, grid as u32, self.kernel.threads as u32, block.shared, &argument) }
     }
 
     fn begin(&self, t: &[f64], x: &[f64]) -> Result<MutexGuard<'_, Work<R>>> {
@@ -233,7 +261,7 @@ impl<R: Real> FieldOnDevice<R> {
     }
 
     fn divergences(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) -> Result<()> {
-        let parts = 3 * (self.kernel.n_atoms - 1) / (self.divergence - 1);
+        let parts = self.shares();
         let mut work = self.begin(t, x)?;
         work.parts.reserve(t.len() * parts)?;
         let batch = Batch { parts: work.parts.address(), ..Batch::default() };
@@ -266,6 +294,10 @@ impl<R: Real> VectorField for FieldOnDevice<R> {
 
     fn rows_at_once(&self) -> usize {
         LAUNCH
+    }
+
+    fn solver(&self) -> Option<&dyn PathSolver> {
+        Some(self)
     }
 
     fn device(&self) -> String {

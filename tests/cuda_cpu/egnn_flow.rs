@@ -14,10 +14,14 @@ fn random<R: Real>(config: EgnnConfig) -> Evaluator<Egnn, R> {
     Evaluator::new(network, parameters)
 }
 
-/// A small network with odd sizes.
-fn small<R: Real>() -> Evaluator<Egnn, R> {
+/// Of a small network with odd sizes.
+pub fn small_config() -> EgnnConfig {
     let features = vec![vec![0], vec![1], vec![0, 2], vec![], vec![1]];
-    random(EgnnConfig { features, n_features: 3, n_layers: 3, n_hidden: 13, coordinate_range: 4.0 })
+    EgnnConfig { features, n_features: 3, n_layers: 3, n_hidden: 13, coordinate_range: 4.0 }
+}
+
+pub fn small<R: Real>() -> Evaluator<Egnn, R> {
+    random(small_config())
 }
 
 /// ECNF's sizes for alanine dipeptide.

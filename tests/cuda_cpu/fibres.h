@@ -30,8 +30,8 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
-using std::atan2; using std::erfc; using std::exp; using std::fabs; using std::floor; using std::fma; using std::log;
-using std::log1p; using std::sqrt; using std::tanh;
+using std::atan2; using std::copysign; using std::erfc; using std::exp; using std::fabs; using std::floor; using std::fma;
+using std::fmax; using std::fmin; using std::log; using std::log1p; using std::pow; using std::sqrt; using std::tanh;
 
 // CUDA's functions of multiples of π: reduced exactly, then by libm.
 inline void sincospi(double x, double* sine, double* cosine) {
@@ -383,6 +383,7 @@ template <class T> T atomic_min(T* address, T value) {
 #define __device__
 #define __global__
 #define __forceinline__ inline
+#define __noinline__
 #define threadIdx (fibres::index())
 #define blockIdx (fibres::block_index())
 #define blockDim (fibres::machine.block_size)

@@ -10,7 +10,7 @@ use modejump::nn::Real;
 use std::sync::Arc;
 
 /// A small network with odd sizes.
-fn small<R: Real>() -> GvpField<R> {
+pub fn small<R: Real>() -> GvpField<R> {
     let config = GvpConfig {
         features: vec![vec![0], vec![1], vec![0, 2], vec![], vec![1]],
         n_features: 3,

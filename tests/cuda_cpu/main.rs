@@ -8,6 +8,7 @@ mod fields;
 mod graphormer_ebm;
 mod gvp_flow;
 mod models;
+mod paths;
 mod tarflow;
 
 use driver::{Fibres, Sanitizer};

@@ -219,6 +219,10 @@ impl<F: VectorField> ContinuousFlow<F> {
     /// Carries points `y[n][3N]` (network's units) over the span and adds ∫ div dt to `integral[n]`, unless that is empty. A
     /// sample's result does not depend on its chunk.
     fn carry(&self, span: [f64; 2], y: &mut [f64], integral: &mut [f64]) -> Result<Vec<Report>> {
+        let probes = |y: &[f64], integral: &[f64]| if integral.is_empty() { Vec::new() } else { self.probes(y) };
+        if let Some(solver) = self.field.solver() {
+            return solver.carry(&self.config, span, &probes(y, integral), y, integral);
+        }
         let (d, chunk) = (self.field.dimension(), self.field.rows_at_once());
         let parts: Vec<&mut [f64]> = match integral.is_empty() {
             true => y.chunks(chunk * d).map(|_| &mut [][..]).collect(),
@@ -227,7 +231,7 @@ impl<F: VectorField> ContinuousFlow<F> {
         let chunks = y.par_chunks_mut(chunk * d).zip(parts);
         let reports: Vec<Vec<Report>> = chunks
             .map(|(y, integral)| {
-                let probes = if integral.is_empty() { Vec::new() } else { self.probes(y) };
+                let probes = probes(y, integral);
                 let mut derivative = |stage: Stage| self.velocity(&probes, stage);
                 ode::integrate(&self.config.solver, span, d, y, integral, &mut derivative)
             })
@@ -427,7 +431,7 @@ fn fingerprint(x: &[f64]) -> u64 {
 }
 
 impl<R: Real> ContinuousFlow<GvpField<R>> {
-    /// The flow with its field on a machine; steps of the ODE stay on the CPU.
+    /// The flow on a machine, where a call is one launch.
     pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<ContinuousFlow<FieldOnDevice<R>>> {
         let field = self.field.on_device(driver)?;
         self.with_field(field)

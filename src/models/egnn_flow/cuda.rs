@@ -34,10 +34,10 @@ struct LayerRecord {
     padding: i32,
 }
 
-/// `Arguments` of the kernel behind the batch; addresses on the card.
+/// `Network` of the kernels; addresses on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct Arguments {
+struct NetworkRecord {
     weights: u64,
     layers: u64,
     embedding: u64,
@@ -118,7 +118,7 @@ impl<R: Real> Evaluator<Egnn, R> {
             move |components| program::<R>(&for_program, components),
             move |components| memory(&for_memory, components),
         );
-        kernel.arguments = bytes(&Arguments {
+        kernel.arguments = bytes(&NetworkRecord {
             weights: kernel.keep(driver, &packing.weights)?,
             layers: kernel.keep(driver, &layers)?,
             embedding: kernel.keep(driver, &embedding)?,

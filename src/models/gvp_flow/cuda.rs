@@ -42,10 +42,10 @@ struct LayerRecord {
     update_norm: NormRecord,
 }
 
-/// `Arguments` of the kernel behind the batch; addresses on the card.
+/// `Network` of the kernels; addresses on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct Arguments {
+struct NetworkRecord {
     weights: u64,
     layers: u64,
     output: u64,
@@ -156,7 +156,7 @@ impl<R: Real> GvpField<R> {
             move |components| program::<R>(&for_program, components),
             move |components| memory(&for_memory, components),
         );
-        kernel.arguments = bytes(&Arguments {
+        kernel.arguments = bytes(&NetworkRecord {
             weights: kernel.keep(driver, &packing.weights)?,
             layers: kernel.keep(driver, &layers)?,
             output: kernel.keep(driver, &[output])?,

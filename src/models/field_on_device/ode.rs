@@ -1,0 +1,186 @@
+//! The ODE of a continuous flow in one launch (`cuda/ode.cuh`): who does the work, and what the kernel is told.
+
+use super::FieldOnDevice;
+use crate::device::Buffer;
+use crate::error::Result;
+use crate::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
+use crate::models::field::PathSolver;
+use crate::nn::Real;
+use crate::ode::{End, Method, Report};
+use bytemuck::{Pod, Zeroable};
+
+/// The kernel that every field has beside that of its values.
+const KERNEL: &str = "paths";
+
+/// `Ode` of the kernels; addresses on the card.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Ode {
+    x: u64,
+    integral: u64,
+    reports: u64,
+    probes: u64,
+    blocks: u64,
+    teams: u64,
+    arrivals: u64,
+    scratch: u64,
+    start: f64,
+    end: f64,
+    absolute: f64,
+    relative: f64,
+    tolerance: f64,
+    n: i32,
+    team: i32,
+    n_probes: i32,
+    method: i32,
+    steps: i32,
+    nodes: i32,
+    mean_free: i32,
+    parametrisation: i32,
+    from_data: i32,
+    padding: i32,
+}
+
+impl Ode {
+    /// What the flow's configuration says.
+    fn of(flow: &ContinuousConfig, [start, end]: [f64; 2]) -> Ode {
+        let ode = Ode {
+            start,
+            end,
+            mean_free: i32::from(flow.prior == Prior::MeanFree),
+            parametrisation: match (flow.parametrisation, flow.interpolant) {
+                (Parametrisation::Velocity, _) => 0,
+                (Parametrisation::Endpoint, Interpolant::Linear) => 1,
+                (Parametrisation::Endpoint, Interpolant::Trigonometric) => 2,
+            },
+            from_data: i32::from(flow.times[0] > flow.times[1]),
+            ..Ode::default()
+        };
+        match flow.solver {
+            Method::Euler { steps } => Ode { method: 0, steps: steps as i32, ..ode },
+            Method::Rk4 { steps } => Ode { method: 1, steps: steps as i32, ..ode },
+            Method::DormandPrince { absolute, relative, log_density, quadrature, max_steps } => {
+                let (steps, nodes) = (max_steps as i32, quadrature as i32);
+                Ode { method: 2, steps, nodes, absolute, relative, tolerance: log_density, ..ode }
+            }
+        }
+    }
+}
+
+/// `Report` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct ReportRecord {
+    evaluations: i32,
+    accepted: i32,
+    rejected: i32,
+    end: i32,
+}
+
+impl ReportRecord {
+    fn report(self) -> Report {
+        Report {
+            evaluations: self.evaluations as usize,
+            accepted: self.accepted as usize,
+            rejected: self.rejected as usize,
+            end: match self.end {
+                0 => End::Done,
+                1 => End::StepBudget,
+                2 => End::StepUnderflow,
+                _ => End::NonFinite,
+            },
+        }
+    }
+}
+
+/// Blocks of a team, of `resident` that run at once, for n samples with so many shares of a divergence: as few as take at most a
+/// tenth longer than the best number of them, counted in shares that are computed one after the other.
+fn team_size(n: usize, shares: usize, resident: usize) -> usize {
+    let time = |blocks: usize| n.div_ceil(resident / blocks) * shares.div_ceil(blocks);
+    let most = shares.min(resident);
+    let best = (1..=most).map(time).min().unwrap_or(0);
+    (1..=most).find(|&blocks| 10 * time(blocks) <= 11 * best).unwrap_or(1)
+}
+
+impl<R: Real> PathSolver for FieldOnDevice<R> {
+    fn carry(
+        &self,
+        flow: &ContinuousConfig,
+        span: [f64; 2],
+        probes: &[f64],
+        x: &mut [f64],
+        integral: &mut [f64],
+    ) -> Result<Vec<Report>> {
+        let d = 3 * self.kernel.n_atoms;
+        let n = x.len() / d;
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let (components, shares) = match flow.divergence {
+            _ if integral.is_empty() => (1, 1),
+            Divergence::Exact => (self.divergence, self.shares()),
+            Divergence::Hutchinson { probes } => (2, probes),
+        };
+        let block = self.block(KERNEL, components)?;
+        let driver = &self.driver;
+        let resident = driver.resident(block.kernel, self.kernel.threads as u32, block.shared)?.max(1);
+        let team = team_size(n, shares, resident);
+        let teams = n.min(resident / team);
+        let grid = teams * team;
+
+        let on_card = Buffer::of(driver, x)?;
+        let integral_on_card = Buffer::of(driver, integral)?;
+        let reports = Buffer::<ReportRecord>::new(driver, n)?;
+        let probes_on_card = Buffer::of(driver, probes)?;
+        let blocks = Buffer::<f64>::new(driver, grid * 10 * (d + 1))?;
+        let of_teams = Buffer::<f64>::new(driver, teams * 2 * (d + shares))?;
+        let arrivals = Buffer::of(driver, &vec![0_u32; teams])?;
+        let scratch = Buffer::<R>::new(driver, grid * block.scratch)?;
+        let or_null = |buffer: u64, empty: bool| if empty { 0 } else { buffer };
+        let ode = Ode {
+            x: on_card.address(),
+            integral: or_null(integral_on_card.address(), integral.is_empty()),
+            reports: reports.address(),
+            probes: or_null(probes_on_card.address(), probes.is_empty()),
+            blocks: blocks.address(),
+            teams: of_teams.address(),
+            arrivals: arrivals.address(),
+            scratch: or_null(scratch.address(), block.scratch == 0),
+            n: n as i32,
+            team: team as i32,
+            n_probes: shares as i32,
+            ..Ode::of(flow, span)
+        };
+        let argument = [bytemuck::bytes_of(&ode), &self.kernel.arguments].concat();
+        let (grid, threads) = (grid as u32, self.kernel.threads as u32);
+        // SAFETY: the kernel takes `Ode` and its model's arguments; buffers have room for n samples, so many teams and blocks, and
+        // live until what comes out is read.
+        unsafe {
+            match team {
+                1 => driver.launch(block.kernel, grid, threads, block.shared, &argument)?,
+                _ => driver.launch_together(block.kernel, grid, threads, block.shared, &argument)?,
+            }
+        }
+        on_card.read(x)?;
+        integral_on_card.read(integral)?;
+        let mut records = vec![ReportRecord::default(); n];
+        reports.read(&mut records)?;
+        Ok(records.into_iter().map(ReportRecord::report).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of a card with 132 blocks, and the 21 shares of 22 atoms.
+    #[test]
+    fn teams_fill_the_card_where_samples_do_not() {
+        let size = |n| team_size(n, 21, 132);
+        // one sample: a share each; as many as the card runs: none shared; many more: the same
+        assert_eq!([size(1), size(6), size(66), size(132), size(4096)], [21, 21, 2, 1, 1]);
+        // one round and a little: better than two rounds
+        assert_eq!(size(150), 7);
+        assert_eq!([team_size(5, 1, 132), team_size(5, 21, 1)], [1, 1]);
+    }
+}
