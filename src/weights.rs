@@ -3,6 +3,8 @@
 //! A weight of zero is a log-weight of −∞: the sample lies where e^{−u} vanishes. NaN and +∞ are refused, because no average
 //! over them means anything. Samples are taken to be independent; time series belong to [`crate::free_energy`].
 
+pub mod on_device;
+
 use crate::density::Evaluation;
 use crate::error::{Error, Result};
 use crate::rng::Stream;

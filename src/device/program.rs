@@ -26,11 +26,19 @@ pub struct Program {
     pub constants: Vec<(&'static str, String)>,
 }
 
-/// The programs of all models, in the variants that are used.
+/// The programs of all models and of weights, in the variants that are used.
 pub fn all() -> Vec<Program> {
     use crate::models::{coupling, egnn_flow, graphormer_ebm, gvp_flow, tarflow};
-    [coupling::programs(), gvp_flow::programs(), egnn_flow::programs(), graphormer_ebm::programs(), tarflow::programs()]
-        .concat()
+    use crate::weights::on_device as weights;
+    [
+        coupling::programs(),
+        gvp_flow::programs(),
+        egnn_flow::programs(),
+        graphormer_ebm::programs(),
+        tarflow::programs(),
+        weights::programs(),
+    ]
+    .concat()
 }
 
 impl Program {

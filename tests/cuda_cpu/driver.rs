@@ -24,6 +24,7 @@ pub struct Fibres {
     folder: PathBuf,
     sanitizer: Sanitizer,
     shared_memory: usize,
+    multiprocessors: usize,
     /// (what to look for, what to put there), applied to the source: a planted fault.
     fault: Option<(&'static str, &'static str)>,
     /// Order of warps and lanes.
@@ -41,6 +42,7 @@ impl Fibres {
             folder,
             sanitizer,
             shared_memory: 227 << 10,
+            multiprocessors: 2,
             fault: None,
             seed: AtomicU32::new(1),
             kernels: Mutex::default(),
@@ -56,6 +58,11 @@ impl Fibres {
     /// With so many bytes of shared memory a block instead of those of an H100.
     pub fn with_shared_memory(self, shared_memory: usize) -> Fibres {
         Fibres { shared_memory, ..self }
+    }
+
+    /// With so many multiprocessors instead of two.
+    pub fn with_multiprocessors(self, multiprocessors: usize) -> Fibres {
+        Fibres { multiprocessors, ..self }
     }
 
     fn compile(&self, program: &Program) -> Result<PathBuf> {
@@ -152,7 +159,7 @@ impl Driver for Fibres {
     }
 
     fn multiprocessors(&self) -> usize {
-        2
+        self.multiprocessors
     }
 
     fn kernel(&self, program: &Program, name: &str) -> Result<KernelId> {

@@ -10,6 +10,7 @@ mod gvp_flow;
 mod models;
 mod paths;
 mod tarflow;
+mod weights;
 
 use driver::{Fibres, Sanitizer};
 use modejump::device::{Buffer, Driver, Program};
