@@ -2,6 +2,7 @@
 
 #include "Model.h"
 #include "MonteCarloModeJump.h"
+#include "Names.h"
 #include "Velocities.h"
 #include "openmm/OpenMMException.h"
 #include "openmm/internal/ContextImpl.h"
@@ -86,7 +87,11 @@ int modejump_openmm_get_text(void* force, const char* name, const char** value) 
         else if (key == "modelHash")
             *value = move.getModelHash().c_str();
         else if (key == "acceptance")
-            *value = move.getAcceptance() == MonteCarloModeJump::Acceptance::Exact ? "exact" : "surrogate";
+            *value = nameOf(ACCEPTANCES, move.getAcceptance()).c_str();
+        else if (key == "precision")
+            *value = nameOf(PRECISIONS, move.getPrecision()).c_str();
+        else if (key == "decoding")
+            *value = nameOf(DECODINGS, move.getDecoding()).c_str();
         else if (key == "screeningModelFile")
             *value = move.getScreeningModelFile().c_str();
         else if (key == "screeningModelHash")
@@ -128,6 +133,12 @@ int modejump_openmm_get(void* force, const char* name, double* value) {
             *value = move.getLeapfrogSteps();
         else if (key == "rotations")
             *value = move.getRotations();
+        else if (key == "segment")
+            *value = move.getSegment();
+        else if (key == "decodingTolerance")
+            *value = move.getDecodingTolerance();
+        else if (key == "decodingPasses")
+            *value = move.getDecodingPasses();
         else if (key == "modelTemperature")
             *value = move.getModel()->temperature;
         else
@@ -167,6 +178,12 @@ int modejump_openmm_set(void* force, const char* name, double value) {
             move.setLeapfrogSteps(static_cast<int>(value));
         else if (key == "rotations")
             move.setRotations(static_cast<int>(value));
+        else if (key == "segment")
+            move.setSegment(static_cast<int>(value));
+        else if (key == "decodingTolerance")
+            move.setDecodingTolerance(value);
+        else if (key == "decodingPasses")
+            move.setDecodingPasses(static_cast<int>(value));
         else
             unknown(name);
     });

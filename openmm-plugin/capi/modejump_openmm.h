@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define MODEJUMP_OPENMM_ABI 7
+#define MODEJUMP_OPENMM_ABI 8
 
 typedef struct {
     uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality, wrong_mode;
@@ -31,12 +31,12 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_is_mode_jump(void *force);
 /* Loads the model, and the screening model if one is set; fails if there is no such file. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_load_model(void *force);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_embed_model(void *force);
-/* Text of "modelFile", "modelHash", "screeningModelFile", "screeningModelHash" or "acceptance" ("exact", "surrogate"), valid as
- * long as the Force is not changed. */
+/* Text of "modelFile", "modelHash", "screeningModelFile", "screeningModelHash", "acceptance" ("exact", "surrogate"), "precision" ("f32",
+ * "f64", "bf16") or "decoding" ("sequential", "jacobi", "gauss_seidel"), valid as long as the Force is not changed. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_text(void *force, const char *name, const char **value);
 /* "frequency", "numProposals", "randomNumberSeed", "defaultReplica", "temperature", "drawAhead", "drivenSteps", "relaxationSteps",
  * "relaxationStepSize", "annealingStages", "annealingMoves", "annealingStep", "leapfrogSteps", "rotations",
- * "modelTemperature" (read only). */
+ * "segment", "decodingTolerance", "decodingPasses", "modelTemperature" (read only). */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get(void *force, const char *name, double *value);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set(void *force, const char *name, double value);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_particles(void *force, int n, const int *particles);

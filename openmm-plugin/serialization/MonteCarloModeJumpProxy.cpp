@@ -2,6 +2,7 @@
 
 #include "Base64.h"
 #include "MonteCarloModeJump.h"
+#include "Names.h"
 #include "openmm/OpenMMException.h"
 #include "openmm/Platform.h"
 #include "openmm/serialization/SerializationNode.h"
@@ -14,16 +15,6 @@ using namespace std;
 
 namespace ModeJumpPlugin {
 
-namespace {
-MonteCarloModeJump::Acceptance acceptanceNamed(const string& name) {
-    if (name == "exact")
-        return MonteCarloModeJump::Acceptance::Exact;
-    if (name == "surrogate")
-        return MonteCarloModeJump::Acceptance::Surrogate;
-    throw OpenMMException("MonteCarloModeJump: there is no acceptance \"" + name + "\"; it is exact or surrogate");
-}
-} // namespace
-
 MonteCarloModeJumpProxy::MonteCarloModeJumpProxy() : SerializationProxy("MonteCarloModeJump") {}
 
 void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& node) const {
@@ -33,7 +24,15 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     const bool bySurrogate = force.getAcceptance() == MonteCarloModeJump::Acceptance::Surrogate;
     const bool driven = force.getDrivenSteps() > 0;
     const bool annealed = force.getAnnealingStages() > 0, walk = !force.getLatentWalk().empty();
-    node.setIntProperty("version", annealed || walk || force.getRotations() > 0 ? 5 : driven ? 4 : bySurrogate ? 3 : screened ? 2 : 1);
+    const bool otherType = force.getPrecision() != MonteCarloModeJump::Precision::F32;
+    const bool iterated = force.getDecoding() != MonteCarloModeJump::Decoding::Sequential;
+    const bool averaged = force.getRotations() > 0;
+    node.setIntProperty("version", otherType || iterated          ? 6
+                                   : annealed || walk || averaged ? 5
+                                   : driven                       ? 4
+                                   : bySurrogate                  ? 3
+                                   : screened                     ? 2
+                                                                  : 1);
     if (bySurrogate)
         node.setStringProperty("acceptance", "surrogate");
     node.setIntProperty("forceGroup", force.getForceGroup());
@@ -54,6 +53,14 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
         if (!force.getScreeningModelData().empty())
             node.setStringProperty("screenData", toBase64(force.getScreeningModelData()));
     }
+    if (otherType)
+        node.setStringProperty("precision", nameOf(PRECISIONS, force.getPrecision()));
+    if (iterated) {
+        node.setStringProperty("decoding", nameOf(DECODINGS, force.getDecoding()));
+        node.setIntProperty("segment", force.getSegment());
+        node.setDoubleProperty("decodingTolerance", force.getDecodingTolerance());
+        node.setIntProperty("decodingPasses", force.getDecodingPasses());
+    }
     node.setIntProperty("frequency", force.getFrequency());
     node.setIntProperty("proposals", force.getNumProposals());
     node.setIntProperty("randomSeed", force.getRandomNumberSeed());
@@ -73,7 +80,7 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     }
     if (annealed || walk)
         node.setIntProperty("leapfrogSteps", force.getLeapfrogSteps());
-    if (force.getRotations() > 0)
+    if (averaged)
         node.setIntProperty("rotations", force.getRotations());
     if (walk) {
         SerializationNode& widths = node.createChildNode("LatentWalk");
@@ -87,9 +94,9 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
 
 void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const {
     const int version = node.getIntProperty("version");
-    if (version < 1 || version > 5)
+    if (version < 1 || version > 6)
         throw OpenMMException("MonteCarloModeJump: the XML has version " + to_string(version) +
-                              ", this plugin reads versions 1 to 5; install the modejump that wrote it");
+                              ", this plugin reads versions 1 to 6; install the modejump that wrote it");
     auto force = make_unique<MonteCarloModeJump>(node.getStringProperty("model"), node.getIntProperty("frequency", 100));
     force->setForceGroup(node.getIntProperty("forceGroup", 0));
     force->setName(node.getStringProperty("name", force->getName()));
@@ -98,7 +105,13 @@ void* MonteCarloModeJumpProxy::deserialize(const SerializationNode& node) const 
     force->setScreeningModelFile(node.getStringProperty("screen", ""));
     force->setScreeningModelHash(node.getStringProperty("screenHash", ""));
     force->setScreeningModelData(fromBase64(node.getStringProperty("screenData", "")));
-    force->setAcceptance(acceptanceNamed(node.getStringProperty("acceptance", "exact")));
+    using Jump = MonteCarloModeJump;
+    force->setAcceptance(named<Jump::Acceptance>(ACCEPTANCES, node.getStringProperty("acceptance", "exact"), "acceptance"));
+    force->setPrecision(named<Jump::Precision>(PRECISIONS, node.getStringProperty("precision", "f32"), "precision"));
+    force->setDecoding(named<Jump::Decoding>(DECODINGS, node.getStringProperty("decoding", "sequential"), "decoding"));
+    force->setSegment(node.getIntProperty("segment", force->getSegment()));
+    force->setDecodingTolerance(node.getDoubleProperty("decodingTolerance", force->getDecodingTolerance()));
+    force->setDecodingPasses(node.getIntProperty("decodingPasses", force->getDecodingPasses()));
     force->setNumProposals(node.getIntProperty("proposals", 1));
     force->setDrawAhead(node.getBoolProperty("drawAhead", false));
     force->setRandomNumberSeed(node.getIntProperty("randomSeed", 0));

@@ -95,3 +95,95 @@ def test_averages_are_kept_by_xml_and_refused_where_they_are_wrong(tmp_path, gau
     refuses("box|periodic", system=periodic)
     with pytest.raises(openmm.OpenMMException, match="1 orientation or more"):
         modejump.MonteCarloModeJump(model, rotations=-1)
+
+
+#: Other ways of loading a TarFlow.
+LOADING = [
+    {"precision": "f64"},
+    {"precision": "bf16"},
+    {"decoding": "jacobi", "decoding_passes": 3},
+    {"decoding": "gauss_seidel", "segment": 2, "decoding_tolerance": 1e-3},
+]
+#: Whose samples are not where they should be, which a simulation must not have.
+CARELESS = {"decoding": "jacobi", "decoding_tolerance": 1.0}
+
+
+def springs(x):
+    """Reduced potential of configurations x [n, 3 N]."""
+    x = x.reshape(-1, N, 3)
+    return ((x - x.mean(axis=1, keepdims=True)) ** 2).sum(axis=(1, 2)) / (2 * SD**2)
+
+
+def first_attempt(model, **loading):
+    """log alpha of the first attempt in a Context."""
+    system = cluster()
+    jump = modejump.MonteCarloModeJump(model, 0, seed=2, **loading)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(), x=start())
+    jump.attempt(context)
+    return jump.statistics(context).last_log_acceptance
+
+
+def test_precision_and_decoding_are_those_of_the_model(tmp_path):
+    """A Move of the model that is loaded likewise says the same of the same attempt."""
+    path = write_tarflow(tmp_path / "tarflow.safetensors", N, SD, spread=0.2)
+    found = []
+    for loading in [{}, *LOADING, CARELESS]:
+        move = modejump.Move(modejump.Model(path, **loading), seed=2, batch=64)
+        outcome = move.attempt(start().reshape(-1), springs, step=1 << 40)
+        found.append(first_attempt(path, **loading))
+        assert abs(found[-1] - outcome.log_acceptance) < 1e-9, loading
+    single, double, rounded, jacobi, segments, careless = found
+    assert 0 < abs(double - single) < 1e-4 < abs(rounded - single), found
+    assert max(abs(jacobi - single), abs(segments - single)) < 1e-4 < abs(careless - single), found
+
+
+@pytest.mark.parametrize("loading", LOADING)
+def test_the_ensemble_does_not_depend_on_precision_and_decoding(tmp_path, loading):
+    system = cluster()
+    model = write_tarflow(tmp_path / "tarflow.safetensors", N, SD, stretch=1.2, spread=0.2)
+    jump = modejump.MonteCarloModeJump(model, 5, seed=4, **loading)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(), x=start())
+    energies = []
+    for _ in range(3000):
+        context.getIntegrator().step(5)
+        energies.append(toy.potential(context))
+    assert 0.05 < jump.statistics(context).acceptance < 0.95
+    assert_mean(energies, 1.5 * (N - 1) * toy.KT, "potential energy")
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_precision_and_decoding_are_kept_by_xml(tmp_path, embed):
+    model = write_tarflow(tmp_path / "tarflow.safetensors", N, SD)
+    settings = {"precision": "bf16", "decoding": "gauss_seidel", "segment": 3, "decoding_tolerance": 1e-3, "decoding_passes": 7}
+    xml = openmm.XmlSerializer.serialize(modejump.MonteCarloModeJump(model, embed=embed, **settings))
+    copy = modejump.MonteCarloModeJump.cast(openmm.XmlSerializer.deserialize(xml))
+    assert {name: getattr(copy, name) for name in settings} == settings
+    assert 'version="6"' in xml and openmm.XmlSerializer.serialize(copy) == xml
+    plain = openmm.XmlSerializer.serialize(modejump.MonteCarloModeJump(model))
+    assert 'version="1"' in plain and "precision=" not in plain and "decoding=" not in plain
+
+
+def test_precision_and_decoding_are_refused_by_name(tmp_path, gaussian_model):
+    model = write_tarflow(tmp_path / "tarflow.safetensors", N, SD)
+
+    def refuses(message, model=model, **loading):
+        with pytest.raises(openmm.OpenMMException, match=message):
+            modejump.MonteCarloModeJump(model, **loading)
+
+    refuses('no precision "half"; it is f32, f64 or bf16', precision="half")
+    refuses('no decoding "gauss-seidel"; it is sequential, jacobi or gauss_seidel', decoding="gauss-seidel")
+    refuses("segment has 1 token or more", decoding="gauss_seidel", segment=0)
+    refuses("tolerance of decoding is a positive number", decoding="jacobi", decoding_tolerance=0.0)
+    refuses("1 pass or more", decoding="jacobi", decoding_passes=0)
+    refuses("bf16.*coupling", gaussian_model, precision="bf16")
+    refuses("for TarFlows.*coupling", gaussian_model, decoding="jacobi")
+
+
+def test_two_precisions_of_one_file_are_two_models(tmp_path):
+    """Models are shared by their content, and by how they are loaded."""
+    model = write_tarflow(tmp_path / "tarflow.safetensors", N, SD, spread=0.2)
+    rounded = modejump.MonteCarloModeJump(model, precision="bf16")  # holds its model
+    assert first_attempt(model) != first_attempt(model, precision="bf16")
+    assert rounded.precision == "bf16" and modejump.MonteCarloModeJump(model).precision == "f32"

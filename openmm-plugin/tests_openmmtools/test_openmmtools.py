@@ -14,7 +14,9 @@ from openmm import unit
 from openmmtools import cache, mcmc, multistate, states
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import test_tarflow  # noqa: E402
 import toy  # noqa: E402
+from model_file import write_tarflow  # noqa: E402
 from peroxide import OH, peroxide_system, start, write_peroxide_model  # noqa: E402
 
 import modejump  # noqa: E402
@@ -63,6 +65,24 @@ def test_a_move_continues_from_its_copy(tmp_path, reference):
     ends = [go_on(move, copy.deepcopy(sampler)) for move in [jump, *copies]]
     assert np.array_equal(ends[0], ends[1]) and np.array_equal(ends[0], ends[2])
     assert not np.array_equal(ends[0], sampler.positions.value_in_unit(unit.nanometer))
+
+
+def test_a_tarflow_is_loaded_as_asked_for(tmp_path, reference):
+    """The first attempt of a copy is that of the move: precision and decoding are part of what is stored."""
+    model = write_tarflow(tmp_path / "tarflow.safetensors", test_tarflow.N, test_tarflow.SD, spread=0.2)
+    state = states.ThermodynamicState(test_tarflow.cluster(), 300 * unit.kelvin)
+
+    def weight(jump):
+        sampler = states.SamplerState(positions=test_tarflow.start() * unit.nanometer)
+        jump.apply(state, sampler, context_cache=reference)
+        return jump.statistics().mean_log_weight
+
+    rounded = NeuralJumpMove(model, seed=7, precision="bf16", decoding="gauss_seidel", segment=2)
+    again = pickle.loads(pickle.dumps(rounded))
+    found = weight(rounded)
+    assert found == weight(again) and found != weight(NeuralJumpMove(model, seed=7))
+    with pytest.raises(ValueError, match="f32, f64, bf16"):
+        weight(NeuralJumpMove(model, precision="half"))
 
 
 def test_a_constrained_bond_that_the_model_varies_is_refused(tmp_path, reference):

@@ -53,6 +53,10 @@ class OPENMM_EXPORT_MODEJUMP MonteCarloModeJump : public OpenMM::Force {
 public:
     /** Whose log-density decides about a proposal: the generator's own, or the screening model's alone, which is biased. */
     enum class Acceptance { Exact, Surrogate };
+    /** Type of the networks; bf16, of a TarFlow: single precision with weights rounded to bfloat16. */
+    enum class Precision { F32, F64, BF16 };
+    /** How a TarFlow finds its samples: token after token, all together by Jacobi's iteration, or in segments by iteration. */
+    enum class Decoding { Sequential, Jacobi, GaussSeidel };
     /** The Context parameter that tells replicas apart that share a Context; it chooses the random numbers. */
     static const std::string& Replica() {
         static const std::string key = "ModeJumpReplica";
@@ -69,6 +73,25 @@ public:
     const std::string& getModelData() const { return generator.data; }
     /** Reads the bytes of the model, and of the screening model, into this object, so that XML carries them with it. */
     void embedModel();
+    /**
+     * Of the generator's networks; the screening model stays in single precision. BF16, of a TarFlow on the CPU: single samples take about
+     * half the time, of another density than that of the file, which is exact in itself. As all options of loading it is for Contexts that
+     * are made afterwards, and refused by getModel() where the model has no such option. Default: F32.
+     */
+    void setPrecision(Precision value);
+    Precision getPrecision() const { return generator.loading.precision; }
+    /** How a TarFlow finds its samples, whose log-densities are exact in any case. Default: Sequential. */
+    void setDecoding(Decoding value);
+    Decoding getDecoding() const { return generator.loading.decoding; }
+    /** Tokens of a segment of Decoding::GaussSeidel. */
+    void setSegment(int tokens);
+    int getSegment() const { return generator.loading.segment; }
+    /** Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in single precision). */
+    void setDecodingTolerance(double value);
+    double getDecodingTolerance() const { return generator.loading.decodingTolerance; }
+    /** Of an iteration: most passes of all tokens, or of a segment; a sample that needs more is found token after token. */
+    void setDecodingPasses(int count);
+    int getDecodingPasses() const { return generator.loading.decodingPasses; }
     /** Hash of the model file's bytes. If set, another file under the same path is refused. */
     const std::string& getModelHash() const { return generator.hash; }
     void setModelHash(const std::string& hash) { generator.hash = hash; }
@@ -163,7 +186,7 @@ public:
     std::vector<double> getLogWeights(OpenMM::Context& context) const;
     /** Copies frequency, temperature, number of proposals and how they are made to an existing Context; statistics start anew. */
     void updateParametersInContext(OpenMM::Context& context) const;
-    /** The loaded model; throws if there is no such file or it is malformed. One per file and process. */
+    /** The loaded model; throws if there is no such file or it is malformed. One per file, options and process. */
     std::shared_ptr<const Model> getModel() const;
     /** The same for the screening model; null if there is none. */
     std::shared_ptr<const Model> getScreeningModel() const;
@@ -173,9 +196,18 @@ protected:
     OpenMM::ForceImpl* createImpl() const override;
 
 private:
-    /** A model file: path, bytes if they are carried along, hash once it is known. */
+    /** How a model is loaded, with the defaults of modejump_model_options. */
+    struct Loading {
+        Precision precision = Precision::F32;
+        Decoding decoding = Decoding::Sequential;
+        int segment, decodingPasses;
+        double decodingTolerance;
+        Loading();
+    };
+    /** A model file: path, bytes if they are carried along, how it is loaded, hash once it is known. */
     struct Source {
         std::string file, data;
+        Loading loading;
         mutable std::string hash;
         mutable std::shared_ptr<const Model> model;
         std::shared_ptr<const Model> load() const;

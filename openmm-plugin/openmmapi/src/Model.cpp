@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <sstream>
+#include <tuple>
 
 using namespace OpenMM;
 using namespace std;
@@ -31,27 +32,32 @@ string readFile(const string& path) {
     return bytes.str();
 }
 
-shared_ptr<const Model> Model::fromFile(const string& path) { return fromBytes(readFile(path), path); }
+shared_ptr<const Model> Model::fromFile(const string& path, const modejump_model_options& options) {
+    return fromBytes(readFile(path), path, options);
+}
 
-shared_ptr<const Model> Model::fromBytes(const string& bytes, const string& name) {
+shared_ptr<const Model> Model::fromBytes(const string& bytes, const string& name, const modejump_model_options& options) {
     static mutex guard;
     // The map is keyed by the content itself, so two files can never be taken for one another; entries of models that
     // nobody holds any more are dropped at the next call.
-    static map<pair<size_t, string>, weak_ptr<const Model>> registry;
+    using Key = tuple<size_t, uint32_t, uint32_t, uint64_t, uint64_t, double, string>;
+    static map<Key, weak_ptr<const Model>> registry;
     lock_guard<mutex> lock(guard);
     for (auto entry = registry.begin(); entry != registry.end();)
         entry = entry->second.expired() ? registry.erase(entry) : next(entry);
-    auto& slot = registry[{std::hash<string>()(bytes), bytes}];
+    auto& slot = registry[Key(std::hash<string>()(bytes), options.precision, options.decoding, options.segment, options.decoding_passes,
+                              options.decoding_tolerance, bytes)];
     shared_ptr<const Model> model = slot.lock();
     if (!model) {
-        model.reset(new Model(bytes, name));
+        model.reset(new Model(bytes, name, options));
         slot = model;
     }
     return model;
 }
 
-Model::Model(const string& bytes, const string& name) : name(name) {
-    const int status = modejump_model_load_buffer(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(), &model);
+Model::Model(const string& bytes, const string& name, const modejump_model_options& options) : name(name) {
+    const auto* data = reinterpret_cast<const uint8_t*>(bytes.data());
+    const int status = modejump_model_load_buffer_with(data, bytes.size(), &options, &model);
     if (status != 0) {
         const char* message = nullptr;
         modejump_last_error(&message);

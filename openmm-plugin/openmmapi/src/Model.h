@@ -8,6 +8,7 @@
 #include <vector>
 
 struct modejump_model;
+struct modejump_model_options;
 
 namespace ModeJumpPlugin {
 
@@ -16,9 +17,10 @@ void check(int status);
 
 class Model {
 public:
-    /** One Model per distinct file content and process, as long as somebody holds it. */
-    static std::shared_ptr<const Model> fromFile(const std::string& path);
-    static std::shared_ptr<const Model> fromBytes(const std::string& bytes, const std::string& name);
+    /** One Model per distinct file content, options and process, as long as somebody holds it. */
+    static std::shared_ptr<const Model> fromFile(const std::string& path, const modejump_model_options& options);
+    static std::shared_ptr<const Model> fromBytes(const std::string& bytes, const std::string& name,
+                                                  const modejump_model_options& options);
     ~Model();
     Model(const Model&) = delete;
     Model& operator=(const Model&) = delete;
@@ -38,7 +40,7 @@ public:
     std::vector<std::array<int, 2>> bonds;
 
 private:
-    Model(const std::string& bytes, const std::string& name);
+    Model(const std::string& bytes, const std::string& name, const modejump_model_options& options);
     void readDescription(const std::string& json);
     modejump_model* model = nullptr;
     int atoms = 0;

@@ -2,6 +2,7 @@
 
 #include "Model.h"
 #include "internal/MonteCarloModeJumpImpl.h"
+#include "modejump.h"
 #include "openmm/OpenMMException.h"
 
 #include <cmath>
@@ -25,9 +26,36 @@ MonteCarloModeJump::MonteCarloModeJump(const string& modelFile, int frequency)
     setName("MonteCarloModeJump");
 }
 
+namespace {
+
+modejump_model_options defaultOptions() {
+    modejump_model_options options = {};
+    options.struct_size = sizeof(options);
+    check(modejump_model_options_init(&options));
+    return options;
+}
+
+} // namespace
+
+MonteCarloModeJump::Loading::Loading() {
+    const modejump_model_options options = defaultOptions();
+    segment = static_cast<int>(options.segment);
+    decodingPasses = static_cast<int>(options.decoding_passes);
+    decodingTolerance = options.decoding_tolerance;
+}
+
 shared_ptr<const Model> MonteCarloModeJump::Source::load() const {
+    // the enumerations are in the order of these numbers
+    static_assert(MODEJUMP_F32 == 0 && MODEJUMP_F64 == 1 && MODEJUMP_BF16 == 2);
+    static_assert(MODEJUMP_SEQUENTIAL == 0 && MODEJUMP_JACOBI == 1 && MODEJUMP_GAUSS_SEIDEL == 2);
     if (!model) {
-        auto loaded = data.empty() ? Model::fromFile(file) : Model::fromBytes(data, file);
+        modejump_model_options options = defaultOptions();
+        options.precision = static_cast<uint32_t>(loading.precision);
+        options.decoding = static_cast<uint32_t>(loading.decoding);
+        options.segment = loading.segment;
+        options.decoding_passes = loading.decodingPasses;
+        options.decoding_tolerance = loading.decodingTolerance;
+        auto loaded = data.empty() ? Model::fromFile(file, options) : Model::fromBytes(data, file, options);
         require(hash.empty() || hash == loaded->hash,
                 "the model file " + file + " has the hash " + loaded->hash + ", not " + hash +
                     " as when this was set up; restore that file, or set up the move anew");
@@ -49,6 +77,34 @@ void MonteCarloModeJump::Source::embed() {
 }
 
 void MonteCarloModeJump::setModelData(const string& bytes) { generator.setData(bytes); }
+
+void MonteCarloModeJump::setPrecision(Precision value) {
+    generator.loading.precision = value;
+    generator.model.reset();
+}
+
+void MonteCarloModeJump::setDecoding(Decoding value) {
+    generator.loading.decoding = value;
+    generator.model.reset();
+}
+
+void MonteCarloModeJump::setSegment(int tokens) {
+    require(tokens >= 1, "a segment has 1 token or more");
+    generator.loading.segment = tokens;
+    generator.model.reset();
+}
+
+void MonteCarloModeJump::setDecodingTolerance(double value) {
+    require(value > 0 && isfinite(value), "the tolerance of decoding is a positive number");
+    generator.loading.decodingTolerance = value;
+    generator.model.reset();
+}
+
+void MonteCarloModeJump::setDecodingPasses(int count) {
+    require(count >= 1, "decoding by iteration takes 1 pass or more");
+    generator.loading.decodingPasses = count;
+    generator.model.reset();
+}
 
 void MonteCarloModeJump::setScreeningModelFile(const string& path) {
     screen = Source();

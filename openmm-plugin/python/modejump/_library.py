@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openmm
 
-ABI = 7
+ABI = 8
 NAME = "libOpenMMModeJump.so"
 
 

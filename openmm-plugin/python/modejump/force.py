@@ -116,11 +116,18 @@ class MonteCarloModeJump(openmm.Force):
     rotations : int
         The density of the model is averaged over so many orientations: less variable weights for as many likelihoods, for a model whose
         density depends on the orientation, such as a TarFlow, in a System whose energy does not. 0 (default): none.
+    precision : "f32", "f64" or "bf16"
+        Of the networks of `model`, as in `Model`; a screening model stays in "f32". "bf16" is of a TarFlow.
+    decoding : "sequential", "jacobi" or "gauss_seidel"
+        How a TarFlow finds its samples, as in `Model`.
+    segment, decoding_tolerance, decoding_passes : number, optional
+        Of "gauss_seidel", and of both iterations, as in `Model`.
 
     Raises
     ------
     openmm.OpenMMException
-        There is no such model file, it is malformed, or an argument is out of range; a surrogate is to decide and none is given.
+        There is no such model file, it is malformed, an option is not for this kind of model, or an argument is out of range; a surrogate
+        is to decide and none is given.
     """
 
     def __init__(
@@ -145,12 +152,17 @@ class MonteCarloModeJump(openmm.Force):
         latent_walk=(),
         leapfrog=0,
         rotations=0,
+        precision="f32",
+        decoding="sequential",
+        segment=None,
+        decoding_tolerance=None,
+        decoding_passes=None,
     ):
-        texts = {"model": os.fspath(model), "acceptance": acceptance}
+        texts = {"model": os.fspath(model), "acceptance": acceptance, "precision": precision, "decoding": decoding}
         if screen is not None:
             texts["screen"] = os.fspath(screen)
         texts = " ".join(f"{name}={quoteattr(text)}" for name, text in texts.items())
-        xml = f'<Force type="MonteCarloModeJump" version="3" {texts} frequency="{int(frequency)}"/>'
+        xml = f'<Force type="MonteCarloModeJump" version="6" {texts} frequency="{int(frequency)}"/>'
         self.this = openmm.XmlSerializer.deserialize(xml).this
         self.proposals = proposals
         self.seed = seed
@@ -165,6 +177,9 @@ class MonteCarloModeJump(openmm.Force):
         self.latent_walk = latent_walk
         self.leapfrog = leapfrog
         self.rotations = rotations
+        for name, value in (("segment", segment), ("decoding_tolerance", decoding_tolerance), ("decoding_passes", decoding_passes)):
+            if value is not None:
+                setattr(self, name, value)
         if particles is not None:
             self.particles = particles
         call("load_model", address(self))
@@ -207,6 +222,12 @@ class MonteCarloModeJump(openmm.Force):
     leapfrog = _number("leapfrogSteps", int)
     #: Orientations that the density is averaged over; 0 for none.
     rotations = _number("rotations", int)
+    #: Tokens of a segment of decoding by Gauss and Seidel. This and the next two are for Contexts that are made afterwards.
+    segment = _number("segment", int)
+    #: Largest error of the latent point of decoding by iteration.
+    decoding_tolerance = _number("decodingTolerance", float)
+    #: Most passes of decoding by iteration.
+    decoding_passes = _number("decodingPasses", int)
     #: Initial value of the Context parameter REPLICA.
     default_replica = _number("defaultReplica", int)
     #: K; the temperature that the model was trained for, 0 if its file does not say.
@@ -245,6 +266,16 @@ class MonteCarloModeJump(openmm.Force):
     def acceptance(self):
         """Whose log-density decides: "exact", or "surrogate" for that of the screening model alone."""
         return self._text("acceptance")
+
+    @property
+    def precision(self):
+        """Of the generator's networks: "f32", "f64" or "bf16"."""
+        return self._text("precision")
+
+    @property
+    def decoding(self):
+        """How a TarFlow finds its samples: "sequential", "jacobi" or "gauss_seidel"."""
+        return self._text("decoding")
 
     def attempt(self, context):
         """Attempts a move now, whatever the frequency; returns whether it was accepted.

@@ -76,24 +76,41 @@ class NeuralJumpMove(mcmc.MCMCMove):
         Of one application; each costs one energy. More than one: iterated sampling-importance resampling.
     particles : sequence of int, optional
         Particle particles[i] of the System is atom i of the model. By default all.
+    precision, decoding, segment, decoding_tolerance, decoding_passes
+        How the model is loaded, as in `modejump.Model`.
     """
 
-    def __init__(self, model, *, seed=0, proposals=1, particles=None):
+    def __init__(
+        self,
+        model,
+        *,
+        seed=0,
+        proposals=1,
+        particles=None,
+        precision="f32",
+        decoding="sequential",
+        segment=None,
+        decoding_tolerance=None,
+        decoding_passes=None,
+    ):
         super().__init__()
+        loading = {"precision": precision, "decoding": decoding, "segment": segment}
+        loading |= {"decoding_tolerance": decoding_tolerance, "decoding_passes": decoding_passes}
         state = {"model": str(model), "seed": seed, "proposals": proposals, "particles": particles, "applied": 0}
-        self.__setstate__(state)
+        self.__setstate__(state | {"loading": loading})
 
     def __getstate__(self):
-        return {name: getattr(self, name) for name in ("model", "seed", "proposals", "particles", "applied")}
+        return {name: getattr(self, name) for name in ("model", "loading", "seed", "proposals", "particles", "applied")}
 
     def __setstate__(self, state):
+        self.loading = {}  # of a move that was stored before there was such an option
         self.__dict__.update(state)
         self._move = None
 
     def _make(self, system):
         """The move of this System, whose constraints the model must keep."""
         method = "independence" if self.proposals == 1 else "isir"
-        self._move = Move(Model(self.model), method, proposals=self.proposals, seed=self.seed)
+        self._move = Move(Model(self.model, **self.loading), method, proposals=self.proposals, seed=self.seed)
         if self.particles is None:
             self.particles = list(range(system.getNumParticles()))
         constraints = constraints_among(system, self.particles)
