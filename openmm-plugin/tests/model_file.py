@@ -43,7 +43,7 @@ def scale_layer(transformed, mean, sd):
     return {"type": "whiten", "transformed": transformed, "mean": list(mean), "matrix": matrix}
 
 
-def write_tarflow(path, n, sd, *, stretch=1.0, spread=0.0):
+def write_tarflow(path, n, sd, *, stretch=1.0, spread=0.0, topology=None):
     """Of n atoms, whose coordinates have the standard deviation sd, nm: one block whose layers are without effect, so that every token is left
     as it is, but for the first all are stretched; with a spread of the weights their effect is random."""
     c, prefix, rng = 4, "blocks.0.attn_blocks.0", np.random.default_rng(3)
@@ -57,4 +57,5 @@ def write_tarflow(path, n, sd, *, stretch=1.0, spread=0.0):
     tensors["blocks.0.proj_out.bias"][:3] = np.log(stretch)
     sizes = {"tokens": n, "token_size": 3, "channels": c, "blocks": 1, "layers": 1, "heads": 1, "expansion": 1}
     config = {"network": sizes, "units_per_nm": 1 / sd, "centroid": 1 / np.sqrt(n)}
-    return write_file(path, {"kind": "tarflow", "config": config}, {"kind": "cartesian", "dimension": 3 * n}, tensors)
+    coordinates = {"kind": "cartesian", "dimension": 3 * n}
+    return write_file(path, {"kind": "tarflow", "config": config}, coordinates, tensors, topology=topology)

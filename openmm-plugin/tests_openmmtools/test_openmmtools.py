@@ -69,7 +69,9 @@ def test_a_move_continues_from_its_copy(tmp_path, reference):
 
 def test_a_tarflow_is_loaded_as_asked_for(tmp_path, reference):
     """The first attempt of a copy is that of the move: precision and decoding are part of what is stored."""
-    model = write_tarflow(tmp_path / "tarflow.safetensors", test_tarflow.N, test_tarflow.SD, spread=0.2)
+    n = test_tarflow.N
+    topology = {"names": ["C"] * n, "elements": ["C"] * n, "residues": ["TOY1"] * n, "bonds": []}
+    model = write_tarflow(tmp_path / "tarflow.safetensors", n, test_tarflow.SD, spread=0.2, topology=topology)
     state = states.ThermodynamicState(test_tarflow.cluster(), 300 * unit.kelvin)
 
     def weight(jump):
