@@ -1,49 +1,85 @@
-"""What a TarFlow of alanine dipeptide comes to: by its samples as they are, by their weights, and by annealed Langevin steps.
+"""What TarFlows of two peptides come to: by their samples as they are, by their weights, and by annealed Langevin steps.
 
-    make train-peptides            (its last step; or: .venv/bin/python examples/tarflow_table.py --output target/peptides)
+    make train-peptides     (its last step; for one molecule alone: .venv/bin/python examples/tarflow_table.py --ala2 --ala3 MODEL ...)
 
-Energies and torsions are compared with a run of molecular dynamics with jumps of the coupling flow that the repository ships, which
-crosses between the basins often enough. Prints a table in Markdown and writes it with summary.json.
+Energies and torsions are compared with a run of molecular dynamics with jumps of a coupling flow, which crosses between the basins often
+enough. Prints a table in Markdown, with what was published of the same molecules, and writes it with summary.json.
 """
 
 import argparse
 import json
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
-ALA2 = Path("models/ala2")
-MOLECULE = ["--topology", str(ALA2 / "topology.pdb"), "--system", str(ALA2 / "system.xml")]
+PEPTIDES = Path("target/peptides")
 
 
-def modejump(binary, *arguments):
-    """The summary that a subcommand prints as JSON."""
-    command = [binary, *map(str, arguments), "--json"]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+@dataclass(frozen=True)
+class Molecule:
+    name: str
+    folder: Path
+    #: Coupling flow whose jumps make the reference.
+    jumps: Path
+    #: As the FALCON paper quotes them: name, ESS, energy W2 in kT, torsion W2 in rad.
+    published: tuple
+
+    @property
+    def files(self):
+        return ["--topology", self.folder / "topology.pdb", "--system", self.folder / "system.xml"]
 
 
-def reference(binary, output):
+ALA2 = Molecule(
+    "Ace-A-Nme",
+    Path("models/ala2"),
+    Path("models/ala2/model.safetensors"),
+    (("SBG, importance weights, published", 0.030, 0.873, 0.439), ("ECNF++, published", 0.275, 0.914, 0.189)),
+)
+#: Published with another force field (amber14, OBC1 with a cutoff), at 310 K; torsions are not quoted.
+ALA3 = Molecule(
+    "AAA",
+    Path("models/ala3"),
+    PEPTIDES / "ala3-model.safetensors",
+    (("SBG, importance weights, published", 0.052, 0.758, None), ("ECNF++, published", 0.003, 2.206, None)),
+)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """The command-line tool, and where its files go."""
+
+    binary: str
+    output: Path
+
+    def __call__(self, *arguments):
+        """The summary that a subcommand prints as JSON."""
+        command = [self.binary, *map(str, arguments), "--json"]
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def reference(tool, molecule):
     """10,000 frames of the ensemble, with another seed than the frames of the training."""
-    path = output / "ala2-test.safetensors"
+    path = tool.output / f"{molecule.folder.name}-test.safetensors"
     if not path.exists():
-        jumps = ["--model", ALA2 / "model.safetensors", "-n", 300000, "--record", 30, "--seed", 21]
-        modejump(binary, "md", *MOLECULE, *jumps, "-o", path)
+        tool("md", *molecule.files, "--model", molecule.jumps, "-n", 300000, "--record", 30, "--seed", 21, "-o", path)
     return path
 
 
-def distances(binary, a, b, *options):
-    summary = modejump(binary, "compare", a, b, *MOLECULE, "--temperature", 300, "--lag", 0, *options)
+def distances(tool, molecule, a, b, *options):
+    summary = tool("compare", a, b, *molecule.files, "--temperature", 300, "--lag", 0, *options)
     return summary["between"], summary["b"], summary["halves_of_a"]
 
 
-def rows(binary, model, test, n, particles, output):
+def rows(tool, molecule, model, test, n, particles):
     """Of one model: name of the estimate, ESS, acceptance of a fresh proposal, energy W2, torsion W2."""
-    samples, annealed = (output / f"{model.stem}.{what}.safetensors" for what in ("samples", "particles"))
-    modejump(binary, "sample", model, "-n", n, "-o", samples)
-    weights = modejump(binary, "reweight", model, "--system", ALA2 / "system.xml", "-n", n)
-    plain, _, halves = distances(binary, test, samples)
-    weighted, about, _ = distances(binary, test, samples, "--reweight")
-    path = modejump(binary, "smc", model, "--system", ALA2 / "system.xml", "-n", particles, "-o", annealed)
-    carried, _, _ = distances(binary, test, annealed)
+    system = molecule.folder / "system.xml"
+    samples, annealed = (tool.output / f"{model.stem}.{what}.safetensors" for what in ("samples", "particles"))
+    tool("sample", model, "-n", n, "-o", samples)
+    weights = tool("reweight", model, "--system", system, "-n", n)
+    plain, _, halves = distances(tool, molecule, test, samples)
+    weighted, about, _ = distances(tool, molecule, test, samples, "--reweight")
+    path = tool("smc", model, "--system", system, "-n", particles, "-o", annealed)
+    carried, _, _ = distances(tool, molecule, test, annealed)
     return [
         {"what": f"{n} samples as they are", **plain},
         {"what": f"{n} samples, SNIS", "ess": about["ess"], "acceptance": weights["acceptance"], **weighted},
@@ -62,29 +98,41 @@ def line(*cells):
     return "| " + " | ".join(map(text, cells)) + " |"
 
 
+def measure(tool, molecule, models, n, particles):
+    """The lines of the table for one molecule, and all that was found."""
+    test = reference(tool, molecule)
+    lines, found = [], {}
+    for model in models:
+        found[model.stem], halves = rows(tool, molecule, model, test, n, particles)
+        for row in found[model.stem]:
+            cells = (row.get(key) for key in ("ess", "acceptance", "energy_w2", "torsion_w2"))
+            lines.append(line(molecule.name, f"{model.stem}: {row['what']}", *cells))
+    lines.append(line(molecule.name, "two halves of the reference", None, None, halves["energy_w2"], halves["torsion_w2"]))
+    for name, ess, *distance in molecule.published:
+        lines.append(line(molecule.name, name, ess, None, *distance))
+    return lines, found | {"halves": halves}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", type=Path, nargs="*", default=[Path("target/peptides/tarflow.safetensors")])
+    parser.add_argument("--ala2", type=Path, nargs="*", default=[PEPTIDES / "tarflow.safetensors"], metavar="MODEL")
+    parser.add_argument("--ala3", type=Path, nargs="*", default=[PEPTIDES / "tarflow-ala3.safetensors"], metavar="MODEL")
     parser.add_argument("--binary", default="target/release/modejump")
     parser.add_argument("--samples", type=int, default=10000)
     parser.add_argument("--particles", type=int, default=500)
-    parser.add_argument("--output", type=Path, default=Path("target/peptides"))
+    parser.add_argument("--output", type=Path, default=PEPTIDES)
     arguments = parser.parse_args()
-    output = arguments.output
-    output.mkdir(parents=True, exist_ok=True)
-    test = reference(arguments.binary, output)
-    table = [line("model", "", "ESS", "accepted", "E-W2, kT", "T-W2, rad"), "|---" * 6 + "|"]
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    tool = Tool(arguments.binary, arguments.output)
+    table = [line("", "", "ESS", "accepted", "E-W2, kT", "T-W2, rad"), "|---" * 6 + "|"]
     summary = {}
-    for model in arguments.models:
-        found, halves = rows(arguments.binary, model, test, arguments.samples, arguments.particles, output)
-        summary[model.stem] = found
-        for row in found:
-            cells = (row.get(key) for key in ("ess", "acceptance", "energy_w2", "torsion_w2"))
-            table.append(line(model.stem, row["what"], *cells))
-    table.append(line("", "two halves of the reference", None, None, halves["energy_w2"], halves["torsion_w2"]))
+    for molecule, models in ((ALA2, arguments.ala2), (ALA3, arguments.ala3)):
+        if models:
+            lines, summary[molecule.name] = measure(tool, molecule, models, arguments.samples, arguments.particles)
+            table += lines
     text = "\n".join(table)
-    (output / "table.md").write_text(text + "\n")
-    (output / "summary.json").write_text(json.dumps(summary | {"halves": halves}, indent=1))
+    (arguments.output / "table.md").write_text(text + "\n")
+    (arguments.output / "summary.json").write_text(json.dumps(summary, indent=1))
     print(text)
 
 
