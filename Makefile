@@ -32,11 +32,10 @@ test-rust: venv
 	@sh scripts/nvcc.sh
 	cargo test --release --features openmm
 
-# Samples, weights and annealing on MPI ranks. The library, the program and this test are built once more, with the feature and little
-# optimisation; then the ordinary program is put back.
-test-mpi: build
-	@sh scripts/mpi.sh cargo test --release --features openmm,mpi --config profile.release.package.modejump.opt-level=1 --test mpi
-	@cargo build --quiet --release --features openmm
+# Samples, weights and annealing on MPI ranks. Library, program and this test are built once more, with the feature and little optimisation, in
+# a folder of their own.
+test-mpi: venv
+	@sh scripts/mpi.sh cargo test --release --features openmm,mpi --config profile.release.opt-level=1 --config profile.release.debug=0 --target-dir target/mpi-build --test mpi
 
 # Kernels on a card: parity with the CPU, and their speed. Everything else about them is part of test-rust.
 test-gpu: venv

@@ -10,14 +10,15 @@ if(NOT CMAKE_BUILD_TYPE)
 endif()
 
 get_filename_component(CORE_SOURCE "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
-set(CARGO_TARGET "${CORE_SOURCE}/target" CACHE PATH "Where cargo builds")
+# not where the program is built: a library that others link is rebuilt there whenever the features change
+set(CORE_TARGET "${CORE_SOURCE}/target/core" CACHE PATH "Where cargo builds")
 find_program(CARGO cargo HINTS "$ENV{HOME}/.cargo/bin" REQUIRED)
-set(CORE "${CARGO_TARGET}/release/libmodejump.a")
-set(CORE_SHARED "${CARGO_TARGET}/release/libmodejump.so")
+set(CORE "${CORE_TARGET}/release/libmodejump.a")
+set(CORE_SHARED "${CORE_TARGET}/release/libmodejump.so")
 # Cargo knows best whether anything changed, so it is asked at every build.
 add_custom_target(core ALL
   COMMAND "${CARGO}" rustc --quiet --release --locked --no-default-features --features cuda --lib --crate-type staticlib,cdylib
-    --manifest-path "${CORE_SOURCE}/Cargo.toml" --target-dir "${CARGO_TARGET}"
+    --manifest-path "${CORE_SOURCE}/Cargo.toml" --target-dir "${CORE_TARGET}"
   BYPRODUCTS "${CORE}" "${CORE_SHARED}"
   COMMENT "Building the modejump core"
   VERBATIM)

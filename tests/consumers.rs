@@ -56,9 +56,9 @@ fn installation() -> &'static Path {
     PREFIX.get_or_init(|| {
         let folder = folder("install");
         let (build, prefix) = (folder.join("build"), folder.join("prefix"));
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("core");
         let mut configure = Command::new(cmake());
-        configure.arg("-S").arg(root()).arg("-B").arg(&build).arg(define("CARGO_TARGET", target));
+        configure.arg("-S").arg(root()).arg("-B").arg(&build).arg(define("CORE_TARGET", &target));
         run(configure.arg(define("CMAKE_INSTALL_PREFIX", &prefix)).arg("-DCMAKE_INSTALL_LIBDIR=lib"));
         run(Command::new(cmake()).arg("--build").arg(&build));
         run(Command::new(cmake()).arg("--install").arg(&build));
