@@ -280,12 +280,12 @@ impl<R: Scalar> Operation<R> for AttentionOp {
         2 * self.qkv.rows * n * d
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
         let (sizes, scale) = (self.sizes(), self.scale());
         let Sizes { n, h, d, .. } = sizes;
         let (output, weights) = output.split_at_mut(self.split());
-        let bias = inputs[self.bias.range()].chunks_exact(n * n * h);
-        let samples = inputs[self.qkv.range()].chunks_exact(n * 3 * d).zip(output.chunks_exact_mut(n * d));
+        let bias = point.value(self.bias).chunks_exact(n * n * h);
+        let samples = point.value(self.qkv).chunks_exact(n * 3 * d).zip(output.chunks_exact_mut(n * d));
         for ((qkv, output), (weights, bias)) in samples.zip(weights.chunks_exact_mut(n * n * h).zip(bias)) {
             // two atoms at a time, whose weights stay in the nearest cache
             let pairs = weights.chunks_mut(2 * n * h).zip(bias.chunks(2 * n * h)).zip(output.chunks_mut(2 * d));

@@ -100,9 +100,9 @@ impl<R: Scalar> Operation<R> for CausalOp {
         2 * self.qkv.rows * self.causal.tokens * self.d()
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
         let (output, weights) = output.split_at_mut(self.split());
-        self.causal.forward(&inputs[self.qkv.range()], output, weights);
+        self.causal.forward(point.value(self.qkv), output, weights);
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {

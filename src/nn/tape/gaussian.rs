@@ -43,10 +43,10 @@ impl<R: Scalar> Operation<R> for RadialBasisOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
         let (step, w) = (self.step::<R>(), self.inverse_width::<R>());
         vectorised!({
-            for (&d, y) in inputs[self.d.range()].iter().zip(output.chunks_exact_mut(self.basis.count)) {
+            for (&d, y) in point.value(self.d).iter().zip(output.chunks_exact_mut(self.basis.count)) {
                 for (k, y) in y.iter_mut().enumerate() {
                     let z = (d - step * R::from_f64(k as f64)) * w;
                     *y = -(z * z);
@@ -119,12 +119,12 @@ impl<R: Scalar> Operation<R> for GaussiansOp {
         self.output
     }
 
-    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
         let n = self.gaussians.count;
         let (half, factor) = (R::from_f64(-0.5), R::from_f64(1.0 / NORMALISER));
-        let Kernels { means, inverses, .. } = self.kernels(parameters);
+        let Kernels { means, inverses, .. } = self.kernels(point.parameters);
         vectorised!({
-            for (&y, g) in inputs[self.y.range()].iter().zip(output.chunks_exact_mut(n)) {
+            for (&y, g) in point.value(self.y).iter().zip(output.chunks_exact_mut(n)) {
                 for (g, (&mean, &inverse)) in g.iter_mut().zip(means.iter().zip(&inverses)) {
                     let z = (y - mean) * inverse;
                     *g = half * z * z;
@@ -208,9 +208,9 @@ impl<R: Scalar> Operation<R> for TypedAffineOp {
         self.output
     }
 
-    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
-        let (a, b) = (&parameters[self.affine.factor..], &parameters[self.affine.shift..]);
-        let rows = inputs[self.x.range()].iter().zip(output).zip(self.types());
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
+        let (a, b) = (&point.parameters[self.affine.factor..], &point.parameters[self.affine.shift..]);
+        let rows = point.value(self.x).iter().zip(output).zip(self.types());
         rows.for_each(|((&x, y), t)| *y = a[t] * x + b[t]);
     }
 

@@ -116,10 +116,10 @@ impl<R: Scalar> Operation<R> for InvariantsOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
         let Invariants { distances, volumes, .. } = &self.invariants;
         let (mut places, mut row) = (Vec::new(), vec![R::default(); self.width()]);
-        let rows = inputs[self.x.range()].chunks_exact(self.width());
+        let rows = point.value(self.x).chunks_exact(self.width());
         for (x, y) in rows.zip(output.chunks_exact_mut(self.invariants.len())) {
             self.order(x, &mut places);
             gather(x, &places, &mut row);

@@ -1,6 +1,6 @@
 //! Matrix products with parameters, and rows of a parameter table.
 
-use super::{Operation, Packs, Point, Tape, Var};
+use super::{Operation, Point, Tape, Var};
 use crate::nn::product::Start;
 use crate::nn::real::{vectorised, Matrix, Scalar};
 use crate::nn::Linear;
@@ -123,42 +123,11 @@ impl LinearOp {
         self.parts().map(|(x, column)| self.weight.of_inputs(column, x.columns))
     }
 
-    /// y = bias + residual + [a, b, c] W.
-    fn evaluate<R: Scalar>(&self, parameters: &[R], packs: Option<&Packs<R>>, inputs: &[R], y: &mut [R]) {
-        let bias = self.weight.bias.map(|at| &parameters[at..at + self.weight.n_out]);
-        let start = match (bias, self.residual.map(|x| &inputs[x.range()])) {
-            (Some(bias), Some(residual)) => {
-                let n = bias.len();
-                vectorised!({
-                    for (y, x) in y.chunks_exact_mut(n).zip(residual.chunks_exact(n)) {
-                        y.iter_mut().zip(x).zip(bias).for_each(|((y, &x), &b)| *y = x + b);
-                    }
-                });
-                Start::Output
-            }
-            (Some(bias), None) => Start::Row(bias),
-            (None, Some(residual)) => {
-                y.copy_from_slice(residual);
-                Start::Output
-            }
-            (None, None) => Start::Zero,
-        };
-        self.product(parameters, packs, inputs, y, start);
-    }
-
     /// y = start + [a, b, c] W.
-    fn product<'a, R: Scalar>(
-        &self,
-        parameters: &[R],
-        packs: Option<&Packs<R>>,
-        inputs: &[R],
-        y: &mut [R],
-        mut start: Start<'a, R>,
-    ) {
-        for ((x, _), w) in self.parts().zip(self.matrices()) {
-            let x = &inputs[x.range()];
-            let start = std::mem::replace(&mut start, Start::Output);
-            if packs.is_some_and(|packs| packs.forward(&w, x, start, y)) {
+    fn product<R: Scalar>(&self, point: &Point<R>, inputs: &[R], start: Start<R>, y: &mut [R]) {
+        for (k, ((x, _), w)) in self.parts().zip(self.matrices()).enumerate() {
+            let (x, start) = (&inputs[x.range()], if k == 0 { start } else { Start::Output });
+            if point.packs.is_some_and(|packs| packs.forward(&w, x, start, y)) {
                 continue;
             }
             if let Start::Row(bias) = start {
@@ -168,7 +137,7 @@ impl LinearOp {
                 (self.output.rows, w.n_out, w.n_in),
                 (&mut *y, Matrix::row_major(w.n_out)),
                 (x, Matrix::row_major(w.n_in)),
-                (&parameters[w.at..w.end()], w.view()),
+                (&point.parameters[w.at..w.end()], w.view()),
                 !matches!(start, Start::Zero),
             );
         }
@@ -184,14 +153,32 @@ impl<R: Scalar> Operation<R> for LinearOp {
         self.output.rows * self.weight.n_in * self.weight.n_out
     }
 
-    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
-        self.evaluate(parameters, None, inputs, output);
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
+        let n = self.weight.n_out;
+        let bias = self.weight.bias.map(|at| &point.parameters[at..at + n]);
+        let start = match (bias, self.residual.map(|x| point.value(x))) {
+            (Some(bias), Some(residual)) => {
+                vectorised!({
+                    for (y, x) in output.chunks_exact_mut(n).zip(residual.chunks_exact(n)) {
+                        y.iter_mut().zip(x).zip(bias).for_each(|((y, &x), &b)| *y = x + b);
+                    }
+                });
+                Start::Output
+            }
+            (Some(bias), None) => Start::Row(bias),
+            (None, Some(residual)) => {
+                output.copy_from_slice(residual);
+                Start::Output
+            }
+            (None, None) => Start::Zero,
+        };
+        self.product(point, point.values, start, output);
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
         let residual = self.residual.map(|x| output.copy_from_slice(&tangents[x.range()]));
         let start = residual.map_or(Start::Zero, |()| Start::Output);
-        self.product(point.parameters, point.packs, tangents, output, start);
+        self.product(point, tangents, start, output);
     }
 
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>) {
@@ -258,9 +245,9 @@ impl<R: Scalar> Operation<R> for EmbedOp {
         self.output
     }
 
-    fn forward(&self, parameters: &[R], _: &[R], output: &mut [R]) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
         let rows = output.chunks_exact_mut(self.embed.columns).enumerate();
-        rows.for_each(|(row, slot)| slot.copy_from_slice(&parameters[self.place(row)]));
+        rows.for_each(|(row, slot)| slot.copy_from_slice(&point.parameters[self.place(row)]));
     }
 
     fn jvp(&self, _: &Point<R>, _: &[R], output: &mut [R]) {
@@ -301,11 +288,7 @@ impl<R: Scalar> Tape<R> {
         inputs.iter_mut().zip(parts).for_each(|(slot, &x)| *slot = Some(x));
         let output = self.allocate(parts[0].rows, weight.n_out);
         assert!(residual.is_none_or(|r| r.len() == output.len()), "a residual has the shape of the output");
-        let op = LinearOp { inputs, weight, residual, output };
-        let (before, after) = self.values.split_at_mut(output.at);
-        op.evaluate(parameters, self.packs.as_deref(), before, &mut after[..output.len()]);
-        self.records.push(op.into());
-        output
+        self.run(parameters, LinearOp { inputs, weight, residual, output })
     }
 
     /// Rows of a table, `samples` times the list of types.

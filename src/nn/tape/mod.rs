@@ -68,11 +68,11 @@ impl Var {
 /// One recorded operation. It reads values that lie before its output and writes its output.
 trait Operation<R: Scalar> {
     fn output(&self) -> Var;
-    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]);
+    fn forward(&self, point: &Point<R>, output: &mut [R]);
     /// Output tangent from the tangents of the inputs. This one is for operations that are linear in their inputs and have no
     /// parameters.
     fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
-        self.forward(&[], tangents, output);
+        self.forward(&Point { parameters: &[], packs: None, values: tangents }, output);
     }
     /// Adds the cotangents of inputs and parameters.
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>);
@@ -82,7 +82,7 @@ trait Operation<R: Scalar> {
     }
 }
 
-/// Where an operation is differentiated: parameters, and all values of the tape.
+/// Where an operation is evaluated or differentiated: parameters, and the values of the tape that it can read.
 struct Point<'a, R> {
     parameters: &'a [R],
     packs: Option<&'a Packs<R>>,
@@ -187,7 +187,8 @@ impl<R: Scalar> Tape<R> {
     fn run<O: Operation<R> + Into<Record>>(&mut self, parameters: &[R], op: O) -> Var {
         let output = op.output();
         let (before, after) = self.values.split_at_mut(output.at);
-        op.forward(parameters, before, &mut after[..output.len()]);
+        let point = Point { parameters, packs: self.packs.as_deref(), values: before };
+        op.forward(&point, &mut after[..output.len()]);
         self.records.push(op.into());
         output
     }

@@ -119,8 +119,8 @@ impl<R: Scalar> Operation<R> for LayerNormOp {
         self.output
     }
 
-    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
-        normalise(&inputs[self.x.range()], (&self.weight(parameters), &self.bias(parameters)), output);
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
+        normalise(point.value(self.x), (&self.weight(point.parameters), &self.bias(point.parameters)), output);
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
@@ -161,9 +161,9 @@ impl<R: Scalar> Operation<R> for MeanColumnsOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], y: &mut [R]) {
+    fn forward(&self, point: &Point<R>, y: &mut [R]) {
         let n = R::from_f64(1.0 / self.x.columns as f64);
-        let rows = inputs[self.x.range()].chunks_exact(self.x.columns);
+        let rows = point.value(self.x).chunks_exact(self.x.columns);
         vectorised!(rows.zip(y).for_each(|(x, y)| *y = sum(x, |x| x) * n));
     }
 
@@ -186,10 +186,10 @@ impl<R: Scalar> Operation<R> for SquaredLengthOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
         let c = self.output.columns;
         vectorised!({
-            for (v, y) in inputs[self.v.range()].chunks_exact(3 * c).zip(output.chunks_exact_mut(c)) {
+            for (v, y) in point.value(self.v).chunks_exact(3 * c).zip(output.chunks_exact_mut(c)) {
                 let (x, rest) = v.split_at(c);
                 let (u, w) = rest.split_at(c);
                 (0..c).for_each(|i| y[i] = x[i] * x[i] + u[i] * u[i] + w[i] * w[i]);

@@ -17,9 +17,9 @@ impl<R: Scalar> Operation<R> for PairsOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], y: &mut [R]) {
+    fn forward(&self, point: &Point<R>, y: &mut [R]) {
         let (n, c) = (self.atoms, self.output.columns);
-        let part = |part: Option<(f64, Var)>| part.map(|(f, x)| (R::from_f64(f), &inputs[x.range()]));
+        let part = |part: Option<(f64, Var)>| part.map(|(f, x)| (R::from_f64(f), point.value(x)));
         let (source, destination) = (part(self.source), part(self.destination));
         vectorised!({
             for (i, block) in y.chunks_exact_mut(n * c).enumerate() {
@@ -77,10 +77,10 @@ impl<R: Scalar> Operation<R> for SumPairsOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], y: &mut [R]) {
+    fn forward(&self, point: &Point<R>, y: &mut [R]) {
         let (n, c) = (self.atoms, self.m.columns);
         vectorised!({
-            for (i, (y, block)) in y.chunks_exact_mut(c).zip(inputs[self.m.range()].chunks_exact(n * c)).enumerate() {
+            for (i, (y, block)) in y.chunks_exact_mut(c).zip(point.value(self.m).chunks_exact(n * c)).enumerate() {
                 y.fill(R::default());
                 for (j, m) in block.chunks_exact(c).enumerate() {
                     if self.diagonal || j != i % n {
@@ -132,9 +132,9 @@ impl<R: Scalar> Operation<R> for RepeatOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
         let c = self.x.columns;
-        repeat(&inputs[self.x.range()], c, self.times, |r, row| output[r * c..(r + 1) * c].copy_from_slice(row));
+        repeat(point.value(self.x), c, self.times, |r, row| output[r * c..(r + 1) * c].copy_from_slice(row));
     }
 
     fn vjp(&self, _: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
@@ -150,9 +150,9 @@ impl<R: Scalar> Operation<R> for SumRowsOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
         let c = self.x.columns;
-        for (y, block) in output.chunks_exact_mut(c).zip(inputs[self.x.range()].chunks_exact(c * self.group)) {
+        for (y, block) in output.chunks_exact_mut(c).zip(point.value(self.x).chunks_exact(c * self.group)) {
             y.fill(R::default());
             block.chunks_exact(c).for_each(|x| y.iter_mut().zip(x).for_each(|(y, &x)| *y += x));
         }

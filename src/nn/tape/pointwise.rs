@@ -30,8 +30,8 @@ impl<R: Scalar> Operation<R> for CombineOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
-        self.apply(inputs, R::from_f64(self.constant), output);
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
+        self.apply(point.values, R::from_f64(self.constant), output);
     }
 
     fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
@@ -59,8 +59,8 @@ impl<R: Scalar> Operation<R> for ProductOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
-        let (a, b) = (&inputs[self.a.range()], &inputs[self.b.range()]);
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
+        let (a, b) = (point.value(self.a), point.value(self.b));
         vectorised!(output.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = a * b));
     }
 
@@ -96,8 +96,8 @@ impl<R: Scalar> Operation<R> for ScaleOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
-        let (a, b, n, w) = (&inputs[self.a.range()], &inputs[self.b.range()], self.a.columns, self.b.columns);
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
+        let (a, b, n, w) = (point.value(self.a), point.value(self.b), self.a.columns, self.b.columns);
         vectorised!({
             for ((a, b), y) in rows(a, n, b, w).zip(output.chunks_exact_mut(n)) {
                 if w == 1 {
@@ -199,8 +199,8 @@ impl<R: Scalar> Operation<R> for FunctionOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], y: &mut [R]) {
-        let x = &inputs[self.x.range()];
+    fn forward(&self, point: &Point<R>, y: &mut [R]) {
+        let x = point.value(self.x);
         let one = R::from_f64(1.0);
         match self.function {
             Function::Silu => R::silu_slice(x, y),
@@ -300,9 +300,9 @@ impl<R: Scalar> Operation<R> for SwishOp {
         self.output
     }
 
-    fn forward(&self, parameters: &[R], inputs: &[R], output: &mut [R]) {
-        let beta = parameters[self.beta];
-        for (y, x) in output.chunks_mut(SWISH_BLOCK).zip(inputs[self.x.range()].chunks(SWISH_BLOCK)) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
+        let beta = point.parameters[self.beta];
+        for (y, x) in output.chunks_mut(SWISH_BLOCK).zip(point.value(self.x).chunks(SWISH_BLOCK)) {
             self.sigmoid(beta, x, y);
             vectorised!(y.iter_mut().zip(x).for_each(|(y, &x)| *y *= x));
         }

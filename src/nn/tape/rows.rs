@@ -31,8 +31,8 @@ impl<R: Scalar> Operation<R> for RowsOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
-        let (n, x) = (self.x.columns, &inputs[self.x.range()]);
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
+        let (n, x) = (self.x.columns, point.value(self.x));
         output.fill(R::default());
         for (to, from) in self.pairs() {
             output[to * n..(to + 1) * n].copy_from_slice(&x[from * n..(from + 1) * n]);
@@ -70,10 +70,9 @@ impl<R: Scalar> Operation<R> for SideBySideOp {
         self.output
     }
 
-    fn forward(&self, _: &[R], inputs: &[R], output: &mut [R]) {
+    fn forward(&self, point: &Point<R>, output: &mut [R]) {
         for (part, start) in self.places() {
-            let rows =
-                output.chunks_exact_mut(self.output.columns).zip(inputs[part.range()].chunks_exact(part.columns));
+            let rows = output.chunks_exact_mut(self.output.columns).zip(point.value(part).chunks_exact(part.columns));
             rows.for_each(|(row, part)| row[start..start + part.len()].copy_from_slice(part));
         }
     }
