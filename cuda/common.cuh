@@ -149,7 +149,15 @@ static __device__ void product(const real* w, int n_in, int n_out, int lanes, co
   }
 }
 
-// Eight lanes to memory.
+// Eight lanes from memory, and to it.
+static __device__ void get_eight(const real* from, real* to) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const Four four = *(const Four*)(from + 4 * half);
+#pragma unroll
+    for (int r = 0; r < 4; ++r) to[4 * half + r] = four.v[r];
+  }
+}
 static __device__ void put_eight(real* to, const real* from) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

@@ -1,6 +1,6 @@
 // The vector field of ECNF (src/models/egnn_flow/mod.rs has the equations), with its exact divergence by forward mode.
 //
-// An atom's messages are computed for all sources at once: a perceptron's layer is one product over the sources' lanes. What
+// The messages to a few atoms are computed for all sources at once: a perceptron's layer is one product over the lanes of pairs. What
 // its first layer makes of an atom's features alone is computed once an atom.
 //
 // Sizes are those of one model: HIDDEN, LAYERS.
@@ -21,13 +21,13 @@ struct Network {
   double step;            // range / layers
 };
 
-// Arrays of [numbers][LANES]; `sum` lies behind h, so that one product takes both.
+// Arrays of [numbers][LANES], those in the last line of [numbers][PAIR_LANES]; `sum` lies behind h, so that one product takes both.
 struct State {
-  real *h, *sum, *x, *start, *next;
-  real *of_source, *of_destination, *d, *pair, *first, *message, *gate, *c;
+  real *h, *sum, *x, *start, *next, *of_source, *of_destination;
+  real *d, *pair, *first, *message, *gate, *c;  // numbers: 3, 2, HIDDEN, HIDDEN, 1, 1
 };
 
-#define MEMORY (LANES * (2 * HIDDEN + 9 + 4 * EVEN(HIDDEN) + 3 + 2 + 2 + 2))
+#define MEMORY (LANES * (2 * HIDDEN + 9 + 2 * EVEN(HIDDEN)) + PAIR_LANES * (3 + 2 + 2 * EVEN(HIDDEN) + 1 + 1))
 
 static __device__ State layout(real* memory) {
   State m;
@@ -39,28 +39,32 @@ static __device__ State layout(real* memory) {
   m.of_source = m.next + 3 * LANES;
   m.of_destination = m.of_source + EVEN(HIDDEN) * LANES;
   m.d = m.of_destination + EVEN(HIDDEN) * LANES;
-  m.pair = m.d + 3 * LANES;
-  m.first = m.pair + 2 * LANES;
-  m.message = m.first + EVEN(HIDDEN) * LANES;
-  m.gate = m.message + EVEN(HIDDEN) * LANES;
-  m.c = m.gate + 2 * LANES;
+  m.pair = m.d + 3 * PAIR_LANES;
+  m.first = m.pair + 2 * PAIR_LANES;
+  m.message = m.first + EVEN(HIDDEN) * PAIR_LANES;
+  m.gate = m.message + EVEN(HIDDEN) * PAIR_LANES;
+  m.c = m.gate + PAIR_LANES;
   return m;
 }
 
-// Eight lanes of silu, σ or tanh of what a product comes to.
-enum Function { SWISH, SIGMOID, TANGENT };
-struct Through {
-  Function function;
+// silu of what a product comes to, in WIDTH lanes.
+template <int WIDTH>
+struct Swish {
   real* to;
   __device__ void operator()(int o, int lane, real* sum) const {
 #pragma unroll
-    for (int r = 0; r < 8; r += COMPONENTS) {
-      const Jet a = jet_at(sum, r / COMPONENTS);
-      put(sum, r / COMPONENTS, function == SWISH ? swish(a, (real)1) : function == SIGMOID ? sigmoid(a) : hyperbolic_tangent(a));
-    }
-    put_eight(to + o * LANES + lane, sum);
+    for (int r = 0; r < 8 / COMPONENTS; ++r) put_in(sum, r, swish(jet_of(sum, r), (real)1));
+    put_eight(to + o * WIDTH + lane, sum);
   }
 };
+
+// Σ_f weights[f] rows[f], every pair by one thread; weights are [HIDDEN][2], the second idle.
+static __device__ Jet weighted(const real* weights, const real* rows, int pair) {
+  Jet sum = constant((real)0);
+#pragma unroll 8
+  for (int f = 0; f < HIDDEN; ++f) sum = sum + weights[2 * f] * jet_at(rows + f * PAIR_LANES, pair);
+  return sum;
+}
 
 static __device__ Jet squared_distance(const real* x, int i, int j) {
   Jet square = constant((real)0);
@@ -71,64 +75,76 @@ static __device__ Jet squared_distance(const real* x, int i, int j) {
   return square;
 }
 
-// The messages to atom i: their sum, and the atom's step.
-static __device__ void messages(const Network& a, const State& m, const Layer& layer, int i) {
+// The messages to a few atoms, from the `first` target on: their sums, and the atoms' steps.
+static __device__ void messages(const Network& a, const State& m, const Layer& layer, const Targets& targets, int first) {
   const real* w = a.weights;
-  FOR_ITEMS(zero, j, 1) {
+  FOR_EACH(zero, pair, 1, PAIRS) {
+    const int i = targets.atom(first + pair / PADDED), j = pair % PADDED;
     const Jet r = squared_distance(m.x, i, j);
     const Jet inverse = reciprocal(root(r + constant((real)1e-8)) + constant((real)1));
     for (int axis = 0; axis < 3; ++axis) {
       const Jet d = jet_at(m.x + axis * LANES, i) - jet_at(m.x + axis * LANES, j);
-      put(m.d + axis * LANES, j, inverse * d);
+      put(m.d + axis * PAIR_LANES, pair, inverse * d);
     }
-    put(m.pair + zero, j, r);
-    put(m.pair + LANES, j, squared_distance(m.start, i, j));
+    put(m.pair + zero, pair, r);
+    put(m.pair + PAIR_LANES, pair, squared_distance(m.start, i, j));
   }
   __syncthreads();
   const auto of_atoms = [&](int o, int lane, real* sum) {
+    const int i = targets.atom(first + lane / LANES);
+    get_eight(m.of_source + o * LANES + lane % LANES, sum);
+    const Jet own = jet_at(m.of_destination + o * LANES, i);
 #pragma unroll
-    for (int r = 0; r < 8; ++r)
-      sum[r] = m.of_source[o * LANES + lane + r] + m.of_destination[o * LANES + i * COMPONENTS + r % COMPONENTS];
+    for (int r = 0; r < 8; ++r) sum[r] += own.v[r % COMPONENTS];
   };
-  product(w + layer.pair, 2, EVEN(HIDDEN), LANES, m.pair, of_atoms, Through{SWISH, m.first});
+  product(w + layer.pair, 2, EVEN(HIDDEN), PAIR_LANES, m.pair, of_atoms, Swish<PAIR_LANES>{m.first});
   __syncthreads();
-  product(w + layer.edge, HIDDEN, EVEN(HIDDEN), LANES, m.first, Bias{w + layer.edge_out_bias}, Through{SWISH, m.message});
+  product(w + layer.edge, HIDDEN, EVEN(HIDDEN), PAIR_LANES, m.first, Bias{w + layer.edge_out_bias}, Swish<PAIR_LANES>{m.message});
   __syncthreads();
-  product(w + layer.attention, HIDDEN, 2, LANES, m.message, Bias{w + layer.attention_bias}, Through{SIGMOID, m.gate});
+  FOR_EACH(zero, pair, 1, PAIRS)
+    put(m.gate + zero, pair, sigmoid(weighted(w + layer.attention, m.message, pair) + constant(w[layer.attention_bias])));
   __syncthreads();
-  FOR_ITEMS(f, j, HIDDEN) put(m.message + f * LANES, j, jet_at(m.message + f * LANES, j) * jet_at(m.gate, j));
+  FOR_EACH(f, pair, HIDDEN, PAIRS) {
+    real* const message = m.message + f * PAIR_LANES;
+    put(message, pair, jet_at(message, pair) * jet_at(m.gate, pair));
+  }
   __syncthreads();
-  product(w + layer.coordinate, HIDDEN, EVEN(HIDDEN), LANES, m.message, Bias{w + layer.coordinate_bias},
-          Through{SWISH, m.first});
+  product(w + layer.coordinate, HIDDEN, EVEN(HIDDEN), PAIR_LANES, m.message, Bias{w + layer.coordinate_bias},
+          Swish<PAIR_LANES>{m.first});
   __syncthreads();
-  product(w + layer.coordinate_out, HIDDEN, 2, LANES, m.first, Zero{}, Through{TANGENT, m.c});
+  FOR_EACH(zero, pair, 1, PAIRS) put(m.c + zero, pair, hyperbolic_tangent(weighted(w + layer.coordinate_out, m.first, pair)));
   __syncthreads();
-  for (int item = threadIdx.x; item < HIDDEN + 3; item += THREADS) {
-    Jet sum = constant((real)0);
-    if (item < HIDDEN) {
-      for (int j = 0; j < ATOMS; ++j)
-        if (j != i) sum = sum + jet_at(m.message + item * LANES, j);
-      put(m.sum + item * LANES, i, sum);
+  // a warp for each number of an atom
+  const int numbers = HIDDEN + 3;
+  for (int item = threadIdx.x / 32; item < DESTINATIONS * numbers; item += THREADS / 32) {
+    const int number = item % numbers, place = item / numbers, i = targets.atom(first + place), c = threadIdx.x % 32;
+    if (first + place >= targets.number()) continue;
+    if (number < HIDDEN) {
+      const real* of_pairs = m.message + number * PAIR_LANES + place * LANES;
+      const real sum = sum_over_sources(i, [&](int word) { return of_pairs[word]; });
+      if (c < COMPONENTS) m.sum[number * LANES + i * COMPONENTS + c] = sum;
     } else {
-      const int axis = (item - HIDDEN) * LANES;
-      for (int j = 0; j < ATOMS; ++j)
-        if (j != i) sum = sum + jet_at(m.d + axis, j) * jet_at(m.c, j);
-      put(m.next + axis, i, jet_at(m.x + axis, i) + (real)a.step * sum);
+      const int axis = number - HIDDEN;
+      const real *d = m.d + axis * PAIR_LANES + place * LANES, *along = m.c + place * LANES;
+      const real sum = sum_over_sources(
+          i, [&](int word) { return product_at(word, [&](int at) { return d[at]; }, [&](int at) { return along[at]; }); });
+      const int at = axis * LANES + i * COMPONENTS + c;
+      if (c < COMPONENTS) m.next[at] = m.x[at] + (real)a.step * sum;
     }
   }
   __syncthreads();
 }
 
-static __device__ void layer(const Network& a, const State& m, const Layer& layer) {
+static __device__ void layer(const Network& a, const State& m, const Layer& layer, bool last, const Targets& targets) {
   const real* w = a.weights;
   product(w + layer.source, HIDDEN, EVEN(HIDDEN), LANES, m.h, Zero{}, Store{m.of_source, LANES});
   product(w + layer.destination, HIDDEN, EVEN(HIDDEN), LANES, m.h, Bias{w + layer.edge_bias}, Store{m.of_destination, LANES});
+  FOR_ITEMS(axis, atom, 3) put(m.next + axis * LANES, atom, jet_at(m.x + axis * LANES, atom));
   __syncthreads();
-  for (int i = 0; i < ATOMS; ++i) messages(a, m, layer, i);
-  FOR_ITEMS(axis, atom, 3) {
-    if (atom < ATOMS) put(m.x + axis * LANES, atom, jet_at(m.next + axis * LANES, atom));
-  }
-  product(w + layer.node, 2 * HIDDEN, EVEN(HIDDEN), LANES, m.h, Bias{w + layer.node_bias}, Through{SWISH, m.first});
+  for (int first = 0; first < targets.number(); first += DESTINATIONS) messages(a, m, layer, targets, first);
+  FOR_ITEMS(axis, atom, 3) put(m.x + axis * LANES, atom, jet_at(m.next + axis * LANES, atom));
+  if (last) return;  // features are for further layers
+  product(w + layer.node, 2 * HIDDEN, EVEN(HIDDEN), LANES, m.h, Bias{w + layer.node_bias}, Swish<LANES>{m.first});
   __syncthreads();
   product(w + layer.node_out, HIDDEN, EVEN(HIDDEN), LANES, m.first, Bias{w + layer.node_out_bias}, Store{m.message, LANES});
   __syncthreads();
@@ -148,8 +164,9 @@ static __device__ void begin(const Network& a, const State& m, const Point& p) {
   __syncthreads();
 }
 
-// x^L − x^0 without its mean.
+// x^L − x^0 without its mean, which drops out of a share of a divergence.
 static __device__ void finish(const State& m, const Point& p) {
+  __syncthreads();
   FOR_ITEMS(axis, atom, 3) put(m.next + axis * LANES, atom, jet_at(m.x + axis * LANES, atom) - jet_at(m.start + axis * LANES, atom));
   __syncthreads();
   FOR_ITEMS(axis, atom, 3) {
@@ -160,26 +177,17 @@ static __device__ void finish(const State& m, const Point& p) {
   write_field(p, m.x);
 }
 
-// The field at one point; `memory` is the block's.
-static __device__ __noinline__ void field(const Network& a, real* memory, const Point& p) {
+// The field at one point.
+static __device__ __noinline__ void field(const Network& a, real* scratch, const Point& p) {
+  BLOCK_MEMORY(scratch, MEMORY);
+  (void)scratch;
   const State m = layout(memory);
   begin(a, m, p);
-  for (int l = 0; l < LAYERS; ++l) layer(a, m, a.layers[l]);
+  for (int l = 0; l < LAYERS; ++l) {
+    const bool last = l + 1 == LAYERS;
+    layer(a, m, a.layers[l], last, last ? targets_of(p) : Targets{-1});
+  }
   finish(m, p);
 }
 
-struct OfBatch { Batch batch; Network network; };
-
-KERNEL(egnn_field, OfBatch) {
-  DYNAMIC_SHARED(shared);
-  real* memory = a.batch.scratch ? a.batch.scratch + (size_t)blockIdx.x * MEMORY : (real*)shared;
-  evaluate_rows(a.batch, [&](const Point& p) { field(a.network, memory, p); });
-}
-
-struct OfPaths { Ode ode; Network network; };
-
-KERNEL(paths, OfPaths) {
-  DYNAMIC_SHARED(shared);
-  real* memory = a.ode.scratch ? a.ode.scratch + (size_t)blockIdx.x * MEMORY : (real*)shared;
-  carry(a.ode, [&](const Point& p) { field(a.network, memory, p); });
-}
+FIELD_KERNELS(egnn_field)

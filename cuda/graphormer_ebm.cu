@@ -43,7 +43,7 @@ struct State {
 
 #define PARTIALS (THREADS / PADDED > 1 ? THREADS / PADDED : 1)
 #define ENERGY_MEMORY                                                                                               \
-  (LANES * (3 + D + D + 3 * D + MOST(F, D) + ATOMS * H + K + K + K + 1 + 1 + 3 + 1 + 1 + PARTIALS) + EVEN(TIMES) + 4)
+  (LANES * (3 + D + D + 3 * D + MOST(F, D) + ATOMS * H + K + K + K + 1 + 1 + 3 + 1 + 1 + PARTIALS) + (TIMES + 3) / 4 * 4)
 #define SCORE_MEMORY                                                                                                \
   (ENERGY_MEMORY + LANES * (2 * LAYERS * D + D + D + 3 * D + MOST(F, D) + ATOMS * H + H + H + 3 + K + 3))
 
@@ -71,7 +71,7 @@ static __device__ State layout(real* memory) {
   m.inverse = take(memory, 1);
   m.partial = take(memory, PARTIALS);
   m.time = memory;
-  memory += (EVEN(TIMES) + 3) / 4 * 4;
+  memory += (TIMES + 3) / 4 * 4;  // of a block, too, a number of Fours
 #if SCORE
   m.kept = take(memory, 2 * LAYERS * D);
   m.g_rows = take(memory, D);
@@ -451,9 +451,8 @@ static __device__ void backward(const Arguments& a, const State& m, int row) {
 #endif
 
 KERNEL(graphormer, Arguments) {
-  DYNAMIC_SHARED(memory);
-  const size_t size = SCORE ? SCORE_MEMORY : ENERGY_MEMORY;
-  const State m = layout(a.batch.scratch ? a.batch.scratch + blockIdx.x * size : (real*)memory);
+  BLOCK_MEMORY(a.batch.scratch, SCORE ? SCORE_MEMORY : ENERGY_MEMORY);
+  const State m = layout(memory);
   for (int row = blockIdx.x; row < a.batch.n; row += gridDim.x) {
     forward(a, m, row);
 #if SCORE

@@ -4,6 +4,9 @@
 #include "ode.cuh"
 
 #define HIDDEN (VECTORS + 1)
+#define NUMBERS (SCALARS + 3 * VECTORS)  // of an atom
+#define LEAST(a, b) ((a) < (b) ? (a) : (b))
+#define PARTIALS LEAST(THREADS / PADDED > 1 ? THREADS / PADDED : 1, RADIAL + HIDDEN)
 #define SMALLEST_SQUARE (real)1e-8
 #define EPSILON (real)1e-5
 
@@ -27,15 +30,16 @@ struct Network {
 
 // ---------------------------------------------------------------- memory of a block
 
+// The last line has PAIR_LANES lanes where they are of pairs, LANES where they are of atoms.
 struct State {
   real *s, *v, *x;                       // [SCALARS][LANES], [VECTORS][3][LANES], [3][LANES]
   real *of_s, *of_v, *out_v;             // linear parts: [SCALARS], [HIDDEN][3], [VECTORS][3]
   real *distance, *u, *inputs, *a, *g;   // [1], [3], [RADIAL + HIDDEN], [SCALARS], [VECTORS]
 };
 
-#define MEMORY                                                                                                   \
-  (LANES * (EVEN(SCALARS) + 3 * VECTORS + 3 + EVEN(SCALARS) + 3 * EVEN(HIDDEN) + 3 * EVEN(VECTORS) + 4 + RADIAL + \
-            EVEN(HIDDEN) + EVEN(SCALARS) + EVEN(VECTORS)))
+#define MEMORY                                                                                      \
+  (LANES * (2 * EVEN(SCALARS) + 3 * VECTORS + 3 + 3 * EVEN(HIDDEN) + 3 * EVEN(VECTORS)) +           \
+   PAIR_LANES * (4 + RADIAL + EVEN(HIDDEN) + EVEN(SCALARS) + EVEN(VECTORS)))
 
 static __device__ State layout(real* memory) {
   State m;
@@ -46,10 +50,10 @@ static __device__ State layout(real* memory) {
   m.of_v = m.of_s + EVEN(SCALARS) * LANES;
   m.out_v = m.of_v + 3 * EVEN(HIDDEN) * LANES;
   m.distance = m.out_v + 3 * EVEN(VECTORS) * LANES;
-  m.u = m.distance + LANES;
-  m.inputs = m.u + 3 * LANES;
-  m.a = m.inputs + (RADIAL + EVEN(HIDDEN)) * LANES;
-  m.g = m.a + EVEN(SCALARS) * LANES;
+  m.u = m.distance + PAIR_LANES;
+  m.inputs = m.u + 3 * PAIR_LANES;
+  m.a = m.inputs + (RADIAL + EVEN(HIDDEN)) * PAIR_LANES;
+  m.g = m.a + EVEN(SCALARS) * PAIR_LANES;
   return m;
 }
 
@@ -64,56 +68,56 @@ static __device__ void linear_parts(const Network& a, const State& m, const Gvp&
   __syncthreads();
 }
 
-// Component of a hidden vector, and of one that comes out; on an edge its direction adds to them.
-static __device__ Jet along(const real* of_v, const real* direction, const State& m, int q, int axis, int atom) {
-  const Jet linear = jet_at(of_v + (3 * q + axis) * LANES, atom);
-  return direction ? linear + direction[q] * jet_at(m.u + axis * LANES, atom) : linear;
+// Component of a hidden vector, and of one that comes out; on an edge its direction adds to them. A pair is one of atoms where there
+// is none.
+static __device__ Jet along(const real* of_v, const real* direction, const State& m, int q, int axis, int pair) {
+  const Jet linear = jet_at(of_v + (3 * q + axis) * LANES, pair % PADDED);
+  return direction ? linear + direction[q] * jet_at(m.u + axis * PAIR_LANES, pair) : linear;
 }
 
-// s′ = a σ(βa), left in m.a, and the gates g, after the inputs are written; σ(g) where `open`.
+// s′ = a σ(βa), left in m.a, and the gates g, after the inputs are written; σ(g) where `open`. WIDTH lanes, of atoms or of pairs.
+template <int WIDTH>
 static __device__ void scalars_and_gates(const Network& a, const State& m, const Gvp& gvp, int n_inputs, bool open) {
   const real* w = a.weights;
   const real beta = w[gvp.beta];
-  const auto of_s = [&](int o, int lane, real* sum) {
-#pragma unroll
-    for (int r = 0; r < 8; ++r) sum[r] = m.of_s[o * LANES + lane + r];
-  };
+  const auto of_s = [&](int o, int lane, real* sum) { get_eight(m.of_s + o * LANES + lane % LANES, sum); };
   const auto swished = [&](int o, int lane, real* sum) {
 #pragma unroll
-    for (int r = 0; r < 8; r += COMPONENTS) put(sum, r / COMPONENTS, swish(jet_at(sum, r / COMPONENTS), beta));
-    put_eight(m.a + o * LANES + lane, sum);
+    for (int r = 0; r < 8 / COMPONENTS; ++r) put_in(sum, r, swish(jet_of(sum, r), beta));
+    put_eight(m.a + o * WIDTH + lane, sum);
   };
-  product(w + gvp.inputs, n_inputs, EVEN(SCALARS), LANES, m.inputs, of_s, swished);
+  product(w + gvp.inputs, n_inputs, EVEN(SCALARS), WIDTH, m.inputs, of_s, swished);
   __syncthreads();
   const auto gated = [&](int o, int lane, real* sum) {
     if (open) {
 #pragma unroll
-      for (int r = 0; r < 8; r += COMPONENTS) put(sum, r / COMPONENTS, sigmoid(jet_at(sum, r / COMPONENTS)));
+      for (int r = 0; r < 8 / COMPONENTS; ++r) put_in(sum, r, sigmoid(jet_of(sum, r)));
     }
-    put_eight(m.g + o * LANES + lane, sum);
+    put_eight(m.g + o * WIDTH + lane, sum);
   };
-  product(w + gvp.gates, SCALARS, EVEN(gvp.n_out), LANES, m.a, Bias{w + gvp.gate_bias}, gated);
+  product(w + gvp.gates, SCALARS, EVEN(gvp.n_out), WIDTH, m.a, Bias{w + gvp.gate_bias}, gated);
   __syncthreads();
 }
 
 // Norms of hidden vectors, as inputs from `first` on.
+template <int WIDTH>
 static __device__ void norms(const State& m, const Gvp& gvp, const real* direction, int first) {
-  FOR_ITEMS(q, atom, gvp.n_hidden) {
+  FOR_EACH(q, pair, gvp.n_hidden, WIDTH / COMPONENTS) {
     Jet square = constant((real)0);
     for (int axis = 0; axis < 3; ++axis) {
-      const Jet h = along(m.of_v, direction, m, q, axis, atom);
+      const Jet h = along(m.of_v, direction, m, q, axis, pair);
       square = square + h * h;
     }
-    put(m.inputs + (first + q) * LANES, atom, root(at_least(square, SMALLEST_SQUARE)));
+    put(m.inputs + (first + q) * WIDTH, pair, root(at_least(square, SMALLEST_SQUARE)));
   }
 }
 
 // The perceptron on every atom: s′ in m.a, gates in m.g, vectors before their gates in m.out_v.
 static __device__ void on_atoms(const Network& a, const State& m, const Gvp& gvp, bool open) {
   linear_parts(a, m, gvp);
-  norms(m, gvp, (const real*)0, 0);
+  norms<LANES>(m, gvp, (const real*)0, 0);
   __syncthreads();
-  scalars_and_gates(a, m, gvp, gvp.n_hidden, open);
+  scalars_and_gates<LANES>(a, m, gvp, gvp.n_hidden, open);
 }
 
 // act(g) Vu/n(Vu) of the perceptron with one vector that comes out.
@@ -128,10 +132,11 @@ static __device__ Jet single_output(const State& m, Jet act, int axis, int atom)
 
 // ---------------------------------------------------------------- layers
 
-// Adds the messages to atom i.
-static __device__ void messages(const Network& a, const State& m, const Gvp& gvp, int i) {
+// Adds the messages to a few atoms, from the `first` target on.
+static __device__ void messages(const Network& a, const State& m, const Gvp& gvp, const Targets& targets, int first) {
   const real* w = a.weights;
-  FOR_ITEMS(zero, j, 1) {
+  FOR_EACH(zero, pair, 1, PAIRS) {
+    const int i = targets.atom(first + pair / PADDED), j = pair % PADDED;
     Jet d[3], square = constant((real)0);
     for (int axis = 0; axis < 3; ++axis) {
       d[axis] = jet_at(m.x + axis * LANES, j) - jet_at(m.x + axis * LANES, i);
@@ -139,80 +144,91 @@ static __device__ void messages(const Network& a, const State& m, const Gvp& gvp
     }
     const Jet distance = root(at_least(square, SMALLEST_SQUARE)) + constant((real)1e-8);
     const Jet inverse = reciprocal(distance);
-    put(m.distance + zero, j, distance);
-    for (int axis = 0; axis < 3; ++axis) put(m.u + axis * LANES, j, d[axis] * inverse);
+    put(m.distance + zero, pair, distance);
+    for (int axis = 0; axis < 3; ++axis) put(m.u + axis * PAIR_LANES, pair, d[axis] * inverse);
   }
   __syncthreads();
-  FOR_ITEMS(k, j, RADIAL) {
+  FOR_EACH(k, pair, RADIAL, PAIRS) {
     const double centre = a.rbf_max * k / (RADIAL > 1 ? RADIAL - 1 : 1);
     const real inverse_width = (real)(RADIAL / a.rbf_max);
-    const Jet z = inverse_width * (jet_at(m.distance, j) - constant((real)centre));
+    const Jet z = inverse_width * (jet_at(m.distance, pair) - constant((real)centre));
     const real value = exp(-z.v[0] * z.v[0]);
-    put(m.inputs + k * LANES, j, chain(z, value, (real)-2 * z.v[0] * value));
+    put(m.inputs + k * PAIR_LANES, pair, chain(z, value, (real)-2 * z.v[0] * value));
   }
-  norms(m, gvp, w + gvp.direction_hidden, RADIAL);
+  norms<PAIR_LANES>(m, gvp, w + gvp.direction_hidden, RADIAL);
   __syncthreads();
-  scalars_and_gates(a, m, gvp, RADIAL + gvp.n_hidden, true);
+  scalars_and_gates<PAIR_LANES>(a, m, gvp, RADIAL + gvp.n_hidden, true);
+  // a warp for each number of an atom
   const real factor = (real)(1.0 / a.message_norm);
-  for (int item = threadIdx.x; item < SCALARS + 3 * VECTORS; item += THREADS) {
-    Jet sum = constant((real)0);
-    if (item < SCALARS) {
-      for (int j = 0; j < ATOMS; ++j)
-        if (j != i) sum = sum + jet_at(m.a + item * LANES, j);
-      real* s = m.s + item * LANES;
-      put(s, i, jet_at(s, i) + factor * sum);
+  for (int item = threadIdx.x / 32; item < DESTINATIONS * NUMBERS; item += THREADS / 32) {
+    const int number = item % NUMBERS, place = item / NUMBERS, i = targets.atom(first + place);
+    if (first + place >= targets.number()) continue;
+    real sum;
+    if (number < SCALARS) {
+      const real* of_pairs = m.a + number * PAIR_LANES + place * LANES;
+      sum = sum_over_sources(i, [&](int word) { return of_pairs[word]; });
     } else {
-      const int u = (item - SCALARS) / 3, axis = (item - SCALARS) % 3;
-      for (int j = 0; j < ATOMS; ++j)
-        if (j != i) sum = sum + jet_at(m.g + u * LANES, j) * along(m.out_v, w + gvp.direction_outputs, m, u, axis, j);
-      real* v = m.v + (3 * u + axis) * LANES;
-      put(v, i, jet_at(v, i) + factor * sum);
+      const int vector = number - SCALARS, unit = vector / 3;
+      const real *gates = m.g + unit * PAIR_LANES + place * LANES, *linear = m.out_v + vector * LANES;
+      const real *u = m.u + vector % 3 * PAIR_LANES + place * LANES, along_u = w[gvp.direction_outputs + unit];
+      sum = sum_over_sources(i, [&](int word) {
+        return product_at(word, [&](int at) { return gates[at]; }, [&](int at) { return linear[at] + along_u * u[at]; });
+      });
     }
+    real* const to = number < SCALARS ? m.s + number * LANES : m.v + (number - SCALARS) * LANES;
+    if (threadIdx.x % 32 < COMPONENTS) to[i * COMPONENTS + threadIdx.x % 32] += factor * sum;
+  }
+  __syncthreads();
+}
+
+// Σ term(f, atom) over f < count, for every atom, by all threads. Begins and ends with a barrier.
+template <class Term>
+static __device__ void total(const State& m, real* to, int count, const Term& term) {
+  __syncthreads();
+  FOR_ITEMS(part, atom, PARTIALS) {
+    Jet sum = constant((real)0);
+    for (int f = part; f < count; f += PARTIALS) sum = sum + term(f, atom);
+    put(m.inputs + part * LANES, atom, sum);
+  }
+  __syncthreads();
+  FOR_ITEMS(zero, atom, 1) {
+    Jet sum = constant((real)0);
+    for (int part = 0; part < PARTIALS; ++part) sum = sum + jet_at(m.inputs + part * LANES, atom);
+    put(to + zero, atom, sum);
   }
   __syncthreads();
 }
 
 // Scalars: layer normalisation; vectors: divided by √(mean max(|V|², 1e-8) + 1e-5) + 1e-5.
 static __device__ void normalise(const Network& a, const State& m, const Norm& norm) {
-  // the numbers that each atom's are divided by, in m.distance and m.u
-  FOR_ITEMS(part, atom, 2) {
-    if (part == 0) {
-      Jet mean = constant((real)0), variance = constant((real)0);
-      for (int f = 0; f < SCALARS; ++f) mean = mean + jet_at(m.s + f * LANES, atom);
-      mean = ((real)1 / SCALARS) * mean;
-      for (int f = 0; f < SCALARS; ++f) {
-        const Jet rest = jet_at(m.s + f * LANES, atom) - mean;
-        variance = variance + rest * rest;
-      }
-      const Jet spread = root(((real)1 / SCALARS) * variance + constant(EPSILON));
-      put(m.distance, atom, mean);
-      put(m.u, atom, reciprocal(spread));
-    } else {
-      Jet sum = constant((real)0);
-      for (int u = 0; u < VECTORS; ++u) {
-        Jet square = constant((real)0);
-        for (int axis = 0; axis < 3; ++axis) {
-          const Jet part_of_v = jet_at(m.v + (3 * u + axis) * LANES, atom);
-          square = square + part_of_v * part_of_v;
-        }
-        sum = sum + at_least(square, SMALLEST_SQUARE);
-      }
-      const Jet size = root(((real)1 / VECTORS) * sum + constant(EPSILON)) + constant(EPSILON);
-      put(m.u + LANES, atom, reciprocal(size));
+  real *const mean = m.distance, *const spread = m.u, *const size = m.u + LANES;
+  const auto rest = [&](int f, int atom) { return jet_at(m.s + f * LANES, atom) - ((real)1 / SCALARS) * jet_at(mean, atom); };
+  total(m, mean, SCALARS, [&](int f, int atom) { return jet_at(m.s + f * LANES, atom); });
+  total(m, spread, SCALARS, [&](int f, int atom) { return rest(f, atom) * rest(f, atom); });
+  total(m, size, VECTORS, [&](int u, int atom) {
+    Jet square = constant((real)0);
+    for (int axis = 0; axis < 3; ++axis) {
+      const Jet part = jet_at(m.v + (3 * u + axis) * LANES, atom);
+      square = square + part * part;
     }
+    return at_least(square, SMALLEST_SQUARE);
+  });
+  FOR_ITEMS(zero, atom, 1) {
+    put(spread + zero, atom, reciprocal(root(((real)1 / SCALARS) * jet_at(spread, atom) + constant(EPSILON))));
+    put(size, atom, reciprocal(root(((real)1 / VECTORS) * jet_at(size, atom) + constant(EPSILON)) + constant(EPSILON)));
   }
   __syncthreads();
   FOR_ITEMS(f, atom, SCALARS) {
-    const Jet normal = (jet_at(m.s + f * LANES, atom) - jet_at(m.distance, atom)) * jet_at(m.u, atom);
+    const Jet normal = rest(f, atom) * jet_at(spread, atom);
     put(m.s + f * LANES, atom, a.weights[norm.weight + f] * normal + constant(a.weights[norm.bias + f]));
   }
-  FOR_ITEMS(v, atom, 3 * VECTORS) put(m.v + v * LANES, atom, jet_at(m.v + v * LANES, atom) * jet_at(m.u + LANES, atom));
+  FOR_ITEMS(v, atom, 3 * VECTORS) put(m.v + v * LANES, atom, jet_at(m.v + v * LANES, atom) * jet_at(size, atom));
   __syncthreads();
 }
 
-static __device__ void layer(const Network& a, const State& m, const Layer& layer, bool last) {
+static __device__ void layer(const Network& a, const State& m, const Layer& layer, bool last, const Targets& targets) {
   linear_parts(a, m, layer.message);
-  for (int i = 0; i < ATOMS; ++i) messages(a, m, layer.message, i);
+  for (int first = 0; first < targets.number(); first += DESTINATIONS) messages(a, m, layer.message, targets, first);
   normalise(a, m, layer.message_norm);
   on_atoms(a, m, layer.update, true);
   FOR_ITEMS(f, atom, SCALARS) {
@@ -253,26 +269,17 @@ static __device__ void finish(const Network& a, const State& m, const Point& p) 
   write_field(p, m.x);
 }
 
-// The field at one point; `memory` is the block's.
-static __device__ __noinline__ void field(const Network& a, real* memory, const Point& p) {
+// The field at one point.
+static __device__ __noinline__ void field(const Network& a, real* scratch, const Point& p) {
+  BLOCK_MEMORY(scratch, MEMORY);
+  (void)scratch;
   const State m = layout(memory);
   begin(a, m, p);
-  for (int l = 0; l < LAYERS; ++l) layer(a, m, a.layers[l], l + 1 == LAYERS);
+  for (int l = 0; l < LAYERS; ++l) {
+    const bool last = l + 1 == LAYERS;
+    layer(a, m, a.layers[l], last, last ? targets_of(p) : Targets{-1});
+  }
   finish(a, m, p);
 }
 
-struct OfBatch { Batch batch; Network network; };
-
-KERNEL(gvp_field, OfBatch) {
-  DYNAMIC_SHARED(shared);
-  real* memory = a.batch.scratch ? a.batch.scratch + (size_t)blockIdx.x * MEMORY : (real*)shared;
-  evaluate_rows(a.batch, [&](const Point& p) { field(a.network, memory, p); });
-}
-
-struct OfPaths { Ode ode; Network network; };
-
-KERNEL(paths, OfPaths) {
-  DYNAMIC_SHARED(shared);
-  real* memory = a.ode.scratch ? a.ode.scratch + (size_t)blockIdx.x * MEMORY : (real*)shared;
-  carry(a.ode, [&](const Point& p) { field(a.network, memory, p); });
-}
+FIELD_KERNELS(gvp_field)

@@ -11,7 +11,11 @@
 // alike: it is one product with PADDED · COMPONENTS lanes, and only the value gets the bias. Moving all atoms together changes
 // nothing, so derivatives along the last atom are minus the sum of the others.
 //
-// ATOMS, PADDED (atoms, a multiple of 8) and COMPONENTS are given when a kernel is compiled.
+// Messages are computed for DESTINATIONS atoms at once, so that there is work for all threads between two barriers: their pairs
+// with all sources are as many times LANES lanes.
+//
+// ATOMS, PADDED (atoms, a multiple of 8), COMPONENTS, SCRATCH (whether a block's state is too large for shared memory) and, for fields,
+// DESTINATIONS are given when a kernel is compiled.
 #ifndef MODEJUMP_JETS
 #define MODEJUMP_JETS
 // Their state in shared memory lets fewer blocks run at once than registers do.
@@ -21,25 +25,39 @@
 #include "common.cuh"
 
 #define LANES (PADDED * COMPONENTS)
+
+// `memory`, the state of a block, of `size` numbers.
+#if SCRATCH
+#define BLOCK_MEMORY(scratch, size) real* const memory = (scratch) + (size_t)blockIdx.x * (size)
+#else
+#define BLOCK_MEMORY(scratch, size) \
+  DYNAMIC_SHARED(shared);           \
+  real* const memory = (real*)shared
+#endif
 #define EVEN(n) (((n) + 1) / 2 * 2)
 
-#define FOR_ITEMS(i, atom, count)                                                             \
-  for (int item = threadIdx.x, i = item / PADDED, atom = item % PADDED; item < (count) * PADDED; \
-       item += THREADS, i = item / PADDED, atom = item % PADDED)
+#define FOR_EACH(i, lane, count, width)                                                        \
+  for (int item = threadIdx.x, i = item / (width), lane = item % (width); item < (count) * (width); \
+       item += THREADS, i = item / (width), lane = item % (width))
+#define FOR_ITEMS(i, atom, count) FOR_EACH(i, atom, count, PADDED)
 
 // ---------------------------------------------------------------- jets
 
-struct Jet { real v[COMPONENTS]; };
+struct alignas(COMPONENTS * sizeof(real)) Jet { real v[COMPONENTS]; };
 
-static __device__ Jet jet_at(const real* array, int lane) {
+// Read and written at once.
+static __device__ Jet jet_at(const real* array, int lane) { return *(const Jet*)(array + lane * COMPONENTS); }
+static __device__ void put(real* array, int lane, Jet a) { *(Jet*)(array + lane * COMPONENTS) = a; }
+// The same in registers.
+static __device__ Jet jet_of(const real* lanes, int lane) {
   Jet a;
 #pragma unroll
-  for (int c = 0; c < COMPONENTS; ++c) a.v[c] = array[lane * COMPONENTS + c];
+  for (int c = 0; c < COMPONENTS; ++c) a.v[c] = lanes[lane * COMPONENTS + c];
   return a;
 }
-static __device__ void put(real* array, int lane, Jet a) {
+static __device__ void put_in(real* lanes, int lane, Jet a) {
 #pragma unroll
-  for (int c = 0; c < COMPONENTS; ++c) array[lane * COMPONENTS + c] = a.v[c];
+  for (int c = 0; c < COMPONENTS; ++c) lanes[lane * COMPONENTS + c] = a.v[c];
 }
 static __device__ Jet constant(real value) {
   Jet a;
@@ -124,6 +142,40 @@ struct Store {
 // Places in the weights of a layer normalisation's parameters.
 struct Norm { int weight, bias; };
 
+// ---------------------------------------------------------------- atoms that messages go to
+
+#ifdef DESTINATIONS
+#define PAIRS (DESTINATIONS * PADDED)
+#define PAIR_LANES (DESTINATIONS * LANES)
+#endif
+
+// All atoms, or `only` and the last: a share of a divergence needs no more of the last layer.
+struct Targets {
+  int only;
+  __device__ int number() const { return only < 0 ? ATOMS : 2; }
+  __device__ int atom(int index) const {
+    const int last = index < number() ? index : number() - 1;
+    return only < 0 ? last : last == 0 ? only : ATOMS - 1;
+  }
+};
+
+// Component threadIdx.x % COMPONENTS of a sum over the sources of messages to atom i, by a warp: term(word) of the numbers of all lanes.
+template <class Term>
+static __device__ real sum_over_sources(int i, const Term& term) {
+  real sum = (real)0;
+  for (int word = threadIdx.x % 32; word < ATOMS * COMPONENTS; word += 32)
+    if (word / COMPONENTS != i) sum += term(word);
+  for (int bits = COMPONENTS; bits < 32; bits *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
+  return sum;
+}
+
+// Component word % COMPONENTS of a product of jets, of which a(word) and b(word) are the numbers.
+template <class A, class B>
+static __device__ real product_at(int word, const A& a, const B& b) {
+  const int value = word / COMPONENTS * COMPONENTS;
+  return word == value ? a(value) * b(value) : a(word) * b(value) + a(value) * b(word);
+}
+
 // ---------------------------------------------------------------- where a field is evaluated
 
 #define DIRECTIONS (COMPONENTS - 1)
@@ -137,6 +189,12 @@ struct Point {
   int part;
   double *f, *df, *divergence;
 };
+
+// What the last layer must find for a point.
+static __device__ Targets targets_of(const Point& p) {
+  const Targets targets = {COMPONENTS > 1 && !p.dx && !p.f && !p.df ? p.part * DIRECTIONS / 3 : -1};
+  return targets;
+}
 
 // x with its centroid at the origin, and its derivatives, to [3][LANES].
 static __device__ void read_positions(const Point& p, real* to) {
@@ -190,7 +248,7 @@ struct Batch {
   double* f;
   double* df;
   double* parts;
-  real* scratch;  // a block's state after the other, or null for shared memory
+  real* scratch;  // with SCRATCH a block's state after the other
   int n, padding;
 };
 

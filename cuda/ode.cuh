@@ -25,7 +25,7 @@ struct Ode {
   double* blocks;        // [blocks][PATH]
   double* teams;         // [teams][2][DIMENSION + parts of a divergence]
   u32* arrivals;         // [teams], zero
-  real* scratch;         // a block's state of the field after the other, or null for shared memory
+  real* scratch;         // with SCRATCH a block's state of the field after the other
   double start, end;
   double absolute, relative, tolerance;  // the last of the integral
   int n, team, n_probes;                 // team: its blocks
@@ -324,5 +324,16 @@ static __device__ void carry(const Ode& o, const Field& field) {
   Path<Field> path(o, field, team);
   for (int row = team.index; row < o.n; row += gridDim.x / o.team) path.run(row);
 }
+
+// The kernels of a model, of its Network and field(network, scratch, point): `values` of a batch, and paths.
+#define FIELD_KERNELS(values)                                                          \
+  struct OfBatch { Batch batch; Network network; };                                    \
+  KERNEL(values, OfBatch) {                                                            \
+    evaluate_rows(a.batch, [&](const Point& p) { field(a.network, a.batch.scratch, p); }); \
+  }                                                                                    \
+  struct OfPaths { Ode ode; Network network; };                                        \
+  KERNEL(paths, OfPaths) {                                                             \
+    carry(a.ode, [&](const Point& p) { field(a.network, a.ode.scratch, p); });         \
+  }
 
 #endif

@@ -13,7 +13,32 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub const THREADS: usize = 128;
+/// Of a block, which has a multiprocessor to itself: a round of a product of 64 outputs in PAIR_LANES lanes; f64 networks need twice the
+/// registers.
+pub fn threads<R>() -> usize {
+    match size_of::<R>() {
+        8 => 192,
+        _ => 384,
+    }
+}
+
+/// Lanes of pairs that fill a block.
+const PAIR_LANES: usize = 192;
+
+/// Atoms whose messages are computed at once: as many as make enough lanes for a block, if their state, `bytes(number)`, fits into
+/// shared memory.
+pub fn destinations(lanes: usize, shared: usize, bytes: impl Fn(usize) -> usize) -> usize {
+    (1..=PAIR_LANES / lanes).rev().find(|&number| bytes(number) <= shared).unwrap_or(1)
+}
+
+/// The constant SCRATCH of a kernel whose blocks have a state of so many numbers.
+pub fn scratch<R>(memory: usize, shared: usize) -> u8 {
+    u8::from(memory * size_of::<R>() > shared)
+}
+
+/// Bytes of shared memory of the cards that kernels without one are made for.
+pub const SHARED: usize = 227 << 10;
+
 /// Components of jets that kernels are compiled for: values; one direction; the three coordinates of an atom.
 pub const COMPONENTS: [usize; 3] = [1, 2, 4];
 /// Rows of one launch, so that memory on the card does not grow with the batch.

@@ -286,6 +286,7 @@ fn on_a_gpu() {
             compare("egnn", &other_host, &other_card, n, DOUBLE);
         }
         let (host, card) = (gvp::<f32>(&config), gvp::<f32>(&config).on_device(driver).unwrap());
-        compare("gvp, f32", &host, &card, 300, SINGLE);
+        // the worst of 300 rows: their log q in f32 is as far from that in f64
+        compare("gvp, f32", &host, &card, 300, (1e-5, 1e-2));
     }
 }

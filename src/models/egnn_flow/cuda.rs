@@ -3,7 +3,9 @@
 use super::{Egnn, EgnnConfig};
 use crate::device::{Driver, Program};
 use crate::error::Result;
-use crate::models::field_on_device::{bytes, padded, FieldKernel, FieldOnDevice, Packing, COMPONENTS, THREADS};
+use crate::models::field_on_device::{
+    bytes, destinations, padded, scratch, threads, FieldKernel, FieldOnDevice, Packing, COMPONENTS, SHARED,
+};
 use crate::models::network::Evaluator;
 use crate::nn::tape::Weight;
 use crate::nn::Real;
@@ -49,14 +51,19 @@ struct NetworkRecord {
 pub fn programs() -> Vec<Program> {
     let config =
         EgnnConfig { features: vec![vec![]; 22], n_features: 22, n_layers: 5, n_hidden: 64, coordinate_range: 15.0 };
-    COMPONENTS.into_iter().flat_map(|c| [program::<f32>(&config, c), program::<f64>(&config, c)]).collect()
+    let of = |c| [program::<f32>(&config, c, SHARED), program::<f64>(&config, c, SHARED)];
+    COMPONENTS.into_iter().flat_map(of).collect()
 }
 
-fn program<R: Real>(config: &EgnnConfig, components: usize) -> Program {
-    let constants: [(_, &dyn std::fmt::Display); 7] = [
+/// For a card with so many bytes of shared memory a block.
+fn program<R: Real>(config: &EgnnConfig, components: usize, shared: usize) -> Program {
+    let at_once = at_once::<R>(config, components, shared);
+    let constants: [(_, &dyn std::fmt::Display); 9] = [
         ("REAL", &crate::device::program::real::<R>()),
-        ("THREADS", &THREADS),
+        ("THREADS", &threads::<R>()),
         ("COMPONENTS", &components),
+        ("DESTINATIONS", &at_once),
+        ("SCRATCH", &scratch::<R>(memory(config, components, at_once), shared)),
         ("ATOMS", &config.features.len()),
         ("PADDED", &padded(config.features.len())),
         ("HIDDEN", &config.n_hidden),
@@ -65,10 +72,15 @@ fn program<R: Real>(config: &EgnnConfig, components: usize) -> Program {
     Program::new("egnn_flow", SOURCE, &constants)
 }
 
-/// Numbers of a block's state, as `MEMORY` of the kernel counts them.
-fn memory(config: &EgnnConfig, components: usize) -> usize {
+/// Numbers of a block's state with messages to so many atoms at once, as `MEMORY` of the kernel counts them.
+fn memory(config: &EgnnConfig, components: usize, at_once: usize) -> usize {
+    let (hidden, even) = (config.n_hidden, config.n_hidden.next_multiple_of(2));
+    padded(config.features.len()) * components * (2 * hidden + 9 + 2 * even + at_once * (2 * even + 7))
+}
+
+fn at_once<R>(config: &EgnnConfig, components: usize, shared: usize) -> usize {
     let lanes = padded(config.features.len()) * components;
-    lanes * (2 * config.n_hidden + 4 * config.n_hidden.next_multiple_of(2) + 18)
+    destinations(lanes, shared, |number| memory(config, components, number) * size_of::<R>())
 }
 
 /// Inputs `from` to `from + n` of a layer.
@@ -113,10 +125,11 @@ impl<R: Real> Evaluator<Egnn, R> {
         let start = |o: usize| w.bias_of(self.parameters())[o].to_f64();
         let [embedding, time] = packing.embedding(&config.features, h, weight, start, config.n_features);
         let (for_program, for_memory) = (config.clone(), config.clone());
+        let shared = driver.shared_memory();
         let mut kernel = FieldKernel::new(
-            ("egnn_field", config.features.len(), THREADS),
-            move |components| program::<R>(&for_program, components),
-            move |components| memory(&for_memory, components),
+            ("egnn_field", config.features.len(), threads::<R>()),
+            move |components| program::<R>(&for_program, components, shared),
+            move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, shared)),
         );
         kernel.arguments = bytes(&NetworkRecord {
             weights: kernel.keep(driver, &packing.weights)?,

@@ -3,7 +3,7 @@
 use super::{Graphormer, GraphormerConfig, Version};
 use crate::device::{Driver, Program};
 use crate::error::Result;
-use crate::models::field_on_device::{bytes, padded, EnergyOnDevice, FieldKernel, NormRecord, Packing};
+use crate::models::field_on_device::{bytes, padded, scratch, EnergyOnDevice, FieldKernel, NormRecord, Packing, SHARED};
 use crate::models::network::Evaluator;
 use crate::nn::tape::{LayerNorm, Weight};
 use crate::nn::Real;
@@ -67,7 +67,8 @@ pub fn programs() -> Vec<Program> {
         heads: 32,
         kernels: 50,
     };
-    [false, true].into_iter().flat_map(|s| [program::<f32>(&config, 1, s), program::<f64>(&config, 1, s)]).collect()
+    let of = |score| [program::<f32>(&config, 1, score, SHARED), program::<f64>(&config, 1, score, SHARED)];
+    [false, true].into_iter().flat_map(of).collect()
 }
 
 /// A round of a product of 256 outputs in 24 lanes; f64 networks need more registers each.
@@ -78,8 +79,9 @@ fn threads<R>() -> usize {
     }
 }
 
-fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool) -> Program {
-    let constants: [(_, &dyn std::fmt::Display); 12] = [
+/// For a card with so many bytes of shared memory a block.
+fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool, shared: usize) -> Program {
+    let constants: [(_, &dyn std::fmt::Display); 13] = [
         ("REAL", &crate::device::program::real::<R>()),
         ("THREADS", &threads::<R>()),
         ("ATOMS", &config.types.len()),
@@ -92,6 +94,7 @@ fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool) -> Pro
         ("TIMES", &times),
         ("BOLTZNCE", &u8::from(config.version == Version::Boltznce)),
         ("SCORE", &u8::from(score)),
+        ("SCRATCH", &scratch::<R>(memory::<R>(config, times, score), shared)),
     ];
     Program::new("graphormer_ebm", SOURCE, &constants)
 }
@@ -103,7 +106,7 @@ fn memory<R>(config: &GraphormerConfig, times: usize, score: bool) -> usize {
     let (d, h, k) = (even(config.width), even(config.heads), even(config.kernels));
     let hidden = d.max(even(config.feed_forward));
     let partials = (threads::<R>() / lanes).max(1);
-    let energy = lanes * (5 * d + hidden + n * h + 3 * k + 10 + partials) + even(times) + 4;
+    let energy = lanes * (5 * d + hidden + n * h + 3 * k + 10 + partials) + times.next_multiple_of(4);
     let layers = config.n_layers * config.blocks;
     let back = lanes * (2 * layers * d + 5 * d + hidden + n * h + 2 * h + 6 + k);
     energy + if score { back } else { 0 }
@@ -162,9 +165,10 @@ impl<R: Real> Evaluator<Graphormer, R> {
             ..Arguments::default()
         };
         let (for_program, for_memory) = (config.clone(), config.clone());
+        let shared = driver.shared_memory();
         let mut kernel = FieldKernel::new(
             ("graphormer", n, threads::<R>()),
-            move |components| program::<R>(&for_program, times, components > 1),
+            move |components| program::<R>(&for_program, times, components > 1, shared),
             move |components| memory::<R>(&for_memory, times, components > 1),
         );
         arguments.weights = kernel.keep(driver, &packing.weights)?;

@@ -5,7 +5,7 @@ use super::{GvpConfig, GvpField};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, padded, FieldKernel, FieldOnDevice, NormRecord, Packing, COMPONENTS, THREADS,
+    bytes, destinations, padded, scratch, threads, FieldKernel, FieldOnDevice, NormRecord, Packing, COMPONENTS, SHARED,
 };
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
@@ -98,18 +98,23 @@ pub fn programs() -> Vec<Program> {
         message_norm: 10.0,
         coordinate_range: 10.0,
     };
-    COMPONENTS.into_iter().flat_map(|c| [program::<f32>(&config, c), program::<f64>(&config, c)]).collect()
+    let of = |c| [program::<f32>(&config, c, SHARED), program::<f64>(&config, c, SHARED)];
+    COMPONENTS.into_iter().flat_map(of).collect()
 }
 
 fn norm<R: Real>(packing: &mut Packing<R>, places: &NormPlaces) -> NormRecord {
     packing.norm(places.weight.start, places.bias.start, places.weight.len())
 }
 
-fn program<R: Real>(config: &GvpConfig, components: usize) -> Program {
-    let constants: [(_, &dyn std::fmt::Display); 9] = [
+/// For a card with so many bytes of shared memory a block.
+fn program<R: Real>(config: &GvpConfig, components: usize, shared: usize) -> Program {
+    let at_once = at_once::<R>(config, components, shared);
+    let constants: [(_, &dyn std::fmt::Display); 11] = [
         ("REAL", &crate::device::program::real::<R>()),
-        ("THREADS", &THREADS),
+        ("THREADS", &threads::<R>()),
         ("COMPONENTS", &components),
+        ("DESTINATIONS", &at_once),
+        ("SCRATCH", &scratch::<R>(memory(config, components, at_once), shared)),
         ("ATOMS", &config.features.len()),
         ("PADDED", &padded(config.features.len())),
         ("SCALARS", &config.n_scalars),
@@ -120,12 +125,18 @@ fn program<R: Real>(config: &GvpConfig, components: usize) -> Program {
     Program::new("gvp_flow", SOURCE, &constants)
 }
 
-/// Numbers of a block's state, as `MEMORY` of the kernel counts them.
-fn memory(config: &GvpConfig, components: usize) -> usize {
+/// Numbers of a block's state with messages to so many atoms at once, as `MEMORY` of the kernel counts them.
+fn memory(config: &GvpConfig, components: usize, at_once: usize) -> usize {
     let even = |n: usize| n.next_multiple_of(2);
     let (scalars, vectors, hidden) = (even(config.n_scalars), config.n_vectors, even(config.n_vectors + 1));
+    let of_atom = 2 * scalars + 3 * vectors + 3 + 3 * hidden + 3 * even(vectors);
+    let of_pair = 4 + config.rbf_count + hidden + scalars + even(vectors);
+    padded(config.features.len()) * components * (of_atom + at_once * of_pair)
+}
+
+fn at_once<R>(config: &GvpConfig, components: usize, shared: usize) -> usize {
     let lanes = padded(config.features.len()) * components;
-    lanes * (3 * scalars + 3 * vectors + 4 * hidden + 4 * even(vectors) + 7 + config.rbf_count)
+    destinations(lanes, shared, |number| memory(config, components, number) * size_of::<R>())
 }
 
 impl<R: Real> GvpField<R> {
@@ -151,10 +162,11 @@ impl<R: Real> GvpField<R> {
         let bias = |o: usize| packing.at(places.trunk.embedding_bias.start + o);
         let [embedding, time] = packing.embedding(&config.features, config.n_scalars, weight, bias, config.n_features);
         let (for_program, for_memory) = (config.clone(), config.clone());
+        let shared = driver.shared_memory();
         let mut kernel = FieldKernel::new(
-            ("gvp_field", config.features.len(), THREADS),
-            move |components| program::<R>(&for_program, components),
-            move |components| memory(&for_memory, components),
+            ("gvp_field", config.features.len(), threads::<R>()),
+            move |components| program::<R>(&for_program, components, shared),
+            move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, shared)),
         );
         kernel.arguments = bytes(&NetworkRecord {
             weights: kernel.keep(driver, &packing.weights)?,
