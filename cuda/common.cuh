@@ -20,8 +20,20 @@
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS > 0 ? BLOCKS : 1) name( \
       const __grid_constant__ Arguments a)
 #define DYNAMIC_SHARED(name) extern __shared__ double name[]
-// A number that another block changes, for a loop that waits for it.
-#define LOOK(address) (*(const volatile unsigned int*)(address))
+// A count that blocks change and wait for. What a block wrote before it is counted, those that look see after (release and acquire:
+// fences that are cheaper than __threadfence).
+static __device__ unsigned int count_in(unsigned int* address) {
+  unsigned int before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(address) : "memory");
+  return before;
+}
+static __device__ unsigned int look(const unsigned int* address) {
+  unsigned int value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+#define COUNT_IN(address) count_in(address)
+#define LOOK(address) look(address)
 #endif
 
 typedef REAL real;
@@ -87,10 +99,8 @@ static __device__ void meet(const Team& team) {
   __syncthreads();
   if (team.blocks == 1) return;
   if (threadIdx.x == 0) {
-    __threadfence();
-    const u32 blocks = team.blocks, before = atomicAdd(team.arrivals, 1u), all = (before / blocks + 1) * blocks;
+    const u32 blocks = team.blocks, before = COUNT_IN(team.arrivals), all = (before / blocks + 1) * blocks;
     while (LOOK(team.arrivals) < all) {}
-    __threadfence();
   }
   __syncthreads();
 }
@@ -118,15 +128,20 @@ struct alignas(4 * sizeof(real)) Four { real v[4]; };
 struct alignas(2 * sizeof(real)) Two { real v[2]; };
 
 // W x for x[n_in][lanes] in shared memory, by all threads of the block; lanes are a multiple of eight. W is stored [n_in][n_out],
-// n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory (the same address in a whole
-// warp) and one of W for sixteen multiply-adds. `start(o, lane, sum)` writes what eight lanes of output o start from, and
-// `finish(o, lane, sum)` takes what they come to. The sum over inputs is in their order.
+// n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory and one of W for sixteen
+// multiply-adds. `start(o, lane, sum)` writes what eight lanes of output o start from, and `finish(o, lane, sum)` takes what they
+// come to. The sum over inputs is in their order.
+//
+// Neighbouring threads have up to four groups of lanes and eight pairs of outputs, so that what they write, whole rows apart, does not
+// all lie in the same banks.
 template <class Start, class Finish>
 static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
                                const Finish& finish) {
-  const int columns = n_out / 2;
-  for (int item = threadIdx.x; item < columns * (lanes / 8); item += THREADS) {
-    const int o = 2 * (item % columns), first = 8 * (item / columns);
+  const int columns = n_out / 2, groups = lanes / 8;
+  const int wide = groups % 4 == 0 ? 4 : groups % 3 == 0 ? 3 : 1, high = columns % 8 == 0 ? 8 : 1;
+  for (int item = threadIdx.x; item < columns * groups; item += THREADS) {
+    const int tile = item / (wide * high), across = groups / wide;
+    const int o = 2 * (tile / across * high + item / wide % high), first = 8 * (tile % across * wide + item % wide);
     real left[8], right[8];
     start(o, first, left);
     start(o + 1, first, right);

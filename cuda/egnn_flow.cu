@@ -114,22 +114,22 @@ static __device__ void messages(const Network& a, const State& m, const Layer& l
   __syncthreads();
   FOR_EACH(zero, pair, 1, PAIRS) put(m.c + zero, pair, hyperbolic_tangent(weighted(w + layer.coordinate_out, m.first, pair)));
   __syncthreads();
-  // a warp for each number of an atom
+  // a thread for each component of a number of an atom
   const int numbers = HIDDEN + 3;
-  for (int item = threadIdx.x / 32; item < DESTINATIONS * numbers; item += THREADS / 32) {
-    const int number = item % numbers, place = item / numbers, i = targets.atom(first + place), c = threadIdx.x % 32;
-    if (first + place >= targets.number()) continue;
+  for (int item = threadIdx.x; item < DESTINATIONS * numbers * COMPONENTS; item += THREADS) {
+    const int c = item % COMPONENTS, number = item / COMPONENTS % numbers, place = item / (COMPONENTS * numbers);
+    if (first + place >= targets.number()) break;
+    const int i = targets.atom(first + place), at = i * COMPONENTS + c;
     if (number < HIDDEN) {
       const real* of_pairs = m.message + number * PAIR_LANES + place * LANES;
-      const real sum = sum_over_sources(i, [&](int word) { return of_pairs[word]; });
-      if (c < COMPONENTS) m.sum[number * LANES + i * COMPONENTS + c] = sum;
+      m.sum[number * LANES + at] = sum_over_sources(i, number, c, [&](int word) { return of_pairs[word]; });
     } else {
       const int axis = number - HIDDEN;
-      const real *d = m.d + axis * PAIR_LANES + place * LANES, *along = m.c + place * LANES;
-      const real sum = sum_over_sources(
-          i, [&](int word) { return product_at(word, [&](int at) { return d[at]; }, [&](int at) { return along[at]; }); });
-      const int at = axis * LANES + i * COMPONENTS + c;
-      if (c < COMPONENTS) m.next[at] = m.x[at] + (real)a.step * sum;
+      const real *d = m.d + axis * PAIR_LANES + place * LANES, *steps = m.c + place * LANES;
+      const auto towards = [&](int word) { return d[word]; };
+      const auto far = [&](int word) { return steps[word]; };
+      const real sum = sum_over_sources(i, number, c, [&](int word) { return product_at(word, towards, far); });
+      m.next[axis * LANES + at] = m.x[axis * LANES + at] + (real)a.step * sum;
     }
   }
   __syncthreads();

@@ -158,25 +158,24 @@ static __device__ void messages(const Network& a, const State& m, const Gvp& gvp
   norms<PAIR_LANES>(m, gvp, w + gvp.direction_hidden, RADIAL);
   __syncthreads();
   scalars_and_gates<PAIR_LANES>(a, m, gvp, RADIAL + gvp.n_hidden, true);
-  // a warp for each number of an atom
+  // a thread for each component of a number of an atom
   const real factor = (real)(1.0 / a.message_norm);
-  for (int item = threadIdx.x / 32; item < DESTINATIONS * NUMBERS; item += THREADS / 32) {
-    const int number = item % NUMBERS, place = item / NUMBERS, i = targets.atom(first + place);
-    if (first + place >= targets.number()) continue;
-    real sum;
+  for (int item = threadIdx.x; item < DESTINATIONS * NUMBERS * COMPONENTS; item += THREADS) {
+    const int c = item % COMPONENTS, number = item / COMPONENTS % NUMBERS, place = item / (COMPONENTS * NUMBERS);
+    if (first + place >= targets.number()) break;
+    const int i = targets.atom(first + place), at = i * COMPONENTS + c;
     if (number < SCALARS) {
       const real* of_pairs = m.a + number * PAIR_LANES + place * LANES;
-      sum = sum_over_sources(i, [&](int word) { return of_pairs[word]; });
+      m.s[number * LANES + at] += factor * sum_over_sources(i, number, c, [&](int word) { return of_pairs[word]; });
     } else {
       const int vector = number - SCALARS, unit = vector / 3;
       const real *gates = m.g + unit * PAIR_LANES + place * LANES, *linear = m.out_v + vector * LANES;
-      const real *u = m.u + vector % 3 * PAIR_LANES + place * LANES, along_u = w[gvp.direction_outputs + unit];
-      sum = sum_over_sources(i, [&](int word) {
-        return product_at(word, [&](int at) { return gates[at]; }, [&](int at) { return linear[at] + along_u * u[at]; });
-      });
+      const real* const u = m.u + vector % 3 * PAIR_LANES + place * LANES;
+      const real along_u = w[gvp.direction_outputs + unit];
+      const auto gate = [&](int word) { return gates[word]; };
+      const auto moved = [&](int word) { return linear[word] + along_u * u[word]; };
+      m.v[vector * LANES + at] += factor * sum_over_sources(i, number, c, [&](int word) { return product_at(word, gate, moved); });
     }
-    real* const to = number < SCALARS ? m.s + number * LANES : m.v + (number - SCALARS) * LANES;
-    if (threadIdx.x % 32 < COMPONENTS) to[i * COMPONENTS + threadIdx.x % 32] += factor * sum;
   }
   __syncthreads();
 }

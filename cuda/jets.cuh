@@ -159,13 +159,17 @@ struct Targets {
   }
 };
 
-// Component threadIdx.x % COMPONENTS of a sum over the sources of messages to atom i, by a warp: term(word) of the numbers of all lanes.
+// Component c of a sum over the sources j of messages to atom i: term(word) of component c of atom j. `number` says which source comes
+// first, so that neighbouring threads, which sum up rows of other numbers, read from other banks.
 template <class Term>
-static __device__ real sum_over_sources(int i, const Term& term) {
+static __device__ real sum_over_sources(int i, int number, int c, const Term& term) {
   real sum = (real)0;
-  for (int word = threadIdx.x % 32; word < ATOMS * COMPONENTS; word += 32)
-    if (word / COMPONENTS != i) sum += term(word);
-  for (int bits = COMPONENTS; bits < 32; bits *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bits);
+  int j = number % ATOMS;
+#pragma unroll 2
+  for (int k = 0; k < ATOMS; ++k) {
+    if (j != i) sum += term(j * COMPONENTS + c);
+    j = j + 1 < ATOMS ? j + 1 : 0;
+  }
   return sum;
 }
 

@@ -14,14 +14,18 @@
 //
 // Sizes are those of one model: SIZE (numbers of a token), CHANNELS, HEADS, HIDDEN, LAYERS (of a block of the flow, a `Stage` here);
 // QK_NORMS, CONDITIONS, ADAPTIVE and TRANSITION say what a transferable one has beside.
-#define RESIDENT 512
+#define RESIDENT (LANES > 8 ? 512 : 256)
 #include "common.cuh"
 
 #define WIDTH (CHANNELS / HEADS)
+#define CHUNKS ((WIDTH + 31) / 32)  // of a head's channels, one a thread of a warp
 #define WARPS (THREADS / 32)
 #define SLICES 32
 #define GROUP 4
 #define EIGHTS (LANES / 8)
+// Reads of weights, keys and values that a thread waits for at once: a team, with one block a multiprocessor, has the registers for
+// more, and little else to do meanwhile.
+constexpr int DEPTH = LANES > 8 ? 4 : 16, KEYS = LANES > 8 ? 4 : 16, VALUES_AT_ONCE = LANES > 8 ? 8 : 16;
 // Slices of a thread: those of a group, or one.
 #define OWN (SLICES * PAIRS * EIGHTS / THREADS)
 // Parts of a sum over the channels of a lane.
@@ -111,23 +115,29 @@ static __device__ void stage(const State& m, const real* from, int numbers) {
   for (int item = threadIdx.x; item < numbers * LANES / 4; item += THREADS) ((Four*)m.x())[item] = ((const Four*)from)[item];
 }
 
-// W x of what is staged, the team's blocks sharing out the passes of 2 PAIRS outputs; finish(o, lane, left, right) takes outputs o and
-// o + 1, o even. A thread has two outputs of eight lanes, and its part of the slices. Begins and ends with a barrier of the block.
+// W x + b of what is staged, the team's blocks sharing out the passes of 2 PAIRS outputs; finish(o, lane, left, right) takes outputs o
+// and o + 1, o even. A thread has two outputs of eight lanes, and its part of the slices. Begins and ends with a barrier of the block.
 template <class Finish>
-static __device__ void product(const State& m, const Team& team, const real* w, int n_in, int n_out, const Finish& finish) {
+static __device__ void product(const Arguments& a, const State& m, const Team& team, const Linear& layer, int n_in, int n_out,
+                               const Finish& finish) {
+  const real* const w = a.weights + layer.weight;
   const int pair = threadIdx.x % PAIRS, eight = threadIdx.x / PAIRS % EIGHTS, part = threadIdx.x / (PAIRS * EIGHTS);
   const int columns = (n_out + 1) / 2 * 2;
   real* const group = m.partial() + threadIdx.x * VALUES;
   __syncthreads();
   for (int first = 2 * PAIRS * team.rank; first < n_out; first += 2 * PAIRS * team.blocks) {
     const int o = first + 2 * pair;
+    // read before they are waited for
+    const int lane = threadIdx.x % LANES, column = threadIdx.x / LANES, mine = first + 2 * column;
+    const bool finishes = column < PAIRS && mine < n_out;
+    const Two bias = *(const Two*)(a.weights + layer.bias + (finishes ? mine : 0));
 #pragma unroll
     for (int r = 0; r < 16; ++r) group[r] = (real)0;
     for (int slice = part * OWN; o < n_out && slice < (part + 1) * OWN; ++slice) {
       real sum[16];
 #pragma unroll
       for (int r = 0; r < 16; ++r) sum[r] = (real)0;
-#pragma unroll 4
+#pragma unroll DEPTH
       for (int k = slice; k < n_in; k += SLICES) {
         const Two weight = *(const Two*)(w + (size_t)k * columns + o);
         const Four* lanes = (const Four*)(m.x() + k * LANES + 8 * eight);
@@ -145,14 +155,14 @@ static __device__ void product(const State& m, const Team& team, const real* w, 
       for (int r = 0; r < 16; ++r) group[r] += sum[r];
     }
     __syncthreads();
-    for (int item = threadIdx.x; item < PAIRS * LANES; item += THREADS) {
-      const int lane = item % LANES, column = item / LANES;
-      if (first + 2 * column >= n_out) continue;
+    if (finishes) {
       const real* values = m.partial() + (lane / 8 * PAIRS + column) * VALUES + lane % 8;
       real left = (real)0, right = (real)0;
+#pragma unroll
       for (int slice = 0; slice < SLICES; slice += GROUP) {
         // what a thread has is a group, or one slice of it
         real of_left = (real)0, of_right = (real)0;
+#pragma unroll
         for (int s = slice; s < slice + GROUP; s += OWN) {
           of_left += values[s / OWN * EIGHTS * PAIRS * VALUES];
           of_right += values[s / OWN * EIGHTS * PAIRS * VALUES + 8];
@@ -160,20 +170,19 @@ static __device__ void product(const State& m, const Team& team, const real* w, 
         left += of_left;
         right += of_right;
       }
-      finish(first + 2 * column, lane, left, right);
+      finish(mine, lane, left + bias.v[0], right + bias.v[1]);
     }
     __syncthreads();
   }
 }
 
-// The same with a bias, and finish(o, lane, value) for each output.
+// The same with finish(o, lane, value) for each output.
 template <class Finish>
 static __device__ void linear(const Arguments& a, const State& m, const Team& team, const Linear& layer, int n_in, int n_out,
                               const Finish& finish) {
-  const real* bias = a.weights + layer.bias;
-  product(m, team, a.weights + layer.weight, n_in, n_out, [&](int o, int lane, real left, real right) {
-    finish(o, lane, left + bias[o]);
-    if (o + 1 < n_out) finish(o + 1, lane, right + bias[o + 1]);
+  product(a, m, team, layer, n_in, n_out, [&](int o, int lane, real left, real right) {
+    finish(o, lane, left);
+    if (o + 1 < n_out) finish(o + 1, lane, right);
   });
 }
 
@@ -267,7 +276,8 @@ static __device__ void keep(const Arguments& a, const State& m, const Layer& lay
 }
 
 // Σ_j softmax_j(q·k_j / √WIDTH) v_j over the tokens up to this one. A thread of the warp has the scores of every 32nd token, four at a
-// time, and then every 32nd number of the values.
+// time, and then every 32nd number of the values. Loops are unrolled far: what they read is as far away as the L2 cache, and a
+// warp waits for all of it at once.
 static __device__ void mix(const Arguments& a, const State& m, const Layer& layer, int l, int lane, int head, int token) {
   const int thread = threadIdx.x % 32, seen = token + 1, most = a.tokens;
   const real *keys = kept_of(a, m, l, lane, head), *values = keys + WIDTH * a.tokens;
@@ -281,7 +291,7 @@ static __device__ void mix(const Arguments& a, const State& m, const Layer& laye
   for (int first = 0; first < seen; first += 128) {
     const int rounds = (seen - first + 31) / 32;
     real dots[4] = {(real)0, (real)0, (real)0, (real)0};
-#pragma unroll 4
+#pragma unroll KEYS
     for (int c = 0; c < WIDTH; ++c) {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
@@ -308,11 +318,22 @@ static __device__ void mix(const Arguments& a, const State& m, const Layer& laye
   }
   total = sum_of_warp(total);
   __syncwarp();
-  for (int c = thread; c < WIDTH; c += 32) {
-    real sum = (real)0;
-#pragma unroll 8
-    for (int j = 0; j < seen; ++j) sum += scores[j] * values[j * WIDTH + c];
-    m.mixed()[(head * WIDTH + c) * LANES + lane] = sum / total;
+  real sums[CHUNKS];
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; ++chunk) sums[chunk] = (real)0;
+#pragma unroll VALUES_AT_ONCE
+  for (int j = 0; j < seen; ++j) {
+    const real score = scores[j];
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+      const int c = thread + 32 * chunk;
+      sums[chunk] += score * values[j * WIDTH + (c < WIDTH ? c : 0)];
+    }
+  }
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+    const int c = thread + 32 * chunk;
+    if (c < WIDTH) m.mixed()[(head * WIDTH + c) * LANES + lane] = sums[chunk] / total;
   }
   __syncwarp();
 }
@@ -379,9 +400,8 @@ static __device__ void attend(const Arguments& a, const State& m, const Team& te
 static __device__ void transition(const Arguments& a, const State& m, const Team& team, const At& at, const Layer& layer) {
   stage(m, m.y(), CHANNELS);
   adaptive_norm(a, m, at, layer.transition);
-  const real* bias = a.weights + layer.into.bias;
-  product(m, team, a.weights + layer.into.weight, CHANNELS, 2 * HIDDEN, [&](int o, int lane, real value, real gate) {
-    m.hidden()[o / 2 * LANES + lane] = silu(gate + bias[o + 1]) * (value + bias[o]);
+  product(a, m, team, layer.into, CHANNELS, 2 * HIDDEN, [&](int o, int lane, real value, real gate) {
+    m.hidden()[o / 2 * LANES + lane] = silu(gate) * value;
   });
   meet(team);
   stage(m, m.hidden(), HIDDEN);

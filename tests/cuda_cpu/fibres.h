@@ -394,7 +394,7 @@ template <class T> T atomic_min(T* address, T value) {
 #define __shfl_xor_sync(mask, value, bits) fibres::shuffle(mask, value, fibres::index().x % 32 ^ (bits), __LINE__)
 #define __shfl_up_sync(mask, value, by) fibres::shuffle(mask, value, fibres::index().x % 32 - (by), __LINE__)
 #define __shfl_down_sync(mask, value, by) fibres::shuffle(mask, value, fibres::index().x % 32 + (by), __LINE__)
-#define __threadfence() static_cast<void>(0)
+#define COUNT_IN(address) __atomic_fetch_add(address, 1u, __ATOMIC_SEQ_CST)
 #define LOOK(address) (fibres::look(address, __LINE__), __atomic_load_n(address, __ATOMIC_SEQ_CST))
 #define atomicAdd(address, value) __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST)
 #define atomicMin(address, value) fibres::atomic_min(address, value)
