@@ -12,7 +12,7 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin test-mpi lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	test-openmmtools train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu bench-gpu clean
+	test-openmmtools train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu bench-gpu bench-pytorch clean
 
 all: build plugin
 
@@ -44,6 +44,10 @@ test-gpu: venv
 bench-gpu: build
 	$(BIN) --device cuda bench coupling/sample coupling/log_density gvp_flow egnn_flow graphormer_ebm \
 		tarflow/sample tarflow/log_density prose
+
+# The same work in PyTorch, which $(PYTHON) must have.
+bench-pytorch:
+	$(PYTHON) benches/pytorch.py --warm
 
 test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests
