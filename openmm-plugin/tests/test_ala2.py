@@ -71,7 +71,7 @@ def write_ala2_model(path, x, topology, constraints):
     return write_model(path, coordinates, layers, uniform, topology=description)
 
 
-@pytest.mark.parametrize("name", ["Reference", "CPU"])
+@pytest.mark.parametrize("name", toy.PLATFORMS)
 @pytest.mark.parametrize("file", ["system.xml", "system-hbonds.xml"])
 def test_rejections_on_alanine_dipeptide_leave_no_trace(tmp_path, name, file):
     """Implicit solvent, with and without constraints; the model's atoms and bonds are checked against the System's."""

@@ -30,7 +30,7 @@ def wide(tmp_path_factory):
 
 
 @pytest.mark.parametrize("method", ["annealed", "annealed trajectories", "walk"])
-@pytest.mark.parametrize("name", ["Reference", "CPU"])
+@pytest.mark.parametrize("name", toy.PLATFORMS)
 def test_populations_of_two_wells(wide, name, method):
     system = toy.two_well_system()
     jump = modejump.MonteCarloModeJump(wide, 1 if method in WALKS else 5, seed=7, **METHODS[method])
@@ -38,7 +38,7 @@ def test_populations_of_two_wells(wide, name, method):
     integrator = toy.langevin(0.002)
     context = toy.make_context(system, integrator, name, [[toy.SEPARATION, 0, 0]])
     left = []
-    for _ in range(1500 if name == "CPU" else 16000):
+    for _ in range(16000 if name == "Reference" else 1500):
         integrator.step(5)
         left.append(toy.positions(context)[0, 0] < 0)
     assert np.count_nonzero(np.diff(left)) > 20
@@ -100,7 +100,7 @@ def test_trajectories_follow_the_forces_on_virtual_sites(gaussian_model):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["Reference", "CPU"])
+@pytest.mark.parametrize("name", toy.PLATFORMS)
 def test_rejections_restore_every_bit(wide, name, method):
     system = toy.two_well_system()
     options = {"latent_walk": (6.0,), "leapfrog": METHODS[method].get("leapfrog", 0)} if method in WALKS else PATHS[method]

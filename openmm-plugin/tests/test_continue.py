@@ -12,7 +12,7 @@ from peroxide import peroxide_system, start
 import modejump
 
 
-def simulation(model, frequency=10, name="Reference", seed=6):
+def simulation(model, frequency=10, name=None, seed=6):
     system = peroxide_system()
     jump = modejump.MonteCarloModeJump(model, frequency, seed=seed)
     system.addForce(jump)
@@ -20,7 +20,7 @@ def simulation(model, frequency=10, name="Reference", seed=6):
     return jump, context
 
 
-@pytest.mark.parametrize("name", ["Reference", "CPU"])
+@pytest.mark.parametrize("name", toy.PLATFORMS)
 @pytest.mark.parametrize("at", [0, 200, 205])
 def test_a_checkpoint_continues_bit_for_bit(peroxide_model, name, at):
     """T3, T4: also at a step of an attempt, and in another Context with another history."""

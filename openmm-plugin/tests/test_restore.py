@@ -8,8 +8,6 @@ from peroxide import OH, peroxide_system, start, write_peroxide_model
 
 import modejump
 
-PLATFORMS = ["Reference", "CPU"]
-
 
 @pytest.fixture(scope="module")
 def hopeless_model(tmp_path_factory):
@@ -34,7 +32,7 @@ def with_nonbonded(system):
     return system
 
 
-@pytest.mark.parametrize("name", PLATFORMS)
+@pytest.mark.parametrize("name", toy.PLATFORMS)
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_rejections_restore_every_bit(hopeless_model, name, offset):
     system = with_nonbonded(peroxide_system())
@@ -65,7 +63,7 @@ def leapfrog():
     return integrator
 
 
-@pytest.mark.parametrize("name", PLATFORMS)
+@pytest.mark.parametrize("name", toy.PLATFORMS)
 @pytest.mark.parametrize(
     "make_integrator, constrained",
     [(middle, ()), (middle, OH), (leapfrog, ())],

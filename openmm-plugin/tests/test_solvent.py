@@ -81,7 +81,7 @@ def test_a_bath_that_gives_way_lets_more_through(chain_model):
     assert expected[1] > 1.3 * expected[0], expected
 
 
-@pytest.mark.parametrize("name", ["Reference", "CPU"])
+@pytest.mark.parametrize("name", toy.PLATFORMS)
 def test_rejections_restore_every_bit(tmp_path, chain_model, name):
     jump = driven(chain_model, 3)
     context = context_of(jump, name, equilibration=300)

@@ -1,6 +1,7 @@
 """One particle in an external potential, and Gaussian generators for it."""
 
 import math
+import os
 
 import numpy as np
 import openmm
@@ -15,12 +16,21 @@ SEPARATION = 0.4
 LEFT = 0.2
 
 
-def platform(name="Reference"):
+#: What tests of every platform run on, and the first what all others do; MODEJUMP_TEST_PLATFORMS="CUDA:single CUDA:mixed" has them
+#: run elsewhere, in these precisions.
+PLATFORMS = os.environ.get("MODEJUMP_TEST_PLATFORMS", "Reference CPU").split()
+
+
+def platform(name=None):
     """Platform and properties; the CPU platform with one thread, so that its sums have one order."""
-    return openmm.Platform.getPlatformByName(name), ({"Threads": "1"} if name == "CPU" else {})
+    name, _, precision = (name or PLATFORMS[0]).partition(":")
+    properties = {"Threads": "1"} if name == "CPU" else {}
+    if precision:
+        properties["Precision"] = precision
+    return openmm.Platform.getPlatformByName(name), properties
 
 
-def make_context(system, integrator, name="Reference", x=None, v=None, seed=3):
+def make_context(system, integrator, name=None, x=None, v=None, seed=3):
     context = openmm.Context(system, integrator, *platform(name))
     if x is not None:
         context.setPositions(np.asarray(x))
