@@ -12,7 +12,8 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin test-mpi lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	test-openmmtools train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu bench-gpu bench-pytorch clean
+	test-openmmtools test-opencl train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu \
+	bench-gpu bench-pytorch clean
 
 all: build plugin
 
@@ -51,6 +52,11 @@ bench-pytorch:
 
 test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests
+
+# What the plugin does on a device, in OpenCL on the CPU: slow, but the code is that of CUDA.
+test-opencl: plugin
+	MODEJUMP_TEST_PLATFORMS="OpenCL:single OpenCL:mixed OpenCL:double" sh scripts/opencl.sh \
+		$(PY) -m pytest -q openmm-plugin/tests/test_devices.py openmm-plugin/tests/test_restore.py
 
 # openmmtools is heavy and optional, so the tests of its adapter have an environment of their own and are no part of `make test`.
 OPENMMTOOLS := target/openmmtools

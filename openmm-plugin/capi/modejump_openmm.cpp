@@ -216,10 +216,8 @@ int modejump_openmm_draw_velocities(void* context, double temperature, uint64_t 
         for (int i = 0; i < impl.getSystem().getNumParticles(); i++)
             if (impl.getSystem().getParticleMass(i) > 0)
                 particles.push_back(i);
-        std::vector<OpenMM::Vec3> positions, velocities;
-        impl.getPositions(positions);
-        impl.getVelocities(velocities);
-        drawVelocities(impl, positions, particles, VelocityStream(seed, step, replica), BOLTZ * temperature, velocities);
+        HostParticles massive(impl, particles);
+        drawVelocities(impl, massive, VelocityStream(seed, step, replica), BOLTZ * temperature);
     });
 }
 

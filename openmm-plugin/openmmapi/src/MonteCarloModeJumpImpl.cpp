@@ -2,13 +2,13 @@
 
 #include "Checks.h"
 #include "Model.h"
+#include "MovedParticles.h"
 #include "Solvent.h"
 #include "Thermostat.h"
 #include "Velocities.h"
 #include "modejump.h"
 #include "openmm/OpenMMException.h"
 #include "openmm/internal/ContextImpl.h"
-#include "openmm/kernels.h"
 #include "openmm/reference/SimTKOpenMMRealType.h"
 #include "openmm/serialization/XmlSerializer.h"
 
@@ -73,19 +73,9 @@ modejump_latent_walk_options walkOptions(const MonteCarloModeJump& force, uint64
     return options;
 }
 
-bool usesSinglePrecision(ContextImpl& context) {
-    const vector<string>& names = context.getPlatform().getPropertyNames();
-    return find(names.begin(), names.end(), "Precision") != names.end() &&
-           context.getPlatform().getPropertyValue(context.getOwner(), "Precision") == "single";
-}
-
 } // namespace
 
-/**
- * The target of one attempt: reduced potentials of proposals. The Context is as it was after each evaluation, so that a
- * rejection has nothing to undo. A host round trip keeps double precision; single precision has to be kept on the device,
- * and there positions may be set only once between saving and restoring, since OpenMM may reorder atoms when it computes.
- */
+/** The target of one attempt: reduced potentials of proposals. The Context is as it was after each, so that a rejection has nothing to undo. */
 struct MonteCarloModeJumpImpl::Trial {
     MonteCarloModeJumpImpl& impl;
     ContextImpl& context;
@@ -93,29 +83,18 @@ struct MonteCarloModeJumpImpl::Trial {
     double kT;
     exception_ptr failure;
 
-    /** The energy at x, and with `forces` those of all particles in impl.trialForces. */
-    double energyOf(const double* x, bool forces = false) {
+    /** The energy at x, and with `forces` those of the moved particles. */
+    double energyOf(const double* x, vector<double>* forces = nullptr) {
         if (impl.solvent)
             return impl.solvent->energyAt(x);
-        impl.trialPositions = impl.positions;
-        for (size_t i = 0; i < impl.particles.size(); i++)
-            impl.trialPositions[impl.particles[i]] = Vec3(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
-        if (impl.keeper)
-            impl.keeper->getAs<ApplyMonteCarloBarostatKernel>().saveCoordinates(context);
         struct Restore {
-            Trial& trial;
-            ~Restore() {
-                if (trial.impl.keeper)
-                    trial.impl.keeper->getAs<ApplyMonteCarloBarostatKernel>().restoreCoordinates(trial.context);
-                else
-                    trial.context.setPositions(trial.impl.positions);
-            }
-        } restore{*this};
-        context.setPositions(impl.trialPositions);
-        context.computeVirtualSites();
-        const double energy = context.calcForcesAndEnergy(forces, true, groups);
-        if (forces)
-            context.getForces(impl.trialForces);
+            MovedParticles& moved;
+            ~Restore() { moved.restore(); }
+        } restore{*impl.moved};
+        impl.moved->setPositions(vector<double>(x, x + impl.x.size()));
+        const double energy = context.calcForcesAndEnergy(forces != nullptr, true, groups);
+        if (forces != nullptr)
+            impl.moved->getForces(*forces);
         return energy;
     }
 
@@ -123,19 +102,18 @@ struct MonteCarloModeJumpImpl::Trial {
     static int32_t reducedPotential(void* user, uint64_t n, const double* x, double* u) {
         return guarded(user, [&](Trial& trial) {
             for (uint64_t row = 0; row < n; row++)
-                u[row] = trial.energyOf(x + row * 3 * trial.impl.particles.size()) / trial.kT;
+                u[row] = trial.energyOf(x + row * trial.impl.x.size()) / trial.kT;
         });
     }
 
     /** modejump_target.reduced_potential_gradient */
     static int32_t reducedPotentialGradient(void* user, uint64_t n, const double* x, double* u, double* gradient) {
         return guarded(user, [&](Trial& trial) {
-            const vector<int>& particles = trial.impl.particles;
-            for (uint64_t row = 0; row < n; row++, gradient += 3 * particles.size()) {
-                u[row] = trial.energyOf(x + row * 3 * particles.size(), true) / trial.kT;
-                for (size_t i = 0; i < particles.size(); i++)
-                    for (int k = 0; k < 3; k++)
-                        gradient[3 * i + k] = -trial.impl.trialForces[particles[i]][k] / trial.kT;
+            const size_t size = trial.impl.x.size();
+            vector<double> forces;
+            for (uint64_t row = 0; row < n; row++) {
+                u[row] = trial.energyOf(x + row * size, &forces) / trial.kT;
+                transform(forces.begin(), forces.end(), gradient + row * size, [&](double f) { return -f / trial.kT; });
             }
         });
     }
@@ -278,6 +256,8 @@ void MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) {
 
 /** Puts the solvent where the System is; returns the energy there as the solvent's Context has it, kJ/mol. */
 double MonteCarloModeJumpImpl::beginDriven(ContextImpl& context, double energy, double kT, const VelocityStream& stream) {
+    vector<Vec3> positions;
+    context.getPositions(positions);
     solvent->begin(context, positions, kT, stream);
     const double here = solvent->energyAt(x.data());
     // rounding of single precision, and no more
@@ -328,10 +308,8 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context) {
 }
 
 bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64_t replica) {
-    if (!keeper && usesSinglePrecision(context)) {
-        keeper = make_unique<Kernel>(context.getPlatform().createKernel(ApplyMonteCarloBarostatKernel::Name(), context));
-        keeper->getAs<ApplyMonteCarloBarostatKernel>().initialize(context.getSystem(), owner, 1);
-    }
+    if (!moved)
+        moved = MovedParticles::of(context, particles);
     Trial trial{*this, context, context.getIntegrator().getIntegrationForceGroups(), findThermalEnergy(context), nullptr};
     modejump_target target = {};
     target.struct_size = sizeof(target);
@@ -344,12 +322,9 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     const bool carry = !allMoved && !solvent && velocityTimeOffset(context.getIntegrator()) != 0;
     double energy = context.calcForcesAndEnergy(carry, true, trial.groups);
     if (carry)
-        context.getForces(forces);
-    context.getPositions(positions);
-    x.resize(3 * particles.size());
-    for (size_t i = 0; i < particles.size(); i++)
-        for (int k = 0; k < 3; k++)
-            x[3 * i + k] = positions[particles[i]][k];
+        moved->saveForces();
+    moved->save();
+    moved->getPositions(x);
     if (solvent)
         energy = beginDriven(context, energy, trial.kT, VelocityStream(seed, step, replica, VelocityStream::RELAX));
     Vec3 box[3];
@@ -373,32 +348,33 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     warnOfAcceptance();
     if (outcome.outcome != 0)
         return false;
-    accept(context, x, carry, VelocityStream(seed, step, replica), trial.kT);
+    const VelocityStream velocities(seed, step, replica);
+    if (solvent)
+        acceptDriven(context, velocities, trial.kT);
+    else
+        accept(context, carry, velocities, trial.kT);
     return true;
 }
 
-void MonteCarloModeJumpImpl::accept(ContextImpl& context, const vector<double>& x, bool carry,
-                                    const VelocityStream& stream, double kT) {
-    if (solvent)
-        positions = solvent->getPositions();
+void MonteCarloModeJumpImpl::accept(ContextImpl& context, bool carry, const VelocityStream& stream, double kT) {
+    moved->setPositions(x);
+    if (carry) {
+        // Particles that stay keep their on-step velocity v = v_stored + offset F/m while their force changes.
+        context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
+        moved->carryVelocities(velocityTimeOffset(context.getIntegrator()));
+    }
+    drawVelocities(context, *moved, stream, kT);
+}
+
+/** All particles have moved. */
+void MonteCarloModeJumpImpl::acceptDriven(ContextImpl& context, const VelocityStream& stream, double kT) {
+    vector<Vec3> positions = solvent->getPositions();
     for (size_t i = 0; i < particles.size(); i++)
         positions[particles[i]] = Vec3(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
     context.setPositions(positions);
     context.computeVirtualSites();
-    context.getVelocities(velocities);
-    if (carry)
-        carryVelocities(context, velocityTimeOffset(context.getIntegrator()));
-    drawVelocities(context, positions, solvent ? massive : particles, stream, kT, velocities);
-}
-
-// Particles that stay keep their on-step velocity v = v_stored + offset F/m while their force changes.
-void MonteCarloModeJumpImpl::carryVelocities(ContextImpl& context, double offset) {
-    context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
-    context.getForces(newForces);
-    const System& system = context.getSystem();
-    for (int i = 0; i < system.getNumParticles(); i++)
-        if (system.getParticleMass(i) > 0)
-            velocities[i] += (forces[i] - newForces[i]) * (offset / system.getParticleMass(i));
+    HostParticles all(context, massive);
+    drawVelocities(context, all, stream, kT);
 }
 
 ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {

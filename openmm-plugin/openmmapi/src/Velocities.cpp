@@ -20,68 +20,49 @@ bool removesMomentum(const System& system) {
     return false;
 }
 
-/** Subtracts the velocity of the centre of mass, as a CMMotionRemover would only do at the start of the next step. */
-void removeMomentum(const System& system, vector<Vec3>& velocities) {
-    Vec3 momentum;
-    double total = 0;
-    for (int i = 0; i < system.getNumParticles(); i++) {
-        momentum += velocities[i] * system.getParticleMass(i);
-        total += system.getParticleMass(i);
-    }
-    for (int i = 0; i < system.getNumParticles(); i++)
-        if (system.getParticleMass(i) > 0)
-            velocities[i] -= momentum * (1 / total);
-}
-
-void place(ContextImpl& context, const vector<Vec3>& positions) {
-    context.setPositions(positions);
-    context.computeVirtualSites();
-}
-
 // From drawn velocities xi to those that a leap-frog integrator stores, offset = h/2 behind the positions. For a
 // harmonic mode the middle scheme (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) keeps x canonical and stored
 // velocities v = xi (1 - h^2 w^2/4)^1/2 - h/2 F(x)/m of variance kT/m exactly. To draw v - h/2 F(x)/m with v
 // Maxwell-Boltzmann, as Context::setVelocitiesToTemperature does, is too hot by a factor 1 + h^2 w^2/4: 8 % for C-H
 // bonds at 1 fs. With the force taken at x - h/4 xi the factor is 1 + h^4 w^4/64.
-void shiftVelocities(ContextImpl& context, const vector<Vec3>& positions, const vector<int>& particles, double offset,
-                     vector<Vec3>& velocities) {
-    context.getVelocities(velocities);
-    vector<Vec3> displaced = positions, forces;
-    for (int particle : particles)
-        displaced[particle] -= velocities[particle] * (0.5 * offset);
-    place(context, displaced);
+void shiftVelocities(ContextImpl& context, MovedParticles& moved, double offset) {
+    vector<double> x, v, f;
+    moved.getVelocities(v);
+    moved.save();
+    moved.getPositions(x);
+    for (size_t j = 0; j < x.size(); j++)
+        x[j] -= 0.5 * offset * v[j];
+    moved.setPositions(x);
     context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
-    context.getForces(forces);
-    for (int particle : particles)
-        velocities[particle] -= forces[particle] * (offset / context.getSystem().getParticleMass(particle));
+    moved.getForces(f);
+    moved.restore();
+    for (size_t j = 0; j < v.size(); j++)
+        v[j] -= f[j] * (offset / context.getSystem().getParticleMass(moved.particles[j / 3]));
+    moved.setVelocities(v);
 }
 
 } // namespace
 
-void drawVelocities(ContextImpl& context, const vector<Vec3>& positions, const vector<int>& particles,
-                    const VelocityStream& stream, double kT, vector<Vec3>& velocities) {
+void drawVelocities(ContextImpl& context, MovedParticles& moved, const VelocityStream& stream, double kT) {
     const System& system = context.getSystem();
     const double offset = velocityTimeOffset(context.getIntegrator());
     const double tolerance = context.getIntegrator().getConstraintTolerance();
-    for (size_t i = 0; i < particles.size(); i++) {
+    vector<double> v;
+    for (size_t i = 0; i < moved.particles.size(); i++) {
         const auto first = stream.normals(static_cast<uint32_t>(2 * i));
         const auto second = stream.normals(static_cast<uint32_t>(2 * i + 1));
-        velocities[particles[i]] =
-            Vec3(first[0], first[1], second[0]) * sqrt(kT / system.getParticleMass(particles[i]));
+        const double width = sqrt(kT / system.getParticleMass(moved.particles[i]));
+        v.insert(v.end(), {first[0] * width, first[1] * width, second[0] * width});
     }
-    context.setVelocities(velocities);
+    moved.setVelocities(v);
     context.applyVelocityConstraints(tolerance);
-    if (offset != 0) {
-        shiftVelocities(context, positions, particles, offset, velocities);
-        place(context, positions);
-    }
+    if (offset != 0)
+        shiftVelocities(context, moved, offset);
     const bool still = removesMomentum(system);
     if (still)
-        removeMomentum(system, velocities);
-    if (offset != 0 || still) {
-        context.setVelocities(velocities);
+        moved.removeMomentum();
+    if (offset != 0 || still)
         context.applyVelocityConstraints(tolerance);
-    }
 }
 
 } // namespace ModeJumpPlugin

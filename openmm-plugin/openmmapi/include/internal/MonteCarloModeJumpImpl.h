@@ -2,7 +2,6 @@
 #define MODEJUMP_MONTECARLOMODEJUMPIMPL_H_
 
 #include "MonteCarloModeJump.h"
-#include "openmm/Kernel.h"
 #include "openmm/Vec3.h"
 #include "openmm/internal/ForceImpl.h"
 
@@ -12,10 +11,11 @@ struct modejump_move;
 
 namespace ModeJumpPlugin {
 
+class MovedParticles;
 class Solvent;
 class VelocityStream;
 
-/** The moves of one Context. Has no kernels, so one library serves every platform. */
+/** The moves of one Context. OpenMM need not know of kernels, so one library serves every platform. */
 class MonteCarloModeJumpImpl : public OpenMM::ForceImpl {
 public:
     explicit MonteCarloModeJumpImpl(const MonteCarloModeJump& owner);
@@ -35,9 +35,8 @@ public:
 private:
     struct Trial;
     bool attempt(OpenMM::ContextImpl& context, uint64_t step, uint64_t replica);
-    void accept(OpenMM::ContextImpl& context, const std::vector<double>& x, bool carry, const VelocityStream& stream,
-                double kT);
-    void carryVelocities(OpenMM::ContextImpl& context, double offset);
+    void accept(OpenMM::ContextImpl& context, bool carry, const VelocityStream& stream, double kT);
+    void acceptDriven(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void createMove(OpenMM::ContextImpl& context);
     void createSolvent(OpenMM::ContextImpl& context);
     void checkMethod() const;
@@ -61,9 +60,9 @@ private:
     /** Explicit attempts at the step explicitStep, counted from 1: none repeats the numbers of the attempt of that step. */
     long long explicitStep = -1;
     uint64_t explicitCount = 0;
-    /** Saves and restores single-precision positions without rounding. */
-    std::unique_ptr<OpenMM::Kernel> keeper;
-    std::vector<OpenMM::Vec3> positions, trialPositions, velocities, forces, newForces, trialForces;
+    /** Where the platform has them; made at the first attempt. */
+    std::unique_ptr<MovedParticles> moved;
+    /** Of the moved particles: as they are, and after an acceptance as they are to be. */
     std::vector<double> x;
 };
 
