@@ -1,5 +1,10 @@
 """Atoms that a platform keeps in an order and in periodic images of its own: GPUs do; on others these tests are about nothing special."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import openmm
 import pytest
@@ -156,3 +161,29 @@ def test_integrators_that_keep_forces_are_told_of_an_attempt(peroxide_model, nam
         assert np.abs(toy.positions(context) - toy.positions(other)).max() < 1e-6
         assert np.abs(toy.velocities(context) - toy.velocities(other)).max() < 1e-3
     assert seen == {True, False}
+
+
+ON_A_CARD = """
+import numpy as np, openmm, toy, test_devices, modejump
+from openmm import app
+from test_ala2 import ALA2
+
+pdb = app.PDBFile(str(ALA2 / "topology.pdb"))
+system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
+jump = modejump.MonteCarloModeJump(ALA2 / "model.safetensors", 2, seed=21)
+system.addForce(jump)
+context = toy.make_context(system, test_devices.custom(), x=pdb.positions.value_in_unit(openmm.unit.nanometer))
+context.getIntegrator().step(200)
+statistics = jump.statistics(context)
+assert statistics.attempts == 99 and statistics.accepted > 10, statistics
+assert np.isfinite(toy.positions(context)).all()
+"""
+
+
+@pytest.mark.skipif(not toy.PLATFORMS[0].startswith("CUDA"), reason="needs a card: MODEJUMP_TEST_PLATFORMS=CUDA:mixed")
+def test_a_generator_on_the_card_leaves_the_context_of_openmm_current():
+    """A CustomIntegrator asks for the attempt while OpenMM's own context of the driver is current, and goes on in it."""
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "MODEJUMP_DEVICE": "cuda"}
+    done = subprocess.run([sys.executable, "-c", ON_A_CARD], env=environment, capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0, done.stderr

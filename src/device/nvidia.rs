@@ -26,6 +26,25 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     Ok(card)
 }
 
+/// A context that is current on this thread until this is dropped. The program around may have one of its own there, as OpenMM has, and finds
+/// it again.
+struct Current;
+
+impl Current {
+    fn of(context: sys::CUcontext) -> std::result::Result<Current, result::DriverError> {
+        // SAFETY: the caller holds the context.
+        unsafe { sys::cuCtxPushCurrent_v2(context) }.result().map(|()| Current)
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        let mut popped = std::ptr::null_mut();
+        // SAFETY: takes away what `of` put there, on the same thread, since a `Current` stays in the function that made it.
+        let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut popped) };
+    }
+}
+
 /// One card with the primary context of the process and a stream of its own.
 struct Card {
     name: String,
@@ -80,12 +99,9 @@ impl Card {
         // SAFETY: the device was just found; the context is released when the card is dropped.
         let context =
             unsafe { result::primary_ctx::retain(device) }.map_err(|e| error("the GPU gives no context", e))?;
-        let current = || -> std::result::Result<sys::CUstream, result::DriverError> {
-            // SAFETY: the context was just retained.
-            unsafe { result::ctx::set_current(context) }?;
-            result::stream::create(result::stream::StreamKind::NonBlocking)
-        };
-        let stream = current().map_err(|e| error("the GPU gives no stream", e))?;
+        let stream = Current::of(context)
+            .and_then(|_current| result::stream::create(result::stream::StreamKind::NonBlocking))
+            .map_err(|e| error("the GPU gives no stream", e))?;
         Ok(Card {
             name: format!("{name} (cuda:{ordinal})"),
             device,
@@ -98,19 +114,17 @@ impl Card {
         })
     }
 
-    /// Every call begins so: the calling thread may never have met this context.
-    fn enter(&self) -> Result<()> {
-        // SAFETY: the context lives as long as the card.
-        unsafe { result::ctx::set_current(self.context) }.map_err(|e| error("the GPU's context is gone", e))
+    /// Every call begins so, and ends with what it gives: the calling thread may never have met this context.
+    fn enter(&self) -> Result<Current> {
+        Current::of(self.context).map_err(|e| error("the GPU's context is gone", e))
     }
 
     fn kernels(&self) -> MutexGuard<'_, Kernels> {
         self.kernels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A kernel's handle, allowed so much shared memory a block.
+    /// A kernel's handle, allowed so much shared memory a block. The context is current.
     fn function(&self, kernel: KernelId, shared: usize) -> Result<sys::CUfunction> {
-        self.enter()?;
         let function = self.kernels().functions[kernel.0].2;
         let allowed = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         // SAFETY: the function is loaded, and its module is never unloaded while the card lives.
@@ -138,7 +152,7 @@ impl Driver for Card {
     }
 
     fn kernel(&self, program: &Program, name: &str) -> Result<KernelId> {
-        self.enter()?;
+        let _current = self.enter()?;
         let mut kernels = self.kernels();
         let module = match kernels.modules.get(program) {
             Some(module) => *module,
@@ -163,7 +177,7 @@ impl Driver for Card {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
-        self.enter()?;
+        let _current = self.enter()?;
         // SAFETY: the context is current.
         unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             let mib = bytes.div_ceil(1 << 20);
@@ -172,21 +186,21 @@ impl Driver for Card {
     }
 
     fn free(&self, address: u64) {
-        if self.enter().is_ok() {
+        if let Ok(_current) = self.enter() {
             // SAFETY: the address came from `allocate`, and its owner is being dropped; the driver waits for running kernels.
             let _ = unsafe { result::free_sync(address) };
         }
     }
 
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        self.enter()?;
+        let _current = self.enter()?;
         // SAFETY: the buffer has room, as `Buffer::write` sees to; memory that is not page-locked is copied aside before return.
         unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
             .map_err(|e| error(&format!("{}: copying to the GPU", self.name), e))
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
-        self.enter()?;
+        let _current = self.enter()?;
         // SAFETY: the buffer holds that much; the stream is waited for before `bytes` is looked at.
         let copied = unsafe {
             result::memcpy_dtoh_async(bytes, address, self.stream)
@@ -196,6 +210,7 @@ impl Driver for Card {
     }
 
     unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()> {
+        let _current = self.enter()?;
         let function = self.function(kernel, shared)?;
         let mut parameters = [argument.as_ptr() as *mut c_void];
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
@@ -206,6 +221,7 @@ impl Driver for Card {
     }
 
     fn resident(&self, kernel: KernelId, block: u32, shared: usize) -> Result<usize> {
+        let _current = self.enter()?;
         let function = self.function(kernel, shared)?;
         // SAFETY: the function is loaded.
         let each = unsafe { result::occupancy::max_active_block_per_multiprocessor(function, block as i32, shared) }
@@ -221,6 +237,7 @@ impl Driver for Card {
         shared: usize,
         argument: &[u8],
     ) -> Result<()> {
+        let _current = self.enter()?;
         let function = self.function(kernel, shared)?;
         let mut parameters = [argument.as_ptr() as *mut c_void];
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
@@ -233,9 +250,7 @@ impl Driver for Card {
 
 impl Drop for Card {
     fn drop(&mut self) {
-        if self.enter().is_err() {
-            return;
-        }
+        let Ok(_current) = self.enter() else { return };
         // SAFETY: nobody has the handles any more; the stream is drained first.
         unsafe {
             let _ = result::stream::synchronize(self.stream);
