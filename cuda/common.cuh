@@ -127,6 +127,12 @@ static __device__ real softplus(real x) {
 struct alignas(4 * sizeof(real)) Four { real v[4]; };
 struct alignas(2 * sizeof(real)) Two { real v[2]; };
 
+// Weights that a thread waits for at once.
+#ifndef READS
+#define READS 4
+#endif
+constexpr int READS_AT_ONCE = READS;
+
 // W x for x[n_in][lanes] in shared memory, by all threads of the block; lanes are a multiple of eight. W is stored [n_in][n_out],
 // n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory and one of W for sixteen
 // multiply-adds. `start(o, lane, sum)` writes what eight lanes of output o start from, and `finish(o, lane, sum)` takes what they
@@ -145,7 +151,7 @@ static __device__ void product(const real* w, int n_in, int n_out, int lanes, co
     real left[8], right[8];
     start(o, first, left);
     start(o + 1, first, right);
-#pragma unroll 4
+#pragma unroll READS_AT_ONCE
     for (int k = 0; k < n_in; ++k) {
       const Two weight = *(const Two*)(w + (size_t)k * n_out + o);
       const Four* lane = (const Four*)(x + k * lanes + first);

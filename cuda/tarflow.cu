@@ -14,24 +14,33 @@
 //
 // Sizes are those of one model: SIZE (numbers of a token), CHANNELS, HEADS, HIDDEN, LAYERS (of a block of the flow, a `Stage` here);
 // QK_NORMS, CONDITIONS, ADAPTIVE and TRANSITION say what a transferable one has beside.
-#define RESIDENT (LANES > 8 ? 512 : 256)
+#define RESIDENT 512
 #include "common.cuh"
 
 #define WIDTH (CHANNELS / HEADS)
-#define CHUNKS ((WIDTH + 31) / 32)  // of a head's channels, one a thread of a warp
 #define WARPS (THREADS / 32)
 #define SLICES 32
 #define GROUP 4
 #define EIGHTS (LANES / 8)
-// Reads of weights, keys and values that a thread waits for at once: a team, with one block a multiprocessor, has the registers for
-// more, and little else to do meanwhile.
-constexpr int DEPTH = LANES > 8 ? 4 : 16, KEYS = LANES > 8 ? 4 : 16, VALUES_AT_ONCE = LANES > 8 ? 8 : 16;
+// Reads of weights that a thread waits for at once, as there are registers: a team has little else to do meanwhile.
+constexpr int DEPTH = LANES > 8 || CHANNELS > 256 ? 4 : 8;
+// Parts of sums in attention: a block that has a row and head to itself shares them out among its threads, a warp that has one takes
+// one after the other.
+#define QUARTERS 4
+#define QUARTER ((WIDTH + QUARTERS - 1) / QUARTERS)
+#define BY_BLOCK (LANES == 8)
+// A function that would want registers of what calls it.
+#if LANES == 8
+#define APART __noinline__
+#else
+#define APART
+#endif
 // Slices of a thread: those of a group, or one.
 #define OWN (SLICES * PAIRS * EIGHTS / THREADS)
 // Parts of a sum over the channels of a lane.
 #define PARTS 16
 #define EPSILON (real)1e-5
-#define MOST(a, b) ((a) > (b) ? (a) : (b))
+#define LEAST(a, b) ((a) < (b) ? (a) : (b))
 
 // Places in `weights`: a linear layer, [in][out] with out even, and its bias; a layer normalisation; an adaptive one and its gate,
 // [tokens][CHANNELS] each.
@@ -127,10 +136,6 @@ static __device__ void product(const Arguments& a, const State& m, const Team& t
   __syncthreads();
   for (int first = 2 * PAIRS * team.rank; first < n_out; first += 2 * PAIRS * team.blocks) {
     const int o = first + 2 * pair;
-    // read before they are waited for
-    const int lane = threadIdx.x % LANES, column = threadIdx.x / LANES, mine = first + 2 * column;
-    const bool finishes = column < PAIRS && mine < n_out;
-    const Two bias = *(const Two*)(a.weights + layer.bias + (finishes ? mine : 0));
 #pragma unroll
     for (int r = 0; r < 16; ++r) group[r] = (real)0;
     for (int slice = part * OWN; o < n_out && slice < (part + 1) * OWN; ++slice) {
@@ -154,6 +159,9 @@ static __device__ void product(const Arguments& a, const State& m, const Team& t
 #pragma unroll
       for (int r = 0; r < 16; ++r) group[r] += sum[r];
     }
+    const int lane = threadIdx.x % LANES, column = threadIdx.x / LANES, mine = first + 2 * column;
+    const bool finishes = column < PAIRS && mine < n_out;
+    const Two bias = *(const Two*)(a.weights + layer.bias + (finishes ? mine : 0));  // before the barrier, so that nobody waits for it behind
     __syncthreads();
     if (finishes) {
       const real* values = m.partial() + (lane / 8 * PAIRS + column) * VALUES + lane % 8;
@@ -210,8 +218,12 @@ static __device__ void normalise(const State& m, const Change& change) {
     moments[moment] = total / CHANNELS;
   }
   const real scale = (real)1 / sqrt(moments[1] + EPSILON);
-  for (int item = threadIdx.x; item < CHANNELS * LANES; item += THREADS)
-    m.x()[item] = change(item / LANES, lane, (m.x()[item] - moments[0]) * scale);
+  // unrolled, so that a thread waits once for what four changes read
+#pragma unroll 4
+  for (int first = 0; first < CHANNELS * LANES; first += THREADS) {
+    const int item = first + threadIdx.x;
+    if (item < CHANNELS * LANES) m.x()[item] = change(item / LANES, lane, (m.x()[item] - moments[0]) * scale);
+  }
 }
 
 static __device__ void layer_norm(const Arguments& a, const State& m, const Norm& norm) {
@@ -275,84 +287,133 @@ static __device__ void keep(const Arguments& a, const State& m, const Layer& lay
   }
 }
 
-// Σ_j softmax_j(q·k_j / √WIDTH) v_j over the tokens up to this one. A thread of the warp has the scores of every 32nd token, four at a
-// time, and then every 32nd number of the values. Loops are unrolled far: what they read is as far away as the L2 cache, and a
-// warp waits for all of it at once.
+// Of the scores of `seen` tokens, by a warp: their exponentials, the largest being one, in their place, and the sum of these.
+static __device__ real soften(real* scores, int seen) {
+  real top = (real)-3e38, total = (real)0;
+  for (int j = threadIdx.x % 32; j < seen; j += 32) top = scores[j] > top ? scores[j] : top;
+  for (int bits = 16; bits > 0; bits /= 2) {
+    const real other = __shfl_xor_sync(0xffffffffu, top, bits);
+    top = other > top ? other : top;
+  }
+  for (int j = threadIdx.x % 32; j < seen; j += 32) {
+    scores[j] = exp(scores[j] - top);
+    total += scores[j];
+  }
+  return sum_of_warp(total);
+}
+
+// A quarter of q·k_j, and of Σ_j p_j v_jc.
+static __device__ real of_channels(const Arguments& a, const real* q, const real* keys, int quarter, int j) {
+  const int first = quarter * QUARTER, last = LEAST(WIDTH, first + QUARTER);
+  real sum = (real)0;
+#pragma unroll 8
+  for (int c = first; c < last; ++c) sum += q[c] * keys[c * a.tokens + j];
+  return sum;
+}
+static __device__ real of_tokens(const real* scores, const real* values, int quarter, int c, int seen) {
+  real sum = (real)0;
+#pragma unroll 8
+  for (int j = quarter; j < seen; j += QUARTERS) sum += scores[j] * values[j * WIDTH + c];
+  return sum;
+}
+
+// Σ_j softmax_j(q·k_j / √WIDTH) v_j over the tokens up to this one, by a warp, a thread of which has every 32nd token and then every 32nd
+// number of the values.
 static __device__ void mix(const Arguments& a, const State& m, const Layer& layer, int l, int lane, int head, int token) {
-  const int thread = threadIdx.x % 32, seen = token + 1, most = a.tokens;
+  const int thread = threadIdx.x % 32, seen = token + 1;
   const real *keys = kept_of(a, m, l, lane, head), *values = keys + WIDTH * a.tokens;
-  real* const q = m.x() + threadIdx.x / 32 * (WIDTH + most);
+  real* const q = m.x() + threadIdx.x / 32 * (WIDTH + a.tokens);
   real* const scores = q + WIDTH;
   const Normed query = normed(a, m.qkv() + lane, layer.query_norm);
   const real factor = (real)1 / sqrt((real)WIDTH);
   for (int c = thread; c < WIDTH; c += 32) q[c] = query(head * WIDTH + c);
   __syncwarp();
-  real top = (real)-3e38;
-  for (int first = 0; first < seen; first += 128) {
-    const int rounds = (seen - first + 31) / 32;
+  // four scores a thread at once
+  for (int first = thread; first < seen; first += 128) {
     real dots[4] = {(real)0, (real)0, (real)0, (real)0};
-#pragma unroll KEYS
-    for (int c = 0; c < WIDTH; ++c) {
+    for (int quarter = 0; quarter < QUARTERS; ++quarter) {
+      real parts[4] = {(real)0, (real)0, (real)0, (real)0};
+#pragma unroll 4
+      for (int c = quarter * QUARTER; c < LEAST(WIDTH, (quarter + 1) * QUARTER); ++c) {
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        const int j = first + 32 * r + thread;
-        if (r < rounds) dots[r] += q[c] * keys[c * most + (j < seen ? j : seen - 1)];
+        for (int r = 0; r < 4; ++r) {
+          const int j = first + 32 * r;
+          if (j - thread < seen) parts[r] += q[c] * keys[c * a.tokens + (j < seen ? j : seen - 1)];
+        }
       }
+#pragma unroll
+      for (int r = 0; r < 4; ++r) dots[r] += parts[r];
     }
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const int j = first + 32 * r + thread;
-      if (j >= seen) continue;
-      scores[j] = factor * dots[r];
-      top = scores[j] > top ? scores[j] : top;
-    }
+    for (int r = 0; r < 4; ++r)
+      if (first + 32 * r < seen) scores[first + 32 * r] = factor * dots[r];
   }
-  for (int bits = 16; bits > 0; bits /= 2) {
-    const real other = __shfl_xor_sync(0xffffffffu, top, bits);
-    top = other > top ? other : top;
-  }
-  real total = (real)0;
-  for (int j = thread; j < seen; j += 32) {
-    scores[j] = exp(scores[j] - top);
-    total += scores[j];
-  }
-  total = sum_of_warp(total);
+  const real total = soften(scores, seen);
   __syncwarp();
-  real sums[CHUNKS];
-#pragma unroll
-  for (int chunk = 0; chunk < CHUNKS; ++chunk) sums[chunk] = (real)0;
-#pragma unroll VALUES_AT_ONCE
-  for (int j = 0; j < seen; ++j) {
-    const real score = scores[j];
-#pragma unroll
-    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-      const int c = thread + 32 * chunk;
-      sums[chunk] += score * values[j * WIDTH + (c < WIDTH ? c : 0)];
-    }
-  }
-#pragma unroll
-  for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-    const int c = thread + 32 * chunk;
-    if (c < WIDTH) m.mixed()[(head * WIDTH + c) * LANES + lane] = sums[chunk] / total;
+  for (int c = thread; c < WIDTH; c += 32) {
+    real sum = (real)0;
+    for (int quarter = 0; quarter < QUARTERS; ++quarter) sum += of_tokens(scores, values, quarter, c, seen);
+    m.mixed()[(head * WIDTH + c) * LANES + lane] = sum / total;
   }
   __syncwarp();
 }
 
-static __device__ void attention(const Arguments& a, const State& m, const Team& team, const At& at, const Layer& layer, int l) {
-  const int warp = team.rank * WARPS + threadIdx.x / 32, warps = team.blocks * WARPS;
-  // a row of another token waits for this one's key and value; in decoding the warp that keeps them is the one that needs them
-  for (int item = warp; item < HEADS * LANES; item += warps) {
+// The same sums in the same order by a block, for a card that has more blocks than rows and heads: what it reads is as far away as the L2
+// cache, so it reads all at once. Begins and ends with a barrier of the block.
+static __device__ void mix_by_block(const Arguments& a, const State& m, const Layer& layer, int l, int lane, int head, int token) {
+  const int seen = token + 1, most = a.tokens > WIDTH ? a.tokens : WIDTH;
+  const real *keys = kept_of(a, m, l, lane, head), *values = keys + WIDTH * a.tokens;
+  real *const q = m.x(), *const scores = q + WIDTH, *const parts = scores + a.tokens;  // [QUARTERS][most]
+  real* const total = m.sums();
+  const real factor = (real)1 / sqrt((real)WIDTH);
+  const auto together = [&](int place) {
+    real sum = (real)0;
+    for (int quarter = 0; quarter < QUARTERS; ++quarter) sum += parts[quarter * most + place];
+    return sum;
+  };
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    const Normed query = normed(a, m.qkv() + lane, layer.query_norm);
+    for (int c = threadIdx.x; c < WIDTH; c += 32) q[c] = query(head * WIDTH + c);
+  }
+  __syncthreads();
+  for (int item = threadIdx.x; item < QUARTERS * seen; item += THREADS)
+    parts[item / seen * most + item % seen] = of_channels(a, q, keys, item / seen, item % seen);
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    for (int j = threadIdx.x; j < seen; j += 32) scores[j] = factor * together(j);
+    const real sum = soften(scores, seen);
+    if (threadIdx.x == 0) *total = sum;
+  }
+  __syncthreads();
+  for (int item = threadIdx.x; item < QUARTERS * WIDTH; item += THREADS)
+    parts[item / WIDTH * most + item % WIDTH] = of_tokens(scores, values, item / WIDTH, item % WIDTH, seen);
+  __syncthreads();
+  for (int c = threadIdx.x; c < WIDTH; c += THREADS) m.mixed()[(head * WIDTH + c) * LANES + lane] = together(c) / *total;
+  __syncthreads();
+}
+
+static __device__ void no_mix(const State& m, int lane, int head) {
+  for (int c = threadIdx.x % 32; c < WIDTH; c += 32) m.mixed()[(head * WIDTH + c) * LANES + lane] = (real)0;
+}
+
+// The keys and values of a row are kept by the one who mixes them in decoding; in encoding rows of other tokens wait for them.
+static __device__ __noinline__ void attention(const Arguments& a, const State& m, const Team& team, const At& at, const Layer& layer, int l) {
+  const int workers = BY_BLOCK ? team.blocks : team.blocks * WARPS;
+  const int worker = BY_BLOCK ? team.rank : team.rank * WARPS + threadIdx.x / 32;
+  for (int item = worker; item < HEADS * LANES; item += workers) {
     const Row row = row_of(a, at, item % LANES);
-    if (row.live) keep(a, m, layer, l, item % LANES, item / LANES, row.token);
+    if (row.live && (!BY_BLOCK || threadIdx.x < 32)) keep(a, m, layer, l, item % LANES, item / LANES, row.token);
   }
   if (a.encode) meet(team);
   else __syncwarp();
-  for (int item = warp; item < HEADS * LANES; item += warps) {
+  for (int item = worker; item < HEADS * LANES; item += workers) {
     const int lane = item % LANES, head = item / LANES;
     const Row row = row_of(a, at, lane);
-    if (row.live) mix(a, m, layer, l, lane, head, row.token);
-    else
-      for (int c = threadIdx.x % 32; c < WIDTH; c += 32) m.mixed()[(head * WIDTH + c) * LANES + lane] = (real)0;
+    if (!row.live && (!BY_BLOCK || threadIdx.x < 32)) no_mix(m, lane, head);
+    if (!row.live) continue;
+    if (BY_BLOCK) mix_by_block(a, m, layer, l, lane, head, row.token);
+    else mix(a, m, layer, l, lane, head, row.token);
   }
 }
 
@@ -397,7 +458,7 @@ static __device__ void attend(const Arguments& a, const State& m, const Team& te
 }
 
 // y += σ(G′ c) T (silu(w V) (w U)), w = A′(y).
-static __device__ void transition(const Arguments& a, const State& m, const Team& team, const At& at, const Layer& layer) {
+static __device__ APART void transition(const Arguments& a, const State& m, const Team& team, const At& at, const Layer& layer) {
   stage(m, m.y(), CHANNELS);
   adaptive_norm(a, m, at, layer.transition);
   product(a, m, team, layer.into, CHANNELS, 2 * HIDDEN, [&](int o, int lane, real value, real gate) {
@@ -414,8 +475,8 @@ static __device__ void transition(const Arguments& a, const State& m, const Team
 // Rows at the start of the layers, by one block: W u and what the tokens are given.
 static __device__ void enter(const Arguments& a, const State& m, const At& at, const Stage& flow) {
   for (int item = threadIdx.x; item < CHANNELS * LANES; item += THREADS) {
-    const int d = item / LANES, columns = (CHANNELS + 1) / 2 * 2;
-    const Row row = row_of(a, at, item % LANES);
+    const int d = item % CHANNELS, lane = item / CHANNELS, columns = (CHANNELS + 1) / 2 * 2;
+    const Row row = row_of(a, at, lane);
     real sum = (real)0;
     if (row.live) {
       const double* u = a.x + ((size_t)row.sample * a.tokens + a.orders[flow.order + row.token]) * SIZE;
@@ -423,7 +484,7 @@ static __device__ void enter(const Arguments& a, const State& m, const At& at, c
       sum += a.weights[flow.into.bias + d] + given(a, flow.positions, row, d);
       if (CONDITIONS && !ADAPTIVE) sum += given(a, flow.condition, row, d);
     }
-    m.y()[item] = sum;
+    m.y()[d * LANES + lane] = sum;
   }
 }
 
