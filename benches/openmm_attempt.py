@@ -5,13 +5,12 @@
 
 Alanine dipeptide in implicit solvent, and in boxes of water as large as `--padding` (nm) says. Microseconds, medians of blocks:
 
-    step          of dynamics
-    attempt       what a step takes longer with an attempt at its start
-    energy        of OpenMM's potential energy alone, at positions that stay; an attempt needs two, and lists of neighbours for both
-    generator     a proposal (drawn 64 at a time) and the log-density of the present configuration
-    remainder     attempt - 2 energy - generator; after an acceptance new velocities are in it, which need forces
-
-In a box hardly any attempt is accepted; `accepted` says how many were.
+    step      of dynamics
+    attempt   what a step takes longer with an attempt at its start; proposals are drawn 64 at a time, with --draw-ahead by another thread
+    energy    OpenMM's potential energy alone, where positions stay; an attempt needs two, and lists of neighbours for both
+    besides   attempt - 2 energy; of an accepted one the force for new velocities, too
+    log q     log-density of the present configuration, of which an attempt needs one; it is part of `besides`
+    accepted  of all attempts; in a box of water hardly any
 """
 
 import argparse
@@ -77,7 +76,7 @@ def median_time(call, seconds):
 def step_time(system, x, options, model, frequency):
     """Microseconds of a step of 0.5 fs, and the acceptance."""
     system = openmm.XmlSerializer.clone(system)
-    jump = modejump.MonteCarloModeJump(model, frequency, particles=range(22), seed=1)
+    jump = modejump.MonteCarloModeJump(model, frequency, particles=range(22), seed=1, draw_ahead=options.draw_ahead)
     system.addForce(jump)
     integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 1.0, 0.0005)
     integrator.setConstraintTolerance(1e-6)
@@ -99,11 +98,10 @@ def energy_time(system, x, options):
     return median_time(lambda: context.getState(energy=True), options.seconds)
 
 
-def generator_time(path, x, options):
+def density_time(path, x, options):
     model = modejump.Model(path)
     x = np.asarray(x)[None, :22]
-    batch = median_time(lambda: model.sample(64, seed=1), options.seconds)
-    return batch / 64 + median_time(lambda: model.log_density(x), options.seconds)
+    return median_time(lambda: model.log_density(x), options.seconds)
 
 
 def relaxed(system, x, options):
@@ -120,22 +118,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--platform", default="Reference")
     parser.add_argument("--precision", help="single, mixed or double, where the platform has a choice")
+    parser.add_argument("--draw-ahead", action="store_true")
     parser.add_argument("--padding", type=float, nargs="*", default=[0.75, 2.0], help="of boxes of water, nm; none for implicit solvent only")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # of hardly any acceptance in water
-    print(f"{options.platform} {options.precision or ''}; generator on {os.environ.get('MODEJUMP_DEVICE', 'cpu')}; microseconds")
-    columns = ("atoms", "step", "attempt", "energy", "generator", "remainder", "accepted")
-    print(" ".join(f"{name:>10}" for name in columns))
+    drawn = "drawn ahead" if options.draw_ahead else "drawn in between"
+    print(f"{options.platform} {options.precision or ''}; generator on {os.environ.get('MODEJUMP_DEVICE', 'cpu')}, {drawn}; microseconds")
+    print(" ".join(f"{name:>9}" for name in ("atoms", "step", "attempt", "energy", "besides", "log q", "accepted")))
     for build in [implicit, *(lambda padding=padding: solvated(padding) for padding in options.padding)]:
         system, x, model = build()
         x = relaxed(system, x, options)
         plain, _ = step_time(system, x, options, model, 0)
         jumping, accepted = step_time(system, x, options, model, 1)
-        attempt, energy, generator = jumping - plain, energy_time(system, x, options), generator_time(model, x, options)
-        remainder = attempt - 2 * energy - generator
-        numbers = " ".join(f"{value:10.1f}" for value in (plain, attempt, energy, generator, remainder))
-        print(f"{system.getNumParticles():10d} {numbers} {accepted:10.3f}", flush=True)
+        attempt, energy, density = jumping - plain, energy_time(system, x, options), density_time(model, x, options)
+        numbers = " ".join(f"{value:9.1f}" for value in (plain, attempt, energy, attempt - 2 * energy, density))
+        print(f"{system.getNumParticles():9d} {numbers} {accepted:9.3f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,10 @@ int modejump_openmm_draw_velocities(void* context, double temperature, uint64_t 
             if (impl.getSystem().getParticleMass(i) > 0)
                 particles.push_back(i);
         HostParticles massive(impl, particles);
-        drawVelocities(impl, massive, VelocityStream(seed, step, replica), BOLTZ * temperature);
+        std::vector<double> x;
+        massive.save();
+        massive.getPositions(x);
+        drawVelocities(impl, massive, x, VelocityStream(seed, step, replica), BOLTZ * temperature);
     });
 }
 

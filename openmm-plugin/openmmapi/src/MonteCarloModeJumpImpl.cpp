@@ -318,11 +318,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     target.reduced_potential_gradient = solvent ? nullptr : &Trial::reducedPotentialGradient;
     target.relax = solvent ? &Trial::relax : nullptr;
 
-    // Particles that stay keep their on-step velocity, for which the force here is needed.
-    const bool carry = !allMoved && !solvent && velocityTimeOffset(context.getIntegrator()) != 0;
-    double energy = context.calcForcesAndEnergy(carry, true, trial.groups);
-    if (carry)
-        moved->saveForces();
+    double energy = context.calcForcesAndEnergy(false, true, trial.groups);
     moved->save();
     moved->getPositions(x);
     if (solvent)
@@ -352,18 +348,24 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     if (solvent)
         acceptDriven(context, velocities, trial.kT);
     else
-        accept(context, carry, velocities, trial.kT);
+        accept(context, velocities, trial.kT);
     return true;
 }
 
-void MonteCarloModeJumpImpl::accept(ContextImpl& context, bool carry, const VelocityStream& stream, double kT) {
-    moved->setPositions(x);
-    if (carry) {
-        // Particles that stay keep their on-step velocity v = v_stored + offset F/m while their force changes.
-        context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
-        moved->carryVelocities(velocityTimeOffset(context.getIntegrator()));
+void MonteCarloModeJumpImpl::accept(ContextImpl& context, const VelocityStream& stream, double kT) {
+    // Particles that stay keep their on-step velocity v = v_stored + offset F/m while their force changes.
+    const double offset = allMoved ? 0 : velocityTimeOffset(context.getIntegrator());
+    const int groups = context.getIntegrator().getIntegrationForceGroups();
+    if (offset != 0) {
+        context.calcForcesAndEnergy(true, false, groups);
+        moved->saveForces();
     }
-    drawVelocities(context, *moved, stream, kT);
+    moved->setPositions(x);
+    if (offset != 0) {
+        context.calcForcesAndEnergy(true, false, groups);
+        moved->carryVelocities(offset);
+    }
+    drawVelocities(context, *moved, x, stream, kT);
 }
 
 /** All particles have moved. */
@@ -374,7 +376,10 @@ void MonteCarloModeJumpImpl::acceptDriven(ContextImpl& context, const VelocitySt
     context.setPositions(positions);
     context.computeVirtualSites();
     HostParticles all(context, massive);
-    drawVelocities(context, all, stream, kT);
+    vector<double> everywhere;
+    all.save();
+    all.getPositions(everywhere);
+    drawVelocities(context, all, everywhere, stream, kT);
 }
 
 ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {

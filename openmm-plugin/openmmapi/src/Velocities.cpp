@@ -25,28 +25,26 @@ bool removesMomentum(const System& system) {
 // velocities v = xi (1 - h^2 w^2/4)^1/2 - h/2 F(x)/m of variance kT/m exactly. To draw v - h/2 F(x)/m with v
 // Maxwell-Boltzmann, as Context::setVelocitiesToTemperature does, is too hot by a factor 1 + h^2 w^2/4: 8 % for C-H
 // bonds at 1 fs. With the force taken at x - h/4 xi the factor is 1 + h^4 w^4/64.
-void shiftVelocities(ContextImpl& context, MovedParticles& moved, double offset) {
-    vector<double> x, v, f;
-    moved.getVelocities(v);
-    moved.save();
-    moved.getPositions(x);
+void shiftVelocities(ContextImpl& context, MovedParticles& moved, const vector<double>& x, double offset, vector<double>& v) {
+    vector<double> displaced = x, f;
     for (size_t j = 0; j < x.size(); j++)
-        x[j] -= 0.5 * offset * v[j];
-    moved.setPositions(x);
+        displaced[j] -= 0.5 * offset * v[j];
+    moved.save();
+    moved.setPositions(displaced);
     context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
     moved.getForces(f);
     moved.restore();
     for (size_t j = 0; j < v.size(); j++)
         v[j] -= f[j] * (offset / context.getSystem().getParticleMass(moved.particles[j / 3]));
-    moved.setVelocities(v);
 }
 
 } // namespace
 
-void drawVelocities(ContextImpl& context, MovedParticles& moved, const VelocityStream& stream, double kT) {
+void drawVelocities(ContextImpl& context, MovedParticles& moved, const vector<double>& x, const VelocityStream& stream, double kT) {
     const System& system = context.getSystem();
     const double offset = velocityTimeOffset(context.getIntegrator());
     const double tolerance = context.getIntegrator().getConstraintTolerance();
+    const bool constrained = system.getNumConstraints() > 0, still = removesMomentum(system);
     vector<double> v;
     for (size_t i = 0; i < moved.particles.size(); i++) {
         const auto first = stream.normals(static_cast<uint32_t>(2 * i));
@@ -54,14 +52,17 @@ void drawVelocities(ContextImpl& context, MovedParticles& moved, const VelocityS
         const double width = sqrt(kT / system.getParticleMass(moved.particles[i]));
         v.insert(v.end(), {first[0] * width, first[1] * width, second[0] * width});
     }
-    moved.setVelocities(v);
-    context.applyVelocityConstraints(tolerance);
+    if (constrained && offset != 0) {
+        moved.setVelocities(v);
+        context.applyVelocityConstraints(tolerance);
+        moved.getVelocities(v);
+    }
     if (offset != 0)
-        shiftVelocities(context, moved, offset);
-    const bool still = removesMomentum(system);
+        shiftVelocities(context, moved, x, offset, v);
+    moved.setVelocities(v);
     if (still)
         moved.removeMomentum();
-    if (offset != 0 || still)
+    if (constrained)
         context.applyVelocityConstraints(tolerance);
 }
 

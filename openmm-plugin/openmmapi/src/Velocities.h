@@ -14,8 +14,10 @@ namespace ModeJumpPlugin {
  * Gives the particles new velocities, in the distribution that the integrator keeps at the Context's positions,
  * projected on the constraints; without momentum of the whole if the System has a CMMotionRemover. Kept velocities
  * would lose their components along constraints that now point elsewhere, which cools the System.
+ *
+ * @param x  where the particles are
  */
-void drawVelocities(OpenMM::ContextImpl& context, MovedParticles& moved, const VelocityStream& stream, double kT);
+void drawVelocities(OpenMM::ContextImpl& context, MovedParticles& moved, const std::vector<double>& x, const VelocityStream& stream, double kT);
 
 } // namespace ModeJumpPlugin
 

@@ -35,7 +35,7 @@ public:
 private:
     struct Trial;
     bool attempt(OpenMM::ContextImpl& context, uint64_t step, uint64_t replica);
-    void accept(OpenMM::ContextImpl& context, bool carry, const VelocityStream& stream, double kT);
+    void accept(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void acceptDriven(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void createMove(OpenMM::ContextImpl& context);
     void createSolvent(OpenMM::ContextImpl& context);
