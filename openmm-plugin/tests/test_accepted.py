@@ -32,7 +32,7 @@ def test_new_velocities_are_those_that_the_integrator_keeps(gaussian_model, kind
     timestep = 0.1  # so long (0.9 / frequency of the well) that a wrong offset changes much
     context = toy.make_context(system, INTEGRATORS[kind](timestep), x=[[0.0, 0.0, 0.0]])
     stored, v, f = [], [], []
-    for _ in range(8000):
+    for _ in range(toy.rounds(8000)):
         assert jump.attempt(context)
         f.append(forces(context)[0])
         stored.append(toy.velocities(context)[0])
@@ -137,11 +137,12 @@ def test_no_momentum_where_it_is_removed(peroxide_model):
     context = toy.make_context(system, toy.langevin(), x=start())
     masses = np.array(PEROXIDE.masses)
     kinetic = []
-    for _ in range(2000):
+    rounds = toy.rounds(2000)
+    for _ in range(rounds):
         if jump.attempt(context):
             v = toy.velocities(context)
             assert np.abs(masses @ v).max() < 1e-10
             v = v + 0.0005 * forces(context) / masses[:, None]  # on the step, of 1 fs
             kinetic.append(0.5 * (masses @ v**2).sum() / toy.KT)
-    assert len(kinetic) > 100
+    assert len(kinetic) > rounds / 20
     assert abs(np.mean(kinetic) - 4.5) < 5 * math.sqrt(4.5 / len(kinetic))

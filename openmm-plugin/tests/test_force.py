@@ -222,7 +222,7 @@ def test_another_temperature_warns_once_and_stays_exact(gaussian_model, capfd):
     system.addForce(jump)
     context = toy.make_context(system, toy.langevin(temperature=400.0), x=[[0.0, 0.0, 0.0]])
     squares = []
-    for _ in range(4000):
+    for _ in range(toy.rounds(4000)):
         jump.attempt(context)
         squares.append((toy.positions(context) ** 2).mean())
     error = capfd.readouterr().err

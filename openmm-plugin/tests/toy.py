@@ -21,6 +21,11 @@ LEFT = 0.2
 PLATFORMS = os.environ.get("MODEJUMP_TEST_PLATFORMS", "Reference CPU").split()
 
 
+def rounds(n, name=None):
+    """How many of n rounds of a statistical test there are on a platform: on a device a round of such a small system takes a millisecond."""
+    return n if (name or PLATFORMS[0]) in ("Reference", "CPU") else n // 8
+
+
 def platform(name=None):
     """Platform and properties; the CPU platform with one thread, so that its sums have one order."""
     name, _, precision = (name or PLATFORMS[0]).partition(":")
