@@ -3,7 +3,9 @@
 use super::{Graphormer, GraphormerConfig, Version};
 use crate::device::{Driver, Program};
 use crate::error::Result;
-use crate::models::field_on_device::{bytes, padded, scratch, EnergyOnDevice, FieldKernel, NormRecord, Packing, SHARED};
+use crate::models::field_on_device::{
+    bytes, padded, scratch, EnergyOnDevice, FieldKernel, NormRecord, Packing, SHARED,
+};
 use crate::models::network::Evaluator;
 use crate::nn::tape::{LayerNorm, Weight};
 use crate::nn::Real;
