@@ -129,8 +129,9 @@ struct Path {
 
   __device__ double at(double c) const { return c == 1.0 ? next : t + c * h; }
 
-  // dx/dt at the point that is tried, and behind it the integrand where that is wanted. Begins and ends with a barrier.
-  __device__ void evaluate(double time, double* slope, bool with_rate) {
+  // dx/dt at the point that is tried, and behind it the integrand where that is wanted. Begins and ends with a barrier. Out of line, so that
+  // the path is in memory and not in registers meanwhile.
+  __device__ __noinline__ void evaluate(double time, double* slope, bool with_rate) {
     __syncthreads();
     double* f = o.teams + (size_t)(2 * team.index + turn) * (DIMENSION + shares());
     turn = 1 - turn;

@@ -19,8 +19,12 @@ fn main() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    if std::env::args().any(|argument| argument == "--nvrtc") {
+    let asked = |mode: &str| std::env::args().any(|argument| argument == mode);
+    if asked("--nvrtc") {
         return nvrtc();
+    }
+    if asked("--kept") {
+        return kept();
     }
     let pairs = program::all().into_iter().flat_map(|p| ARCHITECTURES.map(|a| (p.clone(), a)));
     let jobs: Vec<_> = pairs.filter(|(program, a)| !is_double(program) || *a == "sm_90").collect();
@@ -37,16 +41,36 @@ fn main() -> ExitCode {
             });
         }
     });
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_cache");
+    let _ = std::fs::remove_dir_all(&cache);
     // NVRTC is looked for by the dynamic linker, whose path is fixed when a process starts
-    let child = Command::new(std::env::current_exe().unwrap())
-        .arg("--nvrtc")
-        .env("LD_LIBRARY_PATH", wheels.join("lib"))
-        .env("MODEJUMP_CUDA", &wheels)
-        .status();
-    match child.is_ok_and(|status| status.success()) && !failed.into_inner() {
+    let run = |command: &mut Command, library: bool| {
+        let command = command.env("MODEJUMP_CUDA", &wheels).env("MODEJUMP_CACHE", &cache);
+        let command = if library { command.env("LD_LIBRARY_PATH", wheels.join("lib")) } else { command };
+        command.status().is_ok_and(|status| status.success())
+    };
+    let this = || Command::new(std::env::current_exe().unwrap());
+    let good = run(this().arg("--nvrtc"), true) && run(this().arg("--kept"), false) && ahead_of_time(run);
+    match good && !failed.into_inner() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }
+}
+
+/// `modejump compile`, for the models that have kernels.
+fn ahead_of_time(run: impl Fn(&mut Command, bool) -> bool) -> bool {
+    let compile = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        run(command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("compile").args(arguments), true)
+    };
+    let models = [
+        "models/ala2/model.safetensors",
+        "models/ala2/gvp-flow.safetensors",
+        "models/double-well/steerable.safetensors",
+    ];
+    compile(&[&models[..], &["--architecture", "sm_90"]].concat())
+        && !compile(&["models/ala2/model.safetensors", "--architecture", "sm_12"])
+        && !compile(&["models/ala2/invariant-ebm.safetensors", "--architecture", "sm_90"])
 }
 
 /// Networks in f64 are the reference path: one architecture will do.
@@ -91,6 +115,10 @@ fn nvrtc() -> ExitCode {
     let mut programs = program::all();
     programs.retain(|program| !is_double(program));
     programs.dedup_by_key(|program| program.name);
+    if let Err(error) = modejump::device::compile::keep_cubin(&programs[0], "sm_90") {
+        println!("{error}");
+        code = ExitCode::FAILURE;
+    }
     for program in programs {
         for architecture in ["sm_75", "sm_90"] {
             let title = title(&program, architecture);
@@ -104,6 +132,29 @@ fn nvrtc() -> ExitCode {
         }
     }
     code
+}
+
+/// What `nvrtc` has kept is found without the library, and nothing else is.
+#[cfg(feature = "cuda")]
+fn kept() -> ExitCode {
+    use modejump::device::compile::{compile, cubin};
+    let program = program::all().into_iter().find(|program| !is_double(program)).unwrap();
+    match (cubin(&program, "sm_90"), cubin(&program, "sm_75"), compile(&program, "sm_90")) {
+        (Ok(_), Err(said), Err(_)) if said.to_string().contains("modejump compile") => ExitCode::SUCCESS,
+        (Ok(_), Ok(_), Ok(_)) => {
+            println!("cuda_compile: SKIPPED a machine without NVRTC: this one has it");
+            ExitCode::SUCCESS
+        }
+        (kept, other, _) => {
+            println!("without NVRTC: {:?} and {:?}", kept.map(|_| "found"), other.map(|_| "found"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn kept() -> ExitCode {
+    ExitCode::SUCCESS
 }
 
 #[cfg(not(feature = "cuda"))]

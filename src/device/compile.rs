@@ -1,27 +1,59 @@
 //! Kernels from source at run time, by NVRTC: specialised for one model's sizes and one card, kept in files.
 //!
 //! The files lie in `$MODEJUMP_CACHE`, else `$XDG_CACHE_HOME/modejump`, else `~/.cache/modejump`; each is named after a hash
-//! of everything that made it. A folder that cannot be written to costs only time.
+//! of everything that made it and after the compiler. A folder that cannot be written to costs only time. Where there is no NVRTC, what another
+//! machine has put there is used, whatever its compiler was (`ahead.rs`).
 
 use super::Program;
 use crate::error::{Error, Result};
 use cudarc::nvrtc::{result, sys};
 use std::ffi::CString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The machine code of a program for an architecture such as `sm_90`.
 pub fn cubin(program: &Program, architecture: &str) -> Result<Vec<u8>> {
-    guard_library()?;
-    let compiler = format!("nvrtc {} {architecture}", version()?);
-    let file = cache().map(|folder| folder.join(format!("{}-{}.cubin", program.name, program.hash(&compiler))));
+    let name = format!("{}-{}-", program.name, program.hash(architecture));
+    if guard_library().is_err() {
+        return kept_by_any(&name).map_or_else(|| compile(program, architecture), Ok);
+    }
+    let file = file(&name)?;
     if let Some(bytes) = file.as_ref().and_then(|file| std::fs::read(file).ok()).filter(|bytes| is_elf(bytes)) {
         return Ok(bytes);
     }
     let bytes = compile(program, architecture)?;
     if let Some(file) = file {
-        keep(&file, &bytes);
+        // failure only means that the next run compiles again
+        let _ = keep(&file, &bytes);
     }
     Ok(bytes)
+}
+
+/// The file with the machine code of a program, written if it was not there. Errors: no folder for it, or one that cannot be written to.
+pub fn keep_cubin(program: &Program, architecture: &str) -> Result<PathBuf> {
+    let name = format!("{}-{}-", program.name, program.hash(architecture));
+    let Some(file) = file(&name)? else {
+        return Err(Error::invalid("there is no folder for compiled kernels; set MODEJUMP_CACHE to one"));
+    };
+    if !std::fs::read(&file).is_ok_and(|bytes| is_elf(&bytes)) {
+        keep(&file, &compile(program, architecture)?).map_err(|e| Error::io(&file, e))?;
+    }
+    Ok(file)
+}
+
+/// Where the compiler that is here keeps what begins with `name`.
+fn file(name: &str) -> Result<Option<PathBuf>> {
+    let compiler = version()?;
+    Ok(cache().map(|folder| folder.join(format!("{name}nvrtc{compiler}.cubin"))))
+}
+
+fn kept_by_any(name: &str) -> Option<Vec<u8>> {
+    let files = std::fs::read_dir(cache()?).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let fits = |path: &PathBuf| {
+        let file = path.file_name().map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
+        file.starts_with(name) && file.ends_with(".cubin")
+    };
+    // the last by name, should there be several
+    files.filter(fits).max().and_then(|file| std::fs::read(file).ok()).filter(|bytes| is_elf(bytes))
 }
 
 /// Compiles, without a look at what was kept.
@@ -73,14 +105,15 @@ fn version() -> Result<String> {
 }
 
 /// cudarc panics where the library is not there, so it is looked for first.
-fn guard_library() -> Result<()> {
+pub(super) fn guard_library() -> Result<()> {
     // SAFETY: opens the library, which has no side effects.
     if unsafe { sys::is_culib_present() } {
         return Ok(());
     }
     Err(Error::Unsupported(
         "libnvrtc, which compiles kernels for the GPU, is not found; install it (`pip install nvidia-cuda-nvrtc`, or the CUDA \
-         toolkit) and put the folder with libnvrtc.so into LD_LIBRARY_PATH, or use the device cpu"
+         toolkit) and put the folder with libnvrtc.so into LD_LIBRARY_PATH, compile the model's kernels on a machine that has it \
+         (`modejump compile`), or use the device cpu"
             .into(),
     ))
 }
@@ -97,15 +130,15 @@ fn is_elf(bytes: &[u8]) -> bool {
     bytes.starts_with(b"\x7fELF")
 }
 
-/// Written aside and renamed, so that nobody reads half a file. Failure only means that the next run compiles again.
-fn keep(file: &std::path::Path, bytes: &[u8]) {
+/// Written aside and renamed, so that nobody reads half a file.
+fn keep(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let aside = file.with_extension(format!("{}.part", std::process::id()));
-    let write = || -> std::io::Result<()> {
+    let write = || {
         std::fs::create_dir_all(file.parent().unwrap_or(file))?;
         std::fs::write(&aside, bytes)?;
         std::fs::rename(&aside, file)
     };
-    if write().is_err() {
+    write().inspect_err(|_| {
         let _ = std::fs::remove_file(&aside);
-    }
+    })
 }

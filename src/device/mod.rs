@@ -4,6 +4,8 @@
 //! have another one that runs the same kernels on the CPU.
 
 #[cfg(feature = "cuda")]
+pub mod ahead;
+#[cfg(feature = "cuda")]
 pub mod compile;
 #[cfg(feature = "cuda")]
 mod nvidia;

@@ -4,6 +4,8 @@ mod adapt;
 mod bench;
 mod common;
 mod compare;
+#[cfg(feature = "cuda")]
+mod compile;
 mod convert;
 mod dynamics;
 mod evaluate;
@@ -67,6 +69,9 @@ enum Command {
     Smc(smc::Smc),
     /// Compare two samples or trajectories of one molecule: energies, torsions, slow components
     Compare(compare::Compare),
+    /// Compile a model's kernels for a card that is elsewhere
+    #[cfg(feature = "cuda")]
+    Compile(compile::Compile),
     /// Time the hot paths
     Bench(bench::Bench),
     /// Draw figures of runs, weights and training
@@ -104,6 +109,8 @@ fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
         Command::Reweight(command) => command.run(),
         Command::Smc(command) => command.run(),
         Command::Compare(command) => command.run(),
+        #[cfg(feature = "cuda")]
+        Command::Compile(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Plot(command) => command.run(),
     }

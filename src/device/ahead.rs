@@ -1,0 +1,101 @@
+//! Kernels compiled for a card that is elsewhere: a machine that compiles what it is asked for, and does nothing with it.
+
+use super::{compile, Driver, KernelId, Program};
+use crate::error::{Error, Result};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Bytes of shared memory that a block can have, by architecture (CUDA C++ Programming Guide, table of compute capabilities).
+const SHARED_MEMORY: [(&str, usize); 9] = [
+    ("sm_75", 64 << 10),
+    ("sm_80", 163 << 10),
+    ("sm_86", 99 << 10),
+    ("sm_87", 163 << 10),
+    ("sm_89", 99 << 10),
+    ("sm_90", 227 << 10),
+    ("sm_100", 227 << 10),
+    ("sm_103", 227 << 10),
+    ("sm_120", 99 << 10),
+];
+
+/// Multiprocessors, few enough that small batches fill them.
+const MULTIPROCESSORS: usize = 8;
+/// Rows that bring a model to every variant of its kernels: fewer than fill the machine, as many, and many more.
+pub const BATCHES: [usize; 3] = [1, 128, 1000];
+
+/// A machine of one architecture. What comes out of its kernels are zeros.
+pub struct AheadOfTime {
+    architecture: String,
+    shared_memory: usize,
+    files: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl AheadOfTime {
+    /// For an architecture such as `sm_90`. Errors: one that kernels are not made for; no NVRTC.
+    pub fn new(architecture: &str) -> Result<AheadOfTime> {
+        let Some((_, shared_memory)) = SHARED_MEMORY.iter().find(|(name, _)| *name == architecture) else {
+            let names = SHARED_MEMORY.map(|(name, _)| name).join(", ");
+            return Err(Error::invalid(format!("architecture {architecture:?} is unknown; give one of {names}")));
+        };
+        compile::guard_library()?;
+        let (architecture, files) = (architecture.to_string(), Mutex::default());
+        Ok(AheadOfTime { architecture, shared_memory: *shared_memory, files })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The files in which the kernels lie that were asked for.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.lock().iter().cloned().collect()
+    }
+}
+
+impl Driver for AheadOfTime {
+    fn describe(&self) -> String {
+        format!("{} (elsewhere)", self.architecture)
+    }
+
+    fn shared_memory(&self) -> usize {
+        self.shared_memory
+    }
+
+    fn multiprocessors(&self) -> usize {
+        MULTIPROCESSORS
+    }
+
+    fn kernel(&self, program: &Program, _: &str) -> Result<KernelId> {
+        let file = compile::keep_cubin(program, &self.architecture)?;
+        self.lock().insert(file);
+        Ok(KernelId(0))
+    }
+
+    fn allocate(&self, _: usize) -> Result<u64> {
+        Ok(0)
+    }
+
+    fn free(&self, _: u64) {}
+
+    fn upload(&self, _: u64, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn download(&self, _: u64, bytes: &mut [u8]) -> Result<()> {
+        bytes.fill(0);
+        Ok(())
+    }
+
+    unsafe fn launch(&self, _: KernelId, _: u32, _: u32, _: usize, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn resident(&self, _: KernelId, _: u32, _: usize) -> Result<usize> {
+        Ok(MULTIPROCESSORS)
+    }
+
+    unsafe fn launch_together(&self, _: KernelId, _: u32, _: u32, _: usize, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
