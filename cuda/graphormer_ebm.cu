@@ -8,8 +8,8 @@
 // Sizes are those of one model: WIDTH (D), FORWARD, HEADS, KERNELS, LAYERS (times blocks), TIMES (hidden numbers of the time
 // network), BOLTZNCE (the reference's distances and self-neighbours).
 #define COMPONENTS 1
-// Two blocks with SCORE; all weights come from the L2 cache.
-#define RESIDENT (SCORE ? 512 : 384)
+// All weights come from the L2 cache.
+#define RESIDENT 384
 #define READS (SCORE || sizeof(REAL) > 4 ? 4 : 16)
 #include "jets.cuh"
 

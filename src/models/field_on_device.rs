@@ -128,8 +128,9 @@ pub struct FieldKernel {
     /// Of the kernel for batches of values.
     pub name: &'static str,
     pub n_atoms: usize,
-    /// Of a block of the kernel for jets of so many components; its program; the numbers of a block's state.
-    pub threads: fn(usize) -> usize,
+    /// Of a block.
+    pub threads: usize,
+    /// The program for jets of so many components, and the numbers of a block's state.
     pub program: Box<dyn Fn(usize) -> Program + Send + Sync>,
     pub memory: Box<dyn Fn(usize) -> usize + Send + Sync>,
     /// What follows the batch, or the ODE, in a kernel's argument.
@@ -141,7 +142,7 @@ pub struct FieldKernel {
 impl FieldKernel {
     /// A kernel without arguments yet.
     pub fn new(
-        (name, n_atoms, threads): (&'static str, usize, fn(usize) -> usize),
+        (name, n_atoms, threads): (&'static str, usize, usize),
         program: impl Fn(usize) -> Program + Send + Sync + 'static,
         memory: impl Fn(usize) -> usize + Send + Sync + 'static,
     ) -> FieldKernel {
@@ -172,7 +173,6 @@ pub struct FieldOnDevice<R: Real> {
 /// How a kernel's blocks run: with bytes of shared memory, or numbers of memory of their own.
 struct BlockShape {
     kernel: KernelId,
-    threads: u32,
     shared: usize,
     scratch: usize,
 }
@@ -236,10 +236,10 @@ impl<R: Real> FieldOnDevice<R> {
         };
         kernels.insert((name, components), kernel);
         let memory = (self.kernel.memory)(components);
-        let (bytes, threads) = (memory * size_of::<R>(), (self.kernel.threads)(components) as u32);
+        let bytes = memory * size_of::<R>();
         Ok(match bytes <= self.driver.shared_memory() {
-            true => BlockShape { kernel, threads, shared: bytes, scratch: 0 },
-            false => BlockShape { kernel, threads, shared: 0, scratch: memory },
+            true => BlockShape { kernel, shared: bytes, scratch: 0 },
+            false => BlockShape { kernel, shared: 0, scratch: memory },
         })
     }
 
@@ -259,7 +259,7 @@ impl<R: Real> FieldOnDevice<R> {
         };
         let argument = [bytemuck::bytes_of(&batch), &self.kernel.arguments].concat();
         // SAFETY: the kernel takes a batch and its model's arguments; buffers have room for `rows` rows, scratch for `grid` blocks.
-        unsafe { self.driver.launch(block.kernel, grid as u32, block.threads, block.shared, &argument) }
+        unsafe { self.driver.launch(block.kernel, grid as u32, self.kernel.threads as u32, block.shared, &argument) }
     }
 
     fn begin(&self, t: &[f64], x: &[f64]) -> Result<MutexGuard<'_, Work<R>>> {

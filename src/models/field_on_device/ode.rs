@@ -123,7 +123,7 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
         };
         let block = self.block(KERNEL, components)?;
         let driver = &self.driver;
-        let resident = driver.resident(block.kernel, block.threads, block.shared)?.max(1);
+        let resident = driver.resident(block.kernel, self.kernel.threads as u32, block.shared)?.max(1);
         let team = team_size(n, shares, resident);
         let teams = n.min(resident / team);
         let grid = teams * team;
@@ -152,7 +152,7 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
             ..Ode::of(flow, span)
         };
         let argument = [bytemuck::bytes_of(&ode), &self.kernel.arguments].concat();
-        let (grid, threads) = (grid as u32, block.threads);
+        let (grid, threads) = (grid as u32, self.kernel.threads as u32);
         // SAFETY: the kernel takes `Ode` and its model's arguments; buffers have room for n samples, so many teams and blocks, and
         // live until what comes out is read.
         unsafe {

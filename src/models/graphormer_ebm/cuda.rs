@@ -73,12 +73,11 @@ pub fn programs() -> Vec<Program> {
     [false, true].into_iter().flat_map(of).collect()
 }
 
-/// A round of a product of 256 outputs in 24 lanes; with the score, whose state is in no shared memory, so many that a multiprocessor takes
-/// two blocks; f64 networks need more registers each.
-fn threads<R>(score: bool) -> usize {
-    match (size_of::<R>(), score) {
-        (4, false) => 384,
-        _ => 256,
+/// A round of a product of 256 outputs in 24 lanes; f64 networks need more registers each.
+fn threads<R>() -> usize {
+    match size_of::<R>() {
+        8 => 256,
+        _ => 384,
     }
 }
 
@@ -86,7 +85,7 @@ fn threads<R>(score: bool) -> usize {
 fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool, shared: usize) -> Program {
     let constants: [(_, &dyn std::fmt::Display); 13] = [
         ("REAL", &crate::device::program::real::<R>()),
-        ("THREADS", &threads::<R>(score)),
+        ("THREADS", &threads::<R>()),
         ("ATOMS", &config.types.len()),
         ("PADDED", &padded(config.types.len())),
         ("WIDTH", &config.width),
@@ -108,7 +107,7 @@ fn memory<R>(config: &GraphormerConfig, times: usize, score: bool) -> usize {
     let (n, lanes) = (config.types.len(), padded(config.types.len()));
     let (d, h, k) = (even(config.width), even(config.heads), even(config.kernels));
     let hidden = d.max(even(config.feed_forward));
-    let partials = (threads::<R>(score) / lanes).max(1);
+    let partials = (threads::<R>() / lanes).max(1);
     let energy = lanes * (5 * d + hidden + n * h + 3 * k + 10 + partials) + times.next_multiple_of(4);
     let layers = config.n_layers * config.blocks;
     let back = lanes * (2 * layers * d + 5 * d + hidden + n * h + 2 * h + 6 + k);
@@ -170,7 +169,7 @@ impl<R: Real> Evaluator<Graphormer, R> {
         let (for_program, for_memory) = (config.clone(), config.clone());
         let shared = driver.shared_memory();
         let mut kernel = FieldKernel::new(
-            ("graphormer", n, |components| threads::<R>(components > 1)),
+            ("graphormer", n, threads::<R>()),
             move |components| program::<R>(&for_program, times, components > 1, shared),
             move |components| memory::<R>(&for_memory, times, components > 1),
         );
