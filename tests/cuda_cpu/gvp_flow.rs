@@ -78,7 +78,7 @@ fn under_the_thread_sanitizer() {
 /// A failed launch is an error, not a configuration that is rejected.
 #[test]
 fn a_failure_is_told() {
-    let fault = ("  put_eight(m.g + o * LANES + lane, sum);", "  put_eight(m.g + o * LANES + lane + 4000, sum);");
+    let fault = ("  put_eight(m.g + o * WIDTH + lane, sum);", "  put_eight(m.g + o * WIDTH + lane + 40000, sum);");
     let driver: Arc<dyn Driver> = Arc::new(Fibres::new("gvp-beyond", Sanitizer::Address).with_fault(fault.0, fault.1));
     let card = small::<f32>().on_device(&driver).unwrap();
     let mut f = vec![0.0; 15];
@@ -91,8 +91,8 @@ fn a_failure_is_told() {
 #[test]
 fn a_missing_barrier_is_a_data_race() {
     let (from, to) = (
-        "  norms(m, gvp, w + gvp.direction_hidden, RADIAL);\n  __syncthreads();",
-        "  norms(m, gvp, w + gvp.direction_hidden, RADIAL);",
+        "  norms<PAIR_LANES>(m, gvp, w + gvp.direction_hidden, RADIAL);\n  __syncthreads();",
+        "  norms<PAIR_LANES>(m, gvp, w + gvp.direction_hidden, RADIAL);",
     );
     let driver: Arc<dyn Driver> = Arc::new(Fibres::new("gvp-race", Sanitizer::Thread).with_fault(from, to));
     let card = small::<f32>().on_device(&driver).unwrap();
