@@ -78,7 +78,7 @@ fn under_the_thread_sanitizer() {
 /// A failed launch is an error, not a configuration that is rejected.
 #[test]
 fn a_failure_is_told() {
-    let fault = ("  put_eight(m.g + o * WIDTH + lane, sum);", "  put_eight(m.g + o * WIDTH + lane + 40000, sum);");
+    let fault = ("  put_eight(m.g + o * WIDTH + lane, sum);", "  put_eight(m.g + o * WIDTH + lane + 800, sum);");
     let driver: Arc<dyn Driver> = Arc::new(Fibres::new("gvp-beyond", Sanitizer::Address).with_fault(fault.0, fault.1));
     let card = small::<f32>().on_device(&driver).unwrap();
     let mut f = vec![0.0; 15];
