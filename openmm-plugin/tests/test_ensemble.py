@@ -178,22 +178,12 @@ THERMOSTATS = {
     "Brownian": lambda: openmm.BrownianIntegrator(300, 10, 0.0001),
     "NoseHoover": lambda: openmm.NoseHooverIntegrator(300, 1, 0.001),
     "DPD": lambda: openmm.DPDIntegrator(300, 1, 1, 0.001),
-    "Custom kT": lambda: custom("kT", toy.KT),
-    "Custom temperature": lambda: custom("temperature", 300),
+    "Custom kT": lambda: toy.leapfrog(0.001, "kT", toy.KT),
+    "Custom temperature": lambda: toy.leapfrog(0.001, "temperature", 300),
     "Compound": lambda: compound(),
     "Verlet": lambda: openmm.VerletIntegrator(0.001),
     "VariableVerlet": lambda: openmm.VariableVerletIntegrator(0.001),
 }
-
-
-def custom(name, value):
-    integrator = openmm.CustomIntegrator(0.001)
-    integrator.addGlobalVariable(name, value)
-    integrator.addUpdateContextState()
-    integrator.addComputePerDof("v", "v+0.5*dt*f/m")
-    integrator.addComputePerDof("x", "x+dt*v")
-    integrator.addComputePerDof("v", "v+0.5*dt*f/m")
-    return integrator
 
 
 def compound():

@@ -53,20 +53,10 @@ def middle():
     return toy.langevin(0.0005)
 
 
-def leapfrog():
-    integrator = openmm.CustomIntegrator(0.0005)
-    integrator.addGlobalVariable("kT", toy.KT)
-    integrator.addUpdateContextState()
-    integrator.addComputePerDof("v", "v+0.5*dt*f/m")
-    integrator.addComputePerDof("x", "x+dt*v")
-    integrator.addComputePerDof("v", "v+0.5*dt*f/m")
-    return integrator
-
-
 @pytest.mark.parametrize("name", toy.PLATFORMS)
 @pytest.mark.parametrize(
     "make_integrator, constrained",
-    [(middle, ()), (middle, OH), (leapfrog, ())],
+    [(middle, ()), (middle, OH), (toy.leapfrog, ())],
     ids=["LangevinMiddle", "LangevinMiddle-constraints", "Custom"],
 )
 def test_rejected_moves_leave_the_trajectory_identical(hopeless_model, tmp_path, name, make_integrator, constrained):

@@ -64,6 +64,17 @@ def langevin(timestep=0.001, seed=5, temperature=300.0, friction=5.0):
     return integrator
 
 
+def leapfrog(timestep=0.0005, name="kT", value=KT):
+    """Of a CustomIntegrator, which keeps forces from one step to the next, and has one global variable."""
+    integrator = openmm.CustomIntegrator(timestep)
+    integrator.addGlobalVariable(name, value)
+    integrator.addUpdateContextState()
+    integrator.addComputePerDof("v", "v+0.5*dt*f/m")
+    integrator.addComputePerDof("x", "x+dt*v")
+    integrator.addComputePerDof("v", "v+0.5*dt*f/m")
+    return integrator
+
+
 def external(expression, **parameters):
     force = openmm.CustomExternalForce(expression)
     for name, value in parameters.items():

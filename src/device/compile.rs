@@ -12,12 +12,12 @@ use std::path::{Path, PathBuf};
 
 /// The machine code of a program for an architecture such as `sm_90`.
 pub fn cubin(program: &Program, architecture: &str) -> Result<Vec<u8>> {
-    let name = format!("{}-{}-", program.name, program.hash(architecture));
+    let name = name(program, architecture);
     if guard_library().is_err() {
         return kept_by_any(&name).map_or_else(|| compile(program, architecture), Ok);
     }
     let file = file(&name)?;
-    if let Some(bytes) = file.as_ref().and_then(|file| std::fs::read(file).ok()).filter(|bytes| is_elf(bytes)) {
+    if let Some(bytes) = file.as_ref().and_then(|file| kept(file)) {
         return Ok(bytes);
     }
     let bytes = compile(program, architecture)?;
@@ -30,14 +30,18 @@ pub fn cubin(program: &Program, architecture: &str) -> Result<Vec<u8>> {
 
 /// The file with the machine code of a program, written if it was not there. Errors: no folder for it, or one that cannot be written to.
 pub fn keep_cubin(program: &Program, architecture: &str) -> Result<PathBuf> {
-    let name = format!("{}-{}-", program.name, program.hash(architecture));
-    let Some(file) = file(&name)? else {
+    let Some(file) = file(&name(program, architecture))? else {
         return Err(Error::invalid("there is no folder for compiled kernels; set MODEJUMP_CACHE to one"));
     };
-    if !std::fs::read(&file).is_ok_and(|bytes| is_elf(&bytes)) {
+    if kept(&file).is_none() {
         keep(&file, &compile(program, architecture)?).map_err(|e| Error::io(&file, e))?;
     }
     Ok(file)
+}
+
+/// What the name of a program's file begins with.
+fn name(program: &Program, architecture: &str) -> String {
+    format!("{}-{}-", program.name, program.hash(architecture))
 }
 
 /// Where the compiler that is here keeps what begins with `name`.
@@ -53,7 +57,7 @@ fn kept_by_any(name: &str) -> Option<Vec<u8>> {
         file.starts_with(name) && file.ends_with(".cubin")
     };
     // the last by name, should there be several
-    files.filter(fits).max().and_then(|file| std::fs::read(file).ok()).filter(|bytes| is_elf(bytes))
+    files.filter(fits).max().and_then(|file| kept(&file))
 }
 
 /// Compiles, without a look at what was kept.
@@ -126,8 +130,9 @@ fn cache() -> Option<PathBuf> {
     Some(folder.join("kernels"))
 }
 
-fn is_elf(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\x7fELF")
+/// The machine code in a file, if there is any.
+fn kept(file: &Path) -> Option<Vec<u8>> {
+    std::fs::read(file).ok().filter(|bytes| bytes.starts_with(b"\x7fELF"))
 }
 
 /// Written aside and renamed, so that nobody reads half a file.

@@ -25,15 +25,15 @@ pub fn threads<R>() -> usize {
 /// Lanes of pairs that fill a block.
 const PAIR_LANES: usize = 192;
 
-/// Atoms whose messages are computed at once: as many as make enough lanes for a block, if their state, `bytes(number)`, fits into
+/// Atoms whose messages are computed at once: as many as make enough lanes for a block, if its state of `memory(number)` numbers fits into
 /// shared memory.
-pub fn destinations(lanes: usize, shared: usize, bytes: impl Fn(usize) -> usize) -> usize {
-    (1..=PAIR_LANES / lanes).rev().find(|&number| bytes(number) <= shared).unwrap_or(1)
+pub fn destinations<R>(lanes: usize, shared: usize, memory: impl Fn(usize) -> usize) -> usize {
+    (1..=PAIR_LANES / lanes).rev().find(|&number| !needs_scratch::<R>(memory(number), shared)).unwrap_or(1)
 }
 
-/// The constant SCRATCH of a kernel whose blocks have a state of so many numbers.
-pub fn scratch<R>(memory: usize, shared: usize) -> u8 {
-    u8::from(memory * size_of::<R>() > shared)
+/// Whether a block's state of so many numbers is too large for shared memory: the constant SCRATCH of its kernel.
+pub fn needs_scratch<R>(memory: usize, shared: usize) -> bool {
+    memory * size_of::<R>() > shared
 }
 
 /// Bytes of shared memory of the cards that kernels without one are made for.
@@ -196,7 +196,7 @@ impl<R: Real> FieldOnDevice<R> {
         // now rather than in the middle of a simulation, should there be no compiler
         driver.kernel(&(kernel.program)(1), kernel.name)?;
         // three directions at once where their state fits into shared memory
-        let fits = (kernel.memory)(4) * size_of::<R>() <= driver.shared_memory();
+        let fits = !needs_scratch::<R>((kernel.memory)(4), driver.shared_memory());
         let work = Work {
             t: Buffer::new(driver, 0)?,
             x: Buffer::new(driver, 0)?,
@@ -236,10 +236,9 @@ impl<R: Real> FieldOnDevice<R> {
         };
         kernels.insert((name, components), kernel);
         let memory = (self.kernel.memory)(components);
-        let bytes = memory * size_of::<R>();
-        Ok(match bytes <= self.driver.shared_memory() {
-            true => BlockShape { kernel, shared: bytes, scratch: 0 },
-            false => BlockShape { kernel, shared: 0, scratch: memory },
+        Ok(match needs_scratch::<R>(memory, self.driver.shared_memory()) {
+            false => BlockShape { kernel, shared: memory * size_of::<R>(), scratch: 0 },
+            true => BlockShape { kernel, shared: 0, scratch: memory },
         })
     }
 

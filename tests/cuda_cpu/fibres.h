@@ -396,7 +396,6 @@ template <class T> T atomic_min(T* address, T value) {
 #define __shfl_down_sync(mask, value, by) fibres::shuffle(mask, value, fibres::index().x % 32 + (by), __LINE__)
 #define COUNT_IN(address) __atomic_fetch_add(address, 1u, __ATOMIC_SEQ_CST)
 #define LOOK(address) (fibres::look(address, __LINE__), __atomic_load_n(address, __ATOMIC_SEQ_CST))
-#define atomicAdd(address, value) __atomic_fetch_add(address, value, __ATOMIC_SEQ_CST)
 #define atomicMin(address, value) fibres::atomic_min(address, value)
 #define DYNAMIC_SHARED(name) double* const name = fibres::machine.block->shared.get()
 #define KERNEL(name, Arguments)                                                                             \

@@ -4,7 +4,7 @@ use super::{Egnn, EgnnConfig};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, destinations, padded, scratch, threads, FieldKernel, FieldOnDevice, Packing, COMPONENTS, SHARED,
+    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, Packing, COMPONENTS, SHARED,
 };
 use crate::models::network::Evaluator;
 use crate::nn::tape::Weight;
@@ -63,7 +63,7 @@ fn program<R: Real>(config: &EgnnConfig, components: usize, shared: usize) -> Pr
         ("THREADS", &threads::<R>()),
         ("COMPONENTS", &components),
         ("DESTINATIONS", &at_once),
-        ("SCRATCH", &scratch::<R>(memory(config, components, at_once), shared)),
+        ("SCRATCH", &u8::from(needs_scratch::<R>(memory(config, components, at_once), shared))),
         ("ATOMS", &config.features.len()),
         ("PADDED", &padded(config.features.len())),
         ("HIDDEN", &config.n_hidden),
@@ -80,7 +80,7 @@ fn memory(config: &EgnnConfig, components: usize, at_once: usize) -> usize {
 
 fn at_once<R>(config: &EgnnConfig, components: usize, shared: usize) -> usize {
     let lanes = padded(config.features.len()) * components;
-    destinations(lanes, shared, |number| memory(config, components, number) * size_of::<R>())
+    destinations::<R>(lanes, shared, |number| memory(config, components, number))
 }
 
 /// Inputs `from` to `from + n` of a layer.

@@ -4,7 +4,7 @@ use super::{Graphormer, GraphormerConfig, Version};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, padded, scratch, EnergyOnDevice, FieldKernel, NormRecord, Packing, SHARED,
+    bytes, needs_scratch, padded, EnergyOnDevice, FieldKernel, NormRecord, Packing, SHARED,
 };
 use crate::models::network::Evaluator;
 use crate::nn::tape::{LayerNorm, Weight};
@@ -96,7 +96,7 @@ fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool, shared
         ("TIMES", &times),
         ("BOLTZNCE", &u8::from(config.version == Version::Boltznce)),
         ("SCORE", &u8::from(score)),
-        ("SCRATCH", &scratch::<R>(memory::<R>(config, times, score), shared)),
+        ("SCRATCH", &u8::from(needs_scratch::<R>(memory::<R>(config, times, score), shared))),
     ];
     Program::new("graphormer_ebm", SOURCE, &constants)
 }

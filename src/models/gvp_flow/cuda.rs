@@ -5,7 +5,8 @@ use super::{GvpConfig, GvpField};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, destinations, padded, scratch, threads, FieldKernel, FieldOnDevice, NormRecord, Packing, COMPONENTS, SHARED,
+    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, NormRecord, Packing, COMPONENTS,
+    SHARED,
 };
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
@@ -114,7 +115,7 @@ fn program<R: Real>(config: &GvpConfig, components: usize, shared: usize) -> Pro
         ("THREADS", &threads::<R>()),
         ("COMPONENTS", &components),
         ("DESTINATIONS", &at_once),
-        ("SCRATCH", &scratch::<R>(memory(config, components, at_once), shared)),
+        ("SCRATCH", &u8::from(needs_scratch::<R>(memory(config, components, at_once), shared))),
         ("ATOMS", &config.features.len()),
         ("PADDED", &padded(config.features.len())),
         ("SCALARS", &config.n_scalars),
@@ -136,7 +137,7 @@ fn memory(config: &GvpConfig, components: usize, at_once: usize) -> usize {
 
 fn at_once<R>(config: &GvpConfig, components: usize, shared: usize) -> usize {
     let lanes = padded(config.features.len()) * components;
-    destinations(lanes, shared, |number| memory(config, components, number) * size_of::<R>())
+    destinations::<R>(lanes, shared, |number| memory(config, components, number))
 }
 
 impl<R: Real> GvpField<R> {
