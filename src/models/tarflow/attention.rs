@@ -14,14 +14,24 @@ pub(super) fn keep<R: Real>(key_and_value: &[R], kept: &mut [R], i: usize, heads
     }
 }
 
-/// What one query makes of the first `seen` keys and values of its sample, head by head.
-pub(super) fn mix<R: Real>(q: &[R], kept: &[R], seen: usize, mixed: &mut [R], heads: usize, scores: &mut [R]) {
-    R::vectorised(Attention { q, kept, heads, scores: &mut scores[..seen], mixed });
+/// What one query makes of the first `seen` of the `tokens` keys and values of its sample, head by head. `kept` goes on with those of the next
+/// sample, if there is one.
+pub(super) fn mix<R: Real>(
+    q: &[R],
+    (kept, tokens): (&[R], usize),
+    seen: usize,
+    mixed: &mut [R],
+    heads: usize,
+    scores: &mut [R],
+) {
+    R::vectorised(Attention { q, kept, part: tokens * q.len() / heads, heads, scores: &mut scores[..seen], mixed });
 }
 
 struct Attention<'a, R> {
     q: &'a [R],
     kept: &'a [R],
+    /// Numbers of the keys of a head.
+    part: usize,
     heads: usize,
     scores: &'a mut [R],
     mixed: &'a mut [R],
@@ -32,8 +42,8 @@ impl<R: Real> Kernel<R> for Attention<'_, R> {
 
     #[inline(always)]
     fn run<L: Lanes<R>>(self) {
-        let Attention { q, kept, heads, scores, mixed } = self;
-        let (width, part) = (q.len() / heads, kept.len() / (2 * heads));
+        let Attention { q, kept, part, heads, scores, mixed } = self;
+        let width = q.len() / heads;
         let scale = R::from_f64(1.0 / (width as f64).sqrt());
         for (h, (q, mixed)) in q.chunks_exact(width).zip(mixed.chunks_exact_mut(width)).enumerate() {
             let (keys, values) = kept[2 * h * part..][..2 * part].split_at(part);
@@ -44,10 +54,7 @@ impl<R: Real> Kernel<R> for Attention<'_, R> {
             }
             let factor = R::from_f64(1.0) / exponentials::<R, L>(scores);
             let next = kept.get(2 * (h + 1) * part..).unwrap_or_default();
-            for keys in next.chunks_exact(width).take(scores.len()) {
-                prefetch(keys);
-            }
-            mean::<R, L>(scores, factor, values, mixed);
+            mean::<R, L>(scores, factor, values, mixed, next);
         }
     }
 }
@@ -70,16 +77,16 @@ fn exponentials<R: Real, L: Lanes<R>>(scores: &mut [R]) -> R {
     rest.iter().fold(sum.sum(), |sum, &e| sum + e)
 }
 
-/// The mean of values by weights, whose sum is 1/factor.
+/// The mean of values by weights, whose sum is 1/factor. As many rows of `next` are asked for meanwhile.
 #[inline(always)]
-fn mean<R: Real, L: Lanes<R>>(weights: &[R], factor: R, values: &[R], mixed: &mut [R]) {
+fn mean<R: Real, L: Lanes<R>>(weights: &[R], factor: R, values: &[R], mixed: &mut [R], mut next: &[R]) {
     let (width, mut place) = (mixed.len(), 0);
     while place + 4 * WIDTH <= width {
-        columns::<R, L, 4>(weights, factor, &values[place..], &mut mixed[place..], width);
+        columns::<R, L, 4>(weights, factor, &values[place..], &mut mixed[place..], width, std::mem::take(&mut next));
         place += 4 * WIDTH;
     }
     while place + WIDTH <= width {
-        columns::<R, L, 1>(weights, factor, &values[place..], &mut mixed[place..], width);
+        columns::<R, L, 1>(weights, factor, &values[place..], &mut mixed[place..], width, std::mem::take(&mut next));
         place += WIDTH;
     }
     for (k, mixed) in mixed.iter_mut().enumerate().skip(place) {
@@ -90,9 +97,18 @@ fn mean<R: Real, L: Lanes<R>>(weights: &[R], factor: R, values: &[R], mixed: &mu
 
 /// N lanes of it.
 #[inline(always)]
-fn columns<R: Real, L: Lanes<R>, const N: usize>(w: &[R], factor: R, values: &[R], mixed: &mut [R], width: usize) {
+fn columns<R: Real, L: Lanes<R>, const N: usize>(
+    w: &[R],
+    factor: R,
+    values: &[R],
+    mixed: &mut [R],
+    width: usize,
+    next: &[R],
+) {
     let mut sum = [L::zero(); N];
+    let mut next = next.chunks_exact(width);
     for (&w, value) in w.iter().zip(values.chunks(width)) {
+        prefetch(next.next().unwrap_or_default());
         let w = L::splat(w);
         for (sum, value) in sum.iter_mut().zip(value.chunks_exact(WIDTH)) {
             *sum = w.mul_add(L::load(value), *sum);
@@ -128,7 +144,7 @@ mod tests {
             let q: Vec<f64> = (0..c).map(|k| value(5 * k + 1)).collect();
             for seen in [1, tokens / 2, tokens] {
                 let (mut mixed, mut scores) = (vec![f64::NAN; c], vec![f64::NAN; tokens]);
-                mix(&q, &kept, seen, &mut mixed, heads, &mut scores);
+                mix(&q, (&kept, tokens), seen, &mut mixed, heads, &mut scores);
                 for (k, mixed) in mixed.iter().enumerate() {
                     let head = k / width * width..(k / width + 1) * width;
                     let score =

@@ -220,13 +220,14 @@ impl<R: Real> Runner<R> {
     fn attend(&self, l: usize, these: Range<usize>, s: &mut Scratch<R>) {
         let TarFlowConfig { tokens, channels: c, heads, .. } = self.config;
         let samples = s.y.len() / (c * these.len());
-        let kept = s.kept[l * samples * tokens * 2 * c..].chunks_exact_mut(tokens * 2 * c);
+        let size = tokens * 2 * c;
         let rows = s.qkv.chunks_exact(3 * c * these.len()).zip(s.mixed.chunks_exact_mut(c * these.len()));
-        for ((qkv, mixed), kept) in rows.zip(kept) {
+        for (sample, (qkv, mixed)) in rows.enumerate() {
+            let kept = &mut s.kept[(l * samples + sample) * size..];
             let each = these.clone().zip(qkv.chunks_exact(3 * c).zip(mixed.chunks_exact_mut(c)));
             for (i, (qkv, mixed)) in each {
-                keep(&qkv[c..], kept, i, heads);
-                mix(&qkv[..c], kept, i + 1, mixed, heads, &mut s.scores);
+                keep(&qkv[c..], &mut kept[..size], i, heads);
+                mix(&qkv[..c], (kept, tokens), i + 1, mixed, heads, &mut s.scores);
             }
         }
     }
