@@ -6,6 +6,7 @@
 use super::lanes::{padded, prefetch, Kernel, Lanes, WIDTH};
 use super::memory::zeros;
 use super::Real;
+use std::ops::Range;
 
 /// Rows of a register tile.
 const MOST_ROWS: usize = 6;
@@ -61,7 +62,7 @@ impl<R: Real> Packed<R> {
             return;
         }
         assert!(x.len() >= (rows - 1) * stride + self.n_in && y.len() >= rows * self.width);
-        R::vectorised(Product { packed: self, rows, x, stride, start, y, places: self.width });
+        R::vectorised(Product { packed: self, rows, x, stride, start, y, places: self.width, ahead: () });
     }
 
     /// `y[rows][n_out]` = start + `x[rows][n_in]` W, of rows without gaps and outputs that fill whole lanes.
@@ -110,6 +111,15 @@ impl<R: Real> Dense<R> {
 
     /// `y[rows][out]` from `x[rows][in]`. A row's result does not depend on the other rows, to the last bit.
     pub fn apply(&self, x: &[R], y: &mut [R]) {
+        self.apply_while(x, y, ());
+    }
+
+    /// As [`Dense::apply`], while what is read next is on its way from memory.
+    pub fn apply_and_fetch(&self, x: &[R], y: &mut [R], ahead: (&[R], Pieces)) {
+        self.apply_while(x, y, ahead);
+    }
+
+    fn apply_while(&self, x: &[R], y: &mut [R], ahead: impl Ahead) {
         let Packed { n_in, n_out, .. } = self.weights;
         let rows = y.len() / n_out;
         assert!(x.len() == rows * n_in && y.len() == rows * n_out);
@@ -117,7 +127,7 @@ impl<R: Real> Dense<R> {
             Some(halves) if rows == 1 => R::vectorised(RowOfHalves { halves, bias: &self.bias, x, y }),
             _ => {
                 let start = Start::Row(&self.bias);
-                R::vectorised(Product { packed: &self.weights, rows, x, stride: n_in, start, y, places: n_out });
+                R::vectorised(Product { packed: &self.weights, rows, x, stride: n_in, start, y, places: n_out, ahead });
             }
         }
     }
@@ -205,7 +215,7 @@ impl<R: Real> RowOfHalves<'_, R> {
     }
 }
 
-struct Product<'a, R> {
+struct Product<'a, R, A> {
     packed: &'a Packed<R>,
     rows: usize,
     x: &'a [R],
@@ -214,9 +224,49 @@ struct Product<'a, R> {
     y: &'a mut [R],
     /// Numbers of a row of `y`: all of the padded outputs or, if nothing is read from `y`, fewer.
     places: usize,
+    ahead: A,
 }
 
-impl<R: Real> Kernel<R> for Product<'_, R> {
+/// What is read after a product.
+trait Ahead {
+    /// Asks for line k of the part that falls to `these` of so many shares.
+    fn fetch(&self, these: Range<usize>, shares: usize) -> impl Fn(usize);
+}
+
+/// Nothing that is known.
+impl Ahead for () {
+    #[inline(always)]
+    fn fetch(&self, _: Range<usize>, _: usize) -> impl Fn(usize) {
+        |_| ()
+    }
+}
+
+/// Pieces of a buffer: the first `piece` of every `part` numbers of the range.
+#[derive(Clone, Debug, Default)]
+pub struct Pieces {
+    pub range: Range<usize>,
+    pub part: usize,
+    pub piece: usize,
+}
+
+/// Those of this buffer.
+impl<R> Ahead for (&[R], Pieces) {
+    #[inline(always)]
+    fn fetch(&self, these: Range<usize>, shares: usize) -> impl Fn(usize) {
+        let (buffer, Pieces { range, part, piece }) = self;
+        let parts = range.len().checked_div(*part).unwrap_or(0);
+        let [start, end] = [these.start, these.end].map(|k| range.start + k * parts / shares * part);
+        move |k| {
+            let place = k * (64 / size_of::<R>());
+            if place < *piece {
+                let lines = (start + place..end).step_by(*part).map(|at| buffer.get(at..=at));
+                lines.for_each(|line| prefetch(line.unwrap_or_default()));
+            }
+        }
+    }
+}
+
+impl<R: Real, A: Ahead> Kernel<R> for Product<'_, R, A> {
     type Output = ();
 
     #[inline(always)]
@@ -243,7 +293,7 @@ impl<R: Real> Kernel<R> for Product<'_, R> {
     }
 }
 
-impl<R: Real> Product<'_, R> {
+impl<R: Real, A: Ahead> Product<'_, R, A> {
     #[inline(always)]
     fn columns<L: Lanes<R>, const COLUMNS: usize>(&mut self, column: usize) {
         // as many rows in each tile as in the others, or one less: of a few that were left over, sums would wait for themselves
@@ -294,7 +344,11 @@ impl<R: Real> Product<'_, R> {
             Start::Output => load_tile(&self.y[row * width + place..], width),
         };
         let x = (&self.x[row * self.stride..], self.stride);
-        let sum = accumulate(start, x, self.packed.n_in, self.packed.columns(place));
+        // this tile's share of what is ahead
+        let (columns, tiles) = (width / WIDTH, self.rows.div_ceil(MOST_ROWS));
+        let first = column * tiles + row * tiles / self.rows * COLUMNS;
+        let fetch = self.ahead.fetch(first..first + COLUMNS, columns * tiles);
+        let sum = accumulate_and(start, x, self.packed.n_in, self.packed.columns(place), fetch);
         let y = &mut self.y[row * self.places + place..];
         if place + COLUMNS * WIDTH <= self.places {
             store_tile(sum, y, self.places);
@@ -390,14 +444,27 @@ pub fn dot<R: Real, L: Lanes<R>>(a: &[R], b: &[R]) -> R {
 /// sum + x · W of one register tile: `x.0[ROWS][n]` with rows `x.1` apart, `weights[COLUMNS][n][lane]`.
 #[inline(always)]
 pub fn accumulate<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
-    mut sum: [[L; COLUMNS]; ROWS],
+    sum: [[L; COLUMNS]; ROWS],
     x: (&[R], usize),
     n: usize,
     weights: &[R],
 ) -> [[L; COLUMNS]; ROWS] {
+    accumulate_and(sum, x, n, weights, |_| ())
+}
+
+/// As [`accumulate`], with something to do beside each number k.
+#[inline(always)]
+fn accumulate_and<R: Real, L: Lanes<R>, const ROWS: usize, const COLUMNS: usize>(
+    mut sum: [[L; COLUMNS]; ROWS],
+    x: (&[R], usize),
+    n: usize,
+    weights: &[R],
+    beside: impl Fn(usize),
+) -> [[L; COLUMNS]; ROWS] {
     assert!(n == 0 || x.0.len() >= (ROWS - 1) * x.1 + n && weights.len() >= COLUMNS * n * WIDTH);
     let (values, weight) = (x.0.as_ptr(), weights.as_ptr());
     for k in 0..n {
+        beside(k);
         let mut w = [L::zero(); COLUMNS];
         for c in 0..COLUMNS {
             // SAFETY: below COLUMNS · n lanes, which the assertion checked.

@@ -6,7 +6,7 @@ use super::decoding::Jacobi;
 use super::network::{Given, GivenLayer, Modulation, TarNetwork};
 use super::TarFlowConfig;
 use crate::nn::memory::resize;
-use crate::nn::product::{Dense, Packed};
+use crate::nn::product::{Dense, Packed, Pieces};
 use crate::nn::real::vectorised;
 use crate::nn::tape::{gelu, normalise, normalise_by, normalise_columns, Causal, LayerNorm, Weight};
 use crate::nn::{Real, Tape, Var};
@@ -181,7 +181,8 @@ impl<R: Real> Runner<R> {
             token.iter_mut().zip(&x[at * d..][..d]).for_each(|(t, &x)| *t = R::from_f64(x));
         }
         let causal = Causal { tokens: seen, heads };
-        block.tokens(0..seen * c, s, |_, s| causal.forward(&s.qkv, &mut s.mixed, &mut s.kept));
+        let nothing = |_| Pieces::default();
+        block.tokens(0..seen * c, s, nothing, |_, s| causal.forward(&s.qkv, &mut s.mixed, &mut s.kept));
         let samples = s.output.chunks_exact(seen * 2 * d).zip(x.chunks_exact_mut(tokens * d));
         for ((out, x), log_det) in samples.zip(log_det) {
             for (i, out) in out.chunks_exact(2 * d).enumerate() {
@@ -198,13 +199,15 @@ impl<R: Real> Runner<R> {
     /// v of a block in `x` becomes u.
     fn undo(&self, block: &Block<R>, s: &mut Scratch<R>, x: &mut [f64], log_det: &mut [f64]) {
         let TarFlowConfig { tokens, token_size: d, channels: c, .. } = self.config;
+        let n = log_det.len();
         // the last token is not needed for any other
         for i in 0..tokens - 1 {
             for (token, x) in s.token.chunks_exact_mut(d).zip(x.chunks_exact(tokens * d)) {
                 let x = &x[block.place(i) * d..][..d];
                 token.iter_mut().zip(x).for_each(|(t, &x)| *t = R::from_f64(x));
             }
-            block.tokens(i * c..(i + 1) * c, s, |l, s| self.attend(l, i..i + 1, s));
+            let ahead = |l| self.seen(l, i + 1, n);
+            block.tokens(i * c..(i + 1) * c, s, ahead, |l, s| self.attend(l, i..i + 1, s));
             let samples = s.output.chunks_exact(2 * d).zip(x.chunks_exact_mut(tokens * d));
             for ((out, x), log_det) in samples.zip(log_det.iter_mut()) {
                 let (a, shift) = out.split_at(d);
@@ -214,6 +217,13 @@ impl<R: Real> Runner<R> {
                 }
             }
         }
+    }
+
+    /// Where the keys and the values of the first `seen` tokens of n samples lie.
+    fn seen(&self, l: usize, seen: usize, n: usize) -> Pieces {
+        let TarFlowConfig { tokens, channels: c, heads, .. } = self.config;
+        let size = 2 * n * tokens * c;
+        Pieces { range: l * size..(l + 1) * size, part: tokens * c / heads, piece: seen * c / heads }
     }
 
     /// Keeps the keys and the values of these tokens, and mixes for each the values of all up to it.
@@ -266,7 +276,8 @@ impl<R: Real> Runner<R> {
                 for (i, token) in (first..end).zip(s.token.chunks_exact_mut(d)) {
                     token.iter_mut().zip(&x[block.place(i) * d..]).for_each(|(t, &x)| *t = R::from_f64(x));
                 }
-                block.tokens(first * c..end * c, s, |l, s| self.attend(l, first..end, s));
+                let ahead = |l| self.seen(l, end, 1);
+                block.tokens(first * c..end * c, s, ahead, |l, s| self.attend(l, first..end, s));
                 *passes += 1;
                 let mut at_rest = true;
                 for (i, out) in (first..end).zip(s.output.chunks_exact(2 * d)) {
@@ -296,8 +307,14 @@ impl<R: Real> Block<R> {
     }
 
     /// [a, b] of the tokens after those in `s.token`; `at` are their numbers in what is given for all tokens. `mix` turns qkv of a layer
-    /// into what is mixed.
-    fn tokens(&self, at: Range<usize>, s: &mut Scratch<R>, mix: impl Fn(usize, &mut Scratch<R>)) {
+    /// into what is mixed, and reads of what is kept the pieces `ahead`.
+    fn tokens(
+        &self,
+        at: Range<usize>,
+        s: &mut Scratch<R>,
+        ahead: impl Fn(usize) -> Pieces,
+        mix: impl Fn(usize, &mut Scratch<R>),
+    ) {
         let BlockWeights { into, layers, out } = &*self.weights;
         into.apply(&s.token, &mut s.y);
         add_rows(&mut s.y, &self.given.positions[at.clone()]);
@@ -307,10 +324,10 @@ impl<R: Real> Block<R> {
                     if let Some(condition) = &self.given.condition {
                         add_rows(&mut s.y, &condition[at.clone()]);
                     }
-                    layer.attention(s, |s| mix(l, s));
+                    layer.attention(s, ahead(l), |s| mix(l, s));
                     layer.perceptron(s);
                 }
-                Some(modulation) => layer.adaptive(modulation, given, at.clone(), s, |s| mix(l, s)),
+                Some(modulation) => layer.adaptive(modulation, given, at.clone(), s, ahead(l), |s| mix(l, s)),
             }
         }
         out.apply(&s.y, &mut s.output);
@@ -324,13 +341,14 @@ impl<R: Real> Layer<R> {
         given: &GivenLayer<Vec<R>>,
         at: Range<usize>,
         s: &mut Scratch<R>,
+        ahead: Pieces,
         mix: impl FnOnce(&mut Scratch<R>),
     ) {
         let c = self.attention_norm[0].len();
         modulation.normalise(c, at.clone(), s);
         // attention and perceptron change y, which is w here
         std::mem::swap(&mut s.y, &mut s.inner);
-        self.attention(s, mix);
+        self.attention(s, ahead, mix);
         self.perceptron(s);
         std::mem::swap(&mut s.y, &mut s.inner);
         add_gated(&mut s.y, &s.inner, &modulation.gate[at.clone()]);
@@ -340,10 +358,10 @@ impl<R: Real> Layer<R> {
         add_gated(&mut s.y, &s.change, &modulation.gate[at]);
     }
 
-    /// y += O attention(LN(y)), where `mix` turns qkv into what is mixed.
-    fn attention(&self, s: &mut Scratch<R>, mix: impl FnOnce(&mut Scratch<R>)) {
+    /// y += O attention(LN(y)), where `mix` turns qkv into what is mixed, with what is kept `ahead`.
+    fn attention(&self, s: &mut Scratch<R>, ahead: Pieces, mix: impl FnOnce(&mut Scratch<R>)) {
         normalise(&s.y, (&self.attention_norm[0], &self.attention_norm[1]), &mut s.normed);
-        self.qkv.apply(&s.normed, &mut s.qkv);
+        self.qkv.apply_and_fetch(&s.normed, &mut s.qkv, (&s.kept, ahead));
         for (k, [w, b]) in self.qk_norms.iter().flatten().enumerate() {
             normalise_columns(&mut s.qkv, (k * w.len(), 3 * w.len()), (w, b));
         }
