@@ -22,8 +22,6 @@
 #define NORMALISER (real)2.5066272160016134
 #define EPSILON (real)1e-5
 
-// Places in `weights` of a linear layer: [in][out], its transpose [out][in], bias.
-struct Linear { int forward, back, bias; };
 struct Layer { Norm attention_norm, forward_norm; Linear qkv, out, first, second; };
 
 struct Arguments {
@@ -48,12 +46,6 @@ struct State {
   (LANES * (3 + D + D + 3 * D + MOST(F, D) + ATOMS * H + K + K + K + 1 + 1 + 3 + 1 + 1 + PARTIALS) + (TIMES + 3) / 4 * 4)
 #define SCORE_MEMORY                                                                                                \
   (ENERGY_MEMORY + LANES * (2 * LAYERS * D + D + D + 3 * D + MOST(F, D) + ATOMS * H + H + H + 3 + K + 3))
-
-static __device__ real* take(real*& memory, int numbers) {
-  real* const start = memory;
-  memory += numbers * LANES;
-  return start;
-}
 
 static __device__ State layout(real* memory) {
   State m;

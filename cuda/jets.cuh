@@ -139,8 +139,16 @@ struct Store {
   __device__ void operator()(int o, int lane, real* sum) const { put_eight(to + o * lanes + lane, sum); }
 };
 
-// Places in the weights of a layer normalisation's parameters.
+// Places in the weights of a layer normalisation's parameters, and of a linear layer's: [in][out], the transpose [out][in], bias.
 struct Norm { int weight, bias; };
+struct Linear { int forward, back, bias; };
+
+// The next `numbers` rows of a block's state.
+static __device__ real* take(real*& memory, int numbers) {
+  real* const start = memory;
+  memory += numbers * LANES;
+  return start;
+}
 
 // ---------------------------------------------------------------- atoms that messages go to
 

@@ -28,13 +28,14 @@ pub struct Program {
 
 /// The programs of all models and of weights, in the variants that are used.
 pub fn all() -> Vec<Program> {
-    use crate::models::{coupling, egnn_flow, graphormer_ebm, gvp_flow, tarflow};
+    use crate::models::{coupling, egnn_flow, graphormer_ebm, gvp_flow, mlp_ebm, tarflow};
     use crate::weights::on_device as weights;
     [
         coupling::programs(),
         gvp_flow::programs(),
         egnn_flow::programs(),
         graphormer_ebm::programs(),
+        mlp_ebm::cuda::programs(),
         tarflow::programs(),
         weights::programs(),
     ]

@@ -1,8 +1,7 @@
 //! A density known by an energy-based model alone: no samples, no normalisation, so a [`Exactness::Surrogate`].
 
 use super::field::EnergyFunction;
-use super::field_on_device::EnergyOnDevice;
-use super::graphormer_ebm::Graphormer;
+use super::field_on_device::{EnergyKernel, EnergyOnDevice};
 use super::network::{Evaluator, Network};
 use super::{Model, ModelCard};
 use crate::coordinates::CoordinatesConfig;
@@ -98,7 +97,7 @@ impl<N: Network, R: Real> EnergyModel<Evaluator<N, R>> {
     }
 }
 
-impl<R: Real> EnergyModel<Evaluator<Graphormer, R>> {
+impl<N: EnergyKernel, R: Real> EnergyModel<Evaluator<N, R>> {
     /// The model with its network on a machine.
     pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<EnergyModel<EnergyOnDevice<R>>> {
         Ok(EnergyModel::new(self.energy.on_device(driver)?, self.config, self.card, self.hash))

@@ -1,12 +1,14 @@
 //! Vector fields and energies of molecules on a GPU: batches, launches and the sharing-out of divergences (`cuda/jets.cuh`); the ODE
 //! of a flow in `ode.rs`. A model brings its kernels and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`,
-//! `graphormer_ebm/cuda.rs`.
+//! `graphormer_ebm/cuda.rs`, `mlp_ebm/cuda.rs`, `invariant_ebm/cuda.rs`.
 
 mod ode;
 
 use super::field::{EnergyFunction, PathSolver, VectorField};
+use super::network::{Evaluator, Network};
 use crate::device::{Buffer, Driver, KernelId, Program};
 use crate::error::{Error, Result};
+use crate::nn::tape::Weight;
 use crate::nn::Real;
 use bytemuck::{NoUninit, Pod, Zeroable};
 use std::any::Any;
@@ -74,6 +76,15 @@ pub struct NormRecord {
     pub bias: i32,
 }
 
+/// `Linear` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub struct LinearRecord {
+    forward: i32,
+    back: i32,
+    bias: i32,
+}
+
 /// Weights on their way to the card: matrices as `[in][out]` with an even number of outputs, every tensor at an even place.
 pub struct Packing<'a, R> {
     pub parameters: &'a [R],
@@ -95,6 +106,15 @@ impl<R: Real> Packing<'_, R> {
             }
         }
         start as i32
+    }
+
+    /// The places of a linear layer's parameters.
+    pub fn linear(&mut self, w: &Weight) -> LinearRecord {
+        LinearRecord {
+            forward: self.matrix(w.n_in, w.n_out, |p, i, o| p.at(w.place(i, o))),
+            back: self.matrix(w.n_out, w.n_in, |p, o, i| p.at(w.place(i, o))),
+            bias: self.matrix(1, w.n_out, |p, _, o| w.bias_of(p.parameters)[o].to_f64()),
+        }
     }
 
     /// The place of a layer normalisation's parameters.
@@ -127,7 +147,10 @@ impl<R: Real> Packing<'_, R> {
 pub struct FieldKernel {
     /// Of the kernel for batches of values.
     pub name: &'static str,
-    pub n_atoms: usize,
+    /// Coordinates of a configuration.
+    pub dimension: usize,
+    /// Configurations that a block takes at once.
+    pub rows: usize,
     /// Of a block.
     pub threads: usize,
     /// The program for jets of so many components, and the numbers of a block's state.
@@ -140,14 +163,14 @@ pub struct FieldKernel {
 }
 
 impl FieldKernel {
-    /// A kernel without arguments yet.
+    /// A kernel without arguments yet, with a block for each configuration.
     pub fn new(
-        (name, n_atoms, threads): (&'static str, usize, usize),
+        (name, dimension, threads): (&'static str, usize, usize),
         program: impl Fn(usize) -> Program + Send + Sync + 'static,
         memory: impl Fn(usize) -> usize + Send + Sync + 'static,
     ) -> FieldKernel {
         let (program, memory) = (Box::new(program), Box::new(memory));
-        FieldKernel { name, n_atoms, threads, program, memory, arguments: Vec::new(), buffers: Vec::new() }
+        FieldKernel { name, dimension, rows: 1, threads, program, memory, arguments: Vec::new(), buffers: Vec::new() }
     }
 
     /// Copies values to the card, and keeps them there as long as the kernel is.
@@ -224,7 +247,7 @@ impl<R: Real> FieldOnDevice<R> {
 
     /// Work that an exact divergence is shared out in.
     fn shares(&self) -> usize {
-        3 * (self.kernel.n_atoms - 1) / (self.divergence - 1)
+        (self.kernel.dimension - 3) / (self.divergence - 1)
     }
 
     /// The kernel `name` for jets of so many components.
@@ -246,7 +269,7 @@ impl<R: Real> FieldOnDevice<R> {
     fn launch(&self, work: &mut Work<R>, components: usize, rows: usize, parts: usize, batch: Batch) -> Result<()> {
         let block = self.block(self.kernel.name, components)?;
         let most = if block.scratch == 0 { usize::MAX } else { BLOCKS * self.driver.multiprocessors() };
-        let grid = most.min(rows * parts);
+        let grid = most.min(rows.div_ceil(self.kernel.rows) * parts);
         work.scratch.reserve(grid * block.scratch)?;
         let batch = Batch {
             t: work.t.address(),
@@ -310,7 +333,7 @@ impl<R: Real> FieldOnDevice<R> {
 
 impl<R: Real> VectorField for FieldOnDevice<R> {
     fn dimension(&self) -> usize {
-        3 * self.kernel.n_atoms
+        self.kernel.dimension
     }
 
     fn is_equivariant(&self) -> bool {
@@ -360,14 +383,23 @@ impl<R: Real> VectorField for FieldOnDevice<R> {
     }
 }
 
-/// An energy from a GPU. Its kernel for one component gives values, that for two the score as well.
+/// An energy that has kernels.
+pub trait EnergyKernel: Network {
+    /// The kernels, for one component those of values, for two those of scores as well, with the network's parameters on a machine.
+    fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel>;
+}
+
+impl<N: EnergyKernel, R: Real> Evaluator<N, R> {
+    /// Copies the network to a machine and compiles its kernels.
+    pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<EnergyOnDevice<R>> {
+        FieldOnDevice::new(driver, self.network.kernel(self.parameters(), driver)?).map(EnergyOnDevice)
+    }
+}
+
+/// An energy from a GPU.
 pub struct EnergyOnDevice<R: Real>(FieldOnDevice<R>);
 
 impl<R: Real> EnergyOnDevice<R> {
-    pub fn new(driver: &Arc<dyn Driver>, kernel: FieldKernel) -> Result<EnergyOnDevice<R>> {
-        FieldOnDevice::new(driver, kernel).map(EnergyOnDevice)
-    }
-
     fn values(&self, t: &[f64], x: &[f64], energy: &mut [f64]) -> Result<()> {
         let mut work = self.0.begin(t, x)?;
         self.0.launch(&mut work, 1, t.len(), 1, Batch::default())?;
@@ -410,6 +442,9 @@ impl<R: Real> EnergyFunction for EnergyOnDevice<R> {
         let rows = t.chunks(LAUNCH).zip(x.chunks(d));
         for ((t, x), (energy, score)) in rows.zip(energy.chunks_mut(LAUNCH).zip(score.chunks_mut(d))) {
             let result = self.scores(t, x, energy, score);
+            if result.is_err() {
+                score.fill(f64::NAN);
+            }
             self.0.note(result, energy);
         }
     }

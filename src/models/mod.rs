@@ -202,6 +202,10 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
             ModelConfig::GraphormerEbm(_) => {
                 return Ok(Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?.on_device(driver)?))
             }
+            ModelConfig::InvariantEbm(_) => {
+                return Ok(Arc::new(invariant_ebm::InvariantEbm::<R>::from_file(file)?.on_device(driver)?))
+            }
+            ModelConfig::MlpEbm(_) => return Ok(Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?.on_device(driver)?)),
             ModelConfig::Tarflow(_) | ModelConfig::TransferableTarflow(_) => {
                 return Ok(Arc::new(tarflow::TarFlow::<R>::from_file(file)?.on_device(driver)?))
             }

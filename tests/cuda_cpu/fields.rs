@@ -1,6 +1,6 @@
 //! What the tests of vector fields share.
 
-use modejump::models::VectorField;
+use modejump::models::{EnergyFunction, VectorField};
 use modejump::rng::{Stream, StreamId};
 
 pub fn normals(n: usize, index: u64) -> Vec<f64> {
@@ -35,5 +35,25 @@ pub fn compare(name: &str, host: &dyn VectorField, card: &dyn VectorField, rows:
         let error = largest(a, b);
         println!("{name}: {what} {error:.1e}");
         assert!(error < tolerance, "{name}: {what} differs by {error:e}");
+    }
+}
+
+/// Energies and scores of configurations against the CPU, relative to the largest.
+pub fn compare_energies(name: &str, host: &dyn EnergyFunction, card: &dyn EnergyFunction, x: &[f64], tolerance: f64) {
+    let rows = x.len() / host.dimension();
+    let t: Vec<f64> = (0..rows).map(|row| 0.1 + 0.2 * (row % 5) as f64).collect();
+    let run = |model: &dyn EnergyFunction| {
+        let (mut energy, mut again, mut score) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; x.len()]);
+        model.energy(&t, x, &mut energy);
+        model.energy_score(&t, x, &mut again, &mut score);
+        model.failure().unwrap();
+        assert!(largest(&energy, &again) < tolerance);
+        (energy, score)
+    };
+    let ((energy, score), found) = (run(host), run(card));
+    for (what, a, b) in [("energy", &energy, &found.0), ("score", &score, &found.1)] {
+        let error = largest(a, b);
+        println!("{name}, {rows} rows: {what} {error:.1e}");
+        assert!(error < tolerance, "{name}, {rows} rows: {what} differs by {error:e}");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::driver::Sanitizer;
 use super::fibres;
-use super::fields::{largest, normals};
+use super::fields::{compare_energies, normals};
 use modejump::device::{Device, Driver};
 use modejump::models::graphormer_ebm::{Graphormer, GraphormerConfig, Version};
 use modejump::models::network::Evaluator;
@@ -48,7 +48,7 @@ fn random<R: Real>(config: GraphormerConfig) -> Evaluator<Graphormer, R> {
     Evaluator::new(network, parameters)
 }
 
-/// Energies and scores against the CPU, relative to the largest.
+/// Of random configurations, in the network's units.
 fn compare<R: Real>(
     name: &str,
     host: &Evaluator<Graphormer, R>,
@@ -58,21 +58,7 @@ fn compare<R: Real>(
 ) {
     let card = host.on_device(driver).unwrap();
     let x: Vec<f64> = normals(rows * EnergyFunction::dimension(&card), 1).iter().map(|x| 2.0 * x).collect();
-    let t: Vec<f64> = (0..rows).map(|row| 0.1 + 0.2 * row as f64).collect();
-    let run = |model: &dyn EnergyFunction| {
-        let (mut energy, mut again, mut score) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; x.len()]);
-        model.energy(&t, &x, &mut energy);
-        model.energy_score(&t, &x, &mut again, &mut score);
-        model.failure().unwrap();
-        assert!(largest(&energy, &again) < tolerance);
-        (energy, score)
-    };
-    let ((energy, score), found) = (run(host), run(&card));
-    for (what, a, b) in [("energy", &energy, &found.0), ("score", &score, &found.1)] {
-        let error = largest(a, b);
-        println!("{name}: {what} {error:.1e}");
-        assert!(error < tolerance, "{name}: {what} differs by {error:e}");
-    }
+    compare_energies(name, host, &card, &x, tolerance);
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod egnn_flow;
 mod fields;
 mod graphormer_ebm;
 mod gvp_flow;
+mod mlp_ebm;
 mod models;
 mod paths;
 mod tarflow;

@@ -62,5 +62,15 @@ fn every_kind() {
         on_device.push(kind);
     }
     on_device.sort_unstable();
-    assert_eq!(on_device, ["egnn_flow", "graphormer_ebm", "gvp_flow", "steerable", "tarflow", "transferable_tarflow"]);
+    let all = [
+        "egnn_flow",
+        "graphormer_ebm",
+        "gvp_flow",
+        "invariant_ebm",
+        "mlp_ebm",
+        "steerable",
+        "tarflow",
+        "transferable_tarflow",
+    ];
+    assert_eq!(on_device, all);
 }

@@ -127,7 +127,7 @@ impl<R: Real> Evaluator<Egnn, R> {
         let (for_program, for_memory) = (config.clone(), config.clone());
         let shared = driver.shared_memory();
         let mut kernel = FieldKernel::new(
-            ("egnn_field", config.features.len(), threads::<R>()),
+            ("egnn_field", 3 * config.features.len(), threads::<R>()),
             move |components| program::<R>(&for_program, components, shared),
             move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, shared)),
         );

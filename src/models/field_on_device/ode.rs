@@ -111,7 +111,7 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
         x: &mut [f64],
         integral: &mut [f64],
     ) -> Result<Vec<Report>> {
-        let d = 3 * self.kernel.n_atoms;
+        let d = self.kernel.dimension;
         let n = x.len() / d;
         if n == 0 {
             return Ok(Vec::new());

@@ -4,24 +4,14 @@ use super::{Graphormer, GraphormerConfig, Version};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, needs_scratch, padded, EnergyOnDevice, FieldKernel, NormRecord, Packing, SHARED,
+    bytes, needs_scratch, padded, EnergyKernel, FieldKernel, LinearRecord, NormRecord, Packing, SHARED,
 };
-use crate::models::network::Evaluator;
-use crate::nn::tape::{LayerNorm, Weight};
+use crate::nn::tape::LayerNorm;
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
 
 const SOURCE: &str = include_str!("../../../cuda/graphormer_ebm.cu");
-
-/// `Linear` of the kernel.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct LinearRecord {
-    forward: i32,
-    back: i32,
-    bias: i32,
-}
 
 /// `Layer` of the kernel.
 #[repr(C)]
@@ -115,14 +105,6 @@ fn memory<R>(config: &GraphormerConfig, times: usize, score: bool) -> usize {
 }
 
 impl<R: Real> Packing<'_, R> {
-    fn linear(&mut self, w: &Weight) -> LinearRecord {
-        LinearRecord {
-            forward: self.matrix(w.n_in, w.n_out, |p, i, o| p.at(w.place(i, o))),
-            back: self.matrix(w.n_out, w.n_in, |p, o, i| p.at(w.place(i, o))),
-            bias: self.matrix(1, w.n_out, |p, _, o| w.bias_of(p.parameters)[o].to_f64()),
-        }
-    }
-
     fn norm_of(&mut self, norm: &LayerNorm, width: usize) -> NormRecord {
         self.norm(norm.weight, norm.bias, width)
     }
@@ -133,12 +115,11 @@ impl<R: Real> Packing<'_, R> {
     }
 }
 
-impl<R: Real> Evaluator<Graphormer, R> {
-    /// Copies the network to a machine and compiles its kernels.
-    pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<EnergyOnDevice<R>> {
-        let (network, config) = (&self.network, self.network.config.clone());
+impl EnergyKernel for Graphormer {
+    fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel> {
+        let (network, config) = (self, self.config.clone());
         let (n, d, times) = (config.types.len(), config.width, network.time[0].n_out);
-        let mut packing = Packing { parameters: self.parameters(), weights: Vec::new() };
+        let mut packing = Packing { parameters, weights: Vec::new() };
         let mut layer = |layer: &super::Layer| LayerRecord {
             attention_norm: packing.norm_of(&layer.attention_norm, d),
             forward_norm: packing.norm_of(&layer.forward_norm, d),
@@ -169,13 +150,13 @@ impl<R: Real> Evaluator<Graphormer, R> {
         let (for_program, for_memory) = (config.clone(), config.clone());
         let shared = driver.shared_memory();
         let mut kernel = FieldKernel::new(
-            ("graphormer", n, threads::<R>()),
+            ("graphormer", 3 * n, threads::<R>()),
             move |components| program::<R>(&for_program, times, components > 1, shared),
             move |components| memory::<R>(&for_memory, times, components > 1),
         );
         arguments.weights = kernel.keep(driver, &packing.weights)?;
         arguments.layers = kernel.keep(driver, &layers.repeat(config.blocks))?;
         kernel.arguments = bytes(&arguments);
-        EnergyOnDevice::new(driver, kernel)
+        Ok(kernel)
     }
 }

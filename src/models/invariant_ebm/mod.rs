@@ -13,6 +13,7 @@
 //! a transformer over atoms (`graphormer_ebm`) serves many molecules, this one is for a single one of up to some forty atoms,
 //! and costs a hundredth of it.
 
+mod cuda;
 #[cfg(test)]
 mod tests;
 pub mod whitening;

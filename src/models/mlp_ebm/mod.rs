@@ -7,6 +7,7 @@
 //! E = w·h + c
 //! ```
 
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 pub mod trunk;

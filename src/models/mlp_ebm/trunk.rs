@@ -5,18 +5,18 @@ use crate::nn::tape::Weight;
 use crate::nn::{Scalar, Tape, Var};
 
 #[derive(Clone, Debug)]
-struct Layer {
-    weight: Weight,
+pub(super) struct Layer {
+    pub weight: Weight,
     /// Place of the slope β.
-    beta: usize,
+    pub beta: usize,
 }
 
 /// h = W₀ inputs + b₀;  every layer: h += swish_β(W h + b);  E = w·h + c.
 #[derive(Clone, Debug)]
 pub struct Trunk {
-    input: Weight,
-    layers: Vec<Layer>,
-    output: Weight,
+    pub(super) input: Weight,
+    pub(super) layers: Vec<Layer>,
+    pub(super) output: Weight,
 }
 
 impl Trunk {

@@ -172,7 +172,10 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         }
         "invariant_ebm/energy" | "invariant_ebm/energy_score" => {
             let model = cases::invariant()?;
-            measure_energy(name, &model, model.flops(), report)?;
+            match device::default()?.driver() {
+                None => measure_energy(name, &model, model.flops(), report)?,
+                Some(driver) => measure_energy(name, &model.on_device(driver)?, model.flops(), &report.on(driver))?,
+            }
         }
         "tarflow/sample" | "tarflow/sample_jacobi" | "tarflow/log_density" => {
             for system in ["Ace-A-Nme", "AAAAAA"] {

@@ -1,0 +1,165 @@
+//! Energies that end in a residual network on a GPU: weights as `cuda/mlp_ebm.cu` reads them. What an `invariant_ebm` has before its network
+//! is in `invariant_ebm/cuda.rs`.
+
+use super::trunk::Trunk;
+use super::MlpNetwork;
+use crate::device::{Driver, Program};
+use crate::error::Result;
+use crate::models::field_on_device::{bytes, needs_scratch, EnergyKernel, FieldKernel, LinearRecord, Packing, SHARED};
+use crate::nn::Real;
+use bytemuck::{Pod, Zeroable};
+use std::sync::Arc;
+
+const SOURCE: &str = include_str!("../../../cuda/mlp_ebm.cu");
+
+/// Configurations of a block: lanes of a product.
+const ROWS: usize = 8;
+/// Of a block: two outputs each of 256, for all its configurations.
+const THREADS: usize = 128;
+
+/// `Layer` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct LayerRecord {
+    linear: LinearRecord,
+    beta: i32,
+}
+
+/// `Arguments` of the kernel behind the batch; addresses on the card, and places in the weights. Those of invariants are zero without them.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+pub struct Arguments {
+    pub weights: u64,
+    pub layers: u64,
+    pub volumes: u64,
+    pub swaps: u64,
+    pub ends: u64,
+    pub by_atom: u64,
+    pub whitening: LinearRecord,
+    pub gate: LinearRecord,
+    pub input: LinearRecord,
+    pub output: LinearRecord,
+    pub variance: i32,
+    pub padding: i32,
+}
+
+/// What kernels are compiled for.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    /// Of the network, without those of the time.
+    pub inputs: usize,
+    pub times: usize,
+    pub width: usize,
+    pub layers: usize,
+    pub molecule: Option<Molecule>,
+}
+
+/// Where the inputs come from, if they are not the coordinates.
+#[derive(Clone, Copy)]
+pub struct Molecule {
+    pub atoms: usize,
+    pub volumes: usize,
+    pub swaps: usize,
+    /// The interpolant.
+    pub trigonometric: bool,
+}
+
+/// The kernels for a network of eight wells in the plane, and for that of alanine dipeptide, in every variant and without shared memory.
+pub fn programs() -> Vec<Program> {
+    let molecule = Molecule { atoms: 22, volumes: 61, swaps: 8, trigonometric: true };
+    let of_molecule = Sizes { inputs: 208, times: 8, width: 256, layers: 3, molecule: Some(molecule) };
+    let of_plane = Sizes { inputs: 2, times: 1, width: 64, layers: 3, molecule: None };
+    let of = |sizes: Sizes| {
+        [false, true].map(|score| [sizes.program::<f32>(score, SHARED), sizes.program::<f64>(score, SHARED)])
+    };
+    let without = of_molecule.program::<f32>(true, 0);
+    [of_molecule, of_plane].into_iter().flat_map(of).flatten().chain([without]).collect()
+}
+
+impl Sizes {
+    fn dimension(&self) -> usize {
+        self.molecule.map_or(self.inputs, |molecule| 3 * molecule.atoms)
+    }
+
+    /// Numbers of a block's state: `MEMORY` of the kernel.
+    fn memory(&self, score: bool) -> usize {
+        let even = |n: usize| n.next_multiple_of(2);
+        let Sizes { inputs, times, layers, .. } = *self;
+        let width = even(self.width);
+        let (before, by_vectors) = self.molecule.map_or((0, 0), |Molecule { atoms, volumes, swaps, .. }| {
+            let numbers = atoms * (atoms - 1) / 2 + volumes;
+            (7 * atoms + swaps + even(numbers) + inputs, if score { 9 * volumes } else { 0 })
+        });
+        let kept = if score { layers } else { 1 };
+        ROWS * (before + inputs + times + width + (kept * width).max(by_vectors) + THREADS / ROWS)
+    }
+
+    /// For a card with so many bytes of shared memory a block.
+    fn program<R: Real>(&self, score: bool, shared: usize) -> Program {
+        let mut constants: Vec<(_, &dyn std::fmt::Display)> = Vec::new();
+        let (real, number) = (crate::device::program::real::<R>(), u8::from);
+        let (score_too, scratch) = (number(score), number(needs_scratch::<R>(self.memory(score), shared)));
+        let of_molecule = number(self.molecule.is_some());
+        constants.extend::<[(_, &dyn std::fmt::Display); 9]>([
+            ("REAL", &real),
+            ("THREADS", &THREADS),
+            ("INPUTS", &self.inputs),
+            ("TIMES", &self.times),
+            ("WIDTH", &self.width),
+            ("LAYERS", &self.layers),
+            ("SCORE", &score_too),
+            ("SCRATCH", &scratch),
+            ("INVARIANT", &of_molecule),
+        ]);
+        let trigonometric = number(self.molecule.is_some_and(|molecule| molecule.trigonometric));
+        if let Some(Molecule { atoms, volumes, swaps, .. }) = &self.molecule {
+            constants.extend::<[(_, &dyn std::fmt::Display); 4]>([
+                ("ATOMS", atoms),
+                ("VOLUMES", volumes),
+                ("SWAPS", swaps),
+                ("TRIGONOMETRIC", &trigonometric),
+            ]);
+        }
+        Program::new("mlp_ebm", SOURCE, &constants)
+    }
+
+    /// The kernel without what it reads.
+    pub fn kernel<R: Real>(self, driver: &Arc<dyn Driver>) -> FieldKernel {
+        let shared = driver.shared_memory();
+        let kernel = FieldKernel::new(
+            ("mlp", self.dimension(), THREADS),
+            move |components| self.program::<R>(components > 1, shared),
+            move |components| self.memory(components > 1),
+        );
+        FieldKernel { rows: ROWS, ..kernel }
+    }
+}
+
+/// The kernel with its network.
+pub fn with_trunk<R: Real>(
+    mut kernel: FieldKernel,
+    trunk: &Trunk,
+    mut packing: Packing<R>,
+    arguments: Arguments,
+    driver: &Arc<dyn Driver>,
+) -> Result<FieldKernel> {
+    let mut layer = |layer: &super::trunk::Layer| LayerRecord {
+        linear: packing.linear(&layer.weight),
+        beta: packing.vector(layer.beta, 1),
+    };
+    let layers: Vec<LayerRecord> = trunk.layers.iter().map(&mut layer).collect();
+    let (input, output) = (packing.linear(&trunk.input), packing.linear(&trunk.output));
+    let weights = kernel.keep(driver, &packing.weights)?;
+    let layers = kernel.keep(driver, &layers)?;
+    kernel.arguments = bytes(&Arguments { weights, layers, input, output, ..arguments });
+    Ok(kernel)
+}
+
+impl EnergyKernel for MlpNetwork {
+    fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel> {
+        let super::MlpConfig { dimension, width, layers } = self.config;
+        let sizes = Sizes { inputs: dimension, times: 1, width, layers, molecule: None };
+        let packing = Packing { parameters, weights: Vec::new() };
+        with_trunk(sizes.kernel::<R>(driver), &self.trunk, packing, Arguments::default(), driver)
+    }
+}
