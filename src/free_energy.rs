@@ -59,7 +59,7 @@ fn populations(weights: &[f64], state: &[Option<bool>]) -> Result<(f64, f64)> {
     let (a, b) = (of(true), of(false));
     if !(a > 0.0 && b > 0.0) {
         return Err(Error::invalid(format!(
-            "a free-energy difference needs samples of both states; their populations are {a} and {b}"
+            "a free-energy difference needs samples of both states; their populations are {a:.3} and {b:.3}"
         )));
     }
     Ok((a, b))

@@ -224,19 +224,26 @@ fn little_shared_memory() {
     compare("little shared memory", &host, &card, 5, SINGLE);
 }
 
-#[test]
-fn under_the_sanitizers() {
+/// A sample by a team of blocks, and samples one after the other.
+fn under(sanitizer: Sanitizer) {
     let short =
         Method::DormandPrince { absolute: 0.3, relative: 0.3, log_density: 3.0, quadrature: 1, max_steps: 1000 };
-    for sanitizer in [Sanitizer::Address, Sanitizer::Thread] {
-        let driver = fibres(&format!("paths-{sanitizer:?}"), sanitizer);
-        // a sample by a team of blocks, and samples one after the other
-        for (solver, n) in [(short, 1), (Method::Rk4 { steps: 1 }, 5)] {
-            let config = velocity(solver);
-            let (host, card) = (gvp::<f32>(&config), gvp::<f32>(&config).on_device(&driver).unwrap());
-            compare("sanitizer", &host, &card, n, SINGLE);
-        }
+    let driver = fibres(&format!("paths-{sanitizer:?}"), sanitizer);
+    for (solver, n) in [(short, 1), (Method::Rk4 { steps: 1 }, 5)] {
+        let config = velocity(solver);
+        let (host, card) = (gvp::<f32>(&config), gvp::<f32>(&config).on_device(&driver).unwrap());
+        compare("sanitizer", &host, &card, n, SINGLE);
     }
+}
+
+#[test]
+fn under_the_address_sanitizer() {
+    under(Sanitizer::Address);
+}
+
+#[test]
+fn under_the_thread_sanitizer() {
+    under(Sanitizer::Thread);
 }
 
 /// What two samples by a kernel with a planted fault are: `Err` with what the machine or a sanitizer said.
