@@ -191,14 +191,30 @@ static __device__ void put_eight(real* to, const real* from) {
 
 // ---------------------------------------------------------------- three-vectors
 
-struct Vec3 { double x, y, z; };
+template <class T>
+struct Three { T x, y, z; };
+typedef Three<double> Vec3;
 
-static __device__ Vec3 operator+(Vec3 a, Vec3 b) { const Vec3 r = {a.x + b.x, a.y + b.y, a.z + b.z}; return r; }
-static __device__ Vec3 operator-(Vec3 a, Vec3 b) { const Vec3 r = {a.x - b.x, a.y - b.y, a.z - b.z}; return r; }
-static __device__ Vec3 operator*(double s, Vec3 a) { const Vec3 r = {s * a.x, s * a.y, s * a.z}; return r; }
-static __device__ double dot(Vec3 a, Vec3 b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
-static __device__ Vec3 cross(Vec3 a, Vec3 b) {
-  const Vec3 r = {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
+template <class T>
+static __device__ Three<T> operator+(Three<T> a, Three<T> b) {
+  const Three<T> r = {a.x + b.x, a.y + b.y, a.z + b.z};
+  return r;
+}
+template <class T>
+static __device__ Three<T> operator-(Three<T> a, Three<T> b) {
+  const Three<T> r = {a.x - b.x, a.y - b.y, a.z - b.z};
+  return r;
+}
+template <class T>
+static __device__ Three<T> operator*(T s, Three<T> a) {
+  const Three<T> r = {s * a.x, s * a.y, s * a.z};
+  return r;
+}
+template <class T>
+static __device__ T dot(Three<T> a, Three<T> b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
+template <class T>
+static __device__ Three<T> cross(Three<T> a, Three<T> b) {
+  const Three<T> r = {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
   return r;
 }
 static __device__ double norm(Vec3 a) { return sqrt(dot(a, a)); }

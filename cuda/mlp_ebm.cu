@@ -89,31 +89,23 @@ static __device__ int row_of(const Arguments& a, int first, int lane) {
 #if INVARIANT
 // ---------------------------------------------------------------- distances and volumes (src/nn/tape/invariants.rs)
 
-struct Three { real x, y, z; };
-static __device__ Three operator+(Three a, Three b) { const Three r = {a.x + b.x, a.y + b.y, a.z + b.z}; return r; }
-static __device__ Three operator-(Three a, Three b) { const Three r = {a.x - b.x, a.y - b.y, a.z - b.z}; return r; }
-static __device__ Three operator*(real s, Three a) { const Three r = {s * a.x, s * a.y, s * a.z}; return r; }
-static __device__ real dot(Three a, Three b) { return a.x * b.x + a.y * b.y + a.z * b.z; }
-static __device__ Three cross(Three a, Three b) {
-  const Three r = {a.y * b.z - a.z * b.y, a.z * b.x - a.x * b.z, a.x * b.y - a.y * b.x};
-  return r;
-}
+typedef Three<real> Vector;
 
-static __device__ Three three_at(const real* x, int i, int lane) {
-  const Three r = {x[3 * i * LANES + lane], x[(3 * i + 1) * LANES + lane], x[(3 * i + 2) * LANES + lane]};
+static __device__ Vector three_at(const real* x, int i, int lane) {
+  const Vector r = {x[3 * i * LANES + lane], x[(3 * i + 1) * LANES + lane], x[(3 * i + 2) * LANES + lane]};
   return r;
 }
-static __device__ void put_three(real* x, int i, int lane, Three r) {
+static __device__ void put_three(real* x, int i, int lane, Vector r) {
   x[3 * i * LANES + lane] = r.x;
   x[(3 * i + 1) * LANES + lane] = r.y;
   x[(3 * i + 2) * LANES + lane] = r.z;
 }
-static __device__ Three between(const real* x, const int* ends, int lane) {
+static __device__ Vector between(const real* x, const int* ends, int lane) {
   return three_at(x, ends[1], lane) - three_at(x, ends[0], lane);
 }
 
-struct Polar { real length; Three direction; };
-static __device__ Polar polar(Three v) {
+struct Polar { real length; Vector direction; };
+static __device__ Polar polar(Vector v) {
   Polar p;
   p.length = sqrt(dot(v, v) + FLOOR);
   p.direction = (real)1 / p.length * v;
@@ -130,7 +122,7 @@ static __device__ int distance_of(int i, int j) {
 static __device__ void reorder(const Arguments& a, const State& m) {
   FOR_ITEMS(s, lane, SWAPS) {
     const Swap& swap = a.swaps[s];
-    const Three u = between(m.x, swap.volume.ends[0], lane), v = between(m.x, swap.volume.ends[1], lane),
+    const Vector u = between(m.x, swap.volume.ends[0], lane), v = between(m.x, swap.volume.ends[1], lane),
                 w = between(m.x, swap.volume.ends[2], lane);
     m.wrong[s * LANES + lane] = (dot(u, cross(v, w)) > (real)0) != (swap.positive != 0) ? (real)1 : (real)0;
   }
@@ -159,7 +151,7 @@ static __device__ void invariants(const Arguments& a, const State& m) {
   }
   FOR_ITEMS(k, lane, VOLUMES) {
     const Volume& volume = a.volumes[k];
-    const Three u = polar(between(m.r, volume.ends[0], lane)).direction, v = polar(between(m.r, volume.ends[1], lane)).direction,
+    const Vector u = polar(between(m.r, volume.ends[0], lane)).direction, v = polar(between(m.r, volume.ends[1], lane)).direction,
                 w = polar(between(m.r, volume.ends[2], lane)).direction;
     m.f[(DISTANCES + k) * LANES + lane] = dot(u, cross(v, w));
   }
@@ -173,7 +165,7 @@ static __device__ void invariants_back(const Arguments& a, const State& m, int f
     const Volume& volume = a.volumes[k];
     const Polar u = polar(between(m.r, volume.ends[0], lane)), v = polar(between(m.r, volume.ends[1], lane)),
                 w = polar(between(m.r, volume.ends[2], lane));
-    const Three by_u = cross(v.direction, w.direction), by_v = cross(w.direction, u.direction), by_w = cross(u.direction, v.direction);
+    const Vector by_u = cross(v.direction, w.direction), by_v = cross(w.direction, u.direction), by_w = cross(u.direction, v.direction);
     const real value = dot(u.direction, by_u), g = m.f[(DISTANCES + k) * LANES + lane];
     put_three(m.a, 3 * k, lane, g * ((real)1 / u.length) * (by_u - value * u.direction));
     put_three(m.a, 3 * k + 1, lane, g * ((real)1 / v.length) * (by_v - value * v.direction));
@@ -181,7 +173,7 @@ static __device__ void invariants_back(const Arguments& a, const State& m, int f
   }
   __syncthreads();
   FOR_ITEMS(atom, lane, ATOMS) {
-    Three sum = {(real)0, (real)0, (real)0};
+    Vector sum = {(real)0, (real)0, (real)0};
     for (int other = 0; other < ATOMS; ++other) {
       const int ends[2] = {other, atom};
       if (other != atom) sum = sum + m.f[distance_of(atom, other) * LANES + lane] * polar(between(m.r, ends, lane)).direction;

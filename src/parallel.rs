@@ -12,7 +12,10 @@ mod mpi;
 use crate::density::{Density, Evaluation, Status};
 use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
+use std::io::Write;
 use std::ops::Range;
+use std::thread::sleep;
+use std::time::Duration;
 
 /// The processes of a run.
 pub trait Ranks {
@@ -122,9 +125,12 @@ pub fn run<T>(body: impl FnOnce(&dyn Ranks) -> Result<T>) -> Result<T> {
     if let (Err(error), 2..) = (&done, ranks.size()) {
         if ranks.rank() > 0 {
             // an error that all ranks meet is told by the first, which ends the others meanwhile
-            std::thread::sleep(std::time::Duration::from_secs(1));
+            sleep(Duration::from_secs(1));
         }
-        eprintln!("modejump: rank {} of {}: {error}", ranks.rank(), ranks.size());
+        let said = format!("modejump: rank {} of {}: {error}\n", ranks.rank(), ranks.size());
+        // what mpirun has not passed on when it learns of the end is lost, as is all of it where standard error is closed
+        let _ = std::io::stderr().write_all(said.as_bytes());
+        sleep(Duration::from_millis(500));
         ranks.abort();
     }
     done

@@ -489,7 +489,7 @@ mod tests {
     fn dense_rows_are_their_definition_whatever_the_batch() {
         let value = |i: usize| ((i * 37 % 101) as f64 - 50.0) / 50.0;
         for (rows, n_in, n_out) in
-            [(1, 3, 5), (2, 40, 70), (3, 5, 40), (5, 7, 33), (13, 17, 64), (9, 16, 49), (65, 33, 129)]
+            [(1, 3, 5), (2, 40, 70), (3, 5, 40), (5, 7, 33), (13, 17, 64), (9, 16, 49), (65, 33, 129), (30, 150, 64)]
         {
             let flat: Vec<f64> = (0..n_in * n_out).map(value).collect();
             let bias: Vec<f64> = (0..n_out).map(|o| value(7 * o + 2)).collect();
