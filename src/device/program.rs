@@ -35,7 +35,7 @@ pub fn all() -> Vec<Program> {
         gvp_flow::programs(),
         egnn_flow::programs(),
         graphormer_ebm::programs(),
-        mlp_ebm::cuda::programs(),
+        mlp_ebm::programs(),
         tarflow::programs(),
         weights::programs(),
     ]

@@ -7,10 +7,12 @@
 //! E = w·h + c
 //! ```
 
-pub mod cuda;
+pub(super) mod cuda;
 #[cfg(test)]
 mod tests;
 pub mod trunk;
+
+pub use cuda::programs;
 
 use super::card::ModelConfig;
 use super::energy::{EnergyConfig, EnergyModel};
