@@ -34,6 +34,26 @@ static __device__ unsigned int look(const unsigned int* address) {
 }
 #define COUNT_IN(address) count_in(address)
 #define LOOK(address) look(address)
+
+// A copy of 4, 8 or 16 bytes to shared memory that goes on while its thread does. The thread has it after ARRIVED(), others after a barrier
+// behind that. Cards that cannot do so copy at once.
+template <class T>
+static __device__ void copy_later(T* to, const T* from) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((unsigned int)__cvta_generic_to_shared(to)),
+               "l"(__cvta_generic_to_global(from)), "n"(sizeof(T))
+               : "memory");
+#else
+  *to = *from;
+#endif
+}
+static __device__ void arrived() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+#define COPY_LATER(to, from) copy_later(to, from)
+#define ARRIVED() arrived()
 #endif
 
 typedef REAL real;

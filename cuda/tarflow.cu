@@ -9,38 +9,59 @@
 // A product reads each weight once for all lanes, from the L2 cache, which the weights of one block of the flow fit into. Its input is
 // staged in shared memory; outputs, keys and values lie in memory of the team's own, which is as near.
 //
-// Two variants: 16 lanes and PAIRS 16, for a card that is full; 8 lanes and PAIRS 8, for teams. A sum over inputs is of SLICES
-// parts, four of which make a group, in an order that is the same in both, so a row's bits depend on neither variant nor team.
+// Three variants: 16 lanes and PAIRS 16, for a card that is full; 8 lanes and PAIRS 8, for teams; one lane, for a team with a single
+// sample, which has nothing to do but wait: for the other blocks, and for memory. There what does not depend on the other blocks is read
+// before they are waited for, into shared memory: the weights of the next product, and kept keys and values.
+//
+// A sum over inputs is of SLICES parts, four of which make a group, in an order that is the same in all variants, so a row's bits depend
+// on neither variant nor team.
 //
 // Sizes are those of one model: SIZE (numbers of a token), CHANNELS, HEADS, HIDDEN, LAYERS (of a block of the flow, a `Stage` here);
 // QK_NORMS, CONDITIONS, ADAPTIVE and TRANSITION say what a transferable one has beside.
+#define ALONE (LANES == 1)
+#if ALONE
+#define RESIDENT 256
+#else
 #define RESIDENT 512
+#endif
 #include "common.cuh"
 
 #define WIDTH (CHANNELS / HEADS)
 #define WARPS (THREADS / 32)
 #define SLICES 32
 #define GROUP 4
-#define EIGHTS (LANES / 8)
+// Lanes of a thread in a product, and of what is read at once.
+#define WIDE LEAST(LANES, 8)
+#define PIECE LEAST(LANES, 4)
+#define WIDES (LANES / WIDE)
 // Reads of weights that a thread waits for at once, as there are registers: a team has little else to do meanwhile.
 constexpr int DEPTH = LANES > 8 || CHANNELS > 256 ? 4 : 8;
+// Pairs of weights that a thread asks for ahead, as there is room.
+constexpr int ASKED = ALONE ? 128 / sizeof(real) : 0;
 // Parts of sums in attention: a block that has a row and head to itself shares them out among its threads, a warp that has one takes
 // one after the other.
 #define QUARTERS 4
 #define QUARTER ((WIDTH + QUARTERS - 1) / QUARTERS)
-#define BY_BLOCK (LANES == 8)
+#define BY_BLOCK (LANES <= 8)
 // A function that would want registers of what calls it.
-#if LANES == 8
+#if BY_BLOCK
 #define APART __noinline__
 #else
 #define APART
 #endif
 // Slices of a thread: those of a group, or one.
-#define OWN (SLICES * PAIRS * EIGHTS / THREADS)
+#define OWN (SLICES * PAIRS * WIDES / THREADS)
 // Parts of a sum over the channels of a lane.
 #define PARTS 16
 #define EPSILON (real)1e-5
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
+#define EVEN(n) (((n) + 1) / 2 * 2)
+// Inputs of a slice.
+#define OF_SLICE(inputs) (((inputs) + SLICES - 1) / SLICES)
+
+constexpr int MOST_ASKED = LEAST(ASKED, OF_SLICE(CHANNELS > HIDDEN ? CHANNELS : HIDDEN));
+
+struct alignas(PIECE * sizeof(real)) Piece { real v[PIECE]; };
 
 // Places in `weights`: a linear layer, [in][out] with out even, and its bias; a layer normalisation; an adaptive one and its gate,
 // [tokens][CHANNELS] each.
@@ -76,8 +97,8 @@ struct Arguments {
 
 // ---------------------------------------------------------------- state
 
-// Numbers of a thread in a product, two outputs of eight lanes; odd, so that neighbours' are in different banks.
-#define VALUES 17
+// Numbers of a thread in a product, two outputs of its lanes; odd, so that neighbours' are in different banks.
+#define VALUES (2 * WIDE + 1)
 
 // Two addresses, and arrays at fixed distances from them, which take no registers. Arrays are [numbers][LANES] unless said otherwise.
 struct State {
@@ -88,13 +109,17 @@ struct State {
   __device__ real* mixed() const { return qkv() + 3 * CHANNELS * LANES; }
   __device__ real* hidden() const { return mixed() + CHANNELS * LANES; }
   // Keys [LAYERS][samples][HEADS][WIDTH][tokens], and after those of each head its values [tokens][WIDTH].
-  __device__ real* kept() const { return hidden() + HIDDEN * LANES; }
+  __device__ real* kept() const { return hidden() + EVEN(HIDDEN) * LANES; }
 
   __device__ real* sums() const { return shared; }                       // [2][PARTS][LANES]
   __device__ real* output() const { return sums() + 2 * PARTS * LANES; }
   __device__ real* partial() const { return output() + 2 * SIZE * LANES; }  // [THREADS][VALUES]
   // What is staged, and in its place what attention needs, [WARPS][WIDTH + tokens].
   __device__ real* x() const { return partial() + THREADS * VALUES; }
+  // Where there is one lane, before all others: keys and values of the head that this block mixes, as they are kept, and before them pairs
+  // of weights, [OF_SLICE][THREADS].
+  __device__ real* near(const Arguments& a) const { return shared - 2 * WIDTH * a.tokens; }
+  __device__ Two* asked(const Arguments& a) const { return (Two*)near(a) - MOST_ASKED * THREADS + threadIdx.x; }
 };
 
 static __device__ int samples_of(const Arguments& a) { return a.encode ? 1 : LANES; }
@@ -102,7 +127,7 @@ static __device__ int samples_of(const Arguments& a) { return a.encode ? 1 : LAN
 // Numbers of a team's state.
 static __device__ size_t size_of(const Arguments& a) {
   const size_t kept = (size_t)LAYERS * samples_of(a) * 2 * CHANNELS * a.tokens;
-  return (size_t)(6 * CHANNELS + HIDDEN) * LANES + (kept + 7) / 8 * 8;
+  return (size_t)(6 * CHANNELS + EVEN(HIDDEN)) * LANES + (kept + 7) / 8 * 8;
 }
 
 // The rows at hand: tile and step, and what a lane is in them. A lane that is not live has zeros, and is nobody's.
@@ -121,50 +146,73 @@ static __device__ Row row_of(const Arguments& a, const At& at, int lane) {
 
 // [numbers][LANES] of the team to shared memory.
 static __device__ void stage(const State& m, const real* from, int numbers) {
-  for (int item = threadIdx.x; item < numbers * LANES / 4; item += THREADS) ((Four*)m.x())[item] = ((const Four*)from)[item];
+  for (int item = threadIdx.x; item < numbers * LANES / PIECE; item += THREADS) ((Piece*)m.x())[item] = ((const Piece*)from)[item];
 }
 
+static __device__ const Two* weights_at(const Arguments& a, const Linear& layer, int n_out, int k, int o) {
+  return (const Two*)(a.weights + layer.weight + (size_t)k * EVEN(n_out) + o);
+}
+
+// The first weights of a thread in the pass of a product that begins at output `first`, so that they are on their way while the team is
+// waited for.
+template <int INPUTS>
+static __device__ void ask(const Arguments& a, const State& m, const Linear& layer, int n_out, int first) {
+  const int o = first + 2 * (threadIdx.x % PAIRS), slice = threadIdx.x / (PAIRS * WIDES);
+#pragma unroll 8
+  for (int i = 0; i < LEAST(ASKED, OF_SLICE(INPUTS)); ++i) {
+    const int k = slice + i * SLICES;
+    if (o < n_out && k < INPUTS) COPY_LATER(m.asked(a) + i * THREADS, weights_at(a, layer, n_out, k, o));
+  }
+}
+
+static __device__ int first_of(const Team& team) { return 2 * PAIRS * team.rank; }
+
 // W x + b of what is staged, the team's blocks sharing out the passes of 2 PAIRS outputs; finish(o, lane, left, right) takes outputs o
-// and o + 1, o even. A thread has two outputs of eight lanes, and its part of the slices. Begins and ends with a barrier of the block.
-template <class Finish>
-static __device__ void product(const Arguments& a, const State& m, const Team& team, const Linear& layer, int n_in, int n_out,
+// and o + 1, o even. A thread has two outputs of WIDE lanes, and its part of the slices. The weights of its first pass were asked for.
+// Begins and ends with a barrier of the block.
+template <int INPUTS, class Finish>
+static __device__ void product(const Arguments& a, const State& m, const Team& team, const Linear& layer, int n_out,
                                const Finish& finish) {
-  const real* const w = a.weights + layer.weight;
-  const int pair = threadIdx.x % PAIRS, eight = threadIdx.x / PAIRS % EIGHTS, part = threadIdx.x / (PAIRS * EIGHTS);
-  const int columns = (n_out + 1) / 2 * 2;
+  const int pair = threadIdx.x % PAIRS, wide = threadIdx.x / PAIRS % WIDES, part = threadIdx.x / (PAIRS * WIDES);
+  constexpr int N_ASKED = LEAST(ASKED, OF_SLICE(INPUTS));
   real* const group = m.partial() + threadIdx.x * VALUES;
   __syncthreads();
-  for (int first = 2 * PAIRS * team.rank; first < n_out; first += 2 * PAIRS * team.blocks) {
+  for (int first = first_of(team); first < n_out; first += 2 * PAIRS * team.blocks) {
     const int o = first + 2 * pair;
+    ARRIVED();
 #pragma unroll
-    for (int r = 0; r < 16; ++r) group[r] = (real)0;
+    for (int r = 0; r < 2 * WIDE; ++r) group[r] = (real)0;
     for (int slice = part * OWN; o < n_out && slice < (part + 1) * OWN; ++slice) {
-      real sum[16];
+      real sum[2 * WIDE];
 #pragma unroll
-      for (int r = 0; r < 16; ++r) sum[r] = (real)0;
-#pragma unroll DEPTH
-      for (int k = slice; k < n_in; k += SLICES) {
-        const Two weight = *(const Two*)(w + (size_t)k * columns + o);
-        const Four* lanes = (const Four*)(m.x() + k * LANES + 8 * eight);
+      for (int r = 0; r < 2 * WIDE; ++r) sum[r] = (real)0;
+      const auto add = [&](int k, Two weight) {
+        const Piece* lanes = (const Piece*)(m.x() + k * LANES + WIDE * wide);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const Four x = lanes[half];
+        for (int piece = 0; piece < WIDE / PIECE; ++piece) {
+          const Piece x = lanes[piece];
 #pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            sum[4 * half + r] += weight.v[0] * x.v[r];
-            sum[8 + 4 * half + r] += weight.v[1] * x.v[r];
+          for (int r = 0; r < PIECE; ++r) {
+            sum[PIECE * piece + r] += weight.v[0] * x.v[r];
+            sum[WIDE + PIECE * piece + r] += weight.v[1] * x.v[r];
           }
         }
-      }
+      };
+#pragma unroll DEPTH
+      for (int i = 0; i < N_ASKED; ++i)
+        if (slice + i * SLICES < INPUTS) add(slice + i * SLICES, m.asked(a)[i * THREADS]);
+#pragma unroll DEPTH
+      for (int k = slice + N_ASKED * SLICES; k < INPUTS; k += SLICES) add(k, *weights_at(a, layer, n_out, k, o));
 #pragma unroll
-      for (int r = 0; r < 16; ++r) group[r] += sum[r];
+      for (int r = 0; r < 2 * WIDE; ++r) group[r] += sum[r];
     }
+    ask<INPUTS>(a, m, layer, n_out, first + 2 * PAIRS * team.blocks);
     const int lane = threadIdx.x % LANES, column = threadIdx.x / LANES, mine = first + 2 * column;
     const bool finishes = column < PAIRS && mine < n_out;
     const Two bias = *(const Two*)(a.weights + layer.bias + (finishes ? mine : 0));  // before the barrier, so that nobody waits for it behind
     __syncthreads();
     if (finishes) {
-      const real* values = m.partial() + (lane / 8 * PAIRS + column) * VALUES + lane % 8;
+      const real* values = m.partial() + (lane / WIDE * PAIRS + column) * VALUES + lane % WIDE;
       real left = (real)0, right = (real)0;
 #pragma unroll
       for (int slice = 0; slice < SLICES; slice += GROUP) {
@@ -172,8 +220,8 @@ static __device__ void product(const Arguments& a, const State& m, const Team& t
         real of_left = (real)0, of_right = (real)0;
 #pragma unroll
         for (int s = slice; s < slice + GROUP; s += OWN) {
-          of_left += values[s / OWN * EIGHTS * PAIRS * VALUES];
-          of_right += values[s / OWN * EIGHTS * PAIRS * VALUES + 8];
+          of_left += values[s / OWN * WIDES * PAIRS * VALUES];
+          of_right += values[s / OWN * WIDES * PAIRS * VALUES + WIDE];
         }
         left += of_left;
         right += of_right;
@@ -185,10 +233,10 @@ static __device__ void product(const Arguments& a, const State& m, const Team& t
 }
 
 // The same with finish(o, lane, value) for each output.
-template <class Finish>
-static __device__ void linear(const Arguments& a, const State& m, const Team& team, const Linear& layer, int n_in, int n_out,
+template <int INPUTS, class Finish>
+static __device__ void linear(const Arguments& a, const State& m, const Team& team, const Linear& layer, int n_out,
                               const Finish& finish) {
-  product(a, m, team, layer, n_in, n_out, [&](int o, int lane, real left, real right) {
+  product<INPUTS>(a, m, team, layer, n_out, [&](int o, int lane, real left, real right) {
     finish(o, lane, left);
     if (o + 1 < n_out) finish(o + 1, lane, right);
   });
@@ -278,8 +326,8 @@ static __device__ real* kept_of(const Arguments& a, const State& m, int l, int l
   return m.kept() + (((size_t)l * samples + sample) * HEADS + head) * 2 * WIDTH * a.tokens;
 }
 
-static __device__ void keep(const Arguments& a, const State& m, const Layer& layer, int l, int lane, int head, int token) {
-  real *keys = kept_of(a, m, l, lane, head), *values = keys + WIDTH * a.tokens;
+static __device__ void keep(const Arguments& a, const State& m, const Layer& layer, real* keys, int lane, int head, int token) {
+  real* const values = keys + WIDTH * a.tokens;
   const Normed key = normed(a, m.qkv() + CHANNELS * LANES + lane, layer.key_norm);
   for (int c = threadIdx.x % 32; c < WIDTH; c += 32) {
     keys[c * a.tokens + token] = key(head * WIDTH + c);
@@ -319,9 +367,9 @@ static __device__ real of_tokens(const real* scores, const real* values, int qua
 
 // Σ_j softmax_j(q·k_j / √WIDTH) v_j over the tokens up to this one, by a warp, a thread of which has every 32nd token and then every 32nd
 // number of the values.
-static __device__ void mix(const Arguments& a, const State& m, const Layer& layer, int l, int lane, int head, int token) {
+static __device__ void mix(const Arguments& a, const State& m, const Layer& layer, const real* keys, int lane, int head, int token) {
   const int thread = threadIdx.x % 32, seen = token + 1;
-  const real *keys = kept_of(a, m, l, lane, head), *values = keys + WIDTH * a.tokens;
+  const real* const values = keys + WIDTH * a.tokens;
   real* const q = m.x() + threadIdx.x / 32 * (WIDTH + a.tokens);
   real* const scores = q + WIDTH;
   const Normed query = normed(a, m.qkv() + lane, layer.query_norm);
@@ -360,9 +408,10 @@ static __device__ void mix(const Arguments& a, const State& m, const Layer& laye
 
 // The same sums in the same order by a block, for a card that has more blocks than rows and heads: what it reads is as far away as the L2
 // cache, so it reads all at once. Begins and ends with a barrier of the block.
-static __device__ void mix_by_block(const Arguments& a, const State& m, const Layer& layer, int l, int lane, int head, int token) {
+static __device__ void mix_by_block(const Arguments& a, const State& m, const Layer& layer, const real* keys, int lane, int head,
+                                    int token) {
   const int seen = token + 1, most = a.tokens > WIDTH ? a.tokens : WIDTH;
-  const real *keys = kept_of(a, m, l, lane, head), *values = keys + WIDTH * a.tokens;
+  const real* const values = keys + WIDTH * a.tokens;
   real *const q = m.x(), *const scores = q + WIDTH, *const parts = scores + a.tokens;  // [QUARTERS][most]
   real* const total = m.sums();
   const real factor = (real)1 / sqrt((real)WIDTH);
@@ -397,13 +446,35 @@ static __device__ void no_mix(const State& m, int lane, int head) {
   for (int c = threadIdx.x % 32; c < WIDTH; c += 32) m.mixed()[(head * WIDTH + c) * LANES + lane] = (real)0;
 }
 
+// Who shares out rows and heads: blocks, or warps. The last blocks come first, as products keep the first ones busy.
+static __device__ int workers_of(const Team& team) { return BY_BLOCK ? team.blocks : team.blocks * WARPS; }
+static __device__ int worker_of(const Team& team) {
+  return BY_BLOCK ? team.blocks - 1 - team.rank : team.rank * WARPS + threadIdx.x / 32;
+}
+
+// Keys and values of the tokens before, and room for this one's, to shared memory: those of a block's first head.
+static __device__ void fetch(const Arguments& a, const State& m, const Team& team, int l) {
+  if (!ALONE || worker_of(team) >= HEADS) return;
+  const Two* const kept = (const Two*)kept_of(a, m, l, 0, worker_of(team));
+  for (int i = threadIdx.x; i < WIDTH * a.tokens; i += THREADS) COPY_LATER((Two*)m.near(a) + i, kept + i);
+}
+
 // The keys and values of a row are kept by the one who mixes them in decoding; in encoding rows of other tokens wait for them.
 static __device__ __noinline__ void attention(const Arguments& a, const State& m, const Team& team, const At& at, const Layer& layer, int l) {
-  const int workers = BY_BLOCK ? team.blocks : team.blocks * WARPS;
-  const int worker = BY_BLOCK ? team.rank : team.rank * WARPS + threadIdx.x / 32;
+  const int workers = workers_of(team), worker = worker_of(team);
+  const auto where = [&](int item) {
+    return ALONE && item == worker ? m.near(a) : kept_of(a, m, l, item % LANES, item / LANES);
+  };
+  if (ALONE) {
+    ARRIVED();
+    __syncthreads();
+  }
   for (int item = worker; item < HEADS * LANES; item += workers) {
-    const Row row = row_of(a, at, item % LANES);
-    if (row.live && (!BY_BLOCK || threadIdx.x < 32)) keep(a, m, layer, l, item % LANES, item / LANES, row.token);
+    const int lane = item % LANES, head = item / LANES;
+    const Row row = row_of(a, at, lane);
+    if (!row.live || (BY_BLOCK && threadIdx.x >= 32)) continue;
+    keep(a, m, layer, kept_of(a, m, l, lane, head), lane, head, row.token);
+    if (ALONE && item == worker) keep(a, m, layer, m.near(a), lane, head, row.token);
   }
   if (a.encode) meet(team);
   else __syncwarp();
@@ -412,8 +483,8 @@ static __device__ __noinline__ void attention(const Arguments& a, const State& m
     const Row row = row_of(a, at, lane);
     if (!row.live && (!BY_BLOCK || threadIdx.x < 32)) no_mix(m, lane, head);
     if (!row.live) continue;
-    if (BY_BLOCK) mix_by_block(a, m, layer, l, lane, head, row.token);
-    else mix(a, m, layer, l, lane, head, row.token);
+    if (BY_BLOCK) mix_by_block(a, m, layer, where(item), lane, head, row.token);
+    else mix(a, m, layer, where(item), lane, head, row.token);
   }
 }
 
@@ -422,10 +493,12 @@ static __device__ __noinline__ void attention(const Arguments& a, const State& m
 static __device__ real gelu(real x) { return (real)0.5 * x * erfc(-x / (real)SQRT_2); }
 static __device__ real silu(real x) { return x / ((real)1 + exp(-x)); }
 
-// y += O attention(LN(y)), y += F₂ gelu(F₁ LN(y)), or with w = A(y) in the place of y, and y += w times the gate.
+// y += O attention(LN(y)), y += F₂ gelu(F₁ LN(y)), or with w = A(y) in the place of y, and y += w times the gate. `next` is the linear
+// layer after them, with so many outputs.
 static __device__ void attend(const Arguments& a, const State& m, const Team& team, const At& at, const Stage& flow,
-                              const Layer& layer, int l) {
+                              const Layer& layer, int l, const Linear& next, int n_next) {
   real* const rows = ADAPTIVE ? m.inner() : m.y();
+  fetch(a, m, team, l);
   stage(m, m.y(), CHANNELS);
   if (ADAPTIVE) {
     adaptive_norm(a, m, at, layer.attention);
@@ -434,19 +507,22 @@ static __device__ void attend(const Arguments& a, const State& m, const Team& te
       m.inner()[item] = m.x()[item];
   }
   layer_norm(a, m, layer.attention_norm);
-  linear(a, m, team, layer.qkv, CHANNELS, 3 * CHANNELS, [&](int o, int lane, real v) { m.qkv()[o * LANES + lane] = v; });
+  linear<CHANNELS>(a, m, team, layer.qkv, 3 * CHANNELS, [&](int o, int lane, real v) { m.qkv()[o * LANES + lane] = v; });
   meet(team);
   attention(a, m, team, at, layer, l);
+  ask<CHANNELS>(a, m, layer.out, CHANNELS, first_of(team));
   meet(team);
   stage(m, m.mixed(), CHANNELS);
-  linear(a, m, team, layer.out, CHANNELS, CHANNELS, [&](int o, int lane, real v) { rows[o * LANES + lane] += v; });
+  linear<CHANNELS>(a, m, team, layer.out, CHANNELS, [&](int o, int lane, real v) { rows[o * LANES + lane] += v; });
+  ask<CHANNELS>(a, m, layer.first, HIDDEN, first_of(team));
   meet(team);
   stage(m, rows, CHANNELS);
   layer_norm(a, m, layer.forward_norm);
-  linear(a, m, team, layer.first, CHANNELS, HIDDEN, [&](int o, int lane, real v) { m.hidden()[o * LANES + lane] = gelu(v); });
+  linear<CHANNELS>(a, m, team, layer.first, HIDDEN, [&](int o, int lane, real v) { m.hidden()[o * LANES + lane] = gelu(v); });
+  ask<HIDDEN>(a, m, layer.second, CHANNELS, first_of(team));
   meet(team);
   stage(m, m.hidden(), HIDDEN);
-  linear(a, m, team, layer.second, HIDDEN, CHANNELS, [&](int o, int lane, real v) {
+  linear<HIDDEN>(a, m, team, layer.second, CHANNELS, [&](int o, int lane, real v) {
     const Row row = row_of(a, at, lane);
     const real w = rows[o * LANES + lane] + v;
     real* const y = m.y() + o * LANES + lane;
@@ -454,21 +530,25 @@ static __device__ void attend(const Arguments& a, const State& m, const Team& te
     else if (CONDITIONS && l + 1 < LAYERS) *y = w + given(a, flow.condition, row, o);  // the layer behind begins with it
     else *y = w;
   });
+  ask<CHANNELS>(a, m, next, n_next, first_of(team));
   meet(team);
 }
 
 // y += σ(G′ c) T (silu(w V) (w U)), w = A′(y).
-static __device__ APART void transition(const Arguments& a, const State& m, const Team& team, const At& at, const Layer& layer) {
+static __device__ APART void transition(const Arguments& a, const State& m, const Team& team, const At& at, const Layer& layer,
+                                        const Linear& next, int n_next) {
   stage(m, m.y(), CHANNELS);
   adaptive_norm(a, m, at, layer.transition);
-  product(a, m, team, layer.into, CHANNELS, 2 * HIDDEN, [&](int o, int lane, real value, real gate) {
+  product<CHANNELS>(a, m, team, layer.into, 2 * HIDDEN, [&](int o, int lane, real value, real gate) {
     m.hidden()[o / 2 * LANES + lane] = silu(gate) * value;
   });
+  ask<HIDDEN>(a, m, layer.back, CHANNELS, first_of(team));
   meet(team);
   stage(m, m.hidden(), HIDDEN);
-  linear(a, m, team, layer.back, HIDDEN, CHANNELS, [&](int o, int lane, real v) {
+  linear<HIDDEN>(a, m, team, layer.back, CHANNELS, [&](int o, int lane, real v) {
     m.y()[o * LANES + lane] += given(a, layer.transition.gate, row_of(a, at, lane), o) * v;
   });
+  ask<CHANNELS>(a, m, next, n_next, first_of(team));
   meet(team);
 }
 
@@ -514,21 +594,27 @@ static __device__ void follow(const Arguments& a, const State& m, const At& at, 
 
 static __device__ void run_stage(const Arguments& a, const State& m, const Team& team, int tile, int index) {
   const Stage& flow = a.stages[index];
+  const Layer* const layers = a.layers + index * LAYERS;
   // the last token is not needed for any other
   const int steps = a.encode ? (a.tokens - 1 + LANES - 1) / LANES : a.tokens - 1;
   At at = {tile, 0};
   if (team.rank == 0) enter(a, m, at, flow);
+  ask<CHANNELS>(a, m, layers[0].qkv, 3 * CHANNELS, first_of(team));
   meet(team);
   for (; at.step < steps; ++at.step) {
     for (int l = 0; l < LAYERS; ++l) {
-      const Layer& layer = a.layers[index * LAYERS + l];
-      attend(a, m, team, at, flow, layer, l);
-      if (TRANSITION) transition(a, m, team, at, layer);
+      const Layer& layer = layers[l];
+      const bool ends = l + 1 == LAYERS && team.rank == 0;
+      const Linear& behind = ends ? flow.out : layers[(l + 1) % LAYERS].qkv;
+      const int n_behind = ends ? 2 * SIZE : 3 * CHANNELS;
+      attend(a, m, team, at, flow, layer, l, TRANSITION ? layer.into : behind, TRANSITION ? 2 * HIDDEN : n_behind);
+      if (TRANSITION) transition(a, m, team, at, layer, behind, n_behind);
     }
     if (team.rank == 0) {
       const Team alone = {team.index, 0, 1, team.arrivals};
       stage(m, m.y(), CHANNELS);
-      linear(a, m, alone, flow.out, CHANNELS, 2 * SIZE, [&](int o, int lane, real v) { m.output()[o * LANES + lane] = v; });
+      linear<CHANNELS>(a, m, alone, flow.out, 2 * SIZE, [&](int o, int lane, real v) { m.output()[o * LANES + lane] = v; });
+      ask<CHANNELS>(a, m, layers[0].qkv, 3 * CHANNELS, 0);
       // the next rows are u, so before some are replaced in encoding, and after they are found in decoding
       const At next = {tile, at.step + 1};
       if (a.encode) enter(a, m, next, flow);
@@ -544,7 +630,7 @@ static __device__ void run_stage(const Arguments& a, const State& m, const Team&
 KERNEL(tarflow, Arguments) {
   DYNAMIC_SHARED(memory);
   const Team team = team_of(a.blocks, a.arrivals);
-  const State m = {a.scratch + team.index * size_of(a), (real*)memory};
+  const State m = {a.scratch + team.index * size_of(a), (real*)memory + (ALONE ? 2 * (WIDTH * a.tokens + MOST_ASKED * THREADS) : 0)};
   const int rows = a.encode ? 1 : LANES, tiles = (a.n + rows - 1) / rows;
   for (int tile = team.index; tile < tiles; tile += gridDim.x / a.blocks) {
     if (team.rank == 0 && threadIdx.x < (unsigned)rows && tile * rows + threadIdx.x < (unsigned)a.n)

@@ -3,7 +3,8 @@
 //
 // What it is strict about, so that mistakes show: dynamic shared memory has exactly the size that was asked for, and holds NaN
 // at first; warps run one after the other, each as far as it can; all threads of a block must meet at the same barrier, all
-// lanes that a shuffle names at the same shuffle; blocks must not wait for each other in vain. Under TSan, threads are only
+// lanes that a shuffle names at the same shuffle; blocks must not wait for each other in vain; what is copied later is there when it was
+// waited for, and not before. Under TSan, threads are only
 // ordered by barriers, shuffles and atomics.
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -111,6 +112,8 @@ inline void prepare(Context& context, char* stack, void (*begin)()) {
 }
 #endif
 
+struct Copy { void* to; const void* from; size_t bytes; };
+
 struct Fibre {
   Context context;
   std::unique_ptr<char[]> stack;
@@ -120,6 +123,7 @@ struct Fibre {
   uint64_t given = 0;  // value handed to a shuffle
   uint32_t seen = 0;   // number that another block changes
   unsigned barriers = 0, meetings = 0;
+  std::vector<Copy> copies;  // on their way
   unsigned x = 0;
   void* tsan = nullptr;
 };
@@ -244,6 +248,13 @@ UNWATCHED void look(const uint32_t* address, int line) {
   fibre.seen = *address;
 }
 
+// Copies that go on by themselves come as late as they may.
+template <class T> void copy_later(T* to, const T* from) { machine.current->copies.push_back({to, from, sizeof(T)}); }
+inline void arrived() {
+  for (const Copy& copy : machine.current->copies) std::memcpy(copy.to, copy.from, copy.bytes);
+  machine.current->copies.clear();
+}
+
 template <class T> T shuffle(unsigned mask, T value, unsigned from, int line) {
   static_assert(sizeof(T) <= 8, "a shuffle takes up to eight bytes");
   uint64_t bits = 0;
@@ -289,6 +300,7 @@ UNWATCHED void begin(Block& block, unsigned index, unsigned shared_bytes) {
     Fibre& fibre = block.fibres[i];
     fibre.state = State::Ready;
     fibre.barriers = fibre.meetings = fibre.seen = 0;
+    fibre.copies.clear();
     fibre.x = static_cast<unsigned>(i);
     prepare(fibre.context, fibre.stack.get(), enter);
 #if defined(__SANITIZE_THREAD__)
@@ -396,6 +408,8 @@ template <class T> T atomic_min(T* address, T value) {
 #define __shfl_down_sync(mask, value, by) fibres::shuffle(mask, value, fibres::index().x % 32 + (by), __LINE__)
 #define COUNT_IN(address) __atomic_fetch_add(address, 1u, __ATOMIC_SEQ_CST)
 #define LOOK(address) (fibres::look(address, __LINE__), __atomic_load_n(address, __ATOMIC_SEQ_CST))
+#define COPY_LATER(to, from) fibres::copy_later(to, from)
+#define ARRIVED() fibres::arrived()
 #define atomicMin(address, value) fibres::atomic_min(address, value)
 #define DYNAMIC_SHARED(name) double* const name = fibres::machine.block->shared.get()
 #define KERNEL(name, Arguments)                                                                             \

@@ -27,7 +27,7 @@ fn parameters<R: Real>(network: &TarNetwork) -> Vec<R> {
 
 /// Sizes that fill no pass, no slice and no warp.
 fn single<R: Real>(tokens: usize, token_size: usize) -> TarFlow<R> {
-    let network = TarFlowConfig { tokens, token_size, channels: 15, blocks: 2, layers: 2, heads: 3, expansion: 3 };
+    let network = TarFlowConfig { tokens, token_size, channels: 15, blocks: 2, layers: 2, heads: 3, expansion: 5 };
     let config = Config { network, units_per_nm: 4.0, centroid: Some(0.5) };
     let network = TarNetwork::new(config.network.clone()).unwrap();
     let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), tokens * token_size / 3);
@@ -112,7 +112,7 @@ fn golden(driver: &Arc<dyn Driver>) {
     assert!(of_x[0].max(of_x[1]) < SINGLE.0 && of_log_q[0].max(of_log_q[1]) < SINGLE.1, "{of_x:?} {of_log_q:?}");
 }
 
-/// A team of blocks for one row, teams of one block for many; and whatever the batch, the team, the order of warps and lanes, the bits are
+/// A team of blocks for one row, with one lane on the way to the data, teams of one block for many; and whatever the batch, the team, the order of warps and lanes, the bits are
 /// the same.
 #[test]
 fn single_system() {
@@ -129,6 +129,10 @@ fn single_system() {
         assert!(generated(&card, &z[..18 * n]) == of(&whole), "{n} samples");
         assert!(encoded(&card, &whole.0[..18 * n]) == of(&back), "{n} densities");
     }
+    // a card with fewer blocks than heads
+    let little: Arc<dyn Driver> = Arc::new(Fibres::new("tarflow-two", Sanitizer::None).with_multiprocessors(1));
+    let (x, log_det, _) = generated(&flow().on_device(&little).unwrap(), &z[..18]);
+    assert!(x == whole.0[..18] && log_det == whole.1[..1], "two blocks");
     // a team's tokens in three parts
     compare("one row", &|| single::<f64>(20, 3), &driver, 1, DOUBLE);
 }
@@ -184,10 +188,20 @@ fn under_the_thread_sanitizer() {
     compare("thread", &|| single::<f32>(6, 1), &fibres("tarflow-thread", Sanitizer::Thread), 1, SINGLE);
 }
 
+/// A TarFlow whose kernels have a planted fault.
+fn faulty(
+    name: &str,
+    sanitizer: Sanitizer,
+    from: &'static str,
+    to: &'static str,
+) -> Result<impl Density + Flow, String> {
+    let driver: Arc<dyn Driver> = Arc::new(Fibres::new(name, sanitizer).with_fault(from, to));
+    single::<f64>(4, 3).on_device(&driver).map_err(|e| e.to_string())
+}
+
 /// What a kernel with a planted fault does to a row on its way to the prior: `Err` with what the machine or a sanitizer said, or log q.
 fn with_fault(name: &str, sanitizer: Sanitizer, from: &'static str, to: &'static str) -> Result<f64, String> {
-    let driver: Arc<dyn Driver> = Arc::new(Fibres::new(name, sanitizer).with_fault(from, to));
-    let card = single::<f64>(4, 3).on_device(&driver).map_err(|e| e.to_string())?;
+    let card = faulty(name, sanitizer, from, to)?;
     let mut log_q = [Evaluation::inside(0.0)];
     card.log_density(&normals(12, 1), &mut log_q).map_err(|e| e.to_string())?;
     Ok(log_q[0].log_density)
@@ -213,6 +227,21 @@ fn a_token_that_does_not_see_itself_is_found() {
     let found = with_fault("tarflow-blind", Sanitizer::None, from, to).unwrap();
     let want = encoded(&single::<f64>(4, 3), &normals(12, 1)).2[0];
     assert!((found - want).abs() > 1e-6, "{found} {want}");
+}
+
+/// Weights and keys that a single sample's team asked for and did not wait for.
+#[test]
+fn what_is_not_waited_for_is_found() {
+    for (name, from, to) in [
+        ("tarflow-weights", "    ARRIVED();\n#pragma unroll", "#pragma unroll"),
+        ("tarflow-keys", "    ARRIVED();\n    __syncthreads();", "    __syncthreads();"),
+    ] {
+        let card = faulty(name, Sanitizer::None, from, to).unwrap();
+        let (mut x, mut log_det, mut log_q) = ([0.0; 12], [0.0], [Evaluation::inside(0.0)]);
+        card.generate(&normals(12, 1), &mut x, &mut log_det, &mut log_q).unwrap();
+        let want = generated(&single::<f64>(4, 3), &normals(12, 1)).0;
+        assert!(x.iter().zip(&want).any(|(x, want)| !((x - want).abs() < 1e-6)), "{name}: {x:?}");
+    }
 }
 
 /// Of alanine dipeptide as published, with a token for each coordinate.

@@ -32,6 +32,8 @@ struct Shape {
 const TEAMS: Shape = Shape { lanes: 8, pairs: 8 };
 /// For a card that is full.
 const FULL: Shape = Shape { lanes: 16, pairs: 16 };
+/// For a team with a single sample.
+const ALONE: Shape = Shape { lanes: 1, pairs: 8 };
 
 /// `Linear` of the kernel.
 #[repr(C)]
@@ -152,7 +154,10 @@ impl Sizes {
         let TarFlowConfig { tokens, token_size, channels, heads, .. } = self.config;
         let staged = channels.max(self.hidden()) * lanes;
         let of_attention = THREADS / 32 * (channels / heads + tokens);
-        let numbers = 2 * 16 * lanes + 2 * token_size * lanes + THREADS * 17 + staged.max(of_attention);
+        let of_products = THREADS * (2 * lanes.min(8) + 1);
+        let asked = (128 / size_of::<R>()).min(channels.max(self.hidden()).div_ceil(32)) * THREADS;
+        let ahead = if lanes == 1 { 2 * (channels / heads * tokens + asked) } else { 0 };
+        let numbers = ahead + 2 * 16 * lanes + 2 * token_size * lanes + of_products + staged.max(of_attention);
         numbers * size_of::<R>()
     }
 
@@ -160,7 +165,7 @@ impl Sizes {
     fn state(&self, lanes: usize, encode: bool) -> usize {
         let TarFlowConfig { tokens, channels, layers, .. } = self.config;
         let kept = layers * if encode { 1 } else { lanes } * 2 * channels * tokens;
-        (6 * channels + self.hidden()) * lanes + kept.next_multiple_of(8)
+        (6 * channels + self.hidden().next_multiple_of(2)) * lanes + kept.next_multiple_of(8)
     }
 
     /// Blocks of a team beyond which some would find nothing to do in the largest product.
@@ -170,7 +175,7 @@ impl Sizes {
     }
 }
 
-/// Kernels of a single system's network and of Prose, each in either shape.
+/// Kernels of a single system's network and of Prose, in all shapes.
 pub fn programs() -> Vec<Program> {
     let config = |tokens, token_size, channels, heads, layers| TarFlowConfig {
         tokens,
@@ -195,6 +200,9 @@ pub fn programs() -> Vec<Program> {
         single.program::<f32>(TEAMS),
         prose.program::<f64>(TEAMS),
         single.program::<f64>(FULL),
+        prose.program::<f32>(ALONE),
+        single.program::<f32>(ALONE),
+        prose.program::<f64>(ALONE),
     ]
 }
 
@@ -330,9 +338,12 @@ struct Work<R> {
     log_det: Buffer<f64>,
     scratch: Buffer<R>,
     arrivals: Buffer<u32>,
-    /// Compiled when first needed; none inside where the card has not enough shared memory for it.
-    full: Option<Option<Variant>>,
+    full: Later,
+    alone: Later,
 }
+
+/// A kernel that is compiled when first needed; none inside where the card has not enough shared memory for it.
+type Later = Option<Option<Variant>>;
 
 /// Who does the work of a launch.
 struct Plan {
@@ -366,6 +377,7 @@ impl<R: Real> OnCard<R> {
             scratch: Buffer::new(driver, 0)?,
             arrivals: Buffer::new(driver, 0)?,
             full: None,
+            alone: None,
         };
         Ok(OnCard {
             driver: driver.clone(),
@@ -379,16 +391,21 @@ impl<R: Real> OnCard<R> {
         })
     }
 
+    fn later(&self, kept: &mut Later, shape: Shape) -> Result<Variant> {
+        let variant = match *kept {
+            Some(variant) => variant,
+            None => *kept.insert(Variant::new::<R>(&self.driver, &self.sizes, shape)?),
+        };
+        Ok(variant.unwrap_or(self.teams))
+    }
+
     /// Teams of as many blocks as there is room for; where there is none beside one of each, those for a card that is full.
-    fn plan(&self, full: &mut Option<Option<Variant>>, n: usize, encode: bool) -> Result<Plan> {
-        let mut variant = self.teams;
-        if variant.tiles(n, encode) > variant.resident {
-            let full = match *full {
-                Some(full) => full,
-                None => *full.insert(Variant::new::<R>(&self.driver, &self.sizes, FULL)?),
-            };
-            variant = full.unwrap_or(variant);
-        }
+    fn plan(&self, work: &mut Work<R>, n: usize, encode: bool) -> Result<Plan> {
+        let variant = match (n, encode) {
+            (1, false) => self.later(&mut work.alone, ALONE)?,
+            _ if self.teams.tiles(n, encode) > self.teams.resident => self.later(&mut work.full, FULL)?,
+            _ => self.teams,
+        };
         let fitting = STATES / (self.sizes.state(variant.shape.lanes, encode) * size_of::<R>());
         let teams = variant.tiles(n, encode).min(variant.resident).min(fitting).max(1);
         let blocks = (variant.resident / teams).clamp(1, self.sizes.most_blocks(variant.shape.pairs));
@@ -399,7 +416,7 @@ impl<R: Real> OnCard<R> {
     fn run(&self, x: &mut [f64], log_det: &mut [f64], encode: bool) -> Result<()> {
         let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         let n = log_det.len();
-        let Plan { variant, teams, blocks } = self.plan(&mut work.full, n, encode)?;
+        let Plan { variant, teams, blocks } = self.plan(&mut work, n, encode)?;
         work.x.write(x)?;
         work.log_det.reserve(n)?;
         work.scratch.reserve(teams * self.sizes.state(variant.shape.lanes, encode))?;
