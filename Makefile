@@ -43,7 +43,7 @@ test-gpu: venv
 	cargo test --release --test cuda_cpu -- --ignored --nocapture
 
 bench-gpu: build
-	$(BIN) --device cuda bench coupling/sample coupling/log_density gvp_flow egnn_flow graphormer_ebm invariant_ebm \
+	$(BIN) --device cuda bench coupling/sample coupling/log_density gvp_flow egnn_flow graphormer_ebm gvp_ebm invariant_ebm \
 		tarflow/sample tarflow/log_density prose
 
 # The same work in PyTorch, which $(PYTHON) must have.

@@ -148,7 +148,9 @@ fn autoregressive(c: &mut Criterion, name: &str, flow: &TarFlow<f32>) {
 
 fn energies(c: &mut Criterion) {
     let (graphormer, invariant) = (cases::graphormer().unwrap(), cases::invariant().unwrap());
+    let gvp = cases::gvp_energy().unwrap();
     energy(c, "graphormer_ebm", &graphormer, graphormer.flops());
+    energy(c, "gvp_ebm", &gvp, gvp.flops());
     energy(c, "invariant_ebm", &invariant, invariant.flops());
 }
 

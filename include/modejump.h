@@ -319,7 +319,7 @@ int32_t modejump_last_error(const char **message);
 // Sets this thread's last error: for callbacks, which then return a status other than 0. NULL clears it.
 int32_t modejump_set_last_error(const char *message);
 
-// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU for models that have kernels
+// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
 // for one, if there is one), "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else
 // it is the CPU. Fails if there is no such device, and says what is missing.
 int32_t modejump_set_device(const char *name);

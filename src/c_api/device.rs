@@ -7,7 +7,7 @@ use crate::device::{set_default, Device};
 use crate::error::Result;
 use std::ffi::c_char;
 
-/// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU for models that have kernels
+/// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
 /// for one, if there is one), "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else
 /// it is the CPU. Fails if there is no such device, and says what is missing.
 ///

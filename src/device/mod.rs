@@ -83,28 +83,26 @@ mod nvidia {
 #[derive(Clone)]
 pub struct Device {
     driver: Option<Arc<dyn Driver>>,
-    /// Whether a model without kernels is an error here, or runs on the CPU.
-    strict: bool,
 }
 
 impl Device {
     pub fn cpu() -> Device {
-        Device { driver: None, strict: false }
+        Device { driver: None }
     }
 
-    /// The first GPU for models that have kernels, else the CPU.
+    /// The first GPU, or the CPU where there is none.
     pub fn auto() -> Device {
-        Device { driver: nvidia::open(0).ok(), strict: false }
+        Device { driver: nvidia::open(0).ok() }
     }
 
     /// GPU number `ordinal`. The error names what is missing.
     pub fn cuda(ordinal: usize) -> Result<Device> {
-        Ok(Device { driver: Some(nvidia::open(ordinal)?), strict: true })
+        Ok(Device { driver: Some(nvidia::open(ordinal)?) })
     }
 
     /// A machine of one's own.
     pub fn with_driver(driver: Arc<dyn Driver>) -> Device {
-        Device { driver: Some(driver), strict: true }
+        Device { driver: Some(driver) }
     }
 
     /// `cpu`, `auto`, `cuda` or `cuda:N`.
@@ -126,16 +124,6 @@ impl Device {
 
     pub fn driver(&self) -> Option<&Arc<dyn Driver>> {
         self.driver.as_ref()
-    }
-
-    /// What to do with a model of this kind, which has no kernels: an error where the device was asked for by name.
-    pub fn without_kernels(&self, kind: &str) -> Result<()> {
-        if self.strict {
-            return Err(Error::Unsupported(format!(
-                "models of the kind {kind} have no kernels for a GPU; run them with the device cpu"
-            )));
-        }
-        Ok(())
     }
 }
 

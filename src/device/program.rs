@@ -1,8 +1,9 @@
 //! The sources of kernels, embedded, with the sizes that they are compiled for.
 
 /// What sources include, in the order of replacement: each may name those behind it.
-const HEADERS: [(&str, &str); 3] = [
+const HEADERS: [(&str, &str); 4] = [
     ("#include \"ode.cuh\"", include_str!("../../cuda/ode.cuh")),
+    ("#include \"gvp.cuh\"", include_str!("../../cuda/gvp.cuh")),
     ("#include \"jets.cuh\"", include_str!("../../cuda/jets.cuh")),
     ("#include \"common.cuh\"", include_str!("../../cuda/common.cuh")),
 ];
@@ -28,11 +29,12 @@ pub struct Program {
 
 /// The programs of all models and of weights, in the variants that are used.
 pub fn all() -> Vec<Program> {
-    use crate::models::{coupling, egnn_flow, graphormer_ebm, gvp_flow, mlp_ebm, tarflow};
+    use crate::models::{coupling, egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, mlp_ebm, tarflow};
     use crate::weights::on_device as weights;
     [
         coupling::programs(),
         gvp_flow::programs(),
+        gvp_ebm::programs(),
         egnn_flow::programs(),
         graphormer_ebm::programs(),
         mlp_ebm::programs(),

@@ -1,6 +1,6 @@
 //! Vector fields and energies of molecules on a GPU: batches, launches and the sharing-out of divergences (`cuda/jets.cuh`); the ODE
 //! of a flow in `ode.rs`. A model brings its kernels and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`,
-//! `graphormer_ebm/cuda.rs`, `mlp_ebm/cuda.rs`, `invariant_ebm/cuda.rs`.
+//! `graphormer_ebm/cuda.rs`, `gvp_ebm/cuda.rs`, `mlp_ebm/cuda.rs`, `invariant_ebm/cuda.rs`.
 
 mod ode;
 
@@ -143,6 +143,14 @@ impl<R: Real> Packing<'_, R> {
     }
 }
 
+/// How the score of an energy is found: in jets of so many components by as many blocks a configuration. By reverse mode in one block, all of
+/// it; two components then only tell its program from that of values.
+#[derive(Clone, Copy)]
+pub struct Score {
+    pub components: usize,
+    pub shares: usize,
+}
+
 /// One model's kernels and what they read.
 pub struct FieldKernel {
     /// Of the kernel for batches of values.
@@ -153,6 +161,8 @@ pub struct FieldKernel {
     pub rows: usize,
     /// Of a block.
     pub threads: usize,
+    /// Of energies.
+    pub score: Score,
     /// The program for jets of so many components, and the numbers of a block's state.
     pub program: Box<dyn Fn(usize) -> Program + Send + Sync>,
     pub memory: Box<dyn Fn(usize) -> usize + Send + Sync>,
@@ -170,7 +180,9 @@ impl FieldKernel {
         memory: impl Fn(usize) -> usize + Send + Sync + 'static,
     ) -> FieldKernel {
         let (program, memory) = (Box::new(program), Box::new(memory));
-        FieldKernel { name, dimension, rows: 1, threads, program, memory, arguments: Vec::new(), buffers: Vec::new() }
+        let score = Score { components: 2, shares: 1 };
+        let (arguments, buffers) = (Vec::new(), Vec::new());
+        FieldKernel { name, dimension, rows: 1, threads, score, program, memory, arguments, buffers }
     }
 
     /// Copies values to the card, and keeps them there as long as the kernel is.
@@ -385,7 +397,7 @@ impl<R: Real> VectorField for FieldOnDevice<R> {
 
 /// An energy that has kernels.
 pub trait EnergyKernel: Network {
-    /// The kernels, for one component those of values, for two those of scores as well, with the network's parameters on a machine.
+    /// The kernels, for one component those of values, for those of its [`Score`] scores as well, with the network's parameters on a machine.
     fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel>;
 }
 
@@ -410,7 +422,8 @@ impl<R: Real> EnergyOnDevice<R> {
         let mut work = self.0.begin(t, x)?;
         work.df.reserve(score.len())?;
         let batch = Batch { df: work.df.address(), ..Batch::default() };
-        self.0.launch(&mut work, 2, t.len(), 1, batch)?;
+        let Score { components, shares } = self.0.kernel.score;
+        self.0.launch(&mut work, components, t.len(), shares, batch)?;
         work.f.read(energy)?;
         work.df.read(score)
     }

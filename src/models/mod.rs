@@ -22,7 +22,7 @@ pub use field::{EnergyFunction, VectorField};
 pub use steering::{follow, JointTarget, Steering};
 
 use crate::density::{Density, Evaluation};
-use crate::device::{self, Device};
+use crate::device::{self, Device, Driver};
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, ModelFile};
 use crate::nn::Real;
@@ -141,7 +141,7 @@ pub fn load_with(path: impl AsRef<Path>, precision: Precision) -> Result<Arc<dyn
     from_bytes(&path.display().to_string(), &bytes, precision)
 }
 
-/// Loads a model file to a device. Errors name what the device lacks, or the kind of model that has no kernels for it.
+/// Loads a model file to a device. Errors name what the device lacks.
 pub fn load_on(path: impl AsRef<Path>, precision: Precision, device: &Device) -> Result<Arc<dyn Model>> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
@@ -189,29 +189,7 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
         )));
     }
     if let Some(driver) = device.driver() {
-        match &file.card.model {
-            ModelConfig::Coupling(_) => {
-                return Ok(Arc::new(coupling::CouplingFlow::<R>::from_file(file)?.on_device(driver)?))
-            }
-            ModelConfig::GvpFlow(_) => {
-                return Ok(Arc::new(gvp_flow::GvpFlow::<R>::from_file(file)?.on_device(driver)?))
-            }
-            ModelConfig::EgnnFlow(_) => {
-                return Ok(Arc::new(egnn_flow::EgnnFlow::<R>::from_file(file)?.on_device(driver)?))
-            }
-            ModelConfig::GraphormerEbm(_) => {
-                return Ok(Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?.on_device(driver)?))
-            }
-            ModelConfig::InvariantEbm(_) => {
-                return Ok(Arc::new(invariant_ebm::InvariantEbm::<R>::from_file(file)?.on_device(driver)?))
-            }
-            ModelConfig::MlpEbm(_) => return Ok(Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?.on_device(driver)?)),
-            ModelConfig::Tarflow(_) | ModelConfig::TransferableTarflow(_) => {
-                return Ok(Arc::new(tarflow::TarFlow::<R>::from_file(file)?.on_device(driver)?))
-            }
-            ModelConfig::Modes(_) => return Ok(Arc::new(modes::ModeGenerators::from_file::<R>(file, device)?)),
-            other => device.without_kernels(other.kind())?,
-        }
+        return build_on::<R>(file, device, driver);
     }
     Ok(match &file.card.model {
         ModelConfig::Coupling(_) => Arc::new(coupling::CouplingFlow::<R>::from_file(file)?),
@@ -224,5 +202,23 @@ fn build_as<R: Real>(file: &ModelFile, device: &Device) -> Result<Arc<dyn Model>
         ModelConfig::TransferableTarflow(_) => Arc::new(tarflow::TarFlow::<R>::from_file(file)?),
         ModelConfig::MlpEbm(_) => Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?),
         ModelConfig::Modes(_) => Arc::new(modes::ModeGenerators::from_file::<R>(file, device)?),
+    })
+}
+
+fn build_on<R: Real>(file: &ModelFile, device: &Device, driver: &Arc<dyn Driver>) -> Result<Arc<dyn Model>> {
+    Ok(match &file.card.model {
+        ModelConfig::Coupling(_) => Arc::new(coupling::CouplingFlow::<R>::from_file(file)?.on_device(driver)?),
+        ModelConfig::EgnnFlow(_) => Arc::new(egnn_flow::EgnnFlow::<R>::from_file(file)?.on_device(driver)?),
+        ModelConfig::GraphormerEbm(_) => {
+            Arc::new(graphormer_ebm::GraphormerEbm::<R>::from_file(file)?.on_device(driver)?)
+        }
+        ModelConfig::GvpEbm(_) => Arc::new(gvp_ebm::GvpEbm::<R>::from_file(file)?.on_device(driver)?),
+        ModelConfig::GvpFlow(_) => Arc::new(gvp_flow::GvpFlow::<R>::from_file(file)?.on_device(driver)?),
+        ModelConfig::InvariantEbm(_) => Arc::new(invariant_ebm::InvariantEbm::<R>::from_file(file)?.on_device(driver)?),
+        ModelConfig::MlpEbm(_) => Arc::new(mlp_ebm::MlpEbm::<R>::from_file(file)?.on_device(driver)?),
+        ModelConfig::Modes(_) => Arc::new(modes::ModeGenerators::from_file::<R>(file, device)?),
+        ModelConfig::Tarflow(_) | ModelConfig::TransferableTarflow(_) => {
+            Arc::new(tarflow::TarFlow::<R>::from_file(file)?.on_device(driver)?)
+        }
     })
 }

@@ -11,7 +11,11 @@ use std::sync::Arc;
 
 /// A small network with odd sizes.
 pub fn small<R: Real>() -> GvpField<R> {
-    let config = GvpConfig {
+    GvpField::random(small_config(), 4).unwrap()
+}
+
+pub fn small_config() -> GvpConfig {
+    GvpConfig {
         features: vec![vec![0], vec![1], vec![0, 2], vec![], vec![1]],
         n_features: 3,
         n_layers: 3,
@@ -21,13 +25,16 @@ pub fn small<R: Real>() -> GvpField<R> {
         rbf_count: 5,
         message_norm: 2.0,
         coordinate_range: 1.5,
-    };
-    GvpField::random(config, 4).unwrap()
+    }
 }
 
 /// BoltzNCE's sizes for alanine dipeptide.
 fn whole<R: Real>() -> GvpField<R> {
-    let config = GvpConfig {
+    GvpField::random(whole_config(), 5).unwrap()
+}
+
+pub fn whole_config() -> GvpConfig {
+    GvpConfig {
         features: (0..22).map(|i| vec![i % 21]).collect(),
         n_features: 21,
         n_layers: 5,
@@ -37,8 +44,7 @@ fn whole<R: Real>() -> GvpField<R> {
         rbf_count: 16,
         message_norm: 10.0,
         coordinate_range: 10.0,
-    };
-    GvpField::random(config, 5).unwrap()
+    }
 }
 
 fn compare<R: Real>(name: &str, host: &GvpField<R>, driver: &Arc<dyn Driver>, rows: usize, tolerance: f64) {

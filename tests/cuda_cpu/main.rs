@@ -6,6 +6,7 @@ mod driver;
 mod egnn_flow;
 mod fields;
 mod graphormer_ebm;
+mod gvp_ebm;
 mod gvp_flow;
 mod mlp_ebm;
 mod models;

@@ -16,7 +16,7 @@ DECODINGS = ("sequential", "jacobi", "gauss_seidel")
 
 
 def set_device(name):
-    """Where models run that are loaded from now on: "cpu", "auto" (a GPU, if there is one and the model has kernels for it),
+    """Where models run that are loaded from now on: "cpu", "auto" (a GPU, if there is one),
     "cuda" or "cuda:N". Raises Error if there is no such device. Those of MonteCarloModeJump are loaded when a Context is made.
     """
     _call("set_device", name.encode())

@@ -7,8 +7,11 @@
 //! E = e₂ silu(e₁ mean_i s_i + ..) + ..
 //! ```
 
+mod cuda;
 #[cfg(test)]
 mod tests;
+
+pub use cuda::programs;
 
 use super::card::ModelConfig;
 use super::energy::{EnergyConfig, EnergyModel};

@@ -1,6 +1,6 @@
-//! The vector field on a GPU: weights as `cuda/gvp_flow.cu` reads them.
+//! The vector field on a GPU: weights as `cuda/gvp.cuh` and `cuda/gvp_flow.cu` read them.
 
-use super::layout::{GvpPlaces, NormPlaces};
+use super::layout::{GvpPlaces, NormPlaces, TrunkPlaces};
 use super::{GvpConfig, GvpField};
 use crate::device::{Driver, Program};
 use crate::error::Result;
@@ -43,18 +43,25 @@ struct LayerRecord {
     update_norm: NormRecord,
 }
 
-/// `Network` of the kernels; addresses on the card.
+/// `Trunk` of the kernels; addresses on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
-struct NetworkRecord {
+pub struct TrunkRecord {
     weights: u64,
     layers: u64,
-    output: u64,
     embedding: u64,
     time: u64,
     rbf_max: f64,
     message_norm: f64,
     coordinate_range: f64,
+}
+
+/// `Network` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct NetworkRecord {
+    trunk: TrunkRecord,
+    output: u64,
 }
 
 /// `n_radial`: radial functions, the last of the scalars; with any, the first vector is an edge's direction.
@@ -88,6 +95,11 @@ fn gvp<R: Real>(packing: &mut Packing<R>, places: &GvpPlaces, n_radial: usize) -
 
 /// The kernels for a network of BoltzNCE's sizes, in every variant.
 pub fn programs() -> Vec<Program> {
+    programs_of(("gvp_flow", SOURCE))
+}
+
+/// The same of a source with its name.
+pub fn programs_of(source: (&'static str, &'static str)) -> Vec<Program> {
     let config = GvpConfig {
         features: vec![vec![]; 22],
         n_features: 21,
@@ -99,7 +111,7 @@ pub fn programs() -> Vec<Program> {
         message_norm: 10.0,
         coordinate_range: 10.0,
     };
-    let of = |c| [program::<f32>(&config, c, SHARED), program::<f64>(&config, c, SHARED)];
+    let of = |c| [program::<f32>(source, &config, c, SHARED), program::<f64>(source, &config, c, SHARED)];
     COMPONENTS.into_iter().flat_map(of).collect()
 }
 
@@ -108,7 +120,12 @@ fn norm<R: Real>(packing: &mut Packing<R>, places: &NormPlaces) -> NormRecord {
 }
 
 /// For a card with so many bytes of shared memory a block.
-fn program<R: Real>(config: &GvpConfig, components: usize, shared: usize) -> Program {
+fn program<R: Real>(
+    (name, source): (&'static str, &'static str),
+    config: &GvpConfig,
+    components: usize,
+    shared: usize,
+) -> Program {
     let at_once = at_once::<R>(config, components, shared);
     let constants: [(_, &dyn std::fmt::Display); 11] = [
         ("REAL", &crate::device::program::real::<R>()),
@@ -123,7 +140,7 @@ fn program<R: Real>(config: &GvpConfig, components: usize, shared: usize) -> Pro
         ("RADIAL", &config.rbf_count),
         ("LAYERS", &config.n_layers),
     ];
-    Program::new("gvp_flow", SOURCE, &constants)
+    Program::new(name, source, &constants)
 }
 
 /// Numbers of a block's state with messages to so many atoms at once, as `MEMORY` of the kernel counts them.
@@ -140,45 +157,67 @@ fn at_once<R>(config: &GvpConfig, components: usize, shared: usize) -> usize {
     destinations::<R>(lanes, shared, |number| memory(config, components, number))
 }
 
+/// The kernel `name` of a source, without what it reads.
+pub fn kernel<R: Real>(
+    name: &'static str,
+    source: (&'static str, &'static str),
+    config: &GvpConfig,
+    driver: &Arc<dyn Driver>,
+) -> FieldKernel {
+    let (for_program, for_memory, shared) = (config.clone(), config.clone(), driver.shared_memory());
+    FieldKernel::new(
+        (name, 3 * config.features.len(), threads::<R>()),
+        move |components| program::<R>(source, &for_program, components, shared),
+        move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, shared)),
+    )
+}
+
+fn layers<R: Real>(packing: &mut Packing<R>, config: &GvpConfig, places: &TrunkPlaces) -> Vec<LayerRecord> {
+    let layers = places.layers.iter().map(|layer| LayerRecord {
+        message: gvp(packing, &layer.message, config.rbf_count),
+        update: gvp(packing, &layer.update, 0),
+        position: gvp(packing, &layer.position, 0),
+        message_norm: norm(packing, &layer.message_norm),
+        update_norm: norm(packing, &layer.update_norm),
+    });
+    layers.collect()
+}
+
+/// Copies a trunk to the card, and with it what `behind` packs for the layers behind it.
+pub fn keep_trunk<R: Real, T>(
+    kernel: &mut FieldKernel,
+    parameters: &[R],
+    (config, places): (&GvpConfig, &TrunkPlaces),
+    behind: impl FnOnce(&mut Packing<R>) -> T,
+    driver: &Arc<dyn Driver>,
+) -> Result<(TrunkRecord, T)> {
+    let mut packing = Packing { parameters, weights: Vec::new() };
+    let layers = layers(&mut packing, config, places);
+    let behind = behind(&mut packing);
+    let n_in = config.n_features + 1;
+    let weight = |i: usize, o: usize| packing.at(places.embedding_weight.start + o * n_in + i);
+    let bias = |o: usize| packing.at(places.embedding_bias.start + o);
+    let [embedding, time] = packing.embedding(&config.features, config.n_scalars, weight, bias, config.n_features);
+    let trunk = TrunkRecord {
+        weights: kernel.keep(driver, &packing.weights)?,
+        layers: kernel.keep(driver, &layers)?,
+        embedding: kernel.keep(driver, &embedding)?,
+        time: kernel.keep(driver, &time)?,
+        rbf_max: config.rbf_max,
+        message_norm: config.message_norm,
+        coordinate_range: config.coordinate_range,
+    };
+    Ok((trunk, behind))
+}
+
 impl<R: Real> GvpField<R> {
     /// Copies the field to a machine and compiles its kernels.
     pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<FieldOnDevice<R>> {
-        let (config, places) = (self.config.clone(), &self.places);
-        let mut packing = Packing { parameters: &self.parameters, weights: Vec::new() };
-        let layers: Vec<LayerRecord> = places
-            .trunk
-            .layers
-            .iter()
-            .map(|layer| LayerRecord {
-                message: gvp(&mut packing, &layer.message, config.rbf_count),
-                update: gvp(&mut packing, &layer.update, 0),
-                position: gvp(&mut packing, &layer.position, 0),
-                message_norm: norm(&mut packing, &layer.message_norm),
-                update_norm: norm(&mut packing, &layer.update_norm),
-            })
-            .collect();
-        let output = gvp(&mut packing, &places.output, 0);
-        let n_in = config.n_features + 1;
-        let weight = |i: usize, o: usize| packing.at(places.trunk.embedding_weight.start + o * n_in + i);
-        let bias = |o: usize| packing.at(places.trunk.embedding_bias.start + o);
-        let [embedding, time] = packing.embedding(&config.features, config.n_scalars, weight, bias, config.n_features);
-        let (for_program, for_memory) = (config.clone(), config.clone());
-        let shared = driver.shared_memory();
-        let mut kernel = FieldKernel::new(
-            ("gvp_field", 3 * config.features.len(), threads::<R>()),
-            move |components| program::<R>(&for_program, components, shared),
-            move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, shared)),
-        );
-        kernel.arguments = bytes(&NetworkRecord {
-            weights: kernel.keep(driver, &packing.weights)?,
-            layers: kernel.keep(driver, &layers)?,
-            output: kernel.keep(driver, &[output])?,
-            embedding: kernel.keep(driver, &embedding)?,
-            time: kernel.keep(driver, &time)?,
-            rbf_max: config.rbf_max,
-            message_norm: config.message_norm,
-            coordinate_range: config.coordinate_range,
-        });
+        let mut kernel = kernel::<R>("gvp_field", ("gvp_flow", SOURCE), &self.config, driver);
+        let trunk = (&self.config, &self.places.trunk);
+        let output = |packing: &mut Packing<R>| gvp(packing, &self.places.output, 0);
+        let (trunk, output) = keep_trunk(&mut kernel, &self.parameters, trunk, output, driver)?;
+        kernel.arguments = bytes(&NetworkRecord { trunk, output: kernel.keep(driver, &[output])? });
         FieldOnDevice::new(driver, kernel)
     }
 }

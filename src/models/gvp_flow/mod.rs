@@ -16,7 +16,7 @@
 //! ```
 
 mod cpu;
-mod cuda;
+pub(super) mod cuda;
 mod edges;
 mod format;
 mod gvp;

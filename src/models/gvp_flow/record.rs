@@ -120,6 +120,10 @@ impl Trunk {
         &self.config
     }
 
+    pub fn places(&self) -> &TrunkPlaces {
+        &self.places
+    }
+
     pub fn n_atoms(&self) -> usize {
         self.config.features.len()
     }

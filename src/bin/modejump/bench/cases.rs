@@ -7,6 +7,7 @@ use modejump::models::continuous::Interpolant;
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use modejump::models::egnn_flow::{Egnn, EgnnConfig};
 use modejump::models::graphormer_ebm::{Graphormer, GraphormerConfig, Version};
+use modejump::models::gvp_ebm::GvpEnergy;
 use modejump::models::gvp_flow::{GvpConfig, GvpField};
 use modejump::models::invariant_ebm::whitening::Whitening;
 use modejump::models::invariant_ebm::{InvariantConfig, InvariantNetwork};
@@ -111,7 +112,11 @@ fn features() -> Vec<Vec<usize>> {
 
 /// BoltzNCE's vector field for 22 atoms (alanine dipeptide) with random weights: 5 layers, 108 933 parameters.
 pub fn gvp_field() -> Result<GvpField<f32>> {
-    let config = GvpConfig {
+    GvpField::random(gvp(), 1)
+}
+
+fn gvp() -> GvpConfig {
+    GvpConfig {
         features: features(),
         n_features: 21,
         n_layers: 5,
@@ -121,8 +126,14 @@ pub fn gvp_field() -> Result<GvpField<f32>> {
         rbf_count: 16,
         message_norm: 10.0,
         coordinate_range: 10.0,
-    };
-    GvpField::random(config, 1)
+    }
+}
+
+/// The energy that goes with it, BoltzNCE's other one.
+pub fn gvp_energy() -> Result<Evaluator<GvpEnergy, f32>> {
+    let network = GvpEnergy::new(gvp())?;
+    let parameters = network.initialise(&mut initialise());
+    Ok(Evaluator::new(network, parameters))
 }
 
 fn initialise() -> Stream {

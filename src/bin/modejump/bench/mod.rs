@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 19] = [
     "coupling/sample",
     "coupling/log_density",
     "coupling/train_step",
@@ -30,6 +30,8 @@ const NAMES: [&str; 17] = [
     "egnn_flow/velocity_divergence",
     "graphormer_ebm/energy",
     "graphormer_ebm/energy_score",
+    "gvp_ebm/energy",
+    "gvp_ebm/energy_score",
     "invariant_ebm/energy",
     "invariant_ebm/energy_score",
     "tarflow/sample",
@@ -165,6 +167,13 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         }
         "graphormer_ebm/energy" | "graphormer_ebm/energy_score" => {
             let model = cases::graphormer()?;
+            match device::default()?.driver() {
+                None => measure_energy(name, &model, model.flops(), report)?,
+                Some(driver) => measure_energy(name, &model.on_device(driver)?, model.flops(), &report.on(driver))?,
+            }
+        }
+        "gvp_ebm/energy" | "gvp_ebm/energy_score" => {
+            let model = cases::gvp_energy()?;
             match device::default()?.driver() {
                 None => measure_energy(name, &model, model.flops(), report)?,
                 Some(driver) => measure_energy(name, &model.on_device(driver)?, model.flops(), &report.on(driver))?,

@@ -1,0 +1,39 @@
+//! The energy on a GPU: weights as `cuda/gvp.cuh` and `cuda/gvp_ebm.cu` read them.
+
+use super::GvpEnergy;
+use crate::device::{Driver, Program};
+use crate::error::Result;
+use crate::models::field_on_device::{bytes, needs_scratch, EnergyKernel, FieldKernel, LinearRecord, Score};
+use crate::models::gvp_flow::cuda::{keep_trunk, kernel, programs_of, TrunkRecord};
+use crate::nn::Real;
+use bytemuck::{Pod, Zeroable};
+use std::sync::Arc;
+
+const SOURCE: (&str, &str) = ("gvp_ebm", include_str!("../../../cuda/gvp_ebm.cu"));
+
+/// What `Arguments` of the kernel have behind the batch.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Arguments {
+    trunk: TrunkRecord,
+    energy: [LinearRecord; 2],
+}
+
+/// The kernels for a network of BoltzNCE's sizes, in every variant.
+pub fn programs() -> Vec<Program> {
+    programs_of(SOURCE)
+}
+
+impl EnergyKernel for GvpEnergy {
+    fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel> {
+        let trunk = (self.config(), self.trunk.places());
+        let mut kernel = kernel::<R>("gvp_energy", SOURCE, trunk.0, driver);
+        let (trunk, energy) =
+            keep_trunk(&mut kernel, parameters, trunk, |packing| self.energy.map(|w| packing.linear(&w)), driver)?;
+        kernel.arguments = bytes(&Arguments { trunk, energy });
+        // the three directions of an atom at once where their state fits into shared memory
+        let components = if needs_scratch::<R>((kernel.memory)(4), driver.shared_memory()) { 2 } else { 4 };
+        let shares = kernel.dimension / (components - 1);
+        Ok(FieldKernel { score: Score { components, shares }, ..kernel })
+    }
+}
