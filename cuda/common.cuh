@@ -153,6 +153,12 @@ struct alignas(2 * sizeof(real)) Two { real v[2]; };
 #endif
 constexpr int READS_AT_ONCE = READS;
 
+#ifndef TENSOR
+#define TENSOR 0
+#endif
+#if TENSOR
+#include "tensor.cuh"
+#else
 // W x for x[n_in][lanes] in shared memory, by all threads of the block; lanes are a multiple of eight. W is stored [n_in][n_out],
 // n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory and one of W for sixteen
 // multiply-adds. `start(o, lane, sum)` writes what eight lanes of output o start from, and `finish(o, lane, sum)` takes what they
@@ -189,6 +195,7 @@ static __device__ void product(const real* w, int n_in, int n_out, int lanes, co
     finish(o + 1, first, right);
   }
 }
+#endif
 
 // Eight lanes from memory, and to it.
 static __device__ void get_eight(const real* from, real* to) {

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         return kept();
     }
     let pairs = program::all().into_iter().flat_map(|p| ARCHITECTURES.map(|a| (p.clone(), a)));
-    let jobs: Vec<_> = pairs.filter(|(program, a)| !is_double(program) || *a == "sm_90").collect();
+    let jobs: Vec<_> = pairs.filter(|(program, a)| is_for(program, a)).collect();
     let (jobs, failed) = (Mutex::new(jobs), AtomicBool::new(false));
     let next = || jobs.lock().unwrap().pop();
     std::thread::scope(|scope| {
@@ -80,9 +80,21 @@ fn ahead_of_time(run: impl Fn(&mut Command, bool) -> bool) -> bool {
         && !compile(&["models/ala2/model.safetensors", "--architecture", "sm_12"])
 }
 
-/// Networks in f64 are the reference path: one architecture will do.
+fn has(program: &Program, name: &str, value: &str) -> bool {
+    program.constants.iter().any(|constant| (constant.0, constant.1.as_str()) == (name, value))
+}
+
 fn is_double(program: &Program) -> bool {
-    program.constants.iter().any(|(name, value)| *name == "REAL" && value == "double")
+    has(program, "REAL", "double")
+}
+
+/// Networks in f64 are the reference path: one architecture will do. Tensor cores that take TF32 came with sm_80.
+fn is_for(program: &Program, architecture: &str) -> bool {
+    match architecture {
+        "sm_90" => true,
+        "sm_75" => !is_double(program) && !has(program, "TENSOR", "1"),
+        _ => !is_double(program),
+    }
 }
 
 fn title(program: &Program, architecture: &str) -> String {

@@ -62,6 +62,10 @@ impl Driver for AheadOfTime {
         self.shared_memory
     }
 
+    fn tensor_cores(&self) -> bool {
+        super::tensor_cores(&self.architecture)
+    }
+
     fn multiprocessors(&self) -> usize {
         MULTIPROCESSORS
     }

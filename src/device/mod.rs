@@ -26,6 +26,11 @@ pub trait Driver: Send + Sync {
     /// Bytes of shared memory that one block can have.
     fn shared_memory(&self) -> usize;
 
+    /// Whether f32 networks that can shall use tensor cores (`cuda/tensor.cuh`).
+    fn tensor_cores(&self) -> bool {
+        false
+    }
+
     /// How many multiprocessors share out the blocks of a launch, for a choice of tiles.
     fn multiprocessors(&self) -> usize;
 
@@ -64,6 +69,13 @@ pub trait Driver: Send + Sync {
         shared: usize,
         argument: &[u8],
     ) -> Result<()>;
+}
+
+/// Whether kernels for this architecture use tensor cores: from sm_80 on, where `MODEJUMP_TENSOR_CORES` is 1.
+#[cfg(feature = "cuda")]
+fn tensor_cores(architecture: &str) -> bool {
+    let asked = std::env::var("MODEJUMP_TENSOR_CORES").is_ok_and(|value| value == "1");
+    asked && !architecture.starts_with("sm_7")
 }
 
 /// A compiled kernel of one driver.

@@ -1,6 +1,6 @@
 //! NVIDIA's cards, through the driver library, which is looked for at run time: the same binary runs with and without one.
 
-use super::{compile, Driver, KernelId, Program};
+use super::{compile, tensor_cores, Driver, KernelId, Program};
 use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -145,6 +145,10 @@ impl Driver for Card {
 
     fn shared_memory(&self) -> usize {
         self.shared_memory
+    }
+
+    fn tensor_cores(&self) -> bool {
+        tensor_cores(&self.architecture)
     }
 
     fn multiprocessors(&self) -> usize {

@@ -25,6 +25,7 @@ pub struct Fibres {
     sanitizer: Sanitizer,
     shared_memory: usize,
     multiprocessors: usize,
+    tensor_cores: bool,
     /// (what to look for, what to put there), applied to the source: a planted fault.
     fault: Option<(&'static str, &'static str)>,
     /// Order of warps and lanes.
@@ -43,6 +44,7 @@ impl Fibres {
             sanitizer,
             shared_memory: 227 << 10,
             multiprocessors: 2,
+            tensor_cores: false,
             fault: None,
             seed: AtomicU32::new(1),
             kernels: Mutex::default(),
@@ -63,6 +65,11 @@ impl Fibres {
     /// With so many multiprocessors instead of two.
     pub fn with_multiprocessors(self, multiprocessors: usize) -> Fibres {
         Fibres { multiprocessors, ..self }
+    }
+
+    /// With tensor cores.
+    pub fn with_tensor_cores(self) -> Fibres {
+        Fibres { tensor_cores: true, ..self }
     }
 
     fn compile(&self, program: &Program) -> Result<PathBuf> {
@@ -156,6 +163,10 @@ impl Driver for Fibres {
 
     fn shared_memory(&self) -> usize {
         self.shared_memory
+    }
+
+    fn tensor_cores(&self) -> bool {
+        self.tensor_cores
     }
 
     fn multiprocessors(&self) -> usize {

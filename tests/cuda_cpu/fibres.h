@@ -269,6 +269,46 @@ template <class T> T shuffle(unsigned mask, T value, unsigned from, int line) {
   return result;
 }
 
+// TF32: of the mantissa ten bits, to the nearest, ties away from zero; an instruction that is given more does not see the rest.
+inline float to_tf32(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (std::isfinite(x)) bits = (bits + 0x1000) & ~0x1fffu;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+inline float seen_as_tf32(uint32_t bits) {
+  bits &= ~0x1fffu;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// c += a b of a whole warp: mma.m16n8k8 with TF32 (PTX ISA, fragments of m16n8k8).
+inline void mma(float* c, const float* a, const float* b, int line) {
+  const unsigned lane = index().x % 32, g = lane / 4, t = lane % 4;
+  float rows[2][8], columns[8][2];
+  const auto exchange = [&](const float* two, auto take) {
+    uint64_t bits;
+    std::memcpy(&bits, two, 8);
+    meet(0xffffffffu, bits, line);
+    take([](unsigned of_lane, int which) { return seen_as_tf32(static_cast<uint32_t>(of(of_lane) >> 32 * which)); });
+    meet(0xffffffffu, bits, line);
+  };
+  for (int half = 0; half < 2; ++half)
+    exchange(a + 2 * half, [&](auto from) {
+      for (unsigned k = 0; k < 4; ++k)
+        for (int row = 0; row < 2; ++row) rows[row][4 * half + k] = from(4 * g + k, row);
+    });
+  exchange(b, [&](auto from) {
+    for (unsigned k = 0; k < 8; ++k)
+      for (unsigned column = 0; column < 2; ++column) columns[k][column] = from(4 * (2 * t + column) + k % 4, k / 4);
+  });
+  for (int row = 0; row < 2; ++row)
+    for (int column = 0; column < 2; ++column)
+      for (int k = 0; k < 8; ++k) c[2 * row + column] += rows[row][k] * columns[k][column];
+}
+
 // Lets those lanes of a warp go on that all met; says whether any did.
 UNWATCHED bool release_warp(Block& block, size_t warp) {
   const size_t first = 32 * warp, last = std::min(first + 32, block.fibres.size());
@@ -408,6 +448,8 @@ template <class T> T atomic_min(T* address, T value) {
 #define __shfl_down_sync(mask, value, by) fibres::shuffle(mask, value, fibres::index().x % 32 + (by), __LINE__)
 #define COUNT_IN(address) __atomic_fetch_add(address, 1u, __ATOMIC_SEQ_CST)
 #define LOOK(address) (fibres::look(address, __LINE__), __atomic_load_n(address, __ATOMIC_SEQ_CST))
+#define TO_TF32(x) fibres::to_tf32(x)
+#define MMA(c, a, b) fibres::mma(c, a, b, __LINE__)
 #define COPY_LATER(to, from) fibres::copy_later(to, from)
 #define ARRIVED() fibres::arrived()
 #define atomicMin(address, value) fibres::atomic_min(address, value)

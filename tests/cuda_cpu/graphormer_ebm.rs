@@ -1,6 +1,6 @@
 //! BoltzNCE's energy-based model.
 
-use super::driver::Sanitizer;
+use super::driver::{Fibres, Sanitizer};
 use super::fibres;
 use super::fields::{compare_energies, normals};
 use modejump::device::{Device, Driver};
@@ -74,6 +74,21 @@ fn small_networks() {
 #[test]
 fn sizes_of_boltznce() {
     compare("whole-f32", &whole::<f32>(), &fibres("graphormer-whole-f32", Sanitizer::None), 1, 1e-4);
+}
+
+/// Products by 3xTF32 are as good as those of f32.
+#[test]
+fn by_tensor_cores() {
+    let with = |name, sanitizer| -> Arc<dyn Driver> { Arc::new(Fibres::new(name, sanitizer).with_tensor_cores()) };
+    compare("tensor", &small::<f32>(Version::Boltznce), &with("graphormer-tensor", Sanitizer::Address), 2, 1e-4);
+    compare(
+        "tensor-thread",
+        &small::<f32>(Version::Clean),
+        &with("graphormer-tensor-thread", Sanitizer::Thread),
+        1,
+        1e-4,
+    );
+    compare("tensor-whole", &whole::<f32>(), &with("graphormer-tensor-whole", Sanitizer::None), 1, 1e-4);
 }
 
 #[test]

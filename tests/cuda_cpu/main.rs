@@ -12,6 +12,7 @@ mod mlp_ebm;
 mod models;
 mod paths;
 mod tarflow;
+mod tensor;
 mod weights;
 
 use driver::{Fibres, Sanitizer};

@@ -59,23 +59,45 @@ pub fn programs() -> Vec<Program> {
         heads: 32,
         kernels: 50,
     };
-    let of = |score| [program::<f32>(&config, 1, score, SHARED), program::<f64>(&config, 1, score, SHARED)];
+    let (plain, tensor) = (Machine { shared: SHARED, tensor: false }, Machine { shared: SHARED, tensor: true });
+    let of = |score| {
+        [
+            program::<f32>(&config, 1, score, plain),
+            program::<f32>(&config, 1, score, tensor),
+            program::<f64>(&config, 1, score, plain),
+        ]
+    };
     [false, true].into_iter().flat_map(of).collect()
 }
 
-/// A round of a product of 256 outputs in 24 lanes; f64 networks need more registers each.
-fn threads<R>() -> usize {
-    match size_of::<R>() {
-        8 => 256,
-        _ => 384,
+/// What decides about the kernels: bytes of shared memory that a block can have, whether products are for tensor cores.
+#[derive(Clone, Copy)]
+struct Machine {
+    shared: usize,
+    tensor: bool,
+}
+
+impl Machine {
+    fn of<R>(driver: &Arc<dyn Driver>) -> Machine {
+        Machine { shared: driver.shared_memory(), tensor: size_of::<R>() == 4 && driver.tensor_cores() }
+    }
+
+    /// A round of a product of 256 outputs in 24 lanes. f64 networks need more registers each; by tensor cores eight warps have 16 outputs
+    /// in two rounds.
+    fn threads<R>(self) -> usize {
+        match size_of::<R>() {
+            4 if !self.tensor => 384,
+            _ => 256,
+        }
     }
 }
 
-/// For a card with so many bytes of shared memory a block.
-fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool, shared: usize) -> Program {
-    let constants: [(_, &dyn std::fmt::Display); 13] = [
+fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool, machine: Machine) -> Program {
+    let scratch = needs_scratch::<R>(memory::<R>(config, times, score, machine), machine.shared);
+    let constants: [(_, &dyn std::fmt::Display); 14] = [
         ("REAL", &crate::device::program::real::<R>()),
-        ("THREADS", &threads::<R>()),
+        ("TENSOR", &u8::from(machine.tensor)),
+        ("THREADS", &machine.threads::<R>()),
         ("ATOMS", &config.types.len()),
         ("PADDED", &padded(config.types.len())),
         ("WIDTH", &config.width),
@@ -86,18 +108,18 @@ fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool, shared
         ("TIMES", &times),
         ("BOLTZNCE", &u8::from(config.version == Version::Boltznce)),
         ("SCORE", &u8::from(score)),
-        ("SCRATCH", &u8::from(needs_scratch::<R>(memory::<R>(config, times, score), shared))),
+        ("SCRATCH", &u8::from(scratch)),
     ];
     Program::new("graphormer_ebm", SOURCE, &constants)
 }
 
 /// Numbers of a block's state, as `ENERGY_MEMORY` and `SCORE_MEMORY` of the kernel count them.
-fn memory<R>(config: &GraphormerConfig, times: usize, score: bool) -> usize {
+fn memory<R>(config: &GraphormerConfig, times: usize, score: bool, machine: Machine) -> usize {
     let even = |n: usize| n.next_multiple_of(2);
     let (n, lanes) = (config.types.len(), padded(config.types.len()));
     let (d, h, k) = (even(config.width), even(config.heads), even(config.kernels));
     let hidden = d.max(even(config.feed_forward));
-    let partials = (threads::<R>() / lanes).max(1);
+    let partials = (machine.threads::<R>() / lanes).max(1);
     let energy = lanes * (5 * d + hidden + n * h + 3 * k + 10 + partials) + times.next_multiple_of(4);
     let layers = config.n_layers * config.blocks;
     let back = lanes * (2 * layers * d + 5 * d + hidden + n * h + 2 * h + 6 + k);
@@ -148,11 +170,11 @@ impl EnergyKernel for Graphormer {
             ..Arguments::default()
         };
         let (for_program, for_memory) = (config.clone(), config.clone());
-        let shared = driver.shared_memory();
+        let machine = Machine::of::<R>(driver);
         let mut kernel = FieldKernel::new(
-            ("graphormer", 3 * n, threads::<R>()),
-            move |components| program::<R>(&for_program, times, components > 1, shared),
-            move |components| memory::<R>(&for_memory, times, components > 1),
+            ("graphormer", 3 * n, machine.threads::<R>()),
+            move |components| program::<R>(&for_program, times, components > 1, machine),
+            move |components| memory::<R>(&for_memory, times, components > 1, machine),
         );
         arguments.weights = kernel.keep(driver, &packing.weights)?;
         arguments.layers = kernel.keep(driver, &layers.repeat(config.blocks))?;
