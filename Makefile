@@ -41,12 +41,12 @@ test-mpi: venv
 # Kernels on a card: parity with the CPU, and their speed. Everything else about them is part of test-rust.
 test-gpu: venv
 	cargo test --release --test cuda_cpu -- --ignored --nocapture
-	MODEJUMP_TENSOR_CORES=1 cargo test --release --test cuda_cpu -- --ignored --nocapture graphormer
+	MODEJUMP_TENSOR_CORES=1 cargo test --release --test cuda_cpu -- --ignored --nocapture gvp egnn graphormer mlp
 
 bench-gpu: build
 	$(BIN) --device cuda bench coupling/sample coupling/log_density gvp_flow egnn_flow graphormer_ebm gvp_ebm invariant_ebm \
 		tarflow/sample tarflow/log_density prose
-	MODEJUMP_TENSOR_CORES=1 $(BIN) --device cuda bench graphormer_ebm
+	MODEJUMP_TENSOR_CORES=1 $(BIN) --device cuda bench gvp_flow egnn_flow graphormer_ebm invariant_ebm
 
 # The same work in PyTorch, which $(PYTHON) must have.
 bench-pytorch:

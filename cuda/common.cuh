@@ -22,10 +22,8 @@
 #define DYNAMIC_SHARED(name) extern __shared__ double name[]
 // A count that blocks change and wait for. What a block wrote before it is counted, those that look see after (release and acquire:
 // fences that are cheaper than __threadfence).
-static __device__ unsigned int count_in(unsigned int* address) {
-  unsigned int before;
-  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(address) : "memory");
-  return before;
+static __device__ void count_in(unsigned int* address) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(address) : "memory");
 }
 static __device__ unsigned int look(const unsigned int* address) {
   unsigned int value;
@@ -104,13 +102,13 @@ static __device__ double normal_at(const Stream& stream, u32 position, bool seco
 // ---------------------------------------------------------------- teams
 
 // Blocks that run at once (a cooperative launch) and share a piece of work. `arrivals` counts those that came to a barrier, of all
-// barriers together.
-struct Team { int index, rank, blocks; u32* arrivals; };
+// barriers together, and `due` how many will have come when the last one is passed, so that nobody waits for what the count was.
+struct Team { int index, rank, blocks; u32* arrivals; mutable u32 due; };
 
 // `arrivals`: one number a team, zero.
 static __device__ Team team_of(int blocks, u32* arrivals) {
   const int index = blockIdx.x / blocks;
-  const Team team = {index, (int)(blockIdx.x % blocks), blocks, arrivals + index};
+  const Team team = {index, (int)(blockIdx.x % blocks), blocks, arrivals + index, 0};
   return team;
 }
 
@@ -118,9 +116,10 @@ static __device__ Team team_of(int blocks, u32* arrivals) {
 static __device__ void meet(const Team& team) {
   __syncthreads();
   if (team.blocks == 1) return;
+  team.due += team.blocks;
   if (threadIdx.x == 0) {
-    const u32 blocks = team.blocks, before = COUNT_IN(team.arrivals), all = (before / blocks + 1) * blocks;
-    while (LOOK(team.arrivals) < all) {}
+    COUNT_IN(team.arrivals);
+    while ((int)(LOOK(team.arrivals) - team.due) < 0) {}  // also where counts have begun anew
   }
   __syncthreads();
 }

@@ -611,7 +611,7 @@ static __device__ void run_stage(const Arguments& a, const State& m, const Team&
       if (TRANSITION) transition(a, m, team, at, layer, behind, n_behind);
     }
     if (team.rank == 0) {
-      const Team alone = {team.index, 0, 1, team.arrivals};
+      const Team alone = {team.index, 0, 1, team.arrivals, 0};
       stage(m, m.y(), CHANNELS);
       linear<CHANNELS>(a, m, alone, flow.out, 2 * SIZE, [&](int o, int lane, real v) { m.output()[o * LANES + lane] = v; });
       ask<CHANNELS>(a, m, layers[0].qkv, 3 * CHANNELS, 0);

@@ -38,8 +38,25 @@ pub fn needs_scratch<R>(memory: usize, shared: usize) -> bool {
     memory * size_of::<R>() > shared
 }
 
-/// Bytes of shared memory of the cards that kernels without one are made for.
-pub const SHARED: usize = 227 << 10;
+/// What decides about kernels beside the model.
+#[derive(Clone, Copy)]
+pub struct Machine {
+    /// Bytes of shared memory that a block can have.
+    pub shared: usize,
+    /// Whether products are for tensor cores, which f32 networks alone have a use for.
+    pub tensor: bool,
+}
+
+impl Machine {
+    /// Without a card.
+    pub const ELSEWHERE: Machine = Machine { shared: 227 << 10, tensor: false };
+    /// The same with tensor cores.
+    pub const WITH_TENSOR_CORES: Machine = Machine { tensor: true, ..Machine::ELSEWHERE };
+
+    pub fn of<R>(driver: &Arc<dyn Driver>) -> Machine {
+        Machine { shared: driver.shared_memory(), tensor: size_of::<R>() == 4 && driver.tensor_cores() }
+    }
+}
 
 /// Components of jets that kernels are compiled for: values; one direction; the three coordinates of an atom.
 pub const COMPONENTS: [usize; 3] = [1, 2, 4];

@@ -1,12 +1,13 @@
 //! The vector field of ECNF.
 
-use super::driver::Sanitizer;
+use super::driver::{Fibres, Sanitizer};
 use super::{fibres, fields};
-use modejump::device::Device;
+use modejump::device::{Device, Driver};
 use modejump::models::egnn_flow::{Egnn, EgnnConfig};
 use modejump::models::network::{Evaluator, Network};
 use modejump::nn::Real;
 use modejump::rng::{Stream, StreamId};
+use std::sync::Arc;
 
 fn random<R: Real>(config: EgnnConfig) -> Evaluator<Egnn, R> {
     let network = Egnn::new(config).unwrap();
@@ -42,6 +43,12 @@ fn small_networks() {
 fn sizes_of_ecnf() {
     let driver = fibres("egnn-whole-f32", Sanitizer::None);
     fields::compare("egnn-whole-f32", &whole::<f32>(), &whole::<f32>().on_device(&driver).unwrap(), 1, 5e-5);
+}
+
+#[test]
+fn by_tensor_cores() {
+    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("egnn-tensor", Sanitizer::None).with_tensor_cores());
+    fields::compare("egnn-tensor", &small::<f32>(), &small::<f32>().on_device(&driver).unwrap(), 2, 2e-5);
 }
 
 #[test]

@@ -63,6 +63,15 @@ fn sizes_of_boltznce() {
     compare("whole-f32", &whole::<f32>(), &fibres("gvp-whole-f32", Sanitizer::None), 1, 5e-5);
 }
 
+/// With jets, 24 and 192 lanes.
+#[test]
+fn by_tensor_cores() {
+    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("gvp-tensor", Sanitizer::None).with_tensor_cores());
+    compare("tensor", &small::<f32>(), &driver, 2, 2e-5);
+    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("gvp-tensor-address", Sanitizer::Address).with_tensor_cores());
+    compare("tensor-address", &small::<f32>(), &driver, 1, 2e-5);
+}
+
 /// With too little shared memory the state of a block lies in memory of its own, and blocks take several configurations.
 #[test]
 fn without_shared_memory() {

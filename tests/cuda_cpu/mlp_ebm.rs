@@ -92,6 +92,8 @@ fn small_networks() {
 #[test]
 fn the_energy_that_is_shipped() {
     shipped::<f32>(&fibres("mlp-ebm-shipped", Sanitizer::None), 9, 1e-4);
+    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("mlp-ebm-tensor", Sanitizer::None).with_tensor_cores());
+    shipped::<f32>(&driver, 9, 1e-4);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::{Egnn, EgnnConfig};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, Packing, COMPONENTS, SHARED,
+    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, Machine, Packing, COMPONENTS,
 };
 use crate::models::network::Evaluator;
 use crate::nn::tape::Weight;
@@ -51,15 +51,16 @@ struct NetworkRecord {
 pub fn programs() -> Vec<Program> {
     let config =
         EgnnConfig { features: vec![vec![]; 22], n_features: 22, n_layers: 5, n_hidden: 64, coordinate_range: 15.0 };
-    let of = |c| [program::<f32>(&config, c, SHARED), program::<f64>(&config, c, SHARED)];
-    COMPONENTS.into_iter().flat_map(of).collect()
+    let of = |c| [program::<f32>(&config, c, Machine::ELSEWHERE), program::<f64>(&config, c, Machine::ELSEWHERE)];
+    let by_tensor_cores = program::<f32>(&config, 4, Machine::WITH_TENSOR_CORES);
+    COMPONENTS.into_iter().flat_map(of).chain([by_tensor_cores]).collect()
 }
 
-/// For a card with so many bytes of shared memory a block.
-fn program<R: Real>(config: &EgnnConfig, components: usize, shared: usize) -> Program {
+fn program<R: Real>(config: &EgnnConfig, components: usize, Machine { shared, tensor }: Machine) -> Program {
     let at_once = at_once::<R>(config, components, shared);
-    let constants: [(_, &dyn std::fmt::Display); 9] = [
+    let constants: [(_, &dyn std::fmt::Display); 10] = [
         ("REAL", &crate::device::program::real::<R>()),
+        ("TENSOR", &u8::from(tensor)),
         ("THREADS", &threads::<R>()),
         ("COMPONENTS", &components),
         ("DESTINATIONS", &at_once),
@@ -125,11 +126,11 @@ impl<R: Real> Evaluator<Egnn, R> {
         let start = |o: usize| w.bias_of(self.parameters())[o].to_f64();
         let [embedding, time] = packing.embedding(&config.features, h, weight, start, config.n_features);
         let (for_program, for_memory) = (config.clone(), config.clone());
-        let shared = driver.shared_memory();
+        let machine = Machine::of::<R>(driver);
         let mut kernel = FieldKernel::new(
             ("egnn_field", 3 * config.features.len(), threads::<R>()),
-            move |components| program::<R>(&for_program, components, shared),
-            move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, shared)),
+            move |components| program::<R>(&for_program, components, machine),
+            move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, machine.shared)),
         );
         kernel.arguments = bytes(&NetworkRecord {
             weights: kernel.keep(driver, &packing.weights)?,

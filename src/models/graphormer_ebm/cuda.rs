@@ -4,7 +4,7 @@ use super::{Graphormer, GraphormerConfig, Version};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, needs_scratch, padded, EnergyKernel, FieldKernel, LinearRecord, NormRecord, Packing, SHARED,
+    bytes, needs_scratch, padded, EnergyKernel, FieldKernel, LinearRecord, Machine, NormRecord, Packing,
 };
 use crate::nn::tape::LayerNorm;
 use crate::nn::Real;
@@ -59,36 +59,22 @@ pub fn programs() -> Vec<Program> {
         heads: 32,
         kernels: 50,
     };
-    let (plain, tensor) = (Machine { shared: SHARED, tensor: false }, Machine { shared: SHARED, tensor: true });
     let of = |score| {
         [
-            program::<f32>(&config, 1, score, plain),
-            program::<f32>(&config, 1, score, tensor),
-            program::<f64>(&config, 1, score, plain),
+            program::<f32>(&config, 1, score, Machine::ELSEWHERE),
+            program::<f32>(&config, 1, score, Machine::WITH_TENSOR_CORES),
+            program::<f64>(&config, 1, score, Machine::ELSEWHERE),
         ]
     };
     [false, true].into_iter().flat_map(of).collect()
 }
 
-/// What decides about the kernels: bytes of shared memory that a block can have, whether products are for tensor cores.
-#[derive(Clone, Copy)]
-struct Machine {
-    shared: usize,
-    tensor: bool,
-}
-
-impl Machine {
-    fn of<R>(driver: &Arc<dyn Driver>) -> Machine {
-        Machine { shared: driver.shared_memory(), tensor: size_of::<R>() == 4 && driver.tensor_cores() }
-    }
-
-    /// A round of a product of 256 outputs in 24 lanes. f64 networks need more registers each; by tensor cores eight warps have 16 outputs
-    /// in two rounds.
-    fn threads<R>(self) -> usize {
-        match size_of::<R>() {
-            4 if !self.tensor => 384,
-            _ => 256,
-        }
+/// A round of a product of 256 outputs in 24 lanes. f64 networks need more registers each; by tensor cores eight warps have 16 outputs in two
+/// rounds.
+fn threads<R>(machine: Machine) -> usize {
+    match size_of::<R>() {
+        4 if !machine.tensor => 384,
+        _ => 256,
     }
 }
 
@@ -97,7 +83,7 @@ fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool, machin
     let constants: [(_, &dyn std::fmt::Display); 14] = [
         ("REAL", &crate::device::program::real::<R>()),
         ("TENSOR", &u8::from(machine.tensor)),
-        ("THREADS", &machine.threads::<R>()),
+        ("THREADS", &threads::<R>(machine)),
         ("ATOMS", &config.types.len()),
         ("PADDED", &padded(config.types.len())),
         ("WIDTH", &config.width),
@@ -119,7 +105,7 @@ fn memory<R>(config: &GraphormerConfig, times: usize, score: bool, machine: Mach
     let (n, lanes) = (config.types.len(), padded(config.types.len()));
     let (d, h, k) = (even(config.width), even(config.heads), even(config.kernels));
     let hidden = d.max(even(config.feed_forward));
-    let partials = (machine.threads::<R>() / lanes).max(1);
+    let partials = (threads::<R>(machine) / lanes).max(1);
     let energy = lanes * (5 * d + hidden + n * h + 3 * k + 10 + partials) + times.next_multiple_of(4);
     let layers = config.n_layers * config.blocks;
     let back = lanes * (2 * layers * d + 5 * d + hidden + n * h + 2 * h + 6 + k);
@@ -172,7 +158,7 @@ impl EnergyKernel for Graphormer {
         let (for_program, for_memory) = (config.clone(), config.clone());
         let machine = Machine::of::<R>(driver);
         let mut kernel = FieldKernel::new(
-            ("graphormer", 3 * n, machine.threads::<R>()),
+            ("graphormer", 3 * n, threads::<R>(machine)),
             move |components| program::<R>(&for_program, times, components > 1, machine),
             move |components| memory::<R>(&for_memory, times, components > 1, machine),
         );

@@ -5,8 +5,8 @@ use super::{GvpConfig, GvpField};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, NormRecord, Packing, COMPONENTS,
-    SHARED,
+    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, Machine, NormRecord, Packing,
+    COMPONENTS,
 };
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
@@ -111,24 +111,26 @@ pub fn programs_of(source: (&'static str, &'static str)) -> Vec<Program> {
         message_norm: 10.0,
         coordinate_range: 10.0,
     };
-    let of = |c| [program::<f32>(source, &config, c, SHARED), program::<f64>(source, &config, c, SHARED)];
-    COMPONENTS.into_iter().flat_map(of).collect()
+    let plain = Machine::ELSEWHERE;
+    let of = |c| [program::<f32>(source, &config, c, plain), program::<f64>(source, &config, c, plain)];
+    let by_tensor_cores = program::<f32>(source, &config, 4, Machine::WITH_TENSOR_CORES);
+    COMPONENTS.into_iter().flat_map(of).chain([by_tensor_cores]).collect()
 }
 
 fn norm<R: Real>(packing: &mut Packing<R>, places: &NormPlaces) -> NormRecord {
     packing.norm(places.weight.start, places.bias.start, places.weight.len())
 }
 
-/// For a card with so many bytes of shared memory a block.
 fn program<R: Real>(
     (name, source): (&'static str, &'static str),
     config: &GvpConfig,
     components: usize,
-    shared: usize,
+    Machine { shared, tensor }: Machine,
 ) -> Program {
     let at_once = at_once::<R>(config, components, shared);
-    let constants: [(_, &dyn std::fmt::Display); 11] = [
+    let constants: [(_, &dyn std::fmt::Display); 12] = [
         ("REAL", &crate::device::program::real::<R>()),
+        ("TENSOR", &u8::from(tensor)),
         ("THREADS", &threads::<R>()),
         ("COMPONENTS", &components),
         ("DESTINATIONS", &at_once),
@@ -164,11 +166,11 @@ pub fn kernel<R: Real>(
     config: &GvpConfig,
     driver: &Arc<dyn Driver>,
 ) -> FieldKernel {
-    let (for_program, for_memory, shared) = (config.clone(), config.clone(), driver.shared_memory());
+    let (for_program, for_memory, machine) = (config.clone(), config.clone(), Machine::of::<R>(driver));
     FieldKernel::new(
         (name, 3 * config.features.len(), threads::<R>()),
-        move |components| program::<R>(source, &for_program, components, shared),
-        move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, shared)),
+        move |components| program::<R>(source, &for_program, components, machine),
+        move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, machine.shared)),
     )
 }
 

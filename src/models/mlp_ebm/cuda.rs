@@ -5,7 +5,7 @@ use super::trunk::Trunk;
 use super::MlpNetwork;
 use crate::device::{Driver, Program};
 use crate::error::Result;
-use crate::models::field_on_device::{bytes, needs_scratch, EnergyKernel, FieldKernel, LinearRecord, Packing, SHARED};
+use crate::models::field_on_device::{bytes, needs_scratch, EnergyKernel, FieldKernel, LinearRecord, Machine, Packing};
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
@@ -69,11 +69,13 @@ pub fn programs() -> Vec<Program> {
     let molecule = Molecule { atoms: 22, volumes: 61, swaps: 8, trigonometric: true };
     let of_molecule = Sizes { inputs: 208, times: 8, width: 256, layers: 3, molecule: Some(molecule) };
     let of_plane = Sizes { inputs: 2, times: 1, width: 64, layers: 3, molecule: None };
+    let plain = Machine::ELSEWHERE;
     let of = |sizes: Sizes| {
-        [false, true].map(|score| [sizes.program::<f32>(score, SHARED), sizes.program::<f64>(score, SHARED)])
+        [false, true].map(|score| [sizes.program::<f32>(score, plain), sizes.program::<f64>(score, plain)])
     };
-    let without = of_molecule.program::<f32>(true, 0);
-    [of_molecule, of_plane].into_iter().flat_map(of).flatten().chain([without]).collect()
+    let others = [Machine { shared: 0, ..plain }, Machine::WITH_TENSOR_CORES];
+    let others = others.map(|machine| of_molecule.program::<f32>(true, machine));
+    [of_molecule, of_plane].into_iter().flat_map(of).flatten().chain(others).collect()
 }
 
 impl Sizes {
@@ -94,14 +96,14 @@ impl Sizes {
         ROWS * (before + inputs + times + width + (kept * width).max(by_vectors) + THREADS / ROWS)
     }
 
-    /// For a card with so many bytes of shared memory a block.
-    fn program<R: Real>(&self, score: bool, shared: usize) -> Program {
+    fn program<R: Real>(&self, score: bool, Machine { shared, tensor }: Machine) -> Program {
         let mut constants: Vec<(_, &dyn std::fmt::Display)> = Vec::new();
         let (real, number) = (crate::device::program::real::<R>(), u8::from);
         let (score_too, scratch) = (number(score), number(needs_scratch::<R>(self.memory(score), shared)));
-        let of_molecule = number(self.molecule.is_some());
-        constants.extend::<[(_, &dyn std::fmt::Display); 9]>([
+        let (of_molecule, tensor) = (number(self.molecule.is_some()), number(tensor));
+        constants.extend::<[(_, &dyn std::fmt::Display); 10]>([
             ("REAL", &real),
+            ("TENSOR", &tensor),
             ("THREADS", &THREADS),
             ("INPUTS", &self.inputs),
             ("TIMES", &self.times),
@@ -125,10 +127,10 @@ impl Sizes {
 
     /// The kernel without what it reads.
     pub fn kernel<R: Real>(self, driver: &Arc<dyn Driver>) -> FieldKernel {
-        let shared = driver.shared_memory();
+        let machine = Machine::of::<R>(driver);
         let kernel = FieldKernel::new(
             ("mlp", self.dimension(), THREADS),
-            move |components| self.program::<R>(components > 1, shared),
+            move |components| self.program::<R>(components > 1, machine),
             move |components| self.memory(components > 1),
         );
         FieldKernel { rows: ROWS, ..kernel }
