@@ -31,7 +31,8 @@ test: test-rust test-plugin test-lammps test-gromacs test-mpi fuzz-targets
 
 test-rust: venv
 	@sh scripts/nvcc.sh
-	cargo test --release --features openmm
+	cargo test --release --features openmm --lib --bins --tests
+	cargo test --release --features openmm --doc
 
 # Samples, weights and annealing on MPI ranks. Library, program and this test are built once more, with the feature and little optimisation, in
 # a folder of their own.

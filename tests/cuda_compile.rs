@@ -88,12 +88,12 @@ fn is_double(program: &Program) -> bool {
     has(program, "REAL", "double")
 }
 
-/// Networks in f64 are the reference path: one architecture will do. Tensor cores that take TF32 came with sm_80.
+/// Networks in f64 are the reference path: one architecture will do. Tensor cores that take TF32 came with sm_80, and what is between has the
+/// registers of one of these.
 fn is_for(program: &Program, architecture: &str) -> bool {
-    match architecture {
-        "sm_90" => true,
-        "sm_75" => !is_double(program) && !has(program, "TENSOR", "1"),
-        _ => !is_double(program),
+    match has(program, "TENSOR", "1") {
+        true => ["sm_80", "sm_90", "sm_120"].contains(&architecture),
+        false => !is_double(program) || architecture == "sm_90",
     }
 }
 

@@ -88,7 +88,6 @@ fn by_tensor_cores() {
         1,
         1e-4,
     );
-    compare("tensor-whole", &whole::<f32>(), &with("graphormer-tensor-whole", Sanitizer::None), 1, 1e-4);
 }
 
 #[test]
