@@ -179,7 +179,7 @@ static __device__ void product(const Arguments& a, const State& m, const Team& t
   __syncthreads();
   for (int first = first_of(team); first < n_out; first += 2 * PAIRS * team.blocks) {
     const int o = first + 2 * pair;
-    ARRIVED();
+    if (ALONE) ARRIVED();
 #pragma unroll
     for (int r = 0; r < 2 * WIDE; ++r) group[r] = (real)0;
     for (int slice = part * OWN; o < n_out && slice < (part + 1) * OWN; ++slice) {

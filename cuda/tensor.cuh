@@ -76,6 +76,7 @@ static __device__ void product(const real* w, int n_in, int n_out, int lanes, co
     float sum[MOST_EIGHTS][4];
 #pragma unroll
     for (int e = 0; e < MOST_EIGHTS; ++e) sum[e][0] = sum[e][1] = sum[e][2] = sum[e][3] = 0.0f;
+    __syncwarp();  // the instruction is for threads that come to it together
 #pragma unroll 4
     for (int k = 0; k < n_in; k += 8) {
       const bool here = o < n_out && k + t < n_in, there = o < n_out && k + t + 4 < n_in;

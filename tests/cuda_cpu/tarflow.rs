@@ -233,7 +233,7 @@ fn a_token_that_does_not_see_itself_is_found() {
 #[test]
 fn what_is_not_waited_for_is_found() {
     for (name, from, to) in [
-        ("tarflow-weights", "    ARRIVED();\n#pragma unroll", "#pragma unroll"),
+        ("tarflow-weights", "    if (ALONE) ARRIVED();\n#pragma unroll", "#pragma unroll"),
         ("tarflow-keys", "    ARRIVED();\n    __syncthreads();", "    __syncthreads();"),
     ] {
         let card = faulty(name, Sanitizer::None, from, to).unwrap();
