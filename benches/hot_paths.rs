@@ -5,7 +5,7 @@
 #[path = "../src/bin/modejump/bench/cases.rs"]
 mod cases;
 
-use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
+use cases::{Attempts, Energies, Fields, Odes, Sampling, TRAIN_BATCH};
 use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use modejump::annealing::{self, Kernel};
 use modejump::bijection::Bijection;
@@ -116,6 +116,12 @@ fn vector_fields(c: &mut Criterion) {
     let tangents = 1.0 + VectorField::dimension(&egnn) as f64;
     vector_field(c, "gvp_flow", &gvp, [gvp.flops(), gvp.divergence_flops()]);
     vector_field(c, "egnn_flow", &egnn, [egnn.flops(), tangents * egnn.flops()]);
+    let flow = cases::gvp_flow("models/ala2/gvp-flow.safetensors").unwrap();
+    let mut odes = Odes::new(&flow, 1);
+    let mut group = c.benchmark_group("gvp_flow/ala2/1");
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(cases::sample_flops(&flow).unwrap() as u64));
+    group.bench_function("sample", |b| b.iter(|| odes.sample().unwrap()));
 }
 
 /// `flops` of a value, and of a value with its divergence.

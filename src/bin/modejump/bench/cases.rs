@@ -2,25 +2,27 @@
 
 use modejump::coordinates::{CoordinatesConfig, Topology};
 use modejump::density::{Density, Evaluation};
+use modejump::io::model_file;
 use modejump::models::card::{ModelCard, ModelConfig};
-use modejump::models::continuous::Interpolant;
+use modejump::models::continuous::{ContinuousFlow, Interpolant};
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use modejump::models::egnn_flow::{Egnn, EgnnConfig};
 use modejump::models::graphormer_ebm::{Graphormer, GraphormerConfig, Version};
 use modejump::models::gvp_ebm::GvpEnergy;
-use modejump::models::gvp_flow::{GvpConfig, GvpField};
+use modejump::models::gvp_flow::{GvpConfig, GvpField, GvpFlow};
 use modejump::models::invariant_ebm::whitening::Whitening;
 use modejump::models::invariant_ebm::{InvariantConfig, InvariantNetwork};
 use modejump::models::network::{Evaluator, Network, Start, Trainable};
 use modejump::models::tarflow::transferable::{Config, EmbeddingConfig, RESIDUE_BASE};
 use modejump::models::tarflow::{self, PeptideConfig, TarFlow, TarFlowConfig, TarNetwork};
-use modejump::models::{EnergyFunction, VectorField};
+use modejump::models::{EnergyFunction, Model, VectorField};
 use modejump::moves::{Generator, Independence, Move, Options, State};
 use modejump::nn::Activation;
 use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
 use modejump::train::{Phase, TrainOptions, Trainer};
-use modejump::Result;
+use modejump::{Error, Result};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
 /// Configurations per training step.
@@ -127,6 +129,12 @@ fn gvp() -> GvpConfig {
         message_norm: 10.0,
         coordinate_range: 10.0,
     }
+}
+
+/// The vector field of alanine dipeptide with its ODE, as a file has it.
+pub fn gvp_flow(path: &str) -> Result<GvpFlow<f32>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    GvpFlow::from_file(&model_file::read(path, &bytes)?)
 }
 
 /// The energy that goes with it, BoltzNCE's other one.
@@ -336,6 +344,70 @@ impl Sampling<'_> {
     pub fn log_density(&mut self) -> Result<()> {
         self.flow.log_density(&self.x, &mut self.log_q)
     }
+}
+
+/// Samples with log q by an ODE, always from the same latent points.
+pub struct Odes<'a, F> {
+    flow: &'a ContinuousFlow<F>,
+    z: Vec<f64>,
+    x: Vec<f64>,
+    log_det: Vec<f64>,
+    log_q: Vec<Evaluation>,
+}
+
+impl<F: VectorField> Odes<'_, F> {
+    pub fn new(flow: &ContinuousFlow<F>, batch: usize) -> Odes<'_, F> {
+        let mut z = vec![0.0; batch * flow.dimension()];
+        Stream::new(1, StreamId::Sample, 0, 0).fill_normal(&mut z);
+        let (x, log_det, log_q) = (z.clone(), vec![0.0; batch], vec![Evaluation::inside(0.0); batch]);
+        Odes { flow, z, x, log_det, log_q }
+    }
+
+    pub fn sample(&mut self) -> Result<()> {
+        self.flow.generate_reported(&self.z, &mut self.x, &mut self.log_det, &mut self.log_q).map(|_| ())
+    }
+}
+
+/// A field that counts its evaluations, and those with the divergence.
+struct Counted<'a> {
+    field: &'a GvpField<f32>,
+    values: AtomicUsize,
+    divergences: AtomicUsize,
+}
+
+impl VectorField for Counted<'_> {
+    fn dimension(&self) -> usize {
+        self.field.dimension()
+    }
+
+    fn is_equivariant(&self) -> bool {
+        self.field.is_equivariant()
+    }
+
+    fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]) {
+        self.values.fetch_add(t.len(), Ordering::Relaxed);
+        self.field.evaluate(t, x, f);
+    }
+
+    fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
+        self.divergences.fetch_add(t.len(), Ordering::Relaxed);
+        self.field.evaluate_divergence(t, x, f, divergence);
+    }
+
+    fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]) {
+        self.field.evaluate_jvp(t, x, dx, f, df);
+    }
+}
+
+/// Floating-point operations of the first sample of [`Odes`], whose divergences are exact.
+pub fn sample_flops(flow: &GvpFlow<f32>) -> Result<f64> {
+    let field = flow.vector_field();
+    let counted = Counted { field, values: AtomicUsize::new(0), divergences: AtomicUsize::new(0) };
+    let counted = ContinuousFlow::new(counted, flow.config().clone(), flow.card().clone(), String::new())?;
+    Odes::new(&counted, 1).sample()?;
+    let Counted { values, divergences, .. } = counted.vector_field();
+    let times = |count: &AtomicUsize, flops: f64| count.load(Ordering::Relaxed) as f64 * flops;
+    Ok(times(values, field.flops()) + times(divergences, field.divergence_flops()))
 }
 
 /// A training step by maximum likelihood on normal frames, with the optimiser's update.

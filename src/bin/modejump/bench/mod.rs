@@ -2,11 +2,12 @@
 
 pub mod cases;
 
-use cases::{Attempts, Energies, Fields, Sampling, TRAIN_BATCH};
+use cases::{Attempts, Energies, Fields, Odes, Sampling, TRAIN_BATCH};
 use clap::Args;
 use modejump::density::Density;
 use modejump::device::{self, Driver};
 use modejump::io::model_file;
+use modejump::models::continuous::ContinuousFlow;
 use modejump::models::coupling::CouplingFlow;
 use modejump::models::tarflow::{Decoding, Jacobi, Options, TarFlow};
 use modejump::models::{EnergyFunction, VectorField};
@@ -19,13 +20,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 19] = [
+const NAMES: [&str; 20] = [
     "coupling/sample",
     "coupling/log_density",
     "coupling/train_step",
     "coupling/move",
     "gvp_flow/velocity",
     "gvp_flow/velocity_divergence",
+    "gvp_flow/sample",
     "egnn_flow/velocity",
     "egnn_flow/velocity_divergence",
     "graphormer_ebm/energy",
@@ -51,11 +53,14 @@ const TOKEN_DEVICE_BATCHES: [usize; 3] = [1, 64, 4096];
 /// A batch of 64 would take a minute a repetition.
 const PROSE_BATCHES: [usize; 2] = [1, 8];
 const DIVERGENCE_BATCHES: [usize; 2] = [1, 8];
+/// Whole ODEs with exact divergences, some 70 evaluations each.
+const ODE_BATCHES: [usize; 2] = [1, 4];
 /// A case runs at least this long and this often; the fastest repetition counts.
 const LEAST_TIME: Duration = Duration::from_millis(800);
 const LEAST_REPETITIONS: usize = 12;
 /// The shipped model, used where it exists.
 const SHIPPED: &str = "models/ala2/model.safetensors";
+const SHIPPED_FLOW: &str = "models/ala2/gvp-flow.safetensors";
 
 #[derive(Args)]
 pub struct Bench {
@@ -153,6 +158,14 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
             match device::default()?.driver() {
                 None => measure_field(name, &field, flops, report)?,
                 Some(driver) => measure_field(name, &field.on_device(driver)?, flops, &report.on(driver))?,
+            }
+        }
+        "gvp_flow/sample" => {
+            let flow = cases::gvp_flow(SHIPPED_FLOW)?;
+            let (flops, report) = (cases::sample_flops(&flow)?, &report.of(SHIPPED_FLOW));
+            match device::default()?.driver() {
+                None => measure_ode(name, &flow, flops, report)?,
+                Some(driver) => measure_ode(name, &flow.on_device(driver)?, flops, &report.on(driver))?,
             }
         }
         "egnn_flow/velocity" | "egnn_flow/velocity_divergence" => {
@@ -280,6 +293,21 @@ fn measure_field(name: &'static str, field: &dyn VectorField, flops: [f64; 2], r
     Ok(())
 }
 
+/// Lines of samples with log q by an ODE.
+fn measure_ode<F: VectorField>(
+    name: &'static str,
+    flow: &ContinuousFlow<F>,
+    flops: f64,
+    report: &Report,
+) -> Result<()> {
+    for batch in if report.peak.is_some() { ODE_BATCHES } else { FIELD_DEVICE_BATCHES } {
+        let mut odes = Odes::new(flow, batch);
+        let time = fastest(|| odes.sample())?;
+        report.line(name, None, batch, time, flops);
+    }
+    Ok(())
+}
+
 /// Lines of an energy; `flops` of a value.
 fn measure_energy(name: &'static str, model: &dyn EnergyFunction, flops: f64, report: &Report) -> Result<()> {
     for batch in if report.peak.is_some() { FIELD_BATCHES } else { FIELD_DEVICE_BATCHES } {
@@ -339,6 +367,11 @@ impl Report {
     /// For a GPU, whose peak is not measured.
     fn on(&self, driver: &Arc<dyn Driver>) -> Report {
         Report { device: driver.describe(), peak: None, ..self.clone() }
+    }
+
+    /// Of another model than the generator of alanine dipeptide that is asked for.
+    fn of(&self, model: &str) -> Report {
+        Report { model: model.into(), size: "ala2".into(), ..self.clone() }
     }
 
     fn header(&self) {
