@@ -167,17 +167,36 @@ static __device__ void ask(const Arguments& a, const State& m, const Linear& lay
 
 static __device__ int first_of(const Team& team) { return 2 * PAIRS * team.rank; }
 
+// What a thread reads of an output before it waits for the sum: nothing, or what the output is added to.
+struct Nothing { __device__ real operator()(int, int) const { return (real)0; } };
+struct Old {
+  const real* rows;
+  __device__ real operator()(int o, int lane) const { return rows[o * LANES + lane]; }
+};
+
+struct Result { real value, old; };
+
 // W x + b of what is staged, the team's blocks sharing out the passes of 2 PAIRS outputs; finish(o, lane, left, right) takes outputs o
-// and o + 1, o even. A thread has two outputs of WIDE lanes, and its part of the slices. The weights of its first pass were asked for.
+// and o + 1, o even, each a Result. A thread has two outputs of WIDE lanes, and its part of the slices. The weights of its first pass were asked for.
 // Begins and ends with a barrier of the block.
-template <int INPUTS, class Finish>
+template <int INPUTS, class Before, class Finish>
 static __device__ void product(const Arguments& a, const State& m, const Team& team, const Linear& layer, int n_out,
-                               const Finish& finish) {
+                               const Before& before, const Finish& finish) {
   const int pair = threadIdx.x % PAIRS, wide = threadIdx.x / PAIRS % WIDES, part = threadIdx.x / (PAIRS * WIDES);
   constexpr int N_ASKED = LEAST(ASKED, OF_SLICE(INPUTS));
   real* const group = m.partial() + threadIdx.x * VALUES;
   __syncthreads();
   for (int first = first_of(team); first < n_out; first += 2 * PAIRS * team.blocks) {
+    const int lane = threadIdx.x % LANES, column = threadIdx.x / LANES, mine = first + 2 * column;
+    const bool finishes = column < PAIRS && mine < n_out;
+    // before it is needed, as long as there are registers for it, so that nobody waits for it
+    Two bias, old = {{(real)0, (real)0}};
+    const auto read = [&]() {
+      bias = *(const Two*)(a.weights + layer.bias + (finishes ? mine : 0));
+      if (finishes) old.v[0] = before(mine, lane);
+      if (finishes && mine + 1 < n_out) old.v[1] = before(mine + 1, lane);
+    };
+    if (ALONE) read();
     const int o = first + 2 * pair;
     if (ALONE) ARRIVED();
 #pragma unroll
@@ -207,9 +226,7 @@ static __device__ void product(const Arguments& a, const State& m, const Team& t
       for (int r = 0; r < 2 * WIDE; ++r) group[r] += sum[r];
     }
     ask<INPUTS>(a, m, layer, n_out, first + 2 * PAIRS * team.blocks);
-    const int lane = threadIdx.x % LANES, column = threadIdx.x / LANES, mine = first + 2 * column;
-    const bool finishes = column < PAIRS && mine < n_out;
-    const Two bias = *(const Two*)(a.weights + layer.bias + (finishes ? mine : 0));  // before the barrier, so that nobody waits for it behind
+    if (!ALONE) read();
     __syncthreads();
     if (finishes) {
       const real* values = m.partial() + (lane / WIDE * PAIRS + column) * VALUES + lane % WIDE;
@@ -226,17 +243,17 @@ static __device__ void product(const Arguments& a, const State& m, const Team& t
         left += of_left;
         right += of_right;
       }
-      finish(mine, lane, left + bias.v[0], right + bias.v[1]);
+      finish(mine, lane, Result{left + bias.v[0], old.v[0]}, Result{right + bias.v[1], old.v[1]});
     }
     __syncthreads();
   }
 }
 
-// The same with finish(o, lane, value) for each output.
-template <int INPUTS, class Finish>
+// The same with finish(o, lane, result) for each output.
+template <int INPUTS, class Before, class Finish>
 static __device__ void linear(const Arguments& a, const State& m, const Team& team, const Linear& layer, int n_out,
-                              const Finish& finish) {
-  product<INPUTS>(a, m, team, layer, n_out, [&](int o, int lane, real left, real right) {
+                              const Before& before, const Finish& finish) {
+  product<INPUTS>(a, m, team, layer, n_out, before, [&](int o, int lane, Result left, Result right) {
     finish(o, lane, left);
     if (o + 1 < n_out) finish(o + 1, lane, right);
   });
@@ -507,24 +524,24 @@ static __device__ void attend(const Arguments& a, const State& m, const Team& te
       m.inner()[item] = m.x()[item];
   }
   layer_norm(a, m, layer.attention_norm);
-  linear<CHANNELS>(a, m, team, layer.qkv, 3 * CHANNELS, [&](int o, int lane, real v) { m.qkv()[o * LANES + lane] = v; });
+  linear<CHANNELS>(a, m, team, layer.qkv, 3 * CHANNELS, Nothing{}, [&](int o, int lane, Result r) { m.qkv()[o * LANES + lane] = r.value; });
   meet(team);
   attention(a, m, team, at, layer, l);
   ask<CHANNELS>(a, m, layer.out, CHANNELS, first_of(team));
   meet(team);
   stage(m, m.mixed(), CHANNELS);
-  linear<CHANNELS>(a, m, team, layer.out, CHANNELS, [&](int o, int lane, real v) { rows[o * LANES + lane] += v; });
+  linear<CHANNELS>(a, m, team, layer.out, CHANNELS, Old{rows}, [&](int o, int lane, Result r) { rows[o * LANES + lane] = r.old + r.value; });
   ask<CHANNELS>(a, m, layer.first, HIDDEN, first_of(team));
   meet(team);
   stage(m, rows, CHANNELS);
   layer_norm(a, m, layer.forward_norm);
-  linear<CHANNELS>(a, m, team, layer.first, HIDDEN, [&](int o, int lane, real v) { m.hidden()[o * LANES + lane] = gelu(v); });
+  linear<CHANNELS>(a, m, team, layer.first, HIDDEN, Nothing{}, [&](int o, int lane, Result r) { m.hidden()[o * LANES + lane] = gelu(r.value); });
   ask<HIDDEN>(a, m, layer.second, CHANNELS, first_of(team));
   meet(team);
   stage(m, m.hidden(), HIDDEN);
-  linear<HIDDEN>(a, m, team, layer.second, CHANNELS, [&](int o, int lane, real v) {
+  linear<HIDDEN>(a, m, team, layer.second, CHANNELS, Old{rows}, [&](int o, int lane, Result r) {
     const Row row = row_of(a, at, lane);
-    const real w = rows[o * LANES + lane] + v;
+    const real w = r.old + r.value;
     real* const y = m.y() + o * LANES + lane;
     if (ADAPTIVE) *y += given(a, layer.attention.gate, row, o) * w;
     else if (CONDITIONS && l + 1 < LAYERS) *y = w + given(a, flow.condition, row, o);  // the layer behind begins with it
@@ -539,14 +556,14 @@ static __device__ APART void transition(const Arguments& a, const State& m, cons
                                         const Linear& next, int n_next) {
   stage(m, m.y(), CHANNELS);
   adaptive_norm(a, m, at, layer.transition);
-  product<CHANNELS>(a, m, team, layer.into, 2 * HIDDEN, [&](int o, int lane, real value, real gate) {
-    m.hidden()[o / 2 * LANES + lane] = silu(gate) * value;
+  product<CHANNELS>(a, m, team, layer.into, 2 * HIDDEN, Nothing{}, [&](int o, int lane, Result r, Result gate) {
+    m.hidden()[o / 2 * LANES + lane] = silu(gate.value) * r.value;
   });
   ask<HIDDEN>(a, m, layer.back, CHANNELS, first_of(team));
   meet(team);
   stage(m, m.hidden(), HIDDEN);
-  linear<HIDDEN>(a, m, team, layer.back, CHANNELS, [&](int o, int lane, real v) {
-    m.y()[o * LANES + lane] += given(a, layer.transition.gate, row_of(a, at, lane), o) * v;
+  linear<HIDDEN>(a, m, team, layer.back, CHANNELS, Old{m.y()}, [&](int o, int lane, Result r) {
+    m.y()[o * LANES + lane] = r.old + given(a, layer.transition.gate, row_of(a, at, lane), o) * r.value;
   });
   ask<CHANNELS>(a, m, next, n_next, first_of(team));
   meet(team);
@@ -613,7 +630,7 @@ static __device__ void run_stage(const Arguments& a, const State& m, const Team&
     if (team.rank == 0) {
       const Team alone = {team.index, 0, 1, team.arrivals, 0};
       stage(m, m.y(), CHANNELS);
-      linear<CHANNELS>(a, m, alone, flow.out, 2 * SIZE, [&](int o, int lane, real v) { m.output()[o * LANES + lane] = v; });
+      linear<CHANNELS>(a, m, alone, flow.out, 2 * SIZE, Nothing{}, [&](int o, int lane, Result r) { m.output()[o * LANES + lane] = r.value; });
       ask<CHANNELS>(a, m, layers[0].qkv, 3 * CHANNELS, 0);
       // the next rows are u, so before some are replaced in encoding, and after they are found in decoding
       const At next = {tile, at.step + 1};
