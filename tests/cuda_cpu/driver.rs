@@ -88,7 +88,6 @@ impl Fibres {
         let mut command = Command::new("g++");
         command.args([
             "-std=c++17",
-            "-g",
             "-Wall",
             "-Wextra",
             "-Wno-unknown-pragmas",
@@ -97,8 +96,8 @@ impl Fibres {
         ]);
         command.args(match self.sanitizer {
             Sanitizer::None => &["-O2"][..],
-            Sanitizer::Address => &["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-            Sanitizer::Thread => &["-O1", "-fsanitize=thread"],
+            Sanitizer::Address => &["-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+            Sanitizer::Thread => &["-g1", "-O1", "-fsanitize=thread"],
         });
         command.args(program.definitions());
         command.arg("-include").arg(here.join("fibres.h")).arg("-include").arg(&file);

@@ -4,7 +4,7 @@ use super::GvpEnergy;
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{bytes, needs_scratch, EnergyKernel, FieldKernel, LinearRecord, Score};
-use crate::models::gvp_flow::cuda::{keep_trunk, kernel, programs_of, TrunkRecord};
+use crate::models::gvp_flow::cuda::{keep_trunk, kernel, programs_on_trunk, TrunkRecord};
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
@@ -19,9 +19,9 @@ struct Arguments {
     energy: [LinearRecord; 2],
 }
 
-/// The kernels for a network of BoltzNCE's sizes, in every variant.
+/// The kernels for a network of BoltzNCE's sizes; those of the field tell about the other variants of the trunk.
 pub fn programs() -> Vec<Program> {
-    programs_of(SOURCE)
+    programs_on_trunk(SOURCE)
 }
 
 impl EnergyKernel for GvpEnergy {

@@ -12,7 +12,7 @@ use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
 
-const SOURCE: &str = include_str!("../../../cuda/gvp_flow.cu");
+const SOURCE: (&str, &str) = ("gvp_flow", include_str!("../../../cuda/gvp_flow.cu"));
 
 /// `Gvp` of the kernel.
 #[repr(C)]
@@ -95,12 +95,14 @@ fn gvp<R: Real>(packing: &mut Packing<R>, places: &GvpPlaces, n_radial: usize) -
 
 /// The kernels for a network of BoltzNCE's sizes, in every variant.
 pub fn programs() -> Vec<Program> {
-    programs_of(("gvp_flow", SOURCE))
+    let (plain, config) = (Machine::ELSEWHERE, boltznce_sizes());
+    let of = |c| [program::<f32>(SOURCE, &config, c, plain), program::<f64>(SOURCE, &config, c, plain)];
+    let by_tensor_cores = program::<f32>(SOURCE, &config, 4, Machine::WITH_TENSOR_CORES);
+    COMPONENTS.into_iter().flat_map(of).chain([by_tensor_cores]).collect()
 }
 
-/// The same of a source with its name.
-pub fn programs_of(source: (&'static str, &'static str)) -> Vec<Program> {
-    let config = GvpConfig {
+fn boltznce_sizes() -> GvpConfig {
+    GvpConfig {
         features: vec![vec![]; 22],
         n_features: 21,
         n_layers: 5,
@@ -110,11 +112,14 @@ pub fn programs_of(source: (&'static str, &'static str)) -> Vec<Program> {
         rbf_count: 16,
         message_norm: 10.0,
         coordinate_range: 10.0,
-    };
-    let plain = Machine::ELSEWHERE;
-    let of = |c| [program::<f32>(source, &config, c, plain), program::<f64>(source, &config, c, plain)];
-    let by_tensor_cores = program::<f32>(source, &config, 4, Machine::WITH_TENSOR_CORES);
-    COMPONENTS.into_iter().flat_map(of).chain([by_tensor_cores]).collect()
+    }
+}
+
+/// Of another source on the same trunk: values, and three directions at once.
+pub fn programs_on_trunk(source: (&'static str, &'static str)) -> Vec<Program> {
+    let (plain, config) = (Machine::ELSEWHERE, boltznce_sizes());
+    let of = |c| program::<f32>(source, &config, c, plain);
+    vec![of(1), of(4), program::<f64>(source, &config, 4, plain)]
 }
 
 fn norm<R: Real>(packing: &mut Packing<R>, places: &NormPlaces) -> NormRecord {
@@ -215,7 +220,7 @@ pub fn keep_trunk<R: Real, T>(
 impl<R: Real> GvpField<R> {
     /// Copies the field to a machine and compiles its kernels.
     pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<FieldOnDevice<R>> {
-        let mut kernel = kernel::<R>("gvp_field", ("gvp_flow", SOURCE), &self.config, driver);
+        let mut kernel = kernel::<R>("gvp_field", SOURCE, &self.config, driver);
         let trunk = (&self.config, &self.places.trunk);
         let output = |packing: &mut Packing<R>| gvp(packing, &self.places.output, 0);
         let (trunk, output) = keep_trunk(&mut kernel, &self.parameters, trunk, output, driver)?;
