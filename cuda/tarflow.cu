@@ -343,12 +343,18 @@ static __device__ real* kept_of(const Arguments& a, const State& m, int l, int l
   return m.kept() + (((size_t)l * samples + sample) * HEADS + head) * 2 * WIDTH * a.tokens;
 }
 
-static __device__ void keep(const Arguments& a, const State& m, const Layer& layer, real* keys, int lane, int head, int token) {
-  real* const values = keys + WIDTH * a.tokens;
+// Key and value of a token to those of its sample, and to the copy that is near, if there is one.
+static __device__ void keep(const Arguments& a, const State& m, const Layer& layer, real* kept, real* near, int lane, int head, int token) {
+  const int values = WIDTH * a.tokens;
   const Normed key = normed(a, m.qkv() + CHANNELS * LANES + lane, layer.key_norm);
   for (int c = threadIdx.x % 32; c < WIDTH; c += 32) {
-    keys[c * a.tokens + token] = key(head * WIDTH + c);
-    values[token * WIDTH + c] = m.qkv()[(2 * CHANNELS + head * WIDTH + c) * LANES + lane];
+    const real k = key(head * WIDTH + c), v = m.qkv()[(2 * CHANNELS + head * WIDTH + c) * LANES + lane];
+    kept[c * a.tokens + token] = k;
+    kept[values + token * WIDTH + c] = v;
+    if (ALONE && near) {
+      near[c * a.tokens + token] = k;
+      near[values + token * WIDTH + c] = v;
+    }
   }
 }
 
@@ -479,9 +485,7 @@ static __device__ void fetch(const Arguments& a, const State& m, const Team& tea
 // The keys and values of a row are kept by the one who mixes them in decoding; in encoding rows of other tokens wait for them.
 static __device__ __noinline__ void attention(const Arguments& a, const State& m, const Team& team, const At& at, const Layer& layer, int l) {
   const int workers = workers_of(team), worker = worker_of(team);
-  const auto where = [&](int item) {
-    return ALONE && item == worker ? m.near(a) : kept_of(a, m, l, item % LANES, item / LANES);
-  };
+  const auto near = [&](int item) { return ALONE && item == worker ? m.near(a) : (real*)0; };
   if (ALONE) {
     ARRIVED();
     __syncthreads();
@@ -490,8 +494,7 @@ static __device__ __noinline__ void attention(const Arguments& a, const State& m
     const int lane = item % LANES, head = item / LANES;
     const Row row = row_of(a, at, lane);
     if (!row.live || (BY_BLOCK && threadIdx.x >= 32)) continue;
-    keep(a, m, layer, kept_of(a, m, l, lane, head), lane, head, row.token);
-    if (ALONE && item == worker) keep(a, m, layer, m.near(a), lane, head, row.token);
+    keep(a, m, layer, kept_of(a, m, l, lane, head), near(item), lane, head, row.token);
   }
   if (a.encode) meet(team);
   else __syncwarp();
@@ -500,8 +503,9 @@ static __device__ __noinline__ void attention(const Arguments& a, const State& m
     const Row row = row_of(a, at, lane);
     if (!row.live && (!BY_BLOCK || threadIdx.x < 32)) no_mix(m, lane, head);
     if (!row.live) continue;
-    if (BY_BLOCK) mix_by_block(a, m, layer, where(item), lane, head, row.token);
-    else mix(a, m, layer, where(item), lane, head, row.token);
+    const real* const keys = near(item) ? near(item) : kept_of(a, m, l, lane, head);
+    if (BY_BLOCK) mix_by_block(a, m, layer, keys, lane, head, row.token);
+    else mix(a, m, layer, keys, lane, head, row.token);
   }
 }
 

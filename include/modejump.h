@@ -320,8 +320,8 @@ int32_t modejump_last_error(const char **message);
 int32_t modejump_set_last_error(const char *message);
 
 // Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
-// for one, if there is one), "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else
-// it is the CPU. Fails if there is no such device, and says what is missing.
+// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else it is the CPU. Fails if there
+// is no such device, and says what is missing.
 int32_t modejump_set_device(const char *name);
 
 // Writes where a model runs: "cpu", or the name of a GPU. The string belongs to the model.

@@ -8,8 +8,8 @@ use crate::error::Result;
 use std::ffi::c_char;
 
 /// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
-/// for one, if there is one), "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else
-/// it is the CPU. Fails if there is no such device, and says what is missing.
+/// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else it is the CPU. Fails if there
+/// is no such device, and says what is missing.
 ///
 /// # Safety
 /// `name` is NULL or a NUL-terminated string.

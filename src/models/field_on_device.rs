@@ -202,6 +202,14 @@ impl FieldKernel {
         FieldKernel { name, dimension, rows: 1, threads, score, program, memory, arguments, buffers }
     }
 
+    /// Components of jets with derivatives: three directions at once where their state fits into shared memory.
+    pub fn widest_jets<R>(&self, driver: &Arc<dyn Driver>) -> usize {
+        match needs_scratch::<R>((self.memory)(4), driver.shared_memory()) {
+            true => 2,
+            false => 4,
+        }
+    }
+
     /// Copies values to the card, and keeps them there as long as the kernel is.
     pub fn keep<T: Pod + Send + Sync>(&mut self, driver: &Arc<dyn Driver>, values: &[T]) -> Result<u64> {
         let buffer = Buffer::of(driver, values)?;
@@ -247,8 +255,6 @@ impl<R: Real> FieldOnDevice<R> {
     pub fn new(driver: &Arc<dyn Driver>, kernel: FieldKernel) -> Result<FieldOnDevice<R>> {
         // now rather than in the middle of a simulation, should there be no compiler
         driver.kernel(&(kernel.program)(1), kernel.name)?;
-        // three directions at once where their state fits into shared memory
-        let fits = !needs_scratch::<R>((kernel.memory)(4), driver.shared_memory());
         let work = Work {
             t: Buffer::new(driver, 0)?,
             x: Buffer::new(driver, 0)?,
@@ -260,7 +266,7 @@ impl<R: Real> FieldOnDevice<R> {
             host: Vec::new(),
             failure: None,
         };
-        let divergence = if fits { 4 } else { 2 };
+        let divergence = kernel.widest_jets::<R>(driver);
         Ok(FieldOnDevice {
             driver: driver.clone(),
             kernel,

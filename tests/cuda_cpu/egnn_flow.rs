@@ -1,13 +1,12 @@
 //! The vector field of ECNF.
 
-use super::driver::{Fibres, Sanitizer};
-use super::{fibres, fields};
-use modejump::device::{Device, Driver};
+use super::driver::Sanitizer;
+use super::{fibres, fields, with_tensor_cores};
+use modejump::device::Device;
 use modejump::models::egnn_flow::{Egnn, EgnnConfig};
 use modejump::models::network::{Evaluator, Network};
 use modejump::nn::Real;
 use modejump::rng::{Stream, StreamId};
-use std::sync::Arc;
 
 fn random<R: Real>(config: EgnnConfig) -> Evaluator<Egnn, R> {
     let network = Egnn::new(config).unwrap();
@@ -47,7 +46,7 @@ fn sizes_of_ecnf() {
 
 #[test]
 fn by_tensor_cores() {
-    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("egnn-tensor", Sanitizer::None).with_tensor_cores());
+    let driver = with_tensor_cores("egnn-tensor", Sanitizer::None);
     fields::compare("egnn-tensor", &small::<f32>(), &small::<f32>().on_device(&driver).unwrap(), 2, 2e-5);
 }
 

@@ -1,8 +1,8 @@
 //! BoltzNCE's energy-based model.
 
-use super::driver::{Fibres, Sanitizer};
-use super::fibres;
+use super::driver::Sanitizer;
 use super::fields::{compare_energies, normals};
+use super::{fibres, with_tensor_cores};
 use modejump::device::{Device, Driver};
 use modejump::models::graphormer_ebm::{Graphormer, GraphormerConfig, Version};
 use modejump::models::network::Evaluator;
@@ -79,15 +79,10 @@ fn sizes_of_boltznce() {
 /// Products by 3xTF32 are as good as those of f32.
 #[test]
 fn by_tensor_cores() {
-    let with = |name, sanitizer| -> Arc<dyn Driver> { Arc::new(Fibres::new(name, sanitizer).with_tensor_cores()) };
-    compare("tensor", &small::<f32>(Version::Boltznce), &with("graphormer-tensor", Sanitizer::Address), 2, 1e-4);
-    compare(
-        "tensor-thread",
-        &small::<f32>(Version::Clean),
-        &with("graphormer-tensor-thread", Sanitizer::Thread),
-        1,
-        1e-4,
-    );
+    let driver = with_tensor_cores("graphormer-tensor", Sanitizer::Address);
+    compare("tensor", &small::<f32>(Version::Boltznce), &driver, 2, 1e-4);
+    let driver = with_tensor_cores("graphormer-tensor-thread", Sanitizer::Thread);
+    compare("tensor-thread", &small::<f32>(Version::Clean), &driver, 1, 1e-4);
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The vector field of BoltzNCE.
 
 use super::driver::{Fibres, Sanitizer};
-use super::fibres;
 use super::fields::{self, normals};
+use super::{fibres, with_tensor_cores};
 use modejump::device::{Device, Driver};
 use modejump::models::gvp_flow::{GvpConfig, GvpField};
 use modejump::models::VectorField;
@@ -66,9 +66,8 @@ fn sizes_of_boltznce() {
 /// With jets, 24 and 192 lanes.
 #[test]
 fn by_tensor_cores() {
-    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("gvp-tensor", Sanitizer::None).with_tensor_cores());
-    compare("tensor", &small::<f32>(), &driver, 2, 2e-5);
-    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("gvp-tensor-address", Sanitizer::Address).with_tensor_cores());
+    compare("tensor", &small::<f32>(), &with_tensor_cores("gvp-tensor", Sanitizer::None), 2, 2e-5);
+    let driver = with_tensor_cores("gvp-tensor-address", Sanitizer::Address);
     compare("tensor-address", &small::<f32>(), &driver, 1, 2e-5);
 }
 

@@ -23,6 +23,10 @@ fn fibres(name: &str, sanitizer: Sanitizer) -> Arc<dyn Driver> {
     Arc::new(Fibres::new(name, sanitizer))
 }
 
+fn with_tensor_cores(name: &str, sanitizer: Sanitizer) -> Arc<dyn Driver> {
+    Arc::new(Fibres::new(name, sanitizer).with_tensor_cores())
+}
+
 /// Sums each warp's 32 numbers by shuffles.
 const SHUFFLES: &str = r#"
 struct Arguments { double* values; };

@@ -1,8 +1,8 @@
 //! Energies that end in a residual network: of coordinates, and of a molecule's distances and volumes.
 
 use super::driver::{Fibres, Sanitizer};
-use super::fibres;
 use super::fields::{compare_energies, largest, normals};
+use super::{fibres, with_tensor_cores};
 use modejump::coordinates::chirality::Stereocentre;
 use modejump::coordinates::Topology;
 use modejump::device::{Device, Driver};
@@ -92,8 +92,7 @@ fn small_networks() {
 #[test]
 fn the_energy_that_is_shipped() {
     shipped::<f32>(&fibres("mlp-ebm-shipped", Sanitizer::None), 9, 1e-4);
-    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("mlp-ebm-tensor", Sanitizer::None).with_tensor_cores());
-    shipped::<f32>(&driver, 9, 1e-4);
+    shipped::<f32>(&with_tensor_cores("mlp-ebm-tensor", Sanitizer::None), 9, 1e-4);
 }
 
 #[test]

@@ -112,8 +112,8 @@ fn golden(driver: &Arc<dyn Driver>) {
     assert!(of_x[0].max(of_x[1]) < SINGLE.0 && of_log_q[0].max(of_log_q[1]) < SINGLE.1, "{of_x:?} {of_log_q:?}");
 }
 
-/// A team of blocks for one row, with one lane on the way to the data, teams of one block for many; and whatever the batch, the team, the order of warps and lanes, the bits are
-/// the same.
+/// A team of blocks for one row, with one lane on the way to the data, teams of one block for many; and whatever the batch, the team,
+/// the order of warps and lanes, the bits are the same.
 #[test]
 fn single_system() {
     let fibres = Arc::new(Fibres::new("tarflow-f64", Sanitizer::None));

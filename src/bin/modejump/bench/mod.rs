@@ -9,6 +9,8 @@ use modejump::device::{self, Driver};
 use modejump::io::model_file;
 use modejump::models::continuous::ContinuousFlow;
 use modejump::models::coupling::CouplingFlow;
+use modejump::models::field_on_device::EnergyKernel;
+use modejump::models::network::Evaluator;
 use modejump::models::tarflow::{Decoding, Jacobi, Options, TarFlow};
 use modejump::models::{EnergyFunction, VectorField};
 use modejump::nn::real::Matrix;
@@ -178,27 +180,9 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
                 Some(driver) => measure_field(name, &field.on_device(driver)?, flops, &report.on(driver))?,
             }
         }
-        "graphormer_ebm/energy" | "graphormer_ebm/energy_score" => {
-            let model = cases::graphormer()?;
-            match device::default()?.driver() {
-                None => measure_energy(name, &model, model.flops(), report)?,
-                Some(driver) => measure_energy(name, &model.on_device(driver)?, model.flops(), &report.on(driver))?,
-            }
-        }
-        "gvp_ebm/energy" | "gvp_ebm/energy_score" => {
-            let model = cases::gvp_energy()?;
-            match device::default()?.driver() {
-                None => measure_energy(name, &model, model.flops(), report)?,
-                Some(driver) => measure_energy(name, &model.on_device(driver)?, model.flops(), &report.on(driver))?,
-            }
-        }
-        "invariant_ebm/energy" | "invariant_ebm/energy_score" => {
-            let model = cases::invariant()?;
-            match device::default()?.driver() {
-                None => measure_energy(name, &model, model.flops(), report)?,
-                Some(driver) => measure_energy(name, &model.on_device(driver)?, model.flops(), &report.on(driver))?,
-            }
-        }
+        "graphormer_ebm/energy" | "graphormer_ebm/energy_score" => measure_network(name, cases::graphormer()?, report)?,
+        "gvp_ebm/energy" | "gvp_ebm/energy_score" => measure_network(name, cases::gvp_energy()?, report)?,
+        "invariant_ebm/energy" | "invariant_ebm/energy_score" => measure_network(name, cases::invariant()?, report)?,
         "tarflow/sample" | "tarflow/sample_jacobi" | "tarflow/log_density" => {
             for system in ["Ace-A-Nme", "AAAAAA"] {
                 let mut flow = cases::tarflow(system)?;
@@ -306,6 +290,14 @@ fn measure_ode<F: VectorField>(
         report.line(name, None, batch, time, flops);
     }
     Ok(())
+}
+
+/// Lines of an energy, where models run.
+fn measure_network<N: EnergyKernel>(name: &'static str, model: Evaluator<N, f32>, report: &Report) -> Result<()> {
+    match device::default()?.driver() {
+        None => measure_energy(name, &model, model.flops(), report),
+        Some(driver) => measure_energy(name, &model.on_device(driver)?, model.flops(), &report.on(driver)),
+    }
 }
 
 /// Lines of an energy; `flops` of a value.
