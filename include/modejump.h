@@ -60,6 +60,15 @@
 // `modejump_model_options.decoding`, of a TarFlow: segments of tokens after each other, each by iteration.
 #define MODEJUMP_GAUSS_SEIDEL 2
 
+// `modejump_model_options.flags`: on the CPU, wherever other models run.
+#define MODEJUMP_ON_CPU 1
+
+// `modejump_model_options.flags`, for a program with a CUDA context (`CUcontext`) of its own, current on the calling thread: a model that shall
+// run on a GPU runs in that context instead of the primary one, on a stream of its own, so that its kernels and those of the program run side
+// by side, and the card holds one context. The context must outlive the model and all moves made from it. A model on the CPU, or on another
+// GPU that was asked for by its number, is loaded as without this flag.
+#define MODEJUMP_CURRENT_CONTEXT 2
+
 // `modejump_move_options.kind`: independence Metropolis-Hastings; of a model of kind `modes`, jumps between its modes.
 #define MODEJUMP_INDEPENDENCE 0
 
@@ -124,7 +133,7 @@ typedef struct modejump_model_options {
   // How samples are found from their latent points, `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or `MODEJUMP_GAUSS_SEIDEL`; their
   // log-densities are exact in any case.
   uint32_t decoding;
-  // 0
+  // `MODEJUMP_ON_CPU`, `MODEJUMP_CURRENT_CONTEXT` or 0.
   uint32_t flags;
   // Tokens of a segment of `MODEJUMP_GAUSS_SEIDEL`, at least 1.
   uint64_t segment;
@@ -324,6 +333,9 @@ int32_t modejump_set_last_error(const char *message);
 // is no such device, and says what is missing.
 int32_t modejump_set_device(const char *name);
 
+// Writes where models run that are loaded from now on: "cpu", or the name of a GPU. The string is the thread's, until it calls this again.
+int32_t modejump_device(const char **name);
+
 // Writes where a model runs: "cpu", or the name of a GPU. The string belongs to the model.
 int32_t modejump_model_device(const struct modejump_model *model, const char **name);
 
@@ -333,8 +345,8 @@ int32_t modejump_model_load(const char *path, struct modejump_model **model);
 // Sets the defaults, with which `modejump_model_load` loads: single precision, token after token. `options->struct_size` must be set.
 int32_t modejump_model_options_init(struct modejump_model_options *options);
 
-// Loads a model file in another precision, or a TarFlow with another way of finding samples. Refused (6) for a model that has no such
-// option. On success `*model` is a new handle, to be freed with `modejump_model_free`.
+// Loads a model file in another precision, a TarFlow with another way of finding samples, or a model to a device of its own. Refused (6) for a
+// model that has no such option. On success `*model` is a new handle, to be freed with `modejump_model_free`.
 int32_t modejump_model_load_with(const char *path,
                                  const struct modejump_model_options *options,
                                  struct modejump_model **model);

@@ -56,6 +56,13 @@ inline void check_version() {
 /// Where models run that are loaded from now on: "cpu", "auto", "cuda" or "cuda:N". Throws Error, which says what is missing.
 inline void set_device(const std::string& name) { check(modejump_set_device(name.c_str())); }
 
+/// Where models run that are loaded from now on: "cpu", or the name of a GPU.
+inline std::string device() {
+    const char* name = nullptr;
+    check(modejump_device(&name));
+    return name;
+}
+
 /// Coordinates `[n][dimension]` and log-densities `[n]`.
 struct Samples {
     std::vector<double> x;

@@ -3,9 +3,10 @@
 use super::model::modejump_model;
 use super::status::guarded;
 use super::{reference, reference_mut, utf8};
-use crate::device::{set_default, Device};
-use crate::error::Result;
-use std::ffi::c_char;
+use crate::device::{self, set_default, Device};
+use crate::error::{Error, Result};
+use std::cell::RefCell;
+use std::ffi::{c_char, CString};
 
 /// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
 /// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else it is the CPU. Fails if there
@@ -18,6 +19,27 @@ pub unsafe extern "C" fn modejump_set_device(name: *const c_char) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
         set_default(Device::parse(unsafe { utf8(name, "name") }?)?);
+        Ok(())
+    })
+}
+
+/// Writes where models run that are loaded from now on: "cpu", or the name of a GPU. The string is the thread's, until it calls this again.
+///
+/// # Safety
+/// `name` is NULL or points to a pointer.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_device(name: *mut *const c_char) -> i32 {
+    thread_local! {
+        static NAME: RefCell<CString> = RefCell::default();
+    }
+    guarded(|| -> Result<()> {
+        // SAFETY: the caller's promise.
+        let out = unsafe { reference_mut(name, "name") }?;
+        let text = CString::new(device::default()?.describe()).map_err(|e| Error::invalid(format!("device: {e}")))?;
+        *out = NAME.with(|name| {
+            *name.borrow_mut() = text;
+            name.borrow().as_ptr()
+        });
         Ok(())
     })
 }

@@ -4,6 +4,7 @@ use super::status::guarded;
 use super::structs::*;
 use super::{count, read, reference, reference_mut, slice, slice_mut, utf8, write, Versioned};
 use crate::density::Evaluation;
+use crate::device::{self, Device};
 use crate::error::{Error, Result};
 use crate::models::tarflow::{self, Decoding, Jacobi};
 use crate::models::{self, Model, Precision};
@@ -58,8 +59,8 @@ pub unsafe extern "C" fn modejump_model_options_init(options: *mut modejump_mode
     guarded(|| unsafe { write(options, &modejump_model_options::empty()) })
 }
 
-/// Loads a model file in another precision, or a TarFlow with another way of finding samples. Refused (6) for a model that has no such
-/// option. On success `*model` is a new handle, to be freed with `modejump_model_free`.
+/// Loads a model file in another precision, a TarFlow with another way of finding samples, or a model to a device of its own. Refused (6) for a
+/// model that has no such option. On success `*model` is a new handle, to be freed with `modejump_model_free`.
 ///
 /// # Safety
 /// `path` is NULL or a NUL-terminated string, UTF-8; `options` is NULL or a struct of the size it says; `model` is NULL or points to a
@@ -73,7 +74,7 @@ pub unsafe extern "C" fn modejump_model_load_with(
     guarded(|| {
         // SAFETY: the caller's promise.
         let (path, given, out) = unsafe { (utf8(path, "path")?, read(options)?, reference_mut(model, "model")?) };
-        let loaded = models::load_with(path, precision_of(&given)?)?;
+        let loaded = models::load_on(path, precision_of(&given)?, &device_of(&given)?)?;
         *out = Box::into_raw(modejump_model::decoding(loaded, &given)?);
         Ok(())
     })
@@ -113,7 +114,7 @@ pub unsafe extern "C" fn modejump_model_load_buffer_with(
         let (bytes, given) = unsafe { (slice(data, length, 1, "data")?, read(options)?) };
         // SAFETY: the caller's promise.
         let out = unsafe { reference_mut(model, "model") }?;
-        let loaded = models::from_bytes(IN_MEMORY, bytes, precision_of(&given)?)?;
+        let loaded = models::from_bytes_on(IN_MEMORY, bytes, precision_of(&given)?, &device_of(&given)?)?;
         *out = Box::into_raw(modejump_model::decoding(loaded, &given)?);
         Ok(())
     })
@@ -128,6 +129,16 @@ fn precision_of(given: &modejump_model_options) -> Result<Precision> {
         MODEJUMP_F64 => Ok(Precision::F64),
         MODEJUMP_BF16 => Ok(Precision::Bf16),
         other => Err(Error::invalid(format!("modejump_model_options.precision is {other}: use 0, 1 or 2"))),
+    }
+}
+
+fn device_of(given: &modejump_model_options) -> Result<Device> {
+    match given.flags {
+        0 => device::default(),
+        MODEJUMP_ON_CPU => Ok(Device::cpu()),
+        // SAFETY: that the context outlives the model is a promise of the flag.
+        MODEJUMP_CURRENT_CONTEXT => unsafe { device::default()?.in_current_context() },
+        other => Err(Error::invalid(format!("modejump_model_options.flags is {other}: use 0, 1 or 2"))),
     }
 }
 

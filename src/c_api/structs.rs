@@ -20,6 +20,14 @@ pub const MODEJUMP_JACOBI: u32 = 1;
 /// `modejump_model_options.decoding`, of a TarFlow: segments of tokens after each other, each by iteration.
 pub const MODEJUMP_GAUSS_SEIDEL: u32 = 2;
 
+/// `modejump_model_options.flags`: on the CPU, wherever other models run.
+pub const MODEJUMP_ON_CPU: u32 = 1;
+/// `modejump_model_options.flags`, for a program with a CUDA context (`CUcontext`) of its own, current on the calling thread: a model that shall
+/// run on a GPU runs in that context instead of the primary one, on a stream of its own, so that its kernels and those of the program run side
+/// by side, and the card holds one context. The context must outlive the model and all moves made from it. A model on the CPU, or on another
+/// GPU that was asked for by its number, is loaded as without this flag.
+pub const MODEJUMP_CURRENT_CONTEXT: u32 = 2;
+
 /// How a model is loaded; set by `modejump_model_options_init`, then changed at will.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -31,7 +39,7 @@ pub struct modejump_model_options {
     /// How samples are found from their latent points, `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or `MODEJUMP_GAUSS_SEIDEL`; their
     /// log-densities are exact in any case.
     pub decoding: u32,
-    /// 0
+    /// `MODEJUMP_ON_CPU`, `MODEJUMP_CURRENT_CONTEXT` or 0.
     pub flags: u32,
     /// Tokens of a segment of `MODEJUMP_GAUSS_SEIDEL`, at least 1.
     pub segment: u64,

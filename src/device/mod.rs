@@ -34,6 +34,16 @@ pub trait Driver: Send + Sync {
     /// How many multiprocessors share out the blocks of a launch, for a choice of tiles.
     fn multiprocessors(&self) -> usize;
 
+    /// A card in the CUDA context that is current on the calling thread. None if that is of another card and `only_here` holds, and for machines
+    /// without contexts.
+    ///
+    /// # Safety
+    /// The context outlives what comes back.
+    unsafe fn in_current_context(&self, only_here: bool) -> Result<Option<Arc<dyn Driver>>> {
+        let _ = only_here;
+        Ok(None)
+    }
+
     /// The kernel `name` of a program, compiled if it was not before. The result is for [`Driver::launch`].
     fn kernel(&self, program: &Program, name: &str) -> Result<KernelId>;
 
@@ -95,26 +105,44 @@ mod nvidia {
 #[derive(Clone)]
 pub struct Device {
     driver: Option<Arc<dyn Driver>>,
+    /// Whether it was asked for by its number.
+    by_number: bool,
 }
 
 impl Device {
     pub fn cpu() -> Device {
-        Device { driver: None }
+        Device { driver: None, by_number: false }
     }
 
     /// The first GPU, or the CPU where there is none.
     pub fn auto() -> Device {
-        Device { driver: nvidia::open(0).ok() }
+        Device { driver: nvidia::open(0).ok(), by_number: false }
     }
 
     /// GPU number `ordinal`. The error names what is missing.
     pub fn cuda(ordinal: usize) -> Result<Device> {
-        Ok(Device { driver: Some(nvidia::open(ordinal)?) })
+        Ok(Device { driver: Some(nvidia::open(ordinal)?), by_number: true })
     }
 
     /// A machine of one's own.
     pub fn with_driver(driver: Arc<dyn Driver>) -> Device {
-        Device { driver: Some(driver) }
+        Device { driver: Some(driver), by_number: false }
+    }
+
+    /// For a program that has a CUDA context of its own, current on this thread: a GPU in that context instead of the primary one, so that
+    /// the kernels of both run side by side. The same device where it is no GPU, or by its number another one than that of the context.
+    ///
+    /// Errors: no context is current.
+    ///
+    /// # Safety
+    /// The context outlives the device, and the models and moves that are made on it.
+    pub unsafe fn in_current_context(&self) -> Result<Device> {
+        let driver = match &self.driver {
+            // SAFETY: the caller's promise.
+            Some(driver) => unsafe { driver.in_current_context(self.by_number) }?,
+            None => None,
+        };
+        Ok(driver.map_or_else(|| self.clone(), |driver| Device { driver: Some(driver), ..*self }))
     }
 
     /// `cpu`, `auto`, `cuda` or `cuda:N`.
@@ -123,7 +151,7 @@ impl Device {
         match name.split_once(':') {
             None if name == "cpu" => Ok(Device::cpu()),
             None if name == "auto" => Ok(Device::auto()),
-            None if name == "cuda" => Device::cuda(0),
+            None if name == "cuda" => Ok(Device { by_number: false, ..Device::cuda(0)? }),
             Some(("cuda", ordinal)) => Device::cuda(ordinal.parse().map_err(|_| unknown())?),
             _ => Err(unknown()),
         }

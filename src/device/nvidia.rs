@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
 use std::ffi::{c_void, CString};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// The card `ordinal`, opened once for the process and shared.
 pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
@@ -14,16 +14,19 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     if let Some(card) = open.iter().find(|(o, _)| *o == ordinal).and_then(|(_, card)| card.upgrade()) {
         return Ok(card);
     }
-    // A symbol that an old driver lacks is a panic in cudarc.
-    let card = std::panic::catch_unwind(|| Card::new(ordinal)).unwrap_or_else(|_| {
-        Err(Error::Unsupported(
-            "the NVIDIA driver is too old for this program; update it, or use the device cpu".into(),
-        ))
-    })?;
-    let card = Arc::new(card);
+    let card = Arc::new(guarded(|| Card::new(ordinal))?);
     open.retain(|(o, _)| *o != ordinal);
     open.push((ordinal, Arc::downgrade(&card)));
     Ok(card)
+}
+
+/// A symbol that an old driver lacks is a panic in cudarc.
+fn guarded<T>(body: impl FnOnce() -> Result<T> + std::panic::UnwindSafe) -> Result<T> {
+    std::panic::catch_unwind(body).unwrap_or_else(|_| {
+        Err(Error::Unsupported(
+            "the NVIDIA driver is too old for this program; update it, or use the device cpu".into(),
+        ))
+    })
 }
 
 /// A context that is current on this thread until this is dropped. The program around may have one of its own there, as OpenMM has, and finds
@@ -45,16 +48,38 @@ impl Drop for Current {
     }
 }
 
-/// One card with the primary context of the process and a stream of its own.
+/// One card, and where on it kernels run.
 struct Card {
     name: String,
     device: sys::CUdevice,
-    context: sys::CUcontext,
-    stream: sys::CUstream,
     architecture: String,
     shared_memory: usize,
     multiprocessors: usize,
+    /// The primary context is made when it is first needed: it takes some hundred MiB of the card.
+    place: OnceLock<std::result::Result<Place, result::DriverError>>,
     kernels: Mutex<Kernels>,
+}
+
+/// A context, and a stream in it that nobody else has.
+struct Place {
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    /// Whether the context is the primary one of the process, which this holds, or one that the program around has made.
+    primary: bool,
+}
+
+impl Place {
+    fn in_primary(device: sys::CUdevice) -> std::result::Result<Place, result::DriverError> {
+        // SAFETY: the device was found; the context is released when the card is dropped.
+        let context = unsafe { result::primary_ctx::retain(device) }?;
+        Place::of(context, true)
+    }
+
+    fn of(context: sys::CUcontext, primary: bool) -> std::result::Result<Place, result::DriverError> {
+        let _current = Current::of(context)?;
+        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+        Ok(Place { context, stream, primary })
+    }
 }
 
 #[derive(Default)]
@@ -96,27 +121,51 @@ impl Card {
             )));
         }
         let name = result::device::get_name(device).map_err(|e| error("the GPU has no name", e))?;
-        // SAFETY: the device was just found; the context is released when the card is dropped.
-        let context =
-            unsafe { result::primary_ctx::retain(device) }.map_err(|e| error("the GPU gives no context", e))?;
-        let stream = Current::of(context)
-            .and_then(|_current| result::stream::create(result::stream::StreamKind::NonBlocking))
-            .map_err(|e| error("the GPU gives no stream", e))?;
         Ok(Card {
             name: format!("{name} (cuda:{ordinal})"),
             device,
-            context,
-            stream,
             architecture: format!("sm_{major}{minor}"),
             shared_memory: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
             multiprocessors: get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+            place: OnceLock::new(),
             kernels: Mutex::default(),
         })
     }
 
+    /// The card of the context that is current on this thread, to work there; none if `only` is another card.
+    fn in_current_context(only: Option<sys::CUdevice>) -> Result<Option<Card>> {
+        let (mut context, mut device) = (std::ptr::null_mut(), 0);
+        // SAFETY: a handle to write to.
+        let found = unsafe { sys::cuCtxGetCurrent(&mut context) }.result();
+        found.map_err(|e| error("the CUDA context of this thread cannot be asked for", e))?;
+        if context.is_null() {
+            return Err(Error::invalid(
+                "no CUDA context is current on this thread; make the program's one current before the model is loaded",
+            ));
+        }
+        // SAFETY: a number to write to; the context is current.
+        let found = unsafe { sys::cuCtxGetDevice(&mut device) }.result();
+        found.map_err(|e| error("the CUDA context of this thread does not name its card", e))?;
+        if only.is_some_and(|only| only != device) {
+            return Ok(None);
+        }
+        let mut card = Card::new(device as usize)?; // a device's handle is its number
+        let place = Place::of(context, false).map_err(|e| error("the program's CUDA context gives no stream", e))?;
+        card.name += ", in the program's context";
+        card.place = Ok(place).into();
+        Ok(Some(card))
+    }
+
+    fn place(&self) -> Result<&Place> {
+        let place = self.place.get_or_init(|| Place::in_primary(self.device));
+        place.as_ref().map_err(|e| error("the GPU gives no context", *e))
+    }
+
     /// Every call begins so, and ends with what it gives: the calling thread may never have met this context.
-    fn enter(&self) -> Result<Current> {
-        Current::of(self.context).map_err(|e| error("the GPU's context is gone", e))
+    fn enter(&self) -> Result<(Current, sys::CUstream)> {
+        let Place { context, stream, .. } = *self.place()?;
+        let current = Current::of(context).map_err(|e| error("the GPU's context is gone", e))?;
+        Ok((current, stream))
     }
 
     fn kernels(&self) -> MutexGuard<'_, Kernels> {
@@ -155,8 +204,13 @@ impl Driver for Card {
         self.multiprocessors
     }
 
+    unsafe fn in_current_context(&self, only_here: bool) -> Result<Option<Arc<dyn Driver>>> {
+        let only = only_here.then_some(self.device);
+        Ok(guarded(|| Card::in_current_context(only))?.map(|card| Arc::new(card) as Arc<dyn Driver>))
+    }
+
     fn kernel(&self, program: &Program, name: &str) -> Result<KernelId> {
-        let _current = self.enter()?;
+        let _entered = self.enter()?;
         let mut kernels = self.kernels();
         let module = match kernels.modules.get(program) {
             Some(module) => *module,
@@ -181,7 +235,7 @@ impl Driver for Card {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
-        let _current = self.enter()?;
+        let _entered = self.enter()?;
         // SAFETY: the context is current.
         unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             let mib = bytes.div_ceil(1 << 20);
@@ -190,42 +244,39 @@ impl Driver for Card {
     }
 
     fn free(&self, address: u64) {
-        if let Ok(_current) = self.enter() {
+        if let Ok(_entered) = self.enter() {
             // SAFETY: the address came from `allocate`, and its owner is being dropped; the driver waits for running kernels.
             let _ = unsafe { result::free_sync(address) };
         }
     }
 
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
-        let _current = self.enter()?;
+        let (_current, stream) = self.enter()?;
         // SAFETY: the buffer has room, as `Buffer::write` sees to; memory that is not page-locked is copied aside before return.
-        unsafe { result::memcpy_htod_async(address, bytes, self.stream) }
+        unsafe { result::memcpy_htod_async(address, bytes, stream) }
             .map_err(|e| error(&format!("{}: copying to the GPU", self.name), e))
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
-        let _current = self.enter()?;
+        let (_current, stream) = self.enter()?;
         // SAFETY: the buffer holds that much; the stream is waited for before `bytes` is looked at.
         let copied = unsafe {
-            result::memcpy_dtoh_async(bytes, address, self.stream)
-                .and_then(|()| result::stream::synchronize(self.stream))
+            result::memcpy_dtoh_async(bytes, address, stream).and_then(|()| result::stream::synchronize(stream))
         };
         copied.map_err(|e| error(&format!("{}: a kernel, or copying from the GPU", self.name), e))
     }
 
     unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()> {
-        let _current = self.enter()?;
+        let (_current, stream) = self.enter()?;
         let function = self.function(kernel, shared)?;
         let mut parameters = [argument.as_ptr() as *mut c_void];
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
         // SAFETY: the function is loaded; the argument is the caller's promise, and is copied before return.
-        self.started(unsafe {
-            result::launch_kernel(function, grid, block, shared as u32, self.stream, &mut parameters)
-        })
+        self.started(unsafe { result::launch_kernel(function, grid, block, shared as u32, stream, &mut parameters) })
     }
 
     fn resident(&self, kernel: KernelId, block: u32, shared: usize) -> Result<usize> {
-        let _current = self.enter()?;
+        let _entered = self.enter()?;
         let function = self.function(kernel, shared)?;
         // SAFETY: the function is loaded.
         let each = unsafe { result::occupancy::max_active_block_per_multiprocessor(function, block as i32, shared) }
@@ -241,28 +292,32 @@ impl Driver for Card {
         shared: usize,
         argument: &[u8],
     ) -> Result<()> {
-        let _current = self.enter()?;
+        let (_current, stream) = self.enter()?;
         let function = self.function(kernel, shared)?;
         let mut parameters = [argument.as_ptr() as *mut c_void];
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
         // SAFETY: as of `launch`.
         self.started(unsafe {
-            result::launch_cooperative_kernel(function, grid, block, shared as u32, self.stream, &mut parameters)
+            result::launch_cooperative_kernel(function, grid, block, shared as u32, stream, &mut parameters)
         })
     }
 }
 
 impl Drop for Card {
     fn drop(&mut self) {
-        let Ok(_current) = self.enter() else { return };
+        // nothing is there of a card on which nothing ran
+        let Some(Ok(Place { primary, .. })) = self.place.get() else { return };
+        let Ok((_current, stream)) = self.enter() else { return };
         // SAFETY: nobody has the handles any more; the stream is drained first.
         unsafe {
-            let _ = result::stream::synchronize(self.stream);
+            let _ = result::stream::synchronize(stream);
             for module in self.kernels().modules.values() {
                 let _ = result::module::unload(*module);
             }
-            let _ = result::stream::destroy(self.stream);
-            let _ = result::primary_ctx::release(self.device);
+            let _ = result::stream::destroy(stream);
+            if *primary {
+                let _ = result::primary_ctx::release(self.device);
+            }
         }
     }
 }

@@ -157,7 +157,8 @@ pub fn from_bytes(name: &str, bytes: &[u8], precision: Precision) -> Result<Arc<
     from_bytes_on(name, bytes, precision, &device::default()?)
 }
 
-fn from_bytes_on(name: &str, bytes: &[u8], precision: Precision, device: &Device) -> Result<Arc<dyn Model>> {
+/// The same, to a device of the caller's choice.
+pub fn from_bytes_on(name: &str, bytes: &[u8], precision: Precision, device: &Device) -> Result<Arc<dyn Model>> {
     let file = model_file::read(name, bytes)?;
     build(&file, precision, device).map_err(|error| match error {
         Error::Model { .. } | Error::Engine(_) | Error::Unsupported(_) => error,

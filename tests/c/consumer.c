@@ -77,6 +77,7 @@ static void test_model(const char *path) {
     EXPECT(modejump_model_device(NULL, &device) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_set_device("cpu") == MODEJUMP_OK);
     EXPECT(modejump_set_device(NULL) == MODEJUMP_INVALID_INPUT && modejump_set_device("toaster") == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_device(&device) == MODEJUMP_OK && strcmp(device, "cpu") == 0 && modejump_device(NULL) == MODEJUMP_INVALID_INPUT);
     /* no such card; but the library has kernels */
     EXPECT(modejump_set_device("cuda:99") != MODEJUMP_OK && modejump_last_error(&json) == MODEJUMP_OK);
     EXPECT(strstr(json, "without the feature") == NULL);

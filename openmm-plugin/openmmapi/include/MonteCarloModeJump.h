@@ -7,6 +7,7 @@
 #include "openmm/Context.h"
 #include "openmm/Force.h"
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -186,10 +187,15 @@ public:
     std::vector<double> getLogWeights(OpenMM::Context& context) const;
     /** Copies frequency, temperature, number of proposals and how they are made to an existing Context; statistics start anew. */
     void updateParametersInContext(OpenMM::Context& context) const;
-    /** The loaded model; throws if there is no such file or it is malformed. One per file, options and process. */
+    /** The loaded model, on the CPU; throws if there is no such file or it is malformed. One per file, options and process. */
     std::shared_ptr<const Model> getModel() const;
     /** The same for the screening model; null if there is none. */
     std::shared_ptr<const Model> getScreeningModel() const;
+    /**
+     * The model, and the screening model or null, for moves of one Context: on the CPU those of above, on a card models of their own, in the
+     * Context's own CUDA context if that is on the same card. They must not outlive the Context.
+     */
+    std::array<std::shared_ptr<const Model>, 2> getModelsFor(OpenMM::ContextImpl& context) const;
     bool usesPeriodicBoundaryConditions() const override { return false; }
 
 protected:
@@ -210,10 +216,13 @@ private:
         Loading loading;
         mutable std::string hash;
         mutable std::shared_ptr<const Model> model;
-        std::shared_ptr<const Model> load() const;
+        std::shared_ptr<const Model> onCPU() const;
+        std::shared_ptr<const Model> onDeviceOf(OpenMM::ContextImpl& context) const;
+        std::shared_ptr<const Model> load(uint32_t flags) const;
         void setData(const std::string& bytes);
         void embed();
     };
+    bool isScreened() const;
     Source generator, screen;
     Acceptance acceptance = Acceptance::Exact;
     bool drawAhead = false;

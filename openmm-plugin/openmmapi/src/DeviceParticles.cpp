@@ -4,6 +4,7 @@
 
 namespace ModeJumpPlugin {
 std::unique_ptr<MovedParticles> particlesOnDevice(OpenMM::ContextImpl&, const std::vector<int>&) { return nullptr; }
+bool inCudaContext(OpenMM::ContextImpl&, const std::function<void()>&) { return false; }
 } // namespace ModeJumpPlugin
 
 #else
@@ -371,6 +372,15 @@ void DeviceParticles::removeMomentum() {
 unique_ptr<MovedParticles> particlesOnDevice(ContextImpl& context, const vector<int>& particles) {
     ComputeContext* compute = computeContextOf(context);
     return compute == nullptr ? nullptr : make_unique<DeviceParticles>(context, *compute, particles);
+}
+
+bool inCudaContext(ContextImpl& context, const function<void()>& body) {
+    ComputeContext* compute = computeContextOf(context);
+    if (compute == nullptr || context.getPlatform().getName() != "CUDA")
+        return false;
+    ContextSelector selector(*compute);
+    body();
+    return true;
 }
 
 } // namespace ModeJumpPlugin

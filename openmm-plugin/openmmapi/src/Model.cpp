@@ -37,16 +37,20 @@ shared_ptr<const Model> Model::fromFile(const string& path, const modejump_model
 }
 
 shared_ptr<const Model> Model::fromBytes(const string& bytes, const string& name, const modejump_model_options& options) {
+    if (options.flags == MODEJUMP_CURRENT_CONTEXT)
+        return shared_ptr<const Model>(new Model(bytes, name, options)); // for one Context alone
     static mutex guard;
     // The map is keyed by the content itself, so two files can never be taken for one another; entries of models that
     // nobody holds any more are dropped at the next call.
-    using Key = tuple<size_t, uint32_t, uint32_t, uint64_t, uint64_t, double, string>;
+    const char* device = nullptr;
+    check(modejump_device(&device));
+    using Key = tuple<size_t, string, uint32_t, uint32_t, uint32_t, uint64_t, uint64_t, double, string>;
     static map<Key, weak_ptr<const Model>> registry;
     lock_guard<mutex> lock(guard);
     for (auto entry = registry.begin(); entry != registry.end();)
         entry = entry->second.expired() ? registry.erase(entry) : next(entry);
-    auto& slot = registry[Key(std::hash<string>()(bytes), options.precision, options.decoding, options.segment, options.decoding_passes,
-                              options.decoding_tolerance, bytes)];
+    auto& slot = registry[Key(std::hash<string>()(bytes), device, options.flags, options.precision, options.decoding, options.segment,
+                              options.decoding_passes, options.decoding_tolerance, bytes)];
     shared_ptr<const Model> model = slot.lock();
     if (!model) {
         model.reset(new Model(bytes, name, options));

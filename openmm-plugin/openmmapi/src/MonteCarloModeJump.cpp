@@ -1,6 +1,7 @@
 #include "MonteCarloModeJump.h"
 
 #include "Model.h"
+#include "MovedParticles.h"
 #include "internal/MonteCarloModeJumpImpl.h"
 #include "modejump.h"
 #include "openmm/OpenMMException.h"
@@ -44,25 +45,40 @@ MonteCarloModeJump::Loading::Loading() {
     decodingTolerance = options.decoding_tolerance;
 }
 
-shared_ptr<const Model> MonteCarloModeJump::Source::load() const {
+shared_ptr<const Model> MonteCarloModeJump::Source::load(uint32_t flags) const {
     // the enumerations are in the order of these numbers
     static_assert(MODEJUMP_F32 == 0 && MODEJUMP_F64 == 1 && MODEJUMP_BF16 == 2);
     static_assert(MODEJUMP_SEQUENTIAL == 0 && MODEJUMP_JACOBI == 1 && MODEJUMP_GAUSS_SEIDEL == 2);
-    if (!model) {
-        modejump_model_options options = defaultOptions();
-        options.precision = static_cast<uint32_t>(loading.precision);
-        options.decoding = static_cast<uint32_t>(loading.decoding);
-        options.segment = loading.segment;
-        options.decoding_passes = loading.decodingPasses;
-        options.decoding_tolerance = loading.decodingTolerance;
-        auto loaded = data.empty() ? Model::fromFile(file, options) : Model::fromBytes(data, file, options);
-        require(hash.empty() || hash == loaded->hash,
-                "the model file " + file + " has the hash " + loaded->hash + ", not " + hash +
-                    " as when this was set up; restore that file, or set up the move anew");
-        hash = loaded->hash;
-        model = loaded;
-    }
+    modejump_model_options options = defaultOptions();
+    options.flags = flags;
+    options.precision = static_cast<uint32_t>(loading.precision);
+    options.decoding = static_cast<uint32_t>(loading.decoding);
+    options.segment = loading.segment;
+    options.decoding_passes = loading.decodingPasses;
+    options.decoding_tolerance = loading.decodingTolerance;
+    auto loaded = data.empty() ? Model::fromFile(file, options) : Model::fromBytes(data, file, options);
+    require(hash.empty() || hash == loaded->hash,
+            "the model file " + file + " has the hash " + loaded->hash + ", not " + hash +
+                " as when this was set up; restore that file, or set up the move anew");
+    hash = loaded->hash;
+    return loaded;
+}
+
+shared_ptr<const Model> MonteCarloModeJump::Source::onCPU() const {
+    if (!model)
+        model = load(MODEJUMP_ON_CPU);
     return model;
+}
+
+shared_ptr<const Model> MonteCarloModeJump::Source::onDeviceOf(ContextImpl& context) const {
+    const char* device = nullptr;
+    check(modejump_device(&device));
+    if (string(device) == "cpu")
+        return onCPU();
+    shared_ptr<const Model> loaded;
+    if (!inCudaContext(context, [&] { loaded = load(MODEJUMP_CURRENT_CONTEXT); }))
+        loaded = load(0);
+    return loaded;
 }
 
 void MonteCarloModeJump::Source::setData(const string& bytes) {
@@ -71,7 +87,7 @@ void MonteCarloModeJump::Source::setData(const string& bytes) {
 }
 
 void MonteCarloModeJump::Source::embed() {
-    load();
+    onCPU();
     if (data.empty())
         setData(readFile(file));
 }
@@ -172,13 +188,19 @@ void MonteCarloModeJump::setDefaultReplica(int value) {
     defaultReplica = value;
 }
 
-shared_ptr<const Model> MonteCarloModeJump::getModel() const { return generator.load(); }
+shared_ptr<const Model> MonteCarloModeJump::getModel() const { return generator.onCPU(); }
 
-shared_ptr<const Model> MonteCarloModeJump::getScreeningModel() const {
-    const bool none = screen.file.empty() && screen.data.empty();
-    require(!none || acceptance == Acceptance::Exact,
+bool MonteCarloModeJump::isScreened() const {
+    const bool screened = !screen.file.empty() || !screen.data.empty();
+    require(screened || acceptance == Acceptance::Exact,
             "acceptance by a surrogate needs one: set it as the screening model");
-    return none ? nullptr : screen.load();
+    return screened;
+}
+
+shared_ptr<const Model> MonteCarloModeJump::getScreeningModel() const { return isScreened() ? screen.onCPU() : nullptr; }
+
+array<shared_ptr<const Model>, 2> MonteCarloModeJump::getModelsFor(ContextImpl& context) const {
+    return {generator.onDeviceOf(context), isScreened() ? screen.onDeviceOf(context) : nullptr};
 }
 
 ForceImpl* MonteCarloModeJump::createImpl() const { return new MonteCarloModeJumpImpl(*this); }

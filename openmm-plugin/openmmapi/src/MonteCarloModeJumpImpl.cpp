@@ -149,10 +149,11 @@ map<string, double> MonteCarloModeJumpImpl::getDefaultParameters() {
 
 void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
     const System& system = context.getSystem();
-    model = owner.getModel();
+    const auto models = owner.getModelsFor(context);
+    model = models[0];
+    screen = models[1];
     particles = checkedParticles(system, owner.getParticles(), *model);
     checkBonds(system, particles, *model);
-    screen = owner.getScreeningModel();
     if (screen) {
         checkedParticles(system, particles, *screen);
         checkBonds(system, particles, *screen);

@@ -5,6 +5,7 @@
 #include "openmm/Kernel.h"
 #include "openmm/Vec3.h"
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -72,6 +73,9 @@ private:
 
 /** Null where the platform has no device, or the library was built without the headers of OpenMM's devices. */
 std::unique_ptr<MovedParticles> particlesOnDevice(OpenMM::ContextImpl& context, const std::vector<int>& particles);
+
+/** Runs `body` with the CUDA context in which OpenMM computes current on this thread; false, without running it, where there is none. */
+bool inCudaContext(OpenMM::ContextImpl& context, const std::function<void()>& body);
 
 } // namespace ModeJumpPlugin
 

@@ -1,0 +1,288 @@
+//! What is asked of the NVIDIA driver, by the rules: `cuda_driver/libcuda.c` stands for the driver, runs no kernel, and ends whoever uses
+//! memory, a stream or a kernel outside of its context, reads what has not arrived, or leaves something behind.
+//!
+//! Each test runs itself once more with that library in the dynamic linker's path. Kernels are compiled by NVRTC, which `scripts/nvcc.sh`
+//! installs; without it this says that it is skipped.
+#![cfg(feature = "cuda")]
+
+use cudarc::driver::sys;
+use modejump::c_api::model::*;
+use modejump::c_api::structs::*;
+use modejump::density::{Evaluation, Status};
+use modejump::device::{self, Device};
+use modejump::models::{self, Model, Precision};
+use modejump::moves::{self, Options, State};
+use modejump::target::Target;
+use modejump::Result;
+use std::ffi::CString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+#[path = "support/networks.rs"]
+mod networks;
+
+const RULES: &str = "MODEJUMP_TEST_DRIVER_RULES";
+
+/// What the test `name` says and whether it is content, when it runs `body` with the library of rules; `None` where that is not possible.
+fn under_rules(name: &str, body: impl FnOnce()) -> Option<(bool, String)> {
+    if std::env::var_os(RULES).is_some() {
+        body();
+        return None;
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let wheels = std::env::var_os("MODEJUMP_CUDA").map_or(root.join("target/cuda/nvidia/cu13"), PathBuf::from);
+    if !wheels.join("lib").exists() {
+        println!("{name}: SKIPPED, {} is not there; scripts/nvcc.sh installs it", wheels.join("lib").display());
+        return None;
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_driver").join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    let (source, library) = (root.join("tests/cuda_driver/libcuda.c"), folder.join("libcuda.so"));
+    let options = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", "-o"];
+    let compiled = Command::new("cc").args(options).arg(&library).arg(&source).status().unwrap();
+    assert!(compiled.success());
+    let path = std::env::join_paths([folder.as_path(), &wheels.join("lib")]).unwrap();
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    again.args([name, "--exact", "--nocapture"]).env("LD_LIBRARY_PATH", path).env(RULES, "1");
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_driver/cache");
+    let output = again.env("MODEJUMP_CACHE", cache).env_remove("MODEJUMP_DEVICE").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    Some((output.status.success(), said))
+}
+
+/// The same for a test that has to be content.
+fn by_the_rules(name: &str, body: impl FnOnce()) -> Option<String> {
+    let (content, said) = under_rules(name, body)?;
+    assert!(content, "{said}");
+    Some(said)
+}
+
+/// The same for one that breaks this rule.
+fn against_the_rules(name: &str, rule: &str, body: impl FnOnce()) {
+    if let Some((content, said)) = under_rules(name, body) {
+        assert!(!content && said.contains(&format!("RULE BROKEN: {rule}")), "{said}");
+    }
+}
+
+/// A context of the program's own, current on this thread as long as it lives.
+struct Own(sys::CUcontext);
+
+impl Own {
+    fn new(card: i32) -> Own {
+        let mut context = null_mut();
+        // SAFETY: a handle to write to; the library takes no parameters and no flags.
+        unsafe {
+            sys::cuInit(0).result().unwrap();
+            sys::cuCtxCreate_v4(&mut context, null_mut(), 0, card).result().unwrap();
+        }
+        Own(context)
+    }
+
+    fn is_current(&self) -> bool {
+        let mut context = null_mut();
+        // SAFETY: a handle to write to.
+        unsafe { sys::cuCtxGetCurrent(&mut context) }.result().unwrap();
+        context == self.0
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        // SAFETY: made once, destroyed once.
+        unsafe { sys::cuCtxDestroy_v2(self.0) }.result().unwrap();
+    }
+}
+
+fn in_current_context(device: Device) -> Result<Device> {
+    // SAFETY: the tests drop what they load before the context.
+    unsafe { device.in_current_context() }
+}
+
+fn load(bytes: &[u8], device: &Device) -> Arc<dyn Model> {
+    models::from_bytes_on("model", bytes, Precision::F32, device).unwrap()
+}
+
+/// Samples and their log q, as far as that goes without kernels: all zero.
+fn use_model(model: &dyn Model) {
+    let (n, d) = (5, model.dimension());
+    let (mut x, mut log_q) = (vec![0.0; n * d], vec![Evaluation::outside(Status::NonFinite); n]);
+    if model.flow().is_some() {
+        let streams = |row: usize| modejump::rng::Stream::new(1, modejump::rng::StreamId::Sample, row as u64, 0);
+        model.sample(&streams, &mut x, &mut log_q).unwrap();
+    }
+    model.log_density(&x, &mut log_q).unwrap();
+}
+
+struct Flat;
+
+impl Target for Flat {
+    fn dimension(&self) -> usize {
+        2
+    }
+    fn reduced_potential(&mut self, _: &[f64], u: &mut [f64]) -> Result<()> {
+        u.fill(0.0);
+        Ok(())
+    }
+    fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
+        unreachable!("proposals are not carried anywhere")
+    }
+}
+
+/// Attempts at steps 10, 20, … with proposals drawn ahead by another thread.
+fn attempts(model: &Arc<dyn Model>, n: u64) {
+    let options = Options { stride: 10, batch: 2, draw_ahead: true, ..Options::default() };
+    let mut move_ = moves::of_model(model, options, None).unwrap();
+    for step in 1..=n {
+        let mut x = [0.1; 2];
+        let mut state = State { x: &mut x, box_vectors: None, reduced_potential: 0.0, step: 10 * step, replica: 0 };
+        move_.attempt(&mut Flat, &mut state).unwrap();
+    }
+}
+
+fn double_well() -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/double-well/generator.safetensors")).unwrap()
+}
+
+#[test]
+fn models_work_in_the_context_of_the_program() {
+    let said = by_the_rules("models_work_in_the_context_of_the_program", || {
+        let own = Own::new(1);
+        let device = in_current_context(Device::parse("cuda").unwrap()).unwrap();
+        assert_eq!(device.describe(), "Rules 1 (cuda:1), in the program's context");
+        // one of each kind of launches
+        let kinds = ["egnn_flow", "mlp_ebm", "steerable", "tarflow"];
+        for (kind, bytes) in networks::all().into_iter().filter(|(kind, _)| kinds.contains(kind)) {
+            let model = load(&bytes, &device);
+            assert_eq!(model.device(), device.describe(), "{kind}");
+            use_model(model.as_ref());
+            assert!(own.is_current(), "{kind}");
+            // a thread that has never met the context
+            std::thread::scope(|scope| scope.spawn(|| use_model(model.as_ref())).join().unwrap());
+        }
+        drop(device);
+        drop(own);
+    });
+    if let Some(said) = said {
+        assert!(
+            said.contains("kernel in another context of card 1") && said.contains("destroyed: a context of card 1"),
+            "{said}"
+        );
+        assert!(!said.contains("primary"), "{said}");
+    }
+}
+
+#[test]
+fn moves_that_draw_ahead_leave_nothing_behind() {
+    by_the_rules("moves_that_draw_ahead_leave_nothing_behind", || {
+        let own = Own::new(0);
+        let model = load(&double_well(), &in_current_context(Device::parse("auto").unwrap()).unwrap());
+        attempts(&model, 7);
+        assert!(own.is_current());
+        drop(model);
+        drop(own);
+    });
+}
+
+#[test]
+fn the_primary_context_is_made_for_a_model_and_given_back() {
+    let said = by_the_rules("the_primary_context_is_made_for_a_model_and_given_back", || {
+        let device = Device::cuda(1).unwrap();
+        println!("asked for");
+        let model = load(&double_well(), &device);
+        use_model(model.as_ref());
+        attempts(&model, 3);
+        drop((model, device));
+        println!("dropped");
+    });
+    if let Some(said) = said {
+        let order = ["asked for", "retained: the primary", "kernel in the primary", "released: the primary", "dropped"];
+        let places: Vec<_> = order.iter().map(|text| said.find(text)).collect();
+        assert!(places.is_sorted() && places[0].is_some(), "{places:?}\n{said}");
+        assert_eq!(said.matches("retained:").count(), 1, "{said}");
+    }
+}
+
+#[test]
+fn a_card_asked_for_by_number_is_the_one_that_is_used() {
+    let said = by_the_rules("a_card_asked_for_by_number_is_the_one_that_is_used", || {
+        let nothing = in_current_context(Device::parse("cuda").unwrap()).err().unwrap().to_string();
+        assert!(nothing.contains("no CUDA context is current"), "{nothing}");
+        assert_eq!(in_current_context(Device::cpu()).unwrap().describe(), "cpu");
+        let own = Own::new(1);
+        let other = in_current_context(Device::parse("cuda:0").unwrap()).unwrap();
+        assert_eq!(other.describe(), "Rules 0 (cuda:0)");
+        use_model(load(&double_well(), &other).as_ref());
+        let same = in_current_context(Device::parse("cuda:1").unwrap()).unwrap();
+        assert_eq!(same.describe(), "Rules 1 (cuda:1), in the program's context");
+        use_model(load(&double_well(), &same).as_ref());
+        drop((same, other));
+        drop(own);
+    });
+    if let Some(said) = said {
+        assert!(
+            said.contains("kernel in the primary context of card 0") && said.contains("another context of card 1"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_program_in_c_asks_by_a_flag() {
+    by_the_rules("a_program_in_c_asks_by_a_flag", || {
+        let own = Own::new(0);
+        device::set_default(Device::parse("cuda").unwrap());
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/double-well/generator.safetensors");
+        let path = CString::new(path.to_str().unwrap()).unwrap();
+        let name = |flags: u32| {
+            // SAFETY: structs of this version, handles that are freed once.
+            unsafe {
+                let mut options: modejump_model_options = std::mem::zeroed();
+                options.struct_size = size_of::<modejump_model_options>() as u32;
+                assert_eq!(modejump_model_options_init(&mut options), 0);
+                options.flags = flags;
+                let (mut model, mut name) = (null_mut(), std::ptr::null());
+                let status = modejump_model_load_with(path.as_ptr(), &options, &mut model);
+                if status != 0 {
+                    return status.to_string();
+                }
+                assert_eq!(modejump::c_api::device::modejump_model_device(model, &mut name), 0);
+                let name = std::ffi::CStr::from_ptr(name).to_str().unwrap().to_string();
+                modejump_model_free(model);
+                name
+            }
+        };
+        let names = [0, MODEJUMP_ON_CPU, MODEJUMP_CURRENT_CONTEXT, 3].map(name);
+        assert_eq!(names, ["Rules 0 (cuda:0)", "cpu", "Rules 0 (cuda:0), in the program's context", "1"]);
+        drop(own);
+    });
+}
+
+#[test]
+fn a_model_that_outlives_its_context_is_found() {
+    against_the_rules(
+        "a_model_that_outlives_its_context_is_found",
+        "a context was destroyed with things in it",
+        || {
+            let own = Own::new(0);
+            let model = load(&double_well(), &in_current_context(Device::parse("cuda").unwrap()).unwrap());
+            drop(own);
+            drop(model);
+        },
+    );
+}
+
+#[test]
+fn memory_of_another_context_is_found() {
+    against_the_rules("memory_of_another_context_is_found", "memory of another context", || {
+        let (_one, mut address) = (Own::new(0), 0);
+        // SAFETY: a number to write to; a stream of the context that is current.
+        unsafe {
+            sys::cuMemAlloc_v2(&mut address, 8).result().unwrap();
+            let (_other, mut stream) = (Own::new(0), null_mut());
+            sys::cuStreamCreate(&mut stream, 1).result().unwrap();
+            sys::cuMemcpyHtoDAsync_v2(address, [0_u8; 8].as_ptr().cast(), 8, stream).result().unwrap();
+        }
+    });
+}
