@@ -1,11 +1,15 @@
 // Coupling flows, whole: latent points → layers → internal coordinates → x and log q, and back, in one launch.
 //
-// A block takes TILE configurations through all layers. Their coordinates (f64) and the activations of the networks (REAL)
-// stay in shared memory; only weights are read from memory, by every block the same ones, so they come from the second-level
-// cache. Threads work on items (coordinate, row), neighbouring threads on neighbouring rows. What is summed over coordinates
-// (log-determinants) is first written down and then added in order, so a row's result does not depend on TILE or its batch.
+// A block takes TILE configurations through all layers, 8 or 16 so that a weight serves all of them, or a single one that has the block to
+// itself. Their coordinates (f64) and the activations of the networks (REAL) stay in shared memory; only weights are read from memory, by
+// every block the same ones, so they come from the second-level cache. Threads work on items (coordinate, row), neighbouring threads on
+// neighbouring rows. What is summed over coordinates (log-determinants) is first written down and then added in order, so a row's result
+// does not depend on TILE or its batch.
 //
 // The layers are data: src/models/coupling/cuda.rs packs them into the tables that are read here.
+#if TILE == 1
+#define RESIDENT THREADS  // nobody else needs the registers
+#endif
 #include "common.cuh"
 
 struct Dense { int n_in, n_out, weight, bias, activation; };
@@ -27,6 +31,9 @@ struct Internal {
   double log_volume;
 };
 
+// log q of a row, and whether it has one.
+struct Evaluation { double log_density; int status, padding; };
+
 struct Arguments {
   // the model
   const int* tables;
@@ -38,8 +45,7 @@ struct Arguments {
   double* z;
   double* x;
   double* log_det;
-  double* log_density;
-  int* status;
+  Evaluation* evaluations;
   Internal internal;  // n_atoms = 0: x is u
   double width, variance, log_volume;  // of the normal prior: its deviation, its square, ln 2 pi its square
   int n, dimension, dimension_x, n_layers, draws, hidden, outputs;
@@ -97,6 +103,27 @@ static __device__ void settle(const Shared& s, int count, double sign) {
 // ---------------------------------------------------------------- networks
 
 // y = activation(W x + b) for x[n_in][TILE]. The result of a row does not depend on TILE.
+#if TILE == 1
+// A thread has one output. It asks for AHEAD weights before it adds the first: what takes time here is to wait for them.
+#define AHEAD 64
+static __device__ __noinline__ void dense(const real* w, const real* b, int n_in, int n_out, int activation, const real* x, real* y) {
+  for (int o = threadIdx.x; o < n_out; o += THREADS) {
+    real sum = b[o];
+    for (int first = 0; first < n_in; first += AHEAD) {
+      real weight[AHEAD];
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        if (first + k < n_in) weight[k] = w[(size_t)(first + k) * n_out + o];
+      }
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        if (first + k < n_in) sum += weight[k] * x[first + k];
+      }
+    }
+    y[o] = activate(activation, sum);
+  }
+}
+#else
 static __device__ void dense(const real* w, const real* b, int n_in, int n_out, int activation, const real* x, real* y) {
   const auto bias = [&](int o, int, real* sum) {
 #pragma unroll
@@ -109,6 +136,7 @@ static __device__ void dense(const real* w, const real* b, int n_in, int n_out, 
   };
   product(w, n_in, n_out, TILE, x, bias, activated);
 }
+#endif
 
 // Writes the outputs of a network to `out`; ends with a barrier.
 static __device__ void conditioner(const Arguments& a, const Shared& s, const Network& network, real* out) {
@@ -617,9 +645,9 @@ static __device__ void begin(const Shared& s) {
 static __device__ void finish(const Arguments& a, const Shared& s, int first) {
   if (threadIdx.x < TILE && first + (int)threadIdx.x < a.n) {
     const int row = threadIdx.x;
+    const Evaluation evaluation = {s.log_prior[row] - s.log_det[row], s.status[row], 0};
     a.log_det[first + row] = s.log_det[row];
-    a.log_density[first + row] = s.log_prior[row] - s.log_det[row];
-    a.status[first + row] = s.status[row];
+    a.evaluations[first + row] = evaluation;
   }
 }
 

@@ -9,7 +9,7 @@ use cudarc::driver::sys;
 use modejump::c_api::model::*;
 use modejump::c_api::structs::*;
 use modejump::density::{Evaluation, Status};
-use modejump::device::{self, Device};
+use modejump::device::{self, Buffer, Device, Workspaces};
 use modejump::models::{self, Model, Precision};
 use modejump::moves::{self, Options, State};
 use modejump::target::Target;
@@ -256,6 +256,44 @@ fn a_program_in_c_asks_by_a_flag() {
         let names = [0, MODEJUMP_ON_CPU, MODEJUMP_CURRENT_CONTEXT, 3].map(name);
         assert_eq!(names, ["Rules 0 (cuda:0)", "cpu", "Rules 0 (cuda:0), in the program's context", "1"]);
         drop(own);
+    });
+}
+
+#[test]
+fn calls_at_the_same_time_have_a_queue_each() {
+    by_the_rules("calls_at_the_same_time_have_a_queue_each", || {
+        let device = Device::cuda(0).unwrap();
+        let workspaces = Workspaces::on(device.driver().unwrap());
+        let take = || workspaces.take(|driver| Buffer::<f64>::new(driver, 3)).unwrap();
+        let (one, other) = (take(), take());
+        assert!(!Arc::ptr_eq(&one.driver, &other.driver) && one.address() != other.address());
+        let address = one.address();
+        drop(one);
+        assert_eq!(take().address(), address);
+        // the machine that all of them are of stays idle, and its memory is that of all
+        let model = Buffer::of(device.driver().unwrap(), &[1.0, 2.0]).unwrap();
+        let mut read = [0.0; 2];
+        model.read(&mut read).unwrap();
+        assert_eq!(read, [1.0, 2.0]);
+    });
+}
+
+#[test]
+fn a_kernel_that_does_not_wait_for_its_weights_is_found() {
+    let rule = "a kernel does not wait for what its thread copies to the card in another stream";
+    against_the_rules("a_kernel_that_does_not_wait_for_its_weights_is_found", rule, || {
+        let (_own, mut address, mut streams) = (Own::new(0), 0, [null_mut(); 2]);
+        let (mut module, mut function, mut parameters) = (null_mut(), null_mut(), [null_mut()]);
+        // SAFETY: handles to write to; the library looks at four bytes of the module, and runs nothing.
+        unsafe {
+            sys::cuMemAlloc_v2(&mut address, 8).result().unwrap();
+            streams.iter_mut().for_each(|stream| sys::cuStreamCreate(stream, 1).result().unwrap());
+            sys::cuMemcpyHtoDAsync_v2(address, [0_u8; 8].as_ptr().cast(), 8, streams[0]).result().unwrap();
+            sys::cuModuleLoadData(&mut module, b"\x7fELF".as_ptr().cast()).result().unwrap();
+            sys::cuModuleGetFunction(&mut function, module, c"kernel".as_ptr()).result().unwrap();
+            let [parameters, none] = [parameters.as_mut_ptr(), null_mut()];
+            let _ = sys::cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, streams[1], parameters, none);
+        }
     });
 }
 

@@ -21,8 +21,8 @@ const SHARED_MEMORY: [(&str, usize); 9] = [
 
 /// Multiprocessors, few enough that small batches fill them.
 const MULTIPROCESSORS: usize = 8;
-/// Rows that bring a model to every variant of its kernels: fewer than fill the machine, as many, and many more.
-pub const BATCHES: [usize; 3] = [1, 128, 1000];
+/// Rows that bring a model to every variant of its kernels: one, fewer than fill the machine, as many, and many more.
+pub const BATCHES: [usize; 4] = [1, 64, 128, 1000];
 
 /// A machine of one architecture. What comes out of its kernels are zeros.
 pub struct AheadOfTime {

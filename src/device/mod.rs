@@ -16,7 +16,8 @@ pub use program::Program;
 use crate::error::{Error, Result};
 use bytemuck::{NoUninit, Pod};
 use std::marker::PhantomData;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// What kernels need of a machine. Addresses are those of the machine's memory.
 pub trait Driver: Send + Sync {
@@ -41,6 +42,12 @@ pub trait Driver: Send + Sync {
     /// The context outlives what comes back.
     unsafe fn in_current_context(&self, only_here: bool) -> Result<Option<Arc<dyn Driver>>> {
         let _ = only_here;
+        Ok(None)
+    }
+
+    /// The same machine with a queue of its own: launches and copies there do not wait for those here, except for what was begun before. None where
+    /// there is one queue only.
+    fn another_queue(&self) -> Result<Option<Arc<dyn Driver>>> {
         Ok(None)
     }
 
@@ -236,6 +243,64 @@ impl<T: Pod> Buffer<T> {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         self.driver.free(self.address);
+    }
+}
+
+/// What calls need on a machine beside the model: memory that is kept for the next call, and a queue. Calls that run at the same time have each
+/// their own, so that proposals are drawn ahead while densities are asked for.
+pub struct Workspaces<W> {
+    driver: Arc<dyn Driver>,
+    idle: Mutex<Vec<(Arc<dyn Driver>, W)>>,
+}
+
+impl<W> Workspaces<W> {
+    pub fn on(driver: &Arc<dyn Driver>) -> Workspaces<W> {
+        Workspaces { driver: driver.clone(), idle: Mutex::default() }
+    }
+
+    /// One that nobody uses; a new one is made by `make`.
+    pub fn take(&self, make: impl FnOnce(&Arc<dyn Driver>) -> Result<W>) -> Result<Workspace<'_, W>> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let (driver, work) = match idle {
+            Some(idle) => idle,
+            None => {
+                let driver = self.driver.another_queue()?.unwrap_or_else(|| self.driver.clone());
+                let work = make(&driver)?;
+                (driver, work)
+            }
+        };
+        Ok(Workspace { workspaces: self, driver, work: Some(work) })
+    }
+}
+
+/// One of [`Workspaces`], which goes back when the call is over.
+pub struct Workspace<'a, W> {
+    workspaces: &'a Workspaces<W>,
+    /// With the queue for launches on this memory.
+    pub driver: Arc<dyn Driver>,
+    work: Option<W>,
+}
+
+impl<W> Deref for Workspace<'_, W> {
+    type Target = W;
+
+    fn deref(&self) -> &W {
+        self.work.as_ref().expect("it is there until the end")
+    }
+}
+
+impl<W> DerefMut for Workspace<'_, W> {
+    fn deref_mut(&mut self) -> &mut W {
+        self.work.as_mut().expect("it is there until the end")
+    }
+}
+
+impl<W> Drop for Workspace<'_, W> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            let mut idle = self.workspaces.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.push((self.driver.clone(), work));
+        }
     }
 }
 

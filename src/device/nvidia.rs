@@ -9,15 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 /// The card `ordinal`, opened once for the process and shared.
 pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
-    static OPEN: Mutex<Vec<(usize, Weak<Card>)>> = Mutex::new(Vec::new());
+    static OPEN: Mutex<Vec<(usize, Weak<Queue>)>> = Mutex::new(Vec::new());
     let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(card) = open.iter().find(|(o, _)| *o == ordinal).and_then(|(_, card)| card.upgrade()) {
-        return Ok(card);
+    if let Some(queue) = open.iter().find(|(o, _)| *o == ordinal).and_then(|(_, queue)| queue.upgrade()) {
+        return Ok(queue);
     }
-    let card = Arc::new(guarded(|| Card::new(ordinal))?);
+    let queue = Arc::new(Queue::on(Arc::new(guarded(|| Card::new(ordinal))?)));
     open.retain(|(o, _)| *o != ordinal);
-    open.push((ordinal, Arc::downgrade(&card)));
-    Ok(card)
+    open.push((ordinal, Arc::downgrade(&queue)));
+    Ok(queue)
 }
 
 /// A symbol that an old driver lacks is a panic in cudarc.
@@ -48,38 +48,24 @@ impl Drop for Current {
     }
 }
 
-/// One card, and where on it kernels run.
+/// One card, the context on it that kernels run in, and the kernels.
 struct Card {
     name: String,
     device: sys::CUdevice,
     architecture: String,
     shared_memory: usize,
     multiprocessors: usize,
-    /// The primary context is made when it is first needed: it takes some hundred MiB of the card.
-    place: OnceLock<std::result::Result<Place, result::DriverError>>,
+    /// The primary one is made when it is first needed: it takes some hundred MiB of the card.
+    context: OnceLock<std::result::Result<Context, result::DriverError>>,
     kernels: Mutex<Kernels>,
 }
 
-/// A context, and a stream in it that nobody else has.
-struct Place {
-    context: sys::CUcontext,
-    stream: sys::CUstream,
-    /// Whether the context is the primary one of the process, which this holds, or one that the program around has made.
-    primary: bool,
-}
-
-impl Place {
-    fn in_primary(device: sys::CUdevice) -> std::result::Result<Place, result::DriverError> {
-        // SAFETY: the device was found; the context is released when the card is dropped.
-        let context = unsafe { result::primary_ctx::retain(device) }?;
-        Place::of(context, true)
-    }
-
-    fn of(context: sys::CUcontext, primary: bool) -> std::result::Result<Place, result::DriverError> {
-        let _current = Current::of(context)?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
-        Ok(Place { context, stream, primary })
-    }
+#[derive(Clone, Copy)]
+enum Context {
+    /// That of the process, which the card holds.
+    Primary(sys::CUcontext),
+    /// One that the program around has made.
+    OfProgram(sys::CUcontext),
 }
 
 #[derive(Default)]
@@ -127,7 +113,7 @@ impl Card {
             architecture: format!("sm_{major}{minor}"),
             shared_memory: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
             multiprocessors: get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
-            place: OnceLock::new(),
+            context: OnceLock::new(),
             kernels: Mutex::default(),
         })
     }
@@ -150,72 +136,120 @@ impl Card {
             return Ok(None);
         }
         let mut card = Card::new(device as usize)?; // a device's handle is its number
-        let place = Place::of(context, false).map_err(|e| error("the program's CUDA context gives no stream", e))?;
         card.name += ", in the program's context";
-        card.place = Ok(place).into();
+        card.context = Ok(Context::OfProgram(context)).into();
         Ok(Some(card))
     }
 
-    fn place(&self) -> Result<&Place> {
-        let place = self.place.get_or_init(|| Place::in_primary(self.device));
-        place.as_ref().map_err(|e| error("the GPU gives no context", *e))
-    }
-
     /// Every call begins so, and ends with what it gives: the calling thread may never have met this context.
-    fn enter(&self) -> Result<(Current, sys::CUstream)> {
-        let Place { context, stream, .. } = *self.place()?;
-        let current = Current::of(context).map_err(|e| error("the GPU's context is gone", e))?;
-        Ok((current, stream))
+    fn enter(&self) -> Result<Current> {
+        let context = self.context.get_or_init(|| {
+            // SAFETY: the device was found; the context is released when the card is dropped.
+            unsafe { result::primary_ctx::retain(self.device) }.map(Context::Primary)
+        });
+        match context {
+            Ok(Context::Primary(context) | Context::OfProgram(context)) => {
+                Current::of(*context).map_err(|e| error("the GPU's context is gone", e))
+            }
+            Err(e) => Err(error("the GPU gives no context", *e)),
+        }
     }
 
     fn kernels(&self) -> MutexGuard<'_, Kernels> {
         self.kernels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A kernel's handle, allowed so much shared memory a block. The context is current.
-    fn function(&self, kernel: KernelId, shared: usize) -> Result<sys::CUfunction> {
-        let function = self.kernels().functions[kernel.0].2;
-        let allowed = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        // SAFETY: the function is loaded, and its module is never unloaded while the card lives.
-        unsafe { result::function::set_function_attribute(function, allowed, shared as i32) }
-            .map_err(|e| error(&format!("{}: {shared} bytes of shared memory a block", self.name), e))?;
-        Ok(function)
+    fn function(&self, kernel: KernelId) -> sys::CUfunction {
+        self.kernels().functions[kernel.0].2
     }
 
-    fn started(&self, launched: std::result::Result<(), result::DriverError>) -> Result<()> {
-        launched.map_err(|e| error(&format!("{}: a kernel does not start", self.name), e))
+    /// The kernel `name` of a loaded module, which may have as much shared memory a block as there is. The context is current.
+    fn find(&self, module: sys::CUmodule, program: &Program, name: &str) -> Result<sys::CUfunction> {
+        use sys::CUfunction_attribute as Attribute;
+        let c_name = CString::new(name).map_err(|e| Error::invalid(e.to_string()))?;
+        // SAFETY: the module is loaded and never unloaded while the card lives.
+        let function = unsafe { result::module::get_function(module, c_name) }
+            .map_err(|e| error(&format!("{}.cu has no kernel {name}", program.name), e))?;
+        // SAFETY: the function was just found.
+        unsafe {
+            result::function::get_function_attribute(function, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
+                .and_then(|fixed| {
+                    let most = self.shared_memory as i32 - fixed;
+                    let allowed = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                    result::function::set_function_attribute(function, allowed, most)
+                })
+                .map_err(|e| error(&format!("{}: shared memory of {name}", self.name), e))?;
+        }
+        Ok(function)
     }
 }
 
-impl Driver for Card {
+/// A stream of a card, where launches and copies follow each other.
+struct Queue {
+    card: Arc<Card>,
+    stream: OnceLock<std::result::Result<sys::CUstream, result::DriverError>>,
+}
+
+// SAFETY: as of a card.
+unsafe impl Send for Queue {}
+// SAFETY: as of a card.
+unsafe impl Sync for Queue {}
+
+impl Queue {
+    fn on(card: Arc<Card>) -> Queue {
+        Queue { card, stream: OnceLock::new() }
+    }
+
+    /// As [`Card::enter`], with the stream.
+    fn enter(&self) -> Result<(Current, sys::CUstream)> {
+        let current = self.card.enter()?;
+        let stream = self.stream.get_or_init(|| result::stream::create(result::stream::StreamKind::NonBlocking));
+        Ok((current, (*stream).map_err(|e| error("the GPU gives no stream", e))?))
+    }
+
+    fn failed(&self, what: &str, e: result::DriverError) -> Error {
+        error(&format!("{}: {what}", self.card.name), e)
+    }
+}
+
+impl Driver for Queue {
     fn describe(&self) -> String {
-        self.name.clone()
+        self.card.name.clone()
     }
 
     fn shared_memory(&self) -> usize {
-        self.shared_memory
+        self.card.shared_memory
     }
 
     fn tensor_cores(&self) -> bool {
-        tensor_cores(&self.architecture)
+        tensor_cores(&self.card.architecture)
     }
 
     fn multiprocessors(&self) -> usize {
-        self.multiprocessors
+        self.card.multiprocessors
     }
 
     unsafe fn in_current_context(&self, only_here: bool) -> Result<Option<Arc<dyn Driver>>> {
-        let only = only_here.then_some(self.device);
-        Ok(guarded(|| Card::in_current_context(only))?.map(|card| Arc::new(card) as Arc<dyn Driver>))
+        let only = only_here.then_some(self.card.device);
+        let card = guarded(|| Card::in_current_context(only))?;
+        Ok(card.map(|card| Arc::new(Queue::on(Arc::new(card))) as Arc<dyn Driver>))
+    }
+
+    fn another_queue(&self) -> Result<Option<Arc<dyn Driver>>> {
+        let (_current, stream) = self.enter()?;
+        // SAFETY: the stream is this queue's.
+        unsafe { result::stream::synchronize(stream) }
+            .map_err(|e| self.failed("a kernel, or copying to the GPU", e))?;
+        Ok(Some(Arc::new(Queue::on(self.card.clone()))))
     }
 
     fn kernel(&self, program: &Program, name: &str) -> Result<KernelId> {
-        let _entered = self.enter()?;
-        let mut kernels = self.kernels();
+        let _current = self.card.enter()?;
+        let mut kernels = self.card.kernels();
         let module = match kernels.modules.get(program) {
             Some(module) => *module,
             None => {
-                let code = compile::cubin(program, &self.architecture)?;
+                let code = compile::cubin(program, &self.card.architecture)?;
                 // SAFETY: `code` is a whole cubin; the driver copies it.
                 let module = unsafe { result::module::load_data(code.as_ptr().cast()) }
                     .map_err(|e| error(&format!("the driver cannot load {}.cu", program.name), e))?;
@@ -226,25 +260,22 @@ impl Driver for Card {
         if let Some(id) = kernels.functions.iter().position(|(m, n, _)| *m == module && n == name) {
             return Ok(KernelId(id));
         }
-        let c_name = CString::new(name).map_err(|e| Error::invalid(e.to_string()))?;
-        // SAFETY: the module is loaded and never unloaded while the card lives.
-        let function = unsafe { result::module::get_function(module, c_name) }
-            .map_err(|e| error(&format!("{}.cu has no kernel {name}", program.name), e))?;
+        let function = self.card.find(module, program, name)?;
         kernels.functions.push((module, name.to_string(), function));
         Ok(KernelId(kernels.functions.len() - 1))
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
-        let _entered = self.enter()?;
+        let _current = self.card.enter()?;
         // SAFETY: the context is current.
         unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             let mib = bytes.div_ceil(1 << 20);
-            error(&format!("{}: {mib} MiB of memory are not to be had; use smaller batches", self.name), e)
+            self.failed(&format!("{mib} MiB of memory are not to be had; use smaller batches"), e)
         })
     }
 
     fn free(&self, address: u64) {
-        if let Ok(_entered) = self.enter() {
+        if let Ok(_current) = self.card.enter() {
             // SAFETY: the address came from `allocate`, and its owner is being dropped; the driver waits for running kernels.
             let _ = unsafe { result::free_sync(address) };
         }
@@ -253,8 +284,7 @@ impl Driver for Card {
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
         let (_current, stream) = self.enter()?;
         // SAFETY: the buffer has room, as `Buffer::write` sees to; memory that is not page-locked is copied aside before return.
-        unsafe { result::memcpy_htod_async(address, bytes, stream) }
-            .map_err(|e| error(&format!("{}: copying to the GPU", self.name), e))
+        unsafe { result::memcpy_htod_async(address, bytes, stream) }.map_err(|e| self.failed("copying to the GPU", e))
     }
 
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()> {
@@ -263,25 +293,26 @@ impl Driver for Card {
         let copied = unsafe {
             result::memcpy_dtoh_async(bytes, address, stream).and_then(|()| result::stream::synchronize(stream))
         };
-        copied.map_err(|e| error(&format!("{}: a kernel, or copying from the GPU", self.name), e))
+        copied.map_err(|e| self.failed("a kernel, or copying from the GPU", e))
     }
 
     unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()> {
         let (_current, stream) = self.enter()?;
-        let function = self.function(kernel, shared)?;
+        let function = self.card.function(kernel);
         let mut parameters = [argument.as_ptr() as *mut c_void];
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
         // SAFETY: the function is loaded; the argument is the caller's promise, and is copied before return.
-        self.started(unsafe { result::launch_kernel(function, grid, block, shared as u32, stream, &mut parameters) })
+        unsafe { result::launch_kernel(function, grid, block, shared as u32, stream, &mut parameters) }
+            .map_err(|e| self.failed("a kernel does not start", e))
     }
 
     fn resident(&self, kernel: KernelId, block: u32, shared: usize) -> Result<usize> {
-        let _entered = self.enter()?;
-        let function = self.function(kernel, shared)?;
+        let _current = self.card.enter()?;
+        let function = self.card.function(kernel);
         // SAFETY: the function is loaded.
         let each = unsafe { result::occupancy::max_active_block_per_multiprocessor(function, block as i32, shared) }
-            .map_err(|e| error(&format!("{}: blocks that run at once cannot be counted", self.name), e))?;
-        Ok(each as usize * self.multiprocessors)
+            .map_err(|e| self.failed("blocks that run at once cannot be counted", e))?;
+        Ok(each as usize * self.card.multiprocessors)
     }
 
     unsafe fn launch_together(
@@ -293,31 +324,40 @@ impl Driver for Card {
         argument: &[u8],
     ) -> Result<()> {
         let (_current, stream) = self.enter()?;
-        let function = self.function(kernel, shared)?;
+        let function = self.card.function(kernel);
         let mut parameters = [argument.as_ptr() as *mut c_void];
         let (grid, block) = ((grid, 1, 1), (block, 1, 1));
         // SAFETY: as of `launch`.
-        self.started(unsafe {
-            result::launch_cooperative_kernel(function, grid, block, shared as u32, stream, &mut parameters)
-        })
+        unsafe { result::launch_cooperative_kernel(function, grid, block, shared as u32, stream, &mut parameters) }
+            .map_err(|e| self.failed("a kernel does not start", e))
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // there is no stream where nothing ran
+        let Some(Ok(stream)) = self.stream.get() else { return };
+        let Ok(_current) = self.card.enter() else { return };
+        // SAFETY: nobody has the stream any more; it is drained first.
+        unsafe {
+            let _ = result::stream::synchronize(*stream);
+            let _ = result::stream::destroy(*stream);
+        }
     }
 }
 
 impl Drop for Card {
     fn drop(&mut self) {
-        // nothing is there of a card on which nothing ran
-        let Some(Ok(Place { primary, .. })) = self.place.get() else { return };
-        let Ok((_current, stream)) = self.enter() else { return };
-        // SAFETY: nobody has the handles any more; the stream is drained first.
-        unsafe {
-            let _ = result::stream::synchronize(stream);
+        let Some(Ok(context)) = self.context.get().copied() else { return };
+        if let Ok(_current) = self.enter() {
             for module in self.kernels().modules.values() {
-                let _ = result::module::unload(*module);
+                // SAFETY: nobody has its kernels any more.
+                let _ = unsafe { result::module::unload(*module) };
             }
-            let _ = result::stream::destroy(stream);
-            if *primary {
-                let _ = result::primary_ctx::release(self.device);
-            }
+        }
+        if let Context::Primary(_) = context {
+            // SAFETY: retained once, by this.
+            let _ = unsafe { result::primary_ctx::release(self.device) };
         }
     }
 }

@@ -6,7 +6,7 @@ mod ode;
 
 use super::field::{EnergyFunction, PathSolver, VectorField};
 use super::network::{Evaluator, Network};
-use crate::device::{Buffer, Driver, KernelId, Program};
+use crate::device::{Buffer, Driver, KernelId, Program, Workspace, Workspaces};
 use crate::error::{Error, Result};
 use crate::nn::tape::Weight;
 use crate::nn::Real;
@@ -227,7 +227,9 @@ pub struct FieldOnDevice<R: Real> {
     divergence: usize,
     /// By name and components; compiled when first needed.
     kernels: Mutex<HashMap<(&'static str, usize), KernelId>>,
-    work: Mutex<Work<R>>,
+    work: Workspaces<Work<R>>,
+    /// What went wrong first.
+    failure: Mutex<Option<String>>,
 }
 
 /// How a kernel's blocks run: with bytes of shared memory, or numbers of memory of their own.
@@ -237,7 +239,7 @@ struct BlockShape {
     scratch: usize,
 }
 
-/// Memory for a batch, kept between calls, and what went wrong first.
+/// Memory for a batch.
 struct Work<R> {
     t: Buffer<f64>,
     x: Buffer<f64>,
@@ -247,15 +249,12 @@ struct Work<R> {
     parts: Buffer<f64>,
     scratch: Buffer<R>,
     host: Vec<f64>,
-    failure: Option<String>,
+    paths: ode::Work,
 }
 
-impl<R: Real> FieldOnDevice<R> {
-    /// Compiles the kernel for values; those for derivatives when they are first needed.
-    pub fn new(driver: &Arc<dyn Driver>, kernel: FieldKernel) -> Result<FieldOnDevice<R>> {
-        // now rather than in the middle of a simulation, should there be no compiler
-        driver.kernel(&(kernel.program)(1), kernel.name)?;
-        let work = Work {
+impl<R: Real> Work<R> {
+    fn new(driver: &Arc<dyn Driver>) -> Result<Work<R>> {
+        Ok(Work {
             t: Buffer::new(driver, 0)?,
             x: Buffer::new(driver, 0)?,
             dx: Buffer::new(driver, 0)?,
@@ -264,20 +263,29 @@ impl<R: Real> FieldOnDevice<R> {
             parts: Buffer::new(driver, 0)?,
             scratch: Buffer::new(driver, 0)?,
             host: Vec::new(),
-            failure: None,
-        };
+            paths: ode::Work::new(driver)?,
+        })
+    }
+}
+
+impl<R: Real> FieldOnDevice<R> {
+    /// Compiles the kernel for values; those for derivatives when they are first needed.
+    pub fn new(driver: &Arc<dyn Driver>, kernel: FieldKernel) -> Result<FieldOnDevice<R>> {
+        // now rather than in the middle of a simulation, should there be no compiler
+        driver.kernel(&(kernel.program)(1), kernel.name)?;
         let divergence = kernel.widest_jets::<R>(driver);
         Ok(FieldOnDevice {
             driver: driver.clone(),
             kernel,
             divergence,
             kernels: Mutex::default(),
-            work: Mutex::new(work),
+            work: Workspaces::on(driver),
+            failure: Mutex::default(),
         })
     }
 
-    fn work(&self) -> MutexGuard<'_, Work<R>> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    fn first_failure(&self) -> MutexGuard<'_, Option<String>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Work that an exact divergence is shared out in.
@@ -301,7 +309,14 @@ impl<R: Real> FieldOnDevice<R> {
     }
 
     /// Runs the kernel for jets of so many components on rows whose t, x and dx are on the card, `parts` blocks for each.
-    fn launch(&self, work: &mut Work<R>, components: usize, rows: usize, parts: usize, batch: Batch) -> Result<()> {
+    fn launch(
+        &self,
+        work: &mut Workspace<Work<R>>,
+        components: usize,
+        rows: usize,
+        parts: usize,
+        batch: Batch,
+    ) -> Result<()> {
         let block = self.block(self.kernel.name, components)?;
         let most = if block.scratch == 0 { usize::MAX } else { BLOCKS * self.driver.multiprocessors() };
         let grid = most.min(rows.div_ceil(self.kernel.rows) * parts);
@@ -316,11 +331,11 @@ impl<R: Real> FieldOnDevice<R> {
         };
         let argument = [bytemuck::bytes_of(&batch), &self.kernel.arguments].concat();
         // SAFETY: the kernel takes a batch and its model's arguments; buffers have room for `rows` rows, scratch for `grid` blocks.
-        unsafe { self.driver.launch(block.kernel, grid as u32, self.kernel.threads as u32, block.shared, &argument) }
+        unsafe { work.driver.launch(block.kernel, grid as u32, self.kernel.threads as u32, block.shared, &argument) }
     }
 
-    fn begin(&self, t: &[f64], x: &[f64]) -> Result<MutexGuard<'_, Work<R>>> {
-        let mut work = self.work();
+    fn begin(&self, t: &[f64], x: &[f64]) -> Result<Workspace<'_, Work<R>>> {
+        let mut work = self.work.take(Work::new)?;
         work.t.write(t)?;
         work.x.write(x)?;
         work.f.reserve(x.len())?;
@@ -361,7 +376,7 @@ impl<R: Real> FieldOnDevice<R> {
     fn note(&self, result: Result<()>, f: &mut [f64]) {
         if let Err(error) = result {
             f.fill(f64::NAN);
-            self.work().failure.get_or_insert(error.to_string());
+            self.first_failure().get_or_insert(error.to_string());
         }
     }
 }
@@ -388,7 +403,7 @@ impl<R: Real> VectorField for FieldOnDevice<R> {
     }
 
     fn failure(&self) -> Result<()> {
-        self.work().failure.clone().map_or(Ok(()), |message| Err(Error::Engine(message)))
+        self.first_failure().clone().map_or(Ok(()), |message| Err(Error::Engine(message)))
     }
 
     fn evaluate(&self, t: &[f64], x: &[f64], f: &mut [f64]) {

@@ -189,6 +189,19 @@ fn every_layer_and_option() {
     single("everything", &everything, 40);
 }
 
+/// Rows that have a block each.
+#[test]
+fn few_rows() {
+    let four = |name, sanitizer| -> Arc<dyn Driver> { Arc::new(Fibres::new(name, sanitizer).with_multiprocessors(4)) };
+    let (ala2, f32_too) = (|| shipped("models/ala2/model.safetensors"), (3e-5, 3e-3));
+    compare::<f64>("ala2", &ala2, &four("ala2-few", Sanitizer::None), 4, (1e-11, 1e-9));
+    for (name, sanitizer) in
+        [("few", Sanitizer::None), ("few-address", Sanitizer::Address), ("few-thread", Sanitizer::Thread)]
+    {
+        compare("everything", &everything::<f32>, &four(name, sanitizer), 4, f32_too);
+    }
+}
+
 /// Of variance τ = 1/2, with auxiliary coordinates.
 #[test]
 fn at_another_temperature() {
@@ -209,6 +222,7 @@ fn on_a_gpu() {
     compare::<f64>("ala2", &|| shipped("models/ala2/model.safetensors"), driver, 5000, (1e-11, 1e-9));
     compare::<f64>("ala2-hbonds", &|| shipped("models/ala2/model-hbonds.safetensors"), driver, 77, (1e-11, 1e-9));
     compare::<f64>("everything", &everything, driver, 5000, (1e-11, 1e-9));
+    compare::<f64>("everything", &everything, driver, 500, (1e-11, 1e-9));
     compare::<f64>("plane", &plane, driver, 5000, (1e-11, 1e-9));
     compare::<f32>("ala2", &|| shipped("models/ala2/model.safetensors"), driver, 5000, (3e-4, 1e-2));
     compare::<f32>("everything", &everything, driver, 5000, (3e-4, 1e-2));
@@ -222,9 +236,11 @@ fn results_do_not_depend_on_the_schedule() {
     let card = everything::<f32>().on_device(&driver).unwrap();
     let whole = sample(&card, 33); // tiles of sixteen
     fibres.seed.store(2, std::sync::atomic::Ordering::Relaxed);
-    let again = sample(&card, 5); // one of eight
-    assert_eq!(whole.x[..5 * card.dimension()], again.x);
-    assert_eq!(whole.log_q[..5], again.log_q);
+    for n in [5, 2] {
+        let again = sample(&card, n); // one of eight, and two of one
+        assert_eq!(whole.x[..n * card.dimension()], again.x);
+        assert_eq!(whole.log_q[..n], again.log_q);
+    }
 }
 
 #[test]

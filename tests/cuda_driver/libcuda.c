@@ -1,6 +1,7 @@
 /* A libcuda that runs no kernel and holds its callers to the rules of the real one: a context has to be current, and memory, streams and
  * kernels belong to the context that they were made in. Who breaks a rule is told so and ends. Two cards; memory is the host's, zero at first.
- * What is copied to the host arrives when its stream is waited for, and not before. A line on stdout for whatever a test asks about. */
+ * What is copied to the card arrives when its stream is waited for, or for what follows in that stream; what is copied to the host, when its stream is
+ * waited for. A line on stdout for whatever a test asks about. */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -30,6 +31,9 @@ static Thing *primary[2];
 static int retained[2];
 static _Thread_local Thing *stack[64];
 static _Thread_local int depth;
+/* Streams in which this thread's copies to the card may be under way. */
+static _Thread_local Thing *uploading[64];
+static _Thread_local int n_uploading;
 
 static void say(const char *what, const char *about, int card) {
     printf("libcuda: %s%s of card %d\n", what, about, card);
@@ -179,6 +183,11 @@ Result cuStreamCreate(Thing **stream, unsigned flags) {
 
 Result cuStreamSynchronize(Thing *stream) {
     struct Copy *copy = owned(stream, STREAM)->copies;
+    int kept = 0;
+    for (int i = 0; i < n_uploading; i++)
+        if (uploading[i] != stream)
+            uploading[kept++] = uploading[i];
+    n_uploading = kept;
     stream->copies = NULL;
     while (copy != NULL) { /* in any order: their sources do not change any more */
         struct Copy *next = copy->next;
@@ -207,8 +216,15 @@ Result cuModuleGetFunction(Thing **function, Thing *module, const char *name) {
     return *function = make(FUNCTION, current()), 0;
 }
 
+/* Of its shared memory 1 KiB is fixed. */
+Result cuFuncGetAttribute(int *value, int attribute, Thing *function) {
+    demand(attribute == 1 && owned(function, FUNCTION) != NULL, "an attribute that nobody should need");
+    return *value = 1 << 10, 0;
+}
+
 Result cuFuncSetAttribute(Thing *function, int attribute, int value) {
     demand(attribute == 8, "an attribute that nobody should need");
+    demand(value >= 0 && value <= (226 << 10), "more shared memory than there is");
     return owned(function, FUNCTION)->shared_memory = value, 0;
 }
 
@@ -231,6 +247,9 @@ Result cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, Thing *s
     if (bytes > 0) {
         memory_at(to, bytes);
         memcpy((void *)to, from, bytes);
+        demand(n_uploading < 64, "copies to the card that nobody waits for");
+        if (n_uploading == 0 || uploading[n_uploading - 1] != stream)
+            uploading[n_uploading++] = stream;
     }
     return 0;
 }
@@ -254,6 +273,8 @@ Result cuLaunchKernel(Thing *function, unsigned gx, unsigned gy, unsigned gz, un
                       Thing *stream, void **parameters, void **extra) {
     demand(owned(function, FUNCTION)->shared_memory >= (int)shared, "more shared memory than was allowed");
     demand(owned(stream, STREAM) != NULL && parameters != NULL && extra == NULL, "a launch with a struct of arguments");
+    for (int i = 0; i < n_uploading; i++)
+        demand(uploading[i] == stream, "a kernel does not wait for what its thread copies to the card in another stream");
     demand(gx > 0 && gy == 1 && gz == 1 && bx > 0 && bx <= 1024 && by == 1 && bz == 1, "a launch that the card refuses");
     say("kernel in ", current() == primary[current()->device] ? "the primary context" : "another context", current()->device);
     return 0;

@@ -8,7 +8,7 @@ use super::spline_coupling::SplineCoupling;
 use super::CouplingFlow;
 use crate::coordinates::{Coordinates, InternalCoordinates};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
-use crate::device::{argument, Buffer, Driver, KernelId, Program};
+use crate::device::{argument, Buffer, Driver, KernelId, Program, Workspace, Workspaces};
 use crate::error::{Error, Result};
 use crate::models::{Flow, Model, ModelCard, Steering, LOG_2_PI};
 use crate::nn::{Activation, Linear, Real};
@@ -20,9 +20,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 const SOURCE: &str = include_str!("../../../cuda/coupling.cu");
 const GENERATE: &str = "coupling_generate";
 const ENCODE: &str = "coupling_encode";
-const THREADS: usize = 128;
-/// Rows of a block, the larger the better weights are used; the smaller the sooner a small batch is done.
-const TILES: [usize; 2] = [16, 8];
+/// Rows of a block and its threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Tile {
+    rows: usize,
+    threads: usize,
+}
+
+/// The larger the better weights are used; the smaller the sooner a small batch is done.
+const TILES: [Tile; 3] = [Tile { rows: 16, threads: 128 }, Tile { rows: 8, threads: 128 }, ALONE];
+/// For batches of which every row has a multiprocessor to itself.
+const ALONE: Tile = Tile { rows: 1, threads: 256 };
 /// Rows of one launch, so that memory on the card does not grow with the batch.
 const LAUNCH: usize = 1 << 17;
 
@@ -88,8 +96,7 @@ struct Arguments {
     z: u64,
     x: u64,
     log_det: u64,
-    log_density: u64,
-    status: u64,
+    evaluations: u64,
     internal: InternalRecord,
     /// Of the normal prior: √τ, τ and ln 2πτ.
     width: f64,
@@ -103,6 +110,28 @@ struct Arguments {
     hidden: i32,
     outputs: i32,
     padding: i32,
+}
+
+/// `Evaluation` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct EvaluationRecord {
+    log_density: f64,
+    status: i32,
+    padding: i32,
+}
+
+impl EvaluationRecord {
+    fn evaluation(self) -> Evaluation {
+        Evaluation::outside(match self.status {
+            0 => return Evaluation::inside(self.log_density),
+            1 => Status::OutOfSupport,
+            2 => Status::Singular,
+            4 => Status::WrongChirality,
+            5 => Status::BrokenConstraint,
+            _ => Status::NonFinite,
+        })
+    }
 }
 
 impl Arguments {
@@ -350,7 +379,7 @@ pub struct CouplingOnDevice<R: Real> {
     arguments: Arguments,
     /// By tile, the larger first.
     variants: Arc<[Variant]>,
-    work: Arc<Mutex<Work>>,
+    work: Arc<Workspaces<Work>>,
 }
 
 struct ModelBuffers<R> {
@@ -358,26 +387,24 @@ struct ModelBuffers<R> {
     numbers: Buffer<f64>,
     weights: Buffer<R>,
     layers: Buffer<LayerRecord>,
+    /// By tile and name; compiled when first needed.
+    kernels: Mutex<HashMap<(Tile, &'static str), KernelId>>,
 }
 
 /// A tile that this card has enough shared memory for.
 struct Variant {
-    tile: usize,
+    tile: Tile,
     shared: usize,
 }
 
-/// Memory for a batch, kept between calls.
+/// Memory for a batch.
 struct Work {
     streams: Buffer<[u32; 6]>,
     z: Buffer<f64>,
     x: Buffer<f64>,
     log_det: Buffer<f64>,
-    log_density: Buffer<f64>,
-    status: Buffer<i32>,
-    /// By tile and kernel; compiled when first needed.
-    kernels: HashMap<(usize, &'static str), KernelId>,
-    host: Vec<f64>,
-    host_status: Vec<i32>,
+    evaluations: Buffer<EvaluationRecord>,
+    host: Vec<EvaluationRecord>,
 }
 
 impl<R: Real> CouplingFlow<R> {
@@ -396,13 +423,13 @@ impl<R: Real> CouplingFlow<R> {
             ..Arguments::default()
         }
         .at_variance(self.variance);
-        let variants = TILES.map(|tile| Variant { tile, shared: shared_memory::<R>(&arguments, tile) });
+        let variants = TILES.map(|tile| Variant { tile, shared: shared_memory::<R>(&arguments, tile.rows) });
         let variants: Vec<Variant> = variants.into_iter().filter(|v| v.shared <= driver.shared_memory()).collect();
         let Some(smallest) = variants.last() else {
             return Err(Error::Unsupported(format!(
                 "{}: this flow needs {} KiB of shared memory a block, {} KiB are there; use the device cpu",
                 driver.describe(),
-                shared_memory::<R>(&arguments, TILES[TILES.len() - 1]).div_ceil(1024),
+                shared_memory::<R>(&arguments, ALONE.rows).div_ceil(1024),
                 driver.shared_memory() / 1024
             )));
         };
@@ -413,8 +440,9 @@ impl<R: Real> CouplingFlow<R> {
             numbers: Buffer::of(driver, &tables.numbers)?,
             weights: Buffer::of(driver, &tables.weights)?,
             layers: Buffer::of(driver, &tables.layers)?,
+            kernels: Mutex::default(),
         });
-        let work = Arc::new(Mutex::new(Work::new(driver)?));
+        let work = Arc::new(Workspaces::on(driver));
         let (driver, variants) = (driver.clone(), variants.into());
         Ok(CouplingOnDevice { host: self, driver, model, arguments, variants, work })
     }
@@ -426,17 +454,17 @@ pub fn programs() -> Vec<Program> {
 }
 
 /// The kernels' source for networks of type `R`.
-fn program<R: Real>(tile: usize) -> Program {
+fn program<R: Real>(Tile { rows, threads }: Tile) -> Program {
     let real = crate::device::program::real::<R>();
-    Program::new("coupling", SOURCE, &[("REAL", &real), ("TILE", &tile), ("THREADS", &THREADS)])
+    Program::new("coupling", SOURCE, &[("REAL", &real), ("TILE", &rows), ("THREADS", &threads)])
 }
 
 /// As `layout` of the kernel counts it.
-fn shared_memory<R>(a: &Arguments, tile: usize) -> usize {
+fn shared_memory<R>(a: &Arguments, rows: usize) -> usize {
     let terms = a.dimension.max(2 * a.internal.n_rows + 3);
     let doubles = (a.dimension + a.dimension_x + terms + 2) as usize;
     let reals = (2 * a.hidden + a.outputs) as usize;
-    tile * (doubles * size_of::<f64>() + reals * size_of::<R>() + 2 * size_of::<i32>())
+    rows * (doubles * size_of::<f64>() + reals * size_of::<R>() + 2 * size_of::<i32>())
 }
 
 impl Work {
@@ -446,11 +474,8 @@ impl Work {
             z: Buffer::new(driver, 0)?,
             x: Buffer::new(driver, 0)?,
             log_det: Buffer::new(driver, 0)?,
-            log_density: Buffer::new(driver, 0)?,
-            status: Buffer::new(driver, 0)?,
-            kernels: HashMap::new(),
+            evaluations: Buffer::new(driver, 0)?,
             host: Vec::new(),
-            host_status: Vec::new(),
         })
     }
 
@@ -458,33 +483,14 @@ impl Work {
         self.z.reserve(rows * dimension)?;
         self.x.reserve(rows * dimension_x)?;
         self.log_det.reserve(rows)?;
-        self.log_density.reserve(rows)?;
-        self.status.reserve(rows)
+        self.evaluations.reserve(rows)
     }
 
     fn evaluations(&mut self, to: &mut [Evaluation]) -> Result<()> {
-        self.host.resize(to.len(), 0.0);
-        self.host_status.resize(to.len(), 0);
-        self.log_density.read(&mut self.host)?;
-        self.status.read(&mut self.host_status)?;
-        for ((to, &log_density), &status) in to.iter_mut().zip(&self.host).zip(&self.host_status) {
-            *to = match status_of(status) {
-                Status::Inside => Evaluation::inside(log_density),
-                status => Evaluation::outside(status),
-            };
-        }
+        self.host.resize(to.len(), EvaluationRecord::default());
+        self.evaluations.read(&mut self.host)?;
+        to.iter_mut().zip(&self.host).for_each(|(to, record)| *to = record.evaluation());
         Ok(())
-    }
-}
-
-fn status_of(code: i32) -> Status {
-    match code {
-        0 => Status::Inside,
-        1 => Status::OutOfSupport,
-        2 => Status::Singular,
-        4 => Status::WrongChirality,
-        5 => Status::BrokenConstraint,
-        _ => Status::NonFinite,
     }
 }
 
@@ -495,19 +501,30 @@ enum Latent<'a> {
 }
 
 impl<R: Real> CouplingOnDevice<R> {
-    /// The largest tile that still gives every multiprocessor a block, else the smallest.
+    /// A row a block where there are few; else the largest tile that still gives every multiprocessor a block, or the smallest of many rows.
     fn variant(&self, rows: usize) -> &Variant {
-        let fills = |v: &&Variant| rows.div_ceil(v.tile) >= self.driver.multiprocessors();
-        self.variants.iter().find(fills).unwrap_or(&self.variants[self.variants.len() - 1])
+        let (alone, tiles) = self.variants.split_last().expect("one at least fits");
+        let multiprocessors = self.driver.multiprocessors();
+        let fills = |v: &&Variant| rows.div_ceil(v.tile.rows) >= multiprocessors;
+        match rows <= multiprocessors {
+            true => alone,
+            false => tiles.iter().find(fills).or(tiles.last()).unwrap_or(alone),
+        }
     }
 
-    fn launch(&self, work: &mut Work, rows: usize, name: &'static str, arguments: Arguments) -> Result<()> {
-        let variant = self.variant(rows);
-        let kernel = match work.kernels.get(&(variant.tile, name)) {
+    fn kernel(&self, tile: Tile, name: &'static str) -> Result<KernelId> {
+        let mut kernels = self.model.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = match kernels.get(&(tile, name)) {
             Some(kernel) => *kernel,
-            None => self.driver.kernel(&program::<R>(variant.tile), name)?,
+            None => self.driver.kernel(&program::<R>(tile), name)?,
         };
-        work.kernels.insert((variant.tile, name), kernel);
+        kernels.insert((tile, name), kernel);
+        Ok(kernel)
+    }
+
+    fn launch(&self, work: &Workspace<Work>, rows: usize, name: &'static str, arguments: Arguments) -> Result<()> {
+        let variant = self.variant(rows);
+        let kernel = self.kernel(variant.tile, name)?;
         let arguments = Arguments {
             tables: self.model.tables.address(),
             numbers: self.model.numbers.address(),
@@ -515,14 +532,13 @@ impl<R: Real> CouplingOnDevice<R> {
             layers: self.model.layers.address(),
             x: work.x.address(),
             log_det: work.log_det.address(),
-            log_density: work.log_density.address(),
-            status: work.status.address(),
+            evaluations: work.evaluations.address(),
             n: rows as i32,
             ..arguments
         };
-        let grid = rows.div_ceil(variant.tile) as u32;
+        let grid = rows.div_ceil(variant.tile.rows) as u32;
         // SAFETY: the kernels take `Arguments`; `reserve` made room for `rows` rows, and the model's tables are those of `of`.
-        unsafe { self.driver.launch(kernel, grid, THREADS as u32, variant.shared, argument(&arguments)) }
+        unsafe { work.driver.launch(kernel, grid, variant.tile.threads as u32, variant.shared, argument(&arguments)) }
     }
 
     fn generate_rows(
@@ -532,7 +548,7 @@ impl<R: Real> CouplingOnDevice<R> {
         log_det: Option<&mut [f64]>,
         to: &mut [Evaluation],
     ) -> Result<()> {
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = self.work.take(Work::new)?;
         work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
         let mut arguments = self.arguments;
         match latent {
@@ -545,7 +561,7 @@ impl<R: Real> CouplingOnDevice<R> {
                 arguments.z = work.z.address();
             }
         }
-        self.launch(&mut work, to.len(), GENERATE, arguments)?;
+        self.launch(&work, to.len(), GENERATE, arguments)?;
         work.x.read(x)?;
         if let Some(log_det) = log_det {
             work.log_det.read(log_det)?;
@@ -554,11 +570,11 @@ impl<R: Real> CouplingOnDevice<R> {
     }
 
     fn encode_rows(&self, x: &[f64], latent: Option<(&mut [f64], &mut [f64])>, to: &mut [Evaluation]) -> Result<()> {
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = self.work.take(Work::new)?;
         work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
         work.x.write(x)?;
         let z = if latent.is_some() { work.z.address() } else { 0 };
-        self.launch(&mut work, to.len(), ENCODE, Arguments { z, ..self.arguments })?;
+        self.launch(&work, to.len(), ENCODE, Arguments { z, ..self.arguments })?;
         if let Some((z, log_det)) = latent {
             work.z.read(z)?;
             work.log_det.read(log_det)?;

@@ -1,13 +1,14 @@
 //! The ODE of a continuous flow in one launch (`cuda/ode.cuh`): who does the work, and what the kernel is told.
 
 use super::FieldOnDevice;
-use crate::device::Buffer;
+use crate::device::{Buffer, Driver};
 use crate::error::Result;
 use crate::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
 use crate::models::field::PathSolver;
 use crate::nn::Real;
 use crate::ode::{End, Method, Report};
 use bytemuck::{Pod, Zeroable};
+use std::sync::Arc;
 
 /// The kernel that every field has beside that of its values.
 const KERNEL: &str = "paths";
@@ -77,6 +78,31 @@ struct ReportRecord {
     end: i32,
 }
 
+/// Memory for the paths of a batch; what a block keeps of its field is beside it.
+pub(super) struct Work {
+    x: Buffer<f64>,
+    integral: Buffer<f64>,
+    reports: Buffer<ReportRecord>,
+    probes: Buffer<f64>,
+    blocks: Buffer<f64>,
+    teams: Buffer<f64>,
+    arrivals: Buffer<u32>,
+}
+
+impl Work {
+    pub(super) fn new(driver: &Arc<dyn Driver>) -> Result<Work> {
+        Ok(Work {
+            x: Buffer::new(driver, 0)?,
+            integral: Buffer::new(driver, 0)?,
+            reports: Buffer::new(driver, 0)?,
+            probes: Buffer::new(driver, 0)?,
+            blocks: Buffer::new(driver, 0)?,
+            teams: Buffer::new(driver, 0)?,
+            arrivals: Buffer::new(driver, 0)?,
+        })
+    }
+}
+
 impl ReportRecord {
     fn report(self) -> Report {
         Report {
@@ -122,29 +148,31 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
             Divergence::Hutchinson { probes } => (2, probes),
         };
         let block = self.block(KERNEL, components)?;
-        let driver = &self.driver;
-        let resident = driver.resident(block.kernel, self.kernel.threads as u32, block.shared)?.max(1);
+        let resident = self.driver.resident(block.kernel, self.kernel.threads as u32, block.shared)?.max(1);
         let team = team_size(n, shares, resident);
         let teams = n.min(resident / team);
         let grid = teams * team;
 
-        let on_card = Buffer::of(driver, x)?;
-        let integral_on_card = Buffer::of(driver, integral)?;
-        let reports = Buffer::<ReportRecord>::new(driver, n)?;
-        let probes_on_card = Buffer::of(driver, probes)?;
-        let blocks = Buffer::<f64>::new(driver, grid * 10 * (d + 1))?;
-        let of_teams = Buffer::<f64>::new(driver, teams * 2 * (d + shares))?;
-        let arrivals = Buffer::of(driver, &vec![0_u32; teams])?;
-        let scratch = Buffer::<R>::new(driver, grid * block.scratch)?;
+        let mut workspace = self.work.take(super::Work::new)?;
+        let driver = workspace.driver.clone();
+        let super::Work { scratch, paths: work, .. } = &mut *workspace;
+        work.x.write(x)?;
+        work.integral.write(integral)?;
+        work.reports.reserve(n)?;
+        work.probes.write(probes)?;
+        work.blocks.reserve(grid * 10 * (d + 1))?;
+        work.teams.reserve(teams * 2 * (d + shares))?;
+        work.arrivals.write(&vec![0; teams])?;
+        scratch.reserve(grid * block.scratch)?;
         let or_null = |buffer: u64, empty: bool| if empty { 0 } else { buffer };
         let ode = Ode {
-            x: on_card.address(),
-            integral: or_null(integral_on_card.address(), integral.is_empty()),
-            reports: reports.address(),
-            probes: or_null(probes_on_card.address(), probes.is_empty()),
-            blocks: blocks.address(),
-            teams: of_teams.address(),
-            arrivals: arrivals.address(),
+            x: work.x.address(),
+            integral: or_null(work.integral.address(), integral.is_empty()),
+            reports: work.reports.address(),
+            probes: or_null(work.probes.address(), probes.is_empty()),
+            blocks: work.blocks.address(),
+            teams: work.teams.address(),
+            arrivals: work.arrivals.address(),
             scratch: or_null(scratch.address(), block.scratch == 0),
             n: n as i32,
             team: team as i32,
@@ -161,10 +189,10 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
                 _ => driver.launch_together(block.kernel, grid, threads, block.shared, &argument)?,
             }
         }
-        on_card.read(x)?;
-        integral_on_card.read(integral)?;
+        work.x.read(x)?;
+        work.integral.read(integral)?;
         let mut records = vec![ReportRecord::default(); n];
-        reports.read(&mut records)?;
+        work.reports.read(&mut records)?;
         Ok(records.into_iter().map(ReportRecord::report).collect())
     }
 }

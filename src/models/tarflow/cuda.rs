@@ -3,7 +3,7 @@
 use super::network::{Given, Layer, Modulation, TarNetwork};
 use super::{Autoregressive, Decoded, Decoding, Options, TarFlow, TarFlowConfig};
 use crate::density::{Density, Evaluation, Exactness, Scope};
-use crate::device::{argument, Buffer, Driver, KernelId, Program};
+use crate::device::{argument, Buffer, Driver, KernelId, Program, Workspaces};
 use crate::error::{Error, Result};
 use crate::models::field_on_device::{NormRecord, Packing};
 use crate::models::{Flow, Model, ModelCard};
@@ -299,7 +299,9 @@ struct OnCard<R: Real> {
     stages: Buffer<StageRecord>,
     layers: Buffer<LayerRecord>,
     orders: Buffer<i32>,
-    work: Mutex<Work<R>>,
+    full: Later,
+    alone: Later,
+    work: Workspaces<Work<R>>,
 }
 
 #[derive(Clone, Copy)]
@@ -332,18 +334,27 @@ impl Variant {
     }
 }
 
-/// Memory for a batch, kept between calls.
+/// Memory for a batch.
 struct Work<R> {
     x: Buffer<f64>,
     log_det: Buffer<f64>,
     scratch: Buffer<R>,
     arrivals: Buffer<u32>,
-    full: Later,
-    alone: Later,
+}
+
+impl<R: Real> Work<R> {
+    fn new(driver: &Arc<dyn Driver>) -> Result<Work<R>> {
+        Ok(Work {
+            x: Buffer::new(driver, 0)?,
+            log_det: Buffer::new(driver, 0)?,
+            scratch: Buffer::new(driver, 0)?,
+            arrivals: Buffer::new(driver, 0)?,
+        })
+    }
 }
 
 /// A kernel that is compiled when first needed; none inside where the card has not enough shared memory for it.
-type Later = Option<Option<Variant>>;
+type Later = Mutex<Option<Option<Variant>>>;
 
 /// Who does the work of a launch.
 struct Plan {
@@ -371,14 +382,6 @@ impl<R: Real> OnCard<R> {
             let message = format!("a TarFlow of {billions:.1} billion weights has no kernels; use the device cpu");
             return Err(Error::Unsupported(message));
         }
-        let work = Work {
-            x: Buffer::new(driver, 0)?,
-            log_det: Buffer::new(driver, 0)?,
-            scratch: Buffer::new(driver, 0)?,
-            arrivals: Buffer::new(driver, 0)?,
-            full: None,
-            alone: None,
-        };
         Ok(OnCard {
             driver: driver.clone(),
             sizes,
@@ -387,11 +390,14 @@ impl<R: Real> OnCard<R> {
             stages: Buffer::of(driver, &tables.stages)?,
             layers: Buffer::of(driver, &tables.layers)?,
             orders: Buffer::of(driver, &tables.orders)?,
-            work: Mutex::new(work),
+            full: Later::default(),
+            alone: Later::default(),
+            work: Workspaces::on(driver),
         })
     }
 
-    fn later(&self, kept: &mut Later, shape: Shape) -> Result<Variant> {
+    fn later(&self, kept: &Later, shape: Shape) -> Result<Variant> {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
         let variant = match *kept {
             Some(variant) => variant,
             None => *kept.insert(Variant::new::<R>(&self.driver, &self.sizes, shape)?),
@@ -400,10 +406,10 @@ impl<R: Real> OnCard<R> {
     }
 
     /// Teams of as many blocks as there is room for; where there is none beside one of each, those for a card that is full.
-    fn plan(&self, work: &mut Work<R>, n: usize, encode: bool) -> Result<Plan> {
+    fn plan(&self, n: usize, encode: bool) -> Result<Plan> {
         let variant = match (n, encode) {
-            (1, false) => self.later(&mut work.alone, ALONE)?,
-            _ if self.teams.tiles(n, encode) > self.teams.resident => self.later(&mut work.full, FULL)?,
+            (1, false) => self.later(&self.alone, ALONE)?,
+            _ if self.teams.tiles(n, encode) > self.teams.resident => self.later(&self.full, FULL)?,
             _ => self.teams,
         };
         let fitting = STATES / (self.sizes.state(variant.shape.lanes, encode) * size_of::<R>());
@@ -414,9 +420,9 @@ impl<R: Real> OnCard<R> {
 
     /// What is in x, `[n][T D]` in the network's units, to z, or back; and ln|∂z/∂x|, or ln|∂x/∂z|.
     fn run(&self, x: &mut [f64], log_det: &mut [f64], encode: bool) -> Result<()> {
-        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut work = self.work.take(Work::new)?;
         let n = log_det.len();
-        let Plan { variant, teams, blocks } = self.plan(&mut work, n, encode)?;
+        let Plan { variant, teams, blocks } = self.plan(n, encode)?;
         work.x.write(x)?;
         work.log_det.reserve(n)?;
         work.scratch.reserve(teams * self.sizes.state(variant.shape.lanes, encode))?;
@@ -442,8 +448,8 @@ impl<R: Real> OnCard<R> {
         // SAFETY: the kernel takes `Arguments`; x and log_det have room for n rows, the rest for so many teams.
         unsafe {
             match blocks {
-                1 => self.driver.launch(kernel, grid, threads, variant.shared, argument)?,
-                _ => self.driver.launch_together(kernel, grid, threads, variant.shared, argument)?,
+                1 => work.driver.launch(kernel, grid, threads, variant.shared, argument)?,
+                _ => work.driver.launch_together(kernel, grid, threads, variant.shared, argument)?,
             }
         }
         work.x.read(x)?;
