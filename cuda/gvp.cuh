@@ -27,7 +27,8 @@ struct Trunk {
   const Layer* layers;
   const real* embedding;  // [ATOMS][SCALARS], without the time
   const real* time;       // [SCALARS]
-  double rbf_max, message_norm, coordinate_range;
+  const real* centres;    // [RADIAL], of the radial functions
+  double inverse_width, inverse_message_norm, coordinate_range;
 };
 
 // ---------------------------------------------------------------- memory of a block
@@ -150,10 +151,9 @@ static __device__ void messages(const Trunk& a, const State& m, const Gvp& gvp, 
     for (int axis = 0; axis < 3; ++axis) put(m.u + axis * PAIR_LANES, pair, d[axis] * inverse);
   }
   __syncthreads();
+  const real inverse_width = (real)a.inverse_width;
   FOR_EACH(k, pair, RADIAL, PAIRS) {
-    const double centre = a.rbf_max * k / (RADIAL > 1 ? RADIAL - 1 : 1);
-    const real inverse_width = (real)(RADIAL / a.rbf_max);
-    const Jet z = inverse_width * (jet_at(m.distance, pair) - constant((real)centre));
+    const Jet z = inverse_width * (jet_at(m.distance, pair) - constant(a.centres[k]));
     const real value = exp(-z.v[0] * z.v[0]);
     put(m.inputs + k * PAIR_LANES, pair, chain(z, value, (real)-2 * z.v[0] * value));
   }
@@ -161,7 +161,7 @@ static __device__ void messages(const Trunk& a, const State& m, const Gvp& gvp, 
   __syncthreads();
   scalars_and_gates<PAIR_LANES>(a, m, gvp, RADIAL + gvp.n_hidden, true);
   // a thread for each component of a number of an atom
-  const real factor = (real)(1.0 / a.message_norm);
+  const real factor = (real)a.inverse_message_norm;
   for (int item = threadIdx.x; item < DESTINATIONS * NUMBERS * COMPONENTS; item += THREADS) {
     const int c = item % COMPONENTS, number = item / COMPONENTS % NUMBERS, place = item / (COMPONENTS * NUMBERS);
     if (first + place >= targets.number()) break;

@@ -22,6 +22,10 @@
 #ifndef RESIDENT
 #define RESIDENT 256
 #endif
+// With three warps a scheduler the work on eight weights of each is longer than the way to the L2 cache.
+#ifndef READS
+#define READS (sizeof(REAL) > 4 ? 4 : 8)
+#endif
 #include "common.cuh"
 
 #define LANES (PADDED * COMPONENTS)

@@ -210,9 +210,10 @@ static __device__ void read_inputs(const Arguments& a, const State& m, int first
     const double square = length_of(s) * length_of(s);
     m.y[(INPUTS + s) * LANES + lane] = (real)(square / (square + noise));
   }
+  const real variance = (real)noise;
   FOR_ITEMS(k, lane, INPUTS) {
-    const double at_rest = (double)w[a.variance + k], strong = (double)w[a.variance + INPUTS + k];
-    m.scale[k * LANES + lane] = (real)(1.0 / sqrt(at_rest + noise + strong * noise * noise));
+    const real at_rest = w[a.variance + k], strong = w[a.variance + INPUTS + k];
+    m.scale[k * LANES + lane] = (real)1 / sqrt(at_rest + variance + strong * variance * variance);
   }
   __syncthreads();
   invariants(a, m);

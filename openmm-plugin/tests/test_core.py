@@ -50,6 +50,7 @@ def test_a_model_says_what_it_is(generator, ala2):
 def test_devices_are_found_by_name(monkeypatch):
     monkeypatch.setenv("MODEJUMP_DEVICE", "cpu")  # puts back what set_device changes
     modejump.set_device("cpu")
+    assert modejump.device() == "cpu"
     assert modejump.Model(DOUBLE_WELL).device == "cpu"
     with pytest.raises(modejump.Error, match="toaster.*give cpu, auto, cuda or cuda:N"):
         modejump.set_device("toaster")

@@ -121,6 +121,7 @@ static void test_model_options(const char *tarflow, const char *generator) {
     const char *hash = NULL, *other_hash = NULL;
     double x[4 * 66], y[4 * 66], log_q[4], log_q_double[4], log_q_rounded[4], single = 0.0, rounded = 0.0;
     unsigned char byte = 0;
+    const char *device;
     int i;
 
     EXPECT(modejump_model_options_init(NULL) == MODEJUMP_INVALID_INPUT);
@@ -140,6 +141,17 @@ static void test_model_options(const char *tarflow, const char *generator) {
     EXPECT(modejump_model_sample(model, 5, 0, 4, y, log_q_double) == MODEJUMP_OK);
     EXPECT(memcmp(x, y, sizeof x) == 0 && memcmp(log_q, log_q_double, sizeof log_q) == 0);
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+
+    /* the device is the CPU, and no flag makes it another */
+    for (options.flags = MODEJUMP_ON_CPU; options.flags <= MODEJUMP_CURRENT_CONTEXT; options.flags++) {
+        EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_OK);
+        EXPECT(modejump_model_device(model, &device) == MODEJUMP_OK && strcmp(device, "cpu") == 0);
+        EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+    }
+    model = NULL;
+    EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_INVALID_INPUT && model == NULL);
+    EXPECT(modejump_last_error(&device) == MODEJUMP_OK && strstr(device, "flags is 3") != NULL);
+    options.flags = 0;
 
     options.precision = MODEJUMP_F64;
     EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_OK);

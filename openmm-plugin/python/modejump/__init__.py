@@ -10,7 +10,7 @@ from ._core import Error
 from .exchange import Exchange, ExchangeOutcome
 from .force import MonteCarloModeJump, Statistics
 from .learned_exchange import LearnedReplicaExchangeSampler
-from .model import Bijection, Model, set_device
+from .model import Bijection, Model, device, set_device
 from .move import Move, Outcome
 from .replicas import assign_replica_streams
 from .reporter import ModeJumpReporter
@@ -29,5 +29,6 @@ __all__ = [
     "Statistics",
     "ModeJumpReporter",
     "assign_replica_streams",
+    "device",
     "set_device",
 ]

@@ -23,6 +23,13 @@ def set_device(name):
     os.environ["MODEJUMP_DEVICE"] = name  # for the plugin, which is a library of its own
 
 
+def device():
+    """Where models run that are loaded from now on: "cpu", or the name of a GPU."""
+    name = c_char_p()
+    _call("device", byref(name))
+    return name.value.decode()
+
+
 class Model:
     """A model file: a generator with its density, or an energy-based model.
 

@@ -51,8 +51,9 @@ pub struct TrunkRecord {
     layers: u64,
     embedding: u64,
     time: u64,
-    rbf_max: f64,
-    message_norm: f64,
+    centres: u64,
+    inverse_width: f64,
+    inverse_message_norm: f64,
     coordinate_range: f64,
 }
 
@@ -205,13 +206,16 @@ pub fn keep_trunk<R: Real, T>(
     let weight = |i: usize, o: usize| packing.at(places.embedding_weight.start + o * n_in + i);
     let bias = |o: usize| packing.at(places.embedding_bias.start + o);
     let [embedding, time] = packing.embedding(&config.features, config.n_scalars, weight, bias, config.n_features);
+    let centre = |k: usize| config.rbf_max * k as f64 / (config.rbf_count.max(2) - 1) as f64;
+    let centres: Vec<R> = (0..config.rbf_count).map(|k| R::from_f64(centre(k))).collect();
     let trunk = TrunkRecord {
         weights: kernel.keep(driver, &packing.weights)?,
         layers: kernel.keep(driver, &layers)?,
         embedding: kernel.keep(driver, &embedding)?,
         time: kernel.keep(driver, &time)?,
-        rbf_max: config.rbf_max,
-        message_norm: config.message_norm,
+        centres: kernel.keep(driver, &centres)?,
+        inverse_width: config.rbf_count as f64 / config.rbf_max,
+        inverse_message_norm: 1.0 / config.message_norm,
         coordinate_range: config.coordinate_range,
     };
     Ok((trunk, behind))
