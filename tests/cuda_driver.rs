@@ -47,7 +47,11 @@ fn under_rules(name: &str, body: impl FnOnce()) -> Option<(bool, String)> {
     let mut again = Command::new(std::env::current_exe().unwrap());
     again.args([name, "--exact", "--nocapture"]).env("LD_LIBRARY_PATH", path).env(RULES, "1");
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_driver/cache");
-    let output = again.env("MODEJUMP_CACHE", cache).env_remove("MODEJUMP_DEVICE").output().unwrap();
+    again.env("MODEJUMP_CACHE", cache);
+    for name in ["MODEJUMP_DEVICE", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"] {
+        again.env_remove(name);
+    }
+    let output = again.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     Some((output.status.success(), said))
 }
@@ -226,6 +230,21 @@ fn a_card_asked_for_by_number_is_the_one_that_is_used() {
             "{said}"
         );
     }
+}
+
+#[test]
+fn ranks_on_one_machine_share_out_its_cards() {
+    by_the_rules("ranks_on_one_machine_share_out_its_cards", || {
+        let cards = ["", "0", "1", "2", "none"].map(|rank| {
+            std::env::set_var("OMPI_COMM_WORLD_LOCAL_RANK", rank);
+            Device::parse("cuda").unwrap().describe()
+        });
+        let [first, second] = ["Rules 0 (cuda:0)", "Rules 1 (cuda:1)"];
+        assert_eq!(cards, [first, first, second, first, first]);
+        std::env::set_var("OMPI_COMM_WORLD_LOCAL_RANK", "1");
+        assert_eq!(Device::auto().describe(), second);
+        assert_eq!(Device::parse("cuda:0").unwrap().describe(), first);
+    });
 }
 
 #[test]

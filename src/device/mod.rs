@@ -106,6 +106,10 @@ mod nvidia {
     pub fn open(_: usize) -> Result<Arc<dyn Driver>> {
         Err(Error::Unsupported("this build is without the feature `cuda`; use the device cpu".into()))
     }
+
+    pub fn open_for(process: usize) -> Result<Arc<dyn Driver>> {
+        open(process)
+    }
 }
 
 /// Where a model shall run.
@@ -121,9 +125,14 @@ impl Device {
         Device { driver: None, by_number: false }
     }
 
-    /// The first GPU, or the CPU where there is none.
+    /// As [`Device::any_cuda`], or the CPU where there is no GPU.
     pub fn auto() -> Device {
-        Device { driver: nvidia::open(0).ok(), by_number: false }
+        Device::any_cuda().unwrap_or_else(|_| Device::cpu())
+    }
+
+    /// The first GPU; of the ranks of an MPI run on one machine each takes the next one, and the first again after the last.
+    pub fn any_cuda() -> Result<Device> {
+        Ok(Device { driver: Some(nvidia::open_for(local_rank())?), by_number: false })
     }
 
     /// GPU number `ordinal`. The error names what is missing.
@@ -158,7 +167,7 @@ impl Device {
         match name.split_once(':') {
             None if name == "cpu" => Ok(Device::cpu()),
             None if name == "auto" => Ok(Device::auto()),
-            None if name == "cuda" => Ok(Device { by_number: false, ..Device::cuda(0)? }),
+            None if name == "cuda" => Device::any_cuda(),
             Some(("cuda", ordinal)) => Device::cuda(ordinal.parse().map_err(|_| unknown())?),
             _ => Err(unknown()),
         }
@@ -172,6 +181,20 @@ impl Device {
     pub fn driver(&self) -> Option<&Arc<dyn Driver>> {
         self.driver.as_ref()
     }
+}
+
+/// The number of this process among those that `mpirun` or `srun` started on this machine; 0 where none did.
+fn local_rank() -> usize {
+    // Open MPI, MPICH and Intel MPI, MVAPICH, PALS, Slurm
+    let names = [
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "MPI_LOCALRANKID",
+        "MV2_COMM_WORLD_LOCAL_RANK",
+        "PALS_LOCAL_RANKID",
+        "SLURM_LOCALID",
+    ];
+    let rank = |name| std::env::var(name).ok()?.parse().ok();
+    names.into_iter().find_map(rank).unwrap_or(0)
 }
 
 /// What [`set_default`] was given last.

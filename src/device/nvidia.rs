@@ -20,6 +20,11 @@ pub fn open(ordinal: usize) -> Result<Arc<dyn Driver>> {
     Ok(queue)
 }
 
+/// One card of all that are there, for the process of this number among those of a machine.
+pub fn open_for(process: usize) -> Result<Arc<dyn Driver>> {
+    open(process % guarded(count)?.max(1))
+}
+
 /// A symbol that an old driver lacks is a panic in cudarc.
 fn guarded<T>(body: impl FnOnce() -> Result<T> + std::panic::UnwindSafe) -> Result<T> {
     std::panic::catch_unwind(body).unwrap_or_else(|_| {
@@ -79,17 +84,21 @@ unsafe impl Send for Card {}
 // SAFETY: as above; the tables are behind a lock.
 unsafe impl Sync for Card {}
 
+/// The cards that the driver shows.
+fn count() -> Result<usize> {
+    // SAFETY: opens the library, which has no side effects.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::Unsupported(
+            "libcuda, the library of the NVIDIA driver, is not found; install the driver, or use the device cpu".into(),
+        ));
+    }
+    result::init().map_err(|e| error("the NVIDIA driver does not start", e))?;
+    Ok(result::device::get_count().map_err(|e| error("GPUs cannot be counted", e))? as usize)
+}
+
 impl Card {
     fn new(ordinal: usize) -> Result<Card> {
-        // SAFETY: opens the library, which has no side effects.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::Unsupported(
-                "libcuda, the library of the NVIDIA driver, is not found; install the driver, or use the device cpu"
-                    .into(),
-            ));
-        }
-        result::init().map_err(|e| error("the NVIDIA driver does not start", e))?;
-        let count = result::device::get_count().map_err(|e| error("GPUs cannot be counted", e))? as usize;
+        let count = count()?;
         if ordinal >= count {
             return Err(Error::invalid(format!("GPU {ordinal} was asked for, {count} are there")));
         }
