@@ -283,7 +283,11 @@ fn calls_at_the_same_time_have_a_queue_each() {
     by_the_rules("calls_at_the_same_time_have_a_queue_each", || {
         let device = Device::cuda(0).unwrap();
         let workspaces = Workspaces::on(device.driver().unwrap());
-        let take = || workspaces.take(|driver| Buffer::<f64>::new(driver, 3)).unwrap();
+        let take = || {
+            let mut workspace = workspaces.take(Buffer::<f64>::empty).unwrap();
+            workspace.reserve(3).unwrap();
+            workspace
+        };
         let (one, other) = (take(), take());
         assert!(!Arc::ptr_eq(&one.driver, &other.driver) && one.address() != other.address());
         let address = one.address();

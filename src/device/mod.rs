@@ -7,17 +7,17 @@
 pub mod ahead;
 #[cfg(feature = "cuda")]
 pub mod compile;
+mod memory;
 #[cfg(feature = "cuda")]
 mod nvidia;
 pub mod program;
 
+pub use memory::{Buffer, Workspace, Workspaces};
 pub use program::Program;
 
 use crate::error::{Error, Result};
-use bytemuck::{NoUninit, Pod};
-use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use bytemuck::NoUninit;
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// What kernels need of a machine. Addresses are those of the machine's memory.
 pub trait Driver: Send + Sync {
@@ -217,114 +217,6 @@ pub fn default() -> Result<Device> {
 /// For models that are loaded from now on.
 pub fn set_default(device: Device) {
     *DEFAULT.write().unwrap_or_else(PoisonError::into_inner) = Some(device);
-}
-
-/// Numbers in a machine's memory.
-pub struct Buffer<T> {
-    driver: Arc<dyn Driver>,
-    address: u64,
-    capacity: usize,
-    kind: PhantomData<T>,
-}
-
-impl<T: Pod> Buffer<T> {
-    pub fn new(driver: &Arc<dyn Driver>, capacity: usize) -> Result<Buffer<T>> {
-        let bytes = capacity.max(1) * std::mem::size_of::<T>();
-        Ok(Buffer { driver: driver.clone(), address: driver.allocate(bytes)?, capacity, kind: PhantomData })
-    }
-
-    pub fn of(driver: &Arc<dyn Driver>, values: &[T]) -> Result<Buffer<T>> {
-        let mut buffer = Buffer::new(driver, values.len())?;
-        buffer.write(values)?;
-        Ok(buffer)
-    }
-
-    pub fn address(&self) -> u64 {
-        self.address
-    }
-
-    /// Makes room for `capacity` numbers; what was there is lost if there was less.
-    pub fn reserve(&mut self, capacity: usize) -> Result<()> {
-        if capacity > self.capacity {
-            *self = Buffer::new(&self.driver, capacity)?;
-        }
-        Ok(())
-    }
-
-    pub fn write(&mut self, values: &[T]) -> Result<()> {
-        self.reserve(values.len())?;
-        self.driver.upload(self.address, bytemuck::cast_slice(values))
-    }
-
-    /// The first numbers, as many as `values` holds.
-    pub fn read(&self, values: &mut [T]) -> Result<()> {
-        assert!(values.len() <= self.capacity, "a buffer of {} numbers was asked for {}", self.capacity, values.len());
-        self.driver.download(self.address, bytemuck::cast_slice_mut(values))
-    }
-}
-
-impl<T> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        self.driver.free(self.address);
-    }
-}
-
-/// What calls need on a machine beside the model: memory that is kept for the next call, and a queue. Calls that run at the same time have each
-/// their own, so that proposals are drawn ahead while densities are asked for.
-pub struct Workspaces<W> {
-    driver: Arc<dyn Driver>,
-    idle: Mutex<Vec<(Arc<dyn Driver>, W)>>,
-}
-
-impl<W> Workspaces<W> {
-    pub fn on(driver: &Arc<dyn Driver>) -> Workspaces<W> {
-        Workspaces { driver: driver.clone(), idle: Mutex::default() }
-    }
-
-    /// One that nobody uses; a new one is made by `make`.
-    pub fn take(&self, make: impl FnOnce(&Arc<dyn Driver>) -> Result<W>) -> Result<Workspace<'_, W>> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let (driver, work) = match idle {
-            Some(idle) => idle,
-            None => {
-                let driver = self.driver.another_queue()?.unwrap_or_else(|| self.driver.clone());
-                let work = make(&driver)?;
-                (driver, work)
-            }
-        };
-        Ok(Workspace { workspaces: self, driver, work: Some(work) })
-    }
-}
-
-/// One of [`Workspaces`], which goes back when the call is over.
-pub struct Workspace<'a, W> {
-    workspaces: &'a Workspaces<W>,
-    /// With the queue for launches on this memory.
-    pub driver: Arc<dyn Driver>,
-    work: Option<W>,
-}
-
-impl<W> Deref for Workspace<'_, W> {
-    type Target = W;
-
-    fn deref(&self) -> &W {
-        self.work.as_ref().expect("it is there until the end")
-    }
-}
-
-impl<W> DerefMut for Workspace<'_, W> {
-    fn deref_mut(&mut self) -> &mut W {
-        self.work.as_mut().expect("it is there until the end")
-    }
-}
-
-impl<W> Drop for Workspace<'_, W> {
-    fn drop(&mut self) {
-        if let Some(work) = self.work.take() {
-            let mut idle = self.workspaces.idle.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.push((self.driver.clone(), work));
-        }
-    }
 }
 
 /// The bytes of a kernel's argument.

@@ -253,18 +253,18 @@ struct Work<R> {
 }
 
 impl<R: Real> Work<R> {
-    fn new(driver: &Arc<dyn Driver>) -> Result<Work<R>> {
-        Ok(Work {
-            t: Buffer::new(driver, 0)?,
-            x: Buffer::new(driver, 0)?,
-            dx: Buffer::new(driver, 0)?,
-            f: Buffer::new(driver, 0)?,
-            df: Buffer::new(driver, 0)?,
-            parts: Buffer::new(driver, 0)?,
-            scratch: Buffer::new(driver, 0)?,
+    fn new(driver: &Arc<dyn Driver>) -> Work<R> {
+        Work {
+            t: Buffer::empty(driver),
+            x: Buffer::empty(driver),
+            dx: Buffer::empty(driver),
+            f: Buffer::empty(driver),
+            df: Buffer::empty(driver),
+            parts: Buffer::empty(driver),
+            scratch: Buffer::empty(driver),
             host: Vec::new(),
-            paths: ode::Work::new(driver)?,
-        })
+            paths: ode::Work::new(driver),
+        }
     }
 }
 

@@ -468,15 +468,15 @@ fn shared_memory<R>(a: &Arguments, rows: usize) -> usize {
 }
 
 impl Work {
-    fn new(driver: &Arc<dyn Driver>) -> Result<Work> {
-        Ok(Work {
-            streams: Buffer::new(driver, 0)?,
-            z: Buffer::new(driver, 0)?,
-            x: Buffer::new(driver, 0)?,
-            log_det: Buffer::new(driver, 0)?,
-            evaluations: Buffer::new(driver, 0)?,
+    fn new(driver: &Arc<dyn Driver>) -> Work {
+        Work {
+            streams: Buffer::empty(driver),
+            z: Buffer::empty(driver),
+            x: Buffer::empty(driver),
+            log_det: Buffer::empty(driver),
+            evaluations: Buffer::empty(driver),
             host: Vec::new(),
-        })
+        }
     }
 
     fn reserve(&mut self, rows: usize, dimension: usize, dimension_x: usize) -> Result<()> {

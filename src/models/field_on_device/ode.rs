@@ -90,16 +90,16 @@ pub(super) struct Work {
 }
 
 impl Work {
-    pub(super) fn new(driver: &Arc<dyn Driver>) -> Result<Work> {
-        Ok(Work {
-            x: Buffer::new(driver, 0)?,
-            integral: Buffer::new(driver, 0)?,
-            reports: Buffer::new(driver, 0)?,
-            probes: Buffer::new(driver, 0)?,
-            blocks: Buffer::new(driver, 0)?,
-            teams: Buffer::new(driver, 0)?,
-            arrivals: Buffer::new(driver, 0)?,
-        })
+    pub(super) fn new(driver: &Arc<dyn Driver>) -> Work {
+        Work {
+            x: Buffer::empty(driver),
+            integral: Buffer::empty(driver),
+            reports: Buffer::empty(driver),
+            probes: Buffer::empty(driver),
+            blocks: Buffer::empty(driver),
+            teams: Buffer::empty(driver),
+            arrivals: Buffer::empty(driver),
+        }
     }
 }
 

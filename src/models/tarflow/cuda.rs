@@ -343,13 +343,13 @@ struct Work<R> {
 }
 
 impl<R: Real> Work<R> {
-    fn new(driver: &Arc<dyn Driver>) -> Result<Work<R>> {
-        Ok(Work {
-            x: Buffer::new(driver, 0)?,
-            log_det: Buffer::new(driver, 0)?,
-            scratch: Buffer::new(driver, 0)?,
-            arrivals: Buffer::new(driver, 0)?,
-        })
+    fn new(driver: &Arc<dyn Driver>) -> Work<R> {
+        Work {
+            x: Buffer::empty(driver),
+            log_det: Buffer::empty(driver),
+            scratch: Buffer::empty(driver),
+            arrivals: Buffer::empty(driver),
+        }
     }
 }
 
