@@ -12,7 +12,7 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin test-mpi lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	test-openmmtools test-opencl train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu \
+	test-openmmtools test-opencl test-plugin-gpu sanitize-gpu train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu \
 	bench-gpu bench-pytorch clean
 
 all: build plugin
@@ -44,6 +44,15 @@ test-gpu: venv
 	cargo test --release --test cuda_cpu -- --ignored --nocapture
 	MODEJUMP_TENSOR_CORES=1 cargo test --release --test cuda_cpu -- --ignored --nocapture gvp egnn graphormer mlp
 
+# The same under compute-sanitizer of the CUDA toolkit; racecheck takes hours of all kernels. KERNELS="coupling weights" names some, TOOLS others.
+KERNELS ?=
+TOOLS ?= memcheck synccheck racecheck
+sanitize-gpu: venv
+	for tool in $(TOOLS); do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 --target-processes all \
+			cargo test --release --test cuda_cpu -- --ignored --nocapture $(KERNELS) || exit 1; \
+	done
+
 bench-gpu: build
 	$(BIN) --device cuda bench coupling/sample coupling/log_density gvp_flow egnn_flow graphormer_ebm gvp_ebm invariant_ebm \
 		tarflow/sample tarflow/log_density prose
@@ -55,6 +64,10 @@ bench-pytorch:
 
 test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests
+
+# On a card, in each precision, and with the generator there too.
+test-plugin-gpu: plugin
+	MODEJUMP_TEST_PLATFORMS="CUDA:single CUDA:mixed CUDA:double" $(PY) -m pytest -q openmm-plugin/tests
 
 # What the plugin does on a device, in OpenCL on the CPU: slow, but the code is that of CUDA.
 test-opencl: plugin
