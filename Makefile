@@ -12,8 +12,8 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin test-mpi lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	test-openmmtools test-opencl test-plugin-gpu sanitize-gpu train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu \
-	bench-gpu bench-pytorch clean
+	test-openmmtools test-opencl train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu \
+	test-plugin-gpu sanitize-gpu bench-gpu bench-pytorch clean
 
 all: build plugin
 
@@ -65,7 +65,7 @@ bench-pytorch:
 test-plugin: plugin
 	$(PY) -m pytest -q openmm-plugin/tests
 
-# On a card, in each precision, and with the generator there too.
+# On a card, in each precision; one test has the generator there, too.
 test-plugin-gpu: plugin
 	MODEJUMP_TEST_PLATFORMS="CUDA:single CUDA:mixed CUDA:double" $(PY) -m pytest -q openmm-plugin/tests
 

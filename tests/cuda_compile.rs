@@ -2,19 +2,20 @@
 //! spilled. `scripts/nvcc.sh` installs both compilers; without them this says that it is skipped.
 
 use modejump::device::{program, Program};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
 
 #[path = "support/networks.rs"]
 mod networks;
+#[path = "support/wheels.rs"]
+mod wheels;
 
 const ARCHITECTURES: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
 
 fn main() -> ExitCode {
-    let wheels = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cuda/nvidia/cu13");
-    let wheels = std::env::var_os("MODEJUMP_CUDA").map_or(wheels, PathBuf::from);
+    let wheels = wheels::folder();
     if !wheels.join("bin/nvcc").exists() {
         println!(
             "cuda_compile: SKIPPED, {} is not there; scripts/nvcc.sh installs it",

@@ -9,19 +9,21 @@ use cudarc::driver::sys;
 use modejump::c_api::model::*;
 use modejump::c_api::structs::*;
 use modejump::density::{Evaluation, Status};
-use modejump::device::{self, Buffer, Device, Workspaces};
+use modejump::device::{self, Buffer, Device, Workspaces, LOCAL_RANKS};
 use modejump::models::{self, Model, Precision};
 use modejump::moves::{self, Options, State};
 use modejump::target::Target;
 use modejump::Result;
 use std::ffi::CString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::ptr::null_mut;
 use std::sync::Arc;
 
 #[path = "support/networks.rs"]
 mod networks;
+#[path = "support/wheels.rs"]
+mod wheels;
 
 const RULES: &str = "MODEJUMP_TEST_DRIVER_RULES";
 
@@ -32,7 +34,7 @@ fn under_rules(name: &str, body: impl FnOnce()) -> Option<(bool, String)> {
         return None;
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let wheels = std::env::var_os("MODEJUMP_CUDA").map_or(root.join("target/cuda/nvidia/cu13"), PathBuf::from);
+    let wheels = wheels::folder();
     if !wheels.join("lib").exists() {
         println!("{name}: SKIPPED, {} is not there; scripts/nvcc.sh installs it", wheels.join("lib").display());
         return None;
@@ -48,9 +50,8 @@ fn under_rules(name: &str, body: impl FnOnce()) -> Option<(bool, String)> {
     again.args([name, "--exact", "--nocapture"]).env("LD_LIBRARY_PATH", path).env(RULES, "1");
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_driver/cache");
     again.env("MODEJUMP_CACHE", cache);
-    for name in ["MODEJUMP_DEVICE", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"] {
-        again.env_remove(name);
-    }
+    again.env_remove("MODEJUMP_DEVICE");
+    LOCAL_RANKS.iter().for_each(|name| _ = again.env_remove(name));
     let output = again.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     Some((output.status.success(), said))
@@ -282,9 +283,9 @@ fn a_program_in_c_asks_by_a_flag() {
 fn calls_at_the_same_time_have_a_queue_each() {
     by_the_rules("calls_at_the_same_time_have_a_queue_each", || {
         let device = Device::cuda(0).unwrap();
-        let workspaces = Workspaces::on(device.driver().unwrap());
+        let workspaces = Workspaces::on(device.driver().unwrap(), Buffer::<f64>::empty);
         let take = || {
-            let mut workspace = workspaces.take(Buffer::<f64>::empty).unwrap();
+            let mut workspace = workspaces.take().unwrap();
             workspace.reserve(3).unwrap();
             workspace
         };

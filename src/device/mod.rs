@@ -7,12 +7,12 @@
 pub mod ahead;
 #[cfg(feature = "cuda")]
 pub mod compile;
-mod memory;
+mod kept;
 #[cfg(feature = "cuda")]
 mod nvidia;
 pub mod program;
 
-pub use memory::{Buffer, Workspace, Workspaces};
+pub use kept::{Buffer, Compiled, Workspace, Workspaces};
 pub use program::Program;
 
 use crate::error::{Error, Result};
@@ -183,18 +183,19 @@ impl Device {
     }
 }
 
-/// The number of this process among those that `mpirun` or `srun` started on this machine; 0 where none did.
+/// The environment variables in which `mpirun` or `srun` tell a process its number among those of its machine: Open MPI, MPICH and Intel MPI,
+/// MVAPICH, PALS, Slurm.
+pub const LOCAL_RANKS: [&str; 5] = [
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "MV2_COMM_WORLD_LOCAL_RANK",
+    "PALS_LOCAL_RANKID",
+    "SLURM_LOCALID",
+];
+
+/// The first of them that says a number; 0 where none does.
 fn local_rank() -> usize {
-    // Open MPI, MPICH and Intel MPI, MVAPICH, PALS, Slurm
-    let names = [
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "MPI_LOCALRANKID",
-        "MV2_COMM_WORLD_LOCAL_RANK",
-        "PALS_LOCAL_RANKID",
-        "SLURM_LOCALID",
-    ];
-    let rank = |name| std::env::var(name).ok()?.parse().ok();
-    names.into_iter().find_map(rank).unwrap_or(0)
+    LOCAL_RANKS.iter().find_map(|name| std::env::var(name).ok()?.parse().ok()).unwrap_or(0)
 }
 
 /// What [`set_default`] was given last.

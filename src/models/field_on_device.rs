@@ -6,13 +6,12 @@ mod ode;
 
 use super::field::{EnergyFunction, PathSolver, VectorField};
 use super::network::{Evaluator, Network};
-use crate::device::{Buffer, Driver, KernelId, Program, Workspace, Workspaces};
+use crate::device::{Buffer, Compiled, Driver, KernelId, Program, Workspace, Workspaces};
 use crate::error::{Error, Result};
 use crate::nn::tape::Weight;
 use crate::nn::Real;
 use bytemuck::{NoUninit, Pod, Zeroable};
 use std::any::Any;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Of a block, which has a multiprocessor to itself: a round of a product of 64 outputs in PAIR_LANES lanes; f64 networks need twice the
@@ -225,8 +224,8 @@ pub struct FieldOnDevice<R: Real> {
     kernel: FieldKernel,
     /// Components of the jets of a divergence.
     divergence: usize,
-    /// By name and components; compiled when first needed.
-    kernels: Mutex<HashMap<(&'static str, usize), KernelId>>,
+    /// By name and components.
+    kernels: Compiled<(&'static str, usize), KernelId>,
     work: Workspaces<Work<R>>,
     /// What went wrong first.
     failure: Mutex<Option<String>>,
@@ -278,8 +277,8 @@ impl<R: Real> FieldOnDevice<R> {
             driver: driver.clone(),
             kernel,
             divergence,
-            kernels: Mutex::default(),
-            work: Workspaces::on(driver),
+            kernels: Compiled::default(),
+            work: Workspaces::on(driver, Work::new),
             failure: Mutex::default(),
         })
     }
@@ -295,12 +294,8 @@ impl<R: Real> FieldOnDevice<R> {
 
     /// The kernel `name` for jets of so many components.
     fn block(&self, name: &'static str, components: usize) -> Result<BlockShape> {
-        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        let kernel = match kernels.get(&(name, components)) {
-            Some(kernel) => *kernel,
-            None => self.driver.kernel(&(self.kernel.program)(components), name)?,
-        };
-        kernels.insert((name, components), kernel);
+        let compile = || self.driver.kernel(&(self.kernel.program)(components), name);
+        let kernel = self.kernels.get((name, components), compile)?;
         let memory = (self.kernel.memory)(components);
         Ok(match needs_scratch::<R>(memory, self.driver.shared_memory()) {
             false => BlockShape { kernel, shared: memory * size_of::<R>(), scratch: 0 },
@@ -335,7 +330,7 @@ impl<R: Real> FieldOnDevice<R> {
     }
 
     fn begin(&self, t: &[f64], x: &[f64]) -> Result<Workspace<'_, Work<R>>> {
-        let mut work = self.work.take(Work::new)?;
+        let mut work = self.work.take()?;
         work.t.write(t)?;
         work.x.write(x)?;
         work.f.reserve(x.len())?;

@@ -8,14 +8,13 @@ use super::spline_coupling::SplineCoupling;
 use super::CouplingFlow;
 use crate::coordinates::{Coordinates, InternalCoordinates};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
-use crate::device::{argument, Buffer, Driver, KernelId, Program, Workspace, Workspaces};
+use crate::device::{argument, Buffer, Compiled, Driver, KernelId, Program, Workspace, Workspaces};
 use crate::error::{Error, Result};
 use crate::models::{Flow, Model, ModelCard, Steering, LOG_2_PI};
 use crate::nn::{Activation, Linear, Real};
 use crate::rng::Stream;
 use bytemuck::{Pod, Zeroable};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 const SOURCE: &str = include_str!("../../../cuda/coupling.cu");
 const GENERATE: &str = "coupling_generate";
@@ -387,8 +386,8 @@ struct ModelBuffers<R> {
     numbers: Buffer<f64>,
     weights: Buffer<R>,
     layers: Buffer<LayerRecord>,
-    /// By tile and name; compiled when first needed.
-    kernels: Mutex<HashMap<(Tile, &'static str), KernelId>>,
+    /// By tile and name.
+    kernels: Compiled<(Tile, &'static str), KernelId>,
 }
 
 /// A tile that this card has enough shared memory for.
@@ -440,9 +439,9 @@ impl<R: Real> CouplingFlow<R> {
             numbers: Buffer::of(driver, &tables.numbers)?,
             weights: Buffer::of(driver, &tables.weights)?,
             layers: Buffer::of(driver, &tables.layers)?,
-            kernels: Mutex::default(),
+            kernels: Compiled::default(),
         });
-        let work = Arc::new(Workspaces::on(driver));
+        let work = Arc::new(Workspaces::on(driver, Work::new));
         let (driver, variants) = (driver.clone(), variants.into());
         Ok(CouplingOnDevice { host: self, driver, model, arguments, variants, work })
     }
@@ -512,19 +511,10 @@ impl<R: Real> CouplingOnDevice<R> {
         }
     }
 
-    fn kernel(&self, tile: Tile, name: &'static str) -> Result<KernelId> {
-        let mut kernels = self.model.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        let kernel = match kernels.get(&(tile, name)) {
-            Some(kernel) => *kernel,
-            None => self.driver.kernel(&program::<R>(tile), name)?,
-        };
-        kernels.insert((tile, name), kernel);
-        Ok(kernel)
-    }
-
     fn launch(&self, work: &Workspace<Work>, rows: usize, name: &'static str, arguments: Arguments) -> Result<()> {
         let variant = self.variant(rows);
-        let kernel = self.kernel(variant.tile, name)?;
+        let compile = || self.driver.kernel(&program::<R>(variant.tile), name);
+        let kernel = self.model.kernels.get((variant.tile, name), compile)?;
         let arguments = Arguments {
             tables: self.model.tables.address(),
             numbers: self.model.numbers.address(),
@@ -548,7 +538,7 @@ impl<R: Real> CouplingOnDevice<R> {
         log_det: Option<&mut [f64]>,
         to: &mut [Evaluation],
     ) -> Result<()> {
-        let mut work = self.work.take(Work::new)?;
+        let mut work = self.work.take()?;
         work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
         let mut arguments = self.arguments;
         match latent {
@@ -570,7 +560,7 @@ impl<R: Real> CouplingOnDevice<R> {
     }
 
     fn encode_rows(&self, x: &[f64], latent: Option<(&mut [f64], &mut [f64])>, to: &mut [Evaluation]) -> Result<()> {
-        let mut work = self.work.take(Work::new)?;
+        let mut work = self.work.take()?;
         work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
         work.x.write(x)?;
         let z = if latent.is_some() { work.z.address() } else { 0 };

@@ -153,7 +153,7 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
         let teams = n.min(resident / team);
         let grid = teams * team;
 
-        let mut workspace = self.work.take(super::Work::new)?;
+        let mut workspace = self.work.take()?;
         let driver = workspace.driver.clone();
         let super::Work { scratch, paths: work, .. } = &mut *workspace;
         work.x.write(x)?;

@@ -3,7 +3,7 @@
 use super::network::{Given, Layer, Modulation, TarNetwork};
 use super::{Autoregressive, Decoded, Decoding, Options, TarFlow, TarFlowConfig};
 use crate::density::{Density, Evaluation, Exactness, Scope};
-use crate::device::{argument, Buffer, Driver, KernelId, Program, Workspaces};
+use crate::device::{argument, Buffer, Compiled, Driver, KernelId, Program, Workspaces};
 use crate::error::{Error, Result};
 use crate::models::field_on_device::{NormRecord, Packing};
 use crate::models::{Flow, Model, ModelCard};
@@ -11,7 +11,7 @@ use crate::nn::tape::{LayerNorm, Weight};
 use crate::nn::Real;
 use crate::rng::Stream;
 use bytemuck::{Pod, Zeroable};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 const SOURCE: &str = include_str!("../../../cuda/tarflow.cu");
 const KERNEL: &str = "tarflow";
@@ -22,7 +22,7 @@ const LAUNCH: usize = 1 << 14;
 const STATES: usize = 4 << 30;
 
 /// What the kernel is compiled for beside a model: rows of a team, pairs of outputs in a pass of a product.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
     lanes: usize,
     pairs: usize,
@@ -299,8 +299,8 @@ struct OnCard<R: Real> {
     stages: Buffer<StageRecord>,
     layers: Buffer<LayerRecord>,
     orders: Buffer<i32>,
-    full: Later,
-    alone: Later,
+    /// The other shapes; none where the card has not enough shared memory for one.
+    others: Compiled<Shape, Option<Variant>>,
     work: Workspaces<Work<R>>,
 }
 
@@ -353,9 +353,6 @@ impl<R: Real> Work<R> {
     }
 }
 
-/// A kernel that is compiled when first needed; none inside where the card has not enough shared memory for it.
-type Later = Mutex<Option<Option<Variant>>>;
-
 /// Who does the work of a launch.
 struct Plan {
     variant: Variant,
@@ -390,26 +387,22 @@ impl<R: Real> OnCard<R> {
             stages: Buffer::of(driver, &tables.stages)?,
             layers: Buffer::of(driver, &tables.layers)?,
             orders: Buffer::of(driver, &tables.orders)?,
-            full: Later::default(),
-            alone: Later::default(),
-            work: Workspaces::on(driver),
+            others: Compiled::default(),
+            work: Workspaces::on(driver, Work::new),
         })
     }
 
-    fn later(&self, kept: &Later, shape: Shape) -> Result<Variant> {
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let variant = match *kept {
-            Some(variant) => variant,
-            None => *kept.insert(Variant::new::<R>(&self.driver, &self.sizes, shape)?),
-        };
+    /// Of another shape, or the one for teams where that does not fit.
+    fn other(&self, shape: Shape) -> Result<Variant> {
+        let variant = self.others.get(shape, || Variant::new::<R>(&self.driver, &self.sizes, shape))?;
         Ok(variant.unwrap_or(self.teams))
     }
 
     /// Teams of as many blocks as there is room for; where there is none beside one of each, those for a card that is full.
     fn plan(&self, n: usize, encode: bool) -> Result<Plan> {
         let variant = match (n, encode) {
-            (1, false) => self.later(&self.alone, ALONE)?,
-            _ if self.teams.tiles(n, encode) > self.teams.resident => self.later(&self.full, FULL)?,
+            (1, false) => self.other(ALONE)?,
+            _ if self.teams.tiles(n, encode) > self.teams.resident => self.other(FULL)?,
             _ => self.teams,
         };
         let fitting = STATES / (self.sizes.state(variant.shape.lanes, encode) * size_of::<R>());
@@ -420,7 +413,7 @@ impl<R: Real> OnCard<R> {
 
     /// What is in x, `[n][T D]` in the network's units, to z, or back; and ln|∂z/∂x|, or ln|∂x/∂z|.
     fn run(&self, x: &mut [f64], log_det: &mut [f64], encode: bool) -> Result<()> {
-        let mut work = self.work.take(Work::new)?;
+        let mut work = self.work.take()?;
         let n = log_det.len();
         let Plan { variant, teams, blocks } = self.plan(n, encode)?;
         work.x.write(x)?;

@@ -1,8 +1,10 @@
-//! Memory of a machine, and who works with which.
+//! What a model keeps of a machine: memory, workspaces, kernels.
 
 use super::Driver;
 use crate::error::Result;
 use bytemuck::Pod;
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -77,22 +79,24 @@ impl<T> Drop for Buffer<T> {
 /// their own, so that proposals are drawn ahead while densities are asked for.
 pub struct Workspaces<W> {
     driver: Arc<dyn Driver>,
+    make: fn(&Arc<dyn Driver>) -> W,
     idle: Mutex<Vec<(Arc<dyn Driver>, W)>>,
 }
 
 impl<W> Workspaces<W> {
-    pub fn on(driver: &Arc<dyn Driver>) -> Workspaces<W> {
-        Workspaces { driver: driver.clone(), idle: Mutex::default() }
+    /// Each made by `make`, for a queue of its own.
+    pub fn on(driver: &Arc<dyn Driver>, make: fn(&Arc<dyn Driver>) -> W) -> Workspaces<W> {
+        Workspaces { driver: driver.clone(), make, idle: Mutex::default() }
     }
 
-    /// One that nobody uses; a new one is made by `make` for a queue of its own.
-    pub fn take(&self, make: impl FnOnce(&Arc<dyn Driver>) -> W) -> Result<Workspace<'_, W>> {
+    /// One that nobody uses, or a new one.
+    pub fn take(&self) -> Result<Workspace<'_, W>> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let (driver, work) = match idle {
             Some(idle) => idle,
             None => {
                 let driver = self.driver.another_queue()?.unwrap_or_else(|| self.driver.clone());
-                let work = make(&driver);
+                let work = (self.make)(&driver);
                 (driver, work)
             }
         };
@@ -128,5 +132,26 @@ impl<W> Drop for Workspace<'_, W> {
             let mut idle = self.workspaces.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.push((self.driver.clone(), work));
         }
+    }
+}
+
+/// Kernels, or what belongs to them, that are compiled when they are first asked for.
+pub struct Compiled<K, V>(Mutex<HashMap<K, V>>);
+
+impl<K, V> Default for Compiled<K, V> {
+    fn default() -> Compiled<K, V> {
+        Compiled(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash, V: Copy> Compiled<K, V> {
+    pub fn get(&self, key: K, compile: impl FnOnce() -> Result<V>) -> Result<V> {
+        let mut compiled = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = compiled.get(&key) {
+            return Ok(*value);
+        }
+        let value = compile()?;
+        compiled.insert(key, value);
+        Ok(value)
     }
 }
