@@ -158,8 +158,8 @@ constexpr int READS_AT_ONCE = READS;
 #if TENSOR
 #include "tensor.cuh"
 #else
-// W x for x[n_in][lanes] in shared memory, by all threads of the block; lanes are a multiple of eight. W is stored [n_in][n_out],
-// n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory and one of W for sixteen
+// W x for x[n_in][lanes] in shared memory, its rows `stride` apart if they are not neighbours, by all threads of the block; lanes are a multiple
+// of eight. W is stored [n_in][n_out], n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory and one of W for sixteen
 // multiply-adds. `start(o, lane, sum)` writes what eight lanes of output o start from, and `finish(o, lane, sum)` takes what they
 // come to. The sum over inputs is in their order.
 //
@@ -167,7 +167,8 @@ constexpr int READS_AT_ONCE = READS;
 // all lie in the same banks.
 template <class Start, class Finish>
 static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
-                               const Finish& finish) {
+                               const Finish& finish, int stride = 0) {
+  if (stride == 0) stride = lanes;
   const int columns = n_out / 2, groups = lanes / 8;
   const int wide = groups % 4 == 0 ? 4 : groups % 3 == 0 ? 3 : 1, high = columns % 8 == 0 ? 8 : 1;
   for (int item = threadIdx.x; item < columns * groups; item += THREADS) {
@@ -179,7 +180,7 @@ static __device__ void product(const real* w, int n_in, int n_out, int lanes, co
 #pragma unroll READS_AT_ONCE
     for (int k = 0; k < n_in; ++k) {
       const Two weight = *(const Two*)(w + (size_t)k * n_out + o);
-      const Four* lane = (const Four*)(x + k * lanes + first);
+      const Four* lane = (const Four*)(x + k * stride + first);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const Four four = lane[half];

@@ -1,23 +1,28 @@
-// Geometric vector perceptrons on the complete graph of a molecule's atoms (src/models/gvp_flow/mod.rs has the equations), in jets: what
-// the field of `gvp_flow` and the energy of `gvp_ebm` share.
+// Geometric vector perceptrons on the complete graph of a molecule's atoms (src/models/gvp_flow/mod.rs has the equations): what the field of
+// `gvp_flow` and the energy of `gvp_ebm` share. Here are the values, and the tape of what their derivatives need (gvp_tangents.cuh).
 //
-// Sizes are those of one model: SCALARS, VECTORS, RADIAL, LAYERS.
+// Sizes are those of one model: SCALARS, VECTORS, RADIAL, LAYERS. There are tapes in programs for derivatives, along DIRECTIONS at once.
 #ifndef MODEJUMP_GVP
 #define MODEJUMP_GVP
+#define COMPONENTS 1
 #include "jets.cuh"
 
 #define HIDDEN (VECTORS + 1)
 #define NUMBERS (SCALARS + 3 * VECTORS)  // of an atom
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
-#define PARTIALS LEAST(THREADS / PADDED > 1 ? THREADS / PADDED : 1, RADIAL + HIDDEN)
+#define MOST(a, b) ((a) > (b) ? (a) : (b))
+#define PARTIALS LEAST(MOST(THREADS / LANES, 1), RADIAL + HIDDEN)
 #define SMALLEST_SQUARE (real)1e-8
 #define EPSILON (real)1e-5
+#define ADDED_DISTANCE (real)1e-8
 
 // Places in `weights` of one geometric vector perceptron; matrices are [in][out], outputs made even. `inputs`: of radial
-// functions and norms; `outputs` = Wh Wu; `direction_*`: of an edge's direction, the first vector of a message.
+// functions and norms; `outputs` = Wh Wu; `direction_*`: of an edge's direction, the first vector of a message; `*_back`: transposed, of
+// perceptrons with one vector that comes out.
 struct Gvp {
   int n_hidden, n_out;
   int scalars, bias, inputs, hidden, outputs, gates, gate_bias, direction_hidden, direction_outputs, beta;
+  int scalars_back, norms_back, hidden_back, padding;
 };
 
 struct Layer { Gvp message, update, position; Norm message_norm, update_norm; };
@@ -31,152 +36,318 @@ struct Trunk {
   double inverse_width, inverse_message_norm, coordinate_range;
 };
 
+// ---------------------------------------------------------------- the tape
+
+// Rows of PADDED lanes, a block's own. Of a perceptron: ds′/da, ∂n/∂Vh, σ(g), σ′(g) Vu. Of an edge: u, ∂d/∂x_j over u, 1/d, W of the
+// radial functions' derivatives, its perceptron; the lanes are its sources. Of a normalisation: (s − mean)/sd, weight/sd, V′, the gradient
+// of V's factor over it, the factor. Of an atom in a layer: both normalisations, the perceptron between, the Jacobian of what comes
+// after: a step of its coordinates or, in the last layer, the output.
+enum { SLOPE = 0, OF_HIDDEN = SLOPE + SCALARS, GATE = OF_HIDDEN + 3 * HIDDEN, GATED = GATE + VECTORS, OF_PERCEPTRON = GATED + 3 * VECTORS };
+enum { DIRECTION = 0, STRETCH = 3, INVERSE = 4, OF_RADIAL = 5, MESSAGE = OF_RADIAL + SCALARS, OF_EDGE = MESSAGE + OF_PERCEPTRON };
+enum { NORMAL = 0, SCALE = SCALARS, DIVIDED = 2 * SCALARS, GRADIENT = DIVIDED + 3 * VECTORS, FACTOR = GRADIENT + 3 * VECTORS, OF_NORM };
+enum { MESSAGE_NORM = 0, UPDATE = OF_NORM, UPDATE_NORM = UPDATE + OF_PERCEPTRON, JACOBIAN = UPDATE_NORM + OF_NORM };
+enum { OF_ATOM = JACOBIAN + 3 * NUMBERS, OF_LAYER = (ATOMS * OF_EDGE + OF_ATOM) * PADDED };
+#define TAPE (DIRECTIONS ? (size_t)LAYERS * OF_LAYER : 0)
+// Whether anything is to be kept on a tape.
+#define KEPT(tape) (DIRECTIONS && (tape))
+
+// Rows of edges to an atom, and of all atoms, in a layer.
+template <class Number>
+static __device__ Number* edges_to(Number* tape, int layer, int atom) {
+  return tape + (size_t)layer * OF_LAYER + (size_t)atom * OF_EDGE * PADDED;
+}
+template <class Number>
+static __device__ Number* atoms_of(Number* tape, int layer) {
+  return edges_to(tape, layer, ATOMS);
+}
+
+// Where a perceptron's lanes keep theirs: those of atoms, or of edges to `places` atoms from `target` on, `stride` apart; nowhere without `base`.
+struct Record {
+  real* base;
+  int places, target, stride;
+  // The first row at a lane.
+  __device__ real* at(int lane) const {
+    const int place = lane / PADDED;
+    return base && place < places ? base + (size_t)place * stride + lane % PADDED : (real*)0;
+  }
+  // What an atom or padding would tell an atom counts for nothing.
+  __device__ bool counts(int lane) const {
+    return target < 0 || (lane % PADDED != target + lane / PADDED && lane % PADDED < ATOMS);
+  }
+};
+static __device__ Record of_atoms(real* base) {
+  const Record record = {base, 1, -1, 0};
+  return record;
+}
+static __device__ Record of_edges(real* base, int first) {
+  const Record record = {base, LEAST(DESTINATIONS, ATOMS - first), first, OF_EDGE * PADDED};
+  return record;
+}
+
 // ---------------------------------------------------------------- memory of a block
 
-// The last line has PAIR_LANES lanes where they are of pairs, LANES where they are of atoms.
-struct State {
-  real *s, *v, *x;                       // [SCALARS][LANES], [VECTORS][3][LANES], [3][LANES]
-  real *of_s, *of_v, *out_v;             // linear parts: [SCALARS], [HIDDEN][3], [VECTORS][3]
-  real *distance, *u, *inputs, *a, *g;   // [1], [3], [RADIAL + HIDDEN], [SCALARS], [VECTORS]
+// Arrays of [numbers][LANES], those of the last line [numbers][PAIR_LANES].
+struct Values {
+  real *s, *v, *x;                                  // [SCALARS], [VECTORS][3], [3]
+  real *of_s, *of_v, *out_v;                        // linear parts: [SCALARS], [HIDDEN][3], [VECTORS][3]
+  real *perceptron, *by_s, *by_norm, *by_v;         // of a Jacobian: [OF_PERCEPTRON], [SCALARS], [HIDDEN], [VECTORS][3]
+  real *distance, *u, *inputs, *slopes, *a, *g;     // [1], [3], [RADIAL + HIDDEN], [RADIAL], [SCALARS], [VECTORS]
 };
 
-#define MEMORY                                                                                      \
-  (LANES * (2 * EVEN(SCALARS) + 3 * VECTORS + 3 + 3 * EVEN(HIDDEN) + 3 * EVEN(VECTORS)) +           \
-   PAIR_LANES * (4 + RADIAL + EVEN(HIDDEN) + EVEN(SCALARS) + EVEN(VECTORS)))
+#define OF_STATE (2 * EVEN(SCALARS) + 3 * VECTORS + 3 + 3 * EVEN(HIDDEN) + 3 * EVEN(VECTORS))
+#define OF_JACOBIAN (DIRECTIONS ? OF_PERCEPTRON + EVEN(SCALARS) + EVEN(HIDDEN) + 3 * EVEN(VECTORS) : 0)
+#define OF_PAIR (4 + RADIAL + EVEN(HIDDEN) + (DIRECTIONS ? RADIAL : 0) + EVEN(SCALARS) + EVEN(VECTORS))
+#define VALUES_MEMORY (LANES * (OF_STATE + OF_JACOBIAN + DESTINATIONS * OF_PAIR))
 
-static __device__ State layout(real* memory) {
-  State m;
-  m.s = memory;
-  m.v = m.s + EVEN(SCALARS) * LANES;
-  m.x = m.v + 3 * VECTORS * LANES;
-  m.of_s = m.x + 3 * LANES;
-  m.of_v = m.of_s + EVEN(SCALARS) * LANES;
-  m.out_v = m.of_v + 3 * EVEN(HIDDEN) * LANES;
-  m.distance = m.out_v + 3 * EVEN(VECTORS) * LANES;
-  m.u = m.distance + PAIR_LANES;
-  m.inputs = m.u + 3 * PAIR_LANES;
-  m.a = m.inputs + (RADIAL + EVEN(HIDDEN)) * PAIR_LANES;
-  m.g = m.a + EVEN(SCALARS) * PAIR_LANES;
+// Of tangents: rows of atoms, and of pairs of BESIDE atoms with all others, along DIRECTIONS. Rows of what is summed up over sources begin in
+// banks of their own, as neighbouring threads sum up neighbouring numbers.
+#define ROWS (PADDED * DIRECTIONS)
+#define PAIR_ROWS (BESIDE * ROWS)
+#define OUT_ROWS (ROWS + 4)
+#define SUM_ROWS (PAIR_ROWS + 4)
+#define TANGENTS_MEMORY                                                                               \
+  (ROWS * (2 * EVEN(SCALARS) + 3 * VECTORS + 3 + 3 * EVEN(HIDDEN)) + OUT_ROWS * 3 * EVEN(VECTORS) +   \
+   PAIR_ROWS * (1 + EVEN(HIDDEN)) + SUM_ROWS * (3 + EVEN(SCALARS) + EVEN(VECTORS)))
+
+#define MEMORY (DIRECTIONS ? MOST(VALUES_MEMORY, TANGENTS_MEMORY) : VALUES_MEMORY)
+
+static __device__ real* block_tape(real* scratch) { return scratch + (size_t)blockIdx.x * (TAPE + (SCRATCH ? MEMORY : 0)); }
+
+// `memory`, the state of a block; every function that is not inlined finds it itself, so that the compiler knows where it is.
+#if SCRATCH
+#define STATE_MEMORY(scratch) real* const memory = block_tape(scratch) + TAPE
+#else
+#define STATE_MEMORY(scratch) \
+  DYNAMIC_SHARED(shared);     \
+  real* const memory = (real*)shared; \
+  (void)(scratch)
+#endif
+#define OWN_VALUES(scratch) STATE_MEMORY(scratch); const Values m = values_layout(memory)
+
+static __device__ Values values_layout(real* memory) {
+  Values m;
+  m.s = take(memory, EVEN(SCALARS));
+  m.v = take(memory, 3 * VECTORS);
+  m.x = take(memory, 3);
+  m.of_s = take(memory, EVEN(SCALARS));
+  m.of_v = take(memory, 3 * EVEN(HIDDEN));
+  m.out_v = take(memory, 3 * EVEN(VECTORS));
+  if (DIRECTIONS) {
+    m.perceptron = take(memory, OF_PERCEPTRON);
+    m.by_s = take(memory, EVEN(SCALARS));
+    m.by_norm = take(memory, EVEN(HIDDEN));
+    m.by_v = take(memory, 3 * EVEN(VECTORS));
+    m.slopes = take(memory, DESTINATIONS * RADIAL);
+  }
+  m.distance = take(memory, DESTINATIONS);
+  m.u = take(memory, DESTINATIONS * 3);
+  m.inputs = take(memory, DESTINATIONS * (RADIAL + EVEN(HIDDEN)));
+  m.a = take(memory, DESTINATIONS * EVEN(SCALARS));
+  m.g = take(memory, DESTINATIONS * EVEN(VECTORS));
   return m;
 }
 
 // ---------------------------------------------------------------- the geometric vector perceptron
 
+static __device__ real sigmoid(real x) { return (real)1 / ((real)1 + exp(-x)); }
+
 // The parts that are linear in s and V of every atom: W s + b, Wh V and Wu Wh V.
-static __device__ void linear_parts(const Trunk& a, const State& m, const Gvp& gvp) {
-  const real* w = a.weights;
+static __device__ __noinline__ void linear_parts(const real* w, real* scratch, const Gvp& gvp) {
+  OWN_VALUES(scratch);
   product(w + gvp.scalars, SCALARS, EVEN(SCALARS), LANES, m.s, Bias{w + gvp.bias}, Store{m.of_s, LANES});
   product(w + gvp.hidden, VECTORS, EVEN(gvp.n_hidden), 3 * LANES, m.v, Zero{}, Store{m.of_v, 3 * LANES});
   product(w + gvp.outputs, VECTORS, EVEN(gvp.n_out), 3 * LANES, m.v, Zero{}, Store{m.out_v, 3 * LANES});
   __syncthreads();
 }
 
-// Component of a hidden vector, and of one that comes out; on an edge its direction adds to them. A pair is one of atoms where there
-// is none.
-static __device__ Jet along(const real* of_v, const real* direction, const State& m, int q, int axis, int pair) {
-  const Jet linear = jet_at(of_v + (3 * q + axis) * LANES, pair % PADDED);
-  return direction ? linear + direction[q] * jet_at(m.u + axis * PAIR_LANES, pair) : linear;
+// Norms of hidden vectors, as inputs from `first` on; on an edge its direction adds to the vectors. WIDTH lanes, of atoms or of pairs.
+template <int WIDTH>
+static __device__ void norms(const Values& m, const Gvp& gvp, const real* direction, int first, const Record& record) {
+  FOR_EACH(q, lane, gvp.n_hidden, WIDTH) {
+    real h[3], square = (real)0;
+    for (int axis = 0; axis < 3; ++axis) {
+      h[axis] = m.of_v[(3 * q + axis) * LANES + lane % LANES];
+      if (direction) h[axis] += direction[q] * m.u[axis * PAIR_LANES + lane];
+      square += h[axis] * h[axis];
+    }
+    const bool moves = square > SMALLEST_SQUARE;
+    const real norm = sqrt(moves ? square : SMALLEST_SQUARE), inverse = moves ? (real)1 / norm : (real)0;
+    m.inputs[(first + q) * WIDTH + lane] = norm;
+    real* const kept = record.at(lane);
+    if (!kept) continue;
+    for (int axis = 0; axis < 3; ++axis) kept[(OF_HIDDEN + 3 * q + axis) * PADDED] = inverse * h[axis];
+  }
 }
 
-// s′ = a σ(βa), left in m.a, and the gates g, after the inputs are written; σ(g) where `open`. WIDTH lanes, of atoms or of pairs.
+// s′ = a σ(βa), left in m.a, and the gates g, after the inputs are written; σ(g) where `open`.
 template <int WIDTH>
-static __device__ void scalars_and_gates(const Trunk& a, const State& m, const Gvp& gvp, int n_inputs, bool open) {
-  const real* w = a.weights;
+static __device__ void scalars_and_gates(const real* w, const Values& m, const Gvp& gvp, int n_inputs, bool open, const Record& record) {
   const real beta = w[gvp.beta];
   const auto of_s = [&](int o, int lane, real* sum) { get_eight(m.of_s + o * LANES + lane % LANES, sum); };
   const auto swished = [&](int o, int lane, real* sum) {
+    real slope[8];
 #pragma unroll
-    for (int r = 0; r < 8 / COMPONENTS; ++r) put_in(sum, r, swish(jet_of(sum, r), beta));
+    for (int r = 0; r < 8; ++r) {
+      const real scaled = beta * sum[r], part = sigmoid(scaled);
+      sum[r] *= part;
+      slope[r] = part * ((real)1 + scaled * ((real)1 - part));
+    }
     put_eight(m.a + o * WIDTH + lane, sum);
+    real* const kept = o < SCALARS ? record.at(lane) : (real*)0;
+    if (!kept) return;
+#pragma unroll
+    for (int r = 0; r < 8; ++r)
+      if (!record.counts(lane + r)) slope[r] = (real)0;
+    put_eight(kept + (SLOPE + o) * PADDED, slope);
   };
   product(w + gvp.inputs, n_inputs, EVEN(SCALARS), WIDTH, m.inputs, of_s, swished);
   __syncthreads();
   const auto gated = [&](int o, int lane, real* sum) {
-    if (open) {
 #pragma unroll
-      for (int r = 0; r < 8 / COMPONENTS; ++r) put_in(sum, r, sigmoid(jet_of(sum, r)));
-    }
+    for (int r = 0; r < 8; ++r)
+      if (open) sum[r] = sigmoid(sum[r]);
     put_eight(m.g + o * WIDTH + lane, sum);
   };
   product(w + gvp.gates, SCALARS, EVEN(gvp.n_out), WIDTH, m.a, Bias{w + gvp.gate_bias}, gated);
   __syncthreads();
 }
 
-// Norms of hidden vectors, as inputs from `first` on.
+// Keeps σ(g) and σ′(g) Vu. `direction` of an edge, as for its norms.
 template <int WIDTH>
-static __device__ void norms(const State& m, const Gvp& gvp, const real* direction, int first) {
-  FOR_EACH(q, pair, gvp.n_hidden, WIDTH / COMPONENTS) {
-    Jet square = constant((real)0);
+static __device__ void keep_gates(const Values& m, const real* direction, const Record& record) {
+  FOR_EACH(u, lane, VECTORS, WIDTH) {
+    real* const kept = record.at(lane);
+    if (!kept) continue;
+    const real gate = record.counts(lane) ? m.g[u * WIDTH + lane] : (real)0;
+    kept[(GATE + u) * PADDED] = gate;
     for (int axis = 0; axis < 3; ++axis) {
-      const Jet h = along(m.of_v, direction, m, q, axis, pair);
-      square = square + h * h;
+      real out = m.out_v[(3 * u + axis) * LANES + lane % LANES];
+      if (direction) out += direction[u] * m.u[axis * PAIR_LANES + lane];
+      kept[(GATED + 3 * u + axis) * PADDED] = gate * ((real)1 - gate) * out;
     }
-    put(m.inputs + (first + q) * WIDTH, pair, root(at_least(square, SMALLEST_SQUARE)));
   }
 }
 
-// The perceptron on every atom: s′ in m.a, gates in m.g, vectors before their gates in m.out_v.
-static __device__ void on_atoms(const Trunk& a, const State& m, const Gvp& gvp, bool open) {
-  linear_parts(a, m, gvp);
-  norms<LANES>(m, gvp, (const real*)0, 0);
+// The perceptron on every atom: s′ in m.a, gates in m.g, vectors before their gates in m.out_v. `tape`: its rows, or null.
+static __device__ __noinline__ void on_atoms(const real* w, real* scratch, const Gvp& gvp, bool open, real* tape) {
+  OWN_VALUES(scratch);
+  const Record record = of_atoms(tape);
+  linear_parts(w, scratch, gvp);
+  norms<LANES>(m, gvp, (const real*)0, 0, record);
   __syncthreads();
-  scalars_and_gates<LANES>(a, m, gvp, gvp.n_hidden, open);
+  scalars_and_gates<LANES>(w, m, gvp, gvp.n_hidden, open, record);
+  if (KEPT(tape) && open) keep_gates<LANES>(m, (const real*)0, record);
 }
 
-// act(g) Vu/n(Vu) of the perceptron with one vector that comes out.
-static __device__ Jet single_output(const State& m, Jet act, int axis, int atom) {
-  Jet square = constant((real)0);
-  for (int b = 0; b < 3; ++b) {
-    const Jet part = jet_at(m.out_v + b * LANES, atom);
-    square = square + part * part;
+// ---------------------------------------------------------------- one vector that comes out
+
+// act(g) Vu/n(Vu) of every atom added to x, and its Jacobian [3][NUMBERS][PADDED], unless null; act is range · tanh, or nothing where the range
+// is zero. Begins after and ends with a barrier.
+static __device__ __noinline__ void single_output(const real* w, real* scratch, const Gvp& gvp, real range, real* jacobian) {
+  OWN_VALUES(scratch);
+  on_atoms(w, scratch, gvp, false, KEPT(jacobian) ? m.perceptron : (real*)0);
+  real *const unit = m.u, *const slope = m.distance, *const over_norm = m.inputs, *const turned = m.inputs + LANES;
+  FOR_ITEMS(zero, atom, 1) {
+    real out[3], square = (real)0;
+    for (int axis = 0; axis < 3; ++axis) {
+      out[axis] = m.out_v[axis * LANES + atom];
+      square += out[axis] * out[axis];
+    }
+    const bool turns = square > SMALLEST_SQUARE;
+    const real inverse = (real)1 / sqrt(turns ? square : SMALLEST_SQUARE), g = m.g[atom];
+    const real bent = range > (real)0 ? tanh(g) : g, act = range > (real)0 ? range * bent : g;
+    slope[zero * LANES + atom] = range > (real)0 ? range * ((real)1 - bent * bent) : (real)1;
+    over_norm[atom] = act * inverse;
+    turned[atom] = turns ? (real)1 : (real)0;
+    for (int axis = 0; axis < 3; ++axis) {
+      unit[axis * LANES + atom] = inverse * out[axis];
+      m.x[axis * LANES + atom] += act * inverse * out[axis];
+    }
   }
-  return act * jet_at(m.out_v + axis * LANES, atom) * reciprocal(root(at_least(square, SMALLEST_SQUARE)));
+  if (!KEPT(jacobian)) {
+    __syncthreads();
+    return;
+  }
+  // the gradient of g, by s and by V, back through the perceptron
+  real *const by_a = m.perceptron + SLOPE * LANES, *const by_hidden = m.perceptron + OF_HIDDEN * LANES;
+  FOR_ITEMS(f, atom, SCALARS) by_a[f * LANES + atom] *= w[gvp.gates + f * 2];
+  __syncthreads();
+  product(w + gvp.scalars_back, SCALARS, EVEN(SCALARS), LANES, by_a, Zero{}, Store{m.by_s, LANES});
+  product(w + gvp.norms_back, SCALARS, EVEN(gvp.n_hidden), LANES, by_a, Zero{}, Store{m.by_norm, LANES});
+  __syncthreads();
+  FOR_ITEMS(q, atom, 3 * gvp.n_hidden) by_hidden[q * LANES + atom] *= m.by_norm[q / 3 * LANES + atom];
+  __syncthreads();
+  product(w + gvp.hidden_back, gvp.n_hidden, EVEN(VECTORS), 3 * LANES, by_hidden, Zero{}, Store{m.by_v, 3 * LANES});
+  __syncthreads();
+  FOR_ITEMS(number, atom, NUMBERS) {
+    const int vector = number - SCALARS;
+    const real by = slope[atom] * (vector < 0 ? m.by_s[number * LANES + atom] : m.by_v[vector * LANES + atom]);
+    const real across = vector < 0 ? (real)0 : over_norm[atom] * w[gvp.outputs + vector / 3 * 2];
+    const real along = vector < 0 ? (real)0 : turned[atom] * unit[vector % 3 * LANES + atom];
+    for (int axis = 0; axis < 3; ++axis) {
+      const real here = unit[axis * LANES + atom], same = vector >= 0 && vector % 3 == axis ? (real)1 : (real)0;
+      jacobian[(axis * NUMBERS + number) * PADDED + atom] = by * here + across * (same - along * here);
+    }
+  }
+  __syncthreads();
 }
 
 // ---------------------------------------------------------------- layers
 
-// Adds the messages to a few atoms, from the `first` target on.
-static __device__ void messages(const Trunk& a, const State& m, const Gvp& gvp, const Targets& targets, int first) {
-  const real* w = a.weights;
+// Adds the messages to DESTINATIONS atoms, from the `first` on.
+static __device__ __noinline__ void messages(const Trunk& a, real* scratch, const Gvp& gvp, int layer, int first, real* tape) {
+  OWN_VALUES(scratch);
+  const real* const w = a.weights;
+  const int places = LEAST(DESTINATIONS, ATOMS - first);
+  const Record edges = of_edges(KEPT(tape) ? edges_to(tape, layer, first) : (real*)0, first);
+  const Record perceptrons = of_edges(KEPT(tape) ? edges.base + MESSAGE * PADDED : (real*)0, first);
   FOR_EACH(zero, pair, 1, PAIRS) {
-    const int i = targets.atom(first + pair / PADDED), j = pair % PADDED;
-    Jet d[3], square = constant((real)0);
+    const int i = LEAST(first + pair / PADDED, ATOMS - 1), j = pair % PADDED;
+    real d[3], square = (real)0;
     for (int axis = 0; axis < 3; ++axis) {
-      d[axis] = jet_at(m.x + axis * LANES, j) - jet_at(m.x + axis * LANES, i);
-      square = square + d[axis] * d[axis];
+      d[axis] = m.x[axis * LANES + j] - m.x[axis * LANES + i];
+      square += d[axis] * d[axis];
     }
-    const Jet distance = root(at_least(square, SMALLEST_SQUARE)) + constant((real)1e-8);
-    const Jet inverse = reciprocal(distance);
-    put(m.distance + zero, pair, distance);
-    for (int axis = 0; axis < 3; ++axis) put(m.u + axis * PAIR_LANES, pair, d[axis] * inverse);
+    const bool moves = square > SMALLEST_SQUARE;
+    const real norm = sqrt(moves ? square : SMALLEST_SQUARE), distance = norm + ADDED_DISTANCE, inverse = (real)1 / distance;
+    m.distance[zero + pair] = distance;
+    for (int axis = 0; axis < 3; ++axis) m.u[axis * PAIR_LANES + pair] = inverse * d[axis];
+    real* const kept = edges.at(pair);
+    if (!kept) continue;
+    for (int axis = 0; axis < 3; ++axis) kept[(DIRECTION + axis) * PADDED] = inverse * d[axis];
+    kept[STRETCH * PADDED] = moves ? distance / norm : (real)0;
+    kept[INVERSE * PADDED] = inverse;
   }
   __syncthreads();
   const real inverse_width = (real)a.inverse_width;
   FOR_EACH(k, pair, RADIAL, PAIRS) {
-    const Jet z = inverse_width * (jet_at(m.distance, pair) - constant(a.centres[k]));
-    const real value = exp(-z.v[0] * z.v[0]);
-    put(m.inputs + k * PAIR_LANES, pair, chain(z, value, (real)-2 * z.v[0] * value));
+    const real z = inverse_width * (m.distance[pair] - a.centres[k]), value = exp(-z * z);
+    m.inputs[k * PAIR_LANES + pair] = value;
+    if (KEPT(tape)) m.slopes[k * PAIR_LANES + pair] = (real)-2 * inverse_width * z * value;
   }
-  norms<PAIR_LANES>(m, gvp, w + gvp.direction_hidden, RADIAL);
+  norms<PAIR_LANES>(m, gvp, w + gvp.direction_hidden, RADIAL, perceptrons);
   __syncthreads();
-  scalars_and_gates<PAIR_LANES>(a, m, gvp, RADIAL + gvp.n_hidden, true);
-  // a thread for each component of a number of an atom
+  if (KEPT(tape)) {
+    product(w + gvp.inputs, RADIAL, EVEN(SCALARS), PAIR_LANES, m.slopes, Zero{}, [&](int o, int lane, real* sum) {
+      real* const kept = o < SCALARS ? edges.at(lane) : (real*)0;
+      if (kept) put_eight(kept + (OF_RADIAL + o) * PADDED, sum);
+    });
+  }
+  scalars_and_gates<PAIR_LANES>(w, m, gvp, RADIAL + gvp.n_hidden, true, perceptrons);
+  if (KEPT(tape)) keep_gates<PAIR_LANES>(m, w + gvp.direction_outputs, perceptrons);
   const real factor = (real)a.inverse_message_norm;
-  for (int item = threadIdx.x; item < DESTINATIONS * NUMBERS * COMPONENTS; item += THREADS) {
-    const int c = item % COMPONENTS, number = item / COMPONENTS % NUMBERS, place = item / (COMPONENTS * NUMBERS);
-    if (first + place >= targets.number()) break;
-    const int i = targets.atom(first + place), at = i * COMPONENTS + c;
+  for (int item = threadIdx.x; item < places * NUMBERS; item += THREADS) {
+    const int number = item % NUMBERS, place = item / NUMBERS, i = first + place;
     if (number < SCALARS) {
-      const real* of_pairs = m.a + number * PAIR_LANES + place * LANES;
-      m.s[number * LANES + at] += factor * sum_over_sources(i, number, c, [&](int word) { return of_pairs[word]; });
+      const real* const of_pairs = m.a + number * PAIR_LANES + place * LANES;
+      m.s[number * LANES + i] += factor * sum_over_sources(i, number, 0, [&](int j) { return of_pairs[j]; });
     } else {
       const int vector = number - SCALARS, unit = vector / 3;
-      const real *gates = m.g + unit * PAIR_LANES + place * LANES, *linear = m.out_v + vector * LANES;
+      const real *const gates = m.g + unit * PAIR_LANES + place * LANES, *const linear = m.out_v + vector * LANES;
       const real* const u = m.u + vector % 3 * PAIR_LANES + place * LANES;
       const real along_u = w[gvp.direction_outputs + unit];
-      const auto gate = [&](int word) { return gates[word]; };
-      const auto moved = [&](int word) { return linear[word] + along_u * u[word]; };
-      m.v[vector * LANES + at] += factor * sum_over_sources(i, number, c, [&](int word) { return product_at(word, gate, moved); });
+      m.v[vector * LANES + i] +=
+          factor * sum_over_sources(i, number, 0, [&](int j) { return gates[j] * (linear[j] + along_u * u[j]); });
     }
   }
   __syncthreads();
@@ -184,85 +355,90 @@ static __device__ void messages(const Trunk& a, const State& m, const Gvp& gvp, 
 
 // Σ term(f, atom) over f < count, for every atom, by all threads. Begins and ends with a barrier.
 template <class Term>
-static __device__ void total(const State& m, real* to, int count, const Term& term) {
+static __device__ void total(const Values& m, real* to, int count, const Term& term) {
   __syncthreads();
   FOR_ITEMS(part, atom, PARTIALS) {
-    Jet sum = constant((real)0);
-    for (int f = part; f < count; f += PARTIALS) sum = sum + term(f, atom);
-    put(m.inputs + part * LANES, atom, sum);
+    real sum = (real)0;
+    for (int f = part; f < count; f += PARTIALS) sum += term(f, atom);
+    m.inputs[part * LANES + atom] = sum;
   }
   __syncthreads();
   FOR_ITEMS(zero, atom, 1) {
-    Jet sum = constant((real)0);
-    for (int part = 0; part < PARTIALS; ++part) sum = sum + jet_at(m.inputs + part * LANES, atom);
-    put(to + zero, atom, sum);
+    real sum = (real)0;
+    for (int part = 0; part < PARTIALS; ++part) sum += m.inputs[part * LANES + atom];
+    to[zero * LANES + atom] = sum;
   }
   __syncthreads();
 }
 
-// Scalars: layer normalisation; vectors: divided by √(mean max(|V|², 1e-8) + 1e-5) + 1e-5.
-static __device__ void normalise(const Trunk& a, const State& m, const Norm& norm) {
+// Scalars: layer normalisation; vectors: divided by √(mean max(|V|², 1e-8) + 1e-5) + 1e-5. `tape`: rows of the normalisation.
+static __device__ __noinline__ void normalise(const real* w, real* scratch, const Norm& norm, real* tape) {
+  OWN_VALUES(scratch);
   real *const mean = m.distance, *const spread = m.u, *const size = m.u + LANES;
-  const auto rest = [&](int f, int atom) { return jet_at(m.s + f * LANES, atom) - ((real)1 / SCALARS) * jet_at(mean, atom); };
-  total(m, mean, SCALARS, [&](int f, int atom) { return jet_at(m.s + f * LANES, atom); });
+  const auto rest = [&](int f, int atom) { return m.s[f * LANES + atom] - ((real)1 / SCALARS) * mean[atom]; };
+  const auto square = [&](int u, int atom) {
+    real sum = (real)0;
+    for (int axis = 0; axis < 3; ++axis) sum += m.v[(3 * u + axis) * LANES + atom] * m.v[(3 * u + axis) * LANES + atom];
+    return sum;
+  };
+  const auto bounded = [&](int u, int atom) {
+    const real sum = square(u, atom);
+    return sum > SMALLEST_SQUARE ? sum : SMALLEST_SQUARE;
+  };
+  total(m, mean, SCALARS, [&](int f, int atom) { return m.s[f * LANES + atom]; });
   total(m, spread, SCALARS, [&](int f, int atom) { return rest(f, atom) * rest(f, atom); });
-  total(m, size, VECTORS, [&](int u, int atom) {
-    Jet square = constant((real)0);
-    for (int axis = 0; axis < 3; ++axis) {
-      const Jet part = jet_at(m.v + (3 * u + axis) * LANES, atom);
-      square = square + part * part;
-    }
-    return at_least(square, SMALLEST_SQUARE);
-  });
-  FOR_ITEMS(zero, atom, 1) {
-    put(spread + zero, atom, reciprocal(root(((real)1 / SCALARS) * jet_at(spread, atom) + constant(EPSILON))));
-    put(size, atom, reciprocal(root(((real)1 / VECTORS) * jet_at(size, atom) + constant(EPSILON)) + constant(EPSILON)));
-  }
-  __syncthreads();
+  total(m, size, VECTORS, bounded);
   FOR_ITEMS(f, atom, SCALARS) {
-    const Jet normal = rest(f, atom) * jet_at(spread, atom);
-    put(m.s + f * LANES, atom, a.weights[norm.weight + f] * normal + constant(a.weights[norm.bias + f]));
+    const real inverse = (real)1 / sqrt(((real)1 / SCALARS) * spread[atom] + EPSILON), weight = w[norm.weight + f];
+    const real normal = rest(f, atom) * inverse;
+    m.s[f * LANES + atom] = weight * normal + w[norm.bias + f];
+    if (!KEPT(tape)) continue;
+    tape[(NORMAL + f) * PADDED + atom] = normal;
+    tape[(SCALE + f) * PADDED + atom] = weight * inverse;
   }
-  FOR_ITEMS(v, atom, 3 * VECTORS) put(m.v + v * LANES, atom, jet_at(m.v + v * LANES, atom) * jet_at(size, atom));
+  FOR_ITEMS(u, atom, VECTORS) {
+    const real root = sqrt(((real)1 / VECTORS) * size[atom] + EPSILON), factor = (real)1 / (root + EPSILON);
+    const real by = square(u, atom) > SMALLEST_SQUARE ? factor / (VECTORS * root) : (real)0;
+    for (int v = 3 * u; v < 3 * u + 3; ++v) {
+      const real part = m.v[v * LANES + atom];
+      m.v[v * LANES + atom] = factor * part;
+      if (!KEPT(tape)) continue;
+      tape[(DIVIDED + v) * PADDED + atom] = factor * part;
+      tape[(GRADIENT + v) * PADDED + atom] = by * part;
+    }
+    if (KEPT(tape) && u == 0) tape[FACTOR * PADDED + atom] = factor;
+  }
   __syncthreads();
 }
 
-static __device__ void layer(const Trunk& a, const State& m, const Layer& layer, bool last, const Targets& targets) {
-  linear_parts(a, m, layer.message);
-  for (int first = 0; first < targets.number(); first += DESTINATIONS) messages(a, m, layer.message, targets, first);
-  normalise(a, m, layer.message_norm);
-  on_atoms(a, m, layer.update, true);
-  FOR_ITEMS(f, atom, SCALARS) {
-    put(m.s + f * LANES, atom, jet_at(m.s + f * LANES, atom) + jet_at(m.a + f * LANES, atom));
-  }
-  FOR_ITEMS(v, atom, 3 * VECTORS) {
-    const Jet step = jet_at(m.g + v / 3 * LANES, atom) * jet_at(m.out_v + v * LANES, atom);
-    put(m.v + v * LANES, atom, jet_at(m.v + v * LANES, atom) + step);
-  }
+static __device__ void layer(const Trunk& a, real* scratch, int l, real* tape) {
+  OWN_VALUES(scratch);
+  const real* const w = a.weights;
+  const Layer& layer = a.layers[l];
+  const auto row = [&](int number) { return KEPT(tape) ? atoms_of(tape, l) + number * PADDED : (real*)0; };
+  linear_parts(w, scratch, layer.message);
+  for (int first = 0; first < ATOMS; first += DESTINATIONS) messages(a, scratch, layer.message, l, first, tape);
+  normalise(w, scratch, layer.message_norm, row(MESSAGE_NORM));
+  on_atoms(w, scratch, layer.update, true, row(UPDATE));
+  FOR_ITEMS(f, atom, SCALARS) m.s[f * LANES + atom] += m.a[f * LANES + atom];
+  FOR_ITEMS(v, atom, 3 * VECTORS) m.v[v * LANES + atom] += m.g[v / 3 * LANES + atom] * m.out_v[v * LANES + atom];
   __syncthreads();
-  if (!last) {
-    on_atoms(a, m, layer.position, false);
-    FOR_ITEMS(axis, atom, 3) {
-      const Jet act = (real)a.coordinate_range * hyperbolic_tangent(jet_at(m.g, atom));
-      put(m.x + axis * LANES, atom, jet_at(m.x + axis * LANES, atom) + single_output(m, act, axis, atom));
-    }
-    __syncthreads();
-  }
-  normalise(a, m, layer.update_norm);
+  if (l + 1 < LAYERS) single_output(w, scratch, layer.position, (real)a.coordinate_range, row(JACOBIAN));
+  normalise(w, scratch, layer.update_norm, row(UPDATE_NORM));
 }
 
-// ---------------------------------------------------------------- one configuration
-
-// x, and scalars and vectors as the first layer finds them.
-static __device__ void begin(const Trunk& a, const State& m, const Point& p) {
+// All layers at a point: s and V as the last one leaves them. `tape`: null for none.
+static __device__ void layers(const Trunk& a, real* scratch, const Point& p, real* tape) {
+  OWN_VALUES(scratch);
   read_positions(p, m.x);
   const real t = (real)p.t;
   FOR_ITEMS(f, atom, SCALARS) {
-    const real embedded = atom < ATOMS ? a.embedding[atom * SCALARS + f] : (real)0;
-    put(m.s + f * LANES, atom, swish(constant(embedded + t * a.time[f]), (real)1));
+    const real embedded = (atom < ATOMS ? a.embedding[atom * SCALARS + f] : (real)0) + t * a.time[f];
+    m.s[f * LANES + atom] = embedded * sigmoid(embedded);
   }
-  FOR_ITEMS(v, atom, 3 * VECTORS) put(m.v + v * LANES, atom, constant((real)0));
+  FOR_ITEMS(v, atom, 3 * VECTORS) m.v[v * LANES + atom] = (real)0;
   __syncthreads();
+  for (int l = 0; l < LAYERS; ++l) layer(a, scratch, l, tape);
 }
 
 #endif

@@ -1,6 +1,6 @@
 // The energy on geometric vector perceptrons (src/models/gvp_ebm/mod.rs has the equations), with its score by forward mode: blocks share
 // out the directions, as they do those of a divergence.
-#include "gvp.cuh"
+#include "gvp_tangents.cuh"
 
 struct Arguments {
   Batch batch;           // f[n] is the energy, df[n][ATOMS][3] the score
@@ -9,44 +9,81 @@ struct Arguments {
 };
 
 // Blocks that a configuration is shared out over.
-#define SHARES (COMPONENTS == 1 ? 1 : 3 * ATOMS / (COMPONENTS == 1 ? 1 : DIRECTIONS))
+#define SHARES (DIRECTIONS == 0 ? 1 : (3 * ATOMS + DIRECTIONS - 1) / (DIRECTIONS == 0 ? 1 : DIRECTIONS))
 
-// A single jet, with zeros behind it: the lanes of a product.
+// A single number, with zeros behind it: the lanes of a product.
 #define SINGLE 8
 
-// E = e₂ silu(e₁ mean_i s_i + ..) + .., in m.of_v. Begins and ends with a barrier.
-static __device__ void read_out(const Arguments& a, const State& m) {
+// E = e₂ silu(e₁ mean_i s_i + ..) + .. to where it goes, unless null, and its gradient by the mean to `by_mean`, unless null. Begins after and
+// ends with a barrier.
+static __device__ void read_out(const Arguments& a, real* scratch, double* energy, real* by_mean) {
+  OWN_VALUES(scratch);
   const real* const w = a.trunk.weights;
-  __syncthreads();
-  FOR_EACH(f, lane, SCALARS, SINGLE / COMPONENTS) {
-    Jet sum = constant((real)0);
-    for (int atom = 0; lane == 0 && atom < ATOMS; ++atom) sum = sum + jet_at(m.s + f * LANES, atom);
-    put(m.a + f * SINGLE, lane, ((real)1 / ATOMS) * sum);
+  real *const mean = m.a, *const hidden = m.of_s, *const by_hidden = m.by_s, *const out = m.g;
+  FOR_EACH(f, lane, SCALARS, SINGLE) {
+    real sum = (real)0;
+    for (int atom = 0; lane == 0 && atom < ATOMS; ++atom) sum += m.s[f * LANES + atom];
+    mean[f * SINGLE + lane] = ((real)1 / ATOMS) * sum;
   }
   __syncthreads();
-  product(w + a.first.forward, SCALARS, EVEN(SCALARS), SINGLE, m.a, Bias{w + a.first.bias}, [&](int o, int, real* sum) {
+  product(w + a.first.forward, SCALARS, EVEN(SCALARS), SINGLE, mean, Bias{w + a.first.bias}, [&](int o, int lane, real* sum) {
+    real slope[8];
 #pragma unroll
-    for (int r = 0; r < SINGLE / COMPONENTS; ++r) put_in(sum, r, swish(jet_of(sum, r), (real)1));
-    put_eight(m.of_s + o * SINGLE, sum);
+    for (int r = 0; r < SINGLE; ++r) {
+      const real part = sigmoid(sum[r]);
+      slope[r] = o < SCALARS ? w[a.second.forward + 2 * o] * part * ((real)1 + sum[r] * ((real)1 - part)) : (real)0;
+      sum[r] *= part;
+    }
+    put_eight(hidden + o * SINGLE + lane, sum);
+    if (KEPT(by_mean)) put_eight(by_hidden + o * SINGLE + lane, slope);
   });
   __syncthreads();
-  product(w + a.second.forward, SCALARS, 2, SINGLE, m.of_s, Bias{w + a.second.bias}, Store{m.of_v, SINGLE});
+  product(w + a.second.forward, SCALARS, 2, SINGLE, hidden, Bias{w + a.second.bias}, Store{out, SINGLE});
+  if (KEPT(by_mean)) {
+    product(w + a.first.back, SCALARS, EVEN(SCALARS), SINGLE, by_hidden, Zero{}, [&](int o, int, real* sum) {
+      if (o < SCALARS) by_mean[o] = sum[0];
+    });
+  }
+  __syncthreads();
+  if (energy && threadIdx.x == 0) *energy = (double)out[0];
   __syncthreads();
 }
 
-KERNEL(gvp_energy, Arguments) {
-  BLOCK_MEMORY(a.batch.scratch, MEMORY);
-  const State m = layout(memory);
-  for (int work = blockIdx.x; work < a.batch.n * SHARES; work += gridDim.x) {
-    const int row = work / SHARES, share = work % SHARES;
-    const double* const x = a.batch.x + (size_t)row * 3 * ATOMS;
-    const Point p = {a.batch.t[row], x, (const double*)0, share, (double*)0, (double*)0, (double*)0};
-    begin(a.trunk, m, p);
-    for (int l = 0; l < LAYERS; ++l) layer(a.trunk, m, a.trunk.layers[l], l + 1 == LAYERS, Targets{-1});
-    read_out(a, m);
-    if (share == 0 && threadIdx.x == 0) a.batch.f[row] = (double)m.of_v[0];
-    if ((int)threadIdx.x < DIRECTIONS)
-      a.batch.df[(size_t)row * 3 * ATOMS + share * DIRECTIONS + threadIdx.x] = (double)m.of_v[1 + threadIdx.x];
-    __syncthreads();
+#if DIRECTIONS
+// The score along a share's directions.
+static __device__ void derivatives(const Arguments& a, real* scratch, const Point& p, const real* tape, const real* by_mean) {
+  OWN_TANGENTS(scratch);
+  tangents(a.trunk, scratch, p, false, tape);
+  FOR_EACH(f, d, SCALARS, DIRECTIONS) {
+    real sum = (real)0;
+    for (int atom = 0; atom < ATOMS; ++atom) sum += m.s[f * ROWS + atom * DIRECTIONS + d];
+    m.a[f * DIRECTIONS + d] = ((real)1 / ATOMS) * by_mean[f] * sum;
   }
+  __syncthreads();
+  const int direction = p.part * DIRECTIONS + threadIdx.x;
+  if (threadIdx.x < DIRECTIONS && direction < 3 * ATOMS) {
+    real sum = (real)0;
+    for (int f = 0; f < SCALARS; ++f) sum += m.a[f * DIRECTIONS + threadIdx.x];
+    p.df[direction] = (double)sum;
+  }
+  __syncthreads();
+}
+#endif
+
+KERNEL(gvp_energy, Arguments) {
+  real *const scratch = a.batch.scratch, *const tape = block_tape(scratch);
+  share_out(a.batch.n, SHARES, [&](int row, int share, bool again) {
+    const size_t first = (size_t)row * 3 * ATOMS;
+    double *const energy = share == 0 ? a.batch.f + row : (double*)0, *const score = DIRECTIONS ? a.batch.df + first : (double*)0;
+    const Point p = {a.batch.t[row], a.batch.x + first, (const double*)0, share, again, energy, score, (double*)0};
+    // the last layer takes no step, so there is room for the gradient where the tape has those of the others
+    real* const by_mean = DIRECTIONS ? atoms_of(tape, LAYERS - 1) + JACOBIAN * PADDED : (real*)0;
+    if (!again) {
+      layers(a.trunk, scratch, p, DIRECTIONS ? tape : (real*)0);
+      read_out(a, scratch, energy, by_mean);
+    }
+#if DIRECTIONS
+    derivatives(a, scratch, p, tape, by_mean);
+#endif
+  });
 }

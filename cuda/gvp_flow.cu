@@ -1,26 +1,58 @@
 // The vector field of BoltzNCE (src/models/gvp_flow/mod.rs has the equations), with its exact divergence by forward mode.
+#include "gvp_tangents.cuh"
 #include "ode.cuh"
-#include "gvp.cuh"
 
 struct Network { Trunk trunk; const Gvp* output; };
 
-static __device__ void finish(const Network& a, const State& m, const Point& p) {
-  on_atoms(a.trunk, m, *a.output, false);
-  FOR_ITEMS(axis, atom, 3) put(m.x + axis * LANES, atom, single_output(m, jet_at(m.g, atom), axis, atom));
-  write_field(p, m.x);
+// The field's values; the Jacobian of the output where there is a tape.
+static __device__ __noinline__ void values(const Network& a, real* scratch, const Point& p, real* tape) {
+  OWN_VALUES(scratch);
+  layers(a.trunk, scratch, p, tape);
+  FOR_ITEMS(axis, atom, 3) m.x[axis * LANES + atom] = (real)0;
+  __syncthreads();
+  real* const jacobian = KEPT(tape) ? atoms_of(tape, LAYERS - 1) + JACOBIAN * PADDED : (real*)0;
+  single_output(a.trunk.weights, scratch, *a.output, (real)0, jacobian);
+  FOR_ITEMS(axis, atom, 3)
+    if (p.f && atom < ATOMS) p.f[3 * atom + axis] = (double)m.x[axis * LANES + atom];
+  __syncthreads();
 }
 
-// The field at one point.
-static __device__ __noinline__ void field(const Network& a, real* scratch, const Point& p) {
-  BLOCK_MEMORY(scratch, MEMORY);
-  (void)scratch;
-  const State m = layout(memory);
-  begin(a.trunk, m, p);
-  for (int l = 0; l < LAYERS; ++l) {
-    const bool last = l + 1 == LAYERS;
-    layer(a.trunk, m, a.trunk.layers[l], last, last ? targets_of(p) : Targets{-1});
+#if DIRECTIONS
+// A share of the divergence, or the derivative along dx.
+static __device__ __noinline__ void derivatives(const Network& a, real* scratch, const Point& p, const real* tape) {
+  OWN_TANGENTS(scratch);
+  tangents(a.trunk, scratch, p, !p.df, tape);
+  FOR_EACH(axis, row, 3, ROWS) m.x[axis * ROWS + row] = (real)0;
+  __syncthreads();
+  output_tangents(scratch, atoms_of(tape, LAYERS - 1) + JACOBIAN * PADDED);
+  const auto change = [&](int direction, int coordinate) {
+    return (double)m.x[coordinate % 3 * ROWS + coordinate / 3 * DIRECTIONS + direction];
+  };
+  if (p.df)
+    for (int i = threadIdx.x; i < 3 * ATOMS; i += THREADS) p.df[i] = change(0, i);
+  if (p.divergence && threadIdx.x == 0) {
+    double sum = 0.0;
+    if (p.dx) {
+      for (int i = 0; i < 3 * ATOMS; ++i) sum += p.dx[i] * change(0, i);
+    } else {
+      for (int d = 0; d < DIRECTIONS; ++d) {
+        const int i = p.part * DIRECTIONS + d;
+        if (i < 3 * (ATOMS - 1)) sum += change(d, i) - change(d, 3 * (ATOMS - 1) + i % 3);
+      }
+    }
+    *p.divergence = sum;
   }
-  finish(a, m, p);
+  __syncthreads();
+}
+#endif
+
+// The field at one point.
+static __device__ void field(const Network& a, real* scratch, const Point& p) {
+  const bool with_derivatives = p.df || p.divergence;
+  if (!p.again) values(a, scratch, p, with_derivatives ? block_tape(scratch) : (real*)0);
+#if DIRECTIONS
+  if (with_derivatives) derivatives(a, scratch, p, block_tape(scratch));
+#endif
 }
 
 FIELD_KERNELS(gvp_field)

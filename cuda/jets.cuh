@@ -194,15 +194,19 @@ static __device__ real product_at(int word, const A& a, const B& b) {
 
 // ---------------------------------------------------------------- where a field is evaluated
 
+#ifndef DIRECTIONS
 #define DIRECTIONS (COMPONENTS - 1)
-#define PARTS (COMPONENTS == 1 ? 1 : 3 * (ATOMS - 1) / (COMPONENTS == 1 ? 1 : DIRECTIONS))
+#endif
+#define PARTS (DIRECTIONS == 0 ? 1 : (3 * (ATOMS - 1) + DIRECTIONS - 1) / (DIRECTIONS == 0 ? 1 : DIRECTIONS))
 
 // One evaluation by one block: the field at (t, x), with derivatives along `dx` or, without it, along the coordinates of the
 // part-th share of the divergence; and where it goes, unless null. `divergence`: the share, or the derivative's product with dx.
+// `again`: the block was at this point when it was called last, for another part.
 struct Point {
   double t;
   const double *x, *dx;  // [ATOMS][3], as f and df
   int part;
+  bool again;
   double *f, *df, *divergence;
 };
 
@@ -216,7 +220,8 @@ static __device__ Targets targets_of(const Point& p) {
 static __device__ void read_positions(const Point& p, real* to) {
   FOR_ITEMS(axis, atom, 3) {
     double centre = 0.0;
-    for (int i = 0; i < ATOMS; ++i) centre += p.x[3 * i + axis] / ATOMS;
+    for (int i = 0; i < ATOMS; ++i) centre += p.x[3 * i + axis];
+    centre *= 1.0 / ATOMS;
     // padding far away from everything, so that it divides by nothing small
     Jet value = constant((real)(atom < ATOMS ? p.x[3 * atom + axis] - centre : 1e3 * (atom + 1)));
 #pragma unroll
@@ -268,18 +273,25 @@ struct Batch {
   int n, padding;
 };
 
-static __device__ Point point_of(const Batch& a, int row, int part) {
+static __device__ Point point_of(const Batch& a, int row, int part, bool again) {
   const size_t first = (size_t)row * 3 * ATOMS;
-  const Point p = {a.t[row], a.x + first, a.dx ? a.dx + first : a.dx, part, part == 0 ? a.f + first : (double*)0,
+  const Point p = {a.t[row], a.x + first, a.dx ? a.dx + first : a.dx, part, again, part == 0 ? a.f + first : (double*)0,
                    a.df ? a.df + first : a.df, a.parts ? a.parts + (size_t)row * PARTS + part : a.parts};
   return p;
+}
+
+// work(row, part, again) for a block's parts of all rows, which are neighbours; `again` if its last one was of this row.
+template <class Work>
+static __device__ void share_out(int rows, int parts, const Work& work) {
+  const u64 all = (u64)rows * parts;
+  const int first = (int)(all * blockIdx.x / gridDim.x), last = (int)(all * (blockIdx.x + 1) / gridDim.x);
+  for (int at = first; at < last; ++at) work(at / parts, at % parts, at > first && at % parts > 0);
 }
 
 // A field, `of_point`, of all rows of a batch, and of all parts of their divergences.
 template <class Field>
 static __device__ void evaluate_rows(const Batch& a, const Field& of_point) {
-  const int parts = a.parts ? PARTS : 1;
-  for (int work = blockIdx.x; work < a.n * parts; work += gridDim.x) of_point(point_of(a, work / parts, work % parts));
+  share_out(a.n, a.parts ? PARTS : 1, [&](int row, int part, bool again) { of_point(point_of(a, row, part, again)); });
 }
 
 #endif

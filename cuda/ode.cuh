@@ -138,7 +138,7 @@ struct Path {
     for (int part = team.rank; part < (with_rate ? shares() : 1); part += team.blocks) {
       const double* probe = o.probes ? o.probes + ((size_t)row * o.n_probes + part) * DIMENSION : (const double*)0;
       double* share = with_rate ? f + DIMENSION + part : (double*)0;
-      field(Point{time, trial(), probe, part, part == 0 ? f : (double*)0, (double*)0, share});
+      field(Point{time, trial(), probe, part, part != team.rank, part == 0 ? f : (double*)0, (double*)0, share});
     }
     meet(team);
     report.evaluations += 1;

@@ -67,7 +67,8 @@ static __device__ void gather_eight(const float* first, const float* second, int
 // As the product of common.cuh; the sum over inputs comes first, and what `start` gives is added to it.
 template <class Start, class Finish>
 static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
-                               const Finish& finish) {
+                               const Finish& finish, int stride = 0) {
+  if (stride == 0) stride = lanes;
   const int thread = threadIdx.x % 32, g = thread / 4, t = thread % 4;
   const int tiles = (n_out + 15) / 16, parts = (lanes / 8 + MOST_EIGHTS - 1) / MOST_EIGHTS;
   for (int item = threadIdx.x / 32; item < tiles * parts; item += THREADS / 32) {
@@ -77,7 +78,7 @@ static __device__ void product(const real* w, int n_in, int n_out, int lanes, co
 #pragma unroll
     for (int e = 0; e < MOST_EIGHTS; ++e) sum[e][0] = sum[e][1] = sum[e][2] = sum[e][3] = 0.0f;
     __syncwarp();  // the instruction is for threads that come to it together
-#pragma unroll 4
+#pragma unroll 2
     for (int k = 0; k < n_in; k += 8) {
       const bool here = o < n_out && k + t < n_in, there = o < n_out && k + t + 4 < n_in;
       const Two none = {{0.0f, 0.0f}};
@@ -88,8 +89,8 @@ static __device__ void product(const real* w, int n_in, int n_out, int lanes, co
 #pragma unroll
       for (int e = 0; e < MOST_EIGHTS; ++e) {
         if (e >= eights) continue;
-        const real* const from = x + (k + t) * lanes + first + 8 * e + g;
-        const float values[2] = {k + t < n_in ? from[0] : 0.0f, k + t + 4 < n_in ? from[4 * lanes] : 0.0f};
+        const real* const from = x + (k + t) * stride + first + 8 * e + g;
+        const float values[2] = {k + t < n_in ? from[0] : 0.0f, k + t + 4 < n_in ? from[4 * stride] : 0.0f};
         const Split<2> b(values);
         MMA(sum[e], a.small, b.large);
         MMA(sum[e], a.large, b.small);

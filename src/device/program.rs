@@ -1,8 +1,9 @@
 //! The sources of kernels, embedded, with the sizes that they are compiled for.
 
 /// What sources include, in the order of replacement: each may name those behind it.
-const HEADERS: [(&str, &str); 5] = [
+const HEADERS: [(&str, &str); 6] = [
     ("#include \"ode.cuh\"", include_str!("../../cuda/ode.cuh")),
+    ("#include \"gvp_tangents.cuh\"", include_str!("../../cuda/gvp_tangents.cuh")),
     ("#include \"gvp.cuh\"", include_str!("../../cuda/gvp.cuh")),
     ("#include \"jets.cuh\"", include_str!("../../cuda/jets.cuh")),
     ("#include \"common.cuh\"", include_str!("../../cuda/common.cuh")),

@@ -57,12 +57,10 @@ impl Machine {
     }
 }
 
-/// Components of jets that kernels are compiled for: values; one direction; the three coordinates of an atom.
-pub const COMPONENTS: [usize; 3] = [1, 2, 4];
 /// Rows of one launch, so that memory on the card does not grow with the batch.
 const LAUNCH: usize = 4096;
-/// Blocks a multiprocessor where their state is not in shared memory.
-const BLOCKS: usize = 4;
+/// Bytes that all blocks of a launch may keep in memory of the card; a single block may have more.
+const LARGEST_SCRATCH: usize = 4 << 30;
 
 /// Atoms with padding, as lanes of a product come in eights.
 pub fn padded(n_atoms: usize) -> usize {
@@ -159,12 +157,19 @@ impl<R: Real> Packing<'_, R> {
     }
 }
 
-/// How the score of an energy is found: in jets of so many components by as many blocks a configuration. By reverse mode in one block, all of
-/// it; two components then only tell its program from that of values.
+/// Numbers that a block needs.
 #[derive(Clone, Copy)]
-pub struct Score {
-    pub components: usize,
-    pub shares: usize,
+pub struct Numbers {
+    /// In shared memory, if it is large enough.
+    pub state: usize,
+    /// In memory of the card in any case.
+    pub tape: usize,
+}
+
+impl Numbers {
+    pub fn of_state(state: usize) -> Numbers {
+        Numbers { state, tape: 0 }
+    }
 }
 
 /// One model's kernels and what they read.
@@ -177,11 +182,14 @@ pub struct FieldKernel {
     pub rows: usize,
     /// Of a block.
     pub threads: usize,
-    /// Of energies.
-    pub score: Score,
-    /// The program for jets of so many components, and the numbers of a block's state.
+    /// Directions of a share of a divergence or, of energies, of a score. One that is found by reverse mode is a single share, and its one direction
+    /// only tells its program from that of values.
+    pub directions: usize,
+    /// Shares of a configuration's score.
+    pub shares: usize,
+    /// The program for derivatives along so many directions at once, and the numbers of a block.
     pub program: Box<dyn Fn(usize) -> Program + Send + Sync>,
-    pub memory: Box<dyn Fn(usize) -> usize + Send + Sync>,
+    pub memory: Box<dyn Fn(usize) -> Numbers + Send + Sync>,
     /// What follows the batch, or the ODE, in a kernel's argument.
     pub arguments: Vec<u8>,
     /// The buffers that it points to.
@@ -193,20 +201,11 @@ impl FieldKernel {
     pub fn new(
         (name, dimension, threads): (&'static str, usize, usize),
         program: impl Fn(usize) -> Program + Send + Sync + 'static,
-        memory: impl Fn(usize) -> usize + Send + Sync + 'static,
+        memory: impl Fn(usize) -> Numbers + Send + Sync + 'static,
     ) -> FieldKernel {
         let (program, memory) = (Box::new(program), Box::new(memory));
-        let score = Score { components: 2, shares: 1 };
         let (arguments, buffers) = (Vec::new(), Vec::new());
-        FieldKernel { name, dimension, rows: 1, threads, score, program, memory, arguments, buffers }
-    }
-
-    /// Components of jets with derivatives: three directions at once where their state fits into shared memory.
-    pub fn widest_jets<R>(&self, driver: &Arc<dyn Driver>) -> usize {
-        match needs_scratch::<R>((self.memory)(4), driver.shared_memory()) {
-            true => 2,
-            false => 4,
-        }
+        FieldKernel { name, dimension, rows: 1, threads, directions: 1, shares: 1, program, memory, arguments, buffers }
     }
 
     /// Copies values to the card, and keeps them there as long as the kernel is.
@@ -222,9 +221,7 @@ impl FieldKernel {
 pub struct FieldOnDevice<R: Real> {
     driver: Arc<dyn Driver>,
     kernel: FieldKernel,
-    /// Components of the jets of a divergence.
-    divergence: usize,
-    /// By name and components.
+    /// By name and directions.
     kernels: Compiled<(&'static str, usize), KernelId>,
     work: Workspaces<Work<R>>,
     /// What went wrong first.
@@ -271,12 +268,10 @@ impl<R: Real> FieldOnDevice<R> {
     /// Compiles the kernel for values; those for derivatives when they are first needed.
     pub fn new(driver: &Arc<dyn Driver>, kernel: FieldKernel) -> Result<FieldOnDevice<R>> {
         // now rather than in the middle of a simulation, should there be no compiler
-        driver.kernel(&(kernel.program)(1), kernel.name)?;
-        let divergence = kernel.widest_jets::<R>(driver);
+        driver.kernel(&(kernel.program)(0), kernel.name)?;
         Ok(FieldOnDevice {
             driver: driver.clone(),
             kernel,
-            divergence,
             kernels: Compiled::default(),
             work: Workspaces::on(driver, Work::new),
             failure: Mutex::default(),
@@ -289,31 +284,37 @@ impl<R: Real> FieldOnDevice<R> {
 
     /// Work that an exact divergence is shared out in.
     fn shares(&self) -> usize {
-        (self.kernel.dimension - 3) / (self.divergence - 1)
+        (self.kernel.dimension - 3).div_ceil(self.kernel.directions)
     }
 
-    /// The kernel `name` for jets of so many components.
-    fn block(&self, name: &'static str, components: usize) -> Result<BlockShape> {
-        let compile = || self.driver.kernel(&(self.kernel.program)(components), name);
-        let kernel = self.kernels.get((name, components), compile)?;
-        let memory = (self.kernel.memory)(components);
-        Ok(match needs_scratch::<R>(memory, self.driver.shared_memory()) {
-            false => BlockShape { kernel, shared: memory * size_of::<R>(), scratch: 0 },
-            true => BlockShape { kernel, shared: 0, scratch: memory },
+    /// The kernel `name` for derivatives along so many directions at once.
+    fn block(&self, name: &'static str, directions: usize) -> Result<BlockShape> {
+        let compile = || self.driver.kernel(&(self.kernel.program)(directions), name);
+        let kernel = self.kernels.get((name, directions), compile)?;
+        let Numbers { state, tape } = (self.kernel.memory)(directions);
+        Ok(match needs_scratch::<R>(state, self.driver.shared_memory()) {
+            false => BlockShape { kernel, shared: state * size_of::<R>(), scratch: tape },
+            true => BlockShape { kernel, shared: 0, scratch: tape + state },
         })
     }
 
-    /// Runs the kernel for jets of so many components on rows whose t, x and dx are on the card, `parts` blocks for each.
+    /// Blocks of a kernel that the card runs at once, each with its own memory.
+    fn resident(&self, block: &BlockShape) -> Result<usize> {
+        let resident = self.driver.resident(block.kernel, self.kernel.threads as u32, block.shared)?;
+        Ok(resident.min(LARGEST_SCRATCH / (block.scratch * size_of::<R>()).max(1)).max(1))
+    }
+
+    /// Runs the kernel for derivatives along so many directions on rows whose t, x and dx are on the card, in `parts` each.
     fn launch(
         &self,
         work: &mut Workspace<Work<R>>,
-        components: usize,
+        directions: usize,
         rows: usize,
         parts: usize,
         batch: Batch,
     ) -> Result<()> {
-        let block = self.block(self.kernel.name, components)?;
-        let most = if block.scratch == 0 { usize::MAX } else { BLOCKS * self.driver.multiprocessors() };
+        let block = self.block(self.kernel.name, directions)?;
+        let most = if block.scratch == 0 { usize::MAX } else { self.resident(&block)? };
         let grid = most.min(rows.div_ceil(self.kernel.rows) * parts);
         work.scratch.reserve(grid * block.scratch)?;
         let batch = Batch {
@@ -339,7 +340,7 @@ impl<R: Real> FieldOnDevice<R> {
 
     fn values(&self, t: &[f64], x: &[f64], f: &mut [f64]) -> Result<()> {
         let mut work = self.begin(t, x)?;
-        self.launch(&mut work, 1, t.len(), 1, Batch::default())?;
+        self.launch(&mut work, 0, t.len(), 1, Batch::default())?;
         work.f.read(f)
     }
 
@@ -348,7 +349,7 @@ impl<R: Real> FieldOnDevice<R> {
         work.dx.write(dx)?;
         work.df.reserve(df.len())?;
         let batch = Batch { dx: work.dx.address(), df: work.df.address(), ..Batch::default() };
-        self.launch(&mut work, 2, t.len(), 1, batch)?;
+        self.launch(&mut work, 1, t.len(), 1, batch)?;
         work.f.read(f)?;
         work.df.read(df)
     }
@@ -358,7 +359,7 @@ impl<R: Real> FieldOnDevice<R> {
         let mut work = self.begin(t, x)?;
         work.parts.reserve(t.len() * parts)?;
         let batch = Batch { parts: work.parts.address(), ..Batch::default() };
-        self.launch(&mut work, self.divergence, t.len(), parts, batch)?;
+        self.launch(&mut work, self.kernel.directions, t.len(), parts, batch)?;
         work.f.read(f)?;
         let Work { host, parts: on_card, .. } = &mut *work;
         host.resize(t.len() * parts, 0.0);
@@ -430,7 +431,7 @@ impl<R: Real> VectorField for FieldOnDevice<R> {
 
 /// An energy that has kernels.
 pub trait EnergyKernel: Network {
-    /// The kernels, for one component those of values, for those of its [`Score`] scores as well, with the network's parameters on a machine.
+    /// The kernels, for no direction those of values, for those of a share of its score scores as well, with the network's parameters on a machine.
     fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel>;
 }
 
@@ -447,7 +448,7 @@ pub struct EnergyOnDevice<R: Real>(FieldOnDevice<R>);
 impl<R: Real> EnergyOnDevice<R> {
     fn values(&self, t: &[f64], x: &[f64], energy: &mut [f64]) -> Result<()> {
         let mut work = self.0.begin(t, x)?;
-        self.0.launch(&mut work, 1, t.len(), 1, Batch::default())?;
+        self.0.launch(&mut work, 0, t.len(), 1, Batch::default())?;
         work.f.read(energy)
     }
 
@@ -455,8 +456,8 @@ impl<R: Real> EnergyOnDevice<R> {
         let mut work = self.0.begin(t, x)?;
         work.df.reserve(score.len())?;
         let batch = Batch { df: work.df.address(), ..Batch::default() };
-        let Score { components, shares } = self.0.kernel.score;
-        self.0.launch(&mut work, components, t.len(), shares, batch)?;
+        let FieldKernel { directions, shares, .. } = self.0.kernel;
+        self.0.launch(&mut work, directions, t.len(), shares, batch)?;
         work.f.read(energy)?;
         work.df.read(score)
     }

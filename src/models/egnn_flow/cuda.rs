@@ -4,7 +4,7 @@ use super::{Egnn, EgnnConfig};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, Machine, Packing, COMPONENTS,
+    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, Machine, Numbers, Packing,
 };
 use crate::models::network::Evaluator;
 use crate::nn::tape::Weight;
@@ -47,13 +47,17 @@ struct NetworkRecord {
     step: f64,
 }
 
+/// Directions of a share of a divergence: the coordinates of an atom, where the state of jets with a component for each of them and one for the value
+/// fits into shared memory.
+const WIDEST: usize = 3;
+
 /// The kernels for a network of ECNF's sizes, in every variant.
 pub fn programs() -> Vec<Program> {
     let config =
         EgnnConfig { features: vec![vec![]; 22], n_features: 22, n_layers: 5, n_hidden: 64, coordinate_range: 15.0 };
     let of = |c| [program::<f32>(&config, c, Machine::ELSEWHERE), program::<f64>(&config, c, Machine::ELSEWHERE)];
-    let by_tensor_cores = program::<f32>(&config, 4, Machine::WITH_TENSOR_CORES);
-    COMPONENTS.into_iter().flat_map(of).chain([by_tensor_cores]).collect()
+    let by_tensor_cores = program::<f32>(&config, WIDEST + 1, Machine::WITH_TENSOR_CORES);
+    [1, 2, WIDEST + 1].into_iter().flat_map(of).chain([by_tensor_cores]).collect()
 }
 
 fn program<R: Real>(config: &EgnnConfig, components: usize, Machine { shared, tensor }: Machine) -> Program {
@@ -127,11 +131,15 @@ impl<R: Real> Evaluator<Egnn, R> {
         let [embedding, time] = packing.embedding(&config.features, h, weight, start, config.n_features);
         let (for_program, for_memory) = (config.clone(), config.clone());
         let machine = Machine::of::<R>(driver);
-        let mut kernel = FieldKernel::new(
+        let state =
+            move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, machine.shared));
+        let directions = if needs_scratch::<R>(state(WIDEST + 1), machine.shared) { 1 } else { WIDEST };
+        let kernel = FieldKernel::new(
             ("egnn_field", 3 * config.features.len(), threads::<R>()),
-            move |components| program::<R>(&for_program, components, machine),
-            move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, machine.shared)),
+            move |directions| program::<R>(&for_program, directions + 1, machine),
+            move |directions| Numbers::of_state(state(directions + 1)),
         );
+        let mut kernel = FieldKernel { directions, ..kernel };
         kernel.arguments = bytes(&NetworkRecord {
             weights: kernel.keep(driver, &packing.weights)?,
             layers: kernel.keep(driver, &layers)?,

@@ -142,13 +142,13 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
         if n == 0 {
             return Ok(Vec::new());
         }
-        let (components, shares) = match flow.divergence {
-            _ if integral.is_empty() => (1, 1),
-            Divergence::Exact => (self.divergence, self.shares()),
-            Divergence::Hutchinson { probes } => (2, probes),
+        let (directions, shares) = match flow.divergence {
+            _ if integral.is_empty() => (0, 1),
+            Divergence::Exact => (self.kernel.directions, self.shares()),
+            Divergence::Hutchinson { probes } => (1, probes),
         };
-        let block = self.block(KERNEL, components)?;
-        let resident = self.driver.resident(block.kernel, self.kernel.threads as u32, block.shared)?.max(1);
+        let block = self.block(KERNEL, directions)?;
+        let resident = self.resident(&block)?;
         let team = team_size(n, shares, resident);
         let teams = n.min(resident / team);
         let grid = teams * team;

@@ -4,7 +4,7 @@ use super::{Graphormer, GraphormerConfig, Version};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, needs_scratch, padded, EnergyKernel, FieldKernel, LinearRecord, Machine, NormRecord, Packing,
+    bytes, needs_scratch, padded, EnergyKernel, FieldKernel, LinearRecord, Machine, NormRecord, Numbers, Packing,
 };
 use crate::nn::tape::LayerNorm;
 use crate::nn::Real;
@@ -159,8 +159,8 @@ impl EnergyKernel for Graphormer {
         let machine = Machine::of::<R>(driver);
         let mut kernel = FieldKernel::new(
             ("graphormer", 3 * n, threads::<R>(machine)),
-            move |components| program::<R>(&for_program, times, components > 1, machine),
-            move |components| memory::<R>(&for_memory, times, components > 1, machine),
+            move |directions| program::<R>(&for_program, times, directions > 0, machine),
+            move |directions| Numbers::of_state(memory::<R>(&for_memory, times, directions > 0, machine)),
         );
         arguments.weights = kernel.keep(driver, &packing.weights)?;
         arguments.layers = kernel.keep(driver, &layers.repeat(config.blocks))?;

@@ -3,7 +3,7 @@
 use super::GvpEnergy;
 use crate::device::{Driver, Program};
 use crate::error::Result;
-use crate::models::field_on_device::{bytes, EnergyKernel, FieldKernel, LinearRecord, Score};
+use crate::models::field_on_device::{bytes, EnergyKernel, FieldKernel, LinearRecord};
 use crate::models::gvp_flow::cuda::{keep_trunk, kernel, programs_on_trunk, TrunkRecord};
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
@@ -31,8 +31,6 @@ impl EnergyKernel for GvpEnergy {
         let (trunk, energy) =
             keep_trunk(&mut kernel, parameters, trunk, |packing| self.energy.map(|w| packing.linear(&w)), driver)?;
         kernel.arguments = bytes(&Arguments { trunk, energy });
-        let components = kernel.widest_jets::<R>(driver);
-        let shares = kernel.dimension / (components - 1);
-        Ok(FieldKernel { score: Score { components, shares }, ..kernel })
+        Ok(FieldKernel { shares: kernel.dimension.div_ceil(kernel.directions), ..kernel })
     }
 }

@@ -1,12 +1,12 @@
-//! The vector field on a GPU: weights as `cuda/gvp.cuh` and `cuda/gvp_flow.cu` read them.
+//! The vector field on a GPU: weights as `cuda/gvp.cuh` and `cuda/gvp_flow.cu` read them, and the sizes of their blocks.
 
 use super::layout::{GvpPlaces, NormPlaces, TrunkPlaces};
 use super::{GvpConfig, GvpField};
 use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
-    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, Machine, NormRecord, Packing,
-    COMPONENTS,
+    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, Machine, NormRecord, Numbers,
+    Packing,
 };
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
@@ -30,6 +30,10 @@ struct GvpRecord {
     direction_hidden: i32,
     direction_outputs: i32,
     beta: i32,
+    scalars_back: i32,
+    norms_back: i32,
+    hidden_back: i32,
+    padding: i32,
 }
 
 /// `Layer` of the kernel.
@@ -77,6 +81,8 @@ fn gvp<R: Real>(packing: &mut Packing<R>, places: &GvpPlaces, n_radial: usize) -
     let through = |p: P<R>, v: usize, u: usize| (0..hidden).map(|q| wh(p, v, q) * wu(p, q, u)).sum::<f64>();
     let weight = |p: P<R>, i: usize, o: usize| p.at(places.weight.start + o * n_in + i);
     let gate = |p: P<R>, f: usize, u: usize| p.at(places.gate_weight.start + u * sizes.scalars_out + f);
+    // the Jacobian of a single vector goes back through the perceptron
+    let back = if n_out == 1 { sizes.scalars_out } else { 0 };
     GvpRecord {
         n_hidden: hidden as i32,
         n_out: n_out as i32,
@@ -91,15 +97,22 @@ fn gvp<R: Real>(packing: &mut Packing<R>, places: &GvpPlaces, n_radial: usize) -
         direction_hidden: packing.matrix(first, hidden, |p, _, q| wh(p, 0, q)),
         direction_outputs: packing.matrix(first, n_out, |p, _, u| through(p, 0, u)),
         beta: packing.matrix(1, 1, |p, _, _| places.beta.map_or(1.0, |place| p.at(place))),
+        scalars_back: packing.matrix(back, n_scalars, |p, o, i| weight(p, i, o)),
+        norms_back: packing.matrix(back, hidden, |p, o, q| weight(p, sizes.scalars_in + q, o)),
+        hidden_back: packing.matrix(back.min(hidden), n_vectors, |p, q, v| wh(p, v + first, q)),
+        padding: 0,
     }
 }
 
 /// The kernels for a network of BoltzNCE's sizes, in every variant.
 pub fn programs() -> Vec<Program> {
     let (plain, config) = (Machine::ELSEWHERE, boltznce_sizes());
-    let of = |c| [program::<f32>(SOURCE, &config, c, plain), program::<f64>(SOURCE, &config, c, plain)];
-    let by_tensor_cores = program::<f32>(SOURCE, &config, 4, Machine::WITH_TENSOR_CORES);
-    COMPONENTS.into_iter().flat_map(of).chain([by_tensor_cores]).collect()
+    let single = [0, 1, Block::directions::<f32>(&config, plain.shared)];
+    let double = [0, 1, Block::directions::<f64>(&config, plain.shared)];
+    let tensor = program::<f32>(SOURCE, &config, single[2], Machine::WITH_TENSOR_CORES);
+    let single = single.map(|directions| program::<f32>(SOURCE, &config, directions, plain));
+    let double = double.map(|directions| program::<f64>(SOURCE, &config, directions, plain));
+    single.into_iter().chain(double).chain([tensor]).collect()
 }
 
 fn boltznce_sizes() -> GvpConfig {
@@ -116,31 +129,79 @@ fn boltznce_sizes() -> GvpConfig {
     }
 }
 
-/// Of another source on the same trunk: values, and three directions at once.
+/// Of another source on the same trunk: values, and several directions at once.
 pub fn programs_on_trunk(source: (&'static str, &'static str)) -> Vec<Program> {
     let (plain, config) = (Machine::ELSEWHERE, boltznce_sizes());
-    let of = |c| program::<f32>(source, &config, c, plain);
-    vec![of(1), of(4), program::<f64>(source, &config, 4, plain)]
+    let of = |directions| program::<f32>(source, &config, directions, plain);
+    let in_f64 = Block::directions::<f64>(&config, plain.shared);
+    vec![of(0), of(Block::directions::<f32>(&config, plain.shared)), program::<f64>(source, &config, in_f64, plain)]
 }
 
 fn norm<R: Real>(packing: &mut Packing<R>, places: &NormPlaces) -> NormRecord {
     packing.norm(places.weight.start, places.bias.start, places.weight.len())
 }
 
+/// Directions of a share, at most; a product's lanes come in eights.
+const MOST_DIRECTIONS: usize = 4;
+
+/// Numbers of a block, and how many atoms' messages it computes at once.
+struct Block {
+    numbers: Numbers,
+    /// Those of values, and those of tangents.
+    destinations: usize,
+    beside: usize,
+}
+
+impl Block {
+    /// For derivatives along so many directions at once; counted as `VALUES_MEMORY`, `TANGENTS_MEMORY` and `TAPE` of the kernels are.
+    fn new<R>(config: &GvpConfig, directions: usize, shared: usize) -> Block {
+        let even = |n: usize| n.next_multiple_of(2);
+        let (scalars, vectors, hidden) = (config.n_scalars, config.n_vectors, config.n_vectors + 1);
+        let (lanes, rows) = (padded(config.features.len()), padded(config.features.len()) * directions);
+        let of_state = 2 * even(scalars) + 3 * vectors + 3 + 3 * even(hidden) + 3 * even(vectors);
+        let of_perceptron = scalars + 3 * hidden + 4 * vectors;
+        let of_jacobian = of_perceptron + even(scalars) + even(hidden) + 3 * even(vectors);
+        let of_row = 4 + even(hidden) + even(scalars) + even(vectors);
+        let with_tape = usize::from(directions > 0);
+        let of_pair = of_row + config.rbf_count * (1 + with_tape);
+        let values = |at_once: usize| lanes * (of_state + of_jacobian * with_tape + at_once * of_pair);
+        // rows of sums are four longer than there are lanes
+        let of_sums = 3 * even(vectors) + 3 + even(scalars) + even(vectors);
+        let tangents = |at_once: usize| rows * (of_state + at_once * of_row) + 4 * of_sums * with_tape;
+        let destinations_of_values = destinations::<R>(lanes, shared, values);
+        let beside = if directions == 0 { 0 } else { destinations::<R>(rows, shared, tangents) };
+        let of_edge = 5 + scalars + of_perceptron;
+        let of_norm = 2 * scalars + 6 * vectors + 1;
+        let of_atom = 2 * of_norm + of_perceptron + 3 * (scalars + 3 * vectors);
+        let tape = config.n_layers * (config.features.len() * of_edge + of_atom) * lanes * with_tape;
+        let state = values(destinations_of_values).max(tangents(beside));
+        Block { numbers: Numbers { state, tape }, destinations: destinations_of_values, beside }
+    }
+
+    /// Directions of a share: as many as there is room for in shared memory, or as many as there may be where that is too small in any case.
+    fn directions<R>(config: &GvpConfig, shared: usize) -> usize {
+        let fits = |directions: &usize| {
+            !needs_scratch::<R>(Block::new::<R>(config, *directions, shared).numbers.state, shared)
+        };
+        [MOST_DIRECTIONS, 2, 1].into_iter().find(fits).unwrap_or(MOST_DIRECTIONS)
+    }
+}
+
 fn program<R: Real>(
     (name, source): (&'static str, &'static str),
     config: &GvpConfig,
-    components: usize,
+    directions: usize,
     Machine { shared, tensor }: Machine,
 ) -> Program {
-    let at_once = at_once::<R>(config, components, shared);
-    let constants: [(_, &dyn std::fmt::Display); 12] = [
+    let block = Block::new::<R>(config, directions, shared);
+    let constants: [(_, &dyn std::fmt::Display); 13] = [
         ("REAL", &crate::device::program::real::<R>()),
         ("TENSOR", &u8::from(tensor)),
         ("THREADS", &threads::<R>()),
-        ("COMPONENTS", &components),
-        ("DESTINATIONS", &at_once),
-        ("SCRATCH", &u8::from(needs_scratch::<R>(memory(config, components, at_once), shared))),
+        ("DIRECTIONS", &directions),
+        ("DESTINATIONS", &block.destinations),
+        ("BESIDE", &block.beside),
+        ("SCRATCH", &u8::from(needs_scratch::<R>(block.numbers.state, shared))),
         ("ATOMS", &config.features.len()),
         ("PADDED", &padded(config.features.len())),
         ("SCALARS", &config.n_scalars),
@@ -151,20 +212,6 @@ fn program<R: Real>(
     Program::new(name, source, &constants)
 }
 
-/// Numbers of a block's state with messages to so many atoms at once, as `MEMORY` of the kernel counts them.
-fn memory(config: &GvpConfig, components: usize, at_once: usize) -> usize {
-    let even = |n: usize| n.next_multiple_of(2);
-    let (scalars, vectors, hidden) = (even(config.n_scalars), config.n_vectors, even(config.n_vectors + 1));
-    let of_atom = 2 * scalars + 3 * vectors + 3 + 3 * hidden + 3 * even(vectors);
-    let of_pair = 4 + config.rbf_count + hidden + scalars + even(vectors);
-    padded(config.features.len()) * components * (of_atom + at_once * of_pair)
-}
-
-fn at_once<R>(config: &GvpConfig, components: usize, shared: usize) -> usize {
-    let lanes = padded(config.features.len()) * components;
-    destinations::<R>(lanes, shared, |number| memory(config, components, number))
-}
-
 /// The kernel `name` of a source, without what it reads.
 pub fn kernel<R: Real>(
     name: &'static str,
@@ -173,11 +220,12 @@ pub fn kernel<R: Real>(
     driver: &Arc<dyn Driver>,
 ) -> FieldKernel {
     let (for_program, for_memory, machine) = (config.clone(), config.clone(), Machine::of::<R>(driver));
-    FieldKernel::new(
+    let kernel = FieldKernel::new(
         (name, 3 * config.features.len(), threads::<R>()),
-        move |components| program::<R>(source, &for_program, components, machine),
-        move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, machine.shared)),
-    )
+        move |directions| program::<R>(source, &for_program, directions, machine),
+        move |directions| Block::new::<R>(&for_memory, directions, machine.shared).numbers,
+    );
+    FieldKernel { directions: Block::directions::<R>(config, machine.shared), ..kernel }
 }
 
 fn layers<R: Real>(packing: &mut Packing<R>, config: &GvpConfig, places: &TrunkPlaces) -> Vec<LayerRecord> {

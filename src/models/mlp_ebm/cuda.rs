@@ -5,7 +5,9 @@ use super::trunk::Trunk;
 use super::MlpNetwork;
 use crate::device::{Driver, Program};
 use crate::error::Result;
-use crate::models::field_on_device::{bytes, needs_scratch, EnergyKernel, FieldKernel, LinearRecord, Machine, Packing};
+use crate::models::field_on_device::{
+    bytes, needs_scratch, EnergyKernel, FieldKernel, LinearRecord, Machine, Numbers, Packing,
+};
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
@@ -130,8 +132,8 @@ impl Sizes {
         let machine = Machine::of::<R>(driver);
         let kernel = FieldKernel::new(
             ("mlp", self.dimension(), THREADS),
-            move |components| self.program::<R>(components > 1, machine),
-            move |components| self.memory(components > 1),
+            move |directions| self.program::<R>(directions > 0, machine),
+            move |directions| Numbers::of_state(self.memory(directions > 0)),
         );
         FieldKernel { rows: ROWS, ..kernel }
     }

@@ -1,0 +1,330 @@
+// Derivatives of geometric vector perceptrons along DIRECTIONS at once, by forward mode, from the tape of their values (gvp.cuh). All they do is
+// linear: products with the network's weights, and with numbers of the tape, which serve every direction.
+//
+// Arrays are [numbers][lanes][DIRECTIONS], the lanes being atoms, or pairs of an atom with all others; messages of BESIDE atoms are computed at
+// once. A thread has all directions of a number.
+#ifndef MODEJUMP_GVP_TANGENTS
+#define MODEJUMP_GVP_TANGENTS
+#include "gvp.cuh"
+
+#if DIRECTIONS
+// Threads that share out a sum over an atom's numbers.
+#define TOGETHER LEAST(MOST(THREADS / PADDED, 1), LEAST(BESIDE * EVEN(VECTORS), EVEN(SCALARS)))
+
+// Derivatives of a number.
+struct alignas(DIRECTIONS * sizeof(real)) Along { real v[DIRECTIONS]; };
+
+static __device__ Along along(const real* rows, int lane) { return *(const Along*)(rows + lane * DIRECTIONS); }
+static __device__ void put(real* rows, int lane, Along a) { *(Along*)(rows + lane * DIRECTIONS) = a; }
+static __device__ Along nothing() {
+  Along a;
+#pragma unroll
+  for (int d = 0; d < DIRECTIONS; ++d) a.v[d] = (real)0;
+  return a;
+}
+// a + s b
+static __device__ Along plus(Along a, real s, Along b) {
+#pragma unroll
+  for (int d = 0; d < DIRECTIONS; ++d) a.v[d] += s * b.v[d];
+  return a;
+}
+static __device__ Along operator+(Along a, Along b) { return plus(a, (real)1, b); }
+static __device__ Along operator*(real s, Along a) {
+#pragma unroll
+  for (int d = 0; d < DIRECTIONS; ++d) a.v[d] *= s;
+  return a;
+}
+
+struct Tangents {
+  real *s, *v, *x;                      // [SCALARS][ROWS], [VECTORS][3][ROWS], [3][ROWS]
+  real *of_s, *of_v, *out_v;            // linear parts: [SCALARS][ROWS], [HIDDEN][3][ROWS], [VECTORS][3][OUT_ROWS]
+  real *distance, *norm, *u, *a, *g;    // [PAIR_ROWS], [HIDDEN][PAIR_ROWS], [3][SUM_ROWS], [SCALARS][SUM_ROWS], [VECTORS][SUM_ROWS]
+};
+
+static __device__ Tangents tangents_layout(real* memory) {
+  const auto rows = [&](int numbers, int row) {
+    real* const start = memory;
+    memory += numbers * row;
+    return start;
+  };
+  Tangents m;
+  m.s = rows(EVEN(SCALARS), ROWS);
+  m.v = rows(3 * VECTORS, ROWS);
+  m.x = rows(3, ROWS);
+  m.of_s = rows(EVEN(SCALARS), ROWS);
+  m.of_v = rows(3 * EVEN(HIDDEN), ROWS);
+  m.out_v = rows(3 * EVEN(VECTORS), OUT_ROWS);
+  m.distance = rows(1, PAIR_ROWS);
+  m.norm = rows(EVEN(HIDDEN), PAIR_ROWS);
+  m.u = rows(3, SUM_ROWS);
+  m.a = rows(EVEN(SCALARS), SUM_ROWS);
+  m.g = rows(EVEN(VECTORS), SUM_ROWS);
+  return m;
+}
+#define OWN_TANGENTS(scratch) STATE_MEMORY(scratch); const Tangents m = tangents_layout(memory)
+
+// The coordinates that the directions of a share move, first to last, and their atoms.
+struct Share {
+  int part;
+  __device__ int first_atom() const { return part * DIRECTIONS / 3; }
+  __device__ int last_atom() const { return LEAST((part * DIRECTIONS + DIRECTIONS - 1) / 3, ATOMS - 1); }
+  __device__ int atoms() const { return last_atom() - first_atom() + 1; }
+  __device__ bool moves(int atom) const { return first_atom() <= atom && atom <= last_atom(); }
+};
+
+// Atoms with all their pairs: `count` from the `first` on, and the last of all if `number` is one more.
+struct Atoms {
+  int first, count, number;
+  __device__ int at(int index) const { return index < count ? first + index : ATOMS - 1; }
+};
+
+// The parts of a perceptron that are linear in s and V.
+static __device__ __noinline__ void linear_tangents(const real* w, real* scratch, const Gvp& gvp) {
+  OWN_TANGENTS(scratch);
+  const auto store_out = [&](int o, int row, real* sum) { put_eight(m.out_v + (3 * o + row / ROWS) * OUT_ROWS + row % ROWS, sum); };
+  product(w + gvp.scalars, SCALARS, EVEN(SCALARS), ROWS, m.s, Zero{}, Store{m.of_s, ROWS});
+  product(w + gvp.hidden, VECTORS, EVEN(gvp.n_hidden), 3 * ROWS, m.v, Zero{}, Store{m.of_v, 3 * ROWS});
+  product(w + gvp.outputs, VECTORS, EVEN(gvp.n_out), 3 * ROWS, m.v, Zero{}, store_out);
+  __syncthreads();
+}
+
+// A perceptron's derivatives from those of its linear parts, in LINES lanes. `kept(lane)`: its rows of the tape; of_s(o, row, eight): what ds′
+// starts from; hidden(q, axis, lane): dVh. ds′ is left in m.a, dg in m.g. Begins after a barrier and ends with one.
+template <int LINES, class Kept, class OfS, class Hidden>
+static __device__ void perceptron(const real* w, const Tangents& m, const Gvp& gvp, int n_radial, const Kept& kept, const OfS& of_s,
+                                  const Hidden& hidden) {
+  FOR_EACH(q, lane, gvp.n_hidden, LINES) {
+    const real* const by = kept(lane) + (OF_HIDDEN + 3 * q) * PADDED;
+    Along sum = nothing();
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) sum = plus(sum, by[axis * PADDED], hidden(q, axis, lane));
+    put(m.norm + q * LINES * DIRECTIONS, lane, sum);
+  }
+  __syncthreads();
+  const auto bent = [&](int o, int row, real* sum) {
+    const int number = SLOPE + LEAST(o, SCALARS - 1);
+#pragma unroll
+    for (int r = 0; r < 8; r += DIRECTIONS) {
+      const real slope = kept(row / DIRECTIONS + r / DIRECTIONS)[number * PADDED];
+#pragma unroll
+      for (int d = 0; d < DIRECTIONS; ++d) sum[r + d] *= slope;
+    }
+    put_eight(m.a + o * SUM_ROWS + row, sum);
+  };
+  const real* const inputs = w + gvp.inputs + n_radial * EVEN(SCALARS);
+  product(inputs, gvp.n_hidden, EVEN(SCALARS), LINES * DIRECTIONS, m.norm, of_s, bent);
+  __syncthreads();
+  product(w + gvp.gates, SCALARS, EVEN(gvp.n_out), LINES * DIRECTIONS, m.a, Zero{}, Store{m.g, SUM_ROWS}, SUM_ROWS);
+  __syncthreads();
+}
+
+// Adds the messages' tangents of BESIDE of the atoms, from the `first` on: to them, from all sources; or FROM them, to all that the share does
+// not move. A lane is a pair of one of them and of any atom.
+template <bool FROM>
+static __device__ __noinline__ void message_tangents(const Trunk& a, real* scratch, const Gvp& gvp, const Share share, const Atoms atoms,
+                                                     int first, const real* tape, int layer) {
+  OWN_TANGENTS(scratch);
+  const real* const w = a.weights;
+  const real *const direction_hidden = w + gvp.direction_hidden, *const direction_outputs = w + gvp.direction_outputs;
+  const auto own = [&](int lane) { return atoms.at(LEAST(first + lane / PADDED, atoms.number - 1)); };
+  const auto source = [&](int lane) { return FROM ? own(lane) : lane % PADDED; };
+  // the tape has edges from padding, but none to it
+  const auto target = [&](int lane) { return FROM ? LEAST(lane % PADDED, ATOMS - 1) : own(lane); };
+  const auto edge = [&](int lane) { return edges_to(tape, layer, target(lane)) + source(lane); };
+  const auto kept = [&](int lane) { return edge(lane) + MESSAGE * PADDED; };
+  FOR_EACH(zero, lane, 1, BESIDE * PADDED) {
+    const real* const of_edge = edge(lane);
+    Along moved[3], distance = nothing();
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      moved[axis] = plus(along(m.x + axis * ROWS, source(lane)), (real)-1, along(m.x + axis * ROWS, target(lane)));
+      distance = plus(distance, of_edge[(DIRECTION + axis) * PADDED], moved[axis]);
+    }
+    distance = of_edge[STRETCH * PADDED] * distance;
+    put(m.distance + zero, lane, distance);
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+      const Along across = plus(moved[axis], -of_edge[(DIRECTION + axis) * PADDED], distance);
+      put(m.u + axis * SUM_ROWS, lane, of_edge[INVERSE * PADDED] * across);
+    }
+  }
+  __syncthreads();
+  const auto of_s = [&](int o, int row, real* sum) {
+    const int number = OF_RADIAL + LEAST(o, SCALARS - 1);
+#pragma unroll
+    for (int r = 0; r < 8; r += DIRECTIONS) {
+      const int lane = row / DIRECTIONS + r / DIRECTIONS;
+      const Along start = plus(along(m.of_s + o * ROWS, source(lane)), edge(lane)[number * PADDED], along(m.distance, lane));
+#pragma unroll
+      for (int d = 0; d < DIRECTIONS; ++d) sum[r + d] = start.v[d];
+    }
+  };
+  const auto hidden = [&](int q, int axis, int lane) {
+    return plus(along(m.of_v + (3 * q + axis) * ROWS, source(lane)), direction_hidden[q], along(m.u + axis * SUM_ROWS, lane));
+  };
+  perceptron<BESIDE * PADDED>(w, m, gvp, RADIAL, kept, of_s, hidden);
+  const real factor = (real)a.inverse_message_norm;
+  const int places = LEAST(BESIDE, atoms.number - first);
+  if (FROM) {
+    FOR_ITEMS(number, atom, NUMBERS) {
+      if (atom >= ATOMS || share.moves(atom)) continue;
+      const int vector = number - SCALARS, unit = vector / 3;
+      Along sum = nothing();
+      for (int lane = atom; lane < places * PADDED; lane += PADDED) {
+        if (vector < 0) {
+          sum = sum + along(m.a + number * SUM_ROWS, lane);
+        } else {
+          const Along out = plus(along(m.out_v + vector * OUT_ROWS, source(lane)), direction_outputs[unit],
+                                 along(m.u + vector % 3 * SUM_ROWS, lane));
+          sum = plus(sum, kept(lane)[(GATE + unit) * PADDED], out);
+          sum = plus(sum, kept(lane)[(GATED + vector) * PADDED], along(m.g + unit * SUM_ROWS, lane));
+        }
+      }
+      real* const to = vector < 0 ? m.s + number * ROWS : m.v + vector * ROWS;
+      put(to, atom, plus(along(to, atom), factor, sum));
+    }
+  } else {
+    for (int item = threadIdx.x; item < places * NUMBERS; item += THREADS) {
+      const int number = item % NUMBERS, place = item / NUMBERS, pairs = place * PADDED, i = atoms.at(first + place);
+      const int vector = number - SCALARS, unit = vector / 3;
+      Along sum = nothing();
+      if (vector < 0) {
+        const real* const of_pairs = m.a + number * SUM_ROWS;
+#pragma unroll 8
+        for (int j = 0; j < PADDED; ++j) sum = sum + along(of_pairs, pairs + j);
+      } else {
+        const real *const gates = kept(pairs) + (GATE + unit) * PADDED, *const gated = kept(pairs) + (GATED + vector) * PADDED;
+        const real *const out = m.out_v + vector * OUT_ROWS, *const u = m.u + vector % 3 * SUM_ROWS, *const g = m.g + unit * SUM_ROWS;
+        const real along_u = direction_outputs[unit];
+#pragma unroll 2
+        for (int four = 0; four < PADDED; four += 4) {
+          const Four by_out = *(const Four*)(gates + four), by_gate = *(const Four*)(gated + four);
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            const int j = four + r;
+            sum = plus(sum, by_out.v[r], plus(along(out, j), along_u, along(u, pairs + j)));
+            sum = plus(sum, by_gate.v[r], along(g, pairs + j));
+          }
+        }
+      }
+      real* const to = vector < 0 ? m.s + number * ROWS : m.v + vector * ROWS;
+      put(to, i, plus(along(to, i), factor, sum));
+    }
+  }
+  __syncthreads();
+}
+
+// ds ← weight/sd (ds − mean(ds) − normal · mean(normal · ds)), dV ← factor dV − V′ (gradient · dV). `tape`: rows of the normalisation.
+static __device__ __noinline__ void normalise_tangents(real* scratch, const real* tape) {
+  OWN_TANGENTS(scratch);
+  const auto at = [&](int number, int atom) { return tape[number * PADDED + atom]; };
+  FOR_ITEMS(part, atom, TOGETHER) {
+    Along mean = nothing(), normal = nothing(), gradient = nothing();
+#pragma unroll 4
+    for (int f = part; f < SCALARS; f += TOGETHER) {
+      const Along s = along(m.s + f * ROWS, atom);
+      mean = mean + s;
+      normal = plus(normal, at(NORMAL + f, atom), s);
+    }
+#pragma unroll 4
+    for (int v = part; v < 3 * VECTORS; v += TOGETHER) gradient = plus(gradient, at(GRADIENT + v, atom), along(m.v + v * ROWS, atom));
+    put(m.a + part * ROWS, atom, mean);
+    put(m.of_s + part * ROWS, atom, normal);
+    put(m.g + part * ROWS, atom, gradient);
+  }
+  __syncthreads();
+  real *const mean = m.distance, *const normal = m.u, *const gradient = m.u + SUM_ROWS;
+  for (int item = threadIdx.x; item < 3 * PADDED; item += THREADS) {
+    const int which = item / PADDED, atom = item % PADDED;
+    const real* const parts = which == 0 ? m.a : which == 1 ? m.of_s : m.g;
+    Along sum = nothing();
+    for (int part = 0; part < TOGETHER; ++part) sum = sum + along(parts + part * ROWS, atom);
+    if (which == 2) put(gradient, atom, sum);
+    else put(which == 0 ? mean : normal, atom, ((real)1 / SCALARS) * sum);
+  }
+  __syncthreads();
+  FOR_ITEMS(f, atom, SCALARS) {
+    const Along rest = plus(along(m.s + f * ROWS, atom), (real)-1, along(mean, atom));
+    put(m.s + f * ROWS, atom, at(SCALE + f, atom) * plus(rest, -at(NORMAL + f, atom), along(normal, atom)));
+  }
+  FOR_ITEMS(v, atom, 3 * VECTORS) {
+    const Along scaled = at(FACTOR, atom) * along(m.v + v * ROWS, atom);
+    put(m.v + v * ROWS, atom, plus(scaled, -at(DIVIDED + v, atom), along(gradient, atom)));
+  }
+  __syncthreads();
+}
+
+// dx += J (ds, dV).
+static __device__ __noinline__ void output_tangents(real* scratch, const real* jacobian) {
+  OWN_TANGENTS(scratch);
+  FOR_EACH(axis, row, 3, ROWS) {
+    const real* const line = jacobian + axis * NUMBERS * PADDED + row / DIRECTIONS;
+    real sum = (real)0;
+#pragma unroll 8
+    for (int f = 0; f < SCALARS; ++f) sum += line[f * PADDED] * m.s[f * ROWS + row];
+#pragma unroll 8
+    for (int v = 0; v < 3 * VECTORS; ++v) sum += line[(SCALARS + v) * PADDED] * m.v[v * ROWS + row];
+    m.x[axis * ROWS + row] += sum;
+  }
+  __syncthreads();
+}
+
+// The update of every atom. `tape`: rows of its perceptron.
+static __device__ __noinline__ void update_tangents(const real* w, real* scratch, const Gvp& gvp, const real* tape) {
+  OWN_TANGENTS(scratch);
+  linear_tangents(w, scratch, gvp);
+  const auto kept = [&](int atom) { return tape + atom; };
+  const auto of_s = [&](int o, int row, real* sum) { get_eight(m.of_s + o * ROWS + row, sum); };
+  const auto hidden = [&](int q, int axis, int atom) { return along(m.of_v + (3 * q + axis) * ROWS, atom); };
+  perceptron<PADDED>(w, m, gvp, 0, kept, of_s, hidden);
+  FOR_ITEMS(f, atom, SCALARS) put(m.s + f * ROWS, atom, along(m.s + f * ROWS, atom) + along(m.a + f * SUM_ROWS, atom));
+  FOR_ITEMS(v, atom, 3 * VECTORS) {
+    const real gate = tape[(GATE + v / 3) * PADDED + atom], gated = tape[(GATED + v) * PADDED + atom];
+    const Along opened = plus(along(m.v + v * ROWS, atom), gate, along(m.out_v + v * OUT_ROWS, atom));
+    put(m.v + v * ROWS, atom, plus(opened, gated, along(m.g + v / 3 * SUM_ROWS, atom)));
+  }
+  __syncthreads();
+}
+
+// Along the directions of a point's share all layers' tangents: ds and dV as the last one leaves them. With `trace` only those atoms of the last
+// layer are right that a share of a divergence needs: its own and the last.
+static __device__ void tangents(const Trunk& a, real* scratch, const Point& p, bool trace, const real* tape) {
+  OWN_TANGENTS(scratch);
+  const Share share = {p.part};
+  FOR_EACH(axis, row, 3, ROWS) {
+    const int atom = row / DIRECTIONS, direction = p.part * DIRECTIONS + row % DIRECTIONS;
+    const double moved = atom >= ATOMS ? 0.0 : p.dx ? p.dx[3 * atom + axis] : 3 * atom + axis == direction ? 1.0 : 0.0;
+    m.x[axis * ROWS + row] = (real)moved;
+  }
+  // nothing before the first layer's messages depends on x
+  FOR_ITEMS(f, atom, EVEN(SCALARS)) {
+    put(m.s + f * ROWS, atom, nothing());
+    put(m.of_s + f * ROWS, atom, nothing());
+  }
+  FOR_ITEMS(v, atom, 3 * VECTORS) put(m.v + v * ROWS, atom, nothing());
+  FOR_ITEMS(q, atom, 3 * EVEN(HIDDEN)) put(m.of_v + q * ROWS, atom, nothing());
+  FOR_ITEMS(u, atom, 3 * EVEN(VECTORS)) put(m.out_v + u * OUT_ROWS, atom, nothing());
+  __syncthreads();
+  const int with_last = share.last_atom() < ATOMS - 1 ? 1 : 0;
+  for (int l = 0; l < LAYERS; ++l) {
+    const Layer& layer = a.layers[l];
+    const real* const of_atoms = atoms_of(tape, l);
+    // in the first layer only pairs of the share's atoms change, and in the last one only its atoms' messages may be asked for
+    const bool sparse = l == 0 && !p.dx, few = sparse || (l + 1 == LAYERS && trace && !p.dx);
+    const int number = few ? share.atoms() : ATOMS;
+    const Atoms atoms = {few ? share.first_atom() : 0, number, few && !sparse ? number + with_last : number};
+    if (l > 0) linear_tangents(a.weights, scratch, layer.message);
+    for (int first = 0; first < atoms.number; first += BESIDE)
+      message_tangents<false>(a, scratch, layer.message, share, atoms, first, tape, l);
+    for (int first = 0; sparse && first < atoms.number; first += BESIDE)
+      message_tangents<true>(a, scratch, layer.message, share, atoms, first, tape, l);
+    normalise_tangents(scratch, of_atoms + MESSAGE_NORM * PADDED);
+    update_tangents(a.weights, scratch, layer.update, of_atoms + UPDATE * PADDED);
+    if (l + 1 < LAYERS) output_tangents(scratch, of_atoms + JACOBIAN * PADDED);
+    normalise_tangents(scratch, of_atoms + UPDATE_NORM * PADDED);
+  }
+}
+
+#endif
+
+#endif
