@@ -50,6 +50,8 @@ static __device__ void arrived() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
+// What a function that is not inlined cannot see: the address is one of the card's memory.
+#define IN_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
 #define COPY_LATER(to, from) copy_later(to, from)
 #define ARRIVED() arrived()
 #endif
@@ -168,6 +170,7 @@ constexpr int READS_AT_ONCE = READS;
 template <class Start, class Finish>
 static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
                                const Finish& finish, int stride = 0) {
+  IN_GLOBAL(w);
   if (stride == 0) stride = lanes;
   const int columns = n_out / 2, groups = lanes / 8;
   const int wide = groups % 4 == 0 ? 4 : groups % 3 == 0 ? 3 : 1, high = columns % 8 == 0 ? 8 : 1;

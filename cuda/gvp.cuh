@@ -54,6 +54,7 @@ enum { OF_ATOM = JACOBIAN + 3 * NUMBERS, OF_LAYER = (ATOMS * OF_EDGE + OF_ATOM) 
 // Rows of edges to an atom, and of all atoms, in a layer.
 template <class Number>
 static __device__ Number* edges_to(Number* tape, int layer, int atom) {
+  IN_GLOBAL(tape);
   return tape + (size_t)layer * OF_LAYER + (size_t)atom * OF_EDGE * PADDED;
 }
 template <class Number>

@@ -89,10 +89,11 @@ static __device__ __noinline__ void linear_tangents(const real* w, real* scratch
 }
 
 // A perceptron's derivatives from those of its linear parts, in LINES lanes. `kept(lane)`: its rows of the tape; of_s(o, row, eight): what ds′
-// starts from; hidden(q, axis, lane): dVh. ds′ is left in m.a, dg in m.g. Begins after a barrier and ends with one.
-template <int LINES, class Kept, class OfS, class Hidden>
+// starts from; hidden(q, axis, lane): dVh. ds′ is left in m.a, dg in m.g; with_scalars() is called when ds′ is there, and has the threads that dg
+// leaves idle. Begins after a barrier and ends with one.
+template <int LINES, class Kept, class OfS, class Hidden, class WithScalars>
 static __device__ void perceptron(const real* w, const Tangents& m, const Gvp& gvp, int n_radial, const Kept& kept, const OfS& of_s,
-                                  const Hidden& hidden) {
+                                  const Hidden& hidden, const WithScalars& with_scalars) {
   FOR_EACH(q, lane, gvp.n_hidden, LINES) {
     const real* const by = kept(lane) + (OF_HIDDEN + 3 * q) * PADDED;
     Along sum = nothing();
@@ -115,6 +116,7 @@ static __device__ void perceptron(const real* w, const Tangents& m, const Gvp& g
   product(inputs, gvp.n_hidden, EVEN(SCALARS), LINES * DIRECTIONS, m.norm, of_s, bent);
   __syncthreads();
   product(w + gvp.gates, SCALARS, EVEN(gvp.n_out), LINES * DIRECTIONS, m.a, Zero{}, Store{m.g, SUM_ROWS}, SUM_ROWS);
+  with_scalars();
   __syncthreads();
 }
 
@@ -162,10 +164,11 @@ static __device__ __noinline__ void message_tangents(const Trunk& a, real* scrat
   const auto hidden = [&](int q, int axis, int lane) {
     return plus(along(m.of_v + (3 * q + axis) * ROWS, source(lane)), direction_hidden[q], along(m.u + axis * SUM_ROWS, lane));
   };
-  perceptron<BESIDE * PADDED>(w, m, gvp, RADIAL, kept, of_s, hidden);
   const real factor = (real)a.inverse_message_norm;
   const int places = LEAST(BESIDE, atoms.number - first);
+  const auto add = [&](real* to, int atom, Along sum) { put(to, atom, plus(along(to, atom), factor, sum)); };
   if (FROM) {
+    perceptron<BESIDE * PADDED>(w, m, gvp, RADIAL, kept, of_s, hidden, [] {});
     FOR_ITEMS(number, atom, NUMBERS) {
       if (atom >= ATOMS || share.moves(atom)) continue;
       const int vector = number - SCALARS, unit = vector / 3;
@@ -180,35 +183,38 @@ static __device__ __noinline__ void message_tangents(const Trunk& a, real* scrat
           sum = plus(sum, kept(lane)[(GATED + vector) * PADDED], along(m.g + unit * SUM_ROWS, lane));
         }
       }
-      real* const to = vector < 0 ? m.s + number * ROWS : m.v + vector * ROWS;
-      put(to, atom, plus(along(to, atom), factor, sum));
+      add(vector < 0 ? m.s + number * ROWS : m.v + vector * ROWS, atom, sum);
     }
   } else {
-    for (int item = threadIdx.x; item < places * NUMBERS; item += THREADS) {
-      const int number = item % NUMBERS, place = item / NUMBERS, pairs = place * PADDED, i = atoms.at(first + place);
-      const int vector = number - SCALARS, unit = vector / 3;
-      Along sum = nothing();
-      if (vector < 0) {
+    // what does not count is zero on the tape
+    const auto sum_scalars = [&] {
+      for (int item = THREADS - 1 - threadIdx.x; item < places * SCALARS; item += THREADS) {
+        const int number = item % SCALARS, place = item / SCALARS;
         const real* const of_pairs = m.a + number * SUM_ROWS;
+        Along sum = nothing();
 #pragma unroll 8
-        for (int j = 0; j < PADDED; ++j) sum = sum + along(of_pairs, pairs + j);
-      } else {
-        const real *const gates = kept(pairs) + (GATE + unit) * PADDED, *const gated = kept(pairs) + (GATED + vector) * PADDED;
-        const real *const out = m.out_v + vector * OUT_ROWS, *const u = m.u + vector % 3 * SUM_ROWS, *const g = m.g + unit * SUM_ROWS;
-        const real along_u = direction_outputs[unit];
+        for (int j = 0; j < PADDED; ++j) sum = sum + along(of_pairs, place * PADDED + j);
+        add(m.s + number * ROWS, atoms.at(first + place), sum);
+      }
+    };
+    perceptron<BESIDE * PADDED>(w, m, gvp, RADIAL, kept, of_s, hidden, sum_scalars);
+    for (int item = threadIdx.x; item < places * 3 * VECTORS; item += THREADS) {
+      const int vector = item % (3 * VECTORS), unit = vector / 3, place = item / (3 * VECTORS), pairs = place * PADDED;
+      const real *const gates = kept(pairs) + (GATE + unit) * PADDED, *const gated = kept(pairs) + (GATED + vector) * PADDED;
+      const real *const out = m.out_v + vector * OUT_ROWS, *const u = m.u + vector % 3 * SUM_ROWS, *const g = m.g + unit * SUM_ROWS;
+      const real along_u = direction_outputs[unit];
+      Along sum = nothing();
 #pragma unroll 2
-        for (int four = 0; four < PADDED; four += 4) {
-          const Four by_out = *(const Four*)(gates + four), by_gate = *(const Four*)(gated + four);
+      for (int four = 0; four < PADDED; four += 4) {
+        const Four by_out = *(const Four*)(gates + four), by_gate = *(const Four*)(gated + four);
 #pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            const int j = four + r;
-            sum = plus(sum, by_out.v[r], plus(along(out, j), along_u, along(u, pairs + j)));
-            sum = plus(sum, by_gate.v[r], along(g, pairs + j));
-          }
+        for (int r = 0; r < 4; ++r) {
+          const int j = four + r;
+          sum = plus(sum, by_out.v[r], plus(along(out, j), along_u, along(u, pairs + j)));
+          sum = plus(sum, by_gate.v[r], along(g, pairs + j));
         }
       }
-      real* const to = vector < 0 ? m.s + number * ROWS : m.v + vector * ROWS;
-      put(to, i, plus(along(to, i), factor, sum));
+      add(m.v + vector * ROWS, atoms.at(first + place), sum);
     }
   }
   __syncthreads();
@@ -276,8 +282,9 @@ static __device__ __noinline__ void update_tangents(const real* w, real* scratch
   const auto kept = [&](int atom) { return tape + atom; };
   const auto of_s = [&](int o, int row, real* sum) { get_eight(m.of_s + o * ROWS + row, sum); };
   const auto hidden = [&](int q, int axis, int atom) { return along(m.of_v + (3 * q + axis) * ROWS, atom); };
-  perceptron<PADDED>(w, m, gvp, 0, kept, of_s, hidden);
-  FOR_ITEMS(f, atom, SCALARS) put(m.s + f * ROWS, atom, along(m.s + f * ROWS, atom) + along(m.a + f * SUM_ROWS, atom));
+  perceptron<PADDED>(w, m, gvp, 0, kept, of_s, hidden, [&] {
+    FOR_ITEMS(f, atom, SCALARS) put(m.s + f * ROWS, atom, along(m.s + f * ROWS, atom) + along(m.a + f * SUM_ROWS, atom));
+  });
   FOR_ITEMS(v, atom, 3 * VECTORS) {
     const real gate = tape[(GATE + v / 3) * PADDED + atom], gated = tape[(GATED + v) * PADDED + atom];
     const Along opened = plus(along(m.v + v * ROWS, atom), gate, along(m.out_v + v * OUT_ROWS, atom));

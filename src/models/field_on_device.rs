@@ -187,6 +187,8 @@ pub struct FieldKernel {
     pub directions: usize,
     /// Shares of a configuration's score.
     pub shares: usize,
+    /// What a block computes before its first share of a configuration takes as long as so many shares.
+    pub values: usize,
     /// The program for derivatives along so many directions at once, and the numbers of a block.
     pub program: Box<dyn Fn(usize) -> Program + Send + Sync>,
     pub memory: Box<dyn Fn(usize) -> Numbers + Send + Sync>,
@@ -205,7 +207,19 @@ impl FieldKernel {
     ) -> FieldKernel {
         let (program, memory) = (Box::new(program), Box::new(memory));
         let (arguments, buffers) = (Vec::new(), Vec::new());
-        FieldKernel { name, dimension, rows: 1, threads, directions: 1, shares: 1, program, memory, arguments, buffers }
+        FieldKernel {
+            name,
+            dimension,
+            rows: 1,
+            threads,
+            directions: 1,
+            shares: 1,
+            values: 0,
+            program,
+            memory,
+            arguments,
+            buffers,
+        }
     }
 
     /// Copies values to the card, and keeps them there as long as the kernel is.

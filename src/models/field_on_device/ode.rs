@@ -120,9 +120,10 @@ impl ReportRecord {
 }
 
 /// Blocks of a team, of `resident` that run at once, for n samples with so many shares of a divergence: as few as take at most a
-/// tenth longer than the best number of them, counted in shares that are computed one after the other.
-fn team_size(n: usize, shares: usize, resident: usize) -> usize {
-    let time = |blocks: usize| n.div_ceil(resident / blocks) * shares.div_ceil(blocks);
+/// tenth longer than the best number of them, counted in shares that are computed one after the other; each block's `values` take as long as so
+/// many of them.
+fn team_size(n: usize, shares: usize, values: usize, resident: usize) -> usize {
+    let time = |blocks: usize| n.div_ceil(resident / blocks) * (values + shares.div_ceil(blocks));
     let most = shares.min(resident);
     let best = (1..=most).map(time).min().unwrap_or(0);
     (1..=most).find(|&blocks| 10 * time(blocks) <= 11 * best).unwrap_or(1)
@@ -149,7 +150,7 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
         };
         let block = self.block(KERNEL, directions)?;
         let resident = self.resident(&block)?;
-        let team = team_size(n, shares, resident);
+        let team = team_size(n, shares, self.kernel.values, resident);
         let teams = n.min(resident / team);
         let grid = teams * team;
 
@@ -204,11 +205,13 @@ mod tests {
     /// Of a card with 132 blocks, and the 21 shares of 22 atoms.
     #[test]
     fn teams_fill_the_card_where_samples_do_not() {
-        let size = |n| team_size(n, 21, 132);
+        let size = |n| team_size(n, 21, 0, 132);
         // one sample: a share each; as many as the card runs: none shared; many more: the same
         assert_eq!([size(1), size(6), size(66), size(132), size(4096)], [21, 21, 2, 1, 1]);
         // one round and a little: better than two rounds
         assert_eq!(size(150), 7);
-        assert_eq!([team_size(5, 1, 132), team_size(5, 21, 1)], [1, 1]);
+        assert_eq!([team_size(5, 1, 0, 132), team_size(5, 21, 0, 1)], [1, 1]);
+        // where the values of each block take time as well, two blocks in three rounds are as good as seven in nine
+        assert_eq!([team_size(1, 16, 1, 132), team_size(150, 16, 1, 132)], [16, 2]);
     }
 }

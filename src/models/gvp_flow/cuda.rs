@@ -225,7 +225,8 @@ pub fn kernel<R: Real>(
         move |directions| program::<R>(source, &for_program, directions, machine),
         move |directions| Block::new::<R>(&for_memory, directions, machine.shared).numbers,
     );
-    FieldKernel { directions: Block::directions::<R>(config, machine.shared), ..kernel }
+    // multiply-adds of values with their tape are two thirds of a share's, and the rest of them is more
+    FieldKernel { directions: Block::directions::<R>(config, machine.shared), values: 1, ..kernel }
 }
 
 fn layers<R: Real>(packing: &mut Packing<R>, config: &GvpConfig, places: &TrunkPlaces) -> Vec<LayerRecord> {
