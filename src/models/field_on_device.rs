@@ -51,6 +51,8 @@ impl Machine {
     pub const ELSEWHERE: Machine = Machine { shared: 227 << 10, tensor: false };
     /// The same with tensor cores.
     pub const WITH_TENSOR_CORES: Machine = Machine { tensor: true, ..Machine::ELSEWHERE };
+    /// With the shared memory of cards for workstations (sm_86, 89 and 120).
+    pub const SMALLER: Machine = Machine { shared: 99 << 10, ..Machine::ELSEWHERE };
 
     pub fn of<R>(driver: &Arc<dyn Driver>) -> Machine {
         Machine { shared: driver.shared_memory(), tensor: size_of::<R>() == 4 && driver.tensor_cores() }

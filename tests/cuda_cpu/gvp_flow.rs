@@ -61,6 +61,9 @@ fn small_networks() {
 fn sizes_of_boltznce() {
     compare("whole-f64", &whole::<f64>(), &fibres("gvp-whole-f64", Sanitizer::None), 1, 1e-11);
     compare("whole-f32", &whole::<f32>(), &fibres("gvp-whole-f32", Sanitizer::None), 1, 5e-5);
+    let smaller = Fibres::new("gvp-smaller", Sanitizer::None).with_shared_memory(99 << 10);
+    let smaller: Arc<dyn Driver> = Arc::new(smaller);
+    compare("whole-f32 of a smaller card", &whole::<f32>(), &smaller, 1, 5e-5);
 }
 
 /// With jets, 24 and 192 lanes.

@@ -112,7 +112,9 @@ pub fn programs() -> Vec<Program> {
     let tensor = program::<f32>(SOURCE, &config, single[2], Machine::WITH_TENSOR_CORES);
     let single = single.map(|directions| program::<f32>(SOURCE, &config, directions, plain));
     let double = double.map(|directions| program::<f64>(SOURCE, &config, directions, plain));
-    single.into_iter().chain(double).chain([tensor]).collect()
+    let directions = Block::directions::<f32>(&config, Machine::SMALLER.shared);
+    let smaller = program::<f32>(SOURCE, &config, directions, Machine::SMALLER);
+    single.into_iter().chain(double).chain([tensor, smaller]).collect()
 }
 
 fn boltznce_sizes() -> GvpConfig {
