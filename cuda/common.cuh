@@ -160,9 +160,9 @@ constexpr int READS_AT_ONCE = READS;
 #if TENSOR
 #include "tensor.cuh"
 #else
-// W x for x[n_in][lanes] in shared memory, its rows `stride` apart if they are not neighbours, by all threads of the block; lanes are a multiple
-// of eight. W is stored [n_in][n_out], n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory and one of W for sixteen
-// multiply-adds. `start(o, lane, sum)` writes what eight lanes of output o start from, and `finish(o, lane, sum)` takes what they
+// W x for x[n_in][lanes] in shared memory, its rows `stride` apart if they are not neighbours, by all threads of the block; lanes are a
+// multiple of eight. W is stored [n_in][n_out], n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory
+// and one of W for sixteen multiply-adds. `start(o, lane, sum)` writes what eight lanes of output o start from, and `finish(o, lane, sum)` takes what they
 // come to. The sum over inputs is in their order.
 //
 // Neighbouring threads have up to four groups of lanes and eight pairs of outputs, so that what they write, whole rows apart, does not

@@ -61,6 +61,11 @@ template <class Number>
 static __device__ Number* atoms_of(Number* tape, int layer) {
   return edges_to(tape, layer, ATOMS);
 }
+// Those that no step of coordinates needs.
+template <class Number>
+static __device__ Number* last_jacobian(Number* tape) {
+  return atoms_of(tape, LAYERS - 1) + JACOBIAN * PADDED;
+}
 
 // Where a perceptron's lanes keep theirs: those of atoms, or of edges to `places` atoms from `target` on, `stride` apart; nowhere without `base`.
 struct Record {

@@ -77,7 +77,7 @@ KERNEL(gvp_energy, Arguments) {
     double *const energy = share == 0 ? a.batch.f + row : (double*)0, *const score = DIRECTIONS ? a.batch.df + first : (double*)0;
     const Point p = {a.batch.t[row], a.batch.x + first, (const double*)0, share, again, energy, score, (double*)0};
     // the last layer takes no step, so there is room for the gradient where the tape has those of the others
-    real* const by_mean = DIRECTIONS ? atoms_of(tape, LAYERS - 1) + JACOBIAN * PADDED : (real*)0;
+    real* const by_mean = DIRECTIONS ? last_jacobian(tape) : (real*)0;
     if (!again) {
       layers(a.trunk, scratch, p, DIRECTIONS ? tape : (real*)0);
       read_out(a, scratch, energy, by_mean);

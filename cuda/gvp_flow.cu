@@ -10,8 +10,7 @@ static __device__ __noinline__ void values(const Network& a, real* scratch, cons
   layers(a.trunk, scratch, p, tape);
   FOR_ITEMS(axis, atom, 3) m.x[axis * LANES + atom] = (real)0;
   __syncthreads();
-  real* const jacobian = KEPT(tape) ? atoms_of(tape, LAYERS - 1) + JACOBIAN * PADDED : (real*)0;
-  single_output(a.trunk.weights, scratch, *a.output, (real)0, jacobian);
+  single_output(a.trunk.weights, scratch, *a.output, (real)0, KEPT(tape) ? last_jacobian(tape) : (real*)0);
   FOR_ITEMS(axis, atom, 3)
     if (p.f && atom < ATOMS) p.f[3 * atom + axis] = (double)m.x[axis * LANES + atom];
   __syncthreads();
@@ -24,24 +23,8 @@ static __device__ __noinline__ void derivatives(const Network& a, real* scratch,
   tangents(a.trunk, scratch, p, !p.df, tape);
   FOR_EACH(axis, row, 3, ROWS) m.x[axis * ROWS + row] = (real)0;
   __syncthreads();
-  output_tangents(scratch, atoms_of(tape, LAYERS - 1) + JACOBIAN * PADDED);
-  const auto change = [&](int direction, int coordinate) {
-    return (double)m.x[coordinate % 3 * ROWS + coordinate / 3 * DIRECTIONS + direction];
-  };
-  if (p.df)
-    for (int i = threadIdx.x; i < 3 * ATOMS; i += THREADS) p.df[i] = change(0, i);
-  if (p.divergence && threadIdx.x == 0) {
-    double sum = 0.0;
-    if (p.dx) {
-      for (int i = 0; i < 3 * ATOMS; ++i) sum += p.dx[i] * change(0, i);
-    } else {
-      for (int d = 0; d < DIRECTIONS; ++d) {
-        const int i = p.part * DIRECTIONS + d;
-        if (i < 3 * (ATOMS - 1)) sum += change(d, i) - change(d, 3 * (ATOMS - 1) + i % 3);
-      }
-    }
-    *p.divergence = sum;
-  }
+  output_tangents(scratch, last_jacobian(tape));
+  write_derivatives(p, [&](int d, int i) { return m.x[i % 3 * ROWS + i / 3 * DIRECTIONS + d]; });
   __syncthreads();
 }
 #endif

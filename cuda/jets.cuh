@@ -234,28 +234,30 @@ static __device__ void read_positions(const Point& p, real* to) {
   }
 }
 
+// The field's derivatives to where they go: change(d, i) of coordinate i along the d-th direction.
+template <class Change>
+static __device__ void write_derivatives(const Point& p, const Change& change) {
+  if (p.df)
+    for (int i = threadIdx.x; i < 3 * ATOMS; i += THREADS) p.df[i] = (double)change(0, i);
+  if (!p.divergence || threadIdx.x > 0) return;
+  double sum = 0.0;
+  if (p.dx) {
+    for (int i = 0; i < 3 * ATOMS; ++i) sum += p.dx[i] * (double)change(0, i);
+  } else {
+    for (int d = 0; d < DIRECTIONS; ++d) {
+      const int i = p.part * DIRECTIONS + d;
+      if (i < 3 * (ATOMS - 1)) sum += (double)change(d, i) - (double)change(d, 3 * (ATOMS - 1) + i % 3);
+    }
+  }
+  *p.divergence = sum;
+}
+
 // The field in [3][LANES] to where it goes. Begins and ends with a barrier.
 static __device__ void write_field(const Point& p, const real* field) {
   __syncthreads();
-  FOR_ITEMS(axis, atom, 3) {
-    const Jet f = jet_at(field + axis * LANES, atom);
-    if (p.f && atom < ATOMS) p.f[3 * atom + axis] = (double)f.v[0];
-    if (p.df && atom < ATOMS) p.df[3 * atom + axis] = (double)f.v[COMPONENTS - 1];
-  }
-  if (p.divergence && threadIdx.x == 0) {
-    double sum = 0.0;
-    if (p.dx) {
-      for (int i = 0; i < 3 * ATOMS; ++i)
-        sum += p.dx[i] * (double)field[i % 3 * LANES + i / 3 * COMPONENTS + COMPONENTS - 1];
-    } else {
-      for (int c = 1; c < COMPONENTS; ++c) {
-        const int direction = p.part * DIRECTIONS + c - 1;
-        const real* f = field + direction % 3 * LANES;
-        sum += (double)f[direction / 3 * COMPONENTS + c] - (double)f[(ATOMS - 1) * COMPONENTS + c];
-      }
-    }
-    *p.divergence = sum;
-  }
+  FOR_ITEMS(axis, atom, 3)
+    if (p.f && atom < ATOMS) p.f[3 * atom + axis] = (double)jet_at(field + axis * LANES, atom).v[0];
+  if (DIRECTIONS) write_derivatives(p, [&](int d, int i) { return field[i % 3 * LANES + i / 3 * COMPONENTS + 1 + d]; });
   __syncthreads();
 }
 

@@ -238,17 +238,19 @@ pub struct FieldOnDevice<R: Real> {
     driver: Arc<dyn Driver>,
     kernel: FieldKernel,
     /// By name and directions.
-    kernels: Compiled<(&'static str, usize), KernelId>,
+    kernels: Compiled<(&'static str, usize), BlockShape>,
     work: Workspaces<Work<R>>,
     /// What went wrong first.
     failure: Mutex<Option<String>>,
 }
 
-/// How a kernel's blocks run: with bytes of shared memory, or numbers of memory of their own.
+/// How a kernel's blocks run: with bytes of shared memory and numbers of memory of their own, and how many at once.
+#[derive(Clone, Copy)]
 struct BlockShape {
     kernel: KernelId,
     shared: usize,
     scratch: usize,
+    resident: usize,
 }
 
 /// Memory for a batch.
@@ -305,19 +307,17 @@ impl<R: Real> FieldOnDevice<R> {
 
     /// The kernel `name` for derivatives along so many directions at once.
     fn block(&self, name: &'static str, directions: usize) -> Result<BlockShape> {
-        let compile = || self.driver.kernel(&(self.kernel.program)(directions), name);
-        let kernel = self.kernels.get((name, directions), compile)?;
-        let Numbers { state, tape } = (self.kernel.memory)(directions);
-        Ok(match needs_scratch::<R>(state, self.driver.shared_memory()) {
-            false => BlockShape { kernel, shared: state * size_of::<R>(), scratch: tape },
-            true => BlockShape { kernel, shared: 0, scratch: tape + state },
+        self.kernels.get((name, directions), || {
+            let kernel = self.driver.kernel(&(self.kernel.program)(directions), name)?;
+            let Numbers { state, tape } = (self.kernel.memory)(directions);
+            let (shared, scratch) = match needs_scratch::<R>(state, self.driver.shared_memory()) {
+                false => (state * size_of::<R>(), tape),
+                true => (0, tape + state),
+            };
+            let resident = self.driver.resident(kernel, self.kernel.threads as u32, shared)?;
+            let resident = resident.min(LARGEST_SCRATCH / (scratch * size_of::<R>()).max(1)).max(1);
+            Ok(BlockShape { kernel, shared, scratch, resident })
         })
-    }
-
-    /// Blocks of a kernel that the card runs at once, each with its own memory.
-    fn resident(&self, block: &BlockShape) -> Result<usize> {
-        let resident = self.driver.resident(block.kernel, self.kernel.threads as u32, block.shared)?;
-        Ok(resident.min(LARGEST_SCRATCH / (block.scratch * size_of::<R>()).max(1)).max(1))
     }
 
     /// Runs the kernel for derivatives along so many directions on rows whose t, x and dx are on the card, in `parts` each.
@@ -330,7 +330,7 @@ impl<R: Real> FieldOnDevice<R> {
         batch: Batch,
     ) -> Result<()> {
         let block = self.block(self.kernel.name, directions)?;
-        let most = if block.scratch == 0 { usize::MAX } else { self.resident(&block)? };
+        let most = if block.scratch == 0 { usize::MAX } else { block.resident };
         let grid = most.min(rows.div_ceil(self.kernel.rows) * parts);
         work.scratch.reserve(grid * block.scratch)?;
         let batch = Batch {

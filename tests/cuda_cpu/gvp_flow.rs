@@ -66,7 +66,7 @@ fn sizes_of_boltznce() {
     compare("whole-f32 of a smaller card", &whole::<f32>(), &smaller, 1, 5e-5);
 }
 
-/// With jets, 24 and 192 lanes.
+/// Values and tangents.
 #[test]
 fn by_tensor_cores() {
     compare("tensor", &small::<f32>(), &with_tensor_cores("gvp-tensor", Sanitizer::None), 2, 2e-5);

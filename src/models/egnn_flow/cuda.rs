@@ -55,20 +55,20 @@ const WIDEST: usize = 3;
 pub fn programs() -> Vec<Program> {
     let config =
         EgnnConfig { features: vec![vec![]; 22], n_features: 22, n_layers: 5, n_hidden: 64, coordinate_range: 15.0 };
-    let of = |c| [program::<f32>(&config, c, Machine::ELSEWHERE), program::<f64>(&config, c, Machine::ELSEWHERE)];
-    let by_tensor_cores = program::<f32>(&config, WIDEST + 1, Machine::WITH_TENSOR_CORES);
-    [1, 2, WIDEST + 1].into_iter().flat_map(of).chain([by_tensor_cores]).collect()
+    let of = |d| [program::<f32>(&config, d, Machine::ELSEWHERE), program::<f64>(&config, d, Machine::ELSEWHERE)];
+    let by_tensor_cores = program::<f32>(&config, WIDEST, Machine::WITH_TENSOR_CORES);
+    [0, 1, WIDEST].into_iter().flat_map(of).chain([by_tensor_cores]).collect()
 }
 
-fn program<R: Real>(config: &EgnnConfig, components: usize, Machine { shared, tensor }: Machine) -> Program {
-    let at_once = at_once::<R>(config, components, shared);
+fn program<R: Real>(config: &EgnnConfig, directions: usize, Machine { shared, tensor }: Machine) -> Program {
+    let at_once = at_once::<R>(config, directions, shared);
     let constants: [(_, &dyn std::fmt::Display); 10] = [
         ("REAL", &crate::device::program::real::<R>()),
         ("TENSOR", &u8::from(tensor)),
         ("THREADS", &threads::<R>()),
-        ("COMPONENTS", &components),
+        ("COMPONENTS", &(directions + 1)),
         ("DESTINATIONS", &at_once),
-        ("SCRATCH", &u8::from(needs_scratch::<R>(memory(config, components, at_once), shared))),
+        ("SCRATCH", &u8::from(needs_scratch::<R>(memory(config, directions, at_once), shared))),
         ("ATOMS", &config.features.len()),
         ("PADDED", &padded(config.features.len())),
         ("HIDDEN", &config.n_hidden),
@@ -78,14 +78,14 @@ fn program<R: Real>(config: &EgnnConfig, components: usize, Machine { shared, te
 }
 
 /// Numbers of a block's state with messages to so many atoms at once, as `MEMORY` of the kernel counts them.
-fn memory(config: &EgnnConfig, components: usize, at_once: usize) -> usize {
+fn memory(config: &EgnnConfig, directions: usize, at_once: usize) -> usize {
     let (hidden, even) = (config.n_hidden, config.n_hidden.next_multiple_of(2));
-    padded(config.features.len()) * components * (2 * hidden + 9 + 2 * even + at_once * (2 * even + 7))
+    padded(config.features.len()) * (directions + 1) * (2 * hidden + 9 + 2 * even + at_once * (2 * even + 7))
 }
 
-fn at_once<R>(config: &EgnnConfig, components: usize, shared: usize) -> usize {
-    let lanes = padded(config.features.len()) * components;
-    destinations::<R>(lanes, shared, |number| memory(config, components, number))
+fn at_once<R>(config: &EgnnConfig, directions: usize, shared: usize) -> usize {
+    let lanes = padded(config.features.len()) * (directions + 1);
+    destinations::<R>(lanes, shared, |number| memory(config, directions, number))
 }
 
 /// Inputs `from` to `from + n` of a layer.
@@ -132,12 +132,12 @@ impl<R: Real> Evaluator<Egnn, R> {
         let (for_program, for_memory) = (config.clone(), config.clone());
         let machine = Machine::of::<R>(driver);
         let state =
-            move |components| memory(&for_memory, components, at_once::<R>(&for_memory, components, machine.shared));
-        let directions = if needs_scratch::<R>(state(WIDEST + 1), machine.shared) { 1 } else { WIDEST };
+            move |directions| memory(&for_memory, directions, at_once::<R>(&for_memory, directions, machine.shared));
+        let directions = if needs_scratch::<R>(state(WIDEST), machine.shared) { 1 } else { WIDEST };
         let kernel = FieldKernel::new(
             ("egnn_field", 3 * config.features.len(), threads::<R>()),
-            move |directions| program::<R>(&for_program, directions + 1, machine),
-            move |directions| Numbers::of_state(state(directions + 1)),
+            move |directions| program::<R>(&for_program, directions, machine),
+            move |directions| Numbers::of_state(state(directions)),
         );
         let mut kernel = FieldKernel { directions, ..kernel };
         kernel.arguments = bytes(&NetworkRecord {

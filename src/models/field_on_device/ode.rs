@@ -149,9 +149,8 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
             Divergence::Hutchinson { probes } => (1, probes),
         };
         let block = self.block(KERNEL, directions)?;
-        let resident = self.resident(&block)?;
-        let team = team_size(n, shares, self.kernel.values, resident);
-        let teams = n.min(resident / team);
+        let team = team_size(n, shares, self.kernel.values, block.resident);
+        let teams = n.min(block.resident / team);
         let grid = teams * team;
 
         let mut workspace = self.work.take()?;
