@@ -620,6 +620,7 @@ static __device__ void run_stage(const Arguments& a, const State& m, const Team&
   const int steps = a.encode ? (a.tokens - 1 + LANES - 1) / LANES : a.tokens - 1;
   At at = {tile, 0};
   if (team.rank == 0) enter(a, m, at, flow);
+  if (ALONE) ARRIVED();  // what the last step of the stage before asked for, to the same places
   ask<CHANNELS>(a, m, layers[0].qkv, 3 * CHANNELS, first_of(team));
   meet(team);
   for (; at.step < steps; ++at.step) {

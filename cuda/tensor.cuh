@@ -1,6 +1,9 @@
 // W x by tensor cores, where networks are f32: each number is the sum of two of TF32 (eleven bits), and of their four products the three
 // that count are added up in f32 (3xTF32), so that a product keeps 21 bits. For cards from sm_80 on.
 //
+// The instruction cuts off what does not fit into f32 where an addition rounds, always towards zero (Fasi et al., PeerJ CS 7:e330, 2021), so pieces
+// of eight inputs begin at zero and are added up by the thread (Ootomo and Yokota, IJHPCA 36:475, 2022).
+//
 // A warp multiplies 16 outputs by up to 32 lanes in pieces of 16 × 8 × 8 (mma.m16n8k8); its 32 threads are eight groups of four. What the
 // instruction calls rows g and g + 8 are outputs 2g and 2g + 1, so that both come from memory at once.
 #ifndef MODEJUMP_TENSOR
@@ -93,9 +96,12 @@ static __device__ void product(const real* w, int n_in, int n_out, int lanes, co
         const real* const from = x + (k + t) * stride + first + 8 * e + g;
         const float values[2] = {k + t < n_in ? from[0] : 0.0f, k + t + 4 < n_in ? from[4 * stride] : 0.0f};
         const Split<2> b(values);
-        MMA(sum[e], a.small, b.large);
-        MMA(sum[e], a.large, b.small);
-        MMA(sum[e], a.large, b.large);
+        float piece[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        MMA(piece, a.small, b.large);
+        MMA(piece, a.large, b.small);
+        MMA(piece, a.large, b.large);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum[e][i] += piece[i];
       }
     }
 #pragma unroll

@@ -157,9 +157,10 @@ fn nvrtc() -> ExitCode {
 /// What `nvrtc` has kept is found without the library, and nothing else is.
 #[cfg(feature = "cuda")]
 fn kept() -> ExitCode {
-    use modejump::device::compile::{compile, cubin};
+    use modejump::device::compile::{compile, load};
     let program = program::all().into_iter().find(|program| !is_double(program)).unwrap();
-    match (cubin(&program, "sm_90"), cubin(&program, "sm_75"), compile(&program, "sm_90")) {
+    let code = |architecture| load(&program, architecture, |code| Ok(code.to_vec()));
+    match (code("sm_90"), code("sm_75"), compile(&program, "sm_90")) {
         (Ok(_), Err(said), Err(_)) if said.to_string().contains("modejump compile") => ExitCode::SUCCESS,
         (Ok(_), Ok(_), Ok(_)) => {
             println!("cuda_compile: SKIPPED a machine without NVRTC: this one has it");

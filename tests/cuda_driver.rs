@@ -15,7 +15,7 @@ use modejump::moves::{self, Options, State};
 use modejump::target::Target;
 use modejump::Result;
 use std::ffi::CString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -302,6 +302,55 @@ fn calls_at_the_same_time_have_a_queue_each() {
     });
 }
 
+/// With a folder of its own for compiled kernels.
+fn with_cache(name: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_driver").join(name).join("cache");
+    let _ = std::fs::remove_dir_all(&folder);
+    std::env::set_var("MODEJUMP_CACHE", &folder);
+    folder.join("kernels")
+}
+
+#[test]
+fn a_damaged_file_of_kernels_is_written_anew() {
+    by_the_rules("a_damaged_file_of_kernels_is_written_anew", || {
+        let folder = with_cache("damaged");
+        let use_it = || use_model(&*load(&double_well(), &Device::cuda(0).unwrap()));
+        use_it();
+        let files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let sizes = || files.iter().map(|file| std::fs::metadata(file).unwrap().len()).collect::<Vec<_>>();
+        let whole = sizes();
+        assert!(!files.is_empty());
+        files.iter().for_each(|file| std::fs::write(file, b"\x7fELF\0\0\0\0").unwrap());
+        use_it();
+        assert_eq!(sizes(), whole);
+    });
+}
+
+#[test]
+fn a_driver_older_than_the_compiler_is_named() {
+    by_the_rules("a_driver_older_than_the_compiler_is_named", || {
+        with_cache("old");
+        std::env::set_var("LIBCUDA_VERSION", "12040");
+        let device = Device::cuda(0).unwrap();
+        let refused =
+            models::from_bytes_on("model", &double_well(), Precision::F32, &device).err().unwrap().to_string();
+        assert!(refused.contains("up to 12.4") && refused.contains("nvidia-cuda-nvrtc-cu12"), "{refused}");
+    });
+}
+
+#[test]
+fn memory_that_is_copied_from_too_late_is_found() {
+    let rule = "the source of a copy changed before its stream was waited for";
+    against_the_rules("memory_that_is_copied_from_too_late_is_found", rule, || {
+        let device = Device::cuda(0).unwrap();
+        let mut buffer = Buffer::new(device.driver().unwrap(), 2).unwrap();
+        let mut values = [1.0, 2.0];
+        buffer.write(&values).unwrap();
+        values[1] = 3.0;
+        buffer.read(&mut values).unwrap();
+    });
+}
+
 #[test]
 fn a_kernel_that_does_not_wait_for_its_weights_is_found() {
     let rule = "a kernel does not wait for what its thread copies to the card in another stream";
@@ -313,7 +362,7 @@ fn a_kernel_that_does_not_wait_for_its_weights_is_found() {
             sys::cuMemAlloc_v2(&mut address, 8).result().unwrap();
             streams.iter_mut().for_each(|stream| sys::cuStreamCreate(stream, 1).result().unwrap());
             sys::cuMemcpyHtoDAsync_v2(address, [0_u8; 8].as_ptr().cast(), 8, streams[0]).result().unwrap();
-            sys::cuModuleLoadData(&mut module, b"\x7fELF".as_ptr().cast()).result().unwrap();
+            sys::cuModuleLoadData(&mut module, b"\x7fELF\x02".as_ptr().cast()).result().unwrap();
             sys::cuModuleGetFunction(&mut function, module, c"kernel".as_ptr()).result().unwrap();
             let [parameters, none] = [parameters.as_mut_ptr(), null_mut()];
             let _ = sys::cuLaunchKernel(function, 1, 1, 1, 32, 1, 1, 0, streams[1], parameters, none);

@@ -10,22 +10,29 @@ use cudarc::nvrtc::{result, sys};
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-/// The machine code of a program for an architecture such as `sm_90`.
-pub fn cubin(program: &Program, architecture: &str) -> Result<Vec<u8>> {
+/// What `load` makes of the machine code of a program for an architecture such as `sm_90`. A file that it refuses, as a damaged one, is
+/// written anew; where nothing compiles here, all that fit are tried.
+pub fn load<T>(program: &Program, architecture: &str, load: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
     let name = name(program, architecture);
-    if guard_library().is_err() {
-        return kept_by_any(&name).map_or_else(|| compile(program, architecture), Ok);
+    if let Err(no_library) = guard_library() {
+        let mut tried = kept_by_any(&name).map(|code| load(&code));
+        return match tried.next() {
+            None => Err(no_library),
+            Some(Ok(loaded)) => Ok(loaded),
+            Some(refused) => tried.find(Result::is_ok).unwrap_or(refused),
+        };
     }
     let file = file(&name)?;
-    if let Some(bytes) = file.as_ref().and_then(|file| kept(file)) {
-        return Ok(bytes);
+    if let Some(loaded) = file.as_ref().and_then(|file| kept(file)).and_then(|code| load(&code).ok()) {
+        return Ok(loaded);
     }
-    let bytes = compile(program, architecture)?;
+    let code = compile(program, architecture)?;
+    let loaded = load(&code)?;
     if let Some(file) = file {
         // failure only means that the next run compiles again
-        let _ = keep(&file, &bytes);
+        let _ = keep(&file, &code);
     }
-    Ok(bytes)
+    Ok(loaded)
 }
 
 /// The file with the machine code of a program, written if it was not there. Errors: no folder for it, or one that cannot be written to.
@@ -34,7 +41,7 @@ pub fn keep_cubin(program: &Program, architecture: &str) -> Result<PathBuf> {
         return Err(Error::invalid("there is no folder for compiled kernels; set MODEJUMP_CACHE to one"));
     };
     if kept(&file).is_none() {
-        keep(&file, &compile(program, architecture)?).map_err(|e| Error::io(&file, e))?;
+        keep(&file, &compile(program, architecture)?)?;
     }
     Ok(file)
 }
@@ -46,18 +53,20 @@ fn name(program: &Program, architecture: &str) -> String {
 
 /// Where the compiler that is here keeps what begins with `name`.
 fn file(name: &str) -> Result<Option<PathBuf>> {
-    let compiler = version()?;
-    Ok(cache().map(|folder| folder.join(format!("{name}nvrtc{compiler}.cubin"))))
+    let (major, minor) = version()?;
+    Ok(cache().map(|folder| folder.join(format!("{name}nvrtc{major}.{minor}.cubin"))))
 }
 
-fn kept_by_any(name: &str) -> Option<Vec<u8>> {
-    let files = std::fs::read_dir(cache()?).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+/// What compilers have kept of it, the last one by name first.
+fn kept_by_any(name: &str) -> impl Iterator<Item = Vec<u8>> {
+    let entries = cache().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten();
     let fits = |path: &PathBuf| {
         let file = path.file_name().map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
         file.starts_with(name) && file.ends_with(".cubin")
     };
-    // the last by name, should there be several
-    files.filter(fits).max().and_then(|file| kept(&file))
+    let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(fits).collect();
+    files.sort_unstable();
+    files.into_iter().rev().filter_map(|file| kept(&file))
 }
 
 /// Compiles, without a look at what was kept.
@@ -100,12 +109,13 @@ fn log(handle: sys::nvrtcProgram) -> String {
     log.into_iter().map(|c| c as u8 as char).filter(|&c| c != '\0').collect()
 }
 
-fn version() -> Result<String> {
+/// Major and minor number of the compiler.
+pub(super) fn version() -> Result<(i32, i32)> {
     let (mut major, mut minor) = (0, 0);
     // SAFETY: two numbers to write to.
     let status = unsafe { sys::nvrtcVersion(&mut major, &mut minor) };
     status.result().map_err(|e| Error::Engine(format!("NVRTC does not tell its version: {e}")))?;
-    Ok(format!("{major}.{minor}"))
+    Ok((major, minor))
 }
 
 /// cudarc panics where the library is not there, so it is looked for first.
@@ -135,15 +145,7 @@ fn kept(file: &Path) -> Option<Vec<u8>> {
     std::fs::read(file).ok().filter(|bytes| bytes.starts_with(b"\x7fELF"))
 }
 
-/// Written aside and renamed, so that nobody reads half a file.
-fn keep(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let aside = file.with_extension(format!("{}.part", std::process::id()));
-    let write = || {
-        std::fs::create_dir_all(file.parent().unwrap_or(file))?;
-        std::fs::write(&aside, bytes)?;
-        std::fs::rename(&aside, file)
-    };
-    write().inspect_err(|_| {
-        let _ = std::fs::remove_file(&aside);
-    })
+fn keep(file: &Path, bytes: &[u8]) -> Result<()> {
+    std::fs::create_dir_all(file.parent().unwrap_or(file)).map_err(|e| Error::io(file, e))?;
+    crate::io::write_atomically(file, bytes)
 }

@@ -35,20 +35,25 @@ impl<T: Pod> Buffer<T> {
         Ok(Buffer { driver: driver.clone(), address: driver.allocate(bytes)?, capacity, kind: PhantomData })
     }
 
+    /// Of these values, which are there when this returns.
     pub fn of(driver: &Arc<dyn Driver>, values: &[T]) -> Result<Buffer<T>> {
         let mut buffer = Buffer::new(driver, values.len())?;
         buffer.write(values)?;
+        driver.finish()?;
         Ok(buffer)
     }
 
     /// Makes room for `capacity` numbers; what was there is lost if there was less.
     pub fn reserve(&mut self, capacity: usize) -> Result<()> {
         if capacity > self.capacity {
+            // the old memory first, so that there need not be room for both
+            *self = Buffer::empty(&self.driver);
             *self = Buffer::new(&self.driver, capacity)?;
         }
         Ok(())
     }
 
+    /// The caller keeps `values` until the next read, or [`Driver::finish`].
     pub fn write(&mut self, values: &[T]) -> Result<()> {
         self.reserve(values.len())?;
         match values {

@@ -32,6 +32,11 @@ pub trait Driver: Send + Sync {
         false
     }
 
+    /// Whether a kernel that runs for more than some seconds is ended, as on cards with a display.
+    fn has_watchdog(&self) -> bool {
+        false
+    }
+
     /// How many multiprocessors share out the blocks of a launch, for a choice of tiles.
     fn multiprocessors(&self) -> usize;
 
@@ -59,9 +64,15 @@ pub trait Driver: Send + Sync {
     /// Gives back what [`Driver::allocate`] gave.
     fn free(&self, address: u64);
 
+    /// The caller keeps `bytes` as they are until the next download, or [`Driver::finish`].
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Waits for all launches before.
+    /// Waits for all that was begun.
+    fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits for all uploads and launches before.
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
 
     /// Starts `grid` blocks of `block` threads, each with `shared` bytes of shared memory; `argument` is the kernel's struct.

@@ -60,6 +60,7 @@ struct Card {
     architecture: String,
     shared_memory: usize,
     multiprocessors: usize,
+    has_watchdog: bool,
     /// The primary one is made when it is first needed: it takes some hundred MiB of the card.
     context: OnceLock<std::result::Result<Context, result::DriverError>>,
     kernels: Mutex<Kernels>,
@@ -122,6 +123,7 @@ impl Card {
             architecture: format!("sm_{major}{minor}"),
             shared_memory: get(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
             multiprocessors: get(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+            has_watchdog: get(Attribute::CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT)? != 0,
             context: OnceLock::new(),
             kernels: Mutex::default(),
         })
@@ -234,6 +236,10 @@ impl Driver for Queue {
         tensor_cores(&self.card.architecture)
     }
 
+    fn has_watchdog(&self) -> bool {
+        self.card.has_watchdog
+    }
+
     fn multiprocessors(&self) -> usize {
         self.card.multiprocessors
     }
@@ -245,11 +251,14 @@ impl Driver for Queue {
     }
 
     fn another_queue(&self) -> Result<Option<Arc<dyn Driver>>> {
+        self.finish()?;
+        Ok(Some(Arc::new(Queue::on(self.card.clone()))))
+    }
+
+    fn finish(&self) -> Result<()> {
         let (_current, stream) = self.enter()?;
         // SAFETY: the stream is this queue's.
-        unsafe { result::stream::synchronize(stream) }
-            .map_err(|e| self.failed("a kernel, or copying to the GPU", e))?;
-        Ok(Some(Arc::new(Queue::on(self.card.clone()))))
+        unsafe { result::stream::synchronize(stream) }.map_err(|e| self.failed("a kernel, or copying to the GPU", e))
     }
 
     fn kernel(&self, program: &Program, name: &str) -> Result<KernelId> {
@@ -258,10 +267,11 @@ impl Driver for Queue {
         let module = match kernels.modules.get(program) {
             Some(module) => *module,
             None => {
-                let code = compile::cubin(program, &self.card.architecture)?;
-                // SAFETY: `code` is a whole cubin; the driver copies it.
-                let module = unsafe { result::module::load_data(code.as_ptr().cast()) }
-                    .map_err(|e| error(&format!("the driver cannot load {}.cu", program.name), e))?;
+                let load = |code: &[u8]| {
+                    // SAFETY: `code` is a cubin, with its length in it; the driver copies it.
+                    unsafe { result::module::load_data(code.as_ptr().cast()) }.map_err(|e| not_loaded(program, e))
+                };
+                let module = compile::load(program, &self.card.architecture, load)?;
                 kernels.modules.insert(program.clone(), module);
                 module
             }
@@ -292,7 +302,7 @@ impl Driver for Queue {
 
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
         let (_current, stream) = self.enter()?;
-        // SAFETY: the buffer has room, as `Buffer::write` sees to; memory that is not page-locked is copied aside before return.
+        // SAFETY: the buffer has room, as `Buffer::write` sees to; the caller keeps `bytes` until the stream is waited for.
         unsafe { result::memcpy_htod_async(address, bytes, stream) }.map_err(|e| self.failed("copying to the GPU", e))
     }
 
@@ -368,6 +378,26 @@ impl Drop for Card {
             // SAFETY: retained once, by this.
             let _ = unsafe { result::primary_ctx::release(self.device) };
         }
+    }
+}
+
+/// With advice where the compiler is newer than the driver: one of the same major version makes code that it loads.
+fn not_loaded(program: &Program, e: result::DriverError) -> Error {
+    let failed = format!("the driver cannot load {}.cu", program.name);
+    let mut driver = 0;
+    // SAFETY: a number to write to.
+    let asked = unsafe { sys::cuDriverGetVersion(&mut driver) }.result();
+    let (major, minor) = (driver / 1000, driver % 1000 / 10);
+    match (asked, compile::version()) {
+        (Ok(()), Ok(compiler)) if compiler.0 > major => error(
+            &format!(
+                "{failed}, which NVRTC {}.{} has compiled: the driver knows CUDA up to {major}.{minor}; update it, or put the NVRTC of \
+                 CUDA {major} into LD_LIBRARY_PATH in the other's place (`pip install nvidia-cuda-nvrtc-cu{major}`)",
+                compiler.0, compiler.1
+            ),
+            e,
+        ),
+        _ => error(&failed, e),
     }
 }
 

@@ -59,8 +59,8 @@ impl Machine {
     }
 }
 
-/// Rows of one launch, so that memory on the card does not grow with the batch.
-const LAUNCH: usize = 4096;
+/// Rows of one launch, so that memory on the card does not grow with the batch, and no launch takes seconds.
+const LAUNCH: usize = 1024;
 /// Bytes that all blocks of a launch may keep in memory of the card; a single block may have more.
 const LARGEST_SCRATCH: usize = 4 << 30;
 

@@ -15,6 +15,9 @@ const PIECE: usize = 8 * THREADS;
 /// Blocks a multiprocessor, each with one piece or more.
 const BLOCKS: usize = 4;
 
+/// Weights, and rows to draw, so that a number of them plus what all threads take at once is an `int` of the kernels.
+const MOST: usize = (1 << 31) - (1 << 24);
+
 /// `Piece` of the kernels.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
@@ -77,11 +80,11 @@ enum Kernel {
 }
 
 impl WeightsOnDevice {
-    /// Copies log-weights to the machine. Errors: none of them, more than 2³¹, a machine without a compiler or memory.
+    /// Copies log-weights to the machine. Errors: none of them, more than some 2³¹, a machine without a compiler or memory.
     pub fn new(driver: &Arc<dyn Driver>, log_weights: &[f64]) -> Result<WeightsOnDevice> {
         let n = log_weights.len();
-        if n == 0 || i32::try_from(n).is_err() {
-            return Err(Error::invalid(format!("{n} log-weights: give at least one, and fewer than 2^31")));
+        if n == 0 || n > MOST {
+            return Err(Error::invalid(format!("{n} log-weights: give at least one, and no more than {MOST}")));
         }
         let [program] = &programs()[..] else { unreachable!("one program") };
         let mut kernels = [KernelId(0); 5];
@@ -140,7 +143,9 @@ impl WeightsOnDevice {
     /// [`super::resample`], from a stream that nothing was drawn from.
     pub fn resample(&self, n: usize, method: Resampling, stream: &Stream) -> Result<Vec<usize>> {
         let start = stream.start().ok_or_else(|| Error::invalid("a stream for resampling was drawn from before"))?;
-        let draws = i32::try_from(n).map_err(|_| Error::invalid(format!("{n} rows to draw: give fewer than 2^31")))?;
+        if n > MOST {
+            return Err(Error::invalid(format!("{n} rows to draw: give no more than {MOST}")));
+        }
         let Sums { log_sum, last, .. } = self.sums()?;
         let shares = Buffer::<f64>::new(&self.driver, self.n)?;
         let mut totals = vec![0.0; self.pieces()];
@@ -152,7 +157,7 @@ impl WeightsOnDevice {
             rows: rows.address(),
             stream: start,
             log_sum,
-            draws,
+            draws: n as i32,
             method: method as i32,
             last: last as i32,
             ..self.arguments()

@@ -61,8 +61,9 @@ pub struct Fibres {
     shared_memory: usize,
     multiprocessors: usize,
     tensor_cores: bool,
-    /// (what to look for, what to put there), applied to the source: a planted fault.
-    fault: Option<(&'static str, &'static str)>,
+    /// (what to look for, what to put there), applied to the source: planted faults.
+    faults: Vec<(&'static str, &'static str)>,
+    watchdog: bool,
     /// Order of warps and lanes.
     pub seed: AtomicU32,
     kernels: Mutex<Vec<(PathBuf, String)>>,
@@ -80,7 +81,8 @@ impl Fibres {
             shared_memory: 227 << 10,
             multiprocessors: 2,
             tensor_cores: false,
-            fault: None,
+            faults: Vec::new(),
+            watchdog: false,
             seed: AtomicU32::new(1),
             kernels: Mutex::default(),
             memory: Mutex::default(),
@@ -88,8 +90,14 @@ impl Fibres {
     }
 
     /// With every `from` in the source replaced by `to`.
-    pub fn with_fault(self, from: &'static str, to: &'static str) -> Fibres {
-        Fibres { fault: Some((from, to)), ..self }
+    pub fn with_fault(mut self, from: &'static str, to: &'static str) -> Fibres {
+        self.faults.push((from, to));
+        self
+    }
+
+    /// As a card with a display.
+    pub fn with_watchdog(self) -> Fibres {
+        Fibres { watchdog: true, ..self }
     }
 
     /// With so many bytes of shared memory a block instead of those of an H100.
@@ -113,7 +121,7 @@ impl Fibres {
             return Ok(binary);
         }
         let mut source = program.source.clone();
-        if let Some((from, to)) = self.fault {
+        for (from, to) in &self.faults {
             assert!(source.contains(from), "the planted fault does not fit: {from:?}");
             source = source.replace(from, to);
         }
@@ -127,7 +135,7 @@ impl Fibres {
         command.args(["-x", "c++"]).arg(here().join("launcher.h")).arg("-o").arg(&binary);
         let output = command.output().map_err(|e| Error::Engine(format!("g++: {e}")))?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        if !output.status.success() || (self.fault.is_none() && said.contains("warning")) {
+        if !output.status.success() || (self.faults.is_empty() && said.contains("warning")) {
             return Err(Error::Engine(format!("{command:?}\n{said}")));
         }
         Ok(binary)
@@ -189,6 +197,10 @@ impl Driver for Fibres {
 
     fn tensor_cores(&self) -> bool {
         self.tensor_cores
+    }
+
+    fn has_watchdog(&self) -> bool {
+        self.watchdog
     }
 
     fn multiprocessors(&self) -> usize {

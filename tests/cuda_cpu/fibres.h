@@ -284,7 +284,14 @@ inline float seen_as_tf32(uint32_t bits) {
   return x;
 }
 
-// c += a b of a whole warp: mma.m16n8k8 with TF32 (PTX ISA, fragments of m16n8k8).
+// What is left of a number in f32 where nothing is rounded up.
+inline float cut_off(double x) {
+  const float nearest = static_cast<float>(x);
+  return std::abs(static_cast<double>(nearest)) > std::abs(x) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+// c += a b of a whole warp: mma.m16n8k8 with TF32 (PTX ISA, fragments of m16n8k8). Cards add up four products or eight at once, and cut off; four are
+// the worse.
 inline void mma(float* c, const float* a, const float* b, int line) {
   const unsigned lane = index().x % 32, g = lane / 4, t = lane % 4;
   float rows[2][8], columns[8][2];
@@ -306,7 +313,11 @@ inline void mma(float* c, const float* a, const float* b, int line) {
   });
   for (int row = 0; row < 2; ++row)
     for (int column = 0; column < 2; ++column)
-      for (int k = 0; k < 8; ++k) c[2 * row + column] += rows[row][k] * columns[k][column];
+      for (int four = 0; four < 8; four += 4) {
+        double sum = c[2 * row + column];
+        for (int k = four; k < four + 4; ++k) sum += static_cast<double>(rows[row][k]) * columns[k][column];
+        c[2 * row + column] = cut_off(sum);
+      }
 }
 
 // Lets those lanes of a warp go on that all met; says whether any did.

@@ -152,9 +152,10 @@ fn a_sample_is_the_same_in_every_batch() {
     }
 }
 
+/// With a launch for every two samples.
 #[test]
 fn every_option() {
-    let driver = fibres("paths-options", Sanitizer::None);
+    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("paths-options", Sanitizer::None).with_watchdog());
     let by_quadrature = |quadrature| Method::DormandPrince {
         absolute: 1e-3,
         relative: 1e-3,

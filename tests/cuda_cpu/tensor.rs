@@ -68,13 +68,28 @@ fn products_of_all_sizes() {
 #[test]
 fn faults_are_found() {
     for (name, from, to) in [
-        ("tensor-small", "MMA(sum[e], a.small, b.large);", ""),
+        ("tensor-small", "MMA(piece, a.small, b.large);", ""),
         ("tensor-lanes", "const int wanted = t ^ d;", "const int wanted = t;"),
     ] {
         let driver: Arc<dyn Driver> = Arc::new(Fibres::new(name, Sanitizer::None).with_fault(from, to));
         let error = error(&driver, [20, 34, 24]);
         assert!(error.is_nan() || error > 1e-5, "{name}: {error:e}");
     }
+}
+
+/// What the instruction cuts off adds up where a sum stays in it to the end.
+#[test]
+fn pieces_are_added_up_outside() {
+    let driver: Arc<dyn Driver> = Arc::new(
+        Fibres::new("tensor-inside", Sanitizer::None)
+            .with_fault(
+                "for (int i = 0; i < 4; ++i) sum[e][i] += piece[i];",
+                "for (int i = 0; i < 4; ++i) sum[e][i] = piece[i];",
+            )
+            .with_fault("float piece[4] = {0.0f, 0.0f, 0.0f, 0.0f};", "float* const piece = sum[e];"),
+    );
+    let error = error(&driver, [256, 256, 24]);
+    assert!(error > 5e-7, "{error:e}");
 }
 
 #[test]

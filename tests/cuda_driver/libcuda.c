@@ -1,7 +1,7 @@
 /* A libcuda that runs no kernel and holds its callers to the rules of the real one: a context has to be current, and memory, streams and
  * kernels belong to the context that they were made in. Who breaks a rule is told so and ends. Two cards; memory is the host's, zero at first.
- * What is copied to the card arrives when its stream is waited for, or for what follows in that stream; what is copied to the host, when its stream is
- * waited for. A line on stdout for whatever a test asks about. */
+ * What is copied to the card arrives when its stream is waited for, or for what follows in that stream, and is left as it is on the host until then;
+ * what is copied to the host arrives when its stream is waited for. A line on stdout for whatever a test asks about. */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -21,8 +21,8 @@ typedef struct Thing {
     int device, alive, shared_memory;
     char *memory;
     size_t bytes;
-    /* of a stream: a copy to the host that is under way */
-    struct Copy { void *to; const char *from; size_t bytes; struct Copy *next; } *copies;
+    /* of a stream: copies to the host that are under way; sources of those to the card, and what they held */
+    struct Copy { void *to; const char *from; size_t bytes; struct Copy *next; } *copies, *uploads;
 } Thing;
 
 static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
@@ -126,6 +126,7 @@ Result cuDeviceGetAttribute(int *value, int attribute, int device) {
     demand(device == 0 || device == 1, "no such device");
     switch (attribute) {
     case 16: *value = 4; break;          /* multiprocessors */
+    case 17: *value = 0; break;          /* whether kernels that take long are ended */
     case 75: *value = 9; break;          /* compute capability */
     case 76: *value = 0; break;
     case 97: *value = 227 << 10; break;  /* shared memory of a block */
@@ -182,13 +183,20 @@ Result cuStreamCreate(Thing **stream, unsigned flags) {
 }
 
 Result cuStreamSynchronize(Thing *stream) {
-    struct Copy *copy = owned(stream, STREAM)->copies;
+    struct Copy *copy = owned(stream, STREAM)->copies, *upload = stream->uploads;
     int kept = 0;
     for (int i = 0; i < n_uploading; i++)
         if (uploading[i] != stream)
             uploading[kept++] = uploading[i];
     n_uploading = kept;
-    stream->copies = NULL;
+    stream->copies = stream->uploads = NULL;
+    while (upload != NULL) {
+        struct Copy *next = upload->next;
+        demand(memcmp(upload->to, upload->from, upload->bytes) == 0, "the source of a copy changed before its stream was waited for");
+        free(upload->to);
+        free(upload);
+        upload = next;
+    }
     while (copy != NULL) { /* in any order: their sources do not change any more */
         struct Copy *next = copy->next;
         memcpy(copy->to, copy->from, copy->bytes);
@@ -203,8 +211,17 @@ Result cuStreamDestroy_v2(Thing *stream) {
     return stream->alive = 0;
 }
 
+/* A driver as old as LIBCUDA_VERSION says loads nothing. */
+Result cuDriverGetVersion(int *version) {
+    const char *old = getenv("LIBCUDA_VERSION");
+    return *version = old ? atoi(old) : 99000, 0;
+}
+
+/* Code with nothing behind its first bytes is refused, as a real driver does. */
 Result cuModuleLoadData(Thing **module, const void *code) {
     demand(memcmp(code, "\177ELF", 4) == 0, "code that is no cubin");
+    if (getenv("LIBCUDA_VERSION") || ((const char *)code)[4] == 0)
+        return 200;
     return *module = make(MODULE, current()), 0;
 }
 
@@ -247,6 +264,9 @@ Result cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, Thing *s
     if (bytes > 0) {
         memory_at(to, bytes);
         memcpy((void *)to, from, bytes);
+        struct Copy *upload = calloc(1, sizeof *upload);
+        *upload = (struct Copy){memcpy(malloc(bytes), from, bytes), from, bytes, stream->uploads};
+        stream->uploads = upload;
         demand(n_uploading < 64, "copies to the card that nobody waits for");
         if (n_uploading == 0 || uploading[n_uploading - 1] != stream)
             uploading[n_uploading++] = stream;

@@ -541,9 +541,9 @@ impl<R: Real> CouplingOnDevice<R> {
         let mut work = self.work.take()?;
         work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
         let mut arguments = self.arguments;
-        match latent {
+        match &latent {
             Latent::Streams(streams) => {
-                work.streams.write(&streams)?;
+                work.streams.write(streams)?;
                 arguments.streams = work.streams.address();
             }
             Latent::Given(z) => {

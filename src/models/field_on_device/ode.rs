@@ -1,6 +1,6 @@
 //! The ODE of a continuous flow in one launch (`cuda/ode.cuh`): who does the work, and what the kernel is told.
 
-use super::FieldOnDevice;
+use super::{BlockShape, FieldOnDevice};
 use crate::device::{Buffer, Driver};
 use crate::error::Result;
 use crate::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
@@ -129,6 +129,15 @@ fn team_size(n: usize, shares: usize, values: usize, resident: usize) -> usize {
     (1..=most).find(|&blocks| 10 * time(blocks) <= 11 * best).unwrap_or(1)
 }
 
+/// Samples that a team carries in one launch: enough that blocks seldom wait for the slowest; one where a kernel that takes seconds is ended.
+fn samples_of_a_team(driver: &dyn Driver) -> usize {
+    if driver.has_watchdog() {
+        1
+    } else {
+        16
+    }
+}
+
 impl<R: Real> PathSolver for FieldOnDevice<R> {
     fn carry(
         &self,
@@ -150,6 +159,31 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
         };
         let block = self.block(KERNEL, directions)?;
         let team = team_size(n, shares, self.kernel.values, block.resident);
+        let ode = Ode { team: team as i32, n_probes: shares as i32, ..Ode::of(flow, span) };
+        let rows = block.resident / team * samples_of_a_team(&*self.driver);
+        let mut reports = Vec::with_capacity(n);
+        for (launch, x) in x.chunks_mut(rows * d).enumerate() {
+            let part = |all: usize| launch * rows * all / n..(launch * rows + x.len() / d) * all / n;
+            let (of_probes, of_integral) = (part(probes.len()), part(integral.len()));
+            let (probes, integral) = (&probes[of_probes], &mut integral[of_integral]);
+            reports.extend(self.launch_paths(&block, &ode, probes, x, integral)?);
+        }
+        Ok(reports)
+    }
+}
+
+impl<R: Real> FieldOnDevice<R> {
+    /// One launch for all of these samples, with as many teams as there is work or room for.
+    fn launch_paths(
+        &self,
+        block: &BlockShape,
+        ode: &Ode,
+        probes: &[f64],
+        x: &mut [f64],
+        integral: &mut [f64],
+    ) -> Result<Vec<Report>> {
+        let (d, team, shares) = (self.kernel.dimension, ode.team as usize, ode.n_probes as usize);
+        let n = x.len() / d;
         let teams = n.min(block.resident / team);
         let grid = teams * team;
 
@@ -162,7 +196,8 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
         work.probes.write(probes)?;
         work.blocks.reserve(grid * 10 * (d + 1))?;
         work.teams.reserve(teams * 2 * (d + shares))?;
-        work.arrivals.write(&vec![0; teams])?;
+        let none_yet = vec![0; teams];
+        work.arrivals.write(&none_yet)?;
         scratch.reserve(grid * block.scratch)?;
         let or_null = |buffer: u64, empty: bool| if empty { 0 } else { buffer };
         let ode = Ode {
@@ -175,9 +210,7 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
             arrivals: work.arrivals.address(),
             scratch: or_null(scratch.address(), block.scratch == 0),
             n: n as i32,
-            team: team as i32,
-            n_probes: shares as i32,
-            ..Ode::of(flow, span)
+            ..*ode
         };
         let argument = [bytemuck::bytes_of(&ode), &self.kernel.arguments].concat();
         let (grid, threads) = (grid as u32, self.kernel.threads as u32);

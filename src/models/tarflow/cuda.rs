@@ -16,8 +16,8 @@ use std::sync::Arc;
 const SOURCE: &str = include_str!("../../../cuda/tarflow.cu");
 const KERNEL: &str = "tarflow";
 const THREADS: usize = 256;
-/// Samples of one launch, so that memory on the card does not grow with the batch.
-const LAUNCH: usize = 1 << 14;
+/// Samples of one launch, so that memory on the card does not grow with the batch, and no launch takes seconds.
+const LAUNCH: usize = 1 << 12;
 /// Bytes that the states of all teams may take, most of them keys and values: fewer teams work one after the other where it is less.
 const STATES: usize = 4 << 30;
 
@@ -419,7 +419,8 @@ impl<R: Real> OnCard<R> {
         work.x.write(x)?;
         work.log_det.reserve(n)?;
         work.scratch.reserve(teams * self.sizes.state(variant.shape.lanes, encode))?;
-        work.arrivals.write(&vec![0; teams])?;
+        let none_yet = vec![0; teams];
+        work.arrivals.write(&none_yet)?;
         let arguments = Arguments {
             weights: self.weights.address(),
             stages: self.stages.address(),
