@@ -559,6 +559,9 @@ static __device__ void to_cartesian(const Arguments& a, const Shared& s) {
         if (!(theta > 0.0 && theta < 1.0)) fail(s, row, 2, OUT_OF_SUPPORT);
         else if (sine < SMALLEST_SINE) fail(s, row, 3, SINGULAR_COORDINATES);
         term = log(sine);
+        // a torsion beyond its turn would come back as another one
+        if (number >= 0 && !(fabs(torsion_out(c, s.u[(c.n_free + c.n_rows + 1 + number) * TILE + row])) <= 1.0))
+          fail(s, row, 2, OUT_OF_SUPPORT);
       }
     }
     s.terms[b * TILE + row] = term;

@@ -7,7 +7,7 @@
 //! (2022)); with T_a = T_b and a step between, it is a walk in latent space (Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019)).
 
 use crate::coordinates::frame::Frame;
-use crate::density::{Evaluation, Scope, Status};
+use crate::density::{Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
 use crate::models::{flow_of, Flow, Model};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ impl Mapped {
 impl Bijection {
     /// From the configurations of one model to those of another.
     ///
-    /// Errors: models without an invertible map between latent points and configurations, of different atoms, latent spaces or frames,
+    /// Errors: log-determinants that are not exact, models without an invertible map between latent points and configurations, of different atoms, latent spaces or frames,
     /// models that describe neither all coordinates nor the shape, and models with auxiliary coordinates.
     pub fn new(from: Arc<dyn Model>, to: Arc<dyn Model>) -> Result<Bijection> {
         if [&from, &to].iter().any(|model| model.steering().is_some_and(|s| s.auxiliary > 0)) {
@@ -62,6 +62,13 @@ impl Bijection {
             ));
         }
         let (a, b) = (flow_of(from.as_ref())?, flow_of(to.as_ref())?);
+        if let Some(model) = [&from, &to].into_iter().find(|model| model.exactness() != Exactness::Exact) {
+            return Err(Error::Unsupported(format!(
+                "{}: a map between models needs both log-determinants exact, and this one's is {}",
+                model.card().model.kind(),
+                model.exactness().name()
+            )));
+        }
         let (uniform, other) = (uniform_of(a), uniform_of(b));
         if from.dimension() != to.dimension() || a.latent_dimension() != b.latent_dimension() || uniform != other {
             return Err(Error::invalid(format!(

@@ -85,10 +85,7 @@ pub unsafe extern "C" fn modejump_exchange_set_constraints(
         let this = &mut unsafe { reference_mut(exchange, "exchange") }?.exchange;
         // SAFETY: the caller's promise.
         let constraints = unsafe { constraints_of(this.dimension() / 3, n, (atoms, lengths, masses)) }?;
-        match n {
-            0 => Ok(()),
-            _ => this.set_constraints(constraints),
-        }
+        this.set_constraints((n > 0).then_some(constraints))
     })
 }
 

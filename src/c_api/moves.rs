@@ -27,6 +27,8 @@ pub struct modejump_move {
     seed: u64,
     /// K, once it was told.
     temperature: Option<f64>,
+    /// Whether the engine constrains bonds.
+    constrained: bool,
 }
 
 /// Makes the move of a model, for an engine that may constrain bonds.
@@ -40,7 +42,8 @@ impl modejump_move {
     ) -> Result<*mut modejump_move> {
         let make: Arc<Make> = Arc::new(make);
         let kernel = kernel_of(model, &make, seed, None)?;
-        Ok(Box::into_raw(Box::new(modejump_move { kernel, model: model.clone(), make, seed, temperature: None })))
+        let model = model.clone();
+        Ok(Box::into_raw(Box::new(modejump_move { kernel, model, make, seed, temperature: None, constrained: false })))
     }
 }
 
@@ -380,8 +383,8 @@ pub unsafe extern "C" fn modejump_move_free(r#move: *mut modejump_move) -> i32 {
 }
 
 /// Tells the move which bonds the engine constrains: `n` pairs of the model's atoms `atoms[n][2]`, their `lengths[n]` in nm, and
-/// `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z. Refused (6), naming
-/// the bond, unless every sample of the model keeps each bond at that length.
+/// `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z; with n = 0 it has none. Refused (6),
+/// naming the bond, unless these are the bonds that every sample of the model has at one length, and at that length.
 ///
 /// # Safety
 /// `move` is NULL or a live handle; the arrays are NULL or have that many numbers.
@@ -400,14 +403,17 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
         let constraints = unsafe { constraints_of(this.kernel.dimension() / 3, n, (atoms, lengths, masses)) }?;
         let card = this.model.card();
         constraints.require_kept(card.kept_bonds(), &|atom| card.label(atom))?;
-        if n > 0 {
-            let mut kernel = kernel_of(&this.model, &this.make, this.seed, Some(constraints))?;
-            if let Some(kelvin) = this.temperature {
-                kernel.set_temperature(kelvin)?;
-            }
-            std::mem::swap(kernel.statistics_mut(), this.kernel.statistics_mut());
-            this.kernel = kernel;
+        Constraints::require_constrained(card.kept_bonds(), constraints.pairs(), &|atom| card.label(atom))?;
+        if n == 0 && !this.constrained {
+            return Ok(());
         }
+        let mut kernel = kernel_of(&this.model, &this.make, this.seed, (n > 0).then_some(constraints))?;
+        if let Some(kelvin) = this.temperature {
+            kernel.set_temperature(kelvin)?;
+        }
+        std::mem::swap(kernel.statistics_mut(), this.kernel.statistics_mut());
+        this.kernel = kernel;
+        this.constrained = n > 0;
         Ok(())
     })
 }

@@ -77,8 +77,9 @@ impl<'a> Between<'a> {
                 Ok(x)
             }
             Between::Internal { coordinates, frame, from, change } => {
-                let mut x = vec![0.0; 3 * coordinates.n_atoms()];
-                match coordinates.to_cartesian(&along(from, change), &mut x).1 {
+                let (mut u, mut x) = (along(from, change), vec![0.0; 3 * coordinates.n_atoms()]);
+                coordinates.within_a_turn(&mut u);
+                match coordinates.to_cartesian(&u, &mut x).1 {
                     Status::Inside => {}
                     status => return Err(status),
                 }

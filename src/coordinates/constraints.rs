@@ -57,6 +57,11 @@ impl Constraints {
         })
     }
 
+    /// The constrained pairs of atoms.
+    pub fn pairs(&self) -> &[[usize; 2]] {
+        &self.pairs
+    }
+
     /// Refuses, naming the bond, unless each constrained bond is one of `kept` (i, j, length in nm): the bonds that every
     /// sample of the generator has at exactly this length.
     pub fn require_kept(&self, kept: &[(usize, usize, f64)], label: &dyn Fn(usize) -> String) -> Result<()> {
@@ -76,6 +81,25 @@ impl Constraints {
             }
         }
         Ok(())
+    }
+
+    /// Refuses, naming the bond, unless all bonds that every sample of the generator has at one length (`kept`) are among `pairs`, which the engine
+    /// constrains: its configurations would be out of the generator's support.
+    pub fn require_constrained(
+        kept: &[(usize, usize, f64)],
+        pairs: &[[usize; 2]],
+        label: &dyn Fn(usize) -> String,
+    ) -> Result<()> {
+        let is_free = |&&(a, b, _): &&(usize, usize, f64)| !pairs.iter().any(|&pair| pair == [a, b] || pair == [b, a]);
+        match kept.iter().find(is_free) {
+            None => Ok(()),
+            Some(&(a, b, length)) => Err(Error::Unsupported(format!(
+                "the model keeps the bond {} - {} at {length} nm, but the engine does not constrain it, so no configuration of a simulation is one of \
+                 the model's; constrain it, or use a model that varies it",
+                label(a),
+                label(b)
+            ))),
+        }
     }
 
     /// Largest |d − d₀|/d₀ in `x[atoms][3]` (nm); NaN counts as infinite.
@@ -290,6 +314,14 @@ mod tests {
             let message = constraints.require_kept(&kept, &label).unwrap_err().to_string();
             assert!(message.contains("X0 - X2"), "{message}");
         }
+    }
+
+    #[test]
+    fn a_kept_bond_that_is_free_is_refused_by_name() {
+        let (kept, label) = ([(1, 0, 0.1), (0, 2, 0.11)], |i: usize| format!("X{i}"));
+        Constraints::require_constrained(&kept, &[[2, 0], [0, 1], [1, 2]], &label).unwrap();
+        let message = Constraints::require_constrained(&kept, &[[0, 1]], &label).unwrap_err().to_string();
+        assert!(message.contains("X0 - X2 at 0.11 nm"), "{message}");
     }
 
     #[test]

@@ -198,6 +198,17 @@ impl InternalCoordinates {
         (0..self.n_torsions()).filter(|r| !self.cartesian[*r]).map(|r| self.torsion_offset() + r)
     }
 
+    /// A torsion in turns, from −½ to ½.
+    fn turns(&self, torsion: f64) -> f64 {
+        let middle = if self.normalize_angles { 0.5 } else { 0.0 };
+        (torsion - middle) / self.turn()
+    }
+
+    /// Takes whole turns from torsions beyond theirs.
+    pub(super) fn within_a_turn(&self, u: &mut [f64]) {
+        self.circles().for_each(|place| u[place] -= self.turn() * self.turns(u[place]).round());
+    }
+
     /// Places in `u` of a row's bond, angle and torsion.
     fn places(&self, row: usize) -> [usize; 3] {
         [self.slot[row + 2], self.angle_offset() + row + 1, self.torsion_offset() + row]
@@ -263,6 +274,10 @@ impl InternalCoordinates {
                 status = Status::Singular;
             }
             log_det += theta.sin().ln();
+        }
+        // a torsion beyond its turn would come back as another one, of another density
+        if self.circles().any(|place| self.turns(u[place]).abs() > 0.5) {
+            return (0.0, Status::OutOfSupport);
         }
         let [a0, a1, a2] = self.zmatrix.frame;
         let (sin, cos) = self.angle(u, 0).sin_cos();
@@ -426,6 +441,22 @@ mod tests {
             })
             .collect();
         (internal, u)
+    }
+
+    /// It would come back as another one, whose log q is another.
+    #[test]
+    fn a_torsion_beyond_its_turn_is_out_of_support() {
+        for normalize in [true, false] {
+            let (internal, mut u) = example(normalize);
+            let place = internal.torsion_offset() + 1;
+            let ends = if normalize { [0.0, 1.0] } else { [-PI, PI] };
+            for (value, inside) in [(ends[0], true), (ends[1], true), (ends[0] - 1e-9, false), (ends[1] + 1e-9, false)]
+            {
+                u[place] = value;
+                let (_, status) = internal.to_cartesian(&u, &mut [0.0; 21]);
+                assert_eq!(status == Status::Inside, inside, "{value}: {status:?}");
+            }
+        }
     }
 
     #[test]

@@ -15,6 +15,10 @@ pub struct WholeMolecule {
 }
 
 impl WholeMolecule {
+    pub fn n_atoms(&self) -> usize {
+        self.n_atoms
+    }
+
     /// Errors: an atom number out of range, or an atom that no chain of bonds reaches (named, counting from one).
     pub fn new(n_atoms: usize, bonds: &[[usize; 2]]) -> Result<WholeMolecule> {
         let mut neighbours = vec![Vec::new(); n_atoms];

@@ -56,6 +56,7 @@ impl DelayedAcceptance {
             log_density_current: reverse.log_density,
             log_density_proposed: forward.log_density,
             reduced_potential,
+            probability: log_acceptance.min(0.0).exp(),
         })
     }
 }
@@ -70,6 +71,7 @@ impl Move for DelayedAcceptance {
         let seed = self.generator.options().seed;
         let mut uniforms = Stream::new(seed, StreamId::Accept, state.step, state.replica);
         let (mut outcome, moved) = chain(&self.generator, state.reduced_potential, &mut uniforms);
+        outcome.probability = 0.0; // of one that ends at stage 1
         if let Some(k) = moved {
             outcome = self.correct(k, state.reduced_potential, uniforms.uniform())?;
             if outcome.accepted() {

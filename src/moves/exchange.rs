@@ -87,12 +87,12 @@ impl Exchange {
 
     /// Adds the metric term of bonds that the engine constrains to both targets, and checks the bonds of every image.
     /// Errors: a bond that one of the models does not keep at its length, by name.
-    pub fn set_constraints(&mut self, constraints: Constraints) -> Result<()> {
+    pub fn set_constraints(&mut self, constraints: Option<Constraints>) -> Result<()> {
         for model in [self.map().from(), self.map().to()] {
             let card = model.card();
-            constraints.require_kept(card.kept_bonds(), &|atom| card.label(atom))?;
+            constraints.iter().try_for_each(|c| c.require_kept(card.kept_bonds(), &|atom| card.label(atom)))?;
         }
-        self.constraints = Some(constraints);
+        self.constraints = constraints;
         Ok(())
     }
 

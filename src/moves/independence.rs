@@ -50,7 +50,10 @@ impl Independence {
 /// One Metropolis test for each proposal, each against the state the last one left. Returns the outcome to show and the
 /// proposal that is the state at the end, if any; `reduced_potential` is that of the state at the start.
 pub(super) fn chain(generator: &Generator, reduced_potential: f64, uniforms: &mut Stream) -> (Outcome, Option<usize>) {
-    let (mut u_current, mut reverse) = (generator.u_current(), generator.current());
+    let (u_start, start) = (generator.u_current(), generator.current());
+    let (mut u_current, mut reverse) = (u_start, start);
+    // the logarithm of the probability that no test is accepted from the start
+    let mut log_stays = 0.0;
     let mut shown: Option<Outcome> = None;
     let mut taken = None;
     for k in 0..generator.n_proposals() {
@@ -65,7 +68,10 @@ pub(super) fn chain(generator: &Generator, reduced_potential: f64, uniforms: &mu
             log_density_current: reverse.log_density,
             log_density_proposed: forward.log_density,
             reduced_potential,
+            probability: 0.0,
         };
+        let (_, from_start) = accept(&Proposal { x, forward, reverse: start }, u_start, u_proposed, 1.0);
+        log_stays += (-from_start.min(0.0).exp()).ln_1p();
         if fate == Fate::Accepted {
             (u_current, reverse, taken) = (u_proposed, forward, Some(k));
         }
@@ -74,7 +80,8 @@ pub(super) fn chain(generator: &Generator, reduced_potential: f64, uniforms: &mu
             shown = Some(outcome);
         }
     }
-    (shown.expect("an attempt has at least one proposal"), taken)
+    let shown = shown.expect("an attempt has at least one proposal");
+    (Outcome { probability: -log_stays.exp_m1(), ..shown }, taken)
 }
 
 /// The end of an attempt: the tests, the state, the count.

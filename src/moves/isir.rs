@@ -99,9 +99,9 @@ impl Move for Isir {
             log_density_current: current.log_density,
             log_density_proposed: generator.proposal(shown).1.log_density,
             reduced_potential: state.reduced_potential,
+            probability: 1.0 / (1.0 + (-log_acceptance).exp()),
         };
-        let probability = 1.0 / (1.0 + (-log_acceptance).exp());
-        self.statistics.record_chance(fate, log_acceptance, probability);
+        self.statistics.record(&outcome);
         Ok(outcome)
     }
 

@@ -328,6 +328,7 @@ impl Move for LatentWalk {
             log_density_current: current.evaluation.log_density,
             log_density_proposed: proposed.evaluation.log_density,
             reduced_potential: state.reduced_potential,
+            probability: log_acceptance.min(0.0).exp(),
         };
         self.statistics.record(&outcome);
         Ok(outcome)

@@ -15,6 +15,8 @@ pub struct Mixture {
     moves: Vec<Box<dyn Move>>,
     cumulative: Vec<f64>,
     seed: u64,
+    /// Mixtures that lie within this one, one in another.
+    within: u32,
     statistics: Statistics,
 }
 
@@ -41,7 +43,8 @@ impl Mixture {
             })
             .unzip();
         let worst = moves.iter().map(|m| m.statistics().likelihood()).max().unwrap_or(Exactness::Exact);
-        Ok(Mixture { moves, cumulative, seed, statistics: Statistics::of(worst) })
+        let within = moves.iter().map(|m| m.nested_mixtures()).max().unwrap_or(0);
+        Ok(Mixture { moves, cumulative, seed, within, statistics: Statistics::of(worst) })
     }
 
     pub fn moves(&self) -> &[Box<dyn Move>] {
@@ -54,7 +57,8 @@ impl Mixture {
 
     /// Index of the move that is made at this step.
     pub fn choice(&self, step: u64, replica: u32) -> usize {
-        let uniform = Stream::new(self.seed, StreamId::Mixture, step, replica).uniform();
+        // a number of its own also where a mixture within has the same seed
+        let uniform = Stream::new(self.seed, StreamId::Mixture, step, replica).at(self.within).uniform();
         let last = self.moves.len() - 1;
         self.cumulative.iter().position(|c| uniform < *c).unwrap_or(last)
     }
@@ -70,6 +74,10 @@ impl Move for Mixture {
         let outcome = self.moves[choice].attempt(target, state)?;
         self.statistics.record(&outcome);
         Ok(outcome)
+    }
+
+    fn nested_mixtures(&self) -> u32 {
+        self.within + 1
     }
 
     fn set_temperature(&mut self, kelvin: f64) -> Result<()> {

@@ -133,6 +133,9 @@ pub struct Outcome {
     pub log_density_proposed: f64,
     /// u of the state after the attempt.
     pub reduced_potential: f64,
+    /// The probability with which the attempt was to be accepted, given its proposals: over many attempts its mean is the acceptance. Of one test
+    /// that is min(1, α).
+    pub probability: f64,
 }
 
 impl Outcome {
@@ -149,6 +152,11 @@ pub trait Move: Send {
     /// One attempt. `state` changes if and only if the outcome is `Accepted`. Errors: a target of another dimension, a
     /// current reduced potential that is not finite, a failing target; the state is then untouched.
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome>;
+
+    /// How many [`Mixture`]s lie one in another in this move: each draws with a number of its own.
+    fn nested_mixtures(&self) -> u32 {
+        0
+    }
 
     /// The temperature (K) of the ensemble, of which u is the reduced potential: a move of a steerable model follows it, others are for
     /// one temperature and need not know.

@@ -332,6 +332,7 @@ impl ModeJump {
             log_density_current: reverse.log_density,
             log_density_proposed: forward.log_density,
             reduced_potential: state.reduced_potential,
+            probability: log_acceptance.min(0.0).exp(),
         })
     }
 }
@@ -385,5 +386,6 @@ fn stays(fate: Fate, reduced_potential: f64) -> Outcome {
         log_density_current: never,
         log_density_proposed: never,
         reduced_potential,
+        probability: 0.0,
     }
 }

@@ -32,14 +32,7 @@ impl Move for RandomWalk {
     }
 
     fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
-        if state.x.len() != self.proposed.len() || target.dimension() != self.proposed.len() {
-            return Err(Error::invalid(format!(
-                "a random walk of {} coordinates on a state of {} and a target of {}",
-                self.proposed.len(),
-                state.x.len(),
-                target.dimension()
-            )));
-        }
+        state.check(self.proposed.len(), target)?;
         let mut stream = Stream::new(self.seed, StreamId::Dynamics, state.step, state.replica);
         let uniform = stream.uniform();
         for (proposed, x) in self.proposed.iter_mut().zip(state.x.iter()) {
@@ -59,6 +52,7 @@ impl Move for RandomWalk {
             log_density_current: 0.0,
             log_density_proposed: 0.0,
             reduced_potential: state.reduced_potential,
+            probability: log_acceptance.min(0.0).exp(),
         };
         if outcome.accepted() {
             state.x.copy_from_slice(proposal.x);

@@ -94,9 +94,8 @@ impl Statistics {
         self.count(Fate::Accepted) as f64 / self.attempts().max(1) as f64
     }
 
-    /// Mean over all attempts of the probability min(1, α) with which each was accepted, and its standard error: what the acceptance
-    /// will come to, known long before the first acceptance where that is rare. α is that of the outcome; of i-SIR the probability
-    /// is that of leaving the state. As long as the mean hangs on a few attempts, the true one may be larger than the error says.
+    /// Mean over all attempts of the probability with which each was to be accepted ([`Outcome::probability`]), and its standard error: what the
+    /// acceptance will come to, known long before the first acceptance where that is rare. As long as the mean hangs on a few attempts, the true one may be larger than the error says.
     /// NaN before the first attempt, and the error before the second.
     pub fn expected_acceptance(&self) -> Estimate {
         let Running { n, mean, .. } = self.probability;
@@ -211,15 +210,16 @@ impl Statistics {
 
     /// Counts one attempt.
     pub(super) fn record(&mut self, outcome: &Outcome) {
-        self.record_test(outcome.fate, outcome.log_acceptance);
+        self.record_chance(outcome.fate, outcome.log_acceptance, outcome.probability);
     }
 
+    /// Counts one attempt that was a single test.
     pub(super) fn record_test(&mut self, fate: Fate, log_acceptance: f64) {
         self.record_chance(fate, log_acceptance, log_acceptance.min(0.0).exp());
     }
 
     /// Counts one attempt that was accepted with this probability.
-    pub(super) fn record_chance(&mut self, fate: Fate, log_acceptance: f64, probability: f64) {
+    fn record_chance(&mut self, fate: Fate, log_acceptance: f64, probability: f64) {
         self.counts[fate as usize] += 1;
         self.log_acceptances.push(log_acceptance);
         self.probability.push(probability);

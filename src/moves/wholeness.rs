@@ -43,15 +43,28 @@ impl Wholeness {
         }
     }
 
-    /// Makes `x[atoms][3]` (nm) whole if there is a box. Errors: a box for a model that allows none, a box without volume.
+    /// Makes `x[atoms][3]` (nm) whole if there is a box; auxiliary coordinates behind them stay. Errors: a box for a model that allows none, a box without volume.
     pub fn apply(&self, box_vectors: Option<&BoxVectors>, x: &mut [f64]) -> Result<()> {
         let Some(box_vectors) = box_vectors else { return Ok(()) };
         if let Some(reason) = &self.no_box {
             return Err(Error::Unsupported(reason.clone()));
         }
         match &self.molecule {
-            Some(molecule) => molecule.apply(box_vectors, x),
+            Some(molecule) => molecule.apply(box_vectors, &mut x[..3 * molecule.n_atoms()]),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auxiliary_coordinates_stay() {
+        let wholeness = Wholeness::of_bonds(2, &[[0, 1]]).unwrap();
+        let mut x = [0.1, 0.0, 0.0, 1.9, 0.0, 0.0, 7.0, -8.0];
+        wholeness.apply(Some(&[[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]), &mut x).unwrap();
+        assert!((x[3] - -0.1).abs() < 1e-12 && x[6..] == [7.0, -8.0], "{x:?}");
     }
 }

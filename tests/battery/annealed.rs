@@ -192,6 +192,7 @@ impl Move for Sketch {
             log_density_current: proposal.reverse.log_density,
             log_density_proposed: proposal.forward.log_density,
             reduced_potential: state.reduced_potential,
+            probability: log_acceptance.min(0.0).exp(),
         })
     }
     fn statistics(&self) -> &Statistics {

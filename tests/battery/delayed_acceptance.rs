@@ -5,7 +5,7 @@ use crate::moves::{delayed, generator, systems, systems_without_noise};
 use crate::systems::*;
 use modejump::density::{Density, Evaluation, Exactness, Scope, Status};
 use modejump::error::Result;
-use modejump::moves::{DelayedAcceptance, Fate, Independence};
+use modejump::moves::{DelayedAcceptance, Fate, Independence, Isir, Mixture, Move};
 use modejump::rng::Stream;
 use modejump::trust::Trust;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -111,6 +111,38 @@ fn identity_on_every_system() {
                 observables: system.observables,
             };
             identity(&experiment, &mut Correct).unwrap_or_else(|found| panic!("{}: {found}", system.name));
+        }
+    }
+}
+
+/// Of moves that are more than one test, too: what acceptance is to be expected comes to the acceptance.
+#[test]
+fn the_expected_acceptance_is_that_of_the_attempt() {
+    for system in systems_without_noise() {
+        let wrong: Arc<dyn Density> = system.target.clone();
+        let of = |k| generator(&system.generator, k, 5);
+        let isir = || Box::new(Isir::new(of(4))) as Box<dyn Move>;
+        let kernels: [(&str, Box<dyn Move>); 6] = [
+            ("one test", Box::new(Independence::new(of(1)))),
+            ("four tests", Box::new(Independence::new(of(4)))),
+            ("i-SIR", isir()),
+            ("a mixture", Box::new(Mixture::new(vec![(1.0, isir()), (1.0, isir())], 3).unwrap())),
+            ("delayed", delayed(&system.generator, wrong.clone(), 1)),
+            ("delayed, three tests", delayed(&system.generator, wrong, 3)),
+        ];
+        for (name, mut kernel) in kernels {
+            let mut target = NegativeLog::new(system.target.clone(), 0.0);
+            let (mut x, mut e) = (vec![0.0; system.target.dimension()], [Evaluation::inside(0.0)]);
+            let stream = |_: usize| Stream::new(3, modejump::rng::StreamId::Test, 0, 0);
+            system.target.sample(&stream, &mut x, &mut e).unwrap();
+            let n = 4000;
+            for step in 0..n {
+                Correct.attempt(kernel.as_mut(), &mut target, &mut x, step);
+            }
+            let statistics = kernel.statistics();
+            let (found, expected) = (statistics.acceptance(), statistics.expected_acceptance().value);
+            let error = (found * (1.0 - found) / n as f64).sqrt() + 1e-3;
+            assert!((found - expected).abs() < 5.0 * error, "{}, {name}: {found} for {expected}", system.name);
         }
     }
 }

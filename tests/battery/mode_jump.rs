@@ -284,6 +284,7 @@ impl Move for Faulty {
             log_density_current: 0.0,
             log_density_proposed: 0.0,
             reduced_potential: state.reduced_potential,
+            probability: log_acceptance.min(0.0).exp(),
         })
     }
     fn statistics(&self) -> &Statistics {

@@ -103,6 +103,8 @@ fn a_failing_target_changes_nothing_and_a_clash_is_rejected() {
     }
     state.reduced_potential = f64::NAN;
     assert!(kernel.attempt(&mut Broken(Ok(0.0)), &mut state).is_err(), "a failed simulation must not be hidden");
+    let mut walk = RandomWalk::new(1, 0.1, 4).unwrap();
+    assert!(walk.attempt(&mut Broken(Ok(0.0)), &mut state).is_err(), "nor by a local move");
     assert_eq!(*state.x, [0.8]);
     assert_eq!(kernel.statistics().attempts(), 2);
 }
@@ -125,4 +127,17 @@ fn senseless_options_are_refused() {
     }
     assert!(RandomWalk::new(1, 0.0, 0).is_err());
     assert!(Mixture::new(vec![], 0).is_err());
+}
+
+/// With one seed for both.
+#[test]
+fn a_mixture_in_a_mixture_has_coins_of_its_own() {
+    let walk = |width| Box::new(RandomWalk::new(1, width, 0).unwrap()) as Box<dyn Move>;
+    let inner = || Mixture::new(vec![(0.5, walk(0.1)), (0.5, walk(0.2))], 9).unwrap();
+    let outer = Mixture::new(vec![(0.5, Box::new(inner())), (0.5, walk(0.3))], 9).unwrap();
+    let inner = inner();
+    let within: Vec<usize> =
+        (0..400).filter(|&step| outer.choice(step, 0) == 0).map(|step| inner.choice(step, 0)).collect();
+    let first = within.iter().filter(|&&choice| choice == 0).count();
+    assert!(4 * first > within.len() && 4 * first < 3 * within.len(), "{first} of {}", within.len());
 }

@@ -433,6 +433,7 @@ fn model_constraints(
             }
         }
     }
+    Constraints::require_constrained(model.card().kept_bonds(), &pairs, &|atom| model.card().label(atom))?;
     if pairs.is_empty() {
         return Ok(None);
     }

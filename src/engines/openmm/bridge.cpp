@@ -124,6 +124,15 @@ void System::constraints(rust::Vec<uint64_t> &pairs, rust::Vec<double> &lengths)
     }
 }
 
+bool System::has_barostat() const {
+    const auto is = [&](int i, auto *kind) { return dynamic_cast<decltype(kind)>(&system->getForce(i)) != nullptr; };
+    for (int i = 0; i < system->getNumForces(); i++)
+        if (is(i, (OpenMM::MonteCarloBarostat *)nullptr) || is(i, (OpenMM::MonteCarloAnisotropicBarostat *)nullptr) ||
+            is(i, (OpenMM::MonteCarloMembraneBarostat *)nullptr) || is(i, (OpenMM::MonteCarloFlexibleBarostat *)nullptr))
+            return true;
+    return false;
+}
+
 void System::bonds(rust::Vec<uint64_t> &pairs) const {
     for (int f = 0; f < system->getNumForces(); f++) {
         auto force = dynamic_cast<const OpenMM::HarmonicBondForce *>(&system->getForce(f));
@@ -142,6 +151,13 @@ void System::bonds(rust::Vec<uint64_t> &pairs) const {
 Evaluator::Evaluator(std::shared_ptr<System> shared, Platform &platform)
     : system(std::move(shared)), integrator(0.001),
       context(*system->system, integrator, platform, properties(platform, 1)), positions(system->n_particles()) {}
+
+void Evaluator::set_box_vectors(rust::Slice<const double> box) {
+    check_size(box.size(), 9, "box vectors");
+    vector<Vec3> vectors(3);
+    unpack(box.data(), vectors);
+    context.setPeriodicBoxVectors(vectors[0], vectors[1], vectors[2]);
+}
 
 void Evaluator::evaluate(rust::Slice<const double> x, rust::Slice<double> energies, rust::Slice<double> gradient) {
     const size_t dimension = 3 * positions.size(), n = energies.size();

@@ -35,6 +35,7 @@ public:
     void masses(rust::Slice<double> masses) const;
     void constraints(rust::Vec<uint64_t> &pairs, rust::Vec<double> &lengths) const;
     void bonds(rust::Vec<uint64_t> &pairs) const;
+    bool has_barostat() const;
 
     std::unique_ptr<OpenMM::System> system;
 };
@@ -43,6 +44,7 @@ public:
 class Evaluator {
 public:
     Evaluator(std::shared_ptr<System> system, OpenMM::Platform &platform);
+    void set_box_vectors(rust::Slice<const double> box);
     void evaluate(rust::Slice<const double> x, rust::Slice<double> energies, rust::Slice<double> forces);
 
 private:

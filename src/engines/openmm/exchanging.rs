@@ -64,6 +64,11 @@ impl ExchangingReplicas {
                 temperatures.len()
             )));
         }
+        if system.has_barostat() {
+            return Err(Error::Unsupported(
+                "exchanges through maps are made at constant volume, and the System has a barostat; take it out".into(),
+            ));
+        }
         let mut exchanges = Vec::new();
         for pair in models.windows(2) {
             let map = Bijection::new(pair[0].clone(), pair[1].clone())?;
@@ -76,9 +81,7 @@ impl ExchangingReplicas {
             }
             let mut exchange = Exchange::new(map, dynamics.seed);
             let all: Vec<usize> = (0..system.n_particles()).collect();
-            if let Some(constraints) = constraints_of(system, pair[0].as_ref(), &all)? {
-                exchange.set_constraints(constraints)?;
-            }
+            exchange.set_constraints(constraints_of(system, pair[0].as_ref(), &all)?)?;
             exchanges.push(exchange);
         }
         let replica = |(k, &temperature): (usize, &f64)| {

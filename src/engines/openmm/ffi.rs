@@ -21,8 +21,11 @@ pub mod bridge {
         fn constraints(self: &System, pairs: &mut Vec<u64>, lengths: &mut Vec<f64>) -> Result<()>;
         /// Pairs of particles of all HarmonicBondForces and constraints, flat.
         fn bonds(self: &System, pairs: &mut Vec<u64>) -> Result<()>;
+        fn has_barostat(self: &System) -> bool;
 
         fn new_evaluator(system: &SharedPtr<System>, platform: &str) -> Result<UniquePtr<Evaluator>>;
+        /// Three vectors in nm, flat.
+        fn set_box_vectors(self: Pin<&mut Evaluator>, vectors: &[f64]) -> Result<()>;
         /// x[n][particles][3] in nm; energies[n] in kJ/mol; forces like x in kJ/(mol nm), or empty.
         fn evaluate(self: Pin<&mut Evaluator>, x: &[f64], energies: &mut [f64], forces: &mut [f64]) -> Result<()>;
 

@@ -154,9 +154,12 @@ impl JumpingSimulation {
     fn attempt(&mut self, step: u64) -> Result<Outcome> {
         let JumpingSimulation { target, simulation, jump, x: [all, x], .. } = self;
         simulation.positions(all)?;
+        let box_vectors = simulation.box_vectors()?;
         let energies: &mut dyn Target = match target {
             Energies::Whole(target) => {
                 x.copy_from_slice(all);
+                // a barostat may have changed it
+                box_vectors.iter().try_for_each(|vectors| target.set_box_vectors(vectors))?;
                 target
             }
             Energies::Part(solvent, solute) => {
@@ -169,7 +172,6 @@ impl JumpingSimulation {
         };
         let mut u = [0.0];
         energies.reduced_potential(x, &mut u)?;
-        let box_vectors = simulation.box_vectors()?;
         let mut state = State { x, box_vectors, reduced_potential: u[0], step, replica: 0 };
         let outcome = jump.attempt(energies, &mut state)?;
         if outcome.accepted() {
@@ -229,6 +231,7 @@ pub(super) fn constraints_of(system: &System, model: &dyn Model, particles: &[us
             }
         }
     }
+    Constraints::require_constrained(model.card().kept_bonds(), &pairs, &|a| model.card().label(a))?;
     if pairs.is_empty() {
         return Ok(None);
     }

@@ -93,6 +93,11 @@ impl System {
         self.inner.n_particles()
     }
 
+    /// Whether one of its forces changes the box.
+    pub fn has_barostat(&self) -> bool {
+        self.inner.has_barostat()
+    }
+
     /// Masses, dalton; 0 for virtual sites and frozen particles.
     pub fn masses(&self) -> Vec<f64> {
         let mut masses = vec![0.0; self.n_particles()];

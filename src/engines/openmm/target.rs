@@ -4,6 +4,7 @@ use cxx::UniquePtr;
 use rayon::prelude::*;
 
 use super::{bridge, System};
+use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
 use crate::target::Target;
 use crate::units::thermal_energy;
@@ -36,6 +37,14 @@ impl OpenMmTarget {
             n_particles: system.n_particles(),
             beta: 1.0 / thermal_energy(temperature),
         })
+    }
+
+    /// The box (nm) of the energies from now on; at first it is the System's default.
+    pub fn set_box_vectors(&mut self, box_vectors: &BoxVectors) -> Result<()> {
+        let set = |evaluator: &mut UniquePtr<bridge::Evaluator>| {
+            Ok(evaluator.pin_mut().set_box_vectors(box_vectors.as_flattened())?)
+        };
+        self.evaluators.iter_mut().try_for_each(set)
     }
 
     /// Potential energies in kJ/mol of `x[n][particles][3]` (nm) and, unless `forces` is empty, forces in kJ/(mol nm).
