@@ -21,8 +21,6 @@ pub const TRAINING: [u8; 8] = *b"MJ-TRAIN";
 pub const ROUNDS: [u8; 8] = *b"MJ-ROUND";
 const VERSION: u32 = 5;
 const HEADER: usize = 8 + 4 + 8 + 32;
-/// No field can ask for more memory than this, bytes.
-const LARGEST: usize = 1 << 32;
 
 /// The whole state of a sampler between two steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,7 +117,8 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], magic: [u8; 8]) -> std::result::Res
 }
 
 fn configuration() -> impl bincode::config::Config {
-    bincode::config::standard().with_fixed_int_encoding().with_little_endian().with_limit::<LARGEST>()
+    // without a limit: it would be one of the whole state, and what is decoded has passed its checksum
+    bincode::config::standard().with_fixed_int_encoding().with_little_endian()
 }
 
 #[cfg(test)]

@@ -99,18 +99,7 @@ pub fn read(name: &str, bytes: &[u8]) -> Result<ModelFile> {
     }
     let card: ModelCard =
         serde_json::from_str(json).map_err(|e| Error::model(name, format!("the description is malformed: {e}")))?;
-    if let Some(t) = card.temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
-        return Err(Error::model(name, format!("temperature {t} K")));
-    }
-    if let Some(topology) = &card.topology {
-        let n = topology.n_atoms();
-        if topology.elements.len() != n
-            || topology.residues.len() != n
-            || topology.bonds.iter().flatten().any(|&a| a >= n)
-        {
-            return Err(Error::model(name, "the topology's lists disagree on the number of atoms"));
-        }
-    }
+    card.check().map_err(|reason| Error::model(name, reason))?;
     Ok(ModelFile { name: name.to_string(), hash: hash(bytes), card, tensors })
 }
 

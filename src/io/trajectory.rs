@@ -128,15 +128,17 @@ fn write_safetensors(frames: &Frames, extra: &[(&str, &[f64])]) -> Result<Vec<u8
 }
 
 fn read_npy(path: &Path) -> Result<Frames> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-    let read = |e: ndarray_npy::ReadNpyError| Error::file(path, e.to_string());
-    use ndarray_npy::ReadNpyExt;
-    let double = ndarray::ArrayD::<f64>::read_npy(&file);
-    let array = match double {
-        Ok(array) => array,
-        Err(ndarray_npy::ReadNpyError::WrongDescriptor(_)) => {
-            let again = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
-            ndarray::ArrayD::<f32>::read_npy(again).map_err(read)?.mapv(f64::from)
+    use ndarray_npy::{ViewNpyError, ViewNpyExt};
+    let file = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    // where numbers lie as the views want them; a view allocates nothing that the file does not hold
+    let mut numbers = vec![0.0f64; file.len().div_ceil(8)];
+    let bytes = &mut bytemuck::cast_slice_mut(&mut numbers)[..file.len()];
+    bytes.copy_from_slice(&file);
+    let read = |e: ViewNpyError| Error::file(path, e.to_string());
+    let array = match ndarray::ArrayViewD::<f64>::view_npy(bytes) {
+        Ok(array) => array.to_owned(),
+        Err(ViewNpyError::WrongDescriptor(_)) => {
+            ndarray::ArrayViewD::<f32>::view_npy(bytes).map_err(read)?.mapv(f64::from)
         }
         Err(e) => return Err(read(e)),
     };
@@ -154,6 +156,7 @@ fn write_npy(path: &Path, frames: &Frames) -> Result<Vec<u8>> {
 
 fn read_xtc(path: &Path) -> Result<Frames> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    super::gromacs::spans("xtc", &bytes).map_err(|reason| Error::file(path, reason))?;
     // The reader asserts what it finds in headers; a panic there is a malformed file.
     let read = std::panic::catch_unwind(move || {
         let length = bytes.len() as u64;

@@ -114,6 +114,20 @@ pub struct TargetInfo {
 }
 
 impl ModelCard {
+    /// What is wrong with the parts that do not depend on the kind of model.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        if let Some(t) = self.temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
+            return Err(format!("temperature {t} K"));
+        }
+        let Some(topology) = &self.topology else { return Ok(()) };
+        let n = topology.n_atoms();
+        let lists = [topology.names.len(), topology.elements.len(), topology.residues.len()];
+        match lists.iter().all(|&length| length == n) && topology.bonds.iter().flatten().all(|&atom| atom < n) {
+            true => Ok(()),
+            false => Err("the topology's lists disagree on the number of atoms".into()),
+        }
+    }
+
     /// The card of an exact coupling flow; temperature, target, topology and provenance are still to be said.
     pub fn of_coupling(config: CouplingConfig, coordinates: CoordinatesConfig) -> ModelCard {
         ModelCard::exact(ModelConfig::Coupling(config), coordinates)

@@ -4,6 +4,7 @@ use super::field::EnergyFunction;
 use super::field_on_device::{EnergyKernel, EnergyOnDevice};
 use super::network::{Evaluator, Network};
 use super::{Model, ModelCard};
+use crate::coordinates::vector::centre;
 use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness};
 use crate::device::Driver;
@@ -62,8 +63,17 @@ impl<E: EnergyFunction> EnergyModel<E> {
         &mut self.energy
     }
 
+    /// Times and configurations as the network saw them in training: molecules centred, in its units.
     fn inputs(&self, x: &[f64], rows: usize) -> (Vec<f64>, Vec<f64>) {
-        (vec![self.config.data_time; rows], x.iter().map(|v| v * self.config.units_per_nm).collect())
+        let mut x: Vec<f64> = x.iter().map(|v| v * self.config.units_per_nm).collect();
+        self.centre_molecules(&mut x);
+        (vec![self.config.data_time; rows], x)
+    }
+
+    fn centre_molecules(&self, x: &mut [f64]) {
+        if self.card.topology.is_some() {
+            x.chunks_exact_mut(self.energy.dimension()).for_each(|row| _ = centre(row));
+        }
     }
 }
 
@@ -144,6 +154,7 @@ impl<E: EnergyFunction> Density for EnergyModel<E> {
             let factor = if e.is_inside() { self.config.units_per_nm } else { 0.0 };
             g.iter_mut().for_each(|g| *g = if factor == 0.0 { 0.0 } else { *g * factor });
         }
+        self.centre_molecules(gradient);
         Ok(())
     }
 }

@@ -65,8 +65,8 @@ impl Objective<TarNetwork> for Likelihood {
     ) -> f64 {
         let mut x = batch.x;
         for row in x.chunks_exact_mut(network.dimension()) {
+            random_rotation(row, stream);
             if let Some(sigma) = self.centroid {
-                random_rotation(row, stream);
                 shift(row, std::array::from_fn(|_| sigma * stream.normal()));
             }
         }

@@ -116,6 +116,11 @@ pub trait Objective<N: Trainable>: Sync {
     /// Loss of a batch, with times and noise from `stream`; adds its gradient.
     fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64;
 
+    /// What else it depends on, beside the network's card: a training that goes on must have the same.
+    fn settings(&self) -> String {
+        String::new()
+    }
+
     /// What it has of frames beside those that the trainer draws from.
     fn frames(&self) -> Vec<f64> {
         Vec::new()
@@ -160,6 +165,10 @@ pub struct Contrast {
 }
 
 impl<N: Network> Objective<N> for Contrast {
+    fn settings(&self) -> String {
+        format!(" {:?}", self.options)
+    }
+
     fn loss(&self, network: &N, parameters: &[f32], batch: Drawn, stream: &mut Stream, gradient: &mut [f32]) -> f64 {
         let noised = self.options.draw(&batch.x, Network::dimension(network), self.mean_free, stream);
         let [score, nce] = self.options.losses(network, parameters, &noised, gradient);

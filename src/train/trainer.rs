@@ -153,6 +153,11 @@ impl TrainOptions {
         if needs_energies && !has_target {
             return refuse("reverse KL, refinement and force matching need energies; give a System");
         }
+        if !(0.0..1.0).contains(&self.held_out) {
+            return refuse(
+                "`held_out` is the share of the frames that is not trained on: give a number from 0 to less than 1",
+            );
+        }
         if let Some(coordinate) = &self.reaction_coordinate {
             coordinate.check(dimension)?;
         } else if needs(|p| p.reaction_coordinate) {

@@ -6,6 +6,8 @@ use modejump::io::model_file::{self, read_tensors};
 use modejump::io::trajectory;
 use modejump::models::tarflow::{self, Decoding, Jacobi, Options};
 use modejump::models::{self, Model, ModelCard, Precision, TargetInfo};
+#[cfg(feature = "openmm")]
+use modejump::train::ExploreOptions;
 use modejump::weights::Rule;
 use modejump::{Error, Result};
 use std::path::Path;
@@ -32,6 +34,23 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// `explore` of a configuration at the temperature of the command line. Errors: another one in the configuration.
+#[cfg(feature = "openmm")]
+pub fn explore_at(options: &ExploreOptions, temperature: f64) -> Result<ExploreOptions> {
+    let given = options.temperature;
+    match given == temperature || given == ExploreOptions::default().temperature {
+        true => Ok(ExploreOptions { temperature, ..options.clone() }),
+        false => Err(Error::invalid(format!(
+            "`explore` has temperature {given} K, and --temperature is {temperature} K: leave it out of the configuration"
+        ))),
+    }
+}
+
+/// Of what a file holds.
+pub fn hash_of(path: &Path) -> Result<String> {
+    Ok(model_file::hash(&std::fs::read(path).map_err(|e| Error::io(path, e))?))
+}
+
 /// What every card says of its training: temperature (K), System and command.
 pub fn describe_training(card: &mut ModelCard, temperature: f64, system: Option<&Path>) -> Result<()> {
     let info = |path: &Path| {
@@ -50,14 +69,14 @@ pub fn describe_training(card: &mut ModelCard, temperature: f64, system: Option<
     Ok(())
 }
 
-#[derive(Args)]
+#[derive(Debug, Args)]
 pub struct PrecisionFlag {
     /// Type of the networks; coordinates and densities are f64 in either case
     #[arg(long, value_enum, default_value_t = Type::F32)]
     precision: Type,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum Type {
     F32,
     F64,

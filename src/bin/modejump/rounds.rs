@@ -37,7 +37,9 @@ impl RoundsArguments {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{describe_training, interrupted, threads, watch_signals, CHECKPOINT_INTERVAL};
+    use crate::common::{
+        describe_training, explore_at, hash_of, interrupted, threads, watch_signals, CHECKPOINT_INTERVAL,
+    };
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{OpenMmTarget, System};
@@ -48,7 +50,6 @@ mod run {
     use modejump::train::{Rounds, RoundsOptions, RoundsState, Stage};
     use modejump::Error;
     use serde::{Deserialize, Serialize};
-    use std::path::Path;
     use std::time::Instant;
 
     /// The file behind `--config`.
@@ -125,7 +126,7 @@ mod run {
                     serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?
                 }
             };
-            config.explore.temperature = self.temperature;
+            config.explore = explore_at(&config.explore, self.temperature)?;
             if explores {
                 config.explore.frames = 0;
                 config.rounds.latent_walk.get_or_insert_default();
@@ -159,12 +160,10 @@ mod run {
         }
 
         fn identity(&self, config: &Config, starts: &[f64]) -> Result<String> {
-            let hash =
-                |path: &Path| Ok::<_, Error>(model_file::hash(&std::fs::read(path).map_err(|e| Error::io(path, e))?));
             let config = serde_json::to_string(config).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
             let starts: Vec<u8> = starts.iter().flat_map(|v| v.to_le_bytes()).collect();
             let of_starts = model_file::hash(&starts);
-            Ok(format!("{} {} {of_starts} {config}", hash(&self.topology)?, hash(&self.system)?))
+            Ok(format!("{} {} {of_starts} {config}", hash_of(&self.topology)?, hash_of(&self.system)?))
         }
 
         fn file(&self, name: &str) -> PathBuf {

@@ -92,7 +92,7 @@ impl Smc {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{load, target, temperature};
+    use crate::common::{hash_of, load, target, temperature};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage};
     use modejump::io::checkpoint;
@@ -128,7 +128,8 @@ mod run {
             let mut target = target(&self.system, dimension_without_auxiliary(model.as_ref()), temperature)?;
             let mut target = JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE));
             let mut bridge = Bridge { ranks, ..Bridge::new(model.as_ref(), &mut target) };
-            let identity = format!("{} {} {temperature} {}", model.hash(), self.system.display(), self.settings());
+            let system = hash_of(&self.system)?;
+            let identity = format!("{} {system} {temperature} {}", model.hash(), self.settings());
             ranks.same(&identity.bytes().map(f64::from).collect::<Vec<_>>(), "a model, a System or options")?;
             let saved = self.saved(&identity)?;
             let done = saved.as_ref().map_or(-1.0, |run| run.done as f64);
@@ -166,7 +167,12 @@ mod run {
 
         fn settings(&self) -> String {
             let Smc { n, stages, share, pilots, step, .. } = self;
-            format!("{:?} {n} {stages:?} {share} {pilots} {step} {:?}", self.options(), self.decoding.decoding())
+            format!(
+                "{:?} {n} {stages:?} {share} {pilots} {step} {:?} {:?}",
+                self.options(),
+                self.decoding.decoding(),
+                self.precision
+            )
         }
 
         fn saved(&self, identity: &str) -> Result<Option<Annealing>> {

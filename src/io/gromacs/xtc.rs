@@ -20,7 +20,11 @@ pub(super) fn spans(bytes: &[u8]) -> Result<Vec<Span>, String> {
             reader.take(4 + 3 * 4 + 3 * 4 + 4)?; // precision, smallest, largest, size of small numbers
             let packed = if magic == MAGIC[0] { i64::from(reader.i32()?) } else { reader.i64()? };
             let packed = usize::try_from(packed).ok().filter(|p| *p <= isize::MAX as usize - 3);
-            reader.take(packed.ok_or("a size out of range")?.div_ceil(4) * 4)?;
+            let packed = packed.ok_or("a size out of range")?;
+            if packed < atoms / 8 {
+                return Err(format!("{atoms} atoms in {packed} bytes")); // a bit each at least
+            }
+            reader.take(packed.div_ceil(4) * 4)?;
         }
         Ok(i64::from(step))
     })

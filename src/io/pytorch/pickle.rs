@@ -4,9 +4,10 @@
 //! nothing: `collections.OrderedDict` becomes a dictionary, the two functions that PyTorch uses to rebuild tensors become a
 //! [`View`], and every other name becomes an [`Object`] that keeps the name and what was given to it.
 //!
-//! Memory is bounded by the length of the input: every instruction makes at most one node. Instructions of protocols 2 to 5,
-//! which is what PyTorch writes, are known; the text forms of protocol 0 are not.
+//! Memory is bounded by the length of the input: every instruction makes at most one node, and what a node copies of others has a largest length.
+//! Instructions of protocols 2 to 5, which is what PyTorch writes, are known; the text forms of protocol 0 are not.
 
+use super::{LONGEST_NAME, MOST_DIMENSIONS};
 use std::collections::HashMap;
 
 /// Place of a node in [`Pickle::nodes`]. Containers refer to their parts by it, so shared and cyclic parts cost nothing.
@@ -52,7 +53,6 @@ pub struct View {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Object {
     pub class: String,
-    pub arguments: Vec<Id>,
     pub elements: Vec<Id>,
     pub items: Vec<(Id, Id)>,
     pub state: Option<Id>,
@@ -274,7 +274,7 @@ impl Machine<'_> {
                 let (Node::Text(module), Node::Text(name)) = (&self.nodes[module], &self.nodes[name]) else {
                     return Err("a global whose name is not text".into());
                 };
-                let global = Node::Global(format!("{module}.{name}"));
+                let global = Node::Global(format!("{}.{}", short(module)?, short(name)?));
                 self.push(global)
             }
             b'Q' => {
@@ -319,9 +319,7 @@ impl Machine<'_> {
                     _ => Err("a parameter without a tensor".into()),
                 }
             }
-            _ => {
-                Ok(Node::Object(Object { class: name.to_string(), arguments: arguments.to_vec(), ..Object::default() }))
-            }
+            _ => Ok(Node::Object(Object { class: short(name)?, ..Object::default() })),
         }
     }
 
@@ -339,7 +337,7 @@ impl Machine<'_> {
             [Node::Text(kind), Node::Global(class), Node::Text(key), Node::Text(_), Node::Int(_)]
                 if kind == "storage" =>
             {
-                Ok(Storage { class: class.clone(), key: key.clone() })
+                Ok(Storage { class: short(class)?, key: short(key)? })
             }
             _ => Err("a reference outside the pickle that is no tensor storage".into()),
         }
@@ -351,7 +349,13 @@ impl Machine<'_> {
             return Err("a tensor with too few arguments".into());
         };
         let Node::Storage(storage) = &self.nodes[*storage] else { return Err("a tensor without a storage".into()) };
-        let sizes = |id: Id| self.tuple(id)?.iter().map(|&part| self.size(part)).collect::<Outcome<Vec<usize>>>();
+        let sizes = |id: Id| {
+            let parts = self.tuple(id)?;
+            if parts.len() > MOST_DIMENSIONS {
+                return Err(format!("a tensor of {} dimensions", parts.len()));
+            }
+            parts.iter().map(|&part| self.size(part)).collect::<Outcome<Vec<usize>>>()
+        };
         let (shape, stride) = (sizes(*shape)?, sizes(*stride)?);
         if shape.len() != stride.len() {
             return Err(format!("a tensor with {} sizes and {} strides", shape.len(), stride.len()));
@@ -364,6 +368,14 @@ impl Machine<'_> {
             Node::Int(value) => usize::try_from(value).map_err(|_| format!("a tensor with the size or stride {value}")),
             _ => Err("a tensor whose size is no integer".into()),
         }
+    }
+}
+
+/// A copy of a name: many may be made of one.
+fn short(name: &str) -> Outcome<String> {
+    match name.len() <= LONGEST_NAME {
+        true => Ok(name.to_string()),
+        false => Err(format!("a name of {} bytes", name.len())),
     }
 }
 

@@ -241,12 +241,15 @@ pub mod bgflow {
                     checkpoint.get(&format!("_blocks.{block}._flow._delegate.distribution.{name}"))?.data.clone(),
                 )
             };
+            let bound = |name: &str| {
+                part(name)?.first().copied().ok_or_else(|| Error::invalid(format!("{name} of block {block} is empty")))
+            };
             layers.push(LayerConfig::TruncatedNormal {
                 transformed: transformed.clone(),
                 mean: part("_mu")?,
                 sd: part("_logsigma")?.into_iter().map(f64::exp).collect(),
-                lower: part("_lower_bound")?[0],
-                upper: part("_upper_bound")?[0],
+                lower: bound("_lower_bound")?,
+                upper: bound("_upper_bound")?,
             });
         }
         for block in checkpoint.blocks("._flow._delegate.distribution.low") {
@@ -284,10 +287,19 @@ pub mod bgflow {
         let [a0, a1, a2] = zmatrix.frame;
         let bonds: Vec<(usize, usize)> =
             [(a1, a0), (a2, a1)].into_iter().chain(zmatrix.rows.iter().map(|r| (r[0], r[1]))).collect();
+        if lengths.len() != indices.data.len() {
+            return Err(Error::invalid(format!(
+                "constrained_bond_len has {} lengths for the {} bonds of constrained_bond_idx",
+                lengths.len(),
+                indices.data.len()
+            )));
+        }
+        let mut seen = vec![false; bonds.len()];
         let each = indices.data.iter().zip(lengths).map(|(&i, &length)| {
-            let (a, b) =
-                bonds.get(i as usize).ok_or_else(|| Error::invalid(format!("constrained_bond_idx: bond {i}")))?;
-            Ok((*a, *b, length))
+            let place = (0..bonds.len()).find(|&place| place as f64 == i && !seen[place]);
+            let place = place.ok_or_else(|| Error::invalid(format!("constrained_bond_idx: bond {i}")))?;
+            seen[place] = true;
+            Ok((bonds[place].0, bonds[place].1, length))
         });
         each.collect()
     }

@@ -36,6 +36,7 @@ impl ModeGenerators {
                 card: mode.card.clone(),
                 tensors: file.tensors.iter().filter_map(own).collect(),
             };
+            part.card.check().map_err(|reason| part.error(reason))?;
             build_as::<R>(&part, device)
         };
         let generators = config.modes.iter().enumerate().map(generator).collect::<Result<Vec<_>>>()?;

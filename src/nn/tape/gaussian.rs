@@ -22,7 +22,7 @@ pub(super) struct RadialBasisOp {
 impl RadialBasisOp {
     #[inline(always)]
     fn step<R: Scalar>(&self) -> R {
-        R::from_f64(self.basis.max / (self.basis.count - 1) as f64)
+        R::from_f64(self.basis.max / (self.basis.count.max(2) - 1) as f64)
     }
 
     #[inline(always)]

@@ -370,14 +370,17 @@ impl Train {
         }
         let beside = self.checkpoint.as_ref().map(|path| path.with_extension("frames.safetensors"));
         let keep = self.keep_frames.clone().or(beside);
+        let (Some(system), Some(file)) = (self.open_system()?, &self.system) else {
+            return Err(Error::invalid("give --frames, or --system to generate them"));
+        };
+        let options = super::common::explore_at(&config.explore, self.temperature)?;
+        let explored = serde_json::to_string(&options).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
+        let origin = format!("{} {explored}", super::common::hash_of(file)?);
         if let Some(kept) = keep.as_ref().filter(|path| self.checkpoint.is_some() && path.exists()) {
             eprintln!("frames of {}", kept.display());
+            require_origin(kept, &origin)?;
             return read_frames(std::slice::from_ref(kept), x0.len());
         }
-        let system =
-            self.open_system()?.ok_or_else(|| Error::invalid("give --frames, or --system to generate them"))?;
-        let mut options = config.explore.clone();
-        options.temperature = self.temperature;
         let bar = ProgressBar::new(options.frames as u64);
         if let Ok(style) =
             ProgressStyle::with_template("{bar:30} {pos}/{len} frames {elapsed_precise} left {eta_precise}")
@@ -394,7 +397,8 @@ impl Train {
             let shape = vec![frames.len() / x0.len(), x0.len() / 3, 3];
             let data = model_file::Data::F32(frames.iter().map(|&v| v as f32).collect());
             let tensors = std::collections::BTreeMap::from([("x".to_string(), (shape, data))]);
-            modejump::io::write_atomically(path, &model_file::write_tensors(&tensors, Default::default())?)?;
+            let metadata = std::collections::HashMap::from([(ORIGIN.to_string(), origin)]);
+            modejump::io::write_atomically(path, &model_file::write_tensors(&tensors, metadata)?)?;
         }
         Ok(frames)
     }
@@ -481,6 +485,24 @@ fn identity(card: &ModelCard, frames: &[f64]) -> Result<String> {
 
 fn log_line(progress: &Progress) -> String {
     serde_json::to_string(progress).unwrap_or_default() + "\n"
+}
+
+/// In the metadata of frames that were generated: of which System, and how.
+#[cfg(feature = "openmm")]
+const ORIGIN: &str = "origin";
+
+#[cfg(feature = "openmm")]
+fn require_origin(path: &Path, origin: &str) -> Result<()> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let (_, metadata) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
+    match metadata.get(ORIGIN).is_some_and(|kept| kept == origin) {
+        true => Ok(()),
+        false => Err(Error::file(
+            path,
+            "has the frames of another System, another temperature or other `explore` settings: give those it began with, or remove \
+             it and the checkpoint beside it to begin anew (or give it as --frames, to train on it all the same)",
+        )),
+    }
 }
 
 fn read_frames(paths: &[PathBuf], dimension: usize) -> Result<Vec<f64>> {

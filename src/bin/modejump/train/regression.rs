@@ -30,6 +30,7 @@ impl Train {
         card.topology = Some(topology);
         eprintln!("{} parameters", parameters.len());
         let identity = super::identity(&card, &[&frames, &objective.frames()[..]].concat())?;
+        let identity = format!("{identity}{}", objective.settings());
         let saved = self.saved_state(&identity, |state: &NetworkState| (state.step, state.options == *options))?;
         let frames = in_units(&frames, dimension, units_per_nm);
         let trainer = match saved {

@@ -58,6 +58,11 @@ impl Train {
                     let message = format!("tokens of {token_size} do not share {dimension} coordinates evenly");
                     return Err(Error::invalid(message));
                 }
+                if !channels.is_multiple_of(head_size) {
+                    return Err(Error::invalid(format!(
+                        "heads of {head_size} do not share {channels} channels evenly"
+                    )));
+                }
                 let tokens = dimension / token_size;
                 let heads = channels / head_size;
                 let network = TarFlowConfig { tokens, token_size, channels, blocks, layers, heads, expansion };
