@@ -805,10 +805,6 @@ private:
                                             parameters.dA };
             constraints_.push_back(constraint);
         });
-        if (constraints_.empty())
-        {
-            return;
-        }
         std::vector<std::uint64_t> pairs;
         std::vector<double>        lengths;
         for (const Constraint& constraint : constraints_)

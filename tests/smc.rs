@@ -67,6 +67,30 @@ fn a_killed_run_goes_on_to_the_same_particles() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+/// A System is known by what it says, not by the name of its file.
+#[test]
+fn another_system_of_the_same_name_is_refused() {
+    let folder = folder("system");
+    let [state, here, there] = ["run.ckpt", "here.xml", "there.xml"].map(|name| folder.join(name));
+    let run = |system: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR"))).args(["smc", "models/ala2/model.safetensors"]);
+        command.args(["-n", "10", "--stages", "2", "--step", "1e-6", "--json"]).arg("--checkpoint").arg(&state);
+        command.arg("--system").arg(system).output().unwrap()
+    };
+    for copy in [&here, &there] {
+        std::fs::copy("models/ala2/system.xml", copy).unwrap();
+    }
+    let first = run(&here);
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    assert_eq!(run(&there).stdout, first.stdout);
+    std::fs::copy("models/ala2/system-vacuum.xml", &here).unwrap();
+    let refused = run(&here);
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("other models or settings"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 #[test]
 fn what_cannot_be_annealed_is_said() {
     let failed = |model: &str| {

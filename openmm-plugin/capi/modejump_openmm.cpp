@@ -9,7 +9,10 @@
 #include "openmm/reference/SimTKOpenMMRealType.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <limits>
+#include <sstream>
 
 using namespace ModeJumpPlugin;
 using OpenMM::Context;
@@ -53,6 +56,17 @@ int guarded(const std::function<void()>& body) {
 template <typename T, typename Count> void copyOut(const std::vector<T>& all, Count capacity, T* out, Count* n) {
     *n = static_cast<Count>(all.size());
     std::copy_n(all.begin(), std::min(capacity, *n), out);
+}
+
+int wholeNumber(const char* name, double value) {
+    using Limits = std::numeric_limits<int>;
+    if (value != std::floor(value) || !(value >= Limits::min() && value <= Limits::max())) {
+        std::ostringstream message;
+        message << "MonteCarloModeJump: " << name << " is " << value << "; it must be a whole number from " << Limits::min() << " to "
+                << Limits::max();
+        throw OpenMMException(message.str());
+    }
+    return static_cast<int>(value);
 }
 
 [[noreturn]] void unknown(const char* name) { throw OpenMMException(string("MonteCarloModeJump has no property ") + name); }
@@ -151,39 +165,39 @@ int modejump_openmm_set(void* force, const char* name, double value) {
         MonteCarloModeJump& move = cast(force);
         const string key = name;
         if (key == "frequency")
-            move.setFrequency(static_cast<int>(value));
+            move.setFrequency(wholeNumber(name, value));
         else if (key == "numProposals")
-            move.setNumProposals(static_cast<int>(value));
+            move.setNumProposals(wholeNumber(name, value));
         else if (key == "randomNumberSeed")
-            move.setRandomNumberSeed(static_cast<int>(value));
+            move.setRandomNumberSeed(wholeNumber(name, value));
         else if (key == "defaultReplica")
-            move.setDefaultReplica(static_cast<int>(value));
+            move.setDefaultReplica(wholeNumber(name, value));
         else if (key == "temperature")
             move.setTemperature(value);
         else if (key == "drawAhead")
             move.setDrawAhead(value != 0);
         else if (key == "drivenSteps")
-            move.setDrivenPath(static_cast<int>(value), move.getRelaxationSteps(), move.getRelaxationStepSize());
+            move.setDrivenPath(wholeNumber(name, value), move.getRelaxationSteps(), move.getRelaxationStepSize());
         else if (key == "relaxationSteps")
-            move.setDrivenPath(move.getDrivenSteps(), static_cast<int>(value), move.getRelaxationStepSize());
+            move.setDrivenPath(move.getDrivenSteps(), wholeNumber(name, value), move.getRelaxationStepSize());
         else if (key == "relaxationStepSize")
             move.setDrivenPath(move.getDrivenSteps(), move.getRelaxationSteps(), value);
         else if (key == "annealingStages")
-            move.setAnnealing(static_cast<int>(value), move.getAnnealingMoves(), move.getAnnealingStep());
+            move.setAnnealing(wholeNumber(name, value), move.getAnnealingMoves(), move.getAnnealingStep());
         else if (key == "annealingMoves")
-            move.setAnnealing(move.getAnnealingStages(), static_cast<int>(value), move.getAnnealingStep());
+            move.setAnnealing(move.getAnnealingStages(), wholeNumber(name, value), move.getAnnealingStep());
         else if (key == "annealingStep")
             move.setAnnealing(move.getAnnealingStages(), move.getAnnealingMoves(), value);
         else if (key == "leapfrogSteps")
-            move.setLeapfrogSteps(static_cast<int>(value));
+            move.setLeapfrogSteps(wholeNumber(name, value));
         else if (key == "rotations")
-            move.setRotations(static_cast<int>(value));
+            move.setRotations(wholeNumber(name, value));
         else if (key == "segment")
-            move.setSegment(static_cast<int>(value));
+            move.setSegment(wholeNumber(name, value));
         else if (key == "decodingTolerance")
             move.setDecodingTolerance(value);
         else if (key == "decodingPasses")
-            move.setDecodingPasses(static_cast<int>(value));
+            move.setDecodingPasses(wholeNumber(name, value));
         else
             unknown(name);
     });

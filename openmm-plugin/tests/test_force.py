@@ -132,6 +132,8 @@ def test_arguments_out_of_range(peroxide_model):
     jump = modejump.MonteCarloModeJump(peroxide_model)
     with pytest.raises(openmm.OpenMMException, match="4095"):
         jump.default_replica = 5000
+    refuses(["randomNumberSeed", "2147483647"], modejump.MonteCarloModeJump, peroxide_model, seed=3_000_000_000)
+    refuses(["numProposals", "whole number"], modejump.MonteCarloModeJump, peroxide_model, proposals=2.5)
 
 
 def test_wrong_atoms(peroxide_model):
@@ -170,12 +172,13 @@ def test_constraints_that_the_model_does_not_keep(peroxide_model, rigid_model):
     system.addParticle(20.0)
     system.addConstraint(4, 2, 0.2)
     refuses(["particle 2 (HOH1:O2", "particle 4"], context_of, make(peroxide_model, particles=range(4)), system)
+    # MD would leave the support of a model with constant bonds
+    refuses(["H1", "O1", "constrain it"], context_of, make(rigid_model), peroxide_system())
 
 
 def test_a_state_off_the_constraints_is_rejected_and_counted(rigid_model):
-    """A model with constant bonds, a System without constraints: MD leaves the generator's support."""
     jump = modejump.MonteCarloModeJump(rigid_model, 0, seed=1)
-    context = context_of(jump)
+    context = context_of(jump, peroxide_system(OH))
     x = start()
     x[0] *= 1.05
     context.setPositions(x)
@@ -214,6 +217,36 @@ def test_unsupported_integrators(gaussian_model):
     rpmd = openmm.RPMDIntegrator(4, 300.0, 1.0, 0.001)
     refuses("RPMDIntegrator", context_of, make(gaussian_model), toy.well_system(), rpmd)
     refuses("QTBIntegrator", context_of, make(gaussian_model), toy.well_system(), openmm.QTBIntegrator(300, 1, 0.001))
+    drude = openmm.DrudeLangevinIntegrator(300, 1, 1, 20, 0.001)
+    refuses("DrudeLangevinIntegrator", context_of, make(gaussian_model, temperature=300), toy.well_system(), drude)
+    compound = openmm.CompoundIntegrator()
+    for updates in (1, 0):
+        compound.addIntegrator(custom(updates))
+    refuses("addUpdateContextState() 0 times", context_of, make(gaussian_model), toy.well_system(), compound)
+
+
+def test_a_period_is_no_temperature(gaussian_model):
+    """A global variable T may be anything; kT is asked for first, wherever it stands."""
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3)
+    context = context_of(jump, toy.well_system(), toy.leapfrog(name="T"))
+    context.setPositions([[0.0, 0.0, 0.0]])
+    refuses(["CustomIntegrator", "temperature"], jump.attempt, context)
+    integrator = toy.leapfrog(name="temperature", value=5.0)
+    integrator.addGlobalVariable("kT", toy.KT)
+    context = context_of(jump, toy.well_system(), integrator)
+    context.setPositions([[0.0, 0.0, 0.0]])
+    assert all(jump.attempt(context) for _ in range(20))  # the model is exact at 300 K
+
+
+def test_an_update_that_is_refused_changes_nothing(gaussian_model):
+    jump = modejump.MonteCarloModeJump(gaussian_model, 2, seed=3)
+    context = context_of(jump, toy.well_system())
+    context.setPositions([[0.0, 0.0, 0.0]])
+    context.getIntegrator().step(10)
+    jump.driven_steps, jump.frequency = 3, 5
+    refuses("none is left to give way", jump.update_parameters_in_context, context)
+    context.getIntegrator().step(10)
+    assert jump.statistics(context).attempts == 9
 
 
 def test_another_temperature_warns_once_and_stays_exact(gaussian_model, capfd):

@@ -128,6 +128,33 @@ def test_low_acceptance_warns_and_says_what_to_do(tmp_path, capfd):
         jump.statistics(context)
 
 
+@pytest.mark.parametrize("name", ["Reference", "CPU"])
+def test_sites_of_the_bath_go_with_their_particles(gaussian_model, name):
+    """A force that acts on a virtual site, in steps of 0.4 of its frequency: trajectories whose forces were of the site as it was before a step
+    would gain energy, and most would be rejected."""
+    system = toy.well_system()
+    mass, omega, timestep = 10.0, 20.0, 0.02
+    for m in (mass, mass, 0.0):
+        system.addParticle(m)
+    system.addConstraint(1, 2, 0.1)
+    system.setVirtualSite(3, openmm.TwoParticleAverageSite(1, 2, 0.5, 0.5))
+    spring = openmm.CustomExternalForce("stiffness/2*(x^2+y^2+z^2)")
+    spring.addGlobalParameter("stiffness", 2 * mass * omega**2)
+    spring.addGlobalParameter("x1", 1.0)  # as many a restraint has it
+    spring.addParticle(3)
+    system.addForce(spring)
+    jump = modejump.MonteCarloModeJump(
+        gaussian_model, 0, particles=[0], seed=4, driven_steps=11, relaxation_steps=10, relaxation_timestep=timestep
+    )
+    system.addForce(jump)
+    x = [[0.01, 0.0, 0.0], [0.05, 0.0, 0.0], [-0.05, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    context = toy.make_context(system, toy.langevin(), name, x)
+    for _ in range(40):
+        jump.attempt(context)
+    statistics = jump.statistics(context)
+    assert statistics.relaxations == 400 and statistics.relaxations_accepted > 0.95 * statistics.relaxations
+
+
 def test_driven_paths_are_kept_by_xml(chain_model):
     jump = driven(chain_model, 7, relaxation_steps=3, relaxation_timestep=0.002 * openmm.unit.picosecond)
     copy = modejump.MonteCarloModeJump.cast(openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(jump)))

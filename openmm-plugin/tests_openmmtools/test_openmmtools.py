@@ -43,8 +43,9 @@ def test_jumps_between_dynamics_find_the_populations(tmp_path, reference):
     for _ in range(3000):
         move.apply(state, sampler, context_cache=reference)
         left.append(sampler.positions[0, 0] < 0 * unit.nanometer)
-    statistics = jump.statistics()
+    statistics = jump.jump_statistics()
     assert statistics.attempts == 3000 and statistics.acceptance > 0.05
+    assert jump.statistics == {"n_accepted": statistics.accepted, "n_proposed": 3000}
     assert abs(np.mean(left) - toy.LEFT) < 5 * toy.batch_error(left)
 
 
@@ -77,7 +78,7 @@ def test_a_tarflow_is_loaded_as_asked_for(tmp_path, reference):
     def weight(jump):
         sampler = states.SamplerState(positions=test_tarflow.start() * unit.nanometer)
         jump.apply(state, sampler, context_cache=reference)
-        return jump.statistics().mean_log_weight
+        return jump.jump_statistics().mean_log_weight
 
     rounded = NeuralJumpMove(model, seed=7, precision="bf16", decoding="gauss_seidel", segment=2)
     again = pickle.loads(pickle.dumps(rounded))
@@ -92,6 +93,19 @@ def test_a_constrained_bond_that_the_model_varies_is_refused(tmp_path, reference
     state = states.ThermodynamicState(peroxide_system(OH), 300 * unit.kelvin)
     with pytest.raises(modejump.Error, match="constrained"):
         jump.apply(state, states.SamplerState(positions=start() * unit.nanometer), context_cache=reference)
+
+
+def test_a_jump_is_a_sampler_s_move_by_itself(tmp_path, reference):
+    """openmmtools shares the statistics of moves, and with them which random numbers were used."""
+    model = toy.write_gaussian_model(tmp_path / "gaussian.safetensors")
+    sampler = multistate.MultiStateSampler(mcmc_moves=NeuralJumpMove(model, seed=7), number_of_iterations=5)
+    sampler.energy_context_cache = sampler.sampler_context_cache = reference
+    thermodynamic = [states.ThermodynamicState(toy.well_system(), t * unit.kelvin) for t in (300, 310)]
+    begin = states.SamplerState(positions=[[0.01, 0.0, 0.0]] * unit.nanometer)
+    sampler.create(thermodynamic, [begin], storage=multistate.MultiStateReporter(str(tmp_path / "jumps.nc")))
+    sampler.run()
+    counts = [move.statistics for move in sampler.mcmc_moves]
+    assert [count["n_proposed"] for count in counts] == [5, 5] and counts[0]["n_accepted"] == 5
 
 
 def test_exact_maps_are_always_exchanged_and_keep_both_ensembles(tmp_path, reference):

@@ -326,6 +326,33 @@ mod tests {
         std::fs::remove_dir_all(&folder).unwrap();
     }
 
+    /// Sizes that a header claims and its file does not hold.
+    #[test]
+    fn no_memory_is_taken_for_what_is_not_there() {
+        let folder = std::env::temp_dir().join(format!("modejump-hostile-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("frames.npy");
+        write(&path, &Frames { dimension: 3, x: vec![0.5; 6] }, None, &[]).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let shape = bytes.windows(9).position(|w| w == b"(2, 1, 3)").expect("a shape");
+        bytes[shape..shape + 28].copy_from_slice(b"(1000000000, 22, 1000000), }");
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(read(&path).is_err());
+
+        let path = folder.join("frames.xtc");
+        let frames = Frames { dimension: 36, x: (0..36).map(f64::from).collect() };
+        write(&path, &frames, None, &[]).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        // the number of atoms is there twice
+        for place in [4, 52] {
+            assert_eq!(bytes[place..place + 4], 12i32.to_be_bytes());
+            bytes[place..place + 4].copy_from_slice(&i32::MAX.to_be_bytes());
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("2147483647 atoms in"));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
     #[test]
     fn an_unknown_extension_is_named() {
         let error = read(Path::new("frames.mdcrd")).unwrap_err().to_string();

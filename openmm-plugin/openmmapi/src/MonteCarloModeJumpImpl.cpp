@@ -87,14 +87,17 @@ struct MonteCarloModeJumpImpl::Trial {
     double energyOf(const double* x, vector<double>* forces = nullptr) {
         if (impl.solvent)
             return impl.solvent->energyAt(x);
-        struct Restore {
-            MovedParticles& moved;
-            ~Restore() { moved.restore(); }
-        } restore{*impl.moved};
-        impl.moved->setPositions(vector<double>(x, x + impl.x.size()));
-        const double energy = context.calcForcesAndEnergy(forces != nullptr, true, groups);
-        if (forces != nullptr)
-            impl.moved->getForces(*forces);
+        double energy = 0;
+        try {
+            impl.moved->setPositions(vector<double>(x, x + impl.x.size()));
+            energy = context.calcForcesAndEnergy(forces != nullptr, true, groups);
+            if (forces != nullptr)
+                impl.moved->getForces(*forces);
+        } catch (...) {
+            impl.moved->restore();
+            throw;
+        }
+        impl.moved->restore();
         return energy;
     }
 
@@ -141,7 +144,9 @@ struct MonteCarloModeJumpImpl::Trial {
 
 MonteCarloModeJumpImpl::MonteCarloModeJumpImpl(const MonteCarloModeJump& owner) : owner(owner) {}
 
-MonteCarloModeJumpImpl::~MonteCarloModeJumpImpl() { modejump_move_free(move); }
+MonteCarloModeJumpImpl::~MonteCarloModeJumpImpl() = default;
+
+void MonteCarloModeJumpImpl::FreeMove::operator()(modejump_move* move) const { modejump_move_free(move); }
 
 map<string, double> MonteCarloModeJumpImpl::getDefaultParameters() {
     return {{MonteCarloModeJump::Replica(), static_cast<double>(owner.getDefaultReplica())}};
@@ -186,10 +191,24 @@ void MonteCarloModeJumpImpl::checkMethod() const {
         throw OpenMMException("MonteCarloModeJump: leapfrog steps belong to annealing or to a latent walk; set one of these");
 }
 
+/** As the owner says now; what there was before stays if that is refused. */
 void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     checkMethod();
+    const Constraints constraints = movedConstraints(context.getSystem(), particles, *model);
+    unique_ptr<Solvent> newSolvent = createSolvent(context);
+    MoveHandle newMove(newMoveOf(newSolvent != nullptr));
+    vector<double> masses;
+    for (int particle : particles)
+        masses.push_back(context.getSystem().getParticleMass(particle));
+    check(modejump_move_set_constraints(newMove.get(), constraints.lengths.size(), constraints.atoms.data(), constraints.lengths.data(),
+                                        masses.data()));
+    move = std::move(newMove);
+    solvent = std::move(newSolvent);
     frequency = owner.getFrequency();
     temperature = owner.getTemperature();
+}
+
+modejump_move* MonteCarloModeJumpImpl::newMoveOf(bool driven) const {
     modejump_move_options options = {};
     options.struct_size = sizeof(options);
     check(modejump_move_options_init(&options));
@@ -198,33 +217,24 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
         options.kind = MODEJUMP_SURROGATE;
     options.n_proposals = owner.getNumProposals();
     options.seed = seed;
-    options.stride = frequency;
+    options.stride = owner.getFrequency();
     options.batch = max<uint64_t>(1, DRAWN_AHEAD / options.n_proposals);
     options.draw_ahead = owner.getDrawAhead() ? 1 : 0;
     options.rotations = owner.getRotations();
     const modejump_annealing_options annealing = annealingOptions(owner);
     const modejump_latent_walk_options walk = walkOptions(owner, seed);
-    modejump_move_free(move);
-    move = nullptr;
-    createSolvent(context);
-    if (solvent)
-        check(modejump_move_driven_new(model->handle(), &options, owner.getDrivenSteps(), &move));
+    modejump_move* result = nullptr;
+    if (driven)
+        check(modejump_move_driven_new(model->handle(), &options, owner.getDrivenSteps(), &result));
     else if (owner.getAnnealingStages() > 0)
-        check(modejump_move_annealed_new(model->handle(), &options, &annealing, &move));
+        check(modejump_move_annealed_new(model->handle(), &options, &annealing, &result));
     else if (!owner.getLatentWalk().empty())
-        check(modejump_move_latent_walk_new(model->handle(), &walk, &move));
+        check(modejump_move_latent_walk_new(model->handle(), &walk, &result));
     else if (screen)
-        check(modejump_move_delayed_acceptance_new(model->handle(), screen->handle(), &options, &move));
+        check(modejump_move_delayed_acceptance_new(model->handle(), screen->handle(), &options, &result));
     else
-        check(modejump_move_new(model->handle(), &options, &move));
-    const Constraints constraints = movedConstraints(context.getSystem(), particles, *model);
-    if (!constraints.lengths.empty()) {
-        vector<double> masses;
-        for (int particle : particles)
-            masses.push_back(context.getSystem().getParticleMass(particle));
-        check(modejump_move_set_constraints(move, constraints.lengths.size(), constraints.atoms.data(),
-                                            constraints.lengths.data(), masses.data()));
-    }
+        check(modejump_move_new(model->handle(), &options, &result));
+    return result;
 }
 
 namespace {
@@ -239,11 +249,11 @@ unique_ptr<System> withoutJumps(const System& outer) {
 
 } // namespace
 
-void MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) {
+/** Null without a driven path. */
+unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) const {
     const int steps = owner.getDrivenSteps();
-    solvent.reset();
     if (steps == 0)
-        return;
+        return nullptr;
     if (allMoved)
         throw OpenMMException("MonteCarloModeJump: the model moves all particles, so none is left to give way; leave the driven "
                               "path out");
@@ -251,7 +261,7 @@ void MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) {
     if (numbers >> 32 != 0)
         throw OpenMMException("MonteCarloModeJump: a driven path of " + to_string(steps) +
                               " steps needs more random numbers than an attempt has; use fewer steps");
-    solvent = make_unique<Solvent>(context, withoutJumps(context.getSystem()), particles, owner.getRelaxationSteps(),
+    return make_unique<Solvent>(context, withoutJumps(context.getSystem()), particles, owner.getRelaxationSteps(),
                                    owner.getRelaxationStepSize());
 }
 
@@ -281,7 +291,7 @@ uint64_t MonteCarloModeJumpImpl::findReplica(ContextImpl& context) const {
 
 double MonteCarloModeJumpImpl::findThermalEnergy(ContextImpl& context) {
     const double kelvin = temperature > 0 ? temperature : findTemperature(context);
-    check(modejump_move_set_temperature(move, kelvin));
+    check(modejump_move_set_temperature(move.get(), kelvin));
     if (!warned && !model->steerable && model->temperature > 0 && abs(kelvin - model->temperature) > 1e-3 * model->temperature) {
         warned = true;
         cerr << "MonteCarloModeJump: the model " << model->name << " was trained for " << model->temperature
@@ -320,6 +330,8 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     target.relax = solvent ? &Trial::relax : nullptr;
 
     double energy = context.calcForcesAndEnergy(false, true, trial.groups);
+    // On some platforms that clears the forces, which integrators keep until they hear of a change.
+    context.systemChanged();
     moved->save();
     moved->getPositions(x);
     if (solvent)
@@ -337,7 +349,7 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     state.box = context.getSystem().usesPeriodicBoundaryConditions() ? flat : nullptr;
     modejump_outcome outcome = {};
     outcome.struct_size = sizeof(outcome);
-    const int status = modejump_move_attempt(move, &target, &state, &outcome);
+    const int status = modejump_move_attempt(move.get(), &target, &state, &outcome);
     if (trial.failure)
         rethrow_exception(trial.failure);
     check(status);
@@ -386,7 +398,7 @@ void MonteCarloModeJumpImpl::acceptDriven(ContextImpl& context, const VelocitySt
 ModeJumpStatistics MonteCarloModeJumpImpl::getStatistics() const {
     modejump_statistics counts = {};
     counts.struct_size = sizeof(counts);
-    check(modejump_move_statistics(move, &counts));
+    check(modejump_move_statistics(move.get(), &counts));
     ModeJumpStatistics result;
     result.attempts = counts.attempts;
     result.accepted = counts.accepted;
@@ -448,14 +460,14 @@ void MonteCarloModeJumpImpl::resetStatistics() {
     lastLogAcceptance = 0;
     if (solvent)
         solvent->trajectories = solvent->accepted = 0;
-    check(modejump_move_reset_statistics(move));
+    check(modejump_move_reset_statistics(move.get()));
 }
 
 vector<double> MonteCarloModeJumpImpl::getLogWeights() const {
     uint64_t n = 0;
-    check(modejump_move_log_weights(move, 0, nullptr, &n));
+    check(modejump_move_log_weights(move.get(), 0, nullptr, &n));
     vector<double> weights(n);
-    check(modejump_move_log_weights(move, n, weights.data(), &n));
+    check(modejump_move_log_weights(move.get(), n, weights.data(), &n));
     return weights;
 }
 

@@ -31,15 +31,30 @@ unique_ptr<System> withFixed(unique_ptr<System> system, const vector<int>& solut
     return system;
 }
 
-/** Velocity Verlet, with constraints RATTLE: reversible, and it keeps volume in phase space. */
+/** Names that no parameter of the System has. */
+const char HALF[] = "modeJumpHalf";
+const char UNCONSTRAINED[] = "modeJumpUnconstrained";
+
+/**
+ * Velocity Verlet, with constraints RATTLE: reversible, and it keeps volume in phase space. Two steps of the integrator make one of these, since some
+ * platforms put virtual sites to their places only at the end of a step, and the second half needs the forces with them there.
+ */
 void addVelocityVerlet(CustomIntegrator& integrator) {
-    integrator.addPerDofVariable("x1", 0);
+    const string half = HALF, unconstrained = UNCONSTRAINED;
+    integrator.addGlobalVariable(half, 0);
+    integrator.addPerDofVariable(unconstrained, 0);
+    integrator.beginIfBlock(half + " = 0");
     integrator.addComputePerDof("v", "v+0.5*dt*f/m");
     integrator.addComputePerDof("x", "x+dt*v");
-    integrator.addComputePerDof("x1", "x");
+    integrator.addComputePerDof(unconstrained, "x");
     integrator.addConstrainPositions();
-    integrator.addComputePerDof("v", "v+0.5*dt*f/m+(x-x1)/dt");
+    integrator.addComputePerDof("v", "v+(x-" + unconstrained + ")/dt");
+    integrator.endBlock();
+    integrator.beginIfBlock(half + " = 1");
+    integrator.addComputePerDof("v", "v+0.5*dt*f/m");
     integrator.addConstrainVelocities();
+    integrator.endBlock();
+    integrator.addComputeGlobal(half, "1-" + half);
 }
 
 } // namespace
@@ -119,7 +134,8 @@ double Solvent::kineticEnergy() const {
 /** Whether it came to an end: OpenMM throws where coordinates or energies are no numbers. */
 bool Solvent::runTrajectory() {
     try {
-        integrator.step(steps);
+        integrator.setGlobalVariableByName(HALF, 0); // one that came to no end may have stopped half-way
+        integrator.step(2 * steps);
         const int groups = integrator.getIntegrationForceGroups();
         const State end = context->getState(State::Energy | State::Positions | State::Velocities, false, groups);
         endEnergy = end.getPotentialEnergy();

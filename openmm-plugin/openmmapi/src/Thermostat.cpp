@@ -35,14 +35,14 @@ string className(const Integrator& integrator) {
 
 /** kT or temperature among the global variables, as openmmtools and OpenMM's examples name them. */
 double customTemperature(const CustomIntegrator& integrator) {
-    for (int i = 0; i < integrator.getNumGlobalVariables(); i++) {
-        const string& name = integrator.getGlobalVariableName(i);
-        if (name == "kT")
-            return integrator.getGlobalVariable(i) / BOLTZ;
-        if (name == "temperature" || name == "T")
-            return integrator.getGlobalVariable(i);
-    }
-    return 0;
+    const auto valueOf = [&](const string& name) {
+        for (int i = 0; i < integrator.getNumGlobalVariables(); i++)
+            if (integrator.getGlobalVariableName(i) == name)
+                return integrator.getGlobalVariable(i);
+        return 0.0;
+    };
+    const double kT = valueOf("kT");
+    return kT > 0 ? kT / BOLTZ : valueOf("temperature");
 }
 
 double integratorTemperature(const Integrator& integrator) {
@@ -85,8 +85,14 @@ double findTemperature(ContextImpl& context) {
 }
 
 void checkIntegrator(const Integrator& integrator) {
+    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator)) {
+        for (int i = 0; i < compound->getNumIntegrators(); i++)
+            checkIntegrator(compound->getIntegrator(i));
+        return;
+    }
     const string name = className(integrator);
-    if (name.find("RPMD") != string::npos || dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
+    if (name.find("RPMD") != string::npos || name.find("Drude") != string::npos ||
+        dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
         throw OpenMMException("MonteCarloModeJump: " + name + " does not sample the classical Boltzmann distribution of " +
                               "the System; choose another integrator");
     const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);

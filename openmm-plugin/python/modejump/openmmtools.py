@@ -96,16 +96,27 @@ class NeuralJumpMove(mcmc.MCMCMove):
         super().__init__()
         loading = {"precision": precision, "decoding": decoding, "segment": segment}
         loading |= {"decoding_tolerance": decoding_tolerance, "decoding_passes": decoding_passes}
-        state = {"model": str(model), "seed": seed, "proposals": proposals, "particles": particles, "applied": 0}
-        self.__setstate__(state | {"loading": loading})
+        state = {"model": str(model), "seed": seed, "proposals": proposals, "particles": particles, "loading": loading}
+        self.__setstate__(state | {"applied": 0, "accepted": 0})
 
     def __getstate__(self):
-        return {name: getattr(self, name) for name in ("model", "loading", "seed", "proposals", "particles", "applied")}
+        names = ("model", "loading", "seed", "proposals", "particles", "applied", "accepted")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state):
-        self.loading = {}  # of a move that was stored before there was such an option
+        self.loading, self.accepted = {}, 0  # of a move that was stored before there were these
         self.__dict__.update(state)
         self._move = None
+
+    @property
+    def statistics(self):
+        """How often the move was applied and accepted, in the words of openmmtools, which shares this among its processes: a
+        thermodynamic state that goes to another one takes along which random numbers it has used."""
+        return {"n_accepted": self.accepted, "n_proposed": self.applied}
+
+    @statistics.setter
+    def statistics(self, value):
+        self.accepted, self.applied = value["n_accepted"], value["n_proposed"]
 
     def _make(self, system):
         """The move of this System, whose constraints the model must keep."""
@@ -113,23 +124,23 @@ class NeuralJumpMove(mcmc.MCMCMove):
         self._move = Move(Model(self.model, **self.loading), method, proposals=self.proposals, seed=self.seed)
         if self.particles is None:
             self.particles = list(range(system.getNumParticles()))
-        constraints = constraints_among(system, self.particles)
-        if len(constraints[0]) > 0:
-            self._move.set_constraints(*constraints)
+        self._move.set_constraints(*constraints_among(system, self.particles))
 
     def apply(self, thermodynamic_state, sampler_state, context_cache=None):
         if self._move is None:
             self._make(thermodynamic_state.get_system(remove_thermostat=True))
+        self._move.set_temperature(thermodynamic_state.temperature.value_in_unit(unit.kelvin))
         placed = _Placed(thermodynamic_state, sampler_state, self.particles, self._get_context_cache(context_cache))
         x, step, replica = _molecule(sampler_state, self.particles), self.applied, _number(placed)
         box = _box(sampler_state) if thermodynamic_state.is_periodic else None
         outcome = self._move.attempt(x, placed, step=step, replica=replica, box=box)
         self.applied += 1
+        self.accepted += outcome.accepted
         if outcome.accepted:
             placed.arrive(outcome.x, sampler_state, self.seed, step, replica)
 
-    def statistics(self):
-        """Attempts and weights since the move was made or read from a file; None before the first."""
+    def jump_statistics(self):
+        """Attempts and weights in this process since the move was made or read from a file; None before the first."""
         return None if self._move is None else self._move.statistics()
 
 

@@ -68,6 +68,21 @@ fn a_hostile_file_executes_nothing() {
     assert!(matches!(&pickle.nodes[pickle.root], Node::Object(object) if object.class == "posix.system"));
 }
 
+/// What a call keeps does not grow with its arguments, which many calls may share.
+#[test]
+fn long_arguments_are_not_copied() {
+    let mut tuple = b"\x80\x02(".to_vec();
+    tuple.extend(b"K\x01".repeat(100));
+    tuple.extend(b"tq\x00");
+    // 1000 calls of one function with the tuple, and a tensor of 100 dimensions
+    let calls = [&tuple[..], b"0ca\nb\nq\x010(", &b"h\x01h\x00R".repeat(1000), b"t."].concat();
+    let pickle = pickle::parse(&calls).unwrap();
+    assert!(matches!(&pickle.nodes[pickle.root], Node::Tuple(objects) if objects.len() == 1000));
+    let storage = b"(X\x07\x00\x00\x00storageca\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ";
+    let tensor = [&tuple[..], b"0ctorch._utils\n_rebuild_tensor_v2\n(", storage, b"K\x00h\x00h\x00tR."].concat();
+    assert!(pickle::parse(&tensor).unwrap_err().contains("100 dimensions"));
+}
+
 #[test]
 fn every_truncation_is_an_error() {
     let bytes = file("types.pt");

@@ -1,19 +1,24 @@
 use super::*;
+use crate::coordinates::Topology;
 use crate::density::{Density, Evaluation, Exactness};
 use crate::io::model_file::read;
 use crate::models::{EnergyFunction, Model, ModelCard};
 use crate::rng::StreamId;
 
 fn small() -> MlpEbm<f64> {
+    of_dimension(3)
+}
+
+fn of_dimension(dimension: usize) -> MlpEbm<f64> {
     let config = Config {
-        network: MlpConfig { dimension: 3, width: 10, layers: 2 },
+        network: MlpConfig { dimension, width: 10, layers: 2 },
         energy: EnergyConfig { units_per_nm: 1.0, data_time: 0.0, trust: Default::default() },
     };
     let network = MlpNetwork::new(config.network).unwrap();
     let mut stream = Stream::new(3, StreamId::Test, 0, 0);
     let mut parameters: Vec<f64> = network.initialise(&mut stream);
     parameters.iter_mut().for_each(|p| *p += 0.2 * stream.normal());
-    let card = ModelCard::of_energy(ModelConfig::MlpEbm(config.clone()), 3);
+    let card = ModelCard::of_energy(ModelConfig::MlpEbm(config.clone()), dimension);
     EnergyModel::new(Evaluator::new(network, parameters), config.energy, card, String::new())
 }
 
@@ -40,6 +45,25 @@ fn the_score_is_the_gradient() {
         assert!((difference - score[k]).abs() < 1e-8 * difference.abs().max(1.0), "{difference} {}", score[k]);
         assert!(score[k].abs() > 1e-3, "a flat energy shows nothing");
     }
+}
+
+/// Training knows a molecule by its centred copies only.
+#[test]
+fn the_place_of_a_molecule_does_not_matter() {
+    let mut card = of_dimension(6).card().clone();
+    let names = vec!["C".to_string(); 2];
+    card.topology = Some(Topology { elements: names.clone(), residues: names.clone(), names, bonds: vec![] });
+    let MlpEbm { energy, config, .. } = of_dimension(6);
+    let model = EnergyModel::new(energy, config, card, String::new());
+    let at = |shift: f64| {
+        let x: Vec<f64> = normals(6).iter().enumerate().map(|(k, x)| x + shift * (k % 3) as f64).collect();
+        let (mut e, mut gradient) = ([Evaluation::inside(0.0)], [0.0; 6]);
+        model.log_density_gradient(&x, &mut e, &mut gradient).unwrap();
+        (e[0].log_density, gradient)
+    };
+    let ((here, gradient), (there, _)) = (at(0.0), at(3.0));
+    assert!((here - there).abs() < 1e-12);
+    assert!((0..3).all(|axis| (gradient[axis] + gradient[3 + axis]).abs() < 1e-12) && gradient[0].abs() > 1e-3);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A file of two modes: the mixture is a density, and what does not fit together is refused.
 
 use super::*;
-use crate::coordinates::{CoordinatesConfig, Region};
+use crate::coordinates::{CoordinatesConfig, Region, Topology};
 use crate::io::model_file::{self, ModelFile};
 use crate::models::coupling::{CouplingConfig, CouplingFlow, LayerConfig};
 use crate::models::{from_bytes, Precision};
@@ -97,5 +97,9 @@ fn files_that_do_not_fit_together_are_refused() {
     let mut nested = config(&files);
     nested.modes[1].card.model = ModelConfig::Modes(config(&files));
     assert!(refusal(nested, &files).contains("made of modes itself"));
+    let mut damaged = config(&files);
+    damaged.modes[1].card.topology =
+        Some(Topology { names: vec![], elements: vec![], residues: vec!["ALA1".into()], bonds: vec![] });
+    assert!(refusal(damaged, &files).contains("disagree on the number of atoms"));
     assert!(bundle(config(&[]), &[]).is_err());
 }

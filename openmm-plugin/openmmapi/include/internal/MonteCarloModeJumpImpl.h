@@ -34,11 +34,16 @@ public:
 
 private:
     struct Trial;
+    struct FreeMove {
+        void operator()(modejump_move* move) const;
+    };
+    using MoveHandle = std::unique_ptr<modejump_move, FreeMove>;
     bool attempt(OpenMM::ContextImpl& context, uint64_t step, uint64_t replica);
     void accept(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void acceptDriven(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void createMove(OpenMM::ContextImpl& context);
-    void createSolvent(OpenMM::ContextImpl& context);
+    modejump_move* newMoveOf(bool driven) const;
+    std::unique_ptr<Solvent> createSolvent(OpenMM::ContextImpl& context) const;
     void checkMethod() const;
     double beginDriven(OpenMM::ContextImpl& context, double energy, double kT, const VelocityStream& stream);
     std::string advice(const ModeJumpStatistics& statistics) const;
@@ -48,7 +53,7 @@ private:
 
     const MonteCarloModeJump& owner;
     std::shared_ptr<const Model> model, screen;
-    modejump_move* move = nullptr;
+    MoveHandle move;
     /** Of a driven path; null without one. */
     std::unique_ptr<Solvent> solvent;
     /** Moved by the model, and all that have a mass. */
