@@ -168,6 +168,19 @@ fn frames_are_read_and_written_in_every_format() {
     }
 }
 
+/// Before the first of a number of samples that no test waits for.
+#[test]
+fn samples_that_cannot_be_written_are_refused_at_once() {
+    for (model, output, text) in [
+        (MODEL, "nowhere/x.npy", "there is no folder nowhere"),
+        (MODEL, "x.mdcrd", "`mdcrd`"),
+        ("models/double-well/generator.safetensors", "x.pdb", "needs a topology"),
+    ] {
+        let message = refused("cpu", &["sample", model, "-n", "100000000", "-o", output]);
+        assert!(message.contains(text), "{message}");
+    }
+}
+
 #[test]
 fn a_benchmark_is_an_object_a_line() {
     let text = modejump(&["bench", "--json", "--threads", "1", "coupling/sample", "coupling/log_density"]);

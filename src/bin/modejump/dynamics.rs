@@ -49,6 +49,8 @@ mod run {
 
     #[derive(Default)]
     pub struct Record {
+        /// Done when the last frame was taken.
+        pub steps: u64,
         /// `[frames][particles][3]`, nm.
         x: Vec<f64>,
         /// kJ/mol.
@@ -58,7 +60,9 @@ mod run {
     }
 
     impl Record {
-        pub fn take(&mut self, simulation: &mut Simulation) -> Result<()> {
+        /// After so many steps.
+        pub fn take(&mut self, simulation: &mut Simulation, steps: u64) -> Result<()> {
+            self.steps = steps;
             let start = self.x.len();
             self.x.resize(start + 3 * simulation.n_particles(), 0.0);
             simulation.positions(&mut self.x[start..])?;
@@ -70,8 +74,7 @@ mod run {
         /// Writes the trajectory, with reduced potentials at `temperature` (K) where the format has room for them.
         pub fn write(&self, path: &Path, topology: &Topology, temperature: f64) -> Result<()> {
             let u: Vec<f64> = self.energy.iter().map(|e| e / thermal_energy(temperature)).collect();
-            let dimension = self.x.len() / u.len().max(1);
-            let frames = Frames { dimension, x: self.x.clone() };
+            let frames = Frames { dimension: 3 * topology.n_atoms(), x: self.x.clone() };
             trajectory::write(path, &frames, Some(topology), &[("reduced_potential", &u)])
         }
 

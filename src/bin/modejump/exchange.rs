@@ -31,7 +31,7 @@ pub struct Exchange {
     #[command(flatten)]
     precision: PrecisionFlag,
     /// Trajectories of the temperatures, in the order of the models, a frame after every exchange: pdb, gro, dcd, xtc, trr, npy or
-    /// safetensors (with `reduced_potential`); the last ones may be left out
+    /// safetensors (with `reduced_potential`), written at the end, or when SIGINT or SIGTERM ends the run; the last ones may be left out
     #[arg(short, long, num_args = 1.., value_name = "FILE")]
     output: Vec<PathBuf>,
     /// Print the summary as JSON
@@ -49,9 +49,10 @@ impl Exchange {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{load, temperature};
+    use crate::common::{interrupted, load, temperature, watch_signals};
     use crate::dynamics::{progress, start, Record};
     use modejump::engines::openmm::ExchangingReplicas;
+    use modejump::io::trajectory;
     use modejump::models::Model;
     use modejump::Error;
     use serde_json::{json, Value};
@@ -59,6 +60,7 @@ mod run {
 
     impl Exchange {
         pub fn run(self) -> Result<()> {
+            watch_signals()?;
             let (topology, x0, system) = start(&self.topology, &self.system)?;
             let models = self.models.iter().map(|path| load(path, &self.precision)).collect::<Result<Vec<_>>>()?;
             let temperatures = self.temperatures(&models)?;
@@ -69,14 +71,19 @@ mod run {
                     models.len()
                 )));
             }
+            for path in &self.output {
+                trajectory::check(path, x0.len(), Some(&topology))?;
+            }
             let dynamics = self.dynamics.at(temperatures[0]);
             let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &temperatures, self.interval)?;
             replicas.start(&x0)?;
             let records = self.record_run(&mut replicas)?;
-            for ((path, record), &temperature) in self.output.iter().zip(&records).zip(&temperatures) {
-                record.write(path, &topology, temperature)?;
-            }
-            self.report(&replicas, &records, &temperatures)
+            let outputs = self.output.iter().zip(&records).zip(&temperatures);
+            // every file that can be written, and what was learned is told in any case
+            let written: Vec<Result<()>> =
+                outputs.map(|((path, record), &temperature)| record.write(path, &topology, temperature)).collect();
+            self.report(&replicas, &records, &temperatures)?;
+            written.into_iter().collect()
         }
 
         fn temperatures(&self, models: &[Arc<dyn Model>]) -> Result<Vec<f64>> {
@@ -89,10 +96,12 @@ mod run {
         fn record_run(&self, replicas: &mut ExchangingReplicas) -> Result<Vec<Record>> {
             let bar = progress(self.exchanges);
             let mut records: Vec<Record> = self.models.iter().map(|_| Record::default()).collect();
-            for done in 1..=self.exchanges {
+            let mut done = 0;
+            while done < self.exchanges && !interrupted() {
                 replicas.iterate()?;
+                done += 1;
                 for (record, simulation) in records.iter_mut().zip(replicas.simulations()) {
-                    record.take(simulation)?;
+                    record.take(simulation, done * self.interval)?;
                 }
                 bar.set_position(done);
                 let accepted: Vec<String> =
@@ -100,6 +109,9 @@ mod run {
                 bar.set_message(format!("accepted {}", accepted.join(", ")));
             }
             bar.finish_and_clear();
+            if done < self.exchanges {
+                eprintln!("modejump: interrupted after {done} of {} exchanges", self.exchanges);
+            }
             Ok(records)
         }
 

@@ -89,7 +89,8 @@ pub struct Md {
     /// Steps between recorded frames
     #[arg(long, default_value_t = 100)]
     record: u64,
-    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`)
+    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`), written at the end, or when SIGINT or SIGTERM
+    /// ends the run
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// Print the summary as JSON
@@ -119,10 +120,11 @@ impl Md {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{load, load_partner, mark, warn_of_temperature};
+    use crate::common::{interrupted, load, load_partner, mark, warn_of_temperature, watch_signals};
     use crate::dynamics::{progress, start, Record};
     use modejump::annealing::{even, Kernel};
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
+    use modejump::io::trajectory;
     use modejump::models::Model;
     use modejump::moves::{LatentWalkOptions, Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
@@ -162,7 +164,11 @@ mod run {
             if self.acceptance == Likelihood::Surrogate && self.screen.is_none() {
                 return Err(Error::invalid("--acceptance surrogate: give the surrogate with --screen"));
             }
+            watch_signals()?;
             let (topology, x0, system) = start(&self.topology, &self.system)?;
+            if let Some(path) = &self.output {
+                trajectory::check(path, x0.len(), Some(&topology))?;
+            }
             let mut engine = self.engine(&system)?;
             let simulation = engine.simulation();
             simulation.set_positions(&x0)?;
@@ -171,10 +177,13 @@ mod run {
             let beginning = std::time::Instant::now();
             let record = self.record_run(&mut engine)?;
             let wall = beginning.elapsed().as_secs_f64();
-            if let Some(path) = &self.output {
-                record.write(path, &topology, self.temperature)?;
-            }
-            self.report(&engine, &record, wall)
+            // what was learned is told even if the disk is full by now
+            let written = match &self.output {
+                Some(path) => record.write(path, &topology, self.temperature),
+                None => Ok(()),
+            };
+            self.report(&engine, &record, wall)?;
+            written
         }
 
         fn engine(&self, system: &System) -> Result<Engine> {
@@ -229,11 +238,11 @@ mod run {
             let bar = progress(self.steps);
             let mut record = Record::default();
             let mut done = 0;
-            while done < self.steps {
+            while done < self.steps && !interrupted() {
                 let n = self.record.max(1).min(self.steps - done);
                 engine.step(n)?;
                 done += n;
-                record.take(engine.simulation())?;
+                record.take(engine.simulation(), done)?;
                 bar.set_position(done);
                 if let Some(statistics) = engine.statistics() {
                     let mark = mark(statistics.likelihood().name());
@@ -241,15 +250,18 @@ mod run {
                 }
             }
             bar.finish_and_clear();
+            if done < self.steps {
+                eprintln!("modejump: interrupted after {done} of {} steps", self.steps);
+            }
             Ok(record)
         }
 
         fn report(&self, engine: &Engine, record: &Record, wall: f64) -> Result<()> {
             let [u, t] = record.means()?;
             let mut summary = json!({
-                "steps": self.steps,
+                "steps": record.steps,
                 "wall_s": wall,
-                "ns_per_day": self.steps as f64 * self.dynamics.timestep * 86.4 / wall,
+                "ns_per_day": record.steps as f64 * self.dynamics.timestep * 86.4 / wall,
                 "u_mean": u.value, "u_stderr": u.standard_error,
                 "t_mean": t.value, "t_stderr": t.standard_error,
             });
@@ -262,7 +274,7 @@ mod run {
             }
             println!(
                 "{} steps in {wall:.1} s, {:.0} ns/day",
-                self.steps,
+                record.steps,
                 summary["ns_per_day"].as_f64().unwrap_or(0.0)
             );
             println!(

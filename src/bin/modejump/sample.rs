@@ -49,6 +49,13 @@ impl Sample {
     fn on(&self, ranks: &dyn Ranks) -> Result<()> {
         let model = self.decoding.of(load_at(&self.model, &self.precision, self.temperature)?)?;
         let dimension = model.dimension();
+        if ranks.is_first() {
+            trajectory::check(
+                &self.output,
+                dimension_without_auxiliary(model.as_ref()),
+                model.card().topology.as_ref(),
+            )?;
+        }
         if self.points_only {
             return self.points(model.as_ref(), ranks);
         }
