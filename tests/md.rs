@@ -177,12 +177,36 @@ fn a_run_that_is_interrupted_keeps_what_it_has() {
     assert!(!succeeded && count(&summary, "steps") >= 40 && log.contains("run.npy: "), "{log}");
 }
 
+#[test]
+fn a_run_that_blows_up_says_where_and_keeps_the_frames_before() {
+    let folder = std::env::temp_dir().join(format!("modejump-blown-up-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let output = folder.join("run.npy");
+    let run = ["--timestep", "0.02", "--record", "1", "-o", output.to_str().unwrap()];
+    let message = md(&run).unwrap_err();
+    assert!(message.contains("at step ") && message.contains("smaller --timestep"), "{message}");
+    let frames = trajectory::read(&output).unwrap(); // which refuses what is not finite
+    assert!(frames.n() > 0 && message.contains(&format!("at step {} ", frames.n() + 1)), "{message}");
+    // a move finds it before the next frame
+    let message = md(&["--timestep", "0.02", "--model", MODEL]).unwrap_err();
+    assert!(message.contains("in steps 1 to 100: ") && message.contains("smaller --timestep"), "{message}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_few_frames_have_no_means() {
+    let [text, log] = md(&["-n", "300", "--json"]).unwrap();
+    let summary: Value = serde_json::from_str(&text).unwrap();
+    assert!(summary.get("u_mean").is_none() && count(&summary, "steps") == 300, "{summary}");
+    assert!(log.contains("of 3 frames") && log.contains("--record"), "{log}");
+    assert!(!md(&["-n", "300"]).unwrap()[0].contains("<U>"));
+    assert!(md(&["-n", "400"]).unwrap()[0].contains("<U>"));
+}
+
 /// Before the first of a number of steps that no test waits for.
 #[test]
 fn a_trajectory_that_cannot_be_written_is_refused_at_once() {
-    for (output, text) in
-        [("nowhere/run.dcd", "there is no folder nowhere"), ("run.mdcrd", "`mdcrd`"), ("src", "folder")]
-    {
+    for (output, text) in [("nowhere/run.dcd", "there is no folder nowhere"), ("run.mdcrd", "`mdcrd`")] {
         let message = md(&["-n", "1000000000", "-o", output]).unwrap_err();
         assert!(message.contains(text), "{message}");
     }

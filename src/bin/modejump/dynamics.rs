@@ -31,7 +31,17 @@ mod run {
     use modejump::units::thermal_energy;
     use modejump::weights::Estimate;
     use modejump::{Error, Result};
+    use serde_json::{json, Value};
+    use std::ops::RangeInclusive;
     use std::path::Path;
+
+    const REMEDY: &str = "give a smaller --timestep, or look at the starting structure";
+
+    /// Steps that an engine or a move gave up, as most do with numbers that are not finite.
+    pub fn failed(error: Error, steps: RangeInclusive<u64>) -> Error {
+        let (first, last) = steps.into_inner();
+        Error::Engine(format!("in steps {first} to {last}: {error}; if the run has blown up, {REMEDY}"))
+    }
 
     impl Dynamics {
         /// At a temperature, K.
@@ -60,14 +70,20 @@ mod run {
     }
 
     impl Record {
-        /// After so many steps.
+        /// After so many steps. Errors: a run that has blown up; the frame is not recorded.
         pub fn take(&mut self, simulation: &mut Simulation, steps: u64) -> Result<()> {
+            let (energy, temperature) = (simulation.potential_energy()?, simulation.temperature()?);
+            if !energy.is_finite() || !temperature.is_finite() {
+                return Err(Error::Engine(format!(
+                    "at step {steps} the potential energy is {energy} kJ/mol, the temperature {temperature} K: {REMEDY}"
+                )));
+            }
             self.steps = steps;
             let start = self.x.len();
             self.x.resize(start + 3 * simulation.n_particles(), 0.0);
             simulation.positions(&mut self.x[start..])?;
-            self.energy.push(simulation.potential_energy()?);
-            self.temperature.push(simulation.temperature()?);
+            self.energy.push(energy);
+            self.temperature.push(temperature);
             Ok(())
         }
 
@@ -78,9 +94,13 @@ mod run {
             trajectory::write(path, &frames, Some(topology), &[("reduced_potential", &u)])
         }
 
-        /// ⟨U⟩ (kJ/mol) and ⟨T⟩ (K).
-        pub fn means(&self) -> Result<[Estimate; 2]> {
-            Ok([mean_of_series(&self.energy)?, mean_of_series(&self.temperature)?])
+        pub fn n(&self) -> usize {
+            self.energy.len()
+        }
+
+        /// ⟨U⟩ (kJ/mol) and ⟨T⟩ (K). A handful of frames has no mean worth the name, which is no reason to call the run failed.
+        pub fn means(&self) -> Option<[Estimate; 2]> {
+            Some([mean_of_series(&self.energy).ok()?, mean_of_series(&self.temperature).ok()?])
         }
     }
 
@@ -94,6 +114,20 @@ mod run {
             return Err(Error::file(path, message));
         }
         Ok((topology, x0, system))
+    }
+
+    /// u_mean, u_stderr, t_mean and t_stderr.
+    pub fn add_means(summary: &mut Value, [u, t]: &[Estimate; 2]) {
+        for (name, mean) in [("u", u), ("t", t)] {
+            summary[format!("{name}_mean")] = json!(mean.value);
+            summary[format!("{name}_stderr")] = json!(mean.standard_error);
+        }
+    }
+
+    /// The same as text.
+    pub fn show_means([u, t]: &[Estimate; 2]) -> String {
+        let [u, du, t, dt] = [u.value, u.standard_error, t.value, t.standard_error];
+        format!("<U> = {u:.2} ± {du:.2} kJ/mol, <T> = {t:.1} ± {dt:.1} K")
     }
 
     /// A bar with room for a message.

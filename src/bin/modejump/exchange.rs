@@ -50,7 +50,7 @@ impl Exchange {
 mod run {
     use super::*;
     use crate::common::{interrupted, load, temperature, watch_signals};
-    use crate::dynamics::{progress, start, Record};
+    use crate::dynamics::{add_means, failed, progress, show_means, start, Record};
     use modejump::engines::openmm::ExchangingReplicas;
     use modejump::io::trajectory;
     use modejump::models::Model;
@@ -77,12 +77,15 @@ mod run {
             let dynamics = self.dynamics.at(temperatures[0]);
             let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &temperatures, self.interval)?;
             replicas.start(&x0)?;
-            let records = self.record_run(&mut replicas)?;
+            let mut records: Vec<Record> = models.iter().map(|_| Record::default()).collect();
+            let run = self.record_run(&mut replicas, &mut records);
             let outputs = self.output.iter().zip(&records).zip(&temperatures);
-            // every file that can be written, and what was learned is told in any case
+            // every file that can be written, with the frames before a failure
             let written: Vec<Result<()>> =
                 outputs.map(|((path, record), &temperature)| record.write(path, &topology, temperature)).collect();
-            self.report(&replicas, &records, &temperatures)?;
+            run?;
+            // what was learned is told even if the disk is full by now
+            self.report(&replicas, &records, &temperatures);
             written.into_iter().collect()
         }
 
@@ -93,12 +96,12 @@ mod run {
             }
         }
 
-        fn record_run(&self, replicas: &mut ExchangingReplicas) -> Result<Vec<Record>> {
+        fn record_run(&self, replicas: &mut ExchangingReplicas, records: &mut [Record]) -> Result<()> {
             let bar = progress(self.exchanges);
-            let mut records: Vec<Record> = self.models.iter().map(|_| Record::default()).collect();
             let mut done = 0;
             while done < self.exchanges && !interrupted() {
-                replicas.iterate()?;
+                let steps = done * self.interval + 1..=(done + 1) * self.interval;
+                replicas.iterate().map_err(|e| failed(e, steps))?;
                 done += 1;
                 for (record, simulation) in records.iter_mut().zip(replicas.simulations()) {
                     record.take(simulation, done * self.interval)?;
@@ -112,24 +115,26 @@ mod run {
             if done < self.exchanges {
                 eprintln!("modejump: interrupted after {done} of {} exchanges", self.exchanges);
             }
-            Ok(records)
+            Ok(())
         }
 
-        fn report(&self, replicas: &ExchangingReplicas, records: &[Record], temperatures: &[f64]) -> Result<()> {
+        fn report(&self, replicas: &ExchangingReplicas, records: &[Record], temperatures: &[f64]) {
             let mut ensembles: Vec<Value> = Vec::new();
             for (record, kelvin) in records.iter().zip(temperatures) {
-                let [u, t] = record.means()?;
-                ensembles.push(json!({
-                    "temperature": kelvin,
-                    "u_mean": u.value, "u_stderr": u.standard_error,
-                    "t_mean": t.value, "t_stderr": t.standard_error,
-                }));
-                if !self.json {
-                    println!(
-                        "{kelvin} K: <U> = {:.2} ± {:.2} kJ/mol, <T> = {:.1} ± {:.1} K",
-                        u.value, u.standard_error, t.value, t.standard_error
-                    );
+                let mut ensemble = json!({ "temperature": kelvin });
+                if let Some(means) = record.means() {
+                    add_means(&mut ensemble, &means);
+                    if !self.json {
+                        println!("{kelvin} K: {}", show_means(&means));
+                    }
                 }
+                ensembles.push(ensemble);
+            }
+            if ensembles.iter().any(|ensemble| ensemble.get("u_mean").is_none()) {
+                let n = records[0].n();
+                eprintln!(
+                    "modejump: no mean energies and temperatures of {n} frames; exchange more often (--exchanges)"
+                );
             }
             let mut pairs: Vec<Value> = Vec::new();
             for (s, kelvin) in replicas.statistics().zip(temperatures.windows(2)) {
@@ -142,7 +147,6 @@ mod run {
             if self.json {
                 println!("{}", json!({ "ensembles": ensembles, "exchanges": pairs }));
             }
-            Ok(())
         }
     }
 }

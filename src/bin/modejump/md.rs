@@ -121,7 +121,7 @@ impl Md {
 mod run {
     use super::*;
     use crate::common::{interrupted, load, load_partner, mark, warn_of_temperature, watch_signals};
-    use crate::dynamics::{progress, start, Record};
+    use crate::dynamics::{add_means, failed, progress, show_means, start, Record};
     use modejump::annealing::{even, Kernel};
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
     use modejump::io::trajectory;
@@ -175,13 +175,15 @@ mod run {
             simulation.minimise(10.0, 500)?;
             simulation.redraw_velocities(&mut Stream::new(self.dynamics.seed, StreamId::Velocity, u64::MAX, 0))?;
             let beginning = std::time::Instant::now();
-            let record = self.record_run(&mut engine)?;
+            let mut record = Record::default();
+            let run = self.record_run(&mut engine, &mut record);
             let wall = beginning.elapsed().as_secs_f64();
-            // what was learned is told even if the disk is full by now
+            // the frames before a failure are kept, and what was learned is told even if the disk is full by now
             let written = match &self.output {
                 Some(path) => record.write(path, &topology, self.temperature),
                 None => Ok(()),
             };
+            run?;
             self.report(&engine, &record, wall)?;
             written
         }
@@ -234,13 +236,12 @@ mod run {
             Ok(Acceptance::Surrogate(screen))
         }
 
-        fn record_run(&self, engine: &mut Engine) -> Result<Record> {
+        fn record_run(&self, engine: &mut Engine, record: &mut Record) -> Result<()> {
             let bar = progress(self.steps);
-            let mut record = Record::default();
             let mut done = 0;
             while done < self.steps && !interrupted() {
                 let n = self.record.max(1).min(self.steps - done);
-                engine.step(n)?;
+                engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
                 done += n;
                 record.take(engine.simulation(), done)?;
                 bar.set_position(done);
@@ -253,18 +254,25 @@ mod run {
             if done < self.steps {
                 eprintln!("modejump: interrupted after {done} of {} steps", self.steps);
             }
-            Ok(record)
+            Ok(())
         }
 
         fn report(&self, engine: &Engine, record: &Record, wall: f64) -> Result<()> {
-            let [u, t] = record.means()?;
+            let means = record.means();
             let mut summary = json!({
                 "steps": record.steps,
                 "wall_s": wall,
                 "ns_per_day": record.steps as f64 * self.dynamics.timestep * 86.4 / wall,
-                "u_mean": u.value, "u_stderr": u.standard_error,
-                "t_mean": t.value, "t_stderr": t.standard_error,
             });
+            match &means {
+                Some(means) => add_means(&mut summary, means),
+                None => {
+                    let n = record.n();
+                    eprintln!(
+                        "modejump: no mean energy and temperature of {n} frames; record more of them with --record"
+                    );
+                }
+            }
             if let Engine::Jumping(jumping) = engine {
                 self.summarise(jumping, &mut summary);
             }
@@ -277,14 +285,9 @@ mod run {
                 record.steps,
                 summary["ns_per_day"].as_f64().unwrap_or(0.0)
             );
-            println!(
-                "<U> = {:.2} ± {:.2} kJ/mol, <T> = {:.1} ± {:.1} K{}",
-                u.value,
-                u.standard_error,
-                t.value,
-                t.standard_error,
-                mark(summary["likelihood"].as_str().unwrap_or_default())
-            );
+            if let Some(means) = &means {
+                println!("{}{}", show_means(means), mark(summary["likelihood"].as_str().unwrap_or_default()));
+            }
             if let Engine::Jumping(jumping) = engine {
                 self.print(jumping);
             }
