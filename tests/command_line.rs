@@ -168,6 +168,33 @@ fn frames_are_read_and_written_in_every_format() {
     }
 }
 
+#[test]
+fn frames_with_atoms_in_another_order_are_refused() {
+    let folder = folder("order");
+    let path = |name: &str| folder.join(name).display().to_string();
+    for name in ["x.pdb", "x.gro"] {
+        modejump(&["sample", MODEL, "-n", "2", "-o", &path(name)]);
+        modejump(&["log-density", MODEL, &path(name), "-o", &path("q.safetensors")]);
+        let text = std::fs::read_to_string(path(name)).unwrap();
+        // of equal length, so that columns stay
+        let exchanged = text.replace("HH31", "HHXX").replace("HH33", "HH31").replace("HHXX", "HH33");
+        std::fs::write(path(name), exchanged).unwrap();
+        let message = refused("cpu", &["log-density", MODEL, &path(name), "-o", &path("q.safetensors")]);
+        assert!(message.contains("ACE1:HH33 (atom 2) stands where the model has ACE1:HH31 (atom 2)"), "{message}");
+        let train = [
+            "train",
+            "--topology",
+            "models/ala2/topology.pdb",
+            "--frames",
+            &path(name),
+            "-o",
+            &path("model.safetensors"),
+        ];
+        let message = refused("cpu", &train);
+        assert!(message.contains("stands where the topology has"), "{message}");
+    }
+}
+
 /// Before the first of a number of samples that no test waits for.
 #[test]
 fn samples_that_cannot_be_written_are_refused_at_once() {

@@ -193,6 +193,45 @@ fn a_run_that_blows_up_says_where_and_keeps_the_frames_before() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// The shipped topology with two atoms in each other's place, names and all.
+fn with_atoms_exchanged(folder: &Path, serials: [usize; 2]) -> String {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2/topology.pdb")).unwrap();
+    let mut lines: Vec<&str> = text.lines().collect();
+    let line =
+        |serial: usize| lines.iter().position(|line| line.get(6..11).map(str::trim) == Some(&serial.to_string()));
+    let [a, b] = serials.map(|serial| line(serial).unwrap());
+    lines.swap(a, b);
+    let path = folder.join("exchanged.pdb").to_str().unwrap().to_string();
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    path
+}
+
+#[test]
+fn atoms_in_another_order_than_the_systems_or_the_models_are_refused() {
+    let folder = std::env::temp_dir().join(format!("modejump-order-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let run = |topology: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["md", "-n", "10", "--topology", topology]).args(more);
+        let run = command.args(["--system", "models/ala2/system.xml"]).output().unwrap();
+        (run.status.success(), String::from_utf8(run.stderr).unwrap())
+    };
+    // CH3 and HH31
+    let (done, message) = run(&with_atoms_exchanged(&folder, [1, 2]), &[]);
+    assert!(!done && message.contains("system.xml: a mass of") && message.contains("(atom 1)"), "{message}");
+    // two hydrogens: no mass tells, the model's names do
+    let hydrogens = with_atoms_exchanged(&folder, [2, 4]);
+    assert!(run(&hydrogens, &[]).0);
+    let (done, message) = run(&hydrogens, &["--model", MODEL]);
+    assert!(
+        !done && message.contains("exchanged.pdb: ") && message.contains("stands where the model has"),
+        "{message}"
+    );
+    let whole = run(&hydrogens, &["--model", MODEL, "--solute", "0-21"]);
+    assert!(!whole.0 && whole.1.contains("stands where the model has"), "{}", whole.1);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 #[test]
 fn a_few_frames_have_no_means() {
     let [text, log] = md(&["-n", "300", "--json"]).unwrap();

@@ -74,6 +74,19 @@ pub fn read(path: &Path) -> Result<Frames> {
     Ok(frames)
 }
 
+/// Frames of these atoms; `whose` says of what they are the list. Errors: also another number of atoms, and another order or other names in
+/// a format that has them.
+pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
+    let frames = read(path)?.require(path, 3 * atoms.n_atoms())?;
+    let given = match extension(path).as_str() {
+        "pdb" => Topology::from_pdb(path)?.0,
+        "gro" => gro::names(&std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?),
+        _ => return Ok(frames),
+    };
+    atoms.require_order(&given, whose).map_err(|e| Error::file(path, e.to_string()))?;
+    Ok(frames)
+}
+
 /// Writes frames, and for safetensors further arrays `[n]` beside them. `topology` names the atoms of a PDB file.
 pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &[(&str, &[f64])]) -> Result<()> {
     check_format(path, frames.dimension, topology)?;

@@ -104,7 +104,7 @@ mod run {
         }
     }
 
-    /// Where a run starts. Errors: a System with another number of particles than the topology has atoms.
+    /// Where a run starts. Errors: a System with another number of particles than the topology has atoms, or with masses of others.
     pub fn start(topology: &Path, system: &Path) -> Result<(Topology, Vec<f64>, System)> {
         let (topology, x0) = Topology::from_pdb(topology)?;
         let path = system;
@@ -113,6 +113,7 @@ mod run {
             let message = format!("{} particles, the topology has {} atoms", system.n_particles(), x0.len() / 3);
             return Err(Error::file(path, message));
         }
+        topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
         Ok((topology, x0, system))
     }
 

@@ -49,7 +49,7 @@ impl Exchange {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{interrupted, load, temperature, watch_signals};
+    use crate::common::{interrupted, load, require_order, temperature, watch_signals};
     use crate::dynamics::{add_means, failed, progress, show_means, start, Record};
     use modejump::engines::openmm::ExchangingReplicas;
     use modejump::io::trajectory;
@@ -63,6 +63,7 @@ mod run {
             watch_signals()?;
             let (topology, x0, system) = start(&self.topology, &self.system)?;
             let models = self.models.iter().map(|path| load(path, &self.precision)).collect::<Result<Vec<_>>>()?;
+            models.iter().try_for_each(|model| require_order(&self.topology, &topology, model.as_ref()))?;
             let temperatures = self.temperatures(&models)?;
             if self.output.len() > models.len() {
                 return Err(Error::invalid(format!(

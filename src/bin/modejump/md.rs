@@ -120,9 +120,10 @@ impl Md {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{interrupted, load, load_partner, mark, warn_of_temperature, watch_signals};
+    use crate::common::{interrupted, load, load_partner, mark, require_order, warn_of_temperature, watch_signals};
     use crate::dynamics::{add_means, failed, progress, show_means, start, Record};
     use modejump::annealing::{even, Kernel};
+    use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
     use modejump::io::trajectory;
     use modejump::models::Model;
@@ -169,7 +170,7 @@ mod run {
             if let Some(path) = &self.output {
                 trajectory::check(path, x0.len(), Some(&topology))?;
             }
-            let mut engine = self.engine(&system)?;
+            let mut engine = self.engine(&system, &topology)?;
             let simulation = engine.simulation();
             simulation.set_positions(&x0)?;
             simulation.minimise(10.0, 500)?;
@@ -188,7 +189,7 @@ mod run {
             written
         }
 
-        fn engine(&self, system: &System) -> Result<Engine> {
+        fn engine(&self, system: &System, topology: &Topology) -> Result<Engine> {
             let dynamics = self.dynamics.at(self.temperature);
             let Some(path) = &self.model else { return Ok(Engine::Plain(Simulation::new(system, &dynamics)?)) };
             let model = load(path, &self.precision)?;
@@ -207,7 +208,17 @@ mod run {
             });
             let described = (&model, solute);
             let jumping = JumpingSimulation::new(system, &dynamics, described, acceptance, self.frequency, options)?;
+            require_order(&self.topology, &self.described(topology), model.as_ref())?;
             Ok(Engine::Jumping(jumping))
+        }
+
+        /// The atoms that the model describes, as far as there are such.
+        fn described(&self, all: &Topology) -> Topology {
+            let Some(ranges) = &self.solute else { return all.clone() };
+            let atoms = || ranges.iter().cloned().flatten().take_while(|&i| i < all.n_atoms());
+            let of = |list: &[String]| atoms().map(|i| list[i].clone()).collect();
+            let [names, elements, residues] = [&all.names, &all.elements, &all.residues].map(|list| of(list));
+            Topology { names, elements, residues, bonds: Vec::new() }
         }
 
         fn acceptance(&self, model: &dyn Model) -> Result<Acceptance> {

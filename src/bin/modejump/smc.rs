@@ -129,7 +129,7 @@ mod run {
             if let Some(path) = self.output.as_ref().filter(|_| ranks.is_first()) {
                 trajectory::check(path, dimension, model.card().topology.as_ref())?;
             }
-            let mut target = target(&self.system, dimension, temperature)?;
+            let mut target = target(&self.system, dimension, model.card().topology.as_ref(), temperature)?;
             let mut target = JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE));
             let mut bridge = Bridge { ranks, ..Bridge::new(model.as_ref(), &mut target) };
             let identity = format!("{} {} {temperature} {}", model.hash(), self.system.display(), self.settings());

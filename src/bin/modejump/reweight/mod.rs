@@ -168,7 +168,8 @@ impl Reweight {
     fn energies(&self, temperature: f64, model: &dyn Model, x: &[f64], u: &mut [f64]) -> Result<()> {
         use modejump::models::{steering::dimension_without_auxiliary, JointTarget, Steering};
         use modejump::target::Target;
-        let mut target = super::common::target(&self.system, dimension_without_auxiliary(model), temperature)?;
+        let (dimension, atoms) = (dimension_without_auxiliary(model), model.card().topology.as_ref());
+        let mut target = super::common::target(&self.system, dimension, atoms, temperature)?;
         JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE)).reduced_potential(x, u)
     }
 

@@ -139,8 +139,8 @@ impl Train {
         }
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
         let frames = match self.resample {
-            Some(weights) => self.resampled(weights.rule(CLIPPED_SHARE), x0.len())?,
-            None => self.frames(&config, &x0)?,
+            Some(weights) => self.resampled(weights.rule(CLIPPED_SHARE), &topology)?,
+            None => self.frames(&config, &topology, &x0)?,
         };
         if self.modes.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid(format!("--modes trains coupling flows, not {}", self.model.name())));
@@ -364,15 +364,15 @@ impl Train {
         self.open_system()?.map_or(Ok(Vec::new()), |system| system.constraints())
     }
 
-    fn frames(&self, config: &Config, x0: &[f64]) -> Result<Vec<f64>> {
+    fn frames(&self, config: &Config, topology: &Topology, x0: &[f64]) -> Result<Vec<f64>> {
         if !self.frames.is_empty() {
-            return read_frames(&self.frames, x0.len());
+            return read_frames(&self.frames, topology);
         }
         let beside = self.checkpoint.as_ref().map(|path| path.with_extension("frames.safetensors"));
         let keep = self.keep_frames.clone().or(beside);
         if let Some(kept) = keep.as_ref().filter(|path| self.checkpoint.is_some() && path.exists()) {
             eprintln!("frames of {}", kept.display());
-            return read_frames(std::slice::from_ref(kept), x0.len());
+            return read_frames(std::slice::from_ref(kept), topology);
         }
         let system =
             self.open_system()?.ok_or_else(|| Error::invalid("give --frames, or --system to generate them"))?;
@@ -413,10 +413,10 @@ impl Train {
         Ok(Vec::new())
     }
 
-    fn frames(&self, _: &Config, x0: &[f64]) -> Result<Vec<f64>> {
+    fn frames(&self, _: &Config, topology: &Topology, _: &[f64]) -> Result<Vec<f64>> {
         match self.frames.is_empty() {
             true => Err(Error::invalid("give --frames")),
-            false => read_frames(&self.frames, x0.len()),
+            false => read_frames(&self.frames, topology),
         }
     }
 }
@@ -483,10 +483,10 @@ fn log_line(progress: &Progress) -> String {
     serde_json::to_string(progress).unwrap_or_default() + "\n"
 }
 
-fn read_frames(paths: &[PathBuf], dimension: usize) -> Result<Vec<f64>> {
+fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     let mut x = Vec::new();
     for path in paths {
-        x.extend(trajectory::read(path)?.require(path, dimension)?.x);
+        x.extend(trajectory::read_of(path, topology, "topology")?.x);
     }
     Ok(x)
 }
