@@ -201,7 +201,7 @@ fn samples_that_cannot_be_written_are_refused_at_once() {
     for (model, output, text) in [
         (MODEL, "nowhere/x.npy", "there is no folder nowhere"),
         (MODEL, "x.mdcrd", "`mdcrd`"),
-        ("models/double-well/generator.safetensors", "x.pdb", "needs a topology"),
+        ("models/double-well/generator.safetensors", "x.trr", "2 coordinates are none; write npy or safetensors"),
     ] {
         let message = refused("cpu", &["sample", model, "-n", "1000000", "-o", output]);
         assert!(message.contains(text), "{message}");

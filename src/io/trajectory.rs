@@ -92,7 +92,7 @@ pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &
     check_format(path, frames.dimension, topology)?;
     let bytes = match extension(path).as_str() {
         "pdb" => write_pdb(path, frames, topology)?,
-        "dcd" => dcd::to_bytes(frames)?,
+        "dcd" => dcd::to_bytes(frames),
         "xtc" => write_xtc(path, frames)?,
         "trr" => write_trr(frames),
         "gro" => gro::write(frames.dimension, &frames.x, named(path, frames.dimension, topology)?).into_bytes(),
@@ -112,6 +112,11 @@ pub fn check(path: &Path, dimension: usize, topology: Option<&Topology>) -> Resu
 
 fn check_format(path: &Path, dimension: usize, topology: Option<&Topology>) -> Result<()> {
     match extension(path).as_str() {
+        "pdb" | "gro" | "dcd" | "xtc" | "trr" if !dimension.is_multiple_of(3) => {
+            let reason =
+                format!("this format is of atoms, and {dimension} coordinates are none; write npy or safetensors");
+            Err(Error::file(path, reason))
+        }
         "pdb" | "gro" => named(path, dimension, topology).map(drop),
         "dcd" | "xtc" | "trr" | "npy" | "safetensors" => Ok(()),
         other => Err(unknown(path, other)),
@@ -354,6 +359,17 @@ mod tests {
             }
         }
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn coordinates_that_are_no_atoms_are_refused_by_formats_of_atoms() {
+        let frames = Frames { dimension: 2, x: vec![0.5; 6] };
+        for extension in ["pdb", "gro", "dcd", "xtc", "trr"] {
+            let path = std::env::temp_dir().join(format!("modejump-no-atoms-{}.{extension}", std::process::id()));
+            let message = write(&path, &frames, None, &[]).unwrap_err().to_string();
+            assert!(message.ends_with("2 coordinates are none; write npy or safetensors"), "{message}");
+            assert!(!path.exists());
+        }
     }
 
     #[test]
