@@ -1,6 +1,6 @@
 //! What scripts rely on: `sample`, `log-density` and their latent input, every trajectory format, `--json`, `bench`, `plot`.
 
-use modejump::io::model_file::{read_tensors, Tensor};
+use modejump::io::model_file::{read_tensors, write_tensors, Data, Tensor};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -165,6 +165,31 @@ fn frames_are_read_and_written_in_every_format() {
         assert_eq!(summary["n"], 5, "{name}");
         let mean = summary["mean_log_density"].as_f64().unwrap();
         assert!((mean - exact).abs() < tolerance, "{name}: {mean} for {exact}");
+    }
+}
+
+#[test]
+fn latent_points_of_another_shape_or_not_finite_are_refused() {
+    let folder = folder("latent");
+    let path = |name: &str| folder.join(name).display().to_string();
+    modejump(&["sample", MODEL, "-n", "2", "-o", &path("x.npy")]);
+    modejump(&["log-density", MODEL, &path("x.npy"), "-o", &path("q.safetensors")]);
+    let z = tensors(&path("q.safetensors")).remove("z").unwrap();
+    let (n, latent) = (z.shape[0], z.shape[1]);
+    let mut not_finite = z.data.clone();
+    not_finite[latent + 3] = f64::NAN;
+    for (shape, data, text) in [
+        (vec![latent, n], z.data.clone(), format!("`z` has shape [{latent}, {n}], the model needs [n, {latent}]")),
+        (vec![n * latent], z.data.clone(), format!("[{}]", n * latent)),
+        (vec![n, latent], not_finite, "`z` holds NaN in point 2".into()),
+    ] {
+        let arrays = BTreeMap::from([("z".to_string(), (shape, Data::F64(data)))]);
+        std::fs::write(path("z.safetensors"), write_tensors(&arrays, Default::default()).unwrap()).unwrap();
+        for command in ["sample", "log-density"] {
+            let message =
+                refused("cpu", &[command, MODEL, "--z", &path("z.safetensors"), "-o", &path("again.safetensors")]);
+            assert!(message.contains(&text), "{message}");
+        }
     }
 }
 

@@ -280,18 +280,23 @@ pub fn frames_of(n: usize) -> String {
     format!("{n} configuration{}", if n == 1 { "" } else { "s" })
 }
 
-/// Latent points `[n][latent]`: tensor `z` of a safetensors file, or a npy array.
+/// Latent points `[n][latent]`: tensor `z` of a safetensors file, or a npy array. Errors: another shape, numbers that are not finite.
 pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
-    let z = if path.extension().is_some_and(|e| e == "npy") {
-        trajectory::read(path)?.x
+    let (shape, z) = if path.extension().is_some_and(|e| e == "npy") {
+        let z = trajectory::read(path)?;
+        (vec![z.n(), z.dimension], z.x)
     } else {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let (mut tensors, _) = read_tensors(&path.display().to_string(), &bytes)?;
-        tensors.remove("z").ok_or_else(|| Error::file(path, "no tensor `z`"))?.data
+        let z = tensors.remove("z").ok_or_else(|| Error::file(path, "no tensor `z`"))?;
+        (z.shape, z.data)
     };
-    match z.len() % latent {
-        0 => Ok(z),
-        _ => Err(Error::file(path, format!("{} numbers are no latent points of {latent}", z.len()))),
+    if !matches!(shape[..], [_, width] if width == latent) {
+        return Err(Error::file(path, format!("`z` has shape {shape:?}, the model needs [n, {latent}]")));
+    }
+    match z.iter().position(|v| !v.is_finite()) {
+        Some(i) => Err(Error::file(path, format!("`z` holds {} in point {}", z[i], i / latent + 1))),
+        None => Ok(z),
     }
 }
 
