@@ -109,6 +109,17 @@ fn a_killed_training_goes_on_to_the_same_model() {
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 
+#[test]
+fn a_model_is_not_written_where_its_figure_goes() {
+    let setting = Setting::new("figure");
+    std::fs::write(setting.path("model.svg"), "a figure").unwrap();
+    let run = setting.command("model.svg", None).output().unwrap();
+    let message = String::from_utf8(run.stderr).unwrap();
+    assert!(!run.status.success() && message.contains("another extension, such as safetensors"), "{message}");
+    assert_eq!(std::fs::read(setting.path("model.svg")).unwrap(), b"a figure");
+    std::fs::remove_dir_all(&setting.folder).unwrap();
+}
+
 fn refuses_other_settings(setting: &Setting) {
     let complaint = || {
         let result = setting.command("other.safetensors", Some("state.ckpt")).output().unwrap();

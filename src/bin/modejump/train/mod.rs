@@ -90,7 +90,7 @@ pub struct Train {
     /// --start the map begins as the identity
     #[arg(long)]
     map_from: Option<PathBuf>,
-    /// The trained model
+    /// The trained model; a figure of the training is drawn beside it, or replaced, under the same name with the extension svg
     #[arg(short, long)]
     output: PathBuf,
     /// Where generated frames are kept; with --checkpoint they are taken from there when the file exists (default then:
@@ -133,6 +133,11 @@ struct Config {
 
 impl Train {
     pub fn run(self) -> Result<()> {
+        if self.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg")) {
+            let reason =
+                "is where the figure of the training goes; give the model another extension, such as safetensors";
+            return Err(Error::file(&self.output, reason));
+        }
         let config = self.config()?;
         if self.map_from.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid("--map-from trains coupling flows: leave --model out"));
