@@ -32,7 +32,7 @@ pub struct Reweight {
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// State whose free energy against the rest is wanted: from,to in radian of the first backbone φ
-    #[arg(long, default_value = "0,2.2", value_delimiter = ',')]
+    #[arg(long, default_value = "0,2.2", value_delimiter = ',', allow_hyphen_values = true)]
     state: Vec<f64>,
     /// Model file of a density that stands in for the generator's, such as an energy-based model: the weights by either on
     /// the same samples, and what the bias of the stand-in is
