@@ -194,6 +194,14 @@ fn latent_points_of_another_shape_or_not_finite_are_refused() {
 }
 
 #[test]
+fn no_configurations_have_no_mean() {
+    let output = folder("none").join("x.safetensors").display().to_string();
+    let text = modejump(&["sample", MODEL, "-n", "0", "-o", &output]);
+    assert!(text.ends_with("0 configurations, no log q to average\n"), "{text}");
+    assert!(json_of(&["sample", MODEL, "-n", "0", "--json", "-o", &output])["mean_log_density"].is_null());
+}
+
+#[test]
 fn frames_with_atoms_in_another_order_are_refused() {
     let folder = folder("order");
     let path = |name: &str| folder.join(name).display().to_string();

@@ -145,7 +145,7 @@ impl Sample {
 /// One line of what was written, the same for `sample` and `log-density`.
 pub fn report(json: bool, output: &std::path::Path, frames: &Frames, log_density: &[Evaluation], outside: usize) {
     let inside: Vec<f64> = log_density.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
-    let mean = inside.iter().sum::<f64>() / inside.len().max(1) as f64;
+    let mean = (!inside.is_empty()).then(|| inside.iter().sum::<f64>() / inside.len() as f64);
     if json {
         let summary = serde_json::json!({
             "output": output.display().to_string(),
@@ -156,6 +156,7 @@ pub fn report(json: bool, output: &std::path::Path, frames: &Frames, log_density
         println!("{summary}");
     } else {
         let outside = if outside > 0 { format!(", {outside} outside the support") } else { String::new() };
-        println!("{}: {}, mean log q = {mean:.4}{outside}", output.display(), frames_of(frames.n()));
+        let mean = mean.map_or("no log q to average".into(), |mean| format!("mean log q = {mean:.4}"));
+        println!("{}: {}, {mean}{outside}", output.display(), frames_of(frames.n()));
     }
 }
