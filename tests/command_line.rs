@@ -160,7 +160,9 @@ fn frames_are_read_and_written_in_every_format() {
     };
     let exact = of_samples("x.safetensors")["mean_log_density"].as_f64().unwrap();
     // nats that the rounding of the format costs: bonds are a few thousandths of a nanometre wide
-    for (name, tolerance) in [("x.npy", 1e-9), ("x.dcd", 0.1), ("x.xtc", 1.0), ("x.pdb", 20.0)] {
+    for (name, tolerance) in
+        [("x.npy", 1e-9), ("x.dcd", 0.1), ("x.xtc", 1.0), ("x.trr", 1e-9), ("x.pdb", 20.0), ("x.gro", 200.0)]
+    {
         let summary = of_samples(name);
         assert_eq!(summary["n"], 5, "{name}");
         let mean = summary["mean_log_density"].as_f64().unwrap();

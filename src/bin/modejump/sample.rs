@@ -29,7 +29,7 @@ pub struct Sample {
     #[arg(long, conflicts_with = "z")]
     points_only: bool,
     /// Samples: safetensors (`x`, `log_density`, for flows `log_det`, `auxiliary` where the model has such coordinates: log q is then that of
-    /// both without the density of these, so that −u − log q is a log-weight), npy, dcd, xtc or pdb
+    /// both without the density of these, so that −u − log q is a log-weight), npy, dcd, xtc, trr, pdb or gro
     #[arg(short, long)]
     output: PathBuf,
     #[command(flatten)]
