@@ -83,7 +83,11 @@ impl Setting {
 #[test]
 fn a_killed_training_goes_on_to_the_same_model() {
     let setting = Setting::new("killed");
+    // a second name of the file shows that the log is replaced as a whole: never a part of it is there
+    std::fs::write(setting.path("whole.log"), "old").unwrap();
+    std::fs::hard_link(setting.path("whole.log"), setting.path("old.log")).unwrap();
     setting.run("whole.safetensors", None);
+    assert_eq!(std::fs::read(setting.path("old.log")).unwrap(), b"old");
 
     let child = setting.command("cut.safetensors", Some("state.ckpt")).spawn().unwrap();
     let (log, start) = (setting.path("cut.log"), Instant::now());

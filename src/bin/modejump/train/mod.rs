@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
 use modejump::io::model_file::{self, ModelFile};
-use modejump::io::{checkpoint, trajectory};
+use modejump::io::{checkpoint, trajectory, write_atomically};
 use modejump::models::coupling::CouplingFlow;
 use modejump::models::{self, Model, ModelCard};
 use modejump::modes::{Modes, Within};
@@ -315,7 +315,7 @@ impl Train {
                 }
                 log += &log_line(&progress);
                 if let Some(path) = &self.log {
-                    std::fs::write(path, &log).map_err(|e| Error::io(path, e))?;
+                    write_atomically(path, log.as_bytes())?;
                 }
                 trainer.save_model(&self.output)?;
             }
