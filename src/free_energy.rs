@@ -55,7 +55,8 @@ fn influence(state: Option<bool>, a: f64, b: f64) -> f64 {
 }
 
 fn populations(weights: &[f64], state: &[Option<bool>]) -> Result<(f64, f64)> {
-    let of = |wanted: bool| weights.iter().zip(state).filter(|(_, s)| **s == Some(wanted)).map(|(w, _)| w).sum::<f64>();
+    let of =
+        |wanted: bool| weights.iter().zip(state).filter(|(_, s)| **s == Some(wanted)).fold(0.0, |sum, (w, _)| sum + w);
     let (a, b) = (of(true), of(false));
     if !(a > 0.0 && b > 0.0) {
         return Err(Error::invalid(format!(

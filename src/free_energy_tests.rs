@@ -116,3 +116,9 @@ fn independent_series_has_inefficiency_one() {
     assert!(statistical_inefficiency(&[1.0, f64::NAN, 1.0, 2.0]).is_err());
     assert!(block_error(&series, 1).is_err());
 }
+
+#[test]
+fn a_state_without_samples_has_a_population_of_zero() {
+    let message = between_states(&[0.0; 3], &[Some(false); 3]).unwrap_err().to_string();
+    assert!(message.ends_with("populations are 0.000 and 1.000"), "{message}");
+}

@@ -1,6 +1,6 @@
 //! What scripts rely on: `sample`, `log-density` and their latent input, every trajectory format, `--json`, `bench`, `plot`.
 
-use modejump::io::model_file::{read_tensors, Tensor};
+use modejump::io::model_file::{read_tensors, write_tensors, Data, Tensor};
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -160,11 +160,86 @@ fn frames_are_read_and_written_in_every_format() {
     };
     let exact = of_samples("x.safetensors")["mean_log_density"].as_f64().unwrap();
     // nats that the rounding of the format costs: bonds are a few thousandths of a nanometre wide
-    for (name, tolerance) in [("x.npy", 1e-9), ("x.dcd", 0.1), ("x.xtc", 1.0), ("x.pdb", 20.0)] {
+    for (name, tolerance) in
+        [("x.npy", 1e-9), ("x.dcd", 0.1), ("x.xtc", 1.0), ("x.trr", 1e-9), ("x.pdb", 20.0), ("x.gro", 200.0)]
+    {
         let summary = of_samples(name);
         assert_eq!(summary["n"], 5, "{name}");
         let mean = summary["mean_log_density"].as_f64().unwrap();
         assert!((mean - exact).abs() < tolerance, "{name}: {mean} for {exact}");
+    }
+}
+
+#[test]
+fn latent_points_of_another_shape_or_not_finite_are_refused() {
+    let folder = folder("latent");
+    let path = |name: &str| folder.join(name).display().to_string();
+    modejump(&["sample", MODEL, "-n", "2", "-o", &path("x.npy")]);
+    modejump(&["log-density", MODEL, &path("x.npy"), "-o", &path("q.safetensors")]);
+    let z = tensors(&path("q.safetensors")).remove("z").unwrap();
+    let (n, latent) = (z.shape[0], z.shape[1]);
+    let mut not_finite = z.data.clone();
+    not_finite[latent + 3] = f64::NAN;
+    for (shape, data, text) in [
+        (vec![latent, n], z.data.clone(), format!("`z` has shape [{latent}, {n}], the model needs [n, {latent}]")),
+        (vec![n * latent], z.data.clone(), format!("[{}]", n * latent)),
+        (vec![n, latent], not_finite, "`z` holds NaN in point 2".into()),
+    ] {
+        let arrays = BTreeMap::from([("z".to_string(), (shape, Data::F64(data)))]);
+        std::fs::write(path("z.safetensors"), write_tensors(&arrays, Default::default()).unwrap()).unwrap();
+        for command in ["sample", "log-density"] {
+            let message =
+                refused("cpu", &[command, MODEL, "--z", &path("z.safetensors"), "-o", &path("again.safetensors")]);
+            assert!(message.contains(&text), "{message}");
+        }
+    }
+}
+
+#[test]
+fn no_configurations_have_no_mean() {
+    let output = folder("none").join("x.safetensors").display().to_string();
+    let text = modejump(&["sample", MODEL, "-n", "0", "-o", &output]);
+    assert!(text.ends_with("0 configurations, no log q to average\n"), "{text}");
+    assert!(json_of(&["sample", MODEL, "-n", "0", "--json", "-o", &output])["mean_log_density"].is_null());
+}
+
+#[test]
+fn frames_with_atoms_in_another_order_are_refused() {
+    let folder = folder("order");
+    let path = |name: &str| folder.join(name).display().to_string();
+    for name in ["x.pdb", "x.gro"] {
+        modejump(&["sample", MODEL, "-n", "2", "-o", &path(name)]);
+        modejump(&["log-density", MODEL, &path(name), "-o", &path("q.safetensors")]);
+        let text = std::fs::read_to_string(path(name)).unwrap();
+        // of equal length, so that columns stay
+        let exchanged = text.replace("HH31", "HHXX").replace("HH33", "HH31").replace("HHXX", "HH33");
+        std::fs::write(path(name), exchanged).unwrap();
+        let message = refused("cpu", &["log-density", MODEL, &path(name), "-o", &path("q.safetensors")]);
+        assert!(message.contains("ACE1:HH33 (atom 2) stands where the model has ACE1:HH31 (atom 2)"), "{message}");
+        let train = [
+            "train",
+            "--topology",
+            "models/ala2/topology.pdb",
+            "--frames",
+            &path(name),
+            "-o",
+            &path("model.safetensors"),
+        ];
+        let message = refused("cpu", &train);
+        assert!(message.contains("stands where the topology has"), "{message}");
+    }
+}
+
+/// Before the first of a number of samples that no test waits for.
+#[test]
+fn samples_that_cannot_be_written_are_refused_at_once() {
+    for (model, output, text) in [
+        (MODEL, "nowhere/x.npy", "there is no folder nowhere"),
+        (MODEL, "x.mdcrd", "`mdcrd`"),
+        ("models/double-well/generator.safetensors", "x.trr", "2 coordinates are none; write npy or safetensors"),
+    ] {
+        let message = refused("cpu", &["sample", model, "-n", "1000000", "-o", output]);
+        assert!(message.contains(text), "{message}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! `modejump md` with a screen, as a user runs it.
 #![cfg(feature = "openmm")]
 
+use modejump::io::trajectory;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +13,8 @@ fn md(more: &[&str]) -> Result<[String; 2], String> {
     let shipped = ["md", "--topology", "models/ala2/topology.pdb", "--system", "models/ala2/system.xml"];
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
-    let run = command.current_dir(root).args(shipped).args(["-n", "2000", "--frequency", "20"]).args(more);
+    let length = if more.contains(&"-n") { &[][..] } else { &["-n", "2000"] };
+    let run = command.current_dir(root).args(shipped).args(length).args(["--frequency", "20"]).args(more);
     let run = run.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     match run.status.success() {
@@ -137,6 +139,118 @@ fn what_does_not_fit_is_refused() {
     assert!(message.contains("2 coordinates, the generator has 66"), "{message}");
 }
 
+/// A run without end, told to stop after a while: what it printed, and whether it succeeded.
+#[cfg(unix)]
+fn interrupted(output: &Path, before_the_end: impl FnOnce()) -> (bool, Value, String) {
+    use std::process::Stdio;
+    let shipped = ["md", "--topology", "models/ala2/topology.pdb", "--system", "models/ala2/system.xml"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(shipped).args([
+        "-n",
+        "1000000000",
+        "--record",
+        "10",
+        "--json",
+    ]);
+    let child = command.arg("-o").arg(output).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    before_the_end();
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let run = child.wait_with_output().unwrap();
+    let summary = serde_json::from_slice(&run.stdout).unwrap();
+    (run.status.success(), summary, String::from_utf8(run.stderr).unwrap())
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_interrupted_keeps_what_it_has() {
+    let folder = std::env::temp_dir().join(format!("modejump-interrupted-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let output = folder.join("run.npy");
+    let (succeeded, summary, log) = interrupted(&output, || ());
+    let steps = count(&summary, "steps");
+    assert!(succeeded && (40..1_000_000_000).contains(&steps), "{summary}");
+    assert!(log.contains(&format!("interrupted after {steps} of 1000000000 steps")), "{log}");
+    assert_eq!(trajectory::read(&output).unwrap().n() as u64, steps / 10);
+    // a file that cannot be written any more is an error, after the report
+    let (succeeded, summary, log) = interrupted(&output, || std::fs::remove_dir_all(&folder).unwrap());
+    assert!(!succeeded && count(&summary, "steps") >= 40 && log.contains("run.npy: "), "{log}");
+}
+
+#[test]
+fn a_run_that_blows_up_says_where_and_keeps_the_frames_before() {
+    let folder = std::env::temp_dir().join(format!("modejump-blown-up-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let output = folder.join("run.npy");
+    let run = ["--timestep", "0.02", "--record", "1", "-o", output.to_str().unwrap()];
+    let message = md(&run).unwrap_err();
+    assert!(message.contains("at step ") && message.contains("smaller --timestep"), "{message}");
+    let frames = trajectory::read(&output).unwrap(); // which refuses what is not finite
+    assert!(frames.n() > 0 && message.contains(&format!("at step {} ", frames.n() + 1)), "{message}");
+    // a move finds it before the next frame
+    let message = md(&["--timestep", "0.02", "--model", MODEL]).unwrap_err();
+    assert!(message.contains("in steps 1 to 100: ") && message.contains("smaller --timestep"), "{message}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// The shipped topology with two atoms in each other's place, names and all.
+fn with_atoms_exchanged(folder: &Path, serials: [usize; 2]) -> String {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2/topology.pdb")).unwrap();
+    let mut lines: Vec<&str> = text.lines().collect();
+    let line =
+        |serial: usize| lines.iter().position(|line| line.get(6..11).map(str::trim) == Some(&serial.to_string()));
+    let [a, b] = serials.map(|serial| line(serial).unwrap());
+    lines.swap(a, b);
+    let path = folder.join("exchanged.pdb").to_str().unwrap().to_string();
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    path
+}
+
+#[test]
+fn atoms_in_another_order_than_the_systems_or_the_models_are_refused() {
+    let folder = std::env::temp_dir().join(format!("modejump-order-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let run = |topology: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["md", "-n", "10", "--topology", topology]).args(more);
+        let run = command.args(["--system", "models/ala2/system.xml"]).output().unwrap();
+        (run.status.success(), String::from_utf8(run.stderr).unwrap())
+    };
+    // CH3 and HH31
+    let (done, message) = run(&with_atoms_exchanged(&folder, [1, 2]), &[]);
+    assert!(!done && message.contains("system.xml: a mass of") && message.contains("(atom 1)"), "{message}");
+    // two hydrogens: no mass tells, the model's names do
+    let hydrogens = with_atoms_exchanged(&folder, [2, 4]);
+    assert!(run(&hydrogens, &[]).0);
+    let (done, message) = run(&hydrogens, &["--model", MODEL]);
+    assert!(
+        !done && message.contains("exchanged.pdb: ") && message.contains("stands where the model has"),
+        "{message}"
+    );
+    let whole = run(&hydrogens, &["--model", MODEL, "--solute", "0-21"]);
+    assert!(!whole.0 && whole.1.contains("stands where the model has"), "{}", whole.1);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn a_few_frames_have_no_means() {
+    let [text, log] = md(&["-n", "300", "--json"]).unwrap();
+    let summary: Value = serde_json::from_str(&text).unwrap();
+    assert!(summary.get("u_mean").is_none() && count(&summary, "steps") == 300, "{summary}");
+    assert!(log.contains("of 3 frames") && log.contains("--record"), "{log}");
+    assert!(!md(&["-n", "300"]).unwrap()[0].contains("<U>"));
+    assert!(md(&["-n", "400"]).unwrap()[0].contains("<U>"));
+}
+
+/// Before the first of a number of steps that no test waits for.
+#[test]
+fn a_trajectory_that_cannot_be_written_is_refused_at_once() {
+    for (output, text) in [("nowhere/run.dcd", "there is no folder nowhere"), ("run.mdcrd", "`mdcrd`")] {
+        let message = md(&["-n", "1000000000", "-o", output]).unwrap_err();
+        assert!(message.contains(text), "{message}");
+    }
+}
+
 /// Alanine dipeptide in vacuum with two argon atoms on springs: a System of which the model describes a part.
 fn surrounded(folder: &Path) -> [String; 2] {
     let read =
@@ -255,6 +369,10 @@ fn temperatures_exchange_through_models() {
         (&[&twice[..], &["--temperatures", "300"]].concat()[..], "2 models, 1 temperatures"),
         (&["--models", MODEL, "models/ala2/modes.safetensors"][..], "modes"),
         (&[&twice[..], &["-o", "a.npy", "b.npy", "c.npy"]].concat()[..], "3 trajectories of 2 temperatures"),
+        (
+            &[&twice[..], &["-n", "1000000000", "-o", "a.npy", "nowhere/b.npy"]].concat()[..],
+            "there is no folder nowhere",
+        ),
     ] {
         let error = run(more).unwrap_err();
         assert!(error.contains(text), "{error}");

@@ -37,6 +37,12 @@ fn number(value: &Value, key: &str) -> f64 {
     value[key].as_f64().unwrap_or_else(|| panic!("no {key} in {value}"))
 }
 
+#[test]
+fn a_state_may_begin_below_zero() {
+    let summary: Value = serde_json::from_str(&reweight(&["-n", "200", "--state", "-2,0", "--json"]).unwrap()).unwrap();
+    assert!(number(&summary, "ess") > 0.0, "{summary}");
+}
+
 /// A small energy of random weights for the 22 atoms, which has nothing to do with the generator.
 fn energy(path: &Path, n_atoms: usize) {
     let network = GraphormerConfig {

@@ -83,7 +83,11 @@ impl Setting {
 #[test]
 fn a_killed_training_goes_on_to_the_same_model() {
     let setting = Setting::new("killed");
+    // a second name of the file shows that the log is replaced as a whole: never a part of it is there
+    std::fs::write(setting.path("whole.log"), "old").unwrap();
+    std::fs::hard_link(setting.path("whole.log"), setting.path("old.log")).unwrap();
     setting.run("whole.safetensors", None);
+    assert_eq!(std::fs::read(setting.path("old.log")).unwrap(), b"old");
 
     let child = setting.command("cut.safetensors", Some("state.ckpt")).spawn().unwrap();
     let (log, start) = (setting.path("cut.log"), Instant::now());
@@ -106,6 +110,17 @@ fn a_killed_training_goes_on_to_the_same_model() {
     assert!(setting.run("again.safetensors", Some("state.ckpt")).contains("going on from step 2500"));
     assert!(setting.tensors("again.safetensors") == setting.tensors("whole.safetensors"));
     refuses_other_settings(&setting);
+    std::fs::remove_dir_all(&setting.folder).unwrap();
+}
+
+#[test]
+fn a_model_is_not_written_where_its_figure_goes() {
+    let setting = Setting::new("figure");
+    std::fs::write(setting.path("model.svg"), "a figure").unwrap();
+    let run = setting.command("model.svg", None).output().unwrap();
+    let message = String::from_utf8(run.stderr).unwrap();
+    assert!(!run.status.success() && message.contains("another extension, such as safetensors"), "{message}");
+    assert_eq!(std::fs::read(setting.path("model.svg")).unwrap(), b"a figure");
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 

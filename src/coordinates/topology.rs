@@ -59,9 +59,12 @@ fn radius(element: &str) -> Option<f64> {
     ELEMENTS.iter().find(|e| e.0.eq_ignore_ascii_case(element)).map(|e| e.1)
 }
 
+/// Heaviest hydrogen, dalton: repartitioning takes it to 4.
+const HEAVIEST_HYDROGEN: f64 = 4.2;
+
 /// The element whose mass (dalton) is nearest, hydrogen for the repartitioned masses up to 4.1.
 pub fn element_of_mass(mass: f64) -> &'static str {
-    if mass < 4.2 {
+    if mass < HEAVIEST_HYDROGEN {
         return "H";
     }
     let nearest = ELEMENTS.iter().min_by(|a, b| (a.2 - mass).abs().total_cmp(&(b.2 - mass).abs()));
@@ -144,6 +147,61 @@ impl Topology {
             }
         }
         Ok(order)
+    }
+
+    /// Whether another list of as many atoms has them in this order, by their names; `whose` says of what this is the list.
+    ///
+    /// Errors: the first atom that differs.
+    pub fn require_order(&self, other: &Topology, whose: &str) -> Result<()> {
+        if self.is_numbered() || other.is_numbered() {
+            return Ok(());
+        }
+        let mut pairs = self.names.iter().zip(&other.names);
+        match pairs.position(|(own, name)| own != name) {
+            None => Ok(()),
+            Some(i) => {
+                let (here, own) = (other.label(i), self.label(i));
+                let message = format!(
+                    "{here} stands where the {whose} has {own}: give its atoms, in its order and with its names"
+                );
+                Err(Error::invalid(message))
+            }
+        }
+    }
+
+    /// Whether atoms are called by element and number alone, as [`Topology::from_system_xml`] does: nothing to compare with.
+    fn is_numbered(&self) -> bool {
+        let mut atoms = self.names.iter().zip(&self.elements).enumerate();
+        atoms.all(|(i, (name, element))| *name == format!("{element}{}", i + 1))
+    }
+
+    /// Whether these can be the masses (dalton) of the atoms. Repartitioning makes hydrogens heavier and their neighbours lighter, but no
+    /// heavy atom heavier, so that atoms which have changed places show by the one that is too heavy for its element.
+    ///
+    /// Errors: the first atom with another element's mass. Virtual sites and frozen particles have none.
+    pub fn require_masses(&self, masses: &[f64]) -> Result<()> {
+        if self.is_numbered() {
+            return Ok(()); // the elements are guesses from masses themselves
+        }
+        let residues: Vec<&str> = self.residues.iter().map(String::as_str).collect();
+        // a residue of one atom is an ion, whose names, and what files without elements make of them, are many
+        for i in residue_runs(&residues).into_iter().filter(|run| run.len() > 1).flatten() {
+            let (element, mass) = (&self.elements[i], masses[i]);
+            let Some(own) = ELEMENTS.iter().find(|e| e.0.eq_ignore_ascii_case(element)).map(|e| e.2) else { continue };
+            let allowed = match own < 2.0 {
+                true => 0.0..HEAVIEST_HYDROGEN,
+                false => 1.2..own + 0.5,
+            };
+            let of_mass = element_of_mass(mass);
+            let is_named_so = self.names[i].to_uppercase().starts_with(of_mass) && of_mass.len() == 2;
+            if mass != 0.0 && !allowed.contains(&mass) && !is_named_so {
+                return Err(Error::invalid(format!(
+                    "a mass of {mass} where the topology has {}, {element}: give the atoms of both in one order",
+                    self.label(i)
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Backbone torsions φ (C–N–CA–C) and ψ (N–CA–C–N) of the first residue that has both neighbours.
@@ -345,5 +403,52 @@ mod tests {
             assert!(message.contains(reason), "{message}");
         }
         assert!(topology.match_atoms(&residues[..4], &["CH3"; 4]).is_err());
+    }
+
+    fn methylamine() -> Topology {
+        let own = |v: [&str; 7]| v.map(String::from).to_vec();
+        Topology {
+            names: own(["C", "H1", "H2", "H3", "N", "H4", "H5"]),
+            elements: own(["C", "H", "H", "H", "N", "H", "H"]),
+            residues: vec!["LIG1".into(); 7],
+            bonds: vec![],
+        }
+    }
+
+    #[test]
+    fn the_first_atom_in_another_order_is_named() {
+        let (own, mut other) = (methylamine(), methylamine());
+        other.residues = vec!["UNL7".into(); 7];
+        own.require_order(&other, "model").unwrap();
+        other.names.swap(2, 5);
+        let message = own.require_order(&other, "model").unwrap_err().to_string();
+        assert!(message.contains("UNL7:H4 (atom 3) stands where the model has LIG1:H2 (atom 3)"), "{message}");
+        // names that were made from masses
+        other.names = own.elements.iter().enumerate().map(|(i, element)| format!("{element}{}", i + 1)).collect();
+        own.require_order(&other, "model").unwrap();
+        other.require_order(&own, "model").unwrap();
+    }
+
+    #[test]
+    fn masses_tell_another_order_of_the_elements_but_no_repartitioning() {
+        let topology = methylamine();
+        let (c, n, h) = (12.011, 14.007, 1.008);
+        topology.require_masses(&[c, h, h, h, n, h, h]).unwrap();
+        topology.require_masses(&[c - 9.072, 4.032, 4.032, 4.032, n - 6.048, 4.032, 4.032]).unwrap();
+        topology.require_masses(&[c, 2.014, 0.0, h, 0.0, h, h]).unwrap(); // deuterium, virtual sites
+        for (masses, atom) in [
+            ([n, h, h, h, c, h, h], "LIG1:C (atom 1)"),
+            ([h, c, h, h, n, h, h], "LIG1:C (atom 1)"),
+            ([c, h, h, n - 6.048, 4.032, 4.032, h], "LIG1:H3 (atom 4)"),
+        ] {
+            let message = topology.require_masses(&masses).unwrap_err().to_string();
+            assert!(message.contains(atom), "{message}");
+        }
+        // without a column of elements, chlorine passes for the carbon that its first letter is
+        let mut chloride = methylamine();
+        chloride.names[0] = "CL1".into();
+        chloride.require_masses(&[35.45, h, h, h, n, h, h]).unwrap();
+        chloride.names[0] = "C1".into();
+        assert!(chloride.require_masses(&[35.45, h, h, h, n, h, h]).is_err());
     }
 }

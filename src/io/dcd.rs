@@ -83,13 +83,8 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
     Ok(Frames { dimension: 3 * n_atoms, x })
 }
 
-pub fn to_bytes(frames: &Frames) -> Result<Vec<u8>> {
-    if !frames.dimension.is_multiple_of(3) {
-        return Err(Error::invalid(format!(
-            "a DCD file holds atoms; {} numbers are no multiple of three",
-            frames.dimension
-        )));
-    }
+/// Of frames of atoms, three coordinates each.
+pub fn to_bytes(frames: &Frames) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut record = |data: &[u8]| {
         let length = (data.len() as u32).to_le_bytes();
@@ -117,5 +112,5 @@ pub fn to_bytes(frames: &Frames) -> Result<Vec<u8>> {
             record(&values);
         }
     }
-    Ok(bytes)
+    bytes
 }

@@ -12,25 +12,87 @@ pub mod pytorch;
 pub mod trajectory;
 
 use crate::error::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Writes a file so that readers see the old content or the new, never a part: a temporary file in the same folder, flushed
-/// to the disk, then renamed.
+/// to the disk, then renamed. A link stays one: what it points to is replaced. What is no file, such as /dev/null, is written to.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path.file_name().ok_or_else(|| Error::file(path, "not a file name"))?;
-    let mut temporary = name.to_os_string();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(temporary);
     use std::io::Write;
+    if is_special(path) {
+        let file = std::fs::OpenOptions::new().write(true).open(path);
+        return file.and_then(|mut file| file.write_all(bytes)).map_err(|e| Error::io(path, e));
+    }
+    let (temporary, place) = (beside(path)?, behind_links(path));
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&temporary, path)
+        std::fs::rename(&temporary, &place)
     };
     write().map_err(|e| {
         // Nothing can be done about a temporary file that will not go away either.
         let _ = std::fs::remove_file(&temporary);
         Error::io(path, e)
     })
+}
+
+/// Whether [`write_atomically`] will have a place to write to, to be asked before long work. Errors: a folder that is not there, that has
+/// no room for a file of ours, or that stands where the file should.
+pub fn check_writable(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::file(path, "is a folder; give the name of a file"));
+    }
+    if is_special(path) {
+        return Ok(());
+    }
+    let temporary = beside(path)?;
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() && !folder.is_dir() => {
+            return Err(Error::file(path, format!("there is no folder {}: make it first", folder.display())));
+        }
+        _ => (),
+    }
+    std::fs::File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(|e| Error::io(path, e))
+}
+
+/// A device, a pipe or a socket.
+fn is_special(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|about| !about.is_file() && !about.is_dir())
+}
+
+fn behind_links(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()) // a new file is behind no link
+}
+
+/// A temporary file of this process in the folder of the file, behind links.
+fn beside(path: &Path) -> Result<PathBuf> {
+    let path = &behind_links(path);
+    let mut name = path.file_name().ok_or_else(|| Error::file(path, "not a file name"))?.to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    Ok(path.with_file_name(name))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{symlink, FileTypeExt};
+
+    #[test]
+    fn links_stay_and_devices_are_written_to() {
+        let folder = std::env::temp_dir().join(format!("modejump-write-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("elsewhere")).unwrap();
+        let [file, link, null] = ["elsewhere/file", "link", "null"].map(|name| folder.join(name));
+        std::fs::write(&file, "old").unwrap();
+        symlink(&file, &link).unwrap();
+        symlink("/dev/null", &null).unwrap(); // by a link: what is at stake is no device of this machine
+        for path in [&link, &null] {
+            check_writable(path).unwrap();
+            write_atomically(path, b"new").unwrap();
+            assert!(std::fs::symlink_metadata(path).unwrap().is_symlink(), "{}", path.display());
+        }
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 3, "a temporary file is left");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }

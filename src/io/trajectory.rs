@@ -6,7 +6,7 @@ use crate::coordinates::topology::residue_parts;
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, Data};
-use crate::io::write_atomically;
+use crate::io::{check_writable, write_atomically};
 use crate::units::NM_PER_ANGSTROM;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -65,7 +65,7 @@ pub fn read(path: &Path) -> Result<Frames> {
         }
         "npy" => read_npy(path)?,
         "safetensors" => read_safetensors(path)?,
-        other => return Err(Error::file(path, format!("unknown extension `{other}`; {FORMATS}"))),
+        other => return Err(unknown(path, other)),
     };
     if let Some(i) = frames.x.iter().position(|v| !v.is_finite()) {
         let (frame, atom) = (i / frames.dimension, i % frames.dimension / 3);
@@ -74,19 +74,57 @@ pub fn read(path: &Path) -> Result<Frames> {
     Ok(frames)
 }
 
+/// Frames of these atoms; `whose` says of what they are the list. Errors: also another number of atoms, and another order or other names in
+/// a format that has them.
+pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
+    let frames = read(path)?.require(path, 3 * atoms.n_atoms())?;
+    let given = match extension(path).as_str() {
+        "pdb" => Topology::from_pdb(path)?.0,
+        "gro" => gro::names(&std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?),
+        _ => return Ok(frames),
+    };
+    atoms.require_order(&given, whose).map_err(|e| Error::file(path, e.to_string()))?;
+    Ok(frames)
+}
+
 /// Writes frames, and for safetensors further arrays `[n]` beside them. `topology` names the atoms of a PDB file.
 pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &[(&str, &[f64])]) -> Result<()> {
+    check_format(path, frames.dimension, topology)?;
     let bytes = match extension(path).as_str() {
         "pdb" => write_pdb(path, frames, topology)?,
-        "dcd" => dcd::to_bytes(frames)?,
+        "dcd" => dcd::to_bytes(frames),
         "xtc" => write_xtc(path, frames)?,
         "trr" => write_trr(frames),
-        "gro" => gro::write(frames.dimension, &frames.x, named(path, frames, topology)?).into_bytes(),
+        "gro" => gro::write(frames.dimension, &frames.x, named(path, frames.dimension, topology)?).into_bytes(),
         "npy" => write_npy(path, frames)?,
         "safetensors" => write_safetensors(frames, extra)?,
-        other => return Err(Error::file(path, format!("unknown extension `{other}`; {FORMATS}"))),
+        other => return Err(unknown(path, other)),
     };
     write_atomically(path, &bytes)
+}
+
+/// Whether [`write`] will find all it needs for frames of this dimension, to be asked before long work: an extension it knows, the atoms
+/// that the format names, a place for the file.
+pub fn check(path: &Path, dimension: usize, topology: Option<&Topology>) -> Result<()> {
+    check_format(path, dimension, topology)?;
+    check_writable(path)
+}
+
+fn check_format(path: &Path, dimension: usize, topology: Option<&Topology>) -> Result<()> {
+    match extension(path).as_str() {
+        "pdb" | "gro" | "dcd" | "xtc" | "trr" if !dimension.is_multiple_of(3) => {
+            let reason =
+                format!("this format is of atoms, and {dimension} coordinates are none; write npy or safetensors");
+            Err(Error::file(path, reason))
+        }
+        "pdb" | "gro" => named(path, dimension, topology).map(drop),
+        "dcd" | "xtc" | "trr" | "npy" | "safetensors" => Ok(()),
+        other => Err(unknown(path, other)),
+    }
+}
+
+fn unknown(path: &Path, extension: &str) -> Error {
+    Error::file(path, format!("unknown extension `{extension}`; {FORMATS}"))
 }
 
 /// `[n][atoms][3]`, or `[n][dimension]` where the dimension is no multiple of three.
@@ -251,13 +289,13 @@ fn read_pdb(path: &Path) -> Result<Frames> {
 }
 
 /// The topology that a format with names needs.
-fn named<'a>(path: &Path, frames: &Frames, topology: Option<&'a Topology>) -> Result<&'a Topology> {
+fn named<'a>(path: &Path, dimension: usize, topology: Option<&'a Topology>) -> Result<&'a Topology> {
     let topology = topology
         .ok_or_else(|| Error::file(path, "this format needs a topology; write dcd, xtc, trr, npy or safetensors"))?;
-    if 3 * topology.n_atoms() != frames.dimension {
+    if 3 * topology.n_atoms() != dimension {
         return Err(Error::file(
             path,
-            format!("{} atoms in the topology, {} in the frames", topology.n_atoms(), frames.dimension / 3),
+            format!("{} atoms in the topology, {} in the frames", topology.n_atoms(), dimension / 3),
         ));
     }
     Ok(topology)
@@ -265,7 +303,7 @@ fn named<'a>(path: &Path, frames: &Frames, topology: Option<&'a Topology>) -> Re
 
 fn write_pdb(path: &Path, frames: &Frames, topology: Option<&Topology>) -> Result<Vec<u8>> {
     use std::fmt::Write;
-    let topology = named(path, frames, topology)?;
+    let topology = named(path, frames.dimension, topology)?;
     let mut text = String::new();
     for (model, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
         let _ = writeln!(text, "MODEL     {:4}", (model + 1) % 10_000);
@@ -351,6 +389,17 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         assert!(read(&path).unwrap_err().to_string().contains("2147483647 atoms in"));
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn coordinates_that_are_no_atoms_are_refused_by_formats_of_atoms() {
+        let frames = Frames { dimension: 2, x: vec![0.5; 6] };
+        for extension in ["pdb", "gro", "dcd", "xtc", "trr"] {
+            let path = std::env::temp_dir().join(format!("modejump-no-atoms-{}.{extension}", std::process::id()));
+            let message = write(&path, &frames, None, &[]).unwrap_err().to_string();
+            assert!(message.ends_with("2 coordinates are none; write npy or safetensors"), "{message}");
+            assert!(!path.exists());
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What several subcommands share.
 
 use clap::{Args, ValueEnum};
+#[cfg(feature = "openmm")]
+use modejump::coordinates::Topology;
 use modejump::density::Evaluation;
 use modejump::io::model_file::{self, read_tensors};
 use modejump::io::trajectory;
@@ -226,6 +228,18 @@ pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Mode
     Ok(partner)
 }
 
+/// Errors: atoms of a file in another order, or of other names, than a model's card has them; with another number of atoms the two are not
+/// compared.
+#[cfg(feature = "openmm")]
+pub fn require_order(path: &Path, atoms: &Topology, model: &dyn Model) -> Result<()> {
+    match &model.card().topology {
+        Some(own) if own.n_atoms() == atoms.n_atoms() => {
+            own.require_order(atoms, "model").map_err(|e| Error::file(path, e.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What is asked for, else the model's.
 pub fn temperature(asked: Option<f64>, model: &dyn Model) -> Result<f64> {
     let temperature = asked.or(model.card().temperature);
@@ -242,15 +256,23 @@ pub fn warn_of_temperature(model: &dyn Model, here: f64) {
     }
 }
 
-/// An OpenMM System's energies on all threads. Errors: also another number of particles than the model has atoms.
+/// An OpenMM System's energies on all threads. Errors: also another number of particles than the model has atoms, and masses that are not
+/// those of the atoms, where they are known.
 #[cfg(feature = "openmm")]
-pub fn target(system: &Path, dimension: usize, temperature: f64) -> Result<modejump::engines::openmm::OpenMmTarget> {
+pub fn target(
+    path: &Path,
+    dimension: usize,
+    atoms: Option<&Topology>,
+    temperature: f64,
+) -> Result<modejump::engines::openmm::OpenMmTarget> {
     use modejump::engines::openmm::{OpenMmTarget, System};
-    let path = system;
     let system = System::from_xml_file(path)?;
     if 3 * system.n_particles() != dimension {
         let message = format!("{} particles, the model has {} atoms", system.n_particles(), dimension / 3);
         return Err(Error::file(path, message));
+    }
+    if let Some(atoms) = atoms {
+        atoms.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
     }
     OpenMmTarget::new(&system, temperature, threads())
 }
@@ -277,18 +299,23 @@ pub fn frames_of(n: usize) -> String {
     format!("{n} configuration{}", if n == 1 { "" } else { "s" })
 }
 
-/// Latent points `[n][latent]`: tensor `z` of a safetensors file, or a npy array.
+/// Latent points `[n][latent]`: tensor `z` of a safetensors file, or a npy array. Errors: another shape, numbers that are not finite.
 pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
-    let z = if path.extension().is_some_and(|e| e == "npy") {
-        trajectory::read(path)?.x
+    let (shape, z) = if path.extension().is_some_and(|e| e == "npy") {
+        let z = trajectory::read(path)?;
+        (vec![z.n(), z.dimension], z.x)
     } else {
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let (mut tensors, _) = read_tensors(&path.display().to_string(), &bytes)?;
-        tensors.remove("z").ok_or_else(|| Error::file(path, "no tensor `z`"))?.data
+        let z = tensors.remove("z").ok_or_else(|| Error::file(path, "no tensor `z`"))?;
+        (z.shape, z.data)
     };
-    match z.len() % latent {
-        0 => Ok(z),
-        _ => Err(Error::file(path, format!("{} numbers are no latent points of {latent}", z.len()))),
+    if !matches!(shape[..], [_, width] if width == latent) {
+        return Err(Error::file(path, format!("`z` has shape {shape:?}, the model needs [n, {latent}]")));
+    }
+    match z.iter().position(|v| !v.is_finite()) {
+        Some(i) => Err(Error::file(path, format!("`z` holds {} in point {}", z[i], i / latent + 1))),
+        None => Ok(z),
     }
 }
 

@@ -31,7 +31,17 @@ mod run {
     use modejump::units::thermal_energy;
     use modejump::weights::Estimate;
     use modejump::{Error, Result};
+    use serde_json::{json, Value};
+    use std::ops::RangeInclusive;
     use std::path::Path;
+
+    const REMEDY: &str = "give a smaller --timestep, or look at the starting structure";
+
+    /// Steps that an engine or a move gave up, as most do with numbers that are not finite.
+    pub fn failed(error: Error, steps: RangeInclusive<u64>) -> Error {
+        let (first, last) = steps.into_inner();
+        Error::Engine(format!("in steps {first} to {last}: {error}; if the run has blown up, {REMEDY}"))
+    }
 
     impl Dynamics {
         /// At a temperature, K.
@@ -49,6 +59,8 @@ mod run {
 
     #[derive(Default)]
     pub struct Record {
+        /// Done when the last frame was taken.
+        pub steps: u64,
         /// `[frames][particles][3]`, nm.
         x: Vec<f64>,
         /// kJ/mol.
@@ -58,30 +70,41 @@ mod run {
     }
 
     impl Record {
-        pub fn take(&mut self, simulation: &mut Simulation) -> Result<()> {
+        /// After so many steps. Errors: a run that has blown up; the frame is not recorded.
+        pub fn take(&mut self, simulation: &mut Simulation, steps: u64) -> Result<()> {
+            let (energy, temperature) = (simulation.potential_energy()?, simulation.temperature()?);
+            if !energy.is_finite() || !temperature.is_finite() {
+                return Err(Error::Engine(format!(
+                    "at step {steps} the potential energy is {energy} kJ/mol, the temperature {temperature} K: {REMEDY}"
+                )));
+            }
+            self.steps = steps;
             let start = self.x.len();
             self.x.resize(start + 3 * simulation.n_particles(), 0.0);
             simulation.positions(&mut self.x[start..])?;
-            self.energy.push(simulation.potential_energy()?);
-            self.temperature.push(simulation.temperature()?);
+            self.energy.push(energy);
+            self.temperature.push(temperature);
             Ok(())
         }
 
         /// Writes the trajectory, with reduced potentials at `temperature` (K) where the format has room for them.
         pub fn write(&self, path: &Path, topology: &Topology, temperature: f64) -> Result<()> {
             let u: Vec<f64> = self.energy.iter().map(|e| e / thermal_energy(temperature)).collect();
-            let dimension = self.x.len() / u.len().max(1);
-            let frames = Frames { dimension, x: self.x.clone() };
+            let frames = Frames { dimension: 3 * topology.n_atoms(), x: self.x.clone() };
             trajectory::write(path, &frames, Some(topology), &[("reduced_potential", &u)])
         }
 
-        /// ⟨U⟩ (kJ/mol) and ⟨T⟩ (K).
-        pub fn means(&self) -> Result<[Estimate; 2]> {
-            Ok([mean_of_series(&self.energy)?, mean_of_series(&self.temperature)?])
+        pub fn n(&self) -> usize {
+            self.energy.len()
+        }
+
+        /// ⟨U⟩ (kJ/mol) and ⟨T⟩ (K). A handful of frames has no mean worth the name, which is no reason to call the run failed.
+        pub fn means(&self) -> Option<[Estimate; 2]> {
+            Some([mean_of_series(&self.energy).ok()?, mean_of_series(&self.temperature).ok()?])
         }
     }
 
-    /// Where a run starts. Errors: a System with another number of particles than the topology has atoms.
+    /// Where a run starts. Errors: a System with another number of particles than the topology has atoms, or with masses of others.
     pub fn start(topology: &Path, system: &Path) -> Result<(Topology, Vec<f64>, System)> {
         let (topology, x0) = Topology::from_pdb(topology)?;
         let path = system;
@@ -90,7 +113,22 @@ mod run {
             let message = format!("{} particles, the topology has {} atoms", system.n_particles(), x0.len() / 3);
             return Err(Error::file(path, message));
         }
+        topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
         Ok((topology, x0, system))
+    }
+
+    /// u_mean, u_stderr, t_mean and t_stderr.
+    pub fn add_means(summary: &mut Value, [u, t]: &[Estimate; 2]) {
+        for (name, mean) in [("u", u), ("t", t)] {
+            summary[format!("{name}_mean")] = json!(mean.value);
+            summary[format!("{name}_stderr")] = json!(mean.standard_error);
+        }
+    }
+
+    /// The same as text.
+    pub fn show_means([u, t]: &[Estimate; 2]) -> String {
+        let [u, du, t, dt] = [u.value, u.standard_error, t.value, t.standard_error];
+        format!("<U> = {u:.2} ± {du:.2} kJ/mol, <T> = {t:.1} ± {dt:.1} K")
     }
 
     /// A bar with room for a message.

@@ -31,7 +31,7 @@ pub struct Exchange {
     #[command(flatten)]
     precision: PrecisionFlag,
     /// Trajectories of the temperatures, in the order of the models, a frame after every exchange: pdb, gro, dcd, xtc, trr, npy or
-    /// safetensors (with `reduced_potential`); the last ones may be left out
+    /// safetensors (with `reduced_potential`), written at the end, or when SIGINT or SIGTERM ends the run; the last ones may be left out
     #[arg(short, long, num_args = 1.., value_name = "FILE")]
     output: Vec<PathBuf>,
     /// Print the summary as JSON
@@ -49,9 +49,10 @@ impl Exchange {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{load, temperature};
-    use crate::dynamics::{progress, start, Record};
+    use crate::common::{interrupted, load, require_order, temperature, watch_signals};
+    use crate::dynamics::{add_means, failed, progress, show_means, start, Record};
     use modejump::engines::openmm::ExchangingReplicas;
+    use modejump::io::trajectory;
     use modejump::models::Model;
     use modejump::Error;
     use serde_json::{json, Value};
@@ -59,8 +60,10 @@ mod run {
 
     impl Exchange {
         pub fn run(self) -> Result<()> {
+            watch_signals()?;
             let (topology, x0, system) = start(&self.topology, &self.system)?;
             let models = self.models.iter().map(|path| load(path, &self.precision)).collect::<Result<Vec<_>>>()?;
+            models.iter().try_for_each(|model| require_order(&self.topology, &topology, model.as_ref()))?;
             let temperatures = self.temperatures(&models)?;
             if self.output.len() > models.len() {
                 return Err(Error::invalid(format!(
@@ -69,14 +72,22 @@ mod run {
                     models.len()
                 )));
             }
+            for path in &self.output {
+                trajectory::check(path, x0.len(), Some(&topology))?;
+            }
             let dynamics = self.dynamics.at(temperatures[0]);
             let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &temperatures, self.interval)?;
             replicas.start(&x0)?;
-            let records = self.record_run(&mut replicas)?;
-            for ((path, record), &temperature) in self.output.iter().zip(&records).zip(&temperatures) {
-                record.write(path, &topology, temperature)?;
-            }
-            self.report(&replicas, &records, &temperatures)
+            let mut records: Vec<Record> = models.iter().map(|_| Record::default()).collect();
+            let run = self.record_run(&mut replicas, &mut records);
+            let outputs = self.output.iter().zip(&records).zip(&temperatures);
+            // every file that can be written, with the frames before a failure
+            let written: Vec<Result<()>> =
+                outputs.map(|((path, record), &temperature)| record.write(path, &topology, temperature)).collect();
+            run?;
+            // what was learned is told even if the disk is full by now
+            self.report(&replicas, &records, &temperatures);
+            written.into_iter().collect()
         }
 
         fn temperatures(&self, models: &[Arc<dyn Model>]) -> Result<Vec<f64>> {
@@ -86,13 +97,15 @@ mod run {
             }
         }
 
-        fn record_run(&self, replicas: &mut ExchangingReplicas) -> Result<Vec<Record>> {
+        fn record_run(&self, replicas: &mut ExchangingReplicas, records: &mut [Record]) -> Result<()> {
             let bar = progress(self.exchanges);
-            let mut records: Vec<Record> = self.models.iter().map(|_| Record::default()).collect();
-            for done in 1..=self.exchanges {
-                replicas.iterate()?;
+            let mut done = 0;
+            while done < self.exchanges && !interrupted() {
+                let steps = done * self.interval + 1..=(done + 1) * self.interval;
+                replicas.iterate().map_err(|e| failed(e, steps))?;
+                done += 1;
                 for (record, simulation) in records.iter_mut().zip(replicas.simulations()) {
-                    record.take(simulation)?;
+                    record.take(simulation, done * self.interval)?;
                 }
                 bar.set_position(done);
                 let accepted: Vec<String> =
@@ -100,24 +113,29 @@ mod run {
                 bar.set_message(format!("accepted {}", accepted.join(", ")));
             }
             bar.finish_and_clear();
-            Ok(records)
+            if done < self.exchanges {
+                eprintln!("modejump: interrupted after {done} of {} exchanges", self.exchanges);
+            }
+            Ok(())
         }
 
-        fn report(&self, replicas: &ExchangingReplicas, records: &[Record], temperatures: &[f64]) -> Result<()> {
+        fn report(&self, replicas: &ExchangingReplicas, records: &[Record], temperatures: &[f64]) {
             let mut ensembles: Vec<Value> = Vec::new();
             for (record, kelvin) in records.iter().zip(temperatures) {
-                let [u, t] = record.means()?;
-                ensembles.push(json!({
-                    "temperature": kelvin,
-                    "u_mean": u.value, "u_stderr": u.standard_error,
-                    "t_mean": t.value, "t_stderr": t.standard_error,
-                }));
-                if !self.json {
-                    println!(
-                        "{kelvin} K: <U> = {:.2} ± {:.2} kJ/mol, <T> = {:.1} ± {:.1} K",
-                        u.value, u.standard_error, t.value, t.standard_error
-                    );
+                let mut ensemble = json!({ "temperature": kelvin });
+                if let Some(means) = record.means() {
+                    add_means(&mut ensemble, &means);
+                    if !self.json {
+                        println!("{kelvin} K: {}", show_means(&means));
+                    }
                 }
+                ensembles.push(ensemble);
+            }
+            if ensembles.iter().any(|ensemble| ensemble.get("u_mean").is_none()) {
+                let n = records[0].n();
+                eprintln!(
+                    "modejump: no mean energies and temperatures of {n} frames; exchange more often (--exchanges)"
+                );
             }
             let mut pairs: Vec<Value> = Vec::new();
             for (s, kelvin) in replicas.statistics().zip(temperatures.windows(2)) {
@@ -130,7 +148,6 @@ mod run {
             if self.json {
                 println!("{}", json!({ "ensembles": ensembles, "exchanges": pairs }));
             }
-            Ok(())
         }
     }
 }

@@ -116,7 +116,7 @@ impl Gromacs {
 
     /// All walkers to the last cycle, or as far as the time allows. The first failure stops all, each after a whole cycle.
     fn advance(&self, walkers: Vec<Walker>) -> Result<Vec<Walker>> {
-        let deadline = self.maxh.map(|hours| Instant::now() + Duration::from_secs_f64(3600.0 * hours.max(0.0)));
+        let deadline = self.maxh.and_then(deadline);
         let bars = MultiProgress::new();
         let cells: Vec<Mutex<Walker>> = walkers.into_iter().map(Mutex::new).collect();
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -192,6 +192,12 @@ impl Gromacs {
     }
 }
 
+/// So many hours from now; none if that is never.
+fn deadline(hours: f64) -> Option<Instant> {
+    let left = Duration::try_from_secs_f64(3600.0 * hours.max(0.0)).ok()?;
+    Instant::now().checked_add(left)
+}
+
 fn print(folder: &str, walker: &Walker, summary: &Value) {
     let progress = walker.progress();
     let statistics = &progress.statistics;
@@ -211,4 +217,17 @@ fn print(folder: &str, walker: &Walker, summary: &Value) {
     }
     let [dynamics, jump] = ["dynamics_s_per_cycle", "jump_s_per_cycle"].map(number);
     println!("a cycle: {dynamics:.3} s of dynamics, {jump:.3} s for its jump");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endless_time_has_no_deadline() {
+        assert_eq!([f64::INFINITY, 1e300, 5e15].map(deadline), [None; 3]);
+        let in_an_hour = deadline(1.0).unwrap() - Instant::now();
+        assert!(in_an_hour.abs_diff(Duration::from_secs(3600)) < Duration::from_secs(60));
+        assert!(deadline(-1.0).unwrap() <= Instant::now());
+    }
 }

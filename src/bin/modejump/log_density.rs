@@ -57,7 +57,11 @@ impl LogDensity {
         } else {
             let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give FRAMES or --z"))?;
             let of_x = dimension - steering.auxiliary;
-            let frames = trajectory::read(path)?.require(path, of_x)?;
+            let frames = match &model.card().topology {
+                Some(atoms) => trajectory::read_of(path, atoms, "model")?,
+                None => trajectory::read(path)?,
+            };
+            let frames = frames.require(path, of_x)?;
             let streams = |row: usize| Stream::new(self.seed, StreamId::Auxiliary, row as u64, 0);
             let frames = Frames { dimension, x: steering.join(&frames.x, of_x, &streams) };
             let n = frames.n();

@@ -89,7 +89,8 @@ pub struct Md {
     /// Steps between recorded frames
     #[arg(long, default_value_t = 100)]
     record: u64,
-    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`)
+    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`), written at the end, or when SIGINT or SIGTERM
+    /// ends the run
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// Print the summary as JSON
@@ -119,10 +120,12 @@ impl Md {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{load, load_partner, mark, warn_of_temperature};
-    use crate::dynamics::{progress, start, Record};
+    use crate::common::{interrupted, load, load_partner, mark, require_order, warn_of_temperature, watch_signals};
+    use crate::dynamics::{add_means, failed, progress, show_means, start, Record};
     use modejump::annealing::{even, Kernel};
+    use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
+    use modejump::io::trajectory;
     use modejump::models::Model;
     use modejump::moves::{LatentWalkOptions, Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
@@ -162,22 +165,31 @@ mod run {
             if self.acceptance == Likelihood::Surrogate && self.screen.is_none() {
                 return Err(Error::invalid("--acceptance surrogate: give the surrogate with --screen"));
             }
+            watch_signals()?;
             let (topology, x0, system) = start(&self.topology, &self.system)?;
-            let mut engine = self.engine(&system)?;
+            if let Some(path) = &self.output {
+                trajectory::check(path, x0.len(), Some(&topology))?;
+            }
+            let mut engine = self.engine(&system, &topology)?;
             let simulation = engine.simulation();
             simulation.set_positions(&x0)?;
             simulation.minimise(10.0, 500)?;
             simulation.redraw_velocities(&mut Stream::new(self.dynamics.seed, StreamId::Velocity, u64::MAX, 0))?;
             let beginning = std::time::Instant::now();
-            let record = self.record_run(&mut engine)?;
+            let mut record = Record::default();
+            let run = self.record_run(&mut engine, &mut record);
             let wall = beginning.elapsed().as_secs_f64();
-            if let Some(path) = &self.output {
-                record.write(path, &topology, self.temperature)?;
-            }
-            self.report(&engine, &record, wall)
+            // the frames before a failure are kept, and what was learned is told even if the disk is full by now
+            let written = match &self.output {
+                Some(path) => record.write(path, &topology, self.temperature),
+                None => Ok(()),
+            };
+            run?;
+            self.report(&engine, &record, wall)?;
+            written
         }
 
-        fn engine(&self, system: &System) -> Result<Engine> {
+        fn engine(&self, system: &System, topology: &Topology) -> Result<Engine> {
             let dynamics = self.dynamics.at(self.temperature);
             let Some(path) = &self.model else { return Ok(Engine::Plain(Simulation::new(system, &dynamics)?)) };
             let model = load(path, &self.precision)?;
@@ -196,7 +208,17 @@ mod run {
             });
             let described = (&model, solute);
             let jumping = JumpingSimulation::new(system, &dynamics, described, acceptance, self.frequency, options)?;
+            require_order(&self.topology, &self.described(topology), model.as_ref())?;
             Ok(Engine::Jumping(jumping))
+        }
+
+        /// The atoms that the model describes, as far as there are such.
+        fn described(&self, all: &Topology) -> Topology {
+            let Some(ranges) = &self.solute else { return all.clone() };
+            let atoms = || ranges.iter().cloned().flatten().take_while(|&i| i < all.n_atoms());
+            let of = |list: &[String]| atoms().map(|i| list[i].clone()).collect();
+            let [names, elements, residues] = [&all.names, &all.elements, &all.residues].map(|list| of(list));
+            Topology { names, elements, residues, bonds: Vec::new() }
         }
 
         fn acceptance(&self, model: &dyn Model) -> Result<Acceptance> {
@@ -225,15 +247,14 @@ mod run {
             Ok(Acceptance::Surrogate(screen))
         }
 
-        fn record_run(&self, engine: &mut Engine) -> Result<Record> {
+        fn record_run(&self, engine: &mut Engine, record: &mut Record) -> Result<()> {
             let bar = progress(self.steps);
-            let mut record = Record::default();
             let mut done = 0;
-            while done < self.steps {
+            while done < self.steps && !interrupted() {
                 let n = self.record.max(1).min(self.steps - done);
-                engine.step(n)?;
+                engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
                 done += n;
-                record.take(engine.simulation())?;
+                record.take(engine.simulation(), done)?;
                 bar.set_position(done);
                 if let Some(statistics) = engine.statistics() {
                     let mark = mark(statistics.likelihood().name());
@@ -241,18 +262,28 @@ mod run {
                 }
             }
             bar.finish_and_clear();
-            Ok(record)
+            if done < self.steps {
+                eprintln!("modejump: interrupted after {done} of {} steps", self.steps);
+            }
+            Ok(())
         }
 
         fn report(&self, engine: &Engine, record: &Record, wall: f64) -> Result<()> {
-            let [u, t] = record.means()?;
+            let means = record.means();
             let mut summary = json!({
-                "steps": self.steps,
+                "steps": record.steps,
                 "wall_s": wall,
-                "ns_per_day": self.steps as f64 * self.dynamics.timestep * 86.4 / wall,
-                "u_mean": u.value, "u_stderr": u.standard_error,
-                "t_mean": t.value, "t_stderr": t.standard_error,
+                "ns_per_day": record.steps as f64 * self.dynamics.timestep * 86.4 / wall,
             });
+            match &means {
+                Some(means) => add_means(&mut summary, means),
+                None => {
+                    let n = record.n();
+                    eprintln!(
+                        "modejump: no mean energy and temperature of {n} frames; record more of them with --record"
+                    );
+                }
+            }
             if let Engine::Jumping(jumping) = engine {
                 self.summarise(jumping, &mut summary);
             }
@@ -262,17 +293,12 @@ mod run {
             }
             println!(
                 "{} steps in {wall:.1} s, {:.0} ns/day",
-                self.steps,
+                record.steps,
                 summary["ns_per_day"].as_f64().unwrap_or(0.0)
             );
-            println!(
-                "<U> = {:.2} ± {:.2} kJ/mol, <T> = {:.1} ± {:.1} K{}",
-                u.value,
-                u.standard_error,
-                t.value,
-                t.standard_error,
-                mark(summary["likelihood"].as_str().unwrap_or_default())
-            );
+            if let Some(means) = &means {
+                println!("{}{}", show_means(means), mark(summary["likelihood"].as_str().unwrap_or_default()));
+            }
             if let Engine::Jumping(jumping) = engine {
                 self.print(jumping);
             }

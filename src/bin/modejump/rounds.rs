@@ -98,7 +98,7 @@ mod run {
             let (topology, x0) = Topology::from_pdb(&self.topology)?;
             let system = self.open_system(&x0)?;
             std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
-            let starts = self.starts(structures.as_deref().unwrap_or_default(), &x0)?;
+            let starts = self.starts(structures.as_deref().unwrap_or_default(), &topology, &x0)?;
             let identity = self.identity(&config, &starts)?;
             let saved = self.saved_state(&identity)?;
 
@@ -134,11 +134,11 @@ mod run {
             Ok(config)
         }
 
-        fn starts(&self, structures: &[PathBuf], x0: &[f64]) -> Result<Vec<f64>> {
+        fn starts(&self, structures: &[PathBuf], topology: &Topology, x0: &[f64]) -> Result<Vec<f64>> {
             if structures.is_empty() {
                 return Ok(x0.to_vec());
             }
-            let read = |path: &PathBuf| Ok(trajectory::read(path)?.require(path, x0.len())?.x);
+            let read = |path: &PathBuf| Ok(trajectory::read_of(path, topology, "topology")?.x);
             Ok(structures.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
         }
 

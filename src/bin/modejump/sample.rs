@@ -29,7 +29,7 @@ pub struct Sample {
     #[arg(long, conflicts_with = "z")]
     points_only: bool,
     /// Samples: safetensors (`x`, `log_density`, for flows `log_det`, `auxiliary` where the model has such coordinates: log q is then that of
-    /// both without the density of these, so that −u − log q is a log-weight), npy, dcd, xtc or pdb
+    /// both without the density of these, so that −u − log q is a log-weight), npy, dcd, xtc, trr, pdb or gro
     #[arg(short, long)]
     output: PathBuf,
     #[command(flatten)]
@@ -49,6 +49,13 @@ impl Sample {
     fn on(&self, ranks: &dyn Ranks) -> Result<()> {
         let model = self.decoding.of(load_at(&self.model, &self.precision, self.temperature)?)?;
         let dimension = model.dimension();
+        if ranks.is_first() {
+            trajectory::check(
+                &self.output,
+                dimension_without_auxiliary(model.as_ref()),
+                model.card().topology.as_ref(),
+            )?;
+        }
         if self.points_only {
             return self.points(model.as_ref(), ranks);
         }
@@ -138,7 +145,7 @@ impl Sample {
 /// One line of what was written, the same for `sample` and `log-density`.
 pub fn report(json: bool, output: &std::path::Path, frames: &Frames, log_density: &[Evaluation], outside: usize) {
     let inside: Vec<f64> = log_density.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
-    let mean = inside.iter().sum::<f64>() / inside.len().max(1) as f64;
+    let mean = (!inside.is_empty()).then(|| inside.iter().sum::<f64>() / inside.len() as f64);
     if json {
         let summary = serde_json::json!({
             "output": output.display().to_string(),
@@ -149,6 +156,7 @@ pub fn report(json: bool, output: &std::path::Path, frames: &Frames, log_density
         println!("{summary}");
     } else {
         let outside = if outside > 0 { format!(", {outside} outside the support") } else { String::new() };
-        println!("{}: {}, mean log q = {mean:.4}{outside}", output.display(), frames_of(frames.n()));
+        let mean = mean.map_or("no log q to average".into(), |mean| format!("mean log q = {mean:.4}"));
+        println!("{}: {}, {mean}{outside}", output.display(), frames_of(frames.n()));
     }
 }

@@ -125,7 +125,11 @@ mod run {
             let model = self.decoding.of(load(&self.model, &self.precision)?)?;
             let temperature = temperature(self.temperature, model.as_ref())?;
             let model = follow(&model, temperature)?;
-            let mut target = target(&self.system, dimension_without_auxiliary(model.as_ref()), temperature)?;
+            let dimension = dimension_without_auxiliary(model.as_ref());
+            if let Some(path) = self.output.as_ref().filter(|_| ranks.is_first()) {
+                trajectory::check(path, dimension, model.card().topology.as_ref())?;
+            }
+            let mut target = target(&self.system, dimension, model.card().topology.as_ref(), temperature)?;
             let mut target = JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE));
             let mut bridge = Bridge { ranks, ..Bridge::new(model.as_ref(), &mut target) };
             let system = hash_of(&self.system)?;
@@ -145,8 +149,10 @@ mod run {
             if !ranks.is_first() {
                 return Ok(());
             }
-            self.write(&run, model.as_ref())?;
-            self.report(&run)
+            // what was learned is told even if the disk is full by now
+            let written = self.write(&run, model.as_ref());
+            self.report(&run)?;
+            written
         }
 
         fn options(&self) -> Options {

@@ -4,6 +4,20 @@ use crate::coordinates::topology::residue_parts;
 use crate::coordinates::Topology;
 use std::fmt::Write;
 
+/// Names and residues of the first frame's atoms; a line that is too short has none.
+pub fn names(text: &str) -> Topology {
+    let mut lines = text.lines().skip(1);
+    let atoms = lines.next().and_then(|count| count.trim().parse().ok()).unwrap_or(0);
+    let mut topology = Topology::default();
+    for line in lines.take(atoms) {
+        let field = |from: usize| line.get(from..from + 5).unwrap_or("").trim();
+        topology.residues.push(format!("{}{}", field(5), field(0)));
+        topology.names.push(field(10).to_string());
+        topology.elements.push(String::new()); // the format has no elements
+    }
+    topology
+}
+
 /// First column of the coordinates.
 const START: usize = 20;
 
@@ -65,6 +79,8 @@ mod tests {
     fn columns_follow_the_decimal_points() {
         let frames = read(&[TEXT, TEXT, "\n"].concat()).unwrap();
         assert_eq!(frames, vec![vec![0.123, -1.456, 12.789, -0.0012, 0.0, 1.2345]; 2]);
+        let topology = names(&TEXT.repeat(2));
+        assert_eq!((topology.names, topology.residues), (vec!["OW".into(), "HW1".into()], vec!["SOL1".into(); 2]));
         for cut in [30, 40, 80, 110] {
             assert!(read(&TEXT[..cut]).is_err(), "{cut}");
         }

@@ -6,10 +6,10 @@ use crate::models::{EnergyFunction, Model, ModelCard};
 use crate::rng::StreamId;
 
 fn small() -> MlpEbm<f64> {
-    of_dimension(3)
+    of_dimension(3, None)
 }
 
-fn of_dimension(dimension: usize) -> MlpEbm<f64> {
+fn of_dimension(dimension: usize, topology: Option<Topology>) -> MlpEbm<f64> {
     let config = Config {
         network: MlpConfig { dimension, width: 10, layers: 2 },
         energy: EnergyConfig { units_per_nm: 1.0, data_time: 0.0, trust: Default::default() },
@@ -18,7 +18,7 @@ fn of_dimension(dimension: usize) -> MlpEbm<f64> {
     let mut stream = Stream::new(3, StreamId::Test, 0, 0);
     let mut parameters: Vec<f64> = network.initialise(&mut stream);
     parameters.iter_mut().for_each(|p| *p += 0.2 * stream.normal());
-    let card = ModelCard::of_energy(ModelConfig::MlpEbm(config.clone()), dimension);
+    let card = ModelCard { topology, ..ModelCard::of_energy(ModelConfig::MlpEbm(config.clone()), dimension) };
     EnergyModel::new(Evaluator::new(network, parameters), config.energy, card, String::new())
 }
 
@@ -50,11 +50,9 @@ fn the_score_is_the_gradient() {
 /// Training knows a molecule by its centred copies only.
 #[test]
 fn the_place_of_a_molecule_does_not_matter() {
-    let mut card = of_dimension(6).card().clone();
     let names = vec!["C".to_string(); 2];
-    card.topology = Some(Topology { elements: names.clone(), residues: names.clone(), names, bonds: vec![] });
-    let MlpEbm { energy, config, .. } = of_dimension(6);
-    let model = EnergyModel::new(energy, config, card, String::new());
+    let topology = Topology { elements: names.clone(), residues: names.clone(), names, bonds: vec![] };
+    let model = of_dimension(6, Some(topology));
     let at = |shift: f64| {
         let x: Vec<f64> = normals(6).iter().enumerate().map(|(k, x)| x + shift * (k % 3) as f64).collect();
         let (mut e, mut gradient) = ([Evaluation::inside(0.0)], [0.0; 6]);

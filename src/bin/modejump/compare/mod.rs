@@ -111,7 +111,7 @@ impl Compare {
         let (Some(system), Some(temperature)) = (&self.system, self.temperature) else { return Ok(None) };
         let dimension = 3 * topology.n_atoms();
         let mut u = vec![0.0; x.len() / dimension];
-        super::common::target(system, dimension, temperature)?.reduced_potential(x, &mut u)?;
+        super::common::target(system, dimension, Some(topology), temperature)?.reduced_potential(x, &mut u)?;
         Ok(Some(u))
     }
 

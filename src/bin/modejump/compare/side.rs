@@ -34,12 +34,11 @@ impl Side {
     /// Errors, with the file's name: frames that are no frames of the topology, arrays of another length, NaN.
     pub fn read(path: &Path, topology: &Topology, compare: &Compare) -> Result<Side> {
         let named = |e: Error| Error::file(path, e.to_string());
-        let x = trajectory::read(path)?.require(path, 3 * topology.n_atoms())?.x;
+        let x = trajectory::read_of(path, topology, "topology")?.x;
         let n = x.len() / (3 * topology.n_atoms());
         if n < FEWEST {
             return Err(Error::file(path, format!("{n} frames are too few to compare; {FEWEST} are needed")));
         }
-        same_order(path, topology)?;
         bonded(path, topology, &x)?;
         let array = |name: &str| array(path, name, n);
         let (given, of_weights, log_q) = (array("reduced_potential")?, array("log_weight")?, array("log_density")?);
@@ -56,22 +55,6 @@ impl Side {
             None => None,
         };
         Ok(Side { name: path.display().to_string(), x, n, u, raw, log_weight })
-    }
-}
-
-/// A PDB file names its atoms: they must be those of the topology, in its order.
-fn same_order(path: &Path, topology: &Topology) -> Result<()> {
-    if path.extension().is_none_or(|e| e != "pdb") {
-        return Ok(());
-    }
-    let (own, _) = Topology::from_pdb(path)?;
-    let differs = |&i: &usize| own.names[i] != topology.names[i] || own.elements[i] != topology.elements[i];
-    match (0..topology.n_atoms()).find(differs) {
-        Some(i) => {
-            let reason = format!("{} stands where the topology has {}", own.label(i), topology.label(i));
-            Err(Error::file(path, reason))
-        }
-        None => Ok(()),
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Reweight {
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// State whose free energy against the rest is wanted: from,to in radian of the first backbone φ
-    #[arg(long, default_value = "0,2.2", value_delimiter = ',')]
+    #[arg(long, default_value = "0,2.2", value_delimiter = ',', allow_hyphen_values = true)]
     state: Vec<f64>,
     /// Model file of a density that stands in for the generator's, such as an energy-based model: the weights by either on
     /// the same samples, and what the bias of the stand-in is
@@ -168,7 +168,8 @@ impl Reweight {
     fn energies(&self, temperature: f64, model: &dyn Model, x: &[f64], u: &mut [f64]) -> Result<()> {
         use modejump::models::{steering::dimension_without_auxiliary, JointTarget, Steering};
         use modejump::target::Target;
-        let mut target = super::common::target(&self.system, dimension_without_auxiliary(model), temperature)?;
+        let (dimension, atoms) = (dimension_without_auxiliary(model), model.card().topology.as_ref());
+        let mut target = super::common::target(&self.system, dimension, atoms, temperature)?;
         JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE)).reduced_potential(x, u)
     }
 

@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
 use modejump::io::model_file::{self, ModelFile};
-use modejump::io::{checkpoint, trajectory};
+use modejump::io::{checkpoint, trajectory, write_atomically};
 use modejump::models::coupling::CouplingFlow;
 use modejump::models::{self, Model, ModelCard};
 use modejump::modes::{Modes, Within};
@@ -90,7 +90,7 @@ pub struct Train {
     /// --start the map begins as the identity
     #[arg(long)]
     map_from: Option<PathBuf>,
-    /// The trained model
+    /// The trained model; a figure of the training is drawn beside it, or replaced, under the same name with the extension svg
     #[arg(short, long)]
     output: PathBuf,
     /// Where generated frames are kept; with --checkpoint they are taken from there when the file exists (default then:
@@ -133,14 +133,19 @@ struct Config {
 
 impl Train {
     pub fn run(self) -> Result<()> {
+        if self.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg")) {
+            let reason =
+                "is where the figure of the training goes; give the model another extension, such as safetensors";
+            return Err(Error::file(&self.output, reason));
+        }
         let config = self.config()?;
         if self.map_from.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid("--map-from trains coupling flows: leave --model out"));
         }
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
         let frames = match self.resample {
-            Some(weights) => self.resampled(weights.rule(CLIPPED_SHARE), x0.len())?,
-            None => self.frames(&config, &x0)?,
+            Some(weights) => self.resampled(weights.rule(CLIPPED_SHARE), &topology)?,
+            None => self.frames(&config, &topology, &x0)?,
         };
         if self.modes.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid(format!("--modes trains coupling flows, not {}", self.model.name())));
@@ -310,7 +315,7 @@ impl Train {
                 }
                 log += &log_line(&progress);
                 if let Some(path) = &self.log {
-                    std::fs::write(path, &log).map_err(|e| Error::io(path, e))?;
+                    write_atomically(path, log.as_bytes())?;
                 }
                 trainer.save_model(&self.output)?;
             }
@@ -364,9 +369,9 @@ impl Train {
         self.open_system()?.map_or(Ok(Vec::new()), |system| system.constraints())
     }
 
-    fn frames(&self, config: &Config, x0: &[f64]) -> Result<Vec<f64>> {
+    fn frames(&self, config: &Config, topology: &Topology, x0: &[f64]) -> Result<Vec<f64>> {
         if !self.frames.is_empty() {
-            return read_frames(&self.frames, x0.len());
+            return read_frames(&self.frames, topology);
         }
         let beside = self.checkpoint.as_ref().map(|path| path.with_extension("frames.safetensors"));
         let keep = self.keep_frames.clone().or(beside);
@@ -379,7 +384,7 @@ impl Train {
         if let Some(kept) = keep.as_ref().filter(|path| self.checkpoint.is_some() && path.exists()) {
             eprintln!("frames of {}", kept.display());
             require_origin(kept, &origin)?;
-            return read_frames(std::slice::from_ref(kept), x0.len());
+            return read_frames(std::slice::from_ref(kept), topology);
         }
         let bar = ProgressBar::new(options.frames as u64);
         if let Ok(style) =
@@ -417,10 +422,10 @@ impl Train {
         Ok(Vec::new())
     }
 
-    fn frames(&self, _: &Config, x0: &[f64]) -> Result<Vec<f64>> {
+    fn frames(&self, _: &Config, topology: &Topology, _: &[f64]) -> Result<Vec<f64>> {
         match self.frames.is_empty() {
             true => Err(Error::invalid("give --frames")),
-            false => read_frames(&self.frames, x0.len()),
+            false => read_frames(&self.frames, topology),
         }
     }
 }
@@ -505,10 +510,10 @@ fn require_origin(path: &Path, origin: &str) -> Result<()> {
     }
 }
 
-fn read_frames(paths: &[PathBuf], dimension: usize) -> Result<Vec<f64>> {
+fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     let mut x = Vec::new();
     for path in paths {
-        x.extend(trajectory::read(path)?.require(path, dimension)?.x);
+        x.extend(trajectory::read_of(path, topology, "topology")?.x);
     }
     Ok(x)
 }

@@ -3,6 +3,7 @@
 
 use super::{read_frames, Train};
 use crate::common::{array, importance};
+use modejump::coordinates::Topology;
 use modejump::rng::{Stream, StreamId};
 use modejump::weights::{self, Resampling, Rule};
 use modejump::{Error, Result};
@@ -12,15 +13,16 @@ impl Train {
     /// As many frames of each file as it has, in proportion to their weights by a rule.
     ///
     /// Errors: no --frames; files without weights, or with none above zero.
-    pub(super) fn resampled(&self, rule: Rule, dimension: usize) -> Result<Vec<f64>> {
+    pub(super) fn resampled(&self, rule: Rule, topology: &Topology) -> Result<Vec<f64>> {
         if self.frames.is_empty() {
             return Err(Error::invalid(
                 "--resample draws from --frames: give weighted samples, such as those of `smc -o`",
             ));
         }
+        let dimension = 3 * topology.n_atoms();
         let mut frames = Vec::new();
         for (number, path) in self.frames.iter().enumerate() {
-            let x = read_frames(std::slice::from_ref(path), dimension)?;
+            let x = read_frames(std::slice::from_ref(path), topology)?;
             let n = x.len() / dimension;
             let named = |e: Error| Error::file(path, e.to_string());
             let log_weights = self.log_weights(path, &x, n)?;

@@ -104,8 +104,9 @@ impl Train {
     pub(super) fn transferable(&self, design: &TransferableDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
         let mut molecules = vec![Molecule { path: &self.topology, topology, frames }];
         for PeptideFrames { topology: path, frames } in &design.peptides {
-            let (topology, x0) = Topology::from_pdb(path)?;
-            molecules.push(Molecule { path, topology, frames: read_frames(frames, x0.len())? });
+            let (topology, _) = Topology::from_pdb(path)?;
+            let frames = read_frames(frames, &topology)?;
+            molecules.push(Molecule { path, topology, frames });
         }
         share_numbers(&mut molecules);
         let (card, config, parameters) = match &self.start {
