@@ -113,6 +113,26 @@ fn a_killed_training_goes_on_to_the_same_model() {
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 
+#[cfg(feature = "openmm")]
+#[test]
+fn a_system_with_atoms_in_another_order_is_refused() {
+    let setting = Setting::new("order");
+    let text = std::fs::read_to_string(TOPOLOGY).unwrap();
+    let mut lines: Vec<&str> = text.lines().collect();
+    let first = lines.iter().position(|line| line.contains(" CH3 ACE")).unwrap();
+    lines.swap(first, first + 1); // with a hydrogen
+    std::fs::write(setting.path("topology.pdb"), lines.join("\n")).unwrap();
+    let system = Path::new(TOPOLOGY).with_file_name("system.xml");
+    for command in ["train", "adapt"] {
+        let mut run = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        run.arg(command).arg("--topology").arg(setting.path("topology.pdb")).arg("--system").arg(&system);
+        let run = run.arg("-o").arg(setting.path("model")).output().unwrap();
+        let message = String::from_utf8(run.stderr).unwrap();
+        assert!(!run.status.success() && message.contains("system.xml: a mass of 12.0"), "{message}");
+    }
+    std::fs::remove_dir_all(&setting.folder).unwrap();
+}
+
 #[test]
 fn a_model_is_not_written_where_its_figure_goes() {
     let setting = Setting::new("figure");

@@ -178,8 +178,15 @@ impl Topology {
     /// Whether these can be the masses (dalton) of the atoms. Repartitioning makes hydrogens heavier and their neighbours lighter, but no
     /// heavy atom heavier, so that atoms which have changed places show by the one that is too heavy for its element.
     ///
-    /// Errors: the first atom with another element's mass. Virtual sites and frozen particles have none.
+    /// Errors: another number of particles; the first atom with another element's mass. Virtual sites and frozen particles have none.
     pub fn require_masses(&self, masses: &[f64]) -> Result<()> {
+        if masses.len() != self.n_atoms() {
+            return Err(Error::invalid(format!(
+                "{} particles, the topology has {} atoms",
+                masses.len(),
+                self.n_atoms()
+            )));
+        }
         if self.is_numbered() {
             return Ok(()); // the elements are guesses from masses themselves
         }
@@ -444,6 +451,11 @@ mod tests {
             let message = topology.require_masses(&masses).unwrap_err().to_string();
             assert!(message.contains(atom), "{message}");
         }
+        assert!(topology
+            .require_masses(&[c, h])
+            .unwrap_err()
+            .to_string()
+            .contains("2 particles, the topology has 7 atoms"));
         // without a column of elements, chlorine passes for the carbon that its first letter is
         let mut chloride = methylamine();
         chloride.names[0] = "CL1".into();

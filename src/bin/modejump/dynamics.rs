@@ -109,10 +109,6 @@ mod run {
         let (topology, x0) = Topology::from_pdb(topology)?;
         let path = system;
         let system = System::from_xml_file(path)?;
-        if 3 * system.n_particles() != x0.len() {
-            let message = format!("{} particles, the topology has {} atoms", system.n_particles(), x0.len() / 3);
-            return Err(Error::file(path, message));
-        }
         topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
         Ok((topology, x0, system))
     }

@@ -96,7 +96,7 @@ mod run {
         pub fn run(self, structures: Option<Vec<PathBuf>>) -> Result<()> {
             let config = self.config(structures.is_some())?;
             let (topology, x0) = Topology::from_pdb(&self.topology)?;
-            let system = self.open_system(&x0)?;
+            let system = self.open_system(&topology)?;
             std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
             let starts = self.starts(structures.as_deref().unwrap_or_default(), &topology, &x0)?;
             let identity = self.identity(&config, &starts)?;
@@ -142,13 +142,9 @@ mod run {
             Ok(structures.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
         }
 
-        fn open_system(&self, x0: &[f64]) -> Result<System> {
+        fn open_system(&self, topology: &Topology) -> Result<System> {
             let system = System::from_xml_file(&self.system)?;
-            let (particles, atoms) = (system.n_particles(), x0.len() / 3);
-            if particles != atoms {
-                let message = format!("{particles} particles, the topology has {atoms} atoms");
-                return Err(Error::file(&self.system, message));
-            }
+            topology.require_masses(&system.masses()).map_err(|e| Error::file(&self.system, e.to_string()))?;
             match system.constraints()?.first() {
                 None => Ok(system),
                 Some((a, b, _)) => Err(Error::Unsupported(format!(

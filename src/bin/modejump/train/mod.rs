@@ -143,6 +143,7 @@ impl Train {
             return Err(Error::invalid("--map-from trains coupling flows: leave --model out"));
         }
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
+        self.check_system(&topology)?;
         let frames = match self.resample {
             Some(weights) => self.resampled(weights.rule(CLIPPED_SHARE), &topology)?,
             None => self.frames(&config, &topology, &x0)?,
@@ -355,6 +356,16 @@ impl Train {
 
 #[cfg(feature = "openmm")]
 impl Train {
+    /// Errors: a System of other atoms, or with its atoms in another order.
+    fn check_system(&self, topology: &Topology) -> Result<()> {
+        match (self.open_system()?, &self.system) {
+            (Some(system), Some(path)) => {
+                topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn open_system(&self) -> Result<Option<modejump::engines::openmm::System>> {
         self.system.as_ref().map(modejump::engines::openmm::System::from_xml_file).transpose()
     }
@@ -411,6 +422,10 @@ impl Train {
 
 #[cfg(not(feature = "openmm"))]
 impl Train {
+    fn check_system(&self, _: &Topology) -> Result<()> {
+        Ok(()) // the first use of its energies says that this build has none
+    }
+
     fn target(&self) -> Result<Option<Box<dyn Target>>> {
         match &self.system {
             Some(_) => Err(Error::Unsupported("--system needs a build with `--features openmm`".into())),
