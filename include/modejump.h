@@ -512,8 +512,8 @@ int32_t modejump_move_latent_walk_new(const struct modejump_model *model,
 int32_t modejump_move_free(struct modejump_move *move);
 
 // Tells the move which bonds the engine constrains: `n` pairs of the model's atoms `atoms[n][2]`, their `lengths[n]` in nm, and
-// `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z. Refused (6), naming
-// the bond, unless every sample of the model keeps each bond at that length.
+// `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z; with n = 0 it has none. Refused (6),
+// naming the bond, unless these are the bonds that every sample of the model has at one length, and at that length.
 int32_t modejump_move_set_constraints(struct modejump_move *move,
                                       uint64_t n,
                                       const uint64_t *atoms,

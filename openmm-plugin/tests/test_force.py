@@ -9,7 +9,7 @@ import openmm
 import pytest
 import toy
 from openmm import unit
-from peroxide import BONDS, PEROXIDE, peroxide_system, start, write_peroxide_model
+from peroxide import BONDS, OH, PEROXIDE, peroxide_system, start, write_peroxide_model
 
 import modejump
 
@@ -231,6 +231,7 @@ def test_a_period_is_no_temperature(gaussian_model):
     context = context_of(jump, toy.well_system(), toy.leapfrog(name="T"))
     context.setPositions([[0.0, 0.0, 0.0]])
     refuses(["CustomIntegrator", "temperature"], jump.attempt, context)
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3)
     integrator = toy.leapfrog(name="temperature", value=5.0)
     integrator.addGlobalVariable("kT", toy.KT)
     context = context_of(jump, toy.well_system(), integrator)
