@@ -32,7 +32,7 @@ using namespace FixConst;
 static constexpr int COLUMNS = 9;
 
 FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
-    : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), energy_(nullptr), nm_(0), kt_(0) {
+    : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), kt_(0) {
     read_options(narg, arg);
     force_reneighbor = 1;
     pre_exchange_migrate = 1;
@@ -157,8 +157,9 @@ void FixModeJump::init() {
     current_ = x_;
     image_.assign(all.size(), 0);
 
-    if (!move_)
+    if (!loaded_)
         load(static_cast<int>(x_.size()));
+    loaded_ = true;
     next_reneighbor = (update->ntimestep / nevery + 1) * nevery;
 }
 

@@ -58,8 +58,9 @@ private:
     std::uint64_t seed_;
     int proposals_;
 
-    /// Only on rank 0.
+    /// Only on rank 0; whether it is there, on all.
     std::unique_ptr<modejump::Move> move_;
+    bool loaded_;
 
     Compute* energy_;
     /// Lengths and energies of LAMMPS in nm and kT.

@@ -82,7 +82,7 @@ class Run:
         command = [str(lmp), "-in", "in.peroxide", "-log", "log.lammps", "-nocite"]
         if ranks > 1:
             command = [str(Path(sys.prefix) / "bin" / "mpiexec"), "-n", str(ranks)] + command
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120)
         return done.returncode, done.stdout + done.stderr
 
     def good(self, commands, ranks=1, plugin=True):
@@ -227,6 +227,12 @@ def test_several_ranks_make_the_same_moves(tmp_path):
         assert 0.1 < (phi[:, 0] > 0).mean() < 0.9 and (phi[:, 1] > 0).all(), "only the first molecule jumps"
     # the first steps are the same
     assert np.abs(frames[1] - others[1]).max() < 1e-6
+
+
+def test_a_second_run_goes_on_on_several_ranks(run):
+    thermo = "thermo_style custom step f_jump[1]\n"
+    run.good(DYNAMICS.format(seed=5) + jump(run) + OUTPUT.format(every=20) + thermo + "run 200\nrun 200\n", ranks=2)
+    assert run.thermo()["f_jump[1]"][-1] == 20
 
 
 def test_a_run_is_a_function_of_its_seed(run):
