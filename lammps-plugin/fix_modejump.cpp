@@ -24,12 +24,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 
 using namespace LAMMPS_NS;
 using namespace FixConst;
 
 static constexpr int COLUMNS = 9;
+/// Of Domain::boundary.
+static constexpr int FIXED = 1;
 
 FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
     : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), kt_(0) {
@@ -246,6 +249,13 @@ double FixModeJump::potential() {
     if (domain->triclinic)
         domain->x2lamda(atom->nlocal);
     domain->pbc();
+    // a shrink-wrapped box goes with its atoms; of atoms outside there is no energy
+    if (domain->box_change) {
+        domain->reset_box();
+        comm->setup();
+        if (neighbor->style)
+            neighbor->setup_bins();
+    }
     comm->exchange();
     atom->nghost = 0;
     comm->borders();
@@ -280,12 +290,29 @@ double FixModeJump::potential() {
     return energy_->compute_scalar();
 }
 
-/// u of a configuration that rank 0 has and the others receive. Collective.
+/// Whether an atom is beyond a fixed face of the box, where LAMMPS deletes it.
+bool FixModeJump::leaves_box(const std::vector<double>& x) const {
+    const double* lo = domain->triclinic ? domain->boxlo_lamda : domain->boxlo;
+    const double* hi = domain->triclinic ? domain->boxhi_lamda : domain->boxhi;
+    for (std::size_t k = 0; k < x.size(); k += 3) {
+        double at[3] = {x[k] / nm_, x[k + 1] / nm_, x[k + 2] / nm_};
+        if (domain->triclinic)
+            domain->x2lamda(at, at);
+        for (int d = 0; d < 3; d++)
+            if ((domain->boundary[d][0] == FIXED && at[d] < lo[d]) || (domain->boundary[d][1] == FIXED && at[d] >= hi[d]))
+                return true;
+    }
+    return false;
+}
+
+/// u of a configuration that rank 0 has and the others receive; infinite for what LAMMPS cannot take. Collective.
 double FixModeJump::reduced_potential_of(const double* x) {
     std::vector<double> coordinates(current_.size());
     if (x != nullptr)
         std::copy(x, x + coordinates.size(), coordinates.begin());
     MPI_Bcast(coordinates.data(), static_cast<int>(coordinates.size()), MPI_DOUBLE, 0, world);
+    if (leaves_box(coordinates))
+        return std::numeric_limits<double>::infinity();
     place(coordinates);
     return potential() / kt_;
 }

@@ -43,6 +43,7 @@ private:
     void place(const std::vector<double>& x);
     void restore();
     double potential();
+    bool leaves_box(const std::vector<double>& x) const;
     double reduced_potential_of(const double* x);
     void attempt();
     void follow();

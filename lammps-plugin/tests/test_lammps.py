@@ -21,8 +21,8 @@ PLUGIN = ROOT / "target" / "lammps-plugin" / "modejumpplugin.so"
 KCAL = 4.184
 
 
-def data_file(path, copies=1):
-    """Molecules in a periodic box of 2.4 nm a side, the first across its boundary; lengths in angstrom."""
+def data_file(path, copies=1, at=(0.0, 12.0, 0.0)):
+    """Molecules in a box of 2.4 nm a side, periodic unless told otherwise, the first across its boundary; lengths in angstrom."""
     x = 10 * (start(math.radians(90)) - [0.06, 0.0, 0.0])
     lines = ["peroxide", "", f"{4 * copies} atoms", f"{3 * copies} bonds", f"{2 * copies} angles", f"{2 * copies} dihedrals", ""]
     lines += ["2 atom types", "2 bond types", "1 angle types", "2 dihedral types", ""]
@@ -32,7 +32,7 @@ def data_file(path, copies=1):
     for m in range(copies):
         first = 4 * m
         for i in range(4):
-            place = x[i] + [0.0, 12.0, 6.0 * m]
+            place = x[i] + at + [0.0, 0.0, 6.0 * m]
             lines.append(f"{first + i + 1} {m + 1} {1 if i in (0, 3) else 2} " + " ".join(f"{v:.8f}" for v in place))
         bonds += [(1 if i != 1 else 2, first + i + 1, first + i + 2) for i in range(3)]
         angles += [(1, first + i + 1, first + i + 2, first + i + 3) for i in range(2)]
@@ -70,12 +70,13 @@ class Run:
 
     def __init__(self, folder, copies=1):
         self.folder = folder
+        self.head = ""
         data_file(folder / "data.peroxide", copies)
         self.model = write_peroxide_model(folder / "peroxide.safetensors", widen=1.2)
 
     def __call__(self, commands, ranks=1, plugin=True):
         load = f"plugin load {PLUGIN}\n" if plugin else ""
-        (self.folder / "in.peroxide").write_text(load + force_field() + commands)
+        (self.folder / "in.peroxide").write_text(load + self.head + force_field() + commands)
         lib = Path(sys.prefix) / "lib"
         environment = dict(os.environ, LD_LIBRARY_PATH=str(lib), OMP_NUM_THREADS="1")
         lmp = next(Path(sys.prefix).glob("lib/python3*/site-packages/lammps/lmp"))
@@ -233,6 +234,27 @@ def test_a_second_run_goes_on_on_several_ranks(run):
     thermo = "thermo_style custom step f_jump[1]\n"
     run.good(DYNAMICS.format(seed=5) + jump(run) + OUTPUT.format(every=20) + thermo + "run 200\nrun 200\n", ranks=2)
     assert run.thermo()["f_jump[1]"][-1] == 20
+
+
+def test_a_shrink_wrapped_box_follows_the_jumps(run):
+    data_file(run.folder / "data.peroxide", at=(12.0, 12.0, 12.0))
+    frames = []
+    for run.head in ("", "boundary s s s\n"):
+        run.good(DYNAMICS.format(seed=5) + jump(run) + OUTPUT.format(every=20) + "thermo_style custom step atoms f_jump[*]\nrun 20000\n")
+        thermo = run.thermo()
+        assert (thermo["Atoms"] == 4).all() and thermo["f_jump[7]"][-1] > 0.06
+        frames.append(run.frames())
+    # the first steps are those in a periodic box
+    assert np.abs(frames[0][:10] - frames[1][:10]).max() < 1e-6
+
+
+def test_proposals_beyond_a_fixed_face_are_rejected(run):
+    # the other state has an atom below the face
+    data_file(run.folder / "data.peroxide", at=(12.0, 12.0, 0.5))
+    run.head = "boundary f f f\n"
+    run.good("fix dynamics all nve\n" + jump(run, every=1) + "thermo 1\nthermo_style custom step atoms f_jump[*]\nrun 40\n")
+    thermo = run.thermo()
+    assert (thermo["Atoms"] == 4).all() and thermo["f_jump[5]"][-1] > 5
 
 
 def test_a_run_is_a_function_of_its_seed(run):
