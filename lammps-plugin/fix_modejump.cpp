@@ -121,6 +121,18 @@ void FixModeJump::fail(const std::string& message) {
     error->all(FLERR, "Fix modejump: {}", text);
 }
 
+/// The values of all ranks, one rank after the other, on each.
+template <class Value> std::vector<Value> FixModeJump::gathered(const std::vector<Value>& values, MPI_Datatype type) {
+    const int mine = static_cast<int>(values.size());
+    std::vector<int> counts(comm->nprocs), starts(comm->nprocs, 0);
+    MPI_Allgather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, world);
+    for (int p = 1; p < comm->nprocs; p++)
+        starts[p] = starts[p - 1] + counts[p - 1];
+    std::vector<Value> all(starts.back() + counts.back());
+    MPI_Allgatherv(values.data(), mine, type, all.data(), counts.data(), starts.data(), type, world);
+    return all;
+}
+
 void FixModeJump::init() {
     const std::string units = update->unit_style;
     if (units == "real" || units == "metal")
@@ -145,13 +157,7 @@ void FixModeJump::init() {
     for (int i = 0; i < atom->nlocal; i++)
         if (atom->mask[i] & groupbit)
             ids.push_back(atom->tag[i]);
-    const int mine = static_cast<int>(ids.size());
-    std::vector<int> counts(comm->nprocs), starts(comm->nprocs, 0);
-    MPI_Allgather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, world);
-    for (int p = 1; p < comm->nprocs; p++)
-        starts[p] = starts[p - 1] + counts[p - 1];
-    std::vector<tagint> all(starts.back() + counts.back());
-    MPI_Allgatherv(ids.data(), mine, MPI_LMP_TAGINT, all.data(), counts.data(), starts.data(), MPI_LMP_TAGINT, world);
+    std::vector<tagint> all = gathered(ids, MPI_LMP_TAGINT);
     std::sort(all.begin(), all.end());
     index_.clear();
     for (std::size_t k = 0; k < all.size(); k++)
@@ -233,7 +239,7 @@ void FixModeJump::place(const std::vector<double>& x) {
     }
 }
 
-/// Puts the model's atoms back, to the last bit.
+/// Gives the model's atoms the coordinates that they had, to the last bit.
 void FixModeJump::restore() {
     for (int i = 0; i < atom->nlocal; i++) {
         if (!(atom->mask[i] & groupbit))
@@ -244,8 +250,73 @@ void FixModeJump::restore() {
     }
 }
 
-/// Energy of the whole system, and forces, at the coordinates that the atoms have. Collective.
-double FixModeJump::potential() {
+/// Puts the model's atoms back where they belong, so that LAMMPS finds them on the ranks from which it would look for them.
+void FixModeJump::reject() {
+    restore();
+    if (comm->nprocs > 1) {
+        settle();
+        restore(); // wrapping and the coordinates of a triclinic box have changed bits
+    }
+}
+
+/// Takes the atoms to the ranks that own their places. Those that go farther than to a neighbour, where exchange() would lose
+/// them, go one rank at a time.
+void FixModeJump::migrate() {
+    const double* lo = domain->triclinic ? domain->sublo_lamda : domain->sublo;
+    const double* hi = domain->triclinic ? domain->subhi_lamda : domain->subhi;
+    // half the narrowest sub-domain is within every neighbour
+    double half[3], reach[3];
+    for (int d = 0; d < 3; d++)
+        half[d] = 0.5 * (hi[d] - lo[d]);
+    MPI_Allreduce(half, reach, 3, MPI_DOUBLE, MPI_MIN, world);
+    const auto near = [&](int d, double x) { return std::min(std::max(x, lo[d] - reach[d]), hi[d] + reach[d]); };
+
+    const auto goals = far_goals(near);
+    int going = 1;
+    while (going) {
+        int far = 0;
+        for (int i = 0; i < atom->nlocal && !goals.empty(); i++) {
+            const auto goal = goals.find(atom->tag[i]);
+            if (goal == goals.end())
+                continue;
+            for (int d = 0; d < 3; d++) {
+                atom->x[i][d] = near(d, goal->second[d]);
+                far |= atom->x[i][d] != goal->second[d];
+            }
+        }
+        comm->exchange();
+        MPI_Allreduce(&far, &going, 1, MPI_INT, MPI_MAX, world);
+    }
+
+    const bigint mine = atom->nlocal;
+    bigint all = 0;
+    MPI_Allreduce(&mine, &all, 1, MPI_LMP_BIGINT, MPI_SUM, world);
+    if (all != atom->natoms)
+        error->all(FLERR, "Fix modejump: {} of {} atoms are there at step {}; have boundaries of type p or s, which no atom leaves, "
+                          "and a timestep with which the dynamics is stable", all, atom->natoms, update->ntimestep);
+}
+
+/// Where atoms of any rank go for which `near` gives another place than their own, by atom ID.
+template <class Near> std::unordered_map<tagint, std::array<double, 3>> FixModeJump::far_goals(Near near) {
+    std::vector<tagint> ids;
+    std::vector<double> places;
+    for (int i = 0; i < atom->nlocal; i++) {
+        const double* x = atom->x[i];
+        if (near(0, x[0]) == x[0] && near(1, x[1]) == x[1] && near(2, x[2]) == x[2])
+            continue;
+        ids.push_back(atom->tag[i]);
+        places.insert(places.end(), x, x + 3);
+    }
+    ids = gathered(ids, MPI_LMP_TAGINT);
+    places = gathered(places, MPI_DOUBLE);
+    std::unordered_map<tagint, std::array<double, 3>> goals;
+    for (std::size_t k = 0; k < ids.size(); k++)
+        goals[ids[k]] = {places[3 * k], places[3 * k + 1], places[3 * k + 2]};
+    return goals;
+}
+
+/// Atoms into the box, the box around them, each to the rank of its place and from there to its neighbours. Collective.
+void FixModeJump::settle() {
     if (domain->triclinic)
         domain->x2lamda(atom->nlocal);
     domain->pbc();
@@ -256,11 +327,16 @@ double FixModeJump::potential() {
         if (neighbor->style)
             neighbor->setup_bins();
     }
-    comm->exchange();
+    migrate();
     atom->nghost = 0;
     comm->borders();
     if (domain->triclinic)
         domain->lamda2x(atom->nlocal + atom->nghost);
+}
+
+/// Energy of the whole system, and forces, at the coordinates that the atoms have. Collective.
+double FixModeJump::potential() {
+    settle();
     if (modify->n_pre_neighbor)
         modify->pre_neighbor();
     neighbor->build(1);
@@ -358,7 +434,7 @@ void FixModeJump::attempt() {
     }
     if (!accepted) {
         command(Order::Reject);
-        restore();
+        reject();
         return;
     }
     command(Order::Accept);
@@ -379,7 +455,7 @@ void FixModeJump::follow() {
                 draw_velocities();
                 return;
             case Order::Reject:
-                restore();
+                reject();
                 return;
             case Order::Fail:
                 fail("");

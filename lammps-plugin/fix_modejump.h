@@ -8,6 +8,7 @@
 
 #include "fix.h"
 
+#include <array>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -42,6 +43,11 @@ private:
     void gather();
     void place(const std::vector<double>& x);
     void restore();
+    void reject();
+    void settle();
+    void migrate();
+    template <class Near> std::unordered_map<tagint, std::array<double, 3>> far_goals(Near near);
+    template <class Value> std::vector<Value> gathered(const std::vector<Value>& values, MPI_Datatype type);
     double potential();
     bool leaves_box(const std::vector<double>& x) const;
     double reduced_potential_of(const double* x);
