@@ -31,8 +31,8 @@ using namespace LAMMPS_NS;
 using namespace FixConst;
 
 static constexpr int COLUMNS = 9;
-/// Of Domain::boundary.
-static constexpr int FIXED = 1;
+/// Of Domain::boundary, and of Domain::nonperiodic.
+static constexpr int FIXED = 1, SHRINK = 2;
 
 FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
     : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), kt_(0) {
@@ -366,6 +366,16 @@ double FixModeJump::potential() {
     return energy_->compute_scalar();
 }
 
+/// Whether an atom is farther from the first one than any energy could allow, or nowhere. LAMMPS takes the box away from a coordinate
+/// until the atom is within: from a large number that has no end. A shrink-wrapped box would become too large for its bins.
+bool FixModeJump::is_torn(const std::vector<double>& x) const {
+    const double farthest = domain->nonperiodic == SHRINK ? 100 : 1000; // nm
+    for (std::size_t k = 0; k < x.size(); k++)
+        if (!(std::abs(x[k] - x[k % 3]) < farthest)) // a number that is none is not within either
+            return true;
+    return false;
+}
+
 /// Whether an atom is beyond a fixed face of the box, where LAMMPS deletes it.
 bool FixModeJump::leaves_box(const std::vector<double>& x) const {
     const double* lo = domain->triclinic ? domain->boxlo_lamda : domain->boxlo;
@@ -387,7 +397,7 @@ double FixModeJump::reduced_potential_of(const double* x) {
     if (x != nullptr)
         std::copy(x, x + coordinates.size(), coordinates.begin());
     MPI_Bcast(coordinates.data(), static_cast<int>(coordinates.size()), MPI_DOUBLE, 0, world);
-    if (leaves_box(coordinates))
+    if (is_torn(coordinates) || leaves_box(coordinates))
         return std::numeric_limits<double>::infinity();
     place(coordinates);
     return potential() / kt_;

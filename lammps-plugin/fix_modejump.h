@@ -49,6 +49,7 @@ private:
     template <class Near> std::unordered_map<tagint, std::array<double, 3>> far_goals(Near near);
     template <class Value> std::vector<Value> gathered(const std::vector<Value>& values, MPI_Datatype type);
     double potential();
+    bool is_torn(const std::vector<double>& x) const;
     bool leaves_box(const std::vector<double>& x) const;
     double reduced_potential_of(const double* x);
     void attempt();

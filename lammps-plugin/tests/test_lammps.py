@@ -275,6 +275,17 @@ def test_proposals_beyond_a_fixed_face_are_rejected(run):
     assert (thermo["Atoms"] == 4).all() and thermo["f_jump[5]"][-1] > 5
 
 
+@pytest.mark.parametrize("head", ["", "boundary s s s\n"])
+def test_torn_proposals_are_rejected_unevaluated(run, head):
+    data_file(run.folder / "data.peroxide", at=(12.0, 12.0, 12.0))
+    torn = write_peroxide_model(run.folder / "torn.safetensors", stretch=1e15)
+    run.head = head
+    moves = f"fix jump all modejump 20 model {torn} temp 300.0 seed 7\n"
+    run.good(DYNAMICS.format(seed=5) + moves + "thermo_style custom step atoms f_jump[*]\nthermo 20\nrun 200\n")
+    thermo = run.thermo()
+    assert (thermo["Atoms"] == 4).all() and thermo["f_jump[1]"][-1] == thermo["f_jump[5]"][-1] == 10
+
+
 def test_a_run_is_a_function_of_its_seed(run):
     def frames(seed):
         moves = f"fix jump all modejump 20 model {run.model} temp 300.0 seed {seed}\n"
