@@ -42,7 +42,7 @@ FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
     next_reneighbor = -1;
     vector_flag = 1;
     size_vector = COLUMNS;
-    global_freq = nevery;
+    global_freq = 1;
     extvector = 0;
     dynamic_group_allow = 0;
     if (!atom->tag_enable)

@@ -286,6 +286,11 @@ def test_torn_proposals_are_rejected_unevaluated(run, head):
     assert (thermo["Atoms"] == 4).all() and thermo["f_jump[1]"][-1] == thermo["f_jump[5]"][-1] == 10
 
 
+def test_counters_are_there_at_any_step(run):
+    run.good(DYNAMICS.format(seed=5) + jump(run) + "thermo_style custom step f_jump[1]\nthermo 7\nrun 70\n")
+    assert list(run.thermo()["f_jump[1]"]) == [step // 20 for step in range(0, 71, 7)]
+
+
 def test_a_run_is_a_function_of_its_seed(run):
     def frames(seed):
         moves = f"fix jump all modejump 20 model {run.model} temp 300.0 seed {seed}\n"
