@@ -448,7 +448,20 @@ void FixModeJump::attempt() {
         return;
     }
     command(Order::Accept);
-    reduced_potential_of(state.x.data()); // forces at the new configuration
+    accept(state.x.data());
+}
+
+/// Goes to a configuration that rank 0 has and the others receive, with new velocities for the moved atoms. Collective.
+void FixModeJump::accept(const double* x) {
+    const bool others = static_cast<bigint>(index_.size()) < atom->natoms;
+    if (others) {
+        restore();
+        potential();
+        kick_others(1.0);
+    }
+    reduced_potential_of(x); // forces at the new configuration
+    if (others)
+        kick_others(-1.0);
     draw_velocities();
 }
 
@@ -461,8 +474,7 @@ void FixModeJump::follow() {
                 reduced_potential_of(nullptr);
                 break;
             case Order::Accept:
-                reduced_potential_of(nullptr);
-                draw_velocities();
+                accept(nullptr);
                 return;
             case Order::Reject:
                 reject();
@@ -479,6 +491,28 @@ static std::uint64_t mixed(std::uint64_t value) {
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
     return value ^ (value >> 31);
+}
+
+/// Half a kick, forwards or backwards, for the atoms that did not jump. Velocity Verlet has v(t - dt/2) here; what they keep across
+/// the jump is v(t), so v(t - dt/2) has to become what F(x') makes v(t) of.
+void FixModeJump::kick_others(double sign) {
+    // only where the kick of F(x') will come: not for atoms that nothing moves or that are held
+    int moved = 0, held = 0;
+    for (const Fix* fix : modify->get_fix_list()) {
+        if (fix->time_integrate)
+            moved |= fix->groupbit;
+        if (utils::strmatch(fix->style, "^setforce") || utils::strmatch(fix->style, "^freeze"))
+            held |= fix->groupbit;
+    }
+    const double kick = sign * 0.5 * update->dt * force->ftm2v;
+    for (int i = 0; i < atom->nlocal; i++) {
+        const int mask = atom->mask[i];
+        if ((mask & groupbit) || !(mask & moved) || (mask & held))
+            continue;
+        const double mass = atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]];
+        for (int d = 0; d < 3; d++)
+            atom->v[i][d] += kick * atom->f[i][d] / mass;
+    }
 }
 
 /// New velocities of the moved atoms. Velocity Verlet has v(t - dt/2) here and will add dt/2 F/m for v(t), which is what

@@ -54,6 +54,8 @@ private:
     double reduced_potential_of(const double* x);
     void attempt();
     void follow();
+    void accept(const double* x);
+    void kick_others(double sign);
     void draw_velocities();
     void command(Order order);
     Order obey();

@@ -190,6 +190,29 @@ def test_velocities_after_a_jump_know_nothing_of_the_forces(run):
     assert kinetic.mean() / 3 == pytest.approx(0.0083144626 * 300 * 1e-4, rel=0.03)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_atoms_that_did_not_jump_keep_their_velocities_on_the_step(run, ranks):
+    """Beside the molecule an oxygen with a Lennard-Jones force: whether the molecule jumps is not in its velocity at that time."""
+    epsilon, sigma, dt, ftm2v = 0.5, 3.0, 0.5, 1 / 48.88821291**2
+    commands = f"pair_style lj/cut 10.0\npair_coeff * * {epsilon} {sigma}\ncreate_atoms 2 single 0.5 15.5 3.0\ngroup one id 1:4\n"
+    commands += f"fix dynamics all nve\nfix jump one modejump 10 model {run.model} temp 300.0 seed 7\n" + OUTPUT.format(every=1)
+    commands = commands.replace("xu yu zu", "xu yu zu vx vy vz fx fy fz").replace("step pe temp", "step f_jump[2]")
+    run.good(commands + "velocity one create 300.0 5\nrun 2000\n", ranks=ranks)
+    x, v, f = np.split(run.frames(atoms=5, columns=9), 3, axis=2)
+    kick = 0.5 * dt * ftm2v / np.array([*PEROXIDE.masses, PEROXIDE.masses[1]])[:, None]
+    jumps = np.flatnonzero(np.diff(run.thermo()["f_jump[2]"]) > 0)
+    assert len(jumps) > 3
+    for n in jumps:
+        # where the step would have gone without a jump
+        half = v[n] + kick * f[n]
+        would = x[n] + dt * half
+        apart = would[4] - would[:4]
+        r = np.linalg.norm(apart, axis=1, keepdims=True)
+        force = (24 * epsilon * (2 * (sigma / r) ** 12 - (sigma / r) ** 6) / r**2 * apart).sum(axis=0)
+        assert np.abs(half[4] + kick[4] * force - v[n + 1, 4]).max() < 1e-12
+        assert np.abs(kick[4] * (f[n + 1, 4] - force)).max() > 1e-9
+
+
 def test_plain_dynamics_stays_in_its_well(run):
     run.good(DYNAMICS.format(seed=48291) + OUTPUT.format(every=20) + "run 40000\n", plugin=False)
     phi = np.array([torsion_of(x) for x in run.frames()])
