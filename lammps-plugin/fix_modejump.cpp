@@ -144,6 +144,11 @@ void FixModeJump::init() {
     kt_ = force->boltz * temperature_;
     if (utils::strmatch(update->integrate_style, "^respa"))
         error->all(FLERR, "Fix modejump does not work with run_style respa");
+    // coordinates or forces of these are not where this fix moves and finds them
+    if (lmp->kokkos)
+        error->all(FLERR, "Fix modejump does not work with package KOKKOS: run LAMMPS without -k on and -sf kk");
+    if (!modify->get_fix_by_style("^GPU").empty())
+        error->all(FLERR, "Fix modejump does not work with package GPU: run LAMMPS without -sf gpu and without `package gpu`");
     for (const Fix* fix : modify->get_fix_list()) {
         if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
             error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, which the proposals do not keep", fix->id, fix->style);
@@ -360,6 +365,8 @@ double FixModeJump::potential() {
     }
     if (force->kspace && force->kspace->compute_flag)
         force->kspace->compute(eflag, vflag);
+    if (modify->n_pre_reverse)
+        modify->pre_reverse(eflag, vflag); // package INTEL adds its forces and energies here
     if (force->newton)
         comm->reverse_comm();
     update->eflag_global = update->ntimestep;
