@@ -20,7 +20,7 @@ use crate::moves::{self, DelayedAcceptance, Fate, Generator, Isir, Move, Outcome
 use crate::units::thermal_energy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -446,8 +446,18 @@ fn lock(folder: &Path) -> Result<File> {
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let path = folder.join("modejump.lock");
     let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
-    file.try_lock().map_err(|_| Error::file(folder, "another modejump is at work in this directory"))?;
+    file.try_lock().map_err(|e| not_locked(&path, e))?;
     Ok(file)
+}
+
+fn not_locked(path: &Path, error: TryLockError) -> Error {
+    let reason = match error {
+        TryLockError::WouldBlock => "another modejump is at work in this directory".to_string(),
+        TryLockError::Error(e) => {
+            format!("cannot be locked ({e}); have the run's directory on a file system that knows locks, such as a local disk")
+        }
+    };
+    Error::file(path, reason)
 }
 
 /// The run in a folder, or a new one. What interrupted cycles have left is removed.
@@ -578,6 +588,19 @@ mod tests {
             seed: 1,
             replica: 0,
         }
+    }
+
+    #[test]
+    fn a_lock_that_is_taken_and_one_that_cannot_be_are_told_apart() {
+        let path = Path::new("run/modejump.lock");
+        let taken = not_locked(path, TryLockError::WouldBlock).to_string();
+        assert!(taken.contains("another modejump is at work"), "{taken}");
+        let unsupported = std::io::Error::from(std::io::ErrorKind::Unsupported);
+        let none = not_locked(path, TryLockError::Error(unsupported)).to_string();
+        assert!(
+            none.contains("unsupported") && none.contains("file system") && !none.contains("another modejump"),
+            "{none}"
+        );
     }
 
     #[test]
