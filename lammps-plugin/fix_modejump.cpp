@@ -24,22 +24,25 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 
 using namespace LAMMPS_NS;
 using namespace FixConst;
 
 static constexpr int COLUMNS = 9;
+/// Of Domain::boundary, and of Domain::nonperiodic.
+static constexpr int FIXED = 1, SHRINK = 2;
 
 FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
-    : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), energy_(nullptr), nm_(0), kt_(0) {
+    : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), kt_(0) {
     read_options(narg, arg);
     force_reneighbor = 1;
     pre_exchange_migrate = 1;
     next_reneighbor = -1;
     vector_flag = 1;
     size_vector = COLUMNS;
-    global_freq = nevery;
+    global_freq = 1;
     extvector = 0;
     dynamic_group_allow = 0;
     if (!atom->tag_enable)
@@ -118,6 +121,18 @@ void FixModeJump::fail(const std::string& message) {
     error->all(FLERR, "Fix modejump: {}", text);
 }
 
+/// The values of all ranks, one rank after the other, on each.
+template <class Value> std::vector<Value> FixModeJump::gathered(const std::vector<Value>& values, MPI_Datatype type) {
+    const int mine = static_cast<int>(values.size());
+    std::vector<int> counts(comm->nprocs), starts(comm->nprocs, 0);
+    MPI_Allgather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, world);
+    for (int p = 1; p < comm->nprocs; p++)
+        starts[p] = starts[p - 1] + counts[p - 1];
+    std::vector<Value> all(starts.back() + counts.back());
+    MPI_Allgatherv(values.data(), mine, type, all.data(), counts.data(), starts.data(), type, world);
+    return all;
+}
+
 void FixModeJump::init() {
     const std::string units = update->unit_style;
     if (units == "real" || units == "metal")
@@ -129,6 +144,11 @@ void FixModeJump::init() {
     kt_ = force->boltz * temperature_;
     if (utils::strmatch(update->integrate_style, "^respa"))
         error->all(FLERR, "Fix modejump does not work with run_style respa");
+    // coordinates or forces of these are not where this fix moves and finds them
+    if (lmp->kokkos)
+        error->all(FLERR, "Fix modejump does not work with package KOKKOS: run LAMMPS without -k on and -sf kk");
+    if (!modify->get_fix_by_style("^GPU").empty())
+        error->all(FLERR, "Fix modejump does not work with package GPU: run LAMMPS without -sf gpu and without `package gpu`");
     for (const Fix* fix : modify->get_fix_list()) {
         if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
             error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, which the proposals do not keep", fix->id, fix->style);
@@ -142,13 +162,7 @@ void FixModeJump::init() {
     for (int i = 0; i < atom->nlocal; i++)
         if (atom->mask[i] & groupbit)
             ids.push_back(atom->tag[i]);
-    const int mine = static_cast<int>(ids.size());
-    std::vector<int> counts(comm->nprocs), starts(comm->nprocs, 0);
-    MPI_Allgather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, world);
-    for (int p = 1; p < comm->nprocs; p++)
-        starts[p] = starts[p - 1] + counts[p - 1];
-    std::vector<tagint> all(starts.back() + counts.back());
-    MPI_Allgatherv(ids.data(), mine, MPI_LMP_TAGINT, all.data(), counts.data(), starts.data(), MPI_LMP_TAGINT, world);
+    std::vector<tagint> all = gathered(ids, MPI_LMP_TAGINT);
     std::sort(all.begin(), all.end());
     index_.clear();
     for (std::size_t k = 0; k < all.size(); k++)
@@ -157,8 +171,9 @@ void FixModeJump::init() {
     current_ = x_;
     image_.assign(all.size(), 0);
 
-    if (!move_)
+    if (!loaded_)
         load(static_cast<int>(x_.size()));
+    loaded_ = true;
     next_reneighbor = (update->ntimestep / nevery + 1) * nevery;
 }
 
@@ -229,7 +244,7 @@ void FixModeJump::place(const std::vector<double>& x) {
     }
 }
 
-/// Puts the model's atoms back, to the last bit.
+/// Gives the model's atoms the coordinates that they had, to the last bit.
 void FixModeJump::restore() {
     for (int i = 0; i < atom->nlocal; i++) {
         if (!(atom->mask[i] & groupbit))
@@ -240,16 +255,93 @@ void FixModeJump::restore() {
     }
 }
 
-/// Energy of the whole system, and forces, at the coordinates that the atoms have. Collective.
-double FixModeJump::potential() {
+/// Puts the model's atoms back where they belong, so that LAMMPS finds them on the ranks from which it would look for them.
+void FixModeJump::reject() {
+    restore();
+    if (comm->nprocs > 1) {
+        settle();
+        restore(); // wrapping and the coordinates of a triclinic box have changed bits
+    }
+}
+
+/// Takes the atoms to the ranks that own their places. Those that go farther than to a neighbour, where exchange() would lose
+/// them, go one rank at a time.
+void FixModeJump::migrate() {
+    const double* lo = domain->triclinic ? domain->sublo_lamda : domain->sublo;
+    const double* hi = domain->triclinic ? domain->subhi_lamda : domain->subhi;
+    // half the narrowest sub-domain is within every neighbour
+    double half[3], reach[3];
+    for (int d = 0; d < 3; d++)
+        half[d] = 0.5 * (hi[d] - lo[d]);
+    MPI_Allreduce(half, reach, 3, MPI_DOUBLE, MPI_MIN, world);
+    const auto near = [&](int d, double x) { return std::min(std::max(x, lo[d] - reach[d]), hi[d] + reach[d]); };
+
+    const auto goals = far_goals(near);
+    int going = 1;
+    while (going) {
+        int far = 0;
+        for (int i = 0; i < atom->nlocal && !goals.empty(); i++) {
+            const auto goal = goals.find(atom->tag[i]);
+            if (goal == goals.end())
+                continue;
+            for (int d = 0; d < 3; d++) {
+                atom->x[i][d] = near(d, goal->second[d]);
+                far |= atom->x[i][d] != goal->second[d];
+            }
+        }
+        comm->exchange();
+        MPI_Allreduce(&far, &going, 1, MPI_INT, MPI_MAX, world);
+    }
+
+    const bigint mine = atom->nlocal;
+    bigint all = 0;
+    MPI_Allreduce(&mine, &all, 1, MPI_LMP_BIGINT, MPI_SUM, world);
+    if (all != atom->natoms)
+        error->all(FLERR, "Fix modejump: {} of {} atoms are there at step {}; have boundaries of type p or s, which no atom leaves, "
+                          "and a timestep with which the dynamics is stable", all, atom->natoms, update->ntimestep);
+}
+
+/// Where atoms of any rank go for which `near` gives another place than their own, by atom ID.
+template <class Near> std::unordered_map<tagint, std::array<double, 3>> FixModeJump::far_goals(Near near) {
+    std::vector<tagint> ids;
+    std::vector<double> places;
+    for (int i = 0; i < atom->nlocal; i++) {
+        const double* x = atom->x[i];
+        if (near(0, x[0]) == x[0] && near(1, x[1]) == x[1] && near(2, x[2]) == x[2])
+            continue;
+        ids.push_back(atom->tag[i]);
+        places.insert(places.end(), x, x + 3);
+    }
+    ids = gathered(ids, MPI_LMP_TAGINT);
+    places = gathered(places, MPI_DOUBLE);
+    std::unordered_map<tagint, std::array<double, 3>> goals;
+    for (std::size_t k = 0; k < ids.size(); k++)
+        goals[ids[k]] = {places[3 * k], places[3 * k + 1], places[3 * k + 2]};
+    return goals;
+}
+
+/// Atoms into the box, the box around them, each to the rank of its place and from there to its neighbours. Collective.
+void FixModeJump::settle() {
     if (domain->triclinic)
         domain->x2lamda(atom->nlocal);
     domain->pbc();
-    comm->exchange();
+    // a shrink-wrapped box goes with its atoms; of atoms outside there is no energy
+    if (domain->box_change) {
+        domain->reset_box();
+        comm->setup();
+        if (neighbor->style)
+            neighbor->setup_bins();
+    }
+    migrate();
     atom->nghost = 0;
     comm->borders();
     if (domain->triclinic)
         domain->lamda2x(atom->nlocal + atom->nghost);
+}
+
+/// Energy of the whole system, and forces, at the coordinates that the atoms have. Collective.
+double FixModeJump::potential() {
+    settle();
     if (modify->n_pre_neighbor)
         modify->pre_neighbor();
     neighbor->build(1);
@@ -273,18 +365,47 @@ double FixModeJump::potential() {
     }
     if (force->kspace && force->kspace->compute_flag)
         force->kspace->compute(eflag, vflag);
+    if (modify->n_pre_reverse)
+        modify->pre_reverse(eflag, vflag); // package INTEL adds its forces and energies here
     if (force->newton)
         comm->reverse_comm();
     update->eflag_global = update->ntimestep;
     return energy_->compute_scalar();
 }
 
-/// u of a configuration that rank 0 has and the others receive. Collective.
+/// Whether an atom is farther from the first one than any energy could allow, or nowhere. LAMMPS takes the box away from a coordinate
+/// until the atom is within: from a large number that has no end. A shrink-wrapped box would become too large for its bins.
+bool FixModeJump::is_torn(const std::vector<double>& x) const {
+    const double farthest = domain->nonperiodic == SHRINK ? 100 : 1000; // nm
+    for (std::size_t k = 0; k < x.size(); k++)
+        if (!(std::abs(x[k] - x[k % 3]) < farthest)) // a number that is none is not within either
+            return true;
+    return false;
+}
+
+/// Whether an atom is beyond a fixed face of the box, where LAMMPS deletes it.
+bool FixModeJump::leaves_box(const std::vector<double>& x) const {
+    const double* lo = domain->triclinic ? domain->boxlo_lamda : domain->boxlo;
+    const double* hi = domain->triclinic ? domain->boxhi_lamda : domain->boxhi;
+    for (std::size_t k = 0; k < x.size(); k += 3) {
+        double at[3] = {x[k] / nm_, x[k + 1] / nm_, x[k + 2] / nm_};
+        if (domain->triclinic)
+            domain->x2lamda(at, at);
+        for (int d = 0; d < 3; d++)
+            if ((domain->boundary[d][0] == FIXED && at[d] < lo[d]) || (domain->boundary[d][1] == FIXED && at[d] >= hi[d]))
+                return true;
+    }
+    return false;
+}
+
+/// u of a configuration that rank 0 has and the others receive; infinite for what LAMMPS cannot take. Collective.
 double FixModeJump::reduced_potential_of(const double* x) {
     std::vector<double> coordinates(current_.size());
     if (x != nullptr)
         std::copy(x, x + coordinates.size(), coordinates.begin());
     MPI_Bcast(coordinates.data(), static_cast<int>(coordinates.size()), MPI_DOUBLE, 0, world);
+    if (is_torn(coordinates) || leaves_box(coordinates))
+        return std::numeric_limits<double>::infinity();
     place(coordinates);
     return potential() / kt_;
 }
@@ -330,11 +451,24 @@ void FixModeJump::attempt() {
     }
     if (!accepted) {
         command(Order::Reject);
-        restore();
+        reject();
         return;
     }
     command(Order::Accept);
-    reduced_potential_of(state.x.data()); // forces at the new configuration
+    accept(state.x.data());
+}
+
+/// Goes to a configuration that rank 0 has and the others receive, with new velocities for the moved atoms. Collective.
+void FixModeJump::accept(const double* x) {
+    const bool others = static_cast<bigint>(index_.size()) < atom->natoms;
+    if (others) {
+        restore();
+        potential();
+        kick_others(1.0);
+    }
+    reduced_potential_of(x); // forces at the new configuration
+    if (others)
+        kick_others(-1.0);
     draw_velocities();
 }
 
@@ -347,11 +481,10 @@ void FixModeJump::follow() {
                 reduced_potential_of(nullptr);
                 break;
             case Order::Accept:
-                reduced_potential_of(nullptr);
-                draw_velocities();
+                accept(nullptr);
                 return;
             case Order::Reject:
-                restore();
+                reject();
                 return;
             case Order::Fail:
                 fail("");
@@ -365,6 +498,28 @@ static std::uint64_t mixed(std::uint64_t value) {
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
     return value ^ (value >> 31);
+}
+
+/// Half a kick, forwards or backwards, for the atoms that did not jump. Velocity Verlet has v(t - dt/2) here; what they keep across
+/// the jump is v(t), so v(t - dt/2) has to become what F(x') makes v(t) of.
+void FixModeJump::kick_others(double sign) {
+    // only where the kick of F(x') will come: not for atoms that nothing moves or that are held
+    int moved = 0, held = 0;
+    for (const Fix* fix : modify->get_fix_list()) {
+        if (fix->time_integrate)
+            moved |= fix->groupbit;
+        if (utils::strmatch(fix->style, "^setforce") || utils::strmatch(fix->style, "^freeze"))
+            held |= fix->groupbit;
+    }
+    const double kick = sign * 0.5 * update->dt * force->ftm2v;
+    for (int i = 0; i < atom->nlocal; i++) {
+        const int mask = atom->mask[i];
+        if ((mask & groupbit) || !(mask & moved) || (mask & held))
+            continue;
+        const double mass = atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]];
+        for (int d = 0; d < 3; d++)
+            atom->v[i][d] += kick * atom->f[i][d] / mass;
+    }
 }
 
 /// New velocities of the moved atoms. Velocity Verlet has v(t - dt/2) here and will add dt/2 F/m for v(t), which is what

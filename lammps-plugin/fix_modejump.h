@@ -8,6 +8,7 @@
 
 #include "fix.h"
 
+#include <array>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -42,10 +43,19 @@ private:
     void gather();
     void place(const std::vector<double>& x);
     void restore();
+    void reject();
+    void settle();
+    void migrate();
+    template <class Near> std::unordered_map<tagint, std::array<double, 3>> far_goals(Near near);
+    template <class Value> std::vector<Value> gathered(const std::vector<Value>& values, MPI_Datatype type);
     double potential();
+    bool is_torn(const std::vector<double>& x) const;
+    bool leaves_box(const std::vector<double>& x) const;
     double reduced_potential_of(const double* x);
     void attempt();
     void follow();
+    void accept(const double* x);
+    void kick_others(double sign);
     void draw_velocities();
     void command(Order order);
     Order obey();
@@ -58,8 +68,9 @@ private:
     std::uint64_t seed_;
     int proposals_;
 
-    /// Only on rank 0.
+    /// Only on rank 0; whether it is there, on all.
     std::unique_ptr<modejump::Move> move_;
+    bool loaded_;
 
     Compute* energy_;
     /// Lengths and energies of LAMMPS in nm and kT.

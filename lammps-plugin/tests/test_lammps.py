@@ -21,8 +21,8 @@ PLUGIN = ROOT / "target" / "lammps-plugin" / "modejumpplugin.so"
 KCAL = 4.184
 
 
-def data_file(path, copies=1):
-    """Molecules in a periodic box of 2.4 nm a side, the first across its boundary; lengths in angstrom."""
+def data_file(path, copies=1, at=(0.0, 12.0, 0.0)):
+    """Molecules in a box of 2.4 nm a side, periodic unless told otherwise, the first across its boundary; lengths in angstrom."""
     x = 10 * (start(math.radians(90)) - [0.06, 0.0, 0.0])
     lines = ["peroxide", "", f"{4 * copies} atoms", f"{3 * copies} bonds", f"{2 * copies} angles", f"{2 * copies} dihedrals", ""]
     lines += ["2 atom types", "2 bond types", "1 angle types", "2 dihedral types", ""]
@@ -32,7 +32,7 @@ def data_file(path, copies=1):
     for m in range(copies):
         first = 4 * m
         for i in range(4):
-            place = x[i] + [0.0, 12.0, 6.0 * m]
+            place = x[i] + at + [0.0, 0.0, 6.0 * m]
             lines.append(f"{first + i + 1} {m + 1} {1 if i in (0, 3) else 2} " + " ".join(f"{v:.8f}" for v in place))
         bonds += [(1 if i != 1 else 2, first + i + 1, first + i + 2) for i in range(3)]
         angles += [(1, first + i + 1, first + i + 2, first + i + 3) for i in range(2)]
@@ -70,19 +70,20 @@ class Run:
 
     def __init__(self, folder, copies=1):
         self.folder = folder
+        self.head = ""
         data_file(folder / "data.peroxide", copies)
         self.model = write_peroxide_model(folder / "peroxide.safetensors", widen=1.2)
 
     def __call__(self, commands, ranks=1, plugin=True):
         load = f"plugin load {PLUGIN}\n" if plugin else ""
-        (self.folder / "in.peroxide").write_text(load + force_field() + commands)
+        (self.folder / "in.peroxide").write_text(load + self.head + force_field() + commands)
         lib = Path(sys.prefix) / "lib"
         environment = dict(os.environ, LD_LIBRARY_PATH=str(lib), OMP_NUM_THREADS="1")
         lmp = next(Path(sys.prefix).glob("lib/python3*/site-packages/lammps/lmp"))
         command = [str(lmp), "-in", "in.peroxide", "-log", "log.lammps", "-nocite"]
         if ranks > 1:
             command = [str(Path(sys.prefix) / "bin" / "mpiexec"), "-n", str(ranks)] + command
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120)
         return done.returncode, done.stdout + done.stderr
 
     def good(self, commands, ranks=1, plugin=True):
@@ -189,6 +190,29 @@ def test_velocities_after_a_jump_know_nothing_of_the_forces(run):
     assert kinetic.mean() / 3 == pytest.approx(0.0083144626 * 300 * 1e-4, rel=0.03)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_atoms_that_did_not_jump_keep_their_velocities_on_the_step(run, ranks):
+    """Beside the molecule an oxygen with a Lennard-Jones force: whether the molecule jumps is not in its velocity at that time."""
+    epsilon, sigma, dt, ftm2v = 0.5, 3.0, 0.5, 1 / 48.88821291**2
+    commands = f"pair_style lj/cut 10.0\npair_coeff * * {epsilon} {sigma}\ncreate_atoms 2 single 0.5 15.5 3.0\ngroup one id 1:4\n"
+    commands += f"fix dynamics all nve\nfix jump one modejump 10 model {run.model} temp 300.0 seed 7\n" + OUTPUT.format(every=1)
+    commands = commands.replace("xu yu zu", "xu yu zu vx vy vz fx fy fz").replace("step pe temp", "step f_jump[2]")
+    run.good(commands + "velocity one create 300.0 5\nrun 2000\n", ranks=ranks)
+    x, v, f = np.split(run.frames(atoms=5, columns=9), 3, axis=2)
+    kick = 0.5 * dt * ftm2v / np.array([*PEROXIDE.masses, PEROXIDE.masses[1]])[:, None]
+    jumps = np.flatnonzero(np.diff(run.thermo()["f_jump[2]"]) > 0)
+    assert len(jumps) > 3
+    for n in jumps:
+        # where the step would have gone without a jump
+        half = v[n] + kick * f[n]
+        would = x[n] + dt * half
+        apart = would[4] - would[:4]
+        r = np.linalg.norm(apart, axis=1, keepdims=True)
+        force = (24 * epsilon * (2 * (sigma / r) ** 12 - (sigma / r) ** 6) / r**2 * apart).sum(axis=0)
+        assert np.abs(half[4] + kick[4] * force - v[n + 1, 4]).max() < 1e-12
+        assert np.abs(kick[4] * (f[n + 1, 4] - force)).max() > 1e-9
+
+
 def test_plain_dynamics_stays_in_its_well(run):
     run.good(DYNAMICS.format(seed=48291) + OUTPUT.format(every=20) + "run 40000\n", plugin=False)
     phi = np.array([torsion_of(x) for x in run.frames()])
@@ -227,6 +251,67 @@ def test_several_ranks_make_the_same_moves(tmp_path):
         assert 0.1 < (phi[:, 0] > 0).mean() < 0.9 and (phi[:, 1] > 0).all(), "only the first molecule jumps"
     # the first steps are the same
     assert np.abs(frames[1] - others[1]).max() < 1e-6
+
+
+def test_proposals_may_be_farther_away_than_the_neighbouring_rank(run):
+    """Bonds of 1 nm in slabs of 0.6 nm: the energies are those on one rank, and the rejections leave no trace."""
+    lost = write_peroxide_model(run.folder / "lost.safetensors", stretch=0.9)
+    moves = f"fix jump all modejump 5 model {lost} temp 300.0 seed 7\n"
+    # bonds need their atoms on one rank
+    plain = "velocity all create 300.0 5\nfix dynamics all nve\ncomm_modify cutoff 23.0\n" + OUTPUT.format(every=5)
+    found = []
+    for ranks, more in ((1, ""), (1, moves), (4, moves)):
+        run.head = f"processors {ranks} 1 1\n"
+        columns = "atoms f_jump[*]" if more else "atoms"
+        run.good(plain + more + f"thermo_style custom step {columns}\nrun 100\n", ranks=ranks)
+        found.append((run.thermo(), run.frames()))
+    (_, expected), (one, _), (four, frames) = found
+    assert (four["Atoms"] == 4).all() and four["f_jump[1]"][-1] == 20 and four["f_jump[2]"][-1] == 0
+    assert four["f_jump[9]"][-1] == pytest.approx(one["f_jump[9]"][-1], rel=1e-9)
+    assert np.abs(frames - expected).max() < 1e-9
+
+
+def test_a_second_run_goes_on_on_several_ranks(run):
+    thermo = "thermo_style custom step f_jump[1]\n"
+    run.good(DYNAMICS.format(seed=5) + jump(run) + OUTPUT.format(every=20) + thermo + "run 200\nrun 200\n", ranks=2)
+    assert run.thermo()["f_jump[1]"][-1] == 20
+
+
+def test_a_shrink_wrapped_box_follows_the_jumps(run):
+    data_file(run.folder / "data.peroxide", at=(12.0, 12.0, 12.0))
+    frames = []
+    for run.head in ("", "boundary s s s\n"):
+        run.good(DYNAMICS.format(seed=5) + jump(run) + OUTPUT.format(every=20) + "thermo_style custom step atoms f_jump[*]\nrun 20000\n")
+        thermo = run.thermo()
+        assert (thermo["Atoms"] == 4).all() and thermo["f_jump[7]"][-1] > 0.06
+        frames.append(run.frames())
+    # the first steps are those in a periodic box
+    assert np.abs(frames[0][:10] - frames[1][:10]).max() < 1e-6
+
+
+def test_proposals_beyond_a_fixed_face_are_rejected(run):
+    # the other state has an atom below the face
+    data_file(run.folder / "data.peroxide", at=(12.0, 12.0, 0.5))
+    run.head = "boundary f f f\n"
+    run.good("fix dynamics all nve\n" + jump(run, every=1) + "thermo 1\nthermo_style custom step atoms f_jump[*]\nrun 40\n")
+    thermo = run.thermo()
+    assert (thermo["Atoms"] == 4).all() and thermo["f_jump[5]"][-1] > 5
+
+
+@pytest.mark.parametrize("head", ["", "boundary s s s\n"])
+def test_torn_proposals_are_rejected_unevaluated(run, head):
+    data_file(run.folder / "data.peroxide", at=(12.0, 12.0, 12.0))
+    torn = write_peroxide_model(run.folder / "torn.safetensors", stretch=1e15)
+    run.head = head
+    moves = f"fix jump all modejump 20 model {torn} temp 300.0 seed 7\n"
+    run.good(DYNAMICS.format(seed=5) + moves + "thermo_style custom step atoms f_jump[*]\nthermo 20\nrun 200\n")
+    thermo = run.thermo()
+    assert (thermo["Atoms"] == 4).all() and thermo["f_jump[1]"][-1] == thermo["f_jump[5]"][-1] == 10
+
+
+def test_counters_are_there_at_any_step(run):
+    run.good(DYNAMICS.format(seed=5) + jump(run) + "thermo_style custom step f_jump[1]\nthermo 7\nrun 70\n")
+    assert list(run.thermo()["f_jump[1]"]) == [step // 20 for step in range(0, 71, 7)]
 
 
 def test_a_run_is_a_function_of_its_seed(run):

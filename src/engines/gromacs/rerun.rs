@@ -63,19 +63,40 @@ pub(super) fn select(all: &[f64], atoms: &[usize]) -> Vec<f64> {
     atoms.iter().flat_map(|&i| all[3 * i..3 * i + 3].iter().copied()).collect()
 }
 
+/// Whether an atom is farther from the first one than any energy could allow, or nowhere. GROMACS takes the box away from a coordinate
+/// until the atom is within: from a large number that has no end.
+fn is_torn(x: &[f64]) -> bool {
+    const FARTHEST: f64 = 1000.0; // nm
+    let is_near = |(k, value): (usize, &f64)| (value - x[k % 3]).abs() < FARTHEST;
+    // a number that is none is not near either
+    !x.iter().enumerate().all(is_near)
+}
+
+/// Whether two atoms are at the same place, in GROMACS's precision. Three bonds apart they make it read a table at no number.
+fn has_coincidence(x: &[f64]) -> bool {
+    let mut places: Vec<[f32; 3]> = x.chunks_exact(3).map(|r| [r[0] as f32, r[1] as f32, r[2] as f32]).collect();
+    places.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
+    places.windows(2).any(|pair| pair[0] == pair[1])
+}
+
 impl Target for RerunTarget<'_> {
     fn dimension(&self) -> usize {
         3 * self.atoms.len()
     }
 
     fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
-        let rows = || x.chunks_exact(3 * self.atoms.len());
+        u.fill(f64::INFINITY);
+        let rows = x.chunks_exact(3 * self.atoms.len()).enumerate();
+        let rows: Vec<(usize, &[f64])> = rows.filter(|(_, x)| !is_torn(x) && !has_coincidence(x)).collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
         // one draw serves all proposals, of which one at most is taken
         let drawn: Vec<Vec<f64>> =
-            rows().map(|x| self.model.draw(self.kt, x, self.momentum, &mut self.stream.clone())).collect();
+            rows.iter().map(|(_, x)| self.model.draw(self.kt, x, self.momentum, &mut self.stream.clone())).collect();
         let mut frames = vec![self.frame.clone()];
-        frames.extend(rows().map(|x| self.placed(x)));
-        frames.extend(rows().zip(&drawn).map(|(x, v)| {
+        frames.extend(rows.iter().map(|(_, x)| self.placed(x)));
+        frames.extend(rows.iter().zip(&drawn).map(|((_, x), v)| {
             let displaced: Vec<f64> = x.iter().zip(v).map(|(x, v)| x - self.displacement * v).collect();
             self.placed(&displaced)
         }));
@@ -85,11 +106,10 @@ impl Target for RerunTarget<'_> {
             Error::Engine("GROMACS finds no finite energy for the current configuration of the run".into())
         })?);
         let evaluations: Vec<Option<Evaluation>> = evaluations.collect();
-        for (k, (x, drawn)) in rows().zip(drawn).enumerate() {
-            u[k] = f64::INFINITY;
+        for (k, (&(row, x), drawn)) in rows.iter().zip(drawn).enumerate() {
             let Some(at) = &evaluations[k] else { continue };
-            u[k] = at.energy / self.kt;
-            let kick = evaluations[u.len() + k].as_ref().map(|e| select(&e.forces, self.atoms));
+            u[row] = at.energy / self.kt;
+            let kick = evaluations[rows.len() + k].as_ref().map(|e| select(&e.forces, self.atoms));
             self.candidates.push(Candidate { x: x.to_vec(), drawn, forces: at.forces.clone(), kick });
         }
         Ok(())
@@ -97,5 +117,37 @@ impl Target for RerunTarget<'_> {
 
     fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
         Err(Error::Unsupported("no move here asks a rerun for gradients".into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_gromacs_cannot_take_is_infinite_and_not_asked() {
+        let mut target = RerunTarget {
+            gmx: &Gmx::new("no-such-gmx", None).unwrap(),
+            folder: Path::new("no-such-folder"),
+            tpr: Path::new("topol.tpr"),
+            frame: Frame { x: vec![0.0; 9], ..Default::default() },
+            atoms: &[0, 1],
+            model: &mut ModelAtoms { masses: vec![1.0; 2], constraints: None },
+            kt: 2.5,
+            displacement: 0.0,
+            momentum: [0.0; 3],
+            stream: RerunTarget::velocities_of(1, 0, 0),
+            current: None,
+            candidates: Vec::new(),
+        };
+        let far = [0.0, 0.0, 0.0, 1e17, 0.0, 0.0];
+        let nowhere = [0.0, 0.0, 0.0, 0.1, f64::NAN, 0.0];
+        let coincident = [0.1, 0.2, 0.3, 0.1, 0.2, 0.3 + 1e-12];
+        let mut u = [0.0; 3];
+        target.reduced_potential(&[far, nowhere, coincident].concat(), &mut u).unwrap();
+        assert_eq!(u, [f64::INFINITY; 3]);
+        // one that can be evaluated is
+        let asked = target.reduced_potential(&[far, [0.0, 0.0, 0.0, 0.1, 0.0, 0.0]].concat(), &mut u[..2]);
+        assert!(asked.unwrap_err().to_string().contains("no-such-folder"));
     }
 }

@@ -20,7 +20,7 @@ use crate::moves::{self, DelayedAcceptance, Fate, Generator, Isir, Move, Outcome
 use crate::units::thermal_energy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -447,8 +447,18 @@ fn lock(folder: &Path) -> Result<File> {
     fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let path = folder.join("modejump.lock");
     let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
-    file.try_lock().map_err(|_| Error::file(folder, "another modejump is at work in this directory"))?;
+    file.try_lock().map_err(|e| not_locked(&path, e))?;
     Ok(file)
+}
+
+fn not_locked(path: &Path, error: TryLockError) -> Error {
+    let reason = match error {
+        TryLockError::WouldBlock => "another modejump is at work in this directory".to_string(),
+        TryLockError::Error(e) => {
+            format!("cannot be locked ({e}); have the run's directory on a file system that knows locks, such as a local disk")
+        }
+    };
+    Error::file(path, reason)
 }
 
 /// The run in a folder, or a new one. What interrupted cycles have left is removed.
@@ -484,13 +494,28 @@ fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<Pr
     }
     for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("cycle-") {
+        if is_scratch(&name) {
             let _ = fs::remove_dir_all(entry.path());
-        } else if name.starts_with("state_") && Some(&name) != progress.state.as_ref() {
+        } else if is_state(&name) && Some(&name) != progress.state.as_ref() {
             let _ = fs::remove_file(entry.path());
         }
     }
     Ok(progress)
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether a folder is one that a cycle works in, and not the user's.
+fn is_scratch(name: &str) -> bool {
+    let numbers = name.strip_prefix("cycle-").and_then(|numbers| numbers.split_once('-'));
+    numbers.is_some_and(|(cycle, process)| is_number(cycle) && is_number(process))
+}
+
+/// Whether a file is a state that a cycle has left, and not the user's.
+fn is_state(name: &str) -> bool {
+    name.strip_prefix("state_").and_then(|name| name.strip_suffix(".cpt")).is_some_and(is_number)
 }
 
 /// Appends the frames of a segment that come after those that are there; the first frame of a segment is the last of the one before.
@@ -546,4 +571,55 @@ fn line(cycle: u64, report: &Report) -> String {
     };
     let Outcome { log_acceptance, log_weight_current, log_weight_proposed, .. } = outcome;
     format!("{cycle},{step},{potential},{fate},{log_acceptance},{log_weight_current},{log_weight_proposed},{potential_after}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            model: String::new(),
+            screen: None,
+            tpr: String::new(),
+            first_atom: 0,
+            steps: 10,
+            proposals: 1,
+            isir: false,
+            seed: 1,
+            replica: 0,
+        }
+    }
+
+    #[test]
+    fn a_lock_that_is_taken_and_one_that_cannot_be_are_told_apart() {
+        let path = Path::new("run/modejump.lock");
+        let taken = not_locked(path, TryLockError::WouldBlock).to_string();
+        assert!(taken.contains("another modejump is at work"), "{taken}");
+        let unsupported = std::io::Error::from(std::io::ErrorKind::Unsupported);
+        let none = not_locked(path, TryLockError::Error(unsupported)).to_string();
+        assert!(
+            none.contains("unsupported") && none.contains("file system") && !none.contains("another modejump"),
+            "{none}"
+        );
+    }
+
+    #[test]
+    fn what_cycles_have_left_is_removed_and_nothing_else() {
+        let folder = std::env::temp_dir().join(format!("modejump-walker-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        open(&folder, settings(), &Statistics::default()).unwrap();
+        let (leftovers, others) = (
+            ["cycle-3-4711", "state_2.cpt"],
+            ["cycle-3", "cycle-3-notes", "state_2.cpt.bak", "state_best.cpt", "state_2"],
+        );
+        for name in leftovers.iter().chain(&others) {
+            let path = folder.join(name);
+            if name.starts_with("cycle") { fs::create_dir(path) } else { fs::write(path, "") }.unwrap();
+        }
+        open(&folder, settings(), &Statistics::default()).unwrap();
+        let is_there = |name: &&str| folder.join(name).exists();
+        assert!(!leftovers.iter().any(|name| is_there(&name)) && others.iter().all(|name| is_there(&name)));
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }
