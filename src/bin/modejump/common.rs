@@ -49,6 +49,7 @@ pub fn explore_at(options: &ExploreOptions, temperature: f64) -> Result<ExploreO
 }
 
 /// Of what a file holds.
+#[cfg(feature = "openmm")]
 pub fn hash_of(path: &Path) -> Result<String> {
     Ok(model_file::hash(&std::fs::read(path).map_err(|e| Error::io(path, e))?))
 }

@@ -619,7 +619,7 @@ mod tests {
         }
         open(&folder, settings(), &Statistics::default()).unwrap();
         let is_there = |name: &&str| folder.join(name).exists();
-        assert!(!leftovers.iter().any(|name| is_there(&name)) && others.iter().all(|name| is_there(&name)));
+        assert!(!leftovers.iter().any(&is_there) && others.iter().all(&is_there));
         fs::remove_dir_all(&folder).unwrap();
     }
 }
