@@ -103,7 +103,7 @@ pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &
     write_atomically(path, &bytes)
 }
 
-/// Whether [`write`] will find all it needs for frames of this dimension, to be asked before long work: an extension it knows, the atoms
+/// Whether [`write()`] will find all it needs for frames of this dimension, to be asked before long work: an extension it knows, the atoms
 /// that the format names, a place for the file.
 pub fn check(path: &Path, dimension: usize, topology: Option<&Topology>) -> Result<()> {
     check_format(path, dimension, topology)?;

@@ -433,7 +433,7 @@ string MonteCarloModeJumpImpl::advice(const ModeJumpStatistics& s) const {
     ostringstream text;
     text.precision(2);
     text << "MonteCarloModeJump: " << s.accepted << " of " << s.attempts << " attempts were accepted, and " << s.expectedAcceptance
-         << " +- " << s.expectedAcceptanceError << " of all is to be expected (mean of min(1, alpha)). The model " << model->name
+         << " +- " << s.expectedAcceptanceError << " of all is to be expected (the mean of their probabilities). The model " << model->name
          << " moves " << particles.size() << " of " << massive.size() << " particles, and the others ";
     if (solvent)
         text << "cannot give way fast enough: make the driven path longer (now " << owner.getDrivenSteps()
