@@ -102,7 +102,7 @@ def test_a_jump_is_a_sampler_s_move_by_itself(tmp_path, reference):
     sampler.energy_context_cache = sampler.sampler_context_cache = reference
     thermodynamic = [states.ThermodynamicState(toy.well_system(), t * unit.kelvin) for t in (300, 310)]
     begin = states.SamplerState(positions=[[0.01, 0.0, 0.0]] * unit.nanometer)
-    sampler.create(thermodynamic, [begin], storage=multistate.MultiStateReporter(str(tmp_path / "jumps.nc")))
+    sampler.create(thermodynamic, [begin, begin], storage=multistate.MultiStateReporter(str(tmp_path / "jumps.nc")))
     sampler.run()
     counts = [move.statistics for move in sampler.mcmc_moves]
     assert [count["n_proposed"] for count in counts] == [5, 5] and counts[0]["n_accepted"] == 5
