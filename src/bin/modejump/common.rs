@@ -49,7 +49,6 @@ pub fn explore_at(options: &ExploreOptions, temperature: f64) -> Result<ExploreO
 }
 
 /// Of what a file holds.
-#[cfg(feature = "openmm")]
 pub fn hash_of(path: &Path) -> Result<String> {
     Ok(model_file::hash(&std::fs::read(path).map_err(|e| Error::io(path, e))?))
 }
@@ -57,12 +56,8 @@ pub fn hash_of(path: &Path) -> Result<String> {
 /// What every card says of its training: temperature (K), System and command.
 pub fn describe_training(card: &mut ModelCard, temperature: f64, system: Option<&Path>) -> Result<()> {
     let info = |path: &Path| {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        Ok::<_, Error>(TargetInfo {
-            description: format!("OpenMM System {name}"),
-            hash: Some(model_file::hash(&bytes)),
-        })
+        Ok::<_, Error>(TargetInfo { description: format!("OpenMM System {name}"), hash: Some(hash_of(path)?) })
     };
     card.temperature = Some(temperature);
     card.target = system.map(info).transpose()?;
