@@ -50,8 +50,9 @@ static __device__ void arrived() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
-// What a function that is not inlined cannot see: the address is one of the card's memory.
+// What a function that is not inlined cannot see: the address is one of the card's memory, or of the block's.
 #define IN_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
+#define IN_SHARED(pointer) __builtin_assume(__isShared(pointer))
 #define COPY_LATER(to, from) copy_later(to, from)
 #define ARRIVED() arrived()
 #endif
@@ -160,42 +161,51 @@ constexpr int READS_AT_ONCE = READS;
 #if TENSOR
 #include "tensor.cuh"
 #else
+// Two outputs and eight lanes of a product. Neighbouring threads have up to four groups of lanes and eight pairs of outputs, so that what they
+// write, whole rows apart, does not all lie in the same banks.
+struct Tile { int o, lane; };
+static __device__ Tile tile_of(int item, int columns, int groups) {
+  const int wide = groups % 4 == 0 ? 4 : groups % 3 == 0 ? 3 : 1, high = columns % 8 == 0 ? 8 : 1;
+  const int tile = item / (wide * high), across = groups / wide;
+  const Tile place = {2 * (tile / across * high + item / wide % high), 8 * (tile % across * wide + item % wide)};
+  return place;
+}
+
+// Adds what inputs from k to before `end` come to, in eight lanes of x, for outputs o and o + 1.
+static __device__ void add_inputs(const real* w, int n_out, int o, const real* x, int stride, int k, int end, real* left, real* right) {
+  IN_GLOBAL(w);
+#pragma unroll READS_AT_ONCE
+  for (; k < end; ++k) {
+    const Two weight = *(const Two*)(w + (size_t)k * n_out + o);
+    const Four* lane = (const Four*)(x + k * stride);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const Four four = lane[half];
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        left[4 * half + r] += weight.v[0] * four.v[r];
+        right[4 * half + r] += weight.v[1] * four.v[r];
+      }
+    }
+  }
+}
+
 // W x for x[n_in][lanes] in shared memory, its rows `stride` apart if they are not neighbours, by all threads of the block; lanes are a
 // multiple of eight. W is stored [n_in][n_out], n_out even. A thread has two outputs of eight lanes in registers: two reads of shared memory
 // and one of W for sixteen multiply-adds. `start(o, lane, sum)` writes what eight lanes of output o start from, and `finish(o, lane, sum)` takes what they
 // come to. The sum over inputs is in their order.
-//
-// Neighbouring threads have up to four groups of lanes and eight pairs of outputs, so that what they write, whole rows apart, does not
-// all lie in the same banks.
 template <class Start, class Finish>
 static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
                                const Finish& finish, int stride = 0) {
-  IN_GLOBAL(w);
-  if (stride == 0) stride = lanes;
   const int columns = n_out / 2, groups = lanes / 8;
-  const int wide = groups % 4 == 0 ? 4 : groups % 3 == 0 ? 3 : 1, high = columns % 8 == 0 ? 8 : 1;
   for (int item = threadIdx.x; item < columns * groups; item += THREADS) {
-    const int tile = item / (wide * high), across = groups / wide;
-    const int o = 2 * (tile / across * high + item / wide % high), first = 8 * (tile % across * wide + item % wide);
+    const Tile tile = tile_of(item, columns, groups);
     real left[8], right[8];
-    start(o, first, left);
-    start(o + 1, first, right);
-#pragma unroll READS_AT_ONCE
-    for (int k = 0; k < n_in; ++k) {
-      const Two weight = *(const Two*)(w + (size_t)k * n_out + o);
-      const Four* lane = (const Four*)(x + k * stride + first);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const Four four = lane[half];
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          left[4 * half + r] += weight.v[0] * four.v[r];
-          right[4 * half + r] += weight.v[1] * four.v[r];
-        }
-      }
-    }
-    finish(o, first, left);
-    finish(o + 1, first, right);
+    start(tile.o, tile.lane, left);
+    start(tile.o + 1, tile.lane, right);
+    add_inputs(w, n_out, tile.o, x + tile.lane, stride == 0 ? lanes : stride, 0, n_in, left, right);
+    finish(tile.o, tile.lane, left);
+    finish(tile.o + 1, tile.lane, right);
   }
 }
 #endif

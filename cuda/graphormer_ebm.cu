@@ -1,33 +1,49 @@
 // BoltzNCE's energy-based model, a transformer over atoms (src/models/graphormer_ebm/mod.rs has the equations): energies, and
 // with SCORE their gradients by the chain rule backwards.
 //
-// A block takes one configuration through the network, an atom a lane. The energy alone keeps everything in shared memory where
-// that is large enough. The score keeps what enters each half of a layer, computes the rest again on the way back, and has too
-// much of it for shared memory: its state lies in memory of the block's own.
+// A team of TEAM blocks takes one configuration through the network, an atom a lane. In a batch a team is one block. For few configurations
+// its blocks share out heads, outputs of products and atoms of pairs; what others need goes through memory of the card, and they meet. What is
+// cheap each of them does for itself. Sums are in the same order in either, so the bits of a configuration do not depend on its batch.
+//
+// What a block works on is near, in shared memory where that is large enough. With the score the rows that enter each half of a layer are
+// kept far away, and the rest is computed again on the way back.
 //
 // Sizes are those of one model: WIDTH (D), FORWARD, HEADS, KERNELS, LAYERS (times blocks), TIMES (hidden numbers of the time
 // network), BOLTZNCE (the reference's distances and self-neighbours).
 #define COMPONENTS 1
 // All weights come from the L2 cache.
 #define RESIDENT 384
-#define READS (SCORE || sizeof(REAL) > 4 ? 4 : 16)
+#define READS (sizeof(REAL) > 4 ? 4 : 16)
 #include "jets.cuh"
 
 #define HEAD_WIDTH (WIDTH / HEADS)
+// Outputs of a head: of q, k and v, and of the attention.
+#define HEAD_ROWS EVEN(3 * HEAD_WIDTH)
+#define HEAD_MIXED EVEN(HEAD_WIDTH)
 #define K EVEN(KERNELS)
 #define H EVEN(HEADS)
 #define D EVEN(WIDTH)
 #define F EVEN(FORWARD)
+#define QKV (HEADS * HEAD_ROWS)
+#define MIXED (HEADS * HEAD_MIXED)
 #define MOST(a, b) ((a) > (b) ? (a) : (b))
+#define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define NORMALISER (real)2.5066272160016134
 #define EPSILON (real)1e-5
+
+// Of n things that a team shares out, those of a block.
+#define EACH(n) (((n) + TEAM - 1) / TEAM)
+#define EACH_EVEN(n) EVEN(EACH(n))
+// Inputs whose products are added up before they are added to others.
+#define CHUNK 32
+#define CHUNKS(inputs) (((inputs) + CHUNK - 1) / CHUNK)
 
 struct Layer { Norm attention_norm, forward_norm; Linear qkv, out, first, second; };
 
 struct Arguments {
   Batch batch;  // f: energies[n]; df: scores[n][ATOMS][3]
   const real* weights;
-  const Layer* layers;
+  const Layer* layers;  // outputs of `qkv` and inputs of `out` are those of a head after the other
   Linear time_first, time_second, bias_first, bias_second, edge, energy_first, energy_second;
   Norm final_norm;
   int atoms;                  // [ATOMS][WIDTH], the types' rows
@@ -35,51 +51,217 @@ struct Arguments {
   int factor, shift;          // [ATOMS][ATOMS]
 };
 
-// Arrays of [numbers][LANES] unless said otherwise. Those in the second line are for the way back.
-struct State {
-  real *x, *rows, *a, *qkv, *hidden, *bias, *kernels, *pair_hidden, *neighbours, *y, *r, *d, *mean, *inverse, *partial, *time;
-  real *kept, *g_rows, *g_a, *g_qkv, *g_hidden, *g_bias, *lse, *delta, *g_x, *g_kernels, *g_d;
-};
+// ---------------------------------------------------------------- state
 
 #define PARTIALS (THREADS / PADDED > 1 ? THREADS / PADDED : 1)
-#define ENERGY_MEMORY                                                                                               \
-  (LANES * (3 + D + D + 3 * D + MOST(F, D) + ATOMS * H + K + K + K + 1 + 1 + 3 + 1 + 1 + PARTIALS) + (TIMES + 3) / 4 * 4)
-#define SCORE_MEMORY                                                                                                \
-  (ENERGY_MEMORY + LANES * (2 * LAYERS * D + D + D + 3 * D + MOST(F, D) + ATOMS * H + H + H + 3 + K + 3))
+// Rows that are normalised, what attention comes to, or the sum of Gaussians.
+#define A MOST(MOST(D, MIXED), K)
+// q, k and v of a block's heads; the hidden numbers of a layer; those of pairs.
+#define WORK MOST(MOST(EACH(HEADS) * HEAD_ROWS, MOST(D, F)), 3 * K + H)
+// Of a block's heads: biases and, on the way back, what is made of them.
+#define OWN_PAIRS (ATOMS * EACH(HEADS))
+#define IN_TEAM(rows) (TEAM > 1 ? (rows) : 0)
+#define IN_SCORE(rows) (SCORE ? (rows) : 0)
+#define SUMS                                                                                                               \
+  MOST(MOST(CHUNKS(MOST(KERNELS, HEADS)) * MOST(K, H), CHUNKS(WIDTH) * MOST(EACH(HEADS) * HEAD_ROWS, EACH_EVEN(MOST(F, K)))), \
+       CHUNKS(MOST(MOST(QKV, FORWARD), KERNELS)) * EACH_EVEN(D))
+#define NEAR_ROWS                                                                                           \
+  (10 + PARTIALS + A + WORK + IN_TEAM(SUMS + OWN_PAIRS * (SCORE ? 4 : 2)) +                                  \
+   (SCORE ? 2 * EACH(HEADS) + D + A + QKV : D))
+#define NEAR (NEAR_ROWS * LANES + (TIMES + 3) / 4 * 4)
+// Where energies have all near that fits a block, they have these there too.
+#define FAR_ROWS                                                                                       \
+  (ATOMS * H * (SCORE ? 2 : 1) + IN_SCORE((2 * LAYERS + 1) * D + 3 * ATOMS) +                            \
+   IN_TEAM(MIXED + MOST(D, F) + K + (SCORE ? A + QKV : D)))
+#define ALL_NEAR (TEAM == 1 && !SCORE)
+// A block's share of its team's memory of the card.
+#define FAR (ALL_NEAR ? 0 : EACH(FAR_ROWS) * LANES)
+#define OF_BLOCK (FAR + (SCRATCH ? NEAR + (ALL_NEAR ? FAR_ROWS * LANES : 0) : 0))
 
-static __device__ State layout(real* memory) {
+// Of what is near: where it lies.
+#if SCRATCH
+#define IN_BLOCK(pointer) IN_GLOBAL(pointer)
+#else
+#define IN_BLOCK(pointer) IN_SHARED(pointer)
+#endif
+
+// Where a block's state is, and its number in its team.
+struct Place {
+  real *near, *far;
+  int rank;
+};
+
+// Arrays of [numbers][LANES] unless said otherwise. `near` ones are of the block; of `far` ones its team has one each, which are the near
+// ones where the block is a team of its own.
+struct State {
+  Place place;
+  real *x, *a, *work, *rows, *y, *r, *d, *mean, *inverse, *partial, *time;
+  real *g_rows, *g_a, *g_qkv, *lse, *delta;
+  real *bias, *g_bias, *p, *g;  // [ATOMS, sources][a block's heads][LANES, destinations]
+  real* sums;                   // [chunks][a block's outputs][LANES]
+  real *far_rows, *far_mixed, *far_hidden, *far_neighbours, *far_g_a, *far_g_qkv;
+  real *far_bias, *far_g_bias;  // [ATOMS, sources][H][LANES, destinations]
+  real* far_g_d;                // [ATOMS][3][LANES]
+};
+
+// All at fixed distances from the two addresses, so that functions that are not inlined have it from those.
+static __device__ State layout(const Place& place) {
+  real *near = place.near, *far = place.far;
+  IN_BLOCK(near);
   State m;
-  m.x = take(memory, 3);
-  m.rows = take(memory, D);
-  m.a = take(memory, D);
-  m.qkv = take(memory, 3 * D);
-  m.hidden = take(memory, MOST(F, D));
-  m.bias = take(memory, ATOMS * H);
-  m.kernels = take(memory, K);
-  m.pair_hidden = take(memory, K);
-  m.neighbours = take(memory, K);
-  m.y = take(memory, 1);
-  m.r = take(memory, 1);
-  m.d = take(memory, 3);
-  m.mean = take(memory, 1);
-  m.inverse = take(memory, 1);
-  m.partial = take(memory, PARTIALS);
-  m.time = memory;
-  memory += (TIMES + 3) / 4 * 4;  // of a block, too, a number of Fours
+  m.place = place;
+  m.x = take(near, 3);
+  m.y = take(near, 1);
+  m.r = take(near, 1);
+  m.d = take(near, 3);
+  m.mean = take(near, 1);
+  m.inverse = take(near, 1);
+  m.partial = take(near, PARTIALS);
+  m.a = take(near, A);
+  m.work = take(near, WORK);
 #if SCORE
-  m.kept = take(memory, 2 * LAYERS * D);
-  m.g_rows = take(memory, D);
-  m.g_a = take(memory, D);
-  m.g_qkv = take(memory, 3 * D);
-  m.g_hidden = take(memory, MOST(F, D));
-  m.g_bias = take(memory, ATOMS * H);
-  m.lse = take(memory, H);
-  m.delta = take(memory, H);
-  m.g_x = take(memory, 3);
-  m.g_kernels = take(memory, K);
-  m.g_d = take(memory, 3);
+  m.lse = take(near, EACH(HEADS));
+  m.delta = take(near, EACH(HEADS));
+  m.g_rows = take(near, D);
+  m.g_a = take(near, A);
+  m.rows = m.g_qkv = take(near, QKV);  // rows are done with before the first layer on the way back
+#else
+  m.rows = take(near, D);
+#endif
+#if TEAM > 1
+  m.sums = take(near, SUMS);
+  m.p = take(near, OWN_PAIRS);
+  m.bias = take(near, OWN_PAIRS);
+#if SCORE
+  m.g = take(near, OWN_PAIRS);
+  m.g_bias = take(near, OWN_PAIRS);
+#endif
+#endif
+  m.time = near;
+  near += (TIMES + 3) / 4 * 4;  // of a block, too, a number of Fours
+  if (ALL_NEAR) far = near;
+  m.far_bias = take(far, ATOMS * H);
+#if SCORE
+  m.far_g_bias = take(far, ATOMS * H);
+  m.far_rows = take(far, (2 * LAYERS + 1) * D);
+  m.far_g_d = take(far, 3 * ATOMS);
+#elif TEAM > 1
+  m.far_rows = take(far, D);
+#else
+  m.far_rows = m.rows;
+#endif
+#if TEAM > 1
+  m.far_mixed = take(far, MIXED);
+  m.far_hidden = take(far, MOST(D, F));
+  m.far_neighbours = take(far, K);
+#if SCORE
+  m.far_g_a = take(far, A);
+  m.far_g_qkv = take(far, QKV);
+#endif
+#else
+  m.far_mixed = m.far_neighbours = m.a;
+  m.far_hidden = m.work;
+  m.bias = m.far_bias;
+#if SCORE
+  m.far_g_a = m.g_a;
+  m.far_g_qkv = m.g_qkv;
+  m.g_bias = m.far_g_bias;
+#endif
 #endif
   return m;
+}
+
+// The rows that enter a half of a layer, as all of the team have them.
+static __device__ real* far_rows(const State& m, int half) { return m.far_rows + (SCORE ? half * D * LANES : 0); }
+
+// What the blocks of the team wrote to `far`, to `near`. Begins and ends with a barrier.
+static __device__ void bring(const Team& team, const real* far, real* near, int numbers) {
+  meet(team);
+  if (far == near) return;
+  for (int item = threadIdx.x; item < numbers * LANES / 4; item += THREADS) ((Four*)near)[item] = ((const Four*)far)[item];
+  __syncthreads();
+}
+
+// ---------------------------------------------------------------- products
+
+// From `first` to before `last`.
+struct Range { int first, last; };
+
+// Those of n things that are the block's, `each` a block.
+static __device__ Range own(const State& m, int n, int each) {
+  const Range range = {LEAST(m.place.rank * each, n), LEAST((m.place.rank + 1) * each, n)};
+  return range;
+}
+static __device__ Range own_outputs(const State& m, int n) { return own(m, n, EACH_EVEN(n)); }
+static __device__ Range own_heads(const State& m, int rows) {
+  const Range heads = own(m, HEADS, EACH(HEADS)), outputs = {heads.first * rows, heads.last * rows};
+  return outputs;
+}
+
+#if TEAM > 1
+// Sums over the inputs of each chunk, to m.sums; one function for all products, so that its code stays in the instruction cache.
+static __device__ __noinline__ void sums_of_chunks(real* sums, Range range, const real* w, int n_in, int n_out, const real* x) {
+  IN_BLOCK(sums);
+  IN_BLOCK(x);
+  const int n = range.last - range.first, groups = LANES / 8, items = n / 2 * groups;
+  for (int item = threadIdx.x; item < CHUNKS(n_in) * items; item += THREADS) {
+    const int chunk = item / items, o = 2 * (item % items / groups), lane = 8 * (item % groups), k = chunk * CHUNK;
+    real left[8] = {}, right[8] = {};
+    add_inputs(w, n_out, range.first + o, x + lane, LANES, k, LEAST(k + CHUNK, n_in), left, right);
+    real* const to = sums + (chunk * n + o) * LANES + lane;
+    put_eight(to, left);
+    put_eight(to + LANES, right);
+  }
+  __syncthreads();
+}
+#endif
+
+// W x for a range of outputs that begins and ends with an even one, as `product` of common.cuh. The sum over inputs is one of sums over CHUNK of
+// them, so that threads of a team, which have few outputs each, share out the inputs and the bits are the same.
+template <class Start, class Finish>
+static __device__ void outputs(const State& m, Range range, const real* w, int n_in, int n_out, const real* x,
+                               const Start& start, const Finish& finish) {
+#if TENSOR
+  (void)m; (void)range;
+  product(w, n_in, n_out, LANES, x, start, finish);
+#elif TEAM > 1
+  const int n = range.last - range.first, groups = LANES / 8;
+  sums_of_chunks(m.sums, range, w, n_in, n_out, x);
+  for (int item = threadIdx.x; item < n * groups; item += THREADS) {
+    const int o = item / groups, lane = 8 * (item % groups);
+    real sum[8], more[8];
+    start(range.first + o, lane, sum);
+#pragma unroll 2
+    for (int chunk = 0; chunk < CHUNKS(n_in); ++chunk) {
+      get_eight(m.sums + (chunk * n + o) * LANES + lane, more);
+#pragma unroll
+      for (int r = 0; r < 8; ++r) sum[r] += more[r];
+    }
+    finish(range.first + o, lane, sum);
+  }
+#else
+  (void)m;
+  const int columns = (range.last - range.first) / 2, groups = LANES / 8;
+  for (int item = threadIdx.x; item < columns * groups; item += THREADS) {
+    const Tile tile = tile_of(item, columns, groups);
+    const int o = range.first + tile.o, lane = tile.lane;
+    real left[8], right[8];
+    start(o, lane, left);
+    start(o + 1, lane, right);
+#pragma unroll 1
+    for (int k = 0; k < n_in; k += CHUNK) {
+      real more_left[8] = {}, more_right[8] = {};
+      add_inputs(w, n_out, o, x + lane, LANES, k, LEAST(k + CHUNK, n_in), more_left, more_right);
+#pragma unroll
+      for (int r = 0; r < 8; ++r) {
+        left[r] += more_left[r];
+        right[r] += more_right[r];
+      }
+    }
+    finish(o, lane, left);
+    finish(o + 1, lane, right);
+  }
+#endif
 }
 
 static __device__ real silu(real x) { return x / ((real)1 + exp(-x)); }
@@ -88,7 +270,12 @@ static __device__ real silu_slope(real x) {
   return s * ((real)1 + x * ((real)1 - s));
 }
 
-// What products do with eight lanes besides Store: silu; add to what is there.
+// What products do with eight lanes besides Store: store to an array that begins with output `first`; silu; add to what is there.
+struct StoreFrom {
+  real* to;
+  int first;
+  __device__ void operator()(int o, int lane, real* sum) const { put_eight(to + (o - first) * LANES + lane, sum); }
+};
 struct StoreSilu {
   real* to;
   __device__ void operator()(int o, int lane, real* sum) const {
@@ -97,7 +284,7 @@ struct StoreSilu {
     put_eight(to + o * LANES + lane, sum);
   }
 };
-// Starts from the rows and a bias: a residual connection in place.
+// Starts from the rows and a bias: a residual connection.
 struct Residual {
   const real* rows;
   const real* bias;
@@ -116,6 +303,8 @@ struct ThroughSilu {
     put_eight(to + o * LANES + lane, sum);
   }
 };
+
+// ---------------------------------------------------------------- layer normalisation
 
 // Mean over d < WIDTH of term(d, atom), by all threads; begins and ends with a barrier.
 template <class Term>
@@ -136,7 +325,8 @@ static __device__ void mean_of(const State& m, real* to, const Term& term) {
 }
 
 // Layer normalisation of `rows` to m.a; m.mean and m.inverse stay for the way back.
-static __device__ void normalise(const Arguments& a, const State& m, const Norm& norm, const real* rows) {
+static __device__ __noinline__ void normalise(const real* w, const Place place, const Norm norm, const real* rows) {
+  const State m = layout(place);
   mean_of(m, m.mean, [&](int d, int atom) { return rows[d * LANES + atom]; });
   mean_of(m, m.inverse, [&](int d, int atom) {
     const real rest = rows[d * LANES + atom] - m.mean[atom];
@@ -146,12 +336,15 @@ static __device__ void normalise(const Arguments& a, const State& m, const Norm&
   __syncthreads();
   FOR_ITEMS(d, atom, WIDTH) {
     const real normal = (rows[d * LANES + atom] - m.mean[atom]) * m.inverse[atom];
-    m.a[d * LANES + atom] = a.weights[norm.weight + d] * normal + a.weights[norm.bias + d];
+    m.a[d * LANES + atom] = w[norm.weight + d] * normal + w[norm.bias + d];
   }
   __syncthreads();
 }
 
 // ---------------------------------------------------------------- pairs
+
+static __device__ real* kernels_of(const State& m) { return m.work; }
+static __device__ real* pair_hidden(const State& m) { return m.work + K * LANES; }
 
 // Distances from atom i, and their Gaussians.
 static __device__ void pairs(const Arguments& a, const State& m, int i) {
@@ -169,95 +362,129 @@ static __device__ void pairs(const Arguments& a, const State& m, int i) {
   __syncthreads();
   FOR_ITEMS(k, j, KERNELS) {
     const real inverse = a.weights[a.inverse_widths + k], z = (m.y[j] - a.weights[a.means + k]) * inverse;
-    m.kernels[k * LANES + j] = exp((real)-0.5 * z * z) * inverse / NORMALISER;
+    kernels_of(m)[k * LANES + j] = exp((real)-0.5 * z * z) * inverse / NORMALISER;
   }
   __syncthreads();
 }
 
-// Biases of the attention to atom i, [heads][LANES], and the sum of its Gaussians.
+// Biases of the attention to atom i, and the sum of its Gaussians.
 static __device__ void edges(const Arguments& a, const State& m, int i) {
-  const real* w = a.weights;
+  const real *const w = a.weights, *const kernels = kernels_of(m);
   pairs(a, m, i);
-  product(w + a.bias_first.forward, KERNELS, K, LANES, m.kernels, Bias{w + a.bias_first.bias}, StoreSilu{m.pair_hidden});
+  outputs(m, Range{0, K}, w + a.bias_first.forward, KERNELS, K, kernels, Bias{w + a.bias_first.bias}, StoreSilu{pair_hidden(m)});
   for (int k = threadIdx.x; k < KERNELS; k += THREADS) {
     real sum = (real)0;
     for (int j = 0; j < ATOMS; ++j)
-      if (BOLTZNCE || j != i) sum += m.kernels[k * LANES + j];
-    m.neighbours[k * LANES + i] = sum;
+      if (BOLTZNCE || j != i) sum += kernels[k * LANES + j];
+    m.far_neighbours[k * LANES + i] = sum;
   }
   __syncthreads();
-  product(w + a.bias_second.forward, KERNELS, H, LANES, m.pair_hidden, Bias{w + a.bias_second.bias},
-          Store{m.bias + i * H * LANES, LANES});
+  const auto transposed = [&](int head, int j, real* sum) {
+    for (int r = 0; r < 8; ++r)
+      if (j + r < ATOMS) m.far_bias[((j + r) * H + head) * LANES + i] = sum[r];
+  };
+  outputs(m, Range{0, H}, w + a.bias_second.forward, KERNELS, H, pair_hidden(m), Bias{w + a.bias_second.bias}, transposed);
   __syncthreads();
 }
 
 // ---------------------------------------------------------------- attention
 
-static __device__ const real* part_of(const real* qkv, int which, int c, int head) {
-  return qkv + (which * WIDTH + c * HEADS + head) * LANES;
+// Heads are counted among those of the block, whose numbers lie side by side in m.work.
+static __device__ int heads_here(const State& m) {
+  const Range heads = own(m, HEADS, EACH(HEADS));
+  return heads.last - heads.first;
+}
+// Heads from one source to the next in `bias` and `g_bias`.
+#define HEADS_APART (TEAM > 1 ? EACH(HEADS) : H)
+static __device__ int pair_at(int j, int head, int i, int apart) { return (j * apart + head) * LANES + i; }
+
+static __device__ const real* part_of(const State& m, int which, int c, int head) {
+  return m.work + (head * HEAD_ROWS + which * HEAD_WIDTH + c) * LANES;
 }
 
 // s q_i·k_j + B_ij
 static __device__ real score_of(const State& m, int head, int i, int j) {
   real sum = (real)0;
-  for (int c = 0; c < HEAD_WIDTH; ++c) sum += part_of(m.qkv, 0, c, head)[i] * part_of(m.qkv, 1, c, head)[j];
-  return sum / sqrt((real)HEAD_WIDTH) + m.bias[(i * H + head) * LANES + j];
+  for (int c = 0; c < HEAD_WIDTH; ++c) sum += part_of(m, 0, c, head)[i] * part_of(m, 1, c, head)[j];
+  return sum / sqrt((real)HEAD_WIDTH) + m.bias[pair_at(j, head, i, HEADS_APART)];
 }
 
-// Σ_j softmax_j v_j to m.a; the softmax is rescaled whenever a larger score comes.
-static __device__ void attention(const State& m) {
-  FOR_ITEMS(head, i, HEADS) {
-    if (i >= ATOMS) {
-      for (int c = 0; c < HEAD_WIDTH; ++c) m.a[(c * HEADS + head) * LANES + i] = (real)0;
-      continue;
-    }
-    real largest = score_of(m, head, i, 0), total = (real)0, out[HEAD_WIDTH];
-    for (int c = 0; c < HEAD_WIDTH; ++c) out[c] = (real)0;
-    for (int j = 0; j < ATOMS; ++j) {
-      const real score = score_of(m, head, i, j), top = score > largest ? score : largest;
-      const real before = exp(largest - top), weight = exp(score - top);
-      total = total * before + weight;
-      for (int c = 0; c < HEAD_WIDTH; ++c) out[c] = out[c] * before + weight * part_of(m.qkv, 2, c, head)[j];
-      largest = top;
-    }
-    for (int c = 0; c < HEAD_WIDTH; ++c) m.a[(c * HEADS + head) * LANES + i] = out[c] / total;
+// N channels from `first` on of Σ_j softmax_j(score(j)) v_j to `to`; the softmax is rescaled whenever a larger score comes.
+template <int N, class Score>
+static __device__ void mix(const State& m, int head, int i, int first, real* to, const Score& score) {
+  real largest = score(0), total = (real)0, out[N];
+  for (int c = 0; c < N; ++c) out[c] = (real)0;
+  for (int j = 0; j < ATOMS; ++j) {
+    const real here = score(j), top = here > largest ? here : largest;
+    const real before = exp(largest - top), weight = exp(here - top);
+    total = total * before + weight;
+    for (int c = 0; c < N; ++c) out[c] = out[c] * before + weight * part_of(m, 2, first + c, head)[j];
+    largest = top;
+  }
+  for (int c = 0; c < N; ++c) to[(head * HEAD_MIXED + first + c) * LANES + i] = out[c] / total;
 #if SCORE
-    m.lse[head * LANES + i] = largest + log(total);
+  if (first == 0) m.lse[head * LANES + i] = largest + log(total);
 #endif
+}
+
+// What the block's heads make of their q, k and v, to an array that begins with the first of them. Ends with a barrier. Where a team has few
+// heads a block, threads have a score each, and then a channel.
+static __device__ void attention(const State& m, real* to) {
+#if TEAM > 1
+  FOR_ITEMS(pair, i, ATOMS * heads_here(m)) {
+    const int head = pair / ATOMS, j = pair % ATOMS;
+    if (i < ATOMS) m.p[pair_at(j, head, i, EACH(HEADS))] = score_of(m, head, i, j);
+  }
+  __syncthreads();
+#endif
+  const int here = TEAM > 1 ? HEAD_WIDTH : 1;
+  FOR_ITEMS(place, i, heads_here(m) * here) {
+    const int head = place / here, first = place % here;
+    if (i >= ATOMS) {
+      for (int c = first; c < HEAD_WIDTH; c += here) to[(head * HEAD_MIXED + c) * LANES + i] = (real)0;
+    } else {
+#if TEAM > 1
+      mix<1>(m, head, i, first, to, [&](int j) { return m.p[pair_at(j, head, i, EACH(HEADS))]; });
+#else
+      mix<HEAD_WIDTH>(m, head, i, first, to, [&](int j) { return score_of(m, head, i, j); });
+#endif
+    }
+    if (first == 0 && HEAD_MIXED > HEAD_WIDTH) to[(head * HEAD_MIXED + HEAD_WIDTH) * LANES + i] = (real)0;
   }
   __syncthreads();
 }
 
+// The block's heads of the attention among m.a, to `to`.
+static __device__ __noinline__ void attend(const real* w, const Place place, const Linear qkv, real* to) {
+  const State m = layout(place);
+  const Range heads = own_heads(m, HEAD_ROWS);
+  outputs(m, heads, w + qkv.forward, WIDTH, QKV, m.a, Bias{w + qkv.bias}, StoreFrom{m.work, heads.first});
+  __syncthreads();
+  attention(m, to);
+}
+
 // ---------------------------------------------------------------- the network
 
-static __device__ void keep(const State& m, const real* from, int place) {
-#if SCORE
-  FOR_ITEMS(d, atom, WIDTH) m.kept[(place * D + d) * LANES + atom] = from[d * LANES + atom];
-  __syncthreads();
-#else
-  (void)m; (void)from; (void)place;
-#endif
-}
-
-static __device__ void attend(const Arguments& a, const State& m, const Layer& layer, const real* rows) {
-  const real* w = a.weights;
-  normalise(a, m, layer.attention_norm, rows);
-  product(w + layer.qkv.forward, WIDTH, EVEN(3 * WIDTH), LANES, m.a, Bias{w + layer.qkv.bias}, Store{m.qkv, LANES});
-  __syncthreads();
-  attention(m);
-}
-
 // Rows at the start of the layers: types, Gaussians of the neighbours, time.
-static __device__ void embed(const Arguments& a, const State& m, int row) {
+static __device__ void embed(const Arguments& a, const Team& team, const State& m, int row) {
   const real* w = a.weights;
   read_positions(point_of(a.batch, row, 0, false), m.x);
   const real t = (real)a.batch.t[row];
   for (int k = threadIdx.x; k < TIMES; k += THREADS) {
     m.time[k] = silu(w[a.time_first.forward + k] * t + w[a.time_first.bias + k]);
   }
-  FOR_ITEMS(k, atom, K) m.neighbours[k * LANES + atom] = (real)0;
+  FOR_ITEMS(k, atom, K)
+    if (m.place.rank == 0 && atom >= ATOMS) m.far_neighbours[k * LANES + atom] = (real)0;
   __syncthreads();
-  for (int i = 0; i < ATOMS; ++i) edges(a, m, i);
+  for (int i = m.place.rank; i < ATOMS; i += TEAM) edges(a, m, i);
+  bring(team, m.far_neighbours, m.a, K);
+#if TEAM > 1
+  const int first = own(m, HEADS, EACH(HEADS)).first;
+  FOR_ITEMS(pair, i, ATOMS * heads_here(m)) {
+    const int head = pair / ATOMS, j = pair % ATOMS;
+    m.bias[pair_at(j, head, i, EACH(HEADS))] = m.far_bias[pair_at(j, first + head, i, H)];
+  }
+#endif
   const auto start = [&](int o, int lane, real* sum) {
     real time = (real)0;
     if (o < WIDTH) {
@@ -270,32 +497,36 @@ static __device__ void embed(const Arguments& a, const State& m, int row) {
       sum[r] = atom < ATOMS && o < WIDTH ? w[a.atoms + atom * WIDTH + o] + time : (real)0;
     }
   };
-  product(w + a.edge.forward, KERNELS, D, LANES, m.neighbours, start, Store{m.rows, LANES});
-  __syncthreads();
+  outputs(m, own_outputs(m, D), w + a.edge.forward, KERNELS, D, m.a, start, Store{far_rows(m, 0), LANES});
+  bring(team, far_rows(m, 0), m.rows, D);
 }
 
-static __device__ void forward(const Arguments& a, const State& m, int row) {
+static __device__ __noinline__ void forward(const Arguments& a, const Team& team, const Place place, int row) {
+  const State m = layout(place);
   const real* w = a.weights;
-  embed(a, m, row);
+  const Range of_rows = own_outputs(m, D), of_hidden = own_outputs(m, F);
+  embed(a, team, m, row);
   for (int l = 0; l < LAYERS; ++l) {
     const Layer& layer = a.layers[l];
-    keep(m, m.rows, 2 * l);
-    attend(a, m, layer, m.rows);
-    product(w + layer.out.forward, WIDTH, D, LANES, m.a, Residual{m.rows, w + layer.out.bias}, Store{m.rows, LANES});
-    __syncthreads();
-    keep(m, m.rows, 2 * l + 1);
-    normalise(a, m, layer.forward_norm, m.rows);
-    product(w + layer.first.forward, WIDTH, F, LANES, m.a, Bias{w + layer.first.bias}, StoreSilu{m.hidden});
-    __syncthreads();
-    product(w + layer.second.forward, FORWARD, D, LANES, m.hidden, Residual{m.rows, w + layer.second.bias},
-            Store{m.rows, LANES});
-    __syncthreads();
+    normalise(w, m.place, layer.attention_norm, m.rows);
+    attend(w, m.place, layer.qkv, m.far_mixed + own_heads(m, HEAD_MIXED).first * LANES);
+    bring(team, m.far_mixed, m.a, MIXED);
+    real* to = far_rows(m, 2 * l + 1);
+    outputs(m, of_rows, w + layer.out.forward, MIXED, D, m.a, Residual{m.rows, w + layer.out.bias}, Store{to, LANES});
+    bring(team, to, m.rows, D);
+    normalise(w, m.place, layer.forward_norm, m.rows);
+    outputs(m, of_hidden, w + layer.first.forward, WIDTH, F, m.a, Bias{w + layer.first.bias}, StoreSilu{m.far_hidden});
+    bring(team, m.far_hidden, m.work, F);
+    to = far_rows(m, 2 * l + 2);
+    outputs(m, of_rows, w + layer.second.forward, FORWARD, D, m.work, Residual{m.rows, w + layer.second.bias}, Store{to, LANES});
+    bring(team, to, m.rows, D);
   }
-  normalise(a, m, a.final_norm, m.rows);
-  product(w + a.energy_first.forward, WIDTH, D, LANES, m.a, Bias{w + a.energy_first.bias}, Store{m.hidden, LANES});
-  __syncthreads();
+  normalise(w, m.place, a.final_norm, m.rows);
+  outputs(m, of_rows, w + a.energy_first.forward, WIDTH, D, m.a, Bias{w + a.energy_first.bias}, Store{m.far_hidden, LANES});
+  bring(team, m.far_hidden, m.work, D);
+  if (m.place.rank > 0) return;
   // Σ_i e₂ silu(·), as WIDTH times a mean
-  mean_of(m, m.y, [&](int d, int atom) { return w[a.energy_second.forward + 2 * d] * silu(m.hidden[d * LANES + atom]); });
+  mean_of(m, m.y, [&](int d, int atom) { return w[a.energy_second.forward + 2 * d] * silu(m.work[d * LANES + atom]); });
   if (threadIdx.x == 0) {
     double energy = 0.0;
     for (int atom = 0; atom < ATOMS; ++atom) energy += (double)(WIDTH * m.y[atom] + w[a.energy_second.bias]);
@@ -306,9 +537,10 @@ static __device__ void forward(const Arguments& a, const State& m, int row) {
 
 #if SCORE
 // From the cotangent m.g_a of a norm's output to that of `rows`, added to m.g_rows. m.mean and m.inverse are of `rows`.
-static __device__ void normalise_back(const Arguments& a, const State& m, const Norm& norm, const real* rows) {
+static __device__ __noinline__ void normalise_back(const real* w, const Place place, const Norm norm, const real* rows) {
+  const State m = layout(place);
   const auto normal = [&](int d, int atom) { return (rows[d * LANES + atom] - m.mean[atom]) * m.inverse[atom]; };
-  const auto g = [&](int d, int atom) { return a.weights[norm.weight + d] * m.g_a[d * LANES + atom]; };
+  const auto g = [&](int d, int atom) { return w[norm.weight + d] * m.g_a[d * LANES + atom]; };
   mean_of(m, m.y, g);
   mean_of(m, m.r, [&](int d, int atom) { return g(d, atom) * normal(d, atom); });
   FOR_ITEMS(d, atom, WIDTH) {
@@ -317,140 +549,202 @@ static __device__ void normalise_back(const Arguments& a, const State& m, const 
   __syncthreads();
 }
 
-// From the cotangent m.g_a of the attention's output to those of q, k, v, and of the biases, which are added to.
-static __device__ void attention_back(const State& m) {
+static __device__ const real* g_mixed(const State& m, int c, int head) { return m.g_a + (head * HEAD_MIXED + c) * LANES; }
+
+// softmax_j of atom i, and the cotangent of its score.
+static __device__ real softmax_of(const State& m, int head, int i, int j) {
+  return exp(score_of(m, head, i, j) - m.lse[head * LANES + i]);
+}
+static __device__ real g_score(const State& m, int head, int i, int j, real p) {
+  real along = (real)0;
+  for (int c = 0; c < HEAD_WIDTH; ++c) along += g_mixed(m, c, head)[i] * part_of(m, 2, c, head)[j];
+  return p * (along - m.delta[head * LANES + i]);
+}
+
+// N channels from `first` on of the cotangents of q_i, from g(j).
+template <int N, class G>
+static __device__ void back_to_query(const State& m, int head, int i, int first, real* to, const G& g) {
   const real scale = (real)1 / sqrt((real)HEAD_WIDTH);
-  const auto along = [&](int head, int i, int j) {
-    real sum = (real)0;
-    for (int c = 0; c < HEAD_WIDTH; ++c) sum += m.g_a[(c * HEADS + head) * LANES + i] * part_of(m.qkv, 2, c, head)[j];
-    return sum;
-  };
-  FOR_ITEMS(head, i, HEADS) {
-    real sum = (real)0;
-    for (int c = 0; c < HEAD_WIDTH; ++c) {
-      const int place = (c * HEADS + head) * LANES + i;
-      sum += m.g_a[place] * m.a[place];
+  real g_q[N];
+  for (int c = 0; c < N; ++c) g_q[c] = (real)0;
+  for (int j = 0; i < ATOMS && j < ATOMS; ++j) {
+    const real here = scale * g(j);
+    for (int c = 0; c < N; ++c) g_q[c] += here * part_of(m, 1, first + c, head)[j];
+  }
+  for (int c = 0; c < N; ++c) to[(head * HEAD_ROWS + first + c) * LANES + i] = g_q[c];
+}
+
+// The same of k_j and v_j, from p(i) and g(i, p).
+template <int N, class P, class G>
+static __device__ void back_to_source(const State& m, int head, int j, int first, real* to, const P& p, const G& g) {
+  const real scale = (real)1 / sqrt((real)HEAD_WIDTH);
+  real g_k[N], g_v[N];
+  for (int c = 0; c < N; ++c) g_k[c] = g_v[c] = (real)0;
+  for (int i = 0; j < ATOMS && i < ATOMS; ++i) {
+    const real weight = p(i), here = scale * g(i, weight);
+    for (int c = 0; c < N; ++c) {
+      g_k[c] += here * part_of(m, 0, first + c, head)[i];
+      g_v[c] += weight * g_mixed(m, first + c, head)[i];
     }
+  }
+  for (int c = 0; c < N; ++c) {
+    to[(head * HEAD_ROWS + HEAD_WIDTH + first + c) * LANES + j] = g_k[c];
+    to[(head * HEAD_ROWS + 2 * HEAD_WIDTH + first + c) * LANES + j] = g_v[c];
+  }
+}
+
+// From the cotangent m.g_a of what the block's heads come to, which is in m.a, to those of q, k and v, to an array that begins with its first
+// head, and of the biases, which are added to. Ends with a barrier.
+static __device__ void attention_back(const State& m, real* to) {
+  const int heads = heads_here(m);
+  FOR_ITEMS(head, i, heads) {
+    real sum = (real)0;
+    for (int c = 0; c < HEAD_WIDTH; ++c) sum += g_mixed(m, c, head)[i] * m.a[(head * HEAD_MIXED + c) * LANES + i];
     m.delta[head * LANES + i] = sum;
+    if (HEAD_ROWS > 3 * HEAD_WIDTH) to[(head * HEAD_ROWS + 3 * HEAD_WIDTH) * LANES + i] = (real)0;
   }
   __syncthreads();
-  // by destination: q and the biases
-  FOR_ITEMS(head, i, HEADS) {
-    real g_q[HEAD_WIDTH];
-    for (int c = 0; c < HEAD_WIDTH; ++c) g_q[c] = (real)0;
-    for (int j = 0; i < ATOMS && j < ATOMS; ++j) {
-      const real p = exp(score_of(m, head, i, j) - m.lse[head * LANES + i]);
-      const real g = p * (along(head, i, j) - m.delta[head * LANES + i]);
-      m.g_bias[(i * H + head) * LANES + j] += g;
-      for (int c = 0; c < HEAD_WIDTH; ++c) g_q[c] += scale * g * part_of(m.qkv, 1, c, head)[j];
-    }
-    for (int c = 0; c < HEAD_WIDTH; ++c) m.g_qkv[(c * HEADS + head) * LANES + i] = g_q[c];
+#if TEAM > 1
+  FOR_ITEMS(pair, i, ATOMS * heads) {
+    const int head = pair / ATOMS, j = pair % ATOMS, place = pair_at(j, head, i, EACH(HEADS));
+    if (i >= ATOMS) continue;
+    m.p[place] = softmax_of(m, head, i, j);
+    m.g[place] = g_score(m, head, i, j, m.p[place]);
+    m.g_bias[place] += m.g[place];
   }
-  // by source: k and v
-  FOR_ITEMS(head, j, HEADS) {
-    real g_k[HEAD_WIDTH], g_v[HEAD_WIDTH];
-    for (int c = 0; c < HEAD_WIDTH; ++c) g_k[c] = g_v[c] = (real)0;
-    for (int i = 0; j < ATOMS && i < ATOMS; ++i) {
-      const real p = exp(score_of(m, head, i, j) - m.lse[head * LANES + i]);
-      const real g = p * (along(head, i, j) - m.delta[head * LANES + i]);
-      for (int c = 0; c < HEAD_WIDTH; ++c) {
-        g_k[c] += scale * g * part_of(m.qkv, 0, c, head)[i];
-        g_v[c] += p * m.g_a[(c * HEADS + head) * LANES + i];
-      }
-    }
-    for (int c = 0; c < HEAD_WIDTH; ++c) {
-      m.g_qkv[(WIDTH + c * HEADS + head) * LANES + j] = g_k[c];
-      m.g_qkv[(2 * WIDTH + c * HEADS + head) * LANES + j] = g_v[c];
-    }
+  __syncthreads();
+  FOR_ITEMS(place, atom, heads * HEAD_WIDTH) {
+    const int head = place / HEAD_WIDTH, c = place % HEAD_WIDTH;
+    back_to_query<1>(m, head, atom, c, to, [&](int j) { return m.g[pair_at(j, head, atom, EACH(HEADS))]; });
+    back_to_source<1>(m, head, atom, c, to, [&](int i) { return m.p[pair_at(atom, head, i, EACH(HEADS))]; },
+                      [&](int i, real) { return m.g[pair_at(atom, head, i, EACH(HEADS))]; });
   }
+#else
+  FOR_ITEMS(head, atom, heads) {
+    back_to_query<HEAD_WIDTH>(m, head, atom, 0, to, [&](int j) {
+      const real g = g_score(m, head, atom, j, softmax_of(m, head, atom, j));
+      m.g_bias[pair_at(j, head, atom, H)] += g;
+      return g;
+    });
+    back_to_source<HEAD_WIDTH>(m, head, atom, 0, to, [&](int i) { return softmax_of(m, head, i, atom); },
+                               [&](int i, real p) { return g_score(m, head, i, atom, p); });
+  }
+#endif
   __syncthreads();
 }
 
-// From the cotangents of rows and biases to that of x, through the pairs of atom i.
+// From the cotangents m.a of the sums of Gaussians, and of the biases, to those of x through the pairs of atom i.
 static __device__ void pairs_back(const Arguments& a, const State& m, int i) {
   const real* w = a.weights;
+  real *const kernels = kernels_of(m), *const hidden = pair_hidden(m), *const g_kernels = hidden + K * LANES, *const of_heads = g_kernels + K * LANES;
   pairs(a, m, i);
-  product(w + a.bias_first.forward, KERNELS, K, LANES, m.kernels, Bias{w + a.bias_first.bias}, Store{m.pair_hidden, LANES});
+  outputs(m, Range{0, K}, w + a.bias_first.forward, KERNELS, K, kernels, Bias{w + a.bias_first.bias}, Store{hidden, LANES});
+  FOR_ITEMS(head, j, HEADS) of_heads[head * LANES + j] = j < ATOMS ? m.far_g_bias[pair_at(j, head, i, H)] : (real)0;
   __syncthreads();
-  product(w + a.bias_second.back, HEADS, K, LANES, m.g_bias + i * H * LANES, Zero{}, ThroughSilu{m.pair_hidden, m.pair_hidden});
+  outputs(m, Range{0, K}, w + a.bias_second.back, HEADS, K, of_heads, Zero{}, ThroughSilu{hidden, hidden});
   __syncthreads();
   const auto of_neighbours = [&](int o, int lane, real* sum) {
 #pragma unroll
-    for (int r = 0; r < 8; ++r) sum[r] = BOLTZNCE || lane + r != i ? m.neighbours[o * LANES + i] : (real)0;
+    for (int r = 0; r < 8; ++r) sum[r] = BOLTZNCE || lane + r != i ? m.a[o * LANES + i] : (real)0;
   };
-  product(w + a.bias_first.back, KERNELS, K, LANES, m.pair_hidden, of_neighbours, Store{m.g_kernels, LANES});
+  outputs(m, Range{0, K}, w + a.bias_first.back, KERNELS, K, hidden, of_neighbours, Store{g_kernels, LANES});
   __syncthreads();
   FOR_ITEMS(axis, j, 3) {
     real by_y = (real)0;
     for (int k = 0; k < KERNELS; ++k) {
       const real inverse = w[a.inverse_widths + k], z = (m.y[j] - w[a.means + k]) * inverse;
-      by_y -= m.g_kernels[k * LANES + j] * z * inverse * m.kernels[k * LANES + j];
+      by_y -= g_kernels[k * LANES + j] * z * inverse * kernels[k * LANES + j];
     }
     const bool counts = j < ATOMS && j != i;
     const real by_r = counts ? by_y * w[a.factor + i * ATOMS + j] : (real)0;
-    const real g = counts ? by_r * m.d[axis * LANES + j] / m.r[j] : (real)0;
-    m.g_d[axis * LANES + j] = g;
-    m.g_x[axis * LANES + j] += g;
-  }
-  __syncthreads();
-  if (threadIdx.x < 3) {
-    real sum = (real)0;
-    for (int j = 0; j < ATOMS; ++j) sum += m.g_d[threadIdx.x * LANES + j];
-    m.g_x[threadIdx.x * LANES + i] -= sum;
+    m.far_g_d[(i * 3 + axis) * LANES + j] = counts ? by_r * m.d[axis * LANES + j] / m.r[j] : (real)0;
   }
   __syncthreads();
 }
 
-static __device__ void backward(const Arguments& a, const State& m, int row) {
+// Cotangents of x from those of its differences, of all atoms' pairs. Begins after a barrier.
+static __device__ void write_score(const Arguments& a, const State& m, int row) {
+  FOR_ITEMS(axis, atom, 3) {
+    real total = (real)0;
+    for (int i = 0; atom < ATOMS && i < ATOMS; ++i) {
+      const real* const of_pairs = m.far_g_d + (i * 3 + axis) * LANES;
+      total += of_pairs[atom];
+      if (i != atom) continue;
+      real sum = (real)0;
+      for (int j = 0; j < ATOMS; ++j) sum += of_pairs[j];
+      total -= sum;
+    }
+    if (m.place.rank == 0 && atom < ATOMS) a.batch.df[((size_t)row * ATOMS + atom) * 3 + axis] = (double)total;
+  }
+}
+
+static __device__ __noinline__ void backward(const Arguments& a, const Team& team, const Place place, int row) {
+  const State m = layout(place);
   const real* w = a.weights;
-  // e₂ silu(m.hidden)
+  const Range of_rows = own_outputs(m, D), of_hidden = own_outputs(m, F), of_mixed = own_heads(m, HEAD_MIXED);
+  // e₂ silu(m.work)
   FOR_ITEMS(d, atom, WIDTH) {
-    m.g_hidden[d * LANES + atom] = w[a.energy_second.forward + 2 * d] * silu_slope(m.hidden[d * LANES + atom]);
+    m.work[d * LANES + atom] = w[a.energy_second.forward + 2 * d] * silu_slope(m.work[d * LANES + atom]);
     m.g_rows[d * LANES + atom] = (real)0;
   }
-  FOR_ITEMS(place, atom, ATOMS * H) m.g_bias[place * LANES + atom] = (real)0;
-  FOR_ITEMS(axis, atom, 3) m.g_x[axis * LANES + atom] = (real)0;
+  FOR_ITEMS(place, i, ATOMS * HEADS_APART) m.g_bias[place * LANES + i] = (real)0;
   __syncthreads();
-  product(w + a.energy_first.back, WIDTH, D, LANES, m.g_hidden, Zero{}, Store{m.g_a, LANES});
-  __syncthreads();
-  normalise_back(a, m, a.final_norm, m.rows);
+  outputs(m, of_rows, w + a.energy_first.back, WIDTH, D, m.work, Zero{}, Store{m.far_g_a, LANES});
+  bring(team, m.far_g_a, m.g_a, D);
+  normalise_back(w, m.place, a.final_norm, far_rows(m, 2 * LAYERS));
   for (int l = LAYERS - 1; l >= 0; --l) {
     const Layer& layer = a.layers[l];
-    const real* before = m.kept + (2 * l + 1) * D * LANES;
-    normalise(a, m, layer.forward_norm, before);
-    product(w + layer.first.forward, WIDTH, F, LANES, m.a, Bias{w + layer.first.bias}, Store{m.hidden, LANES});
+    const real* before = far_rows(m, 2 * l + 1);
+    normalise(w, m.place, layer.forward_norm, before);
+    outputs(m, of_hidden, w + layer.first.forward, WIDTH, F, m.a, Bias{w + layer.first.bias}, Store{m.work, LANES});
     __syncthreads();
-    product(w + layer.second.back, WIDTH, F, LANES, m.g_rows, Zero{}, ThroughSilu{m.hidden, m.g_hidden});
+    outputs(m, of_hidden, w + layer.second.back, WIDTH, F, m.g_rows, Zero{}, ThroughSilu{m.work, m.far_hidden});
+    bring(team, m.far_hidden, m.work, F);
+    outputs(m, of_rows, w + layer.first.back, FORWARD, D, m.work, Zero{}, Store{m.far_g_a, LANES});
+    bring(team, m.far_g_a, m.g_a, D);
+    normalise_back(w, m.place, layer.forward_norm, before);
+    before = far_rows(m, 2 * l);
+    normalise(w, m.place, layer.attention_norm, before);
+    attend(w, m.place, layer.qkv, m.a);
+    outputs(m, of_mixed, w + layer.out.back, WIDTH, MIXED, m.g_rows, Zero{}, StoreFrom{m.g_a, of_mixed.first});
     __syncthreads();
-    product(w + layer.first.back, FORWARD, D, LANES, m.g_hidden, Zero{}, Store{m.g_a, LANES});
-    __syncthreads();
-    normalise_back(a, m, layer.forward_norm, before);
-    before = m.kept + 2 * l * D * LANES;
-    attend(a, m, layer, before);
-    product(w + layer.out.back, WIDTH, D, LANES, m.g_rows, Zero{}, Store{m.g_a, LANES});
-    __syncthreads();
-    attention_back(m);
-    product(w + layer.qkv.back, 3 * WIDTH, D, LANES, m.g_qkv, Zero{}, Store{m.g_a, LANES});
-    __syncthreads();
-    normalise_back(a, m, layer.attention_norm, before);
+    attention_back(m, m.far_g_qkv + own_heads(m, HEAD_ROWS).first * LANES);
+    bring(team, m.far_g_qkv, m.g_qkv, QKV);
+    outputs(m, of_rows, w + layer.qkv.back, QKV, D, m.g_qkv, Zero{}, Store{m.far_g_a, LANES});
+    bring(team, m.far_g_a, m.g_a, D);
+    normalise_back(w, m.place, layer.attention_norm, before);
   }
-  product(w + a.edge.back, WIDTH, K, LANES, m.g_rows, Zero{}, Store{m.neighbours, LANES});
-  __syncthreads();
-  for (int i = 0; i < ATOMS; ++i) pairs_back(a, m, i);
-  FOR_ITEMS(axis, atom, 3) {
-    if (atom < ATOMS) a.batch.df[((size_t)row * ATOMS + atom) * 3 + axis] = (double)m.g_x[axis * LANES + atom];
+  outputs(m, own_outputs(m, K), w + a.edge.back, WIDTH, K, m.g_rows, Zero{}, Store{m.far_neighbours, LANES});
+#if TEAM > 1
+  const int first = own(m, HEADS, EACH(HEADS)).first;
+  FOR_ITEMS(pair, i, ATOMS * heads_here(m)) {
+    const int head = pair / ATOMS, j = pair % ATOMS;
+    m.far_g_bias[pair_at(j, first + head, i, H)] = m.g_bias[pair_at(j, head, i, EACH(HEADS))];
   }
+#endif
+  bring(team, m.far_neighbours, m.a, K);
+  for (int i = m.place.rank; i < ATOMS; i += TEAM) pairs_back(a, m, i);
+  meet(team);
+  write_score(a, m, row);
   __syncthreads();
 }
 #endif
 
 KERNEL(graphormer, Arguments) {
-  BLOCK_MEMORY(a.batch.scratch, SCORE ? SCORE_MEMORY : ENERGY_MEMORY);
-  const State m = layout(memory);
-  for (int row = blockIdx.x; row < a.batch.n; row += gridDim.x) {
-    forward(a, m, row);
+  const int block = blockIdx.x;
+  const Team single = {block, 0, 1, (u32*)0, 0}, team = TEAM > 1 ? team_of(TEAM, a.batch.arrivals) : single;
+  real* const far = a.batch.scratch + (size_t)team.index * TEAM * OF_BLOCK;
+#if SCRATCH
+  real* const near = far + (size_t)TEAM * FAR + (size_t)team.rank * (OF_BLOCK - FAR);
+#else
+  DYNAMIC_SHARED(shared);
+  real* const near = (real*)shared;
+#endif
+  const Place place = {near, far, team.rank};
+  for (int row = team.index; row < a.batch.n; row += gridDim.x / TEAM) {
+    forward(a, team, place, row);
 #if SCORE
-    backward(a, m, row);
+    backward(a, team, place, row);
 #endif
   }
 }

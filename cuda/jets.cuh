@@ -272,6 +272,7 @@ struct Batch {
   double* df;
   double* parts;
   real* scratch;  // with SCRATCH a block's state after the other
+  u32* arrivals;  // of teams, zero
   int n, padding;
 };
 

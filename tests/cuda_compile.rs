@@ -30,7 +30,10 @@ fn main() -> ExitCode {
     if asked("--kept") {
         return kept();
     }
-    let pairs = program::all().into_iter().flat_map(|p| ARCHITECTURES.map(|a| (p.clone(), a)));
+    // names of sources, for a part of them: cargo test --test cuda_compile graphormer_ebm
+    let names: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let wanted = |program: &Program| names.is_empty() || names.iter().any(|name| name == program.name);
+    let pairs = program::all().into_iter().filter(wanted).flat_map(|p| ARCHITECTURES.map(|a| (p.clone(), a)));
     let jobs: Vec<_> = pairs.filter(|(program, a)| is_for(program, a)).collect();
     let (jobs, failed) = (Mutex::new(jobs), AtomicBool::new(false));
     let next = || jobs.lock().unwrap().pop();
@@ -45,6 +48,9 @@ fn main() -> ExitCode {
             });
         }
     });
+    if !names.is_empty() {
+        return if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_cache");
     let _ = std::fs::remove_dir_all(&cache);
     // NVRTC is looked for by the dynamic linker, whose path is fixed when a process starts

@@ -61,6 +61,9 @@ impl Machine {
 
 /// Rows of one launch, so that memory on the card does not grow with the batch, and no launch takes seconds.
 const LAUNCH: usize = 1024;
+/// How often teams may take another configuration, one after the other, before blocks on their own are quicker: a team of 32 takes a seventh of a
+/// block's time or so.
+const ROUNDS_OF_TEAMS: usize = 4;
 /// Bytes that all blocks of a launch may keep in memory of the card; a single block may have more.
 const LARGEST_SCRATCH: usize = 4 << 30;
 
@@ -80,6 +83,7 @@ struct Batch {
     df: u64,
     parts: u64,
     scratch: u64,
+    arrivals: u64,
     n: i32,
     padding: i32,
 }
@@ -126,10 +130,21 @@ impl<R: Real> Packing<'_, R> {
 
     /// The places of a linear layer's parameters.
     pub fn linear(&mut self, w: &Weight) -> LinearRecord {
+        let all = |n| (0..n).map(Some).collect::<Vec<_>>();
+        self.linear_in_order(w, &all(w.n_in), &all(w.n_out))
+    }
+
+    /// Of a layer with these inputs and outputs one after the other; none has zeros.
+    pub fn linear_in_order(&mut self, w: &Weight, inputs: &[Option<usize>], outputs: &[Option<usize>]) -> LinearRecord {
+        let weight = |p: &Self, i: usize, o: usize| match (inputs[i], outputs[o]) {
+            (Some(i), Some(o)) => p.at(w.place(i, o)),
+            _ => 0.0,
+        };
+        let bias = |p: &Self, o: usize| outputs[o].map_or(0.0, |o| w.bias_of(p.parameters)[o].to_f64());
         LinearRecord {
-            forward: self.matrix(w.n_in, w.n_out, |p, i, o| p.at(w.place(i, o))),
-            back: self.matrix(w.n_out, w.n_in, |p, o, i| p.at(w.place(i, o))),
-            bias: self.matrix(1, w.n_out, |p, _, o| w.bias_of(p.parameters)[o].to_f64()),
+            forward: self.matrix(inputs.len(), outputs.len(), weight),
+            back: self.matrix(outputs.len(), inputs.len(), |p, o, i| weight(p, i, o)),
+            bias: self.matrix(1, outputs.len(), |p, _, o| bias(p, o)),
         }
     }
 
@@ -156,6 +171,22 @@ impl<R: Real> Packing<'_, R> {
     /// The place of n parameters from `start` on.
     pub fn vector(&mut self, start: usize, n: usize) -> i32 {
         self.matrix(1, n, |p, _, o| p.at(start + o))
+    }
+}
+
+/// What a kernel is compiled for beside a model and a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// Directions of derivatives at once; none, for values.
+    pub directions: usize,
+    /// Blocks that take a configuration through the network together.
+    pub team: usize,
+}
+
+impl Variant {
+    /// With a block for each configuration.
+    pub fn of_blocks(directions: usize) -> Variant {
+        Variant { directions, team: 1 }
     }
 }
 
@@ -191,9 +222,11 @@ pub struct FieldKernel {
     pub shares: usize,
     /// What a block computes before its first share of a configuration takes as long as so many shares.
     pub values: usize,
-    /// The program for derivatives along so many directions at once, and the numbers of a block.
-    pub program: Box<dyn Fn(usize) -> Program + Send + Sync>,
-    pub memory: Box<dyn Fn(usize) -> Numbers + Send + Sync>,
+    /// Blocks of a team for few configurations; 1 where each has a block of its own however few there are.
+    pub team: usize,
+    /// The program of a variant, and the numbers of a block.
+    pub program: Box<dyn Fn(Variant) -> Program + Send + Sync>,
+    pub memory: Box<dyn Fn(Variant) -> Numbers + Send + Sync>,
     /// What follows the batch, or the ODE, in a kernel's argument.
     pub arguments: Vec<u8>,
     /// The buffers that it points to.
@@ -204,8 +237,8 @@ impl FieldKernel {
     /// A kernel without arguments yet, with a block for each configuration.
     pub fn new(
         (name, dimension, threads): (&'static str, usize, usize),
-        program: impl Fn(usize) -> Program + Send + Sync + 'static,
-        memory: impl Fn(usize) -> Numbers + Send + Sync + 'static,
+        program: impl Fn(Variant) -> Program + Send + Sync + 'static,
+        memory: impl Fn(Variant) -> Numbers + Send + Sync + 'static,
     ) -> FieldKernel {
         let (program, memory) = (Box::new(program), Box::new(memory));
         let (arguments, buffers) = (Vec::new(), Vec::new());
@@ -217,6 +250,7 @@ impl FieldKernel {
             directions: 1,
             shares: 1,
             values: 0,
+            team: 1,
             program,
             memory,
             arguments,
@@ -237,8 +271,8 @@ impl FieldKernel {
 pub struct FieldOnDevice<R: Real> {
     driver: Arc<dyn Driver>,
     kernel: FieldKernel,
-    /// By name and directions.
-    kernels: Compiled<(&'static str, usize), BlockShape>,
+    /// By name.
+    kernels: Compiled<(&'static str, Variant), BlockShape>,
     work: Workspaces<Work<R>>,
     /// What went wrong first.
     failure: Mutex<Option<String>>,
@@ -262,6 +296,9 @@ struct Work<R> {
     df: Buffer<f64>,
     parts: Buffer<f64>,
     scratch: Buffer<R>,
+    arrivals: Buffer<u32>,
+    /// What it starts from.
+    none_yet: Vec<u32>,
     host: Vec<f64>,
     paths: ode::Work,
 }
@@ -276,6 +313,8 @@ impl<R: Real> Work<R> {
             df: Buffer::empty(driver),
             parts: Buffer::empty(driver),
             scratch: Buffer::empty(driver),
+            arrivals: Buffer::empty(driver),
+            none_yet: Vec::new(),
             host: Vec::new(),
             paths: ode::Work::new(driver),
         }
@@ -286,7 +325,7 @@ impl<R: Real> FieldOnDevice<R> {
     /// Compiles the kernel for values; those for derivatives when they are first needed.
     pub fn new(driver: &Arc<dyn Driver>, kernel: FieldKernel) -> Result<FieldOnDevice<R>> {
         // now rather than in the middle of a simulation, should there be no compiler
-        driver.kernel(&(kernel.program)(0), kernel.name)?;
+        driver.kernel(&(kernel.program)(Variant::of_blocks(0)), kernel.name)?;
         Ok(FieldOnDevice {
             driver: driver.clone(),
             kernel,
@@ -305,11 +344,11 @@ impl<R: Real> FieldOnDevice<R> {
         (self.kernel.dimension - 3).div_ceil(self.kernel.directions)
     }
 
-    /// The kernel `name` for derivatives along so many directions at once.
-    fn block(&self, name: &'static str, directions: usize) -> Result<BlockShape> {
-        self.kernels.get((name, directions), || {
-            let kernel = self.driver.kernel(&(self.kernel.program)(directions), name)?;
-            let Numbers { state, tape } = (self.kernel.memory)(directions);
+    /// The kernel `name` of a variant.
+    fn block(&self, name: &'static str, variant: Variant) -> Result<BlockShape> {
+        self.kernels.get((name, variant), || {
+            let kernel = self.driver.kernel(&(self.kernel.program)(variant), name)?;
+            let Numbers { state, tape } = (self.kernel.memory)(variant);
             let (shared, scratch) = match needs_scratch::<R>(state, self.driver.shared_memory()) {
                 false => (state * size_of::<R>(), tape),
                 true => (0, tape + state),
@@ -318,6 +357,14 @@ impl<R: Real> FieldOnDevice<R> {
             let resident = resident.min(LARGEST_SCRATCH / (scratch * size_of::<R>()).max(1)).max(1);
             Ok(BlockShape { kernel, shared, scratch, resident })
         })
+    }
+
+    /// The variant for so many rows. Of few, a team takes each.
+    fn variant(&self, directions: usize, rows: usize) -> Result<Variant> {
+        let team = self.kernel.team;
+        let few = team > 1 && rows <= ROUNDS_OF_TEAMS * (self.driver.multiprocessors() / team);
+        let together = few && self.block(self.kernel.name, Variant { directions, team })?.resident >= team;
+        Ok(Variant { directions, team: if together { team } else { 1 } })
     }
 
     /// Runs the kernel for derivatives along so many directions on rows whose t, x and dx are on the card, in `parts` each.
@@ -329,21 +376,35 @@ impl<R: Real> FieldOnDevice<R> {
         parts: usize,
         batch: Batch,
     ) -> Result<()> {
-        let block = self.block(self.kernel.name, directions)?;
-        let most = if block.scratch == 0 { usize::MAX } else { block.resident };
-        let grid = most.min(rows.div_ceil(self.kernel.rows) * parts);
+        let variant = self.variant(directions, rows)?;
+        let block = self.block(self.kernel.name, variant)?;
+        let most = if block.scratch == 0 && variant.team == 1 { usize::MAX } else { block.resident / variant.team };
+        let teams = most.min(rows.div_ceil(self.kernel.rows) * parts);
+        let grid = teams * variant.team;
         work.scratch.reserve(grid * block.scratch)?;
+        if variant.team > 1 {
+            let Work { arrivals, none_yet, .. } = &mut **work;
+            none_yet.resize(teams.max(none_yet.len()), 0);
+            arrivals.write(none_yet)?;
+        }
         let batch = Batch {
             t: work.t.address(),
             x: work.x.address(),
             f: work.f.address(),
             scratch: if block.scratch == 0 { 0 } else { work.scratch.address() },
+            arrivals: work.arrivals.address(),
             n: rows as i32,
             ..batch
         };
         let argument = [bytemuck::bytes_of(&batch), &self.kernel.arguments].concat();
+        let (grid, threads) = (grid as u32, self.kernel.threads as u32);
         // SAFETY: the kernel takes a batch and its model's arguments; buffers have room for `rows` rows, scratch for `grid` blocks.
-        unsafe { work.driver.launch(block.kernel, grid as u32, self.kernel.threads as u32, block.shared, &argument) }
+        unsafe {
+            match variant.team {
+                1 => work.driver.launch(block.kernel, grid, threads, block.shared, &argument),
+                _ => work.driver.launch_together(block.kernel, grid, threads, block.shared, &argument),
+            }
+        }
     }
 
     fn begin(&self, t: &[f64], x: &[f64]) -> Result<Workspace<'_, Work<R>>> {

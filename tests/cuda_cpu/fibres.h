@@ -464,6 +464,7 @@ template <class T> T atomic_min(T* address, T value) {
 #define COPY_LATER(to, from) fibres::copy_later(to, from)
 #define ARRIVED() fibres::arrived()
 #define IN_GLOBAL(pointer) (void)(pointer)
+#define IN_SHARED(pointer) (void)(pointer)
 #define atomicMin(address, value) fibres::atomic_min(address, value)
 #define DYNAMIC_SHARED(name) double* const name = fibres::machine.block->shared.get()
 #define KERNEL(name, Arguments)                                                                             \

@@ -136,8 +136,8 @@ impl<R: Real> Evaluator<Egnn, R> {
         let directions = if needs_scratch::<R>(state(WIDEST), machine.shared) { 1 } else { WIDEST };
         let kernel = FieldKernel::new(
             ("egnn_field", 3 * config.features.len(), threads::<R>()),
-            move |directions| program::<R>(&for_program, directions, machine),
-            move |directions| Numbers::of_state(state(directions)),
+            move |variant| program::<R>(&for_program, variant.directions, machine),
+            move |variant| Numbers::of_state(state(variant.directions)),
         );
         let mut kernel = FieldKernel { directions, ..kernel };
         kernel.arguments = bytes(&NetworkRecord {

@@ -1,6 +1,6 @@
 //! The ODE of a continuous flow in one launch (`cuda/ode.cuh`): who does the work, and what the kernel is told.
 
-use super::{BlockShape, FieldOnDevice};
+use super::{BlockShape, FieldOnDevice, Variant};
 use crate::device::{Buffer, Driver};
 use crate::error::Result;
 use crate::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
@@ -157,7 +157,7 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
             Divergence::Exact => (self.kernel.directions, self.shares()),
             Divergence::Hutchinson { probes } => (1, probes),
         };
-        let block = self.block(KERNEL, directions)?;
+        let block = self.block(KERNEL, Variant::of_blocks(directions))?;
         let team = team_size(n, shares, self.kernel.values, block.resident);
         let ode = Ode { team: team as i32, n_probes: shares as i32, ..Ode::of(flow, span) };
         let rows = block.resident / team * samples_of_a_team(&*self.driver);

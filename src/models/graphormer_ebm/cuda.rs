@@ -5,6 +5,7 @@ use crate::device::{Driver, Program};
 use crate::error::Result;
 use crate::models::field_on_device::{
     bytes, needs_scratch, padded, EnergyKernel, FieldKernel, LinearRecord, Machine, NormRecord, Numbers, Packing,
+    Variant,
 };
 use crate::nn::tape::LayerNorm;
 use crate::nn::Real;
@@ -59,14 +60,22 @@ pub fn programs() -> Vec<Program> {
         heads: 32,
         kernels: 50,
     };
-    let of = |score| {
+    let of = |directions| {
+        let (blocks, teams) = (Variant::of_blocks(directions), Variant { directions, team: team(&config) });
         [
-            program::<f32>(&config, 1, score, Machine::ELSEWHERE),
-            program::<f32>(&config, 1, score, Machine::WITH_TENSOR_CORES),
-            program::<f64>(&config, 1, score, Machine::ELSEWHERE),
+            program::<f32>(&config, 1, blocks, Machine::ELSEWHERE),
+            program::<f32>(&config, 1, blocks, Machine::WITH_TENSOR_CORES),
+            program::<f64>(&config, 1, blocks, Machine::ELSEWHERE),
+            program::<f32>(&config, 1, teams, Machine::ELSEWHERE),
+            program::<f64>(&config, 1, teams, Machine::ELSEWHERE),
         ]
     };
-    [false, true].into_iter().flat_map(of).collect()
+    [0, 1].into_iter().flat_map(of).collect()
+}
+
+/// Blocks of a team for few configurations: a head each, as long as they are not more than a card has many times over.
+fn team(config: &GraphormerConfig) -> usize {
+    config.heads.min(32)
 }
 
 /// A round of a product of 256 outputs in 24 lanes. f64 networks need more registers each; by tensor cores eight warps have 16 outputs in two
@@ -78,11 +87,12 @@ fn threads<R>(machine: Machine) -> usize {
     }
 }
 
-fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool, machine: Machine) -> Program {
-    let scratch = needs_scratch::<R>(memory::<R>(config, times, score, machine), machine.shared);
-    let constants: [(_, &dyn std::fmt::Display); 14] = [
+fn program<R: Real>(config: &GraphormerConfig, times: usize, variant: Variant, machine: Machine) -> Program {
+    let scratch = needs_scratch::<R>(memory::<R>(config, times, variant, machine).state, machine.shared);
+    let constants: [(_, &dyn std::fmt::Display); 15] = [
         ("REAL", &crate::device::program::real::<R>()),
         ("TENSOR", &u8::from(machine.tensor)),
+        ("TEAM", &variant.team),
         ("THREADS", &threads::<R>(machine)),
         ("ATOMS", &config.types.len()),
         ("PADDED", &padded(config.types.len())),
@@ -93,23 +103,42 @@ fn program<R: Real>(config: &GraphormerConfig, times: usize, score: bool, machin
         ("LAYERS", &(config.n_layers * config.blocks)),
         ("TIMES", &times),
         ("BOLTZNCE", &u8::from(config.version == Version::Boltznce)),
-        ("SCORE", &u8::from(score)),
+        ("SCORE", &u8::from(variant.directions > 0)),
         ("SCRATCH", &u8::from(scratch)),
     ];
     Program::new("graphormer_ebm", SOURCE, &constants)
 }
 
-/// Numbers of a block's state, as `ENERGY_MEMORY` and `SCORE_MEMORY` of the kernel count them.
-fn memory<R>(config: &GraphormerConfig, times: usize, score: bool, machine: Machine) -> usize {
+/// Numbers of a block, as `NEAR` and `FAR` of the kernel count them.
+fn memory<R>(config: &GraphormerConfig, times: usize, variant: Variant, machine: Machine) -> Numbers {
     let even = |n: usize| n.next_multiple_of(2);
     let (n, lanes) = (config.types.len(), padded(config.types.len()));
-    let (d, h, k) = (even(config.width), even(config.heads), even(config.kernels));
-    let hidden = d.max(even(config.feed_forward));
+    let (heads, d, h) = (config.heads, even(config.width), even(config.heads));
+    let (f, k) = (even(config.feed_forward), even(config.kernels));
+    let of_head = config.width / heads;
+    let (qkv, mixed) = (heads * even(3 * of_head), heads * even(of_head));
+    let Variant { directions, team } = variant;
+    let (score, in_team) = (usize::from(directions > 0), usize::from(team > 1));
+    let own_heads = heads.div_ceil(team);
+    let own_outputs = |n: usize| even(n.div_ceil(team));
+    let chunks = |inputs: usize| inputs.div_ceil(32);
+
+    let a = d.max(mixed).max(k);
+    let work = (own_heads * even(3 * of_head)).max(d).max(f).max(3 * k + h);
+    let sums = (chunks(config.kernels.max(heads)) * k.max(h))
+        .max(chunks(config.width) * (own_heads * even(3 * of_head)).max(own_outputs(f.max(k))))
+        .max(chunks(qkv.max(config.feed_forward).max(config.kernels)) * own_outputs(d));
     let partials = (threads::<R>(machine) / lanes).max(1);
-    let energy = lanes * (5 * d + hidden + n * h + 3 * k + 10 + partials) + times.next_multiple_of(4);
+    let back = 2 * own_heads + d + a + qkv;
+    let near = 10 + partials + a + work + in_team * (sums + n * own_heads * (2 + 2 * score)) + [d, back][score];
     let layers = config.n_layers * config.blocks;
-    let back = lanes * (2 * layers * d + 5 * d + hidden + n * h + 2 * h + 6 + k);
-    energy + if score { back } else { 0 }
+    let of_team = mixed + d.max(f) + k + [d, a + qkv][score];
+    let far = n * h * (1 + score) + score * ((2 * layers + 1) * d + 3 * n) + in_team * of_team;
+    let state = near * lanes + times.next_multiple_of(4);
+    match (score, team) {
+        (0, 1) => Numbers::of_state(state + far * lanes),
+        _ => Numbers { state, tape: far.div_ceil(team) * lanes },
+    }
 }
 
 impl<R: Real> Packing<'_, R> {
@@ -127,12 +156,23 @@ impl EnergyKernel for Graphormer {
     fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel> {
         let (network, config) = (self, self.config.clone());
         let (n, d, times) = (config.types.len(), config.width, network.time[0].n_out);
+        // heads are innermost in the network, and one after the other in the kernel
+        let of_head = d / config.heads;
+        let in_order = |parts: usize| -> Vec<Option<usize>> {
+            let places = |head: usize| {
+                let place =
+                    move |k: usize| (k < parts * of_head).then(|| k / of_head * d + k % of_head * config.heads + head);
+                (0..(parts * of_head).next_multiple_of(2)).map(place)
+            };
+            (0..config.heads).flat_map(places).collect()
+        };
+        let (of_qkv, of_mixed, rows) = (in_order(3), in_order(1), (0..d).map(Some).collect::<Vec<_>>());
         let mut packing = Packing { parameters, weights: Vec::new() };
         let mut layer = |layer: &super::Layer| LayerRecord {
             attention_norm: packing.norm_of(&layer.attention_norm, d),
             forward_norm: packing.norm_of(&layer.forward_norm, d),
-            qkv: packing.linear(&layer.qkv),
-            out: packing.linear(&layer.out),
+            qkv: packing.linear_in_order(&layer.qkv, &rows, &of_qkv),
+            out: packing.linear_in_order(&layer.out, &of_mixed, &rows),
             first: packing.linear(&layer.forward[0]),
             second: packing.linear(&layer.forward[1]),
         };
@@ -159,9 +199,11 @@ impl EnergyKernel for Graphormer {
         let machine = Machine::of::<R>(driver);
         let mut kernel = FieldKernel::new(
             ("graphormer", 3 * n, threads::<R>(machine)),
-            move |directions| program::<R>(&for_program, times, directions > 0, machine),
-            move |directions| Numbers::of_state(memory::<R>(&for_memory, times, directions > 0, machine)),
+            move |variant| program::<R>(&for_program, times, variant, machine),
+            move |variant| memory::<R>(&for_memory, times, variant, machine),
         );
+        // products by tensor cores are not shared out
+        kernel.team = if machine.tensor { 1 } else { team(&config) };
         arguments.weights = kernel.keep(driver, &packing.weights)?;
         arguments.layers = kernel.keep(driver, &layers.repeat(config.blocks))?;
         kernel.arguments = bytes(&arguments);

@@ -224,8 +224,8 @@ pub fn kernel<R: Real>(
     let (for_program, for_memory, machine) = (config.clone(), config.clone(), Machine::of::<R>(driver));
     let kernel = FieldKernel::new(
         (name, 3 * config.features.len(), threads::<R>()),
-        move |directions| program::<R>(source, &for_program, directions, machine),
-        move |directions| Block::new::<R>(&for_memory, directions, machine.shared).numbers,
+        move |variant| program::<R>(source, &for_program, variant.directions, machine),
+        move |variant| Block::new::<R>(&for_memory, variant.directions, machine.shared).numbers,
     );
     // multiply-adds of values with their tape are two thirds of a share's, and the rest of them is more
     FieldKernel { directions: Block::directions::<R>(config, machine.shared), values: 1, ..kernel }

@@ -132,8 +132,8 @@ impl Sizes {
         let machine = Machine::of::<R>(driver);
         let kernel = FieldKernel::new(
             ("mlp", self.dimension(), THREADS),
-            move |directions| self.program::<R>(directions > 0, machine),
-            move |directions| Numbers::of_state(self.memory(directions > 0)),
+            move |variant| self.program::<R>(variant.directions > 0, machine),
+            move |variant| Numbers::of_state(self.memory(variant.directions > 0)),
         );
         FieldKernel { rows: ROWS, ..kernel }
     }
