@@ -60,15 +60,25 @@ fn is_special(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|about| !about.is_file() && !about.is_dir())
 }
 
+/// Where a path leads, also to a file that is not there yet.
 fn behind_links(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()) // a new file is behind no link
+    let mut place = path.to_path_buf();
+    // as many links as Linux follows; a circle of them ends here as well
+    for _ in 0..40 {
+        match std::fs::read_link(&place) {
+            Ok(target) => place = place.with_file_name("").join(target),
+            Err(_) => break,
+        }
+    }
+    place
 }
 
-/// A temporary file of this process in the folder of the file, behind links.
+/// A temporary file of this call, which no other process has on whatever machine, in the folder of the file, behind links.
 fn beside(path: &Path) -> Result<PathBuf> {
     let path = &behind_links(path);
     let mut name = path.file_name().ok_or_else(|| Error::file(path, "not a file name"))?.to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    name.push(format!(".{}-{:x}.tmp", std::process::id(), now.as_nanos()));
     Ok(path.with_file_name(name))
 }
 
@@ -91,6 +101,12 @@ mod tests {
             assert!(std::fs::symlink_metadata(path).unwrap().is_symlink(), "{}", path.display());
         }
         assert_eq!(std::fs::read(&file).unwrap(), b"new");
+        // a link to what is not there yet
+        std::fs::remove_file(&file).unwrap();
+        std::fs::remove_file(&link).unwrap();
+        symlink("elsewhere/file", &link).unwrap();
+        write_atomically(&link, b"newer").unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"newer");
         assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 3, "a temporary file is left");
         std::fs::remove_dir_all(&folder).unwrap();

@@ -82,6 +82,8 @@ impl AdamW {
                 let g = scale * g[i];
                 m[i] = BETA1 * m[i] + (1.0 - BETA1) * g;
                 v[i] = BETA2 * v[i] + (1.0 - BETA2) * g * g;
+                // what no gradient has ever reached is frozen
+                let shrink = if v[i] > 0.0 { shrink } else { 1.0 };
                 p[i] = shrink * p[i] - rate * (m[i] / c1) / ((v[i] / c2).sqrt() + EPSILON);
                 average[i] = keep * average[i] + (1.0 - keep) * p[i];
             }
@@ -117,5 +119,15 @@ mod tests {
         let before = p.clone();
         assert!(adam.update(&mut p, &[f32::NAN, 0.0], 0.1, 1.0).is_nan());
         assert_eq!(p, before);
+    }
+
+    #[test]
+    fn what_no_gradient_reaches_does_not_decay() {
+        let mut p = vec![3.0f32, 3.0];
+        let mut adam = AdamW::new(&p, 0.1, 0.9);
+        for _ in 0..10 {
+            adam.update(&mut p, &[1e-3, 0.0], 0.01, 10.0);
+        }
+        assert!(p[0] < 3.0 && p[1] == 3.0, "{p:?}");
     }
 }
