@@ -378,16 +378,17 @@ fn next_temperature(run: &Annealing, t: f64, share: f64) -> f64 {
     if conditional(1.0 - t) >= share {
         return 1.0;
     }
-    let (mut low, mut high) = (0.0, 1.0 - t);
-    for _ in 0..60 {
+    // of the logarithm, as clashes have energies of any size; each step forward is one, however short
+    let (mut low, mut high) = (f64::MIN_POSITIVE.ln(), (1.0 - t).ln());
+    for _ in 0..100 {
         let middle = 0.5 * (low + high);
-        if conditional(middle) >= share {
+        if conditional(middle.exp()) >= share {
             low = middle;
         } else {
             high = middle;
         }
     }
-    t + low.max(1e-6)
+    (t + low.exp()).max(t.next_up()).min(1.0)
 }
 
 #[cfg(test)]

@@ -144,6 +144,29 @@ fn a_plan_is_made_by_pilots_and_then_fixed() {
     assert!((run.log_z() - truth().0).abs() < 0.2);
 }
 
+/// Most samples clash, by energies of any size.
+#[test]
+fn a_plan_goes_as_slowly_as_clashes_ask_for() {
+    let (density, mut target) = (Normal(1.2), Wells);
+    let mut bridge = Bridge::new(&density, &mut target);
+    let mut pilots = bridge.sample(100, 99).unwrap();
+    (0..70).for_each(|row| pilots.target[row] = 10f64.powi(row as i32 - 20));
+    let run = Annealing::new(pilots.clone(), even(1, 0.1), Options::default()).unwrap();
+    let next = next_temperature(&run, 0.0, 0.9);
+    let weights: Vec<f64> = (0..100).map(|row| -next * (pilots.target[row] - pilots.source[row])).collect();
+    let left = weights::effective_sample_size(&weights).unwrap() / 100.0;
+    assert!((left - 0.9).abs() < 0.01, "{left} of the particles are left at t = {next:e}");
+    let plan = plan(&mut bridge, pilots, 0.1, 0.9, 1000, &Options::default()).unwrap();
+    assert!(plan.last().unwrap().t == 1.0 && plan.windows(2).all(|w| w[0].t < w[1].t), "{} stages", plan.len());
+}
+
+#[test]
+fn configurations_that_are_not_finite_are_nowhere() {
+    let (density, mut target) = (Normal(1.2), Wells);
+    let points = Bridge::new(&density, &mut target).evaluate(vec![f64::NAN; 4]).unwrap();
+    assert!(points.n() == 2 && points.energy(0, 0.5) == f64::INFINITY && points.energy(1, 1.0) == f64::INFINITY);
+}
+
 #[test]
 fn a_run_that_is_saved_goes_on_bit_for_bit() {
     let (density, mut target) = (Normal(1.2), Wells);

@@ -108,6 +108,11 @@ pub trait Density: Send + Sync {
 
     fn exactness(&self) -> Exactness;
 
+    /// Of a density by numerical integration: the largest |Δ log q| of a few samples between their generation and the way back. None for others.
+    fn integration_error(&self) -> Result<Option<f64>> {
+        Ok(None)
+    }
+
     fn scope(&self) -> Scope {
         Scope::Full
     }

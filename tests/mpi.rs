@@ -45,7 +45,10 @@ fn any_number_of_ranks_gives_the_same_to_the_last_bit() {
     let reweight = [&["reweight", MODEL, "-n", "41", "--json"], &SYSTEM[..]];
     let surrogate = [&reweight[0][..], &SYSTEM, &["--surrogate", MODEL, "--exact-subset", "21"]];
     let sample = ["sample", MODEL, "-n", "41", "--json"];
-    let commands = [smc.concat(), reweight.concat(), sample.to_vec(), [&sample[..], &["--points-only"]].concat()];
+    // ranks with a single particle
+    let few = [&["smc", MODEL, "-n", "5", "--stages", "3", "--json"], &SYSTEM[..]];
+    let commands =
+        [smc.concat(), few.concat(), reweight.concat(), sample.to_vec(), [&sample[..], &["--points-only"]].concat()];
     for command in &commands {
         let output = folder.join("output.safetensors");
         let alone = on_ranks(1, command, &output);

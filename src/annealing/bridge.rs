@@ -114,9 +114,12 @@ impl<'a> Bridge<'a> {
         }
         let rows = x.chunks_exact(d).enumerate();
         let finite: Vec<usize> = rows.filter(|(_, x)| is_finite(x)).map(|(row, _)| row).collect();
+        let mut points = Points::nowhere(x.clone(), d);
+        if finite.is_empty() {
+            return Ok(points);
+        }
         let packed = finite.iter().flat_map(|&row| x[row * d..(row + 1) * d].to_vec()).collect();
         let evaluated = self.evaluate_finite(packed)?;
-        let mut points = Points::nowhere(x, d);
         finite.iter().enumerate().for_each(|(from, &to)| points.copy_row(to, &evaluated, from));
         Ok(points)
     }

@@ -63,6 +63,19 @@ pub fn check_sizes(sizes: &[(&str, usize, usize)]) -> Result<()> {
     }
 }
 
+/// Errors name the atom whose features are out of range, or set twice.
+pub fn check_features(features: &[Vec<usize>], n_features: usize) -> Result<()> {
+    for (atom, set) in features.iter().enumerate() {
+        if let Some(i) = set.iter().find(|&&i| i >= n_features) {
+            return Err(Error::invalid(format!("atom {}: feature {i} of {n_features}", atom + 1)));
+        }
+        if let Some(i) = (1..set.len()).find(|&i| set[..i].contains(&set[i])) {
+            return Err(Error::invalid(format!("atom {}: feature {} is set twice", atom + 1, set[i])));
+        }
+    }
+    Ok(())
+}
+
 /// Names, shapes and places of a network's tensors in its flat parameter vector.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {

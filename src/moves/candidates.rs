@@ -21,6 +21,10 @@ use std::sync::Arc;
 
 /// Most proposals an attempt can have, so that their counters do not meet.
 const MOST_PROPOSALS: usize = 1 << 12;
+/// Coordinates that are drawn at once: 2 GB.
+const MOST_NUMBERS: usize = 1 << 28;
+/// |Δ log q| of an integrated density; a hundredth is harmless.
+const LARGEST_INTEGRATION_ERROR: f64 = 0.1;
 
 /// How many proposals, from which random numbers, and how they are drawn ahead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -91,7 +95,13 @@ impl Generator {
                 density.exactness().name()
             )));
         }
-        let Options { n_proposals, batch, .. } = options;
+        if let Some(error) = density.integration_error()?.filter(|error| *error > LARGEST_INTEGRATION_ERROR) {
+            return Err(Error::Unsupported(format!(
+                "log q of a sample of the model is off by {error:.2} on the way back, and {LARGEST_INTEGRATION_ERROR} is the most that may \
+                 decide an acceptance: smaller tolerances, or more steps, of its solver are needed"
+            )));
+        }
+        let Options { n_proposals, batch, stride, .. } = options;
         if !(1..=MOST_PROPOSALS).contains(&n_proposals) || !(1..=1 << 20).contains(&batch) {
             return Err(Error::invalid(format!(
                 "{n_proposals} proposals in batches of {batch}: use 1 to {MOST_PROPOSALS} proposals, 1 to {} attempts",
@@ -99,6 +109,13 @@ impl Generator {
             )));
         }
         let dimension = density.dimension();
+        let numbers = (n_proposals * if stride > 0 { batch } else { 1 }).saturating_mul(dimension);
+        if numbers > MOST_NUMBERS {
+            return Err(Error::invalid(format!(
+                "{n_proposals} proposals of {dimension} coordinates in batches of {batch}: {numbers} numbers are drawn at once, and at most \
+                 {MOST_NUMBERS} can be; use smaller batches"
+            )));
+        }
         if let Scope::Shape { frame } = density.scope() {
             if !dimension.is_multiple_of(3) || frame.iter().any(|&i| 3 * i >= dimension) {
                 return Err(Error::invalid(format!("frame atoms {frame:?} of a model of {dimension} coordinates")));

@@ -47,15 +47,9 @@ impl Linear {
         );
     }
 
-    /// Cotangent of the input: `gx[n][in] = gy[n][out] · W`.
-    pub fn vjp_input<R: Real>(&self, parameters: &[R], gy: &[R], gx: &mut [R]) {
-        R::gemm(
-            (gx.len() / self.n_in, self.n_in, self.n_out),
-            (gx, Matrix::row_major(self.n_in)),
-            (gy, Matrix::row_major(self.n_out)),
-            (&parameters[self.weight()], Matrix::row_major(self.n_in)),
-            false,
-        );
+    /// Cotangent of the input: `gx[n][in] = gy[n][out] · W`. Bits of a row do not depend on the others.
+    pub fn vjp_input<R: Real>(&self, parameters: &Parameters<R>, gy: &[R], gx: &mut [R]) {
+        parameters.back(self).apply(gy, gx);
     }
 
     /// Adds the cotangents of weights (`gyᵀ x`) and bias (column sums of gy) to `gradient`, which is laid out as the parameters.
@@ -72,5 +66,33 @@ impl Linear {
         for row in gy.chunks_exact(self.n_out) {
             bias.iter_mut().zip(row).for_each(|(b, &g)| *b += g);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of sizes on both sides of those of the vectors that products are made of.
+    fn cotangents_of_a_row_are_the_same_in_every_batch<R: Real + PartialEq>() {
+        let values = |n: usize| (0..n).map(|i| R::from_f64((i as f64 * 0.7).sin())).collect::<Vec<R>>();
+        for (n_in, n_out) in [(64, 128), (33, 7), (5, 1), (1, 9)] {
+            let layer = Linear::new(n_in, n_out, &mut 0);
+            let mut parameters = Parameters::new(n_in * n_out + n_out, vec![layer.clone()]);
+            parameters.values_mut().copy_from_slice(&values(n_in * n_out + n_out));
+            let (g, mut all) = (values(70 * n_out), vec![R::default(); 70 * n_in]);
+            layer.vjp_input(&parameters, &g, &mut all);
+            for n in 1..70 {
+                let mut gx = vec![R::default(); n * n_in];
+                layer.vjp_input(&parameters, &g[..n * n_out], &mut gx);
+                assert!(gx == all[..n * n_in], "{n_in} to {n_out}, {n} rows");
+            }
+        }
+    }
+
+    #[test]
+    fn cotangents_are_the_same_in_every_batch() {
+        cotangents_of_a_row_are_the_same_in_every_batch::<f32>();
+        cotangents_of_a_row_are_the_same_in_every_batch::<f64>();
     }
 }

@@ -85,7 +85,7 @@ impl Mlp {
     /// to `gradient` where wanted.
     pub fn vjp<R: Real>(
         &self,
-        parameters: &[R],
+        parameters: &Parameters<R>,
         tape: &mut MlpTape<R>,
         gy: &[R],
         mut gradient: Option<&mut [R]>,
@@ -149,7 +149,8 @@ mod tests {
             let mut dy = vec![0.0; rows * 3];
             mlp.jvp(&parameters, &tape, &dx, &mut dy);
             let (mut gradient, mut gx) = (vec![0.0; end], vec![0.0; rows * 5]);
-            mlp.vjp(&parameters, &mut tape, &gy, Some(&mut gradient), Some(&mut gx));
+            let packed = self::parameters(&mlp, &parameters);
+            mlp.vjp(&packed, &mut tape, &gy, Some(&mut gradient), Some(&mut gx));
 
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
             let h = 1e-5;

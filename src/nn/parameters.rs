@@ -14,17 +14,20 @@ pub struct Parameters<R> {
     layers: Vec<Linear>,
     /// By the place of a layer's weights.
     dense: OnceLock<BTreeMap<usize, Dense<R>>>,
+    /// Those of the way back, from outputs to inputs.
+    back: OnceLock<BTreeMap<usize, Dense<R>>>,
 }
 
 impl<R: Real> Parameters<R> {
     /// Zeros.
     pub fn new(n: usize, layers: Vec<Linear>) -> Parameters<R> {
-        Parameters { values: vec![R::default(); n], layers, dense: OnceLock::new() }
+        Parameters { values: vec![R::default(); n], layers, dense: OnceLock::new(), back: OnceLock::new() }
     }
 
     /// To be changed.
     pub fn values_mut(&mut self) -> &mut [R] {
         self.dense.take();
+        self.back.take();
         &mut self.values
     }
 
@@ -36,11 +39,24 @@ impl<R: Real> Parameters<R> {
         };
         &self.dense.get_or_init(|| self.layers.iter().map(pack).collect())[&layer.weight().start]
     }
+
+    /// Its transpose without the bias, for cotangents.
+    pub(super) fn back(&self, layer: &Linear) -> &Dense<R> {
+        let pack = |layer: &Linear| {
+            let weight = |o: usize, i: usize| self.values[layer.weight().start + o * layer.n_in + i].to_f64();
+            (
+                layer.weight().start,
+                Dense::new(Packed::new(layer.n_out, layer.n_in, weight), &vec![R::default(); layer.n_in]),
+            )
+        };
+        &self.back.get_or_init(|| self.layers.iter().map(pack).collect())[&layer.weight().start]
+    }
 }
 
 impl<R: Clone> Clone for Parameters<R> {
     fn clone(&self) -> Parameters<R> {
-        Parameters { values: self.values.clone(), layers: self.layers.clone(), dense: OnceLock::new() }
+        let (dense, back) = (OnceLock::new(), OnceLock::new());
+        Parameters { values: self.values.clone(), layers: self.layers.clone(), dense, back }
     }
 }
 

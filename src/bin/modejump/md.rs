@@ -195,6 +195,9 @@ mod run {
             let model = load(path, &self.precision)?;
             let acceptance = self.acceptance(model.as_ref())?;
             warn_of_temperature(model.as_ref(), self.temperature);
+            if let Some(error) = model.integration_error()? {
+                eprintln!("log q of a sample differs by {error:.1e} between its generation and the way back");
+            }
             let options = Options {
                 n_proposals: self.proposals,
                 seed: self.dynamics.seed,

@@ -196,8 +196,9 @@ mod run {
             let stages: Vec<Stage> = match self.stages {
                 Some(stages) => even(stages, self.step),
                 None => {
-                    // other samples than those of the run, so that its weights know nothing of the choice
-                    let pilots = bridge.sample(self.pilots, self.seed.wrapping_add(1 << 32))?;
+                    // other samples and other random numbers than those of the run, so that its weights know nothing of the choice
+                    let options = Options { seed: self.seed.wrapping_add(1 << 32), ..options.clone() };
+                    let pilots = bridge.sample(self.pilots, options.seed)?;
                     plan(bridge, pilots, self.step, self.share, MOST_STAGES, &options)?
                 }
             };

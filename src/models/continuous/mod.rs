@@ -30,7 +30,7 @@ use crate::ode::{self, End, Report, Stage};
 use crate::rng::{Stream, StreamId};
 use rayon::prelude::*;
 use std::f64::consts::LN_2;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How well a sample finds its way back.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +43,8 @@ pub struct RoundTrip {
     pub reports: [Report; 2],
 }
 
+const SAMPLES_THERE_AND_BACK: usize = 2;
+
 /// A continuous flow over the vector field `F`.
 ///
 /// Latent points are prior points `[3N]` in the network's units. With folded mirror images z and −z give the same sample.
@@ -51,6 +53,8 @@ pub struct ContinuousFlow<F> {
     card: ModelCard,
     config: ContinuousConfig,
     hash: String,
+    /// Of a few samples there and back, found when it is first asked for.
+    integration_error: OnceLock<Option<f64>>,
 }
 
 impl<F: VectorField> ContinuousFlow<F> {
@@ -78,7 +82,7 @@ impl<F: VectorField> ContinuousFlow<F> {
         if !config.stereocentres.is_empty() && !field.is_equivariant() {
             return Err(Error::invalid("stereocentres need a network that is equivariant under reflection"));
         }
-        Ok(ContinuousFlow { field, card, config, hash })
+        Ok(ContinuousFlow { field, card, config, hash, integration_error: OnceLock::new() })
     }
 
     /// The same flow over another implementation of its field.
@@ -453,6 +457,20 @@ impl<F: VectorField> Density for ContinuousFlow<F> {
 
     fn exactness(&self) -> Exactness {
         self.config.exactness()
+    }
+
+    fn integration_error(&self) -> Result<Option<f64>> {
+        if let Some(found) = self.integration_error.get() {
+            return Ok(*found);
+        }
+        let mut x = vec![0.0; SAMPLES_THERE_AND_BACK * self.dimension()];
+        let mut there = [Evaluation::outside(Status::NonFinite); SAMPLES_THERE_AND_BACK];
+        let mut back = there;
+        self.sample(&|row| Stream::new(u64::MAX, StreamId::Sample, row as u64, 0), &mut x, &mut there)?;
+        self.log_density(&x, &mut back)?;
+        let both = there.iter().zip(&back).filter(|(there, back)| there.is_inside() && back.is_inside());
+        let found = both.map(|(there, back)| (there.log_density - back.log_density).abs()).reduce(f64::max);
+        Ok(*self.integration_error.get_or_init(|| found))
     }
 
     fn scope(&self) -> Scope {

@@ -4,6 +4,7 @@ use super::config::Schedule;
 use super::*;
 use crate::coordinates::vector::{norm, shift};
 use crate::coordinates::Stereocentre;
+use crate::moves::{Generator, Options};
 use crate::ode::Method;
 use crate::weights;
 use std::collections::BTreeMap;
@@ -354,6 +355,20 @@ fn the_way_there_and_back_is_reported() {
     assert!(log_q < 2e-3 && x < 1e-5, "{log_q} {x}");
     let (coarse, _) = at(Method::Rk4 { steps: 2 });
     assert!(coarse > log_q, "{coarse} {log_q}");
+}
+
+#[test]
+fn moves_refuse_a_flow_whose_steps_are_too_coarse() {
+    let generator = |solver| {
+        let pairs = Pairs { atoms: 4, strength: 2.0, wind: 0.0 };
+        let flow = flow(pairs, ContinuousConfig { solver, ..plain() });
+        let error = flow.integration_error().unwrap().unwrap();
+        (error, Generator::new(Arc::new(flow), None, Options::default()).err().map(|e| e.to_string()))
+    };
+    let (error, refused) = generator(Method::default());
+    assert!(error < 0.01 && refused.is_none(), "{error} {refused:?}");
+    let (error, refused) = generator(Method::Rk4 { steps: 1 });
+    assert!(error > 0.1 && refused.is_some_and(|refused| refused.contains("smaller tolerances")), "{error}");
 }
 
 fn hand() -> Stereocentre {

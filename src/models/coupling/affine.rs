@@ -39,7 +39,7 @@ impl AffineCoupling {
     }
 
     /// Fills `tape.scale[rows][d]` with s and leaves tanh(network) in its place in the network's output.
-    fn scales<R: Real>(&self, parameters: &[R], tape: &mut LayerTape<R>, rows: usize) {
+    fn scales<R: Real>(&self, parameters: &Parameters<R>, tape: &mut LayerTape<R>, rows: usize) {
         let d = self.transformed.len();
         let alpha = parameters[self.log_alpha].to_f64().exp();
         tape.scale.resize(rows * d, 0.0);
@@ -99,7 +99,7 @@ impl AffineCoupling {
     pub fn vjp<R: Real>(
         &self,
         direction: Direction,
-        parameters: &[R],
+        parameters: &Parameters<R>,
         tape: &mut LayerTape<R>,
         gu: &mut [f64],
         g_log_det: &[f64],

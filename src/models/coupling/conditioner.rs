@@ -123,7 +123,7 @@ impl Conditioner {
     /// From `tape.g_output`: adds the cotangents of u and, where wanted, of the parameters.
     pub fn vjp<R: Real>(
         &self,
-        parameters: &[R],
+        parameters: &Parameters<R>,
         tape: &mut ConditionerTape<R>,
         gu: &mut [f64],
         dimension: usize,

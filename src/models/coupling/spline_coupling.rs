@@ -160,7 +160,7 @@ impl SplineCoupling {
     pub fn vjp<R: Real>(
         &self,
         direction: Direction,
-        parameters: &[R],
+        parameters: &Parameters<R>,
         tape: &mut LayerTape<R>,
         gu: &mut [f64],
         g_log_det: &[f64],

@@ -19,9 +19,9 @@ mod tests;
 pub use cuda::programs;
 
 use super::continuous::{ContinuousConfig, ContinuousFlow};
-use super::network::{check_sizes, features_and_time, Evaluator, Layout, Network};
+use super::network::{check_features, check_sizes, features_and_time, Evaluator, Layout, Network};
 use super::network::{LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::nn::tape::{Function, Weight};
 use crate::nn::{Scalar, Tape, Var};
 use serde::{Deserialize, Serialize};
@@ -76,9 +76,7 @@ impl Egnn {
             ("n_layers", config.n_layers, MOST_LAYERS),
             ("n_hidden", h, LARGEST_SIZE),
         ])?;
-        if let Some(atom) = config.features.iter().position(|ones| ones.iter().any(|&k| k >= config.n_features)) {
-            return Err(Error::invalid(format!("atom {}: a feature beyond the {}", atom + 1, config.n_features)));
-        }
+        check_features(&config.features, config.n_features)?;
         let mut layout = Layout::default();
         let mut weight = |name: String, n_in: usize, n_out: usize, bias: bool| {
             let w = Weight::new(layout.tensor(format!("{name}.weight"), &[n_out, n_in]), n_in, n_out);

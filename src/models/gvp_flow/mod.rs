@@ -34,7 +34,7 @@ pub use format::boltznce;
 
 use crate::error::{Error, Result};
 use crate::models::continuous::{ContinuousConfig, ContinuousFlow};
-use crate::models::network::{check_sizes, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use crate::models::network::{check_features, check_sizes, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
 use crate::nn::Real;
 use crate::rng::{Stream, StreamId};
 use layout::Places;
@@ -106,12 +106,7 @@ impl GvpConfig {
                 self.features.len()
             )));
         }
-        for (atom, features) in self.features.iter().enumerate() {
-            if let Some(i) = features.iter().find(|&&i| i >= self.n_features) {
-                return Err(Error::invalid(format!("atom {}: feature {i} of {}", atom + 1, self.n_features)));
-            }
-        }
-        Ok(())
+        check_features(&self.features, self.n_features)
     }
 }
 

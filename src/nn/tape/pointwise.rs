@@ -323,7 +323,7 @@ impl<R: Scalar> Operation<R> for SwishOp {
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>) {
         let (beta, one) = (point.parameters[self.beta], R::from_f64(1.0));
         let mut sigmoid = [R::default(); SWISH_BLOCK];
-        let mut g_beta = 0.0;
+        let mut g_beta = R::default();
         let blocks = inputs[self.x.range()].chunks_mut(SWISH_BLOCK).zip(cotangent.chunks(SWISH_BLOCK));
         for ((slot, g), x) in blocks.zip(point.value(self.x).chunks(SWISH_BLOCK)) {
             let sigmoid = &mut sigmoid[..x.len()];
@@ -334,10 +334,10 @@ impl<R: Scalar> Operation<R> for SwishOp {
                 }
             });
             let by_beta = g.iter().zip(sigmoid.iter().zip(x)).map(|(&g, (&s, &x))| g * x * x * s * (one - s));
-            g_beta += by_beta.sum::<R>().to_f64();
+            g_beta += by_beta.sum::<R>();
         }
         if let Some(gradient) = gradient {
-            gradient[self.beta] += R::from_f64(g_beta);
+            gradient[self.beta] += g_beta;
         }
     }
 }
