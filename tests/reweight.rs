@@ -229,3 +229,24 @@ fn every_report_says_by_which_weights_its_averages_are_made() {
         .unwrap_err()
         .contains("share"));
 }
+
+/// A bond that one side keeps and the other varies is named; where both keep it, ln Z has the metric term.
+#[test]
+fn bonds_are_constrained_on_both_sides_or_on_none() {
+    let run = |model: &str, system: &str| {
+        let [model, system] = [format!("models/ala2/{model}.safetensors"), format!("models/ala2/{system}.xml")];
+        let arguments = ["reweight", &model, "--system", &system, "-n", "20", "--json"];
+        let command = Command::new(env!("CARGO_BIN_EXE_modejump"))
+            .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
+            .args(arguments)
+            .output();
+        let done = command.unwrap();
+        match done.status.success() {
+            true => Ok(String::from_utf8(done.stdout).unwrap()),
+            false => Err(String::from_utf8(done.stderr).unwrap()),
+        }
+    };
+    assert!(run("model-hbonds", "system").unwrap_err().contains("does not constrain it"));
+    assert!(run("model", "system-hbonds").unwrap_err().contains("but the model varies it"));
+    assert!(run("model-hbonds", "system-hbonds").unwrap().contains("log_z"));
+}

@@ -56,7 +56,11 @@ impl ModelFile {
 /// All tensors of a safetensors file as f64, and its metadata.
 pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<(BTreeMap<String, Tensor>, HashMap<String, String>)> {
     let error = |reason: String| Error::model(name, reason);
-    let unreadable = |e: safetensors::SafeTensorError| error(format!("not a readable safetensors file: {e}"));
+    let unreadable = |e: safetensors::SafeTensorError| {
+        error(format!(
+        "not a readable safetensors file ({e}); a model of modejump is one, and `modejump convert` makes one of a checkpoint"
+    ))
+    };
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
     let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
     let mut tensors = BTreeMap::new();

@@ -273,6 +273,14 @@ pub fn target(
     OpenMmTarget::new(&system, temperature, threads())
 }
 
+/// The same for the samples of a model, with its constrained bonds.
+#[cfg(feature = "openmm")]
+pub fn target_of(path: &Path, model: &dyn Model, temperature: f64) -> Result<modejump::engines::openmm::OpenMmTarget> {
+    let dimension = modejump::models::steering::dimension_without_auxiliary(model);
+    let system = modejump::engines::openmm::System::from_xml_file(path)?;
+    target(path, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
+}
+
 pub fn evaluations(n: usize) -> Vec<Evaluation> {
     vec![Evaluation::inside(0.0); n]
 }

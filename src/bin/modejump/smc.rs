@@ -92,7 +92,7 @@ impl Smc {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{hash_of, load, target, temperature};
+    use crate::common::{evaluations, hash_of, load, target_of, temperature};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage};
     use modejump::io::checkpoint;
@@ -129,7 +129,20 @@ mod run {
             if let Some(path) = self.output.as_ref().filter(|_| ranks.is_first()) {
                 trajectory::check(path, dimension, model.card().topology.as_ref())?;
             }
-            let mut target = target(&self.system, dimension, model.card().topology.as_ref(), temperature)?;
+            // before long work
+            model.log_density_gradient(
+                &vec![0.0; model.dimension()],
+                &mut evaluations(1),
+                &mut vec![0.0; model.dimension()],
+            )?;
+            if !model.card().kept_bonds().is_empty() {
+                return Err(Error::Unsupported(
+                    "annealed paths move every atom and keep no bond at its length: use a model that keeps none, with a System without \
+                     constraints"
+                        .into(),
+                ));
+            }
+            let mut target = target_of(&self.system, model.as_ref(), temperature)?;
             let mut target = JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE));
             let mut bridge = Bridge { ranks, ..Bridge::new(model.as_ref(), &mut target) };
             let system = hash_of(&self.system)?;

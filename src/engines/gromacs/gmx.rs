@@ -57,7 +57,10 @@ impl Gmx {
     /// What a `.tpr` file holds.
     pub fn read(&self, tpr: &Path) -> Result<RunInput> {
         if !tpr.is_file() {
-            return Err(Error::io(tpr, std::io::ErrorKind::NotFound.into()));
+            return Err(Error::file(
+                tpr,
+                "there is no such run input file: make it with gmx grompp, or name another with --tpr",
+            ));
         }
         let output = run(&self.gmx, Path::new("."), ["dump".as_ref(), "-s".as_ref(), tpr.as_os_str()])?;
         RunInput::parse(&String::from_utf8_lossy(&output.stdout)).map_err(|e| match e {

@@ -68,6 +68,27 @@ struct Settings {
     replica: u32,
 }
 
+impl Settings {
+    /// What differs from another run's, by the options of `modejump gromacs`.
+    fn differences(&self, other: &Settings) -> String {
+        let method = |settings: &Settings| if settings.isir { "isir" } else { "independence" };
+        let same_file = |same: bool, name: &str| (!same).then(|| format!("another {name}"));
+        let number = |name: &str, [a, b]: [u64; 2]| (a != b).then(|| format!("--{name} {b} instead of {a}"));
+        let all = [
+            same_file(self.model == other.model, "model"),
+            same_file(self.screen == other.screen, "--screen"),
+            same_file(self.tpr == other.tpr, "run input file (--tpr)"),
+            number("first-atom", [self, other].map(|s| s.first_atom as u64 + 1)),
+            number("steps", [self, other].map(|s| s.steps)),
+            number("proposals", [self, other].map(|s| s.proposals as u64)),
+            (self.isir != other.isir).then(|| format!("--method {} instead of {}", method(other), method(self))),
+            number("seed", [self, other].map(|s| s.seed)),
+            (self.replica != other.replica).then(|| "another place among the walkers of --multidir".to_string()),
+        ];
+        all.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// How far a run has come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -487,8 +508,8 @@ fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<Pr
     let progress: Progress = checkpoint::load(&path, MAGIC)?;
     if progress.settings != settings {
         let reason = format!(
-            "the run in this directory has other settings; go on with the same, or begin a new directory. It has {:?}, asked is {settings:?}",
-            progress.settings
+            "the run in this directory has other settings ({}): go on with the same, or begin a new directory",
+            progress.settings.differences(&settings)
         );
         return Err(Error::file(folder, reason));
     }
@@ -589,6 +610,16 @@ mod tests {
             seed: 1,
             replica: 0,
         }
+    }
+
+    #[test]
+    fn differences_are_named_by_options() {
+        let other = Settings { first_atom: 4, isir: true, tpr: "another".into(), ..settings() };
+        let said = settings().differences(&other);
+        assert_eq!(
+            said,
+            "another run input file (--tpr), --first-atom 5 instead of 1, --method isir instead of independence"
+        );
     }
 
     #[test]

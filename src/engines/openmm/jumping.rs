@@ -209,7 +209,7 @@ impl JumpingSimulation {
 
 /// What the System constrains among these particles, if anything, by the model's atoms. Errors: a constraint that the model does not
 /// keep (named), or that ties the particles to others.
-pub(super) fn constraints_of(system: &System, model: &dyn Model, particles: &[usize]) -> Result<Option<Constraints>> {
+pub(crate) fn constraints_of(system: &System, model: &dyn Model, particles: &[usize]) -> Result<Option<Constraints>> {
     let mut atoms = vec![None; system.n_particles()];
     for (atom, &particle) in particles.iter().enumerate() {
         if let Some(place) = atoms.get_mut(particle) {

@@ -69,13 +69,18 @@ pub struct System {
     inner: cxx::SharedPtr<bridge::System>,
 }
 
+const NO_SYSTEM: &str = "this is not an OpenMM System: write one with openmm.XmlSerializer.serialize";
+
 impl System {
     /// Reads what `openmm.XmlSerializer.serialize(system)` wrote.
     ///
     /// Errors: the file cannot be read, is not XML, or holds no System.
     pub fn from_xml_file(path: impl AsRef<Path>) -> Result<System> {
         let path = path.as_ref();
-        let xml = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+        let xml = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::InvalidData => Error::file(path, NO_SYSTEM),
+            _ => Error::io(path, source),
+        })?;
         System::from_xml(&xml).map_err(|error| Error::file(path, error.to_string()))
     }
 
@@ -84,7 +89,7 @@ impl System {
         load_plugins()?;
         // The deserialiser casts without a check, so another kind of object has to be stopped here.
         if !xml.contains("<System") {
-            return Err(Error::invalid("this is not an OpenMM System: write one with openmm.XmlSerializer.serialize"));
+            return Err(Error::invalid(NO_SYSTEM));
         }
         Ok(System { inner: bridge::system_from_xml(xml)? })
     }

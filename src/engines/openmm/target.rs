@@ -3,9 +3,12 @@
 use cxx::UniquePtr;
 use rayon::prelude::*;
 
+use super::jumping::constraints_of;
 use super::{bridge, System};
+use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
+use crate::models::Model;
 use crate::target::Target;
 use crate::units::thermal_energy;
 
@@ -17,6 +20,8 @@ pub struct OpenMmTarget {
     evaluators: Vec<UniquePtr<bridge::Evaluator>>,
     n_particles: usize,
     beta: f64,
+    /// Bonds of fixed lengths, whose metric term belongs to the reduced potential.
+    constraints: Option<Constraints>,
 }
 
 impl OpenMmTarget {
@@ -36,7 +41,15 @@ impl OpenMmTarget {
             evaluators: (0..threads.max(1)).map(new_evaluator).collect::<Result<_>>()?,
             n_particles: system.n_particles(),
             beta: 1.0 / thermal_energy(temperature),
+            constraints: None,
         })
+    }
+
+    /// The ensemble of the System's constrained dynamics, whose reduced potential is u − ½ ln det Z. Errors name a bond that is constrained and varied
+    /// by the model, or kept by it and not constrained.
+    pub fn with_constraints(self, system: &System, model: &dyn Model) -> Result<OpenMmTarget> {
+        let all: Vec<usize> = (0..self.n_particles).collect();
+        Ok(OpenMmTarget { constraints: constraints_of(system, model, &all)?, ..self })
     }
 
     /// The box (nm) of the energies from now on; at first it is the System's default.
@@ -110,6 +123,10 @@ impl Target for OpenMmTarget {
     fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
         self.energies_and_forces(x, u, &mut [])?;
         u.iter_mut().for_each(|u| *u *= self.beta);
+        if let Some(constraints) = &mut self.constraints {
+            let rows = x.chunks_exact(3 * self.n_particles).zip(u).filter(|(_, u)| u.is_finite());
+            rows.for_each(|(x, u)| *u -= constraints.log_metric(x));
+        }
         Ok(())
     }
 
@@ -117,6 +134,11 @@ impl Target for OpenMmTarget {
     fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
         if gradient.len() != x.len() {
             return Err(Error::invalid(format!("{} coordinates but {} gradients", x.len(), gradient.len())));
+        }
+        if self.constraints.is_some() {
+            return Err(Error::Unsupported(
+                "moves along gradients keep no constrained bond: use a System without constraints".into(),
+            ));
         }
         self.energies_and_forces(x, u, gradient)?;
         u.iter_mut().for_each(|u| *u *= self.beta);

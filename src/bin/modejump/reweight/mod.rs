@@ -166,10 +166,9 @@ impl Reweight {
 
     #[cfg(feature = "openmm")]
     fn energies(&self, temperature: f64, model: &dyn Model, x: &[f64], u: &mut [f64]) -> Result<()> {
-        use modejump::models::{steering::dimension_without_auxiliary, JointTarget, Steering};
+        use modejump::models::{JointTarget, Steering};
         use modejump::target::Target;
-        let (dimension, atoms) = (dimension_without_auxiliary(model), model.card().topology.as_ref());
-        let mut target = super::common::target(&self.system, dimension, atoms, temperature)?;
+        let mut target = super::common::target_of(&self.system, model, temperature)?;
         JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE)).reduced_potential(x, u)
     }
 
