@@ -4,7 +4,9 @@
 //! Two ensembles: ΔF = F_B − F_A = −ln Z_B/Z_A from the (targeted) work Φ of samples of either end.
 
 use crate::error::{Error, Result};
+use crate::fourier;
 use crate::weights::{self, Estimate};
+use std::cell::OnceCell;
 
 /// ΔF = −ln P(A)/P(B) from independent weighted samples; `state[i]` is `Some(true)` in A, `Some(false)` in B, else `None`.
 ///
@@ -16,7 +18,7 @@ pub fn between_states(log_weights: &[f64], state: &[Option<bool>]) -> Result<Est
     let w = weights::normalised(log_weights)?;
     let (a, b) = populations(&w, state)?;
     let variance: f64 = w.iter().zip(state).map(|(w, s)| (w * influence(*s, a, b)).powi(2)).sum();
-    Ok(Estimate { value: -(a / b).ln(), standard_error: variance.sqrt() })
+    Ok(Estimate { value: -(a / b).ln(), standard_error: weights::standard_error(&w, variance) })
 }
 
 /// ΔF by `other` weights less ΔF by `log_weights` of the same samples, with a delta-method error that knows their correlation.
@@ -26,7 +28,9 @@ pub fn shift_between_states(log_weights: &[f64], other: &[f64], state: &[Option<
     let ((a, b), (c, d)) = (populations(&w, state)?, populations(&v, state)?);
     let difference = |((w, v), s): ((&f64, &f64), &Option<bool>)| v * influence(*s, c, d) - w * influence(*s, a, b);
     let variance: f64 = w.iter().zip(&v).zip(state).map(|each| difference(each).powi(2)).sum();
-    Ok(Estimate { value, standard_error: variance.sqrt() })
+    // NaN if either are too few
+    let by_other = weights::standard_error(&v, variance);
+    Ok(Estimate { value, standard_error: weights::standard_error(&w, by_other.powi(2)) })
 }
 
 /// ΔF = −ln P(A)/P(B) from one correlated time series of states, with an error that counts the correlation: the
@@ -75,6 +79,9 @@ pub fn mean_of_series(series: &[f64]) -> Result<Estimate> {
     Ok(Estimate { value, standard_error: (variance * inefficiency / n).sqrt() })
 }
 
+/// Autocovariances are summed lag by lag up to here; more of them cost less by a Fourier transform, which has them all.
+const SUMMED_LAGS: usize = 64;
+
 /// g = 1 + 2τ of a stationary series: how many samples are worth one independent sample, at least 1.
 ///
 /// Sum of autocorrelations by Geyer's initial positive sequence ("Practical Markov chain Monte Carlo", 1992): pairs of lags
@@ -85,8 +92,12 @@ pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
         return Err(Error::invalid(format!("an error estimate needs at least 4 finite values, got {n}")));
     }
     let mean = series.iter().sum::<f64>() / n as f64;
-    let covariance =
-        |lag: usize| series[lag..].iter().zip(series).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>() / n as f64;
+    let centred: Vec<f64> = series.iter().map(|v| v - mean).collect();
+    let transformed = OnceCell::new();
+    let covariance = |lag: usize| match lag < SUMMED_LAGS {
+        true => centred[lag..].iter().zip(&centred).map(|(a, b)| a * b).sum::<f64>() / n as f64,
+        false => transformed.get_or_init(|| fourier::autocovariances(&centred, n / 2 + 2))[lag],
+    };
     let variance = covariance(0);
     if variance == 0.0 {
         return Ok(1.0);

@@ -106,6 +106,53 @@ fn errors_of_a_correlated_series_count_the_correlation() {
     }
 }
 
+/// As they were summed, lag by lag.
+fn inefficiency_by_sums(series: &[f64]) -> f64 {
+    let n = series.len();
+    let mean = series.iter().sum::<f64>() / n as f64;
+    let covariance =
+        |lag: usize| series[lag..].iter().zip(series).map(|(a, b)| (a - mean) * (b - mean)).sum::<f64>() / n as f64;
+    let (mut sum, mut previous) = (0.0, f64::INFINITY);
+    for t in 0..n / 4 {
+        let pair = ((covariance(2 * t) + covariance(2 * t + 1)) / covariance(0)).min(previous);
+        if pair <= 0.0 {
+            break;
+        }
+        sum += pair;
+        previous = pair;
+    }
+    (2.0 * sum - 1.0).max(1.0)
+}
+
+fn autoregressive(n: usize, rho: f64, stream: &mut Stream) -> Vec<f64> {
+    let mut x = 0.0;
+    let mut next = || {
+        x = rho * x + (1.0 - rho * rho).sqrt() * stream.normal();
+        x
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+#[test]
+fn the_inefficiency_is_that_of_sums_lag_by_lag() {
+    for (n, rho) in [(4, 0.5), (100, 0.5), (129, 0.9), (3000, 0.999), (10_000, 0.99)] {
+        let series = autoregressive(n, rho, &mut stream(n as u64));
+        let (found, expected) = (statistical_inefficiency(&series).unwrap(), inefficiency_by_sums(&series));
+        assert!((found / expected - 1.0).abs() < 1e-10, "{n} {rho}: {found} {expected}");
+        // up to the lags that are summed there is no other arithmetic
+        assert!(found == expected || expected > 10.0, "{n} {rho}: {found} {expected}");
+    }
+}
+
+/// A drift through all frames, correlated up to a quarter of their number: lag by lag that were 10¹¹ products, minutes.
+#[test]
+fn the_error_of_a_long_slow_series_takes_moments() {
+    let n = 1_000_000;
+    let series: Vec<f64> = (0..n).map(|i| i as f64).collect();
+    let g = statistical_inefficiency(&series).unwrap();
+    assert!(g > 0.1 * n as f64 && g < n as f64, "{g}");
+}
+
 #[test]
 fn independent_series_has_inefficiency_one() {
     let mut stream = stream(4);

@@ -32,7 +32,8 @@ pub fn circular_profile(angles: &[f64], log_weights: &[f64], bins: usize) -> Res
         total += w * w;
     }
     let errors: Vec<f64> = (0..bins)
-        .map(|b| (inside[b] * (1.0 - masses[b]).powi(2) + (total - inside[b]).max(0.0) * masses[b].powi(2)).sqrt())
+        .map(|b| inside[b] * (1.0 - masses[b]).powi(2) + (total - inside[b]).max(0.0) * masses[b].powi(2))
+        .map(|variance| weights::standard_error(&weights, variance))
         .collect();
     Ok(profile(&masses, &errors))
 }

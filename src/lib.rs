@@ -11,6 +11,7 @@ pub mod density;
 pub mod device;
 pub mod engines;
 pub mod error;
+mod fourier;
 pub mod free_energy;
 pub mod histogram;
 pub mod io;

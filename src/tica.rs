@@ -16,6 +16,9 @@ use nalgebra::{DMatrix, DVector, SymmetricEigen};
 /// Directions of features with less variance than this are left out.
 const LEAST_VARIANCE: f64 = 1e-6;
 
+/// Fewer pairs of frames than this for a feature are fitted rather than averaged over: components are then seen to be slow that are noise.
+const FEWEST_PAIRS: usize = 10;
+
 /// The slowest linear components of a trajectory.
 #[derive(Clone, Debug)]
 pub struct Tica {
@@ -29,12 +32,19 @@ pub struct Tica {
 impl Tica {
     /// The first `components` of a trajectory `features[n][dimension]` at a lag in frames.
     ///
-    /// Errors: fewer frames than twice the lag, features that are not finite, fewer independent features than components, a
+    /// Errors: fewer frames than twice the lag, fewer than ten pairs of frames a feature, features that are not finite, fewer independent features than components, a
     /// trajectory without a stationary distribution.
     pub fn fit(features: &[f64], dimension: usize, lag: usize, components: usize) -> Result<Tica> {
         let n = features.len() / dimension.max(1);
         if lag == 0 || n < 2 * lag.max(2) {
             return Err(Error::invalid(format!("{n} frames are too few for a lag of {lag}: twice the lag are needed")));
+        }
+        if n - lag < FEWEST_PAIRS * dimension {
+            return Err(Error::invalid(format!(
+                "{} pairs of frames at a lag of {lag} are too few for {dimension} features: {} are needed",
+                n - lag,
+                FEWEST_PAIRS * dimension
+            )));
         }
         if let Some(i) = features.iter().position(|v| !v.is_finite()) {
             return Err(Error::invalid(format!("a feature of frame {} is {}", i / dimension + 1, features[i])));
@@ -197,6 +207,9 @@ mod tests {
         let (_, features) = mixed(50, 0.0);
         assert!(Tica::fit(&features, 4, 26, 2).unwrap_err().to_string().contains("too few for a lag"));
         assert!(Tica::fit(&features, 4, 0, 2).is_err());
+        let message = Tica::fit(&features, 4, 11, 2).unwrap_err().to_string();
+        assert!(message.contains("39 pairs of frames") && message.contains("4 features: 40 are needed"), "{message}");
+        assert!(Tica::fit(&features, 4, 10, 2).is_ok());
         assert!(Tica::fit(&[1.0; 100], 1, 5, 1).unwrap_err().to_string().contains("independent features"));
         assert!(Tica::fit(&[f64::NAN; 100], 1, 5, 1).unwrap_err().to_string().contains("frame 1"));
     }

@@ -9,7 +9,11 @@ use crate::density::Evaluation;
 use crate::error::{Error, Result};
 use crate::rng::Stream;
 
-/// A number and its standard error.
+/// Below this many effective samples weights do not know their own scatter: an error made of them is near zero however wrong the
+/// average is, so that none is given.
+pub const FEWEST_FOR_ERRORS: usize = 5;
+
+/// A number and its standard error. Of importance weights the error is NaN below [`FEWEST_FOR_ERRORS`] effective samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
     pub value: f64,
@@ -56,6 +60,15 @@ pub fn normalised(log_weights: &[f64]) -> Result<Vec<f64>> {
     Ok(log_weights.iter().map(|w| (w - total).exp()).collect())
 }
 
+/// Standard error of an average with these normalised weights from its variance; NaN where they are too few.
+pub(crate) fn standard_error(weights: &[f64], variance: f64) -> f64 {
+    let effective = 1.0 / weights.iter().map(|w| w * w).sum::<f64>();
+    match effective.round() < FEWEST_FOR_ERRORS as f64 {
+        true => f64::NAN,
+        false => variance.sqrt(),
+    }
+}
+
 fn check(log_weights: &[f64]) -> Result<()> {
     if let Some(i) = log_weights.iter().position(|w| w.is_nan() || *w == f64::INFINITY) {
         return Err(Error::invalid(format!(
@@ -81,7 +94,7 @@ pub fn effective_sample_size(log_weights: &[f64]) -> Result<f64> {
 
 /// Mean acceptance of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)) = E min(w, w′)/E w, with
 /// both from the weighted samples themselves. Delta-method error: the influence of a sample is
-/// (2 Eₗ min(w, wₗ) − 2 E min(w, w′))/E w − A (w − E w)/E w. Zero, with error NaN, where no weight is positive.
+/// (2 Eₗ min(w, wₗ) − 2 E min(w, w′))/E w − A (w − E w)/E w. Zero where no weight is positive.
 pub fn acceptance(log_weights: &[f64]) -> Estimate {
     let n = log_weights.len() as f64;
     let largest = log_weights.iter().copied().filter(|w| w.is_finite()).fold(f64::NEG_INFINITY, f64::max);
@@ -105,7 +118,8 @@ pub fn acceptance(log_weights: &[f64]) -> Estimate {
     let value = minima.iter().sum::<f64>() / n / mean;
     let influence = |(w, minimum): (&f64, &f64)| (2.0 * minimum - value * mean - value * w) / mean;
     let variance = w.iter().zip(&minima).map(|each| influence(each).powi(2)).sum::<f64>() / (n * n);
-    Estimate { value, standard_error: variance.sqrt() }
+    w.iter_mut().for_each(|w| *w /= n * mean);
+    Estimate { value, standard_error: standard_error(&w, variance) }
 }
 
 /// What is done to importance weights before averages are made of them.
@@ -140,7 +154,7 @@ impl Rule {
     }
 
     /// Log-weights by this rule, in their places, and how many of them it changed; a deleted sample has −∞.
-    /// Errors: no weight above zero, NaN or +∞, a share outside \[0, 1).
+    /// Errors: no weight above zero, NaN or +∞, a share outside \[0, 1) or of so many samples that none with weight is left.
     pub fn apply(self, log_weights: &[f64]) -> Result<(Vec<f64>, usize)> {
         check(log_weights)?;
         let n = log_weights.len() as f64;
@@ -153,6 +167,13 @@ impl Rule {
             Rule::Smoothed => pareto_smoothed(log_weights)?.0,
             Rule::QuantileClipped { share } if (0.0..1.0).contains(&share) => {
                 let most = quantile(log_weights, 1.0 - share);
+                if most == f64::NEG_INFINITY {
+                    let positive = log_weights.iter().filter(|w| w.is_finite()).count();
+                    return Err(Error::invalid(format!(
+                        "to delete a share of {share} of {n} samples leaves none with weight, which only {positive} have: \
+                         take a smaller share or another rule"
+                    )));
+                }
                 log_weights.iter().map(|&w| if w > most { f64::NEG_INFINITY } else { w }).collect()
             }
             Rule::QuantileClipped { share } => {
@@ -165,14 +186,15 @@ impl Rule {
     }
 }
 
-/// Quantile q with linear interpolation between order statistics; of values, at least one, that may be −∞.
+/// Quantile q with linear interpolation between order statistics; of values, at least one, that may be −∞. Between −∞ and a
+/// finite value it is −∞.
 pub fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let place = q * (sorted.len() - 1) as f64;
     let (low, high) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
-    // the difference of two infinities is no number
-    if low == high {
+    // the difference of two infinities is no number, and neither is −∞ + ∞
+    if low == high || low == f64::NEG_INFINITY {
         low
     } else {
         low + place.fract() * (high - low)
@@ -186,7 +208,7 @@ pub fn log_normaliser(log_weights: &[f64]) -> Result<Estimate> {
     let value = log_sum_exp(log_weights) - n.ln();
     // n/ess = mean(w²)/mean(w)², so n/ess − 1 is the squared coefficient of variation.
     let variance = ((n / ess - 1.0) / (n - 1.0)).max(0.0);
-    Ok(Estimate { value, standard_error: if n > 1.0 { variance.sqrt() } else { f64::NAN } })
+    Ok(Estimate { value, standard_error: standard_error(&normalised(log_weights)?, variance) })
 }
 
 /// Self-normalised importance-sampling mean Σ w a / Σ w with the delta-method error (Σ W²(a − mean)²)^½,
@@ -196,7 +218,7 @@ pub fn mean(log_weights: &[f64], a: &[f64]) -> Result<Estimate> {
     let weights = normalised(log_weights)?;
     let value: f64 = weights.iter().zip(a).map(|(w, a)| if *w > 0.0 { w * a } else { 0.0 }).sum();
     let variance: f64 = weights.iter().zip(a).filter(|(w, _)| **w > 0.0).map(|(w, a)| (w * (a - value)).powi(2)).sum();
-    Ok(Estimate { value, standard_error: variance.sqrt() })
+    Ok(Estimate { value, standard_error: standard_error(&weights, variance) })
 }
 
 /// The same mean with a bootstrap error: the standard deviation of the mean over `replicates` resamplings of the n pairs
@@ -204,7 +226,7 @@ pub fn mean(log_weights: &[f64], a: &[f64]) -> Result<Estimate> {
 pub fn mean_bootstrap(log_weights: &[f64], a: &[f64], replicates: usize, stream: &mut Stream) -> Result<Estimate> {
     let value = mean(log_weights, a)?.value;
     let weights = normalised(log_weights)?;
-    let standard_error = bootstrap(weights.len(), replicates, stream, |rows| {
+    let scatter = bootstrap(weights.len(), replicates, stream, |rows| {
         let (mut top, mut bottom) = (0.0, 0.0);
         for &i in rows.iter().filter(|&&i| weights[i] > 0.0) {
             top += weights[i] * a[i];
@@ -212,7 +234,7 @@ pub fn mean_bootstrap(log_weights: &[f64], a: &[f64], replicates: usize, stream:
         }
         top / bottom
     })?;
-    Ok(Estimate { value, standard_error })
+    Ok(Estimate { value, standard_error: standard_error(&weights, scatter * scatter) })
 }
 
 /// Standard deviation of `statistic` over resamplings with replacement of the rows 0..n. Resamplings on which the
@@ -266,7 +288,8 @@ pub fn divergence(log_weights: &[f64], other: &[f64]) -> Result<Estimate> {
     let ratio = |w: f64, v: f64| if w > 0.0 { w * (w / v).ln() } else { 0.0 };
     let value: f64 = w.iter().zip(&v).map(|(&w, &v)| ratio(w, v)).sum();
     let variance: f64 = w.iter().zip(&v).map(|(&w, &v)| (ratio(w, v) - w * value + v - w).powi(2)).sum();
-    Ok(Estimate { value, standard_error: variance.sqrt() })
+    // NaN if either are too few
+    Ok(Estimate { value, standard_error: standard_error(&w, standard_error(&v, variance).powi(2)) })
 }
 
 /// How [`resample`] spends its uniform numbers. All three keep E\[copies of i\] = n Wᵢ.
@@ -313,10 +336,13 @@ pub fn select(weights: &[f64], points: &[f64]) -> Vec<usize> {
 
 /// Pareto k̂ of the largest weights: the shape of a generalized Pareto distribution fitted to the upper tail
 /// (Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", 2024). Below 0.5 averages converge as usual,
-/// above 0.7 they are not to be trusted. Infinite when fewer than five weights form the tail.
+/// above 0.7 they are not to be trusted.
+///
+/// +∞ where fewer than five weights form the tail, or most of the tail is nothing beside the largest: the worst that weights can
+/// be. −∞ where the whole tail is as large as the cut-off, as of equal weights: they have no tail, and are the best.
 pub fn pareto_k(log_weights: &[f64]) -> Result<f64> {
     check(log_weights)?;
-    Ok(tail_fit(log_weights).map_or(f64::INFINITY, |tail| tail.shape))
+    Ok(tail_fit(log_weights).map_or_else(|k| k, |tail| tail.shape))
 }
 
 /// Log-weights whose upper tail is replaced by the expected order statistics of the fitted Pareto tail, cut at the largest
@@ -324,7 +350,10 @@ pub fn pareto_k(log_weights: &[f64]) -> Result<f64> {
 pub fn pareto_smoothed(log_weights: &[f64]) -> Result<(Vec<f64>, f64)> {
     check(log_weights)?;
     let mut smoothed = log_weights.to_vec();
-    let Some(tail) = tail_fit(log_weights) else { return Ok((smoothed, f64::INFINITY)) };
+    let tail = match tail_fit(log_weights) {
+        Ok(tail) => tail,
+        Err(k) => return Ok((smoothed, k)),
+    };
     let size = tail.rows.len() as f64;
     for (rank, &row) in tail.rows.iter().enumerate() {
         let p = (rank as f64 + 0.5) / size;
@@ -347,22 +376,26 @@ struct Tail {
     scale: f64,
 }
 
-fn tail_fit(log_weights: &[f64]) -> Option<Tail> {
+/// Without a fit k̂ itself, as [`pareto_k`] says.
+fn tail_fit(log_weights: &[f64]) -> std::result::Result<Tail, f64> {
     let n = log_weights.len();
     let size = (0.2 * n as f64).min(3.0 * (n as f64).sqrt()).ceil() as usize;
     if size < 5 || size >= n {
-        return None;
+        return Err(f64::INFINITY);
     }
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&i, &j| log_weights[i].total_cmp(&log_weights[j]));
     let max = log_weights[order[n - 1]];
+    if log_weights[order[n - size - 1]] == max {
+        return Err(f64::NEG_INFINITY);
+    }
     let cutoff = (log_weights[order[n - size - 1]] - max).exp();
     let rows = order.split_off(n - size);
     let excesses: Vec<f64> = rows.iter().map(|&i| (log_weights[i] - max).exp() - cutoff).collect();
-    let (shape, scale) = generalized_pareto(&excesses)?;
+    let (shape, scale) = generalized_pareto(&excesses).ok_or(f64::INFINITY)?;
     // The weakly informative prior of Vehtari et al., appendix: ten observations at k = 0.5.
     let shape = (size as f64 * shape + 5.0) / (size as f64 + 10.0);
-    Some(Tail { rows, max, cutoff, shape, scale })
+    Ok(Tail { rows, max, cutoff, shape, scale })
 }
 
 /// Shape and scale of a generalized Pareto distribution from increasing excesses, by the empirical-Bayes estimate of

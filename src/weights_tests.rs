@@ -128,7 +128,46 @@ fn pareto_k_tells_heavy_from_light_tails() {
         let fitted = pareto_k(&log_w).unwrap();
         assert!((fitted - k).abs() < 5.0 * (1.0 + k) / 600f64.sqrt(), "{fitted} for {k}");
     }
+}
+
+#[test]
+fn pareto_k_without_a_fit_tells_collapsed_weights_from_equal_ones() {
+    let equal = [-3.0; 100];
+    assert_eq!(pareto_k(&equal).unwrap(), f64::NEG_INFINITY);
+    assert_eq!(pareto_smoothed(&equal).unwrap(), (equal.to_vec(), f64::NEG_INFINITY));
+    // of a lot of them one has all the weight, as of a generator that has missed the target
+    let collapsed: Vec<f64> = (0..1000).map(|i| -1000.0 * f64::from(i)).collect();
+    assert_eq!(pareto_k(&collapsed).unwrap(), f64::INFINITY);
+    let single = [vec![0.0], vec![f64::NEG_INFINITY; 999]].concat();
+    assert_eq!(pareto_k(&single).unwrap(), f64::INFINITY);
+    // too few to have a tail, whatever they are
     assert_eq!(pareto_k(&[0.0; 10]).unwrap(), f64::INFINITY);
+}
+
+/// One sample has all the weight: averages are its values, whose scatter nobody knows.
+#[test]
+fn averages_of_collapsed_weights_have_no_error() {
+    let n = 1000;
+    let log_w: Vec<f64> = (0..n).map(|i| -1000.0 * i as f64).collect();
+    let x: Vec<f64> = (0..n).map(|i| i as f64).collect();
+    let state: Vec<Option<bool>> = (0..n).map(|i| Some(i % 2 == 0)).collect();
+    let mut near = log_w.clone();
+    near[1] = -0.5;
+    let none =
+        |estimate: Estimate| assert!(estimate.value.is_finite() && estimate.standard_error.is_nan(), "{estimate:?}");
+    none(mean(&log_w, &x).unwrap());
+    none(mean_bootstrap(&log_w, &x, 20, &mut stream(2)).unwrap());
+    none(log_normaliser(&log_w).unwrap());
+    none(acceptance(&log_w));
+    none(divergence(&near, &near).unwrap());
+    none(divergence(&near, &vec![0.0; n]).unwrap());
+    none(crate::free_energy::between_states(&near, &state).unwrap());
+    none(crate::free_energy::shift_between_states(&vec![0.0; n], &near, &state).unwrap());
+    let profile = crate::histogram::circular_profile(&vec![0.1; n], &log_w, 4).unwrap();
+    none(profile.density[2]);
+    // five samples do
+    assert_eq!(mean(&[0.0; 5], &[1.0; 5]).unwrap().standard_error, 0.0);
+    assert!(mean(&[0.0; 4], &[1.0; 4]).unwrap().standard_error.is_nan());
 }
 
 #[test]
@@ -177,6 +216,26 @@ fn rules_do_to_weights_what_their_names_say() {
     assert!(Rule::Truncated.apply(&[f64::NAN, 0.0]).is_err());
     let gap = [f64::NEG_INFINITY, f64::NEG_INFINITY, 1.0, 3.0];
     assert_eq!([quantile(&gap, 0.2), quantile(&gap, 1.0), quantile(&gap[2..], 0.25)], [f64::NEG_INFINITY, 3.0, 1.5]);
+    assert_eq!(
+        [quantile(&gap, 0.5), quantile(&gap, 1.0 / 3.0)],
+        [f64::NEG_INFINITY; 2],
+        "between none and a finite value"
+    );
+}
+
+#[test]
+fn deleting_all_that_have_weight_is_refused_for_what_it_is() {
+    let clip = |finite: usize| {
+        let log_w = [vec![1.0; finite], vec![f64::NEG_INFINITY; 1000 - finite]].concat();
+        let message = Rule::QuantileClipped { share: 0.002 }.apply(&log_w).unwrap_err().to_string();
+        assert!(message.contains(&format!("only {finite} have")) && message.contains("0.002 of 1000"), "{message}");
+    };
+    clip(1);
+    // the quantile lies between a weight of zero and one that is none
+    clip(2);
+    let three = [vec![1.0, 2.0, 3.0], vec![f64::NEG_INFINITY; 997]].concat();
+    let (kept, changed) = Rule::QuantileClipped { share: 0.002 }.apply(&three).unwrap();
+    assert_eq!((kept[0], changed), (1.0, 2));
 }
 
 /// Truncation costs less bias the more samples there are; deleting a share of them does not.

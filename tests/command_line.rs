@@ -279,6 +279,54 @@ fn every_figure_is_drawn() {
     }
 }
 
+/// Points of the curves of a figure, in pixels.
+fn curves(svg: &str) -> Vec<Vec<[f64; 2]>> {
+    let lines =
+        svg.split("<polyline").skip(1).filter(|line| line.split('>').next().unwrap().contains("stroke-width=\"2\""));
+    let points = |line: &str| -> Vec<[f64; 2]> {
+        let text = line.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+        let point = |pair: &str| pair.split_once(',').map(|(x, y)| [x, y].map(|v| v.parse().unwrap())).unwrap();
+        text.split_whitespace().map(point).collect()
+    };
+    lines.map(points).collect()
+}
+
+#[test]
+fn figures_show_what_there_is_where_weights_collapse_and_atoms_clash() {
+    let folder = folder("wild");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let wave = |scale: f64| (0..400).map(|i| scale * (0.37 * f64::from(i)).sin()).collect::<Vec<f64>>();
+    let spread = |curve: &[[f64; 2]], k: usize| {
+        let values = || curve.iter().map(|point| point[k]);
+        values().fold(f64::MIN, f64::max) - values().fold(f64::MAX, f64::min)
+    };
+    // ten angles in each of sixty bins, half of the circle 20 kT above the other
+    let phi: Vec<f64> =
+        (0..600).map(|i| (f64::from(i) + 0.5).mul_add(std::f64::consts::TAU / 600.0, -std::f64::consts::PI)).collect();
+    let high: Vec<f64> = phi.iter().map(|&phi| if phi > 0.0 { -20.0 } else { 0.0 }).collect();
+    let (mut clashing, mut collapsed) = (wave(4.0), wave(3000.0));
+    clashing[..8].fill(1e7);
+    collapsed[0] = 5000.0;
+    let series = json!([
+        { "name": "MD", "reduced_potential": wave(4.0) },
+        { "name": "generator", "reduced_potential": clashing },
+        { "name": "high", "phi": phi, "log_weight": high },
+        { "name": "collapsed", "log_weight": collapsed, "n": 500 },
+    ]);
+    std::fs::write(path("series.json"), json!({ "series": series }).to_string()).unwrap();
+    modejump(&["plot", &path("series.json"), "-o", &path("")]);
+    let figure = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+    // the line ends where F leaves the axis
+    assert_eq!(curves(&figure("free_energy.svg")).concat().len(), 30);
+    let energy = figure("energy.svg");
+    assert!(energy.contains("generator, 2.0 % beyond") && !energy.contains("MD,"), "clashes are told");
+    let there: Vec<[f64; 2]> = curves(&energy)[0].iter().copied().filter(|point| point[1] < 380.0).collect();
+    assert!(spread(&there, 0) > 300.0, "and leave the reference its room");
+    let weights = figure("log_weights.svg");
+    assert!(weights.contains("collapsed: ESS 0.2 %, k = ∞, 100 rejected"), "{weights}");
+    assert!(spread(&curves(&weights)[1], 1) > 5.0, "weights far below the largest are on the axis");
+}
+
 /// What a run that must fail said.
 fn refused(device: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));

@@ -62,6 +62,10 @@ fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not()
         assert!(between > 0.0 && between < 1.3 * halves, "{key}: {between} {halves}");
     }
     assert!(same["between"]["energy_w1"].is_null(), "no energies were given");
+    let eigenvalue = format!("eigenvalues {:.3}, ", same["tica_eigenvalues"][0].as_f64().unwrap());
+    let files = [a.to_str().unwrap(), b.to_str().unwrap()];
+    let text = modejump(&[&["compare"], &files[..], &["--topology", TOPOLOGY, "--lag", "5"]].concat()).unwrap();
+    assert!(text.contains(&eigenvalue) && text.contains("at a lag of 5 frames"), "{text}");
     let other = compare(&a, &turned, &["--lag", "0"]).unwrap();
     // on the circle there may be a shorter way than to turn all by as much
     let (exact, sliced) =
@@ -89,14 +93,14 @@ fn turn(x: &mut [f64], axis: [usize; 2], atoms: std::ops::Range<usize>, angle: f
 fn energies_and_weights_are_those_of_the_files() {
     let folder = folder("weights");
     let (a, b) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
-    let frames = samples(&a, 100, 1);
-    let u: Vec<f64> = (0..100).map(|i| f64::from(i) * 0.3).collect();
+    let frames = samples(&a, 600, 1);
+    let u: Vec<f64> = (0..600).map(|i| f64::from(i) * 0.05).collect();
     trajectory::write(&a, &frames, None, &[("reduced_potential", &u)]).unwrap();
     // B: the same frames with energies raised by 2, and others that have no weight
     let others = samples(&b, 50, 7);
     let both = Frames { dimension: 66, x: [frames.x, others.x].concat() };
     let raised: Vec<f64> = u.iter().map(|u| u + 2.0).chain(vec![1e6; 50]).collect();
-    let log_w = [vec![-40.0; 100], vec![f64::NEG_INFINITY; 50]].concat();
+    let log_w = [vec![-40.0; 600], vec![f64::NEG_INFINITY; 50]].concat();
     trajectory::write(&b, &both, None, &[("reduced_potential", &raised), ("log_weight", &log_w)]).unwrap();
 
     let output = folder.join("out");
@@ -106,14 +110,15 @@ fn energies_and_weights_are_those_of_the_files() {
     }
     assert!(number(&found, &["between", "ramachandran_jsd"]).abs() < 1e-12);
     assert!(number(&found, &["between", "torsion_w2_sliced"]).abs() < 1e-6);
-    assert!((number(&found, &["b", "ess"]) - 100.0 / 150.0).abs() < 1e-9);
+    assert!((number(&found, &["b", "ess"]) - 600.0 / 650.0).abs() < 1e-9);
     assert_eq!(found["b"]["weights"], "raw");
+    assert_eq!(found["b"]["pareto_k"], "-inf", "equal weights have no tail");
     let plain = compare(&a, &b, &["--lag", "0", "--unweighted"]).unwrap();
-    assert!(number(&plain, &["between", "energy_w1"]) > 1e5 && plain["b"].get("ess").is_none());
+    assert!(number(&plain, &["between", "energy_w1"]) > 1e4 && plain["b"].get("ess").is_none());
 
     let document: Value = serde_json::from_slice(&std::fs::read(output.join("compare.json")).unwrap()).unwrap();
     assert_eq!(document["summary"], found);
-    assert_eq!(document["series"][1]["phi"].as_array().unwrap().len(), 100, "frames without weight are left out");
+    assert_eq!(document["series"][1]["phi"].as_array().unwrap().len(), 600, "frames without weight are left out");
     let figures = ["energy.svg", "ramachandran.svg", "tica.svg"];
     for name in figures {
         let svg = std::fs::read_to_string(output.join(name)).unwrap();
@@ -123,6 +128,51 @@ fn energies_and_weights_are_those_of_the_files() {
     let json = output.join("compare.json");
     modejump(&["plot", json.to_str().unwrap(), "-o", output.to_str().unwrap()]).unwrap();
     assert!(figures.iter().all(|name| output.join(name).exists()), "plot draws them from the document");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Raw weights of all frames, whatever was made of them and left out.
+#[test]
+fn the_figure_of_weights_says_what_the_report_does() {
+    let folder = folder("legend");
+    let (a, b, output) = (folder.join("a.npy"), folder.join("b.safetensors"), folder.join("out"));
+    samples(&a, 100, 1);
+    let frames = samples(&b, 300, 2);
+    // tail index 0.8
+    let mut log_w: Vec<f64> = (0..300).map(|i| -0.8 * ((f64::from(i) + 0.5) / 300.0).ln()).collect();
+    log_w[100..200].fill(f64::NEG_INFINITY);
+    trajectory::write(&b, &frames, None, &[("log_weight", &log_w)]).unwrap();
+    let more =
+        ["--weights", "quantile-clipped", "--clipped-share", "0.05", "--lag", "0", "-o", output.to_str().unwrap()];
+    let found = compare(&a, &b, &more).unwrap();
+    let (ess, k) = (number(&found, &["b", "ess"]), number(&found, &["b", "pareto_k"]));
+    assert!(number(&found, &["b", "ess_of_weights"]) > 1.2 * ess, "{found}");
+    let figure = std::fs::read_to_string(output.join("log_weights.svg")).unwrap();
+    let expected = format!("ESS {:.1} %, k = {k:.2}, 100 rejected, used quantile_clipped", 100.0 * ess);
+    assert!(figure.contains(&expected), "{expected}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn sides_without_a_density_are_not_reweighted_in_silence() {
+    let folder = folder("densities");
+    let (a, b) = (folder.join("run.dcd"), folder.join("b.safetensors"));
+    samples(&a, 100, 1);
+    let frames = samples(&b, 100, 2);
+    let message = compare(&a, &a, &["--reweight", "--lag", "0"]).unwrap_err();
+    assert!(message.contains("--reweight: neither") && message.contains("`log_density`"), "{message}");
+    let numbers = [("reduced_potential", &[1.0; 100][..]), ("log_density", &[2.0; 100][..])];
+    trajectory::write(&b, &frames, None, &numbers).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("compare").arg(&a).arg(&b);
+    let run = command.args(["--topology", TOPOLOGY, "--reweight", "--lag", "10"]).output().unwrap();
+    let (told, report) = (String::from_utf8(run.stderr).unwrap(), String::from_utf8(run.stdout).unwrap());
+    assert!(told.contains("run.dcd has no `log_density`") && told.contains("count the same"), "{told}");
+    assert!(!told.contains("b.safetensors"), "{told}");
+    assert!(report.contains("Pareto k none: the largest weights are equal"), "{report}");
+    // too few frames for that many features
+    assert!(told.contains("no slow components") && told.contains("90 pairs of frames"), "{told}");
+    assert!(!report.contains("eigenvalues"), "{report}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 

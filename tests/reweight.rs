@@ -193,8 +193,76 @@ fn weights_of_a_tarflow_over_rotations_and_as_published() {
     assert!(published["likelihood"] == "surrogate" && published.get("log_z").is_none(), "{published}");
     let refused = reweight(&["-n", "10", "--rotations", "2"]).unwrap_err();
     assert!(refused.contains("orientation of a molecule"), "{refused}");
+    // the same atoms in a box
+    let (periodic, system) =
+        (folder.join("periodic.xml"), std::fs::read_to_string("models/ala2/system-vacuum.xml").unwrap());
+    std::fs::write(&periodic, system.replace("method=\"0\"", "method=\"2\"")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    command.arg("reweight").arg(&path).arg("--system").arg(&periodic).args(["-n", "1000000", "--rotations", "2"]);
+    let run = command.output().unwrap();
+    let refused = String::from_utf8(run.stderr).unwrap();
+    assert!(!run.status.success() && refused.contains("periodic.xml: the System is periodic"), "{refused}");
     let refused = reweight(&["-n", "10", "--centroid", "chi3"]).unwrap_err();
     assert!(refused.contains("for TarFlows"), "{refused}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// At 1 K one sample has all the weight.
+#[test]
+fn collapsed_weights_are_told_with_a_warning_and_without_errors() {
+    let arguments = ["-n", "1000", "--temperature", "1"];
+    let text = reweight(&arguments).unwrap();
+    let line =
+        |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in {text}"));
+    assert!(line("Pareto k").ends_with("infinite  (weights are unreliable above 0.7)"), "{text}");
+    assert!(line("<u>").ends_with(" ± ? kT") && line("log Z").ends_with(" ± ?"), "{text}");
+    assert!(line("±?").contains("fewer than 5 effective samples"), "{text}");
+    assert!(!text.contains("NaN"), "{text}");
+    let summary: Value = serde_json::from_str(&reweight(&[&arguments[..], &["--json"]].concat()).unwrap()).unwrap();
+    assert!(
+        summary["pareto_k"] == "inf" && summary["u_stderr"].is_null() && number(&summary, "ess") < 0.005,
+        "{summary}"
+    );
+    let text = reweight(&[&arguments[..], &["--surrogate", MODEL]].concat()).unwrap();
+    assert!(text.contains("infinite") && text.contains("(weights are unreliable above 0.7)"), "{text}");
+    assert!(text.contains("± ?") && !text.contains("NaN"), "{text}");
+}
+
+/// A torsion without an energy on one side.
+#[test]
+fn samples_without_weight_are_in_the_report_and_in_the_figure() {
+    let folder = folder("rejected");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    let system = std::fs::read_to_string("models/ala2/system.xml").unwrap();
+    let wall =
+        "<Force type=\"CustomTorsionForce\" version=\"3\" name=\"wall\" energy=\"log(step(theta))\" forceGroup=\"0\" \
+        usesPeriodic=\"0\"><PerTorsionParameters/><GlobalParameters/><EnergyParameterDerivatives/><Torsions>\
+        <Torsion p1=\"6\" p2=\"8\" p3=\"14\" p4=\"16\"/></Torsions></Force></Forces>";
+    std::fs::write(path("system.xml"), system.replace("</Forces>", wall)).unwrap();
+    let (system, output) = (path("system.xml"), path("weights.json"));
+    let run = |arguments: &[&str]| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let run = Command::new(env!("CARGO_BIN_EXE_modejump")).current_dir(root).args(arguments).output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        String::from_utf8(run.stdout).unwrap()
+    };
+    let text = run(&["reweight", MODEL, "--system", &system, "-n", "500", "--weights", "truncated", "-o", &output]);
+    let document: Value = serde_json::from_str(&std::fs::read_to_string(&output).unwrap()).unwrap();
+    let (summary, series) = (&document["summary"], &document["series"][0]);
+    let rejected = number(summary, "rejected");
+    assert!(rejected > 50.0 && rejected < 450.0, "{summary}");
+    assert!(text.contains(&format!("rejected          {rejected} samples have no weight")), "{text}");
+    assert_eq!((&series["n"], &series["weights"]), (&Value::from(500), &Value::from("truncated")));
+    assert_eq!(series["raw_log_weight"].as_array().unwrap().len() as f64, 500.0 - rejected);
+    run(&["plot", &output, "-o", &path("")]);
+    let figure = std::fs::read_to_string(path("log_weights.svg")).unwrap();
+    let expected = format!(
+        "ESS {:.1} %, k = {:.2}, {rejected} rejected",
+        100.0 * number(summary, "ess"),
+        number(summary, "pareto_k")
+    );
+    assert!(figure.contains(&expected) && figure.contains("used truncated"), "{expected}");
+    assert!(std::fs::read_to_string(path("energy.svg")).unwrap().contains("reweighted (truncated weights)"));
     std::fs::remove_dir_all(folder).unwrap();
 }
 

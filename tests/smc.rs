@@ -105,7 +105,15 @@ fn what_cannot_be_annealed_is_said() {
     assert!(failed("models/ala2/gvp-flow.safetensors").contains("no gradient"));
     assert!(failed("models/double-well/generator.safetensors").contains("temperature"));
     assert!(failed("models/ala2/model-hbonds.safetensors").contains("keep no bond at its length"));
-    let message = smc(&["-n", "1000000000", "-o", "nowhere/x.npy"]).unwrap_err();
+    let message = smc(&["-n", "1000000000", "-o", "nowhere/x.safetensors"]).unwrap_err();
     assert!(message.contains("there is no folder nowhere"), "{message}");
+    // before the work: particles without their weights stand for nothing
+    for name in ["x.dcd", "x.npy", "x.xtc", "x.pdb"] {
+        let message = smc(&["-n", "1000000000", "-o", name]).unwrap_err();
+        assert!(
+            message.contains(name) && message.contains("`log_weight`") && message.contains("safetensors"),
+            "{message}"
+        );
+    }
     assert!(smc(&["--energy-cutoff", "-1e9", "-n", "10", "--stages", "2"]).unwrap_err().contains("below the cut-off"));
 }

@@ -87,6 +87,16 @@ pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
     Ok(frames)
 }
 
+/// Errors: a format that has no place for an array of this name beside the frames, which [`write()`] would leave out.
+pub fn require_array(path: &Path, name: &str) -> Result<()> {
+    match extension(path).as_str() {
+        "safetensors" => Ok(()),
+        other => {
+            Err(Error::file(path, format!("`{other}` files hold no `{name}` beside the frames; write safetensors")))
+        }
+    }
+}
+
 /// Writes frames, and for safetensors further arrays `[n]` beside them. `topology` names the atoms of a PDB file.
 pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &[(&str, &[f64])]) -> Result<()> {
     check_format(path, frames.dimension, topology)?;

@@ -10,8 +10,9 @@ use modejump::models::tarflow::{self, Decoding, Jacobi, Options};
 use modejump::models::{self, Model, ModelCard, Precision, TargetInfo};
 #[cfg(feature = "openmm")]
 use modejump::train::ExploreOptions;
-use modejump::weights::Rule;
+use modejump::weights::{self, Rule};
 use modejump::{Error, Result};
+use serde_json::{json, Value};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -279,6 +280,43 @@ pub fn target_of(path: &Path, model: &dyn Model, temperature: f64) -> Result<mod
     let dimension = modejump::models::steering::dimension_without_auxiliary(model);
     let system = modejump::engines::openmm::System::from_xml_file(path)?;
     target(path, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
+}
+
+/// k̂ for a summary: a number, or as a text "inf" or "-inf", since JSON knows no infinities.
+pub fn tail_index(k: f64) -> Value {
+    match k.is_finite() {
+        true => json!(k),
+        false => json!(k.to_string()),
+    }
+}
+
+/// k̂ for a report, with a warning where the weights are not to be trusted.
+pub fn tail_in_words(k: f64) -> String {
+    let what = match k {
+        f64::NEG_INFINITY => return "none: the largest weights are equal".into(),
+        f64::INFINITY => "infinite".into(),
+        k => format!("{k:.2}"),
+    };
+    format!("{what}{}", if k > 0.7 { "  (weights are unreliable above 0.7)" } else { "" })
+}
+
+/// A number of a summary, also one that [`tail_index`] wrote; NaN where there is none.
+pub fn number(summary: &Value, key: &str) -> f64 {
+    let text = || summary[key].as_str()?.parse().ok();
+    summary[key].as_f64().or_else(text).unwrap_or(f64::NAN)
+}
+
+/// An average with its error, a question mark where weights are too few to tell one.
+pub fn with_error(value: f64, error: f64, digits: usize) -> String {
+    match error.is_nan() {
+        true => format!("{value:.digits$} ± ?"),
+        false => format!("{value:.digits$} ± {error:.digits$}"),
+    }
+}
+
+/// What the question mark of [`with_error`] stands for.
+pub fn without_error() -> String {
+    format!("±?: fewer than {} effective samples tell no error", weights::FEWEST_FOR_ERRORS)
 }
 
 pub fn evaluations(n: usize) -> Vec<Evaluation> {

@@ -70,7 +70,7 @@ pub struct Smc {
     /// State of the run, written after every temperature; when the file exists, the run goes on from it
     #[arg(long)]
     checkpoint: Option<PathBuf>,
-    /// Particles: safetensors with `x`, `log_weight` and `reduced_potential`
+    /// Particles, a safetensors file with `x`, `log_weight` and `reduced_potential`
     #[arg(short, long)]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -92,7 +92,7 @@ impl Smc {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{evaluations, hash_of, load, target_of, temperature};
+    use crate::common::{evaluations, hash_of, load, tail_index, target_of, temperature};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage};
     use modejump::io::checkpoint;
@@ -127,6 +127,7 @@ mod run {
             let model = follow(&model, temperature)?;
             let dimension = dimension_without_auxiliary(model.as_ref());
             if let Some(path) = self.output.as_ref().filter(|_| ranks.is_first()) {
+                trajectory::require_array(path, "log_weight")?;
                 trajectory::check(path, dimension, model.card().topology.as_ref())?;
             }
             // before long work
@@ -264,7 +265,7 @@ mod run {
                 "stages": run.history.len(),
                 "resamplings": resamplings,
                 "ess": ess,
-                "pareto_k": weights::pareto_k(&run.log_weights)?,
+                "pareto_k": tail_index(weights::pareto_k(&run.log_weights)?),
                 "acceptance": acceptance,
                 "log_z": run.log_z(),
                 "biased": self.energy_cutoff.is_some() || self.moves == Moves::Unadjusted,

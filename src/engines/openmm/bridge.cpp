@@ -133,6 +133,10 @@ bool System::has_barostat() const {
     return false;
 }
 
+bool System::is_periodic() const {
+    return system->usesPeriodicBoundaryConditions();
+}
+
 void System::bonds(rust::Vec<uint64_t> &pairs) const {
     for (int f = 0; f < system->getNumForces(); f++) {
         auto force = dynamic_cast<const OpenMM::HarmonicBondForce *>(&system->getForce(f));

@@ -36,6 +36,7 @@ public:
     void constraints(rust::Vec<uint64_t> &pairs, rust::Vec<double> &lengths) const;
     void bonds(rust::Vec<uint64_t> &pairs) const;
     bool has_barostat() const;
+    bool is_periodic() const;
 
     std::unique_ptr<OpenMM::System> system;
 };

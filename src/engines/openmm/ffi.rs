@@ -22,6 +22,7 @@ pub mod bridge {
         /// Pairs of particles of all HarmonicBondForces and constraints, flat.
         fn bonds(self: &System, pairs: &mut Vec<u64>) -> Result<()>;
         fn has_barostat(self: &System) -> bool;
+        fn is_periodic(self: &System) -> Result<bool>;
 
         fn new_evaluator(system: &SharedPtr<System>, platform: &str) -> Result<UniquePtr<Evaluator>>;
         /// Three vectors in nm, flat.

@@ -103,6 +103,11 @@ impl System {
         self.inner.has_barostat()
     }
 
+    /// Whether one of its forces acts across the box. Errors: a force that does not say so.
+    pub fn is_periodic(&self) -> Result<bool> {
+        Ok(self.inner.is_periodic()?)
+    }
+
     /// Masses, dalton; 0 for virtual sites and frozen particles.
     pub fn masses(&self) -> Vec<f64> {
         let mut masses = vec![0.0; self.n_particles()];

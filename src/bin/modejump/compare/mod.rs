@@ -2,7 +2,7 @@
 
 mod side;
 
-use super::common::RuleFlag;
+use super::common::{number, tail_in_words, tail_index, RuleFlag};
 use super::plot::{draw, Series};
 use clap::Args;
 use modejump::coordinates::Topology;
@@ -70,6 +70,9 @@ impl Compare {
         let topology = self.the_topology()?;
         let a = Side::read(&self.a, &topology, &self)?;
         let b = Side::read(&self.b, &topology, &self)?;
+        if self.reweight {
+            require_density(&a, &b)?;
+        }
         let slow = self.slow_components(&a, &topology);
         let [of_a, of_b] = [&a, &b].map(|side| Observed::of(side, &topology, slow.as_ref()));
         let between = self.distances(&of_a, &of_b)?;
@@ -91,8 +94,9 @@ impl Compare {
             true => println!("{summary}"),
             false => report(&summary),
         }
+        let rule = self.rule.rule().name();
         match &self.output {
-            Some(folder) => self.write(folder, &summary, [series("A", &a, &of_a), series("B", &b, &of_b)]),
+            Some(folder) => self.write(folder, &summary, [series(rule, "A", &a, &of_a), series(rule, "B", &b, &of_b)]),
             None => Ok(()),
         }
     }
@@ -181,7 +185,7 @@ impl Compare {
         if let (Some(raw), Some(ruled)) = (&side.raw, &side.log_weight) {
             let share = |w: &[f64]| weights::effective_sample_size(w).map(|ess| ess / side.n as f64);
             about["ess"] = json!(share(raw)?);
-            about["pareto_k"] = json!(weights::pareto_k(raw)?);
+            about["pareto_k"] = tail_index(weights::pareto_k(raw)?);
             about["weights"] = json!(self.rule.rule().name());
             about["ess_of_weights"] = json!(share(ruled)?);
         }
@@ -201,8 +205,23 @@ impl Compare {
     }
 }
 
+/// For --reweight: says which side has no density. Errors: neither has one.
+fn require_density(a: &Side, b: &Side) -> Result<()> {
+    if !a.has_density && !b.has_density {
+        return Err(Error::invalid(format!(
+            "--reweight: neither {} nor {} has `log_density`, which `modejump sample` writes into safetensors files",
+            a.name, b.name
+        )));
+    }
+    for side in [a, b].into_iter().filter(|side| !side.has_density) {
+        let weights = if side.raw.is_some() { "have the weights of the file" } else { "count the same" };
+        eprintln!("modejump: {} has no `log_density` to reweight by: its frames {weights}", side.name);
+    }
+    Ok(())
+}
+
 /// What `modejump plot` draws; frames without weight or energy are left out, since JSON knows no infinities.
-fn series(letter: &str, side: &Side, observed: &Observed) -> Series {
+fn series(rule: &str, letter: &str, side: &Side, observed: &Observed) -> Series {
     let kept: Vec<usize> = (0..side.n)
         .filter(|&i| side.log_weight.as_ref().is_none_or(|w| w[i].is_finite()))
         .filter(|&i| side.u.as_ref().is_none_or(|u| u[i].is_finite()))
@@ -215,12 +234,15 @@ fn series(letter: &str, side: &Side, observed: &Observed) -> Series {
     let name = Path::new(&side.name).file_name().map_or(side.name.clone(), |name| name.to_string_lossy().into_owned());
     Series {
         name: format!("{letter}: {name}"),
+        n: side.n,
         phi: column(&observed.pairs, 0),
         psi: column(&observed.pairs, 1),
         tic1: of(&observed.components, 0),
         tic2: of(&observed.components, 1),
         reduced_potential: of(&side.u, 0),
         log_weight: of(&side.log_weight, 0),
+        raw_log_weight: side.raw.iter().flatten().copied().filter(|w| w.is_finite()).collect(),
+        weights: side.raw.as_ref().map_or(String::new(), |_| rule.into()),
     }
 }
 
@@ -231,11 +253,16 @@ fn report(s: &Value) {
             println!("   {lost} frames without a finite energy, left out of the energies");
         }
         if let (Some(ess), Some(used)) = (side["ess"].as_f64(), side["ess_of_weights"].as_f64()) {
-            let k = side["pareto_k"].as_f64().map_or("–".to_string(), |k| format!("{k:.2}"));
+            let k = tail_in_words(number(side, "pareto_k"));
             let rule = side["weights"].as_str().unwrap_or_default();
-            println!("   weighted: ESS {:.1} %, Pareto k {k} of the raw weights", 100.0 * ess);
+            println!("   weighted: ESS {:.1} % of the raw weights, Pareto k {k}", 100.0 * ess);
             println!("   weights used: {rule}, ESS {:.1} %", 100.0 * used);
         }
+    }
+    if let Some(eigenvalues) = s["tica_eigenvalues"].as_array() {
+        let eigenvalues: Vec<String> =
+            eigenvalues.iter().filter_map(Value::as_f64).map(|v| format!("{v:.3}")).collect();
+        println!("slowest components of A: eigenvalues {} at a lag of {} frames", eigenvalues.join(", "), s["lag"]);
     }
     println!("{:34} {:>10} {:>14}", "", "A to B", "halves of A");
     for (key, label) in [

@@ -28,6 +28,8 @@ pub struct Side {
     pub raw: Option<Vec<f64>>,
     /// The same by the rule that was asked for.
     pub log_weight: Option<Vec<f64>>,
+    /// Whether the file has a generator's `log_density`.
+    pub has_density: bool,
 }
 
 impl Side {
@@ -42,6 +44,7 @@ impl Side {
         bonded(path, topology, &x)?;
         let array = |name: &str| array(path, name, n);
         let (given, of_weights, log_q) = (array("reduced_potential")?, array("log_weight")?, array("log_density")?);
+        let has_density = log_q.is_some();
         let u = compare.energies(&x, topology)?.or(given);
         let raw = match (compare.reweight, log_q, &u) {
             (true, Some(log_q), Some(u)) => Some(importance(u, &log_q)),
@@ -54,7 +57,7 @@ impl Side {
             Some(raw) => Some(compare.rule.rule().apply(raw).map_err(named)?.0),
             None => None,
         };
-        Ok(Side { name: path.display().to_string(), x, n, u, raw, log_weight })
+        Ok(Side { name: path.display().to_string(), x, n, u, raw, log_weight, has_density })
     }
 }
 

@@ -6,6 +6,7 @@ use modejump::train::Progress;
 use modejump::{weights, Result};
 use plotters::prelude::*;
 use std::f64::consts::PI;
+use std::ops::Range;
 
 const INK: RGBColor = RGBColor(40, 44, 52);
 const FAINT: RGBColor = RGBColor(225, 228, 232);
@@ -169,35 +170,50 @@ fn viridis(t: f64) -> RGBColor {
     RGBColor(mix(a.0, b.0), mix(a.1, b.1), mix(a.2, b.2))
 }
 
-/// F(φ) with a band of two standard errors.
+/// What is in the legend for weighted samples.
+fn weighted_name(series: &Series, suffix: &str) -> String {
+    match series.rule() {
+        Some(rule) => format!("{}{suffix} ({rule} weights)", series.name),
+        None => format!("{}{suffix}", series.name),
+    }
+}
+
+/// F(φ) with a band of two standard errors; lines end where F leaves the axis.
 pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 60;
+    const HIGHEST: f64 = 14.0;
     let profile = |s: &Series| -> Result<CircularProfile> {
         match s.log_weight.is_empty() {
             true => circular_profile_of_series(&s.phi, BINS),
             false => circular_profile(&s.phi, &s.log_weight, BINS),
         }
     };
-    let mut chart = chart(area, "Free energy along φ", ("φ / °", -180.0..180.0), ("F / kT", 0.0..14.0))?;
+    let mut chart = chart(area, "Free energy along φ", ("φ / °", -180.0..180.0), ("F / kT", 0.0..HIGHEST))?;
     for (s, &colour) in series.iter().zip(COLOURS.iter().cycle()) {
         let profile = profile(s)?;
         let points: Vec<(f64, f64, f64)> = profile
             .centres
             .iter()
             .zip(&profile.free_energy)
-            .filter(|(_, f)| f.value.is_finite())
+            .filter(|(_, f)| f.value <= HIGHEST)
             .map(|(c, f)| {
                 (c.to_degrees(), f.value, if f.standard_error.is_finite() { 2.0 * f.standard_error } else { 0.0 })
             })
             .collect();
         let step = 360.0 / BINS as f64;
         for run in points.chunk_by(|a, b| b.0 - a.0 < 1.5 * step) {
-            let upper = run.iter().map(|p| (p.0, p.1 + p.2));
+            let upper = run.iter().map(|p| (p.0, (p.1 + p.2).min(HIGHEST)));
             let lower = run.iter().rev().map(|p| (p.0, (p.1 - p.2).max(0.0)));
             chart.draw_series([Polygon::new(upper.chain(lower).collect::<Vec<_>>(), colour.mix(0.18).filled())])?;
             chart.draw_series(LineSeries::new(run.iter().map(|p| (p.0, p.1)), colour.stroke_width(2)))?;
+            // a bin alone makes no line
+            let alone = run.iter().filter(|_| run.len() == 1);
+            chart.draw_series(alone.map(|p| Circle::new((p.0, p.1), 3, colour.filled())))?;
         }
-        chart.draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?.label(s.name.clone()).legend(swatch(colour));
+        chart
+            .draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?
+            .label(weighted_name(s, ""))
+            .legend(swatch(colour));
     }
     legend!(chart)?;
     Ok(())
@@ -223,23 +239,67 @@ fn quantile(values: &[f64], q: f64) -> f64 {
     sorted.get(((sorted.len() as f64 - 1.0) * q).max(0.0) as usize).copied().unwrap_or(0.0)
 }
 
+/// For a legend: how much of weighted values, which sum to one, an axis leaves out.
+fn beyond(values: &[(f64, f64)], axis: &Range<f64>) -> String {
+    let share: f64 = values.iter().filter(|(v, _)| !axis.contains(v)).map(|(_, w)| w).sum();
+    match 100.0 * share {
+        percent if percent < 1e-9 => String::new(),
+        percent if percent < 0.1 => ", <0.1 % beyond".into(),
+        percent => format!(", {percent:.1} % beyond"),
+    }
+}
+
+/// Energies of one curve, in order, with weights that sum to one.
+struct Energies {
+    name: String,
+    values: Vec<(f64, f64)>,
+    /// Whether all but the wildest of them have to be seen.
+    leads: bool,
+}
+
+impl Energies {
+    fn new(name: String, u: &[f64], weights: Vec<f64>, leads: bool) -> Energies {
+        let mut values: Vec<(f64, f64)> = u.iter().copied().zip(weights).collect();
+        values.sort_by(|a, b| a.0.total_cmp(&b.0));
+        Energies { name, values, leads }
+    }
+
+    fn quantile(&self, q: f64) -> f64 {
+        let mut sum = 0.0;
+        let reached = |(_, w): &&(f64, f64)| {
+            sum += w;
+            sum >= q
+        };
+        self.values.iter().find(reached).or(self.values.last()).map_or(0.0, |value| value.0)
+    }
+}
+
 /// Reduced energies of runs, of the generator as it is, and reweighted.
 pub fn energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 70;
-    let from = series.iter().map(|s| quantile(&s.reduced_potential, 0.0005)).fold(f64::INFINITY, f64::min) - 1.0;
-    let to = series.iter().map(|s| quantile(&s.reduced_potential, 0.995)).fold(f64::NEG_INFINITY, f64::max) + 2.0;
-    let mut curves: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
-    for s in series {
-        let raw = s.reduced_potential.iter().map(|&u| (u, 1.0));
-        curves.push((s.name.clone(), histogram(raw, from, to, BINS)));
-        if !s.log_weight.is_empty() {
+    let mut curves = Vec::new();
+    for (i, s) in series.iter().enumerate() {
+        let (u, weighted) = (&s.reduced_potential, !s.log_weight.is_empty());
+        let same = vec![1.0 / u.len() as f64; u.len()];
+        curves.push(Energies::new(s.name.clone(), u, same, i == 0 && !weighted));
+        if weighted {
             let w = weights::normalised(&s.log_weight)?;
-            let weighted = s.reduced_potential.iter().copied().zip(w);
-            curves.push((format!("{}, reweighted", s.name), histogram(weighted, from, to, BINS)));
+            let leads = weights::effective_sample_size(&s.log_weight)? >= weights::FEWEST_FOR_ERRORS as f64;
+            curves.push(Energies::new(weighted_name(s, ", reweighted"), u, w, leads));
         }
     }
+    let axis = energy_axis(&curves);
+    let curves: Vec<_> = curves
+        .into_iter()
+        .map(|c| {
+            (
+                format!("{}{}", c.name, beyond(&c.values, &axis)),
+                histogram(c.values.into_iter(), axis.start, axis.end, BINS),
+            )
+        })
+        .collect();
     let top = curves.iter().flat_map(|c| c.1.iter().map(|p| p.1)).fold(0.0, f64::max) * 1.15;
-    let mut chart = chart(area, "Reduced potential energy", ("u = U / kT", from..to), ("density", 0.0..top))?;
+    let mut chart = chart(area, "Reduced potential energy", ("u = U / kT", axis), ("density", 0.0..top))?;
     for ((name, curve), &colour) in curves.into_iter().zip(COLOURS.iter().cycle()) {
         chart.draw_series(LineSeries::new(curve, colour.stroke_width(2)))?.label(name).legend(swatch(colour));
     }
@@ -247,26 +307,77 @@ pub fn energy(area: &Figure, series: &[&Series]) -> Outcome {
     Ok(())
 }
 
-/// Histogram of log w − ln mean w, with ESS and k̂ in the legend.
-pub fn log_weights(area: &Figure, series: &[&Series]) -> Outcome {
-    let mut curves = Vec::new();
-    for s in series {
-        let n = s.log_weight.len() as f64;
-        let mean = weights::log_sum_exp(&s.log_weight) - n.ln();
-        let ess = weights::effective_sample_size(&s.log_weight)? / n;
-        let k = weights::pareto_k(&s.log_weight).map_or(f64::NAN, |k| k);
-        let name = format!("{}: ESS {:.1} %, k = {k:.2}", s.name, 100.0 * ess);
-        let centred: Vec<f64> = s.log_weight.iter().map(|w| w - mean).collect();
-        curves.push((name, histogram(centred.iter().map(|&w| (w, 1.0)), -8.0, 6.0, 84)));
+/// Nearly all of the reference and of what is weighted, if weights have not collapsed. A few clashes of a generator as it is lie anywhere: nine tenths of the others are seen,
+/// as far as that leaves the former a fifth of the axis.
+fn energy_axis(curves: &[Energies]) -> Range<f64> {
+    let none = curves.iter().all(|c| !c.leads);
+    let leading = || curves.iter().filter(|c| c.leads || none);
+    let low = leading().map(|c| c.quantile(0.0005)).fold(f64::INFINITY, f64::min);
+    let high = leading().map(|c| c.quantile(0.995)).fold(f64::NEG_INFINITY, f64::max);
+    let reach = 2.0 * (high - low).max(10.0);
+    let (mut from, mut to) = (low, high);
+    for c in curves.iter().filter(|c| !c.leads) {
+        from = from.min(c.quantile(0.0005).max(low - reach));
+        to = to.max(c.quantile(0.9).min(high + reach));
     }
+    from - 1.0..to + 2.0
+}
+
+/// Histogram of raw log w − ln mean w, with ESS and k̂ of the generator in the legend.
+pub fn log_weights(area: &Figure, series: &[&Series]) -> Outcome {
+    const BINS: usize = 84;
+    let mut all = Vec::new();
+    for s in series {
+        let raw = s.raw();
+        let n = raw.len() as f64;
+        let mean = weights::log_sum_exp(&raw) - n.ln();
+        let centred: Vec<f64> = raw.iter().filter(|w| w.is_finite()).map(|w| w - mean).collect();
+        all.push((about_weights(s, &raw)?, centred));
+    }
+    let axis = log_weight_axis(all.iter().map(|(_, centred)| centred.as_slice()));
+    let curves: Vec<_> = all
+        .into_iter()
+        .map(|(name, centred)| {
+            let values: Vec<(f64, f64)> = centred.iter().map(|&w| (w, 1.0 / centred.len() as f64)).collect();
+            (format!("{name}{}", beyond(&values, &axis)), histogram(values.into_iter(), axis.start, axis.end, BINS))
+        })
+        .collect();
     let top = curves.iter().flat_map(|c| c.1.iter().map(|p| p.1)).fold(0.0, f64::max) * 1.15;
-    let mut chart = chart(area, "Importance weights", ("ln w − ln ⟨w⟩", -8.0..6.0), ("density", 0.0..top))?;
+    let mut chart = chart(area, "Importance weights", ("ln w − ln ⟨w⟩", axis), ("density", 0.0..top))?;
     for ((name, curve), &colour) in curves.into_iter().zip(COLOURS[1..].iter().cycle()) {
         chart.draw_series(AreaSeries::new(curve.clone(), 0.0, colour.mix(0.25)))?;
         chart.draw_series(LineSeries::new(curve, colour.stroke_width(2)))?.label(name).legend(swatch(colour));
     }
     legend!(chart)?;
     Ok(())
+}
+
+/// What raw weights say, how many samples have none, and the rule by which they were changed.
+fn about_weights(series: &Series, raw: &[f64]) -> Result<String> {
+    let ess = weights::effective_sample_size(raw)? / raw.len() as f64;
+    let k = match weights::pareto_k(raw)? {
+        f64::INFINITY => "∞".into(),
+        f64::NEG_INFINITY => "−∞".into(),
+        k => format!("{k:.2}"),
+    };
+    let rejected = match raw.iter().filter(|w| !w.is_finite()).count() {
+        0 => String::new(),
+        rejected => format!(", {rejected} rejected"),
+    };
+    let rule = series.rule().map_or(String::new(), |rule| format!(", used {rule}"));
+    Ok(format!("{}: ESS {:.1} %, k = {k}{rejected}{rule}", series.name, 100.0 * ess))
+}
+
+/// Up to the largest; down to where hardly any are, but of a long tail no further than eight interquartile ranges below the median.
+fn log_weight_axis<'a>(all: impl Iterator<Item = &'a [f64]>) -> Range<f64> {
+    let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+    for w in all {
+        let [least, lower, median, upper, most] = [0.002, 0.25, 0.5, 0.75, 1.0].map(|q| quantile(w, q));
+        low = low.min(least.max(median - 8.0 * (upper - lower)));
+        high = high.max(most);
+    }
+    let margin = 0.05 * (high - low).max(2.0);
+    low - margin..high + margin
 }
 
 /// Losses above, effective sample size and acceptance below.

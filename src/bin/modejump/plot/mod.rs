@@ -27,6 +27,9 @@ pub struct Plot {
 #[derive(Deserialize, Serialize)]
 pub struct Series {
     pub name: String,
+    /// Of all samples, also those without weight or energy, which are left out below; 0 where none are.
+    #[serde(default)]
+    pub n: usize,
     /// radian
     #[serde(default)]
     pub phi: Vec<f64>,
@@ -40,9 +43,30 @@ pub struct Series {
     /// u = U/kT
     #[serde(default)]
     pub reduced_potential: Vec<f64>,
-    /// Present for weighted samples.
+    /// Present for weighted samples, one for each of those above.
     #[serde(default)]
     pub log_weight: Vec<f64>,
+    /// Those of all samples that have weight, before a rule changed them; absent where they are `log_weight`.
+    #[serde(default)]
+    pub raw_log_weight: Vec<f64>,
+    /// Name of the rule that made `log_weight` of them.
+    #[serde(default)]
+    pub weights: String,
+}
+
+impl Series {
+    /// Log-weights of all samples before any rule, −∞ for those without weight.
+    fn raw(&self) -> Vec<f64> {
+        let given = if self.raw_log_weight.is_empty() { &self.log_weight } else { &self.raw_log_weight };
+        let mut raw = given.clone();
+        raw.resize(given.len().max(self.n), f64::NEG_INFINITY);
+        raw
+    }
+
+    /// The rule that changed the weights, if one did.
+    fn rule(&self) -> Option<&str> {
+        Some(self.weights.as_str()).filter(|rule| !matches!(*rule, "" | "raw"))
+    }
 }
 
 #[derive(Deserialize)]

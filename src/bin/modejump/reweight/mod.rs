@@ -2,7 +2,10 @@
 
 mod surrogate;
 
-use super::common::{load, mark, temperature, DecodingFlags, PrecisionFlag, RuleFlag};
+use super::common::{
+    load, mark, number, tail_in_words, tail_index, temperature, with_error, without_error, DecodingFlags,
+    PrecisionFlag, RuleFlag,
+};
 use clap::{Args, ValueEnum};
 use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
@@ -46,7 +49,7 @@ pub struct Reweight {
     #[arg(long, requires = "surrogate")]
     calibrate: Option<PathBuf>,
     /// Average the generator's density over so many orientations: less variable weights for as many likelihoods, exact where the
-    /// energies do not know of directions. For TarFlows
+    /// energies do not know of directions, as those of a periodic System do. For TarFlows
     #[arg(long, conflicts_with = "surrogate")]
     rotations: Option<usize>,
     /// What a TarFlow's weights are divided by for the noise of the centroid
@@ -86,7 +89,13 @@ struct Samples {
 /// Log-weights of the first samples by one likelihood.
 struct Weighted {
     likelihood: Exactness,
+    /// Raw.
     log_weight: Vec<f64>,
+    rule: Rule,
+    /// By the rule, for averages.
+    ruled: Vec<f64>,
+    /// How many the rule has changed.
+    changed: usize,
 }
 
 impl Reweight {
@@ -124,9 +133,12 @@ impl Reweight {
     }
 
     fn alone(&self, model: &dyn Model, temperature: f64, ranks: &dyn Ranks, summary: &mut Value) -> Result<Vec<Value>> {
-        let (x, mut log_q) = ranks.sample(model, self.n, self.seed)?;
         if let Some(rotations) = self.rotations {
             orientation::check(model, rotations)?;
+            self.require_no_directions()?;
+        }
+        let (x, mut log_q) = ranks.sample(model, self.n, self.seed)?;
+        if let Some(rotations) = self.rotations {
             log_q = ranks.evaluations(self.n, |rows, own| {
                 let d = model.dimension();
                 let streams = |row| Stream::new(self.seed, StreamId::Orientation, (rows.start + row) as u64, 0);
@@ -140,8 +152,8 @@ impl Reweight {
         if !ranks.is_first() {
             return Ok(Vec::new());
         }
-        let weighted = Weighted::new(model.exactness(), &samples, &log_q)?;
-        extend(summary, weighted.summary(&samples, self.rule.rule())?);
+        let weighted = Weighted::new(model.exactness(), &samples, &log_q, self.rule.rule())?;
+        extend(summary, weighted.summary(&samples)?);
         Ok(vec![weighted.series("generator", &samples)])
     }
 
@@ -172,6 +184,24 @@ impl Reweight {
         JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE)).reduced_potential(x, u)
     }
 
+    /// Errors: energies that depend on the orientation of the molecule, since they have a box.
+    #[cfg(feature = "openmm")]
+    fn require_no_directions(&self) -> Result<()> {
+        match modejump::engines::openmm::System::from_xml_file(&self.system)?.is_periodic()? {
+            true => Err(Error::file(
+                &self.system,
+                "the System is periodic, and its box has directions: weights averaged over --rotations are not exact there; \
+                 leave the option out",
+            )),
+            false => Ok(()),
+        }
+    }
+
+    #[cfg(not(feature = "openmm"))]
+    fn require_no_directions(&self) -> Result<()> {
+        Ok(())
+    }
+
     #[cfg(not(feature = "openmm"))]
     fn energies(&self, _: f64, _: &dyn Model, _: &[f64], _: &mut [f64]) -> Result<()> {
         Err(Error::Unsupported("--system needs a build with `--features openmm`".into()))
@@ -179,39 +209,39 @@ impl Reweight {
 }
 
 impl Weighted {
-    fn new(likelihood: Exactness, samples: &Samples, log_q: &[Evaluation]) -> Result<Weighted> {
+    fn new(likelihood: Exactness, samples: &Samples, log_q: &[Evaluation], rule: Rule) -> Result<Weighted> {
         let log_weight = weights::log_weights(&samples.u[..log_q.len()], log_q)?;
-        Ok(Weighted { likelihood, log_weight })
+        let (ruled, changed) = rule.apply(&log_weight)?;
+        Ok(Weighted { likelihood, log_weight, rule, ruled, changed })
     }
 
-    /// Raw effective sample size and k̂, and averages with weights by a rule.
-    fn summary(&self, samples: &Samples, rule: Rule) -> Result<Value> {
-        let n = self.log_weight.len();
-        let (ruled, changed) = rule.apply(&self.log_weight)?;
+    /// Raw effective sample size and k̂, and averages with weights by the rule.
+    fn summary(&self, samples: &Samples) -> Result<Value> {
+        let (n, ruled) = (self.log_weight.len(), &self.ruled);
         let share = |w: &[f64]| weights::effective_sample_size(w).map(|ess| ess / n as f64);
         let acceptance = weights::acceptance(&self.log_weight);
-        let u = weights::mean(&ruled, &samples.u[..n])?;
+        let u = weights::mean(ruled, &samples.u[..n])?;
         let mut summary = json!({
             "likelihood": self.likelihood,
             "ess": share(&self.log_weight)?,
-            "pareto_k": weights::pareto_k(&self.log_weight)?,
+            "pareto_k": tail_index(weights::pareto_k(&self.log_weight)?),
             "acceptance": acceptance.value,
             "acceptance_stderr": acceptance.standard_error,
             "rejected": self.log_weight.iter().filter(|w| !w.is_finite()).count(),
-            "weights": rule.name(),
+            "weights": self.rule.name(),
             "u_mean": u.value,
             "u_stderr": u.standard_error,
         });
-        if rule != Rule::Raw {
-            extend(&mut summary, json!({ "changed_weights": changed, "ess_of_changed": share(&ruled)? }));
+        if self.rule != Rule::Raw {
+            extend(&mut summary, json!({ "changed_weights": self.changed, "ess_of_changed": share(ruled)? }));
         }
         // a surrogate is known up to a constant, and so is what it says of Z
         if self.likelihood != Exactness::Surrogate {
-            let log_z = weights::log_normaliser(&ruled)?;
+            let log_z = weights::log_normaliser(ruled)?;
             extend(&mut summary, json!({ "log_z": log_z.value, "log_z_stderr": log_z.standard_error }));
         }
         if !samples.in_state.is_empty() {
-            match free_energy::between_states(&ruled, &samples.in_state[..n]) {
+            match free_energy::between_states(ruled, &samples.in_state[..n]) {
                 Ok(delta_f) => {
                     extend(
                         &mut summary,
@@ -225,16 +255,20 @@ impl Weighted {
         Ok(summary)
     }
 
-    /// JSON knows no infinities: rejected samples are counted in the summary and left out of the series.
+    /// What `modejump plot` draws. JSON knows no infinities: of samples without weight there is no more than what `n` counts.
     fn series(&self, name: &str, samples: &Samples) -> Value {
         let finite = |values: &[f64]| -> Vec<f64> {
-            values.iter().zip(&self.log_weight).filter(|(_, w)| w.is_finite()).map(|(v, _)| *v).collect()
+            values.iter().zip(&self.ruled).filter(|(_, w)| w.is_finite()).map(|(v, _)| *v).collect()
         };
+        let raw: Vec<f64> = self.log_weight.iter().copied().filter(|w| w.is_finite()).collect();
         let mut series = json!({
             "name": name,
             "likelihood": self.likelihood,
             "reduced_potential": finite(&samples.u),
-            "log_weight": finite(&self.log_weight),
+            "n": self.log_weight.len(),
+            "weights": self.rule.name(),
+            "log_weight": finite(&self.ruled),
+            "raw_log_weight": raw,
         });
         if let Some([phi, psi]) = &samples.angles {
             extend(&mut series, json!({ "phi": finite(phi), "psi": finite(psi) }));
@@ -248,10 +282,6 @@ fn extend(object: &mut Value, more: Value) {
     if let (Value::Object(object), Value::Object(more)) = (object, more) {
         object.extend(more);
     }
-}
-
-fn number(s: &Value, key: &str) -> f64 {
-    s[key].as_f64().unwrap_or(f64::NAN)
 }
 
 /// What was done to the weights of which the averages are made.
@@ -271,22 +301,21 @@ fn report(s: &Value) {
     let mark = mark(s["likelihood"].as_str().unwrap_or_default());
     println!("samples           {}", s["n"]);
     println!("ESS               {:.1} % of the raw weights{mark}", 100.0 * f("ess"));
-    println!(
-        "Pareto k          {:.2}{}{mark}",
-        f("pareto_k"),
-        if f("pareto_k") > 0.7 { "  (weights are unreliable above 0.7)" } else { "" }
-    );
-    println!(
-        "acceptance        {:.1} ± {:.1} % for one fresh proposal in equilibrium{mark}",
-        100.0 * f("acceptance"),
-        100.0 * f("acceptance_stderr")
-    );
+    println!("Pareto k          {}{mark}", tail_in_words(f("pareto_k")));
+    if f("rejected") > 0.0 {
+        println!("rejected          {} samples have no weight", s["rejected"]);
+    }
+    let acceptance = with_error(100.0 * f("acceptance"), 100.0 * f("acceptance_stderr"), 1);
+    println!("acceptance        {acceptance} % for one fresh proposal in equilibrium{mark}");
     println!("weights           {}", rule_in_words(s));
-    println!("<u>               {:.3} ± {:.3} kT{mark}", f("u_mean"), f("u_stderr"));
+    println!("<u>               {} kT{mark}", with_error(f("u_mean"), f("u_stderr"), 3));
     if s.get("log_z").is_some() {
-        println!("log Z             {:.4} ± {:.4}{mark}", f("log_z"), f("log_z_stderr"));
+        println!("log Z             {}{mark}", with_error(f("log_z"), f("log_z_stderr"), 4));
     }
     if s.get("delta_f_kT").is_some() {
-        println!("ΔF(state − rest)  {:.3} ± {:.3} kT{mark}", f("delta_f_kT"), f("delta_f_stderr"));
+        println!("ΔF(state − rest)  {} kT{mark}", with_error(f("delta_f_kT"), f("delta_f_stderr"), 3));
+    }
+    if f("u_stderr").is_nan() || f("acceptance_stderr").is_nan() {
+        println!("{}", without_error());
     }
 }

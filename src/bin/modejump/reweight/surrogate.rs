@@ -3,8 +3,8 @@
 //! With c = q_surrogate/q the surrogate's weights e^{−u}/q_surrogate = w/c of samples of q stand for the distribution π/c instead
 //! of π. Constant factors of c cancel in all but the mean of ln c.
 
-use super::{extend, number, Reweight, Samples, Weighted};
-use crate::common::load_partner;
+use super::{extend, Reweight, Samples, Weighted};
+use crate::common::{self, load_partner, number, tail_in_words, without_error};
 use modejump::density::{Evaluation, Exactness, Status};
 use modejump::io::{model_file, write_atomically};
 use modejump::models::Model;
@@ -71,10 +71,10 @@ impl Reweight {
             }
             None => screening.ok(),
         };
-        let generator = Weighted::new(model.exactness(), &samples, &log_q)?;
-        let other = Weighted::new(Exactness::Surrogate, &samples, &log_surrogate)?;
+        let generator = Weighted::new(model.exactness(), &samples, &log_q, self.rule.rule())?;
+        let other = Weighted::new(Exactness::Surrogate, &samples, &log_surrogate, self.rule.rule())?;
         let side = |weighted: &Weighted, seconds: f64| -> Result<Value> {
-            let mut side = weighted.summary(&samples, self.rule.rule())?;
+            let mut side = weighted.summary(&samples)?;
             extend(&mut side, json!({ "n": weighted.log_weight.len(), "seconds_of_log_density": seconds }));
             Ok(side)
         };
@@ -175,7 +175,7 @@ pub(super) fn report(s: &Value) {
     };
     let with_error = |key: &'static str, error: &'static str| {
         move |side: &Value| match side.get(key) {
-            Some(_) => format!("{:.3} ± {:.3}", number(side, key), number(side, error)),
+            Some(_) => common::with_error(number(side, key), number(side, error), 3),
             None => "–".into(),
         }
     };
@@ -185,25 +185,35 @@ pub(super) fn report(s: &Value) {
     line("likelihood", &name);
     line("samples", &|side| side["n"].to_string());
     line("ESS, %", &plain("ess", 1, 100.0));
-    line("Pareto k", &plain("pareto_k", 2, 1.0));
+    line("Pareto k", &|side| match number(side, "pareto_k") {
+        k if k.is_infinite() => if k > 0.0 { "infinite" } else { "none" }.into(),
+        k => format!("{k:.2}"),
+    });
+    if [generator, surrogate].iter().any(|side| number(side, "rejected") > 0.0) {
+        line("rejected", &|side| side["rejected"].to_string());
+    }
     line("acceptance, %", &plain("acceptance", 1, 100.0));
     line("weights", &|side| side["weights"].as_str().unwrap_or_default().into());
     line("<u>, kT", &with_error("u_mean", "u_stderr"));
     line("log Z", &with_error("log_z", "log_z_stderr"));
     line("ΔF(state − rest), kT", &with_error("delta_f_kT", "delta_f_stderr"));
     line("seconds of log q", &plain("seconds_of_log_density", 2, 1.0));
+    for side in [generator, surrogate].into_iter().filter(|side| number(side, "pareto_k") > 0.7) {
+        println!("Pareto k of the {} weights: {}", name(side), tail_in_words(number(side, "pareto_k")));
+    }
+    if [generator, surrogate].iter().any(|side| number(side, "u_stderr").is_nan()) {
+        println!("{}", without_error());
+    }
     println!("seconds of the samples     {:20.2}", number(s, "seconds_of_samples"));
     println!("bias of the surrogate by {} samples with {} log q, c = q_surrogate/q:", bias["n"], name(bias));
     let f = |key: &str| number(bias, key);
-    println!(
-        "  mean of ln c             {:.3} ± {:.3}  (contains the surrogate's constant)",
-        f("mean_log_c"),
-        f("mean_log_c_stderr")
-    );
+    let estimate = |key: &str, error: &str, digits: usize| common::with_error(f(key), f(error), digits);
+    let mean = estimate("mean_log_c", "mean_log_c_stderr", 3);
+    println!("  mean of ln c             {mean}  (contains the surrogate's constant)");
     println!("  variance of ln c         {:.4}", f("variance_log_c"));
-    println!("  KL(π | π/c)              {:.4} ± {:.4}", f("kl"), f("kl_stderr"));
+    println!("  KL(π | π/c)              {}", estimate("kl", "kl_stderr", 4));
     if bias.get("delta_f_shift_kT").is_some() {
-        println!("  shift of ΔF, kT          {:.3} ± {:.3}", f("delta_f_shift_kT"), f("delta_f_shift_stderr"));
+        println!("  shift of ΔF, kT          {}", estimate("delta_f_shift_kT", "delta_f_shift_stderr", 3));
     }
     let (screening, trust) = (&s["screening"], &s["screening"]["trust"]);
     if !trust.is_null() {
