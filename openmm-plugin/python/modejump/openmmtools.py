@@ -9,6 +9,7 @@ import zlib
 
 import mpiplus
 import numpy as np
+import openmm
 from openmm import unit
 from openmmtools import mcmc, multistate
 
@@ -56,7 +57,7 @@ class _Placed:
         """Puts x into the sampler state, with new velocities."""
         self.place(x)
         temperature = self.state.temperature.value_in_unit(unit.kelvin)
-        call("draw_velocities", address(self.context), temperature, seed, step, replica)
+        call("draw_velocities", address(self.context, openmm.Context), temperature, seed, step, replica)
         sampler_state.update_from_context(self.context)
 
 
