@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 import zlib
 
 import mpiplus
@@ -97,7 +98,7 @@ class NeuralJumpMove(mcmc.MCMCMove):
         super().__init__()
         loading = {"precision": precision, "decoding": decoding, "segment": segment}
         loading |= {"decoding_tolerance": decoding_tolerance, "decoding_passes": decoding_passes}
-        state = {"model": str(model), "seed": seed, "proposals": proposals, "particles": particles, "loading": loading}
+        state = {"model": os.fspath(model), "seed": seed, "proposals": proposals, "particles": particles, "loading": loading}
         self.__setstate__(state | {"applied": 0, "accepted": 0})
 
     def __getstate__(self):
