@@ -18,7 +18,7 @@ from modejump import ModeJumpReporter, MonteCarloModeJump
 ALA2 = pathlib.Path(__file__).resolve().parent.parent / "models/ala2"
 STEPS = 500  # of dynamics between attempts
 
-parser = argparse.ArgumentParser()
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--attempts", type=int, default=40)
 parser.add_argument("--acceptance", choices=["exact", "surrogate"], default="exact")
 parser.add_argument("--log", default="screened.csv")
@@ -43,7 +43,7 @@ simulation.context.setVelocitiesToTemperature(300, 1)
 simulation.reporters.append(ModeJumpReporter(options.log, STEPS))
 
 start = time.perf_counter()
-simulation.step(STEPS * options.attempts)
+simulation.step(STEPS * options.attempts + 1)  # an attempt is made at the start of the step after
 s = jump.statistics(simulation.context)
 seconds = (time.perf_counter() - start) / s.attempts
 print(f"{s.attempts} attempts, {100 * s.acceptance:.0f} % accepted by the {s.likelihood} density, {seconds:.2f} s each")

@@ -6,7 +6,7 @@ Alanine dipeptide at 300 K by ASE's Langevin dynamics; the calculator hands the 
 was trained for. Prints how often phi has changed its basin, which plain dynamics does once in some 15 ns.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -85,4 +85,6 @@ def main(steps):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", type=int, nargs="?", default=20_000, help="of dynamics, 20,000 if not said")
+    main(parser.parse_args().steps)

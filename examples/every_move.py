@@ -5,7 +5,7 @@
 Prints what each move finds for the population of the left well, beside the exact one.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,9 @@ def run(move, attempts):
 
 
 def main():
-    attempts = int(sys.argv[1]) if len(sys.argv) > 1 else 5000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("attempts", type=int, nargs="?", default=5000, help="of each move, 5000 if not said")
+    attempts = parser.parse_args().attempts
     generator, modes = (modejump.Model(MODELS / f"{name}.safetensors") for name in ("generator", "modes"))
     moves = {
         "independence": modejump.Move(generator, seed=1),

@@ -6,6 +6,7 @@ Prints for each how many attempts were accepted, what one takes, how often phi c
 potential energy, which is the same for all.
 """
 
+import argparse
 import pathlib
 import sys
 import time
@@ -62,7 +63,9 @@ def run(jump, steps):
 
 
 def main():
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("steps", type=int, nargs="?", default=100_000, help="with each move, 100,000 if not said")
+    steps = parser.parse_args().steps
     print(f"{'':14}{'accepted':>9}{'ms':>7}{'crossings':>11}{'U / kJ/mol':>18}")
     _, plain, _, _ = run(None, steps)
     for name, (model, options) in MOVES.items():

@@ -114,7 +114,7 @@ def measure(tool, molecule, models, n, particles):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ala2", type=Path, nargs="*", default=[PEPTIDES / "tarflow.safetensors"], metavar="MODEL")
     parser.add_argument("--ala3", type=Path, nargs="*", default=[PEPTIDES / "tarflow-ala3.safetensors"], metavar="MODEL")
     parser.add_argument("--binary", default="target/release/modejump")

@@ -478,6 +478,9 @@ inline std::string whyNot(const Simulation& s)
     const std::pair<bool, const char*> reasons[] = {
         { ir.eI != IntegrationAlgorithm::MD && ir.eI != IntegrationAlgorithm::SD1,
           "the integrators md and sd are supported: velocities after a jump depend on what an integrator stores" },
+        { ir.eI == IntegrationAlgorithm::MD && ir.etc != TemperatureCoupling::No && ir.etc != TemperatureCoupling::VRescale
+                  && ir.etc != TemperatureCoupling::NoseHoover,
+          "with md the couplings V-rescale and Nose-Hoover are supported: Berendsen's does not sample the canonical ensemble" },
         { ir.useMts, "multiple time stepping: velocities hold kicks of several lengths" },
         { s.gpu, "GPUs: not tested; run mdrun -nb cpu -pme cpu -bonded cpu -update cpu" },
         { s.separatePmeRank, "separate PME ranks: not tested; run mdrun -npme 0" },
@@ -886,6 +889,7 @@ private:
         {
             return;
         }
+        // of the proposal that decided, which the library alone knows: U', less kT/2 ln det Z with constraints
         const double proposed = -kt_ * (outcome.log_weight_proposed + outcome.log_density_proposed);
         std::fprintf(file_,
                      "%" PRId64 ",%.9g,%.9g,%.9g,%s\n",

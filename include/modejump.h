@@ -215,7 +215,8 @@ typedef struct modejump_target {
   int32_t (*reduced_potential)(void *user, uint64_t n, const double *x, double *u);
   // NULL, or called with `user` exactly once before the function that got this struct returns, whatever its status.
   void (*destroy)(void *user);
-  // NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it.
+  // NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it, and latent walks by
+  // trajectories.
   int32_t (*reduced_potential_gradient)(void *user, uint64_t n, const double *x, double *u, double *gradient);
   // NULL, or moves what belongs to the system and not to `x[dimension]`, which is held fast (a solvent), by a kernel that is
   // reversible for exp(-u(x, .)), and writes u where it then is: driven moves need it. Its random numbers have to be a function of
@@ -501,9 +502,6 @@ int32_t modejump_latent_walk_options_init(struct modejump_latent_walk_options *o
 // = T^-1(x), or Hamiltonian trajectories, for which the target of every attempt needs `reduced_potential_gradient`.
 // Exact whatever the flow. Its statistics have no weights. On success `*out` is a new handle, to be freed with
 // `modejump_move_free`; it keeps the model.
-//
-// # Safety `model` is NULL or a live handle; `options` is NULL or a struct of the size it says, whose `widths` are
-// NULL or have `n_widths` numbers; `out` is NULL or points to a pointer.
 int32_t modejump_move_latent_walk_new(const struct modejump_model *model,
                                       const struct modejump_latent_walk_options *options,
                                       struct modejump_move **out);

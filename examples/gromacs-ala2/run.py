@@ -8,6 +8,7 @@ The commands are printed as they are run; any of them works by hand. Writes summ
 import argparse
 import json
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ MODEL = ROOT / "models/ala2/model-vacuum.safetensors"
 def run(*command, cwd, stdin=""):
     """Runs a command of GROMACS or modejump; what it prints is shown only if it fails."""
     command = [str(word) for word in command]
-    print("$", " ".join(command), flush=True)
+    print("$", shlex.join(command), flush=True)
     done = subprocess.run(command, cwd=cwd, input=stdin, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         sys.exit(f"{done.stdout}\n{command[0]} failed")

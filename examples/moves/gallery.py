@@ -85,7 +85,7 @@ FIGURES = {"moves/series.json": moves, "ladder/summary.json": ladder, "solvent/s
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="?", default=Path("target"), help="folder of the results of those commands")
     parser.add_argument("-o", "--output", type=Path, default=Path("target/gallery"))
     arguments = parser.parse_args()

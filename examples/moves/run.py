@@ -81,7 +81,7 @@ HEADER = ["move", "accepted", "ms an attempt", "crossings", "crossings a second"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="target/release/modejump")
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--record", type=int, default=10)

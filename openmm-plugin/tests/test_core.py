@@ -1,16 +1,20 @@
 """Models and moves without an engine: modejump.Model and modejump.Move."""
 
+import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 from model_file import write_tarflow
+from openmm import unit
 
 import modejump
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 DOUBLE_WELL = MODELS / "double-well" / "generator.safetensors"
 MODES = MODELS / "double-well" / "modes.safetensors"
+STEERABLE = MODELS / "double-well" / "steerable.safetensors"
 ALA2 = MODELS / "ala2" / "model.safetensors"
 
 
@@ -135,7 +139,7 @@ def test_moves_with_gradients_weigh_two_wells(generator, method, settings):
     error = np.std([block.mean() for block in np.array_split(left, 20)], ddof=1) / 20**0.5
     assert abs(np.mean(left) - left_population()) < 4 * error < 0.15
     assert move.statistics().acceptance > 0.2
-    with pytest.raises(modejump.Error, match="gradient"):
+    with pytest.raises(ValueError, match="needs `gradient`"):
         move.attempt(x, double_well, step=0)
     with pytest.raises(ZeroDivisionError):
         move.attempt(x, double_well, step=0, gradient=lambda x: 1 / 0)
@@ -171,7 +175,7 @@ def test_a_driven_move_takes_its_bath_along(generator):
     statistics = move.statistics()
     assert abs(np.mean(left) - left_population()) < 5 * np.std([c.mean() for c in np.array_split(left, 20)], ddof=1) / 20**0.5
     assert abs(statistics.expected_acceptance - statistics.acceptance) < 0.03 and statistics.acceptance > 0.1
-    with pytest.raises(modejump.Error, match="relax is NULL"):
+    with pytest.raises(ValueError, match="needs `relax`"):
         move.attempt(x, potential, step=0)
     with pytest.raises(ZeroDivisionError):
         move.attempt(x, potential, step=0, relax=lambda x, stage: 1 / 0)
@@ -237,11 +241,94 @@ def test_what_the_potential_raises_is_raised_again(generator):
     move = modejump.Move(generator, seed=5)
     with pytest.raises(Interrupted, match="no power"):
         move.attempt([1.0, 0.5], fails, step=0, reduced_potential=0.25)
-    with pytest.raises(ValueError, match=r"has the shape \(\), not \(1,\)"):
-        move.attempt([1.0, 0.5], lambda x: 1.0, step=0, reduced_potential=0.25)
+    for known in (0.25, None):
+        with pytest.raises(ValueError, match=r"has the shape \(\), not \(1,\)"):
+            move.attempt([1.0, 0.5], lambda x: 1.0, step=0, reduced_potential=known)
     # the move goes on as if nothing had happened
     assert move.attempt([1.0, 0.5], double_well, step=1).reason in ("accepted", "rejected")
     assert move.attempt([1.0, 0.5], lambda x: np.full(len(x), np.nan), step=2, reduced_potential=0.25).reason == "non_finite"
+
+
+KJ = unit.kilojoule_per_mole
+
+
+@pytest.mark.parametrize(
+    "potential",
+    [
+        lambda x: double_well(x) * KJ,
+        lambda x: [u * KJ for u in double_well(x)],
+        lambda x: np.array([u * KJ for u in double_well(x)], dtype=object),
+    ],
+)
+def test_potentials_with_a_unit_are_refused(generator, potential):
+    move = modejump.Move(generator, seed=5)
+    for known in (0.25, None):
+        with pytest.raises(TypeError, match="the potential is in kilojoule/mole.*divide by kT"):
+            move.attempt([1.0, 0.5], potential, step=0, reduced_potential=known)
+    with pytest.raises(TypeError, match="divide by kT"):
+        move.attempt([1.0, 0.5], double_well, step=0, reduced_potential=0.25 * KJ)
+    walk = modejump.Move(generator, "latent_walk", widths=[0.2], leapfrog=2)
+    with pytest.raises(TypeError, match="divide by kT"):
+        walk.attempt([1.0, 0.5], double_well, step=0, gradient=lambda x: (double_well(x), x * KJ / unit.nanometer))
+    exchange = modejump.Exchange(modejump.Bijection(generator, generator))
+    with pytest.raises(TypeError, match="divide by kT"):
+        exchange.attempt([1.0, 0.5], [1.0, 0.5], [potential, double_well], step=0)
+    # what is left of a division by kT is a number
+    attempts = [modejump.Move(generator, seed=5).attempt([1.0, 0.5], u, step=3) for u in (double_well, lambda x: double_well(x) * KJ / KJ)]
+    assert attempts[0].log_acceptance == attempts[1].log_acceptance
+
+
+def test_lengths_and_temperatures_keep_their_units(generator, ala2):
+    x, _ = ala2.sample(2, seed=3)
+    angstroms = 10 * x * unit.angstrom
+    assert np.abs(ala2.log_density(angstroms) - ala2.log_density(x)).max() < 1e-3
+    outcome = modejump.Move(ala2).attempt(angstroms[0], lambda x: np.full(len(x), np.nan), step=0, reduced_potential=0.0)
+    assert outcome.reason == "non_finite" and np.abs(outcome.x - x[0]).max() < 1e-12
+    with pytest.raises(TypeError, match="configuration is in kelvin.*in nanometer"):
+        ala2.log_density(x * unit.kelvin)
+    with pytest.raises(modejump.Error, match="bond"):
+        modejump.Move(ala2).set_constraints([[0, 1]], [1.09 * unit.angstrom], [12 * unit.dalton] * 22)
+    steerable = modejump.Model(STEERABLE)
+    assert steerable.at_temperature(300 * unit.kelvin).latent_temperature == steerable.at_temperature(300).latent_temperature
+    move = modejump.Move(steerable)
+    move.set_temperature(300 * unit.kelvin)
+    for set_temperature in (move.set_temperature, steerable.at_temperature):
+        with pytest.raises(TypeError, match="temperature is in nanometer"):
+            set_temperature(300 * unit.nanometer)
+
+
+def test_arguments_of_another_kind_are_refused(generator):
+    bijection, move = modejump.Bijection(generator, generator), modejump.Move(generator)
+    for kind, arguments in (
+        (modejump.Move, [bijection]),
+        (modejump.Move, [move]),
+        (modejump.Move, [str(DOUBLE_WELL)]),
+        (modejump.Bijection, [bijection, bijection]),
+        (modejump.Bijection, [generator, DOUBLE_WELL]),
+    ):
+        with pytest.raises(TypeError, match=r"not Model: load it with modejump\.Model\(path\)"):
+            kind(*arguments)
+    with pytest.raises(TypeError, match="the screen is of type Bijection, not Model"):
+        modejump.Move(generator, screen=bijection)
+    for argument in (generator, move, None):
+        with pytest.raises(TypeError, match=r"not Bijection: make it with modejump\.Bijection"):
+            modejump.Exchange(argument)
+
+
+def test_copies_free_nothing_twice(generator):
+    model = modejump.Model(DOUBLE_WELL)
+    twins = [copy.copy(model), copy.deepcopy({"model": model})["model"], copy.deepcopy(modejump.Bijection(model, model))]
+    before, dimension = model.log_density([1.0, 0.5]), model.dimension
+    del model
+    assert twins[0] is twins[1] and twins[2].from_ is twins[0]
+    del twins[1:]
+    assert twins[0].log_density([1.0, 0.5]) == before and twins[0].dimension == dimension
+    for owner in (modejump.Move(generator), modejump.Exchange(modejump.Bijection(generator, generator))):
+        for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="make another with modejump"):
+                duplicate(owner)
+    with pytest.raises(TypeError, match="load it with"):
+        pickle.dumps(generator)
 
 
 def test_screens(generator):

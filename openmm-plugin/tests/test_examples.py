@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -13,6 +15,18 @@ def run(name, *arguments):
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("name", ["ala2_screened", "ase_jumps", "every_move", "openmm_moves", "moves/gallery", "moves/run"])
+def test_each_says_how_it_is_run(name):
+    text = (EXAMPLES / f"{name}.py").read_text()
+    first = text[3:].split("\n\n")[0].split("\n")
+    assert " ".join(first) in " ".join(run(f"{name}.py", "--help").split())
+
+
+def test_screened_jumps_make_the_attempts_that_were_asked_for(tmp_path):
+    out = run("ala2_screened.py", "--attempts", "2", "--acceptance", "surrogate", "--log", str(tmp_path / "screened.csv"))
+    assert out.startswith("2 attempts")
 
 
 def test_a_langevin_loop_of_ones_own():

@@ -134,6 +134,44 @@ def test_arguments_out_of_range(peroxide_model):
         jump.default_replica = 5000
     refuses(["randomNumberSeed", "2147483647"], modejump.MonteCarloModeJump, peroxide_model, seed=3_000_000_000)
     refuses(["numProposals", "whole number"], modejump.MonteCarloModeJump, peroxide_model, proposals=2.5)
+    for frequency in (0.5, 10.9):
+        refuses(["frequency", "whole number"], modejump.MonteCarloModeJump, peroxide_model, frequency)
+    with pytest.raises(TypeError, match="integer"):
+        jump.particles = [0.5]
+
+
+def test_units(peroxide_model):
+    def make(**options):
+        return modejump.MonteCarloModeJump(peroxide_model, **options)
+
+    jump = make(temperature=310 * unit.kelvin, relaxation_timestep=2 * unit.femtosecond, annealing_step=3 * unit.picometer**2)
+    assert (jump.temperature, jump.relaxation_timestep, jump.annealing_step) == (310, pytest.approx(0.002), pytest.approx(3e-6))
+    for options, message in (
+        ({"temperature": 300 * unit.nanometer}, "temperature is in nanometer; give a number or a Quantity in kelvin"),
+        ({"relaxation_timestep": 1 * unit.kelvin}, "relaxationStepSize is in kelvin.*picosecond"),
+        ({"annealing_step": 1 * unit.nanometer}, "annealingStep is in nanometer.*nanometer"),
+        ({"frequency": 1 * unit.picosecond}, "frequency is in picosecond; give a number without a unit"),
+        ({"latent_walk": [0.1 * unit.nanometer]}, "latent_walk is in nanometer"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make(**options)
+
+
+def test_objects_of_another_kind(peroxide_model):
+    """Of the library or of OpenMM: they are no addresses of a Force and of a Context."""
+    jump, system = modejump.MonteCarloModeJump(peroxide_model), peroxide_system()
+    for call in (jump.attempt, jump.statistics, jump.reset_statistics, jump.log_weights, jump.update_parameters_in_context):
+        with pytest.raises(TypeError, match="a Context of OpenMM is needed, not a System"):
+            call(system)
+    with pytest.raises(TypeError, match="a Force of OpenMM is needed, not a System"):
+        modejump.MonteCarloModeJump.isinstance(system)
+
+
+def test_every_property_and_method_has_a_word_of_help():
+    for kind in (modejump.MonteCarloModeJump, modejump.Move, modejump.Exchange, modejump.Model, modejump.Bijection):
+        for name, value in vars(kind).items():
+            if not name.startswith("_") and (callable(value) or isinstance(value, property)):
+                assert value.__doc__, f"{kind.__name__}.{name}"
 
 
 def test_wrong_atoms(peroxide_model):
@@ -271,7 +309,7 @@ def test_a_failed_simulation_is_an_error_not_a_rejection(gaussian_model):
     refuses("positions", jump.attempt, context)
     context.setPositions([[float("nan"), 0, 0]])
     # other platforms than Reference may refuse it themselves
-    refuses("reduced potential" if toy.PLATFORMS[0] == "Reference" else "", jump.attempt, context)
+    refuses(["reduced potential", "at step 0:"] if toy.PLATFORMS[0] == "Reference" else "", jump.attempt, context)
     context.setPositions([[0.0, 0.0, 0.0]])
     context.setParameter(modejump.MonteCarloModeJump.REPLICA, 0.5)
     refuses("ModeJumpReplica", jump.attempt, context)

@@ -291,7 +291,8 @@ pub unsafe extern "C" fn modejump_latent_walk_options_init(options: *mut modejum
 /// Exact whatever the flow. Its statistics have no weights. On success `*out` is a new handle, to be freed with
 /// `modejump_move_free`; it keeps the model.
 ///
-/// # Safety `model` is NULL or a live handle; `options` is NULL or a struct of the size it says, whose `widths` are
+/// # Safety
+/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says, whose `widths` are
 /// NULL or have `n_widths` numbers; `out` is NULL or points to a pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_move_latent_walk_new(
@@ -429,6 +430,9 @@ pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_mov
     guarded(|| {
         // SAFETY: the caller's promise.
         let this = unsafe { reference_mut(r#move, "move") }?;
+        if !(kelvin > 0.0 && kelvin.is_finite()) {
+            return Err(Error::invalid(format!("{kelvin} K: use a positive temperature")));
+        }
         this.kernel.set_temperature(kelvin)?;
         this.temperature = Some(kelvin);
         Ok(())

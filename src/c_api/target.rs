@@ -22,7 +22,8 @@ pub struct modejump_target {
     pub reduced_potential: Option<unsafe extern "C" fn(user: *mut c_void, n: u64, x: *const f64, u: *mut f64) -> i32>,
     /// NULL, or called with `user` exactly once before the function that got this struct returns, whatever its status.
     pub destroy: Option<unsafe extern "C" fn(user: *mut c_void)>,
-    /// NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it.
+    /// NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it, and latent walks by
+    /// trajectories.
     pub reduced_potential_gradient:
         Option<unsafe extern "C" fn(user: *mut c_void, n: u64, x: *const f64, u: *mut f64, gradient: *mut f64) -> i32>,
     /// NULL, or moves what belongs to the system and not to `x[dimension]`, which is held fast (a solvent), by a kernel that is
@@ -93,7 +94,9 @@ impl Target for Callback {
 
     fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
         let function = self.target.reduced_potential_gradient.ok_or_else(|| {
-            Error::invalid("modejump_target.reduced_potential_gradient is NULL: annealed moves need the gradient")
+            Error::invalid(
+                "modejump_target.reduced_potential_gradient is NULL: annealed moves and latent walks by trajectories need it",
+            )
         })?;
         status::remember("");
         u.fill(f64::NAN);

@@ -375,7 +375,12 @@ static void test_steering(const std::string& path, const std::string& generator)
     modejump::Move move(model);
     EXPECT(move.dimension() == 2);
     move.set_temperature(300.0);
-    EXPECT(status_of([&] { move.set_temperature(-3.0); }) == MODEJUMP_INVALID_INPUT);
+    modejump::Move of_one_temperature(plain);
+    of_one_temperature.set_temperature(300.0);
+    for (double kelvin : {-3.0, 0.0, std::nan("")}) {
+        EXPECT(status_of([&] { move.set_temperature(kelvin); }) == MODEJUMP_INVALID_INPUT);
+        EXPECT(status_of([&] { of_one_temperature.set_temperature(kelvin); }) == MODEJUMP_INVALID_INPUT);
+    }
     modejump::State state;
     state.x = {1.0, 0.5};
     for (state.step = 0; state.step < 200; state.step++) {

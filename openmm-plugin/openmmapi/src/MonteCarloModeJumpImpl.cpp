@@ -332,6 +332,10 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
     double energy = context.calcForcesAndEnergy(false, true, trial.groups);
     // On some platforms that clears the forces, which integrators keep until they hear of a change.
     context.systemChanged();
+    if (!std::isfinite(energy))
+        throw OpenMMException("MonteCarloModeJump: the reduced potential is " + to_string(energy / trial.kT) + " at step " +
+                              to_string(context.getStepCount()) +
+                              ": the simulation has failed before the move; minimize the energy first, or take a smaller time step");
     moved->save();
     moved->getPositions(x);
     if (solvent)

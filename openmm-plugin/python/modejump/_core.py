@@ -7,6 +7,9 @@ from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_double, c_int32, c_int
 from pathlib import Path
 
 import numpy as np
+from openmm import unit
+
+from .units import in_unit, reduced
 
 ABI = 1
 NAME = "libmodejump.so"
@@ -162,6 +165,43 @@ def _pointer(array):
     return array.ctypes.data_as(_doubles)
 
 
+class _Owner:
+    """Owns what a handle of the library stands for: a second owner would free it twice, so there are no copies."""
+
+    _handle = None
+    #: The function that frees it, and where one comes from.
+    _free, _origin = None, None
+
+    def __del__(self):
+        if self._handle:
+            getattr(_library, self._free)(self._handle)
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(f"a {type(self).__name__} can be neither copied nor pickled: {self._origin}")
+
+
+class _SharedOwner(_Owner):
+    """One that never changes, so that it is as good as its copies."""
+
+    def __copy__(self):
+        return self
+
+    def __deepcopy__(self, _):
+        return self
+
+
+def _handle_of(value, kind, what):
+    """The handle of an argument, which has to be of this kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{what} is of type {type(value).__name__}, not {kind.__name__}: {kind._origin}")
+    return value._handle
+
+
+def _box_of(box):
+    """Box vectors as float64 [9] in nm, or None."""
+    return None if box is None else np.ascontiguousarray(in_unit(box, unit.nanometer, "the box"), dtype=np.float64).reshape(9)
+
+
 class _Callback:
     """A potential as the library calls it, for configurations of this shape. What it raises waits in `raised`."""
 
@@ -175,14 +215,21 @@ class _Callback:
 
     def of_one(self, x):
         """The reduced potential of one configuration."""
-        return float(np.asarray(self.potential(x.reshape(1, *self.shape)), dtype=float)[0])
+        return float(self._potentials(x.reshape(1, *self.shape).copy())[0])
+
+    def _potentials(self, x):
+        n, values = len(x), np.asarray(reduced(self.potential(x), "the potential"), dtype=float)
+        if values.shape != (n,):
+            raise ValueError(
+                f"the potential of {n} configurations has the shape {values.shape}, not ({n},): "
+                "it gets them all in one array and returns an array of a number for each"
+            )
+        return values
 
     def _evaluate(self, _, n, pointer, u):
         try:
-            values = np.asarray(self.potential(np.ctypeslib.as_array(pointer, (n, *self.shape)).copy()), dtype=float)
-            if values.shape != (n,):
-                raise ValueError(f"the potential of {n} configurations has the shape {values.shape}, not ({n},)")
-            np.ctypeslib.as_array(u, (n,))[:] = values
+            x = np.ctypeslib.as_array(pointer, (n, *self.shape)).copy()
+            np.ctypeslib.as_array(u, (n,))[:] = self._potentials(x)
             return 0
         except BaseException as error:  # no exception may cross the C interface
             return self._failed("the potential", error)
@@ -191,7 +238,8 @@ class _Callback:
         try:
             shape = (n, *self.shape)
             values, slopes = self.gradient(np.ctypeslib.as_array(pointer, shape).copy())
-            values, slopes = np.asarray(values, dtype=float), np.asarray(slopes, dtype=float)
+            slopes = in_unit(slopes, unit.nanometer**-1, "du/dx", "u is U/kT, so divide by kT")
+            values, slopes = np.asarray(reduced(values, "the potential"), dtype=float), np.asarray(slopes, dtype=float)
             if values.shape != (n,) or slopes.shape != shape:
                 raise ValueError(f"u and du/dx have the shapes {values.shape} and {slopes.shape}, not ({n},) and {shape}")
             np.ctypeslib.as_array(u, (n,))[:] = values
@@ -202,7 +250,8 @@ class _Callback:
 
     def _relax(self, _, pointer, stage, u):
         try:
-            u[0] = float(self.relax(np.ctypeslib.as_array(pointer, self.shape).copy(), stage))
+            value = self.relax(np.ctypeslib.as_array(pointer, self.shape).copy(), stage)
+            u[0] = float(reduced(value, "the potential of the relaxation"))
             return 0
         except BaseException as error:  # as above
             return self._failed("the relaxation", error)
@@ -225,6 +274,7 @@ def _attempt(name, handle, callbacks, states, outcome):
 def _constraints(model, atoms, lengths, masses):
     """The arguments of a set_constraints function, and the arrays behind them."""
     atoms = np.ascontiguousarray(atoms, dtype=np.uint64).reshape(-1, 2)
+    lengths, masses = in_unit(lengths, unit.nanometer, "a length"), in_unit(masses, unit.dalton, "a mass")
     lengths, masses = (np.ascontiguousarray(v, dtype=np.float64) for v in (lengths, masses))
     if len(lengths) != len(atoms) or 3 * len(masses) != model.dimension - model.auxiliary:
         raise ValueError(f"{len(atoms)} bonds, {len(lengths)} lengths, {len(masses)} masses of {model.shape[0]} atoms")

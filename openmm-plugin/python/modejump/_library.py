@@ -89,8 +89,10 @@ def _load():
 library = _load()
 
 
-def address(wrapped):
-    """The C++ object behind one of OpenMM's Python objects."""
+def address(wrapped, kind=openmm.Force):
+    """The C++ object behind one of OpenMM's Python objects, which has to be of this kind."""
+    if not isinstance(wrapped, kind):
+        raise TypeError(f"a {kind.__name__} of OpenMM is needed, not a {type(wrapped).__name__}")
     return int(wrapped.this)
 
 

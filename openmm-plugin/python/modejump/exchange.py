@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._core import REASONS, _attempt, _call, _Callback, _constraints, _ExchangeOutcome, _library, _pointer, _State
+from ._core import REASONS, _attempt, _box_of, _call, _Callback, _constraints, _ExchangeOutcome, _handle_of, _Owner
+from ._core import _pointer, _State
+from .model import Bijection
 from .move import _statistics_of
+from .units import reduced
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class ExchangeOutcome:
     log_weight_b: float
 
 
-class Exchange:
+class Exchange(_Owner):
     """Learned replica exchange: x_b becomes f(x_a), x_a becomes f⁻¹(x_b), if a Metropolis test accepts. One thread at
     a time.
 
@@ -46,15 +49,14 @@ class Exchange:
         replica, instead of each replica keeping its own.
     """
 
+    _free, _origin = "modejump_exchange_free", "make another with modejump.Exchange(map)"
+
     def __init__(self, map, *, seed=0, carry_frames=False):
+        handle = _handle_of(map, Bijection, "the map")
         self.bijection = map
         self._handle = c_void_p()
-        _call("exchange_new", map._handle, c_uint64(seed), byref(self._handle))
+        _call("exchange_new", handle, c_uint64(seed), byref(self._handle))
         _call("exchange_carry_frames", self._handle, c_uint32(carry_frames))
-
-    def __del__(self):
-        if getattr(self, "_handle", None):
-            _library.modejump_exchange_free(self._handle)
 
     def set_constraints(self, atoms, lengths, masses):
         """Bonds that the dynamics of both replicas keeps, as Move.set_constraints. Raises Error unless both models
@@ -76,8 +78,8 @@ class Exchange:
                 raise ValueError(f"one configuration of shape {model.shape} is needed, got {np.shape(start)}")
             x.append(rows.copy())
             callbacks.append(_Callback(potentials[i], model.shape))
-            u = callbacks[i].of_one(x[i]) if reduced_potentials is None else reduced_potentials[i]
-            box = None if boxes[i] is None else np.ascontiguousarray(boxes[i], dtype=np.float64).reshape(9)
+            u = callbacks[i].of_one(x[i]) if reduced_potentials is None else reduced(reduced_potentials[i], "a reduced potential")
+            box = _box_of(boxes[i])
             kept.append(box)
             pointers = {"x": _pointer(x[i]), "box": None if box is None else _pointer(box)}
             states.append(_State(step=step, replica=replicas[i], reduced_potential=u, **pointers))
@@ -92,4 +94,5 @@ class Exchange:
         return _statistics_of("exchange_statistics", self._handle)
 
     def reset_statistics(self):
+        """Counts attempts and weighs configurations from here on anew."""
         _call("exchange_reset_statistics", self._handle)

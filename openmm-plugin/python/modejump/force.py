@@ -1,6 +1,7 @@
 """MonteCarloModeJump: a Force that moves the System."""
 
 import ctypes
+import operator
 import os
 import warnings
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from openmm import unit
 from . import _library
 from ._library import address, call, library
 from .statistics import Counts
+from .units import in_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,8 @@ class Statistics(Counts):
     relaxations_accepted: int
 
 
-def _number(name, convert):
-    """A property that lives in the C++ object."""
+def _number(name, convert, doc, wanted=unit.dimensionless):
+    """A property that lives in the C++ object; the number there is in this unit."""
 
     def getter(self):
         value = ctypes.c_double()
@@ -35,14 +37,12 @@ def _number(name, convert):
         return convert(value.value)
 
     def setter(self, value):
-        if unit.is_quantity(value):
-            value = value.value_in_unit_system(unit.md_unit_system)
-        call("set", address(self), name.encode(), float(value))
+        call("set", address(self), name.encode(), float(in_unit(value, wanted, name)))
 
-    return property(getter, setter)
+    return property(getter, setter, doc=doc)
 
 
-def _numbers(name, ctype, convert):
+def _numbers(name, ctype, convert, doc):
     """A list of numbers that lives in the C++ object."""
 
     def getter(self):
@@ -53,10 +53,10 @@ def _numbers(name, ctype, convert):
         return list(buffer)
 
     def setter(self, values):
-        values = [convert(value) for value in values]
+        values = [convert(value) for value in in_unit(list(values), unit.dimensionless, name)]
         call("set_" + name, address(self), len(values), (ctype * len(values))(*values))
 
-    return property(getter, setter)
+    return property(getter, setter, doc=doc)
 
 
 class MonteCarloModeJump(openmm.Force):
@@ -162,8 +162,9 @@ class MonteCarloModeJump(openmm.Force):
         if screen is not None:
             texts["screen"] = os.fspath(screen)
         texts = " ".join(f"{name}={quoteattr(text)}" for name, text in texts.items())
-        xml = f'<Force type="MonteCarloModeJump" version="6" {texts} frequency="{int(frequency)}"/>'
+        xml = f'<Force type="MonteCarloModeJump" version="6" {texts} frequency="0"/>'
         self.this = openmm.XmlSerializer.deserialize(xml).this
+        self.frequency = frequency
         self.proposals = proposals
         self.seed = seed
         self.temperature = temperature
@@ -201,44 +202,32 @@ class MonteCarloModeJump(openmm.Force):
         result._owner = force  # keeps what `force` keeps alive
         return result
 
-    frequency = _number("frequency", int)
-    proposals = _number("numProposals", int)
-    seed = _number("randomNumberSeed", int)
-    #: K; 0 stands for the integrator's.
-    temperature = _number("temperature", float)
-    #: Whether proposals are drawn while the simulation runs.
-    draw_ahead = _number("drawAhead", bool)
-    #: Perturbations of a driven path; 0 for none.
-    driven_steps = _number("drivenSteps", int)
-    relaxation_steps = _number("relaxationSteps", int)
-    #: ps
-    relaxation_timestep = _number("relaxationStepSize", float)
-    #: Stages of annealed proposals; 0 for none.
-    annealing_stages = _number("annealingStages", int)
-    annealing_moves = _number("annealingMoves", int)
-    #: nm²
-    annealing_step = _number("annealingStep", float)
-    #: Steps of a Hamiltonian trajectory, of annealing or of a latent walk.
-    leapfrog = _number("leapfrogSteps", int)
-    #: Orientations that the density is averaged over; 0 for none.
-    rotations = _number("rotations", int)
-    #: Tokens of a segment of decoding by Gauss and Seidel. This and the next two are for Contexts that are made afterwards.
-    segment = _number("segment", int)
-    #: Largest error of the latent point of decoding by iteration.
-    decoding_tolerance = _number("decodingTolerance", float)
-    #: Most passes of decoding by iteration.
-    decoding_passes = _number("decodingPasses", int)
-    #: Initial value of the Context parameter REPLICA.
-    default_replica = _number("defaultReplica", int)
-    #: K; the temperature that the model was trained for, 0 if its file does not say.
-    model_temperature = _number("modelTemperature", float)
+    frequency = _number("frequency", int, "Steps between attempts; 0 switches them off.")
+    proposals = _number("numProposals", int, "Proposals of an attempt.")
+    seed = _number("randomNumberSeed", int, "Seed of the moves; 0 chooses another for each Context.")
+    temperature = _number("temperature", float, "K; 0 stands for the integrator's.", unit.kelvin)
+    draw_ahead = _number("drawAhead", bool, "Whether proposals are drawn while the simulation runs.")
+    driven_steps = _number("drivenSteps", int, "Perturbations of a driven path; 0 for none.")
+    relaxation_steps = _number("relaxationSteps", int, "Of a driven path: steps of the trajectory after a perturbation.")
+    relaxation_timestep = _number("relaxationStepSize", float, "Of these steps, ps.", unit.picosecond)
+    annealing_stages = _number("annealingStages", int, "Stages of annealed proposals; 0 for none.")
+    annealing_moves = _number("annealingMoves", int, "Steps at each stage of annealing.")
+    annealing_step = _number("annealingStep", float, "Size of these steps, nm².", unit.nanometer**2)
+    leapfrog = _number("leapfrogSteps", int, "Steps of a Hamiltonian trajectory, of annealing or of a latent walk.")
+    rotations = _number("rotations", int, "Orientations that the density is averaged over; 0 for none.")
+    segment = _number("segment", int, "Tokens of a segment of decoding by Gauss and Seidel; for Contexts made afterwards.")
+    decoding_tolerance = _number(
+        "decodingTolerance", float, "Largest error of the latent point of decoding by iteration; for Contexts made afterwards."
+    )
+    decoding_passes = _number("decodingPasses", int, "Most passes of decoding by iteration; for Contexts made afterwards.")
+    default_replica = _number("defaultReplica", int, "Initial value of the Context parameter REPLICA.")
+    model_temperature = _number("modelTemperature", float, "K, that the model was trained for; 0 if its file does not say. Read only.")
 
     #: The Context parameter that gives replicas which share a Context their own random numbers.
     REPLICA = "ModeJumpReplica"
 
-    particles = _numbers("particles", ctypes.c_int, int)
-    #: Widths of the steps of a walk in latent space; empty for no walk.
-    latent_walk = _numbers("latent_walk", ctypes.c_double, float)
+    particles = _numbers("particles", ctypes.c_int, operator.index, "Particles that are the model's atoms, in its order; empty for all.")
+    latent_walk = _numbers("latent_walk", ctypes.c_double, float, "Widths of the steps of a walk in latent space; empty for no walk.")
 
     def _text(self, name):
         value = ctypes.c_char_p()
@@ -247,10 +236,12 @@ class MonteCarloModeJump(openmm.Force):
 
     @property
     def model_file(self):
+        """Where the model was read from."""
         return self._text("modelFile")
 
     @property
     def model_hash(self):
+        """Of the model file's bytes, hexadecimal."""
         return self._text("modelHash")
 
     @property
@@ -260,6 +251,7 @@ class MonteCarloModeJump(openmm.Force):
 
     @property
     def screening_model_hash(self):
+        """Of that file's bytes; empty if there is no screening model."""
         return self._text("screeningModelHash")
 
     @property
@@ -283,33 +275,34 @@ class MonteCarloModeJump(openmm.Force):
         Its random numbers follow from the seed, the Context's step count and the number of attempts made at that step.
         """
         accepted = ctypes.c_int()
-        call("attempt", address(self), address(context), ctypes.byref(accepted))
+        call("attempt", address(self), address(context, openmm.Context), ctypes.byref(accepted))
         return bool(accepted.value)
 
     def statistics(self, context):
         """Statistics of the attempts in this Context. Warns if they say that acceptances will hardly ever come."""
         advice = ctypes.c_char_p()
-        call("get_advice", address(self), address(context), ctypes.byref(advice))
+        call("get_advice", address(self), address(context, openmm.Context), ctypes.byref(advice))
         if advice.value:
             warnings.warn(advice.value.decode(), stacklevel=2)
         counts = _library.CStatistics()
-        call("get_statistics", address(self), address(context), ctypes.byref(counts))
+        call("get_statistics", address(self), address(context, openmm.Context), ctypes.byref(counts))
         values = {name: getattr(counts, name) for name, _ in counts._fields_}
         likelihood = "surrogate" if values.pop("by_surrogate") else "exact"
         return Statistics(**values, likelihood=likelihood)
 
     def reset_statistics(self, context):
-        call("reset_statistics", address(self), address(context))
+        """Counts attempts in this Context, and weighs proposals, from here on anew."""
+        call("reset_statistics", address(self), address(context, openmm.Context))
 
     def log_weights(self, context):
         """log w = -u(x) - log q(x) of the latest proposals, oldest first; -inf for unusable ones. Array [n]."""
         n = ctypes.c_uint64()
-        call("log_weights", address(self), address(context), 0, None, ctypes.byref(n))
+        call("log_weights", address(self), address(context, openmm.Context), 0, None, ctypes.byref(n))
         weights = np.empty(n.value)
         pointer = weights.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
-        call("log_weights", address(self), address(context), n.value, pointer, ctypes.byref(n))
+        call("log_weights", address(self), address(context, openmm.Context), n.value, pointer, ctypes.byref(n))
         return weights
 
     def update_parameters_in_context(self, context):
         """Takes frequency, temperature, proposals and how they are made over to an existing Context; its statistics start anew."""
-        call("update_parameters", address(self), address(context))
+        call("update_parameters", address(self), address(context, openmm.Context))

@@ -1,6 +1,7 @@
 """LearnedReplicaExchangeSampler: replicas exchange through maps between their ensembles."""
 
 import numpy as np
+import openmm
 from openmm import app, unit
 
 from ._library import address, call
@@ -59,9 +60,9 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
         constraints = constraints_among(system, self.particles)
         self.exchanges = []
         for bijection in maps:
-            _check_atoms(bijection.from_, simulation.topology, self.particles)
             # replicas exchange states, with all that surrounds the molecule
             exchange = Exchange(bijection, seed=seed, carry_frames=True)
+            _check_atoms(bijection.from_, simulation.topology, self.particles)
             if len(constraints[0]) > 0:
                 exchange.set_constraints(*constraints)
             self.exchanges.append(exchange)
@@ -121,7 +122,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
         self._place(replica, x)
         self._sampler.applyState(state)
         number = VELOCITIES | replica
-        call("draw_velocities", address(context), temperature, self.seed, self.currentIteration, number)
+        call("draw_velocities", address(context, openmm.Context), temperature, self.seed, self.currentIteration, number)
         self.replicaConformation[replica] = context.getState(
             positions=True, velocities=True, parameters=True, integratorParameters=True
         )

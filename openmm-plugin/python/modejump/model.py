@@ -1,6 +1,7 @@
 """Model files: generators with their densities, and maps between two of them; numpy in, numpy out.
 
-Lengths are in nm, logarithms natural. Molecules have the shape (atoms, 3), models of abstract coordinates (dimension,).
+Lengths are in nm, or Quantities of OpenMM; logarithms are natural. Molecules have the shape (atoms, 3), models of abstract
+coordinates (dimension,).
 """
 
 import json
@@ -8,8 +9,10 @@ import os
 from ctypes import POINTER, byref, c_char_p, c_double, c_uint32, c_uint64, c_void_p
 
 import numpy as np
+from openmm import unit
 
-from ._core import _call, _library, _ModelOptions, _pointer
+from ._core import _call, _handle_of, _ModelOptions, _pointer, _SharedOwner
+from .units import in_unit
 
 PRECISIONS = ("f32", "f64", "bf16")
 DECODINGS = ("sequential", "jacobi", "gauss_seidel")
@@ -30,7 +33,7 @@ def device():
     return name.value.decode()
 
 
-class Model:
+class Model(_SharedOwner):
     """A model file: a generator with its density, or an energy-based model.
 
     Raises Error if there is no such file, it is malformed, or an option is not for this kind of model.
@@ -50,7 +53,26 @@ class Model:
         Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in "f32").
     decoding_passes : int, optional
         Of an iteration: most passes; a sample that needs more is found token after token.
+
+    Attributes
+    ----------
+    dimension : int
+        Coordinates of a configuration.
+    shape, move_shape : tuple of int
+        Shape of a configuration: (atoms, 3), or (dimension,) for abstract coordinates; and for a Move, without auxiliary coordinates.
+    auxiliary : int
+        How many of the coordinates, the last ones, are auxiliary.
+    latent_temperature : float
+        Of a steerable model: its temperature over that of its training; 0 for a model that has one temperature only.
+    metadata : dict
+        What the file says of the model: its kind, coordinates, topology, temperature, provenance.
+    hash : str
+        Of the file's bytes, hexadecimal.
+    device : str
+        Where it runs: "cpu", or the name of a GPU.
     """
+
+    _free, _origin = "modejump_model_free", "load it with modejump.Model(path)"
 
     def __init__(
         self,
@@ -80,26 +102,18 @@ class Model:
         dimension, text = c_uint64(), c_char_p()
         _call("model_dimension", self._handle, byref(dimension))
         _call("model_metadata", self._handle, byref(text))
-        #: Coordinates of a configuration.
         self.dimension = dimension.value
-        #: What the file says of the model: its kind, coordinates, topology, temperature, provenance.
         self.metadata = json.loads(text.value)
         _call("model_hash", self._handle, byref(text))
-        #: Of the file's bytes, hexadecimal.
         self.hash = text.value.decode()
         _call("model_device", self._handle, byref(text))
-        #: Where it runs: "cpu", or the name of a GPU.
         self.device = text.value.decode()
         variance, auxiliary = c_double(), c_uint64()
         _call("model_steering", self._handle, byref(variance), byref(auxiliary))
-        #: Of a steerable model: its temperature over that of its training; 0 for a model that has one temperature only.
         self.latent_temperature = variance.value
-        #: How many of the coordinates, the last ones, are auxiliary; a Move has configurations without them.
         self.auxiliary = auxiliary.value
         molecule = self.metadata.get("topology") is not None or self.metadata["coordinates"]["kind"] != "cartesian"
-        #: Shape of a configuration for a Move: (atoms, 3), or (dimension,) for abstract coordinates.
         self.move_shape = self._shape_of(self.dimension - self.auxiliary, molecule)
-        #: Shape of a configuration, auxiliary coordinates included.
         self.shape = self._shape_of(self.dimension, molecule and self.auxiliary == 0)
 
     @staticmethod
@@ -108,7 +122,7 @@ class Model:
 
     def at_temperature(self, kelvin):
         """A steerable model at a temperature, K: its samples and densities are of that temperature. Raises Error for other models."""
-        handle = c_void_p()
+        handle, kelvin = c_void_p(), in_unit(kelvin, unit.kelvin, "the temperature")
         _call("model_at_temperature", self._handle, c_double(kelvin), byref(handle))
         model = Model.__new__(Model)
         model._own(handle)
@@ -119,13 +133,9 @@ class Model:
         """The model of a file; the same as Model(path, **options)."""
         return cls(path, **options)
 
-    def __del__(self):
-        if getattr(self, "_handle", None):
-            _library.modejump_model_free(self._handle)
-
     def _rows(self, x):
         """x as float64 [n][dimension], and the shape of one value a configuration."""
-        x = np.ascontiguousarray(x, dtype=np.float64)
+        x = np.ascontiguousarray(in_unit(x, unit.nanometer, "the configuration"), dtype=np.float64)
         k = len(self.shape)
         if x.ndim < k or x.shape[x.ndim - k :] != self.shape:
             raise ValueError(f"configurations of shape {self.shape} are needed, got an array of shape {x.shape}")
@@ -157,7 +167,7 @@ class Model:
         return log_density.reshape(shape)[()], gradient.reshape(*shape, *self.shape)
 
 
-class Bijection:
+class Bijection(_SharedOwner):
     """The invertible map f = T_to ∘ T_from⁻¹ of two flows with one latent space, from the configurations of one to
     those of the other.
 
@@ -165,14 +175,13 @@ class Bijection:
     Error for models without a latent space, and of different atoms, latent spaces or frames.
     """
 
-    def __init__(self, from_, to):
-        self._handle = c_void_p()
-        _call("bijection_new", from_._handle, to._handle, byref(self._handle))
-        self.from_, self.to = from_, to
+    _free, _origin = "modejump_bijection_free", "make it with modejump.Bijection(from_, to) of two Models"
 
-    def __del__(self):
-        if getattr(self, "_handle", None):
-            _library.modejump_bijection_free(self._handle)
+    def __init__(self, from_, to):
+        handles = _handle_of(from_, Model, "from_"), _handle_of(to, Model, "to")
+        self._handle = c_void_p()
+        _call("bijection_new", *handles, byref(self._handle))
+        self.from_, self.to = from_, to
 
     def map(self, x):
         """f(x) [..., *shape] of whole molecules x, nm, and ln |df/dx| [...]; where x has no image, x itself and

@@ -5,18 +5,21 @@
 >>> move = modejump.Move(model, proposals=4, seed=7)
 >>> outcome = move.attempt(x[0], potential, step=0)     # potential(x[n, ...]) -> u[n] = U/kT
 
-Lengths are in nm, potentials reduced (divided by kT), logarithms natural. Molecules have the shape (atoms, 3), models of
-abstract coordinates (dimension,).
+Lengths are in nm, or Quantities of OpenMM; potentials are reduced (divided by kT), logarithms natural. Molecules have the shape
+(atoms, 3), models of abstract coordinates (dimension,).
 """
 
 from ctypes import byref, c_double, c_uint64, c_void_p
 from dataclasses import dataclass
 
 import numpy as np
+from openmm import unit
 
-from ._core import REASONS, _Annealing, _attempt, _call, _Callback, _constraints, _LatentWalk, _library, _Mode, _Options
-from ._core import _Outcome, _pointer, _State, _Statistics
+from ._core import REASONS, _Annealing, _attempt, _box_of, _call, _Callback, _constraints, _handle_of, _LatentWalk, _Mode
+from ._core import _Options, _Outcome, _Owner, _pointer, _State, _Statistics
+from .model import Model
 from .statistics import Counts
+from .units import in_unit, reduced
 
 METHODS = {"independence": 0, "isir": 1, "annealed": 0, "driven": 0, "latent_walk": None}
 #: What each method has of its own, beside what all of them take.
@@ -56,7 +59,7 @@ class MoveStatistics(Counts):
     proposals: int
 
 
-class Move:
+class Move(_Owner):
     """Proposals of a generator, decided by a Metropolis test on the caller's own potential. One thread at a time.
 
     Parameters
@@ -101,6 +104,9 @@ class Move:
         Of "driven": perturbations; 50 if not said.
     """
 
+    _free, _origin = "modejump_move_free", "make another with modejump.Move(model)"
+    #: What an attempt needs beside the potential: None, "gradient" or "relax".
+    _asks = None
     #: What a function of the mode raised in the present attempt.
     _thrown = None
 
@@ -133,6 +139,8 @@ class Move:
                 raise ValueError(f"{name} {where}, not with {method}")
         if mode is not None and (method != "independence" or screen is not None):
             raise ValueError("mode goes with the method independence, without a screen")
+        handle = _handle_of(model, Model, "the model")
+        screening = None if screen is None else _handle_of(screen, Model, "the screen")
         self.model = model
         self._handle = c_void_p()
         if method == "latent_walk":
@@ -146,13 +154,13 @@ class Move:
         elif method == "annealed":
             self._anneal(options, **settings)
         elif method == "driven":
-            steps = c_uint64(settings.get("steps", 50))
-            _call("move_driven_new", model._handle, byref(options), steps, byref(self._handle))
+            steps = settings.get("steps", 50)
+            _call("move_driven_new", handle, byref(options), c_uint64(steps), byref(self._handle))
+            self._asks = "relax" if steps > 1 else None
         elif screen is None:
-            _call("move_new", model._handle, byref(options), byref(self._handle))
+            _call("move_new", handle, byref(options), byref(self._handle))
         else:
-            handles = (model._handle, screen._handle)
-            _call("move_delayed_acceptance_new", *handles, byref(options), byref(self._handle))
+            _call("move_delayed_acceptance_new", handle, screening, byref(options), byref(self._handle))
 
     def _between_modes(self, model, mode, options):
         def number(_, x, dimension):
@@ -166,7 +174,8 @@ class Move:
         _call("move_mode_jump_new", model._handle, byref(options), self._mode, None, byref(self._handle))
 
     def _anneal(self, options, stages=None, moves=None, kernel_step=None, leapfrog=0):
-        annealing = _Annealing()
+        annealing, self._asks = _Annealing(), "gradient"
+        kernel_step = in_unit(kernel_step, unit.nanometer**2, "kernel_step")
         _call("annealing_options_init", byref(annealing))
         chosen = {"stages": stages, "moves": moves, "step": kernel_step}
         for name, value in chosen.items():
@@ -179,15 +188,11 @@ class Move:
     def _walk(self, proposals, seed, widths=None, leapfrog=0):
         if proposals != 1:
             raise ValueError(f"{proposals} proposals: a latent walk makes one step in an attempt")
-        options = _LatentWalk(seed=seed, leapfrog=leapfrog)
+        options, self._asks = _LatentWalk(seed=seed, leapfrog=leapfrog), "gradient" if leapfrog > 0 else None
         if widths is not None:
             widths = np.ascontiguousarray(widths, dtype=np.float64).reshape(-1)
             options.widths, options.n_widths = _pointer(widths), len(widths)
         _call("move_latent_walk_new", self.model._handle, byref(options), byref(self._handle))
-
-    def __del__(self):
-        if getattr(self, "_handle", None):
-            _library.modejump_move_free(self._handle)
 
     def set_constraints(self, atoms, lengths, masses):
         """Bonds that the dynamics keeps: pairs of atoms [n, 2], lengths [n] in nm, masses of all atoms in dalton.
@@ -199,7 +204,7 @@ class Move:
 
     def set_temperature(self, kelvin):
         """The temperature of the ensemble, K: proposals of a steerable model are for it from now on; other models have one only."""
-        _call("move_set_temperature", self._handle, c_double(kelvin))
+        _call("move_set_temperature", self._handle, c_double(in_unit(kelvin, unit.kelvin, "the temperature")))
 
     def attempt(self, x, potential, *, step, reduced_potential=None, replica=0, box=None, relax=None, gradient=None):
         """One attempt from the configuration x [*shape], which is not changed; the new one is in the outcome.
@@ -214,17 +219,21 @@ class Move:
         exp(-u(x, .)) with random numbers of this attempt and stage, and returns the reduced potential there. `potential` is asked for
         where the rest is. The caller puts the rest back after an attempt that raises or is not accepted.
         """
+        given = {"gradient": gradient, "relax": relax}
+        if self._asks is not None and given[self._asks] is None:
+            raise ValueError(f"this move needs `{self._asks}` in every attempt: move.attempt(x, potential, {self._asks}=..., step=...)")
+        x = in_unit(x, unit.nanometer, "the configuration")
         state_x, shape = np.array(x, dtype=np.float64, order="C"), self.model.move_shape
         if state_x.shape != shape:
             raise ValueError(f"one configuration of shape {shape} is needed, got {np.shape(x)}")
         callback = _Callback(potential, shape, relax, gradient)
         if reduced_potential is None:
             reduced_potential = callback.of_one(state_x)
-        box = None if box is None else np.ascontiguousarray(box, dtype=np.float64).reshape(9)
+        box = _box_of(box)
         state = _State(
             step=step,
             replica=replica,
-            reduced_potential=reduced_potential,
+            reduced_potential=reduced(reduced_potential, "the reduced potential"),
             x=_pointer(state_x),
             box=None if box is None else _pointer(box),
         )
@@ -243,6 +252,7 @@ class Move:
         return _statistics_of("move_statistics", self._handle)
 
     def reset_statistics(self):
+        """Counts attempts and weighs proposals from here on anew."""
         _call("move_reset_statistics", self._handle)
 
     def log_weights(self):

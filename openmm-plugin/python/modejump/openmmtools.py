@@ -5,10 +5,12 @@
 """
 
 import json
+import os
 import zlib
 
 import mpiplus
 import numpy as np
+import openmm
 from openmm import unit
 from openmmtools import mcmc, multistate
 
@@ -56,7 +58,7 @@ class _Placed:
         """Puts x into the sampler state, with new velocities."""
         self.place(x)
         temperature = self.state.temperature.value_in_unit(unit.kelvin)
-        call("draw_velocities", address(self.context), temperature, seed, step, replica)
+        call("draw_velocities", address(self.context, openmm.Context), temperature, seed, step, replica)
         sampler_state.update_from_context(self.context)
 
 
@@ -96,7 +98,7 @@ class NeuralJumpMove(mcmc.MCMCMove):
         super().__init__()
         loading = {"precision": precision, "decoding": decoding, "segment": segment}
         loading |= {"decoding_tolerance": decoding_tolerance, "decoding_passes": decoding_passes}
-        state = {"model": str(model), "seed": seed, "proposals": proposals, "particles": particles, "loading": loading}
+        state = {"model": os.fspath(model), "seed": seed, "proposals": proposals, "particles": particles, "loading": loading}
         self.__setstate__(state | {"applied": 0, "accepted": 0})
 
     def __getstate__(self):
