@@ -51,7 +51,7 @@ impl Decoding {
     pub(super) fn check(&self) -> Result<()> {
         match *self {
             Decoding::Jacobi(Jacobi { segment, tolerance, passes })
-                if segment == 0 || passes == 0 || !(tolerance > 0.0) =>
+                if segment == 0 || passes == 0 || tolerance.is_nan() || tolerance <= 0.0 =>
             {
                 Err(Error::invalid(format!(
                     "decoding by iteration in segments of {segment} tokens, {passes} passes, tolerance {tolerance}: all must be positive"

@@ -222,8 +222,8 @@ impl Train {
         card.provenance.clear();
         let card = serde_json::to_string(&card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
         let bytes: Vec<u8> = frames.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let start = self.start.as_deref().map(hash_of).transpose()?.unwrap_or_default();
-        Ok(format!("{} {} {start}", model_file::hash(card.as_bytes()), model_file::hash(&bytes)))
+        let start = self.start.as_deref().map(hash_of).transpose()?.map_or(String::new(), |hash| format!(" {hash}"));
+        Ok(format!("{} {}{start}", model_file::hash(card.as_bytes()), model_file::hash(&bytes)))
     }
 
     fn flow(&self, config: &Config, topology: &Topology, frames: &[f64]) -> Result<CouplingFlow<f32>> {
