@@ -139,7 +139,7 @@ typedef struct modejump_model_options {
   uint64_t segment;
   // Of an iteration: most passes of all tokens, or of a segment, at least 1; a sample that needs more is found token after token.
   uint64_t decoding_passes;
-  // Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in single precision).
+  // Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in single precision).
   double decoding_tolerance;
 } modejump_model_options;
 

@@ -68,6 +68,34 @@ fn samples_of_a_tarflow_by_iteration_are_those_in_turn() {
     assert!(!done && refused.contains("for TarFlows, and this is a model of kind coupling"), "{refused}");
 }
 
+/// Samples have the noise of the centroid; configurations that are elsewhere get it, wherever they are.
+#[test]
+fn centroids_of_frames_are_drawn_for_a_model_that_has_noise_there() {
+    let folder = folder("centroids");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (model, samples, moved, output) =
+        (path("tarflow.safetensors"), path("x.safetensors"), path("moved.safetensors"), path("q.safetensors"));
+    tarflow::write(Path::new(&model));
+    let f64_networks = ["--precision", "f64"];
+    modejump(&[&["sample", &model, "-n", "9", "-o", &samples][..], &f64_networks].concat());
+    let x = tensors(&samples);
+    let log_q = |frames: &str, seed: &str| {
+        modejump(&[&["log-density", &model, frames, "--seed", seed, "-o", &output][..], &f64_networks].concat());
+        tensors(&output).remove("log_density").unwrap()
+    };
+    assert!(largest_difference(&log_q(&samples, "1"), &x["log_density"]) < 1e-7);
+    let log_q_at = |shift: f64, seed: &str| {
+        let data = x["x"].data.iter().map(|v| v + shift).collect();
+        let frames = BTreeMap::from([("x".to_string(), (x["x"].shape.clone(), Data::F64(data)))]);
+        std::fs::write(&moved, write_tensors(&frames, Default::default()).unwrap()).unwrap();
+        log_q(&moved, seed)
+    };
+    let near = log_q_at(3.0, "1");
+    assert!(largest_difference(&near, &log_q_at(-7.0, "1")) < 1e-7);
+    assert!(largest_difference(&near, &log_q_at(3.0, "2")) > 1e-3);
+    assert!(largest_difference(&near, &x["log_density"]) < 20.0, "the centroid was taken for what it is not");
+}
+
 /// The other half is in tests/mpi.rs.
 #[test]
 #[cfg(not(feature = "mpi"))]

@@ -1,6 +1,7 @@
 //! `modejump convert`, `modejump evaluate` and `modejump inspect` as a user runs them.
 
-use modejump::density::{Evaluation, Exactness, Scope};
+use modejump::coordinates::Topology;
+use modejump::density::{Evaluation, Exactness, Scope, Status};
 use modejump::io::model_file::{self, read_tensors, write_tensors, Data, Tensor};
 use modejump::models::continuous::{Interpolant, Parametrisation};
 use modejump::models::gvp_flow::GvpField;
@@ -318,19 +319,19 @@ const TARFLOW_VALUES: &str = "tests/golden/sbg/tarflow_small/io_f64.safetensors"
 #[test]
 fn a_converted_tarflow_gives_the_reference_values() {
     let folder = folder("tarflow");
-    let topology = ["--topology", "models/ala2/topology.pdb", "--temperature", "300"];
+    let temperature = ["--temperature", "300"]; // the configurations are random ones, of any hand
     let golden = read(TARFLOW_VALUES);
     let n = golden["log_q"].data.len();
     // in the network's units and without noise of the centroid it is the reference's log q
     let plain = r#"{ "std": 1.0, "com_augmentation": false }"#;
-    let model = convert(&folder, "tarflow", TARFLOW, plain, &topology).unwrap();
+    let model = convert(&folder, "tarflow", TARFLOW, plain, &temperature).unwrap();
     let flow = load_with(&model, Precision::F64).unwrap();
     let mut log_q = vec![Evaluation::inside(0.0); n];
     flow.log_density(&golden["x"].data, &mut log_q).unwrap();
     let log_q: Vec<f64> = log_q.iter().map(|e| e.log_density).collect();
     assert!(largest_difference(&log_q, &golden["log_q"].data) < 1e-11);
     // in nm and relative to the noise it differs by the change of units and by the density of the centroid
-    let model = convert(&folder, "tarflow", TARFLOW, r#"{ "std": 0.16 }"#, &topology).unwrap();
+    let model = convert(&folder, "tarflow", TARFLOW, r#"{ "std": 0.16 }"#, &temperature).unwrap();
     let flow = load_with(&model, Precision::F64).unwrap();
     let sigma = 0.16 / 22f64.sqrt();
     assert!(matches!(flow.scope(), Scope::Noisy { sigma: s } if (s - sigma).abs() < 1e-15));
@@ -344,7 +345,19 @@ fn a_converted_tarflow_gives_the_reference_values() {
         let expected = plain - 66.0 * 0.16f64.ln() - normal + 1.5 * 22f64.ln();
         assert!((found.log_density - expected).abs() < 1e-9, "{} {expected}", found.log_density);
     }
+    let model = convert(&folder, "tarflow", TARFLOW, plain, &["--topology", "models/ala2/topology.pdb"]).unwrap();
+    only_one_hand_has_a_density(&model, "models/ala2/topology.pdb");
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// The molecule of a topology is inside the support, its mirror image is not.
+fn only_one_hand_has_a_density(model: &str, topology: &str) {
+    let model = load_with(model, Precision::F32).unwrap();
+    let (_, x) = Topology::from_pdb(&root().join(topology)).unwrap();
+    let image: Vec<f64> = x.iter().map(|v| -v).collect();
+    let mut found = [Evaluation::inside(0.0); 2];
+    model.log_density(&[x, image].concat(), &mut found).unwrap();
+    assert_eq!(found.map(|e| e.status), [Status::Inside, Status::WrongChirality]);
 }
 
 #[test]
@@ -354,6 +367,20 @@ fn what_a_tarflow_lacks_or_contradicts_is_said() {
     assert!(complain("{}").contains("std: standard deviation"));
     assert!(complain(r#"{ "std": 0.16, "channels": 256 }"#).contains("channels = 256"));
     assert!(complain(r#"{ "std": 0.16, "head_dim": 48 }"#).contains("heads of 48"));
+    for size in ["16.0", "\"16\"", "-16", "0"] {
+        let message = complain(&format!(r#"{{ "std": 0.16, "head_dim": {size} }}"#));
+        assert!(message.contains(&format!("head_dim: a positive integer is needed, not {size}")), "{message}");
+    }
+    assert!(complain(r#"{ "std": 0.16, "com_augmentation": 0 }"#).contains("com_augmentation: true or false"));
+    // a misspelt key is named, and so is what is assumed
+    let config = folder.join("misspelt.json");
+    std::fs::write(&config, r#"{ "std": 0.16, "head_size": 16 }"#).unwrap();
+    let output = folder.join("assumed.safetensors");
+    let [config, output] = [&config, &output].map(|path| path.to_str().unwrap());
+    let run = modejump(&["convert", TARFLOW, "--kind", "tarflow", "--config", config, "-o", output]);
+    let text = String::from_utf8(run.stderr).unwrap();
+    assert!(run.status.success() && text.contains("heads of 64 columns are assumed"), "{text}");
+    assert!(text.contains("not read: head_size") && text.contains("hands of stereocentres are not known"), "{text}");
     assert!(complain(r#"{ "std": 0 }"#).contains("std: a positive number"));
     let message = convert(&folder, "tarflow", FIELD, r#"{ "std": 0.16 }"#, &[]).unwrap_err();
     assert!(message.contains("not a single-system TarFlow"), "{message}");
@@ -419,6 +446,10 @@ fn converted_transferable_models_give_the_reference_values_and_are_bound_to_othe
         assert_eq!((card.model.kind(), card.temperature), ("transferable_tarflow", Some(310.0)));
         assert!(card.provenance["bound_from"].starts_with("model.safetensors"));
         assert_eq!(card.topology.unwrap().label(18), "PHE2:N (atom 19)");
+        let tripeptide = "models/ala3/topology.pdb";
+        let run = modejump(&["convert", &model, "--kind", kind, "--topology", tripeptide, "-o", bound]);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        only_one_hand_has_a_density(bound, tripeptide);
         // in nm the centroid is that of the peptide's atoms
         let config =
             config.replace("\"std\":1.0", "\"std\":0.35").replace("\"com_augmentation\":false", "\"pad_to\":41");
@@ -487,6 +518,16 @@ fn what_a_transferable_model_lacks_or_contradicts_is_said() {
     assert!(bind(&model, &[]).contains("--topology FILE.pdb is needed"));
     assert!(bind(&model, &["--topology", "models/ala2/topology.pdb"]).contains("residue ACE1"));
     assert!(bind("models/ala2/model.safetensors", &topology).contains("a model of the kind coupling"));
+    for option in [&["--config", "config.json"][..], &["--prefix", "net."], &["--raw-weights"]] {
+        assert!(bind(&model, &[&topology[..], option].concat()).contains(&format!("leave {} out", option[0])));
+    }
+    // one that does not load is not bound
+    let (mut tensors, metadata) = read_tensors("model", &std::fs::read(&model).unwrap()).unwrap();
+    tensors.remove("blocks.7.proj_out.weight").unwrap();
+    let tensors = tensors.into_iter().map(|(name, t)| (name, (t.shape, Data::F64(t.data)))).collect();
+    std::fs::write(&changed, write_tensors(&tensors, metadata).unwrap()).unwrap();
+    let message = bind(changed.to_str().unwrap(), &topology);
+    assert!(message.contains("tensor blocks.7.proj_out.weight is missing"), "{message}");
     assert!(!output.exists());
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -221,12 +221,9 @@ fn energies_are_trained_from_the_command_line() {
     let graphormer =
         format!(r#""n_layers": 1, "width": 8, "feed_forward": 8, "heads": 2, "kernels": 4, "reach": 8.0, {train}"#);
     let mlp = format!(r#""width": 8, "layers": 1, {train}"#);
-    let config = format!(
-        r#"{{"graphormer_ebm": {{{graphormer}}}, "gvp_ebm": {{{gvp}}}, "mlp_ebm": {{{mlp}}}, "invariant_ebm": {{{mlp}}}}}"#
-    );
-    std::fs::write(setting.path("train.json"), config).unwrap();
-    let kinds = ["graphormer_ebm", "gvp_ebm", "mlp_ebm", "invariant_ebm"];
-    for kind in kinds {
+    let kinds = [("graphormer_ebm", &graphormer), ("gvp_ebm", &gvp), ("mlp_ebm", &mlp), ("invariant_ebm", &mlp)];
+    for (kind, settings) in kinds {
+        std::fs::write(setting.path("train.json"), format!(r#"{{"{kind}": {{{settings}}}}}"#)).unwrap();
         let output = format!("{kind}.safetensors");
         let train = |output: &str, start: Option<&str>| {
             let mut command = setting.command(output, None);
@@ -250,7 +247,7 @@ fn energies_are_trained_from_the_command_line() {
         let (success, text) = train("further.safetensors", Some(&output));
         assert!(success, "{kind}: {text}");
         assert!(setting.tensors("further.safetensors") != setting.tensors(&output), "{kind} has not learned");
-        if kind != kinds[0] {
+        if kind != kinds[0].0 {
             let (success, text) = train("never.safetensors", Some("graphormer_ebm.safetensors"));
             assert!(!success && text.contains(&format!("not a model of the kind {kind}")), "{text}");
         }
@@ -357,8 +354,10 @@ fn write_peptide(folder: &Path, name: &str, residues: &[(&str, &str)], frames: u
     let (mut pdb, mut places) = (String::new(), Vec::new());
     for (residue, names) in residues {
         for atom in names.split_whitespace() {
-            let x: [f64; 3] = std::array::from_fn(|_| 3.0 * stream.normal());
-            let (number, [a, b, c]) = (places.len() / 3 + 1, x);
+            // too far apart for bonds
+            let number = places.len() / 3 + 1;
+            let x = [3.0 * number as f64, 3.0 * stream.normal(), 3.0 * stream.normal()];
+            let [a, b, c] = x;
             pdb += &format!("ATOM  {number:>5} {atom:<4} {}    {a:8.3}{b:8.3}{c:8.3}\n", residue);
             places.extend(x.map(|v| 0.1 * v));
         }
@@ -387,12 +386,17 @@ fn a_transferable_flow_is_trained_on_several_peptides() {
     let config = format!(r#"{{"transferable_tarflow": {{{sizes}, "peptides": {peptides}, {options}}}}}"#);
     let settings = folder.join("train.json");
     std::fs::write(&settings, config).unwrap();
-    let train = |topology: &Path, frames: &Path, output: &str, start: Option<&str>| {
+    let command = |topology: &Path, frames: &Path, output: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
         command.args(["train", "--model", "transferable_tarflow", "--topology"]).arg(topology);
         command.arg("--frames").arg(frames).arg("--config").arg(&settings).arg("--log").arg(folder.join("log"));
+        command.arg("-o").arg(folder.join(output));
+        command
+    };
+    let train = |topology: &Path, frames: &Path, output: &str, start: Option<&str>| {
+        let mut command = command(topology, frames, output);
         start.into_iter().for_each(|name| _ = command.arg("--start").arg(folder.join(name)));
-        let done = command.arg("-o").arg(folder.join(output)).output().unwrap();
+        let done = command.output().unwrap();
         (done.status.success(), String::from_utf8(done.stderr).unwrap())
     };
     let (success, text) = train(&one, &frames, "model.safetensors", None);
@@ -410,6 +414,30 @@ fn a_transferable_flow_is_trained_on_several_peptides() {
     let (success, text) = train(&longer, &of_longer, "further.safetensors", Some("model.safetensors"));
     assert!(success, "{text}");
     assert_eq!(modejump::models::load(folder.join("further.safetensors")).unwrap().dimension(), 51);
+    // frames are drawn of every peptide, and a checkpoint knows all of them
+    let weighted = folder.join("weighted.safetensors");
+    let (x, _) = read_tensors("one", &std::fs::read(&frames).unwrap()).unwrap();
+    let tensors = BTreeMap::from([
+        ("x".to_string(), (x["x"].shape.clone(), Data::F64(x["x"].data.clone()))),
+        ("log_weight".to_string(), (vec![60], Data::F64(vec![0.0; 60]))),
+    ]);
+    std::fs::write(&weighted, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+    let mut resampling = command(&one, &weighted, "never.safetensors");
+    let complaint = |command: &mut Command| {
+        let done = command.output().unwrap();
+        assert!(!done.status.success());
+        String::from_utf8(done.stderr).unwrap()
+    };
+    let text = complaint(resampling.arg("--resample"));
+    assert!(text.contains("weighted.safetensors: 60 of 60") && text.contains("two.safetensors"), "{text}");
+    let mut checked = command(&one, &frames, "checked.safetensors");
+    checked.arg("--checkpoint").arg(folder.join("state.ckpt"));
+    assert!(checked.output().unwrap().status.success());
+    let pdb = std::fs::read_to_string(&longer).unwrap();
+    std::fs::write(&longer, pdb.replace("HA2", "HAX").replace("HA3", "HA2").replace("HAX", "HA3")).unwrap();
+    let text = complaint(&mut checked);
+    assert!(text.contains("belongs to another model"), "{text}");
+    std::fs::write(&longer, pdb).unwrap();
     let caps = Path::new(TOPOLOGY);
     let [first, _] = write_frames(&folder);
     let (success, text) = train(caps, &first, "never.safetensors", None);
@@ -475,4 +503,66 @@ fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
         assert!((units_per_nm() / large - 1.5).abs() < 1e-9);
     }
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// What a training takes over from the model of --start: its temperature, if no other is asked for, and its order of atoms. A checkpoint
+/// belongs to the model that it started from; settings without effect are refused; a training that diverges writes nothing.
+#[test]
+fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
+    let setting = Setting::new("start");
+    let settings = |more: &str| {
+        let sizes = r#""channels": 8, "blocks": 2, "layers": 1, "head_size": 8, "expansion": 1"#;
+        let config =
+            format!(r#"{{"tarflow": {{{sizes}, "train": {{"steps": 60, "batch": 8, "evaluate": 20{more}}}}}}}"#);
+        std::fs::write(setting.path("train.json"), config).unwrap();
+    };
+    let train = |output: &str, checkpoint: Option<&str>, more: &[&str]| {
+        let done = setting.command(output, checkpoint).args(["--model", "tarflow"]).args(more).output().unwrap();
+        (done.status.success(), String::from_utf8(done.stderr).unwrap())
+    };
+    let temperature = |name: &str| modejump::models::load(setting.path(name)).unwrap().card().temperature;
+    let [hot, default] = ["hot.safetensors", "default.safetensors"].map(|name| setting.path(name));
+    let [hot, default] = [&hot, &default].map(|path| path.to_str().unwrap());
+    settings("");
+    assert!(train(hot, None, &["--temperature", "310"]).0 && train(default, None, &[]).0);
+    assert_eq!((temperature(hot), temperature(default)), (Some(310.0), Some(300.0)));
+    let checkpoint = Some("state.ckpt");
+    assert!(train("further.safetensors", checkpoint, &["--start", hot]).0);
+    assert_eq!(temperature("further.safetensors"), Some(310.0));
+    let (success, text) = train("other.safetensors", None, &["--start", hot, "--temperature", "330"]);
+    assert!(success && text.contains("is of 310 K, what is trained from it of 330 K"), "{text}");
+    assert_eq!(temperature("other.safetensors"), Some(330.0));
+
+    let complaint = |output: &str, checkpoint: Option<&str>, more: &[&str]| {
+        let (success, text) = train(output, checkpoint, more);
+        assert!(!success, "{text}");
+        text
+    };
+    let same = ["--start", default, "--temperature", "310"];
+    assert!(complaint("further.safetensors", checkpoint, &same).contains("or to another --start"));
+    let text = complaint(hot, Some("new.ckpt"), &["--start", hot]);
+    assert!(text.contains("is both --start and --output"), "{text}");
+    // the hydrogens of a methyl group in another order
+    let pdb = std::fs::read_to_string(TOPOLOGY).unwrap();
+    let other = setting.path("other.pdb");
+    std::fs::write(&other, pdb.replace("HB1", "HBX").replace("HB2", "HB1").replace("HBX", "HB2")).unwrap();
+    let mut swapped = setting.command("never.safetensors", None);
+    swapped.args(["--model", "tarflow", "--start", hot]);
+    let arguments: Vec<std::ffi::OsString> = swapped.get_args().map(|a| a.to_owned()).collect();
+    let arguments = arguments.iter().map(|a| if a == TOPOLOGY { other.as_os_str() } else { a });
+    let done = Command::new(env!("CARGO_BIN_EXE_modejump")).args(arguments).output().unwrap();
+    let text = String::from_utf8(done.stderr).unwrap();
+    assert!(!done.status.success() && text.contains("stands where the model to start from has"), "{text}");
+
+    settings(r#", "rate": 1e30"#);
+    let text = complaint("never.safetensors", None, &[]);
+    assert!(text.contains("the training has diverged"), "{text}");
+    let config = |text: &str| std::fs::write(setting.path("train.json"), text).unwrap();
+    config(r#"{"tarflow": {"head_size": 0}}"#);
+    assert!(complaint("never.safetensors", None, &[]).contains("heads of 0 do not share 64 channels"));
+    config(r#"{"gvp_flow": {}, "tarflow": {}}"#);
+    let text = complaint("never.safetensors", None, &[]);
+    assert!(text.contains("`gvp_flow` has no effect on this training, which reads tarflow, explore"), "{text}");
+    assert!(!setting.path("never.safetensors").exists());
+    std::fs::remove_dir_all(&setting.folder).unwrap();
 }

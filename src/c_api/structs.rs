@@ -45,7 +45,7 @@ pub struct modejump_model_options {
     pub segment: u64,
     /// Of an iteration: most passes of all tokens, or of a segment, at least 1; a sample that needs more is found token after token.
     pub decoding_passes: u64,
-    /// Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in single precision).
+    /// Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in single precision).
     pub decoding_tolerance: f64,
 }
 

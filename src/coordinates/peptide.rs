@@ -74,6 +74,8 @@ const AMINO_ACIDS: [AminoAcid; 20] = [
 /// Backbone atoms before and after the side chain, from the N terminus to the C terminus and back.
 const FORWARD: [&[&str]; 2] = [&["N", "H", "H2", "H3", "CA", "HA", "HA2", "HA3"], &["C", "O", "OXT"]];
 const BACKWARD: [&[&str]; 2] = [&["OXT", "C", "O", "CA", "HA", "HA2", "HA3"], &["N", "H", "H2", "H3"]];
+/// Atoms of the ends: of the first residue alone, of the last alone.
+const ENDS: [&[&str]; 2] = [&["H2", "H3"], &["OXT"]];
 /// What no residue lacks: of all, of glycine, of the others.
 const NEEDED: [&[&str]; 3] = [&["N", "CA", "C", "O"], &["HA2", "HA3"], &["HA"]];
 
@@ -89,7 +91,7 @@ pub struct Encoding {
     pub n_residues: u32,
 }
 
-/// A peptide of the twenty amino acids, its N terminus charged or not.
+/// A linear peptide of the twenty amino acids, its N terminus charged or not.
 #[derive(Clone, Debug)]
 pub struct Peptide {
     pub encoding: Encoding,
@@ -118,17 +120,24 @@ impl Peptide {
     /// Atoms are told by the names of PDB files (`HB2` and `HB3`, not `HB1`), residues by their labels, a new one where the label
     /// changes. HIE is another name for HIS, with its hydrogen at NE2.
     ///
-    /// Errors name the residue or the atom that cannot be expressed, is there twice, or is not there.
+    /// Errors name the residue or the atom that cannot be expressed, is there twice, is not there, or is not bonded to the next; bonds are
+    /// compared where there are any.
     pub fn of(topology: &Topology) -> Result<Peptide> {
         let labels: Vec<&str> = topology.residues.iter().map(String::as_str).collect();
         let mut encoding =
             Encoding { atom_types: vec![], residue_types: vec![], residue_positions: vec![], n_residues: 0 };
-        let mut residues = Vec::new();
-        for run in residue_runs(&labels) {
-            let kind = amino_acid_of(labels[run.start])?;
+        let mut residues: Vec<Residue> = Vec::new();
+        let runs = residue_runs(&labels);
+        let kinds = runs.iter().map(|run| amino_acid_of(labels[run.start])).collect::<Result<Vec<_>>>()?;
+        let last = runs.len().saturating_sub(1);
+        for (k, (run, kind)) in runs.into_iter().zip(kinds).enumerate() {
             let atoms = run.clone().map(|i| (topology.names[i].clone(), i as u32)).collect();
             let residue = Residue { kind, atoms };
             check(topology, run.clone(), &residue)?;
+            check_ends(&topology.residues[run.start], &residue, [k == 0, k == last])?;
+            if let Some(before) = residues.last() {
+                check_bond(topology, before, &residue)?;
+            }
             encoding.n_residues += 1;
             for i in run {
                 let number = atom_type(AMINO_ACIDS[kind].name, &topology.names[i]);
@@ -207,6 +216,49 @@ fn check(topology: &Topology, run: std::ops::Range<usize>, residue: &Residue) ->
             "residue {label} lacks {missing}; transferable models know {name} with all atoms"
         ))),
         None => Ok(()),
+    }
+}
+
+/// The ends are charged, or the N terminus is NH2; between them is an amide. Without this a ring, or chains beside each other, would pass
+/// for one linear peptide, whose encoding is the same.
+fn check_ends(label: &str, residue: &Residue, [is_first, is_last]: [bool; 2]) -> Result<()> {
+    let has = |name: &&&str| residue.find(name).is_some();
+    let is_proline = AMINO_ACIDS[residue.kind].name == "PRO";
+    let amide: &[&str] = if is_proline { &[] } else { &["H"] };
+    let needed = [amide, if is_first { &["H2"] } else { &[] }, if is_last { ENDS[1] } else { &[] }].concat();
+    if let Some(missing) = needed.iter().find(|name| !has(name)) {
+        let message = format!(
+            "residue {label} lacks {missing}: transferable models know linear peptides, the first residue with H, H2 and perhaps H3 on N \
+             (PRO with H2), the last with OXT, and every other N with H (but that of PRO)"
+        );
+        return Err(Error::invalid(message));
+    }
+    let inner: &[&str] = if is_proline { &["H"] } else { &[] };
+    let refused =
+        [if is_first { &[] } else { ENDS[0] }, if is_first { &[] } else { inner }, if is_last { &[] } else { ENDS[1] }];
+    match refused.concat().iter().find(has) {
+        Some(name) => {
+            let place = if *name == "OXT" { "last" } else { "first" };
+            let message = format!(
+                "residue {label} has {name}, which only the {place} residue of a peptide has: transferable models know one chain"
+            );
+            Err(Error::invalid(message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// C of a residue is bonded to N of the next.
+fn check_bond(topology: &Topology, before: &Residue, after: &Residue) -> Result<()> {
+    let (Some(c), Some(n)) = (before.find("C"), after.find("N")) else { return Ok(()) };
+    let bond = [c.min(n) as usize, c.max(n) as usize];
+    match topology.bonds.is_empty() || topology.bonds.contains(&bond) {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "no bond between {} and {}: transferable models know one chain, its residues in their order",
+            topology.label(c as usize),
+            topology.label(n as usize)
+        ))),
     }
 }
 
@@ -401,6 +453,31 @@ mod tests {
             let message = Peptide::of(&topology(&residues)).unwrap_err().to_string();
             assert!(message.contains(words), "{words}: {message}");
         }
+        let (first, inner, last) = ("N H H2 H3 CA HA CB HB1 HB2 HB3 C O", alanine, "N H CA HA CB HB1 HB2 HB3 C O OXT");
+        let proline = "N CD HD2 HD3 CG HG2 HG3 CB HB2 HB3 CA HA C O";
+        Peptide::of(&topology(&[("ALA", first), ("PRO", proline), ("ALA", inner), ("ALA", last)])).unwrap();
+        for (chain, words) in [
+            ([("ALA", inner), ("ALA", inner), ("ALA", inner)], "residue ALA1 lacks H2"),
+            ([("ALA", first), ("ALA", inner), ("ALA", inner)], "residue ALA3 lacks OXT"),
+            ([("ALA", first), ("ALA", "N CA HA CB HB1 HB2 HB3 C O"), ("ALA", last)], "residue ALA2 lacks H:"),
+            ([("ALA", first), ("ALA", last), ("ALA", last)], "residue ALA2 has OXT, which only the last"),
+            ([("ALA", first), ("ALA", first), ("ALA", last)], "residue ALA2 has H2, which only the first"),
+            (
+                [("ALA", first), ("PRO", &format!("{proline} H")), ("ALA", last)],
+                "residue PRO2 has H, which only the first",
+            ),
+        ] {
+            let message = Peptide::of(&topology(&chain)).unwrap_err().to_string();
+            assert!(message.contains(words), "{words}: {message}");
+        }
+        // chains beside each other: bonds, but none between the residues
+        let mut chains = topology(&[("ALA", first), ("ALA", last)]);
+        let [c, n] = [chains.find("ALA1", "C").unwrap(), chains.find("ALA2", "N").unwrap()];
+        chains.set_bonds([[0, 1], [c, n]]);
+        Peptide::of(&chains).unwrap();
+        chains.set_bonds([[0, 1]]);
+        let message = Peptide::of(&chains).unwrap_err().to_string();
+        assert!(message.contains("no bond between ALA1:C (atom 11) and ALA2:N (atom 13)"), "{message}");
         let message = "n2c_sideways".parse::<AtomOrder>().unwrap_err().to_string();
         assert!(
             message.contains("`n2c_sideways`") && message.contains("n2c_backbone-first_standard_flip"),

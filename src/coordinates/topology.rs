@@ -343,14 +343,20 @@ impl Topology {
     }
 }
 
-/// Name and number of a residue label such as `ALA2`.
+/// Name and number of a residue label such as `ALA2` or `ALA-1`.
 pub fn residue_parts(label: &str) -> (&str, &str) {
-    label.split_at(label.find(|c: char| c.is_ascii_digit()).unwrap_or(label.len()))
+    let digits = label.find(|c: char| c.is_ascii_digit()).unwrap_or(label.len());
+    let signed = digits < label.len() && label[..digits].ends_with('-');
+    label.split_at(if signed { digits - 1 } else { digits })
 }
 
-/// The name in a residue label such as `ALA2`: all but the number at its end.
+/// The name in a residue label such as `ALA2` or `ALA-1`: all but the number at its end.
 pub(super) fn residue_name(label: &str) -> &str {
-    label.trim_end_matches(|c: char| c.is_ascii_digit())
+    let name = label.trim_end_matches(|c: char| c.is_ascii_digit());
+    match name.len() < label.len() {
+        true => name.strip_suffix('-').unwrap_or(name),
+        false => name,
+    }
 }
 
 /// The stretches of equal labels.
@@ -410,6 +416,15 @@ mod tests {
             assert!(message.contains(reason), "{message}");
         }
         assert!(topology.match_atoms(&residues[..4], &["CH3"; 4]).is_err());
+    }
+
+    #[test]
+    fn residues_may_have_negative_numbers() {
+        for (label, name, number) in
+            [("ALA2", "ALA", "2"), ("ALA-1", "ALA", "-1"), ("ALA", "ALA", ""), ("X-", "X-", "")]
+        {
+            assert_eq!((residue_name(label), residue_parts(label)), (name, (name, number)));
+        }
     }
 
     fn methylamine() -> Topology {

@@ -93,6 +93,17 @@ fn widen(view: &TensorView) -> Option<Vec<f64>> {
 /// Parses a model file and checks its description.
 pub fn read(name: &str, bytes: &[u8]) -> Result<ModelFile> {
     let (tensors, metadata) = read_tensors(name, bytes)?;
+    Ok(ModelFile { name: name.to_string(), hash: hash(bytes), card: card_in(name, &metadata)?, tensors })
+}
+
+/// The description in a model file alone, without its tensors.
+pub fn read_card(name: &str, bytes: &[u8]) -> Result<ModelCard> {
+    let (_, header) = SafeTensors::read_metadata(bytes)
+        .map_err(|e| Error::model(name, format!("not a readable safetensors file: {e}")))?;
+    card_in(name, &header.metadata().clone().unwrap_or_default())
+}
+
+fn card_in(name: &str, metadata: &HashMap<String, String>) -> Result<ModelCard> {
     let json = metadata.get(KEY).ok_or_else(|| {
         Error::model(name, "no `modejump` entry in the metadata; convert a foreign checkpoint with `modejump convert`")
     })?;
@@ -104,7 +115,7 @@ pub fn read(name: &str, bytes: &[u8]) -> Result<ModelFile> {
     let card: ModelCard =
         serde_json::from_str(json).map_err(|e| Error::model(name, format!("the description is malformed: {e}")))?;
     card.check().map_err(|reason| Error::model(name, reason))?;
-    Ok(ModelFile { name: name.to_string(), hash: hash(bytes), card, tensors })
+    Ok(card)
 }
 
 /// FNV-1a of 128 bits, hexadecimal: tells files apart; no defence against forgery.

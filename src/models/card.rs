@@ -138,11 +138,15 @@ impl ModelCard {
         ModelCard::exact(model, CoordinatesConfig::Cartesian { dimension: 3 * n_atoms })
     }
 
-    /// The same model for another peptide.
+    /// The same transferable model for another peptide, of any hand.
     pub fn of_peptide(&self, topology: Topology) -> ModelCard {
         let coordinates = CoordinatesConfig::Cartesian { dimension: 3 * topology.n_atoms() };
+        let mut model = self.model.clone();
+        if let ModelConfig::TransferableTarflow(config) = &mut model {
+            config.stereocentres.clear();
+        }
         // the target was the other peptide's
-        ModelCard { coordinates, topology: Some(topology), target: None, ..self.clone() }
+        ModelCard { model, coordinates, topology: Some(topology), target: None, ..self.clone() }
     }
 
     /// The card of an energy-based model.

@@ -7,7 +7,7 @@ use crate::nn::tape::{Packs, Weight};
 use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// A time-dependent network of configurations. Its `record` is the model's paper in code.
@@ -120,7 +120,8 @@ impl Layout {
 
     /// Lets the tensor at `at` lie in another order than in the file: its element i is the file's element `order(i)`.
     pub fn reorder(&mut self, at: usize, order: impl Fn(usize) -> usize + Send + Sync + 'static) {
-        if let Some(place) = self.tensors.iter_mut().find(|place| place.at == at) {
+        // from the back, for it is one of the last
+        if let Some(place) = self.tensors.iter_mut().rfind(|place| place.at == at) {
             place.order = Some(Arc::new(order));
         }
     }
@@ -170,7 +171,8 @@ impl Layout {
             }
             pairs.push((place, &tensor.data));
         }
-        if let Some(name) = tensors.keys().find(|name| !self.tensors.iter().any(|t| t.name == **name)) {
+        let own: HashSet<&str> = self.tensors.iter().map(|place| place.name.as_str()).collect();
+        if let Some(name) = tensors.keys().find(|name| !own.contains(name.as_str())) {
             return Err(Error::invalid(format!("tensor {name} is not part of the model")));
         }
         // the file holds all of it, so memory for it may be asked for

@@ -4,6 +4,8 @@ use super::batch::accumulate;
 use super::network_trainer::{Drawn, Objective};
 use crate::coordinates::superpose::random_rotation;
 use crate::coordinates::vector::shift;
+use crate::coordinates::Topology;
+use crate::io::model_file::hash;
 use crate::models::network::Trainable;
 use crate::models::tarflow::TarNetwork;
 use crate::nn::Real;
@@ -74,19 +76,36 @@ impl Objective<TarNetwork> for Likelihood {
     }
 }
 
-/// Maximum likelihood of a transferable network on several peptides. Each row of a batch is of any of them, all as likely: frame n of
-/// the trainer's peptide stands for frame n of each, so a frame is held out of all of them or of none. Fewer frames than the trainer has
-/// are a panic.
+/// Maximum likelihood of a transferable network on several peptides. Each row of a batch is of any of them, all as likely: of the trainer's
+/// peptide the frame that the trainer has drawn, of another one any of its frames, all as likely. Frames with the numbers of those held
+/// out are held out of all peptides. Fewer frames than the trainer has are a panic.
 pub struct Peptides {
     /// Noise of the centroid of standard deviation 1/√N in the network's units.
     pub noisy_centroid: bool,
-    /// The network for each peptide beside the trainer's, with its frames `[n][dimension]`, centred and in the network's units.
-    pub others: Vec<(TarNetwork, Vec<f64>)>,
+    /// Peptides beside the trainer's.
+    pub others: Vec<OtherPeptide>,
+}
+
+/// A peptide beside the trainer's.
+pub struct OtherPeptide {
+    /// The transferable network for it.
+    pub network: TarNetwork,
+    pub topology: Topology,
+    /// `[n][dimension]`, centred and in the network's units.
+    pub frames: Vec<f64>,
 }
 
 impl Objective<TarNetwork> for Peptides {
     fn frames(&self) -> Vec<f64> {
-        self.others.iter().flat_map(|(_, frames)| frames).copied().collect()
+        self.others.iter().flat_map(|other| &other.frames).copied().collect()
+    }
+
+    fn settings(&self) -> String {
+        let topologies: Vec<&Topology> = self.others.iter().map(|other| &other.topology).collect();
+        match topologies.is_empty() {
+            true => String::new(),
+            false => format!(" {}", hash(format!("{topologies:?}").as_bytes())),
+        }
     }
 
     fn loss(
@@ -98,14 +117,17 @@ impl Objective<TarNetwork> for Peptides {
         gradient: &mut [f32],
     ) -> f64 {
         let networks: Vec<&TarNetwork> =
-            std::iter::once(network).chain(self.others.iter().map(|(network, _)| network)).collect();
+            std::iter::once(network).chain(self.others.iter().map(|other| &other.network)).collect();
         let mut rows = vec![Vec::new(); networks.len()];
-        for (frame, own) in batch.frames.iter().zip(batch.x.chunks_exact(network.dimension())) {
+        for own in batch.x.chunks_exact(network.dimension()) {
             let k = stream.below(networks.len());
             let d = networks[k].dimension();
             let mut row = match k {
                 0 => own.to_vec(),
-                _ => self.others[k - 1].1[frame * d..][..d].to_vec(),
+                _ => {
+                    let frame = batch.among.start + stream.below(batch.among.len());
+                    self.others[k - 1].frames[frame * d..][..d].to_vec()
+                }
             };
             random_rotation(&mut row, stream);
             if self.noisy_centroid {

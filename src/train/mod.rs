@@ -6,6 +6,7 @@ pub mod architecture;
 mod batch;
 pub mod contrastive;
 pub mod density;
+mod divergence;
 #[cfg(feature = "openmm")]
 pub mod dynamics;
 pub mod flow_matching;

@@ -2,6 +2,7 @@
 
 use super::contrastive::ContrastiveOptions;
 use super::density;
+use super::divergence::{self, Divergence};
 use super::flow_matching::{self, Batch, Pairing};
 use super::optimiser::{AdamW, Schedule};
 use super::progress::Progress;
@@ -11,6 +12,7 @@ use crate::models::continuous::ContinuousConfig;
 use crate::models::network::{Network, Trainable};
 use crate::rng::{Stream, StreamId};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Rows of the held-out frames that an evaluation looks at.
 const MOST_HELD_OUT: usize = 256;
@@ -107,6 +109,8 @@ impl Default for NetworkOptions {
 pub struct Drawn {
     /// Their numbers.
     pub frames: Vec<usize>,
+    /// The numbers of those that might have been drawn: all that are trained on, or all that are held out.
+    pub among: Range<usize>,
     /// `[n][dimension]`
     pub x: Vec<f64>,
 }
@@ -205,6 +209,7 @@ pub struct NetworkTrainer<'a, N, O> {
     pools: Option<(f64, [Vec<usize>; 2])>,
     state: NetworkState,
     gradient: Vec<f32>,
+    divergence: Divergence,
 }
 
 impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
@@ -247,7 +252,8 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         let split = |emphasis: &Emphasis| emphasis.split(&frames, d, n_held_out).map(|pools| (emphasis.share, pools));
         let pools = state.options.emphasis.as_ref().map(split).transpose()?;
         let gradient = vec![0.0; n_parameters];
-        Ok(NetworkTrainer { network, objective, frames, n_held_out, pools, state, gradient })
+        let divergence = Divergence::default();
+        Ok(NetworkTrainer { network, objective, frames, n_held_out, pools, state, gradient, divergence })
     }
 
     pub fn state(&self) -> &NetworkState {
@@ -264,24 +270,33 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
     }
 
     /// One step. Returns an evaluation when one was due.
-    pub fn step(&mut self) -> Option<Progress> {
+    ///
+    /// Errors: the training diverges.
+    pub fn step(&mut self) -> Result<Option<Progress>> {
         let NetworkOptions { steps, rate, schedule, batch, clip, evaluate, seed, .. } = self.state.options;
         let rate = rate * schedule.factor(self.state.step as f64 / steps as f64);
         let mut stream = Stream::new(seed, StreamId::Train, self.state.step as u64, 0);
-        let drawn = self.batch((0..batch).map(|_| self.draw(&mut stream)).collect());
+        let all = self.n_held_out..self.frames.len() / self.network.dimension();
+        let drawn = self.batch((0..batch).map(|_| self.draw(&mut stream)).collect(), all);
         self.gradient.fill(0.0);
         let state = &mut self.state;
-        state.loss += self.objective.loss(self.network, &state.parameters, drawn, &mut stream, &mut self.gradient);
-        state.norm += state.optimiser.update(&mut state.parameters, &self.gradient, rate, clip);
-        state.since += 1;
+        let loss = self.objective.loss(self.network, &state.parameters, drawn, &mut stream, &mut self.gradient);
+        let norm = state.optimiser.update(&mut state.parameters, &self.gradient, rate, clip);
         state.step += 1;
-        (state.step.is_multiple_of(evaluate.max(1)) || state.step == steps).then(|| self.evaluate(rate))
+        self.divergence.step(state.step, norm)?;
+        if norm.is_finite() {
+            (state.loss, state.norm, state.since) = (state.loss + loss, state.norm + norm, state.since + 1);
+        }
+        match state.step.is_multiple_of(evaluate.max(1)) || state.step == steps {
+            true => self.evaluate(rate).map(Some),
+            false => Ok(None),
+        }
     }
 
-    fn batch(&self, frames: Vec<usize>) -> Drawn {
+    fn batch(&self, frames: Vec<usize>, among: Range<usize>) -> Drawn {
         let d = self.network.dimension();
         let x = frames.iter().flat_map(|frame| &self.frames[frame * d..][..d]).copied().collect();
-        Drawn { frames, x }
+        Drawn { frames, among, x }
     }
 
     /// Number of a frame to train on.
@@ -293,7 +308,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         pool[stream.below(pool.len())]
     }
 
-    fn evaluate(&mut self, rate: f64) -> Progress {
+    fn evaluate(&mut self, rate: f64) -> Result<Progress> {
         let since = self.state.since as f64;
         let progress = Progress {
             step: self.state.step,
@@ -303,9 +318,12 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
             ..Progress::nothing()
         };
         let progress = self.held_out(progress);
+        let losses = [("the loss", progress.loss), ("the loss of held-out frames", progress.held_out_loss)];
+        let measured = if self.n_held_out > 0 { &losses[..] } else { &losses[..1] };
+        divergence::check(progress.step, measured, &self.state.optimiser.average)?;
         (self.state.loss, self.state.norm, self.state.since) = (0.0, 0.0, 0);
         self.state.history.push(progress.clone());
-        progress
+        Ok(progress)
     }
 
     /// Loss and deviation of the averaged parameters on held-out frames, always with the same times and noise; without such
@@ -316,7 +334,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
             return progress;
         }
         let mut stream = Stream::new(self.state.options.seed, StreamId::Bootstrap, 0, 0);
-        let batch = self.batch((0..rows).collect());
+        let batch = self.batch((0..rows).collect(), 0..rows);
         let average = &self.state.optimiser.average;
         let deviation = self.objective.deviation(self.network, average, &batch);
         self.gradient.fill(0.0);

@@ -1,5 +1,6 @@
 //! The training loop: phases of a mix of losses, with a state that can be saved and continued bit for bit.
 
+use super::divergence::{self, Divergence};
 use super::losses::{self, Samples};
 use super::map::{MapLoss, Quality};
 use super::optimiser::{AdamW, Schedule};
@@ -215,6 +216,7 @@ pub struct Trainer<'a> {
     map: Option<Box<dyn MapLoss>>,
     state: TrainState,
     gradient: Vec<f32>,
+    divergence: Divergence,
 }
 
 impl<'a> Trainer<'a> {
@@ -269,7 +271,8 @@ impl<'a> Trainer<'a> {
         let held_out = steering.join(held_out, dx, &|row| Stream::new(seed, StreamId::Auxiliary, row as u64, 0));
         let target = target.map(|target| JointTarget::of_training(target, steering));
         let gradient = vec![0.0; flow.parameters().len()];
-        Ok(Trainer { flow, frames, held_out, target, map: None, state, gradient })
+        let divergence = Divergence::default();
+        Ok(Trainer { flow, frames, held_out, target, map: None, state, gradient, divergence })
     }
 
     /// Trains the flow as the far end of a map, by reverse KL on the latent points of another ensemble's frames.
@@ -306,11 +309,14 @@ impl<'a> Trainer<'a> {
     }
 
     /// One step. Returns an evaluation when one was due.
+    ///
+    /// Errors: the training diverges; the target fails.
     pub fn step(&mut self) -> Result<Option<Progress>> {
         let Some(phase) = self.state.options.phases.get(self.state.phase).cloned() else { return Ok(None) };
         let done = self.state.step - self.state.phase_start;
         let rate = phase.rate * phase.schedule.factor(done as f64 / phase.steps.max(1) as f64);
         self.gradient.fill(0.0);
+        let sums = self.state.sums;
         if phase.likelihood > 0.0 {
             let x = self.batch(phase.batch);
             let loss = losses::maximum_likelihood(&self.flow, &x, phase.likelihood, &mut self.gradient)?;
@@ -330,9 +336,14 @@ impl<'a> Trainer<'a> {
         }
         let norm =
             self.state.optimiser.update(self.flow.parameters_mut(), &self.gradient, rate, self.state.options.clip);
-        self.state.sums.gradient_norm += norm;
-        self.state.sums.steps += 1.0;
         self.state.step += 1;
+        self.divergence.step(self.state.step, norm)?;
+        if norm.is_finite() {
+            self.state.sums.gradient_norm += norm;
+            self.state.sums.steps += 1.0;
+        } else {
+            self.state.sums = sums; // of the steps that were taken
+        }
         let ends = done + 1 >= phase.steps;
         let progress = match ends || self.state.step.is_multiple_of(self.state.options.evaluate.max(1)) {
             true => Some(self.evaluate(&phase, rate)?),
@@ -446,6 +457,8 @@ impl<'a> Trainer<'a> {
     fn evaluate(&mut self, phase: &Phase, rate: f64) -> Result<Progress> {
         let model = self.averaged()?;
         let sums = self.state.sums;
+        let norm = sums.gradient_norm / sums.steps;
+        divergence::check(self.state.step, &[("the gradient's norm", norm)], &self.state.optimiser.average)?;
         let mean = |sum: f64, weight: f64| if weight > 0.0 { sum / sums.steps } else { f64::NAN };
         let mut progress = Progress {
             step: self.state.step,
@@ -455,7 +468,7 @@ impl<'a> Trainer<'a> {
             reverse_kl: mean(sums.reverse_kl, phase.reverse_kl),
             reaction_coordinate: mean(sums.reaction_coordinate, phase.reaction_coordinate),
             refinement: mean(sums.refinement, phase.refinement),
-            gradient_norm: sums.gradient_norm / sums.steps,
+            gradient_norm: norm,
             ..Progress::nothing()
         };
         self.state.sums = Sums::default();

@@ -1,6 +1,7 @@
 //! A training that was saved and loaded goes on bit for bit; the losses that need a flow.
 
 use super::losses;
+use super::optimiser::Schedule;
 use super::reaction_coordinate::ReactionCoordinate;
 use super::trainer::{Phase, TrainOptions, TrainState, Trainer};
 use crate::coordinates::Along;
@@ -161,6 +162,16 @@ fn a_state_of_another_model_is_refused() {
     assert_eq!(other.dimension(), DIMENSION);
     let message = Trainer::resume(other, &frames, None, state).err().unwrap().to_string();
     assert!(message.contains("another model"), "{message}");
+}
+
+#[test]
+fn a_training_that_diverges_ends_with_an_error() {
+    let frames = frames();
+    let phase = Phase { steps: 1000, rate: 1e30, schedule: Schedule::Constant, batch: 16, ..Phase::default() };
+    let options = TrainOptions { phases: vec![phase], evaluate: 20, ..TrainOptions::default() };
+    let mut trainer = Trainer::new(flow(), &frames, None, options).unwrap();
+    let message = (0..1000).find_map(|_| trainer.step().err()).expect("it has diverged").to_string();
+    assert!(message.contains("the training has diverged at step"), "{message}");
 }
 
 #[test]

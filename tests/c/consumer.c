@@ -172,7 +172,12 @@ static void test_model_options(const char *tarflow, const char *generator) {
 
     options.precision = MODEJUMP_F32;
     options.segment = 5;
-    options.decoding_tolerance = 0.5; /* so that they can be told from those in turn */
+    options.decoding_tolerance = 0.5;
+    model = NULL;
+    options.decoding = MODEJUMP_JACOBI;
+    EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_INVALID_INPUT && model == NULL);
+    EXPECT(strstr(last(), "give 0.001 or less") != NULL);
+    options.decoding_tolerance = 1e-3; /* so that they can be told from those in turn */
     for (options.decoding = MODEJUMP_JACOBI; options.decoding <= MODEJUMP_GAUSS_SEIDEL; options.decoding++) {
         EXPECT(modejump_model_load_with(tarflow, &options, &model) == MODEJUMP_OK);
         EXPECT(modejump_model_sample(model, 5, 0, 4, y, log_q_double) == MODEJUMP_OK);

@@ -72,7 +72,7 @@ static void test_model_options(const std::string& tarflow, const std::string& ge
     modejump::ModelOptions options;
     options.decoding = MODEJUMP_GAUSS_SEIDEL;
     options.segment = 7;
-    options.decoding_tolerance = 0.5;
+    options.decoding_tolerance = 1e-3;
     const modejump::Samples by_iteration = modejump::Model(tarflow, options).sample(3, 5);
     EXPECT(by_iteration.x != samples.x);
     for (std::size_t i = 0; i < samples.x.size(); i++)

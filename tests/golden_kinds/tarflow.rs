@@ -36,7 +36,7 @@ fn flow<R: Real>(weights: &BTreeMap<String, Tensor>, head_size: usize, centroid:
     let parameters =
         TarNetwork::new(network.clone()).unwrap().layout().read(&tensors).unwrap_or_else(|e| panic!("{e}"));
     let atoms = network.tokens * network.token_size / 3;
-    let config = Config { network, units_per_nm: 1.0, centroid };
+    let config = Config { network, units_per_nm: 1.0, centroid, stereocentres: vec![] };
     let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), atoms);
     TarFlow::new(parameters, config, card, String::new()).unwrap()
 }

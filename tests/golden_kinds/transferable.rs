@@ -72,7 +72,12 @@ impl<R: Real> Check<R> {
         let (encoding, orders) = peptide(&self.golden, &self.config, group, row);
         let network = TarNetwork::of_encoding(&self.config, encoding, &orders).unwrap_or_else(|e| panic!("{e}"));
         let atoms = network.dimension() / 3;
-        let config = transferable::Config { network: self.config.clone(), units_per_nm: 1.0, noisy_centroid: false };
+        let config = transferable::Config {
+            network: self.config.clone(),
+            units_per_nm: 1.0,
+            noisy_centroid: false,
+            stereocentres: vec![],
+        };
         let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config), atoms);
         let scale = Scale { units_per_nm: 1.0, centroid: None };
         TarFlow::of_network(network, self.parameters.clone(), scale, card).unwrap_or_else(|e| panic!("{e}"))

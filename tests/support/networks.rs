@@ -201,7 +201,12 @@ fn transferable_tarflow() -> Vec<u8> {
         adaptive: true,
         transition: true,
     };
-    let config = transferable::Config { network: network.clone(), units_per_nm: 3.0, noisy_centroid: true };
+    let config = transferable::Config {
+        network: network.clone(),
+        units_per_nm: 3.0,
+        noisy_centroid: true,
+        stereocentres: vec![],
+    };
     let network = TarNetwork::of_peptide(&network, &topology).unwrap();
     let parameters: Vec<f32> = network.initial(1);
     let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config), topology.n_atoms());

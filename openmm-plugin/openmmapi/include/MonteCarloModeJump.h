@@ -87,7 +87,7 @@ public:
     /** Tokens of a segment of Decoding::GaussSeidel. */
     void setSegment(int tokens);
     int getSegment() const { return generator.loading.segment; }
-    /** Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in single precision). */
+    /** Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in single precision). */
     void setDecodingTolerance(double value);
     double getDecodingTolerance() const { return generator.loading.decodingTolerance; }
     /** Of an iteration: most passes of all tokens, or of a segment; a sample that needs more is found token after token. */

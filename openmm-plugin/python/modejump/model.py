@@ -50,7 +50,7 @@ class Model(_SharedOwner):
     segment : int, optional
         Of "gauss_seidel": tokens of a segment.
     decoding_tolerance : float, optional
-        Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in "f32").
+        Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in "f32").
     decoding_passes : int, optional
         Of an iteration: most passes; a sample that needs more is found token after token.
 

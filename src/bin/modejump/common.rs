@@ -88,13 +88,14 @@ pub const CLIPPED_SHARE: f64 = 0.002;
 
 #[derive(Args)]
 pub struct DecodingFlags {
-    /// How a TarFlow finds its samples; log q is exact in any case
+    /// How a TarFlow finds its samples; log q is that of the sample in any case, by iteration that of its likelihood
     #[arg(long, value_enum, default_value_t = Decode::Sequential)]
     decoding: Decode,
     /// Tokens of a segment of `--decoding gauss-seidel`
     #[arg(long, default_value_t = 16)]
     segment: usize,
-    /// Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in f32)
+    /// Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in f32); at most 1e-3, within which samples have the density
+    /// that is said of them
     #[arg(long, default_value_t = 1e-4)]
     decoding_tolerance: f64,
     /// Of an iteration: most passes of all tokens, or of a segment; a sample that needs more is decoded sequentially

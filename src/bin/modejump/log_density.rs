@@ -3,6 +3,8 @@
 use super::common::{evaluations, load_at, read_latent, split, PrecisionFlag};
 use super::sample::report;
 use clap::Args;
+use modejump::coordinates::vector::{centre, centroid, norm, shift};
+use modejump::density::Scope;
 use modejump::io::model_file::{write_tensors, Data};
 use modejump::io::trajectory::{self, Frames};
 use modejump::models::Steering;
@@ -25,7 +27,8 @@ pub struct LogDensity {
     #[arg(long)]
     temperature: Option<f64>,
     /// Of the auxiliary coordinates that some steerable models have beside x: they are drawn, and log q is that of both without the density
-    /// of these
+    /// of these. And of the centroids that TarFlows see with noise: where frames lie elsewhere (more than 8 standard deviations of the
+    /// noise from the origin), all are centred and get such a centroid, as in moves, which leaves the ensemble as it is
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// safetensors with `log_density` [n] (−inf outside the support) and, for flows, `z` and `log_det` (of z → x)
@@ -61,7 +64,10 @@ impl LogDensity {
                 Some(atoms) => trajectory::read_of(path, atoms, "model")?,
                 None => trajectory::read(path)?,
             };
-            let frames = frames.require(path, of_x)?;
+            let mut frames = frames.require(path, of_x)?;
+            if let Scope::Noisy { sigma } = model.scope() {
+                draw_centroids(&mut frames, sigma, self.seed);
+            }
             let streams = |row: usize| Stream::new(self.seed, StreamId::Auxiliary, row as u64, 0);
             let frames = Frames { dimension, x: steering.join(&frames.x, of_x, &streams) };
             let n = frames.n();
@@ -85,4 +91,24 @@ impl LogDensity {
         report(self.json, &self.output, &frames, &log_density, outside);
         Ok(())
     }
+}
+
+/// Standard deviations of a centroid's noise within which frames have it already, as samples of the model do.
+const NOISE: f64 = 8.0;
+
+/// Where frames are not centred but for noise of standard deviation sigma (nm), all get centroids drawn from it: the density of the model
+/// is one of (shape, centroid), of no meaning where the centroid is anywhere.
+fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64) {
+    let dimension = frames.dimension;
+    if frames.x.chunks_exact(dimension).all(|x| norm(centroid(x)) <= NOISE * sigma) {
+        return;
+    }
+    for (row, x) in frames.x.chunks_exact_mut(dimension).enumerate() {
+        centre(x);
+        let mut stream = Stream::new(seed, StreamId::Centroid, row as u64, 0);
+        shift(x, std::array::from_fn(|_| sigma * stream.normal()));
+    }
+    eprintln!(
+        "note: the frames are not centred; each gets a centroid drawn from the noise of the model's training (--seed)"
+    );
 }

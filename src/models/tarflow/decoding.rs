@@ -30,6 +30,9 @@ pub struct Jacobi {
     pub passes: usize,
 }
 
+/// Largest tolerance: log q is that of the point x which was found, drawn with the density of another point z that is as near as this.
+const LARGEST_TOLERANCE: f64 = 1e-3;
+
 impl Default for Jacobi {
     fn default() -> Jacobi {
         Jacobi { segment: usize::MAX, tolerance: 1e-4, passes: 32 }
@@ -44,16 +47,20 @@ impl Jacobi {
 }
 
 impl Decoding {
-    /// Errors: no tokens in a segment, no passes, a tolerance that is not positive.
+    /// Errors: no tokens in a segment, no passes, a tolerance that is not positive or beyond 1e-3.
     pub(super) fn check(&self) -> Result<()> {
         match *self {
             Decoding::Jacobi(Jacobi { segment, tolerance, passes })
-                if segment == 0 || passes == 0 || !(tolerance > 0.0 && tolerance.is_finite()) =>
+                if segment == 0 || passes == 0 || tolerance.is_nan() || tolerance <= 0.0 =>
             {
                 Err(Error::invalid(format!(
-                    "segments of {segment} tokens, {passes} passes, tolerance {tolerance}: all must be positive"
+                    "decoding by iteration in segments of {segment} tokens, {passes} passes, tolerance {tolerance}: all must be positive"
                 )))
             }
+            Decoding::Jacobi(Jacobi { tolerance, .. }) if tolerance > LARGEST_TOLERANCE => Err(Error::invalid(format!(
+                "decoding by iteration to a tolerance of {tolerance}: samples would not have the density that is said of them; give \
+                 {LARGEST_TOLERANCE} or less"
+            ))),
             _ => Ok(()),
         }
     }

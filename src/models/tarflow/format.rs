@@ -158,5 +158,5 @@ pub fn of_transferable_checkpoint(tensors: Tensors, unsaid: &Unsaid) -> Result<(
 /// A configuration for data in these units, with the paper's noise of the centroid.
 pub fn config(network: TarFlowConfig, units_per_nm: f64) -> Config {
     let atoms = (network.tokens * network.token_size / 3) as f64;
-    Config { network, units_per_nm, centroid: Some(1.0 / atoms.sqrt()) }
+    Config { network, units_per_nm, centroid: Some(1.0 / atoms.sqrt()), stereocentres: Vec::new() }
 }

@@ -18,6 +18,9 @@
 //! since a flow cannot live on the centred space. What it says of a configuration with centroid c is relative to that noise:
 //! log q(x) − ln N(c; 0, σ²), the density of (x, c) over a target e^{−u(x)} N(c; 0, σ²). A move gives the current configuration a
 //! fresh c ([`Scope::Noisy`]); weights −u − log q of samples are those of that target.
+//!
+//! **Hands.** The network is not the same for a molecule and its mirror image, so nothing is folded: a sample of the wrong hand has no
+//! density. What is left is not normalised again; log q lacks the constant −ln of the share of samples with the right hand.
 
 mod attention;
 mod cuda;
@@ -37,7 +40,7 @@ pub use transferable::PeptideConfig;
 use super::network::{narrow, Trainable};
 use super::{Flow, Model, ModelCard, ModelConfig, LOG_2_PI};
 use crate::coordinates::vector::centroid;
-use crate::coordinates::{CoordinatesConfig, Topology};
+use crate::coordinates::{CoordinatesConfig, Stereocentre, Topology};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
 use crate::nn::product::to_bfloat16;
@@ -63,6 +66,9 @@ pub struct Config {
     /// Standard deviation σ of the centroid's components in the training data, in the network's units; 1/√N in the paper. None: the
     /// density is over all coordinates as they are.
     pub centroid: Option<f64>,
+    /// A molecule of another hand has no density; empty: hands are not looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stereocentres: Vec<Stereocentre>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -88,6 +94,7 @@ pub struct TarFlow<R: Real> {
     scale: Scale,
     options: Options,
     decoded: Counters,
+    stereocentres: Vec<Stereocentre>,
     card: ModelCard,
     hash: String,
 }
@@ -205,7 +212,7 @@ impl<R: Real> TarFlow<R> {
         })
     }
 
-    /// The same transferable model for another peptide; the weights are shared. It was never saved, so it has no hash.
+    /// The same transferable model for another peptide, of any hand; the weights are shared. It was never saved, so it has no hash.
     ///
     /// Errors: a model of a single system; a topology that the model cannot express.
     pub fn bind(&self, topology: Topology) -> Result<TarFlow<R>> {
@@ -241,8 +248,17 @@ impl<R: Real> TarFlow<R> {
         if scale.centroid.is_some() && !dimension.is_multiple_of(3) {
             return Err(Error::invalid(format!("{dimension} coordinates are not those of atoms with a centroid")));
         }
+        let stereocentres = match &card.model {
+            ModelConfig::Tarflow(config) => config.stereocentres.clone(),
+            ModelConfig::TransferableTarflow(config) => config.stereocentres.clone(),
+            _ => Vec::new(),
+        };
+        let beyond = |s: &&Stereocentre| s.neighbours.iter().chain([&s.centre]).any(|atom| 3 * atom + 3 > dimension);
+        if let Some(centre) = stereocentres.iter().find(beyond) {
+            return Err(Error::invalid(format!("{centre:?} is beyond the {} atoms", dimension / 3)));
+        }
         let (runner, options, decoded) = (Arc::new(runner), Options::default(), Counters::default());
-        Ok(TarFlow { network, parameters, runner, scale, options, decoded, card, hash: String::new() })
+        Ok(TarFlow { network, parameters, runner, scale, options, decoded, stereocentres, card, hash: String::new() })
     }
 
     /// The same model, evaluated in another way; the weights are shared.
@@ -260,6 +276,7 @@ impl<R: Real> TarFlow<R> {
             scale: self.scale,
             options,
             decoded: Counters::default(),
+            stereocentres: self.stereocentres.clone(),
             card: self.card.clone(),
             hash: self.hash.clone(),
         })
@@ -312,9 +329,12 @@ impl<R: Real> TarFlow<R> {
         if let Some(sigma) = self.centroid_nm() {
             log_density += self.options.centroid.term(x, sigma).0;
         }
-        match x.iter().chain(z).all(|v| v.is_finite()) {
+        if !x.iter().chain(z).all(|v| v.is_finite()) {
+            return Evaluation::outside(Status::NonFinite);
+        }
+        match self.stereocentres.iter().all(|centre| centre.holds(x)) {
             true => Evaluation::inside(log_density),
-            false => Evaluation::outside(Status::NonFinite),
+            false => Evaluation::outside(Status::WrongChirality),
         }
     }
 

@@ -118,6 +118,7 @@ pub(super) fn check(config: &TarFlowConfig) -> Result<()> {
         ("heads", heads, LARGEST_SIZE),
         ("expansion", expansion, 64),
     ])?;
+    check_sizes(&[("blocks x layers", blocks * layers, MOST_LAYERS)])?;
     match channels.is_multiple_of(heads) {
         true => Ok(()),
         false => Err(Error::invalid(format!("{heads} heads cannot share {channels} channels evenly"))),

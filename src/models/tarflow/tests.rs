@@ -19,7 +19,7 @@ fn small(token_size: usize, centroid: Option<f64>) -> TarFlow<f64> {
         heads: 2,
         expansion: 2,
     };
-    let config = Config { network, units_per_nm: 4.0, centroid };
+    let config = Config { network, units_per_nm: 4.0, centroid, stereocentres: vec![] };
     let network = TarNetwork::new(config.network.clone()).unwrap();
     let parameters = parameters(&network, 3);
     let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), 4);
@@ -147,10 +147,55 @@ fn what_does_not_come_to_rest_is_decoded_in_turn() {
         (Jacobi { segment: 0, ..Jacobi::default() }, "segments of 0"),
         (Jacobi { passes: 0, ..Jacobi::default() }, "0 passes"),
         (Jacobi { tolerance: f64::NAN, ..Jacobi::default() }, "tolerance NaN"),
+        (Jacobi { tolerance: 0.01, ..Jacobi::default() }, "give 0.001 or less"),
     ] {
         let options = Options { decoding: Decoding::Jacobi(how), ..Options::default() };
         assert!(flow.with_options(options).err().unwrap().to_string().contains(word));
     }
+}
+
+/// Samples and configurations of the wrong hand have no density; log q of the others is as it was.
+#[test]
+fn a_wrong_hand_has_no_density() {
+    let free = small(3, None);
+    let hand = |centre| Config {
+        stereocentres: vec![Stereocentre { centre, neighbours: [1, 2, 3], positive: true }],
+        ..config_of(&free)
+    };
+    let build = |config: Config| {
+        let card = ModelCard { model: ModelConfig::Tarflow(config.clone()), ..free.card.clone() };
+        TarFlow::new(free.parameters.to_vec(), config, card, String::new())
+    };
+    let flow = build(hand(0)).unwrap();
+    let z = normals(12 * 16, 1);
+    let (mut x, mut log_det) = (vec![0.0; z.len()], vec![0.0; 16]);
+    let (mut drawn, mut all, mut found) =
+        ([Evaluation::inside(0.0); 16], [Evaluation::inside(0.0); 16], [Evaluation::inside(0.0); 16]);
+    free.generate(&z, &mut x, &mut log_det, &mut all).unwrap();
+    flow.generate(&z, &mut x, &mut log_det, &mut drawn).unwrap();
+    let mut gradient = vec![0.0; x.len()];
+    flow.log_density_gradient(&x, &mut found, &mut gradient).unwrap();
+    let mut wrong = 0;
+    for (row, x) in x.chunks_exact(12).enumerate() {
+        let expected = match hand(0).stereocentres[0].holds(x) {
+            true => all[row],
+            false => Evaluation::outside(Status::WrongChirality),
+        };
+        wrong += usize::from(!expected.is_inside());
+        assert_eq!((drawn[row], found[row].status), (expected, expected.status));
+        assert!(expected.is_inside() || gradient[12 * row..][..12].iter().all(|g| *g == 0.0));
+        let image: Vec<f64> = x.iter().map(|v| -v).collect();
+        assert_eq!(log_q(&flow, &image).is_finite(), !expected.is_inside());
+    }
+    assert!((1..16).contains(&wrong), "{wrong}");
+    assert!(build(hand(4)).err().unwrap().to_string().contains("beyond the 4 atoms"));
+}
+
+#[test]
+fn a_file_cannot_ask_for_more_layers_than_there_are_in_earnest() {
+    let config = config_of(&small(3, None)).network;
+    let message = TarNetwork::new(TarFlowConfig { blocks: 64, layers: 256, ..config }).err().unwrap().to_string();
+    assert!(message.contains("blocks x layers = 16384"), "{message}");
 }
 
 /// A single sample reads the weights as bfloat16; a likelihood, and samples together, read the same numbers as f32.
@@ -211,7 +256,7 @@ fn the_gradient_matches_differences() {
 fn the_density_is_normalised() {
     // two coordinates: one token after the other, over a grid
     let network = TarFlowConfig { tokens: 2, token_size: 1, channels: 4, blocks: 2, layers: 1, heads: 1, expansion: 2 };
-    let config = Config { network, units_per_nm: 2.0, centroid: None };
+    let config = Config { network, units_per_nm: 2.0, centroid: None, stereocentres: vec![] };
     let network = TarNetwork::new(config.network.clone()).unwrap();
     let parameters = parameters(&network, 7);
     let mut card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), 1);
@@ -316,7 +361,7 @@ fn transferable_config([lookahead, qk_norms, adaptive, transition]: [bool; 4]) -
         adaptive,
         transition,
     };
-    transferable::Config { network, units_per_nm: 3.0, noisy_centroid: true }
+    transferable::Config { network, units_per_nm: 3.0, noisy_centroid: true, stereocentres: vec![] }
 }
 
 fn transferable_card(config: &transferable::Config, topology: Topology) -> ModelCard {
@@ -467,6 +512,29 @@ fn peptides_of_different_lengths_train_one_network() {
     });
     let slope: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
     assert!((slope - (above - below) / 2e-6).abs() < 1e-6 * slope.abs().max(1.0));
+}
+
+/// Which frame of the trainer's peptide was drawn, perhaps with emphasis, says nothing of those of another one.
+#[test]
+fn frames_of_another_peptide_are_drawn_for_themselves() {
+    use crate::train::likelihood::{OtherPeptide, Peptides};
+    use crate::train::network_trainer::{Drawn, Objective};
+    let one = transferable(VARIANTS[1], &GLYCINE);
+    let two = one.bind(peptide(&TWO)).unwrap();
+    let parameters: Vec<f32> = narrow(one.parameters());
+    let d = two.network().dimension();
+    // frames 0 to 3 are held out
+    let loss = |usable: std::ops::Range<usize>, among: std::ops::Range<usize>| {
+        let mut frames = vec![f64::NAN; 10 * d];
+        frames[usable.start * d..usable.end * d].copy_from_slice(&normals(d * usable.len(), 4));
+        let other = OtherPeptide { network: two.network().clone(), topology: peptide(&TWO), frames };
+        let objective = Peptides { noisy_centroid: true, others: vec![other] };
+        let drawn = Drawn { frames: vec![among.start; 32], among, x: normals(32 * 30, 5) };
+        let mut stream = Stream::new(6, StreamId::Test, 0, 0);
+        objective.loss(one.network(), &parameters, drawn, &mut stream, &mut vec![0.0; parameters.len()])
+    };
+    assert!(loss(4..10, 4..10).is_finite() && loss(0..4, 0..4).is_finite());
+    assert!(loss(4..5, 4..10).is_nan(), "the frame that was drawn of the first peptide");
 }
 
 /// The configurations of the golden data have them.

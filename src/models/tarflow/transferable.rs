@@ -23,7 +23,7 @@
 use super::network::{check, for_samples, layer, norm, times, Block, Layer, Modulation, Positions, TarNetwork};
 use super::TarFlowConfig;
 use crate::coordinates::peptide::{AtomOrder, Encoding, Peptide};
-use crate::coordinates::Topology;
+use crate::coordinates::{Stereocentre, Topology};
 use crate::error::{Error, Result};
 use crate::models::network::{check_sizes, Layout, Start, LARGEST_SIZE, MOST_ATOMS};
 use crate::nn::tape::{Embed, Function, LayerNorm, Weight, NO_ROW};
@@ -39,6 +39,9 @@ pub struct Config {
     pub units_per_nm: f64,
     /// The centroid of the training data had noise of standard deviation 1/√N in the network's units.
     pub noisy_centroid: bool,
+    /// Of the peptide that the file is for: a molecule of another hand has no density; empty: hands are not looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stereocentres: Vec<Stereocentre>,
 }
 
 /// The network whatever the peptide.

@@ -235,7 +235,7 @@ pub fn prose() -> Result<TarFlow<f32>> {
         adaptive: true,
         transition: true,
     };
-    let config = Config { network, units_per_nm: 1.0, noisy_centroid: true };
+    let config = Config { network, units_per_nm: 1.0, noisy_centroid: true, stereocentres: vec![] };
     let mut topology = Topology::default();
     for k in 1..=6 {
         let ends = [if k == 1 { "H2 H3" } else { "" }, if k == 6 { "OXT" } else { "" }];

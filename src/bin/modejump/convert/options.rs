@@ -146,6 +146,39 @@ pub fn positive(options: &Value, key: &str) -> Result<f64> {
     number.ok_or_else(|| Error::invalid(format!("{key}: a positive number is needed, not {}", options[key])))
 }
 
+/// Columns of an attention head in all published TarFlows.
+const HEAD_SIZE: u64 = 64;
+
+/// `head_dim`: tensors of any head size have the same shapes, and another size is another density. Errors: no positive integer.
+pub fn head_size(options: &Value) -> Result<usize> {
+    let Some(given) = options.get("head_dim") else {
+        eprintln!("note: attention heads of {HEAD_SIZE} columns are assumed, as in the published models; `head_dim` of --config says otherwise");
+        return Ok(HEAD_SIZE as usize);
+    };
+    let size = given.as_u64().filter(|size| *size > 0);
+    size.map(|size| size as usize)
+        .ok_or_else(|| Error::invalid(format!("head_dim: a positive integer is needed, not {given}")))
+}
+
+/// Whether the centroid of the training data had noise; it had unless `com_augmentation` is false. Errors: no truth value.
+pub fn noisy_centroid(options: &Value) -> Result<bool> {
+    match options.get("com_augmentation") {
+        None => Ok(true),
+        Some(given) => given
+            .as_bool()
+            .ok_or_else(|| Error::invalid(format!("com_augmentation: true or false is needed, not {given}"))),
+    }
+}
+
+/// Names the options that nothing here reads: a configuration of another program may have more, a misspelt name has no effect.
+pub fn note_unread(options: &Value, read: &[&str]) {
+    let keys = options.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
+    let unread: Vec<&str> = keys.filter(|key| !read.contains(key)).collect();
+    if !unread.is_empty() {
+        eprintln!("note: not read: {}; known are {}", unread.join(", "), read.join(", "));
+    }
+}
+
 /// Atoms with the same features are of one element, and all are of these `elements` where they are known.
 pub fn check_topology(topology: &Topology, features: &[Vec<usize>], elements: Option<&str>) -> Result<()> {
     let n = topology.n_atoms();

@@ -1,18 +1,39 @@
 //! `--kind tarflow`.
 
-use super::options::{check_options, lacks, positive};
+use super::options::{check_options, head_size, lacks, noisy_centroid, note_unread, positive};
 use super::{transferable, Convert};
+use modejump::coordinates::chirality::stereocentres;
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::network::Trainable;
-use modejump::models::tarflow::{format, TarNetwork};
+use modejump::models::tarflow::{format, TarFlowConfig, TarNetwork};
 use modejump::{Error, Result};
 use serde_json::{json, Value};
 
 /// The tensor that shows a TarFlow.
 const MARK: &str = "blocks.0.pos_embed";
 const WHAT: &str = "single-system TarFlow of transferable-samplers";
-/// Columns of an attention head in all published models.
-pub const HEAD_SIZE: u64 = 64;
+
+/// Options that the tensors do not say, and those that say nothing of the density.
+const READ: &[&str] = &["std", "head_dim", "com_augmentation", "kind", "num_params"];
+
+/// Options that the tensors or the implementation fix.
+fn said(network: &TarFlowConfig) -> Vec<(&'static str, Value)> {
+    vec![
+        ("in_channels", json!(network.token_size)),
+        ("token_dim", json!(network.token_size)),
+        ("num_tokens", json!(network.tokens)),
+        ("img_size", json!(network.tokens * network.token_size)),
+        ("num_atoms", json!(network.tokens * network.token_size / 3)),
+        ("channels", json!(network.channels)),
+        ("num_blocks", json!(network.blocks)),
+        ("layers_per_block", json!(network.layers)),
+        ("expansion", json!(network.expansion)),
+        ("patch_size", json!(1)),
+        ("nvp", json!(true)),
+        ("layernorm_eps", json!(1e-5)),
+        ("gelu", json!("erf")),
+    ]
+}
 
 impl Convert {
     pub(super) fn tarflow(&self) -> Result<()> {
@@ -28,37 +49,31 @@ impl Convert {
             "std: standard deviation of the training data in nm after removal of the centroid, by which it was divided",
         )]))?;
         let as_tarflow = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
-        let head_size = options.get("head_dim").and_then(Value::as_u64).unwrap_or(HEAD_SIZE);
-        let (network, tensors) = format::of_checkpoint(tensors, head_size as usize).map_err(as_tarflow)?;
-        check_options(
-            &options,
-            &[
-                ("in_channels", json!(network.token_size)),
-                ("img_size", json!(network.tokens * network.token_size)),
-                ("channels", json!(network.channels)),
-                ("num_blocks", json!(network.blocks)),
-                ("layers_per_block", json!(network.layers)),
-                ("expansion", json!(network.expansion)),
-                ("patch_size", json!(1)),
-                ("nvp", json!(true)),
-            ],
-        )
-        .map_err(as_tarflow)?;
+        let noisy_centroid = noisy_centroid(&options)?;
+        let (network, tensors) = format::of_checkpoint(tensors, head_size(&options)?).map_err(as_tarflow)?;
+        let said = said(&network);
+        check_options(&options, &said).map_err(as_tarflow)?;
+        note_unread(&options, &[READ, &said.iter().map(|(key, _)| *key).collect::<Vec<_>>()].concat());
         let built = TarNetwork::new(network.clone()).map_err(as_tarflow)?;
         let parameters: Vec<f64> = built.layout().read(&tensors).map_err(as_tarflow)?;
-        let (coordinates, topology) = (built.dimension(), self.topology()?.map(|(topology, _)| topology));
-        if let Some(topology) = topology.as_ref().filter(|t| 3 * t.n_atoms() != coordinates) {
+        let (coordinates, topology) = (built.dimension(), self.topology()?);
+        if let Some(topology) =
+            topology.as_ref().map(|(topology, _)| topology).filter(|t| 3 * t.n_atoms() != coordinates)
+        {
             let (atoms, of_model) = (topology.n_atoms(), coordinates / 3);
             return Err(Error::invalid(format!("the topology has {atoms} atoms, the model {of_model}")));
         }
         let mut config = format::config(network, 1.0 / positive(&options, "std")?);
-        if options.get("com_augmentation") == Some(&json!(false)) {
+        if !noisy_centroid {
             config.centroid = None;
         }
+        config.stereocentres = topology.as_ref().map_or(Vec::new(), |(topology, x)| stereocentres(topology, x));
         let mut card = ModelCard::of_cartesian(ModelConfig::Tarflow(config), coordinates / 3);
-        card.topology = topology;
+        card.topology = topology.map(|(topology, _)| topology);
         self.complete(&mut card, &bytes);
         self.origin(&mut card, &metadata);
-        self.save(&card, built.layout(), &parameters)
+        self.save(&card, built.layout(), &parameters)?;
+        self.note_hands();
+        Ok(())
     }
 }

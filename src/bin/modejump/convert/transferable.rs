@@ -1,7 +1,8 @@
 //! `--kind transferable-tarflow` and `--kind prose`: one checkpoint for all peptides, and the topology of one of them.
 
-use super::options::{check_options, lacks, positive};
+use super::options::{check_options, head_size, lacks, noisy_centroid, note_unread, positive};
 use super::Convert;
+use modejump::coordinates::chirality::stereocentres;
 use modejump::coordinates::AtomOrder;
 use modejump::io::{model_file, write_atomically};
 use modejump::models::card::{ModelCard, ModelConfig};
@@ -9,12 +10,27 @@ use modejump::models::network::Trainable;
 use modejump::models::tarflow::format::{of_transferable_checkpoint, Unsaid};
 use modejump::models::tarflow::transferable::{Config, RESIDUE_BASE};
 use modejump::models::tarflow::{PeptideConfig, TarNetwork};
+use modejump::models::{from_bytes, Precision};
 use modejump::{Error, Result};
 use serde_json::{json, Value};
 
 /// The tensor that shows a transferable TarFlow.
 pub const MARK: &str = "cond_embed.atom_embed.weight";
 const WHAT: &str = "transferable TarFlow or Prose of transferable-samplers";
+/// Options that the tensors do not say, and those that say nothing of the density.
+const READ: &[&str] = &[
+    "std",
+    "head_dim",
+    "com_augmentation",
+    "permutation_keys",
+    "cond",
+    "kind",
+    "num_params",
+    "pad_to",
+    "max_num_tokens",
+    "layernorm_eps",
+    "gelu",
+];
 
 impl Convert {
     pub(super) fn transferable(&self) -> Result<()> {
@@ -23,7 +39,7 @@ impl Convert {
         }
         let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
         let options = self.options(metadata.get("arch"))?;
-        let topology = self.topology()?.map(|(topology, _)| topology);
+        let topology = self.topology()?;
         self.require(lacks(&[
             (
                 options.get("std").is_some(),
@@ -31,10 +47,12 @@ impl Convert {
             ),
             (topology.is_some(), "and --topology FILE.pdb: the peptide; the model file can be bound to others later"),
         ]))?;
-        let Some(topology) = topology else { return Ok(()) };
+        let Some((topology, x)) = topology else { return Ok(()) };
         let as_transferable = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
         let (network, tensors) = of_transferable_checkpoint(tensors, &unsaid(&options)?).map_err(as_transferable)?;
-        check_options(&options, &said(&network)).map_err(as_transferable)?;
+        let said = said(&network);
+        check_options(&options, &said).map_err(as_transferable)?;
+        note_unread(&options, &[READ, &said.iter().map(|(key, _)| *key).collect::<Vec<_>>()].concat());
         if self.kind == "prose" && !network.adaptive {
             let message = "no adaptive layer norms, so it is no Prose; give --kind transferable-tarflow";
             return Err(as_transferable(Error::invalid(message)));
@@ -45,7 +63,8 @@ impl Convert {
         let config = Config {
             network,
             units_per_nm: 1.0 / positive(&options, "std")?,
-            noisy_centroid: options.get("com_augmentation") != Some(&json!(false)),
+            noisy_centroid: noisy_centroid(&options)?,
+            stereocentres: stereocentres(&topology, &x),
         };
         let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config), topology.n_atoms());
         let mut card = ModelCard { topology: Some(topology), ..card };
@@ -62,7 +81,18 @@ impl Convert {
     }
 
     /// Writes a model file again for the peptide of --topology; the weights stay as they are, to the last bit.
+    ///
+    /// Errors: also options that are for checkpoints of other programs.
     fn bind(&self, bytes: &[u8]) -> Result<()> {
+        let given = [
+            ("--config", self.config.is_some()),
+            ("--prefix", self.prefix.is_some()),
+            ("--raw-weights", self.raw_weights),
+        ];
+        if let Some((option, _)) = given.iter().find(|(_, given)| *given) {
+            let reason = format!("a model file of modejump, whose density is settled: leave {option} out, or give the checkpoint it was made of");
+            return Err(Error::file(&self.checkpoint, reason));
+        }
         let name = self.checkpoint.display().to_string();
         let file = model_file::read(&name, bytes)?;
         let ModelConfig::TransferableTarflow(config) = &file.card.model else {
@@ -70,15 +100,20 @@ impl Convert {
             let reason = format!("a model of the kind {kind}, which is for its own molecule only");
             return Err(Error::file(&self.checkpoint, reason));
         };
-        let Some((topology, _)) = self.topology()? else {
+        let Some((topology, x)) = self.topology()? else {
             return Err(Error::invalid("--topology FILE.pdb is needed: the peptide to which the model is bound"));
         };
         TarNetwork::of_peptide(&config.network, &topology).map_err(|e| self.of_topology(e))?;
-        let mut card = file.card.of_peptide(topology);
+        let model =
+            ModelConfig::TransferableTarflow(Config { stereocentres: stereocentres(&topology, &x), ..config.clone() });
+        let mut card = ModelCard { model, ..file.card.of_peptide(topology) };
         card.temperature = self.temperature.or(card.temperature);
         let source = self.checkpoint.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         card.provenance.insert("bound_from".into(), format!("{source} ({})", file.hash));
-        write_atomically(&self.output, &model_file::with_card(&name, bytes, &card)?)
+        drop(file.tensors);
+        let bytes = model_file::with_card(&name, bytes, &card)?;
+        from_bytes(&self.output.display().to_string(), &bytes, Precision::F32)?;
+        write_atomically(&self.output, &bytes)
     }
 
     /// What a topology has that the model cannot express.
@@ -111,8 +146,8 @@ fn unsaid(options: &Value) -> Result<Unsaid> {
         Some(_) => positive(cond, "sinusoid_div_value")?,
         None => RESIDUE_BASE,
     };
-    let head_size = options.get("head_dim").and_then(Value::as_u64).unwrap_or(super::tarflow::HEAD_SIZE) as usize;
-    Ok(Unsaid { head_size, orders, base })
+    note_unread(cond, &["hidden_dim", "output_dim", "sinusoid_div_value"]);
+    Ok(Unsaid { head_size: head_size(options)?, orders, base })
 }
 
 /// Options that the tensors or the implementation fix.

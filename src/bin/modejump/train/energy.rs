@@ -1,7 +1,7 @@
 //! Energy-based models, by score matching and contrastive estimation on a generator's samples.
 
 use super::field::gvp_network;
-use super::{read_model, Train};
+use super::Train;
 use modejump::coordinates::chirality::{classes, prochiral_centres};
 use modejump::coordinates::Topology;
 use modejump::io::model_file::Tensor;
@@ -243,7 +243,7 @@ impl Train {
             let card = ModelCard::of_energy(kind(new.clone()), 3 * topology.n_atoms());
             return Ok(Beginning { config: new, card, tensors: None });
         };
-        let file = read_model(path)?;
+        let file = self.start_model(path, topology)?;
         let config = config_of(&file.card.model)
             .ok_or_else(|| Error::file(path, format!("not a model of the kind {}", self.model.name())))?;
         Ok(Beginning { config, card: file.card, tensors: Some(file.tensors) })

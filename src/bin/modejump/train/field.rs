@@ -1,6 +1,6 @@
 //! Vector fields, by flow matching.
 
-use super::{read_model, Train};
+use super::Train;
 use modejump::coordinates::chirality::{classes, stereocentres};
 use modejump::coordinates::Topology;
 use modejump::models::card::{ModelCard, ModelConfig};
@@ -94,7 +94,7 @@ impl Train {
     pub(super) fn gvp_flow(&self, design: &GvpDesign, topology: Topology, x0: &[f64], frames: Vec<f64>) -> Result<()> {
         let (card, config, parameters) = match &self.start {
             Some(path) => {
-                let file = read_model(path)?;
+                let file = self.start_model(path, &topology)?;
                 let ModelConfig::GvpFlow(config) = file.card.model.clone() else {
                     return Err(Error::file(path, "not a model of the kind gvp_flow"));
                 };
@@ -129,7 +129,7 @@ impl Train {
     ) -> Result<()> {
         let (card, config, parameters) = match &self.start {
             Some(path) => {
-                let file = read_model(path)?;
+                let file = self.start_model(path, &topology)?;
                 let ModelConfig::EgnnFlow(config) = file.card.model.clone() else {
                     return Err(Error::file(path, "not a model of the kind egnn_flow"));
                 };

@@ -8,7 +8,7 @@ mod resample;
 mod tarflow;
 mod transferable;
 
-use crate::common::{describe_training, interrupted, watch_signals, Weights, CHECKPOINT_INTERVAL, CLIPPED_SHARE};
+use crate::common::{describe_training, hash_of, interrupted, watch_signals, Weights, CHECKPOINT_INTERVAL};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
@@ -75,14 +75,14 @@ pub struct Train {
     /// --system. What is done to the weights before
     #[arg(long, value_enum, requires = "frames", num_args = 0..=1, default_missing_value = "raw")]
     resample: Option<Weights>,
-    /// Temperature, K
-    #[arg(long, default_value_t = 300.0)]
-    temperature: f64,
+    /// Temperature, K; without it that of the model of --start, else 300 K
+    #[arg(long)]
+    temperature: Option<f64>,
     /// Settings (JSON with `design`, `train` and `explore`, or under the name of the model, such as `gvp_ebm`); defaults where
-    /// absent
+    /// absent. Sections that the model does not read are refused
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Start from this model instead of a new one
+    /// Start from this model instead of a new one, with its settings of size and its order of atoms
     #[arg(long)]
     start: Option<PathBuf>,
     /// Train the far end of a map between ensembles, for learned replica exchange: this coupling flow (at its
@@ -132,25 +132,27 @@ struct Config {
 }
 
 impl Train {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
         if self.output.extension().is_some_and(|e| e.eq_ignore_ascii_case("svg")) {
             let reason =
                 "is where the figure of the training goes; give the model another extension, such as safetensors";
             return Err(Error::file(&self.output, reason));
         }
-        let config = self.config()?;
         if self.map_from.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid("--map-from trains coupling flows: leave --model out"));
         }
-        let (topology, x0) = Topology::from_pdb(&self.topology)?;
-        self.check_system(&topology)?;
-        let frames = match self.resample {
-            Some(weights) => self.resampled(weights.rule(CLIPPED_SHARE), &topology)?,
-            None => self.frames(&config, &topology, &x0)?,
-        };
         if self.modes.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid(format!("--modes trains coupling flows, not {}", self.model.name())));
         }
+        self.check_start()?;
+        self.temperature = Some(self.temperature()?);
+        let config = self.config()?;
+        let (topology, x0) = Topology::from_pdb(&self.topology)?;
+        self.check_system(&topology)?;
+        let frames = match self.resample {
+            Some(_) => self.resampled(&self.frames, &topology, 0)?,
+            None => self.frames(&config, &topology, &x0)?,
+        };
         match self.model {
             Kind::Coupling => match &self.modes {
                 Some(path) => self.modes(path, config, &topology, &frames),
@@ -158,8 +160,8 @@ impl Train {
             },
             Kind::GvpFlow => self.gvp_flow(&config.gvp_flow, topology, &x0, frames),
             Kind::EgnnFlow => self.egnn_flow(&config.egnn_flow, topology, &x0, frames),
-            Kind::Tarflow => self.tarflow(&config.tarflow, topology, frames),
-            Kind::TransferableTarflow => self.transferable(&config.transferable_tarflow, topology, frames),
+            Kind::Tarflow => self.tarflow(&config.tarflow, topology, &x0, frames),
+            Kind::TransferableTarflow => self.transferable(&config.transferable_tarflow, topology, &x0, frames),
             Kind::GraphormerEbm => self.graphormer_ebm(&config.graphormer_ebm, topology, frames),
             Kind::InvariantEbm => self.invariant_ebm(&config.invariant_ebm, topology, &x0, frames),
             Kind::GvpEbm => self.gvp_ebm(&config.gvp_ebm, topology, frames),
@@ -167,9 +169,66 @@ impl Train {
         }
     }
 
+    /// Errors: a model to start from that the training would write over, so that a checkpoint could not tell what it began with.
+    fn check_start(&self) -> Result<()> {
+        let same =
+            |a: &Path, b: &Path| a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        match (&self.start, &self.checkpoint) {
+            (Some(start), Some(_)) if same(start, &self.output) => Err(Error::file(
+                start,
+                "is both --start and --output: with --checkpoint give the trained model another name",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// That asked for, else that of the model to start from, else 300 K. Errors: a number that is not positive.
+    fn temperature(&self) -> Result<f64> {
+        let of_start = match &self.start {
+            Some(path) => {
+                let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+                model_file::read_card(&path.display().to_string(), &bytes)?.temperature
+            }
+            None => None,
+        };
+        let temperature = self.temperature.or(of_start).unwrap_or(300.0);
+        if !(temperature > 0.0 && temperature.is_finite()) {
+            return Err(Error::invalid(format!("--temperature {temperature}: a positive number of kelvin is needed")));
+        }
+        if let (Some(path), Some(of_start)) = (&self.start, of_start.filter(|t| *t != temperature)) {
+            eprintln!("note: {} is of {of_start} K, what is trained from it of {temperature} K", path.display());
+        }
+        Ok(temperature)
+    }
+
+    /// As `run` has found it.
+    fn kelvin(&self) -> f64 {
+        self.temperature.unwrap_or(300.0)
+    }
+
+    /// The model to start from. Errors: atoms in another order than --topology has them; another number is for the caller to tell.
+    fn start_model(&self, path: &Path, topology: &Topology) -> Result<ModelFile> {
+        let file = read_model(path)?;
+        if let Some(own) = file.card.topology.as_ref().filter(|own| own.n_atoms() == topology.n_atoms()) {
+            own.require_order(topology, "model to start from")
+                .map_err(|e| Error::file(&self.topology, e.to_string()))?;
+        }
+        Ok(file)
+    }
+
+    /// Names the model's design, whatever the command that asked for it, the frames, and the model to start from.
+    fn identity(&self, card: &ModelCard, frames: &[f64]) -> Result<String> {
+        let mut card = card.clone();
+        card.provenance.clear();
+        let card = serde_json::to_string(&card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
+        let bytes: Vec<u8> = frames.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let start = self.start.as_deref().map(hash_of).transpose()?.map_or(String::new(), |hash| format!(" {hash}"));
+        Ok(format!("{} {}{start}", model_file::hash(card.as_bytes()), model_file::hash(&bytes)))
+    }
+
     fn flow(&self, config: &Config, topology: &Topology, frames: &[f64]) -> Result<CouplingFlow<f32>> {
         match self.start.as_ref().or(self.map_from.as_ref()) {
-            Some(path) => CouplingFlow::from_file(&read_model(path)?),
+            Some(path) => CouplingFlow::from_file(&self.start_model(path, topology)?),
             None => design(topology, frames, &self.constraints()?, &config.design),
         }
     }
@@ -194,7 +253,7 @@ impl Train {
             (Some(target), Some((modes, mode))) => Some(within.insert(Within { target, modes: modes.clone(), mode })),
             (target, _) => target,
         };
-        let mut identity = identity(flow.card(), frames)?;
+        let mut identity = self.identity(flow.card(), frames)?;
         let map = match (&self.map_from, target.as_deref_mut()) {
             (None, _) => None,
             (Some(_), None) => return Err(Error::invalid("--map-from needs energies: give --system")),
@@ -233,7 +292,7 @@ impl Train {
         })?;
         let mut u = vec![0.0; frames.len() / from.dimension().max(1)];
         target.reduced_potential(frames, &mut u)?;
-        u.iter_mut().for_each(|u| *u *= self.temperature / temperature);
+        u.iter_mut().for_each(|u| *u *= self.kelvin() / temperature);
         Map::new(from, frames, &u, held_out)
     }
 
@@ -247,7 +306,7 @@ impl Train {
 
     /// What every card says of its training.
     fn complete(&self, card: &mut ModelCard) -> Result<()> {
-        describe_training(card, self.temperature, self.system.as_deref())
+        describe_training(card, self.kelvin(), self.system.as_deref())
     }
 
     /// The state to go on from, if there is one; an error if it belongs to another training.
@@ -265,7 +324,7 @@ impl Train {
                 eprintln!("going on from step {step} of {}", path.display());
                 return Ok(Some(saved.state));
             }
-            (false, _) => "another model or other frames",
+            (false, _) => "another model or other frames, or to another --start",
             (true, false) => "other training options",
         };
         Err(Error::file(
@@ -290,7 +349,27 @@ impl Train {
             return Ok(config);
         };
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
+        let malformed = |e: serde_json::Error| Error::file(path, e.to_string());
+        let config = serde_json::from_str(&text).map_err(malformed)?;
+        let sections: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).map_err(malformed)?;
+        let read = self.sections();
+        match sections.keys().find(|name| !read.contains(name)) {
+            Some(name) => Err(Error::file(
+                path,
+                format!("`{name}` has no effect on this training, which reads {}: leave it out", read.join(", ")),
+            )),
+            None => Ok(config),
+        }
+    }
+
+    /// What the training reads of the configuration.
+    fn sections(&self) -> Vec<String> {
+        let own = match (self.model, &self.modes) {
+            (Kind::Coupling, None) => vec!["design".into(), "train".into()],
+            (Kind::Coupling, Some(_)) => vec!["design".into(), "train".into(), "jump".into()],
+            (other, _) => vec![other.name()],
+        };
+        [own, vec!["explore".into()]].concat()
     }
 
     fn train(&self, mut trainer: impl Training, identity: &str) -> Result<()> {
@@ -372,7 +451,7 @@ impl Train {
 
     fn target(&self) -> Result<Option<Box<dyn Target>>> {
         let open =
-            |system| modejump::engines::openmm::OpenMmTarget::new(&system, self.temperature, super::common::threads());
+            |system| modejump::engines::openmm::OpenMmTarget::new(&system, self.kelvin(), super::common::threads());
         Ok(self.open_system()?.map(open).transpose()?.map(|t| Box::new(t) as Box<dyn Target>))
     }
 
@@ -389,9 +468,9 @@ impl Train {
         let (Some(system), Some(file)) = (self.open_system()?, &self.system) else {
             return Err(Error::invalid("give --frames, or --system to generate them"));
         };
-        let options = super::common::explore_at(&config.explore, self.temperature)?;
+        let options = super::common::explore_at(&config.explore, self.kelvin())?;
         let explored = serde_json::to_string(&options).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
-        let origin = format!("{} {explored}", super::common::hash_of(file)?);
+        let origin = format!("{} {explored}", hash_of(file)?);
         if let Some(kept) = keep.as_ref().filter(|path| self.checkpoint.is_some() && path.exists()) {
             eprintln!("frames of {}", kept.display());
             require_origin(kept, &origin)?;
@@ -492,15 +571,6 @@ impl Training for Trainer<'_> {
     fn save_model(&self, path: &Path) -> Result<()> {
         self.averaged()?.save(path)
     }
-}
-
-/// Names the model's design, whatever the command that asked for it, and the frames.
-fn identity(card: &ModelCard, frames: &[f64]) -> Result<String> {
-    let mut card = card.clone();
-    card.provenance.clear();
-    let card = serde_json::to_string(&card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
-    let bytes: Vec<u8> = frames.iter().flat_map(|v| v.to_le_bytes()).collect();
-    Ok(format!("{} {}", model_file::hash(card.as_bytes()), model_file::hash(&bytes)))
 }
 
 fn log_line(progress: &Progress) -> String {

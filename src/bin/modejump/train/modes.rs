@@ -1,6 +1,6 @@
 //! `modejump train --modes`: one generator for each metastable state, with one latent space for all, in one model file.
 
-use super::{identity, read_model, Config, Train};
+use super::{read_model, Config, Train};
 use crate::modes::Description;
 use modejump::coordinates::Topology;
 use modejump::io::model_file;
@@ -57,7 +57,8 @@ impl Train {
     ) -> Result<()> {
         options.check_for_map()?;
         let from = models::load(from)?;
-        let flow = CouplingFlow::from_file(&read_model(to)?)?;
+        let to = read_model(to)?;
+        let flow = CouplingFlow::from_file(&to)?;
         eprintln!("{}: {} <-> {}", self.output.display(), modes.names()[0], modes.names()[mode]);
         let Some(mut target) = self.target()? else {
             return Err(Error::invalid("`jump` trains by the energies at both ends: give --system"));
@@ -68,7 +69,7 @@ impl Train {
             Ok(u)
         };
         let u = [potentials(frames[0])?, potentials(frames[1])?];
-        let identity = format!("{} jump from {}", identity(flow.card(), frames[1])?, from.hash());
+        let identity = format!("{} jump from {} to {}", self.identity(flow.card(), frames[1])?, from.hash(), to.hash);
         let jump = Jump::new(from, modes.clone(), [0, mode], frames, [&u[0], &u[1]], options.held_out)?;
         let saved = self.saved_state(&identity, |state: &TrainState| (state.step, state.options == *options))?;
         let trainer = match saved {

@@ -29,7 +29,7 @@ impl Train {
         self.complete(&mut card)?;
         card.topology = Some(topology);
         eprintln!("{} parameters", parameters.len());
-        let identity = super::identity(&card, &[&frames, &objective.frames()[..]].concat())?;
+        let identity = self.identity(&card, &[&frames, &objective.frames()[..]].concat())?;
         let identity = format!("{identity}{}", objective.settings());
         let saved = self.saved_state(&identity, |state: &NetworkState| (state.step, state.options == *options))?;
         let frames = in_units(&frames, dimension, units_per_nm);
@@ -49,7 +49,7 @@ struct Regression<'a, N, O> {
 
 impl<N: Trainable, O: Objective<N>> Training for Regression<'_, N, O> {
     fn step(&mut self) -> Result<Option<Progress>> {
-        Ok(self.trainer.step())
+        self.trainer.step()
     }
 
     fn step_count(&self) -> usize {

@@ -2,32 +2,35 @@
 //! "Amortized Sampling with Transferable Normalizing Flows").
 
 use super::{read_frames, Train};
-use crate::common::{array, importance};
+use crate::common::{array, importance, CLIPPED_SHARE};
 use modejump::coordinates::Topology;
 use modejump::rng::{Stream, StreamId};
-use modejump::weights::{self, Resampling, Rule};
+use modejump::weights::{self, Resampling};
 use modejump::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 impl Train {
-    /// As many frames of each file as it has, in proportion to their weights by a rule.
+    /// As many frames of each file as it has, in proportion to their weights by the rule of --resample, or as they are without it.
+    /// Peptide 0 is that of --topology.
     ///
-    /// Errors: no --frames; files without weights, or with none above zero.
-    pub(super) fn resampled(&self, rule: Rule, topology: &Topology) -> Result<Vec<f64>> {
-        if self.frames.is_empty() {
+    /// Errors: no files; files without weights, or with none above zero.
+    pub(super) fn resampled(&self, files: &[PathBuf], topology: &Topology, peptide: u32) -> Result<Vec<f64>> {
+        let Some(weights) = self.resample else { return read_frames(files, topology) };
+        let rule = weights.rule(CLIPPED_SHARE);
+        if files.is_empty() {
             return Err(Error::invalid(
                 "--resample draws from --frames: give weighted samples, such as those of `smc -o`",
             ));
         }
         let dimension = 3 * topology.n_atoms();
         let mut frames = Vec::new();
-        for (number, path) in self.frames.iter().enumerate() {
+        for (number, path) in files.iter().enumerate() {
             let x = read_frames(std::slice::from_ref(path), topology)?;
             let n = x.len() / dimension;
             let named = |e: Error| Error::file(path, e.to_string());
-            let log_weights = self.log_weights(path, &x, n)?;
+            let log_weights = self.log_weights(path, &x, n, peptide)?;
             let (ruled, _) = rule.apply(&log_weights).map_err(named)?;
-            let mut stream = Stream::new(1, StreamId::Resample, number as u64, 0);
+            let mut stream = Stream::new(1, StreamId::Resample, number as u64, peptide);
             let mut drawn = weights::resample(&ruled, n, Resampling::Systematic, &mut stream).map_err(named)?;
             drawn.iter().for_each(|&row| frames.extend_from_slice(&x[row * dimension..][..dimension]));
             let ess = weights::effective_sample_size(&log_weights).map_err(named)?;
@@ -38,8 +41,8 @@ impl Train {
         Ok(frames)
     }
 
-    /// `log_weight` of a file, or that of `log_density` with the energies of --system.
-    fn log_weights(&self, path: &Path, x: &[f64], n: usize) -> Result<Vec<f64>> {
+    /// `log_weight` of a file, or that of `log_density` with the energies of --system, which is that of peptide 0.
+    fn log_weights(&self, path: &Path, x: &[f64], n: usize, peptide: u32) -> Result<Vec<f64>> {
         if let Some(given) = array(path, "log_weight", n)? {
             return Ok(given);
         }
@@ -49,6 +52,11 @@ impl Train {
                 "neither `log_weight`, as `modejump smc` writes it, nor `log_density`, as `modejump sample` does: leave --resample out",
             ));
         };
+        if peptide > 0 {
+            let reason = "`log_density` makes weights with energies, and --system is that of the peptide of --topology: give a file with \
+                          `log_weight`, as `modejump smc` writes it";
+            return Err(Error::file(path, reason));
+        }
         let mut target = self
             .target()?
             .ok_or_else(|| Error::file(path, "the weights exp(-u)/q need energies: give --system and --temperature"))?;

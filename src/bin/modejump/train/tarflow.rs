@@ -1,6 +1,7 @@
 //! TarFlow, by maximum likelihood.
 
-use super::{read_model, Train};
+use super::Train;
+use modejump::coordinates::chirality::stereocentres;
 use modejump::coordinates::vector::centre;
 use modejump::coordinates::Topology;
 use modejump::models::card::{ModelCard, ModelConfig};
@@ -26,7 +27,7 @@ pub struct TarflowDesign {
 
 impl Default for TarflowDesign {
     fn default() -> TarflowDesign {
-        // Tan et al. 2025, but for the sizes and the batch
+        // for small networks; those of Tan et al. 2025 are trained with rate 1e-4, β₂ = 0.95 and another schedule
         let train = NetworkOptions {
             rate: 5e-4,
             schedule: Schedule::Cosine,
@@ -41,11 +42,17 @@ impl Default for TarflowDesign {
 }
 
 impl Train {
-    pub(super) fn tarflow(&self, design: &TarflowDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+    pub(super) fn tarflow(
+        &self,
+        design: &TarflowDesign,
+        topology: Topology,
+        x0: &[f64],
+        frames: Vec<f64>,
+    ) -> Result<()> {
         let dimension = 3 * topology.n_atoms();
         let (card, config, parameters) = match &self.start {
             Some(path) => {
-                let file = read_model(path)?;
+                let file = self.start_model(path, &topology)?;
                 let ModelConfig::Tarflow(config) = file.card.model.clone() else {
                     return Err(Error::file(path, "not a model of the kind tarflow"));
                 };
@@ -54,11 +61,11 @@ impl Train {
             }
             None => {
                 let TarflowDesign { token_size, channels, blocks, layers, head_size, expansion, .. } = *design;
-                if token_size == 0 || !dimension.is_multiple_of(token_size) || head_size == 0 {
+                if token_size == 0 || !dimension.is_multiple_of(token_size) {
                     let message = format!("tokens of {token_size} do not share {dimension} coordinates evenly");
                     return Err(Error::invalid(message));
                 }
-                if !channels.is_multiple_of(head_size) {
+                if head_size == 0 || !channels.is_multiple_of(head_size) {
                     return Err(Error::invalid(format!(
                         "heads of {head_size} do not share {channels} channels evenly"
                     )));
@@ -67,7 +74,8 @@ impl Train {
                 let heads = channels / head_size;
                 let network = TarFlowConfig { tokens, token_size, channels, blocks, layers, heads, expansion };
                 let parameters = TarNetwork::new(network.clone())?.initial(design.train.seed);
-                let config = format::config(network, 1.0 / standard_deviation(&[(&frames, dimension)]));
+                let mut config = format::config(network, 1.0 / standard_deviation(&[(&frames, dimension)]));
+                config.stereocentres = stereocentres(&topology, x0);
                 let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), topology.n_atoms());
                 (card, config, parameters)
             }

@@ -1,14 +1,15 @@
 //! Transferable TarFlow and Prose, by maximum likelihood on one or more peptides.
 
 use super::tarflow::standard_deviation;
-use super::{read_frames, read_model, Train};
+use super::{read_model, Train};
+use modejump::coordinates::chirality::stereocentres;
 use modejump::coordinates::Topology;
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::network::Trainable;
 use modejump::models::tarflow::format::published_orders;
 use modejump::models::tarflow::transferable::{Config, EmbeddingConfig, RESIDUE_BASE};
 use modejump::models::tarflow::{PeptideConfig, TarNetwork};
-use modejump::train::likelihood::Peptides;
+use modejump::train::likelihood::{OtherPeptide, Peptides};
 use modejump::train::network_trainer::in_units;
 use modejump::train::{NetworkOptions, Schedule};
 use modejump::{Error, Result};
@@ -101,11 +102,18 @@ struct Molecule<'a> {
 }
 
 impl Train {
-    pub(super) fn transferable(&self, design: &TransferableDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+    pub(super) fn transferable(
+        &self,
+        design: &TransferableDesign,
+        topology: Topology,
+        x0: &[f64],
+        frames: Vec<f64>,
+    ) -> Result<()> {
+        let stereocentres = stereocentres(&topology, x0);
         let mut molecules = vec![Molecule { path: &self.topology, topology, frames }];
-        for PeptideFrames { topology: path, frames } in &design.peptides {
+        for (peptide, PeptideFrames { topology: path, frames }) in (1..).zip(&design.peptides) {
             let (topology, _) = Topology::from_pdb(path)?;
-            let frames = read_frames(frames, &topology)?;
+            let frames = self.resampled(frames, &topology, peptide)?;
             molecules.push(Molecule { path, topology, frames });
         }
         share_numbers(&mut molecules);
@@ -115,15 +123,18 @@ impl Train {
                 let ModelConfig::TransferableTarflow(config) = file.card.model.clone() else {
                     return Err(Error::file(path, "not a model of the kind transferable_tarflow"));
                 };
+                let config = Config { stereocentres, ..config };
                 let network = network(&config.network, &molecules[0])?;
                 let parameters = network.layout().read(&file.tensors)?;
-                (file.card.of_peptide(molecules[0].topology.clone()), config, parameters)
+                let model = ModelConfig::TransferableTarflow(config.clone());
+                let card = ModelCard { model, ..file.card.of_peptide(molecules[0].topology.clone()) };
+                (card, config, parameters)
             }
             None => {
                 let parts: Vec<(&[f64], usize)> =
                     molecules.iter().map(|m| (m.frames.as_slice(), 3 * m.topology.n_atoms())).collect();
                 let units_per_nm = 1.0 / standard_deviation(&parts);
-                let config = Config { network: design.network()?, units_per_nm, noisy_centroid: true };
+                let config = Config { network: design.network()?, units_per_nm, noisy_centroid: true, stereocentres };
                 let parameters = network(&config.network, &molecules[0])?.initial(design.train.seed);
                 let model = ModelConfig::TransferableTarflow(config.clone());
                 (ModelCard::of_cartesian(model, molecules[0].topology.n_atoms()), config, parameters)
@@ -133,7 +144,7 @@ impl Train {
         for molecule in &molecules[1..] {
             let network = network(&config.network, molecule)?;
             let frames = in_units(&molecule.frames, network.dimension(), config.units_per_nm);
-            others.push((network, frames));
+            others.push(OtherPeptide { network, topology: molecule.topology.clone(), frames });
         }
         let first = molecules.swap_remove(0);
         let network = network(&config.network, &first)?;

@@ -1,0 +1,70 @@
+//! When a training is beyond help.
+
+use crate::error::{Error, Result};
+
+/// Steps in a row that the optimiser may skip: a single batch may be out of the numbers' range, not all of them.
+const MOST_SKIPPED: usize = 100;
+
+/// Counts steps in a row whose gradient was not finite.
+#[derive(Default)]
+pub struct Divergence {
+    skipped: usize,
+}
+
+impl Divergence {
+    /// After a step, by the norm of its gradient. Errors: as many steps in a row were skipped as may be.
+    pub fn step(&mut self, step: usize, norm: f64) -> Result<()> {
+        self.skipped = if norm.is_finite() { 0 } else { self.skipped + 1 };
+        match self.skipped < MOST_SKIPPED {
+            true => Ok(()),
+            false => Err(diverged(step, &format!("the last {MOST_SKIPPED} gradients are not finite"))),
+        }
+    }
+}
+
+/// At a report: losses by name, which are not numbers where every step since the last report was skipped, and the averaged parameters.
+///
+/// Errors: one of them is not finite.
+pub fn check(step: usize, losses: &[(&str, f64)], average: &[f32]) -> Result<()> {
+    if let Some((name, value)) = losses.iter().find(|(_, value)| !value.is_finite()) {
+        return Err(diverged(step, &format!("{name} is {value}")));
+    }
+    match average.iter().all(|p| p.is_finite()) {
+        true => Ok(()),
+        false => Err(diverged(step, "the averaged parameters are not finite")),
+    }
+}
+
+fn diverged(step: usize, what: &str) -> Error {
+    Error::invalid(format!(
+        "the training has diverged at step {step}: {what}. The model is left as it was at the last report; lower `rate` or `clip`, and look \
+         at the frames"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn single_steps_may_be_skipped_but_not_a_hundred_in_a_row() {
+        let mut divergence = Divergence::default();
+        for step in 1..=99 {
+            divergence.step(step, f64::NAN).unwrap();
+        }
+        divergence.step(100, 1.0).unwrap();
+        for step in 101..=199 {
+            divergence.step(step, f64::INFINITY).unwrap();
+        }
+        let message = divergence.step(200, f64::NAN).unwrap_err().to_string();
+        assert!(message.contains("diverged at step 200") && message.contains("`rate`"), "{message}");
+    }
+
+    #[test]
+    fn what_a_report_measures_must_be_finite() {
+        check(5, &[("the loss", 1.0)], &[0.5, -2.0]).unwrap();
+        let message = check(5, &[("the loss", f64::NAN)], &[]).unwrap_err().to_string();
+        assert!(message.contains("the loss is NaN"), "{message}");
+        assert!(check(5, &[], &[0.0, f32::INFINITY]).unwrap_err().to_string().contains("averaged parameters"));
+    }
+}
