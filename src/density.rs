@@ -55,6 +55,18 @@ impl Status {
         Status::WrongChirality,
         Status::BrokenConstraint,
     ];
+
+    /// For messages.
+    pub fn words(self) -> &'static str {
+        match self {
+            Status::Inside => "inside",
+            Status::OutOfSupport => "out of its support",
+            Status::Singular => "undefined internal coordinates",
+            Status::NonFinite => "not finite",
+            Status::WrongChirality => "a stereocentre of the other hand",
+            Status::BrokenConstraint => "a bond of another length than it keeps",
+        }
+    }
 }
 
 /// log q of one configuration.

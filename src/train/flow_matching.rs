@@ -31,9 +31,12 @@ pub struct Batch<'a> {
     pub t: &'a [f64],
 }
 
+/// The least weight of an end point.
+pub const LEAST_WEIGHT: f64 = 0.005;
+
 /// Loss and its gradient over a batch, L = mean over rows and coordinates of w(t) |f(t, x_t) − target|².
 ///
-/// Velocity: w = 1, target = α′ x_data + σ′ x_prior. End point: target = x_data, w = |α′σ − ασ′|/σ clipped to [0.005,
+/// Velocity: w = 1, target = α′ x_data + σ′ x_prior. End point: target = x_data, w = |α′σ − ασ′|/σ clipped to [[`LEAST_WEIGHT`],
 /// `largest_weight`], which weighs the errors of the velocity evenly but where it is singular.
 pub fn flow_matching<N: Network, R: Real>(
     network: &N,
@@ -60,7 +63,7 @@ pub fn flow_matching<N: Network, R: Real>(
                     Parametrisation::Velocity => (s.d_alpha * x0 + s.d_sigma * x1, 1.0),
                     Parametrisation::Endpoint => {
                         let slope = (s.d_alpha * s.sigma - s.alpha * s.d_sigma) / s.sigma;
-                        (x0, slope.abs().clamp(0.005, largest_weight))
+                        (x0, slope.abs().clamp(LEAST_WEIGHT, largest_weight))
                     }
                 };
                 let error = f.to_f64() - target;

@@ -4,7 +4,7 @@ use super::contrastive::ContrastiveOptions;
 use super::density;
 use super::divergence::{self, Divergence};
 use super::flow_matching::{self, Batch, Pairing};
-use super::optimiser::{AdamW, Schedule};
+use super::optimiser::{check_settings, AdamW, Schedule};
 use super::progress::Progress;
 use crate::coordinates::vector::{atom, centre, torsion};
 use crate::error::{Error, Result};
@@ -102,6 +102,29 @@ impl Default for NetworkOptions {
             evaluate: 250,
             seed: 1,
         }
+    }
+}
+
+impl NetworkOptions {
+    /// Errors name the setting that is out of range.
+    fn check(&self) -> Result<()> {
+        if self.batch == 0 || self.steps == 0 {
+            return Err(Error::invalid("training needs steps and a batch of 1 or more"));
+        }
+        if !(0.0..1.0).contains(&self.held_out) {
+            return Err(Error::invalid(format!(
+                "`held_out` is {}; a number from 0 to less than 1 is needed",
+                self.held_out
+            )));
+        }
+        if !(self.largest_weight >= flow_matching::LEAST_WEIGHT && self.largest_weight.is_finite()) {
+            let least = flow_matching::LEAST_WEIGHT;
+            return Err(Error::invalid(format!(
+                "`largest_weight` is {}; {least} or more is needed",
+                self.largest_weight
+            )));
+        }
+        check_settings([self.rate], self.clip, self.weight_decay, self.average)
     }
 }
 
@@ -241,9 +264,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         if !frames.len().is_multiple_of(d) {
             return Err(Error::invalid(format!("{} numbers are no frames of {d} coordinates", frames.len())));
         }
-        if state.options.batch == 0 || state.options.steps == 0 {
-            return Err(Error::invalid("training needs steps and a batch of 1 or more"));
-        }
+        state.options.check()?;
         let n = frames.len() / d;
         let n_held_out = (n as f64 * state.options.held_out) as usize;
         if n <= n_held_out {

@@ -1,5 +1,6 @@
 //! AdamW (Loshchilov and Hutter, ICLR 2019), learning-rate schedules, gradient clipping and a moving average of parameters.
 
+use crate::error::{Error, Result};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,25 @@ const BETA1: f32 = 0.9;
 const BETA2: f32 = 0.999;
 const EPSILON: f32 = 1e-8;
 const BLOCK: usize = 32_768;
+
+/// Errors: settings (name, value) of a step that are no numbers to step by. A rate and the largest gradient norm are positive, a weight decay is not negative,
+/// and a moving average keeps less than all.
+pub fn check_settings(rates: impl IntoIterator<Item = f64>, clip: f64, weight_decay: f64, average: f64) -> Result<()> {
+    let refuse = |name: &str, value: f64, what: &str| Err(Error::invalid(format!("`{name}` is {value}; {what}")));
+    if let Some(rate) = rates.into_iter().find(|rate| !(*rate > 0.0 && rate.is_finite())) {
+        return refuse("rate", rate, "a positive number is needed");
+    }
+    match (clip, weight_decay, average) {
+        (clip, ..) if clip.is_nan() || clip <= 0.0 => refuse("clip", clip, "a positive number is needed"),
+        (_, decay, _) if !(decay >= 0.0 && decay.is_finite()) => {
+            refuse("weight_decay", decay, "0 or a positive number is needed")
+        }
+        (.., average) if !(0.0..1.0).contains(&average) => {
+            refuse("average", average, "a number from 0 to less than 1 is needed")
+        }
+        _ => Ok(()),
+    }
+}
 
 impl AdamW {
     /// `decay` is that of the moving average; it warms up as (1 + t)/(10 + t).
@@ -119,6 +139,17 @@ mod tests {
         let before = p.clone();
         assert!(adam.update(&mut p, &[f32::NAN, 0.0], 0.1, 1.0).is_nan());
         assert_eq!(p, before);
+    }
+
+    #[test]
+    fn settings_that_are_no_numbers_to_step_by_are_named() {
+        let message =
+            |rate, clip, decay, average| check_settings([rate], clip, decay, average).unwrap_err().to_string();
+        assert!(message(-0.01, 1.0, 0.0, 0.9).contains("`rate` is -0.01"));
+        assert!(message(1e-3, -1.0, 0.0, 0.9).contains("`clip`"));
+        assert!(message(1e-3, 1.0, f64::NAN, 0.9).contains("`weight_decay`"));
+        assert!(message(1e-3, 1.0, 0.0, 1.0).contains("`average`"));
+        check_settings([1e-3], f64::INFINITY, 0.0, 0.0).unwrap();
     }
 
     #[test]

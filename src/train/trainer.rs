@@ -3,7 +3,7 @@
 use super::divergence::{self, Divergence};
 use super::losses::{self, Samples};
 use super::map::{MapLoss, Quality};
-use super::optimiser::{AdamW, Schedule};
+use super::optimiser::{check_settings, AdamW, Schedule};
 use super::progress::Progress;
 use super::reaction_coordinate::ReactionCoordinate;
 use crate::density::{Density, Evaluation};
@@ -159,6 +159,7 @@ impl TrainOptions {
                 "`held_out` is the share of the frames that is not trained on: give a number from 0 to less than 1",
             );
         }
+        check_settings(self.phases.iter().map(|p| p.rate), self.clip, self.weight_decay, self.average)?;
         if let Some(coordinate) = &self.reaction_coordinate {
             coordinate.check(dimension)?;
         } else if needs(|p| p.reaction_coordinate) {
@@ -203,6 +204,24 @@ struct Sums {
     reaction_coordinate: f64,
     refinement: f64,
     gradient_norm: f64,
+}
+
+/// Frames that are looked at before a training.
+const FIRST_FRAMES: usize = 64;
+
+/// Errors: frames of which none has a density, so that there is nothing to learn from them.
+fn require_density(flow: &CouplingFlow<f32>, frames: &[f64]) -> Result<()> {
+    let n = frames.len() / flow.dimension();
+    let mut log_q = vec![Evaluation::inside(0.0); n];
+    flow.log_density(frames, &mut log_q)?;
+    match log_q.iter().any(Evaluation::is_inside) || n == 0 {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "none of the first {n} frames has a density under the model ({}): are they in nm, of these atoms in this order, with the bonds that the \
+             model keeps?",
+            log_q[0].status.words()
+        ))),
+    }
 }
 
 /// Trains one flow on frames, a target, or both.
@@ -268,7 +287,10 @@ impl<'a> Trainer<'a> {
         let (held_out, frames) = frames.split_at(n_held_out * dx);
         let steering = flow.steering().unwrap_or(Steering::NONE);
         let seed = state.options.seed;
-        let held_out = steering.join(held_out, dx, &|row| Stream::new(seed, StreamId::Auxiliary, row as u64, 0));
+        let join =
+            |frames: &[f64]| steering.join(frames, dx, &|row| Stream::new(seed, StreamId::Auxiliary, row as u64, 0));
+        let held_out = join(held_out);
+        require_density(&flow, &join(&frames[..frames.len().min(FIRST_FRAMES * dx)]))?;
         let target = target.map(|target| JointTarget::of_training(target, steering));
         let gradient = vec![0.0; flow.parameters().len()];
         let divergence = Divergence::default();

@@ -144,6 +144,8 @@ impl Train {
         if self.modes.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid(format!("--modes trains coupling flows, not {}", self.model.name())));
         }
+        let outputs = [Some(&self.output), self.log.as_ref(), self.checkpoint.as_ref()];
+        outputs.into_iter().flatten().try_for_each(|path| modejump::io::check_writable(path))?;
         self.check_start()?;
         self.temperature = Some(self.temperature()?);
         let config = self.config()?;
