@@ -134,7 +134,7 @@ mod run {
 
     enum Engine {
         Plain(Simulation),
-        Jumping(JumpingSimulation),
+        Jumping(Box<JumpingSimulation>),
     }
 
     impl Engine {
@@ -214,7 +214,7 @@ mod run {
             let described = (&model, solute);
             let jumping = JumpingSimulation::new(system, &dynamics, described, acceptance, self.frequency, options)?;
             require_order(&self.topology, &self.described(topology), model.as_ref())?;
-            Ok(Engine::Jumping(jumping))
+            Ok(Engine::Jumping(Box::new(jumping)))
         }
 
         /// The atoms that the model describes, as far as there are such.
