@@ -141,7 +141,7 @@ impl Reweight {
     /// Errors: options that cannot be meant.
     fn check(&self) -> Result<()> {
         let [from, to] = self.state[..] else { return Err(Error::invalid("--state takes two numbers: from,to")) };
-        let is_angle = |v: f64| v.abs() <= 2.0 * PI;
+        let is_angle = |v: f64| v.abs() < 2.0 * PI + 0.01; // a whole turn may be rounded up
         if !is_angle(from) || !is_angle(to) {
             return Err(Error::invalid(format!(
                 "--state {from},{to}: give both in radian, from -2 pi to 2 pi; 120 degrees are 2.094"
