@@ -200,7 +200,7 @@ fn frames_are_read_and_written_in_every_format() {
 
 #[test]
 fn latent_points_of_another_shape_or_not_finite_are_refused() {
-    let folder = folder("latent");
+    let folder = folder("latent-refused");
     let path = |name: &str| folder.join(name).display().to_string();
     modejump(&["sample", MODEL, "-n", "2", "-o", &path("x.npy")]);
     modejump(&["log-density", MODEL, &path("x.npy"), "-o", &path("q.safetensors")]);
@@ -269,6 +269,81 @@ fn samples_that_cannot_be_written_are_refused_at_once() {
         let message = refused("cpu", &["sample", model, "-n", "1000000", "-o", output]);
         assert!(message.contains(text), "{message}");
     }
+}
+
+/// By whatever name; what would have been written over stays as it is.
+#[test]
+fn an_output_that_is_an_input_is_refused() {
+    let folder = folder("apart");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let (model, again) = (path("m.safetensors"), path("../command-line-apart/m.safetensors"));
+    let (x, figure) = (path("x.safetensors"), path("training.svg"));
+    std::fs::copy(MODEL, &model).unwrap();
+    std::fs::copy("models/ala2/training.jsonl", &figure).unwrap();
+    modejump(&["sample", &model, "-n", "2", "-o", &x]);
+    let bytes = || [&model, &x, &figure].map(|path| std::fs::read(path).unwrap());
+    let before = bytes();
+    for arguments in [
+        &["sample", &model, "-n", "5", "-o", &again][..],
+        &["sample", &model, "--z", &x, "-o", &x],
+        &["log-density", &model, &x, "-o", &x],
+        &["log-density", &again, &x, "-o", &model],
+        &["log-density", &model, "--z", &x, "-o", &x],
+        &["evaluate", &model, &x, "-o", &x],
+        &["plot", "--log", &figure, "-o", &path("")],
+    ] {
+        let message = refused("cpu", arguments);
+        assert!(message.contains("would be written over") && message.contains("give another name"), "{message}");
+    }
+    assert!(before == bytes());
+}
+
+#[test]
+fn log_densities_that_cannot_be_written_are_refused_at_once() {
+    for (output, text) in [
+        ("nowhere/q.safetensors", "there is no folder nowhere"),
+        ("q.npy", "`npy` files hold no `log_density`"),
+        ("q.dcd", "write safetensors"),
+    ] {
+        let message = refused("cpu", &["log-density", MODEL, "no-frames.npy", "-o", output]);
+        assert!(message.contains(output) && message.contains(text), "{message}");
+    }
+}
+
+#[test]
+fn frames_in_angstrom_are_refused() {
+    let folder = folder("angstrom");
+    let path = |name: &str| folder.join(name).display().to_string();
+    modejump(&["sample", MODEL, "-n", "3", "-o", &path("x.safetensors")]);
+    let x = tensors(&path("x.safetensors")).remove("x").unwrap();
+    let enlarged = x.data.iter().map(|v| 10.0 * v).collect();
+    let arrays = BTreeMap::from([("x".to_string(), (x.shape, Data::F64(enlarged)))]);
+    std::fs::write(path("a.safetensors"), write_tensors(&arrays, Default::default()).unwrap()).unwrap();
+    let message = refused("cpu", &["log-density", MODEL, &path("a.safetensors"), "-o", &path("q.safetensors")]);
+    assert!(message.contains("a.safetensors: ") && message.contains("nm, not Angstrom"), "{message}");
+}
+
+#[test]
+fn what_is_no_json_is_named() {
+    let output = folder("json").display().to_string();
+    let message = refused("cpu", &["plot", "README.md", "-o", &output]);
+    assert!(message.contains("README.md: JSON is expected"), "{message}");
+    let message = refused("cpu", &["plot", "--log", "README.md", "-o", &output]);
+    assert!(message.contains("README.md: line 1: ") && message.contains("a JSON object a line"), "{message}");
+    let message = refused("cpu", &["plot", MODEL, "-o", "README.md"]);
+    assert!(message.contains("README.md: is a file; give --output a folder"), "{message}");
+}
+
+#[test]
+#[cfg(feature = "cuda")]
+fn help_names_every_architecture_that_is_accepted() {
+    let message = refused("cpu", &["compile", MODEL, "--architecture", "sm_12"]);
+    let names = message.split("give one of ").nth(1).unwrap().trim().split(", ");
+    let help = modejump(&["compile", "--help"]);
+    // as words, since sm_10 is the beginning of sm_100
+    let words: Vec<&str> = help.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
+    assert!(names.clone().count() > 5);
+    names.for_each(|name| assert!(words.contains(&name), "{name}: {help}"));
 }
 
 #[test]
@@ -353,6 +428,37 @@ fn figures_show_what_there_is_where_weights_collapse_and_atoms_clash() {
     let weights = figure("log_weights.svg");
     assert!(weights.contains("collapsed: ESS 0.2 %, k = ∞, 100 rejected"), "{weights}");
     assert!(spread(&curves(&weights)[1], 1) > 5.0, "weights far below the largest are on the axis");
+}
+
+#[test]
+fn the_figure_of_a_training_shows_every_point() {
+    let folder = folder("training");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let figure = |log: &str| {
+        modejump(&["plot", "--log", log, "-o", &path("")]);
+        std::fs::read_to_string(path("training.svg")).unwrap()
+    };
+    let heights = |svg: &str| -> Vec<f64> {
+        let of = |tag: &str| tag.split("cy=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
+        svg.split("<circle").skip(1).map(of).collect()
+    };
+    let svg = figure("models/ala2/training.jsonl");
+    // 1, 18 and 17 of -log q, 18 of each share
+    let points = heights(&svg);
+    assert_eq!(points.len(), 72);
+    // one of training frames alone, and the first of held-out frames, the highest, below the upper edge of the frame
+    let highest = points.iter().copied().fold(f64::MAX, f64::min);
+    assert!(highest > 50.0 && !svg.contains("beyond"), "{highest}");
+    // curves that rise have their legend below
+    let legend = svg.split("<text").find(|text| text.contains("effective sample size")).unwrap();
+    let y: f64 = legend.split(" y=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();
+    assert!(y > 570.0, "{y}");
+    // what is far away is told, and not drawn
+    let text = std::fs::read_to_string("models/ala2/training.jsonl").unwrap();
+    std::fs::write(path("wild.jsonl"), text.replacen("-215.0336", "914.0336", 1)).unwrap();
+    let svg = figure(&path("wild.jsonl"));
+    assert!(svg.contains("−log q of training frames, 1 of 1 points beyond"), "{svg}");
+    assert!(svg.contains("\n−log q of held-out frames\n") && heights(&svg).len() == 71, "{svg}");
 }
 
 /// What a run that must fail said.

@@ -202,6 +202,8 @@ fn what_cannot_be_compared_is_named() {
     let mut x = frames.x.clone();
     x.chunks_exact_mut(66).for_each(|x| (0..3).for_each(|k| x.swap(k, 63 + k)));
     refused(write("order.xtc", 66, x, &[]), &["ACE1:CH3 (atom 1)", "another order"]);
+    let enlarged = frames.x.iter().map(|v| 10.0 * v).collect();
+    refused(write("angstrom.npy", 66, enlarged, &[]), &["nm, not Angstrom"]);
     let lengths = [("log_weight", &[0.0; 40][..])];
     refused(
         write("length.safetensors", 66, frames.x.clone(), &lengths),
@@ -246,5 +248,18 @@ fn a_generator_that_is_reweighted_comes_nearer_to_another_that_is() {
     }
     assert_eq!(weighted["a"]["weights"], "truncated");
     assert!(number(&weighted, &["a", "ess"]) > 0.7 && number(&weighted, &["b", "ess"]) < 0.5, "{weighted}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Before files are read, let alone compared.
+#[test]
+fn a_folder_that_cannot_be_made_is_refused_at_once() {
+    let folder = folder("output");
+    let file = folder.join("file");
+    std::fs::write(&file, "kept").unwrap();
+    let nothing = folder.join("nothing.npy");
+    let message = compare(&nothing, &nothing, &["-o", file.to_str().unwrap()]).unwrap_err();
+    assert!(message.contains("file: is a file; give --output a folder"), "{message}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
     std::fs::remove_dir_all(folder).unwrap();
 }

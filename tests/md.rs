@@ -45,6 +45,8 @@ fn a_screen_is_counted() {
     assert!(summary["correction_variance"].as_f64().unwrap() < 1e-6);
     let [text, _] = md(&["--model", MODEL, "--screen", MODEL]).unwrap();
     assert!(text.contains("passed the screen") && text.contains("Var(ln c) 0.000"), "{text}");
+    // the word for what is biased, which this run is not
+    assert!(text.contains(" %  (of the screen's weights)") && !text.contains("surrogate"), "{text}");
 }
 
 #[test]
@@ -127,6 +129,11 @@ fn what_does_not_fit_is_refused() {
         assert!(md(arguments).unwrap_err().contains("--screen"));
     }
     assert!(md(&["--screen", MODEL]).unwrap_err().contains("--model"));
+    assert!(md(&["--record", "0"]).unwrap_err().contains("--record"));
+    for given in ["models/ala2/topology.pdb", "models/ala2/system.xml", MODEL, "models/ala2/../ala2/topology.pdb"] {
+        let message = md(&["-n", "1000000000", "--model", MODEL, "-o", given]).unwrap_err();
+        assert!(message.contains("would be written over"), "{message}");
+    }
     let message = md(&["--model", "models/ala2/model-hbonds.safetensors"]).unwrap_err();
     assert!(message.contains("keeps the bond") && message.contains("constrain it"), "{message}");
     assert!(md(&["--model", MODEL, "--anneal", "0"]).unwrap_err().contains("rising t"));
@@ -369,6 +376,7 @@ fn temperatures_exchange_through_models() {
         (&[&twice[..], &["--temperatures", "300"]].concat()[..], "2 models, 1 temperatures"),
         (&["--models", MODEL, "models/ala2/modes.safetensors"][..], "modes"),
         (&[&twice[..], &["-o", "a.npy", "b.npy", "c.npy"]].concat()[..], "3 trajectories of 2 temperatures"),
+        (&[&twice[..], &["-o", "a.npy", "./a.npy"]].concat()[..], "would be written over"),
         (
             &[&twice[..], &["-n", "1000000000", "-o", "a.npy", "nowhere/b.npy"]].concat()[..],
             "there is no folder nowhere",

@@ -40,6 +40,8 @@ fn a_description_becomes_one_model_file() {
     let output = folder.join("jump.safetensors");
     let made = modejump(&["modes", path.to_str().unwrap(), "-o", output.to_str().unwrap()]);
     assert_eq!(String::from_utf8(made.stdout).unwrap(), "left <-> right\n");
+    let message = failed(&["modes", path.to_str().unwrap(), "-o", path.to_str().unwrap()]);
+    assert!(message.contains("would be written over"), "{message}");
     let model = modejump::models::load(&output).unwrap();
     let modes = model.modes().unwrap();
     assert_eq!((modes.modes().names(), modes.generators().len()), (&["left".to_string(), "right".into()][..], 2));

@@ -318,3 +318,45 @@ fn bonds_are_constrained_on_both_sides_or_on_none() {
     assert!(run("model", "system-hbonds").unwrap_err().contains("but the model varies it"));
     assert!(run("model-hbonds", "system-hbonds").unwrap().contains("log_z"));
 }
+
+/// Before the first of a number of samples that no test waits for.
+#[test]
+fn what_cannot_be_meant_or_written_is_refused_at_once() {
+    let folder = folder("outputs");
+    let energy = folder.join("energy.safetensors");
+    std::fs::copy(MODEL, &energy).unwrap();
+    let energy = energy.to_str().unwrap();
+    for (more, text) in [
+        (&["--state", "0,120"][..], "--state 0,120: give both in radian"),
+        (&["--state", "-180,0"], "radian"),
+        (&["--state", "0,nan"], "radian"),
+        (&["--state", "0"], "two numbers"),
+        (&["-o", "nowhere/x.json"], "there is no folder nowhere"),
+        (&["-o", MODEL], "would be written over"),
+        (&["--surrogate", energy, "--calibrate", energy], "would be written over"),
+        (&["--surrogate", energy, "--calibrate", "x", "-o", "./x"], "would be written over"),
+    ] {
+        let message = reweight(&[&["-n", "1000000000"], more].concat()).unwrap_err();
+        assert!(message.contains(text), "{more:?}: {message}");
+    }
+    for more in [&[][..], &["--surrogate", MODEL]] {
+        let message = reweight(&[&["-n", "0"], more].concat()).unwrap_err();
+        assert!(message.contains("-n 0: "), "{message}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_handful_of_samples_has_no_errors() {
+    for more in [
+        &["-n", "1"][..],
+        &["-n", "3", "--surrogate", MODEL],
+        &["-n", "9", "--surrogate", MODEL, "--exact-subset", "2"],
+    ] {
+        let text = reweight(more).unwrap();
+        assert!(
+            text.contains("± ?") && text.contains("fewer than 5 effective samples") && !text.contains("NaN"),
+            "{text}"
+        );
+    }
+}

@@ -141,3 +141,16 @@ fn a_few_structures_are_explored() {
     assert_eq!(setting.tensors("explored", "production.safetensors")["x"].shape, [160, 22, 3]);
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }
+
+/// Frames of an earlier run may start another, in another folder.
+#[test]
+fn structures_that_would_be_written_over_are_refused() {
+    let setting = Setting::new("apart");
+    let mut command = setting.command("explore", "system-vacuum.xml", "here");
+    command.arg("--structures").arg(setting.path("here", "production.safetensors"));
+    assert!(setting.refusal(command).contains("would be written over"));
+    std::fs::write(setting.path("", "settings.json"), "steps: 3").unwrap();
+    let message = setting.refusal(setting.command("adapt", "system-vacuum.xml", "here"));
+    assert!(message.contains("settings.json: JSON is expected"), "{message}");
+    std::fs::remove_dir_all(&setting.folder).unwrap();
+}

@@ -107,6 +107,8 @@ fn what_cannot_be_annealed_is_said() {
     assert!(failed("models/ala2/model-hbonds.safetensors").contains("keep no bond at its length"));
     let message = smc(&["-n", "1000000000", "-o", "nowhere/x.safetensors"]).unwrap_err();
     assert!(message.contains("there is no folder nowhere"), "{message}");
+    let message = smc(&["-n", "1000000000", "-o", "models/ala2/system.xml"]).unwrap_err();
+    assert!(message.contains("would be written over"), "{message}");
     // before the work: particles without their weights stand for nothing
     for name in ["x.dcd", "x.npy", "x.xtc", "x.pdb"] {
         let message = smc(&["-n", "1000000000", "-o", name]).unwrap_err();

@@ -55,6 +55,34 @@ pub fn check_writable(path: &Path) -> Result<()> {
     std::fs::File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(|e| Error::io(path, e))
 }
 
+/// Errors: an output that is one of these other files of a command, by whatever name or link; to be asked before the output is written.
+pub fn check_apart<'a>(output: &Path, others: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
+    if is_special(output) {
+        return Ok(());
+    }
+    match others.into_iter().find(|other| place(other) == place(output)) {
+        Some(other) => {
+            let reason =
+                format!("would be written over {}, another file of this command; give another name", other.display());
+            Err(Error::file(output, reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// One path for all names of a file, also of one that is not there yet.
+fn place(path: &Path) -> PathBuf {
+    let path = behind_links(path);
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    match (folder.canonicalize(), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path,
+    }
+}
+
 /// A device, a pipe or a socket.
 fn is_special(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|about| !about.is_file() && !about.is_dir())
@@ -101,10 +129,22 @@ mod tests {
             assert!(std::fs::symlink_metadata(path).unwrap().is_symlink(), "{}", path.display());
         }
         assert_eq!(std::fs::read(&file).unwrap(), b"new");
-        // a link to what is not there yet
+        // one file by several names
+        let roundabout = folder.join("elsewhere/../elsewhere/file");
+        for other in [&link, &file, &roundabout] {
+            let message = check_apart(&link, [&null, other]).unwrap_err().to_string();
+            assert!(
+                message.contains(&other.display().to_string()) && message.contains("give another name"),
+                "{message}"
+            );
+        }
+        check_apart(&link, [&null, &folder.join("file")]).unwrap();
+        check_apart(&null, [&null]).unwrap(); // what is written there is nowhere
+                                              // a link to what is not there yet
         std::fs::remove_file(&file).unwrap();
         std::fs::remove_file(&link).unwrap();
         symlink("elsewhere/file", &link).unwrap();
+        assert!(check_apart(&link, [&file]).is_err());
         write_atomically(&link, b"newer").unwrap();
         assert_eq!(std::fs::read(&file).unwrap(), b"newer");
         assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());

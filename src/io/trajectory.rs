@@ -3,6 +3,7 @@
 use super::dcd;
 use super::gromacs::{gro, trr};
 use crate::coordinates::topology::residue_parts;
+use crate::coordinates::vector::{atom, norm, sub};
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, Data};
@@ -42,6 +43,8 @@ impl Frames {
 
 /// XTC keeps 1e-5 nm.
 const XTC_PRECISION: f32 = 1e5;
+/// A bond longer than this (nm) is none.
+const LONGEST_BOND: f64 = 0.3;
 const FORMATS: &str = "pdb, gro, dcd, xtc, trr, npy and safetensors are known";
 
 fn extension(path: &Path) -> String {
@@ -85,6 +88,27 @@ pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
     };
     atoms.require_order(&given, whose).map_err(|e| Error::file(path, e.to_string()))?;
     Ok(frames)
+}
+
+/// Frames without names or units show by bonds that are none what is wrong with them; `whose` says of what `atoms` are the list. Errors:
+/// atoms bonded there that most frames have too far apart.
+pub fn require_bonds(path: &Path, frames: &Frames, atoms: &Topology, whose: &str) -> Result<()> {
+    let torn = |&&[i, j]: &&[usize; 2]| {
+        let rows = frames.x.chunks_exact(frames.dimension);
+        2 * rows.filter(|x| norm(sub(atom(x, i), atom(x, j))) > LONGEST_BOND).count() > frames.n()
+    };
+    match atoms.bonds.iter().find(torn) {
+        Some(&[i, j]) => {
+            let reason = format!(
+                "{} and {} are bonded in the {whose}, and more than {LONGEST_BOND} nm apart in most frames: coordinates have to be in \
+                 nm, not Angstrom; or the atoms are in another order, or the molecule is not whole",
+                atoms.label(i),
+                atoms.label(j)
+            );
+            Err(Error::file(path, reason))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Errors: a format that has no place for an array of this name beside the frames, which [`write()`] would leave out.

@@ -65,7 +65,11 @@ Model::Model(const string& bytes, const string& name, const modejump_model_optio
     if (status != 0) {
         const char* message = nullptr;
         modejump_last_error(&message);
-        throw OpenMMException("modejump: model " + name + ": " + (message == nullptr ? "" : message));
+        string reason = message == nullptr ? "" : message;
+        const string nameless = "model file (in memory): "; // it was given the bytes alone
+        if (reason.compare(0, nameless.size(), nameless) == 0)
+            reason.erase(0, nameless.size());
+        throw OpenMMException("modejump: model " + name + ": " + reason);
     }
     try {
         uint64_t dimension = 0, auxiliary = 0;

@@ -12,6 +12,7 @@ use modejump::models::{self, Model, ModelCard, Precision, TargetInfo};
 use modejump::train::ExploreOptions;
 use modejump::weights::{self, Rule};
 use modejump::{Error, Result};
+use serde::de::DeserializeOwned;
 use serde_json::{json, Value};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +48,15 @@ pub fn explore_at(options: &ExploreOptions, temperature: f64) -> Result<ExploreO
             "`explore` has temperature {given} K, and --temperature is {temperature} K: leave it out of the configuration"
         ))),
     }
+}
+
+/// What a JSON file holds. Errors: text of another kind; what is wrong in it, and where.
+pub fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+    use serde_json::error::Category;
+    serde_json::from_str(text).map_err(|e| match e.classify() {
+        Category::Data => Error::file(path, e.to_string()),
+        _ => Error::file(path, format!("JSON is expected here, and this is none: {e}")),
+    })
 }
 
 /// Of what a file holds.

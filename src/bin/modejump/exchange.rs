@@ -52,7 +52,7 @@ mod run {
     use crate::common::{interrupted, load, require_order, temperature, watch_signals};
     use crate::dynamics::{add_means, failed, progress, show_means, start, Record};
     use modejump::engines::openmm::ExchangingReplicas;
-    use modejump::io::trajectory;
+    use modejump::io::{check_apart, trajectory};
     use modejump::models::Model;
     use modejump::Error;
     use serde_json::{json, Value};
@@ -72,7 +72,9 @@ mod run {
                     models.len()
                 )));
             }
-            for path in &self.output {
+            for (i, path) in self.output.iter().enumerate() {
+                let given = [&self.topology, &self.system].into_iter().chain(&self.models);
+                check_apart(path, given.chain(&self.output[..i]))?;
                 trajectory::check(path, x0.len(), Some(&topology))?;
             }
             let dynamics = self.dynamics.at(temperatures[0]);

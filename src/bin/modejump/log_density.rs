@@ -7,6 +7,7 @@ use modejump::coordinates::vector::{centre, centroid, norm, shift};
 use modejump::density::Scope;
 use modejump::io::model_file::{write_tensors, Data};
 use modejump::io::trajectory::{self, Frames};
+use modejump::io::{check_apart, check_writable};
 use modejump::models::Steering;
 use modejump::rng::{Stream, StreamId};
 use modejump::{Error, Result};
@@ -43,6 +44,9 @@ pub struct LogDensity {
 
 impl LogDensity {
     pub fn run(self) -> Result<()> {
+        trajectory::require_array(&self.output, "log_density")?;
+        check_apart(&self.output, [&self.model].into_iter().chain(&self.frames).chain(&self.z))?;
+        check_writable(&self.output)?;
         let model = load_at(&self.model, &self.precision, self.temperature)?;
         let dimension = model.dimension();
         let steering = model.steering().unwrap_or(Steering::NONE);
@@ -61,7 +65,11 @@ impl LogDensity {
             let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give FRAMES or --z"))?;
             let of_x = dimension - steering.auxiliary;
             let frames = match &model.card().topology {
-                Some(atoms) => trajectory::read_of(path, atoms, "model")?,
+                Some(atoms) => {
+                    let frames = trajectory::read_of(path, atoms, "model")?;
+                    trajectory::require_bonds(path, &frames, atoms, "model")?;
+                    frames
+                }
                 None => trajectory::read(path)?,
             };
             let mut frames = frames.require(path, of_x)?;

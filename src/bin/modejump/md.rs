@@ -87,7 +87,7 @@ pub struct Md {
     #[command(flatten)]
     precision: PrecisionFlag,
     /// Steps between recorded frames
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     record: u64,
     /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`), written at the end, or when SIGINT or SIGTERM
     /// ends the run
@@ -125,7 +125,7 @@ mod run {
     use modejump::annealing::{even, Kernel};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
-    use modejump::io::trajectory;
+    use modejump::io::{check_apart, trajectory};
     use modejump::models::Model;
     use modejump::moves::{LatentWalkOptions, Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
@@ -134,7 +134,7 @@ mod run {
 
     enum Engine {
         Plain(Simulation),
-        Jumping(JumpingSimulation),
+        Jumping(Box<JumpingSimulation>),
     }
 
     impl Engine {
@@ -168,6 +168,8 @@ mod run {
             watch_signals()?;
             let (topology, x0, system) = start(&self.topology, &self.system)?;
             if let Some(path) = &self.output {
+                let given = [&self.topology, &self.system].into_iter();
+                check_apart(path, given.chain(&self.model).chain(&self.screen))?;
                 trajectory::check(path, x0.len(), Some(&topology))?;
             }
             let mut engine = self.engine(&system, &topology)?;
@@ -212,7 +214,7 @@ mod run {
             let described = (&model, solute);
             let jumping = JumpingSimulation::new(system, &dynamics, described, acceptance, self.frequency, options)?;
             require_order(&self.topology, &self.described(topology), model.as_ref())?;
-            Ok(Engine::Jumping(jumping))
+            Ok(Engine::Jumping(Box::new(jumping)))
         }
 
         /// The atoms that the model describes, as far as there are such.
@@ -254,7 +256,7 @@ mod run {
             let bar = progress(self.steps);
             let mut done = 0;
             while done < self.steps && !interrupted() {
-                let n = self.record.max(1).min(self.steps - done);
+                let n = self.record.min(self.steps - done);
                 engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
                 done += n;
                 record.take(engine.simulation(), done)?;
@@ -349,7 +351,12 @@ mod run {
             let (accepted, ess) = (100.0 * s.acceptance(), 100.0 * s.effective_fraction());
             println!("{} attempts, {accepted:.1} % accepted{}", s.attempts(), mark(s.likelihood().name()));
             if s.proposals() > 0 {
-                println!("ESS {ess:.1} %{}", mark(self.weights()));
+                // of a surrogate's weights, which do not make an exact run a biased one
+                let whose = match self.is_delayed() {
+                    true => "  (of the screen's weights)".into(),
+                    false => mark(self.weights()),
+                };
+                println!("ESS {ess:.1} %{whose}");
             }
             if self.solute.is_some() {
                 let expected = s.expected_acceptance();

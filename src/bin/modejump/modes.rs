@@ -1,9 +1,10 @@
 //! `modejump modes`: one model file of the generators of several metastable states; and the description that it reads.
 
+use super::common::parse_json;
 use clap::Args;
 use modejump::coordinates::Along;
 use modejump::io::model_file::{self, ModelFile};
-use modejump::io::write_atomically;
+use modejump::io::{check_apart, check_writable, write_atomically};
 use modejump::models::modes::{bundle, Config, EdgeConfig, IdenticalConfig, ModeConfig};
 use modejump::modes::{ModeRegion, Modes as Regions};
 use modejump::moves::{ModeJump, Options};
@@ -24,6 +25,8 @@ impl Modes {
     pub fn run(self) -> Result<()> {
         let description = Description::read(&self.description)?;
         let paths = description.generators().map_err(|e| Error::file(&self.description, e.to_string()))?;
+        check_apart(&self.output, [&self.description].into_iter().chain(&paths))?;
+        check_writable(&self.output)?;
         description.write(&paths, &self.output)
     }
 }
@@ -57,7 +60,7 @@ impl Description {
     /// Errors name the file and the line.
     pub fn read(path: &Path) -> Result<Description> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let mut description: Description = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
+        let mut description: Description = parse_json(path, &text)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for generator in description.modes.iter_mut().filter_map(|mode| mode.generator.as_mut()) {
             *generator = folder.join(&*generator);

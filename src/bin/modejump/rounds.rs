@@ -38,12 +38,12 @@ impl RoundsArguments {
 mod run {
     use super::*;
     use crate::common::{
-        describe_training, explore_at, hash_of, interrupted, threads, watch_signals, CHECKPOINT_INTERVAL,
+        describe_training, explore_at, hash_of, interrupted, parse_json, threads, watch_signals, CHECKPOINT_INTERVAL,
     };
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{OpenMmTarget, System};
-    use modejump::io::{checkpoint, model_file, trajectory, write_atomically};
+    use modejump::io::{check_apart, checkpoint, model_file, trajectory, write_atomically};
     use modejump::models::coupling::CouplingFlow;
     use modejump::train::rounds::{Frames, Record};
     use modejump::train::{design, dynamics, DesignOptions, ExploreOptions, Phase, Schedule, TrainOptions};
@@ -94,6 +94,7 @@ mod run {
         /// With files of structures it is an exploration: walkers start there, or at the topology's configuration if no
         /// file is named, and walk in latent space, without hot replicas.
         pub fn run(self, structures: Option<Vec<PathBuf>>) -> Result<()> {
+            self.check_apart(structures.as_deref().unwrap_or_default())?;
             let config = self.config(structures.is_some())?;
             let (topology, x0) = Topology::from_pdb(&self.topology)?;
             let system = self.open_system(&topology)?;
@@ -118,12 +119,23 @@ mod run {
             self.go(rounds, &identity, &topology)
         }
 
+        /// Errors: a file that is given and would be written over.
+        fn check_apart(&self, structures: &[PathBuf]) -> Result<()> {
+            for name in
+                ["state.ckpt", "log.jsonl", "model.safetensors", "training.safetensors", "production.safetensors"]
+            {
+                let given = [&self.topology, &self.system].into_iter().chain(&self.config);
+                check_apart(&self.file(name), given.chain(structures))?;
+            }
+            Ok(())
+        }
+
         fn config(&self, explores: bool) -> Result<Config> {
             let mut config = match &self.config {
                 None => Config::default(),
                 Some(path) => {
                     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-                    serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?
+                    parse_json(path, &text)?
                 }
             };
             config.explore = explore_at(&config.explore, self.temperature)?;

@@ -3,6 +3,7 @@
 use super::common::{frames_of, load_at, read_latent, split, DecodingFlags, PrecisionFlag};
 use clap::Args;
 use modejump::density::{Evaluation, Status};
+use modejump::io::check_apart;
 use modejump::io::trajectory::{self, Frames};
 use modejump::models::steering::{dimension_without_auxiliary, Steering};
 use modejump::models::Model;
@@ -47,6 +48,9 @@ impl Sample {
     }
 
     fn on(&self, ranks: &dyn Ranks) -> Result<()> {
+        if ranks.is_first() {
+            check_apart(&self.output, [&self.model].into_iter().chain(&self.z))?;
+        }
         let model = self.decoding.of(load_at(&self.model, &self.precision, self.temperature)?)?;
         let dimension = model.dimension();
         if ranks.is_first() {

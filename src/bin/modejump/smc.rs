@@ -95,8 +95,8 @@ mod run {
     use crate::common::{evaluations, hash_of, load, tail_index, target_of, temperature};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage};
-    use modejump::io::checkpoint;
     use modejump::io::trajectory::{self, Frames};
+    use modejump::io::{check_apart, checkpoint};
     use modejump::models::steering::{dimension_without_auxiliary, follow, JointTarget, Steering};
     use modejump::models::Model;
     use modejump::parallel::{self, Ranks};
@@ -127,6 +127,7 @@ mod run {
             let model = follow(&model, temperature)?;
             let dimension = dimension_without_auxiliary(model.as_ref());
             if let Some(path) = self.output.as_ref().filter(|_| ranks.is_first()) {
+                check_apart(path, [&self.model, &self.system].into_iter().chain(&self.checkpoint))?;
                 trajectory::require_array(path, "log_weight")?;
                 trajectory::check(path, dimension, model.card().topology.as_ref())?;
             }

@@ -3,9 +3,10 @@
 mod side;
 
 use super::common::{number, tail_in_words, tail_index, RuleFlag};
-use super::plot::{draw, Series};
+use super::plot::{draw, make_folder, Series};
 use clap::Args;
 use modejump::coordinates::Topology;
+use modejump::io::{check_apart, check_writable};
 use modejump::metrics::{self, Features};
 use modejump::rng::{Stream, StreamId};
 use modejump::tica::Tica;
@@ -67,6 +68,13 @@ struct Distances {
 
 impl Compare {
     pub fn run(self) -> Result<()> {
+        if let Some(folder) = &self.output {
+            make_folder(folder)?;
+            let document = folder.join("compare.json");
+            let given = [&self.a, &self.b].into_iter().chain(&self.topology).chain(&self.system);
+            check_apart(&document, given)?;
+            check_writable(&document)?;
+        }
         let topology = self.the_topology()?;
         let a = Side::read(&self.a, &topology, &self)?;
         let b = Side::read(&self.b, &topology, &self)?;
@@ -193,7 +201,6 @@ impl Compare {
     }
 
     fn write(&self, folder: &Path, summary: &Value, series: [Series; 2]) -> Result<()> {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         let path = folder.join("compare.json");
         let document = json!({ "summary": summary, "series": series });
         modejump::io::write_atomically(&path, document.to_string().as_bytes())?;

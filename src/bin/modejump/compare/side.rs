@@ -2,7 +2,6 @@
 
 use super::Compare;
 use crate::common::{array, importance};
-use modejump::coordinates::vector::{atom, norm, sub};
 use modejump::coordinates::Topology;
 use modejump::io::trajectory;
 use modejump::metrics::Cloud;
@@ -12,8 +11,6 @@ use modejump::{weights, Error, Result};
 use std::ops::Range;
 use std::path::Path;
 
-/// A bond longer than this (nm) is none: the atoms are in another order, or the molecule is cut by the box.
-const LONGEST_BOND: f64 = 0.3;
 /// Fewer frames have no halves worth comparing.
 const FEWEST: usize = 8;
 
@@ -36,12 +33,13 @@ impl Side {
     /// Errors, with the file's name: frames that are no frames of the topology, arrays of another length, NaN.
     pub fn read(path: &Path, topology: &Topology, compare: &Compare) -> Result<Side> {
         let named = |e: Error| Error::file(path, e.to_string());
-        let x = trajectory::read_of(path, topology, "topology")?.x;
-        let n = x.len() / (3 * topology.n_atoms());
+        let frames = trajectory::read_of(path, topology, "topology")?;
+        let n = frames.n();
         if n < FEWEST {
             return Err(Error::file(path, format!("{n} frames are too few to compare; {FEWEST} are needed")));
         }
-        bonded(path, topology, &x)?;
+        trajectory::require_bonds(path, &frames, topology, "topology")?;
+        let x = frames.x;
         let array = |name: &str| array(path, name, n);
         let (given, of_weights, log_q) = (array("reduced_potential")?, array("log_weight")?, array("log_density")?);
         let has_density = log_q.is_some();
@@ -58,27 +56,6 @@ impl Side {
             None => None,
         };
         Ok(Side { name: path.display().to_string(), x, n, u, raw, log_weight, has_density })
-    }
-}
-
-/// Files without names show another order of the atoms by bonds that are none.
-fn bonded(path: &Path, topology: &Topology, x: &[f64]) -> Result<()> {
-    let frames = || x.chunks_exact(3 * topology.n_atoms());
-    let torn = |&&[i, j]: &&[usize; 2]| {
-        let long = frames().filter(|x| norm(sub(atom(x, i), atom(x, j))) > LONGEST_BOND).count();
-        2 * long > frames().len()
-    };
-    match topology.bonds.iter().find(torn) {
-        Some(&[i, j]) => {
-            let reason = format!(
-                "{} and {} are bonded in the topology, and more than {LONGEST_BOND} nm apart in most frames: the atoms are \
-                 in another order, or the molecule is not whole",
-                topology.label(i),
-                topology.label(j)
-            );
-            Err(Error::file(path, reason))
-        }
-        None => Ok(()),
     }
 }
 

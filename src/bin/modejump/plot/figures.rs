@@ -82,9 +82,12 @@ fn tick(range: &std::ops::Range<f64>) -> impl Fn(&f64) -> String {
 
 macro_rules! legend {
     ($chart:expr) => {
+        legend!($chart, SeriesLabelPosition::UpperRight)
+    };
+    ($chart:expr, $position:expr) => {
         $chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position($position)
             .background_style(WHITE.mix(0.85))
             .border_style(FAINT)
             .label_font((FONT, 13, &INK))
@@ -412,21 +415,50 @@ struct Curve {
     points: Vec<(f64, f64)>,
 }
 
-/// Those curves that have points, on axes that hold all but the wildest of them unless a range is given.
+/// Those curves that have points, on axes that hold them; the legend tells how many of a curve do not lie there.
 fn curves(
     area: &Figure,
-    (title, steps, unit): (&str, std::ops::Range<f64>, &str),
-    range: Option<std::ops::Range<f64>>,
+    (title, steps, unit): (&str, Range<f64>, &str),
+    range: Option<Range<f64>>,
     curves: Vec<Curve>,
 ) -> Outcome {
     let values: Vec<f64> = curves.iter().flat_map(|c| c.points.iter().map(|p| p.1)).collect();
-    let (low, high) = (quantile(&values, 0.0), quantile(&values, 0.98));
-    let margin = 0.08 * (high - low).max(1e-3 * high.abs()).max(1e-6);
-    let mut chart = chart(area, title, ("step", steps), (unit, range.unwrap_or(low - margin..high + margin)))?;
-    for (curve, &colour) in curves.into_iter().zip(&COLOURS).filter(|(c, _)| !c.points.is_empty()) {
-        let line = LineSeries::new(curve.points, colour.stroke_width(2));
-        chart.draw_series(line)?.label(curve.name).legend(swatch(colour));
+    let axis = range.unwrap_or_else(|| loss_axis(&values));
+    let corner = legend_corner(&curves, &steps, &axis);
+    let is_on = |p: &(f64, f64)| axis.start <= p.1 && p.1 <= axis.end;
+    let mut chart = chart(area, title, ("step", steps), (unit, axis.clone()))?;
+    for (curve, &colour) in curves.iter().zip(&COLOURS).filter(|(c, _)| !c.points.is_empty()) {
+        // a point beyond the axis would be drawn on its edge
+        for run in curve.points.split(|p| !is_on(p)) {
+            chart.draw_series(LineSeries::new(run.iter().copied(), colour.stroke_width(2)))?;
+        }
+        // a point alone makes no line
+        let points = curve.points.iter().filter(|p| is_on(p)).map(|&p| Circle::new(p, 3, colour.filled()));
+        let name = match curve.points.iter().filter(|p| !is_on(p)).count() {
+            0 => curve.name.into(),
+            beyond => format!("{}, {beyond} of {} points beyond", curve.name, curve.points.len()),
+        };
+        chart.draw_series(points)?.label(name).legend(swatch(colour));
     }
-    legend!(chart)?;
+    legend!(chart, corner)?;
     Ok(())
+}
+
+/// All of the values, unless the wildest fiftieth would leave the others less than a third of the axis.
+fn loss_axis(values: &[f64]) -> Range<f64> {
+    let [low, high, most] = [0.0, 0.98, 1.0].map(|q| quantile(values, q));
+    let high = if most - low <= 3.0 * (high - low) { most } else { high };
+    let margin = 0.08 * (high - low).max(1e-3 * high.abs()).max(1e-6);
+    low - margin..high + margin
+}
+
+/// The corner on the right with the fewer points.
+fn legend_corner(curves: &[Curve], steps: &Range<f64>, axis: &Range<f64>) -> SeriesLabelPosition {
+    let middle = |range: &Range<f64>| 0.5 * (range.start + range.end);
+    let on_the_right = || curves.iter().flat_map(|c| &c.points).filter(|p| p.0 > middle(steps));
+    let above = on_the_right().filter(|p| p.1 > middle(axis)).count();
+    match 2 * above > on_the_right().count() {
+        true => SeriesLabelPosition::LowerRight,
+        false => SeriesLabelPosition::UpperRight,
+    }
 }

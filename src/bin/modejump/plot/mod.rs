@@ -2,7 +2,9 @@
 
 mod figures;
 
+use super::common::parse_json;
 use clap::Args;
+use modejump::io::check_apart;
 use modejump::train::Progress;
 use modejump::{Error, Result};
 use plotters::coord::Shift;
@@ -78,18 +80,21 @@ type Figure<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 impl Plot {
     pub fn run(self) -> Result<()> {
-        std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
+        make_folder(&self.output)?;
+        for name in FIGURES.iter().chain(&[TRAINING]) {
+            check_apart(&self.output.join(name), self.data.iter().chain(&self.log))?;
+        }
         let mut series = Vec::new();
         for path in &self.data {
             let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-            let document: Document = serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))?;
+            let document: Document = parse_json(path, &text)?;
             series.extend(document.series);
         }
         for path in draw(&self.output, &series, &FIGURES)? {
             println!("{}", path.display());
         }
         if let Some(log) = &self.log {
-            let path = self.output.join("training.svg");
+            let path = self.output.join(TRAINING);
             training_figure(&path, &read_log(log)?)?;
             println!("{}", path.display());
         }
@@ -97,8 +102,18 @@ impl Plot {
     }
 }
 
+/// The figure of a training log.
+const TRAINING: &str = "training.svg";
 /// All that [`draw`] can draw of series.
 const FIGURES: [&str; 5] = ["ramachandran.svg", "tica.svg", "free_energy.svg", "energy.svg", "log_weights.svg"];
+
+/// Errors: what is there, and no folder.
+pub fn make_folder(path: &Path) -> Result<()> {
+    match path.exists() && !path.is_dir() {
+        true => Err(Error::file(path, "is a file; give --output a folder")),
+        false => std::fs::create_dir_all(path).map_err(|e| Error::io(path, e)),
+    }
+}
 
 /// Draws those of the named figures for which the series have the numbers into a folder; the files written.
 pub fn draw(folder: &Path, series: &[Series], names: &[&str]) -> Result<Vec<PathBuf>> {
@@ -149,7 +164,10 @@ type Draw = fn(&Figure, &[&Series]) -> Outcome;
 fn read_log(path: &Path) -> Result<Vec<Progress>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let parse = |(i, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|e| Error::file(path, format!("line {}: {e}", i + 1)))
+        serde_json::from_str(line).map_err(|e| {
+            let reason = format!("line {}: {e}; a log of `modejump train --log` has a JSON object a line", i + 1);
+            Error::file(path, reason)
+        })
     };
     text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(parse).collect()
 }

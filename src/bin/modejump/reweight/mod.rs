@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
 use modejump::histogram::on_arc;
+use modejump::io::{check_apart, check_writable};
 use modejump::models::tarflow::{self, Centroid, Options};
 use modejump::models::{follow, Model};
 use modejump::orientation;
@@ -18,6 +19,7 @@ use modejump::rng::{Stream, StreamId};
 use modejump::weights::{self, Rule};
 use modejump::{free_energy, Error, Result};
 use serde_json::{json, Value};
+use std::f64::consts::PI;
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -104,6 +106,10 @@ impl Reweight {
     }
 
     fn on(&self, ranks: &dyn Ranks) -> Result<()> {
+        self.check()?;
+        if ranks.is_first() {
+            self.check_outputs()?;
+        }
         let centroid = match self.centroid {
             CentroidRule::Gauss3 => Centroid::Gauss3,
             CentroidRule::Chi3 => Centroid::Chi3,
@@ -128,6 +134,32 @@ impl Reweight {
             (true, _) => println!("{summary}"),
             (false, None) => report(&summary),
             (false, Some(_)) => surrogate::report(&summary),
+        }
+        Ok(())
+    }
+
+    /// Errors: options that cannot be meant.
+    fn check(&self) -> Result<()> {
+        let [from, to] = self.state[..] else { return Err(Error::invalid("--state takes two numbers: from,to")) };
+        let is_angle = |v: f64| v.abs() < 2.0 * PI + 0.01; // a whole turn may be rounded up
+        if !is_angle(from) || !is_angle(to) {
+            return Err(Error::invalid(format!(
+                "--state {from},{to}: give both in radian, from -2 pi to 2 pi; 120 degrees are 2.094"
+            )));
+        }
+        match self.n {
+            0 => Err(Error::invalid("-n 0: no samples have no weights; give the number of samples to draw")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Errors: outputs that cannot be written, and those that are inputs or each other.
+    fn check_outputs(&self) -> Result<()> {
+        let given = || [&self.model, &self.system].into_iter().chain(&self.surrogate);
+        for (path, others) in [(&self.output, &self.calibrate), (&self.calibrate, &None)] {
+            let Some(path) = path else { continue };
+            check_apart(path, given().chain(others))?;
+            check_writable(path)?;
         }
         Ok(())
     }
@@ -159,7 +191,6 @@ impl Reweight {
 
     /// Reduced potentials and backbone angles.
     fn look_at(&self, x: &[f64], model: &dyn Model, temperature: f64, ranks: &dyn Ranks) -> Result<Samples> {
-        let [from, to] = self.state[..] else { return Err(Error::invalid("--state takes two numbers: from,to")) };
         let dimension = model.dimension();
         let u = ranks.rows(self.n, |rows| {
             let mut u = vec![0.0; rows.len()];
@@ -171,6 +202,7 @@ impl Reweight {
             x.chunks_exact(dimension).map(four).map(|[a, b, c, d]| torsion(a, b, c, d)).collect()
         };
         let angles = model.card().topology.as_ref().and_then(|t| t.phi_psi()).map(|both| both.map(of_atoms));
+        let (from, to) = (self.state[0], self.state[1]);
         let phi = angles.as_ref().map(|[phi, _]| phi.as_slice()).unwrap_or_default();
         let in_state = phi.iter().map(|&a| Some(on_arc(a, from, to))).collect();
         Ok(Samples { u, angles, in_state })

@@ -210,7 +210,11 @@ pub(super) fn report(s: &Value) {
     let estimate = |key: &str, error: &str, digits: usize| common::with_error(f(key), f(error), digits);
     let mean = estimate("mean_log_c", "mean_log_c_stderr", 3);
     println!("  mean of ln c             {mean}  (contains the surrogate's constant)");
-    println!("  variance of ln c         {:.4}", f("variance_log_c"));
+    let variance = match f("variance_log_c") {
+        v if v.is_nan() => "?".into(), // all samples but one are outside
+        v => format!("{v:.4}"),
+    };
+    println!("  variance of ln c         {variance}");
     println!("  KL(π | π/c)              {}", estimate("kl", "kl_stderr", 4));
     if bias.get("delta_f_shift_kT").is_some() {
         println!("  shift of ΔF, kT          {}", estimate("delta_f_shift_kT", "delta_f_shift_stderr", 3));
