@@ -99,7 +99,7 @@ impl Convert {
     fn config_file(&self) -> Result<Value> {
         let Some(path) = &self.config else { return Ok(Value::Object(Default::default())) };
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string()))
+        crate::common::parse_json(path, &text)
     }
 
     /// Atoms and the coordinates `[atoms][3]`, nm, of --topology.

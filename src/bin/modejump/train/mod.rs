@@ -8,7 +8,7 @@ mod resample;
 mod tarflow;
 mod transferable;
 
-use crate::common::{describe_training, hash_of, interrupted, watch_signals, Weights, CHECKPOINT_INTERVAL};
+use crate::common::{describe_training, hash_of, interrupted, parse_json, watch_signals, Weights, CHECKPOINT_INTERVAL};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
@@ -146,6 +146,8 @@ impl Train {
         }
         let outputs = [Some(&self.output), self.log.as_ref(), self.checkpoint.as_ref()];
         outputs.into_iter().flatten().try_for_each(|path| modejump::io::check_writable(path))?;
+        let inputs = self.frames.iter().chain([&self.topology]).chain(&self.system);
+        modejump::io::check_apart(&self.output, inputs)?;
         self.check_start()?;
         self.temperature = Some(self.temperature()?);
         let config = self.config()?;
@@ -351,9 +353,8 @@ impl Train {
             return Ok(config);
         };
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let malformed = |e: serde_json::Error| Error::file(path, e.to_string());
-        let config = serde_json::from_str(&text).map_err(malformed)?;
-        let sections: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).map_err(malformed)?;
+        let config = parse_json(path, &text)?;
+        let sections: serde_json::Map<String, serde_json::Value> = parse_json(path, &text)?;
         let read = self.sections();
         match sections.keys().find(|name| !read.contains(name)) {
             Some(name) => Err(Error::file(
@@ -600,7 +601,9 @@ fn require_origin(path: &Path, origin: &str) -> Result<()> {
 fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     let mut x = Vec::new();
     for path in paths {
-        x.extend(trajectory::read_of(path, topology, "topology")?.x);
+        let frames = trajectory::read_of(path, topology, "topology")?;
+        trajectory::require_bonds(path, &frames, topology, "topology")?;
+        x.extend(frames.x);
     }
     Ok(x)
 }
