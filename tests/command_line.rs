@@ -302,7 +302,7 @@ fn an_output_that_is_an_input_is_refused() {
 fn log_densities_that_cannot_be_written_are_refused_at_once() {
     for (output, text) in [
         ("nowhere/q.safetensors", "there is no folder nowhere"),
-        ("q.npy", "`npy` files hold no `log_density`"),
+        ("q.npy", "written as safetensors"),
         ("q.dcd", "write safetensors"),
     ] {
         let message = refused("cpu", &["log-density", MODEL, "no-frames.npy", "-o", output]);

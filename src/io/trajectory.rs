@@ -45,6 +45,8 @@ impl Frames {
 const XTC_PRECISION: f32 = 1e5;
 /// A bond longer than this (nm) is none.
 const LONGEST_BOND: f64 = 0.3;
+/// Half of the bonds of molecules, or of beads of several atoms, are shorter (nm).
+const LONGEST_MEDIAN: f64 = 0.7;
 const FORMATS: &str = "pdb, gro, dcd, xtc, trr, npy and safetensors are known";
 
 fn extension(path: &Path) -> String {
@@ -108,6 +110,24 @@ pub fn require_bonds(path: &Path, frames: &Frames, atoms: &Topology, whose: &str
             Err(Error::file(path, reason))
         }
         None => Ok(()),
+    }
+}
+
+/// Errors: frames whose bonds (`atoms`) are as long as those of molecules are in Angstrom.
+pub fn require_nanometres(path: &Path, frames: &Frames, atoms: &Topology) -> Result<()> {
+    let of_frame = |x: &[f64]| atoms.bonds.iter().map(|&[i, j]| norm(sub(atom(x, i), atom(x, j)))).collect::<Vec<_>>();
+    let mut lengths: Vec<f64> = frames.x.chunks_exact(frames.dimension).flat_map(of_frame).collect();
+    if lengths.is_empty() {
+        return Ok(());
+    }
+    let middle = lengths.len() / 2;
+    let (_, median, _) = lengths.select_nth_unstable_by(middle, f64::total_cmp);
+    match *median > LONGEST_MEDIAN {
+        true => Err(Error::file(
+            path,
+            format!("half of the bonds are longer than {median:.2} nm: coordinates have to be in nm, not Angstrom, and of whole molecules"),
+        )),
+        false => Ok(()),
     }
 }
 

@@ -22,11 +22,11 @@ impl Divergence {
     }
 }
 
-/// At a report: losses by name, which are not numbers where every step since the last report was skipped, and the averaged parameters.
+/// At a report: losses by name, if any step was taken since the last one, and the averaged parameters.
 ///
 /// Errors: one of them is not finite.
-pub fn check(step: usize, losses: &[(&str, f64)], average: &[f32]) -> Result<()> {
-    if let Some((name, value)) = losses.iter().find(|(_, value)| !value.is_finite()) {
+pub fn check<'a>(step: usize, losses: impl IntoIterator<Item = (&'a str, f64)>, average: &[f32]) -> Result<()> {
+    if let Some((name, value)) = losses.into_iter().find(|(_, value)| !value.is_finite()) {
         return Err(diverged(step, &format!("{name} is {value}")));
     }
     match average.iter().all(|p| p.is_finite()) {
@@ -62,9 +62,9 @@ mod tests {
 
     #[test]
     fn what_a_report_measures_must_be_finite() {
-        check(5, &[("the loss", 1.0)], &[0.5, -2.0]).unwrap();
-        let message = check(5, &[("the loss", f64::NAN)], &[]).unwrap_err().to_string();
+        check(5, [("the loss", 1.0)], &[0.5, -2.0]).unwrap();
+        let message = check(5, [("the loss", f64::NAN)], &[]).unwrap_err().to_string();
         assert!(message.contains("the loss is NaN"), "{message}");
-        assert!(check(5, &[], &[0.0, f32::INFINITY]).unwrap_err().to_string().contains("averaged parameters"));
+        assert!(check(5, [], &[0.0, f32::INFINITY]).unwrap_err().to_string().contains("averaged parameters"));
     }
 }

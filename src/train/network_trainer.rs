@@ -339,9 +339,11 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
             ..Progress::nothing()
         };
         let progress = self.held_out(progress);
-        let losses = [("the loss", progress.loss), ("the loss of held-out frames", progress.held_out_loss)];
-        let measured = if self.n_held_out > 0 { &losses[..] } else { &losses[..1] };
-        divergence::check(progress.step, measured, &self.state.optimiser.average)?;
+        let losses = [
+            (since > 0.0).then_some(("the loss", progress.loss)),
+            (self.n_held_out > 0).then_some(("the loss of held-out frames", progress.held_out_loss)),
+        ];
+        divergence::check(progress.step, losses.into_iter().flatten(), &self.state.optimiser.average)?;
         (self.state.loss, self.state.norm, self.state.since) = (0.0, 0.0, 0);
         self.state.history.push(progress.clone());
         Ok(progress)

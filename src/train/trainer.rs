@@ -480,7 +480,8 @@ impl<'a> Trainer<'a> {
         let model = self.averaged()?;
         let sums = self.state.sums;
         let norm = sums.gradient_norm / sums.steps;
-        divergence::check(self.state.step, &[("the gradient's norm", norm)], &self.state.optimiser.average)?;
+        let measured = (sums.steps > 0.0).then_some(("the gradient's norm", norm));
+        divergence::check(self.state.step, measured, &self.state.optimiser.average)?;
         let mean = |sum: f64, weight: f64| if weight > 0.0 { sum / sums.steps } else { f64::NAN };
         let mut progress = Progress {
             step: self.state.step,

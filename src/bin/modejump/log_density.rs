@@ -12,7 +12,7 @@ use modejump::models::Steering;
 use modejump::rng::{Stream, StreamId};
 use modejump::{Error, Result};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct LogDensity {
@@ -44,7 +44,7 @@ pub struct LogDensity {
 
 impl LogDensity {
     pub fn run(self) -> Result<()> {
-        trajectory::require_array(&self.output, "log_density")?;
+        require_name(&self.output)?;
         check_apart(&self.output, [&self.model].into_iter().chain(&self.frames).chain(&self.z))?;
         check_writable(&self.output)?;
         let model = load_at(&self.model, &self.precision, self.temperature)?;
@@ -67,7 +67,7 @@ impl LogDensity {
             let frames = match &model.card().topology {
                 Some(atoms) => {
                     let frames = trajectory::read_of(path, atoms, "model")?;
-                    trajectory::require_bonds(path, &frames, atoms, "model")?;
+                    trajectory::require_nanometres(path, &frames, atoms)?;
                     frames
                 }
                 None => trajectory::read(path)?,
@@ -101,22 +101,33 @@ impl LogDensity {
     }
 }
 
+/// Errors: the name of a file of frames, which would hold another format than it says.
+fn require_name(output: &Path) -> Result<()> {
+    let extension = output.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    match ["npy", "dcd", "xtc", "trr", "pdb", "gro"].contains(&extension.as_str()) {
+        true => Err(Error::file(output, "log-densities are written as safetensors: give another extension")),
+        false => Ok(()),
+    }
+}
+
 /// Standard deviations of a centroid's noise within which frames have it already, as samples of the model do.
 const NOISE: f64 = 8.0;
 
-/// Where frames are not centred but for noise of standard deviation sigma (nm), all get centroids drawn from it: the density of the model
+/// A frame that is not centred but for noise of standard deviation sigma (nm) gets a centroid drawn from it: the density of the model
 /// is one of (shape, centroid), of no meaning where the centroid is anywhere.
 fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64) {
-    let dimension = frames.dimension;
-    if frames.x.chunks_exact(dimension).all(|x| norm(centroid(x)) <= NOISE * sigma) {
-        return;
-    }
-    for (row, x) in frames.x.chunks_exact_mut(dimension).enumerate() {
+    let (dimension, n) = (frames.dimension, frames.n());
+    let rows = frames.x.chunks_exact_mut(dimension).enumerate();
+    let mut drawn = 0;
+    for (row, x) in rows.filter(|(_, x)| norm(centroid(x)) > NOISE * sigma) {
         centre(x);
         let mut stream = Stream::new(seed, StreamId::Centroid, row as u64, 0);
         shift(x, std::array::from_fn(|_| sigma * stream.normal()));
+        drawn += 1;
     }
-    eprintln!(
-        "note: the frames are not centred; each gets a centroid drawn from the noise of the model's training (--seed)"
-    );
+    if drawn > 0 {
+        eprintln!(
+            "note: {drawn} of {n} frames are not centred, and get a centroid drawn from the noise of the model's training (--seed)"
+        );
+    }
 }

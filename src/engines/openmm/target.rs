@@ -20,7 +20,7 @@ pub struct OpenMmTarget {
     evaluators: Vec<UniquePtr<bridge::Evaluator>>,
     n_particles: usize,
     beta: f64,
-    /// Bonds of fixed lengths, whose metric term belongs to the reduced potential.
+    /// Bonds of fixed lengths.
     constraints: Option<Constraints>,
 }
 
@@ -45,11 +45,16 @@ impl OpenMmTarget {
         })
     }
 
-    /// The ensemble of the System's constrained dynamics, whose reduced potential is u − ½ ln det Z. Errors name a bond that is constrained and varied
-    /// by the model, or kept by it and not constrained.
+    /// The ensemble of the System's constrained dynamics, whose density is e^{−u} √det Z: [`OpenMmTarget::log_metric`] tells the second factor. Errors name
+    /// a bond that is constrained and varied by the model, or kept by it and not constrained.
     pub fn with_constraints(self, system: &System, model: &dyn Model) -> Result<OpenMmTarget> {
         let all: Vec<usize> = (0..self.n_particles).collect();
         Ok(OpenMmTarget { constraints: constraints_of(system, model, &all)?, ..self })
+    }
+
+    /// ½ ln det Z of a configuration (nm), with which weights and populations go as e^{−u + ½ ln det Z}; 0 without constraints.
+    pub fn log_metric(&mut self, x: &[f64]) -> f64 {
+        self.constraints.as_mut().map_or(0.0, |constraints| constraints.log_metric(x))
     }
 
     /// The box (nm) of the energies from now on; at first it is the System's default.
@@ -123,10 +128,6 @@ impl Target for OpenMmTarget {
     fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
         self.energies_and_forces(x, u, &mut [])?;
         u.iter_mut().for_each(|u| *u *= self.beta);
-        if let Some(constraints) = &mut self.constraints {
-            let rows = x.chunks_exact(3 * self.n_particles).zip(u).filter(|(_, u)| u.is_finite());
-            rows.for_each(|(x, u)| *u -= constraints.log_metric(x));
-        }
         Ok(())
     }
 

@@ -151,7 +151,7 @@ const HEAD_SIZE: u64 = 64;
 
 /// `head_dim`: tensors of any head size have the same shapes, and another size is another density. Errors: no positive integer.
 pub fn head_size(options: &Value) -> Result<usize> {
-    let Some(given) = options.get("head_dim") else {
+    let Some(given) = options.get("head_dim").filter(|given| !given.is_null()) else {
         eprintln!("note: attention heads of {HEAD_SIZE} columns are assumed, as in the published models; `head_dim` of --config says otherwise");
         return Ok(HEAD_SIZE as usize);
     };
@@ -162,7 +162,7 @@ pub fn head_size(options: &Value) -> Result<usize> {
 
 /// Whether the centroid of the training data had noise; it had unless `com_augmentation` is false. Errors: no truth value.
 pub fn noisy_centroid(options: &Value) -> Result<bool> {
-    match options.get("com_augmentation") {
+    match options.get("com_augmentation").filter(|given| !given.is_null()) {
         None => Ok(true),
         Some(given) => given
             .as_bool()

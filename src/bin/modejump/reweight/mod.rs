@@ -81,7 +81,10 @@ enum CentroidRule {
 
 /// Samples of the generator and what is known of them whatever their likelihood.
 struct Samples {
+    /// U/kT.
     u: Vec<f64>,
+    /// ½ ln det Z where bonds are constrained, which weights have beside u.
+    log_metric: Vec<f64>,
     /// φ and ψ, where there is a backbone.
     angles: Option<[Vec<f64>; 2]>,
     /// Whether φ lies in the state.
@@ -192,11 +195,9 @@ impl Reweight {
     /// Reduced potentials and backbone angles.
     fn look_at(&self, x: &[f64], model: &dyn Model, temperature: f64, ranks: &dyn Ranks) -> Result<Samples> {
         let dimension = model.dimension();
-        let u = ranks.rows(self.n, |rows| {
-            let mut u = vec![0.0; rows.len()];
-            self.energies(temperature, model, &x[rows.start * dimension..rows.end * dimension], &mut u)?;
-            Ok(u)
-        })?;
+        let both = ranks
+            .rows(self.n, |rows| self.energies(temperature, model, &x[rows.start * dimension..rows.end * dimension]))?;
+        let (u, log_metric) = both.chunks_exact(2).map(|both| (both[0], both[1])).unzip();
         let of_atoms = |atoms: [usize; 4]| -> Vec<f64> {
             let four = |x: &[f64]| atoms.map(|a| atom(x, a));
             x.chunks_exact(dimension).map(four).map(|[a, b, c, d]| torsion(a, b, c, d)).collect()
@@ -205,15 +206,19 @@ impl Reweight {
         let (from, to) = (self.state[0], self.state[1]);
         let phi = angles.as_ref().map(|[phi, _]| phi.as_slice()).unwrap_or_default();
         let in_state = phi.iter().map(|&a| Some(on_arc(a, from, to))).collect();
-        Ok(Samples { u, angles, in_state })
+        Ok(Samples { u, log_metric, angles, in_state })
     }
 
+    /// u and ½ ln det Z of each configuration in turn.
     #[cfg(feature = "openmm")]
-    fn energies(&self, temperature: f64, model: &dyn Model, x: &[f64], u: &mut [f64]) -> Result<()> {
+    fn energies(&self, temperature: f64, model: &dyn Model, x: &[f64]) -> Result<Vec<f64>> {
         use modejump::models::{JointTarget, Steering};
         use modejump::target::Target;
+        let mut u = vec![0.0; x.len() / model.dimension()];
         let mut target = super::common::target_of(&self.system, model, temperature)?;
-        JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE)).reduced_potential(x, u)
+        JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE)).reduced_potential(x, &mut u)?;
+        let rows = x.chunks_exact(model.dimension()).zip(u);
+        Ok(rows.flat_map(|(x, u)| [u, if u.is_finite() { target.log_metric(x) } else { 0.0 }]).collect())
     }
 
     /// Errors: energies that depend on the orientation of the molecule, since they have a box.
@@ -235,14 +240,15 @@ impl Reweight {
     }
 
     #[cfg(not(feature = "openmm"))]
-    fn energies(&self, _: f64, _: &dyn Model, _: &[f64], _: &mut [f64]) -> Result<()> {
+    fn energies(&self, _: f64, _: &dyn Model, _: &[f64]) -> Result<Vec<f64>> {
         Err(Error::Unsupported("--system needs a build with `--features openmm`".into()))
     }
 }
 
 impl Weighted {
     fn new(likelihood: Exactness, samples: &Samples, log_q: &[Evaluation], rule: Rule) -> Result<Weighted> {
-        let log_weight = weights::log_weights(&samples.u[..log_q.len()], log_q)?;
+        let total: Vec<f64> = samples.u.iter().zip(&samples.log_metric).map(|(u, log_metric)| u - log_metric).collect();
+        let log_weight = weights::log_weights(&total[..log_q.len()], log_q)?;
         let (ruled, changed) = rule.apply(&log_weight)?;
         Ok(Weighted { likelihood, log_weight, rule, ruled, changed })
     }

@@ -602,7 +602,7 @@ fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     let mut x = Vec::new();
     for path in paths {
         let frames = trajectory::read_of(path, topology, "topology")?;
-        trajectory::require_bonds(path, &frames, topology, "topology")?;
+        trajectory::require_nanometres(path, &frames, topology)?;
         x.extend(frames.x);
     }
     Ok(x)
