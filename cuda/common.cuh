@@ -161,31 +161,28 @@ constexpr int READS_AT_ONCE = READS;
 #if TENSOR
 #include "tensor.cuh"
 #else
-// Two outputs and eight lanes of a product. Neighbouring threads have up to four groups of lanes and eight pairs of outputs, so that what they
-// write, whole rows apart, does not all lie in the same banks.
-struct Tile { int o, lane; };
-static __device__ Tile tile_of(int item, int columns, int groups) {
-  const int wide = groups % 4 == 0 ? 4 : groups % 3 == 0 ? 3 : 1, high = columns % 8 == 0 ? 8 : 1;
-  const int tile = item / (wide * high), across = groups / wide;
-  const Tile place = {2 * (tile / across * high + item / wide % high), 8 * (tile % across * wide + item % wide)};
-  return place;
-}
+// How threads share out the pairs of outputs and eights of lanes of a product. Neighbouring threads have up to four groups of lanes and eight pairs
+// of outputs, so that what they write, whole rows apart, does not all lie in the same banks.
+struct Tiles {
+  int groups, wide, high;
+  __device__ Tiles(int columns, int groups)
+      : groups(groups), wide(groups % 4 == 0 ? 4 : groups % 3 == 0 ? 3 : 1), high(columns % 8 == 0 ? 8 : 1) {}
+  // The first output, and the first lane.
+  __device__ int output(int item) const { return 2 * (item / (wide * high) / (groups / wide) * high + item / wide % high); }
+  __device__ int lane(int item) const { return 8 * (item / (wide * high) % (groups / wide) * wide + item % wide); }
+};
 
-// Adds what inputs from k to before `end` come to, in eight lanes of x, for outputs o and o + 1.
-static __device__ void add_inputs(const real* w, int n_out, int o, const real* x, int stride, int k, int end, real* left, real* right) {
-  IN_GLOBAL(w);
-#pragma unroll READS_AT_ONCE
-  for (; k < end; ++k) {
-    const Two weight = *(const Two*)(w + (size_t)k * n_out + o);
-    const Four* lane = (const Four*)(x + k * stride);
+// Adds what an input comes to, in eight lanes of it, for two outputs.
+static __device__ void add_input(const real* w, const real* x, real* left, real* right) {
+  const Two weight = *(const Two*)w;
+  const Four* lane = (const Four*)x;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const Four four = lane[half];
+  for (int half = 0; half < 2; ++half) {
+    const Four four = lane[half];
 #pragma unroll
-      for (int r = 0; r < 4; ++r) {
-        left[4 * half + r] += weight.v[0] * four.v[r];
-        right[4 * half + r] += weight.v[1] * four.v[r];
-      }
+    for (int r = 0; r < 4; ++r) {
+      left[4 * half + r] += weight.v[0] * four.v[r];
+      right[4 * half + r] += weight.v[1] * four.v[r];
     }
   }
 }
@@ -197,15 +194,19 @@ static __device__ void add_inputs(const real* w, int n_out, int o, const real* x
 template <class Start, class Finish>
 static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
                                const Finish& finish, int stride = 0) {
+  IN_GLOBAL(w);
+  if (stride == 0) stride = lanes;
   const int columns = n_out / 2, groups = lanes / 8;
+  const Tiles tiles(columns, groups);
   for (int item = threadIdx.x; item < columns * groups; item += THREADS) {
-    const Tile tile = tile_of(item, columns, groups);
+    const int o = tiles.output(item), first = tiles.lane(item);
     real left[8], right[8];
-    start(tile.o, tile.lane, left);
-    start(tile.o + 1, tile.lane, right);
-    add_inputs(w, n_out, tile.o, x + tile.lane, stride == 0 ? lanes : stride, 0, n_in, left, right);
-    finish(tile.o, tile.lane, left);
-    finish(tile.o + 1, tile.lane, right);
+    start(o, first, left);
+    start(o + 1, first, right);
+#pragma unroll READS_AT_ONCE
+    for (int k = 0; k < n_in; ++k) add_input(w + (size_t)k * n_out + o, x + k * stride + first, left, right);
+    finish(o, first, left);
+    finish(o + 1, first, right);
   }
 }
 #endif

@@ -198,6 +198,15 @@ static __device__ Range own_heads(const State& m, int rows) {
   return outputs;
 }
 
+#if !TENSOR
+// Adds what inputs from k to before `end` come to, in eight lanes of x, for outputs o and o + 1.
+static __device__ void add_inputs(const real* w, int n_out, int o, const real* x, int k, int end, real* left, real* right) {
+  IN_GLOBAL(w);
+#pragma unroll READS_AT_ONCE
+  for (; k < end; ++k) add_input(w + (size_t)k * n_out + o, x + k * LANES, left, right);
+}
+#endif
+
 #if TEAM > 1
 // Sums over the inputs of each chunk, to m.sums; one function for all products, so that its code stays in the instruction cache.
 static __device__ __noinline__ void sums_of_chunks(real* sums, Range range, const real* w, int n_in, int n_out, const real* x) {
@@ -207,7 +216,7 @@ static __device__ __noinline__ void sums_of_chunks(real* sums, Range range, cons
   for (int item = threadIdx.x; item < CHUNKS(n_in) * items; item += THREADS) {
     const int chunk = item / items, o = 2 * (item % items / groups), lane = 8 * (item % groups), k = chunk * CHUNK;
     real left[8] = {}, right[8] = {};
-    add_inputs(w, n_out, range.first + o, x + lane, LANES, k, LEAST(k + CHUNK, n_in), left, right);
+    add_inputs(w, n_out, range.first + o, x + lane, k, LEAST(k + CHUNK, n_in), left, right);
     real* const to = sums + (chunk * n + o) * LANES + lane;
     put_eight(to, left);
     put_eight(to + LANES, right);
@@ -242,16 +251,16 @@ static __device__ void outputs(const State& m, Range range, const real* w, int n
 #else
   (void)m;
   const int columns = (range.last - range.first) / 2, groups = LANES / 8;
+  const Tiles tiles(columns, groups);
   for (int item = threadIdx.x; item < columns * groups; item += THREADS) {
-    const Tile tile = tile_of(item, columns, groups);
-    const int o = range.first + tile.o, lane = tile.lane;
+    const int o = range.first + tiles.output(item), lane = tiles.lane(item);
     real left[8], right[8];
     start(o, lane, left);
     start(o + 1, lane, right);
 #pragma unroll 1
     for (int k = 0; k < n_in; k += CHUNK) {
       real more_left[8] = {}, more_right[8] = {};
-      add_inputs(w, n_out, o, x + lane, LANES, k, LEAST(k + CHUNK, n_in), more_left, more_right);
+      add_inputs(w, n_out, o, x + lane, k, LEAST(k + CHUNK, n_in), more_left, more_right);
 #pragma unroll
       for (int r = 0; r < 8; ++r) {
         left[r] += more_left[r];

@@ -279,7 +279,7 @@ fn a_missing_barrier_changes_the_samples() {
 fn a_missing_barrier_is_a_data_race() {
     let (from, to) = BARRIER_AFTER_A_LAYER;
     let said = with_fault("no-barrier-thread", Sanitizer::Thread, from, to).err().expect("a data race");
-    assert!(said.contains("data race") && said.contains("in add_inputs"), "{said}");
+    assert!(said.contains("data race") && said.contains("in add_input"), "{said}");
 }
 
 #[test]
