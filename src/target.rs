@@ -2,6 +2,14 @@
 
 use crate::error::{Error, Result};
 
+/// Errors: a temperature (K) that is not positive.
+pub fn require_temperature(kelvin: f64) -> Result<()> {
+    match kelvin > 0.0 && kelvin.is_finite() {
+        true => Ok(()),
+        false => Err(Error::invalid(format!("{kelvin} K: use a positive temperature"))),
+    }
+}
+
 /// An unnormalised density e^{−u(x)}.
 pub trait Target {
     /// Coordinates per configuration.

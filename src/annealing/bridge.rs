@@ -112,13 +112,12 @@ impl<'a> Bridge<'a> {
         if is_finite(&x) {
             return self.evaluate_finite(x);
         }
-        let rows = x.chunks_exact(d).enumerate();
-        let finite: Vec<usize> = rows.filter(|(_, x)| is_finite(x)).map(|(row, _)| row).collect();
-        let mut points = Points::nowhere(x.clone(), d);
+        let finite: Vec<usize> = (0..x.len() / d).filter(|row| is_finite(&x[row * d..(row + 1) * d])).collect();
+        let packed: Vec<f64> = finite.iter().flat_map(|&row| &x[row * d..(row + 1) * d]).copied().collect();
+        let mut points = Points::nowhere(x, d);
         if finite.is_empty() {
             return Ok(points);
         }
-        let packed = finite.iter().flat_map(|&row| x[row * d..(row + 1) * d].to_vec()).collect();
         let evaluated = self.evaluate_finite(packed)?;
         finite.iter().enumerate().for_each(|(from, &to)| points.copy_row(to, &evaluated, from));
         Ok(points)

@@ -430,9 +430,6 @@ pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_mov
     guarded(|| {
         // SAFETY: the caller's promise.
         let this = unsafe { reference_mut(r#move, "move") }?;
-        if !(kelvin > 0.0 && kelvin.is_finite()) {
-            return Err(Error::invalid(format!("{kelvin} K: use a positive temperature")));
-        }
         this.kernel.set_temperature(kelvin)?;
         this.temperature = Some(kelvin);
         Ok(())

@@ -141,6 +141,14 @@ pub fn require_array(path: &Path, name: &str) -> Result<()> {
     }
 }
 
+/// Errors: the name of a file of frames, for something that is written as safetensors: it would hold another format than it says.
+pub fn require_tensors(path: &Path, what: &str) -> Result<()> {
+    match ["npy", "dcd", "xtc", "trr", "pdb", "gro"].contains(&extension(path).as_str()) {
+        true => Err(Error::file(path, format!("{what} are written as safetensors: give another extension"))),
+        false => Ok(()),
+    }
+}
+
 /// Writes frames, and for safetensors further arrays `[n]` beside them. `topology` names the atoms of a PDB file.
 pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &[(&str, &[f64])]) -> Result<()> {
     check_format(path, frames.dimension, topology)?;

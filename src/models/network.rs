@@ -30,6 +30,24 @@ pub trait Network: Send + Sync {
 
     /// Runs the network for `x[n][dimension]` at `t[n]` on an empty tape; returns the variables of x and of the output.
     fn record<R: Scalar>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var);
+
+    /// Of a vector field: f and its divergence at `x[n][dimension]`, as `both[n][dimension + 1]`, by a derivative along each coordinate
+    /// unless the network has a better way. The tape is empty.
+    fn divergence<R: Real>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R], both: &mut [f64]) {
+        let d = self.dimension();
+        let (x, v) = self.record(parameters, tape, t, x);
+        let mut seed = vec![R::default(); t.len() * d];
+        let values = tape.value(v).chunks_exact(d);
+        both.chunks_exact_mut(d + 1).zip(values).for_each(|(row, v)| copy(v, &mut row[..d]));
+        both.chunks_exact_mut(d + 1).for_each(|row| row[d] = 0.0);
+        for k in 0..d {
+            seed.chunks_exact_mut(d).for_each(|row| row[k] = R::from_f64(1.0));
+            tape.jvp(parameters, &[(x, &seed)]);
+            let tangents = tape.tangent(v).chunks_exact(d);
+            both.chunks_exact_mut(d + 1).zip(tangents).for_each(|(row, dv)| row[d] += dv[k].to_f64());
+            seed.chunks_exact_mut(d).for_each(|row| row[k] = R::default());
+        }
+    }
 }
 
 /// What a trainer needs to know of a network.
@@ -299,6 +317,20 @@ impl<N: Network, R: Real> Evaluator<N, R> {
         output: &mut [f64],
         body: impl Fn(&mut Tape<R>, (Var, Var), usize, &mut [f64]) + Sync,
     ) {
+        self.parts(t, x, output, |tape, (t, x), first, output| {
+            let recorded = self.network.record(&self.parameters, tape, t, x);
+            body(tape, recorded, first, output);
+        });
+    }
+
+    /// Runs `body` with an empty tape on (t, x) of every chunk, the number of its first row, and its part of `output`.
+    fn parts(
+        &self,
+        t: &[f64],
+        x: &[f64],
+        output: &mut [f64],
+        body: impl Fn(&mut Tape<R>, (&[f64], &[R]), usize, &mut [f64]) + Sync,
+    ) {
         if t.is_empty() {
             return;
         }
@@ -306,10 +338,7 @@ impl<N: Network, R: Real> Evaluator<N, R> {
         let width = output.len() / t.len();
         let parts = t.par_chunks(chunk).zip(x.par_chunks(chunk * d)).zip(output.par_chunks_mut(chunk * width));
         parts.enumerate().for_each(|(k, ((t, x), output))| {
-            self.with_tape(|tape| {
-                let recorded = self.network.record(&self.parameters, tape, t, &narrow(x));
-                body(tape, recorded, k * chunk, output);
-            });
+            self.with_tape(|tape| body(tape, (t, &narrow(x)), k * chunk, output));
         });
     }
 }
@@ -339,18 +368,8 @@ impl<N: Network, R: Real> VectorField for Evaluator<N, R> {
     fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
         let d = self.network.dimension();
         let mut both = vec![0.0; t.len() * (d + 1)];
-        self.chunks(t, x, &mut both, |tape, (x, v), _, both| {
-            let rows = both.len() / (d + 1);
-            let mut seed = vec![R::default(); rows * d];
-            for k in 0..d {
-                seed.chunks_exact_mut(d).for_each(|row| row[k] = R::from_f64(1.0));
-                tape.jvp(&self.parameters, &[(x, &seed)]);
-                let tangents = tape.tangent(v).chunks_exact(d);
-                both.chunks_exact_mut(d + 1).zip(tangents).for_each(|(row, dv)| row[d] += dv[k].to_f64());
-                seed.chunks_exact_mut(d).for_each(|row| row[k] = R::default());
-            }
-            let values = tape.value(v).chunks_exact(d);
-            both.chunks_exact_mut(d + 1).zip(values).for_each(|(row, v)| copy(v, &mut row[..d]));
+        self.parts(t, x, &mut both, |tape, (t, x), _, both| {
+            self.network.divergence(&self.parameters, tape, t, x, both);
         });
         for ((row, f), divergence) in both.chunks_exact(d + 1).zip(f.chunks_exact_mut(d)).zip(divergence) {
             f.copy_from_slice(&row[..d]);

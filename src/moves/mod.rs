@@ -39,7 +39,7 @@ use crate::coordinates::whole::BoxVectors;
 use crate::density::{Evaluation, Status};
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::target::Target;
+use crate::target::{require_temperature, Target};
 use std::sync::Arc;
 
 /// The configuration a move starts from, and after an acceptance the new one.
@@ -161,9 +161,9 @@ pub trait Move: Send {
     /// The temperature (K) of the ensemble, of which u is the reduced potential: a move of a steerable model follows it, others are for
     /// one temperature and need not know.
     ///
-    /// Errors: a temperature that the model cannot be at.
-    fn set_temperature(&mut self, _kelvin: f64) -> Result<()> {
-        Ok(())
+    /// Errors: a temperature that is not positive.
+    fn set_temperature(&mut self, kelvin: f64) -> Result<()> {
+        require_temperature(kelvin)
     }
 
     fn statistics(&self) -> &Statistics;

@@ -12,11 +12,13 @@ use std::sync::OnceLock;
 pub struct Parameters<R> {
     values: Vec<R>,
     layers: Vec<Linear>,
-    /// By the place of a layer's weights.
-    dense: OnceLock<BTreeMap<usize, Dense<R>>>,
+    dense: OnceLock<Table<R>>,
     /// Those of the way back, from outputs to inputs.
-    back: OnceLock<BTreeMap<usize, Dense<R>>>,
+    back: OnceLock<Table<R>>,
 }
+
+/// By the place of a layer's weights.
+type Table<R> = BTreeMap<usize, Dense<R>>;
 
 impl<R: Real> Parameters<R> {
     /// Zeros.
@@ -33,23 +35,29 @@ impl<R: Real> Parameters<R> {
 
     /// The layer, ready for products. It must be one of those that these parameters were made for.
     pub(super) fn dense(&self, layer: &Linear) -> &Dense<R> {
-        let pack = |layer: &Linear| {
+        self.laid_out(layer, &self.dense, |layer| {
             let weights = Packed::transposed(layer.n_in, layer.n_out, &self.values[layer.weight()]);
-            (layer.weight().start, Dense::new(weights, &self.values[layer.bias()]))
-        };
-        &self.dense.get_or_init(|| self.layers.iter().map(pack).collect())[&layer.weight().start]
+            Dense::new(weights, &self.values[layer.bias()])
+        })
     }
 
     /// Its transpose without the bias, for cotangents.
     pub(super) fn back(&self, layer: &Linear) -> &Dense<R> {
-        let pack = |layer: &Linear| {
+        self.laid_out(layer, &self.back, |layer| {
             let weight = |o: usize, i: usize| self.values[layer.weight().start + o * layer.n_in + i].to_f64();
-            (
-                layer.weight().start,
-                Dense::new(Packed::new(layer.n_out, layer.n_in, weight), &vec![R::default(); layer.n_in]),
-            )
-        };
-        &self.back.get_or_init(|| self.layers.iter().map(pack).collect())[&layer.weight().start]
+            Dense::new(Packed::new(layer.n_out, layer.n_in, weight), &vec![R::default(); layer.n_in])
+        })
+    }
+
+    /// The layer in a table, which is made with `dense` where it is not there yet.
+    fn laid_out<'a>(
+        &'a self,
+        layer: &Linear,
+        table: &'a OnceLock<Table<R>>,
+        dense: impl Fn(&Linear) -> Dense<R>,
+    ) -> &'a Dense<R> {
+        let all = || self.layers.iter().map(|layer| (layer.weight().start, dense(layer))).collect();
+        &table.get_or_init(all)[&layer.weight().start]
     }
 }
 

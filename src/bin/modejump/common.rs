@@ -4,6 +4,8 @@ use clap::{Args, ValueEnum};
 #[cfg(feature = "openmm")]
 use modejump::coordinates::Topology;
 use modejump::density::Evaluation;
+#[cfg(feature = "openmm")]
+use modejump::engines::openmm::{OpenMmTarget, System};
 use modejump::io::model_file::{self, read_tensors};
 use modejump::io::trajectory;
 use modejump::models::tarflow::{self, Decoding, Jacobi, Options};
@@ -267,14 +269,19 @@ pub fn warn_of_temperature(model: &dyn Model, here: f64) {
 /// An OpenMM System's energies on all threads. Errors: also another number of particles than the model has atoms, and masses that are not
 /// those of the atoms, where they are known.
 #[cfg(feature = "openmm")]
-pub fn target(
+pub fn target(path: &Path, dimension: usize, atoms: Option<&Topology>, temperature: f64) -> Result<OpenMmTarget> {
+    target_in(path, &System::from_xml_file(path)?, dimension, atoms, temperature)
+}
+
+/// That of a System that was read from this file.
+#[cfg(feature = "openmm")]
+fn target_in(
     path: &Path,
+    system: &System,
     dimension: usize,
     atoms: Option<&Topology>,
     temperature: f64,
-) -> Result<modejump::engines::openmm::OpenMmTarget> {
-    use modejump::engines::openmm::{OpenMmTarget, System};
-    let system = System::from_xml_file(path)?;
+) -> Result<OpenMmTarget> {
     if 3 * system.n_particles() != dimension {
         let message = format!("{} particles, the model has {} atoms", system.n_particles(), dimension / 3);
         return Err(Error::file(path, message));
@@ -282,15 +289,15 @@ pub fn target(
     if let Some(atoms) = atoms {
         atoms.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
     }
-    OpenMmTarget::new(&system, temperature, threads())
+    OpenMmTarget::new(system, temperature, threads())
 }
 
 /// The same for the samples of a model, with its constrained bonds.
 #[cfg(feature = "openmm")]
-pub fn target_of(path: &Path, model: &dyn Model, temperature: f64) -> Result<modejump::engines::openmm::OpenMmTarget> {
+pub fn target_of(path: &Path, model: &dyn Model, temperature: f64) -> Result<OpenMmTarget> {
     let dimension = modejump::models::steering::dimension_without_auxiliary(model);
-    let system = modejump::engines::openmm::System::from_xml_file(path)?;
-    target(path, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
+    let system = System::from_xml_file(path)?;
+    target_in(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
 }
 
 /// k̂ for a summary: a number, or as a text "inf" or "-inf", since JSON knows no infinities.

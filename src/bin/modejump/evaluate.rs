@@ -3,7 +3,7 @@
 use super::common::{frames_of, load, PrecisionFlag};
 use clap::Args;
 use modejump::io::model_file::{read_tensors, write_tensors, Data, Tensor};
-use modejump::io::{check_apart, check_writable, write_atomically};
+use modejump::io::{check_apart, check_writable, trajectory, write_atomically};
 use modejump::models::continuous::{ContinuousConfig, Parametrisation};
 use modejump::models::{EnergyFunction, VectorField};
 use modejump::{Error, Result};
@@ -33,6 +33,7 @@ type Arrays = BTreeMap<String, (Vec<usize>, Data)>;
 
 impl Evaluate {
     pub fn run(self) -> Result<()> {
+        trajectory::require_tensors(&self.output, "values of a network")?;
         check_apart(&self.output, [&self.model, &self.input])?;
         check_writable(&self.output)?;
         let model = load(&self.model, &self.precision)?;

@@ -12,7 +12,7 @@ use modejump::models::Steering;
 use modejump::rng::{Stream, StreamId};
 use modejump::{Error, Result};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct LogDensity {
@@ -44,7 +44,7 @@ pub struct LogDensity {
 
 impl LogDensity {
     pub fn run(self) -> Result<()> {
-        require_name(&self.output)?;
+        trajectory::require_tensors(&self.output, "log-densities")?;
         check_apart(&self.output, [&self.model].into_iter().chain(&self.frames).chain(&self.z))?;
         check_writable(&self.output)?;
         let model = load_at(&self.model, &self.precision, self.temperature)?;
@@ -98,15 +98,6 @@ impl LogDensity {
         modejump::io::write_atomically(&self.output, &write_tensors(&arrays, Default::default())?)?;
         report(self.json, &self.output, &frames, &log_density, outside);
         Ok(())
-    }
-}
-
-/// Errors: the name of a file of frames, which would hold another format than it says.
-fn require_name(output: &Path) -> Result<()> {
-    let extension = output.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    match ["npy", "dcd", "xtc", "trr", "pdb", "gro"].contains(&extension.as_str()) {
-        true => Err(Error::file(output, "log-densities are written as safetensors: give another extension")),
-        false => Ok(()),
     }
 }
 

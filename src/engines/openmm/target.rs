@@ -9,7 +9,7 @@ use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
 use crate::models::Model;
-use crate::target::Target;
+use crate::target::{require_temperature, Target};
 use crate::units::thermal_energy;
 
 /// Beyond this a coordinate (nm) is a runaway: OpenMM's neighbour lists may throw on it, so it counts as non-finite.
@@ -32,9 +32,7 @@ impl OpenMmTarget {
 
     /// As [`OpenMmTarget::new`] on another platform. A platform with threads of its own (`CPU`) gets one per Context.
     pub fn on_platform(system: &System, temperature: f64, threads: usize, platform: &str) -> Result<OpenMmTarget> {
-        if !(temperature.is_finite() && temperature > 0.0) {
-            return Err(Error::invalid(format!("temperature {temperature} K must be positive")));
-        }
+        require_temperature(temperature)?;
         super::load_plugins()?;
         let new_evaluator = |_| Ok(bridge::new_evaluator(&system.inner, platform)?);
         Ok(OpenMmTarget {

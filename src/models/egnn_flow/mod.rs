@@ -12,6 +12,7 @@
 //! and the velocity is x^L − x^0 without its mean over the atoms. The prior is at t = 0, the data at t = 1.
 
 mod cuda;
+mod divergence;
 pub mod format;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ use super::network::{check_features, check_sizes, features_and_time, Evaluator, 
 use super::network::{LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
 use crate::error::Result;
 use crate::nn::tape::{Function, Weight};
-use crate::nn::{Scalar, Tape, Var};
+use crate::nn::{Real, Scalar, Tape, Var};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,6 +107,84 @@ impl Egnn {
     fn n_atoms(&self) -> usize {
         self.config.features.len()
     }
+
+    fn step(&self) -> f64 {
+        self.config.coordinate_range / self.config.n_layers as f64
+    }
+
+    fn run<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> Recorded {
+        let (n, hidden) = (self.n_atoms(), self.config.n_hidden);
+        let input = tape.input(t.len() * n, 3);
+        tape.value_mut(input).copy_from_slice(x);
+        let features = features_and_time(tape, &self.config.features, self.config.n_features, t);
+        let mut h = tape.linear(p, self.embedding, features);
+        let mut x = input;
+        let mut distance = None;
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
+            let d = tape.pairs(Some((-1.0, x)), Some((1.0, x)), n);
+            let r = tape.squared_length(d);
+            let a = *distance.get_or_insert(r);
+            let length = tape.affine(1.0, r, 1e-8);
+            let length = tape.function(Function::Root, length);
+            let length = tape.affine(1.0, length, 1.0);
+            let inverse = tape.function(Function::Reciprocal, length);
+            let towards = tape.scale(d, inverse);
+
+            // W₁ acts on the atoms once, not on every pair
+            let [first, second] = layer.edge;
+            let of_destination = tape.linear(p, first.without_bias().of_inputs(0, hidden), h);
+            let of_source = tape.linear(p, first.without_bias().of_inputs(hidden, hidden), h);
+            let of_atoms = tape.pairs(Some((1.0, of_source)), Some((1.0, of_destination)), n);
+            let of_distances = tape.linear_of(p, first.of_inputs(2 * hidden, 2), &[r, a]);
+            let first = tape.add(of_atoms, of_distances);
+            let m = tape.silu(first);
+            let second = tape.linear(p, second, m);
+            let message = tape.silu(second);
+            let gate = tape.linear(p, layer.attention, message);
+            let gate = tape.function(Function::Sigmoid, gate);
+            let m = tape.scale(message, gate);
+
+            let coordinate = tape.linear(p, layer.coordinate[0], m);
+            let c = tape.silu(coordinate);
+            let c = tape.linear(p, layer.coordinate[1], c);
+            let c = tape.function(Function::Tanh, c);
+            let shift = tape.scale(towards, c);
+            let shift = tape.sum_pairs(shift, n, false);
+            x = tape.combine((1.0, x), (self.step(), shift), 0.0);
+
+            let m = tape.sum_pairs(m, n, false);
+            let node = tape.linear_of(p, layer.node[0], &[h, m]);
+            let update = tape.silu(node);
+            let update = tape.linear(p, layer.node[1], update);
+            h = tape.add(h, update);
+            layers.push(RecordedLayer { d, r, inverse, first, second, message, gate, coordinate, c, node });
+        }
+        let v = tape.combine((1.0, x), (-1.0, input), 0.0);
+        Recorded { x: input, v: tape.centred(v, n), layers }
+    }
+}
+
+/// The network on a tape.
+struct Recorded {
+    x: Var,
+    v: Var,
+    layers: Vec<RecordedLayer>,
+}
+
+/// What derivatives of a layer are made of. Of pairs: x_i − x_j, r, 1/(√(r + 1e-8) + 1), what W₁ and W₂ come to, m before and σ at the
+/// gate, what W_c comes to, c; of atoms: what N₁ comes to.
+struct RecordedLayer {
+    d: Var,
+    r: Var,
+    inverse: Var,
+    first: Var,
+    second: Var,
+    message: Var,
+    gate: Var,
+    coordinate: Var,
+    c: Var,
+    node: Var,
 }
 
 impl Network for Egnn {
@@ -130,54 +209,18 @@ impl Network for Egnn {
     }
 
     fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var) {
-        let (n, hidden) = (self.n_atoms(), self.config.n_hidden);
-        let step = self.config.coordinate_range / self.config.n_layers as f64;
-        let input = tape.input(t.len() * n, 3);
-        tape.value_mut(input).copy_from_slice(x);
-        let features = features_and_time(tape, &self.config.features, self.config.n_features, t);
-        let mut h = tape.linear(p, self.embedding, features);
-        let mut x = input;
-        let mut distance = None;
-        for layer in &self.layers {
-            let d = tape.pairs(Some((-1.0, x)), Some((1.0, x)), n);
-            let r = tape.squared_length(d);
-            let a = *distance.get_or_insert(r);
-            let length = tape.affine(1.0, r, 1e-8);
-            let length = tape.function(Function::Root, length);
-            let length = tape.affine(1.0, length, 1.0);
-            let inverse = tape.function(Function::Reciprocal, length);
-            let d = tape.scale(d, inverse);
+        let Recorded { x, v, .. } = self.run(p, tape, t, x);
+        (x, v)
+    }
 
-            // W₁ acts on the atoms once, not on every pair
-            let [first, second] = layer.edge;
-            let of_destination = tape.linear(p, first.without_bias().of_inputs(0, hidden), h);
-            let of_source = tape.linear(p, first.without_bias().of_inputs(hidden, hidden), h);
-            let of_atoms = tape.pairs(Some((1.0, of_source)), Some((1.0, of_destination)), n);
-            let of_distances = tape.linear_of(p, first.of_inputs(2 * hidden, 2), &[r, a]);
-            let m = tape.add(of_atoms, of_distances);
-            let m = tape.silu(m);
-            let m = tape.linear(p, second, m);
-            let m = tape.silu(m);
-            let gate = tape.linear(p, layer.attention, m);
-            let gate = tape.function(Function::Sigmoid, gate);
-            let m = tape.scale(m, gate);
-
-            let c = tape.linear(p, layer.coordinate[0], m);
-            let c = tape.silu(c);
-            let c = tape.linear(p, layer.coordinate[1], c);
-            let c = tape.function(Function::Tanh, c);
-            let shift = tape.scale(d, c);
-            let shift = tape.sum_pairs(shift, n, false);
-            x = tape.combine((1.0, x), (step, shift), 0.0);
-
-            let m = tape.sum_pairs(m, n, false);
-            let update = tape.linear_of(p, layer.node[0], &[h, m]);
-            let update = tape.silu(update);
-            let update = tape.linear(p, layer.node[1], update);
-            h = tape.add(h, update);
+    /// By tangents of whole layers; see the module.
+    fn divergence<R: Real>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R], both: &mut [f64]) {
+        let d = self.dimension();
+        for ((&t, x), both) in t.iter().zip(x.chunks_exact(d)).zip(both.chunks_exact_mut(d + 1)) {
+            tape.clear();
+            let recorded = self.run(p, tape, &[t], x);
+            both.iter_mut().zip(tape.value(recorded.v)).for_each(|(to, v)| *to = v.to_f64());
+            both[d] = self.trace(p, tape, &recorded);
         }
-        let v = tape.combine((1.0, x), (-1.0, input), 0.0);
-        let v = tape.centred(v, n);
-        (input, v)
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::models::field::VectorField;
+use crate::models::network::Layout;
 use crate::rng::{Stream, StreamId};
 
 fn small() -> Evaluator<Egnn, f64> {
@@ -63,6 +64,62 @@ fn divergence_and_jvp_match_differences() {
     let along = |s: f64| velocity(&field, &t, &x.iter().zip(&dx).map(|(x, d)| x + s * h * d).collect::<Vec<_>>());
     let difference: Vec<f64> = along(1.0).iter().zip(along(-1.0)).map(|(a, b)| (a - b) / (2.0 * h)).collect();
     assert!(largest(&dv, &difference) < 1e-7);
+}
+
+/// By a derivative along each coordinate.
+struct ByCoordinates(Egnn);
+
+impl Network for ByCoordinates {
+    fn dimension(&self) -> usize {
+        self.0.dimension()
+    }
+
+    fn outputs(&self) -> usize {
+        self.0.outputs()
+    }
+
+    fn chunk(&self) -> usize {
+        self.0.chunk()
+    }
+
+    fn layout(&self) -> &Layout {
+        self.0.layout()
+    }
+
+    fn record<R: Scalar>(&self, p: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var) {
+        self.0.record(p, tape, t, x)
+    }
+}
+
+#[test]
+fn divergences_are_those_by_coordinates() {
+    let compare = |atoms: usize, n_layers: usize, n_hidden: usize| {
+        let features = (0..atoms).map(|i| vec![i % 3]).collect();
+        let network =
+            Egnn::new(EgnnConfig { features, n_features: 3, n_layers, n_hidden, coordinate_range: 4.0 }).unwrap();
+        let parameters: Vec<f64> = network.layout().initialise(&mut Stream::new(7, StreamId::Test, 0, 0), |_, _| None);
+        let single = Evaluator::new(network.clone(), parameters.iter().map(|&p| p as f32).collect());
+        let reference = Evaluator::new(ByCoordinates(network.clone()), parameters.clone());
+        let (t, x) = ([0.2, 0.9], normals(6 * atoms, 4));
+        let of = |field: &dyn VectorField| {
+            let (mut v, mut divergence) = (vec![0.0; 6 * atoms], vec![0.0; 2]);
+            field.evaluate_divergence(&t, &x, &mut v, &mut divergence);
+            (v, divergence)
+        };
+        let (v, truth) = of(&reference);
+        let (same, found) = of(&Evaluator::new(network, parameters));
+        assert_eq!(v, same);
+        let scale = truth[0].abs().max(truth[1].abs());
+        assert!(
+            largest(&found, &truth) <= 1e-13 * scale.max(1.0),
+            "{atoms} {n_layers} {n_hidden}: {found:?}, not {truth:?}"
+        );
+        assert!(largest(&of(&single).1, &truth) <= 1e-5 * scale.max(1.0), "{atoms} {n_layers} {n_hidden} in f32");
+    };
+    // directions that leave a column partly empty, fill it, and take more columns than a tile has; sizes beside whole tiles
+    for (atoms, layers, hidden) in [(1, 2, 4), (2, 1, 3), (2, 2, 5), (3, 3, 7), (7, 4, 16), (24, 3, 20)] {
+        compare(atoms, layers, hidden);
+    }
 }
 
 #[test]

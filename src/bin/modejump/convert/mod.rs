@@ -58,8 +58,8 @@ type Tensors = BTreeMap<String, Tensor>;
 
 impl Convert {
     pub fn run(self) -> Result<()> {
-        if let Some(t) = self.temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
-            return Err(Error::invalid(format!("--temperature {t}: a positive number of kelvin is needed")));
+        if let Some(t) = self.temperature {
+            modejump::target::require_temperature(t)?;
         }
         match self.kind.as_str() {
             "bgflow" => self.bgflow(),

@@ -175,14 +175,9 @@ impl Train {
 
     /// Errors: a model to start from that the training would write over, so that a checkpoint could not tell what it began with.
     fn check_start(&self) -> Result<()> {
-        let same =
-            |a: &Path, b: &Path| a == b || matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        match (&self.start, &self.checkpoint) {
-            (Some(start), Some(_)) if same(start, &self.output) => Err(Error::file(
-                start,
-                "is both --start and --output: with --checkpoint give the trained model another name",
-            )),
-            _ => Ok(()),
+        match self.checkpoint {
+            Some(_) => modejump::io::check_apart(&self.output, &self.start),
+            None => Ok(()),
         }
     }
 
@@ -196,9 +191,7 @@ impl Train {
             None => None,
         };
         let temperature = self.temperature.or(of_start).unwrap_or(300.0);
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(Error::invalid(format!("--temperature {temperature}: a positive number of kelvin is needed")));
-        }
+        modejump::target::require_temperature(temperature)?;
         if let (Some(path), Some(of_start)) = (&self.start, of_start.filter(|t| *t != temperature)) {
             eprintln!("note: {} is of {of_start} K, what is trained from it of {temperature} K", path.display());
         }
