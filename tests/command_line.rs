@@ -323,6 +323,19 @@ fn frames_in_angstrom_are_refused() {
     assert!(message.contains("a.safetensors: ") && message.contains("nm, not Angstrom"), "{message}");
 }
 
+/// `inspect … | head` is no failure to be told with a backtrace.
+#[test]
+#[cfg(unix)]
+fn a_reader_that_has_seen_enough_ends_the_program() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    let command = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["inspect", MODEL]);
+    let mut process =
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(process.stdout.take());
+    let output = process.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(141), 0));
+}
+
 #[test]
 fn what_is_no_json_is_named() {
     let output = folder("json").display().to_string();
@@ -331,7 +344,7 @@ fn what_is_no_json_is_named() {
     let message = refused("cpu", &["plot", "--log", "README.md", "-o", &output]);
     assert!(message.contains("README.md: line 1: ") && message.contains("a JSON object a line"), "{message}");
     let message = refused("cpu", &["plot", MODEL, "-o", "README.md"]);
-    assert!(message.contains("README.md: is a file; give --output a folder"), "{message}");
+    assert!(message.contains("README.md: is a file; give the name of a folder"), "{message}");
 }
 
 #[test]
@@ -449,6 +462,17 @@ fn the_figure_of_a_training_shows_every_point() {
     // one of training frames alone, and the first of held-out frames, the highest, below the upper edge of the frame
     let highest = points.iter().copied().fold(f64::MAX, f64::min);
     assert!(highest > 50.0 && !svg.contains("beyond"), "{highest}");
+    // a map's training has energies alone, and a log without a step nothing to show
+    let line = json!({ "step": 5, "rate": 1e-3, "likelihood": null, "reverse_kl": 3.0, "refinement": null, "gradient_norm": 1.0,
+        "held_out": null, "ess": null, "pareto_k": null, "acceptance": null });
+    std::fs::write(path("map.jsonl"), line.to_string()).unwrap();
+    let map = figure(&path("map.jsonl"));
+    assert!(
+        map.contains("reverse KL of samples") && !map.contains("training frames") && heights(&map).len() == 1,
+        "{map}"
+    );
+    std::fs::write(path("empty.jsonl"), "").unwrap();
+    assert!(refused("cpu", &["plot", "--log", &path("empty.jsonl"), "-o", &path("")]).contains("no step of a training"));
     // curves that rise have their legend below
     let legend = svg.split("<text").find(|text| text.contains("effective sample size")).unwrap();
     let y: f64 = legend.split(" y=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();

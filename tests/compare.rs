@@ -150,6 +150,9 @@ fn the_figure_of_weights_says_what_the_report_does() {
     let figure = std::fs::read_to_string(output.join("log_weights.svg")).unwrap();
     let expected = format!("ESS {:.1} %, k = {k:.2}, 100 rejected, used quantile_clipped", 100.0 * ess);
     assert!(figure.contains(&expected), "{expected}");
+    // a comparison without weights leaves none of an earlier one there
+    compare(&a, &a, &["--lag", "0", "-o", output.to_str().unwrap()]).unwrap();
+    assert!(!output.join("log_weights.svg").exists() && output.join("compare.json").exists());
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -259,7 +262,7 @@ fn a_folder_that_cannot_be_made_is_refused_at_once() {
     std::fs::write(&file, "kept").unwrap();
     let nothing = folder.join("nothing.npy");
     let message = compare(&nothing, &nothing, &["-o", file.to_str().unwrap()]).unwrap_err();
-    assert!(message.contains("file: is a file; give --output a folder"), "{message}");
+    assert!(message.contains("file: is a file; give the name of a folder"), "{message}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
     std::fs::remove_dir_all(folder).unwrap();
 }

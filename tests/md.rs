@@ -14,7 +14,9 @@ fn md(more: &[&str]) -> Result<[String; 2], String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
     let length = if more.contains(&"-n") { &[][..] } else { &["-n", "2000"] };
-    let run = command.current_dir(root).args(shipped).args(length).args(["--frequency", "20"]).args(more);
+    let every =
+        if more.contains(&"--model") && !more.contains(&"--frequency") { &["--frequency", "20"][..] } else { &[] };
+    let run = command.current_dir(root).args(shipped).args(length).args(every).args(more);
     let run = run.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     match run.status.success() {
@@ -130,6 +132,9 @@ fn what_does_not_fit_is_refused() {
     }
     assert!(md(&["--screen", MODEL]).unwrap_err().contains("--model"));
     assert!(md(&["--record", "0"]).unwrap_err().contains("--record"));
+    assert!(md(&["--frequency", "20"]).unwrap_err().contains("--model"));
+    let message = md(&["--model", MODEL, "-n", "100", "--frequency", "101"]).unwrap_err();
+    assert!(message.contains("in 100 steps there is no attempt"), "{message}");
     for given in ["models/ala2/topology.pdb", "models/ala2/system.xml", MODEL, "models/ala2/../ala2/topology.pdb"] {
         let message = md(&["-n", "1000000000", "--model", MODEL, "-o", given]).unwrap_err();
         assert!(message.contains("would be written over"), "{message}");
@@ -237,6 +242,35 @@ fn atoms_in_another_order_than_the_systems_or_the_models_are_refused() {
     let whole = run(&hydrogens, &["--model", MODEL, "--solute", "0-21"]);
     assert!(!whole.0 && whole.1.contains("stands where the model has"), "{}", whole.1);
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn coordinates_in_another_unit_are_refused() {
+    let folder = std::env::temp_dir().join(format!("modejump-md-unit-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("nm.pdb");
+    let pdb = std::fs::read_to_string("models/ala2/topology.pdb").unwrap();
+    let in_nm = |line: &str| match line.starts_with("ATOM") || line.starts_with("HETATM") {
+        true => {
+            let x = [30, 38, 46].map(|at| line[at..at + 8].trim().parse::<f64>().unwrap() / 10.0);
+            format!("{}{:8.3}{:8.3}{:8.3}{}\n", &line[..30], x[0], x[1], x[2], &line[54..])
+        }
+        false => format!("{line}\n"),
+    };
+    std::fs::write(&path, pdb.lines().map(in_nm).collect::<String>()).unwrap();
+    let message = md(&["--topology", path.to_str().unwrap()]).unwrap_err();
+    assert!(message.contains("nm.pdb") && message.contains("coordinates in Angstrom"), "{message}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn steps_of_equilibration_are_not_recorded() {
+    let plain = summary(&["-n", "200", "--record", "10"]);
+    let later = summary(&["-n", "200", "--record", "10", "--equilibrate", "3000"]);
+    assert_eq!([&plain, &later].map(|s| count(s, "steps")), [200, 200]);
+    let kelvin = |summary: &Value| summary["t_mean"].as_f64().unwrap();
+    // it begins at a minimum, where half of the heat goes into the potential
+    assert!(kelvin(&plain) < 230.0 && kelvin(&later) > 230.0, "{plain} {later}");
 }
 
 #[test]

@@ -541,7 +541,16 @@ fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
     let same = ["--start", default, "--temperature", "310"];
     assert!(complaint("further.safetensors", checkpoint, &same).contains("or to another --start"));
     let text = complaint(hot, Some("new.ckpt"), &["--start", hot]);
-    assert!(text.contains("is both --start and --output"), "{text}");
+    assert!(text.contains("would be written over"), "{text}");
+    assert!(complaint(hot, None, &["--start", hot]).contains("would be written over"));
+    let double_well = concat!(env!("CARGO_MANIFEST_DIR"), "/models/double-well/generator.safetensors");
+    let done = setting
+        .command("never.safetensors", None)
+        .args(["--model", "coupling", "--start", double_well])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(done.stderr).unwrap();
+    assert!(!done.status.success() && text.contains("2 coordinates, and 22 atoms have 66"), "{text}");
     // the hydrogens of a methyl group in another order
     let pdb = std::fs::read_to_string(TOPOLOGY).unwrap();
     let other = setting.path("other.pdb");

@@ -17,16 +17,23 @@ pub enum Along {
 }
 
 impl Along {
-    /// Errors: atoms or a component that configurations of `dimension` numbers do not have.
+    /// Errors: atoms or a component that configurations of `dimension` numbers do not have, an atom twice.
     pub fn check(&self, dimension: usize) -> Result<()> {
         let lacking = match self {
             Along::Torsion(atoms) => beyond(atoms, dimension),
             Along::Distance(atoms) => beyond(atoms, dimension),
             Along::Component(i) => (*i >= dimension).then(|| format!("component {i} of {dimension}")),
         };
-        match lacking {
-            Some(what) => Err(Error::invalid(format!("a reaction coordinate names {what}; count from 0"))),
-            None => Ok(()),
+        let atoms: &[usize] = match self {
+            Along::Torsion(atoms) => atoms,
+            Along::Distance(atoms) => atoms,
+            Along::Component(_) => &[],
+        };
+        let twice = (1..atoms.len()).find(|&i| atoms[..i].contains(&atoms[i]));
+        match (lacking, twice) {
+            (Some(what), _) => Err(Error::invalid(format!("a reaction coordinate names {what}; count from 0"))),
+            (None, Some(i)) => Err(Error::invalid(format!("a reaction coordinate names atom {} twice", atoms[i]))),
+            (None, None) => Ok(()),
         }
     }
 
@@ -71,6 +78,9 @@ fn beyond(atoms: &[usize], dimension: usize) -> Option<String> {
     Some(format!("atom {lacking} of {}", dimension / 3))
 }
 
+/// Half a turn, and what rounding may leave of one.
+const TURN: f64 = std::f64::consts::PI + 1e-6;
+
 /// A region of configurations: r(x) in a range.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -85,6 +95,11 @@ impl Region {
     pub fn check(&self, dimension: usize) -> Result<()> {
         self.along.check(dimension)?;
         let [from, to] = self.range;
+        if self.along.is_periodic() && !self.range.iter().all(|v| v.abs() <= TURN) {
+            return Err(Error::invalid(format!(
+                "the range [{from}, {to}] of a torsion: angles are in radian, within ±π (degrees times 0.01745)"
+            )));
+        }
         match from < to || (self.along.is_periodic() && from > to) {
             true => Ok(()),
             false => Err(Error::invalid(format!("the range [{from}, {to}] of a reaction coordinate holds nothing"))),
@@ -116,6 +131,12 @@ mod tests {
         assert!(distance.contains(&trans));
         let error = Region { range: [1.5, 0.5], ..distance }.check(12).unwrap_err();
         assert!(error.to_string().contains("holds nothing"), "{error}");
+        let torsion = |range| Region { along: Along::Torsion([0, 1, 2, 3]), range };
+        let error = torsion([0.0, 90.0]).check(12).unwrap_err();
+        assert!(error.to_string().contains("radian"), "{error}");
+        torsion([-std::f64::consts::PI, std::f64::consts::PI]).check(12).unwrap();
+        let error = Along::Torsion([0, 1, 2, 0]).check(12).unwrap_err();
+        assert!(error.to_string().contains("atom 0 twice"), "{error}");
         assert!(Region { along: Along::Distance([0, 4]), range: [0.0, 1.0] }.check(12).is_err());
     }
 

@@ -36,6 +36,14 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// A folder for files, with those around it. Errors: what is there, and no folder.
+pub fn make_folder(path: &Path) -> Result<()> {
+    match path.exists() && !path.is_dir() {
+        true => Err(Error::file(path, "is a file; give the name of a folder")),
+        false => std::fs::create_dir_all(path).map_err(|e| Error::io(path, e)),
+    }
+}
+
 /// Whether [`write_atomically`] will have a place to write to, to be asked before long work. Errors: a folder that is not there, that has
 /// no room for a file of ours, or that stands where the file should.
 pub fn check_writable(path: &Path) -> Result<()> {

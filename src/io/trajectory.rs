@@ -113,21 +113,30 @@ pub fn require_bonds(path: &Path, frames: &Frames, atoms: &Topology, whose: &str
     }
 }
 
-/// Errors: frames whose bonds (`atoms`) are as long as those of molecules are in Angstrom.
+/// Errors: frames, one in twenty of them or more, whose bonds (`atoms`) are as long as those of molecules are in Angstrom.
 pub fn require_nanometres(path: &Path, frames: &Frames, atoms: &Topology) -> Result<()> {
-    let of_frame = |x: &[f64]| atoms.bonds.iter().map(|&[i, j]| norm(sub(atom(x, i), atom(x, j)))).collect::<Vec<_>>();
-    let mut lengths: Vec<f64> = frames.x.chunks_exact(frames.dimension).flat_map(of_frame).collect();
-    if lengths.is_empty() {
+    let median = |x: &[f64]| {
+        let mut lengths: Vec<f64> = atoms.bonds.iter().map(|&[i, j]| norm(sub(atom(x, i), atom(x, j)))).collect();
+        let middle = lengths.len() / 2;
+        *lengths.select_nth_unstable_by(middle, f64::total_cmp).1
+    };
+    if atoms.bonds.is_empty() {
         return Ok(());
     }
-    let middle = lengths.len() / 2;
-    let (_, median, _) = lengths.select_nth_unstable_by(middle, f64::total_cmp);
-    match *median > LONGEST_MEDIAN {
-        true => Err(Error::file(
+    let rows = frames.x.chunks_exact(frames.dimension).map(median).enumerate();
+    let long: Vec<(usize, f64)> = rows.filter(|(_, median)| *median > LONGEST_MEDIAN).collect();
+    match long.first() {
+        Some((row, median)) if 20 * long.len() >= frames.n() => Err(Error::file(
             path,
-            format!("half of the bonds are longer than {median:.2} nm: coordinates have to be in nm, not Angstrom, and of whole molecules"),
+            format!(
+                "in {} of {} frames, the first of them frame {}, half of the bonds are longer than {median:.2} nm: coordinates have to be \
+                 in nm, not Angstrom, and of whole molecules",
+                long.len(),
+                frames.n(),
+                row + 1
+            ),
         )),
-        false => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -106,6 +106,31 @@ pub enum Fate {
 }
 
 impl Fate {
+    pub const ALL: [Fate; 8] = [
+        Fate::Accepted,
+        Fate::Rejected,
+        Fate::OutOfSupport,
+        Fate::Singular,
+        Fate::NonFinite,
+        Fate::Constraint,
+        Fate::Chirality,
+        Fate::WrongMode,
+    ];
+
+    /// As in files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fate::Accepted => "accepted",
+            Fate::Rejected => "rejected",
+            Fate::OutOfSupport => "out_of_support",
+            Fate::Singular => "singular",
+            Fate::NonFinite => "non_finite",
+            Fate::Constraint => "constraint",
+            Fate::Chirality => "chirality",
+            Fate::WrongMode => "wrong_mode",
+        }
+    }
+
     /// The fate of a proposal with this status; a usable one is `Rejected` until it is accepted.
     pub fn of(status: Status) -> Fate {
         match status {

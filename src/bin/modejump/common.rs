@@ -104,14 +104,14 @@ pub struct DecodingFlags {
     #[arg(long, value_enum, default_value_t = Decode::Sequential)]
     decoding: Decode,
     /// Tokens of a segment of `--decoding gauss-seidel`
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, requires = "decoding")]
     segment: usize,
     /// Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in f32); at most 1e-3, within which samples have the density
     /// that is said of them
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 1e-4, requires = "decoding")]
     decoding_tolerance: f64,
     /// Of an iteration: most passes of all tokens, or of a segment; a sample that needs more is decoded sequentially
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, requires = "decoding")]
     decoding_passes: usize,
 }
 
@@ -147,7 +147,7 @@ pub struct RuleFlag {
     #[arg(long, value_enum, default_value_t = Weights::Raw)]
     weights: Weights,
     /// Share of the samples that `--weights quantile-clipped` deletes
-    #[arg(long, default_value_t = CLIPPED_SHARE)]
+    #[arg(long, default_value_t = CLIPPED_SHARE, requires = "weights", allow_negative_numbers = true)]
     clipped_share: f64,
 }
 

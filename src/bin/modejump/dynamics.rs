@@ -24,6 +24,7 @@ pub use run::*;
 mod run {
     use super::Dynamics;
     use indicatif::{ProgressBar, ProgressStyle};
+    use modejump::coordinates::vector::{atom, norm, sub};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
@@ -35,6 +36,13 @@ mod run {
     use std::ops::RangeInclusive;
     use std::path::Path;
 
+    /// The nearest atoms of a molecule that are no hydrogen have such a distance, nm.
+    const SHORTEST: f64 = 0.05;
+    const LONGEST: f64 = 1.0;
+    /// So many are looked at, since neighbours in a file are near each other.
+    const LOOKED_AT: usize = 1000;
+    /// A run has blown up at so many times its temperature.
+    const HOT: f64 = 3.0;
     const REMEDY: &str = "give a smaller --timestep, or look at the starting structure";
 
     /// Steps that an engine or a move gave up, as most do with numbers that are not finite.
@@ -98,15 +106,47 @@ mod run {
             self.energy.len()
         }
 
+        /// Says so where the instantaneous temperatures are far from the one that was asked for, as in a run that blows up without an end.
+        pub fn warn_of_heat(&self, kelvin: f64) {
+            let mean = self.temperature.iter().sum::<f64>() / self.n() as f64;
+            if mean > HOT * kelvin {
+                eprintln!("modejump: the mean temperature is {mean:.3e} K where {kelvin} K were asked for: the run has blown up; {REMEDY}");
+            }
+        }
+
         /// ⟨U⟩ (kJ/mol) and ⟨T⟩ (K). A handful of frames has no mean worth the name, which is no reason to call the run failed.
         pub fn means(&self) -> Option<[Estimate; 2]> {
             Some([mean_of_series(&self.energy).ok()?, mean_of_series(&self.temperature).ok()?])
         }
     }
 
-    /// Where a run starts. Errors: a System with another number of particles than the topology has atoms, or with masses of others.
+    /// Errors: a PDB file whose coordinates are no numbers, or those of no molecule: in nm, for instance, where PDB files have Angstrom.
+    pub fn check_start(path: &Path, topology: &Topology, x0: &[f64]) -> Result<()> {
+        if let Some(i) = x0.iter().position(|v| !v.is_finite()) {
+            return Err(Error::file(path, format!("{} has a coordinate {}", topology.label(i / 3), x0[i])));
+        }
+        let heavy = (0..topology.n_atoms()).filter(|&i| topology.elements[i] != "H");
+        let heavy: Vec<usize> = heavy.take(LOOKED_AT).collect();
+        let pairs = heavy.iter().enumerate().flat_map(|(k, &i)| heavy[..k].iter().map(move |&j| (i, j)));
+        let distance = |(i, j): (usize, usize)| norm(sub(atom(x0, i), atom(x0, j)));
+        match pairs.map(distance).min_by(f64::total_cmp).filter(|d| !(SHORTEST..LONGEST).contains(d)) {
+            Some(d) => Err(Error::file(
+                path,
+                format!(
+                    "the nearest two atoms that are no hydrogen are {:.3} Angstrom apart: a PDB file has its coordinates in Angstrom",
+                    10.0 * d
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Where a run starts. Errors: those of [`check_start`], a System with another number of particles than the topology has atoms, or with
+    /// masses of others.
     pub fn start(topology: &Path, system: &Path) -> Result<(Topology, Vec<f64>, System)> {
-        let (topology, x0) = Topology::from_pdb(topology)?;
+        let path = topology;
+        let (topology, x0) = Topology::from_pdb(path)?;
+        check_start(path, &topology, &x0)?;
         let path = system;
         let system = System::from_xml_file(path)?;
         topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;

@@ -49,7 +49,7 @@ impl Exchange {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{interrupted, load, require_order, temperature, watch_signals};
+    use crate::common::{interrupted, load, require_order, temperature, warn_of_temperature, watch_signals};
     use crate::dynamics::{add_means, failed, progress, show_means, start, Record};
     use modejump::engines::openmm::ExchangingReplicas;
     use modejump::io::{check_apart, trajectory};
@@ -65,6 +65,7 @@ mod run {
             let models = self.models.iter().map(|path| load(path, &self.precision)).collect::<Result<Vec<_>>>()?;
             models.iter().try_for_each(|model| require_order(&self.topology, &topology, model.as_ref()))?;
             let temperatures = self.temperatures(&models)?;
+            models.iter().zip(&temperatures).for_each(|(model, &kelvin)| warn_of_temperature(model.as_ref(), kelvin));
             if self.output.len() > models.len() {
                 return Err(Error::invalid(format!(
                     "{} trajectories of {} temperatures: give --output one file a temperature at most",

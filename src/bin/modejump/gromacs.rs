@@ -1,6 +1,6 @@
 //! `modejump gromacs`: an unmodified GROMACS with jumps.
 
-use crate::common::{load, load_partner, mark, warn_of_temperature, PrecisionFlag};
+use crate::common::{interrupted, load, load_partner, mark, warn_of_temperature, watch_signals, PrecisionFlag};
 use clap::{Args, ValueEnum};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use modejump::engines::gromacs::{Gmx, Options, Walker};
@@ -76,6 +76,10 @@ pub struct Gromacs {
 
 impl Gromacs {
     pub fn run(self) -> Result<()> {
+        if self.cycles == 0 || self.maxh.is_some_and(|hours| hours.is_nan() || hours <= 0.0) {
+            return Err(Error::invalid("--cycles and --maxh have to be positive numbers"));
+        }
+        watch_signals()?;
         let gmx = Gmx::new(&self.gmx, self.mdrun.as_deref())?;
         let model = load(&self.model, &self.precision)?;
         let screen =
@@ -87,6 +91,7 @@ impl Gromacs {
             warn_of_temperature(model.as_ref(), walker.input().temperature);
             walkers.push(walker);
         }
+        warn_of_equal_inputs(&folders, &walkers);
         let walkers = self.advance(walkers)?;
         for (folder, walker) in folders.iter().zip(&walkers) {
             let summary = self.summary(walker)?;
@@ -149,12 +154,15 @@ impl Gromacs {
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} cycles  {msg}  {eta} left");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let mut longest = Duration::ZERO;
-        while walker.progress().cycle < self.cycles && !stop.load(Ordering::Relaxed) {
+        while walker.progress().cycle < self.cycles && !stop.load(Ordering::Relaxed) && !interrupted() {
             if deadline.is_some_and(|deadline| Instant::now() + longest > deadline) {
                 break;
             }
             let start = Instant::now();
-            let report = walker.cycle()?;
+            let report = match walker.cycle() {
+                Err(_) if interrupted() => break, // the signal ended mdrun as well: the run is where the last cycle left it
+                report => report?,
+            };
             longest = longest.max(start.elapsed());
             bar.set_position(walker.progress().cycle);
             let accepted = 100.0 * walker.progress().statistics.acceptance();
@@ -189,6 +197,16 @@ impl Gromacs {
             }
         }
         Ok(summary)
+    }
+}
+
+/// Walkers with one run input file have one `ld-seed`, and so the same noise in their dynamics.
+fn warn_of_equal_inputs(folders: &[PathBuf], walkers: &[Walker]) {
+    for (i, walker) in walkers.iter().enumerate() {
+        if let Some(twin) = walkers[..i].iter().position(|other| other.tpr_hash() == walker.tpr_hash()) {
+            let [a, b] = [twin, i].map(|k| folders[k].display().to_string());
+            eprintln!("modejump: {a} and {b} have the same run input file: make them with different ld-seed, else their noise is the same");
+        }
     }
 }
 

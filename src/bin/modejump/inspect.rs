@@ -95,6 +95,11 @@ fn settings(model: &ModelConfig) -> Result<Value> {
         return Ok(json!({ "layers": config.layers.iter().map(describe).collect::<Vec<_>>() }));
     }
     let mut settings = serde_json::to_value(model).map_err(|e| Error::invalid(e.to_string()))?["config"].take();
+    for mode in settings["modes"].as_array_mut().into_iter().flatten() {
+        // of its card `modejump inspect` of the generator's own file tells more
+        mode["generator"] = mode["card"]["model"]["kind"].take();
+        mode.as_object_mut().map(|mode| mode.remove("card"));
+    }
     if let Some(network) = settings["network"].as_object_mut() {
         // an entry for every atom, bond or torsion
         for list in ["features", "types", "volumes", "prochiral"] {
@@ -121,6 +126,8 @@ fn text(report: &Value) -> String {
     let mut out = String::new();
     for (key, value) in report.as_object().into_iter().flatten() {
         match value {
+            // what a model of this kind has not
+            Value::Null if key != "temperature_K" => (),
             Value::Object(map) if !map.is_empty() => {
                 out += &format!("{key}\n");
                 map.iter().for_each(|(name, v)| out += &format!("  {name:44} {}\n", plain(v)));

@@ -68,6 +68,7 @@ impl LogDensity {
                 Some(atoms) => {
                     let frames = trajectory::read_of(path, atoms, "model")?;
                     trajectory::require_nanometres(path, &frames, atoms)?;
+                    trajectory::require_bonds(path, &frames, atoms, "model")?;
                     frames
                 }
                 None => trajectory::read(path)?,

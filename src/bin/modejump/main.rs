@@ -78,7 +78,24 @@ enum Command {
     Plot(plot::Plot),
 }
 
+/// A reader of the standard output that has seen enough ends the program, as it ends others; one that has no room for it is told of.
+fn end_with_output() {
+    const PRINTING: &str = "failed printing to stdout";
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        match panic.payload_as_str().filter(|message| message.starts_with(PRINTING)) {
+            Some(message) if message.contains("Broken pipe") => std::process::exit(141),
+            Some(message) => {
+                eprintln!("modejump: {message}");
+                std::process::exit(1)
+            }
+            None => usual(panic),
+        }
+    }));
+}
+
 fn main() -> ExitCode {
+    end_with_output();
     let Cli { device, command } = Cli::parse();
     match run(device, command) {
         Ok(()) => ExitCode::SUCCESS,

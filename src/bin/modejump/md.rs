@@ -32,7 +32,7 @@ pub struct Md {
     #[arg(long, requires = "model")]
     screen: Option<PathBuf>,
     /// Whose log-density decides about a jump
-    #[arg(long, value_enum, default_value_t = Likelihood::Exact)]
+    #[arg(long, value_enum, default_value_t = Likelihood::Exact, requires = "model")]
     acceptance: Likelihood,
     /// Stages of a path that carries every proposal to the energies of the System before it is tested (annealed importance sampling
     /// by Langevin steps with a test); 2 gradients a stage
@@ -69,12 +69,16 @@ pub struct Md {
     /// Steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
     steps: u64,
+    /// Steps before those, which are neither recorded nor averaged: a run starts from a minimised configuration, with velocities of the
+    /// temperature
+    #[arg(long, default_value_t = 0)]
+    equilibrate: u64,
     /// Steps between attempts
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, requires = "model")]
     frequency: u64,
     /// Proposals per attempt; above one the state is chosen among all of them (i-SIR), or with a screen each is a step of the
     /// screening before one exact test
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, requires = "model")]
     proposals: usize,
     /// Have a thread of its own draw the proposals of coming attempts while the dynamics runs: the same results, bit for bit
     #[arg(long, requires = "model", conflicts_with = "latent_walk")]
@@ -127,7 +131,7 @@ mod run {
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
     use modejump::io::{check_apart, trajectory};
     use modejump::models::Model;
-    use modejump::moves::{LatentWalkOptions, Options, Path, Statistics};
+    use modejump::moves::{Fate, LatentWalkOptions, Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
     use modejump::Error;
     use serde_json::{json, Value};
@@ -164,6 +168,10 @@ mod run {
         pub fn run(self) -> Result<()> {
             if self.acceptance == Likelihood::Surrogate && self.screen.is_none() {
                 return Err(Error::invalid("--acceptance surrogate: give the surrogate with --screen"));
+            }
+            if self.model.is_some() && self.frequency > self.steps {
+                let (frequency, steps) = (self.frequency, self.steps);
+                return Err(Error::invalid(format!("--frequency {frequency}: in {steps} steps there is no attempt")));
             }
             watch_signals()?;
             let (topology, x0, system) = start(&self.topology, &self.system)?;
@@ -254,7 +262,14 @@ mod run {
 
         fn record_run(&self, engine: &mut Engine, record: &mut Record) -> Result<()> {
             let bar = progress(self.steps);
-            let mut done = 0;
+            let (mut done, mut before) = (0, 0);
+            while before < self.equilibrate && !interrupted() {
+                let n = self.record.min(self.equilibrate - before);
+                engine.step(n).map_err(|e| failed(e, before + 1..=before + n))?;
+                before += n;
+                bar.set_message(format!("{before} of {} steps of equilibration", self.equilibrate));
+            }
+            bar.set_message("");
             while done < self.steps && !interrupted() {
                 let n = self.record.min(self.steps - done);
                 engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
@@ -274,6 +289,7 @@ mod run {
         }
 
         fn report(&self, engine: &Engine, record: &Record, wall: f64) -> Result<()> {
+            record.warn_of_heat(self.temperature);
             let means = record.means();
             let mut summary = json!({
                 "steps": record.steps,
@@ -327,6 +343,9 @@ mod run {
             summary["likelihood"] = json!(s.likelihood());
             summary["attempts"] = json!(s.attempts());
             summary["acceptance"] = json!(s.acceptance());
+            for fate in Fate::ALL {
+                summary[fate.name()] = json!(s.count(fate));
+            }
             if s.proposals() > 0 {
                 summary["ess"] = json!(s.effective_fraction());
                 summary["ess_likelihood"] = json!(self.weights());
@@ -350,6 +369,12 @@ mod run {
             let s = jumping.jump().statistics();
             let (accepted, ess) = (100.0 * s.acceptance(), 100.0 * s.effective_fraction());
             println!("{} attempts, {accepted:.1} % accepted{}", s.attempts(), mark(s.likelihood().name()));
+            let untested = Fate::ALL.iter().filter(|&&fate| fate != Fate::Accepted && fate != Fate::Rejected);
+            let untested = untested.filter(|&&fate| s.count(fate) > 0);
+            let untested: Vec<String> = untested.map(|&fate| format!("{} {}", s.count(fate), fate.name())).collect();
+            if !untested.is_empty() {
+                println!("without a test: {}", untested.join(", "));
+            }
             if s.proposals() > 0 {
                 // of a surrogate's weights, which do not make an exact run a biased one
                 let whose = match self.is_delayed() {

@@ -4,6 +4,7 @@ use super::common::parse_json;
 use clap::Args;
 use modejump::coordinates::Along;
 use modejump::io::model_file::{self, ModelFile};
+use modejump::io::trajectory::require_tensors;
 use modejump::io::{check_apart, check_writable, write_atomically};
 use modejump::models::modes::{bundle, Config, EdgeConfig, IdenticalConfig, ModeConfig};
 use modejump::modes::{ModeRegion, Modes as Regions};
@@ -27,6 +28,7 @@ impl Modes {
         let paths = description.generators().map_err(|e| Error::file(&self.description, e.to_string()))?;
         check_apart(&self.output, [&self.description].into_iter().chain(&paths))?;
         check_writable(&self.output)?;
+        require_tensors(&self.output, "models")?;
         description.write(&paths, &self.output)
     }
 }

@@ -40,10 +40,11 @@ mod run {
     use crate::common::{
         describe_training, explore_at, hash_of, interrupted, parse_json, threads, watch_signals, CHECKPOINT_INTERVAL,
     };
+    use crate::dynamics::check_start;
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{OpenMmTarget, System};
-    use modejump::io::{check_apart, checkpoint, model_file, trajectory, write_atomically};
+    use modejump::io::{check_apart, checkpoint, make_folder, model_file, trajectory, write_atomically};
     use modejump::models::coupling::CouplingFlow;
     use modejump::train::rounds::{Frames, Record};
     use modejump::train::{design, dynamics, DesignOptions, ExploreOptions, Phase, Schedule, TrainOptions};
@@ -97,8 +98,9 @@ mod run {
             self.check_apart(structures.as_deref().unwrap_or_default())?;
             let config = self.config(structures.is_some())?;
             let (topology, x0) = Topology::from_pdb(&self.topology)?;
+            check_start(&self.topology, &topology, &x0)?;
             let system = self.open_system(&topology)?;
-            std::fs::create_dir_all(&self.output).map_err(|e| Error::io(&self.output, e))?;
+            make_folder(&self.output)?;
             let starts = self.starts(structures.as_deref().unwrap_or_default(), &topology, &x0)?;
             let identity = self.identity(&config, &starts)?;
             let saved = self.saved_state(&identity)?;
@@ -150,7 +152,12 @@ mod run {
             if structures.is_empty() {
                 return Ok(x0.to_vec());
             }
-            let read = |path: &PathBuf| Ok(trajectory::read_of(path, topology, "topology")?.x);
+            let read = |path: &PathBuf| {
+                let frames = trajectory::read_of(path, topology, "topology")?;
+                trajectory::require_nanometres(path, &frames, topology)?;
+                trajectory::require_bonds(path, &frames, topology, "topology")?;
+                Ok(frames.x)
+            };
             Ok(structures.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
         }
 

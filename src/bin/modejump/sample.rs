@@ -24,7 +24,7 @@ pub struct Sample {
     #[arg(long)]
     temperature: Option<f64>,
     /// Latent points (safetensors or npy, `z` [n][latent]) instead of random ones
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["n", "seed"])]
     z: Option<PathBuf>,
     /// Without log q: for a continuous flow that is some thirty times cheaper. Samples that fail are left out
     #[arg(long, conflicts_with = "z")]

@@ -43,8 +43,12 @@ impl Gmx {
     /// empty line, an option of mdrun that is not the user's here.
     pub fn new(gmx: &str, mdrun: Option<&str>) -> Result<Gmx> {
         let words = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
-        let gmx = words(gmx);
-        let mdrun = mdrun.map_or_else(|| [gmx.clone(), vec!["mdrun".into()]].concat(), words);
+        // mdrun runs in a folder of its own: programs and files that are named from here need their whole paths
+        let gmx: Vec<String> = words(gmx).into_iter().map(from_anywhere).collect();
+        let mdrun = match mdrun {
+            Some(line) => words(line).into_iter().map(from_anywhere).collect(),
+            None => [gmx.clone(), vec!["mdrun".into()]].concat(),
+        };
         if gmx.is_empty() || mdrun.is_empty() {
             return Err(Error::invalid("the command that runs gmx or mdrun is empty"));
         }
@@ -153,6 +157,13 @@ pub(super) fn read_with<T>(path: &Path, read: impl Fn(&[u8]) -> std::result::Res
     read(&bytes).map_err(|e| Error::file(path, e))
 }
 
+/// A path to a file, if it is one that begins here; names of programs and options stay as they are.
+fn from_anywhere(word: String) -> String {
+    let is_path = word.contains('/') || Path::new(&word).extension().is_some();
+    let whole = std::fs::canonicalize(&word).ok().filter(|path| is_path && path.is_file());
+    whole.map_or(word, |path| path.to_string_lossy().into_owned())
+}
+
 /// Whether GROMACS stopped because of the energy of a configuration.
 fn is_absurd(message: &str) -> bool {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -214,6 +225,13 @@ mod tests {
         assert_eq!(Gmx::new("gmx_mpi", Some("mpirun -np 2 gmx_mpi mdrun")).unwrap().mdrun.len(), 5);
         assert!(Gmx::new("gmx", Some("gmx mdrun -plumed p.dat")).unwrap_err().to_string().contains("-plumed"));
         assert!(Gmx::new("", None).is_err());
+    }
+
+    #[test]
+    fn files_that_are_named_from_here_are_found_in_other_folders() {
+        let whole = |word: &str| from_anywhere(word.into());
+        assert!(Path::new(&whole("./Cargo.toml")).is_absolute() && Path::new(&whole("Cargo.toml")).is_absolute());
+        assert_eq!(["mdrun", "src", "-ntomp", "no/such.xvg"].map(whole), ["mdrun", "src", "-ntomp", "no/such.xvg"]);
     }
 
     #[test]

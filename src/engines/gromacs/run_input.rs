@@ -182,6 +182,9 @@ impl<'a> Options<'a> {
                 "annealing" if value.split_whitespace().any(|v| v != "No") => {
                     return Err(refused("annealing", value, "the temperature of the acceptance is fixed"));
                 }
+                name if name.starts_with("deform") && moves_the_box(value) => {
+                    return Err(refused("deform", value, "the system is not in equilibrium"));
+                }
                 "nfreeze" if value.contains('Y') => {
                     return Err(refused("freezegrps", value, "frozen atoms were not tested with jumps"));
                 }
@@ -193,6 +196,12 @@ impl<'a> Options<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether a row of numbers, in braces or without, has one that is not zero.
+fn moves_the_box(row: &str) -> bool {
+    let numbers = row.trim_matches(['{', '}']).split([',', ' ']).map(str::trim).filter(|text| !text.is_empty());
+    numbers.map(str::parse::<f64>).any(|number| number.is_ok_and(|v| v != 0.0))
 }
 
 #[derive(Default)]
@@ -339,6 +348,7 @@ mod tests {
             ("nfreeze:           N", "nfreeze:  Y", ["freezegrps", "tested"]),
             ("active                     = false", "active = true", ["density-guided-simulation", "tested"]),
             ("E0                       = 0", "E0 = 0.5", ["E0", "potential energy"]),
+            ("deform[    1]={ 0.00000e+00", "deform[    1]={ 1.00000e-02", ["deform", "equilibrium"]),
             ("ptype=    Atom", "ptype=    Shell", ["Shell", "follow"]),
         ] {
             assert!(DUMP.contains(from), "{from}");

@@ -13,10 +13,11 @@ use crate::error::{Error, Result};
 use crate::io::checkpoint;
 use crate::io::gromacs::cpt::Checkpoint;
 use crate::io::gromacs::{spans, trr};
+use crate::io::make_folder;
 use crate::io::model_file::hash;
 use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
-use crate::moves::{self, DelayedAcceptance, Fate, Generator, Isir, Move, Outcome, State, Statistics};
+use crate::moves::{self, DelayedAcceptance, Generator, Isir, Move, Outcome, State, Statistics};
 use crate::units::thermal_energy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ const MAGIC: [u8; 8] = *b"MJ-GMXRN";
 const PROGRESS: &str = "modejump.ckpt";
 /// Trajectories and energies of the segments, joined.
 const JOINED: [&str; 3] = ["traj.xtc", "traj.trr", "ener.edr"];
+/// Of dynamics and of reruns.
+const LOGS: [&str; 2] = ["md", "rerun"];
 const JUMPS: &str = "jumps.csv";
 const HEADER: &str = "cycle,step,potential,fate,log_acceptance,log_weight,log_weight_proposed,potential_after\n";
 
@@ -206,6 +209,11 @@ impl Walker {
         &self.progress
     }
 
+    /// Of the run input file.
+    pub fn tpr_hash(&self) -> &str {
+        &self.progress.settings.tpr
+    }
+
     pub fn input(&self) -> &RunInput {
         &self.input
     }
@@ -221,11 +229,21 @@ impl Walker {
         let scratch = self.options.folder.join(format!("cycle-{}-{}", self.progress.cycle + 1, std::process::id()));
         fs::create_dir(&scratch).map_err(|e| Error::io(&scratch, e))?;
         let done = self.cycle_in(&scratch);
-        // of no use any more; what cannot be removed now is removed at the next start
-        let _ = fs::remove_dir_all(&scratch);
         if done.is_err() {
             *self.jump.statistics_mut() = self.progress.statistics.clone();
+            // what GROMACS says of it; a log that cannot be kept is no second failure
+            for log in LOGS.iter().flat_map(|stem| {
+                [part(&scratch, stem, ".log").ok().flatten(), Some(scratch.join(format!("{stem}.log")))]
+            }) {
+                let name = log
+                    .as_ref()
+                    .and_then(|log| log.file_name())
+                    .map(|name| format!("failed-{}", name.to_string_lossy()));
+                let _ = log.zip(name).map(|(log, name)| fs::rename(log, self.options.folder.join(name)));
+            }
         }
+        // of no use any more; what cannot be removed now is removed at the next start
+        let _ = fs::remove_dir_all(&scratch);
         done
     }
 
@@ -465,7 +483,7 @@ fn model_constraints(
 
 /// Makes the folder and takes it for this process.
 fn lock(folder: &Path) -> Result<File> {
-    fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    make_folder(folder)?;
     let path = folder.join("modejump.lock");
     let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
     file.try_lock().map_err(|e| not_locked(&path, e))?;
@@ -506,6 +524,12 @@ fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<Pr
         return Ok(progress);
     }
     let progress: Progress = checkpoint::load(&path, MAGIC)?;
+    // nothing was made with the settings of a run that has not come through its first cycle
+    if progress.cycle == 0 && progress.settings != settings {
+        let progress = Progress { settings, statistics: statistics.clone(), ..progress };
+        checkpoint::save(&path, MAGIC, &progress)?;
+        return Ok(progress);
+    }
     if progress.settings != settings {
         let reason = format!(
             "the run in this directory has other settings ({}): go on with the same, or begin a new directory",
@@ -521,7 +545,13 @@ fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<Pr
             let _ = fs::remove_file(entry.path());
         }
     }
-    Ok(progress)
+    match progress.state.as_ref().map(|name| folder.join(name)).filter(|state| !state.exists()) {
+        Some(state) => Err(Error::file(
+            state,
+            "the state that the run goes on from is not there: put it back, or begin a new directory",
+        )),
+        None => Ok(progress),
+    }
 }
 
 fn is_number(text: &str) -> bool {
@@ -580,16 +610,7 @@ fn append(folder: &Path, name: &str, head: &[u8], bytes: &[u8], progress: &mut P
 
 fn line(cycle: u64, report: &Report) -> String {
     let Report { step, potential, potential_after, outcome } = report;
-    let fate = match outcome.fate {
-        Fate::Accepted => "accepted",
-        Fate::Rejected => "rejected",
-        Fate::OutOfSupport => "out_of_support",
-        Fate::Singular => "singular",
-        Fate::NonFinite => "non_finite",
-        Fate::Constraint => "constraint",
-        Fate::Chirality => "chirality",
-        Fate::WrongMode => "wrong_mode",
-    };
+    let fate = outcome.fate.name();
     let Outcome { log_acceptance, log_weight_current, log_weight_proposed, .. } = outcome;
     format!("{cycle},{step},{potential},{fate},{log_acceptance},{log_weight_current},{log_weight_proposed},{potential_after}\n")
 }
@@ -651,6 +672,14 @@ mod tests {
         open(&folder, settings(), &Statistics::default()).unwrap();
         let is_there = |name: &&str| folder.join(name).exists();
         assert!(!leftovers.iter().any(&is_there) && others.iter().all(&is_there));
+        // settings are those of a run when it has come through a cycle
+        let other = Settings { steps: 20, ..settings() };
+        let progress = open(&folder, other.clone(), &Statistics::default()).unwrap();
+        let progress = Progress { cycle: 1, state: Some("state_1.cpt".into()), ..progress };
+        checkpoint::save(&folder.join(PROGRESS), MAGIC, &progress).unwrap();
+        let message = |settings| open(&folder, settings, &Statistics::default()).unwrap_err().to_string();
+        assert!(message(settings()).contains("--steps 10 instead of 20"), "{}", message(settings()));
+        assert!(message(other.clone()).contains("state_1.cpt"), "{}", message(other));
         fs::remove_dir_all(&folder).unwrap();
     }
 }

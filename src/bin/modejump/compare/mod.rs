@@ -3,7 +3,7 @@
 mod side;
 
 use super::common::{number, tail_in_words, tail_index, RuleFlag};
-use super::plot::{draw, make_folder, Series};
+use super::plot::{draw, Series};
 use clap::Args;
 use modejump::coordinates::Topology;
 use modejump::io::{check_apart, check_writable};
@@ -69,7 +69,7 @@ struct Distances {
 impl Compare {
     pub fn run(self) -> Result<()> {
         if let Some(folder) = &self.output {
-            make_folder(folder)?;
+            modejump::io::make_folder(folder)?;
             let document = folder.join("compare.json");
             let given = [&self.a, &self.b].into_iter().chain(&self.topology).chain(&self.system);
             check_apart(&document, given)?;
@@ -204,7 +204,14 @@ impl Compare {
         let path = folder.join("compare.json");
         let document = json!({ "summary": summary, "series": series });
         modejump::io::write_atomically(&path, document.to_string().as_bytes())?;
-        let written = draw(folder, &series, &["energy.svg", "ramachandran.svg", "tica.svg", "log_weights.svg"])?;
+        const FIGURES: [&str; 4] = ["energy.svg", "ramachandran.svg", "tica.svg", "log_weights.svg"];
+        let written = draw(folder, &series, &FIGURES)?;
+        // those of an earlier comparison that this one has not
+        for stale in
+            FIGURES.map(|name| folder.join(name)).into_iter().filter(|path| !written.contains(path) && path.exists())
+        {
+            std::fs::remove_file(&stale).map_err(|e| Error::io(&stale, e))?;
+        }
         if !self.json {
             [path].iter().chain(&written).for_each(|path| println!("{}", path.display()));
         }

@@ -95,6 +95,11 @@ macro_rules! legend {
     };
 }
 
+/// How much higher an axis is than its curves, so that a legend of so many rows has room above them.
+fn above_legend(rows: usize) -> f64 {
+    1.0 / (0.92 - 0.065 * rows.min(9) as f64)
+}
+
 fn swatch(colour: RGBColor) -> impl Fn((i32, i32)) -> Rectangle<(i32, i32)> {
     move |(x, y)| Rectangle::new([(x, y - 4), (x + 16, y + 4)], colour.filled())
 }
@@ -147,12 +152,46 @@ fn map(panel: &Figure, series: &Series, x: Axis, y: Axis, points: Vec<(f64, f64)
     }
     let highest = mass.iter().copied().fold(0.0, f64::max);
     let (left, bottom) = (x.1.start, y.1.start);
-    let mut chart = chart(panel, &series.name, x, y)?;
+    let (panel, beside) = panel.split_horizontally(panel.dim_in_pixel().0 as i32 - SCALE);
+    scale(&beside, DEEPEST)?;
+    let mut chart = chart(&panel, &series.name, x, y)?;
     chart.draw_series(mass.iter().enumerate().filter(|(_, &m)| m > 0.0).map(|(i, m)| {
         let depth = ((highest / m).ln() / DEEPEST).min(1.0);
         let (x, y) = (left + dx * (i % BINS) as f64, bottom + dy * (i / BINS) as f64);
         Rectangle::new([(x, y), (x + dx, y + dy)], viridis(1.0 - depth).filled())
     }))?;
+    Ok(())
+}
+
+/// Pixels beside a map for its scale.
+const SCALE: i32 = 76;
+
+/// The colours of a map.
+fn scale(area: &Figure, deepest: f64) -> Outcome {
+    const STEPS: usize = 90;
+    let mut chart = ChartBuilder::on(area)
+        .caption(" ", (FONT, 17, &INK))
+        .margin(14)
+        .margin_left(0)
+        .x_label_area_size(44)
+        .y_label_area_size(44)
+        .build_cartesian_2d(0.0..1.0, 0.0..deepest)?;
+    let step = deepest / STEPS as f64;
+    chart.draw_series((0..STEPS).map(|i| {
+        let depth = step * i as f64;
+        Rectangle::new([(0.0, depth), (1.0, depth + step)], viridis(1.0 - depth / deepest).filled())
+    }))?;
+    chart
+        .configure_mesh()
+        .disable_mesh()
+        .y_desc("F / kT")
+        .axis_style(INK.mix(0.6))
+        .label_style((FONT, 13, &INK))
+        .axis_desc_style((FONT, 14, &INK))
+        .x_labels(0)
+        .y_labels(4)
+        .y_label_formatter(&tick(&(0.0..deepest)))
+        .draw()?;
     Ok(())
 }
 
@@ -191,9 +230,11 @@ pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
             false => circular_profile(&s.phi, &s.log_weight, BINS),
         }
     };
-    let mut chart = chart(area, "Free energy along φ", ("φ / °", -180.0..180.0), ("F / kT", 0.0..HIGHEST))?;
-    for (s, &colour) in series.iter().zip(COLOURS.iter().cycle()) {
-        let profile = profile(s)?;
+    let profiles = series.iter().map(|s| profile(s)).collect::<Result<Vec<_>>>()?;
+    let shown = profiles.iter().flat_map(|p| &p.free_energy).map(|f| f.value).filter(|f| *f <= HIGHEST);
+    let top = shown.fold(1.0, f64::max) * above_legend(series.len());
+    let mut chart = chart(area, "Free energy along φ", ("φ / °", -180.0..180.0), ("F / kT", 0.0..top))?;
+    for ((s, profile), &colour) in series.iter().zip(profiles).zip(COLOURS.iter().cycle()) {
         let points: Vec<(f64, f64, f64)> = profile
             .centres
             .iter()
@@ -205,7 +246,7 @@ pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
             .collect();
         let step = 360.0 / BINS as f64;
         for run in points.chunk_by(|a, b| b.0 - a.0 < 1.5 * step) {
-            let upper = run.iter().map(|p| (p.0, (p.1 + p.2).min(HIGHEST)));
+            let upper = run.iter().map(|p| (p.0, (p.1 + p.2).min(top)));
             let lower = run.iter().rev().map(|p| (p.0, (p.1 - p.2).max(0.0)));
             chart.draw_series([Polygon::new(upper.chain(lower).collect::<Vec<_>>(), colour.mix(0.18).filled())])?;
             chart.draw_series(LineSeries::new(run.iter().map(|p| (p.0, p.1)), colour.stroke_width(2)))?;
@@ -301,7 +342,7 @@ pub fn energy(area: &Figure, series: &[&Series]) -> Outcome {
             )
         })
         .collect();
-    let top = curves.iter().flat_map(|c| c.1.iter().map(|p| p.1)).fold(0.0, f64::max) * 1.15;
+    let top = curves.iter().flat_map(|c| c.1.iter().map(|p| p.1)).fold(0.0, f64::max) * above_legend(curves.len());
     let mut chart = chart(area, "Reduced potential energy", ("u = U / kT", axis), ("density", 0.0..top))?;
     for ((name, curve), &colour) in curves.into_iter().zip(COLOURS.iter().cycle()) {
         chart.draw_series(LineSeries::new(curve, colour.stroke_width(2)))?.label(name).legend(swatch(colour));
@@ -345,7 +386,7 @@ pub fn log_weights(area: &Figure, series: &[&Series]) -> Outcome {
             (format!("{name}{}", beyond(&values, &axis)), histogram(values.into_iter(), axis.start, axis.end, BINS))
         })
         .collect();
-    let top = curves.iter().flat_map(|c| c.1.iter().map(|p| p.1)).fold(0.0, f64::max) * 1.15;
+    let top = curves.iter().flat_map(|c| c.1.iter().map(|p| p.1)).fold(0.0, f64::max) * above_legend(curves.len());
     let mut chart = chart(area, "Importance weights", ("ln w − ln ⟨w⟩", axis), ("density", 0.0..top))?;
     for ((name, curve), &colour) in curves.into_iter().zip(COLOURS[1..].iter().cycle()) {
         chart.draw_series(AreaSeries::new(curve.clone(), 0.0, colour.mix(0.25)))?;
@@ -383,9 +424,8 @@ fn log_weight_axis<'a>(all: impl Iterator<Item = &'a [f64]>) -> Range<f64> {
     low - margin..high + margin
 }
 
-/// Losses above, effective sample size and acceptance below.
-pub fn training(area: &Figure, history: &[Progress]) -> Outcome {
-    let (upper, lower) = area.split_vertically(380);
+/// Losses above, effective sample size and acceptance below: panels of what the history holds.
+pub fn training(history: &[Progress]) -> Vec<Panel> {
     let curve = |name, f: fn(&Progress) -> f64| Curve {
         name,
         points: history.iter().map(|p| (p.step as f64, f(p))).filter(|p| p.1.is_finite()).collect(),
@@ -395,19 +435,46 @@ pub fn training(area: &Figure, history: &[Progress]) -> Outcome {
         curve("−log q of held-out frames", |p| p.held_out),
         curve("−log q of refinement samples", |p| p.refinement),
     ];
+    // u has a constant of its own, so these lie elsewhere
+    let energies = vec![
+        curve("reverse KL of samples", |p| p.reverse_kl),
+        curve("loss of the reaction coordinate", |p| p.reaction_coordinate),
+    ];
+    let matching = vec![curve("|F − ∂ ln q/∂x|² of frames", |p| p.force_matching)];
     let regression = vec![curve("training frames", |p| p.loss), curve("held-out frames", |p| p.held_out_loss)];
     let shares = vec![curve("effective sample size", |p| 100.0 * p.ess), curve("acceptance", |p| 100.0 * p.acceptance)];
     let deviation = vec![
         curve("standard deviation of ln(q of the model/q), held out", |p| p.deviation),
         curve("gradient norm", |p| p.gradient_norm),
     ];
-    let steps = 0.0..history.last().map_or(1.0, |p| p.step as f64);
-    let (losses, unit, rest, rest_unit, rest_range) = match regression.iter().all(|c| c.points.is_empty()) {
-        true => (density, "nats", shares, "%", Some(0.0..100.0)),
-        false => (regression, "loss", deviation, "", None),
+    let steps = 0.0..history.last().map_or(1.0, |p| p.step as f64).max(1.0);
+    let is_regression = regression.iter().any(|c| !c.points.is_empty());
+    let panel = |unit, range, curves: Vec<Curve>| Panel {
+        steps: steps.clone(),
+        unit,
+        range,
+        curves: curves.into_iter().filter(|c| !c.points.is_empty()).collect(),
     };
-    curves(&upper, ("Training", steps.clone(), unit), None, losses)?;
-    curves(&lower, ("", steps, rest_unit), rest_range, rest)
+    let panels = match is_regression {
+        true => vec![panel("loss", None, regression), panel("", None, deviation)],
+        false => {
+            vec![
+                panel("nats", None, density),
+                panel("nats", None, energies),
+                panel("kT² / nm²", None, matching),
+                panel("%", Some(0.0..100.0), shares),
+            ]
+        }
+    };
+    panels.into_iter().filter(|panel| !panel.curves.is_empty()).collect()
+}
+
+/// Curves on common axes.
+pub struct Panel {
+    steps: Range<f64>,
+    unit: &'static str,
+    range: Option<Range<f64>>,
+    curves: Vec<Curve>,
 }
 
 struct Curve {
@@ -415,33 +482,40 @@ struct Curve {
     points: Vec<(f64, f64)>,
 }
 
-/// Those curves that have points, on axes that hold them; the legend tells how many of a curve do not lie there.
-fn curves(
-    area: &Figure,
-    (title, steps, unit): (&str, Range<f64>, &str),
-    range: Option<Range<f64>>,
-    curves: Vec<Curve>,
-) -> Outcome {
-    let values: Vec<f64> = curves.iter().flat_map(|c| c.points.iter().map(|p| p.1)).collect();
-    let axis = range.unwrap_or_else(|| loss_axis(&values));
-    let corner = legend_corner(&curves, &steps, &axis);
-    let is_on = |p: &(f64, f64)| axis.start <= p.1 && p.1 <= axis.end;
-    let mut chart = chart(area, title, ("step", steps), (unit, axis.clone()))?;
-    for (curve, &colour) in curves.iter().zip(&COLOURS).filter(|(c, _)| !c.points.is_empty()) {
-        // a point beyond the axis would be drawn on its edge
-        for run in curve.points.split(|p| !is_on(p)) {
-            chart.draw_series(LineSeries::new(run.iter().copied(), colour.stroke_width(2)))?;
+/// Panels below each other.
+pub fn curves(area: &Figure, panels: &[Panel]) -> Outcome {
+    let titles = std::iter::once("Training").chain(std::iter::repeat(""));
+    area.split_evenly((panels.len(), 1))
+        .iter()
+        .zip(panels)
+        .zip(titles)
+        .try_for_each(|((area, p), title)| p.draw(area, title))
+}
+
+impl Panel {
+    /// On axes that hold the curves; the legend tells how many points of one do not lie there.
+    fn draw(&self, area: &Figure, title: &str) -> Outcome {
+        let values: Vec<f64> = self.curves.iter().flat_map(|c| c.points.iter().map(|p| p.1)).collect();
+        let axis = self.range.clone().unwrap_or_else(|| loss_axis(&values));
+        let corner = legend_corner(&self.curves, &self.steps, &axis);
+        let is_on = |p: &(f64, f64)| axis.start <= p.1 && p.1 <= axis.end;
+        let mut chart = chart(area, title, ("step", self.steps.clone()), (self.unit, axis.clone()))?;
+        for (curve, &colour) in self.curves.iter().zip(&COLOURS) {
+            // a point beyond the axis would be drawn on its edge
+            for run in curve.points.split(|p| !is_on(p)) {
+                chart.draw_series(LineSeries::new(run.iter().copied(), colour.stroke_width(2)))?;
+            }
+            // a point alone makes no line
+            let points = curve.points.iter().filter(|p| is_on(p)).map(|&p| Circle::new(p, 3, colour.filled()));
+            let name = match curve.points.iter().filter(|p| !is_on(p)).count() {
+                0 => curve.name.into(),
+                beyond => format!("{}, {beyond} of {} points beyond", curve.name, curve.points.len()),
+            };
+            chart.draw_series(points)?.label(name).legend(swatch(colour));
         }
-        // a point alone makes no line
-        let points = curve.points.iter().filter(|p| is_on(p)).map(|&p| Circle::new(p, 3, colour.filled()));
-        let name = match curve.points.iter().filter(|p| !is_on(p)).count() {
-            0 => curve.name.into(),
-            beyond => format!("{}, {beyond} of {} points beyond", curve.name, curve.points.len()),
-        };
-        chart.draw_series(points)?.label(name).legend(swatch(colour));
+        legend!(chart, corner)?;
+        Ok(())
     }
-    legend!(chart, corner)?;
-    Ok(())
 }
 
 /// All of the values, unless the wildest fiftieth would leave the others less than a third of the axis.
@@ -452,13 +526,20 @@ fn loss_axis(values: &[f64]) -> Range<f64> {
     low - margin..high + margin
 }
 
-/// The corner on the right with the fewer points.
+/// The corner with the fewest points.
 fn legend_corner(curves: &[Curve], steps: &Range<f64>, axis: &Range<f64>) -> SeriesLabelPosition {
-    let middle = |range: &Range<f64>| 0.5 * (range.start + range.end);
-    let on_the_right = || curves.iter().flat_map(|c| &c.points).filter(|p| p.0 > middle(steps));
-    let above = on_the_right().filter(|p| p.1 > middle(axis)).count();
-    match 2 * above > on_the_right().count() {
-        true => SeriesLabelPosition::LowerRight,
-        false => SeriesLabelPosition::UpperRight,
-    }
+    let along = |v: f64, range: &Range<f64>| (v - range.start) / (range.end - range.start);
+    let points = |right: bool, above: bool| {
+        let points = curves.iter().flat_map(|c| &c.points).map(|p| (along(p.0, steps), along(p.1, axis)));
+        let beside = |x: f64| if right { x > 0.5 } else { x < 0.5 };
+        let level = |y: f64| if above { y > 0.7 } else { y < 0.3 };
+        points.filter(|(x, y)| beside(*x) && level(*y)).count()
+    };
+    let corners = [
+        (SeriesLabelPosition::UpperRight, points(true, true)),
+        (SeriesLabelPosition::LowerRight, points(true, false)),
+        (SeriesLabelPosition::UpperLeft, points(false, true)),
+        (SeriesLabelPosition::LowerLeft, points(false, false)),
+    ];
+    corners.into_iter().min_by_key(|(_, n)| *n).map_or(SeriesLabelPosition::UpperRight, |(corner, _)| corner)
 }

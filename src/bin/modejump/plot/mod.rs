@@ -4,7 +4,7 @@ mod figures;
 
 use super::common::parse_json;
 use clap::Args;
-use modejump::io::check_apart;
+use modejump::io::{check_apart, make_folder};
 use modejump::train::Progress;
 use modejump::{Error, Result};
 use plotters::coord::Shift;
@@ -95,8 +95,10 @@ impl Plot {
         }
         if let Some(log) = &self.log {
             let path = self.output.join(TRAINING);
-            training_figure(&path, &read_log(log)?)?;
-            println!("{}", path.display());
+            match training_figure(&path, &read_log(log)?)? {
+                true => println!("{}", path.display()),
+                false => return Err(Error::file(log, "has no step of a training yet")),
+            }
         }
         Ok(())
     }
@@ -107,20 +109,12 @@ const TRAINING: &str = "training.svg";
 /// All that [`draw`] can draw of series.
 const FIGURES: [&str; 5] = ["ramachandran.svg", "tica.svg", "free_energy.svg", "energy.svg", "log_weights.svg"];
 
-/// Errors: what is there, and no folder.
-pub fn make_folder(path: &Path) -> Result<()> {
-    match path.exists() && !path.is_dir() {
-        true => Err(Error::file(path, "is a file; give --output a folder")),
-        false => std::fs::create_dir_all(path).map_err(|e| Error::io(path, e)),
-    }
-}
-
 /// Draws those of the named figures for which the series have the numbers into a folder; the files written.
 pub fn draw(folder: &Path, series: &[Series], names: &[&str]) -> Result<Vec<PathBuf>> {
     let with = |f: fn(&Series) -> bool| series.iter().filter(|s| f(s)).collect::<Vec<_>>();
     let maps = with(|s| !s.phi.is_empty() && s.phi.len() == s.psi.len());
     let planes = with(|s| !s.tic1.is_empty() && s.tic1.len() == s.tic2.len());
-    let panels = |series: &[&Series]| (420 * series.len().max(1) as u32, 440);
+    let panels = |series: &[&Series]| (470 * series.len().max(1) as u32, 440);
     type Planned<'a> = (&'static str, (u32, u32), Vec<&'a Series>, Draw);
     let planned: [Planned; FIGURES.len()] = [
         (FIGURES[0], panels(&maps), maps, figures::ramachandran),
@@ -152,9 +146,13 @@ fn figure(path: &Path, size: (u32, u32), draw: impl FnOnce(&Figure) -> Outcome) 
     modejump::io::write_atomically(path, svg.as_bytes())
 }
 
-/// Training curves: losses, effective sample size, acceptance.
-pub fn training_figure(path: &Path, history: &[Progress]) -> Result<()> {
-    figure(path, (760, 760), |area| figures::training(area, history))
+/// Training curves: losses, effective sample size, acceptance. Whether there was something to draw.
+pub fn training_figure(path: &Path, history: &[Progress]) -> Result<bool> {
+    let panels = figures::training(history);
+    match panels.len() {
+        0 => Ok(false),
+        n => figure(path, (760, 380 * n as u32), |area| figures::curves(area, &panels)).map(|_| true),
+    }
 }
 
 type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;

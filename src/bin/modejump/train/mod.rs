@@ -15,6 +15,7 @@ use modejump::coordinates::Topology;
 use modejump::io::model_file::{self, ModelFile};
 use modejump::io::{checkpoint, trajectory, write_atomically};
 use modejump::models::coupling::CouplingFlow;
+use modejump::models::steering::dimension_without_auxiliary;
 use modejump::models::{self, Model, ModelCard};
 use modejump::modes::{Modes, Within};
 use modejump::target::Target;
@@ -95,7 +96,7 @@ pub struct Train {
     output: PathBuf,
     /// Where generated frames are kept; with --checkpoint they are taken from there when the file exists (default then:
     /// beside the checkpoint)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "frames")]
     keep_frames: Option<PathBuf>,
     /// State of the training, written every minute and on SIGINT or SIGTERM; when the file exists, training goes on from it
     #[arg(long)]
@@ -146,9 +147,9 @@ impl Train {
         }
         let outputs = [Some(&self.output), self.log.as_ref(), self.checkpoint.as_ref()];
         outputs.into_iter().flatten().try_for_each(|path| modejump::io::check_writable(path))?;
-        let inputs = self.frames.iter().chain([&self.topology]).chain(&self.system);
-        modejump::io::check_apart(&self.output, inputs)?;
-        self.check_start()?;
+        let inputs = self.frames.iter().chain([&self.topology]).chain(&self.system).chain(&self.start);
+        modejump::io::check_apart(&self.output, inputs.chain(&self.map_from).chain(&self.config))?;
+        trajectory::require_tensors(&self.output, "models")?;
         self.temperature = Some(self.temperature()?);
         let config = self.config()?;
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
@@ -170,14 +171,6 @@ impl Train {
             Kind::InvariantEbm => self.invariant_ebm(&config.invariant_ebm, topology, &x0, frames),
             Kind::GvpEbm => self.gvp_ebm(&config.gvp_ebm, topology, frames),
             Kind::MlpEbm => self.mlp_ebm(&config.mlp_ebm, topology, frames),
-        }
-    }
-
-    /// Errors: a model to start from that the training would write over, so that a checkpoint could not tell what it began with.
-    fn check_start(&self) -> Result<()> {
-        match self.checkpoint {
-            Some(_) => modejump::io::check_apart(&self.output, &self.start),
-            None => Ok(()),
         }
     }
 
@@ -225,7 +218,18 @@ impl Train {
 
     fn flow(&self, config: &Config, topology: &Topology, frames: &[f64]) -> Result<CouplingFlow<f32>> {
         match self.start.as_ref().or(self.map_from.as_ref()) {
-            Some(path) => CouplingFlow::from_file(&self.start_model(path, topology)?),
+            Some(path) => {
+                let flow = CouplingFlow::from_file(&self.start_model(path, topology)?)
+                    .map_err(|e| Error::file(path, format!("{e}; --model says what is trained")))?;
+                let (atoms, own) = (topology.n_atoms(), dimension_without_auxiliary(&flow));
+                match own == 3 * atoms {
+                    true => Ok(flow),
+                    false => Err(Error::file(
+                        path,
+                        format!("a model of {own} coordinates, and {atoms} atoms have {}", 3 * atoms),
+                    )),
+                }
+            }
             None => design(topology, frames, &self.constraints()?, &config.design),
         }
     }
@@ -596,6 +600,7 @@ fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     for path in paths {
         let frames = trajectory::read_of(path, topology, "topology")?;
         trajectory::require_nanometres(path, &frames, topology)?;
+        trajectory::require_bonds(path, &frames, topology, "topology")?;
         x.extend(frames.x);
     }
     Ok(x)
@@ -603,7 +608,7 @@ fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
 
 /// `log_density` [n] of a file of n frames; NaN where there is none, and for frames outside the density's support.
 fn read_log_densities(path: &Path) -> Result<Vec<f64>> {
-    if path.extension().is_none_or(|e| e != "safetensors") {
+    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) {
         return Ok(vec![f64::NAN; trajectory::read(path)?.n()]);
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
