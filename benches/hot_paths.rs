@@ -113,9 +113,8 @@ fn training(c: &mut Criterion) {
 
 fn vector_fields(c: &mut Criterion) {
     let (gvp, egnn) = (cases::gvp_field().unwrap(), cases::egnn().unwrap());
-    let tangents = 1.0 + VectorField::dimension(&egnn) as f64;
     vector_field(c, "gvp_flow", &gvp, [gvp.flops(), gvp.divergence_flops()]);
-    vector_field(c, "egnn_flow", &egnn, [egnn.flops(), tangents * egnn.flops()]);
+    vector_field(c, "egnn_flow", &egnn, [egnn.flops(), egnn.divergence_flops()]);
     let flow = cases::gvp_flow("models/ala2/gvp-flow.safetensors").unwrap();
     let mut odes = Odes::new(&flow, 1);
     let mut group = c.benchmark_group("gvp_flow/ala2/1");

@@ -19,6 +19,7 @@
 #![allow(clippy::needless_range_loop)]
 
 use super::{Egnn, Layer, Recorded, RecordedLayer};
+use crate::models::network::Evaluator;
 use crate::nn::lanes::{padded, Kernel, Lanes, WIDTH};
 use crate::nn::product::{accumulate, load_tile, Dense, Packed};
 use crate::nn::tape::Weight;
@@ -49,15 +50,19 @@ impl Egnn {
         let layer = &self.layers[others.len()];
         tangents.trace(p, layer, &Pairs::new(p, tape, layer, last), start)
     }
+}
 
-    /// Multiplications and additions of [`Self::trace`], beside the values: of products with W₂ and with matrices of atoms.
-    pub fn trace_flops(&self) -> f64 {
-        let (n, h) = (self.n_atoms() as f64, self.config.n_hidden as f64);
-        let (directions, middle) = (3.0 * (n - 1.0), (self.layers.len() as f64 - 2.0).max(0.0));
-        let updates = (self.layers.len() as f64 - 1.0) * n * directions * 3.0 * h * h;
-        let messages = middle * n * directions * ((n - 1.0) + 2.0) * h * h;
-        let backwards = self.layers.len() as f64 * n * n * 3.0 * h * h;
-        2.0 * (updates + messages + backwards)
+impl<R: Real> Evaluator<Egnn, R> {
+    /// As [`Evaluator::flops`], of the field with its divergence: products with W₂ in the layers between the first and the last, and those
+    /// of atoms and pairs.
+    pub fn divergence_flops(&self) -> f64 {
+        let network = &self.network;
+        let [n, h, layers] = [network.n_atoms(), network.config.n_hidden, network.layers.len()].map(|v| v as f64);
+        let directions = 3.0 * (n - 1.0);
+        let messages = (layers - 2.0).max(0.0) * n * directions * (n + 1.0) * h * h;
+        let updates = (layers - 1.0) * n * directions * 3.0 * h * h;
+        let backwards = layers * n * n * 3.0 * h * h;
+        self.flops() + 2.0 * (messages + updates + backwards)
     }
 }
 
@@ -438,32 +443,68 @@ impl<R: Real> PanelProduct<'_, R> {
     fn columns<L: Lanes<R>, const COLUMNS: usize>(&mut self, column: usize) {
         let Matrix { n_in, n_out, .. } = self.matrix;
         let (x, y) = (&self.x[column * n_in * WIDTH..], &mut self.y[column * n_out * WIDTH..]);
-        let add = self.add;
-        self.matrix.times::<L, COLUMNS>(x, |row, lanes: [L; COLUMNS]| {
-            for c in 0..COLUMNS {
-                let to = &mut y[(c * n_out + row) * WIDTH..];
-                let before = if add { L::load(to) } else { L::zero() };
-                before.add(lanes[c]).store(to);
-            }
-        });
+        self.matrix.times(x, &mut Stored { y, n_out, add: self.add });
+    }
+}
+
+/// What is done with the rows of a product, each some columns of a panel. A trait and no closure, which would not be inlined.
+trait Rows<R: Real, L: Lanes<R>, const COLUMNS: usize> {
+    /// To be `#[inline(always)]`.
+    fn put(&mut self, row: usize, lanes: [L; COLUMNS]);
+}
+
+/// Written, or added to what is there.
+struct Stored<'a, R> {
+    y: &'a mut [R],
+    n_out: usize,
+    add: bool,
+}
+
+impl<R: Real, L: Lanes<R>, const COLUMNS: usize> Rows<R, L, COLUMNS> for Stored<'_, R> {
+    #[inline(always)]
+    fn put(&mut self, row: usize, lanes: [L; COLUMNS]) {
+        for c in 0..COLUMNS {
+            let to = &mut self.y[(c * self.n_out + row) * WIDTH..];
+            let before = if self.add { L::load(to) } else { L::zero() };
+            before.add(lanes[c]).store(to);
+        }
+    }
+}
+
+/// gain ∘ row + gated to_gate, added to a sum.
+struct Weighed<'a, R, L, const COLUMNS: usize> {
+    gain: &'a [R],
+    gated: &'a [R],
+    to_gate: [L; COLUMNS],
+    sum: &'a mut [R],
+}
+
+impl<R: Real, L: Lanes<R>, const COLUMNS: usize> Rows<R, L, COLUMNS> for Weighed<'_, R, L, COLUMNS> {
+    #[inline(always)]
+    fn put(&mut self, row: usize, lanes: [L; COLUMNS]) {
+        let (gain, gated) = (L::splat(self.gain[row]), L::splat(self.gated[row]));
+        for c in 0..COLUMNS {
+            let to = &mut self.sum[(c * self.gain.len() + row) * WIDTH..];
+            gain.mul_add(lanes[c], gated.mul_add(self.to_gate[c], L::load(to))).store(to);
+        }
     }
 }
 
 impl<R: Real> Matrix<'_, R> {
     /// Hands over the rows of M x, for columns of panels.
     #[inline(always)]
-    fn times<L: Lanes<R>, const COLUMNS: usize>(&self, x: &[R], mut each: impl FnMut(usize, [L; COLUMNS])) {
+    fn times<L: Lanes<R>, const COLUMNS: usize>(&self, x: &[R], to: &mut impl Rows<R, L, COLUMNS>) {
         // as many rows in each tile as in the others, or one less
         let (tiles, mut row) = (self.n_out.div_ceil(MOST_ROWS), 0);
         for tile in 0..tiles {
             let rows = (self.n_out - row).div_ceil(tiles - tile);
             match rows {
-                6 => self.tile::<L, 6, COLUMNS>(row, x, &mut each),
-                5 => self.tile::<L, 5, COLUMNS>(row, x, &mut each),
-                4 => self.tile::<L, 4, COLUMNS>(row, x, &mut each),
-                3 => self.tile::<L, 3, COLUMNS>(row, x, &mut each),
-                2 => self.tile::<L, 2, COLUMNS>(row, x, &mut each),
-                _ => self.tile::<L, 1, COLUMNS>(row, x, &mut each),
+                6 => self.tile::<L, 6, COLUMNS>(row, x, to),
+                5 => self.tile::<L, 5, COLUMNS>(row, x, to),
+                4 => self.tile::<L, 4, COLUMNS>(row, x, to),
+                3 => self.tile::<L, 3, COLUMNS>(row, x, to),
+                2 => self.tile::<L, 2, COLUMNS>(row, x, to),
+                _ => self.tile::<L, 1, COLUMNS>(row, x, to),
             }
             row += rows;
         }
@@ -474,13 +515,13 @@ impl<R: Real> Matrix<'_, R> {
         &self,
         row: usize,
         x: &[R],
-        each: &mut impl FnMut(usize, [L; COLUMNS]),
+        to: &mut impl Rows<R, L, COLUMNS>,
     ) {
         let zero = [[L::zero(); COLUMNS]; ROWS];
         let weights = (&self.rows[row * self.stride..], self.stride);
         let sum: [[L; COLUMNS]; ROWS] = accumulate(zero, weights, self.n_in, x);
         for r in 0..ROWS {
-            each(row + r, sum[r]);
+            to.put(row + r, sum[r]);
         }
     }
 }
@@ -614,13 +655,8 @@ impl<R: Real> Messages<'_, R> {
         let hidden = self.pairs.hidden;
         let [gain, gated] = [&self.pairs.gain, &self.pairs.gated].map(|of| self.pairs.row(of, pair));
         let sum = &mut self.sum[column * hidden * WIDTH..][..COLUMNS * hidden * WIDTH];
-        self.pairs.edge.times::<L, COLUMNS>(&self.changes[..COLUMNS * hidden * WIDTH], |row, lanes: [L; COLUMNS]| {
-            let (gain, gated) = (L::splat(gain[row]), L::splat(gated[row]));
-            for c in 0..COLUMNS {
-                let to = &mut sum[(c * hidden + row) * WIDTH..];
-                gain.mul_add(lanes[c], gated.mul_add(to_gate[c], L::load(to))).store(to);
-            }
-        });
+        let changes = &self.changes[..COLUMNS * hidden * WIDTH];
+        self.pairs.edge.times(changes, &mut Weighed { gain, gated, to_gate, sum });
     }
 
     /// The step of atom i away from j.
