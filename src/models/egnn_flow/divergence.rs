@@ -443,7 +443,7 @@ impl<R: Real> PanelProduct<'_, R> {
     fn columns<L: Lanes<R>, const COLUMNS: usize>(&mut self, column: usize) {
         let Matrix { n_in, n_out, .. } = self.matrix;
         let (x, y) = (&self.x[column * n_in * WIDTH..], &mut self.y[column * n_out * WIDTH..]);
-        self.matrix.times(x, &mut Stored { y, n_out, add: self.add });
+        self.matrix.times::<L, COLUMNS>(x, &mut Stored { y, n_out, add: self.add });
     }
 }
 
@@ -656,7 +656,7 @@ impl<R: Real> Messages<'_, R> {
         let [gain, gated] = [&self.pairs.gain, &self.pairs.gated].map(|of| self.pairs.row(of, pair));
         let sum = &mut self.sum[column * hidden * WIDTH..][..COLUMNS * hidden * WIDTH];
         let changes = &self.changes[..COLUMNS * hidden * WIDTH];
-        self.pairs.edge.times(changes, &mut Weighed { gain, gated, to_gate, sum });
+        self.pairs.edge.times::<L, COLUMNS>(changes, &mut Weighed { gain, gated, to_gate, sum });
     }
 
     /// The step of atom i away from j.
