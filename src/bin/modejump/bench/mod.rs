@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 const NAMES: [&str; 21] = [
     "coupling/sample",
     "coupling/log_density",
-    "coupling/log_density_gradient",
+    "coupling/log_density_score",
     "coupling/train_step",
     "coupling/move",
     "gvp_flow/velocity",
@@ -226,7 +226,7 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
 /// Lines of a coupling flow, where models run.
 fn measure_coupling(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Result<()> {
     // the way back through every product costs as much as the way there
-    let flops = if name.ends_with("gradient") { 2.0 * flow.flops() } else { flow.flops() };
+    let flops = if name.ends_with("score") { 2.0 * flow.flops() } else { flow.flops() };
     match device::default()?.driver() {
         None => {
             for batch in BATCHES {
@@ -266,7 +266,7 @@ fn time_of(name: &str, flow: &dyn Density, batch: usize) -> Result<f64> {
     sampling.sample()?;
     match name {
         _ if name.contains("/sample") => fastest(|| sampling.sample()),
-        _ if name.ends_with("gradient") => fastest(|| sampling.gradient()),
+        _ if name.ends_with("score") => fastest(|| sampling.gradient()),
         _ => fastest(|| sampling.log_density()),
     }
 }
