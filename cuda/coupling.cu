@@ -46,19 +46,20 @@ struct Arguments {
   const double* numbers;
   const real* weights;
   const Layer* layers;
-  // the batch: streams[n] or, without them, z[n][dimension] for `coupling_generate`; x[n][dimension_x]
+  // the batch: streams[n] or, without them, z[n][dimension] for `coupling_generate`; x[n][dimension_x]; for `coupling_back` of z, x and log_det
+  // are cotangents
   const Stream* streams;
   double* z;
   double* x;
   double* log_det;
   Evaluation* evaluations;
-  double* gradient;  // [n][dimension_x]
+  double* gradient;  // [n][dimension_x], or of z
   double* kept;      // [blocks][n_kept][TILE]
   Internal internal;  // n_atoms = 0: x is u
   double width, variance, log_volume;  // of the normal prior: its deviation, its square, ln 2 pi its square
   int n, dimension, dimension_x, n_layers, draws, hidden, outputs;
   int n_kept, n_values;  // numbers that are kept of a row; those of them that are coordinates
-  int padding;
+  int of_latent;         // `coupling_back`: from x to z, not from log q to x
 };
 
 // Shared memory of a block, in this order.
@@ -736,11 +737,17 @@ static __device__ void write_rows(double* array, int width, int first, int n, co
   }
 }
 
-// Latent points, drawn from `streams` or given in z, to x.
-KERNEL(coupling_generate, Arguments) {
-  DYNAMIC_SHARED(memory);
-  const Shared s = layout(a, memory);
-  const int first = blockIdx.x * TILE;
+// All layers in one direction; where there is room for it, with what the way back needs.
+static __device__ void all_layers(const Arguments& a, const Shared& s, double* values, bool generate) {
+  for (int i = 0; i < a.n_layers; ++i) {
+    const Layer& layer = a.layers[generate ? i : a.n_layers - 1 - i];
+    if (values) keep(a, s, layer, values);
+    apply(a, s, layer, generate);
+  }
+}
+
+// Rows of latent points to u, and x where that is another.
+static __device__ void generate(const Arguments& a, const Shared& s, int first, double* values) {
   begin(s);
   if (a.streams) {
     FOR_ITEMS(i, row, a.dimension) {
@@ -751,17 +758,21 @@ KERNEL(coupling_generate, Arguments) {
   }
   __syncthreads();
   prior(a, s);
-  for (int i = 0; i < a.n_layers; ++i) apply(a, s, a.layers[i], true);
-  if (a.internal.n_atoms) {
-    to_cartesian(a, s);
-    write_rows(a.x, a.dimension_x, first, a.n, s.x);
-  } else {
-    write_rows(a.x, a.dimension, first, a.n, s.u);
-  }
+  all_layers(a, s, values, true);
+  if (a.internal.n_atoms) to_cartesian(a, s);
+}
+
+// Latent points, drawn from `streams` or given in z, to x.
+KERNEL(coupling_generate, Arguments) {
+  DYNAMIC_SHARED(memory);
+  const Shared s = layout(a, memory);
+  const int first = blockIdx.x * TILE;
+  generate(a, s, first, nullptr);
+  write_rows(a.x, a.dimension_x, first, a.n, a.internal.n_atoms ? s.x : s.u);
   finish(a, s, first);
 }
 
-// Rows of x to latent points in u; where there is room for it, with what the way back needs.
+// Rows of x to latent points in u.
 static __device__ void encode(const Arguments& a, const Shared& s, int first, double* values) {
   begin(s);
   read_rows(a.x, a.dimension_x, first, a.n, a.internal.n_atoms ? s.x : s.u);
@@ -774,10 +785,7 @@ static __device__ void encode(const Arguments& a, const Shared& s, int first, do
     }
     settle(s, 0, 0.0);
   }
-  for (int i = a.n_layers - 1; i >= 0; --i) {
-    if (values) keep(a, s, a.layers[i], values);
-    apply(a, s, a.layers[i], false);
-  }
+  all_layers(a, s, values, false);
   prior(a, s);
 }
 
@@ -791,4 +799,4 @@ KERNEL(coupling_encode, Arguments) {
   finish(a, s, first);
 }
 
-#include "coupling_gradient.cuh"
+#include "coupling_back.cuh"

@@ -2,7 +2,7 @@
 
 /// What sources include, in the order of replacement: each may name those behind it.
 const HEADERS: [(&str, &str); 7] = [
-    ("#include \"coupling_gradient.cuh\"", include_str!("../../cuda/coupling_gradient.cuh")),
+    ("#include \"coupling_back.cuh\"", include_str!("../../cuda/coupling_back.cuh")),
     ("#include \"ode.cuh\"", include_str!("../../cuda/ode.cuh")),
     ("#include \"gvp_tangents.cuh\"", include_str!("../../cuda/gvp_tangents.cuh")),
     ("#include \"gvp.cuh\"", include_str!("../../cuda/gvp.cuh")),

@@ -132,6 +132,16 @@ fn gradients(density: &dyn Density, x: &[f64]) -> Samples {
     found
 }
 
+/// Cotangents of latent points from some of x and of ln|∂x/∂z|.
+fn pulled_back(flow: &(impl Flow + Density), z: &[f64]) -> Vec<f64> {
+    let n = z.len() / flow.latent_dimension();
+    let mut stream = Stream::new(8, StreamId::Test, 0, 0);
+    let mut normals = |n: usize| (0..n).map(|_| stream.normal()).collect::<Vec<f64>>();
+    let (gx, g_log_det, mut gz) = (normals(n * flow.dimension()), normals(n), vec![f64::NAN; z.len()]);
+    flow.pull_back(z, &gx, &g_log_det, &mut gz).unwrap();
+    gz
+}
+
 /// The largest difference of two gradients of a row, as a part of the row's largest component. Of a thousand rows one does not count: what f32 takes
 /// to the other side of a knot has another second derivative there.
 fn worst_gradient(want: &[f64], found: &[f64], dimension: usize) -> f64 {
@@ -183,12 +193,15 @@ fn compare<R: Real>(
     assert_same(name, &by_host.log_q, &by_card.log_q, tolerance.1);
     let error = worst_gradient(&by_host.x, &by_card.x, d);
     assert!(error < tolerance.2, "{name}: gradients differ by {error:e}");
-    // and there and back through latent points
+    // and there and back through latent points, and gradients by them
     let (mut z, mut log_det, mut back) = (vec![0.0; n * card.latent_dimension()], vec![0.0; n], vec![0.0; n * d]);
     card.encode(&found.x, &mut z, &mut log_det, &mut a).unwrap();
     card.generate(&z, &mut back, &mut log_det, &mut b).unwrap();
     assert_same(name, &a, &b, 1e3 * tolerance.1);
-    println!("{name}: {n} rows, {} inside, gradients within {error:.0e}", inside.len());
+    let (by_host, by_card) = (pulled_back(&host, &z), pulled_back(&card, &z));
+    let pulled = worst_gradient(&by_host, &by_card, host.latent_dimension());
+    assert!(pulled < tolerance.2, "{name}: gradients by latent points differ by {pulled:e}");
+    println!("{name}: {n} rows, {} inside, gradients within {error:.0e} and {pulled:.0e}", inside.len());
 }
 
 /// Tolerances of `compare`.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 const SOURCE: &str = include_str!("../../../cuda/coupling.cu");
 const GENERATE: &str = "coupling_generate";
 const ENCODE: &str = "coupling_encode";
-const GRADIENT: &str = "coupling_gradient";
+const BACK: &str = "coupling_back";
 /// Rows of a block and its threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tile {
@@ -116,7 +116,7 @@ struct Arguments {
     outputs: i32,
     n_kept: i32,
     n_values: i32,
-    padding: i32,
+    of_latent: i32,
 }
 
 /// `Evaluation` of the kernels.
@@ -185,10 +185,10 @@ impl<R: Real> Tables<R> {
         tables
     }
 
-    /// Doubles a row that are kept for the way back; in the end cotangents of the atoms of every row, and of the frame.
+    /// Doubles a row that are kept for the way back; derivatives of activations, or the cotangents of the atoms of every row and of the frame.
     fn kept(&self) -> usize {
-        let on_the_way = self.values + (self.slopes * size_of::<R>()).div_ceil(size_of::<f64>());
-        on_the_way.max(12 * (self.internal.n_rows as usize + 1))
+        let slopes = (self.slopes * size_of::<R>()).div_ceil(size_of::<f64>());
+        self.values + slopes.max(12 * (self.internal.n_rows as usize + 1))
     }
 
     fn put(&mut self, values: impl IntoIterator<Item = usize>) -> i32 {
@@ -416,7 +416,7 @@ fn levels(rows: &[[usize; 4]], order: &[usize]) -> Vec<Vec<usize>> {
     levels
 }
 
-/// A coupling flow whose samples, densities and their gradients come from a GPU. What pulls back, and training, stays on the CPU.
+/// A coupling flow whose samples and densities, and the gradients of both, come from a GPU. Training stays on the CPU.
 pub struct CouplingOnDevice<R: Real> {
     host: CouplingFlow<R>,
     driver: Arc<dyn Driver>,
@@ -640,22 +640,42 @@ impl<R: Real> CouplingOnDevice<R> {
         work.evaluations(to)
     }
 
-    /// As many blocks as run at once go through the rows, so that what they keep for the way back does not grow with the batch.
     fn gradient_rows(&self, x: &[f64], to: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
         let mut work = self.work.take()?;
         work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
         work.x.write(x)?;
-        let variant = self.variant(to.len());
-        let kernel = self.kernel(variant, GRADIENT)?;
+        self.launch_back(&mut work, to.len(), self.arguments, gradient)?;
+        work.evaluations(to)
+    }
+
+    fn pull_back_rows(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &mut [f64]) -> Result<()> {
+        let mut work = self.work.take()?;
+        work.reserve(g_log_det.len(), self.host.dimension_u(), self.host.dimension())?;
+        work.z.write(z)?;
+        work.x.write(gx)?;
+        work.log_det.write(g_log_det)?;
+        let arguments = Arguments { z: work.z.address(), of_latent: 1, ..self.arguments };
+        self.launch_back(&mut work, g_log_det.len(), arguments, gz)
+    }
+
+    /// As many blocks as run at once go through the rows, so that what they keep for the way back does not grow with the batch.
+    fn launch_back(
+        &self,
+        work: &mut Workspace<Work>,
+        rows: usize,
+        arguments: Arguments,
+        gradient: &mut [f64],
+    ) -> Result<()> {
+        let variant = self.variant(rows);
+        let kernel = self.kernel(variant, BACK)?;
         let resident = self.driver.resident(kernel, variant.tile.threads as u32, variant.shared)?;
-        let blocks = to.len().div_ceil(variant.tile.rows).min(resident.max(1));
+        let blocks = rows.div_ceil(variant.tile.rows).min(resident.max(1));
         work.gradient.reserve(gradient.len())?;
         work.kept.reserve(blocks * variant.tile.rows * self.arguments.n_kept as usize)?;
         let (gradients, kept) = (work.gradient.address(), work.kept.address());
-        let arguments = Arguments { gradient: gradients, kept, ..self.arguments };
-        self.launch_blocks(&work, (variant, kernel), to.len(), blocks, arguments)?;
-        work.gradient.read(gradient)?;
-        work.evaluations(to)
+        let arguments = Arguments { gradient: gradients, kept, ..arguments };
+        self.launch_blocks(work, (variant, kernel), rows, blocks, arguments)?;
+        work.gradient.read(gradient)
     }
 }
 
@@ -739,9 +759,14 @@ impl<R: Real> Flow for CouplingOnDevice<R> {
         self.host.is_uniform(i)
     }
 
-    /// On the CPU.
     fn pull_back(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &mut [f64]) -> Result<()> {
-        self.host.pull_back(z, gx, g_log_det, gz)
+        self.host.check_pull_back(z, gx, g_log_det, gz)?;
+        let (d, dx) = (LAUNCH * self.latent_dimension(), LAUNCH * self.dimension());
+        let cotangents = gx.chunks(dx).zip(g_log_det.chunks(LAUNCH));
+        for ((z, gz), (gx, g_log_det)) in z.chunks(d).zip(gz.chunks_mut(d)).zip(cotangents) {
+            self.pull_back_rows(z, gx, g_log_det, gz)?;
+        }
+        Ok(())
     }
 }
 

@@ -1,23 +1,26 @@
-// ∇ₓ log q of a coupling flow: x to latent points, then back through the layers, the last one first, and through the internal
-// coordinates, in one launch.
+// The way back of a coupling flow, in one launch with the way there: ∇ₓ log q, by way of x → z, or the cotangents of z from those of x and of
+// ln|∂x/∂z|, by way of z → x.
 //
-// On the way to z a block keeps, in memory of the card, what each layer was given of the coordinates that it changed. With them back in u a
+// On the way there a block keeps, in memory of the card, what each layer was given of the coordinates that it changed. With them back in u a
 // layer's network sees what it saw, so it is run again, and leaves the derivatives of its activations for its own way back: activations of one
 // layer are kept at a time. The cotangents of u lie in the place of x, which is read again for the internal coordinates. Those of an atom are
 // written down by each row of the z-matrix that it is in, and added in the order of a table.
 //
-// Every row has its log q with the weight one; what becomes of a row that is outside is not written. Included by coupling.cu.
+// What becomes of a row that is outside is not written. Included by coupling.cu.
 
-// A block's part of `kept`. `parts` are there when the rest is not needed any more.
+// A block's part of `kept`. Where there are `parts`, no network's `slopes` are needed.
 struct Kept { double* values; real* slopes; double* parts; };
 
 static __device__ Kept kept_of(const Arguments& a) {
   double* memory = a.kept + (size_t)blockIdx.x * a.n_kept * TILE;
-  const Kept kept = {memory, (real*)(memory + a.n_values * TILE), memory};
+  double* rest = memory + a.n_values * TILE;
+  const Kept kept = {memory, (real*)rest, rest};
   return kept;
 }
 
 static __device__ double* cotangents(const Shared& s) { return s.x; }
+// Of ln|∂x/∂z|, by row.
+static __device__ double* log_det_cotangents(const Shared& s) { return s.log_prior; }
 
 // ---------------------------------------------------------------- networks
 
@@ -111,6 +114,16 @@ static __device__ BinBack bin_back(const Bin& bin, double x, double g_y, double 
   return back;
 }
 
+// The same at y, from those of x = f⁻¹(y) and of ln f′(x): dx = (dy − ∂f/∂bin · dbin)/f′.
+static __device__ BinBack root_back(const Bin& bin, double y, double g_x, double g_slope) {
+  double slope;
+  const double x = root(bin, y, &slope);
+  const double g_y = (g_x + bin_back(bin, x, 0.0, g_slope).argument) * exp(-slope);
+  BinBack back = bin_back(bin, x, -g_y, g_slope);
+  back.argument = g_y;
+  return back;
+}
+
 // In the place of a softmax the cotangents of its arguments, from those of knot n, which is the sum of the sizes before it, and of size n.
 static __device__ void softmax_back(real* p, int k, int n, double span, double g_knot, double g_size) {
   const real factor = (real)(span * (1.0 - MIN_BIN * k)), by_knot = (real)g_knot, by_size = (real)g_size;
@@ -139,7 +152,7 @@ static __device__ void slopes_back(const Layer& layer, real* slopes, int c, int 
   }
 }
 
-static __device__ void spline_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept) {
+static __device__ void spline_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept, bool generate) {
   const double left = a.numbers[layer.numbers], span = a.numbers[layer.numbers + 1], beta = a.numbers[layer.numbers + 2];
   const int d = layer.n, k = layer.bins;
   FOR_ITEMS(c, row, d) {
@@ -149,15 +162,16 @@ static __device__ void spline_back(const Arguments& a, const Shared& s, const La
     softmax(widths, k);
     softmax(heights, k);
     double* g = &cotangents(s)[a.tables[layer.transformed + c] * TILE + row];
-    const double value = restore(a, s, layer, kept, c, row);
+    const double value = restore(a, s, layer, kept, c, row), g_slope = -log_det_cotangents(s)[row];
     BinBack back = {*g, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0};  // beyond linear ends
     int n = 0;
     if (value >= left && value <= left + span) {
       Bin bin;
-      n = find(widths, heights, k, left, span, value, &bin.x, &bin.width, &bin.y, &bin.height);
+      n = generate ? find(heights, widths, k, left, span, value, &bin.y, &bin.height, &bin.x, &bin.width)
+                   : find(widths, heights, k, left, span, value, &bin.x, &bin.width, &bin.y, &bin.height);
       bin.left = slope_at(layer, slopes, c, n, beta);
       bin.right = slope_at(layer, slopes, c, n + 1, beta);
-      back = bin_back(bin, value, *g, 1.0);
+      back = generate ? root_back(bin, value, *g, g_slope) : bin_back(bin, value, *g, g_slope);
     }
     *g = back.argument;
     softmax_back(widths, k, n, span, back.x, back.width);
@@ -167,18 +181,20 @@ static __device__ void spline_back(const Arguments& a, const Shared& s, const La
   __syncthreads();
 }
 
-// u = e⁻ˢ(u′ − t)
-static __device__ void affine_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept) {
+// u′ = eˢ u + t, or u = e⁻ˢ(u′ − t).
+static __device__ void affine_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept, bool generate) {
   const int d = layer.n;
   const double alpha = a.numbers[layer.numbers];
   real* tanhs = scales(a, s, layer);
   FOR_ITEMS(c, row, d) {
     const int place = a.tables[layer.transformed + c] * TILE + row;
     double *g = &cotangents(s)[place], *scale = &s.terms[c * TILE + row];
-    const double by_scale = -*g * s.u[place] - 1.0;
-    *g *= exp(-*scale);
-    *scale = by_scale;
-    s.out[c * TILE + row] = (real)-*g;
+    real* shift = &s.out[c * TILE + row];
+    const double factor = exp(generate ? *scale : -*scale);
+    const double by_scale = generate ? *g * (s.u[place] - (double)*shift) : -*g * s.u[place];
+    *scale = by_scale + log_det_cotangents(s)[row];
+    *shift = (real)(generate ? *g : -*g * factor);
+    *g *= factor;
     restore(a, s, layer, kept, c, row);
   }
   __syncthreads();
@@ -191,56 +207,68 @@ static __device__ void affine_back(const Arguments& a, const Shared& s, const La
   __syncthreads();
 }
 
-static __device__ void elementwise_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept) {
+static __device__ void elementwise_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept, bool generate) {
   FOR_ITEMS(c, row, layer.n) {
-    double* g = &cotangents(s)[a.tables[layer.transformed + c] * TILE + row];
-    const double value = restore(a, s, layer, kept, c, row);
+    const int place = a.tables[layer.transformed + c] * TILE + row;
+    double* g = &cotangents(s)[place];
+    const double made = s.u[place], given = restore(a, s, layer, kept, c, row);
     if (layer.kind == UNIFORM) {
       const double* numbers = a.numbers + layer.numbers + 3 * c;
-      *g /= numbers[1] - numbers[0];
+      const double span = numbers[1] - numbers[0];
+      *g = generate ? *g * span : *g / span;
     } else if (layer.kind == TRUNCATED_NORMAL) {
       const double* numbers = a.numbers + layer.numbers + 7 * c;
-      const double mean = numbers[0], sd = numbers[1], log_scale = numbers[6], t = (value - mean) / sd;
-      *g = *g * exp(-(log_scale + 0.5 * t * t)) - t / sd;
+      const double mean = numbers[0], sd = numbers[1], log_scale = numbers[6];
+      const double t = ((generate ? made : given) - mean) / sd, by_t = log_det_cotangents(s)[row] * t / sd;
+      const double slope = exp(log_scale + 0.5 * t * t);
+      *g = generate ? (*g + by_t) * slope : *g / slope + by_t;
     }
   }
   __syncthreads();
 }
 
-// g ← L⁻ᵀ g, by columns from the last.
-static __device__ void whiten_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept) {
+// g ← Lᵀ g, or L⁻ᵀ g by columns from the last.
+static __device__ void whiten_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept, bool generate) {
   const int n = layer.n;
   const double* matrix = a.numbers + layer.numbers + 1 + n;
   const int* place = a.tables + layer.transformed;
   double* gu = cotangents(s);
-  FOR_ITEMS(i, row, n) s.terms[i * TILE + row] = gu[place[i] * TILE + row];
-  for (int j = n - 1; j > 0; --j) {
-    __syncthreads();
-    FOR_ITEMS(i, row, j) {
-      s.terms[i * TILE + row] -= matrix[j * n + i] * (s.terms[j * TILE + row] / matrix[j * n + j]);
+  if (generate) {
+    FOR_ITEMS(i, row, n) {
+      double sum = 0.0;
+      for (int j = i; j < n; ++j) sum += matrix[j * n + i] * gu[place[j] * TILE + row];
+      s.terms[i * TILE + row] = sum;
+    }
+  } else {
+    FOR_ITEMS(i, row, n) s.terms[i * TILE + row] = gu[place[i] * TILE + row];
+    for (int j = n - 1; j > 0; --j) {
+      __syncthreads();
+      FOR_ITEMS(i, row, j) {
+        s.terms[i * TILE + row] -= matrix[j * n + i] * (s.terms[j * TILE + row] / matrix[j * n + j]);
+      }
     }
   }
   __syncthreads();
   FOR_ITEMS(i, row, n) {
-    gu[place[i] * TILE + row] = s.terms[i * TILE + row] / matrix[i * n + i];
+    gu[place[i] * TILE + row] = generate ? s.terms[i * TILE + row] : s.terms[i * TILE + row] / matrix[i * n + i];
     restore(a, s, layer, kept, i, row);
   }
   __syncthreads();
 }
 
 // From the cotangents of what a layer made to those of what it was given.
-static __device__ void layer_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept) {
+static __device__ void layer_back(const Arguments& a, const Shared& s, const Layer& layer, const Kept& kept, bool generate) {
   conditioners(a, s, layer, kept.slopes);
   switch (layer.kind) {
-    case SPLINE: spline_back(a, s, layer, kept); break;
-    case AFFINE: affine_back(a, s, layer, kept); break;
-    case WHITEN: whiten_back(a, s, layer, kept); break;
-    default: elementwise_back(a, s, layer, kept);
+    case SPLINE: spline_back(a, s, layer, kept, generate); break;
+    case AFFINE: affine_back(a, s, layer, kept, generate); break;
+    case WHITEN: whiten_back(a, s, layer, kept, generate); break;
+    default: elementwise_back(a, s, layer, kept, generate);
   }
   for (int i = 0; i < layer.n_networks; ++i) conditioner_back(a, s, layer.networks[i], kept.slopes);
 }
 
-// ---------------------------------------------------------------- internal coordinates
+// ---------------------------------------------------------------- internal coordinates, of log q by x
 
 // What an entry of the z-matrix says of its atoms i, j, k, l.
 struct Entry { Vec3 i, j, k, l; };
@@ -278,20 +306,26 @@ static __device__ void torsion_back(double by_u, const Entry& at, Entry* g) {
   g->l = g->l + by_l;
 }
 
-// Components along the axes of j, k and l (src/coordinates/placement.rs).
-static __device__ void components_back(double by_a, double by_n, double by_m, const Entry& at, Entry* g) {
-  const Axes axes = axes_at(at.j, at.k, at.l);
-  const Vec3 v1 = at.j - at.k, v2 = at.j - at.l, offset = at.i - at.j;
-  const Vec3 by_offset = by_a * axes.a + (by_n * axes.n + by_m * axes.m);
+// The axes of j, k and l, from the cotangents of a, n and m (src/coordinates/placement.rs).
+static __device__ void axes_back(const Axes& axes, Vec3 by_a, Vec3 by_n, Vec3 by_m, const Entry& at, Entry* g) {
+  const Vec3 v1 = at.j - at.k, v2 = at.j - at.l;
   // m = a × n
-  const Vec3 ga = by_a * offset + cross(axes.n, by_m * offset), gn = by_n * offset + cross(by_m * offset, axes.a);
+  const Vec3 ga = by_a + cross(axes.n, by_m), gn = by_n + cross(by_m, axes.a);
   // n = w / |w| with w = v1 × v2
   const Vec3 gw = (1.0 / norm(cross(v1, v2))) * (gn - dot(axes.n, gn) * axes.n);
   const Vec3 g2 = cross(gw, v1), g1 = cross(v2, gw) + (1.0 / norm(v1)) * (ga - dot(axes.a, ga) * axes.a);
+  g->j = g->j + (g1 + g2);
+  g->k = g->k - g1;
+  g->l = g->l - g2;
+}
+
+// Components of the vector from j to i along these axes.
+static __device__ void components_back(double by_a, double by_n, double by_m, const Entry& at, Entry* g) {
+  const Axes axes = axes_at(at.j, at.k, at.l);
+  const Vec3 offset = at.i - at.j, by_offset = by_a * axes.a + (by_n * axes.n + by_m * axes.m);
   g->i = by_offset;
-  g->j = g1 + g2 - by_offset;
-  g->k = -1.0 * g1;
-  g->l = -1.0 * g2;
+  g->j = -1.0 * by_offset;
+  axes_back(axes, by_a * offset, by_n * offset, by_m * offset, at, g);
 }
 
 // Cotangents of the atoms of a row of the z-matrix, or of the frame.
@@ -345,33 +379,143 @@ static __device__ void internal_back(const Arguments& a, const Shared& s, const 
   __syncthreads();
 }
 
+// ---------------------------------------------------------------- internal coordinates, of x by u
+
+// The cotangent of an atom's place: as given, and what comes from the atoms that were placed by it.
+static __device__ Vec3 placed_back(const Arguments& a, const Kept& kept, int i, int first, int row) {
+  const int* places = a.tables + a.internal.parts;
+  const double* given = a.x + (size_t)(first + row < a.n ? first + row : a.n - 1) * a.dimension_x + 3 * i;
+  Vec3 sum = {given[0], given[1], given[2]};
+  for (int p = places[i]; p < places[i + 1]; ++p) {
+    const int part = a.tables[p];
+    if (part % 4 > 0 && part / 4 < a.internal.n_rows) sum = sum + atom(kept.parts, part, row);
+  }
+  return sum;
+}
+
+static __device__ void put_bond_back(const Arguments& a, const Shared& s, int b, int row, double by_length, double* gu) {
+  const int slot = a.tables[a.internal.slot + b];
+  if (slot >= 0) gu[slot * TILE + row] = by_length + 2.0 * log_det_cotangents(s)[row] / s.u[slot * TILE + row];
+}
+
+// From the cotangent of the atom of row r, and of its bond, angle and torsion, to those of the atoms that placed it.
+static __device__ void placement_back(const Arguments& a, const Shared& s, int r, int row, Vec3 by_i, double* gu, Entry* g) {
+  const Internal& c = a.internal;
+  const double angle_scale = c.normalize_angles ? PI : 1.0, torsion_scale = c.normalize_angles ? 2.0 * PI : 1.0;
+  const int* atoms = a.tables + c.rows + 4 * r;
+  const int slot = a.tables[c.slot + r + 2], at_angle = (c.n_free + r + 1) * TILE + row;
+  const int at_torsion = (c.n_free + c.n_rows + 1 + r) * TILE + row;
+  Entry at;
+  at.j = atom(s.x, atoms[1], row), at.k = atom(s.x, atoms[2], row), at.l = atom(s.x, atoms[3], row);
+  const Axes axes = axes_at(at.j, at.k, at.l);
+  const double d = slot >= 0 ? s.u[slot * TILE + row] : a.numbers[c.lengths + r + 2];
+  g->j = by_i;
+  if (a.tables[c.cartesian + r]) {
+    gu[slot * TILE + row] = dot(by_i, axes.a);
+    gu[at_angle] = dot(by_i, axes.n);
+    gu[at_torsion] = dot(by_i, axes.m);
+    axes_back(axes, d * by_i, s.u[at_angle] * by_i, s.u[at_torsion] * by_i, at, g);
+    return;
+  }
+  double sin_t, cos_t, sin_p, cos_p;
+  sincospi(angle_out(c, s.u[at_angle]), &sin_t, &cos_t);
+  sincospi(torsion_out(c, s.u[at_torsion]), &sin_p, &cos_p);
+  const double along_a = dot(by_i, axes.a), along_n = dot(by_i, axes.n), along_m = dot(by_i, axes.m);
+  const double across = cos_p * along_m - sin_p * along_n;
+  put_bond_back(a, s, r + 2, row, sin_t * across - cos_t * along_a, gu);
+  gu[at_angle] = (d * (cos_t * across + sin_t * along_a) + log_det_cotangents(s)[row] * cos_t / sin_t) * angle_scale;
+  gu[at_torsion] = -d * sin_t * (sin_p * along_m + cos_p * along_n) * torsion_scale;
+  axes_back(axes, (-d * cos_t) * by_i, (-d * sin_t * sin_p) * by_i, (d * sin_t * cos_p) * by_i, at, g);
+}
+
+static __device__ void frame_back(const Arguments& a, const Shared& s, const Kept& kept, int first, int row, double* gu) {
+  const Internal& c = a.internal;
+  const int *frame = a.tables + c.frame, slot = a.tables[c.slot + 1];
+  const Vec3 axis = {0.0, -0.8660254037844386, 0.5}, side = {1.0, 0.0, 0.0};
+  const Vec3 g1 = placed_back(a, kept, frame[1], first, row), g2 = placed_back(a, kept, frame[2], first, row);
+  const double d = slot >= 0 ? s.u[slot * TILE + row] : a.numbers[c.lengths + 1];
+  double sine, cosine;
+  sincospi(angle_out(c, s.u[c.n_free * TILE + row]), &sine, &cosine);
+  put_bond_back(a, s, 0, row, dot(g1 + g2, axis), gu);
+  put_bond_back(a, s, 1, row, dot(g2, sine * side - cosine * axis), gu);
+  const double by_angle = d * dot(g2, cosine * side + sine * axis) + log_det_cotangents(s)[row] * cosine / sine;
+  gu[c.n_free * TILE + row] = by_angle * (c.normalize_angles ? PI : 1.0);
+}
+
+// From the cotangents of x to those of u, in the place of x: the atoms that were placed last are the first.
+static __device__ void cartesian_back(const Arguments& a, const Shared& s, const Kept& kept, int first) {
+  const Internal& c = a.internal;
+  double* gu = s.terms;
+  for (int level = c.n_levels - 1; level >= 0; --level) {
+    const int start = a.tables[c.levels + level], count = a.tables[c.levels + level + 1] - start;
+    FOR_ITEMS(i, row, count) {
+      const int r = a.tables[c.order + start + i];
+      Entry g = {};
+      placement_back(a, s, r, row, placed_back(a, kept, a.tables[c.rows + 4 * r], first, row), gu, &g);
+      set_atom(kept.parts, 4 * r + 1, row, g.j);
+      set_atom(kept.parts, 4 * r + 2, row, g.k);
+      set_atom(kept.parts, 4 * r + 3, row, g.l);
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x < TILE) frame_back(a, s, kept, first, threadIdx.x, gu);
+  __syncthreads();
+  FOR_ITEMS(i, row, a.dimension) cotangents(s)[i * TILE + row] = gu[i * TILE + row];
+  __syncthreads();
+}
+
 // ---------------------------------------------------------------- all of it
 
-static __device__ void prior_back(const Arguments& a, const Shared& s) {
+// Log q of x, with a cotangent of one: those of latent points and of ln|∂x/∂z|.
+static __device__ void log_density_back(const Arguments& a, const Shared& s) {
   FOR_ITEMS(i, row, a.dimension) {
     const bool uniform = a.tables[a.draws + 2 * i + 1] == 0;
     cotangents(s)[i * TILE + row] = uniform ? 0.0 : -s.u[i * TILE + row] / a.variance;
   }
+  if (threadIdx.x < TILE) log_det_cotangents(s)[threadIdx.x] = -1.0;
   __syncthreads();
 }
 
-// log q of x, and its gradient; a row that is outside has zeros. A block goes on to the next rows of its own.
+// The cotangents that are given in x and log_det, to those of u.
+static __device__ void given_back(const Arguments& a, const Shared& s, const Kept& kept, int first) {
+  if (threadIdx.x < TILE) {
+    const int row = threadIdx.x;
+    log_det_cotangents(s)[row] = a.log_det[first + row < a.n ? first + row : a.n - 1];
+  }
+  __syncthreads();
+  if (a.internal.n_atoms) {
+    cartesian_back(a, s, kept, first);
+  } else {
+    read_rows(a.x, a.dimension, first, a.n, cotangents(s));
+    __syncthreads();
+  }
+}
+
+// log q of x and its gradient, or the cotangents of z; a row that is outside has zeros. A block goes on to the next rows of its own.
 // Derivatives of splines and of geometry need more registers than their values.
-KERNEL_OF(384, coupling_gradient, Arguments) {
+KERNEL_OF(384, coupling_back, Arguments) {
   DYNAMIC_SHARED(memory);
   const Shared s = layout(a, memory);
   const Kept kept = kept_of(a);
+  const int width = a.of_latent ? a.dimension : a.dimension_x;
   for (int first = blockIdx.x * TILE; first < a.n; first += gridDim.x * TILE) {
-    encode(a, s, first, kept.values);
-    finish(a, s, first);
-    prior_back(a, s);
-    for (int i = 0; i < a.n_layers; ++i) layer_back(a, s, a.layers[i], kept);
-    if (a.internal.n_atoms) internal_back(a, s, kept, first);
-    FOR_ITEMS(i, row, a.dimension_x) {
+    if (a.of_latent) {
+      generate(a, s, first, kept.values);
+      given_back(a, s, kept, first);
+    } else {
+      encode(a, s, first, kept.values);
+      finish(a, s, first);
+      log_density_back(a, s);
+    }
+    for (int i = 0; i < a.n_layers; ++i) {
+      layer_back(a, s, a.layers[a.of_latent ? a.n_layers - 1 - i : i], kept, a.of_latent);
+    }
+    if (a.internal.n_atoms && !a.of_latent) internal_back(a, s, kept, first);
+    FOR_ITEMS(i, row, width) {
       if (s.status[row] != INSIDE) s.x[i * TILE + row] = 0.0;
     }
     __syncthreads();
-    write_rows(a.gradient, a.dimension_x, first, a.n, s.x);
+    write_rows(a.gradient, width, first, a.n, s.x);
     __syncthreads();
   }
 }
