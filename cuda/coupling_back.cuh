@@ -466,6 +466,13 @@ static __device__ void cartesian_back(const Arguments& a, const Shared& s, const
 
 // ---------------------------------------------------------------- all of it
 
+// From x to z, or from log q to x; a block of a single row, whose reading ahead leaves no registers for both, has the latter alone.
+#if TILE == 1
+#define OF_LATENT false
+#else
+#define OF_LATENT (a.of_latent != 0)
+#endif
+
 // Log q of x, with a cotangent of one: those of latent points and of ln|∂x/∂z|.
 static __device__ void log_density_back(const Arguments& a, const Shared& s) {
   FOR_ITEMS(i, row, a.dimension) {
@@ -497,9 +504,9 @@ KERNEL_OF(384, coupling_back, Arguments) {
   DYNAMIC_SHARED(memory);
   const Shared s = layout(a, memory);
   const Kept kept = kept_of(a);
-  const int width = a.of_latent ? a.dimension : a.dimension_x;
+  const int width = OF_LATENT ? a.dimension : a.dimension_x;
   for (int first = blockIdx.x * TILE; first < a.n; first += gridDim.x * TILE) {
-    if (a.of_latent) {
+    if (OF_LATENT) {
       generate(a, s, first, kept.values);
       given_back(a, s, kept, first);
     } else {
@@ -508,9 +515,9 @@ KERNEL_OF(384, coupling_back, Arguments) {
       log_density_back(a, s);
     }
     for (int i = 0; i < a.n_layers; ++i) {
-      layer_back(a, s, a.layers[a.of_latent ? a.n_layers - 1 - i : i], kept, a.of_latent);
+      layer_back(a, s, a.layers[OF_LATENT ? a.n_layers - 1 - i : i], kept, OF_LATENT);
     }
-    if (a.internal.n_atoms && !a.of_latent) internal_back(a, s, kept, first);
+    if (a.internal.n_atoms && !OF_LATENT) internal_back(a, s, kept, first);
     FOR_ITEMS(i, row, width) {
       if (s.status[row] != INSIDE) s.x[i * TILE + row] = 0.0;
     }

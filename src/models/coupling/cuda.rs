@@ -554,13 +554,18 @@ enum Latent<'a> {
 impl<R: Real> CouplingOnDevice<R> {
     /// A row a block where there are few; else the largest tile that still gives every multiprocessor a block, or the smallest of many rows.
     fn variant(&self, rows: usize) -> &Variant {
-        let (alone, tiles) = self.variants.split_last().expect("one at least fits");
-        let multiprocessors = self.driver.multiprocessors();
-        let fills = |v: &&Variant| rows.div_ceil(v.tile.rows) >= multiprocessors;
-        match rows <= multiprocessors {
+        let alone = self.variants.last().expect("one at least fits");
+        match rows <= self.driver.multiprocessors() {
             true => alone,
-            false => tiles.iter().find(fills).or(tiles.last()).unwrap_or(alone),
+            false => self.tiled(rows).unwrap_or(alone),
         }
+    }
+
+    /// None where a block has room for a single row only.
+    fn tiled(&self, rows: usize) -> Option<&Variant> {
+        let (_, tiles) = self.variants.split_last()?;
+        let fills = |v: &&Variant| rows.div_ceil(v.tile.rows) >= self.driver.multiprocessors();
+        tiles.iter().find(fills).or(tiles.last())
     }
 
     fn kernel(&self, variant: &Variant, name: &'static str) -> Result<KernelId> {
@@ -644,18 +649,20 @@ impl<R: Real> CouplingOnDevice<R> {
         let mut work = self.work.take()?;
         work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
         work.x.write(x)?;
-        self.launch_back(&mut work, to.len(), self.arguments, gradient)?;
+        self.launch_back(&mut work, to.len(), self.variant(to.len()), self.arguments, gradient)?;
         work.evaluations(to)
     }
 
+    /// Blocks of a single row have no kernel for it.
     fn pull_back_rows(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &mut [f64]) -> Result<()> {
+        let Some(variant) = self.tiled(g_log_det.len()) else { return self.host.pull_back(z, gx, g_log_det, gz) };
         let mut work = self.work.take()?;
         work.reserve(g_log_det.len(), self.host.dimension_u(), self.host.dimension())?;
         work.z.write(z)?;
         work.x.write(gx)?;
         work.log_det.write(g_log_det)?;
         let arguments = Arguments { z: work.z.address(), of_latent: 1, ..self.arguments };
-        self.launch_back(&mut work, g_log_det.len(), arguments, gz)
+        self.launch_back(&mut work, g_log_det.len(), variant, arguments, gz)
     }
 
     /// As many blocks as run at once go through the rows, so that what they keep for the way back does not grow with the batch.
@@ -663,10 +670,10 @@ impl<R: Real> CouplingOnDevice<R> {
         &self,
         work: &mut Workspace<Work>,
         rows: usize,
+        variant: &Variant,
         arguments: Arguments,
         gradient: &mut [f64],
     ) -> Result<()> {
-        let variant = self.variant(rows);
         let kernel = self.kernel(variant, BACK)?;
         let resident = self.driver.resident(kernel, variant.tile.threads as u32, variant.shared)?;
         let blocks = rows.div_ceil(variant.tile.rows).min(resident.max(1));
