@@ -14,11 +14,12 @@
 #ifndef RESIDENT
 #define RESIDENT 512
 #endif
-#define BLOCKS (RESIDENT / (sizeof(REAL) / 4) / THREADS)
+#define BLOCKS(resident) ((resident) / (sizeof(REAL) / 4) / THREADS)
 // The struct is read where it is, also by functions that take its address, instead of being copied by every thread.
-#define KERNEL(name, Arguments)                                                        \
-  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS > 0 ? BLOCKS : 1) name( \
+#define KERNEL_OF(resident, name, Arguments)                                                               \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS(resident) > 0 ? BLOCKS(resident) : 1) name( \
       const __grid_constant__ Arguments a)
+#define KERNEL(name, Arguments) KERNEL_OF(RESIDENT, name, Arguments)
 #define DYNAMIC_SHARED(name) extern __shared__ double name[]
 // A count that blocks change and wait for. What a block wrote before it is counted, those that look see after (release and acquire:
 // fences that are cheaper than __threadfence).
@@ -137,6 +138,23 @@ static __device__ real activate(int activation, real x) {
     case SILU: return x / ((real)1 + exp(-x));
     case TANH: return tanh(x);
     default: return x;
+  }
+}
+
+// The derivative of `activate`.
+static __device__ real activation_slope(int activation, real x) {
+  const real one = (real)1;
+  switch (activation) {
+    case RELU: return x > (real)0 ? one : (real)0;
+    case SILU: {
+      const real s = one / (one + exp(-x));
+      return s * (one + x * (one - s));
+    }
+    case TANH: {
+      const real y = tanh(x);
+      return one - y * y;
+    }
+    default: return one;
   }
 }
 

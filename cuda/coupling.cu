@@ -12,22 +12,28 @@
 #endif
 #include "common.cuh"
 
-struct Dense { int n_in, n_out, weight, bias, activation; };
+// `weight` is W as [n_in][n_out], `back` its transpose as [n_out][n_in], what comes last being even; `slopes`: where the derivatives of the
+// activation are kept for the way back.
+struct Dense { int n_in, n_out, weight, back, bias, activation, slopes; };
 
-// cos and sin of multiples of periodic coordinates, and plain coordinates; then n_dense layers. Offsets into `tables`.
-struct Network { int periodic, n_periodic, harmonics, plain, n_plain, dense, n_dense; };
+// cos and sin of multiples of periodic coordinates, and plain coordinates; then n_dense layers. Offsets into `tables`; `out`: where the
+// outputs are among those of the layer.
+struct Network { int periodic, n_periodic, harmonics, plain, n_plain, dense, n_dense, out; };
 
 enum Kind { SPLINE, AFFINE, SHIFT, WRAP, TRUNCATED_NORMAL, UNIFORM, WHITEN };
 enum Ends { FREE, CIRCULAR, LINEAR_ENDS };
 
-// `transformed`: offset of n coordinates in `tables`; `numbers`: offset of the layer's constants.
-struct Layer { int kind, n, transformed, numbers, ends, bins, preserve_volume, two_networks; Network network, scale; };
+// `transformed`: offset of n coordinates in `tables`; `numbers`: offset of the layer's constants; `kept`: where the coordinates as they
+// were given are kept for the way back.
+struct Layer { int kind, n, transformed, numbers, kept, ends, bins, preserve_volume, n_networks; Network networks[2]; };
 
 // Internal coordinates (src/coordinates/internal.rs): u = [free bonds | angles | torsions]. Offsets into `tables`.
 struct Internal {
   int n_atoms, n_rows, n_free, normalize_angles;
   int frame, rows, cartesian, slot, order, levels, n_levels, stereocentres, n_stereocentres;
   int lengths;  // offset into `numbers`
+  int parts;    // by atom: [n_atoms + 1] places in what follows, 4 · row + which of the row's atoms it is; the frame is the last row
+  int padding;
   double log_volume;
 };
 
@@ -40,16 +46,20 @@ struct Arguments {
   const double* numbers;
   const real* weights;
   const Layer* layers;
-  // the batch: streams[n] or, without them, z[n][dimension] for `coupling_generate`; x[n][dimension_x]
+  // the batch: streams[n] or, without them, z[n][dimension] for `coupling_generate`; x[n][dimension_x]; for `coupling_back` of z, x and log_det
+  // are cotangents
   const Stream* streams;
   double* z;
   double* x;
   double* log_det;
   Evaluation* evaluations;
+  double* gradient;  // [n][dimension_x], or of z
+  double* kept;      // [blocks][n_kept][TILE]
   Internal internal;  // n_atoms = 0: x is u
   double width, variance, log_volume;  // of the normal prior: its deviation, its square, ln 2 pi its square
   int n, dimension, dimension_x, n_layers, draws, hidden, outputs;
-  int padding;
+  int n_kept, n_values;  // numbers that are kept of a row; those of them that are coordinates
+  int of_latent;         // `coupling_back`: from x to z, not from log q to x
 };
 
 // Shared memory of a block, in this order.
@@ -102,44 +112,82 @@ static __device__ void settle(const Shared& s, int count, double sign) {
 
 // ---------------------------------------------------------------- networks
 
-// y = activation(W x + b) for x[n_in][TILE]. The result of a row does not depend on TILE.
+// Rows that a thread has of an output at once.
+#define AT_ONCE (TILE == 1 ? 1 : 8)
+
+static __device__ void get_rows(const real* from, real* to) {
 #if TILE == 1
-// A thread has one output. It asks for AHEAD weights before it adds the first: what takes time here is to wait for them.
-#define AHEAD 64
-static __device__ __noinline__ void dense(const real* w, const real* b, int n_in, int n_out, int activation, const real* x, real* y) {
-  for (int o = threadIdx.x; o < n_out; o += THREADS) {
-    real sum = b[o];
-    for (int first = 0; first < n_in; first += AHEAD) {
-      real weight[AHEAD];
-#pragma unroll
-      for (int k = 0; k < AHEAD; ++k) {
-        if (first + k < n_in) weight[k] = w[(size_t)(first + k) * n_out + o];
-      }
-#pragma unroll
-      for (int k = 0; k < AHEAD; ++k) {
-        if (first + k < n_in) sum += weight[k] * x[first + k];
-      }
-    }
-    y[o] = activate(activation, sum);
-  }
-}
+  *to = *from;
 #else
-static __device__ void dense(const real* w, const real* b, int n_in, int n_out, int activation, const real* x, real* y) {
-  const auto bias = [&](int o, int, real* sum) {
+  get_eight(from, to);
+#endif
+}
+static __device__ void put_rows(real* to, const real* from) {
+#if TILE == 1
+  *to = *from;
+#else
+  put_eight(to, from);
+#endif
+}
+
+#if TILE == 1
+// start + W x of one output. It asks for AHEAD weights before it adds the first: what takes time here is to wait for them.
+#define AHEAD 64
+static __device__ __noinline__ real weighted(const real* w, int n_in, int n_out, int o, real start, const real* x) {
+  real sum = start;
+  for (int first = 0; first < n_in; first += AHEAD) {
+    real weight[AHEAD];
 #pragma unroll
-    for (int r = 0; r < 8; ++r) sum[r] = b[o];
-  };
-  const auto activated = [&](int o, int lane, real* sum) {
+    for (int k = 0; k < AHEAD; ++k) {
+      if (first + k < n_in) weight[k] = w[(size_t)(first + k) * n_out + o];
+    }
 #pragma unroll
-    for (int r = 0; r < 8; ++r) sum[r] = activate(activation, sum[r]);
-    put_eight(y + o * TILE + lane, sum);
-  };
-  product(w, n_in, n_out, TILE, x, bias, activated);
+    for (int k = 0; k < AHEAD; ++k) {
+      if (first + k < n_in) sum += weight[k] * x[first + k];
+    }
+  }
+  return sum;
 }
 #endif
 
-// Writes the outputs of a network to `out`; ends with a barrier.
-static __device__ void conditioner(const Arguments& a, const Shared& s, const Network& network, real* out) {
+// W x for x[n_in][TILE], as `product` has it. The result of a row does not depend on TILE.
+template <class Start, class Finish>
+static __device__ void tile_product(const real* w, int n_in, int n_out, const real* x, const Start& start, const Finish& finish) {
+#if TILE == 1
+  for (int o = threadIdx.x; o < n_out; o += THREADS) {
+    real sum;
+    start(o, 0, &sum);
+    sum = weighted(w, n_in, n_out, o, sum, x);
+    finish(o, 0, &sum);
+  }
+#else
+  product(w, n_in, n_out, TILE, x, start, finish);
+#endif
+}
+
+// y = activation(W x + b), and, where there is room for them, the derivatives of the activation.
+static __device__ void dense(const Arguments& a, const Dense& layer, const real* x, real* y, real* slopes) {
+  const real* b = a.weights + layer.bias;
+  const auto bias = [&](int o, int, real* sum) {
+#pragma unroll
+    for (int r = 0; r < AT_ONCE; ++r) sum[r] = b[o];
+  };
+  const auto activated = [&](int o, int lane, real* sum) {
+    if (slopes && layer.activation != LINEAR) {
+      real slope[AT_ONCE];
+#pragma unroll
+      for (int r = 0; r < AT_ONCE; ++r) slope[r] = activation_slope(layer.activation, sum[r]);
+      put_rows(slopes + (layer.slopes + o) * TILE + lane, slope);
+    }
+#pragma unroll
+    for (int r = 0; r < AT_ONCE; ++r) sum[r] = activate(layer.activation, sum[r]);
+    put_rows(y + o * TILE + lane, sum);
+  };
+  tile_product(a.weights + layer.weight, layer.n_in, layer.n_out, x, bias, activated);
+}
+
+// Writes the outputs of a network, and for its way back `slopes`; ends with a barrier.
+static __device__ void conditioner(const Arguments& a, const Shared& s, const Network& network, real* slopes) {
   const int p = network.n_periodic;
   FOR_ITEMS(c, row, p) {
     const double u = s.u[a.tables[network.periodic + c] * TILE + row];
@@ -161,12 +209,15 @@ static __device__ void conditioner(const Arguments& a, const Shared& s, const Ne
   const Dense* layers = (const Dense*)(a.tables + network.dense);
   const real* from = s.a;
   for (int i = 0; i < network.n_dense; ++i) {
-    real* to = i + 1 == network.n_dense ? out : from == s.a ? s.b : s.a;
-    dense(a.weights + layers[i].weight, a.weights + layers[i].bias, layers[i].n_in, layers[i].n_out, layers[i].activation,
-          from, to);
+    real* to = i + 1 == network.n_dense ? s.out + network.out * TILE : from == s.a ? s.b : s.a;
+    dense(a, layers[i], from, to, slopes);
     __syncthreads();
     from = to;
   }
+}
+
+static __device__ void conditioners(const Arguments& a, const Shared& s, const Layer& layer, real* slopes) {
+  for (int i = 0; i < layer.n_networks; ++i) conditioner(a, s, layer.networks[i], slopes);
 }
 
 // ---------------------------------------------------------------- rational-quadratic splines (src/models/coupling/spline.rs)
@@ -211,14 +262,18 @@ static __device__ void softmax(real* p, int k) {
   for (int j = 0; j < k; ++j) p[j * TILE] *= inverse;
 }
 
+// Place of the slope of coordinate c at knot j among the network's outputs; negative where it is one by definition.
+static __device__ int slope_place(const Layer& layer, int c, int j) {
+  const int d = layer.n, k = layer.bins;
+  if (layer.ends == CIRCULAR) return c * k + j % k;
+  if (layer.ends == FREE) return j == k ? d * k + c : c * k + j;
+  return j == 0 || j == k ? -1 : c * (k - 1) + j - 1;
+}
+
 // Slope of coordinate c at knot j; `slopes` are the network's outputs.
 static __device__ double slope_at(const Layer& layer, const real* slopes, int c, int j, double beta) {
-  const int d = layer.n, k = layer.bins;
-  int place;
-  if (layer.ends == CIRCULAR) place = c * k + j % k;
-  else if (layer.ends == FREE) place = j == k ? d * k + c : c * k + j;
-  else if (j == 0 || j == k) return 1.0;
-  else place = c * (k - 1) + j - 1;
+  const int place = slope_place(layer, c, j);
+  if (place < 0) return 1.0;
   return MIN_SLOPE + (double)softplus((real)beta * slopes[place * TILE]) / beta;
 }
 
@@ -242,7 +297,6 @@ static __device__ int find(const real* searched, const real* other, int k, doubl
 }
 
 static __device__ void spline(const Arguments& a, const Shared& s, const Layer& layer, bool generate) {
-  conditioner(a, s, layer.network, s.out);
   const double left = a.numbers[layer.numbers], span = a.numbers[layer.numbers + 1], beta = a.numbers[layer.numbers + 2];
   const int d = layer.n, k = layer.bins;
   FOR_ITEMS(c, row, d) {
@@ -269,28 +323,35 @@ static __device__ void spline(const Arguments& a, const Shared& s, const Layer& 
   settle(s, d, -1.0);
 }
 
+static __device__ void subtract_mean(double* terms, int count) {
+  if (threadIdx.x < TILE) {
+    double mean = 0.0;
+    for (int c = 0; c < count; ++c) mean += terms[c * TILE + threadIdx.x];
+    mean /= count;
+    for (int c = 0; c < count; ++c) terms[c * TILE + threadIdx.x] -= mean;
+  }
+  __syncthreads();
+}
+
+// Writes s to `terms`, and leaves tanh(network), whose place is returned.
+static __device__ real* scales(const Arguments& a, const Shared& s, const Layer& layer) {
+  const int d = layer.n;
+  real* tanhs = s.out + (layer.n_networks == 2 ? layer.networks[1].out : d) * TILE;
+  const double alpha = a.numbers[layer.numbers];
+  FOR_ITEMS(c, row, d) {
+    real* value = &tanhs[c * TILE + row];
+    *value = tanh(*value);
+    s.terms[c * TILE + row] = (double)*value * alpha;
+  }
+  __syncthreads();
+  if (layer.preserve_volume) subtract_mean(s.terms, d);
+  return tanhs;
+}
+
 // u′ = eˢ u + t, s = tanh(network) · e^{log α} (src/models/coupling/affine.rs).
 static __device__ void affine(const Arguments& a, const Shared& s, const Layer& layer, bool generate) {
   const int d = layer.n;
-  const Dense* last = (const Dense*)(a.tables + layer.network.dense) + layer.network.n_dense - 1;
-  conditioner(a, s, layer.network, s.out);
-  real* raw = s.out + d * TILE;
-  if (layer.two_networks) {
-    raw = s.out + last->n_out * TILE;
-    conditioner(a, s, layer.scale, raw);
-  }
-  const double alpha = a.numbers[layer.numbers];
-  FOR_ITEMS(c, row, d) s.terms[c * TILE + row] = (double)tanh(raw[c * TILE + row]) * alpha;
-  __syncthreads();
-  if (layer.preserve_volume) {
-    if (threadIdx.x < TILE) {
-      double mean = 0.0;
-      for (int c = 0; c < d; ++c) mean += s.terms[c * TILE + threadIdx.x];
-      mean /= d;
-      for (int c = 0; c < d; ++c) s.terms[c * TILE + threadIdx.x] -= mean;
-    }
-    __syncthreads();
-  }
+  scales(a, s, layer);
   FOR_ITEMS(c, row, d) {
     double* u = &s.u[a.tables[layer.transformed + c] * TILE + row];
     const double scale = s.terms[c * TILE + row], t = (double)s.out[c * TILE + row];
@@ -396,12 +457,18 @@ static __device__ void whiten(const Arguments& a, const Shared& s, const Layer& 
 }
 
 static __device__ void apply(const Arguments& a, const Shared& s, const Layer& layer, bool generate) {
+  conditioners(a, s, layer, nullptr);
   switch (layer.kind) {
     case SPLINE: spline(a, s, layer, generate); break;
     case AFFINE: affine(a, s, layer, generate); break;
     case WHITEN: whiten(a, s, layer, generate); break;
     default: elementwise(a, s, layer, generate);
   }
+}
+
+// The coordinates that a layer is about to change; they are changed by the threads that read them here.
+static __device__ void keep(const Arguments& a, const Shared& s, const Layer& layer, double* values) {
+  FOR_ITEMS(c, row, layer.n) values[(layer.kept + c) * TILE + row] = s.u[a.tables[layer.transformed + c] * TILE + row];
 }
 
 // ---------------------------------------------------------------- internal coordinates (src/coordinates/internal.rs)
@@ -670,11 +737,17 @@ static __device__ void write_rows(double* array, int width, int first, int n, co
   }
 }
 
-// Latent points, drawn from `streams` or given in z, to x.
-KERNEL(coupling_generate, Arguments) {
-  DYNAMIC_SHARED(memory);
-  const Shared s = layout(a, memory);
-  const int first = blockIdx.x * TILE;
+// All layers in one direction; where there is room for it, with what the way back needs.
+static __device__ void all_layers(const Arguments& a, const Shared& s, double* values, bool generate) {
+  for (int i = 0; i < a.n_layers; ++i) {
+    const Layer& layer = a.layers[generate ? i : a.n_layers - 1 - i];
+    if (values) keep(a, s, layer, values);
+    apply(a, s, layer, generate);
+  }
+}
+
+// Rows of latent points to u, and x where that is another.
+static __device__ void generate(const Arguments& a, const Shared& s, int first, double* values) {
   begin(s);
   if (a.streams) {
     FOR_ITEMS(i, row, a.dimension) {
@@ -685,21 +758,22 @@ KERNEL(coupling_generate, Arguments) {
   }
   __syncthreads();
   prior(a, s);
-  for (int i = 0; i < a.n_layers; ++i) apply(a, s, a.layers[i], true);
-  if (a.internal.n_atoms) {
-    to_cartesian(a, s);
-    write_rows(a.x, a.dimension_x, first, a.n, s.x);
-  } else {
-    write_rows(a.x, a.dimension, first, a.n, s.u);
-  }
-  finish(a, s, first);
+  all_layers(a, s, values, true);
+  if (a.internal.n_atoms) to_cartesian(a, s);
 }
 
-// x to latent points, written to z where that is wanted.
-KERNEL(coupling_encode, Arguments) {
+// Latent points, drawn from `streams` or given in z, to x.
+KERNEL(coupling_generate, Arguments) {
   DYNAMIC_SHARED(memory);
   const Shared s = layout(a, memory);
   const int first = blockIdx.x * TILE;
+  generate(a, s, first, nullptr);
+  write_rows(a.x, a.dimension_x, first, a.n, a.internal.n_atoms ? s.x : s.u);
+  finish(a, s, first);
+}
+
+// Rows of x to latent points in u.
+static __device__ void encode(const Arguments& a, const Shared& s, int first, double* values) {
   begin(s);
   read_rows(a.x, a.dimension_x, first, a.n, a.internal.n_atoms ? s.x : s.u);
   __syncthreads();
@@ -711,8 +785,18 @@ KERNEL(coupling_encode, Arguments) {
     }
     settle(s, 0, 0.0);
   }
-  for (int i = a.n_layers - 1; i >= 0; --i) apply(a, s, a.layers[i], false);
+  all_layers(a, s, values, false);
   prior(a, s);
+}
+
+// x to latent points, written to z where that is wanted.
+KERNEL(coupling_encode, Arguments) {
+  DYNAMIC_SHARED(memory);
+  const Shared s = layout(a, memory);
+  const int first = blockIdx.x * TILE;
+  encode(a, s, first, nullptr);
   if (a.z) write_rows(a.z, a.dimension, first, a.n, s.u);
   finish(a, s, first);
 }
+
+#include "coupling_back.cuh"

@@ -1,7 +1,8 @@
 //! The sources of kernels, embedded, with the sizes that they are compiled for.
 
 /// What sources include, in the order of replacement: each may name those behind it.
-const HEADERS: [(&str, &str); 6] = [
+const HEADERS: [(&str, &str); 7] = [
+    ("#include \"coupling_back.cuh\"", include_str!("../../cuda/coupling_back.cuh")),
     ("#include \"ode.cuh\"", include_str!("../../cuda/ode.cuh")),
     ("#include \"gvp_tangents.cuh\"", include_str!("../../cuda/gvp_tangents.cuh")),
     ("#include \"gvp.cuh\"", include_str!("../../cuda/gvp.cuh")),

@@ -31,7 +31,7 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
-using std::atan2; using std::copysign; using std::erfc; using std::exp; using std::fabs; using std::floor; using std::fma;
+using std::atan2; using std::copysign; using std::erfc; using std::exp; using std::expm1; using std::fabs; using std::floor; using std::fma;
 using std::fmax; using std::fmin; using std::log; using std::log1p; using std::pow; using std::sqrt; using std::tanh;
 
 // CUDA's functions of multiples of π: reduced exactly, then by libm.
@@ -467,6 +467,7 @@ template <class T> T atomic_min(T* address, T value) {
 #define IN_SHARED(pointer) (void)(pointer)
 #define atomicMin(address, value) fibres::atomic_min(address, value)
 #define DYNAMIC_SHARED(name) double* const name = fibres::machine.block->shared.get()
+#define KERNEL_OF(resident, name, Arguments) KERNEL(name, Arguments)
 #define KERNEL(name, Arguments)                                                                             \
   static void name(const Arguments a);                                                                      \
   static const fibres::Register register_##name(                                                            \

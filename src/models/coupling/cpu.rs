@@ -287,6 +287,16 @@ impl<R: Real> CouplingFlow<R> {
             z.len()
         )))
     }
+
+    pub(super) fn check_pull_back(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &[f64]) -> Result<()> {
+        let (n, dx) = (g_log_det.len(), self.dimension());
+        self.check_latent(z, n)?;
+        self.check_latent(gz, n)?;
+        if gx.len() == n * dx {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("{n} gradients of {dx} numbers expected, got {} numbers", gx.len())))
+    }
 }
 
 /// Adds the lanes to the gradient, in their order.
@@ -426,12 +436,8 @@ impl<R: Real> Flow for CouplingFlow<R> {
     }
 
     fn pull_back(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &mut [f64]) -> Result<()> {
-        let (n, d, dx) = (g_log_det.len(), self.dimension_u(), self.dimension());
-        self.check_latent(z, n)?;
-        self.check_latent(gz, n)?;
-        if gx.len() != n * dx {
-            return Err(Error::invalid(format!("{n} gradients of {dx} numbers expected, got {} numbers", gx.len())));
-        }
+        self.check_pull_back(z, gx, g_log_det, gz)?;
+        let (d, dx) = (self.dimension_u(), self.dimension());
         let rows = gz.chunks_mut(CHUNK * d).zip(z.chunks(CHUNK * d));
         for_each(rows.zip(gx.chunks(CHUNK * dx).zip(g_log_det.chunks(CHUNK))), |((gz, z), (gx, g_log_det))| {
             self.with_workspace(|ws| {

@@ -1,4 +1,4 @@
-//! Coupling flows on a GPU: the tables that `cuda/coupling.cu` reads, and its two launches.
+//! Coupling flows on a GPU: the tables that `cuda/coupling.cu` reads, and its three launches.
 
 use super::affine::AffineCoupling;
 use super::conditioner::Conditioner;
@@ -6,7 +6,7 @@ use super::elementwise::{Elementwise, Kind};
 use super::layers::{Ends, Layer};
 use super::spline_coupling::SplineCoupling;
 use super::CouplingFlow;
-use crate::coordinates::{Coordinates, InternalCoordinates};
+use crate::coordinates::{Coordinates, InternalCoordinates, ZMatrix};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::device::{argument, Buffer, Compiled, Driver, KernelId, Program, Workspace, Workspaces};
 use crate::error::{Error, Result};
@@ -19,6 +19,7 @@ use std::sync::Arc;
 const SOURCE: &str = include_str!("../../../cuda/coupling.cu");
 const GENERATE: &str = "coupling_generate";
 const ENCODE: &str = "coupling_encode";
+const BACK: &str = "coupling_back";
 /// Rows of a block and its threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Tile {
@@ -41,12 +42,12 @@ struct LayerRecord {
     n: i32,
     transformed: i32,
     numbers: i32,
+    kept: i32,
     ends: i32,
     bins: i32,
     preserve_volume: i32,
-    two_networks: i32,
-    network: NetworkRecord,
-    scale: NetworkRecord,
+    n_networks: i32,
+    networks: [NetworkRecord; 2],
 }
 
 /// `Network` of the kernel.
@@ -60,6 +61,7 @@ struct NetworkRecord {
     n_plain: i32,
     dense: i32,
     n_dense: i32,
+    out: i32,
 }
 
 /// `Internal` of the kernel.
@@ -80,6 +82,8 @@ struct InternalRecord {
     stereocentres: i32,
     n_stereocentres: i32,
     lengths: i32,
+    parts: i32,
+    padding: i32,
     log_volume: f64,
 }
 
@@ -96,6 +100,8 @@ struct Arguments {
     x: u64,
     log_det: u64,
     evaluations: u64,
+    gradient: u64,
+    kept: u64,
     internal: InternalRecord,
     /// Of the normal prior: √τ, τ and ln 2πτ.
     width: f64,
@@ -108,7 +114,9 @@ struct Arguments {
     draws: i32,
     hidden: i32,
     outputs: i32,
-    padding: i32,
+    n_kept: i32,
+    n_values: i32,
+    of_latent: i32,
 }
 
 /// `Evaluation` of the kernels.
@@ -151,6 +159,9 @@ struct Tables<R> {
     /// Numbers a row for the inputs and hidden values of a network, and for its outputs.
     hidden: usize,
     outputs: usize,
+    /// Numbers a row that are kept for the way back: coordinates of all layers, derivatives of one layer's activations.
+    values: usize,
+    slopes: usize,
 }
 
 impl<R: Real> Tables<R> {
@@ -158,7 +169,8 @@ impl<R: Real> Tables<R> {
         let mut tables = Tables::default();
         flow.layers.iter().for_each(|layer| {
             let record = tables.layer(layer, &flow.parameters);
-            tables.layers.push(record);
+            tables.layers.push(LayerRecord { kept: tables.values as i32, ..record });
+            tables.values += record.n as usize;
         });
         if let Coordinates::Internal(internal, centres) = &*flow.coordinates {
             tables.internal = tables.internal(internal);
@@ -171,6 +183,12 @@ impl<R: Real> Tables<R> {
         }
         tables.draws = tables.put_draws(&flow.uniform);
         tables
+    }
+
+    /// Doubles a row that are kept for the way back; derivatives of activations, or the cotangents of the atoms of every row and of the frame.
+    fn kept(&self) -> usize {
+        let slopes = (self.slopes * size_of::<R>()).div_ceil(size_of::<f64>());
+        self.values + slopes.max(12 * (self.internal.n_rows as usize + 1))
     }
 
     fn put(&mut self, values: impl IntoIterator<Item = usize>) -> i32 {
@@ -226,7 +244,7 @@ impl<R: Real> Tables<R> {
     }
 
     fn spline(&mut self, spline: &SplineCoupling, parameters: &[R]) -> LayerRecord {
-        let network = self.network(&spline.conditioner, parameters);
+        let network = self.network(&spline.conditioner, parameters, &mut 0);
         self.outputs = self.outputs.max(spline.conditioner.mlp.n_out().next_multiple_of(2));
         LayerRecord {
             kind: 0,
@@ -239,25 +257,27 @@ impl<R: Real> Tables<R> {
                 Ends::Linear => 2,
             },
             bins: spline.bins as i32,
-            network,
+            n_networks: 1,
+            networks: [network, NetworkRecord::default()],
             ..LayerRecord::default()
         }
     }
 
     fn affine(&mut self, affine: &AffineCoupling, parameters: &[R]) -> LayerRecord {
-        let network = self.network(&affine.shift, parameters);
-        let scale = affine.scale.as_ref().map(|scale| self.network(scale, parameters));
-        let both = [Some(&affine.shift), affine.scale.as_ref()].into_iter().flatten();
-        self.outputs = self.outputs.max(both.map(|c| c.mlp.n_out().next_multiple_of(2)).sum());
+        let mut slopes = 0;
+        let network = self.network(&affine.shift, parameters, &mut slopes);
+        let scale = affine.scale.as_ref().map(|scale| self.network(scale, parameters, &mut slopes));
+        let outputs = |conditioner: &Conditioner| conditioner.mlp.n_out().next_multiple_of(2);
+        let n_out = outputs(&affine.shift);
+        self.outputs = self.outputs.max(n_out + affine.scale.as_ref().map_or(0, outputs));
         LayerRecord {
             kind: 1,
             n: affine.transformed.len() as i32,
             transformed: self.put(affine.transformed.iter().copied()),
             numbers: self.put_numbers([parameters[affine.log_alpha].to_f64().exp()]),
             preserve_volume: i32::from(affine.preserve_volume),
-            two_networks: i32::from(scale.is_some()),
-            network,
-            scale: scale.unwrap_or_default(),
+            n_networks: 1 + i32::from(scale.is_some()),
+            networks: [network, NetworkRecord { out: n_out as i32, ..scale.unwrap_or_default() }],
             ..LayerRecord::default()
         }
     }
@@ -282,21 +302,25 @@ impl<R: Real> Tables<R> {
         }
     }
 
-    fn network(&mut self, conditioner: &Conditioner, parameters: &[R]) -> NetworkRecord {
+    /// `slopes`: the derivatives of activations that the layer has places for already.
+    fn network(&mut self, conditioner: &Conditioner, parameters: &[R], slopes: &mut usize) -> NetworkRecord {
         let (features, mlp) = (&conditioner.features, &conditioner.mlp);
         let last = mlp.layers.len() - 1;
         let mut dense = Vec::new();
         for (i, linear) in mlp.layers.iter().enumerate() {
             self.hidden = self.hidden.max(linear.n_in.next_multiple_of(2));
-            let (weight, bias) = self.linear(linear, parameters);
+            let [weight, back, bias] = self.linear(linear, parameters);
             let activation = match mlp.activation {
                 _ if i == last => 3,
                 Activation::Relu => 0,
                 Activation::Silu => 1,
                 Activation::Tanh => 2,
             };
-            dense.extend([linear.n_in, linear.n_out.next_multiple_of(2), weight, bias, activation]);
+            let n_out = linear.n_out.next_multiple_of(2);
+            dense.extend([linear.n_in, n_out, weight, back, bias, activation, *slopes]);
+            *slopes += if i == last { 0 } else { n_out };
         }
+        self.slopes = self.slopes.max(*slopes);
         NetworkRecord {
             periodic: self.put(features.periodic.iter().copied()),
             n_periodic: features.periodic.len() as i32,
@@ -305,21 +329,42 @@ impl<R: Real> Tables<R> {
             n_plain: features.plain.len() as i32,
             dense: self.put(dense),
             n_dense: mlp.layers.len() as i32,
+            out: 0,
         }
     }
 
-    /// Weights as `[in][out]` and the bias, the outputs made even by a zero; their places.
-    fn linear(&mut self, linear: &Linear, parameters: &[R]) -> (usize, usize) {
+    /// Weights as `[in][out]` and as `[out][in]`, and the bias, outputs and what comes last made even by zeros; their places.
+    fn linear(&mut self, linear: &Linear, parameters: &[R]) -> [usize; 3] {
         let (n_in, n_out) = (linear.n_in, linear.n_out);
         let columns = n_out.next_multiple_of(2);
-        let weight = self.weights.len();
         let values = &parameters[linear.weight()];
-        let at = |k: usize, o: usize| if o < n_out { values[o * n_in + k] } else { R::default() };
+        let at = |k: usize, o: usize| if k < n_in && o < n_out { values[o * n_in + k] } else { R::default() };
+        let weight = self.weights.len();
         self.weights.extend((0..n_in).flat_map(|k| (0..columns).map(move |o| (k, o))).map(|(k, o)| at(k, o)));
+        let back = self.weights.len();
+        let inputs = 0..n_in.next_multiple_of(2);
+        self.weights.extend((0..columns).flat_map(|o| inputs.clone().map(move |k| (k, o))).map(|(k, o)| at(k, o)));
         let bias = self.weights.len();
         self.weights.extend_from_slice(&parameters[linear.bias()]);
         self.weights.resize(bias + columns, R::default());
-        (weight, bias)
+        [weight, back, bias]
+    }
+
+    /// For every atom the places of its cotangents: 4 · row + which of the row's atoms it is, the frame being the last row.
+    fn parts(&mut self, zmatrix: &ZMatrix) -> i32 {
+        let rows = zmatrix.rows.iter().map(|row| &row[..]).chain([&zmatrix.frame[..]]);
+        let mut of_atom = vec![Vec::new(); zmatrix.rows.len() + 3];
+        for (r, row) in rows.enumerate() {
+            row.iter().enumerate().for_each(|(role, &atom)| of_atom[atom].push(4 * r + role));
+        }
+        let first = self.tables.len() + of_atom.len() + 1;
+        let ends = of_atom.iter().scan(first, |end, parts| {
+            *end += parts.len();
+            Some(*end)
+        });
+        let start = self.put([first].into_iter().chain(ends));
+        self.put(of_atom.concat());
+        start
     }
 
     fn internal(&mut self, internal: &InternalCoordinates) -> InternalRecord {
@@ -348,6 +393,7 @@ impl<R: Real> Tables<R> {
                     .collect::<Vec<_>>(),
             ),
             lengths: self.put_numbers(internal.fixed.iter().map(|length| length.unwrap_or(0.0))),
+            parts: self.parts(zmatrix),
             log_volume: internal.log_volume(),
             ..InternalRecord::default()
         }
@@ -370,7 +416,7 @@ fn levels(rows: &[[usize; 4]], order: &[usize]) -> Vec<Vec<usize>> {
     levels
 }
 
-/// A coupling flow whose samples and densities come from a GPU. Gradients and training stay on the CPU.
+/// A coupling flow whose samples and densities, and the gradients of both, come from a GPU. Training stays on the CPU.
 pub struct CouplingOnDevice<R: Real> {
     host: CouplingFlow<R>,
     driver: Arc<dyn Driver>,
@@ -403,6 +449,8 @@ struct Work {
     x: Buffer<f64>,
     log_det: Buffer<f64>,
     evaluations: Buffer<EvaluationRecord>,
+    gradient: Buffer<f64>,
+    kept: Buffer<f64>,
     host: Vec<EvaluationRecord>,
 }
 
@@ -419,6 +467,8 @@ impl<R: Real> CouplingFlow<R> {
             draws: tables.draws,
             hidden: tables.hidden as i32,
             outputs: tables.outputs as i32,
+            n_kept: tables.kept() as i32,
+            n_values: tables.values as i32,
             ..Arguments::default()
         }
         .at_variance(self.variance);
@@ -474,6 +524,8 @@ impl Work {
             x: Buffer::empty(driver),
             log_det: Buffer::empty(driver),
             evaluations: Buffer::empty(driver),
+            gradient: Buffer::empty(driver),
+            kept: Buffer::empty(driver),
             host: Vec::new(),
         }
     }
@@ -502,19 +554,40 @@ enum Latent<'a> {
 impl<R: Real> CouplingOnDevice<R> {
     /// A row a block where there are few; else the largest tile that still gives every multiprocessor a block, or the smallest of many rows.
     fn variant(&self, rows: usize) -> &Variant {
-        let (alone, tiles) = self.variants.split_last().expect("one at least fits");
-        let multiprocessors = self.driver.multiprocessors();
-        let fills = |v: &&Variant| rows.div_ceil(v.tile.rows) >= multiprocessors;
-        match rows <= multiprocessors {
+        let alone = self.variants.last().expect("one at least fits");
+        match rows <= self.driver.multiprocessors() {
             true => alone,
-            false => tiles.iter().find(fills).or(tiles.last()).unwrap_or(alone),
+            false => self.tiled(rows).unwrap_or(alone),
         }
     }
 
+    /// None where a block has room for a single row only.
+    fn tiled(&self, rows: usize) -> Option<&Variant> {
+        let (_, tiles) = self.variants.split_last()?;
+        let fills = |v: &&Variant| rows.div_ceil(v.tile.rows) >= self.driver.multiprocessors();
+        tiles.iter().find(fills).or(tiles.last())
+    }
+
+    fn kernel(&self, variant: &Variant, name: &'static str) -> Result<KernelId> {
+        let compile = || self.driver.kernel(&program::<R>(variant.tile), name);
+        self.model.kernels.get((variant.tile, name), compile)
+    }
+
+    /// With a block for every tile.
     fn launch(&self, work: &Workspace<Work>, rows: usize, name: &'static str, arguments: Arguments) -> Result<()> {
         let variant = self.variant(rows);
-        let compile = || self.driver.kernel(&program::<R>(variant.tile), name);
-        let kernel = self.model.kernels.get((variant.tile, name), compile)?;
+        let kernel = self.kernel(variant, name)?;
+        self.launch_blocks(work, (variant, kernel), rows, rows.div_ceil(variant.tile.rows), arguments)
+    }
+
+    fn launch_blocks(
+        &self,
+        work: &Workspace<Work>,
+        (variant, kernel): (&Variant, KernelId),
+        rows: usize,
+        blocks: usize,
+        arguments: Arguments,
+    ) -> Result<()> {
         let arguments = Arguments {
             tables: self.model.tables.address(),
             numbers: self.model.numbers.address(),
@@ -526,9 +599,9 @@ impl<R: Real> CouplingOnDevice<R> {
             n: rows as i32,
             ..arguments
         };
-        let grid = rows.div_ceil(variant.tile.rows) as u32;
+        let (threads, shared) = (variant.tile.threads as u32, variant.shared);
         // SAFETY: the kernels take `Arguments`; `reserve` made room for `rows` rows, and the model's tables are those of `of`.
-        unsafe { work.driver.launch(kernel, grid, variant.tile.threads as u32, variant.shared, argument(&arguments)) }
+        unsafe { work.driver.launch(kernel, blocks as u32, threads, shared, argument(&arguments)) }
     }
 
     fn generate_rows(
@@ -571,6 +644,46 @@ impl<R: Real> CouplingOnDevice<R> {
         }
         work.evaluations(to)
     }
+
+    fn gradient_rows(&self, x: &[f64], to: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
+        let mut work = self.work.take()?;
+        work.reserve(to.len(), self.host.dimension_u(), self.host.dimension())?;
+        work.x.write(x)?;
+        self.launch_back(&mut work, to.len(), self.variant(to.len()), self.arguments, gradient)?;
+        work.evaluations(to)
+    }
+
+    /// Blocks of a single row have no kernel for it.
+    fn pull_back_rows(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &mut [f64]) -> Result<()> {
+        let Some(variant) = self.tiled(g_log_det.len()) else { return self.host.pull_back(z, gx, g_log_det, gz) };
+        let mut work = self.work.take()?;
+        work.reserve(g_log_det.len(), self.host.dimension_u(), self.host.dimension())?;
+        work.z.write(z)?;
+        work.x.write(gx)?;
+        work.log_det.write(g_log_det)?;
+        let arguments = Arguments { z: work.z.address(), of_latent: 1, ..self.arguments };
+        self.launch_back(&mut work, g_log_det.len(), variant, arguments, gz)
+    }
+
+    /// As many blocks as run at once go through the rows, so that what they keep for the way back does not grow with the batch.
+    fn launch_back(
+        &self,
+        work: &mut Workspace<Work>,
+        rows: usize,
+        variant: &Variant,
+        arguments: Arguments,
+        gradient: &mut [f64],
+    ) -> Result<()> {
+        let kernel = self.kernel(variant, BACK)?;
+        let resident = self.driver.resident(kernel, variant.tile.threads as u32, variant.shared)?;
+        let blocks = rows.div_ceil(variant.tile.rows).min(resident.max(1));
+        work.gradient.reserve(gradient.len())?;
+        work.kept.reserve(blocks * variant.tile.rows * self.arguments.n_kept as usize)?;
+        let (gradients, kept) = (work.gradient.address(), work.kept.address());
+        let arguments = Arguments { gradient: gradients, kept, ..arguments };
+        self.launch_blocks(work, (variant, kernel), rows, blocks, arguments)?;
+        work.gradient.read(gradient)
+    }
 }
 
 impl<R: Real> Density for CouplingOnDevice<R> {
@@ -611,9 +724,14 @@ impl<R: Real> Density for CouplingOnDevice<R> {
         Ok(())
     }
 
-    /// On the CPU.
     fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
-        self.host.log_density_gradient(x, log_density, gradient)
+        self.rows(x, log_density)?;
+        self.rows(gradient, log_density)?;
+        let rows = LAUNCH * self.dimension();
+        for ((x, gradient), to) in x.chunks(rows).zip(gradient.chunks_mut(rows)).zip(log_density.chunks_mut(LAUNCH)) {
+            self.gradient_rows(x, to, gradient)?;
+        }
+        Ok(())
     }
 }
 
@@ -648,9 +766,14 @@ impl<R: Real> Flow for CouplingOnDevice<R> {
         self.host.is_uniform(i)
     }
 
-    /// On the CPU.
     fn pull_back(&self, z: &[f64], gx: &[f64], g_log_det: &[f64], gz: &mut [f64]) -> Result<()> {
-        self.host.pull_back(z, gx, g_log_det, gz)
+        self.host.check_pull_back(z, gx, g_log_det, gz)?;
+        let (d, dx) = (LAUNCH * self.latent_dimension(), LAUNCH * self.dimension());
+        let cotangents = gx.chunks(dx).zip(g_log_det.chunks(LAUNCH));
+        for ((z, gz), (gx, g_log_det)) in z.chunks(d).zip(gz.chunks_mut(d)).zip(cotangents) {
+            self.pull_back_rows(z, gx, g_log_det, gz)?;
+        }
+        Ok(())
     }
 }
 

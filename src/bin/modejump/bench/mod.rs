@@ -22,9 +22,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 21] = [
     "coupling/sample",
     "coupling/log_density",
+    "coupling/log_density_score",
     "coupling/train_step",
     "coupling/move",
     "gvp_flow/velocity",
@@ -217,20 +218,28 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
                 Some(driver) => measure_tarflow(name, "AAAAAA", flow, driver, report)?,
             }
         }
-        _ => match device::default()?.driver() {
-            None => {
-                for batch in BATCHES {
-                    report.line(name, None, batch, time_of(name, flow, batch)?, flow.flops());
-                }
+        _ => measure_coupling(name, flow, report)?,
+    }
+    Ok(())
+}
+
+/// Lines of a coupling flow, where models run.
+fn measure_coupling(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Result<()> {
+    // the way back through every product costs as much as the way there
+    let flops = if name.ends_with("score") { 2.0 * flow.flops() } else { flow.flops() };
+    match device::default()?.driver() {
+        None => {
+            for batch in BATCHES {
+                report.line(name, None, batch, time_of(name, flow, batch)?, flops);
             }
-            Some(driver) => {
-                let on_device = flow.cast::<f32>()?.on_device(driver)?;
-                let report = report.on(driver);
-                for batch in DEVICE_BATCHES {
-                    report.line(name, None, batch, time_of(name, &on_device, batch)?, flow.flops());
-                }
+        }
+        Some(driver) => {
+            let on_device = flow.cast::<f32>()?.on_device(driver)?;
+            let report = report.on(driver);
+            for batch in DEVICE_BATCHES {
+                report.line(name, None, batch, time_of(name, &on_device, batch)?, flops);
             }
-        },
+        }
     }
     Ok(())
 }
@@ -251,13 +260,14 @@ fn measure_tarflow(
     Ok(())
 }
 
-/// Of sampling with log q, or of log q alone, by the end of the name.
+/// Of sampling with log q, of log q alone, or of log q with its gradient, by the end of the name.
 fn time_of(name: &str, flow: &dyn Density, batch: usize) -> Result<f64> {
     let mut sampling = Sampling::new(flow, batch);
     sampling.sample()?;
-    match name.contains("/sample") {
-        true => fastest(|| sampling.sample()),
-        false => fastest(|| sampling.log_density()),
+    match name {
+        _ if name.contains("/sample") => fastest(|| sampling.sample()),
+        _ if name.ends_with("score") => fastest(|| sampling.gradient()),
+        _ => fastest(|| sampling.log_density()),
     }
 }
 
