@@ -323,6 +323,7 @@ impl Energies<'_> {
 pub struct Sampling<'a> {
     flow: &'a dyn Density,
     x: Vec<f64>,
+    gradient: Vec<f64>,
     log_q: Vec<Evaluation>,
     calls: u64,
 }
@@ -330,7 +331,7 @@ pub struct Sampling<'a> {
 impl Sampling<'_> {
     pub fn new(flow: &dyn Density, batch: usize) -> Sampling<'_> {
         let x = vec![0.0; batch * flow.dimension()];
-        Sampling { flow, x, log_q: vec![Evaluation::inside(0.0); batch], calls: 0 }
+        Sampling { flow, gradient: x.clone(), x, log_q: vec![Evaluation::inside(0.0); batch], calls: 0 }
     }
 
     pub fn sample(&mut self) -> Result<()> {
@@ -343,6 +344,11 @@ impl Sampling<'_> {
     /// log q of the configurations drawn last.
     pub fn log_density(&mut self) -> Result<()> {
         self.flow.log_density(&self.x, &mut self.log_q)
+    }
+
+    /// The same with its gradient.
+    pub fn log_density_gradient(&mut self) -> Result<()> {
+        self.flow.log_density_gradient(&self.x, &mut self.log_q, &mut self.gradient)
     }
 }
 

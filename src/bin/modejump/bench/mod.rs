@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 21] = [
     "coupling/sample",
     "coupling/log_density",
     "coupling/train_step",
@@ -41,6 +41,7 @@ const NAMES: [&str; 20] = [
     "tarflow/sample",
     "tarflow/sample_jacobi",
     "tarflow/log_density",
+    "tarflow/log_density_gradient",
     "prose/sample",
     "prose/log_density",
 ];
@@ -183,7 +184,7 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         "graphormer_ebm/energy" | "graphormer_ebm/energy_score" => measure_network(name, cases::graphormer()?, report)?,
         "gvp_ebm/energy" | "gvp_ebm/energy_score" => measure_network(name, cases::gvp_energy()?, report)?,
         "invariant_ebm/energy" | "invariant_ebm/energy_score" => measure_network(name, cases::invariant()?, report)?,
-        "tarflow/sample" | "tarflow/sample_jacobi" | "tarflow/log_density" => {
+        "tarflow/sample" | "tarflow/sample_jacobi" | "tarflow/log_density" | "tarflow/log_density_gradient" => {
             for system in ["Ace-A-Nme", "AAAAAA"] {
                 let mut flow = cases::tarflow(system)?;
                 if let Some(driver) = device::default()?.driver() {
@@ -200,7 +201,10 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
                     })?;
                 }
                 for batch in TOKEN_BATCHES {
-                    report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flow.flops());
+                    report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flops_of(name, &flow));
+                }
+                if name.ends_with("gradient") {
+                    continue; // of the weights as they are
                 }
                 let (flow, size) = (flow.with_bfloat16_weights()?, format!("{system}, bf16"));
                 report.line(name, Some(&size), 1, time_of(name, &flow, 1)?, flow.flops());
@@ -243,7 +247,7 @@ fn measure_tarflow(
     driver: &Arc<dyn Driver>,
     report: &Report,
 ) -> Result<()> {
-    let (flops, report) = (flow.flops(), report.on(driver));
+    let (flops, report) = (flops_of(name, &flow), report.on(driver));
     let flow = flow.on_device(driver)?;
     for batch in TOKEN_DEVICE_BATCHES {
         report.line(name, Some(size), batch, time_of(name, &flow, batch)?, flops);
@@ -251,12 +255,18 @@ fn measure_tarflow(
     Ok(())
 }
 
-/// Of sampling with log q, or of log q alone, by the end of the name.
+/// The way back through every product costs as much as the way there.
+fn flops_of(name: &str, flow: &TarFlow<f32>) -> f64 {
+    flow.flops() * if name.ends_with("gradient") { 2.0 } else { 1.0 }
+}
+
+/// Of sampling with log q, of log q alone or with its gradient, by the end of the name.
 fn time_of(name: &str, flow: &dyn Density, batch: usize) -> Result<f64> {
     let mut sampling = Sampling::new(flow, batch);
     sampling.sample()?;
     match name.contains("/sample") {
         true => fastest(|| sampling.sample()),
+        false if name.ends_with("gradient") => fastest(|| sampling.log_density_gradient()),
         false => fastest(|| sampling.log_density()),
     }
 }
