@@ -55,7 +55,7 @@ sanitize-gpu: venv
 
 bench-gpu: build
 	$(BIN) --device cuda bench coupling/sample coupling/log_density coupling/log_density_score gvp_flow egnn_flow \
-		graphormer_ebm gvp_ebm invariant_ebm tarflow/sample tarflow/log_density prose
+		graphormer_ebm gvp_ebm invariant_ebm tarflow/sample tarflow/log_density tarflow/log_density_score prose
 	MODEJUMP_TENSOR_CORES=1 $(BIN) --device cuda bench gvp_flow egnn_flow graphormer_ebm gvp_ebm invariant_ebm
 
 # The same work in PyTorch, which $(PYTHON) must have.

@@ -15,19 +15,14 @@
 //
 // A sum over inputs is of SLICES parts, four of which make a group, in an order that is the same in all variants, so a row's bits depend
 // on neither variant nor team.
-//
-// Sizes are those of one model: SIZE (numbers of a token), CHANNELS, HEADS, HIDDEN, LAYERS (of a block of the flow, a `Stage` here);
-// QK_NORMS, CONDITIONS, ADAPTIVE and TRANSITION say what a transferable one has beside.
 #define ALONE (LANES == 1)
 #if ALONE
 #define RESIDENT 256
 #else
 #define RESIDENT 512
 #endif
-#include "common.cuh"
+#include "tarflow.cuh"
 
-#define WIDTH (CHANNELS / HEADS)
-#define WARPS (THREADS / 32)
 #define SLICES 32
 #define GROUP 4
 // Lanes of a thread in a product, and of what is read at once.
@@ -53,32 +48,12 @@ constexpr int ASKED = ALONE ? 128 / sizeof(real) : 0;
 #define OWN (SLICES * PAIRS * WIDES / THREADS)
 // Parts of a sum over the channels of a lane.
 #define PARTS 16
-#define EPSILON (real)1e-5
-#define LEAST(a, b) ((a) < (b) ? (a) : (b))
-#define EVEN(n) (((n) + 1) / 2 * 2)
 // Inputs of a slice.
 #define OF_SLICE(inputs) (((inputs) + SLICES - 1) / SLICES)
 
 constexpr int MOST_ASKED = LEAST(ASKED, OF_SLICE(CHANNELS > HIDDEN ? CHANNELS : HIDDEN));
 
 struct alignas(PIECE * sizeof(real)) Piece { real v[PIECE]; };
-
-// Places in `weights`: a linear layer, [in][out] with out even, and its bias; a layer normalisation; an adaptive one and its gate,
-// [tokens][CHANNELS] each.
-struct Linear { int weight, bias; };
-struct Norm { int weight, bias; };
-struct Modulation { int gamma, beta, gate; };
-struct Layer {
-  Norm attention_norm, forward_norm, query_norm, key_norm;
-  Linear qkv, out, first, second, into, back;  // the last two of the transition; outputs of `into` are a value and its gate in turn
-  Modulation attention, transition;
-};
-struct Stage {
-  Linear into, out;
-  int positions, condition;  // [tokens][CHANNELS]
-  int order;                 // in `orders`
-  int padding;
-};
 
 struct Arguments {
   const real* weights;
@@ -310,11 +285,6 @@ static __device__ void adaptive_norm(const Arguments& a, const State& m, const A
 
 // ---------------------------------------------------------------- attention, a warp for each lane and head
 
-static __device__ real sum_of_warp(real value) {
-  for (int bits = 16; bits > 0; bits /= 2) value += __shfl_xor_sync(0xffffffffu, value, bits);
-  return value;
-}
-
 // Queries or keys of a lane, [CHANNELS] at a stride of LANES, normalised over all heads where the model does so: number d.
 struct Normed {
   const real* of;
@@ -510,9 +480,6 @@ static __device__ __noinline__ void attention(const Arguments& a, const State& m
 }
 
 // ---------------------------------------------------------------- the network
-
-static __device__ real gelu(real x) { return (real)0.5 * x * erfc(-x / (real)SQRT_2); }
-static __device__ real silu(real x) { return x / ((real)1 + exp(-x)); }
 
 // y += O attention(LN(y)), y += F₂ gelu(F₁ LN(y)), or with w = A(y) in the place of y, and y += w times the gate. `next` is the linear
 // layer after them, with so many outputs.

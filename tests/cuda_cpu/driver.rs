@@ -63,6 +63,8 @@ pub struct Fibres {
     tensor_cores: bool,
     /// (what to look for, what to put there), applied to the source: planted faults.
     faults: Vec<(&'static str, &'static str)>,
+    /// The program that has them; all where it is none.
+    faulty: Option<&'static str>,
     watchdog: bool,
     /// Order of warps and lanes.
     pub seed: AtomicU32,
@@ -82,6 +84,7 @@ impl Fibres {
             multiprocessors: 2,
             tensor_cores: false,
             faults: Vec::new(),
+            faulty: None,
             watchdog: false,
             seed: AtomicU32::new(1),
             kernels: Mutex::default(),
@@ -93,6 +96,11 @@ impl Fibres {
     pub fn with_fault(mut self, from: &'static str, to: &'static str) -> Fibres {
         self.faults.push((from, to));
         self
+    }
+
+    /// With faults in this one of a model's programs alone.
+    pub fn only_in(self, program: &'static str) -> Fibres {
+        Fibres { faulty: Some(program), ..self }
     }
 
     /// As a card with a display.
@@ -121,7 +129,8 @@ impl Fibres {
             return Ok(binary);
         }
         let mut source = program.source.clone();
-        for (from, to) in &self.faults {
+        let faults = if self.faulty.is_none_or(|name| name == program.name) { &self.faults[..] } else { &[] };
+        for (from, to) in faults {
             assert!(source.contains(from), "the planted fault does not fit: {from:?}");
             source = source.replace(from, to);
         }
@@ -135,7 +144,7 @@ impl Fibres {
         command.args(["-x", "c++"]).arg(here().join("launcher.h")).arg("-o").arg(&binary);
         let output = command.output().map_err(|e| Error::Engine(format!("g++: {e}")))?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        if !output.status.success() || (self.faults.is_empty() && said.contains("warning")) {
+        if !output.status.success() || (faults.is_empty() && said.contains("warning")) {
             return Err(Error::Engine(format!("{command:?}\n{said}")));
         }
         Ok(binary)

@@ -82,6 +82,28 @@ fn compare<R: Real>(name: &str, flow: &dyn Fn() -> TarFlow<R>, driver: &Arc<dyn 
     assert!(largest(&z, &found.0) < 10.0 * of.0, "{name}: not there and back");
 }
 
+/// log q and its gradient.
+fn with_gradient(density: &dyn Density, x: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let n = x.len() / density.dimension();
+    let (mut log_q, mut gradient) = (vec![Evaluation::inside(0.0); n], vec![0.0; x.len()]);
+    density.log_density_gradient(x, &mut log_q, &mut gradient).unwrap();
+    (log_q.iter().map(|e| e.log_density).collect(), gradient)
+}
+
+/// log q and gradients of n rows against the CPU, relative to the largest.
+fn compare_gradients(name: &str, host: &dyn Density, card: &dyn Density, n: usize, tolerance: f64) {
+    let x: Vec<f64> = normals(n * host.dimension(), 4).iter().map(|x| 0.2 * x).collect();
+    let (want, found) = (with_gradient(host, &x), with_gradient(card, &x));
+    let relative = |a: &[f64], b: &[f64]| largest(a, b) / a.iter().fold(1.0, |most: f64, a| most.max(a.abs()));
+    let errors = [relative(&want.0, &found.0), relative(&want.1, &found.1)];
+    println!("{name}: log q {:.1e}, its gradient {:.1e}", errors[0], errors[1]);
+    assert!(errors[0].max(errors[1]) < tolerance, "{name}: log q and its gradient differ by {errors:?}");
+}
+
+/// Of gradients, relative.
+const OF_GRADIENTS: f64 = 1e-12;
+const OF_SINGLE_GRADIENTS: f64 = 2e-5;
+
 const DOUBLE: (f64, f64) = (1e-11, 1e-11);
 /// As of the golden data.
 const SINGLE: (f64, f64) = (2e-5, 1e-4);
@@ -108,7 +130,12 @@ fn golden(driver: &Arc<dyn Driver>) {
     let (z, x) = (encoded(&card, get("x")), generated(&card, get("z_in")));
     let of_x = [largest(&z.0, get("fwd_z")), largest(&x.0, get("rev_x"))];
     let of_log_q = [largest(&z.2, get("log_q")), largest(&x.2, get("rev_log_q"))];
-    println!("golden: z and x {of_x:?}, log q {of_log_q:?}");
+    let of_gradient = {
+        let (_, gradient) = with_gradient(&card, get("x"));
+        gradient.iter().zip(get("proposal_energy_grad")).map(|(g, of_energy)| (g + of_energy).abs()).fold(0.0, f64::max)
+    };
+    println!("golden: z and x {of_x:?}, log q {of_log_q:?}, its gradient {of_gradient:.1e}");
+    assert!(of_gradient < 1e-4, "{of_gradient}");
     assert!(of_x[0].max(of_x[1]) < SINGLE.0 && of_log_q[0].max(of_log_q[1]) < SINGLE.1, "{of_x:?} {of_log_q:?}");
 }
 
@@ -137,12 +164,37 @@ fn single_system() {
     compare("one row", &|| single::<f64>(20, 3), &driver, 1, DOUBLE);
 }
 
+/// A team for one row, teams of one block for more than the card has blocks, and blocks that take one row after the other; the bits are the same.
+#[test]
+fn gradients_of_a_single_system() {
+    let fibres = Arc::new(Fibres::new("tarflow-gradient", Sanitizer::None));
+    let driver: Arc<dyn Driver> = fibres.clone();
+    let (host, card) = (single::<f64>(6, 3), single::<f64>(6, 3).on_device(&driver).unwrap());
+    compare_gradients("a team", &host, &card, 1, OF_GRADIENTS);
+    compare_gradients("teams of one", &host, &card, 9, OF_GRADIENTS);
+    let x = normals(18 * 9, 5);
+    let whole = with_gradient(&card, &x);
+    fibres.seed.store(2, Ordering::Relaxed);
+    for n in [1, 3] {
+        assert!(with_gradient(&card, &x[..18 * n]) == (whole.0[..n].to_vec(), whole.1[..18 * n].to_vec()), "{n} rows");
+    }
+    // tokens in two stripes of a tile and several groups; one whose network sees nothing
+    for tokens in [38, 1] {
+        let of = || single::<f64>(tokens, 3);
+        compare_gradients(&format!("{tokens} tokens"), &of(), &of().on_device(&driver).unwrap(), 1, OF_GRADIENTS);
+    }
+}
+
 #[test]
 fn for_all_peptides() {
     let driver = fibres("tarflow-peptides", Sanitizer::None);
     for variant in [[false, true, false, false], [true, false, true, false]] {
         compare(&format!("{variant:?}"), &|| transferable::<f64>(variant), &driver, 2, DOUBLE);
+        let card = transferable::<f64>(variant).on_device(&driver).unwrap();
+        compare_gradients(&format!("{variant:?}"), &transferable::<f64>(variant), &card, 2, OF_GRADIENTS);
     }
+    let card = transferable::<f64>(ALL).on_device(&driver).unwrap();
+    compare_gradients("all", &transferable::<f64>(ALL), &card, 2, OF_GRADIENTS);
 }
 
 #[test]
@@ -150,21 +202,20 @@ fn what_the_host_does() {
     let driver = fibres("tarflow-options", Sanitizer::None);
     let (host, card) = (single::<f64>(4, 3), single::<f64>(4, 3).on_device(&driver).unwrap());
     let (mut x, d) = (normals(2 * host.dimension(), 2), host.dimension());
-    let gradient = |density: &dyn Density| {
-        let (mut log_q, mut gradient) = ([Evaluation::inside(0.0); 2], vec![0.0; 2 * d]);
-        density.log_density_gradient(&x, &mut log_q, &mut gradient).unwrap();
-        (log_q, gradient)
-    };
-    assert!(gradient(&host) == gradient(&card));
     let options = Options { centroid: Centroid::Chi3, ..Options::default() };
     let (radial, on_card) = (host.with_options(options).unwrap(), card.with_options(options).unwrap());
     assert_eq!(on_card.exactness(), radial.exactness());
     let (want, found) = (encoded(&radial, &x), encoded(on_card.flow().unwrap(), &x));
     assert!(largest(&want.2, &found.2) < 1e-11 && largest(&want.2, &encoded(&card, &x).2) > 0.1);
+    let density: &dyn Density = on_card.as_ref();
+    compare_gradients("radial", &radial, density, 2, OF_GRADIENTS);
     x[d] = f64::NAN;
     let mut log_q = [Evaluation::inside(0.0); 2];
     card.log_density(&x, &mut log_q).unwrap();
     assert!(log_q[0].is_inside() && log_q[1].status == Status::NonFinite);
+    let (beside, gradient) = with_gradient(&card, &x);
+    assert!((beside[0] - log_q[0].log_density).abs() < 1e-11 && beside[1] == f64::NEG_INFINITY);
+    assert!(gradient[0] != 0.0 && gradient[d..].iter().all(|g| *g == 0.0));
 
     let by_iteration = Options { decoding: Decoding::Jacobi(Jacobi::default()), ..Options::default() };
     let said =
@@ -181,11 +232,16 @@ fn what_the_host_does() {
 fn under_the_address_sanitizer() {
     let driver = fibres("tarflow-address", Sanitizer::Address);
     compare("address", &|| transferable::<f32>(ALL), &driver, 2, SINGLE);
+    let card = transferable::<f32>(ALL).on_device(&driver).unwrap();
+    compare_gradients("address", &transferable::<f32>(ALL), &card, 2, OF_SINGLE_GRADIENTS);
 }
 
 #[test]
 fn under_the_thread_sanitizer() {
-    compare("thread", &|| single::<f32>(6, 1), &fibres("tarflow-thread", Sanitizer::Thread), 1, SINGLE);
+    let driver = fibres("tarflow-thread", Sanitizer::Thread);
+    compare("thread", &|| single::<f32>(6, 1), &driver, 1, SINGLE);
+    let card = single::<f32>(6, 1).on_device(&driver).unwrap();
+    compare_gradients("thread", &single::<f32>(6, 1), &card, 1, OF_SINGLE_GRADIENTS);
 }
 
 /// A TarFlow whose kernels have a planted fault.
@@ -195,7 +251,18 @@ fn faulty(
     from: &'static str,
     to: &'static str,
 ) -> Result<impl Density + Flow, String> {
-    let driver: Arc<dyn Driver> = Arc::new(Fibres::new(name, sanitizer).with_fault(from, to));
+    faulty_in("tarflow", name, sanitizer, (from, to))
+}
+
+/// One program of which has it.
+fn faulty_in(
+    program: &'static str,
+    name: &str,
+    sanitizer: Sanitizer,
+    (from, to): (&'static str, &'static str),
+) -> Result<impl Density + Flow, String> {
+    let fibres = Fibres::new(name, sanitizer).with_fault(from, to).only_in(program);
+    let driver: Arc<dyn Driver> = Arc::new(fibres);
     single::<f64>(4, 3).on_device(&driver).map_err(|e| e.to_string())
 }
 
@@ -244,6 +311,24 @@ fn what_is_not_waited_for_is_found() {
     }
 }
 
+/// Blocks that do not wait for what others of their team have normalised, and weights that are not waited for.
+#[test]
+fn faults_of_gradients_are_found() {
+    let x = normals(12, 1);
+    let gradient = |name, sanitizer, from, to| {
+        let card = faulty_in("tarflow_gradient", name, sanitizer, (from, to)).unwrap();
+        let (mut log_q, mut gradient) = ([Evaluation::inside(0.0)], vec![0.0; 12]);
+        card.log_density_gradient(&x, &mut log_q, &mut gradient).map(|()| gradient)
+    };
+    let (from, to) = ("threadIdx.x % GROUP);\n  meet(w.team);", "threadIdx.x % GROUP);\n  __syncthreads();");
+    let said = gradient("tarflow-gradient-alone", Sanitizer::Thread, from, to).expect_err("a data race").to_string();
+    assert!(said.contains("data race"), "{said}");
+    let (from, to) = ("      ARRIVED();\n      __syncthreads();", "      __syncthreads();");
+    let found = gradient("tarflow-gradient-weights", Sanitizer::None, from, to).unwrap();
+    let want = with_gradient(&single::<f64>(4, 3), &x).1;
+    assert!(found.iter().zip(&want).any(|(g, want)| !g.is_finite() || (g - want).abs() > 1e-6), "{found:?}");
+}
+
 /// Of alanine dipeptide as published, with a token for each coordinate.
 fn whole() -> TarFlow<f32> {
     let network =
@@ -264,8 +349,21 @@ fn on_a_gpu() {
         compare("small", &|| single::<f64>(20, 3), driver, n, DOUBLE);
         compare("peptide", &|| transferable::<f64>(ALL), driver, n, DOUBLE);
         compare("peptide, f32", &|| transferable::<f32>(ALL), driver, n, SINGLE);
+        let card = transferable::<f64>(ALL).on_device(driver).unwrap();
+        compare_gradients(
+            "small",
+            &single::<f64>(20, 3),
+            &single::<f64>(20, 3).on_device(driver).unwrap(),
+            n,
+            OF_GRADIENTS,
+        );
+        compare_gradients("peptide", &transferable::<f64>(ALL), &card, n, OF_GRADIENTS);
+        let card = transferable::<f32>(ALL).on_device(driver).unwrap();
+        compare_gradients("peptide, f32", &transferable::<f32>(ALL), &card, n, OF_SINGLE_GRADIENTS);
     }
+    let card = whole().on_device(driver).unwrap();
     for n in [1, 40] {
         compare("whole", &whole, driver, n, (1e-4, 1e-3));
+        compare_gradients("whole", &whole(), &card, n, 1e-4);
     }
 }

@@ -1,5 +1,7 @@
 //! TarFlows on a GPU: weights and tables as `cuda/tarflow.cu` reads them, and the choice of its teams.
 
+mod gradient;
+
 use super::network::{Given, Layer, Modulation, TarNetwork};
 use super::{Autoregressive, Decoded, Decoding, Options, TarFlow, TarFlowConfig};
 use crate::density::{Density, Evaluation, Exactness, Scope};
@@ -11,6 +13,7 @@ use crate::nn::tape::{LayerNorm, Weight};
 use crate::nn::Real;
 use crate::rng::Stream;
 use bytemuck::{Pod, Zeroable};
+use gradient::Gradients;
 use std::sync::Arc;
 
 const SOURCE: &str = include_str!("../../../cuda/tarflow.cu");
@@ -129,24 +132,35 @@ impl Sizes {
         self.config.channels * self.config.expansion
     }
 
-    fn program<R: Real>(&self, Shape { lanes, pairs }: Shape) -> Program {
+    /// What all kernels of such a network are compiled with.
+    fn constants<R: Real>(&self) -> Vec<(&'static str, String)> {
         let TarFlowConfig { token_size, channels, layers, heads, .. } = self.config;
-        let constants: [(_, &dyn std::fmt::Display); 13] = [
-            ("REAL", &crate::device::program::real::<R>()),
-            ("THREADS", &THREADS),
-            ("LANES", &lanes),
-            ("PAIRS", &pairs),
-            ("SIZE", &token_size),
-            ("CHANNELS", &channels),
-            ("HEADS", &heads),
-            ("HIDDEN", &self.hidden()),
-            ("LAYERS", &layers),
-            ("QK_NORMS", &u8::from(self.qk_norms)),
-            ("CONDITIONS", &u8::from(self.conditions)),
-            ("ADAPTIVE", &u8::from(self.adaptive)),
-            ("TRANSITION", &u8::from(self.transition)),
+        let sizes = [
+            ("THREADS", THREADS),
+            ("SIZE", token_size),
+            ("CHANNELS", channels),
+            ("HEADS", heads),
+            ("HIDDEN", self.hidden()),
+            ("LAYERS", layers),
+            ("QK_NORMS", self.qk_norms.into()),
+            ("CONDITIONS", self.conditions.into()),
+            ("ADAPTIVE", self.adaptive.into()),
+            ("TRANSITION", self.transition.into()),
         ];
-        Program::new("tarflow", SOURCE, &constants)
+        let real = ("REAL", crate::device::program::real::<R>().to_string());
+        std::iter::once(real).chain(sizes.map(|(name, size)| (name, size.to_string()))).collect()
+    }
+
+    /// Of a source, with constants of its own beside.
+    fn program_of<R: Real>(&self, name: &'static str, source: &str, own: &[(&'static str, usize)]) -> Program {
+        let mut program = Program::new(name, source, &[]);
+        program.constants = self.constants::<R>();
+        program.constants.extend(own.iter().map(|(name, value)| (*name, value.to_string())));
+        program
+    }
+
+    fn program<R: Real>(&self, Shape { lanes, pairs }: Shape) -> Program {
+        self.program_of::<R>("tarflow", SOURCE, &[("LANES", lanes), ("PAIRS", pairs)])
     }
 
     /// Bytes of shared memory of a block, as `State` of the kernel divides it.
@@ -195,7 +209,7 @@ pub fn programs() -> Vec<Program> {
     };
     let prose = of(config(62, 3, 384, 6, 8), true);
     let single = of(config(66, 1, 256, 4, 4), false);
-    vec![
+    let of_samples = vec![
         prose.program::<f32>(FULL),
         single.program::<f32>(TEAMS),
         prose.program::<f64>(TEAMS),
@@ -203,7 +217,8 @@ pub fn programs() -> Vec<Program> {
         prose.program::<f32>(ALONE),
         single.program::<f32>(ALONE),
         prose.program::<f64>(ALONE),
-    ]
+    ];
+    [of_samples, gradient::programs(&single, &prose)].concat()
 }
 
 impl<R: Real> Packing<'_, R> {
@@ -302,6 +317,7 @@ struct OnCard<R: Real> {
     /// The other shapes; none where the card has not enough shared memory for one.
     others: Compiled<Shape, Option<Variant>>,
     work: Workspaces<Work<R>>,
+    gradients: Gradients<R>,
 }
 
 #[derive(Clone, Copy)]
@@ -389,6 +405,7 @@ impl<R: Real> OnCard<R> {
             orders: Buffer::of(driver, &tables.orders)?,
             others: Compiled::default(),
             work: Workspaces::on(driver, Work::new),
+            gradients: Gradients::on(driver),
         })
     }
 
@@ -451,7 +468,7 @@ impl<R: Real> OnCard<R> {
     }
 }
 
-/// A TarFlow whose samples and densities come from a GPU. Gradients and training stay on the CPU.
+/// A TarFlow whose samples, densities and scores come from a GPU. Training stays on the CPU.
 pub struct TarFlowOnDevice<R: Real> {
     host: TarFlow<R>,
     card: Arc<OnCard<R>>,
@@ -506,9 +523,12 @@ impl<R: Real> Density for TarFlowOnDevice<R> {
         self.encode(x, &mut vec![0.0; x.len()], &mut vec![0.0; n], log_density)
     }
 
-    /// On the CPU.
     fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
-        self.host.log_density_gradient(x, log_density, gradient)
+        let (n, units) = (self.rows(x, log_density)?, self.host.scale.units_per_nm);
+        let (mut z, mut log_det): (Vec<f64>, _) = (x.iter().map(|x| x * units).collect(), vec![0.0; n]);
+        self.card.gradient(&mut z, gradient, &mut log_det)?;
+        self.host.finish_gradient(x, &z, &log_det, log_density, gradient);
+        Ok(())
     }
 }
 

@@ -361,6 +361,32 @@ impl<R: Real> TarFlow<R> {
         }
     }
 
+    /// The same of what was found with the gradient of log q in the network's units, which becomes that of log q of x in nm.
+    fn finish_gradient(
+        &self,
+        x: &[f64],
+        z: &[f64],
+        log_det: &[f64],
+        log_density: &mut [Evaluation],
+        gradient: &mut [f64],
+    ) {
+        let d = self.network.dimension();
+        gradient.iter_mut().for_each(|g| *g *= self.scale.units_per_nm);
+        let rows = x.chunks_exact(d).zip(z.chunks_exact(d)).zip(log_det);
+        let results = log_density.iter_mut().zip(gradient.chunks_exact_mut(d));
+        for (((x, z), &log_det), (evaluation, gradient)) in rows.zip(results) {
+            *evaluation = self.evaluation(x, z, log_det);
+            if let Some(sigma) = self.centroid_nm() {
+                let (c, atoms) = (centroid(x), (d / 3) as f64);
+                let slope = self.options.centroid.term(x, sigma).1 / atoms;
+                gradient.iter_mut().enumerate().for_each(|(k, g)| *g += slope * c[k % 3]);
+            }
+            if !evaluation.is_inside() {
+                gradient.fill(0.0);
+            }
+        }
+    }
+
     /// σ in nm.
     fn centroid_nm(&self) -> Option<f64> {
         self.scale.centroid.map(|sigma| sigma / self.scale.units_per_nm)
@@ -493,23 +519,9 @@ impl<R: Real> Density for TarFlow<R> {
             let minus_z: Vec<R> = z.iter().map(|&z| -z).collect();
             let ones = vec![R::from_f64(1.0); log_density.len() * recorded.log_det.columns];
             tape.backward(&self.parameters, &[(recorded.z, &minus_z), (recorded.log_det, &ones)], None);
-            gradient.iter_mut().zip(tape.cotangent(recorded.x)).for_each(|(g, c)| *g = units * c.to_f64());
-            let found = sums(&tape, recorded.log_det);
+            gradient.iter_mut().zip(tape.cotangent(recorded.x)).for_each(|(g, c)| *g = c.to_f64());
             let z: Vec<f64> = z.iter().map(|z| z.to_f64()).collect();
-            let rows = x.chunks_exact(d).zip(z.chunks_exact(d)).zip(found);
-            for (((x, z), found), (evaluation, gradient)) in
-                rows.zip(log_density.iter_mut().zip(gradient.chunks_exact_mut(d)))
-            {
-                *evaluation = self.evaluation(x, z, found);
-                if let Some(sigma) = self.centroid_nm() {
-                    let (c, atoms) = (centroid(x), (d / 3) as f64);
-                    let slope = self.options.centroid.term(x, sigma).1 / atoms;
-                    gradient.iter_mut().enumerate().for_each(|(k, g)| *g += slope * c[k % 3]);
-                }
-                if !evaluation.is_inside() {
-                    gradient.fill(0.0);
-                }
-            }
+            self.finish_gradient(x, &z, &sums(&tape, recorded.log_det), log_density, gradient);
         });
         Ok(())
     }

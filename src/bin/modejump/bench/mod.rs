@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 22] = [
     "coupling/sample",
     "coupling/log_density",
     "coupling/log_density_score",
@@ -42,6 +42,7 @@ const NAMES: [&str; 21] = [
     "tarflow/sample",
     "tarflow/sample_jacobi",
     "tarflow/log_density",
+    "tarflow/log_density_score",
     "prose/sample",
     "prose/log_density",
 ];
@@ -184,7 +185,7 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         "graphormer_ebm/energy" | "graphormer_ebm/energy_score" => measure_network(name, cases::graphormer()?, report)?,
         "gvp_ebm/energy" | "gvp_ebm/energy_score" => measure_network(name, cases::gvp_energy()?, report)?,
         "invariant_ebm/energy" | "invariant_ebm/energy_score" => measure_network(name, cases::invariant()?, report)?,
-        "tarflow/sample" | "tarflow/sample_jacobi" | "tarflow/log_density" => {
+        "tarflow/sample" | "tarflow/sample_jacobi" | "tarflow/log_density" | "tarflow/log_density_score" => {
             for system in ["Ace-A-Nme", "AAAAAA"] {
                 let mut flow = cases::tarflow(system)?;
                 if let Some(driver) = device::default()?.driver() {
@@ -201,7 +202,10 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
                     })?;
                 }
                 for batch in TOKEN_BATCHES {
-                    report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flow.flops());
+                    report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flops_of(name, &flow));
+                }
+                if name.ends_with("score") {
+                    continue; // of the weights as they are
                 }
                 let (flow, size) = (flow.with_bfloat16_weights()?, format!("{system}, bf16"));
                 report.line(name, Some(&size), 1, time_of(name, &flow, 1)?, flow.flops());
@@ -252,12 +256,17 @@ fn measure_tarflow(
     driver: &Arc<dyn Driver>,
     report: &Report,
 ) -> Result<()> {
-    let (flops, report) = (flow.flops(), report.on(driver));
+    let (flops, report) = (flops_of(name, &flow), report.on(driver));
     let flow = flow.on_device(driver)?;
     for batch in TOKEN_DEVICE_BATCHES {
         report.line(name, Some(size), batch, time_of(name, &flow, batch)?, flops);
     }
     Ok(())
+}
+
+/// The way back through every product costs as much as the way there.
+fn flops_of(name: &str, flow: &TarFlow<f32>) -> f64 {
+    flow.flops() * if name.ends_with("score") { 2.0 } else { 1.0 }
 }
 
 /// Of sampling with log q, of log q alone, or of log q with its gradient, by the end of the name.
