@@ -238,6 +238,30 @@ def test_integrators_without_temperature(gaussian_model):
     assert explicit.attempt(context)
 
 
+def test_chains_of_different_temperatures(gaussian_model):
+    """T2"""
+
+    def chains(*temperatures):
+        integrator = openmm.NoseHooverIntegrator(0.001)
+        for i, kelvin in enumerate(temperatures):
+            integrator.addSubsystemThermostat([i], [], kelvin, 1, kelvin, 1, 3, 3, 7)
+        return integrator
+
+    system = toy.well_system()
+    system.addParticle(20.0)
+    x = [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+
+    def attempt(integrator, **options):
+        jump = modejump.MonteCarloModeJump(gaussian_model, 0, particles=[0], **options)
+        context = context_of(jump, copy.deepcopy(system), integrator)
+        context.setPositions(x)
+        return jump.attempt(context)
+
+    refuses(["300 K", "450 K", "set"], attempt, chains(300, 450))
+    assert attempt(chains(300, 450), temperature=300)
+    assert attempt(chains(300, 300))
+
+
 def test_unsupported_integrators(gaussian_model):
     """T10 and the integrators that would never, or twice a step, call the move."""
 
