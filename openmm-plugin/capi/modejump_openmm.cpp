@@ -234,6 +234,7 @@ int modejump_openmm_draw_velocities(void* context, double temperature, uint64_t 
         std::vector<double> x;
         massive.save();
         massive.getPositions(x);
+        massive.setVelocities(std::vector<double>(x.size(), 0)); // without a momentum to keep
         drawVelocities(impl, massive, x, VelocityStream(seed, step, replica), BOLTZ * temperature);
     });
 }
