@@ -1,6 +1,7 @@
 """The Force as an object: Python front, XML, and what it refuses."""
 
 import copy
+import pathlib
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import numpy as np
 import openmm
 import pytest
 import toy
-from openmm import unit
+from model_file import scale_layer, write_model
+from openmm import app, unit
 from peroxide import BONDS, OH, PEROXIDE, peroxide_system, start, write_peroxide_model
 
 import modejump
@@ -68,7 +70,7 @@ def test_embedded_model_needs_no_file(peroxide_model, tmp_path):
         "context = toy.make_context(system, toy.langevin(), x=start())\n"
         "print(sum(jump.attempt(context) for _ in range(40)))"
     )
-    here = str(__import__("pathlib").Path(__file__).parent)
+    here = str(pathlib.Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", code], input=xml, capture_output=True, text=True, cwd=here)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 2
@@ -88,6 +90,15 @@ def test_python_front(peroxide_model):
     assert not modejump.MonteCarloModeJump.isinstance(system.getForce(0))
     with pytest.raises(TypeError, match="HarmonicBondForce"):
         modejump.MonteCarloModeJump.cast(system.getForce(0))
+
+
+ALA2 = pathlib.Path(__file__).resolve().parents[2] / "models" / "ala2"
+
+
+def alanine_dipeptide(model="model.safetensors", **options):
+    """The Force, topology and positions, and a System without the Force."""
+    system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
+    return modejump.MonteCarloModeJump(ALA2 / model, 0, **options), app.PDBFile(str(ALA2 / "topology.pdb")), system
 
 
 def refuses(message, call, *arguments, **options):
@@ -186,6 +197,67 @@ def test_wrong_atoms(peroxide_model):
     refuses(["order", "particle 1 (HOH1:H1", "15.999"], context_of, make(peroxide_model, particles=[1, 0, 2, 3]))
     # The right elements, but the hydrogens exchanged: only the bonds tell.
     refuses(["bond", "HOH1:H1", "particle"], context_of, make(peroxide_model, particles=[3, 1, 2, 0]))
+
+
+def test_hydrogens_may_be_heavy(tmp_path):
+    """A heavy atom may have given up to some 3 dalton to each of its own hydrogens, and no more."""
+
+    def with_masses(*masses):
+        path = tmp_path / "methanol.safetensors"
+        topology = {"names": ["C", "O", "H1"], "elements": ["C", "O", "H"], "residues": ["MOL1"] * 3, "bonds": [[0, 1], [0, 2]]}
+        model = write_model(path, {"kind": "cartesian", "dimension": 9}, [scale_layer([*range(9)], [0] * 9, [1] * 9)], [], topology=topology)
+        system = openmm.System()
+        for mass in masses:
+            system.addParticle(mass)
+        context_of(modejump.MonteCarloModeJump(model, 0), system)
+
+    with_masses(12.011 - 2.992, 15.999, 4.0)
+    refuses(["MOL1:O", "13.1", "repartitioning of up to 3.1 dalton a hydrogen"], with_masses, 12.011, 13.1, 4.0)
+    refuses(["MOL1:C", "6.03"], with_masses, 12.011 - 2 * 2.992, 15.999, 4.0)
+    refuses(["MOL1:H1", "5 dalton"], with_masses, 12.011, 15.999, 5.0)
+
+
+def test_all_hydrogens_of_a_methyl_group_may_be_heavy():
+    jump, pdb, system = alanine_dipeptide()
+    for a, b in pdb.topology.bonds():
+        hydrogen, heavy = (a, b) if a.element.symbol == "H" else (b, a)
+        if hydrogen.element.symbol == "H":
+            given = 4.0 - system.getParticleMass(hydrogen.index)._value
+            system.setParticleMass(hydrogen.index, 4.0)
+            system.setParticleMass(heavy.index, system.getParticleMass(heavy.index)._value - given)
+    context_of(jump, system)
+
+
+def test_restraints_are_no_bonds_and_bonds_may_be_elsewhere(peroxide_model, rigid_model):
+    make = modejump.MonteCarloModeJump
+
+    def restrained(k, length=0.2):
+        system, spring = peroxide_system(), openmm.HarmonicBondForce()
+        spring.addBond(0, 3, length, k)
+        system.addForce(spring)
+        return system
+
+    context_of(make(peroxide_model), restrained(1000))
+    context_of(make(peroxide_model), restrained(1e6, length=0.5))
+    refuses(["bond", "HOH1:H1", "HOH1:H2", "the model has not"], context_of, make(peroxide_model), restrained(2e5))
+    # a soft spring and another bond amiss: the order differs
+    system = restrained(1000)
+    system.getForce(0).setBondParameters(0, 0, 3, 0.3, 1000)
+    refuses(["bond", "the model has not"], context_of, make(peroxide_model), system)
+    # the bonds of a System whose other terms are in Forces that nobody can look into, or in a CustomBondForce
+    for custom in (False, True):
+        system = peroxide_system(OH)
+        system.removeForce(0)
+        if custom:
+            force = openmm.CustomBondForce("1e5*(r-0.145)^2")
+            force.addBond(1, 2)
+            system.addForce(force)
+        context_of(make(rigid_model), system)
+    system = peroxide_system()
+    for i, length in ((0, PEROXIDE.oh), (1, PEROXIDE.oo)):
+        system.getForce(0).setBondParameters(i, i, i + 1, length, PEROXIDE.k_bond)
+    system.getForce(0).setBondParameters(2, 0, 1, PEROXIDE.oh, 1.0)  # in place of 2-3
+    refuses(["HOH1:O2", "HOH1:H2", "the System has not"], context_of, make(peroxide_model), system)
 
 
 def test_frozen_particles_and_virtual_sites(peroxide_model):
