@@ -2,6 +2,7 @@
 
 import copy
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -40,6 +41,31 @@ def test_xml_round_trip(peroxide_model, embed):
     assert_same(jump, back)
     assert back.getName() == "jumps & <more>" and back.getForceGroup() == 7
     assert openmm.XmlSerializer.serialize(back) == xml
+
+
+def test_settings_whose_feature_is_off_are_kept(peroxide_model):
+    values = {
+        "relaxation_steps": 33,
+        "relaxation_timestep": 0.002,
+        "annealing_moves": 3,
+        "annealing_step": 1e-6,
+        "leapfrog": 4,
+        "segment": 7,
+        "decoding_tolerance": 3e-4,
+        "decoding_passes": 9,
+    }
+    jump = modejump.MonteCarloModeJump(peroxide_model)
+    plain = openmm.XmlSerializer.serialize(jump)
+    for name, value in values.items():
+        assert getattr(jump, name) != value
+        setattr(jump, name, value)
+    xml = openmm.XmlSerializer.serialize(jump)
+    for twin in (copy.deepcopy(jump), pickle.loads(pickle.dumps(jump))):
+        assert {name: getattr(twin, name) for name in values} == values
+        assert openmm.XmlSerializer.serialize(twin) == xml
+    for name in values:
+        setattr(jump, name, getattr(modejump.MonteCarloModeJump(peroxide_model), name))
+    assert openmm.XmlSerializer.serialize(jump) == plain
 
 
 def test_copies_of_force_and_system(peroxide_model):
@@ -143,12 +169,17 @@ def test_arguments_out_of_range(peroxide_model):
     jump = modejump.MonteCarloModeJump(peroxide_model)
     with pytest.raises(openmm.OpenMMException, match="4095"):
         jump.default_replica = 5000
-    refuses(["randomNumberSeed", "2147483647"], modejump.MonteCarloModeJump, peroxide_model, seed=3_000_000_000)
-    refuses(["numProposals", "whole number"], modejump.MonteCarloModeJump, peroxide_model, proposals=2.5)
+    refuses(["seed is 3000000000;", "2147483647"], modejump.MonteCarloModeJump, peroxide_model, seed=3_000_000_000)
+    refuses(["proposals is 2.5;", "whole number"], modejump.MonteCarloModeJump, peroxide_model, proposals=2.5)
     for frequency in (0.5, 10.9):
         refuses(["frequency", "whole number"], modejump.MonteCarloModeJump, peroxide_model, frequency)
     with pytest.raises(TypeError, match="integer"):
         jump.particles = [0.5]
+    for index in (2**32, -1):
+        with pytest.raises(openmm.OpenMMException, match=f"particles has {index};"):
+            jump.particles = [0, index]
+    assert jump.particles == []
+    refuses("temperature", modejump.MonteCarloModeJump, peroxide_model, temperature=float("inf"))
 
 
 def test_units(peroxide_model):
@@ -159,8 +190,8 @@ def test_units(peroxide_model):
     assert (jump.temperature, jump.relaxation_timestep, jump.annealing_step) == (310, pytest.approx(0.002), pytest.approx(3e-6))
     for options, message in (
         ({"temperature": 300 * unit.nanometer}, "temperature is in nanometer; give a number or a Quantity in kelvin"),
-        ({"relaxation_timestep": 1 * unit.kelvin}, "relaxationStepSize is in kelvin.*picosecond"),
-        ({"annealing_step": 1 * unit.nanometer}, "annealingStep is in nanometer.*nanometer"),
+        ({"relaxation_timestep": 1 * unit.kelvin}, "relaxation_timestep is in kelvin.*picosecond"),
+        ({"annealing_step": 1 * unit.nanometer}, "annealing_step is in nanometer.*nanometer"),
         ({"frequency": 1 * unit.picosecond}, "frequency is in picosecond; give a number without a unit"),
         ({"latent_walk": [0.1 * unit.nanometer]}, "latent_walk is in nanometer"),
     ):
@@ -213,7 +244,7 @@ def test_hydrogens_may_be_heavy(tmp_path):
 
     with_masses(12.011 - 2.992, 15.999, 4.0)
     refuses(["MOL1:O", "13.1", "repartitioning of up to 3.1 dalton a hydrogen"], with_masses, 12.011, 13.1, 4.0)
-    refuses(["MOL1:C", "6.03"], with_masses, 12.011 - 2 * 2.992, 15.999, 4.0)
+    refuses(["MOL1:C", "6.027"], with_masses, 12.011 - 2 * 2.992, 15.999, 4.0)
     refuses(["MOL1:H1", "5 dalton"], with_masses, 12.011, 15.999, 5.0)
 
 
@@ -371,6 +402,25 @@ def test_a_period_is_no_temperature(gaussian_model):
     context = context_of(jump, toy.well_system(), integrator)
     context.setPositions([[0.0, 0.0, 0.0]])
     assert all(jump.attempt(context) for _ in range(20))  # the model is exact at 300 K
+
+
+def test_a_jump_between_modes_has_one_proposal():
+    """As Move(modes, proposals=4) says: several would make it another move."""
+    jump, _, system = alanine_dipeptide("modes.safetensors", proposals=4)
+    refuses("4 proposals: a jump between modes has one", context_of, jump, system)
+    jump, _, system = alanine_dipeptide("modes.safetensors")
+    context_of(jump, system)
+
+
+def test_an_update_starts_all_statistics_anew(gaussian_model):
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3, temperature=400)
+    context = context_of(jump, toy.well_system())
+    context.setPositions([[0.01, 0.0, 0.0]])
+    jump.attempt(context)
+    assert jump.statistics(context).last_log_acceptance != 0
+    jump.update_parameters_in_context(context)
+    statistics = jump.statistics(context)
+    assert statistics.attempts == 0 and statistics.last_log_acceptance == 0
 
 
 def test_an_update_that_is_refused_changes_nothing(gaussian_model):
