@@ -151,7 +151,7 @@ static void __attribute__((constructor)) registerProxies() {
     using namespace ModeJumpPlugin;
     SerializationProxy::registerProxy(typeid(MonteCarloModeJump), new MonteCarloModeJumpProxy());
     const string version = OpenMM::Platform::getOpenMMVersion();
-    if (version.rfind(MODEJUMP_OPENMM_VERSION, 0) != 0)
+    if ((version + ".").rfind(MODEJUMP_OPENMM_VERSION ".", 0) != 0)
         cerr << "MonteCarloModeJump was built for OpenMM " << MODEJUMP_OPENMM_VERSION << " and runs with " << version
              << ", whose C++ interface may differ; reinstall modejump with this OpenMM" << endl;
 }

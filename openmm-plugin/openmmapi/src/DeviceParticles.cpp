@@ -113,7 +113,7 @@ KERNEL void carryVelocities(int numAtoms, int stride, mixed time, GLOBAL const m
 
 /** The context that holds OpenMM's arrays, or null. */
 ComputeContext* computeContextOf(ContextImpl& context) {
-    if (Platform::getOpenMMVersion().rfind(MODEJUMP_OPENMM_VERSION, 0) != 0)
+    if ((Platform::getOpenMMVersion() + ".").rfind(MODEJUMP_OPENMM_VERSION ".", 0) != 0)
         return nullptr; // its classes may be others than those that this was built for
     // Their definitions need the headers of each vendor. They derive from ComputeContext alone, which therefore lies at their beginning.
     const string& name = context.getPlatform().getName();
