@@ -21,8 +21,9 @@ STEPS = 500  # of dynamics between attempts
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--attempts", type=int, default=40)
 parser.add_argument("--acceptance", choices=["exact", "surrogate"], default="exact")
-parser.add_argument("--log", default="screened.csv")
+parser.add_argument("--log", type=pathlib.Path, default=pathlib.Path("target/screened.csv"), help="counts after every attempt [%(default)s]")
 options = parser.parse_args()
+options.log.parent.mkdir(parents=True, exist_ok=True)
 
 pdb = app.PDBFile(str(ALA2 / "topology.pdb"))
 system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
@@ -52,3 +53,4 @@ if s.screened:
         f"{s.screened} passed the screen, {s.exact_evaluations} exact densities (without it: {2 * s.attempts}), "
         f"variance of ln(q_EBM/q) {s.correction_variance:.2f}"
     )
+print(f"{options.log} has the counts after every attempt")

@@ -25,7 +25,7 @@ import modejump
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "openmm-plugin" / "tests"))  # the chain in its bath is that of the tests
-ALA2 = Path("models/ala2")
+ALA2 = ROOT / "models/ala2"
 PHI = (4, 6, 8, 14)
 BASIN = (0.0, 2.2)  # rad: of φ
 TEMPERATURE = 300

@@ -70,14 +70,18 @@ def ladder(temperatures, options, model=None):
     return [summary(*row) for row in zip(temperatures, sampler.counts.tolist(), energies, left)]
 
 
+#: For the errors, of two exchanges or more.
+BLOCKS = 20
+
+
 def summary(temperature, counts, energies, positive):
-    blocks = np.array([np.mean(block) for block in np.array_split(energies, 20)])
+    blocks = np.array([np.mean(block) for block in np.array_split(energies, BLOCKS)]) if len(energies) >= 2 * BLOCKS else None
     return {
         "temperature": temperature,
         "attempts": counts[0],
         "acceptance": counts[1] / counts[0] if counts[0] else None,
         "u_mean": float(np.mean(energies)),
-        "u_stderr": float(blocks.std(ddof=1) / np.sqrt(len(blocks))),
+        "u_stderr": None if blocks is None else float(blocks.std(ddof=1) / np.sqrt(BLOCKS)),
         "positive_phi": float(np.mean(positive)),
         "crossings": int(np.sum(np.diff(np.array(positive, dtype=int)) != 0)),
     }
@@ -99,8 +103,11 @@ def main():
     (options.output / "summary.json").write_text(json.dumps(found, indent=1))
     print("  T (K)  accepted    <U> with jumps      <U> without       crossings with, without")
     for a, b in zip(found["jumps"], found["plain"]):
-        u, v = (f"{row['u_mean']:8.2f} ± {row['u_stderr']:4.2f}" for row in (a, b))
-        print(f"{a['temperature']:7.0f}  {100 * a['acceptance']:6.1f} %  {u}    {v}    {a['crossings']:8} {b['crossings']:8}")
+        u, v = (f"{row['u_mean']:8.2f} ± " + ("   –" if row["u_stderr"] is None else f"{row['u_stderr']:4.2f}") for row in (a, b))
+        accepted = "     –  " if a["acceptance"] is None else f"{100 * a['acceptance']:6.1f} %"
+        print(f"{a['temperature']:7.0f}  {accepted}  {u}    {v}    {a['crossings']:8} {b['crossings']:8}")
+    if options.iterations < 2 * BLOCKS:
+        print(f"{options.iterations} exchanges are too few for errors: --iterations {2 * BLOCKS} or more")
 
 
 if __name__ == "__main__":

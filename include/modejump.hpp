@@ -456,6 +456,16 @@ public:
         move_.reset(move);
     }
 
+    Move(Move&&) noexcept = default;
+
+    /// The old move goes before the function of the mode that it calls.
+    Move& operator=(Move&& other) noexcept {
+        move_ = std::move(other.move_);
+        mode_ = std::move(other.mode_);
+        dimension_ = other.dimension_;
+        return *this;
+    }
+
     /// Bonds that the engine constrains: pairs of atoms, lengths in nm, masses of all atoms in dalton.
     void set_constraints(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                          const std::vector<double>& masses) {

@@ -159,6 +159,7 @@ fn a_foreign_project_finds_the_installed_library() {
     // The static library, with the flags of the pkg-config file.
     let text = std::fs::read_to_string(prefix.join("lib/pkgconfig/modejump.pc")).unwrap();
     assert!(text.contains(&format!("Version: {}", env!("CARGO_PKG_VERSION"))), "{text}");
+    assert!(text.starts_with("prefix=${pcfiledir}/../..\n"), "an installed folder can be moved: {text}");
     let mut pkg_config = Command::new("pkg-config");
     pkg_config.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
     let flags = run(pkg_config.args(["--cflags", "--libs", "--static", "modejump"]));

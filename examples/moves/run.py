@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-ALA2 = Path("models/ala2")
+ROOT = Path(__file__).resolve().parents[2]
+ALA2 = ROOT / "models/ala2"
 PHI, PSI = (4, 6, 8, 14), (6, 8, 14, 16)
 BASIN = (0.0, 2.2)  # rad: of φ
 BLOCKS = 20
@@ -82,7 +83,7 @@ HEADER = ["move", "accepted", "ms an attempt", "crossings", "crossings a second"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--binary", default="target/release/modejump")
+    parser.add_argument("--binary", default=str(ROOT / "target/release/modejump"))
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--record", type=int, default=10)
     parser.add_argument("--output", type=Path, default=Path("target/moves"))

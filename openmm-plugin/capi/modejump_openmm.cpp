@@ -62,6 +62,7 @@ int wholeNumber(const char* name, double value) {
     using Limits = std::numeric_limits<int>;
     if (value != std::floor(value) || !(value >= Limits::min() && value <= Limits::max())) {
         std::ostringstream message;
+        message.precision(17);
         message << "MonteCarloModeJump: " << name << " is " << value << "; it must be a whole number from " << Limits::min() << " to "
                 << Limits::max();
         throw OpenMMException(message.str());
@@ -96,9 +97,9 @@ int modejump_openmm_get_text(void* force, const char* name, const char** value) 
     return guarded([&] {
         const MonteCarloModeJump& move = cast(force);
         const string key = name;
-        if (key == "modelFile")
+        if (key == "model_file")
             *value = move.getModelFile().c_str();
-        else if (key == "modelHash")
+        else if (key == "model_hash")
             *value = move.getModelHash().c_str();
         else if (key == "acceptance")
             *value = nameOf(ACCEPTANCES, move.getAcceptance()).c_str();
@@ -106,9 +107,9 @@ int modejump_openmm_get_text(void* force, const char* name, const char** value) 
             *value = nameOf(PRECISIONS, move.getPrecision()).c_str();
         else if (key == "decoding")
             *value = nameOf(DECODINGS, move.getDecoding()).c_str();
-        else if (key == "screeningModelFile")
+        else if (key == "screening_model_file")
             *value = move.getScreeningModelFile().c_str();
-        else if (key == "screeningModelHash")
+        else if (key == "screening_model_hash")
             *value = move.getScreeningModelHash().c_str();
         else
             unknown(name);
@@ -121,39 +122,39 @@ int modejump_openmm_get(void* force, const char* name, double* value) {
         const string key = name;
         if (key == "frequency")
             *value = move.getFrequency();
-        else if (key == "numProposals")
+        else if (key == "proposals")
             *value = move.getNumProposals();
-        else if (key == "randomNumberSeed")
+        else if (key == "seed")
             *value = move.getRandomNumberSeed();
-        else if (key == "defaultReplica")
+        else if (key == "default_replica")
             *value = move.getDefaultReplica();
         else if (key == "temperature")
             *value = move.getTemperature();
-        else if (key == "drawAhead")
+        else if (key == "draw_ahead")
             *value = move.getDrawAhead();
-        else if (key == "drivenSteps")
+        else if (key == "driven_steps")
             *value = move.getDrivenSteps();
-        else if (key == "relaxationSteps")
+        else if (key == "relaxation_steps")
             *value = move.getRelaxationSteps();
-        else if (key == "relaxationStepSize")
+        else if (key == "relaxation_timestep")
             *value = move.getRelaxationStepSize();
-        else if (key == "annealingStages")
+        else if (key == "annealing_stages")
             *value = move.getAnnealingStages();
-        else if (key == "annealingMoves")
+        else if (key == "annealing_moves")
             *value = move.getAnnealingMoves();
-        else if (key == "annealingStep")
+        else if (key == "annealing_step")
             *value = move.getAnnealingStep();
-        else if (key == "leapfrogSteps")
+        else if (key == "leapfrog")
             *value = move.getLeapfrogSteps();
         else if (key == "rotations")
             *value = move.getRotations();
         else if (key == "segment")
             *value = move.getSegment();
-        else if (key == "decodingTolerance")
+        else if (key == "decoding_tolerance")
             *value = move.getDecodingTolerance();
-        else if (key == "decodingPasses")
+        else if (key == "decoding_passes")
             *value = move.getDecodingPasses();
-        else if (key == "modelTemperature")
+        else if (key == "model_temperature")
             *value = move.getModel()->temperature;
         else
             unknown(name);
@@ -166,37 +167,37 @@ int modejump_openmm_set(void* force, const char* name, double value) {
         const string key = name;
         if (key == "frequency")
             move.setFrequency(wholeNumber(name, value));
-        else if (key == "numProposals")
+        else if (key == "proposals")
             move.setNumProposals(wholeNumber(name, value));
-        else if (key == "randomNumberSeed")
+        else if (key == "seed")
             move.setRandomNumberSeed(wholeNumber(name, value));
-        else if (key == "defaultReplica")
+        else if (key == "default_replica")
             move.setDefaultReplica(wholeNumber(name, value));
         else if (key == "temperature")
             move.setTemperature(value);
-        else if (key == "drawAhead")
+        else if (key == "draw_ahead")
             move.setDrawAhead(value != 0);
-        else if (key == "drivenSteps")
+        else if (key == "driven_steps")
             move.setDrivenPath(wholeNumber(name, value), move.getRelaxationSteps(), move.getRelaxationStepSize());
-        else if (key == "relaxationSteps")
+        else if (key == "relaxation_steps")
             move.setDrivenPath(move.getDrivenSteps(), wholeNumber(name, value), move.getRelaxationStepSize());
-        else if (key == "relaxationStepSize")
+        else if (key == "relaxation_timestep")
             move.setDrivenPath(move.getDrivenSteps(), move.getRelaxationSteps(), value);
-        else if (key == "annealingStages")
+        else if (key == "annealing_stages")
             move.setAnnealing(wholeNumber(name, value), move.getAnnealingMoves(), move.getAnnealingStep());
-        else if (key == "annealingMoves")
+        else if (key == "annealing_moves")
             move.setAnnealing(move.getAnnealingStages(), wholeNumber(name, value), move.getAnnealingStep());
-        else if (key == "annealingStep")
+        else if (key == "annealing_step")
             move.setAnnealing(move.getAnnealingStages(), move.getAnnealingMoves(), value);
-        else if (key == "leapfrogSteps")
+        else if (key == "leapfrog")
             move.setLeapfrogSteps(wholeNumber(name, value));
         else if (key == "rotations")
             move.setRotations(wholeNumber(name, value));
         else if (key == "segment")
             move.setSegment(wholeNumber(name, value));
-        else if (key == "decodingTolerance")
+        else if (key == "decoding_tolerance")
             move.setDecodingTolerance(value);
-        else if (key == "decodingPasses")
+        else if (key == "decoding_passes")
             move.setDecodingPasses(wholeNumber(name, value));
         else
             unknown(name);
@@ -234,6 +235,7 @@ int modejump_openmm_draw_velocities(void* context, double temperature, uint64_t 
         std::vector<double> x;
         massive.save();
         massive.getPositions(x);
+        massive.setVelocities(std::vector<double>(x.size(), 0)); // without a momentum to keep
         drawVelocities(impl, massive, x, VelocityStream(seed, step, replica), BOLTZ * temperature);
     });
 }

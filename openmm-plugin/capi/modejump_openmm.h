@@ -11,7 +11,7 @@
 extern "C" {
 #endif
 
-#define MODEJUMP_OPENMM_ABI 8
+#define MODEJUMP_OPENMM_ABI 9
 
 typedef struct {
     uint64_t attempts, accepted, rejected, out_of_support, singular, non_finite, constraint, chirality, wrong_mode;
@@ -31,12 +31,12 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_is_mode_jump(void *force);
 /* Loads the model, and the screening model if one is set; fails if there is no such file. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_load_model(void *force);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_embed_model(void *force);
-/* Text of "modelFile", "modelHash", "screeningModelFile", "screeningModelHash", "acceptance" ("exact", "surrogate"), "precision" ("f32",
+/* Text of "model_file", "model_hash", "screening_model_file", "screening_model_hash", "acceptance" ("exact", "surrogate"), "precision" ("f32",
  * "f64", "bf16") or "decoding" ("sequential", "jacobi", "gauss_seidel"), valid as long as the Force is not changed. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_text(void *force, const char *name, const char **value);
-/* "frequency", "numProposals", "randomNumberSeed", "defaultReplica", "temperature", "drawAhead", "drivenSteps", "relaxationSteps",
- * "relaxationStepSize", "annealingStages", "annealingMoves", "annealingStep", "leapfrogSteps", "rotations",
- * "segment", "decodingTolerance", "decodingPasses", "modelTemperature" (read only). */
+/* "frequency", "proposals", "seed", "default_replica", "temperature", "draw_ahead", "driven_steps", "relaxation_steps",
+ * "relaxation_timestep", "annealing_stages", "annealing_moves", "annealing_step", "leapfrog", "rotations",
+ * "segment", "decoding_tolerance", "decoding_passes", "model_temperature" (read only). */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get(void *force, const char *name, double *value);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set(void *force, const char *name, double value);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_particles(void *force, int n, const int *particles);
@@ -46,8 +46,8 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_particles(void *force, int capaci
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_latent_walk(void *force, int n, const double *widths);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_latent_walk(void *force, int capacity, double *widths, int *n);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_attempt(void *force, void *context, int *accepted);
-/* Gives all particles of a Context new velocities of that temperature (K), as after an accepted move. The random numbers are a
- * function of seed, step and replica. */
+/* Gives all particles of a Context new velocities of that temperature (K), as after an accepted move, without momentum if the System has
+ * a CMMotionRemover. The random numbers are a function of seed, step and replica. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_draw_velocities(void *context, double temperature, uint64_t seed, uint64_t step,
                                                            uint64_t replica);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_statistics(void *force, void *context, modejump_openmm_statistics *out);

@@ -27,6 +27,8 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     const bool otherType = force.getPrecision() != MonteCarloModeJump::Precision::F32;
     const bool iterated = force.getDecoding() != MonteCarloModeJump::Decoding::Sequential;
     const bool averaged = force.getRotations() > 0;
+    // Settings whose feature is off change no result, so a plugin that does not know them may ignore them.
+    const MonteCarloModeJump defaults("");
     node.setIntProperty("version", otherType || iterated          ? 6
                                    : annealed || walk || averaged ? 5
                                    : driven                       ? 4
@@ -55,12 +57,14 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     }
     if (otherType)
         node.setStringProperty("precision", nameOf(PRECISIONS, force.getPrecision()));
-    if (iterated) {
+    if (iterated)
         node.setStringProperty("decoding", nameOf(DECODINGS, force.getDecoding()));
+    if (iterated || force.getSegment() != defaults.getSegment())
         node.setIntProperty("segment", force.getSegment());
+    if (iterated || force.getDecodingTolerance() != defaults.getDecodingTolerance())
         node.setDoubleProperty("decodingTolerance", force.getDecodingTolerance());
+    if (iterated || force.getDecodingPasses() != defaults.getDecodingPasses())
         node.setIntProperty("decodingPasses", force.getDecodingPasses());
-    }
     node.setIntProperty("frequency", force.getFrequency());
     node.setIntProperty("proposals", force.getNumProposals());
     node.setIntProperty("randomSeed", force.getRandomNumberSeed());
@@ -68,17 +72,19 @@ void MonteCarloModeJumpProxy::serialize(const void* object, SerializationNode& n
     node.setDoubleProperty("temperature", force.getTemperature());
     if (force.getDrawAhead()) // changes no result, so a plugin that does not know it may ignore it
         node.setBoolProperty("drawAhead", true);
-    if (driven) {
+    if (driven)
         node.setIntProperty("drivenSteps", force.getDrivenSteps());
+    if (driven || force.getRelaxationSteps() != defaults.getRelaxationSteps())
         node.setIntProperty("relaxationSteps", force.getRelaxationSteps());
+    if (driven || force.getRelaxationStepSize() != defaults.getRelaxationStepSize())
         node.setDoubleProperty("relaxationStepSize", force.getRelaxationStepSize());
-    }
-    if (annealed) {
+    if (annealed)
         node.setIntProperty("annealingStages", force.getAnnealingStages());
+    if (annealed || force.getAnnealingMoves() != defaults.getAnnealingMoves())
         node.setIntProperty("annealingMoves", force.getAnnealingMoves());
+    if (annealed || force.getAnnealingStep() != defaults.getAnnealingStep())
         node.setDoubleProperty("annealingStep", force.getAnnealingStep());
-    }
-    if (annealed || walk)
+    if (annealed || walk || force.getLeapfrogSteps() > 0)
         node.setIntProperty("leapfrogSteps", force.getLeapfrogSteps());
     if (averaged)
         node.setIntProperty("rotations", force.getRotations());
@@ -145,7 +151,7 @@ static void __attribute__((constructor)) registerProxies() {
     using namespace ModeJumpPlugin;
     SerializationProxy::registerProxy(typeid(MonteCarloModeJump), new MonteCarloModeJumpProxy());
     const string version = OpenMM::Platform::getOpenMMVersion();
-    if (version.rfind(MODEJUMP_OPENMM_VERSION, 0) != 0)
+    if ((version + ".").rfind(MODEJUMP_OPENMM_VERSION ".", 0) != 0)
         cerr << "MonteCarloModeJump was built for OpenMM " << MODEJUMP_OPENMM_VERSION << " and runs with " << version
              << ", whose C++ interface may differ; reinstall modejump with this OpenMM" << endl;
 }

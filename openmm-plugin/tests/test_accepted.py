@@ -14,9 +14,10 @@ INTEGRATORS = {
     "LangevinMiddle": lambda dt: openmm.LangevinMiddleIntegrator(300, 1, dt),
     "Verlet": lambda dt: openmm.VerletIntegrator(dt),
     "NoseHoover": lambda dt: openmm.NoseHooverIntegrator(300, 1, dt),
+    "VelocityVerlet": lambda dt: toy.leapfrog(dt),
 }
 #: What the integrator stores is v - OFFSET * dt F/m of the on-step velocity v.
-OFFSET = {"LangevinMiddle": 0.5, "Verlet": 0.5, "NoseHoover": 0.0}
+OFFSET = {"LangevinMiddle": 0.5, "Verlet": 0.5, "NoseHoover": 0.5, "VelocityVerlet": 0.0}
 
 
 def forces(context):
@@ -46,11 +47,20 @@ def test_new_velocities_are_those_that_the_integrator_keeps(gaussian_model, kind
     assert abs(np.corrcoef(v[:-3], v[3:])[0, 1]) < 5 / math.sqrt(n)
 
 
-def test_jumps_do_not_heat_a_stiff_mode(gaussian_model):
+@pytest.mark.parametrize("kind", ["LangevinMiddle", "NoseHoover", "Compound"])
+def test_jumps_do_not_heat_a_stiff_mode(gaussian_model, kind):
     """At 0.6 / frequency, a timestep of C-H bonds at 1 fs, hardly any friction, and jumps at every other step."""
     system = toy.well_system()
     system.addForce(modejump.MonteCarloModeJump(gaussian_model, 2, seed=4))
-    integrator = toy.langevin(0.6 / math.sqrt(toy.KT / toy.SIGMA**2 / toy.MASS), friction=0.01)
+    timestep = 0.6 / math.sqrt(toy.KT / toy.SIGMA**2 / toy.MASS)
+    if kind == "LangevinMiddle":
+        integrator = toy.langevin(timestep, friction=0.01)
+    else:
+        integrator = openmm.NoseHooverIntegrator(300, 0.01, timestep)
+    if kind == "Compound":
+        compound = openmm.CompoundIntegrator()
+        compound.addIntegrator(integrator)
+        integrator = compound
     context = toy.make_context(system, integrator, x=[[0.0, 0.0, 0.0]])
     temperatures, squares = [], []
     for _ in range(40000):
@@ -134,7 +144,7 @@ def test_no_momentum_where_it_is_removed(peroxide_model):
     system.addForce(openmm.CMMotionRemover())
     jump = modejump.MonteCarloModeJump(peroxide_model, 0, seed=8)
     system.addForce(jump)
-    context = toy.make_context(system, toy.langevin(), x=start())
+    context = toy.make_context(system, toy.langevin(), x=start(), v=np.zeros((4, 3)))
     masses = np.array(PEROXIDE.masses)
     kinetic = []
     rounds = toy.rounds(2000)
@@ -146,3 +156,59 @@ def test_no_momentum_where_it_is_removed(peroxide_model):
             kinetic.append(0.5 * (masses @ v**2).sum() / toy.KT)
     assert len(kinetic) > rounds / 20
     assert abs(np.mean(kinetic) - 4.5) < 5 * math.sqrt(4.5 / len(kinetic))
+
+
+@pytest.mark.parametrize("kind", INTEGRATORS)
+def test_a_part_that_moves_keeps_its_momentum_where_that_of_the_whole_is_removed(peroxide_model, kind):
+    """Velocities are drawn given the momentum of all and the velocities of those that stay."""
+    system = peroxide_system()
+    system.addParticle(20.0)
+    spring = openmm.HarmonicBondForce()
+    spring.addBond(0, 4, 0.3, 50.0)
+    system.addForce(spring)
+    system.addForce(openmm.CMMotionRemover())
+    jump = modejump.MonteCarloModeJump(peroxide_model, 0, particles=range(4), seed=8, temperature=300)
+    system.addForce(jump)
+    x = np.concatenate([start(), [[0.0, 0.3, 0.3]]])
+    context = toy.make_context(system, INTEGRATORS[kind](0.0005), x=x)
+    masses = np.array([*PEROXIDE.masses, 20.0])
+
+    def on_step():
+        return toy.velocities(context) + OFFSET[kind] * 0.0005 * forces(context) / masses[:, None]
+
+    momentum, stays, kinetic = masses @ toy.velocities(context), on_step()[4], []
+    assert np.abs(momentum).max() > 1
+    rounds = toy.rounds(2000)
+    for _ in range(rounds):
+        if jump.attempt(context):
+            assert np.abs(masses @ toy.velocities(context) - momentum).max() < 1e-10
+            v = on_step()
+            assert np.abs(v[4] - stays).max() < 1e-12
+            v = v[:4] - masses[:4] @ v[:4] / masses[:4].sum()
+            kinetic.append(0.5 * (masses[:4] @ v**2).sum() / toy.KT)
+    assert len(kinetic) > rounds / 20
+    assert abs(np.mean(kinetic) - 4.5) < 5 * math.sqrt(4.5 / len(kinetic))
+
+
+@pytest.mark.parametrize("every", [1, 100])
+def test_a_part_that_moves_is_not_cooled_where_momentum_is_removed(gaussian_model, every):
+    """Half of all the mass jumps so often that the thermostat has no time to make up for it."""
+    system = toy.well_system()
+    system.removeForce(0)
+    system.addParticle(toy.MASS)
+    spring = openmm.HarmonicBondForce()
+    spring.addBond(0, 1, 0.0, toy.KT / toy.SIGMA**2)
+    system.addForce(spring)
+    system.addForce(openmm.CMMotionRemover(every))
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, particles=[0], seed=4)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(0.002), x=[[0, 0, 0], [0, 0.02, 0]])
+    relative = []
+    for _ in range(toy.rounds(20000)):
+        context.getIntegrator().step(3)
+        x, v = toy.positions(context), toy.velocities(context)
+        relative.append(toy.MASS / 4 * ((v[0] - v[1]) ** 2).sum() / (1.5 * toy.KT))
+        context.setPositions(x - x[1])  # the model is that of the distance then
+        assert jump.attempt(context)
+    error = toy.batch_error(relative)
+    assert abs(np.mean(relative) - 1) < 5 * error and error < 0.04, f"{np.mean(relative)} +- {error}"

@@ -257,3 +257,22 @@ def test_reporter_writes_counts_and_transitions(peroxide_model):
     assert int(last["Accepted"]) == statistics.accepted > 0
     assert float(last["Mean Log Weight"]) == pytest.approx(statistics.mean_log_weight, rel=1e-5)
     assert int(last["Transitions phi"]) == reporter.transitions["phi"] > 3
+
+
+def test_a_reporter_of_the_second_of_two_moves_writes_to_a_path(gaussian_model, tmp_path):
+    topology = app.Topology()
+    topology.addAtom("C", app.element.carbon, topology.addResidue("TOY", topology.addChain()))
+    system = toy.well_system()
+    jumps = [modejump.MonteCarloModeJump(gaussian_model, frequency, seed=3) for frequency in (5, 2)]
+    for jump in jumps:
+        system.addForce(jump)
+    sim = app.Simulation(topology, system, toy.langevin(), *toy.platform())
+    sim.context.setPositions([[0.0, 0.0, 0.0]])
+    files = [tmp_path / "first.csv", tmp_path / "second.csv"]
+    sim.reporters.append(modejump.ModeJumpReporter(files[0], 21))
+    sim.reporters.append(modejump.ModeJumpReporter(files[1], 21, force=system.getForce(system.getNumForces() - 1)))
+    sim.step(21)
+    attempts = [file.read_text().splitlines()[1].split(",")[1] for file in files]
+    assert attempts == ["4", "10"]
+    with pytest.raises(TypeError, match="not a MonteCarloModeJump"):
+        modejump.ModeJumpReporter(files[0], 1, force=system.getForce(0))

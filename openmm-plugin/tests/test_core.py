@@ -422,6 +422,16 @@ def test_weights_averaged_over_rotations_vary_less(tarflow, method):
         (lambda m: modejump.Move(m, "isir", screen=m), ValueError, "screen goes with"),
         (lambda m: modejump.Move(m).attempt(np.zeros((2, 2)), double_well, step=0), ValueError, "one configuration"),
         (lambda m: modejump.Move(m).attempt([1.0, 0.5], double_well, step=0, reduced_potential=np.nan), modejump.Error, "NaN"),
+        (lambda m: modejump.Move(m).attempt([1.0, 0.5], double_well, step=-1), ValueError, "step is -1; it must be a whole number from 0"),
+        (lambda m: modejump.Move(m).attempt([1.0, 0.5], double_well, step=0, replica=2**64), ValueError, "replica is 18446744073709551616"),
+        (lambda m: modejump.Move(m).attempt([1.0, 0.5], double_well, step=0.5), TypeError, "step is 0.5; a whole number"),
+        (lambda m: modejump.Move(m, seed=-3), ValueError, "seed is -3"),
+        (lambda m: modejump.Move(m, proposals=-1), ValueError, "proposals is -1"),
+        (lambda m: modejump.Move(m, "driven", steps=-1), ValueError, "steps is -1"),
+        (lambda m: modejump.Move(m, "annealed", leapfrog=-2), ValueError, "leapfrog is -2"),
+        (lambda m: modejump.Model(DOUBLE_WELL, segment=-4), ValueError, "segment is -4"),
+        (lambda m: m.sample(3, seed=-1), ValueError, "seed is -1"),
+        (lambda m: modejump.Exchange(modejump.Bijection(m, m), seed=-1), ValueError, "seed is -1"),
     ],
 )
 def test_bad_input_is_refused(generator, wrong, error, message):

@@ -10,8 +10,8 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def run(name, *arguments):
-    done = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True)
+def run(name, *arguments, **options):
+    done = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr, done.stderr
     return done.stdout
@@ -27,6 +27,26 @@ def test_each_says_how_it_is_run(name):
 def test_screened_jumps_make_the_attempts_that_were_asked_for(tmp_path):
     out = run("ala2_screened.py", "--attempts", "2", "--acceptance", "surrogate", "--log", str(tmp_path / "screened.csv"))
     assert out.startswith("2 attempts")
+
+
+def test_a_log_has_a_place_that_is_told(tmp_path):
+    out = run("ala2_screened.py", "--attempts", "1", "--acceptance", "surrogate", cwd=tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.csv")] == ["target/screened.csv"]
+    assert "target/screened.csv has" in out
+
+
+@pytest.mark.parametrize("name", ["solvated_jumps", "moves/run"])
+def test_models_are_found_from_any_folder(name, tmp_path):
+    code = f"import runpy; print(runpy.run_path({str(EXAMPLES / name) + '.py'!r})['ALA2'].exists())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_a_short_ladder_has_no_errors(tmp_path):
+    arguments = ["--temperatures", "400", "600", "--iterations", "4", "--steps", "20", "--output", str(tmp_path)]
+    out = run("temperature_ladder.py", *arguments)
+    assert "nan" not in out and "4 exchanges are too few for errors" in out
+    assert "NaN" not in (tmp_path / "summary.json").read_text()
 
 
 def test_a_langevin_loop_of_ones_own():

@@ -1,6 +1,8 @@
 """The Force as an object: Python front, XML, and what it refuses."""
 
 import copy
+import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -8,7 +10,8 @@ import numpy as np
 import openmm
 import pytest
 import toy
-from openmm import unit
+from model_file import scale_layer, write_model
+from openmm import app, unit
 from peroxide import BONDS, OH, PEROXIDE, peroxide_system, start, write_peroxide_model
 
 import modejump
@@ -40,6 +43,31 @@ def test_xml_round_trip(peroxide_model, embed):
     assert openmm.XmlSerializer.serialize(back) == xml
 
 
+def test_settings_whose_feature_is_off_are_kept(peroxide_model):
+    values = {
+        "relaxation_steps": 33,
+        "relaxation_timestep": 0.002,
+        "annealing_moves": 3,
+        "annealing_step": 1e-6,
+        "leapfrog": 4,
+        "segment": 7,
+        "decoding_tolerance": 3e-4,
+        "decoding_passes": 9,
+    }
+    jump = modejump.MonteCarloModeJump(peroxide_model)
+    plain = openmm.XmlSerializer.serialize(jump)
+    for name, value in values.items():
+        assert getattr(jump, name) != value
+        setattr(jump, name, value)
+    xml = openmm.XmlSerializer.serialize(jump)
+    for twin in (copy.deepcopy(jump), pickle.loads(pickle.dumps(jump))):
+        assert {name: getattr(twin, name) for name in values} == values
+        assert openmm.XmlSerializer.serialize(twin) == xml
+    for name in values:
+        setattr(jump, name, getattr(modejump.MonteCarloModeJump(peroxide_model), name))
+    assert openmm.XmlSerializer.serialize(jump) == plain
+
+
 def test_copies_of_force_and_system(peroxide_model):
     jump = full(peroxide_model)
     twin = copy.deepcopy(jump)
@@ -68,7 +96,7 @@ def test_embedded_model_needs_no_file(peroxide_model, tmp_path):
         "context = toy.make_context(system, toy.langevin(), x=start())\n"
         "print(sum(jump.attempt(context) for _ in range(40)))"
     )
-    here = str(__import__("pathlib").Path(__file__).parent)
+    here = str(pathlib.Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", code], input=xml, capture_output=True, text=True, cwd=here)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 2
@@ -88,6 +116,15 @@ def test_python_front(peroxide_model):
     assert not modejump.MonteCarloModeJump.isinstance(system.getForce(0))
     with pytest.raises(TypeError, match="HarmonicBondForce"):
         modejump.MonteCarloModeJump.cast(system.getForce(0))
+
+
+ALA2 = pathlib.Path(__file__).resolve().parents[2] / "models" / "ala2"
+
+
+def alanine_dipeptide(model="model.safetensors", **options):
+    """The Force, topology and positions, and a System without the Force."""
+    system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
+    return modejump.MonteCarloModeJump(ALA2 / model, 0, **options), app.PDBFile(str(ALA2 / "topology.pdb")), system
 
 
 def refuses(message, call, *arguments, **options):
@@ -132,12 +169,17 @@ def test_arguments_out_of_range(peroxide_model):
     jump = modejump.MonteCarloModeJump(peroxide_model)
     with pytest.raises(openmm.OpenMMException, match="4095"):
         jump.default_replica = 5000
-    refuses(["randomNumberSeed", "2147483647"], modejump.MonteCarloModeJump, peroxide_model, seed=3_000_000_000)
-    refuses(["numProposals", "whole number"], modejump.MonteCarloModeJump, peroxide_model, proposals=2.5)
+    refuses(["seed is 3000000000;", "2147483647"], modejump.MonteCarloModeJump, peroxide_model, seed=3_000_000_000)
+    refuses(["proposals is 2.5;", "whole number"], modejump.MonteCarloModeJump, peroxide_model, proposals=2.5)
     for frequency in (0.5, 10.9):
         refuses(["frequency", "whole number"], modejump.MonteCarloModeJump, peroxide_model, frequency)
     with pytest.raises(TypeError, match="integer"):
         jump.particles = [0.5]
+    for index in (2**32, -1):
+        with pytest.raises(openmm.OpenMMException, match=f"particles has {index};"):
+            jump.particles = [0, index]
+    assert jump.particles == []
+    refuses("temperature", modejump.MonteCarloModeJump, peroxide_model, temperature=float("inf"))
 
 
 def test_units(peroxide_model):
@@ -148,8 +190,8 @@ def test_units(peroxide_model):
     assert (jump.temperature, jump.relaxation_timestep, jump.annealing_step) == (310, pytest.approx(0.002), pytest.approx(3e-6))
     for options, message in (
         ({"temperature": 300 * unit.nanometer}, "temperature is in nanometer; give a number or a Quantity in kelvin"),
-        ({"relaxation_timestep": 1 * unit.kelvin}, "relaxationStepSize is in kelvin.*picosecond"),
-        ({"annealing_step": 1 * unit.nanometer}, "annealingStep is in nanometer.*nanometer"),
+        ({"relaxation_timestep": 1 * unit.kelvin}, "relaxation_timestep is in kelvin.*picosecond"),
+        ({"annealing_step": 1 * unit.nanometer}, "annealing_step is in nanometer.*nanometer"),
         ({"frequency": 1 * unit.picosecond}, "frequency is in picosecond; give a number without a unit"),
         ({"latent_walk": [0.1 * unit.nanometer]}, "latent_walk is in nanometer"),
     ):
@@ -186,6 +228,67 @@ def test_wrong_atoms(peroxide_model):
     refuses(["order", "particle 1 (HOH1:H1", "15.999"], context_of, make(peroxide_model, particles=[1, 0, 2, 3]))
     # The right elements, but the hydrogens exchanged: only the bonds tell.
     refuses(["bond", "HOH1:H1", "particle"], context_of, make(peroxide_model, particles=[3, 1, 2, 0]))
+
+
+def test_hydrogens_may_be_heavy(tmp_path):
+    """A heavy atom may have given up to some 3 dalton to each of its own hydrogens, and no more."""
+
+    def with_masses(*masses):
+        path = tmp_path / "methanol.safetensors"
+        topology = {"names": ["C", "O", "H1"], "elements": ["C", "O", "H"], "residues": ["MOL1"] * 3, "bonds": [[0, 1], [0, 2]]}
+        model = write_model(path, {"kind": "cartesian", "dimension": 9}, [scale_layer([*range(9)], [0] * 9, [1] * 9)], [], topology=topology)
+        system = openmm.System()
+        for mass in masses:
+            system.addParticle(mass)
+        context_of(modejump.MonteCarloModeJump(model, 0), system)
+
+    with_masses(12.011 - 2.992, 15.999, 4.0)
+    refuses(["MOL1:O", "13.1", "repartitioning of up to 3.1 dalton a hydrogen"], with_masses, 12.011, 13.1, 4.0)
+    refuses(["MOL1:C", "6.027"], with_masses, 12.011 - 2 * 2.992, 15.999, 4.0)
+    refuses(["MOL1:H1", "5 dalton"], with_masses, 12.011, 15.999, 5.0)
+
+
+def test_all_hydrogens_of_a_methyl_group_may_be_heavy():
+    jump, pdb, system = alanine_dipeptide()
+    for a, b in pdb.topology.bonds():
+        hydrogen, heavy = (a, b) if a.element.symbol == "H" else (b, a)
+        if hydrogen.element.symbol == "H":
+            given = 4.0 - system.getParticleMass(hydrogen.index)._value
+            system.setParticleMass(hydrogen.index, 4.0)
+            system.setParticleMass(heavy.index, system.getParticleMass(heavy.index)._value - given)
+    context_of(jump, system)
+
+
+def test_restraints_are_no_bonds_and_bonds_may_be_elsewhere(peroxide_model, rigid_model):
+    make = modejump.MonteCarloModeJump
+
+    def restrained(k, length=0.2):
+        system, spring = peroxide_system(), openmm.HarmonicBondForce()
+        spring.addBond(0, 3, length, k)
+        system.addForce(spring)
+        return system
+
+    context_of(make(peroxide_model), restrained(1000))
+    context_of(make(peroxide_model), restrained(1e6, length=0.5))
+    refuses(["bond", "HOH1:H1", "HOH1:H2", "the model has not"], context_of, make(peroxide_model), restrained(2e5))
+    # a soft spring and another bond amiss: the order differs
+    system = restrained(1000)
+    system.getForce(0).setBondParameters(0, 0, 3, 0.3, 1000)
+    refuses(["bond", "the model has not"], context_of, make(peroxide_model), system)
+    # the bonds of a System whose other terms are in Forces that nobody can look into, or in a CustomBondForce
+    for custom in (False, True):
+        system = peroxide_system(OH)
+        system.removeForce(0)
+        if custom:
+            force = openmm.CustomBondForce("1e5*(r-0.145)^2")
+            force.addBond(1, 2)
+            system.addForce(force)
+        context_of(make(rigid_model), system)
+    system = peroxide_system()
+    for i, length in ((0, PEROXIDE.oh), (1, PEROXIDE.oo)):
+        system.getForce(0).setBondParameters(i, i, i + 1, length, PEROXIDE.k_bond)
+    system.getForce(0).setBondParameters(2, 0, 1, PEROXIDE.oh, 1.0)  # in place of 2-3
+    refuses(["HOH1:O2", "HOH1:H2", "the System has not"], context_of, make(peroxide_model), system)
 
 
 def test_frozen_particles_and_virtual_sites(peroxide_model):
@@ -238,6 +341,30 @@ def test_integrators_without_temperature(gaussian_model):
     assert explicit.attempt(context)
 
 
+def test_chains_of_different_temperatures(gaussian_model):
+    """T2"""
+
+    def chains(*temperatures):
+        integrator = openmm.NoseHooverIntegrator(0.001)
+        for i, kelvin in enumerate(temperatures):
+            integrator.addSubsystemThermostat([i], [], kelvin, 1, kelvin, 1, 3, 3, 7)
+        return integrator
+
+    system = toy.well_system()
+    system.addParticle(20.0)
+    x = [[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
+
+    def attempt(integrator, **options):
+        jump = modejump.MonteCarloModeJump(gaussian_model, 0, particles=[0], **options)
+        context = context_of(jump, copy.deepcopy(system), integrator)
+        context.setPositions(x)
+        return jump.attempt(context)
+
+    refuses(["300 K", "450 K", "set"], attempt, chains(300, 450))
+    assert attempt(chains(300, 450), temperature=300)
+    assert attempt(chains(300, 300))
+
+
 def test_unsupported_integrators(gaussian_model):
     """T10 and the integrators that would never, or twice a step, call the move."""
 
@@ -275,6 +402,25 @@ def test_a_period_is_no_temperature(gaussian_model):
     context = context_of(jump, toy.well_system(), integrator)
     context.setPositions([[0.0, 0.0, 0.0]])
     assert all(jump.attempt(context) for _ in range(20))  # the model is exact at 300 K
+
+
+def test_a_jump_between_modes_has_one_proposal():
+    """As Move(modes, proposals=4) says: several would make it another move."""
+    jump, _, system = alanine_dipeptide("modes.safetensors", proposals=4)
+    refuses("4 proposals: a jump between modes has one", context_of, jump, system)
+    jump, _, system = alanine_dipeptide("modes.safetensors")
+    context_of(jump, system)
+
+
+def test_an_update_starts_all_statistics_anew(gaussian_model):
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3, temperature=400)
+    context = context_of(jump, toy.well_system())
+    context.setPositions([[0.01, 0.0, 0.0]])
+    jump.attempt(context)
+    assert jump.statistics(context).last_log_acceptance != 0
+    jump.update_parameters_in_context(context)
+    statistics = jump.statistics(context)
+    assert statistics.attempts == 0 and statistics.last_log_acceptance == 0
 
 
 def test_an_update_that_is_refused_changes_nothing(gaussian_model):

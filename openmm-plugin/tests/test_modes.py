@@ -16,10 +16,10 @@ PHI = [4, 6, 8, 14]
 def test_jumps_between_basins_reach_both_and_are_counted():
     pdb = app.PDBFile(str(ALA2 / "topology.pdb"))
     system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
-    jump = MonteCarloModeJump(str(ALA2 / "modes.safetensors"), frequency=20, seed=3)
+    jump = MonteCarloModeJump(str(ALA2 / "modes.safetensors"), frequency=20, seed=4)
     system.addForce(jump)
     integrator = openmm.LangevinMiddleIntegrator(300, 1, 0.001)
-    integrator.setRandomNumberSeed(1)
+    integrator.setRandomNumberSeed(2)
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName("Reference"))
     context.setPositions(pdb.positions)
     openmm.LocalEnergyMinimizer.minimize(context, maxIterations=200)

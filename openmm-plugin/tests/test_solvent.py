@@ -161,6 +161,26 @@ def test_driven_paths_are_kept_by_xml(chain_model):
     assert (copy.driven_steps, copy.relaxation_steps, copy.relaxation_timestep) == (7, 3, 0.002)
 
 
+@pytest.mark.parametrize("name, passes", [("Reference", False), ("CPU", True)])
+def test_a_change_behind_the_paths_back_is_no_rounding(chain_model, name, passes):
+    """Of a large energy, which single precision knows to 1e-5 of it only."""
+    system, constant = bath.bath_system(), openmm.CustomExternalForce("e0")
+    constant.addPerParticleParameter("e0")
+    constant.addParticle(0, [-1e5])
+    system.addForce(constant)
+    jump = driven(chain_model, 3)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(0.004), name, bath.start())
+    jump.attempt(context)
+    constant.setParticleParameters(0, 0, [-1e5 + 0.5])
+    constant.updateParametersInContext(context)
+    if passes:
+        jump.attempt(context)
+    else:
+        with pytest.raises(openmm.OpenMMException, match="was a Force changed"):
+            jump.attempt(context)
+
+
 def test_paths_follow_box_and_parameters_and_refuse_what_they_cannot(peroxide_model, chain_model):
     jump = driven(chain_model, 3)
     context = context_of(jump)

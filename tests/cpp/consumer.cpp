@@ -291,6 +291,10 @@ static void test_mode_jump(const std::string& path) {
         EXPECT(one.x == other.x);
     }
     EXPECT(calls >= 200 && by_file.statistics().accepted > 50 && by_file.statistics().accepted == by_function.statistics().accepted);
+    by_file = modejump::Move(model, mode); // in the place of another, with the function of its mode
+    calls = 0;
+    by_file.attempt(potential, one);
+    EXPECT(calls > 0 && by_file.statistics().attempts == 1);
     modejump::Move failing(model, [](std::size_t, const double*) -> std::int64_t { throw EngineFailure{9}; });
     const std::vector<double> before = one.x;
     int code = 0;

@@ -50,6 +50,10 @@ struct OPENMM_EXPORT_MODEJUMP ModeJumpStatistics {
     std::string advice;
 };
 
+/**
+ * A CustomIntegrator must have its velocities v on the step, at the time of the positions, where it calls addUpdateContextState(): in a leap-frog
+ * scheme of its own jumps bias the averages. Of OpenMM's integrators it is known which store half-step velocities.
+ */
 class OPENMM_EXPORT_MODEJUMP MonteCarloModeJump : public OpenMM::Force {
 public:
     /** Whose log-density decides about a proposal: the generator's own, or the screening model's alone, which is biased. */

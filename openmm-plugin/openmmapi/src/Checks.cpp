@@ -1,12 +1,15 @@
 #include "Checks.h"
 
+#include "openmm/CustomBondForce.h"
 #include "openmm/HarmonicBondForce.h"
 #include "openmm/OpenMMException.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <set>
+#include <sstream>
 
 using namespace OpenMM;
 using namespace std;
@@ -32,13 +35,29 @@ double standardMass(const string& element) {
     return entry == masses.end() ? 0 : entry->second;
 }
 
-/** Hydrogen mass repartitioning moves up to some 3 dalton from a heavy atom to each of its hydrogens. */
-bool massFits(double mass, const string& element) {
-    const double standard = standardMass(element);
+/** What hydrogen mass repartitioning moves at most from a heavy atom to each of its hydrogens, dalton: 4 dalton are usual for these. */
+const double REPARTITIONED = 3.1;
+/** Most hydrogens of an atom where the model's bonds are not known. */
+const int MOST_HYDROGENS = 3;
+
+bool isHydrogen(const Model& model, int atom) { return abs(standardMass(model.elements[atom]) - 1.008) < 0.1; }
+
+int hydrogensOf(const Model& model, int atom) {
+    if (model.bonds.empty())
+        return MOST_HYDROGENS;
+    return count_if(model.bonds.begin(), model.bonds.end(), [&](const array<int, 2>& bond) {
+        return (bond[0] == atom && isHydrogen(model, bond[1])) || (bond[1] == atom && isHydrogen(model, bond[0]));
+    });
+}
+
+/** The least and the greatest mass of an atom of this element in its molecule; hydrogen mass repartitioning is foreseen. */
+array<double, 2> massRange(const Model& model, int atom) {
+    const double standard = standardMass(model.elements[atom]), margin = 0.6;
     if (standard == 0)
-        return true;
-    const bool hydrogen = standard < 1.5;
-    return hydrogen ? mass < 4.5 : mass > 4.5 && mass > standard - 9.5 && mass < standard + 0.6;
+        return {0, INFINITY};
+    if (isHydrogen(model, atom))
+        return {0, standard + REPARTITIONED + margin};
+    return {standard - REPARTITIONED * hydrogensOf(model, atom) - margin, standard + margin};
 }
 
 string describe(const vector<int>& particles, const Model& model, int atom) {
@@ -59,23 +78,40 @@ void addBond(set<Bond>& bonds, const vector<int>& atoms, int p1, int p2) {
         bonds.insert(minmax(a, b));
 }
 
-/** Bonds of HarmonicBondForces and constraints, in model atoms. */
-set<Bond> systemBonds(const System& system, const vector<int>& atoms) {
-    set<Bond> bonds;
+/** Pairs of the System, in model atoms. */
+struct Ties {
+    /** Of HarmonicBondForces; of these and constraints those as short and stiff as a covalent bond; of what else may hold a bond. */
+    set<Bond> harmonic, covalent, others;
+    bool has(const Bond& bond) const { return harmonic.count(bond) + covalent.count(bond) + others.count(bond) > 0; }
+};
+
+/** nm and kJ/(mol nm^2): S-S is the longest of common bonds and among the softest, 0.204 and 139,000; restraints are softer by far. */
+const double LONGEST_BOND = 0.25, SOFTEST_BOND = 5e4;
+
+Ties systemTies(const System& system, const vector<int>& atoms) {
+    Ties ties;
     int p1, p2;
     double length, k;
+    vector<double> parameters;
     for (int f = 0; f < system.getNumForces(); f++) {
-        const auto force = dynamic_cast<const HarmonicBondForce*>(&system.getForce(f));
-        for (int i = 0; force != nullptr && i < force->getNumBonds(); i++) {
-            force->getBondParameters(i, p1, p2, length, k);
-            addBond(bonds, atoms, p1, p2);
+        const auto harmonic = dynamic_cast<const HarmonicBondForce*>(&system.getForce(f));
+        for (int i = 0; harmonic != nullptr && i < harmonic->getNumBonds(); i++) {
+            harmonic->getBondParameters(i, p1, p2, length, k);
+            addBond(ties.harmonic, atoms, p1, p2);
+            if (length < LONGEST_BOND && k > SOFTEST_BOND)
+                addBond(ties.covalent, atoms, p1, p2);
+        }
+        const auto custom = dynamic_cast<const CustomBondForce*>(&system.getForce(f));
+        for (int i = 0; custom != nullptr && i < custom->getNumBonds(); i++) {
+            custom->getBondParameters(i, p1, p2, parameters);
+            addBond(ties.others, atoms, p1, p2);
         }
     }
     for (int i = 0; i < system.getNumConstraints(); i++) {
         system.getConstraintParameters(i, p1, p2, length);
-        addBond(bonds, atoms, p1, p2);
+        addBond(length < LONGEST_BOND ? ties.covalent : ties.others, atoms, p1, p2);
     }
-    return bonds;
+    return ties;
 }
 
 /** Urey-Bradley terms and angle constraints tie atoms that share a neighbour. */
@@ -111,31 +147,41 @@ vector<int> checkedParticles(const System& system, const vector<int>& given, con
         const double mass = system.getParticleMass(particle);
         if (mass == 0)
             refuse(who + " has no mass, so the System holds it in place");
-        if (atom < static_cast<int>(model.elements.size()) && !massFits(mass, model.elements[atom]))
-            refuse("the order of the atoms differs, first at " + who + ": its mass in the System is " + to_string(mass) +
-                   " dalton, the model has the element " + model.elements[atom] + " there");
+        if (atom >= static_cast<int>(model.elements.size()))
+            continue;
+        const array<double, 2> range = massRange(model, atom);
+        if (!(range[0] < mass && mass < range[1])) {
+            ostringstream message;
+            message << "the order of the atoms differs, first at " << who << ": its mass in the System is " << mass
+                    << " dalton, the model has the element " << model.elements[atom] << " there, of " << max(0.0, range[0]) << " to "
+                    << range[1] << " dalton, with hydrogen mass repartitioning of up to " << REPARTITIONED << " dalton a hydrogen";
+            refuse(message.str());
+        }
     }
     return particles;
 }
 
 void checkBonds(const System& system, const vector<int>& particles, const Model& model) {
-    const set<Bond> there = systemBonds(system, atomsOfParticles(system, particles));
+    const Ties there = systemTies(system, atomsOfParticles(system, particles));
     set<Bond> wanted;
     for (const auto& bond : model.bonds)
         wanted.insert(minmax(bond[0], bond[1]));
-    if (there.empty() || wanted.empty())
+    if (wanted.empty())
         return;
+    // Where no HarmonicBondForce has one of the model's bonds, they are in Forces that are not known here, such as a learned potential.
+    const bool told = any_of(wanted.begin(), wanted.end(), [&](const Bond& bond) { return there.harmonic.count(bond) > 0; });
+    const auto missing = find_if(wanted.begin(), wanted.end(), [&](const Bond& bond) { return told && !there.has(bond); });
     const auto both = [&](const Bond& bond) {
         return describe(particles, model, bond.first) + " and " + describe(particles, model, bond.second);
     };
-    for (const Bond& bond : there)
+    // A soft spring between atoms that the model does not bond may be a restraint, unless a bond is amiss elsewhere.
+    for (const Bond& bond : missing == wanted.end() ? there.covalent : there.harmonic)
         if (wanted.count(bond) == 0 && !shareNeighbour(wanted, bond.first, bond.second))
             refuse("the System has a bond between " + both(bond) +
                    " that the model has not: is the order of the atoms the model's?");
-    for (const Bond& bond : wanted)
-        if (there.count(bond) == 0)
-            refuse("the model has a bond between " + both(bond) +
-                   " that the System has not: is the order of the atoms the model's?");
+    if (missing != wanted.end())
+        refuse("the model has a bond between " + both(*missing) +
+               " that the System has not: is the order of the atoms the model's?");
 }
 
 Constraints movedConstraints(const System& system, const vector<int>& particles, const Model& model) {

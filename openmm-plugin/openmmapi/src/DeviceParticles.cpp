@@ -109,47 +109,11 @@ KERNEL void carryVelocities(int numAtoms, int stride, mixed time, GLOBAL const m
         velm[i] = v;
     }
 }
-
-/* By one block. */
-KERNEL void removeMomentum(int numAtoms, GLOBAL mixed4* RESTRICT velm) {
-    LOCAL mixed4 sums[THREADS];
-    mixed4 sum = make_mixed4(0);
-    for (int i = LOCAL_ID; i < numAtoms; i += LOCAL_SIZE) {
-        mixed4 v = velm[i];
-        if (v.w != 0) {
-            mixed mass = 1/v.w;
-            sum.x += mass*v.x;
-            sum.y += mass*v.y;
-            sum.z += mass*v.z;
-            sum.w += mass;
-        }
-    }
-    sums[LOCAL_ID] = sum;
-    for (int width = THREADS/2; width > 0; width /= 2) {
-        SYNC_THREADS;
-        if (LOCAL_ID < width)
-            sums[LOCAL_ID] += sums[LOCAL_ID+width];
-    }
-    SYNC_THREADS;
-    mixed4 all = sums[0];
-    for (int i = LOCAL_ID; i < numAtoms; i += LOCAL_SIZE) {
-        mixed4 v = velm[i];
-        if (v.w != 0) {
-            v.x -= all.x/all.w;
-            v.y -= all.y/all.w;
-            v.z -= all.z/all.w;
-            velm[i] = v;
-        }
-    }
-}
 )";
-
-/** Of the block that sums momenta. */
-const int THREADS = 64;
 
 /** The context that holds OpenMM's arrays, or null. */
 ComputeContext* computeContextOf(ContextImpl& context) {
-    if (Platform::getOpenMMVersion().rfind(MODEJUMP_OPENMM_VERSION, 0) != 0)
+    if ((Platform::getOpenMMVersion() + ".").rfind(MODEJUMP_OPENMM_VERSION ".", 0) != 0)
         return nullptr; // its classes may be others than those that this was built for
     // Their definitions need the headers of each vendor. They derive from ComputeContext alone, which therefore lies at their beginning.
     const string& name = context.getPlatform().getName();
@@ -184,7 +148,6 @@ public:
     void getForces(vector<double>& f) override;
     void saveForces() override;
     void carryVelocities(double time) override;
-    void removeMomentum() override;
 
 private:
     unique_ptr<ArrayInterface> array(size_t size, int elementSize, const string& name);
@@ -199,7 +162,7 @@ private:
     /** Where each of the particles lies in OpenMM's arrays, here and on the device. */
     vector<int> slots;
     unique_ptr<ArrayInterface> slotArray, numbers, savedPosq, savedCorrection, savedForces;
-    ComputeKernel gatherPositions, scatterPositions, gatherVelocities, scatterVelocities, gatherForces, carry, remove;
+    ComputeKernel gatherPositions, scatterPositions, gatherVelocities, scatterVelocities, gatherForces, carry;
     vector<double> shifted;
 };
 
@@ -214,7 +177,7 @@ DeviceParticles::DeviceParticles(ContextImpl& context, ComputeContext& compute, 
     savedForces = likeness(compute.getLongForceBuffer(), "modeJumpForces");
     if (compute.getUseMixedPrecision())
         savedCorrection = likeness(compute.getPosqCorrection(), "modeJumpPosqCorrection");
-    ComputeProgram program = compute.compileProgram(SOURCE, {{"THREADS", to_string(THREADS)}});
+    ComputeProgram program = compute.compileProgram(SOURCE);
     gatherPositions = kernelOnPositions(program, "gatherPositions");
     scatterPositions = kernelOnPositions(program, "scatterPositions");
     gatherVelocities = kernelOnVelocities(program, "gatherVelocities");
@@ -232,9 +195,6 @@ DeviceParticles::DeviceParticles(ContextImpl& context, ComputeContext& compute, 
     carry->addArg(*savedForces);
     carry->addArg(compute.getLongForceBuffer());
     carry->addArg(compute.getVelm());
-    remove = program->createKernel("removeMomentum");
-    remove->addArg(compute.getNumAtoms());
-    remove->addArg(compute.getVelm());
 }
 
 unique_ptr<ArrayInterface> DeviceParticles::array(size_t size, int elementSize, const string& name) {
@@ -360,11 +320,6 @@ void DeviceParticles::carryVelocities(double time) {
     else
         carry->setArg(2, static_cast<float>(time));
     carry->execute(compute.getNumAtoms());
-}
-
-void DeviceParticles::removeMomentum() {
-    ContextSelector selector(compute);
-    remove->execute(THREADS, THREADS);
 }
 
 } // namespace

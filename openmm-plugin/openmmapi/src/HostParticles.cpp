@@ -98,19 +98,4 @@ void HostParticles::carryVelocities(double time) {
     context.setVelocities(velocities);
 }
 
-void HostParticles::removeMomentum() {
-    context.getVelocities(velocities);
-    const System& system = context.getSystem();
-    Vec3 momentum;
-    double total = 0;
-    for (int i = 0; i < system.getNumParticles(); i++) {
-        momentum += velocities[i] * system.getParticleMass(i);
-        total += system.getParticleMass(i);
-    }
-    for (int i = 0; i < system.getNumParticles(); i++)
-        if (system.getParticleMass(i) > 0)
-            velocities[i] -= momentum * (1 / total);
-    context.setVelocities(velocities);
-}
-
 } // namespace ModeJumpPlugin

@@ -17,6 +17,7 @@ public:
     const Json& operator[](int index) const;
     const std::vector<Json>& items() const { return array; }
     double number(double otherwise) const { return kind == Kind::Number ? value : otherwise; }
+    bool is(const std::string& word) const { return kind == Kind::String && text == word; }
     std::vector<std::string> strings() const;
 
 private:

@@ -98,6 +98,7 @@ Model::~Model() { modejump_model_free(model); }
 void Model::readDescription(const string& json) {
     const Json card = Json::parse(json);
     temperature = card["temperature"].number(0.0);
+    hasModes = card["model"]["kind"].is("modes");
     const Json& topology = card["topology"];
     elements = topology["elements"].strings();
     names = topology["names"].strings();

@@ -35,6 +35,8 @@ public:
     double temperature = 0;
     /** Whether it follows the temperature of the simulation. */
     bool steerable = false;
+    /** Whether it has a generator for each of several metastable states, between which moves jump. */
+    bool hasModes = false;
     /** Empty if the file does not say. */
     std::vector<std::string> elements, names, residues;
     std::vector<std::array<int, 2>> bonds;

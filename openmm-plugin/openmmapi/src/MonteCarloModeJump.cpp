@@ -179,7 +179,7 @@ void MonteCarloModeJump::setLeapfrogSteps(int steps) {
 }
 
 void MonteCarloModeJump::setTemperature(double kelvin) {
-    require(kelvin >= 0, "the temperature cannot be negative; 0 takes it from the integrator");
+    require(kelvin >= 0 && isfinite(kelvin), "the temperature is a number and not negative; 0 takes it from the integrator");
     temperature = kelvin;
 }
 

@@ -8,6 +8,7 @@
 #include "Velocities.h"
 #include "modejump.h"
 #include "openmm/OpenMMException.h"
+#include "openmm/Platform.h"
 #include "openmm/internal/ContextImpl.h"
 #include "openmm/reference/SimTKOpenMMRealType.h"
 #include "openmm/serialization/XmlSerializer.h"
@@ -189,6 +190,8 @@ void MonteCarloModeJumpImpl::checkMethod() const {
                               "annealing, a latent walk or a screening model");
     if (owner.getLeapfrogSteps() > 0 && !annealed && !walk)
         throw OpenMMException("MonteCarloModeJump: leapfrog steps belong to annealing or to a latent walk; set one of these");
+    if (model->hasModes && owner.getNumProposals() > 1 && !screen && !annealed)
+        throw OpenMMException("MonteCarloModeJump: " + to_string(owner.getNumProposals()) + " proposals: a jump between modes has one");
 }
 
 /** As the owner says now; what there was before stays if that is refused. */
@@ -206,6 +209,7 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     solvent = std::move(newSolvent);
     frequency = owner.getFrequency();
     temperature = owner.getTemperature();
+    lastLogAcceptance = 0;
 }
 
 modejump_move* MonteCarloModeJumpImpl::newMoveOf(bool driven) const {
@@ -265,14 +269,26 @@ unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) 
                                    owner.getRelaxationStepSize());
 }
 
+namespace {
+
+/** The CPU platform computes in single precision, and mixed precision is that of sums. */
+bool usesDoublePrecision(ContextImpl& context) {
+    const Platform& platform = context.getPlatform();
+    const vector<string>& names = platform.getPropertyNames();
+    return platform.getName() == "Reference" || (find(names.begin(), names.end(), "Precision") != names.end() &&
+                                                 platform.getPropertyValue(context.getOwner(), "Precision") == "double");
+}
+
+} // namespace
+
 /** Puts the solvent where the System is; returns the energy there as the solvent's Context has it, kJ/mol. */
 double MonteCarloModeJumpImpl::beginDriven(ContextImpl& context, double energy, double kT, const VelocityStream& stream) {
     vector<Vec3> positions;
     context.getPositions(positions);
     solvent->begin(context, positions, kT, stream);
     const double here = solvent->energyAt(x.data());
-    // rounding of single precision, and no more
-    if (!(abs(here - energy) <= max(0.01 * kT, 1e-5 * abs(energy))))
+    // rounding, and no more
+    if (!(abs(here - energy) <= max(0.01 * kT, (usesDoublePrecision(context) ? 1e-9 : 1e-5) * abs(energy))))
         throw OpenMMException("MonteCarloModeJump: the energy is " + to_string(energy) + " kJ/mol, on the driven path " +
                               to_string(here) + " kJ/mol: was a Force changed after the Context was made? Call " +
                               "context.reinitialize(preserveState=True) after such a change");

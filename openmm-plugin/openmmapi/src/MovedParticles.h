@@ -40,8 +40,6 @@ public:
     virtual void saveForces() = 0;
     /** v += time (F_saved - F)/m of all particles, F as it was last computed. */
     virtual void carryVelocities(double time) = 0;
-    /** Subtracts the velocity of the centre of mass of all particles, as a CMMotionRemover would only do at the start of the next step. */
-    virtual void removeMomentum() = 0;
 
     const std::vector<int> particles;
 
@@ -62,7 +60,6 @@ public:
     void getForces(std::vector<double>& f) override;
     void saveForces() override;
     void carryVelocities(double time) override;
-    void removeMomentum() override;
 
 private:
     OpenMM::ContextImpl& context;

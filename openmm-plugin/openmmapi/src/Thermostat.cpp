@@ -15,6 +15,7 @@
 
 #include <cxxabi.h>
 #include <cstdlib>
+#include <sstream>
 #include <typeinfo>
 
 using namespace OpenMM;
@@ -45,6 +46,27 @@ double customTemperature(const CustomIntegrator& integrator) {
     return kT > 0 ? kT / BOLTZ : valueOf("temperature");
 }
 
+/** That of all chains; 0 without any. */
+double chainTemperature(const NoseHooverIntegrator& integrator) {
+    double temperature = 0;
+    for (int i = 0; i < integrator.getNumThermostats(); i++) {
+        const NoseHooverChain& chain = integrator.getThermostat(i);
+        vector<double> all = {chain.getTemperature()};
+        if (!chain.getThermostatedPairs().empty())
+            all.push_back(chain.getRelativeTemperature());
+        for (double other : all) {
+            if (temperature > 0 && other != temperature) {
+                ostringstream message;
+                message << "MonteCarloModeJump: the NoseHooverIntegrator has chains at " << temperature << " K and at " << other
+                        << " K, and a move has one temperature: set that of the MonteCarloModeJump, for the particles that it moves";
+                throw OpenMMException(message.str());
+            }
+            temperature = other;
+        }
+    }
+    return temperature;
+}
+
 double integratorTemperature(const Integrator& integrator) {
     if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
         return integratorTemperature(compound->getIntegrator(compound->getCurrentIntegrator()));
@@ -53,7 +75,7 @@ double integratorTemperature(const Integrator& integrator) {
     if (auto langevin = dynamic_cast<const VariableLangevinIntegrator*>(&integrator))
         return langevin->getTemperature();
     if (auto noseHoover = dynamic_cast<const NoseHooverIntegrator*>(&integrator))
-        return noseHoover->getNumThermostats() > 0 ? noseHoover->getTemperature() : 0;
+        return chainTemperature(*noseHoover);
     if (auto brownian = dynamic_cast<const BrownianIntegrator*>(&integrator))
         return brownian->getTemperature();
     if (auto dpd = dynamic_cast<const DPDIntegrator*>(&integrator))
@@ -109,8 +131,9 @@ void checkIntegrator(const Integrator& integrator) {
 }
 
 double velocityTimeOffset(const Integrator& integrator) {
-    // These two are leap-frog schemes as well, but OpenMM leaves their offset at 0.
-    if (dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr ||
+    // These are leap-frog schemes as well, but OpenMM leaves their offset at 0. NoseHoover is the middle scheme of LangevinMiddle (a kick by
+    // the whole step, half a drift, the thermostat, half a drift) with chains for the thermostat, which know nothing of x.
+    if (dynamic_cast<const NoseHooverIntegrator*>(&integrator) != nullptr || dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr ||
         dynamic_cast<const VariableLangevinIntegrator*>(&integrator) != nullptr)
         return 0.5 * integrator.getStepSize();
     if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))

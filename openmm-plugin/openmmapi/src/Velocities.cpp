@@ -20,6 +20,23 @@ bool removesMomentum(const System& system) {
     return false;
 }
 
+Vec3 momentumOf(const System& system, const vector<int>& particles, const vector<double>& v) {
+    Vec3 momentum;
+    for (size_t i = 0; i < particles.size(); i++)
+        momentum += Vec3(v[3 * i], v[3 * i + 1], v[3 * i + 2]) * system.getParticleMass(particles[i]);
+    return momentum;
+}
+
+/** By a velocity that all of them get: Maxwell-Boltzmann velocities become those given the momentum. */
+void giveMomentum(const System& system, const vector<int>& particles, const Vec3& momentum, vector<double>& v) {
+    double mass = 0;
+    for (int particle : particles)
+        mass += system.getParticleMass(particle);
+    const Vec3 shift = (momentum - momentumOf(system, particles, v)) * (1 / mass);
+    for (size_t j = 0; j < v.size(); j++)
+        v[j] += shift[j % 3];
+}
+
 // From drawn velocities xi to those that a leap-frog integrator stores, offset = h/2 behind the positions. For a
 // harmonic mode the middle scheme (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) keeps x canonical and stored
 // velocities v = xi (1 - h^2 w^2/4)^1/2 - h/2 F(x)/m of variance kT/m exactly. To draw v - h/2 F(x)/m with v
@@ -44,7 +61,16 @@ void drawVelocities(ContextImpl& context, MovedParticles& moved, const vector<do
     const System& system = context.getSystem();
     const double offset = velocityTimeOffset(context.getIntegrator());
     const double tolerance = context.getIntegrator().getConstraintTolerance();
-    const bool constrained = system.getNumConstraints() > 0, still = removesMomentum(system);
+    const bool constrained = system.getNumConstraints() > 0, removed = removesMomentum(system);
+    // With a remover velocities have the distribution given the momentum of all. Particles that stay keep theirs, so those that move keep the
+    // momentum that they have together. To draw it too and take it out of all particles cools the motion of one part against the other, to
+    // 1/(1 + M_moved/M); to leave none at all would heat it by what the thermostat has given since the remover came.
+    Vec3 momentum;
+    if (removed) {
+        vector<double> before;
+        moved.getVelocities(before);
+        momentum = momentumOf(system, moved.particles, before);
+    }
     vector<double> v;
     for (size_t i = 0; i < moved.particles.size(); i++) {
         const auto first = stream.normals(static_cast<uint32_t>(2 * i));
@@ -57,11 +83,14 @@ void drawVelocities(ContextImpl& context, MovedParticles& moved, const vector<do
         context.applyVelocityConstraints(tolerance);
         moved.getVelocities(v);
     }
-    if (offset != 0)
+    if (removed)
+        giveMomentum(system, moved.particles, momentum, v);
+    if (offset != 0) {
         shiftVelocities(context, moved, x, offset, v);
+        if (removed)
+            giveMomentum(system, moved.particles, momentum, v);
+    }
     moved.setVelocities(v);
-    if (still)
-        moved.removeMomentum();
     if (constrained)
         context.applyVelocityConstraints(tolerance);
 }

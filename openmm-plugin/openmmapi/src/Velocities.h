@@ -12,7 +12,7 @@ namespace ModeJumpPlugin {
 
 /**
  * Gives the particles new velocities, in the distribution that the integrator keeps at the Context's positions,
- * projected on the constraints; without momentum of the whole if the System has a CMMotionRemover. Kept velocities
+ * projected on the constraints; with the momentum that they have now if the System has a CMMotionRemover. Kept velocities
  * would lose their components along constraints that now point elsewhere, which cools the System.
  *
  * @param x  where the particles are

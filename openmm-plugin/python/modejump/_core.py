@@ -1,6 +1,7 @@
 """The C interface (include/modejump.h) as Python calls it: its structs, the library, callbacks and errors."""
 
 import ctypes
+import operator
 import os
 import sysconfig
 from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
@@ -32,11 +33,29 @@ class Error(RuntimeError):
         self.status = status
 
 
+def _whole(value, name, kind=c_uint64):
+    """A number for this unsigned type, of which ctypes would take the lowest bits."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}; a whole number is needed") from None
+    most = 256 ** ctypes.sizeof(kind) - 1
+    if not 0 <= number <= most:
+        raise ValueError(f"{name} is {number}; it must be a whole number from 0 to {most}")
+    return number
+
+
 class _Struct(ctypes.Structure):
     """A struct of the C interface, which begins with its size."""
 
     def __init__(self, **values):
         super().__init__(struct_size=ctypes.sizeof(self), **values)
+
+    def __setattr__(self, name, value):
+        kind = dict(self._fields_).get(name)
+        if kind in (c_uint32, c_uint64):
+            value = _whole(value, name.removeprefix("n_"), kind)
+        super().__setattr__(name, value)
 
 
 class _Options(_Struct):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import openmm
 
-ABI = 8
+ABI = 9
 NAME = "libOpenMMModeJump.so"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._core import REASONS, _attempt, _box_of, _call, _Callback, _constraints, _ExchangeOutcome, _handle_of, _Owner
-from ._core import _pointer, _State
+from ._core import _pointer, _State, _whole
 from .model import Bijection
 from .move import _statistics_of
 from .units import reduced
@@ -55,7 +55,7 @@ class Exchange(_Owner):
         handle = _handle_of(map, Bijection, "the map")
         self.bijection = map
         self._handle = c_void_p()
-        _call("exchange_new", handle, c_uint64(seed), byref(self._handle))
+        _call("exchange_new", handle, c_uint64(_whole(seed, "seed")), byref(self._handle))
         _call("exchange_carry_frames", self._handle, c_uint32(carry_frames))
 
     def set_constraints(self, atoms, lengths, masses):

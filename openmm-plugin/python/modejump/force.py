@@ -42,6 +42,14 @@ def _number(name, convert, doc, wanted=unit.dimensionless):
     return property(getter, setter, doc=doc)
 
 
+def _index(value):
+    """As ctypes would not say that it does not fit."""
+    value = operator.index(value)
+    if not 0 <= value < 2**31:
+        raise openmm.OpenMMException(f"MonteCarloModeJump: particles has {value}; particles are numbered from 0 to {2**31 - 1} at most")
+    return value
+
+
 def _numbers(name, ctype, convert, doc):
     """A list of numbers that lives in the C++ object."""
 
@@ -203,30 +211,30 @@ class MonteCarloModeJump(openmm.Force):
         return result
 
     frequency = _number("frequency", int, "Steps between attempts; 0 switches them off.")
-    proposals = _number("numProposals", int, "Proposals of an attempt.")
-    seed = _number("randomNumberSeed", int, "Seed of the moves; 0 chooses another for each Context.")
+    proposals = _number("proposals", int, "Proposals of an attempt.")
+    seed = _number("seed", int, "Seed of the moves; 0 chooses another for each Context.")
     temperature = _number("temperature", float, "K; 0 stands for the integrator's.", unit.kelvin)
-    draw_ahead = _number("drawAhead", bool, "Whether proposals are drawn while the simulation runs.")
-    driven_steps = _number("drivenSteps", int, "Perturbations of a driven path; 0 for none.")
-    relaxation_steps = _number("relaxationSteps", int, "Of a driven path: steps of the trajectory after a perturbation.")
-    relaxation_timestep = _number("relaxationStepSize", float, "Of these steps, ps.", unit.picosecond)
-    annealing_stages = _number("annealingStages", int, "Stages of annealed proposals; 0 for none.")
-    annealing_moves = _number("annealingMoves", int, "Steps at each stage of annealing.")
-    annealing_step = _number("annealingStep", float, "Size of these steps, nm².", unit.nanometer**2)
-    leapfrog = _number("leapfrogSteps", int, "Steps of a Hamiltonian trajectory, of annealing or of a latent walk.")
+    draw_ahead = _number("draw_ahead", bool, "Whether proposals are drawn while the simulation runs.")
+    driven_steps = _number("driven_steps", int, "Perturbations of a driven path; 0 for none.")
+    relaxation_steps = _number("relaxation_steps", int, "Of a driven path: steps of the trajectory after a perturbation.")
+    relaxation_timestep = _number("relaxation_timestep", float, "Of these steps, ps.", unit.picosecond)
+    annealing_stages = _number("annealing_stages", int, "Stages of annealed proposals; 0 for none.")
+    annealing_moves = _number("annealing_moves", int, "Steps at each stage of annealing.")
+    annealing_step = _number("annealing_step", float, "Size of these steps, nm².", unit.nanometer**2)
+    leapfrog = _number("leapfrog", int, "Steps of a Hamiltonian trajectory, of annealing or of a latent walk.")
     rotations = _number("rotations", int, "Orientations that the density is averaged over; 0 for none.")
     segment = _number("segment", int, "Tokens of a segment of decoding by Gauss and Seidel; for Contexts made afterwards.")
     decoding_tolerance = _number(
-        "decodingTolerance", float, "Largest error of the latent point of decoding by iteration; for Contexts made afterwards."
+        "decoding_tolerance", float, "Largest error of the latent point of decoding by iteration; for Contexts made afterwards."
     )
-    decoding_passes = _number("decodingPasses", int, "Most passes of decoding by iteration; for Contexts made afterwards.")
-    default_replica = _number("defaultReplica", int, "Initial value of the Context parameter REPLICA.")
-    model_temperature = _number("modelTemperature", float, "K, that the model was trained for; 0 if its file does not say. Read only.")
+    decoding_passes = _number("decoding_passes", int, "Most passes of decoding by iteration; for Contexts made afterwards.")
+    default_replica = _number("default_replica", int, "Initial value of the Context parameter REPLICA.")
+    model_temperature = _number("model_temperature", float, "K, that the model was trained for; 0 if its file does not say. Read only.")
 
     #: The Context parameter that gives replicas which share a Context their own random numbers.
     REPLICA = "ModeJumpReplica"
 
-    particles = _numbers("particles", ctypes.c_int, operator.index, "Particles that are the model's atoms, in its order; empty for all.")
+    particles = _numbers("particles", ctypes.c_int, _index, "Particles that are the model's atoms, in its order; empty for all.")
     latent_walk = _numbers("latent_walk", ctypes.c_double, float, "Widths of the steps of a walk in latent space; empty for no walk.")
 
     def _text(self, name):
@@ -237,22 +245,22 @@ class MonteCarloModeJump(openmm.Force):
     @property
     def model_file(self):
         """Where the model was read from."""
-        return self._text("modelFile")
+        return self._text("model_file")
 
     @property
     def model_hash(self):
         """Of the model file's bytes, hexadecimal."""
-        return self._text("modelHash")
+        return self._text("model_hash")
 
     @property
     def screening_model_file(self):
         """Empty if there is no screening model."""
-        return self._text("screeningModelFile")
+        return self._text("screening_model_file")
 
     @property
     def screening_model_hash(self):
         """Of that file's bytes; empty if there is no screening model."""
-        return self._text("screeningModelHash")
+        return self._text("screening_model_hash")
 
     @property
     def acceptance(self):

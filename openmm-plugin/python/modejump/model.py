@@ -11,7 +11,7 @@ from ctypes import POINTER, byref, c_char_p, c_double, c_uint32, c_uint64, c_voi
 import numpy as np
 from openmm import unit
 
-from ._core import _call, _handle_of, _ModelOptions, _pointer, _SharedOwner
+from ._core import _call, _handle_of, _ModelOptions, _pointer, _SharedOwner, _whole
 from .units import in_unit
 
 PRECISIONS = ("f32", "f64", "bf16")
@@ -146,9 +146,9 @@ class Model(_SharedOwner):
 
         log q = -inf marks a sample that must not be used. Raises Error for an energy-based model, which has no samples.
         """
+        numbers = [_whole(value, name) for name, value in (("seed", seed), ("first", first), ("n", n))]
         x, log_density = np.empty((n, *self.shape)), np.empty(n)
-        arguments = (c_uint64(seed), c_uint64(first), c_uint64(n), _pointer(x), _pointer(log_density))
-        _call("model_sample", self._handle, *arguments)
+        _call("model_sample", self._handle, *map(c_uint64, numbers), _pointer(x), _pointer(log_density))
         return x, log_density
 
     def log_density(self, x):

@@ -16,7 +16,7 @@ import numpy as np
 from openmm import unit
 
 from ._core import REASONS, _Annealing, _attempt, _box_of, _call, _Callback, _constraints, _handle_of, _LatentWalk, _Mode
-from ._core import _Options, _Outcome, _Owner, _pointer, _State, _Statistics
+from ._core import _Options, _Outcome, _Owner, _pointer, _State, _Statistics, _whole
 from .model import Model
 from .statistics import Counts
 from .units import in_unit, reduced
@@ -155,7 +155,7 @@ class Move(_Owner):
             self._anneal(options, **settings)
         elif method == "driven":
             steps = settings.get("steps", 50)
-            _call("move_driven_new", handle, byref(options), c_uint64(steps), byref(self._handle))
+            _call("move_driven_new", handle, byref(options), c_uint64(_whole(steps, "steps")), byref(self._handle))
             self._asks = "relax" if steps > 1 else None
         elif screen is None:
             _call("move_new", handle, byref(options), byref(self._handle))
@@ -181,7 +181,7 @@ class Move(_Owner):
         for name, value in chosen.items():
             if value is not None:
                 setattr(annealing, name, value)
-        if leapfrog > 0:
+        if leapfrog != 0:
             annealing.kernel, annealing.leapfrog = HAMILTONIAN, leapfrog
         _call("move_annealed_new", self.model._handle, byref(options), byref(annealing), byref(self._handle))
 

@@ -1,6 +1,7 @@
 """ModeJumpReporter: what the moves of a simulation come to, in the style of StateDataReporter."""
 
 import math
+import os
 
 import numpy as np
 from openmm import unit
@@ -24,9 +25,11 @@ class ModeJumpReporter:
 
     Parameters
     ----------
-    file : str or file object
+    file : path or file object
     reportInterval : int
         Steps.
+    force : MonteCarloModeJump, optional
+        The one to report on; by default the first of the System.
     torsions : dict of name to (atoms, low, high), optional
         Counts transitions: how often the torsion of the four atoms has entered or left the interval low < angle < high
         (radian, low > high for an interval across pi), seen at the reports. Use a small reportInterval for an exact count.
@@ -40,15 +43,15 @@ class ModeJumpReporter:
         "Wrong Mode",
     )
 
-    def __init__(self, file, reportInterval, *, torsions=None, separator=",", append=False):
+    def __init__(self, file, reportInterval, *, force=None, torsions=None, separator=",", append=False):
         self._interval = reportInterval
         self._separator = separator
-        self._owned = isinstance(file, str)
+        self._owned = isinstance(file, (str, os.PathLike))
         self._out = open(file, "a" if append else "w") if self._owned else file
         self._torsions = dict(torsions or {})
         self._inside = {}
         self._transitions = {name: 0 for name in self._torsions}
-        self._force = None
+        self._force = None if force is None else MonteCarloModeJump.cast(force)
         self._header = not append
 
     @property
