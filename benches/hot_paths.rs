@@ -33,6 +33,9 @@ fn generator(c: &mut Criterion) {
         let mut sampling = Sampling::new(&flow, batch);
         group.bench_function("sample", |b| b.iter(|| sampling.sample().unwrap()));
         group.bench_function("log_density", |b| b.iter(|| sampling.log_density().unwrap()));
+        // the way back through every product costs as much as the way there
+        group.throughput(Throughput::Elements((2.0 * flow.flops() * batch as f64) as u64));
+        group.bench_function("log_density_score", |b| b.iter(|| sampling.gradient().unwrap()));
     }
     let mut group = c.benchmark_group("coupling/ala2");
     group.throughput(Throughput::Elements((2.0 * flow.flops() * Attempts::BATCH as f64) as u64));
