@@ -108,6 +108,8 @@ unsafe trait Versioned: Copy {
     const NAME: &'static str;
     /// Size of the first version of the struct: a smaller one cannot be meant.
     const FIRST: usize;
+    /// Sizes of later versions, without this one: where the fields end that were there before further ones were appended.
+    const LATER: &'static [usize] = &[];
     fn empty() -> Self;
 }
 
@@ -158,5 +160,13 @@ unsafe fn struct_size<T: Versioned>(pointer: *const T) -> Result<usize> {
             T::FIRST
         )));
     }
-    Ok(size)
+    // half a pointer is none
+    match size >= size_of::<T>() || size == T::FIRST || T::LATER.contains(&size) {
+        true => Ok(size),
+        false => Err(Error::invalid(format!(
+            "{}.struct_size is {size}, which is the size of no version of it: set it to sizeof({})",
+            T::NAME,
+            T::NAME
+        ))),
+    }
 }

@@ -124,6 +124,7 @@ pub struct modejump_move_options {
 unsafe impl Versioned for modejump_move_options {
     const NAME: &'static str = "modejump_move_options";
     const FIRST: usize = offset_of!(modejump_move_options, draw_ahead);
+    const LATER: &'static [usize] = &[offset_of!(modejump_move_options, rotations)];
     fn empty() -> modejump_move_options {
         let Options { n_proposals, seed, stride, batch, draw_ahead } = Options::default();
         modejump_move_options {
@@ -365,6 +366,13 @@ pub struct modejump_statistics {
 unsafe impl Versioned for modejump_statistics {
     const NAME: &'static str = "modejump_statistics";
     const FIRST: usize = offset_of!(modejump_statistics, screened);
+    const LATER: &'static [usize] = &[
+        offset_of!(modejump_statistics, exact_evaluations),
+        offset_of!(modejump_statistics, correction_variance),
+        offset_of!(modejump_statistics, wrong_mode),
+        offset_of!(modejump_statistics, expected_acceptance),
+        offset_of!(modejump_statistics, expected_acceptance_error),
+    ];
     fn empty() -> modejump_statistics {
         modejump_statistics {
             struct_size: 0,
@@ -399,6 +407,25 @@ mod tests {
     #[test]
     fn statistics_of_the_first_version_are_still_taken() {
         assert_eq!(<modejump_statistics as Versioned>::FIRST, 96);
+    }
+
+    /// A size between two fields would leave half of one.
+    #[test]
+    fn sizes_that_end_within_a_field_are_refused() {
+        let mut value = modejump_statistics::empty();
+        let mut target = <super::super::target::modejump_target as Versioned>::empty();
+        for size in 96..=152u32 {
+            value.struct_size = size;
+            // SAFETY: live structs of at least the size they say.
+            let read = unsafe { super::super::read(&value) };
+            assert_eq!(read.is_ok(), size % 8 == 0, "{size}");
+        }
+        for (size, is_a_size) in [(32, true), (36, false), (40, true), (44, false), (48, true)] {
+            target.struct_size = size;
+            // SAFETY: as above.
+            let read = unsafe { super::super::read(&target) };
+            assert_eq!(read.is_ok(), is_a_size, "{size}");
+        }
     }
 
     #[test]
