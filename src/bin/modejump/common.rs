@@ -383,3 +383,20 @@ pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
+
+#[cfg(all(test, feature = "openmm"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temperature_that_is_given_is_not_replaced() {
+        let of = |temperature| ExploreOptions { temperature, ..ExploreOptions::default() };
+        for given in [None, Some(400.0)] {
+            assert_eq!(explore_at(&of(given), 400.0).unwrap().kelvin(), 400.0);
+        }
+        let message = explore_at(&of(Some(300.0)), 400.0).unwrap_err().to_string();
+        assert!(message.contains("300 K, and --temperature is 400 K"), "{message}");
+        let config: ExploreOptions = serde_json::from_str(r#"{"temperature": 300}"#).unwrap();
+        assert_eq!(config.temperature, Some(300.0));
+    }
+}
