@@ -71,7 +71,7 @@ impl dyn Ranks + '_ {
         compute: impl FnOnce(Range<usize>, &mut [Evaluation]) -> Result<()>,
     ) -> Result<Vec<Evaluation>> {
         let packed = self.rows(n, |rows| {
-            let mut own = vec![Evaluation::outside(Status::NonFinite); rows.len()];
+            let mut own = room(Some(rows.len()), Evaluation::outside(Status::NonFinite))?;
             compute(rows, &mut own)?;
             Ok(own.iter().flat_map(|e| [e.log_density, f64::from(e.status as u8)]).collect())
         })?;
@@ -79,13 +79,10 @@ impl dyn Ranks + '_ {
         Ok(packed.chunks_exact(2).map(unpack).collect())
     }
 
-    /// n samples of a density `[n][dimension]` and their log q; the stream of a row is that of its number.
+    /// n samples of a density `[n][dimension]` and their log q; the stream of a row is that of its number. Errors: also more than memory holds.
     pub fn sample(&self, density: &dyn Density, n: usize, seed: u64) -> Result<(Vec<f64>, Vec<Evaluation>)> {
-        let mut own = Vec::new();
-        let log_q = self.evaluations(n, |rows, log_q| {
-            own = vec![0.0; rows.len() * density.dimension()];
-            density.sample(&streams(seed, rows), &mut own, log_q)
-        })?;
+        let mut own = room(self.share(n).len().checked_mul(density.dimension()), 0.0)?;
+        let log_q = self.evaluations(n, |rows, log_q| density.sample(&streams(seed, rows), &mut own, log_q))?;
         Ok((self.gather(own)?, log_q))
     }
 
@@ -101,6 +98,18 @@ impl dyn Ranks + '_ {
                 "rank {rank} has {what} other than those of rank 0: ranks need the same files and options, and machines of one kind"
             ))),
         }
+    }
+}
+
+/// As many of these values; None is a number too large to be one. Errors: more than memory holds, instead of an end without a word.
+pub fn room<T: Clone>(n: Option<usize>, value: T) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    match n.filter(|&n| values.try_reserve_exact(n).is_ok()) {
+        Some(n) => {
+            values.resize(n, value);
+            Ok(values)
+        }
+        None => Err(Error::invalid("so many rows do not fit into memory: take fewer at a time")),
     }
 }
 
@@ -191,6 +200,14 @@ mod tests {
                 share
             });
             assert!(shares.eq(0..n), "{n} rows on {size} ranks");
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_into_memory_is_refused() {
+        assert_eq!(room(Some(3), 0.5).unwrap(), [0.5; 3]);
+        for n in [None, Some(usize::MAX), Some(1 << 59)] {
+            assert!(room(n, 0.0).unwrap_err().to_string().contains("take fewer at a time"));
         }
     }
 

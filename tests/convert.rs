@@ -4,6 +4,7 @@ use modejump::coordinates::Topology;
 use modejump::density::{Evaluation, Exactness, Scope, Status};
 use modejump::io::model_file::{self, read_tensors, write_tensors, Data, Tensor};
 use modejump::models::continuous::{Interpolant, Parametrisation};
+use modejump::models::coupling::LayerConfig;
 use modejump::models::gvp_flow::GvpField;
 use modejump::models::{load_with, ModelConfig, Precision, VectorField};
 use std::collections::BTreeMap;
@@ -72,6 +73,68 @@ fn safetensors_and_pytorch_checkpoints_give_the_reference_density() {
         let error = converted_error(&checkpoint, &folder.join("model.safetensors"));
         assert!(error < 1e-10, "{checkpoint}: {error}");
     }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// The golden checkpoint with some of its tensors changed.
+fn changed(path: &Path, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) -> String {
+    let mut tensors = golden();
+    change(&mut tensors);
+    let tensors = tensors.into_iter().map(|(name, t)| (name, (t.shape, Data::F64(t.data)))).collect();
+    std::fs::write(path, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+#[test]
+fn a_marginal_without_upper_end_is_kept() {
+    let folder = folder("unbounded");
+    let output = folder.join("model.safetensors");
+    let checkpoint = changed(&folder.join("checkpoint.safetensors"), |tensors| {
+        for block in [8, 9] {
+            let name = format!("w._blocks.{block}._flow._delegate.distribution._upper_bound");
+            tensors.get_mut(&name).unwrap().data = vec![f64::INFINITY];
+        }
+    });
+    // the golden file's end is as good as none: twenty standard deviations away
+    let error = converted_error(&checkpoint, &output);
+    assert!(error < 1e-10, "{error}");
+    let file = model_file::read("converted", &std::fs::read(&output).unwrap()).unwrap();
+    let ModelConfig::Coupling(config) = file.card.model else { panic!("another model") };
+    let ends = config.layers.iter().filter_map(|layer| match layer {
+        LayerConfig::TruncatedNormal { lower, upper, .. } => Some([*lower, *upper]),
+        _ => None,
+    });
+    assert!(ends.eq([[0.01, f64::INFINITY]; 2]));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn nothing_of_a_bgflow_checkpoint_is_left_out_in_silence() {
+    let folder = folder("left-out");
+    let (checkpoint, output) = (folder.join("checkpoint.safetensors"), folder.join("model.safetensors"));
+    std::fs::write(&output, "what was there").unwrap();
+    let config = format!("{STEM}.json");
+    let refused = |change: &dyn Fn(&mut BTreeMap<String, Tensor>), reason: &str| {
+        let checkpoint = changed(&checkpoint, change);
+        let arguments =
+            ["convert", &checkpoint, "--kind", "bgflow", "--config", &config, "-o", output.to_str().unwrap()];
+        let message = complaint(&arguments);
+        assert!(message.contains(reason), "{message}");
+        assert_eq!(std::fs::read(&output).unwrap(), b"what was there");
+    };
+    let of = |block: usize, name: &str| format!("w._blocks.{block}._flow._delegate.distribution.{name}");
+    let tensor = |n: usize| Tensor { shape: vec![n], data: (0..n).map(|i| 0.01 + 1e-3 * i as f64).collect() };
+    refused(
+        &|tensors| _ = tensors.insert("w._blocks.99.transformer._log_alpha".into(), tensor(1)),
+        "tensor _blocks.99.transformer._log_alpha belongs to a block that is not known here",
+    );
+    refused(&|tensors| _ = tensors.remove(&of(9, "_mu")), "1 blocks with _mu, not 2 truncated-normal marginals");
+    refused(&|tensors| _ = tensors.remove(&of(10, "low")), "0 blocks with low, not 1 uniform marginal");
+    refused(&|tensors| _ = tensors.insert(of(11, "low"), tensor(19)), "2 blocks with low");
+    refused(
+        &|tensors| _ = tensors.insert(of(8, "_lower_bound"), tensor(21)),
+        "tensor _blocks.8._flow._delegate.distribution._lower_bound: another bound for each coordinate",
+    );
     std::fs::remove_dir_all(folder).unwrap();
 }
 

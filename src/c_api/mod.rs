@@ -108,6 +108,8 @@ unsafe trait Versioned: Copy {
     const NAME: &'static str;
     /// Size of the first version of the struct: a smaller one cannot be meant.
     const FIRST: usize;
+    /// Sizes of later versions, without this one: where the fields end that were there before further ones were appended.
+    const LATER: &'static [usize] = &[];
     fn empty() -> Self;
 }
 
@@ -121,7 +123,7 @@ unsafe fn read<T: Versioned>(pointer: *const T) -> Result<T> {
     let mut value = T::empty();
     // SAFETY: both sides have at least this many bytes, and any bytes make a valid T.
     unsafe {
-        std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), (&raw mut value).cast::<u8>(), size.min(size_of::<T>()));
+        std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), (&raw mut value).cast::<u8>(), size);
     }
     Ok(value)
 }
@@ -132,7 +134,7 @@ unsafe fn read<T: Versioned>(pointer: *const T) -> Result<T> {
 /// As for [`read`], and the memory may be written.
 unsafe fn write<T: Versioned>(pointer: *mut T, value: &T) -> Result<()> {
     // SAFETY: the caller's promise.
-    let size = unsafe { struct_size(pointer) }?.min(size_of::<T>());
+    let size = unsafe { struct_size(pointer) }?;
     let skip = size_of::<u32>();
     // SAFETY: both sides have at least `size` bytes; the first four are left out.
     unsafe {
@@ -142,6 +144,8 @@ unsafe fn write<T: Versioned>(pointer: *mut T, value: &T) -> Result<()> {
     Ok(())
 }
 
+/// Bytes that caller and library both know: those of the last version that a caller's struct has room for.
+///
 /// # Safety
 /// `pointer` is NULL or points to at least four readable bytes.
 unsafe fn struct_size<T: Versioned>(pointer: *const T) -> Result<usize> {
@@ -158,5 +162,7 @@ unsafe fn struct_size<T: Versioned>(pointer: *const T) -> Result<usize> {
             T::FIRST
         )));
     }
-    Ok(size)
+    // half a pointer is none
+    let versions = T::LATER.iter().chain([&size_of::<T>()]).copied().filter(|&version| version <= size);
+    Ok(versions.max().unwrap_or(T::FIRST))
 }

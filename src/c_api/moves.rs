@@ -436,7 +436,8 @@ pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_mov
     })
 }
 
-/// Constraints of a molecule from a caller's arrays: `n` pairs of atoms, their lengths, the masses of all `n_atoms` atoms.
+/// Constraints of a molecule from a caller's arrays: `n` pairs of atoms, their lengths, the masses of all `n_atoms` atoms, which are not
+/// read where there is no pair.
 ///
 /// # Safety
 /// The arrays are NULL or have that many numbers.
@@ -445,9 +446,10 @@ pub(super) unsafe fn constraints_of(
     n: u64,
     (atoms, lengths, masses): (*const u64, *const f64, *const f64),
 ) -> Result<Constraints> {
+    let n_masses = if n == 0 { 0 } else { n_atoms as u64 };
     // SAFETY: the caller's promise.
     let (atoms, lengths, masses) = unsafe {
-        (slice(atoms, n, 2, "atoms")?, slice(lengths, n, 1, "lengths")?, slice(masses, n_atoms as u64, 1, "masses")?)
+        (slice(atoms, n, 2, "atoms")?, slice(lengths, n, 1, "lengths")?, slice(masses, n_masses, 1, "masses")?)
     };
     let index = |atom: u64| usize::try_from(atom).unwrap_or(usize::MAX);
     let in_range = |atom: &u64| index(*atom) < n_atoms;

@@ -124,6 +124,7 @@ pub struct modejump_move_options {
 unsafe impl Versioned for modejump_move_options {
     const NAME: &'static str = "modejump_move_options";
     const FIRST: usize = offset_of!(modejump_move_options, draw_ahead);
+    const LATER: &'static [usize] = &[offset_of!(modejump_move_options, rotations)];
     fn empty() -> modejump_move_options {
         let Options { n_proposals, seed, stride, batch, draw_ahead } = Options::default();
         modejump_move_options {
@@ -365,6 +366,13 @@ pub struct modejump_statistics {
 unsafe impl Versioned for modejump_statistics {
     const NAME: &'static str = "modejump_statistics";
     const FIRST: usize = offset_of!(modejump_statistics, screened);
+    const LATER: &'static [usize] = &[
+        offset_of!(modejump_statistics, exact_evaluations),
+        offset_of!(modejump_statistics, correction_variance),
+        offset_of!(modejump_statistics, wrong_mode),
+        offset_of!(modejump_statistics, expected_acceptance),
+        offset_of!(modejump_statistics, expected_acceptance_error),
+    ];
     fn empty() -> modejump_statistics {
         modejump_statistics {
             struct_size: 0,
@@ -399,6 +407,26 @@ mod tests {
     #[test]
     fn statistics_of_the_first_version_are_still_taken() {
         assert_eq!(<modejump_statistics as Versioned>::FIRST, 96);
+    }
+
+    /// Of a field that does not fit as a whole nothing is read.
+    #[test]
+    fn sizes_that_end_within_a_field_are_rounded_down() {
+        let mut statistics = modejump_statistics::empty();
+        let whole = size_of::<modejump_statistics>() as u32;
+        for size in 96..=whole + 8 {
+            statistics.struct_size = size;
+            // SAFETY: a live struct, whose first four bytes are read.
+            let known = unsafe { super::super::struct_size(&raw const statistics) }.unwrap();
+            assert_eq!(known as u32, (size - size % 8).min(whole));
+        }
+        let mut options = modejump_move_options { rotations: u64::MAX, ..modejump_move_options::empty() };
+        let rotations = offset_of!(modejump_move_options, rotations) as u32;
+        for (size, expected) in [(rotations + 4, 0), (rotations + 8, u64::MAX)] {
+            options.struct_size = size;
+            // SAFETY: a live struct of at least the size that it says.
+            assert_eq!(unsafe { super::super::read(&raw const options) }.unwrap().rotations, expected);
+        }
     }
 
     #[test]

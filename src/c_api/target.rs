@@ -37,6 +37,7 @@ pub struct modejump_target {
 unsafe impl Versioned for modejump_target {
     const NAME: &'static str = "modejump_target";
     const FIRST: usize = offset_of!(modejump_target, reduced_potential_gradient);
+    const LATER: &'static [usize] = &[offset_of!(modejump_target, relax)];
     fn empty() -> modejump_target {
         modejump_target {
             struct_size: 0,

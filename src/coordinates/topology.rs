@@ -253,7 +253,7 @@ impl Topology {
                 let field = |from: usize, to: usize| line.get(from..to.min(line.len())).unwrap_or("").trim();
                 let name = field(12, 16).to_string();
                 topology.elements.push(pdb_element(field(76, 78), &name));
-                topology.residues.push(format!("{}{}", field(17, 20), field(22, 26)));
+                topology.residues.push(format!("{}{}", field(17, 21), field(22, 26)));
                 topology.names.push(name);
                 serials.push(field(6, 11).to_string());
                 for axis in 0..3 {
@@ -343,11 +343,15 @@ impl Topology {
     }
 }
 
-/// Name and number of a residue label such as `ALA2` or `ALA-1`.
+/// Name and number of a residue label such as `ALA2`, `ALA-1` or `1PE7`, whose number is at its end.
 pub fn residue_parts(label: &str) -> (&str, &str) {
-    let digits = label.find(|c: char| c.is_ascii_digit()).unwrap_or(label.len());
-    let signed = digits < label.len() && label[..digits].ends_with('-');
-    label.split_at(if signed { digits - 1 } else { digits })
+    label.split_at(residue_name(label).len())
+}
+
+/// The same of an ASCII label for fields of so many columns: the beginning of the name, the last digits of the number.
+pub fn residue_columns(label: &str, columns: usize) -> (&str, &str) {
+    let (name, number) = residue_parts(label);
+    (&name[..name.len().min(columns)], &number[number.len().saturating_sub(columns)..])
 }
 
 /// The name in a residue label such as `ALA2` or `ALA-1`: all but the number at its end.
@@ -421,7 +425,7 @@ mod tests {
     #[test]
     fn residues_may_have_negative_numbers() {
         for (label, name, number) in
-            [("ALA2", "ALA", "2"), ("ALA-1", "ALA", "-1"), ("ALA", "ALA", ""), ("X-", "X-", "")]
+            [("ALA2", "ALA", "2"), ("ALA-1", "ALA", "-1"), ("ALA", "ALA", ""), ("X-", "X-", ""), ("1PE12", "1PE", "12")]
         {
             assert_eq!((residue_name(label), residue_parts(label)), (name, (name, number)));
         }

@@ -19,7 +19,7 @@ use std::path::Path;
 const SAMPLER: [u8; 8] = *b"MODEJUMP";
 pub const TRAINING: [u8; 8] = *b"MJ-TRAIN";
 pub const ROUNDS: [u8; 8] = *b"MJ-ROUND";
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 const HEADER: usize = 8 + 4 + 8 + 32;
 
 /// The whole state of a sampler between two steps.

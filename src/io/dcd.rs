@@ -1,10 +1,15 @@
-//! DCD trajectories (CHARMM, NAMD, OpenMM): Fortran records of f32 coordinates in ångström. Reads both byte orders, unit-cell
+//! DCD trajectories (CHARMM, NAMD, OpenMM, X-PLOR): Fortran records of f32 coordinates in ångström. Reads both byte orders, unit-cell
 //! records and fixed-size frames; writes little-endian files without a cell.
 
-use super::trajectory::Frames;
+use super::trajectory::{Clock, Frames};
 use crate::error::{Error, Result};
 use crate::units::NM_PER_ANGSTROM;
 use std::path::Path;
+
+/// Bytes of the record of a unit cell, six doubles.
+const CELL: usize = 48;
+/// CHARMM's unit of time, ps.
+const AKMA: f64 = 0.048_888_21;
 
 /// Walks through Fortran records: length, data, length.
 struct Records<'a> {
@@ -50,11 +55,17 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
         records.big_endian = true;
     }
     let header = records.next().filter(|h| h.len() == 84 && &h[..4] == b"CORD").ok_or("not a DCD file")?;
-    let int = |k: usize| records.word(4 + k * 4).unwrap_or(0); // the header starts behind its length
-    let (has_cell, fixed) = (int(11) != 0, int(9));
+    // ICNTRL(k), counted from 1: the header starts behind its length, and they behind its name
+    let int = |k: usize| records.word(4 + k * 4).unwrap_or(0);
+    // X-PLOR has no version, cell or fourth dimension, and a time step of eight bytes that reaches into the place of the cell's flag
+    let is_charmm = int(20) != 0;
+    let (has_cell, has_fourth, fixed) = (is_charmm && int(11) != 0, is_charmm && int(12) != 0, int(9));
     debug_assert_eq!(header.len(), 84);
     if fixed != 0 {
         return Err("DCD files with fixed atoms are not read; write all atoms".into());
+    }
+    if has_fourth {
+        return Err("DCD files with a fourth dimension are not read; write x, y and z alone".into());
     }
     records.next().ok_or("the title record is cut short")?;
     let atoms = records.next().filter(|r| r.len() == 4).ok_or("the atom-count record is cut short")?;
@@ -69,7 +80,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
         frame += 1;
         let cut = || format!("frame {frame} is cut short or malformed");
         if has_cell {
-            records.next().ok_or_else(cut)?;
+            records.next().filter(|r| r.len() == CELL).ok_or_else(cut)?;
         }
         let mut axes = Vec::with_capacity(3);
         for _ in 0..3 {
@@ -84,7 +95,7 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
 }
 
 /// Of frames of atoms, three coordinates each.
-pub fn to_bytes(frames: &Frames) -> Vec<u8> {
+pub fn to_bytes(frames: &Frames, clock: Clock) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut record = |data: &[u8]| {
         let length = (data.len() as u32).to_le_bytes();
@@ -95,10 +106,11 @@ pub fn to_bytes(frames: &Frames) -> Vec<u8> {
     let mut header = [0u8; 84];
     header[..4].copy_from_slice(b"CORD");
     let mut set = |k: usize, value: u32| header[4 + 4 * k..8 + 4 * k].copy_from_slice(&value.to_le_bytes());
+    let first = clock.step(0);
     set(0, frames.n() as u32);
-    set(1, 1); // first step
-    set(2, 1); // steps between frames
-    set(9, 1.0f32.to_bits()); // time step, arbitrary
+    set(1, first as u32);
+    set(2, (clock.step(1) - first) as u32); // between frames
+    set(9, ((clock.timestep / AKMA) as f32).to_bits());
     set(19, 24); // CHARMM version
     record(&header);
     let mut title = 1u32.to_le_bytes().to_vec();
@@ -113,4 +125,42 @@ pub fn to_bytes(frames: &Frames) -> Vec<u8> {
         }
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two frames of two atoms, with the numbers of the header that matter, and a record before and after the axes of each frame.
+    fn file(control: &[(usize, u32)], before: &[u8], after: &[u8]) -> Vec<u8> {
+        let mut bytes = to_bytes(&Frames { dimension: 6, x: Vec::new() }, Clock::default());
+        control.iter().for_each(|(k, value)| bytes[4 + 4 * k..8 + 4 * k].copy_from_slice(&value.to_le_bytes()));
+        let mut record = |data: &[u8]| {
+            let length = (data.len() as u32).to_le_bytes();
+            bytes.extend([&length, data, &length].concat());
+        };
+        for frame in 0..2u8 {
+            [before].iter().filter(|r| !r.is_empty()).for_each(|r| record(r));
+            (0..3u8).for_each(|axis| record(&[f32::from(frame + axis), 7.5].map(f32::to_le_bytes).concat()));
+            [after].iter().filter(|r| !r.is_empty()).for_each(|r| record(r));
+        }
+        bytes
+    }
+
+    #[test]
+    fn programs_tell_cells_in_their_own_ways() {
+        let x: Vec<f64> =
+            [0.0, 1.0, 2.0, 7.5, 7.5, 7.5, 1.0, 2.0, 3.0, 7.5, 7.5, 7.5].map(|a| a * NM_PER_ANGSTROM).to_vec();
+        let expected = Ok(Frames { dimension: 6, x });
+        assert_eq!(parse(&file(&[], &[], &[])), expected);
+        assert_eq!(parse(&file(&[(11, 1)], &[0; 48], &[])), expected);
+        // X-PLOR's time step is a double in the places of CHARMM's and of the flag of the cell
+        let [low, high] =
+            [0, 4].map(|at| u32::from_le_bytes(0.04888821f64.to_le_bytes()[at..at + 4].try_into().unwrap()));
+        assert!(low != 0 && high != 0);
+        assert_eq!(parse(&file(&[(10, low), (11, high), (20, 0)], &[], &[])), expected);
+        // an axis in the place of a cell
+        assert!(parse(&file(&[(11, 1)], &[], &[])).unwrap_err().starts_with("frame 1 is cut short or malformed"));
+        assert!(parse(&file(&[(12, 1)], &[], &[0; 8])).unwrap_err().contains("fourth dimension"));
+    }
 }

@@ -5,6 +5,7 @@
 use crate::error::{Error, Result};
 use crate::models::card::{ModelCard, FORMAT};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::SafeTensorError;
 use std::collections::{BTreeMap, HashMap};
 
 /// The metadata key of the description.
@@ -56,10 +57,15 @@ impl ModelFile {
 /// All tensors of a safetensors file as f64, and its metadata.
 pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<(BTreeMap<String, Tensor>, HashMap<String, String>)> {
     let error = |reason: String| Error::model(name, reason);
-    let unreadable = |e: safetensors::SafeTensorError| {
-        error(format!(
-        "not a readable safetensors file ({e}); a model of modejump is one, and `modejump convert` makes one of a checkpoint"
-    ))
+    let unreadable = |e: SafeTensorError| {
+        error(match e {
+            SafeTensorError::MetadataIncompleteBuffer => {
+                "it does not end where its header says that it does: the file is cut off, so copy it again".into()
+            }
+            e => format!(
+                "not a readable safetensors file ({e}); a model of modejump is one, and `modejump convert` makes one of a checkpoint"
+            ),
+        })
     };
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
     let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
@@ -74,20 +80,44 @@ pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<(BTreeMap<String, Tensor
 fn widen(view: &TensorView) -> Option<Vec<f64>> {
     macro_rules! values {
         ($type:ty) => {
+            values!($type, |v| v as f64)
+        };
+        ($type:ty, $widen:expr) => {
             view.data()
                 .chunks_exact(std::mem::size_of::<$type>())
-                .map(|b| <$type>::from_le_bytes(b.try_into().unwrap_or_default()) as f64)
+                .map(|b| <$type>::from_le_bytes(b.try_into().unwrap_or_default()))
+                .map($widen)
                 .collect()
         };
     }
     Some(match view.dtype() {
         Dtype::F64 => values!(f64),
         Dtype::F32 => values!(f32),
+        Dtype::F16 => values!(u16, half),
+        Dtype::BF16 => values!(u16, bfloat16),
         Dtype::I64 => values!(i64),
         Dtype::I32 => values!(i32),
         Dtype::U8 => values!(u8),
+        Dtype::BOOL => values!(u8, |v| f64::from(u8::from(v != 0))),
         _ => return None,
     })
+}
+
+/// IEEE binary16: sign, 5 bits of exponent, 10 of mantissa.
+pub(super) fn half(bits: u16) -> f64 {
+    let sign = if bits & 0x8000 != 0 { -1.0 } else { 1.0 };
+    let (exponent, mantissa) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff));
+    sign * match exponent {
+        0 => mantissa * 2f64.powi(-24),
+        31 if mantissa == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1.0 + mantissa / 1024.0) * 2f64.powi(exponent - 15),
+    }
+}
+
+/// The upper half of a single-precision number.
+pub(super) fn bfloat16(bits: u16) -> f64 {
+    f64::from(f32::from_bits(u32::from(bits) << 16))
 }
 
 /// Parses a model file and checks its description.
@@ -168,4 +198,27 @@ pub fn with_card(name: &str, bytes: &[u8], card: &ModelCard) -> Result<Vec<u8>> 
 pub fn serialize(card: &ModelCard, tensors: &BTreeMap<String, (Vec<usize>, Data)>) -> Result<Vec<u8>> {
     let json = serde_json::to_string(card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
     write_tensors(tensors, HashMap::from([(KEY.to_string(), json)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_is_widened() {
+        let half = [0x3c00u16, 0xb555, 0x7bff, 0x0001].map(u16::to_le_bytes).concat();
+        let bfloat16 = [0x3f80u16, 0xc049].map(u16::to_le_bytes).concat();
+        let views = [
+            ("f16", TensorView::new(Dtype::F16, vec![4], &half).unwrap()),
+            ("bf16", TensorView::new(Dtype::BF16, vec![2], &bfloat16).unwrap()),
+            ("bool", TensorView::new(Dtype::BOOL, vec![3], &[1, 0, 1]).unwrap()),
+        ];
+        let bytes = safetensors::serialize(views, None).unwrap();
+        let tensors = read_tensors("memory", &bytes).unwrap().0;
+        assert_eq!(tensors["f16"].data, [1.0, -0.333251953125, 65504.0, 2f64.powi(-24)]);
+        assert_eq!(tensors["bf16"].data, [1.0, -3.140625]);
+        assert_eq!(tensors["bool"].data, [1.0, 0.0, 1.0]);
+        let message = read_tensors("memory", &bytes[..bytes.len() - 1]).unwrap_err().to_string();
+        assert!(message.contains("the file is cut off, so copy it again"), "{message}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::dcd;
 use super::gromacs::{gro, trr};
-use crate::coordinates::topology::residue_parts;
+use crate::coordinates::topology::residue_columns;
 use crate::coordinates::vector::{atom, norm, sub};
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
@@ -38,6 +38,36 @@ impl Frames {
             dimension / 3
         );
         Err(Error::file(path, reason))
+    }
+}
+
+/// When frames were taken, for the formats that say it.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock<'a> {
+    /// Steps that were done at each frame; beyond the last one, and without any, frames are numbered.
+    pub steps: &'a [u64],
+    /// ps
+    pub timestep: f64,
+}
+
+/// Samples have no time: they are numbered from 0, and 1 ps apart.
+impl Default for Clock<'_> {
+    fn default() -> Self {
+        Clock { steps: &[], timestep: 1.0 }
+    }
+}
+
+impl Clock<'_> {
+    pub(super) fn step(&self, frame: usize) -> u64 {
+        match (self.steps.get(frame), self.steps.last()) {
+            (Some(&step), _) => step,
+            (None, last) => last.map_or(0, |last| last + 1) + (frame - self.steps.len()) as u64,
+        }
+    }
+
+    /// ps
+    fn time(&self, frame: usize) -> f64 {
+        self.step(frame) as f64 * self.timestep
     }
 }
 
@@ -160,13 +190,27 @@ pub fn require_tensors(path: &Path, what: &str) -> Result<()> {
 
 /// Writes frames, and for safetensors further arrays `[n]` beside them. `topology` names the atoms of a PDB file.
 pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &[(&str, &[f64])]) -> Result<()> {
+    write_timed(path, frames, Clock::default(), topology, extra)
+}
+
+/// The same for frames of a trajectory in time.
+pub fn write_timed(
+    path: &Path,
+    frames: &Frames,
+    clock: Clock,
+    topology: Option<&Topology>,
+    extra: &[(&str, &[f64])],
+) -> Result<()> {
     check_format(path, frames.dimension, topology)?;
     let bytes = match extension(path).as_str() {
         "pdb" => write_pdb(path, frames, topology)?,
-        "dcd" => dcd::to_bytes(frames),
-        "xtc" => write_xtc(path, frames)?,
-        "trr" => write_trr(frames),
-        "gro" => gro::write(frames.dimension, &frames.x, named(path, frames.dimension, topology)?).into_bytes(),
+        "dcd" => dcd::to_bytes(frames, clock),
+        "xtc" => write_xtc(path, frames, clock)?,
+        "trr" => write_trr(frames, clock),
+        "gro" => {
+            let text = gro::write(frames.dimension, &frames.x, named(path, frames.dimension, topology)?);
+            text.map_err(|reason| Error::file(path, reason))?.into_bytes()
+        }
         "npy" => write_npy(path, frames)?,
         "safetensors" => write_safetensors(frames, extra)?,
         other => return Err(unknown(path, other)),
@@ -207,9 +251,13 @@ fn shape(frames: &Frames) -> Vec<usize> {
 }
 
 fn from_shape(path: &Path, shape: &[usize], x: Vec<f64>) -> Result<Frames> {
-    match *shape {
-        [_, atoms, 3] => Ok(Frames { dimension: 3 * atoms, x }),
-        [_, dimension] if dimension > 0 => Ok(Frames { dimension, x }),
+    let dimension = match *shape {
+        [_, atoms, 3] => atoms.checked_mul(3),
+        [_, dimension] => Some(dimension),
+        _ => None,
+    };
+    match dimension {
+        Some(dimension) if dimension > 0 => Ok(Frames { dimension, x }),
         _ => Err(Error::file(
             path,
             format!("`x` has shape {shape:?}; [frames][atoms][3] or [frames][dimension] is needed"),
@@ -243,14 +291,21 @@ fn read_npy(path: &Path) -> Result<Frames> {
     let mut numbers = vec![0.0f64; file.len().div_ceil(8)];
     let bytes = &mut bytemuck::cast_slice_mut(&mut numbers)[..file.len()];
     bytes.copy_from_slice(&file);
-    let read = |e: ViewNpyError| Error::file(path, e.to_string());
-    let array = match ndarray::ArrayViewD::<f64>::view_npy(bytes) {
-        Ok(array) => array.to_owned(),
-        Err(ViewNpyError::WrongDescriptor(_)) => {
-            ndarray::ArrayViewD::<f32>::view_npy(bytes).map_err(read)?.mapv(f64::from)
-        }
-        Err(e) => return Err(read(e)),
-    };
+    let bytes = &*bytes;
+    // The reader asserts that what a shape names can be numbered; a panic there is a malformed file.
+    let read = std::panic::catch_unwind(|| match ndarray::ArrayViewD::<f64>::view_npy(bytes) {
+        Err(ViewNpyError::WrongDescriptor(_)) => Ok(ndarray::ArrayViewD::<f32>::view_npy(bytes)?.mapv(f64::from)),
+        array => Ok(array?.to_owned()),
+    });
+    let array = read.map_err(|_| Error::file(path, "malformed shape"))?.map_err(|e| {
+        let reason = match e {
+            ViewNpyError::WrongDescriptor(_) | ViewNpyError::NonNativeEndian => {
+                "numbers of this type are not read: save them as float32 or float64, little-endian".into()
+            }
+            e => e.to_string(),
+        };
+        Error::file(path, reason)
+    })?;
     from_shape(path, array.shape(), array.iter().copied().collect())
 }
 
@@ -290,26 +345,26 @@ fn read_xtc(path: &Path) -> Result<Frames> {
     read.unwrap_or_else(|_| Err("malformed frame".into())).map_err(|reason| Error::file(path, reason))
 }
 
-fn write_xtc(path: &Path, frames: &Frames) -> Result<Vec<u8>> {
+fn write_xtc(path: &Path, frames: &Frames, clock: Clock) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut writer = molly::XTCWriter::new(&mut bytes);
-    for (step, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
+    for (i, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
         let frame = molly::Frame {
-            step: step as u32,
-            time: step as f32,
+            step: clock.step(i) as u32,
+            time: clock.time(i) as f32,
             precision: XTC_PRECISION,
             positions: x.iter().map(|&v| v as f32).collect(),
             ..molly::Frame::default()
         };
-        writer.write_frame(&frame).map_err(|e| Error::file(path, format!("frame {}: {e}", step + 1)))?;
+        writer.write_frame(&frame).map_err(|e| Error::file(path, format!("frame {}: {e}", i + 1)))?;
     }
     Ok(bytes)
 }
 
-fn write_trr(frames: &Frames) -> Vec<u8> {
+fn write_trr(frames: &Frames, clock: Clock) -> Vec<u8> {
     let frames = frames.x.chunks_exact(frames.dimension).enumerate();
-    let frame = |(step, x): (usize, &[f64])| {
-        let (step, time) = (step as i32, step as f64);
+    let frame = |(i, x): (usize, &[f64])| {
+        let (step, time) = (clock.step(i) as i32, clock.time(i));
         trr::Frame { step, time, box_vectors: Some([[0.0; 3]; 3]), x: x.to_vec(), ..trr::Frame::default() }
     };
     trr::write(&frames.map(frame).collect::<Vec<_>>())
@@ -359,7 +414,7 @@ fn read_pdb(path: &Path) -> Result<Frames> {
     Ok(Frames { dimension, x })
 }
 
-/// The topology that a format with names needs.
+/// The topology that a format with names needs. Errors: also names that its columns do not hold, which would be others in the file.
 fn named<'a>(path: &Path, dimension: usize, topology: Option<&'a Topology>) -> Result<&'a Topology> {
     let topology = topology
         .ok_or_else(|| Error::file(path, "this format needs a topology; write dcd, xtc, trr, npy or safetensors"))?;
@@ -369,7 +424,21 @@ fn named<'a>(path: &Path, dimension: usize, topology: Option<&'a Topology>) -> R
             format!("{} atoms in the topology, {} in the frames", topology.n_atoms(), dimension / 3),
         ));
     }
-    Ok(topology)
+    let columns = if extension(path) == "gro" { 5 } else { 4 };
+    let fits = |i: usize| {
+        let (name, residue) = (&topology.names[i], &topology.residues[i]);
+        name.len() <= columns && name.is_ascii() && residue.is_ascii()
+    };
+    match (0..topology.n_atoms()).find(|&i| !fits(i)) {
+        None => Ok(topology),
+        Some(i) => {
+            let reason = format!(
+                "{} does not fit into the {columns} columns of a name; write dcd, xtc, trr, npy or safetensors",
+                topology.label(i)
+            );
+            Err(Error::file(path, reason))
+        }
+    }
 }
 
 fn write_pdb(path: &Path, frames: &Frames, topology: Option<&Topology>) -> Result<Vec<u8>> {
@@ -379,12 +448,18 @@ fn write_pdb(path: &Path, frames: &Frames, topology: Option<&Topology>) -> Resul
     for (model, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
         let _ = writeln!(text, "MODEL     {:4}", (model + 1) % 10_000);
         for (i, r) in x.chunks_exact(3).enumerate() {
-            let (name, (residue, number)) = (&topology.names[i], residue_parts(&topology.residues[i]));
+            let (name, (residue, number)) = (&topology.names[i], residue_columns(&topology.residues[i], 4));
             let name = if name.len() < 4 { format!(" {name}") } else { name.clone() };
-            let [a, b, c] = [r[0], r[1], r[2]].map(|v| v / NM_PER_ANGSTROM);
+            // three letters and a free column, which a fourth letter may take
+            let residue = format!("{residue:>3}");
+            let xyz = gro::columns([r[0], r[1], r[2]].map(|v| v / NM_PER_ANGSTROM));
+            let xyz = xyz.ok_or_else(|| Error::file(path, gro::too_far(model, &topology.label(i))))?;
             let element = &topology.elements[i];
             let serial = (i + 1) % 100_000;
-            let _ = writeln!(text, "ATOM  {serial:>5} {name:<4} {residue:>3} A{number:>4}    {a:8.3}{b:8.3}{c:8.3}  1.00  0.00          {element:>2}");
+            let _ = writeln!(
+                text,
+                "ATOM  {serial:>5} {name:<4} {residue:<4}A{number:>4}    {xyz}  1.00  0.00          {element:>2}"
+            );
         }
         text.push_str("ENDMDL\n");
     }
@@ -447,6 +522,14 @@ mod tests {
         bytes[shape..shape + 28].copy_from_slice(b"(1000000000, 22, 1000000), }");
         std::fs::write(&path, &bytes).unwrap();
         assert!(read(&path).is_err());
+        // nothing at all, of a size that has no number
+        for claimed in
+            [b"(0, 9223372036854775, 3), }  ", b"(0, 6148914691236517206, 3),}", b"(0, 18446744073709551615),}  "]
+        {
+            bytes[shape..shape + 29].copy_from_slice(claimed);
+            std::fs::write(&path, &bytes[..bytes.len() - 48]).unwrap();
+            assert!(read(&path).map_or(true, |frames| frames.n() == 0), "{}", String::from_utf8_lossy(claimed));
+        }
 
         let path = folder.join("frames.xtc");
         let frames = Frames { dimension: 36, x: (0..36).map(f64::from).collect() };
@@ -459,6 +542,92 @@ mod tests {
         }
         std::fs::write(&path, &bytes).unwrap();
         assert!(read(&path).unwrap_err().to_string().contains("2147483647 atoms in"));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn numbers_of_other_types_are_told_how_to_be_saved() {
+        use ndarray_npy::WriteNpyExt;
+        let path = std::env::temp_dir().join(format!("modejump-integers-{}.npy", std::process::id()));
+        let mut bytes = Vec::new();
+        ndarray::arr2(&[[1i64, 2, 3]]).write_npy(&mut bytes).unwrap();
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("save them as float32 or float64"));
+        let descriptor = bytes.windows(3).position(|w| w == b"<i8").expect("a type");
+        bytes[descriptor..descriptor + 3].copy_from_slice(b">f8");
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("save them as float32 or float64"));
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    /// Columns have a width, which what is written into them must not burst.
+    #[test]
+    fn names_and_numbers_stay_in_their_columns() {
+        let folder = std::env::temp_dir().join(format!("modejump-columns-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let mut frames = Frames { dimension: 9, x: [0.25, -99.9, 999.9].repeat(3) };
+        let own = |names: [&str; 3]| names.map(String::from).to_vec();
+        let mut topology = Topology {
+            names: own(["C", "HH31", "O"]),
+            elements: own(["C", "H", "O"]),
+            residues: own(["NALA1", "ALA123456", "1PE123"]),
+            bonds: vec![],
+        };
+        for (extension, residues) in [("pdb", ["NALA1", "ALA3456", "1PE123"]), ("gro", ["NALA1", "ALA23456", "1PE123"])]
+        {
+            let path = folder.join(format!("frames.{extension}"));
+            write(&path, &frames, Some(&topology), &[]).unwrap();
+            let back = read_of(&path, &topology, "topology").unwrap();
+            assert!(frames.x.iter().zip(&back.x).all(|(a, b)| (a - b).abs() < 1e-9), "{extension}: {:?}", back.x);
+            let names = match extension {
+                "pdb" => Topology::from_pdb(&path).unwrap().0,
+                _ => gro::names(&std::fs::read_to_string(&path).unwrap()),
+            };
+            assert_eq!((names.residues, names.names), (own(residues), topology.names.clone()), "{extension}");
+            frames.x[4] = -1000.0;
+            let message = write(&path, &frames, Some(&topology), &[]).unwrap_err().to_string();
+            assert!(message.contains("frame 1: ALA123456:HH31 (atom 2)") && message.contains("write dcd"), "{message}");
+            frames.x[4] = -99.9;
+            topology.names[2] = "O12345".into();
+            let message = check(&path, 9, Some(&topology)).unwrap_err().to_string();
+            assert!(message.contains("1PE123:O12345 (atom 3)"), "{message}");
+            topology.names[2] = "O".into();
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn formats_with_times_have_those_of_the_clock() {
+        let folder = std::env::temp_dir().join(format!("modejump-times-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let frames = Frames { dimension: 36, x: (0..36 * 3).map(|i| (0.61 * f64::from(i)).sin()).collect() };
+        let steps = [50, 100, 120];
+        for (clock, expected, between) in [
+            (Clock { steps: &steps, timestep: 0.002 }, [(50, 0.1), (100, 0.2), (120, 0.24)], 50),
+            (Clock::default(), [(0, 0.0), (1, 1.0), (2, 2.0)], 1),
+        ] {
+            let path = |extension: &str| folder.join(format!("frames.{extension}"));
+            let written = |extension: &str| {
+                write_timed(&path(extension), &frames, clock, None, &[]).unwrap();
+                std::fs::read(path(extension)).unwrap()
+            };
+            let mut times: Vec<(i64, f64)> =
+                trr::read(&written("trr")).unwrap().iter().map(|f| (i64::from(f.step), f.time)).collect();
+            let mut reader = molly::XTCReader::new(std::io::Cursor::new(written("xtc")));
+            for _ in 0..3 {
+                let mut frame = molly::Frame::default();
+                reader.read_frame(&mut frame).unwrap();
+                times.push((i64::from(frame.step), f64::from(frame.time)));
+            }
+            for ((step, time), (expected, ps)) in times.iter().zip(expected.iter().cycle()) {
+                assert!(step == expected && (time - ps).abs() < 1e-6, "{times:?}");
+            }
+            let dcd = written("dcd");
+            let int = |k: usize| u32::from_le_bytes(dcd[4 + 4 * k..8 + 4 * k].try_into().unwrap());
+            assert_eq!([int(1), int(2), int(3)], [3, expected[0].0 as u32, between]);
+            let timestep = f64::from(f32::from_bits(int(10))) * 0.04888821;
+            assert!((timestep - clock.timestep).abs() < 1e-6, "{timestep}");
+        }
         std::fs::remove_dir_all(&folder).unwrap();
     }
 

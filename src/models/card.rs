@@ -6,7 +6,7 @@ use super::energy::EnergyConfig;
 use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, invariant_ebm, mlp_ebm, modes, tarflow};
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -177,11 +177,20 @@ impl ModelCard {
         }
     }
 
-    /// [`Topology::match_atoms`]; without atom names the order is taken as it is.
+    /// [`Topology::match_atoms`]; without atom names the order is taken as it is. Errors: also another number of atoms.
     pub fn match_atoms(&self, residues: &[&str], names: &[&str]) -> Result<Vec<usize>> {
-        match &self.topology {
-            Some(topology) => topology.match_atoms(residues, names),
-            None => Ok((0..names.len()).collect()),
+        if let Some(topology) = &self.topology {
+            return topology.match_atoms(residues, names);
+        }
+        let dimension = match &self.coordinates {
+            CoordinatesConfig::Cartesian { dimension } => {
+                dimension.saturating_sub(self.steering.map_or(0, |steering| steering.auxiliary))
+            }
+            CoordinatesConfig::Internal { rows, .. } => 3 * (rows.len() + 3),
+        };
+        match names.len().checked_mul(3) == Some(dimension) {
+            true => Ok((0..names.len()).collect()),
+            false => Err(Error::invalid(format!("{} atoms given, the model has {dimension} coordinates", names.len()))),
         }
     }
 
@@ -190,6 +199,25 @@ impl ModelCard {
         match &self.topology {
             Some(topology) => topology.label(atom),
             None => format!("atom {}", atom + 1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_names_atoms_are_counted() {
+        let config = CouplingConfig { uniform: vec![], layers: vec![] };
+        let of = |dimension| ModelCard::of_coupling(config.clone(), CoordinatesConfig::Cartesian { dimension });
+        let matched = |card: &ModelCard, n: usize| card.match_atoms(&vec!["A1"; n], &vec!["C"; n]);
+        assert_eq!(matched(&of(9), 3).unwrap(), [0, 1, 2]);
+        let steerable = ModelCard { steering: Some(SteeringConfig { auxiliary: 2 }), ..of(11) };
+        assert_eq!(matched(&steerable, 3).unwrap(), [0, 1, 2]);
+        for (card, n) in [(of(2), 3), (of(2), 0), (of(9), 2), (of(11), 3), (steerable, 4)] {
+            let message = matched(&card, n).unwrap_err().to_string();
+            assert!(message.contains(&format!("{n} atoms given, the model has")), "{message}");
         }
     }
 }

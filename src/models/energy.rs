@@ -6,7 +6,7 @@ use super::network::{Evaluator, Network};
 use super::{Model, ModelCard};
 use crate::coordinates::vector::centre;
 use crate::coordinates::CoordinatesConfig;
-use crate::density::{Density, Evaluation, Exactness};
+use crate::density::{Density, Evaluation, Exactness, Status};
 use crate::device::Driver;
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, ModelFile};
@@ -150,9 +150,14 @@ impl<E: EnergyFunction> Density for EnergyModel<E> {
         self.energy.energy_score(&t, &x, &mut energy, gradient);
         self.energy.failure()?;
         for ((e, value), g) in log_density.iter_mut().zip(energy).zip(gradient.chunks_exact_mut(self.dimension())) {
-            *e = Evaluation::inside(value);
-            let factor = if e.is_inside() { self.config.units_per_nm } else { 0.0 };
-            g.iter_mut().for_each(|g| *g = if factor == 0.0 { 0.0 } else { *g * factor });
+            g.iter_mut().for_each(|g| *g *= self.config.units_per_nm);
+            *e = match g.iter().all(|g| g.is_finite()) {
+                true => Evaluation::inside(value),
+                false => Evaluation::outside(Status::NonFinite),
+            };
+            if !e.is_inside() {
+                g.fill(0.0);
+            }
         }
         self.centre_molecules(gradient);
         Ok(())
@@ -174,5 +179,40 @@ impl<E: EnergyFunction> Model for EnergyModel<E> {
 
     fn energy(&self) -> Option<&dyn EnergyFunction> {
         Some(&self.energy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// −x²/2, with a gradient that is none beyond 1.
+    struct Broken;
+
+    impl EnergyFunction for Broken {
+        fn dimension(&self) -> usize {
+            1
+        }
+
+        fn energy(&self, _: &[f64], x: &[f64], energy: &mut [f64]) {
+            energy.iter_mut().zip(x).for_each(|(e, x)| *e = -0.5 * x * x);
+        }
+
+        fn energy_score(&self, t: &[f64], x: &[f64], energy: &mut [f64], score: &mut [f64]) {
+            self.energy(t, x, energy);
+            score.iter_mut().zip(x).for_each(|(s, x)| *s = if *x > 1.0 { f64::NAN } else { -x });
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_makes_its_row_unusable() {
+        let config = EnergyConfig { units_per_nm: 2.0, data_time: 0.0, trust: Trust::default() };
+        let card = super::super::coupling::CouplingConfig { uniform: vec![], layers: vec![] };
+        let card = ModelCard::of_coupling(card, CoordinatesConfig::Cartesian { dimension: 1 });
+        let model = EnergyModel::new(Broken, config, card, String::new());
+        let (mut log_q, mut gradient) = ([Evaluation::inside(0.0); 2], [9.0; 2]);
+        model.log_density_gradient(&[0.25, 3.0], &mut log_q, &mut gradient).unwrap();
+        assert_eq!(log_q, [Evaluation::inside(-0.125), Evaluation::outside(Status::NonFinite)]);
+        assert_eq!(gradient, [-1.0, 0.0]);
     }
 }

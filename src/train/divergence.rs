@@ -35,6 +35,14 @@ pub fn check<'a>(step: usize, losses: impl IntoIterator<Item = (&'a str, f64)>, 
     }
 }
 
+/// Of the log-weights of samples. Errors: none of them has a weight.
+pub fn check_weights(step: usize, log_w: &[f64]) -> Result<()> {
+    match log_w.iter().any(|w| w.is_finite()) {
+        true => Ok(()),
+        false => Err(diverged(step, "no sample of the model lies where the target is positive")),
+    }
+}
+
 fn diverged(step: usize, what: &str) -> Error {
     Error::invalid(format!(
         "the training has diverged at step {step}: {what}. The model is left as it was at the last report; lower `rate` or `clip`, and look \
@@ -66,5 +74,8 @@ mod tests {
         let message = check(5, [("the loss", f64::NAN)], &[]).unwrap_err().to_string();
         assert!(message.contains("the loss is NaN"), "{message}");
         assert!(check(5, [], &[0.0, f32::INFINITY]).unwrap_err().to_string().contains("averaged parameters"));
+        check_weights(5, &[f64::NEG_INFINITY, -1e5]).unwrap();
+        let message = check_weights(5, &[f64::NEG_INFINITY; 4]).unwrap_err().to_string();
+        assert!(message.contains("diverged at step 5: no sample of the model"), "{message}");
     }
 }

@@ -32,7 +32,7 @@ pub fn explore(
 
 /// `x0[particles][3]` (nm) after a minimisation, with constraints kept.
 pub fn minimised(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec<f64>> {
-    let mut simulation = Simulation::new(system, &dynamics(options, options.temperature))?;
+    let mut simulation = Simulation::new(system, &dynamics(options, options.kelvin()))?;
     simulation.set_positions(x0)?;
     simulation.minimise(10.0, 200)?;
     let mut x = x0.to_vec();
@@ -53,7 +53,7 @@ fn in_one_batch(
     progress: &dyn Fn(usize),
 ) -> Result<Vec<f64>> {
     let mut hot_target = OpenMmTarget::new(system, options.hot_temperature, threads)?;
-    let mut target = OpenMmTarget::new(system, options.temperature, threads)?;
+    let mut target = OpenMmTarget::new(system, options.kelvin(), threads)?;
     let mut replicas = HotReplicas::new(&mut hot_target, &system.masses(), x0, options)?;
     let mut frames = Vec::with_capacity(options.frames * x0.len());
     while frames.len() < options.frames * x0.len() {
@@ -70,7 +70,7 @@ fn one_after_the_other(
     progress: &dyn Fn(usize),
 ) -> Result<Vec<f64>> {
     let mut hot = Simulation::new(system, &dynamics(options, options.hot_temperature))?;
-    let mut cold = Simulation::new(system, &dynamics(options, options.temperature))?;
+    let mut cold = Simulation::new(system, &dynamics(options, options.kelvin()))?;
     hot.set_positions(x0)?;
     hot.redraw_velocities(&mut Stream::new(options.seed, StreamId::Velocity, 0, 0))?;
     let mut frames = Vec::with_capacity(options.frames * x0.len());

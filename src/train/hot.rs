@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct ExploreOptions {
     /// Frames wanted in all.
     pub frames: usize,
-    /// K.
-    pub temperature: f64,
+    /// K; where none is given it is the caller's choice, see [`ExploreOptions::kelvin`].
+    pub temperature: Option<f64>,
     /// K.
     pub hot_temperature: f64,
     /// ps.
@@ -32,7 +32,7 @@ impl Default for ExploreOptions {
     fn default() -> ExploreOptions {
         ExploreOptions {
             frames: 200_000,
-            temperature: 300.0,
+            temperature: None,
             hot_temperature: 800.0,
             timestep: 0.001,
             friction: 5.0,
@@ -42,6 +42,13 @@ impl Default for ExploreOptions {
             stride: 40,
             seed: 1,
         }
+    }
+}
+
+impl ExploreOptions {
+    /// The temperature of interest, 300 K if none is given.
+    pub fn kelvin(&self) -> f64 {
+        self.temperature.unwrap_or(300.0)
     }
 }
 
@@ -79,7 +86,7 @@ impl HotReplicas {
         let options = &self.options;
         self.segment += 1;
         self.hot.step(hot_target, options.hot_steps)?;
-        let settings = settings(options, options.temperature, self.segment);
+        let settings = settings(options, options.kelvin(), self.segment);
         let mut cold = Langevin::new(target, &self.masses, self.hot.positions(), settings)?;
         cold.step(target, options.cooling_steps)?;
         let mut frames = Vec::new();

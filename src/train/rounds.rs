@@ -21,6 +21,7 @@ use crate::moves::{self, Fate, LatentWalk, LatentWalkOptions, Move, Options, Sta
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Steps of a training between two moments at which its state can be saved.
 const TRAINING_STEPS: usize = 100;
@@ -212,11 +213,16 @@ impl<'a> Rounds<'a> {
         let (options, explore, train) = options;
         let dimension = target.dimension();
         options.check(dimension)?;
+        // not after hours of walking
+        train.check(dimension, true, true)?;
+        if train.phases.is_empty() {
+            return Err(Error::invalid("`phases` is empty: rounds need at least one to train by"));
+        }
         if x.is_empty() || !x.len().is_multiple_of(dimension) {
             return Err(Error::invalid(format!("{} numbers are no starts of {dimension} coordinates", x.len())));
         }
-        let ExploreOptions { temperature, friction, timestep, seed, .. } = explore;
-        let dynamics = LangevinOptions { temperature, friction, timestep, seed };
+        let ExploreOptions { friction, timestep, seed, .. } = explore;
+        let dynamics = LangevinOptions { temperature: explore.kelvin(), friction, timestep, seed };
         let starts: Vec<f64> = x.iter().copied().cycle().take(options.walkers * dimension).collect();
         let walkers = Langevin::new(target, masses, &starts, dynamics)?;
         let hot = match explore.frames {
@@ -468,14 +474,17 @@ impl<'a> Rounds<'a> {
         Ok(Some(record))
     }
 
-    /// The frames that this round trains on, in random order: the trainer holds the first ones out.
+    /// The frames that this round trains on, in random order behind those that the trainer holds out. These are a stretch of the
+    /// walkers' frames and one of the hot replicas': frames a few steps from those of the training would only tell how well it knows them.
     fn pool(&self) -> Vec<f64> {
         let (dimension, n) = (self.dimension(), self.state.options.pool);
-        let frames = [self.state.chain.latest(n, dimension), self.state.heated.latest(n, dimension)].concat();
-        let mut order: Vec<usize> = (0..frames.len() / dimension).collect();
+        let parts = [self.state.chain.latest(n, dimension), self.state.heated.latest(n, dimension)];
+        let frames = parts.concat();
+        let [walked, all] = [parts[0].len(), frames.len()].map(|numbers| numbers / dimension);
         let mut stream = Stream::new(self.state.train.seed, StreamId::Resample, u64::MAX, self.state.epoch);
-        (1..order.len()).rev().for_each(|i| order.swap(i, stream.below(i + 1)));
-        order.into_iter().flat_map(|i| frames[i * dimension..][..dimension].iter().copied()).collect()
+        let (held_out, rest) = split(walked, all, self.state.train.held_out_of(all), &mut stream);
+        let order = held_out.into_iter().chain(rest);
+        order.flat_map(|i| frames[i * dimension..][..dimension].iter().copied()).collect()
     }
 
     fn train(&mut self) -> Result<Option<Record>> {
@@ -511,5 +520,45 @@ impl<'a> Rounds<'a> {
         let record = Record { training: state.history.last().cloned(), ..self.record(frames.len() / self.dimension()) };
         self.begin(Stage::Walk)?;
         Ok(Some(record))
+    }
+}
+
+/// Numbers of `n` of the frames, one stretch among the first `walked` and one among the rest, each as long as its part is, and of the others; both in
+/// random order.
+fn split(walked: usize, all: usize, n: usize, stream: &mut Stream) -> (Vec<usize>, Vec<usize>) {
+    let of_walked = n * walked / all.max(1);
+    let mut stretch = |part: Range<usize>, n: usize| {
+        let start = part.start + stream.below(part.len() - n + 1);
+        start..start + n
+    };
+    let stretches = [stretch(0..walked, of_walked), stretch(walked..all, n - of_walked)];
+    let (mut chosen, mut others): (Vec<usize>, Vec<usize>) =
+        (0..all).partition(|i| stretches.iter().any(|stretch| stretch.contains(i)));
+    for order in [&mut chosen, &mut others] {
+        (1..order.len()).rev().for_each(|i| order.swap(i, stream.below(i + 1)));
+    }
+    (chosen, others)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_out_is_one_stretch_of_each_part() {
+        for (walked, all, n) in [(600, 1000, 50), (1000, 1000, 50), (0, 7, 3), (10, 11, 10), (3, 5, 0), (0, 0, 0)] {
+            let (mut chosen, mut others) = split(walked, all, n, &mut Stream::new(1, StreamId::Resample, 0, 0));
+            let is_shuffled = |order: &[usize]| order.len() < 10 || !order.is_sorted();
+            assert!(is_shuffled(&chosen) && is_shuffled(&others));
+            chosen.sort_unstable();
+            assert_eq!(chosen.len(), n);
+            let gaps = chosen.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
+            assert!(gaps <= 1, "{walked} of {all}: {chosen:?}");
+            let of_walked = chosen.iter().filter(|&&i| i < walked).count();
+            assert_eq!(of_walked, n * walked / all.max(1));
+            others.extend(chosen);
+            others.sort_unstable();
+            assert!(others.into_iter().eq(0..all));
+        }
     }
 }

@@ -69,6 +69,40 @@ impl Default for Phase {
 }
 
 impl Phase {
+    /// Errors: weights that are none; a phase that trains nothing, by the number that is 0.
+    fn check(&self) -> Result<()> {
+        let weights = [
+            ("likelihood", self.likelihood),
+            ("reverse_kl", self.reverse_kl),
+            ("reaction_coordinate", self.reaction_coordinate),
+            ("force_matching", self.force_matching),
+            ("refinement", self.refinement),
+        ];
+        if let Some((name, weight)) = weights.iter().find(|(_, weight)| !(*weight >= 0.0 && weight.is_finite())) {
+            return Err(Error::invalid(format!(
+                "a phase gives `{name}` the weight {weight}; use 0 or a positive number"
+            )));
+        }
+        if weights.iter().all(|(_, weight)| *weight == 0.0) {
+            return Err(Error::invalid(
+                "a phase gives every loss the weight 0 and trains nothing: give one a weight, such as `likelihood`",
+            ));
+        }
+        let refines = self.refinement > 0.0;
+        let needed = [
+            ("steps", self.steps, true),
+            ("batch", self.batch, self.likelihood > 0.0 || self.force_matching > 0.0),
+            ("energy_batch", self.energy_batch, self.reverse_kl > 0.0),
+            ("refinement_batch", self.refinement_batch, refines),
+            ("draw", self.draw, refines),
+            ("keep", self.keep, refines),
+        ];
+        match needed.iter().find(|(_, number, is_needed)| *is_needed && *number == 0) {
+            Some((name, ..)) => Err(Error::invalid(format!("a phase has `{name}` = 0: at least 1 is needed"))),
+            None => Ok(()),
+        }
+    }
+
     /// Reverse KL alone, for the far end of a map.
     pub fn of_map() -> Phase {
         Phase { steps: 3000, likelihood: 0.0, reverse_kl: 1.0, ..Phase::default() }
@@ -140,10 +174,19 @@ impl TrainOptions {
         }
     }
 
-    /// Errors: losses without what they are made of.
-    fn check(&self, dimension: usize, has_frames: bool, has_target: bool) -> Result<()> {
+    /// How many of n frames are held out: the first ones.
+    pub(super) fn held_out_of(&self, n: usize) -> usize {
+        (n as f64 * self.held_out) as usize
+    }
+
+    /// Errors: losses without what they are made of, or by which nothing is trained.
+    pub(super) fn check(&self, dimension: usize, has_frames: bool, has_target: bool) -> Result<()> {
         let needs = |f: fn(&Phase) -> f64| self.phases.iter().any(|p| f(p) > 0.0);
         let refuse = |message: &str| Err(Error::invalid(message));
+        self.phases.iter().try_for_each(Phase::check)?;
+        if has_target && self.evaluation_samples == 0 {
+            return refuse("`evaluation_samples` = 0: with energies, at least 1 is needed");
+        }
         if (needs(|p| p.likelihood) || needs(|p| p.force_matching)) && !has_frames {
             return refuse(
                 "maximum likelihood and force matching need frames; give a trajectory or set `likelihood` and \
@@ -283,7 +326,7 @@ impl<'a> Trainer<'a> {
         }
         flow.parameters_mut().copy_from_slice(&state.parameters);
         let n = frames.len() / dx;
-        let n_held_out = (n as f64 * state.options.held_out) as usize;
+        let n_held_out = state.options.held_out_of(n);
         let (held_out, frames) = frames.split_at(n_held_out * dx);
         let steering = flow.steering().unwrap_or(Steering::NONE);
         let seed = state.options.seed;
@@ -472,6 +515,7 @@ impl<'a> Trainer<'a> {
     fn refinement_batch(&self, n: usize) -> Result<Vec<f64>> {
         let dx = self.flow.dimension();
         let mut stream = self.stream(StreamId::Train, 1);
+        divergence::check_weights(self.state.step, &self.state.pool_log_weight)?;
         let chosen = weights::resample(&self.state.pool_log_weight, n, weights::Resampling::Systematic, &mut stream)?;
         Ok(chosen.iter().flat_map(|&i| self.state.pool_x[i * dx..][..dx].iter().copied()).collect())
     }
@@ -510,7 +554,11 @@ impl<'a> Trainer<'a> {
             let n = self.state.options.evaluation_samples;
             let quality = match &self.map {
                 Some(map) => map.quality(&model, target, n)?,
-                None => Quality::of(&losses::draw(&model, target, n, &streams)?.log_weight)?,
+                None => {
+                    let log_w = losses::draw(&model, target, n, &streams)?.log_weight;
+                    divergence::check_weights(step as usize, &log_w)?;
+                    Quality::of(&log_w)?
+                }
             };
             progress.ess = quality.ess;
             progress.pareto_k = quality.pareto_k;

@@ -376,3 +376,33 @@ fn a_steerable_flow_is_trained_at_several_temperatures() {
     assert!(refusal(flow_of(affine(DIMENSION, 8), DIMENSION), vec![0.5]).contains("steerable"));
     assert!(refusal(flow(), vec![1.0, 0.0]).contains("positive"));
 }
+
+/// Settings by which nothing would be trained, or which would end in a panic.
+#[test]
+fn phases_that_train_nothing_are_refused() {
+    let x = frames();
+    let refused = |options: TrainOptions, reason: &str| {
+        let message = Trainer::new(flow(), &x, Some(&mut Gaussian), options).err().expect(reason).to_string();
+        assert!(message.contains(reason), "{message}");
+    };
+    let of = |phase| TrainOptions { phases: vec![phase], ..TrainOptions::default() };
+    let plain = Phase::default;
+    refused(of(Phase { steps: 0, ..plain() }), "`steps` = 0");
+    refused(of(Phase { batch: 0, ..plain() }), "`batch` = 0");
+    refused(of(Phase { reverse_kl: 1.0, energy_batch: 0, ..plain() }), "`energy_batch` = 0");
+    for (name, phase) in [
+        ("refinement_batch", Phase { refinement_batch: 0, ..plain() }),
+        ("draw", Phase { draw: 0, ..plain() }),
+        ("keep", Phase { keep: 0, ..plain() }),
+    ] {
+        refused(of(Phase { refinement: 0.5, ..phase }), &format!("`{name}` = 0"));
+    }
+    refused(of(Phase { likelihood: 0.0, ..plain() }), "trains nothing");
+    refused(of(Phase { reverse_kl: -0.5, ..plain() }), "`reverse_kl` the weight -0.5");
+    refused(of(Phase { likelihood: f64::NAN, ..plain() }), "`likelihood` the weight NaN");
+    refused(TrainOptions { evaluation_samples: 0, ..TrainOptions::default() }, "`evaluation_samples` = 0");
+    // without phases the design is written as it is, and what is not used may be anything
+    Trainer::new(flow(), &x, None, TrainOptions { phases: vec![], ..TrainOptions::default() }).unwrap();
+    let unused = Phase { energy_batch: 0, refinement_batch: 0, draw: 0, keep: 0, ..plain() };
+    Trainer::new(flow(), &x, None, TrainOptions { evaluation_samples: 0, ..of(unused) }).unwrap();
+}

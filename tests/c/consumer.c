@@ -396,6 +396,11 @@ static void test_struct_sizes(const char *path) {
     options.known.struct_size = 8;
     EXPECT(modejump_move_options_init(&options.known) == MODEJUMP_INVALID_INPUT);
     EXPECT(strstr(last(), "sizeof(modejump_move_options)") != NULL);
+    /* a size that ends within a field, of which nothing is written */
+    options.known.struct_size = offsetof(modejump_move_options, rotations) + 4;
+    options.known.rotations = 0xeeeeeeeeeeeeeeeeu;
+    EXPECT(modejump_move_options_init(&options.known) == MODEJUMP_OK);
+    EXPECT(options.known.rotations == 0xeeeeeeeeeeeeeeeeu);
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
 }
 
@@ -655,6 +660,7 @@ static void test_exchange(const char *path) {
     EXPECT(modejump_exchange_carry_frames(exchange, 1) == MODEJUMP_OK);
     EXPECT(modejump_exchange_carry_frames(exchange, 2) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_exchange_set_constraints(exchange, 1, NULL, NULL, NULL) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_exchange_set_constraints(exchange, 0, NULL, NULL, NULL) == MODEJUMP_OK);
     EXPECT(modejump_exchange_free(exchange) == MODEJUMP_OK);
     EXPECT(modejump_bijection_free(map) == MODEJUMP_OK);
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);

@@ -43,10 +43,9 @@ pub fn interrupted() -> bool {
 /// `explore` of a configuration at the temperature of the command line. Errors: another one in the configuration.
 #[cfg(feature = "openmm")]
 pub fn explore_at(options: &ExploreOptions, temperature: f64) -> Result<ExploreOptions> {
-    let given = options.temperature;
-    match given == temperature || given == ExploreOptions::default().temperature {
-        true => Ok(ExploreOptions { temperature, ..options.clone() }),
-        false => Err(Error::invalid(format!(
+    match options.temperature.filter(|given| *given != temperature) {
+        None => Ok(ExploreOptions { temperature: Some(temperature), ..options.clone() }),
+        Some(given) => Err(Error::invalid(format!(
             "`explore` has temperature {given} K, and --temperature is {temperature} K: leave it out of the configuration"
         ))),
     }
@@ -185,7 +184,7 @@ impl Weights {
 ///
 /// Errors: another length.
 pub fn array(path: &Path, name: &str, n: usize) -> Result<Option<Vec<f64>>> {
-    if path.extension().is_none_or(|e| e != "safetensors") {
+    if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("safetensors")) {
         return Ok(None);
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
@@ -361,7 +360,7 @@ pub fn frames_of(n: usize) -> String {
 
 /// Latent points `[n][latent]`: tensor `z` of a safetensors file, or a npy array. Errors: another shape, numbers that are not finite.
 pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
-    let (shape, z) = if path.extension().is_some_and(|e| e == "npy") {
+    let (shape, z) = if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("npy")) {
         let z = trajectory::read(path)?;
         (vec![z.n(), z.dimension], z.x)
     } else {
@@ -383,4 +382,21 @@ pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
 #[cfg(feature = "openmm")]
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+#[cfg(all(test, feature = "openmm"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temperature_that_is_given_is_not_replaced() {
+        let of = |temperature| ExploreOptions { temperature, ..ExploreOptions::default() };
+        for given in [None, Some(400.0)] {
+            assert_eq!(explore_at(&of(given), 400.0).unwrap().kelvin(), 400.0);
+        }
+        let message = explore_at(&of(Some(300.0)), 400.0).unwrap_err().to_string();
+        assert!(message.contains("300 K, and --temperature is 400 K"), "{message}");
+        let config: ExploreOptions = serde_json::from_str(r#"{"temperature": 300}"#).unwrap();
+        assert_eq!(config.temperature, Some(300.0));
+    }
 }

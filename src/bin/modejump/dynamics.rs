@@ -28,7 +28,7 @@ mod run {
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
-    use modejump::io::trajectory::{self, Frames};
+    use modejump::io::trajectory::{self, Clock, Frames};
     use modejump::units::thermal_energy;
     use modejump::weights::Estimate;
     use modejump::{Error, Result};
@@ -69,6 +69,8 @@ mod run {
     pub struct Record {
         /// Done when the last frame was taken.
         pub steps: u64,
+        /// Done when each frame was taken.
+        at: Vec<u64>,
         /// `[frames][particles][3]`, nm.
         x: Vec<f64>,
         /// kJ/mol.
@@ -92,14 +94,16 @@ mod run {
             simulation.positions(&mut self.x[start..])?;
             self.energy.push(energy);
             self.temperature.push(temperature);
+            self.at.push(steps);
             Ok(())
         }
 
-        /// Writes the trajectory, with reduced potentials at `temperature` (K) where the format has room for them.
-        pub fn write(&self, path: &Path, topology: &Topology, temperature: f64) -> Result<()> {
-            let u: Vec<f64> = self.energy.iter().map(|e| e / thermal_energy(temperature)).collect();
+        /// Writes the trajectory of this dynamics, with reduced potentials or times where the format has room for them.
+        pub fn write(&self, path: &Path, topology: &Topology, dynamics: &SimulationOptions) -> Result<()> {
+            let u: Vec<f64> = self.energy.iter().map(|e| e / thermal_energy(dynamics.temperature)).collect();
             let frames = Frames { dimension: 3 * topology.n_atoms(), x: self.x.clone() };
-            trajectory::write(path, &frames, Some(topology), &[("reduced_potential", &u)])
+            let clock = Clock { steps: &self.at, timestep: dynamics.timestep };
+            trajectory::write_timed(path, &frames, clock, Some(topology), &[("reduced_potential", &u)])
         }
 
         pub fn n(&self) -> usize {

@@ -86,7 +86,7 @@ mod run {
             let outputs = self.output.iter().zip(&records).zip(&temperatures);
             // every file that can be written, with the frames before a failure
             let written: Vec<Result<()>> =
-                outputs.map(|((path, record), &temperature)| record.write(path, &topology, temperature)).collect();
+                outputs.map(|((path, record), &t)| record.write(path, &topology, &self.dynamics.at(t))).collect();
             run?;
             // what was learned is told even if the disk is full by now
             self.report(&replicas, &records, &temperatures);

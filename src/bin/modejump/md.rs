@@ -191,7 +191,7 @@ mod run {
             let wall = beginning.elapsed().as_secs_f64();
             // the frames before a failure are kept, and what was learned is told even if the disk is full by now
             let written = match &self.output {
-                Some(path) => record.write(path, &topology, self.temperature),
+                Some(path) => record.write(path, &topology, &self.dynamics.at(self.temperature)),
                 None => Ok(()),
             };
             run?;

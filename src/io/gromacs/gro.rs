@@ -1,6 +1,6 @@
 //! `.gro`: structures as text, nm, fixed columns; the distance of the decimal points tells the precision.
 
-use crate::coordinates::topology::residue_parts;
+use crate::coordinates::topology::residue_columns;
 use crate::coordinates::Topology;
 use std::fmt::Write;
 
@@ -52,20 +52,35 @@ fn position(line: &str) -> Option<[f64; 3]> {
     Some([field(0)?, field(1)?, field(2)?])
 }
 
+/// A position in three columns of eight, as PDB files have it too; none where a number does not fit.
+pub(in crate::io) fn columns([a, b, c]: [f64; 3]) -> Option<String> {
+    let fields = [a, b, c].map(|v| format!("{v:8.3}"));
+    fields.iter().all(|field| field.len() == 8).then(|| fields.concat())
+}
+
+/// What is wrong with an atom whose position does not fit.
+pub(in crate::io) fn too_far(frame: usize, atom: &str) -> String {
+    format!(
+        "frame {}: {atom} is too far away for the columns of this format; write dcd, xtc, trr, npy or safetensors",
+        frame + 1
+    )
+}
+
 /// Frames `x[n][dimension]`, nm, with the names of the topology and a box of no size, which means none.
-pub fn write(dimension: usize, x: &[f64], topology: &Topology) -> String {
+/// Errors: a position that the columns do not hold.
+pub fn write(dimension: usize, x: &[f64], topology: &Topology) -> Result<String, String> {
     let mut text = String::new();
-    for frame in x.chunks_exact(dimension) {
+    for (k, frame) in x.chunks_exact(dimension).enumerate() {
         let _ = writeln!(text, "modejump\n{}", topology.n_atoms());
         for (i, r) in frame.chunks_exact(3).enumerate() {
-            let (residue, number) = residue_parts(&topology.residues[i]);
+            let (residue, number) = residue_columns(&topology.residues[i], 5);
             let (name, serial) = (&topology.names[i], (i + 1) % 100_000);
-            let [a, b, c] = [r[0], r[1], r[2]];
-            let _ = writeln!(text, "{number:>5}{residue:<5.5}{name:>5.5}{serial:>5}{a:8.3}{b:8.3}{c:8.3}");
+            let xyz = columns([r[0], r[1], r[2]]).ok_or_else(|| too_far(k, &topology.label(i)))?;
+            let _ = writeln!(text, "{number:>5}{residue:<5}{name:>5}{serial:>5}{xyz}");
         }
         text.push_str("   0.00000   0.00000   0.00000\n");
     }
-    text
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod pickle;
 #[cfg(test)]
 mod tests;
 
-use super::model_file::Tensor;
+use super::model_file::{bfloat16, half, Tensor};
 use crate::error::{Error, Result};
 use pickle::{Id, Node, Object, Pickle, View};
 use std::collections::BTreeMap;
@@ -235,23 +235,11 @@ fn number_type(class: &str) -> Outcome<(usize, Decode)> {
         "DoubleStorage" => (8, |b| f64::from_le_bytes(fixed(b))),
         "FloatStorage" => (4, |b| f64::from(f32::from_le_bytes(fixed(b)))),
         "HalfStorage" => (2, |b| half(u16::from_le_bytes(fixed(b)))),
-        "BFloat16Storage" => (2, |b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(fixed(b))) << 16))),
+        "BFloat16Storage" => (2, |b| bfloat16(u16::from_le_bytes(fixed(b)))),
         "LongStorage" => (8, |b| i64::from_le_bytes(fixed(b)) as f64),
         "IntStorage" => (4, |b| f64::from(i32::from_le_bytes(fixed(b)))),
         "ByteStorage" => (1, |b| f64::from(b[0])),
         "BoolStorage" => (1, |b| f64::from(u8::from(b[0] != 0))),
         other => return Err(format!("numbers of type {other}; f16, bf16, f32, f64, i64, i32, u8 and bool are known")),
     })
-}
-
-/// IEEE binary16: sign, 5 bits of exponent, 10 of mantissa.
-fn half(bits: u16) -> f64 {
-    let sign = if bits & 0x8000 != 0 { -1.0 } else { 1.0 };
-    let (exponent, mantissa) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff));
-    sign * match exponent {
-        0 => mantissa * 2f64.powi(-24),
-        31 if mantissa == 0.0 => f64::INFINITY,
-        31 => f64::NAN,
-        _ => (1.0 + mantissa / 1024.0) * 2f64.powi(exponent - 15),
-    }
 }

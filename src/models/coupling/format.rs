@@ -97,6 +97,11 @@ pub mod bgflow {
     use crate::models::card::ModelCard;
     use crate::nn::Activation;
     use serde_json::Value;
+    use std::cell::RefCell;
+    use std::collections::BTreeSet;
+
+    /// Between the number of a block and the tensors of its marginals.
+    const MARGINAL: &str = "._flow._delegate.distribution.";
 
     /// Tensors of a checkpoint by name, without any prefix.
     pub type Tensors = BTreeMap<String, Tensor>;
@@ -109,20 +114,44 @@ pub mod bgflow {
     pub fn convert(tensors: &Tensors, config: &Value, topology: Option<Topology>) -> Result<CouplingFlow<f64>> {
         let tensors: Tensors =
             tensors.iter().map(|(k, v)| (k.strip_prefix("w.").unwrap_or(k).to_string(), v.clone())).collect();
-        let checkpoint = Checkpoint { tensors: &tensors };
-        match config.get("z_matrix") {
+        let checkpoint = Checkpoint { tensors: &tensors, read: RefCell::default() };
+        let flow = match config.get("z_matrix") {
             Some(rows) => generator(&checkpoint, config, rows, topology),
             None => realnvp(&checkpoint, config),
-        }
+        }?;
+        checkpoint.require_all_read()?;
+        Ok(flow)
+    }
+
+    /// What blocks hold beside parameters: numbers that follow from others, and constants of the frame and of constrained bonds.
+    fn is_buffer(name: &str) -> bool {
+        let name = name.rsplit('.').next().unwrap_or(name);
+        name.starts_with("_cdf_") || name.starts_with("_values_")
     }
 
     struct Checkpoint<'a> {
         tensors: &'a Tensors,
+        /// Names of the tensors that have become part of the model.
+        read: RefCell<BTreeSet<String>>,
     }
 
     impl Checkpoint<'_> {
         fn get(&self, name: &str) -> Result<&Tensor> {
+            self.read.borrow_mut().insert(name.to_string());
             self.tensors.get(name).ok_or_else(|| Error::invalid(format!("the checkpoint has no tensor {name}")))
+        }
+
+        /// Errors: a tensor of a block that is not part of the model: without it the density is another one.
+        fn require_all_read(&self) -> Result<()> {
+            let read = self.read.borrow();
+            let mut blocks = self.tensors.keys().filter(|name| name.starts_with("_blocks.") && !is_buffer(name));
+            match blocks.find(|name| !read.contains(*name)) {
+                None => Ok(()),
+                Some(name) => Err(Error::invalid(format!(
+                    "tensor {name} belongs to a block that is not known here: spline and affine couplings, truncated-normal and uniform \
+                     marginals are read"
+                ))),
+            }
         }
 
         /// Numbers of the blocks that hold a tensor with this ending.
@@ -131,6 +160,30 @@ pub mod bgflow {
             let mut blocks: Vec<usize> = self.tensors.keys().filter_map(number).collect();
             blocks.sort_unstable();
             blocks
+        }
+
+        /// The N blocks whose marginals have a tensor of this name, in their order; `what` they are.
+        fn marginals<const N: usize>(&self, name: &str, what: &str) -> Result<[usize; N]> {
+            let blocks = self.blocks(&format!("{MARGINAL}{name}"));
+            let n = blocks.len();
+            blocks
+                .try_into()
+                .map_err(|_| Error::invalid(format!("the checkpoint has {n} blocks with {name}, not {N} {what}")))
+        }
+
+        fn marginal(&self, block: usize, name: &str) -> Result<Vec<f64>> {
+            Ok(self.get(&format!("_blocks.{block}{MARGINAL}{name}"))?.data.clone())
+        }
+
+        /// The one end of all coordinates of a marginal.
+        fn bound(&self, block: usize, name: &str) -> Result<f64> {
+            match self.marginal(block, name)?[..] {
+                [first, ref others @ ..] if others.iter().all(|&other| other == first) => Ok(first),
+                [] => Err(Error::invalid(format!("tensor _blocks.{block}{MARGINAL}{name} is empty"))),
+                _ => Err(Error::invalid(format!(
+                    "tensor _blocks.{block}{MARGINAL}{name}: another bound for each coordinate is not read, only one for all"
+                ))),
+            }
         }
 
         /// (input, hidden…, output) of a network of linear layers numbered 0, 2, 4…
@@ -233,33 +286,22 @@ pub mod bgflow {
         }
         layers.push(spline(for_angles, &angles, &torsions, &[], Ends::Free)?);
         layers.push(spline(for_bonds, &bonds, &torsions, &angles, Ends::Free)?);
-        for (block, transformed) in
-            checkpoint.blocks("._flow._delegate.distribution._mu").into_iter().zip([&bonds, &angles])
-        {
-            let part = |name: &str| {
-                Ok::<_, Error>(
-                    checkpoint.get(&format!("_blocks.{block}._flow._delegate.distribution.{name}"))?.data.clone(),
-                )
-            };
-            let bound = |name: &str| {
-                part(name)?.first().copied().ok_or_else(|| Error::invalid(format!("{name} of block {block} is empty")))
-            };
+        let [of_bonds, of_angles] = checkpoint.marginals("_mu", "truncated-normal marginals, of bonds and angles")?;
+        for (block, transformed) in [(of_bonds, &bonds), (of_angles, &angles)] {
             layers.push(LayerConfig::TruncatedNormal {
                 transformed: transformed.clone(),
-                mean: part("_mu")?,
-                sd: part("_logsigma")?.into_iter().map(f64::exp).collect(),
-                lower: bound("_lower_bound")?,
-                upper: bound("_upper_bound")?,
+                mean: checkpoint.marginal(block, "_mu")?,
+                sd: checkpoint.marginal(block, "_logsigma")?.into_iter().map(f64::exp).collect(),
+                lower: checkpoint.bound(block, "_lower_bound")?,
+                upper: checkpoint.bound(block, "_upper_bound")?,
             });
         }
-        for block in checkpoint.blocks("._flow._delegate.distribution.low") {
-            let part = |name: &str| {
-                Ok::<_, Error>(
-                    checkpoint.get(&format!("_blocks.{block}._flow._delegate.distribution.{name}"))?.data.clone(),
-                )
-            };
-            layers.push(LayerConfig::Uniform { transformed: torsions.clone(), low: part("low")?, high: part("high")? });
-        }
+        let [of_torsions] = checkpoint.marginals("low", "uniform marginal, of torsions")?;
+        layers.push(LayerConfig::Uniform {
+            transformed: torsions.clone(),
+            low: checkpoint.marginal(of_torsions, "low")?,
+            high: checkpoint.marginal(of_torsions, "high")?,
+        });
         let coordinates = CoordinatesConfig::Internal {
             frame: zmatrix.frame,
             rows: zmatrix.rows,
@@ -315,6 +357,9 @@ pub mod bgflow {
         let all: Vec<usize> = (0..dimension).collect();
         let halves = all.split_at(dimension / 2);
         let blocks = checkpoint.blocks(".transformer._log_alpha");
+        if blocks.is_empty() {
+            return Err(Error::invalid("the checkpoint has no affine coupling (_blocks.N.transformer._log_alpha)"));
+        }
         let part = |block: usize, part: &str| format!("_blocks.{block}.transformer._{part}_transformation._layers");
         let mut layers = Vec::new();
         for (turn, &block) in blocks.iter().enumerate() {

@@ -11,7 +11,7 @@ use super::spline_coupling::SplineCoupling;
 use crate::density::Status;
 use crate::error::{Error, Result};
 use crate::nn::{Activation, Mlp, Parameters, Real};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -88,12 +88,28 @@ pub enum LayerConfig {
     Shift { transformed: Vec<usize> },
     /// Fixed circular shift: u′ = (u + shift) mod 1; u outside [0, 1) is outside the support.
     Wrap { transformed: Vec<usize>, shift: Vec<f64> },
-    /// Uniform number → truncated normal.
-    TruncatedNormal { transformed: Vec<usize>, mean: Vec<f64>, sd: Vec<f64>, lower: f64, upper: f64 },
+    /// Uniform number → truncated normal. JSON has no infinity: an end that is none is null there.
+    TruncatedNormal {
+        transformed: Vec<usize>,
+        mean: Vec<f64>,
+        sd: Vec<f64>,
+        #[serde(deserialize_with = "lower_end")]
+        lower: f64,
+        #[serde(deserialize_with = "upper_end")]
+        upper: f64,
+    },
     /// Uniform number on [0, 1] → uniform on [low, high].
     Uniform { transformed: Vec<usize>, low: Vec<f64>, high: Vec<f64> },
     /// u′ = mean + L u with a lower-triangular L `[n][n]`, stored row by row.
     Whiten { transformed: Vec<usize>, mean: Vec<f64>, matrix: Vec<f64> },
+}
+
+fn lower_end<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NEG_INFINITY))
+}
+
+fn upper_end<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
 }
 
 impl LayerConfig {

@@ -82,6 +82,9 @@ pub struct GvpField<R: Real> {
     pool: Mutex<Vec<Workspace<R>>>,
 }
 
+/// Lengths of the network, in its unit, and what messages are divided by: far beyond any molecule, and squares are numbers in f32.
+const LONGEST: f64 = 1e6;
+
 impl GvpConfig {
     /// Errors name the option or the atom.
     pub fn check(&self) -> Result<()> {
@@ -99,6 +102,9 @@ impl GvpConfig {
         ];
         if let Some((name, value)) = lengths.iter().find(|(_, value)| !(*value > 0.0 && value.is_finite())) {
             return Err(Error::invalid(format!("{name} = {value}; a positive number is needed")));
+        }
+        if let Some((name, value)) = lengths.iter().find(|(_, value)| *value > LONGEST) {
+            return Err(Error::invalid(format!("{name} = {value}; at most {LONGEST} is read")));
         }
         if self.features.len() < 2 || self.features.len() > MOST_ATOMS {
             return Err(Error::invalid(format!(

@@ -233,10 +233,11 @@ fn a_damaged_file_is_refused_with_the_tensor_named() {
 fn hostile_sizes_are_refused() {
     let good = model_config();
     type Spoil = fn(&mut GvpConfig);
-    let cases: [(&str, Spoil); 5] = [
+    let cases: [(&str, Spoil); 6] = [
         ("n_layers", |c| c.n_layers = 0),
         ("n_scalars", |c| c.n_scalars = usize::MAX),
         ("rbf_max", |c| c.rbf_max = f64::NAN),
+        ("coordinate_range", |c| c.coordinate_range = 1e300),
         ("atoms", |c| c.features.truncate(1)),
         ("feature 5", |c| c.features[3] = vec![5]),
     ];

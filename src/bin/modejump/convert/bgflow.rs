@@ -2,7 +2,9 @@
 
 use super::{fits_f32, read_any, Convert, Tensors};
 use modejump::io::model_file::Tensor;
+use modejump::io::write_atomically;
 use modejump::models::coupling::{bgflow, CouplingFlow};
+use modejump::models::{from_bytes, Precision};
 use modejump::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -80,10 +82,12 @@ fn add_constraints(tensors: &mut Tensors, config: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Stores single precision where that loses nothing.
+/// Stores single precision where that loses nothing. What cannot be read again replaces nothing.
 fn save(flow: CouplingFlow<f64>, path: &Path) -> Result<()> {
-    match fits_f32(flow.parameters()) {
-        true => flow.cast::<f32>()?.save(path),
-        false => flow.save(path),
-    }
+    let (bytes, precision) = match fits_f32(flow.parameters()) {
+        true => (flow.cast::<f32>()?.to_bytes()?, Precision::F32),
+        false => (flow.to_bytes()?, Precision::F64),
+    };
+    from_bytes(&path.display().to_string(), &bytes, precision)?;
+    write_atomically(path, &bytes)
 }

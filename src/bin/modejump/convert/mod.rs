@@ -145,7 +145,8 @@ impl Convert {
 /// Tensors of a safetensors or PyTorch file, told apart by their first bytes, and the metadata of a safetensors file.
 pub fn read_any(path: &Path, bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>)> {
     let name = path.display().to_string();
-    let pytorch_name = path.extension().is_some_and(|e| e == "pt" || e == "pth" || e == "ckpt");
+    let pytorch_name =
+        ["pt", "pth", "ckpt"].iter().any(|known| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(known)));
     match bytes.starts_with(&pytorch::MAGIC) || pytorch_name {
         true => Ok((pytorch::read_tensors(&name, bytes)?, HashMap::new())),
         false => model_file::read_tensors(&name, bytes),
