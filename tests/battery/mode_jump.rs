@@ -332,12 +332,11 @@ impl Move for Faulty {
 
 /// Of the two wells, by maps that often stay in their mode, or of the bath, by maps that often change the order.
 fn verdict_of(fault: Fault, bath: bool) -> Verdict {
-    let (target, models, observables): (Arc<dyn Density>, _, fn(&[f64]) -> Vec<f64>) = match bath {
-        false => (double_well_2(), [flow(&[-0.4, -0.5], 0.5, 1), flow(&[0.4, 0.4], 0.6, 2)], observables),
-        true => {
-            let means = [[-1.0, -0.8, 0.0, 0.7], [1.0, 0.3, 0.0, -0.2]];
-            (Arc::new(Exact(Bath)), [flow(&means[0], 0.4, 11), flow(&means[1], 0.6, 12)], of_the_bath)
-        }
+    let target: Arc<dyn Density> = if bath { Arc::new(Exact(Bath)) } else { double_well_2() };
+    let observables = if bath { of_the_bath } else { observables };
+    let models = match bath {
+        false => [flow(&[-0.4, -0.5], 0.5, 1), flow(&[0.4, 0.4], 0.6, 2)],
+        true => [flow(&REFERENCES[0], 0.4, 11), flow(&[1.0, -0.8, 0.2, 0.8], 0.6, 12)],
     };
     let kernel = || -> Box<dyn Move> {
         let (edge, modes) = (edge([0, 1], models.clone(), [1.0; 2]), halves(if bath { 4 } else { 2 }));
