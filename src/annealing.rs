@@ -51,7 +51,7 @@ pub struct Options {
     pub threshold: f64,
     pub resampling: Resampling,
     pub seed: u64,
-    /// Particles whose first u is above this are left out: **biased**, as published runs do it; the weights do not know.
+    /// Particles whose first u(x) is above this are left out: **biased**, as published runs do it; the weights do not know.
     pub energy_cutoff: Option<f64>,
 }
 
@@ -129,7 +129,11 @@ pub struct Progress {
 
 impl Annealing {
     /// Particles at t = 0 with equal weights. Errors: none of them, options out of range, a plan that does not rise to t = 1.
-    pub fn new(points: Points, plan: Vec<Stage>, options: Options) -> Result<Annealing> {
+    pub fn new(bridge: &Bridge, points: Points, plan: Vec<Stage>, options: Options) -> Result<Annealing> {
+        if points.n() == 0 || plan.is_empty() {
+            let (n, stages) = (points.n(), plan.len());
+            return Err(Error::invalid(format!("{n} particles at {stages} temperatures: use one or more of either")));
+        }
         let rises = plan.windows(2).all(|w| w[0].t <= w[1].t) && plan.first().is_some_and(|s| s.t >= 0.0);
         if !rises
             || plan.last().is_none_or(|s| s.t != 1.0)
@@ -140,9 +144,12 @@ impl Annealing {
         if options.moves == 0 || !(0.0..=1.0).contains(&options.threshold) {
             return Err(Error::invalid("moves of at least 1 and a threshold from 0 to 1 are needed"));
         }
-        let cutoff = options.energy_cutoff.unwrap_or(f64::INFINITY);
+        if let Kernel::Hamiltonian { leapfrog: 0 } = options.kernel {
+            return Err(Error::invalid("trajectories of 0 leapfrog steps go nowhere: use one or more"));
+        }
+        let (u, cutoff) = (bridge.reduced_potential(&points), options.energy_cutoff.unwrap_or(f64::INFINITY));
         let usable: Vec<usize> =
-            (0..points.n()).filter(|&row| points.energy(row, 0.5).is_finite() && points.target[row] < cutoff).collect();
+            (0..points.n()).filter(|&row| points.energy(row, 0.5).is_finite() && u[row] < cutoff).collect();
         if usable.is_empty() {
             return Err(Error::invalid(format!(
                 "none of {} samples has a finite energy{}",
@@ -324,12 +331,14 @@ pub fn even(stages: usize, step: f64) -> Vec<Stage> {
 const WANTED: [f64; 2] = [0.55, 0.65];
 /// By how much a step is changed at a time.
 const CHANGE: f64 = 1.1;
+/// Fewest pilots: the conditional effective sample size of n is never below 1/n of them, and of few it says nothing.
+pub const FEWEST_PILOTS: usize = 10;
 
 /// A plan made by a pilot run, to be used with other samples: temperatures so that the conditional effective sample size (Zhou,
-/// Johansen and Aston 2016) of each step is `share` of all, at most `most` of them; steps adapted to an acceptance of 55 to 65 % and
-/// frozen with the plan.
+/// Johansen and Aston 2016) of each step is `share` of all, at most `most` of them; steps that become
+/// a tenth longer or shorter after a stage with an acceptance outside 55 to 65 %, and are frozen with the plan.
 ///
-/// Errors: as for a run; a share outside (0, 1); more stages than `most`.
+/// Errors: as for a run; a share outside (0, 1); too few pilots to tell it; more stages than `most`.
 pub fn plan(
     bridge: &mut Bridge,
     pilots: Points,
@@ -341,7 +350,15 @@ pub fn plan(
     if !(share > 0.0 && share < 1.0) {
         return Err(Error::invalid(format!("a share of {share} of the particles; between 0 and 1 is needed")));
     }
-    let mut run = Annealing::new(pilots, vec![Stage { t: 1.0, step }], options.clone())?;
+    let drawn = pilots.n();
+    let mut run = Annealing::new(bridge, pilots, vec![Stage { t: 1.0, step }], options.clone())?;
+    let (usable, fewest) = (run.points.n(), FEWEST_PILOTS.max((2.0 / share).ceil() as usize));
+    if usable < fewest {
+        return Err(Error::invalid(format!(
+            "{usable} of {drawn} pilots are of use, and {fewest} are needed to choose temperatures by a share of {share}: draw more pilots, or \
+             give a number of even temperatures"
+        )));
+    }
     let (mut plan, mut t, mut step): (Vec<Stage>, f64, f64) = (Vec::new(), 0.0, step);
     while t < 1.0 {
         if plan.len() == most {

@@ -1,7 +1,6 @@
 use super::*;
 use crate::coordinates::vector::centre;
 use crate::density::{Density, Evaluation, Exactness, Scope};
-use crate::parallel::Alone;
 use crate::target::Target;
 
 /// Standard normal of width s in two dimensions.
@@ -78,7 +77,7 @@ fn run(kernel: Kernel, stages: usize, step: f64, seed: u64) -> (f64, f64) {
     let mut bridge = Bridge::new(&density, &mut target);
     let points = bridge.sample(400, seed).unwrap();
     let options = Options { kernel, seed, ..Options::default() };
-    let mut run = Annealing::new(points, even(stages, step), options).unwrap();
+    let mut run = Annealing::new(&bridge, points, even(stages, step), options).unwrap();
     while !run.is_finished() {
         run.stage(&mut bridge).unwrap();
     }
@@ -123,7 +122,7 @@ fn faults_are_found() {
     let mut target = Wells;
     let mut bridge = Bridge::new(&points, &mut target);
     let samples = bridge.sample(10, 1).unwrap();
-    assert!(Annealing::new(samples, short, Options::default()).is_err());
+    assert!(Annealing::new(&bridge, samples, short, Options::default()).is_err());
 }
 
 #[test]
@@ -136,12 +135,42 @@ fn a_plan_is_made_by_pilots_and_then_fixed() {
     assert!(plan.len() > 3 && plan.last().unwrap().t == 1.0 && plan.windows(2).all(|w| w[0].t < w[1].t));
     assert!(plan.last().unwrap().step < 0.4, "long steps were shortened");
     let points = bridge.sample(2000, 1).unwrap();
-    let mut run = Annealing::new(points, plan, options).unwrap();
+    let mut run = Annealing::new(&bridge, points, plan, options).unwrap();
     while !run.is_finished() {
         let progress = run.stage(&mut bridge).unwrap();
         assert!(progress.ess > 0.3 && progress.acceptance > 0.2, "{progress:?}");
     }
     assert!((run.log_z() - truth().0).abs() < 0.2);
+}
+
+/// Of one particle the conditional effective sample size is one, however far it goes.
+#[test]
+fn a_plan_needs_pilots() {
+    let (density, mut target) = (Normal(1.2), Wells);
+    let mut bridge = Bridge::new(&density, &mut target);
+    for (n, lost, share, text) in [(1, 0, 0.9, "1 of 1"), (100, 95, 0.9, "5 of 100"), (20, 0, 0.05, "and 40 are")] {
+        let mut pilots = bridge.sample(n, 99).unwrap();
+        pilots.target[..lost].fill(f64::INFINITY);
+        let message = plan(&mut bridge, pilots, 0.1, share, 100, &Options::default()).unwrap_err().to_string();
+        assert!(message.contains(text), "{message}");
+    }
+}
+
+#[test]
+fn what_is_no_run_is_refused() {
+    let (density, mut target) = (Normal(1.2), Wells);
+    let mut bridge = Bridge::new(&density, &mut target);
+    let kernel = Kernel::Hamiltonian { leapfrog: 0 };
+    for (n, stages, options, text) in [
+        (0, 2, Options::default(), "0 particles at 2 temperatures"),
+        (5, 0, Options::default(), "5 particles at 0 temperatures"),
+        (5, 2, Options { kernel, ..Options::default() }, "0 leapfrog steps"),
+        (5, 2, Options { moves: 0, ..Options::default() }, "moves of at least 1"),
+    ] {
+        let points = bridge.sample(n, 1).unwrap();
+        let message = Annealing::new(&bridge, points, even(stages, 0.1), options).unwrap_err().to_string();
+        assert!(message.contains(text), "{message}");
+    }
 }
 
 /// Most samples clash, by energies of any size.
@@ -151,7 +180,7 @@ fn a_plan_goes_as_slowly_as_clashes_ask_for() {
     let mut bridge = Bridge::new(&density, &mut target);
     let mut pilots = bridge.sample(100, 99).unwrap();
     (0..70).for_each(|row| pilots.target[row] = 10f64.powi(row as i32 - 20));
-    let run = Annealing::new(pilots.clone(), even(1, 0.1), Options::default()).unwrap();
+    let run = Annealing::new(&bridge, pilots.clone(), even(1, 0.1), Options::default()).unwrap();
     let next = next_temperature(&run, 0.0, 0.9);
     let weights: Vec<f64> = (0..100).map(|row| -next * (pilots.target[row] - pilots.source[row])).collect();
     let left = weights::effective_sample_size(&weights).unwrap() / 100.0;
@@ -172,7 +201,7 @@ fn a_run_that_is_saved_goes_on_bit_for_bit() {
     let (density, mut target) = (Normal(1.2), Wells);
     let mut bridge = Bridge::new(&density, &mut target);
     let points = bridge.sample(50, 4).unwrap();
-    let mut straight = Annealing::new(points, even(8, 0.05), Options::default()).unwrap();
+    let mut straight = Annealing::new(&bridge, points, even(8, 0.05), Options::default()).unwrap();
     let mut stopped = straight.clone();
     (0..8).for_each(|_| _ = straight.stage(&mut bridge).unwrap());
     (0..3).for_each(|_| _ = stopped.stage(&mut bridge).unwrap());
@@ -188,10 +217,10 @@ fn samples_without_a_finite_energy_count_in_the_normaliser() {
     let mut bridge = Bridge::new(&density, &mut target);
     let mut points = bridge.sample(100, 4).unwrap();
     points.target[..50].fill(f64::INFINITY);
-    let run = Annealing::new(points.clone(), even(2, 0.05), Options::default()).unwrap();
+    let run = Annealing::new(&bridge, points.clone(), even(2, 0.05), Options::default()).unwrap();
     assert!((run.log_z() - 0.5f64.ln()).abs() < 1e-12 && run.points.n() == 50);
     points.target.fill(f64::NAN);
-    let message = Annealing::new(points, even(2, 0.05), Options::default()).unwrap_err().to_string();
+    let message = Annealing::new(&bridge, points, even(2, 0.05), Options::default()).unwrap_err().to_string();
     assert!(message.contains("none of 100 samples"), "{message}");
 }
 
@@ -258,6 +287,11 @@ fn the_noise_of_the_centroid_belongs_to_both_ends() {
     let x = vec![0.1, -0.2, 0.4, 0.5, 0.3, -0.1];
     let points = bridge.evaluate(x.clone()).unwrap();
     assert_eq!((&points.source, &points.source_gradient), (&points.target, &points.target_gradient));
+    // u has no part of it, nor is it cut off by that
+    let (u, of_path) = (Pair::energy(&x).0, points.target[0]);
+    assert!((bridge.reduced_potential(&points)[0] - u).abs() < 1e-12 && of_path > u + 0.1);
+    let options = Options { energy_cutoff: Some(u + 0.1), ..Options::default() };
+    assert_eq!(Annealing::new(&bridge, points.clone(), even(1, 0.1), options).unwrap().points.n(), 1);
     for k in 0..6 {
         let mut at = |shift: f64| {
             let mut moved = x.clone();
@@ -310,7 +344,7 @@ fn a_path_stays_in_its_space() {
     let frame = Space::Frame { frame: [0, 1, 2], axes: [cross(y, z), y, z] };
     for space in [Space::Centred, frame] {
         let (density, mut target) = (Free(4), Free(4));
-        let mut bridge = Bridge { density: &density, target: &mut target, space, ranks: &Alone };
+        let mut bridge = Bridge { space, ..Bridge::new(&density, &mut target) };
         let start = bridge.evaluate(x.clone()).unwrap();
         let mut direction: Vec<f64> = (0..12).map(|k| (1.7 * f64::from(k)).sin()).collect();
         space.project(&mut direction);

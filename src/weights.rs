@@ -339,7 +339,8 @@ pub fn select(weights: &[f64], points: &[f64]) -> Vec<usize> {
 /// above 0.7 they are not to be trusted.
 ///
 /// +∞ where fewer than five weights form the tail, or most of the tail is nothing beside the largest: the worst that weights can
-/// be. −∞ where the whole tail is as large as the cut-off, as of equal weights: they have no tail, and are the best.
+/// be. −∞ where the whole tail is as large as the cut-off but for rounding, as of a perfect generator: equal weights have no tail, and
+/// are the best.
 pub fn pareto_k(log_weights: &[f64]) -> Result<f64> {
     check(log_weights)?;
     Ok(tail_fit(log_weights).map_or_else(|k| k, |tail| tail.shape))
@@ -367,6 +368,9 @@ pub fn pareto_smoothed(log_weights: &[f64]) -> Result<(Vec<f64>, f64)> {
     Ok((smoothed, tail.shape))
 }
 
+/// Log-weights that differ by this share of their size, or by this, are equal.
+const EQUAL: f64 = 1e-12;
+
 /// Fitted tail of w/max w above `cutoff`; `rows` in increasing order of weight.
 struct Tail {
     rows: Vec<usize>,
@@ -386,7 +390,8 @@ fn tail_fit(log_weights: &[f64]) -> std::result::Result<Tail, f64> {
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&i, &j| log_weights[i].total_cmp(&log_weights[j]));
     let max = log_weights[order[n - 1]];
-    if log_weights[order[n - size - 1]] == max {
+    // log-weights that differ by no more than rounding leaves
+    if max - log_weights[order[n - size - 1]] <= EQUAL * max.abs().max(1.0) {
         return Err(f64::NEG_INFINITY);
     }
     let cutoff = (log_weights[order[n - size - 1]] - max).exp();

@@ -135,6 +135,10 @@ fn pareto_k_without_a_fit_tells_collapsed_weights_from_equal_ones() {
     let equal = [-3.0; 100];
     assert_eq!(pareto_k(&equal).unwrap(), f64::NEG_INFINITY);
     assert_eq!(pareto_smoothed(&equal).unwrap(), (equal.to_vec(), f64::NEG_INFINITY));
+    // a perfect generator, but for rounding
+    let rounded: Vec<f64> = (0..1000).map(|i| -191.6 - 3e-14 * f64::from(i % 7)).collect();
+    assert_eq!(pareto_k(&rounded).unwrap(), f64::NEG_INFINITY);
+    assert_eq!(pareto_smoothed(&rounded).unwrap(), (rounded, f64::NEG_INFINITY));
     // of a lot of them one has all the weight, as of a generator that has missed the target
     let collapsed: Vec<f64> = (0..1000).map(|i| -1000.0 * f64::from(i)).collect();
     assert_eq!(pareto_k(&collapsed).unwrap(), f64::INFINITY);

@@ -141,7 +141,7 @@ fn what_does_not_fit_is_refused() {
     }
     let message = md(&["--model", "models/ala2/model-hbonds.safetensors"]).unwrap_err();
     assert!(message.contains("keeps the bond") && message.contains("constrain it"), "{message}");
-    assert!(md(&["--model", MODEL, "--anneal", "0"]).unwrap_err().contains("rising t"));
+    assert!(md(&["--model", MODEL, "--anneal", "0"]).unwrap_err().contains("--anneal"));
     assert!(md(&["--model", MODEL, "--latent-walk", "0"]).unwrap_err().contains("one positive width"));
     assert!(md(&["--model", MODEL, "--latent-walk", "0.1", "--draw-ahead"]).unwrap_err().contains("--latent-walk"));
     let message = md(&["--model", "models/ala2/gvp-flow.safetensors", "--latent-walk", "0.1"]).unwrap_err();
@@ -368,7 +368,8 @@ fn a_solute_may_jump_among_other_particles() {
         (&["--solute", "0-20,20"][..], "twice"),
         (&["--solute", "9-2"][..], "backwards"),
         (&["--driven", "5"][..], "--solute"),
-        (&["--solute", "0-21", "--anneal", "3"][..], "no gradients"),
+        (&["--solute", "0-21", "--anneal", "3"][..], "cannot be used with"),
+        (&["--solute", "0-21", "--latent-walk", "0.1", "--leapfrog", "2"][..], "cannot be used with"),
     ] {
         let error = run(more).unwrap_err();
         assert!(error.contains(text), "{error}");

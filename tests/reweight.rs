@@ -12,6 +12,8 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[path = "support/steerable.rs"]
+mod steerable;
 #[path = "support/tarflow.rs"]
 mod tarflow;
 
@@ -160,7 +162,7 @@ fn what_is_no_surrogate_is_refused() {
     let message = reweight(&["-n", "10", "--surrogate", path]).unwrap_err();
     assert!(message.contains("63 coordinates, the generator has 66"), "{message}");
     let message = reweight(&["-n", "10", "--surrogate", MODEL, "--exact-subset", "11"]).unwrap_err();
-    assert!(message.contains("--exact-subset 11 of 10 samples"), "{message}");
+    assert!(message.contains("--exact-subset 11 of 10 samples: give 2 to 10"), "{message}");
     assert!(reweight(&["-n", "10", "--exact-subset", "5"]).unwrap_err().contains("--surrogate"));
     std::fs::remove_dir_all(folder).unwrap();
 }
@@ -205,6 +207,47 @@ fn weights_of_a_tarflow_over_rotations_and_as_published() {
     let refused = reweight(&["-n", "10", "--centroid", "chi3"]).unwrap_err();
     assert!(refused.contains("for TarFlows"), "{refused}");
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Three coordinates in a harmonic well: ⟨u⟩ = 3/2, whatever the auxiliary ones are, and ln Z is known.
+#[test]
+fn auxiliary_coordinates_are_no_part_of_the_energy() {
+    let folder = folder("steerable");
+    let [model, system, output] = ["steered.safetensors", "system.xml", "w.json"].map(|name| folder.join(name));
+    steerable::write(&model);
+    steerable::harmonic(&system, 1);
+    let of = |more: &[&str]| -> Value {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.arg("reweight").arg(&model).arg("--system").arg(&system).args(["-n", "4000", "--json"]).args(more);
+        let run = command.arg("-o").arg(&output).output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        serde_json::from_slice(&run.stdout).unwrap()
+    };
+    let plain = of(&[]);
+    let document: Value = serde_json::from_str(&std::fs::read_to_string(&output).unwrap()).unwrap();
+    assert_eq!(document["series"][0]["name"], "steered");
+    let both = of(&["--surrogate", model.to_str().unwrap()]);
+    for summary in [&plain, &both["generator"], &both["surrogate"]] {
+        let off = (number(summary, "u_mean") - 1.5) / number(summary, "u_stderr");
+        assert!(off.abs() < 5.0 && number(summary, "u_stderr") < 0.1, "{summary}");
+    }
+    let log_z = 1.5 * (std::f64::consts::PI / 50.0).ln();
+    for summary in [&plain, &both["generator"]] {
+        let off = (number(summary, "log_z") - log_z) / number(summary, "log_z_stderr");
+        assert!(off.abs() < 5.0, "{summary}: {log_z}");
+    }
+    assert!(number(&both["bias"], "mean_log_c").abs() < 1e-6, "{both}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// What was learned is told though it cannot be written.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_does_not_cost_the_summary() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["reweight", MODEL, "--system", "models/ala2/system.xml"]);
+    let run = command.args(["-n", "20", "-o", "/dev/full"]).output().unwrap();
+    assert!(!run.status.success() && String::from_utf8_lossy(&run.stdout).contains("acceptance"), "{run:?}");
 }
 
 /// At 1 K one sample has all the weight.

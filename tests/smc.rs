@@ -1,9 +1,17 @@
 //! `modejump smc` as a user runs it: from the generator in implicit solvent to the energies in vacuum, and back.
 #![cfg(feature = "openmm")]
 
+use modejump::engines::openmm::{OpenMmTarget, System};
+use modejump::io::model_file::read_tensors;
+use modejump::target::Target;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+#[path = "support/steerable.rs"]
+mod steerable;
+#[path = "support/tarflow.rs"]
+mod tarflow;
 
 fn folder(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("modejump-smc-{name}-{}", std::process::id()));
@@ -44,6 +52,29 @@ fn the_normaliser_is_that_of_importance_weights() {
     }
     let biased = smc(&["-n", "100", "--stages", "2", "--moves", "unadjusted", "--step", "1e-7"]).unwrap();
     assert_eq!(biased["biased"], true);
+}
+
+/// u(x) and nothing beside it, neither of the noise of a centroid nor of auxiliary coordinates.
+#[test]
+fn particles_are_written_with_the_energies_of_the_system() {
+    let folder = folder("energies");
+    let [model, system, output] = ["model.safetensors", "system.xml", "x.safetensors"].map(|name| folder.join(name));
+    for (write, atoms) in [(tarflow::write as fn(&Path), 22), (steerable::write, 1)] {
+        write(&model);
+        steerable::harmonic(&system, atoms);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.arg("smc").arg(&model).arg("--system").arg(&system).arg("-o").arg(&output);
+        let run = command.args(["-n", "40", "--stages", "2", "--step", "1e-6"]).output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let (tensors, _) = read_tensors("particles", &std::fs::read(&output).unwrap()).unwrap();
+        let mut u = vec![0.0; 40];
+        let mut target = OpenMmTarget::new(&System::from_xml_file(&system).unwrap(), 300.0, 1).unwrap();
+        target.reduced_potential(&tensors["x"].data, &mut u).unwrap();
+        for (row, (u, written)) in u.iter().zip(&tensors["reduced_potential"].data).enumerate() {
+            assert!((u - written).abs() < 1e-6 * (1.0 + u.abs()), "{atoms} atoms, row {row}: {u} {written}");
+        }
+    }
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
@@ -118,4 +149,17 @@ fn what_cannot_be_annealed_is_said() {
         );
     }
     assert!(smc(&["--energy-cutoff", "-1e9", "-n", "10", "--stages", "2"]).unwrap_err().contains("below the cut-off"));
+    for (more, text) in [
+        (&["-n", "0"][..], "-n 0: give the number"),
+        (&["--stages", "0"], "--stages 0: give 1"),
+        (&["--pilots", "0"], "--pilots 0: give 10"),
+        (&["--pilots", "1"], "--stages"),
+        (&["--step", "0"], "--step 0: give a positive"),
+        (&["--repeat", "0"], "--repeat 0"),
+        (&["--moves", "hamiltonian", "--leapfrog", "0"], "--leapfrog 0"),
+        (&["--leapfrog", "3"], "`--moves hamiltonian`"),
+    ] {
+        let message = smc(more).unwrap_err();
+        assert!(message.contains(text), "{more:?}: {message}");
+    }
 }

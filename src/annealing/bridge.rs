@@ -1,9 +1,10 @@
 //! The two ends of an annealing path: configurations with both their energies and gradients.
 
 use super::Space;
-use crate::coordinates::vector::{add_to_atom, centroid};
+use crate::coordinates::vector::{add_to_atom, centroid, Vec3};
 use crate::density::{Density, Evaluation, Scope};
 use crate::error::{Error, Result};
+use crate::models::steering::Steering;
 use crate::parallel::{Alone, Ranks};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,8 @@ pub struct Bridge<'a> {
     pub density: &'a dyn Density,
     pub target: &'a mut dyn Target,
     pub space: Space,
+    /// Of a target of x and auxiliary coordinates ([`crate::models::JointTarget`]): what these are.
+    pub steering: Steering,
     /// They share the evaluations.
     pub ranks: &'a dyn Ranks,
 }
@@ -97,7 +100,7 @@ pub struct Bridge<'a> {
 impl<'a> Bridge<'a> {
     /// Paths through all configurations, in one process.
     pub fn new(density: &'a dyn Density, target: &'a mut dyn Target) -> Bridge<'a> {
-        Bridge { density, target, space: Space::Full, ranks: &Alone }
+        Bridge { density, target, space: Space::Full, steering: Steering::NONE, ranks: &Alone }
     }
 
     /// Both energies with their gradients at `x[n][dimension]`. A row that is not finite is shown to neither end, and has infinite
@@ -150,13 +153,33 @@ impl<'a> Bridge<'a> {
         Ok(points)
     }
 
+    /// u(x) of every row. The target's end of the path has more: the noise of the centroid, auxiliary coordinates, the volume of the
+    /// space.
+    pub fn reduced_potential(&self, points: &Points) -> Vec<f64> {
+        let beside = |x: &[f64]| {
+            let auxiliary = &x[x.len() - self.steering.auxiliary..];
+            let noise = self.stiffness().map_or(0.0, |stiffness| energy_of_noise(stiffness, centroid(x)));
+            noise + self.steering.reduced_potential(auxiliary) - self.space.log_volume(x).0
+        };
+        let rows = points.x.chunks_exact(points.dimension().max(1));
+        rows.zip(&points.target).map(|(x, target)| target - beside(x)).collect()
+    }
+
+    /// 1/σ² where the centroid is noise.
+    fn stiffness(&self) -> Option<f64> {
+        match self.density.scope() {
+            Scope::Noisy { sigma } => Some(1.0 / (sigma * sigma)),
+            _ => None,
+        }
+    }
+
     /// Where the centroid is noise, log q is relative to it; both ends have it.
     fn add_noise_of_centroid(&self, points: &mut Points) {
-        let Scope::Noisy { sigma } = self.density.scope() else { return };
-        let (d, stiffness) = (points.dimension(), 1.0 / (sigma * sigma));
+        let Some(stiffness) = self.stiffness() else { return };
+        let d = points.dimension();
         for (row, x) in points.x.chunks_exact(d).enumerate() {
             let c = centroid(x);
-            let energy = 0.5 * stiffness * c.iter().map(|c| c * c).sum::<f64>();
+            let energy = energy_of_noise(stiffness, c);
             points.source[row] += energy;
             points.target[row] += energy;
             for gradient in [&mut points.source_gradient, &mut points.target_gradient] {
@@ -189,4 +212,9 @@ impl<'a> Bridge<'a> {
         let (x, _) = self.ranks.sample(self.density, n, seed)?;
         self.evaluate(x)
     }
+}
+
+/// −ln of the density of a centroid, without its constant.
+fn energy_of_noise(stiffness: f64, c: Vec3) -> f64 {
+    0.5 * stiffness * c.iter().map(|c| c * c).sum::<f64>()
 }

@@ -5,7 +5,6 @@ use super::{Generator, Move, Outcome, State, Statistics};
 use crate::annealing::{step_all, Bridge, Kernel, Points, Stage};
 use crate::density::Exactness;
 use crate::error::{Error, Result};
-use crate::parallel::Alone;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 
@@ -34,7 +33,10 @@ impl Path {
     fn check(&self, dimension: usize) -> Result<()> {
         let times: Vec<f64> = [0.0].into_iter().chain(self.stages.iter().map(|s| s.t)).collect();
         let steps = self.stages.iter().all(|s| s.step > 0.0 && s.step.is_finite());
-        if times.len() < 2 || !times.is_sorted() || times.last() != Some(&1.0) || !steps {
+        if self.stages.is_empty() {
+            return Err(Error::invalid("a path of 0 stages leads nowhere: use one or more"));
+        }
+        if !times.is_sorted() || times.last() != Some(&1.0) || !steps {
             return Err(Error::invalid("stages of a path have rising t, the last of which is 1, and positive steps"));
         }
         if let Kernel::Unadjusted { .. } = self.kernel {
@@ -173,7 +175,7 @@ impl Annealed {
         let space = generator.space();
         let current = generator.current_as_drawn().to_vec();
         let mut placed = Placed { generator, target };
-        let mut bridge = Bridge { density: density.as_ref(), target: &mut placed, space, ranks: &Alone };
+        let mut bridge = Bridge { space, ..Bridge::new(density.as_ref(), &mut placed) };
         let mut x = bridge.evaluate(current)?;
         let of_current = path.backward(&mut bridge, &mut x, &mut [stream(0)])?;
         let mut y = bridge.evaluate(starts)?;

@@ -11,6 +11,7 @@ use crate::modes::Modes;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use crate::transport::assignment;
+use crate::weights::log_weight;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -302,7 +303,12 @@ impl ModeJump {
         if proposed.is_inside() && self.constraints.as_ref().is_some_and(|c| !c.are_kept(y)) {
             proposed = Evaluation::outside(Status::BrokenConstraint);
         }
-        let usable = proposed.is_inside() && mapped.reverse.is_inside();
+        let mut metric = |x: &[f64]| self.constraints.as_mut().map_or(0.0, |c| c.log_metric(x));
+        let (mut current, u_current) = (mapped.reverse, state.reduced_potential - metric(x));
+        if !u_current.is_finite() && current.is_inside() {
+            current = Evaluation::outside(Status::Singular);
+        }
+        let usable = proposed.is_inside() && current.is_inside();
         if usable && self.modes.of(y) != Some(to) {
             return Ok(stays(Fate::WrongMode, state.reduced_potential));
         }
@@ -310,14 +316,12 @@ impl ModeJump {
         if usable {
             target.reduced_potential(y, &mut u)?;
         }
-        let mut metric = |x: &[f64]| self.constraints.as_mut().map_or(0.0, |c| c.log_metric(x));
-        let u_current = state.reduced_potential - metric(x);
         let u_proposed = if u[0].is_finite() { u[0] - metric(y) } else { u[0] };
         let with = |side: Evaluation, log_choice: f64| match side.is_inside() {
             true => Evaluation::inside(side.log_density + log_choice),
             false => side,
         };
-        let (forward, reverse) = (with(proposed, log_choice[0]), with(mapped.reverse, log_choice[1]));
+        let (forward, reverse) = (with(proposed, log_choice[0]), with(current, log_choice[1]));
         let uniform = Stream::new(self.seed, StreamId::Accept, state.step, state.replica).uniform();
         let (fate, log_acceptance) = accept(&Proposal { x: y, forward, reverse }, u_current, u_proposed, uniform);
         if fate == Fate::Accepted {
@@ -327,8 +331,8 @@ impl ModeJump {
         Ok(Outcome {
             fate,
             log_acceptance,
-            log_weight_current: -u_current - reverse.log_density,
-            log_weight_proposed: -u_proposed - forward.log_density,
+            log_weight_current: log_weight(u_current, &reverse),
+            log_weight_proposed: log_weight(u_proposed, &forward),
             log_density_current: reverse.log_density,
             log_density_proposed: forward.log_density,
             reduced_potential: state.reduced_potential,

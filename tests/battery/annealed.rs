@@ -12,7 +12,6 @@ use modejump::error::Result;
 use modejump::moves::{
     accept, Annealed, Fate, Generator, Independence, Move, Options, Outcome, Path, Proposal, State, Statistics,
 };
-use modejump::parallel::Alone;
 use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
 use std::sync::Arc;
@@ -235,7 +234,7 @@ fn what_is_no_path_is_refused() {
     let (mala, good) = (Kernel::Adjusted, even(4, 0.1));
     let stage = |t, step| Stage { t, step };
     for (path, reason) in [
-        (path(mala, vec![], 1), "rising t"),
+        (path(mala, vec![], 1), "0 stages"),
         (path(mala, vec![stage(0.5, 0.1)], 1), "rising t"),
         (path(mala, vec![stage(0.6, 0.1), stage(0.4, 0.1), stage(1.0, 0.1)], 1), "rising t"),
         (path(mala, vec![stage(f64::NAN, 0.1), stage(1.0, 0.1)], 1), "rising t"),
@@ -346,7 +345,7 @@ fn steps_in_the_frame_of_three_atoms_keep_their_shapes() {
         let y = unit(cross(z, sub(atom(&x, 2), atom(&x, 0))));
         let space = Space::Frame { frame: [0, 1, 2], axes: [cross(y, z), y, z] };
         let mut target = Cluster { without_volume: forgotten.then_some(space) };
-        let mut bridge = Bridge { density: normals.as_ref(), target: &mut target, space, ranks: &Alone };
+        let mut bridge = Bridge { space, ..Bridge::new(normals.as_ref(), &mut target) };
         let mut points = bridge.evaluate(x).unwrap();
         let mut streams = [Stream::new(8, StreamId::Test, start, 0)];
         for kernel in [Kernel::Adjusted, Kernel::Hamiltonian { leapfrog: 3 }, Kernel::Adjusted] {

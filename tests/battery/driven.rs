@@ -1,11 +1,12 @@
 //! Driven moves: a solute in a bath whose distribution is known exactly, and the mistakes that such paths invite.
 
+use crate::latent_walk::angle_within;
 use crate::molecule::four_atoms;
-use crate::moves::generator;
+use crate::moves::{constrained_angles, generator, two_constraints};
 use crate::statistics::{ks_two_sample, LEVEL};
 use crate::systems::*;
 use modejump::coordinates::vector::{atom, torsion};
-use modejump::density::{Density, Evaluation, Exactness};
+use modejump::density::{Density, Evaluation, Exactness, Scope};
 use modejump::error::{Error, Result};
 use modejump::models::Model;
 use modejump::moves::{
@@ -184,6 +185,21 @@ fn one_shot_invariance_in_internal_coordinates() {
     assert!(p > LEVEL && acceptance > 0.1, "p = {p:.1e}, {acceptance} accepted");
 }
 
+/// The metric term is in the work of the way and in no perturbation twice.
+#[test]
+fn constrained_bonds_are_driven_with_their_metric_term() {
+    let with_metric = |metric: bool| {
+        let options = Options { seed: 31, ..Options::default() };
+        let constraints = metric.then(two_constraints);
+        let generator = Generator::constrained(&angle_within([0.001, 0.999]), options, constraints).unwrap();
+        constrained_angles(&mut Driven::new(generator, 3).unwrap(), 30_000)
+    };
+    let p = with_metric(true);
+    assert!(p > LEVEL, "p = {p:.1e}");
+    let p = with_metric(false);
+    assert!(p < LEVEL, "leaving the metric term out went unnoticed: p = {p:.1e}");
+}
+
 /// Generators that describe orientation as well: the solute turns on its way.
 #[test]
 fn one_shot_invariance_of_a_turning_solute() {
@@ -327,9 +343,9 @@ fn one_shot_invariance_catches_the_faults_of_driven_moves() {
 }
 
 /// Proposes one point, whatever its density.
-struct Aimed {
-    q: Arc<dyn Density>,
-    at: Vec<f64>,
+pub struct Aimed {
+    pub q: Arc<dyn Density>,
+    pub at: Vec<f64>,
 }
 
 impl Density for Aimed {
@@ -338,6 +354,9 @@ impl Density for Aimed {
     }
     fn exactness(&self) -> Exactness {
         Exactness::Exact
+    }
+    fn scope(&self) -> Scope {
+        self.q.scope()
     }
     fn sample(&self, _: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
         x.copy_from_slice(&self.at);

@@ -66,37 +66,37 @@ fn mixed() -> Arc<dyn Model> {
     flow(CouplingConfig { uniform: vec![0], layers }, CoordinatesConfig::Cartesian { dimension: 3 })
 }
 
-/// Bonds 0–1 and 0–2 with their angle, all uniform; or the angle alone where the bonds are kept at 0.1 nm.
-fn bent(kept: bool) -> Arc<dyn Model> {
-    let coordinates = CoordinatesConfig::Internal {
+/// Three atoms with the bonds 0–1 and 0–2, which are kept at 0.1 nm or not.
+fn three_atoms(kept: bool) -> CoordinatesConfig {
+    CoordinatesConfig::Internal {
         frame: [1, 0, 2],
         rows: vec![],
         normalize_angles: true,
         constraints: if kept { vec![(0, 1, 0.1), (0, 2, 0.1)] } else { vec![] },
         stereocentres: vec![],
         cartesian: vec![],
-    };
-    let stretch =
-        |low: Vec<f64>, high: Vec<f64>| LayerConfig::Uniform { transformed: (0..low.len()).collect(), low, high };
-    let config = match kept {
-        true => CouplingConfig { uniform: vec![0], layers: vec![stretch(vec![0.001], vec![0.999])] },
-        false => CouplingConfig {
-            uniform: vec![0, 1, 2],
-            layers: vec![
-                spline(0, vec![1, 2]),
-                spline(2, vec![0, 1]),
-                spline(1, vec![0, 2]),
-                stretch(vec![0.05, 0.05, 0.01], vec![0.15, 0.15, 0.99]),
-            ],
-        },
-    };
-    flow(config, coordinates)
+    }
+}
+
+fn uniform(low: Vec<f64>, high: Vec<f64>) -> LayerConfig {
+    LayerConfig::Uniform { transformed: (0..low.len()).collect(), low, high }
+}
+
+/// Both bonds and their angle, all uniform.
+fn bent() -> Arc<dyn Model> {
+    let stretch = uniform(vec![0.05, 0.05, 0.01], vec![0.15, 0.15, 0.99]);
+    let layers = vec![spline(0, vec![1, 2]), spline(2, vec![0, 1]), spline(1, vec![0, 2]), stretch];
+    flow(CouplingConfig { uniform: vec![0, 1, 2], layers }, three_atoms(false))
+}
+
+/// The angle alone, uniform in this range, 1 being π.
+pub fn angle_within([low, high]: [f64; 2]) -> Arc<dyn Model> {
+    flow(CouplingConfig { uniform: vec![0], layers: vec![uniform(vec![low], vec![high])] }, three_atoms(true))
 }
 
 /// Systems of the battery, each with a flow to walk in.
 fn cases() -> Vec<(System, Arc<dyn Model>)> {
-    let flows =
-        [("double well in two dimensions", square()), ("Gaussian mixture", mixed()), ("bent molecule", bent(false))];
+    let flows = [("double well in two dimensions", square()), ("Gaussian mixture", mixed()), ("bent molecule", bent())];
     let system = |name: &str| systems().into_iter().find(|s| s.name == name).unwrap();
     flows.into_iter().map(|(name, flow)| (system(name), flow)).collect()
 }
@@ -149,7 +149,7 @@ fn latent_walks_move() {
 /// With a uniform prior the density of the model is −ln|∂x/∂z|, and every step of a walk has log α = 0.
 #[test]
 fn identity_of_a_walk_with_a_uniform_prior() {
-    for (model, local) in [(square(), 0.05), (bent(false), 0.0005)] {
+    for (model, local) in [(square(), 0.05), (bent(), 0.0005)] {
         let experiment = identity_on(&model, local);
         let kernel = || -> Box<dyn Move> { Box::new(walk(&model, &[0.05, 0.3], 0)) };
         identity(&Experiment { kernel: &kernel, ..experiment }, &mut Correct).unwrap();
@@ -240,7 +240,7 @@ fn a_walk_keeps_the_frame_and_makes_molecules_whole() {
 
 #[test]
 fn constrained_bonds_are_walked_with_their_metric_term() {
-    let model = bent(true);
+    let model = angle_within([0.001, 0.999]);
     let with_metric = |metric: bool| {
         let mut kernel = walk(&model, &[0.3], 0);
         if metric {

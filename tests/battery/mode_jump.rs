@@ -1,6 +1,9 @@
 //! Jumps between modes: identity, invariance, edges of unequal choice, identical particles, and the mistakes that such jumps invite.
 
 use crate::guards::{identity, one_shot, Correct, Driver, Experiment, Verdict};
+use crate::latent_walk::angle_within;
+use crate::moves::{constrained_angles, two_constraints};
+use crate::statistics::LEVEL;
 use crate::systems::*;
 use modejump::bijection::{Bijection, Mapped};
 use modejump::coordinates::{Along, CoordinatesConfig, Region};
@@ -17,7 +20,20 @@ use std::sync::Arc;
 
 const STARTS: usize = 40_000;
 
-/// A flow of plain coordinates about a mean: affine couplings with random networks, then a shift and a scale.
+/// A shift and a scale.
+fn stretch(mean: &[f64], width: f64) -> LayerConfig {
+    let d = mean.len();
+    let mut matrix = vec![0.0; d * d];
+    (0..d).for_each(|i| matrix[i * d + i] = width);
+    LayerConfig::Whiten { transformed: (0..d).collect(), mean: mean.to_vec(), matrix }
+}
+
+fn of_layers(dimension: usize, layers: Vec<LayerConfig>) -> CouplingFlow<f64> {
+    let coordinates = CoordinatesConfig::Cartesian { dimension };
+    CouplingFlow::new(ModelCard::of_coupling(CouplingConfig { uniform: vec![], layers }, coordinates)).unwrap()
+}
+
+/// A flow of plain coordinates about a mean: affine couplings with random networks before that.
 fn flow(mean: &[f64], width: f64, seed: u64) -> Arc<dyn Model> {
     let d = mean.len();
     let coupling = |moved: usize| LayerConfig::Affine {
@@ -28,15 +44,7 @@ fn flow(mean: &[f64], width: f64, seed: u64) -> Arc<dyn Model> {
         scale_activation: None,
         preserve_volume: false,
     };
-    let mut matrix = vec![0.0; d * d];
-    (0..d).for_each(|i| matrix[i * d + i] = width);
-    let stretch = LayerConfig::Whiten { transformed: (0..d).collect(), mean: mean.to_vec(), matrix };
-    let layers = (0..d).map(coupling).chain([stretch]).collect();
-    let card = ModelCard::of_coupling(
-        CouplingConfig { uniform: vec![], layers },
-        CoordinatesConfig::Cartesian { dimension: d },
-    );
-    let mut flow = CouplingFlow::<f64>::new(card).unwrap();
+    let mut flow = of_layers(d, (0..d).map(coupling).chain([stretch(mean, width)]).collect());
     let mut stream = Stream::new(seed, StreamId::Test, 0, 0);
     flow.parameters_mut().iter_mut().for_each(|p| *p = 0.4 * stream.normal());
     Arc::new(flow)
@@ -127,6 +135,34 @@ fn jumps_between_wells_are_accepted_and_leave_the_rest_to_the_dynamics() {
     assert!(jump.statistics().acceptance() > 0.2, "{}", jump.statistics().acceptance());
 }
 
+/// Two bonds that are kept, and modes of small and of large angles, by flows whose latent space is the unit interval: steps of noise go
+/// around it.
+#[test]
+fn constrained_bonds_are_jumped_with_their_metric_term() {
+    // the distance of the ends at a right angle
+    let right = 0.02f64.sqrt();
+    let region = |name: &str, range: [f64; 2]| {
+        let within = vec![Region { along: Along::Distance([1, 2]), range }];
+        ModeRegion { name: name.into(), within, centre: vec![] }
+    };
+    let p = |noise: f64, metric: bool| {
+        let modes = Modes::new(&[], &[region("closed", [0.0, right]), region("open", [right, 1.0])], 9).unwrap();
+        let models = [[0.001, 0.6], [0.4, 0.999]].map(angle_within);
+        let mut jump = ModeJump::new(modes, vec![edge([0, 1], models, [1.0; 2])], 17).unwrap();
+        jump.set_noise(noise).unwrap();
+        if metric {
+            jump.set_constraints(two_constraints());
+        }
+        constrained_angles(&mut jump, 30_000)
+    };
+    for noise in [0.0, 0.3] {
+        let with_metric = p(noise, true);
+        assert!(with_metric > LEVEL, "noise {noise}: p = {with_metric:.1e}");
+    }
+    let without = p(0.3, false);
+    assert!(without < LEVEL, "leaving the metric term out went unnoticed: p = {without:.1e}");
+}
+
 /// Three modes in a row; from the middle one the two ways out are not chosen alike, nor are their weights those of the ends.
 fn three_modes() -> (Arc<dyn Density>, Box<dyn Move>) {
     let centres = [[-2.0, 0.0], [0.0, 1.0], [2.0, 0.0]];
@@ -171,19 +207,13 @@ impl Analytic for Bath {
     }
 }
 
-fn bath(check: bool) -> Box<dyn Move> {
-    let models = [flow(&[-1.0, -0.8, 0.0, 0.7], 0.4, 11), flow(&[1.0, -1.4, 0.2, 1.2], 0.5, 12)];
-    let identical = Identical {
-        dimension: 1,
-        particles: vec![1, 2, 3],
-        references: vec![vec![-1.0, -0.8, 0.0, 0.7], vec![1.0, -1.4, 0.2, 1.2]],
-    };
-    let edge = edge([0, 1], models, [1.0; 2]);
-    if !check {
-        return Box::new(Faulty::new(Fault::OrderNotChecked, edge, halves(4), Some(identical)));
-    }
-    let mut jump = ModeJump::new(halves(4), vec![edge], 29).unwrap();
-    jump.set_identical(identical).unwrap();
+const REFERENCES: [[f64; 4]; 2] = [[-1.0, -0.8, 0.0, 0.7], [1.0, -1.4, 0.2, 1.2]];
+
+fn bath() -> Box<dyn Move> {
+    let models = [flow(&REFERENCES[0], 0.4, 11), flow(&REFERENCES[1], 0.5, 12)];
+    let mut jump = ModeJump::new(halves(4), vec![edge([0, 1], models, [1.0; 2])], 29).unwrap();
+    let references = REFERENCES.iter().map(|reference| reference.to_vec()).collect();
+    jump.set_identical(Identical { dimension: 1, particles: vec![1, 2, 3], references }).unwrap();
     Box::new(jump)
 }
 
@@ -196,7 +226,7 @@ fn of_the_bath(x: &[f64]) -> Vec<f64> {
 
 #[test]
 fn one_shot_invariance_with_identical_particles() {
-    let kernel = || bath(true);
+    let kernel = bath;
     let target: Arc<dyn Density> = Arc::new(Exact(Bath));
     let experiment = Experiment { kernel: &kernel, target, local: 0.1, observables: of_the_bath };
     one_shot(&experiment, &mut Correct, STARTS).unwrap();
@@ -204,7 +234,7 @@ fn one_shot_invariance_with_identical_particles() {
 
 #[test]
 fn a_jump_keeps_the_names_of_particles_whose_order_it_keeps() {
-    let mut jump = bath(true);
+    let mut jump = bath();
     let mut target = NegativeLog::new(Arc::new(Exact(Bath)), 0.0);
     // in the order 2, 3, 1
     let mut x = [-1.0, 0.7, -0.8, 0.0];
@@ -219,33 +249,31 @@ fn a_jump_keeps_the_names_of_particles_whose_order_it_keeps() {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
+    None,
     /// The proposal is not asked whether it is in the other mode: the public code's sampler of particles (2021).
     ModeNotChecked,
     LogDetForgotten,
+    /// The image of sorted particles is not asked whether it is sorted.
     OrderNotChecked,
 }
 
-/// A jump along one edge as it is easily written.
+/// A jump along one edge written once more, shorter, with room for a fault. With a bath, particles 1 to 3 are identical.
 struct Faulty {
     fault: Fault,
     edge: Edge,
     modes: Modes,
-    identical: Option<Identical>,
+    bath: bool,
     statistics: Statistics,
 }
 
 impl Faulty {
-    fn new(fault: Fault, edge: Edge, modes: Modes, identical: Option<Identical>) -> Faulty {
-        Faulty { fault, edge, modes, identical, statistics: Statistics::default() }
-    }
-
-    /// Particles by position, which is the order of the references.
-    fn sorted(&self, x: &[f64]) -> Vec<f64> {
-        let mut x = x.to_vec();
-        if self.identical.is_some() {
-            x[1..].sort_by(f64::total_cmp);
+    /// Coordinates by position, which is the order of the references.
+    fn order(&self, x: &[f64]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..x.len()).collect();
+        if self.bath {
+            order[1..].sort_by(|&i, &j| x[i].total_cmp(&x[j]));
         }
-        x
+        order
     }
 }
 
@@ -259,8 +287,15 @@ impl Move for Faulty {
         let nowhere = Evaluation::outside(Status::NonFinite);
         let mut mapped = [Mapped { forward: nowhere, reverse: nowhere }];
         let mut y = vec![0.0; state.x.len()];
-        map.map(&self.sorted(state.x), &mut y, &mut mapped)?;
+        let order = self.order(state.x);
+        let sorted: Vec<f64> = order.iter().map(|&i| state.x[i]).collect();
+        map.map(&sorted, &mut y, &mut mapped)?;
         let [mut mapped] = mapped;
+        if self.fault != Fault::OrderNotChecked && !self.order(&y).is_sorted() {
+            mapped.forward = Evaluation::outside(Status::OutOfSupport);
+        }
+        let image = y.clone();
+        order.iter().zip(image).for_each(|(&i, image)| y[i] = image);
         if self.fault != Fault::ModeNotChecked && self.modes.of(&y) == Some(mode) {
             mapped.forward = Evaluation::outside(Status::OutOfSupport);
         }
@@ -295,28 +330,47 @@ impl Move for Faulty {
     }
 }
 
-fn verdict_of(fault: Fault) -> Verdict {
-    let target: Arc<dyn Density> = match fault {
-        Fault::OrderNotChecked => Arc::new(Exact(Bath)),
-        _ => double_well_2(),
+/// Of the two wells, by maps that often stay in their mode, or of the bath, by maps that often change the order.
+fn verdict_of(fault: Fault, bath: bool) -> Verdict {
+    let target: Arc<dyn Density> = if bath { Arc::new(Exact(Bath)) } else { double_well_2() };
+    let observables = if bath { of_the_bath } else { observables };
+    let models = match bath {
+        false => [flow(&[-0.4, -0.5], 0.5, 1), flow(&[0.4, 0.4], 0.6, 2)],
+        true => [flow(&REFERENCES[0], 0.4, 11), flow(&[1.0, -0.8, 0.2, 0.8], 0.6, 12)],
     };
-    let observables = if fault == Fault::OrderNotChecked { of_the_bath } else { observables };
-    // maps that often stay in their mode
-    let models = [flow(&[-0.4, -0.5], 0.5, 1), flow(&[0.4, 0.4], 0.6, 2)];
     let kernel = || -> Box<dyn Move> {
-        match fault {
-            Fault::OrderNotChecked => bath(false),
-            fault => Box::new(Faulty::new(fault, edge([0, 1], models.clone(), [1.0; 2]), halves(2), None)),
-        }
+        let (edge, modes) = (edge([0, 1], models.clone(), [1.0; 2]), halves(if bath { 4 } else { 2 }));
+        Box::new(Faulty { fault, edge, modes, bath, statistics: Statistics::default() })
     };
     one_shot(&Experiment { kernel: &kernel, target, local: 0.1, observables }, &mut Correct, STARTS)
 }
 
 #[test]
 fn the_mistakes_that_mode_jumps_invite_are_caught() {
-    for fault in [Fault::ModeNotChecked, Fault::LogDetForgotten, Fault::OrderNotChecked] {
-        assert!(verdict_of(fault).is_err(), "{fault:?} was not found");
+    for bath in [false, true] {
+        verdict_of(Fault::None, bath).unwrap_or_else(|found| panic!("the correct jump, bath {bath}: {found}"));
     }
+    for (fault, bath) in
+        [(Fault::ModeNotChecked, false), (Fault::LogDetForgotten, false), (Fault::OrderNotChecked, true)]
+    {
+        let verdict = verdict_of(fault, bath);
+        println!("{fault:?}: {verdict:?}");
+        assert!(verdict.is_err(), "{fault:?} was not found");
+    }
+}
+
+/// Atoms that coincide have no metric term: the current configuration is none of the constrained ensemble.
+#[test]
+fn a_state_without_a_metric_term_stays_and_is_counted() {
+    let to = [1.0, 1.0, 1.0, 1.1, 1.0, 1.0, 1.0, 1.1, 1.0];
+    let models = [[-1.0; 9], to].map(|mean| -> Arc<dyn Model> { Arc::new(of_layers(9, vec![stretch(&mean, 0.5)])) });
+    let mut jump = ModeJump::new(halves(9), vec![edge([0, 1], models, [1.0; 2])], 1).unwrap();
+    jump.set_constraints(two_constraints());
+    let mut target = NegativeLog::new(Arc::new(Exact(Trimer { width: 0.3, target: true })), 0.0);
+    let mut x = [-1.0; 9];
+    let outcome = Correct.attempt(&mut jump, &mut target, &mut x, 0);
+    assert_eq!((outcome.fate, outcome.log_acceptance, x), (Fate::Singular, f64::NEG_INFINITY, [-1.0; 9]));
+    assert_eq!(jump.statistics().expected_acceptance().value, 0.0);
 }
 
 #[test]

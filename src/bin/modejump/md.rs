@@ -36,7 +36,7 @@ pub struct Md {
     acceptance: Likelihood,
     /// Stages of a path that carries every proposal to the energies of the System before it is tested (annealed importance sampling
     /// by Langevin steps with a test); 2 gradients a stage
-    #[arg(long, requires = "model", conflicts_with = "screen")]
+    #[arg(long, requires = "model", conflicts_with_all = ["screen", "solute"], value_parser = stages)]
     anneal: Option<usize>,
     /// Step of the path, nm²
     #[arg(long, default_value_t = 2e-6, requires = "anneal")]
@@ -47,7 +47,7 @@ pub struct Md {
     #[arg(value_delimiter = ',', num_args = 1..)]
     latent_walk: Option<Vec<f64>>,
     /// Leapfrog steps of a Hamiltonian trajectory in latent space, each as long as the width; 0 for a random walk
-    #[arg(long, default_value_t = 0, requires = "latent_walk")]
+    #[arg(long, default_value_t = 0, requires = "latent_walk", conflicts_with = "solute")]
     leapfrog: usize,
     /// Particles that the model describes, in its order, counted from 0, such as 0-21; the others, a solvent, stay where they are in
     /// a jump, or give way with --driven
@@ -111,6 +111,14 @@ fn particles(text: &str) -> std::result::Result<RangeInclusive<usize>, String> {
     match range.is_empty() {
         true => Err(format!("{text} goes backwards")),
         false => Ok(range),
+    }
+}
+
+fn stages(text: &str) -> std::result::Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("give 1 stage or more, or leave it out".into()),
+        Ok(stages) => Ok(stages),
+        Err(e) => Err(e.to_string()),
     }
 }
 

@@ -43,18 +43,19 @@ pub struct Smc {
     /// Share of the effective particles that a step of the temperature may leave, for the pilot run
     #[arg(long, default_value_t = 0.9, conflicts_with = "stages")]
     share: f64,
-    /// Particles of the pilot run
+    /// Particles of the pilot run, 10 or more
     #[arg(long, default_value_t = 200)]
     pilots: usize,
     #[arg(long, value_enum, default_value_t = Moves::Adjusted)]
     moves: Moves,
-    /// Leapfrog steps of a trajectory
-    #[arg(long, default_value_t = 5)]
-    leapfrog: usize,
+    /// Leapfrog steps of a trajectory, for `--moves hamiltonian` [default: 5]
+    #[arg(long)]
+    leapfrog: Option<usize>,
     /// Moves at each temperature
     #[arg(long, default_value_t = 1)]
     repeat: usize,
-    /// Step of the moves, nm²; a pilot run adapts it to an acceptance of 55 to 65 %
+    /// Step of the moves, nm². A pilot run begins with it and makes it a tenth longer after a temperature with more than 65 % of the
+    /// moves accepted, a tenth shorter after one with fewer than 55 %: over few temperatures it stays near what is given
     #[arg(long, default_value_t = 2e-6)]
     step: f64,
     /// Resample when the effective particles fall below this share
@@ -94,7 +95,7 @@ mod run {
     use super::*;
     use crate::common::{evaluations, hash_of, load, tail_index, target_of, temperature};
     use indicatif::{ProgressBar, ProgressStyle};
-    use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage};
+    use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage, FEWEST_PILOTS};
     use modejump::io::trajectory::{self, Frames};
     use modejump::io::{check_apart, checkpoint};
     use modejump::models::steering::{dimension_without_auxiliary, follow, JointTarget, Steering};
@@ -107,6 +108,7 @@ mod run {
     const MAGIC: [u8; 8] = *b"MJ-ANNEA";
     /// Stages a pilot run may take.
     const MOST_STAGES: usize = 10_000;
+    const LEAPFROG_STEPS: usize = 5;
 
     #[derive(Serialize, Deserialize)]
     struct Saved {
@@ -122,6 +124,7 @@ mod run {
 
         /// Every rank does the same, but for what it computes for all and what only the first prints and writes.
         fn on(&self, ranks: &dyn Ranks) -> Result<()> {
+            self.check()?;
             let model = self.decoding.of(load(&self.model, &self.precision)?)?;
             let temperature = temperature(self.temperature, model.as_ref())?;
             let model = follow(&model, temperature)?;
@@ -145,8 +148,9 @@ mod run {
                 ));
             }
             let mut target = target_of(&self.system, model.as_ref(), temperature)?;
-            let mut target = JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE));
-            let mut bridge = Bridge { ranks, ..Bridge::new(model.as_ref(), &mut target) };
+            let steering = model.steering().unwrap_or(Steering::NONE);
+            let mut target = JointTarget::new(&mut target, steering);
+            let mut bridge = Bridge { ranks, steering, ..Bridge::new(model.as_ref(), &mut target) };
             let system = hash_of(&self.system)?;
             let identity = format!("{} {system} {temperature} {}", model.hash(), self.settings());
             ranks.same(&identity.bytes().map(f64::from).collect::<Vec<_>>(), "a model, a System or options")?;
@@ -165,9 +169,35 @@ mod run {
                 return Ok(());
             }
             // what was learned is told even if the disk is full by now
-            let written = self.write(&run, model.as_ref());
+            let written = self.write(&run, &bridge, model.as_ref());
             self.report(&run)?;
             written
+        }
+
+        /// Errors: options that cannot be meant.
+        fn check(&self) -> Result<()> {
+            let Smc { n, stages, pilots, step, repeat, leapfrog, .. } = *self;
+            let message = if n == 0 {
+                "-n 0: give the number of particles to draw".into()
+            } else if stages == Some(0) {
+                "--stages 0: give 1 temperature or more, or leave it out, and a pilot run chooses them".into()
+            } else if stages.is_none() && pilots < FEWEST_PILOTS {
+                format!(
+                    "--pilots {pilots}: give {FEWEST_PILOTS} or more, so that the pilot run can choose temperatures, or their number \
+                     with --stages"
+                )
+            } else if !(step > 0.0 && step.is_finite()) {
+                format!("--step {step}: give a positive number, in nm²")
+            } else if repeat == 0 {
+                "--repeat 0: give 1 move or more at each temperature".into()
+            } else if leapfrog.is_some() && self.moves != Moves::Hamiltonian {
+                "--leapfrog is for `--moves hamiltonian`: give that, or leave it out".into()
+            } else if leapfrog == Some(0) {
+                "--leapfrog 0: give 1 step or more".into()
+            } else {
+                return Ok(());
+            };
+            Err(Error::invalid(message))
         }
 
         fn options(&self) -> Options {
@@ -175,7 +205,7 @@ mod run {
                 Moves::Unadjusted => Kernel::Unadjusted { corrected: false },
                 Moves::Corrected => Kernel::Unadjusted { corrected: true },
                 Moves::Adjusted => Kernel::Adjusted,
-                Moves::Hamiltonian => Kernel::Hamiltonian { leapfrog: self.leapfrog },
+                Moves::Hamiltonian => Kernel::Hamiltonian { leapfrog: self.leapfrog.unwrap_or(LEAPFROG_STEPS) },
             };
             let resampling = match self.resampling {
                 Resampling::Systematic => weights::Resampling::Systematic,
@@ -218,7 +248,7 @@ mod run {
                 }
             };
             let points = bridge.sample(self.n, self.seed)?;
-            Annealing::new(points, stages, options)
+            Annealing::new(bridge, points, stages, options)
         }
 
         fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &str) -> Result<()> {
@@ -246,13 +276,13 @@ mod run {
             Ok(())
         }
 
-        fn write(&self, run: &Annealing, model: &dyn Model) -> Result<()> {
+        fn write(&self, run: &Annealing, bridge: &Bridge, model: &dyn Model) -> Result<()> {
             let Some(path) = &self.output else { return Ok(()) };
             let dimension = dimension_without_auxiliary(model);
             let rows = run.points.x.chunks_exact(model.dimension());
             let frames = Frames { dimension, x: rows.flat_map(|row| row[..dimension].to_vec()).collect() };
-            let extra: [(&str, &[f64]); 2] =
-                [("log_weight", &run.log_weights), ("reduced_potential", &run.points.target)];
+            let u = bridge.reduced_potential(&run.points);
+            let extra: [(&str, &[f64]); 2] = [("log_weight", &run.log_weights), ("reduced_potential", &u)];
             trajectory::write(path, &frames, model.card().topology.as_ref(), &extra)
         }
 

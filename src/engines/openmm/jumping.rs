@@ -35,6 +35,27 @@ pub enum Acceptance {
 }
 
 impl Acceptance {
+    /// Errors: gradients of a part of a System, which has energies alone; an average over rotations where there are directions, of a box
+    /// or of what is around the solute.
+    fn check(&self, system: &System, is_part: bool) -> Result<()> {
+        let what = match self {
+            Acceptance::Annealed(_) if is_part => "a path to the energies (--anneal)",
+            Acceptance::LatentWalk(walk) if is_part && walk.leapfrog > 0 => "a trajectory in latent space (--leapfrog)",
+            Acceptance::Turned(_) if is_part || system.is_periodic()? => {
+                return Err(Error::Unsupported(
+                    "a periodic box and the rest of a System have directions, and a density averaged over rotations is not exact there: leave \
+                     the average (--rotations) out"
+                        .into(),
+                ))
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Unsupported(format!(
+            "{what} needs gradients, and a solute in the rest of a System (--solute) has energies alone: leave it out, or make a driven move \
+             (--driven)"
+        )))
+    }
+
     fn jump(self, model: &Arc<dyn Model>, options: Options, constraints: Option<Constraints>) -> Result<Box<dyn Move>> {
         if matches!(self, Acceptance::Exact) && options.n_proposals == 1 {
             return moves::of_model(model, options, constraints);
@@ -92,7 +113,8 @@ impl JumpingSimulation {
     /// A steerable model is taken to the temperature of the dynamics.
     ///
     /// Errors: another number of particles than the model has atoms, a constraint that the model does not keep (named) or that ties the
-    /// solute to the rest, frequency 0, a driven move without a solute, a second model of other dimension.
+    /// solute to the rest, frequency 0, a driven move without a solute, a move along gradients with one, an average over rotations with one
+    /// or in a periodic box, a second model of other dimension.
     pub fn new(
         system: &System,
         dynamics: &SimulationOptions,
@@ -124,6 +146,7 @@ impl JumpingSimulation {
                 )));
             }
         }
+        acceptance.check(system, solute.is_some())?;
         let options = Options { stride: frequency, ..options };
         let mut jump = acceptance.jump(model, options, constraints_of(system, model.as_ref(), particles)?)?;
         jump.set_temperature(dynamics.temperature)?;
@@ -240,4 +263,41 @@ pub(crate) fn constraints_of(system: &System, model: &dyn Model, particles: &[us
     let constraints = Constraints::new(&pairs, &lengths, &masses)?;
     constraints.require_kept(model.card().kept_bonds(), &|a| model.card().label(a))?;
     Ok(Some(constraints))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::annealing::{even, Kernel};
+    use std::path::PathBuf;
+
+    /// Before any work, by a message that says what to leave out.
+    #[test]
+    fn gradients_and_rotations_need_the_whole_of_a_system_without_directions() {
+        let path = |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name);
+        let text = std::fs::read_to_string(path("system-vacuum.xml")).unwrap();
+        let file = std::env::temp_dir().join(format!("modejump-periodic-{}.xml", std::process::id()));
+        std::fs::write(&file, text.replace("method=\"0\"", "method=\"2\"")).unwrap();
+        let systems = [path("system-vacuum.xml"), file.clone()].map(|path| System::from_xml_file(path).unwrap());
+        std::fs::remove_file(file).unwrap();
+        let model = crate::models::load(path("model-vacuum.safetensors")).unwrap();
+        let refusal = |system: &System, acceptance: Acceptance, solute: Option<Solute>| {
+            let (options, dynamics) = (Options::default(), SimulationOptions::default());
+            let made = JumpingSimulation::new(system, &dynamics, (&model, solute), acceptance, 10, options);
+            made.err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        let [plain, periodic] = &systems;
+        let whole = || Some(Solute::of((0..22).collect()));
+        let annealed = Acceptance::Annealed(Path { kernel: Kernel::Adjusted, stages: even(2, 1e-6), moves: 1 });
+        let walk = |leapfrog| Acceptance::LatentWalk(LatentWalkOptions { leapfrog, ..Default::default() });
+        assert!(
+            refusal(plain, annealed.clone(), whole()).contains("--anneal") && refusal(plain, annealed, None).is_empty()
+        );
+        assert!(refusal(plain, walk(2), whole()).contains("--leapfrog") && refusal(plain, walk(0), whole()).is_empty());
+        for (system, solute) in [(plain, whole()), (periodic, None)] {
+            assert!(refusal(system, Acceptance::Turned(4), solute).contains("have directions"));
+        }
+        // of its own place, a model of the shape has no orientation to average over
+        assert!(refusal(plain, Acceptance::Turned(4), None).contains("orientation of a molecule"));
+    }
 }

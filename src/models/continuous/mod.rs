@@ -468,8 +468,9 @@ impl<F: VectorField> Density for ContinuousFlow<F> {
         let mut back = there;
         self.sample(&|row| Stream::new(u64::MAX, StreamId::Sample, row as u64, 0), &mut x, &mut there)?;
         self.log_density(&x, &mut back)?;
-        let both = there.iter().zip(&back).filter(|(there, back)| there.is_inside() && back.is_inside());
-        let found = both.map(|(there, back)| (there.log_density - back.log_density).abs()).reduce(f64::max);
+        // a sample that does not find its way back has log q = −∞ there, and the error is infinite
+        let samples = there.iter().zip(&back).filter(|(there, _)| there.is_inside());
+        let found = samples.map(|(there, back)| (there.log_density - back.log_density).abs()).reduce(f64::max);
         Ok(*self.integration_error.get_or_init(|| found))
     }
 

@@ -8,6 +8,7 @@ use crate::moves::{Generator, Options};
 use crate::ode::Method;
 use crate::weights;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const TIGHT: Method =
     Method::DormandPrince { absolute: 1e-10, relative: 1e-10, log_density: 1e-10, quadrature: 0, max_steps: 10_000 };
@@ -369,6 +370,46 @@ fn moves_refuse_a_flow_whose_steps_are_too_coarse() {
     assert!(error < 0.01 && refused.is_none(), "{error} {refused:?}");
     let (error, refused) = generator(Method::Rk4 { steps: 1 });
     assert!(error > 0.1 && refused.is_some_and(|refused| refused.contains("smaller tolerances")), "{error}");
+}
+
+/// A field that is finite for so many calls only.
+struct Tiring {
+    calls: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl VectorField for &Tiring {
+    fn dimension(&self) -> usize {
+        9
+    }
+    fn evaluate(&self, _: &[f64], x: &[f64], f: &mut [f64]) {
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed);
+        let factor = if calls < self.most.load(Ordering::Relaxed) { 0.1 } else { f64::NAN };
+        f.iter_mut().zip(x).for_each(|(f, x)| *f = factor * x);
+    }
+    fn evaluate_divergence(&self, t: &[f64], x: &[f64], f: &mut [f64], divergence: &mut [f64]) {
+        self.evaluate(t, x, f);
+        divergence.fill(0.9);
+    }
+    fn evaluate_jvp(&self, t: &[f64], x: &[f64], dx: &[f64], f: &mut [f64], df: &mut [f64]) {
+        self.evaluate(t, x, f);
+        df.iter_mut().zip(dx).for_each(|(df, dx)| *df = 0.1 * dx);
+    }
+}
+
+#[test]
+fn samples_that_do_not_find_their_way_back_have_an_infinite_error() {
+    static FIELD: Tiring = Tiring { calls: AtomicUsize::new(0), most: AtomicUsize::new(usize::MAX) };
+    let mut samples = (vec![0.0; 18], [Evaluation::outside(Status::NonFinite); 2]);
+    let streams = |row| Stream::new(u64::MAX, StreamId::Sample, row as u64, 0);
+    flow(&FIELD, plain()).sample(&streams, &mut samples.0, &mut samples.1).unwrap();
+    assert!(samples.1.iter().all(|sample| sample.is_inside()));
+    // enough for the ways there once more
+    FIELD.most.store(2 * FIELD.calls.load(Ordering::Relaxed), Ordering::Relaxed);
+    let lost = flow(&FIELD, plain());
+    assert_eq!(lost.integration_error().unwrap(), Some(f64::INFINITY));
+    let refused = Generator::new(Arc::new(lost), None, Options::default()).err().unwrap().to_string();
+    assert!(refused.contains("off by inf"), "{refused}");
 }
 
 fn hand() -> Stereocentre {

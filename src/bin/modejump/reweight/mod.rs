@@ -11,8 +11,9 @@ use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
 use modejump::histogram::on_arc;
 use modejump::io::{check_apart, check_writable};
+use modejump::models::steering::{dimension_without_auxiliary, follow, Steering};
 use modejump::models::tarflow::{self, Centroid, Options};
-use modejump::models::{follow, Model};
+use modejump::models::Model;
 use modejump::orientation;
 use modejump::parallel::{self, Ranks};
 use modejump::rng::{Stream, StreamId};
@@ -20,7 +21,7 @@ use modejump::weights::{self, Rule};
 use modejump::{free_energy, Error, Result};
 use serde_json::{json, Value};
 use std::f64::consts::PI;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct Reweight {
@@ -81,7 +82,7 @@ enum CentroidRule {
 
 /// Samples of the generator and what is known of them whatever their likelihood.
 struct Samples {
-    /// U/kT.
+    /// U/kT of x, without what auxiliary coordinates add.
     u: Vec<f64>,
     /// ½ ln det Z where bonds are constrained, which weights have beside u.
     log_metric: Vec<f64>,
@@ -89,6 +90,13 @@ struct Samples {
     angles: Option<[Vec<f64>; 2]>,
     /// Whether φ lies in the state.
     in_state: Vec<Option<bool>>,
+}
+
+impl Samples {
+    /// u − ½ ln det Z, with which weights go.
+    fn total(&self) -> Vec<f64> {
+        self.u.iter().zip(&self.log_metric).map(|(u, log_metric)| u - log_metric).collect()
+    }
 }
 
 /// Log-weights of the first samples by one likelihood.
@@ -129,16 +137,15 @@ impl Reweight {
         if !ranks.is_first() {
             return Ok(());
         }
-        if let Some(path) = &self.output {
-            let document = json!({ "summary": summary, "series": series });
-            modejump::io::write_atomically(path, document.to_string().as_bytes())?;
-        }
+        // what was learned is told even if the disk is full by now
         match (self.json, &self.surrogate) {
             (true, _) => println!("{summary}"),
             (false, None) => report(&summary),
             (false, Some(_)) => surrogate::report(&summary),
         }
-        Ok(())
+        let Some(path) = &self.output else { return Ok(()) };
+        let document = json!({ "summary": summary, "series": series });
+        modejump::io::write_atomically(path, document.to_string().as_bytes())
     }
 
     /// Errors: options that cannot be meant.
@@ -183,18 +190,19 @@ impl Reweight {
             })?;
             extend(summary, json!({ "rotations": rotations }));
         }
+        let [x, _] = steering(model).take_apart(&x, dimension_without_auxiliary(model), &mut log_q);
         let samples = self.look_at(&x, model, temperature, ranks)?;
         if !ranks.is_first() {
             return Ok(Vec::new());
         }
         let weighted = Weighted::new(model.exactness(), &samples, &log_q, self.rule.rule())?;
         extend(summary, weighted.summary(&samples)?);
-        Ok(vec![weighted.series("generator", &samples)])
+        Ok(vec![weighted.series(&stem(&self.model), &samples)])
     }
 
-    /// Reduced potentials and backbone angles.
+    /// Reduced potentials and backbone angles of configurations without auxiliary coordinates.
     fn look_at(&self, x: &[f64], model: &dyn Model, temperature: f64, ranks: &dyn Ranks) -> Result<Samples> {
-        let dimension = model.dimension();
+        let dimension = dimension_without_auxiliary(model);
         let both = ranks
             .rows(self.n, |rows| self.energies(temperature, model, &x[rows.start * dimension..rows.end * dimension]))?;
         let (u, log_metric) = both.chunks_exact(2).map(|both| (both[0], both[1])).unzip();
@@ -212,12 +220,11 @@ impl Reweight {
     /// u and ½ ln det Z of each configuration in turn.
     #[cfg(feature = "openmm")]
     fn energies(&self, temperature: f64, model: &dyn Model, x: &[f64]) -> Result<Vec<f64>> {
-        use modejump::models::{JointTarget, Steering};
         use modejump::target::Target;
-        let mut u = vec![0.0; x.len() / model.dimension()];
         let mut target = super::common::target_of(&self.system, model, temperature)?;
-        JointTarget::new(&mut target, model.steering().unwrap_or(Steering::NONE)).reduced_potential(x, &mut u)?;
-        let rows = x.chunks_exact(model.dimension()).zip(u);
+        let mut u = vec![0.0; x.len() / target.dimension()];
+        target.reduced_potential(x, &mut u)?;
+        let rows = x.chunks_exact(target.dimension()).zip(u);
         Ok(rows.flat_map(|(x, u)| [u, if u.is_finite() { target.log_metric(x) } else { 0.0 }]).collect())
     }
 
@@ -247,8 +254,7 @@ impl Reweight {
 
 impl Weighted {
     fn new(likelihood: Exactness, samples: &Samples, log_q: &[Evaluation], rule: Rule) -> Result<Weighted> {
-        let total: Vec<f64> = samples.u.iter().zip(&samples.log_metric).map(|(u, log_metric)| u - log_metric).collect();
-        let log_weight = weights::log_weights(&total[..log_q.len()], log_q)?;
+        let log_weight = weights::log_weights(&samples.total()[..log_q.len()], log_q)?;
         let (ruled, changed) = rule.apply(&log_weight)?;
         Ok(Weighted { likelihood, log_weight, rule, ruled, changed })
     }
@@ -313,6 +319,15 @@ impl Weighted {
         }
         series
     }
+}
+
+fn steering(model: &dyn Model) -> Steering {
+    model.steering().unwrap_or(Steering::NONE)
+}
+
+/// The name of a model in figures.
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// Adds the entries of one object to another.

@@ -3,10 +3,11 @@
 //! With c = q_surrogate/q the surrogate's weights e^{−u}/q_surrogate = w/c of samples of q stand for the distribution π/c instead
 //! of π. Constant factors of c cancel in all but the mean of ln c.
 
-use super::{extend, Reweight, Samples, Weighted};
+use super::{extend, steering, stem, Reweight, Samples, Weighted};
 use crate::common::{self, load_partner, number, tail_in_words, without_error};
 use modejump::density::{Evaluation, Exactness, Status};
 use modejump::io::{model_file, write_atomically};
+use modejump::models::steering::dimension_without_auxiliary;
 use modejump::models::Model;
 use modejump::parallel::{streams, Ranks};
 use modejump::trust::{robust, Trust};
@@ -27,12 +28,12 @@ impl Reweight {
         summary: &mut Value,
     ) -> Result<Vec<Value>> {
         let surrogate = load_partner(path, &self.precision, model)?;
-        let m = self.exact_subset.unwrap_or(self.n);
-        if m < 2 || m > self.n {
-            return Err(Error::invalid(format!(
-                "--exact-subset {m} of {} samples: 2 or more of them are needed",
-                self.n
-            )));
+        let (m, n) = (self.exact_subset.unwrap_or(self.n), self.n);
+        if n < 2 {
+            return Err(Error::invalid(format!("-n {n}: with a surrogate give 2 samples or more")));
+        }
+        if !(2..=n).contains(&m) {
+            return Err(Error::invalid(format!("--exact-subset {m} of {n} samples: give 2 to {n}")));
         }
         let d = model.dimension();
         let mut own = Vec::new();
@@ -58,11 +59,15 @@ impl Reweight {
             no_samples.for_each(|(e, drawn)| *e = *drawn);
         }
 
+        // of the first m rows, and of all
+        let (steering, dimension) = (steering(model), dimension_without_auxiliary(model));
+        steering.take_apart(&x, dimension, &mut log_q);
+        let [x, _] = steering.take_apart(&x, dimension, &mut log_surrogate);
         let samples = self.look_at(&x, model, temperature, ranks)?;
         if !ranks.is_first() {
             return Ok(Vec::new());
         }
-        let screening = Screening::fit(&samples.u[..m], &log_q, &log_surrogate[..m]);
+        let screening = Screening::fit(&samples.total()[..m], &log_q, &log_surrogate[..m]);
         let screening = match &self.calibrate {
             Some(to) => {
                 let screening = screening?;
@@ -89,7 +94,8 @@ impl Reweight {
                 "screening": screening,
             }),
         );
-        Ok(vec![generator.series("generator", &samples), other.series("surrogate", &samples)])
+        let names = [stem(&self.model), format!("{} (surrogate)", stem(path))];
+        Ok(vec![generator.series(&names[0], &samples), other.series(&names[1], &samples)])
     }
 }
 
@@ -105,6 +111,7 @@ struct Screening {
 }
 
 impl Screening {
+    /// `u` with the metric term, as the first stage has it.
     fn fit(u: &[f64], log_q: &[Evaluation], log_surrogate: &[Evaluation]) -> Result<Screening> {
         let values = |evaluations: &[Evaluation]| evaluations.iter().map(|e| e.log_density).collect::<Vec<_>>();
         let (log_q, log_q_s) = (values(log_q), values(log_surrogate));
