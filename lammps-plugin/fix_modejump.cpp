@@ -152,9 +152,13 @@ void FixModeJump::init() {
     for (const Fix* fix : modify->get_fix_list()) {
         if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
             error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, which the proposals do not keep", fix->id, fix->style);
-        if (fix->energy_global_flag && fix->thermo_energy)
-            error->all(FLERR, "Fix modejump: fix {} ({}) adds to the potential energy, which the moves would not see", fix->id,
-                       fix->style);
+        // whether fix_modify adds it to the printed energy or not; what thermostats tell is the energy of their bath
+        if (fix->energy_global_flag && !fix->ecouple_flag)
+            error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not see: remove one of the two, "
+                              "or have its forces from a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
+        if (fix->box_change)
+            error->all(FLERR, "Fix modejump: fix {} ({}) changes the box, or how ranks share it, which the moves do not allow for: run "
+                              "at constant volume (nvt instead of npt)", fix->id, fix->style);
     }
 
     // the atoms of the model: those of the group, by ID
@@ -202,11 +206,23 @@ void FixModeJump::pre_exchange() {
     if (update->ntimestep != next_reneighbor)
         return;
     next_reneighbor += nevery;
+    check_temperature();
     gather();
     if (comm->me == 0)
         attempt();
     else
         follow();
+}
+
+/// Stops where a thermostat is at another temperature than the moves, by mistake, in a ramp or because `temper` has swapped it.
+void FixModeJump::check_temperature() {
+    for (Fix* fix : modify->get_fix_list()) {
+        int dimension = -1;
+        const auto* target = static_cast<const double*>(fix->extract("t_target", dimension));
+        if (target && dimension == 0 && !(std::abs(*target - temperature_) <= 1e-6 * temperature_))
+            error->all(FLERR, "Fix modejump: temp {}, and fix {} ({}) is at temperature {} at step {}: have one constant temperature",
+                       temperature_, fix->id, fix->style, *target, update->ntimestep);
+    }
 }
 
 /// Coordinates and image flags of the model's atoms to all ranks.

@@ -40,6 +40,7 @@ private:
 
     void read_options(int narg, char** arg);
     void load(int dimension);
+    void check_temperature();
     void gather();
     void place(const std::vector<double>& x);
     void restore();

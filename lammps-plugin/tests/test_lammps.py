@@ -348,10 +348,43 @@ def test_what_does_not_fit_is_refused(run):
     assert "has 4 atoms, group some has 3" in text
     shake = jump(run) + "fix rigid all shake 0.0001 20 0 b 1\nrun 10\n"
     assert "fix rigid (shake) constrains atoms" in run.bad(DYNAMICS.format(seed=1) + shake)
-    spring = jump(run) + "fix tether all spring/self 1.0\nfix_modify tether energy yes\nrun 10\n"
-    assert "fix tether (spring/self) adds to the potential energy" in run.bad(DYNAMICS.format(seed=1) + spring)
     respa = jump(run) + "run_style respa 2 2 bond 1 angle 1 dihedral 2 pair 2\nrun 10\n"
     assert "does not work with run_style respa" in run.bad(DYNAMICS.format(seed=1) + respa)
+
+
+@pytest.mark.parametrize(
+    "fix, style",
+    [
+        ("all spring/self 1.0", "spring/self"),
+        ("all spring/self 1.0\nfix_modify other energy yes", "spring/self"),
+        ("all restrain dihedral 1 2 3 4 1.0 1.0 90.0", "restrain"),
+        ("all addforce 0.1 0.0 0.0", "addforce"),
+    ],
+)
+def test_fixes_with_an_energy_are_refused(run, fix, style):
+    text = run.bad(DYNAMICS.format(seed=1) + jump(run) + f"fix other {fix}\nrun 10\n")
+    assert f"fix other ({style}) has a potential energy" in text, text[-1500:]
+
+
+@pytest.mark.parametrize("fix", ["npt temp 300 300 50 iso 1 1 500", "deform 1 x erate 0.0001", "press/berendsen iso 1 1 500"])
+def test_fixes_that_change_the_box_are_refused(run, fix):
+    text = run.bad("velocity all create 300.0 1\n" + jump(run) + f"fix other all {fix}\nrun 10\n")
+    assert f"fix other ({fix.split()[0]}) changes the box" in text, text[-1500:]
+
+
+@pytest.mark.parametrize(
+    "fix, found",
+    [
+        ("langevin 310 310 50 1", "310 at step 20"),
+        ("langevin 300 310 50 1", "304.75 at step 20"),
+        ("temp/csvr 301 301 50 1", "301 at step 20"),
+        ("nvt temp 300 310 50", "305 at step 20"),
+    ],
+)
+def test_thermostats_of_another_temperature_are_refused(run, fix, found):
+    dynamics = "" if fix.startswith("nvt") else "fix dynamics all nve\n"
+    text = run.bad("velocity all create 300.0 1\n" + dynamics + f"fix bath all {fix}\n" + jump(run) + "run 40\n")
+    assert f"temp 300, and fix bath ({fix.split()[0]}) is at temperature {found}" in text, text[-1500:]
 
 
 def test_a_screen_that_is_the_generator_changes_nothing(run):
