@@ -16,6 +16,7 @@
 #include "modify.h"
 #include "neighbor.h"
 #include "pair.h"
+#include "universe.h"
 #include "update.h"
 #include "utils.h"
 
@@ -444,6 +445,7 @@ void FixModeJump::attempt() {
     modejump::State state;
     state.x = current_;
     state.step = static_cast<std::uint64_t>(update->ntimestep);
+    state.replica = replica();
     // as the others do at the first order: u where the atoms are
     state.reduced_potential = potential() / kt_;
     const auto u = [this](std::size_t n, const double* x, double* values) {
@@ -476,16 +478,15 @@ void FixModeJump::attempt() {
 
 /// Goes to a configuration that rank 0 has and the others receive, with new velocities for the moved atoms. Collective.
 void FixModeJump::accept(const double* x) {
-    const bool others = static_cast<bigint>(index_.size()) < atom->natoms;
-    if (others) {
+    // forces of a molecule alone add up to nothing, and momentum is all that it keeps
+    if (static_cast<bigint>(index_.size()) < atom->natoms) {
         restore();
         potential();
-        kick_others(1.0);
+        kick(1.0);
     }
     reduced_potential_of(x); // forces at the new configuration
-    if (others)
-        kick_others(-1.0);
     draw_velocities();
+    kick(-1.0);
 }
 
 /// On the other ranks.
@@ -508,6 +509,9 @@ void FixModeJump::follow() {
     }
 }
 
+/// Of -partition: each has other random numbers.
+std::uint64_t FixModeJump::replica() const { return static_cast<std::uint64_t>(universe->iworld); }
+
 /// A number that depends on all bits of another (SplitMix64: Steele, Lea and Flood 2014).
 static std::uint64_t mixed(std::uint64_t value) {
     value += 0x9E3779B97F4A7C15;
@@ -516,10 +520,12 @@ static std::uint64_t mixed(std::uint64_t value) {
     return value ^ (value >> 31);
 }
 
-/// Half a kick, forwards or backwards, for the atoms that did not jump. Velocity Verlet has v(t - dt/2) here; what they keep across
-/// the jump is v(t), so v(t - dt/2) has to become what F(x') makes v(t) of.
-void FixModeJump::kick_others(double sign) {
-    // only where the kick of F(x') will come: not for atoms that nothing moves or that are held
+double FixModeJump::mass_of(int i) const { return atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]]; }
+
+/// Half a kick, forwards or backwards. Velocity Verlet has v(t - dt/2) here and will add dt/2 F(x')/m. What is kept across the jump,
+/// or drawn anew, is v(t): v(t - dt/2) has to become what F(x') makes v(t) of.
+void FixModeJump::kick(double sign) {
+    // other atoms only where the kick of F(x') will come: not those that nothing moves or that are held
     int moved = 0, held = 0;
     for (const Fix* fix : modify->get_fix_list()) {
         if (fix->time_integrate)
@@ -527,31 +533,42 @@ void FixModeJump::kick_others(double sign) {
         if (utils::strmatch(fix->style, "^setforce") || utils::strmatch(fix->style, "^freeze"))
             held |= fix->groupbit;
     }
-    const double kick = sign * 0.5 * update->dt * force->ftm2v;
+    const double half_step = sign * 0.5 * update->dt * force->ftm2v;
     for (int i = 0; i < atom->nlocal; i++) {
         const int mask = atom->mask[i];
-        if ((mask & groupbit) || !(mask & moved) || (mask & held))
+        if (!(mask & groupbit) && (!(mask & moved) || (mask & held)))
             continue;
-        const double mass = atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]];
         for (int d = 0; d < 3; d++)
-            atom->v[i][d] += kick * atom->f[i][d] / mass;
+            atom->v[i][d] += half_step * atom->f[i][d] / mass_of(i);
     }
 }
 
-/// New velocities of the moved atoms. Velocity Verlet has v(t - dt/2) here and will add dt/2 F/m for v(t), which is what
-/// Maxwell and Boltzmann's distribution is about, independent of x(t).
+/// New velocities v(t) of the moved atoms, drawn from Maxwell and Boltzmann's distribution given the momentum P that the atoms have
+/// together. Velocities less P/M are independent of P and of x(t), so this leaves the canonical distribution as it is, and that of a
+/// fixed momentum, too. Thermostats without noise for each atom (nvt, temp/csvr) sample the latter: they count 3N - 3 degrees of
+/// freedom and would cool the others for a momentum that is drawn. Where P should change, thermostat or other atoms see to it. Collective.
 void FixModeJump::draw_velocities() {
-    const double kick = 0.5 * update->dt * force->ftm2v;
+    double mine[4] = {}, all[4]; // m (new v - old v), m
     for (int i = 0; i < atom->nlocal; i++) {
         if (!(atom->mask[i] & groupbit))
             continue;
-        const double mass = atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]];
-        std::mt19937_64 random(mixed(mixed(mixed(seed_) ^ static_cast<std::uint64_t>(update->ntimestep)) ^
-                                     static_cast<std::uint64_t>(atom->tag[i])));
+        std::uint64_t seed = mixed(mixed(seed_) ^ replica());
+        seed = mixed(seed ^ static_cast<std::uint64_t>(update->ntimestep));
+        std::mt19937_64 random(mixed(seed ^ static_cast<std::uint64_t>(atom->tag[i])));
+        const double mass = mass_of(i);
         std::normal_distribution<double> normal(0.0, std::sqrt(kt_ / (mass * force->mvv2e)));
-        for (int d = 0; d < 3; d++)
-            atom->v[i][d] = normal(random) - kick * atom->f[i][d] / mass;
+        for (int d = 0; d < 3; d++) {
+            const double drawn = normal(random);
+            mine[d] += mass * (drawn - atom->v[i][d]);
+            atom->v[i][d] = drawn;
+        }
+        mine[3] += mass;
     }
+    MPI_Allreduce(mine, all, 4, MPI_DOUBLE, MPI_SUM, world);
+    for (int i = 0; i < atom->nlocal; i++)
+        if (atom->mask[i] & groupbit)
+            for (int d = 0; d < 3; d++)
+                atom->v[i][d] -= all[d] / all[3];
 }
 
 /// 1 attempts, 2 accepted, 3 rejected by the Metropolis test, 4 out of the generator's support, 5 non-finite, 6 of the wrong hand,

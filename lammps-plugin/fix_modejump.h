@@ -9,6 +9,7 @@
 #include "fix.h"
 
 #include <array>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -56,7 +57,9 @@ private:
     void attempt();
     void follow();
     void accept(const double* x);
-    void kick_others(double sign);
+    double mass_of(int i) const;
+    void kick(double sign);
+    std::uint64_t replica() const;
     void draw_velocities();
     void command(Order order);
     Order obey();

