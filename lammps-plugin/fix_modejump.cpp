@@ -358,10 +358,18 @@ void FixModeJump::settle() {
 
 /// Energy of the whole system, and forces, at the coordinates that the atoms have. Collective.
 double FixModeJump::potential() {
+    list_neighbors();
+    return interactions();
+}
+
+void FixModeJump::list_neighbors() {
     settle();
     if (modify->n_pre_neighbor)
         modify->pre_neighbor();
     neighbor->build(1);
+}
+
+double FixModeJump::interactions() {
     const int eflag = 1, vflag = 0;
     const std::size_t n = atom->nlocal + (force->newton ? atom->nghost : 0);
     if (n > 0)
@@ -390,6 +398,30 @@ double FixModeJump::potential() {
     return energy_->compute_scalar();
 }
 
+/// The box (nm) if the model's atoms lie across half of it or more, as where data were wrapped and image flags are missing: the
+/// generator makes its molecule whole with it. Otherwise that would change nothing, and not every model has bonds to do it by.
+std::optional<std::array<double, 9>> FixModeJump::box_across(const std::vector<double>& x) const {
+    double lo[3], hi[3];
+    for (std::size_t k = 0; k < x.size(); k += 3) {
+        double at[3] = {x[k] / nm_, x[k + 1] / nm_, x[k + 2] / nm_};
+        domain->x2lamda(at, at);
+        for (int d = 0; d < 3; d++) {
+            lo[d] = k > 0 ? std::min(lo[d], at[d]) : at[d];
+            hi[d] = k > 0 ? std::max(hi[d], at[d]) : at[d];
+        }
+    }
+    bool across = false;
+    double sides[3];
+    for (int d = 0; d < 3; d++) {
+        across |= domain->periodicity[d] && hi[d] - lo[d] >= 0.5;
+        sides[d] = domain->periodicity[d] ? nm_ * domain->h[d] : 1e6; // no image within reach
+    }
+    if (!across)
+        return std::nullopt;
+    const double* h = domain->h;
+    return std::array<double, 9>{sides[0], 0, 0, nm_ * h[5], sides[1], 0, nm_ * h[4], nm_ * h[3], sides[2]};
+}
+
 /// Whether an atom is farther from the first one than any energy could allow, or nowhere. LAMMPS takes the box away from a coordinate
 /// until the atom is within: from a large number that has no end. A shrink-wrapped box would become too large for its bins.
 bool FixModeJump::is_torn(const std::vector<double>& x) const {
@@ -415,6 +447,31 @@ bool FixModeJump::leaves_box(const std::vector<double>& x) const {
     return false;
 }
 
+namespace {
+
+/// What LAMMPS has to say of a proposal is not about the run: it writes and counts no warnings, and an error does not end the run.
+class Mute {
+public:
+    explicit Mute(LAMMPS* lmp)
+        : lmp_(lmp), screen_(lmp->screen), logfile_(lmp->logfile), warnings_(lmp->error->get_numwarn()),
+          running_(lmp->update->whichflag) {
+        lmp->screen = lmp->logfile = nullptr;
+    }
+    ~Mute() {
+        lmp_->screen = screen_;
+        lmp_->logfile = logfile_;
+        lmp_->error->set_numwarn(warnings_);
+        lmp_->update->whichflag = running_;
+    }
+
+private:
+    LAMMPS* lmp_;
+    FILE *screen_, *logfile_;
+    int warnings_, running_;
+};
+
+} // namespace
+
 /// u of a configuration that rank 0 has and the others receive; infinite for what LAMMPS cannot take. Collective.
 double FixModeJump::reduced_potential_of(const double* x) {
     std::vector<double> coordinates(current_.size());
@@ -424,7 +481,22 @@ double FixModeJump::reduced_potential_of(const double* x) {
     if (is_torn(coordinates) || leaves_box(coordinates))
         return std::numeric_limits<double>::infinity();
     place(coordinates);
-    return potential() / kt_;
+    list_neighbors();
+    if (comm->nprocs > 1) {
+        try {
+            return interactions() / kt_;
+        } catch (const LAMMPSException&) {
+            // the other ranks wait for this one somewhere in there
+            error->one(FLERR, "Fix modejump: LAMMPS has no energy for a proposal, as it says above: run on one rank, where such "
+                              "proposals are rejected");
+        }
+    }
+    const Mute mute(lmp);
+    try {
+        return interactions() / kt_;
+    } catch (const LAMMPSException&) {
+        return std::numeric_limits<double>::infinity(); // a bond that FENE does not allow, a distance that is in no table
+    }
 }
 
 /// On rank 0.
@@ -446,6 +518,7 @@ void FixModeJump::attempt() {
     state.x = current_;
     state.step = static_cast<std::uint64_t>(update->ntimestep);
     state.replica = replica();
+    state.box = box_across(current_);
     // as the others do at the first order: u where the atoms are
     state.reduced_potential = potential() / kt_;
     const auto u = [this](std::size_t n, const double* x, double* values) {
@@ -462,6 +535,8 @@ void FixModeJump::attempt() {
         throw; // from an energy, in which the other ranks have failed as well
     } catch (const std::exception& thrown) {
         problem = thrown.what();
+        if (state.box)
+            problem += "; the group's atoms are half a box apart or more: `reset_atoms image` gives them the flags of a whole molecule";
     }
     if (!problem.empty()) {
         command(Order::Fail);

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -51,6 +52,9 @@ private:
     template <class Near> std::unordered_map<tagint, std::array<double, 3>> far_goals(Near near);
     template <class Value> std::vector<Value> gathered(const std::vector<Value>& values, MPI_Datatype type);
     double potential();
+    void list_neighbors();
+    double interactions();
+    std::optional<std::array<double, 9>> box_across(const std::vector<double>& x) const;
     bool is_torn(const std::vector<double>& x) const;
     bool leaves_box(const std::vector<double>& x) const;
     double reduced_potential_of(const double* x);

@@ -21,8 +21,9 @@ PLUGIN = ROOT / "target" / "lammps-plugin" / "modejumpplugin.so"
 KCAL = 4.184
 
 
-def data_file(path, copies=1, at=(0.0, 12.0, 0.0)):
-    """Molecules in a box of 2.4 nm a side, periodic unless told otherwise, the first across its boundary; lengths in angstrom."""
+def data_file(path, copies=1, at=(0.0, 12.0, 0.0), wrapped=False):
+    """Molecules in a box of 2.4 nm a side, periodic unless told otherwise, the first across its boundary; lengths in angstrom.
+    wrapped: every atom in the box, and no image flags."""
     x = 10 * (start(math.radians(90)) - [0.06, 0.0, 0.0])
     lines = ["peroxide", "", f"{4 * copies} atoms", f"{3 * copies} bonds", f"{2 * copies} angles", f"{2 * copies} dihedrals", ""]
     lines += ["2 atom types", "2 bond types", "1 angle types", "2 dihedral types", ""]
@@ -33,6 +34,7 @@ def data_file(path, copies=1, at=(0.0, 12.0, 0.0)):
         first = 4 * m
         for i in range(4):
             place = x[i] + at + [0.0, 0.0, 6.0 * m]
+            place = place % 24.0 if wrapped else place
             lines.append(f"{first + i + 1} {m + 1} {1 if i in (0, 3) else 2} " + " ".join(f"{v:.8f}" for v in place))
         bonds += [(1 if i != 1 else 2, first + i + 1, first + i + 2) for i in range(3)]
         angles += [(1, first + i + 1, first + i + 2, first + i + 3) for i in range(2)]
@@ -324,6 +326,50 @@ def test_torn_proposals_are_rejected_unevaluated(run, head):
     run.good(DYNAMICS.format(seed=5) + moves + "thermo_style custom step atoms f_jump[*]\nthermo 20\nrun 200\n")
     thermo = run.thermo()
     assert (thermo["Atoms"] == 4).all() and thermo["f_jump[1]"][-1] == thermo["f_jump[5]"][-1] == 10
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_proposals_without_an_energy_are_rejected(run, ranks):
+    """Bonds longer than FENE allows, which is an error of LAMMPS."""
+    data_file(run.folder / "data.peroxide", at=(18.0, 12.0, 12.0))
+    wide = write_peroxide_model(run.folder / "wide.safetensors", stretch=0.3)
+    fene = "bond_style fene\nspecial_bonds fene\nbond_coeff 1 20.0 1.5 2.0 0.95\nbond_coeff 2 20.0 2.2 6.0 1.4\n"
+    plain = fene + DYNAMICS.format(seed=5) + OUTPUT.format(every=20) + "neigh_modify every 1 delay 0 check no\n"
+    moves = f"fix jump all modejump 20 model {wide} temp 300.0 seed 7\nthermo_style custom step f_jump[*]\n"
+    run.head = f"processors {ranks} 1 1\n"
+    if ranks > 1:  # the others wait for the one that has thrown
+        text = run.bad(plain + moves + "run 200\n", ranks=ranks)
+        assert "Bad FENE bond" in text and "Fix modejump: LAMMPS has no energy for a proposal" in text
+        return
+    run.good(plain + "run 2000\n")
+    expected = run.frames()
+    text = run.good(plain + moves + "run 2000\n")
+    assert run.thermo()["f_jump[1]"][-1] == run.thermo()["f_jump[5]"][-1] == 100
+    assert np.array_equal(run.frames(), expected) and "FENE bond" not in text
+
+
+@pytest.mark.parametrize("boundary", ["p p p", "p p s", "s p p"])
+def test_wrapped_data_without_image_flags(run, boundary):
+    run.head = f"boundary {boundary}\n"
+    data_file(run.folder / "data.peroxide", at=(1.5, 12.0, -0.5) if boundary[0] == "s" else (0.0, 12.0, 0.0), wrapped=True)
+    columns = "thermo_style custom step atoms f_jump[*]\n"
+    run.good(DYNAMICS.format(seed=5) + jump(run) + columns + "run 20000\n")
+    assert run.thermo()["Atoms"][-1] == 4 and run.thermo()["f_jump[7]"][-1] > 0.06
+
+
+def test_atoms_half_a_box_apart_are_named(run):
+    # an atom moved so far that no box says where it belongs
+    moved = "group first id 1\ndisplace_atoms first move 0.0 9.0 12.5\nfix jump all modejump 1 model {} temp 300.0\nrun 1\n"
+    text = run.bad(moved.format(run.model))
+    assert "the bond between atoms 1 and 2" in text and "reset_atoms image" in text
+
+
+def test_partitions_have_other_random_numbers(run):
+    run.good(DYNAMICS.format(seed=5) + jump(run) + "thermo_style custom step f_jump[9] temp\nthermo 20\nrun 2000\n", ranks=2,
+             arguments=["-partition", "2x1"])
+    first, second = (run.thermo(f"log.lammps.{world}") for world in (0, 1))
+    assert (first["f_jump[9]"][1:] != second["f_jump[9]"][1:]).all()
+    assert first["Temp"][0] == second["Temp"][0] and first["Temp"][-1] != second["Temp"][-1]
 
 
 def test_counters_are_there_at_any_step(run):
