@@ -4,8 +4,8 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=$root/.venv/bin/python
 stamp=$root/.venv/.plugin
-sources=$(cd "$root" && find openmm-plugin src cuda include cmake Cargo.toml Cargo.lock build.rs scripts/requirements.txt -type f ! -path '*/__pycache__/*' |
-    sort | xargs cat | cksum)
+sources=$(cd "$root" && find openmm-plugin src cuda include cmake Cargo.toml Cargo.lock build.rs scripts/requirements.txt -type f \
+    ! -path '*/__pycache__/*' | sort | xargs cat | cksum)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sources" ]; then
     exit 0
 fi
