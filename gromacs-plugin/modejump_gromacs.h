@@ -875,12 +875,27 @@ private:
                 }
             }
         }
-        file_ = std::fopen(options_.log.c_str(), "w");
+        // whatever happens here, one file has what is kept
+        const std::string path = kept.empty() ? options_.log : options_.log + ".part";
+        file_                  = std::fopen(path.c_str(), "w");
         if (file_ == nullptr)
         {
-            throw std::runtime_error("cannot write " + options_.log);
+            throw std::runtime_error("cannot write " + path);
         }
-        std::fprintf(file_, "step,U,U',log_acceptance,fate\n%s", kept.c_str());
+        checkWritten(std::fprintf(file_, "step,U,U',log_acceptance,fate\n%s", kept.c_str()), path);
+        if (path != options_.log && std::rename(path.c_str(), options_.log.c_str()) != 0)
+        {
+            throw std::runtime_error("cannot rename " + path + " to " + options_.log);
+        }
+    }
+
+    /// A full disk ends the run: a log without some of its attempts would look complete.
+    void checkWritten(int written, const std::string& path) const
+    {
+        if (written < 0 || std::fflush(file_) != 0)
+        {
+            throw std::runtime_error("cannot write " + path);
+        }
     }
 
     void write(int64_t step, double potential, const modejump_outcome& outcome)
@@ -891,14 +906,14 @@ private:
         }
         // of the proposal that decided, which the library alone knows: U', less kT/2 ln det Z with constraints
         const double proposed = -kt_ * (outcome.log_weight_proposed + outcome.log_density_proposed);
-        std::fprintf(file_,
-                     "%" PRId64 ",%.9g,%.9g,%.9g,%s\n",
-                     step,
-                     potential,
-                     proposed,
-                     outcome.log_acceptance,
-                     fateOf(outcome.outcome));
-        std::fflush(file_);
+        const int    written  = std::fprintf(file_,
+                                         "%" PRId64 ",%.9g,%.9g,%.9g,%s\n",
+                                         step,
+                                         potential,
+                                         proposed,
+                                         outcome.log_acceptance,
+                                         fateOf(outcome.outcome));
+        checkWritten(written, options_.log);
     }
 
     std::uint64_t replica() const

@@ -16,6 +16,7 @@
 #include "modify.h"
 #include "neighbor.h"
 #include "pair.h"
+#include "universe.h"
 #include "update.h"
 #include "utils.h"
 
@@ -152,9 +153,13 @@ void FixModeJump::init() {
     for (const Fix* fix : modify->get_fix_list()) {
         if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
             error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, which the proposals do not keep", fix->id, fix->style);
-        if (fix->energy_global_flag && fix->thermo_energy)
-            error->all(FLERR, "Fix modejump: fix {} ({}) adds to the potential energy, which the moves would not see", fix->id,
-                       fix->style);
+        // whether fix_modify adds it to the printed energy or not; what thermostats tell is the energy of their bath
+        if (fix->energy_global_flag && !fix->ecouple_flag)
+            error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not see: remove one of the two, "
+                              "or have its forces from a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
+        if (fix->box_change)
+            error->all(FLERR, "Fix modejump: fix {} ({}) changes the box, or how ranks share it, which the moves do not allow for: run "
+                              "at constant volume (nvt instead of npt)", fix->id, fix->style);
     }
 
     // the atoms of the model: those of the group, by ID
@@ -202,11 +207,23 @@ void FixModeJump::pre_exchange() {
     if (update->ntimestep != next_reneighbor)
         return;
     next_reneighbor += nevery;
+    check_temperature();
     gather();
     if (comm->me == 0)
         attempt();
     else
         follow();
+}
+
+/// Stops where a thermostat is at another temperature than the moves, by mistake, in a ramp or because `temper` has swapped it.
+void FixModeJump::check_temperature() {
+    for (Fix* fix : modify->get_fix_list()) {
+        int dimension = -1;
+        const auto* target = static_cast<const double*>(fix->extract("t_target", dimension));
+        if (target && dimension == 0 && !(std::abs(*target - temperature_) <= 1e-6 * temperature_))
+            error->all(FLERR, "Fix modejump: temp {}, and fix {} ({}) is at temperature {} at step {}: have one constant temperature",
+                       temperature_, fix->id, fix->style, *target, update->ntimestep);
+    }
 }
 
 /// Coordinates and image flags of the model's atoms to all ranks.
@@ -341,10 +358,18 @@ void FixModeJump::settle() {
 
 /// Energy of the whole system, and forces, at the coordinates that the atoms have. Collective.
 double FixModeJump::potential() {
+    list_neighbors();
+    return interactions();
+}
+
+void FixModeJump::list_neighbors() {
     settle();
     if (modify->n_pre_neighbor)
         modify->pre_neighbor();
     neighbor->build(1);
+}
+
+double FixModeJump::interactions() {
     const int eflag = 1, vflag = 0;
     const std::size_t n = atom->nlocal + (force->newton ? atom->nghost : 0);
     if (n > 0)
@@ -373,6 +398,30 @@ double FixModeJump::potential() {
     return energy_->compute_scalar();
 }
 
+/// The box (nm) if the model's atoms lie across half of it or more, as where data were wrapped and image flags are missing: the
+/// generator makes its molecule whole with it. Otherwise that would change nothing, and not every model has bonds to do it by.
+std::optional<std::array<double, 9>> FixModeJump::box_across(const std::vector<double>& x) const {
+    double lo[3], hi[3];
+    for (std::size_t k = 0; k < x.size(); k += 3) {
+        double at[3] = {x[k] / nm_, x[k + 1] / nm_, x[k + 2] / nm_};
+        domain->x2lamda(at, at);
+        for (int d = 0; d < 3; d++) {
+            lo[d] = k > 0 ? std::min(lo[d], at[d]) : at[d];
+            hi[d] = k > 0 ? std::max(hi[d], at[d]) : at[d];
+        }
+    }
+    bool across = false;
+    double sides[3];
+    for (int d = 0; d < 3; d++) {
+        across |= domain->periodicity[d] && hi[d] - lo[d] >= 0.5;
+        sides[d] = domain->periodicity[d] ? nm_ * domain->h[d] : 1e6; // no image within reach
+    }
+    if (!across)
+        return std::nullopt;
+    const double* h = domain->h;
+    return std::array<double, 9>{sides[0], 0, 0, nm_ * h[5], sides[1], 0, nm_ * h[4], nm_ * h[3], sides[2]};
+}
+
 /// Whether an atom is farther from the first one than any energy could allow, or nowhere. LAMMPS takes the box away from a coordinate
 /// until the atom is within: from a large number that has no end. A shrink-wrapped box would become too large for its bins.
 bool FixModeJump::is_torn(const std::vector<double>& x) const {
@@ -398,6 +447,31 @@ bool FixModeJump::leaves_box(const std::vector<double>& x) const {
     return false;
 }
 
+namespace {
+
+/// What LAMMPS has to say of a proposal is not about the run: it writes and counts no warnings, and an error does not end the run.
+class Mute {
+public:
+    explicit Mute(LAMMPS* lmp)
+        : lmp_(lmp), screen_(lmp->screen), logfile_(lmp->logfile), warnings_(lmp->error->get_numwarn()),
+          running_(lmp->update->whichflag) {
+        lmp->screen = lmp->logfile = nullptr;
+    }
+    ~Mute() {
+        lmp_->screen = screen_;
+        lmp_->logfile = logfile_;
+        lmp_->error->set_numwarn(warnings_);
+        lmp_->update->whichflag = running_;
+    }
+
+private:
+    LAMMPS* lmp_;
+    FILE *screen_, *logfile_;
+    int warnings_, running_;
+};
+
+} // namespace
+
 /// u of a configuration that rank 0 has and the others receive; infinite for what LAMMPS cannot take. Collective.
 double FixModeJump::reduced_potential_of(const double* x) {
     std::vector<double> coordinates(current_.size());
@@ -407,7 +481,22 @@ double FixModeJump::reduced_potential_of(const double* x) {
     if (is_torn(coordinates) || leaves_box(coordinates))
         return std::numeric_limits<double>::infinity();
     place(coordinates);
-    return potential() / kt_;
+    list_neighbors();
+    if (comm->nprocs > 1) {
+        try {
+            return interactions() / kt_;
+        } catch (const LAMMPSException&) {
+            // the other ranks wait for this one somewhere in there
+            error->one(FLERR, "Fix modejump: LAMMPS has no energy for a proposal, as it says above: run on one rank, where such "
+                              "proposals are rejected");
+        }
+    }
+    const Mute mute(lmp);
+    try {
+        return interactions() / kt_;
+    } catch (const LAMMPSException&) {
+        return std::numeric_limits<double>::infinity(); // a bond that FENE does not allow, a distance that is in no table
+    }
 }
 
 /// On rank 0.
@@ -428,6 +517,8 @@ void FixModeJump::attempt() {
     modejump::State state;
     state.x = current_;
     state.step = static_cast<std::uint64_t>(update->ntimestep);
+    state.replica = replica();
+    state.box = box_across(current_);
     // as the others do at the first order: u where the atoms are
     state.reduced_potential = potential() / kt_;
     const auto u = [this](std::size_t n, const double* x, double* values) {
@@ -444,6 +535,8 @@ void FixModeJump::attempt() {
         throw; // from an energy, in which the other ranks have failed as well
     } catch (const std::exception& thrown) {
         problem = thrown.what();
+        if (state.box)
+            problem += "; the group's atoms are half a box apart or more: `reset_atoms image` gives them the flags of a whole molecule";
     }
     if (!problem.empty()) {
         command(Order::Fail);
@@ -460,16 +553,15 @@ void FixModeJump::attempt() {
 
 /// Goes to a configuration that rank 0 has and the others receive, with new velocities for the moved atoms. Collective.
 void FixModeJump::accept(const double* x) {
-    const bool others = static_cast<bigint>(index_.size()) < atom->natoms;
-    if (others) {
+    // forces of a molecule alone add up to nothing, and momentum is all that it keeps
+    if (static_cast<bigint>(index_.size()) < atom->natoms) {
         restore();
         potential();
-        kick_others(1.0);
+        kick(1.0);
     }
     reduced_potential_of(x); // forces at the new configuration
-    if (others)
-        kick_others(-1.0);
     draw_velocities();
+    kick(-1.0);
 }
 
 /// On the other ranks.
@@ -492,6 +584,9 @@ void FixModeJump::follow() {
     }
 }
 
+/// Of -partition: each has other random numbers.
+std::uint64_t FixModeJump::replica() const { return static_cast<std::uint64_t>(universe->iworld); }
+
 /// A number that depends on all bits of another (SplitMix64: Steele, Lea and Flood 2014).
 static std::uint64_t mixed(std::uint64_t value) {
     value += 0x9E3779B97F4A7C15;
@@ -500,10 +595,12 @@ static std::uint64_t mixed(std::uint64_t value) {
     return value ^ (value >> 31);
 }
 
-/// Half a kick, forwards or backwards, for the atoms that did not jump. Velocity Verlet has v(t - dt/2) here; what they keep across
-/// the jump is v(t), so v(t - dt/2) has to become what F(x') makes v(t) of.
-void FixModeJump::kick_others(double sign) {
-    // only where the kick of F(x') will come: not for atoms that nothing moves or that are held
+double FixModeJump::mass_of(int i) const { return atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]]; }
+
+/// Half a kick, forwards or backwards. Velocity Verlet has v(t - dt/2) here and will add dt/2 F(x')/m. What is kept across the jump,
+/// or drawn anew, is v(t): v(t - dt/2) has to become what F(x') makes v(t) of.
+void FixModeJump::kick(double sign) {
+    // other atoms only where the kick of F(x') will come: not those that nothing moves or that are held
     int moved = 0, held = 0;
     for (const Fix* fix : modify->get_fix_list()) {
         if (fix->time_integrate)
@@ -511,31 +608,42 @@ void FixModeJump::kick_others(double sign) {
         if (utils::strmatch(fix->style, "^setforce") || utils::strmatch(fix->style, "^freeze"))
             held |= fix->groupbit;
     }
-    const double kick = sign * 0.5 * update->dt * force->ftm2v;
+    const double half_step = sign * 0.5 * update->dt * force->ftm2v;
     for (int i = 0; i < atom->nlocal; i++) {
         const int mask = atom->mask[i];
-        if ((mask & groupbit) || !(mask & moved) || (mask & held))
+        if (!(mask & groupbit) && (!(mask & moved) || (mask & held)))
             continue;
-        const double mass = atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]];
         for (int d = 0; d < 3; d++)
-            atom->v[i][d] += kick * atom->f[i][d] / mass;
+            atom->v[i][d] += half_step * atom->f[i][d] / mass_of(i);
     }
 }
 
-/// New velocities of the moved atoms. Velocity Verlet has v(t - dt/2) here and will add dt/2 F/m for v(t), which is what
-/// Maxwell and Boltzmann's distribution is about, independent of x(t).
+/// New velocities v(t) of the moved atoms, drawn from Maxwell and Boltzmann's distribution given the momentum P that the atoms have
+/// together. Velocities less P/M are independent of P and of x(t), so this leaves the canonical distribution as it is, and that of a
+/// fixed momentum, too. Thermostats without noise for each atom (nvt, temp/csvr) sample the latter: they count 3N - 3 degrees of
+/// freedom and would cool the others for a momentum that is drawn. Where P should change, thermostat or other atoms see to it. Collective.
 void FixModeJump::draw_velocities() {
-    const double kick = 0.5 * update->dt * force->ftm2v;
+    double mine[4] = {}, all[4]; // m (new v - old v), m
     for (int i = 0; i < atom->nlocal; i++) {
         if (!(atom->mask[i] & groupbit))
             continue;
-        const double mass = atom->rmass ? atom->rmass[i] : atom->mass[atom->type[i]];
-        std::mt19937_64 random(mixed(mixed(mixed(seed_) ^ static_cast<std::uint64_t>(update->ntimestep)) ^
-                                     static_cast<std::uint64_t>(atom->tag[i])));
+        std::uint64_t seed = mixed(mixed(seed_) ^ replica());
+        seed = mixed(seed ^ static_cast<std::uint64_t>(update->ntimestep));
+        std::mt19937_64 random(mixed(seed ^ static_cast<std::uint64_t>(atom->tag[i])));
+        const double mass = mass_of(i);
         std::normal_distribution<double> normal(0.0, std::sqrt(kt_ / (mass * force->mvv2e)));
-        for (int d = 0; d < 3; d++)
-            atom->v[i][d] = normal(random) - kick * atom->f[i][d] / mass;
+        for (int d = 0; d < 3; d++) {
+            const double drawn = normal(random);
+            mine[d] += mass * (drawn - atom->v[i][d]);
+            atom->v[i][d] = drawn;
+        }
+        mine[3] += mass;
     }
+    MPI_Allreduce(mine, all, 4, MPI_DOUBLE, MPI_SUM, world);
+    for (int i = 0; i < atom->nlocal; i++)
+        if (atom->mask[i] & groupbit)
+            for (int d = 0; d < 3; d++)
+                atom->v[i][d] -= all[d] / all[3];
 }
 
 /// 1 attempts, 2 accepted, 3 rejected by the Metropolis test, 4 out of the generator's support, 5 non-finite, 6 of the wrong hand,

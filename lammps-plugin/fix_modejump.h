@@ -9,7 +9,9 @@
 #include "fix.h"
 
 #include <array>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -40,6 +42,7 @@ private:
 
     void read_options(int narg, char** arg);
     void load(int dimension);
+    void check_temperature();
     void gather();
     void place(const std::vector<double>& x);
     void restore();
@@ -49,13 +52,18 @@ private:
     template <class Near> std::unordered_map<tagint, std::array<double, 3>> far_goals(Near near);
     template <class Value> std::vector<Value> gathered(const std::vector<Value>& values, MPI_Datatype type);
     double potential();
+    void list_neighbors();
+    double interactions();
+    std::optional<std::array<double, 9>> box_across(const std::vector<double>& x) const;
     bool is_torn(const std::vector<double>& x) const;
     bool leaves_box(const std::vector<double>& x) const;
     double reduced_potential_of(const double* x);
     void attempt();
     void follow();
     void accept(const double* x);
-    void kick_others(double sign);
+    double mass_of(int i) const;
+    void kick(double sign);
+    std::uint64_t replica() const;
     void draw_velocities();
     void command(Order order);
     Order obey();

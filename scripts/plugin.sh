@@ -4,9 +4,12 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=$root/.venv/bin/python
 stamp=$root/.venv/.plugin
-sources=$(cd "$root" && find openmm-plugin src include cmake Cargo.toml Cargo.lock build.rs -type f ! -path '*/__pycache__/*' | sort | xargs cat | cksum)
+sources=$(cd "$root" && find openmm-plugin src cuda include cmake Cargo.toml Cargo.lock build.rs scripts/requirements.txt -type f \
+    ! -path '*/__pycache__/*' | sort | xargs cat | cksum)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$sources" ]; then
     exit 0
 fi
+# what an install leaves that is broken off is no longer what the stamp says
+rm -f "$stamp"
 "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --force-reinstall --no-deps "$root/openmm-plugin"
 echo "$sources" > "$stamp"

@@ -14,6 +14,13 @@ fi
     echo "scripts/venv.sh: Python >= 3.10 is needed; set PYTHON to one" >&2
     exit 1
 }
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+# Without python3-venv, Debian's Python makes an environment that has no pip, which a second run with it completes.
+if ! "$venv/bin/python" -m pip --version > /dev/null 2>&1; then
+    "$python" -m venv "$venv" && "$venv/bin/python" -m pip --version > /dev/null || {
+        echo "scripts/venv.sh: $python -m venv makes no environment with pip: apt install python3-venv, or set PYTHON to another Python;" \
+            "if $venv is damaged, remove it" >&2
+        exit 1
+    }
+fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements"
 cp "$requirements" "$venv/.requirements"

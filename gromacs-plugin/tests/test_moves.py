@@ -326,9 +326,16 @@ def test_a_continued_run_is_a_straight_one(ala2):
     assert parted.mdrun({}, options=["-nsteps", 200])[0] == 0
     # what was written after the checkpoint is dropped
     (parted.folder / "jumps.csv").open("a").write("210,0,0,0,accepted\n")
+    # a full disk loses nothing of the log
+    before, part = (parted.folder / "jumps.csv").read_text(), parted.folder / "jumps.csv.part"
+    part.symlink_to("/dev/full")
+    status, text = parted.mdrun({}, options=["-nsteps", 200, "-cpi", "md.cpt"])
+    assert status != 0 and "cannot write jumps.csv.part" in text
+    assert (parted.folder / "jumps.csv").read_text() == before
+    part.unlink()
     assert parted.mdrun({}, options=["-nsteps", 200, "-cpi", "md.cpt"])[0] == 0
     assert parted.bytes("gro") == straight.bytes("gro")
-    assert (parted.folder / "jumps.csv").read_text() == (straight.folder / "jumps.csv").read_text()
+    assert (parted.folder / "jumps.csv").read_text() == (straight.folder / "jumps.csv").read_text() and not part.exists()
     one, other = parted.frames(), straight.frames()
     assert np.array_equal(one["step"], other["step"])
     for name in ("x", "v", "f"):
@@ -365,6 +372,7 @@ def test_two_ranks_make_the_moves_of_one(ala2):
         ({"atoms": "11-32"}, "the system has 22"),
         ({"temperature": 310}, "are coupled to 300"),
         ({"log": "none/jumps.csv"}, "cannot write none/jumps.csv"),
+        ({"log": "/dev/full"}, "cannot write /dev/full"),
     ],
 )
 def test_bad_options_are_refused(ala2, options, message):

@@ -21,8 +21,9 @@ PLUGIN = ROOT / "target" / "lammps-plugin" / "modejumpplugin.so"
 KCAL = 4.184
 
 
-def data_file(path, copies=1, at=(0.0, 12.0, 0.0)):
-    """Molecules in a box of 2.4 nm a side, periodic unless told otherwise, the first across its boundary; lengths in angstrom."""
+def data_file(path, copies=1, at=(0.0, 12.0, 0.0), wrapped=False):
+    """Molecules in a box of 2.4 nm a side, periodic unless told otherwise, the first across its boundary; lengths in angstrom.
+    wrapped: every atom in the box, and no image flags."""
     x = 10 * (start(math.radians(90)) - [0.06, 0.0, 0.0])
     lines = ["peroxide", "", f"{4 * copies} atoms", f"{3 * copies} bonds", f"{2 * copies} angles", f"{2 * copies} dihedrals", ""]
     lines += ["2 atom types", "2 bond types", "1 angle types", "2 dihedral types", ""]
@@ -33,6 +34,7 @@ def data_file(path, copies=1, at=(0.0, 12.0, 0.0)):
         first = 4 * m
         for i in range(4):
             place = x[i] + at + [0.0, 0.0, 6.0 * m]
+            place = place % 24.0 if wrapped else place
             lines.append(f"{first + i + 1} {m + 1} {1 if i in (0, 3) else 2} " + " ".join(f"{v:.8f}" for v in place))
         bonds += [(1 if i != 1 else 2, first + i + 1, first + i + 2) for i in range(3)]
         angles += [(1, first + i + 1, first + i + 2, first + i + 3) for i in range(2)]
@@ -74,20 +76,20 @@ class Run:
         data_file(folder / "data.peroxide", copies)
         self.model = write_peroxide_model(folder / "peroxide.safetensors", widen=1.2)
 
-    def __call__(self, commands, ranks=1, plugin=True):
+    def __call__(self, commands, ranks=1, plugin=True, arguments=()):
         load = f"plugin load {PLUGIN}\n" if plugin else ""
         (self.folder / "in.peroxide").write_text(load + self.head + force_field() + commands)
         lib = Path(sys.prefix) / "lib"
         environment = dict(os.environ, LD_LIBRARY_PATH=str(lib), OMP_NUM_THREADS="1")
         lmp = next(Path(sys.prefix).glob("lib/python3*/site-packages/lammps/lmp"))
-        command = [str(lmp), "-in", "in.peroxide", "-log", "log.lammps", "-nocite"]
+        command = [str(lmp), "-in", "in.peroxide", "-log", "log.lammps", "-nocite", *arguments]
         if ranks > 1:
             command = [str(Path(sys.prefix) / "bin" / "mpiexec"), "-n", str(ranks)] + command
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120)
         return done.returncode, done.stdout + done.stderr
 
-    def good(self, commands, ranks=1, plugin=True):
-        status, text = self(commands, ranks, plugin)
+    def good(self, commands, ranks=1, plugin=True, arguments=()):
+        status, text = self(commands, ranks, plugin, arguments)
         assert status == 0, text[-3000:]
         return text
 
@@ -96,9 +98,9 @@ class Run:
         assert status != 0, text[-3000:]
         return text
 
-    def thermo(self):
+    def thermo(self, log="log.lammps"):
         """Columns of the last run, by name."""
-        text = (self.folder / "log.lammps").read_text()
+        text = (self.folder / log).read_text()
         block = re.findall(r"^ +Step (.*?)\n(.*?)^Loop time", text, re.M | re.S)[-1]
         rows = np.array([[float(v) for v in line.split()] for line in block[1].splitlines()])
         return dict(zip(["Step", *block[0].split()], rows.T))
@@ -121,6 +123,16 @@ velocity all create 300.0 {seed} dist gaussian
 fix dynamics all nve
 fix bath all langevin 300.0 300.0 50.0 {seed}
 """
+# thermostats that leave the momentum alone and count 3N - 3 degrees of freedom
+NVT = """
+velocity all create 300.0 {seed} dist gaussian
+fix dynamics all nvt temp 300.0 300.0 50.0
+"""
+CSVR = """
+velocity all create 300.0 {seed} dist gaussian
+fix dynamics all nve
+fix bath all temp/csvr 300.0 300.0 50.0 {seed}
+"""
 OUTPUT = """
 thermo_style custom step pe temp
 thermo_modify norm no format float %.15g
@@ -139,14 +151,18 @@ def error_of(values, blocks=20):
     return means.std(ddof=1) / math.sqrt(blocks)
 
 
-@pytest.mark.parametrize("more", ["", "proposals 3 method isir"])
-def test_populations_energy_and_temperature_are_exact(run, more):
-    run.good(DYNAMICS.format(seed=48291) + jump(run, more=more) + OUTPUT.format(every=20) + "run 400000\n")
+@pytest.mark.parametrize(
+    "dynamics, freedom, more",
+    [(DYNAMICS, 12, ""), (DYNAMICS, 12, "proposals 3 method isir"), (NVT, 9, ""), (CSVR, 9, "")],
+    ids=["langevin", "isir", "nvt", "csvr"],
+)
+def test_populations_energy_and_temperature_are_exact(run, dynamics, freedom, more):
+    run.good(dynamics.format(seed=48291) + jump(run, every=10, more=more) + OUTPUT.format(every=20) + "run 400000\n")
     phi = np.array([torsion_of(x) for x in run.frames()[1000:]])
     positive = phi > 0
     assert abs(positive.mean() - exact_positive()) < 4 * error_of(positive) < 0.05
     thermo = run.thermo()
-    energy, temperature = KCAL * thermo["PotEng"][1000:], thermo["Temp"][1000:] * 9 / 12  # LAMMPS takes 3 of 12 off
+    energy, temperature = KCAL * thermo["PotEng"][1000:], thermo["Temp"][1000:] * 9 / freedom  # LAMMPS takes 3 of 12 off
     assert abs(energy.mean() - exact_energy(3)) < 4 * error_of(energy) < 1.0
     assert abs(temperature.mean() - 300.0) < 4 * error_of(temperature) < 12.0
 
@@ -166,7 +182,6 @@ def test_within_a_state_it_is_plain_dynamics(run):
     for column in ("PotEng", "Temp"):
         (a, da), (b, db) = means["plain", column], means["jumps", column]
         assert abs(a - b) < 4 * math.hypot(da, db), (column, a, da, b, db)
-
 
 
 def test_velocities_after_a_jump_know_nothing_of_the_forces(run):
@@ -192,14 +207,18 @@ def test_velocities_after_a_jump_know_nothing_of_the_forces(run):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_atoms_that_did_not_jump_keep_their_velocities_on_the_step(run, ranks):
-    """Beside the molecule an oxygen with a Lennard-Jones force: whether the molecule jumps is not in its velocity at that time."""
+    """Beside the molecule an oxygen with a Lennard-Jones force: whether the molecule jumps is not in its velocity at that time, nor in
+    the momentum of all."""
     epsilon, sigma, dt, ftm2v = 0.5, 3.0, 0.5, 1 / 48.88821291**2
     commands = f"pair_style lj/cut 10.0\npair_coeff * * {epsilon} {sigma}\ncreate_atoms 2 single 0.5 15.5 3.0\ngroup one id 1:4\n"
     commands += f"fix dynamics all nve\nfix jump one modejump 10 model {run.model} temp 300.0 seed 7\n" + OUTPUT.format(every=1)
     commands = commands.replace("xu yu zu", "xu yu zu vx vy vz fx fy fz").replace("step pe temp", "step f_jump[2]")
     run.good(commands + "velocity one create 300.0 5\nrun 2000\n", ranks=ranks)
     x, v, f = np.split(run.frames(atoms=5, columns=9), 3, axis=2)
-    kick = 0.5 * dt * ftm2v / np.array([*PEROXIDE.masses, PEROXIDE.masses[1]])[:, None]
+    masses = np.array([*PEROXIDE.masses, PEROXIDE.masses[1]])[:, None]
+    momentum = (masses * v).sum(axis=1)
+    assert np.abs(momentum - momentum[0]).max() < 1e-12
+    kick = 0.5 * dt * ftm2v / masses
     jumps = np.flatnonzero(np.diff(run.thermo()["f_jump[2]"]) > 0)
     assert len(jumps) > 3
     for n in jumps:
@@ -309,6 +328,50 @@ def test_torn_proposals_are_rejected_unevaluated(run, head):
     assert (thermo["Atoms"] == 4).all() and thermo["f_jump[1]"][-1] == thermo["f_jump[5]"][-1] == 10
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_proposals_without_an_energy_are_rejected(run, ranks):
+    """Bonds longer than FENE allows, which is an error of LAMMPS."""
+    data_file(run.folder / "data.peroxide", at=(18.0, 12.0, 12.0))
+    wide = write_peroxide_model(run.folder / "wide.safetensors", stretch=0.3)
+    fene = "bond_style fene\nspecial_bonds fene\nbond_coeff 1 20.0 1.5 2.0 0.95\nbond_coeff 2 20.0 2.2 6.0 1.4\n"
+    plain = fene + DYNAMICS.format(seed=5) + OUTPUT.format(every=20) + "neigh_modify every 1 delay 0 check no\n"
+    moves = f"fix jump all modejump 20 model {wide} temp 300.0 seed 7\nthermo_style custom step f_jump[*]\n"
+    run.head = f"processors {ranks} 1 1\n"
+    if ranks > 1:  # the others wait for the one that has thrown
+        text = run.bad(plain + moves + "run 200\n", ranks=ranks)
+        assert "Bad FENE bond" in text and "Fix modejump: LAMMPS has no energy for a proposal" in text
+        return
+    run.good(plain + "run 2000\n")
+    expected = run.frames()
+    text = run.good(plain + moves + "run 2000\n")
+    assert run.thermo()["f_jump[1]"][-1] == run.thermo()["f_jump[5]"][-1] == 100
+    assert np.array_equal(run.frames(), expected) and "FENE bond" not in text
+
+
+@pytest.mark.parametrize("boundary", ["p p p", "p p s", "s p p"])
+def test_wrapped_data_without_image_flags(run, boundary):
+    run.head = f"boundary {boundary}\n"
+    data_file(run.folder / "data.peroxide", at=(1.5, 12.0, -0.5) if boundary[0] == "s" else (0.0, 12.0, 0.0), wrapped=True)
+    columns = "thermo_style custom step atoms f_jump[*]\n"
+    run.good(DYNAMICS.format(seed=5) + jump(run) + columns + "run 20000\n")
+    assert run.thermo()["Atoms"][-1] == 4 and run.thermo()["f_jump[7]"][-1] > 0.06
+
+
+def test_atoms_half_a_box_apart_are_named(run):
+    # an atom moved so far that no box says where it belongs
+    moved = "group first id 1\ndisplace_atoms first move 0.0 9.0 12.5\nfix jump all modejump 1 model {} temp 300.0\nrun 1\n"
+    text = run.bad(moved.format(run.model))
+    assert "the bond between atoms 1 and 2" in text and "reset_atoms image" in text
+
+
+def test_partitions_have_other_random_numbers(run):
+    run.good(DYNAMICS.format(seed=5) + jump(run) + "thermo_style custom step f_jump[9] temp\nthermo 20\nrun 2000\n", ranks=2,
+             arguments=["-partition", "2x1"])
+    first, second = (run.thermo(f"log.lammps.{world}") for world in (0, 1))
+    assert (first["f_jump[9]"][1:] != second["f_jump[9]"][1:]).all()
+    assert first["Temp"][0] == second["Temp"][0] and first["Temp"][-1] != second["Temp"][-1]
+
+
 def test_counters_are_there_at_any_step(run):
     run.good(DYNAMICS.format(seed=5) + jump(run) + "thermo_style custom step f_jump[1]\nthermo 7\nrun 70\n")
     assert list(run.thermo()["f_jump[1]"]) == [step // 20 for step in range(0, 71, 7)]
@@ -348,10 +411,43 @@ def test_what_does_not_fit_is_refused(run):
     assert "has 4 atoms, group some has 3" in text
     shake = jump(run) + "fix rigid all shake 0.0001 20 0 b 1\nrun 10\n"
     assert "fix rigid (shake) constrains atoms" in run.bad(DYNAMICS.format(seed=1) + shake)
-    spring = jump(run) + "fix tether all spring/self 1.0\nfix_modify tether energy yes\nrun 10\n"
-    assert "fix tether (spring/self) adds to the potential energy" in run.bad(DYNAMICS.format(seed=1) + spring)
     respa = jump(run) + "run_style respa 2 2 bond 1 angle 1 dihedral 2 pair 2\nrun 10\n"
     assert "does not work with run_style respa" in run.bad(DYNAMICS.format(seed=1) + respa)
+
+
+@pytest.mark.parametrize(
+    "fix, style",
+    [
+        ("all spring/self 1.0", "spring/self"),
+        ("all spring/self 1.0\nfix_modify other energy yes", "spring/self"),
+        ("all restrain dihedral 1 2 3 4 1.0 1.0 90.0", "restrain"),
+        ("all addforce 0.1 0.0 0.0", "addforce"),
+    ],
+)
+def test_fixes_with_an_energy_are_refused(run, fix, style):
+    text = run.bad(DYNAMICS.format(seed=1) + jump(run) + f"fix other {fix}\nrun 10\n")
+    assert f"fix other ({style}) has a potential energy" in text, text[-1500:]
+
+
+@pytest.mark.parametrize("fix", ["npt temp 300 300 50 iso 1 1 500", "deform 1 x erate 0.0001", "press/berendsen iso 1 1 500"])
+def test_fixes_that_change_the_box_are_refused(run, fix):
+    text = run.bad("velocity all create 300.0 1\n" + jump(run) + f"fix other all {fix}\nrun 10\n")
+    assert f"fix other ({fix.split()[0]}) changes the box" in text, text[-1500:]
+
+
+@pytest.mark.parametrize(
+    "fix, found",
+    [
+        ("langevin 310 310 50 1", "310 at step 20"),
+        ("langevin 300 310 50 1", "304.75 at step 20"),
+        ("temp/csvr 301 301 50 1", "301 at step 20"),
+        ("nvt temp 300 310 50", "305 at step 20"),
+    ],
+)
+def test_thermostats_of_another_temperature_are_refused(run, fix, found):
+    dynamics = "" if fix.startswith("nvt") else "fix dynamics all nve\n"
+    text = run.bad("velocity all create 300.0 1\n" + dynamics + f"fix bath all {fix}\n" + jump(run) + "run 40\n")
+    assert f"temp 300, and fix bath ({fix.split()[0]}) is at temperature {found}" in text, text[-1500:]
 
 
 def test_a_screen_that_is_the_generator_changes_nothing(run):
