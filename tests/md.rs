@@ -258,7 +258,9 @@ fn coordinates_in_another_unit_are_refused() {
         false => format!("{line}\n"),
     };
     std::fs::write(&path, pdb.lines().map(in_nm).collect::<String>()).unwrap();
-    let message = md(&["--topology", path.to_str().unwrap()]).unwrap_err();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    let run = command.args(["md", "--system", "models/ala2/system.xml", "--topology"]).arg(&path).output().unwrap();
+    let message = String::from_utf8(run.stderr).unwrap();
     assert!(message.contains("nm.pdb") && message.contains("coordinates in Angstrom"), "{message}");
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -543,14 +543,6 @@ fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
     let text = complaint(hot, Some("new.ckpt"), &["--start", hot]);
     assert!(text.contains("would be written over"), "{text}");
     assert!(complaint(hot, None, &["--start", hot]).contains("would be written over"));
-    let double_well = concat!(env!("CARGO_MANIFEST_DIR"), "/models/double-well/generator.safetensors");
-    let done = setting
-        .command("never.safetensors", None)
-        .args(["--model", "coupling", "--start", double_well])
-        .output()
-        .unwrap();
-    let text = String::from_utf8(done.stderr).unwrap();
-    assert!(!done.status.success() && text.contains("2 coordinates, and 22 atoms have 66"), "{text}");
     // the hydrogens of a methyl group in another order
     let pdb = std::fs::read_to_string(TOPOLOGY).unwrap();
     let other = setting.path("other.pdb");
@@ -572,6 +564,15 @@ fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
     config(r#"{"gvp_flow": {}, "tarflow": {}}"#);
     let text = complaint("never.safetensors", None, &[]);
     assert!(text.contains("`gvp_flow` has no effect on this training, which reads tarflow, explore"), "{text}");
+    config("{}");
+    let double_well = concat!(env!("CARGO_MANIFEST_DIR"), "/models/double-well/generator.safetensors");
+    let done = setting
+        .command("never.safetensors", None)
+        .args(["--model", "coupling", "--start", double_well])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(done.stderr).unwrap();
+    assert!(!done.status.success() && text.contains("2 coordinates, and 22 atoms have 66"), "{text}");
     assert!(!setting.path("never.safetensors").exists());
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }

@@ -32,7 +32,7 @@ pub struct Md {
     #[arg(long, requires = "model")]
     screen: Option<PathBuf>,
     /// Whose log-density decides about a jump
-    #[arg(long, value_enum, default_value_t = Likelihood::Exact, requires = "model")]
+    #[arg(long, value_enum, default_value_t = Likelihood::Exact)]
     acceptance: Likelihood,
     /// Stages of a path that carries every proposal to the energies of the System before it is tested (annealed importance sampling
     /// by Langevin steps with a test); 2 gradients a stage

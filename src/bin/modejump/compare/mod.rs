@@ -110,7 +110,7 @@ impl Compare {
     }
 
     fn the_topology(&self) -> Result<Topology> {
-        let is_pdb = |path: &&PathBuf| path.extension().is_some_and(|e| e == "pdb");
+        let is_pdb = |path: &&PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("pdb"));
         let path = self.topology.as_ref().or([&self.a, &self.b].into_iter().find(is_pdb));
         let path = path.ok_or_else(|| Error::invalid("give the atoms with --topology, a PDB file"))?;
         Ok(Topology::from_pdb(path)?.0)
