@@ -83,7 +83,8 @@ fn end_with_output() {
     const PRINTING: &str = "failed printing to stdout";
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        match panic.payload_as_str().filter(|message| message.starts_with(PRINTING)) {
+        let message = panic.payload().downcast_ref::<String>();
+        match message.filter(|message| message.starts_with(PRINTING)) {
             Some(message) if message.contains("Broken pipe") => std::process::exit(141),
             Some(message) => {
                 eprintln!("modejump: {message}");
