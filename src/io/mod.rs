@@ -92,7 +92,7 @@ fn place(path: &Path) -> PathBuf {
 }
 
 /// A device, a pipe or a socket.
-fn is_special(path: &Path) -> bool {
+pub fn is_special(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|about| !about.is_file() && !about.is_dir())
 }
 

@@ -23,18 +23,21 @@ pub use run::*;
 #[cfg(feature = "openmm")]
 mod run {
     use super::Dynamics;
+    use crate::common::CHECKPOINT_INTERVAL;
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::vector::{atom, norm, sub};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
+    use modejump::io::is_special;
     use modejump::io::trajectory::{self, Clock, Frames};
     use modejump::units::thermal_energy;
     use modejump::weights::Estimate;
     use modejump::{Error, Result};
     use serde_json::{json, Value};
     use std::ops::RangeInclusive;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
+    use std::time::{Duration, Instant};
 
     /// The nearest atoms of a molecule that are no hydrogen have such a distance, nm.
     const SHORTEST: f64 = 0.05;
@@ -62,6 +65,34 @@ mod run {
                 platform: self.platform.clone(),
                 threads: 1,
             }
+        }
+    }
+
+    /// When frames are written while a run goes on, so that one that is killed has lost a minute: then, and for a tenth of the time at most.
+    pub struct Kept {
+        last: Instant,
+        wait: Duration,
+        /// What is no file would get the same frames again.
+        files: bool,
+    }
+
+    impl Kept {
+        pub fn of(outputs: &[PathBuf]) -> Kept {
+            let files = !outputs.iter().any(|path| is_special(path));
+            Kept { last: Instant::now(), wait: CHECKPOINT_INTERVAL, files }
+        }
+
+        /// A write that fails is told, and the run goes on: there may be room at its end.
+        pub fn when_due(&mut self, write: impl FnOnce() -> Result<()>) {
+            if !self.files || self.last.elapsed() < self.wait {
+                return;
+            }
+            let beginning = Instant::now();
+            if let Err(e) = write() {
+                eprintln!("modejump: {e}; the run goes on, and tries again");
+            }
+            self.last = Instant::now();
+            self.wait = CHECKPOINT_INTERVAL.max(10 * (self.last - beginning));
         }
     }
 
@@ -175,5 +206,29 @@ mod run {
     pub fn progress(n: u64) -> ProgressBar {
         let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}").expect("a template that is right");
         ProgressBar::new(n).with_style(style)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn frames_are_kept_when_they_are_due() {
+            let mut kept = Kept::of(&[PathBuf::from("run.dcd")]);
+            let mut written = 0;
+            kept.when_due(|| {
+                written += 1;
+                Ok(())
+            });
+            assert_eq!(written, 0, "the first minute is not over");
+            kept.wait = Duration::ZERO;
+            kept.when_due(|| {
+                written += 1;
+                Err(Error::invalid("a full disk"))
+            });
+            assert_eq!((written, kept.wait), (1, CHECKPOINT_INTERVAL));
+            let mut kept = Kept { wait: Duration::ZERO, ..Kept::of(&[PathBuf::from("/dev/null")]) };
+            kept.when_due(|| panic!("what is no file is written to once"));
+        }
     }
 }

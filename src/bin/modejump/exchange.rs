@@ -31,7 +31,7 @@ pub struct Exchange {
     #[command(flatten)]
     precision: PrecisionFlag,
     /// Trajectories of the temperatures, in the order of the models, a frame after every exchange: pdb, gro, dcd, xtc, trr, npy or
-    /// safetensors (with `reduced_potential`), written at the end, or when SIGINT or SIGTERM ends the run; the last ones may be left out
+    /// safetensors (with `reduced_potential`), written every minute and at the end, or when SIGINT or SIGTERM ends the run; the last ones may be left out
     #[arg(short, long, num_args = 1.., value_name = "FILE")]
     output: Vec<PathBuf>,
     /// Print the summary as JSON
@@ -50,7 +50,7 @@ impl Exchange {
 mod run {
     use super::*;
     use crate::common::{interrupted, load, require_order, temperature, warn_of_temperature, watch_signals};
-    use crate::dynamics::{add_means, failed, progress, show_means, start, Record};
+    use crate::dynamics::{add_means, failed, progress, show_means, start, Kept, Record};
     use modejump::engines::openmm::ExchangingReplicas;
     use modejump::io::{check_apart, trajectory};
     use modejump::models::Model;
@@ -82,15 +82,20 @@ mod run {
             let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &temperatures, self.interval)?;
             replicas.start(&x0)?;
             let mut records: Vec<Record> = models.iter().map(|_| Record::default()).collect();
-            let run = self.record_run(&mut replicas, &mut records);
-            let outputs = self.output.iter().zip(&records).zip(&temperatures);
             // every file that can be written, with the frames before a failure
-            let written: Vec<Result<()>> =
-                outputs.map(|((path, record), &t)| record.write(path, &topology, &self.dynamics.at(t))).collect();
+            let write = |records: &[Record]| -> Result<()> {
+                let outputs = self.output.iter().zip(records).zip(&temperatures);
+                let written: Vec<Result<()>> =
+                    outputs.map(|((path, record), &t)| record.write(path, &topology, &self.dynamics.at(t))).collect();
+                written.into_iter().collect()
+            };
+            let mut kept = Kept::of(&self.output);
+            let run = self.record_run(&mut replicas, &mut records, &mut |records| kept.when_due(|| write(records)));
+            let written = write(&records);
             run?;
             // what was learned is told even if the disk is full by now
             self.report(&replicas, &records, &temperatures);
-            written.into_iter().collect()
+            written
         }
 
         fn temperatures(&self, models: &[Arc<dyn Model>]) -> Result<Vec<f64>> {
@@ -100,7 +105,13 @@ mod run {
             }
         }
 
-        fn record_run(&self, replicas: &mut ExchangingReplicas, records: &mut [Record]) -> Result<()> {
+        /// `after` sees the records after every frame.
+        fn record_run(
+            &self,
+            replicas: &mut ExchangingReplicas,
+            records: &mut [Record],
+            after: &mut dyn FnMut(&[Record]),
+        ) -> Result<()> {
             let bar = progress(self.exchanges);
             let mut done = 0;
             while done < self.exchanges && !interrupted() {
@@ -110,6 +121,7 @@ mod run {
                 for (record, simulation) in records.iter_mut().zip(replicas.simulations()) {
                     record.take(simulation, done * self.interval)?;
                 }
+                after(records);
                 bar.set_position(done);
                 let accepted: Vec<String> =
                     replicas.statistics().map(|s| format!("{:.0} %", 100.0 * s.acceptance())).collect();

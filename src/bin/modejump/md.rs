@@ -93,8 +93,8 @@ pub struct Md {
     /// Steps between recorded frames
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     record: u64,
-    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`), written at the end, or when SIGINT or SIGTERM
-    /// ends the run
+    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`), written every minute and at the end, or when
+    /// SIGINT or SIGTERM ends the run
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// Print the summary as JSON
@@ -133,7 +133,7 @@ impl Md {
 mod run {
     use super::*;
     use crate::common::{interrupted, load, load_partner, mark, require_order, warn_of_temperature, watch_signals};
-    use crate::dynamics::{add_means, failed, progress, show_means, start, Record};
+    use crate::dynamics::{add_means, failed, progress, show_means, start, Kept, Record};
     use modejump::annealing::{even, Kernel};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
@@ -193,15 +193,19 @@ mod run {
             simulation.set_positions(&x0)?;
             simulation.minimise(10.0, 500)?;
             simulation.redraw_velocities(&mut Stream::new(self.dynamics.seed, StreamId::Velocity, u64::MAX, 0))?;
+            self.equilibrate(&mut engine)?;
             let beginning = std::time::Instant::now();
             let mut record = Record::default();
-            let run = self.record_run(&mut engine, &mut record);
-            let wall = beginning.elapsed().as_secs_f64();
-            // the frames before a failure are kept, and what was learned is told even if the disk is full by now
-            let written = match &self.output {
-                Some(path) => record.write(path, &topology, &self.dynamics.at(self.temperature)),
+            let dynamics = self.dynamics.at(self.temperature);
+            let write = |record: &Record| match &self.output {
+                Some(path) => record.write(path, &topology, &dynamics),
                 None => Ok(()),
             };
+            let mut kept = Kept::of(self.output.as_slice());
+            let run = self.record_run(&mut engine, &mut record, &mut |record| kept.when_due(|| write(record)));
+            let wall = beginning.elapsed().as_secs_f64();
+            // the frames before a failure are kept, and what was learned is told even if the disk is full by now
+            let written = write(&record);
             run?;
             self.report(&engine, &record, wall)?;
             written
@@ -268,21 +272,29 @@ mod run {
             Ok(Acceptance::Surrogate(screen))
         }
 
-        fn record_run(&self, engine: &mut Engine, record: &mut Record) -> Result<()> {
-            let bar = progress(self.steps);
-            let (mut done, mut before) = (0, 0);
-            while before < self.equilibrate && !interrupted() {
-                let n = self.record.min(self.equilibrate - before);
-                engine.step(n).map_err(|e| failed(e, before + 1..=before + n))?;
-                before += n;
-                bar.set_message(format!("{before} of {} steps of equilibration", self.equilibrate));
+        fn equilibrate(&self, engine: &mut Engine) -> Result<()> {
+            let bar = progress(self.equilibrate).with_message("steps of equilibration");
+            let mut done = 0;
+            while done < self.equilibrate && !interrupted() {
+                let n = self.record.min(self.equilibrate - done);
+                engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
+                done += n;
+                bar.set_position(done);
             }
-            bar.set_message("");
+            bar.finish_and_clear();
+            Ok(())
+        }
+
+        /// `after` sees the record after every frame.
+        fn record_run(&self, engine: &mut Engine, record: &mut Record, after: &mut dyn FnMut(&Record)) -> Result<()> {
+            let bar = progress(self.steps);
+            let mut done = 0;
             while done < self.steps && !interrupted() {
                 let n = self.record.min(self.steps - done);
                 engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
                 done += n;
                 record.take(engine.simulation(), done)?;
+                after(record);
                 bar.set_position(done);
                 if let Some(statistics) = engine.statistics() {
                     let mark = mark(statistics.likelihood().name());
