@@ -7,7 +7,7 @@ use modejump::io::check_apart;
 use modejump::io::trajectory::{self, Frames};
 use modejump::models::steering::{dimension_without_auxiliary, Steering};
 use modejump::models::Model;
-use modejump::parallel::{self, streams, Ranks};
+use modejump::parallel::{self, room, streams, Ranks};
 use modejump::{Error, Result};
 use std::path::PathBuf;
 
@@ -123,7 +123,7 @@ impl Sample {
         let dimension = model.dimension();
         let of_x = dimension_without_auxiliary(model);
         let own = ranks.share(self.n);
-        let (mut x, mut status) = (vec![0.0; own.len() * dimension], vec![Status::Inside; own.len()]);
+        let (mut x, mut status) = (room(own.len().checked_mul(dimension), 0.0)?, vec![Status::Inside; own.len()]);
         model.sample_only(&streams(self.seed, own), &mut x, &mut status)?;
         let rows = x.chunks_exact(dimension).zip(&status);
         let inside = rows.filter(|(_, s)| **s == Status::Inside);

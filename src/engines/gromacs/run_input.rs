@@ -40,6 +40,8 @@ pub struct RunInput {
     pub atoms: Vec<Atom>,
     /// Atoms and lengths in nm, SETTLE's three included.
     pub constraints: Vec<(usize, usize, f64)>,
+    /// Of every atom, the number of the group (`comm-grps`) that it loses its momentum with; empty where there is one.
+    pub momentum_groups: Vec<usize>,
 }
 
 /// Options that must have one of these values, and why.
@@ -92,6 +94,7 @@ impl RunInput {
             force_frames: options.number("nstfout")? as i64,
             periodic: options.get("pbc")? != "no",
             box_vectors,
+            momentum_groups: momentum_groups(topology, system.atoms.len())?,
             atoms: system.atoms,
             constraints: system.constraints,
         })
@@ -195,6 +198,20 @@ impl<'a> Options<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// The column of the groups of centre-of-mass motion in the table of all atoms' groups, which has a line for all (`*`) where each kind has
+/// one group.
+fn momentum_groups(topology: &str, atoms: usize) -> Result<Vec<usize>> {
+    let lines = || topology.lines().map(str::trim);
+    let kind = lines().filter(|line| line.starts_with("grp[")).position(|line| line.starts_with("grp[VCM"));
+    let rows = lines().filter(|line| line.starts_with("groupnr[") && !line.contains('*'));
+    let group = |line: &str| line.split_once('=')?.1.split_whitespace().nth(kind?)?.parse().ok();
+    let groups: Vec<usize> = rows.map(group).collect::<Option<_>>().ok_or_else(|| missing("groupnr"))?;
+    match groups.is_empty() || groups.len() == atoms {
+        true => Ok(groups),
+        false => Err(missing("groupnr of every atom")),
     }
 }
 
@@ -322,6 +339,18 @@ mod tests {
         let input = RunInput::parse(DUMP).unwrap();
         assert_eq!((input.integrator, input.temperature, input.timestep), (Integrator::LeapFrog, 300.0, 0.002));
         assert_eq!((input.force_frames, input.periodic), (1000, true));
+        assert!(input.momentum_groups.is_empty());
+        let row = |atom: usize| {
+            format!("groupnr[{atom:5}] =    0     0     0     0     0     0     {}     0     0     0 ", atom / 10)
+        };
+        let rows = |n: usize| (0..n).map(row).collect::<Vec<_>>().join("\n   ");
+        let all = "groupnr[    *] =    0     0     0     0     0     0     0     0     0     0 ";
+        let parted = RunInput::parse(&DUMP.replacen(all, &rows(22 + 3 * 878), 1)).unwrap();
+        assert_eq!(
+            parted.momentum_groups[..21],
+            [[0; 10], [1; 10]].concat().into_iter().chain([2]).collect::<Vec<_>>()
+        );
+        assert!(RunInput::parse(&DUMP.replacen(all, &rows(20), 1)).unwrap_err().to_string().contains("groupnr"));
         assert_eq!(input.box_vectors, [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]]);
         assert_eq!(input.atoms.len(), 22 + 3 * 878);
         assert_eq!(input.atoms[10], Atom { name: "CB".into(), residue: "ALA2".into(), mass: 12.01 });

@@ -446,6 +446,14 @@ fn model_atoms(model: &dyn Model, input: &RunInput, options: &Options) -> Result
             site.residue, site.name
         )));
     }
+    let groups = input.momentum_groups.get(first..first + n).unwrap_or_default();
+    if let Some(k) = groups.iter().position(|group| *group != groups[0]) {
+        return Err(Error::Unsupported(format!(
+            "comm-grps of the .tpr file parts the model's atoms between {} {} and {} {}: a jump changes the momentum of either part, \
+             which GROMACS would take away; have them in one group",
+            there[k - 1].residue, there[k - 1].name, there[k].residue, there[k].name
+        )));
+    }
     Ok(order.into_iter().map(|k| first + k).collect())
 }
 
