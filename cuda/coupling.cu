@@ -762,16 +762,6 @@ static __device__ void generate(const Arguments& a, const Shared& s, int first, 
   if (a.internal.n_atoms) to_cartesian(a, s);
 }
 
-// Latent points, drawn from `streams` or given in z, to x.
-KERNEL(coupling_generate, Arguments) {
-  DYNAMIC_SHARED(memory);
-  const Shared s = layout(a, memory);
-  const int first = blockIdx.x * TILE;
-  generate(a, s, first, nullptr);
-  write_rows(a.x, a.dimension_x, first, a.n, a.internal.n_atoms ? s.x : s.u);
-  finish(a, s, first);
-}
-
 // Rows of x to latent points in u.
 static __device__ void encode(const Arguments& a, const Shared& s, int first, double* values) {
   begin(s);
@@ -789,6 +779,19 @@ static __device__ void encode(const Arguments& a, const Shared& s, int first, do
   prior(a, s);
 }
 
+#if BACK
+#include "coupling_back.cuh"
+#else
+// Latent points, drawn from `streams` or given in z, to x.
+KERNEL(coupling_generate, Arguments) {
+  DYNAMIC_SHARED(memory);
+  const Shared s = layout(a, memory);
+  const int first = blockIdx.x * TILE;
+  generate(a, s, first, nullptr);
+  write_rows(a.x, a.dimension_x, first, a.n, a.internal.n_atoms ? s.x : s.u);
+  finish(a, s, first);
+}
+
 // x to latent points, written to z where that is wanted.
 KERNEL(coupling_encode, Arguments) {
   DYNAMIC_SHARED(memory);
@@ -798,5 +801,4 @@ KERNEL(coupling_encode, Arguments) {
   if (a.z) write_rows(a.z, a.dimension, first, a.n, s.u);
   finish(a, s, first);
 }
-
-#include "coupling_back.cuh"
+#endif

@@ -60,7 +60,8 @@ fn exercise(model: &dyn Model, rows: usize) -> Result<()> {
     }
     model.sample(&streams, &mut x, &mut log_q)?;
     model.sample_only(&streams, &mut x, &mut status)?;
-    if model.autoregressive().is_some() {
+    // a coupling flow's, and a TarFlow's
+    if model.field().is_none() {
         model.log_density_gradient(&x, &mut log_q, &mut vec![0.0; rows * d])?;
     }
     model.log_density(&x, &mut log_q)

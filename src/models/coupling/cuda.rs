@@ -483,7 +483,7 @@ impl<R: Real> CouplingFlow<R> {
             )));
         };
         // now rather than in the middle of a simulation, should there be no compiler
-        driver.kernel(&program::<R>(smallest.tile), GENERATE)?;
+        driver.kernel(&program::<R>(smallest.tile, GENERATE), GENERATE)?;
         let model = Arc::new(ModelBuffers {
             tables: Buffer::of(driver, &tables.tables)?,
             numbers: Buffer::of(driver, &tables.numbers)?,
@@ -499,13 +499,15 @@ impl<R: Real> CouplingFlow<R> {
 
 /// Every variant of the kernels.
 pub fn programs() -> Vec<Program> {
-    TILES.into_iter().flat_map(|tile| [program::<f32>(tile), program::<f64>(tile)]).collect()
+    let of = |(tile, kernel)| [program::<f32>(tile, kernel), program::<f64>(tile, kernel)];
+    [GENERATE, BACK].into_iter().flat_map(|kernel| TILES.map(|tile| (tile, kernel))).flat_map(of).collect()
 }
 
-/// The kernels' source for networks of type `R`.
-fn program<R: Real>(Tile { rows, threads }: Tile) -> Program {
-    let real = crate::device::program::real::<R>();
-    Program::new("coupling", SOURCE, &[("REAL", &real), ("TILE", &rows), ("THREADS", &threads)])
+/// The kernel's source for networks of type `R`. That of gradients takes as long to compile as the others, and is not always needed.
+fn program<R: Real>(Tile { rows, threads }: Tile, kernel: &str) -> Program {
+    let (real, back) = (crate::device::program::real::<R>(), u8::from(kernel == BACK));
+    let name = if kernel == BACK { BACK } else { "coupling" };
+    Program::new(name, SOURCE, &[("REAL", &real), ("BACK", &back), ("TILE", &rows), ("THREADS", &threads)])
 }
 
 /// As `layout` of the kernel counts it.
@@ -569,7 +571,7 @@ impl<R: Real> CouplingOnDevice<R> {
     }
 
     fn kernel(&self, variant: &Variant, name: &'static str) -> Result<KernelId> {
-        let compile = || self.driver.kernel(&program::<R>(variant.tile), name);
+        let compile = || self.driver.kernel(&program::<R>(variant.tile, name), name);
         self.model.kernels.get((variant.tile, name), compile)
     }
 

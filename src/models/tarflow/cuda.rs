@@ -19,8 +19,11 @@ use std::sync::Arc;
 const SOURCE: &str = include_str!("../../../cuda/tarflow.cu");
 const KERNEL: &str = "tarflow";
 const THREADS: usize = 256;
-/// Samples of one launch, so that memory on the card does not grow with the batch, and no launch takes seconds.
+/// Samples of one launch, at most, so that memory on the card does not grow with the batch.
 const LAUNCH: usize = 1 << 12;
+/// Floating-point operations of one launch, at most: some seconds of a large card, and a part of one where the driver ends kernels that take seconds.
+const WORK: f64 = 3e13;
+const WATCHED_WORK: f64 = 1e12;
 /// Bytes that the states of all teams may take, most of them keys and values: fewer teams work one after the other where it is less.
 const STATES: usize = 4 << 30;
 
@@ -130,6 +133,13 @@ impl Sizes {
 
     fn hidden(&self) -> usize {
         self.config.channels * self.config.expansion
+    }
+
+    /// Floating-point operations of the layers' products for a sample.
+    fn flops(&self) -> f64 {
+        let TarFlowConfig { tokens, channels, blocks, layers, expansion, .. } = self.config;
+        let matrices = 4 + (2 + if self.transition { 3 } else { 0 }) * expansion;
+        2.0 * [tokens, blocks, layers, matrices, channels, channels].into_iter().map(|v| v as f64).product::<f64>()
     }
 
     /// What all kernels of such a network are compiled with.
@@ -428,6 +438,12 @@ impl<R: Real> OnCard<R> {
         Ok(Plan { variant, teams, blocks })
     }
 
+    /// Samples of a launch that goes through the network's products so many times.
+    fn rows_of_launch(&self, passes: f64) -> usize {
+        let most = if self.driver.has_watchdog() { WATCHED_WORK } else { WORK };
+        ((most / (passes * self.sizes.flops())) as usize).clamp(1, LAUNCH)
+    }
+
     /// What is in x, `[n][T D]` in the network's units, to z, or back; and ln|∂z/∂x|, or ln|∂x/∂z|.
     fn run(&self, x: &mut [f64], log_det: &mut [f64], encode: bool) -> Result<()> {
         let mut work = self.work.take()?;
@@ -525,6 +541,7 @@ impl<R: Real> Density for TarFlowOnDevice<R> {
 
     fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
         let (n, units) = (self.rows(x, log_density)?, self.host.scale.units_per_nm);
+        self.rows(gradient, log_density)?;
         let (mut z, mut log_det): (Vec<f64>, _) = (x.iter().map(|x| x * units).collect(), vec![0.0; n]);
         self.card.gradient(&mut z, gradient, &mut log_det)?;
         self.host.finish_gradient(x, &z, &log_det, log_density, gradient);
@@ -538,9 +555,9 @@ impl<R: Real> Flow for TarFlowOnDevice<R> {
     }
 
     fn generate(&self, z: &[f64], x: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
-        let d = self.dimension() * LAUNCH;
+        let rows = self.card.rows_of_launch(1.0);
         x.copy_from_slice(z);
-        for (x, log_det) in x.chunks_mut(d).zip(log_det.chunks_mut(LAUNCH)) {
+        for (x, log_det) in x.chunks_mut(rows * self.dimension()).zip(log_det.chunks_mut(rows)) {
             self.card.run(x, log_det, false)?;
         }
         self.host.finish_decoding(z, x, log_det, log_density);
@@ -548,9 +565,9 @@ impl<R: Real> Flow for TarFlowOnDevice<R> {
     }
 
     fn encode(&self, x: &[f64], z: &mut [f64], log_det: &mut [f64], log_density: &mut [Evaluation]) -> Result<()> {
-        let (d, units) = (self.dimension() * LAUNCH, self.host.scale.units_per_nm);
+        let (rows, units) = (self.card.rows_of_launch(1.0), self.host.scale.units_per_nm);
         z.iter_mut().zip(x).for_each(|(z, x)| *z = x * units);
-        for (z, log_det) in z.chunks_mut(d).zip(log_det.chunks_mut(LAUNCH)) {
+        for (z, log_det) in z.chunks_mut(rows * self.dimension()).zip(log_det.chunks_mut(rows)) {
             self.card.run(z, log_det, true)?;
         }
         self.host.finish_encoding(x, z, log_det, log_density);

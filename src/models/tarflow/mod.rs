@@ -508,6 +508,7 @@ impl<R: Real> Density for TarFlow<R> {
 
     fn log_density_gradient(&self, x: &[f64], log_density: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
         self.rows(x, log_density)?;
+        self.rows(gradient, log_density)?;
         let (d, units) = (self.network.dimension(), self.scale.units_per_nm);
         let chunks = x.par_chunks(CHUNK * d).zip(gradient.par_chunks_mut(CHUNK * d));
         chunks.zip(log_density.par_chunks_mut(CHUNK)).for_each(|((x, gradient), log_density)| {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 const SOURCE: &str = include_str!("../../../../cuda/tarflow_gradient.cu");
 const NAME: &str = "tarflow_gradient";
-/// Samples of one launch, which takes some three times as long as one of densities for each of them.
-const LAUNCH: usize = 1 << 10;
+/// Operations beside those of a log q: every product is gone through once more on the way back.
+const PASSES: f64 = 2.0;
 /// Lanes of a thread.
 const GROUP: usize = 4;
 /// Columns of threads and groups of lanes in a tile of a product, at most.
@@ -150,32 +150,43 @@ impl<R: Real> OnCard<R> {
         })
     }
 
-    /// The kernel for n samples, teams, and blocks of a team.
-    fn plan_gradient(&self, n: usize) -> Result<(Variant, usize, usize)> {
+    /// The kernel for n samples, and teams.
+    fn plan_gradient(&self, n: usize) -> Result<(Variant, usize)> {
         let teams = self.gradient_variant(TEAMS)?;
         let variant = if n > teams.resident { self.gradient_variant(FULL)? } else { teams };
         let fitting = STATES / (self.sizes.gradient_state() * size_of::<R>());
-        let teams = n.min(variant.resident).min(fitting).max(1);
-        Ok((variant, teams, (variant.resident / teams).clamp(1, self.sizes.most_gradient_blocks(variant.high))))
+        Ok((variant, n.min(variant.resident).min(fitting).max(1)))
+    }
+
+    /// Memory for the states of so many teams, or of as many as there is room for; how many. Fewer teams work one sample after the other.
+    fn reserve_states(&self, work: &mut Work<R>, mut teams: usize) -> Result<usize> {
+        while let Err(error) = work.scratch.reserve(teams * self.sizes.gradient_state()) {
+            if teams == 1 {
+                return Err(error);
+            }
+            teams = teams.div_ceil(2);
+        }
+        Ok(teams)
     }
 
     /// What is in x, `[n][T D]` in the network's units, becomes z; ∇ₓ log q, and ln|∂z/∂x|.
     pub(super) fn gradient(&self, x: &mut [f64], gradient: &mut [f64], log_det: &mut [f64]) -> Result<()> {
-        let d = x.len() / log_det.len().max(1) * LAUNCH;
-        let rows = x.chunks_mut(d.max(1)).zip(gradient.chunks_mut(d.max(1)));
-        rows.zip(log_det.chunks_mut(LAUNCH))
-            .try_for_each(|((x, gradient), log_det)| self.launch_gradient(x, gradient, log_det))
+        let rows = self.rows_of_launch(PASSES);
+        let d = (x.len() / log_det.len().max(1) * rows).max(1);
+        let mut chunks = x.chunks_mut(d).zip(gradient.chunks_mut(d)).zip(log_det.chunks_mut(rows));
+        chunks.try_for_each(|((x, gradient), log_det)| self.launch_gradient(x, gradient, log_det))
     }
 
     fn launch_gradient(&self, x: &mut [f64], gradient: &mut [f64], log_det: &mut [f64]) -> Result<()> {
         let mut work = self.gradients.work.take()?;
         let n = log_det.len();
-        let (variant, teams, blocks) = self.plan_gradient(n)?;
+        let (variant, teams) = self.plan_gradient(n)?;
+        let teams = self.reserve_states(&mut work, teams)?;
+        let blocks = (variant.resident / teams).clamp(1, self.sizes.most_gradient_blocks(variant.high));
         work.x.write(x)?;
         work.gradient.reserve(x.len())?;
         work.log_det.reserve(n)?;
         work.path.reserve(teams * self.sizes.config.blocks * (x.len() / n))?;
-        work.scratch.reserve(teams * self.sizes.gradient_state())?;
         let none_yet = vec![0; teams];
         work.arrivals.write(&none_yet)?;
         let arguments = Arguments {
