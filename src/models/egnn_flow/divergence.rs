@@ -408,6 +408,25 @@ impl<R: Real> Tangents<R> {
     }
 }
 
+/// A kernel's work on all columns, as many at once as fit into the registers.
+macro_rules! by_columns {
+    ($kernel:ident, $lanes:ident) => {
+        let mut column = 0;
+        while $lanes::COLUMNS >= 4 && column + 4 <= $kernel.columns {
+            $kernel.columns::<$lanes, 4>(column);
+            column += 4;
+        }
+        while $lanes::COLUMNS >= 2 && column + 2 <= $kernel.columns {
+            $kernel.columns::<$lanes, 2>(column);
+            column += 2;
+        }
+        while column < $kernel.columns {
+            $kernel.columns::<$lanes, 1>(column);
+            column += 1;
+        }
+    };
+}
+
 /// y = M x, or added to y, of panels.
 struct PanelProduct<'a, R> {
     matrix: Matrix<'a, R>,
@@ -422,19 +441,7 @@ impl<R: Real> Kernel<R> for PanelProduct<'_, R> {
 
     #[inline(always)]
     fn run<L: Lanes<R>>(mut self) {
-        let mut column = 0;
-        while L::COLUMNS >= 4 && column + 4 <= self.columns {
-            self.columns::<L, 4>(column);
-            column += 4;
-        }
-        while L::COLUMNS >= 2 && column + 2 <= self.columns {
-            self.columns::<L, 2>(column);
-            column += 2;
-        }
-        while column < self.columns {
-            self.columns::<L, 1>(column);
-            column += 1;
-        }
+        by_columns!(self, L);
     }
 }
 
@@ -549,19 +556,7 @@ impl<R: Real> Kernel<R> for Messages<'_, R> {
 
     #[inline(always)]
     fn run<L: Lanes<R>>(mut self) {
-        let mut column = 0;
-        while L::COLUMNS >= 4 && column + 4 <= self.columns {
-            self.columns::<L, 4>(column);
-            column += 4;
-        }
-        while L::COLUMNS >= 2 && column + 2 <= self.columns {
-            self.columns::<L, 2>(column);
-            column += 2;
-        }
-        while column < self.columns {
-            self.columns::<L, 1>(column);
-            column += 1;
-        }
+        by_columns!(self, L);
     }
 }
 
