@@ -205,9 +205,10 @@ impl<'a> Options<'a> {
 /// one group.
 fn momentum_groups(topology: &str, atoms: usize) -> Result<Vec<usize>> {
     let lines = || topology.lines().map(str::trim);
-    let kind = lines().filter(|line| line.starts_with("grp[")).position(|line| line.starts_with("grp[VCM"));
+    let mut kinds = lines().filter(|line| line.starts_with("grp["));
+    let Some(kind) = kinds.position(|line| line.starts_with("grp[VCM")) else { return Ok(Vec::new()) };
     let rows = lines().filter(|line| line.starts_with("groupnr[") && !line.contains('*'));
-    let group = |line: &str| line.split_once('=')?.1.split_whitespace().nth(kind?)?.parse().ok();
+    let group = |line: &str| line.split_once('=')?.1.split_whitespace().nth(kind)?.parse().ok();
     let groups: Vec<usize> = rows.map(group).collect::<Option<_>>().ok_or_else(|| missing("groupnr"))?;
     match groups.is_empty() || groups.len() == atoms {
         true => Ok(groups),
