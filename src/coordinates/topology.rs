@@ -253,7 +253,10 @@ impl Topology {
                 let field = |from: usize, to: usize| line.get(from..to.min(line.len())).unwrap_or("").trim();
                 let name = field(12, 16).to_string();
                 topology.elements.push(pdb_element(field(76, 78), &name));
-                topology.residues.push(format!("{}{}", field(17, 21), field(22, 26)));
+                // a name that ends in a digit would take the number for its own
+                let four = field(17, 21);
+                let residue = if four.ends_with(|c: char| c.is_ascii_digit()) { field(17, 20) } else { four };
+                topology.residues.push(format!("{residue}{}", field(22, 26)));
                 topology.names.push(name);
                 serials.push(field(6, 11).to_string());
                 for axis in 0..3 {

@@ -98,7 +98,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], magic: [u8; 8]) -> std::result::Res
         bytes.get(..HEADER).and_then(|h| h.try_into().ok()).ok_or("the checkpoint is cut off in its header")?;
     let version = u32::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
     if version != VERSION {
-        return Err(format!("checkpoint of format version {version}; this program reads version {VERSION}"));
+        return Err(format!("checkpoint of format version {version}; this program reads version {VERSION}: finish it with the program that began it, or begin anew"));
     }
     let length = u64::from_le_bytes(std::array::from_fn(|i| header[12 + i]));
     let payload = &bytes[HEADER..];

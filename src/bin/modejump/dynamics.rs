@@ -160,7 +160,9 @@ mod run {
         if let Some(i) = x0.iter().position(|v| !v.is_finite()) {
             return Err(Error::file(path, format!("{} has a coordinate {}", topology.label(i / 3), x0[i])));
         }
-        let heavy = (0..topology.n_atoms()).filter(|&i| topology.elements[i] != "H");
+        // sites without mass lie beside their atoms
+        let heavy =
+            (0..topology.n_atoms()).filter(|&i| matches!(topology.elements[i].as_str(), "C" | "N" | "O" | "S" | "P"));
         let heavy: Vec<usize> = heavy.take(LOOKED_AT).collect();
         let pairs = heavy.iter().enumerate().flat_map(|(k, &i)| heavy[..k].iter().map(move |&j| (i, j)));
         let distance = |(i, j): (usize, usize)| norm(sub(atom(x0, i), atom(x0, j)));
@@ -168,7 +170,7 @@ mod run {
             Some(d) => Err(Error::file(
                 path,
                 format!(
-                    "the nearest two atoms that are no hydrogen are {:.3} Angstrom apart: a PDB file has its coordinates in Angstrom",
+                    "the nearest two of the carbons, nitrogens, oxygens, sulphurs and phosphors are {:.3} Angstrom apart: a PDB file has its coordinates in Angstrom",
                     10.0 * d
                 ),
             )),

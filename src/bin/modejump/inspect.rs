@@ -95,12 +95,12 @@ fn settings(model: &ModelConfig) -> Result<Value> {
         return Ok(json!({ "layers": config.layers.iter().map(describe).collect::<Vec<_>>() }));
     }
     let mut settings = serde_json::to_value(model).map_err(|e| Error::invalid(e.to_string()))?["config"].take();
-    for mode in settings["modes"].as_array_mut().into_iter().flatten() {
+    for mode in settings.get_mut("modes").and_then(Value::as_array_mut).into_iter().flatten() {
         // of its card `modejump inspect` of the generator's own file tells more
         mode["generator"] = mode["card"]["model"]["kind"].take();
         mode.as_object_mut().map(|mode| mode.remove("card"));
     }
-    if let Some(network) = settings["network"].as_object_mut() {
+    if let Some(network) = settings.get_mut("network").and_then(Value::as_object_mut) {
         // an entry for every atom, bond or torsion
         for list in ["features", "types", "volumes", "prochiral"] {
             network.remove(list);

@@ -69,7 +69,7 @@ pub struct Md {
     /// Steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
     steps: u64,
-    /// Steps before those, which are neither recorded nor averaged: a run starts from a minimised configuration, with velocities of the
+    /// Steps before those, which are neither recorded nor averaged (their jumps count as attempts): a run starts from a minimised configuration, with velocities of the
     /// temperature
     #[arg(long, default_value_t = 0)]
     equilibrate: u64,
@@ -198,8 +198,8 @@ mod run {
             let mut record = Record::default();
             let dynamics = self.dynamics.at(self.temperature);
             let write = |record: &Record| match &self.output {
-                Some(path) => record.write(path, &topology, &dynamics),
-                None => Ok(()),
+                Some(path) if record.n() > 0 => record.write(path, &topology, &dynamics),
+                _ => Ok(()),
             };
             let mut kept = Kept::of(self.output.as_slice());
             let run = self.record_run(&mut engine, &mut record, &mut |record| kept.when_due(|| write(record)));

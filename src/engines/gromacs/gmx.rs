@@ -160,7 +160,8 @@ pub(super) fn read_with<T>(path: &Path, read: impl Fn(&[u8]) -> std::result::Res
 /// A path to a file, if it is one that begins here; names of programs and options stay as they are.
 fn from_anywhere(word: String) -> String {
     let is_path = word.contains('/') || Path::new(&word).extension().is_some();
-    let whole = std::fs::canonicalize(&word).ok().filter(|path| is_path && path.is_file());
+    // links stay what they are: programs go by their name
+    let whole = std::path::absolute(&word).ok().filter(|path| is_path && path.is_file());
     whole.map_or(word, |path| path.to_string_lossy().into_owned())
 }
 

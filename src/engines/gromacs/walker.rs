@@ -270,11 +270,13 @@ impl Walker {
         let (Some(&step), Some(&potential)) = (series.steps.last(), series.potential.last()) else {
             return Err(Error::file(&path, "no frame"));
         };
+        // the first segment begins with its first frame, if that is not its last
+        let first = (series.steps.len() > 1).then(|| series.steps[0]);
+        if let Some(before) = self.progress.step.or(first).filter(|before| step - before != self.options.steps as i64) {
+            let message = format!("mdrun ended after {} of {} steps", step - before, self.options.steps);
+            return Err(Error::Engine(message));
+        }
         if let (Some(before), Some(expected)) = (self.progress.step, self.progress.potential) {
-            if step - before != self.options.steps as i64 {
-                let message = format!("mdrun ended after {} of {} steps", step - before, self.options.steps);
-                return Err(Error::Engine(message));
-            }
             let first = (series.steps[0] == before).then(|| series.potential[0]).filter(|u| u.is_finite());
             if first.is_some_and(|found| !agree(found, expected)) {
                 return Err(Error::Engine(format!(
@@ -531,14 +533,12 @@ fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<Pr
         checkpoint::save(&path, MAGIC, &progress)?;
         return Ok(progress);
     }
-    let progress: Progress = checkpoint::load(&path, MAGIC)?;
+    let mut progress: Progress = checkpoint::load(&path, MAGIC)?;
     // nothing was made with the settings of a run that has not come through its first cycle
     if progress.cycle == 0 && progress.settings != settings {
-        let progress = Progress { settings, statistics: statistics.clone(), ..progress };
+        progress = Progress { settings, statistics: statistics.clone(), ..progress };
         checkpoint::save(&path, MAGIC, &progress)?;
-        return Ok(progress);
-    }
-    if progress.settings != settings {
+    } else if progress.settings != settings {
         let reason = format!(
             "the run in this directory has other settings ({}): go on with the same, or begin a new directory",
             progress.settings.differences(&settings)

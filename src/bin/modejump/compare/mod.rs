@@ -202,14 +202,14 @@ impl Compare {
 
     fn write(&self, folder: &Path, summary: &Value, series: [Series; 2]) -> Result<()> {
         let path = folder.join("compare.json");
+        let again = path.exists();
         let document = json!({ "summary": summary, "series": series });
         modejump::io::write_atomically(&path, document.to_string().as_bytes())?;
         const FIGURES: [&str; 4] = ["energy.svg", "ramachandran.svg", "tica.svg", "log_weights.svg"];
         let written = draw(folder, &series, &FIGURES)?;
         // those of an earlier comparison that this one has not
-        for stale in
-            FIGURES.map(|name| folder.join(name)).into_iter().filter(|path| !written.contains(path) && path.exists())
-        {
+        let is_stale = |path: &PathBuf| again && !written.contains(path) && path.exists();
+        for stale in FIGURES.map(|name| folder.join(name)).into_iter().filter(is_stale) {
             std::fs::remove_file(&stale).map_err(|e| Error::io(&stale, e))?;
         }
         if !self.json {

@@ -137,15 +137,18 @@ impl Reweight {
         if !ranks.is_first() {
             return Ok(());
         }
+        let document = json!({ "summary": &summary, "series": series });
+        let written = match &self.output {
+            Some(path) => modejump::io::write_atomically(path, document.to_string().as_bytes()),
+            None => Ok(()),
+        };
         // what was learned is told even if the disk is full by now
         match (self.json, &self.surrogate) {
             (true, _) => println!("{summary}"),
             (false, None) => report(&summary),
             (false, Some(_)) => surrogate::report(&summary),
         }
-        let Some(path) = &self.output else { return Ok(()) };
-        let document = json!({ "summary": summary, "series": series });
-        modejump::io::write_atomically(path, document.to_string().as_bytes())
+        written
     }
 
     /// Errors: options that cannot be meant.
