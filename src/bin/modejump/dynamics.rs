@@ -39,7 +39,7 @@ mod run {
     use std::path::{Path, PathBuf};
     use std::time::{Duration, Instant};
 
-    /// The nearest atoms of a molecule that are no hydrogen have such a distance, nm.
+    /// The nearest heavy atoms of a molecule have such a distance, nm.
     const SHORTEST: f64 = 0.05;
     const LONGEST: f64 = 1.0;
     /// So many are looked at, since neighbours in a file are near each other.

@@ -202,7 +202,7 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
                     })?;
                 }
                 for batch in TOKEN_BATCHES {
-                    report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flops_of(name, &flow));
+                    report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flops_of(name, flow.flops()));
                 }
                 if name.ends_with("score") {
                     continue; // of the weights as they are
@@ -229,8 +229,7 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
 
 /// Lines of a coupling flow, where models run.
 fn measure_coupling(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Result<()> {
-    // the way back through every product costs as much as the way there
-    let flops = if name.ends_with("score") { 2.0 * flow.flops() } else { flow.flops() };
+    let flops = flops_of(name, flow.flops());
     match device::default()?.driver() {
         None => {
             for batch in BATCHES {
@@ -256,7 +255,7 @@ fn measure_tarflow(
     driver: &Arc<dyn Driver>,
     report: &Report,
 ) -> Result<()> {
-    let (flops, report) = (flops_of(name, &flow), report.on(driver));
+    let (flops, report) = (flops_of(name, flow.flops()), report.on(driver));
     let flow = flow.on_device(driver)?;
     for batch in TOKEN_DEVICE_BATCHES {
         report.line(name, Some(size), batch, time_of(name, &flow, batch)?, flops);
@@ -264,9 +263,9 @@ fn measure_tarflow(
     Ok(())
 }
 
-/// The way back through every product costs as much as the way there.
-fn flops_of(name: &str, flow: &TarFlow<f32>) -> f64 {
-    flow.flops() * if name.ends_with("score") { 2.0 } else { 1.0 }
+/// Of what a name times, from those of a log q: the way back through every product costs as much as the way there.
+fn flops_of(name: &str, flops: f64) -> f64 {
+    flops * if name.ends_with("score") { 2.0 } else { 1.0 }
 }
 
 /// Of sampling with log q, of log q alone, or of log q with its gradient, by the end of the name.

@@ -137,11 +137,10 @@ impl Reweight {
         if !ranks.is_first() {
             return Ok(());
         }
-        let document = json!({ "summary": &summary, "series": series });
-        let written = match &self.output {
-            Some(path) => modejump::io::write_atomically(path, document.to_string().as_bytes()),
-            None => Ok(()),
-        };
+        let written = self.output.as_ref().map_or(Ok(()), |path| {
+            let document = json!({ "summary": &summary, "series": series });
+            modejump::io::write_atomically(path, document.to_string().as_bytes())
+        });
         // what was learned is told even if the disk is full by now
         match (self.json, &self.surrogate) {
             (true, _) => println!("{summary}"),
