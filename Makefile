@@ -4,6 +4,8 @@ SHELL := /bin/sh
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+# two tests at a time: most wait for one core
+PYTEST := $(PY) -m pytest -q -rs -n 2 --dist worksteal
 BIN := target/release/modejump
 ALA2 := models/ala2
 DEMO := target/demo
@@ -34,10 +36,11 @@ test-rust: venv
 	cargo test --release --features openmm --lib --bins --tests
 	cargo test --release --features openmm --doc
 
-# Samples, weights and annealing on MPI ranks. Library, program and this test are built once more, with the feature and little optimisation, in
-# a folder of their own.
+# Samples, weights and annealing on MPI ranks. Library, program and this test are built once more, with the feature and little optimisation; the
+# usual build puts the program without it back.
 test-mpi: venv
-	@sh scripts/mpi.sh cargo test --release --features openmm,mpi --config profile.release.opt-level=1 --config profile.release.debug=0 --target-dir target/mpi-build --test mpi
+	@sh scripts/mpi.sh cargo test --release --features openmm,mpi --config profile.release.package.modejump.opt-level=1 --test mpi
+	cargo build --release --features openmm
 
 # Kernels on a card: parity with the CPU, and their speed. Everything else about them is part of test-rust.
 test-gpu: venv
@@ -63,7 +66,7 @@ bench-pytorch:
 	$(PYTHON) benches/pytorch.py --warm
 
 test-plugin: plugin
-	$(PY) -m pytest -q openmm-plugin/tests
+	$(PYTEST) openmm-plugin/tests
 
 # On a card, in each precision; one test has the generator there, too.
 test-plugin-gpu: plugin
@@ -87,13 +90,13 @@ lammps-plugin: venv
 	$(VENV)/bin/cmake --build target/lammps-plugin
 
 test-lammps: lammps-plugin
-	$(PY) -m pytest -q lammps-plugin/tests
+	$(PYTEST) lammps-plugin/tests
 
 # Without a gmx, and without the right to install it, these tests are skipped, and say so.
 test-gromacs: plugin build
 	-@sh scripts/gromacs.sh
-	$(PY) -m pytest -q -rs tests/gromacs
-	$(PY) -m pytest -q -rs gromacs-plugin/tests
+	$(PYTEST) tests/gromacs
+	$(PYTEST) gromacs-plugin/tests
 
 # They only have to be right Rust here; `cargo test --test fuzz_corpus` runs the same code, fuzz/Cargo.toml says how to fuzz.
 fuzz-targets:

@@ -152,6 +152,8 @@ typedef struct modejump_move_options {
   // Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR chooses
   // among them.
   uint64_t n_proposals;
+  // The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
+  // different seeds.
   uint64_t seed;
   // Engine steps between attempts, so that the proposals of coming attempts can be drawn in one batch; 0 if unknown.
   uint64_t stride;
@@ -465,7 +467,8 @@ int32_t modejump_move_delayed_acceptance_new(const struct modejump_model *model,
 
 // Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a model. With `mode`
 // not NULL, this callback says in which mode a configuration is, and not the model; `user` is handed to it, and must stay valid until the
-// move is freed. Of the options the seed alone is looked at. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
+// move is freed. Of the options the seed is looked at; n_proposals
+// has to be 1, rotations 0. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
 // keeps the model.
 int32_t modejump_move_mode_jump_new(const struct modejump_model *model,
                                     const struct modejump_move_options *options,
@@ -560,7 +563,8 @@ int32_t modejump_exchange_carry_frames(struct modejump_exchange *exchange,
 int32_t modejump_exchange_free(struct modejump_exchange *exchange);
 
 // Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a move.
-// Refused (6), naming the bond, unless both models keep each bond at that length.
+// With n = 0 it says that the engine constrains none. Refused (6), naming the bond, unless both models keep each bond at that length, and no
+// other.
 int32_t modejump_exchange_set_constraints(struct modejump_exchange *exchange,
                                           uint64_t n,
                                           const uint64_t *atoms,

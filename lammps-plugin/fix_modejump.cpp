@@ -27,6 +27,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <set>
 
 using namespace LAMMPS_NS;
 using namespace FixConst;
@@ -182,7 +183,25 @@ void FixModeJump::init() {
     next_reneighbor = (update->ntimestep / nevery + 1) * nevery;
 }
 
+/// The smallest number that no other fix of this style has.
+std::uint64_t FixModeJump::free_number() const {
+    std::set<std::uint64_t> taken;
+    for (Fix* fix : modify->get_fix_by_style("^modejump$")) {
+        const auto* other = dynamic_cast<const FixModeJump*>(fix);
+        if (other && other->loaded_)
+            taken.insert(other->number_);
+    }
+    std::uint64_t number = 0;
+    while (taken.count(number))
+        number++;
+    return number;
+}
+
+/// Moves at the same step must not use the same numbers, and several fixes of one input have the same seed unless told otherwise.
+std::uint64_t FixModeJump::seed() const { return seed_ + (number_ << 32); }
+
 void FixModeJump::load(int dimension) {
+    number_ = free_number();
     on_root([&] {
         const modejump::Model model(model_file_);
         const std::size_t coordinates = model.dimension() - model.auxiliary();
@@ -192,7 +211,7 @@ void FixModeJump::load(int dimension) {
         modejump::Options options;
         options.kind = method_ == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
         options.n_proposals = static_cast<std::uint64_t>(std::max(proposals_, 0));
-        options.seed = seed_;
+        options.seed = seed();
         options.stride = static_cast<std::uint64_t>(nevery);
         if (screen_file_.empty())
             move_ = std::make_unique<modejump::Move>(model, options);
@@ -627,7 +646,7 @@ void FixModeJump::draw_velocities() {
     for (int i = 0; i < atom->nlocal; i++) {
         if (!(atom->mask[i] & groupbit))
             continue;
-        std::uint64_t seed = mixed(mixed(seed_) ^ replica());
+        std::uint64_t seed = mixed(mixed(this->seed()) ^ replica());
         seed = mixed(seed ^ static_cast<std::uint64_t>(update->ntimestep));
         std::mt19937_64 random(mixed(seed ^ static_cast<std::uint64_t>(atom->tag[i])));
         const double mass = mass_of(i);

@@ -64,6 +64,8 @@ private:
     double mass_of(int i) const;
     void kick(double sign);
     std::uint64_t replica() const;
+    std::uint64_t free_number() const;
+    std::uint64_t seed() const;
     void draw_velocities();
     void command(Order order);
     Order obey();
@@ -74,6 +76,8 @@ private:
     std::string model_file_, screen_file_, method_;
     double temperature_;
     std::uint64_t seed_;
+    /// Among the fixes of this style.
+    std::uint64_t number_ = 0;
     int proposals_;
 
     /// Only on rank 0; whether it is there, on all.

@@ -98,7 +98,7 @@ impl Bijection {
             }
         };
         if let (Some(a), Some(b)) = (&from.card().topology, &to.card().topology) {
-            if a.elements != b.elements || a.names != b.names {
+            if !a.has_atoms_of(b) {
                 return Err(Error::invalid("a map between models of different atoms, or of atoms in another order"));
             }
         }

@@ -139,6 +139,43 @@ fn nothing_of_a_bgflow_checkpoint_is_left_out_in_silence() {
 }
 
 #[test]
+fn a_configuration_of_another_density_than_the_checkpoints_is_refused() {
+    let folder = folder("contradicted");
+    let (config, output) = (folder.join("config.json"), folder.join("model.safetensors"));
+    let given = |stem: &str, key: &str, value: serde_json::Value| {
+        let text = std::fs::read_to_string(root().join(format!("tests/golden/flows/{stem}.json"))).unwrap();
+        let mut changed: serde_json::Value = serde_json::from_str(&text).unwrap();
+        changed[key] = value;
+        std::fs::write(&config, changed.to_string()).unwrap();
+        let checkpoint = format!("tests/golden/flows/{stem}.safetensors");
+        let (config, output) = (config.to_str().unwrap(), output.to_str().unwrap());
+        complaint(&["convert", &checkpoint, "--kind", "bgflow", "--config", config, "-o", output])
+    };
+    use serde_json::json;
+    for (stem, key, value, reason) in [
+        ("icbg_ala2_flex_idinit", "n_bins", json!(8.5), "n_bins: a positive integer is needed, not 8.5"),
+        ("icbg_ala2_flex_idinit", "activation", json!(3), "activation 3: \"relu\""),
+        (
+            "icbg_ala2_hbonds_idinit",
+            "constrained_bond_len",
+            json!([0.218]),
+            "constrained_bond_len: the checkpoint says",
+        ),
+        ("realnvp_affine", "activation", json!("silu"), "activation = \"silu\": a RealNVP of bgflow is read with Relu"),
+        (
+            "realnvp_affine",
+            "dim",
+            json!(1_000_000_000_000u64),
+            "dim = 1000000000000, but the first network goes between",
+        ),
+    ] {
+        let message = given(stem, key, value);
+        assert!(message.contains(reason), "{message}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn what_is_missing_is_listed_with_its_flag() {
     let folder = folder("missing");
     let output = folder.join("model.safetensors");
@@ -550,6 +587,8 @@ fn what_a_transferable_model_lacks_or_contradicts_is_said() {
         ("n2c_backbone-first_variant_flip", "n2c_sideways", "permutation_keys: order of atoms `n2c_sideways`"),
         ("\"sinusoid_div_value\":1000", "\"sinusoid_div_value\":0", "sinusoid_div_value: a positive number"),
         ("\"pos_embed_type\":\"sinusoidal\"", "\"pos_embed_type\":\"learned\"", "pos_embed_type = \"learned\""),
+        ("\"channels\":8", "\"channels\":8,\"gelu\":\"tanh\"", "gelu = \"tanh\""),
+        ("\"channels\":8", "\"channels\":8,\"layernorm_eps\":1e-6", "layernorm_eps = 1e-6"),
     ] {
         assert!(config.contains(change), "{change}: {config}");
         let message = complain("prose", &checkpoint, &config.replace(change, to), &topology);

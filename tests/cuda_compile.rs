@@ -12,7 +12,10 @@ mod networks;
 #[path = "support/wheels.rs"]
 mod wheels;
 
-const ARCHITECTURES: [&str; 7] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"];
+/// Architectures that nvcc compiles together: one translation for the first, and machine code for each.
+const ARCHITECTURES: [&[&str]; 5] = [&["75"], &["80", "86", "89"], &["90"], &["100"], &["120"]];
+/// What runs at the same time.
+type Job<'a> = Box<dyn FnOnce() -> Result<String, String> + Send + 'a>;
 
 fn main() -> ExitCode {
     let wheels = wheels::folder();
@@ -33,37 +36,51 @@ fn main() -> ExitCode {
     // names of sources, for a part of them: cargo test --test cuda_compile graphormer_ebm
     let names: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let wanted = |program: &Program| names.is_empty() || names.iter().any(|name| name == program.name);
-    let pairs = program::all().into_iter().filter(wanted).flat_map(|p| ARCHITECTURES.map(|a| (p.clone(), a)));
-    let jobs: Vec<_> = pairs.filter(|(program, a)| is_for(program, a)).collect();
+    let programs: Vec<Program> = program::all().into_iter().filter(wanted).collect();
+    let pairs = programs.iter().flat_map(|program| ARCHITECTURES.map(|a| (program, architectures_for(program, a))));
+    let pairs = pairs.filter(|(_, architectures)| !architectures.is_empty());
+    let mut jobs: Vec<Job> = pairs.map(|(program, a)| Box::new(|| nvcc(&wheels, program, a)) as Job).collect();
+    if names.is_empty() {
+        jobs.push(Box::new(|| at_run_time(&wheels)));
+    }
+    match all_of(jobs) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// The jobs from the last to the first, as many at a time as there are cores; whether all went well.
+fn all_of(jobs: Vec<Job>) -> bool {
     let (jobs, failed) = (Mutex::new(jobs), AtomicBool::new(false));
     let next = || jobs.lock().unwrap().pop();
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
-                while let Some((program, architecture)) = next() {
-                    let report = nvcc(&wheels, &program, architecture);
+                while let Some(job) = next() {
+                    let report = job();
                     failed.fetch_or(report.is_err(), Ordering::Relaxed);
                     println!("{}", report.unwrap_or_else(|e| e));
                 }
             });
         }
     });
-    if !names.is_empty() {
-        return if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-    }
+    !failed.into_inner()
+}
+
+/// NVRTC, in processes of their own: with the library, without it but with what it has left, and `modejump compile`.
+fn at_run_time(wheels: &Path) -> Result<String, String> {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_cache");
     let _ = std::fs::remove_dir_all(&cache);
     // NVRTC is looked for by the dynamic linker, whose path is fixed when a process starts
     let run = |command: &mut Command, library: bool| {
-        let command = command.env("MODEJUMP_CUDA", &wheels).env("MODEJUMP_CACHE", &cache);
+        let command = command.env("MODEJUMP_CUDA", wheels).env("MODEJUMP_CACHE", &cache);
         let command = if library { command.env("LD_LIBRARY_PATH", wheels.join("lib")) } else { command };
         command.status().is_ok_and(|status| status.success())
     };
     let this = || Command::new(std::env::current_exe().unwrap());
-    let good = run(this().arg("--nvrtc"), true) && run(this().arg("--kept"), false) && ahead_of_time(run);
-    match good && !failed.into_inner() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    match run(this().arg("--nvrtc"), true) && run(this().arg("--kept"), false) && ahead_of_time(run) {
+        true => Ok("NVRTC: all of its programs, kept, and ahead of time".into()),
+        false => Err("NVRTC: FAILED".into()),
     }
 }
 
@@ -97,37 +114,44 @@ fn is_double(program: &Program) -> bool {
 
 /// Networks in f64 are the reference path: one architecture will do. Tensor cores that take TF32 came with sm_80, and what is between has the
 /// registers of one of these.
-fn is_for(program: &Program, architecture: &str) -> bool {
-    match has(program, "TENSOR", "1") {
-        true => ["sm_80", "sm_90", "sm_120"].contains(&architecture),
-        false => !is_double(program) || architecture == "sm_90",
+fn architectures_for(program: &Program, together: &'static [&'static str]) -> &'static [&'static str] {
+    let tensor = has(program, "TENSOR", "1");
+    match together[0] {
+        "75" | "100" if tensor => &[],
+        "80" if tensor => &together[..1],
+        "90" => together,
+        _ if is_double(program) => &[],
+        _ => together,
     }
 }
 
-fn title(program: &Program, architecture: &str) -> String {
+fn title(program: &Program, architectures: &str) -> String {
     let constants: Vec<String> = program.definitions().map(|d| d.replace("-D", "")).collect();
-    format!("{}.cu {} {architecture}", program.name, constants.join(" "))
+    format!("{}.cu {} {architectures}", program.name, constants.join(" "))
 }
 
 /// Registers of every kernel, or what is wrong.
-fn nvcc(wheels: &Path, program: &Program, architecture: &str) -> Result<String, String> {
-    let title = title(program, architecture);
+fn nvcc(wheels: &Path, program: &Program, architectures: &[&str]) -> Result<String, String> {
+    let codes: Vec<String> = architectures.iter().map(|a| format!("sm_{a}")).collect();
+    let title = title(program, &codes.join(" "));
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_compile");
     std::fs::create_dir_all(&folder).unwrap();
-    let file = folder.join(format!("{}-{architecture}.cu", program.hash("nvcc")));
+    let file = folder.join(format!("{}-{}.cu", program.hash("nvcc"), codes[0]));
     std::fs::write(&file, &program.source).unwrap();
     let mut command = Command::new(wheels.join("bin/nvcc"));
-    command.args(["-O3", "-std=c++17", "-cubin", "-Xptxas", "-v,-warn-spills", "-o", "/dev/null"]);
+    command.args(["-O3", "-std=c++17", "-fatbin", "-Xptxas", "-v,-warn-spills", "-o", "/dev/null"]);
     // headers are pasted in, so what a source does not use of them would be called unused
     command.arg("-diag-suppress=177");
-    command.arg(format!("-arch={architecture}")).args(program.definitions()).arg(&file);
+    command.arg(format!("-gencode=arch=compute_{},code=[{}]", architectures[0], codes.join(",")));
+    command.args(program.definitions()).arg(&file);
     let output = command.output().map_err(|e| format!("{title}: {e}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     let registers: Vec<&str> = said.split("Used ").skip(1).filter_map(|rest| rest.split(' ').next()).collect();
     let spills = said
         .lines()
         .any(|line| line.contains("spill stores") && !line.contains(" 0 bytes spill stores, 0 bytes spill loads"));
-    if !output.status.success() || said.contains("warning") || spills || registers.is_empty() {
+    let missing = registers.is_empty() || registers.len() % architectures.len() != 0;
+    if !output.status.success() || said.contains("warning") || spills || missing {
         return Err(format!("{title}: FAILED\n{said}"));
     }
     Ok(format!("{title}: {} registers, no spills", registers.join(" and ")))

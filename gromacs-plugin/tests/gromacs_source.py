@@ -6,6 +6,8 @@ Under an installed GROMACS of exactly the same version the library takes the pla
 run without an hour of building. GROMACS_TARBALL may name a gromacs-VERSION.tar.gz that is taken for the source of that version.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -52,6 +54,15 @@ def tool(name):
     return found
 
 
+@contextlib.contextmanager
+def alone(name):
+    """Tests run in several processes, which share what is cached: one of them makes it."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def given():
     """(version, path) of the source that GROMACS_TARBALL names, if it names one."""
     path = os.environ.get("GROMACS_TARBALL", "")
@@ -88,8 +99,9 @@ def tarball(version):
     if version not in SHA256:
         raise Missing(f"the source of GROMACS {version} is not known, only {', '.join(SHA256)}; GROMACS_TARBALL may name it")
     path = CACHE / f"gromacs_{version}.orig.tar.gz"
-    if not path.exists():
-        fetch(version, path)
+    with alone("fetch"):
+        if not path.exists():
+            fetch(version, path)
     return path
 
 
@@ -122,6 +134,7 @@ def patch(source, *options):
     return subprocess.run([sys.executable, PATCH, source, *options], capture_output=True, text=True)
 
 
+@alone("compile")
 def compiled(version, simd="None", shared=True, faults=False):
     """The patched md.cpp as a library to preload, or as an object; with faults to plant by MODEJUMP_FAULT, or without."""
     source, build = configured(version, simd)

@@ -387,6 +387,20 @@ def test_a_run_is_a_function_of_its_seed(run):
     assert np.array_equal(frames(3), first) and not np.array_equal(frames(4), first)
 
 
+def test_two_fixes_of_one_input_are_independent(tmp_path):
+    run = Run(tmp_path, copies=2)
+    fixes = "".join(
+        f"group {name} id {atoms}\nfix jump{name} {name} modejump 10 model {run.model} temp 300.0\n"
+        for name, atoms in (("one", "1:4"), ("two", "5:8"))
+    )
+    run.good(DYNAMICS.format(seed=48291) + fixes + OUTPUT.format(every=20) + "run 30000\n")
+    positive = np.array([[torsion_of(x[:4]) > 0, torsion_of(x[4:]) > 0] for x in run.frames(atoms=8)[100:]])
+    same = (positive[:, 0] == positive[:, 1]).astype(float)
+    p = exact_positive()
+    # 0.85 with common numbers, which leave the populations of either molecule as they are
+    assert abs(same.mean() - (p**2 + (1 - p) ** 2)) < 4 * error_of(same) and error_of(same) < 0.05, (same.mean(), error_of(same))
+
+
 @pytest.mark.parametrize(
     "fix, message",
     [

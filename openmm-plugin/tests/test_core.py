@@ -344,12 +344,26 @@ def test_screens(generator):
     assert statistics.likelihood == "exact" and surrogate.statistics().likelihood == "surrogate"
 
 
+def test_moves_without_a_seed_have_one_of_their_own(generator):
+    """Two that act at the same step must not decide by the same number."""
+    x, moves = [1.0, 0.5], [modejump.Move(generator) for _ in range(2)]
+    first, second = ([move.attempt(x, double_well, step=step).x for step in range(8)] for move in moves)
+    assert not np.array_equal(first, second)
+
+
 def test_constraints_that_the_model_does_not_keep_are_refused(ala2):
     move = modejump.Move(ala2)
     with pytest.raises(modejump.Error, match="bond"):
         move.set_constraints([[0, 1]], [0.109], np.ones(22))
     with pytest.raises(ValueError, match="masses"):
         move.set_constraints([[0, 1]], [0.109], np.ones(3))
+
+
+def test_an_exchange_of_models_that_keep_bonds_needs_them_constrained():
+    rigid = modejump.Model(ALA2.with_name("model-hbonds.safetensors"))
+    exchange = modejump.Exchange(modejump.Bijection(rigid, rigid))
+    with pytest.raises(modejump.Error, match="keeps the bond .* but the engine does not constrain it"):
+        exchange.set_constraints(np.empty((0, 2)), [], np.ones(22))
 
 
 @pytest.fixture(scope="module")

@@ -181,6 +181,17 @@ def test_a_change_behind_the_paths_back_is_no_rounding(chain_model, name, passes
             jump.attempt(context)
 
 
+def test_a_path_that_is_made_again_leaves_the_noise_of_the_dynamics_alone(chain_model):
+    def run():
+        jump = driven(chain_model, 3, frequency=5)
+        context = context_of(jump, "Reference", equilibration=20)
+        jump.update_parameters_in_context(context)
+        context.getIntegrator().step(20)
+        return toy.positions(context)
+
+    assert np.array_equal(run(), run())
+
+
 def test_paths_follow_box_and_parameters_and_refuse_what_they_cannot(peroxide_model, chain_model):
     jump = driven(chain_model, 3)
     context = context_of(jump)

@@ -68,7 +68,8 @@ pub unsafe extern "C" fn modejump_exchange_free(exchange: *mut modejump_exchange
 }
 
 /// Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a move.
-/// Refused (6), naming the bond, unless both models keep each bond at that length.
+/// With n = 0 it says that the engine constrains none. Refused (6), naming the bond, unless both models keep each bond at that length, and no
+/// other.
 ///
 /// # Safety
 /// `exchange` is NULL or a live handle; the arrays are NULL or have that many numbers.

@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::modes::Modes;
 use crate::moves::{
-    steered, Annealed, DelayedAcceptance, Driven, Fate, Generator, Independence, Isir, LatentWalk, LatentWalkOptions,
+    screen_of, steered, Annealed, DelayedAcceptance, Driven, Fate, Generator, Independence, Isir, LatentWalk,
+    LatentWalkOptions,
 };
 use crate::moves::{ModeJump, Move, Options, Outcome, Path, State, Statistics};
 use std::ffi::c_void;
@@ -132,9 +133,10 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
         let screen = screen.clone();
         *out = modejump_move::new(model, given.seed, move |model, constraints| {
             let generator = generator_of(model, &given, constraints)?;
+            let screen = screen_of(model, &screen)?;
             Ok(match given.kind {
-                MODEJUMP_SURROGATE => Box::new(Independence::by_surrogate(generator, screen.clone())?),
-                _ => Box::new(DelayedAcceptance::new(generator, screen.clone())?),
+                MODEJUMP_SURROGATE => Box::new(Independence::by_surrogate(generator, screen)?),
+                _ => Box::new(DelayedAcceptance::new(generator, screen)?),
             })
         })?;
         Ok(())
@@ -147,7 +149,8 @@ pub type modejump_mode_callback = Option<unsafe extern "C" fn(user: *mut c_void,
 
 /// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a model. With `mode`
 /// not NULL, this callback says in which mode a configuration is, and not the model; `user` is handed to it, and must stay valid until the
-/// move is freed. Of the options the seed alone is looked at. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
+/// move is freed. Of the options the seed is looked at; n_proposals
+/// has to be 1, rotations 0. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
 /// keeps the model.
 ///
 /// # Safety

@@ -106,6 +106,8 @@ pub struct modejump_move_options {
     /// Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR chooses
     /// among them.
     pub n_proposals: u64,
+    /// The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
+    /// different seeds.
     pub seed: u64,
     /// Engine steps between attempts, so that the proposals of coming attempts can be drawn in one batch; 0 if unknown.
     pub stride: u64,

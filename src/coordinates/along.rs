@@ -74,7 +74,7 @@ impl Along {
 }
 
 fn beyond(atoms: &[usize], dimension: usize) -> Option<String> {
-    let lacking = atoms.iter().find(|&&a| 3 * a + 3 > dimension)?;
+    let lacking = atoms.iter().find(|&&a| a >= dimension / 3)?;
     Some(format!("atom {lacking} of {}", dimension / 3))
 }
 

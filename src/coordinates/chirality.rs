@@ -14,6 +14,11 @@ pub struct Stereocentre {
 }
 
 impl Stereocentre {
+    /// The largest number among its four atoms.
+    pub fn last_atom(&self) -> usize {
+        self.neighbours.iter().fold(self.centre, |last, &atom| last.max(atom))
+    }
+
     /// Whether `x[atoms][3]` has this hand.
     pub fn holds(&self, x: &[f64]) -> bool {
         (triple_product(x, self.centre, self.neighbours) > 0.0) == self.positive

@@ -245,11 +245,13 @@ impl Topology {
         let mut x = Vec::new();
         let mut serials = Vec::new();
         let mut conect = Vec::new();
+        // bonds stand behind all models, of which the first is read
+        let mut first_model = true;
         for (number, line) in text.lines().enumerate() {
             let bad = |what: &str| Error::file(path, format!("line {}: cannot read the {what}", number + 1));
             if line.starts_with("ENDMDL") {
-                break;
-            } else if line.starts_with("ATOM") || line.starts_with("HETATM") {
+                first_model = false;
+            } else if first_model && (line.starts_with("ATOM") || line.starts_with("HETATM")) {
                 let field = |from: usize, to: usize| line.get(from..to.min(line.len())).unwrap_or("").trim();
                 let name = field(12, 16).to_string();
                 topology.elements.push(pdb_element(field(76, 78), &name));
@@ -278,6 +280,11 @@ impl Topology {
         topology.set_bonds(conect.iter().filter_map(|(a, b)| Some([index(a)?, index(b)?])));
         topology.add_bonds_by_distance(&x);
         Ok((topology, x))
+    }
+
+    /// Whether the atoms are those of another topology, in the same order, as far as elements and names tell.
+    pub fn has_atoms_of(&self, other: &Topology) -> bool {
+        self.elements == other.elements && self.names == other.names
     }
 
     /// Replaces the bonds; duplicates and order do not matter.
@@ -398,6 +405,25 @@ mod tests {
         assert_eq!(backbone.omega, [[3, 5, 9, 8]]);
         assert_eq!(backbone.phi_psi(), [[[1, 4, 3, 5], [4, 3, 5, 9]], [[5, 9, 8, 7], [9, 8, 7, 10]]]);
         assert_eq!(topology.phi_psi(), Some([[1, 4, 3, 5], [4, 3, 5, 9]]));
+    }
+
+    /// CONECT records stand behind all models.
+    #[test]
+    fn the_first_model_of_a_pdb_file_has_the_bonds_of_all() {
+        let atom = |serial: usize, name: &str, element: &str, x: f64| {
+            format!(
+                "HETATM{serial:5} {name:<4} LIG A   1    {x:8.3}   0.000   0.000  1.00  0.00          {element:>2}\n"
+            )
+        };
+        let model = |number: usize, x: f64| {
+            format!("MODEL {number:8}\n{}{}ENDMDL\n", atom(1, "C1", "C", 0.0), atom(2, "X2", "SN", x))
+        };
+        let path = std::env::temp_dir().join(format!("modejump-models-{}.pdb", std::process::id()));
+        std::fs::write(&path, [model(1, 2.2), model(2, 2.4), "CONECT    1    2\nEND\n".into()].concat()).unwrap();
+        let (topology, x) = Topology::from_pdb(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!((topology.n_atoms(), &topology.bonds[..]), (2, &[[0, 1]][..]));
+        assert!(x.len() == 6 && (x[3] - 0.22).abs() < 1e-12);
     }
 
     #[test]

@@ -87,6 +87,11 @@ pub fn follow(model: &Arc<dyn Model>, kelvin: f64) -> Result<Arc<dyn Model>> {
     }
 }
 
+/// The temperature (K) that a steerable model is at.
+pub fn temperature(model: &dyn Model) -> Option<f64> {
+    Some(model.steering()?.variance * model.card().temperature?)
+}
+
 /// τ of a temperature (K). Errors: one that is not positive, a model file that does not say for which temperature it was trained.
 pub(crate) fn variance(kelvin: f64, trained_for: Option<f64>) -> Result<f64> {
     let trained_for = trained_for.ok_or_else(|| {

@@ -31,6 +31,7 @@ const LARGEST_INTEGRATION_ERROR: f64 = 0.1;
 pub struct Options {
     /// Proposals of one attempt, at least 1.
     pub n_proposals: usize,
+    /// The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need different seeds.
     pub seed: u64,
     /// Engine steps between attempts; 0 if unknown, then every attempt draws its own proposals only.
     pub stride: u64,

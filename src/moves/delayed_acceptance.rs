@@ -3,7 +3,8 @@
 use super::independence::chain;
 use super::{accept, Generator, Move, Outcome, Proposal, State, Statistics};
 use crate::density::Density;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::models::{steering, Model};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
@@ -58,6 +59,23 @@ impl DelayedAcceptance {
             reduced_potential,
             probability: log_acceptance.min(0.0).exp(),
         })
+    }
+}
+
+/// The second model for the proposals of the first: at the temperature of that, if both follow one.
+///
+/// Errors: models of other atoms, or of atoms in another order.
+pub fn screen_of(model: &Arc<dyn Model>, screen: &Arc<dyn Model>) -> Result<Arc<dyn Model>> {
+    if let (Some(a), Some(b)) = (&model.card().topology, &screen.card().topology) {
+        if !a.has_atoms_of(b) {
+            return Err(Error::invalid(
+                "the screen is a model of other atoms than the generator, or of atoms in another order",
+            ));
+        }
+    }
+    match steering::temperature(model.as_ref()) {
+        Some(kelvin) => steering::follow(screen, kelvin),
+        None => Ok(screen.clone()),
     }
 }
 

@@ -22,7 +22,7 @@ mod wholeness;
 
 pub use annealed::{Annealed, Path};
 pub use candidates::{Generator, Options};
-pub use delayed_acceptance::DelayedAcceptance;
+pub use delayed_acceptance::{screen_of, DelayedAcceptance};
 pub use driven::Driven;
 pub use exchange::{Exchange, ExchangeOutcome};
 pub use independence::Independence;

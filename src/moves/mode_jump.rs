@@ -202,10 +202,14 @@ impl ModeJump {
                     .into(),
             ));
         }
-        if k == 0 || identical.particles.iter().any(|p| p * k + k > d) {
+        if k == 0 || identical.particles.iter().any(|&p| p >= d / k) {
             return Err(Error::invalid(format!(
                 "identical particles of {k} coordinates beyond the {d} of a configuration"
             )));
+        }
+        let particles = &identical.particles;
+        if let Some(p) = particles.iter().enumerate().find_map(|(i, p)| particles[..i].contains(p).then_some(p)) {
+            return Err(Error::invalid(format!("identical particles: {p} is there twice")));
         }
         if identical.references.len() != self.modes.names().len() || identical.references.iter().any(|r| r.len() != d) {
             return Err(Error::invalid(format!("identical particles need a `reference` of {d} numbers in every mode")));

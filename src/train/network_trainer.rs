@@ -38,7 +38,7 @@ impl Emphasis {
         if !(0.0..=1.0).contains(&self.share) {
             return Err(Error::invalid(format!("emphasis.share = {}; a number from 0 to 1 is needed", self.share)));
         }
-        if let Some(a) = self.atoms.iter().find(|&&a| 3 * a + 3 > dimension) {
+        if let Some(a) = self.atoms.iter().find(|&&a| a >= dimension / 3) {
             return Err(Error::invalid(format!("emphasis.atoms: {a} is beyond the {} atoms", dimension / 3)));
         }
         let inside = |frame: &usize| {

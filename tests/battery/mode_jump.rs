@@ -397,4 +397,9 @@ fn edges_that_make_no_sense_are_refused() {
     assert!(jump.set_noise(-1.0).is_err() && jump.set_noise(f64::NAN).is_err());
     let short = Identical { dimension: 1, particles: vec![0, 1], references: vec![vec![0.0; 2]] };
     assert!(jump.set_identical(short).unwrap_err().to_string().contains("reference"));
+    // a jump that forgets a particle has no way back
+    for (particles, reason) in [(vec![1, 0, 1], "1 is there twice"), (vec![usize::MAX, 1], "beyond the")] {
+        let identical = Identical { dimension: 1, particles, references: Vec::new() };
+        assert!(jump.set_identical(identical).unwrap_err().to_string().contains(reason), "{reason}");
+    }
 }

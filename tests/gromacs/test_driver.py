@@ -264,6 +264,20 @@ def test_run_inputs_that_jumps_do_not_go_with_are_refused_with_the_reason(driver
     assert "topol.tpr" in message
 
 
+def test_a_virtual_site_that_follows_the_molecule_is_refused(driver):
+    """Whatever its place in the topology: a rerun leaves it where it is."""
+    run = driver()
+    top, gro = run.folder / "topol.top", run.folder / "conf.gro"
+    lines = gro.read_text().splitlines()
+    atoms = [*lines[2:-1], f"{4:5d}{'XXX':<5}{'X':>5}{23:5d}   2.900   2.700   2.900"]
+    gro.write_text("\n".join(["site", "23", *atoms, lines[-1]]) + "\n")
+    site = "23 MW 4 XXX X 23 0\n\n[ virtual_sites2 ]\n23 1 2 1 0.5\n\n[ bonds ]"
+    top.write_text(top.read_text().replace("[ bonds ]", site, 1))
+    example.grompp(run.folder)
+    message = run.refused("-n", 1)
+    assert "virtual site XXX4 X follows atoms of the model" in message, message
+
+
 def test_a_second_run_input_gives_the_forces(driver, prepared):
     run = driver(nstfout="0")
     shutil.copy(prepared() / "topol.tpr", run.folder / "forces.tpr")
@@ -297,6 +311,11 @@ def test_a_directory_belongs_to_one_run(driver):
     (run.folder / "taken").mkdir()
     (run.folder / "taken/traj.xtc").touch()
     assert "a directory of its own" in run.refused("-n", 1, directory="taken")
+    # a log and a checkpoint that others wrote are not ours to replace
+    for name in ("md.log", "state_5.cpt"):
+        (run.folder / f"with-{name}").mkdir()
+        (run.folder / f"with-{name}" / name).touch()
+        assert f"{name} is there" in run.refused("-n", 1, directory=f"with-{name}")
     process = subprocess.Popen(run.command("-n", 1000, directory="busy"), cwd=run.folder, stderr=subprocess.DEVNULL)
     try:
         while not (run.folder / "busy/modejump.ckpt").exists():

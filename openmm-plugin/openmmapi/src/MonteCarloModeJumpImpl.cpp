@@ -11,6 +11,7 @@
 #include "openmm/Platform.h"
 #include "openmm/internal/ContextImpl.h"
 #include "openmm/reference/SimTKOpenMMRealType.h"
+#include "openmm/reference/SimTKOpenMMUtilities.h"
 #include "openmm/serialization/XmlSerializer.h"
 
 #include <algorithm>
@@ -253,6 +254,22 @@ unique_ptr<System> withoutJumps(const System& outer) {
 
 } // namespace
 
+namespace {
+
+/** Puts the random numbers of the Reference platform back where they were. */
+class CommonRandomNumbers {
+public:
+    CommonRandomNumbers() { SimTKOpenMMUtilities::createCheckpoint(state); }
+    ~CommonRandomNumbers() { SimTKOpenMMUtilities::loadCheckpoint(state); }
+    CommonRandomNumbers(const CommonRandomNumbers&) = delete;
+    CommonRandomNumbers& operator=(const CommonRandomNumbers&) = delete;
+
+private:
+    stringstream state{ios::in | ios::out | ios::binary};
+};
+
+} // namespace
+
 /** Null without a driven path. */
 unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) const {
     const int steps = owner.getDrivenSteps();
@@ -265,6 +282,8 @@ unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) 
     if (numbers >> 32 != 0)
         throw OpenMMException("MonteCarloModeJump: a driven path of " + to_string(steps) +
                               " steps needs more random numbers than an attempt has; use fewer steps");
+    // a new Context sets off the random numbers of the Reference platform again, which all Contexts of a process share
+    const CommonRandomNumbers kept;
     return make_unique<Solvent>(context, withoutJumps(context.getSystem()), particles, owner.getRelaxationSteps(),
                                    owner.getRelaxationStepSize());
 }

@@ -63,8 +63,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
             # replicas exchange states, with all that surrounds the molecule
             exchange = Exchange(bijection, seed=seed, carry_frames=True)
             _check_atoms(bijection.from_, simulation.topology, self.particles)
-            if len(constraints[0]) > 0:
-                exchange.set_constraints(*constraints)
+            exchange.set_constraints(*constraints)
             self.exchanges.append(exchange)
 
     def exchangeReplicas(self):

@@ -9,6 +9,7 @@ Lengths are in nm, or Quantities of OpenMM; potentials are reduced (divided by k
 (atoms, 3), models of abstract coordinates (dimension,).
 """
 
+import itertools
 from ctypes import byref, c_double, c_uint64, c_void_p
 from dataclasses import dataclass
 
@@ -59,6 +60,9 @@ class MoveStatistics(Counts):
     proposals: int
 
 
+_numbers = itertools.count()
+
+
 class Move(_Owner):
     """Proposals of a generator, decided by a Metropolis test on the caller's own potential. One thread at a time.
 
@@ -73,8 +77,9 @@ class Move(_Owner):
         it is pulled to its proposal, while the `relax` of an attempt moves the rest; the work decides.
     proposals : int
         Of one attempt; each costs one potential.
-    seed : int
-        The random numbers of an attempt are a function of seed, step and replica.
+    seed : int, optional
+        The random numbers of an attempt are a function of seed, step and replica, so moves that act at the same step need different
+        seeds. Without one: how many moves without one this process has made before.
     stride, batch : int
         Steps between attempts, and how many attempts' proposals are drawn together; stride 0 if it is not known.
     screen : Model, optional
@@ -116,7 +121,7 @@ class Move(_Owner):
         method="independence",
         *,
         proposals=1,
-        seed=0,
+        seed=None,
         stride=0,
         batch=32,
         screen=None,
@@ -143,6 +148,7 @@ class Move(_Owner):
         screening = None if screen is None else _handle_of(screen, Model, "the screen")
         self.model = model
         self._handle = c_void_p()
+        seed = next(_numbers) if seed is None else seed
         if method == "latent_walk":
             self._walk(proposals, seed, **settings)
             return

@@ -4,6 +4,7 @@
 >>> move = mcmc.SequenceMove([mcmc.LangevinDynamicsMove(...), NeuralJumpMove("generator.safetensors", seed=1)])
 """
 
+import itertools
 import json
 import os
 import zlib
@@ -62,6 +63,9 @@ class _Placed:
         sampler_state.update_from_context(self.context)
 
 
+_numbers = itertools.count()
+
+
 class NeuralJumpMove(mcmc.MCMCMove):
     """A generator proposes whole configurations of the molecule, a Metropolis test on the reduced potential decides.
 
@@ -73,7 +77,8 @@ class NeuralJumpMove(mcmc.MCMCMove):
     ----------
     model : path
         Model file of the generator.
-    seed : int
+    seed : int, optional
+        Moves that are applied one after the other need different seeds. Without one: how many moves without one this process has made before.
     proposals : int
         Of one application; each costs one energy. More than one: iterated sampling-importance resampling.
     particles : sequence of int, optional
@@ -86,7 +91,7 @@ class NeuralJumpMove(mcmc.MCMCMove):
         self,
         model,
         *,
-        seed=0,
+        seed=None,
         proposals=1,
         particles=None,
         precision="f32",
@@ -98,6 +103,7 @@ class NeuralJumpMove(mcmc.MCMCMove):
         super().__init__()
         loading = {"precision": precision, "decoding": decoding, "segment": segment}
         loading |= {"decoding_tolerance": decoding_tolerance, "decoding_passes": decoding_passes}
+        seed = next(_numbers) if seed is None else seed
         state = {"model": os.fspath(model), "seed": seed, "proposals": proposals, "particles": particles, "loading": loading}
         self.__setstate__(state | {"applied": 0, "accepted": 0})
 
@@ -183,8 +189,7 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         constraints = constraints_among(system, self._particles)
         self._exchanges = [Exchange(bijection, seed=self._seed, carry_frames=True) for bijection in self._maps]
         for exchange in self._exchanges:
-            if len(constraints[0]) > 0:
-                exchange.set_constraints(*constraints)
+            exchange.set_constraints(*constraints)
 
     def exchange_statistics(self, k):
         """Counters of the exchanges between states k and k + 1; the weights are those of state k mapped to state k +

@@ -3,7 +3,7 @@
 use super::common::{evaluations, load_at, read_latent, split, PrecisionFlag};
 use super::sample::report;
 use clap::Args;
-use modejump::coordinates::vector::{centre, centroid, norm, shift};
+use modejump::coordinates::vector::{centre, centroid, dot, shift, Vec3};
 use modejump::density::Scope;
 use modejump::io::model_file::{write_tensors, Data};
 use modejump::io::trajectory::{self, Frames};
@@ -28,8 +28,8 @@ pub struct LogDensity {
     #[arg(long)]
     temperature: Option<f64>,
     /// Of the auxiliary coordinates that some steerable models have beside x: they are drawn, and log q is that of both without the density
-    /// of these. And of the centroids that TarFlows see with noise: where frames lie elsewhere (more than 8 standard deviations of the
-    /// noise from the origin), all are centred and get such a centroid, as in moves, which leaves the ensemble as it is
+    /// of these. And of the centroids that TarFlows see with noise: where those of the frames are not spread as that noise (all at the origin, or
+    /// elsewhere), all frames are centred and get such a centroid, as in moves, which leaves the ensemble as it is
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// safetensors with `log_density` [n] (−inf outside the support) and, for flows, `z` and `log_det` (of z → x)
@@ -102,24 +102,47 @@ impl LogDensity {
     }
 }
 
-/// Standard deviations of a centroid's noise within which frames have it already, as samples of the model do.
-const NOISE: f64 = 8.0;
+/// Whether centroids have about the spread of noise of standard deviation sigma (nm), as those of the model's own samples do. Those of frames
+/// that were centred have none, those of frames from elsewhere more: the sum of n of them is a χ² of 3n degrees of freedom.
+fn are_noise(centroids: impl Iterator<Item = Vec3>, n: usize, sigma: f64) -> bool {
+    let degrees = 3.0 * n as f64;
+    let spread = centroids.map(|c| dot(c, c)).sum::<f64>() / (sigma * sigma * degrees);
+    // the noise of a model that was trained is not quite that of its training
+    let error = 0.5 + 6.0 * (2.0 / degrees).sqrt();
+    spread > (1.0 - error).max(1e-3) && spread < 1.0 + error
+}
 
-/// A frame that is not centred but for noise of standard deviation sigma (nm) gets a centroid drawn from it: the density of the model
-/// is one of (shape, centroid), of no meaning where the centroid is anywhere.
+/// Frames whose centroids are not noise of standard deviation sigma (nm) get centroids drawn from it: the density of the model is one of
+/// (shape, centroid), of no meaning where the centroid is anywhere.
 fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64) {
     let (dimension, n) = (frames.dimension, frames.n());
-    let rows = frames.x.chunks_exact_mut(dimension).enumerate();
-    let mut drawn = 0;
-    for (row, x) in rows.filter(|(_, x)| norm(centroid(x)) > NOISE * sigma) {
+    if n == 0 || are_noise(frames.x.chunks_exact(dimension).map(centroid), n, sigma) {
+        return;
+    }
+    for (row, x) in frames.x.chunks_exact_mut(dimension).enumerate() {
         centre(x);
         let mut stream = Stream::new(seed, StreamId::Centroid, row as u64, 0);
         shift(x, std::array::from_fn(|_| sigma * stream.normal()));
-        drawn += 1;
     }
-    if drawn > 0 {
-        eprintln!(
-            "note: {drawn} of {n} frames are not centred, and get a centroid drawn from the noise of the model's training (--seed)"
-        );
+    eprintln!("note: the centroids of the frames are not the noise of the model's training, so all {n} get one drawn from it (--seed)");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn centroids_that_are_noise_are_told_from_others() {
+        let of = |n: usize, spread: f64, offset: f64| {
+            let mut stream = Stream::new(3, StreamId::Test, n as u64, 0);
+            let centroids: Vec<Vec3> =
+                (0..n).map(|_| std::array::from_fn(|_| offset + spread * stream.normal())).collect();
+            are_noise(centroids.into_iter(), n, 0.1)
+        };
+        for n in [1, 10, 1000] {
+            assert!(of(n, 0.1, 0.0), "{n}");
+            assert!(!of(n, 0.0, 0.0) && !of(n, 0.1, 0.7), "{n}");
+        }
+        assert!(of(1000, 0.105, 0.0) && !of(1000, 0.03, 0.0) && !of(1000, 0.1, 0.15));
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Options of mdrun that the driver sets, or that would do what it cannot see.
-const OURS: [&str; 12] = [
+const OURS: [&str; 14] = [
     "-s",
     "-cpi",
     "-cpo",
@@ -22,7 +22,12 @@ const OURS: [&str; 12] = [
     "-replex",
     "-plumed",
     "-ei",
+    "-tunepme",
+    "-notunepme",
 ];
+
+/// With a GPU or ranks of their own for PME, the dynamics would find itself another cut-off and grid than a rerun has.
+const SAME_ENERGY: &str = "-notunepme";
 
 /// How `gmx` and its `mdrun` are called here, program and options.
 #[derive(Clone, Debug)]
@@ -76,7 +81,7 @@ impl Gmx {
     /// `steps` of dynamics in `folder`, from a checkpoint or from the start. Leaves `next.cpt` there, and the files of the run.
     pub fn segment(&self, folder: &Path, tpr: &Path, from: Option<&Path>, steps: u64) -> Result<()> {
         let steps = steps.to_string();
-        let mut arguments: Vec<&OsStr> = vec!["-s".as_ref(), tpr.as_os_str()];
+        let mut arguments: Vec<&OsStr> = vec![SAME_ENERGY.as_ref(), "-s".as_ref(), tpr.as_os_str()];
         if let Some(from) = from {
             arguments.extend(["-cpi".as_ref(), from.as_os_str()]);
         }
@@ -122,7 +127,7 @@ impl Gmx {
         std::fs::write(&input, trr::write(frames)).map_err(|e| Error::io(&input, e))?;
         let names =
             ["-rerun", "rerun.trr", "-e", "rerun.edr", "-o", "forces.trr", "-x", "rerun.xtc", "-g", "rerun.log"];
-        let arguments = ["-s".as_ref(), tpr.as_os_str()].into_iter().chain(names.map(OsStr::new));
+        let arguments = [SAME_ENERGY.as_ref(), "-s".as_ref(), tpr.as_os_str()].into_iter().chain(names.map(OsStr::new));
         run(&self.mdrun, folder, arguments)?;
         let energies = energies(&folder.join("rerun.edr"))?.potential;
         let path = folder.join("forces.trr");

@@ -32,6 +32,8 @@ pub(super) struct RerunTarget<'a> {
     pub kt: f64,
     /// h/4, ps: how far back along the new velocities the forces of the half step back are taken.
     pub displacement: f64,
+    /// Of the current configuration as the dynamics has it, kJ/mol.
+    pub potential: f64,
     /// Momentum of the model's atoms, dalton nm/ps.
     pub momentum: [f64; 3],
     pub stream: Stream,
@@ -102,16 +104,18 @@ impl Target for RerunTarget<'_> {
         }));
         let mut evaluations = self.gmx.rerun(self.folder, self.tpr, &frames)?.into_iter();
         let first = evaluations.next().flatten();
-        self.current = Some(first.ok_or_else(|| {
+        let current = first.ok_or_else(|| {
             Error::Engine("GROMACS finds no finite energy for the current configuration of the run".into())
-        })?);
+        })?;
         let evaluations: Vec<Option<Evaluation>> = evaluations.collect();
         for (k, (&(row, x), drawn)) in rows.iter().zip(drawn).enumerate() {
             let Some(at) = &evaluations[k] else { continue };
-            u[row] = at.energy / self.kt;
+            // both ends of a jump from one calculation: the dynamics rounds in another way, and may sum in another order
+            u[row] = (self.potential + (at.energy - current.energy)) / self.kt;
             let kick = evaluations[rows.len() + k].as_ref().map(|e| select(&e.forces, self.atoms));
             self.candidates.push(Candidate { x: x.to_vec(), drawn, forces: at.forces.clone(), kick });
         }
+        self.current = Some(current);
         Ok(())
     }
 
@@ -135,6 +139,7 @@ mod tests {
             model: &mut ModelAtoms { masses: vec![1.0; 2], constraints: None },
             kt: 2.5,
             displacement: 0.0,
+            potential: 0.0,
             momentum: [0.0; 3],
             stream: RerunTarget::velocities_of(1, 0, 0),
             current: None,

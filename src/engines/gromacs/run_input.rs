@@ -40,6 +40,8 @@ pub struct RunInput {
     pub atoms: Vec<Atom>,
     /// Atoms and lengths in nm, SETTLE's three included.
     pub constraints: Vec<(usize, usize, f64)>,
+    /// Virtual sites, each with the atoms it follows.
+    pub sites: Vec<Vec<usize>>,
     /// Of every atom, the number of the group (`comm-grps`) that it loses its momentum with; empty where there is one.
     pub momentum_groups: Vec<usize>,
 }
@@ -97,6 +99,7 @@ impl RunInput {
             momentum_groups: momentum_groups(topology, system.atoms.len())?,
             atoms: system.atoms,
             constraints: system.constraints,
+            sites: system.sites,
         })
     }
 }
@@ -229,11 +232,14 @@ struct MoleculeType {
     names: Vec<String>,
     residues: Vec<String>,
     constraints: Vec<(usize, usize, f64)>,
+    sites: Vec<Vec<usize>>,
 }
 
+#[derive(Default)]
 struct System {
     atoms: Vec<Atom>,
     constraints: Vec<(usize, usize, f64)>,
+    sites: Vec<Vec<usize>>,
 }
 
 impl System {
@@ -250,7 +256,7 @@ impl System {
             }
             read_line(line, &mut blocks, &mut lengths, &mut types).ok_or_else(|| missing(&format!("line `{line}`")))?;
         }
-        let mut system = System { atoms: Vec::new(), constraints: Vec::new() };
+        let mut system = System::default();
         for (kind, molecules) in blocks {
             let molecule = types.get(kind).ok_or_else(|| missing("molecule type"))?;
             for _ in 0..molecules {
@@ -270,6 +276,7 @@ impl System {
             self.atoms.push(Atom { name: molecule.names.get(i)?.clone(), residue, mass });
         }
         self.constraints.extend(molecule.constraints.iter().map(|&(a, b, length)| (first + a, first + b, length)));
+        self.sites.extend(molecule.sites.iter().map(|site| site.iter().map(|atom| first + atom).collect()));
         Some(())
     }
 }
@@ -302,15 +309,22 @@ fn read_line(
         types.last_mut()?.residues.push(format!("{}{}", quoted(line)?, field(line, "nr=")?));
     } else if line.contains(" (CONSTR) ") || line.contains(" (CONSTRNC) ") || line.contains(" (SETTLE) ") {
         let of_type = lengths.get(&(field(line, "type=")? as usize))?;
-        let atoms: Vec<usize> = line.rsplit_once(')')?.1.split_whitespace().map_while(|v| v.parse().ok()).collect();
+        let atoms = atoms_of_interaction(line)?;
         let constraints = &mut types.last_mut()?.constraints;
         match (&atoms[..], &of_type[..]) {
             (&[a, b], &[length]) => constraints.push((a, b, length)),
             (&[o, a, b], &[long, short]) => constraints.extend([(o, a, long), (o, b, long), (a, b, short)]),
             _ => return None,
         }
+    } else if line.contains("type=") && line.contains(" (VSITE") {
+        types.last_mut()?.sites.push(atoms_of_interaction(line)?);
     }
     Some(())
+}
+
+/// The atoms at the end of `0 type=12 (CONSTR)  4  5`.
+fn atoms_of_interaction(line: &str) -> Option<Vec<usize>> {
+    Some(line.rsplit_once(')')?.1.split_whitespace().map_while(|v| v.parse().ok()).collect())
 }
 
 /// The number in the first brackets.
@@ -340,7 +354,11 @@ mod tests {
         let input = RunInput::parse(DUMP).unwrap();
         assert_eq!((input.integrator, input.temperature, input.timestep), (Integrator::LeapFrog, 300.0, 0.002));
         assert_eq!((input.force_frames, input.periodic), (1000, true));
-        assert!(input.momentum_groups.is_empty());
+        assert!(input.momentum_groups.is_empty() && input.sites.is_empty());
+        let last = DUMP.lines().rfind(|line| line.contains(" (SETTLE) ")).unwrap();
+        let with_site = RunInput::parse(&DUMP.replacen(last, &format!("{last}\n 0 type=116 (VSITE2)   2   0   1"), 1));
+        let sites = with_site.unwrap().sites;
+        assert_eq!((sites.len(), &sites[1][..]), (878, &[27, 25, 26][..]));
         let row = |atom: usize| {
             format!("groupnr[{atom:5}] =    0     0     0     0     0     0     {}     0     0     0 ", atom / 10)
         };

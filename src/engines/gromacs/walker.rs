@@ -178,8 +178,8 @@ impl Walker {
                 let constraints = constraints.clone();
                 moves::steered(model, options.seed, move |model| {
                     let generator = Generator::constrained(model, generator_options, constraints.clone())?;
-                    Ok(match screen.clone() {
-                        Some(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
+                    Ok(match &screen {
+                        Some(screen) => Box::new(DelayedAcceptance::new(generator, moves::screen_of(model, screen)?)?),
                         None => Box::new(Isir::new(generator)),
                     })
                 })?
@@ -312,6 +312,7 @@ impl Walker {
             atoms,
             kt,
             displacement: 0.25 * input.timestep,
+            potential,
             momentum: model.momentum(&select(&v, atoms)),
             model,
             stream: RerunTarget::velocities_of(options.seed, step as u64, options.replica),
@@ -448,6 +449,16 @@ fn model_atoms(model: &dyn Model, input: &RunInput, options: &Options) -> Result
             site.residue, site.name
         )));
     }
+    let inside = |atom: &usize| (first..first + n).contains(atom);
+    if let Some(site) = input.sites.iter().find(|site| site.iter().any(inside)) {
+        let label =
+            |atom: &usize| input.atoms.get(*atom).map(|a| format!("{} {}", a.residue, a.name)).unwrap_or_default();
+        return Err(Error::Unsupported(format!(
+            "the virtual site {} follows atoms of the model ({}), and jumps would leave it behind",
+            label(&site[0]),
+            site[1..].iter().filter(|atom| inside(atom)).map(label).collect::<Vec<_>>().join(", ")
+        )));
+    }
     let groups = input.momentum_groups.get(first..first + n).unwrap_or_default();
     if let Some(k) = groups.iter().position(|group| *group != groups[0]) {
         return Err(Error::Unsupported(format!(
@@ -514,7 +525,10 @@ fn not_locked(path: &Path, error: TryLockError) -> Error {
 fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<Progress> {
     let path = folder.join(PROGRESS);
     if !path.exists() {
-        if let Some(there) = JOINED.iter().chain(&[JUMPS]).find(|name| folder.join(name).exists()) {
+        let names = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten();
+        let ours =
+            |name: &String| [&JOINED[..], &[JUMPS, "md.log"]].concat().contains(&name.as_str()) || is_state(name);
+        if let Some(there) = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(ours) {
             let reason = format!("{there} is there, but no {PROGRESS}: give a new run a directory of its own");
             return Err(Error::file(folder, reason));
         }
@@ -582,8 +596,12 @@ fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, prog
     let frames = read_with(from, |bytes| {
         let spans = spans(extension, bytes)?;
         let head = spans.first().map_or(0, |span| span.bytes.start);
-        let last = progress.last_steps.get(joined).copied().unwrap_or(i64::MIN);
-        let new = spans.iter().filter(|span| span.step > last);
+        let last = progress.last_steps.get(joined).copied();
+        let is_after = |step: i64, last: i64| match extension {
+            "edr" => step > last,
+            _ => (step as i32).wrapping_sub(last as i32) > 0, // steps of trajectories have 32 bits, and begin again
+        };
+        let new = spans.iter().filter(|span| last.is_none_or(|last| is_after(span.step, last)));
         let frames: Vec<u8> = new.flat_map(|span| bytes[span.bytes.clone()].iter().copied()).collect();
         Ok((bytes[..head].to_vec(), frames, spans.last().map(|span| span.step)))
     });

@@ -76,14 +76,18 @@ impl Acceptance {
         }
         let generator = Generator::constrained(model, options, constraints)?;
         Ok(match self.clone() {
-            Acceptance::Screened(screen) => Box::new(DelayedAcceptance::new(generator, screen)?),
+            Acceptance::Screened(screen) => {
+                Box::new(DelayedAcceptance::new(generator, moves::screen_of(model, &screen)?)?)
+            }
             Acceptance::Annealed(path) => Box::new(Annealed::new(generator, path)?),
             Acceptance::Driven(steps) => Box::new(Driven::new(generator, steps)?),
             Acceptance::Turned(rotations) if options.n_proposals == 1 => {
                 Box::new(Independence::over_rotations(generator, rotations)?)
             }
             Acceptance::Turned(rotations) => Box::new(Isir::over_rotations(generator, rotations)?),
-            Acceptance::Surrogate(surrogate) => Box::new(Independence::by_surrogate(generator, surrogate)?),
+            Acceptance::Surrogate(surrogate) => {
+                Box::new(Independence::by_surrogate(generator, moves::screen_of(model, &surrogate)?)?)
+            }
             _ => Box::new(Isir::new(generator)),
         })
     }

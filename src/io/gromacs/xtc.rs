@@ -5,6 +5,9 @@ use super::{walk, Span};
 /// 1995: the size of the packed coordinates has 32 bits; 2023: 64.
 const MAGIC: [i32; 2] = [1995, 2023];
 
+/// How many sizes of packed numbers the format knows.
+const SIZES: i32 = 73;
+
 pub(super) fn spans(bytes: &[u8]) -> Result<Vec<Span>, String> {
     walk(bytes, 0, |reader| {
         let magic = reader.i32()?;
@@ -17,7 +20,16 @@ pub(super) fn spans(bytes: &[u8]) -> Result<Vec<Span>, String> {
         if atoms <= 9 {
             reader.take(12 * atoms)?; // not packed
         } else {
-            reader.take(4 + 3 * 4 + 3 * 4 + 4)?; // precision, smallest, largest, size of small numbers
+            reader.take(4)?; // precision
+            let mut corner = || Ok::<_, String>([reader.i32()?, reader.i32()?, reader.i32()?]);
+            let (smallest, largest) = (corner()?, corner()?);
+            if smallest.iter().zip(&largest).any(|(smallest, largest)| smallest > largest) {
+                return Err(format!("coordinates from {smallest:?} to {largest:?}"));
+            }
+            let size = reader.i32()?;
+            if !(0..SIZES).contains(&size) {
+                return Err(format!("small numbers of the size {size}"));
+            }
             let packed = if magic == MAGIC[0] { i64::from(reader.i32()?) } else { reader.i64()? };
             let packed = usize::try_from(packed).ok().filter(|p| *p <= isize::MAX as usize - 3);
             let packed = packed.ok_or("a size out of range")?;

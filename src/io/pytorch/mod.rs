@@ -21,8 +21,8 @@ const DEEPEST: usize = 64;
 /// Containers and tensors looked at: shared parts could be visited exponentially often.
 const MOST_VISITS: usize = 1 << 20;
 const LONGEST_NAME: usize = 1024;
-/// PyTorch's own limit.
-const MOST_DIMENSIONS: usize = 64;
+/// PyTorch's own limit is 64; no weight has as many, and every view has its own copy of its sizes.
+const MOST_DIMENSIONS: usize = 16;
 /// Elements of all tensors together per byte of the file (views can overlap), and at least.
 const ELEMENTS_PER_BYTE: usize = 4;
 const FEWEST_ELEMENTS: usize = 1 << 20;
@@ -172,7 +172,7 @@ impl Collector<'_> {
     fn visit_items(&mut self, items: &[(Id, Id)], path: &str, depth: usize) -> Outcome<()> {
         for (i, &(key, value)) in items.iter().enumerate() {
             let name = match &self.pickle.nodes[key] {
-                Node::Text(text) => text.clone(),
+                Node::Text(text) => text.to_string(),
                 Node::Int(number) => number.to_string(),
                 _ => format!("<{i}>"),
             };

@@ -4,11 +4,16 @@
 //! nothing: `collections.OrderedDict` becomes a dictionary, the two functions that PyTorch uses to rebuild tensors become a
 //! [`View`], and every other name becomes an [`Object`] that keeps the name and what was given to it.
 //!
-//! Memory is bounded by the length of the input: every instruction makes at most one node, and what a node copies of others has a largest length.
+//! Memory is bounded by the length of the input: every instruction makes at most one node, nodes share names and views that are made of others, and
+//! what they copy has a largest length.
 //! Instructions of protocols 2 to 5, which is what PyTorch writes, are known; the text forms of protocol 0 are not.
 
-use super::{LONGEST_NAME, MOST_DIMENSIONS};
+use super::MOST_DIMENSIONS;
 use std::collections::HashMap;
+use std::rc::Rc;
+
+/// Bytes of a name that is put together of two others, which many may share.
+const LONGEST_GLOBAL: usize = 256;
 
 /// Place of a node in [`Pickle::nodes`]. Containers refer to their parts by it, so shared and cyclic parts cost nothing.
 pub type Id = usize;
@@ -19,15 +24,15 @@ pub enum Node {
     Bool(bool),
     Int(i64),
     Float(f64),
-    Text(String),
+    Text(Rc<str>),
     Bytes,
     List(Vec<Id>),
     Tuple(Vec<Id>),
     Dict(Vec<(Id, Id)>),
     /// A class or function, by its dotted name.
-    Global(String),
-    Storage(Storage),
-    Tensor(View),
+    Global(Rc<str>),
+    Storage(Rc<Storage>),
+    Tensor(Rc<View>),
     Object(Object),
 }
 
@@ -35,27 +40,33 @@ pub enum Node {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Storage {
     /// PyTorch's class, such as `torch.FloatStorage`.
-    pub class: String,
+    pub class: Rc<str>,
     /// Name of the archive's entry, below `data/`.
-    pub key: String,
+    pub key: Rc<str>,
 }
 
 /// A strided view of a storage; offset and strides in elements.
 #[derive(Clone, Debug, PartialEq)]
 pub struct View {
-    pub storage: Storage,
+    pub storage: Rc<Storage>,
     pub offset: usize,
     pub shape: Vec<usize>,
     pub stride: Vec<usize>,
 }
 
 /// What a call would have made, uncalled.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Object {
-    pub class: String,
+    pub class: Rc<str>,
     pub elements: Vec<Id>,
     pub items: Vec<(Id, Id)>,
     pub state: Option<Id>,
+}
+
+impl Object {
+    fn of(class: Rc<str>) -> Object {
+        Object { class, elements: Vec::new(), items: Vec::new(), state: None }
+    }
 }
 
 /// A parsed pickle.
@@ -222,7 +233,7 @@ impl Machine<'_> {
             _ => 4,
         })?;
         let node = match code {
-            b'X' | 0x8c | 0x8d | b'U' | b'T' => Node::Text(self.text(n)?),
+            b'X' | 0x8c | 0x8d | b'U' | b'T' => Node::Text(self.text(n)?.into()),
             _ => {
                 self.take(n)?;
                 Node::Bytes
@@ -267,20 +278,22 @@ impl Machine<'_> {
         match code {
             b'c' => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Node::Global(format!("{module}.{name}")))
+                self.push(Node::Global(format!("{module}.{name}").into()))
             }
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let (Node::Text(module), Node::Text(name)) = (&self.nodes[module], &self.nodes[name]) else {
                     return Err("a global whose name is not text".into());
                 };
-                let global = Node::Global(format!("{}.{}", short(module)?, short(name)?));
-                self.push(global)
+                if module.len() + name.len() > LONGEST_GLOBAL {
+                    return Err(format!("a global with a name of {} bytes", module.len() + name.len()));
+                }
+                self.push(Node::Global(format!("{module}.{name}").into()))
             }
             b'Q' => {
                 let id = self.pop()?;
                 let storage = self.storage(id)?;
-                self.push(Node::Storage(storage))
+                self.push(Node::Storage(storage.into()))
             }
             b'b' => {
                 let (state, object) = (self.pop()?, self.top()?);
@@ -305,13 +318,13 @@ impl Machine<'_> {
     fn rebuild(&self, function: Id, arguments: Id) -> Outcome<Node> {
         let arguments = self.tuple(arguments)?;
         let name = match &self.nodes[function] {
-            Node::Global(name) => name.as_str(),
-            Node::Object(object) => object.class.as_str(),
+            Node::Global(name) => name,
+            Node::Object(object) => &object.class,
             _ => return Err("a call of something that is no function".into()),
         };
-        match name {
+        match name.as_ref() {
             "collections.OrderedDict" if arguments.is_empty() => Ok(Node::Dict(Vec::new())),
-            "torch._utils._rebuild_tensor_v2" => self.tensor(arguments).map(Node::Tensor),
+            "torch._utils._rebuild_tensor_v2" => Ok(Node::Tensor(self.tensor(arguments)?.into())),
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
                 let data = arguments.first().ok_or("a parameter without a tensor")?;
                 match &self.nodes[*data] {
@@ -319,7 +332,7 @@ impl Machine<'_> {
                     _ => Err("a parameter without a tensor".into()),
                 }
             }
-            _ => Ok(Node::Object(Object { class: short(name)?, ..Object::default() })),
+            _ => Ok(Node::Object(Object::of(name.clone()))),
         }
     }
 
@@ -335,9 +348,9 @@ impl Machine<'_> {
         let parts: Vec<&Node> = self.tuple(id)?.iter().map(|&part| &self.nodes[part]).collect();
         match parts[..] {
             [Node::Text(kind), Node::Global(class), Node::Text(key), Node::Text(_), Node::Int(_)]
-                if kind == "storage" =>
+                if kind.as_ref() == "storage" =>
             {
-                Ok(Storage { class: short(class)?, key: short(key)? })
+                Ok(Storage { class: class.clone(), key: key.clone() })
             }
             _ => Err("a reference outside the pickle that is no tensor storage".into()),
         }
@@ -371,18 +384,10 @@ impl Machine<'_> {
     }
 }
 
-/// A copy of a name: many may be made of one.
-fn short(name: &str) -> Outcome<String> {
-    match name.len() <= LONGEST_NAME {
-        true => Ok(name.to_string()),
-        false => Err(format!("a name of {} bytes", name.len())),
-    }
-}
-
 /// Little-endian two's complement; beyond 64 bits only the fact that it is an integer is kept.
 fn long(bytes: &[u8]) -> Node {
     if bytes.len() > 8 {
-        return Node::Object(Object { class: "int".into(), ..Object::default() });
+        return Node::Object(Object::of("int".into()));
     }
     let sign = if bytes.last().is_some_and(|b| b & 0x80 != 0) { -1i64 } else { 0 };
     Node::Int(bytes.iter().rev().fold(sign, |value, &byte| value << 8 | i64::from(byte)))

@@ -121,8 +121,7 @@ impl ContinuousConfig {
         if dimension < 6 || dimension % 3 != 0 {
             return Err(Error::invalid(format!("{dimension} coordinates are not those of two atoms or more")));
         }
-        let atoms = || self.stereocentres.iter().flat_map(|s| s.neighbours.iter().chain([&s.centre]));
-        if let Some(atom) = atoms().find(|a| 3 * **a >= dimension) {
+        if let Some(atom) = self.stereocentres.iter().map(Stereocentre::last_atom).find(|&a| a >= dimension / 3) {
             return Err(Error::invalid(format!("a stereocentre names atom {atom}, but there are {}", dimension / 3)));
         }
         Ok(())

@@ -232,9 +232,10 @@ pub mod bgflow {
         }
     }
 
-    fn activation(name: &str) -> Result<Activation> {
-        serde_json::from_value(Value::from(name.to_lowercase()))
-            .map_err(|_| Error::invalid(format!("activation {name}: relu, silu and tanh are known")))
+    fn activation(given: &Value) -> Result<Activation> {
+        let name = given.as_str().map(|name| Value::from(name.to_lowercase()));
+        name.and_then(|name| serde_json::from_value(name).ok())
+            .ok_or_else(|| Error::invalid(format!("activation {given}: \"relu\", \"silu\" and \"tanh\" are known")))
     }
 
     fn generator(
@@ -249,7 +250,10 @@ pub mod bgflow {
         let identity_init = config["enable_identity_init"].as_bool().ok_or_else(|| {
             Error::invalid("the configuration must say `enable_identity_init` (true or false): the checkpoint is another density under the other")
         })?;
-        let activation = activation(config["activation"].as_str().unwrap_or("SiLU"))?;
+        let activation = match config.get("activation") {
+            None => Activation::Silu,
+            Some(given) => activation(given)?,
+        };
         let constraints = constraints(checkpoint, &zmatrix)?;
         let (n_rows, n_constraints) = (zmatrix.rows.len(), constraints.len());
         let bonds: Vec<usize> = (0..n_rows + 2 - n_constraints).collect();
@@ -261,7 +265,13 @@ pub mod bgflow {
         let Some((&[for_angles, for_bonds], for_torsions)) = blocks.split_last_chunk::<2>().map(|(a, b)| (b, a)) else {
             return Err(Error::invalid("the checkpoint has fewer than two spline couplings"));
         };
-        let bins = config["n_bins"].as_u64().unwrap_or(8) as usize;
+        let bins = match config.get("n_bins") {
+            None => 8,
+            Some(given) => given
+                .as_u64()
+                .and_then(|bins| usize::try_from(bins).ok())
+                .ok_or_else(|| Error::invalid(format!("n_bins: a positive integer is needed, not {given}")))?,
+        };
         let spline = |block: usize, transformed: &[usize], periodic: &[usize], plain: &[usize], ends: Ends| {
             let sizes = checkpoint.sizes(&prefix(block))?;
             Ok::<_, Error>(LayerConfig::Spline {
@@ -354,13 +364,28 @@ pub mod bgflow {
         let preserve_volume = config["preserve_volume"].as_bool().ok_or_else(|| {
             Error::invalid("the configuration must say `preserve_volume` (true or false): it changes the density")
         })?;
-        let all: Vec<usize> = (0..dimension).collect();
-        let halves = all.split_at(dimension / 2);
+        for (key, expected) in [("activation", Activation::Relu), ("scale_activation", Activation::Tanh)] {
+            if config.get(key).is_some_and(|given| activation(given).ok() != Some(expected)) {
+                return Err(Error::invalid(format!(
+                    "{key} = {}: a RealNVP of bgflow is read with {expected:?}",
+                    config[key]
+                )));
+            }
+        }
         let blocks = checkpoint.blocks(".transformer._log_alpha");
         if blocks.is_empty() {
             return Err(Error::invalid("the checkpoint has no affine coupling (_blocks.N.transformer._log_alpha)"));
         }
         let part = |block: usize, part: &str| format!("_blocks.{block}.transformer._{part}_transformation._layers");
+        let sizes = checkpoint.sizes(&part(blocks[0], "shift"))?;
+        let both = sizes[0].saturating_add(sizes[sizes.len() - 1]);
+        if both != dimension {
+            return Err(Error::invalid(format!(
+                "dim = {dimension}, but the first network goes between {both} coordinates"
+            )));
+        }
+        let all: Vec<usize> = (0..dimension).collect();
+        let halves = all.split_at(dimension / 2);
         let mut layers = Vec::new();
         for (turn, &block) in blocks.iter().enumerate() {
             let (seen, moved) = if turn % 2 == 0 { halves } else { (halves.1, halves.0) };

@@ -91,6 +91,17 @@ impl ModeGenerators {
         let Some(first) = generators.first() else { return Err(Error::invalid("modes without a generator")) };
         let regions: Vec<ModeRegion> = config.modes.iter().map(|mode| mode.region.clone()).collect();
         let modes = Modes::new(&config.nearest_along, &regions, first.dimension())?;
+        let (own, of_first) = (&card, first.card());
+        if own.coordinates != of_first.coordinates
+            || own.topology != of_first.topology
+            || own.exactness != Exactness::Exact
+            || own.steering.is_some()
+        {
+            return Err(Error::invalid(format!(
+                "the description of the whole is of other coordinates, atoms or exactness than that of mode `{}`",
+                regions[0].name
+            )));
+        }
         for (generator, region) in generators.iter().zip(&regions) {
             let (a, b) = (first.card(), generator.card());
             let same = generator.dimension() == first.dimension()

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::coordinates::{CoordinatesConfig, Region, Topology};
-use crate::io::model_file::{self, ModelFile};
+use crate::io::model_file::{self, serialize, Data, ModelFile};
 use crate::models::coupling::{CouplingConfig, CouplingFlow, LayerConfig};
 use crate::models::{from_bytes, Precision};
 use crate::rng::StreamId;
@@ -102,4 +102,10 @@ fn files_that_do_not_fit_together_are_refused() {
         Some(Topology { names: vec![], elements: vec![], residues: vec!["ALA1".into()], bonds: vec![] });
     assert!(refusal(damaged, &files).contains("disagree on the number of atoms"));
     assert!(bundle(config(&[]), &[]).is_err());
+    let whole = model_file::read("modes", &bundle(config(&files), &files).unwrap()).unwrap();
+    let tensors = whole.tensors.into_iter().map(|(name, t)| (name, (t.shape, Data::F64(t.data)))).collect();
+    let card = ModelCard { coordinates: CoordinatesConfig::Cartesian { dimension: 5 }, ..whole.card };
+    let bytes = serialize(&card, &tensors).unwrap();
+    let message = from_bytes("modes.safetensors", &bytes, Precision::F64).err().unwrap().to_string();
+    assert!(message.contains("the description of the whole is of other coordinates"), "{message}");
 }

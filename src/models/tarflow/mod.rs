@@ -253,8 +253,7 @@ impl<R: Real> TarFlow<R> {
             ModelConfig::TransferableTarflow(config) => config.stereocentres.clone(),
             _ => Vec::new(),
         };
-        let beyond = |s: &&Stereocentre| s.neighbours.iter().chain([&s.centre]).any(|atom| 3 * atom + 3 > dimension);
-        if let Some(centre) = stereocentres.iter().find(beyond) {
+        if let Some(centre) = stereocentres.iter().find(|s| s.last_atom() >= dimension / 3) {
             return Err(Error::invalid(format!("{centre:?} is beyond the {} atoms", dimension / 3)));
         }
         let (runner, options, decoded) = (Arc::new(runner), Options::default(), Counters::default());

@@ -1,5 +1,6 @@
 //! `--kind bgflow`.
 
+use super::options::note_unread;
 use super::{fits_f32, read_any, Convert, Tensors};
 use modejump::io::model_file::Tensor;
 use modejump::io::write_atomically;
@@ -37,6 +38,11 @@ impl Convert {
         ];
         const REALNVP: [(&str, &str); 2] =
             [("dim", "dimension of x"), ("preserve_volume", "true or false; changes the density")];
+        const OTHERS: [&str; 3] = ["constrained_bond_idx", "constrained_bond_len", "scale_activation"];
+        note_unread(
+            &config,
+            &[GENERATOR.map(|(key, _)| key).to_vec(), REALNVP.map(|(key, _)| key).to_vec(), OTHERS.to_vec()].concat(),
+        );
         let has = |key: &str| config.get(key).is_some_and(|v| !v.is_null());
         let missing = |needed: &[(&str, &str)]| {
             let absent = needed.iter().filter(|(key, _)| !has(key));
@@ -71,13 +77,18 @@ impl Convert {
     }
 }
 
-/// Constrained bonds may stand in the configuration: `constrained_bond_idx` and `constrained_bond_len` (nm).
+/// Constrained bonds may stand in the configuration: `constrained_bond_idx` and `constrained_bond_len` (nm). Errors: the checkpoint has others.
 fn add_constraints(tensors: &mut Tensors, config: &Value) -> Result<()> {
     for key in ["constrained_bond_idx", "constrained_bond_len"] {
         let Some(values) = config.get(key) else { continue };
         let data: Vec<f64> =
             serde_json::from_value(values.clone()).map_err(|e| Error::invalid(format!("configuration, {key}: {e}")))?;
-        tensors.entry(key.to_string()).or_insert(Tensor { shape: vec![data.len()], data });
+        let there =
+            tensors.entry(key.to_string()).or_insert_with(|| Tensor { shape: vec![data.len()], data: data.clone() });
+        let same = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-6 * b.abs(); // single precision
+        if there.data.len() != data.len() || !there.data.iter().zip(&data).all(same) {
+            return Err(Error::invalid(format!("{key}: the checkpoint says {:?}, --config says {data:?}", there.data)));
+        }
     }
     Ok(())
 }

@@ -28,8 +28,6 @@ const READ: &[&str] = &[
     "num_params",
     "pad_to",
     "max_num_tokens",
-    "layernorm_eps",
-    "gelu",
 ];
 
 impl Convert {
@@ -165,5 +163,7 @@ fn said(network: &PeptideConfig) -> Vec<(&'static str, Value)> {
         ("pos_embed_type", json!("sinusoidal")),
         ("use_attn_pair_bias", json!(false)),
         ("nvp", json!(true)),
+        ("layernorm_eps", json!(1e-5)),
+        ("gelu", json!("erf")),
     ]
 }
