@@ -297,6 +297,15 @@ pub mod bgflow {
         layers.push(spline(for_angles, &angles, &torsions, &[], Ends::Free)?);
         layers.push(spline(for_bonds, &bonds, &torsions, &angles, Ends::Free)?);
         let [of_bonds, of_angles] = checkpoint.marginals("_mu", "truncated-normal marginals, of bonds and angles")?;
+        let means = checkpoint.marginal(of_bonds, "_mu")?.len();
+        if means != bonds.len() {
+            return Err(Error::invalid(format!(
+                "the checkpoint has {means} bonds with a distribution, the z_matrix {} and {n_constraints} constant ones: `constrained_bond_idx` \
+                 (numbers of the constant bonds: the frame's two are 0 and 1, then the rows of the z_matrix but the frame's) and \
+                 `constrained_bond_len` (nm) have to name the others",
+                n_rows + 2
+            )));
+        }
         for (block, transformed) in [(of_bonds, &bonds), (of_angles, &angles)] {
             layers.push(LayerConfig::TruncatedNormal {
                 transformed: transformed.clone(),

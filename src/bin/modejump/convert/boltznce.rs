@@ -1,6 +1,6 @@
 //! `--kind boltznce-gvp`.
 
-use super::options::{check_topology, features, lacks, units_per_nm, UNITS};
+use super::options::{check_topology, features, lacks, note_unread, units_per_nm, UNITS};
 use super::{fits_f32, Convert};
 use modejump::coordinates::chirality::stereocentres;
 use modejump::models::card::{ModelCard, ModelConfig};
@@ -34,6 +34,7 @@ impl Convert {
         let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
         let options = self.options(metadata.get("arch"))?;
         self.require(missing(&options))?;
+        note_unread(&self.config_file()?, READ);
         let topology = self.topology()?;
 
         let as_boltznce = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
@@ -66,6 +67,34 @@ impl Convert {
         Ok(())
     }
 }
+
+/// What --config may hold: what is asked for, what has one value here, and what the tensors say as well.
+const READ: &[&str] = &[
+    "dataset",
+    "features",
+    "endpoint",
+    "interpolant",
+    "units_per_nm",
+    "coord_scale_per_nm",
+    "tmin",
+    "rbf_dmax",
+    "message_norm",
+    "coords_range",
+    "n_message_gvps",
+    "n_update_gvps",
+    "n_coord_gvps",
+    "use_dst_feats",
+    "vector_gating",
+    "n_cp_feats",
+    "self_conditioning",
+    "scalar_activation",
+    "n_features",
+    "n_layers",
+    "n_hidden",
+    "n_vec",
+    "rbf_dim",
+    "units",
+];
 
 /// What a vector field needs and the options lack, a line each.
 fn missing(options: &Value) -> Vec<String> {

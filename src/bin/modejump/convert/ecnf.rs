@@ -1,6 +1,6 @@
 //! `--kind ecnf`.
 
-use super::options::{check_options, check_topology, features, lacks, positive};
+use super::options::{check_options, check_topology, features, lacks, note_unread, positive};
 use super::Convert;
 use modejump::coordinates::chirality::stereocentres;
 use modejump::models::card::{ModelCard, ModelConfig};
@@ -20,6 +20,7 @@ impl Convert {
         let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
         let options = self.options(metadata.get("arch"))?;
         self.require(missing(&options))?;
+        note_unread(&self.config_file()?, READ);
         let topology = self.topology()?;
 
         let as_ecnf = |e: Error| Error::file(&self.checkpoint, format!("as an {WHAT}: {e}"));
@@ -65,6 +66,25 @@ impl Convert {
         Ok(())
     }
 }
+
+/// What --config may hold: what is asked for, what has one value here, and what the tensors say as well.
+const READ: &[&str] = &[
+    "features",
+    "h_initial_types",
+    "coords_range",
+    "coords_range_layer",
+    "std",
+    "units_per_nm",
+    "num_atoms",
+    "channels",
+    "num_layers",
+    "num_types",
+    "attention",
+    "tanh",
+    "agg",
+    "norm_diff",
+    "recurrent",
+];
 
 /// What an ECNF needs and the options lack, a line each.
 fn missing(options: &Value) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! `--kind boltznce-graphormer`.
 
 use super::boltznce::{AD2, AD2_ELEMENTS, NOTICE};
-use super::options::{check_options, check_topology, features, lacks, units_per_nm, UNITS};
+use super::options::{check_options, check_topology, features, lacks, note_unread, units_per_nm, UNITS};
 use super::Convert;
 use modejump::density::Exactness;
 use modejump::models::card::{ModelCard, ModelConfig};
@@ -22,6 +22,7 @@ impl Convert {
         let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
         let options = self.options(metadata.get("arch"))?;
         self.require(missing(&options))?;
+        note_unread(&self.config_file()?, READ);
         let topology = self.topology()?;
 
         let as_graphormer = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
@@ -58,6 +59,22 @@ impl Convert {
         self.save(&card, graphormer.layout(), &parameters)
     }
 }
+
+/// What --config may hold: what is asked for, and what the tensors say as well.
+const READ: &[&str] = &[
+    "types",
+    "dataset",
+    "blocks",
+    "units_per_nm",
+    "coord_scale_per_nm",
+    "num_features",
+    "num_layers",
+    "embed_dim",
+    "ffn_embed_dim",
+    "attention_heads",
+    "num_kernel",
+    "units",
+];
 
 /// What an energy needs and the options lack, a line each.
 fn missing(options: &Value) -> Vec<String> {
