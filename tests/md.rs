@@ -266,6 +266,33 @@ fn coordinates_in_another_unit_are_refused() {
 }
 
 #[test]
+fn a_run_goes_on_from_its_checkpoint_bit_for_bit() {
+    let folder = std::env::temp_dir().join(format!("modejump-checkpointed-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str| folder.join(name).to_str().unwrap().to_string();
+    let run = |output: &str, more: &[&str]| {
+        let mut summary = summary(&[&["--model", MODEL, "--record", "20", "-o", output], more].concat());
+        summary.as_object_mut().unwrap().retain(|key, _| key != "wall_s" && key != "ns_per_day");
+        (summary, std::fs::read(output).unwrap())
+    };
+    let (checkpoint, half) = (file("run.ckpt"), file("half.npy"));
+    let checkpointed = ["--checkpoint", &checkpoint];
+    let (first, _) = run(&half, &[&checkpointed[..], &["-n", "200"]].concat());
+    assert_eq!([count(&first, "steps"), count(&first, "attempts")], [200, 10]);
+    let whole = run(&file("whole.npy"), &["-n", "400"]);
+    let both = run(&half, &[&checkpointed[..], &["-n", "400"]].concat());
+    assert!(whole == both, "{} {}", whole.0, both.0);
+    // a finished run is told once more, and is that of its options
+    assert!(run(&half, &[&checkpointed[..], &["-n", "400"]].concat()) == whole);
+    let refusal = |more: &[&str]| md(&[&["--record", "20"], &checkpointed[..], more].concat()).unwrap_err();
+    let message = refusal(&["--model", MODEL, "-n", "300"]);
+    assert!(message.contains("is 400 steps on, and --steps is 300"), "{message}");
+    let message = refusal(&["--model", MODEL, "-n", "500", "--seed", "2"]);
+    assert!(message.contains("run.ckpt") && message.contains("other files or options"), "{message}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
 fn steps_of_equilibration_are_not_recorded() {
     let plain = summary(&["-n", "200", "--record", "10"]);
     let later = summary(&["-n", "200", "--record", "10", "--equilibrate", "3000"]);

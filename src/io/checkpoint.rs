@@ -15,11 +15,19 @@ use crate::moves::{Options, Statistics};
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 use std::path::Path;
 
-/// First bytes of a sampler's checkpoint, of a training state, and of adaptive rounds.
-const SAMPLER: [u8; 8] = *b"MODEJUMP";
-pub const TRAINING: [u8; 8] = *b"MJ-TRAIN";
-pub const ROUNDS: [u8; 8] = *b"MJ-ROUND";
-const VERSION: u32 = 6;
+/// What a checkpoint is of. Its version is counted up by hand, with every change of what its state holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// First bytes of the file.
+    pub magic: [u8; 8],
+    pub version: u32,
+}
+
+const SAMPLER: Kind = Kind { magic: *b"MODEJUMP", version: 6 };
+/// The state of a training.
+pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 6 };
+/// Adaptive rounds.
+pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 6 };
 const HEADER: usize = 8 + 4 + 8 + 32;
 
 /// The whole state of a sampler between two steps.
@@ -71,13 +79,13 @@ impl Checkpoint {
     }
 }
 
-/// Writes any state under the kind of checkpoint that `magic` names, all or nothing.
-pub fn save<T: Serialize>(path: &Path, magic: [u8; 8], state: &T) -> Result<()> {
+/// Writes any state as a checkpoint of its kind, all or nothing.
+pub fn save<T: Serialize>(path: &Path, kind: Kind, state: &T) -> Result<()> {
     let payload = bincode::serde::encode_to_vec(state, configuration())
         .map_err(|e| Error::file(path, format!("the checkpoint cannot be encoded: {e}")))?;
     let mut bytes = Vec::with_capacity(HEADER + payload.len());
-    bytes.extend(magic);
-    bytes.extend(VERSION.to_le_bytes());
+    bytes.extend(kind.magic);
+    bytes.extend(kind.version.to_le_bytes());
     bytes.extend((payload.len() as u64).to_le_bytes());
     bytes.extend(hash(&payload).as_bytes());
     bytes.extend(payload);
@@ -85,20 +93,21 @@ pub fn save<T: Serialize>(path: &Path, magic: [u8; 8], state: &T) -> Result<()> 
 }
 
 /// Reads what [`save`] wrote. Errors: another kind or version of file, truncated, damaged.
-pub fn load<T: DeserializeOwned>(path: &Path, magic: [u8; 8]) -> Result<T> {
+pub fn load<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<T> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    decode(&bytes, magic).map_err(|reason| Error::file(path, reason))
+    decode(&bytes, kind).map_err(|reason| Error::file(path, reason))
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8], magic: [u8; 8]) -> std::result::Result<T, String> {
-    if bytes.get(..8) != Some(&magic[..]) {
+fn decode<T: DeserializeOwned>(bytes: &[u8], kind: Kind) -> std::result::Result<T, String> {
+    if bytes.get(..8) != Some(&kind.magic[..]) {
         return Err("not a modejump checkpoint of this kind".into());
     }
     let header: &[u8; HEADER] =
         bytes.get(..HEADER).and_then(|h| h.try_into().ok()).ok_or("the checkpoint is cut off in its header")?;
     let version = u32::from_le_bytes(std::array::from_fn(|i| header[8 + i]));
-    if version != VERSION {
-        return Err(format!("checkpoint of format version {version}; this program reads version {VERSION}: finish it with the program that began it, or begin anew"));
+    let known = kind.version;
+    if version != known {
+        return Err(format!("checkpoint of format version {version}; this program reads version {known}: finish it with the program that began it, or begin anew"));
     }
     let length = u64::from_le_bytes(std::array::from_fn(|i| header[12 + i]));
     let payload = &bytes[HEADER..];
@@ -187,10 +196,11 @@ mod tests {
 
     #[test]
     fn another_version_is_refused_by_number() {
-        let mut bytes = Vec::from(SAMPLER);
-        bytes.extend(7u32.to_le_bytes());
+        let mut bytes = Vec::from(SAMPLER.magic);
+        let other = SAMPLER.version + 1;
+        bytes.extend(other.to_le_bytes());
         bytes.extend([0; 40]);
-        assert!(decode::<Checkpoint>(&bytes, SAMPLER).unwrap_err().contains("version 7"));
+        assert!(decode::<Checkpoint>(&bytes, SAMPLER).unwrap_err().contains(&format!("version {other}")));
     }
 
     #[test]

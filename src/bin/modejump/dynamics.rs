@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-#[derive(Args)]
+#[derive(Args, Debug)]
 pub struct Dynamics {
     /// 1/ps
     #[arg(long, default_value_t = 1.0)]
@@ -34,6 +34,7 @@ mod run {
     use modejump::units::thermal_energy;
     use modejump::weights::Estimate;
     use modejump::{Error, Result};
+    use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
     use std::ops::RangeInclusive;
     use std::path::{Path, PathBuf};
@@ -96,7 +97,7 @@ mod run {
         }
     }
 
-    #[derive(Default)]
+    #[derive(Default, Serialize, Deserialize)]
     pub struct Record {
         /// Done when the last frame was taken.
         pub steps: u64,

@@ -97,6 +97,10 @@ pub struct Md {
     /// SIGINT or SIGTERM ends the run
     #[arg(short, long)]
     output: Option<PathBuf>,
+    /// State of the run with its frames, written every minute, at the end, or when SIGINT or SIGTERM ends it. Where it is there, the run goes on from
+    /// it, bit for bit; one that was finished does with more --steps
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -132,17 +136,36 @@ impl Md {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{interrupted, load, load_partner, mark, require_order, warn_of_temperature, watch_signals};
+    use crate::common::{
+        hash_of, interrupted, load, load_partner, mark, require_order, warn_of_temperature, watch_signals,
+    };
     use crate::dynamics::{add_means, failed, progress, show_means, start, Kept, Record};
     use modejump::annealing::{even, Kernel};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
-    use modejump::io::{check_apart, trajectory};
+    use modejump::io::checkpoint::{self, Kind};
+    use modejump::io::{check_apart, check_writable, trajectory};
     use modejump::models::Model;
     use modejump::moves::{Fate, LatentWalkOptions, Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
     use modejump::Error;
+    use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
+
+    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 1 };
+
+    /// What a run goes on from.
+    #[derive(Default, Serialize, Deserialize)]
+    struct Saved {
+        /// Files and options that the run began with.
+        identity: String,
+        /// OpenMM's checkpoint.
+        simulation: Vec<u8>,
+        jumps: Option<(Statistics, [u64; 2])>,
+        record: Record,
+        /// s.
+        wall: f64,
+    }
 
     enum Engine {
         Plain(Simulation),
@@ -170,6 +193,21 @@ mod run {
                 Engine::Jumping(jumping) => Some(jumping.jump().statistics()),
             }
         }
+
+        /// Statistics and relaxations.
+        fn jumps(&self) -> Option<(Statistics, [u64; 2])> {
+            match self {
+                Engine::Plain(_) => None,
+                Engine::Jumping(jumping) => Some((jumping.jump().statistics().clone(), jumping.relaxations())),
+            }
+        }
+
+        fn go_on_from(&mut self, simulation: &[u8], jumps: Option<(Statistics, [u64; 2])>) -> Result<()> {
+            if let (Engine::Jumping(jumping), Some((statistics, relaxations))) = (&mut *self, jumps) {
+                jumping.count_from(statistics, relaxations);
+            }
+            self.simulation().load_checkpoint(simulation)
+        }
     }
 
     impl Md {
@@ -183,32 +221,89 @@ mod run {
             }
             watch_signals()?;
             let (topology, x0, system) = start(&self.topology, &self.system)?;
+            let given = || [&self.topology, &self.system].into_iter().chain(&self.model).chain(&self.screen);
             if let Some(path) = &self.output {
-                let given = [&self.topology, &self.system].into_iter();
-                check_apart(path, given.chain(&self.model).chain(&self.screen))?;
+                check_apart(path, given().chain(&self.checkpoint))?;
                 trajectory::check(path, x0.len(), Some(&topology))?;
             }
             let mut engine = self.engine(&system, &topology)?;
-            let simulation = engine.simulation();
-            simulation.set_positions(&x0)?;
-            simulation.minimise(10.0, 500)?;
-            simulation.redraw_velocities(&mut Stream::new(self.dynamics.seed, StreamId::Velocity, u64::MAX, 0))?;
-            self.equilibrate(&mut engine)?;
-            let beginning = std::time::Instant::now();
-            let mut record = Record::default();
+            let mut saved = Saved { identity: self.identity()?, ..Saved::default() };
+            match self.saved(&saved.identity)? {
+                Some(before) => {
+                    engine.go_on_from(&before.simulation, before.jumps.clone())?;
+                    eprintln!("going on after {} steps", before.record.steps);
+                    saved = before;
+                }
+                None => {
+                    if let Some(path) = &self.checkpoint {
+                        check_apart(path, given())?;
+                        check_writable(path)?;
+                    }
+                    let simulation = engine.simulation();
+                    simulation.set_positions(&x0)?;
+                    simulation.minimise(10.0, 500)?;
+                    simulation.redraw_velocities(&mut Stream::new(
+                        self.dynamics.seed,
+                        StreamId::Velocity,
+                        u64::MAX,
+                        0,
+                    ))?;
+                    self.equilibrate(&mut engine)?;
+                }
+            }
+            let (beginning, before) = (std::time::Instant::now(), saved.wall);
             let dynamics = self.dynamics.at(self.temperature);
             let write = |record: &Record| match &self.output {
                 Some(path) if record.n() > 0 => record.write(path, &topology, &dynamics),
                 _ => Ok(()),
             };
             let mut kept = Kept::of(self.output.as_slice());
-            let run = self.record_run(&mut engine, &mut record, &mut |record| kept.when_due(|| write(record)));
-            let wall = beginning.elapsed().as_secs_f64();
+            let keep = |engine: &mut Engine, saved: &mut Saved| -> Result<()> {
+                saved.wall = before + beginning.elapsed().as_secs_f64();
+                let Some(path) = &self.checkpoint else { return Ok(()) };
+                (saved.simulation, saved.jumps) = (engine.simulation().checkpoint()?, engine.jumps());
+                checkpoint::save(path, RUN, saved)
+            };
+            let run = self.record_run(&mut engine, &mut saved, &mut |engine, saved| {
+                kept.when_due(|| write(&saved.record).and(keep(engine, saved)))
+            });
             // the frames before a failure are kept, and what was learned is told even if the disk is full by now
-            let written = write(&record);
+            let written = write(&saved.record);
             run?;
-            self.report(&engine, &record, wall)?;
+            let written = written.and(keep(&mut engine, &mut saved));
+            self.report(&engine, &saved.record, saved.wall)?;
             written
+        }
+
+        /// Everything but the number of steps, and what changes no result.
+        fn identity(&self) -> Result<String> {
+            let files = [&self.topology, &self.system].into_iter().chain(&self.model).chain(&self.screen);
+            let hashes = files.map(|path| hash_of(path)).collect::<Result<Vec<_>>>()?;
+            let Md { equilibrate, frequency, proposals, temperature, dynamics, precision, record, .. } = self;
+            let Md { anneal, anneal_step, latent_walk, leapfrog, solute, driven, rotations, .. } = self;
+            let Md { relaxation_steps, relaxation_step, acceptance, .. } = self;
+            Ok(format!(
+                "{hashes:?} {} {} {equilibrate} {frequency} {proposals} {temperature} {dynamics:?} {precision:?} {record} {anneal:?} {anneal_step} \
+                 {latent_walk:?} {leapfrog} {solute:?} {driven:?} {rotations:?} {relaxation_steps} {relaxation_step} {}",
+                self.model.is_some(),
+                self.screen.is_some(),
+                *acceptance == Likelihood::Exact
+            ))
+        }
+
+        /// Errors: a checkpoint of another run, or of more steps than are asked for.
+        fn saved(&self, identity: &str) -> Result<Option<Saved>> {
+            let Some(path) = self.checkpoint.as_ref().filter(|path| path.exists()) else { return Ok(None) };
+            let saved: Saved = checkpoint::load(path, RUN)?;
+            if saved.identity != identity {
+                let reason = "belongs to a run of other files or options: give those, or remove it to begin anew";
+                return Err(Error::file(path, reason));
+            }
+            if saved.record.steps > self.steps {
+                let reason = format!("is {} steps on, and --steps is {}", saved.record.steps, self.steps);
+                return Err(Error::file(path, reason));
+            }
+            Ok(Some(saved))
         }
 
         fn engine(&self, system: &System, topology: &Topology) -> Result<Engine> {
@@ -285,16 +380,21 @@ mod run {
             Ok(())
         }
 
-        /// `after` sees the record after every frame.
-        fn record_run(&self, engine: &mut Engine, record: &mut Record, after: &mut dyn FnMut(&Record)) -> Result<()> {
+        /// `after` sees engine and record after every frame.
+        fn record_run(
+            &self,
+            engine: &mut Engine,
+            saved: &mut Saved,
+            after: &mut dyn FnMut(&mut Engine, &mut Saved),
+        ) -> Result<()> {
             let bar = progress(self.steps);
-            let mut done = 0;
+            let mut done = saved.record.steps;
             while done < self.steps && !interrupted() {
-                let n = self.record.min(self.steps - done);
+                let n = (self.record - done % self.record).min(self.steps - done);
                 engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
                 done += n;
-                record.take(engine.simulation(), done)?;
-                after(record);
+                saved.record.take(engine.simulation(), done)?;
+                after(engine, saved);
                 bar.set_position(done);
                 if let Some(statistics) = engine.statistics() {
                     let mark = mark(statistics.likelihood().name());

@@ -96,8 +96,9 @@ mod run {
     use crate::common::{evaluations, hash_of, load, tail_index, target_of, temperature};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage, FEWEST_PILOTS};
+    use modejump::io::check_apart;
+    use modejump::io::checkpoint::{self, Kind};
     use modejump::io::trajectory::{self, Frames};
-    use modejump::io::{check_apart, checkpoint};
     use modejump::models::steering::{dimension_without_auxiliary, follow, JointTarget, Steering};
     use modejump::models::Model;
     use modejump::parallel::{self, Ranks};
@@ -105,7 +106,7 @@ mod run {
     use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
 
-    const MAGIC: [u8; 8] = *b"MJ-ANNEA";
+    const RUN: Kind = Kind { magic: *b"MJ-ANNEA", version: 6 };
     /// Stages a pilot run may take.
     const MOST_STAGES: usize = 10_000;
     const LEAPFROG_STEPS: usize = 5;
@@ -228,7 +229,7 @@ mod run {
 
         fn saved(&self, identity: &str) -> Result<Option<Annealing>> {
             let Some(path) = self.checkpoint.as_ref().filter(|path| path.exists()) else { return Ok(None) };
-            let saved: Saved = checkpoint::load(path, MAGIC)?;
+            let saved: Saved = checkpoint::load(path, RUN)?;
             if saved.identity != identity {
                 let reason = "belongs to a run of other models or settings: give those, or remove it to begin anew";
                 return Err(Error::file(path, reason));
@@ -269,7 +270,7 @@ mod run {
                 ));
                 if let Some(path) = self.checkpoint.as_ref().filter(|_| first) {
                     let saved = Saved { identity: identity.to_string(), run: run.clone() };
-                    checkpoint::save(path, MAGIC, &saved)?;
+                    checkpoint::save(path, RUN, &saved)?;
                 }
             }
             bar.finish_and_clear();

@@ -10,7 +10,7 @@ use super::run_input::RunInput;
 use super::velocities::{half_impulse, ModelAtoms};
 use crate::coordinates::constraints::Constraints;
 use crate::error::{Error, Result};
-use crate::io::checkpoint;
+use crate::io::checkpoint::{self, Kind};
 use crate::io::gromacs::cpt::Checkpoint;
 use crate::io::gromacs::{spans, trr};
 use crate::io::make_folder;
@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-const MAGIC: [u8; 8] = *b"MJ-GMXRN";
+const RUN: Kind = Kind { magic: *b"MJ-GMXRN", version: 6 };
 const PROGRESS: &str = "modejump.ckpt";
 /// Trajectories and energies of the segments, joined.
 const JOINED: [&str; 3] = ["traj.xtc", "traj.trr", "ener.edr"];
@@ -398,7 +398,7 @@ impl Walker {
             &mut next,
         )?;
         let before = next.state.replace(name);
-        checkpoint::save(&folder.join(PROGRESS), MAGIC, &next)?;
+        checkpoint::save(&folder.join(PROGRESS), RUN, &next)?;
         self.progress = next;
         if let Some(before) = before {
             let _ = fs::remove_file(folder.join(before)); // else at the next start
@@ -544,14 +544,14 @@ fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<Pr
             dynamics_s: 0.0,
             jumps_s: 0.0,
         };
-        checkpoint::save(&path, MAGIC, &progress)?;
+        checkpoint::save(&path, RUN, &progress)?;
         return Ok(progress);
     }
-    let mut progress: Progress = checkpoint::load(&path, MAGIC)?;
+    let mut progress: Progress = checkpoint::load(&path, RUN)?;
     // nothing was made with the settings of a run that has not come through its first cycle
     if progress.cycle == 0 && progress.settings != settings {
         progress = Progress { settings, statistics: statistics.clone(), ..progress };
-        checkpoint::save(&path, MAGIC, &progress)?;
+        checkpoint::save(&path, RUN, &progress)?;
     } else if progress.settings != settings {
         let reason = format!(
             "the run in this directory has other settings ({}): go on with the same, or begin a new directory",
@@ -702,7 +702,7 @@ mod tests {
         let other = Settings { steps: 20, ..settings() };
         let progress = open(&folder, other.clone(), &Statistics::default()).unwrap();
         let progress = Progress { cycle: 1, state: Some("state_1.cpt".into()), ..progress };
-        checkpoint::save(&folder.join(PROGRESS), MAGIC, &progress).unwrap();
+        checkpoint::save(&folder.join(PROGRESS), RUN, &progress).unwrap();
         let message = |settings| open(&folder, settings, &Statistics::default()).unwrap_err().to_string();
         assert!(message(settings()).contains("--steps 10 instead of 20"), "{}", message(settings()));
         assert!(message(other.clone()).contains("state_1.cpt"), "{}", message(other));

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
 use crate::moves::{self, Annealed, DelayedAcceptance, Driven, Generator, Independence, Isir, LatentWalk};
-use crate::moves::{LatentWalkOptions, Move, Options, Outcome, Path, State};
+use crate::moves::{LatentWalkOptions, Move, Options, Outcome, Path, State, Statistics};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
@@ -101,6 +101,8 @@ pub struct JumpingSimulation {
     jump: Box<dyn Move>,
     frequency: u64,
     seed: u64,
+    /// Relaxations of a run before this one, which went on.
+    earlier_relaxations: [u64; 2],
     /// Of all particles, and of those that jump.
     x: [Vec<f64>; 2],
 }
@@ -160,7 +162,15 @@ impl JumpingSimulation {
             None => Energies::Whole(OpenMmTarget::on_platform(system, dynamics.temperature, 1, &dynamics.platform)?),
             Some(solute) => Energies::Part(Solvent::new(&mut simulation, &solute, options.seed)?, solute),
         };
-        Ok(JumpingSimulation { target, simulation, jump, frequency, seed: options.seed, x })
+        Ok(JumpingSimulation {
+            target,
+            simulation,
+            jump,
+            frequency,
+            seed: options.seed,
+            earlier_relaxations: [0; 2],
+            x,
+        })
     }
 
     /// Advances `n` timesteps with the attempts that fall due.
@@ -219,10 +229,17 @@ impl JumpingSimulation {
 
     /// Trajectories of the environment on the paths of driven moves, and how many of them were accepted.
     pub fn relaxations(&self) -> [u64; 2] {
-        match &self.target {
+        let here = match &self.target {
             Energies::Whole(_) => [0; 2],
             Energies::Part(solvent, _) => solvent.relaxations(),
-        }
+        };
+        std::array::from_fn(|i| here[i] + self.earlier_relaxations[i])
+    }
+
+    /// Goes on counting from those of a run that went before.
+    pub fn count_from(&mut self, statistics: Statistics, relaxations: [u64; 2]) {
+        *self.jump.statistics_mut() = statistics;
+        self.earlier_relaxations = relaxations;
     }
 
     pub fn jump(&self) -> &dyn Move {
