@@ -10,11 +10,10 @@
 //
 // Sizes are those of one model: WIDTH (D), FORWARD, HEADS, KERNELS, LAYERS (times blocks), TIMES (hidden numbers of the time
 // network), BOLTZNCE (the reference's distances and self-neighbours).
-#define COMPONENTS 1
 // All weights come from the L2 cache.
 #define RESIDENT 384
 #define READS (sizeof(REAL) > 4 ? 4 : 16)
-#include "jets.cuh"
+#include "networks.cuh"
 
 #define HEAD_WIDTH (WIDTH / HEADS)
 // Outputs of a head: of q, k and v, and of the attention.
@@ -26,8 +25,6 @@
 #define F EVEN(FORWARD)
 #define QKV (HEADS * HEAD_ROWS)
 #define MIXED (HEADS * HEAD_MIXED)
-#define MOST(a, b) ((a) > (b) ? (a) : (b))
-#define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define NORMALISER (real)2.5066272160016134
 #define EPSILON (real)1e-5
 
