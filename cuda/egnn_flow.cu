@@ -149,12 +149,15 @@ static __device__ __noinline__ void messages(const Network& a, real* scratch, in
     m.gate[zero + pair] = sigmoid(weighted(of_attention, m.message, pair) + w[layer.attention_bias]);
   __syncthreads();
   if (KEPT(tape)) {
-    FOR_EACH(f, pair, HIDDEN, PAIRS) {
+    FOR_EACH(part, pair, TOGETHER(PAIRS), PAIRS) {
       real* const kept = edges.at(pair);
       if (!kept) continue;
-      const real gate = m.gate[pair];
-      kept[(GAIN + f) * PADDED] = edges.counts(pair) ? gate * m.slope[f * PAIR_LANES + pair] : (real)0;
-      kept[(GATED + f) * PADDED] = ((real)1 - gate) * m.message[f * PAIR_LANES + pair];
+      const real gate = m.gate[pair], counted = edges.counts(pair) ? gate : (real)0;
+#pragma unroll 4
+      for (int f = part; f < HIDDEN; f += TOGETHER(PAIRS)) {
+        kept[(GAIN + f) * PADDED] = counted * m.slope[f * PAIR_LANES + pair];
+        kept[(GATED + f) * PADDED] = ((real)1 - gate) * m.message[f * PAIR_LANES + pair];
+      }
     }
     __syncthreads();
   }
@@ -192,11 +195,13 @@ static __device__ __noinline__ void messages(const Network& a, real* scratch, in
       m.pair[zero + PAIR_LANES + pair] = ((real)1 - m.gate[pair]) * weighted(of_message, m.first, pair);
     }
     __syncthreads();
-    FOR_EACH(f, pair, HIDDEN, PAIRS) {
+    FOR_EACH(part, pair, TOGETHER(PAIRS), PAIRS) {
       real* const kept = edges.at(pair);
       if (!kept) continue;
-      const real through_gate = m.pair[PAIR_LANES + pair] * of_attention(f);
-      kept[(TOWARDS + f) * PADDED] = m.pair[pair] * (m.first[f * PAIR_LANES + pair] + through_gate);
+      const real step = m.pair[pair], through_gate = m.pair[PAIR_LANES + pair];
+#pragma unroll 4
+      for (int f = part; f < HIDDEN; f += TOGETHER(PAIRS))
+        kept[(TOWARDS + f) * PADDED] = step * (m.first[f * PAIR_LANES + pair] + through_gate * of_attention(f));
     }
   }
   for (int item = threadIdx.x; item < LEAST(DESTINATIONS, ATOMS - first) * NUMBERS; item += THREADS) {
@@ -261,7 +266,7 @@ static __device__ __noinline__ void values(const Network& a, real* scratch, cons
 
 #if DIRECTIONS
 // Threads that share out a sum over a message's numbers.
-#define TOGETHER LEAST(MOST(THREADS / LINES, 1), EVEN(HIDDEN) / 2)
+#define PARTS_OF_SUM LEAST(TOGETHER(LINES), EVEN(HIDDEN) / 2)
 
 // Arrays of [numbers][ROWS], those of the next line [numbers][PAIR_ROWS], of the last one [numbers][SUM_ROWS]; as Values.
 struct Tangents {
@@ -293,6 +298,7 @@ static __device__ __noinline__ void message_tangents(const Network& a, real* scr
   OWN_TANGENTS(scratch);
   const Layer& layer = a.layers[l];
   const real* const w = a.weights;
+  IN_GLOBAL(w);
   const real *const of_r = w + layer.pair, *const of_start = of_r + EVEN(HIDDEN);
   const auto kept = [&](int lane) { return lanes.edge(tape, l, lane); };
   const auto apart = [&](const real* x, int lane) { return along(x, lanes.target(lane)) - along(x, lanes.source(lane)); };
@@ -304,21 +310,26 @@ static __device__ __noinline__ void message_tangents(const Network& a, real* scr
     put(m.pair + which * PAIR_ROWS, lane, half + half);
   }
   __syncthreads();
+  FOR_EACH(part, lane, TOGETHER(LINES), LINES) {
+    const int source = lanes.source(lane), target = lanes.target(lane);
+    const real* const slopes = kept(lane) + SLOPE * PADDED;
+    const Along by_r = along(m.pair, lane), by_start = along(m.pair + PAIR_ROWS, lane);
 #pragma unroll 4
-  FOR_EACH(f, lane, HIDDEN, LINES) {
-    Along sum = plus(of_r[f] * along(m.pair, lane), of_start[f], along(m.pair + PAIR_ROWS, lane));
-    // no feature depends on x before the first layer
-    if (l > 0) sum = sum + along(m.of_source + f * ROWS, lanes.source(lane)) + along(m.sum + f * ROWS, lanes.target(lane));
-    put(m.first + f * PAIR_ROWS, lane, kept(lane)[(SLOPE + f) * PADDED] * sum);
+    for (int f = part; f < HIDDEN; f += TOGETHER(LINES)) {
+      Along sum = plus(of_r[f] * by_r, of_start[f], by_start);
+      // no feature depends on x before the first layer
+      if (l > 0) sum = sum + along(m.of_source + f * ROWS, source) + along(m.sum + f * ROWS, target);
+      put(m.first + f * PAIR_ROWS, lane, slopes[f * PADDED] * sum);
+    }
   }
   __syncthreads();
   product(w + layer.edge, HIDDEN, EVEN(HIDDEN), PAIR_ROWS, m.first, Zero{}, scaled(kept, GAIN, HIDDEN, m.message, SUM_ROWS));
   __syncthreads();
   // w_a·e and y·e, in parts first
-  FOR_EACH(part, lane, TOGETHER, LINES) {
+  FOR_EACH(part, lane, PARTS_OF_SUM, LINES) {
     Along gate = nothing(), towards = nothing();
 #pragma unroll 4
-    for (int f = part; f < HIDDEN; f += TOGETHER) {
+    for (int f = part; f < HIDDEN; f += PARTS_OF_SUM) {
       const Along e = along(m.message + f * SUM_ROWS, lane);
       gate = plus(gate, w[layer.attention + 2 * f], e);
       towards = plus(towards, kept(lane)[(TOWARDS + f) * PADDED], e);
@@ -331,7 +342,7 @@ static __device__ __noinline__ void message_tangents(const Network& a, real* scr
     const int axis = which - 1;
     const real* const parts = m.first + (axis < 0 ? 0 : PAIR_ROWS);
     Along sum = nothing();
-    for (int part = 0; part < TOGETHER; ++part) sum = sum + along(parts + 2 * part * PAIR_ROWS, lane);
+    for (int part = 0; part < PARTS_OF_SUM; ++part) sum = sum + along(parts + 2 * part * PAIR_ROWS, lane);
     if (axis < 0) {
       put(m.gate, lane, sum);
       continue;

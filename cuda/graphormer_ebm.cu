@@ -474,7 +474,7 @@ static __device__ __noinline__ void attend(const real* w, const Place place, con
 // Rows at the start of the layers: types, Gaussians of the neighbours, time.
 static __device__ void embed(const Arguments& a, const Team& team, const State& m, int row) {
   const real* w = a.weights;
-  read_positions(point_of(a.batch, row, 0, false), m.x);
+  read_positions(a.batch.x + (size_t)row * 3 * ATOMS, m.x);
   const real t = (real)a.batch.t[row];
   for (int k = threadIdx.x; k < TIMES; k += THREADS) {
     m.time[k] = silu(w[a.time_first.forward + k] * t + w[a.time_first.bias + k]);

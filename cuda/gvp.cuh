@@ -31,7 +31,7 @@ enum { OF_ATOM = JACOBIAN + 3 * NUMBERS };
 
 #include "tangents.cuh"
 
-#define PARTIALS LEAST(MOST(THREADS / LANES, 1), RADIAL + HIDDEN)
+#define PARTIALS LEAST(TOGETHER(LANES), RADIAL + HIDDEN)
 #define SMALLEST_SQUARE (real)1e-8
 #define EPSILON (real)1e-5
 #define ADDED_DISTANCE (real)1e-8

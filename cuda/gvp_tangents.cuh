@@ -9,7 +9,7 @@
 
 #if DIRECTIONS
 // Threads that share out a sum over an atom's numbers.
-#define TOGETHER LEAST(MOST(THREADS / PADDED, 1), LEAST(BESIDE * EVEN(VECTORS), EVEN(SCALARS)))
+#define PARTS_OF_SUM LEAST(TOGETHER(PADDED), LEAST(BESIDE * EVEN(VECTORS), EVEN(SCALARS)))
 
 struct Tangents {
   real *s, *v, *x;                      // [SCALARS][ROWS], [VECTORS][3][ROWS], [3][ROWS]
@@ -167,16 +167,16 @@ static __device__ __noinline__ void message_tangents(const Trunk& a, real* scrat
 static __device__ __noinline__ void normalise_tangents(real* scratch, const real* tape) {
   OWN_TANGENTS(scratch);
   const auto at = [&](int number, int atom) { return tape[number * PADDED + atom]; };
-  FOR_ITEMS(part, atom, TOGETHER) {
+  FOR_ITEMS(part, atom, PARTS_OF_SUM) {
     Along mean = nothing(), normal = nothing(), gradient = nothing();
 #pragma unroll 4
-    for (int f = part; f < SCALARS; f += TOGETHER) {
+    for (int f = part; f < SCALARS; f += PARTS_OF_SUM) {
       const Along s = along(m.s + f * ROWS, atom);
       mean = mean + s;
       normal = plus(normal, at(NORMAL + f, atom), s);
     }
 #pragma unroll 4
-    for (int v = part; v < 3 * VECTORS; v += TOGETHER) gradient = plus(gradient, at(GRADIENT + v, atom), along(m.v + v * ROWS, atom));
+    for (int v = part; v < 3 * VECTORS; v += PARTS_OF_SUM) gradient = plus(gradient, at(GRADIENT + v, atom), along(m.v + v * ROWS, atom));
     put(m.a + part * ROWS, atom, mean);
     put(m.of_s + part * ROWS, atom, normal);
     put(m.g + part * ROWS, atom, gradient);
@@ -187,7 +187,7 @@ static __device__ __noinline__ void normalise_tangents(real* scratch, const real
     const int which = item / PADDED, atom = item % PADDED;
     const real* const parts = which == 0 ? m.a : which == 1 ? m.of_s : m.g;
     Along sum = nothing();
-    for (int part = 0; part < TOGETHER; ++part) sum = sum + along(parts + part * ROWS, atom);
+    for (int part = 0; part < PARTS_OF_SUM; ++part) sum = sum + along(parts + part * ROWS, atom);
     if (which == 2) put(gradient, atom, sum);
     else put(which == 0 ? mean : normal, atom, ((real)1 / SCALARS) * sum);
   }

@@ -331,7 +331,7 @@ static __device__ void backward(const Arguments& a, const State& m, int first) {
 #endif
 
 KERNEL(mlp, Arguments) {
-  BLOCK_MEMORY(a.batch.scratch, MEMORY);
+  BLOCK_MEMORY(a.batch.scratch + (size_t)blockIdx.x * MEMORY);
   const State m = layout(memory);
   for (int first = LANES * blockIdx.x; first < a.batch.n; first += LANES * gridDim.x) {
     forward(a, m, first);

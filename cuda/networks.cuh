@@ -16,6 +16,15 @@
 
 #define LANES PADDED
 
+// `memory`, the state of a block: shared, or the block's own part of `scratch`.
+#if SCRATCH
+#define BLOCK_MEMORY(scratch) real* const memory = (scratch)
+#else
+#define BLOCK_MEMORY(scratch) \
+  DYNAMIC_SHARED(shared);     \
+  real* const memory = (real*)shared; \
+  (void)(scratch)
+#endif
 #define EVEN(n) (((n) + 1) / 2 * 2)
 #define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define MOST(a, b) ((a) > (b) ? (a) : (b))
@@ -59,6 +68,17 @@ static __device__ real* take(real*& memory, int numbers) {
 }
 
 // ---------------------------------------------------------------- a batch
+
+// x with its centroid at the origin to [3][LANES].
+static __device__ void read_positions(const double* x, real* to) {
+  FOR_ITEMS(axis, atom, 3) {
+    double centre = 0.0;
+    for (int i = 0; i < ATOMS; ++i) centre += x[3 * i + axis];
+    centre *= 1.0 / ATOMS;
+    // padding far away from everything, so that it divides by nothing small
+    to[axis * LANES + atom] = (real)(atom < ATOMS ? x[3 * atom + axis] - centre : 1e3 * (atom + 1));
+  }
+}
 
 // x[n][ATOMS][3] and t[n]; dx as x for derivatives along a direction; f and df as x; parts[n] of the divergence.
 struct Batch {

@@ -18,6 +18,8 @@
 
 #define PAIRS (DESTINATIONS * PADDED)
 #define PAIR_LANES PAIRS
+// Threads that a lane's numbers are shared out over, where there are so many lanes.
+#define TOGETHER(lanes) MOST(THREADS / (lanes), 1)
 
 static __device__ real sigmoid(real x) { return (real)1 / ((real)1 + exp(-x)); }
 
@@ -76,30 +78,12 @@ static __device__ Record of_edges(real* base, int first) {
 
 static __device__ real* block_tape(real* scratch) { return scratch + (size_t)blockIdx.x * (TAPE + (SCRATCH ? MEMORY : 0)); }
 
-// `memory`, the state of a block; every function that is not inlined finds it itself, so that the compiler knows where it is.
-#if SCRATCH
-#define STATE_MEMORY(scratch) real* const memory = block_tape(scratch) + TAPE
-#else
-#define STATE_MEMORY(scratch) \
-  DYNAMIC_SHARED(shared);     \
-  real* const memory = (real*)shared; \
-  (void)(scratch)
-#endif
-#define OWN_VALUES(scratch) STATE_MEMORY(scratch); const Values m = values_layout(memory)
-#define OWN_TANGENTS(scratch) STATE_MEMORY(scratch); const Tangents m = tangents_layout(memory)
+// What a block works on; every function that is not inlined finds it itself, so that the compiler knows where it is.
+#define OWN_MEMORY(scratch) BLOCK_MEMORY(block_tape(scratch) + TAPE)
+#define OWN_VALUES(scratch) OWN_MEMORY(scratch); const Values m = values_layout(memory)
+#define OWN_TANGENTS(scratch) OWN_MEMORY(scratch); const Tangents m = tangents_layout(memory)
 
 // ---------------------------------------------------------------- values
-
-// x with its centroid at the origin to [3][LANES].
-static __device__ void read_positions(const double* x, real* to) {
-  FOR_ITEMS(axis, atom, 3) {
-    double centre = 0.0;
-    for (int i = 0; i < ATOMS; ++i) centre += x[3 * i + axis];
-    centre *= 1.0 / ATOMS;
-    // padding far away from everything, so that it divides by nothing small
-    to[axis * LANES + atom] = (real)(atom < ATOMS ? x[3 * atom + axis] - centre : 1e3 * (atom + 1));
-  }
-}
 
 // Σ term(j) over the sources j of messages to atom i. `number` says which source comes first, so that neighbouring threads, which sum up rows of
 // other numbers, read from other banks.

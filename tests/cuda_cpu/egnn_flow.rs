@@ -76,7 +76,7 @@ fn with_fault(name: &str, sanitizer: Sanitizer, fault: [&'static str; 2]) -> (Ve
 
 #[test]
 fn a_missing_barrier_is_a_data_race() {
-    let of_values = "      kept[(GATED + f) * PADDED] = ((real)1 - gate) * m.message[f * PAIR_LANES + pair];\n    }\n    __syncthreads();";
+    let of_values = "((real)1 - gate) * m.message[f * PAIR_LANES + pair];\n      }\n    }\n    __syncthreads();";
     let of_tangents = "    put(m.first + (2 * part + 1) * PAIR_ROWS, lane, towards);\n  }\n  __syncthreads();";
     for (name, from) in [("egnn-race", of_values), ("egnn-tangents-race", of_tangents)] {
         let fault = [from, from.strip_suffix("__syncthreads();").unwrap()];
@@ -92,8 +92,8 @@ fn wrong_derivatives_are_found() {
     small::<f32>().evaluate_divergence(&[0.5; 5], &normals(75, 1), &mut f, &mut want);
     let faults = [
         ("egnn-twice", " || share.moves(atom)) continue;", ") continue;"),
-        ("egnn-own-message", "edges.counts(pair) ? gate * m.slope", "true ? gate * m.slope"),
-        ("egnn-gate", "m.pair[PAIR_LANES + pair] * of_attention(f)", "(real)0 * of_attention(f)"),
+        ("egnn-own-message", "edges.counts(pair) ? gate : (real)0", "gate"),
+        ("egnn-gate", "through_gate * of_attention(f)", "(real)0"),
     ];
     for (name, from, to) in faults {
         let (found, said) = with_fault(name, Sanitizer::None, [from, to]);
