@@ -13,8 +13,8 @@
 
 #define NUMBERS (HIDDEN + 3)  // that messages add to an atom
 
-// Rows of the tape. Of an edge: x_i − x_j, what of a step goes with its derivative and what with dr, silu′(p), g silu′(q), (1 − g) m, y as it adds to
-// the step in units of x_i − x_j. Of an atom: silu′ of N₁.
+// Rows of the tape. Of an edge: x_i − x_j, what of a step goes with its derivative and what with dr, silu′(p), g silu′(q), (1 − g) m, and y times what
+// makes a step of c, in units of x_i − x_j. Of an atom: silu′ of what N₁ comes to.
 enum { DIFFERENCE = 0, ACROSS = 3, STRETCH = 4, SLOPE = 5, GAIN = SLOPE + HIDDEN, GATED = GAIN + HIDDEN, TOWARDS = GATED + HIDDEN };
 enum { OF_EDGE = TOWARDS + HIDDEN, OF_ATOM = HIDDEN };
 
@@ -108,7 +108,7 @@ static __device__ __noinline__ void messages(const Network& a, real* scratch, in
   const real* const w = a.weights;
   const Record edges = of_edges(KEPT(tape) ? edges_to(tape, l, first) : (real*)0, first);
   const auto target = [&](int pair) { return LEAST(first + pair / PADDED, ATOMS - 1); };
-  FOR_EACH(zero, pair, 1, PAIRS) {
+  FOR_EACH(zero, pair, 1, PAIR_LANES) {
     const int i = target(pair), j = pair % PADDED;
     real* const kept = edges.at(pair);
     real square = (real)0, at_start = (real)0;
@@ -145,16 +145,16 @@ static __device__ __noinline__ void messages(const Network& a, real* scratch, in
   });
   __syncthreads();
   const auto of_attention = [&](int f) { return w[layer.attention + 2 * f]; };
-  FOR_EACH(zero, pair, 1, PAIRS)
+  FOR_EACH(zero, pair, 1, PAIR_LANES)
     m.gate[zero + pair] = sigmoid(weighted(of_attention, m.message, pair) + w[layer.attention_bias]);
   __syncthreads();
   if (KEPT(tape)) {
-    FOR_EACH(part, pair, TOGETHER(PAIRS), PAIRS) {
+    FOR_EACH(part, pair, TOGETHER(PAIR_LANES), PAIR_LANES) {
       real* const kept = edges.at(pair);
       if (!kept) continue;
       const real gate = m.gate[pair], counted = edges.counts(pair) ? gate : (real)0;
 #pragma unroll 4
-      for (int f = part; f < HIDDEN; f += TOGETHER(PAIRS)) {
+      for (int f = part; f < HIDDEN; f += TOGETHER(PAIR_LANES)) {
         kept[(GAIN + f) * PADDED] = counted * m.slope[f * PAIR_LANES + pair];
         kept[(GATED + f) * PADDED] = ((real)1 - gate) * m.message[f * PAIR_LANES + pair];
       }
@@ -174,7 +174,7 @@ static __device__ __noinline__ void messages(const Network& a, real* scratch, in
   });
   __syncthreads();
   const auto of_step = [&](int f) { return w[layer.coordinate_out + 2 * f]; };
-  FOR_EACH(zero, pair, 1, PAIRS) {
+  FOR_EACH(zero, pair, 1, PAIR_LANES) {
     const real root = sqrt(m.pair[pair] + (real)1e-8), inverse = (real)1 / (root + (real)1);
     const real c = tanh(weighted(of_step, m.first, pair));
     m.c[zero + pair] = inverse * c;
@@ -190,17 +190,17 @@ static __device__ __noinline__ void messages(const Network& a, real* scratch, in
     // back from the step
     product(w + layer.coordinate_back, HIDDEN, EVEN(HIDDEN), PAIR_LANES, m.slope, Zero{}, Store{m.first, PAIR_LANES});
     __syncthreads();
-    FOR_EACH(zero, pair, 1, PAIRS) {
+    FOR_EACH(zero, pair, 1, PAIR_LANES) {
       const auto of_message = [&](int f) { return m.message[f * PAIR_LANES + pair]; };
       m.pair[zero + PAIR_LANES + pair] = ((real)1 - m.gate[pair]) * weighted(of_message, m.first, pair);
     }
     __syncthreads();
-    FOR_EACH(part, pair, TOGETHER(PAIRS), PAIRS) {
+    FOR_EACH(part, pair, TOGETHER(PAIR_LANES), PAIR_LANES) {
       real* const kept = edges.at(pair);
       if (!kept) continue;
       const real step = m.pair[pair], through_gate = m.pair[PAIR_LANES + pair];
 #pragma unroll 4
-      for (int f = part; f < HIDDEN; f += TOGETHER(PAIRS))
+      for (int f = part; f < HIDDEN; f += TOGETHER(PAIR_LANES))
         kept[(TOWARDS + f) * PADDED] = step * (m.first[f * PAIR_LANES + pair] + through_gate * of_attention(f));
     }
   }
@@ -314,7 +314,7 @@ static __device__ __noinline__ void message_tangents(const Network& a, real* scr
     const int source = lanes.source(lane), target = lanes.target(lane);
     const real* const slopes = kept(lane) + SLOPE * PADDED;
     const Along by_r = along(m.pair, lane), by_start = along(m.pair + PAIR_ROWS, lane);
-#pragma unroll 4
+#pragma unroll READS_AT_ONCE
     for (int f = part; f < HIDDEN; f += TOGETHER(LINES)) {
       Along sum = plus(of_r[f] * by_r, of_start[f], by_start);
       // no feature depends on x before the first layer
@@ -328,7 +328,7 @@ static __device__ __noinline__ void message_tangents(const Network& a, real* scr
   // w_a·e and y·e, in parts first
   FOR_EACH(part, lane, PARTS_OF_SUM, LINES) {
     Along gate = nothing(), towards = nothing();
-#pragma unroll 4
+#pragma unroll READS_AT_ONCE
     for (int f = part; f < HIDDEN; f += PARTS_OF_SUM) {
       const Along e = along(m.message + f * SUM_ROWS, lane);
       gate = plus(gate, w[layer.attention + 2 * f], e);
@@ -373,7 +373,7 @@ static __device__ __noinline__ void message_tangents(const Network& a, real* scr
       const real *const of_pairs = axis < 0 ? m.message + number * SUM_ROWS : m.step + axis * SUM_ROWS;
       const real* const gated = kept(pairs) + (GATED + number) * PADDED;
       Along sum = nothing();
-#pragma unroll 2
+#pragma unroll READS_AT_ONCE
       for (int j = 0; j < PADDED; j += 4) {
         Four by_gate = {};
         if (axis < 0) by_gate = *(const Four*)(gated + j);

@@ -247,7 +247,7 @@ static __device__ __noinline__ void messages(const Trunk& a, real* scratch, cons
   const int places = LEAST(DESTINATIONS, ATOMS - first);
   const Record edges = of_edges(KEPT(tape) ? edges_to(tape, layer, first) : (real*)0, first);
   const Record perceptrons = of_edges(KEPT(tape) ? edges.base + MESSAGE * PADDED : (real*)0, first);
-  FOR_EACH(zero, pair, 1, PAIRS) {
+  FOR_EACH(zero, pair, 1, PAIR_LANES) {
     const int i = LEAST(first + pair / PADDED, ATOMS - 1), j = pair % PADDED;
     real d[3], square = (real)0;
     for (int axis = 0; axis < 3; ++axis) {
@@ -266,7 +266,7 @@ static __device__ __noinline__ void messages(const Trunk& a, real* scratch, cons
   }
   __syncthreads();
   const real inverse_width = (real)a.inverse_width;
-  FOR_EACH(k, pair, RADIAL, PAIRS) {
+  FOR_EACH(k, pair, RADIAL, PAIR_LANES) {
     const real z = inverse_width * (m.distance[pair] - a.centres[k]), value = exp(-z * z);
     m.inputs[k * PAIR_LANES + pair] = value;
     if (KEPT(tape)) m.slopes[k * PAIR_LANES + pair] = (real)-2 * inverse_width * z * value;

@@ -1,8 +1,4 @@
-// Derivatives of geometric vector perceptrons along DIRECTIONS at once, by forward mode, from the tape of their values (gvp.cuh). All they do is
-// linear: products with the network's weights, and with numbers of the tape, which serve every direction.
-//
-// Arrays are [numbers][lanes][DIRECTIONS], the lanes being atoms, or pairs of an atom with all others; messages of BESIDE atoms are computed at
-// once. A thread has all directions of a number.
+// Derivatives of geometric vector perceptrons along DIRECTIONS at once (tangents.cuh), from the tape of their values (gvp.cuh).
 #ifndef MODEJUMP_GVP_TANGENTS
 #define MODEJUMP_GVP_TANGENTS
 #include "gvp.cuh"
@@ -68,8 +64,8 @@ static __device__ void perceptron(const real* w, const Tangents& m, const Gvp& g
 // Adds the messages' tangents of BESIDE of the atoms, from the `first` on: to them, from all sources; or FROM them, to all that the share does
 // not move. A lane is a pair of one of them and of any atom.
 template <bool FROM>
-static __device__ __noinline__ void message_tangents(const Trunk& a, real* scratch, const Gvp& gvp, const Share share, const Lanes<FROM> lanes,
-                                                     const real* tape, int layer) {
+static __device__ __noinline__ void message_tangents(const Trunk& a, real* scratch, const Gvp& gvp, const Share share,
+                                                     const Lanes<FROM> lanes, const real* tape, int layer) {
   OWN_TANGENTS(scratch);
   const real* const w = a.weights;
   const real *const direction_hidden = w + gvp.direction_hidden, *const direction_outputs = w + gvp.direction_outputs;

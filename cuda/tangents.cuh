@@ -16,8 +16,7 @@
 #define MODEJUMP_TANGENTS
 #include "networks.cuh"
 
-#define PAIRS (DESTINATIONS * PADDED)
-#define PAIR_LANES PAIRS
+#define PAIR_LANES (DESTINATIONS * PADDED)
 // Threads that a lane's numbers are shared out over, where there are so many lanes.
 #define TOGETHER(lanes) MOST(THREADS / (lanes), 1)
 
@@ -141,9 +140,7 @@ static __device__ void field(const Network& a, real* scratch, const Point& p) {
 
 #if DIRECTIONS
 
-// Arrays are [numbers][lanes][DIRECTIONS], the lanes being atoms or pairs; a thread has all directions of a number.
-
-// Derivatives of a number.
+// Derivatives of a number, which a thread has together; arrays are [numbers][lanes][DIRECTIONS], the lanes being atoms or pairs.
 struct alignas(DIRECTIONS * sizeof(real)) Along { real v[DIRECTIONS]; };
 
 static __device__ Along along(const real* rows, int lane) { return *(const Along*)(rows + lane * DIRECTIONS); }
