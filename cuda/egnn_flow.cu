@@ -101,6 +101,15 @@ static __device__ real weighted(const Factor& a, const real* rows, int pair) {
   return sum;
 }
 
+// What features alone bring to the messages of their atom and to it.
+static __device__ __noinline__ void of_features(const Network& a, real* scratch, const Layer& layer) {
+  OWN_VALUES(scratch);
+  const real* const w = a.weights;
+  product(w + layer.source, HIDDEN, EVEN(HIDDEN), LANES, m.h, Zero{}, Store{m.of_source, LANES});
+  product(w + layer.destination, HIDDEN, EVEN(HIDDEN), LANES, m.h, Bias{w + layer.edge_bias}, Store{m.sum, LANES});
+  __syncthreads();
+}
+
 // The messages to DESTINATIONS atoms, from the `first` on: their sums, and the atoms' steps.
 static __device__ __noinline__ void messages(const Network& a, real* scratch, int l, int first, real* tape) {
   OWN_VALUES(scratch);
@@ -167,10 +176,10 @@ static __device__ __noinline__ void messages(const Network& a, real* scratch, in
     for (int r = 0; r < 8; ++r) sum[r] = m.gate[lane + r] * sum[r] + w[layer.coordinate_bias + o];
     silu(sum, slope);
     put_eight(m.first + o * PAIR_LANES + lane, sum);
-    if (!KEPT(tape) || o >= HIDDEN) return;
+    const real by_out = KEPT(tape) && o < HIDDEN ? w[layer.coordinate_out + 2 * o] : (real)0;
 #pragma unroll
-    for (int r = 0; r < 8; ++r) slope[r] *= w[layer.coordinate_out + 2 * o];
-    put_eight(m.slope + o * PAIR_LANES + lane, slope);
+    for (int r = 0; r < 8; ++r) slope[r] *= by_out;
+    if (KEPT(tape) && o < HIDDEN) put_eight(m.slope + o * PAIR_LANES + lane, slope);
   });
   __syncthreads();
   const auto of_step = [&](int f) { return w[layer.coordinate_out + 2 * f]; };
@@ -234,7 +243,6 @@ static __device__ __noinline__ void update(const Network& a, real* scratch, cons
 // The field's values.
 static __device__ __noinline__ void values(const Network& a, real* scratch, const Point& p, real* tape) {
   OWN_VALUES(scratch);
-  const real* const w = a.weights;
   const real t = (real)p.t;
   read_positions(p.x, m.x);
   read_positions(p.x, m.start);
@@ -242,9 +250,7 @@ static __device__ __noinline__ void values(const Network& a, real* scratch, cons
   __syncthreads();
   for (int l = 0; l < LAYERS; ++l) {
     const Layer& layer = a.layers[l];
-    product(w + layer.source, HIDDEN, EVEN(HIDDEN), LANES, m.h, Zero{}, Store{m.of_source, LANES});
-    product(w + layer.destination, HIDDEN, EVEN(HIDDEN), LANES, m.h, Bias{w + layer.edge_bias}, Store{m.sum, LANES});
-    __syncthreads();
+    of_features(a, scratch, layer);
     for (int first = 0; first < ATOMS; first += DESTINATIONS) messages(a, scratch, l, first, tape);
     FOR_ITEMS(axis, atom, 3)
       if (atom < ATOMS) m.x[axis * LANES + atom] = m.next[axis * LANES + atom];
@@ -289,6 +295,13 @@ static __device__ Tangents tangents_layout(real* memory) {
   m.message = take(memory, EVEN(HIDDEN), SUM_ROWS);
   m.step = take(memory, 3, SUM_ROWS);
   return m;
+}
+
+static __device__ __noinline__ void tangents_of_features(const Network& a, real* scratch, const Layer& layer) {
+  OWN_TANGENTS(scratch);
+  product(a.weights + layer.source, HIDDEN, EVEN(HIDDEN), ROWS, m.h, Zero{}, Store{m.of_source, ROWS});
+  product(a.weights + layer.destination, HIDDEN, EVEN(HIDDEN), ROWS, m.h, Zero{}, Store{m.sum, ROWS});
+  __syncthreads();
 }
 
 // Adds the tangents of messages to BESIDE atoms, from all sources; or FROM them, to all that the share does not move. Of the last layer only steps.
@@ -402,7 +415,6 @@ static __device__ __noinline__ void update_tangents(const Network& a, real* scra
 static __device__ __noinline__ void derivatives(const Network& a, real* scratch, const Point& p, const real* tape) {
   OWN_TANGENTS(scratch);
   const Share share = {p.part};
-  const real* const w = a.weights;
   read_directions(p, m.x);
   read_directions(p, m.start);
   read_directions(p, m.next);
@@ -411,11 +423,7 @@ static __device__ __noinline__ void derivatives(const Network& a, real* scratch,
   for (int l = 0; l < LAYERS; ++l) {
     const Layer& layer = a.layers[l];
     const Atoms atoms = destinations_of(p, l, !p.df);
-    if (l > 0) {
-      product(w + layer.source, HIDDEN, EVEN(HIDDEN), ROWS, m.h, Zero{}, Store{m.of_source, ROWS});
-      product(w + layer.destination, HIDDEN, EVEN(HIDDEN), ROWS, m.h, Zero{}, Store{m.sum, ROWS});
-      __syncthreads();
-    }
+    if (l > 0) tangents_of_features(a, scratch, layer);
     for (int first = 0; first < atoms.number; first += BESIDE) message_tangents(a, scratch, share, Lanes<false>{atoms, first}, l, tape);
     for (int first = 0; is_sparse(p, l) && first < atoms.number; first += BESIDE)
       message_tangents(a, scratch, share, Lanes<true>{atoms, first}, l, tape);
