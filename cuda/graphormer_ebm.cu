@@ -10,11 +10,10 @@
 //
 // Sizes are those of one model: WIDTH (D), FORWARD, HEADS, KERNELS, LAYERS (times blocks), TIMES (hidden numbers of the time
 // network), BOLTZNCE (the reference's distances and self-neighbours).
-#define COMPONENTS 1
 // All weights come from the L2 cache.
 #define RESIDENT 384
 #define READS (sizeof(REAL) > 4 ? 4 : 16)
-#include "jets.cuh"
+#include "networks.cuh"
 
 #define HEAD_WIDTH (WIDTH / HEADS)
 // Outputs of a head: of q, k and v, and of the attention.
@@ -26,8 +25,6 @@
 #define F EVEN(FORWARD)
 #define QKV (HEADS * HEAD_ROWS)
 #define MIXED (HEADS * HEAD_MIXED)
-#define MOST(a, b) ((a) > (b) ? (a) : (b))
-#define LEAST(a, b) ((a) < (b) ? (a) : (b))
 #define NORMALISER (real)2.5066272160016134
 #define EPSILON (real)1e-5
 
@@ -477,7 +474,7 @@ static __device__ __noinline__ void attend(const real* w, const Place place, con
 // Rows at the start of the layers: types, Gaussians of the neighbours, time.
 static __device__ void embed(const Arguments& a, const Team& team, const State& m, int row) {
   const real* w = a.weights;
-  read_positions(point_of(a.batch, row, 0, false), m.x);
+  read_positions(a.batch.x + (size_t)row * 3 * ATOMS, m.x);
   const real t = (real)a.batch.t[row];
   for (int k = threadIdx.x; k < TIMES; k += THREADS) {
     m.time[k] = silu(w[a.time_first.forward + k] * t + w[a.time_first.bias + k]);

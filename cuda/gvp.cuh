@@ -4,14 +4,34 @@
 // Sizes are those of one model: SCALARS, VECTORS, RADIAL, LAYERS. There are tapes in programs for derivatives, along DIRECTIONS at once.
 #ifndef MODEJUMP_GVP
 #define MODEJUMP_GVP
-#define COMPONENTS 1
-#include "jets.cuh"
 
 #define HIDDEN (VECTORS + 1)
 #define NUMBERS (SCALARS + 3 * VECTORS)  // of an atom
-#define LEAST(a, b) ((a) < (b) ? (a) : (b))
-#define MOST(a, b) ((a) > (b) ? (a) : (b))
-#define PARTIALS LEAST(MOST(THREADS / LANES, 1), RADIAL + HIDDEN)
+
+// Rows of the tape. Of a perceptron: ds′/da, ∂n/∂Vh, σ(g), σ′(g) Vu. Of an edge: u, ∂d/∂x_j over u, 1/d, W of the
+// radial functions' derivatives, its perceptron; the lanes are its sources. Of a normalisation: (s − mean)/sd, weight/sd, V′, the gradient
+// of V's factor over it, the factor. Of an atom in a layer: both normalisations, the perceptron between, the Jacobian of what comes
+// after: a step of its coordinates or, in the last layer, the output.
+enum { SLOPE = 0, OF_HIDDEN = SLOPE + SCALARS, GATE = OF_HIDDEN + 3 * HIDDEN, GATED = GATE + VECTORS, OF_PERCEPTRON = GATED + 3 * VECTORS };
+enum { DIRECTION = 0, STRETCH = 3, INVERSE = 4, OF_RADIAL = 5, MESSAGE = OF_RADIAL + SCALARS, OF_EDGE = MESSAGE + OF_PERCEPTRON };
+enum { NORMAL = 0, SCALE = SCALARS, DIVIDED = 2 * SCALARS, GRADIENT = DIVIDED + 3 * VECTORS, FACTOR = GRADIENT + 3 * VECTORS, OF_NORM };
+enum { MESSAGE_NORM = 0, UPDATE = OF_NORM, UPDATE_NORM = UPDATE + OF_PERCEPTRON, JACOBIAN = UPDATE_NORM + OF_NORM };
+enum { OF_ATOM = JACOBIAN + 3 * NUMBERS };
+
+// Numbers that a block works on: of values, rows of LANES, and of PAIR_LANES those of pairs.
+#define OF_STATE (2 * EVEN(SCALARS) + 3 * VECTORS + 3 + 3 * EVEN(HIDDEN) + 3 * EVEN(VECTORS))
+#define OF_JACOBIAN (DIRECTIONS ? OF_PERCEPTRON + EVEN(SCALARS) + EVEN(HIDDEN) + 3 * EVEN(VECTORS) : 0)
+#define OF_PAIR (4 + RADIAL + EVEN(HIDDEN) + (DIRECTIONS ? RADIAL : 0) + EVEN(SCALARS) + EVEN(VECTORS))
+#define VALUES_MEMORY (LANES * (OF_STATE + OF_JACOBIAN + DESTINATIONS * OF_PAIR))
+// Of tangents; vectors that come out are summed up over sources as well.
+#define OUT_ROWS (ROWS + 4)
+#define TANGENTS_MEMORY                                                                               \
+  (ROWS * (2 * EVEN(SCALARS) + 3 * VECTORS + 3 + 3 * EVEN(HIDDEN)) + OUT_ROWS * 3 * EVEN(VECTORS) +   \
+   PAIR_ROWS * (1 + EVEN(HIDDEN)) + SUM_ROWS * (3 + EVEN(SCALARS) + EVEN(VECTORS)))
+
+#include "tangents.cuh"
+
+#define PARTIALS LEAST(TOGETHER(LANES), RADIAL + HIDDEN)
 #define SMALLEST_SQUARE (real)1e-8
 #define EPSILON (real)1e-5
 #define ADDED_DISTANCE (real)1e-8
@@ -36,61 +56,13 @@ struct Trunk {
   double inverse_width, inverse_message_norm, coordinate_range;
 };
 
-// ---------------------------------------------------------------- the tape
+// ---------------------------------------------------------------- memory of a block
 
-// Rows of PADDED lanes, a block's own. Of a perceptron: ds′/da, ∂n/∂Vh, σ(g), σ′(g) Vu. Of an edge: u, ∂d/∂x_j over u, 1/d, W of the
-// radial functions' derivatives, its perceptron; the lanes are its sources. Of a normalisation: (s − mean)/sd, weight/sd, V′, the gradient
-// of V's factor over it, the factor. Of an atom in a layer: both normalisations, the perceptron between, the Jacobian of what comes
-// after: a step of its coordinates or, in the last layer, the output.
-enum { SLOPE = 0, OF_HIDDEN = SLOPE + SCALARS, GATE = OF_HIDDEN + 3 * HIDDEN, GATED = GATE + VECTORS, OF_PERCEPTRON = GATED + 3 * VECTORS };
-enum { DIRECTION = 0, STRETCH = 3, INVERSE = 4, OF_RADIAL = 5, MESSAGE = OF_RADIAL + SCALARS, OF_EDGE = MESSAGE + OF_PERCEPTRON };
-enum { NORMAL = 0, SCALE = SCALARS, DIVIDED = 2 * SCALARS, GRADIENT = DIVIDED + 3 * VECTORS, FACTOR = GRADIENT + 3 * VECTORS, OF_NORM };
-enum { MESSAGE_NORM = 0, UPDATE = OF_NORM, UPDATE_NORM = UPDATE + OF_PERCEPTRON, JACOBIAN = UPDATE_NORM + OF_NORM };
-enum { OF_ATOM = JACOBIAN + 3 * NUMBERS, OF_LAYER = (ATOMS * OF_EDGE + OF_ATOM) * PADDED };
-#define TAPE (DIRECTIONS ? (size_t)LAYERS * OF_LAYER : 0)
-// Whether anything is to be kept on a tape.
-#define KEPT(tape) (DIRECTIONS && (tape))
-
-// Rows of edges to an atom, and of all atoms, in a layer.
-template <class Number>
-static __device__ Number* edges_to(Number* tape, int layer, int atom) {
-  IN_GLOBAL(tape);
-  return tape + (size_t)layer * OF_LAYER + (size_t)atom * OF_EDGE * PADDED;
-}
-template <class Number>
-static __device__ Number* atoms_of(Number* tape, int layer) {
-  return edges_to(tape, layer, ATOMS);
-}
-// Those that no step of coordinates needs.
+// The Jacobian that no step of coordinates needs.
 template <class Number>
 static __device__ Number* last_jacobian(Number* tape) {
   return atoms_of(tape, LAYERS - 1) + JACOBIAN * PADDED;
 }
-
-// Where a perceptron's lanes keep theirs: those of atoms, or of edges to `places` atoms from `target` on, `stride` apart; nowhere without `base`.
-struct Record {
-  real* base;
-  int places, target, stride;
-  // The first row at a lane.
-  __device__ real* at(int lane) const {
-    const int place = lane / PADDED;
-    return base && place < places ? base + (size_t)place * stride + lane % PADDED : (real*)0;
-  }
-  // What an atom or padding would tell an atom counts for nothing.
-  __device__ bool counts(int lane) const {
-    return target < 0 || (lane % PADDED != target + lane / PADDED && lane % PADDED < ATOMS);
-  }
-};
-static __device__ Record of_atoms(real* base) {
-  const Record record = {base, 1, -1, 0};
-  return record;
-}
-static __device__ Record of_edges(real* base, int first) {
-  const Record record = {base, LEAST(DESTINATIONS, ATOMS - first), first, OF_EDGE * PADDED};
-  return record;
-}
-
-// ---------------------------------------------------------------- memory of a block
 
 // Arrays of [numbers][LANES], those of the last line [numbers][PAIR_LANES].
 struct Values {
@@ -99,36 +71,6 @@ struct Values {
   real *perceptron, *by_s, *by_norm, *by_v;         // of a Jacobian: [OF_PERCEPTRON], [SCALARS], [HIDDEN], [VECTORS][3]
   real *distance, *u, *inputs, *slopes, *a, *g;     // [1], [3], [RADIAL + HIDDEN], [RADIAL], [SCALARS], [VECTORS]
 };
-
-#define OF_STATE (2 * EVEN(SCALARS) + 3 * VECTORS + 3 + 3 * EVEN(HIDDEN) + 3 * EVEN(VECTORS))
-#define OF_JACOBIAN (DIRECTIONS ? OF_PERCEPTRON + EVEN(SCALARS) + EVEN(HIDDEN) + 3 * EVEN(VECTORS) : 0)
-#define OF_PAIR (4 + RADIAL + EVEN(HIDDEN) + (DIRECTIONS ? RADIAL : 0) + EVEN(SCALARS) + EVEN(VECTORS))
-#define VALUES_MEMORY (LANES * (OF_STATE + OF_JACOBIAN + DESTINATIONS * OF_PAIR))
-
-// Of tangents: rows of atoms, and of pairs of BESIDE atoms with all others, along DIRECTIONS. Rows of what is summed up over sources begin in
-// banks of their own, as neighbouring threads sum up neighbouring numbers.
-#define ROWS (PADDED * DIRECTIONS)
-#define PAIR_ROWS (BESIDE * ROWS)
-#define OUT_ROWS (ROWS + 4)
-#define SUM_ROWS (PAIR_ROWS + 4)
-#define TANGENTS_MEMORY                                                                               \
-  (ROWS * (2 * EVEN(SCALARS) + 3 * VECTORS + 3 + 3 * EVEN(HIDDEN)) + OUT_ROWS * 3 * EVEN(VECTORS) +   \
-   PAIR_ROWS * (1 + EVEN(HIDDEN)) + SUM_ROWS * (3 + EVEN(SCALARS) + EVEN(VECTORS)))
-
-#define MEMORY (DIRECTIONS ? MOST(VALUES_MEMORY, TANGENTS_MEMORY) : VALUES_MEMORY)
-
-static __device__ real* block_tape(real* scratch) { return scratch + (size_t)blockIdx.x * (TAPE + (SCRATCH ? MEMORY : 0)); }
-
-// `memory`, the state of a block; every function that is not inlined finds it itself, so that the compiler knows where it is.
-#if SCRATCH
-#define STATE_MEMORY(scratch) real* const memory = block_tape(scratch) + TAPE
-#else
-#define STATE_MEMORY(scratch) \
-  DYNAMIC_SHARED(shared);     \
-  real* const memory = (real*)shared; \
-  (void)(scratch)
-#endif
-#define OWN_VALUES(scratch) STATE_MEMORY(scratch); const Values m = values_layout(memory)
 
 static __device__ Values values_layout(real* memory) {
   Values m;
@@ -154,8 +96,6 @@ static __device__ Values values_layout(real* memory) {
 }
 
 // ---------------------------------------------------------------- the geometric vector perceptron
-
-static __device__ real sigmoid(real x) { return (real)1 / ((real)1 + exp(-x)); }
 
 // The parts that are linear in s and V of every atom: W s + b, Wh V and Wu Wh V.
 static __device__ __noinline__ void linear_parts(const real* w, real* scratch, const Gvp& gvp) {
@@ -307,7 +247,7 @@ static __device__ __noinline__ void messages(const Trunk& a, real* scratch, cons
   const int places = LEAST(DESTINATIONS, ATOMS - first);
   const Record edges = of_edges(KEPT(tape) ? edges_to(tape, layer, first) : (real*)0, first);
   const Record perceptrons = of_edges(KEPT(tape) ? edges.base + MESSAGE * PADDED : (real*)0, first);
-  FOR_EACH(zero, pair, 1, PAIRS) {
+  FOR_EACH(zero, pair, 1, PAIR_LANES) {
     const int i = LEAST(first + pair / PADDED, ATOMS - 1), j = pair % PADDED;
     real d[3], square = (real)0;
     for (int axis = 0; axis < 3; ++axis) {
@@ -326,7 +266,7 @@ static __device__ __noinline__ void messages(const Trunk& a, real* scratch, cons
   }
   __syncthreads();
   const real inverse_width = (real)a.inverse_width;
-  FOR_EACH(k, pair, RADIAL, PAIRS) {
+  FOR_EACH(k, pair, RADIAL, PAIR_LANES) {
     const real z = inverse_width * (m.distance[pair] - a.centres[k]), value = exp(-z * z);
     m.inputs[k * PAIR_LANES + pair] = value;
     if (KEPT(tape)) m.slopes[k * PAIR_LANES + pair] = (real)-2 * inverse_width * z * value;
@@ -346,14 +286,14 @@ static __device__ __noinline__ void messages(const Trunk& a, real* scratch, cons
     const int number = item % NUMBERS, place = item / NUMBERS, i = first + place;
     if (number < SCALARS) {
       const real* const of_pairs = m.a + number * PAIR_LANES + place * LANES;
-      m.s[number * LANES + i] += factor * sum_over_sources(i, number, 0, [&](int j) { return of_pairs[j]; });
+      m.s[number * LANES + i] += factor * sum_over_sources(i, number, [&](int j) { return of_pairs[j]; });
     } else {
       const int vector = number - SCALARS, unit = vector / 3;
       const real *const gates = m.g + unit * PAIR_LANES + place * LANES, *const linear = m.out_v + vector * LANES;
       const real* const u = m.u + vector % 3 * PAIR_LANES + place * LANES;
       const real along_u = w[gvp.direction_outputs + unit];
       m.v[vector * LANES + i] +=
-          factor * sum_over_sources(i, number, 0, [&](int j) { return gates[j] * (linear[j] + along_u * u[j]); });
+          factor * sum_over_sources(i, number, [&](int j) { return gates[j] * (linear[j] + along_u * u[j]); });
     }
   }
   __syncthreads();
@@ -436,7 +376,7 @@ static __device__ void layer(const Trunk& a, real* scratch, int l, real* tape) {
 // All layers at a point: s and V as the last one leaves them. `tape`: null for none.
 static __device__ void layers(const Trunk& a, real* scratch, const Point& p, real* tape) {
   OWN_VALUES(scratch);
-  read_positions(p, m.x);
+  read_positions(p.x, m.x);
   const real t = (real)p.t;
   FOR_ITEMS(f, atom, SCALARS) {
     const real embedded = (atom < ATOMS ? a.embedding[atom * SCALARS + f] : (real)0) + t * a.time[f];

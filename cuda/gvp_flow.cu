@@ -24,18 +24,9 @@ static __device__ __noinline__ void derivatives(const Network& a, real* scratch,
   FOR_EACH(axis, row, 3, ROWS) m.x[axis * ROWS + row] = (real)0;
   __syncthreads();
   output_tangents(scratch, last_jacobian(tape));
-  write_derivatives(p, [&](int d, int i) { return m.x[i % 3 * ROWS + i / 3 * DIRECTIONS + d]; });
+  write_derivatives(p, m.x);
   __syncthreads();
 }
 #endif
-
-// The field at one point.
-static __device__ void field(const Network& a, real* scratch, const Point& p) {
-  const bool with_derivatives = p.df || p.divergence;
-  if (!p.again) values(a, scratch, p, with_derivatives ? block_tape(scratch) : (real*)0);
-#if DIRECTIONS
-  if (with_derivatives) derivatives(a, scratch, p, block_tape(scratch));
-#endif
-}
 
 FIELD_KERNELS(gvp_field)

@@ -1,39 +1,11 @@
-// Derivatives of geometric vector perceptrons along DIRECTIONS at once, by forward mode, from the tape of their values (gvp.cuh). All they do is
-// linear: products with the network's weights, and with numbers of the tape, which serve every direction.
-//
-// Arrays are [numbers][lanes][DIRECTIONS], the lanes being atoms, or pairs of an atom with all others; messages of BESIDE atoms are computed at
-// once. A thread has all directions of a number.
+// Derivatives of geometric vector perceptrons along DIRECTIONS at once (tangents.cuh), from the tape of their values (gvp.cuh).
 #ifndef MODEJUMP_GVP_TANGENTS
 #define MODEJUMP_GVP_TANGENTS
 #include "gvp.cuh"
 
 #if DIRECTIONS
 // Threads that share out a sum over an atom's numbers.
-#define TOGETHER LEAST(MOST(THREADS / PADDED, 1), LEAST(BESIDE * EVEN(VECTORS), EVEN(SCALARS)))
-
-// Derivatives of a number.
-struct alignas(DIRECTIONS * sizeof(real)) Along { real v[DIRECTIONS]; };
-
-static __device__ Along along(const real* rows, int lane) { return *(const Along*)(rows + lane * DIRECTIONS); }
-static __device__ void put(real* rows, int lane, Along a) { *(Along*)(rows + lane * DIRECTIONS) = a; }
-static __device__ Along nothing() {
-  Along a;
-#pragma unroll
-  for (int d = 0; d < DIRECTIONS; ++d) a.v[d] = (real)0;
-  return a;
-}
-// a + s b
-static __device__ Along plus(Along a, real s, Along b) {
-#pragma unroll
-  for (int d = 0; d < DIRECTIONS; ++d) a.v[d] += s * b.v[d];
-  return a;
-}
-static __device__ Along operator+(Along a, Along b) { return plus(a, (real)1, b); }
-static __device__ Along operator*(real s, Along a) {
-#pragma unroll
-  for (int d = 0; d < DIRECTIONS; ++d) a.v[d] *= s;
-  return a;
-}
+#define PARTS_OF_SUM LEAST(TOGETHER(PADDED), LEAST(BESIDE * EVEN(VECTORS), EVEN(SCALARS)))
 
 struct Tangents {
   real *s, *v, *x;                      // [SCALARS][ROWS], [VECTORS][3][ROWS], [3][ROWS]
@@ -42,41 +14,20 @@ struct Tangents {
 };
 
 static __device__ Tangents tangents_layout(real* memory) {
-  const auto rows = [&](int numbers, int row) {
-    real* const start = memory;
-    memory += numbers * row;
-    return start;
-  };
   Tangents m;
-  m.s = rows(EVEN(SCALARS), ROWS);
-  m.v = rows(3 * VECTORS, ROWS);
-  m.x = rows(3, ROWS);
-  m.of_s = rows(EVEN(SCALARS), ROWS);
-  m.of_v = rows(3 * EVEN(HIDDEN), ROWS);
-  m.out_v = rows(3 * EVEN(VECTORS), OUT_ROWS);
-  m.distance = rows(1, PAIR_ROWS);
-  m.norm = rows(EVEN(HIDDEN), PAIR_ROWS);
-  m.u = rows(3, SUM_ROWS);
-  m.a = rows(EVEN(SCALARS), SUM_ROWS);
-  m.g = rows(EVEN(VECTORS), SUM_ROWS);
+  m.s = take(memory, EVEN(SCALARS), ROWS);
+  m.v = take(memory, 3 * VECTORS, ROWS);
+  m.x = take(memory, 3, ROWS);
+  m.of_s = take(memory, EVEN(SCALARS), ROWS);
+  m.of_v = take(memory, 3 * EVEN(HIDDEN), ROWS);
+  m.out_v = take(memory, 3 * EVEN(VECTORS), OUT_ROWS);
+  m.distance = take(memory, 1, PAIR_ROWS);
+  m.norm = take(memory, EVEN(HIDDEN), PAIR_ROWS);
+  m.u = take(memory, 3, SUM_ROWS);
+  m.a = take(memory, EVEN(SCALARS), SUM_ROWS);
+  m.g = take(memory, EVEN(VECTORS), SUM_ROWS);
   return m;
 }
-#define OWN_TANGENTS(scratch) STATE_MEMORY(scratch); const Tangents m = tangents_layout(memory)
-
-// The coordinates that the directions of a share move, first to last, and their atoms.
-struct Share {
-  int part;
-  __device__ int first_atom() const { return part * DIRECTIONS / 3; }
-  __device__ int last_atom() const { return LEAST((part * DIRECTIONS + DIRECTIONS - 1) / 3, ATOMS - 1); }
-  __device__ int atoms() const { return last_atom() - first_atom() + 1; }
-  __device__ bool moves(int atom) const { return first_atom() <= atom && atom <= last_atom(); }
-};
-
-// Atoms with all their pairs: `count` from the `first` on, and the last of all if `number` is one more.
-struct Atoms {
-  int first, count, number;
-  __device__ int at(int index) const { return index < count ? first + index : ATOMS - 1; }
-};
 
 // The parts of a perceptron that are linear in s and V.
 static __device__ __noinline__ void linear_tangents(const real* w, real* scratch, const Gvp& gvp) {
@@ -88,34 +39,24 @@ static __device__ __noinline__ void linear_tangents(const real* w, real* scratch
   __syncthreads();
 }
 
-// A perceptron's derivatives from those of its linear parts, in LINES lanes. `kept(lane)`: its rows of the tape; of_s(o, row, eight): what ds′
+// A perceptron's derivatives from those of its linear parts, in WIDTH lanes. `kept(lane)`: its rows of the tape; of_s(o, row, eight): what ds′
 // starts from; hidden(q, axis, lane): dVh. ds′ is left in m.a, dg in m.g; with_scalars() is called when ds′ is there, and has the threads that dg
 // leaves idle. Begins after a barrier and ends with one.
-template <int LINES, class Kept, class OfS, class Hidden, class WithScalars>
+template <int WIDTH, class Kept, class OfS, class Hidden, class WithScalars>
 static __device__ void perceptron(const real* w, const Tangents& m, const Gvp& gvp, int n_radial, const Kept& kept, const OfS& of_s,
                                   const Hidden& hidden, const WithScalars& with_scalars) {
-  FOR_EACH(q, lane, gvp.n_hidden, LINES) {
+  FOR_EACH(q, lane, gvp.n_hidden, WIDTH) {
     const real* const by = kept(lane) + (OF_HIDDEN + 3 * q) * PADDED;
     Along sum = nothing();
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) sum = plus(sum, by[axis * PADDED], hidden(q, axis, lane));
-    put(m.norm + q * LINES * DIRECTIONS, lane, sum);
+    put(m.norm + q * WIDTH * DIRECTIONS, lane, sum);
   }
   __syncthreads();
-  const auto bent = [&](int o, int row, real* sum) {
-    const int number = SLOPE + LEAST(o, SCALARS - 1);
-#pragma unroll
-    for (int r = 0; r < 8; r += DIRECTIONS) {
-      const real slope = kept(row / DIRECTIONS + r / DIRECTIONS)[number * PADDED];
-#pragma unroll
-      for (int d = 0; d < DIRECTIONS; ++d) sum[r + d] *= slope;
-    }
-    put_eight(m.a + o * SUM_ROWS + row, sum);
-  };
   const real* const inputs = w + gvp.inputs + n_radial * EVEN(SCALARS);
-  product(inputs, gvp.n_hidden, EVEN(SCALARS), LINES * DIRECTIONS, m.norm, of_s, bent);
+  product(inputs, gvp.n_hidden, EVEN(SCALARS), WIDTH * DIRECTIONS, m.norm, of_s, scaled(kept, SLOPE, SCALARS, m.a, SUM_ROWS));
   __syncthreads();
-  product(w + gvp.gates, SCALARS, EVEN(gvp.n_out), LINES * DIRECTIONS, m.a, Zero{}, Store{m.g, SUM_ROWS}, SUM_ROWS);
+  product(w + gvp.gates, SCALARS, EVEN(gvp.n_out), WIDTH * DIRECTIONS, m.a, Zero{}, Store{m.g, SUM_ROWS}, SUM_ROWS);
   with_scalars();
   __syncthreads();
 }
@@ -123,23 +64,21 @@ static __device__ void perceptron(const real* w, const Tangents& m, const Gvp& g
 // Adds the messages' tangents of BESIDE of the atoms, from the `first` on: to them, from all sources; or FROM them, to all that the share does
 // not move. A lane is a pair of one of them and of any atom.
 template <bool FROM>
-static __device__ __noinline__ void message_tangents(const Trunk& a, real* scratch, const Gvp& gvp, const Share share, const Atoms atoms,
-                                                     int first, const real* tape, int layer) {
+static __device__ __noinline__ void message_tangents(const Trunk& a, real* scratch, const Gvp& gvp, const Share share,
+                                                     const Lanes<FROM> lanes, const real* tape, int layer) {
   OWN_TANGENTS(scratch);
   const real* const w = a.weights;
   const real *const direction_hidden = w + gvp.direction_hidden, *const direction_outputs = w + gvp.direction_outputs;
-  const auto own = [&](int lane) { return atoms.at(LEAST(first + lane / PADDED, atoms.number - 1)); };
-  const auto source = [&](int lane) { return FROM ? own(lane) : lane % PADDED; };
-  // the tape has edges from padding, but none to it
-  const auto target = [&](int lane) { return FROM ? LEAST(lane % PADDED, ATOMS - 1) : own(lane); };
-  const auto edge = [&](int lane) { return edges_to(tape, layer, target(lane)) + source(lane); };
+  const auto source = [&](int lane) { return lanes.source(lane); };
+  const auto target = [&](int lane) { return lanes.target(lane); };
+  const auto edge = [&](int lane) { return lanes.edge(tape, layer, lane); };
   const auto kept = [&](int lane) { return edge(lane) + MESSAGE * PADDED; };
-  FOR_EACH(zero, lane, 1, BESIDE * PADDED) {
+  FOR_EACH(zero, lane, 1, LINES) {
     const real* const of_edge = edge(lane);
     Along moved[3], distance = nothing();
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) {
-      moved[axis] = plus(along(m.x + axis * ROWS, source(lane)), (real)-1, along(m.x + axis * ROWS, target(lane)));
+      moved[axis] = along(m.x + axis * ROWS, source(lane)) - along(m.x + axis * ROWS, target(lane));
       distance = plus(distance, of_edge[(DIRECTION + axis) * PADDED], moved[axis]);
     }
     distance = of_edge[STRETCH * PADDED] * distance;
@@ -165,10 +104,10 @@ static __device__ __noinline__ void message_tangents(const Trunk& a, real* scrat
     return plus(along(m.of_v + (3 * q + axis) * ROWS, source(lane)), direction_hidden[q], along(m.u + axis * SUM_ROWS, lane));
   };
   const real factor = (real)a.inverse_message_norm;
-  const int places = LEAST(BESIDE, atoms.number - first);
+  const int places = lanes.places();
   const auto add = [&](real* to, int atom, Along sum) { put(to, atom, plus(along(to, atom), factor, sum)); };
   if (FROM) {
-    perceptron<BESIDE * PADDED>(w, m, gvp, RADIAL, kept, of_s, hidden, [] {});
+    perceptron<LINES>(w, m, gvp, RADIAL, kept, of_s, hidden, [] {});
     FOR_ITEMS(number, atom, NUMBERS) {
       if (atom >= ATOMS || share.moves(atom)) continue;
       const int vector = number - SCALARS, unit = vector / 3;
@@ -194,10 +133,10 @@ static __device__ __noinline__ void message_tangents(const Trunk& a, real* scrat
         Along sum = nothing();
 #pragma unroll 8
         for (int j = 0; j < PADDED; ++j) sum = sum + along(of_pairs, place * PADDED + j);
-        add(m.s + number * ROWS, atoms.at(first + place), sum);
+        add(m.s + number * ROWS, lanes.own(place * PADDED), sum);
       }
     };
-    perceptron<BESIDE * PADDED>(w, m, gvp, RADIAL, kept, of_s, hidden, sum_scalars);
+    perceptron<LINES>(w, m, gvp, RADIAL, kept, of_s, hidden, sum_scalars);
     for (int item = threadIdx.x; item < places * 3 * VECTORS; item += THREADS) {
       const int vector = item % (3 * VECTORS), unit = vector / 3, place = item / (3 * VECTORS), pairs = place * PADDED;
       const real *const gates = kept(pairs) + (GATE + unit) * PADDED, *const gated = kept(pairs) + (GATED + vector) * PADDED;
@@ -214,7 +153,7 @@ static __device__ __noinline__ void message_tangents(const Trunk& a, real* scrat
           sum = plus(sum, by_gate.v[r], along(g, pairs + j));
         }
       }
-      add(m.v + vector * ROWS, atoms.at(first + place), sum);
+      add(m.v + vector * ROWS, lanes.own(place * PADDED), sum);
     }
   }
   __syncthreads();
@@ -224,16 +163,16 @@ static __device__ __noinline__ void message_tangents(const Trunk& a, real* scrat
 static __device__ __noinline__ void normalise_tangents(real* scratch, const real* tape) {
   OWN_TANGENTS(scratch);
   const auto at = [&](int number, int atom) { return tape[number * PADDED + atom]; };
-  FOR_ITEMS(part, atom, TOGETHER) {
+  FOR_ITEMS(part, atom, PARTS_OF_SUM) {
     Along mean = nothing(), normal = nothing(), gradient = nothing();
 #pragma unroll 4
-    for (int f = part; f < SCALARS; f += TOGETHER) {
+    for (int f = part; f < SCALARS; f += PARTS_OF_SUM) {
       const Along s = along(m.s + f * ROWS, atom);
       mean = mean + s;
       normal = plus(normal, at(NORMAL + f, atom), s);
     }
 #pragma unroll 4
-    for (int v = part; v < 3 * VECTORS; v += TOGETHER) gradient = plus(gradient, at(GRADIENT + v, atom), along(m.v + v * ROWS, atom));
+    for (int v = part; v < 3 * VECTORS; v += PARTS_OF_SUM) gradient = plus(gradient, at(GRADIENT + v, atom), along(m.v + v * ROWS, atom));
     put(m.a + part * ROWS, atom, mean);
     put(m.of_s + part * ROWS, atom, normal);
     put(m.g + part * ROWS, atom, gradient);
@@ -244,7 +183,7 @@ static __device__ __noinline__ void normalise_tangents(real* scratch, const real
     const int which = item / PADDED, atom = item % PADDED;
     const real* const parts = which == 0 ? m.a : which == 1 ? m.of_s : m.g;
     Along sum = nothing();
-    for (int part = 0; part < TOGETHER; ++part) sum = sum + along(parts + part * ROWS, atom);
+    for (int part = 0; part < PARTS_OF_SUM; ++part) sum = sum + along(parts + part * ROWS, atom);
     if (which == 2) put(gradient, atom, sum);
     else put(which == 0 ? mean : normal, atom, ((real)1 / SCALARS) * sum);
   }
@@ -298,11 +237,7 @@ static __device__ __noinline__ void update_tangents(const real* w, real* scratch
 static __device__ void tangents(const Trunk& a, real* scratch, const Point& p, bool trace, const real* tape) {
   OWN_TANGENTS(scratch);
   const Share share = {p.part};
-  FOR_EACH(axis, row, 3, ROWS) {
-    const int atom = row / DIRECTIONS, direction = p.part * DIRECTIONS + row % DIRECTIONS;
-    const double moved = atom >= ATOMS ? 0.0 : p.dx ? p.dx[3 * atom + axis] : 3 * atom + axis == direction ? 1.0 : 0.0;
-    m.x[axis * ROWS + row] = (real)moved;
-  }
+  read_directions(p, m.x);
   // nothing before the first layer's messages depends on x
   FOR_ITEMS(f, atom, EVEN(SCALARS)) {
     put(m.s + f * ROWS, atom, nothing());
@@ -312,19 +247,15 @@ static __device__ void tangents(const Trunk& a, real* scratch, const Point& p, b
   FOR_ITEMS(q, atom, 3 * EVEN(HIDDEN)) put(m.of_v + q * ROWS, atom, nothing());
   FOR_ITEMS(u, atom, 3 * EVEN(VECTORS)) put(m.out_v + u * OUT_ROWS, atom, nothing());
   __syncthreads();
-  const int with_last = share.last_atom() < ATOMS - 1 ? 1 : 0;
   for (int l = 0; l < LAYERS; ++l) {
     const Layer& layer = a.layers[l];
     const real* const of_atoms = atoms_of(tape, l);
-    // in the first layer only pairs of the share's atoms change, and in the last one only its atoms' messages may be asked for
-    const bool sparse = l == 0 && !p.dx, few = sparse || (l + 1 == LAYERS && trace && !p.dx);
-    const int number = few ? share.atoms() : ATOMS;
-    const Atoms atoms = {few ? share.first_atom() : 0, number, few && !sparse ? number + with_last : number};
+    const Atoms atoms = destinations_of(p, l, trace);
     if (l > 0) linear_tangents(a.weights, scratch, layer.message);
     for (int first = 0; first < atoms.number; first += BESIDE)
-      message_tangents<false>(a, scratch, layer.message, share, atoms, first, tape, l);
-    for (int first = 0; sparse && first < atoms.number; first += BESIDE)
-      message_tangents<true>(a, scratch, layer.message, share, atoms, first, tape, l);
+      message_tangents(a, scratch, layer.message, share, Lanes<false>{atoms, first}, tape, l);
+    for (int first = 0; is_sparse(p, l) && first < atoms.number; first += BESIDE)
+      message_tangents(a, scratch, layer.message, share, Lanes<true>{atoms, first}, tape, l);
     normalise_tangents(scratch, of_atoms + MESSAGE_NORM * PADDED);
     update_tangents(a.weights, scratch, layer.update, of_atoms + UPDATE * PADDED);
     if (l + 1 < LAYERS) output_tangents(scratch, of_atoms + JACOBIAN * PADDED);

@@ -6,7 +6,6 @@
 //
 // Sizes are those of one model: INPUTS (of the network, without those of the time), TIMES, WIDTH, LAYERS; with INVARIANT also ATOMS,
 // VOLUMES, SWAPS and TRIGONOMETRIC (the noise is sin πt/2, else t).
-#define COMPONENTS 1
 #define PADDED 8
 // All weights come from the L2 cache.
 #define RESIDENT 512
@@ -14,10 +13,9 @@
 #if !INVARIANT
 #define ATOMS 1
 #endif
-#include "jets.cuh"
+#include "networks.cuh"
 
 #define W EVEN(WIDTH)
-#define MOST(a, b) ((a) > (b) ? (a) : (b))
 #define FLOOR (real)1e-10
 #define KEPT (SCORE ? LAYERS : 1)
 #if INVARIANT
@@ -333,7 +331,7 @@ static __device__ void backward(const Arguments& a, const State& m, int first) {
 #endif
 
 KERNEL(mlp, Arguments) {
-  BLOCK_MEMORY(a.batch.scratch, MEMORY);
+  BLOCK_MEMORY(a.batch.scratch + (size_t)blockIdx.x * MEMORY);
   const State m = layout(memory);
   for (int first = LANES * blockIdx.x; first < a.batch.n; first += LANES * gridDim.x) {
     forward(a, m, first);

@@ -1,12 +1,12 @@
 // The ODE of a continuous flow from end to end in one launch: the solver of src/ode.rs, with the velocity that
-// src/models/continuous/mod.rs makes of a field of jets.cuh.
+// src/models/continuous/mod.rs makes of a field.
 //
 // A team of blocks takes one sample after the other. Its blocks share out the parts of the divergence; all else each of them does
 // for itself, from the same numbers and in the same order, so that they agree on every step. They meet once an evaluation. A
 // sample's numbers depend neither on its team nor on the other samples.
 #ifndef MODEJUMP_ODE
 #define MODEJUMP_ODE
-#include "jets.cuh"
+#include "tangents.cuh"
 
 #define DIMENSION (3 * ATOMS)
 #define FOR_NUMBERS(i, count) for (int i = threadIdx.x; i < (count); i += THREADS)
@@ -326,7 +326,7 @@ static __device__ void carry(const Ode& o, const Field& field) {
   for (int row = team.index; row < o.n; row += gridDim.x / o.team) path.run(row);
 }
 
-// The kernels of a model, of its Network and field(network, scratch, point): `values` of a batch, and paths.
+// The kernels of a model, of its Network, values and derivatives (as field(..) needs them): `values` of a batch, and paths.
 #define FIELD_KERNELS(values)                                                          \
   struct OfBatch { Batch batch; Network network; };                                    \
   KERNEL(values, OfBatch) {                                                            \

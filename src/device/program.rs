@@ -1,13 +1,14 @@
 //! The sources of kernels, embedded, with the sizes that they are compiled for.
 
 /// What sources include, in the order of replacement: each may name those behind it.
-const HEADERS: [(&str, &str); 8] = [
+const HEADERS: [(&str, &str); 9] = [
     ("#include \"coupling_back.cuh\"", include_str!("../../cuda/coupling_back.cuh")),
     ("#include \"ode.cuh\"", include_str!("../../cuda/ode.cuh")),
     ("#include \"gvp_tangents.cuh\"", include_str!("../../cuda/gvp_tangents.cuh")),
     ("#include \"gvp.cuh\"", include_str!("../../cuda/gvp.cuh")),
     ("#include \"tarflow.cuh\"", include_str!("../../cuda/tarflow.cuh")),
-    ("#include \"jets.cuh\"", include_str!("../../cuda/jets.cuh")),
+    ("#include \"tangents.cuh\"", include_str!("../../cuda/tangents.cuh")),
+    ("#include \"networks.cuh\"", include_str!("../../cuda/networks.cuh")),
     ("#include \"common.cuh\"", include_str!("../../cuda/common.cuh")),
     ("#include \"tensor.cuh\"", include_str!("../../cuda/tensor.cuh")),
 ];

@@ -1,8 +1,9 @@
-//! Vector fields and energies of molecules on a GPU: batches, launches and the sharing-out of divergences (`cuda/jets.cuh`); the ODE
-//! of a flow in `ode.rs`. A model brings its kernels and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`,
+//! Vector fields and energies of molecules on a GPU: batches, launches and the sharing-out of divergences (`cuda/networks.cuh`); the ODE
+//! of a flow in `ode.rs`, blocks of networks on messages in `tangents.rs`. A model brings its kernels and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`,
 //! `graphormer_ebm/cuda.rs`, `gvp_ebm/cuda.rs`, `mlp_ebm/cuda.rs`, `invariant_ebm/cuda.rs`.
 
 mod ode;
+pub mod tangents;
 
 use super::field::{EnergyFunction, PathSolver, VectorField};
 use super::network::{Evaluator, Network};
@@ -21,15 +22,6 @@ pub fn threads<R>() -> usize {
         8 => 192,
         _ => 384,
     }
-}
-
-/// Lanes of pairs that fill a block.
-const PAIR_LANES: usize = 192;
-
-/// Atoms whose messages are computed at once: as many as make enough lanes for a block, if its state of `memory(number)` numbers fits into
-/// shared memory.
-pub fn destinations<R>(lanes: usize, shared: usize, memory: impl Fn(usize) -> usize) -> usize {
-    (1..=PAIR_LANES / lanes).rev().find(|&number| !needs_scratch::<R>(memory(number), shared)).unwrap_or(1)
 }
 
 /// Whether a block's state of so many numbers is too large for shared memory: the constant SCRATCH of its kernel.
@@ -220,8 +212,6 @@ pub struct FieldKernel {
     pub directions: usize,
     /// Shares of a configuration's score.
     pub shares: usize,
-    /// What a block computes before its first share of a configuration takes as long as so many shares.
-    pub values: usize,
     /// Blocks of a team for few configurations; 1 where each has a block of its own however few there are.
     pub team: usize,
     /// The program of a variant, and the numbers of a block.
@@ -249,7 +239,6 @@ impl FieldKernel {
             threads,
             directions: 1,
             shares: 1,
-            values: 0,
             team: 1,
             program,
             memory,

@@ -1,12 +1,15 @@
 //! The vector field of ECNF.
 
-use super::driver::Sanitizer;
-use super::{fibres, fields, with_tensor_cores};
-use modejump::device::Device;
+use super::driver::{Fibres, Sanitizer};
+use super::fields::{self, largest, normals};
+use super::{fibres, with_tensor_cores};
+use modejump::device::{Device, Driver};
 use modejump::models::egnn_flow::{Egnn, EgnnConfig};
 use modejump::models::network::{Evaluator, Network};
+use modejump::models::VectorField;
 use modejump::nn::Real;
 use modejump::rng::{Stream, StreamId};
+use std::sync::Arc;
 
 fn random<R: Real>(config: EgnnConfig) -> Evaluator<Egnn, R> {
     let network = Egnn::new(config).unwrap();
@@ -42,6 +45,17 @@ fn small_networks() {
 fn sizes_of_ecnf() {
     let driver = fibres("egnn-whole-f32", Sanitizer::None);
     fields::compare("egnn-whole-f32", &whole::<f32>(), &whole::<f32>().on_device(&driver).unwrap(), 1, 5e-5);
+    let driver: Arc<dyn Driver> = Arc::new(Fibres::new("egnn-smaller", Sanitizer::None).with_shared_memory(99 << 10));
+    let card = whole::<f32>().on_device(&driver).unwrap();
+    fields::compare("egnn-whole-f32 of a smaller card", &whole::<f32>(), &card, 1, 5e-5);
+}
+
+/// With too little shared memory the state of a block lies in memory of its own, and blocks take several configurations.
+#[test]
+fn without_shared_memory() {
+    let driver: Arc<dyn Driver> =
+        Arc::new(Fibres::new("egnn-no-shared", Sanitizer::Address).with_shared_memory(1 << 10));
+    fields::compare("egnn-no-shared", &small::<f32>(), &small::<f32>().on_device(&driver).unwrap(), 5, 2e-5);
 }
 
 #[test]
@@ -54,6 +68,39 @@ fn by_tensor_cores() {
 fn under_the_thread_sanitizer() {
     let driver = fibres("egnn-thread", Sanitizer::Thread);
     fields::compare("egnn-thread", &small::<f32>(), &small::<f32>().on_device(&driver).unwrap(), 1, 2e-5);
+}
+
+fn with_fault(name: &str, sanitizer: Sanitizer, fault: [&'static str; 2]) -> (Vec<f64>, modejump::Result<()>) {
+    fields::with_fault(name, sanitizer, fault, |driver| small::<f32>().on_device(driver).unwrap())
+}
+
+#[test]
+fn a_missing_barrier_is_a_data_race() {
+    let of_values = "((real)1 - gate) * m.message[f * PAIR_LANES + pair];\n      }\n    }\n    __syncthreads();";
+    let of_tangents = "    put(m.first + (2 * part + 1) * PAIR_ROWS, lane, towards);\n  }\n  __syncthreads();";
+    for (name, from) in [("egnn-race", of_values), ("egnn-tangents-race", of_tangents)] {
+        let fault = [from, from.strip_suffix("__syncthreads();").unwrap()];
+        let said = with_fault(name, Sanitizer::Thread, fault).1.unwrap_err().to_string();
+        assert!(said.contains("data race"), "{said}");
+    }
+}
+
+/// Messages between atoms of a share that are added twice, those of an atom to itself, and y without its way through the gate.
+#[test]
+fn wrong_derivatives_are_found() {
+    let (mut f, mut want) = (vec![0.0; 75], vec![0.0; 5]);
+    small::<f32>().evaluate_divergence(&[0.5; 5], &normals(75, 1), &mut f, &mut want);
+    let faults = [
+        ("egnn-twice", " || share.moves(atom)) continue;", ") continue;"),
+        ("egnn-own-message", "edges.counts(pair) ? gate : (real)0", "gate"),
+        ("egnn-gate", "through_gate * of_attention(f)", "(real)0"),
+    ];
+    for (name, from, to) in faults {
+        let (found, said) = with_fault(name, Sanitizer::None, [from, to]);
+        said.unwrap();
+        let error = largest(&want, &found);
+        assert!(error > 1e-3, "{name}: {error:e}");
+    }
 }
 
 #[test]

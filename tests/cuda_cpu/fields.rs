@@ -1,7 +1,12 @@
 //! What the tests of vector fields share.
 
+use super::driver::{Fibres, Sanitizer};
+use modejump::device::Driver;
+use modejump::models::field_on_device::FieldOnDevice;
 use modejump::models::{EnergyFunction, VectorField};
+use modejump::nn::Real;
 use modejump::rng::{Stream, StreamId};
+use std::sync::Arc;
 
 pub fn normals(n: usize, index: u64) -> Vec<f64> {
     let mut stream = Stream::new(9, StreamId::Test, index, 0);
@@ -36,6 +41,20 @@ pub fn compare(name: &str, host: &dyn VectorField, card: &dyn VectorField, rows:
         println!("{name}: {what} {error:.1e}");
         assert!(error < tolerance, "{name}: {what} differs by {error:e}");
     }
+}
+
+/// Divergences of five rows of five atoms by kernels with a planted fault, and what was said.
+pub fn with_fault<R: Real>(
+    name: &str,
+    sanitizer: Sanitizer,
+    [from, to]: [&'static str; 2],
+    on_device: impl Fn(&Arc<dyn Driver>) -> FieldOnDevice<R>,
+) -> (Vec<f64>, modejump::Result<()>) {
+    let driver: Arc<dyn Driver> = Arc::new(Fibres::new(name, sanitizer).with_fault(from, to));
+    let card = on_device(&driver);
+    let mut divergence = vec![0.0; 5];
+    card.evaluate_divergence(&[0.5; 5], &normals(75, 1), &mut [0.0; 75], &mut divergence);
+    (divergence, card.failure())
 }
 
 /// Energies and scores of configurations against the CPU, relative to the largest.

@@ -105,25 +105,16 @@ fn a_failure_is_told() {
     assert!(said.contains("heap-buffer-overflow"), "{said}");
 }
 
-/// Divergences of five rows by kernels with a planted fault, and what was said.
-fn with_fault(
-    name: &str,
-    sanitizer: Sanitizer,
-    (from, to): (&'static str, &'static str),
-) -> (Vec<f64>, modejump::Result<()>) {
-    let driver: Arc<dyn Driver> = Arc::new(Fibres::new(name, sanitizer).with_fault(from, to));
-    let card = small::<f32>().on_device(&driver).unwrap();
-    let mut divergence = vec![0.0; 5];
-    card.evaluate_divergence(&[0.5; 5], &normals(75, 1), &mut [0.0; 75], &mut divergence);
-    (divergence, card.failure())
+fn with_fault(name: &str, sanitizer: Sanitizer, fault: [&'static str; 2]) -> (Vec<f64>, modejump::Result<()>) {
+    fields::with_fault(name, sanitizer, fault, |driver| small::<f32>().on_device(driver).unwrap())
 }
 
 #[test]
 fn a_missing_barrier_is_a_data_race() {
     let of_values = "  norms<PAIR_LANES>(m, gvp, w + gvp.direction_hidden, RADIAL, perceptrons);\n  __syncthreads();";
-    let of_tangents = "    put(m.norm + q * LINES * DIRECTIONS, lane, sum);\n  }\n  __syncthreads();";
+    let of_tangents = "    put(m.norm + q * WIDTH * DIRECTIONS, lane, sum);\n  }\n  __syncthreads();";
     for (name, from) in [("gvp-race", of_values), ("gvp-tangents-race", of_tangents)] {
-        let fault = (from, from.strip_suffix("  __syncthreads();").unwrap());
+        let fault = [from, from.strip_suffix("  __syncthreads();").unwrap()];
         let said = with_fault(name, Sanitizer::Thread, fault).1.unwrap_err().to_string();
         assert!(said.contains("data race"), "{said}");
     }
@@ -140,7 +131,7 @@ fn wrong_derivatives_are_found() {
         ("gvp-own-message", "record.counts(lane) ? m.g[u * WIDTH + lane] : (real)0", "m.g[u * WIDTH + lane]"),
     ];
     for (name, from, to) in faults {
-        let (found, said) = with_fault(name, Sanitizer::None, (from, to));
+        let (found, said) = with_fault(name, Sanitizer::None, [from, to]);
         said.unwrap();
         let error = largest(&want, &found);
         assert!(error > 1e-3, "{name}: {error:e}");

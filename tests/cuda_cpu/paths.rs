@@ -142,12 +142,17 @@ fn adaptive_steps() {
 /// A sample's bits depend neither on its team nor on the other samples.
 #[test]
 fn a_sample_is_the_same_in_every_batch() {
-    let card = gvp::<f32>(&velocity(ADAPTIVE)).on_device(&fibres("paths-batch", Sanitizer::None)).unwrap();
+    let (config, driver) = (velocity(ADAPTIVE), fibres("paths-batch", Sanitizer::None));
+    check_bits(&gvp::<f32>(&config).on_device(&driver).unwrap());
+    check_bits(&egnn::<f32>(&config).on_device(&driver).unwrap());
+}
+
+fn check_bits(card: &ContinuousFlow<FieldOnDevice<f32>>) {
     let z = normals(5 * card.dimension(), 1);
-    let all = run(&card, &z, false).unwrap();
+    let all = run(card, &z, false).unwrap();
     for row in [0, 4] {
         let range = row * card.dimension()..(row + 1) * card.dimension();
-        let one = run(&card, &z[range.clone()], false).unwrap();
+        let one = run(card, &z[range.clone()], false).unwrap();
         assert!(one.points == all.points[range] && one.log_det[0] == all.log_det[row]);
     }
 }

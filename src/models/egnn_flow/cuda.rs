@@ -3,16 +3,15 @@
 use super::{Egnn, EgnnConfig};
 use crate::device::{Driver, Program};
 use crate::error::Result;
-use crate::models::field_on_device::{
-    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, Machine, Numbers, Packing,
-};
+use crate::models::field_on_device::tangents::{program, Block};
+use crate::models::field_on_device::{bytes, padded, threads, FieldKernel, FieldOnDevice, Machine, Packing};
 use crate::models::network::Evaluator;
 use crate::nn::tape::Weight;
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
 use std::sync::Arc;
 
-const SOURCE: &str = include_str!("../../../cuda/egnn_flow.cu");
+const SOURCE: (&str, &str) = ("egnn_flow", include_str!("../../../cuda/egnn_flow.cu"));
 
 /// `Layer` of the kernel.
 #[repr(C)]
@@ -27,13 +26,13 @@ struct LayerRecord {
     attention: i32,
     attention_bias: i32,
     coordinate: i32,
+    coordinate_back: i32,
     coordinate_bias: i32,
     coordinate_out: i32,
     node: i32,
     node_bias: i32,
     node_out: i32,
     node_out_bias: i32,
-    padding: i32,
 }
 
 /// `Network` of the kernels; addresses on the card.
@@ -47,50 +46,47 @@ struct NetworkRecord {
     step: f64,
 }
 
-/// Directions of a share of a divergence: the coordinates of an atom, where the state of jets with a component for each of them and one for the value
-/// fits into shared memory.
-const WIDEST: usize = 3;
-
 /// The kernels for a network of ECNF's sizes, in every variant.
 pub fn programs() -> Vec<Program> {
     let config =
         EgnnConfig { features: vec![vec![]; 22], n_features: 22, n_layers: 5, n_hidden: 64, coordinate_range: 15.0 };
-    let of = |d| [program::<f32>(&config, d, Machine::ELSEWHERE), program::<f64>(&config, d, Machine::ELSEWHERE)];
-    let by_tensor_cores = program::<f32>(&config, WIDEST, Machine::WITH_TENSOR_CORES);
-    [0, 1, WIDEST].into_iter().flat_map(of).chain([by_tensor_cores]).collect()
+    let plain = Machine::ELSEWHERE;
+    let single = [0, 1, directions::<f32>(&config, plain.shared)].map(|d| of_config::<f32>(&config, d, plain));
+    let double = [0, 1, directions::<f64>(&config, plain.shared)].map(|d| of_config::<f64>(&config, d, plain));
+    let others = [Machine::WITH_TENSOR_CORES, Machine::SMALLER];
+    let others = others.map(|machine| of_config::<f32>(&config, directions::<f32>(&config, machine.shared), machine));
+    single.into_iter().chain(double).chain(others).collect()
 }
 
-fn program<R: Real>(config: &EgnnConfig, directions: usize, Machine { shared, tensor }: Machine) -> Program {
-    let at_once = at_once::<R>(config, directions, shared);
-    let constants: [(_, &dyn std::fmt::Display); 10] = [
-        ("REAL", &crate::device::program::real::<R>()),
-        ("TENSOR", &u8::from(tensor)),
-        ("THREADS", &threads::<R>()),
-        ("COMPONENTS", &(directions + 1)),
-        ("DESTINATIONS", &at_once),
-        ("SCRATCH", &u8::from(needs_scratch::<R>(memory(config, directions, at_once), shared))),
-        ("ATOMS", &config.features.len()),
-        ("PADDED", &padded(config.features.len())),
-        ("HIDDEN", &config.n_hidden),
-        ("LAYERS", &config.n_layers),
-    ];
-    Program::new("egnn_flow", SOURCE, &constants)
+fn of_config<R: Real>(config: &EgnnConfig, directions: usize, machine: Machine) -> Program {
+    let block = block::<R>(config, directions, machine.shared);
+    let own = [("HIDDEN", config.n_hidden), ("LAYERS", config.n_layers)];
+    program::<R>(SOURCE, config.features.len(), &block, machine, &own)
 }
 
-/// Numbers of a block's state with messages to so many atoms at once, as `MEMORY` of the kernel counts them.
-fn memory(config: &EgnnConfig, directions: usize, at_once: usize) -> usize {
-    let (hidden, even) = (config.n_hidden, config.n_hidden.next_multiple_of(2));
-    padded(config.features.len()) * (directions + 1) * (2 * hidden + 9 + 2 * even + at_once * (2 * even + 7))
+/// For derivatives along so many directions at once; counted as `VALUES_MEMORY`, `TANGENTS_MEMORY` and the tape of the kernels are.
+fn block<R>(config: &EgnnConfig, directions: usize, shared: usize) -> Block {
+    let (n, hidden, even) = (config.features.len(), config.n_hidden, config.n_hidden.next_multiple_of(2));
+    let with_tape = usize::from(directions > 0);
+    let (lanes, rows) = (padded(n), padded(n) * directions);
+    let of_state = hidden + 2 * even + 9;
+    let values = |at_once: usize| lanes * (of_state + at_once * (7 + 2 * even + hidden * with_tape));
+    let tangents = |at_once: usize| rows * (of_state + 2 * at_once * (3 + even)) + 4 * (3 + even);
+    let tape = config.n_layers * (n * (5 + 4 * hidden) + hidden) * lanes;
+    Block::new::<R>(n, directions, shared, values, tangents, tape)
 }
 
-fn at_once<R>(config: &EgnnConfig, directions: usize, shared: usize) -> usize {
-    let lanes = padded(config.features.len()) * (directions + 1);
-    destinations::<R>(lanes, shared, |number| memory(config, directions, number))
+fn directions<R>(config: &EgnnConfig, shared: usize) -> usize {
+    Block::directions::<R>(shared, |directions| block::<R>(config, directions, shared))
 }
 
 /// Inputs `from` to `from + n` of a layer.
 fn inputs<R: Real>(packing: &mut Packing<R>, w: &Weight, from: usize, n: usize) -> i32 {
     packing.matrix(n, w.n_out, |p, i, o| p.at(w.place(from + i, o)))
+}
+
+fn transposed<R: Real>(packing: &mut Packing<R>, w: &Weight) -> i32 {
+    packing.matrix(w.n_out, w.n_in, |p, o, i| p.at(w.place(i, o)))
 }
 
 fn bias<R: Real>(packing: &mut Packing<R>, w: &Weight) -> i32 {
@@ -116,30 +112,26 @@ impl<R: Real> Evaluator<Egnn, R> {
                 attention: inputs(&mut packing, &layer.attention, 0, h),
                 attention_bias: bias(&mut packing, &layer.attention),
                 coordinate: inputs(&mut packing, &layer.coordinate[0], 0, h),
+                coordinate_back: transposed(&mut packing, &layer.coordinate[0]),
                 coordinate_bias: bias(&mut packing, &layer.coordinate[0]),
                 coordinate_out: inputs(&mut packing, &layer.coordinate[1], 0, h),
                 node: inputs(&mut packing, &layer.node[0], 0, 2 * h),
                 node_bias: bias(&mut packing, &layer.node[0]),
                 node_out: inputs(&mut packing, &layer.node[1], 0, h),
                 node_out_bias: bias(&mut packing, &layer.node[1]),
-                padding: 0,
             })
             .collect();
         let w = &network.embedding;
         let weight = |i: usize, o: usize| packing.at(w.place(i, o));
         let start = |o: usize| w.bias_of(self.parameters())[o].to_f64();
         let [embedding, time] = packing.embedding(&config.features, h, weight, start, config.n_features);
-        let (for_program, for_memory) = (config.clone(), config.clone());
-        let machine = Machine::of::<R>(driver);
-        let state =
-            move |directions| memory(&for_memory, directions, at_once::<R>(&for_memory, directions, machine.shared));
-        let directions = if needs_scratch::<R>(state(WIDEST), machine.shared) { 1 } else { WIDEST };
+        let (for_program, for_memory, machine) = (config.clone(), config.clone(), Machine::of::<R>(driver));
         let kernel = FieldKernel::new(
             ("egnn_field", 3 * config.features.len(), threads::<R>()),
-            move |variant| program::<R>(&for_program, variant.directions, machine),
-            move |variant| Numbers::of_state(state(variant.directions)),
+            move |variant| of_config::<R>(&for_program, variant.directions, machine),
+            move |variant| block::<R>(&for_memory, variant.directions, machine.shared).numbers,
         );
-        let mut kernel = FieldKernel { directions, ..kernel };
+        let mut kernel = FieldKernel { directions: directions::<R>(&config, machine.shared), ..kernel };
         kernel.arguments = bytes(&NetworkRecord {
             weights: kernel.keep(driver, &packing.weights)?,
             layers: kernel.keep(driver, &layers)?,

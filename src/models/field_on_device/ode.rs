@@ -120,10 +120,10 @@ impl ReportRecord {
 }
 
 /// Blocks of a team, of `resident` that run at once, for n samples with so many shares of a divergence: as few as take at most a
-/// tenth longer than the best number of them, counted in shares that are computed one after the other; each block's `values` take as long as so
-/// many of them.
-fn team_size(n: usize, shares: usize, values: usize, resident: usize) -> usize {
-    let time = |blocks: usize| n.div_ceil(resident / blocks) * (values + shares.div_ceil(blocks));
+/// tenth longer than the best number of them, counted in shares that are computed one after the other. Each block has the values to itself, which take
+/// as long as one of them: a little less by the multiply-adds of either field with a tape, and the rest of them is more.
+fn team_size(n: usize, shares: usize, resident: usize) -> usize {
+    let time = |blocks: usize| n.div_ceil(resident / blocks) * (1 + shares.div_ceil(blocks));
     let most = shares.min(resident);
     let best = (1..=most).map(time).min().unwrap_or(0);
     (1..=most).find(|&blocks| 10 * time(blocks) <= 11 * best).unwrap_or(1)
@@ -158,7 +158,7 @@ impl<R: Real> PathSolver for FieldOnDevice<R> {
             Divergence::Hutchinson { probes } => (1, probes),
         };
         let block = self.block(KERNEL, Variant::of_blocks(directions))?;
-        let team = team_size(n, shares, self.kernel.values, block.resident);
+        let team = team_size(n, shares, block.resident);
         let ode = Ode { team: team as i32, n_probes: shares as i32, ..Ode::of(flow, span) };
         let rows = block.resident / team * samples_of_a_team(&*self.driver);
         let mut reports = Vec::with_capacity(n);
@@ -234,16 +234,14 @@ impl<R: Real> FieldOnDevice<R> {
 mod tests {
     use super::*;
 
-    /// Of a card with 132 blocks, and the 21 shares of 22 atoms.
+    /// Of a card with 132 blocks, and the 16 shares of 22 atoms.
     #[test]
     fn teams_fill_the_card_where_samples_do_not() {
-        let size = |n| team_size(n, 21, 0, 132);
+        let size = |n| team_size(n, 16, 132);
         // one sample: a share each; as many as the card runs: none shared; many more: the same
-        assert_eq!([size(1), size(6), size(66), size(132), size(4096)], [21, 21, 2, 1, 1]);
-        // one round and a little: better than two rounds
-        assert_eq!(size(150), 7);
-        assert_eq!([team_size(5, 1, 0, 132), team_size(5, 21, 0, 1)], [1, 1]);
-        // where the values of each block take time as well, two blocks in three rounds are as good as seven in nine
-        assert_eq!([team_size(1, 16, 1, 132), team_size(150, 16, 1, 132)], [16, 2]);
+        assert_eq!([size(1), size(8), size(66), size(132), size(4096)], [16, 16, 2, 1, 1]);
+        // one round and a little: two blocks in three rounds are nearly as good as four in five
+        assert_eq!(size(150), 2);
+        assert_eq!([team_size(5, 1, 132), team_size(5, 16, 1)], [1, 1]);
     }
 }

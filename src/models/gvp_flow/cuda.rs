@@ -4,9 +4,9 @@ use super::layout::{GvpPlaces, NormPlaces, TrunkPlaces};
 use super::{GvpConfig, GvpField};
 use crate::device::{Driver, Program};
 use crate::error::Result;
+use crate::models::field_on_device::tangents::{self, Block};
 use crate::models::field_on_device::{
-    bytes, destinations, needs_scratch, padded, threads, FieldKernel, FieldOnDevice, Machine, NormRecord, Numbers,
-    Packing,
+    bytes, padded, threads, FieldKernel, FieldOnDevice, Machine, NormRecord, Packing,
 };
 use crate::nn::Real;
 use bytemuck::{Pod, Zeroable};
@@ -107,12 +107,12 @@ fn gvp<R: Real>(packing: &mut Packing<R>, places: &GvpPlaces, n_radial: usize) -
 /// The kernels for a network of BoltzNCE's sizes, in every variant.
 pub fn programs() -> Vec<Program> {
     let (plain, config) = (Machine::ELSEWHERE, boltznce_sizes());
-    let single = [0, 1, Block::directions::<f32>(&config, plain.shared)];
-    let double = [0, 1, Block::directions::<f64>(&config, plain.shared)];
+    let single = [0, 1, directions::<f32>(&config, plain.shared)];
+    let double = [0, 1, directions::<f64>(&config, plain.shared)];
     let tensor = program::<f32>(SOURCE, &config, single[2], Machine::WITH_TENSOR_CORES);
     let single = single.map(|directions| program::<f32>(SOURCE, &config, directions, plain));
     let double = double.map(|directions| program::<f64>(SOURCE, &config, directions, plain));
-    let directions = Block::directions::<f32>(&config, Machine::SMALLER.shared);
+    let directions = directions::<f32>(&config, Machine::SMALLER.shared);
     let smaller = program::<f32>(SOURCE, &config, directions, Machine::SMALLER);
     single.into_iter().chain(double).chain([tensor, smaller]).collect()
 }
@@ -135,83 +135,55 @@ fn boltznce_sizes() -> GvpConfig {
 pub fn programs_on_trunk(source: (&'static str, &'static str)) -> Vec<Program> {
     let (plain, config) = (Machine::ELSEWHERE, boltznce_sizes());
     let of = |directions| program::<f32>(source, &config, directions, plain);
-    let in_f64 = Block::directions::<f64>(&config, plain.shared);
-    vec![of(0), of(Block::directions::<f32>(&config, plain.shared)), program::<f64>(source, &config, in_f64, plain)]
+    let in_f64 = directions::<f64>(&config, plain.shared);
+    vec![of(0), of(directions::<f32>(&config, plain.shared)), program::<f64>(source, &config, in_f64, plain)]
 }
 
 fn norm<R: Real>(packing: &mut Packing<R>, places: &NormPlaces) -> NormRecord {
     packing.norm(places.weight.start, places.bias.start, places.weight.len())
 }
 
-/// Directions of a share, at most; a product's lanes come in eights.
-const MOST_DIRECTIONS: usize = 4;
-
-/// Numbers of a block, and how many atoms' messages it computes at once.
-struct Block {
-    numbers: Numbers,
-    /// Those of values, and those of tangents.
-    destinations: usize,
-    beside: usize,
+/// For derivatives along so many directions at once; counted as `VALUES_MEMORY`, `TANGENTS_MEMORY` and the tape of the kernels are.
+fn block<R>(config: &GvpConfig, directions: usize, shared: usize) -> Block {
+    let even = |n: usize| n.next_multiple_of(2);
+    let (n, scalars, vectors, hidden) =
+        (config.features.len(), config.n_scalars, config.n_vectors, config.n_vectors + 1);
+    let (lanes, rows) = (padded(n), padded(n) * directions);
+    let of_state = 2 * even(scalars) + 3 * vectors + 3 + 3 * even(hidden) + 3 * even(vectors);
+    let of_perceptron = scalars + 3 * hidden + 4 * vectors;
+    let of_jacobian = of_perceptron + even(scalars) + even(hidden) + 3 * even(vectors);
+    let of_row = 4 + even(hidden) + even(scalars) + even(vectors);
+    let with_tape = usize::from(directions > 0);
+    let of_pair = of_row + config.rbf_count * (1 + with_tape);
+    let values = |at_once: usize| lanes * (of_state + of_jacobian * with_tape + at_once * of_pair);
+    // rows of sums are four longer than there are lanes
+    let of_sums = 3 * even(vectors) + 3 + even(scalars) + even(vectors);
+    let tangents = |at_once: usize| rows * (of_state + at_once * of_row) + 4 * of_sums;
+    let of_edge = 5 + scalars + of_perceptron;
+    let of_norm = 2 * scalars + 6 * vectors + 1;
+    let of_atom = 2 * of_norm + of_perceptron + 3 * (scalars + 3 * vectors);
+    let tape = config.n_layers * (n * of_edge + of_atom) * lanes;
+    Block::new::<R>(n, directions, shared, values, tangents, tape)
 }
 
-impl Block {
-    /// For derivatives along so many directions at once; counted as `VALUES_MEMORY`, `TANGENTS_MEMORY` and `TAPE` of the kernels are.
-    fn new<R>(config: &GvpConfig, directions: usize, shared: usize) -> Block {
-        let even = |n: usize| n.next_multiple_of(2);
-        let (scalars, vectors, hidden) = (config.n_scalars, config.n_vectors, config.n_vectors + 1);
-        let (lanes, rows) = (padded(config.features.len()), padded(config.features.len()) * directions);
-        let of_state = 2 * even(scalars) + 3 * vectors + 3 + 3 * even(hidden) + 3 * even(vectors);
-        let of_perceptron = scalars + 3 * hidden + 4 * vectors;
-        let of_jacobian = of_perceptron + even(scalars) + even(hidden) + 3 * even(vectors);
-        let of_row = 4 + even(hidden) + even(scalars) + even(vectors);
-        let with_tape = usize::from(directions > 0);
-        let of_pair = of_row + config.rbf_count * (1 + with_tape);
-        let values = |at_once: usize| lanes * (of_state + of_jacobian * with_tape + at_once * of_pair);
-        // rows of sums are four longer than there are lanes
-        let of_sums = 3 * even(vectors) + 3 + even(scalars) + even(vectors);
-        let tangents = |at_once: usize| rows * (of_state + at_once * of_row) + 4 * of_sums * with_tape;
-        let destinations_of_values = destinations::<R>(lanes, shared, values);
-        let beside = if directions == 0 { 0 } else { destinations::<R>(rows, shared, tangents) };
-        let of_edge = 5 + scalars + of_perceptron;
-        let of_norm = 2 * scalars + 6 * vectors + 1;
-        let of_atom = 2 * of_norm + of_perceptron + 3 * (scalars + 3 * vectors);
-        let tape = config.n_layers * (config.features.len() * of_edge + of_atom) * lanes * with_tape;
-        let state = values(destinations_of_values).max(tangents(beside));
-        Block { numbers: Numbers { state, tape }, destinations: destinations_of_values, beside }
-    }
-
-    /// Directions of a share: as many as there is room for in shared memory, or as many as there may be where that is too small in any case.
-    fn directions<R>(config: &GvpConfig, shared: usize) -> usize {
-        let fits = |directions: &usize| {
-            !needs_scratch::<R>(Block::new::<R>(config, *directions, shared).numbers.state, shared)
-        };
-        [MOST_DIRECTIONS, 2, 1].into_iter().find(fits).unwrap_or(MOST_DIRECTIONS)
-    }
+fn directions<R>(config: &GvpConfig, shared: usize) -> usize {
+    Block::directions::<R>(shared, |directions| block::<R>(config, directions, shared))
 }
 
 fn program<R: Real>(
-    (name, source): (&'static str, &'static str),
+    source: (&'static str, &'static str),
     config: &GvpConfig,
     directions: usize,
-    Machine { shared, tensor }: Machine,
+    machine: Machine,
 ) -> Program {
-    let block = Block::new::<R>(config, directions, shared);
-    let constants: [(_, &dyn std::fmt::Display); 13] = [
-        ("REAL", &crate::device::program::real::<R>()),
-        ("TENSOR", &u8::from(tensor)),
-        ("THREADS", &threads::<R>()),
-        ("DIRECTIONS", &directions),
-        ("DESTINATIONS", &block.destinations),
-        ("BESIDE", &block.beside),
-        ("SCRATCH", &u8::from(needs_scratch::<R>(block.numbers.state, shared))),
-        ("ATOMS", &config.features.len()),
-        ("PADDED", &padded(config.features.len())),
-        ("SCALARS", &config.n_scalars),
-        ("VECTORS", &config.n_vectors),
-        ("RADIAL", &config.rbf_count),
-        ("LAYERS", &config.n_layers),
+    let own = [
+        ("SCALARS", config.n_scalars),
+        ("VECTORS", config.n_vectors),
+        ("RADIAL", config.rbf_count),
+        ("LAYERS", config.n_layers),
     ];
-    Program::new(name, source, &constants)
+    let block = block::<R>(config, directions, machine.shared);
+    tangents::program::<R>(source, config.features.len(), &block, machine, &own)
 }
 
 /// The kernel `name` of a source, without what it reads.
@@ -225,10 +197,9 @@ pub fn kernel<R: Real>(
     let kernel = FieldKernel::new(
         (name, 3 * config.features.len(), threads::<R>()),
         move |variant| program::<R>(source, &for_program, variant.directions, machine),
-        move |variant| Block::new::<R>(&for_memory, variant.directions, machine.shared).numbers,
+        move |variant| block::<R>(&for_memory, variant.directions, machine.shared).numbers,
     );
-    // multiply-adds of values with their tape are two thirds of a share's, and the rest of them is more
-    FieldKernel { directions: Block::directions::<R>(config, machine.shared), values: 1, ..kernel }
+    FieldKernel { directions: directions::<R>(config, machine.shared), ..kernel }
 }
 
 fn layers<R: Real>(packing: &mut Packing<R>, config: &GvpConfig, places: &TrunkPlaces) -> Vec<LayerRecord> {

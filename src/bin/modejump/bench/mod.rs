@@ -174,12 +174,10 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         }
         "egnn_flow/velocity" | "egnn_flow/velocity_divergence" => {
             let field = cases::egnn()?;
-            let flops = field.flops();
-            // as jets, where a tangent in every direction costs as much as the value
-            let by_jets = (1.0 + VectorField::dimension(&field) as f64) * flops;
+            let flops = [field.flops(), field.divergence_flops()];
             match device::default()?.driver() {
-                None => measure_field(name, &field, [flops, field.divergence_flops()], report)?,
-                Some(driver) => measure_field(name, &field.on_device(driver)?, [flops, by_jets], &report.on(driver))?,
+                None => measure_field(name, &field, flops, report)?,
+                Some(driver) => measure_field(name, &field.on_device(driver)?, flops, &report.on(driver))?,
             }
         }
         "graphormer_ebm/energy" | "graphormer_ebm/energy_score" => measure_network(name, cases::graphormer()?, report)?,
