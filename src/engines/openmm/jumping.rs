@@ -119,7 +119,7 @@ impl JumpingSimulation {
     /// A steerable model is taken to the temperature of the dynamics.
     ///
     /// Errors: another number of particles than the model has atoms, a constraint that the model does not keep (named) or that ties the
-    /// solute to the rest, frequency 0, a driven move without a solute, a move along gradients with one, an average over rotations with one
+    /// solute to the rest, frequency 0, a driven move of all particles, a move along gradients with one, an average over rotations with one
     /// or in a periodic box, a second model of other dimension.
     pub fn new(
         system: &System,
@@ -143,8 +143,10 @@ impl JumpingSimulation {
             )));
         }
         if let Acceptance::Driven(steps) = acceptance {
-            if solute.is_none() {
-                return Err(Error::invalid("a driven move needs a solute: without one nothing is left to give way"));
+            if particles.len() == all.len() {
+                return Err(Error::invalid(
+                    "a driven move needs a solute that is a part of the System: otherwise nothing is left to give way",
+                ));
             }
             if (2 * all.len() + 1).saturating_mul(steps) > u32::MAX as usize {
                 return Err(Error::invalid(format!(
