@@ -62,9 +62,9 @@ pub struct Md {
     /// ps
     #[arg(long, default_value_t = 0.001, requires = "driven")]
     relaxation_step: f64,
-    /// Average the model's density over so many orientations: less variable weights for as many likelihoods, exact where the energies
-    /// do not know of directions (no periodic box). For TarFlows
-    #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "solute"])]
+    /// Average the model's density over so many orientations, of which each proposal gets one at random: less variable weights for as many
+    /// likelihoods where the energies know little of directions. For TarFlows
+    #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "driven"])]
     rotations: Option<usize>,
     /// Steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
