@@ -1,6 +1,7 @@
 //! What scripts rely on: `sample`, `log-density` and their latent input, every trajectory format, `--json`, `bench`, `plot`.
 
 use modejump::io::model_file::{read_tensors, write_tensors, Data, Tensor};
+use modejump::io::trajectory;
 use serde_json::{json, Value};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -321,6 +322,57 @@ fn frames_in_angstrom_are_refused() {
     std::fs::write(path("a.safetensors"), write_tensors(&arrays, Default::default()).unwrap()).unwrap();
     let message = refused("cpu", &["log-density", MODEL, &path("a.safetensors"), "-o", &path("q.safetensors")]);
     assert!(message.contains("a.safetensors: ") && message.contains("nm, not Angstrom"), "{message}");
+    // samples of a model, whose log q is beside them, are in nm: a poor model is not refused
+    let arrays =
+        [("x".to_string(), arrays["x"].clone()), ("log_density".to_string(), (vec![3], Data::F64(vec![0.0; 3])))];
+    std::fs::write(path("a.safetensors"), write_tensors(&arrays.into(), Default::default()).unwrap()).unwrap();
+    modejump(&["log-density", MODEL, &path("a.safetensors"), "-o", &path("q.safetensors")]);
+}
+
+/// As `gmx pdb2gmx` gives them another order, which a format without names does not tell.
+#[test]
+fn frames_are_brought_to_the_models_order_by_a_topology() {
+    let folder = folder("reordered");
+    let path = |name: &str| folder.join(name).display().to_string();
+    let [x, exchanged, of_x, again, topology] =
+        ["x.npy", "exchanged.npy", "q.safetensors", "again.safetensors", "exchanged.pdb"].map(path);
+    modejump(&["sample", MODEL, "-n", "3", "-o", &x]);
+    modejump(&["log-density", MODEL, &x, "-o", &of_x]);
+    let mut frames = trajectory::read(x.as_ref()).unwrap();
+    frames.x.chunks_exact_mut(66).for_each(|x| (0..3).for_each(|k| x.swap(3 + k, 9 + k)));
+    trajectory::write(exchanged.as_ref(), &frames, None, &[]).unwrap();
+    let pdb = std::fs::read_to_string("models/ala2/topology.pdb").unwrap();
+    let mut lines: Vec<&str> = pdb.lines().collect();
+    let first = lines.iter().position(|line| line.starts_with("ATOM") || line.starts_with("HETATM")).unwrap();
+    lines.swap(first + 1, first + 3);
+    std::fs::write(&topology, lines.join("\n")).unwrap();
+    modejump(&["log-density", MODEL, &exchanged, "--topology", &topology, "-o", &again]);
+    assert!(largest_difference(&tensors(&of_x)["log_density"], &tensors(&again)["log_density"]) < 1e-4);
+    modejump(&["log-density", MODEL, &exchanged, "-o", &again]);
+    assert!(largest_difference(&tensors(&of_x)["log_density"], &tensors(&again)["log_density"]) > 10.0);
+    std::fs::write(&topology, pdb.replace("HH31", "HX31")).unwrap();
+    let message = refused("cpu", &["log-density", MODEL, &x, "--topology", &topology, "-o", &again]);
+    assert!(message.contains("exchanged.pdb: atom ACE1:HH31") && message.contains("the model's names"), "{message}");
+}
+
+#[test]
+fn inspect_lists_the_atoms() {
+    let text = modejump(&["inspect", MODEL]);
+    let has = |line: &str| text.lines().any(|found| found.split_whitespace().eq(line.split_whitespace()));
+    assert!(has("atoms 22") && has("1 ACE1 CH3 C") && has("11 ALA2 CB C"), "{text}");
+}
+
+#[test]
+fn what_is_no_model_is_told_what_is() {
+    for command in
+        [&["inspect", "models/ala2/topology.pdb"][..], &["convert", "models/ala2/topology.pdb", "-o", "m.safetensors"]]
+    {
+        let message = refused("cpu", command);
+        assert!(
+            message.contains("not a readable safetensors file") && message.contains(".pt, .pth, .ckpt"),
+            "{message}"
+        );
+    }
 }
 
 /// `inspect … | head` is no failure to be told with a backtrace.
@@ -343,6 +395,11 @@ fn what_is_no_json_is_named() {
     assert!(message.contains("README.md: JSON is expected"), "{message}");
     let message = refused("cpu", &["plot", "--log", "README.md", "-o", &output]);
     assert!(message.contains("README.md: line 1: ") && message.contains("a JSON object a line"), "{message}");
+    let message = refused("cpu", &["plot", MODEL, "-o", &output]);
+    assert!(
+        message.contains("not text") && message.contains("`modejump compare` makes figures of trajectories"),
+        "{message}"
+    );
     let message = refused("cpu", &["plot", MODEL, "-o", "README.md"]);
     assert!(message.contains("README.md: is a file; give the name of a folder"), "{message}");
 }

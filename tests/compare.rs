@@ -205,8 +205,11 @@ fn what_cannot_be_compared_is_named() {
     let mut x = frames.x.clone();
     x.chunks_exact_mut(66).for_each(|x| (0..3).for_each(|k| x.swap(k, 63 + k)));
     refused(write("order.xtc", 66, x, &[]), &["ACE1:CH3 (atom 1)", "another order"]);
-    let enlarged = frames.x.iter().map(|v| 10.0 * v).collect();
-    refused(write("angstrom.npy", 66, enlarged, &[]), &["nm, not Angstrom"]);
+    let enlarged: Vec<f64> = frames.x.iter().map(|v| 10.0 * v).collect();
+    refused(write("angstrom.npy", 66, enlarged.clone(), &[]), &["nm, not Angstrom"]);
+    // of a poor model
+    let samples = write("poor.safetensors", 66, enlarged, &[("log_density", &[0.0; 20])]);
+    assert!(compare(&a, &samples, &["--lag", "0"]).is_ok());
     let lengths = [("log_weight", &[0.0; 40][..])];
     refused(
         write("length.safetensors", 66, frames.x.clone(), &lengths),

@@ -133,6 +133,8 @@ fn what_does_not_fit_is_refused() {
     assert!(md(&["--screen", MODEL]).unwrap_err().contains("--model"));
     assert!(md(&["--record", "0"]).unwrap_err().contains("--record"));
     assert!(md(&["--frequency", "20"]).unwrap_err().contains("--model"));
+    assert!(md(&["--decoding", "jacobi"]).unwrap_err().contains("--model"));
+    assert!(md(&["--model", MODEL, "--decoding", "jacobi"]).unwrap_err().contains("TarFlow"));
     let message = md(&["--model", MODEL, "-n", "100", "--frequency", "101"]).unwrap_err();
     assert!(message.contains("in 100 steps there is no attempt"), "{message}");
     for given in ["models/ala2/topology.pdb", "models/ala2/system.xml", MODEL, "models/ala2/../ala2/topology.pdb"] {
@@ -187,6 +189,38 @@ fn a_run_that_is_interrupted_keeps_what_it_has() {
     // a file that cannot be written any more is an error, after the report
     let (succeeded, summary, log) = interrupted(&output, || std::fs::remove_dir_all(&folder).unwrap());
     assert!(!succeeded && count(&summary, "steps") >= 40 && log.contains("run.npy: "), "{log}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_interrupted_before_its_first_frame_has_failed() {
+    use std::process::Stdio;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["md", "--equilibrate", "1000000000", "-o", "never.npy"]);
+    let molecule = ["--topology", "models/ala2/topology.pdb", "--system", "models/ala2/system.xml"];
+    let child = command.args(molecule).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let run = child.wait_with_output().unwrap();
+    let log = String::from_utf8(run.stderr).unwrap();
+    assert!(run.status.code() == Some(1) && log.contains("before the first frame: nothing"), "{log}");
+    assert!(run.stdout.is_empty() && !Path::new(env!("CARGO_MANIFEST_DIR")).join("never.npy").exists());
+}
+
+/// A System that was written after `addForce(MonteCarloModeJump(…))`.
+#[test]
+fn a_move_in_the_system_does_not_act() {
+    let file = std::env::temp_dir().join(format!("modejump-with-move-{}.xml", std::process::id()));
+    let system = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2/system.xml")).unwrap();
+    let force = format!(r#"<Force frequency="10" model="{MODEL}" type="MonteCarloModeJump" version="1"/></Forces>"#);
+    std::fs::write(&file, system.replace("</Forces>", &force)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["md", "-n", "2000", "--json", "--topology"]);
+    let run = command.arg("models/ala2/topology.pdb").arg("--system").arg(&file).output().unwrap();
+    std::fs::remove_file(file).unwrap();
+    assert!(String::from_utf8(run.stderr).unwrap().contains("holds a MonteCarloModeJump, which is left out"));
+    let with: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!(with["u_mean"], summary(&[])["u_mean"]);
 }
 
 #[test]

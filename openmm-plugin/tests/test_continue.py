@@ -1,5 +1,6 @@
 """Checkpoints, Contexts and replicas: randomness is a function of (seed, step, replica)."""
 
+import gc
 import io
 
 import numpy as np
@@ -276,3 +277,29 @@ def test_a_reporter_of_the_second_of_two_moves_writes_to_a_path(gaussian_model, 
     assert attempts == ["4", "10"]
     with pytest.raises(TypeError, match="not a MonteCarloModeJump"):
         modejump.ModeJumpReporter(files[0], 1, force=system.getForce(0))
+
+
+@pytest.mark.parametrize(
+    ("interval", "torsion", "message"),
+    [
+        (0, None, "give 1 step or more"),
+        (5, (4, 6, 8, 14), "give \\(atoms, low, high\\)"),
+        (5, ((4, 6, 8), 0.0, 1.0), "give four"),
+        (5, ((4, 6, 8, 8), 0.0, 1.0), "give four"),
+        (5, ((4, 6, 8, 14), 0.0, 130.0), "give radian"),
+        (5, ((4, 6, 8, 14), float("nan"), 1.0), "give radian"),
+    ],
+)
+def test_a_reporter_refuses_what_it_cannot_report_and_leaves_the_file(tmp_path, interval, torsion, message):
+    file = tmp_path / "kept.csv"
+    file.write_text("of an earlier run")
+    with pytest.raises(ValueError, match=message):
+        modejump.ModeJumpReporter(file, interval, torsions=torsion and {"phi": torsion})
+    assert file.read_text() == "of an earlier run"
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_reporter_whose_file_cannot_be_opened_says_that_alone(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        modejump.ModeJumpReporter(tmp_path / "nowhere" / "file.csv", 5)
+    gc.collect()

@@ -117,8 +117,8 @@ pub struct modejump_move_options {
     /// bit. 0: every batch is drawn in the attempt that needs it first.
     pub draw_ahead: u64,
     /// Orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model that describes the orientation
-    /// of a molecule, such as a TarFlow: less variable weights, for as many likelihoods. Exact where the potential does not know of
-    /// directions, so never in a periodic box. 0: no average.
+    /// of a molecule, such as a TarFlow: less variable weights, for as many likelihoods, where the potential knows little of directions.
+    /// Exact whatever the potential. A jump turns the molecule at random. 0: no average.
     pub rotations: u64,
 }
 

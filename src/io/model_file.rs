@@ -63,7 +63,8 @@ pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<(BTreeMap<String, Tensor
                 "it does not end where its header says that it does: the file is cut off, so copy it again".into()
             }
             e => format!(
-                "not a readable safetensors file ({e}); a model of modejump is one, and `modejump convert` makes one of a checkpoint"
+                "not a readable safetensors file ({e}): models of modejump are such files, and `modejump convert` makes them of checkpoints \
+                 of PyTorch (.pt, .pth, .ckpt), or of tensors in safetensors"
             ),
         })
     };

@@ -125,22 +125,25 @@ pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
 /// Frames without names or units show by bonds that are none what is wrong with them; `whose` says of what `atoms` are the list. Errors:
 /// atoms bonded there that most frames have too far apart.
 pub fn require_bonds(path: &Path, frames: &Frames, atoms: &Topology, whose: &str) -> Result<()> {
+    match torn_bond(frames, atoms, whose) {
+        Some(torn) => Err(Error::file(
+            path,
+            format!(
+                "{torn}: coordinates have to be in nm, not Angstrom; or the atoms are in another order, or the molecule is not whole"
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The first of the bonds of these atoms that is none in most frames, in words; `whose` says of what `atoms` are the list.
+pub fn torn_bond(frames: &Frames, atoms: &Topology, whose: &str) -> Option<String> {
     let torn = |&&[i, j]: &&[usize; 2]| {
         let rows = frames.x.chunks_exact(frames.dimension);
         2 * rows.filter(|x| norm(sub(atom(x, i), atom(x, j))) > LONGEST_BOND).count() > frames.n()
     };
-    match atoms.bonds.iter().find(torn) {
-        Some(&[i, j]) => {
-            let reason = format!(
-                "{} and {} are bonded in the {whose}, and more than {LONGEST_BOND} nm apart in most frames: coordinates have to be in \
-                 nm, not Angstrom; or the atoms are in another order, or the molecule is not whole",
-                atoms.label(i),
-                atoms.label(j)
-            );
-            Err(Error::file(path, reason))
-        }
-        None => Ok(()),
-    }
+    let [a, b] = atoms.bonds.iter().find(torn)?.map(|i| atoms.label(i));
+    Some(format!("{a} and {b} are bonded in the {whose}, and more than {LONGEST_BOND} nm apart in most frames"))
 }
 
 /// Errors: frames, one in twenty of them or more, whose bonds (`atoms`) are as long as those of molecules are in Angstrom.

@@ -207,9 +207,10 @@ impl Generator {
 
     /// Averages every density over this many orientations ([`crate::orientation`]), and gives proposals an orientation of their own.
     ///
-    /// Why that is exact: the current configuration gets K fresh rotations, which leaves e^{−u} dR₁ … dR_K invariant; an independence
-    /// move of (x, R) has the weights e^{−u}/q̄; and a fresh orientation of the new configuration leaves e^{−u} invariant. The target must
-    /// not know of directions.
+    /// Why that is exact, whatever u: the current configuration gets K fresh rotations, which leaves e^{−u} dR₁ … dR_K invariant. A
+    /// proposal is x′ = R y with y drawn and R uniform, and its rotations are R⁻¹, which takes it back to y, and K − 1 others: (x′, R′) has
+    /// the density q̄(x′; R′) dR′₁ … dR′_K, whichever of them it was. So an independence move of (x, R) has the weights e^{−u}/q̄. u is asked
+    /// for where a proposal has been turned to, and nothing is turned after the test: were it, the target could not know of directions.
     ///
     /// Errors: a density that does not describe the orientation, no rotations or too many.
     pub(super) fn average_rotations(&mut self, rotations: usize) -> Result<()> {
@@ -410,11 +411,6 @@ impl Generator {
         let mut evaluation = [self.current_evaluation];
         match &self.screen {
             None if self.rotations > 0 => {
-                if state.box_vectors.is_some() {
-                    return Err(Error::Unsupported(
-                        "an average over rotations in a periodic box, which has directions".into(),
-                    ));
-                }
                 let streams = |_: usize| orientations(self.options.seed, state.step, state.replica, 0);
                 evaluation[0] =
                     orientation::averaged(self.density.as_ref(), &self.current, None, self.rotations, streams)?[0];

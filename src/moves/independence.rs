@@ -23,9 +23,9 @@ impl Independence {
         Independence { generator, statistics: Statistics::default() }
     }
 
-    /// The same move with densities averaged over K orientations ([`crate::orientation`]): exact for targets that do not know of directions,
-    /// with less variable weights, for K likelihoods of the current configuration and K − 1 of each proposal. A new configuration has
-    /// a random orientation. In a periodic box an attempt fails.
+    /// The same move with densities averaged over K orientations ([`crate::orientation`]): exact whatever the target, with less variable
+    /// weights where it knows little of directions, for K likelihoods of the current configuration and K − 1 of each proposal. A proposal
+    /// has a random orientation, of which the target is asked.
     ///
     /// Errors: a density that does not describe the orientation of a molecule, no rotations or too many.
     pub fn over_rotations(mut generator: Generator, rotations: usize) -> Result<Independence> {

@@ -1,20 +1,28 @@
-//! Densities averaged over orientations: moves that use them leave the target invariant, with more acceptances, and the mistake that lies
-//! near is caught.
+//! Densities averaged over orientations: moves that use them leave the target invariant, also one that knows of directions, with more
+//! acceptances, and the mistakes that lie near are caught.
 
 use crate::guards::{one_shot, Correct, Experiment, Verdict};
 use crate::moves::{generator, systems};
 use crate::systems::*;
+use modejump::coordinates::superpose::random_rotation;
+use modejump::coordinates::vector::{centre, shift};
 use modejump::density::{Density, Evaluation, Exactness, Scope};
 use modejump::error::Result;
-use modejump::moves::{Independence, Isir, Move, State};
+use modejump::moves::{Independence, Isir, Move, Outcome, State, Statistics};
 use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
 use std::sync::Arc;
 
 const STARTS: usize = 40_000;
 
+const CLOUD: Cloud = Cloud { width: 0.3 };
+
 fn target() -> Arc<dyn Density> {
-    Arc::new(Exact(Cloud { width: 0.3 }))
+    Arc::new(Exact(CLOUD))
+}
+
+fn in_a_field() -> Arc<dyn Density> {
+    Arc::new(Exact(Dipole { cloud: CLOUD, shift: 0.1 }))
 }
 
 /// Its samples stand in one orientation.
@@ -29,7 +37,7 @@ fn observables(x: &[f64]) -> Vec<f64> {
 }
 
 fn invariance(kernel: &dyn Fn() -> Box<dyn Move>) -> Verdict {
-    one_shot(&Experiment { kernel, target: target(), local: 0.1, observables }, &mut Correct, STARTS)
+    one_shot(&Experiment { kernel, target: in_a_field(), local: 0.1, observables }, &mut Correct, STARTS)
 }
 
 #[test]
@@ -78,7 +86,7 @@ impl Density for AllTurned {
         let mut turned = x.to_vec();
         for (row, x) in turned.chunks_exact_mut(self.dimension()).enumerate() {
             let seed = streams(row).u64();
-            modejump::coordinates::superpose::random_rotation(x, &mut Stream::new(seed, StreamId::Test, 0, 0));
+            random_rotation(x, &mut Stream::new(seed, StreamId::Test, 0, 0));
         }
         self.0.log_density(&turned, e)
     }
@@ -100,6 +108,36 @@ fn a_proposal_that_is_none_of_its_copies_is_caught() {
     }
 }
 
+/// A new configuration is turned after it was tested, as if the target did not know of directions.
+struct TurnedLater(Independence);
+
+impl Move for TurnedLater {
+    fn dimension(&self) -> usize {
+        self.0.dimension()
+    }
+    fn attempt(&mut self, target: &mut dyn Target, state: &mut State) -> Result<Outcome> {
+        let outcome = self.0.attempt(target, state)?;
+        if outcome.accepted() {
+            let centroid = centre(state.x);
+            random_rotation(state.x, &mut Stream::new(1, StreamId::Test, state.step, 0));
+            shift(state.x, centroid);
+        }
+        Ok(outcome)
+    }
+    fn statistics(&self) -> &Statistics {
+        self.0.statistics()
+    }
+    fn statistics_mut(&mut self) -> &mut Statistics {
+        self.0.statistics_mut()
+    }
+}
+
+#[test]
+fn a_turn_after_the_test_is_caught() {
+    let later = || TurnedLater(Independence::over_rotations(generator(&of_one_orientation(), 1, 16), 4).unwrap());
+    assert!(invariance(&|| Box::new(later())).is_err());
+}
+
 #[test]
 fn what_has_no_orientation_to_turn_is_refused() {
     for system in systems() {
@@ -113,13 +151,19 @@ fn what_has_no_orientation_to_turn_is_refused() {
     let q = of_one_orientation();
     let refused = Isir::over_rotations(generator(&q, 1, 4), 0).err().unwrap().to_string();
     assert!(refused.contains("0 rotations"), "{refused}");
-    let mut kernel = Independence::over_rotations(generator(&q, 1, 4), 2).unwrap();
-    let mut target = NegativeLog::new(target(), 0.0);
-    let mut x = vec![0.0; 9];
-    let box_vectors = Some([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]]);
-    let mut u = [0.0];
-    target.reduced_potential(&x, &mut u).unwrap();
-    let mut state = State { x: &mut x, box_vectors, reduced_potential: u[0], step: 0, replica: 0 };
-    let refused = kernel.attempt(&mut target, &mut state).err().unwrap().to_string();
-    assert!(refused.contains("periodic box"), "{refused}");
+}
+
+/// A periodic box has directions, which the energies know of.
+#[test]
+fn a_box_changes_nothing() {
+    let attempt = |box_vectors| {
+        let mut kernel = Independence::over_rotations(generator(&of_one_orientation(), 1, 4), 2).unwrap();
+        let mut target = NegativeLog::new(in_a_field(), 0.0);
+        let mut x = vec![0.1, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 0.3];
+        let reduced_potential = target.u(&x);
+        kernel
+            .attempt(&mut target, &mut State { x: &mut x, box_vectors, reduced_potential, step: 0, replica: 0 })
+            .unwrap()
+    };
+    assert_eq!(attempt(None), attempt(Some([[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]])));
 }

@@ -430,6 +430,35 @@ impl Analytic for Cloud {
     }
 }
 
+/// The same with charges at the first two atoms, in a field along the first axis that draws them apart: a target that knows of directions.
+pub struct Dipole {
+    pub cloud: Cloud,
+    /// By which the field displaces either, nm.
+    pub shift: f64,
+}
+
+impl Dipole {
+    fn displace(&self, x: &mut [f64], sign: f64) {
+        x[0] += sign * self.shift;
+        x[3] -= sign * self.shift;
+    }
+}
+
+impl Analytic for Dipole {
+    fn dimension(&self) -> usize {
+        self.cloud.dimension()
+    }
+    fn log_density(&self, x: &[f64]) -> Evaluation {
+        let mut x = x.to_vec();
+        self.displace(&mut x, -1.0);
+        self.cloud.log_density(&x)
+    }
+    fn draw(&self, stream: &mut Stream, x: &mut [f64]) {
+        self.cloud.draw(stream, x);
+        self.displace(x, 1.0);
+    }
+}
+
 /// A vector field sin(2x)/2 in every coordinate: not even invariant under translation.
 pub struct Waves(pub usize);
 

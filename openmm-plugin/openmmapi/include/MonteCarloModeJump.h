@@ -169,8 +169,8 @@ public:
     const std::vector<double>& getLatentWalk() const { return latentWalk; }
     /**
      * Averages the model's density over so many orientations: less variable weights for as many likelihoods, for a model whose density
-     * depends on the orientation, such as a TarFlow, in a System whose energy does not. Exact whatever the number; refused in a periodic
-     * box. A jump turns the molecule at random. 0 (default): none.
+     * depends on the orientation, such as a TarFlow, in a System whose energy hardly does. Exact whatever the number and the System. A
+     * jump turns the molecule at random. 0 (default): none.
      */
     void setRotations(int count);
     int getRotations() const { return rotations; }

@@ -123,7 +123,8 @@ class MonteCarloModeJump(openmm.Force):
         Of annealing and of a walk: steps of a Hamiltonian trajectory instead of single steps.
     rotations : int
         The density of the model is averaged over so many orientations: less variable weights for as many likelihoods, for a model whose
-        density depends on the orientation, such as a TarFlow, in a System whose energy does not. 0 (default): none.
+        density depends on the orientation, such as a TarFlow, in a System whose energy hardly does. Exact in any System. A jump turns
+        the molecule at random. 0 (default): none.
     precision : "f32", "f64" or "bf16"
         Of the networks of `model`, as in `Model`; a screening model stays in "f32". "bf16" is of a TarFlow.
     decoding : "sequential", "jacobi" or "gauss_seidel"

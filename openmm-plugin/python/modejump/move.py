@@ -95,7 +95,8 @@ class Move(_Owner):
         a number from 0, or -1 for none, as a function of x alone. Without it the regions of the model file are the modes.
     rotations : int, optional
         Of "independence" and "isir": orientations over which the density of a model is averaged that describes the orientation of a
-        molecule, such as a TarFlow. Less variable weights for as many likelihoods; exact where the potential does not know of directions.
+        molecule, such as a TarFlow. Less variable weights for as many likelihoods where the potential knows little of directions; exact
+        whatever the potential. A jump turns the molecule at random.
     stages, moves : int, optional
         Of "annealed": temperatures between generator and target, and moves at each.
     kernel_step : float, optional

@@ -17,6 +17,24 @@ def torsion(x, atoms):
     return math.atan2(np.dot(np.cross(normal1, normal2), axis / np.linalg.norm(axis)), np.dot(normal1, normal2))
 
 
+#: Largest bound of a torsion, radian: pi, also as people round it.
+_LARGEST_ANGLE = 3.15
+
+
+def _counted(name, given):
+    """(atoms, low, high) of a torsion whose transitions are counted. ValueError: what is none."""
+    try:
+        atoms, low, high = given
+        atoms, low, high = [int(i) for i in atoms], float(low), float(high)
+    except (TypeError, ValueError):
+        raise ValueError(f"torsion {name!r}: give (atoms, low, high), not {given!r}") from None
+    if len(set(atoms)) != 4 or min(atoms) < 0:
+        raise ValueError(f"torsion {name!r} has the atoms {atoms}: give four, counted from 0")
+    if not (abs(low) <= _LARGEST_ANGLE and abs(high) <= _LARGEST_ANGLE):
+        raise ValueError(f"torsion {name!r}: {low:g} to {high:g} is no interval within -pi and pi; give radian")
+    return atoms, low, high
+
+
 class ModeJumpReporter:
     """Writes attempts, acceptance, rejections by reason and log-weights every `reportInterval` steps.
 
@@ -44,15 +62,19 @@ class ModeJumpReporter:
     )
 
     def __init__(self, file, reportInterval, *, force=None, torsions=None, separator=",", append=False):
+        if reportInterval < 1:
+            raise ValueError(f"reportInterval is {reportInterval}: give 1 step or more")
         self._interval = reportInterval
         self._separator = separator
-        self._owned = isinstance(file, (str, os.PathLike))
-        self._out = open(file, "a" if append else "w") if self._owned else file
-        self._torsions = dict(torsions or {})
+        self._torsions = {name: _counted(name, given) for name, given in (torsions or {}).items()}
         self._inside = {}
         self._transitions = {name: 0 for name in self._torsions}
         self._force = None if force is None else MonteCarloModeJump.cast(force)
         self._header = not append
+        # last, so that what is refused leaves a file as it is
+        is_path = isinstance(file, (str, os.PathLike))
+        self._out = open(file, "a" if append else "w") if is_path else file
+        self._owned = is_path
 
     @property
     def transitions(self):

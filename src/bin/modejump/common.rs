@@ -1,13 +1,12 @@
 //! What several subcommands share.
 
 use clap::{Args, ValueEnum};
-#[cfg(feature = "openmm")]
 use modejump::coordinates::Topology;
 use modejump::density::Evaluation;
 #[cfg(feature = "openmm")]
 use modejump::engines::openmm::{OpenMmTarget, System};
 use modejump::io::model_file::{self, read_tensors};
-use modejump::io::trajectory;
+use modejump::io::trajectory::{self, Frames};
 use modejump::models::tarflow::{self, Decoding, Jacobi, Options};
 use modejump::models::{self, Model, ModelCard, Precision, TargetInfo};
 #[cfg(feature = "openmm")]
@@ -19,6 +18,8 @@ use serde_json::{json, Value};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+#[cfg(feature = "openmm")]
+use std::sync::Once;
 use std::time::Duration;
 
 /// Time between two checkpoints.
@@ -237,6 +238,16 @@ pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Mode
     Ok(partner)
 }
 
+/// Says so where the samples of a model, whose unit and order are known, are no molecules: a poor model is no reason to refuse them.
+pub fn warn_of_torn_bonds(path: &Path, samples: &Frames, atoms: &Topology, whose: &str) {
+    if let Some(torn) = trajectory::torn_bond(samples, atoms, whose) {
+        eprintln!(
+            "modejump: {}: {torn}: the model that has drawn them is poor, or describes other atoms",
+            path.display()
+        );
+    }
+}
+
 /// Errors: atoms of a file in another order, or of other names, than a model's card has them; with another number of atoms the two are not
 /// compared.
 #[cfg(feature = "openmm")]
@@ -255,21 +266,37 @@ pub fn temperature(asked: Option<f64>, model: &dyn Model) -> Result<f64> {
     temperature.ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))
 }
 
-/// Says so where a model jumps at another temperature (K) than its own; a steerable one has none of its own.
-pub fn warn_of_temperature(model: &dyn Model, here: f64) {
+/// Says so where a model makes moves, jumps or exchanges, at another temperature (K) than its own; a steerable one has none of its own.
+pub fn warn_of_temperature(model: &dyn Model, here: f64, moves: &str) {
     if model.steering().is_some() {
         return;
     }
     if let Some(t) = model.card().temperature.filter(|t| (t - here).abs() > 0.5) {
-        eprintln!("modejump: the model was trained for {t} K; jumps at {here} K are accepted less");
+        eprintln!("modejump: the model was trained for {t} K; {moves} at {here} K are accepted less");
     }
+}
+
+/// An OpenMM System without the moves that were added to it, which is told.
+#[cfg(feature = "openmm")]
+pub fn read_system(path: &Path) -> Result<System> {
+    static TOLD: Once = Once::new();
+    let system = System::from_xml_file(path)?;
+    if system.moves_left_out() > 0 {
+        TOLD.call_once(|| {
+            eprintln!(
+                "modejump: {} holds a MonteCarloModeJump, which is left out: moves here are those of the command line",
+                path.display()
+            );
+        });
+    }
+    Ok(system)
 }
 
 /// An OpenMM System's energies on all threads. Errors: also another number of particles than the model has atoms, and masses that are not
 /// those of the atoms, where they are known.
 #[cfg(feature = "openmm")]
 pub fn target(path: &Path, dimension: usize, atoms: Option<&Topology>, temperature: f64) -> Result<OpenMmTarget> {
-    target_in(path, &System::from_xml_file(path)?, dimension, atoms, temperature)
+    target_in(path, &read_system(path)?, dimension, atoms, temperature)
 }
 
 /// That of a System that was read from this file.
@@ -295,7 +322,7 @@ fn target_in(
 #[cfg(feature = "openmm")]
 pub fn target_of(path: &Path, model: &dyn Model, temperature: f64) -> Result<OpenMmTarget> {
     let dimension = modejump::models::steering::dimension_without_auxiliary(model);
-    let system = System::from_xml_file(path)?;
+    let system = read_system(path)?;
     target_in(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
 }
 

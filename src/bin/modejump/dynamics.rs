@@ -23,7 +23,7 @@ pub use run::*;
 #[cfg(feature = "openmm")]
 mod run {
     use super::Dynamics;
-    use crate::common::CHECKPOINT_INTERVAL;
+    use crate::common::{read_system, CHECKPOINT_INTERVAL};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::vector::{atom, norm, sub};
     use modejump::coordinates::Topology;
@@ -53,6 +53,15 @@ mod run {
     pub fn failed(error: Error, steps: RangeInclusive<u64>) -> Error {
         let (first, last) = steps.into_inner();
         Error::Engine(format!("in steps {first} to {last}: {error}; if the run has blown up, {REMEDY}"))
+    }
+
+    /// Tells of a run that a signal has ended. Errors: before its first frame, when there is nothing to keep.
+    pub fn ended_early(done: u64, all: u64, what: &str) -> Result<()> {
+        if done == 0 {
+            return Err(Error::Engine("interrupted before the first frame: nothing is recorded or written".into()));
+        }
+        eprintln!("modejump: interrupted after {done} of {all} {what}");
+        Ok(())
     }
 
     impl Dynamics {
@@ -186,7 +195,7 @@ mod run {
         let (topology, x0) = Topology::from_pdb(path)?;
         check_start(path, &topology, &x0)?;
         let path = system;
-        let system = System::from_xml_file(path)?;
+        let system = read_system(path)?;
         topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
         Ok((topology, x0, system))
     }

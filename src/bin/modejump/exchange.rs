@@ -50,7 +50,7 @@ impl Exchange {
 mod run {
     use super::*;
     use crate::common::{interrupted, load, require_order, temperature, warn_of_temperature, watch_signals};
-    use crate::dynamics::{add_means, failed, progress, show_means, start, Kept, Record};
+    use crate::dynamics::{add_means, ended_early, failed, progress, show_means, start, Kept, Record};
     use modejump::engines::openmm::ExchangingReplicas;
     use modejump::io::{check_apart, trajectory};
     use modejump::models::Model;
@@ -65,7 +65,8 @@ mod run {
             let models = self.models.iter().map(|path| load(path, &self.precision)).collect::<Result<Vec<_>>>()?;
             models.iter().try_for_each(|model| require_order(&self.topology, &topology, model.as_ref()))?;
             let temperatures = self.temperatures(&models)?;
-            models.iter().zip(&temperatures).for_each(|(model, &kelvin)| warn_of_temperature(model.as_ref(), kelvin));
+            let pairs = models.iter().zip(&temperatures);
+            pairs.for_each(|(model, &kelvin)| warn_of_temperature(model.as_ref(), kelvin, "exchanges"));
             if self.output.len() > models.len() {
                 return Err(Error::invalid(format!(
                     "{} trajectories of {} temperatures: give --output one file a temperature at most",
@@ -85,6 +86,7 @@ mod run {
             // every file that can be written, with the frames before a failure
             let write = |records: &[Record]| -> Result<()> {
                 let outputs = self.output.iter().zip(records).zip(&temperatures);
+                let outputs = outputs.filter(|((_, record), _)| record.n() > 0);
                 let written: Vec<Result<()>> =
                     outputs.map(|((path, record), &t)| record.write(path, &topology, &self.dynamics.at(t))).collect();
                 written.into_iter().collect()
@@ -128,10 +130,10 @@ mod run {
                 bar.set_message(format!("accepted {}", accepted.join(", ")));
             }
             bar.finish_and_clear();
-            if done < self.exchanges {
-                eprintln!("modejump: interrupted after {done} of {} exchanges", self.exchanges);
+            match done < self.exchanges {
+                true => ended_early(done, self.exchanges, "exchanges"),
+                false => Ok(()),
             }
-            Ok(())
         }
 
         fn report(&self, replicas: &ExchangingReplicas, records: &[Record], temperatures: &[f64]) {

@@ -12,6 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+/// In a cycle, unless another number is asked for.
+const PROPOSALS: usize = 16;
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Method {
     /// One Metropolis test for each proposal, one after the other
@@ -51,9 +54,9 @@ pub struct Gromacs {
     /// Steps of dynamics in a cycle
     #[arg(long, default_value_t = 1000)]
     steps: u64,
-    /// Proposals in a cycle, evaluated by one rerun
-    #[arg(long, default_value_t = 16)]
-    proposals: usize,
+    /// Proposals in a cycle, evaluated by one rerun [default: 16; of a model of modes 1, which is all that it can have]
+    #[arg(long)]
+    proposals: Option<usize>,
     #[arg(long, value_enum, default_value_t = Method::Independence)]
     method: Method,
     /// Second model with a cheap log-density: it screens the proposals, the generator's exact one decides (delayed acceptance)
@@ -85,10 +88,12 @@ impl Gromacs {
         let screen =
             self.screen.as_ref().map(|path| load_partner(path, &self.precision, model.as_ref())).transpose()?;
         let folders = if self.multidir.is_empty() { vec![self.directory.clone()] } else { self.multidir.clone() };
+        let proposals = self.proposals.unwrap_or(if model.modes().is_some() { 1 } else { PROPOSALS });
         let mut walkers = Vec::new();
         for (replica, folder) in folders.iter().enumerate() {
-            let walker = Walker::new(&gmx, &model, screen.clone(), self.options(folder, replica)?)?;
-            warn_of_temperature(model.as_ref(), walker.input().temperature);
+            let options = self.options(folder, replica, proposals)?;
+            let walker = Walker::new(&gmx, &model, screen.clone(), options)?;
+            warn_of_temperature(model.as_ref(), walker.input().temperature, "jumps");
             walkers.push(walker);
         }
         warn_of_equal_inputs(&folders, &walkers);
@@ -103,7 +108,7 @@ impl Gromacs {
         Ok(())
     }
 
-    fn options(&self, folder: &std::path::Path, replica: usize) -> Result<Options> {
+    fn options(&self, folder: &std::path::Path, replica: usize, proposals: usize) -> Result<Options> {
         let in_folder = |path: &PathBuf| if self.multidir.is_empty() { path.clone() } else { folder.join(path) };
         let first_atom = self.first_atom.checked_sub(1).ok_or_else(|| Error::invalid("atoms count from 1"))?;
         Ok(Options {
@@ -112,7 +117,7 @@ impl Gromacs {
             folder: folder.to_path_buf(),
             first_atom,
             steps: self.steps,
-            proposals: self.proposals,
+            proposals,
             isir: self.method == Method::Isir,
             seed: self.seed,
             replica: replica as u32,
@@ -221,12 +226,11 @@ fn print(folder: &str, walker: &Walker, summary: &Value) {
     let statistics = &progress.statistics;
     let number = |name: &str| summary[name].as_f64().unwrap_or(f64::NAN);
     println!(
-        "{folder}: {} cycles{}, step {}; {:.1} % of cycles moved, ESS {:.1} %{}",
+        "{folder}: {} cycles{}, step {}{}{}",
         progress.cycle,
         if summary["complete"] == json!(true) { "" } else { " (not all: the same command goes on)" },
         progress.step.unwrap_or(0),
-        100.0 * statistics.acceptance(),
-        100.0 * statistics.effective_fraction(),
+        shares(statistics.acceptance(), statistics.effective_fraction()),
         mark(statistics.likelihood().name())
     );
     if summary.get("u_mean").is_some() {
@@ -237,9 +241,24 @@ fn print(folder: &str, walker: &Walker, summary: &Value) {
     println!("a cycle: {dynamics:.3} s of dynamics, {jump:.3} s for its jump");
 }
 
+/// What cycles and proposals came to, as far as there were any: jumps between modes have no weights of proposals.
+fn shares(moved: f64, ess: f64) -> String {
+    let of = |share: f64| Some(100.0 * share).filter(|percent| percent.is_finite());
+    let moved = of(moved).map(|moved| format!("; {moved:.1} % of cycles moved"));
+    let ess = of(ess).map(|ess| format!(", ESS {ess:.1} %"));
+    moved.unwrap_or_default() + &ess.unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_of_nothing_are_left_out() {
+        assert_eq!(shares(f64::NAN, f64::NAN), "");
+        assert_eq!(shares(0.5, f64::NAN), "; 50.0 % of cycles moved");
+        assert_eq!(shares(0.5, 0.25), "; 50.0 % of cycles moved, ESS 25.0 %");
+    }
 
     #[test]
     fn endless_time_has_no_deadline() {

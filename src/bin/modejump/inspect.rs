@@ -2,7 +2,7 @@
 
 use super::convert::read_any;
 use clap::Args;
-use modejump::coordinates::{Coordinates, CoordinatesConfig};
+use modejump::coordinates::{Coordinates, CoordinatesConfig, Topology};
 use modejump::io::model_file::{self, ModelFile, Tensor};
 use modejump::io::pytorch;
 use modejump::models::card::ModelConfig;
@@ -29,17 +29,17 @@ impl Inspect {
         let is_model = !bytes.starts_with(&pytorch::MAGIC)
             && model_file::read_tensors(&name, &bytes)
                 .is_ok_and(|(_, metadata)| metadata.contains_key(model_file::KEY));
-        let report = if is_model {
+        let (report, atoms) = if is_model {
             let file = model_file::read(&name, &bytes)?;
             let model = models::load_bytes(&name, &bytes)?;
-            describe(&file, model.as_ref())?
+            (describe(&file, model.as_ref())?, file.card.topology)
         } else {
             let (tensors, _) = read_any(&self.file, &bytes)?;
-            json!({ "file": name, "hash": model_file::hash(&bytes), "tensors": shapes(&tensors) })
+            (json!({ "file": name, "hash": model_file::hash(&bytes), "tensors": shapes(&tensors) }), None)
         };
         match self.json {
             true => println!("{report}"),
-            false => print!("{}", text(&report)),
+            false => print!("{}", text(&report, atoms.as_ref())),
         }
         Ok(())
     }
@@ -121,8 +121,8 @@ fn layer_name(layer: &LayerConfig) -> &'static str {
     }
 }
 
-/// The report for people: an entry a line; long lists are counted.
-fn text(report: &Value) -> String {
+/// The report for people: an entry a line, and so is an atom.
+fn text(report: &Value, atoms: Option<&Topology>) -> String {
     let mut out = String::new();
     for (key, value) in report.as_object().into_iter().flatten() {
         match value {
@@ -132,7 +132,9 @@ fn text(report: &Value) -> String {
                 out += &format!("{key}\n");
                 map.iter().for_each(|(name, v)| out += &format!("  {name:44} {}\n", plain(v)));
             }
-            Value::Array(list) if key == "atoms" => out += &format!("{key:18} {}\n", list.len()),
+            Value::Array(list) if key == "atoms" => {
+                out += &format!("{key:18} {}\n{}", list.len(), atoms.map(table).unwrap_or_default());
+            }
             Value::Array(list) if list.iter().any(Value::is_object) => {
                 out += &format!("{key}\n");
                 list.iter().for_each(|v| out += &format!("  {}\n", entry(v)));
@@ -141,6 +143,15 @@ fn text(report: &Value) -> String {
         }
     }
     out
+}
+
+/// Number (from one, as in PDB files), residue, name and element of every atom.
+fn table(atoms: &Topology) -> String {
+    let line = |i: usize| {
+        let [residue, name, element] = [&atoms.residues, &atoms.names, &atoms.elements].map(|list| list[i].as_str());
+        format!("  {:>5}  {residue:8}  {name:5}  {element}\n", i + 1)
+    };
+    (0..atoms.n_atoms()).map(line).collect()
 }
 
 fn entry(value: &Value) -> String {

@@ -1,18 +1,19 @@
 //! `modejump log-density`
 
-use super::common::{evaluations, load_at, read_latent, split, PrecisionFlag};
+use super::common::{array, evaluations, load_at, read_latent, split, warn_of_torn_bonds, PrecisionFlag};
 use super::sample::report;
 use clap::Args;
-use modejump::coordinates::vector::{centre, centroid, dot, shift, Vec3};
+use modejump::coordinates::vector::{atom, centre, centroid, dot, shift, Vec3};
+use modejump::coordinates::Topology;
 use modejump::density::Scope;
 use modejump::io::model_file::{write_tensors, Data};
 use modejump::io::trajectory::{self, Frames};
 use modejump::io::{check_apart, check_writable};
-use modejump::models::Steering;
+use modejump::models::{ModelCard, Steering};
 use modejump::rng::{Stream, StreamId};
 use modejump::{Error, Result};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct LogDensity {
@@ -21,6 +22,10 @@ pub struct LogDensity {
     /// Configurations: pdb, gro, dcd, xtc, trr, npy or safetensors (`x` [frame][atom][3], nm)
     #[arg(required_unless_present = "z")]
     frames: Option<PathBuf>,
+    /// PDB file with the atoms of the frames in their order; in another order than the model's they are brought to that by their names.
+    /// Without it the frames are taken to have the model's order, which formats without names cannot show
+    #[arg(long, conflicts_with = "z")]
+    topology: Option<PathBuf>,
     /// Latent points (`z` [n][latent]) instead of configurations
     #[arg(long, conflicts_with = "frames")]
     z: Option<PathBuf>,
@@ -45,7 +50,7 @@ pub struct LogDensity {
 impl LogDensity {
     pub fn run(self) -> Result<()> {
         trajectory::require_tensors(&self.output, "log-densities")?;
-        check_apart(&self.output, [&self.model].into_iter().chain(&self.frames).chain(&self.z))?;
+        check_apart(&self.output, [&self.model].into_iter().chain(&self.frames).chain(&self.z).chain(&self.topology))?;
         check_writable(&self.output)?;
         let model = load_at(&self.model, &self.precision, self.temperature)?;
         let dimension = model.dimension();
@@ -64,16 +69,7 @@ impl LogDensity {
         } else {
             let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give FRAMES or --z"))?;
             let of_x = dimension - steering.auxiliary;
-            let frames = match &model.card().topology {
-                Some(atoms) => {
-                    let frames = trajectory::read_of(path, atoms, "model")?;
-                    trajectory::require_nanometres(path, &frames, atoms)?;
-                    trajectory::require_bonds(path, &frames, atoms, "model")?;
-                    frames
-                }
-                None => trajectory::read(path)?,
-            };
-            let mut frames = frames.require(path, of_x)?;
+            let mut frames = self.read(path, model.card())?.require(path, of_x)?;
             if let Scope::Noisy { sigma } = model.scope() {
                 draw_centroids(&mut frames, sigma, self.seed);
             }
@@ -100,6 +96,35 @@ impl LogDensity {
         report(self.json, &self.output, &frames, &log_density, outside);
         Ok(())
     }
+
+    /// The frames, in the order of the model's atoms.
+    fn read(&self, path: &Path, card: &ModelCard) -> Result<Frames> {
+        let frames = match (&self.topology, &card.topology) {
+            (Some(topology), _) => read_in_order(path, topology, card)?,
+            (None, Some(atoms)) => trajectory::read_of(path, atoms, "model")?,
+            (None, None) => trajectory::read(path)?,
+        };
+        let Some(atoms) = &card.topology else { return Ok(frames) };
+        if array(path, "log_density", frames.n())?.is_some() {
+            warn_of_torn_bonds(path, &frames, atoms, "model");
+            return Ok(frames);
+        }
+        trajectory::require_nanometres(path, &frames, atoms)?;
+        trajectory::require_bonds(path, &frames, atoms, "model")?;
+        Ok(frames)
+    }
+}
+
+/// Frames of the atoms of a PDB file, brought to the model's order.
+fn read_in_order(path: &Path, topology: &Path, card: &ModelCard) -> Result<Frames> {
+    let (atoms, _) = Topology::from_pdb(topology)?;
+    let frames = trajectory::read_of(path, &atoms, "topology")?;
+    let [residues, names] =
+        [&atoms.residues, &atoms.names].map(|list| list.iter().map(String::as_str).collect::<Vec<_>>());
+    let order = card.match_atoms(&residues, &names).map_err(|e| Error::file(topology, e.to_string()))?;
+    let rows = frames.x.chunks_exact(frames.dimension);
+    let x = rows.flat_map(|row| order.iter().flat_map(|&i| atom(row, i))).collect();
+    Ok(Frames { x, ..frames })
 }
 
 /// Whether centroids have about the spread of noise of standard deviation sigma (nm), as those of the model's own samples do. Those of frames

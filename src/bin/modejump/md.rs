@@ -1,6 +1,6 @@
 //! `modejump md`: OpenMM from Rust, with or without jumps.
 
-use crate::common::PrecisionFlag;
+use crate::common::{DecodingFlags, PrecisionFlag};
 use crate::dynamics::Dynamics;
 use clap::{Args, ValueEnum};
 use modejump::Result;
@@ -62,9 +62,9 @@ pub struct Md {
     /// ps
     #[arg(long, default_value_t = 0.001, requires = "driven")]
     relaxation_step: f64,
-    /// Average the model's density over so many orientations: less variable weights for as many likelihoods, exact where the energies
-    /// do not know of directions (no periodic box). For TarFlows
-    #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "solute"])]
+    /// Average the model's density over so many orientations, of which each proposal gets one at random: less variable weights for as many
+    /// likelihoods where the energies know little of directions. For TarFlows
+    #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "driven"])]
     rotations: Option<usize>,
     /// Steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
@@ -88,6 +88,8 @@ pub struct Md {
     temperature: f64,
     #[command(flatten)]
     dynamics: Dynamics,
+    #[command(flatten)]
+    decoding: DecodingFlags,
     #[command(flatten)]
     precision: PrecisionFlag,
     /// Steps between recorded frames
@@ -139,12 +141,13 @@ mod run {
     use crate::common::{
         hash_of, interrupted, load, load_partner, mark, require_order, warn_of_temperature, watch_signals,
     };
-    use crate::dynamics::{add_means, failed, progress, show_means, start, Kept, Record};
+    use crate::dynamics::{add_means, ended_early, failed, progress, show_means, start, Kept, Record};
     use modejump::annealing::{even, Kernel};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
     use modejump::io::checkpoint::{self, Kind};
     use modejump::io::{check_apart, check_writable, trajectory};
+    use modejump::models::tarflow::Decoding;
     use modejump::models::Model;
     use modejump::moves::{Fate, LatentWalkOptions, Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
@@ -215,6 +218,9 @@ mod run {
             if self.acceptance == Likelihood::Surrogate && self.screen.is_none() {
                 return Err(Error::invalid("--acceptance surrogate: give the surrogate with --screen"));
             }
+            if self.model.is_none() && self.decoding.decoding() != Decoding::Sequential {
+                return Err(Error::invalid("--decoding is one of proposals: give their --model"));
+            }
             if self.model.is_some() && self.frequency > self.steps {
                 let (frequency, steps) = (self.frequency, self.steps);
                 return Err(Error::invalid(format!("--frequency {frequency}: in {steps} steps there is no attempt")));
@@ -281,12 +287,13 @@ mod run {
             let hashes = files.map(|path| hash_of(path)).collect::<Result<Vec<_>>>()?;
             let Md { equilibrate, frequency, proposals, temperature, dynamics, precision, record, .. } = self;
             let Md { anneal, anneal_step, latent_walk, leapfrog, solute, driven, rotations, .. } = self;
-            let Md { relaxation_steps, relaxation_step, acceptance, .. } = self;
+            let Md { relaxation_steps, relaxation_step, acceptance, decoding, .. } = self;
             Ok(format!(
                 "{hashes:?} {} {} {equilibrate} {frequency} {proposals} {temperature} {dynamics:?} {precision:?} {record} {anneal:?} {anneal_step} \
-                 {latent_walk:?} {leapfrog} {solute:?} {driven:?} {rotations:?} {relaxation_steps} {relaxation_step} {}",
+                 {latent_walk:?} {leapfrog} {solute:?} {driven:?} {rotations:?} {relaxation_steps} {relaxation_step} {:?} {}",
                 self.model.is_some(),
                 self.screen.is_some(),
+                decoding.decoding(),
                 *acceptance == Likelihood::Exact
             ))
         }
@@ -309,9 +316,9 @@ mod run {
         fn engine(&self, system: &System, topology: &Topology) -> Result<Engine> {
             let dynamics = self.dynamics.at(self.temperature);
             let Some(path) = &self.model else { return Ok(Engine::Plain(Simulation::new(system, &dynamics)?)) };
-            let model = load(path, &self.precision)?;
+            let model = self.decoding.of(load(path, &self.precision)?)?;
             let acceptance = self.acceptance(model.as_ref())?;
-            warn_of_temperature(model.as_ref(), self.temperature);
+            warn_of_temperature(model.as_ref(), self.temperature, "jumps");
             if let Some(error) = model.integration_error()? {
                 eprintln!("log q of a sample differs by {error:.1e} between its generation and the way back");
             }
@@ -402,10 +409,10 @@ mod run {
                 }
             }
             bar.finish_and_clear();
-            if done < self.steps {
-                eprintln!("modejump: interrupted after {done} of {} steps", self.steps);
+            match done < self.steps {
+                true => ended_early(done, self.steps, "steps"),
+                false => Ok(()),
             }
-            Ok(())
         }
 
         fn report(&self, engine: &Engine, record: &Record, wall: f64) -> Result<()> {

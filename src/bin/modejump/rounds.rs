@@ -38,7 +38,8 @@ impl RoundsArguments {
 mod run {
     use super::*;
     use crate::common::{
-        describe_training, explore_at, hash_of, interrupted, parse_json, threads, watch_signals, CHECKPOINT_INTERVAL,
+        describe_training, explore_at, hash_of, interrupted, parse_json, read_system, threads, watch_signals,
+        CHECKPOINT_INTERVAL,
     };
     use crate::dynamics::check_start;
     use indicatif::{ProgressBar, ProgressStyle};
@@ -162,7 +163,7 @@ mod run {
         }
 
         fn open_system(&self, topology: &Topology) -> Result<System> {
-            let system = System::from_xml_file(&self.system)?;
+            let system = read_system(&self.system)?;
             topology.require_masses(&system.masses()).map_err(|e| Error::file(&self.system, e.to_string()))?;
             match system.constraints()?.first() {
                 None => Ok(system),

@@ -2,6 +2,7 @@
 
 #include <openmm/internal/ContextImpl.h>
 #include <openmm/reference/SimTKOpenMMUtilities.h>
+#include <openmm/serialization/SerializationProxy.h>
 #include <openmm/serialization/XmlSerializer.h>
 
 #include <mutex>
@@ -90,6 +91,39 @@ std::map<string, string> properties(const Platform &platform, size_t threads) {
     return {};
 }
 
+// As the plugin's proxy calls its Force in XML.
+const char *const MOVE = "MonteCarloModeJump";
+
+// Stands for the plugin's Force where the plugin is not there to read it.
+class StandIn : public OpenMM::Force {
+protected:
+    OpenMM::ForceImpl *createImpl() const override { return nullptr; }
+};
+
+class StandInProxy : public OpenMM::SerializationProxy {
+public:
+    StandInProxy() : SerializationProxy(MOVE) {}
+    void serialize(const void *, OpenMM::SerializationNode &) const override {
+        throw OpenMMException(string(MOVE) + " was left out of the System");
+    }
+    void *deserialize(const OpenMM::SerializationNode &) const override { return new StandIn(); }
+};
+
+void let_moves_be_read() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        try {
+            OpenMM::SerializationProxy::getProxy(MOVE);
+        } catch (const OpenMMException &) {
+            OpenMM::SerializationProxy::registerProxy(typeid(StandIn), new StandInProxy());
+        }
+    });
+}
+
+bool is_move(const OpenMM::Force &force) {
+    return OpenMM::SerializationProxy::getProxy(typeid(force)).getTypeName() == MOVE;
+}
+
 } // namespace
 
 rust::String openmm_version() { return Platform::getOpenMMVersion(); }
@@ -104,8 +138,17 @@ rust::Vec<rust::String> platform_names() {
 }
 
 std::shared_ptr<System> system_from_xml(rust::Str xml) {
+    let_moves_be_read();
     std::istringstream stream{string(xml)};
     return std::make_shared<System>(OpenMM::XmlSerializer::deserialize<OpenMM::System>(stream));
+}
+
+System::System(OpenMM::System *given) : system(given) {
+    for (int i = system->getNumForces() - 1; i >= 0; i--)
+        if (is_move(system->getForce(i))) {
+            system->removeForce(i);
+            left_out++;
+        }
 }
 
 void System::masses(rust::Slice<double> masses) const {

@@ -30,15 +30,20 @@ namespace openmm {
 
 class System {
 public:
-    explicit System(OpenMM::System *system) : system(system) {}
+    // Takes the plugin's moves out of it.
+    explicit System(OpenMM::System *system);
     size_t n_particles() const { return system->getNumParticles(); }
     void masses(rust::Slice<double> masses) const;
     void constraints(rust::Vec<uint64_t> &pairs, rust::Vec<double> &lengths) const;
     void bonds(rust::Vec<uint64_t> &pairs) const;
     bool has_barostat() const;
     bool is_periodic() const;
+    size_t moves_left_out() const { return left_out; }
 
     std::unique_ptr<OpenMM::System> system;
+
+private:
+    size_t left_out = 0;
 };
 
 // Energies and forces of given configurations: a Context of its own, which never steps.

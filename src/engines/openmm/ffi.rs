@@ -23,6 +23,7 @@ pub mod bridge {
         fn bonds(self: &System, pairs: &mut Vec<u64>) -> Result<()>;
         fn has_barostat(self: &System) -> bool;
         fn is_periodic(self: &System) -> Result<bool>;
+        fn moves_left_out(self: &System) -> usize;
 
         fn new_evaluator(system: &SharedPtr<System>, platform: &str) -> Result<UniquePtr<Evaluator>>;
         /// Three vectors in nm, flat.

@@ -35,19 +35,11 @@ pub enum Acceptance {
 }
 
 impl Acceptance {
-    /// Errors: gradients of a part of a System, which has energies alone; an average over rotations where there are directions, of a box
-    /// or of what is around the solute.
-    fn check(&self, system: &System, is_part: bool) -> Result<()> {
+    /// Errors: gradients of a part of a System, which has energies alone.
+    fn check(&self, is_part: bool) -> Result<()> {
         let what = match self {
             Acceptance::Annealed(_) if is_part => "a path to the energies (--anneal)",
             Acceptance::LatentWalk(walk) if is_part && walk.leapfrog > 0 => "a trajectory in latent space (--leapfrog)",
-            Acceptance::Turned(_) if is_part || system.is_periodic()? => {
-                return Err(Error::Unsupported(
-                    "a periodic box and the rest of a System have directions, and a density averaged over rotations is not exact there: leave \
-                     the average (--rotations) out"
-                        .into(),
-                ))
-            }
             _ => return Ok(()),
         };
         Err(Error::Unsupported(format!(
@@ -119,8 +111,7 @@ impl JumpingSimulation {
     /// A steerable model is taken to the temperature of the dynamics.
     ///
     /// Errors: another number of particles than the model has atoms, a constraint that the model does not keep (named) or that ties the
-    /// solute to the rest, frequency 0, a driven move without a solute, a move along gradients with one, an average over rotations with one
-    /// or in a periodic box, a second model of other dimension.
+    /// solute to the rest, frequency 0, a driven move of all particles, a move along gradients of a part, a second model of other dimension.
     pub fn new(
         system: &System,
         dynamics: &SimulationOptions,
@@ -143,8 +134,10 @@ impl JumpingSimulation {
             )));
         }
         if let Acceptance::Driven(steps) = acceptance {
-            if solute.is_none() {
-                return Err(Error::invalid("a driven move needs a solute: without one nothing is left to give way"));
+            if particles.len() == all.len() {
+                return Err(Error::invalid(
+                    "a driven move needs a solute that is a part of the System: otherwise nothing is left to give way",
+                ));
             }
             if (2 * all.len() + 1).saturating_mul(steps) > u32::MAX as usize {
                 return Err(Error::invalid(format!(
@@ -152,7 +145,7 @@ impl JumpingSimulation {
                 )));
             }
         }
-        acceptance.check(system, solute.is_some())?;
+        acceptance.check(solute.is_some())?;
         let options = Options { stride: frequency, ..options };
         let mut jump = acceptance.jump(model, options, constraints_of(system, model.as_ref(), particles)?)?;
         jump.set_temperature(dynamics.temperature)?;
@@ -294,31 +287,24 @@ mod tests {
 
     /// Before any work, by a message that says what to leave out.
     #[test]
-    fn gradients_and_rotations_need_the_whole_of_a_system_without_directions() {
+    fn what_needs_the_whole_of_a_system_or_more_than_the_model_is_refused() {
         let path = |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name);
-        let text = std::fs::read_to_string(path("system-vacuum.xml")).unwrap();
-        let file = std::env::temp_dir().join(format!("modejump-periodic-{}.xml", std::process::id()));
-        std::fs::write(&file, text.replace("method=\"0\"", "method=\"2\"")).unwrap();
-        let systems = [path("system-vacuum.xml"), file.clone()].map(|path| System::from_xml_file(path).unwrap());
-        std::fs::remove_file(file).unwrap();
+        let system = System::from_xml_file(path("system-vacuum.xml")).unwrap();
         let model = crate::models::load(path("model-vacuum.safetensors")).unwrap();
-        let refusal = |system: &System, acceptance: Acceptance, solute: Option<Solute>| {
+        let refusal = |acceptance: Acceptance, solute: Option<Solute>| {
             let (options, dynamics) = (Options::default(), SimulationOptions::default());
-            let made = JumpingSimulation::new(system, &dynamics, (&model, solute), acceptance, 10, options);
+            let made = JumpingSimulation::new(&system, &dynamics, (&model, solute), acceptance, 10, options);
             made.err().map(|e| e.to_string()).unwrap_or_default()
         };
-        let [plain, periodic] = &systems;
         let whole = || Some(Solute::of((0..22).collect()));
         let annealed = Acceptance::Annealed(Path { kernel: Kernel::Adjusted, stages: even(2, 1e-6), moves: 1 });
         let walk = |leapfrog| Acceptance::LatentWalk(LatentWalkOptions { leapfrog, ..Default::default() });
-        assert!(
-            refusal(plain, annealed.clone(), whole()).contains("--anneal") && refusal(plain, annealed, None).is_empty()
-        );
-        assert!(refusal(plain, walk(2), whole()).contains("--leapfrog") && refusal(plain, walk(0), whole()).is_empty());
-        for (system, solute) in [(plain, whole()), (periodic, None)] {
-            assert!(refusal(system, Acceptance::Turned(4), solute).contains("have directions"));
+        assert!(refusal(annealed.clone(), whole()).contains("--anneal") && refusal(annealed, None).is_empty());
+        assert!(refusal(walk(2), whole()).contains("--leapfrog") && refusal(walk(0), whole()).is_empty());
+        for solute in [whole(), None] {
+            assert!(refusal(Acceptance::Driven(5), solute.clone()).contains("nothing is left to give way"));
+            // of its own place, a model of the shape has no orientation to average over
+            assert!(refusal(Acceptance::Turned(4), solute).contains("orientation of a molecule"));
         }
-        // of its own place, a model of the shape has no orientation to average over
-        assert!(refusal(plain, Acceptance::Turned(4), None).contains("orientation of a molecule"));
     }
 }

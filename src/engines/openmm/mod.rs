@@ -72,7 +72,8 @@ pub struct System {
 const NO_SYSTEM: &str = "this is not an OpenMM System: write one with openmm.XmlSerializer.serialize";
 
 impl System {
-    /// Reads what `openmm.XmlSerializer.serialize(system)` wrote.
+    /// Reads what `openmm.XmlSerializer.serialize(system)` wrote, but for the plugin's moves (`MonteCarloModeJump`): the System is what
+    /// energies and dynamics are those of, and a move of its own would act beside them unseen ([`System::moves_left_out`]).
     ///
     /// Errors: the file cannot be read, is not XML, or holds no System.
     pub fn from_xml_file(path: impl AsRef<Path>) -> Result<System> {
@@ -106,6 +107,11 @@ impl System {
     /// Whether one of its forces acts across the box. Errors: a force that does not say so.
     pub fn is_periodic(&self) -> Result<bool> {
         Ok(self.inner.is_periodic()?)
+    }
+
+    /// Forces `MonteCarloModeJump` that the file has and the System has not.
+    pub fn moves_left_out(&self) -> usize {
+        self.inner.moves_left_out()
     }
 
     /// Masses, dalton; 0 for virtual sites and frozen particles.

@@ -141,6 +141,22 @@ fn a_file_that_is_no_system_is_refused_by_name() {
     assert!(error.contains("Abacus") && error.contains("Reference"), "{error}");
 }
 
+/// As after `system.addForce(MonteCarloModeJump(…))`, whether or not the plugin is there to read it.
+#[test]
+fn moves_of_the_plugin_are_left_out_of_a_system() {
+    let plain = std::fs::read_to_string(repository("models/ala2/system.xml")).unwrap();
+    let force = r#"<Force forceGroup="0" frequency="10" model="none.safetensors" name="MonteCarloModeJump" type="MonteCarloModeJump" version="1"><Particles/></Force>"#;
+    let with = |n: usize| plain.replace("</Forces>", &format!("{}</Forces>", force.repeat(n)));
+    for n in [0, 2] {
+        let system = System::from_xml(&with(n)).unwrap();
+        assert_eq!(system.moves_left_out(), n);
+        let mut target = OpenMmTarget::new(&system, 300.0, 1).unwrap();
+        let mut u = [0.0];
+        target.reduced_potential(&numbers(&golden()["x"])[..66], &mut u).unwrap();
+        assert!(u[0].is_finite());
+    }
+}
+
 fn started(name: &str, timestep: f64, seed: u64) -> Simulation {
     let options = SimulationOptions { timestep, friction: 5.0, seed, ..Default::default() };
     let mut simulation = Simulation::new(&system(name), &options).unwrap();

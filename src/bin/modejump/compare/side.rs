@@ -1,7 +1,7 @@
 //! One of the two samples: its frames, energies and weights, and what is observed of them.
 
 use super::Compare;
-use crate::common::{array, importance};
+use crate::common::{array, importance, warn_of_torn_bonds};
 use modejump::coordinates::Topology;
 use modejump::io::trajectory;
 use modejump::metrics::Cloud;
@@ -38,11 +38,14 @@ impl Side {
         if n < FEWEST {
             return Err(Error::file(path, format!("{n} frames are too few to compare; {FEWEST} are needed")));
         }
-        trajectory::require_bonds(path, &frames, topology, "topology")?;
-        let x = frames.x;
         let array = |name: &str| array(path, name, n);
         let (given, of_weights, log_q) = (array("reduced_potential")?, array("log_weight")?, array("log_density")?);
         let has_density = log_q.is_some();
+        match has_density {
+            true => warn_of_torn_bonds(path, &frames, topology, "topology"),
+            false => trajectory::require_bonds(path, &frames, topology, "topology")?,
+        }
+        let x = frames.x;
         let u = compare.energies(&x, topology)?.or(given);
         let raw = match (compare.reweight, log_q, &u) {
             (true, Some(log_q), Some(u)) => Some(importance(u, &log_q)),

@@ -86,7 +86,7 @@ impl Plot {
         }
         let mut series = Vec::new();
         for path in &self.data {
-            let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+            let text = std::fs::read_to_string(path).map_err(|e| not_text(path, e))?;
             let document: Document = parse_json(path, &text)?;
             series.extend(document.series);
         }
@@ -101,6 +101,18 @@ impl Plot {
             }
         }
         Ok(())
+    }
+}
+
+/// A file that could not be read, or that is none of those that figures are drawn of, such as a trajectory.
+fn not_text(path: &Path, error: std::io::Error) -> Error {
+    match error.kind() {
+        std::io::ErrorKind::InvalidData => Error::file(
+            path,
+            "not text: figures are drawn of JSON files with series, as `modejump reweight`, `modejump compare` and the demo write them, or \
+             with --log of a training log; `modejump compare` makes figures of trajectories",
+        ),
+        _ => Error::io(path, error),
     }
 }
 

@@ -233,7 +233,7 @@ impl Reweight {
     /// Errors: energies that depend on the orientation of the molecule, since they have a box.
     #[cfg(feature = "openmm")]
     fn require_no_directions(&self) -> Result<()> {
-        match modejump::engines::openmm::System::from_xml_file(&self.system)?.is_periodic()? {
+        match super::common::read_system(&self.system)?.is_periodic()? {
             true => Err(Error::file(
                 &self.system,
                 "the System is periodic, and its box has directions: weights averaged over --rotations are not exact there; \
