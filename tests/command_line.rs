@@ -364,9 +364,8 @@ fn inspect_lists_the_atoms() {
 
 #[test]
 fn what_is_no_model_is_told_what_is() {
-    for command in
-        [&["inspect", "models/ala2/topology.pdb"][..], &["convert", "models/ala2/topology.pdb", "-o", "m.safetensors"]]
-    {
+    let convert = ["convert", "models/ala2/topology.pdb", "--kind", "tarflow", "-o", "m.safetensors"];
+    for command in [&["inspect", "models/ala2/topology.pdb"][..], &convert] {
         let message = refused("cpu", command);
         assert!(
             message.contains("not a readable safetensors file") && message.contains(".pt, .pth, .ckpt"),
