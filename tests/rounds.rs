@@ -126,6 +126,11 @@ fn refusals(setting: &Setting) {
     assert!(setting.refusal(command).contains("double-well"));
     std::fs::write(setting.path("", "settings.json"), SETTINGS.replace("\"walkers\": 4", "\"walkers\": 0")).unwrap();
     assert!(setting.refusal(setting.command("adapt", "system-vacuum.xml", "other")).contains("rounds.walkers = 0"));
+    // before the first walk
+    let settings = SETTINGS.replace("\"reverse_kl\"", "\"latent_temperatures\": [0.5], \"reverse_kl\"");
+    std::fs::write(setting.path("", "settings.json"), settings).unwrap();
+    let message = setting.refusal(setting.command("adapt", "system-vacuum.xml", "steered"));
+    assert!(message.contains("set `steerable`") && !setting.path("steered", "").exists(), "{message}");
 }
 
 #[test]

@@ -4,8 +4,10 @@
 use modejump::coordinates::Along;
 use modejump::coordinates::Topology;
 use modejump::density::{Evaluation, Exactness};
-use modejump::io::model_file::{read_tensors, write_tensors, Data, Tensor};
+use modejump::io::model_file::{self, read_tensors, write_tensors, Data, Tensor};
+use modejump::models::energy::EnergyConfig;
 use modejump::rng::{Stream, StreamId};
+use modejump::trust::Trust;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -144,6 +146,46 @@ fn a_model_is_not_written_where_its_figure_goes() {
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 
+/// Whatever they are for; what would have been written over stays as it is.
+#[test]
+fn the_files_of_a_training_are_apart() {
+    let setting = Setting::new("apart");
+    let modes = r#"{ "modes": [{ "name": "a", "within": [] }, { "name": "b", "within": [] }] }"#;
+    std::fs::write(setting.path("modes.json"), modes).unwrap();
+    let config = SETTINGS.replacen('{', "{\"jump\": {},", 1);
+    std::fs::write(setting.path("jump.json"), config).unwrap();
+    let topology = setting.path("topology.pdb");
+    std::fs::copy(TOPOLOGY, &topology).unwrap();
+    let refusal = |output: &str, options: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.args(["train", "--topology"]).arg(&topology).arg("-o").arg(setting.path(output));
+        options.iter().for_each(|(name, file)| _ = command.arg(name).arg(setting.path(file)));
+        let done = command.output().unwrap();
+        let text = String::from_utf8(done.stderr).unwrap();
+        assert!(!done.status.success() && text.contains("would be written over"), "{options:?}: {text}");
+        text
+    };
+    let (frames, config) = (("--frames", "a.safetensors"), ("--config", "train.json"));
+    let before = std::fs::read(&setting.frames[0]).unwrap();
+    refusal("model.safetensors", &[frames, ("--log", "a.safetensors")]);
+    refusal("model.safetensors", &[frames, config, ("--log", "train.json")]);
+    refusal("model.safetensors", &[frames, config, ("--checkpoint", "train.json")]);
+    refusal("model.safetensors", &[frames, ("--log", "model.safetensors")]);
+    refusal("model.safetensors", &[frames, ("--log", "model.svg")]);
+    refusal("model.safetensors", &[frames, ("--checkpoint", "state"), ("--log", "state")]);
+    refusal("model.safetensors", &[("--keep-frames", "topology.pdb")]);
+    refusal("state.frames.safetensors", &[("--checkpoint", "state.ckpt")]);
+    let modes = ("--modes", "modes.json");
+    std::fs::rename(&setting.frames[0], setting.path("q.a.safetensors")).unwrap();
+    assert!(refusal("q.safetensors", &[("--frames", "q.a.safetensors"), modes]).contains("q.a.safetensors"));
+    std::fs::rename(&setting.frames[1], setting.path("q.b.jump.safetensors")).unwrap();
+    let frames = ("--frames", "q.b.jump.safetensors");
+    assert!(refusal("q.safetensors", &[frames, modes, ("--config", "jump.json")]).contains("q.b.jump.safetensors"));
+    refusal("modes.json", &[frames, modes]);
+    assert_eq!(std::fs::read(setting.path("q.a.safetensors")).unwrap(), before);
+    std::fs::remove_dir_all(&setting.folder).unwrap();
+}
+
 fn refuses_other_settings(setting: &Setting) {
     let complaint = || {
         let result = setting.command("other.safetensors", Some("state.ckpt")).output().unwrap();
@@ -152,6 +194,8 @@ fn refuses_other_settings(setting: &Setting) {
     };
     std::fs::write(setting.path("train.json"), SETTINGS.replace("\"batch\": 32", "\"batch\": 48")).unwrap();
     assert!(complaint().contains("other training options"));
+    std::fs::write(setting.path("train.json"), SETTINGS.replace("\"hidden\"", "\"seed\": 2, \"hidden\"")).unwrap();
+    assert!(complaint().contains("other random weights"));
     std::fs::write(setting.path("train.json"), SETTINGS.replace("[12]", "[13]")).unwrap();
     assert!(complaint().contains("another model or other frames"));
     std::fs::write(setting.path("train.json"), SETTINGS).unwrap();
@@ -203,11 +247,41 @@ fn bijections_between_modes_are_trained_by_the_energies_at_both_ends() {
     let moved = before.iter().filter(|(name, tensor)| tensor.data != after[*name].data).count();
     assert!(moved > 0 && after.iter().all(|(name, tensor)| tensor.data == bundled[&format!("modes.1.{name}")].data));
 
-    let (success, text) = train("never.safetensors", &[]);
-    assert!(!success && text.contains("give --system"), "{text}");
-    config(r#"{ "phases": [{ "steps": 20 }] }"#);
-    let (success, text) = train("never.safetensors", &energies);
-    assert!(!success && text.contains("reverse KL"), "{text}");
+    // interrupted, or just too late for that, and gone on with
+    let mut command = setting.command("cut.safetensors", Some("state.ckpt"));
+    command.arg("--modes").arg(setting.path("modes.json")).args(energies).arg("--json").stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let start = Instant::now();
+    while !setting.path("cut.low.log").exists() && start.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    child.wait().unwrap();
+    assert!(setting.path("state.low.ckpt").exists());
+    let done = command.output().unwrap();
+    let text = String::from_utf8(done.stderr).unwrap();
+    assert!(done.status.success() && text.contains("going on from step"), "{text}");
+    assert!(setting.tensors("cut.safetensors") == bundled, "the models differ");
+    let summary: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert!(
+        summary["output"].as_str().unwrap().ends_with("cut.safetensors") && text.contains("low <-> high"),
+        "{text}"
+    );
+    for name in ["low", "high", "high.jump"] {
+        assert_eq!(summary["trainings"][name]["last"]["step"].as_u64(), Some(20), "{summary}");
+    }
+
+    // settings of the last training are looked at before the first
+    let refusal = |jump: &str, more: &[&str], reason: &str| {
+        config(jump);
+        let (success, text) = train("never.safetensors", more);
+        assert!(!success && text.contains(reason), "{text}");
+    };
+    refusal("{}", &[], "give --system");
+    refusal(r#"{ "phases": [{ "steps": 20 }] }"#, &energies, "reverse KL");
+    refusal(r#"{ "clip": -1.0 }"#, &energies, "clip");
+    refusal(r#"{ "held_out": 0.0 }"#, &energies, "too few for `jump`");
+    assert!(!setting.path("never.low.safetensors").exists());
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 
@@ -244,15 +318,35 @@ fn energies_are_trained_from_the_command_line() {
         let figure = std::fs::read_to_string(setting.path(&output).with_extension("svg")).unwrap();
         assert!(figure.contains("held-out frames"), "{kind}: the figure of the training shows no losses");
 
+        // the network that goes on is believed anew
+        edit_energy(&setting.path(&output), |energy| energy.trust.density = 0.5);
         let (success, text) = train("further.safetensors", Some(&output));
-        assert!(success, "{kind}: {text}");
+        assert!(success && text.contains("find it anew with `modejump reweight --calibrate`"), "{kind}: {text}");
+        edit_energy(&setting.path("further.safetensors"), |energy| assert_eq!(energy.trust, Trust::FULL));
         assert!(setting.tensors("further.safetensors") != setting.tensors(&output), "{kind} has not learned");
         if kind != kinds[0].0 {
             let (success, text) = train("never.safetensors", Some("graphormer_ebm.safetensors"));
             assert!(!success && text.contains(&format!("not a model of the kind {kind}")), "{text}");
         }
+        edit_energy(&setting.path("further.safetensors"), |energy| energy.data_time = 1.0);
+        let (success, text) = train("never.safetensors", Some("further.safetensors"));
+        assert!(!success && text.contains("further.safetensors: has the data at time 1"), "{kind}: {text}");
     }
+    let linear = mlp.replace("\"negatives\"", "\"interpolant\": \"linear\", \"negatives\"");
+    std::fs::write(setting.path("train.json"), format!(r#"{{"invariant_ebm": {{{linear}}}}}"#)).unwrap();
+    let mut command = setting.command("never.safetensors", None);
+    command.args(["--model", "invariant_ebm", "--start"]).arg(setting.path("invariant_ebm.safetensors"));
+    let text = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(text.contains(r#"set `interpolant` in `contrast` to "trigonometric""#), "{text}");
     std::fs::remove_dir_all(&setting.folder).unwrap();
+}
+
+/// Changes how the energy of a model file is read.
+fn edit_energy(path: &Path, edit: impl Fn(&mut EnergyConfig)) {
+    let (name, bytes) = (path.display().to_string(), std::fs::read(path).unwrap());
+    let mut card = model_file::read(&name, &bytes).unwrap().card;
+    edit(card.model.energy_mut().unwrap());
+    std::fs::write(path, model_file::with_card(&name, &bytes, &card).unwrap()).unwrap();
 }
 
 /// Frames that bring their log-densities: what `--json` prints tells how far the energy is from them.
@@ -345,7 +439,31 @@ fn the_far_end_of_a_map_is_trained_on_the_frames_of_the_near_end() {
         let (success, text) = train(&arguments, config, "never.safetensors");
         assert!(!success && text.contains(message), "{text}");
     }
+    frames_of_the_near_end_are_generated_at_its_temperature(&setting, near, system);
     std::fs::remove_dir_all(&setting.folder).unwrap();
+}
+
+#[cfg(feature = "openmm")]
+fn frames_of_the_near_end_are_generated_at_its_temperature(setting: &Setting, near: &str, system: &str) {
+    let kept = setting.path("kept.safetensors");
+    let train = |temperature: &str| {
+        let explore = r#""frames": 160, "hot_steps": 10, "cooling_steps": 5, "frames_per_segment": 10, "stride": 1"#;
+        let phase = r#"{"steps": 2, "likelihood": 0.0, "reverse_kl": 1.0, "energy_batch": 8}"#;
+        let options = format!(r#"{{"phases": [{phase}], "evaluation_samples": 8, "held_out": 0.2}}"#);
+        let config = format!(r#"{{"explore": {{{explore}{temperature}}}, "train": {options}}}"#);
+        std::fs::write(setting.path("explore.json"), config).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.args(["train", "--topology", TOPOLOGY, "--map-from", near, "--system", system, "--config"]);
+        command.arg(setting.path("explore.json")).arg("--keep-frames").arg(&kept);
+        let done = command.arg("-o").arg(setting.path("explored.safetensors")).output().unwrap();
+        (done.status.success(), String::from_utf8(done.stderr).unwrap())
+    };
+    let (success, text) = train("");
+    assert!(success, "{text}");
+    let (_, metadata) = read_tensors("kept", &std::fs::read(&kept).unwrap()).unwrap();
+    assert!(metadata["origin"].contains(r#""temperature":1000.0"#), "{metadata:?}");
+    let (success, text) = train(r#", "temperature": 300.0"#);
+    assert!(!success && text.contains("that of --map-from is 1000 K"), "{text}");
 }
 
 /// A peptide's topology and frames around random places, as files.
@@ -564,6 +682,11 @@ fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
     config(r#"{"gvp_flow": {}, "tarflow": {}}"#);
     let text = complaint("never.safetensors", None, &[]);
     assert!(text.contains("`gvp_flow` has no effect on this training, which reads tarflow, explore"), "{text}");
+    config(r#"{"tarflow": {"train": {"pairing": "independent"}}, "explore": {}}"#);
+    assert!(complaint("never.safetensors", None, &[]).contains("`pairing` of `tarflow.train` has no effect"));
+    config(r#"{"tarflow": {"head_size": 0}, "explore": {}}"#);
+    let text = complaint("never.safetensors", None, &[]);
+    assert!(text.contains("note: `explore` of") && text.contains("frames are those of --frames"), "{text}");
     config("{}");
     let double_well = concat!(env!("CARGO_MANIFEST_DIR"), "/models/double-well/generator.safetensors");
     let done = setting

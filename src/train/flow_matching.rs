@@ -37,7 +37,7 @@ pub const LEAST_WEIGHT: f64 = 0.005;
 /// Loss and its gradient over a batch, L = mean over rows and coordinates of w(t) |f(t, x_t) − target|².
 ///
 /// Velocity: w = 1, target = α′ x_data + σ′ x_prior. End point: target = x_data, w = |α′σ − ασ′|/σ clipped to [[`LEAST_WEIGHT`],
-/// `largest_weight`], which weighs the errors of the velocity evenly but where it is singular.
+/// `largest_weight`] as BoltzNCE has it: the errors of the velocity count by σ/|α′σ − ασ′|.
 pub fn flow_matching<N: Network, R: Real>(
     network: &N,
     parameters: &[R],

@@ -236,7 +236,9 @@ pub fn force_matching<R: Real>(
     Ok(rows.iter().map(|&i| norms[i] * norms[i]).sum::<f64>() / rows.len() as f64)
 }
 
-/// gx ← factor · (softened ∇u + ∇ log q), limited in norm, zero for rejected samples.
+/// gx ← factor · (softened ∇u + ∇ log q), limited in norm, zero for rejected samples: outside the support, without an energy, or in
+/// another mode than the target's ([`crate::modes::Within`]). Without ∇u nothing would hold such a sample against ∇ log q, which drives it
+/// away from the model; what brings the model back to its mode is the likelihood.
 pub(super) fn regularise(u: &[f64], log_q: &[Evaluation], gx: &mut [f64], g_log_q: &[f64], factor: f64) {
     let mut sorted: Vec<f64> = u.iter().copied().filter(|u| u.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);
@@ -247,10 +249,30 @@ pub(super) fn regularise(u: &[f64], log_q: &[Evaluation], gx: &mut [f64], g_log_
         let soften = if excess > ENERGY_KNEE { ENERGY_KNEE / excess } else { 1.0 };
         gx.iter_mut().zip(g_log_q).for_each(|(g, q)| *g = soften * *g + q);
         let norm = gx.iter().map(|g| g * g).sum::<f64>().sqrt();
-        let factor = match log_q[row].is_inside() && norm.is_finite() {
+        let factor = match log_q[row].is_inside() && u[row].is_finite() && norm.is_finite() {
             true => factor * (LARGEST_FORCE / norm).min(1.0),
             false => 0.0,
         };
         gx.iter_mut().for_each(|g| *g = if factor == 0.0 { 0.0 } else { *g * factor });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::density::Status;
+
+    #[test]
+    fn rejected_samples_have_no_gradient() {
+        let inside = Evaluation::inside(-1.0);
+        let log_q = [inside, Evaluation::outside(Status::OutOfSupport), inside, inside, inside];
+        let u = [2.0, 1.0, f64::INFINITY, f64::NAN, 1e4];
+        let mut gx: Vec<f64> = (1..=10).map(f64::from).collect();
+        let g_log_q = [0.5; 10];
+        regularise(&u, &log_q, &mut gx, &g_log_q, 2.0);
+        assert_eq!(gx[..8], [3.0, 5.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        // far above the others: ∇u counts by the slope of the logarithm
+        let soften = ENERGY_KNEE / (1e4 - 2.0);
+        assert_eq!(gx[8..], [2.0 * (9.0 * soften + 0.5), 2.0 * (10.0 * soften + 0.5)]);
     }
 }

@@ -69,7 +69,7 @@ impl Default for Phase {
 }
 
 impl Phase {
-    /// Errors: weights that are none; a phase that trains nothing, by the number that is 0.
+    /// Errors: weights that are none; a phase that trains nothing, by the number that is 0; settings of a loss that is off.
     fn check(&self) -> Result<()> {
         let weights = [
             ("likelihood", self.likelihood),
@@ -86,6 +86,12 @@ impl Phase {
         if weights.iter().all(|(_, weight)| *weight == 0.0) {
             return Err(Error::invalid(
                 "a phase gives every loss the weight 0 and trains nothing: give one a weight, such as `likelihood`",
+            ));
+        }
+        if !self.latent_temperatures.is_empty() && self.reverse_kl == 0.0 {
+            return Err(Error::invalid(
+                "a phase has `latent_temperatures`, at which reverse KL is taken, and `reverse_kl` = 0: give it a weight, or leave \
+                 `latent_temperatures` out",
             ));
         }
         let refines = self.refinement > 0.0;
@@ -161,7 +167,7 @@ impl TrainOptions {
     }
 
     /// Errors: other temperatures for a flow that has one, or such that are not positive.
-    fn check_temperatures(&self, steerable: bool) -> Result<()> {
+    pub fn check_temperatures(&self, steerable: bool) -> Result<()> {
         let given: Vec<f64> = self.phases.iter().flat_map(|p| p.latent_temperatures.iter().copied()).collect();
         if !given.is_empty() && !steerable {
             return Err(Error::invalid(
@@ -175,12 +181,12 @@ impl TrainOptions {
     }
 
     /// How many of n frames are held out: the first ones.
-    pub(super) fn held_out_of(&self, n: usize) -> usize {
+    pub fn held_out_of(&self, n: usize) -> usize {
         (n as f64 * self.held_out) as usize
     }
 
     /// Errors: losses without what they are made of, or by which nothing is trained.
-    pub(super) fn check(&self, dimension: usize, has_frames: bool, has_target: bool) -> Result<()> {
+    pub fn check(&self, dimension: usize, has_frames: bool, has_target: bool) -> Result<()> {
         let needs = |f: fn(&Phase) -> f64| self.phases.iter().any(|p| f(p) > 0.0);
         let refuse = |message: &str| Err(Error::invalid(message));
         self.phases.iter().try_for_each(Phase::check)?;
@@ -205,6 +211,12 @@ impl TrainOptions {
         check_settings(self.phases.iter().map(|p| p.rate), self.clip, self.weight_decay, self.average)?;
         if let Some(coordinate) = &self.reaction_coordinate {
             coordinate.check(dimension)?;
+            if !needs(|p| p.reaction_coordinate) {
+                return refuse(
+                    "`reaction_coordinate` has no effect without a weight: give `reaction_coordinate` one in a phase with \
+                     `reverse_kl`, or leave it out",
+                );
+            }
         } else if needs(|p| p.reaction_coordinate) {
             return refuse("a phase gives `reaction_coordinate` a weight; say beside `phases` what the coordinate is");
         }

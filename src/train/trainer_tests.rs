@@ -83,8 +83,8 @@ fn frames() -> Vec<f64> {
 fn train(phase: Phase, with_target: bool, cut: Option<usize>) -> (Vec<u8>, Vec<f32>) {
     let spread = ReactionCoordinate { along: Along::Component(0), range: [-3.0, 3.0], bandwidth: 0.3 };
     let options = TrainOptions {
+        reaction_coordinate: (phase.reaction_coordinate > 0.0).then_some(spread),
         phases: vec![phase],
-        reaction_coordinate: Some(spread),
         evaluate: 7,
         evaluation_samples: 64,
         ..TrainOptions::default()
@@ -184,6 +184,7 @@ fn losses_without_what_they_need_are_refused() {
     let phase = Phase { reaction_coordinate: 1.0, ..Phase::default() };
     assert!(refusal(phase.clone(), None).contains("say beside `phases`"));
     assert!(refusal(phase.clone(), along(0)).contains("give `reverse_kl` a weight"));
+    assert!(refusal(Phase::default(), along(0)).contains("has no effect without a weight"));
     assert!(refusal(Phase { reverse_kl: 1.0, ..phase }, along(DIMENSION)).contains("component 6"));
     let options = |phase| TrainOptions { phases: vec![phase], ..TrainOptions::default() };
     let forces = Phase { likelihood: 0.0, force_matching: 1.0, ..Phase::default() };
@@ -290,13 +291,10 @@ fn share_on_the_right(reaction_coordinate: f64) -> f64 {
     let by_frames =
         Phase { steps: 300, rate: 5e-3, batch: 128, schedule: super::Schedule::Constant, ..Phase::default() };
     let by_energies = Phase { steps: 500, likelihood: 0.0, reverse_kl: 1.0, reaction_coordinate, ..by_frames.clone() };
+    let along_x = ReactionCoordinate { along: Along::Component(0), range: [-1.5, 1.5], bandwidth: 0.1 };
     let options = TrainOptions {
         phases: vec![by_frames, by_energies],
-        reaction_coordinate: Some(ReactionCoordinate {
-            along: Along::Component(0),
-            range: [-1.5, 1.5],
-            bandwidth: 0.1,
-        }),
+        reaction_coordinate: (reaction_coordinate > 0.0).then_some(along_x),
         average: 0.95,
         evaluate: 1000,
         ..TrainOptions::default()
@@ -400,6 +398,7 @@ fn phases_that_train_nothing_are_refused() {
     refused(of(Phase { likelihood: 0.0, ..plain() }), "trains nothing");
     refused(of(Phase { reverse_kl: -0.5, ..plain() }), "`reverse_kl` the weight -0.5");
     refused(of(Phase { likelihood: f64::NAN, ..plain() }), "`likelihood` the weight NaN");
+    refused(of(Phase { latent_temperatures: vec![0.5], ..plain() }), "`reverse_kl` = 0");
     refused(TrainOptions { evaluation_samples: 0, ..TrainOptions::default() }, "`evaluation_samples` = 0");
     // without phases the design is written as it is, and what is not used may be anything
     Trainer::new(flow(), &x, None, TrainOptions { phases: vec![], ..TrainOptions::default() }).unwrap();

@@ -28,6 +28,7 @@ pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// From now on the first SIGINT or SIGTERM is for [`interrupted`] to tell, and the second ends the program.
+/// Errors: a second call.
 pub fn watch_signals() -> Result<()> {
     ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
@@ -41,13 +42,14 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// `explore` of a configuration at the temperature of the command line. Errors: another one in the configuration.
+/// `explore` of a configuration at a temperature that something else gives, `giver`, such as an option of the command line. Errors: another
+/// one in the configuration.
 #[cfg(feature = "openmm")]
-pub fn explore_at(options: &ExploreOptions, temperature: f64) -> Result<ExploreOptions> {
+pub fn explore_at(options: &ExploreOptions, giver: &str, temperature: f64) -> Result<ExploreOptions> {
     match options.temperature.filter(|given| *given != temperature) {
         None => Ok(ExploreOptions { temperature: Some(temperature), ..options.clone() }),
         Some(given) => Err(Error::invalid(format!(
-            "`explore` has temperature {given} K, and --temperature is {temperature} K: leave it out of the configuration"
+            "`explore` has temperature {given} K, and {giver} is {temperature} K: leave it out of the configuration"
         ))),
     }
 }
@@ -419,9 +421,9 @@ mod tests {
     fn a_temperature_that_is_given_is_not_replaced() {
         let of = |temperature| ExploreOptions { temperature, ..ExploreOptions::default() };
         for given in [None, Some(400.0)] {
-            assert_eq!(explore_at(&of(given), 400.0).unwrap().kelvin(), 400.0);
+            assert_eq!(explore_at(&of(given), "--temperature", 400.0).unwrap().kelvin(), 400.0);
         }
-        let message = explore_at(&of(Some(300.0)), 400.0).unwrap_err().to_string();
+        let message = explore_at(&of(Some(300.0)), "--temperature", 400.0).unwrap_err().to_string();
         assert!(message.contains("300 K, and --temperature is 400 K"), "{message}");
         let config: ExploreOptions = serde_json::from_str(r#"{"temperature": 300}"#).unwrap();
         assert_eq!(config.temperature, Some(300.0));

@@ -29,7 +29,8 @@ impl Modes {
         check_apart(&self.output, [&self.description].into_iter().chain(&paths))?;
         check_writable(&self.output)?;
         require_tensors(&self.output, "models")?;
-        description.write(&paths, &self.output)
+        description.write(&paths, &self.output)?.iter().for_each(|edge| println!("{edge}"));
+        Ok(())
     }
 }
 
@@ -87,8 +88,12 @@ impl Description {
         Regions::new(&self.nearest_along, &regions, dimension)
     }
 
-    /// Writes the model file of these generators, one for each mode, if jumps can be made with it, and says which.
-    pub fn write(&self, generators: &[PathBuf], output: &Path) -> Result<()> {
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.modes.iter().map(|mode| &mode.name)
+    }
+
+    /// Writes the model file of these generators, one for each mode, if jumps can be made with it, and returns which, in words.
+    pub fn write(&self, generators: &[PathBuf], output: &Path) -> Result<Vec<String>> {
         let file = |path: &PathBuf| -> Result<ModelFile> {
             let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
             model_file::read(&path.display().to_string(), &bytes)
@@ -110,10 +115,7 @@ impl Description {
         let model = models::load_bytes(&output.display().to_string(), &bytes)?;
         let jump = ModeJump::of_model(&model, None, Options::default())?;
         write_atomically(output, &bytes)?;
-        for edge in jump.edges() {
-            let [i, j] = edge.modes.map(|mode| &jump.modes().names()[mode]);
-            println!("{i} <-> {j}");
-        }
-        Ok(())
+        let name = |mode: usize| &jump.modes().names()[mode];
+        Ok(jump.edges().iter().map(|edge| format!("{} <-> {}", name(edge.modes[0]), name(edge.modes[1]))).collect())
     }
 }

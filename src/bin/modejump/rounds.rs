@@ -98,6 +98,8 @@ mod run {
         pub fn run(self, structures: Option<Vec<PathBuf>>) -> Result<()> {
             self.check_apart(structures.as_deref().unwrap_or_default())?;
             let config = self.config(structures.is_some())?;
+            // not after hours of walking
+            config.train.check_temperatures(config.design.steerable)?;
             let (topology, x0) = Topology::from_pdb(&self.topology)?;
             check_start(&self.topology, &topology, &x0)?;
             let system = self.open_system(&topology)?;
@@ -141,7 +143,7 @@ mod run {
                     parse_json(path, &text)?
                 }
             };
-            config.explore = explore_at(&config.explore, self.temperature)?;
+            config.explore = explore_at(&config.explore, "--temperature", self.temperature)?;
             if explores {
                 config.explore.frames = 0;
                 config.rounds.latent_walk.get_or_insert_default();

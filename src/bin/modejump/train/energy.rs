@@ -4,7 +4,7 @@ use super::field::gvp_network;
 use super::Train;
 use modejump::coordinates::chirality::{classes, prochiral_centres};
 use modejump::coordinates::Topology;
-use modejump::io::model_file::Tensor;
+use modejump::io::model_file::{ModelFile, Tensor};
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::energy::EnergyConfig;
 use modejump::models::graphormer_ebm::{self, Graphormer, GraphormerConfig, Version};
@@ -20,7 +20,9 @@ use modejump::train::{Contrast, ContrastiveOptions, NetworkOptions};
 use modejump::trust::Trust;
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// New energies see molecules in Å, the data at time 0.
 const ANGSTROM: EnergyConfig = EnergyConfig { units_per_nm: 10.0, data_time: 0.0, trust: Trust::FULL };
@@ -138,12 +140,36 @@ impl<C> Beginning<C> {
     }
 }
 
+/// Takes from the energy of `--start` how far its network was to be believed as it was. Errors: data at another time than training puts them.
+fn begin_anew(path: &Path, energy: &mut EnergyConfig) -> Result<()> {
+    if energy.data_time != ANGSTROM.data_time {
+        let reason = format!(
+            "has the data at time {}, and the training of energies puts them at {}: train a new model, without --start",
+            energy.data_time, ANGSTROM.data_time
+        );
+        return Err(Error::file(path, reason));
+    }
+    if energy.trust != Trust::FULL {
+        energy.trust = Trust::FULL;
+        eprintln!(
+            "note: how far {} is to be believed is not taken over: find it anew with `modejump reweight --calibrate`",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 fn stream(options: &NetworkOptions) -> Stream {
     Stream::new(options.seed, StreamId::Initialise, 0, 0)
 }
 
 impl Train {
-    pub(super) fn graphormer_ebm(&self, design: &GraphormerDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+    pub(super) fn graphormer_ebm(
+        &self,
+        design: &GraphormerDesign,
+        topology: Topology,
+        frames: Vec<f64>,
+    ) -> Result<Value> {
         let types = classes(&topology);
         let network = GraphormerConfig {
             version: Version::Clean,
@@ -167,7 +193,7 @@ impl Train {
         self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)
     }
 
-    pub(super) fn gvp_ebm(&self, design: &GvpEnergyDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+    pub(super) fn gvp_ebm(&self, design: &GvpEnergyDesign, topology: Topology, frames: Vec<f64>) -> Result<Value> {
         let network = GvpConfig {
             n_layers: design.n_layers,
             n_scalars: design.n_scalars,
@@ -193,7 +219,7 @@ impl Train {
         topology: Topology,
         x0: &[f64],
         frames: Vec<f64>,
-    ) -> Result<()> {
+    ) -> Result<Value> {
         let mut network = InvariantConfig {
             atoms: topology.n_atoms(),
             volumes: volumes(&topology),
@@ -209,6 +235,13 @@ impl Train {
             ModelConfig::InvariantEbm(config) => Some(config.clone()),
             _ => None,
         })?;
+        let (own, given) = (begin.config.network.interpolant, design.contrast.interpolant);
+        if let Some(path) = self.start.as_ref().filter(|_| own != given) {
+            // its features are scaled by the noise of its own
+            let own = serde_json::json!(own);
+            let reason = format!("sees the noise of the interpolant {own}: set `interpolant` in `contrast` to {own}");
+            return Err(Error::file(path, reason));
+        }
         let network = InvariantNetwork::new(begin.config.network.clone())?;
         let parameters = begin.parameters(&network, || {
             let frames = in_units(&frames, network.dimension(), begin.config.energy.units_per_nm);
@@ -218,7 +251,7 @@ impl Train {
         self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)
     }
 
-    pub(super) fn mlp_ebm(&self, design: &MlpDesign, topology: Topology, frames: Vec<f64>) -> Result<()> {
+    pub(super) fn mlp_ebm(&self, design: &MlpDesign, topology: Topology, frames: Vec<f64>) -> Result<Value> {
         let MlpDesign { width, layers, contrast, ref train } = *design;
         let network = MlpConfig { dimension: 3 * topology.n_atoms(), width, layers };
         let new = mlp_ebm::Config { network, energy: ANGSTROM };
@@ -243,10 +276,13 @@ impl Train {
             let card = ModelCard::of_energy(kind(new.clone()), 3 * topology.n_atoms());
             return Ok(Beginning { config: new, card, tensors: None });
         };
-        let file = self.start_model(path, topology)?;
-        let config = config_of(&file.card.model)
+        let ModelFile { mut card, tensors, .. } = self.start_model(path, topology)?;
+        if let Some(energy) = card.model.energy_mut() {
+            begin_anew(path, energy)?;
+        }
+        let config = config_of(&card.model)
             .ok_or_else(|| Error::file(path, format!("not a model of the kind {}", self.model.name())))?;
-        Ok(Beginning { config, card: file.card, tensors: Some(file.tensors) })
+        Ok(Beginning { config, card, tensors: Some(tensors) })
     }
 
     fn contrast<N: Network>(
@@ -257,7 +293,7 @@ impl Train {
         network: (&N, Vec<f32>),
         frames: Vec<f64>,
         (options, train): (ContrastiveOptions, &NetworkOptions),
-    ) -> Result<()> {
+    ) -> Result<Value> {
         options.check()?;
         let log_density = self.log_densities(frames.len() / network.0.dimension())?;
         let objective = Contrast { options, mean_free: true, log_density, data_time: energy.data_time };

@@ -14,6 +14,7 @@ use modejump::rng::{Stream, StreamId};
 use modejump::train::{FlowMatching, NetworkOptions};
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// Network time where the integration ends: the field is stiff at the data itself.
 const LAST_TIME: f64 = 1e-3;
@@ -91,7 +92,13 @@ pub(super) fn gvp_network(topology: &Topology) -> GvpConfig {
 }
 
 impl Train {
-    pub(super) fn gvp_flow(&self, design: &GvpDesign, topology: Topology, x0: &[f64], frames: Vec<f64>) -> Result<()> {
+    pub(super) fn gvp_flow(
+        &self,
+        design: &GvpDesign,
+        topology: Topology,
+        x0: &[f64],
+        frames: Vec<f64>,
+    ) -> Result<Value> {
         let (card, config, parameters) = match &self.start {
             Some(path) => {
                 let file = self.start_model(path, &topology)?;
@@ -126,7 +133,7 @@ impl Train {
         topology: Topology,
         x0: &[f64],
         frames: Vec<f64>,
-    ) -> Result<()> {
+    ) -> Result<Value> {
         let (card, config, parameters) = match &self.start {
             Some(path) => {
                 let file = self.start_model(path, &topology)?;
@@ -164,7 +171,7 @@ impl Train {
         network: (&N, Vec<f32>),
         frames: Vec<f64>,
         options: &NetworkOptions,
-    ) -> Result<()> {
+    ) -> Result<Value> {
         let (pairing, largest_weight, units_per_nm) = (options.pairing, options.largest_weight, flow.units_per_nm);
         let objective = FlowMatching { config: flow, pairing, largest_weight };
         self.regress(card, topology, network, objective, (frames, units_per_nm), options)

@@ -2,6 +2,7 @@
 
 mod energy;
 mod field;
+mod files;
 mod modes;
 mod regression;
 mod resample;
@@ -23,6 +24,7 @@ use modejump::train::{design, DesignOptions, Map, Phase, Progress, TrainOptions,
 use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::{json, Map as JsonMap, Value};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -88,7 +90,7 @@ pub struct Train {
     start: Option<PathBuf>,
     /// Train the far end of a map between ensembles, for learned replica exchange: this coupling flow (at its
     /// temperature) maps from the ensemble of --frames, the trained one to that of --system at --temperature. Without
-    /// --start the map begins as the identity
+    /// --start the map begins as the identity, without --frames they are generated at the temperature of this flow
     #[arg(long)]
     map_from: Option<PathBuf>,
     /// The trained model; a figure of the training is drawn beside it, or replaced, under the same name with the extension svg
@@ -111,6 +113,9 @@ pub struct Train {
     #[arg(long, conflicts_with_all = ["start", "map_from"])]
     modes: Option<PathBuf>,
 }
+
+/// The sections of `--config` as they are written.
+type Sections = JsonMap<String, Value>;
 
 /// The file behind `--config`.
 #[derive(Default, Serialize, Deserialize)]
@@ -145,22 +150,23 @@ impl Train {
         if self.modes.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid(format!("--modes trains coupling flows, not {}", self.model.name())));
         }
-        let outputs = [Some(&self.output), self.log.as_ref(), self.checkpoint.as_ref()];
-        outputs.into_iter().flatten().try_for_each(|path| modejump::io::check_writable(path))?;
-        let inputs = self.frames.iter().chain([&self.topology]).chain(&self.system).chain(&self.start);
-        modejump::io::check_apart(&self.output, inputs.chain(&self.map_from).chain(&self.config))?;
         trajectory::require_tensors(&self.output, "models")?;
-        self.temperature = Some(self.temperature()?);
         let config = self.config()?;
+        self.check_files(&config)?;
+        self.temperature = Some(self.temperature()?);
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
         self.check_system(&topology)?;
+        let plan = self.modes.as_ref().map(|path| self.plan(path, &config, 3 * topology.n_atoms())).transpose()?;
         let frames = match self.resample {
             Some(_) => self.resampled(&self.frames, &topology, 0)?,
             None => self.frames(&config, &topology, &x0)?,
         };
-        match self.model {
-            Kind::Coupling => match &self.modes {
-                Some(path) => self.modes(path, config, &topology, &frames),
+        if self.checkpoint.is_some() {
+            watch_signals()?;
+        }
+        let summary = match self.model {
+            Kind::Coupling => match plan {
+                Some(plan) => self.modes(plan, config, &topology, &frames),
                 None => self.coupling(self.flow(&config, &topology, &frames)?, &frames, None, config.train),
             },
             Kind::GvpFlow => self.gvp_flow(&config.gvp_flow, topology, &x0, frames),
@@ -171,16 +177,28 @@ impl Train {
             Kind::InvariantEbm => self.invariant_ebm(&config.invariant_ebm, topology, &x0, frames),
             Kind::GvpEbm => self.gvp_ebm(&config.gvp_ebm, topology, frames),
             Kind::MlpEbm => self.mlp_ebm(&config.mlp_ebm, topology, frames),
+        }?;
+        self.report(&summary);
+        Ok(())
+    }
+
+    /// The summary of all that was trained, or the names of its figures.
+    fn report(&self, summary: &Value) {
+        if self.json {
+            return println!("{summary}");
         }
+        let parts = summary["trainings"].as_object().into_iter().flat_map(JsonMap::values);
+        [summary]
+            .into_iter()
+            .chain(parts)
+            .filter_map(|part| part["figure"].as_str())
+            .for_each(|path| println!("{path}"));
     }
 
     /// That asked for, else that of the model to start from, else 300 K. Errors: a number that is not positive.
     fn temperature(&self) -> Result<f64> {
         let of_start = match &self.start {
-            Some(path) => {
-                let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-                model_file::read_card(&path.display().to_string(), &bytes)?.temperature
-            }
+            Some(path) => temperature_of(path)?,
             None => None,
         };
         let temperature = self.temperature.or(of_start).unwrap_or(300.0);
@@ -196,6 +214,14 @@ impl Train {
         self.temperature.unwrap_or(300.0)
     }
 
+    /// That of the frames, K: for a map that of the ensemble that is mapped from. Errors: a model of it that does not say.
+    fn kelvin_of_frames(&self) -> Result<f64> {
+        let Some(path) = &self.map_from else { return Ok(self.kelvin()) };
+        temperature_of(path)?.ok_or_else(|| {
+            Error::file(path, "does not say at which temperature it is: write it with `modejump train --temperature`")
+        })
+    }
+
     /// The model to start from. Errors: atoms in another order than --topology has them; another number is for the caller to tell.
     fn start_model(&self, path: &Path, topology: &Topology) -> Result<ModelFile> {
         let file = read_model(path)?;
@@ -206,14 +232,17 @@ impl Train {
         Ok(file)
     }
 
-    /// Names the model's design, whatever the command that asked for it, the frames, and the model to start from.
-    fn identity(&self, card: &ModelCard, frames: &[f64]) -> Result<String> {
+    /// Names the model's design, whatever the command that asked for it, the parameters it begins with, the frames, and the model to start
+    /// from.
+    fn identity(&self, card: &ModelCard, parameters: &[f32], frames: &[f64]) -> Result<String> {
         let mut card = card.clone();
         card.provenance.clear();
         let card = serde_json::to_string(&card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
-        let bytes: Vec<u8> = frames.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let parameters: Vec<u8> = parameters.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let frames: Vec<u8> = frames.iter().flat_map(|v| v.to_le_bytes()).collect();
         let start = self.start.as_deref().map(hash_of).transpose()?.map_or(String::new(), |hash| format!(" {hash}"));
-        Ok(format!("{} {}{start}", model_file::hash(card.as_bytes()), model_file::hash(&bytes)))
+        let [card, parameters, frames] = [card.as_bytes(), &parameters, &frames].map(model_file::hash);
+        Ok(format!("{card} {parameters} {frames}{start}"))
     }
 
     fn flow(&self, config: &Config, topology: &Topology, frames: &[f64]) -> Result<CouplingFlow<f32>> {
@@ -241,7 +270,7 @@ impl Train {
         frames: &[f64],
         mode: Option<(&Modes, usize)>,
         options: TrainOptions,
-    ) -> Result<()> {
+    ) -> Result<Value> {
         self.complete(flow.card_mut())?;
         eprintln!("{} parameters, {:.2} MFLOP a sample", flow.parameters().len(), flow.flops() * 1e-6);
         let mut target = self.target()?;
@@ -254,7 +283,7 @@ impl Train {
             (Some(target), Some((modes, mode))) => Some(within.insert(Within { target, modes: modes.clone(), mode })),
             (target, _) => target,
         };
-        let mut identity = self.identity(flow.card(), frames)?;
+        let mut identity = self.identity(flow.card(), flow.parameters(), frames)?;
         let map = match (&self.map_from, target.as_deref_mut()) {
             (None, _) => None,
             (Some(_), None) => return Err(Error::invalid("--map-from needs energies: give --system")),
@@ -263,7 +292,7 @@ impl Train {
                 let from = models::load(path)?;
                 identity = format!("{identity} from {}", from.hash());
                 flow.card_mut().provenance.insert("map_from".into(), from.hash().into());
-                Some(self.map(path, from.as_ref(), target, frames, options.held_out)?)
+                Some(self.map(from.as_ref(), target, frames, options.held_out)?)
             }
         };
         let frames = if map.is_some() { &[] } else { frames };
@@ -280,17 +309,8 @@ impl Train {
 
     /// The frames of the ensemble that is mapped from. Both ensembles have one System, so that their reduced potentials
     /// differ by the temperature alone.
-    fn map(
-        &self,
-        path: &Path,
-        from: &dyn Model,
-        target: &mut dyn Target,
-        frames: &[f64],
-        held_out: f64,
-    ) -> Result<Map> {
-        let temperature = from.card().temperature.ok_or_else(|| {
-            Error::file(path, "does not say at which temperature it is: write it with `modejump train --temperature`")
-        })?;
+    fn map(&self, from: &dyn Model, target: &mut dyn Target, frames: &[f64], held_out: f64) -> Result<Map> {
+        let temperature = self.kelvin_of_frames()?;
         let mut u = vec![0.0; frames.len() / from.dimension().max(1)];
         target.reduced_potential(frames, &mut u)?;
         u.iter_mut().for_each(|u| *u *= self.kelvin() / temperature);
@@ -325,7 +345,7 @@ impl Train {
                 eprintln!("going on from step {step} of {}", path.display());
                 return Ok(Some(saved.state));
             }
-            (false, _) => "another model or other frames, or to another --start",
+            (false, _) => "another model or other frames, or to another --start or other random weights (`seed`)",
             (true, false) => "other training options",
         };
         Err(Error::file(
@@ -342,24 +362,52 @@ impl Train {
     }
 
     fn config(&self) -> Result<Config> {
-        let Some(path) = &self.config else {
-            let mut config = Config::default();
-            if self.map_from.is_some() {
-                config.train.phases = vec![Phase::of_map()];
+        let (mut config, sections): (Config, Sections) = match &self.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+                let (config, sections) = (parse_json(path, &text)?, parse_json(path, &text)?);
+                self.check_sections(path, &sections)?;
+                (config, sections)
             }
-            return Ok(config);
+            None => Default::default(),
         };
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let config = parse_json(path, &text)?;
-        let sections: serde_json::Map<String, serde_json::Value> = parse_json(path, &text)?;
-        let read = self.sections();
-        match sections.keys().find(|name| !read.contains(name)) {
-            Some(name) => Err(Error::file(
-                path,
-                format!("`{name}` has no effect on this training, which reads {}: leave it out", read.join(", ")),
-            )),
-            None => Ok(config),
+        let names_phases = |section: &str| sections.get(section).is_some_and(|section| section.get("phases").is_some());
+        if self.map_from.is_some() && !names_phases("train") {
+            config.train.phases = vec![Phase::of_map()];
         }
+        if let Some(jump) = config.jump.as_mut().filter(|_| !names_phases("jump")) {
+            jump.phases = vec![Phase::of_map()];
+        }
+        Ok(config)
+    }
+
+    /// Settings that this model's training never reads are refused, those that it does not read this time are told.
+    fn check_sections(&self, path: &Path, sections: &Sections) -> Result<()> {
+        let read = self.sections();
+        if let Some(name) = sections.keys().find(|name| !read.contains(name)) {
+            let reason =
+                format!("`{name}` has no effect on this training, which reads {}: leave it out", read.join(", "));
+            return Err(Error::file(path, reason));
+        }
+        let model = self.model.name();
+        let options = sections.get(&model).and_then(|section| section.get("train"));
+        let given = |name: &&str| options.is_some_and(|options| options.get(name).is_some());
+        let matches_flows = matches!(self.model, Kind::GvpFlow | Kind::EgnnFlow);
+        if let Some(name) = ["pairing", "largest_weight"].iter().find(|name| !matches_flows && given(name)) {
+            let reason =
+                format!("`{name}` of `{model}.train` has no effect: it is of flow matching alone; leave it out");
+            return Err(Error::file(path, reason));
+        }
+        let unused = [
+            ("design", self.start.is_some(), "the model of --start has its own"),
+            ("design", self.map_from.is_some() && self.start.is_none(), "the model of --map-from has its own"),
+            ("explore", !self.frames.is_empty(), "frames are those of --frames"),
+        ];
+        for (name, _, reason) in unused.iter().filter(|(name, is_unused, _)| *is_unused && sections.contains_key(*name))
+        {
+            eprintln!("note: `{name}` of {} is not used: {reason}", path.display());
+        }
+        Ok(())
     }
 
     /// What the training reads of the configuration.
@@ -372,10 +420,8 @@ impl Train {
         [own, vec!["explore".into()]].concat()
     }
 
-    fn train(&self, mut trainer: impl Training, identity: &str) -> Result<()> {
-        if self.checkpoint.is_some() {
-            watch_signals()?;
-        }
+    /// The loop of every training. Returns its summary.
+    fn train(&self, mut trainer: impl Training, identity: &str) -> Result<Value> {
         let mut saved = Instant::now();
         let bar = ProgressBar::new(trainer.total_steps() as u64);
         if let Ok(style) =
@@ -416,20 +462,15 @@ impl Train {
         bar.finish();
         self.save_state(&mut trainer, identity)?;
         trainer.save_model(&self.output)?;
-        let figure = self.output.with_extension("svg");
+        let figure = self.figure();
         super::plot::training_figure(&figure, trainer.history())?;
-        let summary = serde_json::json!({
+        Ok(json!({
             "output": self.output.display().to_string(),
             "figure": figure.display().to_string(),
             "model": self.model.name(),
             "steps": trainer.step_count(),
             "last": trainer.history().last(),
-        });
-        match self.json {
-            true => println!("{summary}"),
-            false => println!("{}", figure.display()),
-        }
-        Ok(())
+        }))
     }
 }
 
@@ -463,12 +504,12 @@ impl Train {
         if !self.frames.is_empty() {
             return read_frames(&self.frames, topology);
         }
-        let beside = self.checkpoint.as_ref().map(|path| path.with_extension("frames.safetensors"));
-        let keep = self.keep_frames.clone().or(beside);
+        let keep = self.kept_frames();
         let (Some(system), Some(file)) = (self.open_system()?, &self.system) else {
             return Err(Error::invalid("give --frames, or --system to generate them"));
         };
-        let options = super::common::explore_at(&config.explore, self.kelvin())?;
+        let giver = if self.map_from.is_some() { "that of --map-from" } else { "--temperature" };
+        let options = super::common::explore_at(&config.explore, giver, self.kelvin_of_frames()?)?;
         let explored = serde_json::to_string(&options).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
         let origin = format!("{} {explored}", hash_of(file)?);
         if let Some(kept) = keep.as_ref().filter(|path| self.checkpoint.is_some() && path.exists()) {
@@ -619,6 +660,12 @@ fn read_log_densities(path: &Path) -> Result<Vec<f64>> {
         true => Ok(values.into_iter().map(|v| if v.is_finite() { v } else { f64::NAN }).collect()),
         false => Err(Error::file(path, format!("log_density has {} numbers for {frames} frames", values.len()))),
     }
+}
+
+/// K, if the file of the model tells it.
+fn temperature_of(path: &Path) -> Result<Option<f64>> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    Ok(model_file::read_card(&path.display().to_string(), &bytes)?.temperature)
 }
 
 /// The model file of --start.

@@ -1,6 +1,6 @@
 //! `modejump train --modes`: one generator for each metastable state, with one latent space for all, in one model file.
 
-use super::{read_model, Config, Train};
+use super::{read_model, Config, JsonMap, Train};
 use crate::modes::Description;
 use modejump::coordinates::Topology;
 use modejump::io::model_file;
@@ -10,14 +10,34 @@ use modejump::modes::Modes;
 use modejump::train::architecture::designs;
 use modejump::train::{Jump, TrainOptions, TrainState, Trainer};
 use modejump::{models, Error, Result};
+use serde_json::{json, Value};
 use std::path::{Path, PathBuf};
 
+/// What --modes asks for.
+pub(super) struct Plan {
+    description: Description,
+    modes: Modes,
+}
+
 impl Train {
-    /// Each mode's frames train its generator; energies count in the mode alone.
-    pub(super) fn modes(&self, path: &Path, config: Config, topology: &Topology, frames: &[f64]) -> Result<()> {
-        let dimension = 3 * topology.n_atoms();
+    /// Errors: modes of other atoms; settings by which the bijections could not be trained after the generators.
+    pub(super) fn plan(&self, path: &Path, config: &Config, dimension: usize) -> Result<Plan> {
         let description = Description::read(path)?;
         let modes = description.regions(dimension).map_err(|e| Error::file(path, e.to_string()))?;
+        if let Some(options) = &config.jump {
+            if self.system.is_none() {
+                return Err(Error::invalid("`jump` trains by the energies at both ends: give --system"));
+            }
+            let checked = options.check_for_map().and_then(|()| options.check(dimension, false, true));
+            checked.map_err(|e| Error::invalid(format!("`jump`: {e}")))?;
+        }
+        Ok(Plan { description, modes })
+    }
+
+    /// Each mode's frames train its generator; energies count in the mode alone.
+    pub(super) fn modes(&self, plan: Plan, config: Config, topology: &Topology, frames: &[f64]) -> Result<Value> {
+        let dimension = 3 * topology.n_atoms();
+        let Plan { description, modes } = plan;
         let mut of_mode = vec![Vec::new(); modes.names().len()];
         for x in frames.chunks_exact(dimension) {
             modes.of(x).into_iter().for_each(|mode| of_mode[mode].extend_from_slice(x));
@@ -27,24 +47,35 @@ impl Train {
             if frames.is_empty() {
                 return Err(Error::invalid(format!("no frame is in mode `{name}`: give frames that visit it")));
             }
+            if config.jump.as_ref().is_some_and(|jump| jump.held_out_of(frames.len() / dimension) < 2) {
+                let reason = "too few for `jump`, which holds out a share of them, `held_out`, and needs two: give more of either";
+                return Err(Error::invalid(format!("the frames of mode `{name}` are {reason}")));
+            }
         }
         let flows = designs(topology, &of_mode, &self.constraints()?, &config.design)?;
-        let mut parts = Vec::new();
+        let (mut parts, mut trainings) = (Vec::new(), JsonMap::new());
         for (mode, (flow, frames)) in flows.into_iter().zip(&of_mode).enumerate() {
-            let own = self.of_mode(&modes.names()[mode]);
+            let name = &modes.names()[mode];
+            let own = self.of_mode(name);
             eprintln!("{}", own.output.display());
-            own.coupling(flow, frames, Some((&modes, mode)), config.train.clone())?;
+            let summary = own.coupling(flow, frames, Some((&modes, mode)), config.train.clone())?;
+            trainings.insert(name.clone(), summary);
             parts.push(own.output);
         }
         if let Some(options) = &config.jump {
             for mode in 1..parts.len() {
-                let own = self.of_mode(&format!("{}.jump", modes.names()[mode]));
-                own.jump([&parts[0], &parts[mode]], [&of_mode[0], &of_mode[mode]], (&modes, mode), options)?;
+                let name = &modes.names()[mode];
+                let own = self.of_jump(name);
+                let ends = [&of_mode[0][..], &of_mode[mode]];
+                let summary = own.jump([&parts[0], &parts[mode]], ends, (&modes, mode), options)?;
+                trainings.insert(format!("{name}.jump"), summary);
                 parts[mode] = own.output;
             }
         }
-        description.write(&parts, &self.output)?;
-        self.sign()
+        description.write(&parts, &self.output)?.iter().for_each(|edge| eprintln!("{edge}"));
+        self.sign()?;
+        let output = self.output.display().to_string();
+        Ok(json!({ "output": output, "model": self.model.name(), "trainings": trainings }))
     }
 
     /// Trains the second of two generators on, so that T_b ∘ T_a⁻¹ jumps between their modes by the energies at both ends.
@@ -54,8 +85,7 @@ impl Train {
         frames: [&[f64]; 2],
         (modes, mode): (&Modes, usize),
         options: &TrainOptions,
-    ) -> Result<()> {
-        options.check_for_map()?;
+    ) -> Result<Value> {
         let from = models::load(from)?;
         let to = read_model(to)?;
         let flow = CouplingFlow::from_file(&to)?;
@@ -69,7 +99,8 @@ impl Train {
             Ok(u)
         };
         let u = [potentials(frames[0])?, potentials(frames[1])?];
-        let identity = format!("{} jump from {} to {}", self.identity(flow.card(), frames[1])?, from.hash(), to.hash);
+        let identity = self.identity(flow.card(), flow.parameters(), frames[1])?;
+        let identity = format!("{identity} jump from {} to {}", from.hash(), to.hash);
         let jump = Jump::new(from, modes.clone(), [0, mode], frames, [&u[0], &u[1]], options.held_out)?;
         let saved = self.saved_state(&identity, |state: &TrainState| (state.step, state.options == *options))?;
         let trainer = match saved {
@@ -80,7 +111,7 @@ impl Train {
     }
 
     /// The same training for one mode, with files of its own: `jump.safetensors` and mode `c7eq` make `jump.c7eq.safetensors`.
-    fn of_mode(&self, name: &str) -> Train {
+    pub(super) fn of_mode(&self, name: &str) -> Train {
         let beside = |path: &PathBuf| {
             let extension = path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();
             path.with_extension(format!("{name}.{extension}"))
@@ -91,6 +122,11 @@ impl Train {
             log: self.log.as_ref().map(beside),
             ..self.clone()
         }
+    }
+
+    /// That of the bijection between the first mode and this one.
+    pub(super) fn of_jump(&self, name: &str) -> Train {
+        self.of_mode(&format!("{name}.jump"))
     }
 
     /// Says in the file of all modes what made it.

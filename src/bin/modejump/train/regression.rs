@@ -8,6 +8,7 @@ use modejump::models::network::Trainable;
 use modejump::train::network_trainer::{in_units, Objective};
 use modejump::train::{NetworkOptions, NetworkState, NetworkTrainer, Progress};
 use modejump::{Error, Result};
+use serde_json::Value;
 use std::path::Path;
 
 impl Train {
@@ -20,7 +21,7 @@ impl Train {
         objective: O,
         (frames, units_per_nm): (Vec<f64>, f64),
         options: &NetworkOptions,
-    ) -> Result<()> {
+    ) -> Result<Value> {
         let dimension = network.dimension();
         if dimension != 3 * topology.n_atoms() {
             let (atoms, of_model) = (topology.n_atoms(), dimension / 3);
@@ -29,7 +30,7 @@ impl Train {
         self.complete(&mut card)?;
         card.topology = Some(topology);
         eprintln!("{} parameters", parameters.len());
-        let identity = self.identity(&card, &[&frames, &objective.frames()[..]].concat())?;
+        let identity = self.identity(&card, &parameters, &[&frames, &objective.frames()[..]].concat())?;
         let identity = format!("{identity}{}", objective.settings());
         let saved = self.saved_state(&identity, |state: &NetworkState| (state.step, state.options == *options))?;
         let frames = in_units(&frames, dimension, units_per_nm);

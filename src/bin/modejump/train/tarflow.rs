@@ -10,6 +10,7 @@ use modejump::models::tarflow::{format, TarFlowConfig, TarNetwork};
 use modejump::train::{Likelihood, NetworkOptions, Schedule};
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// A new TarFlow and its training.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -48,7 +49,7 @@ impl Train {
         topology: Topology,
         x0: &[f64],
         frames: Vec<f64>,
-    ) -> Result<()> {
+    ) -> Result<Value> {
         let dimension = 3 * topology.n_atoms();
         let (card, config, parameters) = match &self.start {
             Some(path) => {

@@ -14,6 +14,7 @@ use modejump::train::network_trainer::in_units;
 use modejump::train::{NetworkOptions, Schedule};
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// A new transferable TarFlow and its training.
@@ -64,6 +65,11 @@ impl Default for TransferableDesign {
 }
 
 impl TransferableDesign {
+    /// What it names beside --topology and --frames.
+    pub(super) fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.peptides.iter().flat_map(|peptide| [&peptide.topology].into_iter().chain(&peptide.frames))
+    }
+
     /// Errors: heads that channels cannot be shared among.
     fn network(&self) -> Result<PeptideConfig> {
         let TransferableDesign { prose, channels, blocks, layers, head_size, expansion, .. } = *self;
@@ -108,7 +114,7 @@ impl Train {
         topology: Topology,
         x0: &[f64],
         frames: Vec<f64>,
-    ) -> Result<()> {
+    ) -> Result<Value> {
         let stereocentres = stereocentres(&topology, x0);
         let mut molecules = vec![Molecule { path: &self.topology, topology, frames }];
         for (peptide, PeptideFrames { topology: path, frames }) in (1..).zip(&design.peptides) {
