@@ -107,7 +107,7 @@ impl Default for NetworkOptions {
 
 impl NetworkOptions {
     /// Errors name the setting that is out of range.
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         if self.batch == 0 || self.steps == 0 {
             return Err(Error::invalid("training needs steps and a batch of 1 or more"));
         }

@@ -39,7 +39,7 @@ pub struct GraphormerDesign {
     /// Distance up to which the Gaussians lie at the beginning.
     reach: f64,
     contrast: ContrastiveOptions,
-    train: NetworkOptions,
+    pub(super) train: NetworkOptions,
 }
 
 impl Default for GraphormerDesign {
@@ -67,7 +67,7 @@ pub struct GvpEnergyDesign {
     rbf_max: f64,
     rbf_count: usize,
     contrast: ContrastiveOptions,
-    train: NetworkOptions,
+    pub(super) train: NetworkOptions,
 }
 
 impl Default for GvpEnergyDesign {
@@ -95,7 +95,7 @@ pub struct InvariantDesign {
     /// Residual layers.
     layers: usize,
     contrast: ContrastiveOptions,
-    train: NetworkOptions,
+    pub(super) train: NetworkOptions,
 }
 
 impl Default for InvariantDesign {
@@ -114,7 +114,7 @@ pub struct MlpDesign {
     width: usize,
     layers: usize,
     contrast: ContrastiveOptions,
-    train: NetworkOptions,
+    pub(super) train: NetworkOptions,
 }
 
 impl Default for MlpDesign {

@@ -28,7 +28,7 @@ pub struct GvpDesign {
     n_vectors: usize,
     rbf_max: f64,
     rbf_count: usize,
-    train: NetworkOptions,
+    pub(super) train: NetworkOptions,
 }
 
 impl Default for GvpDesign {
@@ -45,7 +45,7 @@ pub struct EgnnDesign {
     n_layers: usize,
     n_hidden: usize,
     coordinate_range: f64,
-    train: NetworkOptions,
+    pub(super) train: NetworkOptions,
 }
 
 impl Default for EgnnDesign {

@@ -100,7 +100,8 @@ pub struct Train {
     /// beside the checkpoint)
     #[arg(long, conflicts_with = "frames")]
     keep_frames: Option<PathBuf>,
-    /// State of the training, written every minute and on SIGINT or SIGTERM; when the file exists, training goes on from it
+    /// State of the training, written every minute and on SIGINT or SIGTERM once there are frames (those that are generated are kept beside it when all
+    /// are there); when the file exists, training goes on from it
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     /// Training log (JSON, an object a line)
@@ -156,6 +157,7 @@ impl Train {
         self.temperature = Some(self.temperature()?);
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
         self.check_system(&topology)?;
+        self.check_settings(&config, 3 * topology.n_atoms())?;
         let plan = self.modes.as_ref().map(|path| self.plan(path, &config, 3 * topology.n_atoms())).transpose()?;
         let frames = match self.resample {
             Some(_) => self.resampled(&self.frames, &topology, 0)?,
@@ -180,6 +182,22 @@ impl Train {
         }?;
         self.report(&summary);
         Ok(())
+    }
+
+    /// Before frames are made, which takes long. Errors name the setting that is out of range.
+    fn check_settings(&self, config: &Config, dimension: usize) -> Result<()> {
+        let network = match self.model {
+            Kind::Coupling => return config.train.check(dimension, self.map_from.is_none(), self.system.is_some()),
+            Kind::GvpFlow => &config.gvp_flow.train,
+            Kind::EgnnFlow => &config.egnn_flow.train,
+            Kind::Tarflow => &config.tarflow.train,
+            Kind::TransferableTarflow => &config.transferable_tarflow.train,
+            Kind::GraphormerEbm => &config.graphormer_ebm.train,
+            Kind::InvariantEbm => &config.invariant_ebm.train,
+            Kind::GvpEbm => &config.gvp_ebm.train,
+            Kind::MlpEbm => &config.mlp_ebm.train,
+        };
+        network.check()
     }
 
     /// The summary of all that was trained, or the names of its figures.
@@ -696,4 +714,34 @@ fn line(p: &Progress) -> String {
         item("accept %", 100.0 * p.acceptance, 1),
     ]
     .concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// "`key` = value" of all settings below, in order; null for what has no default.
+    fn settings(section: &Value, found: &mut Vec<String>) {
+        for (key, value) in section.as_object().into_iter().flatten() {
+            match value {
+                Value::Object(_) => settings(value, found),
+                Value::Array(phases) if phases.iter().any(Value::is_object) => {
+                    phases.iter().for_each(|phase| settings(phase, found))
+                }
+                value => found.push(format!("`{key}` = {value}")),
+            }
+        }
+    }
+
+    #[test]
+    fn all_settings_are_documented_with_their_defaults() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/training.md");
+        let text = std::fs::read_to_string(path).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut found = Vec::new();
+        settings(&serde_json::to_value(Config::default()).unwrap(), &mut found);
+        found.sort();
+        found.dedup();
+        let missing: Vec<&String> = found.iter().filter(|setting| !text.contains(*setting)).collect();
+        assert!(missing.is_empty() && found.len() > 60, "{missing:?}");
+    }
 }

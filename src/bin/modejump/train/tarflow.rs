@@ -23,7 +23,7 @@ pub struct TarflowDesign {
     layers: usize,
     head_size: usize,
     expansion: usize,
-    train: NetworkOptions,
+    pub(super) train: NetworkOptions,
 }
 
 impl Default for TarflowDesign {

@@ -30,7 +30,7 @@ pub struct TransferableDesign {
     expansion: usize,
     /// Peptides beside that of --topology and --frames. Each row of a batch is of any of them, all as likely.
     peptides: Vec<PeptideFrames>,
-    train: NetworkOptions,
+    pub(super) train: NetworkOptions,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
