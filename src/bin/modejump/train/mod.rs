@@ -186,6 +186,10 @@ impl Train {
 
     /// Before frames are made, which takes long. Errors name the setting that is out of range.
     fn check_settings(&self, config: &Config, dimension: usize) -> Result<()> {
+        if self.map_from.is_some() {
+            config.train.check_for_map()?;
+            self.system.as_ref().ok_or_else(map_without_energies)?;
+        }
         let network = match self.model {
             Kind::Coupling => return config.train.check(dimension, self.map_from.is_none(), self.system.is_some()),
             Kind::GvpFlow => &config.gvp_flow.train,
@@ -304,7 +308,7 @@ impl Train {
         let mut identity = self.identity(flow.card(), flow.parameters(), frames)?;
         let map = match (&self.map_from, target.as_deref_mut()) {
             (None, _) => None,
-            (Some(_), None) => return Err(Error::invalid("--map-from needs energies: give --system")),
+            (Some(_), None) => return Err(map_without_energies()),
             (Some(path), Some(target)) => {
                 options.check_for_map()?;
                 let from = models::load(path)?;
@@ -678,6 +682,10 @@ fn read_log_densities(path: &Path) -> Result<Vec<f64>> {
         true => Ok(values.into_iter().map(|v| if v.is_finite() { v } else { f64::NAN }).collect()),
         false => Err(Error::file(path, format!("log_density has {} numbers for {frames} frames", values.len()))),
     }
+}
+
+fn map_without_energies() -> Error {
+    Error::invalid("--map-from needs energies: give --system")
 }
 
 /// K, if the file of the model tells it.
