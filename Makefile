@@ -36,11 +36,10 @@ test-rust: venv
 	cargo test --release --features openmm --lib --bins --tests
 	cargo test --release --features openmm --doc
 
-# Samples, weights and annealing on MPI ranks. Library, program and this test are built once more, with the feature and little optimisation; the
-# usual build puts the program without it back.
+# Samples, weights and annealing on MPI ranks. Library, program and this test are built once more, with the feature and little optimisation, in
+# a folder of their own.
 test-mpi: venv
-	@sh scripts/mpi.sh cargo test --release --features openmm,mpi --config profile.release.package.modejump.opt-level=1 --test mpi
-	cargo build --release --features openmm
+	@sh scripts/mpi.sh cargo test --release --features openmm,mpi --config profile.release.opt-level=1 --config profile.release.debug=0 --target-dir target/mpi-build --test mpi
 
 # Kernels on a card: parity with the CPU, and their speed. Everything else about them is part of test-rust.
 test-gpu: venv

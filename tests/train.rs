@@ -219,8 +219,9 @@ fn bijections_between_modes_are_trained_by_the_energies_at_both_ends() {
             r#"{{ "name": "{name}", "within": [{{ "along": {{ "torsion": [4, 6, 8, 14] }}, "range": [{from}, {to}] }}] }}"#
         )
     };
-    let modes = format!(r#"{{ "modes": [{}, {}] }}"#, mode("low", low, middle), mode("high", middle, high));
-    std::fs::write(setting.path("modes.json"), modes).unwrap();
+    let modes = format!(r#"{{ "modes": [{}, {}]"#, mode("low", low, middle), mode("high", middle, high));
+    let describe = |more: &str| std::fs::write(setting.path("modes.json"), format!("{modes}{more} }}")).unwrap();
+    describe("");
     let config = |jump: &str| {
         let design = &SETTINGS[SETTINGS.find(r#""design""#).unwrap()..SETTINGS.find(r#""train""#).unwrap()];
         let phase = r#"{ "steps": 20, "batch": 32 }"#;
@@ -246,6 +247,12 @@ fn bijections_between_modes_are_trained_by_the_energies_at_both_ends() {
     let bundled = setting.tensors("both.safetensors");
     let moved = before.iter().filter(|(name, tensor)| tensor.data != after[*name].data).count();
     assert!(moved > 0 && after.iter().all(|(name, tensor)| tensor.data == bundled[&format!("modes.1.{name}")].data));
+
+    // a way to nowhere is told before generators are trained for it
+    describe(r#", "edges": [{ "between": ["low", "nowhere"] }]"#);
+    let (success, text) = train("nowhere.safetensors", &energies);
+    assert!(!success && text.contains("nowhere") && !setting.path("nowhere.low.safetensors").exists(), "{text}");
+    describe("");
 
     // interrupted, or just too late for that, and gone on with
     let mut command = setting.command("cut.safetensors", Some("state.ckpt"));

@@ -1,12 +1,12 @@
 //! The vector field of ECNF.
 
 use super::driver::{Fibres, Sanitizer};
-use super::fields::{self, largest, normals};
+use super::fields;
 use super::{fibres, with_tensor_cores};
 use modejump::device::{Device, Driver};
 use modejump::models::egnn_flow::{Egnn, EgnnConfig};
+use modejump::models::field_on_device::FieldOnDevice;
 use modejump::models::network::{Evaluator, Network};
-use modejump::models::VectorField;
 use modejump::nn::Real;
 use modejump::rng::{Stream, StreamId};
 use std::sync::Arc;
@@ -70,37 +70,26 @@ fn under_the_thread_sanitizer() {
     fields::compare("egnn-thread", &small::<f32>(), &small::<f32>().on_device(&driver).unwrap(), 1, 2e-5);
 }
 
-fn with_fault(name: &str, sanitizer: Sanitizer, fault: [&'static str; 2]) -> (Vec<f64>, modejump::Result<()>) {
-    fields::with_fault(name, sanitizer, fault, |driver| small::<f32>().on_device(driver).unwrap())
+fn on_device(driver: &Arc<dyn Driver>) -> FieldOnDevice<f32> {
+    small::<f32>().on_device(driver).unwrap()
 }
 
 #[test]
 fn a_missing_barrier_is_a_data_race() {
     let of_values = "((real)1 - gate) * m.message[f * PAIR_LANES + pair];\n      }\n    }\n    __syncthreads();";
     let of_tangents = "    put(m.first + (2 * part + 1) * PAIR_ROWS, lane, towards);\n  }\n  __syncthreads();";
-    for (name, from) in [("egnn-race", of_values), ("egnn-tangents-race", of_tangents)] {
-        let fault = [from, from.strip_suffix("__syncthreads();").unwrap()];
-        let said = with_fault(name, Sanitizer::Thread, fault).1.unwrap_err().to_string();
-        assert!(said.contains("data race"), "{said}");
-    }
+    fields::barriers_are_missed(&[("egnn-race", of_values), ("egnn-tangents-race", of_tangents)], on_device);
 }
 
 /// Messages between atoms of a share that are added twice, those of an atom to itself, and y without its way through the gate.
 #[test]
 fn wrong_derivatives_are_found() {
-    let (mut f, mut want) = (vec![0.0; 75], vec![0.0; 5]);
-    small::<f32>().evaluate_divergence(&[0.5; 5], &normals(75, 1), &mut f, &mut want);
     let faults = [
         ("egnn-twice", " || share.moves(atom)) continue;", ") continue;"),
         ("egnn-own-message", "edges.counts(pair) ? gate : (real)0", "gate"),
         ("egnn-gate", "through_gate * of_attention(f)", "(real)0"),
     ];
-    for (name, from, to) in faults {
-        let (found, said) = with_fault(name, Sanitizer::None, [from, to]);
-        said.unwrap();
-        let error = largest(&want, &found);
-        assert!(error > 1e-3, "{name}: {error:e}");
-    }
+    fields::wrong_derivatives_are_found(&small::<f32>(), &faults, on_device);
 }
 
 #[test]

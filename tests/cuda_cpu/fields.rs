@@ -44,7 +44,7 @@ pub fn compare(name: &str, host: &dyn VectorField, card: &dyn VectorField, rows:
 }
 
 /// Divergences of five rows of five atoms by kernels with a planted fault, and what was said.
-pub fn with_fault<R: Real>(
+fn with_fault<R: Real>(
     name: &str,
     sanitizer: Sanitizer,
     [from, to]: [&'static str; 2],
@@ -55,6 +55,34 @@ pub fn with_fault<R: Real>(
     let mut divergence = vec![0.0; 5];
     card.evaluate_divergence(&[0.5; 5], &normals(75, 1), &mut [0.0; 75], &mut divergence);
     (divergence, card.failure())
+}
+
+/// Kernels without one of these barriers, by the text that ends with it: each is found to be a data race.
+pub fn barriers_are_missed<R: Real>(
+    faults: &[(&str, &'static str)],
+    on_device: impl Fn(&Arc<dyn Driver>) -> FieldOnDevice<R>,
+) {
+    for &(name, from) in faults {
+        let fault = [from, from.strip_suffix("__syncthreads();").unwrap()];
+        let said = with_fault(name, Sanitizer::Thread, fault, &on_device).1.unwrap_err().to_string();
+        assert!(said.contains("data race"), "{said}");
+    }
+}
+
+/// Faults, (name, from, to), by which divergences are none.
+pub fn wrong_derivatives_are_found<R: Real>(
+    host: &dyn VectorField,
+    faults: &[(&str, &'static str, &'static str)],
+    on_device: impl Fn(&Arc<dyn Driver>) -> FieldOnDevice<R>,
+) {
+    let (mut f, mut want) = (vec![0.0; 75], vec![0.0; 5]);
+    host.evaluate_divergence(&[0.5; 5], &normals(75, 1), &mut f, &mut want);
+    for &(name, from, to) in faults {
+        let (found, said) = with_fault(name, Sanitizer::None, [from, to], &on_device);
+        said.unwrap();
+        let error = largest(&want, &found);
+        assert!(error > 1e-3, "{name}: {error:e}");
+    }
 }
 
 /// Energies and scores of configurations against the CPU, relative to the largest.

@@ -1,9 +1,10 @@
 //! The vector field of BoltzNCE.
 
 use super::driver::{Fibres, Sanitizer};
-use super::fields::{self, largest, normals};
+use super::fields::{self, normals};
 use super::{fibres, with_tensor_cores};
 use modejump::device::{Device, Driver};
+use modejump::models::field_on_device::FieldOnDevice;
 use modejump::models::gvp_flow::{GvpConfig, GvpField};
 use modejump::models::VectorField;
 use modejump::nn::Real;
@@ -105,37 +106,26 @@ fn a_failure_is_told() {
     assert!(said.contains("heap-buffer-overflow"), "{said}");
 }
 
-fn with_fault(name: &str, sanitizer: Sanitizer, fault: [&'static str; 2]) -> (Vec<f64>, modejump::Result<()>) {
-    fields::with_fault(name, sanitizer, fault, |driver| small::<f32>().on_device(driver).unwrap())
+fn on_device(driver: &Arc<dyn Driver>) -> FieldOnDevice<f32> {
+    small::<f32>().on_device(driver).unwrap()
 }
 
 #[test]
 fn a_missing_barrier_is_a_data_race() {
     let of_values = "  norms<PAIR_LANES>(m, gvp, w + gvp.direction_hidden, RADIAL, perceptrons);\n  __syncthreads();";
     let of_tangents = "    put(m.norm + q * WIDTH * DIRECTIONS, lane, sum);\n  }\n  __syncthreads();";
-    for (name, from) in [("gvp-race", of_values), ("gvp-tangents-race", of_tangents)] {
-        let fault = [from, from.strip_suffix("  __syncthreads();").unwrap()];
-        let said = with_fault(name, Sanitizer::Thread, fault).1.unwrap_err().to_string();
-        assert!(said.contains("data race"), "{said}");
-    }
+    fields::barriers_are_missed(&[("gvp-race", of_values), ("gvp-tangents-race", of_tangents)], on_device);
 }
 
 /// Messages between atoms of a share that are added twice, a tape of another configuration, and one with messages of an atom to itself.
 #[test]
 fn wrong_derivatives_are_found() {
-    let (mut f, mut want) = (vec![0.0; 75], vec![0.0; 5]);
-    small::<f32>().evaluate_divergence(&[0.5; 5], &normals(75, 1), &mut f, &mut want);
     let faults = [
         ("gvp-twice", " || share.moves(atom)) continue;", ") continue;"),
         ("gvp-of-another", "at > first && at % parts > 0", "at > first"),
         ("gvp-own-message", "record.counts(lane) ? m.g[u * WIDTH + lane] : (real)0", "m.g[u * WIDTH + lane]"),
     ];
-    for (name, from, to) in faults {
-        let (found, said) = with_fault(name, Sanitizer::None, [from, to]);
-        said.unwrap();
-        let error = largest(&want, &found);
-        assert!(error > 1e-3, "{name}: {error:e}");
-    }
+    fields::wrong_derivatives_are_found(&small::<f32>(), &faults, on_device);
 }
 
 #[test]

@@ -99,6 +99,14 @@ impl Description {
             model_file::read(&path.display().to_string(), &bytes)
         };
         let files = generators.iter().map(file).collect::<Result<Vec<_>>>()?;
+        let (bytes, jump) = self.jump_of(&files, output)?;
+        write_atomically(output, &bytes)?;
+        let name = |mode: usize| &jump.modes().names()[mode];
+        Ok(jump.edges().iter().map(|edge| format!("{} <-> {}", name(edge.modes[0]), name(edge.modes[1]))).collect())
+    }
+
+    /// The model file of these generators, one for each mode, and the move that it makes. Errors: it makes none.
+    pub fn jump_of(&self, files: &[ModelFile], output: &Path) -> Result<(Vec<u8>, ModeJump)> {
         let mode = |(mode, file): (&ModeDescription, &ModelFile)| ModeConfig {
             region: Description::region_of(mode),
             card: file.card.clone(),
@@ -106,16 +114,14 @@ impl Description {
         };
         let config = Config {
             nearest_along: self.nearest_along.clone(),
-            modes: self.modes.iter().zip(&files).map(mode).collect(),
+            modes: self.modes.iter().zip(files).map(mode).collect(),
             edges: self.edges.clone(),
             noise: self.noise,
             identical: self.identical.clone(),
         };
-        let bytes = bundle(config, &files)?;
+        let bytes = bundle(config, files)?;
         let model = models::load_bytes(&output.display().to_string(), &bytes)?;
         let jump = ModeJump::of_model(&model, None, Options::default())?;
-        write_atomically(output, &bytes)?;
-        let name = |mode: usize| &jump.modes().names()[mode];
-        Ok(jump.edges().iter().map(|edge| format!("{} <-> {}", name(edge.modes[0]), name(edge.modes[1]))).collect())
+        Ok((bytes, jump))
     }
 }

@@ -509,7 +509,7 @@ impl Train {
     }
 
     fn open_system(&self) -> Result<Option<modejump::engines::openmm::System>> {
-        self.system.as_ref().map(modejump::engines::openmm::System::from_xml_file).transpose()
+        self.system.as_ref().map(|path| super::common::read_system(path)).transpose()
     }
 
     fn target(&self) -> Result<Option<Box<dyn Target>>> {

@@ -53,6 +53,9 @@ impl Train {
             }
         }
         let flows = designs(topology, &of_mode, &self.constraints()?, &config.design)?;
+        // whether they can be put together is to be known before they are trained
+        let untrained = |flow: &CouplingFlow<f32>| model_file::read("the design of a generator", &flow.to_bytes()?);
+        description.jump_of(&flows.iter().map(untrained).collect::<Result<Vec<_>>>()?, &self.output)?;
         let (mut parts, mut trainings) = (Vec::new(), JsonMap::new());
         for (mode, (flow, frames)) in flows.into_iter().zip(&of_mode).enumerate() {
             let name = &modes.names()[mode];
