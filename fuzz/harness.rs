@@ -5,6 +5,7 @@ use modejump::c_api::{model::*, moves::*, status::*, structs::*, target::modejum
 use modejump::density::Evaluation;
 use modejump::models::continuous::Divergence;
 use modejump::models::Model;
+use modejump::moves::{ModeJump, Options};
 use modejump::ode::Method;
 use modejump::rng::{Stream, StreamId};
 use modejump::Error;
@@ -13,11 +14,20 @@ use std::ptr::{null, null_mut};
 
 /// A model file of two plain coordinates.
 pub const MODEL: &[u8] = include_bytes!("../models/double-well/generator.safetensors");
+/// Two modes of two plain coordinates.
+pub const MODES: &[u8] = include_bytes!("../models/double-well/modes.safetensors");
 
 /// Any bytes either load or are refused with a message; what loads can be sampled and evaluated.
 pub fn model_loader(data: &[u8]) {
     match modejump::models::load_bytes("fuzzed", data) {
-        Ok(model) => evaluate(&*model),
+        Ok(model) => {
+            if model.modes().is_some() {
+                if let Err(error) = ModeJump::of_model(&model, None, Options::default()) {
+                    assert!(!error.to_string().is_empty());
+                }
+            }
+            evaluate(&*model)
+        }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
@@ -50,6 +60,9 @@ fn evaluate(model: &dyn Model) {
 
 /// Not a continuous flow that evaluates its network thousands of times a sample, as its file may rightly ask.
 fn is_quick(model: &dyn Model) -> bool {
+    if let Some(modes) = model.modes() {
+        return modes.generators().iter().all(|generator| is_quick(&**generator));
+    }
     let Some(flow) = model.card().model.flow() else { return true };
     let (Method::Rk4 { steps } | Method::Euler { steps } | Method::DormandPrince { max_steps: steps, .. }) =
         flow.solver;

@@ -7,7 +7,11 @@ mod molecule;
 #[path = "support/networks.rs"]
 mod networks;
 
+use modejump::io::model_file::{self, Data};
+use modejump::models::modes::IdenticalConfig;
+use modejump::models::ModelConfig;
 use modejump::rng::{Stream, StreamId};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
@@ -37,10 +41,22 @@ fn mutate(data: &mut Vec<u8>, head: usize, stream: &mut Stream) {
     }
 }
 
-/// A small model of every kind, and two of coupling flows.
+/// A small model of every kind, and two of coupling flows; modes whose particles are told to be alike.
 fn models() -> Vec<Vec<u8>> {
-    let coupling = [harness::MODEL.to_vec(), molecule::four_atoms().to_bytes().unwrap()];
+    let coupling = [harness::MODEL.to_vec(), molecule::four_atoms().to_bytes().unwrap(), modes()];
     coupling.into_iter().chain(networks::all().into_iter().map(|(_, bytes)| bytes)).collect()
+}
+
+fn modes() -> Vec<u8> {
+    let file = model_file::read("modes", harness::MODES).unwrap();
+    let (mut card, mut tensors) = (file.card, BTreeMap::new());
+    let ModelConfig::Modes(config) = &mut card.model else { panic!("no modes") };
+    config.identical = Some(IdenticalConfig { dimension: 1, particles: vec![0, 1] });
+    config.modes.iter_mut().for_each(|mode| mode.reference = vec![0.5, -0.5]);
+    for (name, tensor) in file.tensors {
+        tensors.insert(name, (tensor.shape, Data::F32(tensor.data.iter().map(|&v| v as f32).collect())));
+    }
+    model_file::serialize(&card, &tensors).unwrap()
 }
 
 /// What to start coverage-guided fuzzing from: `cargo test --release --test fuzz_corpus seeds -- --ignored`.
@@ -48,7 +64,7 @@ fn models() -> Vec<Vec<u8>> {
 #[ignore = "writes the small models into fuzz/corpus"]
 fn seeds() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/model_loader");
-    for (kind, bytes) in networks::all() {
+    for (kind, bytes) in networks::all().into_iter().chain([("modes", modes())]) {
         std::fs::write(folder.join(kind), bytes).unwrap();
     }
 }

@@ -169,7 +169,9 @@ fn mlp_ebm() -> Vec<u8> {
 
 fn tarflow() -> Vec<u8> {
     let network = TarFlowConfig { tokens: 3, token_size: 3, channels: 4, blocks: 2, layers: 1, heads: 2, expansion: 2 };
-    let config = tarflow::format::config(network.clone(), 6.0);
+    let mut config = tarflow::format::config(network.clone(), 6.0);
+    // of any hand: there are too few atoms for one
+    config.stereocentres = vec![Stereocentre { centre: 0, neighbours: [1; 3], positive: false }];
     let network = TarNetwork::new(network).unwrap();
     let parameters: Vec<f32> = network.initial(1);
     let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config), FEATURES.len());
