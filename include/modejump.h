@@ -467,9 +467,8 @@ int32_t modejump_move_delayed_acceptance_new(const struct modejump_model *model,
 
 // Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a model. With `mode`
 // not NULL, this callback says in which mode a configuration is, and not the model; `user` is handed to it, and must stay valid until the
-// move is freed. Of the options the seed is looked at; n_proposals
-// has to be 1, rotations 0. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
-// keeps the model.
+// move is freed. Of the options the seed is looked at; n_proposals has to be 1, rotations 0. On success `*out` is a new handle, to be
+// freed with `modejump_move_free`; it keeps the model.
 int32_t modejump_move_mode_jump_new(const struct modejump_model *model,
                                     const struct modejump_move_options *options,
                                     modejump_mode_callback mode,

@@ -646,9 +646,8 @@ void FixModeJump::draw_velocities() {
     for (int i = 0; i < atom->nlocal; i++) {
         if (!(atom->mask[i] & groupbit))
             continue;
-        std::uint64_t seed = mixed(mixed(this->seed()) ^ replica());
-        seed = mixed(seed ^ static_cast<std::uint64_t>(update->ntimestep));
-        std::mt19937_64 random(mixed(seed ^ static_cast<std::uint64_t>(atom->tag[i])));
+        const std::uint64_t of_step = mixed(mixed(mixed(seed()) ^ replica()) ^ static_cast<std::uint64_t>(update->ntimestep));
+        std::mt19937_64 random(mixed(of_step ^ static_cast<std::uint64_t>(atom->tag[i])));
         const double mass = mass_of(i);
         std::normal_distribution<double> normal(0.0, std::sqrt(kt_ / (mass * force->mvv2e)));
         for (int d = 0; d < 3; d++) {

@@ -149,9 +149,8 @@ pub type modejump_mode_callback = Option<unsafe extern "C" fn(user: *mut c_void,
 
 /// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a model. With `mode`
 /// not NULL, this callback says in which mode a configuration is, and not the model; `user` is handed to it, and must stay valid until the
-/// move is freed. Of the options the seed is looked at; n_proposals
-/// has to be 1, rotations 0. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
-/// keeps the model.
+/// move is freed. Of the options the seed is looked at; n_proposals has to be 1, rotations 0. On success `*out` is a new handle, to be
+/// freed with `modejump_move_free`; it keeps the model.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `mode` is NULL or a function that may be called as

@@ -194,6 +194,16 @@ impl ModelCard {
         }
     }
 
+    /// Errors: a topology of another number of atoms than the `dimension` of x has.
+    pub(crate) fn require_dimension(&self, dimension: usize) -> Result<()> {
+        match self.topology.as_ref().map(Topology::n_atoms).filter(|atoms| 3 * atoms != dimension) {
+            Some(atoms) => {
+                Err(Error::invalid(format!("the topology has {atoms} atoms for {dimension} coordinates of the model")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The label of an atom for messages.
     pub fn label(&self, atom: usize) -> String {
         match &self.topology {

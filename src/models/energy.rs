@@ -91,9 +91,7 @@ impl<N: Network, R: Real> EnergyModel<Evaluator<N, R>> {
                 network.dimension()
             )));
         }
-        if let Some(atoms) = file.card.topology.as_ref().map(|t| t.n_atoms()).filter(|n| 3 * n != network.dimension()) {
-            return Err(file.error(format!("the topology has {atoms} atoms for {} coordinates", network.dimension())));
-        }
+        file.card.require_dimension(network.dimension()).map_err(|e| file.error(e.to_string()))?;
         let parameters = network.layout().read(&file.tensors)?;
         Ok(EnergyModel::new(Evaluator::new(network, parameters), config, file.card.clone(), file.hash.clone()))
     }

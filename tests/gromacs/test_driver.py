@@ -269,13 +269,13 @@ def test_a_virtual_site_that_follows_the_molecule_is_refused(driver):
     run = driver()
     top, gro = run.folder / "topol.top", run.folder / "conf.gro"
     lines = gro.read_text().splitlines()
-    atoms = [*lines[2:-1], f"{4:5d}{'XXX':<5}{'X':>5}{23:5d}   2.900   2.700   2.900"]
+    atoms = [*lines[2:-1], f"{4:5d}{'SIT':<5}{'M':>5}{23:5d}   2.900   2.700   2.900"]
     gro.write_text("\n".join(["site", "23", *atoms, lines[-1]]) + "\n")
-    site = "23 MW 4 XXX X 23 0\n\n[ virtual_sites2 ]\n23 1 2 1 0.5\n\n[ bonds ]"
+    site = "23 MW 4 SIT M 23 0\n\n[ virtual_sites2 ]\n23 1 2 1 0.5\n\n[ bonds ]"
     top.write_text(top.read_text().replace("[ bonds ]", site, 1))
     example.grompp(run.folder)
     message = run.refused("-n", 1)
-    assert "virtual site XXX4 X follows atoms of the model" in message, message
+    assert "virtual site SIT4 M follows atoms of the model" in message, message
 
 
 def test_a_second_run_input_gives_the_forces(driver, prepared):

@@ -252,10 +252,6 @@ unique_ptr<System> withoutJumps(const System& outer) {
     return system;
 }
 
-} // namespace
-
-namespace {
-
 /** Puts the random numbers of the Reference platform back where they were. */
 class CommonRandomNumbers {
 public:

@@ -63,6 +63,11 @@ class MoveStatistics(Counts):
 _numbers = itertools.count()
 
 
+def own_seed(seed):
+    """The seed that was given, or without one another for every move of this process."""
+    return next(_numbers) if seed is None else seed
+
+
 class Move(_Owner):
     """Proposals of a generator, decided by a Metropolis test on the caller's own potential. One thread at a time.
 
@@ -149,7 +154,7 @@ class Move(_Owner):
         screening = None if screen is None else _handle_of(screen, Model, "the screen")
         self.model = model
         self._handle = c_void_p()
-        seed = next(_numbers) if seed is None else seed
+        seed = own_seed(seed)
         if method == "latent_walk":
             self._walk(proposals, seed, **settings)
             return

@@ -4,7 +4,6 @@
 >>> move = mcmc.SequenceMove([mcmc.LangevinDynamicsMove(...), NeuralJumpMove("generator.safetensors", seed=1)])
 """
 
-import itertools
 import json
 import os
 import zlib
@@ -18,7 +17,7 @@ from openmmtools import mcmc, multistate
 from ._library import address, call
 from .exchange import Exchange
 from .model import Model
-from .move import Move
+from .move import Move, own_seed
 from .learned_exchange import VELOCITIES, constraints_among
 
 __all__ = ["LearnedReplicaExchangeSampler", "NeuralJumpMove"]
@@ -63,9 +62,6 @@ class _Placed:
         sampler_state.update_from_context(self.context)
 
 
-_numbers = itertools.count()
-
-
 class NeuralJumpMove(mcmc.MCMCMove):
     """A generator proposes whole configurations of the molecule, a Metropolis test on the reduced potential decides.
 
@@ -103,8 +99,7 @@ class NeuralJumpMove(mcmc.MCMCMove):
         super().__init__()
         loading = {"precision": precision, "decoding": decoding, "segment": segment}
         loading |= {"decoding_tolerance": decoding_tolerance, "decoding_passes": decoding_passes}
-        seed = next(_numbers) if seed is None else seed
-        state = {"model": os.fspath(model), "seed": seed, "proposals": proposals, "particles": particles, "loading": loading}
+        state = {"model": os.fspath(model), "seed": own_seed(seed), "proposals": proposals, "particles": particles, "loading": loading}
         self.__setstate__(state | {"applied": 0, "accepted": 0})
 
     def __getstate__(self):

@@ -526,8 +526,7 @@ fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<Pr
     let path = folder.join(PROGRESS);
     if !path.exists() {
         let names = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten();
-        let ours =
-            |name: &String| [&JOINED[..], &[JUMPS, "md.log"]].concat().contains(&name.as_str()) || is_state(name);
+        let ours = |name: &String| JOINED.iter().chain(&[JUMPS, "md.log"]).any(|ours| ours == name) || is_state(name);
         if let Some(there) = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(ours) {
             let reason = format!("{there} is there, but no {PROGRESS}: give a new run a directory of its own");
             return Err(Error::file(folder, reason));

@@ -68,10 +68,7 @@ impl<F: VectorField> ContinuousFlow<F> {
                 "the network has {dimension} coordinates, so the coordinates of the model must be cartesian and as many"
             )));
         }
-        if let Some(topology) = card.topology.as_ref().filter(|t| 3 * t.n_atoms() != dimension) {
-            let (atoms, of_network) = (topology.n_atoms(), dimension / 3);
-            return Err(Error::invalid(format!("the topology has {atoms} atoms, the network {of_network}")));
-        }
+        card.require_dimension(dimension)?;
         if card.exactness != config.exactness() {
             return Err(Error::invalid(format!(
                 "the card calls the density {:?}, but with this prior, solver and divergence it is {:?}",

@@ -91,10 +91,7 @@ impl<R: Real> CouplingFlow<R> {
             steering::check(steering, config, &coordinates, &uniform)?;
             dimension_x -= steering.auxiliary;
         }
-        if let Some(topology) = card.topology.as_ref().filter(|t| 3 * t.n_atoms() != dimension_x) {
-            let (atoms, others) = (topology.n_atoms(), dimension_x / 3);
-            return Err(Error::invalid(format!("the topology has {atoms} atoms, the coordinates {others}")));
-        }
+        card.require_dimension(dimension_x)?;
         if end > LARGEST_PARAMETERS {
             return Err(Error::invalid(format!("{end} parameters; at most {LARGEST_PARAMETERS} are read")));
         }

@@ -237,10 +237,7 @@ impl<R: Real> TarFlow<R> {
             let message = format!("a TarFlow of {dimension} coordinates is exact, in as many cartesian coordinates");
             return Err(Error::invalid(message));
         }
-        if let Some(topology) = card.topology.as_ref().filter(|t| 3 * t.n_atoms() != dimension) {
-            let (atoms, numbers) = (topology.n_atoms(), dimension);
-            return Err(Error::invalid(format!("the topology has {atoms} atoms, the network {numbers} coordinates")));
-        }
+        card.require_dimension(dimension)?;
         let positive = |v: f64| v > 0.0 && v.is_finite();
         if !positive(scale.units_per_nm) || scale.centroid.is_some_and(|s| !positive(s)) {
             return Err(Error::invalid("units_per_nm and centroid must be positive"));

@@ -39,10 +39,8 @@ impl Convert {
         const REALNVP: [(&str, &str); 2] =
             [("dim", "dimension of x"), ("preserve_volume", "true or false; changes the density")];
         const OTHERS: [&str; 3] = ["constrained_bond_idx", "constrained_bond_len", "scale_activation"];
-        note_unread(
-            &config,
-            &[GENERATOR.map(|(key, _)| key).to_vec(), REALNVP.map(|(key, _)| key).to_vec(), OTHERS.to_vec()].concat(),
-        );
+        let asked_for = GENERATOR.iter().chain(&REALNVP).map(|(key, _)| *key);
+        note_unread(&config, &asked_for.chain(OTHERS).collect::<Vec<_>>());
         let has = |key: &str| config.get(key).is_some_and(|v| !v.is_null());
         let missing = |needed: &[(&str, &str)]| {
             let absent = needed.iter().filter(|(key, _)| !has(key));

@@ -1,6 +1,6 @@
 //! `--kind ecnf`.
 
-use super::options::{check_options, check_topology, features, lacks, note_unread, positive};
+use super::options::{check_and_note, check_topology, features, lacks, positive};
 use super::Convert;
 use modejump::coordinates::chirality::stereocentres;
 use modejump::models::card::{ModelCard, ModelConfig};
@@ -20,7 +20,6 @@ impl Convert {
         let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
         let options = self.options(metadata.get("arch"))?;
         self.require(missing(&options))?;
-        note_unread(&self.config_file()?, READ);
         let topology = self.topology()?;
 
         let as_ecnf = |e: Error| Error::file(&self.checkpoint, format!("as an {WHAT}: {e}"));
@@ -31,7 +30,7 @@ impl Convert {
         // the range by layer needs the number of layers, which the tensors say
         let (mut network, tensors) = format::of_ecnf(tensors, features, 1.0).map_err(as_ecnf)?;
         network.coordinate_range = coordinate_range(&options, network.n_layers)?;
-        check_options(
+        check_and_note(
             &options,
             &[
                 ("num_atoms", json!(network.features.len())),
@@ -44,6 +43,8 @@ impl Convert {
                 ("norm_diff", json!(true)),
                 ("recurrent", json!(true)),
             ],
+            &self.config_file()?,
+            READ,
         )
         .map_err(as_ecnf)?;
         let egnn = Egnn::new(network.clone()).map_err(as_ecnf)?;
@@ -67,24 +68,8 @@ impl Convert {
     }
 }
 
-/// What --config may hold: what is asked for, what has one value here, and what the tensors say as well.
-const READ: &[&str] = &[
-    "features",
-    "h_initial_types",
-    "coords_range",
-    "coords_range_layer",
-    "std",
-    "units_per_nm",
-    "num_atoms",
-    "channels",
-    "num_layers",
-    "num_types",
-    "attention",
-    "tanh",
-    "agg",
-    "norm_diff",
-    "recurrent",
-];
+/// What --config may hold beside what has one value here or what the tensors say as well.
+const READ: &[&str] = &["features", "h_initial_types", "coords_range", "coords_range_layer", "std", "units_per_nm"];
 
 /// What an ECNF needs and the options lack, a line each.
 fn missing(options: &Value) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! `--kind boltznce-graphormer`.
 
 use super::boltznce::{AD2, AD2_ELEMENTS, NOTICE};
-use super::options::{check_options, check_topology, features, lacks, note_unread, units_per_nm, UNITS};
+use super::options::{check_and_note, check_topology, features, lacks, units_per_nm, UNITS};
 use super::Convert;
 use modejump::density::Exactness;
 use modejump::models::card::{ModelCard, ModelConfig};
@@ -22,13 +22,12 @@ impl Convert {
         let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
         let options = self.options(metadata.get("arch"))?;
         self.require(missing(&options))?;
-        note_unread(&self.config_file()?, READ);
         let topology = self.topology()?;
 
         let as_graphormer = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
         let (network, tensors) =
             format::of_boltznce(tensors, types(&options)?, blocks(&options)?).map_err(as_graphormer)?;
-        check_options(
+        check_and_note(
             &options,
             &[
                 ("num_features", json!(network.n_types)),
@@ -38,6 +37,8 @@ impl Convert {
                 ("attention_heads", json!(network.heads)),
                 ("num_kernel", json!(network.kernels)),
             ],
+            &self.config_file()?,
+            READ,
         )
         .map_err(as_graphormer)?;
         if let Some((topology, _)) = &topology {
@@ -60,21 +61,8 @@ impl Convert {
     }
 }
 
-/// What --config may hold: what is asked for, and what the tensors say as well.
-const READ: &[&str] = &[
-    "types",
-    "dataset",
-    "blocks",
-    "units_per_nm",
-    "coord_scale_per_nm",
-    "num_features",
-    "num_layers",
-    "embed_dim",
-    "ffn_embed_dim",
-    "attention_heads",
-    "num_kernel",
-    "units",
-];
+/// What --config may hold beside what the tensors say as well.
+const READ: &[&str] = &["types", "dataset", "blocks", "units_per_nm", "coord_scale_per_nm", "units"];
 
 /// What an energy needs and the options lack, a line each.
 fn missing(options: &Value) -> Vec<String> {

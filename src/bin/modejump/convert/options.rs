@@ -115,7 +115,7 @@ pub fn lacks(needed: &[(bool, &str)]) -> Vec<String> {
 }
 
 /// Refuses options with another value than the implemented one, or than the tensors have.
-pub fn check_options(options: &Value, implemented: &[(&str, Value)]) -> Result<()> {
+fn check_options(options: &Value, implemented: &[(&str, Value)]) -> Result<()> {
     let differs = |(key, value): &&(&str, Value)| options.get(key).is_some_and(|given| !same(given, value));
     match implemented.iter().find(differs) {
         Some((key, value)) => {
@@ -168,6 +168,13 @@ pub fn noisy_centroid(options: &Value) -> Result<bool> {
             .as_bool()
             .ok_or_else(|| Error::invalid(format!("com_augmentation: true or false is needed, not {given}"))),
     }
+}
+
+/// Both [`check_options`] with what is `implemented`, and [`note_unread`] with that and what is `read` beside it, of `given`.
+pub fn check_and_note(options: &Value, implemented: &[(&str, Value)], given: &Value, read: &[&str]) -> Result<()> {
+    check_options(options, implemented)?;
+    note_unread(given, &[read, &implemented.iter().map(|(key, _)| *key).collect::<Vec<_>>()].concat());
+    Ok(())
 }
 
 /// Names the options that nothing here reads: a configuration of another program may have more, a misspelt name has no effect.

@@ -1,6 +1,6 @@
 //! `--kind tarflow`.
 
-use super::options::{check_options, head_size, lacks, noisy_centroid, note_unread, positive};
+use super::options::{check_and_note, head_size, lacks, noisy_centroid, positive};
 use super::{transferable, Convert};
 use modejump::coordinates::chirality::stereocentres;
 use modejump::models::card::{ModelCard, ModelConfig};
@@ -52,8 +52,7 @@ impl Convert {
         let noisy_centroid = noisy_centroid(&options)?;
         let (network, tensors) = format::of_checkpoint(tensors, head_size(&options)?).map_err(as_tarflow)?;
         let said = said(&network);
-        check_options(&options, &said).map_err(as_tarflow)?;
-        note_unread(&options, &[READ, &said.iter().map(|(key, _)| *key).collect::<Vec<_>>()].concat());
+        check_and_note(&options, &said, &options, READ).map_err(as_tarflow)?;
         let built = TarNetwork::new(network.clone()).map_err(as_tarflow)?;
         let parameters: Vec<f64> = built.layout().read(&tensors).map_err(as_tarflow)?;
         let (coordinates, topology) = (built.dimension(), self.topology()?);

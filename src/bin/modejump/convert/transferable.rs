@@ -1,6 +1,6 @@
 //! `--kind transferable-tarflow` and `--kind prose`: one checkpoint for all peptides, and the topology of one of them.
 
-use super::options::{check_options, head_size, lacks, noisy_centroid, note_unread, positive};
+use super::options::{check_and_note, head_size, lacks, noisy_centroid, note_unread, positive};
 use super::Convert;
 use modejump::coordinates::chirality::stereocentres;
 use modejump::coordinates::AtomOrder;
@@ -49,8 +49,7 @@ impl Convert {
         let as_transferable = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
         let (network, tensors) = of_transferable_checkpoint(tensors, &unsaid(&options)?).map_err(as_transferable)?;
         let said = said(&network);
-        check_options(&options, &said).map_err(as_transferable)?;
-        note_unread(&options, &[READ, &said.iter().map(|(key, _)| *key).collect::<Vec<_>>()].concat());
+        check_and_note(&options, &said, &options, READ).map_err(as_transferable)?;
         if self.kind == "prose" && !network.adaptive {
             let message = "no adaptive layer norms, so it is no Prose; give --kind transferable-tarflow";
             return Err(as_transferable(Error::invalid(message)));
