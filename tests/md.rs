@@ -322,7 +322,7 @@ fn a_run_goes_on_from_its_checkpoint_bit_for_bit() {
     let message = refusal(&["--model", MODEL, "-n", "300"]);
     assert!(message.contains("is 400 steps on, and --steps is 300"), "{message}");
     let message = refusal(&["--model", MODEL, "-n", "500", "--seed", "2"]);
-    assert!(message.contains("run.ckpt") && message.contains("other files or options"), "{message}");
+    assert!(message.contains("run.ckpt") && message.contains("belongs to another run"), "{message}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -469,6 +469,18 @@ fn temperatures_exchange_through_models() {
     assert_eq!(run(&[&asked[..], &["-o", &file("c.npy")]].concat()).unwrap(), text, "the same seed");
     let [a, b, c] = ["a.npy", "b.npy", "c.npy"].map(|name| std::fs::read(folder.join(name)).unwrap());
     assert!(a == c && a != b && a.len() > 150 * 66 * 4);
+    // in two parts
+    let (checkpoint, both) = (file("run.ckpt"), [file("first.npy"), file("second.npy")]);
+    let part = |n: &str| {
+        let more = ["-n", n, "--interval", "20", "--json", "--checkpoint", &checkpoint, "-o", &both[0], &both[1]];
+        run(&[&twice[..], &["--temperatures", "300,340"], &more].concat())
+    };
+    part("60").unwrap();
+    assert_eq!(part("150").unwrap(), text);
+    assert!([a, b] == both.each_ref().map(|path| std::fs::read(path).unwrap()));
+    assert!(part("149").unwrap_err().contains("is 150 exchanges on, and --exchanges is 149"));
+    let other = [&asked[..], &["--seed", "2", "--checkpoint", &checkpoint]].concat();
+    assert!(run(&other).unwrap_err().contains("run.ckpt") && run(&other).unwrap_err().contains("another run"));
     for (more, text) in [
         (&["--models", MODEL][..], "2 values required"),
         (&[&twice[..], &["--temperatures", "300"]].concat()[..], "2 models, 1 temperatures"),

@@ -118,7 +118,7 @@ fn refusals(setting: &Setting) {
     let message = setting.refusal(setting.command("adapt", "system-hbonds.xml", "other"));
     assert!(message.contains("are constrained") && message.contains("constraints=None"), "{message}");
     let message = setting.refusal(setting.command("explore", "system-vacuum.xml", "whole"));
-    assert!(message.contains("other files or settings"), "{message}");
+    assert!(message.contains("belongs to another run"), "{message}");
     let mut command = setting.command("explore", "system-vacuum.xml", "other");
     command
         .arg("--structures")

@@ -94,7 +94,7 @@ fn a_killed_run_goes_on_to_the_same_particles() {
     assert_eq!(smc(&arguments).unwrap(), expected);
     assert!(std::fs::read(&whole).unwrap() == std::fs::read(&continued).unwrap());
     let other = smc(&[&arguments[..], &["--seed", "2"]].concat()).unwrap_err();
-    assert!(other.contains("other models or settings"), "{other}");
+    assert!(other.contains("belongs to another run"), "{other}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -118,7 +118,7 @@ fn another_system_of_the_same_name_is_refused() {
     std::fs::copy("models/ala2/system-vacuum.xml", &here).unwrap();
     let refused = run(&here);
     assert!(!refused.status.success());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("other models or settings"));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("belongs to another run"));
     std::fs::remove_dir_all(folder).unwrap();
 }
 

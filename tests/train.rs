@@ -195,12 +195,12 @@ fn refuses_other_settings(setting: &Setting) {
     std::fs::write(setting.path("train.json"), SETTINGS.replace("\"batch\": 32", "\"batch\": 48")).unwrap();
     assert!(complaint().contains("other training options"));
     std::fs::write(setting.path("train.json"), SETTINGS.replace("\"hidden\"", "\"seed\": 2, \"hidden\"")).unwrap();
-    assert!(complaint().contains("other random weights"));
+    assert!(complaint().contains("belongs to another run"));
     std::fs::write(setting.path("train.json"), SETTINGS.replace("[12]", "[13]")).unwrap();
-    assert!(complaint().contains("another model or other frames"));
+    assert!(complaint().contains("belongs to another run"));
     std::fs::write(setting.path("train.json"), SETTINGS).unwrap();
     std::fs::copy(&setting.frames[0], &setting.frames[1]).unwrap();
-    assert!(complaint().contains("another model or other frames"));
+    assert!(complaint().contains("belongs to another run"));
 }
 
 /// Two modes of frames: a generator for each, then the second learns to jump by the energies at both ends.
@@ -561,7 +561,7 @@ fn a_transferable_flow_is_trained_on_several_peptides() {
     let pdb = std::fs::read_to_string(&longer).unwrap();
     std::fs::write(&longer, pdb.replace("HA2", "HAX").replace("HA3", "HA2").replace("HAX", "HA3")).unwrap();
     let text = complaint(&mut checked);
-    assert!(text.contains("belongs to another model"), "{text}");
+    assert!(text.contains("belongs to another run"), "{text}");
     std::fs::write(&longer, pdb).unwrap();
     let caps = Path::new(TOPOLOGY);
     let [first, _] = write_frames(&folder);
@@ -664,7 +664,7 @@ fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
         text
     };
     let same = ["--start", default, "--temperature", "310"];
-    assert!(complaint("further.safetensors", checkpoint, &same).contains("or to another --start"));
+    assert!(complaint("further.safetensors", checkpoint, &same).contains("belongs to another run"));
     let text = complaint(hot, Some("new.ckpt"), &["--start", hot]);
     assert!(text.contains("would be written over"), "{text}");
     assert!(complaint(hot, None, &["--start", hot]).contains("would be written over"));

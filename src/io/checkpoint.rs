@@ -98,6 +98,24 @@ pub fn load<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<T> {
     decode(&bytes, kind).map_err(|reason| Error::file(path, reason))
 }
 
+/// The state of a run with what it belongs to: its files and options as text.
+pub fn save_run<T: Serialize>(path: &Path, kind: Kind, identity: &str, state: &T) -> Result<()> {
+    save(path, kind, &(identity, state))
+}
+
+/// What the run with this identity left at `path`; none where there is no file. Errors: those of [`load`], the state of another run.
+pub fn load_run<T: DeserializeOwned>(path: &Path, kind: Kind, identity: &str) -> Result<Option<T>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let (belongs, state): (String, T) = load(path, kind)?;
+    if belongs != identity {
+        let reason = "belongs to another run, of other files, options or seed: give those it began with, or remove it to begin anew";
+        return Err(Error::file(path, reason));
+    }
+    Ok(Some(state))
+}
+
 fn decode<T: DeserializeOwned>(bytes: &[u8], kind: Kind) -> std::result::Result<T, String> {
     if bytes.get(..8) != Some(&kind.magic[..]) {
         return Err("not a modejump checkpoint of this kind".into());

@@ -34,6 +34,10 @@ pub struct Exchange {
     /// safetensors (with `reduced_potential`), written every minute and at the end, or when SIGINT or SIGTERM ends the run; the last ones may be left out
     #[arg(short, long, num_args = 1.., value_name = "FILE")]
     output: Vec<PathBuf>,
+    /// State of the run with its frames, written every minute, at the end, or when SIGINT or SIGTERM ends it. Where it is there, the run goes on from
+    /// it, bit for bit; one that was finished does with more --exchanges
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -49,14 +53,28 @@ impl Exchange {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{interrupted, load, require_order, temperature, warn_of_temperature, watch_signals};
+    use crate::common::{hash_of, interrupted, load, require_order, temperature, warn_of_temperature, watch_signals};
     use crate::dynamics::{add_means, ended_early, failed, progress, show_means, start, Kept, Record};
-    use modejump::engines::openmm::ExchangingReplicas;
-    use modejump::io::{check_apart, trajectory};
+    use modejump::engines::openmm::{ExchangingReplicas, ReplicasState};
+    use modejump::io::checkpoint::{self, Kind};
+    use modejump::io::{check_apart, check_writable, trajectory};
     use modejump::models::Model;
     use modejump::Error;
+    use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
     use std::sync::Arc;
+
+    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 1 };
+
+    /// What a run goes on from.
+    #[derive(Serialize, Deserialize)]
+    struct Saved {
+        /// Exchanges done.
+        done: u64,
+        replicas: ReplicasState,
+        /// Of each temperature.
+        records: Vec<Record>,
+    }
 
     impl Exchange {
         pub fn run(self) -> Result<()> {
@@ -74,15 +92,30 @@ mod run {
                     models.len()
                 )));
             }
+            let given = || [&self.topology, &self.system].into_iter().chain(&self.models);
             for (i, path) in self.output.iter().enumerate() {
-                let given = [&self.topology, &self.system].into_iter().chain(&self.models);
-                check_apart(path, given.chain(&self.output[..i]))?;
+                check_apart(path, given().chain(&self.checkpoint).chain(&self.output[..i]))?;
                 trajectory::check(path, x0.len(), Some(&topology))?;
             }
             let dynamics = self.dynamics.at(temperatures[0]);
             let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &temperatures, self.interval)?;
-            replicas.start(&x0)?;
-            let mut records: Vec<Record> = models.iter().map(|_| Record::default()).collect();
+            let identity = self.identity(&models, &temperatures)?;
+            let mut saved = match self.saved(&identity)? {
+                Some(before) => {
+                    replicas.go_on_from(&before.replicas)?;
+                    eprintln!("going on after {} exchanges", before.done);
+                    before
+                }
+                None => {
+                    if let Some(path) = &self.checkpoint {
+                        check_apart(path, given())?;
+                        check_writable(path)?;
+                    }
+                    replicas.start(&x0)?;
+                    let records = models.iter().map(|_| Record::default()).collect();
+                    Saved { done: 0, replicas: ReplicasState::default(), records }
+                }
+            };
             // every file that can be written, with the frames before a failure
             let write = |records: &[Record]| -> Result<()> {
                 let outputs = self.output.iter().zip(records).zip(&temperatures);
@@ -91,13 +124,40 @@ mod run {
                     outputs.map(|((path, record), &t)| record.write(path, &topology, &self.dynamics.at(t))).collect();
                 written.into_iter().collect()
             };
+            let keep = |replicas: &mut ExchangingReplicas, saved: &mut Saved| -> Result<()> {
+                let Some(path) = &self.checkpoint else { return Ok(()) };
+                saved.replicas = replicas.state()?;
+                checkpoint::save_run(path, RUN, &identity, saved)
+            };
             let mut kept = Kept::of(&self.output);
-            let run = self.record_run(&mut replicas, &mut records, &mut |records| kept.when_due(|| write(records)));
-            let written = write(&records);
+            let run = self.record_run(&mut replicas, &mut saved, &mut |replicas, saved| {
+                kept.when_due(|| write(&saved.records).and(keep(replicas, saved)))
+            });
+            let written = write(&saved.records);
             run?;
+            let written = written.and(keep(&mut replicas, &mut saved));
             // what was learned is told even if the disk is full by now
-            self.report(&replicas, &records, &temperatures);
+            self.report(&replicas, &saved.records, &temperatures);
             written
+        }
+
+        /// Everything but the number of exchanges, and what changes no result.
+        fn identity(&self, models: &[Arc<dyn Model>], temperatures: &[f64]) -> Result<String> {
+            let [topology, system] = [hash_of(&self.topology)?, hash_of(&self.system)?];
+            let models: Vec<&str> = models.iter().map(|model| model.hash()).collect();
+            let Exchange { interval, dynamics, precision, .. } = self;
+            Ok(format!("{topology} {system} {models:?} {temperatures:?} {interval} {dynamics:?} {precision:?}"))
+        }
+
+        /// Errors: a checkpoint of another run, or of more exchanges than are asked for.
+        fn saved(&self, identity: &str) -> Result<Option<Saved>> {
+            let Some(path) = &self.checkpoint else { return Ok(None) };
+            let Some(saved) = checkpoint::load_run::<Saved>(path, RUN, identity)? else { return Ok(None) };
+            if saved.done > self.exchanges {
+                let reason = format!("is {} exchanges on, and --exchanges is {}", saved.done, self.exchanges);
+                return Err(Error::file(path, reason));
+            }
+            Ok(Some(saved))
         }
 
         fn temperatures(&self, models: &[Arc<dyn Model>]) -> Result<Vec<f64>> {
@@ -107,31 +167,30 @@ mod run {
             }
         }
 
-        /// `after` sees the records after every frame.
+        /// `after` sees replicas and records after every frame.
         fn record_run(
             &self,
             replicas: &mut ExchangingReplicas,
-            records: &mut [Record],
-            after: &mut dyn FnMut(&[Record]),
+            saved: &mut Saved,
+            after: &mut dyn FnMut(&mut ExchangingReplicas, &mut Saved),
         ) -> Result<()> {
             let bar = progress(self.exchanges);
-            let mut done = 0;
-            while done < self.exchanges && !interrupted() {
-                let steps = done * self.interval + 1..=(done + 1) * self.interval;
+            while saved.done < self.exchanges && !interrupted() {
+                let steps = saved.done * self.interval + 1..=(saved.done + 1) * self.interval;
                 replicas.iterate().map_err(|e| failed(e, steps))?;
-                done += 1;
-                for (record, simulation) in records.iter_mut().zip(replicas.simulations()) {
-                    record.take(simulation, done * self.interval)?;
+                saved.done += 1;
+                for (record, simulation) in saved.records.iter_mut().zip(replicas.simulations()) {
+                    record.take(simulation, saved.done * self.interval)?;
                 }
-                after(records);
-                bar.set_position(done);
+                after(replicas, saved);
+                bar.set_position(saved.done);
                 let accepted: Vec<String> =
                     replicas.statistics().map(|s| format!("{:.0} %", 100.0 * s.acceptance())).collect();
                 bar.set_message(format!("accepted {}", accepted.join(", ")));
             }
             bar.finish_and_clear();
-            match done < self.exchanges {
-                true => ended_early(done, self.exchanges, "exchanges"),
+            match saved.done < self.exchanges {
+                true => ended_early(saved.done, self.exchanges, "exchanges"),
                 false => Ok(()),
             }
         }

@@ -160,8 +160,6 @@ mod run {
     /// What a run goes on from.
     #[derive(Default, Serialize, Deserialize)]
     struct Saved {
-        /// Files and options that the run began with.
-        identity: String,
         /// OpenMM's checkpoint.
         simulation: Vec<u8>,
         jumps: Option<(Statistics, [u64; 2])>,
@@ -233,12 +231,12 @@ mod run {
                 trajectory::check(path, x0.len(), Some(&topology))?;
             }
             let mut engine = self.engine(&system, &topology)?;
-            let mut saved = Saved { identity: self.identity()?, ..Saved::default() };
-            match self.saved(&saved.identity)? {
+            let identity = self.identity()?;
+            let mut saved = match self.saved(&identity)? {
                 Some(before) => {
                     engine.go_on_from(&before.simulation, before.jumps.clone())?;
                     eprintln!("going on after {} steps", before.record.steps);
-                    saved = before;
+                    before
                 }
                 None => {
                     if let Some(path) = &self.checkpoint {
@@ -255,8 +253,9 @@ mod run {
                         0,
                     ))?;
                     self.equilibrate(&mut engine)?;
+                    Saved::default()
                 }
-            }
+            };
             let (beginning, before) = (std::time::Instant::now(), saved.wall);
             let dynamics = self.dynamics.at(self.temperature);
             let write = |record: &Record| match &self.output {
@@ -268,7 +267,7 @@ mod run {
                 saved.wall = before + beginning.elapsed().as_secs_f64();
                 let Some(path) = &self.checkpoint else { return Ok(()) };
                 (saved.simulation, saved.jumps) = (engine.simulation().checkpoint()?, engine.jumps());
-                checkpoint::save(path, RUN, saved)
+                checkpoint::save_run(path, RUN, &identity, saved)
             };
             let run = self.record_run(&mut engine, &mut saved, &mut |engine, saved| {
                 kept.when_due(|| write(&saved.record).and(keep(engine, saved)))
@@ -300,12 +299,8 @@ mod run {
 
         /// Errors: a checkpoint of another run, or of more steps than are asked for.
         fn saved(&self, identity: &str) -> Result<Option<Saved>> {
-            let Some(path) = self.checkpoint.as_ref().filter(|path| path.exists()) else { return Ok(None) };
-            let saved: Saved = checkpoint::load(path, RUN)?;
-            if saved.identity != identity {
-                let reason = "belongs to a run of other files or options: give those, or remove it to begin anew";
-                return Err(Error::file(path, reason));
-            }
+            let Some(path) = &self.checkpoint else { return Ok(None) };
+            let Some(saved) = checkpoint::load_run::<Saved>(path, RUN, identity)? else { return Ok(None) };
             if saved.record.steps > self.steps {
                 let reason = format!("is {} steps on, and --steps is {}", saved.record.steps, self.steps);
                 return Err(Error::file(path, reason));

@@ -85,13 +85,6 @@ mod run {
         }
     }
 
-    #[derive(Serialize, Deserialize)]
-    struct Saved {
-        /// Topology, System and settings that the rounds began with.
-        identity: String,
-        state: RoundsState,
-    }
-
     impl RoundsArguments {
         /// With files of structures it is an exploration: walkers start there, or at the topology's configuration if no
         /// file is named, and walk in latent space, without hot replicas.
@@ -190,21 +183,15 @@ mod run {
 
         fn saved_state(&self, identity: &str) -> Result<Option<RoundsState>> {
             let path = self.file("state.ckpt");
-            if !path.exists() {
-                return Ok(None);
+            let state = checkpoint::load_run(&path, checkpoint::ROUNDS, identity)?;
+            if state.is_some() {
+                eprintln!("going on from {}", path.display());
             }
-            let saved: Saved = checkpoint::load(&path, checkpoint::ROUNDS)?;
-            if saved.identity != identity {
-                let reason = "belongs to other files or settings: give those it began with, or another folder";
-                return Err(Error::file(&path, reason));
-            }
-            eprintln!("going on from {}", path.display());
-            Ok(Some(saved.state))
+            Ok(state)
         }
 
         fn save(&self, rounds: &mut Rounds, identity: &str) -> Result<()> {
-            let saved = Saved { identity: identity.to_string(), state: rounds.state().clone() };
-            checkpoint::save(&self.file("state.ckpt"), checkpoint::ROUNDS, &saved)
+            checkpoint::save_run(&self.file("state.ckpt"), checkpoint::ROUNDS, identity, rounds.state())
         }
 
         /// The starts come first, for the stereocentres of the first are the generator's.

@@ -103,20 +103,12 @@ mod run {
     use modejump::models::Model;
     use modejump::parallel::{self, Ranks};
     use modejump::{weights, Error};
-    use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
 
     const RUN: Kind = Kind { magic: *b"MJ-ANNEA", version: 6 };
     /// Stages a pilot run may take.
     const MOST_STAGES: usize = 10_000;
     const LEAPFROG_STEPS: usize = 5;
-
-    #[derive(Serialize, Deserialize)]
-    struct Saved {
-        /// Model, system and command-line options that the run began with.
-        identity: String,
-        run: Annealing,
-    }
 
     impl Smc {
         pub fn run(self) -> Result<()> {
@@ -155,7 +147,10 @@ mod run {
             let system = hash_of(&self.system)?;
             let identity = format!("{} {system} {temperature} {}", model.hash(), self.settings());
             ranks.same(&identity.bytes().map(f64::from).collect::<Vec<_>>(), "a model, a System or options")?;
-            let saved = self.saved(&identity)?;
+            let saved = match &self.checkpoint {
+                Some(path) => checkpoint::load_run::<Annealing>(path, RUN, &identity)?,
+                None => None,
+            };
             let done = saved.as_ref().map_or(-1.0, |run| run.done as f64);
             ranks.same(&[done], "a checkpoint (it has to be on a file system that all of them see)")?;
             let mut run = match saved {
@@ -227,16 +222,6 @@ mod run {
             )
         }
 
-        fn saved(&self, identity: &str) -> Result<Option<Annealing>> {
-            let Some(path) = self.checkpoint.as_ref().filter(|path| path.exists()) else { return Ok(None) };
-            let saved: Saved = checkpoint::load(path, RUN)?;
-            if saved.identity != identity {
-                let reason = "belongs to a run of other models or settings: give those, or remove it to begin anew";
-                return Err(Error::file(path, reason));
-            }
-            Ok(Some(saved.run))
-        }
-
         fn begin(&self, bridge: &mut Bridge) -> Result<Annealing> {
             let options = self.options();
             let stages: Vec<Stage> = match self.stages {
@@ -269,8 +254,7 @@ mod run {
                     stage.log_z
                 ));
                 if let Some(path) = self.checkpoint.as_ref().filter(|_| first) {
-                    let saved = Saved { identity: identity.to_string(), run: run.clone() };
-                    checkpoint::save(path, RUN, &saved)?;
+                    checkpoint::save_run(path, RUN, identity, run)?;
                 }
             }
             bar.finish_and_clear();

@@ -9,6 +9,7 @@ use crate::models::Model;
 use crate::moves::{Exchange, State, Statistics};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// One of the ensembles.
@@ -29,6 +30,16 @@ impl Replica {
         self.u = u[0];
         Ok(())
     }
+}
+
+/// What [`ExchangingReplicas`] go on from, bit for bit.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub struct ReplicasState {
+    step: u64,
+    /// OpenMM's checkpoint of each replica.
+    simulations: Vec<Vec<u8>>,
+    /// Of each pair of neighbours.
+    statistics: Vec<Statistics>,
 }
 
 /// Langevin dynamics of one molecule at several temperatures, with exchanges of neighbours through maps between their ensembles.
@@ -137,6 +148,27 @@ impl ExchangingReplicas {
             let mut stream = Stream::new(self.seed, StreamId::Velocity, self.step, k as u32);
             replica.simulation.redraw_velocities(&mut stream)?;
         }
+        Ok(())
+    }
+
+    pub fn state(&mut self) -> Result<ReplicasState> {
+        let simulations = self.simulations().map(Simulation::checkpoint).collect::<Result<_>>()?;
+        Ok(ReplicasState { step: self.step, simulations, statistics: self.statistics().cloned().collect() })
+    }
+
+    /// Goes on where replicas of the same models, temperatures, dynamics and interval were. Errors: a state of more or fewer replicas.
+    pub fn go_on_from(&mut self, state: &ReplicasState) -> Result<()> {
+        let (n, found) = (self.replicas.len(), state.simulations.len());
+        if found != n || state.statistics.len() != n - 1 {
+            return Err(Error::invalid(format!("a state of {found} replicas for {n}")));
+        }
+        for (simulation, bytes) in self.simulations().zip(&state.simulations) {
+            simulation.load_checkpoint(bytes)?;
+        }
+        for (exchange, statistics) in self.exchanges.iter_mut().zip(&state.statistics) {
+            *exchange.statistics_mut() = statistics.clone();
+        }
+        self.step = state.step;
         Ok(())
     }
 

@@ -12,7 +12,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use exchanging::ExchangingReplicas;
+pub use exchanging::{ExchangingReplicas, ReplicasState};
 pub use jumping::{Acceptance, JumpingSimulation};
 pub use simulation::{Simulation, SimulationOptions};
 pub use solvent::Solute;

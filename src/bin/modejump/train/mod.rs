@@ -359,21 +359,15 @@ impl Train {
         identity: &str,
         about: impl Fn(&S) -> (usize, bool),
     ) -> Result<Option<S>> {
-        let Some(path) = self.checkpoint.as_deref().filter(|path| path.exists()) else { return Ok(None) };
-        let saved: Saved<S> = checkpoint::load(path, checkpoint::TRAINING)?;
-        let (step, same_options) = about(&saved.state);
-        let other = match (saved.identity == identity, same_options) {
-            (true, true) => {
-                eprintln!("going on from step {step} of {}", path.display());
-                return Ok(Some(saved.state));
-            }
-            (false, _) => "another model or other frames, or to another --start or other random weights (`seed`)",
-            (true, false) => "other training options",
-        };
-        Err(Error::file(
-            path,
-            format!("belongs to {other}: give the settings it began with, or remove it to begin anew"),
-        ))
+        let Some(path) = self.checkpoint.as_deref() else { return Ok(None) };
+        let Some(state) = checkpoint::load_run(path, checkpoint::TRAINING, identity)? else { return Ok(None) };
+        let (step, same_options) = about(&state);
+        if !same_options {
+            let reason = "belongs to other training options: give those it began with, or remove it to begin anew";
+            return Err(Error::file(path, reason));
+        }
+        eprintln!("going on from step {step} of {}", path.display());
+        Ok(Some(state))
     }
 
     fn save_state(&self, training: &mut impl Training, identity: &str) -> Result<()> {
@@ -587,13 +581,6 @@ impl Train {
     }
 }
 
-/// A training state with what it belongs to.
-#[derive(Serialize, Deserialize)]
-struct Saved<T> {
-    identity: String,
-    state: T,
-}
-
 /// A training that the loop can drive.
 trait Training {
     fn step(&mut self) -> Result<Option<Progress>>;
@@ -628,7 +615,7 @@ impl Training for Trainer<'_> {
     }
 
     fn save_state(&mut self, path: &Path, identity: &str) -> Result<()> {
-        checkpoint::save(path, checkpoint::TRAINING, &Saved { identity: identity.to_string(), state: self.state() })
+        checkpoint::save_run(path, checkpoint::TRAINING, identity, self.state())
     }
 
     fn save_model(&self, path: &Path) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What vector fields, energy-based models and TarFlows have in common: a network on a tape, trained on frames alone.
 
-use super::{Saved, Train, Training};
+use super::{Train, Training};
 use modejump::coordinates::Topology;
 use modejump::io::{checkpoint, model_file, write_atomically};
 use modejump::models::card::ModelCard;
@@ -70,8 +70,7 @@ impl<N: Trainable, O: Objective<N>> Training for Regression<'_, N, O> {
     }
 
     fn save_state(&mut self, path: &Path, identity: &str) -> Result<()> {
-        let saved = Saved { identity: identity.to_string(), state: self.trainer.state() };
-        checkpoint::save(path, checkpoint::TRAINING, &saved)
+        checkpoint::save_run(path, checkpoint::TRAINING, identity, self.trainer.state())
     }
 
     fn save_model(&self, path: &Path) -> Result<()> {
