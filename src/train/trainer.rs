@@ -154,8 +154,14 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
-    /// Errors: a phase with another loss than reverse KL, which would train the far end of a map as a generator.
+    /// Errors: a phase with another loss than reverse KL, which would train the far end of a map as a generator; one with temperatures of the
+    /// latent points, which are those of the near end.
     pub fn check_for_map(&self) -> Result<()> {
+        if self.phases.iter().any(|p| !p.latent_temperatures.is_empty()) {
+            return Err(Error::invalid(
+                "a map takes its latent points from the other end: leave `latent_temperatures` out",
+            ));
+        }
         let others = |p: &Phase| p.likelihood + p.force_matching + p.refinement + p.reaction_coordinate;
         match self.phases.iter().all(|p| others(p) == 0.0 && p.reverse_kl > 0.0) {
             true => Ok(()),

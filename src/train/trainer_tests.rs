@@ -400,6 +400,11 @@ fn phases_that_train_nothing_are_refused() {
     refused(of(Phase { likelihood: f64::NAN, ..plain() }), "`likelihood` the weight NaN");
     refused(of(Phase { latent_temperatures: vec![0.5], ..plain() }), "`reverse_kl` = 0");
     refused(TrainOptions { evaluation_samples: 0, ..TrainOptions::default() }, "`evaluation_samples` = 0");
+    let of_map = |phase: Phase| of(phase).check_for_map().map_err(|e| e.to_string());
+    of_map(Phase::of_map()).unwrap();
+    assert!(of_map(plain()).unwrap_err().contains("by reverse KL alone"));
+    let at_other = Phase { latent_temperatures: vec![0.5], ..Phase::of_map() };
+    assert!(of_map(at_other).unwrap_err().contains("leave `latent_temperatures` out"));
     // without phases the design is written as it is, and what is not used may be anything
     Trainer::new(flow(), &x, None, TrainOptions { phases: vec![], ..TrainOptions::default() }).unwrap();
     let unused = Phase { energy_batch: 0, refinement_batch: 0, draw: 0, keep: 0, ..plain() };
