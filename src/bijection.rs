@@ -212,6 +212,7 @@ mod tests {
     use crate::io::model_file;
     use crate::models::coupling::CouplingFlow;
     use crate::rng::{Stream, StreamId};
+    use crate::testing::log_abs_determinant;
 
     const FILE: &str = "models/ala2/model.safetensors";
 
@@ -284,11 +285,11 @@ mod tests {
         }
         let mut y = rows.clone();
         map.map(&rows, &mut y, &mut nothing(2 * n)).unwrap();
-        let mut jacobian = ndarray::Array2::<f64>::zeros((n, n));
+        let mut jacobian = vec![vec![0.0; n]; n];
         for column in 0..n {
             let (up, down) = (&y[2 * column * d..][..d], &y[(2 * column + 1) * d..][..d]);
             for (row, &(i, axis)) in directions.iter().enumerate() {
-                jacobian[[row, column]] =
+                jacobian[row][column] =
                     (0..3).map(|k| axis[k] * (up[3 * i + k] - down[3 * i + k])).sum::<f64>() / (2.0 * h);
             }
         }
@@ -303,23 +304,8 @@ mod tests {
             };
             2.0 * component(atoms[1], 2).ln() + component(atoms[2], 0).ln()
         };
-        let expected = log_abs_det(jacobian) + measure(&image) - measure(&x);
+        let expected = log_abs_determinant(jacobian) + measure(&image) - measure(&x);
         assert!((mapped[0].log_det() - expected).abs() < 1e-5, "{} against {expected}", mapped[0].log_det());
-    }
-
-    fn log_abs_det(mut a: ndarray::Array2<f64>) -> f64 {
-        let n = a.nrows();
-        let mut sum = 0.0;
-        for k in 0..n {
-            let pivot = (k..n).max_by(|&i, &j| a[[i, k]].abs().total_cmp(&a[[j, k]].abs())).unwrap();
-            (0..n).for_each(|j| a.swap([k, j], [pivot, j]));
-            sum += a[[k, k]].abs().ln();
-            for i in k + 1..n {
-                let factor = a[[i, k]] / a[[k, k]];
-                (k..n).for_each(|j| a[[i, j]] -= factor * a[[k, j]]);
-            }
-        }
-        sum
     }
 
     #[test]

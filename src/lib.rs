@@ -25,6 +25,8 @@ pub mod orientation;
 pub mod parallel;
 pub mod rng;
 pub mod target;
+#[cfg(test)]
+mod testing;
 pub mod tica;
 pub mod train;
 pub mod transport;

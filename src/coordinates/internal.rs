@@ -417,6 +417,7 @@ fn bond_index(zmatrix: &ZMatrix, i: usize, j: usize) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::rng::{Stream, StreamId};
+    use crate::testing::log_abs_determinant;
 
     /// A branched molecule of seven atoms with one constrained bond.
     fn example(normalize: bool) -> (InternalCoordinates, Vec<f64>) {
@@ -556,21 +557,6 @@ mod tests {
         let expected = log_abs_determinant(jacobian);
         let (log_det, _) = internal.to_cartesian(&u, &mut [0.0; 21]);
         assert!((log_det - expected).abs() < 1e-6, "{log_det} {expected}");
-    }
-
-    fn log_abs_determinant(mut a: Vec<Vec<f64>>) -> f64 {
-        let n = a.len();
-        let mut log_det = 0.0;
-        for k in 0..n {
-            let pivot = (k..n).max_by(|&i, &j| a[i][k].abs().total_cmp(&a[j][k].abs())).unwrap();
-            a.swap(k, pivot);
-            log_det += a[k][k].abs().ln();
-            for i in k + 1..n {
-                let f = a[i][k] / a[k][k];
-                (k..n).for_each(|c| a[i][c] -= f * a[k][c]);
-            }
-        }
-        log_det
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::coordinates::vector::{norm, shift};
 use crate::coordinates::Stereocentre;
 use crate::moves::{Generator, Options};
 use crate::ode::Method;
+use crate::testing::log_abs_determinant;
 use crate::weights;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -257,23 +258,6 @@ fn basis(atoms: usize) -> Vec<Vec<f64>> {
         (0..3 * atoms).map(|k| if k % 3 == axis { helmert(m, k / 3) } else { 0.0 }).collect::<Vec<f64>>()
     };
     (1..atoms).flat_map(|m| (0..3).map(move |axis| vector(m, axis))).collect()
-}
-
-/// ln|det| by elimination with pivots.
-fn log_abs_determinant(mut a: Vec<Vec<f64>>) -> f64 {
-    let n = a.len();
-    let mut log = 0.0;
-    for k in 0..n {
-        let pivot = (k..n).max_by(|&i, &j| a[i][k].abs().total_cmp(&a[j][k].abs())).unwrap();
-        a.swap(k, pivot);
-        log += a[k][k].abs().ln();
-        for i in k + 1..n {
-            let factor = a[i][k] / a[k][k];
-            let pivot = a[k].clone();
-            a[i].iter_mut().zip(pivot).skip(k).for_each(|(a, p)| *a -= factor * p);
-        }
-    }
-    log
 }
 
 #[test]

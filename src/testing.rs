@@ -1,0 +1,18 @@
+//! What unit tests have in common.
+
+/// ln|det| by elimination with pivots.
+pub fn log_abs_determinant(mut a: Vec<Vec<f64>>) -> f64 {
+    let n = a.len();
+    let mut log = 0.0;
+    for k in 0..n {
+        let pivot = (k..n).max_by(|&i, &j| a[i][k].abs().total_cmp(&a[j][k].abs())).unwrap();
+        a.swap(k, pivot);
+        log += a[k][k].abs().ln();
+        let (above, below) = a.split_at_mut(k + 1);
+        for row in below {
+            let factor = row[k] / above[k][k];
+            row.iter_mut().zip(&above[k]).skip(k).for_each(|(a, p)| *a -= factor * p);
+        }
+    }
+    log
+}
