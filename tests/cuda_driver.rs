@@ -9,16 +9,17 @@ use cudarc::driver::sys;
 use modejump::c_api::model::*;
 use modejump::c_api::structs::*;
 use modejump::density::{Evaluation, Status};
-use modejump::device::{self, Buffer, Device, Workspaces, LOCAL_RANKS};
+use modejump::device::{self, ahead, Buffer, Device, Driver, KernelId, Program, Workspaces, LOCAL_RANKS};
 use modejump::models::{self, Model, Precision};
 use modejump::moves::{self, Options, State};
 use modejump::target::Target;
 use modejump::Result;
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::null_mut;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 #[path = "support/networks.rs"]
 mod networks;
@@ -300,6 +301,83 @@ fn calls_at_the_same_time_have_a_queue_each() {
         model.read(&mut read).unwrap();
         assert_eq!(read, [1.0, 2.0]);
     });
+}
+
+#[test]
+fn a_call_that_fails_waits_for_its_copies() {
+    by_the_rules("a_call_that_fails_waits_for_its_copies", || {
+        let device = Device::cuda(0).unwrap();
+        let workspaces = Workspaces::on(device.driver().unwrap(), Buffer::<f64>::empty);
+        let mut source = [1.0, 2.0];
+        // as by `?` before anything is read
+        workspaces.take().unwrap().write(&source).unwrap();
+        source.fill(3.0);
+        workspaces.take().unwrap().read(&mut source).unwrap();
+        assert_eq!(source, [1.0, 2.0]);
+    });
+}
+
+/// Notes which programs a model asks for.
+struct Recorder {
+    multiprocessors: usize,
+    asked: Mutex<BTreeSet<String>>,
+}
+
+impl Driver for Recorder {
+    fn describe(&self) -> String {
+        format!("{} multiprocessors", self.multiprocessors)
+    }
+    fn shared_memory(&self) -> usize {
+        227 << 10
+    }
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+    fn kernel(&self, program: &Program, _: &str) -> Result<KernelId> {
+        let constants: Vec<String> = program.definitions().collect();
+        self.asked.lock().unwrap().insert(format!("{} {}", program.name, constants.join(" ")));
+        Ok(KernelId(0))
+    }
+    fn allocate(&self, _: usize) -> Result<u64> {
+        Ok(0)
+    }
+    fn free(&self, _: u64) {}
+    fn upload(&self, _: u64, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn download(&self, _: u64, bytes: &mut [u8]) -> Result<()> {
+        bytes.fill(0);
+        Ok(())
+    }
+    unsafe fn launch(&self, _: KernelId, _: u32, _: u32, _: usize, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    fn resident(&self, _: KernelId, _: u32, _: usize) -> Result<usize> {
+        Ok(self.multiprocessors)
+    }
+    unsafe fn launch_together(&self, _: KernelId, _: u32, _: u32, _: usize, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_card_asks_for_no_kernels_but_those_compiled_ahead() {
+    let asked = |bytes: &[u8], multiprocessors: usize, batches: &[usize]| {
+        let recorder = Arc::new(Recorder { multiprocessors, asked: Mutex::default() });
+        let model = load(bytes, &Device::with_driver(recorder.clone()));
+        batches.iter().for_each(|&rows| ahead::exercise(model.as_ref(), rows).unwrap());
+        let asked = recorder.asked.lock().unwrap().clone();
+        asked
+    };
+    let published = ("graphormer_ebm of 32 heads", networks::graphormer_ebm(32, 32));
+    for (kind, bytes) in networks::all().into_iter().chain([published, ("coupling", double_well())]) {
+        let compiled = asked(&bytes, ahead::MULTIPROCESSORS, &ahead::BATCHES);
+        for multiprocessors in [14, 40, 84, 132, 170] {
+            let asked = asked(&bytes, multiprocessors, &[1, 2, 16, 100, 200, 1000, 3000]);
+            let missing: Vec<_> = asked.difference(&compiled).collect();
+            assert!(missing.is_empty(), "{kind}, {multiprocessors} multiprocessors: {missing:#?}");
+        }
+    }
 }
 
 /// With a folder of its own for compiled kernels.

@@ -1,7 +1,10 @@
 //! Kernels compiled for a card that is elsewhere: a machine that compiles what it is asked for, and does nothing with it.
 
 use super::{compile, Driver, KernelId, Program};
+use crate::density::{Evaluation, Status};
 use crate::error::{Error, Result};
+use crate::models::Model;
+use crate::rng::{Stream, StreamId};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,8 +22,8 @@ const SHARED_MEMORY: [(&str, usize); 9] = [
     ("sm_120", 99 << 10),
 ];
 
-/// Multiprocessors, few enough that small batches fill them.
-const MULTIPROCESSORS: usize = 8;
+/// Multiprocessors, few enough that small batches fill them, and as many as the largest team has blocks.
+pub const MULTIPROCESSORS: usize = 32;
 /// Rows that bring a model to every variant of its kernels: one, fewer than fill the machine, as many, and many more.
 pub const BATCHES: [usize; 4] = [1, 64, 128, 1000];
 
@@ -102,4 +105,32 @@ impl Driver for AheadOfTime {
     unsafe fn launch_together(&self, _: KernelId, _: u32, _: u32, _: usize, _: &[u8]) -> Result<()> {
         Ok(())
     }
+}
+
+/// Asks a model for all that it has kernels for, with so many rows; what it says is of no interest.
+pub fn exercise(model: &dyn Model, rows: usize) -> Result<()> {
+    let streams = |row: usize| Stream::new(1, StreamId::Sample, 0, row as u32);
+    let d = model.dimension();
+    let (mut x, mut log_q, mut status) =
+        (vec![0.0; rows * d], vec![Evaluation::inside(0.0); rows], vec![Status::Inside; rows]);
+    if let Some(energy) = model.energy() {
+        let (t, mut u, mut score) = (vec![0.0; rows], vec![0.0; rows], vec![0.0; rows * d]);
+        energy.energy(&t, &x, &mut u);
+        energy.energy_score(&t, &x, &mut u, &mut score);
+        return energy.failure();
+    }
+    if let Some(field) = model.field() {
+        let (t, mut f, mut of_divergence) = (vec![0.0; rows], vec![0.0; rows * d], vec![0.0; rows]);
+        field.evaluate(&t, &x, &mut f);
+        field.evaluate_divergence(&t, &x, &mut f, &mut of_divergence);
+        field.evaluate_jvp(&t, &x, &vec![0.0; rows * d], &mut f, &mut vec![0.0; rows * d]);
+        field.failure()?;
+    }
+    model.sample(&streams, &mut x, &mut log_q)?;
+    model.sample_only(&streams, &mut x, &mut status)?;
+    // a coupling flow's, and a TarFlow's
+    if model.field().is_none() {
+        model.log_density_gradient(&x, &mut log_q, &mut vec![0.0; rows * d])?;
+    }
+    model.log_density(&x, &mut log_q)
 }

@@ -109,7 +109,7 @@ impl<W> Workspaces<W> {
     }
 }
 
-/// One of [`Workspaces`], which goes back when the call is over.
+/// One of [`Workspaces`], which goes back when the call is over, and what is copied to it outlives it.
 pub struct Workspace<'a, W> {
     workspaces: &'a Workspaces<W>,
     /// With the queue for launches on this memory.
@@ -134,6 +134,8 @@ impl<W> DerefMut for Workspace<'_, W> {
 impl<W> Drop for Workspace<'_, W> {
     fn drop(&mut self) {
         if let Some(work) = self.work.take() {
+            // after a failure copies may be under way, from memory that the caller is about to give back
+            let _ = self.driver.finish();
             let mut idle = self.workspaces.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.push((self.driver.clone(), work));
         }

@@ -167,6 +167,8 @@ impl WeightsOnDevice {
         let mut before = 0.0;
         totals.iter_mut().for_each(|total| (*total, before) = (before, before + *total));
         totals_on_device.write(&totals)?;
+        // should the launch fail
+        self.driver.finish()?;
         self.launch(Kernel::Draw, n, &arguments)?;
         let mut drawn = vec![0; n];
         rows.read(&mut drawn)?;

@@ -26,7 +26,7 @@ use modejump::trust::Trust;
 pub fn all() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("egnn_flow", egnn_flow()),
-        ("graphormer_ebm", graphormer_ebm()),
+        ("graphormer_ebm", graphormer_ebm(4, 2)),
         ("gvp_ebm", gvp_ebm()),
         ("gvp_flow", gvp_flow()),
         ("invariant_ebm", invariant_ebm()),
@@ -125,16 +125,16 @@ fn gvp_ebm() -> Vec<u8> {
     of_energy(model, &network, &network.initialise::<f32>(&mut stream()))
 }
 
-fn graphormer_ebm() -> Vec<u8> {
+pub fn graphormer_ebm(width: usize, heads: usize) -> Vec<u8> {
     let config = GraphormerConfig {
         version: Version::Boltznce,
         types: FEATURES.to_vec(),
         n_types: 2,
         n_layers: 1,
         blocks: 1,
-        width: 4,
-        feed_forward: 4,
-        heads: 2,
+        width,
+        feed_forward: width,
+        heads,
         kernels: 3,
     };
     let network = Graphormer::new(config.clone()).expect("a valid network");

@@ -187,6 +187,7 @@ impl<R: Real> FieldOnDevice<R> {
         let teams = n.min(block.resident / team);
         let grid = teams * team;
 
+        let none_yet = vec![0; teams];
         let mut workspace = self.work.take()?;
         let driver = workspace.driver.clone();
         let super::Work { scratch, paths: work, .. } = &mut *workspace;
@@ -196,7 +197,6 @@ impl<R: Real> FieldOnDevice<R> {
         work.probes.write(probes)?;
         work.blocks.reserve(grid * 10 * (d + 1))?;
         work.teams.reserve(teams * 2 * (d + shares))?;
-        let none_yet = vec![0; teams];
         work.arrivals.write(&none_yet)?;
         scratch.reserve(grid * block.scratch)?;
         let or_null = |buffer: u64, empty: bool| if empty { 0 } else { buffer };

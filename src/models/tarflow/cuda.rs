@@ -446,13 +446,13 @@ impl<R: Real> OnCard<R> {
 
     /// What is in x, `[n][T D]` in the network's units, to z, or back; and ln|∂z/∂x|, or ln|∂x/∂z|.
     fn run(&self, x: &mut [f64], log_det: &mut [f64], encode: bool) -> Result<()> {
-        let mut work = self.work.take()?;
         let n = log_det.len();
         let Plan { variant, teams, blocks } = self.plan(n, encode)?;
+        let none_yet = vec![0; teams];
+        let mut work = self.work.take()?;
         work.x.write(x)?;
         work.log_det.reserve(n)?;
         work.scratch.reserve(teams * self.sizes.state(variant.shape.lanes, encode))?;
-        let none_yet = vec![0; teams];
         work.arrivals.write(&none_yet)?;
         let arguments = Arguments {
             weights: self.weights.address(),

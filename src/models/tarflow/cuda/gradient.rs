@@ -178,17 +178,17 @@ impl<R: Real> OnCard<R> {
     }
 
     fn launch_gradient(&self, x: &mut [f64], gradient: &mut [f64], log_det: &mut [f64]) -> Result<()> {
-        let mut work = self.gradients.work.take()?;
         let n = log_det.len();
         let (variant, teams) = self.plan_gradient(n)?;
+        let none_yet = vec![0; teams];
+        let mut work = self.gradients.work.take()?;
         let teams = self.reserve_states(&mut work, teams)?;
         let blocks = (variant.resident / teams).clamp(1, self.sizes.most_gradient_blocks(variant.high));
         work.x.write(x)?;
         work.gradient.reserve(x.len())?;
         work.log_det.reserve(n)?;
         work.path.reserve(teams * self.sizes.config.blocks * (x.len() / n))?;
-        let none_yet = vec![0; teams];
-        work.arrivals.write(&none_yet)?;
+        work.arrivals.write(&none_yet[..teams])?;
         let arguments = Arguments {
             weights: self.weights.address(),
             stages: self.stages.address(),
