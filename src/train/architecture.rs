@@ -7,6 +7,7 @@
 //! A steerable flow has volume-preserving couplings of the stiff halves: given the turning torsions, which stay as they are trained, the
 //! stiff coordinates follow the temperature.
 
+use crate::coordinates::vector::{atom, norm, sub};
 use crate::coordinates::{chirality, Coordinates, CoordinatesConfig, Topology, ZMatrix};
 use crate::density::Status;
 use crate::error::{Error, Result};
@@ -61,6 +62,8 @@ impl Default for DesignOptions {
 
 /// A torsion is stiff when this share of frames lies within [`STIFF_WINDOW`] of its circular mean.
 const STIFF_SHARE: f64 = 0.999;
+/// Share of a constrained bond's length by which no file rounds it.
+const STRETCHED: f64 = 0.01;
 /// A fifth of a turn.
 const STIFF_WINDOW: f64 = 0.2;
 /// Half-width of the splines of stiff coordinates, in standard deviations; the identity beyond.
@@ -93,7 +96,11 @@ pub fn design(
     let u = encode(&coordinates, frames, dimension);
     let d = coordinates.dimension_u();
     if u.len() < 4 * d * d {
-        return Err(Error::invalid(format!("{} usable frames are too few to fit {d} coordinates", u.len() / d)));
+        let (n, given, needed) = (u.len() / d, frames.len() / dimension, 4 * d);
+        let why = broken_bond(topology, &frames[..dimension], constraints).filter(|_| n < given).unwrap_or_default();
+        return Err(Error::invalid(format!(
+            "{n} of {given} frames are usable, too few to fit {d} coordinates, which takes {needed}{why}"
+        )));
     }
     let (turning, centres) = classify(&u, d, n_torsions, options);
     let layers = layers(&u, d, n_torsions, &turning, &centres, options)?;
@@ -105,6 +112,21 @@ pub fn design(
     let mut flow = CouplingFlow::new(card)?;
     flow.initialise(options.seed);
     Ok(flow)
+}
+
+/// Tells of the constrained bond of a configuration that is furthest from its length, if one is.
+fn broken_bond(topology: &Topology, x: &[f64], constraints: &[(usize, usize, f64)]) -> Option<String> {
+    let found = |&(a, b, length): &(usize, usize, f64)| (a, b, length, norm(sub(atom(x, a), atom(x, b))));
+    let off = |bond: &(usize, usize, f64, f64)| (bond.3 / bond.2 - 1.0).abs();
+    let worst = constraints.iter().map(found).max_by(|one, other| off(one).total_cmp(&off(other)))?;
+    let (a, b, length, distance) = worst;
+    (off(&worst) > STRETCHED).then(|| {
+        let [a, b] = [a, b].map(|atom| topology.label(atom));
+        format!(
+            ": the System constrains {a}–{b} to {length} nm, and the first frame has it at {distance:.4} nm; give frames of this System, or the \
+             System of the frames"
+        )
+    })
 }
 
 /// Generator coordinates of the frames that have them.
@@ -350,6 +372,7 @@ mod tests {
         let topology = ala2();
         let error = design(&topology, &frames(&topology), &[(0, 1, 0.109)], &DesignOptions::default()).err();
         let message = error.map(|e| e.to_string()).unwrap_or_default();
-        assert!(message.contains("usable frames are too few"), "{message}");
+        assert!(message.contains("frames are usable, too few") && message.contains("constrains"), "{message}");
+        assert!(message.contains("to 0.109 nm, and the first frame has it at 0."), "{message}");
     }
 }

@@ -32,7 +32,7 @@ pub fn explore(
 
 /// `x0[particles][3]` (nm) after a minimisation, with constraints kept.
 pub fn minimised(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec<f64>> {
-    let mut simulation = Simulation::new(system, &dynamics(options, options.kelvin()))?;
+    let mut simulation = Simulation::new(system, &dynamics(system, options, options.kelvin()))?;
     simulation.set_positions(x0)?;
     simulation.minimise(10.0, 200)?;
     let mut x = x0.to_vec();
@@ -40,9 +40,10 @@ pub fn minimised(system: &System, x0: &[f64], options: &ExploreOptions) -> Resul
     Ok(x)
 }
 
-fn dynamics(options: &ExploreOptions, temperature: f64) -> SimulationOptions {
+fn dynamics(system: &System, options: &ExploreOptions, temperature: f64) -> SimulationOptions {
     let ExploreOptions { friction, timestep, seed, .. } = *options;
-    SimulationOptions { temperature, friction, timestep, seed, ..SimulationOptions::default() }
+    let platform = system.platform().to_string();
+    SimulationOptions { temperature, friction, timestep, seed, platform, ..SimulationOptions::default() }
 }
 
 fn in_one_batch(
@@ -69,8 +70,8 @@ fn one_after_the_other(
     options: &ExploreOptions,
     progress: &dyn Fn(usize),
 ) -> Result<Vec<f64>> {
-    let mut hot = Simulation::new(system, &dynamics(options, options.hot_temperature))?;
-    let mut cold = Simulation::new(system, &dynamics(options, options.kelvin()))?;
+    let mut hot = Simulation::new(system, &dynamics(system, options, options.hot_temperature))?;
+    let mut cold = Simulation::new(system, &dynamics(system, options, options.kelvin()))?;
     hot.set_positions(x0)?;
     hot.redraw_velocities(&mut Stream::new(options.seed, StreamId::Velocity, 0, 0))?;
     let mut frames = Vec::with_capacity(options.frames * x0.len());

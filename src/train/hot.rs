@@ -46,6 +46,12 @@ impl Default for ExploreOptions {
 }
 
 impl ExploreOptions {
+    /// Steps of dynamics that the frames take, of all walkers together.
+    pub fn steps(&self) -> usize {
+        let per_segment = self.frames_per_segment.max(1);
+        self.frames.div_ceil(per_segment) * (self.hot_steps + self.cooling_steps + per_segment * self.stride)
+    }
+
     /// The temperature of interest, 300 K if none is given.
     pub fn kelvin(&self) -> f64 {
         self.temperature.unwrap_or(300.0)

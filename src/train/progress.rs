@@ -1,6 +1,7 @@
 //! What the training loop reports.
 
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 
 /// What an evaluation found, for the progress line, the log and the plot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,9 @@ pub struct Progress {
     /// map, that of an exchange.
     #[serde(with = "nan_as_none")]
     pub acceptance: f64,
+    /// Step of an earlier evaluation whose model was better in all that is measured, and is kept therefore.
+    #[serde(default)]
+    pub better: Option<usize>,
 }
 
 fn nothing() -> f64 {
@@ -70,7 +74,40 @@ impl Progress {
             ess: nan,
             pareto_k: nan,
             acceptance: nan,
+            better: None,
         }
+    }
+}
+
+/// The model of a training: that of the last evaluation which was not worse than the one kept before it in all that is measured.
+///
+/// Overfitting, and refinement by too few effective samples, lose the held-out frames and the acceptance at the same time. One of them alone may get worse on
+/// purpose: frames that were cooled from a high temperature are of no ensemble, and a loss that spreads samples costs acceptance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Kept {
+    step: usize,
+    held_out: f64,
+    acceptance: f64,
+    pub parameters: Vec<f32>,
+}
+
+impl Kept {
+    /// Keeps the parameters of an evaluation, or notes in it which step was better.
+    pub fn offer(kept: &mut Option<Kept>, progress: &mut Progress, parameters: &[f32]) {
+        match kept.as_ref().filter(|kept| kept.is_better_than(progress)) {
+            Some(kept) => progress.better = Some(kept.step),
+            None => {
+                let Progress { step, held_out, acceptance, .. } = *progress;
+                *kept = Some(Kept { step, held_out, acceptance, parameters: parameters.to_vec() });
+            }
+        }
+    }
+
+    fn is_better_than(&self, other: &Progress) -> bool {
+        let by_frames = self.held_out.partial_cmp(&other.held_out);
+        let by_samples = other.acceptance.partial_cmp(&self.acceptance);
+        let measured = [by_frames, by_samples].into_iter().flatten();
+        measured.clone().count() > 0 && measured.clone().all(Ordering::is_lt)
     }
 }
 
@@ -84,5 +121,29 @@ mod nan_as_none {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
         Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_is_worse_in_all_that_is_measured_is_not_kept() {
+        let nan = f64::NAN;
+        let mut kept = None;
+        let mut offer = |step: usize, held_out: f64, acceptance: f64| {
+            let mut progress = Progress { step, held_out, acceptance, ..Progress::nothing() };
+            Kept::offer(&mut kept, &mut progress, &[step as f32]);
+            assert_eq!(kept.as_ref().map(|kept| kept.parameters[0] as usize), Some(progress.better.unwrap_or(step)));
+            progress.better
+        };
+        assert_eq!(offer(1, -5.0, 0.3), None);
+        assert_eq!(offer(2, -4.0, 0.4), None, "one of both is better");
+        assert_eq!(offer(3, -3.9, 0.39), Some(2));
+        assert_eq!(offer(4, -4.0, 0.3), None, "the other is as good");
+        assert_eq!(offer(5, -3.0, nan), Some(4), "by frames alone");
+        assert_eq!(offer(6, nan, 0.2), Some(4), "by samples alone");
+        assert_eq!(offer(7, nan, nan), None, "nothing is known");
     }
 }

@@ -4,7 +4,7 @@ use super::divergence::{self, Divergence};
 use super::losses::{self, Samples};
 use super::map::{MapLoss, Quality};
 use super::optimiser::{check_settings, AdamW, Schedule};
-use super::progress::Progress;
+use super::progress::{Kept, Progress};
 use super::reaction_coordinate::ReactionCoordinate;
 use crate::density::{Density, Evaluation};
 use crate::error::{Error, Result};
@@ -107,6 +107,14 @@ impl Phase {
             Some((name, ..)) => Err(Error::invalid(format!("a phase has `{name}` = 0: at least 1 is needed"))),
             None => Ok(()),
         }
+    }
+
+    /// For frames of no ensemble, or too few, and energies: maximum likelihood as long as it takes to be near, then refinement by samples of the flow itself.
+    pub fn with_energies() -> Vec<Phase> {
+        let by_frames = Phase { steps: 200, rate: 2e-3, schedule: Schedule::Constant, ..Phase::default() };
+        let [draw, keep] = [2048, 30_000];
+        let refinement = Phase { likelihood: 0.0, refinement: 1.0, refresh: 2, draw, keep, ..Phase::default() };
+        vec![by_frames, Phase { steps: 2000, ..refinement }]
     }
 
     /// Reverse KL alone, for the far end of a map.
@@ -251,6 +259,7 @@ pub struct TrainState {
     pool_log_weight: Vec<f64>,
     best_held_out: f64,
     evaluations_since_best: usize,
+    kept: Option<Kept>,
     sums: Sums,
     pub history: Vec<Progress>,
 }
@@ -319,6 +328,7 @@ impl<'a> Trainer<'a> {
             pool_log_weight: Vec::new(),
             best_held_out: f64::INFINITY,
             evaluations_since_best: 0,
+            kept: None,
             sums: Sums::default(),
             history: Vec::new(),
             options,
@@ -371,10 +381,20 @@ impl<'a> Trainer<'a> {
         &self.state
     }
 
-    /// The model with averaged parameters.
+    /// The model with averaged parameters, as it is now.
     pub fn averaged(&self) -> Result<CouplingFlow<f32>> {
+        self.with_parameters(&self.state.optimiser.average)
+    }
+
+    /// The averaged model of the last evaluation that was not worse than the best one before, by held-out frames and by the acceptance that is expected
+    /// of its proposals, as far as these are measured: what is worth saving of a training that overfits, or runs away. As it is now before the first evaluation.
+    pub fn best(&self) -> Result<CouplingFlow<f32>> {
+        self.with_parameters(self.state.kept.as_ref().map_or(&self.state.optimiser.average, |kept| &kept.parameters))
+    }
+
+    fn with_parameters(&self, parameters: &[f32]) -> Result<CouplingFlow<f32>> {
         let mut model = self.flow.cast::<f32>()?;
-        model.parameters_mut().copy_from_slice(&self.state.optimiser.average);
+        model.parameters_mut().copy_from_slice(parameters);
         Ok(model)
     }
 
@@ -436,6 +456,7 @@ impl<'a> Trainer<'a> {
             self.state.phase += 1;
             self.state.phase_start = self.state.step;
             self.state.evaluations_since_best = 0;
+            self.state.best_held_out = f64::INFINITY; // the next one has losses of its own
         }
         Ok(progress)
     }
@@ -582,6 +603,7 @@ impl<'a> Trainer<'a> {
             progress.pareto_k = quality.pareto_k;
             progress.acceptance = quality.acceptance;
         }
+        Kept::offer(&mut self.state.kept, &mut progress, &self.state.optimiser.average);
         self.state.history.push(progress.clone());
         Ok(progress)
     }

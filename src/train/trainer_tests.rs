@@ -79,6 +79,52 @@ fn frames() -> Vec<f64> {
     (0..300 * DIMENSION).map(|i| 0.8 * stream.normal() + (i % 2) as f64).collect()
 }
 
+fn finish(trainer: &mut Trainer) {
+    while !trainer.is_finished() {
+        trainer.step().unwrap();
+    }
+}
+
+#[test]
+fn of_a_training_that_overfits_the_best_model_is_kept() {
+    let frames = &frames()[..24 * DIMENSION];
+    let phases = vec![Phase { steps: 400, rate: 0.01, schedule: Schedule::Constant, ..Phase::default() }];
+    let options = TrainOptions { phases, held_out: 0.5, evaluate: 20, average: 0.9, ..TrainOptions::default() };
+    let mut trainer = Trainer::new(flow(), frames, None, options).unwrap();
+    finish(&mut trainer);
+    let history = trainer.state().history.clone();
+    let best = history.iter().min_by(|a, b| a.held_out.total_cmp(&b.held_out)).unwrap();
+    let last = history.last().unwrap();
+    assert!(last.held_out > best.held_out + 1.0 && last.better == Some(best.step), "{best:?} {last:?}");
+    let held_out = |flow: CouplingFlow<f32>| {
+        let mut log_q = vec![Evaluation::inside(0.0); 12];
+        flow.log_density(&frames[..12 * DIMENSION], &mut log_q).unwrap();
+        -log_q.iter().map(|e| e.log_density).sum::<f64>() / 12.0
+    };
+    assert_eq!(held_out(trainer.best().unwrap()), best.held_out);
+    assert_eq!(held_out(trainer.averaged().unwrap()), last.held_out);
+}
+
+/// Energies of another place lead away from the frames; the way back is no loss of patience.
+#[test]
+fn patience_begins_anew_with_each_phase() {
+    let frames = frames();
+    let by_frames = Phase { steps: 60, rate: 0.01, schedule: Schedule::Constant, ..Phase::default() };
+    let by_energies = Phase { likelihood: 0.0, reverse_kl: 1.0, steps: 30, ..by_frames.clone() };
+    let phases = vec![Phase { steps: 300, ..by_frames.clone() }, by_energies, by_frames];
+    let options = TrainOptions { phases, patience: 2, evaluate: 10, average: 0.5, ..TrainOptions::default() };
+    let mut target = Gaussian;
+    let mut trainer = Trainer::new(flow(), &frames, Some(&mut target), options).unwrap();
+    finish(&mut trainer);
+    let history = &trainer.state().history;
+    let held_out: Vec<f64> = history.iter().rev().take(6).map(|progress| progress.held_out).collect();
+    let before = history.iter().map(|progress| progress.held_out).fold(f64::INFINITY, f64::min);
+    assert!(held_out[4] > before + 0.1 && held_out[4] > held_out[2], "{held_out:?} after {before}");
+    let steps = history.last().unwrap().step;
+    let of_last = steps - history.iter().rev().find(|progress| !progress.reverse_kl.is_nan()).unwrap().step;
+    assert!(of_last > 20, "{of_last} steps: {held_out:?}");
+}
+
 /// Twenty steps with `cut` saved to a file and loaded in between: the bytes of the last state, and the first parameters' drift.
 fn train(phase: Phase, with_target: bool, cut: Option<usize>) -> (Vec<u8>, Vec<f32>) {
     let spread = ReactionCoordinate { along: Along::Component(0), range: [-3.0, 3.0], bandwidth: 0.3 };

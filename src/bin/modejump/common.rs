@@ -82,6 +82,20 @@ pub fn describe_training(card: &mut ModelCard, temperature: f64, system: Option<
     Ok(())
 }
 
+#[derive(Clone, Debug, Args)]
+pub struct PlatformFlag {
+    /// OpenMM platform for energies: `CPU`, in single precision, is faster where Reference is slow, as with a CustomGBForce
+    #[arg(long, default_value = "Reference")]
+    pub platform: String,
+}
+
+impl PlatformFlag {
+    #[cfg(feature = "openmm")]
+    pub fn read_system(&self, path: &Path) -> Result<System> {
+        Ok(read_system(path)?.on_platform(&self.platform))
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct PrecisionFlag {
     /// Type of the networks; coordinates and densities are f64 in either case
@@ -322,9 +336,9 @@ fn target_in(
 
 /// The same for the samples of a model, with its constrained bonds.
 #[cfg(feature = "openmm")]
-pub fn target_of(path: &Path, model: &dyn Model, temperature: f64) -> Result<OpenMmTarget> {
+pub fn target_of(path: &Path, model: &dyn Model, temperature: f64, on: &PlatformFlag) -> Result<OpenMmTarget> {
     let dimension = modejump::models::steering::dimension_without_auxiliary(model);
-    let system = read_system(path)?;
+    let system = on.read_system(path)?;
     target_in(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
 }
 

@@ -1,5 +1,6 @@
 //! What `modejump adapt` and `modejump explore` share: rounds that simulate, train and freeze, in a folder.
 
+use crate::common::PlatformFlag;
 use clap::Args;
 use modejump::Result;
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ pub struct RoundsArguments {
     /// Folder for everything that the rounds make; what it holds of an earlier run is gone on with
     #[arg(short, long)]
     output: PathBuf,
+    #[command(flatten)]
+    platform: PlatformFlag,
     /// Print a summary as JSON
     #[arg(long)]
     json: bool,
@@ -38,8 +41,7 @@ impl RoundsArguments {
 mod run {
     use super::*;
     use crate::common::{
-        describe_training, explore_at, hash_of, interrupted, parse_json, read_system, threads, watch_signals,
-        CHECKPOINT_INTERVAL,
+        describe_training, explore_at, hash_of, interrupted, parse_json, threads, watch_signals, CHECKPOINT_INTERVAL,
     };
     use crate::dynamics::check_start;
     use indicatif::{ProgressBar, ProgressStyle};
@@ -48,7 +50,7 @@ mod run {
     use modejump::io::{check_apart, checkpoint, make_folder, model_file, trajectory, write_atomically};
     use modejump::models::coupling::CouplingFlow;
     use modejump::train::rounds::{Frames, Record};
-    use modejump::train::{design, dynamics, DesignOptions, ExploreOptions, Phase, Schedule, TrainOptions};
+    use modejump::train::{design, dynamics, DesignOptions, ExploreOptions, Phase, TrainOptions};
     use modejump::train::{Rounds, RoundsOptions, RoundsState, Stage};
     use modejump::Error;
     use serde::{Deserialize, Serialize};
@@ -66,21 +68,11 @@ mod run {
 
     impl Default for Config {
         fn default() -> Config {
-            let by_frames = Phase { steps: 200, rate: 2e-3, schedule: Schedule::Constant, ..Phase::default() };
-            let refinement = Phase {
-                steps: 2000,
-                likelihood: 0.0,
-                refinement: 1.0,
-                refresh: 2,
-                draw: 2048,
-                keep: 30_000,
-                ..Phase::default()
-            };
             Config {
                 rounds: RoundsOptions::default(),
                 explore: ExploreOptions { frames: 30_000, ..ExploreOptions::default() },
                 design: DesignOptions::default(),
-                train: TrainOptions { phases: vec![by_frames, refinement], ..TrainOptions::default() },
+                train: TrainOptions { phases: Phase::with_energies(), ..TrainOptions::default() },
             }
         }
     }
@@ -158,7 +150,7 @@ mod run {
         }
 
         fn open_system(&self, topology: &Topology) -> Result<System> {
-            let system = read_system(&self.system)?;
+            let system = self.platform.read_system(&self.system)?;
             topology.require_masses(&system.masses()).map_err(|e| Error::file(&self.system, e.to_string()))?;
             match system.constraints()?.first() {
                 None => Ok(system),
@@ -174,7 +166,8 @@ mod run {
             let config = serde_json::to_string(config).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
             let starts: Vec<u8> = starts.iter().flat_map(|v| v.to_le_bytes()).collect();
             let of_starts = model_file::hash(&starts);
-            Ok(format!("{} {} {of_starts} {config}", hash_of(&self.topology)?, hash_of(&self.system)?))
+            let [topology, system] = [hash_of(&self.topology)?, hash_of(&self.system)?];
+            Ok(format!("{topology} {system} {of_starts} {config} {:?}", self.platform))
         }
 
         fn file(&self, name: &str) -> PathBuf {

@@ -1,6 +1,6 @@
 //! `modejump smc`: annealed sequential Monte Carlo from a generator to an engine's energies.
 
-use super::common::{DecodingFlags, PrecisionFlag};
+use super::common::{DecodingFlags, PlatformFlag, PrecisionFlag};
 use clap::{Args, ValueEnum};
 use modejump::Result;
 use std::path::PathBuf;
@@ -78,6 +78,8 @@ pub struct Smc {
     decoding: DecodingFlags,
     #[command(flatten)]
     precision: PrecisionFlag,
+    #[command(flatten)]
+    platform: PlatformFlag,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -140,7 +142,7 @@ mod run {
                         .into(),
                 ));
             }
-            let mut target = target_of(&self.system, model.as_ref(), temperature)?;
+            let mut target = target_of(&self.system, model.as_ref(), temperature, &self.platform)?;
             let steering = model.steering().unwrap_or(Steering::NONE);
             let mut target = JointTarget::new(&mut target, steering);
             let mut bridge = Bridge { ranks, steering, ..Bridge::new(model.as_ref(), &mut target) };
@@ -215,10 +217,11 @@ mod run {
         fn settings(&self) -> String {
             let Smc { n, stages, share, pilots, step, .. } = self;
             format!(
-                "{:?} {n} {stages:?} {share} {pilots} {step} {:?} {:?}",
+                "{:?} {n} {stages:?} {share} {pilots} {step} {:?} {:?} {:?}",
                 self.options(),
                 self.decoding.decoding(),
-                self.precision
+                self.precision,
+                self.platform
             )
         }
 

@@ -67,7 +67,11 @@ pub fn platforms() -> Result<Vec<String>> {
 #[derive(Clone)]
 pub struct System {
     inner: cxx::SharedPtr<bridge::System>,
+    platform: String,
 }
+
+/// In double precision.
+const REFERENCE: &str = "Reference";
 
 const NO_SYSTEM: &str = "this is not an OpenMM System: write one with openmm.XmlSerializer.serialize";
 
@@ -92,7 +96,17 @@ impl System {
         if !xml.contains("<System") {
             return Err(Error::invalid(NO_SYSTEM));
         }
-        Ok(System { inner: bridge::system_from_xml(xml)? })
+        Ok(System { inner: bridge::system_from_xml(xml)?, platform: REFERENCE.into() })
+    }
+
+    /// Has targets of it, and walkers that make frames, compute on this OpenMM platform instead of `Reference`. `CPU` is in single precision, and
+    /// faster where `Reference` is slow, as with a CustomGBForce.
+    pub fn on_platform(self, platform: &str) -> System {
+        System { platform: platform.into(), ..self }
+    }
+
+    pub fn platform(&self) -> &str {
+        &self.platform
     }
 
     pub fn n_particles(&self) -> usize {

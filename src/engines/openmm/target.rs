@@ -25,9 +25,9 @@ pub struct OpenMmTarget {
 }
 
 impl OpenMmTarget {
-    /// Platform `Reference`; `temperature` in K; `threads` ≥ 1 Contexts.
+    /// On the System's platform; `temperature` in K; `threads` ≥ 1 Contexts.
     pub fn new(system: &System, temperature: f64, threads: usize) -> Result<OpenMmTarget> {
-        OpenMmTarget::on_platform(system, temperature, threads, "Reference")
+        OpenMmTarget::on_platform(system, temperature, threads, system.platform())
     }
 
     /// As [`OpenMmTarget::new`] on another platform. A platform with threads of its own (`CPU`) gets one per Context.

@@ -3,7 +3,7 @@
 mod surrogate;
 
 use super::common::{
-    load, mark, number, tail_in_words, tail_index, temperature, with_error, without_error, DecodingFlags,
+    load, mark, number, tail_in_words, tail_index, temperature, with_error, without_error, DecodingFlags, PlatformFlag,
     PrecisionFlag, RuleFlag,
 };
 use clap::{Args, ValueEnum};
@@ -67,6 +67,8 @@ pub struct Reweight {
     decoding: DecodingFlags,
     #[command(flatten)]
     precision: PrecisionFlag,
+    #[command(flatten)]
+    platform: PlatformFlag,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -223,7 +225,7 @@ impl Reweight {
     #[cfg(feature = "openmm")]
     fn energies(&self, temperature: f64, model: &dyn Model, x: &[f64]) -> Result<Vec<f64>> {
         use modejump::target::Target;
-        let mut target = super::common::target_of(&self.system, model, temperature)?;
+        let mut target = super::common::target_of(&self.system, model, temperature, &self.platform)?;
         let mut u = vec![0.0; x.len() / target.dimension()];
         target.reduced_potential(x, &mut u)?;
         let rows = x.chunks_exact(target.dimension()).zip(u);

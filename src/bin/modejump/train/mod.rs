@@ -9,7 +9,9 @@ mod resample;
 mod tarflow;
 mod transferable;
 
-use crate::common::{describe_training, hash_of, interrupted, parse_json, watch_signals, Weights, CHECKPOINT_INTERVAL};
+use crate::common::{
+    describe_training, hash_of, interrupted, parse_json, watch_signals, PlatformFlag, Weights, CHECKPOINT_INTERVAL,
+};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use modejump::coordinates::Topology;
@@ -25,8 +27,9 @@ use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Map as JsonMap, Value};
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Models that can be trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -70,6 +73,8 @@ pub struct Train {
     /// OpenMM System (XML): energies for reverse KL and refinement, constraints, and molecular dynamics for frames
     #[arg(long)]
     system: Option<PathBuf>,
+    #[command(flatten)]
+    platform: PlatformFlag,
     /// Training frames, one or more files: pdb, gro, dcd, xtc, trr, npy, or safetensors with `x` [frame][atom][3] in nm
     #[arg(long, num_args = 1..)]
     frames: Vec<PathBuf>,
@@ -264,7 +269,7 @@ impl Train {
         let frames: Vec<u8> = frames.iter().flat_map(|v| v.to_le_bytes()).collect();
         let start = self.start.as_deref().map(hash_of).transpose()?.map_or(String::new(), |hash| format!(" {hash}"));
         let [card, parameters, frames] = [card.as_bytes(), &parameters, &frames].map(model_file::hash);
-        Ok(format!("{card} {parameters} {frames}{start}"))
+        Ok(format!("{card} {parameters} {frames}{start} {}", self.platform.platform))
     }
 
     fn flow(&self, config: &Config, topology: &Topology, frames: &[f64]) -> Result<CouplingFlow<f32>> {
@@ -388,8 +393,12 @@ impl Train {
             None => Default::default(),
         };
         let names_phases = |section: &str| sections.get(section).is_some_and(|section| section.get("phases").is_some());
-        if self.map_from.is_some() && !names_phases("train") {
-            config.train.phases = vec![Phase::of_map()];
+        if !names_phases("train") {
+            if self.map_from.is_some() {
+                config.train.phases = vec![Phase::of_map()];
+            } else if self.system.is_some() {
+                config.train.phases = Phase::with_energies();
+            }
         }
         if let Some(jump) = config.jump.as_mut().filter(|_| !names_phases("jump")) {
             jump.phases = vec![Phase::of_map()];
@@ -503,7 +512,7 @@ impl Train {
     }
 
     fn open_system(&self) -> Result<Option<modejump::engines::openmm::System>> {
-        self.system.as_ref().map(|path| super::common::read_system(path)).transpose()
+        self.system.as_ref().map(|path| self.platform.read_system(path)).transpose()
     }
 
     fn target(&self) -> Result<Option<Box<dyn Target>>> {
@@ -527,21 +536,30 @@ impl Train {
         let giver = if self.map_from.is_some() { "that of --map-from" } else { "--temperature" };
         let options = super::common::explore_at(&config.explore, giver, self.kelvin_of_frames()?)?;
         let explored = serde_json::to_string(&options).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
-        let origin = format!("{} {explored}", hash_of(file)?);
+        let origin = format!("{} {explored} {}", hash_of(file)?, self.platform.platform);
         if let Some(kept) = keep.as_ref().filter(|path| self.checkpoint.is_some() && path.exists()) {
             eprintln!("frames of {}", kept.display());
             require_origin(kept, &origin)?;
             return read_frames(std::slice::from_ref(kept), topology);
         }
+        let steps = options.steps() as f64 / 1e6;
+        eprintln!("{} frames: {steps:.1} million steps of molecular dynamics", options.frames);
         let bar = ProgressBar::new(options.frames as u64);
         if let Ok(style) =
             ProgressStyle::with_template("{bar:30} {pos}/{len} frames {elapsed_precise} left {eta_precise}")
         {
             bar.set_style(style);
         }
-        let mut frames = modejump::train::dynamics::explore(&system, x0, &options, super::common::threads(), &|n| {
-            bar.set_position(n as u64)
-        })?;
+        let told = Cell::new(Instant::now());
+        let progress = |n: usize| {
+            bar.set_position(n as u64);
+            if bar.is_hidden() && told.get().elapsed() > REPORT_INTERVAL {
+                eprintln!("{n} of {} frames", options.frames);
+                told.set(Instant::now());
+            }
+        };
+        let threads = super::common::threads();
+        let mut frames = modejump::train::dynamics::explore(&system, x0, &options, threads, &progress)?;
         bar.finish();
         if let Some(path) = &keep {
             // as they will be read again: a continued training sees the same frames, bit for bit
@@ -589,7 +607,7 @@ trait Training {
     fn is_finished(&self) -> bool;
     fn history(&mut self) -> &[Progress];
     fn save_state(&mut self, path: &Path, identity: &str) -> Result<()>;
-    /// Writes the model with averaged parameters.
+    /// Writes the model with averaged parameters, the best so far where the training tells it.
     fn save_model(&self, path: &Path) -> Result<()>;
 }
 
@@ -619,7 +637,7 @@ impl Training for Trainer<'_> {
     }
 
     fn save_model(&self, path: &Path) -> Result<()> {
-        self.averaged()?.save(path)
+        self.best()?.save(path)
     }
 }
 
@@ -630,6 +648,9 @@ fn log_line(progress: &Progress) -> String {
 /// In the metadata of frames that were generated: of which System, and how.
 #[cfg(feature = "openmm")]
 const ORIGIN: &str = "origin";
+/// Between lines about frames that are made, where no bar shows them.
+#[cfg(feature = "openmm")]
+const REPORT_INTERVAL: Duration = Duration::from_secs(20);
 
 #[cfg(feature = "openmm")]
 fn require_origin(path: &Path, origin: &str) -> Result<()> {
@@ -707,6 +728,7 @@ fn line(p: &Progress) -> String {
         item("ESS %", 100.0 * p.ess, 2),
         item("k", p.pareto_k, 2),
         item("accept %", 100.0 * p.acceptance, 1),
+        p.better.map_or(String::new(), |step| format!("worse than step {step}, which is kept")),
     ]
     .concat()
 }
@@ -726,6 +748,22 @@ mod tests {
                 value => found.push(format!("`{key}` = {value}")),
             }
         }
+    }
+
+    #[test]
+    fn without_settings_a_system_decides_about_the_phases() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            train: Train,
+        }
+        let phases = |more: &[&str]| {
+            let line = [&["train", "--topology", "a.pdb", "-o", "q.safetensors"], more].concat();
+            <Line as clap::Parser>::parse_from(line).train.config().unwrap().train.phases
+        };
+        assert_eq!(phases(&["--frames", "x.npy"]), TrainOptions::default().phases);
+        assert_eq!(phases(&["--frames", "x.npy", "--system", "s.xml"]), Phase::with_energies());
+        assert_eq!(phases(&["--map-from", "p.safetensors", "--system", "s.xml"]), [Phase::of_map()]);
     }
 
     #[test]
