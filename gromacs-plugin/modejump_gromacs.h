@@ -553,6 +553,7 @@ public:
         {
             throw std::runtime_error("refused: " + reason);
         }
+        checkBath();
         loadModel();
         matchAtoms();
         checkGroups();
@@ -577,6 +578,20 @@ public:
 
     Mover(const Mover&) = delete;
     Mover& operator=(const Mover&) = delete;
+
+    /// Nose-Hoover's friction sees the velocities at every coupling, and has to see some of them before they are drawn anew.
+    void checkBath() const
+    {
+        const t_inputrec& ir = simulation_.input;
+        const bool hasMemory = ir.eI == IntegrationAlgorithm::MD && ir.etc == TemperatureCoupling::NoseHoover;
+        if (hasMemory && ir.nsttcouple > 1 && options_.steps < 10 * ir.nsttcouple)
+        {
+            throw std::runtime_error("refused: Nose-Hoover coupling every " + std::to_string(ir.nsttcouple)
+                                     + " steps and an attempt every " + std::to_string(options_.steps)
+                                     + ": the bath would not follow; set nsttcouple = 1, take V-rescale, or make an attempt every "
+                                     + std::to_string(10 * ir.nsttcouple) + " steps or less often");
+        }
+    }
 
     /// One attempt from the configuration whose potential energy is given. Returns whether new velocities are in the global state.
     bool attempt(int64_t step, double potential, const Collective& collective)

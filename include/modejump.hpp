@@ -313,10 +313,10 @@ struct Statistics : modejump_statistics {
 
 namespace detail {
 
-/// Pairs of atoms as the C interface takes them; throws unless each has a length, and every atom of `dimension` coordinates a mass.
+/// Pairs of atoms as the C interface takes them; throws unless each has a length, and with pairs every atom of `dimension` coordinates a mass.
 inline const std::uint64_t* pairs(const std::vector<std::array<std::uint64_t, 2>>& atoms, const std::vector<double>& lengths,
                                   const std::vector<double>& masses, std::size_t dimension) {
-    if (atoms.size() != lengths.size() || 3 * masses.size() != dimension)
+    if (atoms.size() != lengths.size() || (!atoms.empty() && 3 * masses.size() != dimension))
         throw Error(MODEJUMP_INVALID_INPUT, "a constraint needs a length, and every atom a mass");
     static_assert(sizeof(std::array<std::uint64_t, 2>) == 2 * sizeof(std::uint64_t), "pairs are not packed");
     return atoms.empty() ? nullptr : atoms.front().data();

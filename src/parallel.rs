@@ -166,9 +166,11 @@ fn start() -> Result<Box<dyn Ranks>> {
     }
 }
 
-/// How many processes `mpirun` says it has started: of MPICH and what descends from it, or of Open MPI.
+/// How many processes `mpirun` says it has started (of MPICH and what descends from it, or of Open MPI), or `srun`.
 fn launched() -> Option<usize> {
-    ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE"].iter().find_map(|name| std::env::var(name).ok()?.parse().ok())
+    ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok()?.parse().ok())
 }
 
 #[cfg(test)]

@@ -101,7 +101,7 @@ fn centroids_of_frames_are_drawn_for_a_model_that_has_noise_there() {
 #[test]
 #[cfg(not(feature = "mpi"))]
 fn one_of_several_processes_without_mpi_is_refused() {
-    for variable in ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE"] {
+    for variable in ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"] {
         let run = |processes: &str| {
             let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
             let output = folder("processes").join("x.npy").display().to_string();

@@ -396,6 +396,7 @@ def test_a_library_that_is_not_there_is_refused(ala2):
         ({"integrator": "md-vv"}, "the integrators md and sd are supported"),
         ({"integrator": "bd"}, "the integrators md and sd are supported"),
         ({**MD, "tcoupl": "berendsen"}, "Berendsen's does not sample the canonical ensemble"),
+        ({**MD, "tcoupl": "nose-hoover", "nsttcouple": 10}, "Nose-Hoover coupling every 10 steps and an attempt every 10"),
         ({**MD, "pcoupl": "C-rescale", "compressibility": 4.5e-5, "ref-p": 1, "tau-p": 5}, "pressure coupling"),
         ({**MD, "comm-mode": "angular"}, "comm-mode = angular"),
         ({**MD, "tcoupl": "no"}, "the option temperature is needed"),

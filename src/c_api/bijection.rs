@@ -1,7 +1,7 @@
 //! Bijections: maps between the configurations of two models.
 
 use super::model::modejump_model;
-use super::status::guarded;
+use super::status::{computing, guarded};
 use super::{reference, reference_mut, slice, slice_mut};
 use crate::bijection::{Bijection, Mapped};
 use crate::density::{Evaluation, Status};
@@ -75,7 +75,7 @@ pub unsafe extern "C" fn modejump_bijection_map(
     log_det: *mut f64,
     status: *mut u32,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let this = unsafe { reference(bijection, "bijection") }?;
         let map = match inverse {

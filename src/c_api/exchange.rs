@@ -2,7 +2,7 @@
 
 use super::bijection::modejump_bijection;
 use super::moves::{constraints_of, counters, state_of};
-use super::status::guarded;
+use super::status::{computing, guarded};
 use super::structs::*;
 use super::target::{modejump_target, Callback};
 use super::{read, reference, reference_mut, write};
@@ -107,7 +107,7 @@ pub unsafe extern "C" fn modejump_exchange_attempt(
     b: *const modejump_state,
     outcome: *mut modejump_exchange_outcome,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // The targets first: from here on each is destroyed once, whatever happens.
         // SAFETY: the caller's promise.
         let targets = unsafe { [read(target_a), read(target_b)] };

@@ -1,6 +1,6 @@
 //! Models: loading, sampling, densities.
 
-use super::status::guarded;
+use super::status::{computing, guarded};
 use super::structs::*;
 use super::{count, read, reference, reference_mut, slice, slice_mut, utf8, write, Versioned};
 use crate::density::Evaluation;
@@ -307,7 +307,7 @@ pub unsafe extern "C" fn modejump_model_sample(
     x: *mut f64,
     log_density: *mut f64,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let model = &unsafe { reference(model, "model") }?.model;
         // SAFETY: the caller's promise.
@@ -336,7 +336,7 @@ pub unsafe extern "C" fn modejump_model_log_density(
     x: *const f64,
     log_density: *mut f64,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let model = &unsafe { reference(model, "model") }?.model;
         // SAFETY: the caller's promise.
@@ -361,7 +361,7 @@ pub unsafe extern "C" fn modejump_model_log_density_gradient(
     log_density: *mut f64,
     gradient: *mut f64,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // SAFETY: the caller's promise.
         let model = &unsafe { reference(model, "model") }?.model;
         let d = model.dimension();

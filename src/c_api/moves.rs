@@ -1,7 +1,7 @@
 //! Moves: attempts and their statistics.
 
 use super::model::modejump_model;
-use super::status::guarded;
+use super::status::{computing, guarded};
 use super::structs::*;
 use super::target::{modejump_target, Callback};
 use super::{count, read, reference, reference_mut, slice, slice_mut, write, Versioned};
@@ -476,7 +476,7 @@ pub unsafe extern "C" fn modejump_move_attempt(
     state: *const modejump_state,
     outcome: *mut modejump_outcome,
 ) -> i32 {
-    guarded(|| {
+    computing(|| {
         // The target first: from here on it is destroyed once, whatever happens.
         // SAFETY: the caller's promise.
         let target = unsafe { read(target) }?;

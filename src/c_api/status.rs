@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::ffi::{c_char, CStr, CString};
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Version of this interface. It changes when a function or the meaning of an existing field changes.
 pub const MODEJUMP_ABI_VERSION: u32 = 1;
@@ -44,6 +45,23 @@ pub(super) fn guarded(body: impl FnOnce() -> Result<()>) -> i32 {
     };
     remember(&message);
     status
+}
+
+/// As [`guarded`], for calls that may start threads of the library or wait for them: a process that is forked after that has none of them, and would wait
+/// for ever.
+pub(super) fn computing(body: impl FnOnce() -> Result<()>) -> i32 {
+    static OWNER: AtomicU32 = AtomicU32::new(0);
+    guarded(|| {
+        let this = std::process::id();
+        match OWNER.compare_exchange(0, this, Ordering::Relaxed, Ordering::Relaxed) {
+            Err(owner) if owner != this => Err(Error::Unsupported(
+                "this process was forked from one that has used modejump, whose threads it does not have: start it afresh (Python's multiprocessing with \
+                 \"spawn\" or \"forkserver\"), or fork before the first sample, density or move"
+                    .into(),
+            )),
+            _ => body(),
+        }
+    })
 }
 
 fn code(error: &Error) -> i32 {

@@ -44,6 +44,8 @@ pub struct Phase {
     pub refresh: usize,
     pub draw: usize,
     pub keep: usize,
+    /// Share of the kept samples that has to be effective: the weights are taken to a power below 1 as long as it is not. 0 takes them as they are.
+    pub effective: f64,
 }
 
 impl Default for Phase {
@@ -64,6 +66,7 @@ impl Default for Phase {
             refresh: 100,
             draw: 4096,
             keep: 65_536,
+            effective: 0.0,
         }
     }
 }
@@ -87,6 +90,12 @@ impl Phase {
             return Err(Error::invalid(
                 "a phase gives every loss the weight 0 and trains nothing: give one a weight, such as `likelihood`",
             ));
+        }
+        if !(0.0..1.0).contains(&self.effective) {
+            let share = self.effective;
+            return Err(Error::invalid(format!(
+                "a phase has `effective` = {share}: give a share from 0 to less than 1"
+            )));
         }
         if !self.latent_temperatures.is_empty() && self.reverse_kl == 0.0 {
             return Err(Error::invalid(
@@ -530,7 +539,7 @@ impl<'a> Trainer<'a> {
             let samples = losses::draw(&model, target, n, &streams)?;
             self.keep(samples, phase.keep);
         }
-        let x = self.refinement_batch(phase.refinement_batch)?;
+        let x = self.refinement_batch(phase)?;
         let loss = losses::maximum_likelihood(&self.flow, &x, phase.refinement, &mut self.gradient)?;
         self.state.sums.refinement += loss;
         Ok(())
@@ -551,11 +560,13 @@ impl<'a> Trainer<'a> {
         state.pool_x.drain(..surplus * dx);
     }
 
-    fn refinement_batch(&self, n: usize) -> Result<Vec<f64>> {
+    fn refinement_batch(&self, phase: &Phase) -> Result<Vec<f64>> {
+        let n = phase.refinement_batch;
         let dx = self.flow.dimension();
         let mut stream = self.stream(StreamId::Train, 1);
         divergence::check_weights(self.state.step, &self.state.pool_log_weight)?;
-        let chosen = weights::resample(&self.state.pool_log_weight, n, weights::Resampling::Systematic, &mut stream)?;
+        let log_weights = softened(&self.state.pool_log_weight, phase.effective)?;
+        let chosen = weights::resample(&log_weights, n, weights::Resampling::Systematic, &mut stream)?;
         Ok(chosen.iter().flat_map(|&i| self.state.pool_x[i * dx..][..dx].iter().copied()).collect())
     }
 
@@ -607,6 +618,28 @@ impl<'a> Trainer<'a> {
         self.state.history.push(progress.clone());
         Ok(progress)
     }
+}
+
+/// The weights to the largest power ≤ 1 with which this share of them is effective (tempered weights, as of adaptive
+/// importance sampling: their fixed point is the target all the same): a flow that fits few samples of large weight loses all others, and refines itself away.
+fn softened(log_weights: &[f64], share: f64) -> Result<Vec<f64>> {
+    let to_power = |power: f64| log_weights.iter().map(|w| power * w).collect::<Vec<f64>>();
+    let is_effective = |power: f64| {
+        let ess = weights::effective_sample_size(&to_power(power))?;
+        Ok::<bool, Error>(ess >= share * log_weights.len() as f64)
+    };
+    if share == 0.0 || is_effective(1.0)? {
+        return Ok(log_weights.to_vec());
+    }
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..10 {
+        let middle = 0.5 * (low + high);
+        match is_effective(middle)? {
+            true => low = middle,
+            false => high = middle,
+        }
+    }
+    Ok(to_power(low))
 }
 
 fn finite_mean(values: &[f64]) -> f64 {

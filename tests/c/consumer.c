@@ -1,5 +1,7 @@
 /* A C99 program that uses every function of modejump.h. Usage: consumer GENERATOR MOLECULE MODES STEERABLE TARFLOW, the first a model of
  * two plain coordinates, the second a molecule of four atoms whose bond 1-2 is kept at 0.11 nm, the last of 22 atoms. */
+#define _POSIX_C_SOURCE 200809L
+
 #include <modejump.h>
 
 #include <math.h>
@@ -7,6 +9,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static int failures = 0;
 
@@ -733,6 +737,24 @@ static void test_steering(const char *path, const char *generator) {
     EXPECT(modejump_model_free(plain) == MODEJUMP_OK);
 }
 
+/* A process without the library's threads is told so, and does not wait for them. */
+static void test_fork(const char *path) {
+    modejump_model *model = NULL;
+    double x[2], log_q[1];
+    int status = 0;
+    pid_t child;
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    EXPECT(modejump_model_sample(model, 1, 0, 1, x, log_q) == MODEJUMP_OK);
+    child = fork();
+    if (child == 0) {
+        alarm(20);
+        status = modejump_model_sample(model, 1, 0, 1, x, log_q);
+        _exit(status == MODEJUMP_UNSUPPORTED && strstr(last(), "spawn") != NULL ? 7 : 1);
+    }
+    EXPECT(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
 int main(int argc, char **argv) {
     const char *message = "";
     if (argc != 6)
@@ -754,6 +776,7 @@ int main(int argc, char **argv) {
     test_rotations(argv[5], argv[1]);
     test_match_atoms(argv[2]);
     test_constraints(argv[2]);
+    test_fork(argv[1]);
     printf("%d failures\n", failures);
     return failures != 0;
 }

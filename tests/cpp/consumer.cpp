@@ -311,6 +311,7 @@ static void test_constraints(const std::string& path) {
     const std::vector<double> masses = {12.0, 1.0, 12.0, 16.0};
     EXPECT(status_of([&] { move.set_constraints({{1, 2}}, {0.11}, masses); }) == MODEJUMP_UNSUPPORTED);
     EXPECT(status_of([&] { move.set_constraints({{0, 1}}, {0.11}, {12.0}); }) == MODEJUMP_INVALID_INPUT);
+    EXPECT(status_of([&] { move.set_constraints({}, {}, {}); }) == MODEJUMP_UNSUPPORTED); // the model keeps a bond
     EXPECT(status_of([&] { move.set_constraints({{0, 1}}, {0.11}, masses); }) == -1);
 }
 

@@ -42,6 +42,8 @@ pub struct RunInput {
     pub constraints: Vec<(usize, usize, f64)>,
     /// Virtual sites, each with the atoms it follows.
     pub sites: Vec<Vec<usize>>,
+    /// Steps between couplings to Nose-Hoover's bath; 0 without one.
+    pub bath_interval: u64,
     /// Of every atom, the number of the group (`comm-grps`) that it loses its momentum with; empty where there is one.
     pub momentum_groups: Vec<usize>,
 }
@@ -82,6 +84,8 @@ impl RunInput {
             let why = "jumps are at constant temperature; use sd, or md with V-rescale or Nose-Hoover";
             return Err(refused("tcoupl", options.get("tcoupl")?, why));
         }
+        let of_bath = integrator == Integrator::LeapFrog && options.get("tcoupl")? == "Nose-Hoover";
+        let bath_interval = if of_bath { options.number("nsttcouple")? as u64 } else { 0 };
         let system = System::parse(topology)?;
         let mut box_vectors = [[0.0; 3]; 3];
         for (i, row) in box_vectors.iter_mut().enumerate() {
@@ -99,8 +103,28 @@ impl RunInput {
             momentum_groups: momentum_groups(topology, system.atoms.len())?,
             atoms: system.atoms,
             constraints: system.constraints,
+            bath_interval,
             sites: system.sites,
         })
+    }
+}
+
+/// So many couplings to Nose-Hoover's bath lie between two jumps, unless there is one at every step.
+const COUPLINGS: u64 = 10;
+
+impl RunInput {
+    /// Errors: jumps so often that Nose-Hoover's bath hardly sees what its friction does before there are new velocities: the friction then goes
+    /// its own way, and the temperature with it (measured with `nsttcouple = 10`, `tau-t = 1` and a jump every 10 steps: 284 K instead of 300).
+    pub fn check_interval(&self, steps: u64) -> Result<()> {
+        let n = self.bath_interval;
+        if n <= 1 || steps >= COUPLINGS * n {
+            return Ok(());
+        }
+        Err(Error::Unsupported(format!(
+            "Nose-Hoover coupling every {n} steps and jumps every {steps}: the bath would not follow; set nsttcouple = 1, take V-rescale, or jump \
+             every {} steps or less often",
+            COUPLINGS * n
+        )))
     }
 }
 
@@ -377,6 +401,24 @@ mod tests {
         assert_eq!(input.constraints.len(), 12 + 3 * 878);
         assert_eq!(input.constraints[3], (6, 7, 0.101000004));
         assert_eq!(input.constraints[12..15], [(22, 23, 0.0957200006), (22, 24, 0.0957200006), (23, 24, 0.151390001)]);
+    }
+
+    #[test]
+    fn a_bath_that_would_not_follow_is_refused() {
+        RunInput::parse(DUMP).unwrap().check_interval(1).unwrap();
+        let coupled = |interval: u64| {
+            let dump = DUMP.replace("tcoupl                         = V-rescale", "tcoupl = Nose-Hoover");
+            let (before, rest) = dump.split_once("nsttcouple").unwrap();
+            let (_, after) = rest.split_once('\n').unwrap();
+            RunInput::parse(&format!("{before}nsttcouple = {interval}\n{after}")).unwrap()
+        };
+        coupled(1).check_interval(1).unwrap();
+        coupled(10).check_interval(100).unwrap();
+        let message = coupled(10).check_interval(99).unwrap_err().to_string();
+        assert!(
+            message.contains("every 10 steps and jumps every 99") && message.contains("every 100 steps"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -148,6 +148,7 @@ impl Walker {
             return Err(Error::invalid("0 steps between jumps: dynamics and jumps must alternate"));
         }
         let input = gmx.read(&options.tpr)?;
+        input.check_interval(options.steps)?;
         let rerun_tpr = options.rerun_tpr.clone().unwrap_or_else(|| options.tpr.clone());
         let of_reruns = options.rerun_tpr.as_ref().map(|tpr| gmx.read(tpr)).transpose()?;
         let rerun_step = force_step(&rerun_tpr, of_reruns.as_ref().unwrap_or(&input), &input)?;
