@@ -172,7 +172,7 @@ fn sides_without_a_density_are_not_reweighted_in_silence() {
     let (told, report) = (String::from_utf8(run.stderr).unwrap(), String::from_utf8(run.stdout).unwrap());
     assert!(told.contains("run.dcd has no `log_density`") && told.contains("count the same"), "{told}");
     assert!(!told.contains("b.safetensors"), "{told}");
-    assert!(report.contains("Pareto k none: the largest weights are equal"), "{report}");
+    assert!(report.contains("Pareto k none: the largest weights are alike"), "{report}");
     // too few frames for that many features
     assert!(told.contains("no slow components") && told.contains("90 pairs of frames"), "{told}");
     assert!(!report.contains("eigenvalues"), "{report}");

@@ -339,7 +339,7 @@ pub fn tail_index(k: f64) -> Value {
 /// k̂ for a report, with a warning where the weights are not to be trusted.
 pub fn tail_in_words(k: f64) -> String {
     let what = match k {
-        f64::NEG_INFINITY => return "none: the largest weights are equal".into(),
+        f64::NEG_INFINITY => return "none: the largest weights are alike".into(),
         f64::INFINITY => "infinite".into(),
         k => format!("{k:.2}"),
     };
