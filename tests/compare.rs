@@ -257,6 +257,42 @@ fn a_generator_that_is_reweighted_comes_nearer_to_another_that_is() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+/// As `reweight` does, with the same weights where both sides keep the bonds.
+#[test]
+#[cfg(feature = "openmm")]
+fn reweighted_bonds_are_constrained_on_both_sides_or_on_none() {
+    let folder = folder("constraints");
+    let run = folder.join("run.npy");
+    samples(&run, 10, 2);
+    let of = |model: &str, system: &str| -> Result<Vec<u8>, String> {
+        let path = folder.join(format!("{model}.safetensors"));
+        let (model, system) = (format!("models/ala2/{model}.safetensors"), format!("models/ala2/{system}.xml"));
+        modejump(&["sample", &model, "-n", "40", "--seed", "3", "-o", path.to_str().unwrap()]).unwrap();
+        let output = folder.join("out");
+        let more = ["--system", &system, "--temperature", "300", "--reweight", "--lag", "0", "--output"];
+        compare(&run, &path, &[&more[..], &[output.to_str().unwrap()]].concat())?;
+        Ok(std::fs::read(output.join("compare.json")).unwrap())
+    };
+    let message = of("model-hbonds", "system").unwrap_err();
+    assert!(message.contains("model-hbonds.safetensors: ") && message.contains("does not constrain it"), "{message}");
+    let message = of("model", "system-hbonds").unwrap_err();
+    assert!(message.contains("ACE1:HH31 (atom 2)") && message.contains("but the model varies it"), "{message}");
+
+    let output = folder.join("weights.json");
+    let both = ["models/ala2/model-hbonds.safetensors", "--system", "models/ala2/system-hbonds.xml"];
+    let more = ["-n", "40", "--seed", "3", "-o", output.to_str().unwrap()];
+    modejump(&[&["reweight"], &both[..], &more].concat()).unwrap();
+    let weights = |document: Vec<u8>, side: usize| -> Vec<f64> {
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        serde_json::from_value(document["series"][side]["raw_log_weight"].clone()).unwrap()
+    };
+    let found = weights(of("model-hbonds", "system-hbonds").unwrap(), 1);
+    let expected = weights(std::fs::read(output).unwrap(), 0);
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} {expected:?}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 /// Before files are read, let alone compared.
 #[test]
 fn a_folder_that_cannot_be_made_is_refused_at_once() {

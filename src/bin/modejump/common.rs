@@ -294,16 +294,10 @@ pub fn read_system(path: &Path) -> Result<System> {
     Ok(system)
 }
 
-/// An OpenMM System's energies on all threads. Errors: also another number of particles than the model has atoms, and masses that are not
-/// those of the atoms, where they are known.
+/// The energies, on all threads, of an OpenMM System that was read from this file. Errors: also another number of particles than the model has
+/// atoms, and masses that are not those of the atoms, where they are known.
 #[cfg(feature = "openmm")]
-pub fn target(path: &Path, dimension: usize, atoms: Option<&Topology>, temperature: f64) -> Result<OpenMmTarget> {
-    target_in(path, &read_system(path)?, dimension, atoms, temperature)
-}
-
-/// That of a System that was read from this file.
-#[cfg(feature = "openmm")]
-fn target_in(
+pub fn target(
     path: &Path,
     system: &System,
     dimension: usize,
@@ -325,7 +319,7 @@ fn target_in(
 pub fn target_of(path: &Path, model: &dyn Model, temperature: f64) -> Result<OpenMmTarget> {
     let dimension = modejump::models::steering::dimension_without_auxiliary(model);
     let system = read_system(path)?;
-    target_in(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
+    target(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
 }
 
 /// k̂ for a summary: a number, or as a text "inf" or "-inf", since JSON knows no infinities.

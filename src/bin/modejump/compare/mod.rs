@@ -5,7 +5,10 @@ mod side;
 use super::common::{number, tail_in_words, tail_index, RuleFlag};
 use super::plot::{draw, Series};
 use clap::Args;
+#[cfg(feature = "openmm")]
+use modejump::coordinates::constraints::kept_bonds;
 use modejump::coordinates::Topology;
+use modejump::io::trajectory::Frames;
 use modejump::io::{check_apart, check_writable};
 use modejump::metrics::{self, Features};
 use modejump::rng::{Stream, StreamId};
@@ -116,19 +119,28 @@ impl Compare {
         Ok(Topology::from_pdb(path)?.0)
     }
 
-    /// u of frames by the System, if there is one.
+    /// u of frames by the System, if there is one, and ½ ln det Z of the bonds that it constrains where these are `samples` that are to be
+    /// weighed: those with a log q. Errors name a bond that the System constrains and the samples vary, or the reverse.
     #[cfg(feature = "openmm")]
-    fn energies(&self, x: &[f64], topology: &Topology) -> Result<Option<Vec<f64>>> {
+    fn energies(&self, frames: &Frames, topology: &Topology, samples: Option<&Frames>) -> Result<Option<[Vec<f64>; 2]>> {
         use modejump::target::Target;
-        let (Some(system), Some(temperature)) = (&self.system, self.temperature) else { return Ok(None) };
-        let dimension = 3 * topology.n_atoms();
+        let (Some(path), Some(temperature)) = (&self.system, self.temperature) else { return Ok(None) };
+        let (x, dimension, system) = (&frames.x, frames.dimension, super::common::read_system(path)?);
+        let mut target = super::common::target(path, &system, dimension, Some(topology), temperature)?;
+        if let Some(samples) = samples {
+            // the model is not known, but what it keeps is there to be seen
+            let bonds = system.bonds()?.into_iter().map(|(a, b)| [a, b]).chain(topology.bonds.iter().copied());
+            let kept = kept_bonds(&bonds.collect::<Vec<_>>(), &samples.x, dimension);
+            target = target.with_kept_bonds(&system, &kept, &|atom| topology.label(atom))?;
+        }
         let mut u = vec![0.0; x.len() / dimension];
-        super::common::target(system, dimension, Some(topology), temperature)?.reduced_potential(x, &mut u)?;
-        Ok(Some(u))
+        target.reduced_potential(x, &mut u)?;
+        let log_metric = x.chunks_exact(dimension).map(|x| target.log_metric(x)).collect();
+        Ok(Some([u, log_metric]))
     }
 
     #[cfg(not(feature = "openmm"))]
-    fn energies(&self, _: &[f64], _: &Topology) -> Result<Option<Vec<f64>>> {
+    fn energies(&self, _: &Frames, _: &Topology, _: Option<&Frames>) -> Result<Option<[Vec<f64>; 2]>> {
         match &self.system {
             Some(_) => Err(Error::Unsupported("--system needs a build with `--features openmm`".into())),
             None => Ok(None),

@@ -3,7 +3,7 @@
 use super::Compare;
 use crate::common::{array, importance, warn_of_torn_bonds};
 use modejump::coordinates::Topology;
-use modejump::io::trajectory;
+use modejump::io::trajectory::{self, Frames};
 use modejump::metrics::Cloud;
 use modejump::metrics::{torsions, Features};
 use modejump::tica::Tica;
@@ -45,11 +45,20 @@ impl Side {
             true => warn_of_torn_bonds(path, &frames, topology, "topology"),
             false => trajectory::require_bonds(path, &frames, topology, "topology")?,
         }
-        let x = frames.x;
-        let u = compare.energies(&x, topology)?.or(given);
-        let raw = match (compare.reweight, log_q, &u) {
-            (true, Some(log_q), Some(u)) => Some(importance(u, &log_q)),
-            (true, Some(_), None) => {
+        let log_q = log_q.filter(|_| compare.reweight);
+        let by_system = log_q.as_ref().filter(|_| compare.system.is_some());
+        let samples = by_system.map(|log_q| weighable(path, &frames, log_q)).transpose()?;
+        let energies = compare.energies(&frames, topology, samples.as_ref()).map_err(|e| match e {
+            Error::Unsupported(reason) if samples.is_some() => Error::file(path, reason),
+            e => e,
+        })?;
+        let energies = energies.or(given.map(|u| [u, vec![0.0; n]]));
+        let raw = match (log_q, &energies) {
+            (Some(log_q), Some([u, log_metric])) => {
+                let total: Vec<f64> = u.iter().zip(log_metric).map(|(u, log_metric)| u - log_metric).collect();
+                Some(importance(&total, &log_q))
+            }
+            (Some(_), None) => {
                 return Err(Error::file(path, "--reweight needs its energies: give --system and --temperature"))
             }
             _ => of_weights.filter(|_| !compare.unweighted),
@@ -58,7 +67,21 @@ impl Side {
             Some(raw) => Some(compare.rule.rule().apply(raw).map_err(named)?.0),
             None => None,
         };
+        let (x, u) = (frames.x, energies.map(|[u, _]| u));
         Ok(Side { name: path.display().to_string(), x, n, u, raw, log_weight, has_density })
+    }
+}
+
+/// The samples of a generator that have a log q. Errors: too few of them to tell which bonds it keeps.
+fn weighable(path: &Path, frames: &Frames, log_q: &[f64]) -> Result<Frames> {
+    let rows = frames.x.chunks_exact(frames.dimension).zip(log_q).filter(|(_, q)| q.is_finite());
+    let samples = Frames { dimension: frames.dimension, x: rows.flat_map(|(x, _)| x).copied().collect() };
+    match samples.n() {
+        n if n < FEWEST => Err(Error::file(
+            path,
+            format!("{n} frames with a finite `log_density` are too few to reweight; {FEWEST} are needed"),
+        )),
+        _ => Ok(samples),
     }
 }
 
