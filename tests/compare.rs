@@ -293,6 +293,29 @@ fn reweighted_bonds_are_constrained_on_both_sides_or_on_none() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+#[test]
+#[cfg(feature = "openmm")]
+fn the_box_of_a_periodic_system_is_told() {
+    let folder = folder("periodic");
+    let (run, periodic) = (folder.join("run.npy"), folder.join("periodic.xml"));
+    samples(&run, 10, 1);
+    let system = std::fs::read_to_string("models/ala2/system-vacuum.xml").unwrap();
+    std::fs::write(&periodic, system.replace("method=\"0\"", "method=\"2\"")).unwrap();
+    let told = |system: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("compare").arg(&run).arg(&run);
+        command.args(["--topology", TOPOLOGY, "--lag", "0", "--system", system, "--temperature", "300"]);
+        let run = command.output().unwrap();
+        let told = String::from_utf8(run.stderr).unwrap();
+        assert!(run.status.success(), "{told}");
+        told
+    };
+    let note = told(periodic.to_str().unwrap());
+    assert_eq!(note.matches("periodic.xml is periodic: energies are those of its default box").count(), 1, "{note}");
+    assert_eq!(told("models/ala2/system-vacuum.xml"), "");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 /// Before files are read, let alone compared.
 #[test]
 fn a_folder_that_cannot_be_made_is_refused_at_once() {

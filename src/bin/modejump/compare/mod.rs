@@ -18,6 +18,8 @@ use serde::Serialize;
 use serde_json::{json, Value};
 use side::{Observed, Side};
 use std::path::{Path, PathBuf};
+#[cfg(feature = "openmm")]
+use std::sync::Once;
 
 #[derive(Args)]
 pub struct Compare {
@@ -57,6 +59,10 @@ pub struct Compare {
     #[arg(long)]
     json: bool,
 }
+
+/// It is told once that the System has a box.
+#[cfg(feature = "openmm")]
+static PERIODIC: Once = Once::new();
 
 /// Distances between two samples; absent where the numbers are.
 #[derive(Serialize)]
@@ -132,6 +138,15 @@ impl Compare {
             let bonds = system.bonds()?.into_iter().map(|(a, b)| [a, b]).chain(topology.bonds.iter().copied());
             let kept = kept_bonds(&bonds.collect::<Vec<_>>(), &samples.x, dimension);
             target = target.with_kept_bonds(&system, &kept, &|atom| topology.label(atom))?;
+        }
+        // a force that does not say whether it is may well be
+        if system.is_periodic().unwrap_or(true) {
+            PERIODIC.call_once(|| {
+                eprintln!(
+                    "modejump: {} is periodic: energies are those of its default box, whatever boxes the files have",
+                    path.display()
+                );
+            });
         }
         let mut u = vec![0.0; x.len() / dimension];
         target.reduced_potential(x, &mut u)?;
