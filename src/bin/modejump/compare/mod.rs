@@ -23,7 +23,7 @@ use std::sync::Once;
 
 #[derive(Args)]
 pub struct Compare {
-    /// The reference, a trajectory in the order of time or samples: pdb, gro, dcd, xtc, trr, npy or safetensors
+    /// The reference, a trajectory in the order of time, or samples, which have no slow components: pdb, gro, dcd, xtc, trr, npy or safetensors
     a: PathBuf,
     /// What is compared with it
     b: PathBuf,
@@ -167,9 +167,10 @@ impl Compare {
         if self.lag == 0 {
             return None;
         }
-        let fitted = match a.log_weight {
-            Some(_) => Err(Error::invalid("weighted samples are no trajectory")),
-            None => Features::new(topology).and_then(|features| {
+        let fitted = match (&a.log_weight, a.has_density) {
+            (Some(_), _) => Err(Error::invalid("weighted samples are no trajectory")),
+            (None, true) => Err(Error::invalid("samples of a generator, as `log_density` beside them says, are no trajectory")),
+            (None, false) => Features::new(topology).and_then(|features| {
                 let tica = Tica::fit(&features.of(&a.x), features.dimension(), self.lag, 2)?;
                 Ok((features, tica))
             }),
