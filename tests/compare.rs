@@ -298,6 +298,30 @@ fn reweighted_bonds_are_constrained_on_both_sides_or_on_none() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+/// Across a box in some of the frames, as a trajectory is in which molecules were not made whole; in most it is refused.
+#[test]
+fn molecules_that_are_broken_in_some_frames_are_told() {
+    let folder = folder("torn");
+    let (run, torn, density) = (folder.join("run.npy"), folder.join("torn.npy"), folder.join("q.safetensors"));
+    let mut frames = samples(&run, 20, 1);
+    // the last ten atoms of seven frames
+    frames.x.chunks_exact_mut(66).take(7).for_each(|x| x[36..].iter_mut().for_each(|x| *x += 3.0));
+    trajectory::write(&torn, &frames, None, &[]).unwrap();
+    let torn = torn.to_str().unwrap();
+    for arguments in [
+        &["compare", run.to_str().unwrap(), torn, "--topology", TOPOLOGY, "--lag", "0"][..],
+        &["log-density", "models/ala2/model.safetensors", torn, "-o", density.to_str().unwrap()],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        let run = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
+        let told = String::from_utf8(run.stderr).unwrap();
+        assert!(run.status.success() && told.lines().count() == 1, "{told}");
+        assert!(told.contains("torn.npy: in 7 of 20 frames") && told.contains("is the molecule whole there?"), "{told}");
+        assert!(told.contains("ALA2:CB (atom 11) and ALA2:HB"), "{told}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 #[test]
 #[cfg(feature = "openmm")]
 fn the_box_of_a_periodic_system_is_told() {

@@ -240,13 +240,28 @@ pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Mode
     Ok(partner)
 }
 
-/// Says so where the samples of a model, whose unit and order are known, are no molecules: a poor model is no reason to refuse them.
+/// Frames without names or units show by bonds that are none what is wrong with them, which is told; `whose` says of what `atoms` are the list.
+/// Errors: most of the frames have the same.
+pub fn require_bonds(path: &Path, frames: &Frames, atoms: &Topology, whose: &str) -> Result<()> {
+    match trajectory::torn_frames(frames, atoms, whose) {
+        Some(torn) if torn.are_most => Err(Error::file(
+            path,
+            format!(
+                "{torn}; coordinates have to be in nm, not Angstrom; or the atoms are in another order, or the molecule is not whole"
+            ),
+        )),
+        Some(torn) => {
+            eprintln!("modejump: {}: {torn}; is the molecule whole there?", path.display());
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// The same for the samples of a model, whose unit and order are known: a poor model is no reason to refuse them.
 pub fn warn_of_torn_bonds(path: &Path, samples: &Frames, atoms: &Topology, whose: &str) {
-    if let Some(torn) = trajectory::torn_bond(samples, atoms, whose) {
-        eprintln!(
-            "modejump: {}: {torn}: the model that has drawn them is poor, or describes other atoms",
-            path.display()
-        );
+    if let Some(torn) = trajectory::torn_frames(samples, atoms, whose) {
+        eprintln!("modejump: {}: {torn}; a poor model has drawn them, or one of other atoms", path.display());
     }
 }
 

@@ -1,7 +1,7 @@
 //! One of the two samples: its frames, energies and weights, and what is observed of them.
 
 use super::Compare;
-use crate::common::{array, importance, warn_of_torn_bonds};
+use crate::common::{array, importance, require_bonds, warn_of_torn_bonds};
 use modejump::coordinates::Topology;
 use modejump::io::trajectory::{self, Frames};
 use modejump::metrics::Cloud;
@@ -43,7 +43,7 @@ impl Side {
         let has_density = log_q.is_some();
         match has_density {
             true => warn_of_torn_bonds(path, &frames, topology, "topology"),
-            false => trajectory::require_bonds(path, &frames, topology, "topology")?,
+            false => require_bonds(path, &frames, topology, "topology")?,
         }
         let log_q = log_q.filter(|_| compare.reweight);
         let by_system = log_q.as_ref().filter(|_| compare.system.is_some());
