@@ -298,6 +298,31 @@ fn reweighted_bonds_are_constrained_on_both_sides_or_on_none() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+#[test]
+fn a_side_without_a_finite_energy_is_compared_by_what_else_there_is() {
+    let folder = folder("energies");
+    let (a, b, output) = (folder.join("a.safetensors"), folder.join("b.safetensors"), folder.join("out"));
+    let frames = samples(&a, 40, 1);
+    let (u, mut halved) = ([f64::INFINITY; 40], [1.0; 40]);
+    halved[..20].fill(f64::INFINITY);
+    trajectory::write(&a, &frames, None, &[("reduced_potential", &halved)]).unwrap();
+    trajectory::write(&b, &frames, None, &[("reduced_potential", &u)]).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("compare").arg(&a).arg(&b).arg("--output").arg(&output);
+    let run = command.args(["--topology", TOPOLOGY, "--lag", "0", "--json"]).output().unwrap();
+    let told = String::from_utf8(run.stderr).unwrap();
+    assert!(run.status.success() && told.lines().count() == 1, "{told}");
+    assert!(told.contains("no frame of ") && told.contains("b.safetensors has a finite energy"), "{told}");
+    let found: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert!(found["between"]["energy_w1"].is_null() && found["halves_of_a"]["energy_w1"].is_null(), "{found}");
+    assert!(number(&found, &["between", "torsion_w2"]) < 1e-9, "{found}");
+    assert!(number(&found, &["halves_of_a", "ramachandran_jsd"]) > 0.0, "{found}");
+    assert_eq!([&found["a"], &found["b"]].map(|side| number(side, &["without_finite_energy"])), [20.0, 40.0]);
+    let map = std::fs::read_to_string(output.join("ramachandran.svg")).unwrap();
+    assert!(map.contains("A: a.safetensors") && map.contains("B: b.safetensors"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 /// Across a box in some of the frames, as a trajectory is in which molecules were not made whole; in most it is refused.
 #[test]
 fn molecules_that_are_broken_in_some_frames_are_told() {

@@ -99,8 +99,8 @@ impl Compare {
         let halves =
             halves.inspect_err(|reason| eprintln!("modejump: no distance between the halves of A: {reason}")).ok();
         let summary = json!({
-            "a": self.describe(&a, &of_a)?,
-            "b": self.describe(&b, &of_b)?,
+            "a": self.describe(&a)?,
+            "b": self.describe(&b)?,
             "points": self.points,
             "lag": slow.as_ref().map(|_| self.lag),
             "tica_eigenvalues": slow.as_ref().map(|(_, tica)| &tica.eigenvalues),
@@ -213,10 +213,10 @@ impl Compare {
     }
 
     /// One side: its file, its energies, and what its weights say.
-    fn describe(&self, side: &Side, observed: &Observed) -> Result<Value> {
+    fn describe(&self, side: &Side) -> Result<Value> {
         let mut about = json!({ "file": side.name, "n": side.n });
-        if side.u.is_some() {
-            about["without_finite_energy"] = json!(observed.without_energy());
+        if let Some(lost) = side.without_energy {
+            about["without_finite_energy"] = json!(lost);
         }
         if let (Some(raw), Some(ruled)) = (&side.raw, &side.log_weight) {
             let share = |w: &[f64]| weights::effective_sample_size(w).map(|ess| ess / side.n as f64);

@@ -19,8 +19,10 @@ pub struct Side {
     pub name: String,
     pub x: Vec<f64>,
     pub n: usize,
-    /// u of every frame, where it is known.
+    /// u of every frame, where it is known and finite for one that has weight.
     pub u: Option<Vec<f64>>,
+    /// How many frames have no finite u, where it is known.
+    pub without_energy: Option<usize>,
     /// As the file or the generator's density gives them, −∞ for no weight; absent for frames that count the same.
     pub raw: Option<Vec<f64>>,
     /// The same by the rule that was asked for.
@@ -67,8 +69,16 @@ impl Side {
             Some(raw) => Some(compare.rule.rule().apply(raw).map_err(named)?.0),
             None => None,
         };
-        let (x, u) = (frames.x, energies.map(|[u, _]| u));
-        Ok(Side { name: path.display().to_string(), x, n, u, raw, log_weight, has_density })
+        let u = energies.map(|[u, _]| u);
+        let without_energy = u.as_ref().map(|u| u.iter().filter(|u| !u.is_finite()).count());
+        let has_weight = |i: usize| log_weight.as_ref().is_none_or(|w| w[i].is_finite());
+        let is_known = |u: &Vec<f64>| (0..n).any(|i| u[i].is_finite() && has_weight(i));
+        if u.as_ref().is_some_and(|u| !is_known(u)) {
+            let weight = if log_weight.is_some() { " with weight" } else { "" };
+            eprintln!("modejump: no frame{weight} of {} has a finite energy: energies are not compared", path.display());
+        }
+        let (x, u) = (frames.x, u.filter(is_known));
+        Ok(Side { name: path.display().to_string(), x, n, u, without_energy, raw, log_weight, has_density })
     }
 }
 
@@ -115,11 +125,6 @@ impl Observed {
         self.log_weights.len()
     }
 
-    /// Frames without a finite energy.
-    pub fn without_energy(&self) -> usize {
-        self.u.iter().flatten().filter(|u| !u.is_finite()).count()
-    }
-
     /// The frames of a range as they are.
     pub fn part(&self, range: Range<usize>) -> Observed {
         let rows = |x: &Vec<f64>| {
@@ -135,12 +140,14 @@ impl Observed {
         }
     }
 
-    /// Finite energies and their weights. Errors: no frame with weight has one.
+    /// Finite energies and their weights; none where no frame with weight has one.
     pub fn energies(&self) -> Result<Option<(Vec<f64>, Vec<f64>)>> {
-        let Some(u) = &self.u else { return Ok(None) };
-        let (u, log_w): (Vec<f64>, Vec<f64>) =
-            u.iter().copied().zip(self.log_weights.iter().copied()).filter(|(u, _)| u.is_finite()).unzip();
-        Ok(Some((u, weights::normalised(&log_w)?)))
+        let both = self.u.iter().flatten().copied().zip(self.log_weights.iter().copied());
+        let (u, log_w): (Vec<f64>, Vec<f64>) = both.filter(|(u, w)| u.is_finite() && w.is_finite()).unzip();
+        match u.is_empty() {
+            true => Ok(None),
+            false => Ok(Some((u, weights::normalised(&log_w)?))),
+        }
     }
 
     pub fn weights(&self) -> Result<Vec<f64>> {
