@@ -500,6 +500,38 @@ fn figures_show_what_there_is_where_weights_collapse_and_atoms_clash() {
 }
 
 #[test]
+fn free_energies_show_their_errors_also_where_a_bin_stands_alone() {
+    let folder = folder("errors");
+    let path = |name: &str| folder.join(name).display().to_string();
+    // one bin with most of the frames, and two of ten each far from it and from each other
+    let phi = [vec![-1.0; 400], vec![1.0; 10], vec![2.0; 10]].concat();
+    let mut collapsed = vec![-40.0; 420];
+    collapsed[..2].fill(0.0);
+    let series = json!([
+        { "name": "lone", "phi": phi, "log_weight": vec![0.0; 420] },
+        { "name": "collapsed", "phi": phi, "log_weight": collapsed },
+        { "name": "line", "phi": (0..420).map(|i| -1.0 + 1e-3 * f64::from(i)).collect::<Vec<_>>(), "log_weight": vec![0.0; 420] },
+    ]);
+    std::fs::write(path("series.json"), json!({ "series": series }).to_string()).unwrap();
+    modejump(&["plot", &path("series.json"), "-o", &path("")]);
+    let figure = std::fs::read_to_string(path("free_energy.svg")).unwrap();
+    let bars: Vec<&str> = figure.split("<polyline").skip(1).filter(|bar| bar.contains("stroke-width=\"3\"")).collect();
+    let heights: Vec<f64> = bars
+        .iter()
+        .map(|bar| {
+            let points = bar.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+            let y: Vec<f64> = points.split_whitespace().map(|p| p.split(',').nth(1).unwrap().parse().unwrap()).collect();
+            y[1] - y[0]
+        })
+        .collect();
+    // of ten frames F is known to 2 · 10^-1/2 kT either way, and of the axis of some 4 kT that is a good part
+    assert!(heights.len() == 3 && heights[1] > 50.0 && heights[2] > 50.0, "{heights:?}");
+    assert_eq!(figure.matches("<polygon").count(), 1, "a band where there is a line");
+    assert!(figure.contains("collapsed, no errors: &lt; 5 effective samples"), "{figure}");
+    assert_eq!(figure.matches("no errors").count(), 1);
+}
+
+#[test]
 fn the_figure_of_a_training_shows_every_point() {
     let folder = folder("training");
     let path = |name: &str| folder.join(name).display().to_string();

@@ -220,7 +220,8 @@ fn weighted_name(series: &Series, suffix: &str) -> String {
     }
 }
 
-/// F(φ) with a band of two standard errors; lines end where F leaves the axis.
+/// F(φ) with a band of two standard errors, a bar where a bin stands alone; lines end where F leaves the axis. The legend tells of a curve that has
+/// no errors.
 pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 60;
     const HIGHEST: f64 = 14.0;
@@ -235,28 +236,34 @@ pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     let top = shown.fold(1.0, f64::max) * above_legend(series.len());
     let mut chart = chart(area, "Free energy along φ", ("φ / °", -180.0..180.0), ("F / kT", 0.0..top))?;
     for ((s, profile), &colour) in series.iter().zip(profiles).zip(COLOURS.iter().cycle()) {
-        let points: Vec<(f64, f64, f64)> = profile
-            .centres
-            .iter()
-            .zip(&profile.free_energy)
-            .filter(|(_, f)| f.value <= HIGHEST)
-            .map(|(c, f)| {
-                (c.to_degrees(), f.value, if f.standard_error.is_finite() { 2.0 * f.standard_error } else { 0.0 })
-            })
-            .collect();
+        let bins = profile.centres.iter().zip(&profile.free_energy).filter(|(_, f)| f.value <= HIGHEST);
+        let points: Vec<(f64, f64, f64)> =
+            bins.map(|(c, f)| (c.to_degrees(), f.value, 2.0 * f.standard_error)).collect();
         let step = 360.0 / BINS as f64;
         for run in points.chunk_by(|a, b| b.0 - a.0 < 1.5 * step) {
-            let upper = run.iter().map(|p| (p.0, (p.1 + p.2).min(top)));
-            let lower = run.iter().rev().map(|p| (p.0, (p.1 - p.2).max(0.0)));
-            chart.draw_series([Polygon::new(upper.chain(lower).collect::<Vec<_>>(), colour.mix(0.18).filled())])?;
             chart.draw_series(LineSeries::new(run.iter().map(|p| (p.0, p.1)), colour.stroke_width(2)))?;
             // a bin alone makes no line
             let alone = run.iter().filter(|_| run.len() == 1);
             chart.draw_series(alone.map(|p| Circle::new((p.0, p.1), 3, colour.filled())))?;
+            if run.iter().any(|p| p.2.is_nan()) {
+                continue;
+            }
+            let upper = run.iter().map(|p| (p.0, (p.1 + p.2).min(top)));
+            let lower = run.iter().rev().map(|p| (p.0, (p.1 - p.2).max(0.0)));
+            let band: Vec<(f64, f64)> = upper.chain(lower).collect();
+            match run.len() {
+                1 => chart.draw_series([PathElement::new(band, colour.mix(0.5).stroke_width(3))])?,
+                _ => chart.draw_series([Polygon::new(band, colour.mix(0.18).filled())])?,
+            };
         }
+        let few = weights::FEWEST_FOR_ERRORS;
+        let errors = match points.iter().any(|p| p.2.is_nan()) {
+            true => format!(", no errors: < {few} effective samples"),
+            false => String::new(),
+        };
         chart
             .draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?
-            .label(weighted_name(s, ""))
+            .label(format!("{}{errors}", weighted_name(s, "")))
             .legend(swatch(colour));
     }
     legend!(chart)?;
