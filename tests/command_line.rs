@@ -429,6 +429,14 @@ fn a_benchmark_is_an_object_a_line() {
 }
 
 #[test]
+fn benchmarks_of_shipped_models_are_left_out_where_these_are_not() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    let run = command.current_dir(folder("bench")).args(["bench", "--threads", "1", "gvp_flow/sample"]).output().unwrap();
+    let told = String::from_utf8(run.stderr).unwrap();
+    assert!(run.status.success() && told.contains("gvp_flow/sample is left out"), "{told}");
+}
+
+#[test]
 fn every_figure_is_drawn() {
     let folder = folder("figures");
     let path = |name: &str| folder.join(name).display().to_string();
