@@ -404,6 +404,26 @@ fn what_is_no_json_is_named() {
 }
 
 #[test]
+fn series_that_cannot_be_meant_are_refused() {
+    let folder = folder("series");
+    let path = |name: &str| folder.join(name).display().to_string();
+    for (series, text) in [
+        (json!([{ "name": "a", "phi": [1, 2, 3], "psi": [1, 2, 3], "log_weight": [0, 0] }]),
+            "series `a` has 3 numbers in `phi` and 2 in `log_weight`"),
+        (json!([{ "name": "b", "phi": [1, 2, 3, 1, 2], "psi": [1, 2, 3] }]), "5 numbers in `phi` and 3 in `psi`"),
+        (json!([{ "name": "c", "reduced_potential": [1, 2, 3], "log_weight": [0, 0, 0, 50] }]), "series `c` has 3"),
+        (json!([{ "name": "d", "n": 4e12 as u64, "log_weight": [5, 5] }]), "series `d` has `n` of 4000000000000"),
+        (json!([{ "name": "e", "psi": [1, 2] }]), "nothing to draw"),
+        (json!([]), "nothing to draw"),
+    ] {
+        std::fs::write(path("series.json"), json!({ "series": series }).to_string()).unwrap();
+        let message = refused("cpu", &["plot", &path("series.json"), "-o", &path("out")]);
+        assert!(message.contains("series.json: ") && message.contains(text), "{message}");
+        assert_eq!(std::fs::read_dir(path("out")).unwrap().count(), 0);
+    }
+}
+
+#[test]
 #[cfg(feature = "cuda")]
 fn help_names_every_architecture_that_is_accepted() {
     let message = refused("cpu", &["compile", MODEL, "--architecture", "sm_12"]);
