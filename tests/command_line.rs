@@ -408,8 +408,10 @@ fn series_that_cannot_be_meant_are_refused() {
     let folder = folder("series");
     let path = |name: &str| folder.join(name).display().to_string();
     for (series, text) in [
-        (json!([{ "name": "a", "phi": [1, 2, 3], "psi": [1, 2, 3], "log_weight": [0, 0] }]),
-            "series `a` has 3 numbers in `phi` and 2 in `log_weight`"),
+        (
+            json!([{ "name": "a", "phi": [1, 2, 3], "psi": [1, 2, 3], "log_weight": [0, 0] }]),
+            "series `a` has 3 numbers in `phi` and 2 in `log_weight`",
+        ),
         (json!([{ "name": "b", "phi": [1, 2, 3, 1, 2], "psi": [1, 2, 3] }]), "5 numbers in `phi` and 3 in `psi`"),
         (json!([{ "name": "c", "reduced_potential": [1, 2, 3], "log_weight": [0, 0, 0, 50] }]), "series `c` has 3"),
         (json!([{ "name": "d", "n": 4e12 as u64, "log_weight": [5, 5] }]), "series `d` has `n` of 4000000000000"),
@@ -451,7 +453,8 @@ fn a_benchmark_is_an_object_a_line() {
 #[test]
 fn benchmarks_of_shipped_models_are_left_out_where_these_are_not() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
-    let run = command.current_dir(folder("bench")).args(["bench", "--threads", "1", "gvp_flow/sample"]).output().unwrap();
+    let run =
+        command.current_dir(folder("bench")).args(["bench", "--threads", "1", "gvp_flow/sample"]).output().unwrap();
     let told = String::from_utf8(run.stderr).unwrap();
     assert!(run.status.success() && told.contains("gvp_flow/sample is left out"), "{told}");
 }
@@ -548,7 +551,8 @@ fn free_energies_show_their_errors_also_where_a_bin_stands_alone() {
         .iter()
         .map(|bar| {
             let points = bar.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
-            let y: Vec<f64> = points.split_whitespace().map(|p| p.split(',').nth(1).unwrap().parse().unwrap()).collect();
+            let y: Vec<f64> =
+                points.split_whitespace().map(|p| p.split(',').nth(1).unwrap().parse().unwrap()).collect();
             y[1] - y[0]
         })
         .collect();

@@ -70,7 +70,10 @@ fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not()
     let generated = folder.join("generated.safetensors");
     samples(&generated, 600, 1);
     let barred = compare(&generated, &b, &["--lag", "5"]).unwrap();
-    assert!(barred["tica_eigenvalues"].is_null() && barred["between"]["tica_w2"].is_null(), "no order of time: {barred}");
+    assert!(
+        barred["tica_eigenvalues"].is_null() && barred["between"]["tica_w2"].is_null(),
+        "no order of time: {barred}"
+    );
     let other = compare(&a, &turned, &["--lag", "0"]).unwrap();
     // on the circle there may be a shorter way than to turn all by as much
     let (exact, sliced) =
@@ -341,7 +344,10 @@ fn molecules_that_are_broken_in_some_frames_are_told() {
         let run = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
         let told = String::from_utf8(run.stderr).unwrap();
         assert!(run.status.success() && told.lines().count() == 1, "{told}");
-        assert!(told.contains("torn.npy: in 7 of 20 frames") && told.contains("is the molecule whole there?"), "{told}");
+        assert!(
+            told.contains("torn.npy: in 7 of 20 frames") && told.contains("is the molecule whole there?"),
+            "{told}"
+        );
         assert!(told.contains("ALA2:CB (atom 11) and ALA2:HB"), "{told}");
     }
     std::fs::remove_dir_all(folder).unwrap();

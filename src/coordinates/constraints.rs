@@ -329,7 +329,10 @@ mod tests {
         let kept = kept_bonds(&[[1, 0], [0, 4], [2, 0]], &x, 15);
         let lengths = [(1, 0), (2, 0)].map(|(a, b)| (a, b, norm(sub(atom(&METHYL, a), atom(&METHYL, b)))));
         assert_eq!(kept.len(), 2, "{kept:?}");
-        assert!(kept.iter().zip(lengths).all(|(a, b)| (a.0, a.1) == (b.0, b.1) && (a.2 - b.2).abs() < 1e-6), "{kept:?}");
+        assert!(
+            kept.iter().zip(lengths).all(|(a, b)| (a.0, a.1) == (b.0, b.1) && (a.2 - b.2).abs() < 1e-6),
+            "{kept:?}"
+        );
     }
 
     #[test]

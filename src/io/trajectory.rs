@@ -136,7 +136,10 @@ pub struct Torn {
 impl std::fmt::Display for Torn {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         let Torn { frames, of, bonds, whose, .. } = self;
-        write!(f, "in {frames} of {of} frames atoms bonded in the {whose} are more than {LONGEST_BOND} nm apart: {bonds}")
+        write!(
+            f,
+            "in {frames} of {of} frames atoms bonded in the {whose} are more than {LONGEST_BOND} nm apart: {bonds}"
+        )
     }
 }
 

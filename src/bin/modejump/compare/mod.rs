@@ -128,7 +128,12 @@ impl Compare {
     /// u of frames by the System, if there is one, and ½ ln det Z of the bonds that it constrains where these are `samples` that are to be
     /// weighed: those with a log q. Errors name a bond that the System constrains and the samples vary, or the reverse.
     #[cfg(feature = "openmm")]
-    fn energies(&self, frames: &Frames, topology: &Topology, samples: Option<&Frames>) -> Result<Option<[Vec<f64>; 2]>> {
+    fn energies(
+        &self,
+        frames: &Frames,
+        topology: &Topology,
+        samples: Option<&Frames>,
+    ) -> Result<Option<[Vec<f64>; 2]>> {
         use modejump::target::Target;
         let (Some(path), Some(temperature)) = (&self.system, self.temperature) else { return Ok(None) };
         let (x, dimension, system) = (&frames.x, frames.dimension, super::common::read_system(path)?);
@@ -169,7 +174,9 @@ impl Compare {
         }
         let fitted = match (&a.log_weight, a.has_density) {
             (Some(_), _) => Err(Error::invalid("weighted samples are no trajectory")),
-            (None, true) => Err(Error::invalid("samples of a generator, as `log_density` beside them says, are no trajectory")),
+            (None, true) => {
+                Err(Error::invalid("samples of a generator, as `log_density` beside them says, are no trajectory"))
+            }
             (None, false) => Features::new(topology).and_then(|features| {
                 let tica = Tica::fit(&features.of(&a.x), features.dimension(), self.lag, 2)?;
                 Ok((features, tica))

@@ -75,7 +75,10 @@ impl Side {
         let is_known = |u: &Vec<f64>| (0..n).any(|i| u[i].is_finite() && has_weight(i));
         if u.as_ref().is_some_and(|u| !is_known(u)) {
             let weight = if log_weight.is_some() { " with weight" } else { "" };
-            eprintln!("modejump: no frame{weight} of {} has a finite energy: energies are not compared", path.display());
+            eprintln!(
+                "modejump: no frame{weight} of {} has a finite energy: energies are not compared",
+                path.display()
+            );
         }
         let (x, u) = (frames.x, u.filter(is_known));
         Ok(Side { name: path.display().to_string(), x, n, u, without_energy, raw, log_weight, has_density })

@@ -154,13 +154,23 @@ fn map(panel: &Figure, series: &Series, x: Axis, y: Axis, points: Vec<(f64, f64)
     let (left, bottom) = (x.1.start, y.1.start);
     let (panel, beside) = panel.split_horizontally(panel.dim_in_pixel().0 as i32 - SCALE);
     scale(&beside, DEEPEST)?;
-    let mut chart = chart(&panel, &series.name, x, y)?;
+    let mut chart = chart(&panel, &shortened(&series.name, 42), x, y)?;
     chart.draw_series(mass.iter().enumerate().filter(|(_, &m)| m > 0.0).map(|(i, m)| {
         let depth = ((highest / m).ln() / DEEPEST).min(1.0);
         let (x, y) = (left + dx * (i % BINS) as f64, bottom + dy * (i / BINS) as f64);
         Rectangle::new([(x, y), (x + dx, y + dy)], viridis(1.0 - depth).filled())
     }))?;
     Ok(())
+}
+
+/// A name of so many characters at most, its middle left out if need be: files differ at their ends.
+fn shortened(name: &str, most: usize) -> String {
+    let letters: Vec<char> = name.chars().collect();
+    if letters.len() <= most {
+        return name.into();
+    }
+    let (first, last) = (most / 2, most - most / 2 - 1);
+    letters[..first].iter().chain(&['…']).chain(&letters[letters.len() - last..]).collect()
 }
 
 /// Pixels beside a map for its scale.
@@ -232,8 +242,10 @@ pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
         }
     };
     let profiles = series.iter().map(|s| profile(s)).collect::<Result<Vec<_>>>()?;
-    let shown = profiles.iter().flat_map(|p| &p.free_energy).map(|f| f.value).filter(|f| *f <= HIGHEST);
-    let top = shown.fold(1.0, f64::max) * above_legend(series.len());
+    let shown = profiles.iter().flat_map(|p| &p.free_energy).filter(|f| f.value <= HIGHEST);
+    // of those without an error the value
+    let ends = shown.map(|f| f.value.max(f.value + 2.0 * f.standard_error).min(HIGHEST));
+    let top = ends.fold(1.0, f64::max) * above_legend(series.len());
     let mut chart = chart(area, "Free energy along φ", ("φ / °", -180.0..180.0), ("F / kT", 0.0..top))?;
     for ((s, profile), &colour) in series.iter().zip(profiles).zip(COLOURS.iter().cycle()) {
         let bins = profile.centres.iter().zip(&profile.free_energy).filter(|(_, f)| f.value <= HIGHEST);
@@ -549,4 +561,15 @@ fn legend_corner(curves: &[Curve], steps: &Range<f64>, axis: &Range<f64>) -> Ser
         (SeriesLabelPosition::LowerLeft, points(false, false)),
     ];
     corners.into_iter().min_by_key(|(_, n)| *n).map_or(SeriesLabelPosition::UpperRight, |(corner, _)| corner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_lose_their_middle() {
+        assert_eq!(shortened("φ of short", 10), "φ of short");
+        assert_eq!(shortened("run-of-the-first-replica.npy", 11), "run-o…a.npy");
+    }
 }

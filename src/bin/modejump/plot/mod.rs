@@ -126,7 +126,8 @@ impl Plot {
         }
         let written = draw(&self.output, &series, &FIGURES)?;
         if let ([path, ..], true) = (&self.data[..], written.is_empty()) {
-            let reason = "there is nothing to draw: no series has `phi`, `tic1` and `tic2`, `reduced_potential` or `log_weight`";
+            let reason =
+                "there is nothing to draw: no series has `phi`, `tic1` and `tic2`, `reduced_potential` or `log_weight`";
             return Err(Error::file(path, reason));
         }
         written.iter().for_each(|path| println!("{}", path.display()));
