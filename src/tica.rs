@@ -36,7 +36,7 @@ impl Tica {
     /// trajectory without a stationary distribution.
     pub fn fit(features: &[f64], dimension: usize, lag: usize, components: usize) -> Result<Tica> {
         let n = features.len() / dimension.max(1);
-        if lag == 0 || n < 2 * lag.max(2) {
+        if lag == 0 || n / 2 < lag.max(2) {
             return Err(Error::invalid(format!("{n} frames are too few for a lag of {lag}: twice the lag are needed")));
         }
         if n - lag < FEWEST_PAIRS * dimension {
@@ -207,6 +207,8 @@ mod tests {
         let (_, features) = mixed(50, 0.0);
         assert!(Tica::fit(&features, 4, 26, 2).unwrap_err().to_string().contains("too few for a lag"));
         assert!(Tica::fit(&features, 4, 0, 2).is_err());
+        let beyond = Tica::fit(&features, 4, usize::MAX / 2 + 1, 2);
+        assert!(beyond.unwrap_err().to_string().contains("too few for a lag"), "twice the lag has no number");
         let message = Tica::fit(&features, 4, 11, 2).unwrap_err().to_string();
         assert!(message.contains("39 pairs of frames") && message.contains("4 features: 40 are needed"), "{message}");
         assert!(Tica::fit(&features, 4, 10, 2).is_ok());

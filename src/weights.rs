@@ -338,9 +338,9 @@ pub fn select(weights: &[f64], points: &[f64]) -> Vec<usize> {
 /// (Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", 2024). Below 0.5 averages converge as usual,
 /// above 0.7 they are not to be trusted.
 ///
-/// +∞ where fewer than five weights form the tail, or most of the tail is nothing beside the largest: the worst that weights can
-/// be. −∞ where the whole tail is as large as the cut-off but for rounding, as of a perfect generator: equal weights have no tail, and
-/// are the best.
+/// The tail is what lies above a cut-off. +∞ where it has fewer than five weights, or most of it is nothing beside the largest: the worst
+/// that weights can be. −∞ where fewer than five are larger than the cut-off but for rounding, and none by more than twice, as of a perfect
+/// generator: equal weights have no tail, and are the best.
 pub fn pareto_k(log_weights: &[f64]) -> Result<f64> {
     check(log_weights)?;
     Ok(tail_fit(log_weights).map_or_else(|k| k, |tail| tail.shape))
@@ -389,17 +389,20 @@ fn tail_fit(log_weights: &[f64]) -> std::result::Result<Tail, f64> {
     }
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&i, &j| log_weights[i].total_cmp(&log_weights[j]));
-    let max = log_weights[order[n - 1]];
-    // log-weights that differ by no more than rounding leaves
-    if max - log_weights[order[n - size - 1]] <= EQUAL * max.abs().max(1.0) {
-        return Err(f64::NEG_INFINITY);
+    let (max, lowest) = (log_weights[order[n - 1]], log_weights[order[n - size - 1]]);
+    let cutoff = (lowest - max).exp();
+    let mut rows = order.split_off(n - size);
+    // weights as large as the cut-off are no part of the tail; where it is nothing beside the largest they are what has collapsed
+    if cutoff > 0.0 {
+        rows.retain(|&i| log_weights[i] - lowest > EQUAL * max.abs().max(1.0));
+        if rows.len() < 5 {
+            return Err(if cutoff >= 0.5 { f64::NEG_INFINITY } else { f64::INFINITY });
+        }
     }
-    let cutoff = (log_weights[order[n - size - 1]] - max).exp();
-    let rows = order.split_off(n - size);
     let excesses: Vec<f64> = rows.iter().map(|&i| (log_weights[i] - max).exp() - cutoff).collect();
     let (shape, scale) = generalized_pareto(&excesses).ok_or(f64::INFINITY)?;
     // The weakly informative prior of Vehtari et al., appendix: ten observations at k = 0.5.
-    let shape = (size as f64 * shape + 5.0) / (size as f64 + 10.0);
+    let shape = (rows.len() as f64 * shape + 5.0) / (rows.len() as f64 + 10.0);
     Ok(Tail { rows, max, cutoff, shape, scale })
 }
 

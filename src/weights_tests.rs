@@ -139,6 +139,18 @@ fn pareto_k_without_a_fit_tells_collapsed_weights_from_equal_ones() {
     let rounded: Vec<f64> = (0..1000).map(|i| -191.6 - 3e-14 * f64::from(i % 7)).collect();
     assert_eq!(pareto_k(&rounded).unwrap(), f64::NEG_INFINITY);
     assert_eq!(pareto_smoothed(&rounded).unwrap(), (rounded, f64::NEG_INFINITY));
+    // bounded ones, of which some are as large as the cut-off: far from collapsed
+    let of_two = |large: usize, factor: f64| -> Vec<f64> {
+        (0..2000).map(|i| if i < large { factor.ln() - 50.0 } else { -50.0 }).collect()
+    };
+    for (large, factor) in [(20, 2.0), (20, 10.0), (5, 1.5)] {
+        let k = pareto_k(&of_two(large, factor)).unwrap();
+        assert!(k.is_finite() && k < 0.0, "{large} of {factor}: {k}");
+        let smoothed = pareto_smoothed(&of_two(large, factor)).unwrap().0;
+        assert!(smoothed.iter().all(|w| (-50.0 - 1e-9..=factor.ln() - 50.0).contains(w)), "{large} of {factor}");
+    }
+    assert_eq!(pareto_k(&of_two(4, 1.9)).unwrap(), f64::NEG_INFINITY);
+    assert_eq!(pareto_k(&of_two(4, 2.1)).unwrap(), f64::INFINITY);
     // of a lot of them one has all the weight, as of a generator that has missed the target
     let collapsed: Vec<f64> = (0..1000).map(|i| -1000.0 * f64::from(i)).collect();
     assert_eq!(pareto_k(&collapsed).unwrap(), f64::INFINITY);

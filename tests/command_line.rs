@@ -404,6 +404,28 @@ fn what_is_no_json_is_named() {
 }
 
 #[test]
+fn series_that_cannot_be_meant_are_refused() {
+    let folder = folder("series");
+    let path = |name: &str| folder.join(name).display().to_string();
+    for (series, text) in [
+        (
+            json!([{ "name": "a", "phi": [1, 2, 3], "psi": [1, 2, 3], "log_weight": [0, 0] }]),
+            "series `a` has 3 numbers in `phi` and 2 in `log_weight`",
+        ),
+        (json!([{ "name": "b", "phi": [1, 2, 3, 1, 2], "psi": [1, 2, 3] }]), "5 numbers in `phi` and 3 in `psi`"),
+        (json!([{ "name": "c", "reduced_potential": [1, 2, 3], "log_weight": [0, 0, 0, 50] }]), "series `c` has 3"),
+        (json!([{ "name": "d", "n": 4e12 as u64, "log_weight": [5, 5] }]), "series `d` has `n` of 4000000000000"),
+        (json!([{ "name": "e", "psi": [1, 2] }]), "nothing to draw"),
+        (json!([]), "nothing to draw"),
+    ] {
+        std::fs::write(path("series.json"), json!({ "series": series }).to_string()).unwrap();
+        let message = refused("cpu", &["plot", &path("series.json"), "-o", &path("out")]);
+        assert!(message.contains("series.json: ") && message.contains(text), "{message}");
+        assert_eq!(std::fs::read_dir(path("out")).unwrap().count(), 0);
+    }
+}
+
+#[test]
 #[cfg(feature = "cuda")]
 fn help_names_every_architecture_that_is_accepted() {
     let message = refused("cpu", &["compile", MODEL, "--architecture", "sm_12"]);
@@ -426,6 +448,15 @@ fn a_benchmark_is_an_object_a_line() {
         let numbers = [&line["batch"], &line["ms_per_sample"], &line["gflops"]].map(|v| v.as_f64().unwrap());
         assert!(numbers.iter().all(|v| *v > 0.0));
     }
+}
+
+#[test]
+fn benchmarks_of_shipped_models_are_left_out_where_these_are_not() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    let run =
+        command.current_dir(folder("bench")).args(["bench", "--threads", "1", "gvp_flow/sample"]).output().unwrap();
+    let told = String::from_utf8(run.stderr).unwrap();
+    assert!(run.status.success() && told.contains("gvp_flow/sample is left out"), "{told}");
 }
 
 #[test]
@@ -497,6 +528,39 @@ fn figures_show_what_there_is_where_weights_collapse_and_atoms_clash() {
     let weights = figure("log_weights.svg");
     assert!(weights.contains("collapsed: ESS 0.2 %, k = ∞, 100 rejected"), "{weights}");
     assert!(spread(&curves(&weights)[1], 1) > 5.0, "weights far below the largest are on the axis");
+}
+
+#[test]
+fn free_energies_show_their_errors_also_where_a_bin_stands_alone() {
+    let folder = folder("errors");
+    let path = |name: &str| folder.join(name).display().to_string();
+    // one bin with most of the frames, and two of ten each far from it and from each other
+    let phi = [vec![-1.0; 400], vec![1.0; 10], vec![2.0; 10]].concat();
+    let mut collapsed = vec![-40.0; 420];
+    collapsed[..2].fill(0.0);
+    let series = json!([
+        { "name": "lone", "phi": phi, "log_weight": vec![0.0; 420] },
+        { "name": "collapsed", "phi": phi, "log_weight": collapsed },
+        { "name": "line", "phi": (0..420).map(|i| -1.0 + 1e-3 * f64::from(i)).collect::<Vec<_>>(), "log_weight": vec![0.0; 420] },
+    ]);
+    std::fs::write(path("series.json"), json!({ "series": series }).to_string()).unwrap();
+    modejump(&["plot", &path("series.json"), "-o", &path("")]);
+    let figure = std::fs::read_to_string(path("free_energy.svg")).unwrap();
+    let bars: Vec<&str> = figure.split("<polyline").skip(1).filter(|bar| bar.contains("stroke-width=\"3\"")).collect();
+    let heights: Vec<f64> = bars
+        .iter()
+        .map(|bar| {
+            let points = bar.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+            let y: Vec<f64> =
+                points.split_whitespace().map(|p| p.split(',').nth(1).unwrap().parse().unwrap()).collect();
+            y[1] - y[0]
+        })
+        .collect();
+    // of ten frames F is known to 2 · 10^-1/2 kT either way, and of the axis of some 4 kT that is a good part
+    assert!(heights.len() == 3 && heights[1] > 50.0 && heights[2] > 50.0, "{heights:?}");
+    assert_eq!(figure.matches("<polygon").count(), 1, "a band where there is a line");
+    assert!(figure.contains("collapsed, no errors: &lt; 5 effective samples"), "{figure}");
+    assert_eq!(figure.matches("no errors").count(), 1);
 }
 
 #[test]

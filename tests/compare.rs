@@ -46,7 +46,8 @@ fn number(value: &Value, path: &[&str]) -> f64 {
 #[test]
 fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not() {
     let folder = folder("seeds");
-    let (a, b, turned) = (folder.join("a.safetensors"), folder.join("b.dcd"), folder.join("turned.npy"));
+    // without their density samples pass for a run
+    let (a, b, turned) = (folder.join("a.npy"), folder.join("b.dcd"), folder.join("turned.npy"));
     let first = samples(&a, 600, 1);
     samples(&b, 600, 2);
     // B: everything beyond the bond C–N of the second peptide turned by half a radian, which is ψ
@@ -66,6 +67,13 @@ fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not()
     let files = [a.to_str().unwrap(), b.to_str().unwrap()];
     let text = modejump(&[&["compare"], &files[..], &["--topology", TOPOLOGY, "--lag", "5"]].concat()).unwrap();
     assert!(text.contains(&eigenvalue) && text.contains("at a lag of 5 frames"), "{text}");
+    let generated = folder.join("generated.safetensors");
+    samples(&generated, 600, 1);
+    let barred = compare(&generated, &b, &["--lag", "5"]).unwrap();
+    assert!(
+        barred["tica_eigenvalues"].is_null() && barred["between"]["tica_w2"].is_null(),
+        "no order of time: {barred}"
+    );
     let other = compare(&a, &turned, &["--lag", "0"]).unwrap();
     // on the circle there may be a shorter way than to turn all by as much
     let (exact, sliced) =
@@ -172,7 +180,7 @@ fn sides_without_a_density_are_not_reweighted_in_silence() {
     let (told, report) = (String::from_utf8(run.stderr).unwrap(), String::from_utf8(run.stdout).unwrap());
     assert!(told.contains("run.dcd has no `log_density`") && told.contains("count the same"), "{told}");
     assert!(!told.contains("b.safetensors"), "{told}");
-    assert!(report.contains("Pareto k none: the largest weights are equal"), "{report}");
+    assert!(report.contains("Pareto k none: the largest weights are alike"), "{report}");
     // too few frames for that many features
     assert!(told.contains("no slow components") && told.contains("90 pairs of frames"), "{told}");
     assert!(!report.contains("eigenvalues"), "{report}");
@@ -254,6 +262,117 @@ fn a_generator_that_is_reweighted_comes_nearer_to_another_that_is() {
     }
     assert_eq!(weighted["a"]["weights"], "truncated");
     assert!(number(&weighted, &["a", "ess"]) > 0.7 && number(&weighted, &["b", "ess"]) < 0.5, "{weighted}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// As `reweight` does, with the same weights where both sides keep the bonds.
+#[test]
+#[cfg(feature = "openmm")]
+fn reweighted_bonds_are_constrained_on_both_sides_or_on_none() {
+    let folder = folder("constraints");
+    let run = folder.join("run.npy");
+    samples(&run, 10, 2);
+    let of = |model: &str, system: &str| -> Result<Vec<u8>, String> {
+        let path = folder.join(format!("{model}.safetensors"));
+        let (model, system) = (format!("models/ala2/{model}.safetensors"), format!("models/ala2/{system}.xml"));
+        modejump(&["sample", &model, "-n", "40", "--seed", "3", "-o", path.to_str().unwrap()]).unwrap();
+        let output = folder.join("out");
+        let more = ["--system", &system, "--temperature", "300", "--reweight", "--lag", "0", "--output"];
+        compare(&run, &path, &[&more[..], &[output.to_str().unwrap()]].concat())?;
+        Ok(std::fs::read(output.join("compare.json")).unwrap())
+    };
+    let message = of("model-hbonds", "system").unwrap_err();
+    assert!(message.contains("model-hbonds.safetensors: ") && message.contains("does not constrain it"), "{message}");
+    let message = of("model", "system-hbonds").unwrap_err();
+    assert!(message.contains("ACE1:HH31 (atom 2)") && message.contains("but the model varies it"), "{message}");
+
+    let output = folder.join("weights.json");
+    let both = ["models/ala2/model-hbonds.safetensors", "--system", "models/ala2/system-hbonds.xml"];
+    let more = ["-n", "40", "--seed", "3", "-o", output.to_str().unwrap()];
+    modejump(&[&["reweight"], &both[..], &more].concat()).unwrap();
+    let weights = |document: Vec<u8>, side: usize| -> Vec<f64> {
+        let document: Value = serde_json::from_slice(&document).unwrap();
+        serde_json::from_value(document["series"][side]["raw_log_weight"].clone()).unwrap()
+    };
+    let found = weights(of("model-hbonds", "system-hbonds").unwrap(), 1);
+    let expected = weights(std::fs::read(output).unwrap(), 0);
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} {expected:?}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_side_without_a_finite_energy_is_compared_by_what_else_there_is() {
+    let folder = folder("energies");
+    let (a, b, output) = (folder.join("a.safetensors"), folder.join("b.safetensors"), folder.join("out"));
+    let frames = samples(&a, 40, 1);
+    let (u, mut halved) = ([f64::INFINITY; 40], [1.0; 40]);
+    halved[..20].fill(f64::INFINITY);
+    trajectory::write(&a, &frames, None, &[("reduced_potential", &halved)]).unwrap();
+    trajectory::write(&b, &frames, None, &[("reduced_potential", &u)]).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("compare").arg(&a).arg(&b).arg("--output").arg(&output);
+    let run = command.args(["--topology", TOPOLOGY, "--lag", "0", "--json"]).output().unwrap();
+    let told = String::from_utf8(run.stderr).unwrap();
+    assert!(run.status.success() && told.lines().count() == 1, "{told}");
+    assert!(told.contains("no frame of ") && told.contains("b.safetensors has a finite energy"), "{told}");
+    let found: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert!(found["between"]["energy_w1"].is_null() && found["halves_of_a"]["energy_w1"].is_null(), "{found}");
+    assert!(number(&found, &["between", "torsion_w2"]) < 1e-9, "{found}");
+    assert!(number(&found, &["halves_of_a", "ramachandran_jsd"]) > 0.0, "{found}");
+    assert_eq!([&found["a"], &found["b"]].map(|side| number(side, &["without_finite_energy"])), [20.0, 40.0]);
+    let map = std::fs::read_to_string(output.join("ramachandran.svg")).unwrap();
+    assert!(map.contains("A: a.safetensors") && map.contains("B: b.safetensors"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// Across a box in some of the frames, as a trajectory is in which molecules were not made whole; in most it is refused.
+#[test]
+fn molecules_that_are_broken_in_some_frames_are_told() {
+    let folder = folder("torn");
+    let (run, torn, density) = (folder.join("run.npy"), folder.join("torn.npy"), folder.join("q.safetensors"));
+    let mut frames = samples(&run, 20, 1);
+    // the last ten atoms of seven frames
+    frames.x.chunks_exact_mut(66).take(7).for_each(|x| x[36..].iter_mut().for_each(|x| *x += 3.0));
+    trajectory::write(&torn, &frames, None, &[]).unwrap();
+    let torn = torn.to_str().unwrap();
+    for arguments in [
+        &["compare", run.to_str().unwrap(), torn, "--topology", TOPOLOGY, "--lag", "0"][..],
+        &["log-density", "models/ala2/model.safetensors", torn, "-o", density.to_str().unwrap()],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        let run = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
+        let told = String::from_utf8(run.stderr).unwrap();
+        assert!(run.status.success() && told.lines().count() == 1, "{told}");
+        assert!(
+            told.contains("torn.npy: in 7 of 20 frames") && told.contains("is the molecule whole there?"),
+            "{told}"
+        );
+        assert!(told.contains("ALA2:CB (atom 11) and ALA2:HB"), "{told}");
+    }
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+#[cfg(feature = "openmm")]
+fn the_box_of_a_periodic_system_is_told() {
+    let folder = folder("periodic");
+    let (run, periodic) = (folder.join("run.npy"), folder.join("periodic.xml"));
+    samples(&run, 10, 1);
+    let system = std::fs::read_to_string("models/ala2/system-vacuum.xml").unwrap();
+    std::fs::write(&periodic, system.replace("method=\"0\"", "method=\"2\"")).unwrap();
+    let told = |system: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("compare").arg(&run).arg(&run);
+        command.args(["--topology", TOPOLOGY, "--lag", "0", "--system", system, "--temperature", "300"]);
+        let run = command.output().unwrap();
+        let told = String::from_utf8(run.stderr).unwrap();
+        assert!(run.status.success(), "{told}");
+        told
+    };
+    let note = told(periodic.to_str().unwrap());
+    assert_eq!(note.matches("periodic.xml is periodic: energies are those of its default box").count(), 1, "{note}");
+    assert_eq!(told("models/ala2/system-vacuum.xml"), "");
     std::fs::remove_dir_all(folder).unwrap();
 }
 

@@ -389,6 +389,17 @@ fn what_cannot_be_meant_or_written_is_refused_at_once() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
+/// Of raw weights, where those of averages are truncated.
+#[test]
+fn an_error_that_is_missing_in_the_bias_alone_is_explained() {
+    let text =
+        reweight(&["-n", "100", "--surrogate", "models/ala2/invariant-ebm.safetensors", "--weights", "truncated"])
+            .unwrap();
+    let unknown: Vec<&str> = text.lines().filter(|line| line.contains("± ?")).collect();
+    assert!(matches!(unknown[..], [line] if line.contains("KL(π | π/c)")), "{text}");
+    assert!(text.contains("fewer than 5 effective samples"), "{text}");
+}
+
 #[test]
 fn a_handful_of_samples_has_no_errors() {
     for more in [

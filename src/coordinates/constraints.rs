@@ -7,6 +7,22 @@ use crate::error::{Error, Result};
 /// generator that keeps the bond as an internal coordinate is exact to rounding, so a proposal is held to less.
 pub const TOLERANCE: f64 = 1e-6;
 
+/// Relative deviation from its mean beyond which a bond is not of one length: rounding to single precision changes it by less, thermal motion
+/// by a hundredth.
+const STEADY: f64 = 1e-4;
+
+/// Those of `pairs` that have one length in all frames `x[n][dimension]` (nm), with that length: the bonds that a model keeps of which there
+/// are samples alone. Of a few frames, or of none, it tells nothing.
+pub fn kept_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usize, usize, f64)> {
+    let kept = |&[a, b]: &[usize; 2]| {
+        let lengths: Vec<f64> = x.chunks_exact(dimension).map(|x| norm(sub(atom(x, a), atom(x, b)))).collect();
+        let mean = lengths.iter().sum::<f64>() / lengths.len() as f64;
+        let is_steady = lengths.iter().all(|length| (length - mean).abs() <= STEADY * mean);
+        is_steady.then_some((a, b, mean))
+    };
+    pairs.iter().filter_map(kept).collect()
+}
+
 /// Constrained pairs of one molecule.
 #[derive(Clone, Debug)]
 pub struct Constraints {
@@ -303,6 +319,20 @@ mod tests {
         let deviation = constraints.largest_deviation(&[0.0, 0.0, 0.0, 0.0, 0.101, 0.0]);
         assert!((deviation - 0.01).abs() < 1e-12);
         assert!(!constraints.are_kept(&[f64::NAN, 0.0, 0.0, 0.0, 0.1, 0.0]));
+    }
+
+    #[test]
+    fn bonds_of_one_length_are_found_in_frames() {
+        let mut x = METHYL.repeat(3);
+        x[15 + 12] = 0.01; // atom 4 of the second frame
+        x[30 + 3] += 1e-6; // atom 1 of the third, as of rounding
+        let kept = kept_bonds(&[[1, 0], [0, 4], [2, 0]], &x, 15);
+        let lengths = [(1, 0), (2, 0)].map(|(a, b)| (a, b, norm(sub(atom(&METHYL, a), atom(&METHYL, b)))));
+        assert_eq!(kept.len(), 2, "{kept:?}");
+        assert!(
+            kept.iter().zip(lengths).all(|(a, b)| (a.0, a.1) == (b.0, b.1) && (a.2 - b.2).abs() < 1e-6),
+            "{kept:?}"
+        );
     }
 
     #[test]

@@ -122,28 +122,49 @@ pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
     Ok(frames)
 }
 
-/// Frames without names or units show by bonds that are none what is wrong with them; `whose` says of what `atoms` are the list. Errors:
-/// atoms bonded there that most frames have too far apart.
-pub fn require_bonds(path: &Path, frames: &Frames, atoms: &Topology, whose: &str) -> Result<()> {
-    match torn_bond(frames, atoms, whose) {
-        Some(torn) => Err(Error::file(
-            path,
-            format!(
-                "{torn}: coordinates have to be in nm, not Angstrom; or the atoms are in another order, or the molecule is not whole"
-            ),
-        )),
-        None => Ok(()),
+/// Frames in which atoms of a bond are too far apart for one: in Angstrom, in another order, of a molecule that is not whole.
+pub struct Torn {
+    frames: usize,
+    of: usize,
+    /// Atoms of the first few of the bonds.
+    bonds: String,
+    whose: String,
+    /// Whether most frames have one bond torn.
+    pub are_most: bool,
+}
+
+impl std::fmt::Display for Torn {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Torn { frames, of, bonds, whose, .. } = self;
+        write!(
+            f,
+            "in {frames} of {of} frames atoms bonded in the {whose} are more than {LONGEST_BOND} nm apart: {bonds}"
+        )
     }
 }
 
-/// The first of the bonds of these atoms that is none in most frames, in words; `whose` says of what `atoms` are the list.
-pub fn torn_bond(frames: &Frames, atoms: &Topology, whose: &str) -> Option<String> {
-    let torn = |&&[i, j]: &&[usize; 2]| {
-        let rows = frames.x.chunks_exact(frames.dimension);
-        2 * rows.filter(|x| norm(sub(atom(x, i), atom(x, j))) > LONGEST_BOND).count() > frames.n()
-    };
-    let [a, b] = atoms.bonds.iter().find(torn)?.map(|i| atoms.label(i));
-    Some(format!("{a} and {b} are bonded in the {whose}, and more than {LONGEST_BOND} nm apart in most frames"))
+/// The frames, if any, in which a bond of these atoms is none; `whose` says of what `atoms` are the list.
+pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Torn> {
+    const NAMED: usize = 3;
+    let rows = || frames.x.chunks_exact(frames.dimension);
+    let is_torn = |x: &[f64], [i, j]: [usize; 2]| norm(sub(atom(x, i), atom(x, j))) > LONGEST_BOND;
+    let of_bond = |&bond: &[usize; 2]| (bond, rows().filter(|x| is_torn(x, bond)).count());
+    let torn: Vec<([usize; 2], usize)> = atoms.bonds.iter().map(of_bond).filter(|(_, count)| *count > 0).collect();
+    if torn.is_empty() {
+        return None;
+    }
+    let name = |(bond, _): &([usize; 2], usize)| bond.map(|i| atoms.label(i)).join(" and ");
+    let mut bonds = torn.iter().take(NAMED).map(name).collect::<Vec<_>>().join(", ");
+    if torn.len() > NAMED {
+        bonds += &format!(", and {} bonds more", torn.len() - NAMED);
+    }
+    Some(Torn {
+        frames: rows().filter(|x| torn.iter().any(|(bond, _)| is_torn(x, *bond))).count(),
+        of: frames.n(),
+        bonds,
+        whose: whose.into(),
+        are_most: torn.iter().any(|(_, count)| 2 * count > frames.n()),
+    })
 }
 
 /// Errors: frames, one in twenty of them or more, whose bonds (`atoms`) are as long as those of molecules are in Angstrom.

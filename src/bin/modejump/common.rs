@@ -254,13 +254,28 @@ pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Mode
     Ok(partner)
 }
 
-/// Says so where the samples of a model, whose unit and order are known, are no molecules: a poor model is no reason to refuse them.
+/// Frames without names or units show by bonds that are none what is wrong with them, which is told; `whose` says of what `atoms` are the list.
+/// Errors: most of the frames have the same.
+pub fn require_bonds(path: &Path, frames: &Frames, atoms: &Topology, whose: &str) -> Result<()> {
+    match trajectory::torn_frames(frames, atoms, whose) {
+        Some(torn) if torn.are_most => Err(Error::file(
+            path,
+            format!(
+                "{torn}; coordinates have to be in nm, not Angstrom; or the atoms are in another order, or the molecule is not whole"
+            ),
+        )),
+        Some(torn) => {
+            eprintln!("modejump: {}: {torn}; is the molecule whole there?", path.display());
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// The same for the samples of a model, whose unit and order are known: a poor model is no reason to refuse them.
 pub fn warn_of_torn_bonds(path: &Path, samples: &Frames, atoms: &Topology, whose: &str) {
-    if let Some(torn) = trajectory::torn_bond(samples, atoms, whose) {
-        eprintln!(
-            "modejump: {}: {torn}: the model that has drawn them is poor, or describes other atoms",
-            path.display()
-        );
+    if let Some(torn) = trajectory::torn_frames(samples, atoms, whose) {
+        eprintln!("modejump: {}: {torn}; a poor model has drawn them, or one of other atoms", path.display());
     }
 }
 
@@ -308,16 +323,10 @@ pub fn read_system(path: &Path) -> Result<System> {
     Ok(system)
 }
 
-/// An OpenMM System's energies on all threads. Errors: also another number of particles than the model has atoms, and masses that are not
-/// those of the atoms, where they are known.
+/// The energies, on all threads, of an OpenMM System that was read from this file. Errors: also another number of particles than the model has
+/// atoms, and masses that are not those of the atoms, where they are known.
 #[cfg(feature = "openmm")]
-pub fn target(path: &Path, dimension: usize, atoms: Option<&Topology>, temperature: f64) -> Result<OpenMmTarget> {
-    target_in(path, &read_system(path)?, dimension, atoms, temperature)
-}
-
-/// That of a System that was read from this file.
-#[cfg(feature = "openmm")]
-fn target_in(
+pub fn target(
     path: &Path,
     system: &System,
     dimension: usize,
@@ -339,7 +348,7 @@ fn target_in(
 pub fn target_of(path: &Path, model: &dyn Model, temperature: f64, on: &PlatformFlag) -> Result<OpenMmTarget> {
     let dimension = modejump::models::steering::dimension_without_auxiliary(model);
     let system = on.read_system(path)?;
-    target_in(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
+    target(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
 }
 
 /// k̂ for a summary: a number, or as a text "inf" or "-inf", since JSON knows no infinities.
@@ -353,7 +362,7 @@ pub fn tail_index(k: f64) -> Value {
 /// k̂ for a report, with a warning where the weights are not to be trusted.
 pub fn tail_in_words(k: f64) -> String {
     let what = match k {
-        f64::NEG_INFINITY => return "none: the largest weights are equal".into(),
+        f64::NEG_INFINITY => return "none: the largest weights are alike".into(),
         f64::INFINITY => "infinite".into(),
         k => format!("{k:.2}"),
     };

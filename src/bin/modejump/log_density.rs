@@ -1,6 +1,8 @@
 //! `modejump log-density`
 
-use super::common::{array, evaluations, load_at, read_latent, split, warn_of_torn_bonds, PrecisionFlag};
+use super::common::{
+    array, evaluations, load_at, read_latent, require_bonds, split, warn_of_torn_bonds, PrecisionFlag,
+};
 use super::sample::report;
 use clap::Args;
 use modejump::coordinates::vector::{atom, centre, centroid, dot, shift, Vec3};
@@ -110,7 +112,7 @@ impl LogDensity {
             return Ok(frames);
         }
         trajectory::require_nanometres(path, &frames, atoms)?;
-        trajectory::require_bonds(path, &frames, atoms, "model")?;
+        require_bonds(path, &frames, atoms, "model")?;
         Ok(frames)
     }
 }

@@ -41,7 +41,8 @@ impl RoundsArguments {
 mod run {
     use super::*;
     use crate::common::{
-        describe_training, explore_at, hash_of, interrupted, parse_json, threads, watch_signals, CHECKPOINT_INTERVAL,
+        describe_training, explore_at, hash_of, interrupted, parse_json, require_bonds, threads, watch_signals,
+        CHECKPOINT_INTERVAL,
     };
     use crate::dynamics::check_start;
     use indicatif::{ProgressBar, ProgressStyle};
@@ -143,7 +144,7 @@ mod run {
             let read = |path: &PathBuf| {
                 let frames = trajectory::read_of(path, topology, "topology")?;
                 trajectory::require_nanometres(path, &frames, topology)?;
-                trajectory::require_bonds(path, &frames, topology, "topology")?;
+                require_bonds(path, &frames, topology, "topology")?;
                 Ok(frames.x)
             };
             Ok(structures.iter().map(read).collect::<Result<Vec<_>>>()?.concat())

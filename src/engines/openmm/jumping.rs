@@ -247,6 +247,16 @@ impl JumpingSimulation {
 /// What the System constrains among these particles, if anything, by the model's atoms. Errors: a constraint that the model does not
 /// keep (named), or that ties the particles to others.
 pub(crate) fn constraints_of(system: &System, model: &dyn Model, particles: &[usize]) -> Result<Option<Constraints>> {
+    constraints_among(system, model.card().kept_bonds(), &|atom| model.card().label(atom), particles)
+}
+
+/// The same for samples with these bonds (i, j, length in nm) at one length; `label` names atoms.
+pub(super) fn constraints_among(
+    system: &System,
+    kept: &[(usize, usize, f64)],
+    label: &dyn Fn(usize) -> String,
+    particles: &[usize],
+) -> Result<Option<Constraints>> {
     let mut atoms = vec![None; system.n_particles()];
     for (atom, &particle) in particles.iter().enumerate() {
         if let Some(place) = atoms.get_mut(particle) {
@@ -268,14 +278,14 @@ pub(crate) fn constraints_of(system: &System, model: &dyn Model, particles: &[us
             }
         }
     }
-    Constraints::require_constrained(model.card().kept_bonds(), &pairs, &|a| model.card().label(a))?;
+    Constraints::require_constrained(kept, &pairs, label)?;
     if pairs.is_empty() {
         return Ok(None);
     }
     let masses = system.masses();
     let masses: Vec<f64> = particles.iter().map(|&particle| masses[particle]).collect();
     let constraints = Constraints::new(&pairs, &lengths, &masses)?;
-    constraints.require_kept(model.card().kept_bonds(), &|a| model.card().label(a))?;
+    constraints.require_kept(kept, label)?;
     Ok(Some(constraints))
 }
 

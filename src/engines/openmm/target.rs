@@ -3,7 +3,7 @@
 use cxx::UniquePtr;
 use rayon::prelude::*;
 
-use super::jumping::constraints_of;
+use super::jumping::constraints_among;
 use super::{bridge, System};
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::BoxVectors;
@@ -46,8 +46,18 @@ impl OpenMmTarget {
     /// The ensemble of the System's constrained dynamics, whose density is e^{−u} √det Z: [`OpenMmTarget::log_metric`] tells the second factor. Errors name
     /// a bond that is constrained and varied by the model, or kept by it and not constrained.
     pub fn with_constraints(self, system: &System, model: &dyn Model) -> Result<OpenMmTarget> {
+        self.with_kept_bonds(system, model.card().kept_bonds(), &|atom| model.card().label(atom))
+    }
+
+    /// The same for samples of an unknown model that have these bonds (i, j, length in nm) at one length; `label` names atoms.
+    pub fn with_kept_bonds(
+        self,
+        system: &System,
+        kept: &[(usize, usize, f64)],
+        label: &dyn Fn(usize) -> String,
+    ) -> Result<OpenMmTarget> {
         let all: Vec<usize> = (0..self.n_particles).collect();
-        Ok(OpenMmTarget { constraints: constraints_of(system, model, &all)?, ..self })
+        Ok(OpenMmTarget { constraints: constraints_among(system, kept, label, &all)?, ..self })
     }
 
     /// ½ ln det Z of a configuration (nm), with which weights and populations go as e^{−u + ½ ln det Z}; 0 without constraints.

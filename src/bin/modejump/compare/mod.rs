@@ -5,7 +5,10 @@ mod side;
 use super::common::{number, tail_in_words, tail_index, RuleFlag};
 use super::plot::{draw, Series};
 use clap::Args;
+#[cfg(feature = "openmm")]
+use modejump::coordinates::constraints::kept_bonds;
 use modejump::coordinates::Topology;
+use modejump::io::trajectory::Frames;
 use modejump::io::{check_apart, check_writable};
 use modejump::metrics::{self, Features};
 use modejump::rng::{Stream, StreamId};
@@ -15,10 +18,12 @@ use serde::Serialize;
 use serde_json::{json, Value};
 use side::{Observed, Side};
 use std::path::{Path, PathBuf};
+#[cfg(feature = "openmm")]
+use std::sync::Once;
 
 #[derive(Args)]
 pub struct Compare {
-    /// The reference, a trajectory in the order of time or samples: pdb, gro, dcd, xtc, trr, npy or safetensors
+    /// The reference, a trajectory in the order of time, or samples, which have no slow components: pdb, gro, dcd, xtc, trr, npy or safetensors
     a: PathBuf,
     /// What is compared with it
     b: PathBuf,
@@ -55,6 +60,10 @@ pub struct Compare {
     json: bool,
 }
 
+/// It is told once that the System has a box.
+#[cfg(feature = "openmm")]
+static PERIODIC: Once = Once::new();
+
 /// Distances between two samples; absent where the numbers are.
 #[derive(Serialize)]
 struct Distances {
@@ -90,8 +99,8 @@ impl Compare {
         let halves =
             halves.inspect_err(|reason| eprintln!("modejump: no distance between the halves of A: {reason}")).ok();
         let summary = json!({
-            "a": self.describe(&a, &of_a)?,
-            "b": self.describe(&b, &of_b)?,
+            "a": self.describe(&a)?,
+            "b": self.describe(&b)?,
             "points": self.points,
             "lag": slow.as_ref().map(|_| self.lag),
             "tica_eigenvalues": slow.as_ref().map(|(_, tica)| &tica.eigenvalues),
@@ -116,19 +125,42 @@ impl Compare {
         Ok(Topology::from_pdb(path)?.0)
     }
 
-    /// u of frames by the System, if there is one.
+    /// u of frames by the System, if there is one, and ½ ln det Z of the bonds that it constrains where these are `samples` that are to be
+    /// weighed: those with a log q. Errors name a bond that the System constrains and the samples vary, or the reverse.
     #[cfg(feature = "openmm")]
-    fn energies(&self, x: &[f64], topology: &Topology) -> Result<Option<Vec<f64>>> {
+    fn energies(
+        &self,
+        frames: &Frames,
+        topology: &Topology,
+        samples: Option<&Frames>,
+    ) -> Result<Option<[Vec<f64>; 2]>> {
         use modejump::target::Target;
-        let (Some(system), Some(temperature)) = (&self.system, self.temperature) else { return Ok(None) };
-        let dimension = 3 * topology.n_atoms();
+        let (Some(path), Some(temperature)) = (&self.system, self.temperature) else { return Ok(None) };
+        let (x, dimension, system) = (&frames.x, frames.dimension, super::common::read_system(path)?);
+        let mut target = super::common::target(path, &system, dimension, Some(topology), temperature)?;
+        if let Some(samples) = samples {
+            // the model is not known, but what it keeps is there to be seen
+            let bonds = system.bonds()?.into_iter().map(|(a, b)| [a, b]).chain(topology.bonds.iter().copied());
+            let kept = kept_bonds(&bonds.collect::<Vec<_>>(), &samples.x, dimension);
+            target = target.with_kept_bonds(&system, &kept, &|atom| topology.label(atom))?;
+        }
+        // a force that does not say whether it is may well be
+        if system.is_periodic().unwrap_or(true) {
+            PERIODIC.call_once(|| {
+                eprintln!(
+                    "modejump: {} is periodic: energies are those of its default box, whatever boxes the files have",
+                    path.display()
+                );
+            });
+        }
         let mut u = vec![0.0; x.len() / dimension];
-        super::common::target(system, dimension, Some(topology), temperature)?.reduced_potential(x, &mut u)?;
-        Ok(Some(u))
+        target.reduced_potential(x, &mut u)?;
+        let log_metric = x.chunks_exact(dimension).map(|x| target.log_metric(x)).collect();
+        Ok(Some([u, log_metric]))
     }
 
     #[cfg(not(feature = "openmm"))]
-    fn energies(&self, _: &[f64], _: &Topology) -> Result<Option<Vec<f64>>> {
+    fn energies(&self, _: &Frames, _: &Topology, _: Option<&Frames>) -> Result<Option<[Vec<f64>; 2]>> {
         match &self.system {
             Some(_) => Err(Error::Unsupported("--system needs a build with `--features openmm`".into())),
             None => Ok(None),
@@ -140,9 +172,12 @@ impl Compare {
         if self.lag == 0 {
             return None;
         }
-        let fitted = match a.log_weight {
-            Some(_) => Err(Error::invalid("weighted samples are no trajectory")),
-            None => Features::new(topology).and_then(|features| {
+        let fitted = match (&a.log_weight, a.has_density) {
+            (Some(_), _) => Err(Error::invalid("weighted samples are no trajectory")),
+            (None, true) => {
+                Err(Error::invalid("samples of a generator, as `log_density` beside them says, are no trajectory"))
+            }
+            (None, false) => Features::new(topology).and_then(|features| {
                 let tica = Tica::fit(&features.of(&a.x), features.dimension(), self.lag, 2)?;
                 Ok((features, tica))
             }),
@@ -185,10 +220,10 @@ impl Compare {
     }
 
     /// One side: its file, its energies, and what its weights say.
-    fn describe(&self, side: &Side, observed: &Observed) -> Result<Value> {
+    fn describe(&self, side: &Side) -> Result<Value> {
         let mut about = json!({ "file": side.name, "n": side.n });
-        if side.u.is_some() {
-            about["without_finite_energy"] = json!(observed.without_energy());
+        if let Some(lost) = side.without_energy {
+            about["without_finite_energy"] = json!(lost);
         }
         if let (Some(raw), Some(ruled)) = (&side.raw, &side.log_weight) {
             let share = |w: &[f64]| weights::effective_sample_size(w).map(|ess| ess / side.n as f64);

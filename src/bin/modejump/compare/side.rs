@@ -1,9 +1,9 @@
 //! One of the two samples: its frames, energies and weights, and what is observed of them.
 
 use super::Compare;
-use crate::common::{array, importance, warn_of_torn_bonds};
+use crate::common::{array, importance, require_bonds, warn_of_torn_bonds};
 use modejump::coordinates::Topology;
-use modejump::io::trajectory;
+use modejump::io::trajectory::{self, Frames};
 use modejump::metrics::Cloud;
 use modejump::metrics::{torsions, Features};
 use modejump::tica::Tica;
@@ -19,8 +19,10 @@ pub struct Side {
     pub name: String,
     pub x: Vec<f64>,
     pub n: usize,
-    /// u of every frame, where it is known.
+    /// u of every frame, where it is known and finite for one that has weight.
     pub u: Option<Vec<f64>>,
+    /// How many frames have no finite u, where it is known.
+    pub without_energy: Option<usize>,
     /// As the file or the generator's density gives them, −∞ for no weight; absent for frames that count the same.
     pub raw: Option<Vec<f64>>,
     /// The same by the rule that was asked for.
@@ -43,13 +45,22 @@ impl Side {
         let has_density = log_q.is_some();
         match has_density {
             true => warn_of_torn_bonds(path, &frames, topology, "topology"),
-            false => trajectory::require_bonds(path, &frames, topology, "topology")?,
+            false => require_bonds(path, &frames, topology, "topology")?,
         }
-        let x = frames.x;
-        let u = compare.energies(&x, topology)?.or(given);
-        let raw = match (compare.reweight, log_q, &u) {
-            (true, Some(log_q), Some(u)) => Some(importance(u, &log_q)),
-            (true, Some(_), None) => {
+        let log_q = log_q.filter(|_| compare.reweight);
+        let by_system = log_q.as_ref().filter(|_| compare.system.is_some());
+        let samples = by_system.map(|log_q| weighable(path, &frames, log_q)).transpose()?;
+        let energies = compare.energies(&frames, topology, samples.as_ref()).map_err(|e| match e {
+            Error::Unsupported(reason) if samples.is_some() => Error::file(path, reason),
+            e => e,
+        })?;
+        let energies = energies.or(given.map(|u| [u, vec![0.0; n]]));
+        let raw = match (log_q, &energies) {
+            (Some(log_q), Some([u, log_metric])) => {
+                let total: Vec<f64> = u.iter().zip(log_metric).map(|(u, log_metric)| u - log_metric).collect();
+                Some(importance(&total, &log_q))
+            }
+            (Some(_), None) => {
                 return Err(Error::file(path, "--reweight needs its energies: give --system and --temperature"))
             }
             _ => of_weights.filter(|_| !compare.unweighted),
@@ -58,7 +69,32 @@ impl Side {
             Some(raw) => Some(compare.rule.rule().apply(raw).map_err(named)?.0),
             None => None,
         };
-        Ok(Side { name: path.display().to_string(), x, n, u, raw, log_weight, has_density })
+        let u = energies.map(|[u, _]| u);
+        let without_energy = u.as_ref().map(|u| u.iter().filter(|u| !u.is_finite()).count());
+        let has_weight = |i: usize| log_weight.as_ref().is_none_or(|w| w[i].is_finite());
+        let is_known = |u: &Vec<f64>| (0..n).any(|i| u[i].is_finite() && has_weight(i));
+        if u.as_ref().is_some_and(|u| !is_known(u)) {
+            let weight = if log_weight.is_some() { " with weight" } else { "" };
+            eprintln!(
+                "modejump: no frame{weight} of {} has a finite energy: energies are not compared",
+                path.display()
+            );
+        }
+        let (x, u) = (frames.x, u.filter(is_known));
+        Ok(Side { name: path.display().to_string(), x, n, u, without_energy, raw, log_weight, has_density })
+    }
+}
+
+/// The samples of a generator that have a log q. Errors: too few of them to tell which bonds it keeps.
+fn weighable(path: &Path, frames: &Frames, log_q: &[f64]) -> Result<Frames> {
+    let rows = frames.x.chunks_exact(frames.dimension).zip(log_q).filter(|(_, q)| q.is_finite());
+    let samples = Frames { dimension: frames.dimension, x: rows.flat_map(|(x, _)| x).copied().collect() };
+    match samples.n() {
+        n if n < FEWEST => Err(Error::file(
+            path,
+            format!("{n} frames with a finite `log_density` are too few to reweight; {FEWEST} are needed"),
+        )),
+        _ => Ok(samples),
     }
 }
 
@@ -92,11 +128,6 @@ impl Observed {
         self.log_weights.len()
     }
 
-    /// Frames without a finite energy.
-    pub fn without_energy(&self) -> usize {
-        self.u.iter().flatten().filter(|u| !u.is_finite()).count()
-    }
-
     /// The frames of a range as they are.
     pub fn part(&self, range: Range<usize>) -> Observed {
         let rows = |x: &Vec<f64>| {
@@ -112,12 +143,14 @@ impl Observed {
         }
     }
 
-    /// Finite energies and their weights. Errors: no frame with weight has one.
+    /// Finite energies and their weights; none where no frame with weight has one.
     pub fn energies(&self) -> Result<Option<(Vec<f64>, Vec<f64>)>> {
-        let Some(u) = &self.u else { return Ok(None) };
-        let (u, log_w): (Vec<f64>, Vec<f64>) =
-            u.iter().copied().zip(self.log_weights.iter().copied()).filter(|(u, _)| u.is_finite()).unzip();
-        Ok(Some((u, weights::normalised(&log_w)?)))
+        let both = self.u.iter().flatten().copied().zip(self.log_weights.iter().copied());
+        let (u, log_w): (Vec<f64>, Vec<f64>) = both.filter(|(u, w)| u.is_finite() && w.is_finite()).unzip();
+        match u.is_empty() {
+            true => Ok(None),
+            false => Ok(Some((u, weights::normalised(&log_w)?))),
+        }
     }
 
     pub fn weights(&self) -> Result<Vec<f64>> {

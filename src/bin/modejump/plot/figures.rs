@@ -154,13 +154,23 @@ fn map(panel: &Figure, series: &Series, x: Axis, y: Axis, points: Vec<(f64, f64)
     let (left, bottom) = (x.1.start, y.1.start);
     let (panel, beside) = panel.split_horizontally(panel.dim_in_pixel().0 as i32 - SCALE);
     scale(&beside, DEEPEST)?;
-    let mut chart = chart(&panel, &series.name, x, y)?;
+    let mut chart = chart(&panel, &shortened(&series.name, 42), x, y)?;
     chart.draw_series(mass.iter().enumerate().filter(|(_, &m)| m > 0.0).map(|(i, m)| {
         let depth = ((highest / m).ln() / DEEPEST).min(1.0);
         let (x, y) = (left + dx * (i % BINS) as f64, bottom + dy * (i / BINS) as f64);
         Rectangle::new([(x, y), (x + dx, y + dy)], viridis(1.0 - depth).filled())
     }))?;
     Ok(())
+}
+
+/// A name of so many characters at most, its middle left out if need be: files differ at their ends.
+fn shortened(name: &str, most: usize) -> String {
+    let letters: Vec<char> = name.chars().collect();
+    if letters.len() <= most {
+        return name.into();
+    }
+    let (first, last) = (most / 2, most - most / 2 - 1);
+    letters[..first].iter().chain(&['…']).chain(&letters[letters.len() - last..]).collect()
 }
 
 /// Pixels beside a map for its scale.
@@ -220,7 +230,8 @@ fn weighted_name(series: &Series, suffix: &str) -> String {
     }
 }
 
-/// F(φ) with a band of two standard errors; lines end where F leaves the axis.
+/// F(φ) with a band of two standard errors, a bar where a bin stands alone; lines end where F leaves the axis. The legend tells of a curve that has
+/// no errors.
 pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 60;
     const HIGHEST: f64 = 14.0;
@@ -231,32 +242,40 @@ pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
         }
     };
     let profiles = series.iter().map(|s| profile(s)).collect::<Result<Vec<_>>>()?;
-    let shown = profiles.iter().flat_map(|p| &p.free_energy).map(|f| f.value).filter(|f| *f <= HIGHEST);
-    let top = shown.fold(1.0, f64::max) * above_legend(series.len());
+    let shown = profiles.iter().flat_map(|p| &p.free_energy).filter(|f| f.value <= HIGHEST);
+    // of those without an error the value
+    let ends = shown.map(|f| f.value.max(f.value + 2.0 * f.standard_error).min(HIGHEST));
+    let top = ends.fold(1.0, f64::max) * above_legend(series.len());
     let mut chart = chart(area, "Free energy along φ", ("φ / °", -180.0..180.0), ("F / kT", 0.0..top))?;
     for ((s, profile), &colour) in series.iter().zip(profiles).zip(COLOURS.iter().cycle()) {
-        let points: Vec<(f64, f64, f64)> = profile
-            .centres
-            .iter()
-            .zip(&profile.free_energy)
-            .filter(|(_, f)| f.value <= HIGHEST)
-            .map(|(c, f)| {
-                (c.to_degrees(), f.value, if f.standard_error.is_finite() { 2.0 * f.standard_error } else { 0.0 })
-            })
-            .collect();
+        let bins = profile.centres.iter().zip(&profile.free_energy).filter(|(_, f)| f.value <= HIGHEST);
+        let points: Vec<(f64, f64, f64)> =
+            bins.map(|(c, f)| (c.to_degrees(), f.value, 2.0 * f.standard_error)).collect();
         let step = 360.0 / BINS as f64;
         for run in points.chunk_by(|a, b| b.0 - a.0 < 1.5 * step) {
-            let upper = run.iter().map(|p| (p.0, (p.1 + p.2).min(top)));
-            let lower = run.iter().rev().map(|p| (p.0, (p.1 - p.2).max(0.0)));
-            chart.draw_series([Polygon::new(upper.chain(lower).collect::<Vec<_>>(), colour.mix(0.18).filled())])?;
             chart.draw_series(LineSeries::new(run.iter().map(|p| (p.0, p.1)), colour.stroke_width(2)))?;
             // a bin alone makes no line
             let alone = run.iter().filter(|_| run.len() == 1);
             chart.draw_series(alone.map(|p| Circle::new((p.0, p.1), 3, colour.filled())))?;
+            if run.iter().any(|p| p.2.is_nan()) {
+                continue;
+            }
+            let upper = run.iter().map(|p| (p.0, (p.1 + p.2).min(top)));
+            let lower = run.iter().rev().map(|p| (p.0, (p.1 - p.2).max(0.0)));
+            let band: Vec<(f64, f64)> = upper.chain(lower).collect();
+            match run.len() {
+                1 => chart.draw_series([PathElement::new(band, colour.mix(0.5).stroke_width(3))])?,
+                _ => chart.draw_series([Polygon::new(band, colour.mix(0.18).filled())])?,
+            };
         }
+        let few = weights::FEWEST_FOR_ERRORS;
+        let errors = match points.iter().any(|p| p.2.is_nan()) {
+            true => format!(", no errors: < {few} effective samples"),
+            false => String::new(),
+        };
         chart
             .draw_series(std::iter::empty::<Circle<(f64, f64), i32>>())?
-            .label(weighted_name(s, ""))
+            .label(format!("{}{errors}", weighted_name(s, "")))
             .legend(swatch(colour));
     }
     legend!(chart)?;
@@ -542,4 +561,15 @@ fn legend_corner(curves: &[Curve], steps: &Range<f64>, axis: &Range<f64>) -> Ser
         (SeriesLabelPosition::LowerLeft, points(false, false)),
     ];
     corners.into_iter().min_by_key(|(_, n)| *n).map_or(SeriesLabelPosition::UpperRight, |(corner, _)| corner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_lose_their_middle() {
+        assert_eq!(shortened("φ of short", 10), "φ of short");
+        assert_eq!(shortened("run-of-the-first-replica.npy", 11), "run-o…a.npy");
+    }
 }

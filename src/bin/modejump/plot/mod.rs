@@ -56,7 +56,40 @@ pub struct Series {
     pub weights: String,
 }
 
+/// Samples without weight are counted, and figures know them by log-weights of −∞: of more than these there are none in any file.
+const MOST_SAMPLES: usize = 20_000_000;
+
 impl Series {
+    /// Errors: arrays of different lengths, which would be taken for each other's; more samples than there can be.
+    fn check(&self) -> Result<()> {
+        let of_samples = [
+            ("phi", &self.phi),
+            ("psi", &self.psi),
+            ("tic1", &self.tic1),
+            ("tic2", &self.tic2),
+            ("reduced_potential", &self.reduced_potential),
+            ("log_weight", &self.log_weight),
+        ];
+        let mut given = of_samples.into_iter().filter(|(_, values)| !values.is_empty());
+        if let Some((first, values)) = given.next() {
+            if let Some((other, others)) = given.find(|(_, others)| others.len() != values.len()) {
+                return Err(Error::invalid(format!(
+                    "series `{}` has {} numbers in `{first}` and {} in `{other}`: give one of each for a sample",
+                    self.name,
+                    values.len(),
+                    others.len()
+                )));
+            }
+        }
+        match self.n > MOST_SAMPLES {
+            true => Err(Error::invalid(format!(
+                "series `{}` has `n` of {}: figures are of {MOST_SAMPLES} samples at most",
+                self.name, self.n
+            ))),
+            false => Ok(()),
+        }
+    }
+
     /// Log-weights of all samples before any rule, −∞ for those without weight.
     fn raw(&self) -> Vec<f64> {
         let given = if self.raw_log_weight.is_empty() { &self.log_weight } else { &self.raw_log_weight };
@@ -88,11 +121,16 @@ impl Plot {
         for path in &self.data {
             let text = std::fs::read_to_string(path).map_err(|e| not_text(path, e))?;
             let document: Document = parse_json(path, &text)?;
+            document.series.iter().try_for_each(Series::check).map_err(|e| Error::file(path, e.to_string()))?;
             series.extend(document.series);
         }
-        for path in draw(&self.output, &series, &FIGURES)? {
-            println!("{}", path.display());
+        let written = draw(&self.output, &series, &FIGURES)?;
+        if let ([path, ..], true) = (&self.data[..], written.is_empty()) {
+            let reason =
+                "there is nothing to draw: no series has `phi`, `tic1` and `tic2`, `reduced_potential` or `log_weight`";
+            return Err(Error::file(path, reason));
         }
+        written.iter().for_each(|path| println!("{}", path.display()));
         if let Some(log) = &self.log {
             let path = self.output.join(TRAINING);
             match training_figure(&path, &read_log(log)?)? {
@@ -124,8 +162,8 @@ const FIGURES: [&str; 5] = ["ramachandran.svg", "tica.svg", "free_energy.svg", "
 /// Draws those of the named figures for which the series have the numbers into a folder; the files written.
 pub fn draw(folder: &Path, series: &[Series], names: &[&str]) -> Result<Vec<PathBuf>> {
     let with = |f: fn(&Series) -> bool| series.iter().filter(|s| f(s)).collect::<Vec<_>>();
-    let maps = with(|s| !s.phi.is_empty() && s.phi.len() == s.psi.len());
-    let planes = with(|s| !s.tic1.is_empty() && s.tic1.len() == s.tic2.len());
+    let maps = with(|s| !s.phi.is_empty() && !s.psi.is_empty());
+    let planes = with(|s| !s.tic1.is_empty() && !s.tic2.is_empty());
     let panels = |series: &[&Series]| (470 * series.len().max(1) as u32, 440);
     type Planned<'a> = (&'static str, (u32, u32), Vec<&'a Series>, Draw);
     let planned: [Planned; FIGURES.len()] = [

@@ -208,9 +208,6 @@ pub(super) fn report(s: &Value) {
     for side in [generator, surrogate].into_iter().filter(|side| number(side, "pareto_k") > 0.7) {
         println!("Pareto k of the {} weights: {}", name(side), tail_in_words(number(side, "pareto_k")));
     }
-    if [generator, surrogate].iter().any(|side| number(side, "u_stderr").is_nan()) {
-        println!("{}", without_error());
-    }
     println!("seconds of the samples     {:20.2}", number(s, "seconds_of_samples"));
     println!("bias of the surrogate by {} samples with {} log q, c = q_surrogate/q:", bias["n"], name(bias));
     let f = |key: &str| number(bias, key);
@@ -225,6 +222,15 @@ pub(super) fn report(s: &Value) {
     println!("  KL(π | π/c)              {}", estimate("kl", "kl_stderr", 4));
     if bias.get("delta_f_shift_kT").is_some() {
         println!("  shift of ΔF, kT          {}", estimate("delta_f_shift_kT", "delta_f_shift_stderr", 3));
+    }
+    let errors = [
+        (generator, &["u_stderr", "log_z_stderr", "delta_f_stderr"][..]),
+        (surrogate, &["u_stderr", "delta_f_stderr"]),
+        (bias, &["mean_log_c_stderr", "kl_stderr", "delta_f_shift_stderr"]),
+    ];
+    let is_unknown = |(of, keys): (&Value, &[&str])| keys.iter().any(|key| of.get(key).is_some_and(Value::is_null));
+    if errors.into_iter().any(is_unknown) {
+        println!("{}", without_error());
     }
     let (screening, trust) = (&s["screening"], &s["screening"]["trust"]);
     if !trust.is_null() {

@@ -10,7 +10,8 @@ mod tarflow;
 mod transferable;
 
 use crate::common::{
-    describe_training, hash_of, interrupted, parse_json, watch_signals, PlatformFlag, Weights, CHECKPOINT_INTERVAL,
+    describe_training, hash_of, interrupted, parse_json, require_bonds, watch_signals, PlatformFlag, Weights,
+    CHECKPOINT_INTERVAL,
 };
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -671,7 +672,7 @@ fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     for path in paths {
         let frames = trajectory::read_of(path, topology, "topology")?;
         trajectory::require_nanometres(path, &frames, topology)?;
-        trajectory::require_bonds(path, &frames, topology, "topology")?;
+        require_bonds(path, &frames, topology, "topology")?;
         x.extend(frames.x);
     }
     Ok(x)
