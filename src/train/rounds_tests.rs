@@ -173,6 +173,35 @@ fn rounds_that_were_cut_go_on_bit_for_bit() {
     assert_eq!(format!("{:?}", whole.log), format!("{:?}", cut.log));
 }
 
+#[test]
+fn frames_that_a_generator_was_trained_on_are_not_held_out_from_the_next() {
+    let (rounds, explore, mut train) = options();
+    train.phases.truncate(1);
+    train.phases[0].steps = 1;
+    let rounds = RoundsOptions { steps: 100, acceptance: 1.0, pool: 50, ..rounds };
+    let explore = ExploreOptions { frames: 160, ..explore };
+    let (mut target, mut hot) = (DoubleWell { scale: 1.0 }, DoubleWell { scale: 0.1 });
+    let start = [-UNIT, -0.5 * UNIT, 0.0];
+    let mut rounds =
+        Rounds::new(&mut target, &mut hot, &design, &[20.0], &start, (rounds, explore, train.clone())).unwrap();
+    for epoch in 0..2 {
+        while rounds.state().stage != Stage::Train {
+            rounds.advance().unwrap();
+        }
+        let (x, held_out) = rounds.pool();
+        // of 40 new frames of walkers, and of the 50 of hot replicas that the pool has room for
+        assert_eq!((x.len() / 3, held_out), ([90, 100][epoch as usize], 2 + 2));
+        let state = rounds.state();
+        let is_new = |x: &[f64]| {
+            [&state.chain, &state.heated]
+                .iter()
+                .any(|part| part.x.chunks(3).zip(&part.epoch).any(|(y, &e)| y == x && e == epoch))
+        };
+        assert!(x.chunks(3).take(held_out).all(is_new));
+        rounds.advance().unwrap();
+    }
+}
+
 /// Exploration from a configuration in either well, without hot replicas: half of the walkers begin on the wrong side,
 /// and latent walks bring them over.
 #[test]
