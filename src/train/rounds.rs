@@ -85,6 +85,10 @@ impl RoundsOptions {
         if let Some((name, _)) = numbers.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid(format!("rounds.{name} = 0: at least 1 is needed")));
         }
+        let shares = [("acceptance", self.acceptance), ("ess", self.ess)];
+        if let Some((name, value)) = shares.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
+            return Err(Error::invalid(format!("rounds.{name} = {value}: a number from 0 to 1 is needed")));
+        }
         if self.walkers >= 1 << 24 {
             return Err(Error::invalid(format!("rounds.walkers = {}: at most 2^24 have random numbers", self.walkers)));
         }

@@ -229,14 +229,28 @@ fn latent_walks_explore_and_production_weighs_them_right() {
 
 #[test]
 fn options_out_of_range_are_refused_by_name() {
-    let refusal = |change: &dyn Fn(&mut RoundsOptions)| {
-        let mut all = options();
-        change(&mut all.0);
+    let refusal_of = |all: (RoundsOptions, ExploreOptions, TrainOptions)| {
         let (mut target, mut hot) = (DoubleWell { scale: 1.0 }, DoubleWell { scale: 0.1 });
         Rounds::new(&mut target, &mut hot, &design, &[20.0], &[0.0; 3], all).err().unwrap().to_string()
     };
+    let refusal = |change: &dyn Fn(&mut RoundsOptions)| {
+        let mut all = options();
+        change(&mut all.0);
+        refusal_of(all)
+    };
     assert!(refusal(&|o| o.walkers = 0).contains("rounds.walkers"));
     assert!(refusal(&|o| o.frequency = 0).contains("rounds.frequency"));
+    assert!(refusal(&|o| o.acceptance = 30.0).contains("rounds.acceptance = 30: a number from 0 to 1"));
+    assert!(
+        refusal(&|o| o.ess = -1.0).contains("rounds.ess = -1") && refusal(&|o| o.ess = f64::NAN).contains("rounds.ess")
+    );
+    let refusal_of_hot = |change: &dyn Fn(&mut ExploreOptions)| {
+        let mut all = options();
+        change(&mut all.1);
+        refusal_of(all)
+    };
+    assert!(refusal_of_hot(&|o| o.stride = 0).contains("explore.stride = 0"));
+    assert!(refusal_of_hot(&|o| o.frames_per_segment = 0).contains("explore.frames_per_segment = 0"));
     let beyond = Region { along: Along::Component(3), range: [0.0, 1.0] };
     let no_width = LatentWalkOptions { widths: vec![], ..LatentWalkOptions::default() };
     assert!(refusal(&|o| o.latent_walk = Some(no_width.clone())).contains("one positive width"));
