@@ -339,6 +339,15 @@ fn energies_are_trained_from_the_command_line() {
         let (success, text) = train("never.safetensors", Some("further.safetensors"));
         assert!(!success && text.contains("further.safetensors: has the data at time 1"), "{kind}: {text}");
     }
+    // what weights take out of a flow, and never out of an energy; held_out is looked at later
+    let emphasis = r#"{"atoms": [4, 6, 8, 14], "range": [0.0, 2.2], "share": 0.2}"#;
+    for (kind, complaint) in [("gvp_ebm", "`emphasis` of `gvp_ebm.train` would make"), ("tarflow", "`held_out` is 2")] {
+        let settings = format!(r#"{{"{kind}": {{"train": {{"held_out": 2, "emphasis": {emphasis}}}}}}}"#);
+        std::fs::write(setting.path("train.json"), settings).unwrap();
+        let done = setting.command("never.safetensors", None).args(["--model", kind]).output().unwrap();
+        let text = String::from_utf8(done.stderr).unwrap();
+        assert!(!done.status.success() && text.contains(complaint), "{text}");
+    }
     let linear = mlp.replace("\"negatives\"", "\"interpolant\": \"linear\", \"negatives\"");
     std::fs::write(setting.path("train.json"), format!(r#"{{"invariant_ebm": {{{linear}}}}}"#)).unwrap();
     let mut command = setting.command("never.safetensors", None);
