@@ -7,6 +7,8 @@
 //! A steerable flow has volume-preserving couplings of the stiff halves: given the turning torsions, which stay as they are trained, the
 //! stiff coordinates follow the temperature.
 
+use crate::coordinates::internal::CONSTRAINT_TOLERANCE;
+use crate::coordinates::vector::{atom, norm, sub};
 use crate::coordinates::{chirality, Coordinates, CoordinatesConfig, Topology, ZMatrix};
 use crate::density::Status;
 use crate::error::{Error, Result};
@@ -93,7 +95,8 @@ pub fn design(
     let u = encode(&coordinates, frames, dimension);
     let d = coordinates.dimension_u();
     if u.len() < 4 * d * d {
-        return Err(Error::invalid(format!("{} usable frames are too few to fit {d} coordinates", u.len() / d)));
+        let why = broken_constraint(topology, frames, constraints);
+        return Err(Error::invalid(format!("{} usable frames are too few to fit {d} coordinates{why}", u.len() / d)));
     }
     let (turning, centres) = classify(&u, d, n_torsions, options);
     let layers = layers(&u, d, n_torsions, &turning, &centres, options)?;
@@ -118,6 +121,26 @@ fn encode(coordinates: &Coordinates, frames: &[f64], dimension: usize) -> Vec<f6
         }
     }
     u
+}
+
+/// The first constrained bond that some frames have at another length, in words; nothing if there is none.
+fn broken_constraint(topology: &Topology, frames: &[f64], constraints: &[(usize, usize, f64)]) -> String {
+    for &(i, j, kept) in constraints {
+        let lengths = frames.chunks_exact(3 * topology.n_atoms()).map(|x| norm(sub(atom(x, i), atom(x, j))));
+        let is_broken = |length: &f64| (length / kept - 1.0).abs() > CONSTRAINT_TOLERANCE;
+        if let Some(length) = lengths.clone().find(is_broken) {
+            return format!(
+                ": the System constrains {} - {} to {kept} nm, and {} of {} frames have it at other lengths, such as {length:.5} nm; \
+                 constraints and frames have to be of one force field, and frames written with more digits than the three decimals of gro and most \
+                 xtc files (trr, dcd, or xtc with a higher precision)",
+                topology.label(i),
+                topology.label(j),
+                lengths.filter(is_broken).count(),
+                frames.len() / (3 * topology.n_atoms())
+            );
+        }
+    }
+    String::new()
 }
 
 /// Distance on the circle of circumference one, signed.
@@ -350,6 +373,10 @@ mod tests {
         let topology = ala2();
         let error = design(&topology, &frames(&topology), &[(0, 1, 0.109)], &DesignOptions::default()).err();
         let message = error.map(|e| e.to_string()).unwrap_or_default();
-        assert!(message.contains("usable frames are too few"), "{message}");
+        assert!(
+            message.contains("usable frames are too few to fit 59 coordinates: the System constrains"),
+            "{message}"
+        );
+        assert!(message.contains("to 0.109 nm, and 1") && message.contains("of 16000 frames"), "{message}");
     }
 }

@@ -6,6 +6,7 @@ mod files;
 mod modes;
 mod regression;
 mod resample;
+mod rigid;
 mod tarflow;
 mod transferable;
 
@@ -163,6 +164,7 @@ impl Train {
             Some(_) => self.resampled(&self.frames, &topology, 0)?,
             None => self.frames(&config, &topology, &x0)?,
         };
+        self.tell_rigid_bonds(&topology, &frames)?;
         if self.checkpoint.is_some() {
             watch_signals()?;
         }
