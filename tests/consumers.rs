@@ -108,6 +108,9 @@ fn a_cpp17_program() {
 fn example(name: &str, models: &[&str]) -> String {
     let program = folder(name).join("program");
     compile("c++", &["-std=c++17", "-O2"], &format!("examples/{name}/main.cpp"), &program);
+    let missing = Command::new(&program).args(models.iter().map(|_| "missing.safetensors")).output().unwrap();
+    let text = String::from_utf8_lossy(&missing.stderr);
+    assert!(missing.status.code() == Some(2) && text.contains("missing.safetensors"), "{name}: {text}");
     run(Command::new(&program).current_dir(root()).args(models))
 }
 

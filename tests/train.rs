@@ -339,12 +339,61 @@ fn energies_are_trained_from_the_command_line() {
         let (success, text) = train("never.safetensors", Some("further.safetensors"));
         assert!(!success && text.contains("further.safetensors: has the data at time 1"), "{kind}: {text}");
     }
+    // what weights take out of a flow, and never out of an energy; held_out is looked at later
+    let emphasis = r#"{"atoms": [4, 6, 8, 14], "range": [0.0, 2.2], "share": 0.2}"#;
+    for (kind, complaint) in [("gvp_ebm", "`emphasis` of `gvp_ebm.train` would make"), ("tarflow", "`held_out` is 2")] {
+        let settings = format!(r#"{{"{kind}": {{"train": {{"held_out": 2, "emphasis": {emphasis}}}}}}}"#);
+        std::fs::write(setting.path("train.json"), settings).unwrap();
+        let done = setting.command("never.safetensors", None).args(["--model", kind]).output().unwrap();
+        let text = String::from_utf8(done.stderr).unwrap();
+        assert!(!done.status.success() && text.contains(complaint), "{text}");
+    }
     let linear = mlp.replace("\"negatives\"", "\"interpolant\": \"linear\", \"negatives\"");
     std::fs::write(setting.path("train.json"), format!(r#"{{"invariant_ebm": {{{linear}}}}}"#)).unwrap();
     let mut command = setting.command("never.safetensors", None);
     command.args(["--model", "invariant_ebm", "--start"]).arg(setting.path("invariant_ebm.safetensors"));
     let text = String::from_utf8(command.output().unwrap().stderr).unwrap();
     assert!(text.contains(r#"set `interpolant` in `contrast` to "trigonometric""#), "{text}");
+    std::fs::remove_dir_all(&setting.folder).unwrap();
+}
+
+/// Bonds that the frames keep and the model would vary are told, unless the System constrains them.
+#[cfg(feature = "openmm")]
+#[test]
+fn bonds_that_frames_keep_are_told() {
+    let setting = Setting::new("rigid");
+    std::fs::write(setting.path("train.json"), SETTINGS.replace("2500", "1")).unwrap();
+    let system = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name);
+    let note = |more: &[&std::ffi::OsStr]| {
+        let done = setting.command("model.safetensors", None).args(more).output().unwrap();
+        let text = String::from_utf8(done.stderr).unwrap();
+        assert!(done.status.success(), "{text}");
+        text.lines().find(|line| line.starts_with("note: the frames keep")).map(String::from)
+    };
+    assert_eq!(note(&[]), None);
+    // each hydrogen goes along its bond to where the constraint has it
+    let xml = std::fs::read_to_string(system("system-hbonds.xml")).unwrap();
+    let constraints = modejump::engines::openmm::System::from_xml(&xml).unwrap().constraints().unwrap();
+    let elements = Topology::from_pdb(Path::new(TOPOLOGY)).unwrap().0.elements;
+    for path in &setting.frames {
+        let mut x = read_frames(path);
+        for x in x.chunks_exact_mut(66) {
+            for &(a, b, length) in &constraints {
+                let (hydrogen, heavy) = if elements[a] == "H" { (a, b) } else { (b, a) };
+                let bond: [f64; 3] = std::array::from_fn(|axis| x[3 * hydrogen + axis] - x[3 * heavy + axis]);
+                let scale = length / bond.iter().map(|v| v * v).sum::<f64>().sqrt();
+                (0..3).for_each(|axis| x[3 * hydrogen + axis] = x[3 * heavy + axis] + scale * bond[axis]);
+            }
+        }
+        let rounded = Data::F32(x.iter().map(|v| *v as f32).collect());
+        let tensors = BTreeMap::from([("x".to_string(), (vec![x.len() / 66, 22, 3], rounded))]);
+        std::fs::write(path, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+    }
+    let [rigid, flexible] = ["system-hbonds.xml", "system-vacuum.xml"].map(system);
+    let told = note(&[]).unwrap();
+    assert!(told.contains("(atom 2) at 0.1090 nm, and 11 more") && told.contains("give a --system"), "{told}");
+    assert_eq!(note(&["--system".as_ref(), flexible.as_ref()]), Some(told));
+    assert_eq!(note(&["--system".as_ref(), rigid.as_ref()]), None);
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 

@@ -11,7 +11,7 @@
 static double potential(const double* r, double kT) {
     return (10 * std::pow(r[0] * r[0] - 1, 2) + 0.5 * r[0] + 5 * std::pow(r[1] - 0.5 * r[0], 2)) / kT;
 }
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
     const modejump::Model cold(argc > 1 ? argv[1] : "generator.safetensors"), hot = argc > 2 ? modejump::Model(argv[2]) : cold;
     modejump::Exchange exchange{modejump::Bijection(cold, hot)};    // 1: from the cold replica to the hot one
     const double kT[2] = {1, 5}, width[2] = {0.2, 0.4};
@@ -44,4 +44,7 @@ int main(int argc, char** argv) {
     }
     std::printf("P(x < 0) = %.3f, exact 0.727, %.0f%% of the exchanges accepted\n", left / sweeps,
                 100.0 * exchange.statistics().accepted / exchange.statistics().attempts);
+} catch (const std::exception& error) {
+    std::fprintf(stderr, "exchange: %s\n", error.what());
+    return 2;
 }

@@ -12,7 +12,7 @@ static void kick(double* v, const double* r, double dt) {
     v[0] += dt * (-40 * r[0] * (r[0] * r[0] - 1) - 0.5 + 5 * (r[1] - 0.5 * r[0]));
     v[1] -= dt * 10 * (r[1] - 0.5 * r[0]);
 }
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
     std::mt19937_64 random(7);
     std::normal_distribution<double> normal;
     modejump::Move jump{modejump::Model(argc > 1 ? argv[1] : "generator.safetensors")};                // 1
@@ -36,4 +36,7 @@ int main(int argc, char** argv) {
         left += x[0] < 0;
     }
     std::printf("P(x < 0) = %.3f, exact 0.727\n", left / steps);
+} catch (const std::exception& error) {
+    std::fprintf(stderr, "own-langevin: %s\n", error.what());
+    return 2;
 }

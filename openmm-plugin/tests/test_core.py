@@ -201,6 +201,18 @@ def test_jumps_between_modes_weigh_two_wells(mode):
     assert move.statistics().acceptance > 0.4 and move.statistics().wrong_mode < 40
 
 
+def test_a_function_of_the_mode_gets_the_shape_of_the_model(ala2):
+    shapes = set()
+
+    def mode(x):
+        shapes.add(x.shape)
+        return 0
+
+    move = modejump.Move(modejump.Model(MODELS / "ala2" / "modes.safetensors"), mode=mode, seed=1)
+    move.attempt(ala2.sample(1, seed=1)[0][0], lambda x: np.zeros(len(x)), step=0)
+    assert shapes == {(22, 3)}
+
+
 def test_what_a_function_of_the_mode_raises_is_raised_and_nothing_moves():
     move = modejump.Move(modejump.Model(MODES), mode=lambda x: 1 / 0)
     x = np.array([1.0, 0.5])

@@ -7,6 +7,7 @@
 //! A steerable flow has volume-preserving couplings of the stiff halves: given the turning torsions, which stay as they are trained, the
 //! stiff coordinates follow the temperature.
 
+use crate::coordinates::internal::CONSTRAINT_TOLERANCE;
 use crate::coordinates::vector::{atom, norm, sub};
 use crate::coordinates::{chirality, Coordinates, CoordinatesConfig, Topology, ZMatrix};
 use crate::density::Status;
@@ -62,8 +63,6 @@ impl Default for DesignOptions {
 
 /// A torsion is stiff when this share of frames lies within [`STIFF_WINDOW`] of its circular mean.
 const STIFF_SHARE: f64 = 0.999;
-/// Share of a constrained bond's length by which no file rounds it.
-const STRETCHED: f64 = 0.01;
 /// A fifth of a turn.
 const STIFF_WINDOW: f64 = 0.2;
 /// Half-width of the splines of stiff coordinates, in standard deviations; the identity beyond.
@@ -96,11 +95,8 @@ pub fn design(
     let u = encode(&coordinates, frames, dimension);
     let d = coordinates.dimension_u();
     if u.len() < 4 * d * d {
-        let (n, given, needed) = (u.len() / d, frames.len() / dimension, 4 * d);
-        let why = broken_bond(topology, &frames[..dimension], constraints).filter(|_| n < given).unwrap_or_default();
-        return Err(Error::invalid(format!(
-            "{n} of {given} frames are usable, too few to fit {d} coordinates, which takes {needed}{why}"
-        )));
+        let why = broken_constraint(topology, frames, constraints);
+        return Err(Error::invalid(format!("{} usable frames are too few to fit {d} coordinates{why}", u.len() / d)));
     }
     let (turning, centres) = classify(&u, d, n_torsions, options);
     let layers = layers(&u, d, n_torsions, &turning, &centres, options)?;
@@ -114,21 +110,6 @@ pub fn design(
     Ok(flow)
 }
 
-/// Tells of the constrained bond of a configuration that is furthest from its length, if one is.
-fn broken_bond(topology: &Topology, x: &[f64], constraints: &[(usize, usize, f64)]) -> Option<String> {
-    let found = |&(a, b, length): &(usize, usize, f64)| (a, b, length, norm(sub(atom(x, a), atom(x, b))));
-    let off = |bond: &(usize, usize, f64, f64)| (bond.3 / bond.2 - 1.0).abs();
-    let worst = constraints.iter().map(found).max_by(|one, other| off(one).total_cmp(&off(other)))?;
-    let (a, b, length, distance) = worst;
-    (off(&worst) > STRETCHED).then(|| {
-        let [a, b] = [a, b].map(|atom| topology.label(atom));
-        format!(
-            ": the System constrains {a}–{b} to {length} nm, and the first frame has it at {distance:.4} nm; give frames of this System, or the \
-             System of the frames"
-        )
-    })
-}
-
 /// Generator coordinates of the frames that have them.
 fn encode(coordinates: &Coordinates, frames: &[f64], dimension: usize) -> Vec<f64> {
     let d = coordinates.dimension_u();
@@ -140,6 +121,26 @@ fn encode(coordinates: &Coordinates, frames: &[f64], dimension: usize) -> Vec<f6
         }
     }
     u
+}
+
+/// The first constrained bond that some frames have at another length, in words; nothing if there is none.
+fn broken_constraint(topology: &Topology, frames: &[f64], constraints: &[(usize, usize, f64)]) -> String {
+    for &(i, j, kept) in constraints {
+        let lengths = frames.chunks_exact(3 * topology.n_atoms()).map(|x| norm(sub(atom(x, i), atom(x, j))));
+        let is_broken = |length: &f64| (length / kept - 1.0).abs() > CONSTRAINT_TOLERANCE;
+        if let Some(length) = lengths.clone().find(is_broken) {
+            return format!(
+                ": the System constrains {} - {} to {kept} nm, and {} of {} frames have it at other lengths, such as {length:.5} nm; \
+                 constraints and frames have to be of one force field, and frames written with more digits than the three decimals of gro and most \
+                 xtc files (trr, dcd, or xtc with a higher precision)",
+                topology.label(i),
+                topology.label(j),
+                lengths.filter(is_broken).count(),
+                frames.len() / (3 * topology.n_atoms())
+            );
+        }
+    }
+    String::new()
 }
 
 /// Distance on the circle of circumference one, signed.
@@ -372,7 +373,10 @@ mod tests {
         let topology = ala2();
         let error = design(&topology, &frames(&topology), &[(0, 1, 0.109)], &DesignOptions::default()).err();
         let message = error.map(|e| e.to_string()).unwrap_or_default();
-        assert!(message.contains("frames are usable, too few") && message.contains("constrains"), "{message}");
-        assert!(message.contains("to 0.109 nm, and the first frame has it at 0."), "{message}");
+        assert!(
+            message.contains("usable frames are too few to fit 59 coordinates: the System constrains"),
+            "{message}"
+        );
+        assert!(message.contains("to 0.109 nm, and 1") && message.contains("of 16000 frames"), "{message}");
     }
 }

@@ -14,6 +14,8 @@ pub use super::hot::ExploreOptions;
 ///
 /// Without constraints all walkers advance in one batch over `threads`; with constraints OpenMM's own integrator runs them
 /// one after the other, since its Reference platform cannot run two simulations at once.
+///
+/// Errors: those of [`ExploreOptions::check`], and of OpenMM.
 pub fn explore(
     system: &System,
     x0: &[f64],
@@ -21,6 +23,7 @@ pub fn explore(
     threads: usize,
     progress: &dyn Fn(usize),
 ) -> Result<Vec<f64>> {
+    options.check()?;
     let start = minimised(system, x0, options)?;
     let mut frames = match system.constraints()?.is_empty() {
         true => in_one_batch(system, &start, options, threads, progress)?,
@@ -84,7 +87,7 @@ fn one_after_the_other(
         cold.set_positions(&x)?;
         cold.redraw_velocities(&mut Stream::new(options.seed, StreamId::Velocity, segment, 0))?;
         cold.step(options.cooling_steps)?;
-        for _ in 0..options.frames_per_segment.max(1) {
+        for _ in 0..options.frames_per_segment {
             cold.step(options.stride)?;
             cold.positions(&mut x)?;
             frames.extend_from_slice(&x);

@@ -2,7 +2,7 @@
 //! does not find.
 
 use crate::engines::langevin::{Langevin, LangevinOptions};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +56,15 @@ impl ExploreOptions {
     pub fn kelvin(&self) -> f64 {
         self.temperature.unwrap_or(300.0)
     }
+
+    /// Errors: numbers by which no frame is recorded, or the same one again and again.
+    pub fn check(&self) -> Result<()> {
+        let numbers = [("frames_per_segment", self.frames_per_segment), ("stride", self.stride)];
+        match numbers.iter().find(|(_, value)| *value == 0) {
+            Some((name, _)) => Err(Error::invalid(format!("explore.{name} = 0: at least 1 is needed"))),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Independent hot replicas; a fixed number, so that the frames do not depend on the threads.
@@ -73,13 +82,14 @@ pub struct HotReplicas {
 
 impl HotReplicas {
     /// They start at `x[n][atoms][3]`, nm, one configuration after the other and the first again. `hot_target` has the
-    /// energies at the high temperature. Errors: those of [`Langevin::new`].
+    /// energies at the high temperature. Errors: those of [`ExploreOptions::check`] and [`Langevin::new`].
     pub fn new(
         hot_target: &mut dyn Target,
         masses: &[f64],
         x: &[f64],
         options: &ExploreOptions,
     ) -> Result<HotReplicas> {
+        options.check()?;
         let settings = settings(options, options.hot_temperature, 0);
         let starts: Vec<f64> = x.iter().copied().cycle().take(REPLICAS * 3 * masses.len()).collect();
         let hot = Langevin::new(hot_target, masses, &starts, settings)?;
@@ -96,7 +106,7 @@ impl HotReplicas {
         let mut cold = Langevin::new(target, &self.masses, self.hot.positions(), settings)?;
         cold.step(target, options.cooling_steps)?;
         let mut frames = Vec::new();
-        for _ in 0..options.frames_per_segment.max(1) {
+        for _ in 0..options.frames_per_segment {
             cold.step(target, options.stride)?;
             frames.extend_from_slice(cold.positions());
         }

@@ -85,6 +85,10 @@ impl RoundsOptions {
         if let Some((name, _)) = numbers.iter().find(|(_, value)| *value == 0) {
             return Err(Error::invalid(format!("rounds.{name} = 0: at least 1 is needed")));
         }
+        let shares = [("acceptance", self.acceptance), ("ess", self.ess)];
+        if let Some((name, value)) = shares.iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
+            return Err(Error::invalid(format!("rounds.{name} = {value}: a number from 0 to 1 is needed")));
+        }
         if self.walkers >= 1 << 24 {
             return Err(Error::invalid(format!("rounds.walkers = {}: at most 2^24 have random numbers", self.walkers)));
         }
@@ -148,6 +152,11 @@ impl Frames {
     /// The latest `n` at most.
     fn latest(&self, n: usize, dimension: usize) -> &[f64] {
         &self.x[self.epoch.len().saturating_sub(n) * dimension..]
+    }
+
+    /// How many were recorded with the generator of this epoch, the last so far.
+    fn of_epoch(&self, epoch: u32) -> usize {
+        self.epoch.iter().rev().take_while(|&&e| e == epoch).count()
     }
 }
 
@@ -406,7 +415,7 @@ impl<'a> Rounds<'a> {
             Stage::Production => &state.production,
             _ => &state.chain,
         };
-        let n = frames.epoch.iter().rev().take_while(|&&epoch| epoch == state.epoch).count();
+        let n = frames.of_epoch(state.epoch);
         let mut record = self.record(n);
         if let Some(jump) = &self.jump {
             record.attempts = jump.statistics().attempts();
@@ -452,7 +461,7 @@ impl<'a> Rounds<'a> {
 
     /// Frames of hot replicas in this round.
     fn heated(&self) -> usize {
-        self.state.heated.epoch.iter().rev().take_while(|&&epoch| epoch == self.state.epoch).count()
+        self.state.heated.of_epoch(self.state.epoch)
     }
 
     fn heat(&mut self) -> Result<Option<Record>> {
@@ -474,21 +483,26 @@ impl<'a> Rounds<'a> {
         Ok(Some(record))
     }
 
-    /// The frames that this round trains on, in random order behind those that the trainer holds out. These are a stretch of the
-    /// walkers' frames and one of the hot replicas': frames a few steps from those of the training would only tell how well it knows them.
-    fn pool(&self) -> Vec<f64> {
+    /// The frames that this round trains on, in random order behind those that are held out, and how many these are: a stretch of the
+    /// walkers' frames and one of the hot replicas', for frames a few steps from those of the training would only tell how well it knows them.
+    /// The stretches are of this epoch, whose frames no earlier generator was trained on.
+    pub(super) fn pool(&self) -> (Vec<f64>, usize) {
         let (dimension, n) = (self.dimension(), self.state.options.pool);
-        let parts = [self.state.chain.latest(n, dimension), self.state.heated.latest(n, dimension)];
-        let frames = parts.concat();
-        let [walked, all] = [parts[0].len(), frames.len()].map(|numbers| numbers / dimension);
+        let parts = [&self.state.chain, &self.state.heated];
+        let frames = parts.map(|part| part.latest(n, dimension)).concat();
+        let new = parts.map(|part| part.of_epoch(self.state.epoch).min(n));
+        let [walked, all] = [parts[0].epoch.len().min(n), frames.len() / dimension];
         let mut stream = Stream::new(self.state.train.seed, StreamId::Resample, u64::MAX, self.state.epoch);
-        let (held_out, rest) = split(walked, all, self.state.train.held_out_of(all), &mut stream);
-        let order = held_out.into_iter().chain(rest);
-        order.flat_map(|i| frames[i * dimension..][..dimension].iter().copied()).collect()
+        let new = [walked - new[0]..walked, all - new[1]..all];
+        let (held_out, rest) = split(new, all, &self.state.train, &mut stream);
+        let order = held_out.iter().chain(&rest);
+        (order.flat_map(|i| frames[i * dimension..][..dimension].iter().copied()).collect(), held_out.len())
     }
 
     fn train(&mut self) -> Result<Option<Record>> {
-        let frames = self.pool();
+        let (frames, held_out) = self.pool();
+        // the share of all frames that is as many, whichever way it is rounded
+        let held_out = (held_out as f64 + 0.5) / (frames.len() / self.dimension()) as f64;
         let training = self.state.training.take();
         let (start, saved) = match training {
             Some(Training { start, state }) => (start, Some(state)),
@@ -501,7 +515,7 @@ impl<'a> Rounds<'a> {
             Some(state) => Trainer::resume(flow, &frames, target, state)?,
             None => {
                 let seed = self.state.train.seed.wrapping_add(u64::from(self.state.epoch));
-                Trainer::new(flow, &frames, target, TrainOptions { seed, ..self.state.train.clone() })?
+                Trainer::new(flow, &frames, target, TrainOptions { seed, held_out, ..self.state.train.clone() })?
             }
         };
         for _ in 0..TRAINING_STEPS {
@@ -523,15 +537,14 @@ impl<'a> Rounds<'a> {
     }
 }
 
-/// Numbers of `n` of the frames, one stretch among the first `walked` and one among the rest, each as long as its part is, and of the others; both in
-/// random order.
-fn split(walked: usize, all: usize, n: usize, stream: &mut Stream) -> (Vec<usize>, Vec<usize>) {
-    let of_walked = n * walked / all.max(1);
-    let mut stretch = |part: Range<usize>, n: usize| {
+/// Numbers of the frames that are held out, the share of each of the `new` parts that `options` says as one stretch of it, and of all others; both
+/// in random order.
+fn split(new: [Range<usize>; 2], all: usize, options: &TrainOptions, stream: &mut Stream) -> (Vec<usize>, Vec<usize>) {
+    let stretches = new.map(|part| {
+        let n = options.held_out_of(part.len());
         let start = part.start + stream.below(part.len() - n + 1);
         start..start + n
-    };
-    let stretches = [stretch(0..walked, of_walked), stretch(walked..all, n - of_walked)];
+    });
     let (mut chosen, mut others): (Vec<usize>, Vec<usize>) =
         (0..all).partition(|i| stretches.iter().any(|stretch| stretch.contains(i)));
     for order in [&mut chosen, &mut others] {
@@ -545,17 +558,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_out_is_one_stretch_of_each_part() {
-        for (walked, all, n) in [(600, 1000, 50), (1000, 1000, 50), (0, 7, 3), (10, 11, 10), (3, 5, 0), (0, 0, 0)] {
-            let (mut chosen, mut others) = split(walked, all, n, &mut Stream::new(1, StreamId::Resample, 0, 0));
+    fn what_is_held_out_is_one_stretch_of_the_new_frames_of_each_part() {
+        let options = TrainOptions { held_out: 0.3, ..TrainOptions::default() };
+        for (new, all) in [
+            ([0..600, 600..1000], 1000),
+            ([400..600, 900..1000], 1000),
+            ([700..1000, 1000..1000], 1000),
+            ([1..4, 6..7], 7),
+            ([0..0, 0..0], 0),
+        ] {
+            let mut stream = Stream::new(1, StreamId::Resample, 0, 0);
+            let (mut chosen, mut others) = split(new.clone(), all, &options, &mut stream);
             let is_shuffled = |order: &[usize]| order.len() < 10 || !order.is_sorted();
             assert!(is_shuffled(&chosen) && is_shuffled(&others));
             chosen.sort_unstable();
-            assert_eq!(chosen.len(), n);
-            let gaps = chosen.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
-            assert!(gaps <= 1, "{walked} of {all}: {chosen:?}");
-            let of_walked = chosen.iter().filter(|&&i| i < walked).count();
-            assert_eq!(of_walked, n * walked / all.max(1));
+            for part in &new {
+                let of_part: Vec<usize> = chosen.iter().copied().filter(|i| part.contains(i)).collect();
+                assert_eq!(of_part.len(), part.len() * 3 / 10);
+                assert!(of_part.windows(2).all(|pair| pair[1] == pair[0] + 1), "{part:?} of {all}: {of_part:?}");
+            }
+            assert!(chosen.iter().all(|i| new.iter().any(|part| part.contains(i))), "{new:?} of {all}: {chosen:?}");
             others.extend(chosen);
             others.sort_unstable();
             assert!(others.into_iter().eq(0..all));

@@ -173,6 +173,35 @@ fn rounds_that_were_cut_go_on_bit_for_bit() {
     assert_eq!(format!("{:?}", whole.log), format!("{:?}", cut.log));
 }
 
+#[test]
+fn frames_that_a_generator_was_trained_on_are_not_held_out_from_the_next() {
+    let (rounds, explore, mut train) = options();
+    train.phases.truncate(1);
+    train.phases[0].steps = 1;
+    let rounds = RoundsOptions { steps: 100, acceptance: 1.0, pool: 50, ..rounds };
+    let explore = ExploreOptions { frames: 160, ..explore };
+    let (mut target, mut hot) = (DoubleWell { scale: 1.0 }, DoubleWell { scale: 0.1 });
+    let start = [-UNIT, -0.5 * UNIT, 0.0];
+    let mut rounds =
+        Rounds::new(&mut target, &mut hot, &design, &[20.0], &start, (rounds, explore, train.clone())).unwrap();
+    for epoch in 0..2 {
+        while rounds.state().stage != Stage::Train {
+            rounds.advance().unwrap();
+        }
+        let (x, held_out) = rounds.pool();
+        // of 40 new frames of walkers, and of the 50 of hot replicas that the pool has room for
+        assert_eq!((x.len() / 3, held_out), ([90, 100][epoch as usize], 2 + 2));
+        let state = rounds.state();
+        let is_new = |x: &[f64]| {
+            [&state.chain, &state.heated]
+                .iter()
+                .any(|part| part.x.chunks(3).zip(&part.epoch).any(|(y, &e)| y == x && e == epoch))
+        };
+        assert!(x.chunks(3).take(held_out).all(is_new));
+        rounds.advance().unwrap();
+    }
+}
+
 /// Exploration from a configuration in either well, without hot replicas: half of the walkers begin on the wrong side,
 /// and latent walks bring them over.
 #[test]
@@ -200,14 +229,28 @@ fn latent_walks_explore_and_production_weighs_them_right() {
 
 #[test]
 fn options_out_of_range_are_refused_by_name() {
-    let refusal = |change: &dyn Fn(&mut RoundsOptions)| {
-        let mut all = options();
-        change(&mut all.0);
+    let refusal_of = |all: (RoundsOptions, ExploreOptions, TrainOptions)| {
         let (mut target, mut hot) = (DoubleWell { scale: 1.0 }, DoubleWell { scale: 0.1 });
         Rounds::new(&mut target, &mut hot, &design, &[20.0], &[0.0; 3], all).err().unwrap().to_string()
     };
+    let refusal = |change: &dyn Fn(&mut RoundsOptions)| {
+        let mut all = options();
+        change(&mut all.0);
+        refusal_of(all)
+    };
     assert!(refusal(&|o| o.walkers = 0).contains("rounds.walkers"));
     assert!(refusal(&|o| o.frequency = 0).contains("rounds.frequency"));
+    assert!(refusal(&|o| o.acceptance = 30.0).contains("rounds.acceptance = 30: a number from 0 to 1"));
+    assert!(
+        refusal(&|o| o.ess = -1.0).contains("rounds.ess = -1") && refusal(&|o| o.ess = f64::NAN).contains("rounds.ess")
+    );
+    let refusal_of_hot = |change: &dyn Fn(&mut ExploreOptions)| {
+        let mut all = options();
+        change(&mut all.1);
+        refusal_of(all)
+    };
+    assert!(refusal_of_hot(&|o| o.stride = 0).contains("explore.stride = 0"));
+    assert!(refusal_of_hot(&|o| o.frames_per_segment = 0).contains("explore.frames_per_segment = 0"));
     let beyond = Region { along: Along::Component(3), range: [0.0, 1.0] };
     let no_width = LatentWalkOptions { widths: vec![], ..LatentWalkOptions::default() };
     assert!(refusal(&|o| o.latent_walk = Some(no_width.clone())).contains("one positive width"));

@@ -96,8 +96,8 @@ class Move(_Owner):
         Whether a thread of its own draws the next batch of proposals meanwhile, once `stride` steps lie between attempts: the
         same results, bit for bit.
     mode : function, optional
-        For a model of several metastable states, between which the method "independence" jumps: says in which mode a configuration is,
-        a number from 0, or -1 for none, as a function of x alone. Without it the regions of the model file are the modes.
+        For a model of several metastable states, between which the method "independence" jumps: says in which mode a configuration
+        x [*shape] is, a number from 0, or -1 for none, as a function of x alone. Without it the regions of the model file are the modes.
     rotations : int, optional
         Of "independence" and "isir": orientations over which the density of a model is averaged that describes the orientation of a
         molecule, such as a TarFlow. Less variable weights for as many likelihoods where the potential knows little of directions; exact
@@ -177,7 +177,7 @@ class Move(_Owner):
     def _between_modes(self, model, mode, options):
         def number(_, x, dimension):
             try:
-                return int(mode(np.ctypeslib.as_array(x, shape=(dimension,)).copy()))
+                return int(mode(np.ctypeslib.as_array(x, shape=(dimension,)).reshape(model.move_shape).copy()))
             except BaseException as error:  # carried over the library's frames; in no mode, the attempt ends
                 self._thrown = error
                 return -1

@@ -6,6 +6,7 @@ mod files;
 mod modes;
 mod regression;
 mod resample;
+mod rigid;
 mod tarflow;
 mod transferable;
 
@@ -169,6 +170,7 @@ impl Train {
             Some(_) => self.resampled(&self.frames, &topology, 0)?,
             None => self.frames(&config, &topology, &x0)?,
         };
+        self.tell_rigid_bonds(&topology, &frames)?;
         if self.checkpoint.is_some() {
             watch_signals()?;
         }
@@ -417,11 +419,18 @@ impl Train {
         }
         let model = self.model.name();
         let options = sections.get(&model).and_then(|section| section.get("train"));
-        let given = |name: &&str| options.is_some_and(|options| options.get(name).is_some());
+        let given = |name: &&str| options.and_then(|options| options.get(name)).is_some_and(|value| !value.is_null());
         let matches_flows = matches!(self.model, Kind::GvpFlow | Kind::EgnnFlow);
         if let Some(name) = ["pairing", "largest_weight"].iter().find(|name| !matches_flows && given(name)) {
             let reason =
                 format!("`{name}` of `{model}.train` has no effect: it is of flow matching alone; leave it out");
+            return Err(Error::file(path, reason));
+        }
+        if self.model.name().ends_with("_ebm") && given(&"emphasis") {
+            let reason = format!(
+                "`emphasis` of `{model}.train` would make the energy that of other frames than those of --frames, which no weight takes back: \
+                 it is of flows alone; leave it out"
+            );
             return Err(Error::file(path, reason));
         }
         let unused = [
