@@ -527,7 +527,7 @@ impl<'a> Rounds<'a> {
             self.state.training = Some(Training { start, state });
             return Ok(None);
         }
-        let mut flow = trainer.averaged()?;
+        let mut flow = trainer.best()?;
         self.state.epoch += 1;
         flow.card_mut().provenance.insert("epoch".into(), self.state.epoch.to_string());
         self.state.model = flow.to_bytes()?;

@@ -122,7 +122,8 @@ impl Phase {
     pub fn with_energies() -> Vec<Phase> {
         let by_frames = Phase { steps: 200, rate: 2e-3, schedule: Schedule::Constant, ..Phase::default() };
         let [draw, keep] = [2048, 30_000];
-        let refinement = Phase { likelihood: 0.0, refinement: 1.0, refresh: 2, draw, keep, ..Phase::default() };
+        let refinement =
+            Phase { likelihood: 0.0, refinement: 1.0, refresh: 2, draw, keep, effective: 0.05, ..Phase::default() };
         vec![by_frames, Phase { steps: 2000, ..refinement }]
     }
 
@@ -655,4 +656,24 @@ fn held_out(model: &CouplingFlow<f32>, frames: &[f64]) -> Result<f64> {
     model.log_density(&frames[..n * dx], &mut log_q)?;
     let inside: Vec<f64> = log_q.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
     Ok(-inside.iter().sum::<f64>() / inside.len().max(1) as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_softened_as_little_as_the_share_asks_for() {
+        let mut stream = Stream::new(1, StreamId::Test, 0, 0);
+        let log_weights: Vec<f64> = (0..2000).map(|_| 5.0 * stream.normal()).collect();
+        let share = |log_weights: &[f64]| weights::effective_sample_size(log_weights).unwrap() / 2000.0;
+        assert!(share(&log_weights) < 0.01);
+        let soft = softened(&log_weights, 0.1).unwrap();
+        assert!((0.1..0.11).contains(&share(&soft)), "{}", share(&soft));
+        let power = soft[0] / log_weights[0];
+        assert!(0.0 < power && power < 1.0);
+        assert!(soft.iter().zip(&log_weights).all(|(soft, w)| (soft - power * w).abs() < 1e-12));
+        assert_eq!(softened(&log_weights, 0.0).unwrap(), log_weights);
+        assert_eq!(softened(&soft, 0.05).unwrap(), soft);
+    }
 }

@@ -445,6 +445,7 @@ fn phases_that_train_nothing_are_refused() {
     refused(of(Phase { reverse_kl: -0.5, ..plain() }), "`reverse_kl` the weight -0.5");
     refused(of(Phase { likelihood: f64::NAN, ..plain() }), "`likelihood` the weight NaN");
     refused(of(Phase { latent_temperatures: vec![0.5], ..plain() }), "`reverse_kl` = 0");
+    refused(of(Phase { effective: 1.0, ..plain() }), "`effective` = 1");
     refused(TrainOptions { evaluation_samples: 0, ..TrainOptions::default() }, "`evaluation_samples` = 0");
     let of_map = |phase: Phase| of(phase).check_for_map().map_err(|e| e.to_string());
     of_map(Phase::of_map()).unwrap();
