@@ -29,9 +29,8 @@ use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Map as JsonMap, Value};
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Models that can be trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -560,7 +559,7 @@ impl Train {
         {
             bar.set_style(style);
         }
-        let told = Cell::new(Instant::now());
+        let told = std::cell::Cell::new(Instant::now());
         let progress = |n: usize| {
             bar.set_position(n as u64);
             if bar.is_hidden() && told.get().elapsed() > REPORT_INTERVAL {
@@ -660,7 +659,7 @@ fn log_line(progress: &Progress) -> String {
 const ORIGIN: &str = "origin";
 /// Between lines about frames that are made, where no bar shows them.
 #[cfg(feature = "openmm")]
-const REPORT_INTERVAL: Duration = Duration::from_secs(20);
+const REPORT_INTERVAL: std::time::Duration = std::time::Duration::from_secs(20);
 
 #[cfg(feature = "openmm")]
 fn require_origin(path: &Path, origin: &str) -> Result<()> {
