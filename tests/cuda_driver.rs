@@ -9,7 +9,8 @@ use cudarc::driver::sys;
 use modejump::c_api::model::*;
 use modejump::c_api::structs::*;
 use modejump::density::{Evaluation, Status};
-use modejump::device::{self, ahead, Buffer, Device, Driver, KernelId, Program, Workspaces, LOCAL_RANKS};
+use modejump::device::ahead::{self, AheadOfTime};
+use modejump::device::{self, Buffer, Device, Program, Workspaces, LOCAL_RANKS};
 use modejump::models::{self, Model, Precision};
 use modejump::moves::{self, Options, State};
 use modejump::target::Target;
@@ -19,7 +20,7 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::ptr::null_mut;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 #[path = "support/networks.rs"]
 mod networks;
@@ -317,57 +318,17 @@ fn a_call_that_fails_waits_for_its_copies() {
     });
 }
 
-/// Notes which programs a model asks for.
-struct Recorder {
-    multiprocessors: usize,
-    asked: Mutex<BTreeSet<String>>,
-}
-
-impl Driver for Recorder {
-    fn describe(&self) -> String {
-        format!("{} multiprocessors", self.multiprocessors)
-    }
-    fn shared_memory(&self) -> usize {
-        227 << 10
-    }
-    fn multiprocessors(&self) -> usize {
-        self.multiprocessors
-    }
-    fn kernel(&self, program: &Program, _: &str) -> Result<KernelId> {
-        let constants: Vec<String> = program.definitions().collect();
-        self.asked.lock().unwrap().insert(format!("{} {}", program.name, constants.join(" ")));
-        Ok(KernelId(0))
-    }
-    fn allocate(&self, _: usize) -> Result<u64> {
-        Ok(0)
-    }
-    fn free(&self, _: u64) {}
-    fn upload(&self, _: u64, _: &[u8]) -> Result<()> {
-        Ok(())
-    }
-    fn download(&self, _: u64, bytes: &mut [u8]) -> Result<()> {
-        bytes.fill(0);
-        Ok(())
-    }
-    unsafe fn launch(&self, _: KernelId, _: u32, _: u32, _: usize, _: &[u8]) -> Result<()> {
-        Ok(())
-    }
-    fn resident(&self, _: KernelId, _: u32, _: usize) -> Result<usize> {
-        Ok(self.multiprocessors)
-    }
-    unsafe fn launch_together(&self, _: KernelId, _: u32, _: u32, _: usize, _: &[u8]) -> Result<()> {
-        Ok(())
-    }
-}
-
 #[test]
 fn a_card_asks_for_no_kernels_but_those_compiled_ahead() {
     let asked = |bytes: &[u8], multiprocessors: usize, batches: &[usize]| {
-        let recorder = Arc::new(Recorder { multiprocessors, asked: Mutex::default() });
-        let model = load(bytes, &Device::with_driver(recorder.clone()));
+        let title = |program: &Program, _: &str| {
+            let constants: Vec<String> = program.definitions().collect();
+            Ok(PathBuf::from(format!("{} {}", program.name, constants.join(" "))))
+        };
+        let machine = Arc::new(AheadOfTime::with("sm_90", multiprocessors, title).unwrap());
+        let model = load(bytes, &Device::with_driver(machine.clone()));
         batches.iter().for_each(|&rows| ahead::exercise(model.as_ref(), rows).unwrap());
-        let asked = recorder.asked.lock().unwrap().clone();
-        asked
+        BTreeSet::from_iter(machine.files())
     };
     let published = ("graphormer_ebm of 32 heads", networks::graphormer_ebm(32, 32));
     for (kind, bytes) in networks::all().into_iter().chain([published, ("coupling", double_well())]) {

@@ -45,6 +45,18 @@ fn a_state_may_begin_below_zero() {
     assert!(number(&summary, "ess") > 0.0, "{summary}");
 }
 
+#[test]
+fn energies_are_those_of_the_platform() {
+    let log_z = |platform: &str| {
+        let found = reweight(&["-n", "200", "--platform", platform, "--json"])?;
+        Ok::<f64, String>(number(&serde_json::from_str(&found).unwrap(), "log_z"))
+    };
+    let [double, single] = ["Reference", "CPU"].map(|platform| log_z(platform).unwrap());
+    assert!(double != single && (double - single).abs() < 1e-3, "{double} {single}");
+    let message = log_z("Abacus").unwrap_err();
+    assert!(message.contains("Abacus"), "{message}");
+}
+
 /// A small energy of random weights for the 22 atoms, which has nothing to do with the generator.
 fn energy(path: &Path, n_atoms: usize) {
     let network = GraphormerConfig {

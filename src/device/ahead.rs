@@ -27,23 +27,34 @@ pub const MULTIPROCESSORS: usize = 32;
 /// Rows that bring a model to every variant of its kernels: one, fewer than fill the machine, as many, and many more.
 pub const BATCHES: [usize; 4] = [1, 64, 128, 1000];
 
+/// Compiles a program for an architecture, and tells the file where that is.
+type Keep = fn(&Program, &str) -> Result<PathBuf>;
+
 /// A machine of one architecture. What comes out of its kernels are zeros.
 pub struct AheadOfTime {
     architecture: String,
     shared_memory: usize,
+    multiprocessors: usize,
+    keep: Keep,
     files: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl AheadOfTime {
     /// For an architecture such as `sm_90`. Errors: one that kernels are not made for; no NVRTC.
     pub fn new(architecture: &str) -> Result<AheadOfTime> {
+        let machine = AheadOfTime::with(architecture, MULTIPROCESSORS, compile::keep_cubin)?;
+        compile::guard_library()?;
+        Ok(machine)
+    }
+
+    /// With so many multiprocessors, and another compiler. Errors: an architecture that kernels are not made for.
+    pub fn with(architecture: &str, multiprocessors: usize, keep: Keep) -> Result<AheadOfTime> {
         let Some((_, shared_memory)) = SHARED_MEMORY.iter().find(|(name, _)| *name == architecture) else {
             let names = SHARED_MEMORY.map(|(name, _)| name).join(", ");
             return Err(Error::invalid(format!("architecture {architecture:?} is unknown; give one of {names}")));
         };
-        compile::guard_library()?;
         let (architecture, files) = (architecture.to_string(), Mutex::default());
-        Ok(AheadOfTime { architecture, shared_memory: *shared_memory, files })
+        Ok(AheadOfTime { architecture, shared_memory: *shared_memory, multiprocessors, keep, files })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
@@ -70,11 +81,11 @@ impl Driver for AheadOfTime {
     }
 
     fn multiprocessors(&self) -> usize {
-        MULTIPROCESSORS
+        self.multiprocessors
     }
 
     fn kernel(&self, program: &Program, _: &str) -> Result<KernelId> {
-        let file = compile::keep_cubin(program, &self.architecture)?;
+        let file = (self.keep)(program, &self.architecture)?;
         self.lock().insert(file);
         Ok(KernelId(0))
     }
@@ -99,7 +110,7 @@ impl Driver for AheadOfTime {
     }
 
     fn resident(&self, _: KernelId, _: u32, _: usize) -> Result<usize> {
-        Ok(MULTIPROCESSORS)
+        Ok(self.multiprocessors)
     }
 
     unsafe fn launch_together(&self, _: KernelId, _: u32, _: u32, _: usize, _: &[u8]) -> Result<()> {

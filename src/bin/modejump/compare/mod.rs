@@ -2,7 +2,7 @@
 
 mod side;
 
-use super::common::{number, tail_in_words, tail_index, RuleFlag};
+use super::common::{number, tail_in_words, tail_index, PlatformFlag, RuleFlag};
 use super::plot::{draw, Series};
 use clap::Args;
 #[cfg(feature = "openmm")]
@@ -55,6 +55,8 @@ pub struct Compare {
     /// Folder for compare.json and the figures
     #[arg(short, long)]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    platform: PlatformFlag,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -136,7 +138,7 @@ impl Compare {
     ) -> Result<Option<[Vec<f64>; 2]>> {
         use modejump::target::Target;
         let (Some(path), Some(temperature)) = (&self.system, self.temperature) else { return Ok(None) };
-        let (x, dimension, system) = (&frames.x, frames.dimension, super::common::read_system(path)?);
+        let (x, dimension, system) = (&frames.x, frames.dimension, self.platform.read_system(path)?);
         let mut target = super::common::target(path, &system, dimension, Some(topology), temperature)?;
         if let Some(samples) = samples {
             // the model is not known, but what it keeps is there to be seen
