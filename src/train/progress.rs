@@ -106,8 +106,8 @@ impl Kept {
     fn is_better_than(&self, other: &Progress) -> bool {
         let by_frames = self.held_out.partial_cmp(&other.held_out);
         let by_samples = other.acceptance.partial_cmp(&self.acceptance);
-        let measured = [by_frames, by_samples].into_iter().flatten();
-        measured.clone().count() > 0 && measured.clone().all(Ordering::is_lt)
+        let mut measured = [by_frames, by_samples].into_iter().flatten().peekable();
+        measured.peek().is_some() && measured.all(Ordering::is_lt)
     }
 }
 

@@ -316,6 +316,8 @@ pub struct Trainer<'a> {
     state: TrainState,
     gradient: Vec<f32>,
     divergence: Divergence,
+    /// Softened, of the pool as it is; empty until a batch is drawn from it.
+    pool_weights: Vec<f64>,
 }
 
 impl<'a> Trainer<'a> {
@@ -375,7 +377,7 @@ impl<'a> Trainer<'a> {
         let target = target.map(|target| JointTarget::of_training(target, steering));
         let gradient = vec![0.0; flow.parameters().len()];
         let divergence = Divergence::default();
-        Ok(Trainer { flow, frames, held_out, target, map: None, state, gradient, divergence })
+        Ok(Trainer { flow, frames, held_out, target, map: None, state, gradient, divergence, pool_weights: Vec::new() })
     }
 
     /// Trains the flow as the far end of a map, by reverse KL on the latent points of another ensemble's frames.
@@ -559,15 +561,18 @@ impl<'a> Trainer<'a> {
         let surplus = state.pool_log_weight.len().saturating_sub(capacity);
         state.pool_log_weight.drain(..surplus);
         state.pool_x.drain(..surplus * dx);
+        self.pool_weights.clear();
     }
 
-    fn refinement_batch(&self, phase: &Phase) -> Result<Vec<f64>> {
+    fn refinement_batch(&mut self, phase: &Phase) -> Result<Vec<f64>> {
         let n = phase.refinement_batch;
         let dx = self.flow.dimension();
         let mut stream = self.stream(StreamId::Train, 1);
         divergence::check_weights(self.state.step, &self.state.pool_log_weight)?;
-        let log_weights = softened(&self.state.pool_log_weight, phase.effective)?;
-        let chosen = weights::resample(&log_weights, n, weights::Resampling::Systematic, &mut stream)?;
+        if self.pool_weights.is_empty() {
+            self.pool_weights = softened(&self.state.pool_log_weight, phase.effective)?;
+        }
+        let chosen = weights::resample(&self.pool_weights, n, weights::Resampling::Systematic, &mut stream)?;
         Ok(chosen.iter().flat_map(|&i| self.state.pool_x[i * dx..][..dx].iter().copied()).collect())
     }
 

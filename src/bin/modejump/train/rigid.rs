@@ -19,8 +19,11 @@ impl Train {
         if !designs || self.frames.is_empty() {
             return Ok(());
         }
-        let kept = self.constraints()?;
         let mut bonds = rigid_bonds(topology, frames);
+        if bonds.is_empty() {
+            return Ok(());
+        }
+        let kept = self.constraints()?;
         bonds.retain(|([i, j], _)| !kept.iter().any(|(a, b, _)| [a, b] == [i, j] || [b, a] == [i, j]));
         if let Some(([i, j], length)) = bonds.first() {
             let [i, j] = [i, j].map(|&i| topology.label(i));
