@@ -29,11 +29,13 @@ mod run {
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
+    use modejump::io::checkpoint::{self, Kind};
     use modejump::io::is_special;
     use modejump::io::trajectory::{self, Clock, Frames};
     use modejump::units::thermal_energy;
     use modejump::weights::Estimate;
     use modejump::{Error, Result};
+    use serde::de::DeserializeOwned;
     use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
     use std::ops::RangeInclusive;
@@ -62,6 +64,25 @@ mod run {
         }
         eprintln!("modejump: interrupted after {done} of {all} {what}");
         Ok(())
+    }
+
+    /// What a run goes on from, where there is something at --checkpoint, with a line that says so. `what` names the option that asks for `all`, of which
+    /// `done` are done. Errors: the state of another run, or of a longer one.
+    pub fn earlier<T: DeserializeOwned>(
+        path: Option<&Path>,
+        kind: Kind,
+        identity: &str,
+        (what, all): (&str, u64),
+        done: impl Fn(&T) -> u64,
+    ) -> Result<Option<T>> {
+        let Some(path) = path else { return Ok(None) };
+        let Some(saved) = checkpoint::load_run(path, kind, identity)? else { return Ok(None) };
+        let done = done(&saved);
+        if done > all {
+            return Err(Error::file(path, format!("is {done} {what} on, and --{what} is {all}")));
+        }
+        eprintln!("going on after {done} {what}");
+        Ok(Some(saved))
     }
 
     impl Dynamics {

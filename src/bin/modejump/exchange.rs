@@ -54,7 +54,7 @@ impl Exchange {
 mod run {
     use super::*;
     use crate::common::{hash_of, interrupted, load, require_order, temperature, warn_of_temperature, watch_signals};
-    use crate::dynamics::{add_means, ended_early, failed, progress, show_means, start, Kept, Record};
+    use crate::dynamics::{add_means, earlier, ended_early, failed, progress, show_means, start, Kept, Record};
     use modejump::engines::openmm::{ExchangingReplicas, ReplicasState};
     use modejump::io::checkpoint::{self, Kind};
     use modejump::io::{check_apart, check_writable, trajectory};
@@ -100,10 +100,11 @@ mod run {
             let dynamics = self.dynamics.at(temperatures[0]);
             let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &temperatures, self.interval)?;
             let identity = self.identity(&models, &temperatures)?;
-            let mut saved = match self.saved(&identity)? {
+            let asked = ("exchanges", self.exchanges);
+            let before = earlier(self.checkpoint.as_deref(), RUN, &identity, asked, |saved: &Saved| saved.done)?;
+            let mut saved = match before {
                 Some(before) => {
                     replicas.go_on_from(&before.replicas)?;
-                    eprintln!("going on after {} exchanges", before.done);
                     before
                 }
                 None => {
@@ -147,17 +148,6 @@ mod run {
             let models: Vec<&str> = models.iter().map(|model| model.hash()).collect();
             let Exchange { interval, dynamics, precision, .. } = self;
             Ok(format!("{topology} {system} {models:?} {temperatures:?} {interval} {dynamics:?} {precision:?}"))
-        }
-
-        /// Errors: a checkpoint of another run, or of more exchanges than are asked for.
-        fn saved(&self, identity: &str) -> Result<Option<Saved>> {
-            let Some(path) = &self.checkpoint else { return Ok(None) };
-            let Some(saved) = checkpoint::load_run::<Saved>(path, RUN, identity)? else { return Ok(None) };
-            if saved.done > self.exchanges {
-                let reason = format!("is {} exchanges on, and --exchanges is {}", saved.done, self.exchanges);
-                return Err(Error::file(path, reason));
-            }
-            Ok(Some(saved))
         }
 
         fn temperatures(&self, models: &[Arc<dyn Model>]) -> Result<Vec<f64>> {

@@ -141,7 +141,7 @@ mod run {
     use crate::common::{
         hash_of, interrupted, load, load_partner, mark, require_order, warn_of_temperature, watch_signals,
     };
-    use crate::dynamics::{add_means, ended_early, failed, progress, show_means, start, Kept, Record};
+    use crate::dynamics::{add_means, earlier, ended_early, failed, progress, show_means, start, Kept, Record};
     use modejump::annealing::{even, Kernel};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
@@ -232,10 +232,11 @@ mod run {
             }
             let mut engine = self.engine(&system, &topology)?;
             let identity = self.identity()?;
-            let mut saved = match self.saved(&identity)? {
+            let done = |saved: &Saved| saved.record.steps;
+            let before = earlier(self.checkpoint.as_deref(), RUN, &identity, ("steps", self.steps), done)?;
+            let mut saved = match before {
                 Some(before) => {
                     engine.go_on_from(&before.simulation, before.jumps.clone())?;
-                    eprintln!("going on after {} steps", before.record.steps);
                     before
                 }
                 None => {
@@ -295,17 +296,6 @@ mod run {
                 decoding.decoding(),
                 *acceptance == Likelihood::Exact
             ))
-        }
-
-        /// Errors: a checkpoint of another run, or of more steps than are asked for.
-        fn saved(&self, identity: &str) -> Result<Option<Saved>> {
-            let Some(path) = &self.checkpoint else { return Ok(None) };
-            let Some(saved) = checkpoint::load_run::<Saved>(path, RUN, identity)? else { return Ok(None) };
-            if saved.record.steps > self.steps {
-                let reason = format!("is {} steps on, and --steps is {}", saved.record.steps, self.steps);
-                return Err(Error::file(path, reason));
-            }
-            Ok(Some(saved))
         }
 
         fn engine(&self, system: &System, topology: &Topology) -> Result<Engine> {
