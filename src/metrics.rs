@@ -5,7 +5,7 @@
 //! between the halves of a reference tells how small it can get.
 
 use crate::coordinates::topology::Backbone;
-use crate::coordinates::vector::{atom, norm, sub, torsion};
+use crate::coordinates::vector::{atom, distance, torsion};
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::rng::Stream;
@@ -111,7 +111,7 @@ impl Features {
     /// `[n][dimension]` of frames `x[n][atoms][3]`, nm.
     pub fn of(&self, x: &[f64]) -> Vec<f64> {
         let row = |x: &[f64]| {
-            let distances = self.pairs.iter().map(|&[i, j]| norm(sub(atom(x, i), atom(x, j))));
+            let distances = self.pairs.iter().map(|&[i, j]| distance(x, i, j));
             let angles = torsions(x, self.n_atoms, &self.torsions);
             distances.chain(angles.into_iter().flat_map(|t| [t.cos(), t.sin()])).collect::<Vec<_>>()
         };
@@ -208,6 +208,6 @@ mod tests {
         assert_eq!(row.len(), 32);
         let phi = torsions(&x, 22, &topology.backbone().phi)[0];
         assert!((row[28] - phi.cos()).abs() < 1e-12 && (row[29] - phi.sin()).abs() < 1e-12);
-        assert!((row[0] - norm(sub(atom(&x, 0), atom(&x, 4)))).abs() < 1e-12);
+        assert!((row[0] - distance(&x, 0, 4)).abs() < 1e-12);
     }
 }

@@ -1,6 +1,6 @@
 //! Reaction coordinates: functions of a configuration.
 
-use super::vector::{add_to_atom, atom, norm, sub, torsion, torsion_gradient, unit};
+use super::vector::{add_to_atom, atom, distance, sub, torsion, torsion_gradient, unit};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -49,7 +49,7 @@ impl Along {
                 let [i, j, k, l] = atoms.map(|a| atom(x, a));
                 torsion(i, j, k, l)
             }
-            Along::Distance([i, j]) => norm(sub(atom(x, i), atom(x, j))),
+            Along::Distance([i, j]) => distance(x, i, j),
             Along::Component(i) => x[i],
         }
     }

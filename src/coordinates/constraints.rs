@@ -1,6 +1,6 @@
 //! Bonds that the engine constrains: the metric (Fixman) term of the target, and the check that a proposal keeps them.
 
-use super::vector::{atom, dot, norm, scale, sub, Vec3};
+use super::vector::{atom, distance, dot, norm, scale, sub, Vec3};
 use crate::error::{Error, Result};
 
 /// Relative deviation |d − d₀|/d₀ beyond which a bond counts as broken. Engines converge constraints to about 1e-5; a
@@ -15,7 +15,7 @@ const STEADY: f64 = 1e-4;
 /// are samples alone. Of a few frames, or of none, it tells nothing.
 pub fn kept_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usize, usize, f64)> {
     let kept = |&[a, b]: &[usize; 2]| {
-        let lengths: Vec<f64> = x.chunks_exact(dimension).map(|x| norm(sub(atom(x, a), atom(x, b)))).collect();
+        let lengths: Vec<f64> = x.chunks_exact(dimension).map(|x| distance(x, a, b)).collect();
         let mean = lengths.iter().sum::<f64>() / lengths.len() as f64;
         let is_steady = lengths.iter().all(|length| (length - mean).abs() <= STEADY * mean);
         is_steady.then_some((a, b, mean))
@@ -121,7 +121,7 @@ impl Constraints {
     /// Largest |d − d₀|/d₀ in `x[atoms][3]` (nm); NaN counts as infinite.
     pub fn largest_deviation(&self, x: &[f64]) -> f64 {
         let deviation = |(&[a, b], &d): (&[usize; 2], &f64)| {
-            let value = (norm(sub(atom(x, a), atom(x, b))) - d).abs() / d;
+            let value = (distance(x, a, b) - d).abs() / d;
             if value.is_nan() {
                 f64::INFINITY
             } else {
@@ -285,7 +285,7 @@ mod tests {
     fn metric_of_clusters_matches_the_full_matrix() {
         let masses = [12.0, 1.0, 1.5, 4.0, 14.0];
         for pairs in [vec![[0, 1]], vec![[0, 1], [2, 0]], vec![[0, 1], [2, 0], [0, 3]], vec![[1, 0], [2, 3], [4, 1]]] {
-            let lengths: Vec<f64> = pairs.iter().map(|&[a, b]| norm(sub(atom(&METHYL, a), atom(&METHYL, b)))).collect();
+            let lengths: Vec<f64> = pairs.iter().map(|&[a, b]| distance(&METHYL, a, b)).collect();
             let mut constraints = Constraints::new(&pairs, &lengths, &masses).unwrap();
             let difference = constraints.log_metric(&METHYL) - brute_force(&METHYL, &pairs, &masses);
             assert!(difference.abs() < 1e-13, "{pairs:?}: {difference}");
@@ -297,7 +297,7 @@ mod tests {
     fn projected_velocities_keep_the_bonds_and_the_momentum() {
         let masses = [12.0, 1.0, 1.5, 4.0, 14.0];
         let pairs = [[0, 1], [2, 0], [0, 3], [4, 3]];
-        let lengths = pairs.map(|[a, b]| norm(sub(atom(&METHYL, a), atom(&METHYL, b))));
+        let lengths = pairs.map(|[a, b]| distance(&METHYL, a, b));
         let mut constraints = Constraints::new(&pairs, &lengths, &masses).unwrap();
         let drawn: Vec<f64> = (0..15).map(|i| (1.7 * f64::from(i)).sin()).collect();
         let mut v = drawn.clone();
@@ -327,7 +327,7 @@ mod tests {
         x[15 + 12] = 0.01; // atom 4 of the second frame
         x[30 + 3] += 1e-6; // atom 1 of the third, as of rounding
         let kept = kept_bonds(&[[1, 0], [0, 4], [2, 0]], &x, 15);
-        let lengths = [(1, 0), (2, 0)].map(|(a, b)| (a, b, norm(sub(atom(&METHYL, a), atom(&METHYL, b)))));
+        let lengths = [(1, 0), (2, 0)].map(|(a, b)| (a, b, distance(&METHYL, a, b)));
         assert_eq!(kept.len(), 2, "{kept:?}");
         assert!(
             kept.iter().zip(lengths).all(|(a, b)| (a.0, a.1) == (b.0, b.1) && (a.2 - b.2).abs() < 1e-6),

@@ -297,13 +297,13 @@ impl Topology {
     /// PDB files carry CONECT records for hetero-residues only: pairs nearer than 1.25 times the sum of covalent radii are
     /// bonded too.
     fn add_bonds_by_distance(&mut self, x: &[f64]) {
-        use super::vector::{atom, norm, sub};
+        use super::vector::distance;
         let mut bonds = self.bonds.clone();
         for j in 0..self.n_atoms() {
             for i in 0..j {
                 let both_hydrogen = self.elements[i] == "H" && self.elements[j] == "H";
                 let (Some(a), Some(b)) = (radius(&self.elements[i]), radius(&self.elements[j])) else { continue };
-                if !both_hydrogen && norm(sub(atom(x, i), atom(x, j))) < 1.25 * (a + b) {
+                if !both_hydrogen && distance(x, i, j) < 1.25 * (a + b) {
                     bonds.push([i, j]);
                 }
             }

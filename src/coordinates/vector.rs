@@ -29,6 +29,11 @@ pub fn atom(x: &[f64], i: usize) -> Vec3 {
     [x[3 * i], x[3 * i + 1], x[3 * i + 2]]
 }
 
+/// Between atoms i and j of `x[atoms][3]`.
+pub fn distance(x: &[f64], i: usize, j: usize) -> f64 {
+    norm(sub(atom(x, i), atom(x, j)))
+}
+
 pub fn set_atom(x: &mut [f64], i: usize, r: Vec3) {
     x[3 * i..3 * i + 3].copy_from_slice(&r);
 }

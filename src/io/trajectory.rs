@@ -3,7 +3,7 @@
 use super::dcd;
 use super::gromacs::{gro, trr};
 use crate::coordinates::topology::residue_columns;
-use crate::coordinates::vector::{atom, norm, sub};
+use crate::coordinates::vector::distance;
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, Data};
@@ -147,7 +147,7 @@ impl std::fmt::Display for Torn {
 pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Torn> {
     const NAMED: usize = 3;
     let rows = || frames.x.chunks_exact(frames.dimension);
-    let is_torn = |x: &[f64], [i, j]: [usize; 2]| norm(sub(atom(x, i), atom(x, j))) > LONGEST_BOND;
+    let is_torn = |x: &[f64], [i, j]: [usize; 2]| distance(x, i, j) > LONGEST_BOND;
     let of_bond = |&bond: &[usize; 2]| (bond, rows().filter(|x| is_torn(x, bond)).count());
     let torn: Vec<([usize; 2], usize)> = atoms.bonds.iter().map(of_bond).filter(|(_, count)| *count > 0).collect();
     if torn.is_empty() {
@@ -170,7 +170,7 @@ pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Tor
 /// Errors: frames, one in twenty of them or more, whose bonds (`atoms`) are as long as those of molecules are in Angstrom.
 pub fn require_nanometres(path: &Path, frames: &Frames, atoms: &Topology) -> Result<()> {
     let median = |x: &[f64]| {
-        let mut lengths: Vec<f64> = atoms.bonds.iter().map(|&[i, j]| norm(sub(atom(x, i), atom(x, j)))).collect();
+        let mut lengths: Vec<f64> = atoms.bonds.iter().map(|&[i, j]| distance(x, i, j)).collect();
         let middle = lengths.len() / 2;
         *lengths.select_nth_unstable_by(middle, f64::total_cmp).1
     };

@@ -8,7 +8,7 @@
 //! stiff coordinates follow the temperature.
 
 use crate::coordinates::internal::CONSTRAINT_TOLERANCE;
-use crate::coordinates::vector::{atom, norm, sub};
+use crate::coordinates::vector::distance;
 use crate::coordinates::{chirality, Coordinates, CoordinatesConfig, Topology, ZMatrix};
 use crate::density::Status;
 use crate::error::{Error, Result};
@@ -126,7 +126,7 @@ fn encode(coordinates: &Coordinates, frames: &[f64], dimension: usize) -> Vec<f6
 /// The first constrained bond that some frames have at another length, in words; nothing if there is none.
 fn broken_constraint(topology: &Topology, frames: &[f64], constraints: &[(usize, usize, f64)]) -> String {
     for &(i, j, kept) in constraints {
-        let lengths = frames.chunks_exact(3 * topology.n_atoms()).map(|x| norm(sub(atom(x, i), atom(x, j))));
+        let lengths = frames.chunks_exact(3 * topology.n_atoms()).map(|x| distance(x, i, j));
         let is_broken = |length: &f64| (length / kept - 1.0).abs() > CONSTRAINT_TOLERANCE;
         if let Some(length) = lengths.clone().find(is_broken) {
             return format!(

@@ -25,7 +25,7 @@ mod run {
     use super::Dynamics;
     use crate::common::{read_system, CHECKPOINT_INTERVAL};
     use indicatif::{ProgressBar, ProgressStyle};
-    use modejump::coordinates::vector::{atom, norm, sub};
+    use modejump::coordinates::vector::distance;
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
@@ -196,7 +196,7 @@ mod run {
             (0..topology.n_atoms()).filter(|&i| matches!(topology.elements[i].as_str(), "C" | "N" | "O" | "S" | "P"));
         let heavy: Vec<usize> = heavy.take(LOOKED_AT).collect();
         let pairs = heavy.iter().enumerate().flat_map(|(k, &i)| heavy[..k].iter().map(move |&j| (i, j)));
-        let distance = |(i, j): (usize, usize)| norm(sub(atom(x0, i), atom(x0, j)));
+        let distance = |(i, j): (usize, usize)| distance(x0, i, j);
         match pairs.map(distance).min_by(f64::total_cmp).filter(|d| !(SHORTEST..LONGEST).contains(d)) {
             Some(d) => Err(Error::file(
                 path,

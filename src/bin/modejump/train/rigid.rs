@@ -2,7 +2,7 @@
 //! others it would vary, and a simulation with such constraints refuse it.
 
 use super::{Kind, Train};
-use modejump::coordinates::vector::{atom, norm, sub};
+use modejump::coordinates::vector::distance;
 use modejump::coordinates::Topology;
 use modejump::Result;
 
@@ -48,7 +48,7 @@ fn rigid_bonds(topology: &Topology, x: &[f64]) -> Vec<([usize; 2], f64)> {
         return Vec::new();
     }
     let mean_if_rigid = |&[i, j]: &[usize; 2]| {
-        let lengths = || x.chunks_exact(dimension).map(|x| norm(sub(atom(x, i), atom(x, j))));
+        let lengths = || x.chunks_exact(dimension).map(|x| distance(x, i, j));
         let mean = lengths().sum::<f64>() / n as f64;
         let variance = lengths().map(|length| (length - mean).powi(2)).sum::<f64>() / n as f64;
         (variance.sqrt() < RIGID).then_some(([i, j], mean))
