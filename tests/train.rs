@@ -675,6 +675,9 @@ fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
         // a molecule half as long again has no weight beside one as it is
         assert!(success && text.contains("30 of 40 frames resampled, ESS 30"), "{text}");
         assert!((units_per_nm() / large - 1.5).abs() < 1e-9);
+        let constrained = concat!(env!("CARGO_MANIFEST_DIR"), "/models/ala2/system-hbonds.xml");
+        let (success, text) = train("density.safetensors", &["--resample", "--system", constrained]);
+        assert!(!success && text.contains("density.safetensors: the bond") && text.contains("varies it"), "{text}");
     }
     std::fs::remove_dir_all(&folder).unwrap();
 }

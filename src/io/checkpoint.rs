@@ -25,9 +25,9 @@ pub struct Kind {
 
 const SAMPLER: Kind = Kind { magic: *b"MODEJUMP", version: 6 };
 /// The state of a training.
-pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 7 };
+pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 8 };
 /// Adaptive rounds.
-pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 7 };
+pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 8 };
 const HEADER: usize = 8 + 4 + 8 + 32;
 
 /// The whole state of a sampler between two steps.

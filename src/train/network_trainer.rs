@@ -5,7 +5,7 @@ use super::density;
 use super::divergence::{self, Divergence};
 use super::flow_matching::{self, Batch, Pairing};
 use super::optimiser::{check_settings, AdamW, Schedule};
-use super::progress::Progress;
+use super::progress::{Kept, Progress};
 use crate::coordinates::vector::{atom, centre, torsion};
 use crate::error::{Error, Result};
 use crate::models::continuous::ContinuousConfig;
@@ -219,6 +219,8 @@ pub struct NetworkState {
     loss: f64,
     norm: f64,
     since: usize,
+    /// The model so far, if there was an evaluation.
+    kept: Option<Kept>,
     pub history: Vec<Progress>,
 }
 
@@ -245,8 +247,17 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         options: NetworkOptions,
     ) -> Result<NetworkTrainer<'a, N, O>> {
         let optimiser = AdamW::new(&parameters, options.weight_decay, options.average);
-        let state =
-            NetworkState { step: 0, parameters, optimiser, loss: 0.0, norm: 0.0, since: 0, history: vec![], options };
+        let state = NetworkState {
+            step: 0,
+            parameters,
+            optimiser,
+            loss: 0.0,
+            norm: 0.0,
+            since: 0,
+            kept: None,
+            history: vec![],
+            options,
+        };
         NetworkTrainer::resume(network, objective, frames, state)
     }
 
@@ -281,9 +292,9 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         &self.state
     }
 
-    /// The averaged parameters.
-    pub fn averaged(&self) -> &[f32] {
-        &self.state.optimiser.average
+    /// The averaged parameters of the best evaluation so far: the latest, unless an earlier one was better in all that is measured.
+    pub fn best(&self) -> &[f32] {
+        self.state.kept.as_ref().map_or(&self.state.optimiser.average, |kept| &kept.parameters)
     }
 
     pub fn is_finished(&self) -> bool {
@@ -338,13 +349,14 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
             gradient_norm: self.state.norm / since,
             ..Progress::nothing()
         };
-        let progress = self.held_out(progress);
+        let mut progress = self.held_out(progress);
         let losses = [
             (since > 0.0).then_some(("the loss", progress.loss)),
             (self.n_held_out > 0).then_some(("the loss of held-out frames", progress.held_out_loss)),
         ];
         divergence::check(progress.step, losses.into_iter().flatten(), &self.state.optimiser.average)?;
         (self.state.loss, self.state.norm, self.state.since) = (0.0, 0.0, 0);
+        Kept::offer(&mut self.state.kept, &mut progress, &self.state.optimiser.average);
         self.state.history.push(progress.clone());
         Ok(progress)
     }
@@ -376,6 +388,7 @@ pub fn in_units(frames: &[f64], dimension: usize, units_per_nm: f64) -> Vec<f64>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::network::Layout;
 
     /// Four atoms with the torsion `angle`, rad.
     fn frame(angle: f64) -> Vec<f64> {
@@ -385,6 +398,56 @@ mod tests {
 
     fn emphasis() -> Emphasis {
         Emphasis { atoms: [0, 1, 2, 3], range: [0.5, 1.5], share: 0.3 }
+    }
+
+    /// A network of one parameter.
+    struct Number(Layout);
+
+    impl Trainable for Number {
+        fn dimension(&self) -> usize {
+            3
+        }
+
+        fn layout(&self) -> &Layout {
+            &self.0
+        }
+    }
+
+    /// Training frames drive the parameter upwards for ever, held-out frames (the first four) want it at 0.5.
+    struct Overfitting;
+
+    impl Objective<Number> for Overfitting {
+        fn loss(&self, _: &Number, p: &[f32], batch: Drawn, _: &mut Stream, gradient: &mut [f32]) -> f64 {
+            gradient[0] = -1.0;
+            match batch.among.start {
+                0 => (f64::from(p[0]) - 0.5).abs(),
+                _ => f64::from(-p[0]),
+            }
+        }
+    }
+
+    #[test]
+    fn the_model_that_is_best_on_held_out_frames_is_kept_over_a_restart() {
+        let mut layout = Layout::default();
+        layout.tensor("p", &[]);
+        let network = Number(layout);
+        let options = NetworkOptions {
+            steps: 10,
+            rate: 0.1,
+            schedule: Schedule::Constant,
+            average: 0.0,
+            held_out: 0.4,
+            evaluate: 1,
+            ..NetworkOptions::default()
+        };
+        let mut trainer = NetworkTrainer::new(&network, vec![0.0], Overfitting, vec![0.0; 30], options).unwrap();
+        while !trainer.is_finished() {
+            if let Some(progress) = trainer.step().unwrap() {
+                assert_eq!(progress.better, (progress.step > 5).then_some(5), "{progress:?}");
+            }
+            trainer = NetworkTrainer::resume(&network, Overfitting, vec![0.0; 30], trainer.state().clone()).unwrap();
+        }
+        assert!((trainer.best()[0] - 0.5).abs() < 1e-3 && trainer.state().parameters[0] > 0.9, "{:?}", trainer.best());
     }
 
     #[test]

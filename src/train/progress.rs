@@ -82,12 +82,12 @@ impl Progress {
 /// The model of a training: that of the last evaluation which was not worse than the one kept before it in all that is measured.
 ///
 /// Overfitting, and refinement by too few effective samples, lose the held-out frames and the acceptance at the same time. One of them alone may get worse on
-/// purpose: frames that were cooled from a high temperature are of no ensemble, and a loss that spreads samples costs acceptance.
+/// purpose: frames that were cooled from a high temperature are of no ensemble, and a loss that spreads samples costs acceptance. Of a regressed network the
+/// loss of held-out frames is measured, and the deviation from their log q where it is known.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Kept {
     step: usize,
-    held_out: f64,
-    acceptance: f64,
+    measured: [f64; 4],
     pub parameters: Vec<f32>,
 }
 
@@ -97,18 +97,23 @@ impl Kept {
         match kept.as_ref().filter(|kept| kept.is_better_than(progress)) {
             Some(kept) => progress.better = Some(kept.step),
             None => {
-                let Progress { step, held_out, acceptance, .. } = *progress;
-                *kept = Some(Kept { step, held_out, acceptance, parameters: parameters.to_vec() });
+                let (step, measured) = (progress.step, measured(progress));
+                *kept = Some(Kept { step, measured, parameters: parameters.to_vec() });
             }
         }
     }
 
     fn is_better_than(&self, other: &Progress) -> bool {
-        let by_frames = self.held_out.partial_cmp(&other.held_out);
-        let by_samples = other.acceptance.partial_cmp(&self.acceptance);
-        let mut measured = [by_frames, by_samples].into_iter().flatten().peekable();
-        measured.peek().is_some() && measured.all(Ordering::is_lt)
+        let both = self.measured.iter().zip(measured(other));
+        let mut known = both.filter_map(|(own, other)| own.partial_cmp(&other)).peekable();
+        known.peek().is_some() && known.all(Ordering::is_lt)
     }
+}
+
+/// How far a model is off, each number the better the smaller; NaN where it was not measured.
+fn measured(progress: &Progress) -> [f64; 4] {
+    let Progress { held_out, acceptance, held_out_loss, deviation, .. } = *progress;
+    [held_out, -acceptance, held_out_loss, deviation]
 }
 
 /// JSON has no NaN: a number that was not measured is written as null.
@@ -145,5 +150,20 @@ mod tests {
         assert_eq!(offer(5, -3.0, nan), Some(4), "by frames alone");
         assert_eq!(offer(6, nan, 0.2), Some(4), "by samples alone");
         assert_eq!(offer(7, nan, nan), None, "nothing is known");
+    }
+
+    #[test]
+    fn of_a_network_the_loss_of_held_out_frames_decides_and_the_deviation_where_it_is_known() {
+        let mut kept = None;
+        let mut offer = |step: usize, held_out_loss: f64, deviation: f64| {
+            let mut progress = Progress { step, held_out_loss, deviation, ..Progress::nothing() };
+            Kept::offer(&mut kept, &mut progress, &[]);
+            progress.better
+        };
+        assert_eq!(offer(1, 2.0, f64::NAN), None);
+        assert_eq!(offer(2, 2.1, f64::NAN), Some(1));
+        assert_eq!(offer(3, 1.9, 0.5), None);
+        assert_eq!(offer(4, 2.0, 0.4), None, "nearer to the known log q");
+        assert_eq!(offer(5, 2.1, 0.6), Some(4));
     }
 }

@@ -1,6 +1,8 @@
 //! What several subcommands share.
 
 use clap::{Args, ValueEnum};
+#[cfg(feature = "openmm")]
+use modejump::coordinates::constraints::kept_bonds;
 use modejump::coordinates::Topology;
 use modejump::density::Evaluation;
 #[cfg(feature = "openmm")]
@@ -349,6 +351,23 @@ pub fn target_of(path: &Path, model: &dyn Model, temperature: f64, on: &Platform
     let dimension = modejump::models::steering::dimension_without_auxiliary(model);
     let system = on.read_system(path)?;
     target(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
+}
+
+/// The same for samples `x[n][atoms][3]` (nm) of a model that is not known: it keeps the bonds that they keep. Errors name a bond that the System
+/// constrains and the samples vary, or the reverse.
+#[cfg(feature = "openmm")]
+pub fn target_of_samples(
+    path: &Path,
+    system: &System,
+    x: &[f64],
+    topology: &Topology,
+    temperature: f64,
+) -> Result<OpenMmTarget> {
+    let dimension = 3 * topology.n_atoms();
+    let bonds = system.bonds()?.into_iter().map(|(a, b)| [a, b]).chain(topology.bonds.iter().copied());
+    let kept = kept_bonds(&bonds.collect::<Vec<_>>(), x, dimension);
+    let target = target(path, system, dimension, Some(topology), temperature)?;
+    target.with_kept_bonds(system, &kept, &|atom| topology.label(atom))
 }
 
 /// k̂ for a summary: a number, or as a text "inf" or "-inf", since JSON knows no infinities.

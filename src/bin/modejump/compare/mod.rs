@@ -5,8 +5,6 @@ mod side;
 use super::common::{number, tail_in_words, tail_index, PlatformFlag, RuleFlag};
 use super::plot::{draw, Series};
 use clap::Args;
-#[cfg(feature = "openmm")]
-use modejump::coordinates::constraints::kept_bonds;
 use modejump::coordinates::Topology;
 use modejump::io::trajectory::Frames;
 use modejump::io::{check_apart, check_writable};
@@ -136,16 +134,14 @@ impl Compare {
         topology: &Topology,
         samples: Option<&Frames>,
     ) -> Result<Option<[Vec<f64>; 2]>> {
+        use super::common::{target, target_of_samples};
         use modejump::target::Target;
         let (Some(path), Some(temperature)) = (&self.system, self.temperature) else { return Ok(None) };
         let (x, dimension, system) = (&frames.x, frames.dimension, self.platform.read_system(path)?);
-        let mut target = super::common::target(path, &system, dimension, Some(topology), temperature)?;
-        if let Some(samples) = samples {
-            // the model is not known, but what it keeps is there to be seen
-            let bonds = system.bonds()?.into_iter().map(|(a, b)| [a, b]).chain(topology.bonds.iter().copied());
-            let kept = kept_bonds(&bonds.collect::<Vec<_>>(), &samples.x, dimension);
-            target = target.with_kept_bonds(&system, &kept, &|atom| topology.label(atom))?;
-        }
+        let mut target = match samples {
+            Some(samples) => target_of_samples(path, &system, &samples.x, topology, temperature)?,
+            None => target(path, &system, dimension, Some(topology), temperature)?,
+        };
         // a force that does not say whether it is may well be
         if system.is_periodic().unwrap_or(true) {
             PERIODIC.call_once(|| {

@@ -1,6 +1,7 @@
 //! The files that a training reads and writes, looked at before the work: none is written over another.
 
-use super::{Config, Train};
+use super::settings::Config;
+use super::Train;
 use crate::modes::Description;
 use modejump::io::{check_apart, check_writable};
 use modejump::{Error, Result};

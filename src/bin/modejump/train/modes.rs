@@ -1,6 +1,7 @@
 //! `modejump train --modes`: one generator for each metastable state, with one latent space for all, in one model file.
 
-use super::{read_model, Config, JsonMap, Train};
+use super::settings::Config;
+use super::{read_model, Train};
 use crate::modes::Description;
 use modejump::coordinates::Topology;
 use modejump::io::model_file;
@@ -56,7 +57,7 @@ impl Train {
         // whether they can be put together is to be known before they are trained
         let untrained = |flow: &CouplingFlow<f32>| model_file::read("the design of a generator", &flow.to_bytes()?);
         description.jump_of(&flows.iter().map(untrained).collect::<Result<Vec<_>>>()?, &self.output)?;
-        let (mut parts, mut trainings) = (Vec::new(), JsonMap::new());
+        let (mut parts, mut trainings) = (Vec::new(), serde_json::Map::new());
         for (mode, (flow, frames)) in flows.into_iter().zip(&of_mode).enumerate() {
             let name = &modes.names()[mode];
             let own = self.of_mode(name);

@@ -1,6 +1,7 @@
 //! What vector fields, energy-based models and TarFlows have in common: a network on a tape, trained on frames alone.
 
-use super::{Train, Training};
+use super::drive::Training;
+use super::Train;
 use modejump::coordinates::Topology;
 use modejump::io::{checkpoint, model_file, write_atomically};
 use modejump::models::card::ModelCard;
@@ -74,7 +75,7 @@ impl<N: Trainable, O: Objective<N>> Training for Regression<'_, N, O> {
     }
 
     fn save_model(&self, path: &Path) -> Result<()> {
-        let tensors = self.network.layout().write(self.trainer.averaged());
+        let tensors = self.network.layout().write(self.trainer.best());
         write_atomically(path, &model_file::serialize(&self.card, &tensors)?)
     }
 }

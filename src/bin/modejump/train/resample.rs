@@ -1,7 +1,8 @@
 //! Frames drawn anew by their weights, for models that learn the target from samples of their own: self-refinement (Tan et al. 2025,
 //! "Amortized Sampling with Transferable Normalizing Flows").
 
-use super::{read_frames, Train};
+use super::frames::read_frames;
+use super::Train;
 use crate::common::{array, importance, CLIPPED_SHARE};
 use modejump::coordinates::Topology;
 use modejump::rng::{Stream, StreamId};
@@ -28,7 +29,7 @@ impl Train {
             let x = read_frames(std::slice::from_ref(path), topology)?;
             let n = x.len() / dimension;
             let named = |e: Error| Error::file(path, e.to_string());
-            let log_weights = self.log_weights(path, &x, n, peptide)?;
+            let log_weights = self.log_weights(path, &x, topology, peptide)?;
             let (ruled, _) = rule.apply(&log_weights).map_err(named)?;
             let mut stream = Stream::new(1, StreamId::Resample, number as u64, peptide);
             let mut drawn = weights::resample(&ruled, n, Resampling::Systematic, &mut stream).map_err(named)?;
@@ -42,7 +43,8 @@ impl Train {
     }
 
     /// `log_weight` of a file, or that of `log_density` with the energies of --system, which is that of peptide 0.
-    fn log_weights(&self, path: &Path, x: &[f64], n: usize, peptide: u32) -> Result<Vec<f64>> {
+    fn log_weights(&self, path: &Path, x: &[f64], topology: &Topology, peptide: u32) -> Result<Vec<f64>> {
+        let n = x.len() / (3 * topology.n_atoms());
         if let Some(given) = array(path, "log_weight", n)? {
             return Ok(given);
         }
@@ -57,11 +59,9 @@ impl Train {
                           `log_weight`, as `modejump smc` writes it";
             return Err(Error::file(path, reason));
         }
-        let mut target = self
-            .target()?
-            .ok_or_else(|| Error::file(path, "the weights exp(-u)/q need energies: give --system and --temperature"))?;
-        let mut u = vec![0.0; n];
-        target.reduced_potential(x, &mut u)?;
+        let u = self.energies_of_samples(x, topology).map_err(|e| Error::file(path, e.to_string()))?;
+        let u =
+            u.ok_or_else(|| Error::file(path, "the weights exp(-u)/q need energies: give --system and --temperature"))?;
         Ok(importance(&u, &log_q))
     }
 }

@@ -1,0 +1,148 @@
+//! Frames to train on: those of `--frames`, or made by molecular dynamics with `--system`.
+
+use super::settings::Config;
+use super::Train;
+use crate::common::require_bonds;
+use modejump::coordinates::Topology;
+use modejump::io::{model_file, trajectory};
+use modejump::{Error, Result};
+use std::path::{Path, PathBuf};
+#[cfg(feature = "openmm")]
+use {
+    crate::common::{explore_at, hash_of, threads},
+    indicatif::{ProgressBar, ProgressStyle},
+    modejump::engines::openmm::System,
+    modejump::train::dynamics::{explore, ExploreOptions},
+    std::collections::{BTreeMap, HashMap},
+    std::time::{Duration, Instant},
+};
+
+/// In the metadata of frames that were generated: of which System, and how.
+#[cfg(feature = "openmm")]
+const ORIGIN: &str = "origin";
+/// Between lines about frames that are made, where no bar shows them.
+#[cfg(feature = "openmm")]
+const REPORT_INTERVAL: Duration = Duration::from_secs(20);
+
+impl Train {
+    /// log q of the n frames, from their files; NaN where it is not known: frames drawn anew have another.
+    pub(super) fn log_densities(&self, n: usize) -> Result<Vec<f64>> {
+        match self.frames.is_empty() || self.resample.is_some() {
+            true => Ok(vec![f64::NAN; n]),
+            false => Ok(self.frames.iter().map(|path| read_log_densities(path)).collect::<Result<Vec<_>>>()?.concat()),
+        }
+    }
+}
+
+#[cfg(feature = "openmm")]
+impl Train {
+    /// Errors: neither files nor a System; files of other atoms, or in other units; kept frames of another origin.
+    pub(super) fn frames(&self, config: &Config, topology: &Topology, x0: &[f64]) -> Result<Vec<f64>> {
+        if !self.frames.is_empty() {
+            return read_frames(&self.frames, topology);
+        }
+        let (Some(system), Some(file)) = (self.open_system()?, &self.system) else {
+            return Err(Error::invalid("give --frames, or --system to generate them"));
+        };
+        let giver = if self.map_from.is_some() { "that of --map-from" } else { "--temperature" };
+        let options = explore_at(&config.explore, giver, self.kelvin_of_frames()?)?;
+        let explored = serde_json::to_string(&options).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
+        let origin = format!("{} {explored} {}", hash_of(file)?, self.platform.platform);
+        let keep = self.kept_frames();
+        if let Some(kept) = keep.as_ref().filter(|path| self.checkpoint.is_some() && path.exists()) {
+            eprintln!("frames of {}", kept.display());
+            require_origin(kept, &origin)?;
+            return read_frames(std::slice::from_ref(kept), topology);
+        }
+        let frames = generate(&system, x0, &options)?;
+        match keep {
+            Some(path) => keep_frames(&path, &frames, x0.len(), origin),
+            None => Ok(frames),
+        }
+    }
+}
+
+#[cfg(not(feature = "openmm"))]
+impl Train {
+    pub(super) fn frames(&self, _: &Config, topology: &Topology, _: &[f64]) -> Result<Vec<f64>> {
+        match self.frames.is_empty() {
+            true => Err(Error::invalid("give --frames")),
+            false => read_frames(&self.frames, topology),
+        }
+    }
+}
+
+/// Frames of molecular dynamics from `x0[atoms][3]`, nm, with a bar, or lines where none is shown.
+#[cfg(feature = "openmm")]
+fn generate(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec<f64>> {
+    let steps = options.steps() as f64 / 1e6;
+    eprintln!("{} frames: {steps:.1} million steps of molecular dynamics", options.frames);
+    let bar = ProgressBar::new(options.frames as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} frames {elapsed_precise} left {eta_precise}")
+    {
+        bar.set_style(style);
+    }
+    let told = std::cell::Cell::new(Instant::now());
+    let progress = |n: usize| {
+        bar.set_position(n as u64);
+        if bar.is_hidden() && told.get().elapsed() > REPORT_INTERVAL {
+            eprintln!("{n} of {} frames", options.frames);
+            told.set(Instant::now());
+        }
+    };
+    let frames = explore(system, x0, options, threads(), &progress)?;
+    bar.finish();
+    Ok(frames)
+}
+
+/// Writes frames `x[n][dimension]` in single precision. Returns them as they will be read again: a continued training sees the same, bit for bit.
+#[cfg(feature = "openmm")]
+fn keep_frames(path: &Path, x: &[f64], dimension: usize, origin: String) -> Result<Vec<f64>> {
+    let rounded: Vec<f32> = x.iter().map(|&v| v as f32).collect();
+    let frames = rounded.iter().copied().map(f64::from).collect();
+    let shape = vec![x.len() / dimension, dimension / 3, 3];
+    let tensors = BTreeMap::from([("x".to_string(), (shape, model_file::Data::F32(rounded)))]);
+    let metadata = HashMap::from([(ORIGIN.to_string(), origin)]);
+    modejump::io::write_atomically(path, &model_file::write_tensors(&tensors, metadata)?)?;
+    Ok(frames)
+}
+
+#[cfg(feature = "openmm")]
+fn require_origin(path: &Path, origin: &str) -> Result<()> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let (_, metadata) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
+    match metadata.get(ORIGIN).is_some_and(|kept| kept == origin) {
+        true => Ok(()),
+        false => Err(Error::file(
+            path,
+            "has the frames of another System, another temperature or other `explore` settings: give those it began with, or remove \
+             it and the checkpoint beside it to begin anew (or give it as --frames, to train on it all the same)",
+        )),
+    }
+}
+
+pub(super) fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
+    let mut x = Vec::new();
+    for path in paths {
+        let frames = trajectory::read_of(path, topology, "topology")?;
+        trajectory::require_nanometres(path, &frames, topology)?;
+        require_bonds(path, &frames, topology, "topology")?;
+        x.extend(frames.x);
+    }
+    Ok(x)
+}
+
+/// `log_density` [n] of a file of n frames; NaN where there is none, and for frames outside the density's support.
+fn read_log_densities(path: &Path) -> Result<Vec<f64>> {
+    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) {
+        return Ok(vec![f64::NAN; trajectory::read(path)?.n()]);
+    }
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let (mut tensors, _) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
+    let frames = tensors.get("x").and_then(|x| x.shape.first()).copied().unwrap_or(0);
+    let values = tensors.remove("log_density").map_or(vec![f64::NAN; frames], |tensor| tensor.data);
+    match values.len() == frames {
+        true => Ok(values.into_iter().map(|v| if v.is_finite() { v } else { f64::NAN }).collect()),
+        false => Err(Error::file(path, format!("log_density has {} numbers for {frames} frames", values.len()))),
+    }
+}

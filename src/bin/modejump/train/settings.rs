@@ -1,0 +1,171 @@
+//! The settings of `--config`, and what each training reads of them.
+
+use super::{energy, field, map_without_energies, tarflow, transferable, Kind, Train};
+use crate::common::parse_json;
+use modejump::train::{DesignOptions, Phase, TrainOptions};
+use modejump::{Error, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map as JsonMap, Value};
+use std::path::Path;
+
+/// The sections of `--config` as they are written.
+type Sections = JsonMap<String, Value>;
+
+/// The file behind `--config`.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Config {
+    pub design: DesignOptions,
+    pub train: TrainOptions,
+    /// With --modes: how the bijections between the first mode and the others are trained after the generators, if they are.
+    pub jump: Option<TrainOptions>,
+    pub gvp_flow: field::GvpDesign,
+    pub egnn_flow: field::EgnnDesign,
+    pub tarflow: tarflow::TarflowDesign,
+    pub transferable_tarflow: transferable::TransferableDesign,
+    pub graphormer_ebm: energy::GraphormerDesign,
+    pub invariant_ebm: energy::InvariantDesign,
+    pub gvp_ebm: energy::GvpEnergyDesign,
+    pub mlp_ebm: energy::MlpDesign,
+    #[cfg(feature = "openmm")]
+    pub explore: modejump::train::dynamics::ExploreOptions,
+}
+
+impl Train {
+    /// Errors: a file that is no JSON, or has settings that this training does not read.
+    pub(super) fn config(&self) -> Result<Config> {
+        let (mut config, sections): (Config, Sections) = match &self.config {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+                let (config, sections) = (parse_json(path, &text)?, parse_json(path, &text)?);
+                self.check_sections(path, &sections)?;
+                (config, sections)
+            }
+            None => Default::default(),
+        };
+        let names_phases = |section: &str| sections.get(section).is_some_and(|section| section.get("phases").is_some());
+        if !names_phases("train") {
+            if self.map_from.is_some() {
+                config.train.phases = vec![Phase::of_map()];
+            } else if self.system.is_some() {
+                config.train.phases = Phase::with_energies();
+            }
+        }
+        if let Some(jump) = config.jump.as_mut().filter(|_| !names_phases("jump")) {
+            jump.phases = vec![Phase::of_map()];
+        }
+        Ok(config)
+    }
+
+    /// Settings that this model's training never reads are refused, those that it does not read this time are told.
+    fn check_sections(&self, path: &Path, sections: &Sections) -> Result<()> {
+        let read = self.sections();
+        if let Some(name) = sections.keys().find(|name| !read.contains(name)) {
+            let reason =
+                format!("`{name}` has no effect on this training, which reads {}: leave it out", read.join(", "));
+            return Err(Error::file(path, reason));
+        }
+        let model = self.model.name();
+        let options = sections.get(&model).and_then(|section| section.get("train"));
+        let given = |name: &&str| options.and_then(|options| options.get(name)).is_some_and(|value| !value.is_null());
+        let matches_flows = matches!(self.model, Kind::GvpFlow | Kind::EgnnFlow);
+        if let Some(name) = ["pairing", "largest_weight"].iter().find(|name| !matches_flows && given(name)) {
+            let reason =
+                format!("`{name}` of `{model}.train` has no effect: it is of flow matching alone; leave it out");
+            return Err(Error::file(path, reason));
+        }
+        if self.model.name().ends_with("_ebm") && given(&"emphasis") {
+            let reason = format!(
+                "`emphasis` of `{model}.train` would make the energy that of other frames than those of --frames, which no weight takes back: \
+                 it is of flows alone; leave it out"
+            );
+            return Err(Error::file(path, reason));
+        }
+        let unused = [
+            ("design", self.start.is_some(), "the model of --start has its own"),
+            ("design", self.map_from.is_some() && self.start.is_none(), "the model of --map-from has its own"),
+            ("explore", !self.frames.is_empty(), "frames are those of --frames"),
+        ];
+        for (name, _, reason) in unused.iter().filter(|(name, is_unused, _)| *is_unused && sections.contains_key(*name))
+        {
+            eprintln!("note: `{name}` of {} is not used: {reason}", path.display());
+        }
+        Ok(())
+    }
+
+    /// What the training reads of the configuration.
+    fn sections(&self) -> Vec<String> {
+        let own = match (self.model, &self.modes) {
+            (Kind::Coupling, None) => vec!["design".into(), "train".into()],
+            (Kind::Coupling, Some(_)) => vec!["design".into(), "train".into(), "jump".into()],
+            (other, _) => vec![other.name()],
+        };
+        [own, vec!["explore".into()]].concat()
+    }
+
+    /// Before frames are made, which takes long. Errors name the setting that is out of range.
+    pub(super) fn check_settings(&self, config: &Config, dimension: usize) -> Result<()> {
+        if self.map_from.is_some() {
+            config.train.check_for_map()?;
+            self.system.as_ref().ok_or_else(map_without_energies)?;
+        }
+        let network = match self.model {
+            Kind::Coupling => return config.train.check(dimension, self.map_from.is_none(), self.system.is_some()),
+            Kind::GvpFlow => &config.gvp_flow.train,
+            Kind::EgnnFlow => &config.egnn_flow.train,
+            Kind::Tarflow => &config.tarflow.train,
+            Kind::TransferableTarflow => &config.transferable_tarflow.train,
+            Kind::GraphormerEbm => &config.graphormer_ebm.train,
+            Kind::InvariantEbm => &config.invariant_ebm.train,
+            Kind::GvpEbm => &config.gvp_ebm.train,
+            Kind::MlpEbm => &config.mlp_ebm.train,
+        };
+        network.check()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// "`key` = value" of all settings below, in order; null for what has no default.
+    fn settings(section: &Value, found: &mut Vec<String>) {
+        for (key, value) in section.as_object().into_iter().flatten() {
+            match value {
+                Value::Object(_) => settings(value, found),
+                Value::Array(phases) if phases.iter().any(Value::is_object) => {
+                    phases.iter().for_each(|phase| settings(phase, found))
+                }
+                value => found.push(format!("`{key}` = {value}")),
+            }
+        }
+    }
+
+    #[test]
+    fn without_settings_a_system_decides_about_the_phases() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            train: Train,
+        }
+        let phases = |more: &[&str]| {
+            let line = [&["train", "--topology", "a.pdb", "-o", "q.safetensors"], more].concat();
+            <Line as clap::Parser>::parse_from(line).train.config().unwrap().train.phases
+        };
+        assert_eq!(phases(&["--frames", "x.npy"]), TrainOptions::default().phases);
+        assert_eq!(phases(&["--frames", "x.npy", "--system", "s.xml"]), Phase::with_energies());
+        assert_eq!(phases(&["--map-from", "p.safetensors", "--system", "s.xml"]), [Phase::of_map()]);
+    }
+
+    #[test]
+    fn all_settings_are_documented_with_their_defaults() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/training.md");
+        let text = std::fs::read_to_string(path).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut found = Vec::new();
+        settings(&serde_json::to_value(Config::default()).unwrap(), &mut found);
+        found.sort();
+        found.dedup();
+        let missing: Vec<&String> = found.iter().filter(|setting| !text.contains(*setting)).collect();
+        assert!(missing.is_empty() && found.len() > 60, "{missing:?}");
+    }
+}

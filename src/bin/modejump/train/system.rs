@@ -1,0 +1,72 @@
+//! What a training takes of `--system`: energies, constraints, and whether its atoms are those of the topology.
+
+use super::Train;
+use modejump::coordinates::Topology;
+use modejump::target::Target;
+use modejump::{Error, Result};
+#[cfg(feature = "openmm")]
+use {
+    crate::common::{target_of_samples, threads},
+    modejump::engines::openmm::{OpenMmTarget, System},
+};
+
+#[cfg(feature = "openmm")]
+impl Train {
+    /// Errors: a System of other atoms, or with its atoms in another order.
+    pub(super) fn check_system(&self, topology: &Topology) -> Result<()> {
+        match (self.open_system()?, &self.system) {
+            (Some(system), Some(path)) => {
+                topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn open_system(&self) -> Result<Option<System>> {
+        self.system.as_ref().map(|path| self.platform.read_system(path)).transpose()
+    }
+
+    pub(super) fn target(&self) -> Result<Option<Box<dyn Target>>> {
+        let open = |system| OpenMmTarget::new(&system, self.kelvin(), threads());
+        Ok(self.open_system()?.map(open).transpose()?.map(|t| Box::new(t) as Box<dyn Target>))
+    }
+
+    /// Pairs of atoms and their distance, nm.
+    pub(super) fn constraints(&self) -> Result<Vec<(usize, usize, f64)>> {
+        self.open_system()?.map_or(Ok(Vec::new()), |system| system.constraints())
+    }
+
+    /// −ln of the density, up to a constant, that samples `x[n][atoms][3]` (nm) have in the ensemble of the System: u, and −½ ln det Z of
+    /// constraints. Errors name a bond that the System constrains and the samples vary, or the reverse.
+    pub(super) fn energies_of_samples(&self, x: &[f64], topology: &Topology) -> Result<Option<Vec<f64>>> {
+        let (Some(system), Some(path)) = (self.open_system()?, &self.system) else { return Ok(None) };
+        let mut target = target_of_samples(path, &system, x, topology, self.kelvin())?;
+        let mut u = vec![0.0; x.len() / target.dimension()];
+        target.reduced_potential(x, &mut u)?;
+        let rows = x.chunks_exact(target.dimension()).zip(&mut u).filter(|(_, u)| u.is_finite());
+        rows.for_each(|(x, u)| *u -= target.log_metric(x));
+        Ok(Some(u))
+    }
+}
+
+#[cfg(not(feature = "openmm"))]
+impl Train {
+    pub(super) fn check_system(&self, _: &Topology) -> Result<()> {
+        Ok(()) // the first use of its energies says that this build has none
+    }
+
+    pub(super) fn target(&self) -> Result<Option<Box<dyn Target>>> {
+        match &self.system {
+            Some(_) => Err(Error::Unsupported("--system needs a build with `--features openmm`".into())),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn constraints(&self) -> Result<Vec<(usize, usize, f64)>> {
+        Ok(Vec::new())
+    }
+
+    pub(super) fn energies_of_samples(&self, _: &[f64], _: &Topology) -> Result<Option<Vec<f64>>> {
+        self.target().map(|_| None)
+    }
+}
