@@ -116,7 +116,7 @@ fn what_the_files_say(setting: &Setting) {
 
 fn refusals(setting: &Setting) {
     let message = setting.refusal(setting.command("adapt", "system-hbonds.xml", "other"));
-    assert!(message.contains("are constrained") && message.contains("constraints=None"), "{message}");
+    assert!(message.contains("is constrained") && message.contains("constraints=None"), "{message}");
     let message = setting.refusal(setting.command("explore", "system-vacuum.xml", "whole"));
     assert!(message.contains("belongs to another run"), "{message}");
     let mut command = setting.command("explore", "system-vacuum.xml", "other");

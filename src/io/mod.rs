@@ -2,8 +2,6 @@
 
 pub mod checkpoint;
 #[cfg(feature = "cli")]
-pub mod dcd;
-#[cfg(feature = "cli")]
 pub mod gromacs;
 pub mod model_file;
 #[cfg(feature = "cli")]

@@ -7,6 +7,7 @@ use crate::models::card::{ModelCard, FORMAT};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use safetensors::SafeTensorError;
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 
 /// The metadata key of the description.
 pub const KEY: &str = "modejump";
@@ -52,6 +53,25 @@ impl ModelFile {
     pub fn error(&self, reason: impl Into<String>) -> Error {
         Error::model(&self.name, reason)
     }
+}
+
+/// The model of a file, as [`read`] reads it.
+pub fn open(path: &Path) -> Result<ModelFile> {
+    read(&path.display().to_string(), &bytes_of(path)?)
+}
+
+/// The tensors of a file, as [`read_tensors`] reads them.
+pub fn open_tensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, HashMap<String, String>)> {
+    read_tensors(&path.display().to_string(), &bytes_of(path)?)
+}
+
+/// What a model file says of itself, as [`read_card`] reads it.
+pub fn open_card(path: &Path) -> Result<ModelCard> {
+    read_card(&path.display().to_string(), &bytes_of(path)?)
+}
+
+fn bytes_of(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::io(path, e))
 }
 
 /// All tensors of a safetensors file as f64, and its metadata.

@@ -2,7 +2,7 @@
 
 use super::common::{frames_of, load, PrecisionFlag};
 use clap::Args;
-use modejump::io::model_file::{read_tensors, write_tensors, Data, Tensor};
+use modejump::io::model_file::{open_tensors, write_tensors, Data, Tensor};
 use modejump::io::{check_apart, check_writable, trajectory, write_atomically};
 use modejump::models::continuous::{ContinuousConfig, Parametrisation};
 use modejump::models::{EnergyFunction, VectorField};
@@ -69,8 +69,7 @@ struct Input {
 impl Input {
     /// Errors: a tensor that is missing, of another shape or not finite.
     fn read(path: &Path, dimension: usize) -> Result<Input> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let (mut tensors, _) = read_tensors(&path.display().to_string(), &bytes)?;
+        let (mut tensors, _) = open_tensors(path)?;
         let mut take = |name: &str| -> Result<Tensor> {
             let absent = || Error::file(path, format!("no tensor `{name}`; `x` [n][atoms][3] and `t` [n] are needed"));
             let tensor = tensors.remove(name).ok_or_else(absent)?;

@@ -94,11 +94,7 @@ impl Description {
 
     /// Writes the model file of these generators, one for each mode, if jumps can be made with it, and returns which, in words.
     pub fn write(&self, generators: &[PathBuf], output: &Path) -> Result<Vec<String>> {
-        let file = |path: &PathBuf| -> Result<ModelFile> {
-            let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-            model_file::read(&path.display().to_string(), &bytes)
-        };
-        let files = generators.iter().map(file).collect::<Result<Vec<_>>>()?;
+        let files = generators.iter().map(|path| model_file::open(path)).collect::<Result<Vec<_>>>()?;
         let (bytes, jump) = self.jump_of(&files, output)?;
         write_atomically(output, &bytes)?;
         let name = |mode: usize| &jump.modes().names()[mode];

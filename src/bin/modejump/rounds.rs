@@ -41,7 +41,7 @@ impl RoundsArguments {
 mod run {
     use super::*;
     use crate::common::{
-        describe_training, explore_at, hash_of, interrupted, parse_json, require_bonds, threads, watch_signals,
+        describe_training, explore_at, hash_of, interrupted, parse_json, read_frames, threads, watch_signals,
         CHECKPOINT_INTERVAL,
     };
     use crate::dynamics::check_start;
@@ -141,13 +141,7 @@ mod run {
             if structures.is_empty() {
                 return Ok(x0.to_vec());
             }
-            let read = |path: &PathBuf| {
-                let frames = trajectory::read_of(path, topology, "topology")?;
-                trajectory::require_nanometres(path, &frames, topology)?;
-                require_bonds(path, &frames, topology, "topology")?;
-                Ok(frames.x)
-            };
-            Ok(structures.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
+            read_frames(structures, topology)
         }
 
         fn open_system(&self, topology: &Topology) -> Result<System> {
@@ -156,9 +150,11 @@ mod run {
             match system.constraints()?.first() {
                 None => Ok(system),
                 Some((a, b, _)) => Err(Error::Unsupported(format!(
-                    "{}: atoms {a} and {b} are constrained, and the walkers of the rounds keep no constraint: use a System \
+                    "{}: the bond of {} and {} is constrained, and the walkers of the rounds keep no constraint: use a System \
                      without (constraints=None), or train with `modejump train` and run with `modejump md`",
-                    self.system.display()
+                    self.system.display(),
+                    topology.label(*a),
+                    topology.label(*b)
                 ))),
             }
         }

@@ -21,7 +21,7 @@ use modejump::nn::Activation;
 use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
 use modejump::train::{Phase, TrainOptions, Trainer};
-use modejump::{Error, Result};
+use modejump::Result;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
@@ -133,8 +133,7 @@ fn gvp() -> GvpConfig {
 
 /// The vector field of alanine dipeptide with its ODE, as a file has it.
 pub fn gvp_flow(path: &str) -> Result<GvpFlow<f32>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    GvpFlow::from_file(&model_file::read(path, &bytes)?)
+    GvpFlow::from_file(&model_file::open(path.as_ref())?)
 }
 
 /// The energy that goes with it, BoltzNCE's other one.

@@ -129,14 +129,12 @@ impl Bench {
         let Some(path) = path else {
             return Ok((cases::spline_generator()?, "ala2".into(), "random, bgflow's architecture".into()));
         };
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let name = path.display().to_string();
-        let flow = CouplingFlow::from_file(&model_file::read(&name, &bytes)?)?;
+        let flow = CouplingFlow::from_file(&model_file::open(path)?)?;
         let size = match self.model {
             Some(_) => path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default(),
             None => "ala2".into(),
         };
-        Ok((flow, size, name))
+        Ok((flow, size, path.display().to_string()))
     }
 }
 

@@ -6,7 +6,7 @@ use super::common::{number, tail_in_words, tail_index, PlatformFlag, RuleFlag};
 use super::plot::{draw, Series};
 use clap::Args;
 use modejump::coordinates::Topology;
-use modejump::io::trajectory::Frames;
+use modejump::io::trajectory::{Format, Frames};
 use modejump::io::{check_apart, check_writable};
 use modejump::metrics::{self, Features};
 use modejump::rng::{Stream, StreamId};
@@ -119,8 +119,8 @@ impl Compare {
     }
 
     fn the_topology(&self) -> Result<Topology> {
-        let is_pdb = |path: &&PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("pdb"));
-        let path = self.topology.as_ref().or([&self.a, &self.b].into_iter().find(is_pdb));
+        let has_names = |path: &&PathBuf| Format::Pdb.is_of(path);
+        let path = self.topology.as_ref().or([&self.a, &self.b].into_iter().find(has_names));
         let path = path.ok_or_else(|| Error::invalid("give the atoms with --topology, a PDB file"))?;
         Ok(Topology::from_pdb(path)?.0)
     }

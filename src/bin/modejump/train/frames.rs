@@ -2,16 +2,17 @@
 
 use super::settings::Config;
 use super::Train;
-use crate::common::require_bonds;
+use crate::common::{array, read_frames};
 use modejump::coordinates::Topology;
-use modejump::io::{model_file, trajectory};
+use modejump::io::trajectory;
 use modejump::{Error, Result};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 #[cfg(feature = "openmm")]
 use {
     crate::common::{explore_at, hash_of, threads},
     indicatif::{ProgressBar, ProgressStyle},
     modejump::engines::openmm::System,
+    modejump::io::{model_file, write_atomically},
     modejump::train::dynamics::{explore, ExploreOptions},
     std::collections::{BTreeMap, HashMap},
     std::time::{Duration, Instant},
@@ -103,14 +104,13 @@ fn keep_frames(path: &Path, x: &[f64], dimension: usize, origin: String) -> Resu
     let shape = vec![x.len() / dimension, dimension / 3, 3];
     let tensors = BTreeMap::from([("x".to_string(), (shape, model_file::Data::F32(rounded)))]);
     let metadata = HashMap::from([(ORIGIN.to_string(), origin)]);
-    modejump::io::write_atomically(path, &model_file::write_tensors(&tensors, metadata)?)?;
+    write_atomically(path, &model_file::write_tensors(&tensors, metadata)?)?;
     Ok(frames)
 }
 
 #[cfg(feature = "openmm")]
 fn require_origin(path: &Path, origin: &str) -> Result<()> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let (_, metadata) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
+    let (_, metadata) = model_file::open_tensors(path)?;
     match metadata.get(ORIGIN).is_some_and(|kept| kept == origin) {
         true => Ok(()),
         false => Err(Error::file(
@@ -121,28 +121,9 @@ fn require_origin(path: &Path, origin: &str) -> Result<()> {
     }
 }
 
-pub(super) fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
-    let mut x = Vec::new();
-    for path in paths {
-        let frames = trajectory::read_of(path, topology, "topology")?;
-        trajectory::require_nanometres(path, &frames, topology)?;
-        require_bonds(path, &frames, topology, "topology")?;
-        x.extend(frames.x);
-    }
-    Ok(x)
-}
-
 /// `log_density` [n] of a file of n frames; NaN where there is none, and for frames outside the density's support.
 fn read_log_densities(path: &Path) -> Result<Vec<f64>> {
-    if !path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) {
-        return Ok(vec![f64::NAN; trajectory::read(path)?.n()]);
-    }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    let (mut tensors, _) = model_file::read_tensors(&path.display().to_string(), &bytes)?;
-    let frames = tensors.get("x").and_then(|x| x.shape.first()).copied().unwrap_or(0);
-    let values = tensors.remove("log_density").map_or(vec![f64::NAN; frames], |tensor| tensor.data);
-    match values.len() == frames {
-        true => Ok(values.into_iter().map(|v| if v.is_finite() { v } else { f64::NAN }).collect()),
-        false => Err(Error::file(path, format!("log_density has {} numbers for {frames} frames", values.len()))),
-    }
+    let n = trajectory::read(path)?.n();
+    let values = array(path, "log_density", n)?.unwrap_or(vec![f64::NAN; n]);
+    Ok(values.into_iter().map(|v| if v.is_finite() { v } else { f64::NAN }).collect())
 }

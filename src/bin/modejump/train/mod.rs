@@ -209,7 +209,7 @@ impl Train {
 
     /// The model to start from. Errors: atoms in another order than --topology has them; another number is for the caller to tell.
     fn start_model(&self, path: &Path, topology: &Topology) -> Result<ModelFile> {
-        let file = read_model(path)?;
+        let file = model_file::open(path)?;
         if let Some(own) = file.card.topology.as_ref().filter(|own| own.n_atoms() == topology.n_atoms()) {
             own.require_order(topology, "model to start from")
                 .map_err(|e| Error::file(&self.topology, e.to_string()))?;
@@ -339,12 +339,5 @@ fn map_without_energies() -> Error {
 
 /// K, if the file of the model tells it.
 fn temperature_of(path: &Path) -> Result<Option<f64>> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    Ok(model_file::read_card(&path.display().to_string(), &bytes)?.temperature)
-}
-
-/// The model file of --start.
-fn read_model(path: &Path) -> Result<ModelFile> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    model_file::read(&path.display().to_string(), &bytes)
+    Ok(model_file::open_card(path)?.temperature)
 }

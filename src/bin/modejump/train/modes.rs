@@ -1,7 +1,7 @@
 //! `modejump train --modes`: one generator for each metastable state, with one latent space for all, in one model file.
 
 use super::settings::Config;
-use super::{read_model, Train};
+use super::Train;
 use crate::modes::Description;
 use modejump::coordinates::Topology;
 use modejump::io::model_file;
@@ -91,7 +91,7 @@ impl Train {
         options: &TrainOptions,
     ) -> Result<Value> {
         let from = models::load(from)?;
-        let to = read_model(to)?;
+        let to = model_file::open(to)?;
         let flow = CouplingFlow::from_file(&to)?;
         eprintln!("{}: {} <-> {}", self.output.display(), modes.names()[0], modes.names()[mode]);
         let Some(mut target) = self.target()? else {

@@ -1,9 +1,8 @@
 //! Frames drawn anew by their weights, for models that learn the target from samples of their own: self-refinement (Tan et al. 2025,
 //! "Amortized Sampling with Transferable Normalizing Flows").
 
-use super::frames::read_frames;
 use super::Train;
-use crate::common::{array, importance, CLIPPED_SHARE};
+use crate::common::{array, importance, read_frames, CLIPPED_SHARE};
 use modejump::coordinates::Topology;
 use modejump::rng::{Stream, StreamId};
 use modejump::weights::{self, Resampling};

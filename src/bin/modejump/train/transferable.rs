@@ -1,9 +1,10 @@
 //! Transferable TarFlow and Prose, by maximum likelihood on one or more peptides.
 
 use super::tarflow::standard_deviation;
-use super::{read_model, Train};
+use super::Train;
 use modejump::coordinates::chirality::stereocentres;
 use modejump::coordinates::Topology;
+use modejump::io::model_file;
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::network::Trainable;
 use modejump::models::tarflow::format::published_orders;
@@ -125,7 +126,7 @@ impl Train {
         share_numbers(&mut molecules);
         let (card, config, parameters) = match &self.start {
             Some(path) => {
-                let file = read_model(path)?;
+                let file = model_file::open(path)?;
                 let ModelConfig::TransferableTarflow(config) = file.card.model.clone() else {
                     return Err(Error::file(path, "not a model of the kind transferable_tarflow"));
                 };

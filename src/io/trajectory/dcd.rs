@@ -1,7 +1,7 @@
 //! DCD trajectories (CHARMM, NAMD, OpenMM, X-PLOR): Fortran records of f32 coordinates in ångström. Reads both byte orders, unit-cell
 //! records and fixed-size frames; writes little-endian files without a cell.
 
-use super::trajectory::{Clock, Frames};
+use super::{Clock, Frames};
 use crate::error::{Error, Result};
 use crate::units::NM_PER_ANGSTROM;
 use std::path::Path;

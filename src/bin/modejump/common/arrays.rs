@@ -1,0 +1,98 @@
+//! Frames and other arrays of files, and numbers of each frame.
+
+use modejump::coordinates::Topology;
+use modejump::density::Evaluation;
+use modejump::io::model_file;
+use modejump::io::trajectory::{self, Format, Frames};
+use modejump::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// The array of this name with a number for each of the n frames of a safetensors file, if the file has one.
+///
+/// Errors: another length.
+pub fn array(path: &Path, name: &str, n: usize) -> Result<Option<Vec<f64>>> {
+    if !Format::Safetensors.is_of(path) {
+        return Ok(None);
+    }
+    let (mut tensors, _) = model_file::open_tensors(path)?;
+    match tensors.remove(name).map(|tensor| tensor.data) {
+        Some(data) if data.len() != n => {
+            Err(Error::file(path, format!("`{name}` has {} numbers for {n} frames", data.len())))
+        }
+        data => Ok(data),
+    }
+}
+
+/// `x[n][atoms][3]`, nm, of files one after the other. Errors: other atoms, another unit, and molecules that are not whole.
+pub fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
+    let read = |path: &PathBuf| {
+        let frames = trajectory::read_of(path, topology, "topology")?;
+        trajectory::require_nanometres(path, &frames, topology)?;
+        require_bonds(path, &frames, topology, "topology")?;
+        Ok(frames.x)
+    };
+    Ok(paths.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// Frames without names or units show by bonds that are none what is wrong with them, which is told; `whose` says of what `atoms` are the list.
+/// Errors: most of the frames have the same.
+pub fn require_bonds(path: &Path, frames: &Frames, atoms: &Topology, whose: &str) -> Result<()> {
+    match trajectory::torn_frames(frames, atoms, whose) {
+        Some(torn) if torn.are_most => Err(Error::file(
+            path,
+            format!(
+                "{torn}; coordinates have to be in nm, not Angstrom; or the atoms are in another order, or the molecule is not whole"
+            ),
+        )),
+        Some(torn) => {
+            eprintln!("modejump: {}: {torn}; is the molecule whole there?", path.display());
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// The same for the samples of a model, whose unit and order are known: a poor model is no reason to refuse them.
+pub fn warn_of_torn_bonds(path: &Path, samples: &Frames, atoms: &Topology, whose: &str) {
+    if let Some(torn) = trajectory::torn_frames(samples, atoms, whose) {
+        eprintln!("modejump: {}: {torn}; a poor model has drawn them, or one of other atoms", path.display());
+    }
+}
+
+/// Latent points `[n][latent]`: tensor `z` of a safetensors file, or a npy array. Errors: another shape, numbers that are not finite.
+pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
+    let (shape, z) = if Format::Npy.is_of(path) {
+        let z = trajectory::read(path)?;
+        (vec![z.n(), z.dimension], z.x)
+    } else {
+        let (mut tensors, _) = model_file::open_tensors(path)?;
+        let z = tensors.remove("z").ok_or_else(|| Error::file(path, "no tensor `z`"))?;
+        (z.shape, z.data)
+    };
+    if !matches!(shape[..], [_, width] if width == latent) {
+        return Err(Error::file(path, format!("`z` has shape {shape:?}, the model needs [n, {latent}]")));
+    }
+    match z.iter().position(|v| !v.is_finite()) {
+        Some(i) => Err(Error::file(path, format!("`z` holds {} in point {}", z[i], i / latent + 1))),
+        None => Ok(z),
+    }
+}
+
+/// log w = −u − log q; no weight where either is not finite.
+pub fn importance(u: &[f64], log_q: &[f64]) -> Vec<f64> {
+    let weight = |(u, q): (&f64, &f64)| match -u - q {
+        w if w.is_finite() => w,
+        _ => f64::NEG_INFINITY,
+    };
+    u.iter().zip(log_q).map(weight).collect()
+}
+
+pub fn evaluations(n: usize) -> Vec<Evaluation> {
+    vec![Evaluation::inside(0.0); n]
+}
+
+/// log q per row, and how many rows are outside the support.
+pub fn split(log_density: &[Evaluation]) -> (Vec<f64>, usize) {
+    let values = log_density.iter().map(|e| e.log_density).collect();
+    (values, log_density.iter().filter(|e| !e.is_inside()).count())
+}

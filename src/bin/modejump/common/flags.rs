@@ -1,0 +1,125 @@
+//! Options of the command line that several commands have.
+
+use clap::{Args, ValueEnum};
+use modejump::models::tarflow::{self, Decoding, Jacobi, Options};
+use modejump::models::Model;
+use modejump::weights::Rule;
+use modejump::Result;
+use std::sync::Arc;
+#[cfg(feature = "openmm")]
+use {modejump::engines::openmm::System, std::path::Path};
+
+#[derive(Clone, Debug, Args)]
+pub struct PlatformFlag {
+    /// OpenMM platform for energies: `CPU`, in single precision, is faster where Reference is slow, as with a CustomGBForce
+    #[arg(long, default_value = "Reference")]
+    pub platform: String,
+}
+
+impl PlatformFlag {
+    #[cfg(feature = "openmm")]
+    pub fn read_system(&self, path: &Path) -> Result<System> {
+        Ok(super::read_system(path)?.on_platform(&self.platform))
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct PrecisionFlag {
+    /// Type of the networks; coordinates and densities are f64 in either case
+    #[arg(long, value_enum, default_value_t = Type::F32)]
+    pub(super) precision: Type,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Type {
+    F32,
+    F64,
+    /// f32 with weights rounded to bfloat16, of TarFlows: single samples in less time
+    Bf16,
+}
+
+/// Share of the samples whose weights published evaluations delete.
+pub const CLIPPED_SHARE: f64 = 0.002;
+
+#[derive(Args)]
+pub struct DecodingFlags {
+    /// How a TarFlow finds its samples; log q is that of the sample in any case, by iteration that of its likelihood
+    #[arg(long, value_enum, default_value_t = Decode::Sequential)]
+    decoding: Decode,
+    /// Tokens of a segment of `--decoding gauss-seidel`
+    #[arg(long, default_value_t = 16, requires = "decoding")]
+    segment: usize,
+    /// Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in f32); at most 1e-3, within which samples have the density
+    /// that is said of them
+    #[arg(long, default_value_t = 1e-4, requires = "decoding")]
+    decoding_tolerance: f64,
+    /// Of an iteration: most passes of all tokens, or of a segment; a sample that needs more is decoded sequentially
+    #[arg(long, default_value_t = 32, requires = "decoding")]
+    decoding_passes: usize,
+}
+
+impl DecodingFlags {
+    pub fn decoding(&self) -> Decoding {
+        let segment = match self.decoding {
+            Decode::Sequential => return Decoding::Sequential,
+            Decode::Jacobi => usize::MAX,
+            Decode::GaussSeidel => self.segment,
+        };
+        Decoding::Jacobi(Jacobi { segment, tolerance: self.decoding_tolerance, passes: self.decoding_passes })
+    }
+
+    /// The model with the decoding asked for. Errors: as of [`tarflow::with_options`].
+    pub fn of(&self, model: Arc<dyn Model>) -> Result<Arc<dyn Model>> {
+        tarflow::with_options(model, Options { decoding: self.decoding(), ..Options::default() })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Decode {
+    /// Token after token
+    Sequential,
+    /// All tokens together, by iteration
+    Jacobi,
+    /// Segments of tokens after each other, each by iteration
+    GaussSeidel,
+}
+
+#[derive(Args)]
+pub struct RuleFlag {
+    /// What is done to importance weights before averages are made of them; the raw ESS and Pareto k are reported in any case
+    #[arg(long, value_enum, default_value_t = Weights::Raw)]
+    weights: Weights,
+    /// Share of the samples that `--weights quantile-clipped` deletes
+    #[arg(long, default_value_t = CLIPPED_SHARE, requires = "weights", allow_negative_numbers = true)]
+    clipped_share: f64,
+}
+
+impl RuleFlag {
+    pub fn rule(&self) -> Rule {
+        self.weights.rule(self.clipped_share)
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Weights {
+    /// Nothing
+    Raw,
+    /// At most sqrt(n) times their mean: no sample is deleted, less variance, a bias that vanishes as n grows
+    Truncated,
+    /// The largest by a fitted Pareto tail: no sample is deleted
+    Smoothed,
+    /// Samples with the largest weights DELETED, as published evaluations do it: BIASED for any n
+    QuantileClipped,
+}
+
+impl Weights {
+    /// `clipped_share` is of the samples that quantile clipping deletes.
+    pub fn rule(self, clipped_share: f64) -> Rule {
+        match self {
+            Weights::Raw => Rule::Raw,
+            Weights::Truncated => Rule::Truncated,
+            Weights::Smoothed => Rule::Smoothed,
+            Weights::QuantileClipped => Rule::QuantileClipped { share: clipped_share },
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! What several subcommands share.
+
+mod arrays;
+mod flags;
+mod models;
+mod report;
+#[cfg(feature = "openmm")]
+mod systems;
+
+pub use arrays::*;
+pub use flags::*;
+pub use models::*;
+pub use report::*;
+#[cfg(feature = "openmm")]
+pub use systems::*;
+
+use modejump::io::model_file;
+use modejump::{Error, Result};
+use serde::de::DeserializeOwned;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Time between two checkpoints.
+pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Set by SIGINT and SIGTERM.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on the first SIGINT or SIGTERM is for [`interrupted`] to tell, and the second ends the program.
+/// Errors: a second call.
+pub fn watch_signals() -> Result<()> {
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130); // asked twice
+        }
+    })
+    .map_err(|e| Error::invalid(format!("signals cannot be handled: {e}")))
+}
+
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// What a JSON file holds. Errors: text of another kind; what is wrong in it, and where.
+pub fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+    use serde_json::error::Category;
+    serde_json::from_str(text).map_err(|e| match e.classify() {
+        Category::Data => Error::file(path, e.to_string()),
+        _ => Error::file(path, format!("JSON is expected here, and this is none: {e}")),
+    })
+}
+
+/// Of what a file holds.
+pub fn hash_of(path: &Path) -> Result<String> {
+    Ok(model_file::hash(&std::fs::read(path).map_err(|e| Error::io(path, e))?))
+}

@@ -1,0 +1,53 @@
+//! Numbers as reports and summaries show them.
+
+use modejump::weights;
+use serde_json::{json, Value};
+
+/// k̂ for a summary: a number, or as a text "inf" or "-inf", since JSON knows no infinities.
+pub fn tail_index(k: f64) -> Value {
+    match k.is_finite() {
+        true => json!(k),
+        false => json!(k.to_string()),
+    }
+}
+
+/// k̂ for a report, with a warning where the weights are not to be trusted.
+pub fn tail_in_words(k: f64) -> String {
+    let what = match k {
+        f64::NEG_INFINITY => return "none: the largest weights are alike".into(),
+        f64::INFINITY => "infinite".into(),
+        k => format!("{k:.2}"),
+    };
+    format!("{what}{}", if k > 0.7 { "  (weights are unreliable above 0.7)" } else { "" })
+}
+
+/// A number of a summary, also one that [`tail_index`] wrote; NaN where there is none.
+pub fn number(summary: &Value, key: &str) -> f64 {
+    let text = || summary[key].as_str()?.parse().ok();
+    summary[key].as_f64().or_else(text).unwrap_or(f64::NAN)
+}
+
+/// An average with its error, a question mark where weights are too few to tell one.
+pub fn with_error(value: f64, error: f64, digits: usize) -> String {
+    match error.is_nan() {
+        true => format!("{value:.digits$} ± ?"),
+        false => format!("{value:.digits$} ± {error:.digits$}"),
+    }
+}
+
+/// What the question mark of [`with_error`] stands for.
+pub fn without_error() -> String {
+    format!("±?: fewer than {} effective samples tell no error", weights::FEWEST_FOR_ERRORS)
+}
+
+/// Marks numbers whose likelihood is not exact.
+pub fn mark(likelihood: &str) -> String {
+    match likelihood {
+        "exact" | "" => String::new(),
+        other => format!("  ({other} likelihood)"),
+    }
+}
+
+pub fn frames_of(n: usize) -> String {
+    format!("{n} configuration{}", if n == 1 { "" } else { "s" })
+}

@@ -1,0 +1,102 @@
+//! Energies of OpenMM Systems.
+
+use super::PlatformFlag;
+use modejump::coordinates::constraints::kept_bonds;
+use modejump::coordinates::Topology;
+use modejump::engines::openmm::{OpenMmTarget, System};
+use modejump::models::steering::dimension_without_auxiliary;
+use modejump::models::Model;
+use modejump::train::ExploreOptions;
+use modejump::{Error, Result};
+use std::path::Path;
+use std::sync::Once;
+
+/// `explore` of a configuration at a temperature that something else gives, `giver`, such as an option of the command line. Errors: another
+/// one in the configuration.
+pub fn explore_at(options: &ExploreOptions, giver: &str, temperature: f64) -> Result<ExploreOptions> {
+    match options.temperature.filter(|given| *given != temperature) {
+        None => Ok(ExploreOptions { temperature: Some(temperature), ..options.clone() }),
+        Some(given) => Err(Error::invalid(format!(
+            "`explore` has temperature {given} K, and {giver} is {temperature} K: leave it out of the configuration"
+        ))),
+    }
+}
+
+/// An OpenMM System without the moves that were added to it, which is told.
+pub fn read_system(path: &Path) -> Result<System> {
+    static TOLD: Once = Once::new();
+    let system = System::from_xml_file(path)?;
+    if system.moves_left_out() > 0 {
+        TOLD.call_once(|| {
+            eprintln!(
+                "modejump: {} holds a MonteCarloModeJump, which is left out: moves here are those of the command line",
+                path.display()
+            );
+        });
+    }
+    Ok(system)
+}
+
+/// The energies, on all threads, of an OpenMM System that was read from this file. Errors: also another number of particles than the model has
+/// atoms, and masses that are not those of the atoms, where they are known.
+pub fn target(
+    path: &Path,
+    system: &System,
+    dimension: usize,
+    atoms: Option<&Topology>,
+    temperature: f64,
+) -> Result<OpenMmTarget> {
+    if 3 * system.n_particles() != dimension {
+        let message = format!("{} particles, the model has {} atoms", system.n_particles(), dimension / 3);
+        return Err(Error::file(path, message));
+    }
+    if let Some(atoms) = atoms {
+        atoms.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
+    }
+    OpenMmTarget::new(system, temperature, threads())
+}
+
+/// The same for the samples of a model, with its constrained bonds.
+pub fn target_of(path: &Path, model: &dyn Model, temperature: f64, on: &PlatformFlag) -> Result<OpenMmTarget> {
+    let dimension = dimension_without_auxiliary(model);
+    let system = on.read_system(path)?;
+    target(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
+}
+
+/// The same for samples `x[n][atoms][3]` (nm) of a model that is not known: it keeps the bonds that they keep. Errors name a bond that the System
+/// constrains and the samples vary, or the reverse.
+pub fn target_of_samples(
+    path: &Path,
+    system: &System,
+    x: &[f64],
+    topology: &Topology,
+    temperature: f64,
+) -> Result<OpenMmTarget> {
+    let dimension = 3 * topology.n_atoms();
+    let bonds = system.bonds()?.into_iter().map(|(a, b)| [a, b]).chain(topology.bonds.iter().copied());
+    let kept = kept_bonds(&bonds.collect::<Vec<_>>(), x, dimension);
+    let target = target(path, system, dimension, Some(topology), temperature)?;
+    target.with_kept_bonds(system, &kept, &|atom| topology.label(atom))
+}
+
+/// Threads of this machine.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+#[cfg(all(test, feature = "openmm"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temperature_that_is_given_is_not_replaced() {
+        let of = |temperature| ExploreOptions { temperature, ..ExploreOptions::default() };
+        for given in [None, Some(400.0)] {
+            assert_eq!(explore_at(&of(given), "--temperature", 400.0).unwrap().kelvin(), 400.0);
+        }
+        let message = explore_at(&of(Some(300.0)), "--temperature", 400.0).unwrap_err().to_string();
+        assert!(message.contains("300 K, and --temperature is 400 K"), "{message}");
+        let config: ExploreOptions = serde_json::from_str(r#"{"temperature": 300}"#).unwrap();
+        assert_eq!(config.temperature, Some(300.0));
+    }
+}

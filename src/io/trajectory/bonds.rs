@@ -1,0 +1,84 @@
+//! Frames whose bonds are none: of another unit, another order of atoms, or molecules that are not whole.
+
+use super::Frames;
+use crate::coordinates::vector::distance;
+use crate::coordinates::Topology;
+use crate::error::{Error, Result};
+use std::path::Path;
+
+/// A bond longer than this (nm) is none.
+const LONGEST_BOND: f64 = 0.3;
+/// Half of the bonds of molecules, or of beads of several atoms, are shorter (nm).
+const LONGEST_MEDIAN: f64 = 0.7;
+
+/// Frames in which atoms of a bond are too far apart for one: in Angstrom, in another order, of a molecule that is not whole.
+pub struct Torn {
+    frames: usize,
+    of: usize,
+    /// Atoms of the first few of the bonds.
+    bonds: String,
+    whose: String,
+    /// Whether most frames have one bond torn.
+    pub are_most: bool,
+}
+
+impl std::fmt::Display for Torn {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let Torn { frames, of, bonds, whose, .. } = self;
+        write!(
+            f,
+            "in {frames} of {of} frames atoms bonded in the {whose} are more than {LONGEST_BOND} nm apart: {bonds}"
+        )
+    }
+}
+
+/// The frames, if any, in which a bond of these atoms is none; `whose` says of what `atoms` are the list.
+pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Torn> {
+    const NAMED: usize = 3;
+    let rows = || frames.x.chunks_exact(frames.dimension);
+    let is_torn = |x: &[f64], [i, j]: [usize; 2]| distance(x, i, j) > LONGEST_BOND;
+    let of_bond = |&bond: &[usize; 2]| (bond, rows().filter(|x| is_torn(x, bond)).count());
+    let torn: Vec<([usize; 2], usize)> = atoms.bonds.iter().map(of_bond).filter(|(_, count)| *count > 0).collect();
+    if torn.is_empty() {
+        return None;
+    }
+    let name = |(bond, _): &([usize; 2], usize)| bond.map(|i| atoms.label(i)).join(" and ");
+    let mut bonds = torn.iter().take(NAMED).map(name).collect::<Vec<_>>().join(", ");
+    if torn.len() > NAMED {
+        bonds += &format!(", and {} bonds more", torn.len() - NAMED);
+    }
+    Some(Torn {
+        frames: rows().filter(|x| torn.iter().any(|(bond, _)| is_torn(x, *bond))).count(),
+        of: frames.n(),
+        bonds,
+        whose: whose.into(),
+        are_most: torn.iter().any(|(_, count)| 2 * count > frames.n()),
+    })
+}
+
+/// Errors: frames, one in twenty of them or more, whose bonds (`atoms`) are as long as those of molecules are in Angstrom.
+pub fn require_nanometres(path: &Path, frames: &Frames, atoms: &Topology) -> Result<()> {
+    let median = |x: &[f64]| {
+        let mut lengths: Vec<f64> = atoms.bonds.iter().map(|&[i, j]| distance(x, i, j)).collect();
+        let middle = lengths.len() / 2;
+        *lengths.select_nth_unstable_by(middle, f64::total_cmp).1
+    };
+    if atoms.bonds.is_empty() {
+        return Ok(());
+    }
+    let rows = frames.x.chunks_exact(frames.dimension).map(median).enumerate();
+    let long: Vec<(usize, f64)> = rows.filter(|(_, median)| *median > LONGEST_MEDIAN).collect();
+    match long.first() {
+        Some((row, median)) if 20 * long.len() >= frames.n() => Err(Error::file(
+            path,
+            format!(
+                "in {} of {} frames, the first of them frame {}, half of the bonds are longer than {median:.2} nm: coordinates have to be \
+                 in nm, not Angstrom, and of whole molecules",
+                long.len(),
+                frames.n(),
+                row + 1
+            ),
+        )),
+        _ => Ok(()),
+    }
+}

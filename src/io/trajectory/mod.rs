@@ -1,0 +1,225 @@
+//! Trajectories: PDB, GRO, DCD, XTC, TRR, `.npy` and safetensors, chosen by the file's extension. Frames are `x[n][atoms][3]` in nm.
+
+mod bonds;
+mod dcd;
+mod frames;
+mod npy;
+mod pdb;
+#[cfg(test)]
+mod tests;
+mod trr;
+mod xtc;
+
+pub use bonds::{require_nanometres, torn_frames, Torn};
+pub use frames::{Clock, Frames};
+
+use crate::coordinates::Topology;
+use crate::error::{Error, Result};
+use crate::io::gromacs::gro;
+use crate::io::model_file::{self, Data};
+use crate::io::{check_writable, write_atomically};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What a file is by its extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Pdb,
+    Gro,
+    Dcd,
+    Xtc,
+    Trr,
+    Npy,
+    Safetensors,
+}
+
+impl Format {
+    const EXTENSIONS: [(&'static str, Format); 7] = [
+        ("pdb", Format::Pdb),
+        ("gro", Format::Gro),
+        ("dcd", Format::Dcd),
+        ("xtc", Format::Xtc),
+        ("trr", Format::Trr),
+        ("npy", Format::Npy),
+        ("safetensors", Format::Safetensors),
+    ];
+
+    /// Errors: an unknown extension.
+    pub fn of(path: &Path) -> Result<Format> {
+        let extension = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+        let known = Format::EXTENSIONS.iter().find(|(name, _)| *name == extension);
+        known.map(|(_, format)| *format).ok_or_else(|| {
+            let known = Format::EXTENSIONS.map(|(name, _)| name).join(", ");
+            Error::file(path, format!("unknown extension `{extension}`; {known} are known"))
+        })
+    }
+
+    pub fn is_of(self, path: &Path) -> bool {
+        Format::of(path).is_ok_and(|format| format == self)
+    }
+
+    /// Whether its frames are of atoms and nothing else.
+    fn is_of_atoms(self) -> bool {
+        !matches!(self, Format::Npy | Format::Safetensors)
+    }
+
+    /// Columns of an atom's name, where atoms have names.
+    fn name_columns(self) -> Option<usize> {
+        match self {
+            Format::Pdb => Some(4),
+            Format::Gro => Some(5),
+            _ => None,
+        }
+    }
+}
+
+/// Reads all frames. Errors: unknown extension, truncated or malformed file (with the frame), non-finite coordinates.
+pub fn read(path: &Path) -> Result<Frames> {
+    let frames = match Format::of(path)? {
+        Format::Pdb => pdb::read(path),
+        Format::Gro => Frames::join(path, gro::read(&text(path)?).map_err(|e| Error::file(path, e))?),
+        Format::Dcd => dcd::read(path),
+        Format::Xtc => xtc::read(path),
+        Format::Trr => trr::read(path),
+        Format::Npy => npy::read(path),
+        Format::Safetensors => read_safetensors(path),
+    }?;
+    match frames.x.iter().position(|v| !v.is_finite()) {
+        None => Ok(frames),
+        Some(i) => {
+            let (frame, atom) = (i / frames.dimension, i % frames.dimension / 3);
+            Err(Error::file(path, format!("frame {}: atom {} is at {}", frame + 1, atom + 1, frames.x[i])))
+        }
+    }
+}
+
+/// Frames of these atoms; `whose` says of what they are the list. Errors: also another number of atoms, and another order or other names in
+/// a format that has them.
+pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
+    let frames = read(path)?.require(path, 3 * atoms.n_atoms())?;
+    let given = match Format::of(path)? {
+        Format::Pdb => Topology::from_pdb(path)?.0,
+        Format::Gro => gro::names(&text(path)?),
+        _ => return Ok(frames),
+    };
+    atoms.require_order(&given, whose).map_err(|e| Error::file(path, e.to_string()))?;
+    Ok(frames)
+}
+
+fn text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
+}
+
+/// Errors: a format that has no place for an array of this name beside the frames, which [`write()`] would leave out.
+pub fn require_array(path: &Path, name: &str) -> Result<()> {
+    match Format::Safetensors.is_of(path) {
+        true => Ok(()),
+        false => {
+            let reason = format!("this format holds no `{name}` beside the frames; give the extension safetensors");
+            Err(Error::file(path, reason))
+        }
+    }
+}
+
+/// Errors: the name of a file of frames, for something that is written as safetensors: it would hold another format than it says.
+pub fn require_tensors(path: &Path, what: &str) -> Result<()> {
+    match Format::of(path) {
+        Ok(format) if format != Format::Safetensors => {
+            Err(Error::file(path, format!("{what} are written as safetensors: give another extension")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes frames, and for safetensors further arrays `[n]` beside them. `topology` names the atoms of a PDB file.
+pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &[(&str, &[f64])]) -> Result<()> {
+    write_timed(path, frames, Clock::default(), topology, extra)
+}
+
+/// The same for frames of a trajectory in time.
+pub fn write_timed(
+    path: &Path,
+    frames: &Frames,
+    clock: Clock,
+    topology: Option<&Topology>,
+    extra: &[(&str, &[f64])],
+) -> Result<()> {
+    let dimension = frames.dimension;
+    check_format(path, dimension, topology)?;
+    let bytes = match Format::of(path)? {
+        Format::Pdb => pdb::write(path, frames, named(path, dimension, topology, 4)?)?,
+        Format::Gro => {
+            let text = gro::write(dimension, &frames.x, named(path, dimension, topology, 5)?);
+            text.map_err(|reason| Error::file(path, reason))?.into_bytes()
+        }
+        Format::Dcd => dcd::to_bytes(frames, clock),
+        Format::Xtc => xtc::write(path, frames, clock)?,
+        Format::Trr => trr::write(frames, clock),
+        Format::Npy => npy::write(path, frames)?,
+        Format::Safetensors => write_safetensors(frames, extra)?,
+    };
+    write_atomically(path, &bytes)
+}
+
+/// Whether [`write()`] will find all it needs for frames of this dimension, to be asked before long work: an extension it knows, the atoms
+/// that the format names, a place for the file.
+pub fn check(path: &Path, dimension: usize, topology: Option<&Topology>) -> Result<()> {
+    check_format(path, dimension, topology)?;
+    check_writable(path)
+}
+
+fn check_format(path: &Path, dimension: usize, topology: Option<&Topology>) -> Result<()> {
+    let format = Format::of(path)?;
+    if format.is_of_atoms() && !dimension.is_multiple_of(3) {
+        let reason = format!("this format is of atoms, and {dimension} coordinates are none; write npy or safetensors");
+        return Err(Error::file(path, reason));
+    }
+    match format.name_columns() {
+        Some(columns) => named(path, dimension, topology, columns).map(drop),
+        None => Ok(()),
+    }
+}
+
+/// The topology that a format with names needs. Errors: also names that its columns do not hold, which would be others in the file.
+fn named<'a>(path: &Path, dimension: usize, topology: Option<&'a Topology>, columns: usize) -> Result<&'a Topology> {
+    let topology = topology
+        .ok_or_else(|| Error::file(path, "this format needs a topology; write dcd, xtc, trr, npy or safetensors"))?;
+    if 3 * topology.n_atoms() != dimension {
+        return Err(Error::file(
+            path,
+            format!("{} atoms in the topology, {} in the frames", topology.n_atoms(), dimension / 3),
+        ));
+    }
+    let fits = |i: usize| {
+        let (name, residue) = (&topology.names[i], &topology.residues[i]);
+        name.len() <= columns && name.is_ascii() && residue.is_ascii()
+    };
+    match (0..topology.n_atoms()).find(|&i| !fits(i)) {
+        None => Ok(topology),
+        Some(i) => {
+            let reason = format!(
+                "{} does not fit into the {columns} columns of a name; write dcd, xtc, trr, npy or safetensors",
+                topology.label(i)
+            );
+            Err(Error::file(path, reason))
+        }
+    }
+}
+
+fn read_safetensors(path: &Path) -> Result<Frames> {
+    let (mut tensors, _) = model_file::open_tensors(path)?;
+    let x = tensors.remove("x").ok_or_else(|| Error::file(path, "no tensor `x`"))?;
+    Frames::from_shape(path, &x.shape, x.data)
+}
+
+fn write_safetensors(frames: &Frames, extra: &[(&str, &[f64])]) -> Result<Vec<u8>> {
+    let mut tensors = BTreeMap::from([("x".to_string(), (frames.shape(), Data::F64(frames.x.clone())))]);
+    for (name, values) in extra {
+        let shape = match values.len() == frames.n() || frames.n() == 0 {
+            true => vec![values.len()],
+            false => vec![frames.n(), values.len() / frames.n()],
+        };
+        tensors.insert(name.to_string(), (shape, Data::F64(values.to_vec())));
+    }
+    model_file::write_tensors(&tensors, Default::default())
+}

@@ -1,0 +1,39 @@
+//! Arrays of NumPy: `[n][atoms][3]` or `[n][dimension]`, float32 or float64.
+
+use super::Frames;
+use crate::error::{Error, Result};
+use std::path::Path;
+
+pub fn read(path: &Path) -> Result<Frames> {
+    use ndarray_npy::{ViewNpyError, ViewNpyExt};
+    let file = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    // where numbers lie as the views want them; a view allocates nothing that the file does not hold
+    let mut numbers = vec![0.0f64; file.len().div_ceil(8)];
+    let bytes = &mut bytemuck::cast_slice_mut(&mut numbers)[..file.len()];
+    bytes.copy_from_slice(&file);
+    let bytes = &*bytes;
+    // The reader asserts that what a shape names can be numbered; a panic there is a malformed file.
+    let read = std::panic::catch_unwind(|| match ndarray::ArrayViewD::<f64>::view_npy(bytes) {
+        Err(ViewNpyError::WrongDescriptor(_)) => Ok(ndarray::ArrayViewD::<f32>::view_npy(bytes)?.mapv(f64::from)),
+        array => Ok(array?.to_owned()),
+    });
+    let array = read.map_err(|_| Error::file(path, "malformed shape"))?.map_err(|e| {
+        let reason = match e {
+            ViewNpyError::WrongDescriptor(_) | ViewNpyError::NonNativeEndian => {
+                "numbers of this type are not read: save them as float32 or float64, little-endian".into()
+            }
+            e => e.to_string(),
+        };
+        Error::file(path, reason)
+    })?;
+    Frames::from_shape(path, array.shape(), array.iter().copied().collect())
+}
+
+pub fn write(path: &Path, frames: &Frames) -> Result<Vec<u8>> {
+    use ndarray_npy::WriteNpyExt;
+    let bad = |e: String| Error::file(path, e);
+    let array = ndarray::ArrayD::from_shape_vec(frames.shape(), frames.x.clone()).map_err(|e| bad(e.to_string()))?;
+    let mut bytes = Vec::new();
+    array.write_npy(&mut bytes).map_err(|e| bad(e.to_string()))?;
+    Ok(bytes)
+}

@@ -1,0 +1,178 @@
+use super::*;
+use crate::io::gromacs::trr;
+
+#[test]
+fn every_format_gives_the_frames_back() {
+    let folder = std::env::temp_dir().join(format!("modejump-trajectory-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let frames = Frames { dimension: 36, x: (0..36 * 7).map(|i| 0.37 * (0.61 * f64::from(i)).sin()).collect() };
+    let topology = Topology {
+        names: (0..12).map(|i| format!("C{i}")).collect(),
+        elements: vec!["C".into(); 12],
+        residues: vec!["LIG1".into(); 12],
+        bonds: vec![],
+    };
+    for (extension, tolerance) in [
+        ("pdb", 5.1e-5),
+        ("gro", 5.1e-4),
+        ("dcd", 1e-7),
+        ("xtc", 6e-6),
+        ("trr", 0.0),
+        ("npy", 0.0),
+        ("safetensors", 0.0),
+    ] {
+        let path = folder.join(format!("frames.{extension}"));
+        write(&path, &frames, Some(&topology), &[]).unwrap();
+        let back = read(&path).unwrap();
+        assert_eq!(back.dimension, 36, "{extension}");
+        assert_eq!(back.n(), 7, "{extension}");
+        let error = frames.x.iter().zip(&back.x).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(error <= tolerance, "{extension}: {error}");
+        // a file cut short is an error or has fewer frames, never a panic
+        let bytes = std::fs::read(&path).unwrap();
+        for cut in [0, 1, 10, bytes.len() / 2, bytes.len() - 1] {
+            std::fs::write(&path, &bytes[..cut]).unwrap();
+            if let Ok(cut) = read(&path) {
+                assert!(cut.n() <= 7);
+            }
+        }
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Sizes that a header claims and its file does not hold.
+#[test]
+fn no_memory_is_taken_for_what_is_not_there() {
+    let folder = std::env::temp_dir().join(format!("modejump-hostile-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("frames.npy");
+    write(&path, &Frames { dimension: 3, x: vec![0.5; 6] }, None, &[]).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let shape = bytes.windows(9).position(|w| w == b"(2, 1, 3)").expect("a shape");
+    bytes[shape..shape + 28].copy_from_slice(b"(1000000000, 22, 1000000), }");
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(read(&path).is_err());
+    // nothing at all, of a size that has no number
+    for claimed in
+        [b"(0, 9223372036854775, 3), }  ", b"(0, 6148914691236517206, 3),}", b"(0, 18446744073709551615),}  "]
+    {
+        bytes[shape..shape + 29].copy_from_slice(claimed);
+        std::fs::write(&path, &bytes[..bytes.len() - 48]).unwrap();
+        assert!(read(&path).map_or(true, |frames| frames.n() == 0), "{}", String::from_utf8_lossy(claimed));
+    }
+
+    let path = folder.join("frames.xtc");
+    let frames = Frames { dimension: 36, x: (0..36).map(f64::from).collect() };
+    write(&path, &frames, None, &[]).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    // the number of atoms is there twice
+    for place in [4, 52] {
+        assert_eq!(bytes[place..place + 4], 12i32.to_be_bytes());
+        bytes[place..place + 4].copy_from_slice(&i32::MAX.to_be_bytes());
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(read(&path).unwrap_err().to_string().contains("2147483647 atoms in"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn numbers_of_other_types_are_told_how_to_be_saved() {
+    use ndarray_npy::WriteNpyExt;
+    let path = std::env::temp_dir().join(format!("modejump-integers-{}.npy", std::process::id()));
+    let mut bytes = Vec::new();
+    ndarray::arr2(&[[1i64, 2, 3]]).write_npy(&mut bytes).unwrap();
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(read(&path).unwrap_err().to_string().contains("save them as float32 or float64"));
+    let descriptor = bytes.windows(3).position(|w| w == b"<i8").expect("a type");
+    bytes[descriptor..descriptor + 3].copy_from_slice(b">f8");
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(read(&path).unwrap_err().to_string().contains("save them as float32 or float64"));
+    std::fs::remove_file(&path).unwrap();
+}
+
+/// Columns have a width, which what is written into them must not burst.
+#[test]
+fn names_and_numbers_stay_in_their_columns() {
+    let folder = std::env::temp_dir().join(format!("modejump-columns-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut frames = Frames { dimension: 9, x: [0.25, -99.9, 999.9].repeat(3) };
+    let own = |names: [&str; 3]| names.map(String::from).to_vec();
+    let mut topology = Topology {
+        names: own(["C", "HH31", "O"]),
+        elements: own(["C", "H", "O"]),
+        residues: own(["NALA1", "ALA123456", "1PE123"]),
+        bonds: vec![],
+    };
+    for (extension, residues) in [("pdb", ["NALA1", "ALA3456", "1PE123"]), ("gro", ["NALA1", "ALA23456", "1PE123"])] {
+        let path = folder.join(format!("frames.{extension}"));
+        write(&path, &frames, Some(&topology), &[]).unwrap();
+        let back = read_of(&path, &topology, "topology").unwrap();
+        assert!(frames.x.iter().zip(&back.x).all(|(a, b)| (a - b).abs() < 1e-9), "{extension}: {:?}", back.x);
+        let names = match extension {
+            "pdb" => Topology::from_pdb(&path).unwrap().0,
+            _ => gro::names(&std::fs::read_to_string(&path).unwrap()),
+        };
+        assert_eq!((names.residues, names.names), (own(residues), topology.names.clone()), "{extension}");
+        frames.x[4] = -1000.0;
+        let message = write(&path, &frames, Some(&topology), &[]).unwrap_err().to_string();
+        assert!(message.contains("frame 1: ALA123456:HH31 (atom 2)") && message.contains("write dcd"), "{message}");
+        frames.x[4] = -99.9;
+        topology.names[2] = "O12345".into();
+        let message = check(&path, 9, Some(&topology)).unwrap_err().to_string();
+        assert!(message.contains("1PE123:O12345 (atom 3)"), "{message}");
+        topology.names[2] = "O".into();
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn formats_with_times_have_those_of_the_clock() {
+    let folder = std::env::temp_dir().join(format!("modejump-times-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let frames = Frames { dimension: 36, x: (0..36 * 3).map(|i| (0.61 * f64::from(i)).sin()).collect() };
+    let steps = [50, 100, 120];
+    for (clock, expected, between) in [
+        (Clock { steps: &steps, timestep: 0.002 }, [(50, 0.1), (100, 0.2), (120, 0.24)], 50),
+        (Clock::default(), [(0, 0.0), (1, 1.0), (2, 2.0)], 1),
+    ] {
+        let path = |extension: &str| folder.join(format!("frames.{extension}"));
+        let written = |extension: &str| {
+            write_timed(&path(extension), &frames, clock, None, &[]).unwrap();
+            std::fs::read(path(extension)).unwrap()
+        };
+        let mut times: Vec<(i64, f64)> =
+            trr::read(&written("trr")).unwrap().iter().map(|f| (i64::from(f.step), f.time)).collect();
+        let mut reader = molly::XTCReader::new(std::io::Cursor::new(written("xtc")));
+        for _ in 0..3 {
+            let mut frame = molly::Frame::default();
+            reader.read_frame(&mut frame).unwrap();
+            times.push((i64::from(frame.step), f64::from(frame.time)));
+        }
+        for ((step, time), (expected, ps)) in times.iter().zip(expected.iter().cycle()) {
+            assert!(step == expected && (time - ps).abs() < 1e-6, "{times:?}");
+        }
+        let dcd = written("dcd");
+        let int = |k: usize| u32::from_le_bytes(dcd[4 + 4 * k..8 + 4 * k].try_into().unwrap());
+        assert_eq!([int(1), int(2), int(3)], [3, expected[0].0 as u32, between]);
+        let timestep = f64::from(f32::from_bits(int(10))) * 0.04888821;
+        assert!((timestep - clock.timestep).abs() < 1e-6, "{timestep}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn coordinates_that_are_no_atoms_are_refused_by_formats_of_atoms() {
+    let frames = Frames { dimension: 2, x: vec![0.5; 6] };
+    for extension in ["pdb", "gro", "dcd", "xtc", "trr"] {
+        let path = std::env::temp_dir().join(format!("modejump-no-atoms-{}.{extension}", std::process::id()));
+        let message = write(&path, &frames, None, &[]).unwrap_err().to_string();
+        assert!(message.ends_with("2 coordinates are none; write npy or safetensors"), "{message}");
+        assert!(!path.exists());
+    }
+}
+
+#[test]
+fn an_unknown_extension_is_named() {
+    let error = read(Path::new("frames.mdcrd")).unwrap_err().to_string();
+    assert!(error.contains("mdcrd") && error.contains("xtc"), "{error}");
+}

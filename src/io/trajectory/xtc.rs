@@ -1,0 +1,52 @@
+//! Compressed trajectories of GROMACS.
+
+use super::{Clock, Frames};
+use crate::error::{Error, Result};
+use crate::io::gromacs::spans;
+use std::path::Path;
+
+/// XTC keeps 1e-5 nm.
+const XTC_PRECISION: f32 = 1e5;
+
+pub fn read(path: &Path) -> Result<Frames> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    spans("xtc", &bytes).map_err(|reason| Error::file(path, reason))?;
+    // The reader asserts what it finds in headers; a panic there is a malformed file.
+    let read = std::panic::catch_unwind(move || {
+        let length = bytes.len() as u64;
+        let mut reader = molly::XTCReader::new(std::io::Cursor::new(bytes));
+        let (mut x, mut dimension, mut count) = (Vec::new(), 0, 0usize);
+        let mut frame = molly::Frame::default();
+        while reader.file.position() < length {
+            count += 1;
+            reader.read_frame(&mut frame).map_err(|e| format!("frame {count}: {e}"))?;
+            if count > 1 && frame.positions.len() != dimension {
+                return Err(format!(
+                    "frame {count} has {} atoms, the first {}",
+                    frame.positions.len() / 3,
+                    dimension / 3
+                ));
+            }
+            dimension = frame.positions.len();
+            x.extend(frame.positions.iter().map(|&v| f64::from(v)));
+        }
+        Ok(Frames { dimension, x })
+    });
+    read.unwrap_or_else(|_| Err("malformed frame".into())).map_err(|reason| Error::file(path, reason))
+}
+
+pub fn write(path: &Path, frames: &Frames, clock: Clock) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut writer = molly::XTCWriter::new(&mut bytes);
+    for (i, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
+        let frame = molly::Frame {
+            step: clock.step(i) as u32,
+            time: clock.time(i) as f32,
+            precision: XTC_PRECISION,
+            positions: x.iter().map(|&v| v as f32).collect(),
+            ..molly::Frame::default()
+        };
+        writer.write_frame(&frame).map_err(|e| Error::file(path, format!("frame {}: {e}", i + 1)))?;
+    }
+    Ok(bytes)
+}
