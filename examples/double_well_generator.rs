@@ -13,7 +13,7 @@ use modejump::models::card::FORMAT;
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use modejump::models::{ModelCard, ModelConfig, TargetInfo};
 use modejump::nn::Activation;
-use modejump::train::trainer::Phase;
+use modejump::train::Phase;
 use modejump::train::{TrainOptions, Trainer};
 
 /// Uniform numbers through splines that take turns, then stretched to |x| < 2, |y| < 3.

@@ -15,7 +15,7 @@ use modejump::models::modes::{bundle, Config, ModeConfig};
 use modejump::models::{ModelCard, TargetInfo};
 use modejump::modes::{ModeRegion, Modes, Within};
 use modejump::nn::Activation;
-use modejump::train::trainer::Phase;
+use modejump::train::Phase;
 use modejump::train::{TrainOptions, Trainer};
 
 fn regions() -> Vec<ModeRegion> {

@@ -17,7 +17,7 @@ use modejump::moves::{self, Move, Options, RandomWalk, State};
 use modejump::nn::Activation;
 use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
-use modejump::train::trainer::Phase;
+use modejump::train::Phase;
 use modejump::train::{Schedule, TrainOptions, Trainer};
 use std::path::Path;
 use std::sync::Arc;

@@ -122,6 +122,11 @@ pub fn acceptance(log_weights: &[f64]) -> Estimate {
     Estimate { value, standard_error: standard_error(&w, variance) }
 }
 
+/// ln(√n ⟨w⟩), the largest log-weight that truncated importance sampling leaves (Ionides, J. Comput. Graph. Stat. 17, 295 (2008)).
+pub fn truncation_limit(log_weights: &[f64]) -> f64 {
+    log_sum_exp(log_weights) - 0.5 * (log_weights.len() as f64).ln()
+}
+
 /// What is done to importance weights before averages are made of them.
 ///
 /// Any of the three that change weights trades variance for a bias that no error bar shows; the raw effective sample size and k̂
@@ -161,7 +166,7 @@ impl Rule {
         let ruled = match self {
             Rule::Raw => log_weights.to_vec(),
             Rule::Truncated => {
-                let most = log_sum_exp(log_weights) - 0.5 * n.ln();
+                let most = truncation_limit(log_weights);
                 log_weights.iter().map(|w| w.min(most)).collect()
             }
             Rule::Smoothed => pareto_smoothed(log_weights)?.0,

@@ -333,7 +333,7 @@ fn energies_are_trained_from_the_command_line() {
         assert!(setting.tensors("further.safetensors") != setting.tensors(&output), "{kind} has not learned");
         if kind != kinds[0].0 {
             let (success, text) = train("never.safetensors", Some("graphormer_ebm.safetensors"));
-            assert!(!success && text.contains(&format!("not a model of the kind {kind}")), "{text}");
+            assert!(!success && text.contains(&format!("of the kind graphormer_ebm, not {kind}")), "{text}");
         }
         edit_energy(&setting.path("further.safetensors"), |energy| energy.data_time = 1.0);
         let (success, text) = train("never.safetensors", Some("further.safetensors"));
@@ -755,6 +755,14 @@ fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
         .unwrap();
     let text = String::from_utf8(done.stderr).unwrap();
     assert!(!done.status.success() && text.contains("2 coordinates, and 22 atoms have 66"), "{text}");
+    let of_another_kind = |asked: &str| {
+        let start = ["--model", asked, "--start", hot];
+        let done = setting.command("never.safetensors", None).args(start).output().unwrap();
+        let text = String::from_utf8(done.stderr).unwrap();
+        let expected = format!("hot.safetensors: a model of the kind tarflow, not {asked}: give --model tarflow");
+        assert!(!done.status.success() && text.contains(&expected), "{text}");
+    };
+    ["coupling", "egnn_flow", "gvp_ebm"].into_iter().for_each(of_another_kind);
     assert!(!setting.path("never.safetensors").exists());
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }

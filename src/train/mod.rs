@@ -1,6 +1,7 @@
 //! Training of generators: maximum likelihood and force matching on frames, reverse KL with the engine's energies,
 //! perhaps spread along a reaction coordinate, and self-refinement on the model's own importance-weighted samples, in
-//! any mix. Nothing here enters an acceptance: a finished model is frozen.
+//! any mix ([`trainer`]). Networks (vector fields, energies, TarFlows) are trained by [`network_trainer`]: flow matching, score matching with
+//! contrastive estimation, likelihood. Nothing here enters an acceptance: a finished model is frozen.
 
 pub mod architecture;
 mod batch;
@@ -17,6 +18,8 @@ pub mod losses;
 pub mod map;
 pub mod network_trainer;
 pub mod optimiser;
+pub mod phases;
+mod pool;
 pub mod progress;
 pub mod reaction_coordinate;
 pub mod rounds;
@@ -34,7 +37,8 @@ pub use likelihood::Likelihood;
 pub use map::{Map, MapLoss};
 pub use network_trainer::{Contrast, Emphasis, FlowMatching, NetworkOptions, NetworkState, NetworkTrainer};
 pub use optimiser::{AdamW, Schedule};
+pub use phases::{Phase, TrainOptions};
 pub use progress::Progress;
 pub use reaction_coordinate::ReactionCoordinate;
 pub use rounds::{Rounds, RoundsOptions, RoundsState, Stage};
-pub use trainer::{Phase, TrainOptions, TrainState, Trainer};
+pub use trainer::{TrainState, Trainer};

@@ -8,8 +8,9 @@
 //! generator.
 
 use super::hot::{ExploreOptions, HotReplicas};
+use super::phases::TrainOptions;
 use super::progress::Progress;
-use super::trainer::{TrainOptions, TrainState, Trainer};
+use super::trainer::{TrainState, Trainer};
 use crate::coordinates::Region;
 use crate::engines::langevin::{Langevin, LangevinOptions};
 use crate::error::{Error, Result};

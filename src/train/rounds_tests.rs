@@ -2,8 +2,8 @@
 //! that was cut goes on to the same end.
 
 use super::optimiser::Schedule;
+use super::phases::{Phase, TrainOptions};
 use super::rounds::{Rounds, RoundsOptions, RoundsState, Stage};
-use super::trainer::{Phase, TrainOptions};
 use super::ExploreOptions;
 use crate::coordinates::CoordinatesConfig;
 use crate::coordinates::{Along, Region};

@@ -2,8 +2,9 @@
 
 use super::losses;
 use super::optimiser::Schedule;
+use super::phases::{Phase, TrainOptions};
 use super::reaction_coordinate::ReactionCoordinate;
-use super::trainer::{Phase, TrainOptions, TrainState, Trainer};
+use super::trainer::{TrainState, Trainer};
 use crate::coordinates::Along;
 use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness, Status};

@@ -280,8 +280,7 @@ impl Train {
         if let Some(energy) = card.model.energy_mut() {
             begin_anew(path, energy)?;
         }
-        let config = config_of(&card.model)
-            .ok_or_else(|| Error::file(path, format!("not a model of the kind {}", self.model.name())))?;
+        let config = config_of(&card.model).ok_or_else(|| self.other_kind(path, &card.model))?;
         Ok(Beginning { config, card, tensors: Some(tensors) })
     }
 

@@ -12,7 +12,7 @@ use modejump::models::network::Network;
 use modejump::ode::Method;
 use modejump::rng::{Stream, StreamId};
 use modejump::train::{FlowMatching, NetworkOptions};
-use modejump::{Error, Result};
+use modejump::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -103,7 +103,7 @@ impl Train {
             Some(path) => {
                 let file = self.start_model(path, &topology)?;
                 let ModelConfig::GvpFlow(config) = file.card.model.clone() else {
-                    return Err(Error::file(path, "not a model of the kind gvp_flow"));
+                    return Err(self.other_kind(path, &file.card.model));
                 };
                 let field = GvpField::<f32>::from_file(&file, &config)?;
                 (file.card, config, field.parameters().to_vec())
@@ -138,7 +138,7 @@ impl Train {
             Some(path) => {
                 let file = self.start_model(path, &topology)?;
                 let ModelConfig::EgnnFlow(config) = file.card.model.clone() else {
-                    return Err(Error::file(path, "not a model of the kind egnn_flow"));
+                    return Err(self.other_kind(path, &file.card.model));
                 };
                 let parameters = Egnn::new(config.network.clone())?.layout().read(&file.tensors)?;
                 (file.card, config, parameters)

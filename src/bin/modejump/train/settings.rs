@@ -1,6 +1,7 @@
 //! The settings of `--config`, and what each training reads of them.
 
-use super::{energy, field, map_without_energies, tarflow, transferable, Kind, Train};
+use super::coupling::map_without_energies;
+use super::{energy, field, tarflow, transferable, Kind, Train};
 use crate::common::parse_json;
 use modejump::train::{DesignOptions, Phase, TrainOptions};
 use modejump::{Error, Result};

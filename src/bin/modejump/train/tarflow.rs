@@ -55,7 +55,7 @@ impl Train {
             Some(path) => {
                 let file = self.start_model(path, &topology)?;
                 let ModelConfig::Tarflow(config) = file.card.model.clone() else {
-                    return Err(Error::file(path, "not a model of the kind tarflow"));
+                    return Err(self.other_kind(path, &file.card.model));
                 };
                 let parameters = TarNetwork::new(config.network.clone())?.layout().read(&file.tensors)?;
                 (file.card, config, parameters)

@@ -128,7 +128,7 @@ impl Train {
             Some(path) => {
                 let file = model_file::open(path)?;
                 let ModelConfig::TransferableTarflow(config) = file.card.model.clone() else {
-                    return Err(Error::file(path, "not a model of the kind transferable_tarflow"));
+                    return Err(self.other_kind(path, &file.card.model));
                 };
                 let config = Config { stereocentres, ..config };
                 let network = network(&config.network, &molecules[0])?;

@@ -1,0 +1,243 @@
+//! The settings of a training: phases of a mix of losses.
+
+use super::optimiser::{check_settings, Schedule};
+use super::reaction_coordinate::ReactionCoordinate;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// One stretch of training with its own learning rate and mix of losses. Weight zero switches a loss off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Phase {
+    pub steps: usize,
+    /// Peak learning rate.
+    pub rate: f64,
+    pub schedule: Schedule,
+    /// Maximum likelihood on the frames: weight and batch.
+    pub likelihood: f64,
+    pub batch: usize,
+    /// Reverse KL by the engine's energies: weight and batch.
+    pub reverse_kl: f64,
+    pub energy_batch: usize,
+    /// τ, temperatures over that of training, at which reverse KL of a steerable flow is taken, one after the other; empty: at 1 alone.
+    pub latent_temperatures: Vec<f64>,
+    /// Weight of the loss of [`TrainOptions::reaction_coordinate`] over the samples of reverse KL.
+    pub reaction_coordinate: f64,
+    /// Weight of force matching on the frames of the likelihood's batch; the loss itself has the unit of x to the power
+    /// −2.
+    pub force_matching: f64,
+    /// Maximum likelihood on the model's own importance-resampled samples: weight and batch.
+    pub refinement: f64,
+    pub refinement_batch: usize,
+    /// Steps between draws of new samples for refinement, how many, and how many are kept.
+    pub refresh: usize,
+    pub draw: usize,
+    pub keep: usize,
+    /// Share of the kept samples that has to be effective: the weights are taken to a power below 1 as long as it is not. 0 takes them as they are.
+    pub effective: f64,
+}
+
+impl Default for Phase {
+    fn default() -> Phase {
+        Phase {
+            steps: 10_000,
+            rate: 1e-3,
+            schedule: Schedule::Cosine,
+            likelihood: 1.0,
+            batch: 512,
+            reverse_kl: 0.0,
+            energy_batch: 256,
+            latent_temperatures: Vec::new(),
+            reaction_coordinate: 0.0,
+            force_matching: 0.0,
+            refinement: 0.0,
+            refinement_batch: 512,
+            refresh: 100,
+            draw: 4096,
+            keep: 65_536,
+            effective: 0.0,
+        }
+    }
+}
+
+impl Phase {
+    /// Errors: weights that are none; a phase that trains nothing, by the number that is 0; settings of a loss that is off.
+    fn check(&self) -> Result<()> {
+        let weights = [
+            ("likelihood", self.likelihood),
+            ("reverse_kl", self.reverse_kl),
+            ("reaction_coordinate", self.reaction_coordinate),
+            ("force_matching", self.force_matching),
+            ("refinement", self.refinement),
+        ];
+        if let Some((name, weight)) = weights.iter().find(|(_, weight)| !(*weight >= 0.0 && weight.is_finite())) {
+            return Err(Error::invalid(format!(
+                "a phase gives `{name}` the weight {weight}; use 0 or a positive number"
+            )));
+        }
+        if weights.iter().all(|(_, weight)| *weight == 0.0) {
+            return Err(Error::invalid(
+                "a phase gives every loss the weight 0 and trains nothing: give one a weight, such as `likelihood`",
+            ));
+        }
+        if !(0.0..1.0).contains(&self.effective) {
+            let share = self.effective;
+            return Err(Error::invalid(format!(
+                "a phase has `effective` = {share}: give a share from 0 to less than 1"
+            )));
+        }
+        if !self.latent_temperatures.is_empty() && self.reverse_kl == 0.0 {
+            return Err(Error::invalid(
+                "a phase has `latent_temperatures`, at which reverse KL is taken, and `reverse_kl` = 0: give it a weight, or leave \
+                 `latent_temperatures` out",
+            ));
+        }
+        let refines = self.refinement > 0.0;
+        let needed = [
+            ("steps", self.steps, true),
+            ("batch", self.batch, self.likelihood > 0.0 || self.force_matching > 0.0),
+            ("energy_batch", self.energy_batch, self.reverse_kl > 0.0),
+            ("refinement_batch", self.refinement_batch, refines),
+            ("draw", self.draw, refines),
+            ("keep", self.keep, refines),
+        ];
+        match needed.iter().find(|(_, number, is_needed)| *is_needed && *number == 0) {
+            Some((name, ..)) => Err(Error::invalid(format!("a phase has `{name}` = 0: at least 1 is needed"))),
+            None => Ok(()),
+        }
+    }
+
+    /// For frames of no ensemble, or too few, and energies: maximum likelihood as long as it takes to be near, then refinement by samples of the flow itself.
+    pub fn with_energies() -> Vec<Phase> {
+        let by_frames = Phase { steps: 200, rate: 2e-3, schedule: Schedule::Constant, ..Phase::default() };
+        let [draw, keep] = [2048, 30_000];
+        let refinement =
+            Phase { likelihood: 0.0, refinement: 1.0, refresh: 2, draw, keep, effective: 0.05, ..Phase::default() };
+        vec![by_frames, Phase { steps: 2000, ..refinement }]
+    }
+
+    /// Reverse KL alone, for the far end of a map.
+    pub fn of_map() -> Phase {
+        Phase { steps: 3000, likelihood: 0.0, reverse_kl: 1.0, ..Phase::default() }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainOptions {
+    pub phases: Vec<Phase>,
+    /// What the samples of reverse KL are spread along in phases that give it a weight.
+    pub reaction_coordinate: Option<ReactionCoordinate>,
+    pub weight_decay: f64,
+    /// Largest gradient norm.
+    pub clip: f64,
+    /// Decay of the moving average of the parameters; the average is what is saved.
+    pub average: f64,
+    /// Share of the frames held out.
+    pub held_out: f64,
+    /// Steps between evaluations, and samples drawn in each for the effective sample size.
+    pub evaluate: usize,
+    pub evaluation_samples: usize,
+    /// Ends a phase without energy terms after this many evaluations without a better held-out likelihood; 0 = never.
+    pub patience: usize,
+    pub seed: u64,
+}
+
+impl Default for TrainOptions {
+    fn default() -> TrainOptions {
+        TrainOptions {
+            phases: vec![Phase::default()],
+            reaction_coordinate: None,
+            weight_decay: 1e-5,
+            clip: 10.0,
+            average: 0.999,
+            held_out: 0.05,
+            evaluate: 500,
+            evaluation_samples: 4096,
+            patience: 0,
+            seed: 1,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// Errors: a phase with another loss than reverse KL, which would train the far end of a map as a generator; one with temperatures of the
+    /// latent points, which are those of the near end.
+    pub fn check_for_map(&self) -> Result<()> {
+        if self.phases.iter().any(|p| !p.latent_temperatures.is_empty()) {
+            return Err(Error::invalid(
+                "a map takes its latent points from the other end: leave `latent_temperatures` out",
+            ));
+        }
+        let others = |p: &Phase| p.likelihood + p.force_matching + p.refinement + p.reaction_coordinate;
+        match self.phases.iter().all(|p| others(p) == 0.0 && p.reverse_kl > 0.0) {
+            true => Ok(()),
+            false => Err(Error::invalid(
+                "a map is trained by reverse KL alone: give `reverse_kl` a weight in every phase, and set `likelihood` \
+                 and all other losses to 0",
+            )),
+        }
+    }
+
+    /// Errors: other temperatures for a flow that has one, or such that are not positive.
+    pub fn check_temperatures(&self, steerable: bool) -> Result<()> {
+        let given: Vec<f64> = self.phases.iter().flat_map(|p| p.latent_temperatures.iter().copied()).collect();
+        if !given.is_empty() && !steerable {
+            return Err(Error::invalid(
+                "`latent_temperatures` are for a steerable flow: set `steerable` in its design",
+            ));
+        }
+        match given.iter().find(|t| !(**t > 0.0 && t.is_normal())) {
+            Some(t) => Err(Error::invalid(format!("`latent_temperatures`: {t}, use positive numbers"))),
+            None => Ok(()),
+        }
+    }
+
+    /// How many of n frames are held out: the first ones.
+    pub fn held_out_of(&self, n: usize) -> usize {
+        (n as f64 * self.held_out) as usize
+    }
+
+    /// Errors: losses without what they are made of, or by which nothing is trained.
+    pub fn check(&self, dimension: usize, has_frames: bool, has_target: bool) -> Result<()> {
+        let needs = |f: fn(&Phase) -> f64| self.phases.iter().any(|p| f(p) > 0.0);
+        let refuse = |message: &str| Err(Error::invalid(message));
+        self.phases.iter().try_for_each(Phase::check)?;
+        if has_target && self.evaluation_samples == 0 {
+            return refuse("`evaluation_samples` = 0: with energies, at least 1 is needed");
+        }
+        if (needs(|p| p.likelihood) || needs(|p| p.force_matching)) && !has_frames {
+            return refuse(
+                "maximum likelihood and force matching need frames; give a trajectory or set `likelihood` and \
+                 `force_matching` to 0",
+            );
+        }
+        let needs_energies = needs(|p| p.reverse_kl) || needs(|p| p.refinement) || needs(|p| p.force_matching);
+        if needs_energies && !has_target {
+            return refuse("reverse KL, refinement and force matching need energies; give a System");
+        }
+        if !(0.0..1.0).contains(&self.held_out) {
+            return refuse(
+                "`held_out` is the share of the frames that is not trained on: give a number from 0 to less than 1",
+            );
+        }
+        check_settings(self.phases.iter().map(|p| p.rate), self.clip, self.weight_decay, self.average)?;
+        if let Some(coordinate) = &self.reaction_coordinate {
+            coordinate.check(dimension)?;
+            if !needs(|p| p.reaction_coordinate) {
+                return refuse(
+                    "`reaction_coordinate` has no effect without a weight: give `reaction_coordinate` one in a phase with \
+                     `reverse_kl`, or leave it out",
+                );
+            }
+        } else if needs(|p| p.reaction_coordinate) {
+            return refuse("a phase gives `reaction_coordinate` a weight; say beside `phases` what the coordinate is");
+        }
+        if self.phases.iter().any(|p| p.reaction_coordinate > 0.0 && p.reverse_kl <= 0.0) {
+            return refuse(
+                "`reaction_coordinate` spreads the samples of reverse KL; give `reverse_kl` a weight in the same phase",
+            );
+        }
+        Ok(())
+    }
+}
