@@ -142,7 +142,10 @@ impl Annealing {
             return Err(Error::invalid("a plan is a list of rising t, the last of which is 1, with positive steps"));
         }
         if options.moves == 0 || !(0.0..=1.0).contains(&options.threshold) {
-            return Err(Error::invalid("moves of at least 1 and a threshold from 0 to 1 are needed"));
+            return Err(Error::invalid(format!(
+                "moves = {}, threshold = {}: use 1 move or more, and a threshold from 0 to 1",
+                options.moves, options.threshold
+            )));
         }
         if let Kernel::Hamiltonian { leapfrog: 0 } = options.kernel {
             return Err(Error::invalid("trajectories of 0 leapfrog steps go nowhere: use one or more"));

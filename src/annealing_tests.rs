@@ -165,7 +165,7 @@ fn what_is_no_run_is_refused() {
         (0, 2, Options::default(), "0 particles at 2 temperatures"),
         (5, 0, Options::default(), "5 particles at 0 temperatures"),
         (5, 2, Options { kernel, ..Options::default() }, "0 leapfrog steps"),
-        (5, 2, Options { moves: 0, ..Options::default() }, "moves of at least 1"),
+        (5, 2, Options { moves: 0, ..Options::default() }, "use 1 move or more"),
     ] {
         let points = bridge.sample(n, 1).unwrap();
         let message = Annealing::new(&bridge, points, even(stages, 0.1), options).unwrap_err().to_string();

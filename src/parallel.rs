@@ -118,7 +118,7 @@ pub fn streams(seed: u64, rows: Range<usize>) -> impl Fn(usize) -> Stream + Sync
     move |row| Stream::new(seed, StreamId::Sample, (rows.start + row) as u64, 0)
 }
 
-/// FNV-1a of the bits, as an integer that a double holds.
+/// A hash of the numbers' bits, word by word, as an integer that a double holds exactly.
 fn digest(numbers: &[f64]) -> f64 {
     let mix = |hash: u64, number: &f64| (hash ^ number.to_bits()).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29);
     let hash = numbers.iter().fold(0xcbf2_9ce4_8422_2325 ^ numbers.len() as u64, mix);

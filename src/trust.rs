@@ -43,7 +43,10 @@ impl Trust {
         match self.energy.is_finite() && self.density.is_finite() {
             true => Ok(()),
             false => {
-                Err(Error::invalid(format!("trust {} in the energy, {} in the density", self.energy, self.density)))
+                let Trust { energy, density, .. } = self;
+                Err(Error::invalid(format!(
+                    "trust: {energy} in the energy, {density} in the density; finite numbers are needed"
+                )))
             }
         }
     }

@@ -290,7 +290,7 @@ fn what_a_vector_field_lacks_is_listed() {
     more.insert("convs.3.edge_message.1.Wh".into(), tensors["convs.3.edge_message.0.Wh"].clone());
     assert!(complain(&bare(&more), all).contains("convs.3.edge_message.1.Wh is not part of the model"));
     let message = complain("tests/pytorch/icbg.ckpt", all);
-    assert!(message.contains("icbg.ckpt") && message.contains("not a vector field of BoltzNCE"), "{message}");
+    assert!(message.contains("icbg.ckpt") && message.contains("this is no vector field of BoltzNCE"), "{message}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -409,7 +409,7 @@ fn what_an_ecnf_lacks_or_contradicts_is_said() {
     assert!(with(serde_json::json!({ "std": 1.0, "features": vec![21; 22] })).contains("atom 1"));
     let config = ecnf_config(serde_json::json!({ "std": 0.16 }));
     let message = convert(&folder, "ecnf", FIELD, &config, &[]).unwrap_err();
-    assert!(message.contains("not a ECNF of transferable-samplers"), "{message}");
+    assert!(message.contains("this is no ECNF of transferable-samplers"), "{message}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -483,7 +483,7 @@ fn what_a_tarflow_lacks_or_contradicts_is_said() {
     assert!(text.contains("not read: head_size") && text.contains("hands of stereocentres are not known"), "{text}");
     assert!(complain(r#"{ "std": 0 }"#).contains("std: a positive number"));
     let message = convert(&folder, "tarflow", FIELD, r#"{ "std": 0.16 }"#, &[]).unwrap_err();
-    assert!(message.contains("not a single-system TarFlow"), "{message}");
+    assert!(message.contains("this is no single-system TarFlow"), "{message}");
     let other = ["--topology", "tests/golden/openmm/peroxide.pdb"];
     assert!(convert(&folder, "tarflow", TARFLOW, r#"{ "std": 0.16 }"#, &other).is_err());
     std::fs::remove_dir_all(folder).unwrap();

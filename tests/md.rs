@@ -1,4 +1,4 @@
-//! `modejump md` with a screen, as a user runs it.
+//! `modejump md` as a user runs it.
 #![cfg(feature = "openmm")]
 
 use modejump::io::trajectory;

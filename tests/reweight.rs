@@ -1,4 +1,4 @@
-//! `modejump reweight` with a surrogate likelihood, as a user runs it.
+//! `modejump reweight` as a user runs it.
 #![cfg(feature = "openmm")]
 
 use modejump::density::{Density, Evaluation, Exactness};

@@ -41,7 +41,7 @@ def generator():
 
 @pytest.fixture(scope="module")
 def ala2():
-    return modejump.Model.load(ALA2)
+    return modejump.Model(ALA2)
 
 
 def test_a_model_says_what_it_is(generator, ala2):
@@ -396,7 +396,7 @@ def test_samples_of_a_tarflow_by_iteration_are_those_in_turn_within_the_toleranc
     in_turn = modejump.Model(tarflow, precision="f64")
     x, _ = in_turn.sample(20, seed=3)
     for settings in ({"decoding": "jacobi"}, {"decoding": "gauss_seidel", "segment": 3}):
-        y, log_q = modejump.Model.load(tarflow, precision="f64", decoding_tolerance=1e-3, **settings).sample(20, seed=3)
+        y, log_q = modejump.Model(tarflow, precision="f64", decoding_tolerance=1e-3, **settings).sample(20, seed=3)
         assert np.abs(x - y).max() < 1e-3 and np.abs(log_q - in_turn.log_density(y)).max() < 1e-9
     y, _ = modejump.Model(tarflow, precision="f64", decoding="jacobi", decoding_passes=1).sample(20, seed=3)
     assert (y == x).all(), "one pass is not enough"

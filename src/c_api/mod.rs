@@ -98,8 +98,8 @@ fn null(name: &str) -> Error {
     Error::invalid(format!("{name} is NULL"))
 }
 
-/// A plain struct of the ABI: its first field is `struct_size`, every bit pattern of the others is a value, and `known`
-/// fields were there in the first version.
+/// A plain struct of the ABI: its first field is `struct_size`, every bit pattern of the others is a value, and the
+/// fields within `FIRST` bytes were there in the first version.
 ///
 /// # Safety
 /// Implementors are `repr(C)`, begin with a `u32` of that meaning, and hold integers, floats, pointers and nullable function

@@ -53,7 +53,11 @@ impl InternalCoordinates {
                 ))
             })?;
             if !(length > 0.0 && length.is_finite()) {
-                return Err(Error::invalid(format!("constraint {}–{}: length {length} nm", i + 1, j + 1)));
+                return Err(Error::invalid(format!(
+                    "constraint {}–{}: its length is {length} nm, a positive one is needed",
+                    i + 1,
+                    j + 1
+                )));
             }
             lengths[bond] = Some(length);
         }

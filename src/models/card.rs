@@ -117,7 +117,7 @@ impl ModelCard {
     /// What is wrong with the parts that do not depend on the kind of model.
     pub fn check(&self) -> std::result::Result<(), String> {
         if let Some(t) = self.temperature.filter(|t| !(*t > 0.0 && t.is_finite())) {
-            return Err(format!("temperature {t} K"));
+            return Err(format!("the temperature is {t} K: a positive number is needed"));
         }
         let Some(topology) = &self.topology else { return Ok(()) };
         let n = topology.n_atoms();

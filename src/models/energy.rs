@@ -59,10 +59,6 @@ impl<E: EnergyFunction> EnergyModel<E> {
         &self.energy
     }
 
-    pub fn network_mut(&mut self) -> &mut E {
-        &mut self.energy
-    }
-
     /// Times and configurations as the network saw them in training: molecules centred, in its units.
     fn inputs(&self, x: &[f64], rows: usize) -> (Vec<f64>, Vec<f64>) {
         let mut x: Vec<f64> = x.iter().map(|v| v * self.config.units_per_nm).collect();

@@ -119,7 +119,10 @@ impl Generator {
         }
         if let Scope::Shape { frame } = density.scope() {
             if !dimension.is_multiple_of(3) || frame.iter().any(|&i| 3 * i >= dimension) {
-                return Err(Error::invalid(format!("frame atoms {frame:?} of a model of {dimension} coordinates")));
+                return Err(Error::invalid(format!(
+                    "frame atoms {frame:?} are beyond the {} atoms of the model",
+                    dimension / 3
+                )));
             }
         }
         let has_centroid = matches!(density.scope(), Scope::Centred | Scope::Noisy { .. });

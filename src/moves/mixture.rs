@@ -51,10 +51,6 @@ impl Mixture {
         &self.moves
     }
 
-    pub fn moves_mut(&mut self) -> &mut [Box<dyn Move>] {
-        &mut self.moves
-    }
-
     /// Index of the move that is made at this step.
     pub fn choice(&self, step: u64, replica: u32) -> usize {
         // a number of its own also where a mixture within has the same seed

@@ -126,7 +126,8 @@ impl ModeJump {
         let dimension = first.map.dimension();
         for Edge { modes: [i, j], map, weights } in &edges {
             if i == j || *i.max(j) >= modes.names().len() {
-                return Err(Error::invalid(format!("an edge between modes {i} and {j} of {}", modes.names().len())));
+                let n = modes.names().len();
+                return Err(Error::invalid(format!("an edge joins modes {i} and {j} of {n}: name two different ones")));
             }
             if weights.iter().any(|w| !(*w > 0.0 && w.is_finite())) {
                 return Err(Error::invalid(format!("weights {weights:?} of an edge: use positive numbers")));

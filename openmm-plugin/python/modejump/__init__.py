@@ -11,7 +11,7 @@ from .exchange import Exchange, ExchangeOutcome
 from .force import MonteCarloModeJump, Statistics
 from .learned_exchange import LearnedReplicaExchangeSampler
 from .model import Bijection, Model, device, set_device
-from .move import Move, Outcome
+from .move import Move, MoveStatistics, Outcome
 from .replicas import assign_replica_streams
 from .reporter import ModeJumpReporter
 
@@ -24,6 +24,7 @@ __all__ = [
     "LearnedReplicaExchangeSampler",
     "Model",
     "Move",
+    "MoveStatistics",
     "Outcome",
     "MonteCarloModeJump",
     "Statistics",

@@ -128,11 +128,6 @@ class Model(_SharedOwner):
         model._own(handle)
         return model
 
-    @classmethod
-    def load(cls, path, **options):
-        """The model of a file; the same as Model(path, **options)."""
-        return cls(path, **options)
-
     def _rows(self, x):
         """x as float64 [n][dimension], and the shape of one value a configuration."""
         x = np.ascontiguousarray(in_unit(x, unit.nanometer, "the configuration"), dtype=np.float64)

@@ -201,7 +201,7 @@ mod run {
             Some(d) => Err(Error::file(
                 path,
                 format!(
-                    "the nearest two of the carbons, nitrogens, oxygens, sulphurs and phosphors are {:.3} Angstrom apart: a PDB file has its coordinates in Angstrom",
+                    "the nearest two of the carbon, nitrogen, oxygen, sulphur and phosphorus atoms are {:.3} Angstrom apart: a PDB file has its coordinates in Angstrom",
                     10.0 * d
                 ),
             )),

@@ -24,7 +24,7 @@ pub struct Exchange {
     #[arg(short = 'n', long, default_value_t = 10_000)]
     exchanges: u64,
     /// Steps between exchanges
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, visible_alias = "frequency", default_value_t = 100)]
     interval: u64,
     #[command(flatten)]
     dynamics: Dynamics,

@@ -130,13 +130,6 @@ rust::String openmm_version() { return Platform::getOpenMMVersion(); }
 
 void load_plugins(rust::Str directory) { Platform::loadPluginsFromDirectory(string(directory)); }
 
-rust::Vec<rust::String> platform_names() {
-    rust::Vec<rust::String> names;
-    for (int i = 0; i < Platform::getNumPlatforms(); i++)
-        names.push_back(Platform::getPlatform(i).getName());
-    return names;
-}
-
 std::shared_ptr<System> system_from_xml(rust::Str xml) {
     let_moves_be_read();
     std::istringstream stream{string(xml)};

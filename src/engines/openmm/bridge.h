@@ -113,7 +113,6 @@ private:
 
 rust::String openmm_version();
 void load_plugins(rust::Str directory);
-rust::Vec<rust::String> platform_names();
 std::shared_ptr<System> system_from_xml(rust::Str xml);
 std::unique_ptr<Evaluator> new_evaluator(const std::shared_ptr<System> &system, rust::Str platform);
 std::unique_ptr<Simulation> new_simulation(const std::shared_ptr<System> &system, rust::Str platform, size_t threads,

@@ -12,7 +12,6 @@ pub mod bridge {
 
         fn openmm_version() -> Result<String>;
         fn load_plugins(directory: &str) -> Result<()>;
-        fn platform_names() -> Result<Vec<String>>;
 
         fn system_from_xml(xml: &str) -> Result<SharedPtr<System>>;
         fn n_particles(self: &System) -> usize;

@@ -57,12 +57,6 @@ pub fn version() -> Result<String> {
     Ok(bridge::openmm_version()?)
 }
 
-/// Names of the platforms that OpenMM offers here.
-pub fn platforms() -> Result<Vec<String>> {
-    load_plugins()?;
-    Ok(bridge::platform_names()?)
-}
-
 /// Particles and forces, as OpenMM's `System` XML stores them. Cheap to clone, shared among threads.
 #[derive(Clone)]
 pub struct System {

@@ -251,7 +251,8 @@ impl<R: Real> TarFlow<R> {
             _ => Vec::new(),
         };
         if let Some(centre) = stereocentres.iter().find(|s| s.last_atom() >= dimension / 3) {
-            return Err(Error::invalid(format!("{centre:?} is beyond the {} atoms", dimension / 3)));
+            let (last, atoms) = (centre.last_atom() + 1, dimension / 3);
+            return Err(Error::invalid(format!("a stereocentre names atom {last}, beyond the {atoms} of the model")));
         }
         let (runner, options, decoded) = (Arc::new(runner), Options::default(), Counters::default());
         Ok(TarFlow { network, parameters, runner, scale, options, decoded, stereocentres, card, hash: String::new() })

@@ -188,7 +188,7 @@ fn a_wrong_hand_has_no_density() {
         assert_eq!(log_q(&flow, &image).is_finite(), !expected.is_inside());
     }
     assert!((1..16).contains(&wrong), "{wrong}");
-    assert!(build(hand(4)).err().unwrap().to_string().contains("beyond the 4 atoms"));
+    assert!(build(hand(4)).err().unwrap().to_string().contains("atom 5, beyond the 4"));
 }
 
 #[test]

@@ -134,7 +134,7 @@ impl Convert {
             (Some(given), _) => format!("no {what} with the prefix `{given}`; there are: {}", list(&names)),
             (None, []) => {
                 let some: Vec<&str> = tensors.keys().take(5).map(String::as_str).collect();
-                format!("no tensors `{mark}…`: not a {what}. It holds {} …", list(&some))
+                format!("no tensors `{mark}…`: this is no {what}. It holds {} …", list(&some))
             }
             (None, several) => format!("more than one {what}; choose with --prefix: {}", list(several)),
         };

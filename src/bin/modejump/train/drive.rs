@@ -121,7 +121,7 @@ fn line(p: &Progress) -> String {
         item("loss", p.loss, 4),
         item("held-out", p.held_out_loss, 4),
         item("sd(ln q)", p.deviation, 3),
-        item("nll", p.likelihood, 3),
+        item("-ln q", p.likelihood, 3),
         item("held-out", p.held_out, 3),
         item("kl", p.reverse_kl, 3),
         item("rc", p.reaction_coordinate, 3),
