@@ -50,10 +50,10 @@ def test_populations_of_two_wells(tmp_path, name, proposals):
     assert_mean(left, toy.LEFT, "population of the left well")
 
 
-def run_molecule(system, freedom, rounds):
+def run_molecule(system, freedom, rounds, make_integrator=toy.langevin):
     """Ten steps a round from the start: the Context, potential energies in kJ/mol, temperatures in K, and whether the torsion is positive."""
     # Little friction, so that heat that a jump takes or brings is not replaced at once.
-    integrator = toy.langevin(0.0005, friction=1.0)
+    integrator = make_integrator(0.0005, friction=1.0)
     context = toy.make_context(system, integrator, x=start())
     integrator.step(500)
     energies, temperatures, positive = [], [], []
@@ -81,6 +81,18 @@ def test_energy_temperature_and_torsion_of_a_molecule(request, kind):
     assert statistics.acceptance > 0.1 and np.count_nonzero(np.diff(positive)) > 500
     assert_mean(positive, exact_positive(), "P(phi > 0)")
     assert_mean(energies, exact_energy(flexible_bonds), "potential energy")
+    assert_mean(temperatures, 300.0, "temperature")
+
+
+def test_bonds_that_a_custom_integrator_constrains_turn_with_a_jump(rigid_model):
+    """Had it kept the directions of bonds before a jump, the molecule would be torn apart."""
+    system = peroxide_system(OH)
+    jump = modejump.MonteCarloModeJump(rigid_model, 5, seed=3)
+    system.addForce(jump)
+    context, energies, temperatures, positive = run_molecule(system, 10, 12000, toy.splitting)
+    assert jump.statistics(context).acceptance > 0.1
+    assert_mean(positive, exact_positive(), "P(phi > 0)")
+    assert_mean(energies, exact_energy(1), "potential energy")
     assert_mean(temperatures, 300.0, "temperature")
 
 

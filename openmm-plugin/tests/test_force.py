@@ -390,6 +390,32 @@ def test_unsupported_integrators(gaussian_model):
     refuses("addUpdateContextState() 0 times", context_of, make(gaussian_model), toy.well_system(), compound)
 
 
+def test_custom_integrators_that_would_keep_bonds_where_they_were(rigid_model, peroxide_model):
+    """On Reference and CPU, whose CustomIntegrators constrain in directions from before a jump."""
+
+    def attempt(constrained, frequency, make_integrator, model=rigid_model):
+        jump = modejump.MonteCarloModeJump(model, frequency, seed=3)
+        context_of(jump, peroxide_system(constrained), make_integrator())
+
+    def multiple():
+        return openmm.MTSLangevinIntegrator(300, 1, 0.001, [(0, 2)])
+
+    def without():
+        return toy.splitting(after_jumps=False)
+
+    def compound():
+        integrator = openmm.CompoundIntegrator()
+        integrator.addIntegrator(toy.langevin())
+        integrator.addIntegrator(without())
+        return integrator
+
+    for make_integrator in (multiple, without, compound):
+        refuses(["Reference", "addConstrainPositions() directly after"], attempt, OH, 5, make_integrator)
+        attempt(OH, 0, make_integrator)
+        attempt((), 5, make_integrator, peroxide_model)
+    attempt(OH, 5, toy.splitting)
+
+
 def test_a_period_is_no_temperature(gaussian_model):
     """A global variable T may be anything; kT is asked for first, wherever it stands."""
     jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3)

@@ -75,6 +75,36 @@ def leapfrog(timestep=0.0005, name="kT", value=KT):
     return integrator
 
 
+def splitting(timestep=0.0005, friction=1.0, seed=5, after_jumps=True):
+    """BAOAB as a CustomIntegrator; after_jumps: bonds are taken anew where a jump may have put them."""
+    integrator = openmm.CustomIntegrator(timestep)
+    integrator.addGlobalVariable("kT", KT)
+    integrator.addGlobalVariable("keep", np.exp(-friction * timestep))
+    integrator.addPerDofVariable("x1", 0)
+    integrator.addUpdateContextState()
+    if after_jumps:
+        integrator.addConstrainPositions()
+
+    def velocities(expression):
+        integrator.addComputePerDof("v", expression)
+        integrator.addConstrainVelocities()
+
+    def drift():
+        integrator.addComputePerDof("x", "x+0.5*dt*v")
+        integrator.addComputePerDof("x1", "x")
+        integrator.addConstrainPositions()
+        velocities("v+(x-x1)/(0.5*dt)")
+
+    velocities("v+0.5*dt*f/m")
+    drift()
+    velocities("keep*v+sqrt((1-keep^2)*kT/m)*gaussian")
+    drift()
+    velocities("v+0.5*dt*f/m")
+    integrator.setConstraintTolerance(1e-7)
+    integrator.setRandomNumberSeed(seed)
+    return integrator
+
+
 def external(expression, **parameters):
     force = openmm.CustomExternalForce(expression)
     for name, value in parameters.items():

@@ -388,7 +388,7 @@ pub fn in_units(frames: &[f64], dimension: usize, units_per_nm: f64) -> Vec<f64>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::network::Layout;
+    use crate::models::layout::Layout;
 
     /// Four atoms with the torsion `angle`, rad.
     fn frame(angle: f64) -> Vec<f64> {

@@ -7,7 +7,8 @@ use super::models::networks;
 use modejump::density::{Density, Evaluation, Status};
 use modejump::device::{Device, Driver};
 use modejump::io::model_file;
-use modejump::models::network::{Start, Trainable};
+use modejump::models::layout::Start;
+use modejump::models::network::Trainable;
 use modejump::models::tarflow::{
     format, Autoregressive, Centroid, Config, Decoding, Jacobi, Options, PeptideConfig, TarFlow, TarFlowConfig,
     TarNetwork,

@@ -1,6 +1,7 @@
 //! A small TarFlow of random weights for the 22 atoms of alanine dipeptide, as a file.
 
-use modejump::models::network::{Start, Trainable};
+use modejump::models::layout::Start;
+use modejump::models::network::Trainable;
 use modejump::models::tarflow::{format, TarFlowConfig, TarNetwork};
 use modejump::models::{ModelCard, ModelConfig};
 use modejump::rng::{Stream, StreamId};

@@ -200,6 +200,9 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     checkMethod();
     const Constraints constraints = movedConstraints(context.getSystem(), particles, *model);
     unique_ptr<Solvent> newSolvent = createSolvent(context);
+    // a driven path moves the others as well
+    if (owner.getFrequency() > 0 && (!constraints.lengths.empty() || (newSolvent && context.getSystem().getNumConstraints() > 0)))
+        checkConstrainedSteps(context);
     MoveHandle newMove(newMoveOf(newSolvent != nullptr));
     vector<double> masses;
     for (int particle : particles)

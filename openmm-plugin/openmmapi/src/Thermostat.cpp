@@ -130,6 +130,42 @@ void checkIntegrator(const Integrator& integrator) {
                               to_string(updates) + " times; moves need exactly one call in each step");
 }
 
+namespace {
+
+bool movesBonds(const CustomIntegrator& integrator) {
+    bool updated = false;
+    for (int i = 0; i < integrator.getNumComputations(); i++) {
+        CustomIntegrator::ComputationType type;
+        string variable, expression;
+        integrator.getComputationStep(i, type, variable, expression);
+        if (updated && type == CustomIntegrator::ConstrainPositions)
+            return false;
+        if (updated && type == CustomIntegrator::ComputePerDof && variable == "x")
+            return true;
+        updated |= type == CustomIntegrator::UpdateContextState;
+    }
+    return false;
+}
+
+void checkConstrainedSteps(const Integrator& integrator, const string& platform) {
+    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
+        for (int i = 0; i < compound->getNumIntegrators(); i++)
+            checkConstrainedSteps(compound->getIntegrator(i), platform);
+    const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
+    if (custom != nullptr && movesBonds(*custom))
+        throw OpenMMException("MonteCarloModeJump: on the platform " + platform + " this CustomIntegrator would constrain bonds in the directions that they "
+                              "had before a jump: call addConstrainPositions() directly after addUpdateContextState(), or use "
+                              "LangevinMiddleIntegrator (instead of MTSLangevinIntegrator, too)");
+}
+
+} // namespace
+
+void checkConstrainedSteps(ContextImpl& context) {
+    const string& platform = context.getPlatform().getName();
+    if (platform == "Reference" || platform == "CPU")
+        checkConstrainedSteps(context.getIntegrator(), platform);
+}
+
 double velocityTimeOffset(const Integrator& integrator) {
     // These are leap-frog schemes as well, but OpenMM leaves their offset at 0. NoseHoover is the middle scheme of LangevinMiddle (a kick by
     // the whole step, half a drift, the thermostat, half a drift) with chains for the thermostat, which know nothing of x.

@@ -12,6 +12,13 @@ double findTemperature(OpenMM::ContextImpl& context);
 /** Throws if the integrator cannot host Monte Carlo moves. */
 void checkIntegrator(const OpenMM::Integrator& integrator);
 
+/**
+ * Throws if jumps of constrained particles would ruin the constraints: on the platforms Reference and CPU, addConstrainPositions() of a CustomIntegrator
+ * takes the directions of bonds from the positions at the start of the step, or at the last call, so one call has to come after a jump and before x
+ * changes.
+ */
+void checkConstrainedSteps(OpenMM::ContextImpl& context);
+
 /** Stored velocities are v(t) - offset F(x)/m of the on-step velocities v(t); ps. */
 double velocityTimeOffset(const OpenMM::Integrator& integrator);
 

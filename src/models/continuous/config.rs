@@ -3,7 +3,7 @@
 use crate::coordinates::Stereocentre;
 use crate::density::Exactness;
 use crate::error::{Error, Result};
-use crate::models::network::{check_sizes, LARGEST_SIZE};
+use crate::models::layout::{check_sizes, LARGEST_SIZE};
 use crate::ode::Method;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::FRAC_PI_2;

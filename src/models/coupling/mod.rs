@@ -7,6 +7,7 @@
 //! ([`super::steering`]) the normal has variance τ.
 
 mod affine;
+pub mod bgflow;
 mod conditioner;
 mod cpu;
 mod cuda;
@@ -22,7 +23,6 @@ mod tests;
 pub use conditioner::Features;
 pub use cpu::{Workspace, CHUNK};
 pub use cuda::{programs, CouplingOnDevice};
-pub use format::bgflow;
 pub use layers::{Ends, LayerConfig};
 pub use spline::Bin;
 

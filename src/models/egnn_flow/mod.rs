@@ -20,8 +20,9 @@ mod tests;
 pub use cuda::programs;
 
 use super::continuous::{ContinuousConfig, ContinuousFlow};
-use super::network::{check_features, check_sizes, features_and_time, Evaluator, Layout, Network};
-use super::network::{LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use super::layout::{check_features, check_sizes, Layout};
+use super::layout::{LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use super::network::{features_and_time, Evaluator, Network};
 use crate::error::Result;
 use crate::nn::tape::{Function, Weight};
 use crate::nn::{Real, Scalar, Tape, Var};

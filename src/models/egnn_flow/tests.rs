@@ -1,6 +1,6 @@
 use super::*;
 use crate::models::field::VectorField;
-use crate::models::network::Layout;
+use crate::models::layout::Layout;
 use crate::rng::{Stream, StreamId};
 
 fn small() -> Evaluator<Egnn, f64> {

@@ -18,7 +18,8 @@ mod tests;
 pub use cuda::programs;
 
 use super::energy::{EnergyConfig, EnergyModel};
-use super::network::{check_sizes, Evaluator, Layout, Network, Start, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use super::layout::{check_sizes, Layout, Start, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use super::network::{Evaluator, Network};
 use crate::error::{Error, Result};
 use crate::nn::tape::{Attention, Embed, Function, Gaussians, LayerNorm, TypedAffine, Weight};
 use crate::nn::{Real, Scalar, Tape, Var};

@@ -1,7 +1,7 @@
 //! Names, shapes and places of the parameters: one flat vector in the order of BoltzNCE's state dict.
 
 use super::GvpConfig;
-use crate::models::network::{Layout, Start};
+use crate::models::layout::{Layout, Start};
 use std::ops::Range;
 
 /// Numbers of scalars and vectors that go into and come out of a geometric vector perceptron.

@@ -34,7 +34,7 @@ pub use format::boltznce;
 
 use crate::error::{Error, Result};
 use crate::models::continuous::{ContinuousConfig, ContinuousFlow};
-use crate::models::network::{check_features, check_sizes, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use crate::models::layout::{check_features, check_sizes, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
 use crate::nn::Real;
 use crate::rng::{Stream, StreamId};
 use layout::Places;
@@ -129,7 +129,7 @@ impl<R: Real> GvpField<R> {
         Ok(GvpField { config, places, parameters, network, pool: Mutex::new(Vec::new()) })
     }
 
-    /// A field of random parameters: as [`crate::models::network::Layout::initialise`] draws them, slopes and norms one.
+    /// A field of random parameters: as [`crate::models::layout::Layout::initialise`] draws them, slopes and norms one.
     pub fn random(config: GvpConfig, seed: u64) -> Result<GvpField<R>> {
         config.check()?;
         let mut stream = Stream::new(seed, StreamId::Initialise, 0, 0);

@@ -3,7 +3,8 @@
 use super::layout::{GvpPlaces, LayerPlaces, NormPlaces, Places, TrunkPlaces};
 use super::GvpConfig;
 use crate::error::Result;
-use crate::models::network::{features_and_time, Layout, Network};
+use crate::models::layout::Layout;
+use crate::models::network::{features_and_time, Network};
 use crate::nn::tape::{Function, LayerNorm, RadialBasis, Weight};
 use crate::nn::{Scalar, Tape, Var};
 

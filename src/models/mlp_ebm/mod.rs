@@ -16,7 +16,8 @@ pub use cuda::programs;
 
 use super::card::ModelConfig;
 use super::energy::{EnergyConfig, EnergyModel};
-use super::network::{check_sizes, Evaluator, Layout, Network, Start, LARGEST_SIZE, MOST_LAYERS};
+use super::layout::{check_sizes, Layout, Start, LARGEST_SIZE, MOST_LAYERS};
+use super::network::{Evaluator, Network};
 use crate::error::Result;
 use crate::io::model_file::ModelFile;
 use crate::nn::{Real, Scalar, Tape, Var};

@@ -1,6 +1,6 @@
 //! The residual network that energies end in.
 
-use crate::models::network::Layout;
+use crate::models::layout::Layout;
 use crate::nn::tape::Weight;
 use crate::nn::{Scalar, Tape, Var};
 

@@ -4,7 +4,8 @@
 use super::transferable::{self, Adaptive, BlockConditions, Embedder, Transition};
 use super::TarFlowConfig;
 use crate::error::{Error, Result};
-use crate::models::network::{check_sizes, Layout, Start, Trainable, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use crate::models::layout::{check_sizes, Layout, Start, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use crate::models::network::Trainable;
 use crate::nn::tape::{Causal, Embed, Function, LayerNorm, Weight, NO_ROW};
 use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::{Stream, StreamId};

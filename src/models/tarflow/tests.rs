@@ -1,6 +1,6 @@
 use super::*;
 use crate::coordinates::AtomOrder;
-use crate::models::network::Start;
+use crate::models::layout::Start;
 use crate::rng::StreamId;
 
 /// Random parameters, of the last layers small ones: e^a must not run away.

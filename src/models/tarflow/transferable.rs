@@ -25,7 +25,7 @@ use super::TarFlowConfig;
 use crate::coordinates::peptide::{AtomOrder, Encoding, Peptide};
 use crate::coordinates::{Stereocentre, Topology};
 use crate::error::{Error, Result};
-use crate::models::network::{check_sizes, Layout, Start, LARGEST_SIZE, MOST_ATOMS};
+use crate::models::layout::{check_sizes, Layout, Start, LARGEST_SIZE, MOST_ATOMS};
 use crate::nn::tape::{Embed, Function, LayerNorm, Weight, NO_ROW};
 use crate::nn::{Scalar, Tape, Var};
 use serde::{Deserialize, Serialize};

@@ -185,30 +185,7 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         "gvp_ebm/energy" | "gvp_ebm/energy_score" => measure_network(name, cases::gvp_energy()?, report)?,
         "invariant_ebm/energy" | "invariant_ebm/energy_score" => measure_network(name, cases::invariant()?, report)?,
         "tarflow/sample" | "tarflow/sample_jacobi" | "tarflow/log_density" | "tarflow/log_density_score" => {
-            for system in ["Ace-A-Nme", "AAAAAA"] {
-                let mut flow = cases::tarflow(system)?;
-                if let Some(driver) = device::default()?.driver() {
-                    // by iteration on the CPU alone
-                    if !name.ends_with("jacobi") {
-                        measure_tarflow(name, system, flow, driver, report)?;
-                    }
-                    continue;
-                }
-                if name.ends_with("jacobi") {
-                    flow = flow.with_options(Options {
-                        decoding: Decoding::Jacobi(Jacobi::default()),
-                        ..Options::default()
-                    })?;
-                }
-                for batch in TOKEN_BATCHES {
-                    report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flops_of(name, flow.flops()));
-                }
-                if name.ends_with("score") {
-                    continue; // of the weights as they are
-                }
-                let (flow, size) = (flow.with_bfloat16_weights()?, format!("{system}, bf16"));
-                report.line(name, Some(&size), 1, time_of(name, &flow, 1)?, flow.flops());
-            }
+            ["Ace-A-Nme", "AAAAAA"].into_iter().try_for_each(|system| measure_tokens(name, system, report))?
         }
         "prose/sample" | "prose/log_density" => {
             let flow = cases::prose()?;
@@ -223,6 +200,30 @@ fn measure(name: &'static str, flow: &CouplingFlow<f32>, report: &Report) -> Res
         }
         _ => measure_coupling(name, flow, report)?,
     }
+    Ok(())
+}
+
+/// Lines of a TarFlow, where models run.
+fn measure_tokens(name: &'static str, system: &str, report: &Report) -> Result<()> {
+    let mut flow = cases::tarflow(system)?;
+    if let Some(driver) = device::default()?.driver() {
+        // by iteration on the CPU alone
+        if !name.ends_with("jacobi") {
+            measure_tarflow(name, system, flow, driver, report)?;
+        }
+        return Ok(());
+    }
+    if name.ends_with("jacobi") {
+        flow = flow.with_options(Options { decoding: Decoding::Jacobi(Jacobi::default()), ..Options::default() })?;
+    }
+    for batch in TOKEN_BATCHES {
+        report.line(name, Some(system), batch, time_of(name, &flow, batch)?, flops_of(name, flow.flops()));
+    }
+    if name.ends_with("score") {
+        return Ok(()); // of the weights as they are
+    }
+    let (flow, size) = (flow.with_bfloat16_weights()?, format!("{system}, bf16"));
+    report.line(name, Some(&size), 1, time_of(name, &flow, 1)?, flow.flops());
     Ok(())
 }
 

@@ -2,16 +2,19 @@
 //! of a flow in `ode.rs`, blocks of networks on messages in `tangents.rs`. A model brings its kernels and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`,
 //! `graphormer_ebm/cuda.rs`, `gvp_ebm/cuda.rs`, `mlp_ebm/cuda.rs`, `invariant_ebm/cuda.rs`.
 
+mod energy;
 mod ode;
+mod packing;
 pub mod tangents;
 
-use super::field::{EnergyFunction, PathSolver, VectorField};
-use super::network::{Evaluator, Network};
+pub use energy::{EnergyKernel, EnergyOnDevice};
+pub use packing::{bytes, padded, LinearRecord, NormRecord, Packing};
+
+use super::field::{PathSolver, VectorField};
 use crate::device::{Buffer, Compiled, Driver, KernelId, Program, Workspace, Workspaces};
 use crate::error::{Error, Result};
-use crate::nn::tape::Weight;
 use crate::nn::Real;
-use bytemuck::{NoUninit, Pod, Zeroable};
+use bytemuck::{Pod, Zeroable};
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -59,11 +62,6 @@ const ROUNDS_OF_TEAMS: usize = 4;
 /// Bytes that all blocks of a launch may keep in memory of the card; a single block may have more.
 const LARGEST_SCRATCH: usize = 4 << 30;
 
-/// Atoms with padding, as lanes of a product come in eights.
-pub fn padded(n_atoms: usize) -> usize {
-    n_atoms.next_multiple_of(8)
-}
-
 /// `Batch` of the kernels; addresses on the card.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
@@ -78,92 +76,6 @@ struct Batch {
     arrivals: u64,
     n: i32,
     padding: i32,
-}
-
-/// `Norm` of the kernels.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-pub struct NormRecord {
-    pub weight: i32,
-    pub bias: i32,
-}
-
-/// `Linear` of the kernels.
-#[repr(C)]
-#[derive(Clone, Copy, Default, Pod, Zeroable)]
-pub struct LinearRecord {
-    forward: i32,
-    back: i32,
-    bias: i32,
-}
-
-/// Weights on their way to the card: matrices as `[in][out]` with an even number of outputs, every tensor at an even place.
-pub struct Packing<'a, R> {
-    pub parameters: &'a [R],
-    pub weights: Vec<R>,
-}
-
-impl<R: Real> Packing<'_, R> {
-    pub fn at(&self, place: usize) -> f64 {
-        self.parameters[place].to_f64()
-    }
-
-    /// The place of a matrix of these values.
-    pub fn matrix(&mut self, n_in: usize, n_out: usize, value: impl Fn(&Self, usize, usize) -> f64) -> i32 {
-        let start = self.weights.len();
-        for i in 0..n_in {
-            for o in 0..n_out.next_multiple_of(2) {
-                let value = if o < n_out { value(self, i, o) } else { 0.0 };
-                self.weights.push(R::from_f64(value));
-            }
-        }
-        start as i32
-    }
-
-    /// The places of a linear layer's parameters.
-    pub fn linear(&mut self, w: &Weight) -> LinearRecord {
-        let all = |n| (0..n).map(Some).collect::<Vec<_>>();
-        self.linear_in_order(w, &all(w.n_in), &all(w.n_out))
-    }
-
-    /// Of a layer with these inputs and outputs one after the other; none has zeros.
-    pub fn linear_in_order(&mut self, w: &Weight, inputs: &[Option<usize>], outputs: &[Option<usize>]) -> LinearRecord {
-        let weight = |p: &Self, i: usize, o: usize| match (inputs[i], outputs[o]) {
-            (Some(i), Some(o)) => p.at(w.place(i, o)),
-            _ => 0.0,
-        };
-        let bias = |p: &Self, o: usize| outputs[o].map_or(0.0, |o| w.bias_of(p.parameters)[o].to_f64());
-        LinearRecord {
-            forward: self.matrix(inputs.len(), outputs.len(), weight),
-            back: self.matrix(outputs.len(), inputs.len(), |p, o, i| weight(p, i, o)),
-            bias: self.matrix(1, outputs.len(), |p, _, o| bias(p, o)),
-        }
-    }
-
-    /// The place of a layer normalisation's parameters.
-    pub fn norm(&mut self, weight: usize, bias: usize, n: usize) -> NormRecord {
-        NormRecord { weight: self.vector(weight, n), bias: self.vector(bias, n) }
-    }
-
-    /// What a first layer makes of every atom's features without the time, `[atoms][n]`, and its weights of the time.
-    pub fn embedding(
-        &self,
-        features: &[Vec<usize>],
-        n: usize,
-        weight: impl Fn(usize, usize) -> f64,
-        bias: impl Fn(usize) -> f64,
-        time: usize,
-    ) -> [Vec<R>; 2] {
-        let of_atom = |set: &Vec<usize>, o: usize| bias(o) + set.iter().map(|&i| weight(i, o)).sum::<f64>();
-        let rows = features.iter().flat_map(|set| (0..n).map(move |o| (set, o)));
-        let atoms = rows.map(|(set, o)| R::from_f64(of_atom(set, o))).collect();
-        [atoms, (0..n).map(|o| R::from_f64(weight(time, o))).collect()]
-    }
-
-    /// The place of n parameters from `start` on.
-    pub fn vector(&mut self, start: usize, n: usize) -> i32 {
-        self.matrix(1, n, |p, _, o| p.at(start + o))
-    }
 }
 
 /// What a kernel is compiled for beside a model and a machine.
@@ -493,77 +405,4 @@ impl<R: Real> VectorField for FieldOnDevice<R> {
             self.note(result, f);
         }
     }
-}
-
-/// An energy that has kernels.
-pub trait EnergyKernel: Network {
-    /// The kernels, for no direction those of values, for those of a share of its score scores as well, with the network's parameters on a machine.
-    fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel>;
-}
-
-impl<N: EnergyKernel, R: Real> Evaluator<N, R> {
-    /// Copies the network to a machine and compiles its kernels.
-    pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<EnergyOnDevice<R>> {
-        FieldOnDevice::new(driver, self.network.kernel(self.parameters(), driver)?).map(EnergyOnDevice)
-    }
-}
-
-/// An energy from a GPU.
-pub struct EnergyOnDevice<R: Real>(FieldOnDevice<R>);
-
-impl<R: Real> EnergyOnDevice<R> {
-    fn values(&self, t: &[f64], x: &[f64], energy: &mut [f64]) -> Result<()> {
-        let mut work = self.0.begin(t, x)?;
-        self.0.launch(&mut work, 0, t.len(), 1, Batch::default())?;
-        work.f.read(energy)
-    }
-
-    fn scores(&self, t: &[f64], x: &[f64], energy: &mut [f64], score: &mut [f64]) -> Result<()> {
-        let mut work = self.0.begin(t, x)?;
-        work.df.reserve(score.len())?;
-        let batch = Batch { df: work.df.address(), ..Batch::default() };
-        let FieldKernel { directions, shares, .. } = self.0.kernel;
-        self.0.launch(&mut work, directions, t.len(), shares, batch)?;
-        work.f.read(energy)?;
-        work.df.read(score)
-    }
-}
-
-impl<R: Real> EnergyFunction for EnergyOnDevice<R> {
-    fn dimension(&self) -> usize {
-        VectorField::dimension(&self.0)
-    }
-
-    fn device(&self) -> String {
-        VectorField::device(&self.0)
-    }
-
-    fn failure(&self) -> Result<()> {
-        VectorField::failure(&self.0)
-    }
-
-    fn energy(&self, t: &[f64], x: &[f64], energy: &mut [f64]) {
-        let d = self.0.dimension() * LAUNCH;
-        for ((t, x), energy) in t.chunks(LAUNCH).zip(x.chunks(d)).zip(energy.chunks_mut(LAUNCH)) {
-            let result = self.values(t, x, energy);
-            self.0.note(result, energy);
-        }
-    }
-
-    fn energy_score(&self, t: &[f64], x: &[f64], energy: &mut [f64], score: &mut [f64]) {
-        let d = self.0.dimension() * LAUNCH;
-        let rows = t.chunks(LAUNCH).zip(x.chunks(d));
-        for ((t, x), (energy, score)) in rows.zip(energy.chunks_mut(LAUNCH).zip(score.chunks_mut(d))) {
-            let result = self.scores(t, x, energy, score);
-            if result.is_err() {
-                score.fill(f64::NAN);
-            }
-            self.0.note(result, energy);
-        }
-    }
-}
-
-/// The bytes of a model's part of the argument.
-pub fn bytes<T: NoUninit>(arguments: &T) -> Vec<u8> {
-    bytemuck::bytes_of(arguments).to_vec()
 }

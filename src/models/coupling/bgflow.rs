@@ -1,0 +1,366 @@
+//! Checkpoints of bgflow: whole alanine-dipeptide generators and RealNVPs.
+
+use super::layers::{Ends, Layer, LayerConfig};
+use super::{CouplingConfig, CouplingFlow, Features};
+use crate::coordinates::{CoordinatesConfig, Topology, ZMatrix};
+use crate::error::{Error, Result};
+use crate::io::model_file::Tensor;
+use crate::models::card::ModelCard;
+use crate::nn::{Activation, Mlp};
+use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Between the number of a block and the tensors of its marginals.
+const MARGINAL: &str = "._flow._delegate.distribution.";
+
+/// Tensors of a checkpoint by name, without any prefix.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// Builds the model from a checkpoint's tensors (`_blocks.…`) and its configuration.
+///
+/// With a `z_matrix` in the configuration: a generator in internal coordinates (torsion couplings, angles given torsions,
+/// bonds given both, truncated-normal marginals); `enable_identity_init` must be given, since it changes the density.
+/// Otherwise a RealNVP of dimension `dim`.
+pub fn convert(tensors: &Tensors, config: &Value, topology: Option<Topology>) -> Result<CouplingFlow<f64>> {
+    let tensors: Tensors =
+        tensors.iter().map(|(k, v)| (k.strip_prefix("w.").unwrap_or(k).to_string(), v.clone())).collect();
+    let checkpoint = Checkpoint { tensors: &tensors, read: RefCell::default() };
+    let flow = match config.get("z_matrix") {
+        Some(rows) => generator(&checkpoint, config, rows, topology),
+        None => realnvp(&checkpoint, config),
+    }?;
+    checkpoint.require_all_read()?;
+    Ok(flow)
+}
+
+/// What blocks hold beside parameters: numbers that follow from others, and constants of the frame and of constrained bonds.
+fn is_buffer(name: &str) -> bool {
+    let name = name.rsplit('.').next().unwrap_or(name);
+    name.starts_with("_cdf_") || name.starts_with("_values_")
+}
+
+struct Checkpoint<'a> {
+    tensors: &'a Tensors,
+    /// Names of the tensors that have become part of the model.
+    read: RefCell<BTreeSet<String>>,
+}
+
+impl Checkpoint<'_> {
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        self.read.borrow_mut().insert(name.to_string());
+        self.tensors.get(name).ok_or_else(|| Error::invalid(format!("the checkpoint has no tensor {name}")))
+    }
+
+    /// Errors: a tensor of a block that is not part of the model: without it the density is another one.
+    fn require_all_read(&self) -> Result<()> {
+        let read = self.read.borrow();
+        let mut blocks = self.tensors.keys().filter(|name| name.starts_with("_blocks.") && !is_buffer(name));
+        match blocks.find(|name| !read.contains(*name)) {
+            None => Ok(()),
+            Some(name) => Err(Error::invalid(format!(
+                "tensor {name} belongs to a block that is not known here: spline and affine couplings, truncated-normal and uniform \
+                 marginals are read"
+            ))),
+        }
+    }
+
+    /// Numbers of the blocks that hold a tensor with this ending.
+    fn blocks(&self, ending: &str) -> Vec<usize> {
+        let number = |name: &String| name.strip_prefix("_blocks.")?.strip_suffix(ending)?.parse().ok();
+        let mut blocks: Vec<usize> = self.tensors.keys().filter_map(number).collect();
+        blocks.sort_unstable();
+        blocks
+    }
+
+    /// The N blocks whose marginals have a tensor of this name, in their order; `what` they are.
+    fn marginals<const N: usize>(&self, name: &str, what: &str) -> Result<[usize; N]> {
+        let blocks = self.blocks(&format!("{MARGINAL}{name}"));
+        let n = blocks.len();
+        blocks
+            .try_into()
+            .map_err(|_| Error::invalid(format!("the checkpoint has {n} blocks with {name}, not {N} {what}")))
+    }
+
+    fn marginal(&self, block: usize, name: &str) -> Result<Vec<f64>> {
+        Ok(self.get(&format!("_blocks.{block}{MARGINAL}{name}"))?.data.clone())
+    }
+
+    /// The one end of all coordinates of a marginal.
+    fn bound(&self, block: usize, name: &str) -> Result<f64> {
+        match self.marginal(block, name)?[..] {
+            [first, ref others @ ..] if others.iter().all(|&other| other == first) => Ok(first),
+            [] => Err(Error::invalid(format!("tensor _blocks.{block}{MARGINAL}{name} is empty"))),
+            _ => Err(Error::invalid(format!(
+                "tensor _blocks.{block}{MARGINAL}{name}: another bound for each coordinate is not read, only one for all"
+            ))),
+        }
+    }
+
+    /// (input, hidden…, output) of a network of linear layers numbered 0, 2, 4…
+    fn sizes(&self, prefix: &str) -> Result<Vec<usize>> {
+        let mut sizes = Vec::new();
+        while let Some(weight) = self.tensors.get(&format!("{prefix}.{}.weight", 2 * sizes.len().saturating_sub(1))) {
+            let [n_out, n_in] = weight.shape[..] else {
+                return Err(Error::invalid(format!("{prefix}: a weight is not a matrix")));
+            };
+            if sizes.is_empty() {
+                sizes.push(n_in);
+            }
+            sizes.push(n_out);
+        }
+        match sizes.len() {
+            0 | 1 => Err(Error::invalid(format!("the checkpoint has no network {prefix}"))),
+            _ => Ok(sizes),
+        }
+    }
+
+    fn fill(&self, prefix: &str, mlp: &Mlp, parameters: &mut [f64]) -> Result<()> {
+        for (l, linear) in mlp.layers.iter().enumerate() {
+            for (part, place) in [("weight", linear.weight()), ("bias", linear.bias())] {
+                let name = format!("{prefix}.{}.{part}", 2 * l);
+                let data = &self.get(&name)?.data;
+                if data.len() != place.len() {
+                    return Err(Error::invalid(format!("tensor {name}: {} numbers, not {}", data.len(), place.len())));
+                }
+                parameters[place].copy_from_slice(data);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn card(config: CouplingConfig, coordinates: CoordinatesConfig, topology: Option<Topology>) -> ModelCard {
+    ModelCard {
+        topology,
+        provenance: BTreeMap::from([("converted_from".to_string(), "bgflow".to_string())]),
+        ..ModelCard::of_coupling(config, coordinates)
+    }
+}
+
+fn activation(given: &Value) -> Result<Activation> {
+    let name = given.as_str().map(|name| Value::from(name.to_lowercase()));
+    name.and_then(|name| serde_json::from_value(name).ok())
+        .ok_or_else(|| Error::invalid(format!("activation {given}: \"relu\", \"silu\" and \"tanh\" are known")))
+}
+
+/// Numbers of the internal coordinates, as bgflow has them one after the other.
+struct Numbers {
+    bonds: Vec<usize>,
+    angles: Vec<usize>,
+    torsions: Vec<usize>,
+}
+
+impl Numbers {
+    /// Of a z-matrix of so many rows, which the frame's two bonds and its angle come before.
+    fn new(n_rows: usize, n_constraints: usize) -> Numbers {
+        let bonds: Vec<usize> = (0..n_rows + 2 - n_constraints).collect();
+        let angles: Vec<usize> = (bonds.len()..bonds.len() + n_rows + 1).collect();
+        let torsions = (bonds.len() + angles.len()..bonds.len() + angles.len() + n_rows).collect();
+        Numbers { bonds, angles, torsions }
+    }
+}
+
+/// Names of the networks of spline couplings begin with this.
+fn spline_network(block: usize) -> String {
+    format!("_blocks.{block}.transformer._params_net.net._layers")
+}
+
+fn generator(
+    checkpoint: &Checkpoint,
+    config: &Value,
+    rows: &Value,
+    topology: Option<Topology>,
+) -> Result<CouplingFlow<f64>> {
+    let rows: Vec<[i64; 4]> =
+        serde_json::from_value(rows.clone()).map_err(|e| Error::invalid(format!("z_matrix: {e}")))?;
+    let zmatrix = ZMatrix::from_rows_with_frame(&rows, rows.len(), |a| format!("atom {}", a + 1))?;
+    let constraints = constraints(checkpoint, &zmatrix)?;
+    let numbers = Numbers::new(zmatrix.rows.len(), constraints.len());
+    let blocks = checkpoint.blocks(".transformer._params_net.net._layers.0.weight");
+    let mut layers = spline_layers(checkpoint, config, &numbers, &blocks)?;
+    layers.extend(marginals(checkpoint, &numbers, constraints.len())?);
+    let coordinates = CoordinatesConfig::Internal {
+        frame: zmatrix.frame,
+        rows: zmatrix.rows,
+        normalize_angles: true,
+        constraints,
+        stereocentres: Vec::new(),
+        cartesian: Vec::new(),
+    };
+    let Numbers { bonds, angles, torsions } = numbers;
+    let uniform = [bonds, angles, torsions].concat();
+    let mut flow = CouplingFlow::new(card(CouplingConfig { uniform, layers }, coordinates, topology))?;
+    let layers = flow.layers.clone();
+    let parameters = flow.parameters_mut();
+    for (layer, &block) in layers.iter().zip(&blocks) {
+        if let Layer::Spline(layer) = layer {
+            checkpoint.fill(&spline_network(block), &layer.conditioner.mlp, parameters)?;
+        }
+    }
+    Ok(flow)
+}
+
+/// Couplings of torsions with each other, then of angles given torsions and of bonds given both.
+fn spline_layers(
+    checkpoint: &Checkpoint,
+    config: &Value,
+    numbers: &Numbers,
+    blocks: &[usize],
+) -> Result<Vec<LayerConfig>> {
+    let Numbers { bonds, angles, torsions } = numbers;
+    let identity_init = config["enable_identity_init"].as_bool().ok_or_else(|| {
+        Error::invalid("the configuration must say `enable_identity_init` (true or false): the checkpoint is another density under the other")
+    })?;
+    let activation = config.get("activation").map_or(Ok(Activation::Silu), activation)?;
+    let Some((for_torsions, &[for_angles, for_bonds])) = blocks.split_last_chunk::<2>() else {
+        return Err(Error::invalid("the checkpoint has fewer than two spline couplings"));
+    };
+    let bins = match config.get("n_bins") {
+        None => 8,
+        Some(given) => given
+            .as_u64()
+            .and_then(|bins| usize::try_from(bins).ok())
+            .ok_or_else(|| Error::invalid(format!("n_bins: a positive integer is needed, not {given}")))?,
+    };
+    let spline = |block: usize, transformed: &[usize], periodic: &[usize], plain: &[usize], ends: Ends| {
+        let sizes = checkpoint.sizes(&spline_network(block))?;
+        Ok::<_, Error>(LayerConfig::Spline {
+            transformed: transformed.to_vec(),
+            features: Features { periodic: periodic.to_vec(), harmonics: 1, plain: plain.to_vec() },
+            ends,
+            bins,
+            interval: [0.0, 1.0],
+            hidden: sizes[1..sizes.len() - 1].to_vec(),
+            activation,
+            identity_init,
+        })
+    };
+    let mut layers = Vec::new();
+    for (turn, &block) in for_torsions.iter().enumerate() {
+        let conditions = checkpoint.sizes(&spline_network(block))?[0] / 2;
+        let split =
+            if turn % 2 == 0 { torsions.len().saturating_sub(conditions) } else { conditions.min(torsions.len()) };
+        let (first, second) = torsions.split_at(split);
+        let (moved, seen) = if turn % 2 == 0 { (first, second) } else { (second, first) };
+        layers.push(spline(block, moved, seen, &[], Ends::Circular)?);
+    }
+    layers.push(spline(for_angles, angles, torsions, &[], Ends::Free)?);
+    layers.push(spline(for_bonds, bonds, torsions, angles, Ends::Free)?);
+    Ok(layers)
+}
+
+/// Truncated normal distributions of bonds and angles, a uniform one of torsions.
+fn marginals(checkpoint: &Checkpoint, numbers: &Numbers, n_constraints: usize) -> Result<Vec<LayerConfig>> {
+    let Numbers { bonds, angles, torsions } = numbers;
+    let [of_bonds, of_angles] = checkpoint.marginals("_mu", "truncated-normal marginals, of bonds and angles")?;
+    let means = checkpoint.marginal(of_bonds, "_mu")?.len();
+    if means != bonds.len() {
+        return Err(Error::invalid(format!(
+            "the checkpoint has {means} bonds with a distribution, the z_matrix {} and {n_constraints} constant ones: `constrained_bond_idx` \
+             (numbers of the constant bonds: the frame's two are 0 and 1, then the rows of the z_matrix but the frame's) and \
+             `constrained_bond_len` (nm) have to name the others",
+            bonds.len() + n_constraints
+        )));
+    }
+    let mut layers = Vec::new();
+    for (block, transformed) in [(of_bonds, bonds), (of_angles, angles)] {
+        layers.push(LayerConfig::TruncatedNormal {
+            transformed: transformed.clone(),
+            mean: checkpoint.marginal(block, "_mu")?,
+            sd: checkpoint.marginal(block, "_logsigma")?.into_iter().map(f64::exp).collect(),
+            lower: checkpoint.bound(block, "_lower_bound")?,
+            upper: checkpoint.bound(block, "_upper_bound")?,
+        });
+    }
+    let [of_torsions] = checkpoint.marginals("low", "uniform marginal, of torsions")?;
+    layers.push(LayerConfig::Uniform {
+        transformed: torsions.clone(),
+        low: checkpoint.marginal(of_torsions, "low")?,
+        high: checkpoint.marginal(of_torsions, "high")?,
+    });
+    Ok(layers)
+}
+
+/// Constrained bonds: `constrained_bond_idx` counts bgflow's bonds (the frame's two, then the rows').
+fn constraints(checkpoint: &Checkpoint, zmatrix: &ZMatrix) -> Result<Vec<(usize, usize, f64)>> {
+    let Some(indices) = checkpoint.tensors.get("constrained_bond_idx") else { return Ok(Vec::new()) };
+    let lengths = &checkpoint.get("constrained_bond_len")?.data;
+    let [a0, a1, a2] = zmatrix.frame;
+    let bonds: Vec<(usize, usize)> =
+        [(a1, a0), (a2, a1)].into_iter().chain(zmatrix.rows.iter().map(|r| (r[0], r[1]))).collect();
+    if lengths.len() != indices.data.len() {
+        return Err(Error::invalid(format!(
+            "constrained_bond_len has {} lengths for the {} bonds of constrained_bond_idx",
+            lengths.len(),
+            indices.data.len()
+        )));
+    }
+    let mut seen = vec![false; bonds.len()];
+    let each = indices.data.iter().zip(lengths).map(|(&i, &length)| {
+        let place = (0..bonds.len()).find(|&place| place as f64 == i && !seen[place]);
+        let place = place.ok_or_else(|| Error::invalid(format!("constrained_bond_idx: bond {i}")))?;
+        seen[place] = true;
+        Ok((bonds[place].0, bonds[place].1, length))
+    });
+    each.collect()
+}
+
+/// Split in halves, then couplings that transform the second half given the first, swapping after each.
+fn realnvp(checkpoint: &Checkpoint, config: &Value) -> Result<CouplingFlow<f64>> {
+    let dimension = config["dim"].as_u64().ok_or_else(|| {
+        Error::invalid("the configuration needs `z_matrix` (internal-coordinate generator) or `dim` (RealNVP)")
+    })? as usize;
+    let preserve_volume = config["preserve_volume"].as_bool().ok_or_else(|| {
+        Error::invalid("the configuration must say `preserve_volume` (true or false): it changes the density")
+    })?;
+    for (key, expected) in [("activation", Activation::Relu), ("scale_activation", Activation::Tanh)] {
+        if config.get(key).is_some_and(|given| activation(given).ok() != Some(expected)) {
+            return Err(Error::invalid(format!(
+                "{key} = {}: a RealNVP of bgflow is read with {expected:?}",
+                config[key]
+            )));
+        }
+    }
+    let blocks = checkpoint.blocks(".transformer._log_alpha");
+    if blocks.is_empty() {
+        return Err(Error::invalid("the checkpoint has no affine coupling (_blocks.N.transformer._log_alpha)"));
+    }
+    let part = |block: usize, part: &str| format!("_blocks.{block}.transformer._{part}_transformation._layers");
+    let sizes = checkpoint.sizes(&part(blocks[0], "shift"))?;
+    let both = sizes[0].saturating_add(sizes[sizes.len() - 1]);
+    if both != dimension {
+        return Err(Error::invalid(format!(
+            "dim = {dimension}, but the first network goes between {both} coordinates"
+        )));
+    }
+    let all: Vec<usize> = (0..dimension).collect();
+    let halves = all.split_at(dimension / 2);
+    let mut layers = Vec::new();
+    for (turn, &block) in blocks.iter().enumerate() {
+        let (seen, moved) = if turn % 2 == 0 { halves } else { (halves.1, halves.0) };
+        let sizes = checkpoint.sizes(&part(block, "shift"))?;
+        layers.push(LayerConfig::Affine {
+            transformed: moved.to_vec(),
+            features: Features { periodic: vec![], harmonics: 1, plain: seen.to_vec() },
+            hidden: sizes[1..sizes.len() - 1].to_vec(),
+            activation: Activation::Relu,
+            scale_activation: Some(Activation::Tanh),
+            preserve_volume,
+        });
+    }
+    let config = CouplingConfig { uniform: vec![], layers };
+    let mut flow = CouplingFlow::new(card(config, CoordinatesConfig::Cartesian { dimension }, None))?;
+    let layers = flow.layers.clone();
+    let parameters = flow.parameters_mut();
+    for (layer, &block) in layers.iter().zip(&blocks) {
+        let Layer::Affine(layer) = layer else { continue };
+        checkpoint.fill(&part(block, "shift"), &layer.shift.mlp, parameters)?;
+        if let Some(scale) = &layer.scale {
+            checkpoint.fill(&part(block, "scale"), &scale.mlp, parameters)?;
+        }
+        let log_alpha = checkpoint.get(&format!("_blocks.{block}.transformer._log_alpha"))?;
+        parameters[layer.log_alpha] = log_alpha.data.first().copied().unwrap_or(-1.0);
+    }
+    Ok(flow)
+}

@@ -1,0 +1,77 @@
+//! Energies and their scores, as fields of one number.
+
+use super::{Batch, FieldKernel, FieldOnDevice, LAUNCH};
+use crate::device::Driver;
+use crate::error::Result;
+use crate::models::field::{EnergyFunction, VectorField};
+use crate::models::network::{Evaluator, Network};
+use crate::nn::Real;
+use std::sync::Arc;
+
+/// An energy that has kernels.
+pub trait EnergyKernel: Network {
+    /// The kernels, for no direction those of values, for those of a share of its score scores as well, with the network's parameters on a machine.
+    fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel>;
+}
+
+impl<N: EnergyKernel, R: Real> Evaluator<N, R> {
+    /// Copies the network to a machine and compiles its kernels.
+    pub fn on_device(&self, driver: &Arc<dyn Driver>) -> Result<EnergyOnDevice<R>> {
+        FieldOnDevice::new(driver, self.network.kernel(self.parameters(), driver)?).map(EnergyOnDevice)
+    }
+}
+
+/// An energy from a GPU.
+pub struct EnergyOnDevice<R: Real>(FieldOnDevice<R>);
+
+impl<R: Real> EnergyOnDevice<R> {
+    fn values(&self, t: &[f64], x: &[f64], energy: &mut [f64]) -> Result<()> {
+        let mut work = self.0.begin(t, x)?;
+        self.0.launch(&mut work, 0, t.len(), 1, Batch::default())?;
+        work.f.read(energy)
+    }
+
+    fn scores(&self, t: &[f64], x: &[f64], energy: &mut [f64], score: &mut [f64]) -> Result<()> {
+        let mut work = self.0.begin(t, x)?;
+        work.df.reserve(score.len())?;
+        let batch = Batch { df: work.df.address(), ..Batch::default() };
+        let FieldKernel { directions, shares, .. } = self.0.kernel;
+        self.0.launch(&mut work, directions, t.len(), shares, batch)?;
+        work.f.read(energy)?;
+        work.df.read(score)
+    }
+}
+
+impl<R: Real> EnergyFunction for EnergyOnDevice<R> {
+    fn dimension(&self) -> usize {
+        VectorField::dimension(&self.0)
+    }
+
+    fn device(&self) -> String {
+        VectorField::device(&self.0)
+    }
+
+    fn failure(&self) -> Result<()> {
+        VectorField::failure(&self.0)
+    }
+
+    fn energy(&self, t: &[f64], x: &[f64], energy: &mut [f64]) {
+        let d = self.0.dimension() * LAUNCH;
+        for ((t, x), energy) in t.chunks(LAUNCH).zip(x.chunks(d)).zip(energy.chunks_mut(LAUNCH)) {
+            let result = self.values(t, x, energy);
+            self.0.note(result, energy);
+        }
+    }
+
+    fn energy_score(&self, t: &[f64], x: &[f64], energy: &mut [f64], score: &mut [f64]) {
+        let d = self.0.dimension() * LAUNCH;
+        let rows = t.chunks(LAUNCH).zip(x.chunks(d));
+        for ((t, x), (energy, score)) in rows.zip(energy.chunks_mut(LAUNCH).zip(score.chunks_mut(d))) {
+            let result = self.scores(t, x, energy, score);
+            if result.is_err() {
+                score.fill(f64::NAN);
+            }
+            self.0.note(result, energy);
+        }
+    }
+}
