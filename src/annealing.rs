@@ -26,7 +26,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Kernel {
     /// x′ = x − ε ∇E_t + √2ε ξ, without a test: leaves γ_t invariant but for the size of ε. With `corrected` the weights take up
-    /// the path action ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x), which makes up for that.
+    /// the path action ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x), which makes up for that. A corrected step that would leave the support
+    /// is not made and leaves the weight alone: of what belongs at x′, the part that would step out from there has come from x′ itself.
     Unadjusted { corrected: bool },
     /// The same with a Metropolis test (MALA; Roberts and Tweedie 1996).
     Adjusted,
@@ -232,7 +233,7 @@ impl Annealing {
         for (row, Moved { taken, log_ratio }) in moved.into_iter().enumerate() {
             accepted += usize::from(taken);
             match self.options.kernel {
-                Kernel::Unadjusted { corrected: true } => self.log_weights[row] += log_ratio,
+                Kernel::Unadjusted { corrected: true } if taken => self.log_weights[row] += log_ratio,
                 // it went where the target has no weight
                 Kernel::Unadjusted { corrected: false } if !taken => self.log_weights[row] = f64::NEG_INFINITY,
                 _ => {}

@@ -1,6 +1,6 @@
 use super::*;
 use crate::coordinates::vector::centre;
-use crate::density::{Density, Evaluation, Exactness, Scope};
+use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::target::Target;
 
 /// Standard normal of width s in two dimensions.
@@ -224,6 +224,104 @@ fn samples_without_a_finite_energy_count_in_the_normaliser() {
     assert!(message.contains("none of 100 samples"), "{message}");
 }
 
+/// Flat on a square, nothing beyond; a target with this tilt along x.
+struct Square(f64);
+
+impl Square {
+    fn holds(x: &[f64]) -> bool {
+        x.iter().all(|x| x.abs() < 1.0)
+    }
+}
+
+impl Density for Square {
+    fn dimension(&self) -> usize {
+        2
+    }
+    fn exactness(&self) -> Exactness {
+        Exactness::Exact
+    }
+    fn sample(&self, streams: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
+        for (row, x) in x.chunks_exact_mut(2).enumerate() {
+            let mut stream = streams(row);
+            x.iter_mut().for_each(|x| *x = 2.0 * stream.uniform() - 1.0);
+        }
+        self.log_density(x, e)
+    }
+    fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
+        e.iter_mut().zip(x.chunks_exact(2)).for_each(|(e, x)| {
+            *e = if Square::holds(x) {
+                Evaluation::inside(-4f64.ln())
+            } else {
+                Evaluation::outside(Status::OutOfSupport)
+            }
+        });
+        Ok(())
+    }
+    fn log_density_gradient(&self, x: &[f64], e: &mut [Evaluation], gradient: &mut [f64]) -> Result<()> {
+        gradient.fill(0.0);
+        self.log_density(x, e)
+    }
+}
+
+impl Target for Square {
+    fn dimension(&self) -> usize {
+        2
+    }
+    fn reduced_potential(&mut self, _: &[f64], _: &mut [f64]) -> Result<()> {
+        unreachable!("the gradient is always asked for")
+    }
+    fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        for ((x, g), u) in x.chunks_exact(2).zip(gradient.chunks_exact_mut(2)).zip(u) {
+            g.copy_from_slice(&[self.0, 0.0]);
+            *u = if Square::holds(x) { self.0 * x[0] } else { f64::INFINITY };
+        }
+        Ok(())
+    }
+}
+
+/// From beyond the wall no step leads back, so a particle that would go there has to stay, with its weight: in a flat world all weights
+/// are the same, and the density at the wall is that of the middle. It lost its weight, so that Z came out too small.
+#[test]
+fn corrected_steps_that_would_leave_the_support_are_not_made() {
+    let (density, mut target) = (Square(0.0), Square(0.0));
+    let mut bridge = Bridge::new(&density, &mut target);
+    let points = bridge.sample(2000, 3).unwrap();
+    let options = Options { kernel: Kernel::Unadjusted { corrected: true }, moves: 5, ..Options::default() };
+    let mut run = Annealing::new(&bridge, points, even(4, 0.05), options).unwrap();
+    while !run.is_finished() {
+        let progress = run.stage(&mut bridge).unwrap();
+        assert!(progress.acceptance < 0.9 && (progress.log_z - progress.t * 4f64.ln()).abs() < 1e-12, "{progress:?}");
+    }
+    let at_the_wall = run.points.x.iter().filter(|x| x.abs() > 0.8).count() as f64 / 4000.0;
+    assert!((at_the_wall - 0.2).abs() < 5.0 * (0.16f64 / 4000.0).sqrt(), "{at_the_wall}");
+}
+
+/// The noise of every move, and the comb of every resampling.
+#[test]
+fn no_random_number_serves_twice() {
+    let (density, mut target) = (Square(1e-3), Square(1e-3));
+    let mut bridge = Bridge::new(&density, &mut target);
+    let (n, step) = (500, 1e-5);
+    let points = bridge.evaluate(vec![0.0; 2 * n]).unwrap();
+    let options = Options { moves: 2, threshold: 0.0, ..Options::default() };
+    let mut run = Annealing::new(&bridge, points, even(3, step), options).unwrap();
+    (0..3).for_each(|_| _ = run.stage(&mut bridge).unwrap());
+    let spread = run.points.x.iter().map(|x| x * x).sum::<f64>() / (2 * n) as f64;
+    // of six steps, each with a variance of 2ε
+    assert!((spread / (12.0 * step) - 1.0).abs() < 5.0 * (1.0 / n as f64).sqrt(), "{spread:e}");
+
+    // steps that lead nowhere: all that happens is that rows are drawn
+    let points = bridge.evaluate((0..n).flat_map(|row| [row as f64 / n as f64, 0.0]).collect()).unwrap();
+    let options = Options { threshold: 1.0, resampling: Resampling::Multinomial, ..Options::default() };
+    let mut run = Annealing::new(&bridge, points, even(3, 1e-30), options).unwrap();
+    let [first, second] = [0; 2].map(|_| {
+        assert!(run.stage(&mut bridge).unwrap().resampled);
+        run.points.x.chunks_exact(2).map(|x| (x[0] * n as f64).round() as usize).collect::<Vec<_>>()
+    });
+    let again: Vec<usize> = first.iter().map(|&row| first[row]).collect();
+    assert!(second.iter().zip(&again).filter(|(a, b)| a == b).count() < n / 2, "the same rows were drawn twice");
+}
+
 /// Two atoms about a centroid that is noise, and the target of the same shape.
 struct Pair;
 
@@ -353,6 +451,8 @@ fn a_path_stays_in_its_space() {
             bridge.evaluate(moved).unwrap().energy(0, 0.5)
         };
         let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+        let u: f64 = x.iter().map(|x| x.powi(4)).sum();
+        assert!((bridge.reduced_potential(&start)[0] - u).abs() < 1e-12, "{space:?}: u has no part of the volume");
         let exact: f64 = start.gradient(0, 0.5).zip(&direction).map(|(g, v)| g * v).sum();
         assert!((slope - exact).abs() < 1e-6 * exact.abs(), "{space:?}: {slope} {exact}");
 

@@ -162,6 +162,9 @@ fn independent_series_has_inefficiency_one() {
     assert_eq!(statistical_inefficiency(&[2.0; 10]).unwrap(), 1.0);
     assert!(statistical_inefficiency(&[1.0, f64::NAN, 1.0, 2.0]).is_err());
     assert!(block_error(&series, 1).is_err());
+    // one walker after the other: each is a block of its own, with nothing of its neighbour
+    let of_walkers = [1.0, 1.0, 1.0, 4.0, 4.0, 4.0, 1.0, 1.0, 1.0];
+    assert!((block_error(&of_walkers, 3).unwrap() - 1.0).abs() < 1e-12);
 }
 
 #[test]

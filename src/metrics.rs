@@ -191,6 +191,10 @@ mod tests {
         let (a, b) = ([0.1, 0.1, 1.0, 1.0, 0.1, 0.1, -1.0, 1.0], [0.1, 0.1, 1.0, 1.0]);
         let (a, b) = (Cloud::new(&a, 4, &[0.5, 0.5]).unwrap(), Cloud::new(&b, 4, &[1.0]).unwrap());
         assert!((ramachandran_divergence(a, b).unwrap() - 0.5 * known).abs() < 1e-15);
+        // the second residue's ψ is its own
+        let (c, d) = ([0.1, 0.1, 1.0, 1.0], [0.1, 0.1, 1.0, -1.0]);
+        let [c, d] = [&c, &d].map(|x| Cloud::new(x, 4, &[1.0]).unwrap());
+        assert_eq!(ramachandran_divergence(c, d).unwrap(), 0.5);
         // other branches of the same angles
         let (c, d) = ([PI, 3.0 * PI], [-PI, PI]);
         let [c, d] = [&c, &d].map(|x| Cloud::new(x, 2, &[1.0]).unwrap());

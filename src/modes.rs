@@ -170,6 +170,32 @@ mod tests {
         assert!(modes.index("gauche").unwrap_err().to_string().contains("trans, cis"));
     }
 
+    /// Also where its gradient is asked for.
+    #[test]
+    fn a_target_within_a_mode_forbids_the_others() {
+        struct Flat;
+        impl Target for Flat {
+            fn dimension(&self) -> usize {
+                1
+            }
+            fn reduced_potential(&mut self, _: &[f64], u: &mut [f64]) -> Result<()> {
+                u.fill(2.0);
+                Ok(())
+            }
+            fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+                gradient.fill(0.0);
+                self.reduced_potential(x, u)
+            }
+        }
+        let halves = r#"[{ "name": "left", "centre": [-1.0] }, { "name": "right", "centre": [1.0] }]"#;
+        let modes = modes(r#"[{ "component": 0 }]"#, halves, 1).unwrap();
+        let mut within = Within { target: &mut Flat, modes, mode: 1 };
+        let (mut u, mut with_gradient) = ([0.0; 2], [0.0; 2]);
+        within.reduced_potential(&[-0.5, 0.5], &mut u).unwrap();
+        within.reduced_potential_gradient(&[-0.5, 0.5], &mut with_gradient, &mut [0.0; 2]).unwrap();
+        assert_eq!([u, with_gradient], [[f64::INFINITY, 2.0]; 2]);
+    }
+
     #[test]
     fn modes_that_say_no_region_or_two_are_refused() {
         let refusal = |along: &str, text: &str| modes(along, text, 3).err().unwrap().to_string();

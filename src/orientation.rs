@@ -82,6 +82,33 @@ fn mean<'a>(copies: impl Iterator<Item = &'a Evaluation>) -> Evaluation {
 mod tests {
     use super::*;
 
+    /// Over one rotation a sample is its only copy.
+    #[test]
+    fn a_sample_counts_itself_and_no_other_as_its_copy() {
+        struct Never;
+        impl Density for Never {
+            fn dimension(&self) -> usize {
+                3
+            }
+            fn exactness(&self) -> crate::density::Exactness {
+                crate::density::Exactness::Exact
+            }
+            fn sample(&self, _: &(dyn Fn(usize) -> Stream + Sync), _: &mut [f64], _: &mut [Evaluation]) -> Result<()> {
+                unreachable!("no samples are drawn here")
+            }
+            fn log_density(&self, x: &[f64], _: &mut [Evaluation]) -> Result<()> {
+                assert!(x.is_empty(), "no copy is turned");
+                Ok(())
+            }
+            fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
+                unreachable!("no gradient is asked for here")
+            }
+        }
+        let drawn = [Evaluation::inside(-1.0), Evaluation::outside(Status::Singular), Evaluation::inside(2.0)];
+        let streams = |row: usize| Stream::new(1, crate::rng::StreamId::Test, row as u64, 0);
+        assert_eq!(averaged(&Never, &[0.0; 9], Some(&drawn), 1, streams).unwrap(), drawn);
+    }
+
     #[test]
     fn a_mean_counts_copies_outside_as_zeros() {
         let (two, four) = (Evaluation::inside(2f64.ln()), Evaluation::inside(4f64.ln()));

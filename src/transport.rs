@@ -302,6 +302,10 @@ mod tests {
         let weighted = by_assignment(Cloud::new(&a, 2, &third).unwrap(), b, 100, &mut stream, squared);
         let copied = by_assignment(Cloud::new(&copies, 2, &sixth).unwrap(), b, 100, &mut stream, squared);
         assert!((weighted - copied).abs() < 1e-12, "{weighted} {copied}");
+        let stream = || Stream::new(2, StreamId::Test, 0, 0);
+        let [few, many] = [(&a, &third[..]), (&copies, &sixth)].map(|(x, w)| Cloud::new(x, 2, w).unwrap());
+        let by_slices = [(few, b), (many, b), (b, few)].map(|(a, b)| sliced(a, b, 5, &mut stream()).unwrap());
+        assert!((by_slices[0] - by_slices[1]).abs() < 1e-12 && (by_slices[0] - by_slices[2]).abs() < 1e-12);
     }
 
     #[test]

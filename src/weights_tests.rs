@@ -92,6 +92,12 @@ fn resampling_keeps_the_expected_number_of_copies() {
     }
 }
 
+/// What rounding leaves at the end of the sum belongs to the last sample with a weight.
+#[test]
+fn points_beyond_the_sum_choose_no_sample_of_weight_zero() {
+    assert_eq!(select(&[0.0, 0.5, 0.25, 0.0, 0.0], &[0.1, 0.6, 0.8, 1.0]), [1, 2, 2, 2]);
+}
+
 #[test]
 fn systematic_resampling_is_within_one_copy_of_the_weights() {
     let log_w: Vec<f64> = [0.1f64, 0.2, 0.7].iter().map(|w| w.ln()).collect();

@@ -464,6 +464,41 @@ mod tests {
         }
     }
 
+    /// By their name, and not as a log-determinant that is no number.
+    #[test]
+    fn bonds_and_angles_that_are_none_are_out_of_support() {
+        for normalize in [true, false] {
+            let (internal, u) = example(normalize);
+            let straight = if normalize { 1.0 } else { PI };
+            let angle = internal.angle_offset();
+            for (place, value) in
+                [(0, 0.0), (1, -0.1), (angle, 0.0), (angle, -0.1), (angle, straight), (angle, 1.1 * straight)]
+            {
+                let mut u = u.clone();
+                u[place] = value;
+                assert_eq!(internal.to_cartesian(&u, &mut [0.0; 21]).1, Status::OutOfSupport, "{place}: {value}");
+            }
+        }
+    }
+
+    /// Also where the three that nearly are on a line have no angle of their own among the coordinates.
+    #[test]
+    fn references_that_are_nearly_on_a_line_are_singular() {
+        let mut x = [0.0, 0.0, 0.0, 0.1, 0.0, 0.0, 0.15, 0.08, 0.0, 0.2, 1e-3, 0.0, -0.05, 0.02, 0.07];
+        for cartesian in [&[][..], &[1]] {
+            let rows = vec![[3, 2, 1, 0], [4, 0, 1, 3]];
+            let zmatrix = ZMatrix::new([0, 1, 2], rows, 5, |a| a.to_string()).unwrap();
+            let internal =
+                InternalCoordinates::new(zmatrix, false, &[]).unwrap().with_cartesian_rows(cartesian).unwrap();
+            for (aside, expected) in [(1e-3, Status::Inside), (1e-8, Status::Singular)] {
+                x[10] = aside;
+                let (mut u, mut back) = ([0.0; 9], x);
+                assert_eq!(internal.to_internal(&x, &mut u).1, expected, "{cartesian:?}, {aside}");
+                assert_eq!(internal.to_cartesian(&u, &mut back).1, expected, "{cartesian:?}, {aside}");
+            }
+        }
+    }
+
     #[test]
     fn there_and_back() {
         for normalize in [true, false] {

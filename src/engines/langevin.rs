@@ -209,6 +209,19 @@ mod tests {
         assert_eq!(one.step_count(), 50);
     }
 
+    /// By the force there, and with velocities that know nothing of those before.
+    #[test]
+    fn a_walker_that_was_placed_goes_on_from_there() {
+        let mut target = Harmonic(vec![100.0; 3]);
+        let mut walkers = Langevin::new(&mut target, &[3.0], &[0.1; 6], OPTIONS).unwrap();
+        walkers.step(&mut target, 20).unwrap();
+        let before = walkers.clone();
+        walkers.place(&mut target, 1, &[0.2, -0.1, 0.3]).unwrap();
+        assert_eq!((&walkers.x[..3], &walkers.v[..3], walkers.u[0]), (&before.x[..3], &before.v[..3], before.u[0]));
+        assert_eq!(walkers.gradient, [&before.gradient[..3], &[20.0, -10.0, 30.0]].concat());
+        assert!((walkers.u[1] - 7.0).abs() < 1e-12 && walkers.v[3..].iter().zip(&before.v[3..]).all(|(a, b)| a != b));
+    }
+
     #[test]
     fn runaways_and_massless_atoms_are_errors() {
         let mut target = Harmonic(vec![100.0; 3]);

@@ -122,3 +122,57 @@ fn settings(options: &ExploreOptions, temperature: f64, segment: u64) -> Langevi
         seed: options.seed.wrapping_mul(1_000_003).wrapping_add(segment),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// u = ½ s x², counting what it is asked.
+    struct Harmonic {
+        scale: f64,
+        asked: usize,
+    }
+
+    impl Target for Harmonic {
+        fn dimension(&self) -> usize {
+            3
+        }
+
+        fn reduced_potential(&mut self, _: &[f64], _: &mut [f64]) -> Result<()> {
+            unreachable!("dynamics asks for gradients")
+        }
+
+        fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+            self.asked += 1;
+            u.iter_mut()
+                .zip(x.chunks_exact(3))
+                .for_each(|(u, x)| *u = 0.5 * self.scale * x.iter().map(|x| x * x).sum::<f64>());
+            gradient.iter_mut().zip(x).for_each(|(g, x)| *g = self.scale * x);
+            Ok(())
+        }
+    }
+
+    /// Each cooling starts where the hot replicas are, by the energies at the low temperature and by numbers of its own.
+    #[test]
+    fn segments_are_heated_by_one_target_and_cooled_by_the_other() {
+        let (mut hot, mut cold) = (Harmonic { scale: 30.0, asked: 0 }, Harmonic { scale: 80.0, asked: 0 });
+        let options = ExploreOptions {
+            hot_steps: 0,
+            cooling_steps: 7,
+            frames_per_segment: 2,
+            stride: 3,
+            ..ExploreOptions::default()
+        };
+        let mut replicas = HotReplicas::new(&mut hot, &[10.0], &[0.1, 0.0, -0.1], &options).unwrap();
+        let [first, second] = [0; 2].map(|_| replicas.segment(&mut hot, &mut cold).unwrap());
+        assert_eq!(first.len(), 2 * REPLICAS * 3);
+        assert!(
+            first.iter().zip(&second).all(|(a, b)| a != b),
+            "the hot replicas stand still, what is cooled does not"
+        );
+        assert_eq!((hot.asked, cold.asked), (1, 2 * (1 + 7 + 2 * 3)));
+        replicas.options.hot_steps = 5;
+        replicas.segment(&mut hot, &mut cold).unwrap();
+        assert_eq!(hot.asked, 1 + 5);
+    }
+}

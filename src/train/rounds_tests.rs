@@ -159,7 +159,9 @@ fn rounds_find_the_other_well_and_production_weighs_it_right() {
     assert!(error.abs() < 5.0 * last.delta_f_stderr && last.delta_f_stderr < 0.15, "{error} ± {}", last.delta_f_stderr);
     // frames know their epoch, and those of production have the last generator's only
     assert!(state.production.epoch.iter().all(|&e| e == state.epoch));
-    assert_eq!(state.production.epoch.len(), 8 * 300);
+    assert_eq!((state.production.epoch.len(), last.frames), (8 * 300, 8 * 300));
+    let walked: usize = state.log.iter().filter(|r| r.stage == Stage::Walk).map(|r| r.frames).sum();
+    assert_eq!(walked, state.chain.epoch.len(), "each is reported of with its own epoch");
     assert!(
         state.chain.epoch.is_sorted() && state.chain.epoch[0] == 0 && state.chain.epoch.last() == Some(&state.epoch)
     );

@@ -359,7 +359,7 @@ impl Density for Aimed {
         self.q.scope()
     }
     fn sample(&self, _: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
-        x.copy_from_slice(&self.at);
+        x.chunks_exact_mut(self.at.len()).for_each(|x| x.copy_from_slice(&self.at));
         self.q.log_density(x, e)
     }
     fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {

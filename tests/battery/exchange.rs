@@ -389,7 +389,12 @@ fn constrained_bonds_have_their_metric_term() {
             let mut a = State { x: x_a, box_vectors: None, reduced_potential: u_a, step: start, replica: 0 };
             let mut b = State { x: x_b, box_vectors: None, reduced_potential: u_b, step: start, replica: 1 };
             let targets: [&mut dyn Target; 2] = [&mut Angle(potentials[0]), &mut Angle(potentials[1])];
-            exchange.attempt(targets, [&mut a, &mut b]).unwrap();
+            let outcome = exchange.attempt(targets, [&mut a, &mut b]).unwrap();
+            assert_eq!(outcome.reduced_potentials, [a.reduced_potential, b.reduced_potential]);
+            for (state, potential) in [&a, &b].into_iter().zip(potentials) {
+                let u = potential(Bent::internal(state.x)[2]);
+                assert!((state.reduced_potential - u).abs() < 1e-9, "{} is not {u}", state.reduced_potential);
+            }
             x.iter().zip(&mut found).for_each(|(x, found)| found[0].push(Bent::internal(x)[2]));
         }
         found.iter().map(|[after, exact]| ks_two_sample(after, exact)).fold(1.0, f64::min)

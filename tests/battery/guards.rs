@@ -29,6 +29,33 @@ impl Driver for Correct {
     }
 }
 
+/// The same, and looks at the state that is left behind: it has the potential that it says, and after a rejection it is what it was,
+/// bit for bit.
+pub struct Checked;
+
+impl Driver for Checked {
+    fn attempt(&mut self, kernel: &mut dyn Move, target: &mut dyn Target, x: &mut [f64], step: u64) -> Outcome {
+        let mut u = [0.0];
+        target.reduced_potential(x, &mut u).unwrap();
+        let before = x.to_vec();
+        let mut state = State { x, box_vectors: None, reduced_potential: u[0], step, replica: 0 };
+        let outcome = kernel.attempt(target, &mut state).unwrap();
+        let claimed = state.reduced_potential;
+        assert_eq!(claimed, outcome.reduced_potential);
+        match outcome.accepted() {
+            true => {
+                target.reduced_potential(x, &mut u).unwrap();
+                assert!((claimed - u[0]).abs() < 1e-9 * u[0].abs().max(1.0), "{claimed} where {} is right", u[0]);
+            }
+            false => {
+                assert_eq!(claimed, u[0]);
+                assert!(x.iter().zip(&before).all(|(x, before)| x.to_bits() == before.to_bits()));
+            }
+        }
+        outcome
+    }
+}
+
 /// What a guard needs: kernels are made afresh, so that guards do not share state.
 pub struct Experiment<'a> {
     pub kernel: &'a dyn Fn() -> Box<dyn Move>,

@@ -1,7 +1,7 @@
 //! Every move on every system: identity, reverse, one-shot invariance; and what is special to a move.
 
 use crate::driven::Aimed;
-use crate::guards::{identity, one_shot, Correct, Driver, Experiment};
+use crate::guards::{identity, one_shot, Checked, Correct, Driver, Experiment};
 use crate::statistics::ks_two_sample;
 use crate::systems::*;
 use modejump::coordinates::constraints::Constraints;
@@ -148,7 +148,7 @@ fn one_shot_invariance_of_every_move_on_every_system() {
                 local: system.local,
                 observables: system.observables,
             };
-            if let Err(found) = one_shot(&experiment, &mut Correct, STARTS) {
+            if let Err(found) = one_shot(&experiment, &mut Checked, STARTS) {
                 failures.push(format!("{name} on {}: {found}", system.name));
             }
         }
@@ -427,7 +427,7 @@ pub fn constrained_angles(kernel: &mut dyn Move, starts: u64) -> f64 {
     for start in 0..starts {
         molecules.0.draw(&mut Stream::new(1, StreamId::Test, start, 0), &mut x);
         for k in 0..2 {
-            Correct.attempt(kernel, &mut target, &mut x, 2 * start + k);
+            Checked.attempt(kernel, &mut target, &mut x, 2 * start + k);
         }
         after.push(Bent::internal(&x)[2]);
         for k in 0..4 {
@@ -449,16 +449,69 @@ pub fn two_constraints() -> Constraints {
 
 #[test]
 fn constrained_bonds_are_sampled_with_their_metric_term() {
-    let q = rigid(Table::new(0.0, std::f64::consts::PI, |t: f64| t.sin().ln()), true);
-    let with_metric = |metric: bool| {
-        let mut front = Generator::new(q.clone(), None, Options { seed: 2, ..Options::default() }).unwrap();
+    let q: Arc<dyn Density> = rigid(Table::new(0.0, std::f64::consts::PI, |t: f64| t.sin().ln()), true);
+    let generator = |n_proposals: usize, metric: bool| {
+        let options = Options { n_proposals, seed: 2, ..Options::default() };
+        let mut generator = Generator::new(q.clone(), None, options).unwrap();
         if metric {
-            front.set_constraints(two_constraints());
+            generator.set_constraints(two_constraints());
         }
-        constrained_angles(&mut Independence::new(front), STARTS as u64)
+        generator
     };
-    let p = with_metric(true);
-    assert!(p > crate::statistics::LEVEL, "p = {p:.1e}");
-    let p = with_metric(false);
+    // the screen knows the angle by its sine, and is believed in part
+    let screen: Arc<dyn Density> = rigid(Table::new(0.0, std::f64::consts::PI, |t: f64| 3.0 * t.sin().ln()), true);
+    let screen = believed(screen, Trust { energy: 0.3, density: 0.4 });
+    let kernels: [(&str, Box<dyn Move>); 4] = [
+        ("independence", Box::new(Independence::new(generator(1, true)))),
+        ("independence with 2 proposals", Box::new(Independence::new(generator(2, true)))),
+        ("i-SIR", Box::new(Isir::new(generator(3, true)))),
+        ("delayed acceptance", Box::new(DelayedAcceptance::new(generator(2, true), screen).unwrap())),
+    ];
+    for (name, mut kernel) in kernels {
+        let p = constrained_angles(kernel.as_mut(), STARTS as u64);
+        assert!(p > crate::statistics::LEVEL, "{name}: p = {p:.1e}");
+    }
+    let p = constrained_angles(&mut Independence::new(generator(1, false)), STARTS as u64);
     assert!(p < crate::statistics::LEVEL, "leaving the metric term out went unnoticed: p = {p:.1e}");
+}
+
+/// Atoms that coincide have no metric term: the current configuration is none of the constrained ensemble.
+#[test]
+fn a_state_without_a_metric_term_stays_and_is_counted() {
+    let q: Arc<dyn Density> = Arc::new(Exact(Polymer { beads: 3, trap: 1.0, bond: 0.4 }));
+    let constrained = || {
+        let mut generator = generator(&q, 2, 1);
+        generator.set_constraints(two_constraints());
+        generator
+    };
+    let kernels: [Box<dyn Move>; 2] = [Box::new(Independence::new(constrained())), Box::new(Isir::new(constrained()))];
+    for mut kernel in kernels {
+        let mut x = [-1.0; 9];
+        let outcome = Correct.attempt(kernel.as_mut(), &mut NegativeLog::new(q.clone(), 0.0), &mut x, 0);
+        assert_eq!((outcome.fate, outcome.log_acceptance), (Fate::Singular, f64::NEG_INFINITY));
+    }
+}
+
+/// What is proposed, and what decides where all propose the same.
+#[test]
+fn replicas_have_random_numbers_of_their_own() {
+    let system = &systems()[0];
+    let aimed: Arc<dyn Density> = Arc::new(Aimed { q: system.generator.clone(), at: vec![0.9] });
+    let run = |kernel: Kernel, q: &Arc<dyn Density>, replica: u32| -> (Vec<Fate>, Vec<f64>) {
+        let (mut kernel, mut target) = (kernel(q, system.local), NegativeLog::new(system.target.clone(), 0.0));
+        let attempts = (0..60).map(|step| {
+            let mut x = [-1.0];
+            let reduced_potential = target.u(&x);
+            let mut state = State { x: &mut x, box_vectors: None, reduced_potential, step, replica };
+            let outcome = kernel.attempt(&mut target, &mut state).unwrap();
+            (outcome.fate, outcome.log_weight_proposed)
+        });
+        attempts.unzip()
+    };
+    for (name, kernel) in KERNELS {
+        assert_eq!(run(kernel, &aimed, 1), run(kernel, &aimed, 1), "{name}");
+        assert_ne!(run(kernel, &aimed, 0).0, run(kernel, &aimed, 1).0, "{name}");
+    }
+    let [first, second] = [0, 1].map(|replica| run(KERNELS[0].1, &system.generator, replica).1);
+    assert!(first.iter().zip(&second).all(|(a, b)| a != b));
 }

@@ -140,4 +140,9 @@ fn a_mixture_in_a_mixture_has_coins_of_its_own() {
         (0..400).filter(|&step| outer.choice(step, 0) == 0).map(|step| inner.choice(step, 0)).collect();
     let first = within.iter().filter(|&&choice| choice == 0).count();
     assert!(4 * first > within.len() && 4 * first < 3 * within.len(), "{first} of {}", within.len());
+    let uneven = Mixture::new(vec![(3.0, walk(0.1)), (1.0, walk(0.2))], 9).unwrap();
+    let first = (0..400).filter(|&step| uneven.choice(step, 0) == 0).count();
+    assert!((260..340).contains(&first), "{first} where 300 are expected");
+    let choices = |replica: u32| (0..100).map(|step| outer.choice(step, replica)).collect::<Vec<_>>();
+    assert!(choices(0) != choices(1), "so have replicas");
 }

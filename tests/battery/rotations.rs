@@ -11,7 +11,7 @@ use modejump::error::Result;
 use modejump::moves::{Independence, Isir, Move, Outcome, State, Statistics};
 use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 const STARTS: usize = 40_000;
 
@@ -66,6 +66,79 @@ fn more_rotations_accept_more() {
     };
     let [one, four, sixteen] = [1, 4, 16].map(acceptance);
     assert!(one + 0.02 < four && four + 0.005 < sixteen, "{one} {four} {sixteen}");
+}
+
+/// Writes down what it is asked about; its samples are one configuration.
+struct Noted {
+    at: Vec<f64>,
+    asked: Mutex<Vec<f64>>,
+}
+
+impl Density for Noted {
+    fn dimension(&self) -> usize {
+        9
+    }
+    fn exactness(&self) -> Exactness {
+        Exactness::Exact
+    }
+    fn scope(&self) -> Scope {
+        Scope::Centred
+    }
+    fn sample(&self, _: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
+        x.chunks_exact_mut(9).for_each(|x| x.copy_from_slice(&self.at));
+        e.fill(Evaluation::inside(0.0));
+        Ok(())
+    }
+    fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
+        self.asked.lock().unwrap().extend_from_slice(x);
+        e.fill(Evaluation::inside(0.0));
+        Ok(())
+    }
+    fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
+        unreachable!("no gradient is asked for here")
+    }
+}
+
+/// Copies of the current configuration, those of proposals, and proposals where they are put: one shape, and never turned alike.
+#[test]
+fn every_copy_has_a_rotation_of_its_own() {
+    let mut at = vec![0.1, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 0.3];
+    centre(&mut at);
+    let noted = Arc::new(Noted { at: at.clone(), asked: Mutex::default() });
+    let q: Arc<dyn Density> = noted.clone();
+    let mut kernel = Isir::over_rotations(generator(&q, 2, 1), 3).unwrap();
+    let asked_of_target = Mutex::new(Vec::new());
+    let mut target = Asked { at: &asked_of_target };
+    let mut state = State { x: &mut at, box_vectors: None, reduced_potential: 0.0, step: 0, replica: 0 };
+    kernel.attempt(&mut target, &mut state).unwrap();
+    let mut all = std::mem::take(&mut *noted.asked.lock().unwrap());
+    all.extend(asked_of_target.into_inner().unwrap());
+    let rows: Vec<&[f64]> = all.chunks_exact(9).collect();
+    // three of the current configuration, two of each proposal, and the two proposals
+    assert_eq!(rows.len(), 3 + 2 * 2 + 2);
+    let distance = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    for (i, a) in rows.iter().enumerate() {
+        assert!(rows[..i].iter().all(|b| distance(a, b) > 1e-3), "{i}: {rows:?}");
+    }
+}
+
+/// Flat, and writes down where it is asked.
+struct Asked<'a> {
+    at: &'a Mutex<Vec<f64>>,
+}
+
+impl Target for Asked<'_> {
+    fn dimension(&self) -> usize {
+        9
+    }
+    fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()> {
+        self.at.lock().unwrap().extend_from_slice(x);
+        u.fill(0.0);
+        Ok(())
+    }
+    fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
+        unreachable!("no gradient is asked for here")
+    }
 }
 
 /// A proposal that is not one of its own copies: its density is then that of K orientations which were never drawn.

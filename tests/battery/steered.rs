@@ -1,6 +1,6 @@
 //! Steerable flows: every move at several temperatures, the shipped model on a ladder, and two mistakes that auxiliary coordinates invite.
 
-use crate::guards::{one_shot, Correct, Driver, Experiment};
+use crate::guards::{one_shot, Checked, Correct, Driver, Experiment};
 use crate::statistics::LEVEL;
 use crate::systems::*;
 use modejump::annealing::{even, Kernel as Steps};
@@ -107,8 +107,23 @@ fn one_shot_invariance_of_every_move_at_two_temperatures() {
         for kelvin in TEMPERATURES {
             let experiment =
                 Experiment { kernel: &|| at(kelvin, make), target: target(kelvin), local: 0.2, observables };
-            one_shot(&experiment, &mut Correct, starts).unwrap_or_else(|e| panic!("{name} at {kelvin} K: {e}"));
+            one_shot(&experiment, &mut Checked, starts).unwrap_or_else(|e| panic!("{name} at {kelvin} K: {e}"));
         }
+    }
+}
+
+/// Auxiliary coordinates are drawn for each of them.
+#[test]
+fn replicas_have_auxiliary_coordinates_of_their_own() {
+    for (name, make, _) in KERNELS {
+        let [first, second] = [0, 1].map(|replica| {
+            let mut target = NegativeLog::new(target(TRAINED), 0.0);
+            let mut x = [0.9, 0.3];
+            let reduced_potential = target.u(&x);
+            let mut state = State { x: &mut x, box_vectors: None, reduced_potential, step: 5, replica };
+            at(TRAINED, make).attempt(&mut target, &mut state).unwrap().log_density_current
+        });
+        assert_ne!(first, second, "{name}");
     }
 }
 

@@ -94,6 +94,28 @@ mod tests {
         assert!((mean - expected).abs() < 5.0 * kt * (3.0 / n as f64).sqrt(), "{mean} {expected}");
     }
 
+    /// A stretched bond would be put right by the first step of the dynamics, at the cost of energy.
+    #[test]
+    fn velocities_change_no_bond_that_is_constrained() {
+        let masses = vec![12.0, 1.0, 16.0];
+        let x = [0.0, 0.0, 0.0, 0.1, 0.02, 0.0, -0.05, 0.11, 0.03];
+        let pairs = [[0, 1], [2, 0]];
+        let lengths = pairs.map(|[a, b]| crate::coordinates::vector::distance(&x, a, b));
+        let constraints = Some(Constraints::new(&pairs, &lengths, &masses).unwrap());
+        let mut atoms = ModelAtoms { masses, constraints };
+        let forces: Vec<f64> = (0..9).map(|k| 900.0 * (1.3 * f64::from(k)).cos()).collect();
+        let (before, after) = ([1.0, -2.0, 3.0], [0.5, 0.0, 1.0]);
+        let drawn = atoms.draw(2.5, &x, before, &mut Stream::new(3, StreamId::Test, 0, 0));
+        let stored = atoms.step_back(0.002, &x, &drawn, &forces, after);
+        for (v, momentum) in [(&drawn, before), (&stored, after)] {
+            for [a, b] in pairs {
+                let rate: f64 = (0..3).map(|k| (x[3 * a + k] - x[3 * b + k]) * (v[3 * a + k] - v[3 * b + k])).sum();
+                assert!(rate.abs() < 1e-12, "{a}-{b}: {rate}");
+            }
+            assert!(atoms.momentum(v).iter().zip(momentum).all(|(a, b)| (a - b).abs() < 1e-12));
+        }
+    }
+
     /// How velocities come out of a jump.
     #[derive(Clone, Copy)]
     enum Rule {

@@ -182,3 +182,28 @@ impl ExchangingReplicas {
         self.exchanges.iter().map(Exchange::statistics)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{about, chain};
+    use super::*;
+
+    /// Of three replicas the one in the middle is in two exchanges of a turn, the second with what the first has brought.
+    #[test]
+    fn a_replica_that_has_exchanged_goes_into_the_next_exchange_as_it_is() {
+        let (system, x) = (chain(2, ""), [0.0, 0.0, 0.0, 0.4, 0.0, 0.0]);
+        let models = [0; 3].map(|_| about(&x, 1.0));
+        let dynamics = SimulationOptions { timestep: 0.005, ..SimulationOptions::default() };
+        let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &[300.0, 320.0, 340.0], 5).unwrap();
+        replicas.start(&x).unwrap();
+        for _ in 0..20 {
+            replicas.iterate().unwrap();
+            for Replica { target, x, u, .. } in &mut replicas.replicas {
+                let mut there = [f64::NAN];
+                target.reduced_potential(x, &mut there).unwrap();
+                assert!((there[0] - *u).abs() < 1e-9, "{u} is not {}", there[0]);
+            }
+        }
+        assert!(replicas.statistics().all(|s| s.acceptance() > 0.3));
+    }
+}

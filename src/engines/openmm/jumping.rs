@@ -291,9 +291,62 @@ pub(super) fn constraints_among(
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{about, chain};
     use super::*;
     use crate::annealing::{even, Kernel};
+    use crate::units::thermal_energy;
     use std::path::PathBuf;
+
+    const ROW: [f64; 9] = [0.0, 0.0, 0.0, 0.4, 0.0, 0.0, 0.8, 0.0, 0.0];
+
+    /// After an acceptance the environment is where it has relaxed to, by random numbers of the attempt's own.
+    #[test]
+    fn what_gave_way_stays_there_after_an_acceptance() {
+        let (system, solute) = (chain(3, ""), Solute::of(vec![0]));
+        let (dynamics, kt) = (SimulationOptions::default(), thermal_energy(300.0));
+        // proposals where it is already, so that each is accepted
+        let model = about(&ROW[..3], 1e-6);
+        let options = Options::default();
+        let mut jumping =
+            JumpingSimulation::new(&system, &dynamics, (&model, Some(solute)), Acceptance::Driven(3), 10, options)
+                .unwrap();
+        let environments = [10, 20].map(|step| {
+            jumping.simulation.set_positions(&ROW).unwrap();
+            let outcome = jumping.attempt(step).unwrap();
+            assert!(outcome.accepted(), "{outcome:?}");
+            let energy = jumping.simulation.potential_energy().unwrap();
+            assert!((energy / kt - outcome.reduced_potential).abs() < 1e-9, "{energy} {outcome:?}");
+            let mut x = ROW;
+            jumping.simulation.positions(&mut x).unwrap();
+            x
+        });
+        let moved = |a: &[f64; 9], b: &[f64; 9]| (3..9).map(|k| (a[k] - b[k]).abs()).fold(0.0, f64::max);
+        let [first, second] = &environments;
+        assert!(
+            moved(first, &ROW) > 1e-3 && moved(second, &ROW) > 1e-3 && moved(first, second) > 1e-3,
+            "{environments:?}"
+        );
+    }
+
+    /// Energies are those in the box that a barostat has made, and attempts fall due however the steps are divided.
+    #[test]
+    fn attempts_are_in_the_box_of_the_moment() {
+        let barostat = r#"<Force forceGroup="0" frequency="1" name="MonteCarloBarostat" pressure="1" randomSeed="1" temperature="300"
+            type="MonteCarloBarostat" version="1"/>"#;
+        let (system, x) = (chain(2, barostat), [0.1, 0.0, 0.0, 1.7, 0.0, 0.0]);
+        let (dynamics, model) = (SimulationOptions::default(), about(&x, 0.05));
+        let mut jumping =
+            JumpingSimulation::new(&system, &dynamics, (&model, None), Acceptance::Exact, 6, Options::default())
+                .unwrap();
+        jumping.simulation.set_positions(&x).unwrap();
+        (0..30).for_each(|_| jumping.step(4).unwrap());
+        assert_eq!(jumping.jump().statistics().attempts(), 20);
+        let box_vectors = jumping.simulation.box_vectors().unwrap().unwrap();
+        assert!((box_vectors[0][0] - 2.0).abs() > 1e-3, "{box_vectors:?}");
+        let outcome = jumping.attempt(120).unwrap();
+        let energy = jumping.simulation.potential_energy().unwrap() / thermal_energy(300.0);
+        assert!((energy - outcome.reduced_potential).abs() < 1e-9, "{energy} {outcome:?}");
+    }
 
     /// Before any work, by a message that says what to leave out.
     #[test]

@@ -1,7 +1,12 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::*;
+use crate::coordinates::constraints::Constraints;
+use crate::coordinates::CoordinatesConfig;
 use crate::engines::langevin::{Langevin, LangevinOptions};
+use crate::models::coupling::{CouplingConfig, CouplingFlow, LayerConfig};
+use crate::models::{Model, ModelCard};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use crate::units::thermal_energy;
@@ -35,6 +40,46 @@ fn configurations(n: usize) -> Vec<f64> {
     let base = numbers(&golden()["x"]);
     let mut stream = Stream::new(3, StreamId::Test, 0, 0);
     (0..n * 66).map(|i| base[i % base.len()] + 0.003 * stream.normal()).collect()
+}
+
+/// Particles in a row, each bound to the next at 0.4 nm, in a box of 2 nm.
+pub(super) fn chain(particles: usize, more_forces: &str) -> System {
+    let bonds: String =
+        (1..particles).map(|k| format!(r#"<Bond d="0.4" k="1000" p1="{}" p2="{k}"/>"#, k - 1)).collect();
+    System::from_xml(&format!(
+        r#"<System openmmVersion="8.0" type="System" version="1">
+        <PeriodicBoxVectors><A x="2" y="0" z="0"/><B x="0" y="2" z="0"/><C x="0" y="0" z="2"/></PeriodicBoxVectors>
+        <Particles>{}</Particles><Constraints/><Forces>
+        <Force forceGroup="0" name="HarmonicBondForce" type="HarmonicBondForce" usesPeriodic="1" version="2"><Bonds>{bonds}</Bonds></Force>
+        {more_forces}</Forces></System>"#,
+        r#"<Particle mass="40"/>"#.repeat(particles)
+    ))
+    .unwrap()
+}
+
+/// Normal about x with this width.
+pub(super) fn about(x: &[f64], width: f64) -> Arc<dyn Model> {
+    let d = x.len();
+    let mut matrix = vec![0.0; d * d];
+    (0..d).for_each(|i| matrix[i * d + i] = width);
+    let layers = vec![LayerConfig::Whiten { transformed: (0..d).collect(), mean: x.to_vec(), matrix }];
+    let coordinates = CoordinatesConfig::Cartesian { dimension: d };
+    let card = ModelCard::of_coupling(CouplingConfig { uniform: vec![], layers }, coordinates);
+    Arc::new(CouplingFlow::<f64>::new(card).unwrap())
+}
+
+/// What `compare` and `reweight` add to the weights.
+#[test]
+fn the_metric_term_is_that_of_the_constraints() {
+    let rigid = system("system-hbonds.xml");
+    let kept = rigid.constraints().unwrap();
+    let target = OpenMmTarget::new(&rigid, 300.0, 1).unwrap();
+    let mut target = target.with_kept_bonds(&rigid, &kept, &|atom| atom.to_string()).unwrap();
+    let (pairs, lengths): (Vec<_>, Vec<_>) = kept.iter().map(|&(a, b, length)| ([a, b], length)).unzip();
+    let mut constraints = Constraints::new(&pairs, &lengths, &rigid.masses()).unwrap();
+    let x = configurations(2);
+    let [first, second] = [&x[..66], &x[66..]].map(|x| (target.log_metric(x), constraints.log_metric(x)));
+    assert!(first.0 == first.1 && second.0 == second.1 && first != second, "{first:?} {second:?}");
 }
 
 #[test]

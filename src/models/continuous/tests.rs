@@ -428,6 +428,21 @@ fn mirror_images_are_folded_to_one_hand() {
     assert!(refused.err().unwrap().to_string().contains("equivariant"));
 }
 
+/// With two centres half of the samples have the right hand at one and the wrong one at the other, either way round.
+#[test]
+fn what_is_right_in_no_mirror_is_of_the_wrong_hand() {
+    let other = Stereocentre { centre: 1, neighbours: [2, 3, 4], positive: true };
+    let hands = [hand(), other];
+    let config = ContinuousConfig { stereocentres: hands.to_vec(), ..plain() };
+    let flow = flow(Pairs { atoms: 5, strength: 0.3, wind: 0.0 }, config);
+    let (x, e) = sample(&flow, 100);
+    for (x, e) in x.chunks_exact(15).zip(&e) {
+        assert_eq!(e.is_inside(), hands.iter().all(|hand| hand.holds(x)));
+        assert!(e.is_inside() || *e == Evaluation::outside(Status::WrongChirality));
+    }
+    assert!(e.iter().any(Evaluation::is_inside) && e.iter().any(|e| !e.is_inside()));
+}
+
 #[test]
 fn the_density_of_an_equivariant_field_ignores_rotation_and_translation() {
     let (sin, cos) = 0.7f64.sin_cos();

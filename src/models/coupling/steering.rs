@@ -204,6 +204,12 @@ mod tests {
                 gradient.iter_mut().zip(x).for_each(|(g, x)| *g = x.sinh());
                 self.reduced_potential(x, u)
             }
+            /// Nothing is around it.
+            fn relax(&mut self, x: &[f64], _: u32) -> Result<f64> {
+                let mut u = [0.0];
+                self.reduced_potential(x, &mut u)?;
+                Ok(u[0])
+            }
         }
         let (flow, x) = (flow::<f64>(4).at_variance(0.6), points(12));
         let (mut e, mut u) = ([Evaluation::inside(0.0); 3], [0.0; 3]);
@@ -213,6 +219,8 @@ mod tests {
         let mut of_training = Cosh;
         let mut target = JointTarget::of_training(&mut of_training, steering);
         target.reduced_potential_gradient(&x, &mut u, &mut of_u).unwrap();
+        // on the way of a driven move as well
+        assert_eq!([0, 1, 2].map(|row| target.relax(&x[4 * row..4 * row + 4], 0).unwrap()), u);
         for i in 0..x.len() {
             let mut at = |h: f64| {
                 let mut x = x.clone();

@@ -183,6 +183,63 @@ fn gradients_match_differences() {
     check_parameters(&mut flow, &by_parameters, |flow| total(flow, &x));
 }
 
+/// Whatever comes before or after, each layer that has ends keeps to them, and so does the uniform prior.
+#[test]
+fn beyond_the_ends_of_a_layer_there_is_no_density() {
+    let one = vec![0];
+    let layers = [
+        Some(spline(&one, features(&[], &[1]), Ends::Free, [0.0, 1.0])),
+        Some(spline(&one, features(&[], &[1]), Ends::Circular, [0.0, 1.0])),
+        Some(LayerConfig::Shift { transformed: one.clone() }),
+        Some(LayerConfig::Wrap { transformed: one.clone(), shift: vec![0.3] }),
+        Some(LayerConfig::Uniform { transformed: one.clone(), low: vec![0.0], high: vec![1.0] }),
+        Some(LayerConfig::TruncatedNormal {
+            transformed: one.clone(),
+            mean: vec![0.4],
+            sd: vec![0.5],
+            lower: 0.0,
+            upper: 1.0,
+        }),
+        None,
+    ];
+    for layer in layers {
+        let uniform = if layer.is_some() { vec![] } else { one.clone() };
+        let config = CouplingConfig { uniform, layers: layer.iter().cloned().collect() };
+        let mut flow =
+            CouplingFlow::<f64>::new(ModelCard::of_coupling(config, CoordinatesConfig::Cartesian { dimension: 2 }))
+                .unwrap();
+        flow.initialise(3);
+        let points = [0.5, 0.2, -0.1, 0.2, 1.1, 0.2];
+        let (mut log_q, mut generated) = ([Evaluation::inside(0.0); 3], [Evaluation::inside(0.0); 3]);
+        flow.log_density(&points, &mut log_q).unwrap();
+        flow.generate(&points, &mut [0.0; 6], &mut [0.0; 3], &mut generated).unwrap();
+        for found in [log_q, generated] {
+            assert!(found[0].is_inside(), "{layer:?}");
+            assert!(found[1..].iter().all(|e| *e == Evaluation::outside(Status::OutOfSupport)), "{layer:?}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn rows_outside_the_support_have_no_part_in_a_gradient() {
+    let flow = example();
+    let ((x, _), dx) = (sample(&flow, 3), flow.dimension());
+    // of twice the size no bond is one of the support
+    let with_one_outside: Vec<f64> = x.iter().copied().chain(x[..dx].iter().map(|x| 2.0 * x)).collect();
+    let of = |x: &[f64], weights: &[f64]| {
+        let mut log_q = vec![Evaluation::inside(0.0); weights.len()];
+        let mut gradient = vec![0.0; flow.parameters().len()];
+        flow.parameter_gradient(x, weights, &mut log_q, &mut gradient).unwrap();
+        (gradient, log_q)
+    };
+    let ((without, _), (with, log_q)) = (of(&x, &[1.0; 3]), of(&with_one_outside, &[1.0; 4]));
+    assert!(log_q[..3].iter().all(Evaluation::is_inside) && !log_q[3].is_inside());
+    assert!(with.iter().zip(&without).all(|(a, b)| (a - b).abs() < 1e-9 * b.abs().max(1.0)));
+    let (mut log_q, mut by_x) = ([Evaluation::inside(0.0); 4], vec![1.0; 4 * dx]);
+    flow.log_density_gradient(&with_one_outside, &mut log_q, &mut by_x).unwrap();
+    assert!(by_x[3 * dx..].iter().all(|g| *g == 0.0));
+}
+
 /// Directional differences of `value` along each of 40 random directions in parameter space.
 fn check_parameters(flow: &mut CouplingFlow<f64>, gradient: &[f64], value: impl Fn(&CouplingFlow<f64>) -> f64) {
     let start = flow.parameters().to_vec();

@@ -62,6 +62,28 @@ fn the_mixture_is_normalised_and_knows_its_samples() {
     assert!((left - exact).abs() < 5.0 * (0.25 / n as f64).sqrt(), "{left} against {exact}");
 }
 
+/// The number that chooses the mode is none of those that its generator draws from.
+#[test]
+fn where_a_sample_lies_in_its_mode_does_not_tell_of_the_choice() {
+    let files = [generator(0.0, 1.0, 1), generator(0.0, 1.0, 1)];
+    let model = from_bytes("modes", &bundle(config(&files), &files).unwrap(), Precision::F64).unwrap();
+    let (n, streams) = (2000, |row: usize| Stream::new(1, StreamId::Test, row as u64, 0));
+    let mut samples = vec![0.0; n];
+    model.sample(&streams, &mut samples, &mut vec![Evaluation::inside(0.0); n]).unwrap();
+    let of_first: Vec<f64> = (0..n).filter(|&row| streams(row).below(2) == 0).map(|row| samples[row]).collect();
+    let (m, mean) = (of_first.len() as f64, of_first.iter().sum::<f64>() / of_first.len() as f64);
+    let variance = of_first.iter().map(|x| x * x).sum::<f64>() / m;
+    assert!(mean.abs() < 5.0 / m.sqrt() && (variance - 1.0).abs() < 5.0 * (2.0 / m).sqrt(), "{mean} {variance}");
+}
+
+/// A generator that gives x no density has its part in the mean all the same.
+#[test]
+fn generators_that_do_not_reach_count_as_zeros() {
+    let (inside, outside) = (Evaluation::inside(-1.0), Evaluation::outside(Status::OutOfSupport));
+    assert!((mixture(&[outside, inside]).log_density - (-1.0 - 2f64.ln())).abs() < 1e-15);
+    assert_eq!(mixture(&[outside, outside]), outside);
+}
+
 #[test]
 fn the_gradient_is_that_of_differences() {
     let model = model(3);
