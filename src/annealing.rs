@@ -42,6 +42,7 @@ pub struct Stage {
     pub step: f64,
 }
 
+/// How particles are moved and resampled on the way from generator to target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Options {
@@ -175,6 +176,7 @@ impl Annealing {
         })
     }
 
+    /// Whether the last stage, at t = 1, is done.
     pub fn is_finished(&self) -> bool {
         self.done == self.plan.len()
     }

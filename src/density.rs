@@ -78,6 +78,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
+    /// A point of the support with its log q.
     pub fn inside(log_density: f64) -> Evaluation {
         if log_density.is_nan() || log_density == f64::INFINITY {
             return Evaluation::outside(Status::NonFinite);
@@ -85,10 +86,12 @@ impl Evaluation {
         Evaluation { log_density, status: Status::Inside }
     }
 
+    /// A point without a density, and why.
     pub fn outside(status: Status) -> Evaluation {
         Evaluation { log_density: f64::NEG_INFINITY, status }
     }
 
+    /// Whether the point is in the support, so that log q counts.
     pub fn is_inside(&self) -> bool {
         self.status == Status::Inside
     }

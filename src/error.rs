@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+/// What functions of this crate return.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What went wrong, with the file, tensor, atom or option and what to do about it.
@@ -34,18 +35,22 @@ pub enum Error {
 }
 
 impl Error {
+    /// An argument or a setting that is out of range; the message says what to do.
     pub fn invalid(message: impl Into<String>) -> Error {
         Error::InvalidInput(message.into())
     }
 
+    /// What is wrong with a model file, or with bytes of that name.
     pub fn model(path: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::Model { path: path.into(), reason: reason.into() }
     }
 
+    /// What is wrong with the contents of a file.
     pub fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Error {
         Error::File { path: path.as_ref().to_path_buf(), reason: reason.into() }
     }
 
+    /// A file that could not be read or written.
     pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Error {
         Error::Io { path: path.as_ref().to_path_buf(), source }
     }

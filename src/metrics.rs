@@ -104,6 +104,7 @@ impl Features {
         Ok(Features { pairs, torsions, n_atoms: topology.n_atoms() })
     }
 
+    /// Features of a configuration.
     pub fn dimension(&self) -> usize {
         self.pairs.len() + 2 * self.torsions.len()
     }

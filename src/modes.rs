@@ -118,6 +118,7 @@ impl Modes {
         })
     }
 
+    /// In the order of their numbers.
     pub fn names(&self) -> &[String] {
         &self.names
     }

@@ -45,6 +45,7 @@ pub struct Alone;
 impl Ranks for Alone {}
 
 impl dyn Ranks + '_ {
+    /// The rank that writes and reports.
     pub fn is_first(&self) -> bool {
         self.rank() == 0
     }

@@ -204,6 +204,7 @@ impl Stream {
         fresh.then_some([self.key[0], self.key[1], a, b, c, d])
     }
 
+    /// 64 random bits.
     pub fn u64(&mut self) -> u64 {
         if let Some(value) = self.spare.take() {
             return value;

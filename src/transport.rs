@@ -33,6 +33,7 @@ impl<'a> Cloud<'a> {
         Ok(Cloud { rows, dimension, weights })
     }
 
+    /// Number of points.
     pub fn n(&self) -> usize {
         self.weights.len()
     }
@@ -42,10 +43,12 @@ impl<'a> Cloud<'a> {
         self.rows
     }
 
+    /// Coordinates of a point.
     pub fn dimension(&self) -> usize {
         self.dimension
     }
 
+    /// Weights of the points, which sum to one.
     pub fn weights(&self) -> &'a [f64] {
         self.weights
     }

@@ -106,6 +106,7 @@ impl Region {
         }
     }
 
+    /// Whether a configuration is in the region.
     pub fn contains(&self, x: &[f64]) -> bool {
         let ([from, to], r) = (self.range, self.along.value(x));
         match from < to {

@@ -97,6 +97,7 @@ impl InternalCoordinates {
         Ok(self)
     }
 
+    /// Atoms, the three of the frame included.
     pub fn n_atoms(&self) -> usize {
         self.n_atoms
     }
@@ -106,16 +107,20 @@ impl InternalCoordinates {
         self.n_free + self.n_angles() + self.n_torsions()
     }
 
+    /// Bonds that vary.
     pub fn n_bonds(&self) -> usize {
         self.n_free
     }
+    /// Angles, that of the frame included.
     pub fn n_angles(&self) -> usize {
         self.zmatrix.rows.len() + 1
     }
+    /// Torsions, one a row of the z-matrix.
     pub fn n_torsions(&self) -> usize {
         self.zmatrix.rows.len()
     }
 
+    /// Whether angles and torsions are taken to [0, 1], as bgflow does.
     pub fn normalize_angles(&self) -> bool {
         self.normalize_angles
     }

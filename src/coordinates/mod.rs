@@ -100,6 +100,7 @@ impl Coordinates {
         }
     }
 
+    /// What of a configuration the density is of.
     pub fn scope(&self) -> Scope {
         match self {
             Coordinates::Cartesian(_) => Scope::Full,

@@ -34,10 +34,12 @@ pub fn superposing_rotation(x: &[f64], reference: &[f64]) -> Rotation {
 pub struct Rotation([f64; 4]);
 
 impl Rotation {
+    /// Turns `x[atoms][3]` about the origin.
     pub fn turn(&self, x: &mut [f64]) {
         turn(x, rotation(self.0));
     }
 
+    /// The rotation back.
     pub fn inverse(&self) -> Rotation {
         let [w, x, y, z] = self.0;
         Rotation([w, -x, -y, -z])

@@ -72,6 +72,7 @@ pub fn element_of_mass(mass: f64) -> &'static str {
 }
 
 impl Topology {
+    /// Number of atoms.
     pub fn n_atoms(&self) -> usize {
         self.names.len()
     }

@@ -1,5 +1,6 @@
 //! Three-vectors and the geometry of four atoms.
 
+/// A vector, nm for positions.
 pub type Vec3 = [f64; 3];
 
 pub fn add(a: Vec3, b: Vec3) -> Vec3 {
@@ -20,6 +21,7 @@ pub fn cross(a: Vec3, b: Vec3) -> Vec3 {
 pub fn norm(a: Vec3) -> f64 {
     dot(a, a).sqrt()
 }
+/// a over its length; NaN for a vector without one.
 pub fn unit(a: Vec3) -> Vec3 {
     scale(1.0 / norm(a), a)
 }
@@ -34,6 +36,7 @@ pub fn distance(x: &[f64], i: usize, j: usize) -> f64 {
     norm(sub(atom(x, i), atom(x, j)))
 }
 
+/// Puts atom i of `x[atoms][3]` at r.
 pub fn set_atom(x: &mut [f64], i: usize, r: Vec3) {
     x[3 * i..3 * i + 3].copy_from_slice(&r);
 }

@@ -15,6 +15,7 @@ pub struct WholeMolecule {
 }
 
 impl WholeMolecule {
+    /// Number of atoms.
     pub fn n_atoms(&self) -> usize {
         self.n_atoms
     }

@@ -132,6 +132,7 @@ pub struct Device {
 }
 
 impl Device {
+    /// No GPU.
     pub fn cpu() -> Device {
         Device { driver: None, by_number: false }
     }
@@ -189,6 +190,7 @@ impl Device {
         self.driver.as_ref().map_or("cpu".to_string(), |driver| driver.describe())
     }
 
+    /// Of the GPU; none on the CPU.
     pub fn driver(&self) -> Option<&Arc<dyn Driver>> {
         self.driver.as_ref()
     }

@@ -140,6 +140,7 @@ impl Langevin {
         self.options.temperature * scaled.sum::<f64>() / self.v.len() as f64
     }
 
+    /// Steps that were made.
     pub fn step_count(&self) -> u64 {
         self.step
     }

@@ -50,6 +50,7 @@ impl ModelFile {
         }
     }
 
+    /// An error that names the file.
     pub fn error(&self, reason: impl Into<String>) -> Error {
         Error::model(&self.name, reason)
     }

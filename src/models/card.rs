@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 /// Version of the file format.
 pub const FORMAT: u32 = 1;
 
+/// A model's description, the JSON in its file: what it is, of which atoms, at which temperature, and what made it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelCard {

@@ -50,6 +50,7 @@ pub struct EnergyModel<E> {
 }
 
 impl<E: EnergyFunction> EnergyModel<E> {
+    /// The density e^{−E} of an energy function, as its file describes it.
     pub fn new(energy: E, config: EnergyConfig, card: ModelCard, hash: String) -> EnergyModel<E> {
         EnergyModel { energy, config, card, hash }
     }

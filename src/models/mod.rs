@@ -136,6 +136,7 @@ pub fn load(path: impl AsRef<Path>) -> Result<Arc<dyn Model>> {
     load_with(path, Precision::default())
 }
 
+/// As [`load`], with networks of this type. Errors: those of [`load`].
 pub fn load_with(path: impl AsRef<Path>, precision: Precision) -> Result<Arc<dyn Model>> {
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
@@ -154,6 +155,7 @@ pub fn load_bytes(name: &str, bytes: &[u8]) -> Result<Arc<dyn Model>> {
     from_bytes(name, bytes, Precision::default())
 }
 
+/// A model from the bytes of its file; `name` stands for the file in messages. Errors: those of [`load`].
 pub fn from_bytes(name: &str, bytes: &[u8], precision: Precision) -> Result<Arc<dyn Model>> {
     from_bytes_on(name, bytes, precision, &device::default()?)
 }

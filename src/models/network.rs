@@ -96,6 +96,7 @@ impl<N: Network, R: Real> Evaluator<N, R> {
         Evaluator { network, parameters, packs: OnceLock::new(), tapes: Mutex::default() }
     }
 
+    /// In the order of the [`Layout`].
     pub fn parameters(&self) -> &[R] {
         &self.parameters
     }

@@ -150,10 +150,12 @@ impl Annealed {
         )
     }
 
+    /// What the paths begin at.
     pub fn generator(&self) -> &Generator {
         &self.generator
     }
 
+    /// The stages between generator and target.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -328,10 +328,12 @@ impl Generator {
         self.constraints.is_some() || self.rigid
     }
 
+    /// The model that proposals are drawn from.
     pub fn density(&self) -> &Arc<dyn Density> {
         &self.density
     }
 
+    /// As they were given.
     pub fn options(&self) -> Options {
         self.options
     }

@@ -23,6 +23,7 @@ pub struct ExchangeOutcome {
 }
 
 impl ExchangeOutcome {
+    /// Whether the replicas have changed places.
     pub fn accepted(&self) -> bool {
         self.fate == Fate::Accepted
     }
@@ -104,6 +105,7 @@ impl Exchange {
         self.carry_frames = yes;
     }
 
+    /// The bijection from the configurations of a to those of b.
     pub fn map(&self) -> &Bijection {
         &self.maps[0]
     }
@@ -164,10 +166,12 @@ impl Exchange {
         Ok(outcome)
     }
 
+    /// What has been counted since the beginning, or the restart.
     pub fn statistics(&self) -> &Statistics {
         &self.statistics
     }
 
+    /// To put back what a checkpoint holds.
     pub fn statistics_mut(&mut self) -> &mut Statistics {
         &mut self.statistics
     }

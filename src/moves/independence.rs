@@ -19,6 +19,7 @@ pub struct Independence {
 }
 
 impl Independence {
+    /// Successive Metropolis tests of this generator's proposals.
     pub fn new(generator: Generator) -> Independence {
         Independence { generator, statistics: Statistics::default() }
     }

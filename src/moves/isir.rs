@@ -20,6 +20,7 @@ pub struct Isir {
 }
 
 impl Isir {
+    /// Iterated sampling importance resampling with this generator and its number of proposals.
     pub fn new(generator: Generator) -> Isir {
         Isir { generator, statistics: Statistics::default() }
     }

@@ -47,6 +47,7 @@ impl Mixture {
         Ok(Mixture { moves, cumulative, seed, within, statistics: Statistics::of(worst) })
     }
 
+    /// The moves that one is chosen of, in their order.
     pub fn moves(&self) -> &[Box<dyn Move>] {
         &self.moves
     }

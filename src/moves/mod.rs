@@ -106,6 +106,7 @@ pub enum Fate {
 }
 
 impl Fate {
+    /// All of them, in the order of their numbers in the C interface.
     pub const ALL: [Fate; 8] = [
         Fate::Accepted,
         Fate::Rejected,
@@ -164,6 +165,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Whether the state is another one now.
     pub fn accepted(&self) -> bool {
         self.fate == Fate::Accepted
     }

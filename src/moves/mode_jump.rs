@@ -224,10 +224,12 @@ impl ModeJump {
         self.constraints = Some(constraints);
     }
 
+    /// The metastable states.
     pub fn modes(&self) -> &Modes {
         &self.modes
     }
 
+    /// The pairs of states that are jumped between.
     pub fn edges(&self) -> &[Edge] {
         &self.edges
     }

@@ -2,6 +2,7 @@
 
 use super::real::Real;
 
+/// The function between two layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activation {

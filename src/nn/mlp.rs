@@ -2,6 +2,7 @@
 
 use super::{Activation, Linear, Parameters, Real};
 
+/// A perceptron: layers of a matrix and a bias, with one activation between them.
 #[derive(Clone, Debug)]
 pub struct Mlp {
     pub layers: Vec<Linear>,
@@ -50,10 +51,12 @@ impl Mlp {
         Mlp { layers, activation }
     }
 
+    /// Numbers that go in.
     pub fn n_in(&self) -> usize {
         self.layers[0].n_in
     }
 
+    /// Numbers that come out.
     pub fn n_out(&self) -> usize {
         self.layers[self.layers.len() - 1].n_out
     }

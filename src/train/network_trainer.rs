@@ -288,6 +288,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         Ok(NetworkTrainer { network, objective, frames, n_held_out, pools, state, gradient, divergence })
     }
 
+    /// Everything that a later run needs to continue.
     pub fn state(&self) -> &NetworkState {
         &self.state
     }
@@ -297,6 +298,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         self.state.kept.as_ref().map_or(&self.state.optimiser.average, |kept| &kept.parameters)
     }
 
+    /// Whether all steps are done.
     pub fn is_finished(&self) -> bool {
         self.state.step >= self.state.options.steps
     }

@@ -274,6 +274,7 @@ impl<'a> Rounds<'a> {
         Ok(rounds)
     }
 
+    /// Everything that a later run needs to continue.
     pub fn state(&mut self) -> &RoundsState {
         if let Some(jump) = &self.jump {
             self.state.statistics = jump.statistics().clone();
@@ -281,6 +282,7 @@ impl<'a> Rounds<'a> {
         &self.state
     }
 
+    /// Whether the last round is done.
     pub fn is_finished(&self) -> bool {
         self.state.stage == Stage::Finished
     }

@@ -147,6 +147,7 @@ impl<'a> Trainer<'a> {
         Ok(self)
     }
 
+    /// Everything that a later run needs to continue.
     pub fn state(&mut self) -> &TrainState {
         self.state.parameters.copy_from_slice(self.flow.parameters());
         &self.state
@@ -174,10 +175,12 @@ impl<'a> Trainer<'a> {
         self.state.options.phases.iter().map(|p| p.steps).sum()
     }
 
+    /// Steps that were made, in all phases.
     pub fn step_count(&self) -> usize {
         self.state.step
     }
 
+    /// Whether the last phase is done.
     pub fn is_finished(&self) -> bool {
         self.state.phase >= self.state.options.phases.len()
     }

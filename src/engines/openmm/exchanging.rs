@@ -151,6 +151,7 @@ impl ExchangingReplicas {
         Ok(())
     }
 
+    /// Everything that a later run needs to continue.
     pub fn state(&mut self) -> Result<ReplicasState> {
         let simulations = self.simulations().map(Simulation::checkpoint).collect::<Result<_>>()?;
         Ok(ReplicasState { step: self.step, simulations, statistics: self.statistics().cloned().collect() })

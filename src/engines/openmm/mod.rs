@@ -99,10 +99,12 @@ impl System {
         System { platform: platform.into(), ..self }
     }
 
+    /// The platform's name.
     pub fn platform(&self) -> &str {
         &self.platform
     }
 
+    /// Particles, virtual sites included.
     pub fn n_particles(&self) -> usize {
         self.inner.n_particles()
     }

@@ -68,6 +68,7 @@ impl Simulation {
         Ok(Simulation { inner, masses: system.masses(), temperature: options.temperature })
     }
 
+    /// Particles of the System, virtual sites included.
     pub fn n_particles(&self) -> usize {
         self.masses.len()
     }

@@ -13,6 +13,7 @@ pub struct Frames {
 }
 
 impl Frames {
+    /// Number of frames.
     pub fn n(&self) -> usize {
         self.x.len() / self.dimension.max(1)
     }

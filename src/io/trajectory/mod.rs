@@ -54,6 +54,7 @@ impl Format {
         })
     }
 
+    /// Whether the extension says so.
     pub fn is_of(self, path: &Path) -> bool {
         Format::of(path).is_ok_and(|format| format == self)
     }

@@ -87,10 +87,12 @@ impl<F: VectorField> ContinuousFlow<F> {
         ContinuousFlow::new(field, self.config, self.card, self.hash)
     }
 
+    /// The field that is integrated.
     pub fn vector_field(&self) -> &F {
         &self.field
     }
 
+    /// How it is integrated, from what to what.
     pub fn config(&self) -> &ContinuousConfig {
         &self.config
     }

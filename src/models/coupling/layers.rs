@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Activation, Mlp, Parameters, Real};
 use serde::{Deserialize, Deserializer, Serialize};
 
+/// Which way a layer is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Latent z → x.
@@ -181,6 +182,7 @@ impl LayerConfig {
     }
 }
 
+/// A bijection with its log-determinant.
 #[derive(Clone, Debug)]
 pub enum Layer {
     Spline(SplineCoupling),

@@ -40,6 +40,7 @@ use std::sync::{Arc, Mutex};
 const LARGEST_DIMENSION: usize = 1 << 20;
 const LARGEST_PARAMETERS: usize = 1 << 28;
 
+/// The layers from the prior to the coordinates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CouplingConfig {
@@ -129,18 +130,22 @@ impl<R: Real> CouplingFlow<R> {
         Ok(flow)
     }
 
+    /// To say more of what made it.
     pub fn card_mut(&mut self) -> &mut ModelCard {
         &mut self.card
     }
 
+    /// What the flow acts on.
     pub fn coordinates(&self) -> &Coordinates {
         &self.coordinates
     }
 
+    /// One vector, in the order of the layers.
     pub fn parameters(&self) -> &[R] {
         &self.parameters
     }
 
+    /// To train them, or to read others.
     pub fn parameters_mut(&mut self) -> &mut [R] {
         Arc::make_mut(&mut self.parameters).values_mut()
     }

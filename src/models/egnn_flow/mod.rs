@@ -28,6 +28,7 @@ use crate::nn::tape::{Function, Weight};
 use crate::nn::{Real, Scalar, Tape, Var};
 use serde::{Deserialize, Serialize};
 
+/// What the file says of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -35,6 +36,7 @@ pub struct Config {
     pub flow: ContinuousConfig,
 }
 
+/// Sizes of the network, and the features of atoms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EgnnConfig {

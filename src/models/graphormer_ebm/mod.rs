@@ -26,6 +26,7 @@ use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::{Stream, StreamId};
 use serde::{Deserialize, Serialize};
 
+/// What the file says of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -44,6 +45,7 @@ pub enum Version {
     Clean,
 }
 
+/// Sizes of the network, and the types of atoms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GraphormerConfig {

@@ -27,6 +27,7 @@ use crate::nn::{Real, Scalar, Tape, Var};
 use crate::rng::Stream;
 use serde::{Deserialize, Serialize};
 
+/// What the file says of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {

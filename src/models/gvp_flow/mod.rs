@@ -137,10 +137,12 @@ impl<R: Real> GvpField<R> {
         GvpField::new(config, parameters)
     }
 
+    /// Sizes of the network.
     pub fn config(&self) -> &GvpConfig {
         &self.config
     }
 
+    /// In the order of the layout.
     pub fn parameters(&self) -> &[R] {
         &self.parameters
     }

@@ -37,6 +37,7 @@ use whitening::Whitening;
 /// Lengths s of the time features, in the network's units (Å as a rule).
 const LENGTHS: [f64; 8] = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0];
 
+/// What the file says of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -44,6 +45,7 @@ pub struct Config {
     pub energy: EnergyConfig,
 }
 
+/// Sizes of the network, and what it sees.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InvariantConfig {

@@ -29,6 +29,7 @@ use trunk::Trunk;
 /// stays on plateaus (eight wells on a circle look like a ring) for thousands of steps.
 const WIDEST_INPUT: f64 = 4.0;
 
+/// What the file says of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {

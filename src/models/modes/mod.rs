@@ -22,6 +22,7 @@ use crate::weights::log_sum_exp;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+/// What the file says of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -134,6 +135,7 @@ impl ModeGenerators {
         &self.generators
     }
 
+    /// The metastable states.
     pub fn modes(&self) -> &Modes {
         &self.modes
     }

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// How tokens are found one after the other.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Decoding {
     /// Token after token, with the keys and values of those before kept.

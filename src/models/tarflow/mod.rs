@@ -57,6 +57,7 @@ const CHUNK: usize = 2;
 /// Samples that run together from the prior to the data, a row each: many, for the weights are read anew at every token.
 const SAMPLES: usize = 64;
 
+/// What the file of a TarFlow says of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -71,6 +72,7 @@ pub struct Config {
     pub stereocentres: Vec<Stereocentre>,
 }
 
+/// Sizes of the network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TarFlowConfig {
@@ -300,10 +302,12 @@ impl<R: Real> TarFlow<R> {
         })
     }
 
+    /// The transformers.
     pub fn network(&self) -> &TarNetwork {
         &self.network
     }
 
+    /// In the order of the network's layout.
     pub fn parameters(&self) -> &[R] {
         &self.parameters
     }

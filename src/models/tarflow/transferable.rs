@@ -31,6 +31,7 @@ use crate::nn::{Scalar, Tape, Var};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+/// What the file of a transferable TarFlow says of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
