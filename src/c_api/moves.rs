@@ -405,18 +405,18 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
         // SAFETY: the caller's promise.
         let constraints = unsafe { constraints_of(this.kernel.dimension() / 3, n, (atoms, lengths, masses)) }?;
         let card = this.model.card();
-        constraints.require_kept(card.kept_bonds(), &|atom| card.label(atom))?;
-        Constraints::require_constrained(card.kept_bonds(), constraints.pairs(), &|atom| card.label(atom))?;
-        if n == 0 && !this.constrained {
+        Constraints::check_kept(card.kept_bonds(), constraints.as_ref(), &|atom| card.label(atom))?;
+        let constrained = constraints.is_some();
+        if !constrained && !this.constrained {
             return Ok(());
         }
-        let mut kernel = kernel_of(&this.model, &this.make, this.seed, (n > 0).then_some(constraints))?;
+        let mut kernel = kernel_of(&this.model, &this.make, this.seed, constraints)?;
         if let Some(kelvin) = this.temperature {
             kernel.set_temperature(kelvin)?;
         }
         std::mem::swap(kernel.statistics_mut(), this.kernel.statistics_mut());
         this.kernel = kernel;
-        this.constrained = n > 0;
+        this.constrained = constrained;
         Ok(())
     })
 }
@@ -438,8 +438,8 @@ pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_mov
     })
 }
 
-/// Constraints of a molecule from a caller's arrays: `n` pairs of atoms, their lengths, the masses of all `n_atoms` atoms, which are not
-/// read where there is no pair.
+/// Constraints of a molecule from a caller's arrays: `n` pairs of atoms, their lengths, the masses of all `n_atoms` atoms. Without a pair there
+/// are none, and nothing is read.
 ///
 /// # Safety
 /// The arrays are NULL or have that many numbers.
@@ -447,11 +447,13 @@ pub(super) unsafe fn constraints_of(
     n_atoms: usize,
     n: u64,
     (atoms, lengths, masses): (*const u64, *const f64, *const f64),
-) -> Result<Constraints> {
-    let n_masses = if n == 0 { 0 } else { n_atoms as u64 };
+) -> Result<Option<Constraints>> {
+    if n == 0 {
+        return Ok(None);
+    }
     // SAFETY: the caller's promise.
     let (atoms, lengths, masses) = unsafe {
-        (slice(atoms, n, 2, "atoms")?, slice(lengths, n, 1, "lengths")?, slice(masses, n_masses, 1, "masses")?)
+        (slice(atoms, n, 2, "atoms")?, slice(lengths, n, 1, "lengths")?, slice(masses, n_atoms as u64, 1, "masses")?)
     };
     let index = |atom: u64| usize::try_from(atom).unwrap_or(usize::MAX);
     let in_range = |atom: &u64| index(*atom) < n_atoms;
@@ -459,7 +461,7 @@ pub(super) unsafe fn constraints_of(
         return Err(Error::invalid(format!("atom {atom} is constrained, but the model has {n_atoms} atoms")));
     }
     let pairs: Vec<[usize; 2]> = atoms.chunks_exact(2).map(|pair| [index(pair[0]), index(pair[1])]).collect();
-    Constraints::new(&pairs, lengths, masses)
+    Constraints::new(&pairs, lengths, masses).map(Some)
 }
 
 /// One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x` changes if

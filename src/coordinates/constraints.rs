@@ -2,6 +2,7 @@
 
 use super::vector::{atom, distance, dot, norm, scale, sub, Vec3};
 use crate::error::{Error, Result};
+use std::collections::{BTreeMap, HashMap};
 
 /// Relative deviation |d − d₀|/d₀ beyond which a bond counts as broken. Engines converge constraints to about 1e-5; a
 /// generator that keeps the bond as an internal coordinate is exact to rounding, so a proposal is held to less.
@@ -21,6 +22,11 @@ pub fn kept_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usi
         is_steady.then_some((a, b, mean))
     };
     pairs.iter().filter_map(kept).collect()
+}
+
+/// Whether this is the bond of these two atoms, which may stand in either order.
+pub fn joins(&(a, b, _): &(usize, usize, f64), pair: [usize; 2]) -> bool {
+    pair == [a, b] || pair == [b, a]
 }
 
 /// Constrained pairs of one molecule.
@@ -73,17 +79,60 @@ impl Constraints {
         })
     }
 
-    /// The constrained pairs of atoms.
-    pub fn pairs(&self) -> &[[usize; 2]] {
-        &self.pairs
+    /// Of all bonds that an engine constrains (its indices of two atoms, length in nm) those of the model, by the model's indices; nothing if it
+    /// constrains none of them. `atoms[k]` is the engine's index of the model's atom k, and `masses[k]` its mass, dalton.
+    ///
+    /// Errors: an atom of the model that is tied to one of no model, by its `label`; what [`Constraints::new`] or
+    /// [`Constraints::check_kept`] refuses.
+    pub fn among(
+        all: &[(usize, usize, f64)],
+        atoms: &[usize],
+        masses: &[f64],
+        kept: &[(usize, usize, f64)],
+        label: &dyn Fn(usize) -> String,
+    ) -> Result<Option<Constraints>> {
+        let of_model: HashMap<usize, usize> = atoms.iter().enumerate().map(|(k, &atom)| (atom, k)).collect();
+        let (mut pairs, mut lengths) = (Vec::new(), Vec::new());
+        for (a, b, length) in all {
+            match (of_model.get(a), of_model.get(b)) {
+                (Some(&a), Some(&b)) => {
+                    pairs.push([a, b]);
+                    lengths.push(*length);
+                }
+                (None, None) => {}
+                (Some(&atom), None) | (None, Some(&atom)) => {
+                    return Err(Error::Unsupported(format!(
+                        "{} is constrained to an atom that the model does not describe; remove the constraint, or use a model of both atoms",
+                        label(atom)
+                    )))
+                }
+            }
+        }
+        let constraints = (!pairs.is_empty()).then(|| Constraints::new(&pairs, &lengths, masses)).transpose()?;
+        Constraints::check_kept(kept, constraints.as_ref(), label)?;
+        Ok(constraints)
     }
 
-    /// Refuses, naming the bond, unless each constrained bond is one of `kept` (i, j, length in nm): the bonds that every
-    /// sample of the generator has at exactly this length.
-    pub fn require_kept(&self, kept: &[(usize, usize, f64)], label: &dyn Fn(usize) -> String) -> Result<()> {
-        for (&[a, b], &d) in self.pairs.iter().zip(&self.lengths) {
-            let bond = format!("{} - {}", label(a), label(b));
-            let Some(&(_, _, length)) = kept.iter().find(|(i, j, _)| [*i, *j] == [a, b] || [*i, *j] == [b, a]) else {
+    /// Refuses, naming the bond by the `label` of its atoms, unless what an engine constrains are the bonds `kept` (i, j, length in nm), which every
+    /// sample of the generator has at exactly this length: one that the engine leaves free would put its configurations out of the
+    /// generator's support, one that the generator varies is in no configuration of the engine.
+    pub fn check_kept(
+        kept: &[(usize, usize, f64)],
+        constraints: Option<&Constraints>,
+        label: &dyn Fn(usize) -> String,
+    ) -> Result<()> {
+        let (pairs, lengths) = constraints.map_or((&[][..], &[][..]), |c| (&c.pairs, &c.lengths));
+        let name = |a, b| format!("{} - {}", label(a), label(b));
+        if let Some(&(a, b, length)) = kept.iter().find(|bond| !pairs.iter().any(|&pair| joins(bond, pair))) {
+            return Err(Error::Unsupported(format!(
+                "the model keeps the bond {} at {length} nm, but the engine does not constrain it, so no configuration of a simulation is one of \
+                 the model's; constrain it, or use a model that varies it",
+                name(a, b)
+            )));
+        }
+        for (&[a, b], &d) in pairs.iter().zip(lengths) {
+            let bond = name(a, b);
+            let Some(&(_, _, length)) = kept.iter().find(|bond| joins(bond, [a, b])) else {
                 return Err(Error::Unsupported(format!(
                     "the bond {bond} is constrained to {d} nm, but the model varies it; remove the constraint or train a \
                      model that keeps this bond"
@@ -97,25 +146,6 @@ impl Constraints {
             }
         }
         Ok(())
-    }
-
-    /// Refuses, naming the bond, unless all bonds that every sample of the generator has at one length (`kept`) are among `pairs`, which the engine
-    /// constrains: its configurations would be out of the generator's support.
-    pub fn require_constrained(
-        kept: &[(usize, usize, f64)],
-        pairs: &[[usize; 2]],
-        label: &dyn Fn(usize) -> String,
-    ) -> Result<()> {
-        let is_free = |&&(a, b, _): &&(usize, usize, f64)| !pairs.iter().any(|&pair| pair == [a, b] || pair == [b, a]);
-        match kept.iter().find(is_free) {
-            None => Ok(()),
-            Some(&(a, b, length)) => Err(Error::Unsupported(format!(
-                "the model keeps the bond {} - {} at {length} nm, but the engine does not constrain it, so no configuration of a simulation is one of \
-                 the model's; constrain it, or use a model that varies it",
-                label(a),
-                label(b)
-            ))),
-        }
     }
 
     /// Largest |d − d₀|/d₀ in `x[atoms][3]` (nm); NaN counts as infinite.
@@ -242,7 +272,7 @@ fn clusters(pairs: &[[usize; 2]], n_atoms: usize) -> Vec<Vec<usize>> {
         let (a, b) = (find(&mut root, a), find(&mut root, b));
         root[a.max(b)] = a.min(b);
     }
-    let mut by_root = std::collections::BTreeMap::<usize, Vec<usize>>::new();
+    let mut by_root = BTreeMap::<usize, Vec<usize>>::new();
     for (c, &[a, _]) in pairs.iter().enumerate() {
         by_root.entry(find(&mut root, a)).or_default().push(c);
     }
@@ -336,22 +366,46 @@ mod tests {
     }
 
     #[test]
-    fn a_bond_the_model_varies_is_refused_by_name() {
-        let constraints = Constraints::new(&[[0, 1], [0, 2]], &[0.1, 0.11], &[1.0; 3]).unwrap();
-        let label = |i: usize| format!("X{i}");
-        constraints.require_kept(&[(1, 0, 0.1), (0, 2, 0.11)], &label).unwrap();
-        for kept in [vec![(1, 0, 0.1)], vec![(1, 0, 0.1), (0, 2, 0.1101)]] {
-            let message = constraints.require_kept(&kept, &label).unwrap_err().to_string();
-            assert!(message.contains("X0 - X2"), "{message}");
+    fn bonds_that_only_one_side_keeps_are_refused_by_name() {
+        let constraints = Constraints::new(&[[0, 1], [2, 0]], &[0.1, 0.11], &[1.0; 3]).unwrap();
+        let check = |kept: &[(usize, usize, f64)], constraints| {
+            let checked = Constraints::check_kept(kept, constraints, &|i| format!("X{i}"));
+            checked.err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        let (first, second) = ((1, 0, 0.1), (0, 2, 0.11));
+        assert_eq!(check(&[first, second], Some(&constraints)), "");
+        assert_eq!(check(&[], None), "");
+        for (kept, said) in [
+            (&[first][..], "X2 - X0 is constrained to 0.11 nm, but the model varies it"),
+            (&[first, (0, 2, 0.1101)], "X2 - X0 is constrained to 0.11 nm, but the model keeps it at 0.1101 nm"),
+            (&[first, second, (2, 1, 0.2)], "X2 - X1 at 0.2 nm, but the engine does not"),
+            // two faults: the same one is named by whoever asks
+            (&[first, (2, 1, 0.2)], "X2 - X1 at 0.2 nm, but the engine does not"),
+        ] {
+            let message = check(kept, Some(&constraints));
+            assert!(message.contains(said), "{message}");
         }
+        assert!(check(&[first], None).contains("X1 - X0 at 0.1 nm"));
     }
 
     #[test]
-    fn a_kept_bond_that_is_free_is_refused_by_name() {
-        let (kept, label) = ([(1, 0, 0.1), (0, 2, 0.11)], |i: usize| format!("X{i}"));
-        Constraints::require_constrained(&kept, &[[2, 0], [0, 1], [1, 2]], &label).unwrap();
-        let message = Constraints::require_constrained(&kept, &[[0, 1]], &label).unwrap_err().to_string();
-        assert!(message.contains("X0 - X2 at 0.11 nm"), "{message}");
+    fn constraints_among_atoms_of_an_engine_are_those_of_the_model() {
+        let of = |all: &[(usize, usize, f64)], kept: &[(usize, usize, f64)]| {
+            Constraints::among(all, &[7, 5, 6], &[1.0, 2.0, 3.0], kept, &|i| format!("X{i}"))
+        };
+        let water = (8, 9, 0.09572);
+        let found = of(&[water, (5, 7, 0.1)], &[(0, 1, 0.1)]).unwrap().unwrap();
+        assert_eq!((found.pairs, found.lengths), (vec![[1, 0]], vec![0.1]));
+        assert!(of(&[water], &[]).unwrap().is_none());
+        for (all, kept, said) in [
+            (&[(6, 8, 0.1)][..], &[][..], "X2 is constrained to an atom that the model does not describe"),
+            (&[(8, 6, 0.1)], &[], "X2 is constrained to an atom that the model does not describe"),
+            (&[(5, 7, 0.1)], &[], "X1 - X0 is constrained to 0.1 nm, but the model varies it"),
+            (&[water], &[(0, 1, 0.1)], "X0 - X1 at 0.1 nm, but the engine does not"),
+        ] {
+            let message = of(all, kept).unwrap_err().to_string();
+            assert!(message.contains(said), "{message}");
+        }
     }
 
     #[test]

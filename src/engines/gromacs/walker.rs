@@ -154,7 +154,9 @@ impl Walker {
         let rerun_step = force_step(&rerun_tpr, of_reruns.as_ref().unwrap_or(&input), &input)?;
         let atoms = model_atoms(model.as_ref(), &input, &options)?;
         let masses: Vec<f64> = atoms.iter().map(|&i| input.atoms[i].mass).collect();
-        let constraints = model_constraints(model.as_ref(), &input, &atoms, &masses)?;
+        let card = model.card();
+        let label = |atom| card.label(atom);
+        let constraints = Constraints::among(&input.constraints, &atoms, &masses, card.kept_bonds(), &label)?;
         let generator_options = moves::Options {
             n_proposals: options.proposals,
             seed: options.seed,
@@ -469,38 +471,6 @@ fn model_atoms(model: &dyn Model, input: &RunInput, options: &Options) -> Result
         )));
     }
     Ok(order.into_iter().map(|k| first + k).collect())
-}
-
-/// The constraints among the model's atoms, all of which the model must keep.
-fn model_constraints(
-    model: &dyn Model,
-    input: &RunInput,
-    atoms: &[usize],
-    masses: &[f64],
-) -> Result<Option<Constraints>> {
-    let place = |atom: usize| atoms.iter().position(|&i| i == atom);
-    let (mut pairs, mut lengths) = (Vec::new(), Vec::new());
-    for &(a, b, length) in &input.constraints {
-        match (place(a), place(b)) {
-            (None, None) => {}
-            (Some(i), Some(j)) => {
-                pairs.push([i, j]);
-                lengths.push(length);
-            }
-            (inside, _) => {
-                let atom = model.card().label(inside.unwrap_or_else(|| place(b).unwrap_or(0)));
-                let message = format!("{atom} is constrained to an atom that the model does not generate");
-                return Err(Error::Unsupported(message));
-            }
-        }
-    }
-    Constraints::require_constrained(model.card().kept_bonds(), &pairs, &|atom| model.card().label(atom))?;
-    if pairs.is_empty() {
-        return Ok(None);
-    }
-    let constraints = Constraints::new(&pairs, &lengths, masses)?;
-    constraints.require_kept(model.card().kept_bonds(), &|atom| model.card().label(atom))?;
-    Ok(Some(constraints))
 }
 
 /// Makes the folder and takes it for this process.

@@ -147,7 +147,7 @@ impl JumpingSimulation {
         }
         acceptance.check(solute.is_some())?;
         let options = Options { stride: frequency, ..options };
-        let mut jump = acceptance.jump(model, options, constraints_of(system, model.as_ref(), particles)?)?;
+        let mut jump = acceptance.jump(model, options, system.constraints_of(model.as_ref(), particles)?)?;
         jump.set_temperature(dynamics.temperature)?;
         let x = [&all, particles].map(|particles| vec![0.0; 3 * particles.len()]);
         let mut simulation = Simulation::new(system, dynamics)?;
@@ -244,51 +244,6 @@ impl JumpingSimulation {
     }
 }
 
-/// What the System constrains among these particles, if anything, by the model's atoms. Errors: a constraint that the model does not
-/// keep (named), or that ties the particles to others.
-pub(crate) fn constraints_of(system: &System, model: &dyn Model, particles: &[usize]) -> Result<Option<Constraints>> {
-    constraints_among(system, model.card().kept_bonds(), &|atom| model.card().label(atom), particles)
-}
-
-/// The same for samples with these bonds (i, j, length in nm) at one length; `label` names atoms.
-pub(super) fn constraints_among(
-    system: &System,
-    kept: &[(usize, usize, f64)],
-    label: &dyn Fn(usize) -> String,
-    particles: &[usize],
-) -> Result<Option<Constraints>> {
-    let mut atoms = vec![None; system.n_particles()];
-    for (atom, &particle) in particles.iter().enumerate() {
-        if let Some(place) = atoms.get_mut(particle) {
-            *place = Some(atom);
-        }
-    }
-    let (mut pairs, mut lengths) = (Vec::new(), Vec::new());
-    for (a, b, length) in system.constraints()? {
-        match (atoms[a], atoms[b]) {
-            (Some(a), Some(b)) => {
-                pairs.push([a, b]);
-                lengths.push(length);
-            }
-            (None, None) => {}
-            _ => {
-                return Err(Error::Unsupported(format!(
-                    "particles {a} and {b} are constrained, and the model describes only one of them"
-                )))
-            }
-        }
-    }
-    Constraints::require_constrained(kept, &pairs, label)?;
-    if pairs.is_empty() {
-        return Ok(None);
-    }
-    let masses = system.masses();
-    let masses: Vec<f64> = particles.iter().map(|&particle| masses[particle]).collect();
-    let constraints = Constraints::new(&pairs, &lengths, &masses)?;
-    constraints.require_kept(kept, label)?;
-    Ok(Some(constraints))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -316,5 +271,23 @@ mod tests {
             // of its own place, a model of the shape has no orientation to average over
             assert!(refusal(Acceptance::Turned(4), solute).contains("orientation of a molecule"));
         }
+    }
+
+    #[test]
+    fn a_solute_with_constraints_has_to_be_there() {
+        let path = |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name);
+        let system = System::from_xml_file(path("system-hbonds.xml")).unwrap();
+        let model = crate::models::load(path("model-hbonds.safetensors")).unwrap();
+        let refusal = |particles: Vec<usize>| {
+            let (dynamics, described) = (SimulationOptions::default(), (&model, Some(Solute::of(particles))));
+            let made = JumpingSimulation::new(&system, &dynamics, described, Acceptance::Exact, 10, Options::default());
+            made.err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        // the carbonyl carbon, which no constraint ties
+        let beyond = (0..22).map(|atom| if atom == 4 { 22 } else { atom }).collect();
+        assert!(refusal(beyond).contains("particle 22 of the solute: the System has 22"));
+        let shifted = (1..23).collect();
+        assert!(refusal(shifted).contains("is constrained to an atom that the model does not describe"));
+        assert_eq!(refusal((0..22).collect()), "");
     }
 }

@@ -2,6 +2,7 @@
 //! others it would vary, and a simulation with such constraints refuse it.
 
 use super::{Kind, Train};
+use modejump::coordinates::constraints::joins;
 use modejump::coordinates::vector::distance;
 use modejump::coordinates::Topology;
 use modejump::Result;
@@ -24,7 +25,7 @@ impl Train {
             return Ok(());
         }
         let kept = self.constraints()?;
-        bonds.retain(|([i, j], _)| !kept.iter().any(|(a, b, _)| [a, b] == [i, j] || [b, a] == [i, j]));
+        bonds.retain(|(pair, _)| !kept.iter().any(|bond| joins(bond, *pair)));
         if let Some(([i, j], length)) = bonds.first() {
             let [i, j] = [i, j].map(|&i| topology.label(i));
             let others = match bonds.len() {
