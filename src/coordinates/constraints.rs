@@ -4,24 +4,57 @@ use super::vector::{atom, distance, dot, norm, scale, sub, Vec3};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 
-/// Relative deviation |d − d₀|/d₀ beyond which a bond counts as broken. Engines converge constraints to about 1e-5; a
-/// generator that keeps the bond as an internal coordinate is exact to rounding, so a proposal is held to less.
-pub const TOLERANCE: f64 = 1e-6;
+// How far a bond of one length may be from it depends on who wrote it down. Proposals keep it to rounding in f64, and are held to that
+// (`PROPOSAL_TOLERANCE`). Engines converge constraints to about 1e-5, and many keep positions in single precision: the configuration that a
+// move finds (`CONFIGURATION_TOLERANCE`) and frames of full precision (`FRAME_TOLERANCE`) may be off by ten times that, still a hundredth of
+// what thermal motion does. Positions in xtc and gro files are rounded to 0.001 nm, so that a bond of one length is told by its spread alone
+// (`ROUNDED_FRAME_SPREAD`), which is no proof.
 
-/// Relative deviation from its mean beyond which a bond is not of one length: rounding to single precision changes it by less, thermal motion
-/// by a hundredth.
-const STEADY: f64 = 1e-4;
+/// Largest |d − d₀|/d₀ of a proposal, and of the length that a model keeps from that of the engine.
+const PROPOSAL_TOLERANCE: f64 = 1e-6;
+/// The same of a configuration that is encoded, beyond which it is out of the model's support (in `cuda/coupling.cu` too).
+pub const CONFIGURATION_TOLERANCE: f64 = 1e-4;
+/// Largest deviation from the mean, as a share of it, in frames of full precision.
+const FRAME_TOLERANCE: f64 = 1e-4;
+/// Largest standard deviation in frames that may be rounded, nm. Rounding to 0.001 nm gives a rigid bond 0.0004; the stiffest bonds of
+/// molecules have 0.002 at 300 K.
+const ROUNDED_FRAME_SPREAD: f64 = 7e-4;
+/// Fewer frames say nothing of a spread.
+const FEWEST: usize = 20;
 
 /// Those of `pairs` that have one length in all frames `x[n][dimension]` (nm), with that length: the bonds that a model keeps of which there
-/// are samples alone. Of a few frames, or of none, it tells nothing.
+/// are samples alone. Of no frames none; of a few these may be more than the model keeps, and of one they are all.
 pub fn kept_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usize, usize, f64)> {
-    let kept = |&[a, b]: &[usize; 2]| {
+    let is_kept = |lengths: &[f64], mean: f64| lengths.iter().all(|d| (d - mean).abs() <= FRAME_TOLERANCE * mean);
+    bonds_that(is_kept, pairs, x, dimension)
+}
+
+/// Those of `pairs` that hardly vary in frames `x[n][dimension]` (nm), whose digits may be few, with their mean lengths: the bonds that a
+/// simulation has probably constrained. None of fewer than 20 frames.
+pub fn rigid_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usize, usize, f64)> {
+    let is_rigid = |lengths: &[f64], mean: f64| {
+        let variance = lengths.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / lengths.len() as f64;
+        lengths.len() >= FEWEST && variance.sqrt() < ROUNDED_FRAME_SPREAD
+    };
+    bonds_that(is_rigid, pairs, x, dimension)
+}
+
+/// The pairs whose lengths in the frames, with the mean of these, pass a test.
+fn bonds_that(
+    test: impl Fn(&[f64], f64) -> bool,
+    pairs: &[[usize; 2]],
+    x: &[f64],
+    dimension: usize,
+) -> Vec<(usize, usize, f64)> {
+    if x.is_empty() {
+        return Vec::new();
+    }
+    let bond = |&[a, b]: &[usize; 2]| {
         let lengths: Vec<f64> = x.chunks_exact(dimension).map(|x| distance(x, a, b)).collect();
         let mean = lengths.iter().sum::<f64>() / lengths.len() as f64;
-        let is_steady = lengths.iter().all(|length| (length - mean).abs() <= STEADY * mean);
-        is_steady.then_some((a, b, mean))
+        test(&lengths, mean).then_some((a, b, mean))
     };
-    pairs.iter().filter_map(kept).collect()
+    pairs.iter().filter_map(bond).collect()
 }
 
 /// Whether this is the bond of these two atoms, which may stand in either order.
@@ -138,7 +171,7 @@ impl Constraints {
                      model that keeps this bond"
                 )));
             };
-            if ((length - d) / d).abs() > TOLERANCE {
+            if ((length - d) / d).abs() > PROPOSAL_TOLERANCE {
                 return Err(Error::Unsupported(format!(
                     "the bond {bond} is constrained to {d} nm, but the model keeps it at {length} nm; use the force field \
                      the model was trained with"
@@ -161,9 +194,9 @@ impl Constraints {
         self.pairs.iter().zip(&self.lengths).map(deviation).fold(0.0, f64::max)
     }
 
-    /// Whether every constrained bond has its length within [`TOLERANCE`].
+    /// Whether every constrained bond has its length, to the rounding that proposals are held to.
     pub fn are_kept(&self, x: &[f64]) -> bool {
-        self.largest_deviation(x) <= TOLERANCE
+        self.largest_deviation(x) <= PROPOSAL_TOLERANCE
     }
 
     /// Takes out of velocities `v[atoms][3]` at `x` what changes the length of a constrained bond, orthogonally in the metric of
@@ -282,6 +315,7 @@ fn clusters(pairs: &[[usize; 2]], n_atoms: usize) -> Vec<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::{Stream, StreamId};
 
     const METHYL: [f64; 15] = [0.0, 0.0, 0.0, 0.1, 0.02, 0.0, -0.04, 0.1, 0.01, -0.03, -0.05, 0.09, 0.0, 0.0, -0.15];
 
@@ -363,6 +397,39 @@ mod tests {
             kept.iter().zip(lengths).all(|(a, b)| (a.0, a.1) == (b.0, b.1) && (a.2 - b.2).abs() < 1e-6),
             "{kept:?}"
         );
+    }
+
+    #[test]
+    fn no_frames_have_no_bonds_of_one_length() {
+        assert!(kept_bonds(&[[1, 0]], &[], 15).is_empty() && rigid_bonds(&[[1, 0]], &[], 15).is_empty());
+    }
+
+    /// Three atoms in a row: a bond of 0.1 nm with no spread, and one with that of the stiffest bonds.
+    #[test]
+    fn rigid_bonds_are_known_from_rounded_coordinates_and_from_stiff_bonds() {
+        let mut stream = Stream::new(1, StreamId::Test, 0, 0);
+        let mut frame = || {
+            let place: [f64; 3] = std::array::from_fn(|_| stream.uniform());
+            let length = 0.1 + 0.002 * stream.normal();
+            [[0.5 / 13.0, 1.2 / 13.0, 0.0], [0.0; 3], [0.0, length, 0.0]]
+                .concat()
+                .iter()
+                .zip(place.iter().cycle())
+                .map(|(x, at)| x + at)
+                .collect()
+        };
+        let frames: Vec<Vec<f64>> = (0..200).map(|_| frame()).collect();
+        let exact = frames.concat();
+        let rounded: Vec<f64> = exact.iter().map(|x| (1e3 * x).round() * 1e-3).collect();
+        let bonds = [[0, 1], [1, 2]];
+        for x in [&exact, &rounded] {
+            let rigid = rigid_bonds(&bonds, x, 9);
+            let is_first = |&(i, j, length): &(usize, usize, f64)| (i, j) == (0, 1) && (length - 0.1).abs() < 2e-4;
+            assert!(rigid.len() == 1 && is_first(&rigid[0]), "{rigid:?}");
+        }
+        // of rounded frames the strict test finds nothing
+        assert_eq!([&exact, &rounded].map(|x| kept_bonds(&bonds, x, 9).len()), [1, 0]);
+        assert!(rigid_bonds(&bonds, &exact[..9 * (FEWEST - 1)], 9).is_empty());
     }
 
     #[test]
