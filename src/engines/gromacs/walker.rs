@@ -17,7 +17,7 @@ use crate::io::make_folder;
 use crate::io::model_file::hash;
 use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
-use crate::moves::{self, DelayedAcceptance, Generator, Isir, Move, Outcome, State, Statistics};
+use crate::moves::{self, Method, Move, Outcome, State, Statistics};
 use crate::units::thermal_energy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -174,20 +174,13 @@ impl Walker {
             seed: options.seed,
             replica: options.replica,
         };
-        let mut jump: Box<dyn Move> = match (screen, options.isir) {
+        let method = match (screen, options.isir) {
             (Some(_), true) => return Err(Error::invalid("a screen goes with independence proposals, not with i-SIR")),
-            (None, false) => moves::of_model(model, generator_options, constraints.clone())?,
-            (screen, _) => {
-                let constraints = constraints.clone();
-                moves::steered(model, options.seed, move |model| {
-                    let generator = Generator::constrained(model, generator_options, constraints.clone())?;
-                    Ok(match &screen {
-                        Some(screen) => Box::new(DelayedAcceptance::new(generator, moves::screen_of(model, screen)?)?),
-                        None => Box::new(Isir::new(generator)),
-                    })
-                })?
-            }
+            (Some(screen), false) => Method::Screened(screen),
+            (None, true) => Method::Isir { rotations: None },
+            (None, false) => Method::Independence { rotations: None },
         };
+        let mut jump = method.make(model, generator_options, constraints.clone())?;
         jump.set_temperature(input.temperature)?;
         let lock = lock(&options.folder)?;
         let progress = open(&options.folder, settings, jump.statistics())?;

@@ -13,7 +13,7 @@ mod target;
 mod tests;
 
 pub use exchanging::{ExchangingReplicas, ReplicasState};
-pub use jumping::{Acceptance, JumpingSimulation};
+pub use jumping::JumpingSimulation;
 pub use simulation::{Simulation, SimulationOptions};
 pub use solvent::Solute;
 pub use target::OpenMmTarget;
