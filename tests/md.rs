@@ -105,6 +105,20 @@ fn proposals_drawn_ahead_change_nothing() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+#[test]
+fn several_proposals_are_chosen_from_unless_tests_are_asked_for() {
+    let run = |more: &[&str]| {
+        let mut summary = summary(&[&["--model", MODEL, "--proposals", "3"], more].concat());
+        summary.as_object_mut().unwrap().retain(|key, _| !["wall_s", "ns_per_day"].contains(&key.as_str()));
+        summary
+    };
+    let [chosen, tested] = ["isir", "independence"].map(|method| run(&["--method", method]));
+    assert!(run(&[]) == chosen && chosen != tested, "{chosen} {tested}");
+    assert_eq!([&chosen, &tested].map(|summary| count(summary, "attempts")), [100; 2]);
+    let refused = md(&["--model", MODEL, "--screen", MODEL, "--method", "isir"]).unwrap_err();
+    assert!(refused.contains("--screen") && refused.contains("--method"), "{refused}");
+}
+
 /// Trained at 600 K, it follows the run to 400 K: no warning, and jumps are accepted.
 #[test]
 fn a_steerable_model_is_taken_to_the_temperature_of_the_run() {

@@ -86,7 +86,7 @@ pub unsafe extern "C" fn modejump_exchange_set_constraints(
         let this = &mut unsafe { reference_mut(exchange, "exchange") }?.exchange;
         // SAFETY: the caller's promise.
         let constraints = unsafe { constraints_of(this.dimension() / 3, n, (atoms, lengths, masses)) }?;
-        this.set_constraints((n > 0).then_some(constraints))
+        this.set_constraints(constraints)
     })
 }
 

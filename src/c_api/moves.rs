@@ -12,11 +12,7 @@ use crate::density::Exactness;
 use crate::error::{Error, Result};
 use crate::models::Model;
 use crate::modes::Modes;
-use crate::moves::{
-    screen_of, steered, Annealed, DelayedAcceptance, Driven, Fate, Generator, Independence, Isir, LatentWalk,
-    LatentWalkOptions,
-};
-use crate::moves::{ModeJump, Move, Options, Outcome, Path, State, Statistics};
+use crate::moves::{Fate, LatentWalkOptions, Method, Move, Options, Outcome, Path, State, Statistics};
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -24,38 +20,27 @@ use std::sync::Arc;
 pub struct modejump_move {
     kernel: Box<dyn Move>,
     model: Arc<dyn Model>,
-    make: Arc<Make>,
-    seed: u64,
+    method: Method,
+    options: Options,
     /// K, once it was told.
     temperature: Option<f64>,
     /// Whether the engine constrains bonds.
     constrained: bool,
 }
 
-/// Makes the move of a model, for an engine that may constrain bonds.
-type Make = dyn Fn(&Arc<dyn Model>, Option<Constraints>) -> Result<Box<dyn Move>> + Send + Sync;
-
 impl modejump_move {
-    fn new(
-        model: &Arc<dyn Model>,
-        seed: u64,
-        make: impl Fn(&Arc<dyn Model>, Option<Constraints>) -> Result<Box<dyn Move>> + Send + Sync + 'static,
-    ) -> Result<*mut modejump_move> {
-        let make: Arc<Make> = Arc::new(make);
-        let kernel = kernel_of(model, &make, seed, None)?;
+    fn new(model: &Arc<dyn Model>, method: Method, options: Options) -> Result<*mut modejump_move> {
+        let kernel = method.make(model, options, None)?;
         let model = model.clone();
-        Ok(Box::into_raw(Box::new(modejump_move { kernel, model, make, seed, temperature: None, constrained: false })))
+        Ok(Box::into_raw(Box::new(modejump_move {
+            kernel,
+            model,
+            method,
+            options,
+            temperature: None,
+            constrained: false,
+        })))
     }
-}
-
-fn kernel_of(
-    model: &Arc<dyn Model>,
-    make: &Arc<Make>,
-    seed: u64,
-    constraints: Option<Constraints>,
-) -> Result<Box<dyn Move>> {
-    let make = make.clone();
-    steered(model, seed, move |model| make(model, constraints.clone()))
 }
 
 /// Sets the defaults: one proposal by independence, seed 0, stride 0, batches of 32. `options->struct_size` must be set.
@@ -82,28 +67,22 @@ pub unsafe extern "C" fn modejump_move_new(
         // SAFETY: the caller's promise.
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
-        *out = modejump_move::new(model, given.seed, move |model, constraints| match given.kind {
-            MODEJUMP_INDEPENDENCE if model.modes().is_some() => mode_jump(model, None, &given, constraints),
-            MODEJUMP_INDEPENDENCE => {
-                let generator = generator_of(model, &given, constraints)?;
-                Ok(match given.rotations {
-                    0 => Box::new(Independence::new(generator)),
-                    rotations => Box::new(Independence::over_rotations(generator, count(rotations))?),
-                })
-            }
-            MODEJUMP_ISIR => {
-                let generator = generator_of(model, &given, constraints)?;
-                Ok(match given.rotations {
-                    0 => Box::new(Isir::new(generator)),
-                    rotations => Box::new(Isir::over_rotations(generator, count(rotations))?),
-                })
-            }
-            MODEJUMP_SURROGATE => Err(Error::invalid(
-                "modejump_move_options.kind is 2, acceptance by a surrogate: give the surrogate as the screen of \
-                 modejump_move_delayed_acceptance_new",
-            )),
-            kind => Err(Error::invalid(format!("modejump_move_options.kind is {kind}: use 0 or 1"))),
-        })?;
+        let rotations = (given.rotations > 0).then(|| count(given.rotations));
+        let method =
+            match given.kind {
+                MODEJUMP_INDEPENDENCE if model.modes().is_some() => {
+                    without_rotations(&given)?;
+                    Method::ModeJump(None)
+                }
+                MODEJUMP_INDEPENDENCE => Method::Independence { rotations },
+                MODEJUMP_ISIR => Method::Isir { rotations },
+                MODEJUMP_SURROGATE => return Err(Error::invalid(
+                    "modejump_move_options.kind is 2, acceptance by a surrogate: give the surrogate as the screen of \
+                     modejump_move_delayed_acceptance_new",
+                )),
+                kind => return Err(Error::invalid(format!("modejump_move_options.kind is {kind}: use 0 or 1"))),
+            };
+        *out = modejump_move::new(model, method, options_of(&given)?)?;
         Ok(())
     })
 }
@@ -131,14 +110,11 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
         let (given, out) = unsafe { (read(options)?, reference_mut(out, "out")?) };
         without_rotations(&given)?;
         let screen = screen.clone();
-        *out = modejump_move::new(model, given.seed, move |model, constraints| {
-            let generator = generator_of(model, &given, constraints)?;
-            let screen = screen_of(model, &screen)?;
-            Ok(match given.kind {
-                MODEJUMP_SURROGATE => Box::new(Independence::by_surrogate(generator, screen)?),
-                _ => Box::new(DelayedAcceptance::new(generator, screen)?),
-            })
-        })?;
+        let method = match given.kind {
+            MODEJUMP_SURROGATE => Method::Surrogate(screen),
+            _ => Method::Screened(screen),
+        };
+        *out = modejump_move::new(model, method, options_of(&given)?)?;
         Ok(())
     })
 }
@@ -174,23 +150,10 @@ pub unsafe extern "C" fn modejump_move_mode_jump_new(
             }
             _ => None,
         };
-        *out = modejump_move::new(model, given.seed, move |model, constraints| {
-            mode_jump(model, modes.clone(), &given, constraints)
-        })?;
+        without_rotations(&given)?;
+        *out = modejump_move::new(model, Method::ModeJump(modes), options_of(&given)?)?;
         Ok(())
     })
-}
-
-fn mode_jump(
-    model: &Arc<dyn Model>,
-    modes: Option<Modes>,
-    given: &modejump_move_options,
-    constraints: Option<Constraints>,
-) -> Result<Box<dyn Move>> {
-    without_rotations(given)?;
-    let mut jump = ModeJump::of_model(model, modes, plain(given))?;
-    constraints.into_iter().for_each(|c| jump.set_constraints(c));
-    Ok(Box::new(jump))
 }
 
 /// A caller's function of the mode.
@@ -243,10 +206,7 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
         // SAFETY: the caller's promise.
         let (path, out) = unsafe { (read(annealing)?, reference_mut(out, "out")?) };
         without_rotations(&given)?;
-        let path = path_of(&path)?;
-        *out = modejump_move::new(model, given.seed, move |model, constraints| {
-            Ok(Box::new(Annealed::new(generator_of(model, &given, constraints)?, path.clone())?))
-        })?;
+        *out = modejump_move::new(model, Method::Annealed(path_of(&path)?), options_of(&given)?)?;
         Ok(())
     })
 }
@@ -271,9 +231,7 @@ pub unsafe extern "C" fn modejump_move_driven_new(
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
         without_rotations(&given)?;
-        *out = modejump_move::new(model, given.seed, move |model, constraints| {
-            Ok(Box::new(Driven::new(generator_of(model, &given, constraints)?, count(steps))?))
-        })?;
+        *out = modejump_move::new(model, Method::Driven(count(steps)), options_of(&given)?)?;
         Ok(())
     })
 }
@@ -307,17 +265,13 @@ pub unsafe extern "C" fn modejump_move_latent_walk_new(
         let (model, given) = unsafe { (&reference(model, "model")?.model, read(options)?) };
         // SAFETY: the caller's promise.
         let out = unsafe { reference_mut(out, "out")? };
-        let mut options =
-            LatentWalkOptions { leapfrog: count(given.leapfrog), seed: given.seed, ..LatentWalkOptions::default() };
+        let mut walk = LatentWalkOptions { leapfrog: count(given.leapfrog), ..LatentWalkOptions::default() };
         if !given.widths.is_null() {
             // SAFETY: the caller's promise.
-            options.widths = unsafe { slice(given.widths, given.n_widths, 1, "widths")? }.to_vec();
+            walk.widths = unsafe { slice(given.widths, given.n_widths, 1, "widths")? }.to_vec();
         }
-        *out = modejump_move::new(model, given.seed, move |model, constraints| {
-            let mut walk = LatentWalk::new(model, options.clone())?;
-            constraints.into_iter().for_each(|c| walk.set_constraints(c));
-            Ok(Box::new(walk))
-        })?;
+        let options = Options { seed: given.seed, ..Options::default() };
+        *out = modejump_move::new(model, Method::LatentWalk(walk), options)?;
         Ok(())
     })
 }
@@ -337,18 +291,6 @@ fn path_of(given: &modejump_annealing_options) -> Result<Path> {
     Ok(Path { kernel, stages, moves: count(given.moves) })
 }
 
-fn generator_of(
-    model: &Arc<dyn Model>,
-    given: &modejump_move_options,
-    constraints: Option<Constraints>,
-) -> Result<Generator> {
-    if given.draw_ahead > 1 {
-        let other = given.draw_ahead;
-        return Err(Error::invalid(format!("modejump_move_options.draw_ahead is {other}: use 0 or 1")));
-    }
-    Generator::constrained(model, plain(given), constraints)
-}
-
 /// Errors: an average over orientations, asked of a move that makes none.
 fn without_rotations(given: &modejump_move_options) -> Result<()> {
     match given.rotations {
@@ -360,14 +302,18 @@ fn without_rotations(given: &modejump_move_options) -> Result<()> {
     }
 }
 
-fn plain(given: &modejump_move_options) -> Options {
-    Options {
+fn options_of(given: &modejump_move_options) -> Result<Options> {
+    if given.draw_ahead > 1 {
+        let other = given.draw_ahead;
+        return Err(Error::invalid(format!("modejump_move_options.draw_ahead is {other}: use 0 or 1")));
+    }
+    Ok(Options {
         n_proposals: count(given.n_proposals),
         seed: given.seed,
         stride: given.stride,
         batch: count(given.batch),
         draw_ahead: given.draw_ahead == 1,
-    }
+    })
 }
 
 /// Frees a move; NULL does nothing.
@@ -405,18 +351,18 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
         // SAFETY: the caller's promise.
         let constraints = unsafe { constraints_of(this.kernel.dimension() / 3, n, (atoms, lengths, masses)) }?;
         let card = this.model.card();
-        constraints.require_kept(card.kept_bonds(), &|atom| card.label(atom))?;
-        Constraints::require_constrained(card.kept_bonds(), constraints.pairs(), &|atom| card.label(atom))?;
-        if n == 0 && !this.constrained {
+        Constraints::check_kept(card.kept_bonds(), constraints.as_ref(), &|atom| card.label(atom))?;
+        let constrained = constraints.is_some();
+        if !constrained && !this.constrained {
             return Ok(());
         }
-        let mut kernel = kernel_of(&this.model, &this.make, this.seed, (n > 0).then_some(constraints))?;
+        let mut kernel = this.method.make(&this.model, this.options, constraints)?;
         if let Some(kelvin) = this.temperature {
             kernel.set_temperature(kelvin)?;
         }
         std::mem::swap(kernel.statistics_mut(), this.kernel.statistics_mut());
         this.kernel = kernel;
-        this.constrained = n > 0;
+        this.constrained = constrained;
         Ok(())
     })
 }
@@ -438,8 +384,8 @@ pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_mov
     })
 }
 
-/// Constraints of a molecule from a caller's arrays: `n` pairs of atoms, their lengths, the masses of all `n_atoms` atoms, which are not
-/// read where there is no pair.
+/// Constraints of a molecule from a caller's arrays: `n` pairs of atoms, their lengths, the masses of all `n_atoms` atoms. Without a pair there
+/// are none, and nothing is read.
 ///
 /// # Safety
 /// The arrays are NULL or have that many numbers.
@@ -447,11 +393,13 @@ pub(super) unsafe fn constraints_of(
     n_atoms: usize,
     n: u64,
     (atoms, lengths, masses): (*const u64, *const f64, *const f64),
-) -> Result<Constraints> {
-    let n_masses = if n == 0 { 0 } else { n_atoms as u64 };
+) -> Result<Option<Constraints>> {
+    if n == 0 {
+        return Ok(None);
+    }
     // SAFETY: the caller's promise.
     let (atoms, lengths, masses) = unsafe {
-        (slice(atoms, n, 2, "atoms")?, slice(lengths, n, 1, "lengths")?, slice(masses, n_masses, 1, "masses")?)
+        (slice(atoms, n, 2, "atoms")?, slice(lengths, n, 1, "lengths")?, slice(masses, n_atoms as u64, 1, "masses")?)
     };
     let index = |atom: u64| usize::try_from(atom).unwrap_or(usize::MAX);
     let in_range = |atom: &u64| index(*atom) < n_atoms;
@@ -459,7 +407,7 @@ pub(super) unsafe fn constraints_of(
         return Err(Error::invalid(format!("atom {atom} is constrained, but the model has {n_atoms} atoms")));
     }
     let pairs: Vec<[usize; 2]> = atoms.chunks_exact(2).map(|pair| [index(pair[0]), index(pair[1])]).collect();
-    Constraints::new(&pairs, lengths, masses)
+    Constraints::new(&pairs, lengths, masses).map(Some)
 }
 
 /// One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x` changes if

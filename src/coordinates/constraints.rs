@@ -2,25 +2,64 @@
 
 use super::vector::{atom, distance, dot, norm, scale, sub, Vec3};
 use crate::error::{Error, Result};
+use std::collections::{BTreeMap, HashMap};
 
-/// Relative deviation |d − d₀|/d₀ beyond which a bond counts as broken. Engines converge constraints to about 1e-5; a
-/// generator that keeps the bond as an internal coordinate is exact to rounding, so a proposal is held to less.
-pub const TOLERANCE: f64 = 1e-6;
+// How far a bond of one length may be from it depends on who wrote it down. Proposals keep it to rounding in f64, and are held to that
+// (`PROPOSAL_TOLERANCE`). Engines converge constraints to about 1e-5, and many keep positions in single precision: the configuration that a
+// move finds (`CONFIGURATION_TOLERANCE`) and frames of full precision (`FRAME_TOLERANCE`) may be off by ten times that, still a hundredth of
+// what thermal motion does. Positions in xtc and gro files are rounded to 0.001 nm, so that a bond of one length is told by its spread alone
+// (`ROUNDED_FRAME_SPREAD`), which is no proof.
 
-/// Relative deviation from its mean beyond which a bond is not of one length: rounding to single precision changes it by less, thermal motion
-/// by a hundredth.
-const STEADY: f64 = 1e-4;
+/// Largest |d − d₀|/d₀ of a proposal, and of the length that a model keeps from that of the engine.
+const PROPOSAL_TOLERANCE: f64 = 1e-6;
+/// The same of a configuration that is encoded, beyond which it is out of the model's support (in `cuda/coupling.cu` too).
+pub const CONFIGURATION_TOLERANCE: f64 = 1e-4;
+/// Largest deviation from the mean, as a share of it, in frames of full precision.
+const FRAME_TOLERANCE: f64 = 1e-4;
+/// Largest standard deviation in frames that may be rounded, nm. Rounding to 0.001 nm gives a rigid bond 0.0004; the stiffest bonds of
+/// molecules have 0.002 at 300 K.
+const ROUNDED_FRAME_SPREAD: f64 = 7e-4;
+/// Fewer frames say nothing of a spread.
+const FEWEST: usize = 20;
 
 /// Those of `pairs` that have one length in all frames `x[n][dimension]` (nm), with that length: the bonds that a model keeps of which there
-/// are samples alone. Of a few frames, or of none, it tells nothing.
+/// are samples alone. Of no frames none; of a few these may be more than the model keeps, and of one they are all.
 pub fn kept_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usize, usize, f64)> {
-    let kept = |&[a, b]: &[usize; 2]| {
+    let is_kept = |lengths: &[f64], mean: f64| lengths.iter().all(|d| (d - mean).abs() <= FRAME_TOLERANCE * mean);
+    bonds_that(is_kept, pairs, x, dimension)
+}
+
+/// Those of `pairs` that hardly vary in frames `x[n][dimension]` (nm), whose digits may be few, with their mean lengths: the bonds that a
+/// simulation has probably constrained. None of fewer than 20 frames.
+pub fn rigid_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usize, usize, f64)> {
+    let is_rigid = |lengths: &[f64], mean: f64| {
+        let variance = lengths.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / lengths.len() as f64;
+        lengths.len() >= FEWEST && variance.sqrt() < ROUNDED_FRAME_SPREAD
+    };
+    bonds_that(is_rigid, pairs, x, dimension)
+}
+
+/// The pairs whose lengths in the frames, with the mean of these, pass a test.
+fn bonds_that(
+    test: impl Fn(&[f64], f64) -> bool,
+    pairs: &[[usize; 2]],
+    x: &[f64],
+    dimension: usize,
+) -> Vec<(usize, usize, f64)> {
+    if x.is_empty() {
+        return Vec::new();
+    }
+    let bond = |&[a, b]: &[usize; 2]| {
         let lengths: Vec<f64> = x.chunks_exact(dimension).map(|x| distance(x, a, b)).collect();
         let mean = lengths.iter().sum::<f64>() / lengths.len() as f64;
-        let is_steady = lengths.iter().all(|length| (length - mean).abs() <= STEADY * mean);
-        is_steady.then_some((a, b, mean))
+        test(&lengths, mean).then_some((a, b, mean))
     };
-    pairs.iter().filter_map(kept).collect()
+    pairs.iter().filter_map(bond).collect()
+}
+
+/// Whether this is the bond of these two atoms, which may stand in either order.
+pub fn joins(&(a, b, _): &(usize, usize, f64), pair: [usize; 2]) -> bool {
+    pair == [a, b] || pair == [b, a]
 }
 
 /// Constrained pairs of one molecule.
@@ -73,23 +112,66 @@ impl Constraints {
         })
     }
 
-    /// The constrained pairs of atoms.
-    pub fn pairs(&self) -> &[[usize; 2]] {
-        &self.pairs
+    /// Of all bonds that an engine constrains (its indices of two atoms, length in nm) those of the model, by the model's indices; nothing if it
+    /// constrains none of them. `atoms[k]` is the engine's index of the model's atom k, and `masses[k]` its mass, dalton.
+    ///
+    /// Errors: an atom of the model that is tied to one of no model, by its `label`; what [`Constraints::new`] or
+    /// [`Constraints::check_kept`] refuses.
+    pub fn among(
+        all: &[(usize, usize, f64)],
+        atoms: &[usize],
+        masses: &[f64],
+        kept: &[(usize, usize, f64)],
+        label: &dyn Fn(usize) -> String,
+    ) -> Result<Option<Constraints>> {
+        let of_model: HashMap<usize, usize> = atoms.iter().enumerate().map(|(k, &atom)| (atom, k)).collect();
+        let (mut pairs, mut lengths) = (Vec::new(), Vec::new());
+        for (a, b, length) in all {
+            match (of_model.get(a), of_model.get(b)) {
+                (Some(&a), Some(&b)) => {
+                    pairs.push([a, b]);
+                    lengths.push(*length);
+                }
+                (None, None) => {}
+                (Some(&atom), None) | (None, Some(&atom)) => {
+                    return Err(Error::Unsupported(format!(
+                        "{} is constrained to an atom that the model does not describe; remove the constraint, or use a model of both atoms",
+                        label(atom)
+                    )))
+                }
+            }
+        }
+        let constraints = (!pairs.is_empty()).then(|| Constraints::new(&pairs, &lengths, masses)).transpose()?;
+        Constraints::check_kept(kept, constraints.as_ref(), label)?;
+        Ok(constraints)
     }
 
-    /// Refuses, naming the bond, unless each constrained bond is one of `kept` (i, j, length in nm): the bonds that every
-    /// sample of the generator has at exactly this length.
-    pub fn require_kept(&self, kept: &[(usize, usize, f64)], label: &dyn Fn(usize) -> String) -> Result<()> {
-        for (&[a, b], &d) in self.pairs.iter().zip(&self.lengths) {
-            let bond = format!("{} - {}", label(a), label(b));
-            let Some(&(_, _, length)) = kept.iter().find(|(i, j, _)| [*i, *j] == [a, b] || [*i, *j] == [b, a]) else {
+    /// Refuses, naming the bond by the `label` of its atoms, unless what an engine constrains are the bonds `kept` (i, j, length in nm), which every
+    /// sample of the generator has at exactly this length: one that the engine leaves free would put its configurations out of the
+    /// generator's support, one that the generator varies is in no configuration of the engine.
+    pub fn check_kept(
+        kept: &[(usize, usize, f64)],
+        constraints: Option<&Constraints>,
+        label: &dyn Fn(usize) -> String,
+    ) -> Result<()> {
+        let (pairs, lengths) = constraints.map_or((&[][..], &[][..]), |c| (&c.pairs, &c.lengths));
+        let name = |a, b| format!("{} - {}", label(a), label(b));
+        if let Some(&(a, b, length)) = kept.iter().find(|bond| !pairs.iter().any(|&pair| joins(bond, pair))) {
+            return Err(Error::Unsupported(format!(
+                "the model keeps the bond {} at {length} nm, but the engine does not constrain it, so no configuration of a simulation is one of \
+                 the model's; constrain it, or use a model that varies it",
+                name(a, b)
+            )));
+        }
+        for (&[a, b], &d) in pairs.iter().zip(lengths) {
+            let bond = name(a, b);
+            let Some(&(_, _, length)) = kept.iter().find(|bond| joins(bond, [a, b])) else {
                 return Err(Error::Unsupported(format!(
                     "the bond {bond} is constrained to {d} nm, but the model varies it; remove the constraint or train a \
                      model that keeps this bond"
                 )));
             };
-            if ((length - d) / d).abs() > TOLERANCE {
+            if ((length - d) / d).abs() > PROPOSAL_TOLERANCE {
                 return Err(Error::Unsupported(format!(
                     "the bond {bond} is constrained to {d} nm, but the model keeps it at {length} nm; use the force field \
                      the model was trained with"
@@ -97,25 +179,6 @@ impl Constraints {
             }
         }
         Ok(())
-    }
-
-    /// Refuses, naming the bond, unless all bonds that every sample of the generator has at one length (`kept`) are among `pairs`, which the engine
-    /// constrains: its configurations would be out of the generator's support.
-    pub fn require_constrained(
-        kept: &[(usize, usize, f64)],
-        pairs: &[[usize; 2]],
-        label: &dyn Fn(usize) -> String,
-    ) -> Result<()> {
-        let is_free = |&&(a, b, _): &&(usize, usize, f64)| !pairs.iter().any(|&pair| pair == [a, b] || pair == [b, a]);
-        match kept.iter().find(is_free) {
-            None => Ok(()),
-            Some(&(a, b, length)) => Err(Error::Unsupported(format!(
-                "the model keeps the bond {} - {} at {length} nm, but the engine does not constrain it, so no configuration of a simulation is one of \
-                 the model's; constrain it, or use a model that varies it",
-                label(a),
-                label(b)
-            ))),
-        }
     }
 
     /// Largest |d − d₀|/d₀ in `x[atoms][3]` (nm); NaN counts as infinite.
@@ -131,9 +194,9 @@ impl Constraints {
         self.pairs.iter().zip(&self.lengths).map(deviation).fold(0.0, f64::max)
     }
 
-    /// Whether every constrained bond has its length within [`TOLERANCE`].
+    /// Whether every constrained bond has its length, to the rounding that proposals are held to.
     pub fn are_kept(&self, x: &[f64]) -> bool {
-        self.largest_deviation(x) <= TOLERANCE
+        self.largest_deviation(x) <= PROPOSAL_TOLERANCE
     }
 
     /// Takes out of velocities `v[atoms][3]` at `x` what changes the length of a constrained bond, orthogonally in the metric of
@@ -242,7 +305,7 @@ fn clusters(pairs: &[[usize; 2]], n_atoms: usize) -> Vec<Vec<usize>> {
         let (a, b) = (find(&mut root, a), find(&mut root, b));
         root[a.max(b)] = a.min(b);
     }
-    let mut by_root = std::collections::BTreeMap::<usize, Vec<usize>>::new();
+    let mut by_root = BTreeMap::<usize, Vec<usize>>::new();
     for (c, &[a, _]) in pairs.iter().enumerate() {
         by_root.entry(find(&mut root, a)).or_default().push(c);
     }
@@ -252,6 +315,7 @@ fn clusters(pairs: &[[usize; 2]], n_atoms: usize) -> Vec<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::{Stream, StreamId};
 
     const METHYL: [f64; 15] = [0.0, 0.0, 0.0, 0.1, 0.02, 0.0, -0.04, 0.1, 0.01, -0.03, -0.05, 0.09, 0.0, 0.0, -0.15];
 
@@ -336,22 +400,79 @@ mod tests {
     }
 
     #[test]
-    fn a_bond_the_model_varies_is_refused_by_name() {
-        let constraints = Constraints::new(&[[0, 1], [0, 2]], &[0.1, 0.11], &[1.0; 3]).unwrap();
-        let label = |i: usize| format!("X{i}");
-        constraints.require_kept(&[(1, 0, 0.1), (0, 2, 0.11)], &label).unwrap();
-        for kept in [vec![(1, 0, 0.1)], vec![(1, 0, 0.1), (0, 2, 0.1101)]] {
-            let message = constraints.require_kept(&kept, &label).unwrap_err().to_string();
-            assert!(message.contains("X0 - X2"), "{message}");
+    fn no_frames_have_no_bonds_of_one_length() {
+        assert!(kept_bonds(&[[1, 0]], &[], 15).is_empty() && rigid_bonds(&[[1, 0]], &[], 15).is_empty());
+    }
+
+    /// Three atoms in a row: a bond of 0.1 nm with no spread, and one with that of the stiffest bonds.
+    #[test]
+    fn rigid_bonds_are_known_from_rounded_coordinates_and_from_stiff_bonds() {
+        let mut stream = Stream::new(1, StreamId::Test, 0, 0);
+        let mut frame = || {
+            let place: [f64; 3] = std::array::from_fn(|_| stream.uniform());
+            let length = 0.1 + 0.002 * stream.normal();
+            [[0.5 / 13.0, 1.2 / 13.0, 0.0], [0.0; 3], [0.0, length, 0.0]]
+                .concat()
+                .iter()
+                .zip(place.iter().cycle())
+                .map(|(x, at)| x + at)
+                .collect()
+        };
+        let frames: Vec<Vec<f64>> = (0..200).map(|_| frame()).collect();
+        let exact = frames.concat();
+        let rounded: Vec<f64> = exact.iter().map(|x| (1e3 * x).round() * 1e-3).collect();
+        let bonds = [[0, 1], [1, 2]];
+        for x in [&exact, &rounded] {
+            let rigid = rigid_bonds(&bonds, x, 9);
+            let is_first = |&(i, j, length): &(usize, usize, f64)| (i, j) == (0, 1) && (length - 0.1).abs() < 2e-4;
+            assert!(rigid.len() == 1 && is_first(&rigid[0]), "{rigid:?}");
         }
+        // of rounded frames the strict test finds nothing
+        assert_eq!([&exact, &rounded].map(|x| kept_bonds(&bonds, x, 9).len()), [1, 0]);
+        assert!(rigid_bonds(&bonds, &exact[..9 * (FEWEST - 1)], 9).is_empty());
     }
 
     #[test]
-    fn a_kept_bond_that_is_free_is_refused_by_name() {
-        let (kept, label) = ([(1, 0, 0.1), (0, 2, 0.11)], |i: usize| format!("X{i}"));
-        Constraints::require_constrained(&kept, &[[2, 0], [0, 1], [1, 2]], &label).unwrap();
-        let message = Constraints::require_constrained(&kept, &[[0, 1]], &label).unwrap_err().to_string();
-        assert!(message.contains("X0 - X2 at 0.11 nm"), "{message}");
+    fn bonds_that_only_one_side_keeps_are_refused_by_name() {
+        let constraints = Constraints::new(&[[0, 1], [2, 0]], &[0.1, 0.11], &[1.0; 3]).unwrap();
+        let check = |kept: &[(usize, usize, f64)], constraints| {
+            let checked = Constraints::check_kept(kept, constraints, &|i| format!("X{i}"));
+            checked.err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        let (first, second) = ((1, 0, 0.1), (0, 2, 0.11));
+        assert_eq!(check(&[first, second], Some(&constraints)), "");
+        assert_eq!(check(&[], None), "");
+        for (kept, said) in [
+            (&[first][..], "X2 - X0 is constrained to 0.11 nm, but the model varies it"),
+            (&[first, (0, 2, 0.1101)], "X2 - X0 is constrained to 0.11 nm, but the model keeps it at 0.1101 nm"),
+            (&[first, second, (2, 1, 0.2)], "X2 - X1 at 0.2 nm, but the engine does not"),
+            // two faults: the same one is named by whoever asks
+            (&[first, (2, 1, 0.2)], "X2 - X1 at 0.2 nm, but the engine does not"),
+        ] {
+            let message = check(kept, Some(&constraints));
+            assert!(message.contains(said), "{message}");
+        }
+        assert!(check(&[first], None).contains("X1 - X0 at 0.1 nm"));
+    }
+
+    #[test]
+    fn constraints_among_atoms_of_an_engine_are_those_of_the_model() {
+        let of = |all: &[(usize, usize, f64)], kept: &[(usize, usize, f64)]| {
+            Constraints::among(all, &[7, 5, 6], &[1.0, 2.0, 3.0], kept, &|i| format!("X{i}"))
+        };
+        let water = (8, 9, 0.09572);
+        let found = of(&[water, (5, 7, 0.1)], &[(0, 1, 0.1)]).unwrap().unwrap();
+        assert_eq!((found.pairs, found.lengths), (vec![[1, 0]], vec![0.1]));
+        assert!(of(&[water], &[]).unwrap().is_none());
+        for (all, kept, said) in [
+            (&[(6, 8, 0.1)][..], &[][..], "X2 is constrained to an atom that the model does not describe"),
+            (&[(8, 6, 0.1)], &[], "X2 is constrained to an atom that the model does not describe"),
+            (&[(5, 7, 0.1)], &[], "X1 - X0 is constrained to 0.1 nm, but the model varies it"),
+            (&[water], &[(0, 1, 0.1)], "X0 - X1 at 0.1 nm, but the engine does not"),
+        ] {
+            let message = of(all, kept).unwrap_err().to_string();
+            assert!(message.contains(said), "{message}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! Mixed coordinates: a row may keep its atom as Cartesian components in the local axes of its three reference atoms. That
 //! is a rotation, so its volume factor is one, and unlike a projection on principal components it can always be inverted.
 
+use super::constraints::CONFIGURATION_TOLERANCE;
 use super::placement::{Axes, Placement, SINGULAR};
 use super::vector::*;
 use super::zmatrix::ZMatrix;
@@ -14,8 +15,6 @@ use crate::density::Status;
 use crate::error::{Error, Result};
 use std::f64::consts::PI;
 
-/// Relative deviation of a constrained bond from its length beyond which it counts as broken.
-pub const CONSTRAINT_TOLERANCE: f64 = 1e-4;
 /// Orientation of a generated configuration: the frame's first bond and the side of its third atom. These are the axes of
 /// orientation (½, ½, ½) in normalised angles.
 const AXIS: Vec3 = [0.0, -0.866_025_403_784_438_6, 0.5];
@@ -226,7 +225,7 @@ impl InternalCoordinates {
     fn put_bond(&self, u: &mut [f64], bond: usize, d: f64, status: &mut Status) -> f64 {
         match self.fixed[bond] {
             None => u[self.slot[bond]] = d,
-            Some(length) if (d - length).abs() > CONSTRAINT_TOLERANCE * length => {
+            Some(length) if (d - length).abs() > CONFIGURATION_TOLERANCE * length => {
                 *status = worse(*status, Status::BrokenConstraint)
             }
             Some(_) => {}

@@ -183,7 +183,8 @@ impl Generator {
         Ok(Generator { constraints, ..Generator::of_model(model, options)? })
     }
 
-    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal.
+    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model keeps these bonds and no others
+    /// is for the caller to ask ([`Constraints::check_kept`]).
     pub fn set_constraints(&mut self, constraints: Constraints) {
         self.constraints = Some(constraints);
     }

@@ -87,14 +87,11 @@ impl Exchange {
     }
 
     /// Adds the metric term of bonds that the engine constrains (none: it constrains no bond) to both targets, and checks the bonds of
-    /// every image. Errors: a bond that one of the models does not keep at its length, or that it keeps and the engine does not, by name.
+    /// every image. Unlike those of moves of one model, which may know no more of it than its density, they are held against both models. Errors: a bond that one of the models does not keep at its length, or that it keeps and the engine does not, by name.
     pub fn set_constraints(&mut self, constraints: Option<Constraints>) -> Result<()> {
-        let pairs = constraints.as_ref().map_or(&[][..], Constraints::pairs);
         for model in [self.map().from(), self.map().to()] {
             let card = model.card();
-            let label = |atom| card.label(atom);
-            Constraints::require_constrained(card.kept_bonds(), pairs, &label)?;
-            constraints.iter().try_for_each(|c| c.require_kept(card.kept_bonds(), &label))?;
+            Constraints::check_kept(card.kept_bonds(), constraints.as_ref(), &|atom| card.label(atom))?;
         }
         self.constraints = constraints;
         Ok(())

@@ -13,6 +13,7 @@ mod exchange;
 mod independence;
 mod isir;
 mod latent_walk;
+mod method;
 mod mixture;
 mod mode_jump;
 mod random_walk;
@@ -28,6 +29,7 @@ pub use exchange::{Exchange, ExchangeOutcome};
 pub use independence::Independence;
 pub use isir::Isir;
 pub use latent_walk::{LatentWalk, LatentWalkOptions};
+pub use method::Method;
 pub use mixture::Mixture;
 pub use mode_jump::{Edge, EdgeCount, Identical, ModeJump};
 pub use random_walk::RandomWalk;
@@ -203,16 +205,7 @@ pub trait Move: Send {
 ///
 /// Errors: options that [`Generator::of_model`] or [`ModeJump::of_model`] refuses.
 pub fn of_model(model: &Arc<dyn Model>, options: Options, constraints: Option<Constraints>) -> Result<Box<dyn Move>> {
-    if model.modes().is_some() {
-        let mut jump = ModeJump::of_model(model, None, options)?;
-        if let Some(constraints) = constraints {
-            jump.set_constraints(constraints);
-        }
-        return Ok(Box::new(jump));
-    }
-    steered(model, options.seed, move |model| {
-        Ok(Box::new(Independence::new(Generator::constrained(model, options, constraints.clone())?)))
-    })
+    Method::Independence { rotations: None }.make(model, options, constraints)
 }
 
 /// The Metropolis–Hastings test (Hastings 1970), the only one in the project.

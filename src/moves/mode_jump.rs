@@ -219,7 +219,8 @@ impl ModeJump {
         Ok(())
     }
 
-    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal.
+    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model keeps these bonds and no others
+    /// is for the caller to ask ([`Constraints::check_kept`]).
     pub fn set_constraints(&mut self, constraints: Constraints) {
         self.constraints = Some(constraints);
     }

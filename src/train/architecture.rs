@@ -7,7 +7,7 @@
 //! A steerable flow has volume-preserving couplings of the stiff halves: given the turning torsions, which stay as they are trained, the
 //! stiff coordinates follow the temperature.
 
-use crate::coordinates::internal::CONSTRAINT_TOLERANCE;
+use crate::coordinates::constraints::CONFIGURATION_TOLERANCE;
 use crate::coordinates::vector::distance;
 use crate::coordinates::{chirality, Coordinates, CoordinatesConfig, Topology, ZMatrix};
 use crate::density::Status;
@@ -127,7 +127,7 @@ fn encode(coordinates: &Coordinates, frames: &[f64], dimension: usize) -> Vec<f6
 fn broken_constraint(topology: &Topology, frames: &[f64], constraints: &[(usize, usize, f64)]) -> String {
     for &(i, j, kept) in constraints {
         let lengths = frames.chunks_exact(3 * topology.n_atoms()).map(|x| distance(x, i, j));
-        let is_broken = |length: &f64| (length / kept - 1.0).abs() > CONSTRAINT_TOLERANCE;
+        let is_broken = |length: &f64| (length / kept - 1.0).abs() > CONFIGURATION_TOLERANCE;
         if let Some(length) = lengths.clone().find(is_broken) {
             return format!(
                 ": the System constrains {} - {} to {kept} nm, and {} of {} frames have it at other lengths, such as {length:.5} nm; \

@@ -18,7 +18,7 @@ use crate::free_energy::between_states_of_blocks;
 use crate::io::model_file;
 use crate::models;
 use crate::models::coupling::CouplingFlow;
-use crate::moves::{self, Fate, LatentWalk, LatentWalkOptions, Move, Options, State, Statistics};
+use crate::moves::{Fate, LatentWalkOptions, Method, Move, Options, State, Statistics};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use serde::{Deserialize, Serialize};
@@ -322,12 +322,11 @@ impl<'a> Rounds<'a> {
         }
         let model = models::load_bytes("the generator of the rounds", &self.state.model)?;
         let seed = self.state.explore.seed;
-        self.jump = Some(match &self.state.options.latent_walk {
-            Some(walk) if self.state.stage == Stage::Walk => {
-                Box::new(LatentWalk::new(&model, LatentWalkOptions { seed, ..walk.clone() })?)
-            }
-            _ => moves::of_model(&model, Options { seed, ..Options::default() }, None)?,
-        });
+        let method = match &self.state.options.latent_walk {
+            Some(walk) if self.state.stage == Stage::Walk => Method::LatentWalk(walk.clone()),
+            _ => Method::Independence { rotations: None },
+        };
+        self.jump = Some(method.make(&model, Options { seed, ..Options::default() }, None)?);
         Ok(())
     }
 

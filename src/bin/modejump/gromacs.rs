@@ -1,7 +1,7 @@
 //! `modejump gromacs`: an unmodified GROMACS with jumps.
 
-use crate::common::{interrupted, load, load_partner, mark, warn_of_temperature, watch_signals, PrecisionFlag};
-use clap::{Args, ValueEnum};
+use crate::common::{interrupted, load, load_partner, mark, warn_of_temperature, watch_signals, Method, PrecisionFlag};
+use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use modejump::engines::gromacs::{Gmx, Options, Walker};
 use modejump::free_energy::mean_of_series;
@@ -14,14 +14,6 @@ use std::time::{Duration, Instant};
 
 /// In a cycle, unless another number is asked for.
 const PROPOSALS: usize = 16;
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Method {
-    /// One Metropolis test for each proposal, one after the other
-    Independence,
-    /// A choice among all proposals and the current state
-    Isir,
-}
 
 #[derive(Args)]
 pub struct Gromacs {

@@ -1,6 +1,6 @@
 //! `modejump md`: OpenMM from Rust, with or without jumps.
 
-use crate::common::{DecodingFlags, PrecisionFlag};
+use crate::common::{DecodingFlags, Method, PrecisionFlag};
 use crate::dynamics::Dynamics;
 use clap::{Args, ValueEnum};
 use modejump::Result;
@@ -76,10 +76,13 @@ pub struct Md {
     /// Steps between attempts
     #[arg(long, default_value_t = 10, requires = "model")]
     frequency: u64,
-    /// Proposals per attempt; above one the state is chosen among all of them (i-SIR), or with a screen each is a step of the
-    /// screening before one exact test
+    /// Proposals per attempt; above one --method says what is made of them, and with a screen each is a step of the screening before one exact
+    /// test
     #[arg(long, default_value_t = 1, requires = "model")]
     proposals: usize,
+    /// What is made of the proposals [default: isir of two or more; one is tested]
+    #[arg(long, value_enum, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "driven"])]
+    method: Option<Method>,
     /// Have a thread of its own draw the proposals of coming attempts while the dynamics runs: the same results, bit for bit
     #[arg(long, requires = "model", conflicts_with = "latent_walk")]
     draw_ahead: bool,
@@ -144,12 +147,12 @@ mod run {
     use crate::dynamics::{add_means, earlier, ended_early, failed, progress, show_means, start, Kept, Record};
     use modejump::annealing::{even, Kernel};
     use modejump::coordinates::Topology;
-    use modejump::engines::openmm::{Acceptance, JumpingSimulation, Simulation, Solute, System};
+    use modejump::engines::openmm::{JumpingSimulation, Simulation, Solute, System};
     use modejump::io::checkpoint::{self, Kind};
     use modejump::io::{check_apart, check_writable, trajectory};
     use modejump::models::tarflow::Decoding;
     use modejump::models::Model;
-    use modejump::moves::{Fate, LatentWalkOptions, Options, Path, Statistics};
+    use modejump::moves::{self, Fate, LatentWalkOptions, Options, Path, Statistics};
     use modejump::rng::{Stream, StreamId};
     use modejump::Error;
     use serde::{Deserialize, Serialize};
@@ -290,11 +293,12 @@ mod run {
             let Md { relaxation_steps, relaxation_step, acceptance, decoding, .. } = self;
             Ok(format!(
                 "{hashes:?} {} {} {equilibrate} {frequency} {proposals} {temperature} {dynamics:?} {precision:?} {record} {anneal:?} {anneal_step} \
-                 {latent_walk:?} {leapfrog} {solute:?} {driven:?} {rotations:?} {relaxation_steps} {relaxation_step} {:?} {}",
+                 {latent_walk:?} {leapfrog} {solute:?} {driven:?} {rotations:?} {relaxation_steps} {relaxation_step} {:?} {} {}",
                 self.model.is_some(),
                 self.screen.is_some(),
                 decoding.decoding(),
-                *acceptance == Likelihood::Exact
+                *acceptance == Likelihood::Exact,
+                self.is_isir()
             ))
         }
 
@@ -302,7 +306,7 @@ mod run {
             let dynamics = self.dynamics.at(self.temperature);
             let Some(path) = &self.model else { return Ok(Engine::Plain(Simulation::new(system, &dynamics)?)) };
             let model = self.decoding.of(load(path, &self.precision)?)?;
-            let acceptance = self.acceptance(model.as_ref())?;
+            let method = self.method(model.as_ref())?;
             warn_of_temperature(model.as_ref(), self.temperature, "jumps");
             if let Some(error) = model.integration_error()? {
                 eprintln!("log q of a sample differs by {error:.1e} between its generation and the way back");
@@ -319,7 +323,7 @@ mod run {
                 relaxation_step: self.relaxation_step,
             });
             let described = (&model, solute);
-            let jumping = JumpingSimulation::new(system, &dynamics, described, acceptance, self.frequency, options)?;
+            let jumping = JumpingSimulation::new(system, &dynamics, described, method, self.frequency, options)?;
             require_order(&self.topology, &self.described(topology), model.as_ref())?;
             Ok(Engine::Jumping(Box::new(jumping)))
         }
@@ -333,30 +337,36 @@ mod run {
             Topology { names, elements, residues, bonds: Vec::new() }
         }
 
-        fn acceptance(&self, model: &dyn Model) -> Result<Acceptance> {
-            let Some(path) = &self.screen else {
-                let path = |stages: usize| {
-                    let stages = even(stages, self.anneal_step);
-                    Path { kernel: Kernel::Adjusted, stages, moves: 1 }
-                };
-                if let Some(steps) = self.driven {
-                    return Ok(Acceptance::Driven(steps));
+        /// Whether the state is chosen among all proposals, where nothing else is made of them.
+        fn is_isir(&self) -> bool {
+            self.method.map_or(self.proposals > 1, |method| method == Method::Isir)
+        }
+
+        fn method(&self, model: &dyn Model) -> Result<moves::Method> {
+            if let Some(path) = &self.screen {
+                let screen = load_partner(path, &self.precision, model)?;
+                if self.acceptance == Likelihood::Exact {
+                    return Ok(moves::Method::Screened(screen));
                 }
-                if let Some(widths) = self.latent_walk.clone() {
-                    let options = LatentWalkOptions { widths, leapfrog: self.leapfrog, ..LatentWalkOptions::default() };
-                    return Ok(Acceptance::LatentWalk(options));
-                }
-                if let Some(rotations) = self.rotations {
-                    return Ok(Acceptance::Turned(rotations));
-                }
-                return Ok(self.anneal.map_or(Acceptance::Exact, |stages| Acceptance::Annealed(path(stages))));
-            };
-            let screen = load_partner(path, &self.precision, model)?;
-            if self.acceptance == Likelihood::Exact {
-                return Ok(Acceptance::Screened(screen));
+                eprintln!("modejump: acceptance by the surrogate alone is biased: jumps sample exp(-u) q/q_surrogate");
+                return Ok(moves::Method::Surrogate(screen));
             }
-            eprintln!("modejump: acceptance by the surrogate alone is biased: jumps sample exp(-u) q/q_surrogate");
-            Ok(Acceptance::Surrogate(screen))
+            if let Some(steps) = self.driven {
+                return Ok(moves::Method::Driven(steps));
+            }
+            if let Some(widths) = self.latent_walk.clone() {
+                let options = LatentWalkOptions { widths, leapfrog: self.leapfrog, ..LatentWalkOptions::default() };
+                return Ok(moves::Method::LatentWalk(options));
+            }
+            if let Some(stages) = self.anneal {
+                let stages = even(stages, self.anneal_step);
+                return Ok(moves::Method::Annealed(Path { kernel: Kernel::Adjusted, stages, moves: 1 }));
+            }
+            let rotations = self.rotations;
+            Ok(match self.is_isir() {
+                true => moves::Method::Isir { rotations },
+                false => moves::Method::Independence { rotations },
+            })
         }
 
         fn equilibrate(&self, engine: &mut Engine) -> Result<()> {

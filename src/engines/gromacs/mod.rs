@@ -2,11 +2,14 @@
 //! proposals, and an accepted configuration is written into the checkpoint from which the next segment goes on. Any `gmx` will do.
 
 mod gmx;
+mod matching;
 mod rerun;
+mod run_folder;
 mod run_input;
 mod velocities;
 mod walker;
 
 pub use gmx::{Evaluation, Gmx};
+pub use run_folder::{Progress, Report};
 pub use run_input::{Atom, Integrator, RunInput};
-pub use walker::{Options, Progress, Report, Walker};
+pub use walker::{Options, Walker};

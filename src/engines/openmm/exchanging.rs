@@ -1,7 +1,6 @@
 //! Learned replica exchange, driven from Rust: one [`Simulation`] for each ensemble, whose neighbours exchange configurations
 //! through maps.
 
-use super::jumping::constraints_of;
 use super::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::bijection::Bijection;
 use crate::error::{Error, Result};
@@ -92,7 +91,7 @@ impl ExchangingReplicas {
             }
             let mut exchange = Exchange::new(map, dynamics.seed);
             let all: Vec<usize> = (0..system.n_particles()).collect();
-            exchange.set_constraints(constraints_of(system, pair[0].as_ref(), &all)?)?;
+            exchange.set_constraints(system.constraints_of(pair[0].as_ref(), &all)?)?;
             exchanges.push(exchange);
         }
         let replica = |(k, &temperature): (usize, &f64)| {

@@ -3,86 +3,25 @@
 
 use super::solvent::{Solute, Solvent};
 use super::{OpenMmTarget, Simulation, SimulationOptions, System};
-use crate::coordinates::constraints::Constraints;
 use crate::error::{Error, Result};
 use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
-use crate::moves::{self, Annealed, DelayedAcceptance, Driven, Generator, Independence, Isir, LatentWalk};
-use crate::moves::{LatentWalkOptions, Move, Options, Outcome, Path, State, Statistics};
+use crate::moves::{Method, Move, Options, Outcome, State, Statistics};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
 
-/// Whose log q decides about the generator's proposals.
-#[derive(Clone)]
-pub enum Acceptance {
-    /// The generator's own. One proposal: Metropolis, or between the modes of a model of modes; more: i-SIR.
-    Exact,
-    /// The generator's own, about what this model has let through: delayed acceptance, each proposal a step of its first stage.
-    Screened(Arc<dyn Model>),
-    /// The generator's own at the start of a path to the target that each proposal takes: [`Annealed`].
-    Annealed(Path),
-    /// The generator's own, averaged over so many orientations: [`Independence::over_rotations`]. More proposals than one: i-SIR.
-    Turned(usize),
-    /// No proposals of the generator, but steps in its latent space: [`LatentWalk`]. Its seed is that of the move's
-    /// options.
-    LatentWalk(LatentWalkOptions),
-    /// The generator's own, after the solute was pulled to its proposal in so many steps, between which the rest of the System gives
-    /// way: [`Driven`].
-    Driven(usize),
-    /// This model's alone, which is biased: [`Independence::by_surrogate`].
-    Surrogate(Arc<dyn Model>),
-}
-
-impl Acceptance {
-    /// Errors: gradients of a part of a System, which has energies alone.
-    fn check(&self, is_part: bool) -> Result<()> {
-        let what = match self {
-            Acceptance::Annealed(_) if is_part => "a path to the energies (--anneal)",
-            Acceptance::LatentWalk(walk) if is_part && walk.leapfrog > 0 => "a trajectory in latent space (--leapfrog)",
-            _ => return Ok(()),
-        };
-        Err(Error::Unsupported(format!(
-            "{what} needs gradients, and a solute in the rest of a System (--solute) has energies alone: leave it out, or make a driven move \
-             (--driven)"
-        )))
-    }
-
-    fn jump(self, model: &Arc<dyn Model>, options: Options, constraints: Option<Constraints>) -> Result<Box<dyn Move>> {
-        if matches!(self, Acceptance::Exact) && options.n_proposals == 1 {
-            return moves::of_model(model, options, constraints);
-        }
-        moves::steered(model, options.seed, move |model| self.make(model, options, constraints.clone()))
-    }
-
-    fn make(
-        &self,
-        model: &Arc<dyn Model>,
-        options: Options,
-        constraints: Option<Constraints>,
-    ) -> Result<Box<dyn Move>> {
-        if let Acceptance::LatentWalk(given) = self {
-            let mut walk = LatentWalk::new(model, LatentWalkOptions { seed: options.seed, ..given.clone() })?;
-            constraints.into_iter().for_each(|c| walk.set_constraints(c));
-            return Ok(Box::new(walk));
-        }
-        let generator = Generator::constrained(model, options, constraints)?;
-        Ok(match self.clone() {
-            Acceptance::Screened(screen) => {
-                Box::new(DelayedAcceptance::new(generator, moves::screen_of(model, &screen)?)?)
-            }
-            Acceptance::Annealed(path) => Box::new(Annealed::new(generator, path)?),
-            Acceptance::Driven(steps) => Box::new(Driven::new(generator, steps)?),
-            Acceptance::Turned(rotations) if options.n_proposals == 1 => {
-                Box::new(Independence::over_rotations(generator, rotations)?)
-            }
-            Acceptance::Turned(rotations) => Box::new(Isir::over_rotations(generator, rotations)?),
-            Acceptance::Surrogate(surrogate) => {
-                Box::new(Independence::by_surrogate(generator, moves::screen_of(model, &surrogate)?)?)
-            }
-            _ => Box::new(Isir::new(generator)),
-        })
-    }
+/// Errors: gradients of a part of a System, which has energies alone.
+fn check_gradients(method: &Method, is_part: bool) -> Result<()> {
+    let what = match method {
+        Method::Annealed(_) if is_part => "a path to the energies (--anneal)",
+        Method::LatentWalk(walk) if is_part && walk.leapfrog > 0 => "a trajectory in latent space (--leapfrog)",
+        _ => return Ok(()),
+    };
+    Err(Error::Unsupported(format!(
+        "{what} needs gradients, and a solute in the rest of a System (--solute) has energies alone: leave it out, or make a driven move \
+         (--driven)"
+    )))
 }
 
 /// Langevin dynamics and jumps of one molecule, which is the System or a part of it.
@@ -116,7 +55,7 @@ impl JumpingSimulation {
         system: &System,
         dynamics: &SimulationOptions,
         (model, solute): (&Arc<dyn Model>, Option<Solute>),
-        acceptance: Acceptance,
+        method: Method,
         frequency: u64,
         options: Options,
     ) -> Result<JumpingSimulation> {
@@ -133,7 +72,7 @@ impl JumpingSimulation {
                 particles.len()
             )));
         }
-        if let Acceptance::Driven(steps) = acceptance {
+        if let Method::Driven(steps) = method {
             if particles.len() == all.len() {
                 return Err(Error::invalid(
                     "a driven move needs a solute that is a part of the System: otherwise nothing is left to give way",
@@ -145,9 +84,9 @@ impl JumpingSimulation {
                 )));
             }
         }
-        acceptance.check(solute.is_some())?;
+        check_gradients(&method, solute.is_some())?;
         let options = Options { stride: frequency, ..options };
-        let mut jump = acceptance.jump(model, options, constraints_of(system, model.as_ref(), particles)?)?;
+        let mut jump = method.make(model, options, system.constraints_of(model.as_ref(), particles)?)?;
         jump.set_temperature(dynamics.temperature)?;
         let x = [&all, particles].map(|particles| vec![0.0; 3 * particles.len()]);
         let mut simulation = Simulation::new(system, dynamics)?;
@@ -244,56 +183,12 @@ impl JumpingSimulation {
     }
 }
 
-/// What the System constrains among these particles, if anything, by the model's atoms. Errors: a constraint that the model does not
-/// keep (named), or that ties the particles to others.
-pub(crate) fn constraints_of(system: &System, model: &dyn Model, particles: &[usize]) -> Result<Option<Constraints>> {
-    constraints_among(system, model.card().kept_bonds(), &|atom| model.card().label(atom), particles)
-}
-
-/// The same for samples with these bonds (i, j, length in nm) at one length; `label` names atoms.
-pub(super) fn constraints_among(
-    system: &System,
-    kept: &[(usize, usize, f64)],
-    label: &dyn Fn(usize) -> String,
-    particles: &[usize],
-) -> Result<Option<Constraints>> {
-    let mut atoms = vec![None; system.n_particles()];
-    for (atom, &particle) in particles.iter().enumerate() {
-        if let Some(place) = atoms.get_mut(particle) {
-            *place = Some(atom);
-        }
-    }
-    let (mut pairs, mut lengths) = (Vec::new(), Vec::new());
-    for (a, b, length) in system.constraints()? {
-        match (atoms[a], atoms[b]) {
-            (Some(a), Some(b)) => {
-                pairs.push([a, b]);
-                lengths.push(length);
-            }
-            (None, None) => {}
-            _ => {
-                return Err(Error::Unsupported(format!(
-                    "particles {a} and {b} are constrained, and the model describes only one of them"
-                )))
-            }
-        }
-    }
-    Constraints::require_constrained(kept, &pairs, label)?;
-    if pairs.is_empty() {
-        return Ok(None);
-    }
-    let masses = system.masses();
-    let masses: Vec<f64> = particles.iter().map(|&particle| masses[particle]).collect();
-    let constraints = Constraints::new(&pairs, &lengths, &masses)?;
-    constraints.require_kept(kept, label)?;
-    Ok(Some(constraints))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::tests::{about, chain};
     use super::*;
     use crate::annealing::{even, Kernel};
+    use crate::moves::{LatentWalkOptions, Path};
     use crate::units::thermal_energy;
     use std::path::PathBuf;
 
@@ -308,8 +203,7 @@ mod tests {
         let model = about(&ROW[..3], 1e-6);
         let options = Options::default();
         let mut jumping =
-            JumpingSimulation::new(&system, &dynamics, (&model, Some(solute)), Acceptance::Driven(3), 10, options)
-                .unwrap();
+            JumpingSimulation::new(&system, &dynamics, (&model, Some(solute)), Method::Driven(3), 10, options).unwrap();
         let environments = [10, 20].map(|step| {
             jumping.simulation.set_positions(&ROW).unwrap();
             let outcome = jumping.attempt(step).unwrap();
@@ -335,9 +229,15 @@ mod tests {
             type="MonteCarloBarostat" version="1"/>"#;
         let (system, x) = (chain(2, barostat), [0.1, 0.0, 0.0, 1.7, 0.0, 0.0]);
         let (dynamics, model) = (SimulationOptions::default(), about(&x, 0.05));
-        let mut jumping =
-            JumpingSimulation::new(&system, &dynamics, (&model, None), Acceptance::Exact, 6, Options::default())
-                .unwrap();
+        let mut jumping = JumpingSimulation::new(
+            &system,
+            &dynamics,
+            (&model, None),
+            Method::Independence { rotations: None },
+            6,
+            Options::default(),
+        )
+        .unwrap();
         jumping.simulation.set_positions(&x).unwrap();
         (0..30).for_each(|_| jumping.step(4).unwrap());
         assert_eq!(jumping.jump().statistics().attempts(), 20);
@@ -354,20 +254,45 @@ mod tests {
         let path = |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name);
         let system = System::from_xml_file(path("system-vacuum.xml")).unwrap();
         let model = crate::models::load(path("model-vacuum.safetensors")).unwrap();
-        let refusal = |acceptance: Acceptance, solute: Option<Solute>| {
+        let refusal = |method: Method, solute: Option<Solute>| {
             let (options, dynamics) = (Options::default(), SimulationOptions::default());
-            let made = JumpingSimulation::new(&system, &dynamics, (&model, solute), acceptance, 10, options);
+            let made = JumpingSimulation::new(&system, &dynamics, (&model, solute), method, 10, options);
             made.err().map(|e| e.to_string()).unwrap_or_default()
         };
         let whole = || Some(Solute::of((0..22).collect()));
-        let annealed = Acceptance::Annealed(Path { kernel: Kernel::Adjusted, stages: even(2, 1e-6), moves: 1 });
-        let walk = |leapfrog| Acceptance::LatentWalk(LatentWalkOptions { leapfrog, ..Default::default() });
+        let annealed = Method::Annealed(Path { kernel: Kernel::Adjusted, stages: even(2, 1e-6), moves: 1 });
+        let walk = |leapfrog| Method::LatentWalk(LatentWalkOptions { leapfrog, ..Default::default() });
         assert!(refusal(annealed.clone(), whole()).contains("--anneal") && refusal(annealed, None).is_empty());
         assert!(refusal(walk(2), whole()).contains("--leapfrog") && refusal(walk(0), whole()).is_empty());
         for solute in [whole(), None] {
-            assert!(refusal(Acceptance::Driven(5), solute.clone()).contains("nothing is left to give way"));
+            assert!(refusal(Method::Driven(5), solute.clone()).contains("nothing is left to give way"));
             // of its own place, a model of the shape has no orientation to average over
-            assert!(refusal(Acceptance::Turned(4), solute).contains("orientation of a molecule"));
+            assert!(refusal(Method::Independence { rotations: Some(4) }, solute).contains("orientation of a molecule"));
         }
+    }
+
+    #[test]
+    fn a_solute_with_constraints_has_to_be_there() {
+        let path = |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name);
+        let system = System::from_xml_file(path("system-hbonds.xml")).unwrap();
+        let model = crate::models::load(path("model-hbonds.safetensors")).unwrap();
+        let refusal = |particles: Vec<usize>| {
+            let (dynamics, described) = (SimulationOptions::default(), (&model, Some(Solute::of(particles))));
+            let made = JumpingSimulation::new(
+                &system,
+                &dynamics,
+                described,
+                Method::Independence { rotations: None },
+                10,
+                Options::default(),
+            );
+            made.err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        // the carbonyl carbon, which no constraint ties
+        let beyond = (0..22).map(|atom| if atom == 4 { 22 } else { atom }).collect();
+        assert!(refusal(beyond).contains("particle 22 of the solute: the System has 22"));
+        let shifted = (1..23).collect();
+        assert!(refusal(shifted).contains("is constrained to an atom that the model does not describe"));
+        assert_eq!(refusal((0..22).collect()), "");
     }
 }

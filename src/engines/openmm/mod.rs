@@ -13,7 +13,7 @@ mod target;
 mod tests;
 
 pub use exchanging::{ExchangingReplicas, ReplicasState};
-pub use jumping::{Acceptance, JumpingSimulation};
+pub use jumping::JumpingSimulation;
 pub use simulation::{Simulation, SimulationOptions};
 pub use solvent::Solute;
 pub use target::OpenMmTarget;
@@ -21,7 +21,9 @@ pub use target::OpenMmTarget;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use crate::coordinates::constraints::Constraints;
 use crate::error::{Error, Result};
+use crate::models::Model;
 use ffi::bridge;
 
 // SAFETY: an OpenMM::System is not changed after it was read, and every access through `&System` is const in C++.
@@ -136,6 +138,25 @@ impl System {
         let (mut pairs, mut lengths) = (Vec::new(), Vec::new());
         self.inner.constraints(&mut pairs, &mut lengths)?;
         Ok(pairs.chunks(2).zip(lengths).map(|(pair, length)| (pair[0] as usize, pair[1] as usize, length)).collect())
+    }
+
+    /// Those among `particles`, which are the model's atoms in its order, by the model's indices, if there are any; errors as those of
+    /// [`Constraints::among`].
+    fn constraints_of(&self, model: &dyn Model, particles: &[usize]) -> Result<Option<Constraints>> {
+        self.constraints_among(particles, model.card().kept_bonds(), &|atom| model.card().label(atom))
+    }
+
+    /// The same for samples with these bonds (i, j, length in nm) at one length; `label` names atoms.
+    fn constraints_among(
+        &self,
+        particles: &[usize],
+        kept: &[(usize, usize, f64)],
+        label: &dyn Fn(usize) -> String,
+    ) -> Result<Option<Constraints>> {
+        let all = self.masses();
+        // a particle that is not there has no constraint either; it is refused where the solute is made
+        let masses: Vec<f64> = particles.iter().map(|&particle| all.get(particle).copied().unwrap_or(0.0)).collect();
+        Constraints::among(&self.constraints()?, particles, &masses, kept, label)
     }
 
     /// Bonded pairs: those of every HarmonicBondForce, and the constraints (which replace bonds), sorted, each once.

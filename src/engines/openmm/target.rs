@@ -3,7 +3,6 @@
 use cxx::UniquePtr;
 use rayon::prelude::*;
 
-use super::jumping::constraints_among;
 use super::{bridge, System};
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::BoxVectors;
@@ -57,7 +56,7 @@ impl OpenMmTarget {
         label: &dyn Fn(usize) -> String,
     ) -> Result<OpenMmTarget> {
         let all: Vec<usize> = (0..self.n_particles).collect();
-        Ok(OpenMmTarget { constraints: constraints_among(system, kept, label, &all)?, ..self })
+        Ok(OpenMmTarget { constraints: system.constraints_among(&all, kept, label)?, ..self })
     }
 
     /// ½ ln det Z of a configuration (nm), with which weights and populations go as e^{−u + ½ ln det Z}; 0 without constraints.

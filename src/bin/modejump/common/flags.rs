@@ -84,6 +84,15 @@ enum Decode {
     GaussSeidel,
 }
 
+/// What is made of the proposals of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// One Metropolis test for each proposal, one after the other
+    Independence,
+    /// A choice among all proposals and the current state
+    Isir,
+}
+
 #[derive(Args)]
 pub struct RuleFlag {
     /// What is done to importance weights before averages are made of them; the raw ESS and Pareto k are reported in any case

@@ -1,0 +1,63 @@
+//! Whether run input files and a model go together: where the model's atoms are, and where a rerun has forces.
+
+use super::run_input::RunInput;
+use crate::error::{Error, Result};
+use crate::models::steering::dimension_without_auxiliary;
+use crate::models::Model;
+use std::path::Path;
+
+/// A step at which a rerun writes forces.
+pub(super) fn force_step(tpr: &Path, other: &RunInput, input: &RunInput) -> Result<i32> {
+    if other.atoms != input.atoms {
+        return Err(Error::file(tpr, "other atoms than in the .tpr file of the dynamics"));
+    }
+    match other.force_frames {
+        n @ 1..=0x7fff_ffff => Ok(n as i32),
+        _ => Err(Error::Unsupported(format!(
+            "{}: nstfout = 0, but velocities after a jump need forces. Set nstfout to the steps between jumps, or to any large \
+             number, and run grompp again; or give a second file made so with --rerun-tpr",
+            tpr.display()
+        ))),
+    }
+}
+
+/// Index in the system of each atom of the model, whose atoms begin at `first`. Errors: other atoms there (named), virtual sites, groups that part
+/// them.
+pub(super) fn model_atoms(model: &dyn Model, input: &RunInput, first: usize) -> Result<Vec<usize>> {
+    let n = dimension_without_auxiliary(model) / 3;
+    let there = first.checked_add(n).and_then(|end| input.atoms.get(first..end)).ok_or_else(|| {
+        Error::invalid(format!(
+            "the model's {n} atoms, from {} on, are more than the system's {}",
+            first + 1,
+            input.atoms.len()
+        ))
+    })?;
+    let residues: Vec<&str> = there.iter().map(|a| a.residue.as_str()).collect();
+    let names: Vec<&str> = there.iter().map(|a| a.name.as_str()).collect();
+    let order = model.card().match_atoms(&residues, &names)?;
+    if let Some(site) = there.iter().find(|a| a.mass <= 0.0) {
+        return Err(Error::Unsupported(format!(
+            "{} {} has no mass: virtual sites cannot be generated",
+            site.residue, site.name
+        )));
+    }
+    let inside = |atom: &usize| (first..first + n).contains(atom);
+    if let Some(site) = input.sites.iter().find(|site| site.iter().any(inside)) {
+        let label =
+            |atom: &usize| input.atoms.get(*atom).map(|a| format!("{} {}", a.residue, a.name)).unwrap_or_default();
+        return Err(Error::Unsupported(format!(
+            "the virtual site {} follows atoms of the model ({}), and jumps would leave it behind",
+            label(&site[0]),
+            site[1..].iter().filter(|atom| inside(atom)).map(label).collect::<Vec<_>>().join(", ")
+        )));
+    }
+    let groups = input.momentum_groups.get(first..first + n).unwrap_or_default();
+    if let Some(k) = groups.iter().position(|group| *group != groups[0]) {
+        return Err(Error::Unsupported(format!(
+            "comm-grps of the .tpr file parts the model's atoms between {} {} and {} {}: a jump changes the momentum of either part, \
+             which GROMACS would take away; have them in one group",
+            there[k - 1].residue, there[k - 1].name, there[k].residue, there[k].name
+        )));
+    }
+    Ok(order.into_iter().map(|k| first + k).collect())
+}

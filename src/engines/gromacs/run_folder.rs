@@ -1,0 +1,386 @@
+//! The directory of a run: its files, each cycle of which is committed as a whole.
+//!
+//! A cycle works in a folder of its own. Then the new state is written under a new name, frames and the line of `jumps.csv` are
+//! appended, and last `modejump.ckpt` is replaced, which says what the state is and how long the other files are. Killed at any
+//! moment, the run goes on from what `modejump.ckpt` says, and cuts off what came after it.
+
+use super::gmx::{part, read_with};
+use crate::error::{Error, Result};
+use crate::io::checkpoint::{self, Kind};
+use crate::io::gromacs::spans;
+use crate::io::make_folder;
+use crate::moves::{Outcome, Statistics};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{Seek, Write};
+use std::path::{Path, PathBuf};
+
+const RUN: Kind = Kind { magic: *b"MJ-GMXRN", version: 6 };
+const PROGRESS: &str = "modejump.ckpt";
+/// Trajectories and energies of the segments, joined.
+const JOINED: [&str; 3] = ["traj.xtc", "traj.trr", "ener.edr"];
+/// Of dynamics and of reruns.
+const LOGS: [&str; 2] = ["md", "rerun"];
+const JUMPS: &str = "jumps.csv";
+const HEADER: &str = "cycle,step,potential,fate,log_acceptance,log_weight,log_weight_proposed,potential_after\n";
+
+/// What a run must keep to be the same run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Settings {
+    pub(super) model: String,
+    pub(super) screen: Option<String>,
+    pub(super) tpr: String,
+    pub(super) first_atom: usize,
+    pub(super) steps: u64,
+    pub(super) proposals: usize,
+    pub(super) isir: bool,
+    pub(super) seed: u64,
+    pub(super) replica: u32,
+}
+
+impl Settings {
+    /// What differs from another run's, by the options of `modejump gromacs`.
+    fn differences(&self, other: &Settings) -> String {
+        let method = |settings: &Settings| if settings.isir { "isir" } else { "independence" };
+        let same_file = |same: bool, name: &str| (!same).then(|| format!("another {name}"));
+        let number = |name: &str, [a, b]: [u64; 2]| (a != b).then(|| format!("--{name} {b} instead of {a}"));
+        let all = [
+            same_file(self.model == other.model, "model"),
+            same_file(self.screen == other.screen, "--screen"),
+            same_file(self.tpr == other.tpr, "run input file (--tpr)"),
+            number("first-atom", [self, other].map(|s| s.first_atom as u64 + 1)),
+            number("steps", [self, other].map(|s| s.steps)),
+            number("proposals", [self, other].map(|s| s.proposals as u64)),
+            (self.isir != other.isir).then(|| format!("--method {} instead of {}", method(other), method(self))),
+            number("seed", [self, other].map(|s| s.seed)),
+            (self.replica != other.replica).then(|| "another place among the walkers of --multidir".to_string()),
+        ];
+        all.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// How far a run has come.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    pub(super) settings: Settings,
+    /// Cycles done.
+    pub cycle: u64,
+    /// Step of the engine.
+    pub step: Option<i64>,
+    /// File of the state the next cycle begins with.
+    state: Option<String>,
+    /// Potential energy there, kJ/mol, as far as it is known.
+    pub(super) potential: Option<f64>,
+    lengths: BTreeMap<String, u64>,
+    last_steps: BTreeMap<String, i64>,
+    pub statistics: Statistics,
+    /// Wall time of dynamics and of jumps, s.
+    pub dynamics_s: f64,
+    pub jumps_s: f64,
+}
+
+/// What one cycle did.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    pub step: i64,
+    /// kJ/mol, before and after the jump.
+    pub potential: f64,
+    pub potential_after: f64,
+    pub outcome: Outcome,
+}
+
+/// A run's directory, which is ours as long as this lives.
+pub(super) struct RunFolder {
+    /// Absolute.
+    pub(super) path: PathBuf,
+    pub(super) progress: Progress,
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Begins a run, or goes on with the one that is there; `statistics` are those of a move that has done nothing. Errors: a directory in use,
+    /// one with a run of other settings, or with files that a new run would overwrite.
+    pub(super) fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<RunFolder> {
+        let lock = lock(folder)?;
+        let progress = progress_in(folder, settings, statistics)?;
+        let path = fs::canonicalize(folder).map_err(|e| Error::io(folder, e))?;
+        Ok(RunFolder { path, progress, _lock: lock })
+    }
+
+    /// Makes the folder that the next cycle works in.
+    pub(super) fn make_scratch(&self) -> Result<PathBuf> {
+        let scratch = self.path.join(format!("cycle-{}-{}", self.progress.cycle + 1, std::process::id()));
+        fs::create_dir(&scratch).map_err(|e| Error::io(&scratch, e))?;
+        Ok(scratch)
+    }
+
+    /// The state that the next cycle begins with; none before the first.
+    pub(super) fn state(&self) -> Option<PathBuf> {
+        self.progress.state.as_ref().map(|name| self.path.join(name))
+    }
+
+    /// Keeps what GROMACS says of a cycle that failed; a log that cannot be kept is no second failure.
+    pub(super) fn keep_logs(&self, scratch: &Path) {
+        for stem in LOGS {
+            let logs = [part(scratch, stem, ".log").ok().flatten(), Some(scratch.join(format!("{stem}.log")))];
+            for log in logs.iter().flatten() {
+                let name = log.file_name().map(|name| format!("failed-{}", name.to_string_lossy()));
+                let _ = name.map(|name| fs::rename(log, self.path.join(name)));
+            }
+        }
+    }
+
+    /// Keeps what a cycle has left in `scratch`, the state that the next one begins with, what it did, and its `seconds` of dynamics and of the jump.
+    pub(super) fn commit(
+        &mut self,
+        scratch: &Path,
+        state: &[u8],
+        report: &Report,
+        statistics: &Statistics,
+        seconds: [f64; 2],
+    ) -> Result<()> {
+        let folder = &self.path;
+        let mut next = self.progress.clone();
+        next.cycle += 1;
+        next.step = Some(report.step);
+        next.potential = Some(report.potential_after);
+        next.statistics = statistics.clone();
+        next.dynamics_s += seconds[0];
+        next.jumps_s += seconds[1];
+        let name = format!("state_{}.cpt", next.cycle);
+        crate::io::write_atomically(&folder.join(&name), state)?;
+        for joined in JOINED {
+            let (stem, extension) = joined.split_once('.').expect("a name with an extension");
+            if let Some(path) = part(scratch, stem, &format!(".{extension}"))? {
+                append_frames(folder, joined, extension, &path, &mut next)?;
+            }
+        }
+        let line = line(next.cycle, report);
+        append(
+            folder,
+            JUMPS,
+            if next.lengths.contains_key(JUMPS) { "" } else { HEADER }.as_bytes(),
+            line.as_bytes(),
+            &mut next,
+        )?;
+        let before = next.state.replace(name);
+        checkpoint::save(&folder.join(PROGRESS), RUN, &next)?;
+        self.progress = next;
+        if let Some(before) = before {
+            let _ = fs::remove_file(folder.join(before)); // else at the next start
+        }
+        if let Some(log) = part(scratch, "md", ".log")? {
+            let _ = fs::copy(log, folder.join("md.log")); // for the user's eyes
+        }
+        Ok(())
+    }
+}
+
+/// Makes the folder and takes it for this process.
+fn lock(folder: &Path) -> Result<File> {
+    make_folder(folder)?;
+    let path = folder.join("modejump.lock");
+    let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
+    file.try_lock().map_err(|e| not_locked(&path, e))?;
+    Ok(file)
+}
+
+fn not_locked(path: &Path, error: TryLockError) -> Error {
+    let reason = match error {
+        TryLockError::WouldBlock => "another modejump is at work in this directory".to_string(),
+        TryLockError::Error(e) => {
+            format!("cannot be locked ({e}); have the run's directory on a file system that knows locks, such as a local disk")
+        }
+    };
+    Error::file(path, reason)
+}
+
+/// How far the run in a folder has come, or a new one. What interrupted cycles have left is removed.
+fn progress_in(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<Progress> {
+    let path = folder.join(PROGRESS);
+    if !path.exists() {
+        let names = fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten();
+        let ours = |name: &String| JOINED.iter().chain(&[JUMPS, "md.log"]).any(|ours| ours == name) || is_state(name);
+        if let Some(there) = names.map(|entry| entry.file_name().to_string_lossy().into_owned()).find(ours) {
+            let reason = format!("{there} is there, but no {PROGRESS}: give a new run a directory of its own");
+            return Err(Error::file(folder, reason));
+        }
+        let progress = Progress {
+            settings,
+            cycle: 0,
+            step: None,
+            state: None,
+            potential: None,
+            lengths: BTreeMap::new(),
+            last_steps: BTreeMap::new(),
+            statistics: statistics.clone(),
+            dynamics_s: 0.0,
+            jumps_s: 0.0,
+        };
+        checkpoint::save(&path, RUN, &progress)?;
+        return Ok(progress);
+    }
+    let mut progress: Progress = checkpoint::load(&path, RUN)?;
+    // nothing was made with the settings of a run that has not come through its first cycle
+    if progress.cycle == 0 && progress.settings != settings {
+        progress = Progress { settings, statistics: statistics.clone(), ..progress };
+        checkpoint::save(&path, RUN, &progress)?;
+    } else if progress.settings != settings {
+        let reason = format!(
+            "the run in this directory has other settings ({}): go on with the same, or begin a new directory",
+            progress.settings.differences(&settings)
+        );
+        return Err(Error::file(folder, reason));
+    }
+    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if is_scratch(&name) {
+            let _ = fs::remove_dir_all(entry.path());
+        } else if is_state(&name) && Some(&name) != progress.state.as_ref() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    match progress.state.as_ref().map(|name| folder.join(name)).filter(|state| !state.exists()) {
+        Some(state) => Err(Error::file(
+            state,
+            "the state that the run goes on from is not there: put it back, or begin a new directory",
+        )),
+        None => Ok(progress),
+    }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Whether a folder is one that a cycle works in, and not the user's.
+fn is_scratch(name: &str) -> bool {
+    let numbers = name.strip_prefix("cycle-").and_then(|numbers| numbers.split_once('-'));
+    numbers.is_some_and(|(cycle, process)| is_number(cycle) && is_number(process))
+}
+
+/// Whether a file is a state that a cycle has left, and not the user's.
+fn is_state(name: &str) -> bool {
+    name.strip_prefix("state_").and_then(|name| name.strip_suffix(".cpt")).is_some_and(is_number)
+}
+
+/// Appends the frames of a segment that come after those that are there; the first frame of a segment is the last of the one before.
+fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, progress: &mut Progress) -> Result<()> {
+    let frames = read_with(from, |bytes| {
+        let spans = spans(extension, bytes)?;
+        let head = spans.first().map_or(0, |span| span.bytes.start);
+        let last = progress.last_steps.get(joined).copied();
+        let is_after = |step: i64, last: i64| match extension {
+            "edr" => step > last,
+            _ => (step as i32).wrapping_sub(last as i32) > 0, // steps of trajectories have 32 bits, and begin again
+        };
+        let new = spans.iter().filter(|span| last.is_none_or(|last| is_after(span.step, last)));
+        let frames: Vec<u8> = new.flat_map(|span| bytes[span.bytes.clone()].iter().copied()).collect();
+        Ok((bytes[..head].to_vec(), frames, spans.last().map(|span| span.step)))
+    });
+    let (head, frames, last) = frames?;
+    append(folder, joined, &head, &frames, progress)?;
+    if let Some(last) = last {
+        progress.last_steps.insert(joined.to_string(), last);
+    }
+    Ok(())
+}
+
+/// Appends to a file of the run what comes after its recorded length; `head` opens a new file.
+fn append(folder: &Path, name: &str, head: &[u8], bytes: &[u8], progress: &mut Progress) -> Result<()> {
+    let path = folder.join(name);
+    let length = progress.lengths.get(name).copied().unwrap_or(0);
+    let head = if length == 0 { head } else { &[] };
+    let write = || -> std::io::Result<()> {
+        let mut file = File::options().create(true).truncate(false).write(true).open(&path)?;
+        if file.metadata()?.len() < length {
+            return Err(std::io::Error::other("shorter than when the run wrote it last"));
+        }
+        file.set_len(length)?;
+        file.seek(std::io::SeekFrom::End(0))?;
+        file.write_all(head)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|e| Error::io(&path, e))?;
+    progress.lengths.insert(name.to_string(), length + (head.len() + bytes.len()) as u64);
+    Ok(())
+}
+
+fn line(cycle: u64, report: &Report) -> String {
+    let Report { step, potential, potential_after, outcome } = report;
+    let fate = outcome.fate.name();
+    let Outcome { log_acceptance, log_weight_current, log_weight_proposed, .. } = outcome;
+    format!("{cycle},{step},{potential},{fate},{log_acceptance},{log_weight_current},{log_weight_proposed},{potential_after}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            model: String::new(),
+            screen: None,
+            tpr: String::new(),
+            first_atom: 0,
+            steps: 10,
+            proposals: 1,
+            isir: false,
+            seed: 1,
+            replica: 0,
+        }
+    }
+
+    #[test]
+    fn differences_are_named_by_options() {
+        let other = Settings { first_atom: 4, isir: true, tpr: "another".into(), ..settings() };
+        let said = settings().differences(&other);
+        assert_eq!(
+            said,
+            "another run input file (--tpr), --first-atom 5 instead of 1, --method isir instead of independence"
+        );
+    }
+
+    #[test]
+    fn a_lock_that_is_taken_and_one_that_cannot_be_are_told_apart() {
+        let path = Path::new("run/modejump.lock");
+        let taken = not_locked(path, TryLockError::WouldBlock).to_string();
+        assert!(taken.contains("another modejump is at work"), "{taken}");
+        let unsupported = std::io::Error::from(std::io::ErrorKind::Unsupported);
+        let none = not_locked(path, TryLockError::Error(unsupported)).to_string();
+        assert!(
+            none.contains("unsupported") && none.contains("file system") && !none.contains("another modejump"),
+            "{none}"
+        );
+    }
+
+    #[test]
+    fn what_cycles_have_left_is_removed_and_nothing_else() {
+        let folder = std::env::temp_dir().join(format!("modejump-walker-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        RunFolder::open(&folder, settings(), &Statistics::default()).unwrap();
+        let (leftovers, others) = (
+            ["cycle-3-4711", "state_2.cpt"],
+            ["cycle-3", "cycle-3-notes", "state_2.cpt.bak", "state_best.cpt", "state_2"],
+        );
+        for name in leftovers.iter().chain(&others) {
+            let path = folder.join(name);
+            if name.starts_with("cycle") { fs::create_dir(path) } else { fs::write(path, "") }.unwrap();
+        }
+        RunFolder::open(&folder, settings(), &Statistics::default()).unwrap();
+        let is_there = |name: &&str| folder.join(name).exists();
+        assert!(!leftovers.iter().any(&is_there) && others.iter().all(&is_there));
+        // settings are those of a run when it has come through a cycle
+        let other = Settings { steps: 20, ..settings() };
+        let progress = RunFolder::open(&folder, other.clone(), &Statistics::default()).unwrap().progress;
+        let progress = Progress { cycle: 1, state: Some("state_1.cpt".into()), ..progress };
+        checkpoint::save(&folder.join(PROGRESS), RUN, &progress).unwrap();
+        let message =
+            |settings| RunFolder::open(&folder, settings, &Statistics::default()).err().expect("a refusal").to_string();
+        assert!(message(settings()).contains("--steps 10 instead of 20"), "{}", message(settings()));
+        assert!(message(other.clone()).contains("state_1.cpt"), "{}", message(other));
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
