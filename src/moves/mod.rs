@@ -6,10 +6,10 @@
 
 mod annealed;
 mod blocks;
-mod candidates;
 mod delayed_acceptance;
 mod driven;
 mod exchange;
+mod generator;
 mod independence;
 mod isir;
 mod latent_walk;
@@ -22,10 +22,10 @@ mod steered;
 mod wholeness;
 
 pub use annealed::{Annealed, Path};
-pub use candidates::{Generator, Options};
 pub use delayed_acceptance::{screen_of, DelayedAcceptance};
 pub use driven::Driven;
 pub use exchange::{Exchange, ExchangeOutcome};
+pub use generator::{Generator, Options};
 pub use independence::Independence;
 pub use isir::Isir;
 pub use latent_walk::{LatentWalk, LatentWalkOptions};

@@ -1,0 +1,217 @@
+//! One attempt: the current state as the model sees it, proposals at its place, and their weights.
+
+use super::Generator;
+use crate::coordinates::frame::Frame;
+use crate::coordinates::superpose::random_rotation;
+use crate::coordinates::vector::{centre, shift};
+use crate::density::{Evaluation, Scope, Status};
+use crate::error::Result;
+use crate::moves::{State, Statistics};
+use crate::orientation;
+use crate::rng::{Stream, StreamId};
+use crate::target::Target;
+
+impl Generator {
+    /// Draws, places and weighs the proposals of this attempt, evaluates the density afresh at the current configuration
+    /// (dynamics has moved it since the last attempt), and records the proposals' log-weights.
+    pub(in crate::moves) fn prepare(
+        &mut self,
+        target: &mut dyn Target,
+        state: &State,
+        statistics: &mut Statistics,
+    ) -> Result<()> {
+        self.begin(target, state)?;
+        self.screen_proposals()?;
+        self.evaluate(target)?;
+        for k in 0..self.n_proposals() {
+            statistics.record_weight(self.log_weight(k));
+        }
+        Ok(())
+    }
+
+    /// The current configuration with its density, and proposals where it is; their potentials are not known yet.
+    pub(in crate::moves) fn begin(&mut self, target: &dyn Target, state: &State) -> Result<()> {
+        state.check(self.dimension(), target)?;
+        self.current.copy_from_slice(state.x);
+        self.whole.apply(state.box_vectors.as_ref(), &mut self.current)?;
+        if matches!(self.density.scope(), Scope::Centred | Scope::Noisy { .. }) {
+            self.centroid = centre(&mut self.current);
+        }
+        if let Scope::Noisy { sigma } = self.density.scope() {
+            let mut stream = Stream::new(self.options.seed, StreamId::Centroid, state.step, state.replica);
+            shift(&mut self.current, std::array::from_fn(|_| sigma * stream.normal()));
+        }
+        let mut evaluation = [self.current_evaluation];
+        match &self.screen {
+            None if self.rotations > 0 => {
+                let streams = |_: usize| orientations(self.options.seed, state.step, state.replica, 0);
+                evaluation[0] =
+                    orientation::averaged(self.density.as_ref(), &self.current, None, self.rotations, streams)?[0];
+            }
+            None => self.density.log_density(&self.current, &mut evaluation)?,
+            Some(screen) => {
+                let x = &mut self.packed[..self.current.len()];
+                x.copy_from_slice(&self.current);
+                centre_molecule(self.density.scope(), x);
+                screen.log_density(x, &mut evaluation)?;
+            }
+        }
+        let metric = self.constraints.as_mut().map_or(0.0, |c| c.log_metric(&self.current));
+        self.u_current = state.reduced_potential - metric;
+        self.current_evaluation = self.trusted(evaluation[0], self.u_current);
+        if !self.u_current.is_finite() && self.current_evaluation.is_inside() {
+            self.current_evaluation = Evaluation::outside(Status::Singular);
+        }
+        self.place(state.step, state.replica)?;
+        self.u.fill(f64::INFINITY);
+        self.u_total.fill(f64::INFINITY);
+        Ok(())
+    }
+
+    /// Copies the proposals of an attempt and puts each where the current configuration is.
+    ///
+    /// If the density describes the shape only, that is a rigid motion by which its frame coincides with that of the current
+    /// configuration: same origin atom, same axis, same half-plane. Why that is exact: write x = (x₀, R, s), origin,
+    /// orientation and shape; the volume element is dx₀ dR J(s) ds with dR the Haar measure, so J depends on the shape
+    /// alone. The move keeps (x₀, R) and draws s′ with density q(x′) J(s′) · const, independent of (x₀, R) because q is.
+    /// Conditional on (x₀, R) the target's density of s is e^{−u} J(s). In the Hastings ratio J cancels:
+    /// α = e^{−u(x′)+u(x)} q(x)/q(x′). Sampling a conditional of the target leaves the target invariant.
+    ///
+    /// If it describes all but the centroid, that is the translation to the current centroid. Write x = (c, y), centroid and
+    /// centred configuration; the volume element is N^{3/2} dc dy, its factor constant. The move keeps c and draws y′ with
+    /// density q(y′) on the centred space, so conditional on c it is an independence move with α = e^{−u(x′)+u(x)} q(y)/q(y′).
+    /// Orientation is part of y: q need not be invariant under rotation.
+    ///
+    /// If its centroid is noise, the same translation: write x = (c, y) with the target e^{−u(y)} N(c; 0, σ²). Drawing c afresh for
+    /// the current y leaves that invariant, and so does an independence move of (c, y) with α = e^{−u(y′)+u(y)} · [q(c, y)/N(c)] /
+    /// [q(c′, y′)/N(c′)], ratios that are the density's log q. Where the molecule is put is of no account then.
+    fn place(&mut self, step: u64, replica: u32) -> Result<()> {
+        let d = self.dimension();
+        let (x, evaluations) = self.blocks.of(step, replica)?;
+        self.placed.copy_from_slice(x);
+        self.evaluations.copy_from_slice(evaluations);
+        let turning = |row: usize| orientations(self.options.seed, step, replica, 1 + row as u32);
+        if self.rotations > 0 {
+            let drawn = Some(self.evaluations.as_slice());
+            self.evaluations =
+                orientation::averaged(self.density.as_ref(), &self.placed, drawn, self.rotations, |row| {
+                    turning(2 * row)
+                })?;
+        }
+        let frame = match self.density.scope() {
+            Scope::Full => return Ok(()),
+            Scope::Shape { frame } => frame,
+            Scope::Centred | Scope::Noisy { .. } => {
+                let rows = self.placed.chunks_exact_mut(d).zip(&mut self.drawn_centroids);
+                for (row, (x, drawn)) in rows.enumerate() {
+                    *drawn = centre(x);
+                    if self.rotations > 0 {
+                        random_rotation(x, &mut turning(2 * row + 1));
+                    }
+                    shift(x, self.centroid);
+                }
+                return Ok(());
+            }
+        };
+        let Some(to) = Frame::of(&self.current, frame) else {
+            self.current_evaluation = Evaluation::outside(Status::Singular);
+            return Ok(());
+        };
+        for (x, evaluation) in self.placed.chunks_exact_mut(d).zip(&mut self.evaluations) {
+            if !evaluation.is_inside() {
+                continue;
+            }
+            match Frame::of(x, frame) {
+                Some(from) => from.carry(x, &to),
+                None => *evaluation = Evaluation::outside(Status::Singular),
+            }
+        }
+        Ok(())
+    }
+
+    /// What the screen, if there is one, says of the placed proposals.
+    fn screen_proposals(&mut self) -> Result<()> {
+        let Some(screen) = self.screen.clone() else { return Ok(()) };
+        let d = self.current.len();
+        for (x, evaluation) in self.placed.chunks_exact(d).zip(&mut self.evaluations) {
+            if evaluation.is_inside() {
+                let copy = &mut self.packed[..d];
+                copy.copy_from_slice(x);
+                centre_molecule(self.density.scope(), copy);
+                let mut found = [*evaluation];
+                screen.log_density(copy, &mut found)?;
+                *evaluation = found[0];
+            }
+        }
+        Ok(())
+    }
+
+    /// What an evaluation stands for in a weight: log q, or what a screen says as far as it is trusted.
+    fn trusted(&self, evaluation: Evaluation, u: f64) -> Evaluation {
+        let log_density = self.trust.log_density(u, evaluation.log_density);
+        match evaluation.is_inside() && self.screen.is_some() {
+            true => supported(Evaluation { log_density, ..evaluation }),
+            false => supported(evaluation),
+        }
+    }
+
+    /// u of every usable proposal in one call of the target, and the checks that need no target.
+    pub(in crate::moves) fn evaluate(&mut self, target: &mut dyn Target) -> Result<()> {
+        let d = self.current.len();
+        self.packed_rows.clear();
+        for (k, x) in self.placed.chunks_exact(d).enumerate() {
+            let evaluation = &mut self.evaluations[k];
+            *evaluation = supported(*evaluation);
+            if evaluation.is_inside() && x.iter().any(|v| !v.is_finite()) {
+                *evaluation = Evaluation::outside(Status::NonFinite);
+            }
+            if evaluation.is_inside() && self.constraints.as_ref().is_some_and(|c| !c.are_kept(x)) {
+                *evaluation = Evaluation::outside(Status::BrokenConstraint);
+            }
+            if evaluation.is_inside() {
+                let row = self.packed_rows.len();
+                self.packed[row * d..(row + 1) * d].copy_from_slice(x);
+                self.packed_rows.push(k);
+            }
+        }
+        let n = self.packed_rows.len();
+        if n > 0 {
+            target.reduced_potential(&self.packed[..n * d], &mut self.packed_u[..n])?;
+        }
+        self.u.fill(f64::INFINITY);
+        for (&k, &u) in self.packed_rows.iter().zip(&self.packed_u) {
+            self.u[k] = u;
+        }
+        for k in 0..self.u.len() {
+            let x = &self.placed[k * d..(k + 1) * d];
+            let usable = self.u[k].is_finite();
+            let metric = self.constraints.as_mut().filter(|_| usable).map_or(0.0, |c| c.log_metric(x));
+            self.u_total[k] = self.u[k] - metric;
+            if usable {
+                self.evaluations[k] = self.trusted(self.evaluations[k], self.u_total[k]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rotations of an attempt: of the current configuration (0), and of its proposals.
+fn orientations(seed: u64, step: u64, replica: u32, which: u32) -> Stream {
+    // no use takes as many numbers as are between two
+    Stream::new(seed, StreamId::Orientation, step, replica).at(which << 18)
+}
+
+/// Centres what is a molecule rather than abstract coordinates.
+fn centre_molecule(scope: Scope, x: &mut [f64]) {
+    if scope != Scope::Full {
+        centre(x);
+    }
+}
+
+/// A density of zero means outside the support, whatever the model calls it.
+pub(super) fn supported(evaluation: Evaluation) -> Evaluation {
+    if evaluation.is_inside() && !evaluation.log_density.is_finite() {
+        return Evaluation::outside(Status::OutOfSupport);
+    }
+    evaluation
+}

@@ -1,0 +1,104 @@
+//! What moves need that go from the current state to a proposal on a path: annealed and driven ones.
+
+use super::Generator;
+use crate::annealing::Space;
+use crate::coordinates::frame::Frame;
+use crate::coordinates::vector::{centre, shift};
+use crate::coordinates::Between;
+use crate::density::{Evaluation, Scope, Status};
+use std::borrow::Cow;
+
+impl Generator {
+    /// The current configuration as the density describes it.
+    pub(in crate::moves) fn current_as_drawn(&self) -> &[f64] {
+        &self.current
+    }
+
+    /// Proposal k as the density describes it: its centroid where it was drawn, if the density knows of one.
+    pub(in crate::moves) fn as_drawn(&self, k: usize) -> Vec<f64> {
+        let mut x = self.proposal(k).0.to_vec();
+        match self.density.scope() {
+            Scope::Full | Scope::Shape { .. } => {}
+            Scope::Centred => _ = centre(&mut x),
+            Scope::Noisy { .. } => {
+                centre(&mut x);
+                shift(&mut x, self.drawn_centroids[k]);
+            }
+        }
+        x
+    }
+
+    /// Configurations as the density describes them, `[n][dimension]`, at the place of the current one.
+    pub(in crate::moves) fn placed<'a>(&self, x: &'a [f64]) -> Cow<'a, [f64]> {
+        if matches!(self.density.scope(), Scope::Full | Scope::Shape { .. }) {
+            return x.into();
+        }
+        let mut placed = x.to_vec();
+        for x in placed.chunks_exact_mut(self.dimension()) {
+            centre(x);
+            shift(x, self.centroid);
+        }
+        placed.into()
+    }
+
+    /// From gradients at [`Generator::placed`] to those by what is placed.
+    pub(in crate::moves) fn pull_back(&self, gradient: &mut [f64]) {
+        if matches!(self.density.scope(), Scope::Centred | Scope::Noisy { .. }) {
+            for gradient in gradient.chunks_exact_mut(self.dimension()) {
+                centre(gradient);
+            }
+        }
+    }
+
+    /// The displacements that change what the density describes, and nothing else.
+    pub(in crate::moves) fn space(&self) -> Space {
+        match self.density.scope() {
+            Scope::Full | Scope::Noisy { .. } => Space::Full,
+            Scope::Centred => Space::Centred,
+            Scope::Shape { frame } => match Frame::of(&self.current, frame) {
+                Some(Frame { axes, .. }) => Space::Frame { frame, axes },
+                None => Space::Full, // the attempt is rejected already
+            },
+        }
+    }
+
+    /// Proposals that can be made so far.
+    pub(in crate::moves) fn usable(&self) -> Vec<usize> {
+        (0..self.n_proposals()).filter(|&k| self.evaluations[k].is_inside()).collect()
+    }
+
+    /// The way from the current configuration, made whole, to proposal k: in internal coordinates if the model has them, turning
+    /// if the density describes the orientation, else straight. None of them moves the frame or the centroid.
+    ///
+    /// Errors: no way, by the status that says why.
+    pub(in crate::moves) fn way_to(&self, k: usize) -> std::result::Result<Between<'_>, Status> {
+        let (to, scope) = (self.proposal(k).0, self.density.scope());
+        match (&self.internal, scope) {
+            (Some(internal), Scope::Shape { .. }) => Between::internal(internal, &self.current, to),
+            (_, Scope::Centred | Scope::Noisy { .. }) => Between::turning(&self.placed(&self.current), to),
+            _ => Ok(Between::straight(&self.current, to)),
+        }
+    }
+
+    /// Rejects proposal k under this name.
+    pub(in crate::moves) fn refuse(&mut self, k: usize, status: Status) {
+        self.evaluations[k] = Evaluation::outside(status);
+    }
+
+    /// Another configuration, as the density describes it, in place of proposal k.
+    pub(in crate::moves) fn set_end(&mut self, k: usize, x: &[f64]) {
+        let (d, placed) = (self.dimension(), self.placed(x));
+        self.placed[k * d..(k + 1) * d].copy_from_slice(&placed);
+    }
+
+    /// Gives proposal k this weight, whatever the density of its configuration.
+    pub(in crate::moves) fn set_log_weight(&mut self, k: usize, log_weight: f64) {
+        if self.evaluations[k].is_inside() && self.u_total[k].is_finite() {
+            self.evaluations[k] = Evaluation::inside(-self.u_total[k] - log_weight);
+        }
+    }
+
+    pub(in crate::moves) fn set_log_weight_current(&mut self, log_weight: f64) {
+        self.current_evaluation = Evaluation::inside(-self.u_current - log_weight);
+    }
+}
