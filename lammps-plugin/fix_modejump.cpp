@@ -25,6 +25,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <random>
 #include <set>
@@ -97,6 +98,16 @@ void FixModeJump::read_options(int narg, char** arg) {
 
 int FixModeJump::setmask() { return PRE_EXCHANGE; }
 
+/// Whether a style begins with one of these: accelerated variants have a suffix.
+static bool is_one_of(const Fix* fix, std::initializer_list<const char*> styles) {
+    return std::any_of(styles.begin(), styles.end(), [fix](const char* style) { return utils::strmatch(fix->style, style); });
+}
+
+/// Whether the atoms of a fix's group do not go where their forces would take them.
+static bool holds(const Fix* fix) {
+    return is_one_of(fix, {"^setforce", "^freeze", "^lineforce", "^planeforce", "^nve/noforce", "^move"});
+}
+
 /// Runs something on rank 0; what it throws stops all ranks.
 template <class Body> void FixModeJump::on_root(Body body) {
     std::string problem;
@@ -158,6 +169,9 @@ void FixModeJump::init() {
         if (fix->energy_global_flag && !fix->ecouple_flag)
             error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not see: remove one of the two, "
                               "or have its forces from a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
+        if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk"}))
+            error->all(FLERR, "Fix modejump: fix {} ({}) does not sample the canonical ensemble: have nvt, temp/csvr or langevin",
+                       fix->id, fix->style);
         if (fix->box_change)
             error->all(FLERR, "Fix modejump: fix {} ({}) changes the box, or how ranks share it, which the moves do not allow for: run "
                               "at constant volume (nvt instead of npt)", fix->id, fix->style);
@@ -176,11 +190,39 @@ void FixModeJump::init() {
     x_.assign(3 * all.size(), 0.0);
     current_ = x_;
     image_.assign(all.size(), 0);
+    if (update->whichflag == 1) // not in a minimisation
+        require_motion();
 
     if (!loaded_)
         load(static_cast<int>(x_.size()));
     loaded_ = true;
     next_reneighbor = (update->ntimestep / nevery + 1) * nevery;
+}
+
+/// Stops unless every atom of the model goes where its forces take it: jumps would move the others as well, and give them velocities.
+/// Collective.
+void FixModeJump::require_motion() {
+    const auto first = [this](auto is_bad) {
+        tagint mine = MAXTAGINT, first = MAXTAGINT;
+        for (int i = 0; i < atom->nlocal; i++)
+            if ((atom->mask[i] & groupbit) && is_bad(atom->mask[i]))
+                mine = std::min(mine, atom->tag[i]);
+        MPI_Allreduce(&mine, &first, 1, MPI_LMP_TAGINT, MPI_MIN, world);
+        return first;
+    };
+    int moved = 0;
+    for (const Fix* fix : modify->get_fix_list()) {
+        if (fix->time_integrate)
+            moved |= fix->groupbit;
+        const tagint held = holds(fix) ? first([fix](int mask) { return mask & fix->groupbit; }) : MAXTAGINT;
+        if (held != MAXTAGINT)
+            error->all(FLERR, "Fix modejump: fix {} ({}) holds atom {} of group {}, which jumps would move: leave it out of one of the two",
+                       fix->id, fix->style, held, group->names[igroup]);
+    }
+    const tagint left = first([moved](int mask) { return !(mask & moved); });
+    if (left != MAXTAGINT)
+        error->all(FLERR, "Fix modejump: no fix integrates atom {} of group {}, which jumps would move: have all of the group in a fix "
+                          "such as nve or nvt", left, group->names[igroup]);
 }
 
 /// The smallest number that no other fix of this style has.
@@ -624,7 +666,7 @@ void FixModeJump::kick(double sign) {
     for (const Fix* fix : modify->get_fix_list()) {
         if (fix->time_integrate)
             moved |= fix->groupbit;
-        if (utils::strmatch(fix->style, "^setforce") || utils::strmatch(fix->style, "^freeze"))
+        if (holds(fix))
             held |= fix->groupbit;
     }
     const double half_step = sign * 0.5 * update->dt * force->ftm2v;

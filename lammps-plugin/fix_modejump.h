@@ -41,6 +41,7 @@ private:
     enum class Order : int { Evaluate, Accept, Reject, Fail };
 
     void read_options(int narg, char** arg);
+    void require_motion();
     void load(int dimension);
     void check_temperature();
     void gather();

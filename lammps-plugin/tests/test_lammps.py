@@ -363,7 +363,7 @@ def test_wrapped_data_without_image_flags(run, boundary):
 def test_atoms_half_a_box_apart_are_named(run):
     # an atom moved so far that no box says where it belongs
     moved = "group first id 1\ndisplace_atoms first move 0.0 9.0 12.5\nfix jump all modejump 1 model {} temp 300.0\nrun 1\n"
-    text = run.bad(moved.format(run.model))
+    text = run.bad("fix dynamics all nve\n" + moved.format(run.model))
     assert "the bond between atoms 1 and 2" in text and "reset_atoms image" in text
 
 
@@ -430,6 +430,46 @@ def test_what_does_not_fit_is_refused(run):
     assert "fix rigid (shake) constrains atoms" in run.bad(DYNAMICS.format(seed=1) + shake)
     respa = jump(run) + "run_style respa 2 2 bond 1 angle 1 dihedral 2 pair 2\nrun 10\n"
     assert "does not work with run_style respa" in run.bad(DYNAMICS.format(seed=1) + respa)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    "held, message",
+    [
+        ("fix dynamics all nve\nfix hold one setforce 0 0 0", "fix hold (setforce) holds atom 2 of group all"),
+        ("fix dynamics all nve\nfix hold one planeforce 0 0 1", "fix hold (planeforce) holds atom 2 of group all"),
+        ("fix dynamics rest nve\nfix hold one nve/noforce", "fix hold (nve/noforce) holds atom 2 of group all"),
+        ("fix dynamics rest nve", "no fix integrates atom 2 of group all"),
+    ],
+)
+def test_held_atoms_of_the_model_are_refused(run, held, message, ranks):
+    groups = "group one id 2\ngroup rest id 1 3 4\nvelocity all create 300.0 5\nvelocity one set 0 0 0\n"
+    commands = groups + "{}\nfix bath rest langevin 300 300 50 5\n" + jump(run) + "run 10\n"
+    # mpiexec may lose the last lines of ranks that it ends
+    texts = (run.bad(commands.format(held), ranks=ranks) for _ in range(5))
+    assert any(message in text for text in texts)
+
+
+def test_held_atoms_beside_the_model_are_not(tmp_path):
+    run = Run(tmp_path, copies=2)
+    held = "group one id 1:4\ngroup two id 5:8\nvelocity two set 0 0 0\nfix hold two setforce 0 0 0\n"
+    jumps = f"fix jump one modejump 20 model {run.model} temp 300.0 seed 7\n"
+    # and nothing has to move for a minimisation
+    run.good(jumps.join([held, "minimize 0.0 1.0 3 3\n"]) + DYNAMICS.format(seed=5).replace("bath all", "bath one") + "run 10\n")
+
+
+@pytest.mark.parametrize(
+    "fixes, style",
+    [
+        ("fix dynamics all nve\nfix bath all temp/berendsen 300 300 50", "temp/berendsen"),
+        ("fix dynamics all nve\nfix bath all temp/rescale 10 300 300 1 1.0", "temp/rescale"),
+        ("fix bath all nve/limit 0.05", "nve/limit"),
+        ("fix bath all nvk", "nvk"),
+    ],
+)
+def test_thermostats_that_are_not_canonical_are_refused(run, fixes, style):
+    text = run.bad(f"velocity all create 300.0 1\n{fixes}\n" + jump(run) + "run 10\n")
+    assert f"fix bath ({style}) does not sample the canonical ensemble" in text, text[-1500:]
 
 
 @pytest.mark.parametrize(
