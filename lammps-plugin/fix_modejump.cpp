@@ -38,7 +38,7 @@ static constexpr int COLUMNS = 9;
 static constexpr int FIXED = 1, SHRINK = 2;
 
 FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
-    : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), kt_(0) {
+    : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), dalton_(0), kt_(0) {
     read_options(narg, arg);
     force_reneighbor = 1;
     pre_exchange_migrate = 1;
@@ -148,9 +148,13 @@ template <class Value> std::vector<Value> FixModeJump::gathered(const std::vecto
 
 void FixModeJump::init() {
     const std::string units = update->unit_style;
-    if (units == "real" || units == "metal")
+    if (units == "real" || units == "metal") {
         nm_ = 0.1;
-    else if (units == "nano" || units == "lj")
+        dalton_ = 1.0;
+    } else if (units == "nano") {
+        nm_ = 1.0;
+        dalton_ = 1.66053906660e-6; // in attograms
+    } else if (units == "lj")
         nm_ = 1.0;
     else
         error->all(FLERR, "Fix modejump: units {}; real, metal, nano and lj are supported", units);
@@ -225,6 +229,16 @@ void FixModeJump::require_motion() {
                           "such as nve or nvt", left, group->names[igroup]);
 }
 
+/// The masses (dalton) of the model's atoms, in its order. Collective.
+std::vector<double> FixModeJump::masses() {
+    std::vector<double> mine(index_.size(), 0.0), all(index_.size());
+    for (int i = 0; i < atom->nlocal; i++)
+        if (atom->mask[i] & groupbit)
+            mine[index_.at(atom->tag[i])] = mass_of(i) / dalton_;
+    MPI_Allreduce(mine.data(), all.data(), static_cast<int>(mine.size()), MPI_DOUBLE, MPI_SUM, world);
+    return all;
+}
+
 /// The smallest number that no other fix of this style has.
 std::uint64_t FixModeJump::free_number() const {
     std::set<std::uint64_t> taken;
@@ -244,12 +258,16 @@ std::uint64_t FixModeJump::seed() const { return seed_ + (number_ << 32); }
 
 void FixModeJump::load(int dimension) {
     number_ = free_number();
+    const bool has_units = update->unit_style != std::string("lj");
+    const std::vector<double> m = has_units ? masses() : std::vector<double>();
     on_root([&] {
         const modejump::Model model(model_file_);
         const std::size_t coordinates = model.dimension() - model.auxiliary();
         if (coordinates != static_cast<std::size_t>(dimension))
             throw std::runtime_error(model_file_ + " has " + std::to_string(coordinates / 3) + " atoms, group " +
                                      group->names[igroup] + " has " + std::to_string(dimension / 3));
+        if (has_units)
+            check_masses(model, m);
         modejump::Options options;
         options.kind = method_ == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
         options.n_proposals = static_cast<std::uint64_t>(std::max(proposals_, 0));
@@ -259,9 +277,19 @@ void FixModeJump::load(int dimension) {
             move_ = std::make_unique<modejump::Move>(model, options);
         else
             move_ = std::make_unique<modejump::Move>(model, modejump::Model(screen_file_), options);
-        if (update->unit_style != std::string("lj"))
+        if (has_units)
             move_->set_temperature(temperature_); // K
     });
+}
+
+/// Stops where masses say that the model's atoms come in another order. On rank 0.
+void FixModeJump::check_masses(const modejump::Model& model, const std::vector<double>& masses) const {
+    try {
+        model.check_masses(masses);
+    } catch (const std::exception& thrown) {
+        throw std::runtime_error(model_file_ + ": " + thrown.what() + "; atom k of the model is the one with the k-th lowest ID in group " +
+                                 group->names[igroup]);
+    }
 }
 
 void FixModeJump::pre_exchange() {
@@ -707,7 +735,7 @@ void FixModeJump::draw_velocities() {
 }
 
 /// 1 attempts, 2 accepted, 3 rejected by the Metropolis test, 4 out of the generator's support, 5 non-finite, 6 of the wrong hand,
-/// 7 accepted over attempts, 8 effective sample size of the proposals, 9 mean log-weight.
+/// 7 accepted over attempts, 8 effective sample size of the proposals, 9 mean log-weight; the last two are 0 without a usable proposal.
 double FixModeJump::compute_vector(int i) {
     double values[COLUMNS] = {};
     if (comm->me == 0 && move_) {
@@ -720,8 +748,8 @@ double FixModeJump::compute_vector(int i) {
                                      static_cast<double>(s.non_finite + s.singular + s.constraint),
                                      static_cast<double>(s.chirality + s.wrong_mode),
                                      s.attempts > 0 ? static_cast<double>(s.accepted) / attempts : 0.0,
-                                     s.ess,
-                                     s.mean_log_weight};
+                                     std::isnan(s.ess) ? 0.0 : s.ess,
+                                     std::isnan(s.mean_log_weight) ? 0.0 : s.mean_log_weight};
         std::copy(all, all + COLUMNS, values);
     }
     MPI_Bcast(values, COLUMNS, MPI_DOUBLE, 0, world);

@@ -326,6 +326,7 @@ def test_torn_proposals_are_rejected_unevaluated(run, head):
     run.good(DYNAMICS.format(seed=5) + moves + "thermo_style custom step atoms f_jump[*]\nthermo 20\nrun 200\n")
     thermo = run.thermo()
     assert (thermo["Atoms"] == 4).all() and thermo["f_jump[1]"][-1] == thermo["f_jump[5]"][-1] == 10
+    assert not thermo["f_jump[8]"].any() and not thermo["f_jump[9]"].any(), "no proposal has a weight"
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -470,6 +471,15 @@ def test_held_atoms_beside_the_model_are_not(tmp_path):
 def test_thermostats_that_are_not_canonical_are_refused(run, fixes, style):
     text = run.bad(f"velocity all create 300.0 1\n{fixes}\n" + jump(run) + "run 10\n")
     assert f"fix bath ({style}) does not sample the canonical ensemble" in text, text[-1500:]
+
+
+def test_masses_of_another_order_are_refused(run):
+    swapped = "set atom 1 type 2\nset atom 2 type 1\n"
+    text = run.bad(swapped + DYNAMICS.format(seed=1) + jump(run) + "run 10\n")
+    assert "a mass of 15.999 where the topology has HOH1:H1 (atom 1)" in text and "the k-th lowest ID in group all" in text
+    # hydrogens may be made heavier by their neighbours
+    heavier = "mass 1 3.024\nmass 2 13.983\n"
+    run.good(heavier + DYNAMICS.format(seed=1) + jump(run) + "run 10\n")
 
 
 @pytest.mark.parametrize(
