@@ -38,7 +38,7 @@ static constexpr int COLUMNS = 9;
 static constexpr int FIXED = 1, SHRINK = 2;
 
 FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
-    : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), dalton_(0), kt_(0) {
+    : Fix(lmp, narg, arg), temperature_(0), seed_(0), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), dalton_(0), kt_(0) {
     read_options(narg, arg);
     force_reneighbor = 1;
     pre_exchange_migrate = 1;
@@ -62,12 +62,13 @@ FixModeJump::~FixModeJump() {
 
 void FixModeJump::read_options(int narg, char** arg) {
     if (narg < 4)
-        error->all(FLERR, "Usage: fix ID group modejump N model FILE temp T [seed S] [proposals K] "
+        error->all(FLERR, "Usage: fix ID group modejump N model FILE temp T seed S [proposals K] "
                           "[method independence|isir] [screen FILE]");
     nevery = utils::inumeric(FLERR, arg[3], false, lmp);
     if (nevery <= 0)
         error->all(FLERR, "Fix modejump: N = {}; a positive number of steps is needed", arg[3]);
     method_ = "independence";
+    bigint seed = -1;
     for (int i = 4; i < narg; i += 2) {
         const std::string key = arg[i];
         if (i + 1 == narg)
@@ -80,7 +81,7 @@ void FixModeJump::read_options(int narg, char** arg) {
         else if (key == "temp")
             temperature_ = utils::numeric(FLERR, value, false, lmp);
         else if (key == "seed")
-            seed_ = static_cast<std::uint64_t>(utils::bnumeric(FLERR, value, false, lmp));
+            seed = utils::bnumeric(FLERR, value, false, lmp);
         else if (key == "proposals")
             proposals_ = utils::inumeric(FLERR, value, false, lmp);
         else if (key == "method")
@@ -90,6 +91,10 @@ void FixModeJump::read_options(int narg, char** arg) {
     }
     if (model_file_.empty() || !(temperature_ > 0))
         error->all(FLERR, "Fix modejump needs `model FILE` and `temp T` with a positive temperature");
+    // with a default, runs that are meant to be independent would make the same jumps
+    if (seed < 0)
+        error->all(FLERR, "Fix modejump needs `seed S`, a number from 0 up: give runs that are to be independent another one each");
+    seed_ = static_cast<std::uint64_t>(seed);
     if (method_ != "independence" && method_ != "isir")
         error->all(FLERR, "Fix modejump: method {}; there are independence and isir", method_);
     if (method_ == "isir" && !screen_file_.empty())
@@ -253,7 +258,7 @@ std::uint64_t FixModeJump::free_number() const {
     return number;
 }
 
-/// Moves at the same step must not use the same numbers, and several fixes of one input have the same seed unless told otherwise.
+/// Moves at the same step must not use the same numbers, and several fixes of one input may have the same seed.
 std::uint64_t FixModeJump::seed() const { return seed_ + (number_ << 32); }
 
 void FixModeJump::load(int dimension) {
@@ -279,6 +284,8 @@ void FixModeJump::load(int dimension) {
             move_ = std::make_unique<modejump::Move>(model, modejump::Model(screen_file_), options);
         if (has_units)
             move_->set_temperature(temperature_); // K
+        utils::logmesg(lmp, "modejump: active; fix {}, library {}, model {}, {} atoms of group {}, an attempt every {} steps, seed {}\n",
+                       id, modejump_version(), model_file_, dimension / 3, group->names[igroup], nevery, seed_);
     });
 }
 

@@ -363,7 +363,7 @@ def test_wrapped_data_without_image_flags(run, boundary):
 
 def test_atoms_half_a_box_apart_are_named(run):
     # an atom moved so far that no box says where it belongs
-    moved = "group first id 1\ndisplace_atoms first move 0.0 9.0 12.5\nfix jump all modejump 1 model {} temp 300.0\nrun 1\n"
+    moved = "group first id 1\ndisplace_atoms first move 0.0 9.0 12.5\nfix jump all modejump 1 model {} temp 300.0 seed 1\nrun 1\n"
     text = run.bad("fix dynamics all nve\n" + moved.format(run.model))
     assert "the bond between atoms 1 and 2" in text and "reset_atoms image" in text
 
@@ -384,7 +384,8 @@ def test_counters_are_there_at_any_step(run):
 def test_a_run_is_a_function_of_its_seed(run):
     def frames(seed):
         moves = f"fix jump all modejump 20 model {run.model} temp 300.0 seed {seed}\n"
-        run.good(DYNAMICS.format(seed=11) + moves + OUTPUT.format(every=20) + "run 400\n")
+        text = run.good(DYNAMICS.format(seed=11) + moves + OUTPUT.format(every=20) + "run 400\n")
+        assert f"4 atoms of group all, an attempt every 20 steps, seed {seed}\n" in text
         return run.frames()
 
     first = frames(3)
@@ -394,7 +395,7 @@ def test_a_run_is_a_function_of_its_seed(run):
 def test_two_fixes_of_one_input_are_independent(tmp_path):
     run = Run(tmp_path, copies=2)
     fixes = "".join(
-        f"group {name} id {atoms}\nfix jump{name} {name} modejump 10 model {run.model} temp 300.0\n"
+        f"group {name} id {atoms}\nfix jump{name} {name} modejump 10 model {run.model} temp 300.0 seed 1\n"
         for name, atoms in (("one", "1:4"), ("two", "5:8"))
     )
     run.good(DYNAMICS.format(seed=48291) + fixes + OUTPUT.format(every=20) + "run 30000\n")
@@ -408,14 +409,16 @@ def test_two_fixes_of_one_input_are_independent(tmp_path):
 @pytest.mark.parametrize(
     "fix, message",
     [
-        ("model none.safetensors temp 300", "none.safetensors"),
+        ("model none.safetensors temp 300 seed 1", "none.safetensors"),
+        ("model {model} temp 300", "give runs that are to be independent another one each"),
+        ("model {model} temp 300 seed -3", "a number from 0 up"),
         ("model {model} temp 0", "positive temperature"),
         ("temp 300", "needs `model FILE`"),
         ("model {model} temp 300 frequency 3", "unknown keyword frequency"),
         ("model {model} temp 300 seed", "keyword seed has no value"),
-        ("model {model} temp 300 method gibbs", "independence and isir"),
-        ("model {model} temp 300 proposals 0", "0 proposals"),
-        ("model {model} temp 300 method isir screen {model}", "screen goes with"),
+        ("model {model} temp 300 seed 1 method gibbs", "independence and isir"),
+        ("model {model} temp 300 seed 1 proposals 0", "0 proposals"),
+        ("model {model} temp 300 seed 1 method isir screen {model}", "screen goes with"),
     ],
 )
 def test_bad_options_are_refused(run, fix, message):
@@ -424,7 +427,7 @@ def test_bad_options_are_refused(run, fix, message):
 
 
 def test_what_does_not_fit_is_refused(run):
-    group = "group some id 1:3\n" + f"fix jump some modejump 20 model {run.model} temp 300\nrun 10\n"
+    group = "group some id 1:3\n" + f"fix jump some modejump 20 model {run.model} temp 300 seed 1\nrun 10\n"
     text = run.bad(DYNAMICS.format(seed=1) + group, ranks=2)
     assert "has 4 atoms, group some has 3" in text
     shake = jump(run) + "fix rigid all shake 0.0001 20 0 b 1\nrun 10\n"
