@@ -27,6 +27,7 @@
 #include <iterator>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -253,8 +254,9 @@ struct Options
     int64_t       steps       = 0;
     int64_t       firstAtom   = 1;
     int64_t       lastAtom    = 0; // of the model, if not given
-    std::uint64_t seed        = 1;
     std::uint64_t proposals   = 1;
+    /// The run's own ld-seed, if not given: runs that share a file of options then do not share their jumps.
+    std::optional<std::uint64_t> seed;
     double        temperature = 0; // that of the coupling, if not given
 
     explicit Options(const std::string& path)
@@ -554,6 +556,7 @@ public:
             throw std::runtime_error("refused: " + reason);
         }
         checkBath();
+        options_.seed = options_.seed.value_or(static_cast<std::uint64_t>(simulation.input.ld_seed));
         loadModel();
         matchAtoms();
         checkGroups();
@@ -564,7 +567,7 @@ public:
         const std::string line =
                 "modejump: active; library " + std::string(library_.version()) + ", model " + options_.model
                 + ", atoms " + std::to_string(options_.firstAtom) + "-" + std::to_string(options_.lastAtom)
-                + ", an attempt every " + std::to_string(options_.steps) + " steps";
+                + ", an attempt every " + std::to_string(options_.steps) + " steps, seed " + std::to_string(*options_.seed);
         report(line);
     }
 
@@ -778,7 +781,7 @@ private:
         library_.check(library_.moveOptionsInit(&options));
         options.kind        = options_.method == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
         options.n_proposals = options_.proposals;
-        options.seed        = options_.seed;
+        options.seed        = *options_.seed;
         options.stride      = static_cast<std::uint64_t>(options_.steps);
         modejump_move* move = nullptr;
         library_.check(library_.moveNew(model_.get(), &options, &move));
@@ -1163,7 +1166,7 @@ private:
         Vector              excess{};
         double              mass = 0;
         // a function of seed, replica, step and atom; the odd number keeps neighbouring seeds and replicas apart
-        gmx::ThreeFry2x64<8> random(options_.seed + replica() * 0x9E3779B97F4A7C15U, gmx::RandomDomain::Other);
+        gmx::ThreeFry2x64<8> random(*options_.seed + replica() * 0x9E3779B97F4A7C15U, gmx::RandomDomain::Other);
         for (std::size_t i = 0; i < n; i++)
         {
             random.restart(static_cast<std::uint64_t>(step), static_cast<std::uint64_t>(atoms_[i]));

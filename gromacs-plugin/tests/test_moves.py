@@ -135,6 +135,12 @@ def test_a_run_is_a_function_of_its_seed(ala2):
     assert first == same and first != other
 
 
+def test_without_a_seed_it_is_that_of_the_run(ala2):
+    same = [ala2.run({"ld-seed": 18}, {"seed": seed}) for seed in (None, 18)]
+    assert same[0].bytes("trr") == same[1].bytes("trr")
+    assert all("an attempt every 10 steps, seed 18" in run.text for run in same)
+
+
 def test_more_proposals_are_accepted_more_often(ala2):
     mdp = {"nsteps": 10000}
     rates = []
