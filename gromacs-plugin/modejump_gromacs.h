@@ -13,9 +13,13 @@
 #include "modejump.h"
 
 #include <dlfcn.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cinttypes>
 #include <cmath>
 #include <cstdint>
@@ -57,6 +61,7 @@
 #include "gromacs/topology/topology.h"
 #include "gromacs/utility/exceptions.h"
 #include "gromacs/utility/fatalerror.h"
+#include "gromacs/utility/futil.h"
 
 namespace modejump
 {
@@ -660,6 +665,8 @@ public:
     int64_t steps() const { return options_.steps; }
 
 private:
+    using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
+
     /// What a callback of the library needs.
     struct Call
     {
@@ -872,39 +879,89 @@ private:
         return reference;
     }
 
-    /// A new log, or that of the run which is continued, without what came after its checkpoint.
+    /// A new log, or that of the run which is continued, without what came after its checkpoint. What is in the way of a new one is
+    /// backed up, as GROMACS does with its own files.
     void openLog()
     {
         if (options_.log.empty())
         {
             return;
         }
-        std::string kept;
-        if (simulation_.isContinuation)
+        const char* const header = "step,U,U',log_acceptance,fate\n";
+        struct stat       there{};
+        if (stat(options_.log.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
         {
-            std::ifstream old(options_.log);
-            for (std::string line; std::getline(old, line);)
+            // a device or a pipe, which nobody has alone
+            file_ = std::fopen(options_.log.c_str(), "w");
+            checkWritten(file_ != nullptr ? std::fputs(header, file_) : EOF, options_.log);
+            return;
+        }
+        // whatever happens here, one file has what is kept; two runs that begin together meet at this name, others at that of the log
+        const std::string part = options_.log + ".part";
+        file_                  = openAlone(part);
+        File found(nullptr, std::fclose);
+        try
+        {
+            found.reset(openAlone(options_.log));
+        }
+        catch (...)
+        {
+            std::remove(part.c_str());
+            throw;
+        }
+        // a run that was killed here has left something; a device cannot be emptied
+        const bool        isEmpty = ftruncate(fileno(file_), 0) == 0 || errno == EINVAL;
+        const std::string kept    = simulation_.isContinuation ? keptLines() : "";
+        checkWritten(isEmpty ? std::fprintf(file_, "%s%s", header, kept.c_str()) : EOF, part);
+        if (!simulation_.isContinuation && there.st_size > 0)
+        {
+            make_backup(options_.log);
+        }
+        if (std::rename(part.c_str(), options_.log.c_str()) != 0)
+        {
+            throw std::runtime_error("cannot rename " + part + " to " + options_.log);
+        }
+    }
+
+    /// What the log holds of attempts up to the checkpoint.
+    std::string keptLines() const
+    {
+        std::string   kept;
+        std::ifstream old(options_.log);
+        for (std::string line; std::getline(old, line);)
+        {
+            char*      end  = nullptr;
+            const auto step = std::strtoll(line.c_str(), &end, 10);
+            if (end != line.c_str() && *end == ',' && step <= simulation_.input.init_step)
             {
-                char*      end  = nullptr;
-                const auto step = std::strtoll(line.c_str(), &end, 10);
-                if (end != line.c_str() && *end == ',' && step <= simulation_.input.init_step)
-                {
-                    kept += line + "\n";
-                }
+                kept += line + "\n";
             }
         }
-        // whatever happens here, one file has what is kept
-        const std::string path = kept.empty() ? options_.log : options_.log + ".part";
-        file_                  = std::fopen(path.c_str(), "w");
-        if (file_ == nullptr)
+        return kept;
+    }
+
+    /// Opens a file to append to, which this run then has alone: two would destroy each other's log without a word. A file system
+    /// without locks cannot tell.
+    std::FILE* openAlone(const std::string& path) const
+    {
+        std::FILE* file = std::fopen(path.c_str(), "a");
+        if (file == nullptr)
         {
             throw std::runtime_error("cannot write " + path);
         }
-        checkWritten(std::fprintf(file_, "step,U,U',log_acceptance,fate\n%s", kept.c_str()), path);
-        if (path != options_.log && std::rename(path.c_str(), options_.log.c_str()) != 0)
+        struct stat opened{}, there{};
+        if (fstat(fileno(file), &opened) != 0 || !S_ISREG(opened.st_mode))
         {
-            throw std::runtime_error("cannot rename " + path + " to " + options_.log);
+            return file;
         }
+        const bool isTaken = flock(fileno(file), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+        if (isTaken || stat(path.c_str(), &there) != 0 || there.st_ino != opened.st_ino)
+        {
+            std::fclose(file);
+            throw std::runtime_error("another run writes " + options_.log
+                                     + ": give each an options file with a log of its own, or run them in folders of their own");
+        }
+        return file;
     }
 
     /// A full disk ends the run: a log without some of its attempts would look complete.
