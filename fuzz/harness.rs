@@ -221,6 +221,8 @@ unsafe fn models(bytes: &mut Bytes, model: *mut modejump_model) {
         let n = u64::from(bytes.byte() % 3);
         let place = bytes.maybe_mut(order.as_mut_ptr());
         expect_known(modejump_model_match_atoms(bytes.maybe(model), n, labels, labels, place));
+        let masses = [bytes.number(), bytes.number()];
+        expect_known(modejump_model_check_masses(bytes.maybe(model), n, bytes.maybe(masses.as_ptr())));
         let short = bytes.word() % (MODEL.len() as u64);
         let data = bytes.maybe(MODEL.as_ptr());
         assert!(!expect_known(modejump_model_load_buffer(data, short, bytes.maybe_mut(&mut other))));

@@ -13,9 +13,13 @@
 #include "modejump.h"
 
 #include <dlfcn.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cinttypes>
 #include <cmath>
 #include <cstdint>
@@ -27,6 +31,7 @@
 #include <iterator>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -56,6 +61,7 @@
 #include "gromacs/topology/topology.h"
 #include "gromacs/utility/exceptions.h"
 #include "gromacs/utility/fatalerror.h"
+#include "gromacs/utility/futil.h"
 
 namespace modejump
 {
@@ -253,8 +259,9 @@ struct Options
     int64_t       steps       = 0;
     int64_t       firstAtom   = 1;
     int64_t       lastAtom    = 0; // of the model, if not given
-    std::uint64_t seed        = 1;
     std::uint64_t proposals   = 1;
+    /// The run's own ld-seed, if not given: runs that share a file of options then do not share their jumps.
+    std::optional<std::uint64_t> seed;
     double        temperature = 0; // that of the coupling, if not given
 
     explicit Options(const std::string& path)
@@ -554,6 +561,7 @@ public:
             throw std::runtime_error("refused: " + reason);
         }
         checkBath();
+        options_.seed = options_.seed.value_or(static_cast<std::uint64_t>(simulation.input.ld_seed));
         loadModel();
         matchAtoms();
         checkGroups();
@@ -564,7 +572,7 @@ public:
         const std::string line =
                 "modejump: active; library " + std::string(library_.version()) + ", model " + options_.model
                 + ", atoms " + std::to_string(options_.firstAtom) + "-" + std::to_string(options_.lastAtom)
-                + ", an attempt every " + std::to_string(options_.steps) + " steps";
+                + ", an attempt every " + std::to_string(options_.steps) + " steps, seed " + std::to_string(*options_.seed);
         report(line);
     }
 
@@ -657,6 +665,8 @@ public:
     int64_t steps() const { return options_.steps; }
 
 private:
+    using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
+
     /// What a callback of the library needs.
     struct Call
     {
@@ -778,7 +788,7 @@ private:
         library_.check(library_.moveOptionsInit(&options));
         options.kind        = options_.method == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
         options.n_proposals = options_.proposals;
-        options.seed        = options_.seed;
+        options.seed        = *options_.seed;
         options.stride      = static_cast<std::uint64_t>(options_.steps);
         modejump_move* move = nullptr;
         library_.check(library_.moveNew(model_.get(), &options, &move));
@@ -869,39 +879,89 @@ private:
         return reference;
     }
 
-    /// A new log, or that of the run which is continued, without what came after its checkpoint.
+    /// A new log, or that of the run which is continued, without what came after its checkpoint. What is in the way of a new one is
+    /// backed up, as GROMACS does with its own files.
     void openLog()
     {
         if (options_.log.empty())
         {
             return;
         }
-        std::string kept;
-        if (simulation_.isContinuation)
+        const char* const header = "step,U,U',log_acceptance,fate\n";
+        struct stat       there{};
+        if (stat(options_.log.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
         {
-            std::ifstream old(options_.log);
-            for (std::string line; std::getline(old, line);)
+            // a device or a pipe, which nobody has alone
+            file_ = std::fopen(options_.log.c_str(), "w");
+            checkWritten(file_ != nullptr ? std::fputs(header, file_) : EOF, options_.log);
+            return;
+        }
+        // whatever happens here, one file has what is kept; two runs that begin together meet at this name, others at that of the log
+        const std::string part = options_.log + ".part";
+        file_                  = openAlone(part);
+        File found(nullptr, std::fclose);
+        try
+        {
+            found.reset(openAlone(options_.log));
+        }
+        catch (...)
+        {
+            std::remove(part.c_str());
+            throw;
+        }
+        // a run that was killed here has left something; a device cannot be emptied
+        const bool        isEmpty = ftruncate(fileno(file_), 0) == 0 || errno == EINVAL;
+        const std::string kept    = simulation_.isContinuation ? keptLines() : "";
+        checkWritten(isEmpty ? std::fprintf(file_, "%s%s", header, kept.c_str()) : EOF, part);
+        if (!simulation_.isContinuation && there.st_size > 0)
+        {
+            make_backup(options_.log);
+        }
+        if (std::rename(part.c_str(), options_.log.c_str()) != 0)
+        {
+            throw std::runtime_error("cannot rename " + part + " to " + options_.log);
+        }
+    }
+
+    /// What the log holds of attempts up to the checkpoint.
+    std::string keptLines() const
+    {
+        std::string   kept;
+        std::ifstream old(options_.log);
+        for (std::string line; std::getline(old, line);)
+        {
+            char*      end  = nullptr;
+            const auto step = std::strtoll(line.c_str(), &end, 10);
+            if (end != line.c_str() && *end == ',' && step <= simulation_.input.init_step)
             {
-                char*      end  = nullptr;
-                const auto step = std::strtoll(line.c_str(), &end, 10);
-                if (end != line.c_str() && *end == ',' && step <= simulation_.input.init_step)
-                {
-                    kept += line + "\n";
-                }
+                kept += line + "\n";
             }
         }
-        // whatever happens here, one file has what is kept
-        const std::string path = kept.empty() ? options_.log : options_.log + ".part";
-        file_                  = std::fopen(path.c_str(), "w");
-        if (file_ == nullptr)
+        return kept;
+    }
+
+    /// Opens a file to append to, which this run then has alone: two would destroy each other's log without a word. A file system
+    /// without locks cannot tell.
+    std::FILE* openAlone(const std::string& path) const
+    {
+        std::FILE* file = std::fopen(path.c_str(), "a");
+        if (file == nullptr)
         {
             throw std::runtime_error("cannot write " + path);
         }
-        checkWritten(std::fprintf(file_, "step,U,U',log_acceptance,fate\n%s", kept.c_str()), path);
-        if (path != options_.log && std::rename(path.c_str(), options_.log.c_str()) != 0)
+        struct stat opened{}, there{};
+        if (fstat(fileno(file), &opened) != 0 || !S_ISREG(opened.st_mode))
         {
-            throw std::runtime_error("cannot rename " + path + " to " + options_.log);
+            return file;
         }
+        const bool isTaken = flock(fileno(file), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+        if (isTaken || stat(path.c_str(), &there) != 0 || there.st_ino != opened.st_ino)
+        {
+            std::fclose(file);
+            throw std::runtime_error("another run writes " + options_.log
+                                     + ": give each an options file with a log of its own, or run them in folders of their own");
+        }
+        return file;
     }
 
     /// A full disk ends the run: a log without some of its attempts would look complete.
@@ -1163,7 +1223,7 @@ private:
         Vector              excess{};
         double              mass = 0;
         // a function of seed, replica, step and atom; the odd number keeps neighbouring seeds and replicas apart
-        gmx::ThreeFry2x64<8> random(options_.seed + replica() * 0x9E3779B97F4A7C15U, gmx::RandomDomain::Other);
+        gmx::ThreeFry2x64<8> random(*options_.seed + replica() * 0x9E3779B97F4A7C15U, gmx::RandomDomain::Other);
         for (std::size_t i = 0; i < n; i++)
         {
             random.restart(static_cast<std::uint64_t>(step), static_cast<std::uint64_t>(atoms_[i]));

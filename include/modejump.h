@@ -400,6 +400,13 @@ int32_t modejump_model_match_atoms(const struct modejump_model *model,
                                    const char *const *names,
                                    uint64_t *order);
 
+// Whether `masses[n]`, in dalton, can be those of the model's atoms in its order. Hydrogens made heavier by their neighbours, united atoms
+// and virtual sites are no contradiction, and a model without a topology has none. Fails, and names the atom, if an element has another mass,
+// as where atoms have changed places.
+int32_t modejump_model_check_masses(const struct modejump_model *model,
+                                    uint64_t n,
+                                    const double *masses);
+
 // Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however the
 // sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
 // `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used.

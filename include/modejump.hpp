@@ -153,6 +153,11 @@ public:
         return order;
     }
 
+    /// Throws, and names the atom, if the model's atoms, in its order, cannot have these masses (dalton).
+    void check_masses(const std::vector<double>& masses) const {
+        check(modejump_model_check_masses(handle(), masses.size(), masses.data()));
+    }
+
     /// Samples number `first` to `first + n - 1` of the sequence that belongs to `seed`.
     Samples sample(std::uint64_t seed, std::size_t n, std::uint64_t first = 0) const {
         Samples samples{std::vector<double>(n * dimension_), std::vector<double>(n)};

@@ -25,6 +25,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <random>
 #include <set>
@@ -37,7 +38,7 @@ static constexpr int COLUMNS = 9;
 static constexpr int FIXED = 1, SHRINK = 2;
 
 FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
-    : Fix(lmp, narg, arg), temperature_(0), seed_(1), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), kt_(0) {
+    : Fix(lmp, narg, arg), temperature_(0), seed_(0), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), dalton_(0), kt_(0) {
     read_options(narg, arg);
     force_reneighbor = 1;
     pre_exchange_migrate = 1;
@@ -61,12 +62,13 @@ FixModeJump::~FixModeJump() {
 
 void FixModeJump::read_options(int narg, char** arg) {
     if (narg < 4)
-        error->all(FLERR, "Usage: fix ID group modejump N model FILE temp T [seed S] [proposals K] "
+        error->all(FLERR, "Usage: fix ID group modejump N model FILE temp T seed S [proposals K] "
                           "[method independence|isir] [screen FILE]");
     nevery = utils::inumeric(FLERR, arg[3], false, lmp);
     if (nevery <= 0)
         error->all(FLERR, "Fix modejump: N = {}; a positive number of steps is needed", arg[3]);
     method_ = "independence";
+    bigint seed = -1;
     for (int i = 4; i < narg; i += 2) {
         const std::string key = arg[i];
         if (i + 1 == narg)
@@ -79,7 +81,7 @@ void FixModeJump::read_options(int narg, char** arg) {
         else if (key == "temp")
             temperature_ = utils::numeric(FLERR, value, false, lmp);
         else if (key == "seed")
-            seed_ = static_cast<std::uint64_t>(utils::bnumeric(FLERR, value, false, lmp));
+            seed = utils::bnumeric(FLERR, value, false, lmp);
         else if (key == "proposals")
             proposals_ = utils::inumeric(FLERR, value, false, lmp);
         else if (key == "method")
@@ -89,6 +91,10 @@ void FixModeJump::read_options(int narg, char** arg) {
     }
     if (model_file_.empty() || !(temperature_ > 0))
         error->all(FLERR, "Fix modejump needs `model FILE` and `temp T` with a positive temperature");
+    // with a default, runs that are meant to be independent would make the same jumps
+    if (seed < 0)
+        error->all(FLERR, "Fix modejump needs `seed S`, a number from 0 up: give runs that are to be independent another one each");
+    seed_ = static_cast<std::uint64_t>(seed);
     if (method_ != "independence" && method_ != "isir")
         error->all(FLERR, "Fix modejump: method {}; there are independence and isir", method_);
     if (method_ == "isir" && !screen_file_.empty())
@@ -96,6 +102,16 @@ void FixModeJump::read_options(int narg, char** arg) {
 }
 
 int FixModeJump::setmask() { return PRE_EXCHANGE; }
+
+/// Whether a style begins with one of these: accelerated variants have a suffix.
+static bool is_one_of(const Fix* fix, std::initializer_list<const char*> styles) {
+    return std::any_of(styles.begin(), styles.end(), [fix](const char* style) { return utils::strmatch(fix->style, style); });
+}
+
+/// Whether the atoms of a fix's group do not go where their forces would take them.
+static bool holds(const Fix* fix) {
+    return is_one_of(fix, {"^setforce", "^freeze", "^lineforce", "^planeforce", "^nve/noforce", "^move"});
+}
 
 /// Runs something on rank 0; what it throws stops all ranks.
 template <class Body> void FixModeJump::on_root(Body body) {
@@ -137,9 +153,13 @@ template <class Value> std::vector<Value> FixModeJump::gathered(const std::vecto
 
 void FixModeJump::init() {
     const std::string units = update->unit_style;
-    if (units == "real" || units == "metal")
+    if (units == "real" || units == "metal") {
         nm_ = 0.1;
-    else if (units == "nano" || units == "lj")
+        dalton_ = 1.0;
+    } else if (units == "nano") {
+        nm_ = 1.0;
+        dalton_ = 1.66053906660e-6; // in attograms
+    } else if (units == "lj")
         nm_ = 1.0;
     else
         error->all(FLERR, "Fix modejump: units {}; real, metal, nano and lj are supported", units);
@@ -158,6 +178,9 @@ void FixModeJump::init() {
         if (fix->energy_global_flag && !fix->ecouple_flag)
             error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not see: remove one of the two, "
                               "or have its forces from a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
+        if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk"}))
+            error->all(FLERR, "Fix modejump: fix {} ({}) does not sample the canonical ensemble: have nvt, temp/csvr or langevin",
+                       fix->id, fix->style);
         if (fix->box_change)
             error->all(FLERR, "Fix modejump: fix {} ({}) changes the box, or how ranks share it, which the moves do not allow for: run "
                               "at constant volume (nvt instead of npt)", fix->id, fix->style);
@@ -176,11 +199,49 @@ void FixModeJump::init() {
     x_.assign(3 * all.size(), 0.0);
     current_ = x_;
     image_.assign(all.size(), 0);
+    if (update->whichflag == 1) // not in a minimisation
+        require_motion();
 
     if (!loaded_)
         load(static_cast<int>(x_.size()));
     loaded_ = true;
     next_reneighbor = (update->ntimestep / nevery + 1) * nevery;
+}
+
+/// Stops unless every atom of the model goes where its forces take it: jumps would move the others as well, and give them velocities.
+/// Collective.
+void FixModeJump::require_motion() {
+    const auto first = [this](auto is_bad) {
+        tagint mine = MAXTAGINT, first = MAXTAGINT;
+        for (int i = 0; i < atom->nlocal; i++)
+            if ((atom->mask[i] & groupbit) && is_bad(atom->mask[i]))
+                mine = std::min(mine, atom->tag[i]);
+        MPI_Allreduce(&mine, &first, 1, MPI_LMP_TAGINT, MPI_MIN, world);
+        return first;
+    };
+    int moved = 0;
+    for (const Fix* fix : modify->get_fix_list()) {
+        if (fix->time_integrate)
+            moved |= fix->groupbit;
+        const tagint held = holds(fix) ? first([fix](int mask) { return mask & fix->groupbit; }) : MAXTAGINT;
+        if (held != MAXTAGINT)
+            error->all(FLERR, "Fix modejump: fix {} ({}) holds atom {} of group {}, which jumps would move: leave it out of one of the two",
+                       fix->id, fix->style, held, group->names[igroup]);
+    }
+    const tagint left = first([moved](int mask) { return !(mask & moved); });
+    if (left != MAXTAGINT)
+        error->all(FLERR, "Fix modejump: no fix integrates atom {} of group {}, which jumps would move: have all of the group in a fix "
+                          "such as nve or nvt", left, group->names[igroup]);
+}
+
+/// The masses (dalton) of the model's atoms, in its order. Collective.
+std::vector<double> FixModeJump::masses() {
+    std::vector<double> mine(index_.size(), 0.0), all(index_.size());
+    for (int i = 0; i < atom->nlocal; i++)
+        if (atom->mask[i] & groupbit)
+            mine[index_.at(atom->tag[i])] = mass_of(i) / dalton_;
+    MPI_Allreduce(mine.data(), all.data(), static_cast<int>(mine.size()), MPI_DOUBLE, MPI_SUM, world);
+    return all;
 }
 
 /// The smallest number that no other fix of this style has.
@@ -197,17 +258,21 @@ std::uint64_t FixModeJump::free_number() const {
     return number;
 }
 
-/// Moves at the same step must not use the same numbers, and several fixes of one input have the same seed unless told otherwise.
+/// Moves at the same step must not use the same numbers, and several fixes of one input may have the same seed.
 std::uint64_t FixModeJump::seed() const { return seed_ + (number_ << 32); }
 
 void FixModeJump::load(int dimension) {
     number_ = free_number();
+    const bool has_units = update->unit_style != std::string("lj");
+    const std::vector<double> m = has_units ? masses() : std::vector<double>();
     on_root([&] {
         const modejump::Model model(model_file_);
         const std::size_t coordinates = model.dimension() - model.auxiliary();
         if (coordinates != static_cast<std::size_t>(dimension))
             throw std::runtime_error(model_file_ + " has " + std::to_string(coordinates / 3) + " atoms, group " +
                                      group->names[igroup] + " has " + std::to_string(dimension / 3));
+        if (has_units)
+            check_masses(model, m);
         modejump::Options options;
         options.kind = method_ == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
         options.n_proposals = static_cast<std::uint64_t>(std::max(proposals_, 0));
@@ -217,9 +282,21 @@ void FixModeJump::load(int dimension) {
             move_ = std::make_unique<modejump::Move>(model, options);
         else
             move_ = std::make_unique<modejump::Move>(model, modejump::Model(screen_file_), options);
-        if (update->unit_style != std::string("lj"))
+        if (has_units)
             move_->set_temperature(temperature_); // K
+        utils::logmesg(lmp, "modejump: active; fix {}, library {}, model {}, {} atoms of group {}, an attempt every {} steps, seed {}\n",
+                       id, modejump_version(), model_file_, dimension / 3, group->names[igroup], nevery, seed_);
     });
+}
+
+/// Stops where masses say that the model's atoms come in another order. On rank 0.
+void FixModeJump::check_masses(const modejump::Model& model, const std::vector<double>& masses) const {
+    try {
+        model.check_masses(masses);
+    } catch (const std::exception& thrown) {
+        throw std::runtime_error(model_file_ + ": " + thrown.what() + "; atom k of the model is the one with the k-th lowest ID in group " +
+                                 group->names[igroup]);
+    }
 }
 
 void FixModeJump::pre_exchange() {
@@ -624,7 +701,7 @@ void FixModeJump::kick(double sign) {
     for (const Fix* fix : modify->get_fix_list()) {
         if (fix->time_integrate)
             moved |= fix->groupbit;
-        if (utils::strmatch(fix->style, "^setforce") || utils::strmatch(fix->style, "^freeze"))
+        if (holds(fix))
             held |= fix->groupbit;
     }
     const double half_step = sign * 0.5 * update->dt * force->ftm2v;
@@ -665,7 +742,7 @@ void FixModeJump::draw_velocities() {
 }
 
 /// 1 attempts, 2 accepted, 3 rejected by the Metropolis test, 4 out of the generator's support, 5 non-finite, 6 of the wrong hand,
-/// 7 accepted over attempts, 8 effective sample size of the proposals, 9 mean log-weight.
+/// 7 accepted over attempts, 8 effective sample size of the proposals, 9 mean log-weight; the last two are 0 without a usable proposal.
 double FixModeJump::compute_vector(int i) {
     double values[COLUMNS] = {};
     if (comm->me == 0 && move_) {
@@ -678,8 +755,8 @@ double FixModeJump::compute_vector(int i) {
                                      static_cast<double>(s.non_finite + s.singular + s.constraint),
                                      static_cast<double>(s.chirality + s.wrong_mode),
                                      s.attempts > 0 ? static_cast<double>(s.accepted) / attempts : 0.0,
-                                     s.ess,
-                                     s.mean_log_weight};
+                                     std::isnan(s.ess) ? 0.0 : s.ess,
+                                     std::isnan(s.mean_log_weight) ? 0.0 : s.mean_log_weight};
         std::copy(all, all + COLUMNS, values);
     }
     MPI_Bcast(values, COLUMNS, MPI_DOUBLE, 0, world);

@@ -17,6 +17,7 @@
 #include <vector>
 
 namespace modejump {
+class Model;
 class Move;
 struct State;
 } // namespace modejump
@@ -41,7 +42,10 @@ private:
     enum class Order : int { Evaluate, Accept, Reject, Fail };
 
     void read_options(int narg, char** arg);
+    void require_motion();
+    std::vector<double> masses();
     void load(int dimension);
+    void check_masses(const modejump::Model& model, const std::vector<double>& masses) const;
     void check_temperature();
     void gather();
     void place(const std::vector<double>& x);
@@ -85,8 +89,8 @@ private:
     bool loaded_;
 
     Compute* energy_;
-    /// Lengths and energies of LAMMPS in nm and kT.
-    double nm_, kt_;
+    /// LAMMPS's length in nm; one dalton, and kT, in its masses and energies.
+    double nm_, dalton_, kt_;
     /// Atom of the model by atom ID.
     std::unordered_map<tagint, int> index_;
     /// By atom of the model: unwrapped coordinates in nm; x and image flags as LAMMPS has them.

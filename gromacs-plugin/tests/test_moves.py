@@ -5,6 +5,7 @@
 Runs under the installed GROMACS if its source is known to gromacs_source.py; otherwise the tests are skipped.
 """
 
+import fcntl
 import re
 
 import numpy as np
@@ -133,6 +134,12 @@ def test_a_run_says_that_it_has_moves_and_what_came_of_them(ala2):
 def test_a_run_is_a_function_of_its_seed(ala2):
     first, same, other = (ala2.run({}, {"seed": seed}).bytes("trr") for seed in (1, 1, 2))
     assert first == same and first != other
+
+
+def test_without_a_seed_it_is_that_of_the_run(ala2):
+    same = [ala2.run({"ld-seed": 18}, {"seed": seed}) for seed in (None, 18)]
+    assert same[0].bytes("trr") == same[1].bytes("trr")
+    assert all("an attempt every 10 steps, seed 18" in run.text for run in same)
 
 
 def test_more_proposals_are_accepted_more_often(ala2):
@@ -340,6 +347,24 @@ def test_a_continued_run_is_a_straight_one(ala2):
     assert np.array_equal(one["step"], other["step"])
     for name in ("x", "v", "f"):
         assert np.array_equal(one[name], other[name])
+
+
+def test_a_log_belongs_to_one_run(ala2):
+    first = ala2.run({"nsteps": 100}, {})
+    log = first.folder / "jumps.csv"
+    written = log.read_text()
+    with log.open() as held:  # as a run that has not ended
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for ranks in (1, 2):
+            status, text = first.mdrun({}, ranks=ranks)
+            assert status != 0 and "another run writes jumps.csv: give each an options file" in " ".join(text.split())
+    files = sorted(path.name for path in first.folder.iterdir() if "jumps.csv" in path.name)
+    assert files == ["jumps.csv"] and log.read_text() == written
+    # one that has ended is kept, and what a run that was killed has left is not
+    (first.folder / "jumps.csv.part").write_text("step\n10,")
+    assert first.mdrun({"seed": 8})[0] == 0
+    assert (first.folder / "#jumps.csv.1#").read_text() == written
+    assert len(first.jumps()[0]) == 10 and log.read_text() != written
 
 
 def test_two_ranks_make_the_moves_of_one(ala2):

@@ -326,6 +326,7 @@ def test_torn_proposals_are_rejected_unevaluated(run, head):
     run.good(DYNAMICS.format(seed=5) + moves + "thermo_style custom step atoms f_jump[*]\nthermo 20\nrun 200\n")
     thermo = run.thermo()
     assert (thermo["Atoms"] == 4).all() and thermo["f_jump[1]"][-1] == thermo["f_jump[5]"][-1] == 10
+    assert not thermo["f_jump[8]"].any() and not thermo["f_jump[9]"].any(), "no proposal has a weight"
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -362,8 +363,8 @@ def test_wrapped_data_without_image_flags(run, boundary):
 
 def test_atoms_half_a_box_apart_are_named(run):
     # an atom moved so far that no box says where it belongs
-    moved = "group first id 1\ndisplace_atoms first move 0.0 9.0 12.5\nfix jump all modejump 1 model {} temp 300.0\nrun 1\n"
-    text = run.bad(moved.format(run.model))
+    moved = "group first id 1\ndisplace_atoms first move 0.0 9.0 12.5\nfix jump all modejump 1 model {} temp 300.0 seed 1\nrun 1\n"
+    text = run.bad("fix dynamics all nve\n" + moved.format(run.model))
     assert "the bond between atoms 1 and 2" in text and "reset_atoms image" in text
 
 
@@ -383,7 +384,8 @@ def test_counters_are_there_at_any_step(run):
 def test_a_run_is_a_function_of_its_seed(run):
     def frames(seed):
         moves = f"fix jump all modejump 20 model {run.model} temp 300.0 seed {seed}\n"
-        run.good(DYNAMICS.format(seed=11) + moves + OUTPUT.format(every=20) + "run 400\n")
+        text = run.good(DYNAMICS.format(seed=11) + moves + OUTPUT.format(every=20) + "run 400\n")
+        assert f"4 atoms of group all, an attempt every 20 steps, seed {seed}\n" in text
         return run.frames()
 
     first = frames(3)
@@ -393,7 +395,7 @@ def test_a_run_is_a_function_of_its_seed(run):
 def test_two_fixes_of_one_input_are_independent(tmp_path):
     run = Run(tmp_path, copies=2)
     fixes = "".join(
-        f"group {name} id {atoms}\nfix jump{name} {name} modejump 10 model {run.model} temp 300.0\n"
+        f"group {name} id {atoms}\nfix jump{name} {name} modejump 10 model {run.model} temp 300.0 seed 1\n"
         for name, atoms in (("one", "1:4"), ("two", "5:8"))
     )
     run.good(DYNAMICS.format(seed=48291) + fixes + OUTPUT.format(every=20) + "run 30000\n")
@@ -407,14 +409,16 @@ def test_two_fixes_of_one_input_are_independent(tmp_path):
 @pytest.mark.parametrize(
     "fix, message",
     [
-        ("model none.safetensors temp 300", "none.safetensors"),
+        ("model none.safetensors temp 300 seed 1", "none.safetensors"),
+        ("model {model} temp 300", "give runs that are to be independent another one each"),
+        ("model {model} temp 300 seed -3", "a number from 0 up"),
         ("model {model} temp 0", "positive temperature"),
         ("temp 300", "needs `model FILE`"),
         ("model {model} temp 300 frequency 3", "unknown keyword frequency"),
         ("model {model} temp 300 seed", "keyword seed has no value"),
-        ("model {model} temp 300 method gibbs", "independence and isir"),
-        ("model {model} temp 300 proposals 0", "0 proposals"),
-        ("model {model} temp 300 method isir screen {model}", "screen goes with"),
+        ("model {model} temp 300 seed 1 method gibbs", "independence and isir"),
+        ("model {model} temp 300 seed 1 proposals 0", "0 proposals"),
+        ("model {model} temp 300 seed 1 method isir screen {model}", "screen goes with"),
     ],
 )
 def test_bad_options_are_refused(run, fix, message):
@@ -423,13 +427,62 @@ def test_bad_options_are_refused(run, fix, message):
 
 
 def test_what_does_not_fit_is_refused(run):
-    group = "group some id 1:3\n" + f"fix jump some modejump 20 model {run.model} temp 300\nrun 10\n"
+    group = "group some id 1:3\n" + f"fix jump some modejump 20 model {run.model} temp 300 seed 1\nrun 10\n"
     text = run.bad(DYNAMICS.format(seed=1) + group, ranks=2)
     assert "has 4 atoms, group some has 3" in text
     shake = jump(run) + "fix rigid all shake 0.0001 20 0 b 1\nrun 10\n"
     assert "fix rigid (shake) constrains atoms" in run.bad(DYNAMICS.format(seed=1) + shake)
     respa = jump(run) + "run_style respa 2 2 bond 1 angle 1 dihedral 2 pair 2\nrun 10\n"
     assert "does not work with run_style respa" in run.bad(DYNAMICS.format(seed=1) + respa)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    "held, message",
+    [
+        ("fix dynamics all nve\nfix hold one setforce 0 0 0", "fix hold (setforce) holds atom 2 of group all"),
+        ("fix dynamics all nve\nfix hold one planeforce 0 0 1", "fix hold (planeforce) holds atom 2 of group all"),
+        ("fix dynamics rest nve\nfix hold one nve/noforce", "fix hold (nve/noforce) holds atom 2 of group all"),
+        ("fix dynamics rest nve", "no fix integrates atom 2 of group all"),
+    ],
+)
+def test_held_atoms_of_the_model_are_refused(run, held, message, ranks):
+    groups = "group one id 2\ngroup rest id 1 3 4\nvelocity all create 300.0 5\nvelocity one set 0 0 0\n"
+    commands = groups + "{}\nfix bath rest langevin 300 300 50 5\n" + jump(run) + "run 10\n"
+    # mpiexec may lose the last lines of ranks that it ends
+    texts = (run.bad(commands.format(held), ranks=ranks) for _ in range(5))
+    assert any(message in text for text in texts)
+
+
+def test_held_atoms_beside_the_model_are_not(tmp_path):
+    run = Run(tmp_path, copies=2)
+    held = "group one id 1:4\ngroup two id 5:8\nvelocity two set 0 0 0\nfix hold two setforce 0 0 0\n"
+    jumps = f"fix jump one modejump 20 model {run.model} temp 300.0 seed 7\n"
+    # and nothing has to move for a minimisation
+    run.good(jumps.join([held, "minimize 0.0 1.0 3 3\n"]) + DYNAMICS.format(seed=5).replace("bath all", "bath one") + "run 10\n")
+
+
+@pytest.mark.parametrize(
+    "fixes, style",
+    [
+        ("fix dynamics all nve\nfix bath all temp/berendsen 300 300 50", "temp/berendsen"),
+        ("fix dynamics all nve\nfix bath all temp/rescale 10 300 300 1 1.0", "temp/rescale"),
+        ("fix bath all nve/limit 0.05", "nve/limit"),
+        ("fix bath all nvk", "nvk"),
+    ],
+)
+def test_thermostats_that_are_not_canonical_are_refused(run, fixes, style):
+    text = run.bad(f"velocity all create 300.0 1\n{fixes}\n" + jump(run) + "run 10\n")
+    assert f"fix bath ({style}) does not sample the canonical ensemble" in text, text[-1500:]
+
+
+def test_masses_of_another_order_are_refused(run):
+    swapped = "set atom 1 type 2\nset atom 2 type 1\n"
+    text = run.bad(swapped + DYNAMICS.format(seed=1) + jump(run) + "run 10\n")
+    assert "a mass of 15.999 where the topology has HOH1:H1 (atom 1)" in text and "the k-th lowest ID in group all" in text
+    # hydrogens may be made heavier by their neighbours
+    heavier = "mass 1 3.024\nmass 2 13.983\n"
+    run.good(heavier + DYNAMICS.format(seed=1) + jump(run) + "run 10\n")
 
 
 @pytest.mark.parametrize(

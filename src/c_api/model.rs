@@ -283,6 +283,21 @@ pub unsafe extern "C" fn modejump_model_match_atoms(
     })
 }
 
+/// Whether `masses[n]`, in dalton, can be those of the model's atoms in its order. Hydrogens made heavier by their neighbours, united atoms
+/// and virtual sites are no contradiction, and a model without a topology has none. Fails, and names the atom, if an element has another mass,
+/// as where atoms have changed places.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `masses` is NULL or points to `n` numbers.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_check_masses(model: *const modejump_model, n: u64, masses: *const f64) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, masses) = unsafe { (&reference(model, "model")?.model, slice(masses, n, 1, "masses")?) };
+        model.card().topology.as_ref().map_or(Ok(()), |topology| topology.require_masses(masses))
+    })
+}
+
 /// # Safety
 /// `pointers` is NULL or points to `n` pointers, each NULL or to a NUL-terminated string that lives as long as `'a`.
 unsafe fn strings<'a>(pointers: *const *const c_char, n: u64, name: &str) -> Result<Vec<&'a str>> {

@@ -177,7 +177,8 @@ impl Topology {
     }
 
     /// Whether these can be the masses (dalton) of the atoms. Repartitioning makes hydrogens heavier and their neighbours lighter, but no
-    /// heavy atom heavier, so that atoms which have changed places show by the one that is too heavy for its element.
+    /// heavy atom heavier, so that atoms which have changed places show by the one that is too heavy for its element. A carbon may have the mass of
+    /// the hydrogens that a united atom leaves out.
     ///
     /// Errors: another number of particles; the first atom with another element's mass. Virtual sites and frozen particles have none.
     pub fn require_masses(&self, masses: &[f64]) -> Result<()> {
@@ -200,9 +201,13 @@ impl Topology {
                 true => 0.0..HEAVIEST_HYDROGEN,
                 false => 1.2..own + 0.5,
             };
+            let left_out = (mass - own) / ELEMENTS[0].2;
+            let is_united = element.eq_ignore_ascii_case("C")
+                && (0.9..4.1).contains(&left_out)
+                && (left_out - left_out.round()).abs() < 0.01;
             let of_mass = element_of_mass(mass);
             let is_named_so = self.names[i].to_uppercase().starts_with(of_mass) && of_mass.len() == 2;
-            if mass != 0.0 && !allowed.contains(&mass) && !is_named_so {
+            if mass != 0.0 && !allowed.contains(&mass) && !is_united && !is_named_so {
                 return Err(Error::invalid(format!(
                     "a mass of {mass} where the topology has {}, {element}: give the atoms of both in one order",
                     self.label(i)
@@ -492,9 +497,13 @@ mod tests {
         topology.require_masses(&[c, h, h, h, n, h, h]).unwrap();
         topology.require_masses(&[c - 9.072, 4.032, 4.032, 4.032, n - 6.048, 4.032, 4.032]).unwrap();
         topology.require_masses(&[c, 2.014, 0.0, h, 0.0, h, h]).unwrap(); // deuterium, virtual sites
+        for united in [13.019, 14.027, 15.035, 16.043] {
+            topology.require_masses(&[united, h, h, h, n, h, h]).unwrap();
+        }
         for (masses, atom) in [
             ([n, h, h, h, c, h, h], "LIG1:C (atom 1)"),
             ([h, c, h, h, n, h, h], "LIG1:C (atom 1)"),
+            ([15.999, h, h, h, n, h, h], "LIG1:C (atom 1)"),
             ([c, h, h, n - 6.048, 4.032, 4.032, h], "LIG1:H3 (atom 4)"),
         ] {
             let message = topology.require_masses(&masses).unwrap_err().to_string();

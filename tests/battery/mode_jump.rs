@@ -390,8 +390,8 @@ fn a_state_in_no_mode_stays_and_is_counted() {
 fn edges_that_make_no_sense_are_refused() {
     let refusal = |edges: Vec<Edge>| ModeJump::new(halves(2), edges, 1).err().unwrap().to_string();
     assert!(refusal(vec![]).contains("need an edge"));
-    assert!(refusal(vec![edge([1, 1], wells(), [1.0; 2])]).contains("between modes 1 and 1"));
-    assert!(refusal(vec![edge([0, 2], wells(), [1.0; 2])]).contains("between modes 0 and 2 of 2"));
+    assert!(refusal(vec![edge([1, 1], wells(), [1.0; 2])]).contains("joins modes 1 and 1 of 2"));
+    assert!(refusal(vec![edge([0, 2], wells(), [1.0; 2])]).contains("joins modes 0 and 2 of 2"));
     assert!(refusal(vec![edge([0, 1], wells(), [1.0, 0.0])]).contains("positive"));
     let mut jump = ModeJump::new(halves(2), vec![edge([0, 1], wells(), [1.0; 2])], 1).unwrap();
     assert!(jump.set_noise(-1.0).is_err() && jump.set_noise(f64::NAN).is_err());

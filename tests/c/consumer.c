@@ -572,6 +572,23 @@ static void test_match_atoms(const char *path) {
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);
 }
 
+static void test_masses(const char *path, const char *abstract) {
+    modejump_model *model = NULL;
+    double masses[4] = {12.011, 1.008, 12.011, 15.999};
+    EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
+    EXPECT(modejump_model_check_masses(model, 4, masses) == MODEJUMP_OK);
+    EXPECT(modejump_model_check_masses(model, 3, masses) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_model_check_masses(model, 4, NULL) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_model_check_masses(NULL, 4, masses) == MODEJUMP_INVALID_INPUT);
+    masses[1] = 12.011;
+    EXPECT(modejump_model_check_masses(model, 4, masses) == MODEJUMP_INVALID_INPUT);
+    EXPECT(strstr(last(), "a mass of 12.011") != NULL && strstr(last(), "ABC1:H1 (atom 2)") != NULL);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+    EXPECT(modejump_model_load(abstract, &model) == MODEJUMP_OK);
+    EXPECT(modejump_model_check_masses(model, 4, masses) == MODEJUMP_OK);
+    EXPECT(modejump_model_free(model) == MODEJUMP_OK);
+}
+
 static void test_constraints(const char *path) {
     modejump_model *model = NULL;
     modejump_move *move = NULL;
@@ -775,6 +792,7 @@ int main(int argc, char **argv) {
     test_model_options(argv[5], argv[1]);
     test_rotations(argv[5], argv[1]);
     test_match_atoms(argv[2]);
+    test_masses(argv[2], argv[1]);
     test_constraints(argv[2]);
     test_fork(argv[1]);
     printf("%d failures\n", failures);
