@@ -57,8 +57,9 @@ pub struct Gromacs {
     /// Number of the model's first atom in the system, counting from 1; the others follow, in any order within a residue
     #[arg(long, default_value_t = 1)]
     first_atom: usize,
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Of proposals and velocities [default: the run's `ld-seed`, so that independent runs have jumps of their own]
+    #[arg(long)]
+    seed: Option<u64>,
     /// Stop before this many hours have passed; the same command goes on
     #[arg(long)]
     maxh: Option<f64>,

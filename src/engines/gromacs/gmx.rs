@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Options of mdrun that the driver sets, or that would do what it cannot see.
-const OURS: [&str; 14] = [
+const OURS: [&str; 18] = [
     "-s",
     "-cpi",
     "-cpo",
@@ -24,6 +24,10 @@ const OURS: [&str; 14] = [
     "-ei",
     "-tunepme",
     "-notunepme",
+    "-noconfout",
+    "-cpt",
+    "-cpnum",
+    "-maxh",
 ];
 
 /// With a GPU or ranks of their own for PME, the dynamics would find itself another cut-off and grid than a rerun has.
@@ -58,7 +62,8 @@ impl Gmx {
             return Err(Error::invalid("the command that runs gmx or mdrun is empty"));
         }
         if let Some(option) = mdrun.iter().find(|word| OURS.contains(&word.as_str())) {
-            return Err(Error::invalid(format!("mdrun's option {option} is not for the user here: leave it out")));
+            let own = if option == "-maxh" { "; `modejump gromacs` has a --maxh of its own" } else { "" };
+            return Err(Error::invalid(format!("mdrun's option {option} is not for the user here: leave it out{own}")));
         }
         Ok(Gmx { gmx, mdrun })
     }

@@ -34,7 +34,13 @@ pub(super) fn model_atoms(model: &dyn Model, input: &RunInput, first: usize) -> 
     })?;
     let residues: Vec<&str> = there.iter().map(|a| a.residue.as_str()).collect();
     let names: Vec<&str> = there.iter().map(|a| a.name.as_str()).collect();
-    let order = model.card().match_atoms(&residues, &names)?;
+    let order = model.card().match_atoms(&residues, &names).map_err(|e| {
+        let [from, to] = [&there[0], &there[n - 1]].map(|atom| format!("{} {}", atom.residue, atom.name));
+        let (a, b) = (first + 1, first + n);
+        Error::invalid(format!(
+            "atoms {a} to {b} ({from} to {to}) are not the model's: {e}; --first-atom says where its molecule begins"
+        ))
+    })?;
     if let Some(site) = there.iter().find(|a| a.mass <= 0.0) {
         return Err(Error::Unsupported(format!(
             "{} {} has no mass: virtual sites cannot be generated",

@@ -31,6 +31,8 @@ pub struct RunInput {
     pub timestep: f64,
     /// K.
     pub temperature: f64,
+    /// `ld-seed`, which grompp draws where the run has none of its own.
+    pub seed: u64,
     /// Steps between frames with forces; 0 for none.
     pub force_frames: i64,
     /// None without periodic boundaries.
@@ -97,6 +99,7 @@ impl RunInput {
             integrator,
             timestep: options.number("dt")?,
             temperature: options.temperature()?,
+            seed: options.get("ld-seed")?.parse::<i64>().map_err(|_| missing("ld-seed"))? as u64,
             force_frames: options.number("nstfout")? as i64,
             periodic: options.get("pbc")? != "no",
             box_vectors,

@@ -35,7 +35,8 @@ pub struct Options {
     pub proposals: usize,
     /// Choose among all proposals and the current state (i-SIR) instead of one test after the other.
     pub isir: bool,
-    pub seed: u64,
+    /// That of the run input where none is given, so that runs that are independent in their dynamics are so in their jumps.
+    pub seed: Option<u64>,
     /// Number of the walker, 24 bits.
     pub replica: u32,
 }
@@ -44,6 +45,7 @@ pub struct Options {
 pub struct Walker {
     gmx: Gmx,
     options: Options,
+    seed: u64,
     /// Absolute paths.
     tpr: PathBuf,
     rerun_tpr: PathBuf,
@@ -73,12 +75,9 @@ impl Walker {
         let card = model.card();
         let label = |atom| card.label(atom);
         let constraints = Constraints::among(&input.constraints, &atoms, &masses, card.kept_bonds(), &label)?;
-        let generator_options = moves::Options {
-            n_proposals: options.proposals,
-            seed: options.seed,
-            stride: options.steps,
-            ..Default::default()
-        };
+        let seed = options.seed.unwrap_or(input.seed);
+        let generator_options =
+            moves::Options { n_proposals: options.proposals, seed, stride: options.steps, ..Default::default() };
         let settings = Settings {
             model: model.hash().to_string(),
             screen: screen.as_ref().map(|screen| screen.hash().to_string()),
@@ -87,7 +86,7 @@ impl Walker {
             steps: options.steps,
             proposals: options.proposals,
             isir: options.isir,
-            seed: options.seed,
+            seed,
             replica: options.replica,
         };
         let method = match (screen, options.isir) {
@@ -106,6 +105,7 @@ impl Walker {
             tpr: absolute(&options.tpr)?,
             rerun_tpr: absolute(&rerun_tpr)?,
             options,
+            seed,
             input,
             rerun_step,
             atoms,
@@ -190,7 +190,7 @@ impl Walker {
     }
 
     fn attempt(&mut self, scratch: &Path, state: &mut Checkpoint, step: i64, potential: f64) -> Result<Report> {
-        let Walker { gmx, options, rerun_tpr, input, atoms, model, jump, .. } = self;
+        let Walker { gmx, options, seed, rerun_tpr, input, atoms, model, jump, .. } = self;
         let kt = thermal_energy(input.temperature);
         let (x, v) = (state.positions(), state.velocities());
         let box_vectors = state.box_vectors(&input.box_vectors);
@@ -215,7 +215,7 @@ impl Walker {
             potential,
             momentum: model.momentum(&select(&v, atoms)),
             model,
-            stream: RerunTarget::velocities_of(options.seed, step as u64, options.replica),
+            stream: RerunTarget::velocities_of(*seed, step as u64, options.replica),
             current: None,
             candidates: Vec::new(),
         };
