@@ -1,6 +1,6 @@
-//! Criterion benchmarks of the hot paths of coupling flows, vector fields and energies, throughput in FLOP of the networks'
-//! products; of the integrator without a network; of importance weights, throughput in weights.
-//! `make bench`, or `cargo bench -- PART_OF_A_NAME`; the comparison table is `modejump bench`.
+//! Criterion benchmarks of the hot paths of coupling flows, vector fields and energies, throughput in FLOP of the
+//! networks' products; of the integrator without a network; of importance weights, throughput in weights. `make bench`,
+//! or `cargo bench -- PART_OF_A_NAME`; the comparison table is `modejump bench`.
 
 #[path = "../src/bin/modejump/bench/cases.rs"]
 mod cases;

@@ -1,5 +1,5 @@
-//! Trains one generator for each well of a double well, from the potential alone, and writes the model file of both: jumps between
-//! the wells by T_right ∘ T_left⁻¹.
+//! Trains one generator for each well of a double well, from the potential alone, and writes the model file of both:
+//! jumps between the wells by T_right ∘ T_left⁻¹.
 //!
 //! cargo run --release --example double_well_modes -- models/double-well/modes.safetensors
 

@@ -1,5 +1,5 @@
-//! One model for a ladder of temperatures: trains a temperature-steerable flow on the double well at 600 K, and runs jumps and local steps
-//! with it from 300 K to 1200 K.
+//! One model for a ladder of temperatures: trains a temperature-steerable flow on the double well at 600 K, and runs
+//! jumps and local steps with it from 300 K to 1200 K.
 //!
 //! cargo run --release --example double_well_steerable -- models/double-well/steerable.safetensors
 //!
@@ -46,7 +46,8 @@ impl Target for At {
     }
 }
 
-/// Volume-preserving couplings of (x, y, v, w): position and auxiliary coordinates take turns, and so do the pairs (x, v) and (y, w).
+/// Volume-preserving couplings of (x, y, v, w): position and auxiliary coordinates take turns, and so do the pairs (x,
+/// v) and (y, w).
 fn flow() -> Result<CouplingFlow<f32>> {
     let coupling = |moved: [usize; 2], seen: [usize; 2]| LayerConfig::Affine {
         transformed: moved.to_vec(),

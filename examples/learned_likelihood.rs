@@ -1,12 +1,14 @@
-//! What a learned likelihood buys: three Markov chains over the same proposals of a continuous flow, accepted by its exact
-//! density, by an energy-based model (EBM) alone, and by delayed acceptance.
+//! What a learned likelihood buys: three Markov chains over the same proposals of a continuous flow, accepted by its
+//! exact density, by an energy-based model (EBM) alone, and by delayed acceptance.
 //!
-//! `make learned`, or `cargo run --release --features openmm --example learned_likelihood -- FLOW EBM SYSTEM [n] [folder]`,
-//! prints the table of `docs/learned-likelihoods.md` and writes `results.json` and `likelihoods.svg` to the folder. The time
-//! goes into n exact densities, half a second of one core each.
+//! `make learned`, or
+//! `cargo run --release --features openmm --example learned_likelihood -- FLOW EBM SYSTEM [n] [folder]`, prints the
+//! table of `docs/learned-likelihoods.md` and writes `results.json` and `likelihoods.svg` to the folder. The time goes
+//! into n exact densities, half a second of one core each.
 //!
-//! The chains have no dynamics between their attempts, so that nothing but the acceptance differs. Costs are those of an attempt
-//! in a simulation, where the dynamics has moved the state and its densities are needed anew (law of exactness, 4).
+//! The chains have no dynamics between their attempts, so that nothing but the acceptance differs. Costs are those of
+//! an attempt in a simulation, where the dynamics has moved the state and its densities are needed anew (law of
+//! exactness, 4).
 
 use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Status};

@@ -1,8 +1,9 @@
 //! Jumps between the two states of a dimer in a dense bath: 76 coordinates, 36 particles of which can change places.
 //!
-//! `make dimer`, or `cargo run --release --example lj_dimer -- [folder] [steps]`: frames of either state, a bijection between them by
-//! the energies at both ends, local dynamics with jumps from the closed state, the same without, and umbrella sampling, which knows
-//! nothing of jumps. Prints the table of `docs/moves.md` and writes `profile.svg`, `results.json` and the model file.
+//! `make dimer`, or `cargo run --release --example lj_dimer -- [folder] [steps]`: frames of either state, a bijection
+//! between them by the energies at both ends, local dynamics with jumps from the closed state, the same without, and
+//! umbrella sampling, which knows nothing of jumps. Prints the table of `docs/moves.md` and writes `profile.svg`,
+//! `results.json` and the model file.
 
 #[path = "support/lj_dimer.rs"]
 mod lj_dimer;
@@ -64,7 +65,8 @@ fn sorted(reference: &[f64], x: &[f64]) -> Vec<f64> {
     x[..4].iter().copied().chain(bath).collect()
 }
 
-/// Frames of one state, and its reference: the mean place of each particle of the bath, found in turns with the order by it.
+/// Frames of one state, and its reference: the mean place of each particle of the bath, found in turns with the order
+/// by it.
 fn frames(d: f64) -> (Vec<f64>, Vec<f64>) {
     let chain = |seed: u64| {
         let mut stream = Stream::new(seed, StreamId::Test, (1e3 * d) as u64, 0);
@@ -91,8 +93,8 @@ fn frames(d: f64) -> (Vec<f64>, Vec<f64>) {
     (frames, reference)
 }
 
-/// Fixed places and widths of the dimer's coordinates in one state, after `blocks` of couplings that move the bath: all x by all y,
-/// all y by all x, and every other particle by its neighbours.
+/// Fixed places and widths of the dimer's coordinates in one state, after `blocks` of couplings that move the bath: all
+/// x by all y, all y by all x, and every other particle by its neighbours.
 fn flow(d: f64, blocks: usize) -> Result<CouplingFlow<f32>> {
     let bath = |moves: &dyn Fn(usize, usize) -> bool| -> Vec<usize> {
         let all = (0..PARTICLES - 2).flat_map(|p| [(p, 0), (p, 1)]);
@@ -214,8 +216,8 @@ fn profile(log_mass: &[f64]) -> (Vec<f64>, f64) {
     (log_mass.iter().map(|m| total - m).collect(), side(false) - side(true))
 }
 
-/// ln of the unbiased mass of every bin, from windows by the weighted histogram method (Ferrenberg and Swendsen, Phys. Rev. Lett. 63,
-/// 1195 (1989)).
+/// ln of the unbiased mass of every bin, from windows by the weighted histogram method (Ferrenberg and Swendsen, Phys.
+/// Rev. Lett. 63, 1195 (1989)).
 fn umbrella(seed: u64) -> Vec<f64> {
     let middle = |w: usize| RANGE[0] + (RANGE[1] - RANGE[0]) * (w as f64 + 0.5) / WINDOWS as f64;
     let held = |w: usize, d: f64| (0.5 * WINDOW * (d - middle(w)).powi(2), WINDOW * (d - middle(w)));

@@ -1,5 +1,5 @@
-//! Learned likelihoods in the plane: what denoising score matching, noise contrastive estimation over the time, and both
-//! together make of two densities that are known exactly (Aggarwal et al., NeurIPS 2025, toy systems).
+//! Learned likelihoods in the plane: what denoising score matching, noise contrastive estimation over the time, and
+//! both together make of two densities that are known exactly (Aggarwal et al., NeurIPS 2025, toy systems).
 //!
 //! `make toy`, or `cargo run --release --example two_dimensional_ebm -- [folder] [steps]`, prints the table of
 //! `docs/two-dimensional-study.md` and writes its figures and `results.json` to the folder.

@@ -174,7 +174,8 @@ fn expect_known(status: i32) -> bool {
     status == MODEJUMP_OK
 }
 
-/// The bytes are a program: which functions are called, with which of their pointers NULL, structs short, numbers strange.
+/// The bytes are a program: which functions are called, with which of their pointers NULL, structs short, numbers
+/// strange.
 pub fn c_entries(data: &[u8]) {
     let mut bytes = Bytes(data);
     let mut model: *mut modejump_model = null_mut();

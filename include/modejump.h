@@ -47,8 +47,8 @@
 // `modejump_model_options.precision`: double precision.
 #define MODEJUMP_F64 1
 
-// `modejump_model_options.precision`, of a TarFlow on the CPU: single precision with weights rounded to bfloat16, which single samples
-// read in half the time. It is another density than that of the file, and exact in itself.
+// `modejump_model_options.precision`, of a TarFlow on the CPU: single precision with weights rounded to bfloat16,
+// which single samples read in half the time. It is another density than that of the file, and exact in itself.
 #define MODEJUMP_BF16 2
 
 // `modejump_model_options.decoding`: token after token.
@@ -63,10 +63,11 @@
 // `modejump_model_options.flags`: on the CPU, wherever other models run.
 #define MODEJUMP_ON_CPU 1
 
-// `modejump_model_options.flags`, for a program with a CUDA context (`CUcontext`) of its own, current on the calling thread: a model that shall
-// run on a GPU runs in that context instead of the primary one, on a stream of its own, so that its kernels and those of the program run side
-// by side, and the card holds one context. The context must outlive the model and all moves made from it. A model on the CPU, or on another
-// GPU that was asked for by its number, is loaded as without this flag.
+// `modejump_model_options.flags`, for a program with a CUDA context (`CUcontext`) of its own, current on the calling
+// thread: a model that shall run on a GPU runs in that context instead of the primary one, on a stream of its own, so
+// that its kernels and those of the program run side by side, and the card holds one context. The context must outlive
+// the model and all moves made from it. A model on the CPU, or on another GPU that was asked for by its number, is
+// loaded as without this flag.
 #define MODEJUMP_CURRENT_CONTEXT 2
 
 // `modejump_move_options.kind`: independence Metropolis-Hastings; of a model of kind `modes`, jumps between its modes.
@@ -75,11 +76,12 @@
 // `modejump_move_options.kind`: iterated sampling importance resampling.
 #define MODEJUMP_ISIR 1
 
-// `modejump_move_options.kind`, for `modejump_move_delayed_acceptance_new` only: the screen's log-density alone decides, and the
-// exact one is never computed. Biased: the move leaves e^{-u} q/q_screen invariant.
+// `modejump_move_options.kind`, for `modejump_move_delayed_acceptance_new` only: the screen's log-density alone
+// decides, and the exact one is never computed. Biased: the move leaves e^{-u} q/q_screen invariant.
 #define MODEJUMP_SURROGATE 2
 
-// `modejump_statistics.flags`: acceptances are decided by a surrogate, so what is sampled is biased; reports must say so.
+// `modejump_statistics.flags`: acceptances are decided by a surrogate, so what is sampled is biased; reports must say
+// so.
 #define MODEJUMP_BY_SURROGATE 1
 
 // `modejump_outcome.outcome`: the state is the proposal now.
@@ -128,18 +130,21 @@ typedef struct modejump_move modejump_move;
 typedef struct modejump_model_options {
   // sizeof(modejump_model_options)
   uint32_t struct_size;
-  // Of the networks, `MODEJUMP_F32`, `MODEJUMP_F64` or `MODEJUMP_BF16`; coordinates and densities are double in any case.
+  // Of the networks, `MODEJUMP_F32`, `MODEJUMP_F64` or `MODEJUMP_BF16`; coordinates and densities are double in any
+  // case.
   uint32_t precision;
-  // How samples are found from their latent points, `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or `MODEJUMP_GAUSS_SEIDEL`; their
-  // log-densities are exact in any case.
+  // How samples are found from their latent points, `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or
+  // `MODEJUMP_GAUSS_SEIDEL`; their log-densities are exact in any case.
   uint32_t decoding;
   // `MODEJUMP_ON_CPU`, `MODEJUMP_CURRENT_CONTEXT` or 0.
   uint32_t flags;
   // Tokens of a segment of `MODEJUMP_GAUSS_SEIDEL`, at least 1.
   uint64_t segment;
-  // Of an iteration: most passes of all tokens, or of a segment, at least 1; a sample that needs more is found token after token.
+  // Of an iteration: most passes of all tokens, or of a segment, at least 1; a sample that needs more is found token
+  // after token.
   uint64_t decoding_passes;
-  // Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in single precision).
+  // Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in
+  // single precision).
   double decoding_tolerance;
 } modejump_model_options;
 
@@ -149,8 +154,8 @@ typedef struct modejump_move_options {
   uint32_t struct_size;
   // `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`; with a screen, `MODEJUMP_SURROGATE` for a biased move
   uint32_t kind;
-  // Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR chooses
-  // among them.
+  // Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR
+  // chooses among them.
   uint64_t n_proposals;
   // The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
   // different seeds.
@@ -159,17 +164,19 @@ typedef struct modejump_move_options {
   uint64_t stride;
   // Attempts whose proposals are drawn in one batch, at least 1.
   uint64_t batch;
-  // 1: a thread of its own draws the next batch while the engine uses up the present one. The results are the same to the last
-  // bit. 0: every batch is drawn in the attempt that needs it first.
+  // 1: a thread of its own draws the next batch while the engine uses up the present one. The results are the same
+  // to the last bit. 0: every batch is drawn in the attempt that needs it first.
   uint64_t draw_ahead;
-  // Orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model that describes the orientation
-  // of a molecule, such as a TarFlow: less variable weights, for as many likelihoods, where the potential knows little of directions.
-  // Exact whatever the potential. A jump turns the molecule at random. 0: no average.
+  // Orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model that
+  // describes the orientation of a molecule, such as a TarFlow: less variable weights, for as many likelihoods,
+  // where the potential knows little of directions. Exact whatever the potential. A jump turns the molecule at
+  // random. 0: no average.
   uint64_t rotations;
 } modejump_move_options;
 
-// Says in which mode the configuration `x[dimension]` is: a number from 0, in the order of the model's modes, or -1 for none. It must be
-// the same for the same x, and for a molecule anywhere and turned anyhow. May be called from any thread, one at a time.
+// Says in which mode the configuration `x[dimension]` is: a number from 0, in the order of the model's modes, or -1
+// for none. It must be the same for the same x, and for a molecule anywhere and turned anyhow. May be called from any
+// thread, one at a time.
 typedef int64_t (*modejump_mode_callback)(void *user, const double *x, uint64_t dimension);
 
 // Paths of an annealed move; set by `modejump_annealing_options_init`, then changed at will.
@@ -184,7 +191,8 @@ typedef struct modejump_annealing_options {
   uint64_t moves;
   // Leapfrog steps of a trajectory.
   uint64_t leapfrog;
-  // Step of the kernel in the square of the coordinates' unit: a Langevin step is x - step dE/dx + sqrt(2 step) noise.
+  // Step of the kernel in the square of the coordinates' unit: a Langevin step is x - step dE/dx + sqrt(2 step)
+  // noise.
   double step;
 } modejump_annealing_options;
 
@@ -212,18 +220,20 @@ typedef struct modejump_target {
   uint32_t flags;
   // Handed to the callbacks.
   void *user;
-  // Writes u of the `n` configurations `x[n][dimension]` into `u[n]`. NaN or infinity rejects a configuration. Returns 0, or
-  // another number after `modejump_set_last_error`: the call that needed the value then fails with 254. Must not throw.
+  // Writes u of the `n` configurations `x[n][dimension]` into `u[n]`. NaN or infinity rejects a configuration.
+  // Returns 0, or another number after `modejump_set_last_error`: the call that needed the value then fails
+  // with 254. Must not throw.
   int32_t (*reduced_potential)(void *user, uint64_t n, const double *x, double *u);
   // NULL, or called with `user` exactly once before the function that got this struct returns, whatever its status.
   void (*destroy)(void *user);
-  // NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it, and latent walks by
-  // trajectories.
+  // NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it,
+  // and latent walks by trajectories.
   int32_t (*reduced_potential_gradient)(void *user, uint64_t n, const double *x, double *u, double *gradient);
-  // NULL, or moves what belongs to the system and not to `x[dimension]`, which is held fast (a solvent), by a kernel that is
-  // reversible for exp(-u(x, .)), and writes u where it then is: driven moves need it. Its random numbers have to be a function of
-  // the attempt and of `stage`, counted from 0 in each. `reduced_potential` is asked for where the solvent is. After an attempt
-  // that failed or was not accepted the caller puts the solvent back to where it was.
+  // NULL, or moves what belongs to the system and not to `x[dimension]`, which is held fast (a solvent), by a kernel
+  // that is reversible for exp(-u(x, .)), and writes u where it then is: driven moves need it. Its random numbers
+  // have to be a function of the attempt and of `stage`, counted from 0 in each. `reduced_potential` is asked for
+  // where the solvent is. After an attempt that failed or was not accepted the caller puts the solvent back to where
+  // it was.
   int32_t (*relax)(void *user, const double *x, uint64_t stage, double *u);
 } modejump_target;
 
@@ -287,12 +297,13 @@ typedef struct modejump_statistics {
   uint64_t screened;
   // Delayed acceptance: exact log-densities computed in the second stage.
   uint64_t exact_evaluations;
-  // Delayed acceptance: variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the second.
+  // Delayed acceptance: variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the
+  // second.
   double correction_variance;
   // Jumps between modes that started or ended in a wrong one.
   uint64_t wrong_mode;
-  // Mean over the attempts of the probability with which each was accepted, and its standard error: what the acceptance will come
-  // to. NaN before the first attempt, and before the second.
+  // Mean over the attempts of the probability with which each was accepted, and its standard error: what the
+  // acceptance will come to. NaN before the first attempt, and before the second.
   double expected_acceptance;
   double expected_acceptance_error;
 } modejump_statistics;
@@ -324,19 +335,20 @@ uint32_t modejump_abi_version(void);
 // Version of the library, such as "0.1.0". Static, never NULL.
 const char *modejump_version(void);
 
-// Writes the message of the last failed call on this thread, UTF-8, empty if there was none. It belongs to the library and
-// is valid until the next call on this thread.
+// Writes the message of the last failed call on this thread, UTF-8, empty if there was none. It belongs to the library
+// and is valid until the next call on this thread.
 int32_t modejump_last_error(const char **message);
 
 // Sets this thread's last error: for callbacks, which then return a status other than 0. NULL clears it.
 int32_t modejump_set_last_error(const char *message);
 
 // Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
-// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else it is the CPU. Fails if there
-// is no such device, and says what is missing.
+// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else it is the CPU. Fails if
+// there is no such device, and says what is missing.
 int32_t modejump_set_device(const char *name);
 
-// Writes where models run that are loaded from now on: "cpu", or the name of a GPU. The string is the thread's, until it calls this again.
+// Writes where models run that are loaded from now on: "cpu", or the name of a GPU. The string is the thread's, until
+// it calls this again.
 int32_t modejump_device(const char **name);
 
 // Writes where a model runs: "cpu", or the name of a GPU. The string belongs to the model.
@@ -345,11 +357,13 @@ int32_t modejump_model_device(const struct modejump_model *model, const char **n
 // Loads a model file. On success `*model` is a new handle, to be freed with `modejump_model_free`.
 int32_t modejump_model_load(const char *path, struct modejump_model **model);
 
-// Sets the defaults, with which `modejump_model_load` loads: single precision, token after token. `options->struct_size` must be set.
+// Sets the defaults, with which `modejump_model_load` loads: single precision, token after token.
+// `options->struct_size` must be set.
 int32_t modejump_model_options_init(struct modejump_model_options *options);
 
-// Loads a model file in another precision, a TarFlow with another way of finding samples, or a model to a device of its own. Refused (6) for a
-// model that has no such option. On success `*model` is a new handle, to be freed with `modejump_model_free`.
+// Loads a model file in another precision, a TarFlow with another way of finding samples, or a model to a device of
+// its own. Refused (6) for a model that has no such option. On success `*model` is a new handle, to be freed with
+// `modejump_model_free`.
 int32_t modejump_model_load_with(const char *path,
                                  const struct modejump_model_options *options,
                                  struct modejump_model **model);
@@ -369,46 +383,48 @@ int32_t modejump_model_free(struct modejump_model *model);
 // Writes the number of coordinates of a configuration: three for each atom of a molecule.
 int32_t modejump_model_dimension(const struct modejump_model *model, uint64_t *dimension);
 
-// Writes the latent temperature of a steerable model, its temperature over that of its training, or 0 for a model that has one temperature
-// only; and how many of its coordinates, the last ones, are auxiliary. A move of the model leaves these out: its configurations have
-// `dimension - auxiliary` coordinates. Samples have them, and log-densities are those of all coordinates together.
+// Writes the latent temperature of a steerable model, its temperature over that of its training, or 0 for a model that
+// has one temperature only; and how many of its coordinates, the last ones, are auxiliary. A move of the model leaves
+// these out: its configurations have `dimension - auxiliary` coordinates. Samples have them, and log-densities are
+// those of all coordinates together.
 int32_t modejump_model_steering(const struct modejump_model *model,
                                 double *variance,
                                 uint64_t *auxiliary);
 
-// Takes a steerable model to a temperature in K: samples and densities of the new model are those of that temperature. It shares the
-// parameters of the old one, which stays as it is. Refused (6) for a model that has one temperature only. On success `*out` is a new
-// handle, to be freed with `modejump_model_free`.
+// Takes a steerable model to a temperature in K: samples and densities of the new model are those of that temperature.
+// It shares the parameters of the old one, which stays as it is. Refused (6) for a model that has one temperature
+// only. On success `*out` is a new handle, to be freed with `modejump_model_free`.
 int32_t modejump_model_at_temperature(const struct modejump_model *model,
                                       double kelvin,
                                       struct modejump_model **out);
 
-// Writes the description in the model file: JSON with the kind and sizes of the model, its coordinates, atoms, bonds and
-// temperature. The string belongs to the model.
+// Writes the description in the model file: JSON with the kind and sizes of the model, its coordinates, atoms, bonds
+// and temperature. The string belongs to the model.
 int32_t modejump_model_metadata(const struct modejump_model *model,
                                 const char **json);
 
 // Writes the hash of the model file's bytes, hexadecimal. The string belongs to the model.
 int32_t modejump_model_hash(const struct modejump_model *model, const char **hex);
 
-// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index there of the model's atom i. Atoms are
-// told by `names[n]` within residues, and residues by the names in their labels `residues[n]` (`ALA2`), in the order in which
-// they come. A model without atom names gives 0, 1, 2, … Fails, and names the atom, if the lists differ.
+// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index there of the model's atom i.
+// Atoms are told by `names[n]` within residues, and residues by the names in their labels `residues[n]` (`ALA2`), in
+// the order in which they come. A model without atom names gives 0, 1, 2, … Fails, and names the atom, if the lists
+// differ.
 int32_t modejump_model_match_atoms(const struct modejump_model *model,
                                    uint64_t n,
                                    const char *const *residues,
                                    const char *const *names,
                                    uint64_t *order);
 
-// Whether `masses[n]`, in dalton, can be those of the model's atoms in its order. Hydrogens made heavier by their neighbours, united atoms
-// and virtual sites are no contradiction, and a model without a topology has none. Fails, and names the atom, if an element has another mass,
-// as where atoms have changed places.
+// Whether `masses[n]`, in dalton, can be those of the model's atoms in its order. Hydrogens made heavier by their
+// neighbours, united atoms and virtual sites are no contradiction, and a model without a topology has none. Fails, and
+// names the atom, if an element has another mass, as where atoms have changed places.
 int32_t modejump_model_check_masses(const struct modejump_model *model,
                                     uint64_t n,
                                     const double *masses);
 
-// Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however the
-// sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
+// Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however
+// the sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
 // `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used.
 int32_t modejump_model_sample(const struct modejump_model *model,
                               uint64_t seed,
@@ -417,24 +433,24 @@ int32_t modejump_model_sample(const struct modejump_model *model,
                               double *x,
                               double *log_density);
 
-// Writes log q of each of the `n` configurations `x[n][dimension]` into `log_density[n]`; -inf where the density is zero or
-// undefined, which includes configurations with NaN.
+// Writes log q of each of the `n` configurations `x[n][dimension]` into `log_density[n]`; -inf where the density is
+// zero or undefined, which includes configurations with NaN.
 int32_t modejump_model_log_density(const struct modejump_model *model,
                                    uint64_t n,
                                    const double *x,
                                    double *log_density);
 
-// As `modejump_model_log_density`, and writes the gradient with respect to x into `gradient[n][dimension]`, zero in rows
-// where the logarithm is -inf.
+// As `modejump_model_log_density`, and writes the gradient with respect to x into `gradient[n][dimension]`, zero in
+// rows where the logarithm is -inf.
 int32_t modejump_model_log_density_gradient(const struct modejump_model *model,
                                             uint64_t n,
                                             const double *x,
                                             double *log_density,
                                             double *gradient);
 
-// Makes the map f = T_to o T_from^-1 of two flows with one latent space. Refused for models without a latent space (6), and of
-// different atoms, latent spaces or frames (1). On success `*out` is a new handle, to be freed with `modejump_bijection_free`; it
-// keeps both models.
+// Makes the map f = T_to o T_from^-1 of two flows with one latent space. Refused for models without a latent space
+// (6), and of different atoms, latent spaces or frames (1). On success `*out` is a new handle, to be freed with
+// `modejump_bijection_free`; it keeps both models.
 int32_t modejump_bijection_new(const struct modejump_model *from,
                                const struct modejump_model *to,
                                struct modejump_bijection **out);
@@ -443,9 +459,9 @@ int32_t modejump_bijection_new(const struct modejump_model *from,
 int32_t modejump_bijection_free(struct modejump_bijection *bijection);
 
 // Maps `n` configurations `x[n][dimension]`, whole molecules: writes y = f(x), or f^-1(x) if `inverse` is 1, into
-// `y[n][dimension]`, the natural logarithm of |dy/dx| into `log_det[n]`, and into `status[n]` 0 or why there is no image
-// (`MODEJUMP_OUT_OF_SUPPORT` to `MODEJUMP_CHIRALITY`); y is then x, and the logarithm -inf. A map in internal coordinates changes
-// the shape only: y has the frame of x.
+// `y[n][dimension]`, the natural logarithm of |dy/dx| into `log_det[n]`, and into `status[n]` 0 or why there is no
+// image (`MODEJUMP_OUT_OF_SUPPORT` to `MODEJUMP_CHIRALITY`); y is then x, and the logarithm -inf. A map in internal
+// coordinates changes the shape only: y has the frame of x.
 int32_t modejump_bijection_map(const struct modejump_bijection *bijection,
                                uint32_t inverse,
                                uint64_t n,
@@ -454,28 +470,30 @@ int32_t modejump_bijection_map(const struct modejump_bijection *bijection,
                                double *log_det,
                                uint32_t *status);
 
-// Sets the defaults: one proposal by independence, seed 0, stride 0, batches of 32. `options->struct_size` must be set.
+// Sets the defaults: one proposal by independence, seed 0, stride 0, batches of 32. `options->struct_size` must be
+// set.
 int32_t modejump_move_options_init(struct modejump_move_options *options);
 
-// Makes a move of a model. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+// Makes a move of a model. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the
+// model.
 int32_t modejump_move_new(const struct modejump_model *model,
                           const struct modejump_move_options *options,
                           struct modejump_move **out);
 
 // Makes a move by delayed acceptance: `model` proposes without its log-density, which may be dear; `screen` tests the
-// proposals, one after the other, `options->n_proposals` in an attempt; where that chain has moved, the exact log-density of
-// `model` decides. Exact whatever the screen is, unless `options->kind` is `MODEJUMP_SURROGATE`: then the screen alone decides,
-// and the move is biased. Other kinds are not looked at. On success `*out` is a new handle, to be freed with
-// `modejump_move_free`; it keeps both models.
+// proposals, one after the other, `options->n_proposals` in an attempt; where that chain has moved, the exact
+// log-density of `model` decides. Exact whatever the screen is, unless `options->kind` is `MODEJUMP_SURROGATE`: then
+// the screen alone decides, and the move is biased. Other kinds are not looked at. On success `*out` is a new handle,
+// to be freed with `modejump_move_free`; it keeps both models.
 int32_t modejump_move_delayed_acceptance_new(const struct modejump_model *model,
                                              const struct modejump_model *screen,
                                              const struct modejump_move_options *options,
                                              struct modejump_move **out);
 
-// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a model. With `mode`
-// not NULL, this callback says in which mode a configuration is, and not the model; `user` is handed to it, and must stay valid until the
-// move is freed. Of the options the seed is looked at; n_proposals has to be 1, rotations 0. On success `*out` is a new handle, to be
-// freed with `modejump_move_free`; it keeps the model.
+// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a
+// model. With `mode` not NULL, this callback says in which mode a configuration is, and not the model; `user` is
+// handed to it, and must stay valid until the move is freed. Of the options the seed is looked at; n_proposals has to
+// be 1, rotations 0. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
 int32_t modejump_move_mode_jump_new(const struct modejump_model *model,
                                     const struct modejump_move_options *options,
                                     modejump_mode_callback mode,
@@ -485,20 +503,22 @@ int32_t modejump_move_mode_jump_new(const struct modejump_model *model,
 // Sets the defaults: ten stages of one Langevin step of 2e-6 (nm^2 for molecules). `options->struct_size` must be set.
 int32_t modejump_annealing_options_init(struct modejump_annealing_options *options);
 
-// Makes an annealed move: proposals of `model` are carried to the target by annealed importance sampling before they are tested,
-// the current configuration is carried back, and the weights of the two paths decide. Exact whatever the path. The model needs
-// a gradient, the target of every attempt `reduced_potential_gradient`. `options->kind` is not looked at. Refused (6) for a model
-// that keeps bonds at fixed lengths. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+// Makes an annealed move: proposals of `model` are carried to the target by annealed importance sampling before they
+// are tested, the current configuration is carried back, and the weights of the two paths decide. Exact whatever the
+// path. The model needs a gradient, the target of every attempt `reduced_potential_gradient`. `options->kind` is not
+// looked at. Refused (6) for a model that keeps bonds at fixed lengths. On success `*out` is a new handle, to be freed
+// with `modejump_move_free`; it keeps the model.
 int32_t modejump_move_annealed_new(const struct modejump_model *model,
                                    const struct modejump_move_options *options,
                                    const struct modejump_annealing_options *annealing,
                                    struct modejump_move **out);
 
-// Makes a driven move of a part of the system: it is pulled to the proposal of `model` in `steps` perturbations, at least 1, between
-// which `relax` of the attempt's target moves the rest; the work decides. Exact whatever the way. With one step the rest is frozen. The
-// way goes in the internal coordinates of the model, if it has any. `options->kind` is not looked at, and `options->n_proposals` has to
-// be 1. Its outcomes' weights have the work in place of the difference of potentials. On success `*out` is a new handle, to be freed
-// with `modejump_move_free`; it keeps the model.
+// Makes a driven move of a part of the system: it is pulled to the proposal of `model` in `steps` perturbations, at
+// least 1, between which `relax` of the attempt's target moves the rest; the work decides. Exact whatever the way.
+// With one step the rest is frozen. The way goes in the internal coordinates of the model, if it has any.
+// `options->kind` is not looked at, and `options->n_proposals` has to be 1. Its outcomes' weights have the work in
+// place of the difference of potentials. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
+// keeps the model.
 int32_t modejump_move_driven_new(const struct modejump_model *model,
                                  const struct modejump_move_options *options,
                                  uint64_t steps,
@@ -518,23 +538,24 @@ int32_t modejump_move_latent_walk_new(const struct modejump_model *model,
 // Frees a move; NULL does nothing.
 int32_t modejump_move_free(struct modejump_move *move);
 
-// Tells the move which bonds the engine constrains: `n` pairs of the model's atoms `atoms[n][2]`, their `lengths[n]` in nm, and
-// `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z; with n = 0 it has none. Refused (6),
-// naming the bond, unless these are the bonds that every sample of the model has at one length, and at that length.
+// Tells the move which bonds the engine constrains: `n` pairs of the model's atoms `atoms[n][2]`, their `lengths[n]`
+// in nm, and `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z; with
+// n = 0 it has none. Refused (6), naming the bond, unless these are the bonds that every sample of the model has at
+// one length, and at that length.
 int32_t modejump_move_set_constraints(struct modejump_move *move,
                                       uint64_t n,
                                       const uint64_t *atoms,
                                       const double *lengths,
                                       const double *masses);
 
-// Tells the move the temperature of the ensemble, in K. A move of a steerable model proposes for that temperature from now on, whatever
-// that of the training; any other is for one temperature and stays as it is. Cheap where nothing changes, so it can be called
-// before every attempt. Fails (1) for a temperature that is not positive.
+// Tells the move the temperature of the ensemble, in K. A move of a steerable model proposes for that temperature from
+// now on, whatever that of the training; any other is for one temperature and stays as it is. Cheap where nothing
+// changes, so it can be called before every attempt. Fails (1) for a temperature that is not positive.
 int32_t modejump_move_set_temperature(struct modejump_move *move,
                                       double kelvin);
 
-// One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x` changes if
-// and only if `outcome->outcome` is `MODEJUMP_ACCEPTED`.
+// One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x`
+// changes if and only if `outcome->outcome` is `MODEJUMP_ACCEPTED`.
 int32_t modejump_move_attempt(struct modejump_move *move,
                               const struct modejump_target *target,
                               const struct modejump_state *state,
@@ -546,41 +567,43 @@ int32_t modejump_move_statistics(const struct modejump_move *move, struct modeju
 // Sets all counters to zero and forgets the log-weights.
 int32_t modejump_move_reset_statistics(struct modejump_move *move);
 
-// Writes into `*n` how many log-weights of proposals are remembered (the latest 65536 at most), and into `log_weights` the
-// latest `capacity` of them or all if they are fewer, oldest first; -inf stands for an unusable proposal. With `capacity`
-// 0, `log_weights` may be NULL.
+// Writes into `*n` how many log-weights of proposals are remembered (the latest 65536 at most), and into `log_weights`
+// the latest `capacity` of them or all if they are fewer, oldest first; -inf stands for an unusable proposal. With
+// `capacity` 0, `log_weights` may be NULL.
 int32_t modejump_move_log_weights(const struct modejump_move *move,
                                   uint64_t capacity,
                                   double *log_weights,
                                   uint64_t *n);
 
-// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it maps; `seed` is
-// that of the Metropolis tests. On success `*out` is a new handle, to be freed with `modejump_exchange_free`; it keeps the map.
+// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it
+// maps; `seed` is that of the Metropolis tests. On success `*out` is a new handle, to be freed with
+// `modejump_exchange_free`; it keeps the map.
 int32_t modejump_exchange_new(const struct modejump_bijection *bijection,
                               uint64_t seed,
                               struct modejump_exchange **out);
 
-// 1: configurations take position and orientation along to the other replica, for engines that exchange the ensembles of their
-// replicas and not the configurations. 0, as at first: each replica keeps its own. Matters for maps in internal coordinates only.
+// 1: configurations take position and orientation along to the other replica, for engines that exchange the ensembles
+// of their replicas and not the configurations. 0, as at first: each replica keeps its own. Matters for maps in
+// internal coordinates only.
 int32_t modejump_exchange_carry_frames(struct modejump_exchange *exchange,
                                        uint32_t yes);
 
 // Frees an exchange; NULL does nothing.
 int32_t modejump_exchange_free(struct modejump_exchange *exchange);
 
-// Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a move.
-// With n = 0 it says that the engine constrains none. Refused (6), naming the bond, unless both models keep each bond at that length, and no
-// other.
+// Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a
+// move. With n = 0 it says that the engine constrains none. Refused (6), naming the bond, unless both models keep each
+// bond at that length, and no other.
 int32_t modejump_exchange_set_constraints(struct modejump_exchange *exchange,
                                           uint64_t n,
                                           const uint64_t *atoms,
                                           const double *lengths,
                                           const double *masses);
 
-// One attempt: maps the configuration of either replica to the ensemble of the other, asks each target for the reduced potential
-// of its new configuration, accepts or rejects both together. `a->x` and `b->x` change if and only if `outcome->outcome` is
-// `MODEJUMP_ACCEPTED`. The steps of the states must be equal, their replicas different: the random number is a function of seed,
-// step and the two replicas.
+// One attempt: maps the configuration of either replica to the ensemble of the other, asks each target for the reduced
+// potential of its new configuration, accepts or rejects both together. `a->x` and `b->x` change if and only if
+// `outcome->outcome` is `MODEJUMP_ACCEPTED`. The steps of the states must be equal, their replicas different: the
+// random number is a function of seed, step and the two replicas.
 int32_t modejump_exchange_attempt(struct modejump_exchange *exchange,
                                   const struct modejump_target *target_a,
                                   const struct modejump_target *target_b,

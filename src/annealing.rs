@@ -4,11 +4,12 @@
 //! ln γ_t(x) = (1 − t) ln q(x) − t u(x),   t = 0 … 1
 //! ```
 //!
-//! Between two temperatures the weights take up ln γ_t′(x) − ln γ_t(x) = −(t′ − t)(u(x) + ln q(x)) (Neal, Statistics and Computing 11,
-//! 125 (2001); the discrete Jarzynski equality), particles are resampled when their effective number falls, and every particle is
-//! moved by Langevin steps that leave γ_t′ invariant (Del Moral, Doucet and Jasra 2006; Sequential Boltzmann Generators: Tan et al.
-//! 2025). The path ends at t = 1, so weighted particles stand for the target, and the mean weights, multiplied up over the
-//! resamplings, for Z = ∫e^{−u}: without bias for a plan that was fixed before, as [`plan`] makes it.
+//! Between two temperatures the weights take up ln γ_t′(x) − ln γ_t(x) = −(t′ − t)(u(x) + ln q(x)) (Neal, Statistics
+//! and Computing 11, 125 (2001); the discrete Jarzynski equality), particles are resampled when their effective number
+//! falls, and every particle is moved by Langevin steps that leave γ_t′ invariant (Del Moral, Doucet and Jasra 2006;
+//! Sequential Boltzmann Generators: Tan et al. 2025). The path ends at t = 1, so weighted particles stand for the
+//! target, and the mean weights, multiplied up over the resamplings, for Z = ∫e^{−u}: without bias for a plan that was
+//! fixed before, as [`plan`] makes it.
 
 mod bridge;
 mod space;
@@ -25,9 +26,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Kernel {
-    /// x′ = x − ε ∇E_t + √2ε ξ, without a test: leaves γ_t invariant but for the size of ε. With `corrected` the weights take up
-    /// the path action ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x), which makes up for that. A corrected step that would leave the support
-    /// is not made and leaves the weight alone: of what belongs at x′, the part that would step out from there has come from x′ itself.
+    /// x′ = x − ε ∇E_t + √2ε ξ, without a test: leaves γ_t invariant but for the size of ε. With `corrected` the
+    /// weights take up the path action ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x), which makes up for that. A corrected
+    /// step that would leave the support is not made and leaves the weight alone: of what belongs at x′, the part that
+    /// would step out from there has come from x′ itself.
     Unadjusted { corrected: bool },
     /// The same with a Metropolis test (MALA; Roberts and Tweedie 1996).
     Adjusted,
@@ -53,7 +55,8 @@ pub struct Options {
     pub threshold: f64,
     pub resampling: Resampling,
     pub seed: u64,
-    /// Particles whose first u(x) is above this are left out: **biased**, as published runs do it; the weights do not know.
+    /// Particles whose first u(x) is above this are left out: **biased**, as published runs do it; the weights do not
+    /// know.
     pub energy_cutoff: Option<f64>,
 }
 
@@ -88,8 +91,8 @@ fn log_step(a: (&Points, usize), b: &[f64], t: f64, step: f64) -> f64 {
     -moved.map(|((a, g), b)| (b - a + step * g).powi(2)).sum::<f64>() / (4.0 * step)
 }
 
-/// ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x) of row by row proposals: the logarithm of the acceptance of an adjusted step, and the path
-/// action of an unadjusted one.
+/// ln γ_t(x′) k(x|x′) − ln γ_t(x) k(x′|x) of row by row proposals: the logarithm of the acceptance of an adjusted step,
+/// and the path action of an unadjusted one.
 pub fn log_ratio(before: &Points, after: &Points, row: usize, t: f64, step: f64) -> f64 {
     let energies = before.energy(row, t) - after.energy(row, t);
     let ratio =
@@ -130,7 +133,8 @@ pub struct Progress {
 }
 
 impl Annealing {
-    /// Particles at t = 0 with equal weights. Errors: none of them, options out of range, a plan that does not rise to t = 1.
+    /// Particles at t = 0 with equal weights. Errors: none of them, options out of range, a plan that does not rise to
+    /// t = 1.
     pub fn new(bridge: &Bridge, points: Points, plan: Vec<Stage>, options: Options) -> Result<Annealing> {
         if points.n() == 0 || plan.is_empty() {
             let (n, stages) = (points.n(), plan.len());
@@ -299,7 +303,8 @@ pub fn step_all(
     Ok(moved)
 }
 
-/// `steps` leapfrog steps of length h on E_t from momenta `p[n][dimension]` of unit mass, which become those at the end.
+/// `steps` leapfrog steps of length h on E_t from momenta `p[n][dimension]` of unit mass, which become those at the
+/// end.
 pub fn leapfrog(bridge: &mut Bridge, from: &Points, p: &mut [f64], t: f64, h: f64, steps: usize) -> Result<Points> {
     let kick = |points: &Points, p: &mut [f64]| {
         for (row, p) in p.chunks_exact_mut(points.dimension()).enumerate() {
@@ -340,9 +345,9 @@ const CHANGE: f64 = 1.1;
 /// Fewest pilots: the conditional effective sample size of n is never below 1/n of them, and of few it says nothing.
 pub const FEWEST_PILOTS: usize = 10;
 
-/// A plan made by a pilot run, to be used with other samples: temperatures so that the conditional effective sample size (Zhou,
-/// Johansen and Aston 2016) of each step is `share` of all, at most `most` of them; steps that become
-/// a tenth longer or shorter after a stage with an acceptance outside 55 to 65 %, and are frozen with the plan.
+/// A plan made by a pilot run, to be used with other samples: temperatures so that the conditional effective sample
+/// size (Zhou, Johansen and Aston 2016) of each step is `share` of all, at most `most` of them; steps that become a
+/// tenth longer or shorter after a stage with an acceptance outside 55 to 65 %, and are frozen with the plan.
 ///
 /// Errors: as for a run; a share outside (0, 1); too few pilots to tell it; more stages than `most`.
 pub fn plan(

@@ -279,8 +279,9 @@ impl Target for Square {
     }
 }
 
-/// From beyond the wall no step leads back, so a particle that would go there has to stay, with its weight: in a flat world all weights
-/// are the same, and the density at the wall is that of the middle. It lost its weight, so that Z came out too small.
+/// From beyond the wall no step leads back, so a particle that would go there has to stay, with its weight: in a flat
+/// world all weights are the same, and the density at the wall is that of the middle. It lost its weight, so that Z
+/// came out too small.
 #[test]
 fn corrected_steps_that_would_leave_the_support_are_not_made() {
     let (density, mut target) = (Square(0.0), Square(0.0));
@@ -432,7 +433,8 @@ fn no_end_sees_a_configuration_that_is_not_finite() {
     }
 }
 
-/// In the coordinates that a space leaves free, both ends have the gradients of their energies, and a step stays in the space.
+/// In the coordinates that a space leaves free, both ends have the gradients of their energies, and a step stays in the
+/// space.
 #[test]
 fn a_path_stays_in_its_space() {
     use crate::coordinates::vector::{atom, centroid, cross, dot, norm, sub, unit};

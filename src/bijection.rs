@@ -1,10 +1,11 @@
 //! **Bijection**: an invertible map between configurations, made of two flows with one latent space.
 //!
-//! f = T_b ∘ T_a⁻¹, ln|∂f/∂x| = ln|∂T_b/∂z| − ln|∂T_a/∂z| at z = T_a⁻¹(x). Every way in which moves use such maps comes to it: between
-//! two metastable states T_a and T_b are the generators of the states (neural mode jumps: Sbailò, Dibak and Noé, J. Chem. Phys. 154,
-//! 074101 (2021)); between two temperatures those of the temperatures, or T_a is the fixed layers that T_b began its training with, so
-//! that f began as the identity (learned replica exchange: Invernizzi, Krämer, Clementi and Noé, J. Phys. Chem. Lett. 13, 11643
-//! (2022)); with T_a = T_b and a step between, it is a walk in latent space (Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019)).
+//! f = T_b ∘ T_a⁻¹, ln|∂f/∂x| = ln|∂T_b/∂z| − ln|∂T_a/∂z| at z = T_a⁻¹(x). Every way in which moves use such maps comes
+//! to it: between two metastable states T_a and T_b are the generators of the states (neural mode jumps: Sbailò, Dibak
+//! and Noé, J. Chem. Phys. 154, 074101 (2021)); between two temperatures those of the temperatures, or T_a is the fixed
+//! layers that T_b began its training with, so that f began as the identity (learned replica exchange: Invernizzi,
+//! Krämer, Clementi and Noé, J. Phys. Chem. Lett. 13, 11643 (2022)); with T_a = T_b and a step between, it is a walk in
+//! latent space (Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019)).
 
 use crate::coordinates::frame::Frame;
 use crate::density::{Evaluation, Exactness, Scope, Status};
@@ -52,8 +53,9 @@ impl Mapped {
 impl Bijection {
     /// From the configurations of one model to those of another.
     ///
-    /// Errors: log-determinants that are not exact, models without an invertible map between latent points and configurations, of different atoms, latent spaces or frames,
-    /// models that describe neither all coordinates nor the shape, and models with auxiliary coordinates.
+    /// Errors: log-determinants that are not exact, models without an invertible map between latent points and
+    /// configurations, of different atoms, latent spaces or frames, models that describe neither all coordinates nor
+    /// the shape, and models with auxiliary coordinates.
     pub fn new(from: Arc<dyn Model>, to: Arc<dyn Model>) -> Result<Bijection> {
         if [&from, &to].iter().any(|model| model.steering().is_some_and(|s| s.auxiliary > 0)) {
             return Err(Error::Unsupported(
@@ -138,8 +140,8 @@ impl Bijection {
 
     /// The same with a step in between: y = T_b(z′), z′ what `step(row, z)` makes of z = T_a⁻¹(x).
     ///
-    /// A step whose density is that of the step back leaves the two sides of the proposal as they are. Latent coordinates that are
-    /// uniform on [0, 1] are taken around: a step beyond an end comes in at the other.
+    /// A step whose density is that of the step back leaves the two sides of the proposal as they are. Latent
+    /// coordinates that are uniform on [0, 1] are taken around: a step beyond an end comes in at the other.
     pub fn map_with(
         &self,
         x: &[f64],
@@ -260,7 +262,8 @@ mod tests {
         }
     }
 
-    /// The frame atoms stay on their axes, so three directions of the volume are those of the frame itself; the others are free.
+    /// The frame atoms stay on their axes, so three directions of the volume are those of the frame itself; the others
+    /// are free.
     #[test]
     fn the_log_determinant_is_that_of_finite_differences() {
         let (map, x) = example(1);
@@ -296,7 +299,8 @@ mod tests {
         let mut image = vec![0.0; d];
         let mut mapped = nothing(1);
         map.map(&x, &mut image, &mut mapped).unwrap();
-        // per volume of the shape: dx = dx₀ dR · |x₁ − x₀|² · a · d(z₁) d(a, z₂) d(others), a the third atom's distance from the axis
+        // per volume of the shape: dx = dx₀ dR · |x₁ − x₀|² · a · d(z₁) d(a, z₂) d(others), a the third atom's distance
+        // from the axis
         let measure = |x: &[f64]| {
             let frame = Frame::of(x, atoms).unwrap();
             let component = |i: usize, axis: usize| {

@@ -4,8 +4,8 @@ use crate::error::{Error, Result};
 use crate::rng::Stream;
 use crate::trust::Trust;
 
-/// How far a log-density may be trusted, from the best to the worst. Only `Exact` may enter the final acceptance test, unless
-/// a user asks for a surrogate there by name (ARCHITECTURE.md, law of exactness).
+/// How far a log-density may be trusted, from the best to the worst. Only `Exact` may enter the final acceptance test,
+/// unless a user asks for a surrogate there by name (ARCHITECTURE.md, law of exactness).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Exactness {
@@ -102,15 +102,17 @@ impl Evaluation {
 pub enum Scope {
     /// All coordinates.
     Full,
-    /// The shape only. Position and orientation are those of the frame of three atoms (origin, z axis, xz plane); a move
-    /// keeps the frame of the current configuration.
+    /// The shape only. Position and orientation are those of the frame of three atoms (origin, z axis, xz plane); a
+    /// move keeps the frame of the current configuration.
     Shape { frame: [usize; 3] },
-    /// Shape and orientation. The centroid is left alone; log q is normalised on the 3N − 3 coordinates without it, with the
-    /// measure of the space of vectors whose mean over atoms is zero, and log q(x) is that of x with its centroid at the origin.
+    /// Shape and orientation. The centroid is left alone; log q is normalised on the 3N − 3 coordinates without it,
+    /// with the measure of the space of vectors whose mean over atoms is zero, and log q(x) is that of x with its
+    /// centroid at the origin.
     Centred,
-    /// Shape and orientation, and a centroid c that is noise: log q(x) is the density of x relative to that of c under a normal
-    /// density of standard deviation `sigma` (nm) in each component. Over a target e^{−u} that does not know of c, the density is one
-    /// of (x, c) with target e^{−u(x)} N(c; 0, σ²): a move draws c afresh for the current configuration.
+    /// Shape and orientation, and a centroid c that is noise: log q(x) is the density of x relative to that of c under
+    /// a normal density of standard deviation `sigma` (nm) in each component. Over a target e^{−u} that does not know
+    /// of c, the density is one of (x, c) with target e^{−u(x)} N(c; 0, σ²): a move draws c afresh for the current
+    /// configuration.
     Noisy { sigma: f64 },
 }
 
@@ -123,7 +125,8 @@ pub trait Density: Send + Sync {
 
     fn exactness(&self) -> Exactness;
 
-    /// Of a density by numerical integration: the largest |Δ log q| of a few samples between their generation and the way back. None for others.
+    /// Of a density by numerical integration: the largest |Δ log q| of a few samples between their generation and the
+    /// way back. None for others.
     fn integration_error(&self) -> Result<Option<f64>> {
         Ok(None)
     }
@@ -141,8 +144,8 @@ pub trait Density: Send + Sync {
         log_density: &mut [Evaluation],
     ) -> Result<()>;
 
-    /// Samples without their log q, for models that can have them cheaper so. A row with another status than `Inside` is no
-    /// sample. The same streams need not give the same samples as [`Density::sample`] to the last bit.
+    /// Samples without their log q, for models that can have them cheaper so. A row with another status than `Inside`
+    /// is no sample. The same streams need not give the same samples as [`Density::sample`] to the last bit.
     fn sample_only(
         &self,
         streams: &(dyn Fn(usize) -> Stream + Sync),

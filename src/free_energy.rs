@@ -8,7 +8,8 @@ use crate::fourier;
 use crate::weights::{self, Estimate};
 use std::cell::OnceCell;
 
-/// ΔF = −ln P(A)/P(B) from independent weighted samples; `state[i]` is `Some(true)` in A, `Some(false)` in B, else `None`.
+/// ΔF = −ln P(A)/P(B) from independent weighted samples; `state[i]` is `Some(true)` in A, `Some(false)` in B, else
+/// `None`.
 ///
 /// Delta-method error: Var ΔF = Σ W² (1_A/P_A − 1_B/P_B)², W normalised. Errors: a state without weight.
 pub fn between_states(log_weights: &[f64], state: &[Option<bool>]) -> Result<Estimate> {
@@ -21,7 +22,8 @@ pub fn between_states(log_weights: &[f64], state: &[Option<bool>]) -> Result<Est
     Ok(Estimate { value: -(a / b).ln(), standard_error: weights::standard_error(&w, variance) })
 }
 
-/// ΔF by `other` weights less ΔF by `log_weights` of the same samples, with a delta-method error that knows their correlation.
+/// ΔF by `other` weights less ΔF by `log_weights` of the same samples, with a delta-method error that knows their
+/// correlation.
 pub fn shift_between_states(log_weights: &[f64], other: &[f64], state: &[Option<bool>]) -> Result<Estimate> {
     let value = between_states(other, state)?.value - between_states(log_weights, state)?.value;
     let (w, v) = (weights::normalised(log_weights)?, weights::normalised(other)?);
@@ -84,8 +86,8 @@ const SUMMED_LAGS: usize = 64;
 
 /// g = 1 + 2τ of a stationary series: how many samples are worth one independent sample, at least 1.
 ///
-/// Sum of autocorrelations by Geyer's initial positive sequence ("Practical Markov chain Monte Carlo", 1992): pairs of lags
-/// (2t, 2t + 1) are added while their sum is positive and made non-increasing, which no reversible chain violates.
+/// Sum of autocorrelations by Geyer's initial positive sequence ("Practical Markov chain Monte Carlo", 1992): pairs of
+/// lags (2t, 2t + 1) are added while their sum is positive and made non-increasing, which no reversible chain violates.
 pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
     let n = series.len();
     if n < 4 || series.iter().any(|v| !v.is_finite()) {
@@ -114,8 +116,8 @@ pub fn statistical_inefficiency(series: &[f64]) -> Result<f64> {
     Ok((2.0 * sum - 1.0).max(1.0))
 }
 
-/// Standard error of the mean of a series from the scatter of `blocks` block means; honest when a block is much longer than
-/// the correlation time. A remainder at the end is left out.
+/// Standard error of the mean of a series from the scatter of `blocks` block means; honest when a block is much longer
+/// than the correlation time. A remainder at the end is left out.
 pub fn block_error(series: &[f64], blocks: usize) -> Result<f64> {
     let length = series.len() / blocks.max(1);
     if blocks < 2 || length == 0 {
@@ -146,9 +148,9 @@ pub fn perturbation_reverse(work: &[f64]) -> Result<Estimate> {
 /// ΔF = F_B − F_A from forward work of samples of A and reverse work of samples of B (Bennett 1976): the root of
 /// Σ_F 1/(1 + e^{M + w_F − ΔF}) = Σ_R 1/(1 + e^{−M + w_R + ΔF}), M = ln(n_F/n_R).
 ///
-/// The equation is solved in logarithms, ln Σ_F − ln Σ_R = 0: this difference increases strictly with ΔF, does not underflow
-/// when the ensembles hardly overlap, and treats both signs of ΔF alike. Newton steps that leave the bracket become
-/// bisections. The error is Bennett's asymptotic one. Infinite work (+∞) is allowed.
+/// The equation is solved in logarithms, ln Σ_F − ln Σ_R = 0: this difference increases strictly with ΔF, does not
+/// underflow when the ensembles hardly overlap, and treats both signs of ΔF alike. Newton steps that leave the bracket
+/// become bisections. The error is Bennett's asymptotic one. Infinite work (+∞) is allowed.
 pub fn bar(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
     for (name, work) in [("forward", forward), ("reverse", reverse)] {
         if work.iter().any(|w| w.is_nan() || *w == f64::NEG_INFINITY) || !work.iter().any(|w| w.is_finite()) {

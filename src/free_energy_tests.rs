@@ -71,7 +71,8 @@ fn weighted_state_difference_and_error() {
     assert!(between_states(&[0.0, 0.0], &[Some(true), None]).is_err());
 }
 
-/// Two-state Markov chain that leaves A with probability `a`, B with probability `b`: P(A) = b/(a+b), g = (2−a−b)/(a+b).
+/// Two-state Markov chain that leaves A with probability `a`, B with probability `b`: P(A) = b/(a+b), g =
+/// (2−a−b)/(a+b).
 fn two_state(n: usize, a: f64, b: f64, stream: &mut Stream) -> Vec<Option<bool>> {
     let mut in_a = stream.uniform() < b / (a + b);
     (0..n)

@@ -1,8 +1,8 @@
-//! **Metrics**: how far two samples of one molecule are from each other, as generators are compared in the literature (Klein and Noé,
-//! "Transferable Boltzmann generators", 2024; Tan et al., "Sequential Boltzmann Generators", 2025).
+//! **Metrics**: how far two samples of one molecule are from each other, as generators are compared in the literature
+//! (Klein and Noé, "Transferable Boltzmann generators", 2024; Tan et al., "Sequential Boltzmann Generators", 2025).
 //!
-//! Every one is a distance between the samples as they are: it is positive even if both come from one distribution. What it is
-//! between the halves of a reference tells how small it can get.
+//! Every one is a distance between the samples as they are: it is positive even if both come from one distribution.
+//! What it is between the halves of a reference tells how small it can get.
 
 use crate::coordinates::topology::Backbone;
 use crate::coordinates::vector::{atom, distance, torsion};
@@ -18,8 +18,8 @@ pub fn energy_distances(a: Cloud, b: Cloud) -> Result<[f64; 2]> {
     Ok([on_the_line(1, a, b)?, on_the_line(2, a, b)?])
 }
 
-/// W₂ between torsions on the torus (radian), rows `[torsions]` each: the squared distance is the sum over all torsions of
-/// min(|Δ|, 2π − |Δ|)². By exact assignment between `points` rows of either at most.
+/// W₂ between torsions on the torus (radian), rows `[torsions]` each: the squared distance is the sum over all torsions
+/// of min(|Δ|, 2π − |Δ|)². By exact assignment between `points` rows of either at most.
 pub fn torsion_distance(a: Cloud, b: Cloud, points: usize, stream: &mut Stream) -> f64 {
     by_assignment(a, b, points, stream, |a, b| a.iter().zip(b).map(|(a, b)| arc(a - b).powi(2)).sum())
 }
@@ -27,8 +27,9 @@ pub fn torsion_distance(a: Cloud, b: Cloud, points: usize, stream: &mut Stream) 
 /// Orthonormal bases of a sliced distance.
 const BASES: usize = 32;
 
-/// Sliced W₂ of the points (cos θ, sin θ) of the torsions, in units of radius 1, all rows used. Chords are shorter than arcs, and
-/// slices than transport: it is never more than [`torsion_distance`] between all rows. Rows `[torsions]` in radian.
+/// Sliced W₂ of the points (cos θ, sin θ) of the torsions, in units of radius 1, all rows used. Chords are shorter than
+/// arcs, and slices than transport: it is never more than [`torsion_distance`] between all rows. Rows `[torsions]` in
+/// radian.
 pub fn sliced_torsion_distance(a: Cloud, b: Cloud, stream: &mut Stream) -> Result<f64> {
     let embed = |cloud: &Cloud| cloud.rows().iter().flat_map(|t| [t.cos(), t.sin()]).collect::<Vec<_>>();
     let (rows_a, rows_b) = (embed(&a), embed(&b));
@@ -36,7 +37,8 @@ pub fn sliced_torsion_distance(a: Cloud, b: Cloud, stream: &mut Stream) -> Resul
     sliced(a?, b?, BASES, stream)
 }
 
-/// W₂ in a plane, such as that of two time-lagged components, by exact assignment between `points` rows of either at most.
+/// W₂ in a plane, such as that of two time-lagged components, by exact assignment between `points` rows of either at
+/// most.
 pub fn plane_distance(a: Cloud, b: Cloud, points: usize, stream: &mut Stream) -> f64 {
     by_assignment(a, b, points, stream, |a, b| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum())
 }
@@ -44,8 +46,8 @@ pub fn plane_distance(a: Cloud, b: Cloud, points: usize, stream: &mut Stream) ->
 /// Bins of an angle in the Ramachandran histogram, 10° each.
 const BINS: usize = 36;
 
-/// Jensen–Shannon divergence between Ramachandran histograms of 10° bins, in bits: 0 if they are equal, 1 if they do not overlap;
-/// the mean over residues. Rows `[residues][φ, ψ]` in radian.
+/// Jensen–Shannon divergence between Ramachandran histograms of 10° bins, in bits: 0 if they are equal, 1 if they do
+/// not overlap; the mean over residues. Rows `[residues][φ, ψ]` in radian.
 pub fn ramachandran_divergence(a: Cloud, b: Cloud) -> Result<f64> {
     let residues = a.dimension() / 2;
     if a.dimension() != b.dimension() || residues == 0 || a.dimension() % 2 != 0 {
@@ -63,7 +65,8 @@ pub fn ramachandran_divergence(a: Cloud, b: Cloud) -> Result<f64> {
     Ok((0..residues).map(of).sum::<f64>() / residues as f64)
 }
 
-/// ½ Σ p log₂(2p/(p + q)) + ½ Σ q log₂(2q/(p + q)) of two lists of probabilities (Lin, IEEE Trans. Inf. Theory 37, 145 (1991)).
+/// ½ Σ p log₂(2p/(p + q)) + ½ Σ q log₂(2q/(p + q)) of two lists of probabilities (Lin, IEEE Trans. Inf. Theory 37, 145
+/// (1991)).
 pub fn jensen_shannon(p: &[f64], q: &[f64]) -> f64 {
     let half = |p: f64, q: f64| if p > 0.0 { 0.5 * p * (2.0 * p / (p + q)).log2() } else { 0.0 };
     p.iter().zip(q).map(|(&p, &q)| half(p, q) + half(q, p)).sum()
@@ -78,8 +81,9 @@ pub fn torsions(x: &[f64], n_atoms: usize, quadruples: &[[usize; 4]]) -> Vec<f64
     x.chunks_exact(3 * n_atoms).flat_map(|x| quadruples.iter().map(move |atoms| of(x, atoms))).collect()
 }
 
-/// What time-lagged components of a molecule are made of, as in the evaluations of Sequential Boltzmann Generators: distances between all
-/// pairs of carbon, nitrogen and sulphur atoms (nm), above four residues those between Cα atoms; cosine and sine of all φ, ψ and ω.
+/// What time-lagged components of a molecule are made of, as in the evaluations of Sequential Boltzmann Generators:
+/// distances between all pairs of carbon, nitrogen and sulphur atoms (nm), above four residues those between Cα atoms;
+/// cosine and sine of all φ, ψ and ω.
 pub struct Features {
     pairs: Vec<[usize; 2]>,
     torsions: Vec<[usize; 4]>,

@@ -66,10 +66,11 @@ pub struct Modes {
 }
 
 impl Modes {
-    /// By ranges of reaction coordinates; with `nearest_along` by the nearest centre along these (the cells of Voronoi).
+    /// By ranges of reaction coordinates; with `nearest_along` by the nearest centre along these (the cells of
+    /// Voronoi).
     ///
-    /// Errors: fewer than two modes, names that are not unique, a mode without a region, wrong numbers of values, atoms that
-    /// configurations of `dimension` numbers do not have.
+    /// Errors: fewer than two modes, names that are not unique, a mode without a region, wrong numbers of values, atoms
+    /// that configurations of `dimension` numbers do not have.
     pub fn new(nearest_along: &[Along], modes: &[ModeRegion], dimension: usize) -> Result<Modes> {
         let names: Vec<String> = modes.iter().map(|mode| mode.name.clone()).collect();
         let along = nearest_along.to_vec();
@@ -98,8 +99,8 @@ impl Modes {
         Modes::by(names, move |x| regions.iter().position(|of_mode| of_mode.iter().all(|region| region.contains(x))))
     }
 
-    /// By a function that says the number of the mode of x, or that it is in none. It must be a function of x alone: the same for the
-    /// same x, and for the molecule anywhere and turned anyhow.
+    /// By a function that says the number of the mode of x, or that it is in none. It must be a function of x alone:
+    /// the same for the same x, and for the molecule anywhere and turned anyhow.
     pub fn by(names: Vec<String>, of: impl Fn(&[f64]) -> Option<usize> + Send + Sync + 'static) -> Result<Modes> {
         let unique = names.iter().collect::<std::collections::BTreeSet<_>>().len() == names.len();
         if names.len() < 2 || !unique {
@@ -129,7 +130,8 @@ impl Modes {
     }
 }
 
-/// The nearest centre along the coordinates, on the shorter arc of torsions; the first of equally near ones; none for NaN.
+/// The nearest centre along the coordinates, on the shorter arc of torsions; the first of equally near ones; none for
+/// NaN.
 fn nearest(along: &[Along], centres: &[Vec<f64>], x: &[f64]) -> Option<usize> {
     let values: Vec<f64> = along.iter().map(|a| a.value(x)).collect();
     if values.iter().any(|v| !v.is_finite()) {

@@ -1,11 +1,12 @@
 //! Ordinary differential equations dx/dt = v(t, x) of many independent samples at once.
 //!
-//! Every sample has its own time, its own steps and its own error test; samples meet only in the calls of the right-hand side,
-//! into which those that need it are packed. So a result does not depend on which other samples are in the batch, and a stiff
-//! sample slows nobody down. The right-hand side is never evaluated outside the span, and the last step ends exactly at its end.
+//! Every sample has its own time, its own steps and its own error test; samples meet only in the calls of the
+//! right-hand side, into which those that need it are packed. So a result does not depend on which other samples are in
+//! the batch, and a stiff sample slows nobody down. The right-hand side is never evaluated outside the span, and the
+//! last step ends exactly at its end.
 //!
-//! Dormand and Prince, J. Comput. Appl. Math. 6, 19 (1980); step control and the first step as in Hairer, Nørsett and Wanner,
-//! Solving Ordinary Differential Equations I, II.4.
+//! Dormand and Prince, J. Comput. Appl. Math. 6, 19 (1980); step control and the first step as in Hairer, Nørsett and
+//! Wanner, Solving Ordinary Differential Equations I, II.4.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,8 @@ use serde::{Deserialize, Serialize};
 pub enum Method {
     /// Order 5(4) with steps of adapted length.
     DormandPrince {
-        /// Tolerances of x: a step is accepted if the root mean square of eᵢ/(absolute + relative · |xᵢ|) is at most 1 …
+        /// Tolerances of x: a step is accepted if the root mean square of eᵢ/(absolute + relative · |xᵢ|) is at most 1
+        /// …
         #[serde(default = "x_tolerance")]
         absolute: f64,
         #[serde(default = "x_tolerance")]
@@ -24,18 +26,20 @@ pub enum Method {
         /// … and, without a quadrature, the error of the accumulated integral is at most this.
         #[serde(default = "log_density_tolerance")]
         log_density: f64,
-        /// Gauss–Legendre points a step, up to 3, at which the integrand is evaluated, on the continuous extension of the step; 0:
-        /// the integral is one more component of the solution, evaluated at all six stages. A divergence costs tens of times the
-        /// derivative, so three points make a density four times cheaper. Its error is then controlled by the tolerances of x
-        /// alone: good for fields whose steps resolve the divergence along the path too, as
-        /// [`crate::models::continuous::ContinuousFlow::round_trip`] tells; not for end-point models, which are stiff at the end.
+        /// Gauss–Legendre points a step, up to 3, at which the integrand is evaluated, on the continuous extension of
+        /// the step; 0: the integral is one more component of the solution, evaluated at all six stages. A divergence
+        /// costs tens of times the derivative, so three points make a density four times cheaper. Its error is then
+        /// controlled by the tolerances of x alone: good for fields whose steps resolve the divergence along the path
+        /// too, as [`crate::models::continuous::ContinuousFlow::round_trip`] tells; not for end-point models, which are
+        /// stiff at the end.
         #[serde(default)]
         quadrature: usize,
         /// Accepted and rejected steps of a sample before it is given up.
         #[serde(default = "step_budget")]
         max_steps: usize,
     },
-    /// The classical method of order 4 with equal steps: bit for bit repeatable whatever the rounding of the error estimate.
+    /// The classical method of order 4 with equal steps: bit for bit repeatable whatever the rounding of the error
+    /// estimate.
     Rk4 { steps: usize },
     /// Order 1 with equal steps.
     Euler { steps: usize },
@@ -154,8 +158,9 @@ pub fn failures(reports: &[Report]) -> Option<String> {
     (!listed.is_empty()).then(|| listed.join("; ") + &more)
 }
 
-/// Carries `x[n][dimension]` from `span[0]` to `span[1]`, in either direction of time, and adds ∫ rate dt to `integral[n]`,
-/// or does without if that is empty. A sample that does not end as `Done` keeps the last point it reached.
+/// Carries `x[n][dimension]` from `span[0]` to `span[1]`, in either direction of time, and adds ∫ rate dt to
+/// `integral[n]`, or does without if that is empty. A sample that does not end as `Done` keeps the last point it
+/// reached.
 pub fn integrate(
     method: &Method,
     span: [f64; 2],
@@ -275,8 +280,8 @@ impl Clock {
     }
 }
 
-/// The samples of one integration. A row is x and, unless a quadrature finds it, the integral if one is asked for: `width`
-/// numbers.
+/// The samples of one integration. A row is x and, unless a quadrature finds it, the integral if one is asked for:
+/// `width` numbers.
 struct Batch<'a> {
     dimension: usize,
     width: usize,
@@ -454,7 +459,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Element i at t + θh of a step whose stages are all there: the polynomial of order 4 that has the step's ends and slopes.
+    /// Element i at t + θh of a step whose stages are all there: the polynomial of order 4 that has the step's ends and
+    /// slopes.
     fn extension(&self, i: usize, h: f64, theta: f64) -> f64 {
         let shift = self.trial[i] - self.y[i];
         let (first, last) = (h * self.k[0][i] - shift, shift - h * self.k[6][i]);
@@ -518,8 +524,8 @@ impl<'a> Batch<'a> {
         first[0][range.clone()].copy_from_slice(&rest[5][range]);
     }
 
-    /// Size of a vector in units of the tolerance at this row: root mean square of x, magnitude of the integral, whichever is
-    /// larger; infinite if any element is not finite.
+    /// Size of a vector in units of the tolerance at this row: root mean square of x, magnitude of the integral,
+    /// whichever is larger; infinite if any element is not finite.
     fn norm(&self, row: usize, vector: impl Fn(usize) -> f64, tolerances: &Tolerances) -> f64 {
         let first = row * self.width;
         let mut sum = 0.0;

@@ -1,18 +1,21 @@
 //! Densities averaged over orientations.
 //!
-//! A flow in Cartesian coordinates that was trained on turned frames is invariant under rotation only as far as it has learned to be, and what it
-//! has not is noise in its weights. A target can be extended by K rotations, uniform and independent: e^{−u(x)} dR₁ … dR_K. A sample is
-//! one of the K copies R_k x, whichever, drawn from q, the others being turned at random, and its density is
+//! A flow in Cartesian coordinates that was trained on turned frames is invariant under rotation only as far as it has
+//! learned to be, and what it has not is noise in its weights. A target can be extended by K rotations, uniform and
+//! independent: e^{−u(x)} dR₁ … dR_K. A sample is one of the K copies R_k x, whichever, drawn from q, the others being
+//! turned at random, and its density is
 //!
 //! ```text
 //! q̄(x; R) = 1/K Σ q(R_k x)
 //! ```
 //!
-//! So the weights e^{−u}/q̄ are exact for any K, if a sample counts itself as one of its copies, since it is the one that was drawn, and
-//! a current configuration, whose orientation says nothing, has K fresh ones. They vary the less the larger K is.
+//! So the weights e^{−u}/q̄ are exact for any K, if a sample counts itself as one of its copies, since it is the one
+//! that was drawn, and a current configuration, whose orientation says nothing, has K fresh ones. They vary the less
+//! the larger K is.
 //!
-//! That holds for any u if x itself is turned at random, as proposals of moves are (`Generator::average_rotations`). A sample that stays as
-//! it was drawn is its own copy without a turn, R_k = 1, and has such weights for targets only that do not know of directions.
+//! That holds for any u if x itself is turned at random, as proposals of moves are (`Generator::average_rotations`). A
+//! sample that stays as it was drawn is its own copy without a turn, R_k = 1, and has such weights for targets only
+//! that do not know of directions.
 
 use crate::coordinates::superpose::random_rotation;
 use crate::density::{Density, Evaluation, Scope, Status};
@@ -37,8 +40,9 @@ pub fn check(density: &dyn Density, rotations: usize) -> Result<()> {
     }
 }
 
-/// ln q̄ of each row of `x[n][dimension]`, turned about the origin. With `drawn`, log q of the rows, each row is one of its copies
-/// itself, and one that is not inside stays what it is; else all are turned. Random numbers are those of the row's stream.
+/// ln q̄ of each row of `x[n][dimension]`, turned about the origin. With `drawn`, log q of the rows, each row is one of
+/// its copies itself, and one that is not inside stays what it is; else all are turned. Random numbers are those of the
+/// row's stream.
 pub fn averaged(
     density: &dyn Density,
     x: &[f64],

@@ -1,10 +1,10 @@
 //! Work on many rows shared by the processes that `mpirun` started, its ranks.
 //!
-//! Every rank runs the same program on the same inputs and knows the same of all rows; only what is costly of a row, a sample or its
-//! energies, is computed by one rank and told to the others. Rows have their random streams by their number among all, and sums run
-//! over all rows in their order on every rank, so the results are the same to the last bit on any number of ranks. What a rank decides
-//! from rounded numbers it must decide as the others do: `same` compares what all are about to work on, and machines that
-//! round differently are an error and not a wrong answer.
+//! Every rank runs the same program on the same inputs and knows the same of all rows; only what is costly of a row, a
+//! sample or its energies, is computed by one rank and told to the others. Rows have their random streams by their
+//! number among all, and sums run over all rows in their order on every rank, so the results are the same to the last
+//! bit on any number of ranks. What a rank decides from rounded numbers it must decide as the others do: `same`
+//! compares what all are about to work on, and machines that round differently are an error and not a wrong answer.
 
 #[cfg(feature = "mpi")]
 mod mpi;
@@ -80,7 +80,8 @@ impl dyn Ranks + '_ {
         Ok(packed.chunks_exact(2).map(unpack).collect())
     }
 
-    /// n samples of a density `[n][dimension]` and their log q; the stream of a row is that of its number. Errors: also more than memory holds.
+    /// n samples of a density `[n][dimension]` and their log q; the stream of a row is that of its number. Errors: also
+    /// more than memory holds.
     pub fn sample(&self, density: &dyn Density, n: usize, seed: u64) -> Result<(Vec<f64>, Vec<Evaluation>)> {
         let mut own = room(self.share(n).len().checked_mul(density.dimension()), 0.0)?;
         let log_q = self.evaluations(n, |rows, log_q| density.sample(&streams(seed, rows), &mut own, log_q))?;
@@ -102,7 +103,8 @@ impl dyn Ranks + '_ {
     }
 }
 
-/// As many of these values; None is a number too large to be one. Errors: more than memory holds, instead of an end without a word.
+/// As many of these values; None is a number too large to be one. Errors: more than memory holds, instead of an end
+/// without a word.
 pub fn room<T: Clone>(n: Option<usize>, value: T) -> Result<Vec<T>> {
     let mut values = Vec::new();
     match n.filter(|&n| values.try_reserve_exact(n).is_ok()) {
@@ -138,7 +140,8 @@ pub fn run<T>(body: impl FnOnce(&dyn Ranks) -> Result<T>) -> Result<T> {
             sleep(Duration::from_secs(1));
         }
         let said = format!("modejump: rank {} of {}: {error}\n", ranks.rank(), ranks.size());
-        // what mpirun has not passed on when it learns of the end is lost, as is all of it where standard error is closed
+        // what mpirun has not passed on when it learns of the end is lost, as is all of it where standard error is
+        // closed
         let _ = std::io::stderr().write_all(said.as_bytes());
         sleep(Duration::from_millis(500));
         ranks.abort();

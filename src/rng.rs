@@ -96,7 +96,8 @@ fn philox4x32_side_by_side(
     counters
 }
 
-/// In the open interval (0, 1), from 52 of the bits: those of a number from 1 to 2, less 1, and half a unit of the last place more.
+/// In the open interval (0, 1), from 52 of the bits: those of a number from 1 to 2, less 1, and half a unit of the last
+/// place more.
 #[inline(always)]
 fn uniform(bits: u64) -> f64 {
     f64::from_bits(1f64.to_bits() | bits >> 12) - 1.0 + 0.5 / (1u64 << 52) as f64
@@ -113,8 +114,8 @@ fn box_muller(u: f64, v: f64) -> [f64; 2] {
 /// At this size of a float its last bit is 1, so that adding it rounds to a whole number, which is in the last bits.
 const WHOLE: f64 = 1.5 * (1u64 << 52) as f64;
 
-/// ln x of a normal positive x, to one unit in the last place, without a branch: x = 2^k (1 + f), 1/√2 < 1 + f < √2, and with
-/// s = f/(2 + f), ln(1 + f) = 2 artanh s by fdlibm's minimax polynomial.
+/// ln x of a normal positive x, to one unit in the last place, without a branch: x = 2^k (1 + f), 1/√2 < 1 + f < √2,
+/// and with s = f/(2 + f), ln(1 + f) = 2 artanh s by fdlibm's minimax polynomial.
 #[inline(always)]
 fn ln(x: f64) -> f64 {
     const LN_2: [f64; 2] = [6.931_471_803_691_238e-1, 1.908_214_929_270_587_7e-10];
@@ -138,8 +139,8 @@ fn ln(x: f64) -> f64 {
     k * LN_2[0] - ((half - (s * (half + series) + k * LN_2[1])) - f)
 }
 
-/// Cosine and sine of v turns, 0 ≤ v ≤ 1, to one unit in the last place, without a branch: from the nearest quarter by fdlibm's minimax
-/// polynomials.
+/// Cosine and sine of v turns, 0 ≤ v ≤ 1, to one unit in the last place, without a branch: from the nearest quarter by
+/// fdlibm's minimax polynomials.
 #[inline(always)]
 fn turn(v: f64) -> [f64; 2] {
     const SIN: [f64; 6] = [

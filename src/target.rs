@@ -1,4 +1,5 @@
-//! **Target**: the reduced potential u(x) = β(U + pV) and its gradient, supplied by an engine or an analytic test system.
+//! **Target**: the reduced potential u(x) = β(U + pV) and its gradient, supplied by an engine or an analytic test
+//! system.
 
 use crate::error::{Error, Result};
 
@@ -15,16 +16,18 @@ pub trait Target {
     /// Coordinates per configuration.
     fn dimension(&self) -> usize;
 
-    /// u of each row of `x[n][dimension]`, dimensionless. A non-finite u is allowed: the proposal is rejected and counted.
+    /// u of each row of `x[n][dimension]`, dimensionless. A non-finite u is allowed: the proposal is rejected and
+    /// counted.
     fn reduced_potential(&mut self, x: &[f64], u: &mut [f64]) -> Result<()>;
 
     /// u and ∇ₓu (1/nm for molecules), `gradient[n][dimension]`.
     fn reduced_potential_gradient(&mut self, x: &[f64], u: &mut [f64], gradient: &mut [f64]) -> Result<()>;
 
-    /// Moves the environment, what belongs to the system and not to x (a solvent), while x is held fast, by a kernel that is
-    /// reversible for e^{−u(x, ·)}: its own Metropolis test included, if it needs one. Returns u(x, ·) where the environment then is;
-    /// later energies are those there. Random numbers are a function of the attempt, which the target knows of, and of `stage`,
-    /// counted from 0 in each. Driven moves need it; their caller puts the environment back after an attempt that is not accepted.
+    /// Moves the environment, what belongs to the system and not to x (a solvent), while x is held fast, by a kernel
+    /// that is reversible for e^{−u(x, ·)}: its own Metropolis test included, if it needs one. Returns u(x, ·) where
+    /// the environment then is; later energies are those there. Random numbers are a function of the attempt, which the
+    /// target knows of, and of `stage`, counted from 0 in each. Driven moves need it; their caller puts the environment
+    /// back after an attempt that is not accepted.
     ///
     /// Errors: a target without an environment.
     fn relax(&mut self, x: &[f64], stage: u32) -> Result<f64> {

@@ -1,5 +1,6 @@
-//! Time-lagged independent components (Pérez-Hernández et al., J. Chem. Phys. 139, 015102 (2013)) of one trajectory, with the
-//! frames weighted to the stationary distribution (Koopman reweighting: Wu et al., J. Chem. Phys. 146, 154104 (2017)).
+//! Time-lagged independent components (Pérez-Hernández et al., J. Chem. Phys. 139, 015102 (2013)) of one trajectory,
+//! with the frames weighted to the stationary distribution (Koopman reweighting: Wu et al., J. Chem. Phys. 146, 154104
+//! (2017)).
 //!
 //! With x the features at a time, y those a lag later, and w the weight of the pair,
 //!
@@ -7,8 +8,8 @@
 //! C₀ = Σ w (x xᵀ + y yᵀ)/2Σw,   C_τ = Σ w (x yᵀ + y xᵀ)/2Σw,   C_τ v = λ C₀ v
 //! ```
 //!
-//! about the mean Σ w (x + y)/2Σw. A component is v·(x − mean), scaled by its eigenvalue λ (the kinetic map: Noé and Clementi, J.
-//! Chem. Theory Comput. 11, 5002 (2015)). Conventions and cut-off are those of deeptime.
+//! about the mean Σ w (x + y)/2Σw. A component is v·(x − mean), scaled by its eigenvalue λ (the kinetic map: Noé and
+//! Clementi, J. Chem. Theory Comput. 11, 5002 (2015)). Conventions and cut-off are those of deeptime.
 
 use crate::error::{Error, Result};
 use nalgebra::{DMatrix, DVector, SymmetricEigen};
@@ -16,7 +17,8 @@ use nalgebra::{DMatrix, DVector, SymmetricEigen};
 /// Directions of features with less variance than this are left out.
 const LEAST_VARIANCE: f64 = 1e-6;
 
-/// Fewer pairs of frames than this for a feature are fitted rather than averaged over: components are then seen to be slow that are noise.
+/// Fewer pairs of frames than this for a feature are fitted rather than averaged over: components are then seen to be
+/// slow that are noise.
 const FEWEST_PAIRS: usize = 10;
 
 /// The slowest linear components of a trajectory.
@@ -32,8 +34,8 @@ pub struct Tica {
 impl Tica {
     /// The first `components` of a trajectory `features[n][dimension]` at a lag in frames.
     ///
-    /// Errors: fewer frames than twice the lag, fewer than ten pairs of frames a feature, features that are not finite, fewer independent features than components, a
-    /// trajectory without a stationary distribution.
+    /// Errors: fewer frames than twice the lag, fewer than ten pairs of frames a feature, features that are not finite,
+    /// fewer independent features than components, a trajectory without a stationary distribution.
     pub fn fit(features: &[f64], dimension: usize, lag: usize, components: usize) -> Result<Tica> {
         let n = features.len() / dimension.max(1);
         if lag == 0 || n / 2 < lag.max(2) {
@@ -90,8 +92,8 @@ impl Tica {
     }
 }
 
-/// Weights of the pairs (x, y) under which the mean of y is that of x: w = 1 + (x − x̄)·R u, where R whitens the covariance of x, and
-/// (1 − Kᵀ) u = Rᵀ(ȳ − x̄), K = Rᵀ C_τ R. They may be negative where the data are few.
+/// Weights of the pairs (x, y) under which the mean of y is that of x: w = 1 + (x − x̄)·R u, where R whitens the
+/// covariance of x, and (1 − Kᵀ) u = Rᵀ(ȳ − x̄), K = Rᵀ C_τ R. They may be negative where the data are few.
 fn koopman_weights(x: &DMatrix<f64>, y: &DMatrix<f64>) -> Result<DVector<f64>> {
     let n = x.nrows() as f64;
     let means = [x, y].map(|m| m.row_mean());

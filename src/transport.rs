@@ -1,7 +1,7 @@
 //! Optimal transport between samples: exact in one dimension, exact between as many points by assignment, and sliced.
 //!
-//! W_p = (min E |x − y|^p)^{1/p} over all joint distributions of x and y with the two marginals (Villani, "Optimal transport",
-//! 2009). Between finite samples it is positive even if both come from one distribution.
+//! W_p = (min E |x − y|^p)^{1/p} over all joint distributions of x and y with the two marginals (Villani, "Optimal
+//! transport", 2009). Between finite samples it is positive even if both come from one distribution.
 
 use crate::error::{Error, Result};
 use crate::rng::Stream;
@@ -16,8 +16,8 @@ pub struct Cloud<'a> {
 }
 
 impl<'a> Cloud<'a> {
-    /// Errors: no point, another number of weights than of points, coordinates that are not finite, weights that are negative or
-    /// do not sum to one.
+    /// Errors: no point, another number of weights than of points, coordinates that are not finite, weights that are
+    /// negative or do not sum to one.
     pub fn new(rows: &'a [f64], dimension: usize, weights: &'a [f64]) -> Result<Cloud<'a>> {
         if weights.is_empty() || rows.len() != weights.len() * dimension {
             let message = format!("{} numbers are not {} points of {dimension}", rows.len(), weights.len());
@@ -57,7 +57,8 @@ impl<'a> Cloud<'a> {
         &self.rows[i * self.dimension..(i + 1) * self.dimension]
     }
 
-    /// `m` of the rows in proportion to their weights, by a comb with one random shift: every row within one copy of its share.
+    /// `m` of the rows in proportion to their weights, by a comb with one random shift: every row within one copy of
+    /// its share.
     fn comb(&self, m: usize, stream: &mut Stream) -> Vec<usize> {
         let shift = stream.uniform();
         let points: Vec<f64> = (0..m).map(|i| (i as f64 + shift) / m as f64).collect();
@@ -100,8 +101,9 @@ fn line(p: i32, a: (&[f64], &[f64]), b: (&[f64], &[f64])) -> f64 {
     }
 }
 
-/// W₂ with the squared distance given, by exact assignment between `points` rows of either at most: all rows where both have
-/// that many or fewer and equal weights, else rows in proportion to their weights (the numbers come from `stream`).
+/// W₂ with the squared distance given, by exact assignment between `points` rows of either at most: all rows where both
+/// have that many or fewer and equal weights, else rows in proportion to their weights (the numbers come from
+/// `stream`).
 pub fn by_assignment(
     a: Cloud,
     b: Cloud,
@@ -116,10 +118,10 @@ pub fn by_assignment(
     (total / m as f64).sqrt()
 }
 
-/// √D times the sliced W₂ (Rabin et al. 2012; Bonneel et al. 2015) of points with D coordinates: the root of D times the mean
-/// squared W₂ of the projections, all rows and weights used. The directions are `bases` random orthonormal bases; over a basis
-/// Σ(θ·v)² = |v|², so this is never more than W₂, and is W₂ for a translation.
-/// Errors: clouds of different dimensions.
+/// √D times the sliced W₂ (Rabin et al. 2012; Bonneel et al. 2015) of points with D coordinates: the root of D times
+/// the mean squared W₂ of the projections, all rows and weights used. The directions are `bases` random orthonormal
+/// bases; over a basis Σ(θ·v)² = |v|², so this is never more than W₂, and is W₂ for a translation. Errors: clouds of
+/// different dimensions.
 pub fn sliced(a: Cloud, b: Cloud, bases: usize, stream: &mut Stream) -> Result<f64> {
     if a.dimension != b.dimension {
         return Err(Error::invalid(format!("points of {} and of {} coordinates", a.dimension, b.dimension)));

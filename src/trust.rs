@@ -5,14 +5,15 @@ use serde::{Deserialize, Serialize};
 
 /// Fewest configurations that a fit is made from.
 const FEWEST: usize = 20;
-/// Log-weights that lie this many standard deviations from the median, the deviation judged by the quartiles, are left out of a
-/// fit: such configurations are never accepted, whatever a screen says of them.
+/// Log-weights that lie this many standard deviations from the median, the deviation judged by the quartiles, are left
+/// out of a fit: such configurations are never accepted, whatever a screen says of them.
 const FAR: f64 = 5.0;
 
 /// Stage 1 of delayed acceptance weighs by log w_s = −`energy` · u − `density` · log q_s.
 ///
-/// Any numbers leave the move exact. Best is what guesses log w = −u − log q best: one and one if q_s is q; less of the density
-/// where its errors are of the size of log w itself, for then only a part of what it says of log w is to be believed.
+/// Any numbers leave the move exact. Best is what guesses log w = −u − log q best: one and one if q_s is q; less of the
+/// density where its errors are of the size of log w itself, for then only a part of what it says of log w is to be
+/// believed.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Trust {
@@ -51,8 +52,8 @@ impl Trust {
         }
     }
 
-    /// The numbers by which log w_s guesses log w best, by least squares over samples of q, a constant aside. Samples with a
-    /// number that is not finite do not count.
+    /// The numbers by which log w_s guesses log w best, by least squares over samples of q, a constant aside. Samples
+    /// with a number that is not finite do not count.
     ///
     /// Errors: too few samples; all alike.
     pub fn fit(u: &[f64], log_q: &[f64], log_q_s: &[f64]) -> Result<Trust> {

@@ -1,7 +1,7 @@
 //! **Weights**: importance log-weights log w = −u − log q and what is made of them.
 //!
-//! A weight of zero is a log-weight of −∞: the sample lies where e^{−u} vanishes. NaN and +∞ are refused, because no average
-//! over them means anything. Samples are taken to be independent; time series belong to [`crate::free_energy`].
+//! A weight of zero is a log-weight of −∞: the sample lies where e^{−u} vanishes. NaN and +∞ are refused, because no
+//! average over them means anything. Samples are taken to be independent; time series belong to [`crate::free_energy`].
 
 pub mod on_device;
 
@@ -9,11 +9,12 @@ use crate::density::Evaluation;
 use crate::error::{Error, Result};
 use crate::rng::Stream;
 
-/// Below this many effective samples weights do not know their own scatter: an error made of them is near zero however wrong the
-/// average is, so that none is given.
+/// Below this many effective samples weights do not know their own scatter: an error made of them is near zero however
+/// wrong the average is, so that none is given.
 pub const FEWEST_FOR_ERRORS: usize = 5;
 
-/// A number and its standard error. Of importance weights the error is NaN below [`FEWEST_FOR_ERRORS`] effective samples.
+/// A number and its standard error. Of importance weights the error is NaN below [`FEWEST_FOR_ERRORS`] effective
+/// samples.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
     pub value: f64,
@@ -22,8 +23,8 @@ pub struct Estimate {
 
 /// log w = −u − log q of samples of the density, one a row.
 ///
-/// A sample that the model itself could not place (status other than `Inside`), or whose u is NaN or infinite, has weight
-/// zero. Errors: the slices have different lengths.
+/// A sample that the model itself could not place (status other than `Inside`), or whose u is NaN or infinite, has
+/// weight zero. Errors: the slices have different lengths.
 pub fn log_weights(reduced_potential: &[f64], log_density: &[Evaluation]) -> Result<Vec<f64>> {
     if reduced_potential.len() != log_density.len() {
         return Err(Error::invalid(format!(
@@ -92,9 +93,9 @@ pub fn effective_sample_size(log_weights: &[f64]) -> Result<f64> {
     Ok((2.0 * log_sum_exp(log_weights) - log_sum_exp(&doubled)).exp())
 }
 
-/// Mean acceptance of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)) = E min(w, w′)/E w, with
-/// both from the weighted samples themselves. Delta-method error: the influence of a sample is
-/// (2 Eₗ min(w, wₗ) − 2 E min(w, w′))/E w − A (w − E w)/E w. Zero where no weight is positive.
+/// Mean acceptance of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)) = E min(w, w′)/E
+/// w, with both from the weighted samples themselves. Delta-method error: the influence of a sample is (2 Eₗ min(w, wₗ)
+/// − 2 E min(w, w′))/E w − A (w − E w)/E w. Zero where no weight is positive.
 pub fn acceptance(log_weights: &[f64]) -> Estimate {
     let n = log_weights.len() as f64;
     let largest = log_weights.iter().copied().filter(|w| w.is_finite()).fold(f64::NEG_INFINITY, f64::max);
@@ -122,28 +123,30 @@ pub fn acceptance(log_weights: &[f64]) -> Estimate {
     Estimate { value, standard_error: standard_error(&w, variance) }
 }
 
-/// ln(√n ⟨w⟩), the largest log-weight that truncated importance sampling leaves (Ionides, J. Comput. Graph. Stat. 17, 295 (2008)).
+/// ln(√n ⟨w⟩), the largest log-weight that truncated importance sampling leaves (Ionides, J. Comput. Graph. Stat. 17,
+/// 295 (2008)).
 pub fn truncation_limit(log_weights: &[f64]) -> f64 {
     log_sum_exp(log_weights) - 0.5 * (log_weights.len() as f64).ln()
 }
 
 /// What is done to importance weights before averages are made of them.
 ///
-/// Any of the three that change weights trades variance for a bias that no error bar shows; the raw effective sample size and k̂
-/// are what tells of the generator, whatever the rule.
+/// Any of the three that change weights trades variance for a bias that no error bar shows; the raw effective sample
+/// size and k̂ are what tells of the generator, whatever the rule.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rule {
     /// Nothing.
     Raw,
-    /// w ← min(w, √n ⟨w⟩): truncated importance sampling (Ionides, J. Comput. Graph. Stat. 17, 295 (2008)). Every sample
-    /// stays; the bias vanishes as n grows.
+    /// w ← min(w, √n ⟨w⟩): truncated importance sampling (Ionides, J. Comput. Graph. Stat. 17, 295 (2008)). Every
+    /// sample stays; the bias vanishes as n grows.
     Truncated,
     /// The largest weights replaced by order statistics of a fitted tail, [`pareto_smoothed`].
     Smoothed,
-    /// Samples whose log-weight is above its (1 − share) quantile are **deleted**, as published evaluations of generators do it
-    /// (Tan et al., Sequential Boltzmann Generators, 2025; share 0.002). The bias does not vanish as n grows: what the generator
-    /// draws too seldom is drawn less still. An effective sample size of what is left says nothing of the generator.
+    /// Samples whose log-weight is above its (1 − share) quantile are **deleted**, as published evaluations of
+    /// generators do it (Tan et al., Sequential Boltzmann Generators, 2025; share 0.002). The bias does not vanish as n
+    /// grows: what the generator draws too seldom is drawn less still. An effective sample size of what is left says
+    /// nothing of the generator.
     QuantileClipped { share: f64 },
 }
 
@@ -158,8 +161,8 @@ impl Rule {
         }
     }
 
-    /// Log-weights by this rule, in their places, and how many of them it changed; a deleted sample has −∞.
-    /// Errors: no weight above zero, NaN or +∞, a share outside \[0, 1) or of so many samples that none with weight is left.
+    /// Log-weights by this rule, in their places, and how many of them it changed; a deleted sample has −∞. Errors: no
+    /// weight above zero, NaN or +∞, a share outside \[0, 1) or of so many samples that none with weight is left.
     pub fn apply(self, log_weights: &[f64]) -> Result<(Vec<f64>, usize)> {
         check(log_weights)?;
         let n = log_weights.len() as f64;
@@ -191,8 +194,8 @@ impl Rule {
     }
 }
 
-/// Quantile q with linear interpolation between order statistics; of values, at least one, that may be −∞. Between −∞ and a
-/// finite value it is −∞.
+/// Quantile q with linear interpolation between order statistics; of values, at least one, that may be −∞. Between −∞
+/// and a finite value it is −∞.
 pub fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -226,8 +229,8 @@ pub fn mean(log_weights: &[f64], a: &[f64]) -> Result<Estimate> {
     Ok(Estimate { value, standard_error: standard_error(&weights, variance) })
 }
 
-/// The same mean with a bootstrap error: the standard deviation of the mean over `replicates` resamplings of the n pairs
-/// (w, a), drawn from `stream`. Errors: fewer than two replicates.
+/// The same mean with a bootstrap error: the standard deviation of the mean over `replicates` resamplings of the n
+/// pairs (w, a), drawn from `stream`. Errors: fewer than two replicates.
 pub fn mean_bootstrap(log_weights: &[f64], a: &[f64], replicates: usize, stream: &mut Stream) -> Result<Estimate> {
     let value = mean(log_weights, a)?.value;
     let weights = normalised(log_weights)?;
@@ -284,9 +287,9 @@ fn same_length(log_weights: &[f64], a: &[f64]) -> Result<()> {
     Ok(())
 }
 
-/// KL divergence of the distribution that `log_weights` of some samples stand for from the one that `other` weights of the same
-/// samples do, Σ W ln(W/W′) with normalised weights; constants in either cancel. Infinite if a sample with weight has none in
-/// `other`. Delta-method error: the influence of a sample is W (ln(W/W′) − KL) + W′ − W.
+/// KL divergence of the distribution that `log_weights` of some samples stand for from the one that `other` weights of
+/// the same samples do, Σ W ln(W/W′) with normalised weights; constants in either cancel. Infinite if a sample with
+/// weight has none in `other`. Delta-method error: the influence of a sample is W (ln(W/W′) − KL) + W′ − W.
 pub fn divergence(log_weights: &[f64], other: &[f64]) -> Result<Estimate> {
     same_length(log_weights, other)?;
     let (w, v) = (normalised(log_weights)?, normalised(other)?);
@@ -339,20 +342,20 @@ pub fn select(weights: &[f64], points: &[f64]) -> Vec<usize> {
     points.iter().map(pick).collect()
 }
 
-/// Pareto k̂ of the largest weights: the shape of a generalized Pareto distribution fitted to the upper tail
-/// (Vehtari, Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", 2024). Below 0.5 averages converge as usual,
+/// Pareto k̂ of the largest weights: the shape of a generalized Pareto distribution fitted to the upper tail (Vehtari,
+/// Simpson, Gelman, Yao, Gabry, "Pareto smoothed importance sampling", 2024). Below 0.5 averages converge as usual,
 /// above 0.7 they are not to be trusted.
 ///
-/// The tail is what lies above a cut-off. +∞ where it has fewer than five weights, or most of it is nothing beside the largest: the worst
-/// that weights can be. −∞ where fewer than five are larger than the cut-off but for rounding, and none by more than twice, as of a perfect
-/// generator: equal weights have no tail, and are the best.
+/// The tail is what lies above a cut-off. +∞ where it has fewer than five weights, or most of it is nothing beside the
+/// largest: the worst that weights can be. −∞ where fewer than five are larger than the cut-off but for rounding, and
+/// none by more than twice, as of a perfect generator: equal weights have no tail, and are the best.
 pub fn pareto_k(log_weights: &[f64]) -> Result<f64> {
     check(log_weights)?;
     Ok(tail_fit(log_weights).map_or_else(|k| k, |tail| tail.shape))
 }
 
-/// Log-weights whose upper tail is replaced by the expected order statistics of the fitted Pareto tail, cut at the largest
-/// raw weight; and k̂. Samples keep their places. With no fit the weights come back unchanged.
+/// Log-weights whose upper tail is replaced by the expected order statistics of the fitted Pareto tail, cut at the
+/// largest raw weight; and k̂. Samples keep their places. With no fit the weights come back unchanged.
 pub fn pareto_smoothed(log_weights: &[f64]) -> Result<(Vec<f64>, f64)> {
     check(log_weights)?;
     let mut smoothed = log_weights.to_vec();
@@ -397,7 +400,8 @@ fn tail_fit(log_weights: &[f64]) -> std::result::Result<Tail, f64> {
     let (max, lowest) = (log_weights[order[n - 1]], log_weights[order[n - size - 1]]);
     let cutoff = (lowest - max).exp();
     let mut rows = order.split_off(n - size);
-    // weights as large as the cut-off are no part of the tail; where it is nothing beside the largest they are what has collapsed
+    // weights as large as the cut-off are no part of the tail; where it is nothing beside the largest they are what has
+    // collapsed
     if cutoff > 0.0 {
         rows.retain(|&i| log_weights[i] - lowest > EQUAL * max.abs().max(1.0));
         if rows.len() < 5 {
@@ -412,8 +416,8 @@ fn tail_fit(log_weights: &[f64]) -> std::result::Result<Tail, f64> {
 }
 
 /// Shape and scale of a generalized Pareto distribution from increasing excesses, by the empirical-Bayes estimate of
-/// Zhang & Stephens, "A new and efficient estimation method for the generalized Pareto distribution", Technometrics 51 (2009).
-/// Positive shape: heavy tail. None if the excesses are degenerate.
+/// Zhang & Stephens, "A new and efficient estimation method for the generalized Pareto distribution", Technometrics 51
+/// (2009). Positive shape: heavy tail. None if the excesses are degenerate.
 pub fn generalized_pareto(excesses: &[f64]) -> Option<(f64, f64)> {
     let n = excesses.len();
     let quartile = *excesses.get((n as f64 / 4.0 + 0.5).floor() as usize - 1)?;

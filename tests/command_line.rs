@@ -1,4 +1,5 @@
-//! What scripts rely on: `sample`, `log-density` and their latent input, every trajectory format, `--json`, `bench`, `plot`.
+//! What scripts rely on: `sample`, `log-density` and their latent input, every trajectory format, `--json`, `bench`,
+//! `plot`.
 
 use modejump::io::model_file::{read_tensors, write_tensors, Data, Tensor};
 use modejump::io::trajectory;

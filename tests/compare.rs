@@ -326,7 +326,8 @@ fn a_side_without_a_finite_energy_is_compared_by_what_else_there_is() {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-/// Across a box in some of the frames, as a trajectory is in which molecules were not made whole; in most it is refused.
+/// Across a box in some of the frames, as a trajectory is in which molecules were not made whole; in most it is
+/// refused.
 #[test]
 fn molecules_that_are_broken_in_some_frames_are_told() {
     let folder = folder("torn");

@@ -1,5 +1,5 @@
-//! An installation by CMake; programs in C99 and C++17 that use it, compiled without a warning and run under AddressSanitizer; and a foreign
-//! CMake project that finds it.
+//! An installation by CMake; programs in C99 and C++17 that use it, compiled without a warning and run under
+//! AddressSanitizer; and a foreign CMake project that finds it.
 
 #[path = "support/molecule.rs"]
 mod molecule;
@@ -50,7 +50,8 @@ fn define(name: &str, path: &Path) -> String {
     format!("-D{name}={}", path.display())
 }
 
-/// The prefix of an installation by CMake, made by the first test that asks. It is built where the engines' plugins build it too.
+/// The prefix of an installation by CMake, made by the first test that asks. It is built where the engines' plugins
+/// build it too.
 fn installation() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
     PREFIX.get_or_init(|| {

@@ -1,5 +1,5 @@
-//! Every kernel compiled for every generation of cards, by nvcc and by NVRTC, without a GPU: no error, no warning, no register
-//! spilled. `scripts/nvcc.sh` installs both compilers; without them this says that it is skipped.
+//! Every kernel compiled for every generation of cards, by nvcc and by NVRTC, without a GPU: no error, no warning, no
+//! register spilled. `scripts/nvcc.sh` installs both compilers; without them this says that it is skipped.
 
 use modejump::device::{program, Program};
 use std::path::Path;
@@ -112,8 +112,8 @@ fn is_double(program: &Program) -> bool {
     has(program, "REAL", "double")
 }
 
-/// Networks in f64 are the reference path: one architecture will do. Tensor cores that take TF32 came with sm_80, and what is between has the
-/// registers of one of these.
+/// Networks in f64 are the reference path: one architecture will do. Tensor cores that take TF32 came with sm_80, and
+/// what is between has the registers of one of these.
 fn architectures_for(program: &Program, together: &'static [&'static str]) -> &'static [&'static str] {
     let tensor = has(program, "TENSOR", "1");
     match together[0] {

@@ -1,8 +1,9 @@
-//! What is asked of the NVIDIA driver, by the rules: `cuda_driver/libcuda.c` stands for the driver, runs no kernel, and ends whoever uses
-//! memory, a stream or a kernel outside of its context, reads what has not arrived, or leaves something behind.
+//! What is asked of the NVIDIA driver, by the rules: `cuda_driver/libcuda.c` stands for the driver, runs no kernel, and
+//! ends whoever uses memory, a stream or a kernel outside of its context, reads what has not arrived, or leaves
+//! something behind.
 //!
-//! Each test runs itself once more with that library in the dynamic linker's path. Kernels are compiled by NVRTC, which `scripts/nvcc.sh`
-//! installs; without it this says that it is skipped.
+//! Each test runs itself once more with that library in the dynamic linker's path. Kernels are compiled by NVRTC, which
+//! `scripts/nvcc.sh` installs; without it this says that it is skipped.
 #![cfg(feature = "cuda")]
 
 use cudarc::driver::sys;
@@ -29,7 +30,8 @@ mod wheels;
 
 const RULES: &str = "MODEJUMP_TEST_DRIVER_RULES";
 
-/// What the test `name` says and whether it is content, when it runs `body` with the library of rules; `None` where that is not possible.
+/// What the test `name` says and whether it is content, when it runs `body` with the library of rules; `None` where
+/// that is not possible.
 fn under_rules(name: &str, body: impl FnOnce()) -> Option<(bool, String)> {
     if std::env::var_os(RULES).is_some() {
         body();

@@ -1,4 +1,5 @@
-//! The fuzz targets on a fixed corpus and on mutations of it, the same in every run. Found crashes go into `fuzz/corpus`.
+//! The fuzz targets on a fixed corpus and on mutations of it, the same in every run. Found crashes go into
+//! `fuzz/corpus`.
 
 #[path = "../fuzz/harness.rs"]
 mod harness;

@@ -1,8 +1,8 @@
 //! Parity with reference implementations, driven by the files that are there.
 //!
-//! `cargo test --release golden` compares every file of a known kind below `tests/golden`, or below `MODEJUMP_GOLDEN`, and
-//! prints one line a file: name, and per quantity the largest error and the tolerance. A file of a known kind that cannot be
-//! read is a failure. This target has its own main, so that the lines are seen.
+//! `cargo test --release golden` compares every file of a known kind below `tests/golden`, or below `MODEJUMP_GOLDEN`,
+//! and prints one line a file: name, and per quantity the largest error and the tolerance. A file of a known kind that
+//! cannot be read is a failure. This target has its own main, so that the lines are seen.
 
 mod golden_kinds;
 

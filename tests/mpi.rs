@@ -1,5 +1,5 @@
-//! Samples, weights and annealing on MPI ranks, as a user runs them. `mpirun` is that of the library the program is linked with:
-//! `scripts/mpi.sh` sets the PATH.
+//! Samples, weights and annealing on MPI ranks, as a user runs them. `mpirun` is that of the library the program is
+//! linked with: `scripts/mpi.sh` sets the PATH.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -148,7 +148,8 @@ fn a_calibrated_energy_is_the_same_but_for_its_trust() {
     let found = reweight(&[&arguments[..], &["--calibrate", to.to_str().unwrap()]].concat()).unwrap();
     let found: Value = serde_json::from_str(&found).unwrap();
     let screening = &found["screening"];
-    // beside an energy of random weights the engine's energies are best not believed either: the generator's weights hardly vary
+    // beside an energy of random weights the engine's energies are best not believed either: the generator's weights
+    // hardly vary
     assert!(number(&screening["trust"], "energy").abs() < 0.1, "{screening}");
     assert!(number(screening, "left") < number(screening, "left_without"), "{screening}");
     let [before, after] = [&from, &to].map(|path| load(path).unwrap());

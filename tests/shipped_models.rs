@@ -29,7 +29,8 @@ fn models_of_alanine_dipeptide_evaluate_its_topology() {
     }
 }
 
-/// The energy is that of the flow: near-equal densities for near-equal shapes, and the same for the labels of a methyl group.
+/// The energy is that of the flow: near-equal densities for near-equal shapes, and the same for the labels of a methyl
+/// group.
 #[test]
 fn the_energy_of_alanine_dipeptide_knows_good_shapes_from_bad_ones() {
     let (topology, x) = Topology::from_pdb(&folder().join("topology.pdb")).unwrap();
@@ -53,8 +54,8 @@ fn the_energy_of_alanine_dipeptide_knows_good_shapes_from_bad_ones() {
     assert!(log_q(&x).is_finite() && log_q(&stretched) < log_q(&x) - 10.0, "a C-H bond 30 % too long");
 }
 
-/// The quadrature along the path finds what the integration of log q as a component of the solution finds, to the size of the
-/// solver's errors: samples of the shipped flow, far below what an acceptance notices.
+/// The quadrature along the path finds what the integration of log q as a component of the solution finds, to the size
+/// of the solver's errors: samples of the shipped flow, far below what an acceptance notices.
 #[test]
 fn the_quadrature_of_the_shipped_flow_is_as_good_as_its_steps() {
     let path = folder().join("gvp-flow.safetensors");

@@ -292,8 +292,8 @@ fn bijections_between_modes_are_trained_by_the_energies_at_both_ends() {
     std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 
-/// A few steps of each kind of energy on the command line: the model loads as a surrogate, is not the one it began with, and a
-/// training can start from it, but not from another kind.
+/// A few steps of each kind of energy on the command line: the model loads as a surrogate, is not the one it began
+/// with, and a training can start from it, but not from another kind.
 #[test]
 fn energies_are_trained_from_the_command_line() {
     let setting = Setting::new("energies");
@@ -544,7 +544,8 @@ fn write_peptide(folder: &Path, name: &str, residues: &[(&str, &str)], frames: u
     [topology, data]
 }
 
-/// One network learns two peptides of different lengths; the file is that of the first, and another training can start from it.
+/// One network learns two peptides of different lengths; the file is that of the first, and another training can start
+/// from it.
 #[test]
 fn a_transferable_flow_is_trained_on_several_peptides() {
     let folder = std::env::temp_dir().join(format!("modejump-train-peptides-{}", std::process::id()));
@@ -619,8 +620,8 @@ fn a_transferable_flow_is_trained_on_several_peptides() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// Frames without weight are not learned: the scale of a new model is that of the others. Weights are those of the file, or those of a
-/// density and the energies.
+/// Frames without weight are not learned: the scale of a new model is that of the others. Weights are those of the
+/// file, or those of a density and the energies.
 #[test]
 fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
     let folder = std::env::temp_dir().join(format!("modejump-train-resample-{}", std::process::id()));
@@ -682,8 +683,9 @@ fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
-/// What a training takes over from the model of --start: its temperature, if no other is asked for, and its order of atoms. A checkpoint
-/// belongs to the model that it started from; settings without effect are refused; a training that diverges writes nothing.
+/// What a training takes over from the model of --start: its temperature, if no other is asked for, and its order of
+/// atoms. A checkpoint belongs to the model that it started from; settings without effect are refused; a training that
+/// diverges writes nothing.
 #[test]
 fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
     let setting = Setting::new("start");

@@ -1,5 +1,6 @@
-//! A bistable dimer in a bath of repulsive Lennard-Jones particles, in the plane (Noé, Olsson, Köhler and Wu, Science 365, eaaw1147
-//! (2019), supplement; Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021)). All in reduced units, kT = 1.
+//! A bistable dimer in a bath of repulsive Lennard-Jones particles, in the plane (Noé, Olsson, Köhler and Wu, Science
+//! 365, eaaw1147 (2019), supplement; Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021)). All in reduced units,
+//! kT = 1.
 
 use modejump::error::Result;
 use modejump::rng::Stream;
@@ -44,7 +45,8 @@ pub fn length(x: &[f64]) -> f64 {
     (x[2] - x[0]).hypot(x[3] - x[1])
 }
 
-/// u of the dimer's length alone, and its slope: −δ − 25 δ² + 10 δ⁴, δ = 2 (d − 1.5); wells at 0.94 and 2.06, 15.6 kT between.
+/// u of the dimer's length alone, and its slope: −δ − 25 δ² + 10 δ⁴, δ = 2 (d − 1.5); wells at 0.94 and 2.06, 15.6 kT
+/// between.
 pub fn bond(d: f64) -> (f64, f64) {
     let delta = 2.0 * (d - MIDDLE);
     (-delta - 25.0 * delta.powi(2) + 10.0 * delta.powi(4), 2.0 * (-1.0 - 50.0 * delta + 40.0 * delta.powi(3)))
@@ -111,9 +113,9 @@ pub fn lattice(length: f64) -> Vec<f64> {
     [-0.5 * length, 0.0, 0.5 * length, 0.0].into_iter().chain((0..PARTICLES - 2).flat_map(site)).collect()
 }
 
-/// Local dynamics: one trajectory of 20 leapfrog steps of 0.02 with fresh momenta of unit mass and a Metropolis test (HMC; Duane et
-/// al. 1987). The two particles of the dimer are alike; the one on the left is the first, also after the dimer has turned around.
-/// Returns u with the bias.
+/// Local dynamics: one trajectory of 20 leapfrog steps of 0.02 with fresh momenta of unit mass and a Metropolis test
+/// (HMC; Duane et al. 1987). The two particles of the dimer are alike; the one on the left is the first, also after the
+/// dimer has turned around. Returns u with the bias.
 pub fn trajectory(x: &mut [f64], bias: Bias, stream: &mut Stream) -> f64 {
     const STEPS: usize = 20;
     const STEP: f64 = 0.02;

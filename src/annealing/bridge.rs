@@ -103,8 +103,8 @@ impl<'a> Bridge<'a> {
         Bridge { density, target, space: Space::Full, steering: Steering::NONE, ranks: &Alone }
     }
 
-    /// Both energies with their gradients at `x[n][dimension]`. A row that is not finite is shown to neither end, and has infinite
-    /// energies. Errors: a failing density or target, other dimensions.
+    /// Both energies with their gradients at `x[n][dimension]`. A row that is not finite is shown to neither end, and
+    /// has infinite energies. Errors: a failing density or target, other dimensions.
     pub fn evaluate(&mut self, x: Vec<f64>) -> Result<Points> {
         let d = self.density.dimension();
         if self.target.dimension() != d {
@@ -153,8 +153,8 @@ impl<'a> Bridge<'a> {
         Ok(points)
     }
 
-    /// u(x) of every row. The target's end of the path has more: the noise of the centroid, auxiliary coordinates, the volume of the
-    /// space.
+    /// u(x) of every row. The target's end of the path has more: the noise of the centroid, auxiliary coordinates, the
+    /// volume of the space.
     pub fn reduced_potential(&self, points: &Points) -> Vec<f64> {
         let beside = |x: &[f64]| {
             let auxiliary = &x[x.len() - self.steering.auxiliary..];

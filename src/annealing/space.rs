@@ -2,16 +2,16 @@
 
 use crate::coordinates::vector::{atom, centre, dot, scale, set_atom, sub, Vec3};
 
-/// A linear space of displacements. A density that leaves the centroid or a frame of three atoms alone is carried to the target
-/// without touching it: the paths are those of the other coordinates, whatever the target says of the rest.
+/// A linear space of displacements. A density that leaves the centroid or a frame of three atoms alone is carried to
+/// the target without touching it: the paths are those of the other coordinates, whatever the target says of the rest.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Space {
     /// All displacements.
     Full,
     /// Those that leave the centroid where it is.
     Centred,
-    /// Those that leave the frame where it is: the first atom stays, the second moves along the third axis, the third in the
-    /// half-plane of the first and third. `axes` are orthonormal.
+    /// Those that leave the frame where it is: the first atom stays, the second moves along the third axis, the third
+    /// in the half-plane of the first and third. `axes` are orthonormal.
     Frame { frame: [usize; 3], axes: [Vec3; 3] },
 }
 
@@ -31,11 +31,12 @@ impl Space {
         }
     }
 
-    /// ln of the Cartesian volume that belongs to a unit of volume of the free coordinates, up to a constant, and its slope by
-    /// atoms; −∞ where there is none.
+    /// ln of the Cartesian volume that belongs to a unit of volume of the free coordinates, up to a constant, and its
+    /// slope by atoms; −∞ where there is none.
     ///
-    /// With position and orientation of a frame given, z the distance of its first two atoms and ρ that of the third from their
-    /// line, dx = dx₀ · z² dz dΩ · ρ dρ dφ dz′ · …: orientations account for dΩ and dφ, so the volume is z² ρ.
+    /// With position and orientation of a frame given, z the distance of its first two atoms and ρ that of the third
+    /// from their line, dx = dx₀ · z² dz dΩ · ρ dρ dφ dz′ · …: orientations account for dΩ and dφ, so the volume is z²
+    /// ρ.
     pub fn log_volume(&self, x: &[f64]) -> (f64, Vec<(usize, Vec3)>) {
         let Space::Frame { frame: [a, b, c], axes: [first, _, third] } = *self else { return (0.0, Vec::new()) };
         let z = dot(sub(atom(x, b), atom(x, a)), third);

@@ -9,8 +9,8 @@ use std::cell::RefCell;
 use std::ffi::{c_char, CString};
 
 /// Where models run that are loaded from now on, in this copy of the library: "cpu", "auto" (a GPU, if there is one),
-/// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else it is the CPU. Fails if there
-/// is no such device, and says what is missing.
+/// "cuda" or "cuda:N". Without this call the environment variable MODEJUMP_DEVICE decides, else it is the CPU. Fails if
+/// there is no such device, and says what is missing.
 ///
 /// # Safety
 /// `name` is NULL or a NUL-terminated string.
@@ -23,7 +23,8 @@ pub unsafe extern "C" fn modejump_set_device(name: *const c_char) -> i32 {
     })
 }
 
-/// Writes where models run that are loaded from now on: "cpu", or the name of a GPU. The string is the thread's, until it calls this again.
+/// Writes where models run that are loaded from now on: "cpu", or the name of a GPU. The string is the thread's, until
+/// it calls this again.
 ///
 /// # Safety
 /// `name` is NULL or points to a pointer.

@@ -14,8 +14,9 @@ pub struct modejump_exchange {
     exchange: Exchange,
 }
 
-/// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it maps; `seed` is
-/// that of the Metropolis tests. On success `*out` is a new handle, to be freed with `modejump_exchange_free`; it keeps the map.
+/// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it
+/// maps; `seed` is that of the Metropolis tests. On success `*out` is a new handle, to be freed with
+/// `modejump_exchange_free`; it keeps the map.
 ///
 /// # Safety
 /// `bijection` is NULL or a live handle; `out` is NULL or points to a pointer.
@@ -34,8 +35,9 @@ pub unsafe extern "C" fn modejump_exchange_new(
     })
 }
 
-/// 1: configurations take position and orientation along to the other replica, for engines that exchange the ensembles of their
-/// replicas and not the configurations. 0, as at first: each replica keeps its own. Matters for maps in internal coordinates only.
+/// 1: configurations take position and orientation along to the other replica, for engines that exchange the ensembles
+/// of their replicas and not the configurations. 0, as at first: each replica keeps its own. Matters for maps in
+/// internal coordinates only.
 ///
 /// # Safety
 /// `exchange` is NULL or a live handle.
@@ -67,9 +69,9 @@ pub unsafe extern "C" fn modejump_exchange_free(exchange: *mut modejump_exchange
     })
 }
 
-/// Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a move.
-/// With n = 0 it says that the engine constrains none. Refused (6), naming the bond, unless both models keep each bond at that length, and no
-/// other.
+/// Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a
+/// move. With n = 0 it says that the engine constrains none. Refused (6), naming the bond, unless both models keep each
+/// bond at that length, and no other.
 ///
 /// # Safety
 /// `exchange` is NULL or a live handle; the arrays are NULL or have that many numbers.
@@ -90,14 +92,15 @@ pub unsafe extern "C" fn modejump_exchange_set_constraints(
     })
 }
 
-/// One attempt: maps the configuration of either replica to the ensemble of the other, asks each target for the reduced potential
-/// of its new configuration, accepts or rejects both together. `a->x` and `b->x` change if and only if `outcome->outcome` is
-/// `MODEJUMP_ACCEPTED`. The steps of the states must be equal, their replicas different: the random number is a function of seed,
-/// step and the two replicas.
+/// One attempt: maps the configuration of either replica to the ensemble of the other, asks each target for the reduced
+/// potential of its new configuration, accepts or rejects both together. `a->x` and `b->x` change if and only if
+/// `outcome->outcome` is `MODEJUMP_ACCEPTED`. The steps of the states must be equal, their replicas different: the
+/// random number is a function of seed, step and the two replicas.
 ///
 /// # Safety
-/// `exchange` is NULL or a live handle; the structs are NULL or have the size they say; `x` of each state is NULL or points to
-/// `dimension` numbers of its own; `box` is NULL or points to nine numbers; the callbacks do as documented there.
+/// `exchange` is NULL or a live handle; the structs are NULL or have the size they say; `x` of each state is NULL or
+/// points to `dimension` numbers of its own; `box` is NULL or points to nine numbers; the callbacks do as documented
+/// there.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_exchange_attempt(
     exchange: *mut modejump_exchange,

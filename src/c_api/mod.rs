@@ -1,6 +1,8 @@
-//! The C ABI. Each file mirrors the one of its name in `src/`; nothing here computes, and nothing outside is `extern "C"`.
+//! The C ABI. Each file mirrors the one of its name in `src/`; nothing here computes, and nothing outside is
+//! `extern "C"`.
 //!
-//! `include/modejump.h` is made from these files by cbindgen (`tests/header.rs`). The rules, which every function keeps:
+//! `include/modejump.h` is made from these files by cbindgen (`tests/header.rs`). The rules, which every function
+//! keeps:
 //! - the result is an `int32_t` status, 0 for success; out-pointers are written only on success;
 //! - handles are opaque, and are freed by the `_free` function of their type, which takes NULL;
 //! - structs begin with `struct_size`, set by the caller to `sizeof` of its own version;
@@ -102,13 +104,14 @@ fn null(name: &str) -> Error {
 /// fields within `FIRST` bytes were there in the first version.
 ///
 /// # Safety
-/// Implementors are `repr(C)`, begin with a `u32` of that meaning, and hold integers, floats, pointers and nullable function
-/// pointers only.
+/// Implementors are `repr(C)`, begin with a `u32` of that meaning, and hold integers, floats, pointers and nullable
+/// function pointers only.
 unsafe trait Versioned: Copy {
     const NAME: &'static str;
     /// Size of the first version of the struct: a smaller one cannot be meant.
     const FIRST: usize;
-    /// Sizes of later versions, without this one: where the fields end that were there before further ones were appended.
+    /// Sizes of later versions, without this one: where the fields end that were there before further ones were
+    /// appended.
     const LATER: &'static [usize] = &[];
     fn empty() -> Self;
 }

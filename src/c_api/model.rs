@@ -49,7 +49,8 @@ pub unsafe extern "C" fn modejump_model_load(path: *const c_char, model: *mut *m
     })
 }
 
-/// Sets the defaults, with which `modejump_model_load` loads: single precision, token after token. `options->struct_size` must be set.
+/// Sets the defaults, with which `modejump_model_load` loads: single precision, token after token.
+/// `options->struct_size` must be set.
 ///
 /// # Safety
 /// `options` is NULL or points to a struct of the size it says.
@@ -59,12 +60,13 @@ pub unsafe extern "C" fn modejump_model_options_init(options: *mut modejump_mode
     guarded(|| unsafe { write(options, &modejump_model_options::empty()) })
 }
 
-/// Loads a model file in another precision, a TarFlow with another way of finding samples, or a model to a device of its own. Refused (6) for a
-/// model that has no such option. On success `*model` is a new handle, to be freed with `modejump_model_free`.
+/// Loads a model file in another precision, a TarFlow with another way of finding samples, or a model to a device of
+/// its own. Refused (6) for a model that has no such option. On success `*model` is a new handle, to be freed with
+/// `modejump_model_free`.
 ///
 /// # Safety
-/// `path` is NULL or a NUL-terminated string, UTF-8; `options` is NULL or a struct of the size it says; `model` is NULL or points to a
-/// pointer.
+/// `path` is NULL or a NUL-terminated string, UTF-8; `options` is NULL or a struct of the size it says; `model` is NULL
+/// or points to a pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_model_load_with(
     path: *const c_char,
@@ -101,7 +103,8 @@ pub unsafe extern "C" fn modejump_model_load_buffer(
 /// As `modejump_model_load_buffer`, with options as those of `modejump_model_load_with`.
 ///
 /// # Safety
-/// `data` is NULL or points to `length` bytes; `options` is NULL or a struct of the size it says; `model` is NULL or points to a pointer.
+/// `data` is NULL or points to `length` bytes; `options` is NULL or a struct of the size it says; `model` is NULL or
+/// points to a pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_model_load_buffer_with(
     data: *const u8,
@@ -183,9 +186,10 @@ pub unsafe extern "C" fn modejump_model_dimension(model: *const modejump_model, 
     })
 }
 
-/// Writes the latent temperature of a steerable model, its temperature over that of its training, or 0 for a model that has one temperature
-/// only; and how many of its coordinates, the last ones, are auxiliary. A move of the model leaves these out: its configurations have
-/// `dimension - auxiliary` coordinates. Samples have them, and log-densities are those of all coordinates together.
+/// Writes the latent temperature of a steerable model, its temperature over that of its training, or 0 for a model that
+/// has one temperature only; and how many of its coordinates, the last ones, are auxiliary. A move of the model leaves
+/// these out: its configurations have `dimension - auxiliary` coordinates. Samples have them, and log-densities are
+/// those of all coordinates together.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `variance` and `auxiliary` are NULL or point to a number.
@@ -208,9 +212,9 @@ pub unsafe extern "C" fn modejump_model_steering(
     })
 }
 
-/// Takes a steerable model to a temperature in K: samples and densities of the new model are those of that temperature. It shares the
-/// parameters of the old one, which stays as it is. Refused (6) for a model that has one temperature only. On success `*out` is a new
-/// handle, to be freed with `modejump_model_free`.
+/// Takes a steerable model to a temperature in K: samples and densities of the new model are those of that temperature.
+/// It shares the parameters of the old one, which stays as it is. Refused (6) for a model that has one temperature
+/// only. On success `*out` is a new handle, to be freed with `modejump_model_free`.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `out` is NULL or points to a pointer.
@@ -228,8 +232,8 @@ pub unsafe extern "C" fn modejump_model_at_temperature(
     })
 }
 
-/// Writes the description in the model file: JSON with the kind and sizes of the model, its coordinates, atoms, bonds and
-/// temperature. The string belongs to the model.
+/// Writes the description in the model file: JSON with the kind and sizes of the model, its coordinates, atoms, bonds
+/// and temperature. The string belongs to the model.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `json` is NULL or points to a pointer.
@@ -257,13 +261,14 @@ pub unsafe extern "C" fn modejump_model_hash(model: *const modejump_model, hex: 
     })
 }
 
-/// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index there of the model's atom i. Atoms are
-/// told by `names[n]` within residues, and residues by the names in their labels `residues[n]` (`ALA2`), in the order in which
-/// they come. A model without atom names gives 0, 1, 2, … Fails, and names the atom, if the lists differ.
+/// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index there of the model's atom i.
+/// Atoms are told by `names[n]` within residues, and residues by the names in their labels `residues[n]` (`ALA2`), in
+/// the order in which they come. A model without atom names gives 0, 1, 2, … Fails, and names the atom, if the lists
+/// differ.
 ///
 /// # Safety
-/// `model` is NULL or a live handle; `residues` and `names` are NULL or `n` NUL-terminated strings; `order` is NULL or has room
-/// for `n` numbers.
+/// `model` is NULL or a live handle; `residues` and `names` are NULL or `n` NUL-terminated strings; `order` is NULL or
+/// has room for `n` numbers.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_model_match_atoms(
     model: *const modejump_model,
@@ -283,9 +288,9 @@ pub unsafe extern "C" fn modejump_model_match_atoms(
     })
 }
 
-/// Whether `masses[n]`, in dalton, can be those of the model's atoms in its order. Hydrogens made heavier by their neighbours, united atoms
-/// and virtual sites are no contradiction, and a model without a topology has none. Fails, and names the atom, if an element has another mass,
-/// as where atoms have changed places.
+/// Whether `masses[n]`, in dalton, can be those of the model's atoms in its order. Hydrogens made heavier by their
+/// neighbours, united atoms and virtual sites are no contradiction, and a model without a topology has none. Fails, and
+/// names the atom, if an element has another mass, as where atoms have changed places.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `masses` is NULL or points to `n` numbers.
@@ -307,8 +312,8 @@ unsafe fn strings<'a>(pointers: *const *const c_char, n: u64, name: &str) -> Res
     pointers.iter().map(|&text| unsafe { utf8(text, name) }).collect()
 }
 
-/// Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however the
-/// sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
+/// Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however
+/// the sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
 /// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used.
 ///
 /// # Safety
@@ -339,8 +344,8 @@ pub unsafe extern "C" fn modejump_model_sample(
     })
 }
 
-/// Writes log q of each of the `n` configurations `x[n][dimension]` into `log_density[n]`; -inf where the density is zero or
-/// undefined, which includes configurations with NaN.
+/// Writes log q of each of the `n` configurations `x[n][dimension]` into `log_density[n]`; -inf where the density is
+/// zero or undefined, which includes configurations with NaN.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `x` and `log_density` are NULL or point to that many numbers.
@@ -363,8 +368,8 @@ pub unsafe extern "C" fn modejump_model_log_density(
     })
 }
 
-/// As `modejump_model_log_density`, and writes the gradient with respect to x into `gradient[n][dimension]`, zero in rows
-/// where the logarithm is -inf.
+/// As `modejump_model_log_density`, and writes the gradient with respect to x into `gradient[n][dimension]`, zero in
+/// rows where the logarithm is -inf.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `x`, `log_density` and `gradient` are NULL or point to that many numbers.

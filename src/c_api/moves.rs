@@ -43,7 +43,8 @@ impl modejump_move {
     }
 }
 
-/// Sets the defaults: one proposal by independence, seed 0, stride 0, batches of 32. `options->struct_size` must be set.
+/// Sets the defaults: one proposal by independence, seed 0, stride 0, batches of 32. `options->struct_size` must be
+/// set.
 ///
 /// # Safety
 /// `options` is NULL or points to a struct of the size it says.
@@ -53,10 +54,12 @@ pub unsafe extern "C" fn modejump_move_options_init(options: *mut modejump_move_
     guarded(|| unsafe { write(options, &modejump_move_options::empty()) })
 }
 
-/// Makes a move of a model. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+/// Makes a move of a model. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the
+/// model.
 ///
 /// # Safety
-/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `out` is NULL or points to a pointer.
+/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `out` is NULL or points to a
+/// pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_move_new(
     model: *const modejump_model,
@@ -88,14 +91,14 @@ pub unsafe extern "C" fn modejump_move_new(
 }
 
 /// Makes a move by delayed acceptance: `model` proposes without its log-density, which may be dear; `screen` tests the
-/// proposals, one after the other, `options->n_proposals` in an attempt; where that chain has moved, the exact log-density of
-/// `model` decides. Exact whatever the screen is, unless `options->kind` is `MODEJUMP_SURROGATE`: then the screen alone decides,
-/// and the move is biased. Other kinds are not looked at. On success `*out` is a new handle, to be freed with
-/// `modejump_move_free`; it keeps both models.
+/// proposals, one after the other, `options->n_proposals` in an attempt; where that chain has moved, the exact
+/// log-density of `model` decides. Exact whatever the screen is, unless `options->kind` is `MODEJUMP_SURROGATE`: then
+/// the screen alone decides, and the move is biased. Other kinds are not looked at. On success `*out` is a new handle,
+/// to be freed with `modejump_move_free`; it keeps both models.
 ///
 /// # Safety
-/// `model` and `screen` are NULL or live handles; `options` is NULL or a struct of the size it says; `out` is NULL or points
-/// to a pointer.
+/// `model` and `screen` are NULL or live handles; `options` is NULL or a struct of the size it says; `out` is NULL or
+/// points to a pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
     model: *const modejump_model,
@@ -119,18 +122,19 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
     })
 }
 
-/// Says in which mode the configuration `x[dimension]` is: a number from 0, in the order of the model's modes, or -1 for none. It must be
-/// the same for the same x, and for a molecule anywhere and turned anyhow. May be called from any thread, one at a time.
+/// Says in which mode the configuration `x[dimension]` is: a number from 0, in the order of the model's modes, or -1
+/// for none. It must be the same for the same x, and for a molecule anywhere and turned anyhow. May be called from any
+/// thread, one at a time.
 pub type modejump_mode_callback = Option<unsafe extern "C" fn(user: *mut c_void, x: *const f64, dimension: u64) -> i64>;
 
-/// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a model. With `mode`
-/// not NULL, this callback says in which mode a configuration is, and not the model; `user` is handed to it, and must stay valid until the
-/// move is freed. Of the options the seed is looked at; n_proposals has to be 1, rotations 0. On success `*out` is a new handle, to be
-/// freed with `modejump_move_free`; it keeps the model.
+/// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a
+/// model. With `mode` not NULL, this callback says in which mode a configuration is, and not the model; `user` is
+/// handed to it, and must stay valid until the move is freed. Of the options the seed is looked at; n_proposals has to
+/// be 1, rotations 0. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
 ///
 /// # Safety
-/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `mode` is NULL or a function that may be called as
-/// said here; `out` is NULL or points to a pointer.
+/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `mode` is NULL or a function
+/// that may be called as said here; `out` is NULL or points to a pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_move_mode_jump_new(
     model: *const modejump_model,
@@ -185,14 +189,15 @@ pub unsafe extern "C" fn modejump_annealing_options_init(options: *mut modejump_
     guarded(|| unsafe { write(options, &modejump_annealing_options::empty()) })
 }
 
-/// Makes an annealed move: proposals of `model` are carried to the target by annealed importance sampling before they are tested,
-/// the current configuration is carried back, and the weights of the two paths decide. Exact whatever the path. The model needs
-/// a gradient, the target of every attempt `reduced_potential_gradient`. `options->kind` is not looked at. Refused (6) for a model
-/// that keeps bonds at fixed lengths. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
+/// Makes an annealed move: proposals of `model` are carried to the target by annealed importance sampling before they
+/// are tested, the current configuration is carried back, and the weights of the two paths decide. Exact whatever the
+/// path. The model needs a gradient, the target of every attempt `reduced_potential_gradient`. `options->kind` is not
+/// looked at. Refused (6) for a model that keeps bonds at fixed lengths. On success `*out` is a new handle, to be freed
+/// with `modejump_move_free`; it keeps the model.
 ///
 /// # Safety
-/// `model` is NULL or a live handle; `options` and `annealing` are NULL or structs of the size they say; `out` is NULL or points to
-/// a pointer.
+/// `model` is NULL or a live handle; `options` and `annealing` are NULL or structs of the size they say; `out` is NULL
+/// or points to a pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_move_annealed_new(
     model: *const modejump_model,
@@ -211,14 +216,16 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
     })
 }
 
-/// Makes a driven move of a part of the system: it is pulled to the proposal of `model` in `steps` perturbations, at least 1, between
-/// which `relax` of the attempt's target moves the rest; the work decides. Exact whatever the way. With one step the rest is frozen. The
-/// way goes in the internal coordinates of the model, if it has any. `options->kind` is not looked at, and `options->n_proposals` has to
-/// be 1. Its outcomes' weights have the work in place of the difference of potentials. On success `*out` is a new handle, to be freed
-/// with `modejump_move_free`; it keeps the model.
+/// Makes a driven move of a part of the system: it is pulled to the proposal of `model` in `steps` perturbations, at
+/// least 1, between which `relax` of the attempt's target moves the rest; the work decides. Exact whatever the way.
+/// With one step the rest is frozen. The way goes in the internal coordinates of the model, if it has any.
+/// `options->kind` is not looked at, and `options->n_proposals` has to be 1. Its outcomes' weights have the work in
+/// place of the difference of potentials. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
+/// keeps the model.
 ///
 /// # Safety
-/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `out` is NULL or points to a pointer.
+/// `model` is NULL or a live handle; `options` is NULL or a struct of the size it says; `out` is NULL or points to a
+/// pointer.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_move_driven_new(
     model: *const modejump_model,
@@ -331,9 +338,10 @@ pub unsafe extern "C" fn modejump_move_free(r#move: *mut modejump_move) -> i32 {
     })
 }
 
-/// Tells the move which bonds the engine constrains: `n` pairs of the model's atoms `atoms[n][2]`, their `lengths[n]` in nm, and
-/// `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z; with n = 0 it has none. Refused (6),
-/// naming the bond, unless these are the bonds that every sample of the model has at one length, and at that length.
+/// Tells the move which bonds the engine constrains: `n` pairs of the model's atoms `atoms[n][2]`, their `lengths[n]`
+/// in nm, and `masses[dimension / 3]` of all atoms in dalton. The target then gets the metric term 1/2 ln det Z; with
+/// n = 0 it has none. Refused (6), naming the bond, unless these are the bonds that every sample of the model has at
+/// one length, and at that length.
 ///
 /// # Safety
 /// `move` is NULL or a live handle; the arrays are NULL or have that many numbers.
@@ -367,9 +375,9 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
     })
 }
 
-/// Tells the move the temperature of the ensemble, in K. A move of a steerable model proposes for that temperature from now on, whatever
-/// that of the training; any other is for one temperature and stays as it is. Cheap where nothing changes, so it can be called
-/// before every attempt. Fails (1) for a temperature that is not positive.
+/// Tells the move the temperature of the ensemble, in K. A move of a steerable model proposes for that temperature from
+/// now on, whatever that of the training; any other is for one temperature and stays as it is. Cheap where nothing
+/// changes, so it can be called before every attempt. Fails (1) for a temperature that is not positive.
 ///
 /// # Safety
 /// `move` is NULL or a live handle.
@@ -384,8 +392,8 @@ pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_mov
     })
 }
 
-/// Constraints of a molecule from a caller's arrays: `n` pairs of atoms, their lengths, the masses of all `n_atoms` atoms. Without a pair there
-/// are none, and nothing is read.
+/// Constraints of a molecule from a caller's arrays: `n` pairs of atoms, their lengths, the masses of all `n_atoms`
+/// atoms. Without a pair there are none, and nothing is read.
 ///
 /// # Safety
 /// The arrays are NULL or have that many numbers.
@@ -410,13 +418,13 @@ pub(super) unsafe fn constraints_of(
     Constraints::new(&pairs, lengths, masses).map(Some)
 }
 
-/// One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x` changes if
-/// and only if `outcome->outcome` is `MODEJUMP_ACCEPTED`.
+/// One attempt: proposes, asks `target` for the reduced potential of the proposals, accepts or rejects. `state->x`
+/// changes if and only if `outcome->outcome` is `MODEJUMP_ACCEPTED`.
 ///
 /// # Safety
 /// `move` is NULL or a live handle; the structs are NULL or have the size they say; `state->x` is NULL or points to
-/// `dimension` numbers that nobody else uses; `state->box` is NULL or points to nine numbers; the callbacks of `target` do
-/// as documented there.
+/// `dimension` numbers that nobody else uses; `state->box` is NULL or points to nine numbers; the callbacks of `target`
+/// do as documented there.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_move_attempt(
     r#move: *mut modejump_move,
@@ -447,7 +455,8 @@ pub unsafe extern "C" fn modejump_move_attempt(
 /// The configuration in a caller's struct.
 ///
 /// # Safety
-/// `given.x` is NULL or points to `dimension` numbers that nobody else uses; `given.box` is NULL or points to nine numbers.
+/// `given.x` is NULL or points to `dimension` numbers that nobody else uses; `given.box` is NULL or points to nine
+/// numbers.
 pub(super) unsafe fn state_of<'a>(given: &modejump_state, dimension: usize) -> Result<State<'a>> {
     // SAFETY: the caller's promise.
     let x = unsafe { slice_mut(given.x, 1, dimension, "modejump_state.x") }?;
@@ -533,9 +542,9 @@ pub unsafe extern "C" fn modejump_move_reset_statistics(r#move: *mut modejump_mo
     })
 }
 
-/// Writes into `*n` how many log-weights of proposals are remembered (the latest 65536 at most), and into `log_weights` the
-/// latest `capacity` of them or all if they are fewer, oldest first; -inf stands for an unusable proposal. With `capacity`
-/// 0, `log_weights` may be NULL.
+/// Writes into `*n` how many log-weights of proposals are remembered (the latest 65536 at most), and into `log_weights`
+/// the latest `capacity` of them or all if they are fewer, oldest first; -inf stands for an unusable proposal. With
+/// `capacity` 0, `log_weights` may be NULL.
 ///
 /// # Safety
 /// `move` is NULL or a live handle; `log_weights` is NULL or has room for `capacity` numbers; `n` is NULL or a number.

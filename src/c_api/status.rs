@@ -47,8 +47,8 @@ pub(super) fn guarded(body: impl FnOnce() -> Result<()>) -> i32 {
     status
 }
 
-/// As [`guarded`], for calls that may start threads of the library or wait for them: a process that is forked after that has none of them, and would wait
-/// for ever.
+/// As [`guarded`], for calls that may start threads of the library or wait for them: a process that is forked after
+/// that has none of them, and would wait for ever.
 pub(super) fn computing(body: impl FnOnce() -> Result<()>) -> i32 {
     static OWNER: AtomicU32 = AtomicU32::new(0);
     guarded(|| {
@@ -105,8 +105,8 @@ pub extern "C" fn modejump_version() -> *const c_char {
     VERSION.as_ptr()
 }
 
-/// Writes the message of the last failed call on this thread, UTF-8, empty if there was none. It belongs to the library and
-/// is valid until the next call on this thread.
+/// Writes the message of the last failed call on this thread, UTF-8, empty if there was none. It belongs to the library
+/// and is valid until the next call on this thread.
 ///
 /// # Safety
 /// `message` is NULL or points to a pointer.

@@ -9,8 +9,8 @@ use std::mem::{offset_of, size_of};
 pub const MODEJUMP_F32: u32 = 0;
 /// `modejump_model_options.precision`: double precision.
 pub const MODEJUMP_F64: u32 = 1;
-/// `modejump_model_options.precision`, of a TarFlow on the CPU: single precision with weights rounded to bfloat16, which single samples
-/// read in half the time. It is another density than that of the file, and exact in itself.
+/// `modejump_model_options.precision`, of a TarFlow on the CPU: single precision with weights rounded to bfloat16,
+/// which single samples read in half the time. It is another density than that of the file, and exact in itself.
 pub const MODEJUMP_BF16: u32 = 2;
 
 /// `modejump_model_options.decoding`: token after token.
@@ -22,10 +22,11 @@ pub const MODEJUMP_GAUSS_SEIDEL: u32 = 2;
 
 /// `modejump_model_options.flags`: on the CPU, wherever other models run.
 pub const MODEJUMP_ON_CPU: u32 = 1;
-/// `modejump_model_options.flags`, for a program with a CUDA context (`CUcontext`) of its own, current on the calling thread: a model that shall
-/// run on a GPU runs in that context instead of the primary one, on a stream of its own, so that its kernels and those of the program run side
-/// by side, and the card holds one context. The context must outlive the model and all moves made from it. A model on the CPU, or on another
-/// GPU that was asked for by its number, is loaded as without this flag.
+/// `modejump_model_options.flags`, for a program with a CUDA context (`CUcontext`) of its own, current on the calling
+/// thread: a model that shall run on a GPU runs in that context instead of the primary one, on a stream of its own, so
+/// that its kernels and those of the program run side by side, and the card holds one context. The context must outlive
+/// the model and all moves made from it. A model on the CPU, or on another GPU that was asked for by its number, is
+/// loaded as without this flag.
 pub const MODEJUMP_CURRENT_CONTEXT: u32 = 2;
 
 /// How a model is loaded; set by `modejump_model_options_init`, then changed at will.
@@ -34,18 +35,21 @@ pub const MODEJUMP_CURRENT_CONTEXT: u32 = 2;
 pub struct modejump_model_options {
     /// sizeof(modejump_model_options)
     pub struct_size: u32,
-    /// Of the networks, `MODEJUMP_F32`, `MODEJUMP_F64` or `MODEJUMP_BF16`; coordinates and densities are double in any case.
+    /// Of the networks, `MODEJUMP_F32`, `MODEJUMP_F64` or `MODEJUMP_BF16`; coordinates and densities are double in any
+    /// case.
     pub precision: u32,
-    /// How samples are found from their latent points, `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or `MODEJUMP_GAUSS_SEIDEL`; their
-    /// log-densities are exact in any case.
+    /// How samples are found from their latent points, `MODEJUMP_SEQUENTIAL`, `MODEJUMP_JACOBI` or
+    /// `MODEJUMP_GAUSS_SEIDEL`; their log-densities are exact in any case.
     pub decoding: u32,
     /// `MODEJUMP_ON_CPU`, `MODEJUMP_CURRENT_CONTEXT` or 0.
     pub flags: u32,
     /// Tokens of a segment of `MODEJUMP_GAUSS_SEIDEL`, at least 1.
     pub segment: u64,
-    /// Of an iteration: most passes of all tokens, or of a segment, at least 1; a sample that needs more is found token after token.
+    /// Of an iteration: most passes of all tokens, or of a segment, at least 1; a sample that needs more is found token
+    /// after token.
     pub decoding_passes: u64,
-    /// Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in single precision).
+    /// Of an iteration: largest error of the latent point, at most 1e-3, above what rounding leaves (some 1e-5 in
+    /// single precision).
     pub decoding_tolerance: f64,
 }
 
@@ -71,11 +75,12 @@ unsafe impl Versioned for modejump_model_options {
 pub const MODEJUMP_INDEPENDENCE: u32 = 0;
 /// `modejump_move_options.kind`: iterated sampling importance resampling.
 pub const MODEJUMP_ISIR: u32 = 1;
-/// `modejump_move_options.kind`, for `modejump_move_delayed_acceptance_new` only: the screen's log-density alone decides, and the
-/// exact one is never computed. Biased: the move leaves e^{-u} q/q_screen invariant.
+/// `modejump_move_options.kind`, for `modejump_move_delayed_acceptance_new` only: the screen's log-density alone
+/// decides, and the exact one is never computed. Biased: the move leaves e^{-u} q/q_screen invariant.
 pub const MODEJUMP_SURROGATE: u32 = 2;
 
-/// `modejump_statistics.flags`: acceptances are decided by a surrogate, so what is sampled is biased; reports must say so.
+/// `modejump_statistics.flags`: acceptances are decided by a surrogate, so what is sampled is biased; reports must say
+/// so.
 pub const MODEJUMP_BY_SURROGATE: u32 = 1;
 
 /// `modejump_outcome.outcome`: the state is the proposal now.
@@ -103,8 +108,8 @@ pub struct modejump_move_options {
     pub struct_size: u32,
     /// `MODEJUMP_INDEPENDENCE` or `MODEJUMP_ISIR`; with a screen, `MODEJUMP_SURROGATE` for a biased move
     pub kind: u32,
-    /// Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR chooses
-    /// among them.
+    /// Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR
+    /// chooses among them.
     pub n_proposals: u64,
     /// The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
     /// different seeds.
@@ -113,12 +118,13 @@ pub struct modejump_move_options {
     pub stride: u64,
     /// Attempts whose proposals are drawn in one batch, at least 1.
     pub batch: u64,
-    /// 1: a thread of its own draws the next batch while the engine uses up the present one. The results are the same to the last
-    /// bit. 0: every batch is drawn in the attempt that needs it first.
+    /// 1: a thread of its own draws the next batch while the engine uses up the present one. The results are the same
+    /// to the last bit. 0: every batch is drawn in the attempt that needs it first.
     pub draw_ahead: u64,
-    /// Orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model that describes the orientation
-    /// of a molecule, such as a TarFlow: less variable weights, for as many likelihoods, where the potential knows little of directions.
-    /// Exact whatever the potential. A jump turns the molecule at random. 0: no average.
+    /// Orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model that
+    /// describes the orientation of a molecule, such as a TarFlow: less variable weights, for as many likelihoods,
+    /// where the potential knows little of directions. Exact whatever the potential. A jump turns the molecule at
+    /// random. 0: no average.
     pub rotations: u64,
 }
 
@@ -161,7 +167,8 @@ pub struct modejump_annealing_options {
     pub moves: u64,
     /// Leapfrog steps of a trajectory.
     pub leapfrog: u64,
-    /// Step of the kernel in the square of the coordinates' unit: a Langevin step is x - step dE/dx + sqrt(2 step) noise.
+    /// Step of the kernel in the square of the coordinates' unit: a Langevin step is x - step dE/dx + sqrt(2 step)
+    /// noise.
     pub step: f64,
 }
 
@@ -354,12 +361,13 @@ pub struct modejump_statistics {
     pub screened: u64,
     /// Delayed acceptance: exact log-densities computed in the second stage.
     pub exact_evaluations: u64,
-    /// Delayed acceptance: variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the second.
+    /// Delayed acceptance: variance of ln c(x')/c(x), c = q_screen/q, over the screened attempts; NaN before the
+    /// second.
     pub correction_variance: f64,
     /// Jumps between modes that started or ended in a wrong one.
     pub wrong_mode: u64,
-    /// Mean over the attempts of the probability with which each was accepted, and its standard error: what the acceptance will come
-    /// to. NaN before the first attempt, and before the second.
+    /// Mean over the attempts of the probability with which each was accepted, and its standard error: what the
+    /// acceptance will come to. NaN before the first attempt, and before the second.
     pub expected_acceptance: f64,
     pub expected_acceptance_error: f64,
 }

@@ -17,19 +17,21 @@ pub struct modejump_target {
     pub flags: u32,
     /// Handed to the callbacks.
     pub user: *mut c_void,
-    /// Writes u of the `n` configurations `x[n][dimension]` into `u[n]`. NaN or infinity rejects a configuration. Returns 0, or
-    /// another number after `modejump_set_last_error`: the call that needed the value then fails with 254. Must not throw.
+    /// Writes u of the `n` configurations `x[n][dimension]` into `u[n]`. NaN or infinity rejects a configuration.
+    /// Returns 0, or another number after `modejump_set_last_error`: the call that needed the value then fails
+    /// with 254. Must not throw.
     pub reduced_potential: Option<unsafe extern "C" fn(user: *mut c_void, n: u64, x: *const f64, u: *mut f64) -> i32>,
     /// NULL, or called with `user` exactly once before the function that got this struct returns, whatever its status.
     pub destroy: Option<unsafe extern "C" fn(user: *mut c_void)>,
-    /// NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it, and latent walks by
-    /// trajectories.
+    /// NULL, or as `reduced_potential`, and writes du/dx into `gradient[n][dimension]` as well: annealed moves need it,
+    /// and latent walks by trajectories.
     pub reduced_potential_gradient:
         Option<unsafe extern "C" fn(user: *mut c_void, n: u64, x: *const f64, u: *mut f64, gradient: *mut f64) -> i32>,
-    /// NULL, or moves what belongs to the system and not to `x[dimension]`, which is held fast (a solvent), by a kernel that is
-    /// reversible for exp(-u(x, .)), and writes u where it then is: driven moves need it. Its random numbers have to be a function of
-    /// the attempt and of `stage`, counted from 0 in each. `reduced_potential` is asked for where the solvent is. After an attempt
-    /// that failed or was not accepted the caller puts the solvent back to where it was.
+    /// NULL, or moves what belongs to the system and not to `x[dimension]`, which is held fast (a solvent), by a kernel
+    /// that is reversible for exp(-u(x, .)), and writes u where it then is: driven moves need it. Its random numbers
+    /// have to be a function of the attempt and of `stage`, counted from 0 in each. `reduced_potential` is asked for
+    /// where the solvent is. After an attempt that failed or was not accepted the caller puts the solvent back to where
+    /// it was.
     pub relax: Option<unsafe extern "C" fn(user: *mut c_void, x: *const f64, stage: u64, u: *mut f64) -> i32>,
 }
 

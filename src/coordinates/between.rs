@@ -13,14 +13,14 @@ pub enum Between<'a> {
     Internal { coordinates: &'a InternalCoordinates, frame: Frame, from: Vec<f64>, change: Vec<f64> },
     /// Every coordinate changes linearly.
     Straight { from: Vec<f64>, change: Vec<f64> },
-    /// The molecule turns about its centroid at a constant rate, by the rotation that superposes the two ends best, and every
-    /// coordinate changes linearly beside that.
+    /// The molecule turns about its centroid at a constant rate, by the rotation that superposes the two ends best, and
+    /// every coordinate changes linearly beside that.
     Turning { centroid: Vec3, rotation: Rotation, from: Vec<f64>, change: Vec<f64> },
 }
 
 impl<'a> Between<'a> {
-    /// Between `a[atoms][3]` and `b[atoms][3]` (nm), which have one frame. Errors: `Singular` where coordinates are undefined, and
-    /// where a torsion differs by half a turn exactly, which has no shorter arc.
+    /// Between `a[atoms][3]` and `b[atoms][3]` (nm), which have one frame. Errors: `Singular` where coordinates are
+    /// undefined, and where a torsion differs by half a turn exactly, which has no shorter arc.
     pub fn internal(coordinates: &'a InternalCoordinates, a: &[f64], b: &[f64]) -> Result<Between<'a>, Status> {
         let inside = |x: &[f64]| {
             let mut u = vec![0.0; coordinates.dimension()];
@@ -48,8 +48,8 @@ impl<'a> Between<'a> {
         Between::Straight { from: a.to_vec(), change: difference(a, b) }
     }
 
-    /// Between `a[atoms][3]` and `b[atoms][3]` with one centroid. Errors: `Singular` where the best rotation is by half a turn exactly,
-    /// which can be made in two directions.
+    /// Between `a[atoms][3]` and `b[atoms][3]` with one centroid. Errors: `Singular` where the best rotation is by half
+    /// a turn exactly, which can be made in two directions.
     pub fn turning(a: &[f64], b: &[f64]) -> Result<Between<'a>, Status> {
         let (mut from, mut to) = (a.to_vec(), b.to_vec());
         let centroid = centre(&mut from);

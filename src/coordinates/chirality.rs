@@ -44,8 +44,8 @@ pub fn stereocentres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
         .collect()
 }
 
-/// Atoms with four neighbours of which two are alike and end there, such as the hydrogens of a methyl group: their labels give
-/// the centre a hand, the one it has in `x`. The first two neighbours are the alike ones.
+/// Atoms with four neighbours of which two are alike and end there, such as the hydrogens of a methyl group: their
+/// labels give the centre a hand, the one it has in `x`. The first two neighbours are the alike ones.
 pub fn prochiral_centres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
     let neighbours = topology.neighbours();
     let rank = graph_ranks(topology, &neighbours);
@@ -61,8 +61,8 @@ pub fn prochiral_centres(topology: &Topology, x: &[f64]) -> Vec<Stereocentre> {
     (0..neighbours.len()).filter_map(centre).collect()
 }
 
-/// Numbers from 0 for the atoms of a molecule, in the order in which they first appear; atoms that the bond graph cannot tell
-/// apart, such as the hydrogens of a methyl group, have the same one.
+/// Numbers from 0 for the atoms of a molecule, in the order in which they first appear; atoms that the bond graph
+/// cannot tell apart, such as the hydrogens of a methyl group, have the same one.
 pub fn classes(topology: &Topology) -> Vec<usize> {
     let ranks = graph_ranks(topology, &topology.neighbours());
     let mut seen: Vec<usize> = Vec::new();
@@ -76,7 +76,8 @@ pub fn classes(topology: &Topology) -> Vec<usize> {
     ranks.into_iter().map(&mut number).collect()
 }
 
-/// Equal numbers for atoms that cannot be told apart by repeatedly comparing elements and neighbours (Morgan's refinement).
+/// Equal numbers for atoms that cannot be told apart by repeatedly comparing elements and neighbours (Morgan's
+/// refinement).
 fn graph_ranks(topology: &Topology, neighbours: &[Vec<usize>]) -> Vec<usize> {
     let n = neighbours.len();
     let number = |keys: &[(usize, Vec<usize>)]| -> Vec<usize> {

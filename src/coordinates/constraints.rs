@@ -4,33 +4,36 @@ use super::vector::{atom, distance, dot, norm, scale, sub, Vec3};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, HashMap};
 
-// How far a bond of one length may be from it depends on who wrote it down. Proposals keep it to rounding in f64, and are held to that
-// (`PROPOSAL_TOLERANCE`). Engines converge constraints to about 1e-5, and many keep positions in single precision: the configuration that a
-// move finds (`CONFIGURATION_TOLERANCE`) and frames of full precision (`FRAME_TOLERANCE`) may be off by ten times that, still a hundredth of
-// what thermal motion does. Positions in xtc and gro files are rounded to 0.001 nm, so that a bond of one length is told by its spread alone
-// (`ROUNDED_FRAME_SPREAD`), which is no proof.
+// How far a bond of one length may be from it depends on who wrote it down. Proposals keep it to rounding in f64, and
+// are held to that (`PROPOSAL_TOLERANCE`). Engines converge constraints to about 1e-5, and many keep positions in
+// single precision: the configuration that a move finds (`CONFIGURATION_TOLERANCE`) and frames of full precision
+// (`FRAME_TOLERANCE`) may be off by ten times that, still a hundredth of what thermal motion does. Positions in xtc and
+// gro files are rounded to 0.001 nm, so that a bond of one length is told by its spread alone (`ROUNDED_FRAME_SPREAD`),
+// which is no proof.
 
 /// Largest |d − d₀|/d₀ of a proposal, and of the length that a model keeps from that of the engine.
 const PROPOSAL_TOLERANCE: f64 = 1e-6;
-/// The same of a configuration that is encoded, beyond which it is out of the model's support (in `cuda/coupling.cu` too).
+/// The same of a configuration that is encoded, beyond which it is out of the model's support (in `cuda/coupling.cu`
+/// too).
 pub const CONFIGURATION_TOLERANCE: f64 = 1e-4;
 /// Largest deviation from the mean, as a share of it, in frames of full precision.
 const FRAME_TOLERANCE: f64 = 1e-4;
-/// Largest standard deviation in frames that may be rounded, nm. Rounding to 0.001 nm gives a rigid bond 0.0004; the stiffest bonds of
-/// molecules have 0.002 at 300 K.
+/// Largest standard deviation in frames that may be rounded, nm. Rounding to 0.001 nm gives a rigid bond 0.0004; the
+/// stiffest bonds of molecules have 0.002 at 300 K.
 const ROUNDED_FRAME_SPREAD: f64 = 7e-4;
 /// Fewer frames say nothing of a spread.
 const FEWEST: usize = 20;
 
-/// Those of `pairs` that have one length in all frames `x[n][dimension]` (nm), with that length: the bonds that a model keeps of which there
-/// are samples alone. Of no frames none; of a few these may be more than the model keeps, and of one they are all.
+/// Those of `pairs` that have one length in all frames `x[n][dimension]` (nm), with that length: the bonds that a model
+/// keeps of which there are samples alone. Of no frames none; of a few these may be more than the model keeps, and of
+/// one they are all.
 pub fn kept_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usize, usize, f64)> {
     let is_kept = |lengths: &[f64], mean: f64| lengths.iter().all(|d| (d - mean).abs() <= FRAME_TOLERANCE * mean);
     bonds_that(is_kept, pairs, x, dimension)
 }
 
-/// Those of `pairs` that hardly vary in frames `x[n][dimension]` (nm), whose digits may be few, with their mean lengths: the bonds that a
-/// simulation has probably constrained. None of fewer than 20 frames.
+/// Those of `pairs` that hardly vary in frames `x[n][dimension]` (nm), whose digits may be few, with their mean
+/// lengths: the bonds that a simulation has probably constrained. None of fewer than 20 frames.
 pub fn rigid_bonds(pairs: &[[usize; 2]], x: &[f64], dimension: usize) -> Vec<(usize, usize, f64)> {
     let is_rigid = |lengths: &[f64], mean: f64| {
         let variance = lengths.iter().map(|d| (d - mean).powi(2)).sum::<f64>() / lengths.len() as f64;
@@ -76,8 +79,8 @@ pub struct Constraints {
 }
 
 impl Constraints {
-    /// `pairs` are atom indices, `lengths` nm, `masses` one per atom of the molecule, dalton. Errors: an atom out of range,
-    /// a length or the mass of a constrained atom that is not positive, an atom bound to itself.
+    /// `pairs` are atom indices, `lengths` nm, `masses` one per atom of the molecule, dalton. Errors: an atom out of
+    /// range, a length or the mass of a constrained atom that is not positive, an atom bound to itself.
     pub fn new(pairs: &[[usize; 2]], lengths: &[f64], masses: &[f64]) -> Result<Constraints> {
         if pairs.len() != lengths.len() {
             return Err(Error::invalid(format!("{} constraints with {} lengths", pairs.len(), lengths.len())));
@@ -112,8 +115,9 @@ impl Constraints {
         })
     }
 
-    /// Of all bonds that an engine constrains (its indices of two atoms, length in nm) those of the model, by the model's indices; nothing if it
-    /// constrains none of them. `atoms[k]` is the engine's index of the model's atom k, and `masses[k]` its mass, dalton.
+    /// Of all bonds that an engine constrains (its indices of two atoms, length in nm) those of the model, by the
+    /// model's indices; nothing if it constrains none of them. `atoms[k]` is the engine's index of the model's atom k,
+    /// and `masses[k]` its mass, dalton.
     ///
     /// Errors: an atom of the model that is tied to one of no model, by its `label`; what [`Constraints::new`] or
     /// [`Constraints::check_kept`] refuses.
@@ -146,9 +150,10 @@ impl Constraints {
         Ok(constraints)
     }
 
-    /// Refuses, naming the bond by the `label` of its atoms, unless what an engine constrains are the bonds `kept` (i, j, length in nm), which every
-    /// sample of the generator has at exactly this length: one that the engine leaves free would put its configurations out of the
-    /// generator's support, one that the generator varies is in no configuration of the engine.
+    /// Refuses, naming the bond by the `label` of its atoms, unless what an engine constrains are the bonds `kept` (i,
+    /// j, length in nm), which every sample of the generator has at exactly this length: one that the engine leaves
+    /// free would put its configurations out of the generator's support, one that the generator varies is in no
+    /// configuration of the engine.
     pub fn check_kept(
         kept: &[(usize, usize, f64)],
         constraints: Option<&Constraints>,
@@ -199,8 +204,9 @@ impl Constraints {
         self.largest_deviation(x) <= PROPOSAL_TOLERANCE
     }
 
-    /// Takes out of velocities `v[atoms][3]` at `x` what changes the length of a constrained bond, orthogonally in the metric of
-    /// the masses: v ← v − M⁻¹ Gᵀ Z⁻¹ G v. Velocities from Maxwell–Boltzmann become those of the constrained molecule.
+    /// Takes out of velocities `v[atoms][3]` at `x` what changes the length of a constrained bond, orthogonally in the
+    /// metric of the masses: v ← v − M⁻¹ Gᵀ Z⁻¹ G v. Velocities from Maxwell–Boltzmann become those of the constrained
+    /// molecule.
     pub fn project_velocities(&mut self, x: &[f64], v: &mut [f64]) {
         self.set_units(x);
         for c in 0..self.clusters.len() {
@@ -223,8 +229,9 @@ impl Constraints {
         }
     }
 
-    /// ½ ln det Z, Z = G M⁻¹ Gᵀ with the gradients of the bond lengths as rows of G (Fixman 1974; Frenkel and Smit, ch. 15).
-    /// Constrained dynamics samples e^{−u} √det Z δ(d − d₀), so this number is added to −u. NaN where Z is singular.
+    /// ½ ln det Z, Z = G M⁻¹ Gᵀ with the gradients of the bond lengths as rows of G (Fixman 1974; Frenkel and Smit, ch.
+    /// 15). Constrained dynamics samples e^{−u} √det Z δ(d − d₀), so this number is added to −u. NaN where Z is
+    /// singular.
     pub fn log_metric(&mut self, x: &[f64]) -> f64 {
         self.set_units(x);
         let mut log_det = 0.0;

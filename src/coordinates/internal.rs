@@ -1,11 +1,12 @@
 //! Internal coordinates: bonds, angles and torsions of a z-matrix, with the closed-form log-determinant.
 //!
-//! With `d`, θ, φ of every row and the frame's two bonds and angle, the Cartesian volume per internal volume is
-//! Π d² sin θ (frame: d₀₁² d₁₂² sin θ₀₁₂), times the volume of position and orientation, which the generator leaves alone.
+//! With `d`, θ, φ of every row and the frame's two bonds and angle, the Cartesian volume per internal volume is Π d²
+//! sin θ (frame: d₀₁² d₁₂² sin θ₀₁₂), times the volume of position and orientation, which the generator leaves alone.
 //! The orientation is measured by (α/2π, cos β, γ/2π) when angles are normalised, else by (α, cos β, γ).
 //!
-//! Mixed coordinates: a row may keep its atom as Cartesian components in the local axes of its three reference atoms. That
-//! is a rotation, so its volume factor is one, and unlike a projection on principal components it can always be inverted.
+//! Mixed coordinates: a row may keep its atom as Cartesian components in the local axes of its three reference atoms.
+//! That is a rotation, so its volume factor is one, and unlike a projection on principal components it can always be
+//! inverted.
 
 use super::constraints::CONFIGURATION_TOLERANCE;
 use super::placement::{Axes, Placement, SINGULAR};
@@ -15,15 +16,15 @@ use crate::density::Status;
 use crate::error::{Error, Result};
 use std::f64::consts::PI;
 
-/// Orientation of a generated configuration: the frame's first bond and the side of its third atom. These are the axes of
-/// orientation (½, ½, ½) in normalised angles.
+/// Orientation of a generated configuration: the frame's first bond and the side of its third atom. These are the axes
+/// of orientation (½, ½, ½) in normalised angles.
 const AXIS: Vec3 = [0.0, -0.866_025_403_784_438_6, 0.5];
 const SIDE: Vec3 = [1.0, 0.0, 0.0];
 
 /// The map between `x[atoms][3]` (nm) and `u = [free bonds | angles | torsions]`.
 ///
-/// Bonds are in nm. Angles and torsions are in radian, or as θ/π and (φ+π)/2π when normalised. Order within each block: the
-/// frame (bonds 0–1 and 1–2; the angle at 1), then the rows of the z-matrix as given.
+/// Bonds are in nm. Angles and torsions are in radian, or as θ/π and (φ+π)/2π when normalised. Order within each block:
+/// the frame (bonds 0–1 and 1–2; the angle at 1), then the rows of the z-matrix as given.
 #[derive(Clone, Debug)]
 pub struct InternalCoordinates {
     pub zmatrix: ZMatrix,
@@ -79,8 +80,9 @@ impl InternalCoordinates {
         })
     }
 
-    /// Keeps these rows as Cartesian components (nm) along the axes of their reference atoms (j, k, l): unit(j − k), the
-    /// plane's normal unit((j − k) × (j − l)), and their cross product. They stand in the places of bond, angle and torsion.
+    /// Keeps these rows as Cartesian components (nm) along the axes of their reference atoms (j, k, l): unit(j − k),
+    /// the plane's normal unit((j − k) × (j − l)), and their cross product. They stand in the places of bond, angle and
+    /// torsion.
     pub fn with_cartesian_rows(mut self, rows: &[usize]) -> Result<InternalCoordinates> {
         for &row in rows {
             if row >= self.cartesian.len() {

@@ -1,8 +1,8 @@
-//! Peptides as transferable models see them: numbers for atoms and residues, and orders in which the atoms come (transferable-samplers:
-//! Tan et al. 2025, "Amortized Sampling with Transferable Normalizing Flows").
+//! Peptides as transferable models see them: numbers for atoms and residues, and orders in which the atoms come
+//! (transferable-samplers: Tan et al. 2025, "Amortized Sampling with Transferable Normalizing Flows").
 //!
-//! A table of the twenty amino acids says all: which atoms a residue has, and in which order. What it does not list cannot be
-//! expressed: caps, disulphide bridges, other states of protonation.
+//! A table of the twenty amino acids says all: which atoms a residue has, and in which order. What it does not list
+//! cannot be expressed: caps, disulphide bridges, other states of protonation.
 
 use super::topology::{residue_name, residue_runs, Topology};
 use crate::error::{Error, Result};
@@ -117,11 +117,11 @@ impl Residue {
 }
 
 impl Peptide {
-    /// Atoms are told by the names of PDB files (`HB2` and `HB3`, not `HB1`), residues by their labels, a new one where the label
-    /// changes. HIE is another name for HIS, with its hydrogen at NE2.
+    /// Atoms are told by the names of PDB files (`HB2` and `HB3`, not `HB1`), residues by their labels, a new one where
+    /// the label changes. HIE is another name for HIS, with its hydrogen at NE2.
     ///
-    /// Errors name the residue or the atom that cannot be expressed, is there twice, is not there, or is not bonded to the next; bonds are
-    /// compared where there are any.
+    /// Errors name the residue or the atom that cannot be expressed, is there twice, is not there, or is not bonded to
+    /// the next; bonds are compared where there are any.
     pub fn of(topology: &Topology) -> Result<Peptide> {
         let labels: Vec<&str> = topology.residues.iter().map(String::as_str).collect();
         let mut encoding =
@@ -219,8 +219,8 @@ fn check(topology: &Topology, run: std::ops::Range<usize>, residue: &Residue) ->
     }
 }
 
-/// The ends are charged, or the N terminus is NH2; between them is an amide. Without this a ring, or chains beside each other, would pass
-/// for one linear peptide, whose encoding is the same.
+/// The ends are charged, or the N terminus is NH2; between them is an amide. Without this a ring, or chains beside each
+/// other, would pass for one linear peptide, whose encoding is the same.
 fn check_ends(label: &str, residue: &Residue, [is_first, is_last]: [bool; 2]) -> Result<()> {
     let has = |name: &&&str| residue.find(name).is_some();
     let is_proline = AMINO_ACIDS[residue.kind].name == "PRO";

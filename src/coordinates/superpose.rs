@@ -4,8 +4,8 @@ use super::vector::{atom, dot, set_atom};
 use crate::rng::Stream;
 
 /// Turns `x[atoms][3]` about the origin onto `reference`, by the proper rotation with the least Σ|R x − reference|²
-/// (Horn, J. Opt. Soc. Am. A 4, 629 (1987): the quaternion is the eigenvector of the largest eigenvalue of a 4 × 4 matrix).
-/// Centre both first.
+/// (Horn, J. Opt. Soc. Am. A 4, 629 (1987): the quaternion is the eigenvector of the largest eigenvalue of a 4 × 4
+/// matrix). Centre both first.
 pub fn superpose(x: &mut [f64], reference: &[f64]) {
     superposing_rotation(x, reference).turn(x);
 }
@@ -62,7 +62,8 @@ impl Rotation {
     }
 }
 
-/// Turns `x[atoms][3]` about the origin by a rotation that is uniform among all (Shoemake 1992: a normal quaternion, scaled).
+/// Turns `x[atoms][3]` about the origin by a rotation that is uniform among all (Shoemake 1992: a normal quaternion,
+/// scaled).
 pub fn random_rotation(x: &mut [f64], stream: &mut Stream) {
     let q: [f64; 4] = std::array::from_fn(|_| stream.normal());
     let length = q.iter().map(|q| q * q).sum::<f64>().sqrt();

@@ -101,11 +101,12 @@ impl Topology {
         (0..self.n_atoms()).find(|&i| self.residues[i] == residue && self.names[i] == name)
     }
 
-    /// Where each atom is in another program's list of the same molecule: `order[i]` is the index there of atom i here. Atoms are
-    /// told by their names within their residues; residues by their names in the order in which they come, whatever their
-    /// numbers, as `ALA2` or `ALA`.
+    /// Where each atom is in another program's list of the same molecule: `order[i]` is the index there of atom i here.
+    /// Atoms are told by their names within their residues; residues by their names in the order in which they come,
+    /// whatever their numbers, as `ALA2` or `ALA`.
     ///
-    /// Errors: another number of atoms or residues, a residue of another name, an atom that is not there or is there twice; named.
+    /// Errors: another number of atoms or residues, a residue of another name, an atom that is not there or is there
+    /// twice; named.
     pub fn match_atoms(&self, residues: &[&str], names: &[&str]) -> Result<Vec<usize>> {
         if names.len() != self.n_atoms() || residues.len() != names.len() {
             return Err(Error::invalid(format!("{} atoms given, the model has {}", names.len(), self.n_atoms())));
@@ -150,7 +151,8 @@ impl Topology {
         Ok(order)
     }
 
-    /// Whether another list of as many atoms has them in this order, by their names; `whose` says of what this is the list.
+    /// Whether another list of as many atoms has them in this order, by their names; `whose` says of what this is the
+    /// list.
     ///
     /// Errors: the first atom that differs.
     pub fn require_order(&self, other: &Topology, whose: &str) -> Result<()> {
@@ -170,17 +172,19 @@ impl Topology {
         }
     }
 
-    /// Whether atoms are called by element and number alone, as [`Topology::from_system_xml`] does: nothing to compare with.
+    /// Whether atoms are called by element and number alone, as [`Topology::from_system_xml`] does: nothing to compare
+    /// with.
     fn is_numbered(&self) -> bool {
         let mut atoms = self.names.iter().zip(&self.elements).enumerate();
         atoms.all(|(i, (name, element))| *name == format!("{element}{}", i + 1))
     }
 
-    /// Whether these can be the masses (dalton) of the atoms. Repartitioning makes hydrogens heavier and their neighbours lighter, but no
-    /// heavy atom heavier, so that atoms which have changed places show by the one that is too heavy for its element. A carbon may have the mass of
-    /// the hydrogens that a united atom leaves out.
+    /// Whether these can be the masses (dalton) of the atoms. Repartitioning makes hydrogens heavier and their
+    /// neighbours lighter, but no heavy atom heavier, so that atoms which have changed places show by the one that is
+    /// too heavy for its element. A carbon may have the mass of the hydrogens that a united atom leaves out.
     ///
-    /// Errors: another number of particles; the first atom with another element's mass. Virtual sites and frozen particles have none.
+    /// Errors: another number of particles; the first atom with another element's mass. Virtual sites and frozen
+    /// particles have none.
     pub fn require_masses(&self, masses: &[f64]) -> Result<()> {
         if masses.len() != self.n_atoms() {
             return Err(Error::invalid(format!(
@@ -300,8 +304,8 @@ impl Topology {
         self.bonds.dedup();
     }
 
-    /// PDB files carry CONECT records for hetero-residues only: pairs nearer than 1.25 times the sum of covalent radii are
-    /// bonded too.
+    /// PDB files carry CONECT records for hetero-residues only: pairs nearer than 1.25 times the sum of covalent radii
+    /// are bonded too.
     fn add_bonds_by_distance(&mut self, x: &[f64]) {
         use super::vector::distance;
         let mut bonds = self.bonds.clone();
@@ -317,8 +321,8 @@ impl Topology {
         self.set_bonds(bonds);
     }
 
-    /// Reads masses and bonds of an OpenMM System (XML): harmonic bonds and constraints are bonds, elements come from the
-    /// masses. Names are the element and the atom's number. For files without names, such as `system.xml`.
+    /// Reads masses and bonds of an OpenMM System (XML): harmonic bonds and constraints are bonds, elements come from
+    /// the masses. Names are the element and the atom's number. For files without names, such as `system.xml`.
     pub fn from_system_xml(path: &Path) -> Result<Topology> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let attribute = |tag: &str, name: &str| -> Option<f64> {

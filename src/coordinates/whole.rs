@@ -54,11 +54,12 @@ impl WholeMolecule {
         Ok(WholeMolecule { steps, n_atoms })
     }
 
-    /// Moves every atom of `x[atoms][3]` (nm) by lattice vectors to the image nearest to its bonded neighbour; atom 0 stays.
+    /// Moves every atom of `x[atoms][3]` (nm) by lattice vectors to the image nearest to its bonded neighbour; atom 0
+    /// stays.
     ///
-    /// The difference is rounded in fractional coordinates. That finds the true bond vector whenever the bond is shorter
-    /// than half of every distance between opposite box faces, for a fractional coordinate is at most |bond|/distance.
-    /// Errors: a box without volume, a bond that long.
+    /// The difference is rounded in fractional coordinates. That finds the true bond vector whenever the bond is
+    /// shorter than half of every distance between opposite box faces, for a fractional coordinate is at
+    /// most |bond|/distance. Errors: a box without volume, a bond that long.
     pub fn apply(&self, box_vectors: &BoxVectors, x: &mut [f64]) -> Result<()> {
         if x.len() != 3 * self.n_atoms {
             return Err(Error::invalid(format!("{} coordinates for {} atoms", x.len(), self.n_atoms)));

@@ -17,7 +17,8 @@ pub struct ZMatrix {
 }
 
 impl ZMatrix {
-    /// Checks the rows and finds the order of placement: repeatedly all rows whose reference atoms are placed, stable by index.
+    /// Checks the rows and finds the order of placement: repeatedly all rows whose reference atoms are placed, stable
+    /// by index.
     pub fn new(frame: [usize; 3], rows: Vec<Row>, n_atoms: usize, label: impl Fn(usize) -> String) -> Result<ZMatrix> {
         let mut placed = vec![false; n_atoms];
         let mut listed = vec![false; n_atoms];
@@ -69,9 +70,9 @@ impl ZMatrix {
 
     /// Builds a z-matrix for any connected molecule of at least three atoms.
     ///
-    /// The frame starts at the heavy atom nearest the centre of the bond graph, so that chains of placement stay short. The
-    /// first atom placed about a bond carries its torsion; its siblings refer to it (improper torsions), so that they follow
-    /// its rotation and their own torsions are stiff.
+    /// The frame starts at the heavy atom nearest the centre of the bond graph, so that chains of placement stay short.
+    /// The first atom placed about a bond carries its torsion; its siblings refer to it (improper torsions), so that
+    /// they follow its rotation and their own torsions are stiff.
     pub fn automatic(topology: &Topology) -> Result<ZMatrix> {
         let n = topology.n_atoms();
         if n < 3 {
@@ -173,7 +174,8 @@ fn distances(neighbours: &[Vec<usize>], from: usize) -> Vec<Option<usize>> {
     distance
 }
 
-/// The heavy atom (any atom if there is none) with the smallest largest bond distance; most neighbours first, then index.
+/// The heavy atom (any atom if there is none) with the smallest largest bond distance; most neighbours first, then
+/// index.
 fn graph_centre(neighbours: &[Vec<usize>], heavy: &dyn Fn(usize) -> bool) -> usize {
     let eccentricity = |a: usize| distances(neighbours, a).into_iter().flatten().max().unwrap_or(0);
     let reached = |a: usize| distances(neighbours, a).into_iter().flatten().count();

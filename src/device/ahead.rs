@@ -1,4 +1,5 @@
-//! Kernels compiled for a card that is elsewhere: a machine that compiles what it is asked for, and does nothing with it.
+//! Kernels compiled for a card that is elsewhere: a machine that compiles what it is asked for, and does nothing with
+//! it.
 
 use super::{compile, Driver, KernelId, Program};
 use crate::density::{Evaluation, Status};
@@ -9,7 +10,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes of shared memory that a block can have, by architecture (CUDA C++ Programming Guide, table of compute capabilities).
+/// Bytes of shared memory that a block can have, by architecture (CUDA C++ Programming Guide, table of compute
+/// capabilities).
 const SHARED_MEMORY: [(&str, usize); 9] = [
     ("sm_75", 64 << 10),
     ("sm_80", 163 << 10),

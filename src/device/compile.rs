@@ -1,8 +1,8 @@
 //! Kernels from source at run time, by NVRTC: specialised for one model's sizes and one card, kept in files.
 //!
-//! The files lie in `$MODEJUMP_CACHE`, else `$XDG_CACHE_HOME/modejump`, else `~/.cache/modejump`; each is named after a hash
-//! of everything that made it and after the compiler. A folder that cannot be written to costs only time. Where there is no NVRTC, what another
-//! machine has put there is used, whatever its compiler was (`ahead.rs`).
+//! The files lie in `$MODEJUMP_CACHE`, else `$XDG_CACHE_HOME/modejump`, else `~/.cache/modejump`; each is named after a
+//! hash of everything that made it and after the compiler. A folder that cannot be written to costs only time. Where
+//! there is no NVRTC, what another machine has put there is used, whatever its compiler was (`ahead.rs`).
 
 use super::Program;
 use crate::error::{Error, Result};
@@ -10,8 +10,8 @@ use cudarc::nvrtc::{result, sys};
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
-/// What `load` makes of the machine code of a program for an architecture such as `sm_90`. A file that it refuses, as a damaged one, is
-/// written anew; where nothing compiles here, all that fit are tried.
+/// What `load` makes of the machine code of a program for an architecture such as `sm_90`. A file that it refuses, as a
+/// damaged one, is written anew; where nothing compiles here, all that fit are tried.
 pub fn load<T>(program: &Program, architecture: &str, load: impl Fn(&[u8]) -> Result<T>) -> Result<T> {
     let name = name(program, architecture);
     if let Err(no_library) = guard_library() {
@@ -35,7 +35,8 @@ pub fn load<T>(program: &Program, architecture: &str, load: impl Fn(&[u8]) -> Re
     Ok(loaded)
 }
 
-/// The file with the machine code of a program, written if it was not there. Errors: no folder for it, or one that cannot be written to.
+/// The file with the machine code of a program, written if it was not there. Errors: no folder for it, or one that
+/// cannot be written to.
 pub fn keep_cubin(program: &Program, architecture: &str) -> Result<PathBuf> {
     let Some(file) = file(&name(program, architecture))? else {
         return Err(Error::invalid("there is no folder for compiled kernels; set MODEJUMP_CACHE to one"));

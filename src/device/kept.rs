@@ -80,8 +80,8 @@ impl<T> Drop for Buffer<T> {
     }
 }
 
-/// What calls need on a machine beside the model: memory that is kept for the next call, and a queue. Calls that run at the same time have each
-/// their own, so that proposals are drawn ahead while densities are asked for.
+/// What calls need on a machine beside the model: memory that is kept for the next call, and a queue. Calls that run at
+/// the same time have each their own, so that proposals are drawn ahead while densities are asked for.
 pub struct Workspaces<W> {
     driver: Arc<dyn Driver>,
     make: fn(&Arc<dyn Driver>) -> W,

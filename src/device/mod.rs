@@ -1,7 +1,7 @@
 //! Where models run: the CPU, or a GPU through kernels written in CUDA C++ (`cuda/`).
 //!
-//! A [`Driver`] is all that kernels need of a machine: memory, copies, launches. `nvidia.rs` is the one of NVIDIA's cards; tests
-//! have another one that runs the same kernels on the CPU.
+//! A [`Driver`] is all that kernels need of a machine: memory, copies, launches. `nvidia.rs` is the one of NVIDIA's
+//! cards; tests have another one that runs the same kernels on the CPU.
 
 #[cfg(feature = "cuda")]
 pub mod ahead;
@@ -40,8 +40,8 @@ pub trait Driver: Send + Sync {
     /// How many multiprocessors share out the blocks of a launch, for a choice of tiles.
     fn multiprocessors(&self) -> usize;
 
-    /// A card in the CUDA context that is current on the calling thread. None if that is of another card and `only_here` holds, and for machines
-    /// without contexts.
+    /// A card in the CUDA context that is current on the calling thread. None if that is of another card and
+    /// `only_here` holds, and for machines without contexts.
     ///
     /// # Safety
     /// The context outlives what comes back.
@@ -50,8 +50,8 @@ pub trait Driver: Send + Sync {
         Ok(None)
     }
 
-    /// The same machine with a queue of its own: launches and copies there do not wait for those here, except for what was begun before. None where
-    /// there is one queue only.
+    /// The same machine with a queue of its own: launches and copies there do not wait for those here, except for what
+    /// was begun before. None where there is one queue only.
     fn another_queue(&self) -> Result<Option<Arc<dyn Driver>>> {
         Ok(None)
     }
@@ -75,17 +75,19 @@ pub trait Driver: Send + Sync {
     /// Waits for all uploads and launches before.
     fn download(&self, address: u64, bytes: &mut [u8]) -> Result<()>;
 
-    /// Starts `grid` blocks of `block` threads, each with `shared` bytes of shared memory; `argument` is the kernel's struct.
+    /// Starts `grid` blocks of `block` threads, each with `shared` bytes of shared memory; `argument` is the kernel's
+    /// struct.
     ///
     /// # Safety
-    /// The kernel takes exactly these bytes, and every address in them is one of enough memory of this driver that lives until
-    /// the next download.
+    /// The kernel takes exactly these bytes, and every address in them is one of enough memory of this driver that
+    /// lives until the next download.
     unsafe fn launch(&self, kernel: KernelId, grid: u32, block: u32, shared: usize, argument: &[u8]) -> Result<()>;
 
     /// How many such blocks the machine runs at once.
     fn resident(&self, kernel: KernelId, block: u32, shared: usize) -> Result<usize>;
 
-    /// As [`Driver::launch`], with all blocks running at once, so that they can wait for each other. Errors: more than are resident.
+    /// As [`Driver::launch`], with all blocks running at once, so that they can wait for each other. Errors: more than
+    /// are resident.
     ///
     /// # Safety
     /// As of [`Driver::launch`].
@@ -142,7 +144,8 @@ impl Device {
         Device::any_cuda().unwrap_or_else(|_| Device::cpu())
     }
 
-    /// The first GPU; of the ranks of an MPI run on one machine each takes the next one, and the first again after the last.
+    /// The first GPU; of the ranks of an MPI run on one machine each takes the next one, and the first again after the
+    /// last.
     pub fn any_cuda() -> Result<Device> {
         Ok(Device { driver: Some(nvidia::open_for(local_rank())?), by_number: false })
     }
@@ -157,8 +160,9 @@ impl Device {
         Device { driver: Some(driver), by_number: false }
     }
 
-    /// For a program that has a CUDA context of its own, current on this thread: a GPU in that context instead of the primary one, so that
-    /// the kernels of both run side by side. The same device where it is no GPU, or by its number another one than that of the context.
+    /// For a program that has a CUDA context of its own, current on this thread: a GPU in that context instead of the
+    /// primary one, so that the kernels of both run side by side. The same device where it is no GPU, or by its number
+    /// another one than that of the context.
     ///
     /// Errors: no context is current.
     ///
@@ -196,8 +200,8 @@ impl Device {
     }
 }
 
-/// The environment variables in which `mpirun` or `srun` tell a process its number among those of its machine: Open MPI, MPICH and Intel MPI,
-/// MVAPICH, PALS, Slurm.
+/// The environment variables in which `mpirun` or `srun` tell a process its number among those of its machine: Open
+/// MPI, MPICH and Intel MPI, MVAPICH, PALS, Slurm.
 pub const LOCAL_RANKS: [&str; 5] = [
     "OMPI_COMM_WORLD_LOCAL_RANK",
     "MPI_LOCALRANKID",

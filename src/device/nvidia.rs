@@ -1,4 +1,5 @@
-//! NVIDIA's cards, through the driver library, which is looked for at run time: the same binary runs with and without one.
+//! NVIDIA's cards, through the driver library, which is looked for at run time: the same binary runs with and without
+//! one.
 
 use super::{compile, tensor_cores, Driver, KernelId, Program};
 use crate::error::{Error, Result};
@@ -34,8 +35,8 @@ fn guarded<T>(body: impl FnOnce() -> Result<T> + std::panic::UnwindSafe) -> Resu
     })
 }
 
-/// A context that is current on this thread until this is dropped. The program around may have one of its own there, as OpenMM has, and finds
-/// it again.
+/// A context that is current on this thread until this is dropped. The program around may have one of its own there, as
+/// OpenMM has, and finds it again.
 struct Current;
 
 impl Current {
@@ -48,7 +49,8 @@ impl Current {
 impl Drop for Current {
     fn drop(&mut self) {
         let mut popped = std::ptr::null_mut();
-        // SAFETY: takes away what `of` put there, on the same thread, since a `Current` stays in the function that made it.
+        // SAFETY: takes away what `of` put there, on the same thread, since a `Current` stays in the function that made
+        // it.
         let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut popped) };
     }
 }
@@ -80,7 +82,8 @@ struct Kernels {
     functions: Vec<(sys::CUmodule, String, sys::CUfunction)>,
 }
 
-// SAFETY: handles of the driver may be used from any thread that has made the context current, which every call does first.
+// SAFETY: handles of the driver may be used from any thread that has made the context current, which every call does
+// first.
 unsafe impl Send for Card {}
 // SAFETY: as above; the tables are behind a lock.
 unsafe impl Sync for Card {}
@@ -174,7 +177,8 @@ impl Card {
         self.kernels().functions[kernel.0].2
     }
 
-    /// The kernel `name` of a loaded module, which may have as much shared memory a block as there is. The context is current.
+    /// The kernel `name` of a loaded module, which may have as much shared memory a block as there is. The context is
+    /// current.
     fn find(&self, module: sys::CUmodule, program: &Program, name: &str) -> Result<sys::CUfunction> {
         use sys::CUfunction_attribute as Attribute;
         let c_name = CString::new(name).map_err(|e| Error::invalid(e.to_string()))?;
@@ -295,14 +299,16 @@ impl Driver for Queue {
 
     fn free(&self, address: u64) {
         if let Ok(_current) = self.card.enter() {
-            // SAFETY: the address came from `allocate`, and its owner is being dropped; the driver waits for running kernels.
+            // SAFETY: the address came from `allocate`, and its owner is being dropped; the driver waits for running
+            // kernels.
             let _ = unsafe { result::free_sync(address) };
         }
     }
 
     fn upload(&self, address: u64, bytes: &[u8]) -> Result<()> {
         let (_current, stream) = self.enter()?;
-        // SAFETY: the buffer has room, as `Buffer::write` sees to; the caller keeps `bytes` until the stream is waited for.
+        // SAFETY: the buffer has room, as `Buffer::write` sees to; the caller keeps `bytes` until the stream is waited
+        // for.
         unsafe { result::memcpy_htod_async(address, bytes, stream) }.map_err(|e| self.failed("copying to the GPU", e))
     }
 

@@ -1,11 +1,12 @@
 //! Checkpoints of a sampler: everything that makes a restarted run continue bit for bit.
 //!
-//! Random numbers are a function of (seed, stream, step, replica), so a step number stands for the state of the generator of
-//! random numbers, and pre-drawn proposals are drawn again. What remains is where the replicas are and what was counted.
+//! Random numbers are a function of (seed, stream, step, replica), so a step number stands for the state of the
+//! generator of random numbers, and pre-drawn proposals are drawn again. What remains is where the replicas are and
+//! what was counted.
 //!
-//! A file is eight bytes that name the kind, format version (u32), length of the payload (u64), its hash (32 hexadecimal digits), payload; little
-//! endian.
-//! The payload is bincode 2.0.1, fixed-size integers. bincode is used in this module only.
+//! A file is eight bytes that name the kind, format version (u32), length of the payload (u64), its hash (32
+//! hexadecimal digits), payload; little endian. The payload is bincode 2.0.1, fixed-size integers. bincode is used in
+//! this module only.
 
 use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
@@ -103,7 +104,8 @@ pub fn save_run<T: Serialize>(path: &Path, kind: Kind, identity: &str, state: &T
     save(path, kind, &(identity, state))
 }
 
-/// What the run with this identity left at `path`; none where there is no file. Errors: those of [`load`], the state of another run.
+/// What the run with this identity left at `path`; none where there is no file. Errors: those of [`load`], the state of
+/// another run.
 pub fn load_run<T: DeserializeOwned>(path: &Path, kind: Kind, identity: &str) -> Result<Option<T>> {
     if !path.exists() {
         return Ok(None);

@@ -12,8 +12,9 @@ pub mod trajectory;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
-/// Writes a file so that readers see the old content or the new, never a part: a temporary file in the same folder, flushed
-/// to the disk, then renamed. A link stays one: what it points to is replaced. What is no file, such as /dev/null, is written to.
+/// Writes a file so that readers see the old content or the new, never a part: a temporary file in the same folder,
+/// flushed to the disk, then renamed. A link stays one: what it points to is replaced. What is no file, such as
+/// /dev/null, is written to.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     if is_special(path) {
@@ -42,8 +43,8 @@ pub fn make_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether [`write_atomically`] will have a place to write to, to be asked before long work. Errors: a folder that is not there, that has
-/// no room for a file of ours, or that stands where the file should.
+/// Whether [`write_atomically`] will have a place to write to, to be asked before long work. Errors: a folder that is
+/// not there, that has no room for a file of ours, or that stands where the file should.
 pub fn check_writable(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Err(Error::file(path, "is a folder; give the name of a file"));
@@ -61,7 +62,8 @@ pub fn check_writable(path: &Path) -> Result<()> {
     std::fs::File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(|e| Error::io(path, e))
 }
 
-/// Errors: an output that is one of these other files of a command, by whatever name or link; to be asked before the output is written.
+/// Errors: an output that is one of these other files of a command, by whatever name or link; to be asked before the
+/// output is written.
 pub fn check_apart<'a>(output: &Path, others: impl IntoIterator<Item = &'a PathBuf>) -> Result<()> {
     if is_special(output) {
         return Ok(());
@@ -107,7 +109,8 @@ fn behind_links(path: &Path) -> PathBuf {
     place
 }
 
-/// A temporary file of this call, which no other process has on whatever machine, in the folder of the file, behind links.
+/// A temporary file of this call, which no other process has on whatever machine, in the folder of the file, behind
+/// links.
 fn beside(path: &Path) -> Result<PathBuf> {
     let path = &behind_links(path);
     let mut name = path.file_name().ok_or_else(|| Error::file(path, "not a file name"))?.to_os_string();

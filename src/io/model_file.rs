@@ -1,6 +1,7 @@
 //! Model file: safetensors, with the model's description as JSON under the metadata key `modejump`.
 //!
-//! The loader is strict: every tensor that the model needs is there with the right shape and finite numbers, and no other.
+//! The loader is strict: every tensor that the model needs is there with the right shape and finite numbers, and no
+//! other.
 
 use crate::error::{Error, Result};
 use crate::models::card::{ModelCard, FORMAT};

@@ -41,7 +41,8 @@ pub struct ModelCard {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SteeringConfig {
-    /// How many of the coordinates, the last ones, are auxiliary: v beside x, whose target is the normal density of variance τ.
+    /// How many of the coordinates, the last ones, are auxiliary: v beside x, whose target is the normal density of
+    /// variance τ.
     pub auxiliary: usize,
 }
 

@@ -77,8 +77,8 @@ impl<E: EnergyFunction> EnergyModel<E> {
 impl<N: Network, R: Real> EnergyModel<Evaluator<N, R>> {
     /// A network with the parameters of a file.
     ///
-    /// Errors: a configuration out of range, a description that calls it more than a surrogate or of other coordinates; a
-    /// tensor that is missing, superfluous, of another shape or not finite, by its name.
+    /// Errors: a configuration out of range, a description that calls it more than a surrogate or of other coordinates;
+    /// a tensor that is missing, superfluous, of another shape or not finite, by its name.
     pub fn of_network(network: N, config: EnergyConfig, file: &ModelFile) -> Result<EnergyModel<Evaluator<N, R>>> {
         config.check()?;
         let coordinates = CoordinatesConfig::Cartesian { dimension: network.dimension() };

@@ -7,24 +7,27 @@ use crate::ode::Report;
 
 /// A time-dependent vector field f(t, x): the network of a continuous flow.
 ///
-/// Batches are row-major, `x[n][dimension]` with `t[n]`; a row's result does not depend on the other rows. Non-finite input
-/// gives non-finite output, never a panic.
+/// Batches are row-major, `x[n][dimension]` with `t[n]`; a row's result does not depend on the other rows. Non-finite
+/// input gives non-finite output, never a panic.
 pub trait VectorField: Send + Sync {
     /// Coordinates per configuration, 3 × atoms.
     fn dimension(&self) -> usize;
 
-    /// Whether f(t, Rx + c) = R f(t, x) for every rotation and reflection R of space and every translation c, by construction
-    /// of the network. A network without this costs three more directions a divergence and cannot be folded to one hand.
+    /// Whether f(t, Rx + c) = R f(t, x) for every rotation and reflection R of space and every translation c, by
+    /// construction of the network. A network without this costs three more directions a divergence and cannot be
+    /// folded to one hand.
     fn is_equivariant(&self) -> bool {
         false
     }
 
-    /// Rows that are best integrated together: few, since an exact divergence carries the tangents of each through the network.
+    /// Rows that are best integrated together: few, since an exact divergence carries the tangents of each through the
+    /// network.
     fn rows_at_once(&self) -> usize {
         4
     }
 
-    /// Whole paths, where the field has a way of its own to carry them; else each step of the ODE is a call of the functions below.
+    /// Whole paths, where the field has a way of its own to carry them; else each step of the ODE is a call of the
+    /// functions below.
     fn solver(&self) -> Option<&dyn PathSolver> {
         None
     }
@@ -34,7 +37,8 @@ pub trait VectorField: Send + Sync {
         Device::cpu().describe()
     }
 
-    /// What went wrong in an evaluation, whose results are NaN then: a GPU may fail, which is no rejected proposal. It stays so.
+    /// What went wrong in an evaluation, whose results are NaN then: a GPU may fail, which is no rejected proposal. It
+    /// stays so.
     fn failure(&self) -> Result<()> {
         Ok(())
     }
@@ -51,9 +55,9 @@ pub trait VectorField: Send + Sync {
 
 /// A field on a GPU, which makes all steps of the ODE in one launch.
 pub trait PathSolver {
-    /// Carries points `x[n][dimension]` of a continuous flow over the span by its solver, and adds ∫ div dt to `integral[n]`, unless
-    /// that is empty; `probes[n][probes][dimension]` where the flow estimates the divergence. Reports as
-    /// [`crate::ode::integrate`]. Errors: the GPU's.
+    /// Carries points `x[n][dimension]` of a continuous flow over the span by its solver, and adds ∫ div dt to
+    /// `integral[n]`, unless that is empty; `probes[n][probes][dimension]` where the flow estimates the divergence.
+    /// Reports as [`crate::ode::integrate`]. Errors: the GPU's.
     fn carry(
         &self,
         flow: &ContinuousConfig,
@@ -64,8 +68,8 @@ pub trait PathSolver {
     ) -> Result<Vec<Report>>;
 }
 
-/// A time-dependent energy-based model E(t, x) = log p_t(x) + constant, with the sign of BoltzNCE: a log-density, no energy of
-/// physics.
+/// A time-dependent energy-based model E(t, x) = log p_t(x) + constant, with the sign of BoltzNCE: a log-density, no
+/// energy of physics.
 pub trait EnergyFunction: Send + Sync {
     /// Coordinates per configuration.
     fn dimension(&self) -> usize;

@@ -113,8 +113,8 @@ impl Layout {
         self.tensors.iter().map(|place| (place.name.as_str(), place.shape.as_slice(), place.at))
     }
 
-    /// The parameters among the tensors of a file. Errors name a tensor that is missing, has another shape or holds NaN, or does
-    /// not belong.
+    /// The parameters among the tensors of a file. Errors name a tensor that is missing, has another shape or holds
+    /// NaN, or does not belong.
     pub fn read<R: Real>(&self, tensors: &BTreeMap<String, Tensor>) -> Result<Vec<R>> {
         let mut pairs = Vec::with_capacity(self.tensors.len());
         for place in &self.tensors {
@@ -155,8 +155,8 @@ impl Layout {
         self.tensors.iter().map(tensor).collect()
     }
 
-    /// Random weights as PyTorch's linear layers begin: uniform in ±1/√inputs, the last of a matrix's dimensions, with which its
-    /// bias follows. `special` says which tensors begin otherwise.
+    /// Random weights as PyTorch's linear layers begin: uniform in ±1/√inputs, the last of a matrix's dimensions, with
+    /// which its bias follows. `special` says which tensors begin otherwise.
     pub fn initialise<R: Real>(
         &self,
         stream: &mut Stream,

@@ -36,8 +36,8 @@ pub enum Precision {
     #[default]
     F32,
     F64,
-    /// f32, with weights that are rounded to bfloat16 once and for all: of TarFlows, whose single samples take the time of
-    /// reading them.
+    /// f32, with weights that are rounded to bfloat16 once and for all: of TarFlows, whose single samples take the time
+    /// of reading them.
     Bf16,
 }
 
@@ -78,7 +78,8 @@ pub trait Model: Density {
         None
     }
 
-    /// At which temperature it is, if it is a model that follows the temperature. Its last coordinates may be auxiliary then.
+    /// At which temperature it is, if it is a model that follows the temperature. Its last coordinates may be auxiliary
+    /// then.
     fn steering(&self) -> Option<Steering> {
         None
     }

@@ -28,8 +28,8 @@ pub trait Network: Send + Sync {
     /// Runs the network for `x[n][dimension]` at `t[n]` on an empty tape; returns the variables of x and of the output.
     fn record<R: Scalar>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R]) -> (Var, Var);
 
-    /// Of a vector field: f and its divergence at `x[n][dimension]`, as `both[n][dimension + 1]`, by a derivative along each coordinate
-    /// unless the network has a better way. The tape is empty.
+    /// Of a vector field: f and its divergence at `x[n][dimension]`, as `both[n][dimension + 1]`, by a derivative along
+    /// each coordinate unless the network has a better way. The tape is empty.
     fn divergence<R: Real>(&self, parameters: &[R], tape: &mut Tape<R>, t: &[f64], x: &[R], both: &mut [f64]) {
         let d = self.dimension();
         let (x, v) = self.record(parameters, tape, t, x);
@@ -65,8 +65,8 @@ impl<N: Network> Trainable for N {
     }
 }
 
-/// Features of every atom, ones at the places in `features[atom]` of `n_features` numbers, with the time of its sample appended:
-/// `[samples × atoms][n_features + 1]`.
+/// Features of every atom, ones at the places in `features[atom]` of `n_features` numbers, with the time of its sample
+/// appended: `[samples × atoms][n_features + 1]`.
 pub fn features_and_time<R: Scalar>(tape: &mut Tape<R>, features: &[Vec<usize>], n_features: usize, t: &[f64]) -> Var {
     let (atoms, width) = (features.len(), n_features + 1);
     let var = tape.input(t.len() * atoms, width);
@@ -101,8 +101,8 @@ impl<N: Network, R: Real> Evaluator<N, R> {
         &self.parameters
     }
 
-    /// Floating-point operations of the products and the attention of one evaluation of one configuration; a multiplication
-    /// and its addition count as two.
+    /// Floating-point operations of the products and the attention of one evaluation of one configuration; a
+    /// multiplication and its addition count as two.
     pub fn flops(&self) -> f64 {
         self.recorded_once().flops()
     }

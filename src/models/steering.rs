@@ -1,15 +1,16 @@
-//! Models that follow the temperature: temperature-steerable flows (Dibak, Klein, Krämer and Noé, Phys. Rev. Research 4, L042005 (2022)).
+//! Models that follow the temperature: temperature-steerable flows (Dibak, Klein, Krämer and Noé, Phys. Rev. Research
+//! 4, L042005 (2022)).
 //!
 //! The latent density is N(0, τ I) with τ = T/T₀, T₀ the temperature of training, and the map T keeps volume. Then
 //!
 //! log q_τ(x, v) = −|T⁻¹(x, v)|²/2τ − (d/2) ln 2πτ + const, so q_τ ∝ q_1^{1/τ},
 //!
-//! as e^{−U/kT} ∝ (e^{−U/kT₀})^{1/τ} does: a model that is right at T₀ is right at all temperatures. What a map without volume change can
-//! make of a normal density is little; auxiliary coordinates v beside x, with the target N(0, τ I), give it room. Averages over x do not
-//! see them.
+//! as e^{−U/kT} ∝ (e^{−U/kT₀})^{1/τ} does: a model that is right at T₀ is right at all temperatures. What a map without
+//! volume change can make of a normal density is little; auxiliary coordinates v beside x, with the target N(0, τ I),
+//! give it room. Averages over x do not see them.
 //!
-//! For a move the density is one of (x, v), over the target e^{−u(x)} N(v; 0, τ). v is no part of the engine's state: it is drawn
-//! afresh for the current configuration at every attempt ([`crate::moves::Steered`]).
+//! For a move the density is one of (x, v), over the target e^{−u(x)} N(v; 0, τ). v is no part of the engine's state:
+//! it is drawn afresh for the current configuration at every attempt ([`crate::moves::Steered`]).
 
 use crate::density::Evaluation;
 use crate::error::{Error, Result};
@@ -56,8 +57,8 @@ impl Steering {
         joint
     }
 
-    /// x and v of rows `joint[n][dimension + auxiliary]`; log q(x, v) becomes log q(x, v) − ln N(v; 0, τ), so that −u(x) − log q is the
-    /// log-weight of x.
+    /// x and v of rows `joint[n][dimension + auxiliary]`; log q(x, v) becomes log q(x, v) − ln N(v; 0, τ), so that
+    /// −u(x) − log q is the log-weight of x.
     pub fn take_apart(&self, joint: &[f64], dimension: usize, log_density: &mut [Evaluation]) -> [Vec<f64>; 2] {
         let [mut x, mut auxiliary] = [Vec::new(), Vec::new()];
         for (row, log_density) in joint.chunks_exact(dimension + self.auxiliary).zip(log_density) {
@@ -92,7 +93,8 @@ pub fn temperature(model: &dyn Model) -> Option<f64> {
     Some(model.steering()?.variance * model.card().temperature?)
 }
 
-/// τ of a temperature (K). Errors: one that is not positive, a model file that does not say for which temperature it was trained.
+/// τ of a temperature (K). Errors: one that is not positive, a model file that does not say for which temperature it
+/// was trained.
 pub(crate) fn variance(kelvin: f64, trained_for: Option<f64>) -> Result<f64> {
     let trained_for = trained_for.ok_or_else(|| {
         Error::invalid(

@@ -21,15 +21,15 @@ const MOST_LEAPFROG_STEPS: usize = 10_000;
 pub struct Path {
     /// With a Metropolis test, [`Kernel::Adjusted`] or [`Kernel::Hamiltonian`].
     pub kernel: Kernel,
-    /// Rising t from above 0 to 1, each with its step: [`crate::annealing::even`], or a pilot run's [`crate::annealing::plan`],
-    /// which must be over before the first attempt.
+    /// Rising t from above 0 to 1, each with its step: [`crate::annealing::even`], or a pilot run's
+    /// [`crate::annealing::plan`], which must be over before the first attempt.
     pub stages: Vec<Stage>,
     pub moves: usize,
 }
 
 impl Path {
-    /// Errors: stages that do not rise to t = 1, steps that are not positive, no moves, a kernel without a test, more random
-    /// numbers than a path has.
+    /// Errors: stages that do not rise to t = 1, steps that are not positive, no moves, a kernel without a test, more
+    /// random numbers than a path has.
     fn check(&self, dimension: usize) -> Result<()> {
         let times: Vec<f64> = [0.0].into_iter().chain(self.stages.iter().map(|s| s.t)).collect();
         let steps = self.stages.iter().all(|s| s.step > 0.0 && s.step.is_finite());
@@ -60,8 +60,8 @@ impl Path {
         Ok(())
     }
 
-    /// From samples of the density to the target, y in place: at every stage ln W += ln γ_k(y) − ln γ_{k−1}(y), then y moves by
-    /// K_k. Returns ln W of every row.
+    /// From samples of the density to the target, y in place: at every stage ln W += ln γ_k(y) − ln γ_{k−1}(y), then y
+    /// moves by K_k. Returns ln W of every row.
     fn forward(&self, bridge: &mut Bridge, y: &mut Points, streams: &mut [Stream]) -> Result<Vec<f64>> {
         let mut log_w = vec![0.0; y.n()];
         let mut before = 0.0;
@@ -73,8 +73,8 @@ impl Path {
         Ok(log_w)
     }
 
-    /// From configurations of the target back to the density: at every stage, the last first, x moves by K_k, then ln W +=
-    /// ln γ_k(x) − ln γ_{k−1}(x). Returns ln W of every row.
+    /// From configurations of the target back to the density: at every stage, the last first, x moves by K_k, then ln
+    /// W += ln γ_k(x) − ln γ_{k−1}(x). Returns ln W of every row.
     fn backward(&self, bridge: &mut Bridge, x: &mut Points, streams: &mut [Stream]) -> Result<Vec<f64>> {
         let mut log_w = vec![0.0; x.n()];
         for (k, &stage) in self.stages.iter().enumerate().rev() {
@@ -104,23 +104,25 @@ fn climb(points: &Points, dt: f64, log_w: &mut [f64]) {
     }
 }
 
-/// An independence move whose proposals are carried from the generator to the target by annealed importance sampling before they
-/// are tested (Neal, Statistics and Computing 11, 125 (2001); as a move: Andrieu, Doucet and Holenstein, J. R. Stat. Soc. B 72, 269
-/// (2010)). A generator that is a little off everywhere is accepted more often so, at the price of 2 K gradients of either end in
-/// each attempt, K for the proposal and K for the current configuration.
+/// An independence move whose proposals are carried from the generator to the target by annealed importance sampling
+/// before they are tested (Neal, Statistics and Computing 11, 125 (2001); as a move: Andrieu, Doucet and Holenstein, J.
+/// R. Stat. Soc. B 72, 269 (2010)). A generator that is a little off everywhere is accepted more often so, at the price
+/// of 2 K gradients of either end in each attempt, K for the proposal and K for the current configuration.
 ///
-/// With γ₀ = q, γ_K = e^{−u}, ln γ_k = (1 − t_k) ln q − t_k u, and kernels K_k reversible for γ_k: a proposal is the end y_K of a path
-/// y₀ ~ q, y_k ~ K_k(y_{k−1}, ·), of weight ln W = Σ ln γ_k(y_{k−1}) − ln γ_{k−1}(y_{k−1}). The current x is the end of a path as well,
-/// which runs backwards from it, by K_K first, and has the weight of the same sum. log α = ln W_y − ln W_x.
+/// With γ₀ = q, γ_K = e^{−u}, ln γ_k = (1 − t_k) ln q − t_k u, and kernels K_k reversible for γ_k: a proposal is the
+/// end y_K of a path y₀ ~ q, y_k ~ K_k(y_{k−1}, ·), of weight ln W = Σ ln γ_k(y_{k−1}) − ln γ_{k−1}(y_{k−1}). The
+/// current x is the end of a path as well, which runs backwards from it, by K_K first, and has the weight of the same
+/// sum. log α = ln W_y − ln W_x.
 ///
-/// Why it is exact: the law of forward paths is Q(y₀ … y_K) = q(y₀) Π K_k(y_{k−1}, y_k). By reversibility
-/// γ_k(y_{k−1}) K_k(y_{k−1}, y_k) = γ_k(y_k) K_k(y_k, y_{k−1}), so that W Q = e^{−u(y_K)} Π K_k(y_k, y_{k−1}) = Π(y₀ … y_K), whose marginal at
-/// the end is the target, and whose law of the rest given the end is that of the backward path. Drawing the backward path afresh
-/// leaves Π invariant, and so does an independence move of whole paths from Q, whose weight Π/Q is W.
+/// Why it is exact: the law of forward paths is Q(y₀ … y_K) = q(y₀) Π K_k(y_{k−1}, y_k). By reversibility γ_k(y_{k−1})
+/// K_k(y_{k−1}, y_k) = γ_k(y_k) K_k(y_k, y_{k−1}), so that W Q = e^{−u(y_K)} Π K_k(y_k, y_{k−1}) = Π(y₀ … y_K), whose
+/// marginal at the end is the target, and whose law of the rest given the end is that of the backward path. Drawing the
+/// backward path afresh leaves Π invariant, and so does an independence move of whole paths from Q, whose weight Π/Q is
+/// W.
 ///
-/// A generator that leaves position and orientation, or the centroid, alone is carried in the coordinates that it describes, with
-/// the rest as it is ([`crate::annealing::Space`]). Weights in the statistics are W. The log-densities of an outcome are −u − ln W:
-/// what the path's weight says of the density of proposing its end.
+/// A generator that leaves position and orientation, or the centroid, alone is carried in the coordinates that it
+/// describes, with the rest as it is ([`crate::annealing::Space`]). Weights in the statistics are W. The log-densities
+/// of an outcome are −u − ln W: what the path's weight says of the density of proposing its end.
 pub struct Annealed {
     generator: Generator,
     path: Path,
@@ -128,8 +130,8 @@ pub struct Annealed {
 }
 
 impl Annealed {
-    /// Errors: a path that [`Path`] does not allow, more than 4095 proposals, a generator that keeps constrained bonds, which paths
-    /// would change.
+    /// Errors: a path that [`Path`] does not allow, more than 4095 proposals, a generator that keeps constrained bonds,
+    /// which paths would change.
     pub fn new(generator: Generator, path: Path) -> Result<Annealed> {
         path.check(generator.dimension())?;
         if generator.keeps_bonds() {
@@ -160,7 +162,8 @@ impl Annealed {
         &self.path
     }
 
-    /// Carries the proposals to the target, and the current configuration back; their weights take the place of densities.
+    /// Carries the proposals to the target, and the current configuration back; their weights take the place of
+    /// densities.
     fn anneal(&mut self, target: &mut dyn Target, state: &State) -> Result<()> {
         let Annealed { generator, path, .. } = self;
         let (usable, d) = (generator.usable(), generator.dimension());

@@ -97,9 +97,10 @@ impl Drop for Ahead {
 
 /// The blocks of every replica.
 ///
-/// With stride s and batch B, attempts at multiples of s form blocks of B, and a block is always drawn whole, whichever of its
-/// attempts comes first. The composition of a batch may change the rounding of a network; a block does not change when a run is
-/// restarted in its middle, so the run goes on bit for bit. Replicas that take turns each keep their block until it is used up.
+/// With stride s and batch B, attempts at multiples of s form blocks of B, and a block is always drawn whole, whichever
+/// of its attempts comes first. The composition of a batch may change the rounding of a network; a block does not
+/// change when a run is restarted in its middle, so the run goes on bit for bit. Replicas that take turns each keep
+/// their block until it is used up.
 pub(super) struct Blocks {
     recipe: Recipe,
     /// The one of the latest attempt last.

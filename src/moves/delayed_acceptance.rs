@@ -9,30 +9,31 @@ use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
 
-/// Proposals of a generator whose exact log q is dear (the divergence of a continuous flow), screened by a density q_s that is
-/// cheap (an energy-based model) and may be wrong (Christen and Fox 2005; with several steps in stage 1, the surrogate
-/// transition of Liu 2001).
+/// Proposals of a generator whose exact log q is dear (the divergence of a continuous flow), screened by a density q_s
+/// that is cheap (an energy-based model) and may be wrong (Christen and Fox 2005; with several steps in stage 1, the
+/// surrogate transition of Liu 2001).
 ///
-/// Stage 1: K Metropolis tests, one for each proposal of the generator, with log w_s = −u − log q_s in place of log w. They
-/// leave e^{−u} q/q_s invariant, reversibly, for the proposals come from q. Stage 2: if that chain has moved from x to x′,
-/// log α = ln c(x′) − ln c(x) with c = q_s/q, the ratio of e^{−u} to what stage 1 leaves invariant. So e^{−u} is left
-/// invariant whatever q_s is, and log q is computed for the state and for one proposal, only if the state has moved.
+/// Stage 1: K Metropolis tests, one for each proposal of the generator, with log w_s = −u − log q_s in place of log w.
+/// They leave e^{−u} q/q_s invariant, reversibly, for the proposals come from q. Stage 2: if that chain has moved from
+/// x to x′, log α = ln c(x′) − ln c(x) with c = q_s/q, the ratio of e^{−u} to what stage 1 leaves invariant. So e^{−u}
+/// is left invariant whatever q_s is, and log q is computed for the state and for one proposal, only if the state has
+/// moved.
 ///
 /// A screen may be believed less than that: with its [`crate::trust::Trust`] (α, β), log q_s above is
 /// (α − 1) u + β log q_s, so that log w_s = −α u − β log q_s.
 ///
 /// The second stage accepts seldom where ln c varies by more than one or two: [`Statistics::correction_variance`] says.
 ///
-/// Weights in the statistics are −u − log q_s. The outcome shows the stage that decided: the screen's log-densities and weights
-/// if stage 1 has not moved, the generator's if stage 2 was reached.
+/// Weights in the statistics are −u − log q_s. The outcome shows the stage that decided: the screen's log-densities and
+/// weights if stage 1 has not moved, the generator's if stage 2 was reached.
 pub struct DelayedAcceptance {
     generator: Generator,
     statistics: Statistics,
 }
 
 impl DelayedAcceptance {
-    /// The proposals of one attempt (`n_proposals` of the generator's options) are the steps of stage 1. The screen may have any
-    /// exactness. Errors: a screen of another dimension.
+    /// The proposals of one attempt (`n_proposals` of the generator's options) are the steps of stage 1. The screen may
+    /// have any exactness. Errors: a screen of another dimension.
     pub fn new(mut generator: Generator, screen: Arc<dyn Density>) -> Result<DelayedAcceptance> {
         let trust = screen.trust();
         generator.set_screen(screen, trust)?;

@@ -9,26 +9,27 @@ use crate::target::Target;
 /// Longer ways are a mistake.
 const MOST_STEPS: usize = 1 << 16;
 
-/// An independence move of a solute s in an environment e (a solvent) that gives way: s′ ~ q is drawn as always, and s is pulled
-/// to it in K perturbations s₀ = s, s₁, …, s_K = s′, between which e relaxes with s_k held fast ([`Target::relax`]). Nonequilibrium
-/// candidate Monte Carlo (Nilmeier, Crooks, Minh and Chodera, PNAS 108, E1009 (2011)) with a path that a generator chooses, as in
-/// Athènes (Phys. Rev. E 66, 046705 (2002)) and Chen and Roux (J. Chem. Theory Comput. 11, 3919 (2015)). With the solvent frozen,
-/// K = 1, all but the smallest jumps clash.
+/// An independence move of a solute s in an environment e (a solvent) that gives way: s′ ~ q is drawn as always, and s
+/// is pulled to it in K perturbations s₀ = s, s₁, …, s_K = s′, between which e relaxes with s_k held fast
+/// ([`Target::relax`]). Nonequilibrium candidate Monte Carlo (Nilmeier, Crooks, Minh and Chodera, PNAS 108, E1009
+/// (2011)) with a path that a generator chooses, as in Athènes (Phys. Rev. E 66, 046705 (2002)) and Chen and Roux (J.
+/// Chem. Theory Comput. 11, 3919 (2015)). With the solvent frozen, K = 1, all but the smallest jumps clash.
 ///
-/// log α = ln q(s)/q(s′) − W with the work W = Σ_k u(s_{k+1}, e_k) − u(s_k, e_k), k = 0 … K − 1; e_k is where the environment is after k
-/// relaxations.
+/// log α = ln q(s)/q(s′) − W with the work W = Σ_k u(s_{k+1}, e_k) − u(s_k, e_k), k = 0 … K − 1; e_k is where the
+/// environment is after k relaxations.
 ///
-/// Why it is exact: given (s, e), a path with this s′ has the probability q(s′) Π_{k=1}^{K−1} R_k(e_{k−1}, e_k), where R_k is reversible
-/// for e^{−u(s_k, ·)}. The way back from (s′, e_{K−1}) passes the same s_k in the opposite order ([`crate::coordinates::Between`]), and is
-/// perturbed and relaxed in the same order: perturbation first, perturbation last. It has the probability q(s) Π R_k(e_k, e_{k−1}), and
-/// R_k(e_k, e_{k−1})/R_k(e_{k−1}, e_k) = e^{−u(s_k, e_{k−1}) + u(s_k, e_k)}. Times e^{−u} at either end, that is the α above. Where the work
-/// is infinite, that of the way back is as well.
+/// Why it is exact: given (s, e), a path with this s′ has the probability q(s′) Π_{k=1}^{K−1} R_k(e_{k−1}, e_k), where
+/// R_k is reversible for e^{−u(s_k, ·)}. The way back from (s′, e_{K−1}) passes the same s_k in the opposite order
+/// ([`crate::coordinates::Between`]), and is perturbed and relaxed in the same order: perturbation first, perturbation
+/// last. It has the probability q(s) Π R_k(e_k, e_{k−1}), and R_k(e_k, e_{k−1})/R_k(e_{k−1}, e_k) = e^{−u(s_k,
+/// e_{k−1}) + u(s_k, e_k)}. Times e^{−u} at either end, that is the α above. Where the work is infinite, that of the
+/// way back is as well.
 ///
-/// q is the density of the shape, measured as in an independence move: the frame stays where it is, and the same Jacobians cancel. So
-/// does the metric term of constraints, but for that of the two ends.
+/// q is the density of the shape, measured as in an independence move: the frame stays where it is, and the same
+/// Jacobians cancel. So does the metric term of constraints, but for that of the two ends.
 ///
-/// What an outcome calls the potential of the proposal is u(s, e) + W in its weights. No weights are recorded: u(s, e) is that of
-/// another environment in every attempt.
+/// What an outcome calls the potential of the proposal is u(s, e) + W in its weights. No weights are recorded: u(s, e)
+/// is that of another environment in every attempt.
 pub struct Driven {
     generator: Generator,
     steps: usize,

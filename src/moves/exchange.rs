@@ -86,8 +86,10 @@ impl Exchange {
         }
     }
 
-    /// Adds the metric term of bonds that the engine constrains (none: it constrains no bond) to both targets, and checks the bonds of
-    /// every image. Unlike those of moves of one model, which may know no more of it than its density, they are held against both models. Errors: a bond that one of the models does not keep at its length, or that it keeps and the engine does not, by name.
+    /// Adds the metric term of bonds that the engine constrains (none: it constrains no bond) to both targets, and
+    /// checks the bonds of every image. Unlike those of moves of one model, which may know no more of it than its
+    /// density, they are held against both models. Errors: a bond that one of the models does not keep at its length,
+    /// or that it keeps and the engine does not, by name.
     pub fn set_constraints(&mut self, constraints: Option<Constraints>) -> Result<()> {
         for model in [self.map().from(), self.map().to()] {
             let card = model.card();

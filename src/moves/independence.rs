@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 /// x′ ~ q, log α = log w(x′) − log w(x) with log w = −u − log q (Tierney 1994).
 ///
-/// With K proposals an attempt makes K Metropolis tests one after the other, each against the state the last one left. It
-/// must not stop at the first acceptance: how long one waits for it depends on the state, and such a chain is biased. The
-/// outcome shows the last accepted test, or the one that came nearest to acceptance.
+/// With K proposals an attempt makes K Metropolis tests one after the other, each against the state the last one left.
+/// It must not stop at the first acceptance: how long one waits for it depends on the state, and such a chain is
+/// biased. The outcome shows the last accepted test, or the one that came nearest to acceptance.
 pub struct Independence {
     generator: Generator,
     statistics: Statistics,
@@ -24,9 +24,9 @@ impl Independence {
         Independence { generator, statistics: Statistics::default() }
     }
 
-    /// The same move with densities averaged over K orientations ([`crate::orientation`]): exact whatever the target, with less variable
-    /// weights where it knows little of directions, for K likelihoods of the current configuration and K − 1 of each proposal. A proposal
-    /// has a random orientation, of which the target is asked.
+    /// The same move with densities averaged over K orientations ([`crate::orientation`]): exact whatever the target,
+    /// with less variable weights where it knows little of directions, for K likelihoods of the current configuration
+    /// and K − 1 of each proposal. A proposal has a random orientation, of which the target is asked.
     ///
     /// Errors: a density that does not describe the orientation of a molecule, no rotations or too many.
     pub fn over_rotations(mut generator: Generator, rotations: usize) -> Result<Independence> {
@@ -36,10 +36,11 @@ impl Independence {
 
     /// The same move with log q_s of a surrogate in place of log q: **biased**, for those who ask for it by this name.
     ///
-    /// Proposals come from q and are weighed by w_s = e^{−u}/q_s, so for x ≠ x′ the flux μ(x) q(x′) min(1, w_s(x′)/w_s(x)) is
-    /// symmetric for μ = q w_s: the move leaves e^{−u} q/q_s invariant, which is e^{−u} only where q_s is q up to a constant.
-    /// log q is never computed; [`super::DelayedAcceptance`] is the exact move with the same two densities. The statistics are
-    /// marked: [`Statistics::likelihood`] is a surrogate's, whatever the density calls itself.
+    /// Proposals come from q and are weighed by w_s = e^{−u}/q_s, so for x ≠ x′ the flux μ(x) q(x′) min(1,
+    /// w_s(x′)/w_s(x)) is symmetric for μ = q w_s: the move leaves e^{−u} q/q_s invariant, which is e^{−u} only where
+    /// q_s is q up to a constant. log q is never computed; [`super::DelayedAcceptance`] is the exact move with the same
+    /// two densities. The statistics are marked: [`Statistics::likelihood`] is a surrogate's, whatever the density
+    /// calls itself.
     ///
     /// Errors: a surrogate of another dimension.
     pub fn by_surrogate(mut generator: Generator, surrogate: Arc<dyn Density>) -> Result<Independence> {

@@ -8,12 +8,13 @@ use crate::target::Target;
 /// Chooses the next state among the current one and K fresh proposals, with probability proportional to w = e^{−u}/q
 /// (Tjelmeland 2004; Andrieu, Lee and Vihola 2018, algorithm 1). Uniformly ergodic when w is bounded.
 ///
-/// Why it is exact: give x and the K proposals labels in random order; their joint density π(x) Π q(y) is Π q times w(x), so
-/// given the set each member is the state with probability proportional to its weight, and drawing afresh from that
-/// conditional leaves the joint density invariant.
+/// Why it is exact: give x and the K proposals labels in random order; their joint density π(x) Π q(y) is Π q times
+/// w(x), so given the set each member is the state with probability proportional to its weight, and drawing afresh from
+/// that conditional leaves the joint density invariant.
 ///
-/// The outcome shows the chosen proposal, or the heaviest if the current state is kept; `log_acceptance` is the logarithm of
-/// the odds of leaving, ln Σ w(y) − ln w(x). A current state outside the generator's support has infinite weight and stays.
+/// The outcome shows the chosen proposal, or the heaviest if the current state is kept; `log_acceptance` is the
+/// logarithm of the odds of leaving, ln Σ w(y) − ln w(x). A current state outside the generator's support has infinite
+/// weight and stays.
 pub struct Isir {
     generator: Generator,
     statistics: Statistics,

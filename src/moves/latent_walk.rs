@@ -136,8 +136,8 @@ impl LatentWalk {
         })
     }
 
-    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model keeps these bonds and no others
-    /// is for the caller to ask ([`Constraints::check_kept`]).
+    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model
+    /// keeps these bonds and no others is for the caller to ask ([`Constraints::check_kept`]).
     pub fn set_constraints(&mut self, constraints: Constraints) {
         self.space.constraints = Some(constraints);
     }

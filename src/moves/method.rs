@@ -11,8 +11,9 @@ use std::sync::Arc;
 /// What is made of a model's proposals, or of its latent space.
 #[derive(Clone)]
 pub enum Method {
-    /// One Metropolis test for each proposal, one after the other ([`Independence`]), in `rotations` its density averaged over so many
-    /// orientations; between the modes of a model of kind `modes`, unless there are rotations, [`ModeJump`].
+    /// One Metropolis test for each proposal, one after the other ([`Independence`]), in `rotations` its density
+    /// averaged over so many orientations; between the modes of a model of kind `modes`, unless there are rotations,
+    /// [`ModeJump`].
     Independence { rotations: Option<usize> },
     /// A choice among all proposals and the current state: [`Isir`], with `rotations` as above.
     Isir { rotations: Option<usize> },
@@ -26,13 +27,14 @@ pub enum Method {
     Driven(usize),
     /// Steps in the latent space: [`LatentWalk`]. Its seed is that of the move's options.
     LatentWalk(LatentWalkOptions),
-    /// Jumps between the modes of a model of kind `modes`; these say in which mode a configuration is, if not the model is to: [`ModeJump`].
+    /// Jumps between the modes of a model of kind `modes`; these say in which mode a configuration is, if not the model
+    /// is to: [`ModeJump`].
     ModeJump(Option<Modes>),
 }
 
 impl Method {
-    /// The move; one of a steerable model follows [`Move::set_temperature`]. That the model keeps the bonds of `constraints` and no others is
-    /// for the caller to ask ([`Constraints::check_kept`]).
+    /// The move; one of a steerable model follows [`Move::set_temperature`]. That the model keeps the bonds of
+    /// `constraints` and no others is for the caller to ask ([`Constraints::check_kept`]).
     ///
     /// Errors: a model or options that the move does not go with.
     pub fn make(

@@ -6,11 +6,12 @@ use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 
-/// A mixture Σ pᵢ Kᵢ of kernels that leave the target invariant leaves it invariant, since the choice does not depend on the
-/// state. Local dynamics takes part as a move of its own ([`super::RandomWalk`]), or by running between attempts.
+/// A mixture Σ pᵢ Kᵢ of kernels that leave the target invariant leaves it invariant, since the choice does not depend
+/// on the state. Local dynamics takes part as a move of its own ([`super::RandomWalk`]), or by running between
+/// attempts.
 ///
-/// The statistics are those of all attempts, as exact as the least exact of the moves; each move keeps its own as well, see
-/// [`Mixture::moves`].
+/// The statistics are those of all attempts, as exact as the least exact of the moves; each move keeps its own as well,
+/// see [`Mixture::moves`].
 pub struct Mixture {
     moves: Vec<Box<dyn Move>>,
     cumulative: Vec<f64>,
@@ -21,7 +22,8 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// Moves with their relative weights. Errors: no move, moves of different dimension, weights that are negative or all zero.
+    /// Moves with their relative weights. Errors: no move, moves of different dimension, weights that are negative or
+    /// all zero.
     pub fn new(moves: Vec<(f64, Box<dyn Move>)>, seed: u64) -> Result<Mixture> {
         let total: f64 = moves.iter().map(|(p, _)| p).sum();
         if moves.iter().any(|(p, _)| p.is_nan() || *p < 0.0) || !(total > 0.0 && total.is_finite()) {

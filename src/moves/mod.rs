@@ -1,8 +1,8 @@
 //! **Proposal** and **Move**: propose a configuration, accept or reject it, say why.
 //!
 //! Every move leaves e^{−u(x)} invariant, whatever the quality of its generator; the one exception,
-//! [`Independence::by_surrogate`], has to be asked for and marks its statistics. A move keeps no state that matters between
-//! attempts: an attempt is a function of (seed, step, replica) and the current configuration.
+//! [`Independence::by_surrogate`], has to be asked for and marks its statistics. A move keeps no state that matters
+//! between attempts: an attempt is a function of (seed, step, replica) and the current configuration.
 
 mod annealed;
 mod blocks;
@@ -161,8 +161,8 @@ pub struct Outcome {
     pub log_density_proposed: f64,
     /// u of the state after the attempt.
     pub reduced_potential: f64,
-    /// The probability with which the attempt was to be accepted, given its proposals: over many attempts its mean is the acceptance. Of one test
-    /// that is min(1, α).
+    /// The probability with which the attempt was to be accepted, given its proposals: over many attempts its mean is
+    /// the acceptance. Of one test that is min(1, α).
     pub probability: f64,
 }
 
@@ -187,8 +187,8 @@ pub trait Move: Send {
         0
     }
 
-    /// The temperature (K) of the ensemble, of which u is the reduced potential: a move of a steerable model follows it, others are for
-    /// one temperature and need not know.
+    /// The temperature (K) of the ensemble, of which u is the reduced potential: a move of a steerable model follows
+    /// it, others are for one temperature and need not know.
     ///
     /// Errors: a temperature that is not positive.
     fn set_temperature(&mut self, kelvin: f64) -> Result<()> {
@@ -200,8 +200,8 @@ pub trait Move: Send {
     fn statistics_mut(&mut self) -> &mut Statistics;
 }
 
-/// The move that a model is for: [`ModeJump`] between the modes of a model of kind `modes`, else [`Independence`]; one of a steerable
-/// model follows [`Move::set_temperature`].
+/// The move that a model is for: [`ModeJump`] between the modes of a model of kind `modes`, else [`Independence`]; one
+/// of a steerable model follows [`Move::set_temperature`].
 ///
 /// Errors: options that [`Generator::of_model`] or [`ModeJump::of_model`] refuses.
 pub fn of_model(model: &Arc<dyn Model>, options: Options, constraints: Option<Constraints>) -> Result<Box<dyn Move>> {
@@ -210,11 +210,12 @@ pub fn of_model(model: &Arc<dyn Model>, options: Options, constraints: Option<Co
 
 /// The Metropolis–Hastings test (Hastings 1970), the only one in the project.
 ///
-/// log α = −(u(x′) − u(x)) + log q(x|x′) − log q(x′|x): it rises when the potential falls, rises when x is easy to propose
-/// from x′, and falls when x′ is easy to propose from x. Accepted if and only if ln U < log α, U uniform on (0, 1).
+/// log α = −(u(x′) − u(x)) + log q(x|x′) − log q(x′|x): it rises when the potential falls, rises when x is easy to
+/// propose from x′, and falls when x′ is easy to propose from x. Accepted if and only if ln U < log α, U uniform on (0,
+/// 1).
 ///
-/// A state on either side where the density is zero or undefined is rejected with log α = −∞ and the reason. For the current
-/// state that is right too: with q(x) = 0 no move could ever come back to it.
+/// A state on either side where the density is zero or undefined is rejected with log α = −∞ and the reason. For the
+/// current state that is right too: with q(x) = 0 no move could ever come back to it.
 pub fn accept(proposal: &Proposal, u_current: f64, u_proposed: f64, uniform: f64) -> (Fate, f64) {
     for side in [&proposal.reverse, &proposal.forward] {
         if !side.is_inside() {

@@ -42,7 +42,8 @@ pub struct Identical {
 }
 
 impl Identical {
-    /// order[p]: which of the identical particles of x takes place p of the mode's reference, the least squared distance in all.
+    /// order[p]: which of the identical particles of x takes place p of the mode's reference, the least squared
+    /// distance in all.
     fn order(&self, mode: usize, x: &[f64]) -> Vec<usize> {
         let reference = &self.references[mode];
         let place = |x: &[f64], p: usize, k: usize| x[self.particles[p] * self.dimension + k];
@@ -77,22 +78,23 @@ impl Identical {
 
 /// Neural mode-jump Monte Carlo (Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021)).
 ///
-/// Edges join modes; edge k between i and j has a bijection f_k, used forward from i and backward from j. At x in mode i edge k is
-/// chosen with probability P_i(k), y = f_k(x), and
+/// Edges join modes; edge k between i and j has a bijection f_k, used forward from i and backward from j. At x in mode
+/// i edge k is chosen with probability P_i(k), y = f_k(x), and
 ///
 /// log α = −(u(y) − u(x)) + ln|∂y/∂x| + ln P_j(k) − ln P_i(k), −∞ unless y is in mode j.
 ///
-/// Why it is exact: on pairs (x in one of the two modes of k, k) the jump is an involution, since from y in mode j the same edge leads
-/// back by f_k⁻¹; for an involution of volume change J the test min(1, J π(y) P_j(k)/π(x) P_i(k)) leaves π invariant (Green, Biometrika 82,
-/// 711 (1995)). A y that is not in mode j would take another edge back, or the same one in the other direction; without the check of the
-/// mode the chain is biased. A state in no mode, or in one without edges, stays.
+/// Why it is exact: on pairs (x in one of the two modes of k, k) the jump is an involution, since from y in mode j the
+/// same edge leads back by f_k⁻¹; for an involution of volume change J the test min(1, J π(y) P_j(k)/π(x) P_i(k))
+/// leaves π invariant (Green, Biometrika 82, 711 (1995)). A y that is not in mode j would take another edge back, or
+/// the same one in the other direction; without the check of the mode the chain is biased. A state in no mode, or in
+/// one without edges, stays.
 ///
-/// With noise, y = T_b(T_a⁻¹(x) + s ξ), ξ standard normal. Its density at y is N(ξ) s^−d / |∂T_b/∂z|, and that of coming back from y
-/// N(−ξ) s^−d / |∂T_a/∂z|: the normal densities cancel and log α is the same.
+/// With noise, y = T_b(T_a⁻¹(x) + s ξ), ξ standard normal. Its density at y is N(ξ) s^−d / |∂T_b/∂z|, and that of
+/// coming back from y N(−ξ) s^−d / |∂T_a/∂z|: the normal densities cancel and log α is the same.
 ///
-/// Identical particles are put in the order σ of the mode's reference before f, and back after it: y = σ⁻¹ f(σ x). The way back sorts y
-/// by the other mode's reference. It returns to x if that order is σ as well, that is if f(σ x) is in order already; if not, the proposal is
-/// rejected, as out of support.
+/// Identical particles are put in the order σ of the mode's reference before f, and back after it: y = σ⁻¹ f(σ x). The
+/// way back sorts y by the other mode's reference. It returns to x if that order is σ as well, that is if f(σ x) is in
+/// order already; if not, the proposal is rejected, as out of support.
 pub struct ModeJump {
     modes: Modes,
     edges: Vec<Edge>,
@@ -119,8 +121,8 @@ struct Jump {
 }
 
 impl ModeJump {
-    /// Errors: no edge, an edge of a mode with itself or with one that is not there, weights that are not positive, maps of different
-    /// dimension, noise that is negative.
+    /// Errors: no edge, an edge of a mode with itself or with one that is not there, weights that are not positive,
+    /// maps of different dimension, noise that is negative.
     pub fn new(modes: Modes, edges: Vec<Edge>, seed: u64) -> Result<ModeJump> {
         let Some(first) = edges.first() else { return Err(Error::invalid("jumps between modes need an edge")) };
         let dimension = first.map.dimension();
@@ -219,8 +221,8 @@ impl ModeJump {
         Ok(())
     }
 
-    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model keeps these bonds and no others
-    /// is for the caller to ask ([`Constraints::check_kept`]).
+    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model
+    /// keeps these bonds and no others is for the caller to ask ([`Constraints::check_kept`]).
     pub fn set_constraints(&mut self, constraints: Constraints) {
         self.constraints = Some(constraints);
     }

@@ -7,7 +7,8 @@ use crate::weights::Estimate;
 /// Entries each log keeps; older ones are overwritten.
 const LOG_CAPACITY: usize = 1 << 16;
 
-/// Counters of attempts by fate, running sums over all proposals' weights, and the latest log-weights and log-acceptances.
+/// Counters of attempts by fate, running sums over all proposals' weights, and the latest log-weights and
+/// log-acceptances.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Statistics {
     /// Of the log q that decides acceptances.
@@ -73,8 +74,8 @@ impl Statistics {
         Statistics::empty(likelihood, Ring::new(), Ring::new())
     }
 
-    /// Of which exactness the log q is that decides acceptances: with `Surrogate` the move is biased, and so is everything that
-    /// is made of its chain. Reports say so.
+    /// Of which exactness the log q is that decides acceptances: with `Surrogate` the move is biased, and so is
+    /// everything that is made of its chain. Reports say so.
     pub fn likelihood(&self) -> Exactness {
         self.likelihood
     }
@@ -94,9 +95,10 @@ impl Statistics {
         self.count(Fate::Accepted) as f64 / self.attempts().max(1) as f64
     }
 
-    /// Mean over all attempts of the probability with which each was to be accepted ([`Outcome::probability`]), and its standard error: what the
-    /// acceptance will come to, known long before the first acceptance where that is rare. As long as the mean hangs on a few attempts, the true one may be larger than the error says.
-    /// NaN before the first attempt, and the error before the second.
+    /// Mean over all attempts of the probability with which each was to be accepted ([`Outcome::probability`]), and its
+    /// standard error: what the acceptance will come to, known long before the first acceptance where that is rare. As
+    /// long as the mean hangs on a few attempts, the true one may be larger than the error says. NaN before the first
+    /// attempt, and the error before the second.
     pub fn expected_acceptance(&self) -> Estimate {
         let Running { n, mean, .. } = self.probability;
         let value = if n == 0 { f64::NAN } else { mean };
@@ -128,8 +130,8 @@ impl Statistics {
         self.log_acceptances.iter()
     }
 
-    /// Attempts of delayed acceptance that the screen let through to the exact stage: over all attempts the acceptance of stage
-    /// 1; the accepted ones over these are the acceptance of stage 2.
+    /// Attempts of delayed acceptance that the screen let through to the exact stage: over all attempts the acceptance
+    /// of stage 1; the accepted ones over these are the acceptance of stage 2.
     pub fn screened(&self) -> u64 {
         self.stages.passed
     }
@@ -147,8 +149,8 @@ impl Statistics {
         self.stages.exact_evaluations
     }
 
-    /// Variance of ln c(x′)/c(x), c = q_screen/q, over the attempts in the second stage: how far the screen is from the generator.
-    /// NaN before the second such attempt.
+    /// Variance of ln c(x′)/c(x), c = q_screen/q, over the attempts in the second stage: how far the screen is from the
+    /// generator. NaN before the second such attempt.
     pub fn correction_variance(&self) -> f64 {
         self.stages.correction.variance()
     }

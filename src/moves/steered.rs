@@ -11,16 +11,18 @@ use std::sync::Arc;
 /// Makes a move of a model.
 type Make = Box<dyn Fn(&Arc<dyn Model>) -> Result<Box<dyn Move>> + Send>;
 
-/// A move of a temperature-steerable flow (Dibak et al., Phys. Rev. Research 4, L042005 (2022); [`crate::models::steering`]).
+/// A move of a temperature-steerable flow (Dibak et al., Phys. Rev. Research 4, L042005 (2022);
+/// [`crate::models::steering`]).
 ///
-/// An attempt draws auxiliary coordinates v from N(0, τ) beside the current x, and makes the move `make` on (x, v), whose target is
-/// e^{−u(x)} N(v; 0, τ). Both steps leave this target invariant: drawing v is a Gibbs step, since there v is independent of x. So the move
-/// leaves e^{−u(x)} invariant. No other v will do: at a fixed one, or at that of the last proposal, the density of the current state is not
-/// that of the proposals, and the chain is biased; a test shows it.
+/// An attempt draws auxiliary coordinates v from N(0, τ) beside the current x, and makes the move `make` on (x, v),
+/// whose target is e^{−u(x)} N(v; 0, τ). Both steps leave this target invariant: drawing v is a Gibbs step, since there
+/// v is independent of x. So the move leaves e^{−u(x)} invariant. No other v will do: at a fixed one, or at that of the
+/// last proposal, the density of the current state is not that of the proposals, and the chain is biased; a test shows
+/// it.
 ///
-/// Each temperature has a move of its own, made when it is first asked for, and kept with the proposals that it has drawn ahead; the
-/// counters are common to all. What is proposed is a function of (seed, step, replica, temperature), so replicas that take turns do not
-/// see each other.
+/// Each temperature has a move of its own, made when it is first asked for, and kept with the proposals that it has
+/// drawn ahead; the counters are common to all. What is proposed is a function of (seed, step, replica, temperature),
+/// so replicas that take turns do not see each other.
 pub struct Steered {
     make: Make,
     /// The one at the present temperature last.
@@ -39,8 +41,8 @@ struct AtTemperature {
     kernel: Box<dyn Move>,
 }
 
-/// The move that `make` makes of a model; of a steerable one wrapped so that it has its auxiliary coordinates and follows
-/// [`Move::set_temperature`]. `seed` is that of the move.
+/// The move that `make` makes of a model; of a steerable one wrapped so that it has its auxiliary coordinates and
+/// follows [`Move::set_temperature`]. `seed` is that of the move.
 ///
 /// Errors: those of `make`.
 pub fn steered(

@@ -21,8 +21,8 @@ impl Wholeness {
         Ok(Wholeness { molecule: Some(WholeMolecule::new(n_atoms, bonds)?), no_box: None })
     }
 
-    /// By the bonds of the model's topology, else by the references of its z-matrix. A model of several molecules works without a
-    /// box only.
+    /// By the bonds of the model's topology, else by the references of its z-matrix. A model of several molecules works
+    /// without a box only.
     pub fn of_model(model: &dyn Model) -> Wholeness {
         let card = model.card();
         let bonds = match (&card.topology, &card.coordinates) {
@@ -43,7 +43,8 @@ impl Wholeness {
         }
     }
 
-    /// Makes `x[atoms][3]` (nm) whole if there is a box; auxiliary coordinates behind them stay. Errors: a box for a model that allows none, a box without volume.
+    /// Makes `x[atoms][3]` (nm) whole if there is a box; auxiliary coordinates behind them stay. Errors: a box for a
+    /// model that allows none, a box without volume.
     pub fn apply(&self, box_vectors: Option<&BoxVectors>, x: &mut [f64]) -> Result<()> {
         let Some(box_vectors) = box_vectors else { return Ok(()) };
         if let Some(reason) = &self.no_box {

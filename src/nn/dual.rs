@@ -1,5 +1,6 @@
 //! Numbers with a derivative. A network run on [`Dual`] gives its values and their derivatives along one direction; run
-//! forward and backward, it gives the derivative of its gradient along that direction, without a further line of calculus.
+//! forward and backward, it gives the derivative of its gradient along that direction, without a further line of
+//! calculus.
 
 use super::real::{Matrix, Real, Scalar};
 use std::cmp::Ordering;

@@ -1,8 +1,8 @@
-//! Sixteen numbers at a time: kernels are written once over [`Lanes`] and compiled for AVX-512, AVX2 with FMA, and plain
-//! Rust; [`Real::vectorised`] picks one when the program runs.
+//! Sixteen numbers at a time: kernels are written once over [`Lanes`] and compiled for AVX-512, AVX2 with FMA, and
+//! plain Rust; [`Real::vectorised`] picks one when the program runs.
 //!
-//! Rows of features are padded with zeros to whole lanes. Everything in a kernel must be `#[inline(always)]`: an instruction
-//! of AVX-512 in a function that was not inlined into the one compiled for AVX-512 becomes a call.
+//! Rows of features are padded with zeros to whole lanes. Everything in a kernel must be `#[inline(always)]`: an
+//! instruction of AVX-512 in a function that was not inlined into the one compiled for AVX-512 becomes a call.
 
 use super::real::Real;
 
@@ -21,8 +21,8 @@ pub trait Kernel<R: Real> {
     fn run<L: Lanes<R>>(self) -> Self::Output;
 }
 
-/// Sixteen numbers of type `R`. Implementations are private to this module, since a value may exist only where the processor
-/// has its instructions.
+/// Sixteen numbers of type `R`. Implementations are private to this module, since a value may exist only where the
+/// processor has its instructions.
 pub trait Lanes<R: Real>: Copy {
     /// Columns of the register tile of a product, in lanes: what six rows leave room for.
     const COLUMNS: usize;
@@ -206,8 +206,9 @@ pub(super) mod x86 {
                 const PART: usize = WIDTH / $count;
             }
 
-            // SAFETY, of every intrinsic below: these types are named only by functions compiled for the instruction set,
-            // which are called only after the processor was asked; pointers are good for sixteen numbers by contract.
+            // SAFETY, of every intrinsic below: these types are named only by functions compiled for the instruction
+            // set, which are called only after the processor was asked; pointers are good for sixteen numbers by
+            // contract.
             impl Lanes<$real> for $name {
                 const COLUMNS: usize = $columns;
 
@@ -284,7 +285,8 @@ pub(super) mod x86 {
         };
     }
 
-    /// eˣ by the polynomial of `real::simd::exp1`, with its range. `$power`: p · 2ⁿ, n in the low mantissa bits of a float.
+    /// eˣ by the polynomial of `real::simd::exp1`, with its range. `$power`: p · 2ⁿ, n in the low mantissa bits of a
+    /// float.
     macro_rules! exp32 {
         ($function:ident: $name:ident, $count:literal, $set:ident, $min:ident, $power:ident) => {
             #[inline(always)]

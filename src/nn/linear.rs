@@ -52,7 +52,8 @@ impl Linear {
         parameters.back(self).apply(gy, gx);
     }
 
-    /// Adds the cotangents of weights (`gyᵀ x`) and bias (column sums of gy) to `gradient`, which is laid out as the parameters.
+    /// Adds the cotangents of weights (`gyᵀ x`) and bias (column sums of gy) to `gradient`, which is laid out as the
+    /// parameters.
     pub fn vjp_parameters<R: Real>(&self, x: &[R], gy: &[R], gradient: &mut [R]) {
         let n = gy.len() / self.n_out;
         R::gemm(

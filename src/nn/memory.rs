@@ -1,7 +1,8 @@
-//! Large buffers on large pages. Weights and activations that are read from end to end, again and again, miss the processor's table of
-//! pages of 4 KiB more often than its caches.
+//! Large buffers on large pages. Weights and activations that are read from end to end, again and again, miss the
+//! processor's table of pages of 4 KiB more often than its caches.
 
-/// As [`Vec::resize`] with zeros, with memory of many megabytes on pages of two, where the system gives them to who asks.
+/// As [`Vec::resize`] with zeros, with memory of many megabytes on pages of two, where the system gives them to who
+/// asks.
 pub fn resize<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) {
     if n > buffer.capacity() {
         buffer.reserve(n - buffer.len());
@@ -24,8 +25,8 @@ fn ask_for_large_pages<T>(buffer: &Vec<T>) {
     let start = buffer.as_ptr() as usize;
     let (first, end) = (start.next_multiple_of(PAGE), (start + buffer.capacity() * size_of::<T>()) / PAGE * PAGE);
     if end.saturating_sub(first) >= 2 * LARGE {
-        // SAFETY: whole pages inside the buffer's memory, of which only the size is advised, not what they hold. Where the system has no such
-        // pages it says so, and nothing changes.
+        // SAFETY: whole pages inside the buffer's memory, of which only the size is advised, not what they hold. Where
+        // the system has no such pages it says so, and nothing changes.
         unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
     }
 }

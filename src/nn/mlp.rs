@@ -84,8 +84,8 @@ impl Mlp {
         self.layers[last].jvp(parameters, &tangent, dy);
     }
 
-    /// From the cotangent `gy[rows][n_out]`: writes the input's cotangent to `gx` where wanted, and adds the parameters'
-    /// to `gradient` where wanted.
+    /// From the cotangent `gy[rows][n_out]`: writes the input's cotangent to `gx` where wanted, and adds the
+    /// parameters' to `gradient` where wanted.
     pub fn vjp<R: Real>(
         &self,
         parameters: &Parameters<R>,

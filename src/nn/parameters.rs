@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::OnceLock;
 
-/// One flat vector, and beside it the weights of linear layers laid out for products: made when first needed after a change,
-/// so that a product neither lays them out again nor asks for memory.
+/// One flat vector, and beside it the weights of linear layers laid out for products: made when first needed after a
+/// change, so that a product neither lays them out again nor asks for memory.
 #[derive(Debug)]
 pub struct Parameters<R> {
     values: Vec<R>,

@@ -14,8 +14,8 @@ const MOST_ROWS: usize = 6;
 /// Rows whose products take so long that the next weights can be fetched meanwhile.
 const MANY: usize = 24;
 
-/// Weights `[column][in][lane]` with the outputs in columns of whole lanes, the last one padded with zeros: what a register
-/// tile reads lies together.
+/// Weights `[column][in][lane]` with the outputs in columns of whole lanes, the last one padded with zeros: what a
+/// register tile reads lies together.
 #[derive(Clone, Debug, Default)]
 pub struct Packed<R> {
     pub n_in: usize,
@@ -93,8 +93,8 @@ impl<R: Real> Dense<R> {
         Dense { weights, halves: None, bias: padded_row(bias) }
     }
 
-    /// The same layer with its weights kept as bfloat16 too: a single row, whose time is that of reading them, reads those.
-    /// Weights that are no bfloat16 numbers are a panic.
+    /// The same layer with its weights kept as bfloat16 too: a single row, whose time is that of reading them, reads
+    /// those. Weights that are no bfloat16 numbers are a panic.
     pub fn with_halves(self) -> Dense<R> {
         let word = |lane: &[R], j: usize| {
             let [low, high] = [lane[j], lane[j + WIDTH / 2]].map(|w| {
@@ -296,7 +296,8 @@ impl<R: Real, A: Ahead> Kernel<R> for Product<'_, R, A> {
 impl<R: Real, A: Ahead> Product<'_, R, A> {
     #[inline(always)]
     fn columns<L: Lanes<R>, const COLUMNS: usize>(&mut self, column: usize) {
-        // as many rows in each tile as in the others, or one less: of a few that were left over, sums would wait for themselves
+        // as many rows in each tile as in the others, or one less: of a few that were left over, sums would wait for
+        // themselves
         let (tiles, mut row) = (self.rows.div_ceil(MOST_ROWS), 0);
         for tile in 0..tiles {
             let rows = (self.rows - row).div_ceil(tiles - tile);
@@ -315,8 +316,8 @@ impl<R: Real, A: Ahead> Product<'_, R, A> {
         }
     }
 
-    /// Asks for a part of the weights of the `columns` from `column` on, while one of the tiles of rows is at work: with many rows the
-    /// next weights come from beyond the nearer caches, and the processor does not foresee them.
+    /// Asks for a part of the weights of the `columns` from `column` on, while one of the tiles of rows is at work:
+    /// with many rows the next weights come from beyond the nearer caches, and the processor does not foresee them.
     #[inline(always)]
     fn prefetch(&self, (tile, tiles): (usize, usize), column: usize, columns: usize) {
         let (size, weights) = (self.packed.n_in * WIDTH, &self.packed.weights);

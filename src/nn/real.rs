@@ -114,9 +114,9 @@ pub trait Scalar:
 
 /// Plain loops compiled for the widest vectors of this processor. Whatever they call must be inlined into them.
 ///
-/// A macro, and not a function that takes a closure: the loops are written out for every instruction set, each a closure that is called
-/// in one place only, which the compiler then inlines however long it is. A closure that all sets share it calls, and what is called is
-/// compiled for the oldest processor.
+/// A macro, and not a function that takes a closure: the loops are written out for every instruction set, each a
+/// closure that is called in one place only, which the compiler then inlines however long it is. A closure that all
+/// sets share it calls, and what is called is compiled for the oldest processor.
 macro_rules! vectorised {
     ($loops:expr) => {
         match $crate::nn::real::instruction_set() {
@@ -271,8 +271,8 @@ impl Scalar for f32 {
     }
 }
 
-/// f32 element-wise functions as polynomials in plain Rust; the compiler vectorises them for the instruction sets named in
-/// `dispatch`, 10–30 times faster than libm.
+/// f32 element-wise functions as polynomials in plain Rust; the compiler vectorises them for the instruction sets named
+/// in `dispatch`, 10–30 times faster than libm.
 mod simd {
     /// a·b + c: one instruction where the caller was compiled with FMA, two roundings elsewhere.
     #[inline(always)]
@@ -328,8 +328,8 @@ mod simd {
         1.0 / (1.0 + exp1::<FMA>(-x))
     }
 
-    /// x P(x²)/Q(x²) up to |x| = 4, beyond which f32 knows no number between erf(x) and ±1: absolute error 4e-7 (the coefficients of
-    /// Eigen's `erf`).
+    /// x P(x²)/Q(x²) up to |x| = 4, beyond which f32 knows no number between erf(x) and ±1: absolute error 4e-7 (the
+    /// coefficients of Eigen's `erf`).
     #[inline(always)]
     fn erf1<const FMA: bool>(x: f32) -> f32 {
         let x = x.clamp(-4.0, 4.0);

@@ -2,10 +2,11 @@
 //!
 //! Torsions that turn keep their circle and a uniform prior; everything else (bonds, angles, improper torsions, peptide
 //! bonds) is stiff: nearly Gaussian, so it is whitened by its covariance and given a normal prior. The flow is
-//! q(turning torsions) · q(stiff | turning torsions): circular spline couplings first, then couplings of the stiff halves.
+//! q(turning torsions) · q(stiff | turning torsions): circular spline couplings first, then couplings of the stiff
+//! halves.
 //!
-//! A steerable flow has volume-preserving couplings of the stiff halves: given the turning torsions, which stay as they are trained, the
-//! stiff coordinates follow the temperature.
+//! A steerable flow has volume-preserving couplings of the stiff halves: given the turning torsions, which stay as they
+//! are trained, the stiff coordinates follow the temperature.
 
 use crate::coordinates::constraints::CONFIGURATION_TOLERANCE;
 use crate::coordinates::vector::distance;
@@ -36,9 +37,11 @@ pub struct DesignOptions {
     pub harmonics: usize,
     /// Rows of the z-matrix to keep as Cartesian components (mixed coordinates).
     pub cartesian: Vec<usize>,
-    /// Internal coordinates of torsions that count as turning whatever the frames say, so that several designs have one latent space.
+    /// Internal coordinates of torsions that count as turning whatever the frames say, so that several designs have one
+    /// latent space.
     pub turning: Vec<usize>,
-    /// Whether the flow follows the temperature: all couplings of the stiff coordinates are affine then, and keep volume.
+    /// Whether the flow follows the temperature: all couplings of the stiff coordinates are affine then, and keep
+    /// volume.
     pub steerable: bool,
     pub seed: u64,
 }
@@ -68,7 +71,8 @@ const STIFF_WINDOW: f64 = 0.2;
 /// Half-width of the splines of stiff coordinates, in standard deviations; the identity beyond.
 const SPLINE_REACH: f64 = 4.0;
 
-/// Builds an untrained flow for a molecule from frames `x[n][atoms][3]` (nm). `constraints` lists bonds of constant length.
+/// Builds an untrained flow for a molecule from frames `x[n][atoms][3]` (nm). `constraints` lists bonds of constant
+/// length.
 ///
 /// Errors: disconnected molecule (names the atoms), constraint that is no bond of the z-matrix, too few usable frames.
 pub fn design(

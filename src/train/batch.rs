@@ -7,8 +7,9 @@ use std::ops::Range;
 /// Partial sums of a gradient. A fixed number, so that the sum does not depend on the threads.
 const LANES: usize = 8;
 
-/// Adds the gradients of all rows to `gradient`, and returns the sum of what `part` returns. `part` runs the network for some
-/// rows of the batch, `chunk` at most, on the tape that it is given, and adds to the gradient that it is given.
+/// Adds the gradients of all rows to `gradient`, and returns the sum of what `part` returns. `part` runs the network
+/// for some rows of the batch, `chunk` at most, on the tape that it is given, and adds to the gradient that it is
+/// given.
 pub fn accumulate<R: Scalar>(
     rows: usize,
     chunk: usize,

@@ -1,5 +1,5 @@
-//! What an energy-based model is trained for, measured: how far it is from log-densities that are known, those that a flow's
-//! samples come with. Neither of its losses tells that.
+//! What an energy-based model is trained for, measured: how far it is from log-densities that are known, those that a
+//! flow's samples come with. Neither of its losses tells that.
 
 use crate::models::network::{narrow, Network};
 use crate::nn::{Real, Tape};

@@ -1,7 +1,8 @@
-//! Frames from nothing: short runs at a high temperature, each followed by cooling and a run at the temperature of interest.
+//! Frames from nothing: short runs at a high temperature, each followed by cooling and a run at the temperature of
+//! interest.
 //!
-//! The frames cover the basins that the hot run reaches, with basin weights that are not those of the cold ensemble; energy
-//! training and self-refinement put the weights right.
+//! The frames cover the basins that the hot run reaches, with basin weights that are not those of the cold ensemble;
+//! energy training and self-refinement put the weights right.
 
 use super::hot::HotReplicas;
 use crate::engines::openmm::{OpenMmTarget, Simulation, SimulationOptions, System};
@@ -10,10 +11,11 @@ use crate::rng::{Stream, StreamId};
 
 pub use super::hot::ExploreOptions;
 
-/// Frames `[frames][particles][3]` (nm) of a System, started from `x0[particles][3]`. Calls `progress` with the number done.
+/// Frames `[frames][particles][3]` (nm) of a System, started from `x0[particles][3]`. Calls `progress` with the number
+/// done.
 ///
-/// Without constraints all walkers advance in one batch over `threads`; with constraints OpenMM's own integrator runs them
-/// one after the other, since its Reference platform cannot run two simulations at once.
+/// Without constraints all walkers advance in one batch over `threads`; with constraints OpenMM's own integrator runs
+/// them one after the other, since its Reference platform cannot run two simulations at once.
 ///
 /// Errors: those of [`ExploreOptions::check`], and of OpenMM.
 pub fn explore(

@@ -1,5 +1,5 @@
-//! Flow matching (Lipman et al., ICLR 2023; Albergo and Vanden-Eijnden, ICLR 2023): regression on the velocity, or on the
-//! end point, of straight or trigonometric paths between prior and data.
+//! Flow matching (Lipman et al., ICLR 2023; Albergo and Vanden-Eijnden, ICLR 2023): regression on the velocity, or on
+//! the end point, of straight or trigonometric paths between prior and data.
 
 use super::batch::accumulate;
 use crate::coordinates::superpose::superpose;
@@ -15,11 +15,13 @@ use serde::{Deserialize, Serialize};
 pub enum Pairing {
     /// As they come.
     Independent,
-    /// The assignment with the least Σ|x_data − x_prior|² (minibatch optimal transport: Tong et al. 2024; Pooladian et al. 2023).
+    /// The assignment with the least Σ|x_data − x_prior|² (minibatch optimal transport: Tong et al. 2024; Pooladian et
+    /// al. 2023).
     Assignment,
     /// The data turned onto the prior points, for fields that turn with their input.
     Superposed,
-    /// Both: the assignment by the distance after superposition, then superposed (equivariant flow matching, Klein et al. 2023).
+    /// Both: the assignment by the distance after superposition, then superposed (equivariant flow matching, Klein et
+    /// al. 2023).
     SuperposedAssignment,
 }
 
@@ -36,8 +38,8 @@ pub const LEAST_WEIGHT: f64 = 0.005;
 
 /// Loss and its gradient over a batch, L = mean over rows and coordinates of w(t) |f(t, x_t) − target|².
 ///
-/// Velocity: w = 1, target = α′ x_data + σ′ x_prior. End point: target = x_data, w = |α′σ − ασ′|/σ clipped to [[`LEAST_WEIGHT`],
-/// `largest_weight`] as BoltzNCE has it: the errors of the velocity count by σ/|α′σ − ασ′|.
+/// Velocity: w = 1, target = α′ x_data + σ′ x_prior. End point: target = x_data, w = |α′σ − ασ′|/σ clipped to
+/// [[`LEAST_WEIGHT`], `largest_weight`] as BoltzNCE has it: the errors of the velocity count by σ/|α′σ − ασ′|.
 pub fn flow_matching<N: Network, R: Real>(
     network: &N,
     parameters: &[R],

@@ -152,7 +152,8 @@ mod tests {
         }
     }
 
-    /// Each cooling starts where the hot replicas are, by the energies at the low temperature and by numbers of its own.
+    /// Each cooling starts where the hot replicas are, by the energies at the low temperature and by numbers of its
+    /// own.
     #[test]
     fn segments_are_heated_by_one_target_and_cooled_by_the_other() {
         let (mut hot, mut cold) = (Harmonic { scale: 30.0, asked: 0 }, Harmonic { scale: 80.0, asked: 0 });

@@ -1,8 +1,9 @@
 //! Training of a jump between two modes: f = T_b ∘ T_a⁻¹ with T_a fixed, by the energies at both ends.
 //!
-//! With W(x) = e^{u(x) − u(f(x))} |∂f/∂x|, which is the acceptance of the jump before it is cut at 1, L = −½ E_{x ~ a} log W(x) −
-//! ½ E_{y ~ b} log W⁻¹(y): reverse KL from either end. The frames of b keep f from losing a part of b, which the frames of a alone
-//! would not (Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021), train on frames of both modes as well).
+//! With W(x) = e^{u(x) − u(f(x))} |∂f/∂x|, which is the acceptance of the jump before it is cut at 1, L = −½ E_{x ~ a}
+//! log W(x) − ½ E_{y ~ b} log W⁻¹(y): reverse KL from either end. The frames of b keep f from losing a part of b, which
+//! the frames of a alone would not (Sbailò, Dibak and Noé, J. Chem. Phys. 154, 074101 (2021), train on frames of both
+//! modes as well).
 
 use super::losses::{regularise, Pass};
 use super::map::{counted, usable, Map, MapLoss, Quality};
@@ -31,8 +32,9 @@ pub struct Jump {
 }
 
 impl Jump {
-    /// Of a flow for mode `ends[0]` and frames `x[n][dimension]` of both modes with their reduced potentials `u[n]`, in that order.
-    /// The share `held_out` of either is never trained on. Proposals that are not in the mode they were meant for do not count.
+    /// Of a flow for mode `ends[0]` and frames `x[n][dimension]` of both modes with their reduced potentials `u[n]`, in
+    /// that order. The share `held_out` of either is never trained on. Proposals that are not in the mode they were
+    /// meant for do not count.
     ///
     /// Errors: a model without a latent space; too few frames.
     pub fn new(
@@ -269,7 +271,8 @@ mod tests {
         }
     }
 
-    /// The acceptance that training reports is that of the move, and the bijection becomes nearly perfect: then W is Z_b/Z_a for all x.
+    /// The acceptance that training reports is that of the move, and the bijection becomes nearly perfect: then W is
+    /// Z_b/Z_a for all x.
     #[test]
     fn training_tells_the_acceptance_of_the_move() {
         let phase = Phase { steps: 600, rate: 0.02, energy_batch: 64, ..Phase::of_map() };

@@ -1,4 +1,5 @@
-//! Maximum likelihood of TarFlow on Cartesian frames, turned at random and with noise of the centroid (Tan et al., ICML 2025).
+//! Maximum likelihood of TarFlow on Cartesian frames, turned at random and with noise of the centroid (Tan et al., ICML
+//! 2025).
 
 use super::batch::accumulate;
 use super::network_trainer::{Drawn, Objective};
@@ -14,14 +15,14 @@ use crate::rng::Stream;
 /// Configurations that run together.
 const CHUNK: usize = 8;
 
-/// Mean of −log q over the rows of `x[n][dimension]` in the network's units, per coordinate and without the constant ½ ln 2π; adds
-/// its gradient.
+/// Mean of −log q over the rows of `x[n][dimension]` in the network's units, per coordinate and without the constant ½
+/// ln 2π; adds its gradient.
 pub fn negative_log_likelihood<R: Real>(network: &TarNetwork, parameters: &[R], x: &[f64], gradient: &mut [R]) -> f64 {
     negative_log_likelihood_of_all(&[(network, x)], parameters, gradient)
 }
 
-/// The same over the configurations of several molecules, of each the transferable network for it and rows of its own length: the mean
-/// over all rows, each per coordinate. Nothing is padded.
+/// The same over the configurations of several molecules, of each the transferable network for it and rows of its own
+/// length: the mean over all rows, each per coordinate. Nothing is padded.
 pub fn negative_log_likelihood_of_all<R: Real>(
     molecules: &[(&TarNetwork, &[f64])],
     parameters: &[R],
@@ -76,9 +77,10 @@ impl Objective<TarNetwork> for Likelihood {
     }
 }
 
-/// Maximum likelihood of a transferable network on several peptides. Each row of a batch is of any of them, all as likely: of the trainer's
-/// peptide the frame that the trainer has drawn, of another one any of its frames, all as likely. Frames with the numbers of those held
-/// out are held out of all peptides. Fewer frames than the trainer has are a panic.
+/// Maximum likelihood of a transferable network on several peptides. Each row of a batch is of any of them, all as
+/// likely: of the trainer's peptide the frame that the trainer has drawn, of another one any of its frames, all as
+/// likely. Frames with the numbers of those held out are held out of all peptides. Fewer frames than the trainer has
+/// are a panic.
 pub struct Peptides {
     /// Noise of the centroid of standard deviation 1/√N in the network's units.
     pub noisy_centroid: bool,

@@ -58,8 +58,9 @@ fn collect(x: Vec<f64>, log_q: &[Evaluation], u: Vec<f64>) -> Samples {
     Samples { x, log_density: log_q.iter().map(|e| e.log_density).collect(), reduced_potential: u, log_weight }
 }
 
-/// Reverse KL: L = mean [u(x) + log q(x)] over x = T(z), by the path gradient: ∂/∂θ through x at fixed density parameters
-/// (Roeder, Wu, Duvenaud, NeurIPS 2017; Vaitl et al., ICML 2022), which vanishes sample by sample when q is the target.
+/// Reverse KL: L = mean [u(x) + log q(x)] over x = T(z), by the path gradient: ∂/∂θ through x at fixed density
+/// parameters (Roeder, Wu, Duvenaud, NeurIPS 2017; Vaitl et al., ICML 2022), which vanishes sample by sample when q is
+/// the target.
 ///
 /// With `spread`, a reaction coordinate and a weight, its loss over the same samples is added. Returns the samples and
 /// that loss, or NaN.
@@ -136,17 +137,20 @@ impl Pass {
         self.workspaces.iter().flat_map(|ws| ws.u.iter().copied()).collect()
     }
 
-    /// After [`Pass::new`], from the cotangents of x `[n][dimension]` and of ln|∂x/∂z| `[n]` adds the parameters' to `gradient`.
+    /// After [`Pass::new`], from the cotangents of x `[n][dimension]` and of ln|∂x/∂z| `[n]` adds the parameters' to
+    /// `gradient`.
     pub fn back(&mut self, flow: &CouplingFlow<f32>, gx: &[f64], g_log_det: &[f64], gradient: &mut [f32]) {
         self.each_lane(flow, gx, g_log_det, gradient, |ws, x, gx, g, sum| flow.generate_vjp(ws, x, gx, g, Some(sum)));
     }
 
-    /// After [`Pass::encode`], from the cotangents of z `[n][latent]` and of ln|∂x/∂z| `[n]` adds the parameters' to `gradient`.
+    /// After [`Pass::encode`], from the cotangents of z `[n][latent]` and of ln|∂x/∂z| `[n]` adds the parameters' to
+    /// `gradient`.
     pub fn back_from_latent(&mut self, flow: &CouplingFlow<f32>, gz: &[f64], g_log_det: &[f64], gradient: &mut [f32]) {
         self.each_lane(flow, gz, g_log_det, gradient, |ws, x, gz, g, sum| flow.encode_pull(ws, x, gz, g, sum));
     }
 
-    /// Runs `vjp(workspace, x, cotangent, g_log_det, sum)` for every chunk; a fixed number of sums, whatever the threads.
+    /// Runs `vjp(workspace, x, cotangent, g_log_det, sum)` for every chunk; a fixed number of sums, whatever the
+    /// threads.
     fn each_lane(
         &mut self,
         flow: &CouplingFlow<f32>,
@@ -236,9 +240,9 @@ pub fn force_matching<R: Real>(
     Ok(rows.iter().map(|&i| norms[i] * norms[i]).sum::<f64>() / rows.len() as f64)
 }
 
-/// gx ← factor · (softened ∇u + ∇ log q), limited in norm, zero for rejected samples: outside the support, without an energy, or in
-/// another mode than the target's ([`crate::modes::Within`]). Without ∇u nothing would hold such a sample against ∇ log q, which drives it
-/// away from the model; what brings the model back to its mode is the likelihood.
+/// gx ← factor · (softened ∇u + ∇ log q), limited in norm, zero for rejected samples: outside the support, without an
+/// energy, or in another mode than the target's ([`crate::modes::Within`]). Without ∇u nothing would hold such a sample
+/// against ∇ log q, which drives it away from the model; what brings the model back to its mode is the likelihood.
 pub(super) fn regularise(u: &[f64], log_q: &[Evaluation], gx: &mut [f64], g_log_q: &[f64], factor: f64) {
     let mut sorted: Vec<f64> = u.iter().copied().filter(|u| u.is_finite()).collect();
     sorted.sort_by(f64::total_cmp);

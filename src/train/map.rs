@@ -16,8 +16,8 @@ use crate::weights;
 
 /// What trains T_b of a map T_b ∘ T_a⁻¹ in place of samples from the prior.
 pub trait MapLoss {
-    /// Over a batch of n frames adds scale · ∂L/∂parameters to `gradient`. Returns log W of the batch; L is minus their mean, where
-    /// they are finite, up to a constant.
+    /// Over a batch of n frames adds scale · ∂L/∂parameters to `gradient`. Returns log W of the batch; L is minus their
+    /// mean, where they are finite, up to a constant.
     fn reverse_kl(
         &self,
         flow: &CouplingFlow<f32>,

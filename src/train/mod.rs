@@ -1,7 +1,8 @@
 //! Training of generators: maximum likelihood and force matching on frames, reverse KL with the engine's energies,
 //! perhaps spread along a reaction coordinate, and self-refinement on the model's own importance-weighted samples, in
-//! any mix ([`trainer`]). Networks (vector fields, energies, TarFlows) are trained by [`network_trainer`]: flow matching, score matching with
-//! contrastive estimation, likelihood. Nothing here enters an acceptance: a finished model is frozen.
+//! any mix ([`trainer`]). Networks (vector fields, energies, TarFlows) are trained by [`network_trainer`]: flow
+//! matching, score matching with contrastive estimation, likelihood. Nothing here enters an acceptance: a finished
+//! model is frozen.
 
 pub mod architecture;
 mod batch;

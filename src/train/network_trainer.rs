@@ -1,4 +1,5 @@
-//! The training loop of networks that are regressed: flow matching and energy-based models. No engine is asked for energies.
+//! The training loop of networks that are regressed: flow matching and energy-based models. No engine is asked for
+//! energies.
 
 use super::contrastive::ContrastiveOptions;
 use super::density;
@@ -17,8 +18,8 @@ use std::ops::Range;
 /// Rows of the held-out frames that an evaluation looks at.
 const MOST_HELD_OUT: usize = 256;
 
-/// Frames with a torsion in a range, drawn more often than they occur, so that a rare basin is learned as well as the common
-/// one. The model then has that share of the basin; weights or the acceptance of a move take it back.
+/// Frames with a torsion in a range, drawn more often than they occur, so that a rare basin is learned as well as the
+/// common one. The model then has that share of the basin; weights or the acceptance of a move take it back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Emphasis {
@@ -293,7 +294,8 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         &self.state
     }
 
-    /// The averaged parameters of the best evaluation so far: the latest, unless an earlier one was better in all that is measured.
+    /// The averaged parameters of the best evaluation so far: the latest, unless an earlier one was better in all that
+    /// is measured.
     pub fn best(&self) -> &[f32] {
         self.state.kept.as_ref().map_or(&self.state.optimiser.average, |kept| &kept.parameters)
     }
@@ -363,8 +365,8 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         Ok(progress)
     }
 
-    /// Loss and deviation of the averaged parameters on held-out frames, always with the same times and noise; without such
-    /// frames they stay NaN.
+    /// Loss and deviation of the averaged parameters on held-out frames, always with the same times and noise; without
+    /// such frames they stay NaN.
     fn held_out(&mut self, progress: Progress) -> Progress {
         let rows = self.n_held_out.min(MOST_HELD_OUT);
         if rows == 0 {

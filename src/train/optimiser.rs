@@ -1,4 +1,5 @@
-//! AdamW (Loshchilov and Hutter, ICLR 2019), learning-rate schedules, gradient clipping and a moving average of parameters.
+//! AdamW (Loshchilov and Hutter, ICLR 2019), learning-rate schedules, gradient clipping and a moving average of
+//! parameters.
 
 use crate::error::{Error, Result};
 use rayon::prelude::*;
@@ -49,8 +50,8 @@ const BETA2: f32 = 0.999;
 const EPSILON: f32 = 1e-8;
 const BLOCK: usize = 32_768;
 
-/// Errors: settings (name, value) of a step that are no numbers to step by. A rate and the largest gradient norm are positive, a weight decay is not negative,
-/// and a moving average keeps less than all.
+/// Errors: settings (name, value) of a step that are no numbers to step by. A rate and the largest gradient norm are
+/// positive, a weight decay is not negative, and a moving average keeps less than all.
 pub fn check_settings(rates: impl IntoIterator<Item = f64>, clip: f64, weight_decay: f64, average: f64) -> Result<()> {
     let refuse = |name: &str, value: f64, what: &str| Err(Error::invalid(format!("`{name}` is {value}; {what}")));
     if let Some(rate) = rates.into_iter().find(|rate| !(*rate > 0.0 && rate.is_finite())) {

@@ -19,7 +19,8 @@ pub struct Phase {
     /// Reverse KL by the engine's energies: weight and batch.
     pub reverse_kl: f64,
     pub energy_batch: usize,
-    /// τ, temperatures over that of training, at which reverse KL of a steerable flow is taken, one after the other; empty: at 1 alone.
+    /// τ, temperatures over that of training, at which reverse KL of a steerable flow is taken, one after the other;
+    /// empty: at 1 alone.
     pub latent_temperatures: Vec<f64>,
     /// Weight of the loss of [`TrainOptions::reaction_coordinate`] over the samples of reverse KL.
     pub reaction_coordinate: f64,
@@ -33,7 +34,8 @@ pub struct Phase {
     pub refresh: usize,
     pub draw: usize,
     pub keep: usize,
-    /// Share of the kept samples that has to be effective: the weights are taken to a power below 1 as long as it is not. 0 takes them as they are.
+    /// Share of the kept samples that has to be effective: the weights are taken to a power below 1 as long as it is
+    /// not. 0 takes them as they are.
     pub effective: f64,
 }
 
@@ -61,7 +63,8 @@ impl Default for Phase {
 }
 
 impl Phase {
-    /// Errors: weights that are none; a phase that trains nothing, by the number that is 0; settings of a loss that is off.
+    /// Errors: weights that are none; a phase that trains nothing, by the number that is 0; settings of a loss that is
+    /// off.
     fn check(&self) -> Result<()> {
         let weights = [
             ("likelihood", self.likelihood),
@@ -107,7 +110,8 @@ impl Phase {
         }
     }
 
-    /// For frames of no ensemble, or too few, and energies: maximum likelihood as long as it takes to be near, then refinement by samples of the flow itself.
+    /// For frames of no ensemble, or too few, and energies: maximum likelihood as long as it takes to be near, then
+    /// refinement by samples of the flow itself.
     pub fn with_energies() -> Vec<Phase> {
         let by_frames = Phase { steps: 200, rate: 2e-3, schedule: Schedule::Constant, ..Phase::default() };
         let [draw, keep] = [2048, 30_000];
@@ -161,8 +165,8 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
-    /// Errors: a phase with another loss than reverse KL, which would train the far end of a map as a generator; one with temperatures of the
-    /// latent points, which are those of the near end.
+    /// Errors: a phase with another loss than reverse KL, which would train the far end of a map as a generator; one
+    /// with temperatures of the latent points, which are those of the near end.
     pub fn check_for_map(&self) -> Result<()> {
         if self.phases.iter().any(|p| !p.latent_temperatures.is_empty()) {
             return Err(Error::invalid(

@@ -22,8 +22,8 @@ impl Pool {
         &self.log_weight
     }
 
-    /// Adds samples with truncated weights (Ionides, J. Comput. Graph. Stat. 17, 295 (2008)): w ≤ mean(w) √n. The oldest go where there are more
-    /// than `capacity`.
+    /// Adds samples with truncated weights (Ionides, J. Comput. Graph. Stat. 17, 295 (2008)): w ≤ mean(w) √n. The
+    /// oldest go where there are more than `capacity`.
     pub fn add(&mut self, samples: &Samples, capacity: usize) {
         let n = samples.log_weight.len();
         let dimension = samples.x.len() / n.max(1);
@@ -38,7 +38,8 @@ impl Pool {
         self.softened.clear();
     }
 
-    /// n samples `[n][dimension]`, drawn by the weights, which are softened until this share of the pool is effective. Errors: an empty pool.
+    /// n samples `[n][dimension]`, drawn by the weights, which are softened until this share of the pool is effective.
+    /// Errors: an empty pool.
     pub fn batch(&mut self, n: usize, effective: f64, stream: &mut Stream) -> Result<Vec<f64>> {
         if self.softened.is_empty() {
             self.softened = softened(&self.log_weight, effective)?;
@@ -50,7 +51,8 @@ impl Pool {
 }
 
 /// The weights to the largest power ≤ 1 with which this share of them is effective (tempered weights, as of adaptive
-/// importance sampling: their fixed point is the target all the same): a flow that fits few samples of large weight loses all others, and refines itself away.
+/// importance sampling: their fixed point is the target all the same): a flow that fits few samples of large weight
+/// loses all others, and refines itself away.
 fn softened(log_weights: &[f64], share: f64) -> Result<Vec<f64>> {
     let to_power = |power: f64| log_weights.iter().map(|w| power * w).collect::<Vec<f64>>();
     let is_effective = |power: f64| {

@@ -79,11 +79,13 @@ impl Progress {
     }
 }
 
-/// The model of a training: that of the last evaluation which was not worse than the one kept before it in all that is measured.
+/// The model of a training: that of the last evaluation which was not worse than the one kept before it in all that is
+/// measured.
 ///
-/// Overfitting, and refinement by too few effective samples, lose the held-out frames and the acceptance at the same time. One of them alone may get worse on
-/// purpose: frames that were cooled from a high temperature are of no ensemble, and a loss that spreads samples costs acceptance. Of a regressed network the
-/// loss of held-out frames is measured, and the deviation from their log q where it is known.
+/// Overfitting, and refinement by too few effective samples, lose the held-out frames and the acceptance at the same
+/// time. One of them alone may get worse on purpose: frames that were cooled from a high temperature are of no
+/// ensemble, and a loss that spreads samples costs acceptance. Of a regressed network the loss of held-out frames is
+/// measured, and the deviation from their log q where it is known.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Kept {
     step: usize,

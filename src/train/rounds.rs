@@ -485,9 +485,10 @@ impl<'a> Rounds<'a> {
         Ok(Some(record))
     }
 
-    /// The frames that this round trains on, in random order behind those that are held out, and how many these are: a stretch of the
-    /// walkers' frames and one of the hot replicas', for frames a few steps from those of the training would only tell how well it knows them.
-    /// The stretches are of this epoch, whose frames no earlier generator was trained on.
+    /// The frames that this round trains on, in random order behind those that are held out, and how many these are: a
+    /// stretch of the walkers' frames and one of the hot replicas', for frames a few steps from those of the training
+    /// would only tell how well it knows them. The stretches are of this epoch, whose frames no earlier generator was
+    /// trained on.
     pub(super) fn pool(&self) -> (Vec<f64>, usize) {
         let (dimension, n) = (self.dimension(), self.state.options.pool);
         let parts = [&self.state.chain, &self.state.heated];
@@ -539,8 +540,8 @@ impl<'a> Rounds<'a> {
     }
 }
 
-/// Numbers of the frames that are held out, the share of each of the `new` parts that `options` says as one stretch of it, and of all others; both
-/// in random order.
+/// Numbers of the frames that are held out, the share of each of the `new` parts that `options` says as one stretch of
+/// it, and of all others; both in random order.
 fn split(new: [Range<usize>; 2], all: usize, options: &TrainOptions, stream: &mut Stream) -> (Vec<usize>, Vec<usize>) {
     let stretches = new.map(|part| {
         let n = options.held_out_of(part.len());

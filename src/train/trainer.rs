@@ -81,8 +81,9 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// `frames[n][dimension]` may be empty when no phase uses them; `target` may be absent likewise. Both are of configurations x and of the
-    /// temperature of training: a steerable flow with auxiliary coordinates gets these here, drawn afresh for every batch.
+    /// `frames[n][dimension]` may be empty when no phase uses them; `target` may be absent likewise. Both are of
+    /// configurations x and of the temperature of training: a steerable flow with auxiliary coordinates gets these
+    /// here, drawn afresh for every batch.
     pub fn new(
         flow: CouplingFlow<f32>,
         frames: &'a [f64],
@@ -158,8 +159,9 @@ impl<'a> Trainer<'a> {
         self.with_parameters(&self.state.optimiser.average)
     }
 
-    /// The averaged model of the last evaluation that was not worse than the best one before, by held-out frames and by the acceptance that is expected
-    /// of its proposals, as far as these are measured: what is worth saving of a training that overfits, or runs away. As it is now before the first evaluation.
+    /// The averaged model of the last evaluation that was not worse than the best one before, by held-out frames and by
+    /// the acceptance that is expected of its proposals, as far as these are measured: what is worth saving of a
+    /// training that overfits, or runs away. As it is now before the first evaluation.
     pub fn best(&self) -> Result<CouplingFlow<f32>> {
         self.with_parameters(self.state.kept.as_ref().map_or(&self.state.optimiser.average, |kept| &kept.parameters))
     }

@@ -126,7 +126,8 @@ fn patience_begins_anew_with_each_phase() {
     assert!(of_last > 20, "{of_last} steps: {held_out:?}");
 }
 
-/// Twenty steps with `cut` saved to a file and loaded in between: the bytes of the last state, and the first parameters' drift.
+/// Twenty steps with `cut` saved to a file and loaded in between: the bytes of the last state, and the first
+/// parameters' drift.
 fn train(phase: Phase, with_target: bool, cut: Option<usize>) -> (Vec<u8>, Vec<f32>) {
     let spread = ReactionCoordinate { along: Along::Component(0), range: [-3.0, 3.0], bandwidth: 0.3 };
     let options = TrainOptions {
@@ -364,7 +365,8 @@ fn a_reaction_coordinate_spreads_over_a_barrier_where_energies_alone_stay() {
     assert!((0.25..0.75).contains(&spread), "with the reaction coordinate: {spread}");
 }
 
-/// A steerable flow gets its auxiliary coordinates from the trainer; what it learns at two temperatures holds at a third.
+/// A steerable flow gets its auxiliary coordinates from the trainer; what it learns at two temperatures holds at a
+/// third.
 #[test]
 fn a_steerable_flow_is_trained_at_several_temperatures() {
     let CouplingConfig { mut layers, .. } = affine(2 * DIMENSION, 8);

@@ -1,5 +1,5 @@
-//! Log-weights that are in a machine's memory (`cuda/weights.cu`): sums, normalised weights, resampling and the work of a path, as
-//! [`crate::weights`] has them, to rounding. A result does not depend on how many blocks the machine has.
+//! Log-weights that are in a machine's memory (`cuda/weights.cu`): sums, normalised weights, resampling and the work of
+//! a path, as [`crate::weights`] has them, to rounding. A result does not depend on how many blocks the machine has.
 
 use super::Resampling;
 use crate::device::{argument, Buffer, Driver, KernelId, Program};
@@ -80,7 +80,8 @@ enum Kernel {
 }
 
 impl WeightsOnDevice {
-    /// Copies log-weights to the machine. Errors: none of them, more than some 2³¹, a machine without a compiler or memory.
+    /// Copies log-weights to the machine. Errors: none of them, more than some 2³¹, a machine without a compiler or
+    /// memory.
     pub fn new(driver: &Arc<dyn Driver>, log_weights: &[f64]) -> Result<WeightsOnDevice> {
         let n = log_weights.len();
         if n == 0 || n > MOST {
@@ -95,8 +96,8 @@ impl WeightsOnDevice {
         Ok(WeightsOnDevice { driver: driver.clone(), kernels, n, log_weights: Buffer::of(driver, log_weights)? })
     }
 
-    /// Adds the work of one step of a path, log w −= dt (u − source), with the reduced potentials `[n]` at its two ends.
-    /// Errors: of another length.
+    /// Adds the work of one step of a path, log w −= dt (u − source), with the reduced potentials `[n]` at its two
+    /// ends. Errors: of another length.
     pub fn add_work(&mut self, dt: f64, target: &[f64], source: &[f64]) -> Result<()> {
         for (what, energies) in [("target", target), ("source", source)] {
             if energies.len() != self.n {
@@ -187,7 +188,8 @@ impl WeightsOnDevice {
     fn launch(&self, kernel: Kernel, n: usize, arguments: &Arguments) -> Result<()> {
         let grid = n.div_ceil(PIECE).clamp(1, BLOCKS * self.driver.multiprocessors());
         let (kernel, shared) = (self.kernels[kernel as usize], THREADS * size_of::<f64>());
-        // SAFETY: the kernels take `Arguments`; the caller's buffers hold what the kernel reads and writes, until the next read.
+        // SAFETY: the kernels take `Arguments`; the caller's buffers hold what the kernel reads and writes, until the
+        // next read.
         unsafe { self.driver.launch(kernel, grid as u32, THREADS as u32, shared, argument(arguments)) }
     }
 

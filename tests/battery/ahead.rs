@@ -26,7 +26,8 @@ const KERNELS: [Kernel; 4] = [
 
 const OPTIONS: Options = Options { n_proposals: 2, seed: 5, stride: 4, batch: 6, draw_ahead: false };
 
-/// Attempts in blocks, off the grid, of two replicas in turn, and back in time, as after the restoration of a checkpoint.
+/// Attempts in blocks, off the grid, of two replicas in turn, and back in time, as after the restoration of a
+/// checkpoint.
 fn steps() -> impl Iterator<Item = (u64, u32)> {
     let straight = (0..40).map(|k| (4 * k, 3));
     let off_the_grid = [(161, 3), (164, 3), (165, 3), (168, 3)];

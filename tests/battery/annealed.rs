@@ -203,8 +203,9 @@ impl Move for Sketch {
 }
 
 fn sketched(fault: Fault) -> Verdict {
-    // A generator that is off enough for the path to matter, steps that are long enough to move far, and most of the way left to the
-    // last stage: with even stages the order of the way back hardly matters, and the guard is blind to it.
+    // A generator that is off enough for the path to matter, steps that are long enough to move far, and most of the
+    // way left to the last stage: with even stages the order of the way back hardly matters, and the guard is blind to
+    // it.
     let stage = |t| Stage { t, step: 0.1 };
     let density: Arc<dyn Density> = Arc::new(Exact(normal_mixture(&[(0.7, -0.8, 0.5), (0.3, 1.2, 0.5)])));
     let kernel = || -> Box<dyn Move> {
@@ -257,8 +258,8 @@ fn what_is_no_path_is_refused() {
     assert!(message.contains("constrained bond"), "{message}");
 }
 
-/// A current configuration that the generator cannot make is kept, and the reason is counted; so is a proposal whose path begins
-/// where the target has no weight.
+/// A current configuration that the generator cannot make is kept, and the reason is counted; so is a proposal whose
+/// path begins where the target has no weight.
 #[test]
 fn unusable_ends_are_rejected_with_their_reason() {
     let system = &systems()[0];
@@ -324,8 +325,8 @@ impl Target for Cluster {
     }
 }
 
-/// Steps with a frame held fast leave the distribution of shapes as it is, which they do not without the volume of the coordinates
-/// that are left.
+/// Steps with a frame held fast leave the distribution of shapes as it is, which they do not without the volume of the
+/// coordinates that are left.
 #[test]
 fn steps_in_the_frame_of_three_atoms_keep_their_shapes() {
     let normals: Arc<dyn Density> = Arc::new(Exact(GaussianMixture(vec![(1.0, vec![0.0; 9], 1.0)])));

@@ -171,9 +171,9 @@ fn a_perfect_screen_gives_the_independence_move() {
     }
 }
 
-/// A screen that is q itself, believed by α in the energy and β in the density, weighs by e^{−αu} q^{−β} in stage 1: what it says
-/// of a configuration is seen in the weights of the statistics, and what is left for stage 2 has the variance of
-/// (1 − α) u + (1 − β) ln q.
+/// A screen that is q itself, believed by α in the energy and β in the density, weighs by e^{−αu} q^{−β} in stage 1:
+/// what it says of a configuration is seen in the weights of the statistics, and what is left for stage 2 has the
+/// variance of (1 − α) u + (1 − β) ln q.
 #[test]
 fn a_screen_is_believed_as_far_as_its_trust() {
     let trust = Trust { energy: 0.5, density: 0.25 };

@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 const STARTS: usize = 20_000;
 
-/// A solute with a known density, and what its bath knows of it: two coordinates, independent and normal given the solute.
+/// A solute with a known density, and what its bath knows of it: two coordinates, independent and normal given the
+/// solute.
 #[derive(Clone)]
 struct Solution {
     solute: Arc<dyn Density>,
@@ -117,8 +118,8 @@ impl Engine {
     }
 }
 
-/// A double well whose bath sits elsewhere, and is wider, in the other well: 6 widths apart, so that a frozen bath hardly ever lets it
-/// jump.
+/// A double well whose bath sits elsewhere, and is wider, in the other well: 6 widths apart, so that a frozen bath
+/// hardly ever lets it jump.
 fn bistable() -> (Solution, Arc<dyn Density>) {
     let solution =
         Solution { solute: Arc::new(Exact(double_well(0.475))), bath: |s| [0.9 * s[0], 0.3 * (0.3 * s[0]).exp()] };

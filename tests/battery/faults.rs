@@ -1,6 +1,6 @@
-//! The guard of the guards: eleven mistakes that Monte Carlo codes have made, each planted here by wrapping the density, the
-//! target or the driver, never in the product. Each must be found by the guard that is named for it, and no guard may fire on
-//! the correct code.
+//! The guard of the guards: eleven mistakes that Monte Carlo codes have made, each planted here by wrapping the
+//! density, the target or the driver, never in the product. Each must be found by the guard that is named for it, and
+//! no guard may fire on the correct code.
 
 use crate::guards::{identity, normalisation, one_shot, Driver, Experiment, Verdict};
 use crate::systems::*;

@@ -12,7 +12,8 @@ pub type Verdict = Result<(), String>;
 
 /// How a sampler uses its moves. The correct way is [`Correct`]; the planted faults are others.
 pub trait Driver {
-    /// One attempt at x, at this step, with u(x) evaluated by the driver; returns the outcome that the sampler believes.
+    /// One attempt at x, at this step, with u(x) evaluated by the driver; returns the outcome that the sampler
+    /// believes.
     fn attempt(&mut self, kernel: &mut dyn Move, target: &mut dyn Target, x: &mut [f64], step: u64) -> Outcome;
     /// Called where an unrelated chain begins.
     fn forget(&mut self) {}
@@ -29,8 +30,8 @@ impl Driver for Correct {
     }
 }
 
-/// The same, and looks at the state that is left behind: it has the potential that it says, and after a rejection it is what it was,
-/// bit for bit.
+/// The same, and looks at the state that is left behind: it has the potential that it says, and after a rejection it is
+/// what it was, bit for bit.
 pub struct Checked;
 
 impl Driver for Checked {
@@ -101,8 +102,8 @@ pub fn identity(experiment: &Experiment, driver: &mut dyn Driver) -> Verdict {
     Ok(())
 }
 
-/// Exact draws of the target stay exact draws after jump, local step, jump: each observable is compared with fresh exact
-/// draws (Kolmogorov–Smirnov), and so are the populations of its eight octiles (χ²).
+/// Exact draws of the target stay exact draws after jump, local step, jump: each observable is compared with fresh
+/// exact draws (Kolmogorov–Smirnov), and so are the populations of its eight octiles (χ²).
 pub fn one_shot(experiment: &Experiment, driver: &mut dyn Driver, starts: usize) -> Verdict {
     let mut target = NegativeLog::new(experiment.target.clone(), -2.0);
     let mut kernel = (experiment.kernel)();
@@ -139,8 +140,8 @@ fn push(columns: &mut Vec<Vec<f64>>, row: Vec<f64>) {
     columns.iter_mut().zip(row).for_each(|(column, value)| column.push(value));
 }
 
-/// χ² of the counts in the octiles of the exact sample. The octiles' own error, a fourth of the counts' variance, is allowed
-/// for by deflating the statistic's counts accordingly.
+/// χ² of the counts in the octiles of the exact sample. The octiles' own error, a fourth of the counts' variance, is
+/// allowed for by deflating the statistic's counts accordingly.
 fn octile_test(after: &[f64], exact: &[f64]) -> f64 {
     let mut sorted = exact.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,5 @@
-//! Jumps between modes: identity, invariance, edges of unequal choice, identical particles, and the mistakes that such jumps invite.
+//! Jumps between modes: identity, invariance, edges of unequal choice, identical particles, and the mistakes that such
+//! jumps invite.
 
 use crate::guards::{identity, one_shot, Correct, Driver, Experiment, Verdict};
 use crate::latent_walk::angle_within;
@@ -135,8 +136,8 @@ fn jumps_between_wells_are_accepted_and_leave_the_rest_to_the_dynamics() {
     assert!(jump.statistics().acceptance() > 0.2, "{}", jump.statistics().acceptance());
 }
 
-/// Two bonds that are kept, and modes of small and of large angles, by flows whose latent space is the unit interval: steps of noise go
-/// around it.
+/// Two bonds that are kept, and modes of small and of large angles, by flows whose latent space is the unit interval:
+/// steps of noise go around it.
 #[test]
 fn constrained_bonds_are_jumped_with_their_metric_term() {
     // the distance of the ends at a right angle
@@ -163,7 +164,8 @@ fn constrained_bonds_are_jumped_with_their_metric_term() {
     assert!(without < LEVEL, "leaving the metric term out went unnoticed: p = {without:.1e}");
 }
 
-/// Three modes in a row; from the middle one the two ways out are not chosen alike, nor are their weights those of the ends.
+/// Three modes in a row; from the middle one the two ways out are not chosen alike, nor are their weights those of the
+/// ends.
 fn three_modes() -> (Arc<dyn Density>, Box<dyn Move>) {
     let centres = [[-2.0, 0.0], [0.0, 1.0], [2.0, 0.0]];
     let component = |k: usize, share: f64| (share, centres[k].to_vec(), 0.4);
@@ -257,7 +259,8 @@ enum Fault {
     OrderNotChecked,
 }
 
-/// A jump along one edge written once more, shorter, with room for a fault. With a bath, particles 1 to 3 are identical.
+/// A jump along one edge written once more, shorter, with room for a fault. With a bath, particles 1 to 3 are
+/// identical.
 struct Faulty {
     fault: Fault,
     edge: Edge,

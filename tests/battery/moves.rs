@@ -102,7 +102,8 @@ pub fn systems() -> Vec<System> {
     ]
 }
 
-/// With a centroid that is noise the generator's own density, at the molecule's place, is not what is proposed from: no identity.
+/// With a centroid that is noise the generator's own density, at the molecule's place, is not what is proposed from: no
+/// identity.
 pub fn systems_without_noise() -> Vec<System> {
     systems().into_iter().filter(|s| !matches!(s.generator.scope(), Scope::Noisy { .. })).collect()
 }
@@ -184,7 +185,8 @@ fn identity_of_the_independence_move_on_coupling_flows() {
     }
 }
 
-/// The noise of the centroid must be drawn afresh for the current configuration: without that the move is biased, and caught.
+/// The noise of the centroid must be drawn afresh for the current configuration: without that the move is biased, and
+/// caught.
 #[test]
 fn a_forgotten_noise_of_the_centroid_is_caught() {
     struct Forgotten(Arc<dyn Density>);

@@ -1,5 +1,5 @@
-//! Densities averaged over orientations: moves that use them leave the target invariant, also one that knows of directions, with more
-//! acceptances, and the mistakes that lie near are caught.
+//! Densities averaged over orientations: moves that use them leave the target invariant, also one that knows of
+//! directions, with more acceptances, and the mistakes that lie near are caught.
 
 use crate::guards::{one_shot, Correct, Experiment, Verdict};
 use crate::moves::{generator, systems};
@@ -99,7 +99,8 @@ impl Density for Noted {
     }
 }
 
-/// Copies of the current configuration, those of proposals, and proposals where they are put: one shape, and never turned alike.
+/// Copies of the current configuration, those of proposals, and proposals where they are put: one shape, and never
+/// turned alike.
 #[test]
 fn every_copy_has_a_rotation_of_its_own() {
     let mut at = vec![0.1, 0.0, 0.0, 0.0, 0.2, 0.0, 0.0, 0.0, 0.3];

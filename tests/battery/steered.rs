@@ -1,4 +1,5 @@
-//! Steerable flows: every move at several temperatures, the shipped model on a ladder, and two mistakes that auxiliary coordinates invite.
+//! Steerable flows: every move at several temperatures, the shipped model on a ladder, and two mistakes that auxiliary
+//! coordinates invite.
 
 use crate::guards::{one_shot, Checked, Correct, Driver, Experiment};
 use crate::statistics::LEVEL;
@@ -32,8 +33,8 @@ fn target(kelvin: f64) -> Arc<dyn Density> {
     Arc::new(Exact(DoubleWell2 { well, width: 0.3 * tau.sqrt() }))
 }
 
-/// Volume-preserving couplings of (x, y) and two auxiliary coordinates with random parameters, then a linear map that correlates each of
-/// these with x or y: a poor generator, in which v says much of x.
+/// Volume-preserving couplings of (x, y) and two auxiliary coordinates with random parameters, then a linear map that
+/// correlates each of these with x or y: a poor generator, in which v says much of x.
 fn flow(correlation: f64) -> Arc<dyn Model> {
     let coupling = |moved: [usize; 2], seen: [usize; 2]| LayerConfig::Affine {
         transformed: moved.to_vec(),

@@ -1,4 +1,5 @@
-//! Acceptance by a surrogate's log q_s: biased in the known way, unbiased where q_s = q, and marked wherever it is reported.
+//! Acceptance by a surrogate's log q_s: biased in the known way, unbiased where q_s = q, and marked wherever it is
+//! reported.
 
 use crate::delayed_acceptance::Counting;
 use crate::guards::{identity, one_shot, Correct, Driver, Experiment};

@@ -265,8 +265,8 @@ impl Analytic for Polymer {
     }
 }
 
-/// The shape of three atoms: two bonds at atom 0 and their angle, with given densities; position and orientation are random
-/// in samples of a `target`, the standard frame in samples of a generator.
+/// The shape of three atoms: two bonds at atom 0 and their angle, with given densities; position and orientation are
+/// random in samples of a `target`, the standard frame in samples of a generator.
 ///
 /// The volume element is dx₀ dR r₁² r₂² sin θ dr₁ dr₂ dθ, which divides the densities of (r₁, r₂, θ).
 pub struct Bent {
@@ -312,8 +312,8 @@ impl Analytic for Bent {
     }
 }
 
-/// Three atoms about their centroid, which is normal; with `target`, the first atom leans to where the centroid is, so that
-/// centroid and shape are correlated. A generator describes the centred configuration alone.
+/// Three atoms about their centroid, which is normal; with `target`, the first atom leans to where the centroid is, so
+/// that centroid and shape are correlated. A generator describes the centred configuration alone.
 pub struct Trimer {
     pub width: f64,
     pub target: bool,
@@ -363,8 +363,8 @@ impl Analytic for Trimer {
     }
 }
 
-/// A generator of three atoms whose centroid is noise, and correlated with the shape; log q is relative to normal noise of the
-/// standard deviation that the scope names.
+/// A generator of three atoms whose centroid is noise, and correlated with the shape; log q is relative to normal noise
+/// of the standard deviation that the scope names.
 pub struct NoisyTrimer {
     pub width: f64,
 }
@@ -430,7 +430,8 @@ impl Analytic for Cloud {
     }
 }
 
-/// The same with charges at the first two atoms, in a field along the first axis that draws them apart: a target that knows of directions.
+/// The same with charges at the first two atoms, in a field along the first axis that draws them apart: a target that
+/// knows of directions.
 pub struct Dipole {
     pub cloud: Cloud,
     /// By which the field displaces either, nm.

@@ -22,7 +22,8 @@ fn features(periodic: &[usize], plain: &[usize]) -> Features {
     Features { periodic: periodic.to_vec(), harmonics: 2, plain: plain.to_vec() }
 }
 
-/// Seven atoms in radians with a constraint, Cartesian rows and a hand; the layers and options that the shipped flows lack.
+/// Seven atoms in radians with a constraint, Cartesian rows and a hand; the layers and options that the shipped flows
+/// lack.
 fn everything<R: Real>() -> CouplingFlow<R> {
     let coordinates = CoordinatesConfig::Internal {
         frame: [0, 1, 2],
@@ -143,8 +144,8 @@ fn pulled_back(flow: &(impl Flow + Density), z: &[f64]) -> Vec<f64> {
     gz
 }
 
-/// The largest difference of two gradients of a row, as a part of the row's largest component. Of a thousand rows one does not count: what f32 takes
-/// to the other side of a knot has another second derivative there.
+/// The largest difference of two gradients of a row, as a part of the row's largest component. Of a thousand rows one
+/// does not count: what f32 takes to the other side of a knot has another second derivative there.
 fn worst_gradient(want: &[f64], found: &[f64], dimension: usize) -> f64 {
     let rows = want.chunks(dimension).zip(found.chunks(dimension));
     let mut errors: Vec<f64> = rows
@@ -157,8 +158,8 @@ fn worst_gradient(want: &[f64], found: &[f64], dimension: usize) -> f64 {
     errors[errors.len() / 1000]
 }
 
-/// Samples, densities and their gradients, latent points, and rows that must be refused, against the CPU. Tolerances of x, of log q and, relative, of
-/// gradients.
+/// Samples, densities and their gradients, latent points, and rows that must be refused, against the CPU. Tolerances of
+/// x, of log q and, relative, of gradients.
 fn compare<R: Real>(
     name: &str,
     flow: &dyn Fn() -> CouplingFlow<R>,

@@ -1,4 +1,5 @@
-//! A machine that runs kernels on the CPU: `fibres.h` makes C++ of their source, every launch is one run of that program.
+//! A machine that runs kernels on the CPU: `fibres.h` makes C++ of their source, every launch is one run of that
+//! program.
 
 use modejump::device::{Driver, KernelId, Program};
 use modejump::{Error, Result};
@@ -38,7 +39,8 @@ impl Sanitizer {
         command
     }
 
-    /// A copy of `fibres.h` with its precompiled form beside it, made once: a third of the time that a kernel takes to compile.
+    /// A copy of `fibres.h` with its precompiled form beside it, made once: a third of the time that a kernel takes to
+    /// compile.
     fn precompiled(self) -> PathBuf {
         static MADE: [OnceLock<PathBuf>; 3] = [const { OnceLock::new() }; 3];
         let make = || {

@@ -50,7 +50,8 @@ fn sizes_of_ecnf() {
     fields::compare("egnn-whole-f32 of a smaller card", &whole::<f32>(), &card, 1, 5e-5);
 }
 
-/// With too little shared memory the state of a block lies in memory of its own, and blocks take several configurations.
+/// With too little shared memory the state of a block lies in memory of its own, and blocks take several
+/// configurations.
 #[test]
 fn without_shared_memory() {
     let driver: Arc<dyn Driver> =
@@ -81,7 +82,8 @@ fn a_missing_barrier_is_a_data_race() {
     fields::barriers_are_missed(&[("egnn-race", of_values), ("egnn-tangents-race", of_tangents)], on_device);
 }
 
-/// Messages between atoms of a share that are added twice, those of an atom to itself, and y without its way through the gate.
+/// Messages between atoms of a share that are added twice, those of an atom to itself, and y without its way through
+/// the gate.
 #[test]
 fn wrong_derivatives_are_found() {
     let faults = [

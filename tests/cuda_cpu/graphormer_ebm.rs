@@ -87,7 +87,8 @@ fn for_teams(name: &str, sanitizer: Sanitizer) -> Fibres {
     Fibres::new(name, sanitizer).with_multiprocessors(5)
 }
 
-/// More configurations than teams; heads that the blocks of a team do not share evenly, of which some have none; all state in memory of the card.
+/// More configurations than teams; heads that the blocks of a team do not share evenly, of which some have none; all
+/// state in memory of the card.
 #[test]
 fn teams() {
     let [address, thread] = [Sanitizer::Address, Sanitizer::Thread];

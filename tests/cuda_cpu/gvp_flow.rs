@@ -75,7 +75,8 @@ fn by_tensor_cores() {
     compare("tensor-address", &small::<f32>(), &driver, 1, 2e-5);
 }
 
-/// With too little shared memory the state of a block lies in memory of its own, and blocks take several configurations.
+/// With too little shared memory the state of a block lies in memory of its own, and blocks take several
+/// configurations.
 #[test]
 fn without_shared_memory() {
     let driver: Arc<dyn Driver> =
@@ -117,7 +118,8 @@ fn a_missing_barrier_is_a_data_race() {
     fields::barriers_are_missed(&[("gvp-race", of_values), ("gvp-tangents-race", of_tangents)], on_device);
 }
 
-/// Messages between atoms of a share that are added twice, a tape of another configuration, and one with messages of an atom to itself.
+/// Messages between atoms of a share that are added twice, a tape of another configuration, and one with messages of an
+/// atom to itself.
 #[test]
 fn wrong_derivatives_are_found() {
     let faults = [

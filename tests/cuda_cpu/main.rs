@@ -1,5 +1,5 @@
-//! The kernels of `cuda/`, unmodified, run on the CPU with every model that has them, and compared with the Rust code: plain,
-//! under the address and the thread sanitizer, and with planted faults that must be found.
+//! The kernels of `cuda/`, unmodified, run on the CPU with every model that has them, and compared with the Rust code:
+//! plain, under the address and the thread sanitizer, and with planted faults that must be found.
 
 mod coupling;
 mod driver;

@@ -140,7 +140,8 @@ fn a_failure_is_told() {
     assert!(energy.iter().chain(&score).all(|v| v.is_nan()));
 }
 
-/// A cotangent that goes to the atom in whose place another was put; which also shows that atoms change places in these tests.
+/// A cotangent that goes to the atom in whose place another was put; which also shows that atoms change places in these
+/// tests.
 #[test]
 fn scores_of_swapped_atoms_are_told_apart() {
     let (from, to) = ("ATOMS + (int)m.order[atom * LANES + lane]) * 3", "ATOMS + atom) * 3");

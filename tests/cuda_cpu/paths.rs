@@ -84,8 +84,8 @@ fn largest(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
-/// Samples with log q, latent points with log q, and samples alone; tolerances of positions (nm; latent points ten times that) and
-/// of log q; in f64 with as many evaluations and steps.
+/// Samples with log q, latent points with log q, and samples alone; tolerances of positions (nm; latent points ten
+/// times that) and of log q; in f64 with as many evaluations and steps.
 fn compare<F: VectorField, R: Real>(
     name: &str,
     host: &ContinuousFlow<F>,

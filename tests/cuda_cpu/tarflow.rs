@@ -140,8 +140,8 @@ fn golden(driver: &Arc<dyn Driver>) {
     assert!(of_x[0].max(of_x[1]) < SINGLE.0 && of_log_q[0].max(of_log_q[1]) < SINGLE.1, "{of_x:?} {of_log_q:?}");
 }
 
-/// A team of blocks for one row, with one lane on the way to the data, teams of one block for many; and whatever the batch, the team,
-/// the order of warps and lanes, the bits are the same.
+/// A team of blocks for one row, with one lane on the way to the data, teams of one block for many; and whatever the
+/// batch, the team, the order of warps and lanes, the bits are the same.
 #[test]
 fn single_system() {
     let fibres = Arc::new(Fibres::new("tarflow-f64", Sanitizer::None));
@@ -165,7 +165,8 @@ fn single_system() {
     compare("one row", &|| single::<f64>(20, 3), &driver, 1, DOUBLE);
 }
 
-/// A team for one row, teams of one block for more than the card has blocks, and blocks that take one row after the other; the bits are the same.
+/// A team for one row, teams of one block for more than the card has blocks, and blocks that take one row after the
+/// other; the bits are the same.
 #[test]
 fn gradients_of_a_single_system() {
     let fibres = Arc::new(Fibres::new("tarflow-gradient", Sanitizer::None));
@@ -267,7 +268,8 @@ fn faulty_in(
     single::<f64>(4, 3).on_device(&driver).map_err(|e| e.to_string())
 }
 
-/// What a kernel with a planted fault does to a row on its way to the prior: `Err` with what the machine or a sanitizer said, or log q.
+/// What a kernel with a planted fault does to a row on its way to the prior: `Err` with what the machine or a sanitizer
+/// said, or log q.
 fn with_fault(name: &str, sanitizer: Sanitizer, from: &'static str, to: &'static str) -> Result<f64, String> {
     let card = faulty(name, sanitizer, from, to)?;
     let mut log_q = [Evaluation::inside(0.0)];

@@ -20,7 +20,8 @@ KERNEL(multiply, Arguments) {
 
 const THREADS: u32 = 96;
 
-/// The largest error of an output, relative to what its terms come to without their signs. The inputs behind the last are no numbers.
+/// The largest error of an output, relative to what its terms come to without their signs. The inputs behind the last
+/// are no numbers.
 fn error(driver: &Arc<dyn Driver>, [n_in, n_out, lanes]: [usize; 3]) -> f64 {
     let numbers = |n: usize, index: u64| normals(n, index).iter().map(|&v| v as f32).collect::<Vec<f32>>();
     let (w, mut x) = (numbers(n_in * n_out, 1), numbers(n_in * lanes, 2));

@@ -54,7 +54,8 @@ fn under_the_sanitizers() {
     }
 }
 
-/// 30,000 numbers are 15 pieces, of which the machine runs 8 blocks; the bits are those of a machine that runs them all.
+/// 30,000 numbers are 15 pieces, of which the machine runs 8 blocks; the bits are those of a machine that runs them
+/// all.
 #[test]
 fn bits_do_not_depend_on_the_blocks() {
     let sums = |name, multiprocessors| {

@@ -1,5 +1,5 @@
-//! Annealed Langevin runs and importance weights of transferable-samplers, with recorded noise and its conventions: times j/T for
-//! j = 0 … T − 1, weights from the configuration before the move, one resampling at the end.
+//! Annealed Langevin runs and importance weights of transferable-samplers, with recorded noise and its conventions:
+//! times j/T for j = 0 … T − 1, weights from the configuration before the move, one resampling at the end.
 
 use super::{error, Found, Golden};
 use modejump::annealing::{energy_drop, langevin, leapfrog, log_ratio, Bridge, Points};

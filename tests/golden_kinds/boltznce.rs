@@ -129,8 +129,8 @@ fn pass(n: usize, start: &[f64], run: impl Fn(&[f64], &mut [f64], &mut [f64], &m
     [end, log_q.iter().map(|e| e.log_density).collect()]
 }
 
-/// `ode_*`: equal steps as the reference makes them; Dormand–Prince as far as two adaptive solvers of tolerance 1e-5 agree, of
-/// which the reference's runs past the end of its interval.
+/// `ode_*`: equal steps as the reference makes them; Dormand–Prince as far as two adaptive solvers of tolerance 1e-5
+/// agree, of which the reference's runs past the end of its interval.
 pub fn ode(stem: &Path) -> Found {
     let golden = Golden::open_alone(stem);
     let t_min = golden.get("tmin")[0];

@@ -68,7 +68,8 @@ fn compare<R: Real>(golden: &Golden, stem: &Path, types: &[usize], precision: &s
 /// `ebm_loss_*`: denoising score matching and noise contrastive estimation, with gradients by each tensor.
 pub fn losses(stem: &Path) -> Found {
     let golden = Golden::open_alone(stem);
-    // the reference's own file is of alanine dipeptide, in single precision: see tests/golden/boltznce/make_graphormer.py
+    // the reference's own file is of alanine dipeptide, in single precision: see
+    // tests/golden/boltznce/make_graphormer.py
     let types = match golden.tensors.get("atoms") {
         Some(atoms) => atoms.data.iter().map(|&a| a as usize - 1).collect(),
         None => ala2_types(),

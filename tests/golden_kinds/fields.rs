@@ -76,8 +76,9 @@ fn ecnf_as<R: Real>(stem: &Path) -> Found {
     found
 }
 
-/// The reference's Dormand–Prince runs, as far as a solver of their tolerance is good: one step size for its whole batch and the
-/// log-determinant in its error norm against steps of each sample's own. Its error falls with its tolerance.
+/// The reference's Dormand–Prince runs, as far as a solver of their tolerance is good: one step size for its whole
+/// batch and the log-determinant in its error norm against steps of each sample's own. Its error falls with its
+/// tolerance.
 fn integrated<R: Real>(golden: &Golden, field: Evaluator<Egnn, R>) -> Found {
     let (z, n_atoms) = (golden.get("z"), field.dimension() / 3);
     let config = ContinuousConfig {

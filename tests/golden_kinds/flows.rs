@@ -165,9 +165,10 @@ fn gradient_error(flow: &CouplingFlow<f64>, golden: &Golden) -> f64 {
     error(&gradient, expected) / scale
 }
 
-/// `ic_relative_*`, `ic_global_*`, `ic_mixed_*`: bonds, angles and torsions of MD frames, the log-determinant, and the way
-/// back. bgflow's mixed coordinates whiten the fixed atoms, by a projection when dimensions are dropped; here these atoms are
-/// kept as components in the frame of three of them, so that the way back is exact, and the whitening's constant is left out.
+/// `ic_relative_*`, `ic_global_*`, `ic_mixed_*`: bonds, angles and torsions of MD frames, the log-determinant, and the
+/// way back. bgflow's mixed coordinates whiten the fixed atoms, by a projection when dimensions are dropped; here these
+/// atoms are kept as components in the frame of three of them, so that the way back is exact, and the whitening's
+/// constant is left out.
 pub fn internal(stem: &Path) -> Found {
     let golden = Golden::open(stem);
     let global = golden.config["cls"].as_str().unwrap().starts_with("Global");

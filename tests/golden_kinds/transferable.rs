@@ -1,4 +1,5 @@
-//! Transferable TarFlow and Prose of transferable-samplers: peptides of different lengths, padded in the files and nowhere here.
+//! Transferable TarFlow and Prose of transferable-samplers: peptides of different lengths, padded in the files and
+//! nowhere here.
 
 use super::tarflow::{compare_training, tolerance};
 use super::{error, Found, Golden};

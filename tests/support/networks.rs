@@ -1,4 +1,5 @@
-//! The bytes of a small valid model of every kind with a network, of two or three atoms (or two plain coordinates), or of glycine.
+//! The bytes of a small valid model of every kind with a network, of two or three atoms (or two plain coordinates), or
+//! of glycine.
 
 use modejump::coordinates::chirality::Stereocentre;
 use modejump::coordinates::{CoordinatesConfig, Topology};

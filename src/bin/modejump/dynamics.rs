@@ -66,8 +66,8 @@ mod run {
         Ok(())
     }
 
-    /// What a run goes on from, where there is something at --checkpoint, with a line that says so. `what` names the option that asks for `all`, of which
-    /// `done` are done. Errors: the state of another run, or of a longer one.
+    /// What a run goes on from, where there is something at --checkpoint, with a line that says so. `what` names the
+    /// option that asks for `all`, of which `done` are done. Errors: the state of another run, or of a longer one.
     pub fn earlier<T: DeserializeOwned>(
         path: Option<&Path>,
         kind: Kind,
@@ -99,7 +99,8 @@ mod run {
         }
     }
 
-    /// When frames are written while a run goes on, so that one that is killed has lost a minute: then, and for a tenth of the time at most.
+    /// When frames are written while a run goes on, so that one that is killed has lost a minute: then, and for a tenth
+    /// of the time at most.
     pub struct Kept {
         last: Instant,
         wait: Duration,
@@ -172,7 +173,8 @@ mod run {
             self.energy.len()
         }
 
-        /// Says so where the instantaneous temperatures are far from the one that was asked for, as in a run that blows up without an end.
+        /// Says so where the instantaneous temperatures are far from the one that was asked for, as in a run that blows
+        /// up without an end.
         pub fn warn_of_heat(&self, kelvin: f64) {
             let mean = self.temperature.iter().sum::<f64>() / self.n() as f64;
             if mean > HOT * kelvin {
@@ -180,13 +182,15 @@ mod run {
             }
         }
 
-        /// ⟨U⟩ (kJ/mol) and ⟨T⟩ (K). A handful of frames has no mean worth the name, which is no reason to call the run failed.
+        /// ⟨U⟩ (kJ/mol) and ⟨T⟩ (K). A handful of frames has no mean worth the name, which is no reason to call the run
+        /// failed.
         pub fn means(&self) -> Option<[Estimate; 2]> {
             Some([mean_of_series(&self.energy).ok()?, mean_of_series(&self.temperature).ok()?])
         }
     }
 
-    /// Errors: a PDB file whose coordinates are no numbers, or those of no molecule: in nm, for instance, where PDB files have Angstrom.
+    /// Errors: a PDB file whose coordinates are no numbers, or those of no molecule: in nm, for instance, where PDB
+    /// files have Angstrom.
     pub fn check_start(path: &Path, topology: &Topology, x0: &[f64]) -> Result<()> {
         if let Some(i) = x0.iter().position(|v| !v.is_finite()) {
             return Err(Error::file(path, format!("{} has a coordinate {}", topology.label(i / 3), x0[i])));
@@ -209,8 +213,8 @@ mod run {
         }
     }
 
-    /// Where a run starts. Errors: those of [`check_start`], a System with another number of particles than the topology has atoms, or with
-    /// masses of others.
+    /// Where a run starts. Errors: those of [`check_start`], a System with another number of particles than the
+    /// topology has atoms, or with masses of others.
     pub fn start(topology: &Path, system: &Path) -> Result<(Topology, Vec<f64>, System)> {
         let path = topology;
         let (topology, x0) = Topology::from_pdb(path)?;

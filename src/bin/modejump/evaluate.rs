@@ -16,10 +16,10 @@ pub struct Evaluate {
     model: PathBuf,
     /// safetensors with `x` [n][atoms][3] and `t` [n], both in the network's own units; other tensors are not read
     input: PathBuf,
-    /// safetensors (f64) with, for a vector field, `velocity` [n][atoms][3], the network's output, and `divergence` [n], its
-    /// trace ∂f/∂x over all coordinates; if the output is the end point of the path, also `drift`, the velocity dx/dt that
-    /// follows from it, and `drift_divergence`; for an energy, `energy` [n] = log p_t + constant and `score` [n][atoms][3],
-    /// its gradient
+    /// safetensors (f64) with, for a vector field, `velocity` [n][atoms][3], the network's output, and `divergence`
+    /// [n], its trace ∂f/∂x over all coordinates; if the output is the end point of the path, also `drift`, the
+    /// velocity dx/dt that follows from it, and `drift_divergence`; for an energy, `energy` [n] = log p_t + constant
+    /// and `score` [n][atoms][3], its gradient
     #[arg(short, long)]
     output: PathBuf,
     #[command(flatten)]

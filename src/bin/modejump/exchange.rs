@@ -30,12 +30,13 @@ pub struct Exchange {
     dynamics: Dynamics,
     #[command(flatten)]
     precision: PrecisionFlag,
-    /// Trajectories of the temperatures, in the order of the models, a frame after every exchange: pdb, gro, dcd, xtc, trr, npy or
-    /// safetensors (with `reduced_potential`), written every minute and at the end, or when SIGINT or SIGTERM ends the run; the last ones may be left out
+    /// Trajectories of the temperatures, in the order of the models, a frame after every exchange: pdb, gro, dcd, xtc,
+    /// trr, npy or safetensors (with `reduced_potential`), written every minute and at the end, or when SIGINT or
+    /// SIGTERM ends the run; the last ones may be left out
     #[arg(short, long, num_args = 1.., value_name = "FILE")]
     output: Vec<PathBuf>,
-    /// State of the run with its frames, written every minute, at the end, or when SIGINT or SIGTERM ends it. Where it is there, the run goes on from
-    /// it, bit for bit; one that was finished does with more --exchanges
+    /// State of the run with its frames, written every minute, at the end, or when SIGINT or SIGTERM ends it. Where it
+    /// is there, the run goes on from it, bit for bit; one that was finished does with more --exchanges
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     /// Print the summary as JSON

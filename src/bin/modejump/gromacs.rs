@@ -51,10 +51,12 @@ pub struct Gromacs {
     proposals: Option<usize>,
     #[arg(long, value_enum, default_value_t = Method::Independence)]
     method: Method,
-    /// Second model with a cheap log-density: it screens the proposals, the generator's exact one decides (delayed acceptance)
+    /// Second model with a cheap log-density: it screens the proposals, the generator's exact one decides (delayed
+    /// acceptance)
     #[arg(long)]
     screen: Option<PathBuf>,
-    /// Number of the model's first atom in the system, counting from 1; the others follow, in any order within a residue
+    /// Number of the model's first atom in the system, counting from 1; the others follow, in any order within a
+    /// residue
     #[arg(long, default_value_t = 1)]
     first_atom: usize,
     /// Of proposals and velocities [default: the run's `ld-seed`, so that independent runs have jumps of their own]
@@ -117,7 +119,8 @@ impl Gromacs {
         })
     }
 
-    /// All walkers to the last cycle, or as far as the time allows. The first failure stops all, each after a whole cycle.
+    /// All walkers to the last cycle, or as far as the time allows. The first failure stops all, each after a whole
+    /// cycle.
     fn advance(&self, walkers: Vec<Walker>) -> Result<Vec<Walker>> {
         let deadline = self.maxh.and_then(deadline);
         let bars = MultiProgress::new();

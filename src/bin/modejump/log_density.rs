@@ -24,8 +24,9 @@ pub struct LogDensity {
     /// Configurations: pdb, gro, dcd, xtc, trr, npy or safetensors (`x` [frame][atom][3], nm)
     #[arg(required_unless_present = "z")]
     frames: Option<PathBuf>,
-    /// PDB file with the atoms of the frames in their order; in another order than the model's they are brought to that by their names.
-    /// Without it the frames are taken to have the model's order, which formats without names cannot show
+    /// PDB file with the atoms of the frames in their order; in another order than the model's they are brought to that
+    /// by their names. Without it the frames are taken to have the model's order, which formats without names cannot
+    /// show
     #[arg(long, conflicts_with = "z")]
     topology: Option<PathBuf>,
     /// Latent points (`z` [n][latent]) instead of configurations
@@ -34,9 +35,10 @@ pub struct LogDensity {
     /// K: takes a steerable model there from the temperature of its training
     #[arg(long)]
     temperature: Option<f64>,
-    /// Of the auxiliary coordinates that some steerable models have beside x: they are drawn, and log q is that of both without the density
-    /// of these. And of the centroids that TarFlows see with noise: where those of the frames are not spread as that noise (all at the origin, or
-    /// elsewhere), all frames are centred and get such a centroid, as in moves, which leaves the ensemble as it is
+    /// Of the auxiliary coordinates that some steerable models have beside x: they are drawn, and log q is that of both
+    /// without the density of these. And of the centroids that TarFlows see with noise: where those of the frames are
+    /// not spread as that noise (all at the origin, or elsewhere), all frames are centred and get such a centroid, as
+    /// in moves, which leaves the ensemble as it is
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// safetensors with `log_density` [n] (−inf outside the support) and, for flows, `z` and `log_det` (of z → x)
@@ -129,8 +131,9 @@ fn read_in_order(path: &Path, topology: &Path, card: &ModelCard) -> Result<Frame
     Ok(Frames { x, ..frames })
 }
 
-/// Whether centroids have about the spread of noise of standard deviation sigma (nm), as those of the model's own samples do. Those of frames
-/// that were centred have none, those of frames from elsewhere more: the sum of n of them is a χ² of 3n degrees of freedom.
+/// Whether centroids have about the spread of noise of standard deviation sigma (nm), as those of the model's own
+/// samples do. Those of frames that were centred have none, those of frames from elsewhere more: the sum of n of them
+/// is a χ² of 3n degrees of freedom.
 fn are_noise(centroids: impl Iterator<Item = Vec3>, n: usize, sigma: f64) -> bool {
     let degrees = 3.0 * n as f64;
     let spread = centroids.map(|c| dot(c, c)).sum::<f64>() / (sigma * sigma * degrees);
@@ -139,8 +142,8 @@ fn are_noise(centroids: impl Iterator<Item = Vec3>, n: usize, sigma: f64) -> boo
     spread > (1.0 - error).max(1e-3) && spread < 1.0 + error
 }
 
-/// Frames whose centroids are not noise of standard deviation sigma (nm) get centroids drawn from it: the density of the model is one of
-/// (shape, centroid), of no meaning where the centroid is anywhere.
+/// Frames whose centroids are not noise of standard deviation sigma (nm) get centroids drawn from it: the density of
+/// the model is one of (shape, centroid), of no meaning where the centroid is anywhere.
 fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64) {
     let (dimension, n) = (frames.dimension, frames.n());
     if n == 0 || are_noise(frames.x.chunks_exact(dimension).map(centroid), n, sigma) {

@@ -78,7 +78,8 @@ enum Command {
     Plot(plot::Plot),
 }
 
-/// A reader of the standard output that has seen enough ends the program, as it ends others; one that has no room for it is told of.
+/// A reader of the standard output that has seen enough ends the program, as it ends others; one that has no room for
+/// it is told of.
 fn end_with_output() {
     const PRINTING: &str = "failed printing to stdout";
     let usual = std::panic::take_hook();

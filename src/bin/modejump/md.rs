@@ -27,15 +27,15 @@ pub struct Md {
     /// Generator; without one the run is plain molecular dynamics
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Second model with a cheap log-density, such as an energy-based model: it screens the proposals, and the generator's exact
-    /// log-density is computed for what passes, and decides (delayed acceptance)
+    /// Second model with a cheap log-density, such as an energy-based model: it screens the proposals, and the
+    /// generator's exact log-density is computed for what passes, and decides (delayed acceptance)
     #[arg(long, requires = "model")]
     screen: Option<PathBuf>,
     /// Whose log-density decides about a jump
     #[arg(long, value_enum, default_value_t = Likelihood::Exact)]
     acceptance: Likelihood,
-    /// Stages of a path that carries every proposal to the energies of the System before it is tested (annealed importance sampling
-    /// by Langevin steps with a test); 2 gradients a stage
+    /// Stages of a path that carries every proposal to the energies of the System before it is tested (annealed
+    /// importance sampling by Langevin steps with a test); 2 gradients a stage
     #[arg(long, requires = "model", conflicts_with_all = ["screen", "solute"], value_parser = stages)]
     anneal: Option<usize>,
     /// Step of the path, nm²
@@ -49,8 +49,8 @@ pub struct Md {
     /// Leapfrog steps of a Hamiltonian trajectory in latent space, each as long as the width; 0 for a random walk
     #[arg(long, default_value_t = 0, requires = "latent_walk", conflicts_with = "solute")]
     leapfrog: usize,
-    /// Particles that the model describes, in its order, counted from 0, such as 0-21; the others, a solvent, stay where they are in
-    /// a jump, or give way with --driven
+    /// Particles that the model describes, in its order, counted from 0, such as 0-21; the others, a solvent, stay
+    /// where they are in a jump, or give way with --driven
     #[arg(long, requires = "model", value_delimiter = ',', num_args = 1.., value_parser = particles)]
     solute: Option<Vec<RangeInclusive<usize>>>,
     /// Steps in which the solute is pulled to a proposal; the others relax in between
@@ -62,28 +62,29 @@ pub struct Md {
     /// ps
     #[arg(long, default_value_t = 0.001, requires = "driven")]
     relaxation_step: f64,
-    /// Average the model's density over so many orientations, of which each proposal gets one at random: less variable weights for as many
-    /// likelihoods where the energies know little of directions. For TarFlows
+    /// Average the model's density over so many orientations, of which each proposal gets one at random: less variable
+    /// weights for as many likelihoods where the energies know little of directions. For TarFlows
     #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "driven"])]
     rotations: Option<usize>,
     /// Steps to run
     #[arg(short = 'n', long, default_value_t = 100_000)]
     steps: u64,
-    /// Steps before those, which are neither recorded nor averaged (their jumps count as attempts): a run starts from a minimised configuration, with velocities of the
-    /// temperature
+    /// Steps before those, which are neither recorded nor averaged (their jumps count as attempts): a run starts from a
+    /// minimised configuration, with velocities of the temperature
     #[arg(long, default_value_t = 0)]
     equilibrate: u64,
     /// Steps between attempts
     #[arg(long, default_value_t = 10, requires = "model")]
     frequency: u64,
-    /// Proposals per attempt; above one --method says what is made of them, and with a screen each is a step of the screening before one exact
-    /// test
+    /// Proposals per attempt; above one --method says what is made of them, and with a screen each is a step of the
+    /// screening before one exact test
     #[arg(long, default_value_t = 1, requires = "model")]
     proposals: usize,
     /// What is made of the proposals [default: isir of two or more; one is tested]
     #[arg(long, value_enum, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "driven"])]
     method: Option<Method>,
-    /// Have a thread of its own draw the proposals of coming attempts while the dynamics runs: the same results, bit for bit
+    /// Have a thread of its own draw the proposals of coming attempts while the dynamics runs: the same results, bit
+    /// for bit
     #[arg(long, requires = "model", conflicts_with = "latent_walk")]
     draw_ahead: bool,
     /// K
@@ -98,12 +99,12 @@ pub struct Md {
     /// Steps between recorded frames
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     record: u64,
-    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`), written every minute and at the end, or when
-    /// SIGINT or SIGTERM ends the run
+    /// Trajectory: pdb, gro, dcd, xtc, trr, npy or safetensors (with `reduced_potential`), written every minute and at
+    /// the end, or when SIGINT or SIGTERM ends the run
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// State of the run with its frames, written every minute, at the end, or when SIGINT or SIGTERM ends it. Where it is there, the run goes on from
-    /// it, bit for bit; one that was finished does with more --steps
+    /// State of the run with its frames, written every minute, at the end, or when SIGINT or SIGTERM ends it. Where it
+    /// is there, the run goes on from it, bit for bit; one that was finished does with more --steps
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     /// Print the summary as JSON

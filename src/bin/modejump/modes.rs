@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct Modes {
-    /// Description: JSON with `modes`, each of a `name`, its region (`within` or `centre`) and the `generator`, a model file beside it
+    /// Description: JSON with `modes`, each of a `name`, its region (`within` or `centre`) and the `generator`, a model
+    /// file beside it
     description: PathBuf,
     /// Model file to write
     #[arg(short, long)]
@@ -92,7 +93,8 @@ impl Description {
         self.modes.iter().map(|mode| &mode.name)
     }
 
-    /// Writes the model file of these generators, one for each mode, if jumps can be made with it, and returns which, in words.
+    /// Writes the model file of these generators, one for each mode, if jumps can be made with it, and returns which,
+    /// in words.
     pub fn write(&self, generators: &[PathBuf], output: &Path) -> Result<Vec<String>> {
         let files = generators.iter().map(|path| model_file::open(path)).collect::<Result<Vec<_>>>()?;
         let (bytes, jump) = self.jump_of(&files, output)?;

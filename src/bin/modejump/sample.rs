@@ -29,8 +29,9 @@ pub struct Sample {
     /// Without log q: for a continuous flow that is some thirty times cheaper. Samples that fail are left out
     #[arg(long, conflicts_with = "z")]
     points_only: bool,
-    /// Samples: safetensors (`x`, `log_density`, for flows `log_det`, `auxiliary` where the model has such coordinates: log q is then that of
-    /// both without the density of these, so that −u − log q is a log-weight), npy, dcd, xtc, trr, pdb or gro
+    /// Samples: safetensors (`x`, `log_density`, for flows `log_det`, `auxiliary` where the model has such coordinates:
+    /// log q is then that of both without the density of these, so that −u − log q is a log-weight), npy, dcd, xtc,
+    /// trr, pdb or gro
     #[arg(short, long)]
     output: PathBuf,
     #[command(flatten)]

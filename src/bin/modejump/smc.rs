@@ -54,8 +54,9 @@ pub struct Smc {
     /// Moves at each temperature
     #[arg(long, default_value_t = 1)]
     repeat: usize,
-    /// Step of the moves, nm². A pilot run begins with it and makes it a tenth longer after a temperature with more than 65 % of the
-    /// moves accepted, a tenth shorter after one with fewer than 55 %: over few temperatures it stays near what is given
+    /// Step of the moves, nm². A pilot run begins with it and makes it a tenth longer after a temperature with more
+    /// than 65 % of the moves accepted, a tenth shorter after one with fewer than 55 %: over few temperatures it stays
+    /// near what is given
     #[arg(long, default_value_t = 2e-6)]
     step: f64,
     /// Resample when the effective particles fall below this share
@@ -230,7 +231,8 @@ mod run {
             let stages: Vec<Stage> = match self.stages {
                 Some(stages) => even(stages, self.step),
                 None => {
-                    // other samples and other random numbers than those of the run, so that its weights know nothing of the choice
+                    // other samples and other random numbers than those of the run, so that its weights know nothing of
+                    // the choice
                     let options = Options { seed: self.seed.wrapping_add(1 << 32), ..options.clone() };
                     let pilots = bridge.sample(self.pilots, options.seed)?;
                     plan(bridge, pilots, self.step, self.share, MOST_STAGES, &options)?

@@ -48,8 +48,8 @@ pub struct Evaluation {
 }
 
 impl Gmx {
-    /// Command lines, such as `gmx` and `mpirun -np 4 gmx_mpi mdrun -ntomp 2`; without the second, mdrun of the first. Errors: an
-    /// empty line, an option of mdrun that is not the user's here.
+    /// Command lines, such as `gmx` and `mpirun -np 4 gmx_mpi mdrun -ntomp 2`; without the second, mdrun of the first.
+    /// Errors: an empty line, an option of mdrun that is not the user's here.
     pub fn new(gmx: &str, mdrun: Option<&str>) -> Result<Gmx> {
         let words = |line: &str| line.split_whitespace().map(String::from).collect::<Vec<_>>();
         // mdrun runs in a folder of its own: programs and files that are named from here need their whole paths
@@ -83,7 +83,8 @@ impl Gmx {
         })
     }
 
-    /// `steps` of dynamics in `folder`, from a checkpoint or from the start. Leaves `next.cpt` there, and the files of the run.
+    /// `steps` of dynamics in `folder`, from a checkpoint or from the start. Leaves `next.cpt` there, and the files of
+    /// the run.
     pub fn segment(&self, folder: &Path, tpr: &Path, from: Option<&Path>, steps: u64) -> Result<()> {
         let steps = steps.to_string();
         let mut arguments: Vec<&OsStr> = vec![SAME_ENERGY.as_ref(), "-s".as_ref(), tpr.as_os_str()];
@@ -111,8 +112,9 @@ impl Gmx {
         run(&self.mdrun, folder, arguments).map(drop)
     }
 
-    /// Energies and forces of configurations of the whole system, evaluated one after the other in `folder`; none for one whose
-    /// energy GROMACS calls infinite or absurd, which ends its run. Errors: GROMACS fails otherwise, forces are missing.
+    /// Energies and forces of configurations of the whole system, evaluated one after the other in `folder`; none for
+    /// one whose energy GROMACS calls infinite or absurd, which ends its run. Errors: GROMACS fails otherwise, forces
+    /// are missing.
     pub fn rerun(&self, folder: &Path, tpr: &Path, frames: &[Frame]) -> Result<Vec<Option<Evaluation>>> {
         match self.rerun_all(folder, tpr, frames) {
             Ok(evaluations) => Ok(evaluations.into_iter().map(Some).collect()),

@@ -21,8 +21,8 @@ pub(super) fn force_step(tpr: &Path, other: &RunInput, input: &RunInput) -> Resu
     }
 }
 
-/// Index in the system of each atom of the model, whose atoms begin at `first`. Errors: other atoms there (named), virtual sites, groups that part
-/// them.
+/// Index in the system of each atom of the model, whose atoms begin at `first`. Errors: other atoms there (named),
+/// virtual sites, groups that part them.
 pub(super) fn model_atoms(model: &dyn Model, input: &RunInput, first: usize) -> Result<Vec<usize>> {
     let n = dimension_without_auxiliary(model) / 3;
     let there = first.checked_add(n).and_then(|end| input.atoms.get(first..end)).ok_or_else(|| {

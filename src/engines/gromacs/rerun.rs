@@ -65,8 +65,8 @@ pub(super) fn select(all: &[f64], atoms: &[usize]) -> Vec<f64> {
     atoms.iter().flat_map(|&i| all[3 * i..3 * i + 3].iter().copied()).collect()
 }
 
-/// Whether an atom is farther from the first one than any energy could allow, or nowhere. GROMACS takes the box away from a coordinate
-/// until the atom is within: from a large number that has no end.
+/// Whether an atom is farther from the first one than any energy could allow, or nowhere. GROMACS takes the box away
+/// from a coordinate until the atom is within: from a large number that has no end.
 fn is_torn(x: &[f64]) -> bool {
     const FARTHEST: f64 = 1000.0; // nm
     let is_near = |(k, value): (usize, &f64)| (value - x[k % 3]).abs() < FARTHEST;
@@ -74,7 +74,8 @@ fn is_torn(x: &[f64]) -> bool {
     !x.iter().enumerate().all(is_near)
 }
 
-/// Whether two atoms are at the same place, in GROMACS's precision. Three bonds apart they make it read a table at no number.
+/// Whether two atoms are at the same place, in GROMACS's precision. Three bonds apart they make it read a table at no
+/// number.
 fn has_coincidence(x: &[f64]) -> bool {
     let mut places: Vec<[f32; 3]> = x.chunks_exact(3).map(|r| [r[0] as f32, r[1] as f32, r[2] as f32]).collect();
     places.sort_by(|a, b| a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal));
@@ -110,7 +111,8 @@ impl Target for RerunTarget<'_> {
         let evaluations: Vec<Option<Evaluation>> = evaluations.collect();
         for (k, (&(row, x), drawn)) in rows.iter().zip(drawn).enumerate() {
             let Some(at) = &evaluations[k] else { continue };
-            // both ends of a jump from one calculation: the dynamics rounds in another way, and may sum in another order
+            // both ends of a jump from one calculation: the dynamics rounds in another way, and may sum in another
+            // order
             u[row] = (self.potential + (at.energy - current.energy)) / self.kt;
             let kick = evaluations[rows.len() + k].as_ref().map(|e| select(&e.forces, self.atoms));
             self.candidates.push(Candidate { x: x.to_vec(), drawn, forces: at.forces.clone(), kick });

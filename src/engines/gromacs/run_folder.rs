@@ -1,8 +1,8 @@
 //! The directory of a run: its files, each cycle of which is committed as a whole.
 //!
-//! A cycle works in a folder of its own. Then the new state is written under a new name, frames and the line of `jumps.csv` are
-//! appended, and last `modejump.ckpt` is replaced, which says what the state is and how long the other files are. Killed at any
-//! moment, the run goes on from what `modejump.ckpt` says, and cuts off what came after it.
+//! A cycle works in a folder of its own. Then the new state is written under a new name, frames and the line of
+//! `jumps.csv` are appended, and last `modejump.ckpt` is replaced, which says what the state is and how long the other
+//! files are. Killed at any moment, the run goes on from what `modejump.ckpt` says, and cuts off what came after it.
 
 use super::gmx::{part, read_with};
 use crate::error::{Error, Result};
@@ -99,8 +99,8 @@ pub(super) struct RunFolder {
 }
 
 impl RunFolder {
-    /// Begins a run, or goes on with the one that is there; `statistics` are those of a move that has done nothing. Errors: a directory in use,
-    /// one with a run of other settings, or with files that a new run would overwrite.
+    /// Begins a run, or goes on with the one that is there; `statistics` are those of a move that has done nothing.
+    /// Errors: a directory in use, one with a run of other settings, or with files that a new run would overwrite.
     pub(super) fn open(folder: &Path, settings: Settings, statistics: &Statistics) -> Result<RunFolder> {
         let lock = lock(folder)?;
         let progress = progress_in(folder, settings, statistics)?;
@@ -131,7 +131,8 @@ impl RunFolder {
         }
     }
 
-    /// Keeps what a cycle has left in `scratch`, the state that the next one begins with, what it did, and its `seconds` of dynamics and of the jump.
+    /// Keeps what a cycle has left in `scratch`, the state that the next one begins with, what it did, and its
+    /// `seconds` of dynamics and of the jump.
     pub(super) fn commit(
         &mut self,
         scratch: &Path,
@@ -265,7 +266,8 @@ fn is_state(name: &str) -> bool {
     name.strip_prefix("state_").and_then(|name| name.strip_suffix(".cpt")).is_some_and(is_number)
 }
 
-/// Appends the frames of a segment that come after those that are there; the first frame of a segment is the last of the one before.
+/// Appends the frames of a segment that come after those that are there; the first frame of a segment is the last of
+/// the one before.
 fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, progress: &mut Progress) -> Result<()> {
     let frames = read_with(from, |bytes| {
         let spans = spans(extension, bytes)?;

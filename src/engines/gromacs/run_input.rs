@@ -1,5 +1,5 @@
-//! What a `.tpr` file holds, as far as jumps need it: read from what `gmx dump -s` prints, which every version can do with its own
-//! files, so that no private format has to be known here.
+//! What a `.tpr` file holds, as far as jumps need it: read from what `gmx dump -s` prints, which every version can do
+//! with its own files, so that no private format has to be known here.
 
 use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
@@ -72,7 +72,8 @@ const REQUIRED: &[(&str, &[&str], &str)] = &[
 ];
 
 impl RunInput {
-    /// Reads what `gmx dump -s` prints. Errors: text that cannot be understood, and what jumps do not go with, with the reason.
+    /// Reads what `gmx dump -s` prints. Errors: text that cannot be understood, and what jumps do not go with, with the
+    /// reason.
     pub fn parse(dump: &str) -> Result<RunInput> {
         let (options, topology) = dump.split_once("\ntopology:").ok_or_else(|| missing("topology"))?;
         let options = Options::new(options);
@@ -116,8 +117,9 @@ impl RunInput {
 const COUPLINGS: u64 = 10;
 
 impl RunInput {
-    /// Errors: jumps so often that Nose-Hoover's bath hardly sees what its friction does before there are new velocities: the friction then goes
-    /// its own way, and the temperature with it (measured with `nsttcouple = 10`, `tau-t = 1` and a jump every 10 steps: 284 K instead of 300).
+    /// Errors: jumps so often that Nose-Hoover's bath hardly sees what its friction does before there are new
+    /// velocities: the friction then goes its own way, and the temperature with it (measured with `nsttcouple = 10`,
+    /// `tau-t = 1` and a jump every 10 steps: 284 K instead of 300).
     pub fn check_interval(&self, steps: u64) -> Result<()> {
         let n = self.bath_interval;
         if n <= 1 || steps >= COUPLINGS * n {
@@ -231,8 +233,8 @@ impl<'a> Options<'a> {
     }
 }
 
-/// The column of the groups of centre-of-mass motion in the table of all atoms' groups, which has a line for all (`*`) where each kind has
-/// one group.
+/// The column of the groups of centre-of-mass motion in the table of all atoms' groups, which has a line for all (`*`)
+/// where each kind has one group.
 fn momentum_groups(topology: &str, atoms: usize) -> Result<Vec<usize>> {
     let lines = || topology.lines().map(str::trim);
     let mut kinds = lines().filter(|line| line.starts_with("grp["));
@@ -373,7 +375,8 @@ fn quoted(line: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// What gmx dump of GROMACS 2022.5 prints of alanine dipeptide in 878 waters with constraints, without the lines of interactions.
+    /// What gmx dump of GROMACS 2022.5 prints of alanine dipeptide in 878 waters with constraints, without the lines of
+    /// interactions.
     const DUMP: &str = include_str!("../../../tests/golden/gromacs/dump.txt");
 
     #[test]

@@ -1,7 +1,8 @@
 //! Velocities after a jump.
 //!
-//! GROMACS stores v(t − h/2), which is correlated with the force at t; kept across a jump it heats the system (by 4 % measured at a
-//! jump every 20 steps). Velocities on the step are what Maxwell and Boltzmann's distribution is about, independent of x.
+//! GROMACS stores v(t − h/2), which is correlated with the force at t; kept across a jump it heats the system (by 4 %
+//! measured at a jump every 20 steps). Velocities on the step are what Maxwell and Boltzmann's distribution is about,
+//! independent of x.
 //!
 //! - The model's atoms get new ones, ξ, in the form that the integrator stores: ξ − h/2 · F(x′ − h/4 · ξ)/m. The simple form, with
 //!   F(x′), is too hot by 1 + h²ω²/4 for a vibration of frequency ω, for the variance that integrators of this kind have on the
@@ -28,8 +29,8 @@ impl ModelAtoms {
         v
     }
 
-    /// From velocities on the step to stored ones, by the forces on the model's atoms (kJ/(mol nm)); `h` in ps. The momentum
-    /// afterwards is given, since it follows from the forces at `x` and those may have been taken elsewhere.
+    /// From velocities on the step to stored ones, by the forces on the model's atoms (kJ/(mol nm)); `h` in ps. The
+    /// momentum afterwards is given, since it follows from the forces at `x` and those may have been taken elsewhere.
     pub fn step_back(
         &mut self,
         h: f64,
@@ -127,8 +128,8 @@ mod tests {
         NotKicked,
     }
 
-    /// ⟨v²⟩ m/kT of the stored velocities and ⟨x²⟩ mω²/kT of 400 oscillators as GROMACS' `sd` moves them, with a jump to a fresh
-    /// configuration every five steps; h ω = 0.55 as for C–H bonds at 1 fs.
+    /// ⟨v²⟩ m/kT of the stored velocities and ⟨x²⟩ mω²/kT of 400 oscillators as GROMACS' `sd` moves them, with a jump
+    /// to a fresh configuration every five steps; h ω = 0.55 as for C–H bonds at 1 fs.
     fn oscillators(rule: Rule) -> [f64; 2] {
         const H: f64 = 0.55;
         let n = 400;

@@ -35,7 +35,8 @@ pub struct Options {
     pub proposals: usize,
     /// Choose among all proposals and the current state (i-SIR) instead of one test after the other.
     pub isir: bool,
-    /// That of the run input where none is given, so that runs that are independent in their dynamics are so in their jumps.
+    /// That of the run input where none is given, so that runs that are independent in their dynamics are so in their
+    /// jumps.
     pub seed: Option<u64>,
     /// Number of the walker, 24 bits.
     pub replica: u32,
@@ -58,9 +59,10 @@ pub struct Walker {
 }
 
 impl Walker {
-    /// Begins a run, or goes on with the one in the directory. Errors: a `.tpr` file that jumps do not go with (the option and why),
-    /// atoms that are not the model's (named), a constraint that the model does not keep (named), no forces in reruns, a directory
-    /// in use, one with a run of other settings or with files that a new run would overwrite.
+    /// Begins a run, or goes on with the one in the directory. Errors: a `.tpr` file that jumps do not go with (the
+    /// option and why), atoms that are not the model's (named), a constraint that the model does not keep (named), no
+    /// forces in reruns, a directory in use, one with a run of other settings or with files that a new run would
+    /// overwrite.
     pub fn new(gmx: &Gmx, model: &Arc<dyn Model>, screen: Option<Arc<dyn Model>>, options: Options) -> Result<Walker> {
         if options.steps == 0 {
             return Err(Error::invalid("0 steps between jumps: dynamics and jumps must alternate"));

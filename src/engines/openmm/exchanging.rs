@@ -1,5 +1,5 @@
-//! Learned replica exchange, driven from Rust: one [`Simulation`] for each ensemble, whose neighbours exchange configurations
-//! through maps.
+//! Learned replica exchange, driven from Rust: one [`Simulation`] for each ensemble, whose neighbours exchange
+//! configurations through maps.
 
 use super::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::bijection::Bijection;
@@ -41,7 +41,8 @@ pub struct ReplicasState {
     statistics: Vec<Statistics>,
 }
 
-/// Langevin dynamics of one molecule at several temperatures, with exchanges of neighbours through maps between their ensembles.
+/// Langevin dynamics of one molecule at several temperatures, with exchanges of neighbours through maps between their
+/// ensembles.
 ///
 /// Replica k stays at its temperature; the configurations move. Replicas run one after the other.
 pub struct ExchangingReplicas {
@@ -54,11 +55,12 @@ pub struct ExchangingReplicas {
 }
 
 impl ExchangingReplicas {
-    /// `models[k]` belongs to the ensemble at `temperatures[k]` (K); maps go through the latent space that neighbours have in common.
-    /// `dynamics.temperature` is not read. `interval` steps lie between two exchanges.
+    /// `models[k]` belongs to the ensemble at `temperatures[k]` (K); maps go through the latent space that neighbours
+    /// have in common. `dynamics.temperature` is not read. `interval` steps lie between two exchanges.
     ///
-    /// Errors: fewer than two models, not one temperature a model, an interval of 0, neighbours without a common latent space, a System
-    /// with another number of particles than the models have atoms, a constraint that a model does not keep (named).
+    /// Errors: fewer than two models, not one temperature a model, an interval of 0, neighbours without a common latent
+    /// space, a System with another number of particles than the models have atoms, a constraint that a model does not
+    /// keep (named).
     pub fn new(
         system: &System,
         dynamics: &SimulationOptions,
@@ -118,8 +120,8 @@ impl ExchangingReplicas {
         Ok(())
     }
 
-    /// `interval` steps of every replica, and then an attempt of every pair of neighbours, once each: the first with the second, the
-    /// second with the third, and so on.
+    /// `interval` steps of every replica, and then an attempt of every pair of neighbours, once each: the first with
+    /// the second, the second with the third, and so on.
     pub fn iterate(&mut self) -> Result<()> {
         let interval = self.interval;
         self.replicas.iter_mut().try_for_each(|replica| replica.run(interval))?;
@@ -156,7 +158,8 @@ impl ExchangingReplicas {
         Ok(ReplicasState { step: self.step, simulations, statistics: self.statistics().cloned().collect() })
     }
 
-    /// Goes on where replicas of the same models, temperatures, dynamics and interval were. Errors: a state of more or fewer replicas.
+    /// Goes on where replicas of the same models, temperatures, dynamics and interval were. Errors: a state of more or
+    /// fewer replicas.
     pub fn go_on_from(&mut self, state: &ReplicasState) -> Result<()> {
         let (n, found) = (self.replicas.len(), state.simulations.len());
         if found != n || state.statistics.len() != n - 1 {
@@ -188,7 +191,8 @@ mod tests {
     use super::super::tests::{about, chain};
     use super::*;
 
-    /// Of three replicas the one in the middle is in two exchanges of a turn, the second with what the first has brought.
+    /// Of three replicas the one in the middle is in two exchanges of a turn, the second with what the first has
+    /// brought.
     #[test]
     fn a_replica_that_has_exchanged_goes_into_the_next_exchange_as_it_is() {
         let (system, x) = (chain(2, ""), [0.0, 0.0, 0.0, 0.4, 0.0, 0.0]);

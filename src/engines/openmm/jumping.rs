@@ -1,5 +1,5 @@
-//! Molecular dynamics with generator jumps, driven from Rust: a [`Simulation`] whose every `frequency`-th step is followed by
-//! an attempt of a move on all particles, or on those of a solute.
+//! Molecular dynamics with generator jumps, driven from Rust: a [`Simulation`] whose every `frequency`-th step is
+//! followed by an attempt of a move on all particles, or on those of a solute.
 
 use super::solvent::{Solute, Solvent};
 use super::{OpenMmTarget, Simulation, SimulationOptions, System};
@@ -45,12 +45,14 @@ enum Energies {
 }
 
 impl JumpingSimulation {
-    /// `options.stride` is set to `frequency` (steps between attempts). Without a `solute` the model describes the whole System.
+    /// `options.stride` is set to `frequency` (steps between attempts). Without a `solute` the model describes the
+    /// whole System.
     ///
     /// A steerable model is taken to the temperature of the dynamics.
     ///
-    /// Errors: another number of particles than the model has atoms, a constraint that the model does not keep (named) or that ties the
-    /// solute to the rest, frequency 0, a driven move of all particles, a move along gradients of a part, a second model of other dimension.
+    /// Errors: another number of particles than the model has atoms, a constraint that the model does not keep (named)
+    /// or that ties the solute to the rest, frequency 0, a driven move of all particles, a move along gradients of a
+    /// part, a second model of other dimension.
     pub fn new(
         system: &System,
         dynamics: &SimulationOptions,

@@ -72,8 +72,9 @@ const REFERENCE: &str = "Reference";
 const NO_SYSTEM: &str = "this is not an OpenMM System: write one with openmm.XmlSerializer.serialize";
 
 impl System {
-    /// Reads what `openmm.XmlSerializer.serialize(system)` wrote, but for the plugin's moves (`MonteCarloModeJump`): the System is what
-    /// energies and dynamics are those of, and a move of its own would act beside them unseen ([`System::moves_left_out`]).
+    /// Reads what `openmm.XmlSerializer.serialize(system)` wrote, but for the plugin's moves (`MonteCarloModeJump`):
+    /// the System is what energies and dynamics are those of, and a move of its own would act beside them unseen
+    /// ([`System::moves_left_out`]).
     ///
     /// Errors: the file cannot be read, is not XML, or holds no System.
     pub fn from_xml_file(path: impl AsRef<Path>) -> Result<System> {
@@ -95,8 +96,8 @@ impl System {
         Ok(System { inner: bridge::system_from_xml(xml)?, platform: REFERENCE.into() })
     }
 
-    /// Has targets of it, and walkers that make frames, compute on this OpenMM platform instead of `Reference`. `CPU` is in single precision, and
-    /// faster where `Reference` is slow, as with a CustomGBForce.
+    /// Has targets of it, and walkers that make frames, compute on this OpenMM platform instead of `Reference`. `CPU`
+    /// is in single precision, and faster where `Reference` is slow, as with a CustomGBForce.
     pub fn on_platform(self, platform: &str) -> System {
         System { platform: platform.into(), ..self }
     }
@@ -140,8 +141,8 @@ impl System {
         Ok(pairs.chunks(2).zip(lengths).map(|(pair, length)| (pair[0] as usize, pair[1] as usize, length)).collect())
     }
 
-    /// Those among `particles`, which are the model's atoms in its order, by the model's indices, if there are any; errors as those of
-    /// [`Constraints::among`].
+    /// Those among `particles`, which are the model's atoms in its order, by the model's indices, if there are any;
+    /// errors as those of [`Constraints::among`].
     fn constraints_of(&self, model: &dyn Model, particles: &[usize]) -> Result<Option<Constraints>> {
         self.constraints_among(particles, model.card().kept_bonds(), &|atom| model.card().label(atom))
     }

@@ -45,7 +45,8 @@ pub struct Simulation {
 }
 
 impl Simulation {
-    /// Errors: unknown platform (the message lists those there are), options out of range, a System that OpenMM refuses.
+    /// Errors: unknown platform (the message lists those there are), options out of range, a System that OpenMM
+    /// refuses.
     pub fn new(system: &System, options: &SimulationOptions) -> Result<Simulation> {
         let checks = [
             ("temperature", options.temperature, options.temperature > 0.0),
@@ -110,8 +111,9 @@ impl Simulation {
         Ok(self.inner.pin_mut().set_velocities(v)?)
     }
 
-    /// Draws velocities from Maxwell–Boltzmann, brings them to the form that the integrator stores (half a step behind, see
-    /// `set_drawn_velocities` in bridge.cpp) and projects them on the constraints. Needed after every jump of the positions.
+    /// Draws velocities from Maxwell–Boltzmann, brings them to the form that the integrator stores (half a step behind,
+    /// see `set_drawn_velocities` in bridge.cpp) and projects them on the constraints. Needed after every jump of the
+    /// positions.
     pub fn redraw_velocities(&mut self, stream: &mut Stream) -> Result<()> {
         let kt = thermal_energy(self.temperature);
         let width = |mass: f64| if mass > 0.0 { (kt / mass).sqrt() } else { 0.0 };

@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 use crate::target::Target;
 use crate::units::thermal_energy;
 
-/// The particles that a model describes, among others that stay where they are or, on the path of a driven move, give way.
+/// The particles that a model describes, among others that stay where they are or, on the path of a driven move, give
+/// way.
 #[derive(Clone, Debug)]
 pub struct Solute {
     /// Indices in the System, in the order of the model's atoms.
@@ -49,8 +50,8 @@ impl Solute {
     }
 }
 
-/// u(x, e) of a solute at x in the environment e of a [`Simulation`], which is that of the last [`Solvent::begin`], or where it has
-/// relaxed to since.
+/// u(x, e) of a solute at x in the environment e of a [`Simulation`], which is that of the last [`Solvent::begin`], or
+/// where it has relaxed to since.
 pub(super) struct Solvent {
     inner: UniquePtr<bridge::Solvent>,
     dimension: usize,

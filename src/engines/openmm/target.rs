@@ -42,13 +42,15 @@ impl OpenMmTarget {
         })
     }
 
-    /// The ensemble of the System's constrained dynamics, whose density is e^{−u} √det Z: [`OpenMmTarget::log_metric`] tells the second factor. Errors name
-    /// a bond that is constrained and varied by the model, or kept by it and not constrained.
+    /// The ensemble of the System's constrained dynamics, whose density is e^{−u} √det Z: [`OpenMmTarget::log_metric`]
+    /// tells the second factor. Errors name a bond that is constrained and varied by the model, or kept by it and not
+    /// constrained.
     pub fn with_constraints(self, system: &System, model: &dyn Model) -> Result<OpenMmTarget> {
         self.with_kept_bonds(system, model.card().kept_bonds(), &|atom| model.card().label(atom))
     }
 
-    /// The same for samples of an unknown model that have these bonds (i, j, length in nm) at one length; `label` names atoms.
+    /// The same for samples of an unknown model that have these bonds (i, j, length in nm) at one length; `label` names
+    /// atoms.
     pub fn with_kept_bonds(
         self,
         system: &System,
@@ -59,7 +61,8 @@ impl OpenMmTarget {
         Ok(OpenMmTarget { constraints: system.constraints_among(&all, kept, label)?, ..self })
     }
 
-    /// ½ ln det Z of a configuration (nm), with which weights and populations go as e^{−u + ½ ln det Z}; 0 without constraints.
+    /// ½ ln det Z of a configuration (nm), with which weights and populations go as e^{−u + ½ ln det Z}; 0 without
+    /// constraints.
     pub fn log_metric(&mut self, x: &[f64]) -> f64 {
         self.constraints.as_mut().map_or(0.0, |constraints| constraints.log_metric(x))
     }
@@ -74,7 +77,8 @@ impl OpenMmTarget {
 
     /// Potential energies in kJ/mol of `x[n][particles][3]` (nm) and, unless `forces` is empty, forces in kJ/(mol nm).
     ///
-    /// Rows with non-finite coordinates or energies get +∞ and forces of NaN. Errors: wrong lengths, a failing platform.
+    /// Rows with non-finite coordinates or energies get +∞ and forces of NaN. Errors: wrong lengths, a failing
+    /// platform.
     pub fn energies_and_forces(&mut self, x: &[f64], energies: &mut [f64], forces: &mut [f64]) -> Result<()> {
         let (n, dimension) = (energies.len(), self.dimension());
         if x.len() != n * dimension || !(forces.is_empty() || forces.len() == x.len()) {

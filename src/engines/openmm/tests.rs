@@ -285,7 +285,8 @@ fn dynamics_has_the_temperature_asked_for() {
     }
 }
 
-/// A draw that took the force at x itself would be 5 K too hot at this timestep; 8000 draws have a standard error of 0.6 K.
+/// A draw that took the force at x itself would be 5 K too hot at this timestep; 8000 draws have a standard error of
+/// 0.6 K.
 #[test]
 fn redrawn_velocities_do_not_heat_stiff_modes() {
     let mut simulation = started("system.xml", 0.001, 4);

@@ -1,9 +1,10 @@
-//! `.cpt`: the state of a run. Positions and velocities are found and replaced in place; all else, the step and the state of
-//! thermostat and random numbers among it, stays as it is.
+//! `.cpt`: the state of a run. Positions and velocities are found and replaced in place; all else, the step and the
+//! state of thermostat and random numbers among it, stays as it is.
 //!
-//! GROMACS writes each array of the state as its number of values, their type (1 float, 2 double) and the values, and positions
-//! and velocities one after the other. A pair of such arrays of three numbers an atom is looked for. Nothing checks sums over a
-//! checkpoint, and GROMACS reads the edited file as its own (2022 and 2026 write the state in the same way).
+//! GROMACS writes each array of the state as its number of values, their type (1 float, 2 double) and the values, and
+//! positions and velocities one after the other. A pair of such arrays of three numbers an atom is looked for. Nothing
+//! checks sums over a checkpoint, and GROMACS reads the edited file as its own (2022 and 2026 write the state in the
+//! same way).
 
 use super::xdr::{decode, encode};
 use crate::coordinates::whole::BoxVectors;

@@ -1,7 +1,7 @@
 //! Files of GROMACS: trajectories (`.trr`, `.xtc`), structures (`.gro`), energies (`.edr`), checkpoints (`.cpt`).
 //!
-//! All but `.gro` are XDR: big-endian numbers, strings padded to four bytes. Numbers are floats in files of a mixed-precision
-//! build and doubles in those of a double-precision one; the sizes tell.
+//! All but `.gro` are XDR: big-endian numbers, strings padded to four bytes. Numbers are floats in files of a
+//! mixed-precision build and doubles in those of a double-precision one; the sizes tell.
 
 pub mod cpt;
 pub mod edr;

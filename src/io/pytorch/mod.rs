@@ -1,5 +1,5 @@
-//! Tensors of PyTorch files (`.pt`, `.pth`, `.ckpt` of PyTorch 1.6 and later): a zip archive with a pickle, `data.pkl`, and one
-//! entry of raw numbers per storage, `data/KEY`. Data only: nothing that the file names is executed.
+//! Tensors of PyTorch files (`.pt`, `.pth`, `.ckpt` of PyTorch 1.6 and later): a zip archive with a pickle, `data.pkl`,
+//! and one entry of raw numbers per storage, `data/KEY`. Data only: nothing that the file names is executed.
 
 mod pickle;
 #[cfg(test)]
@@ -27,11 +27,11 @@ const MOST_DIMENSIONS: usize = 16;
 const ELEMENTS_PER_BYTE: usize = 4;
 const FEWEST_ELEMENTS: usize = 1 << 20;
 
-/// All tensors of a PyTorch file as f64, with the path to each as its name: `state_dict.net.0.weight`. Elements of lists and
-/// tuples are numbered. f16, bf16, f32, f64, i64, i32, u8 and bool are known.
+/// All tensors of a PyTorch file as f64, with the path to each as its name: `state_dict.net.0.weight`. Elements of
+/// lists and tuples are numbered. f16, bf16, f32, f64, i64, i32, u8 and bool are known.
 ///
-/// `name` stands for the path in error messages. Errors: no zip archive, entries that are compressed, missing or damaged,
-/// an unknown pickle instruction or number type, views beyond their storage; each names the place.
+/// `name` stands for the path in error messages. Errors: no zip archive, entries that are compressed, missing or
+/// damaged, an unknown pickle instruction or number type, views beyond their storage; each names the place.
 pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<BTreeMap<String, Tensor>> {
     read(bytes).map_err(|reason| Error::file(name, reason))
 }

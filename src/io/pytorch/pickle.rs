@@ -1,12 +1,12 @@
 //! A pickle reader that only builds data: dictionaries, lists, tuples, strings, numbers, and descriptions of tensors.
 //!
-//! A pickle is a program for a stack machine, and Python's own machine calls whatever function the file names. This one calls
-//! nothing: `collections.OrderedDict` becomes a dictionary, the two functions that PyTorch uses to rebuild tensors become a
-//! [`View`], and every other name becomes an [`Object`] that keeps the name and what was given to it.
+//! A pickle is a program for a stack machine, and Python's own machine calls whatever function the file names. This one
+//! calls nothing: `collections.OrderedDict` becomes a dictionary, the two functions that PyTorch uses to rebuild
+//! tensors become a [`View`], and every other name becomes an [`Object`] that keeps the name and what was given to it.
 //!
-//! Memory is bounded by the length of the input: every instruction makes at most one node, nodes share names and views that are made of others, and
-//! what they copy has a largest length.
-//! Instructions of protocols 2 to 5, which is what PyTorch writes, are known; the text forms of protocol 0 are not.
+//! Memory is bounded by the length of the input: every instruction makes at most one node, nodes share names and views
+//! that are made of others, and what they copy has a largest length. Instructions of protocols 2 to 5, which is what
+//! PyTorch writes, are known; the text forms of protocol 0 are not.
 
 use super::MOST_DIMENSIONS;
 use std::collections::HashMap;
@@ -15,7 +15,8 @@ use std::rc::Rc;
 /// Bytes of a name that is put together of two others, which many may share.
 const LONGEST_GLOBAL: usize = 256;
 
-/// Place of a node in [`Pickle::nodes`]. Containers refer to their parts by it, so shared and cyclic parts cost nothing.
+/// Place of a node in [`Pickle::nodes`]. Containers refer to their parts by it, so shared and cyclic parts cost
+/// nothing.
 pub type Id = usize;
 
 #[derive(Clone, Debug, PartialEq)]

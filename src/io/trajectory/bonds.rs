@@ -11,7 +11,8 @@ const LONGEST_BOND: f64 = 0.3;
 /// Half of the bonds of molecules, or of beads of several atoms, are shorter (nm).
 const LONGEST_MEDIAN: f64 = 0.7;
 
-/// Frames in which atoms of a bond are too far apart for one: in Angstrom, in another order, of a molecule that is not whole.
+/// Frames in which atoms of a bond are too far apart for one: in Angstrom, in another order, of a molecule that is not
+/// whole.
 pub struct Torn {
     frames: usize,
     of: usize,
@@ -56,7 +57,8 @@ pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Tor
     })
 }
 
-/// Errors: frames, one in twenty of them or more, whose bonds (`atoms`) are as long as those of molecules are in Angstrom.
+/// Errors: frames, one in twenty of them or more, whose bonds (`atoms`) are as long as those of molecules are in
+/// Angstrom.
 pub fn require_nanometres(path: &Path, frames: &Frames, atoms: &Topology) -> Result<()> {
     let median = |x: &[f64]| {
         let mut lengths: Vec<f64> = atoms.bonds.iter().map(|&[i, j]| distance(x, i, j)).collect();

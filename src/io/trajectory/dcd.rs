@@ -1,5 +1,5 @@
-//! DCD trajectories (CHARMM, NAMD, OpenMM, X-PLOR): Fortran records of f32 coordinates in ångström. Reads both byte orders, unit-cell
-//! records and fixed-size frames; writes little-endian files without a cell.
+//! DCD trajectories (CHARMM, NAMD, OpenMM, X-PLOR): Fortran records of f32 coordinates in ångström. Reads both byte
+//! orders, unit-cell records and fixed-size frames; writes little-endian files without a cell.
 
 use super::{Clock, Frames};
 use crate::error::{Error, Result};
@@ -57,7 +57,8 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
     let header = records.next().filter(|h| h.len() == 84 && &h[..4] == b"CORD").ok_or("not a DCD file")?;
     // ICNTRL(k), counted from 1: the header starts behind its length, and they behind its name
     let int = |k: usize| records.word(4 + k * 4).unwrap_or(0);
-    // X-PLOR has no version, cell or fourth dimension, and a time step of eight bytes that reaches into the place of the cell's flag
+    // X-PLOR has no version, cell or fourth dimension, and a time step of eight bytes that reaches into the place of
+    // the cell's flag
     let is_charmm = int(20) != 0;
     let (has_cell, has_fourth, fixed) = (is_charmm && int(11) != 0, is_charmm && int(12) != 0, int(9));
     debug_assert_eq!(header.len(), 84);
@@ -131,7 +132,8 @@ pub fn to_bytes(frames: &Frames, clock: Clock) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    /// Two frames of two atoms, with the numbers of the header that matter, and a record before and after the axes of each frame.
+    /// Two frames of two atoms, with the numbers of the header that matter, and a record before and after the axes of
+    /// each frame.
     fn file(control: &[(usize, u32)], before: &[u8], after: &[u8]) -> Vec<u8> {
         let mut bytes = to_bytes(&Frames { dimension: 6, x: Vec::new() }, Clock::default());
         control.iter().for_each(|(k, value)| bytes[4 + 4 * k..8 + 4 * k].copy_from_slice(&value.to_le_bytes()));

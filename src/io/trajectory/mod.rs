@@ -1,4 +1,5 @@
-//! Trajectories: PDB, GRO, DCD, XTC, TRR, `.npy` and safetensors, chosen by the file's extension. Frames are `x[n][atoms][3]` in nm.
+//! Trajectories: PDB, GRO, DCD, XTC, TRR, `.npy` and safetensors, chosen by the file's extension. Frames are
+//! `x[n][atoms][3]` in nm.
 
 mod bonds;
 mod dcd;
@@ -94,8 +95,8 @@ pub fn read(path: &Path) -> Result<Frames> {
     }
 }
 
-/// Frames of these atoms; `whose` says of what they are the list. Errors: also another number of atoms, and another order or other names in
-/// a format that has them.
+/// Frames of these atoms; `whose` says of what they are the list. Errors: also another number of atoms, and another
+/// order or other names in a format that has them.
 pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
     let frames = read(path)?.require(path, 3 * atoms.n_atoms())?;
     let given = match Format::of(path)? {
@@ -122,7 +123,8 @@ pub fn require_array(path: &Path, name: &str) -> Result<()> {
     }
 }
 
-/// Errors: the name of a file of frames, for something that is written as safetensors: it would hold another format than it says.
+/// Errors: the name of a file of frames, for something that is written as safetensors: it would hold another format
+/// than it says.
 pub fn require_tensors(path: &Path, what: &str) -> Result<()> {
     match Format::of(path) {
         Ok(format) if format != Format::Safetensors => {
@@ -162,8 +164,8 @@ pub fn write_timed(
     write_atomically(path, &bytes)
 }
 
-/// Whether [`write()`] will find all it needs for frames of this dimension, to be asked before long work: an extension it knows, the atoms
-/// that the format names, a place for the file.
+/// Whether [`write()`] will find all it needs for frames of this dimension, to be asked before long work: an extension
+/// it knows, the atoms that the format names, a place for the file.
 pub fn check(path: &Path, dimension: usize, topology: Option<&Topology>) -> Result<()> {
     check_format(path, dimension, topology)?;
     check_writable(path)
@@ -181,7 +183,8 @@ fn check_format(path: &Path, dimension: usize, topology: Option<&Topology>) -> R
     }
 }
 
-/// The topology that a format with names needs. Errors: also names that its columns do not hold, which would be others in the file.
+/// The topology that a format with names needs. Errors: also names that its columns do not hold, which would be others
+/// in the file.
 fn named<'a>(path: &Path, dimension: usize, topology: Option<&'a Topology>, columns: usize) -> Result<&'a Topology> {
     let topology = topology
         .ok_or_else(|| Error::file(path, "this format needs a topology; write dcd, xtc, trr, npy or safetensors"))?;

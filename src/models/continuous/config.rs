@@ -48,8 +48,9 @@ pub enum Prior {
     /// The standard normal density of centred configurations, normalised on their 3N − 3 dimensions.
     #[default]
     MeanFree,
-    /// −|z|²/2 in all 3N dimensions without its constant, as BoltzNCE has it: samples carry a random centroid that e^{−u} does
-    /// not know, so the density is a surrogate. Log-densities are in the network's units. For comparison only.
+    /// −|z|²/2 in all 3N dimensions without its constant, as BoltzNCE has it: samples carry a random centroid that
+    /// e^{−u} does not know, so the density is a surrogate. Log-densities are in the network's units. For comparison
+    /// only.
     Reference,
 }
 
@@ -60,8 +61,8 @@ pub enum Divergence {
     /// All directions, by forward mode.
     #[default]
     Exact,
-    /// Hutchinson's estimate tr J ≈ mean of eᵀJe over random signs e, the same along the path of a sample (Grathwohl et al.,
-    /// ICLR 2019); they are a function of the point where the path starts.
+    /// Hutchinson's estimate tr J ≈ mean of eᵀJe over random signs e, the same along the path of a sample (Grathwohl et
+    /// al., ICLR 2019); they are a function of the point where the path starts.
     Hutchinson { probes: usize },
 }
 
@@ -145,14 +146,15 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// (a, b) of v = a x + b x_data: the prior point is (x − α x_data)/σ, so v = α′ x_data + σ′ x_prior has a = σ′/σ and
-    /// b = α′ − α σ′/σ.
+    /// (a, b) of v = a x + b x_data: the prior point is (x − α x_data)/σ, so v = α′ x_data + σ′ x_prior has a = σ′/σ
+    /// and b = α′ − α σ′/σ.
     pub fn by_endpoint(&self) -> (f64, f64) {
         let a = self.d_sigma / self.sigma;
         (a, self.d_alpha - self.alpha * a)
     }
 
-    /// (a, b) of the score ∇ log p_t = a x + b v: it is −E[x_prior | x]/σ, and α v − α′ x = (α σ′ − α′ σ) E[x_prior | x].
+    /// (a, b) of the score ∇ log p_t = a x + b v: it is −E[x_prior | x]/σ, and α v − α′ x = (α σ′ − α′ σ) E[x_prior |
+    /// x].
     pub fn score(&self) -> (f64, f64) {
         let scale = 1.0 / (self.sigma * (self.alpha * self.d_sigma - self.d_alpha * self.sigma));
         (self.d_alpha * scale, -self.alpha * scale)

@@ -6,9 +6,10 @@
 //! ```
 //!
 //! The prior is the standard normal density of the 3N − 3 dimensional space of configurations whose centroid is at the
-//! origin, P the projection on that space (subtract the mean over atoms), and the flow stays in it: log q is the normalised
-//! density with respect to its volume. A velocity that does not change with translation has ∂v/∂x P = ∂v/∂x, so its
-//! divergence needs no correction; for any other, (1/N) Σ_c 1_cᵀ ∂v/∂x 1_c over the three translations 1_c is subtracted.
+//! origin, P the projection on that space (subtract the mean over atoms), and the flow stays in it: log q is the
+//! normalised density with respect to its volume. A velocity that does not change with translation has ∂v/∂x P = ∂v/∂x,
+//! so its divergence needs no correction; for any other, (1/N) Σ_c 1_cᵀ ∂v/∂x 1_c over the three translations 1_c is
+//! subtracted.
 
 mod config;
 
@@ -47,7 +48,8 @@ const SAMPLES_THERE_AND_BACK: usize = 2;
 
 /// A continuous flow over the vector field `F`.
 ///
-/// Latent points are prior points `[3N]` in the network's units. With folded mirror images z and −z give the same sample.
+/// Latent points are prior points `[3N]` in the network's units. With folded mirror images z and −z give the same
+/// sample.
 pub struct ContinuousFlow<F> {
     field: F,
     card: ModelCard,
@@ -58,8 +60,8 @@ pub struct ContinuousFlow<F> {
 }
 
 impl<F: VectorField> ContinuousFlow<F> {
-    /// Errors: options out of range; a card of other coordinates or another exactness; stereocentres with a field that does not
-    /// turn with its input, for then mirror images have different densities.
+    /// Errors: options out of range; a card of other coordinates or another exactness; stereocentres with a field that
+    /// does not turn with its input, for then mirror images have different densities.
     pub fn new(field: F, config: ContinuousConfig, card: ModelCard, hash: String) -> Result<ContinuousFlow<F>> {
         let dimension = field.dimension();
         config.check(dimension)?;
@@ -219,8 +221,8 @@ impl<F: VectorField> ContinuousFlow<F> {
         probes
     }
 
-    /// Carries points `y[n][3N]` (network's units) over the span and adds ∫ div dt to `integral[n]`, unless that is empty. A
-    /// sample's result does not depend on its chunk.
+    /// Carries points `y[n][3N]` (network's units) over the span and adds ∫ div dt to `integral[n]`, unless that is
+    /// empty. A sample's result does not depend on its chunk.
     fn carry(&self, span: [f64; 2], y: &mut [f64], integral: &mut [f64]) -> Result<Vec<Report>> {
         let probes = |y: &[f64], integral: &[f64]| if integral.is_empty() { Vec::new() } else { self.probes(y) };
         if let Some(solver) = self.field.solver() {
@@ -263,8 +265,8 @@ impl<F: VectorField> ContinuousFlow<F> {
         self.config.stereocentres.iter().all(|centre| centre.holds(x))
     }
 
-    /// [`Flow::generate`] with what the integration of each sample took; [`ode::failures`] names those that failed, whose
-    /// status is `NonFinite`.
+    /// [`Flow::generate`] with what the integration of each sample took; [`ode::failures`] names those that failed,
+    /// whose status is `NonFinite`.
     pub fn generate_reported(
         &self,
         z: &[f64],
@@ -292,8 +294,8 @@ impl<F: VectorField> ContinuousFlow<F> {
         Ok(reports)
     }
 
-    /// [`Flow::encode`] with what the integration of each sample took. Configurations of the wrong hand are not integrated: no
-    /// evaluations, and z is NaN.
+    /// [`Flow::encode`] with what the integration of each sample took. Configurations of the wrong hand are not
+    /// integrated: no evaluations, and z is NaN.
     pub fn encode_reported(
         &self,
         x: &[f64],
@@ -347,8 +349,8 @@ impl<F: VectorField> ContinuousFlow<F> {
         Ok(())
     }
 
-    /// Carries `x[n][3N]` (nm) to the prior and back. The error of log q there is of the size of what the solver's tolerance
-    /// does to an acceptance; well below 0.01 is harmless.
+    /// Carries `x[n][3N]` (nm) to the prior and back. The error of log q there is of the size of what the solver's
+    /// tolerance does to an acceptance; well below 0.01 is harmless.
     pub fn round_trip(&self, x: &[f64]) -> Result<Vec<RoundTrip>> {
         let d = self.field.dimension();
         let n = x.len() / d;
@@ -517,7 +519,8 @@ impl<F: VectorField> Density for ContinuousFlow<F> {
         self.encode(x, &mut vec![0.0; x.len()], &mut vec![0.0; n], log_density)
     }
 
-    /// Always an error: the gradient is the solution of the adjoint equation, for which networks have no derivatives yet.
+    /// Always an error: the gradient is the solution of the adjoint equation, for which networks have no derivatives
+    /// yet.
     fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
         Err(Error::Unsupported(
             "a continuous flow has no gradient of its log-density: train it by flow matching, and use moves that need \

@@ -1,5 +1,5 @@
-//! Affine coupling u′ = eˢ u + t, s = tanh(network) · e^{log α}; optionally volume-preserving (Dinh, Sohl-Dickstein, Bengio,
-//! "Density estimation using Real NVP", ICLR 2017; scale bound and mean subtraction as in bgflow).
+//! Affine coupling u′ = eˢ u + t, s = tanh(network) · e^{log α}; optionally volume-preserving (Dinh, Sohl-Dickstein,
+//! Bengio, "Density estimation using Real NVP", ICLR 2017; scale bound and mean subtraction as in bgflow).
 
 use super::conditioner::Conditioner;
 use super::layers::{Direction, LayerConfig, LayerTape, Rows};

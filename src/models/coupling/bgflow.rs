@@ -19,9 +19,9 @@ pub type Tensors = BTreeMap<String, Tensor>;
 
 /// Builds the model from a checkpoint's tensors (`_blocks.…`) and its configuration.
 ///
-/// With a `z_matrix` in the configuration: a generator in internal coordinates (torsion couplings, angles given torsions,
-/// bonds given both, truncated-normal marginals); `enable_identity_init` must be given, since it changes the density.
-/// Otherwise a RealNVP of dimension `dim`.
+/// With a `z_matrix` in the configuration: a generator in internal coordinates (torsion couplings, angles given
+/// torsions, bonds given both, truncated-normal marginals); `enable_identity_init` must be given, since it changes the
+/// density. Otherwise a RealNVP of dimension `dim`.
 pub fn convert(tensors: &Tensors, config: &Value, topology: Option<Topology>) -> Result<CouplingFlow<f64>> {
     let tensors: Tensors =
         tensors.iter().map(|(k, v)| (k.strip_prefix("w.").unwrap_or(k).to_string(), v.clone())).collect();
@@ -34,7 +34,8 @@ pub fn convert(tensors: &Tensors, config: &Value, topology: Option<Topology>) ->
     Ok(flow)
 }
 
-/// What blocks hold beside parameters: numbers that follow from others, and constants of the frame and of constrained bonds.
+/// What blocks hold beside parameters: numbers that follow from others, and constants of the frame and of constrained
+/// bonds.
 fn is_buffer(name: &str) -> bool {
     let name = name.rsplit('.').next().unwrap_or(name);
     name.starts_with("_cdf_") || name.starts_with("_values_")

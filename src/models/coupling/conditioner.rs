@@ -5,7 +5,8 @@ use crate::nn::{Activation, Mlp, MlpTape, Parameters, Real};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
-/// Features: cos 2πkc of all periodic coordinates, then sin 2πkc of all, for k = 1…harmonics; then the plain coordinates.
+/// Features: cos 2πkc of all periodic coordinates, then sin 2πkc of all, for k = 1…harmonics; then the plain
+/// coordinates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Features {

@@ -143,8 +143,8 @@ impl<R: Real> CouplingFlow<R> {
         self.prior(ws);
     }
 
-    /// After [`Self::encode_chunk`]: for L = Σ w·log q(x) adds ∂L/∂parameters to `gradient` and writes ∂L/∂x to `gx`, each
-    /// where wanted. Rows outside the support count as weight zero.
+    /// After [`Self::encode_chunk`]: for L = Σ w·log q(x) adds ∂L/∂parameters to `gradient` and writes ∂L/∂x to `gx`,
+    /// each where wanted. Rows outside the support count as weight zero.
     pub fn encode_vjp(
         &self,
         ws: &mut Workspace<R>,

@@ -178,7 +178,8 @@ pub fn programs() -> Vec<Program> {
     [GENERATE, BACK].into_iter().flat_map(|kernel| TILES.map(|tile| (tile, kernel))).flat_map(of).collect()
 }
 
-/// The kernel's source for networks of type `R`. That of gradients takes as long to compile as the others, and is not always needed.
+/// The kernel's source for networks of type `R`. That of gradients takes as long to compile as the others, and is not
+/// always needed.
 fn program<R: Real>(Tile { rows, threads }: Tile, kernel: &str) -> Program {
     let (real, back) = (crate::device::program::real::<R>(), u8::from(kernel == BACK));
     let name = if kernel == BACK { BACK } else { "coupling" };
@@ -229,7 +230,8 @@ enum Latent<'a> {
 }
 
 impl<R: Real> CouplingOnDevice<R> {
-    /// A row a block where there are few; else the largest tile that still gives every multiprocessor a block, or the smallest of many rows.
+    /// A row a block where there are few; else the largest tile that still gives every multiprocessor a block, or the
+    /// smallest of many rows.
     fn variant(&self, rows: usize) -> &Variant {
         let alone = self.variants.last().expect("one at least fits");
         match rows <= self.driver.multiprocessors() {
@@ -277,7 +279,8 @@ impl<R: Real> CouplingOnDevice<R> {
             ..arguments
         };
         let (threads, shared) = (variant.tile.threads as u32, variant.shared);
-        // SAFETY: the kernels take `Arguments`; `reserve` made room for `rows` rows, and the model's tables are those of `of`.
+        // SAFETY: the kernels take `Arguments`; `reserve` made room for `rows` rows, and the model's tables are those
+        // of `of`.
         unsafe { work.driver.launch(kernel, blocks as u32, threads, shared, argument(&arguments)) }
     }
 
@@ -342,7 +345,8 @@ impl<R: Real> CouplingOnDevice<R> {
         self.launch_back(&mut work, g_log_det.len(), variant, arguments, gz)
     }
 
-    /// As many blocks as run at once go through the rows, so that what they keep for the way back does not grow with the batch.
+    /// As many blocks as run at once go through the rows, so that what they keep for the way back does not grow with
+    /// the batch.
     fn launch_back(
         &self,
         work: &mut Workspace<Work>,

@@ -210,8 +210,8 @@ fn normal_cdf(t: f64) -> f64 {
     0.5 * libm::erfc(-t / SQRT_2)
 }
 
-/// Φ⁻¹: a rational first guess (Abramowitz and Stegun 26.2.23, error below 4.5e-4), then two Halley steps, each of which cubes
-/// the error, on the tail that is the smaller.
+/// Φ⁻¹: a rational first guess (Abramowitz and Stegun 26.2.23, error below 4.5e-4), then two Halley steps, each of
+/// which cubes the error, on the tail that is the smaller.
 fn normal_quantile(p: f64) -> f64 {
     let tail = p.min(1.0 - p);
     let r = (-2.0 * tail.ln()).sqrt();

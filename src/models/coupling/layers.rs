@@ -1,7 +1,8 @@
 //! The layers of a coupling flow: configuration, and one interface for all of them.
 //!
-//! A layer maps coordinates u → u′ in the generating direction and back. Both directions add the same number to `log_det`,
-//! ln|∂u′/∂u| of the generating direction, so log q(x) = log prior(z) − log_det whichever way it was reached.
+//! A layer maps coordinates u → u′ in the generating direction and back. Both directions add the same number to
+//! `log_det`, ln|∂u′/∂u| of the generating direction, so log q(x) = log prior(z) − log_det whichever way it was
+//! reached.
 
 use super::affine::AffineCoupling;
 use super::conditioner::{ConditionerTape, Features};
@@ -237,8 +238,9 @@ impl Layer {
         }
     }
 
-    /// Turns the cotangent of the output, `gu[rows][dimension]`, into that of the input, given the cotangent of `log_det`
-    /// per row; adds the parameters' to `gradient` where wanted. `tape` is that of [`Layer::apply`] in the same direction.
+    /// Turns the cotangent of the output, `gu[rows][dimension]`, into that of the input, given the cotangent of
+    /// `log_det` per row; adds the parameters' to `gradient` where wanted. `tape` is that of [`Layer::apply`] in the
+    /// same direction.
     pub fn vjp<R: Real>(
         &self,
         direction: Direction,

@@ -1,10 +1,10 @@
-//! Coupling flow: x = T(z) through layers that each transform some coordinates by a monotone map whose parameters depend on
-//! the others. Rational-quadratic splines (Durkan et al., NeurIPS 2019), affine couplings (Dinh et al., ICLR 2017), circular
-//! shifts and splines (Rezende et al., ICML 2020), fixed marginals and whitening; on internal coordinates this is the
-//! Boltzmann generator of Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019).
+//! Coupling flow: x = T(z) through layers that each transform some coordinates by a monotone map whose parameters
+//! depend on the others. Rational-quadratic splines (Durkan et al., NeurIPS 2019), affine couplings (Dinh et al., ICLR
+//! 2017), circular shifts and splines (Rezende et al., ICML 2020), fixed marginals and whitening; on internal
+//! coordinates this is the Boltzmann generator of Noé, Olsson, Köhler and Wu, Science 365, eaaw1147 (2019).
 //!
-//! log q(x) = log p(z) − ln|∂x/∂z|. Per coordinate the prior p is the standard normal or the uniform on [0, 1]; of a steerable flow
-//! ([`super::steering`]) the normal has variance τ.
+//! log q(x) = log p(z) − ln|∂x/∂z|. Per coordinate the prior p is the standard normal or the uniform on [0, 1]; of a
+//! steerable flow ([`super::steering`]) the normal has variance τ.
 
 mod affine;
 pub mod bgflow;

@@ -1,4 +1,5 @@
-//! Monotone rational-quadratic spline (Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows", NeurIPS 2019, eqs. 4–8).
+//! Monotone rational-quadratic spline (Durkan, Bekasov, Murray, Papamakarios, "Neural spline flows", NeurIPS 2019, eqs.
+//! 4–8).
 //!
 //! The analytic direction y = f(x) is the density direction x → z of a coupling; sampling solves the quadratic.
 

@@ -1,7 +1,7 @@
 //! Rational-quadratic spline coupling; parameter layout and constants as in nflows and bgflow.
 //!
-//! Network output per row: `[D][K]` widths, `[D][K]` heights, `[D][K]` slopes (`[D][K−1]` with linear ends), then one last
-//! slope for every coordinate with free ends.
+//! Network output per row: `[D][K]` widths, `[D][K]` heights, `[D][K]` slopes (`[D][K−1]` with linear ends), then one
+//! last slope for every coordinate with free ends.
 
 use super::conditioner::Conditioner;
 use super::layers::{Direction, Ends, LayerConfig, LayerTape, Rows};
@@ -211,7 +211,8 @@ impl SplineCoupling {
         self.conditioner.vjp(parameters, conditioner, gu, dimension, gradient);
     }
 
-    /// Knot `n` is the sum of the sizes before it: from the cotangents of knot and size to those of the network's outputs.
+    /// Knot `n` is the sum of the sizes before it: from the cotangents of knot and size to those of the network's
+    /// outputs.
     fn softmax_vjp<R: Real>(&self, p: &[R], n: usize, g_knot: f64, g_size: f64, g: &mut [R]) {
         let factor = R::from_f64(self.span * (1.0 - MIN_BIN * self.bins as f64));
         let (g_knot, g_size) = (R::from_f64(g_knot), R::from_f64(g_size));

@@ -8,10 +8,11 @@ use crate::models::card::SteeringConfig;
 use crate::models::{steering, Model};
 use crate::nn::Real;
 
-/// Whether the layers keep the volume of all coordinates with a normal prior, which are those that follow the temperature.
+/// Whether the layers keep the volume of all coordinates with a normal prior, which are those that follow the
+/// temperature.
 ///
-/// Coordinates with the uniform prior (torsions that turn) stay as they are trained, and may go through any layer that sees nothing
-/// else: of the rest given them, q_τ ∝ q_1^{1/τ} holds. Errors name the layer.
+/// Coordinates with the uniform prior (torsions that turn) stay as they are trained, and may go through any layer that
+/// sees nothing else: of the rest given them, q_τ ∝ q_1^{1/τ} holds. Errors name the layer.
 pub(super) fn check(
     steering: SteeringConfig,
     config: &CouplingConfig,
@@ -60,7 +61,8 @@ pub(super) fn check(
 }
 
 impl<R: Real> CouplingFlow<R> {
-    /// τ at a temperature (K). Errors: a flow that does not follow the temperature, and those of [`steering::variance`].
+    /// τ at a temperature (K). Errors: a flow that does not follow the temperature, and those of
+    /// [`steering::variance`].
     pub(super) fn variance_at(&self, kelvin: f64) -> Result<f64> {
         match self.card.steering {
             Some(_) => steering::variance(kelvin, self.card.temperature),
@@ -170,7 +172,8 @@ mod tests {
         }
     }
 
-    /// By quadrature over x and v, where they are one coordinate each; and samples are those of the density: the mean of q_τ′/q_τ is one.
+    /// By quadrature over x and v, where they are one coordinate each; and samples are those of the density: the mean
+    /// of q_τ′/q_τ is one.
     #[test]
     fn the_density_is_normalised_at_every_temperature() {
         for tau in [0.4, 1.0, 2.0] {

@@ -64,7 +64,8 @@ fn of_config<R: Real>(config: &EgnnConfig, directions: usize, machine: Machine) 
     program::<R>(SOURCE, config.features.len(), &block, machine, &own)
 }
 
-/// For derivatives along so many directions at once; counted as `VALUES_MEMORY`, `TANGENTS_MEMORY` and the tape of the kernels are.
+/// For derivatives along so many directions at once; counted as `VALUES_MEMORY`, `TANGENTS_MEMORY` and the tape of the
+/// kernels are.
 fn block<R>(config: &EgnnConfig, directions: usize, shared: usize) -> Block {
     let (n, hidden, even) = (config.features.len(), config.n_hidden, config.n_hidden.next_multiple_of(2));
     let with_tape = usize::from(directions > 0);

@@ -1,5 +1,5 @@
-//! ECNF: a continuous flow on an E(n)-equivariant graph network (Satorras et al., NeurIPS 2021; Klein et al., NeurIPS 2023;
-//! ECNF++: Tan et al., ICML 2025).
+//! ECNF: a continuous flow on an E(n)-equivariant graph network (Satorras et al., NeurIPS 2021; Klein et al., NeurIPS
+//! 2023; ECNF++: Tan et al., ICML 2025).
 //!
 //! With r_ij = |x_i − x_j|², a_ij = r_ij of the input, and d_ij = (x_i − x_j)/(√(r_ij + 1e-8) + 1), every layer does
 //!
@@ -175,8 +175,8 @@ struct Recorded {
     layers: Vec<RecordedLayer>,
 }
 
-/// What derivatives of a layer are made of. Of pairs: x_i − x_j, r, 1/(√(r + 1e-8) + 1), what W₁ and W₂ come to, m before and σ at the
-/// gate, what W_c comes to, c; of atoms: what N₁ comes to.
+/// What derivatives of a layer are made of. Of pairs: x_i − x_j, r, 1/(√(r + 1e-8) + 1), what W₁ and W₂ come to, m
+/// before and σ at the gate, what W_c comes to, c; of atoms: what N₁ comes to.
 struct RecordedLayer {
     d: Var,
     r: Var,

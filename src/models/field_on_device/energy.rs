@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 /// An energy that has kernels.
 pub trait EnergyKernel: Network {
-    /// The kernels, for no direction those of values, for those of a share of its score scores as well, with the network's parameters on a machine.
+    /// The kernels, for no direction those of values, for those of a share of its score scores as well, with the
+    /// network's parameters on a machine.
     fn kernel<R: Real>(&self, parameters: &[R], driver: &Arc<dyn Driver>) -> Result<FieldKernel>;
 }
 

@@ -1,6 +1,7 @@
-//! Vector fields and energies of molecules on a GPU: batches, launches and the sharing-out of divergences (`cuda/networks.cuh`); the ODE
-//! of a flow in `ode.rs`, blocks of networks on messages in `tangents.rs`. A model brings its kernels and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`,
-//! `graphormer_ebm/cuda.rs`, `gvp_ebm/cuda.rs`, `mlp_ebm/cuda.rs`, `invariant_ebm/cuda.rs`.
+//! Vector fields and energies of molecules on a GPU: batches, launches and the sharing-out of divergences
+//! (`cuda/networks.cuh`); the ODE of a flow in `ode.rs`, blocks of networks on messages in `tangents.rs`. A model
+//! brings its kernels and its weights: `gvp_flow/cuda.rs`, `egnn_flow/cuda.rs`, `graphormer_ebm/cuda.rs`,
+//! `gvp_ebm/cuda.rs`, `mlp_ebm/cuda.rs`, `invariant_ebm/cuda.rs`.
 
 mod energy;
 mod ode;
@@ -18,8 +19,8 @@ use bytemuck::{Pod, Zeroable};
 use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Of a block, which has a multiprocessor to itself: a round of a product of 64 outputs in PAIR_LANES lanes; f64 networks need twice the
-/// registers.
+/// Of a block, which has a multiprocessor to itself: a round of a product of 64 outputs in PAIR_LANES lanes; f64
+/// networks need twice the registers.
 pub fn threads<R>() -> usize {
     match size_of::<R>() {
         8 => 192,
@@ -56,8 +57,8 @@ impl Machine {
 
 /// Rows of one launch, so that memory on the card does not grow with the batch, and no launch takes seconds.
 const LAUNCH: usize = 1024;
-/// How often teams may take another configuration, one after the other, before blocks on their own are quicker: a team of 32 takes a seventh of a
-/// block's time or so.
+/// How often teams may take another configuration, one after the other, before blocks on their own are quicker: a team
+/// of 32 takes a seventh of a block's time or so.
 const ROUNDS_OF_TEAMS: usize = 4;
 /// Bytes that all blocks of a launch may keep in memory of the card; a single block may have more.
 const LARGEST_SCRATCH: usize = 4 << 30;
@@ -119,8 +120,8 @@ pub struct FieldKernel {
     pub rows: usize,
     /// Of a block.
     pub threads: usize,
-    /// Directions of a share of a divergence or, of energies, of a score. One that is found by reverse mode is a single share, and its one direction
-    /// only tells its program from that of values.
+    /// Directions of a share of a divergence or, of energies, of a score. One that is found by reverse mode is a single
+    /// share, and its one direction only tells its program from that of values.
     pub directions: usize,
     /// Shares of a configuration's score.
     pub shares: usize,
@@ -268,7 +269,8 @@ impl<R: Real> FieldOnDevice<R> {
         Ok(Variant { directions, team: if together { team } else { 1 } })
     }
 
-    /// Runs the kernel for derivatives along so many directions on rows whose t, x and dx are on the card, in `parts` each.
+    /// Runs the kernel for derivatives along so many directions on rows whose t, x and dx are on the card, in `parts`
+    /// each.
     fn launch(
         &self,
         work: &mut Workspace<Work<R>>,
@@ -299,7 +301,8 @@ impl<R: Real> FieldOnDevice<R> {
         };
         let argument = [bytemuck::bytes_of(&batch), &self.kernel.arguments].concat();
         let (grid, threads) = (grid as u32, self.kernel.threads as u32);
-        // SAFETY: the kernel takes a batch and its model's arguments; buffers have room for `rows` rows, scratch for `grid` blocks.
+        // SAFETY: the kernel takes a batch and its model's arguments; buffers have room for `rows` rows, scratch for
+        // `grid` blocks.
         unsafe {
             match variant.team {
                 1 => work.driver.launch(block.kernel, grid, threads, block.shared, &argument),

@@ -119,9 +119,10 @@ impl ReportRecord {
     }
 }
 
-/// Blocks of a team, of `resident` that run at once, for n samples with so many shares of a divergence: as few as take at most a
-/// tenth longer than the best number of them, counted in shares that are computed one after the other. Each block has the values to itself, which take
-/// as long as one of them: a little less by the multiply-adds of either field with a tape, and the rest of them is more.
+/// Blocks of a team, of `resident` that run at once, for n samples with so many shares of a divergence: as few as take
+/// at most a tenth longer than the best number of them, counted in shares that are computed one after the other. Each
+/// block has the values to itself, which take as long as one of them: a little less by the multiply-adds of either
+/// field with a tape, and the rest of them is more.
 fn team_size(n: usize, shares: usize, resident: usize) -> usize {
     let time = |blocks: usize| n.div_ceil(resident / blocks) * (1 + shares.div_ceil(blocks));
     let most = shares.min(resident);
@@ -129,7 +130,8 @@ fn team_size(n: usize, shares: usize, resident: usize) -> usize {
     (1..=most).find(|&blocks| 10 * time(blocks) <= 11 * best).unwrap_or(1)
 }
 
-/// Samples that a team carries in one launch: enough that blocks seldom wait for the slowest; one where a kernel that takes seconds is ended.
+/// Samples that a team carries in one launch: enough that blocks seldom wait for the slowest; one where a kernel that
+/// takes seconds is ended.
 fn samples_of_a_team(driver: &dyn Driver) -> usize {
     if driver.has_watchdog() {
         1
@@ -214,8 +216,8 @@ impl<R: Real> FieldOnDevice<R> {
         };
         let argument = [bytemuck::bytes_of(&ode), &self.kernel.arguments].concat();
         let (grid, threads) = (grid as u32, self.kernel.threads as u32);
-        // SAFETY: the kernel takes `Ode` and its model's arguments; buffers have room for n samples, so many teams and blocks, and
-        // live until what comes out is read.
+        // SAFETY: the kernel takes `Ode` and its model's arguments; buffers have room for n samples, so many teams and
+        // blocks, and live until what comes out is read.
         unsafe {
             match team {
                 1 => driver.launch(block.kernel, grid, threads, block.shared, &argument)?,

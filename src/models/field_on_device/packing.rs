@@ -26,7 +26,8 @@ pub struct LinearRecord {
     bias: i32,
 }
 
-/// Weights on their way to the card: matrices as `[in][out]` with an even number of outputs, every tensor at an even place.
+/// Weights on their way to the card: matrices as `[in][out]` with an even number of outputs, every tensor at an even
+/// place.
 pub struct Packing<'a, R> {
     pub parameters: &'a [R],
     pub weights: Vec<R>,

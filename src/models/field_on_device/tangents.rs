@@ -1,4 +1,5 @@
-//! What programs on `cuda/tangents.cuh` are compiled for, and what their blocks need: those of networks on messages between all atoms.
+//! What programs on `cuda/tangents.cuh` are compiled for, and what their blocks need: those of networks on messages
+//! between all atoms.
 
 use super::{needs_scratch, padded, threads, Machine, Numbers};
 use crate::device::{program::real, Program};
@@ -40,7 +41,8 @@ impl Block {
         Block { numbers: Numbers { state, tape }, directions, destinations, beside }
     }
 
-    /// Directions of a share: as many as there is room for in shared memory, or as many as there may be where that is too small in any case.
+    /// Directions of a share: as many as there is room for in shared memory, or as many as there may be where that is
+    /// too small in any case.
     pub fn directions<R>(shared: usize, block: impl Fn(usize) -> Block) -> usize {
         let fits = |directions: &usize| !needs_scratch::<R>(block(*directions).numbers.state, shared);
         [MOST_DIRECTIONS, 2, 1].into_iter().find(fits).unwrap_or(MOST_DIRECTIONS)

@@ -78,8 +78,8 @@ fn team(config: &GraphormerConfig) -> usize {
     config.heads.min(32)
 }
 
-/// A round of a product of 256 outputs in 24 lanes. f64 networks need more registers each; by tensor cores eight warps have 16 outputs in two
-/// rounds.
+/// A round of a product of 256 outputs in 24 lanes. f64 networks need more registers each; by tensor cores eight warps
+/// have 16 outputs in two rounds.
 fn threads<R>(machine: Machine) -> usize {
     match size_of::<R>() {
         4 if !machine.tensor => 384,

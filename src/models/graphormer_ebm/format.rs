@@ -23,8 +23,8 @@ fn is_unused(name: &str) -> bool {
     name.contains(".bias_updates.") || (name.contains(".layers.") && name.contains(".bias_proj."))
 }
 
-/// Configuration of a BoltzNCE checkpoint by the shapes of its tensors, and the tensors that its network uses. `types` are the
-/// atoms' classes from 0, `heads` and `blocks` are not to be seen in the shapes of all tensors.
+/// Configuration of a BoltzNCE checkpoint by the shapes of its tensors, and the tensors that its network uses. `types`
+/// are the atoms' classes from 0, `heads` and `blocks` are not to be seen in the shapes of all tensors.
 ///
 /// Errors: a checkpoint of another architecture.
 pub fn of_boltznce(

@@ -1,5 +1,5 @@
-//! BoltzNCE's energy-based model: a transformer over atoms whose attention is biased by distances (Aggarwal et al., NeurIPS
-//! 2025; Graphormer-3D: Shi et al. 2022). E(t, x) is a log-density up to a constant.
+//! BoltzNCE's energy-based model: a transformer over atoms whose attention is biased by distances (Aggarwal et al.,
+//! NeurIPS 2025; Graphormer-3D: Shi et al. 2022). E(t, x) is a log-density up to a constant.
 //!
 //! With r_ij = |x_j − x_i| and one pair (a, b) of numbers for every pair of atom types,
 //!
@@ -38,10 +38,11 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Version {
-    /// As trained by BoltzNCE: every component of x_j − x_i is shifted by 1e-5, so r_ij is not quite symmetric nor invariant
-    /// under rotations; an atom is its own neighbour; the time goes through one hidden number.
+    /// As trained by BoltzNCE: every component of x_j − x_i is shifted by 1e-5, so r_ij is not quite symmetric nor
+    /// invariant under rotations; an atom is its own neighbour; the time goes through one hidden number.
     Boltznce,
-    /// Distances of the invariant kind, no self-neighbours in the sum of Gaussians, unordered type pairs, a wide time network.
+    /// Distances of the invariant kind, no self-neighbours in the sum of Gaussians, unordered type pairs, a wide time
+    /// network.
     Clean,
 }
 
@@ -172,7 +173,8 @@ impl Graphormer {
         &self.config
     }
 
-    /// Random parameters: Gaussians side by side from 0 to `reach` in the network's units, norms and distance factors one.
+    /// Random parameters: Gaussians side by side from 0 to `reach` in the network's units, norms and distance factors
+    /// one.
     pub fn initial<R: Real>(&self, reach: f64, seed: u64) -> Vec<R> {
         let special = |name: &str, _: &[usize]| match name {
             "graphormer.gbf.mul.weight" => Some(Start::At(1.0)),

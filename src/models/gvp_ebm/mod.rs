@@ -1,6 +1,6 @@
-//! An energy-based model on geometric vector perceptrons: the embedding and layers of [`super::gvp_flow`], then a perceptron of
-//! the mean over atoms (BoltzNCE's `GVP_EBM`; Aggarwal et al., arXiv 2507.00846). E(t, x) is a log-density up to a constant,
-//! invariant under rotations, reflections, translations and permutations of like atoms.
+//! An energy-based model on geometric vector perceptrons: the embedding and layers of [`super::gvp_flow`], then a
+//! perceptron of the mean over atoms (BoltzNCE's `GVP_EBM`; Aggarwal et al., arXiv 2507.00846). E(t, x) is a
+//! log-density up to a constant, invariant under rotations, reflections, translations and permutations of like atoms.
 //!
 //! ```text
 //! (s, V)_i = layers(t, x)

@@ -1,4 +1,5 @@
-//! The vector field on a GPU: weights as `cuda/gvp.cuh` and `cuda/gvp_flow.cu` read them, and the sizes of their blocks.
+//! The vector field on a GPU: weights as `cuda/gvp.cuh` and `cuda/gvp_flow.cu` read them, and the sizes of their
+//! blocks.
 
 use super::layout::{GvpPlaces, NormPlaces, TrunkPlaces};
 use super::{GvpConfig, GvpField};
@@ -143,7 +144,8 @@ fn norm<R: Real>(packing: &mut Packing<R>, places: &NormPlaces) -> NormRecord {
     packing.norm(places.weight.start, places.bias.start, places.weight.len())
 }
 
-/// For derivatives along so many directions at once; counted as `VALUES_MEMORY`, `TANGENTS_MEMORY` and the tape of the kernels are.
+/// For derivatives along so many directions at once; counted as `VALUES_MEMORY`, `TANGENTS_MEMORY` and the tape of the
+/// kernels are.
 fn block<R>(config: &GvpConfig, directions: usize, shared: usize) -> Block {
     let even = |n: usize| n.next_multiple_of(2);
     let (n, scalars, vectors, hidden) =

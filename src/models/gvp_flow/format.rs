@@ -120,8 +120,8 @@ pub mod boltznce {
         format!("{} …", names.join(", "))
     }
 
-    /// The field of a checkpoint. BoltzNCE's empty tensors of dropout are dropped; any other tensor that the network does not
-    /// have is an error.
+    /// The field of a checkpoint. BoltzNCE's empty tensors of dropout are dropped; any other tensor that the network
+    /// does not have is an error.
     pub fn field(tensors: &Tensors, config: GvpConfig) -> Result<GvpField<f64>> {
         config.check()?;
         let dropout = |name: &str| name.ends_with(".dropout.vector_dropout.dummy_param");

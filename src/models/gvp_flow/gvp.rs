@@ -5,8 +5,9 @@
 //! a = W [s ; n(Vh)] + b,  s′ = a σ(βa),  g = Wg s′ + bg,  V′ = σ(g) Vu
 //! ```
 //!
-//! [`Gvp::linear`] is all of it that is linear in (s, V): W_s s + b, Whᵀ V and (Wh Wu)ᵀ V; for a message it is taken once per
-//! source. [`Gvp::scalars`] and [`Gvp::vectors`] are the rest, for a set of rows; `tangent.rs` has the derivatives.
+//! [`Gvp::linear`] is all of it that is linear in (s, V): W_s s + b, Whᵀ V and (Wh Wu)ᵀ V; for a message it is taken
+//! once per source. [`Gvp::scalars`] and [`Gvp::vectors`] are the rest, for a set of rows; `tangent.rs` has the
+//! derivatives.
 //!
 //! Rows of scalars are `[scalars]`, of vectors `[3][vectors]`, each padded to whole lanes with zeros.
 
@@ -135,8 +136,8 @@ impl<R: Real> Gvp<R> {
         self.outputs.apply(3 * rows, v, n_v, Start::Zero, &mut linear.outputs);
     }
 
-    /// s′ of `rows` rows, left in `scratch`. They are the rows of `linear`, without the destination of `edges`. With a tape:
-    /// the derivatives, from row `tape.1` on.
+    /// s′ of `rows` rows, left in `scratch`. They are the rows of `linear`, without the destination of `edges`. With a
+    /// tape: the derivatives, from row `tape.1` on.
     pub fn scalars(
         &self,
         rows: usize,

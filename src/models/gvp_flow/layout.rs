@@ -68,7 +68,8 @@ pub struct Places {
     pub output: GvpPlaces,
 }
 
-/// Where parameters begin that are neither weights nor biases of linear layers; the matrices of vectors are stored `[in][out]`.
+/// Where parameters begin that are neither weights nor biases of linear layers; the matrices of vectors are stored
+/// `[in][out]`.
 pub fn start(name: &str, shape: &[usize]) -> Option<Start> {
     match shape {
         [] => Some(Start::At(1.0)),

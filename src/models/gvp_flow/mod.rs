@@ -1,6 +1,6 @@
-//! The vector field of BoltzNCE (Aggarwal et al., arXiv 2507.00846): a network of geometric vector perceptrons (Jing et al.,
-//! ICLR 2021) on the complete graph of a molecule's atoms, equivariant under rotations, reflections, translations and
-//! permutations of like atoms.
+//! The vector field of BoltzNCE (Aggarwal et al., arXiv 2507.00846): a network of geometric vector perceptrons (Jing et
+//! al., ICLR 2021) on the complete graph of a molecule's atoms, equivariant under rotations, reflections, translations
+//! and permutations of like atoms.
 //!
 //! In units of the network, for atoms i, edges j → i and features h, with perceptrons GVP(s, V) as in `gvp.rs`:
 //!
@@ -82,7 +82,8 @@ pub struct GvpField<R: Real> {
     pool: Mutex<Vec<Workspace<R>>>,
 }
 
-/// Lengths of the network, in its unit, and what messages are divided by: far beyond any molecule, and squares are numbers in f32.
+/// Lengths of the network, in its unit, and what messages are divided by: far beyond any molecule, and squares are
+/// numbers in f32.
 const LONGEST: f64 = 1e6;
 
 impl GvpConfig {

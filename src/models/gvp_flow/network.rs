@@ -135,8 +135,8 @@ impl<R: Real> Network<R> {
     }
 
     /// f and its divergence. Tangents along the coordinates of all atoms but the last; those along the last follow from
-    /// translation invariance. In the first layer an edge depends on its own two atoms only, and the last one needs of each
-    /// atom only the tangents along itself.
+    /// translation invariance. In the first layer an edge depends on its own two atoms only, and the last one needs of
+    /// each atom only the tangents along itself.
     pub fn evaluate_divergence(&self, t: f64, x: &[f64], ws: &mut Workspace<R>, f: &mut [f64]) -> f64 {
         self.begin(t, x, ws);
         let n = 3 * self.n_atoms;
@@ -197,7 +197,8 @@ impl<R: Real> Network<R> {
         ws.v.resize(n * 3 * self.u, R::default());
     }
 
-    /// One layer in place; with tapes for [`Self::tangents`]. The last layer's step of the coordinates is not used by anything.
+    /// One layer in place; with tapes for [`Self::tangents`]. The last layer's step of the coordinates is not used by
+    /// anything.
     fn layer(&self, l: usize, ws: &mut Workspace<R>, tape: bool) {
         let (layer, n) = (&self.layers[l], self.n_atoms);
         let Workspace { x, step, s, v, edges, linear, scratch, message_s, message_v, output, tapes, .. } = ws;
@@ -265,8 +266,8 @@ impl<R: Real> Network<R> {
         self.layers[l].message.linear(self.n_atoms * state.n, &state.ds, &state.dv, false, &mut state.linear);
     }
 
-    /// The tangents of one layer in place, along `directions`; `pairwise` for the first layer of a divergence. In the last
-    /// layer dx becomes the tangent of the output.
+    /// The tangents of one layer in place, along `directions`; `pairwise` for the first layer of a divergence. In the
+    /// last layer dx becomes the tangent of the output.
     fn tangents(&self, l: usize, ws: &mut Workspace<R>, directions: std::ops::Range<usize>, pairwise: bool) {
         if !pairwise {
             self.linear_tangents(l, ws);
@@ -318,8 +319,8 @@ impl<R: Real> Network<R> {
         }
     }
 
-    /// The same in the first layer, where s and V do not depend on x: an edge has three directions, those of its source, and
-    /// opposite ones of its destination.
+    /// The same in the first layer, where s and V do not depend on x: an edge has three directions, those of its
+    /// source, and opposite ones of its destination.
     fn pairwise_messages(&self, l: usize, atom: usize, ws: &mut Workspace<R>) {
         let Workspace { edges, tapes, tangents: state, .. } = ws;
         let (f, u) = (self.f, 3 * self.u);

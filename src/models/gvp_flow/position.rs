@@ -1,4 +1,5 @@
-//! The perceptron with one vector that comes out: act(g) · Vu/n(Vu), a step of the coordinates or the output of the network.
+//! The perceptron with one vector that comes out: act(g) · Vu/n(Vu), a step of the coordinates or the output of the
+//! network.
 
 // Indices of components and of register tiles, as in the formulas.
 #![allow(clippy::needless_range_loop)]

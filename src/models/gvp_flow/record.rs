@@ -46,7 +46,8 @@ impl Perceptron {
         }
     }
 
-    /// From W [s ; ·] without its bias and the part of the norms, and from Vh `[rows][3 h]`, to (s′, V′) with gates act(g).
+    /// From W [s ; ·] without its bias and the part of the norms, and from Vh `[rows][3 h]`, to (s′, V′) with gates
+    /// act(g).
     fn finish<R: Scalar>(
         &self,
         p: &[R],

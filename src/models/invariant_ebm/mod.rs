@@ -1,17 +1,18 @@
-//! A time-conditional energy-based model of one molecule in distances and signed volumes, trained as BoltzNCE's (Aggarwal et
-//! al., NeurIPS 2025). E(t, x) is a log-density up to a constant, invariant under translations and rotations.
+//! A time-conditional energy-based model of one molecule in distances and signed volumes, trained as BoltzNCE's
+//! (Aggarwal et al., NeurIPS 2025). E(t, x) is a log-density up to a constant, invariant under translations and
+//! rotations.
 //!
-//! With f(x) all distances |x_i − x_j| and the volumes of bonds' directions at every branch and torsion, noise σ(t), and the
-//! whitening (U, m, λ, κ) of [`whitening`], which makes all features of order one at every noise level,
+//! With f(x) all distances |x_i − x_j| and the volumes of bonds' directions at every branch and torsion, noise σ(t),
+//! and the whitening (U, m, λ, κ) of [`whitening`], which makes all features of order one at every noise level,
 //!
 //! ```text
 //! y = Uᵀ(f(x) − m) / √(λ + σ² + κσ⁴)
 //! E = MLP([y ; τ]) + Σ_k a_k(τ) y_k²,   τ_s = s²/(s² + σ²) for lengths s from stiff bonds to the whole molecule
 //! ```
 //!
-//! The quadratic term alone is the normal density in y; the residual MLP ([`super::mlp_ebm`]) learns what is not normal. Where
-//! a transformer over atoms (`graphormer_ebm`) serves many molecules, this one is for a single one of up to some forty atoms,
-//! and costs a hundredth of it.
+//! The quadratic term alone is the normal density in y; the residual MLP ([`super::mlp_ebm`]) learns what is not
+//! normal. Where a transformer over atoms (`graphormer_ebm`) serves many molecules, this one is for a single one of up
+//! to some forty atoms, and costs a hundredth of it.
 
 mod cuda;
 #[cfg(test)]
@@ -52,8 +53,9 @@ pub struct InvariantConfig {
     pub atoms: usize,
     /// Triples of vectors [from, to] between atoms, counted from 0.
     pub volumes: Vec<[[usize; 2]; 3]>,
-    /// Centres whose first two neighbours are alike: where they give the centre the other hand, they are taken for each other.
-    /// The energy does not depend on the labels of a methyl group's hydrogens then, nor does the density of an equivariant flow.
+    /// Centres whose first two neighbours are alike: where they give the centre the other hand, they are taken for each
+    /// other. The energy does not depend on the labels of a methyl group's hydrogens then, nor does the density of an
+    /// equivariant flow.
     pub prochiral: Vec<Stereocentre>,
     /// Numbers y: the combinations of the invariants that vary most, for the noise that they feel.
     pub inputs: usize,

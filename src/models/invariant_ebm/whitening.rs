@@ -1,8 +1,9 @@
 //! Numbers of order one at every noise level.
 //!
-//! With C the covariance of the invariants f over the frames and N = E[J Jᵀ] the covariance that small noise of variance one in
-//! x gives them (J = ∂f/∂x), the columns of U solve C U = N U Λ with UᵀNU = 1: noise of variance σ² makes the covariance of
-//! Uᵀf diagonal again, Λ + σ². The largest Λ are kept. Distances are not linear in x; what strong noise adds beyond that grows as κσ⁴, and κ is measured.
+//! With C the covariance of the invariants f over the frames and N = E[J Jᵀ] the covariance that small noise of
+//! variance one in x gives them (J = ∂f/∂x), the columns of U solve C U = N U Λ with UᵀNU = 1: noise of variance σ²
+//! makes the covariance of Uᵀf diagonal again, Λ + σ². The largest Λ are kept. Distances are not linear in x; what
+//! strong noise adds beyond that grows as κσ⁴, and κ is measured.
 
 use super::InvariantNetwork;
 use crate::error::{Error, Result};
@@ -20,8 +21,8 @@ const MOST_NOISED: usize = 2000;
 const MOST_FRAMES: usize = 50_000;
 /// Added to N, as a share of its mean diagonal: some combinations of many distances do not feel noise to first order.
 const RIDGE: f64 = 0.1;
-/// Smallest standard deviation, in the network's units. Softer than a stiff bond (0.03 Å) by far, so that a combination that
-/// hardly varies is not blown up.
+/// Smallest standard deviation, in the network's units. Softer than a stiff bond (0.03 Å) by far, so that a combination
+/// that hardly varies is not blown up.
 const SMALLEST_DEVIATION: f64 = 0.01;
 /// Time at which κ is measured.
 const STRONG_NOISE: f64 = 0.4;

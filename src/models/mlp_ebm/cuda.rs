@@ -1,5 +1,5 @@
-//! Energies that end in a residual network on a GPU: weights as `cuda/mlp_ebm.cu` reads them. What an `invariant_ebm` has before its network
-//! is in `invariant_ebm/cuda.rs`.
+//! Energies that end in a residual network on a GPU: weights as `cuda/mlp_ebm.cu` reads them. What an `invariant_ebm`
+//! has before its network is in `invariant_ebm/cuda.rs`.
 
 use super::trunk::Trunk;
 use super::MlpNetwork;
@@ -27,7 +27,8 @@ struct LayerRecord {
     beta: i32,
 }
 
-/// `Arguments` of the kernel behind the batch; addresses on the card, and places in the weights. Those of invariants are zero without them.
+/// `Arguments` of the kernel behind the batch; addresses on the card, and places in the weights. Those of invariants
+/// are zero without them.
 #[repr(C)]
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
 pub struct Arguments {
@@ -66,7 +67,8 @@ pub struct Molecule {
     pub trigonometric: bool,
 }
 
-/// The kernels for a network of eight wells in the plane, and for that of alanine dipeptide, in every variant and without shared memory.
+/// The kernels for a network of eight wells in the plane, and for that of alanine dipeptide, in every variant and
+/// without shared memory.
 pub fn programs() -> Vec<Program> {
     let molecule = Molecule { atoms: 22, volumes: 61, swaps: 8, trigonometric: true };
     let of_molecule = Sizes { inputs: 208, times: 8, width: 256, layers: 3, molecule: Some(molecule) };

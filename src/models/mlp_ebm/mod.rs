@@ -1,5 +1,5 @@
-//! A time-conditional energy-based model of few abstract coordinates: the network of BoltzNCE's toy systems (Aggarwal et al.,
-//! NeurIPS 2025). E(t, x) is a log-density up to a constant.
+//! A time-conditional energy-based model of few abstract coordinates: the network of BoltzNCE's toy systems (Aggarwal
+//! et al., NeurIPS 2025). E(t, x) is a log-density up to a constant.
 //!
 //! ```text
 //! h = W₀ [x ; t] + b₀
@@ -25,8 +25,8 @@ use crate::rng::Stream;
 use serde::{Deserialize, Serialize};
 use trunk::Trunk;
 
-/// Bound of the first weights. Within PyTorch's, 1/√3 in the plane, an energy begins as nearly a polynomial of low degree, and
-/// stays on plateaus (eight wells on a circle look like a ring) for thousands of steps.
+/// Bound of the first weights. Within PyTorch's, 1/√3 in the plane, an energy begins as nearly a polynomial of low
+/// degree, and stays on plateaus (eight wells on a circle look like a ring) for thousands of steps.
 const WIDEST_INPUT: f64 = 4.0;
 
 /// What the file says of it.

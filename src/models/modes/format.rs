@@ -44,7 +44,8 @@ impl ModeGenerators {
     }
 }
 
-/// The bytes of a model file of modes, of the files of their generators in the order of the configuration, whose cards are theirs.
+/// The bytes of a model file of modes, of the files of their generators in the order of the configuration, whose cards
+/// are theirs.
 pub fn bundle(config: Config, files: &[ModelFile]) -> Result<Vec<u8>> {
     let Some(first) = files.first() else { return Err(Error::invalid("modes without a generator")) };
     let card = ModelCard {

@@ -1,7 +1,7 @@
 //! Modes: a generator for each metastable state, with one latent space for all.
 //!
-//! As a density it is their mixture with equal shares, q(x) = 1/m Σ_i q_i(x), for moves that draw x′ afresh. For jumps between modes
-//! ([`crate::moves::ModeJump`]) T_j ∘ T_i⁻¹ carries mode i onto mode j.
+//! As a density it is their mixture with equal shares, q(x) = 1/m Σ_i q_i(x), for moves that draw x′ afresh. For jumps
+//! between modes ([`crate::moves::ModeJump`]) T_j ∘ T_i⁻¹ carries mode i onto mode j.
 //!
 //! The file has the tensors of generator i under `modes.i.`, and its description in the configuration.
 
@@ -86,7 +86,8 @@ pub struct ModeGenerators {
 }
 
 impl ModeGenerators {
-    /// Errors: modes that [`Modes::new`] refuses; generators that are not exact, or do not describe the same coordinates.
+    /// Errors: modes that [`Modes::new`] refuses; generators that are not exact, or do not describe the same
+    /// coordinates.
     fn new(card: ModelCard, hash: String, generators: Vec<Arc<dyn Model>>) -> Result<ModeGenerators> {
         let config = config_of(&card)?;
         let Some(first) = generators.first() else { return Err(Error::invalid("modes without a generator")) };

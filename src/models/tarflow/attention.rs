@@ -3,8 +3,8 @@
 use crate::nn::lanes::{prefetch, Kernel, Lanes, WIDTH};
 use crate::nn::Real;
 
-/// Keeps key and value `[2][C]` of token i among those of a sample, `[head][key, value][token][width]`: those that a query of a head is
-/// compared with lie side by side.
+/// Keeps key and value `[2][C]` of token i among those of a sample, `[head][key, value][token][width]`: those that a
+/// query of a head is compared with lie side by side.
 pub(super) fn keep<R: Real>(key_and_value: &[R], kept: &mut [R], i: usize, heads: usize) {
     let (c, part) = (key_and_value.len() / 2, kept.len() / (2 * heads));
     let width = c / heads;
@@ -14,8 +14,8 @@ pub(super) fn keep<R: Real>(key_and_value: &[R], kept: &mut [R], i: usize, heads
     }
 }
 
-/// What one query makes of the first `seen` of the `tokens` keys and values of its sample, head by head. `kept` goes on with those of the next
-/// sample, if there is one.
+/// What one query makes of the first `seen` of the `tokens` keys and values of its sample, head by head. `kept` goes on
+/// with those of the next sample, if there is one.
 pub(super) fn mix<R: Real>(
     q: &[R],
     (kept, tokens): (&[R], usize),
@@ -47,7 +47,8 @@ impl<R: Real> Kernel<R> for Attention<'_, R> {
         let scale = R::from_f64(1.0 / (width as f64).sqrt());
         for (h, (q, mixed)) in q.chunks_exact(width).zip(mixed.chunks_exact_mut(width)).enumerate() {
             let (keys, values) = kept[2 * h * part..][..2 * part].split_at(part);
-            // what is kept of many samples comes from afar: values are asked for with the keys, and the next keys with the values
+            // what is kept of many samples comes from afar: values are asked for with the keys, and the next keys with
+            // the values
             for (j, (score, key)) in scores.iter_mut().zip(keys.chunks_exact(width)).enumerate() {
                 prefetch(&values[j * width..][..width]);
                 *score = scale * dot::<R, L>(q, key);

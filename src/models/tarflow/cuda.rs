@@ -21,10 +21,12 @@ const KERNEL: &str = "tarflow";
 const THREADS: usize = 256;
 /// Samples of one launch, at most, so that memory on the card does not grow with the batch.
 const LAUNCH: usize = 1 << 12;
-/// Floating-point operations of one launch, at most: some seconds of a large card, and a part of one where the driver ends kernels that take seconds.
+/// Floating-point operations of one launch, at most: some seconds of a large card, and a part of one where the driver
+/// ends kernels that take seconds.
 const WORK: f64 = 3e13;
 const WATCHED_WORK: f64 = 1e12;
-/// Bytes that the states of all teams may take, most of them keys and values: fewer teams work one after the other where it is less.
+/// Bytes that the states of all teams may take, most of them keys and values: fewer teams work one after the other
+/// where it is less.
 const STATES: usize = 4 << 30;
 
 /// What the kernel is compiled for beside a model: rows of a team, pairs of outputs in a pass of a product.
@@ -425,7 +427,8 @@ impl<R: Real> OnCard<R> {
         Ok(variant.unwrap_or(self.teams))
     }
 
-    /// Teams of as many blocks as there is room for; where there is none beside one of each, those for a card that is full.
+    /// Teams of as many blocks as there is room for; where there is none beside one of each, those for a card that is
+    /// full.
     fn plan(&self, n: usize, encode: bool) -> Result<Plan> {
         let variant = match (n, encode) {
             (1, false) => self.other(ALONE)?,
@@ -491,7 +494,8 @@ pub struct TarFlowOnDevice<R: Real> {
 }
 
 impl<R: Real> TarFlow<R> {
-    /// Copies the flow to a machine and compiles its kernels. Errors: a way of evaluation that the machine does not have.
+    /// Copies the flow to a machine and compiles its kernels. Errors: a way of evaluation that the machine does not
+    /// have.
     pub fn on_device(self, driver: &Arc<dyn Driver>) -> Result<TarFlowOnDevice<R>> {
         in_turn(&self.options)?;
         let card = Arc::new(OnCard::new(&self, driver)?);

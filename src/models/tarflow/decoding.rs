@@ -13,25 +13,28 @@ pub enum Decoding {
     Jacobi(Jacobi),
 }
 
-/// u_i = v_i e^{a_i} + b_i, where a and b depend on the tokens before i, as a fixed point: all tokens of a segment are put in, and come out
-/// of one parallel pass, until they stay (Song et al., "Accelerating feedforward computation via parallel nonlinear equation
-/// solving", ICML 2021; for TarFlow: Liu and Qin, arXiv 2505.12849). Segments go one after the other, which makes it a Gauss–Seidel
-/// iteration of segments. Each pass makes one more token exact, so the iteration ends.
+/// u_i = v_i e^{a_i} + b_i, where a and b depend on the tokens before i, as a fixed point: all tokens of a segment are
+/// put in, and come out of one parallel pass, until they stay (Song et al., "Accelerating feedforward computation via
+/// parallel nonlinear equation solving", ICML 2021; for TarFlow: Liu and Qin, arXiv 2505.12849). Segments go one after
+/// the other, which makes it a Gauss–Seidel iteration of segments. Each pass makes one more token exact, so the
+/// iteration ends.
 ///
-/// The density of a sample found so is that of its likelihood: x is encoded, which also tells how far its latent point is from the one
-/// that was asked for. A sample that is not within the tolerance, or needs more passes, is decoded sequentially.
+/// The density of a sample found so is that of its likelihood: x is encoded, which also tells how far its latent point
+/// is from the one that was asked for. A sample that is not within the tolerance, or needs more passes, is decoded
+/// sequentially.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Jacobi {
     /// Tokens that are found together; those of the whole model or more for a plain Jacobi iteration.
     pub segment: usize,
-    /// Largest difference in a component of z between the point asked for and the one of the sample. Rounding of f32 leaves some 1e-5 of a
-    /// trained model.
+    /// Largest difference in a component of z between the point asked for and the one of the sample. Rounding of f32
+    /// leaves some 1e-5 of a trained model.
     pub tolerance: f64,
     /// Most passes of a segment.
     pub passes: usize,
 }
 
-/// Largest tolerance: log q is that of the point x which was found, drawn with the density of another point z that is as near as this.
+/// Largest tolerance: log q is that of the point x which was found, drawn with the density of another point z that is
+/// as near as this.
 const LARGEST_TOLERANCE: f64 = 1e-3;
 
 impl Default for Jacobi {

@@ -61,8 +61,8 @@ pub fn is_buffer(name: &str) -> bool {
     name.ends_with(".attn_mask")
 }
 
-/// Configuration of a single-system TarFlow checkpoint by the shapes of its tensors, and the tensors that belong to it: masks are
-/// left out, and the second layer of the perceptrons gets one of its two names.
+/// Configuration of a single-system TarFlow checkpoint by the shapes of its tensors, and the tensors that belong to it:
+/// masks are left out, and the second layer of the perceptrons gets one of its two names.
 ///
 /// Errors: a checkpoint of another architecture.
 pub fn of_checkpoint(tensors: Tensors, head_size: usize) -> Result<(TarFlowConfig, Tensors)> {
@@ -113,7 +113,8 @@ pub fn published_orders(adaptive: bool) -> Vec<AtomOrder> {
     }
 }
 
-/// Configuration of a transferable TarFlow or Prose checkpoint by the shapes of its tensors, and the tensors that belong to it.
+/// Configuration of a transferable TarFlow or Prose checkpoint by the shapes of its tensors, and the tensors that
+/// belong to it.
 ///
 /// Errors: a checkpoint of another architecture.
 pub fn of_transferable_checkpoint(tensors: Tensors, unsaid: &Unsaid) -> Result<(PeptideConfig, Tensors)> {

@@ -1,26 +1,30 @@
-//! TarFlow: an autoregressive flow of transformers over the Cartesian coordinates (Zhai et al., 2024; Sequential Boltzmann
-//! Generators: Tan et al., ICML 2025).
+//! TarFlow: an autoregressive flow of transformers over the Cartesian coordinates (Zhai et al., 2024; Sequential
+//! Boltzmann Generators: Tan et al., ICML 2025).
 //!
-//! The 3N coordinates, in units of their standard deviation, are T tokens of D numbers. Block b looks at the tokens in their order
-//! if b is even, in the reverse order if it is odd, and maps u to v with transformers that see the tokens before:
+//! The 3N coordinates, in units of their standard deviation, are T tokens of D numbers. Block b looks at the tokens in
+//! their order if b is even, in the reverse order if it is odd, and maps u to v with transformers that see the tokens
+//! before:
 //!
 //! ```text
 //! y = W u + p;   every layer:  y += O attention(LN(y)),   y += F₂ gelu(F₁ LN(y))      (causal)
 //! (a_i, b_i) = W′ y_{i−1},  (a_0, b_0) = 0;   v_i = (u_i − b_i) e^{−a_i};   ln|∂v/∂u| = −Σ a
 //! ```
 //!
-//! [`transferable`] has networks for all peptides, which differ in what a block is given beside its tokens and in their order.
+//! [`transferable`] has networks for all peptides, which differ in what a block is given beside its tokens and in their
+//! order.
 //!
-//! z is what the last block gives, standard normal. Backwards u_i = v_i e^{a_i} + b_i has to be found token after token; keys and
-//! values of the tokens before are kept. ln|∂x/∂z| = Σ a comes with it, so one pass gives x and log q.
+//! z is what the last block gives, standard normal. Backwards u_i = v_i e^{a_i} + b_i has to be found token after
+//! token; keys and values of the tokens before are kept. ln|∂x/∂z| = Σ a comes with it, so one pass gives x and log q.
 //!
-//! **The centroid.** The network is trained on centred configurations whose centroid has got normal noise of standard deviation σ,
-//! since a flow cannot live on the centred space. What it says of a configuration with centroid c is relative to that noise:
-//! log q(x) − ln N(c; 0, σ²), the density of (x, c) over a target e^{−u(x)} N(c; 0, σ²). A move gives the current configuration a
-//! fresh c ([`Scope::Noisy`]); weights −u − log q of samples are those of that target.
+//! **The centroid.** The network is trained on centred configurations whose centroid has got normal noise of standard
+//! deviation σ, since a flow cannot live on the centred space. What it says of a configuration with centroid c is
+//! relative to that noise: log q(x) − ln N(c; 0, σ²), the density of (x, c) over a target e^{−u(x)} N(c; 0, σ²). A move
+//! gives the current configuration a fresh c ([`Scope::Noisy`]); weights −u − log q of samples are those of that
+//! target.
 //!
-//! **Hands.** The network is not the same for a molecule and its mirror image, so nothing is folded: a sample of the wrong hand has no
-//! density. What is left is not normalised again; log q lacks the constant −ln of the share of samples with the right hand.
+//! **Hands.** The network is not the same for a molecule and its mirror image, so nothing is folded: a sample of the
+//! wrong hand has no density. What is left is not normalised again; log q lacks the constant −ln of the share of
+//! samples with the right hand.
 
 mod attention;
 mod cuda;
@@ -54,7 +58,8 @@ use std::sync::Arc;
 
 /// Configurations that run together from the data to the prior: few, for each has as many rows as tokens.
 const CHUNK: usize = 2;
-/// Samples that run together from the prior to the data, a row each: many, for the weights are read anew at every token.
+/// Samples that run together from the prior to the data, a row each: many, for the weights are read anew at every
+/// token.
 const SAMPLES: usize = 64;
 
 /// What the file of a TarFlow says of it.
@@ -64,8 +69,8 @@ pub struct Config {
     pub network: TarFlowConfig,
     /// Units of the network per nm: one over the standard deviation of the training data.
     pub units_per_nm: f64,
-    /// Standard deviation σ of the centroid's components in the training data, in the network's units; 1/√N in the paper. None: the
-    /// density is over all coordinates as they are.
+    /// Standard deviation σ of the centroid's components in the training data, in the network's units; 1/√N in the
+    /// paper. None: the density is over all coordinates as they are.
     pub centroid: Option<f64>,
     /// A molecule of another hand has no density; empty: hands are not looked at.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -114,9 +119,9 @@ pub enum Centroid {
     /// Its density N(c; 0, σ²): a perfect model has equal weights.
     #[default]
     Gauss3,
-    /// That of r = |c|, of r/σ a χ distribution of three degrees of freedom (Tan et al., proposition 1). It leaves a factor r² in the weights,
-    /// 9/15 of the effective samples of a perfect model. Averages of what does not know of c are right, but what is left is no
-    /// density: a surrogate, which no move accepts.
+    /// That of r = |c|, of r/σ a χ distribution of three degrees of freedom (Tan et al., proposition 1). It leaves a
+    /// factor r² in the weights, 9/15 of the effective samples of a perfect model. Averages of what does not know of c
+    /// are right, but what is left is no density: a surrogate, which no move accepts.
     Chi3,
 }
 
@@ -195,9 +200,10 @@ impl<R: Real> TarFlow<R> {
         TarFlow::with(network, parameters.into(), runner, scale, card)
     }
 
-    /// The same model with its matrices rounded to bfloat16, 8 bits of each number. A single sample, whose time is that of reading them,
-    /// reads half as much. Whatever the model says from then on is of the rounded weights, in the same arithmetic whether one row runs or
-    /// many: log q of a sample and of a configuration that it is asked about are those of one density.
+    /// The same model with its matrices rounded to bfloat16, 8 bits of each number. A single sample, whose time is that
+    /// of reading them, reads half as much. Whatever the model says from then on is of the rounded weights, in the same
+    /// arithmetic whether one row runs or many: log q of a sample and of a configuration that it is asked about are
+    /// those of one density.
     ///
     /// Errors: none beyond those of [`TarFlow::new`].
     pub fn with_bfloat16_weights(self) -> Result<TarFlow<R>> {
@@ -214,7 +220,8 @@ impl<R: Real> TarFlow<R> {
         })
     }
 
-    /// The same transferable model for another peptide, of any hand; the weights are shared. It was never saved, so it has no hash.
+    /// The same transferable model for another peptide, of any hand; the weights are shared. It was never saved, so it
+    /// has no hash.
     ///
     /// Errors: a model of a single system; a topology that the model cannot express.
     pub fn bind(&self, topology: Topology) -> Result<TarFlow<R>> {
@@ -286,7 +293,8 @@ impl<R: Real> TarFlow<R> {
         self.decoded.read()
     }
 
-    /// x, ln|∂x/∂z| and log q of one latent point, by iteration and from the likelihood of x; None where x is not within the tolerance.
+    /// x, ln|∂x/∂z| and log q of one latent point, by iteration and from the likelihood of x; None where x is not
+    /// within the tolerance.
     fn decode_together(&self, z: &[f64], how: &Jacobi, x: &mut [f64]) -> Option<(f64, Evaluation)> {
         let mut passes = 0;
         let at_rest = self.runner.decode_together(z, x, how, &mut passes);
@@ -312,8 +320,8 @@ impl<R: Real> TarFlow<R> {
         &self.parameters
     }
 
-    /// Floating-point operations of the products and the attention of one likelihood, and nearly those of one sample; a multiplication
-    /// and its addition count as two.
+    /// Floating-point operations of the products and the attention of one likelihood, and nearly those of one sample; a
+    /// multiplication and its addition count as two.
     pub fn flops(&self) -> f64 {
         let mut tape = Tape::default();
         let given = self.runner.given(&mut tape);
@@ -351,7 +359,8 @@ impl<R: Real> TarFlow<R> {
         }
     }
 
-    /// What encoding of x in nm found, z and ln|∂z/∂x| of x in the network's units, becomes ln|∂x/∂z| of x in nm, with log q.
+    /// What encoding of x in nm found, z and ln|∂z/∂x| of x in the network's units, becomes ln|∂x/∂z| of x in nm, with
+    /// log q.
     fn finish_encoding(&self, x: &[f64], z: &[f64], log_det: &mut [f64], log_density: &mut [Evaluation]) {
         let d = self.network.dimension();
         let scale = d as f64 * self.scale.units_per_nm.ln();
@@ -362,7 +371,8 @@ impl<R: Real> TarFlow<R> {
         }
     }
 
-    /// The same of what was found with the gradient of log q in the network's units, which becomes that of log q of x in nm.
+    /// The same of what was found with the gradient of log q in the network's units, which becomes that of log q of x
+    /// in nm.
     fn finish_gradient(
         &self,
         x: &[f64],
@@ -401,8 +411,8 @@ fn no_topology() -> Error {
 impl Centroid {
     /// What is added to log q, and k where its gradient by the centroid is k c.
     ///
-    /// [`Centroid::Gauss3`]: −ln N(c; 0, σ²), with the N^{3/2} by which the volume of x is that of its centroid and of the centred
-    /// configuration. [`Centroid::Chi3`]: −ln (√(2/π) r²/σ³ e^{−r²/2σ²}), as published.
+    /// [`Centroid::Gauss3`]: −ln N(c; 0, σ²), with the N^{3/2} by which the volume of x is that of its centroid and of
+    /// the centred configuration. [`Centroid::Chi3`]: −ln (√(2/π) r²/σ³ e^{−r²/2σ²}), as published.
     fn term(self, x: &[f64], sigma: f64) -> (f64, f64) {
         let (squared, stiffness) = (centroid(x).iter().map(|c| c * c).sum::<f64>(), 1.0 / (sigma * sigma));
         match self {

@@ -1,5 +1,5 @@
-//! The network on a tape: its parameters, and the pass from the data to the prior. Both kinds of TarFlow are this network; they differ in
-//! what a block is given beside its tokens, and in the order in which it sees them.
+//! The network on a tape: its parameters, and the pass from the data to the prior. Both kinds of TarFlow are this
+//! network; they differ in what a block is given beside its tokens, and in the order in which it sees them.
 
 use super::transferable::{self, Adaptive, BlockConditions, Embedder, Transition};
 use super::TarFlowConfig;
@@ -66,8 +66,8 @@ pub struct Recorded {
     pub after: Vec<Var>,
 }
 
-/// What a block is given beside its tokens, `[T][C]` each in the block's order: it depends on the parameters and the molecule, and not
-/// on the configuration. `V` is a variable of a tape, or the numbers.
+/// What a block is given beside its tokens, `[T][C]` each in the block's order: it depends on the parameters and the
+/// molecule, and not on the configuration. `V` is a variable of a tape, or the numbers.
 #[derive(Clone, Debug)]
 pub(super) struct Given<V> {
     pub positions: V,
@@ -132,7 +132,8 @@ pub(super) fn norm(layout: &mut Layout, name: String, columns: usize) -> LayerNo
     LayerNorm { weight, bias: layout.tensor(format!("{name}.bias"), &[columns]) }
 }
 
-/// Appends attention and perceptron of a layer. `last` is the number of the perceptron's second matrix: a dropout may stand before it.
+/// Appends attention and perceptron of a layer. `last` is the number of the perceptron's second matrix: a dropout may
+/// stand before it.
 pub(super) fn layer(layout: &mut Layout, name: &str, config: &TarFlowConfig, last: usize, qk_norms: bool) -> Layer {
     let (c, hidden) = (config.channels, config.expansion * config.channels);
     let part = |part: &str| format!("{name}.{part}");

@@ -1,5 +1,5 @@
-//! The network without a tape, its weights laid out for products. From the data to the prior for all tokens at once; from the prior to
-//! the data token after token, with the keys and values of the tokens before kept.
+//! The network without a tape, its weights laid out for products. From the data to the prior for all tokens at once;
+//! from the prior to the data token after token, with the keys and values of the tokens before kept.
 
 use super::attention::{keep, mix};
 use super::decoding::Jacobi;
@@ -65,8 +65,8 @@ struct Scratch<R> {
     change: Vec<R>,
     output: Vec<R>,
     scores: Vec<R>,
-    /// Keys and values of the tokens before, `[layer][sample][head][2][token][C / heads]`: what a head reads lies together. Or the weights
-    /// of the attention.
+    /// Keys and values of the tokens before, `[layer][sample][head][2][token][C / heads]`: what a head reads lies
+    /// together. Or the weights of the attention.
     kept: Vec<R>,
 }
 
@@ -242,8 +242,8 @@ impl<R: Real> Runner<R> {
         }
     }
 
-    /// One sample of `decode`, with the tokens of a segment all at once: u ← v e^a + b until it comes to rest. `passes` counts those
-    /// of all blocks. False where a segment does not come to rest.
+    /// One sample of `decode`, with the tokens of a segment all at once: u ← v e^a + b until it comes to rest. `passes`
+    /// counts those of all blocks. False where a segment does not come to rest.
     pub fn decode_together(&self, z: &[f64], x: &mut [f64], how: &Jacobi, passes: &mut usize) -> bool {
         let TarFlowConfig { tokens, channels, layers, .. } = self.config;
         let mut at_rest = true;
@@ -306,8 +306,8 @@ impl<R: Real> Block<R> {
         self.order[i] as usize
     }
 
-    /// [a, b] of the tokens after those in `s.token`; `at` are their numbers in what is given for all tokens. `mix` turns qkv of a layer
-    /// into what is mixed, and reads of what is kept the pieces `ahead`.
+    /// [a, b] of the tokens after those in `s.token`; `at` are their numbers in what is given for all tokens. `mix`
+    /// turns qkv of a layer into what is mixed, and reads of what is kept the pieces `ahead`.
     fn tokens(
         &self,
         at: Range<usize>,

@@ -1,8 +1,9 @@
-//! One network for all peptides (Tan et al. 2025, "Amortized Sampling with Transferable Normalizing Flows"): TarFlow with conditions,
-//! and Prose.
+//! One network for all peptides (Tan et al. 2025, "Amortized Sampling with Transferable Normalizing Flows"): TarFlow
+//! with conditions, and Prose.
 //!
-//! A token is an atom. Block b sees the atoms in an order of the peptide ([`AtomOrder`]). Each atom i has an embedding of its type,
-//! of its residue's type, of its residue's number and of the number of residues, which is e; block b makes its condition c of it:
+//! A token is an atom. Block b sees the atoms in an order of the peptide ([`AtomOrder`]). Each atom i has an embedding
+//! of its type, of its residue's type, of its residue's number and of the number of residues, which is e; block b makes
+//! its condition c of it:
 //!
 //! ```text
 //! e = E₂ gelu(E₁ [type, residue type, S₁₀₀₀(residue), S₁₀₀₀(residues)])
@@ -254,7 +255,8 @@ impl PeptideConfig {
 impl TarNetwork {
     /// The network for a peptide.
     ///
-    /// Errors: a size out of range; a residue or an atom that cannot be expressed (named); more atoms than the network was made for.
+    /// Errors: a size out of range; a residue or an atom that cannot be expressed (named); more atoms than the network
+    /// was made for.
     pub fn of_peptide(config: &PeptideConfig, topology: &Topology) -> Result<TarNetwork> {
         let peptide = Peptide::of(topology)?;
         if config.orders.is_empty() {
@@ -325,7 +327,8 @@ fn is_permutation(order: &[u32], n: usize) -> bool {
     sorted.into_iter().eq(0..n as u32)
 }
 
-/// Appends a block. The order of the tensors is that of the reference's parameters, by which moving averages are numbered.
+/// Appends a block. The order of the tensors is that of the reference's parameters, by which moving averages are
+/// numbered.
 fn block(layout: &mut Layout, config: &PeptideConfig, sizes: &TarFlowConfig, name: &str, order: Arc<[u32]>) -> Block {
     let (c, width) = (config.channels, config.embedding.width);
     let part = |part: &str| format!("{name}.{part}");

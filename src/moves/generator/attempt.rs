@@ -12,8 +12,8 @@ use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 
 impl Generator {
-    /// Draws, places and weighs the proposals of this attempt, evaluates the density afresh at the current configuration
-    /// (dynamics has moved it since the last attempt), and records the proposals' log-weights.
+    /// Draws, places and weighs the proposals of this attempt, evaluates the density afresh at the current
+    /// configuration (dynamics has moved it since the last attempt), and records the proposals' log-weights.
     pub(in crate::moves) fn prepare(
         &mut self,
         target: &mut dyn Target,
@@ -70,21 +70,22 @@ impl Generator {
 
     /// Copies the proposals of an attempt and puts each where the current configuration is.
     ///
-    /// If the density describes the shape only, that is a rigid motion by which its frame coincides with that of the current
-    /// configuration: same origin atom, same axis, same half-plane. Why that is exact: write x = (x₀, R, s), origin,
-    /// orientation and shape; the volume element is dx₀ dR J(s) ds with dR the Haar measure, so J depends on the shape
-    /// alone. The move keeps (x₀, R) and draws s′ with density q(x′) J(s′) · const, independent of (x₀, R) because q is.
-    /// Conditional on (x₀, R) the target's density of s is e^{−u} J(s). In the Hastings ratio J cancels:
+    /// If the density describes the shape only, that is a rigid motion by which its frame coincides with that of the
+    /// current configuration: same origin atom, same axis, same half-plane. Why that is exact: write x = (x₀, R, s),
+    /// origin, orientation and shape; the volume element is dx₀ dR J(s) ds with dR the Haar measure, so J depends on
+    /// the shape alone. The move keeps (x₀, R) and draws s′ with density q(x′) J(s′) · const, independent of (x₀, R)
+    /// because q is. Conditional on (x₀, R) the target's density of s is e^{−u} J(s). In the Hastings ratio J cancels:
     /// α = e^{−u(x′)+u(x)} q(x)/q(x′). Sampling a conditional of the target leaves the target invariant.
     ///
-    /// If it describes all but the centroid, that is the translation to the current centroid. Write x = (c, y), centroid and
-    /// centred configuration; the volume element is N^{3/2} dc dy, its factor constant. The move keeps c and draws y′ with
-    /// density q(y′) on the centred space, so conditional on c it is an independence move with α = e^{−u(x′)+u(x)} q(y)/q(y′).
-    /// Orientation is part of y: q need not be invariant under rotation.
+    /// If it describes all but the centroid, that is the translation to the current centroid. Write x = (c, y),
+    /// centroid and centred configuration; the volume element is N^{3/2} dc dy, its factor constant. The move keeps c
+    /// and draws y′ with density q(y′) on the centred space, so conditional on c it is an independence move with α =
+    /// e^{−u(x′)+u(x)} q(y)/q(y′). Orientation is part of y: q need not be invariant under rotation.
     ///
-    /// If its centroid is noise, the same translation: write x = (c, y) with the target e^{−u(y)} N(c; 0, σ²). Drawing c afresh for
-    /// the current y leaves that invariant, and so does an independence move of (c, y) with α = e^{−u(y′)+u(y)} · [q(c, y)/N(c)] /
-    /// [q(c′, y′)/N(c′)], ratios that are the density's log q. Where the molecule is put is of no account then.
+    /// If its centroid is noise, the same translation: write x = (c, y) with the target e^{−u(y)} N(c; 0, σ²). Drawing
+    /// c afresh for the current y leaves that invariant, and so does an independence move of (c, y) with α =
+    /// e^{−u(y′)+u(y)} · [q(c, y)/N(c)] / [q(c′, y′)/N(c′)], ratios that are the density's log q. Where the molecule is
+    /// put is of no account then.
     fn place(&mut self, step: u64, replica: u32) -> Result<()> {
         let d = self.dimension();
         let (x, evaluations) = self.blocks.of(step, replica)?;

@@ -29,14 +29,16 @@ const LARGEST_INTEGRATION_ERROR: f64 = 0.1;
 pub struct Options {
     /// Proposals of one attempt, at least 1.
     pub n_proposals: usize,
-    /// The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need different seeds.
+    /// The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
+    /// different seeds.
     pub seed: u64,
     /// Engine steps between attempts; 0 if unknown, then every attempt draws its own proposals only.
     pub stride: u64,
     /// Attempts whose proposals are drawn in one batch.
     pub batch: usize,
-    /// Whether a thread of its own draws the next batch of proposals while the present one is used up, so that an attempt need not
-    /// wait for it. Samples, and so results, are the same to the last bit. Without a stride there is no next batch.
+    /// Whether a thread of its own draws the next batch of proposals while the present one is used up, so that an
+    /// attempt need not wait for it. Samples, and so results, are the same to the last bit. Without a stride there is
+    /// no next batch.
     pub draw_ahead: bool,
 }
 
@@ -63,8 +65,8 @@ pub struct Generator {
     rigid: bool,
     constraints: Option<Constraints>,
     blocks: Blocks,
-    /// The current configuration, whole, with its centroid at the origin if the density leaves that alone, or where the noise has
-    /// put it.
+    /// The current configuration, whole, with its centroid at the origin if the density leaves that alone, or where the
+    /// noise has put it.
     current: Vec<f64>,
     centroid: Vec3,
     /// Where the density drew the centroids of the proposals, if that is noise.
@@ -85,7 +87,8 @@ pub struct Generator {
 impl Generator {
     /// `bonds` make a molecule whole in a periodic box; pass none if x is not a molecule or no box is ever given.
     ///
-    /// Errors: a density that is not exact (law of exactness 1), options out of range, a frame out of range, disconnected bonds.
+    /// Errors: a density that is not exact (law of exactness 1), options out of range, a frame out of range,
+    /// disconnected bonds.
     pub fn new(density: Arc<dyn Density>, bonds: Option<&[[usize; 2]]>, options: Options) -> Result<Generator> {
         check(density.as_ref(), options)?;
         let (dimension, n_proposals) = (density.dimension(), options.n_proposals);
@@ -120,8 +123,8 @@ impl Generator {
         })
     }
 
-    /// A generator of a loaded model. Molecules are made whole by the bonds of the model's topology, else by the references of
-    /// its z-matrix. A model of several molecules works without a box only.
+    /// A generator of a loaded model. Molecules are made whole by the bonds of the model's topology, else by the
+    /// references of its z-matrix. A model of several molecules works without a box only.
     pub fn of_model(model: &Arc<dyn Model>, options: Options) -> Result<Generator> {
         let rigid = !model.card().kept_bonds().is_empty();
         let whole = Wholeness::of_model(model.as_ref());
@@ -143,18 +146,18 @@ impl Generator {
         Ok(Generator { constraints, ..Generator::of_model(model, options)? })
     }
 
-    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model keeps these bonds and no others
-    /// is for the caller to ask ([`Constraints::check_kept`]).
+    /// Adds the metric term of constrained bonds to the target and checks the bonds of every proposal. That the model
+    /// keeps these bonds and no others is for the caller to ask ([`Constraints::check_kept`]).
     pub fn set_constraints(&mut self, constraints: Constraints) {
         self.constraints = Some(constraints);
     }
 
-    /// Lets another density stand for the generator's in all weights, as far as it is trusted; proposals are then drawn without
-    /// their log q.
+    /// Lets another density stand for the generator's in all weights, as far as it is trusted; proposals are then drawn
+    /// without their log q.
     ///
-    /// A weight has to be a function of the configuration alone, so that a configuration weighs the same as a proposal and
-    /// later as the current state. The screen is therefore asked about placed proposals; of molecules about their centred
-    /// copies, since the engine may have moved the molecule to another periodic image in between.
+    /// A weight has to be a function of the configuration alone, so that a configuration weighs the same as a proposal
+    /// and later as the current state. The screen is therefore asked about placed proposals; of molecules about their
+    /// centred copies, since the engine may have moved the molecule to another periodic image in between.
     pub(super) fn set_screen(&mut self, screen: Arc<dyn Density>, trust: Trust) -> Result<()> {
         trust.check()?;
         if screen.dimension() != self.dimension() {
@@ -169,12 +172,14 @@ impl Generator {
         Ok(())
     }
 
-    /// Averages every density over this many orientations ([`crate::orientation`]), and gives proposals an orientation of their own.
+    /// Averages every density over this many orientations ([`crate::orientation`]), and gives proposals an orientation
+    /// of their own.
     ///
-    /// Why that is exact, whatever u: the current configuration gets K fresh rotations, which leaves e^{−u} dR₁ … dR_K invariant. A
-    /// proposal is x′ = R y with y drawn and R uniform, and its rotations are R⁻¹, which takes it back to y, and K − 1 others: (x′, R′) has
-    /// the density q̄(x′; R′) dR′₁ … dR′_K, whichever of them it was. So an independence move of (x, R) has the weights e^{−u}/q̄. u is asked
-    /// for where a proposal has been turned to, and nothing is turned after the test: were it, the target could not know of directions.
+    /// Why that is exact, whatever u: the current configuration gets K fresh rotations, which leaves e^{−u} dR₁ … dR_K
+    /// invariant. A proposal is x′ = R y with y drawn and R uniform, and its rotations are R⁻¹, which takes it back to
+    /// y, and K − 1 others: (x′, R′) has the density q̄(x′; R′) dR′₁ … dR′_K, whichever of them it was. So an
+    /// independence move of (x, R) has the weights e^{−u}/q̄. u is asked for where a proposal has been turned to, and
+    /// nothing is turned after the test: were it, the target could not know of directions.
     ///
     /// Errors: a density that does not describe the orientation, no rotations or too many.
     pub(super) fn average_rotations(&mut self, rotations: usize) -> Result<()> {
@@ -253,7 +258,8 @@ impl Generator {
     }
 }
 
-/// Errors: a density that is not exact, as far as it tells, or of no molecule where it is one of molecules; options out of range.
+/// Errors: a density that is not exact, as far as it tells, or of no molecule where it is one of molecules; options out
+/// of range.
 fn check(density: &dyn Density, options: Options) -> Result<()> {
     if density.exactness() != Exactness::Exact {
         return Err(Error::Unsupported(format!(

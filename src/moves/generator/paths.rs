@@ -67,8 +67,9 @@ impl Generator {
         (0..self.n_proposals()).filter(|&k| self.evaluations[k].is_inside()).collect()
     }
 
-    /// The way from the current configuration, made whole, to proposal k: in internal coordinates if the model has them, turning
-    /// if the density describes the orientation, else straight. None of them moves the frame or the centroid.
+    /// The way from the current configuration, made whole, to proposal k: in internal coordinates if the model has
+    /// them, turning if the density describes the orientation, else straight. None of them moves the frame or the
+    /// centroid.
     ///
     /// Errors: no way, by the status that says why.
     pub(in crate::moves) fn way_to(&self, k: usize) -> std::result::Result<Between<'_>, Status> {

@@ -10,8 +10,8 @@ pub struct Attention {
     pub heads: usize,
 }
 
-/// `qkv[rows][3 D]` holds q, k and v side by side, each `[c][head]` so that loops over heads vectorise; so does the output. The
-/// softmax weights `[i][j][heads]` follow it.
+/// `qkv[rows][3 D]` holds q, k and v side by side, each `[c][head]` so that loops over heads vectorise; so does the
+/// output. The softmax weights `[i][j][heads]` follow it.
 #[derive(Clone, Debug)]
 pub(super) struct AttentionOp {
     qkv: Var,
@@ -23,7 +23,8 @@ pub(super) struct AttentionOp {
 /// Heads that are summed together, in registers.
 const LANES: usize = 16;
 
-/// Calls `kernel::<R, L>(first, …)` for the L heads from every `first` on: as many as go together, and what is left one by one.
+/// Calls `kernel::<R, L>(first, …)` for the L heads from every `first` on: as many as go together, and what is left one
+/// by one.
 macro_rules! by_heads {
     ($heads:expr, $kernel:ident($($argument:expr),*)) => {
         let whole = $heads / LANES * LANES;
@@ -92,7 +93,8 @@ impl Sizes {
     }
 }
 
-/// The pairs (i, j) of rows and columns: two by two (`true`), where what is read serves twice, and what is left over one by one.
+/// The pairs (i, j) of rows and columns: two by two (`true`), where what is read serves twice, and what is left over
+/// one by one.
 #[inline(always)]
 fn tiles(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize, bool)> {
     let (even_rows, even_columns) = (rows - rows % 2, columns - columns % 2);
@@ -363,7 +365,8 @@ impl<R: Scalar> Operation<R> for AttentionOp {
 }
 
 impl<R: Scalar> Tape<R> {
-    /// Attention of `qkv[rows][3 D]` (q, k and v side by side, each `[c][head]`, as the output is) with `bias[rows × atoms][heads]`; `[rows][D]`.
+    /// Attention of `qkv[rows][3 D]` (q, k and v side by side, each `[c][head]`, as the output is) with
+    /// `bias[rows × atoms][heads]`; `[rows][D]`.
     pub fn attention(&mut self, attention: Attention, qkv: Var, bias: Var) -> Var {
         let Attention { atoms, heads } = attention;
         assert!(qkv.columns.is_multiple_of(3 * heads) && bias.columns == heads && bias.rows == qkv.rows * atoms);

@@ -77,8 +77,8 @@ impl<R: Scalar> Operation<R> for RadialBasisOp {
     }
 }
 
-/// G_k(y) = exp(−((y − μ_k)/s_k)²/2) / (√(2·3.14159) s_k), s_k = |σ_k| + 1e-5, with learned μ and σ (Graphormer-3D, Shi et al.
-/// 2022; the shortened π is part of trained checkpoints, and no more than a factor that later weights absorb).
+/// G_k(y) = exp(−((y − μ_k)/s_k)²/2) / (√(2·3.14159) s_k), s_k = |σ_k| + 1e-5, with learned μ and σ (Graphormer-3D, Shi
+/// et al. 2022; the shortened π is part of trained checkpoints, and no more than a factor that later weights absorb).
 #[derive(Clone, Copy, Debug)]
 pub struct Gaussians {
     pub means: usize,

@@ -16,7 +16,8 @@ pub struct Invariants {
     pub swaps: Arc<[Swap]>,
 }
 
-/// Two atoms that are alike change places where a volume has the wrong sign, so that the numbers do not depend on their labels.
+/// Two atoms that are alike change places where a volume has the wrong sign, so that the numbers do not depend on their
+/// labels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Swap {
     pub alike: [usize; 2],

@@ -99,7 +99,8 @@ impl From<&Linear> for Weight {
     }
 }
 
-/// y = [a, b, c] W + bias + residual: the columns of up to three values side by side, without writing them side by side.
+/// y = [a, b, c] W + bias + residual: the columns of up to three values side by side, without writing them side by
+/// side.
 #[derive(Clone, Debug)]
 pub(super) struct LinearOp {
     inputs: [Option<Var>; 3],

@@ -1,11 +1,12 @@
 //! Reverse and forward differentiation of networks that are written once, as the paper writes them.
 //!
-//! A network calls the operations of [`Tape`] in order. Each runs at once and is recorded; then [`Tape::backward`] carries
-//! cotangents to inputs and parameters, and [`Tape::jvp`] carries a tangent from inputs to outputs. Every operation has its
-//! forward, jvp and vjp in one file. Buffers grow once: a second pass of the same shape allocates nothing.
+//! A network calls the operations of [`Tape`] in order. Each runs at once and is recorded; then [`Tape::backward`]
+//! carries cotangents to inputs and parameters, and [`Tape::jvp`] carries a tangent from inputs to outputs. Every
+//! operation has its forward, jvp and vjp in one file. Buffers grow once: a second pass of the same shape allocates
+//! nothing.
 //!
-//! Values are matrices `[rows][columns]`. Vectors of 3-space with C channels are rows of 3 C columns, component by component,
-//! so that channels are mixed by a matrix product after [`Var::reshape`] to 3 × rows and C columns.
+//! Values are matrices `[rows][columns]`. Vectors of 3-space with C channels are rows of 3 C columns, component by
+//! component, so that channels are mixed by a matrix product after [`Var::reshape`] to 3 × rows and C columns.
 
 mod attention;
 mod causal;
@@ -69,8 +70,8 @@ impl Var {
 trait Operation<R: Scalar> {
     fn output(&self) -> Var;
     fn forward(&self, point: &Point<R>, output: &mut [R]);
-    /// Output tangent from the tangents of the inputs. This one is for operations that are linear in their inputs and have no
-    /// parameters.
+    /// Output tangent from the tangents of the inputs. This one is for operations that are linear in their inputs and
+    /// have no parameters.
     fn jvp(&self, _: &Point<R>, tangents: &[R], output: &mut [R]) {
         self.forward(&Point { parameters: &[], packs: None, values: tangents }, output);
     }
@@ -198,7 +199,8 @@ impl<R: Scalar> Tape<R> {
         2.0 * self.records.iter().map(|record| record.as_operation::<R>().products() as f64).sum::<f64>()
     }
 
-    /// Carries a tangent forward: `seeds` are inputs and their tangents, all other inputs and the parameters stand still.
+    /// Carries a tangent forward: `seeds` are inputs and their tangents, all other inputs and the parameters stand
+    /// still.
     pub fn jvp(&mut self, parameters: &[R], seeds: &[(Var, &[R])]) {
         resize(&mut self.tangents, self.values.len());
         self.tangents[..self.end].fill(R::default());

@@ -6,8 +6,8 @@ use crate::nn::product::{Packed, Start};
 use crate::nn::Real;
 use std::collections::HashMap;
 
-/// The weight matrices of a network whose parameters do not change, W for y = x W and Wᵀ for the way back. Matrices whose outputs do not fill
-/// whole lanes are left out.
+/// The weight matrices of a network whose parameters do not change, W for y = x W and Wᵀ for the way back. Matrices
+/// whose outputs do not fill whole lanes are left out.
 pub struct Packs<R> {
     forward: Matrices<R>,
     back: Matrices<R>,

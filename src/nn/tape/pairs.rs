@@ -168,7 +168,8 @@ impl<R: Scalar> Operation<R> for SumRowsOp {
 }
 
 impl<R: Scalar> Tape<R> {
-    /// `α source[j] + β destination[i]` for all ordered pairs (i, j) of the atoms of each sample; either may be left out.
+    /// `α source[j] + β destination[i]` for all ordered pairs (i, j) of the atoms of each sample; either may be left
+    /// out.
     pub fn pairs(&mut self, source: Option<(f64, Var)>, destination: Option<(f64, Var)>, atoms: usize) -> Var {
         let x = source.or(destination).expect("a source or a destination").1;
         assert!(x.rows.is_multiple_of(atoms) && source.zip(destination).is_none_or(|(s, d)| s.1.len() == d.1.len()));

@@ -39,7 +39,8 @@ fn range(start: usize, n: usize) -> Vec<usize> {
     (start..start + n).collect()
 }
 
-/// RealNVP of 66 Cartesian coordinates: 8 alternating affine couplings, networks 33 → 256 → 256 → 66, 0.73 M parameters.
+/// RealNVP of 66 Cartesian coordinates: 8 alternating affine couplings, networks 33 → 256 → 256 → 66, 0.73 M
+/// parameters.
 pub fn affine66() -> Result<CouplingFlow<f32>> {
     let layer = |turn: usize| LayerConfig::Affine {
         transformed: range(if turn % 2 == 0 { 33 } else { 0 }, 33),
@@ -156,7 +157,8 @@ pub fn egnn() -> Result<Evaluator<Egnn, f32>> {
     Ok(Evaluator::new(network, parameters))
 }
 
-/// BoltzNCE's energy for alanine dipeptide with random weights: 8 layers of 256, 32 heads, 50 Gaussians, 3 257 221 parameters.
+/// BoltzNCE's energy for alanine dipeptide with random weights: 8 layers of 256, 32 heads, 50 Gaussians, 3 257 221
+/// parameters.
 pub fn graphormer() -> Result<Evaluator<Graphormer, f32>> {
     let config = GraphormerConfig {
         version: Version::Boltznce,
@@ -199,8 +201,8 @@ pub fn invariant() -> Result<Evaluator<InvariantNetwork, f32>> {
     Ok(Evaluator::new(network, parameters))
 }
 
-/// TarFlow of Sequential Boltzmann Generators with random weights, by the name of its system: a token for each coordinate of
-/// Ace-A-Nme (12 707 848 parameters), for each atom of AAAAAA (64 048 932).
+/// TarFlow of Sequential Boltzmann Generators with random weights, by the name of its system: a token for each
+/// coordinate of Ace-A-Nme (12 707 848 parameters), for each atom of AAAAAA (64 048 932).
 pub fn tarflow(system: &str) -> Result<TarFlow<f32>> {
     let network = match system {
         "Ace-A-Nme" => {

@@ -23,7 +23,8 @@ pub fn array(path: &Path, name: &str, n: usize) -> Result<Option<Vec<f64>>> {
     }
 }
 
-/// `x[n][atoms][3]`, nm, of files one after the other. Errors: other atoms, another unit, and molecules that are not whole.
+/// `x[n][atoms][3]`, nm, of files one after the other. Errors: other atoms, another unit, and molecules that are not
+/// whole.
 pub fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     let read = |path: &PathBuf| {
         let frames = trajectory::read_of(path, topology, "topology")?;
@@ -34,8 +35,8 @@ pub fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     Ok(paths.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// Frames without names or units show by bonds that are none what is wrong with them, which is told; `whose` says of what `atoms` are the list.
-/// Errors: most of the frames have the same.
+/// Frames without names or units show by bonds that are none what is wrong with them, which is told; `whose` says of
+/// what `atoms` are the list. Errors: most of the frames have the same.
 pub fn require_bonds(path: &Path, frames: &Frames, atoms: &Topology, whose: &str) -> Result<()> {
     match trajectory::torn_frames(frames, atoms, whose) {
         Some(torn) if torn.are_most => Err(Error::file(
@@ -59,7 +60,8 @@ pub fn warn_of_torn_bonds(path: &Path, samples: &Frames, atoms: &Topology, whose
     }
 }
 
-/// Latent points `[n][latent]`: tensor `z` of a safetensors file, or a npy array. Errors: another shape, numbers that are not finite.
+/// Latent points `[n][latent]`: tensor `z` of a safetensors file, or a npy array. Errors: another shape, numbers that
+/// are not finite.
 pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
     let (shape, z) = if Format::Npy.is_of(path) {
         let z = trajectory::read(path)?;

@@ -11,7 +11,8 @@ use {modejump::engines::openmm::System, std::path::Path};
 
 #[derive(Clone, Debug, Args)]
 pub struct PlatformFlag {
-    /// OpenMM platform for energies: `CPU`, in single precision, is faster where Reference is slow, as with a CustomGBForce
+    /// OpenMM platform for energies: `CPU`, in single precision, is faster where Reference is slow, as with a
+    /// CustomGBForce
     #[arg(long, default_value = "Reference")]
     pub platform: String,
 }
@@ -49,8 +50,8 @@ pub struct DecodingFlags {
     /// Tokens of a segment of `--decoding gauss-seidel`
     #[arg(long, default_value_t = 16, requires = "decoding")]
     segment: usize,
-    /// Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in f32); at most 1e-3, within which samples have the density
-    /// that is said of them
+    /// Of an iteration: largest error of the latent point, above what rounding leaves (some 1e-5 in f32); at most 1e-3,
+    /// within which samples have the density that is said of them
     #[arg(long, default_value_t = 1e-4, requires = "decoding")]
     decoding_tolerance: f64,
     /// Of an iteration: most passes of all tokens, or of a segment; a sample that needs more is decoded sequentially
@@ -95,7 +96,8 @@ pub enum Method {
 
 #[derive(Args)]
 pub struct RuleFlag {
-    /// What is done to importance weights before averages are made of them; the raw ESS and Pareto k are reported in any case
+    /// What is done to importance weights before averages are made of them; the raw ESS and Pareto k are reported in
+    /// any case
     #[arg(long, value_enum, default_value_t = Weights::Raw)]
     weights: Weights,
     /// Share of the samples that `--weights quantile-clipped` deletes

@@ -46,7 +46,8 @@ pub fn temperature(asked: Option<f64>, model: &dyn Model) -> Result<f64> {
     temperature.ok_or_else(|| Error::invalid("the model file has no temperature; give --temperature"))
 }
 
-/// Says so where a model makes moves, jumps or exchanges, at another temperature (K) than its own; a steerable one has none of its own.
+/// Says so where a model makes moves, jumps or exchanges, at another temperature (K) than its own; a steerable one has
+/// none of its own.
 pub fn warn_of_temperature(model: &dyn Model, here: f64, moves: &str) {
     if model.steering().is_some() {
         return;
@@ -56,8 +57,8 @@ pub fn warn_of_temperature(model: &dyn Model, here: f64, moves: &str) {
     }
 }
 
-/// Errors: atoms of a file in another order, or of other names, than a model's card has them; with another number of atoms the two are not
-/// compared.
+/// Errors: atoms of a file in another order, or of other names, than a model's card has them; with another number of
+/// atoms the two are not compared.
 #[cfg(feature = "openmm")]
 pub fn require_order(path: &Path, atoms: &Topology, model: &dyn Model) -> Result<()> {
     match &model.card().topology {

@@ -11,8 +11,8 @@ use modejump::{Error, Result};
 use std::path::Path;
 use std::sync::Once;
 
-/// `explore` of a configuration at a temperature that something else gives, `giver`, such as an option of the command line. Errors: another
-/// one in the configuration.
+/// `explore` of a configuration at a temperature that something else gives, `giver`, such as an option of the command
+/// line. Errors: another one in the configuration.
 pub fn explore_at(options: &ExploreOptions, giver: &str, temperature: f64) -> Result<ExploreOptions> {
     match options.temperature.filter(|given| *given != temperature) {
         None => Ok(ExploreOptions { temperature: Some(temperature), ..options.clone() }),
@@ -37,8 +37,8 @@ pub fn read_system(path: &Path) -> Result<System> {
     Ok(system)
 }
 
-/// The energies, on all threads, of an OpenMM System that was read from this file. Errors: also another number of particles than the model has
-/// atoms, and masses that are not those of the atoms, where they are known.
+/// The energies, on all threads, of an OpenMM System that was read from this file. Errors: also another number of
+/// particles than the model has atoms, and masses that are not those of the atoms, where they are known.
 pub fn target(
     path: &Path,
     system: &System,
@@ -63,8 +63,8 @@ pub fn target_of(path: &Path, model: &dyn Model, temperature: f64, on: &Platform
     target(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
 }
 
-/// The same for samples `x[n][atoms][3]` (nm) of a model that is not known: it keeps the bonds that they keep. Errors name a bond that the System
-/// constrains and the samples vary, or the reverse.
+/// The same for samples `x[n][atoms][3]` (nm) of a model that is not known: it keeps the bonds that they keep. Errors
+/// name a bond that the System constrains and the samples vary, or the reverse.
 pub fn target_of_samples(
     path: &Path,
     system: &System,

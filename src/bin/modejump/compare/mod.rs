@@ -21,7 +21,8 @@ use std::sync::Once;
 
 #[derive(Args)]
 pub struct Compare {
-    /// The reference, a trajectory in the order of time, or samples, which have no slow components: pdb, gro, dcd, xtc, trr, npy or safetensors
+    /// The reference, a trajectory in the order of time, or samples, which have no slow components: pdb, gro, dcd, xtc,
+    /// trr, npy or safetensors
     a: PathBuf,
     /// What is compared with it
     b: PathBuf,
@@ -125,8 +126,9 @@ impl Compare {
         Ok(Topology::from_pdb(path)?.0)
     }
 
-    /// u of frames by the System, if there is one, and ½ ln det Z of the bonds that it constrains where these are `samples` that are to be
-    /// weighed: those with a log q. Errors name a bond that the System constrains and the samples vary, or the reverse.
+    /// u of frames by the System, if there is one, and ½ ln det Z of the bonds that it constrains where these are
+    /// `samples` that are to be weighed: those with a log q. Errors name a bond that the System constrains and the
+    /// samples vary, or the reverse.
     #[cfg(feature = "openmm")]
     fn energies(
         &self,

@@ -1,5 +1,6 @@
-//! Moving averages of a network's weights in checkpoints of transferable-samplers: `shadow_params.<i>`, i being the number of the
-//! parameter in the order in which its modules were made. A file does not say that order; it is known of these networks.
+//! Moving averages of a network's weights in checkpoints of transferable-samplers: `shadow_params.<i>`, i being the
+//! number of the parameter in the order in which its modules were made. A file does not say that order; it is known of
+//! these networks.
 
 use super::Tensors;
 use modejump::io::model_file::Tensor;
@@ -7,7 +8,8 @@ use modejump::{Error, Result};
 
 const SHADOW: &str = "shadow_params.";
 
-/// Words of the tensors' names. Of two that stand beside each other, the first was made first: a module's own parameters, then its parts.
+/// Words of the tensors' names. Of two that stand beside each other, the first was made first: a module's own
+/// parameters, then its parts.
 const MADE: &[&str] = &[
     "pos_embed",
     "pos_embed_scale",

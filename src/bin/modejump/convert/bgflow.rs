@@ -63,7 +63,8 @@ impl Convert {
         Err(Error::invalid(format!("{place}{reason}")))
     }
 
-    /// The tensors of one flow without their prefix: those named PREFIX`_blocks.…`, and the constrained bonds beside them.
+    /// The tensors of one flow without their prefix: those named PREFIX`_blocks.…`, and the constrained bonds beside
+    /// them.
     fn select(&self, tensors: Tensors) -> Result<Tensors> {
         const MARK: &str = "_blocks.";
         let prefix = self.prefix(&tensors, MARK, "bgflow flow")?;
@@ -75,7 +76,8 @@ impl Convert {
     }
 }
 
-/// Constrained bonds may stand in the configuration: `constrained_bond_idx` and `constrained_bond_len` (nm). Errors: the checkpoint has others.
+/// Constrained bonds may stand in the configuration: `constrained_bond_idx` and `constrained_bond_len` (nm). Errors:
+/// the checkpoint has others.
 fn add_constraints(tensors: &mut Tensors, config: &Value) -> Result<()> {
     for key in ["constrained_bond_idx", "constrained_bond_len"] {
         let Some(values) = config.get(key) else { continue };

@@ -126,7 +126,8 @@ fn agree((first, a): (&str, f64), (second, b): (&str, f64)) -> Result<f64> {
     }
 }
 
-/// x_t = (1 − t) x_prior + t x_data (Tong et al., TMLR 2024); the prior is the normal density of centred configurations.
+/// x_t = (1 − t) x_prior + t x_data (Tong et al., TMLR 2024); the prior is the normal density of centred
+/// configurations.
 fn flow(units_per_nm: f64) -> ContinuousConfig {
     ContinuousConfig {
         parametrisation: Parametrisation::Velocity,

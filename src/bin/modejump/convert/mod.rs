@@ -21,11 +21,11 @@ use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct Convert {
-    /// Checkpoint of another program: safetensors or PyTorch (.pt, .pth, .ckpt; read as data, nothing in it is executed). Or a model
-    /// file of a transferable model, to bind it to another --topology
+    /// Checkpoint of another program: safetensors or PyTorch (.pt, .pth, .ckpt; read as data, nothing in it is
+    /// executed). Or a model file of a transferable model, to bind it to another --topology
     checkpoint: PathBuf,
-    /// What made it; known: bgflow (internal-coordinate spline generators and RealNVPs of bgflow with nflows), boltznce-gvp
-    /// and boltznce-graphormer (vector fields and energies of BoltzNCE), ecnf and tarflow (continuous and
+    /// What made it; known: bgflow (internal-coordinate spline generators and RealNVPs of bgflow with nflows),
+    /// boltznce-gvp and boltznce-graphormer (vector fields and energies of BoltzNCE), ecnf and tarflow (continuous and
     /// autoregressive flows of transferable-samplers), transferable-tarflow and prose (those for all peptides)
     #[arg(long)]
     kind: String,
@@ -34,7 +34,8 @@ pub struct Convert {
     output: PathBuf,
     /// Configuration (JSON): what the checkpoint does not say, such as z_matrix, n_bins, enable_identity_init (bgflow);
     /// features, endpoint, interpolant, units_per_nm (boltznce-gvp); types, blocks, units_per_nm (boltznce-graphormer);
-    /// features, coords_range, std (ecnf); std (tarflow, transferable-tarflow, prose). Without it an error lists all that is needed
+    /// features, coords_range, std (ecnf); std (tarflow, transferable-tarflow, prose). Without it an error lists all
+    /// that is needed
     #[arg(long)]
     config: Option<PathBuf>,
     /// Topology (PDB, atoms in the model's order): lets moves check atoms by name, and gives the hands of stereocentres
@@ -118,8 +119,8 @@ impl Convert {
         }
     }
 
-    /// The prefix of the one network whose tensors are named PREFIX`mark`…, or of the one that --prefix names; `what` is such a
-    /// network.
+    /// The prefix of the one network whose tensors are named PREFIX`mark`…, or of the one that --prefix names; `what`
+    /// is such a network.
     fn prefix(&self, tensors: &Tensors, mark: &str, what: &str) -> Result<String> {
         let prefix_of = |name: &String| match name.split_once(mark) {
             Some((prefix, _)) if prefix.is_empty() || prefix.ends_with('.') => Some(prefix.to_string()),

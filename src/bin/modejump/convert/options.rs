@@ -15,8 +15,8 @@ use std::collections::HashMap;
 pub const UNITS: &str = "units_per_nm: units of the network per nm (10 for Å)";
 
 impl Convert {
-    /// Tensors of the one network that has the tensor `mark`, without their prefix; the metadata and the bytes of the checkpoint.
-    /// Moving averages take the place of the weights unless --raw-weights is given.
+    /// Tensors of the one network that has the tensor `mark`, without their prefix; the metadata and the bytes of the
+    /// checkpoint. Moving averages take the place of the weights unless --raw-weights is given.
     pub fn network_tensors(&self, mark: &str, what: &str) -> Result<(Tensors, HashMap<String, String>, Vec<u8>)> {
         let bytes = self.bytes()?;
         let (mut tensors, mut metadata) = read_any(&self.checkpoint, &bytes)?;
@@ -150,7 +150,8 @@ pub fn positive(options: &Value, key: &str) -> Result<f64> {
 /// Columns of an attention head in all published TarFlows.
 const HEAD_SIZE: u64 = 64;
 
-/// `head_dim`: tensors of any head size have the same shapes, and another size is another density. Errors: no positive integer.
+/// `head_dim`: tensors of any head size have the same shapes, and another size is another density. Errors: no positive
+/// integer.
 pub fn head_size(options: &Value) -> Result<usize> {
     let Some(given) = options.get("head_dim").filter(|given| !given.is_null()) else {
         eprintln!("note: attention heads of {HEAD_SIZE} columns are assumed, as in the published models; `head_dim` of --config says otherwise");
@@ -161,7 +162,8 @@ pub fn head_size(options: &Value) -> Result<usize> {
         .ok_or_else(|| Error::invalid(format!("head_dim: a positive integer is needed, not {given}")))
 }
 
-/// Whether the centroid of the training data had noise; it had unless `com_augmentation` is false. Errors: no truth value.
+/// Whether the centroid of the training data had noise; it had unless `com_augmentation` is false. Errors: no truth
+/// value.
 pub fn noisy_centroid(options: &Value) -> Result<bool> {
     match options.get("com_augmentation").filter(|given| !given.is_null()) {
         None => Ok(true),
@@ -171,14 +173,16 @@ pub fn noisy_centroid(options: &Value) -> Result<bool> {
     }
 }
 
-/// Both [`check_options`] with what is `implemented`, and [`note_unread`] with that and what is `read` beside it, of `given`.
+/// Both [`check_options`] with what is `implemented`, and [`note_unread`] with that and what is `read` beside it, of
+/// `given`.
 pub fn check_and_note(options: &Value, implemented: &[(&str, Value)], given: &Value, read: &[&str]) -> Result<()> {
     check_options(options, implemented)?;
     note_unread(given, &[read, &implemented.iter().map(|(key, _)| *key).collect::<Vec<_>>()].concat());
     Ok(())
 }
 
-/// Names the options that nothing here reads: a configuration of another program may have more, a misspelt name has no effect.
+/// Names the options that nothing here reads: a configuration of another program may have more, a misspelt name has no
+/// effect.
 pub fn note_unread(options: &Value, read: &[&str]) {
     let keys = options.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
     let unread: Vec<&str> = keys.filter(|key| !read.contains(key)).collect();

@@ -65,7 +65,8 @@ where
     Ok(chart)
 }
 
-/// Labels of an axis of this range: as many decimals as tell its ticks apart, two at least, none that are zero at the end.
+/// Labels of an axis of this range: as many decimals as tell its ticks apart, two at least, none that are zero at the
+/// end.
 fn tick(range: &std::ops::Range<f64>) -> impl Fn(&f64) -> String {
     let spacing = (range.end - range.start).abs() / 7.0;
     let decimals = (1.0 - spacing.max(1e-9).log10()).ceil().clamp(2.0, 10.0) as usize;
@@ -133,7 +134,8 @@ pub fn components(area: &Figure, series: &[&Series]) -> Outcome {
 
 type Axis<'a> = (&'a str, std::ops::Range<f64>);
 
-/// Density of weighted points in a plane, coloured by −ln p relative to its highest bin; points beyond the axes are left out.
+/// Density of weighted points in a plane, coloured by −ln p relative to its highest bin; points beyond the axes are
+/// left out.
 fn map(panel: &Figure, series: &Series, x: Axis, y: Axis, points: Vec<(f64, f64)>) -> Outcome {
     const BINS: usize = 60;
     const DEEPEST: f64 = 9.0;
@@ -230,8 +232,8 @@ fn weighted_name(series: &Series, suffix: &str) -> String {
     }
 }
 
-/// F(φ) with a band of two standard errors, a bar where a bin stands alone; lines end where F leaves the axis. The legend tells of a curve that has
-/// no errors.
+/// F(φ) with a band of two standard errors, a bar where a bin stands alone; lines end where F leaves the axis. The
+/// legend tells of a curve that has no errors.
 pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 60;
     const HIGHEST: f64 = 14.0;
@@ -370,8 +372,8 @@ pub fn energy(area: &Figure, series: &[&Series]) -> Outcome {
     Ok(())
 }
 
-/// Nearly all of the reference and of what is weighted, if weights have not collapsed. A few clashes of a generator as it is lie anywhere: nine tenths of the others are seen,
-/// as far as that leaves the former a fifth of the axis.
+/// Nearly all of the reference and of what is weighted, if weights have not collapsed. A few clashes of a generator as
+/// it is lie anywhere: nine tenths of the others are seen, as far as that leaves the former a fifth of the axis.
 fn energy_axis(curves: &[Energies]) -> Range<f64> {
     let none = curves.iter().all(|c| !c.leads);
     let leading = || curves.iter().filter(|c| c.leads || none);
@@ -431,7 +433,8 @@ fn about_weights(series: &Series, raw: &[f64]) -> Result<String> {
     Ok(format!("{}: ESS {:.1} %, k = {k}{rejected}{rule}", series.name, 100.0 * ess))
 }
 
-/// Up to the largest; down to where hardly any are, but of a long tail no further than eight interquartile ranges below the median.
+/// Up to the largest; down to where hardly any are, but of a long tail no further than eight interquartile ranges below
+/// the median.
 fn log_weight_axis<'a>(all: impl Iterator<Item = &'a [f64]>) -> Range<f64> {
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
     for w in all {

@@ -56,7 +56,8 @@ pub struct Series {
     pub weights: String,
 }
 
-/// Samples without weight are counted, and figures know them by log-weights of −∞: of more than these there are none in any file.
+/// Samples without weight are counted, and figures know them by log-weights of −∞: of more than these there are none in
+/// any file.
 const MOST_SAMPLES: usize = 20_000_000;
 
 impl Series {

@@ -40,19 +40,19 @@ pub struct Reweight {
     /// State whose free energy against the rest is wanted: from,to in radian of the first backbone φ
     #[arg(long, default_value = "0,2.2", value_delimiter = ',', allow_hyphen_values = true)]
     state: Vec<f64>,
-    /// Model file of a density that stands in for the generator's, such as an energy-based model: the weights by either on
-    /// the same samples, and what the bias of the stand-in is
+    /// Model file of a density that stands in for the generator's, such as an energy-based model: the weights by either
+    /// on the same samples, and what the bias of the stand-in is
     #[arg(long)]
     surrogate: Option<PathBuf>,
     /// The generator's own density for this many of the samples only
     #[arg(long, requires = "surrogate")]
     exact_subset: Option<usize>,
-    /// Write the surrogate, an energy-based model, with the numbers by which delayed acceptance should believe it (its `trust`),
-    /// fitted to the samples whose own density is computed
+    /// Write the surrogate, an energy-based model, with the numbers by which delayed acceptance should believe it (its
+    /// `trust`), fitted to the samples whose own density is computed
     #[arg(long, requires = "surrogate")]
     calibrate: Option<PathBuf>,
-    /// Average the generator's density over so many orientations: less variable weights for as many likelihoods, exact where the
-    /// energies do not know of directions, as those of a periodic System do. For TarFlows
+    /// Average the generator's density over so many orientations: less variable weights for as many likelihoods, exact
+    /// where the energies do not know of directions, as those of a periodic System do. For TarFlows
     #[arg(long, conflicts_with = "surrogate")]
     rotations: Option<usize>,
     /// What a TarFlow's weights are divided by for the noise of the centroid
@@ -78,7 +78,8 @@ pub struct Reweight {
 enum CentroidRule {
     /// Its density: a perfect model has equal weights
     Gauss3,
-    /// The density of its distance from the origin, as published: costs 40 % of the effective samples, and is no density
+    /// The density of its distance from the origin, as published: costs 40 % of the effective samples, and is no
+    /// density
     Chi3,
 }
 
@@ -303,7 +304,8 @@ impl Weighted {
         Ok(summary)
     }
 
-    /// What `modejump plot` draws. JSON knows no infinities: of samples without weight there is no more than what `n` counts.
+    /// What `modejump plot` draws. JSON knows no infinities: of samples without weight there is no more than what `n`
+    /// counts.
     fn series(&self, name: &str, samples: &Samples) -> Value {
         let finite = |values: &[f64]| -> Vec<f64> {
             values.iter().zip(&self.ruled).filter(|(_, w)| w.is_finite()).map(|(v, _)| *v).collect()

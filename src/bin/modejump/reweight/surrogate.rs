@@ -1,7 +1,7 @@
 //! Weights by a surrogate beside those by the generator's own density, and the bias of the surrogate.
 //!
-//! With c = q_surrogate/q the surrogate's weights e^{−u}/q_surrogate = w/c of samples of q stand for the distribution π/c instead
-//! of π. Constant factors of c cancel in all but the mean of ln c.
+//! With c = q_surrogate/q the surrogate's weights e^{−u}/q_surrogate = w/c of samples of q stand for the distribution
+//! π/c instead of π. Constant factors of c cancel in all but the mean of ln c.
 
 use super::{extend, steering, stem, Reweight, Samples, Weighted};
 use crate::common::{self, load_partner, number, tail_in_words, without_error};
@@ -104,8 +104,8 @@ impl Reweight {
 struct Screening {
     /// The numbers by which it should be believed.
     trust: Trust,
-    /// Standard deviation of log w − log w_s over the middle half of the samples, scaled to that of a normal distribution: what is
-    /// left for the second stage, with these numbers and with one and one.
+    /// Standard deviation of log w − log w_s over the middle half of the samples, scaled to that of a normal
+    /// distribution: what is left for the second stage, with these numbers and with one and one.
     left: f64,
     left_without: f64,
 }

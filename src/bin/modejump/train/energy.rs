@@ -88,8 +88,8 @@ impl Default for GvpEnergyDesign {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InvariantDesign {
-    /// Combinations of distances and volumes that the network sees; fewer for a molecule that has fewer. Too few leave out the
-    /// stiff bonds: 128 of the 292 of alanine dipeptide do.
+    /// Combinations of distances and volumes that the network sees; fewer for a molecule that has fewer. Too few leave
+    /// out the stiff bonds: 128 of the 292 of alanine dipeptide do.
     inputs: usize,
     width: usize,
     /// Residual layers.
@@ -140,7 +140,8 @@ impl<C> Beginning<C> {
     }
 }
 
-/// Takes from the energy of `--start` how far its network was to be believed as it was. Errors: data at another time than training puts them.
+/// Takes from the energy of `--start` how far its network was to be believed as it was. Errors: data at another time
+/// than training puts them.
 fn begin_anew(path: &Path, energy: &mut EnergyConfig) -> Result<()> {
     if energy.data_time != ANGSTROM.data_time {
         let reason = format!(

@@ -41,7 +41,8 @@ impl Train {
         Ok(outputs)
     }
 
-    /// The trainings behind --modes, each with files of its own. Errors: names of modes that cannot be part of a file's.
+    /// The trainings behind --modes, each with files of its own. Errors: names of modes that cannot be part of a
+    /// file's.
     fn trainings_of_modes(&self, path: &Path, jumps: bool) -> Result<Vec<Train>> {
         let description = Description::read(path)?;
         if let Some(name) = description.names().find(|name| name.contains(is_separator)) {

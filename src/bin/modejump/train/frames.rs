@@ -96,7 +96,8 @@ fn generate(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec
     Ok(frames)
 }
 
-/// Writes frames `x[n][dimension]` in single precision. Returns them as they will be read again: a continued training sees the same, bit for bit.
+/// Writes frames `x[n][dimension]` in single precision. Returns them as they will be read again: a continued training
+/// sees the same, bit for bit.
 #[cfg(feature = "openmm")]
 fn keep_frames(path: &Path, x: &[f64], dimension: usize, origin: String) -> Result<Vec<f64>> {
     let rounded: Vec<f32> = x.iter().map(|&v| v as f32).collect();

@@ -73,16 +73,16 @@ pub struct Train {
     /// Training frames, one or more files: pdb, gro, dcd, xtc, trr, npy, or safetensors with `x` [frame][atom][3] in nm
     #[arg(long, num_args = 1..)]
     frames: Vec<PathBuf>,
-    /// Draw as many frames of each file of --frames anew in proportion to their weights, for a model that learns the target from samples
-    /// of its own: `log_weight` of the file, as `smc` writes it, else exp(-u)/q of its `log_density`, as `sample` writes it, and
-    /// --system. What is done to the weights before
+    /// Draw as many frames of each file of --frames anew in proportion to their weights, for a model that learns the
+    /// target from samples of its own: `log_weight` of the file, as `smc` writes it, else exp(-u)/q of its
+    /// `log_density`, as `sample` writes it, and --system. What is done to the weights before
     #[arg(long, value_enum, requires = "frames", num_args = 0..=1, default_missing_value = "raw")]
     resample: Option<Weights>,
     /// Temperature, K; without it that of the model of --start, else 300 K
     #[arg(long)]
     temperature: Option<f64>,
-    /// Settings (JSON with `design`, `train` and `explore`, or under the name of the model, such as `gvp_ebm`); defaults where
-    /// absent. Sections that the model does not read are refused
+    /// Settings (JSON with `design`, `train` and `explore`, or under the name of the model, such as `gvp_ebm`);
+    /// defaults where absent. Sections that the model does not read are refused
     #[arg(long)]
     config: Option<PathBuf>,
     /// Start from this model instead of a new one, with its settings of size and its order of atoms
@@ -93,15 +93,16 @@ pub struct Train {
     /// --start the map begins as the identity, without --frames they are generated at the temperature of this flow
     #[arg(long)]
     map_from: Option<PathBuf>,
-    /// The trained model; a figure of the training is drawn beside it, or replaced, under the same name with the extension svg
+    /// The trained model; a figure of the training is drawn beside it, or replaced, under the same name with the
+    /// extension svg
     #[arg(short, long)]
     output: PathBuf,
     /// Where generated frames are kept; with --checkpoint they are taken from there when the file exists (default then:
     /// beside the checkpoint)
     #[arg(long, conflicts_with = "frames")]
     keep_frames: Option<PathBuf>,
-    /// State of the training, written every minute and on SIGINT or SIGTERM once there are frames (those that are generated are kept beside it when all
-    /// are there); when the file exists, training goes on from it
+    /// State of the training, written every minute and on SIGINT or SIGTERM once there are frames (those that are
+    /// generated are kept beside it when all are there); when the file exists, training goes on from it
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     /// Training log (JSON, an object a line)
@@ -110,7 +111,8 @@ pub struct Train {
     /// Print a summary as JSON
     #[arg(long)]
     json: bool,
-    /// Train one generator for each of the metastable states of this description (JSON), to jump between them; of coupling flows only
+    /// Train one generator for each of the metastable states of this description (JSON), to jump between them; of
+    /// coupling flows only
     #[arg(long, conflicts_with_all = ["start", "map_from"])]
     modes: Option<PathBuf>,
 }
@@ -194,7 +196,8 @@ impl Train {
         self.temperature.unwrap_or(300.0)
     }
 
-    /// That of the frames, K: for a map that of the ensemble that is mapped from. Errors: a model of it that does not say.
+    /// That of the frames, K: for a map that of the ensemble that is mapped from. Errors: a model of it that does not
+    /// say.
     fn kelvin_of_frames(&self) -> Result<f64> {
         let Some(path) = &self.map_from else { return Ok(self.kelvin()) };
         temperature_of(path)?.ok_or_else(|| {
@@ -202,7 +205,8 @@ impl Train {
         })
     }
 
-    /// The model to start from. Errors: atoms in another order than --topology has them; another number is for the caller to tell.
+    /// The model to start from. Errors: atoms in another order than --topology has them; another number is for the
+    /// caller to tell.
     fn start_model(&self, path: &Path, topology: &Topology) -> Result<ModelFile> {
         let file = model_file::open(path)?;
         if let Some(own) = file.card.topology.as_ref().filter(|own| own.n_atoms() == topology.n_atoms()) {
@@ -221,8 +225,8 @@ impl Train {
         )
     }
 
-    /// Names the model's design, whatever the command that asked for it, the parameters it begins with, the frames, and the model to start
-    /// from.
+    /// Names the model's design, whatever the command that asked for it, the parameters it begins with, the frames, and
+    /// the model to start from.
     fn identity(&self, card: &ModelCard, parameters: &[f32], frames: &[f64]) -> Result<String> {
         let mut card = card.clone();
         card.provenance.clear();

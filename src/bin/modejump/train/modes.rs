@@ -82,7 +82,8 @@ impl Train {
         Ok(json!({ "output": output, "model": self.model.name(), "trainings": trainings }))
     }
 
-    /// Trains the second of two generators on, so that T_b ∘ T_a⁻¹ jumps between their modes by the energies at both ends.
+    /// Trains the second of two generators on, so that T_b ∘ T_a⁻¹ jumps between their modes by the energies at both
+    /// ends.
     fn jump(
         &self,
         [from, to]: [&Path; 2],
@@ -114,7 +115,8 @@ impl Train {
         self.train(trainer.with_map(jump)?, &identity)
     }
 
-    /// The same training for one mode, with files of its own: `jump.safetensors` and mode `c7eq` make `jump.c7eq.safetensors`.
+    /// The same training for one mode, with files of its own: `jump.safetensors` and mode `c7eq` make
+    /// `jump.c7eq.safetensors`.
     pub(super) fn of_mode(&self, name: &str) -> Train {
         let beside = |path: &PathBuf| {
             let extension = path.extension().map(|e| e.to_string_lossy().into_owned()).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Frames drawn anew by their weights, for models that learn the target from samples of their own: self-refinement (Tan et al. 2025,
-//! "Amortized Sampling with Transferable Normalizing Flows").
+//! Frames drawn anew by their weights, for models that learn the target from samples of their own: self-refinement (Tan
+//! et al. 2025, "Amortized Sampling with Transferable Normalizing Flows").
 
 use super::Train;
 use crate::common::{array, importance, read_frames, CLIPPED_SHARE};
@@ -10,8 +10,8 @@ use modejump::{Error, Result};
 use std::path::{Path, PathBuf};
 
 impl Train {
-    /// As many frames of each file as it has, in proportion to their weights by the rule of --resample, or as they are without it.
-    /// Peptide 0 is that of --topology.
+    /// As many frames of each file as it has, in proportion to their weights by the rule of --resample, or as they are
+    /// without it. Peptide 0 is that of --topology.
     ///
     /// Errors: no files; files without weights, or with none above zero.
     pub(super) fn resampled(&self, files: &[PathBuf], topology: &Topology, peptide: u32) -> Result<Vec<f64>> {

@@ -1,5 +1,5 @@
-//! Bonds of one length in all frames, as a simulation that constrains them writes them. A generator keeps those that --system constrains; the
-//! others it would vary, and a simulation with such constraints refuse it.
+//! Bonds of one length in all frames, as a simulation that constrains them writes them. A generator keeps those
+//! that --system constrains; the others it would vary, and a simulation with such constraints refuse it.
 
 use super::{Kind, Train};
 use modejump::coordinates::constraints::{joins, rigid_bonds};

@@ -18,7 +18,8 @@ type Sections = JsonMap<String, Value>;
 pub(super) struct Config {
     pub design: DesignOptions,
     pub train: TrainOptions,
-    /// With --modes: how the bijections between the first mode and the others are trained after the generators, if they are.
+    /// With --modes: how the bijections between the first mode and the others are trained after the generators, if they
+    /// are.
     pub jump: Option<TrainOptions>,
     pub gvp_flow: field::GvpDesign,
     pub egnn_flow: field::EgnnDesign,

@@ -36,8 +36,9 @@ impl Train {
         self.open_system()?.map_or(Ok(Vec::new()), |system| system.constraints())
     }
 
-    /// −ln of the density, up to a constant, that samples `x[n][atoms][3]` (nm) have in the ensemble of the System: u, and −½ ln det Z of
-    /// constraints. Errors name a bond that the System constrains and the samples vary, or the reverse.
+    /// −ln of the density, up to a constant, that samples `x[n][atoms][3]` (nm) have in the ensemble of the System: u,
+    /// and −½ ln det Z of constraints. Errors name a bond that the System constrains and the samples vary, or the
+    /// reverse.
     pub(super) fn energies_of_samples(&self, x: &[f64], topology: &Topology) -> Result<Option<Vec<f64>>> {
         let (Some(system), Some(path)) = (self.open_system()?, &self.system) else { return Ok(None) };
         let mut target = target_of_samples(path, &system, x, topology, self.kelvin())?;

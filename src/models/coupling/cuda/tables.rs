@@ -101,7 +101,8 @@ impl<R: Real> Tables<R> {
         tables
     }
 
-    /// Doubles a row that are kept for the way back; derivatives of activations, or the cotangents of the atoms of every row and of the frame.
+    /// Doubles a row that are kept for the way back; derivatives of activations, or the cotangents of the atoms of
+    /// every row and of the frame.
     pub fn kept(&self) -> usize {
         let slopes = (self.slopes * size_of::<R>()).div_ceil(size_of::<f64>());
         self.values + slopes.max(12 * (self.internal.n_rows as usize + 1))
@@ -119,8 +120,8 @@ impl<R: Real> Tables<R> {
         start
     }
 
-    /// For every coordinate the position in its stream of the number that `CouplingFlow::draw_latent` takes, and 0 for a uniform
-    /// number, 1 and 2 for the first and second normal of a pair.
+    /// For every coordinate the position in its stream of the number that `CouplingFlow::draw_latent` takes, and 0 for
+    /// a uniform number, 1 and 2 for the first and second normal of a pair.
     fn put_draws(&mut self, uniform: &[bool]) -> i32 {
         let (mut position, mut pair) = (0, None);
         let draws: Vec<usize> = uniform
@@ -249,7 +250,8 @@ impl<R: Real> Tables<R> {
         }
     }
 
-    /// Weights as `[in][out]` and as `[out][in]`, and the bias, outputs and what comes last made even by zeros; their places.
+    /// Weights as `[in][out]` and as `[out][in]`, and the bias, outputs and what comes last made even by zeros; their
+    /// places.
     fn linear(&mut self, linear: &Linear, parameters: &[R]) -> [usize; 3] {
         let (n_in, n_out) = (linear.n_in, linear.n_out);
         let columns = n_out.next_multiple_of(2);
@@ -266,7 +268,8 @@ impl<R: Real> Tables<R> {
         [weight, back, bias]
     }
 
-    /// For every atom the places of its cotangents: 4 · row + which of the row's atoms it is, the frame being the last row.
+    /// For every atom the places of its cotangents: 4 · row + which of the row's atoms it is, the frame being the last
+    /// row.
     fn parts(&mut self, zmatrix: &ZMatrix) -> i32 {
         let rows = zmatrix.rows.iter().map(|row| &row[..]).chain([&zmatrix.frame[..]]);
         let mut of_atom = vec![Vec::new(); zmatrix.rows.len() + 3];

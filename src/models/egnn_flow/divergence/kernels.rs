@@ -59,7 +59,8 @@ impl<R: Real> PanelProduct<'_, R> {
     }
 }
 
-/// What is done with the rows of a product, each some columns of a panel. A trait and no closure, which would not be inlined.
+/// What is done with the rows of a product, each some columns of a panel. A trait and no closure, which would not be
+/// inlined.
 trait Rows<R: Real, L: Lanes<R>, const COLUMNS: usize> {
     /// To be `#[inline(always)]`.
     fn put(&mut self, row: usize, lanes: [L; COLUMNS]);

@@ -1,19 +1,21 @@
 //! The exact divergence of the field: derivatives of all layers along many coordinates at once.
 //!
-//! Of a layer's messages only what is left of them after the sum over the sources has to be carried in every direction. With
-//! p_ij = W₁ [h_i, h_j, r_ij, a_ij] + b₁, q = W₂ silu(p) + b₂, m = silu(q) and g = σ(w_a·m + b_a),
+//! Of a layer's messages only what is left of them after the sum over the sources has to be carried in every direction.
+//! With p_ij = W₁ [h_i, h_j, r_ij, a_ij] + b₁, q = W₂ silu(p) + b₂, m = silu(q) and g = σ(w_a·m + b_a),
 //!
 //! ```text
 //! dm̄_ij = g silu′(q) ∘ W₂ da + g (1 − g) m (z·da),   da = silu′(p) ∘ dp      (m̄ = g m)
 //! dc_ij = y·da                                                               (c = tanh(w_c·silu(W_c m̄ + b_c)))
 //! ```
 //!
-//! where z and y, one vector a pair, are found backwards from the gate and the step c, numbers both. So a pair costs one product
-//! with W₂ a direction, and in two of the layers less: in the first one nothing but r_ij and a_ij depends on x, so dm̄ and dc are
-//! a vector and a number times dr_ij; and of the last one the trace needs dc alone, along the coordinates of its own atom.
-//! Translations change nothing: derivatives along the last atom are minus the sum of the others.
+//! where z and y, one vector a pair, are found backwards from the gate and the step c, numbers both. So a pair costs
+//! one product with W₂ a direction, and in two of the layers less: in the first one nothing but r_ij and a_ij depends
+//! on x, so dm̄ and dc are a vector and a number times dr_ij; and of the last one the trace needs dc alone, along the
+//! coordinates of its own atom. Translations change nothing: derivatives along the last atom are minus the sum of the
+//! others.
 //!
-//! Directions are lanes: an atom's tangents are panels `[column][number][lane]`, whose columns have [`WIDTH`] directions.
+//! Directions are lanes: an atom's tangents are panels `[column][number][lane]`, whose columns have [`WIDTH`]
+//! directions.
 
 // Indices of axes and of register tiles, as in the formulas.
 #![allow(clippy::needless_range_loop)]
@@ -51,8 +53,8 @@ impl Egnn {
 }
 
 impl<R: Real> Evaluator<Egnn, R> {
-    /// As [`Evaluator::flops`], of the field with its divergence: products with W₂ in the layers between the first and the last, and those
-    /// of atoms and pairs.
+    /// As [`Evaluator::flops`], of the field with its divergence: products with W₂ in the layers between the first and
+    /// the last, and those of atoms and pairs.
     pub fn divergence_flops(&self) -> f64 {
         let network = &self.network;
         let [n, h, layers] = [network.n_atoms(), network.config.n_hidden, network.layers.len()].map(|v| v as f64);

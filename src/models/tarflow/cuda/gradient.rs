@@ -123,7 +123,8 @@ struct Variant {
     resident: usize,
 }
 
-/// What gradients need on a card beside the network: their kernels, compiled when the first one is asked for, and memory.
+/// What gradients need on a card beside the network: their kernels, compiled when the first one is asked for, and
+/// memory.
 pub(super) struct Gradients<R: Real> {
     variants: Compiled<usize, Variant>,
     work: Workspaces<Work<R>>,
@@ -158,7 +159,8 @@ impl<R: Real> OnCard<R> {
         Ok((variant, n.min(variant.resident).min(fitting).max(1)))
     }
 
-    /// Memory for the states of so many teams, or of as many as there is room for; how many. Fewer teams work one sample after the other.
+    /// Memory for the states of so many teams, or of as many as there is room for; how many. Fewer teams work one
+    /// sample after the other.
     fn reserve_states(&self, work: &mut Work<R>, mut teams: usize) -> Result<usize> {
         while let Err(error) = work.scratch.reserve(teams * self.sizes.gradient_state()) {
             if teams == 1 {
@@ -210,7 +212,8 @@ impl<R: Real> OnCard<R> {
         let (grid, threads, shared) =
             ((teams * blocks) as u32, THREADS as u32, Sizes::gradient_shared::<R>(variant.high));
         let argument = argument(&arguments);
-        // SAFETY: the kernel takes `Arguments`; x, gradient and log_det have room for n rows, the rest for so many teams.
+        // SAFETY: the kernel takes `Arguments`; x, gradient and log_det have room for n rows, the rest for so many
+        // teams.
         unsafe {
             match blocks {
                 1 => work.driver.launch(variant.kernel, grid, threads, shared, argument)?,
