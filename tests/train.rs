@@ -683,6 +683,21 @@ fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
+/// Before anything is read or made: the frames would be written under the name of another format.
+#[test]
+fn frames_are_kept_as_safetensors() {
+    let mut train = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    let output = std::env::temp_dir().join("modejump-train-kept.safetensors");
+    let kept = std::env::temp_dir().join("modejump-train-kept.npy");
+    train.args(["train", "--topology", TOPOLOGY, "--keep-frames"]).arg(kept).arg("-o").arg(output);
+    let done = train.output().unwrap();
+    let text = String::from_utf8(done.stderr).unwrap();
+    assert!(
+        !done.status.success() && text.contains("kept.npy: frames that are kept are written as safetensors"),
+        "{text}"
+    );
+}
+
 /// What a training takes over from the model of --start: its temperature, if no other is asked for, and its order of
 /// atoms. A checkpoint belongs to the model that it started from; settings without effect are refused; a training that
 /// diverges writes nothing.

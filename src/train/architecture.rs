@@ -17,6 +17,7 @@ use crate::models::card::{ModelCard, SteeringConfig};
 use crate::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use crate::models::Flow;
 use crate::nn::Activation;
+use crate::rng::{Stream, StreamId};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
@@ -37,8 +38,8 @@ pub struct DesignOptions {
     pub harmonics: usize,
     /// Rows of the z-matrix to keep as Cartesian components (mixed coordinates).
     pub cartesian: Vec<usize>,
-    /// Internal coordinates of torsions that count as turning whatever the frames say, so that several designs have one
-    /// latent space.
+    /// Torsions that count as turning whatever the frames say, so that several designs have one latent space: numbers
+    /// of generator coordinates, of which the torsions are the last.
     pub turning: Vec<usize>,
     /// Whether the flow follows the temperature: all couplings of the stiff coordinates are affine then, and keep
     /// volume.
@@ -85,25 +86,72 @@ pub fn design(
     if frames.len() < dimension || !frames.len().is_multiple_of(dimension) {
         return Err(Error::invalid(format!("{} numbers are no frames of {} atoms", frames.len(), topology.n_atoms())));
     }
+    let (config, coordinates) = coordinates_of(topology, &frames[..dimension], constraints, options)?;
+    let u = encode(&coordinates, frames, dimension);
+    let d = coordinates.dimension_u();
+    if u.len() < 4 * d * d {
+        let why = broken_constraint(topology, frames, constraints);
+        let (usable, n) = (u.len() / d, frames.len() / dimension);
+        return Err(Error::invalid(format!("{usable} of {n} frames are usable, too few to fit {d} coordinates{why}")));
+    }
+    of_coordinates(topology, config, (&u, d), options)
+}
+
+/// Whether [`design`] will have all it needs but frames: to be asked before frames are made, which takes long. `x0[atoms][3]`, nm.
+///
+/// Errors: those of [`design`].
+pub fn check_design(
+    topology: &Topology,
+    x0: &[f64],
+    constraints: &[(usize, usize, f64)],
+    options: &DesignOptions,
+) -> Result<()> {
+    let (config, coordinates) = coordinates_of(topology, x0, constraints, options)?;
+    let d = coordinates.dimension_u();
+    let mut stream = Stream::new(options.seed, StreamId::Initialise, 0, 0);
+    let u: Vec<f64> = (0..4 * d * d).map(|_| stream.uniform()).collect();
+    of_coordinates(topology, config, (&u, d), options).map(drop)
+}
+
+/// Internal coordinates of the molecule, with the hands that it has at `x[atoms][3]`.
+fn coordinates_of(
+    topology: &Topology,
+    x: &[f64],
+    constraints: &[(usize, usize, f64)],
+    options: &DesignOptions,
+) -> Result<(CoordinatesConfig, Coordinates)> {
     let zmatrix = ZMatrix::automatic(topology)?;
     let config = CoordinatesConfig::Internal {
         frame: zmatrix.frame,
         rows: zmatrix.rows,
         normalize_angles: true,
         constraints: constraints.to_vec(),
-        stereocentres: chirality::stereocentres(topology, &frames[..dimension]),
+        stereocentres: chirality::stereocentres(topology, x),
         cartesian: options.cartesian.clone(),
     };
     let coordinates = Coordinates::new(&config, |a| topology.label(a))?;
-    let n_torsions = topology.n_atoms() - 3;
-    let u = encode(&coordinates, frames, dimension);
     let d = coordinates.dimension_u();
-    if u.len() < 4 * d * d {
-        let why = broken_constraint(topology, frames, constraints);
-        return Err(Error::invalid(format!("{} usable frames are too few to fit {d} coordinates{why}", u.len() / d)));
+    let torsions = d + 3 - topology.n_atoms()..d;
+    match options.turning.iter().find(|i| !torsions.contains(i)) {
+        None => Ok((config, coordinates)),
+        Some(i) => Err(Error::invalid(format!(
+            "`turning`: coordinate {i} of the generator is no torsion; those of this molecule are {} to {}",
+            torsions.start,
+            d - 1
+        ))),
     }
-    let (turning, centres) = classify(&u, d, n_torsions, options);
-    let layers = layers(&u, d, n_torsions, &turning, &centres, options)?;
+}
+
+/// An untrained flow for generator coordinates `u[n][d]` of frames.
+fn of_coordinates(
+    topology: &Topology,
+    config: CoordinatesConfig,
+    (u, d): (&[f64], usize),
+    options: &DesignOptions,
+) -> Result<CouplingFlow<f32>> {
+    let n_torsions = topology.n_atoms() - 3;
+    let (turning, centres) = classify(u, d, n_torsions, options);
+    let layers = layers(u, d, n_torsions, &turning, &centres, options)?;
     let card = ModelCard {
         topology: Some(topology.clone()),
         steering: options.steerable.then_some(SteeringConfig { auxiliary: 0 }),
@@ -209,7 +257,7 @@ fn layers(
         Some(w) => (v - shift[w]).rem_euclid(1.0),
         None => v,
     })?;
-    let mut layers = torsion_layers(turning, options);
+    let mut layers = torsion_layers(turning, &stiff, options);
     layers.extend(stiff_layers(&stiff, turning, options));
     layers.push(LayerConfig::Whiten { transformed: stiff, mean, matrix });
     if !wrapped.is_empty() {
@@ -218,10 +266,26 @@ fn layers(
     Ok(layers)
 }
 
-/// Circular spline couplings between two halves of the turning torsions, with learned shifts between.
-fn torsion_layers(turning: &[usize], options: &DesignOptions) -> Vec<LayerConfig> {
+/// Circular spline couplings between two halves of the turning torsions, with learned shifts between. One alone is
+/// given what the stiff coordinates are made of.
+fn torsion_layers(turning: &[usize], stiff: &[usize], options: &DesignOptions) -> Vec<LayerConfig> {
     let mut layers = Vec::new();
+    let spline = |transformed: &[usize], periodic: &[usize], plain: &[usize]| LayerConfig::Spline {
+        transformed: transformed.to_vec(),
+        features: Features { periodic: periodic.to_vec(), harmonics: options.harmonics, plain: plain.to_vec() },
+        ends: Ends::Circular,
+        bins: options.bins.max(8) * 2,
+        interval: [0.0, 1.0],
+        hidden: options.torsion_hidden.clone(),
+        activation: Activation::Silu,
+        identity_init: true,
+    };
     if turning.len() < 2 {
+        // a steerable flow keeps the volume of the stiff coordinates, whose widths would reach the torsion
+        if turning.len() == 1 && !stiff.is_empty() && !options.steerable {
+            layers.push(spline(turning, &[], stiff));
+            layers.push(LayerConfig::Shift { transformed: turning.to_vec() });
+        }
         return layers;
     }
     for round in 0..options.torsion_rounds {
@@ -234,16 +298,7 @@ fn torsion_layers(turning: &[usize], options: &DesignOptions) -> Vec<LayerConfig
             continue;
         }
         for (moved, seen) in [(&a, &b), (&b, &a)] {
-            layers.push(LayerConfig::Spline {
-                transformed: moved.clone(),
-                features: Features { periodic: seen.clone(), harmonics: options.harmonics, plain: vec![] },
-                ends: Ends::Circular,
-                bins: options.bins.max(8) * 2,
-                interval: [0.0, 1.0],
-                hidden: options.torsion_hidden.clone(),
-                activation: Activation::Silu,
-                identity_init: true,
-            });
+            layers.push(spline(moved, seen, &[]));
         }
         layers.push(LayerConfig::Shift { transformed: turning.to_vec() });
     }
@@ -334,8 +389,9 @@ fn whitening(u: &[f64], d: usize, chosen: &[usize], map: impl Fn(usize, f64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coordinates::vector::{atom, torsion};
     use crate::density::{Density, Evaluation};
-    use crate::rng::{Stream, StreamId};
+    use crate::train::{Phase, TrainOptions, Trainer};
     use std::path::Path;
 
     fn pdb() -> std::path::PathBuf {
@@ -372,13 +428,67 @@ mod tests {
         }
     }
 
+    /// H-O-O-H, whose torsion is near a quarter of a turn, to either side.
+    #[test]
+    fn the_one_turning_torsion_of_a_molecule_is_learned() {
+        let mut topology = Topology {
+            names: ["H1", "O1", "O2", "H2"].map(String::from).to_vec(),
+            elements: ["H", "O", "O", "H"].map(String::from).to_vec(),
+            residues: vec!["HOH1".into(); 4],
+            ..Topology::default()
+        };
+        topology.set_bonds([[0, 1], [1, 2], [2, 3]]);
+        let mut stream = Stream::new(1, StreamId::Test, 0, 0);
+        let mut frame = || {
+            let side = if stream.uniform() < 0.5 { 1.0 } else { -1.0 };
+            let phi: f64 = side * 0.5 * PI + 0.2 * stream.normal();
+            let mut near = |x: f64| x + 0.003 * stream.normal();
+            let (a, b, length) = (near(0.1), near(0.1), near(0.15));
+            let (c, d) = (near(0.03), near(0.03));
+            vec![b, 0.0, -c, 0.0, 0.0, 0.0, 0.0, 0.0, length, a * phi.cos(), a * phi.sin(), length + d]
+        };
+        let frames: Vec<f64> = (0..4000).flat_map(|_| frame()).collect();
+        let sizes = DesignOptions { torsion_hidden: vec![16], hidden: vec![16], ..DesignOptions::default() };
+        let flow = design(&topology, &frames, &[], &sizes).unwrap();
+        let phase = Phase { steps: 300, batch: 256, rate: 5e-3, ..Phase::default() };
+        let options = TrainOptions { phases: vec![phase], average: 0.98, ..TrainOptions::default() };
+        let mut trainer = Trainer::new(flow, &frames, None, options).unwrap();
+        while !trainer.is_finished() {
+            trainer.step().unwrap();
+        }
+        let n = 2000;
+        let (mut x, mut log_q) = (vec![0.0; 12 * n], vec![Evaluation::inside(0.0); n]);
+        let streams = |row: usize| Stream::new(2, StreamId::Sample, row as u64, 0);
+        trainer.averaged().unwrap().sample(&streams, &mut x, &mut log_q).unwrap();
+        let is_near = |x: &[f64]| {
+            let [i, j, k, l] = [0, 1, 2, 3].map(|a| atom(x, a));
+            (torsion(i, j, k, l).abs() - 0.5 * PI).abs() < 0.6
+        };
+        let near = x.chunks_exact(12).filter(|x| is_near(x)).count() as f64 / n as f64;
+        assert!(near > 0.9, "{near}, and 0.38 of a uniform torsion");
+    }
+
+    #[test]
+    fn what_a_design_lacks_is_found_without_frames() {
+        let (topology, x0) = Topology::from_pdb(&pdb()).unwrap();
+        let complaint = |constraints: &[(usize, usize, f64)], options: DesignOptions| {
+            check_design(&topology, &x0, constraints, &options).unwrap_err().to_string()
+        };
+        check_design(&topology, &x0, &[], &DesignOptions::default()).unwrap();
+        assert!(complaint(&[(1, 2, 0.17)], DesignOptions::default()).contains("not a bond of the z-matrix"));
+        let of = |turning: Vec<usize>| DesignOptions { turning, ..DesignOptions::default() };
+        assert!(complaint(&[], of(vec![3])).contains("coordinate 3 of the generator is no torsion"));
+        assert!(complaint(&[], DesignOptions { cartesian: vec![99], ..of(vec![]) }).contains("99"));
+        assert!(!complaint(&[], DesignOptions { bins: 1, ..of(vec![]) }).is_empty());
+    }
+
     #[test]
     fn frames_that_break_a_constraint_are_not_used() {
         let topology = ala2();
         let error = design(&topology, &frames(&topology), &[(0, 1, 0.109)], &DesignOptions::default()).err();
         let message = error.map(|e| e.to_string()).unwrap_or_default();
         assert!(
-            message.contains("usable frames are too few to fit 59 coordinates: the System constrains"),
+            message.contains("frames are usable, too few to fit 59 coordinates: the System constrains"),
             "{message}"
         );
         assert!(message.contains("to 0.109 nm, and 1") && message.contains("of 16000 frames"), "{message}");

@@ -30,7 +30,7 @@ pub mod trainer;
 #[cfg(test)]
 mod trainer_tests;
 
-pub use architecture::{design, DesignOptions};
+pub use architecture::{check_design, design, DesignOptions};
 pub use contrastive::ContrastiveOptions;
 pub use hot::{ExploreOptions, HotReplicas};
 pub use jump::Jump;

@@ -1,18 +1,28 @@
 //! Coupling flows: generators, those of modes, and the far ends of maps between ensembles.
 
 use super::settings::Config;
-use super::Train;
+use super::{Kind, Train};
 use modejump::coordinates::Topology;
 use modejump::models::coupling::CouplingFlow;
 use modejump::models::steering::dimension_without_auxiliary;
 use modejump::models::{self, Model, ModelConfig};
 use modejump::modes::{Modes, Within};
 use modejump::target::Target;
-use modejump::train::{design, Map, TrainOptions, TrainState, Trainer};
+use modejump::train::{check_design, design, Map, TrainOptions, TrainState, Trainer};
 use modejump::{Error, Result};
 use serde_json::Value;
 
 impl Train {
+    /// Before frames are made, which takes long: whether a new flow can be designed for them. Errors: a molecule that has no internal coordinates,
+    /// constraints that are none of them, settings out of range.
+    pub(super) fn check_design(&self, config: &Config, topology: &Topology, x0: &[f64]) -> Result<()> {
+        if self.model != Kind::Coupling || self.start.is_some() || self.map_from.is_some() {
+            return Ok(());
+        }
+        config.train.check_temperatures(config.design.steerable)?;
+        check_design(topology, x0, &self.constraints()?, &config.design)
+    }
+
     /// The flow that the training begins with. Errors: a model of other atoms, or of another kind.
     pub(super) fn flow(&self, config: &Config, topology: &Topology, frames: &[f64]) -> Result<CouplingFlow<f32>> {
         match self.start.as_ref().or(self.map_from.as_ref()) {

@@ -76,6 +76,10 @@ impl Train {
 /// Frames of molecular dynamics from `x0[atoms][3]`, nm, with a bar, or lines where none is shown.
 #[cfg(feature = "openmm")]
 fn generate(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec<f64>> {
+    options.check()?;
+    if options.frames == 0 {
+        return Err(Error::invalid("`explore` has `frames` = 0: there would be nothing to train on"));
+    }
     let steps = options.steps() as f64 / 1e6;
     eprintln!("{} frames: {steps:.1} million steps of molecular dynamics", options.frames);
     let bar = ProgressBar::new(options.frames as u64);
@@ -93,7 +97,14 @@ fn generate(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec
     };
     let frames = explore(system, x0, options, threads(), &progress)?;
     bar.finish();
-    Ok(frames)
+    let failed = frames.chunks_exact(x0.len()).filter(|x| x.iter().any(|v| !v.is_finite())).count();
+    match 2 * failed > options.frames {
+        false => Ok(frames),
+        true => Err(Error::invalid(format!(
+            "{failed} of {} frames are not finite: the dynamics failed; take a smaller `explore.timestep`, {} ps now",
+            options.frames, options.timestep
+        ))),
+    }
 }
 
 /// Writes frames `x[n][dimension]` in single precision. Returns them as they will be read again: a continued training

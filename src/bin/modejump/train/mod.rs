@@ -97,7 +97,7 @@ pub struct Train {
     /// extension svg
     #[arg(short, long)]
     output: PathBuf,
-    /// Where generated frames are kept; with --checkpoint they are taken from there when the file exists (default then:
+    /// Where generated frames are kept (safetensors); with --checkpoint they are taken from there when the file exists (default then:
     /// beside the checkpoint)
     #[arg(long, conflicts_with = "frames")]
     keep_frames: Option<PathBuf>,
@@ -133,10 +133,14 @@ impl Train {
         trajectory::require_tensors(&self.output, "models")?;
         let config = self.config()?;
         self.check_files(&config)?;
+        if let Some(path) = &self.keep_frames {
+            trajectory::require_tensors(path, "frames that are kept")?;
+        }
         self.temperature = Some(self.temperature()?);
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
         self.check_system(&topology)?;
         self.check_settings(&config, 3 * topology.n_atoms())?;
+        self.check_design(&config, &topology, &x0)?;
         let plan = self.modes.as_ref().map(|path| self.plan(path, &config, 3 * topology.n_atoms())).transpose()?;
         let frames = match self.resample {
             Some(_) => self.resampled(&self.frames, &topology, 0)?,
