@@ -669,6 +669,9 @@ fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
     assert!(train("plain.safetensors", &["--resample"]).1.contains("neither `log_weight`"));
     write("density.safetensors", "log_density", vec![0.0; 40]);
     assert!(train("density.safetensors", &["--resample"]).1.contains("give --system"));
+    write("damaged.safetensors", "log_density", (0..40).map(|i| if i == 7 { f64::NAN } else { 0.0 }).collect());
+    let text = train("damaged.safetensors", &["--resample"]).1;
+    assert!(text.contains("damaged.safetensors: `log_density` is NaN in row 7"), "{text}");
     #[cfg(feature = "openmm")]
     {
         let system = concat!(env!("CARGO_MANIFEST_DIR"), "/models/ala2/system.xml");

@@ -80,6 +80,21 @@ pub fn read_latent(path: &Path, latent: usize) -> Result<Vec<f64>> {
     }
 }
 
+/// `log_density` of samples that are to be weighed, −∞ where one is out of the support. Errors: NaN, which no density is;
+/// another length.
+pub fn log_density(path: &Path, n: usize) -> Result<Option<Vec<f64>>> {
+    let given = array(path, "log_density", n)?;
+    match given.as_ref().and_then(|values| values.iter().position(|v| v.is_nan())) {
+        None => Ok(given),
+        Some(row) => Err(Error::file(
+            path,
+            format!(
+                "`log_density` is NaN in row {row}: the file is damaged, or of a failed computation; write it anew"
+            ),
+        )),
+    }
+}
+
 /// log w = −u − log q; no weight where either is not finite.
 pub fn importance(u: &[f64], log_q: &[f64]) -> Vec<f64> {
     let weight = |(u, q): (&f64, &f64)| match -u - q {

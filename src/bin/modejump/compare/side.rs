@@ -1,7 +1,7 @@
 //! One of the two samples: its frames, energies and weights, and what is observed of them.
 
 use super::Compare;
-use crate::common::{array, importance, require_bonds, warn_of_torn_bonds};
+use crate::common::{array, importance, log_density, require_bonds, warn_of_torn_bonds};
 use modejump::coordinates::Topology;
 use modejump::io::trajectory::{self, Frames};
 use modejump::metrics::Cloud;
@@ -41,13 +41,13 @@ impl Side {
             return Err(Error::file(path, format!("{n} frames are too few to compare; {FEWEST} are needed")));
         }
         let array = |name: &str| array(path, name, n);
-        let (given, of_weights, log_q) = (array("reduced_potential")?, array("log_weight")?, array("log_density")?);
-        let has_density = log_q.is_some();
+        let (given, of_weights) = (array("reduced_potential")?, array("log_weight")?);
+        let has_density = array("log_density")?.is_some();
         match has_density {
             true => warn_of_torn_bonds(path, &frames, topology, "topology"),
             false => require_bonds(path, &frames, topology, "topology")?,
         }
-        let log_q = log_q.filter(|_| compare.reweight);
+        let log_q = if compare.reweight { log_density(path, n)? } else { None };
         let by_system = log_q.as_ref().filter(|_| compare.system.is_some());
         let samples = by_system.map(|log_q| weighable(path, &frames, log_q)).transpose()?;
         let energies = compare.energies(&frames, topology, samples.as_ref()).map_err(|e| match e {

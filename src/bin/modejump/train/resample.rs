@@ -2,7 +2,7 @@
 //! et al. 2025, "Amortized Sampling with Transferable Normalizing Flows").
 
 use super::Train;
-use crate::common::{array, importance, read_frames, CLIPPED_SHARE};
+use crate::common::{array, importance, log_density, read_frames, CLIPPED_SHARE};
 use modejump::coordinates::Topology;
 use modejump::rng::{Stream, StreamId};
 use modejump::weights::{self, Resampling};
@@ -47,7 +47,7 @@ impl Train {
         if let Some(given) = array(path, "log_weight", n)? {
             return Ok(given);
         }
-        let Some(log_q) = array(path, "log_density", n)? else {
+        let Some(log_q) = log_density(path, n)? else {
             return Err(Error::file(
                 path,
                 "neither `log_weight`, as `modejump smc` writes it, nor `log_density`, as `modejump sample` does: leave --resample out",
