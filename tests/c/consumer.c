@@ -596,8 +596,8 @@ static void test_constraints(const char *path) {
     modejump_target target;
     modejump_state state;
     modejump_outcome outcome;
-    const uint64_t kept[2] = {0, 1}, varied[2] = {1, 2}, absent[2] = {0, 9};
-    const double length[1] = {0.11}, masses[4] = {12.0, 1.0, 12.0, 16.0};
+    const uint64_t kept[2] = {0, 1}, varied[4] = {0, 1, 1, 2}, absent[2] = {0, 9};
+    const double length[2] = {0.11, 0.11}, masses[4] = {12.0, 1.0, 12.0, 16.0};
     const double box[9] = {3.0, 0.0, 0.0, 1.0, 2.5, 0.0, -1.0, 0.5, 2.0};
     double x[12], log_q[1];
     EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
@@ -605,8 +605,10 @@ static void test_constraints(const char *path) {
     options.struct_size = sizeof options;
     EXPECT(modejump_move_options_init(&options) == MODEJUMP_OK);
     EXPECT(modejump_move_new(model, &options, &move) == MODEJUMP_OK);
-    EXPECT(modejump_move_set_constraints(move, 1, varied, length, masses) == MODEJUMP_UNSUPPORTED);
-    EXPECT(strstr(last(), "H1") != NULL && strstr(last(), "C2") != NULL);
+    EXPECT(modejump_move_set_constraints(move, 2, varied, length, masses) == MODEJUMP_UNSUPPORTED);
+    EXPECT(strstr(last(), "H1") != NULL && strstr(last(), "C2") != NULL && strstr(last(), "varies it") != NULL);
+    EXPECT(modejump_move_set_constraints(move, 1, varied + 2, length, masses) == MODEJUMP_UNSUPPORTED);
+    EXPECT(strstr(last(), "C0") != NULL && strstr(last(), "H1") != NULL && strstr(last(), "keeps the bond") != NULL);
     EXPECT(modejump_move_set_constraints(move, 1, absent, length, masses) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_move_set_constraints(move, 1, kept, length, masses) == MODEJUMP_OK);
     EXPECT(modejump_model_sample(model, 1, 0, 1, x, log_q) == MODEJUMP_OK);
