@@ -306,7 +306,7 @@ def test_constraints_that_the_model_does_not_keep(peroxide_model, rigid_model):
     make = modejump.MonteCarloModeJump
     refuses(["H1", "O1"], context_of, make(peroxide_model), peroxide_system([(0, 1)]))
     refuses(["O1", "O2"], context_of, make(rigid_model), peroxide_system([(0, 1), (1, 2), (2, 3)]))
-    system = peroxide_system()
+    system = peroxide_system([(2, 3)])
     system.addConstraint(0, 1, PEROXIDE.oh + 0.001)
     refuses(["H1", "O1"], context_of, make(rigid_model), system)
     system = peroxide_system()
