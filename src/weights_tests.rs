@@ -307,12 +307,13 @@ fn the_divergence_of_shifted_gaussians_is_known_and_its_error_honest() {
 
 #[test]
 fn the_shift_between_states_is_known_and_its_error_honest() {
-    let (s, a) = (0.8, 0.3);
+    // populations of a half and of a sixth, so that errors tell whose they are
+    let (s, a) = (0.8, 1.2);
     let upper = 0.5 * libm::erfc(a * s / 2f64.sqrt());
     let truth = -(upper / (1.0 - upper)).ln();
     let (mut chi2, repeats) = (0.0, 300);
     for step in 0..repeats {
-        let [x, w, v] = shifted(1000, s, a, 500 + step);
+        let [x, w, v] = shifted(2000, s, a, 500 + step);
         let state: Vec<Option<bool>> = x.iter().map(|&x| Some(x > 0.0)).collect();
         let shift = crate::free_energy::shift_between_states(&w, &v, &state).unwrap();
         chi2 += ((shift.value - truth) / shift.standard_error).powi(2) / repeats as f64;

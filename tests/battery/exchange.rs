@@ -366,6 +366,7 @@ fn constrained_bonds_have_their_metric_term() {
     }
     let rigid = || of_three_atoms(vec![(0, 1, 0.1), (0, 2, 0.1)]);
     let flows = [flow(rigid(), &[0.6], &[0.2], 0.0, 5), flow(rigid(), &[0.4], &[0.1], 0.0, 6)];
+    // and what was tested at each start: log α, and by how much the metric terms changed, where it was accepted
     let p_value = |with_metric: bool| {
         let mut exchange = Exchange::new(map(&flows), 7);
         if with_metric {
@@ -373,7 +374,7 @@ fn constrained_bonds_have_their_metric_term() {
             assert!(exchange.set_constraints(Some(constraints(0.12))).unwrap_err().to_string().contains("0.12"));
             exchange.set_constraints(Some(constraints(0.1))).unwrap();
         }
-        let mut found: [[Vec<f64>; 2]; 2] = Default::default();
+        let (mut found, mut tests): ([[Vec<f64>; 2]; 2], _) = (Default::default(), Vec::new());
         for start in 0..2 * STARTS as u64 {
             let mut x = [vec![0.0; 9], vec![0.0; 9]];
             for (i, x) in x.iter_mut().enumerate() {
@@ -384,6 +385,8 @@ fn constrained_bonds_have_their_metric_term() {
                     found[i][1].push(Bent::internal(&fresh)[2]);
                 }
             }
+            let metrics = |x: &[Vec<f64>; 2]| x.iter().map(|x| metric(Bent::internal(x)[2])).sum::<f64>();
+            let before = metrics(&x);
             let [x_a, x_b] = &mut x;
             let (u_a, u_b) = (potentials[0](Bent::internal(x_a)[2]), potentials[1](Bent::internal(x_b)[2]));
             let mut a = State { x: x_a, box_vectors: None, reduced_potential: u_a, step: start, replica: 0 };
@@ -395,13 +398,18 @@ fn constrained_bonds_have_their_metric_term() {
                 let u = potential(Bent::internal(state.x)[2]);
                 assert!((state.reduced_potential - u).abs() < 1e-9, "{} is not {u}", state.reduced_potential);
             }
+            tests.push((outcome.log_acceptance, outcome.accepted().then(|| metrics(&x) - before)));
             x.iter().zip(&mut found).for_each(|(x, found)| found[0].push(Bent::internal(x)[2]));
         }
-        found.iter().map(|[after, exact]| ks_two_sample(after, exact)).fold(1.0, f64::min)
+        (found.iter().map(|[after, exact]| ks_two_sample(after, exact)).fold(1.0, f64::min), tests)
     };
-    let p = p_value(true);
+    let (p, with) = p_value(true);
     assert!(p > LEVEL, "p = {p:.1e}");
-    let p = p_value(false);
+    let (p, without) = p_value(false);
+    for ((log_alpha, change), (plain, _)) in with.iter().zip(&without) {
+        let Some(change) = change else { continue };
+        assert!((log_alpha - plain - change).abs() < 1e-9, "{log_alpha} is not {plain} + {change}");
+    }
     assert!(p < LEVEL, "leaving the metric term out went unnoticed: p = {p:.1e}");
 }
 
