@@ -1,6 +1,7 @@
 """`modejump gromacs` with the gmx that is installed."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -111,33 +112,43 @@ def write_trr(path, x):
             file.write(np.array([i, 0.0], ">f8").tobytes() + box + frame.astype(">f8").tobytes())
 
 
+def of_checkpoint(folder, name):
+    """x or v of the atoms after the last jump."""
+    (state,) = (folder / "jumps").glob("state_*.cpt")
+    dump = subprocess.run(["gmx", "dump", "-cp", state], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True).stdout
+    return np.array(re.findall(rf"^ +{name}\[ *\d+\]=(.*)$", dump, re.M), float).reshape(-1, 3)
+
+
 def test_a_molecule_cut_by_the_box_is_made_whole(driver):
     run = driver()
     example.run("gmx", "editconf", "-f", "conf.gro", "-o", "conf.gro", "-center", 0, 0, 0, cwd=run.folder)
     example.grompp(run.folder)
     summary = json.loads(run.run("-n", 20, "--steps", 200, "--json").stdout)
     assert summary["acceptance"] > 0.9
-    x = example.run("gmx", "dump", "-cp", str(next((run.folder / "jumps").glob("state_*.cpt"))), cwd=run.folder)
-    x = np.array([float(line.split("=")[1]) for line in x.splitlines() if line.strip().startswith("x[")])
+    x = of_checkpoint(run.folder, "x")
     # atoms on both sides of the box as dynamics has them, and a jump's molecule whole around the corner
-    assert np.ptp(x.reshape(-1, 3), axis=0).max() < 2.0 and x.min() < 1.0
+    assert np.ptp(x, axis=0).max() < 2.0 and x.min() < 1.0
 
 
-def test_waters_keep_their_velocities(driver):
-    """Beside four rigid waters: constraints of the solvent, velocities of atoms that do not jump, momentum."""
-    run = driver(integrator="md", tcoupl="V-rescale", **{"tau-t": "0.1"})
-    top = run.folder / "topol.top"
+def add_waters(folder, places):
+    """Rigid waters with the oxygen at each place, nm."""
+    top = folder / "topol.top"
     water = '#include "amber99sb-ildn.ff/tip3p.itp"'
-    top.write_text(top.read_text().replace("[ system ]", f"{water}\n\n[ system ]") + "SOL 4\n")
-    # far from the molecule, which a water that comes near would bind and hold
-    places = [(0.7, 0.7, 0.7), (5.2, 0.8, 3.0), (3.0, 5.4, 0.8), (0.8, 3.0, 5.3)]
+    top.write_text(top.read_text().replace("[ system ]", f"{water}\n\n[ system ]") + f"SOL {len(places)}\n")
     atoms = [("OW", 0.0, 0.0), ("HW1", 0.09572, 0.0), ("HW2", -0.024, 0.09266)]
-    title, _, *lines, box = (run.folder / "conf.gro").read_text().splitlines()
+    title, _, *lines, box = (folder / "conf.gro").read_text().splitlines()
     for k, (x, y, z) in enumerate(places):
         for name, dx, dy in atoms:
             lines.append(f"{k + 4:5d}{'SOL':5}{name:>5}{len(lines) + 1:5d}{x + dx:8.3f}{y + dy:8.3f}{z:8.3f}")
-    (run.folder / "conf.gro").write_text("\n".join([title, str(len(lines)), *lines, box]) + "\n")
-    example.grompp(run.folder)
+    (folder / "conf.gro").write_text("\n".join([title, str(len(lines)), *lines, box]) + "\n")
+    example.grompp(folder)
+
+
+def test_waters_keep_their_velocities(driver):
+    """Beside four rigid waters: constraints of the solvent, velocities of atoms that do not jump."""
+    run = driver(integrator="md", tcoupl="V-rescale", **{"tau-t": "0.1"})
+    # far from the molecule, which a water that comes near would bind and hold
+    add_waters(run.folder, [(0.7, 0.7, 0.7), (5.2, 0.8, 3.0), (3.0, 5.4, 0.8), (0.8, 3.0, 5.3)])
     run.run("-n", 1, "--steps", 100)
     state = next((run.folder / "jumps").glob("state_*.cpt"))
     summary = json.loads(run.run("-n", 30, "--steps", 100, "--json").stdout)
@@ -145,6 +156,21 @@ def test_waters_keep_their_velocities(driver):
     assert not state.exists()
     log = (run.folder / "jumps/md.log").read_text()
     assert "SETTLE" in log or "Settle" in log
+
+
+def test_a_jump_keeps_the_momentum_of_all(driver):
+    """Beside a water so near that the force between the two is another one after a jump, by whose half step the velocities of the
+    moved atoms are stored; dynamics removes the momentum once, at step 0."""
+    run = driver(integrator="md", tcoupl="V-rescale", **{"tau-t": "0.1", "nstcomm": "1000", "nstcalcenergy": "100"})
+    x = np.array([[float(line[20 + 8 * k : 28 + 8 * k]) for k in range(3)] for line in open(run.folder / "conf.gro").readlines()[2:-1]])
+    add_waters(run.folder, [x.mean(axis=0) + (0.0, 0.0, 0.6)])
+    masses = {"H": 1.008, "C": 12.01, "N": 14.01, "O": 16.0}
+    names = [line[10:15].strip() for line in (run.folder / "conf.gro").read_text().splitlines()[2:-1]]
+    accepted, momenta = 0, []
+    for jumps in range(1, 9):
+        accepted = json.loads(run.run("-n", jumps, "--steps", 20, "--json").stdout)["acceptance"]
+        momenta.append(np.abs([masses[name[0]] for name in names] @ of_checkpoint(run.folder, "v")).max())
+    assert accepted > 0.2 and max(momenta) < 1e-3, (accepted, momenta)
 
 
 @pytest.mark.parametrize(
