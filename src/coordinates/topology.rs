@@ -156,9 +156,6 @@ impl Topology {
     ///
     /// Errors: the first atom that differs.
     pub fn require_order(&self, other: &Topology, whose: &str) -> Result<()> {
-        if self.is_numbered() || other.is_numbered() {
-            return Ok(());
-        }
         let mut pairs = self.names.iter().zip(&other.names);
         match pairs.position(|(own, name)| own != name) {
             None => Ok(()),
@@ -170,13 +167,6 @@ impl Topology {
                 Err(Error::invalid(message))
             }
         }
-    }
-
-    /// Whether atoms are called by element and number alone, as [`Topology::from_system_xml`] does: nothing to compare
-    /// with.
-    fn is_numbered(&self) -> bool {
-        let mut atoms = self.names.iter().zip(&self.elements).enumerate();
-        atoms.all(|(i, (name, element))| *name == format!("{element}{}", i + 1))
     }
 
     /// Whether these can be the masses (dalton) of the atoms. Repartitioning makes hydrogens heavier and their
@@ -192,9 +182,6 @@ impl Topology {
                 masses.len(),
                 self.n_atoms()
             )));
-        }
-        if self.is_numbered() {
-            return Ok(()); // the elements are guesses from masses themselves
         }
         let residues: Vec<&str> = self.residues.iter().map(String::as_str).collect();
         // a residue of one atom is an ion, whose names, and what files without elements make of them, are many
@@ -319,47 +306,6 @@ impl Topology {
             }
         }
         self.set_bonds(bonds);
-    }
-
-    /// Reads masses and bonds of an OpenMM System (XML): harmonic bonds and constraints are bonds, elements come from
-    /// the masses. Names are the element and the atom's number. For files without names, such as `system.xml`.
-    pub fn from_system_xml(path: &Path) -> Result<Topology> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        let attribute = |tag: &str, name: &str| -> Option<f64> {
-            let start = tag.find(&format!(" {name}=\""))? + name.len() + 3;
-            tag[start..].split('"').next()?.parse().ok()
-        };
-        let tags = |kind: &str| text.match_indices(&format!("<{kind} ")).map(|(i, _)| &text[i..]).collect::<Vec<_>>();
-        let end = |tag: &str| tag.find('>').unwrap_or(tag.len());
-        let mut topology = Topology::default();
-        for (i, tag) in tags("Particle").into_iter().enumerate() {
-            let Some(mass) = attribute(&tag[..end(tag)], "mass") else { continue };
-            let element = element_of_mass(mass).to_string();
-            topology.names.push(format!("{element}{}", i + 1));
-            topology.residues.push("MOL1".into());
-            topology.elements.push(element);
-        }
-        if topology.names.is_empty() {
-            return Err(Error::file(path, "no <Particle mass=…>: not an OpenMM System"));
-        }
-        let n = topology.n_atoms();
-        let mut bonds = Vec::new();
-        for tag in tags("Bond").into_iter().chain(tags("Constraint")) {
-            let tag = &tag[..end(tag)];
-            let (Some(i), Some(j)) = (attribute(tag, "p1"), attribute(tag, "p2")) else { continue };
-            let pair = [i as usize, j as usize];
-            if pair[0] >= n || pair[1] >= n {
-                return Err(Error::file(
-                    path,
-                    format!("a bond names particle {}, there are {n}", pair[0].max(pair[1])),
-                ));
-            }
-            bonds.push(pair);
-        }
-        // The masses of angle constraints (H–H) are no bonds.
-        bonds.retain(|&[i, j]| !(topology.elements[i] == "H" && topology.elements[j] == "H"));
-        topology.set_bonds(bonds);
-        Ok(topology)
     }
 }
 
@@ -488,10 +434,16 @@ mod tests {
         other.names.swap(2, 5);
         let message = own.require_order(&other, "model").unwrap_err().to_string();
         assert!(message.contains("UNL7:H4 (atom 3) stands where the model has LIG1:H2 (atom 3)"), "{message}");
-        // names that were made from masses
-        other.names = own.elements.iter().enumerate().map(|(i, element)| format!("{element}{}", i + 1)).collect();
-        own.require_order(&other, "model").unwrap();
-        other.require_order(&own, "model").unwrap();
+        // names that are elements and numbers are names, too
+        let numbered = |elements: [&str; 3]| Topology {
+            names: elements.iter().enumerate().map(|(i, element)| format!("{element}{}", i + 1)).collect(),
+            elements: elements.map(String::from).to_vec(),
+            residues: vec!["LIG1".into(); 3],
+            bonds: vec![],
+        };
+        let (hoh, ohh) = (numbered(["H", "O", "H"]), numbered(["O", "H", "H"]));
+        assert!(hoh.require_order(&ohh, "model").unwrap_err().to_string().contains("O1"));
+        assert!(hoh.require_masses(&[15.999, 1.008, 1.008]).unwrap_err().to_string().contains("LIG1:H1"));
     }
 
     #[test]

@@ -217,16 +217,6 @@ mod tests {
     }
 
     #[test]
-    fn bonds_of_the_system_file_are_those_of_the_pdb() {
-        let (from_pdb, _) = Topology::from_pdb(&ala2("topology.pdb")).unwrap();
-        for file in ["system.xml", "system-hbonds.xml"] {
-            let from_xml = Topology::from_system_xml(&ala2(file)).unwrap();
-            assert_eq!(from_pdb.bonds, from_xml.bonds, "{file}");
-            assert_eq!(from_pdb.elements, from_xml.elements, "{file}");
-        }
-    }
-
-    #[test]
     fn chains_rings_stars_and_three_atoms_work() {
         let molecule = |n: usize, bonds: &[[usize; 2]]| Topology {
             names: (0..n).map(|i| format!("C{i}")).collect(),

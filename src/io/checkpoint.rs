@@ -1,4 +1,4 @@
-//! Checkpoints of a sampler: everything that makes a restarted run continue bit for bit.
+//! Checkpoints: everything that makes a restarted run continue bit for bit.
 //!
 //! Random numbers are a function of (seed, stream, step, replica), so a step number stands for the state of the
 //! generator of random numbers, and pre-drawn proposals are drawn again. What remains is where the replicas are and
@@ -8,12 +8,10 @@
 //! hexadecimal digits), payload; little endian. The payload is bincode 2.0.1, fixed-size integers. bincode is used in
 //! this module only.
 
-use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
 use crate::io::model_file::hash;
 use crate::io::write_atomically;
-use crate::moves::{Options, Statistics};
-use serde::{de::DeserializeOwned, Deserialize, Serialize};
+use serde::{de::DeserializeOwned, Serialize};
 use std::path::Path;
 
 /// What a checkpoint is of. Its version is counted up by hand, with every change of what its state holds.
@@ -24,63 +22,14 @@ pub struct Kind {
     pub version: u32,
 }
 
-const SAMPLER: Kind = Kind { magic: *b"MODEJUMP", version: 6 };
 /// The state of a training.
 pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 8 };
 /// Adaptive rounds.
 pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 8 };
 const HEADER: usize = 8 + 4 + 8 + 32;
 
-/// The whole state of a sampler between two steps.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Checkpoint {
-    /// Hash of the model file the moves use; a restart with another model is refused by [`Checkpoint::require_model`].
-    pub model_hash: String,
-    /// Bumped by every change of the generator's parameters.
-    pub generator_epoch: u64,
-    pub options: Options,
-    pub replicas: Vec<Replica>,
-    /// One per move, in the order of the sampler.
-    pub statistics: Vec<Statistics>,
-}
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Replica {
-    pub replica: u32,
-    /// The next step to be made.
-    pub step: u64,
-    /// Coordinates, nm for molecules.
-    pub x: Vec<f64>,
-    /// nm/ps; empty if the sampler has no velocities.
-    pub velocities: Vec<f64>,
-    pub box_vectors: Option<BoxVectors>,
-    pub reduced_potential: f64,
-}
-
-impl Checkpoint {
-    /// Writes beside the file and renames over it: a kill at any moment leaves the old checkpoint or the new one.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        save(path, SAMPLER, self)
-    }
-
-    /// Errors: a file that is not a checkpoint, is of another version, truncated, or damaged.
-    pub fn load(path: &Path) -> Result<Checkpoint> {
-        load(path, SAMPLER)
-    }
-
-    /// Refuses to go on with another model than the run began with.
-    pub fn require_model(&self, hash: &str) -> Result<()> {
-        if self.model_hash != hash {
-            return Err(Error::Unsupported(format!(
-                "the checkpoint was written with model {}, not {hash}: restart with the same model file, or begin a new run",
-                self.model_hash
-            )));
-        }
-        Ok(())
-    }
-}
-
-/// Writes any state as a checkpoint of its kind, all or nothing.
+/// Writes any state as a checkpoint of its kind, beside the file and then in its place: a kill at any moment leaves the
+/// old checkpoint or the new one.
 pub fn save<T: Serialize>(path: &Path, kind: Kind, state: &T) -> Result<()> {
     let payload = bincode::serde::encode_to_vec(state, configuration())
         .map_err(|e| Error::file(path, format!("the checkpoint cannot be encoded: {e}")))?;
@@ -153,23 +102,16 @@ fn configuration() -> impl bincode::config::Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::moves::Statistics;
     use std::path::PathBuf;
 
-    fn example() -> Checkpoint {
-        Checkpoint {
-            model_hash: "abc".into(),
-            generator_epoch: 3,
-            options: Options::default(),
-            replicas: vec![Replica {
-                replica: 1,
-                step: u64::MAX - 1,
-                x: vec![0.1, -0.0, f64::MIN_POSITIVE],
-                velocities: vec![],
-                box_vectors: Some([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]),
-                reduced_potential: -1.5,
-            }],
-            statistics: vec![Statistics::default()],
-        }
+    const KIND: Kind = Kind { magic: *b"MJ--TEST", version: 3 };
+
+    /// Step, coordinates and counts of a walker.
+    type Walker = (u64, Vec<f64>, Statistics);
+
+    fn example() -> Walker {
+        (u64::MAX - 1, vec![0.1, -0.0, f64::MIN_POSITIVE], Statistics::default())
     }
 
     fn folder(name: &str) -> PathBuf {
@@ -183,11 +125,9 @@ mod tests {
         let folder = folder("round-trip");
         let path = folder.join("run.ckpt");
         std::fs::write(&path, b"older").unwrap();
-        example().save(&path).unwrap();
-        assert_eq!(Checkpoint::load(&path).unwrap(), example());
+        save(&path, KIND, &example()).unwrap();
+        assert_eq!(load::<Walker>(&path, KIND).unwrap(), example());
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
-        example().require_model("abc").unwrap();
-        assert!(example().require_model("abd").is_err());
         std::fs::remove_dir_all(folder).unwrap();
     }
 
@@ -195,37 +135,34 @@ mod tests {
     fn every_truncation_and_every_damaged_byte_is_refused() {
         let folder = folder("damage");
         let path = folder.join("run.ckpt");
-        example().save(&path).unwrap();
+        save(&path, KIND, &example()).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         for length in 0..bytes.len() {
-            assert!(
-                decode::<Checkpoint>(&bytes[..length], SAMPLER).is_err(),
-                "{length} bytes were taken for a checkpoint"
-            );
+            assert!(decode::<Walker>(&bytes[..length], KIND).is_err(), "{length} bytes were taken for a checkpoint");
         }
         for i in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[i] ^= 0x10;
-            assert!(decode::<Checkpoint>(&damaged, SAMPLER).is_err(), "damage at byte {i} went unnoticed");
+            assert!(decode::<Walker>(&damaged, KIND).is_err(), "damage at byte {i} went unnoticed");
         }
         let mut longer = bytes.clone();
         longer.push(0);
-        assert!(decode::<Checkpoint>(&longer, SAMPLER).is_err());
+        assert!(decode::<Walker>(&longer, KIND).is_err());
         std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn another_version_is_refused_by_number() {
-        let mut bytes = Vec::from(SAMPLER.magic);
-        let other = SAMPLER.version + 1;
+        let mut bytes = Vec::from(KIND.magic);
+        let other = KIND.version + 1;
         bytes.extend(other.to_le_bytes());
         bytes.extend([0; 40]);
-        assert!(decode::<Checkpoint>(&bytes, SAMPLER).unwrap_err().contains(&format!("version {other}")));
+        assert!(decode::<Walker>(&bytes, KIND).unwrap_err().contains(&format!("version {other}")));
     }
 
     #[test]
     fn a_folder_that_does_not_exist_is_an_error() {
-        let message = example().save(Path::new("/nonexistent-folder/run.ckpt")).unwrap_err().to_string();
+        let message = save(Path::new("/nonexistent-folder/run.ckpt"), KIND, &example()).unwrap_err().to_string();
         assert!(message.contains("/nonexistent-folder/run.ckpt"), "{message}");
     }
 }

@@ -179,10 +179,6 @@ impl JumpingSimulation {
     pub fn jump(&self) -> &dyn Move {
         self.jump.as_ref()
     }
-
-    pub fn jump_mut(&mut self) -> &mut dyn Move {
-        self.jump.as_mut()
-    }
 }
 
 #[cfg(test)]
