@@ -59,9 +59,9 @@ pub struct Md {
     /// Steps of one relaxation, a trajectory with a Metropolis test
     #[arg(long, default_value_t = 20, requires = "driven")]
     relaxation_steps: usize,
-    /// ps
+    /// Time step of these, ps
     #[arg(long, default_value_t = 0.001, requires = "driven")]
-    relaxation_step: f64,
+    relaxation_timestep: f64,
     /// Average the model's density over so many orientations, of which each proposal gets one at random: less variable
     /// weights for as many likelihoods where the energies know little of directions. For TarFlows
     #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "driven"])]
@@ -291,10 +291,10 @@ mod run {
             let hashes = files.map(|path| hash_of(path)).collect::<Result<Vec<_>>>()?;
             let Md { equilibrate, frequency, proposals, temperature, dynamics, precision, record, .. } = self;
             let Md { anneal, anneal_step, latent_walk, leapfrog, solute, driven, rotations, .. } = self;
-            let Md { relaxation_steps, relaxation_step, acceptance, decoding, .. } = self;
+            let Md { relaxation_steps, relaxation_timestep, acceptance, decoding, .. } = self;
             Ok(format!(
                 "{hashes:?} {} {} {equilibrate} {frequency} {proposals} {temperature} {dynamics:?} {precision:?} {record} {anneal:?} {anneal_step} \
-                 {latent_walk:?} {leapfrog} {solute:?} {driven:?} {rotations:?} {relaxation_steps} {relaxation_step} {:?} {} {}",
+                 {latent_walk:?} {leapfrog} {solute:?} {driven:?} {rotations:?} {relaxation_steps} {relaxation_timestep} {:?} {} {}",
                 self.model.is_some(),
                 self.screen.is_some(),
                 decoding.decoding(),
@@ -321,7 +321,7 @@ mod run {
             let solute = self.solute.as_ref().map(|ranges| Solute {
                 particles: ranges.iter().cloned().flatten().take(system.n_particles() + 1).collect(),
                 relaxation_steps: self.relaxation_steps,
-                relaxation_step: self.relaxation_step,
+                relaxation_timestep: self.relaxation_timestep,
             });
             let described = (&model, solute);
             let jumping = JumpingSimulation::new(system, &dynamics, described, method, self.frequency, options)?;

@@ -16,13 +16,13 @@ pub struct Solute {
     /// Steps of a trajectory of Hamiltonian Monte Carlo by which the others relax, on the path of a driven move.
     pub relaxation_steps: usize,
     /// ps.
-    pub relaxation_step: f64,
+    pub relaxation_timestep: f64,
 }
 
 impl Solute {
     /// Of these particles, with the relaxations of the plugin: 20 steps of 1 fs.
     pub fn of(particles: Vec<usize>) -> Solute {
-        Solute { particles, relaxation_steps: 20, relaxation_step: 0.001 }
+        Solute { particles, relaxation_steps: 20, relaxation_timestep: 0.001 }
     }
 
     /// Errors: particles that are not in the System or come twice, relaxations out of range.
@@ -40,10 +40,10 @@ impl Solute {
             }
         }
         let steps = (1..=1 << 20).contains(&self.relaxation_steps);
-        if !(steps && self.relaxation_step > 0.0 && self.relaxation_step.is_finite()) {
+        if !(steps && self.relaxation_timestep > 0.0 && self.relaxation_timestep.is_finite()) {
             return Err(Error::invalid(format!(
                 "relaxations of {} steps of {} ps: use 1 step or more, of positive length",
-                self.relaxation_steps, self.relaxation_step
+                self.relaxation_steps, self.relaxation_timestep
             )));
         }
         Ok(())
@@ -67,7 +67,7 @@ impl Solvent {
             simulation.inner.pin_mut(),
             &particles,
             solute.relaxation_steps,
-            solute.relaxation_step,
+            solute.relaxation_timestep,
         )?;
         Ok(Solvent { inner, dimension: 3 * particles.len(), kt: thermal_energy(simulation.temperature), seed })
     }
