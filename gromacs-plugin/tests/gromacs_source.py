@@ -148,7 +148,7 @@ def compiled(version, simd="None", shared=True, faults=False):
     words = [word for word in words[:at] + words[at + 2 :] if word not in ("-c", "-O3")]
     words += ["-O2", "-Wall", "-Wextra", "-shared" if shared else "-c", *(["-DMODEJUMP_TESTING"] if faults else [])]
     digest = hashlib.sha256(" ".join(words).encode())
-    for path in sorted(md.parent.glob("modejump*.h")) + [md]:
+    for path in sorted(md.parent.glob("modejump/*.h")) + [md]:
         digest.update(path.read_bytes())
     result = build.parent / f"md-{digest.hexdigest()[:16]}.{'so' if shared else 'o'}"
     if not result.exists():

@@ -42,11 +42,14 @@ class Tree:
     def __call__(self, *options):
         return patch(self.top, *options)
 
+    def files(self):
+        return {path: path.read_bytes() for path in self.md.parent.rglob("*") if path.is_file()}
+
     def refused(self, *options):
-        before = {path: path.read_bytes() for path in self.md.parent.iterdir()}
+        before = self.files()
         done = self(*options)
         assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
-        assert {path: path.read_bytes() for path in self.md.parent.iterdir()} == before
+        assert self.files() == before
         return done.stderr
 
 
@@ -63,7 +66,8 @@ def test_patching_twice_is_patching_once_and_reverting_gives_the_original(tree):
     assert done.returncode == 0 and "is patched" in done.stdout, done.stderr
     patched = tree.md.read_bytes()
     assert patched != original and b"modejumpHook.attempt(" in patched
-    assert sorted(path.name for path in tree.md.parent.iterdir()) == ["md.cpp", "modejump.h", "modejump_gromacs.h"]
+    assert sorted(path.name for path in tree.md.parent.iterdir()) == ["md.cpp", "modejump"]
+    assert {"hook.h", "modejump.h", "mover.h"} < {path.name for path in (tree.md.parent / "modejump").iterdir()}
     again = tree()
     assert again.returncode == 0 and "patched already" in again.stdout and tree.md.read_bytes() == patched
     assert "patched already" in tree("--check").stdout
@@ -76,10 +80,10 @@ def test_an_older_patch_is_brought_up_to_date(tree):
     tree()
     patched = tree.md.read_bytes()
     tree.md.write_bytes(patched.replace(b"modejumpHook.finish();", b"modejumpHook.end();"))
-    (tree.md.parent / "modejump_gromacs.h").write_text("older\n")
+    (tree.md.parent / "modejump/hook.h").write_text("older\n")
     assert "can be patched" in tree("--check").stdout
     assert tree().returncode == 0 and tree.md.read_bytes() == patched
-    assert (tree.md.parent / "modejump_gromacs.h").read_text() != "older\n"
+    assert (tree.md.parent / "modejump/hook.h").read_text() != "older\n"
 
 
 @pytest.mark.parametrize(

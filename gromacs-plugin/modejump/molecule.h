@@ -1,0 +1,280 @@
+/* The atoms that move.
+ *
+ * Compiled into GROMACS, and so under its licence, LGPL 2.1 or later.
+ */
+#ifndef MODEJUMP_MOLECULE_H
+#define MODEJUMP_MOLECULE_H
+
+#include "library.h"
+#include "options.h"
+#include "simulation.h"
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace modejump
+{
+
+using Vector = std::array<double, 3>;
+
+/// Calls `body(function, iatoms, global index of the molecule's first atom)` for every interaction of the system.
+template<typename Body>
+void forEachInteraction(const gmx_mtop_t& topology, Body body)
+{
+    int start = 0;
+    for (const gmx_molblock_t& block : topology.molblock)
+    {
+        const gmx_moltype_t& type = topology.moltype[block.type];
+        for (int molecule = 0; molecule < block.nmol; molecule++, start += type.atoms.nr)
+        {
+            forEachFunction([&](auto function) {
+                const auto& atoms = type.ilist[function].iatoms;
+                for (std::size_t i = 0; i < atoms.size(); i += 1 + NRAL(function))
+                {
+                    body(function, &atoms[i], start);
+                }
+            });
+        }
+    }
+}
+
+/// A bond of constant length between two of the model's atoms.
+struct Constraint
+{
+    std::array<std::uint64_t, 2> atoms;
+    double                       length;
+};
+
+/// Takes velocities along the constraints away, as RATTLE does.
+inline void projectOnConstraints(const std::vector<Constraint>& constraints,
+                                 const std::vector<Vector>&     x,
+                                 const std::vector<double>&     masses,
+                                 std::vector<Vector>*           v)
+{
+    // relative velocity along a bond that counts as none, nm/ps
+    constexpr double tolerance = 1e-9;
+    for (int iteration = 0; iteration < 100000; iteration++)
+    {
+        double largest = 0;
+        for (const Constraint& constraint : constraints)
+        {
+            const auto [a, b] = constraint.atoms;
+            Vector bond{};
+            double length2 = 0, along = 0;
+            for (int d = 0; d < 3; d++)
+            {
+                bond[d] = x[a][d] - x[b][d];
+                length2 += bond[d] * bond[d];
+                along += bond[d] * ((*v)[a][d] - (*v)[b][d]);
+            }
+            largest              = std::max(largest, std::abs(along) / std::sqrt(length2));
+            const double impulse = along / (length2 * (1 / masses[a] + 1 / masses[b]));
+            for (int d = 0; d < 3; d++)
+            {
+                (*v)[a][d] -= impulse * bond[d] / masses[a];
+                (*v)[b][d] += impulse * bond[d] / masses[b];
+            }
+        }
+        if (largest < tolerance)
+        {
+            return;
+        }
+    }
+    throw std::runtime_error("the new velocities cannot be made to keep the constraints");
+}
+
+/// The atoms that the model describes, and what GROMACS does to them.
+class Molecule
+{
+public:
+    /// Of a model of n atoms. Throws where they are not in the system, or something is done to them that a jump cannot follow.
+    Molecule(const Simulation& simulation, const Options& options, const Library& library, const modejump_model* model, std::uint64_t n) :
+        first(static_cast<int>(options.firstAtom - 1)), simulation_(simulation), options_(options)
+    {
+        checkRange(static_cast<int64_t>(n));
+        match(library, model, n);
+        checkGroups();
+        findConstraints();
+        temperature();
+    }
+
+    bool isFrozen(int atom) const
+    {
+        const ivec& frozen = simulation_.input.opts.nFreeze[groupOf(SimulationAtomGroupType::Freeze, atom)];
+        return frozen[XX] != 0 || frozen[YY] != 0 || frozen[ZZ] != 0;
+    }
+
+    /// Of the coupling of the model's atoms as it is now, or the option's where nothing couples them.
+    double temperature() const
+    {
+        const t_inputrec& ir    = simulation_.input;
+        const auto        kind  = SimulationAtomGroupType::TemperatureCoupling;
+        const int         group = groupOf(kind, atoms[0]);
+        const double      wanted = options_.temperature;
+        const bool coupled = ir.eI == IntegrationAlgorithm::SD1 || (ir.etc != TemperatureCoupling::No && ir.opts.tau_t[group] > 0);
+        if (!coupled)
+        {
+            if (!(wanted > 0))
+            {
+                throw std::runtime_error("nothing couples the temperature of the model's atoms; the option temperature is needed");
+            }
+            return wanted;
+        }
+        const double reference = simulation_.referenceTemperature(group);
+        for (const int atom : atoms)
+        {
+            if (simulation_.referenceTemperature(groupOf(kind, atom)) != reference)
+            {
+                throw std::runtime_error("refused: the model's atoms are coupled to several temperatures");
+            }
+        }
+        if (wanted > 0 && std::abs(wanted - reference) > 1e-3)
+        {
+            throw std::runtime_error("refused: temperature = " + std::to_string(wanted) + ", and the model's atoms are coupled to "
+                                     + std::to_string(reference) + " K");
+        }
+        if (!(reference > 0))
+        {
+            throw std::runtime_error("refused: the model's atoms are coupled to 0 K");
+        }
+        return reference;
+    }
+
+    /// Global index of the first of the range.
+    const int first;
+    /// Global index by atom of the model, and atom of the model by place in the range.
+    std::vector<int>           atoms;
+    std::vector<std::uint64_t> modelAtomOf;
+    /// Of the model's atoms, and of all.
+    std::vector<double>     masses, allMasses;
+    std::vector<Constraint> constraints;
+
+private:
+    void checkRange(int64_t n) const
+    {
+        const int64_t last = options_.lastAtom != 0 ? options_.lastAtom : options_.firstAtom + n - 1;
+        if (last > simulation_.topology.natoms)
+        {
+            throw std::runtime_error("atoms " + std::to_string(options_.firstAtom) + "-" + std::to_string(last)
+                                     + " are asked for, and the system has " + std::to_string(simulation_.topology.natoms));
+        }
+        if (last - options_.firstAtom + 1 != n)
+        {
+            throw std::runtime_error(options_.model + " describes " + std::to_string(n) + " atoms, the range "
+                                     + std::to_string(options_.firstAtom) + "-" + std::to_string(last) + " has "
+                                     + std::to_string(last - options_.firstAtom + 1));
+        }
+    }
+
+    /// The global index of each of the model's atoms, and their masses.
+    void match(const Library& library, const modejump_model* model, std::uint64_t n)
+    {
+        std::vector<std::string> residues(n), names(n);
+        std::vector<const char*> residuePointers(n), namePointers(n);
+        int                      block = 0;
+        for (std::size_t i = 0; i < n; i++)
+        {
+            const char *name = nullptr, *residue = nullptr;
+            int         number = 0;
+            mtopGetAtomAndResidueName(
+                    simulation_.topology, first + static_cast<int>(i), &block, &name, &number, &residue, nullptr);
+            residues[i]        = residue + std::to_string(number);
+            names[i]           = name;
+            residuePointers[i] = residues[i].c_str();
+            namePointers[i]    = names[i].c_str();
+        }
+        std::vector<std::uint64_t> order(n);
+        library.check(library.modelMatchAtoms(model, n, residuePointers.data(), namePointers.data(), order.data()));
+        modelAtomOf.assign(n, 0);
+        for (std::size_t i = 0; i < n; i++)
+        {
+            atoms.push_back(first + static_cast<int>(order[i]));
+            modelAtomOf[order[i]] = i;
+        }
+        // of all atoms, since the others' velocities are corrected as well
+        for (int atom = 0; atom < simulation_.topology.natoms; atom++)
+        {
+            allMasses.push_back(mtopGetAtomMass(simulation_.topology, atom, &block));
+        }
+        for (const int atom : atoms)
+        {
+            masses.push_back(allMasses[atom]);
+            if (!(masses.back() > 0))
+            {
+                throw std::runtime_error("refused: atom " + std::to_string(atom + 1) + " has no mass");
+            }
+        }
+    }
+
+    int groupOf(SimulationAtomGroupType type, int atom) const
+    {
+        return getGroupType(simulation_.topology.groups, type, atom);
+    }
+
+    void checkGroups() const
+    {
+        const auto motion = SimulationAtomGroupType::MassCenterVelocityRemoval;
+        for (const int atom : atoms)
+        {
+            if (isFrozen(atom))
+            {
+                throw std::runtime_error("refused: atom " + std::to_string(atom + 1) + " is frozen, and proposals would move it");
+            }
+            if (simulation_.input.comm_mode != ComRemovalAlgorithm::No && groupOf(motion, atom) != groupOf(motion, atoms[0]))
+            {
+                throw std::runtime_error("refused: the model's atoms are in several groups of centre-of-mass removal, which "
+                                         "would take momentum away after a jump");
+            }
+        }
+    }
+
+    void findConstraints()
+    {
+        const int last = first + static_cast<int>(atoms.size()) - 1;
+        const auto isOurs = [&](int atom) { return first <= atom && atom <= last; };
+        forEachInteraction(simulation_.topology, [&](auto function, const int* iatoms, int start) {
+            const bool isSite = (interaction_function[function].flags & IF_VSITE) != 0;
+            const bool isBond = function == c_constraint || function == c_constraintUncoupled;
+            if (!isSite && !isBond && function != c_settle)
+            {
+                return;
+            }
+            int ours = 0;
+            for (int i = 1; i <= NRAL(function); i++)
+            {
+                ours += isOurs(start + iatoms[i]) ? 1 : 0;
+            }
+            if (ours == 0)
+            {
+                return;
+            }
+            if (isSite)
+            {
+                throw std::runtime_error("refused: virtual sites are made of, or among, the model's atoms");
+            }
+            if (function == c_settle)
+            {
+                throw std::runtime_error("refused: SETTLE constrains atoms of the model");
+            }
+            if (ours != 2)
+            {
+                throw std::runtime_error("refused: a constraint between an atom of the model and another one");
+            }
+            const auto&      parameters = simulation_.topology.ffparams.iparams[iatoms[0]].constr;
+            const Constraint constraint = { { modelAtomOf[start + iatoms[1] - first], modelAtomOf[start + iatoms[2] - first] },
+                                            parameters.dA };
+            constraints.push_back(constraint);
+        });
+    }
+
+    const Simulation& simulation_;
+    const Options&    options_;
+};
+
+} // namespace modejump
+
+#endif
