@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Largest |d − d₀|/d₀ of a proposal, and of the length that a model keeps from that of the engine.
 const PROPOSAL_TOLERANCE: f64 = 1e-6;
-/// The same of a configuration that is encoded, beyond which it is out of the model's support (in `cuda/coupling.cu`
-/// too).
+/// The same of a configuration that is encoded, beyond which it is out of the model's support (in
+/// `cuda/internal_coordinates.cuh` too).
 pub const CONFIGURATION_TOLERANCE: f64 = 1e-4;
 /// Largest deviation from the mean, as a share of it, in frames of full precision.
 const FRAME_TOLERANCE: f64 = 1e-4;

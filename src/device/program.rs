@@ -1,7 +1,9 @@
 //! The sources of kernels, embedded, with the sizes that they are compiled for.
 
 /// What sources include, in the order of replacement: each may name those behind it.
-const HEADERS: [(&str, &str); 9] = [
+const HEADERS: [(&str, &str); 11] = [
+    ("#include \"coupling_layers.cuh\"", include_str!("../../cuda/coupling_layers.cuh")),
+    ("#include \"internal_coordinates.cuh\"", include_str!("../../cuda/internal_coordinates.cuh")),
     ("#include \"coupling_back.cuh\"", include_str!("../../cuda/coupling_back.cuh")),
     ("#include \"ode.cuh\"", include_str!("../../cuda/ode.cuh")),
     ("#include \"gvp_tangents.cuh\"", include_str!("../../cuda/gvp_tangents.cuh")),

@@ -1,4 +1,4 @@
-//! Coupling flows on a GPU: the launches of `cuda/coupling.cu` and `cuda/coupling_back.cuh`.
+//! Coupling flows on a GPU: the launches of `cuda/coupling.cu`, and of `cuda/coupling_back.cuh` for gradients.
 
 mod tables;
 
