@@ -228,7 +228,7 @@ fn auxiliary_coordinates_are_no_part_of_the_energy() {
     let folder = folder("steerable");
     let [model, system, output] = ["steered.safetensors", "system.xml", "w.json"].map(|name| folder.join(name));
     steerable::write(&model);
-    steerable::harmonic(&system, 1);
+    steerable::harmonic(&system);
     let of = |more: &[&str]| -> Value {
         let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
         command.arg("reweight").arg(&model).arg("--system").arg(&system).args(["-n", "4000", "--json"]).args(more);
@@ -426,4 +426,129 @@ fn a_handful_of_samples_has_no_errors() {
             "{text}"
         );
     }
+}
+
+/// ln W + u + ln q of each sample is the metric term of its constrained bonds.
+#[test]
+fn weights_have_the_metric_term_of_constrained_bonds() {
+    use modejump::coordinates::constraints::Constraints;
+    use modejump::engines::openmm::System;
+    use modejump::io::model_file::read_tensors;
+    let folder = folder("metric");
+    let [weights, samples] = ["w.json", "x.safetensors"].map(|name| folder.join(name).to_str().unwrap().to_string());
+    let (model, system) = ("models/ala2/model-hbonds.safetensors", "models/ala2/system-hbonds.xml");
+    for arguments in [
+        &["reweight", model, "--system", system, "-o", &weights, "--precision", "f64"][..],
+        &["sample", model, "-o", &samples, "--precision", "f64"],
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        let run = command.args(arguments).args(["-n", "20", "--seed", "3"]).output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    }
+    let document: Value = serde_json::from_str(&std::fs::read_to_string(&weights).unwrap()).unwrap();
+    let series = |key: &str| -> Vec<f64> {
+        let numbers = document["series"][0][key].as_array().unwrap();
+        numbers.iter().map(|v| v.as_f64().unwrap()).collect()
+    };
+    let (samples, _) = read_tensors("samples", &std::fs::read(&samples).unwrap()).unwrap();
+    let system = System::from_xml_file(system).unwrap();
+    let (pairs, lengths): (Vec<_>, Vec<_>) =
+        system.constraints().unwrap().into_iter().map(|(a, b, length)| ([a, b], length)).unzip();
+    let mut constraints = Constraints::new(&pairs, &lengths, &system.masses()).unwrap();
+    let (log_w, u) = (series("raw_log_weight"), series("reduced_potential"));
+    let mut terms = Vec::new();
+    for (row, x) in samples["x"].data.chunks_exact(66).enumerate() {
+        let term = log_w[row] + u[row] + samples["log_density"].data[row];
+        assert!(
+            (term - constraints.log_metric(x)).abs() < 1e-6,
+            "row {row}: {term}, not {}",
+            constraints.log_metric(x)
+        );
+        terms.push(term);
+    }
+    assert!(terms.iter().any(|term| (term - terms[0]).abs() > 1e-4), "{terms:?}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// A field along z that does not know where the molecule is, and a wall that does: weights of a density of shapes, or
+/// of one averaged over orientations, would be those of one place.
+#[test]
+fn energies_that_depend_on_the_place_are_refused() {
+    let folder = folder("place");
+    let flow = folder.join("tarflow.safetensors");
+    tarflow::write(&flow);
+    let flow = flow.to_str().unwrap();
+    let molecule = std::fs::read_to_string("models/ala2/system-vacuum.xml").unwrap();
+    // what a flow of random weights makes has energies that hide all others
+    let particles = r#"<Particle mass="12"/>"#.repeat(22);
+    let bare = format!(
+        r#"<System openmmVersion="8.1" type="System" version="1"><PeriodicBoxVectors><A x="2" y="0" z="0"/><B x="0" y="2" z="0"/>
+        <C x="0" y="0" z="2"/></PeriodicBoxVectors><Particles>{particles}</Particles><Constraints/><Forces></Forces></System>"#
+    );
+    let with = |text: &str, name: &str, energy: &str| {
+        let force = format!(
+            r#"<Force type="CustomExternalForce" version="1" name="outside" energy="{energy}" forceGroup="0"><PerParticleParameters>
+            <Parameter name="q"/></PerParticleParameters><GlobalParameters/><Particles><Particle index="0" param1="1"/><Particle
+            index="18" param1="-1"/></Particles></Force></Forces>"#
+        );
+        let path = folder.join(name);
+        std::fs::write(&path, text.replace("</Forces>", &force)).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let in_field = with(&molecule, "molecule.xml", "30*q*z");
+    let (field, wall) = (with(&bare, "field.xml", "30*q*z"), with(&bare, "wall.xml", "30*q^2*z"));
+    let run = |arguments: &[&str]| {
+        let run = Command::new(env!("CARGO_BIN_EXE_modejump")).args(arguments).output().unwrap();
+        match run.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8(run.stderr).unwrap()),
+        }
+    };
+    let vacuum = "models/ala2/model-vacuum.safetensors";
+    for arguments in [
+        &["reweight", vacuum, "--system", &in_field, "-n", "1000000000"][..],
+        &["reweight", flow, "--system", &wall, "-n", "1000000000"],
+        &["reweight", flow, "--system", &field, "-n", "1000000000", "--rotations", "2"],
+        &["smc", vacuum, "--system", &in_field, "-n", "1000000000"],
+    ] {
+        let message = run(arguments).unwrap_err();
+        assert!(message.contains("energies depend on where the molecule is"), "{arguments:?}: {message}");
+    }
+    // a TarFlow's density knows of orientations
+    run(&["reweight", flow, "--system", &field, "-n", "10"]).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+/// A steerable surrogate goes to the temperature as its generator does: against itself it has no bias there.
+#[test]
+fn a_steerable_surrogate_is_one_of_the_temperature() {
+    let folder = folder("steered-surrogate");
+    let [model, system] = ["steered.safetensors", "system.xml"].map(|name| folder.join(name));
+    steerable::write(&model);
+    steerable::harmonic(&system);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+    command.arg("reweight").arg(&model).arg("--system").arg(&system).arg("--surrogate").arg(&model);
+    let run = command.args(["-n", "200", "--json", "--temperature", "500"]).output().unwrap();
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let summary: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert!(number(&summary["bias"], "mean_log_c").abs() < 1e-6, "{summary}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_state_without_a_backbone_is_refused() {
+    let folder = folder("no-backbone");
+    let [model, system] = ["steered.safetensors", "system.xml"].map(|name| folder.join(name));
+    steerable::write(&model);
+    steerable::harmonic(&system);
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        command.arg("reweight").arg(&model).arg("--system").arg(&system).args(["-n", "20"]).args(more);
+        let run = command.output().unwrap();
+        (run.status.success(), String::from_utf8(run.stderr).unwrap())
+    };
+    assert!(run(&[]).0);
+    let (success, message) = run(&["--state", "0,2"]);
+    assert!(!success && message.contains("--state is of a backbone's φ"), "{message}");
+    std::fs::remove_dir_all(folder).unwrap();
 }

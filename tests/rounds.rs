@@ -131,6 +131,9 @@ fn refusals(setting: &Setting) {
     std::fs::write(setting.path("", "settings.json"), settings).unwrap();
     let message = setting.refusal(setting.command("adapt", "system-vacuum.xml", "steered"));
     assert!(message.contains("set `steerable`") && !setting.path("steered", "").exists(), "{message}");
+    std::fs::write(setting.path("", "settings.json"), SETTINGS.replace("\"hidden\": [12]", "\"hidden\": [0]")).unwrap();
+    setting.refusal(setting.command("adapt", "system-vacuum.xml", "designed"));
+    assert!(!setting.path("designed", "").exists());
 }
 
 #[test]

@@ -61,7 +61,10 @@ fn particles_are_written_with_the_energies_of_the_system() {
     let [model, system, output] = ["model.safetensors", "system.xml", "x.safetensors"].map(|name| folder.join(name));
     for (write, atoms) in [(tarflow::write as fn(&Path), 22), (steerable::write, 1)] {
         write(&model);
-        steerable::harmonic(&system, atoms);
+        match atoms {
+            1 => steerable::harmonic(&system),
+            _ => _ = std::fs::copy("models/ala2/system-vacuum.xml", &system).unwrap(),
+        }
         let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
         command.arg("smc").arg(&model).arg("--system").arg(&system).arg("-o").arg(&output);
         let run = command.args(["-n", "40", "--stages", "2", "--step", "1e-6"]).output().unwrap();
@@ -162,4 +165,24 @@ fn what_cannot_be_annealed_is_said() {
         let message = smc(more).unwrap_err();
         assert!(message.contains(text), "{more:?}: {message}");
     }
+}
+
+/// A checkpoint that cannot be written is told; the run goes on, says what it has found, and fails at the end.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_checkpoint_that_cannot_be_written_does_not_cost_the_run() {
+    let folder = folder("full");
+    // no file above 16 kB, and no signal for one
+    let limited = format!("trap '' XFSZ; ulimit -f 32; exec {} \"$@\"", env!("CARGO_BIN_EXE_modejump"));
+    let mut command = Command::new("sh");
+    command.args(["-c", &limited, "sh", "smc", "models/ala2/model.safetensors", "--system", "models/ala2/system.xml"]);
+    command
+        .args(["-n", "100", "--stages", "2", "--step", "1e-6", "--json", "--checkpoint"])
+        .arg(folder.join("run.ckpt"));
+    let run = command.output().unwrap();
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert!(!run.status.success() && said.contains("run.ckpt") && said.contains("the run goes on"), "{said}");
+    let summary: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert!(number(&summary, "log_z").is_finite());
+    std::fs::remove_dir_all(folder).unwrap();
 }

@@ -28,16 +28,13 @@ pub fn write(path: &Path) {
     std::fs::write(path, flow.to_bytes().unwrap()).unwrap();
 }
 
-/// Particles in wells about the origin: u = 50 Σ x² at 300 K, x in nm.
-pub fn harmonic(path: &Path, particles: usize) {
-    let each = |line: &dyn Fn(usize) -> String| (0..particles).map(line).collect::<String>();
-    let masses = each(&|_| "<Particle mass=\"12\"/>".into());
-    let indices = each(&|i| format!("<Particle index=\"{i}\"/>"));
+/// A particle in a well about the origin: u = 50 x² at 300 K, x in nm.
+pub fn harmonic(path: &Path) {
     let text = format!(
         "<?xml version=\"1.0\" ?><System openmmVersion=\"8.1\" type=\"System\" version=\"1\"><PeriodicBoxVectors><A x=\"2\" y=\"0\" z=\"0\"/>\
-         <B x=\"0\" y=\"2\" z=\"0\"/><C x=\"0\" y=\"0\" z=\"2\"/></PeriodicBoxVectors><Particles>{masses}</Particles><Constraints/><Forces>\
+         <B x=\"0\" y=\"2\" z=\"0\"/><C x=\"0\" y=\"0\" z=\"2\"/></PeriodicBoxVectors><Particles><Particle mass=\"12\"/></Particles><Constraints/><Forces>\
          <Force type=\"CustomExternalForce\" version=\"1\" name=\"wells\" energy=\"50*{kt}*(x*x+y*y+z*z)\" forceGroup=\"0\">\
-         <PerParticleParameters/><GlobalParameters/><Particles>{indices}</Particles></Force></Forces></System>",
+         <PerParticleParameters/><GlobalParameters/><Particles><Particle index=\"0\"/></Particles></Force></Forces></System>",
         kt = modejump::units::thermal_energy(300.0),
     );
     std::fs::write(path, text).unwrap();

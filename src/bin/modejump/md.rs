@@ -104,7 +104,8 @@ pub struct Md {
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// State of the run with its frames, written every minute, at the end, or when SIGINT or SIGTERM ends it. Where it
-    /// is there, the run goes on from it, bit for bit; one that was finished does with more --steps
+    /// is there, the run goes on from it, bit for bit (unless the System has a barostat); one that was finished does with
+    /// more --steps
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     /// Print the summary as JSON
@@ -240,6 +241,9 @@ mod run {
             let before = earlier(self.checkpoint.as_deref(), RUN, &identity, ("steps", self.steps), done)?;
             let mut saved = match before {
                 Some(before) => {
+                    if system.has_barostat() {
+                        eprintln!("modejump: the System has a barostat, which begins to count anew: the run goes on, but not bit for bit");
+                    }
                     engine.go_on_from(&before.simulation, before.jumps.clone())?;
                     before
                 }

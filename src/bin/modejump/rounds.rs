@@ -51,7 +51,7 @@ mod run {
     use modejump::io::{check_apart, checkpoint, make_folder, model_file, trajectory, write_atomically};
     use modejump::models::coupling::CouplingFlow;
     use modejump::train::rounds::{Frames, Record};
-    use modejump::train::{design, dynamics, DesignOptions, ExploreOptions, Phase, TrainOptions};
+    use modejump::train::{check_design, design, dynamics, DesignOptions, ExploreOptions, Phase, TrainOptions};
     use modejump::train::{Rounds, RoundsOptions, RoundsState, Stage};
     use modejump::Error;
     use serde::{Deserialize, Serialize};
@@ -89,6 +89,7 @@ mod run {
             let (topology, x0) = Topology::from_pdb(&self.topology)?;
             check_start(&self.topology, &topology, &x0)?;
             let system = self.open_system(&topology)?;
+            check_design(&topology, &x0, &[], &config.design)?;
             make_folder(&self.output)?;
             let starts = self.starts(structures.as_deref().unwrap_or_default(), &topology, &x0)?;
             let identity = self.identity(&config, &starts)?;

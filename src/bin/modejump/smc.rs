@@ -163,14 +163,14 @@ mod run {
             if ranks.is_first() && done >= 0.0 {
                 eprintln!("going on from t = {:.4}", run.history.last().map_or(0.0, |stage| stage.t));
             }
-            self.advance(&mut run, &mut bridge, &identity)?;
+            let saved = self.advance(&mut run, &mut bridge, &identity)?;
             if !ranks.is_first() {
                 return Ok(());
             }
             // what was learned is told even if the disk is full by now
             let written = self.write(&run, &bridge, model.as_ref());
             self.report(&run)?;
-            written
+            written.and(saved)
         }
 
         /// Errors: options that cannot be meant.
@@ -242,7 +242,9 @@ mod run {
             Annealing::new(bridge, points, stages, options)
         }
 
-        fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &str) -> Result<()> {
+        /// To the end; within, whether its last checkpoint was written.
+        fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &str) -> Result<Result<()>> {
+            let mut saved = Ok(());
             let first = bridge.ranks.is_first();
             let bar = if first { ProgressBar::new(run.plan.len() as u64) } else { ProgressBar::hidden() };
             let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left");
@@ -259,11 +261,14 @@ mod run {
                     stage.log_z
                 ));
                 if let Some(path) = self.checkpoint.as_ref().filter(|_| first) {
-                    checkpoint::save_run(path, RUN, identity, run)?;
+                    saved = checkpoint::save_run(path, RUN, identity, run);
+                    if let Err(error) = &saved {
+                        bar.suspend(|| eprintln!("modejump: {error}; the run goes on, and tries again"));
+                    }
                 }
             }
             bar.finish_and_clear();
-            Ok(())
+            Ok(saved)
         }
 
         fn write(&self, run: &Annealing, bridge: &Bridge, model: &dyn Model) -> Result<()> {

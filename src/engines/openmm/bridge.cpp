@@ -228,6 +228,14 @@ Simulation::Simulation(std::shared_ptr<System> shared, Platform &platform, size_
     integrator.setRandomNumberSeed(seed);
     RandomTurn turn(random_state);
     context = std::make_unique<Context>(*system->system, integrator, platform, properties(platform, threads));
+    // a thermostat or barostat that the System has is one of this run's temperature, not of that which it was written with
+    const auto &there = context->getParameters();
+    for (const string &name :
+         {OpenMM::AndersenThermostat::Temperature(), OpenMM::MonteCarloBarostat::Temperature(),
+          OpenMM::MonteCarloAnisotropicBarostat::Temperature(), OpenMM::MonteCarloMembraneBarostat::Temperature(),
+          OpenMM::MonteCarloFlexibleBarostat::Temperature()})
+        if (there.count(name) > 0)
+            context->setParameter(name, temperature);
 }
 
 void Simulation::step(size_t n) {

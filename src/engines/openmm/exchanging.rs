@@ -59,7 +59,7 @@ impl ExchangingReplicas {
     /// have in common. `dynamics.temperature` is not read. `interval` steps lie between two exchanges.
     ///
     /// Errors: fewer than two models, not one temperature a model, an interval of 0, neighbours without a common latent
-    /// space, a System with another number of particles than the models have atoms, a constraint that a model does not
+    /// space, a System with another number of particles than the models have atoms, one without mass, a constraint that a model does not
     /// keep (named).
     pub fn new(
         system: &System,
@@ -81,6 +81,8 @@ impl ExchangingReplicas {
                 "exchanges through maps are made at constant volume, and the System has a barostat; take it out".into(),
             ));
         }
+        let all: Vec<usize> = (0..system.n_particles()).collect();
+        system.require_free(&all)?;
         let mut exchanges = Vec::new();
         for pair in models.windows(2) {
             let map = Bijection::new(pair[0].clone(), pair[1].clone())?;
@@ -92,7 +94,6 @@ impl ExchangingReplicas {
                 )));
             }
             let mut exchange = Exchange::new(map, dynamics.seed);
-            let all: Vec<usize> = (0..system.n_particles()).collect();
             exchange.set_constraints(system.constraints_of(pair[0].as_ref(), &all)?)?;
             exchanges.push(exchange);
         }

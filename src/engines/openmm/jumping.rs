@@ -50,7 +50,7 @@ impl JumpingSimulation {
     ///
     /// A steerable model is taken to the temperature of the dynamics.
     ///
-    /// Errors: another number of particles than the model has atoms, a constraint that the model does not keep (named)
+    /// Errors: another number of particles than the model has atoms, one among them without mass, a constraint that the model does not keep (named)
     /// or that ties the solute to the rest, frequency 0, a driven move of all particles, a move along gradients of a
     /// part, a second model of other dimension.
     pub fn new(
@@ -86,6 +86,7 @@ impl JumpingSimulation {
                 )));
             }
         }
+        system.require_free(particles)?;
         check_gradients(&method, solute.is_some())?;
         let options = Options { stride: frequency, ..options };
         let mut jump = method.make(model, options, system.constraints_of(model.as_ref(), particles)?)?;

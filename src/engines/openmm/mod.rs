@@ -141,6 +141,17 @@ impl System {
         Ok(pairs.chunks(2).zip(lengths).map(|(pair, length)| (pair[0] as usize, pair[1] as usize, length)).collect())
     }
 
+    /// Errors: a particle of these, which a move would move, that the System holds in place or sets by others.
+    fn require_free(&self, particles: &[usize]) -> Result<()> {
+        let masses = self.masses();
+        match particles.iter().find(|&&particle| masses.get(particle) == Some(&0.0)) {
+            Some(particle) => Err(Error::Unsupported(format!(
+                "particle {particle} has no mass: the System holds it in place, or it is a virtual site, and a jump would move it"
+            ))),
+            None => Ok(()),
+        }
+    }
+
     /// Those among `particles`, which are the model's atoms in its order, by the model's indices, if there are any;
     /// errors as those of [`Constraints::among`].
     fn constraints_of(&self, model: &dyn Model, particles: &[usize]) -> Result<Option<Constraints>> {

@@ -7,6 +7,7 @@ use crate::coordinates::CoordinatesConfig;
 use crate::engines::langevin::{Langevin, LangevinOptions};
 use crate::models::coupling::{CouplingConfig, CouplingFlow, LayerConfig};
 use crate::models::{Model, ModelCard};
+use crate::moves::{Method, Options};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use crate::units::thermal_energy;
@@ -66,6 +67,41 @@ pub(super) fn about(x: &[f64], width: f64) -> Arc<dyn Model> {
     let coordinates = CoordinatesConfig::Cartesian { dimension: d };
     let card = ModelCard::of_coupling(CouplingConfig { uniform: vec![], layers }, coordinates);
     Arc::new(CouplingFlow::<f64>::new(card).unwrap())
+}
+
+/// A thermostat of the System is one of the run's temperature, whatever that which it was written with.
+#[test]
+fn a_thermostat_of_the_system_follows_the_temperature_of_the_run() {
+    let thermostat = r#"<Force type="AndersenThermostat" version="1" name="AndersenThermostat" forceGroup="0" temperature="300"
+        frequency="200" randomSeed="3"/>"#;
+    let system = chain(50, thermostat);
+    let options = SimulationOptions { temperature: 600.0, friction: 0.0, ..SimulationOptions::default() };
+    let mut simulation = Simulation::new(&system, &options).unwrap();
+    let x: Vec<f64> = (0..50).flat_map(|i| [0.4 * f64::from(i), 0.0, 0.0]).collect();
+    simulation.set_positions(&x).unwrap();
+    simulation.step(1000).unwrap();
+    let mut mean = 0.0;
+    for _ in 0..100 {
+        simulation.step(20).unwrap();
+        mean += simulation.temperature().unwrap() / 100.0;
+    }
+    assert!((mean - 600.0).abs() < 50.0, "{mean} K");
+}
+
+/// A particle without mass would be moved by a jump, and by nothing else.
+#[test]
+fn particles_that_the_system_holds_are_not_moved() {
+    let xml = std::fs::read_to_string(repository("models/ala2/system-vacuum.xml")).unwrap();
+    let held = System::from_xml(&xml.replacen("mass=\"12.01078\"", "mass=\"0\"", 1)).unwrap();
+    let model = crate::models::load(repository("models/ala2/model-vacuum.safetensors")).unwrap();
+    let dynamics = SimulationOptions::default();
+    let method = Method::Independence { rotations: None };
+    let jumping = JumpingSimulation::new(&held, &dynamics, (&model, None), method, 10, Options::default());
+    let exchanging = ExchangingReplicas::new(&held, &dynamics, &[model.clone(), model], &[300.0; 2], 5);
+    for refused in [jumping.err(), exchanging.err()] {
+        let message = refused.unwrap().to_string();
+        assert!(message.contains("has no mass"), "{message}");
+    }
 }
 
 /// What `compare` and `reweight` add to the weights.

@@ -2,10 +2,15 @@
 
 use super::PlatformFlag;
 use modejump::coordinates::constraints::kept_bonds;
+use modejump::coordinates::superpose::random_rotation;
+use modejump::coordinates::vector::shift;
 use modejump::coordinates::Topology;
+use modejump::density::{Scope, Status};
 use modejump::engines::openmm::{OpenMmTarget, System};
 use modejump::models::steering::dimension_without_auxiliary;
 use modejump::models::Model;
+use modejump::rng::{Stream, StreamId};
+use modejump::target::Target;
 use modejump::train::ExploreOptions;
 use modejump::{Error, Result};
 use std::path::Path;
@@ -56,11 +61,70 @@ pub fn target(
     OpenMmTarget::new(system, temperature, threads())
 }
 
-/// The same for the samples of a model, with its constrained bonds.
+/// The same for the samples of a model, with its constrained bonds. Errors: also energies of more than the density
+/// describes ([`require_same_elsewhere`]).
 pub fn target_of(path: &Path, model: &dyn Model, temperature: f64, on: &PlatformFlag) -> Result<OpenMmTarget> {
     let dimension = dimension_without_auxiliary(model);
     let system = on.read_system(path)?;
-    target(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
+    let mut target = target(path, &system, dimension, model.card().topology.as_ref(), temperature)?
+        .with_constraints(&system, model)?;
+    let turned = match model.scope() {
+        Scope::Full => return Ok(target),
+        Scope::Shape { .. } => true,
+        Scope::Centred | Scope::Noisy { .. } => false,
+    };
+    require_same_elsewhere(path, &mut target, &a_few_samples(model)?, turned)?;
+    Ok(target)
+}
+
+const A_FEW: usize = 4;
+
+/// `x[n][atoms][3]` (nm) of a few samples.
+pub fn a_few_samples(model: &dyn Model) -> Result<Vec<f64>> {
+    let (d, atoms) = (model.dimension(), dimension_without_auxiliary(model));
+    let (mut x, mut status) = (vec![0.0; A_FEW * d], vec![Status::NonFinite; A_FEW]);
+    model.sample_only(&|row| Stream::new(1, StreamId::Proposal, row as u64, 0), &mut x, &mut status)?;
+    let samples = x.chunks_exact(d).zip(status).filter(|(_, status)| *status == Status::Inside);
+    Ok(samples.flat_map(|(x, _)| &x[..atoms]).copied().collect())
+}
+
+/// Weights compare e^{−u} with a density that describes a configuration but for its place, and perhaps its orientation:
+/// they are right if u knows nothing of these either.
+///
+/// Errors: u of `x[n][atoms][3]` (nm) is another once they are shifted, and turned if so.
+pub fn require_same_elsewhere(path: &Path, target: &mut OpenMmTarget, x: &[f64], turned: bool) -> Result<()> {
+    // kT; and of the energy, for the rounding of single precision and the meshes of lattice sums
+    const TOLERANCE: f64 = 0.05;
+    const RELATIVE: f64 = 1e-4;
+    let d = target.dimension();
+    let mut elsewhere = x.to_vec();
+    for (row, x) in elsewhere.chunks_exact_mut(d).enumerate() {
+        let mut stream = Stream::new(1, StreamId::Orientation, row as u64, 0);
+        if turned {
+            random_rotation(x, &mut stream);
+        }
+        let by: [f64; 3] = std::array::from_fn(|_| stream.normal());
+        shift(x, by);
+    }
+    let n = x.len() / d;
+    let (mut here, mut there) = (vec![0.0; n], vec![0.0; n]);
+    target.reduced_potential(x, &mut here)?;
+    target.reduced_potential(&elsewhere, &mut there)?;
+    let differs = |(a, b): &(&f64, &f64)| a.is_finite() && (*a - *b).abs() > TOLERANCE + RELATIVE * a.abs();
+    match here.iter().zip(&there).find(differs) {
+        None => Ok(()),
+        Some((here, there)) => {
+            let moved = if turned { "shifted and turned" } else { "shifted" };
+            Err(Error::file(
+                path,
+                format!(
+                    "energies depend on where the molecule is (an external force, a field, a small box): {here:.3} kT of a sample, \
+                     {there:.3} once it is {moved}. A density of shapes knows nothing of that, and its weights are wrong; \
+                     jumps in `modejump md` leave the place as it is, and are right"
+                ),
+            ))
+        }
+    }
 }
 
 /// The same for samples `x[n][atoms][3]` (nm) of a model that is not known: it keeps the bonds that they keep. Errors
@@ -76,7 +140,11 @@ pub fn target_of_samples(
     let bonds = system.bonds()?.into_iter().map(|(a, b)| [a, b]).chain(topology.bonds.iter().copied());
     let kept = kept_bonds(&bonds.collect::<Vec<_>>(), x, dimension);
     let target = target(path, system, dimension, Some(topology), temperature)?;
-    target.with_kept_bonds(system, &kept, &|atom| topology.label(atom))
+    let mut target = target.with_kept_bonds(system, &kept, &|atom| topology.label(atom))?;
+    if let Err(error) = require_same_elsewhere(path, &mut target, &x[..x.len().min(A_FEW * dimension)], true) {
+        eprintln!("modejump: unless the samples' density is one of positions and orientations: {error}");
+    }
+    Ok(target)
 }
 
 /// Threads of this machine.

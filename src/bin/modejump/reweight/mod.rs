@@ -37,9 +37,9 @@ pub struct Reweight {
     n: usize,
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
-    /// State whose free energy against the rest is wanted: from,to in radian of the first backbone φ
-    #[arg(long, default_value = "0,2.2", value_delimiter = ',', allow_hyphen_values = true)]
-    state: Vec<f64>,
+    /// State whose free energy against the rest is wanted: from,to in radian of the first backbone φ [default: 0,2.2]
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
+    state: Option<Vec<f64>>,
     /// Model file of a density that stands in for the generator's, such as an energy-based model: the weights by either
     /// on the same samples, and what the bias of the stand-in is
     #[arg(long)]
@@ -132,6 +132,10 @@ impl Reweight {
         let model = tarflow::with_options(load(&self.model, &self.precision)?, options)?;
         let temperature = temperature(self.temperature, model.as_ref())?;
         let model = follow(&model, temperature)?;
+        if let Some(rotations) = self.rotations {
+            orientation::check(model.as_ref(), rotations)?;
+        }
+        self.check_energies(model.as_ref(), temperature)?;
         let mut summary = json!({ "model": self.model.display().to_string(), "temperature": temperature, "n": self.n });
         let series = match &self.surrogate {
             Some(path) => self.beside_surrogate(path, model.as_ref(), temperature, ranks, &mut summary)?,
@@ -153,9 +157,13 @@ impl Reweight {
         written
     }
 
+    fn state(&self) -> &[f64] {
+        self.state.as_deref().unwrap_or(&[0.0, 2.2])
+    }
+
     /// Errors: options that cannot be meant.
     fn check(&self) -> Result<()> {
-        let [from, to] = self.state[..] else { return Err(Error::invalid("--state takes two numbers: from,to")) };
+        let [from, to] = self.state()[..] else { return Err(Error::invalid("--state takes two numbers: from,to")) };
         let is_angle = |v: f64| v.abs() < 2.0 * PI + 0.01; // a whole turn may be rounded up
         if !is_angle(from) || !is_angle(to) {
             return Err(Error::invalid(format!(
@@ -180,10 +188,6 @@ impl Reweight {
     }
 
     fn alone(&self, model: &dyn Model, temperature: f64, ranks: &dyn Ranks, summary: &mut Value) -> Result<Vec<Value>> {
-        if let Some(rotations) = self.rotations {
-            orientation::check(model, rotations)?;
-            self.require_no_directions()?;
-        }
         let (x, mut log_q) = ranks.sample(model, self.n, self.seed)?;
         if let Some(rotations) = self.rotations {
             log_q = ranks.evaluations(self.n, |rows, own| {
@@ -215,10 +219,16 @@ impl Reweight {
             let four = |x: &[f64]| atoms.map(|a| atom(x, a));
             x.chunks_exact(dimension).map(four).map(|[a, b, c, d]| torsion(a, b, c, d)).collect()
         };
-        let angles = model.card().topology.as_ref().and_then(|t| t.phi_psi()).map(|both| both.map(of_atoms));
-        let (from, to) = (self.state[0], self.state[1]);
-        let phi = angles.as_ref().map(|[phi, _]| phi.as_slice()).unwrap_or_default();
-        let in_state = phi.iter().map(|&a| Some(on_arc(a, from, to))).collect();
+        let backbone = model.card().topology.as_ref().map(|topology| topology.backbone()).unwrap_or_default();
+        let angles = backbone.phi_psi().first().map(|both| both.map(of_atoms));
+        // of a capped residue without the second cap there is a φ alone
+        let phi =
+            angles.as_ref().map(|[phi, _]| phi.clone()).or_else(|| backbone.phi.first().map(|&phi| of_atoms(phi)));
+        if self.state.is_some() && phi.is_none() {
+            return Err(Error::invalid("--state is of a backbone's φ, and the model's atoms have none: leave it out"));
+        }
+        let (from, to) = (self.state()[0], self.state()[1]);
+        let in_state = phi.unwrap_or_default().iter().map(|&a| Some(on_arc(a, from, to))).collect();
         Ok(Samples { u, log_metric, angles, in_state })
     }
 
@@ -233,21 +243,27 @@ impl Reweight {
         Ok(rows.flat_map(|(x, u)| [u, if u.is_finite() { target.log_metric(x) } else { 0.0 }]).collect())
     }
 
-    /// Errors: energies that depend on the orientation of the molecule, since they have a box.
+    /// Before the work. Errors: a System of other atoms, energies of more than the density describes; with --rotations
+    /// those that depend on the orientation, by a box or by what else the System has.
     #[cfg(feature = "openmm")]
-    fn require_no_directions(&self) -> Result<()> {
-        match super::common::read_system(&self.system)?.is_periodic()? {
-            true => Err(Error::file(
+    fn check_energies(&self, model: &dyn Model, temperature: f64) -> Result<()> {
+        use super::common::{a_few_samples, read_system, require_same_elsewhere, target_of};
+        let mut target = target_of(&self.system, model, temperature, &self.platform)?;
+        if self.rotations.is_none() {
+            return Ok(());
+        }
+        if read_system(&self.system)?.is_periodic()? {
+            return Err(Error::file(
                 &self.system,
                 "the System is periodic, and its box has directions: weights averaged over --rotations are not exact there; \
                  leave the option out",
-            )),
-            false => Ok(()),
+            ));
         }
+        require_same_elsewhere(&self.system, &mut target, &a_few_samples(model)?, true)
     }
 
     #[cfg(not(feature = "openmm"))]
-    fn require_no_directions(&self) -> Result<()> {
+    fn check_energies(&self, _: &dyn Model, _: f64) -> Result<()> {
         Ok(())
     }
 

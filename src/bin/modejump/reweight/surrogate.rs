@@ -7,7 +7,7 @@ use super::{extend, steering, stem, Reweight, Samples, Weighted};
 use crate::common::{self, load_partner, number, tail_in_words, without_error};
 use modejump::density::{Evaluation, Exactness, Status};
 use modejump::io::{model_file, write_atomically};
-use modejump::models::steering::dimension_without_auxiliary;
+use modejump::models::steering::{dimension_without_auxiliary, follow};
 use modejump::models::Model;
 use modejump::parallel::{streams, Ranks};
 use modejump::trust::{robust, Trust};
@@ -28,6 +28,8 @@ impl Reweight {
         summary: &mut Value,
     ) -> Result<Vec<Value>> {
         let surrogate = load_partner(path, &self.precision, model)?;
+        // a steerable one goes along, as a screen does
+        let surrogate = if surrogate.steering().is_some() { follow(&surrogate, temperature)? } else { surrogate };
         let (m, n) = (self.exact_subset.unwrap_or(self.n), self.n);
         if n < 2 {
             return Err(Error::invalid(format!("-n {n}: with a surrogate give 2 samples or more")));
