@@ -303,12 +303,24 @@ void FixModeJump::pre_exchange() {
     if (update->ntimestep != next_reneighbor)
         return;
     next_reneighbor += nevery;
+    check_step();
     check_temperature();
     gather();
     if (comm->me == 0)
         attempt();
     else
         follow();
+}
+
+/// Says so, once, where steps come again, after reset_timestep or in a loop over short runs: their random numbers do, too.
+void FixModeJump::check_step() {
+    if (update->ntimestep <= last_ && !told_) {
+        told_ = true;
+        if (comm->me == 0)
+            error->warning(FLERR, "Fix modejump: an attempt at step {} after one at step {}: it has the random numbers of an earlier one; "
+                           "runs that are to be independent need a fix with another seed", update->ntimestep, last_);
+    }
+    last_ = update->ntimestep;
 }
 
 /// Stops where a thermostat is at another temperature than the moves, by mistake, in a ramp or because `temper` has swapped it.

@@ -47,6 +47,7 @@ private:
     void load(int dimension);
     void check_masses(const modejump::Model& model, const std::vector<double>& masses) const;
     void check_temperature();
+    void check_step();
     void gather();
     void place(const std::vector<double>& x);
     void restore();
@@ -96,6 +97,9 @@ private:
     /// By atom of the model: unwrapped coordinates in nm; x and image flags as LAMMPS has them.
     std::vector<double> current_, x_;
     std::vector<imageint> image_;
+    /// Step of the last attempt, and whether it was told that steps come again.
+    bigint last_ = -1;
+    bool told_ = false;
 };
 
 } // namespace LAMMPS_NS

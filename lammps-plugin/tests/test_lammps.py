@@ -381,6 +381,13 @@ def test_counters_are_there_at_any_step(run):
     assert list(run.thermo()["f_jump[1]"]) == [step // 20 for step in range(0, 71, 7)]
 
 
+def test_steps_that_come_again_are_told_once(run):
+    text = run.good(DYNAMICS.format(seed=5) + jump(run) + "run 100\nrun 100\n")
+    assert "an attempt at step" not in text
+    text = run.good(DYNAMICS.format(seed=5) + jump(run) + 2 * "run 100\nreset_timestep 0\n" + "run 100\n")
+    assert text.count("an attempt at step 20 after one at step 100") == text.count("WARNING: Fix modejump") >= 1, text
+
+
 def test_a_run_is_a_function_of_its_seed(run):
     def frames(seed):
         moves = f"fix jump all modejump 20 model {run.model} temp 300.0 seed {seed}\n"
