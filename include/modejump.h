@@ -423,6 +423,13 @@ int32_t modejump_model_check_masses(const struct modejump_model *model,
                                     uint64_t n,
                                     const double *masses);
 
+// Whether equal atoms of the configuration `x[dimension]` (nm), such as the hydrogens of a CH2 or CH3 group, are numbered
+// as in the frames of the model. Fails, and names them, if the density is larger by far with two of them exchanged: no
+// jump from there would be accepted. A model without a topology or with auxiliary coordinates finds nothing.
+int32_t modejump_model_check_labels(const struct modejump_model *model,
+                                    uint64_t n,
+                                    const double *x);
+
 // Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however
 // the sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
 // `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used.

@@ -158,6 +158,10 @@ public:
         check(modejump_model_check_masses(handle(), masses.size(), masses.data()));
     }
 
+    /// Throws where equal atoms of `x[atoms][3]` (nm), such as the hydrogens of a CH2 or CH3 group, are numbered the other way round than
+    /// in the frames of the model, from where no jump is accepted; names them.
+    void check_labels(const std::vector<double>& x) const { check(modejump_model_check_labels(handle(), x.size(), x.data())); }
+
     /// Samples number `first` to `first + n - 1` of the sequence that belongs to `seed`.
     Samples sample(std::uint64_t seed, std::size_t n, std::uint64_t first = 0) const {
         Samples samples{std::vector<double>(n * dimension_), std::vector<double>(n)};

@@ -511,3 +511,29 @@ fn temperatures_exchange_through_models() {
     }
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+/// As a program that adds hydrogens anew may number them: told at the start, in `md` and by `log-density`.
+#[test]
+fn hydrogens_that_are_numbered_the_other_way_round_are_named() {
+    let folder = std::env::temp_dir().join(format!("modejump-labels-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let text = std::fs::read_to_string("models/ala2/topology.pdb").unwrap();
+    // the places of HB1 and HB2, under the names that they have
+    let place = |name: &str| text.lines().find(|line| line.contains(name)).unwrap()[30..54].to_string();
+    let (first, second) = (place(" HB1 "), place(" HB2 "));
+    let exchanged = text.replace(&first, "x").replace(&second, &first).replace('x', &second);
+    let topology = folder.join("exchanged.pdb");
+    std::fs::write(&topology, exchanged).unwrap();
+    let topology = topology.to_str().unwrap();
+    let run = ["md", "--topology", topology, "--system", "models/ala2/system.xml", "--model", MODEL, "-n", "100"];
+    let output = folder.join("q.safetensors");
+    let density = ["log-density", MODEL, topology, "-o", output.to_str().unwrap()];
+    for arguments in [&run[..], &density] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
+        let done = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert!(done.status.success(), "{said}");
+        assert!(said.contains("exchanged.pdb: numbered the other way round") && said.contains("ALA2:HB1"), "{said}");
+    }
+    std::fs::remove_dir_all(&folder).unwrap();
+}

@@ -75,6 +75,17 @@ def test_samples_come_with_their_density(ala2):
     assert np.isneginf(ala2.log_density(np.full((22, 3), np.nan)))
 
 
+def test_hydrogens_that_are_numbered_the_other_way_round_are_named(ala2):
+    x, _ = ala2.sample(1, seed=3)
+    ala2.check_labels(x[0])
+    exchanged = x[0].copy()
+    exchanged[[11, 12]] = exchanged[[12, 11]]
+    with pytest.raises(modejump.Error, match=r"ALA2:HB1 \(atom 12\) and ALA2:HB2 \(atom 13\)"):
+        ala2.check_labels(exchanged)
+    with pytest.raises(modejump.Error, match="3 coordinates given"):
+        ala2.check_labels(x[0, 0])
+
+
 def test_the_gradient_is_that_of_the_density(generator):
     x, _ = generator.sample(50, seed=2)
     log_q, gradient = generator.log_density_gradient(x)

@@ -6,6 +6,8 @@ use super::{count, read, reference, reference_mut, slice, slice_mut, utf8, write
 use crate::density::Evaluation;
 use crate::device::{self, Device};
 use crate::error::{Error, Result};
+use crate::models::labels::require_labels;
+use crate::models::steering::dimension_without_auxiliary;
 use crate::models::tarflow::{self, Decoding, Jacobi};
 use crate::models::{self, Model, Precision};
 use crate::rng::{Stream, StreamId};
@@ -300,6 +302,25 @@ pub unsafe extern "C" fn modejump_model_check_masses(model: *const modejump_mode
         // SAFETY: the caller's promise.
         let (model, masses) = unsafe { (&reference(model, "model")?.model, slice(masses, n, 1, "masses")?) };
         model.card().topology.as_ref().map_or(Ok(()), |topology| topology.require_masses(masses))
+    })
+}
+
+/// Whether equal atoms of the configuration `x[dimension]` (nm), such as the hydrogens of a CH2 or CH3 group, are numbered
+/// as in the frames of the model. Fails, and names them, if the density is larger by far with two of them exchanged: no
+/// jump from there would be accepted. A model without a topology or with auxiliary coordinates finds nothing.
+///
+/// # Safety
+/// `model` is NULL or a live handle; `x` is NULL or points to `n` numbers.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_check_labels(model: *const modejump_model, n: u64, x: *const f64) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let (model, x) = unsafe { (&reference(model, "model")?.model, slice(x, n, 1, "x")?) };
+        if x.len() != dimension_without_auxiliary(model.as_ref()) {
+            let needed = dimension_without_auxiliary(model.as_ref());
+            return Err(Error::invalid(format!("{n} coordinates given, the model's atoms have {needed}")));
+        }
+        require_labels(model.as_ref(), x)
     })
 }
 

@@ -575,12 +575,17 @@ static void test_match_atoms(const char *path) {
 static void test_masses(const char *path, const char *abstract) {
     modejump_model *model = NULL;
     double masses[4] = {12.011, 1.008, 12.011, 15.999};
+    const double x[12] = {0.0, 0.0, 0.0, 0.11, 0.0, 0.0, 0.0, 0.15, 0.0, 0.0, 0.2, 0.11};
     EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
     EXPECT(modejump_model_check_masses(model, 4, masses) == MODEJUMP_OK);
     EXPECT(modejump_model_check_masses(model, 3, masses) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_model_check_masses(model, 4, NULL) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_model_check_masses(NULL, 4, masses) == MODEJUMP_INVALID_INPUT);
     masses[1] = 12.011;
+    /* no two atoms of it are alike */
+    EXPECT(modejump_model_check_labels(model, 12, x) == MODEJUMP_OK);
+    EXPECT(modejump_model_check_labels(model, 11, x) == MODEJUMP_INVALID_INPUT);
+    EXPECT(modejump_model_check_labels(model, 12, NULL) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_model_check_masses(model, 4, masses) == MODEJUMP_INVALID_INPUT);
     EXPECT(strstr(last(), "a mass of 12.011") != NULL && strstr(last(), "ABC1:H1 (atom 2)") != NULL);
     EXPECT(modejump_model_free(model) == MODEJUMP_OK);

@@ -371,6 +371,7 @@ static void test_match_atoms(const std::string& path) {
     EXPECT(status_of([&] { model.match_atoms(residues, {"H1", "C0", "C2", "OX"}); }) == MODEJUMP_INVALID_INPUT);
     EXPECT(status_of([&] { model.check_masses({12.0, 1.0, 12.0, 16.0}); }) == -1);
     EXPECT(status_of([&] { model.check_masses({12.0, 12.0, 1.0, 16.0}); }) == MODEJUMP_INVALID_INPUT);
+    EXPECT(status_of([&] { model.check_labels(std::vector<double>(11)); }) == MODEJUMP_INVALID_INPUT);
 }
 
 static void test_steering(const std::string& path, const std::string& generator) {

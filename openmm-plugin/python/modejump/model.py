@@ -153,6 +153,12 @@ class Model(_SharedOwner):
         _call("model_log_density", self._handle, c_uint64(len(rows)), _pointer(rows), _pointer(log_density))
         return log_density.reshape(shape)[()]
 
+    def check_labels(self, x):
+        """Raises Error where equal atoms of the configuration x [*move_shape], such as the hydrogens of a CH2 or CH3 group, are
+        numbered the other way round than in the frames of the model, from where no jump is accepted; names them."""
+        x = np.ascontiguousarray(in_unit(x, unit.nanometer, "the configuration"), dtype=np.float64)
+        _call("model_check_labels", self._handle, c_uint64(x.size), _pointer(x))
+
     def log_density_gradient(self, x):
         """log q [...] and its gradient by x [..., *shape], 1/nm; the gradient is zero where log q is -inf."""
         rows, shape = self._rows(x)

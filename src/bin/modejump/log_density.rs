@@ -1,7 +1,7 @@
 //! `modejump log-density`
 
 use super::common::{
-    array, evaluations, load_at, read_latent, require_bonds, split, warn_of_torn_bonds, PrecisionFlag,
+    array, evaluations, load_at, read_latent, require_bonds, split, warn_of_labels, warn_of_torn_bonds, PrecisionFlag,
 };
 use super::sample::report;
 use clap::Args;
@@ -76,6 +76,9 @@ impl LogDensity {
             let mut frames = self.read(path, model.card())?.require(path, of_x)?;
             if let Scope::Noisy { sigma } = model.scope() {
                 draw_centroids(&mut frames, sigma, self.seed);
+            }
+            if let Some(first) = frames.x.get(..of_x) {
+                warn_of_labels(path, model.as_ref(), first);
             }
             let streams = |row: usize| Stream::new(self.seed, StreamId::Auxiliary, row as u64, 0);
             let frames = Frames { dimension, x: steering.join(&frames.x, of_x, &streams) };

@@ -144,10 +144,12 @@ impl Md {
 mod run {
     use super::*;
     use crate::common::{
-        hash_of, interrupted, load, load_partner, mark, require_order, warn_of_temperature, watch_signals,
+        hash_of, interrupted, load, load_partner, mark, require_order, warn_of_labels, warn_of_temperature,
+        watch_signals,
     };
     use crate::dynamics::{add_means, earlier, ended_early, failed, progress, show_means, start, Kept, Record};
     use modejump::annealing::{even, Kernel};
+    use modejump::coordinates::vector::atom;
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{JumpingSimulation, Simulation, Solute, System};
     use modejump::io::checkpoint::{self, Kind};
@@ -235,7 +237,7 @@ mod run {
                 check_apart(path, given().chain(&self.checkpoint))?;
                 trajectory::check(path, x0.len(), Some(&topology))?;
             }
-            let mut engine = self.engine(&system, &topology)?;
+            let mut engine = self.engine(&system, &topology, &x0)?;
             let identity = self.identity()?;
             let done = |saved: &Saved| saved.record.steps;
             let before = earlier(self.checkpoint.as_deref(), RUN, &identity, ("steps", self.steps), done)?;
@@ -307,7 +309,7 @@ mod run {
             ))
         }
 
-        fn engine(&self, system: &System, topology: &Topology) -> Result<Engine> {
+        fn engine(&self, system: &System, topology: &Topology, x0: &[f64]) -> Result<Engine> {
             let dynamics = self.dynamics.at(self.temperature);
             let Some(path) = &self.model else { return Ok(Engine::Plain(Simulation::new(system, &dynamics)?)) };
             let model = self.decoding.of(load(path, &self.precision)?)?;
@@ -330,6 +332,12 @@ mod run {
             let described = (&model, solute);
             let jumping = JumpingSimulation::new(system, &dynamics, described, method, self.frequency, options)?;
             require_order(&self.topology, &self.described(topology), model.as_ref())?;
+            let atoms: Vec<usize> = match &self.solute {
+                Some(ranges) => ranges.iter().cloned().flatten().collect(),
+                None => (0..topology.n_atoms()).collect(),
+            };
+            let x: Vec<f64> = atoms.iter().flat_map(|&i| atom(x0, i)).collect();
+            warn_of_labels(&self.topology, model.as_ref(), &x);
             Ok(Engine::Jumping(Box::new(jumping)))
         }
 

@@ -4,7 +4,7 @@ use super::flags::Type;
 use super::{hash_of, PrecisionFlag};
 #[cfg(feature = "openmm")]
 use modejump::coordinates::Topology;
-use modejump::models::{self, Model, ModelCard, Precision, TargetInfo};
+use modejump::models::{self, labels, Model, ModelCard, Precision, TargetInfo};
 use modejump::{Error, Result};
 use std::path::Path;
 use std::sync::Arc;
@@ -38,6 +38,14 @@ pub fn load_partner(path: &Path, precision: &PrecisionFlag, generator: &dyn Mode
         }
     }
     Ok(partner)
+}
+
+/// Says so where equal atoms of the configuration `x[atoms][3]` (nm) in a file are numbered the other way round than the
+/// model knows them: no jump from there would be accepted.
+pub fn warn_of_labels(path: &Path, model: &dyn Model, x: &[f64]) {
+    if let Err(error) = labels::require_labels(model, x) {
+        eprintln!("modejump: {}: {error}", path.display());
+    }
 }
 
 /// What is asked for, else the model's.
