@@ -65,7 +65,7 @@ mod run {
     use serde_json::{json, Value};
     use std::sync::Arc;
 
-    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 1 };
+    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 2 };
 
     /// What a run goes on from.
     #[derive(Serialize, Deserialize)]

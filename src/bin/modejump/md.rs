@@ -159,7 +159,7 @@ mod run {
     use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
 
-    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 1 };
+    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 2 };
 
     /// What a run goes on from.
     #[derive(Default, Serialize, Deserialize)]
