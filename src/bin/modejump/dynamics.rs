@@ -23,7 +23,7 @@ pub use run::*;
 #[cfg(feature = "openmm")]
 mod run {
     use super::Dynamics;
-    use crate::common::{read_system, CHECKPOINT_INTERVAL};
+    use crate::common::{read_system, warn_of_box, CHECKPOINT_INTERVAL};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::vector::distance;
     use modejump::coordinates::whole::BoxVectors;
@@ -218,14 +218,15 @@ mod run {
         }
     }
 
-    /// Where a run starts. Errors: those of [`check_start`], a System with another number of particles than the
-    /// topology has atoms, or with masses of others.
+    /// Where a run starts; the box is the System's, which is told where the topology has another. Errors: those of
+    /// [`check_start`], a System with another number of particles than the topology has atoms, or with masses of others.
     pub fn start(topology: &Path, system: &Path) -> Result<(Topology, Vec<f64>, System)> {
         let (pdb, xml) = (topology, system);
         let (topology, x0) = Topology::from_pdb(pdb)?;
         check_start(pdb, &topology, &x0)?;
         let system = read_system(xml)?;
         topology.require_masses(&system.masses()).map_err(|e| Error::file(xml, e.to_string()))?;
+        warn_of_box(pdb, xml, &system)?;
         Ok((topology, x0, system))
     }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct Exchange {
-    /// Topology and start: PDB file with the atoms in the System's order
+    /// Topology and start: PDB file with the atoms in the System's order; a periodic box is the System's
     #[arg(long)]
     topology: PathBuf,
     /// OpenMM System (XML)

@@ -18,7 +18,7 @@ enum Likelihood {
 
 #[derive(Args)]
 pub struct Md {
-    /// Topology and start: PDB file with the atoms in the System's order
+    /// Topology and start: PDB file with the atoms in the System's order; a periodic box is the System's
     #[arg(long)]
     topology: PathBuf,
     /// OpenMM System (XML)
