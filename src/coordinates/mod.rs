@@ -2,6 +2,7 @@
 
 pub mod along;
 pub mod between;
+pub mod cell;
 pub mod chirality;
 pub mod constraints;
 pub mod frame;

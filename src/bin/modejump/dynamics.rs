@@ -23,9 +23,10 @@ pub use run::*;
 #[cfg(feature = "openmm")]
 mod run {
     use super::Dynamics;
-    use crate::common::{read_system, CHECKPOINT_INTERVAL};
+    use crate::common::{read_system, warn_of_box, CHECKPOINT_INTERVAL};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::vector::distance;
+    use modejump::coordinates::whole::BoxVectors;
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
@@ -136,6 +137,8 @@ mod run {
         at: Vec<u64>,
         /// `[frames][particles][3]`, nm.
         x: Vec<f64>,
+        /// Of each frame of a periodic System, nm.
+        boxes: Vec<BoxVectors>,
         /// kJ/mol.
         energy: Vec<f64>,
         /// K, instantaneous.
@@ -155,6 +158,8 @@ mod run {
             let start = self.x.len();
             self.x.resize(start + 3 * simulation.n_particles(), 0.0);
             simulation.positions(&mut self.x[start..])?;
+            // where a force does not say whether it is periodic there is none
+            self.boxes.extend(simulation.box_vectors().ok().flatten());
             self.energy.push(energy);
             self.temperature.push(temperature);
             self.at.push(steps);
@@ -166,7 +171,7 @@ mod run {
             let u: Vec<f64> = self.energy.iter().map(|e| e / thermal_energy(dynamics.temperature)).collect();
             let frames = Frames { dimension: 3 * topology.n_atoms(), x: self.x.clone() };
             let clock = Clock { steps: &self.at, timestep: dynamics.timestep };
-            trajectory::write_timed(path, &frames, clock, Some(topology), &[("reduced_potential", &u)])
+            trajectory::write_timed(path, &frames, clock, &self.boxes, Some(topology), &[("reduced_potential", &u)])
         }
 
         pub fn n(&self) -> usize {
@@ -213,15 +218,15 @@ mod run {
         }
     }
 
-    /// Where a run starts. Errors: those of [`check_start`], a System with another number of particles than the
-    /// topology has atoms, or with masses of others.
+    /// Where a run starts; the box is the System's, which is told where the topology has another. Errors: those of
+    /// [`check_start`], a System with another number of particles than the topology has atoms, or with masses of others.
     pub fn start(topology: &Path, system: &Path) -> Result<(Topology, Vec<f64>, System)> {
-        let path = topology;
-        let (topology, x0) = Topology::from_pdb(path)?;
-        check_start(path, &topology, &x0)?;
-        let path = system;
-        let system = read_system(path)?;
-        topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
+        let (pdb, xml) = (topology, system);
+        let (topology, x0) = Topology::from_pdb(pdb)?;
+        check_start(pdb, &topology, &x0)?;
+        let system = read_system(xml)?;
+        topology.require_masses(&system.masses()).map_err(|e| Error::file(xml, e.to_string()))?;
+        warn_of_box(pdb, xml, &system)?;
         Ok((topology, x0, system))
     }
 

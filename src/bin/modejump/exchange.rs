@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct Exchange {
-    /// Topology and start: PDB file with the atoms in the System's order
+    /// Topology and start: PDB file with the atoms in the System's order; a periodic box is the System's
     #[arg(long)]
     topology: PathBuf,
     /// OpenMM System (XML)
@@ -65,7 +65,7 @@ mod run {
     use serde_json::{json, Value};
     use std::sync::Arc;
 
-    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 1 };
+    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 2 };
 
     /// What a run goes on from.
     #[derive(Serialize, Deserialize)]

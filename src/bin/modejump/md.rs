@@ -18,7 +18,7 @@ enum Likelihood {
 
 #[derive(Args)]
 pub struct Md {
-    /// Topology and start: PDB file with the atoms in the System's order
+    /// Topology and start: PDB file with the atoms in the System's order; a periodic box is the System's
     #[arg(long)]
     topology: PathBuf,
     /// OpenMM System (XML)
@@ -162,7 +162,7 @@ mod run {
     use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
 
-    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 1 };
+    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 2 };
 
     /// What a run goes on from.
     #[derive(Default, Serialize, Deserialize)]

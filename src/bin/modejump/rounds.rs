@@ -41,8 +41,8 @@ impl RoundsArguments {
 mod run {
     use super::*;
     use crate::common::{
-        describe_training, explore_at, hash_of, interrupted, parse_json, read_frames, threads, watch_signals,
-        CHECKPOINT_INTERVAL,
+        describe_training, explore_at, hash_of, interrupted, parse_json, read_frames, threads, warn_of_box,
+        watch_signals, CHECKPOINT_INTERVAL,
     };
     use crate::dynamics::check_start;
     use indicatif::{ProgressBar, ProgressStyle};
@@ -148,6 +148,7 @@ mod run {
         fn open_system(&self, topology: &Topology) -> Result<System> {
             let system = self.platform.read_system(&self.system)?;
             topology.require_masses(&system.masses()).map_err(|e| Error::file(&self.system, e.to_string()))?;
+            warn_of_box(&self.topology, &self.system, &system)?;
             match system.constraints()?.first() {
                 None => Ok(system),
                 Some((a, b, _)) => Err(Error::Unsupported(format!(

@@ -173,6 +173,13 @@ bool System::is_periodic() const {
     return system->usesPeriodicBoundaryConditions();
 }
 
+void System::default_box_vectors(rust::Slice<double> box) const {
+    check_size(box.size(), 9, "box vectors");
+    vector<Vec3> vectors(3);
+    system->getDefaultPeriodicBoxVectors(vectors[0], vectors[1], vectors[2]);
+    pack(vectors, box.data());
+}
+
 void System::bonds(rust::Vec<uint64_t> &pairs) const {
     for (int f = 0; f < system->getNumForces(); f++) {
         auto force = dynamic_cast<const OpenMM::HarmonicBondForce *>(&system->getForce(f));

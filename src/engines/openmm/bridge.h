@@ -38,6 +38,7 @@ public:
     void bonds(rust::Vec<uint64_t> &pairs) const;
     bool has_barostat() const;
     bool is_periodic() const;
+    void default_box_vectors(rust::Slice<double> box) const;
     size_t moves_left_out() const { return left_out; }
 
     std::unique_ptr<OpenMM::System> system;

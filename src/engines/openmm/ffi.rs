@@ -22,6 +22,8 @@ pub mod bridge {
         fn bonds(self: &System, pairs: &mut Vec<u64>) -> Result<()>;
         fn has_barostat(self: &System) -> bool;
         fn is_periodic(self: &System) -> Result<bool>;
+        /// Flat, nm.
+        fn default_box_vectors(self: &System, vectors: &mut [f64]) -> Result<()>;
         fn moves_left_out(self: &System) -> usize;
 
         fn new_evaluator(system: &SharedPtr<System>, platform: &str) -> Result<UniquePtr<Evaluator>>;

@@ -22,6 +22,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::coordinates::constraints::Constraints;
+use crate::coordinates::whole::{box_from_slice, BoxVectors};
 use crate::error::{Error, Result};
 use crate::models::Model;
 use ffi::bridge;
@@ -120,6 +121,13 @@ impl System {
     /// Whether one of its forces acts across the box. Errors: a force that does not say so.
     pub fn is_periodic(&self) -> Result<bool> {
         Ok(self.inner.is_periodic()?)
+    }
+
+    /// Box vectors (nm) that a run begins with, if the System is periodic. Errors: those of [`System::is_periodic`].
+    pub fn box_vectors(&self) -> Result<Option<BoxVectors>> {
+        let mut flat = [0.0; 9];
+        self.inner.default_box_vectors(&mut flat)?;
+        Ok(self.is_periodic()?.then(|| box_from_slice(&flat)))
     }
 
     /// Forces `MonteCarloModeJump` that the file has and the System has not.

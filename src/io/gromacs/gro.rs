@@ -1,6 +1,7 @@
 //! `.gro`: structures as text, nm, fixed columns; the distance of the decimal points tells the precision.
 
 use crate::coordinates::topology::residue_columns;
+use crate::coordinates::whole::BoxVectors;
 use crate::coordinates::Topology;
 use std::fmt::Write;
 
@@ -66,9 +67,9 @@ pub(in crate::io) fn too_far(frame: usize, atom: &str) -> String {
     )
 }
 
-/// Frames `x[n][dimension]`, nm, with the names of the topology and a box of no size, which means none.
-/// Errors: a position that the columns do not hold.
-pub fn write(dimension: usize, x: &[f64], topology: &Topology) -> Result<String, String> {
+/// Frames `x[n][dimension]`, nm, with the names of the topology, and their boxes: one a frame, or none, which a box of
+/// no size means. Errors: a position that the columns do not hold.
+pub fn write(dimension: usize, x: &[f64], boxes: &[BoxVectors], topology: &Topology) -> Result<String, String> {
     let mut text = String::new();
     for (k, frame) in x.chunks_exact(dimension).enumerate() {
         let _ = writeln!(text, "modejump\n{}", topology.n_atoms());
@@ -78,9 +79,17 @@ pub fn write(dimension: usize, x: &[f64], topology: &Topology) -> Result<String,
             let xyz = columns([r[0], r[1], r[2]]).ok_or_else(|| too_far(k, &topology.label(i)))?;
             let _ = writeln!(text, "{number:>5}{residue:<5}{name:>5}{serial:>5}{xyz}");
         }
-        text.push_str("   0.00000   0.00000   0.00000\n");
+        text.push_str(&box_line(boxes.get(k).unwrap_or(&[[0.0; 3]; 3])));
     }
     Ok(text)
+}
+
+/// The diagonal, and the other components where there are any.
+fn box_line([a, b, c]: &BoxVectors) -> String {
+    let others = [a[1], a[2], b[0], b[2], c[0], c[1]];
+    let others = if others == [0.0; 6] { &[][..] } else { &others };
+    let numbers = [a[0], b[1], c[2]];
+    numbers.iter().chain(others).map(|v| format!("{v:10.5}")).collect::<String>() + "\n"
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! DCD trajectories (CHARMM, NAMD, OpenMM, X-PLOR): Fortran records of f32 coordinates in ångström. Reads both byte
-//! orders, unit-cell records and fixed-size frames; writes little-endian files without a cell.
+//! orders, and goes past unit cells; writes little-endian files.
 
 use super::{Clock, Frames};
+use crate::coordinates::cell::Cell;
+use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
 use crate::units::NM_PER_ANGSTROM;
 use std::path::Path;
@@ -95,8 +97,16 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
     Ok(Frames { dimension: 3 * n_atoms, x })
 }
 
-/// Of frames of atoms, three coordinates each.
-pub fn to_bytes(frames: &Frames, clock: Clock) -> Vec<u8> {
+/// A unit cell as OpenMM and NAMD write it: lengths in ångström, and cosines in the places of the angles.
+fn cell(vectors: &BoxVectors) -> [u8; CELL] {
+    let Cell { lengths, cosines: [alpha, beta, gamma] } = Cell::new(vectors);
+    let [a, b, c] = lengths.map(|length| length / NM_PER_ANGSTROM);
+    let numbers = [a, gamma, b, beta, alpha, c].map(f64::to_le_bytes);
+    std::array::from_fn(|i| numbers[i / 8][i % 8])
+}
+
+/// Of frames of atoms, three coordinates each, with a box each, or none.
+pub fn to_bytes(frames: &Frames, clock: Clock, boxes: &[BoxVectors]) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut record = |data: &[u8]| {
         let length = (data.len() as u32).to_le_bytes();
@@ -112,13 +122,15 @@ pub fn to_bytes(frames: &Frames, clock: Clock) -> Vec<u8> {
     set(1, first as u32);
     set(2, (clock.step(1) - first) as u32); // between frames
     set(9, ((clock.timestep / AKMA) as f32).to_bits());
+    set(10, u32::from(!boxes.is_empty()));
     set(19, 24); // CHARMM version
     record(&header);
     let mut title = 1u32.to_le_bytes().to_vec();
     title.extend_from_slice(format!("{:<80}", "WRITTEN BY MODEJUMP").as_bytes());
     record(&title);
     record(&((frames.dimension / 3) as u32).to_le_bytes());
-    for x in frames.x.chunks_exact(frames.dimension) {
+    for (i, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
+        boxes.get(i).iter().for_each(|vectors| record(&cell(vectors)));
         for axis in 0..3 {
             let values: Vec<u8> =
                 x.iter().skip(axis).step_by(3).flat_map(|v| ((v / NM_PER_ANGSTROM) as f32).to_le_bytes()).collect();
@@ -135,7 +147,7 @@ mod tests {
     /// Two frames of two atoms, with the numbers of the header that matter, and a record before and after the axes of
     /// each frame.
     fn file(control: &[(usize, u32)], before: &[u8], after: &[u8]) -> Vec<u8> {
-        let mut bytes = to_bytes(&Frames { dimension: 6, x: Vec::new() }, Clock::default());
+        let mut bytes = to_bytes(&Frames { dimension: 6, x: Vec::new() }, Clock::default(), &[]);
         control.iter().for_each(|(k, value)| bytes[4 + 4 * k..8 + 4 * k].copy_from_slice(&value.to_le_bytes()));
         let mut record = |data: &[u8]| {
             let length = (data.len() as u32).to_le_bytes();

@@ -13,7 +13,9 @@ mod xtc;
 
 pub use bonds::{require_nanometres, torn_frames, Torn};
 pub use frames::{Clock, Frames};
+pub use pdb::read_box;
 
+use crate::coordinates::whole::BoxVectors;
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::gromacs::gro;
@@ -136,30 +138,35 @@ pub fn require_tensors(path: &Path, what: &str) -> Result<()> {
 
 /// Writes frames, and for safetensors further arrays `[n]` beside them. `topology` names the atoms of a PDB file.
 pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &[(&str, &[f64])]) -> Result<()> {
-    write_timed(path, frames, Clock::default(), topology, extra)
+    write_timed(path, frames, Clock::default(), &[], topology, extra)
 }
 
-/// The same for frames of a trajectory in time.
+/// The same for frames of a trajectory in time, and their boxes: one a frame, or none at all. They are in all formats
+/// but npy; in safetensors they are `box` `[n][3][3]`, nm.
 pub fn write_timed(
     path: &Path,
     frames: &Frames,
     clock: Clock,
+    boxes: &[BoxVectors],
     topology: Option<&Topology>,
     extra: &[(&str, &[f64])],
 ) -> Result<()> {
     let dimension = frames.dimension;
     check_format(path, dimension, topology)?;
+    if !boxes.is_empty() && boxes.len() != frames.n() {
+        return Err(Error::file(path, format!("{} boxes for {} frames", boxes.len(), frames.n())));
+    }
     let bytes = match Format::of(path)? {
-        Format::Pdb => pdb::write(path, frames, named(path, dimension, topology, 4)?)?,
+        Format::Pdb => pdb::write(path, frames, boxes, named(path, dimension, topology, 4)?)?,
         Format::Gro => {
-            let text = gro::write(dimension, &frames.x, named(path, dimension, topology, 5)?);
+            let text = gro::write(dimension, &frames.x, boxes, named(path, dimension, topology, 5)?);
             text.map_err(|reason| Error::file(path, reason))?.into_bytes()
         }
-        Format::Dcd => dcd::to_bytes(frames, clock),
-        Format::Xtc => xtc::write(path, frames, clock)?,
-        Format::Trr => trr::write(frames, clock),
+        Format::Dcd => dcd::to_bytes(frames, clock, boxes),
+        Format::Xtc => xtc::write(path, frames, clock, boxes)?,
+        Format::Trr => trr::write(frames, clock, boxes),
         Format::Npy => npy::write(path, frames)?,
-        Format::Safetensors => write_safetensors(frames, extra)?,
+        Format::Safetensors => write_safetensors(frames, boxes, extra)?,
     };
     write_atomically(path, &bytes)
 }
@@ -216,8 +223,12 @@ fn read_safetensors(path: &Path) -> Result<Frames> {
     Frames::from_shape(path, &x.shape, x.data)
 }
 
-fn write_safetensors(frames: &Frames, extra: &[(&str, &[f64])]) -> Result<Vec<u8>> {
+fn write_safetensors(frames: &Frames, boxes: &[BoxVectors], extra: &[(&str, &[f64])]) -> Result<Vec<u8>> {
     let mut tensors = BTreeMap::from([("x".to_string(), (frames.shape(), Data::F64(frames.x.clone())))]);
+    if !boxes.is_empty() {
+        let numbers = boxes.iter().flatten().flatten().copied().collect();
+        tensors.insert("box".into(), (vec![boxes.len(), 3, 3], Data::F64(numbers)));
+    }
     for (name, values) in extra {
         let shape = match values.len() == frames.n() || frames.n() == 0 {
             true => vec![values.len()],

@@ -1,7 +1,9 @@
 //! Models of PDB files, in ångström there.
 
 use super::Frames;
+use crate::coordinates::cell::Cell;
 use crate::coordinates::topology::residue_columns;
+use crate::coordinates::whole::BoxVectors;
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::gromacs::gro;
@@ -31,12 +33,48 @@ pub fn read(path: &Path) -> Result<Frames> {
     Frames::join(path, models)
 }
 
-/// `topology` names the atoms.
-pub fn write(path: &Path, frames: &Frames, topology: &Topology) -> Result<Vec<u8>> {
+/// The box of the first CRYST1 record, if it has one: structures without a crystal have a box of 1 Å there, or of
+/// nothing.
+pub fn read_box(path: &Path) -> Result<Option<BoxVectors>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    Ok(text.lines().find(|line| line.starts_with("CRYST1")).and_then(parse_box))
+}
+
+fn parse_box(line: &str) -> Option<BoxVectors> {
+    let field = |from: usize, to: usize| line.get(from..to.min(line.len()))?.trim().parse::<f64>().ok();
+    let lengths = [field(6, 15)?, field(15, 24)?, field(24, 33)?];
+    let angles = [field(33, 40)?, field(40, 47)?, field(47, 54)?];
+    let is_none = lengths == [1.0; 3] && angles == [90.0; 3];
+    let cell = Cell { lengths: lengths.map(|a| a * NM_PER_ANGSTROM), cosines: angles.map(|a| a.to_radians().cos()) };
+    cell.vectors().filter(|_| !is_none)
+}
+
+/// Errors: a box that the columns do not hold.
+fn box_line(path: &Path, frame: usize, vectors: &BoxVectors) -> Result<String> {
+    let cell = Cell::new(vectors);
+    let lengths = cell.lengths.map(|length| format!("{:9.3}", length / NM_PER_ANGSTROM)).concat();
+    if lengths.len() > 27 {
+        let reason = format!("frame {}: a box of {cell} does not fit into the columns of this format", frame + 1);
+        return Err(Error::file(path, reason + "; write dcd, xtc, trr or safetensors"));
+    }
+    let angles = cell.angles().map(|angle| format!("{angle:7.2}")).concat();
+    Ok(format!("CRYST1{lengths}{angles} P 1           1 \n"))
+}
+
+/// `topology` names the atoms; boxes are one a frame, or none. One at the top is that of all frames. Where they differ
+/// it is the first one's, and each model has its own, too, behind MODEL, where GROMACS, VMD and MDAnalysis read it;
+/// programs with one box a file, as OpenMM and MDTraj, take the last.
+pub fn write(path: &Path, frames: &Frames, boxes: &[BoxVectors], topology: &Topology) -> Result<Vec<u8>> {
     use std::fmt::Write;
-    let mut text = String::new();
+    let boxes = boxes.iter().enumerate().map(|(k, vectors)| box_line(path, k, vectors));
+    let boxes = boxes.collect::<Result<Vec<_>>>()?;
+    let mut text = boxes.first().cloned().unwrap_or_default();
+    let differ = boxes.windows(2).any(|pair| pair[0] != pair[1]);
     for (model, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
         let _ = writeln!(text, "MODEL     {:4}", (model + 1) % 10_000);
+        if differ {
+            text.push_str(&boxes[model]);
+        }
         for (i, r) in x.chunks_exact(3).enumerate() {
             let (name, (residue, number)) = (&topology.names[i], residue_columns(&topology.residues[i], 4));
             let name = if name.len() < 4 { format!(" {name}") } else { name.clone() };

@@ -1,4 +1,5 @@
 use super::*;
+use crate::coordinates::cell::are_alike;
 use crate::io::gromacs::trr;
 
 #[test]
@@ -137,7 +138,7 @@ fn formats_with_times_have_those_of_the_clock() {
     ] {
         let path = |extension: &str| folder.join(format!("frames.{extension}"));
         let written = |extension: &str| {
-            write_timed(&path(extension), &frames, clock, None, &[]).unwrap();
+            write_timed(&path(extension), &frames, clock, &[], None, &[]).unwrap();
             std::fs::read(path(extension)).unwrap()
         };
         let mut times: Vec<(i64, f64)> =
@@ -158,6 +159,111 @@ fn formats_with_times_have_those_of_the_clock() {
         assert!((timestep - clock.timestep).abs() < 1e-6, "{timestep}");
     }
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// In each format, and the frames come back.
+#[test]
+fn boxes_are_where_other_programs_look_for_them() {
+    let folder = std::env::temp_dir().join(format!("modejump-boxes-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let frames = Frames { dimension: 36, x: (0..36 * 2).map(|i| (0.61 * f64::from(i)).sin()).collect() };
+    let topology = Topology {
+        names: (0..12).map(|i| format!("C{i}")).collect(),
+        elements: vec!["C".into(); 12],
+        residues: vec!["LIG1".into(); 12],
+        bonds: vec![],
+    };
+    let written = |extension: &str, boxes: &[BoxVectors]| {
+        let path = folder.join(format!("frames.{extension}"));
+        write_timed(&path, &frames, Clock::default(), boxes, Some(&topology), &[]).unwrap();
+        let back = read(&path).unwrap();
+        let error = frames.x.iter().zip(&back.x).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(back.x.len() == frames.x.len() && error <= 5.1e-4, "{extension}: {error}");
+        std::fs::read(&path).unwrap()
+    };
+    let right = [[2.5, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.5]];
+    // a and b at 60 degrees, the others at right angles
+    let hexagonal = [[2.0, 0.0, 0.0], [1.0, 3f64.sqrt(), 0.0], [0.0, 0.0, 4.0]];
+
+    let cells = [
+        "CRYST1   25.000   30.000   35.000  90.00  90.00  90.00 P 1           1 \n",
+        "CRYST1   20.000   20.000   40.000  90.00  90.00  60.00 P 1           1 \n",
+    ];
+    let pdb = |boxes: &[BoxVectors]| String::from_utf8(written("pdb", boxes)).unwrap();
+    let bare = pdb(&[]);
+    assert!(!bare.contains("CRYST1"));
+    assert_eq!(pdb(&[hexagonal; 2]), cells[1].to_string() + &bare);
+    let [first, second] = ["MODEL        1\n", "MODEL        2\n"];
+    let of_each = bare.replace(first, &[cells[0], first, cells[0]].concat());
+    assert_eq!(pdb(&[right, hexagonal]), of_each.replace(second, &[second, cells[1]].concat()));
+    let path = folder.join("frames.pdb");
+    assert!(are_alike(&read_box(&path).unwrap().unwrap(), &right, 1e-12));
+
+    let gro = String::from_utf8(written("gro", &[right, hexagonal])).unwrap();
+    let lines: Vec<&str> = gro.lines().skip(14).step_by(15).collect();
+    let of_hexagonal = "   2.00000   1.73205   4.00000   0.00000   0.00000   1.00000   0.00000   0.00000   0.00000";
+    assert_eq!(lines, ["   2.50000   3.00000   3.50000", of_hexagonal]);
+
+    let (dcd, bare) = (written("dcd", &[right, hexagonal]), written("dcd", &[]));
+    let record = |at: usize| {
+        assert_eq!([at, at + 52].map(|at| dcd[at..at + 4].to_vec()), [48u32; 2].map(|v| v.to_le_bytes().to_vec()));
+        [0, 8, 16, 24, 32, 40].map(|k| f64::from_le_bytes(std::array::from_fn(|i| dcd[at + 4 + k + i])))
+    };
+    // the heads are an atom count, a title and 84 bytes of numbers, each with its length before and behind
+    let (head, frame) = (12 + 92 + 92, 3 * (8 + 4 * 12));
+    assert_eq!((dcd[48], bare[48], dcd.len() - bare.len()), (1, 0, 2 * 56), "ICNTRL(11) says that there is a cell");
+    assert_eq!(record(head), [25.0, 0.0, 30.0, 0.0, 0.0, 35.0]);
+    let error =
+        record(head + 56 + frame).into_iter().zip([20.0, 0.5, 20.0, 0.0, 0.0, 40.0]).map(|(a, b)| (a - b).abs());
+    assert!(error.fold(0.0, f64::max) < 1e-12);
+
+    let boxes: Vec<_> =
+        trr::read(&written("trr", &[right, hexagonal])).unwrap().iter().map(|f| f.box_vectors).collect();
+    assert_eq!(boxes, [Some(right), Some(hexagonal)]);
+    let mut reader = molly::XTCReader::new(std::io::Cursor::new(written("xtc", &[right, hexagonal])));
+    for vectors in [right, hexagonal] {
+        let mut frame = molly::Frame::default();
+        reader.read_frame(&mut frame).unwrap();
+        assert_eq!(frame.boxvec_cols_2d(), vectors.map(|v| v.map(|v| v as f32)));
+    }
+    written("safetensors", &[right, hexagonal]);
+    let (mut tensors, _) = model_file::open_tensors(&folder.join("frames.safetensors")).unwrap();
+    let tensor = tensors.remove("box").unwrap();
+    assert_eq!((tensor.shape, tensor.data), (vec![2, 3, 3], [right, hexagonal].concat().concat()));
+    written("npy", &[right, hexagonal]);
+
+    let refused = |extension: &str, boxes: &[BoxVectors]| {
+        let path = folder.join(format!("refused.{extension}"));
+        write_timed(&path, &frames, Clock::default(), boxes, Some(&topology), &[]).unwrap_err().to_string()
+    };
+    assert!(refused("dcd", &[right]).ends_with("1 boxes for 2 frames"));
+    let large = right.map(|v| v.map(|v| 1e4 * v));
+    let message = refused("pdb", &[right, large]);
+    assert!(
+        message.contains("frame 2: a box of 25000.000 × 30000.000 × 35000.000 nm") && message.contains("write dcd")
+    );
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// 1 Å is what the format has for structures without a crystal.
+#[test]
+fn a_box_of_nothing_is_none() {
+    let path = std::env::temp_dir().join(format!("modejump-box-{}.pdb", std::process::id()));
+    let of = |line: &str| {
+        std::fs::write(&path, format!("HEADER\n{line}\nEND\n")).unwrap();
+        read_box(&path).unwrap()
+    };
+    let [[a, ..], [x, y, _], [.., c]] = of("CRYST1   20.000   20.000   40.000  90.00  90.00 120.00").unwrap();
+    assert!([a - 2.0, x + 1.0, y - 3f64.sqrt(), c - 4.0].iter().all(|error| error.abs() < 1e-12));
+    for none in [
+        "REMARK",
+        "CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1 ",
+        "CRYST1    0.000    0.000    0.000  90.00  90.00  90.00 P 1           1 ",
+        "CRYST1   20.000   20.000   40.000",
+    ] {
+        assert_eq!(of(none), None, "{none}");
+    }
+    std::fs::remove_file(&path).unwrap();
 }
 
 #[test]

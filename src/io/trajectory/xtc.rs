@@ -1,6 +1,7 @@
 //! Compressed trajectories of GROMACS.
 
 use super::{Clock, Frames};
+use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
 use crate::io::gromacs::spans;
 use std::path::Path;
@@ -35,16 +36,17 @@ pub fn read(path: &Path) -> Result<Frames> {
     read.unwrap_or_else(|_| Err("malformed frame".into())).map_err(|reason| Error::file(path, reason))
 }
 
-pub fn write(path: &Path, frames: &Frames, clock: Clock) -> Result<Vec<u8>> {
+/// Frames without a box have one of no size.
+pub fn write(path: &Path, frames: &Frames, clock: Clock, boxes: &[BoxVectors]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut writer = molly::XTCWriter::new(&mut bytes);
     for (i, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
         let frame = molly::Frame {
             step: clock.step(i) as u32,
             time: clock.time(i) as f32,
+            boxvec: boxes.get(i).map_or([0.0; 9], |b| std::array::from_fn(|k| b[k / 3][k % 3] as f32)),
             precision: XTC_PRECISION,
             positions: x.iter().map(|&v| v as f32).collect(),
-            ..molly::Frame::default()
         };
         writer.write_frame(&frame).map_err(|e| Error::file(path, format!("frame {}: {e}", i + 1)))?;
     }

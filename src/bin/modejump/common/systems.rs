@@ -1,12 +1,14 @@
 //! Energies of OpenMM Systems.
 
 use super::PlatformFlag;
+use modejump::coordinates::cell::{are_alike, Cell};
 use modejump::coordinates::constraints::kept_bonds;
 use modejump::coordinates::superpose::random_rotation;
 use modejump::coordinates::vector::shift;
 use modejump::coordinates::Topology;
 use modejump::density::{Scope, Status};
 use modejump::engines::openmm::{OpenMmTarget, System};
+use modejump::io::trajectory::read_box;
 use modejump::models::steering::dimension_without_auxiliary;
 use modejump::models::Model;
 use modejump::rng::{Stream, StreamId};
@@ -40,6 +42,22 @@ pub fn read_system(path: &Path) -> Result<System> {
         });
     }
     Ok(system)
+}
+
+/// Tells of a periodic System whose box differs by more than a per mille from that of the topology, where it has one.
+/// Errors: a topology that cannot be read.
+pub fn warn_of_box(topology: &Path, path: &Path, system: &System) -> Result<()> {
+    const TOLERANCE: f64 = 1e-3;
+    // a force that does not say whether it is periodic is no reason not to run
+    let of_system = system.box_vectors().ok().flatten();
+    if let (Some(given), Some(used)) = (read_box(topology)?, of_system) {
+        if !are_alike(&given, &used, TOLERANCE) {
+            let [given, used] = [given, used].map(|vectors| Cell::new(&vectors));
+            let [topology, path] = [topology, path].map(Path::display);
+            eprintln!("modejump: {topology} has a box of {given}, {path} one of {used}: that of the System is used");
+        }
+    }
+    Ok(())
 }
 
 /// The energies, on all threads, of an OpenMM System that was read from this file. Errors: also another number of

@@ -6,7 +6,7 @@ use modejump::target::Target;
 use modejump::{Error, Result};
 #[cfg(feature = "openmm")]
 use {
-    crate::common::{target_of_samples, threads},
+    crate::common::{target_of_samples, threads, warn_of_box},
     modejump::engines::openmm::{OpenMmTarget, System},
 };
 
@@ -16,7 +16,8 @@ impl Train {
     pub(super) fn check_system(&self, topology: &Topology) -> Result<()> {
         match (self.open_system()?, &self.system) {
             (Some(system), Some(path)) => {
-                topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))
+                topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
+                warn_of_box(&self.topology, path, &system)
             }
             _ => Ok(()),
         }
