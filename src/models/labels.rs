@@ -42,7 +42,10 @@ pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
     // each by itself may still be outside the support
     let tried = if better.is_empty() && as_it_is == f64::NEG_INFINITY { pairs } else { better };
     let [after] = log_densities(model, &after(&x, &tried))?[..] else { return Ok(None) };
-    Ok((after > as_it_is + FAR_LIKELIER).then_some(Exchanged { pairs: tried, log_density: [as_it_is, after] }))
+    // a molecule that has no density either way is a broken one
+    let is_far_likelier =
+        after - as_it_is > FAR_LIKELIER.max(0.5 * as_it_is.abs()) || (as_it_is == f64::NEG_INFINITY && after > 0.0);
+    Ok(is_far_likelier.then_some(Exchanged { pairs: tried, log_density: [as_it_is, after] }))
 }
 
 /// Errors: `x[atoms][3]` (nm) has equal atoms numbered the other way round; names them.
