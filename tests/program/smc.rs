@@ -1,0 +1,121 @@
+//! `smc`: from the generator in implicit solvent to the energies in vacuum, and back.
+
+use crate::command::{files, folder, modejump, number, tensors, Run, MODEL, SYSTEM};
+use crate::{steerable, tarflow};
+use modejump::engines::openmm::{OpenMmTarget, System};
+use modejump::target::Target;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+fn smc(more: &[&str]) -> Command {
+    modejump(&[&["smc", MODEL, "--system", SYSTEM], more].concat())
+}
+
+#[test]
+fn the_normaliser_is_that_of_importance_weights() {
+    // −191.648 ± 0.003 by 20,000 importance weights of this generator, which are good ones
+    for more in [
+        vec![],
+        vec!["--stages", "4", "--moves", "hamiltonian"],
+        vec!["--stages", "8", "--moves", "corrected", "--step", "2e-7"],
+    ] {
+        let summary = smc(&[&["-n", "800", "--pilots", "100"], &more[..]].concat()).json();
+        assert!((number(&summary, "log_z") + 191.648).abs() < 0.1, "{more:?}: {summary}");
+        assert!(number(&summary, "ess") > 0.5 && summary["biased"] == false, "{summary}");
+    }
+    let biased = smc(&["-n", "100", "--stages", "2", "--moves", "unadjusted", "--step", "1e-7"]).json();
+    assert_eq!(biased["biased"], true);
+}
+
+/// u(x) and nothing beside it, neither of the noise of a centroid nor of auxiliary coordinates.
+#[test]
+fn particles_are_written_with_the_energies_of_the_system() {
+    let folder = folder("smc-energies");
+    let [model, system, output] = ["model.safetensors", "system.xml", "x.safetensors"].map(|name| folder.join(name));
+    for (write, atoms) in [(tarflow::write as fn(&Path), 22), (steerable::write, 1)] {
+        write(&model);
+        steerable::harmonic(&system, atoms);
+        let mut command = modejump(&["smc", "-n", "40", "--stages", "2", "--step", "1e-6"]);
+        command.arg(&model).arg("--system").arg(&system).arg("-o").arg(&output).succeeds();
+        let tensors = tensors(&output);
+        let mut u = vec![0.0; 40];
+        let mut target = OpenMmTarget::new(&System::from_xml_file(&system).unwrap(), 300.0, 1).unwrap();
+        target.reduced_potential(&tensors["x"].data, &mut u).unwrap();
+        for (row, (u, written)) in u.iter().zip(&tensors["reduced_potential"].data).enumerate() {
+            assert!((u - written).abs() < 1e-6 * (1.0 + u.abs()), "{atoms} atoms, row {row}: {u} {written}");
+        }
+    }
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_particles() {
+    let path = files("smc-killed");
+    let (state, whole, continued) = (path("run.ckpt"), path("whole.safetensors"), path("continued.safetensors"));
+    let options = ["-n", "300", "--stages", "60", "--step", "1e-6"];
+    let expected = smc(&[&options[..], &["-o", &whole]].concat()).json();
+    let arguments = [&options[..], &["--checkpoint", &state, "-o", &continued]].concat();
+    let mut child = smc(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !Path::new(&state).exists() && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(smc(&arguments).json(), expected);
+    assert!(std::fs::read(&whole).unwrap() == std::fs::read(&continued).unwrap());
+    let other = smc(&[&arguments[..], &["--seed", "2"]].concat()).fails();
+    assert!(other.contains("belongs to another run"), "{other}");
+}
+
+/// A System is known by what it says, not by the name of its file.
+#[test]
+fn another_system_of_the_same_name_is_refused() {
+    let folder = folder("smc-system");
+    let [state, here, there] = ["run.ckpt", "here.xml", "there.xml"].map(|name| folder.join(name));
+    let run = |system: &Path| {
+        let mut command = modejump(&["smc", MODEL, "-n", "10", "--stages", "2", "--step", "1e-6"]);
+        command.arg("--checkpoint").arg(&state).arg("--system").arg(system);
+        command
+    };
+    for copy in [&here, &there] {
+        std::fs::copy(SYSTEM, copy).unwrap();
+    }
+    let first = run(&here).json();
+    assert_eq!(run(&there).json(), first);
+    std::fs::copy("models/ala2/system-vacuum.xml", &here).unwrap();
+    let refused = run(&here).fails();
+    assert!(refused.contains("belongs to another run"), "{refused}");
+}
+
+#[test]
+fn what_cannot_be_annealed_is_said() {
+    let failed = |model: &str| modejump(&["smc", model, "--system", SYSTEM, "-n", "2", "--stages", "2"]).fails();
+    assert!(failed("models/ala2/gvp-flow.safetensors").contains("no gradient"));
+    assert!(failed("models/double-well/generator.safetensors").contains("temperature"));
+    assert!(failed("models/ala2/model-hbonds.safetensors").contains("keep no bond at its length"));
+    let message = smc(&["-n", "1000000000", "-o", "nowhere/x.safetensors"]).fails();
+    assert!(message.contains("there is no folder nowhere"), "{message}");
+    let message = smc(&["-n", "1000000000", "-o", SYSTEM]).fails();
+    assert!(message.contains("would be written over"), "{message}");
+    // before the work: particles without their weights stand for nothing
+    for name in ["x.dcd", "x.npy", "x.xtc", "x.pdb"] {
+        let message = smc(&["-n", "1000000000", "-o", name]).fails();
+        assert!(
+            message.contains(name) && message.contains("`log_weight`") && message.contains("safetensors"),
+            "{message}"
+        );
+    }
+    assert!(smc(&["--energy-cutoff", "-1e9", "-n", "10", "--stages", "2"]).fails().contains("below the cut-off"));
+    for (more, text) in [
+        (&["-n", "0"][..], "-n 0: give the number"),
+        (&["--stages", "0"], "--stages 0: give 1"),
+        (&["--pilots", "0"], "--pilots 0: give 10"),
+        (&["--pilots", "1"], "--stages"),
+        (&["--step", "0"], "--step 0: give a positive"),
+        (&["--repeat", "0"], "--repeat 0"),
+        (&["--moves", "hamiltonian", "--leapfrog", "0"], "--leapfrog 0"),
+        (&["--leapfrog", "3"], "`--moves hamiltonian`"),
+    ] {
+        let message = smc(more).fails();
+        assert!(message.contains(text), "{more:?}: {message}");
+    }
+}
