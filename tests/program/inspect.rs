@@ -1,6 +1,35 @@
 //! `inspect` of models and of other files.
 
-use crate::command::{modejump, Run, MODEL, TOPOLOGY};
+use crate::command::{folder, modejump, Run, MODEL, TOPOLOGY};
+use crate::convert::bgflow::converted_error;
+use serde_json::{json, Value};
+
+#[test]
+fn inspect_tells_what_a_file_is() {
+    let folder = folder("inspect-converted");
+    let output = folder.join("model.safetensors");
+    converted_error("tests/pytorch/icbg.ckpt", &output);
+    let report = modejump(&["inspect"]).arg(&output).json();
+    assert_eq!(report["dimension"], 66);
+    assert_eq!(report["latent_dimension"], 60);
+    assert_eq!(report["exactness"], "exact");
+    assert_eq!(report["temperature_K"], 300.0);
+    assert_eq!(report["atoms"].as_array().unwrap().len(), 22);
+    assert_eq!(report["provenance"]["converted_from"], "bgflow");
+    assert_eq!(report["layers"].as_array().unwrap().len(), 9);
+    let sum: u64 = report["tensors"].as_object().unwrap().values().map(size).sum();
+    assert_eq!(report["parameters"].as_u64(), Some(sum));
+    let human = modejump(&["inspect"]).arg(&output).succeeds();
+    assert!(human.contains("latent_dimension") && human.contains("spline coupling"), "{human}");
+    // other files: their tensors
+    let report = modejump(&["inspect", "tests/pytorch/types.pt"]).json();
+    assert_eq!(report["tensors"]["state_dict.net.0.weight"], json!([3, 4]));
+    assert!(modejump(&["inspect", "tests/pytorch/make.py"]).fails().contains("make.py"));
+}
+
+fn size(shape: &Value) -> u64 {
+    shape.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).product()
+}
 
 #[test]
 fn inspect_lists_the_atoms() {

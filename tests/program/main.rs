@@ -4,7 +4,9 @@
 
 mod command;
 mod compare;
+mod convert;
 mod devices;
+mod evaluate;
 #[cfg(feature = "openmm")]
 mod exchange;
 mod frames;
