@@ -26,3 +26,4 @@ mod smc;
 mod steerable;
 #[path = "../support/tarflow.rs"]
 mod tarflow;
+mod train;
