@@ -1,51 +1,29 @@
-//! `modejump compare` as a user runs it.
+//! `compare`: how far two ensembles are apart.
 
+use crate::command::{document, folder, modejump, number, Run, MODEL, SYSTEM, TOPOLOGY};
 use modejump::coordinates::Topology;
 use modejump::io::trajectory::{self, Frames};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const TOPOLOGY: &str = "models/ala2/topology.pdb";
-
-fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("compare-{name}"));
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).unwrap();
-    folder
-}
-
-fn modejump(arguments: &[&str]) -> Result<String, String> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
-    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
-    match output.status.success() {
-        true => Ok(String::from_utf8(output.stdout).unwrap()),
-        false => Err(String::from_utf8(output.stderr).unwrap()),
-    }
-}
-
-fn compare(a: &Path, b: &Path, more: &[&str]) -> Result<Value, String> {
-    let files = [a.to_str().unwrap(), b.to_str().unwrap()];
-    let arguments = [&["compare"], &files[..], &["--topology", TOPOLOGY, "--json"], more].concat();
-    modejump(&arguments).map(|text| serde_json::from_str(&text).unwrap())
+fn compare(a: &Path, b: &Path, more: &[&str]) -> Command {
+    let mut command = modejump(&["compare", "--topology", TOPOLOGY]);
+    command.arg(a).arg(b).args(more);
+    command
 }
 
 /// Samples of the shipped generator.
 fn samples(path: &Path, n: usize, seed: u64) -> Frames {
     let (n, seed) = (n.to_string(), seed.to_string());
     let options = ["-n", &n, "--seed", &seed, "-o", path.to_str().unwrap()];
-    modejump(&[&["sample", "models/ala2/model.safetensors"], &options[..]].concat()).unwrap();
+    modejump(&[&["sample", MODEL], &options[..]].concat()).succeeds();
     trajectory::read(path).unwrap()
-}
-
-fn number(value: &Value, path: &[&str]) -> f64 {
-    let found = path.iter().fold(value, |value, key| &value[*key]);
-    found.as_f64().unwrap_or_else(|| panic!("no {path:?} in {value}"))
 }
 
 #[test]
 fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not() {
-    let folder = folder("seeds");
+    let folder = folder("compare-seeds");
     // without their density samples pass for a run
     let (a, b, turned) = (folder.join("a.npy"), folder.join("b.dcd"), folder.join("turned.npy"));
     let first = samples(&a, 600, 1);
@@ -57,31 +35,29 @@ fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not()
     x.chunks_exact_mut(66).for_each(|x| turn(x, [psi[1], psi[2]], 15..22, 0.5));
     trajectory::write(&turned, &Frames { dimension: 66, x }, None, &[]).unwrap();
 
-    let same = compare(&a, &b, &["--lag", "5"]).unwrap();
+    let same = compare(&a, &b, &["--lag", "5"]).json();
     for key in ["torsion_w2", "torsion_w2_sliced", "tica_w2", "ramachandran_jsd"] {
-        let (between, halves) = (number(&same, &["between", key]), number(&same, &["halves_of_a", key]));
+        let (between, halves) =
+            (number(&same, &format!("between/{key}")), number(&same, &format!("halves_of_a/{key}")));
         assert!(between > 0.0 && between < 1.3 * halves, "{key}: {between} {halves}");
     }
     assert!(same["between"]["energy_w1"].is_null(), "no energies were given");
-    let eigenvalue = format!("eigenvalues {:.3}, ", same["tica_eigenvalues"][0].as_f64().unwrap());
-    let files = [a.to_str().unwrap(), b.to_str().unwrap()];
-    let text = modejump(&[&["compare"], &files[..], &["--topology", TOPOLOGY, "--lag", "5"]].concat()).unwrap();
+    let eigenvalue = format!("eigenvalues {:.3}, ", number(&same, "tica_eigenvalues/0"));
+    let text = compare(&a, &b, &["--lag", "5"]).succeeds();
     assert!(text.contains(&eigenvalue) && text.contains("at a lag of 5 frames"), "{text}");
     let generated = folder.join("generated.safetensors");
     samples(&generated, 600, 1);
-    let barred = compare(&generated, &b, &["--lag", "5"]).unwrap();
+    let barred = compare(&generated, &b, &["--lag", "5"]).json();
     assert!(
         barred["tica_eigenvalues"].is_null() && barred["between"]["tica_w2"].is_null(),
         "no order of time: {barred}"
     );
-    let other = compare(&a, &turned, &["--lag", "0"]).unwrap();
+    let other = compare(&a, &turned, &["--lag", "0"]).json();
     // on the circle there may be a shorter way than to turn all by as much
-    let (exact, sliced) =
-        (number(&other, &["between", "torsion_w2"]), number(&other, &["between", "torsion_w2_sliced"]));
+    let (exact, sliced) = (number(&other, "between/torsion_w2"), number(&other, "between/torsion_w2_sliced"));
     assert!(exact > 0.4 && exact < 0.5 + 1e-9 && sliced > 0.2 && sliced < exact, "{other}");
-    assert!(number(&other, &["between", "ramachandran_jsd"]) > 2.0 * number(&same, &["between", "ramachandran_jsd"]));
+    assert!(number(&other, "between/ramachandran_jsd") > 2.0 * number(&same, "between/ramachandran_jsd"));
     assert!(other["between"]["tica_w2"].is_null() && other["lag"].is_null());
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// Turns atoms about an axis of two others.
@@ -99,7 +75,7 @@ fn turn(x: &mut [f64], axis: [usize; 2], atoms: std::ops::Range<usize>, angle: f
 
 #[test]
 fn energies_and_weights_are_those_of_the_files() {
-    let folder = folder("weights");
+    let folder = folder("compare-weights");
     let (a, b) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
     let frames = samples(&a, 600, 1);
     let u: Vec<f64> = (0..600).map(|i| f64::from(i) * 0.05).collect();
@@ -112,19 +88,19 @@ fn energies_and_weights_are_those_of_the_files() {
     trajectory::write(&b, &both, None, &[("reduced_potential", &raised), ("log_weight", &log_w)]).unwrap();
 
     let output = folder.join("out");
-    let found = compare(&a, &b, &["--lag", "5", "-o", output.to_str().unwrap()]).unwrap();
+    let found = compare(&a, &b, &["--lag", "5", "-o", output.to_str().unwrap()]).json();
     for key in ["energy_w1", "energy_w2"] {
-        assert!((number(&found, &["between", key]) - 2.0).abs() < 1e-9, "{found}");
+        assert!((number(&found, &format!("between/{key}")) - 2.0).abs() < 1e-9, "{found}");
     }
-    assert!(number(&found, &["between", "ramachandran_jsd"]).abs() < 1e-12);
-    assert!(number(&found, &["between", "torsion_w2_sliced"]).abs() < 1e-6);
-    assert!((number(&found, &["b", "ess"]) - 600.0 / 650.0).abs() < 1e-9);
+    assert!(number(&found, "between/ramachandran_jsd").abs() < 1e-12);
+    assert!(number(&found, "between/torsion_w2_sliced").abs() < 1e-6);
+    assert!((number(&found, "b/ess") - 600.0 / 650.0).abs() < 1e-9);
     assert_eq!(found["b"]["weights"], "raw");
     assert_eq!(found["b"]["pareto_k"], "-inf", "equal weights have no tail");
-    let plain = compare(&a, &b, &["--lag", "0", "--unweighted"]).unwrap();
-    assert!(number(&plain, &["between", "energy_w1"]) > 1e4 && plain["b"].get("ess").is_none());
+    let plain = compare(&a, &b, &["--lag", "0", "--unweighted"]).json();
+    assert!(number(&plain, "between/energy_w1") > 1e4 && plain["b"].get("ess").is_none());
 
-    let document: Value = serde_json::from_slice(&std::fs::read(output.join("compare.json")).unwrap()).unwrap();
+    let document = document(output.join("compare.json"));
     assert_eq!(document["summary"], found);
     assert_eq!(document["series"][1]["phi"].as_array().unwrap().len(), 600, "frames without weight are left out");
     let figures = ["energy.svg", "ramachandran.svg", "tica.svg"];
@@ -134,15 +110,14 @@ fn energies_and_weights_are_those_of_the_files() {
         std::fs::remove_file(output.join(name)).unwrap();
     }
     let json = output.join("compare.json");
-    modejump(&["plot", json.to_str().unwrap(), "-o", output.to_str().unwrap()]).unwrap();
+    modejump(&["plot", json.to_str().unwrap(), "-o", output.to_str().unwrap()]).succeeds();
     assert!(figures.iter().all(|name| output.join(name).exists()), "plot draws them from the document");
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// Raw weights of all frames, whatever was made of them and left out.
 #[test]
 fn the_figure_of_weights_says_what_the_report_does() {
-    let folder = folder("legend");
+    let folder = folder("compare-legend");
     let (a, b, output) = (folder.join("a.npy"), folder.join("b.safetensors"), folder.join("out"));
     samples(&a, 100, 1);
     let frames = samples(&b, 300, 2);
@@ -152,44 +127,39 @@ fn the_figure_of_weights_says_what_the_report_does() {
     trajectory::write(&b, &frames, None, &[("log_weight", &log_w)]).unwrap();
     let more =
         ["--weights", "quantile-clipped", "--clipped-share", "0.05", "--lag", "0", "-o", output.to_str().unwrap()];
-    let found = compare(&a, &b, &more).unwrap();
-    let (ess, k) = (number(&found, &["b", "ess"]), number(&found, &["b", "pareto_k"]));
-    assert!(number(&found, &["b", "ess_of_weights"]) > 1.2 * ess, "{found}");
+    let found = compare(&a, &b, &more).json();
+    let (ess, k) = (number(&found, "b/ess"), number(&found, "b/pareto_k"));
+    assert!(number(&found, "b/ess_of_weights") > 1.2 * ess, "{found}");
     let figure = std::fs::read_to_string(output.join("log_weights.svg")).unwrap();
     let expected = format!("ESS {:.1} %, k = {k:.2}, 100 rejected, used quantile_clipped", 100.0 * ess);
     assert!(figure.contains(&expected), "{expected}");
     // a comparison without weights leaves none of an earlier one there
-    compare(&a, &a, &["--lag", "0", "-o", output.to_str().unwrap()]).unwrap();
+    compare(&a, &a, &["--lag", "0", "-o", output.to_str().unwrap()]).json();
     assert!(!output.join("log_weights.svg").exists() && output.join("compare.json").exists());
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
 fn sides_without_a_density_are_not_reweighted_in_silence() {
-    let folder = folder("densities");
+    let folder = folder("compare-densities");
     let (a, b) = (folder.join("run.dcd"), folder.join("b.safetensors"));
     samples(&a, 100, 1);
     let frames = samples(&b, 100, 2);
-    let message = compare(&a, &a, &["--reweight", "--lag", "0"]).unwrap_err();
+    let message = compare(&a, &a, &["--reweight", "--lag", "0"]).fails();
     assert!(message.contains("--reweight: neither") && message.contains("`log_density`"), "{message}");
     let numbers = [("reduced_potential", &[1.0; 100][..]), ("log_density", &[2.0; 100][..])];
     trajectory::write(&b, &frames, None, &numbers).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("compare").arg(&a).arg(&b);
-    let run = command.args(["--topology", TOPOLOGY, "--reweight", "--lag", "10"]).output().unwrap();
-    let (told, report) = (String::from_utf8(run.stderr).unwrap(), String::from_utf8(run.stdout).unwrap());
+    let [report, told] = compare(&a, &b, &["--reweight", "--lag", "10"]).texts();
     assert!(told.contains("run.dcd has no `log_density`") && told.contains("count the same"), "{told}");
     assert!(!told.contains("b.safetensors"), "{told}");
     assert!(report.contains("Pareto k none: the largest weights are alike"), "{report}");
     // too few frames for that many features
     assert!(told.contains("no slow components") && told.contains("90 pairs of frames"), "{told}");
     assert!(!report.contains("eigenvalues"), "{report}");
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
 fn what_cannot_be_compared_is_named() {
-    let folder = folder("bad");
+    let folder = folder("compare-bad");
     let path = |name: &str| folder.join(name);
     let a = path("a.safetensors");
     let frames = samples(&a, 20, 1);
@@ -198,7 +168,7 @@ fn what_cannot_be_compared_is_named() {
         path(name)
     };
     let refused = |b: PathBuf, reasons: &[&str]| {
-        let message = compare(&a, &b, &["--lag", "0"]).unwrap_err();
+        let message = compare(&a, &b, &["--lag", "0"]).fails();
         let file = b.file_name().unwrap().to_str().unwrap().to_string();
         for reason in reasons.iter().chain(&[file.as_str()]) {
             assert!(message.contains(reason), "{reason}: {message}");
@@ -217,7 +187,7 @@ fn what_cannot_be_compared_is_named() {
     refused(write("angstrom.npy", 66, enlarged.clone(), &[]), &["nm, not Angstrom"]);
     // of a poor model
     let samples = write("poor.safetensors", 66, enlarged, &[("log_density", &[0.0; 20])]);
-    assert!(compare(&a, &samples, &["--lag", "0"]).is_ok());
+    compare(&a, &samples, &["--lag", "0"]).succeeds();
     let lengths = [("log_weight", &[0.0; 40][..])];
     refused(
         write("length.safetensors", 66, frames.x.clone(), &lengths),
@@ -235,157 +205,136 @@ fn what_cannot_be_compared_is_named() {
     trajectory::write(&path("names.pdb"), &frames, Some(&topology), &[]).unwrap();
     refused(path("names.pdb"), &["ALA2:HB2 (atom 12) stands where the topology has ALA2:HB1 (atom 12)"]);
 
-    let two = [a.to_str().unwrap(); 2];
-    let message = modejump(&[&["compare"], &two[..]].concat()).unwrap_err();
+    let message = modejump(&["compare"]).arg(&a).arg(&a).fails();
     assert!(message.contains("--topology"), "{message}");
-    assert!(compare(&a, &a, &["--reweight"]).unwrap_err().contains("--system"));
-    assert!(compare(&a, &a, &["--system", "models/ala2/system.xml"]).unwrap_err().contains("--temperature"));
-    std::fs::remove_dir_all(folder).unwrap();
+    assert!(compare(&a, &a, &["--reweight"]).fails().contains("--system"));
+    assert!(compare(&a, &a, &["--system", SYSTEM]).fails().contains("--temperature"));
 }
 
 #[test]
 #[cfg(feature = "openmm")]
 fn a_generator_that_is_reweighted_comes_nearer_to_another_that_is() {
-    let folder = folder("reweighted");
+    let folder = folder("compare-reweighted");
     let (a, b) = (folder.join("a.safetensors"), folder.join("b.safetensors"));
     samples(&a, 1500, 1);
     let (n, seed) = ("1500", "5");
     let options = ["-n", n, "--seed", seed, "-o", b.to_str().unwrap()];
     // the generator in vacuum, weighted to the energies in implicit solvent
-    modejump(&[&["sample", "models/ala2/model-vacuum.safetensors"], &options[..]].concat()).unwrap();
-    let system = ["--system", "models/ala2/system.xml", "--temperature", "300", "--lag", "0", "--points", "500"];
-    let plain = compare(&a, &b, &system).unwrap();
-    let weighted = compare(&a, &b, &[&system[..], &["--reweight", "--weights", "truncated"]].concat()).unwrap();
+    modejump(&[&["sample", "models/ala2/model-vacuum.safetensors"], &options[..]].concat()).succeeds();
+    let system = ["--system", SYSTEM, "--temperature", "300", "--lag", "0", "--points", "500"];
+    let plain = compare(&a, &b, &system).json();
+    let weighted = compare(&a, &b, &[&system[..], &["--reweight", "--weights", "truncated"]].concat()).json();
     for key in ["torsion_w2", "torsion_w2_sliced", "ramachandran_jsd"] {
-        let (before, after) = (number(&plain, &["between", key]), number(&weighted, &["between", key]));
+        let (before, after) = (number(&plain, &format!("between/{key}")), number(&weighted, &format!("between/{key}")));
         assert!(after < 0.9 * before, "{key}: {before} {after}");
     }
     assert_eq!(weighted["a"]["weights"], "truncated");
-    assert!(number(&weighted, &["a", "ess"]) > 0.7 && number(&weighted, &["b", "ess"]) < 0.5, "{weighted}");
-    std::fs::remove_dir_all(folder).unwrap();
+    assert!(number(&weighted, "a/ess") > 0.7 && number(&weighted, "b/ess") < 0.5, "{weighted}");
 }
 
 /// As `reweight` does, with the same weights where both sides keep the bonds.
 #[test]
 #[cfg(feature = "openmm")]
 fn reweighted_bonds_are_constrained_on_both_sides_or_on_none() {
-    let folder = folder("constraints");
+    let folder = folder("compare-constraints");
     let run = folder.join("run.npy");
     samples(&run, 10, 2);
-    let of = |model: &str, system: &str| -> Result<Vec<u8>, String> {
+    let output = folder.join("out");
+    let of = |model: &str, system: &str| {
         let path = folder.join(format!("{model}.safetensors"));
         let (model, system) = (format!("models/ala2/{model}.safetensors"), format!("models/ala2/{system}.xml"));
-        modejump(&["sample", &model, "-n", "40", "--seed", "3", "-o", path.to_str().unwrap()]).unwrap();
-        let output = folder.join("out");
-        let more = ["--system", &system, "--temperature", "300", "--reweight", "--lag", "0", "--output"];
-        compare(&run, &path, &[&more[..], &[output.to_str().unwrap()]].concat())?;
-        Ok(std::fs::read(output.join("compare.json")).unwrap())
+        modejump(&["sample", &model, "-n", "40", "--seed", "3", "-o", path.to_str().unwrap()]).succeeds();
+        let mut command =
+            compare(&run, &path, &["--system", &system, "--temperature", "300", "--reweight", "--lag", "0"]);
+        command.arg("--output").arg(&output);
+        command
     };
-    let message = of("model-hbonds", "system").unwrap_err();
+    let message = of("model-hbonds", "system").fails();
     assert!(message.contains("model-hbonds.safetensors: ") && message.contains("does not constrain it"), "{message}");
-    let message = of("model", "system-hbonds").unwrap_err();
+    let message = of("model", "system-hbonds").fails();
     assert!(message.contains("ACE1:HH31 (atom 2)") && message.contains("but the model varies it"), "{message}");
 
-    let output = folder.join("weights.json");
+    let raw = folder.join("weights.json");
     let both = ["models/ala2/model-hbonds.safetensors", "--system", "models/ala2/system-hbonds.xml"];
-    let more = ["-n", "40", "--seed", "3", "-o", output.to_str().unwrap()];
-    modejump(&[&["reweight"], &both[..], &more].concat()).unwrap();
-    let weights = |document: Vec<u8>, side: usize| -> Vec<f64> {
-        let document: Value = serde_json::from_slice(&document).unwrap();
-        serde_json::from_value(document["series"][side]["raw_log_weight"].clone()).unwrap()
+    modejump(&[&["reweight"], &both[..], &["-n", "40", "--seed", "3"]].concat()).arg("-o").arg(&raw).succeeds();
+    let weights = |path: PathBuf, side: usize| -> Vec<f64> {
+        serde_json::from_value(document(path)["series"][side]["raw_log_weight"].clone()).unwrap()
     };
-    let found = weights(of("model-hbonds", "system-hbonds").unwrap(), 1);
-    let expected = weights(std::fs::read(output).unwrap(), 0);
+    of("model-hbonds", "system-hbonds").succeeds();
+    let (found, expected) = (weights(output.join("compare.json"), 1), weights(raw, 0));
     assert_eq!(found.len(), expected.len());
     assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-6), "{found:?} {expected:?}");
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
 fn a_side_without_a_finite_energy_is_compared_by_what_else_there_is() {
-    let folder = folder("energies");
+    let folder = folder("compare-energies");
     let (a, b, output) = (folder.join("a.safetensors"), folder.join("b.safetensors"), folder.join("out"));
     let frames = samples(&a, 40, 1);
     let (u, mut halved) = ([f64::INFINITY; 40], [1.0; 40]);
     halved[..20].fill(f64::INFINITY);
     trajectory::write(&a, &frames, None, &[("reduced_potential", &halved)]).unwrap();
     trajectory::write(&b, &frames, None, &[("reduced_potential", &u)]).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("compare").arg(&a).arg(&b).arg("--output").arg(&output);
-    let run = command.args(["--topology", TOPOLOGY, "--lag", "0", "--json"]).output().unwrap();
-    let told = String::from_utf8(run.stderr).unwrap();
-    assert!(run.status.success() && told.lines().count() == 1, "{told}");
+    let [printed, told] = compare(&a, &b, &["--lag", "0", "--json"]).arg("--output").arg(&output).texts();
+    assert!(told.lines().count() == 1, "{told}");
     assert!(told.contains("no frame of ") && told.contains("b.safetensors has a finite energy"), "{told}");
-    let found: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let found: Value = serde_json::from_str(&printed).unwrap();
     assert!(found["between"]["energy_w1"].is_null() && found["halves_of_a"]["energy_w1"].is_null(), "{found}");
-    assert!(number(&found, &["between", "torsion_w2"]) < 1e-9, "{found}");
-    assert!(number(&found, &["halves_of_a", "ramachandran_jsd"]) > 0.0, "{found}");
-    assert_eq!([&found["a"], &found["b"]].map(|side| number(side, &["without_finite_energy"])), [20.0, 40.0]);
+    assert!(number(&found, "between/torsion_w2") < 1e-9, "{found}");
+    assert!(number(&found, "halves_of_a/ramachandran_jsd") > 0.0, "{found}");
+    assert_eq!([&found["a"], &found["b"]].map(|side| number(side, "without_finite_energy")), [20.0, 40.0]);
     let map = std::fs::read_to_string(output.join("ramachandran.svg")).unwrap();
     assert!(map.contains("A: a.safetensors") && map.contains("B: b.safetensors"));
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// Across a box in some of the frames, as a trajectory is in which molecules were not made whole; in most it is
 /// refused.
 #[test]
 fn molecules_that_are_broken_in_some_frames_are_told() {
-    let folder = folder("torn");
+    let folder = folder("compare-torn");
     let (run, torn, density) = (folder.join("run.npy"), folder.join("torn.npy"), folder.join("q.safetensors"));
     let mut frames = samples(&run, 20, 1);
     // the last ten atoms of seven frames
     frames.x.chunks_exact_mut(66).take(7).for_each(|x| x[36..].iter_mut().for_each(|x| *x += 3.0));
     trajectory::write(&torn, &frames, None, &[]).unwrap();
-    let torn = torn.to_str().unwrap();
-    for arguments in [
-        &["compare", run.to_str().unwrap(), torn, "--topology", TOPOLOGY, "--lag", "0"][..],
-        &["log-density", "models/ala2/model.safetensors", torn, "-o", density.to_str().unwrap()],
-    ] {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
-        let run = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().unwrap();
-        let told = String::from_utf8(run.stderr).unwrap();
-        assert!(run.status.success() && told.lines().count() == 1, "{told}");
+    let mut log_density = modejump(&["log-density", MODEL]);
+    log_density.arg(&torn).arg("-o").arg(&density);
+    for mut command in [compare(&run, &torn, &["--lag", "0"]), log_density] {
+        let [_, told] = command.texts();
+        assert!(told.lines().count() == 1, "{told}");
         assert!(
             told.contains("torn.npy: in 7 of 20 frames") && told.contains("is the molecule whole there?"),
             "{told}"
         );
         assert!(told.contains("ALA2:CB (atom 11) and ALA2:HB"), "{told}");
     }
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]
 #[cfg(feature = "openmm")]
 fn the_box_of_a_periodic_system_is_told() {
-    let folder = folder("periodic");
+    let folder = folder("compare-periodic");
     let (run, periodic) = (folder.join("run.npy"), folder.join("periodic.xml"));
     samples(&run, 10, 1);
     let system = std::fs::read_to_string("models/ala2/system-vacuum.xml").unwrap();
     std::fs::write(&periodic, system.replace("method=\"0\"", "method=\"2\"")).unwrap();
     let told = |system: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_modejump"));
-        command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("compare").arg(&run).arg(&run);
-        command.args(["--topology", TOPOLOGY, "--lag", "0", "--system", system, "--temperature", "300"]);
-        let run = command.output().unwrap();
-        let told = String::from_utf8(run.stderr).unwrap();
-        assert!(run.status.success(), "{told}");
+        let [_, told] = compare(&run, &run, &["--lag", "0", "--system", system, "--temperature", "300"]).texts();
         told
     };
     let note = told(periodic.to_str().unwrap());
     assert_eq!(note.matches("periodic.xml is periodic: energies are those of its default box").count(), 1, "{note}");
     assert_eq!(told("models/ala2/system-vacuum.xml"), "");
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 /// Before files are read, let alone compared.
 #[test]
 fn a_folder_that_cannot_be_made_is_refused_at_once() {
-    let folder = folder("output");
+    let folder = folder("compare-output");
     let file = folder.join("file");
     std::fs::write(&file, "kept").unwrap();
     let nothing = folder.join("nothing.npy");
-    let message = compare(&nothing, &nothing, &["-o", file.to_str().unwrap()]).unwrap_err();
+    let message = compare(&nothing, &nothing, &["-o", file.to_str().unwrap()]).fails();
     assert!(message.contains("file: is a file; give the name of a folder"), "{message}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
-    std::fs::remove_dir_all(folder).unwrap();
 }

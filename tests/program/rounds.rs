@@ -1,14 +1,12 @@
-//! `modejump adapt` and `modejump explore` as a user runs them, with settings too small to be of use: cut and gone on
-//! with, they make the same files.
-#![cfg(feature = "openmm")]
+//! `adapt` and `explore` with settings too small to be of use: cut and gone on with, they make the same files.
 
-use modejump::io::model_file::{read_tensors, Tensor};
+use crate::command::{folder, interrupted, log, modejump, tensors, wait_until, Run, TOPOLOGY};
+use modejump::io::model_file::Tensor;
 use modejump::models;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::process::Command;
 
 const SETTINGS: &str = r#"{
     "rounds": {
@@ -29,8 +27,7 @@ struct Setting {
 
 impl Setting {
     fn new(name: &str) -> Setting {
-        let folder = std::env::temp_dir().join(format!("modejump-rounds-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
+        let folder = folder(&format!("rounds-{name}"));
         std::fs::write(folder.join("settings.json"), SETTINGS).unwrap();
         Setting { folder }
     }
@@ -40,29 +37,18 @@ impl Setting {
     }
 
     fn command(&self, command: &str, system: &str, output: &str) -> Command {
-        let ala2 = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2").join(name);
-        let mut run = Command::new(env!("CARGO_BIN_EXE_modejump"));
-        run.arg(command).arg("--topology").arg(ala2("topology.pdb")).arg("--system").arg(ala2(system));
-        run.arg("--config").arg(self.path("", "settings.json")).arg("-o").arg(self.folder.join(output)).arg("--json");
-        run.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let system = format!("models/ala2/{system}");
+        let mut run = modejump(&[command, "--topology", TOPOLOGY, "--system", &system]);
+        run.arg("--config").arg(self.path("", "settings.json")).arg("-o").arg(self.folder.join(output));
         run
     }
 
     fn run(&self, command: &str, output: &str) -> Value {
-        let result = self.command(command, "system-vacuum.xml", output).output().unwrap();
-        let text = String::from_utf8(result.stderr).unwrap();
-        assert!(result.status.success(), "{text}");
-        serde_json::from_slice(&result.stdout).unwrap()
-    }
-
-    fn refusal(&self, mut command: Command) -> String {
-        let result = command.output().unwrap();
-        assert!(!result.status.success());
-        String::from_utf8(result.stderr).unwrap()
+        self.command(command, "system-vacuum.xml", output).json()
     }
 
     fn tensors(&self, output: &str, name: &str) -> BTreeMap<String, Tensor> {
-        read_tensors(name, &std::fs::read(self.path(output, name)).unwrap()).unwrap().0
+        tensors(self.path(output, name))
     }
 }
 
@@ -74,16 +60,11 @@ fn rounds_that_were_killed_go_on_to_the_same_files() {
     assert_eq!(summary["production"]["stage"], "production");
     assert_eq!((&summary["production"]["epoch"], &summary["production"]["attempts"]), (&1.into(), &20.into()));
 
-    let child = setting.command("adapt", "system-vacuum.xml", "cut").spawn().unwrap();
-    let start = Instant::now();
     // two stages are over: the third, a training, is cut
     let lines = || std::fs::read_to_string(setting.path("cut", "log.jsonl")).map_or(0, |log| log.lines().count());
-    while lines() < 2 {
-        assert!(start.elapsed() < Duration::from_secs(120), "the rounds write no log");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
-    let text = String::from_utf8(child.wait_with_output().unwrap().stderr).unwrap();
+    let mut adapt = setting.command("adapt", "system-vacuum.xml", "cut");
+    let cut = interrupted(&mut adapt, "TERM", || wait_until(|| lines() >= 2));
+    let text = String::from_utf8(cut.stderr).unwrap();
     assert!(text.contains("interrupted; the same command goes on"), "{text}");
     let again = setting.run("adapt", "cut");
     assert_eq!(again["production"], summary["production"]);
@@ -94,7 +75,6 @@ fn rounds_that_were_killed_go_on_to_the_same_files() {
     assert_eq!(log("whole"), log("cut"));
     what_the_files_say(&setting);
     refusals(&setting);
-    std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 
 /// Frames know their epoch and whether they may be averaged, the model its epoch.
@@ -115,24 +95,22 @@ fn what_the_files_say(setting: &Setting) {
 }
 
 fn refusals(setting: &Setting) {
-    let message = setting.refusal(setting.command("adapt", "system-hbonds.xml", "other"));
+    let message = setting.command("adapt", "system-hbonds.xml", "other").fails();
     assert!(message.contains("is constrained") && message.contains("constraints=None"), "{message}");
-    let message = setting.refusal(setting.command("explore", "system-vacuum.xml", "whole"));
+    let message = setting.command("explore", "system-vacuum.xml", "whole").fails();
     assert!(message.contains("belongs to another run"), "{message}");
     let mut command = setting.command("explore", "system-vacuum.xml", "other");
-    command
-        .arg("--structures")
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("models/double-well/generator.safetensors"));
-    assert!(setting.refusal(command).contains("double-well"));
+    let message = command.args(["--structures", "models/double-well/generator.safetensors"]).fails();
+    assert!(message.contains("double-well"), "{message}");
     std::fs::write(setting.path("", "settings.json"), SETTINGS.replace("\"walkers\": 4", "\"walkers\": 0")).unwrap();
-    assert!(setting.refusal(setting.command("adapt", "system-vacuum.xml", "other")).contains("rounds.walkers = 0"));
+    assert!(setting.command("adapt", "system-vacuum.xml", "other").fails().contains("rounds.walkers = 0"));
     // before the first walk
     let settings = SETTINGS.replace("\"reverse_kl\"", "\"latent_temperatures\": [0.5], \"reverse_kl\"");
     std::fs::write(setting.path("", "settings.json"), settings).unwrap();
-    let message = setting.refusal(setting.command("adapt", "system-vacuum.xml", "steered"));
+    let message = setting.command("adapt", "system-vacuum.xml", "steered").fails();
     assert!(message.contains("set `steerable`") && !setting.path("steered", "").exists(), "{message}");
     std::fs::write(setting.path("", "settings.json"), SETTINGS.replace("\"hidden\": [12]", "\"hidden\": [0]")).unwrap();
-    setting.refusal(setting.command("adapt", "system-vacuum.xml", "designed"));
+    setting.command("adapt", "system-vacuum.xml", "designed").fails();
     assert!(!setting.path("designed", "").exists());
 }
 
@@ -143,11 +121,10 @@ fn a_few_structures_are_explored() {
     std::fs::write(setting.path("", "settings.json"), settings).unwrap();
     let summary = setting.run("explore", "explored");
     assert_eq!(summary["production"]["epoch"], 1);
-    let log = std::fs::read_to_string(setting.path("explored", "log.jsonl")).unwrap();
-    let stages: Vec<Value> = log.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()["stage"].clone()).collect();
+    let log = log(setting.path("explored", "log.jsonl"));
+    let stages: Vec<&Value> = log.iter().map(|line| &line["stage"]).collect();
     assert_eq!(stages, ["walk", "train", "walk", "production"]);
     assert_eq!(setting.tensors("explored", "production.safetensors")["x"].shape, [160, 22, 3]);
-    std::fs::remove_dir_all(&setting.folder).unwrap();
 }
 
 /// Frames of an earlier run may start another, in another folder.
@@ -156,9 +133,8 @@ fn structures_that_would_be_written_over_are_refused() {
     let setting = Setting::new("apart");
     let mut command = setting.command("explore", "system-vacuum.xml", "here");
     command.arg("--structures").arg(setting.path("here", "production.safetensors"));
-    assert!(setting.refusal(command).contains("would be written over"));
+    assert!(command.fails().contains("would be written over"));
     std::fs::write(setting.path("", "settings.json"), "steps: 3").unwrap();
-    let message = setting.refusal(setting.command("adapt", "system-vacuum.xml", "here"));
+    let message = setting.command("adapt", "system-vacuum.xml", "here").fails();
     assert!(message.contains("settings.json: JSON is expected"), "{message}");
-    std::fs::remove_dir_all(&setting.folder).unwrap();
 }

@@ -1,24 +1,7 @@
-//! `modejump modes` and `train --modes` from the command line: what is refused, and that the file can be used.
+//! `modes` and `train --modes`: what is refused, and that the file can be used.
 
+use crate::command::{folder, modejump, Run, TOPOLOGY};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
-
-fn folder(name: &str) -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let _ = std::fs::remove_dir_all(&folder);
-    std::fs::create_dir_all(&folder).unwrap();
-    folder
-}
-
-fn modejump(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_modejump")).args(arguments).output().unwrap()
-}
-
-fn failed(arguments: &[&str]) -> String {
-    let output = modejump(arguments);
-    assert!(!output.status.success());
-    String::from_utf8(output.stderr).unwrap()
-}
 
 /// Two modes of the double well, both with its generator; `change` edits the description.
 fn description(folder: &Path, change: impl Fn(String) -> String) -> PathBuf {
@@ -35,31 +18,34 @@ fn description(folder: &Path, change: impl Fn(String) -> String) -> PathBuf {
 
 #[test]
 fn a_description_becomes_one_model_file() {
-    let folder = folder("modes");
+    let folder = folder("modes-made");
     let path = description(&folder, |text| text);
     let output = folder.join("jump.safetensors");
-    let made = modejump(&["modes", path.to_str().unwrap(), "-o", output.to_str().unwrap()]);
-    assert_eq!(String::from_utf8(made.stdout).unwrap(), "left <-> right\n");
-    let message = failed(&["modes", path.to_str().unwrap(), "-o", path.to_str().unwrap()]);
+    let modes = |output: &Path| {
+        let mut command = modejump(&["modes"]);
+        command.arg(&path).arg("-o").arg(output);
+        command
+    };
+    assert_eq!(modes(&output).succeeds(), "left <-> right\n");
+    let message = modes(&path).fails();
     assert!(message.contains("would be written over"), "{message}");
     let model = modejump::models::load(&output).unwrap();
     let modes = model.modes().unwrap();
     assert_eq!((modes.modes().names(), modes.generators().len()), (&["left".to_string(), "right".into()][..], 2));
     // the mixture of a generator with itself is that generator
     let samples = folder.join("samples.npy");
-    let command = ["sample", output.to_str().unwrap(), "-n", "10", "-o", samples.to_str().unwrap()];
-    assert!(modejump(&command).status.success());
-    let inspected = String::from_utf8(modejump(&["inspect", output.to_str().unwrap()]).stdout).unwrap();
+    modejump(&["sample", "-n", "10", "-o"]).arg(&samples).arg(&output).succeeds();
+    let inspected = modejump(&["inspect"]).arg(&output).succeeds();
     assert!(inspected.contains("modes"), "{inspected}");
 }
 
 #[test]
 fn descriptions_that_cannot_be_used_are_refused_and_nothing_is_written() {
-    let folder = folder("bad-modes");
+    let folder = folder("modes-refused");
     let output = folder.join("jump.safetensors");
     let refusal = |change: &dyn Fn(String) -> String| {
         let path = description(&folder, change);
-        let message = failed(&["modes", path.to_str().unwrap(), "-o", output.to_str().unwrap()]);
+        let message = modejump(&["modes", path.to_str().unwrap(), "-o", output.to_str().unwrap()]).fails();
         assert!(!output.exists(), "{message}");
         message
     };
@@ -76,18 +62,19 @@ fn descriptions_that_cannot_be_used_are_refused_and_nothing_is_written() {
 
 #[test]
 fn modes_are_trained_of_coupling_flows_only() {
-    let message = failed(&[
+    let message = modejump(&[
         "train",
         "--modes",
         "models/ala2/modes.json",
         "--model",
         "tarflow",
         "--topology",
-        "models/ala2/topology.pdb",
+        TOPOLOGY,
         "--frames",
-        "models/ala2/topology.pdb",
+        TOPOLOGY,
         "-o",
         "never.safetensors",
-    ]);
+    ])
+    .fails();
     assert!(message.contains("coupling flows"), "{message}");
 }

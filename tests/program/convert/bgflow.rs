@@ -1,0 +1,158 @@
+//! Coupling flows of bgflow.
+
+use super::log_density;
+use crate::command::{document, folder, largest_difference, modejump, tensor, tensors, write, Run, TOPOLOGY};
+use modejump::io::model_file::{self, Tensor};
+use modejump::models::coupling::LayerConfig;
+use modejump::models::{load_with, ModelConfig, Precision};
+use serde_json::{json, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+const STEM: &str = "tests/golden/flows/icbg_ala2_flex_idinit";
+
+fn golden() -> BTreeMap<String, Tensor> {
+    tensors(format!("{STEM}.safetensors"))
+}
+
+/// Largest difference of log q from the golden values, for a checkpoint with these converter arguments.
+pub fn converted_error(checkpoint: &str, output: &Path) -> f64 {
+    let config = format!("{STEM}.json");
+    let arguments = ["convert", checkpoint, "--kind", "bgflow", "--config", &config, "--topology", TOPOLOGY];
+    modejump(&arguments).args(["--temperature", "300", "-o"]).arg(output).succeeds();
+    let model = load_with(output, Precision::F64).unwrap();
+    assert_eq!(model.card().temperature, Some(300.0));
+    let golden = golden();
+    let log_q: Vec<f64> = golden["neglogq_eval"].data.iter().map(|minus| -minus).collect();
+    largest_difference(&log_density(model.as_ref(), &golden["x_eval"].data), &log_q)
+}
+
+#[test]
+fn safetensors_and_pytorch_checkpoints_give_the_reference_density() {
+    let folder = folder("convert-density");
+    for checkpoint in [format!("{STEM}.safetensors"), "tests/pytorch/icbg.ckpt".to_string()] {
+        let error = converted_error(&checkpoint, &folder.join("model.safetensors"));
+        assert!(error < 1e-10, "{checkpoint}: {error}");
+    }
+}
+
+/// The golden checkpoint with some of its tensors changed.
+fn changed(path: &Path, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) -> String {
+    let mut tensors = golden();
+    change(&mut tensors);
+    write(path, tensors);
+    path.to_str().unwrap().to_string()
+}
+
+#[test]
+fn a_marginal_without_upper_end_is_kept() {
+    let folder = folder("convert-unbounded");
+    let output = folder.join("model.safetensors");
+    let checkpoint = changed(&folder.join("checkpoint.safetensors"), |tensors| {
+        for block in [8, 9] {
+            let name = format!("w._blocks.{block}._flow._delegate.distribution._upper_bound");
+            tensors.get_mut(&name).unwrap().data = vec![f64::INFINITY];
+        }
+    });
+    // the golden file's end is as good as none: twenty standard deviations away
+    let error = converted_error(&checkpoint, &output);
+    assert!(error < 1e-10, "{error}");
+    let file = model_file::read("converted", &std::fs::read(&output).unwrap()).unwrap();
+    let ModelConfig::Coupling(config) = file.card.model else { panic!("another model") };
+    let ends = config.layers.iter().filter_map(|layer| match layer {
+        LayerConfig::TruncatedNormal { lower, upper, .. } => Some([*lower, *upper]),
+        _ => None,
+    });
+    assert!(ends.eq([[0.01, f64::INFINITY]; 2]));
+}
+
+#[test]
+fn nothing_of_a_bgflow_checkpoint_is_left_out_in_silence() {
+    let folder = folder("convert-left-out");
+    let (checkpoint, output) = (folder.join("checkpoint.safetensors"), folder.join("model.safetensors"));
+    std::fs::write(&output, "what was there").unwrap();
+    let config = format!("{STEM}.json");
+    let refused = |change: &dyn Fn(&mut BTreeMap<String, Tensor>), reason: &str| {
+        let checkpoint = changed(&checkpoint, change);
+        let arguments =
+            ["convert", &checkpoint, "--kind", "bgflow", "--config", &config, "-o", output.to_str().unwrap()];
+        let message = modejump(&arguments).fails();
+        assert!(message.contains(reason), "{message}");
+        assert_eq!(std::fs::read(&output).unwrap(), b"what was there");
+    };
+    let of = |block: usize, name: &str| format!("w._blocks.{block}._flow._delegate.distribution.{name}");
+    let rising = |n: usize| tensor(&[n], (0..n).map(|i| 0.01 + 1e-3 * i as f64).collect::<Vec<_>>());
+    refused(
+        &|tensors| _ = tensors.insert("w._blocks.99.transformer._log_alpha".into(), rising(1)),
+        "tensor _blocks.99.transformer._log_alpha belongs to a block that is not known here",
+    );
+    refused(&|tensors| _ = tensors.remove(&of(9, "_mu")), "1 blocks with _mu, not 2 truncated-normal marginals");
+    refused(&|tensors| _ = tensors.remove(&of(10, "low")), "0 blocks with low, not 1 uniform marginal");
+    refused(&|tensors| _ = tensors.insert(of(11, "low"), rising(19)), "2 blocks with low");
+    refused(
+        &|tensors| _ = tensors.insert(of(8, "_lower_bound"), rising(21)),
+        "tensor _blocks.8._flow._delegate.distribution._lower_bound: another bound for each coordinate",
+    );
+}
+
+#[test]
+fn a_configuration_of_another_density_than_the_checkpoints_is_refused() {
+    let folder = folder("convert-contradicted");
+    let (config, output) = (folder.join("config.json"), folder.join("model.safetensors"));
+    let given = |stem: &str, key: &str, value: Value| {
+        let mut changed = document(format!("tests/golden/flows/{stem}.json"));
+        changed[key] = value;
+        std::fs::write(&config, changed.to_string()).unwrap();
+        let checkpoint = format!("tests/golden/flows/{stem}.safetensors");
+        let (config, output) = (config.to_str().unwrap(), output.to_str().unwrap());
+        modejump(&["convert", &checkpoint, "--kind", "bgflow", "--config", config, "-o", output]).fails()
+    };
+    for (stem, key, value, reason) in [
+        ("icbg_ala2_flex_idinit", "n_bins", json!(8.5), "n_bins: a positive integer is needed, not 8.5"),
+        ("icbg_ala2_flex_idinit", "activation", json!(3), "activation 3: \"relu\""),
+        (
+            "icbg_ala2_hbonds_idinit",
+            "constrained_bond_len",
+            json!([0.218]),
+            "constrained_bond_len: the checkpoint says",
+        ),
+        ("realnvp_affine", "activation", json!("silu"), "activation = \"silu\": a RealNVP of bgflow is read with Relu"),
+        (
+            "realnvp_affine",
+            "dim",
+            json!(1_000_000_000_000u64),
+            "dim = 1000000000000, but the first network goes between",
+        ),
+    ] {
+        let message = given(stem, key, value);
+        assert!(message.contains(reason), "{message}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_listed_with_its_flag() {
+    let folder = folder("convert-missing");
+    let output = folder.join("model.safetensors");
+    let output = output.to_str().unwrap();
+    let checkpoint = "tests/pytorch/icbg.ckpt";
+    let message = modejump(&["convert", checkpoint, "--kind", "bgflow", "-o", output]).fails();
+    for needed in ["--config", "z_matrix", "enable_identity_init", "n_bins", "activation", "preserve_volume"] {
+        assert!(message.contains(needed), "{message}");
+    }
+    let partial = folder.join("partial.json");
+    std::fs::write(&partial, r#"{"z_matrix": [[0, -1, -1, -1]], "n_bins": 8, "activation": "silu"}"#).unwrap();
+    let partial = partial.to_str().unwrap();
+    let message = modejump(&["convert", checkpoint, "--kind", "bgflow", "-o", output, "--config", partial]).fails();
+    assert!(message.contains("enable_identity_init") && !message.contains("n_bins"), "{message}");
+
+    let message = modejump(&["convert", checkpoint, "--kind", "tensorflow", "-o", output]).fails();
+    assert!(message.contains("known kinds: bgflow, boltznce-gvp, boltznce-graphormer, ecnf, tarflow"), "{message}");
+    let config = format!("{STEM}.json");
+    let message =
+        modejump(&["convert", "tests/pytorch/hostile.pt", "--kind", "bgflow", "-o", output, "--config", &config])
+            .fails();
+    assert!(message.contains("hostile.pt") && message.contains("`weight`"), "{message}");
+    let wrong = ["convert", checkpoint, "--kind", "bgflow", "-o", output, "--config", &config, "--prefix", "ema."];
+    assert!(modejump(&wrong).fails().contains("`state_dict.flow.`"));
+    assert!(!Path::new(output).exists(), "a failed conversion left a file");
+}

@@ -1,0 +1,81 @@
+//! Frames of every format, in the order of atoms and the unit that a model needs.
+
+use crate::command::{files, largest_difference, modejump, number, tensor, tensors, write, Run, MODEL, TOPOLOGY};
+use modejump::io::trajectory;
+
+#[test]
+fn frames_are_read_and_written_in_every_format() {
+    let path = files("frames-formats");
+    let of_samples = |name: &str| {
+        modejump(&["sample", MODEL, "-n", "5", "-o", &path(name)]).succeeds();
+        modejump(&["log-density", MODEL, &path(name), "-o", &path("q.safetensors")]).json()
+    };
+    let exact = number(&of_samples("x.safetensors"), "mean_log_density");
+    // nats that the rounding of the format costs: bonds are a few thousandths of a nanometre wide
+    for (name, tolerance) in
+        [("x.npy", 1e-9), ("x.dcd", 0.1), ("x.xtc", 1.0), ("x.trr", 1e-9), ("x.pdb", 20.0), ("x.gro", 200.0)]
+    {
+        let summary = of_samples(name);
+        assert_eq!(summary["n"], 5, "{name}");
+        let mean = number(&summary, "mean_log_density");
+        assert!((mean - exact).abs() < tolerance, "{name}: {mean} for {exact}");
+    }
+}
+
+#[test]
+fn frames_with_atoms_in_another_order_are_refused() {
+    let path = files("frames-order");
+    for name in ["x.pdb", "x.gro"] {
+        modejump(&["sample", MODEL, "-n", "2", "-o", &path(name)]).succeeds();
+        modejump(&["log-density", MODEL, &path(name), "-o", &path("q.safetensors")]).succeeds();
+        let text = std::fs::read_to_string(path(name)).unwrap();
+        // of equal length, so that columns stay
+        let exchanged = text.replace("HH31", "HHXX").replace("HH33", "HH31").replace("HHXX", "HH33");
+        std::fs::write(path(name), exchanged).unwrap();
+        let message = modejump(&["log-density", MODEL, &path(name), "-o", &path("q.safetensors")]).fails();
+        assert!(message.contains("ACE1:HH33 (atom 2) stands where the model has ACE1:HH31 (atom 2)"), "{message}");
+        let train = ["train", "--topology", TOPOLOGY, "--frames", &path(name), "-o", &path("model.safetensors")];
+        let message = modejump(&train).fails();
+        assert!(message.contains("stands where the topology has"), "{message}");
+    }
+}
+
+/// As `gmx pdb2gmx` gives them another order, which a format without names does not tell.
+#[test]
+fn frames_are_brought_to_the_models_order_by_a_topology() {
+    let path = files("frames-reordered");
+    let [x, exchanged, of_x, again, topology] =
+        ["x.npy", "exchanged.npy", "q.safetensors", "again.safetensors", "exchanged.pdb"].map(path);
+    modejump(&["sample", MODEL, "-n", "3", "-o", &x]).succeeds();
+    modejump(&["log-density", MODEL, &x, "-o", &of_x]).succeeds();
+    let mut frames = trajectory::read(x.as_ref()).unwrap();
+    frames.x.chunks_exact_mut(66).for_each(|x| (0..3).for_each(|k| x.swap(3 + k, 9 + k)));
+    trajectory::write(exchanged.as_ref(), &frames, None, &[]).unwrap();
+    let pdb = std::fs::read_to_string(TOPOLOGY).unwrap();
+    let mut lines: Vec<&str> = pdb.lines().collect();
+    let first = lines.iter().position(|line| line.starts_with("ATOM") || line.starts_with("HETATM")).unwrap();
+    lines.swap(first + 1, first + 3);
+    std::fs::write(&topology, lines.join("\n")).unwrap();
+    modejump(&["log-density", MODEL, &exchanged, "--topology", &topology, "-o", &again]).succeeds();
+    let apart = || largest_difference(&tensors(&of_x)["log_density"].data, &tensors(&again)["log_density"].data);
+    assert!(apart() < 1e-4);
+    modejump(&["log-density", MODEL, &exchanged, "-o", &again]).succeeds();
+    assert!(apart() > 10.0);
+    std::fs::write(&topology, pdb.replace("HH31", "HX31")).unwrap();
+    let message = modejump(&["log-density", MODEL, &x, "--topology", &topology, "-o", &again]).fails();
+    assert!(message.contains("exchanged.pdb: atom ACE1:HH31") && message.contains("the model's names"), "{message}");
+}
+
+#[test]
+fn frames_in_angstrom_are_refused() {
+    let path = files("frames-angstrom");
+    modejump(&["sample", MODEL, "-n", "3", "-o", &path("x.safetensors")]).succeeds();
+    let x = tensors(path("x.safetensors")).remove("x").unwrap();
+    let enlarged = tensor(&x.shape, x.data.iter().map(|v| 10.0 * v).collect::<Vec<_>>());
+    write(path("a.safetensors"), [("x", enlarged.clone())]);
+    let message = modejump(&["log-density", MODEL, &path("a.safetensors"), "-o", &path("q.safetensors")]).fails();
+    assert!(message.contains("a.safetensors: ") && message.contains("nm, not Angstrom"), "{message}");
+    // samples of a model, whose log q is beside them, are in nm: a poor model is not refused
+    write(path("a.safetensors"), [("x", enlarged), ("log_density", tensor(&[3], [0.0; 3]))]);
+    modejump(&["log-density", MODEL, &path("a.safetensors"), "-o", &path("q.safetensors")]).succeeds();
+}

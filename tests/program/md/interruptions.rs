@@ -1,0 +1,91 @@
+//! Runs that are cut, blow up, cannot be written or go on from a checkpoint.
+
+use super::{count, md, summary, untimed};
+use crate::command::{files, folder, interrupted, Run, MODEL};
+use modejump::io::trajectory;
+use serde_json::Value;
+use std::path::Path;
+use std::time::Duration;
+
+/// A run without end, told to stop after a while: what it printed, and whether it succeeded.
+#[cfg(unix)]
+fn after_a_while(output: &Path, before_the_end: impl FnOnce()) -> (bool, Value, String) {
+    let mut endless = md(&["-n", "1000000000", "--record", "10", "--json"]);
+    let run = interrupted(endless.arg("-o").arg(output), "INT", || {
+        std::thread::sleep(Duration::from_secs(4));
+        before_the_end();
+    });
+    let summary = serde_json::from_slice(&run.stdout).unwrap();
+    (run.status.success(), summary, String::from_utf8(run.stderr).unwrap())
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_interrupted_keeps_what_it_has() {
+    let folder = folder("md-interrupted");
+    let output = folder.join("run.npy");
+    let (succeeded, summary, log) = after_a_while(&output, || ());
+    let steps = count(&summary, "steps");
+    assert!(succeeded && (40..1_000_000_000).contains(&steps), "{summary}");
+    assert!(log.contains(&format!("interrupted after {steps} of 1000000000 steps")), "{log}");
+    assert_eq!(trajectory::read(&output).unwrap().n() as u64, steps / 10);
+    // a file that cannot be written any more is an error, after the report
+    let (succeeded, summary, log) = after_a_while(&output, || std::fs::remove_dir_all(&folder).unwrap());
+    assert!(!succeeded && count(&summary, "steps") >= 40 && log.contains("run.npy: "), "{log}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_interrupted_before_its_first_frame_has_failed() {
+    let mut endless = md(&["--equilibrate", "1000000000", "-o", "never.npy"]);
+    let run = interrupted(&mut endless, "INT", || std::thread::sleep(Duration::from_secs(2)));
+    let log = String::from_utf8(run.stderr).unwrap();
+    assert!(run.status.code() == Some(1) && log.contains("before the first frame: nothing"), "{log}");
+    assert!(run.stdout.is_empty() && !Path::new("never.npy").exists());
+}
+
+#[test]
+fn a_run_that_blows_up_says_where_and_keeps_the_frames_before() {
+    let folder = folder("md-blown-up");
+    let output = folder.join("run.npy");
+    let run = ["--timestep", "0.02", "--record", "1", "-o", output.to_str().unwrap()];
+    let message = md(&run).fails();
+    assert!(message.contains("at step ") && message.contains("smaller --timestep"), "{message}");
+    let frames = trajectory::read(&output).unwrap(); // which refuses what is not finite
+    assert!(frames.n() > 0 && message.contains(&format!("at step {} ", frames.n() + 1)), "{message}");
+    // a move finds it before the next frame
+    let message = md(&["--timestep", "0.02", "--model", MODEL]).fails();
+    assert!(message.contains("in steps 1 to 100: ") && message.contains("smaller --timestep"), "{message}");
+}
+
+#[test]
+fn a_run_goes_on_from_its_checkpoint_bit_for_bit() {
+    let file = files("md-checkpointed");
+    let run = |output: &str, more: &[&str]| {
+        let summary = summary(&[&["--model", MODEL, "--record", "20", "-o", output], more].concat());
+        (untimed(summary), std::fs::read(output).unwrap())
+    };
+    let (checkpoint, half) = (file("run.ckpt"), file("half.npy"));
+    let checkpointed = ["--checkpoint", &checkpoint];
+    let (first, _) = run(&half, &[&checkpointed[..], &["-n", "200"]].concat());
+    assert_eq!([count(&first, "steps"), count(&first, "attempts")], [200, 10]);
+    let whole = run(&file("whole.npy"), &["-n", "400"]);
+    let both = run(&half, &[&checkpointed[..], &["-n", "400"]].concat());
+    assert!(whole == both, "{} {}", whole.0, both.0);
+    // a finished run is told once more, and is that of its options
+    assert!(run(&half, &[&checkpointed[..], &["-n", "400"]].concat()) == whole);
+    let refusal = |more: &[&str]| md(&[&["--record", "20"], &checkpointed[..], more].concat()).fails();
+    let message = refusal(&["--model", MODEL, "-n", "300"]);
+    assert!(message.contains("is 400 steps on, and --steps is 300"), "{message}");
+    let message = refusal(&["--model", MODEL, "-n", "500", "--seed", "2"]);
+    assert!(message.contains("run.ckpt") && message.contains("belongs to another run"), "{message}");
+}
+
+/// Before the first of a number of steps that no test waits for.
+#[test]
+fn a_trajectory_that_cannot_be_written_is_refused_at_once() {
+    for (output, text) in [("nowhere/run.dcd", "there is no folder nowhere"), ("run.mdcrd", "`mdcrd`")] {
+        let message = md(&["-n", "1000000000", "-o", output]).fails();
+        assert!(message.contains(text), "{message}");
+    }
+}

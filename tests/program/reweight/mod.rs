@@ -1,0 +1,143 @@
+//! `reweight`: weights of samples by their energies.
+
+mod energies;
+mod report;
+mod surrogate;
+
+use crate::command::{document, folder, modejump, number, Run, MODEL, SYSTEM};
+use crate::{steerable, tarflow};
+use serde_json::Value;
+use std::process::Command;
+
+fn reweight(more: &[&str]) -> Command {
+    modejump(&[&["reweight", MODEL, "--system", SYSTEM, "--seed", "3"], more].concat())
+}
+
+#[test]
+fn a_state_may_begin_below_zero() {
+    let summary = reweight(&["-n", "200", "--state", "-2,0"]).json();
+    assert!(number(&summary, "ess") > 0.0, "{summary}");
+}
+
+#[test]
+fn energies_are_those_of_the_platform() {
+    let on = |platform: &str| reweight(&["-n", "200", "--platform", platform]);
+    let [double, single] = ["Reference", "CPU"].map(|platform| number(&on(platform).json(), "log_z"));
+    assert!(double != single && (double - single).abs() < 1e-3, "{double} {single}");
+    let message = on("Abacus").fails();
+    assert!(message.contains("Abacus"), "{message}");
+}
+
+#[test]
+fn weights_of_a_tarflow_over_rotations_and_as_published() {
+    let folder = folder("reweight-tarflow");
+    let path = folder.join("tarflow.safetensors");
+    tarflow::write(&path);
+    let of = |more: &[&str]| modejump(&["reweight", "--system", SYSTEM, "-n", "20"]).arg(&path).args(more).json();
+    let (plain, one, three) = (of(&[]), of(&["--rotations", "1"]), of(&["--rotations", "3"]));
+    assert_eq!((&plain["log_z"], &plain["likelihood"]), (&one["log_z"], &one["likelihood"]));
+    assert_eq!((&three["rotations"], &three["likelihood"]), (&Value::from(3), &Value::from("exact")));
+    assert!(number(&three, "log_z") != number(&plain, "log_z"));
+    let published = of(&["--centroid", "chi3"]);
+    assert!(published["likelihood"] == "surrogate" && published.get("log_z").is_none(), "{published}");
+    let refused = reweight(&["-n", "10", "--rotations", "2"]).fails();
+    assert!(refused.contains("orientation of a molecule"), "{refused}");
+    // the same atoms in a box
+    let (periodic, system) =
+        (folder.join("periodic.xml"), std::fs::read_to_string("models/ala2/system-vacuum.xml").unwrap());
+    std::fs::write(&periodic, system.replace("method=\"0\"", "method=\"2\"")).unwrap();
+    let mut command = modejump(&["reweight", "-n", "1000000", "--rotations", "2"]);
+    let refused = command.arg(&path).arg("--system").arg(&periodic).fails();
+    assert!(refused.contains("periodic.xml: the System is periodic"), "{refused}");
+    let refused = reweight(&["-n", "10", "--centroid", "chi3"]).fails();
+    assert!(refused.contains("for TarFlows"), "{refused}");
+}
+
+/// Three coordinates in a harmonic well: ⟨u⟩ = 3/2, whatever the auxiliary ones are, and ln Z is known.
+#[test]
+fn auxiliary_coordinates_are_no_part_of_the_energy() {
+    let folder = folder("reweight-steerable");
+    let [model, system, output] = ["steered.safetensors", "system.xml", "w.json"].map(|name| folder.join(name));
+    steerable::write(&model);
+    steerable::harmonic(&system);
+    let of = |more: &[&str]| {
+        let mut command = modejump(&["reweight", "-n", "4000"]);
+        command.arg(&model).arg("--system").arg(&system).arg("-o").arg(&output).args(more).json()
+    };
+    let plain = of(&[]);
+    let document = document(&output);
+    assert_eq!(document["series"][0]["name"], "steered");
+    let both = of(&["--surrogate", model.to_str().unwrap()]);
+    for summary in [&plain, &both["generator"], &both["surrogate"]] {
+        let off = (number(summary, "u_mean") - 1.5) / number(summary, "u_stderr");
+        assert!(off.abs() < 5.0 && number(summary, "u_stderr") < 0.1, "{summary}");
+    }
+    let log_z = 1.5 * (std::f64::consts::PI / 50.0).ln();
+    for summary in [&plain, &both["generator"]] {
+        let off = (number(summary, "log_z") - log_z) / number(summary, "log_z_stderr");
+        assert!(off.abs() < 5.0, "{summary}: {log_z}");
+    }
+    assert!(number(&both, "bias/mean_log_c").abs() < 1e-6, "{both}");
+}
+
+/// A bond that one side keeps and the other varies is named; where both keep it, ln Z has the metric term.
+#[test]
+fn bonds_are_constrained_on_both_sides_or_on_none() {
+    let run = |model: &str, system: &str| {
+        let [model, system] = [format!("models/ala2/{model}.safetensors"), format!("models/ala2/{system}.xml")];
+        modejump(&["reweight", &model, "--system", &system, "-n", "20"])
+    };
+    assert!(run("model-hbonds", "system").fails().contains("does not constrain it"));
+    assert!(run("model", "system-hbonds").fails().contains("but the model varies it"));
+    number(&run("model-hbonds", "system-hbonds").json(), "log_z");
+}
+
+/// Before the first of a number of samples that no test waits for.
+#[test]
+fn what_cannot_be_meant_or_written_is_refused_at_once() {
+    let folder = folder("reweight-outputs");
+    let energy = folder.join("energy.safetensors");
+    std::fs::copy(MODEL, &energy).unwrap();
+    let energy = energy.to_str().unwrap();
+    for (more, text) in [
+        (&["--state", "0,120"][..], "--state 0,120: give both in radian"),
+        (&["--state", "-180,0"], "radian"),
+        (&["--state", "0,nan"], "radian"),
+        (&["--state", "0"], "two numbers"),
+        (&["-o", "nowhere/x.json"], "there is no folder nowhere"),
+        (&["-o", MODEL], "would be written over"),
+        (&["--surrogate", energy, "--calibrate", energy], "would be written over"),
+        (&["--surrogate", energy, "--calibrate", "x", "-o", "./x"], "would be written over"),
+    ] {
+        let message = reweight(&[&["-n", "1000000000"], more].concat()).fails();
+        assert!(message.contains(text), "{more:?}: {message}");
+    }
+    for more in [&[][..], &["--surrogate", MODEL]] {
+        let message = reweight(&[&["-n", "0"], more].concat()).fails();
+        assert!(message.contains("-n 0: "), "{message}");
+    }
+}
+
+/// What was learned is told though it cannot be written.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_does_not_cost_the_summary() {
+    let run = reweight(&["-n", "20", "-o", "/dev/full"]).output().unwrap();
+    assert!(!run.status.success() && String::from_utf8_lossy(&run.stdout).contains("acceptance"), "{run:?}");
+}
+
+#[test]
+fn a_state_without_a_backbone_is_refused() {
+    let folder = folder("reweight-no-backbone");
+    let [model, system] = ["steered.safetensors", "system.xml"].map(|name| folder.join(name));
+    steerable::write(&model);
+    steerable::harmonic(&system);
+    let run = || {
+        let mut command = modejump(&["reweight", "-n", "20"]);
+        command.arg(&model).arg("--system").arg(&system);
+        command
+    };
+    run().succeeds();
+    let message = run().args(["--state", "0,2"]).fails();
+    assert!(message.contains("--state is of a backbone's φ"), "{message}");
+}

@@ -1,0 +1,125 @@
+//! Frames, by their weights and beside the System that they are of.
+
+use crate::command::{folder, modejump, tensor, write, Run, TOPOLOGY};
+use modejump::coordinates::Topology;
+use std::path::Path;
+#[cfg(feature = "openmm")]
+use {
+    super::{Setting, SETTINGS},
+    crate::command::{tensors, SYSTEM},
+    modejump::io::model_file::{write_tensors, Data},
+    std::collections::BTreeMap,
+};
+
+/// Frames without weight are not learned: the scale of a new model is that of the others. Weights are those of the
+/// file, or those of a density and the energies.
+#[test]
+fn a_flow_is_trained_on_frames_drawn_by_their_weights() {
+    let folder = folder("train-resample");
+    let settings = folder.join("train.json");
+    let sizes = r#""channels": 8, "blocks": 2, "layers": 1, "head_size": 8, "expansion": 1"#;
+    let config = format!(r#"{{"tarflow": {{{sizes}, "train": {{"steps": 2, "batch": 8}}}}}}"#);
+    std::fs::write(&settings, config).unwrap();
+    let (_, x0) = Topology::from_pdb(Path::new(TOPOLOGY)).unwrap();
+    let frame = |scale: f64| x0.iter().map(move |x| scale * x);
+    let x: Vec<f64> = (0..40).flat_map(|i| frame(if i % 4 == 0 { 1.5 } else { 1.0 })).collect();
+    let write = |name: &str, weights: &str, log_weight: Vec<f64>| {
+        let weights = (weights, tensor(&[log_weight.len()], log_weight));
+        write(folder.join(name), [("x", tensor(&[40, x0.len() / 3, 3], x.clone())), weights]);
+    };
+    let train = |frames: &str, more: &[&str]| {
+        let mut command = modejump(&["train", "--model", "tarflow", "--topology", TOPOLOGY, "--frames"]);
+        command.arg(folder.join(frames)).arg("--config").arg(&settings);
+        command.arg("-o").arg(folder.join("model.safetensors")).args(more);
+        command
+    };
+    let units_per_nm = || match &modejump::models::load(folder.join("model.safetensors")).unwrap().card().model {
+        modejump::models::ModelConfig::Tarflow(config) => config.units_per_nm,
+        other => panic!("{}", other.kind()),
+    };
+    let weight = |i: usize| if i % 4 == 0 { 3.0 } else { f64::NEG_INFINITY };
+    write("weighted.safetensors", "log_weight", (0..40).map(weight).collect());
+    let [_, text] = train("weighted.safetensors", &["--resample"]).texts();
+    assert!(text.contains("10 of 40 frames resampled, ESS 10"), "{text}");
+    let large = units_per_nm();
+    write(
+        "equal.safetensors",
+        "log_weight",
+        (0..40).map(|i| if i % 4 == 0 { f64::NEG_INFINITY } else { 3.0 }).collect(),
+    );
+    train("equal.safetensors", &["--resample", "truncated"]).succeeds();
+    assert!((units_per_nm() / large - 1.5).abs() < 1e-9, "{} and {large}", units_per_nm());
+    write("short.safetensors", "log_weight", vec![0.0; 39]);
+    assert!(train("short.safetensors", &["--resample"]).fails().contains("`log_weight` has 39 numbers for 40 frames"));
+    write("none.safetensors", "log_weight", vec![f64::NEG_INFINITY; 40]);
+    assert!(train("none.safetensors", &["--resample"]).fails().contains("all 40 weights are zero"));
+    write("plain.safetensors", "reduced_potential", vec![0.0; 40]);
+    assert!(train("plain.safetensors", &["--resample"]).fails().contains("neither `log_weight`"));
+    write("density.safetensors", "log_density", vec![0.0; 40]);
+    assert!(train("density.safetensors", &["--resample"]).fails().contains("give --system"));
+    write("damaged.safetensors", "log_density", (0..40).map(|i| if i == 7 { f64::NAN } else { 0.0 }).collect());
+    let text = train("damaged.safetensors", &["--resample"]).fails();
+    assert!(text.contains("damaged.safetensors: `log_density` is NaN in row 7"), "{text}");
+    #[cfg(feature = "openmm")]
+    {
+        let [_, text] = train("density.safetensors", &["--resample", "--system", SYSTEM]).texts();
+        // a molecule half as long again has no weight beside one as it is
+        assert!(text.contains("30 of 40 frames resampled, ESS 30"), "{text}");
+        assert!((units_per_nm() / large - 1.5).abs() < 1e-9);
+        let constrained = "models/ala2/system-hbonds.xml";
+        let text = train("density.safetensors", &["--resample", "--system", constrained]).fails();
+        assert!(text.contains("density.safetensors: the bond") && text.contains("varies it"), "{text}");
+    }
+}
+
+/// Bonds that the frames keep and the model would vary are told, unless the System constrains them.
+#[cfg(feature = "openmm")]
+#[test]
+fn bonds_that_frames_keep_are_told() {
+    let setting = Setting::new("rigid");
+    setting.configure(&SETTINGS.replace("2500", "1"));
+    let [rigid, flexible] = ["hbonds", "vacuum"].map(|name| format!("models/ala2/system-{name}.xml"));
+    let note = |more: &[&str]| {
+        let [_, text] = setting.train("model.safetensors").args(more).texts();
+        text.lines().find(|line| line.starts_with("note: the frames keep")).map(String::from)
+    };
+    assert_eq!(note(&[]), None);
+    // each hydrogen goes along its bond to where the constraint has it
+    let xml = std::fs::read_to_string(&rigid).unwrap();
+    let constraints = modejump::engines::openmm::System::from_xml(&xml).unwrap().constraints().unwrap();
+    let elements = Topology::from_pdb(Path::new(TOPOLOGY)).unwrap().0.elements;
+    for path in &setting.frames {
+        let mut x = tensors(path).remove("x").unwrap().data;
+        for x in x.chunks_exact_mut(66) {
+            for &(a, b, length) in &constraints {
+                let (hydrogen, heavy) = if elements[a] == "H" { (a, b) } else { (b, a) };
+                let bond: [f64; 3] = std::array::from_fn(|axis| x[3 * hydrogen + axis] - x[3 * heavy + axis]);
+                let scale = length / bond.iter().map(|v| v * v).sum::<f64>().sqrt();
+                (0..3).for_each(|axis| x[3 * hydrogen + axis] = x[3 * heavy + axis] + scale * bond[axis]);
+            }
+        }
+        let rounded = Data::F32(x.iter().map(|v| *v as f32).collect());
+        let tensors = BTreeMap::from([("x".to_string(), (vec![x.len() / 66, 22, 3], rounded))]);
+        std::fs::write(path, write_tensors(&tensors, Default::default()).unwrap()).unwrap();
+    }
+    let told = note(&[]).unwrap();
+    assert!(told.contains("(atom 2) at 0.1090 nm, and 11 more") && told.contains("give a --system"), "{told}");
+    assert_eq!(note(&["--system", &flexible]), Some(told));
+    assert_eq!(note(&["--system", &rigid]), None);
+}
+
+#[cfg(feature = "openmm")]
+#[test]
+fn a_system_with_atoms_in_another_order_is_refused() {
+    let setting = Setting::new("order");
+    let text = std::fs::read_to_string(TOPOLOGY).unwrap();
+    let mut lines: Vec<&str> = text.lines().collect();
+    let first = lines.iter().position(|line| line.contains(" CH3 ACE")).unwrap();
+    lines.swap(first, first + 1); // with a hydrogen
+    std::fs::write(setting.path("topology.pdb"), lines.join("\n")).unwrap();
+    for command in ["train", "adapt"] {
+        let mut command = modejump(&[command, "--system", SYSTEM, "--topology"]);
+        let message = command.arg(setting.path("topology.pdb")).arg("-o").arg(setting.path("model")).fails();
+        assert!(message.contains("system.xml: a mass of 12.0"), "{message}");
+    }
+}
