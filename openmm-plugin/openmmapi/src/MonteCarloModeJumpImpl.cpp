@@ -171,8 +171,8 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
         if (system.getParticleMass(i) > 0)
             massive.push_back(i);
     allMoved = massive.size() == particles.size();
-    const uint64_t chosen =
-        owner.getRandomNumberSeed() != 0 ? static_cast<uint32_t>(owner.getRandomNumberSeed()) : random_device()();
+    seedGiven = owner.getRandomNumberSeed() != 0;
+    const uint64_t chosen = seedGiven ? static_cast<uint32_t>(owner.getRandomNumberSeed()) : random_device()();
     seed = chosen + (moveNumber(context, this) << 32);
     createMove(context);
 }
@@ -334,7 +334,27 @@ double MonteCarloModeJumpImpl::findThermalEnergy(ContextImpl& context) {
     return BOLTZ * kelvin;
 }
 
-// Called at the start of every step. The step count is part of checkpoints and States, so moves continue where they were;
+/**
+ * Where no seed was given, attempts are counted, so that no random number comes twice wherever the step count goes: many short runs from one State,
+ * or replicas that share the Context. By the frequency, as proposals are drawn ahead.
+ */
+uint64_t MonteCarloModeJumpImpl::nextNumber() {
+    const uint64_t stride = max(1, frequency);
+    return number = (number / stride + 1) * stride;
+}
+
+/** Once in a Context. Right where a checkpoint is continued, and only there. */
+void MonteCarloModeJumpImpl::warnOfRepetition(long long step, long long last) {
+    if (warnedOfRepetition)
+        return;
+    warnedOfRepetition = true;
+    cerr << "MonteCarloModeJump: an attempt at step " << step << " comes after one at step " << last << ": the step count went back, and with the "
+         << "seed that was given jumps repeat the random numbers of these steps. A run that is continued from a checkpoint shall; for independent runs set "
+         << "the Context parameter " << MonteCarloModeJump::Replica() << " to another value in each, or give no seed; for replica exchange call "
+         << "modejump.assign_replica_streams" << endl;
+}
+
+// Called at the start of every step. The step count is part of checkpoints and States, so with a seed that was given moves continue where they were;
 // a counter of our own would not.
 void MonteCarloModeJumpImpl::updateContextState(ContextImpl& context, bool& forcesInvalid) {
     const long long step = context.getStepCount();
@@ -342,14 +362,29 @@ void MonteCarloModeJumpImpl::updateContextState(ContextImpl& context, bool& forc
         return;
     // Also after a rejection: to compute energies alone clears the forces on some platforms.
     forcesInvalid = true;
-    attempt(context, step, findReplica(context));
+    const uint64_t replica = findReplica(context);
+    if (!seedGiven) {
+        attempt(context, nextNumber(), replica);
+        return;
+    }
+    Latest& before = latest[replica];
+    if (step <= before.step)
+        warnOfRepetition(step, before.step);
+    before.step = step;
+    attempt(context, step, replica);
 }
 
 bool MonteCarloModeJumpImpl::attempt(ContextImpl& context) {
     const long long step = context.getStepCount();
-    explicitCount = step == explicitStep ? explicitCount + 1 : 1;
-    explicitStep = step;
-    return attempt(context, explicitCount << EXPLICIT_BITS | static_cast<uint64_t>(step), findReplica(context));
+    const uint64_t replica = findReplica(context);
+    if (!seedGiven)
+        return attempt(context, nextNumber(), replica);
+    Latest& before = latest[replica];
+    if (step < before.explicitStep)
+        warnOfRepetition(step, before.explicitStep);
+    before.explicitCount = step == before.explicitStep ? before.explicitCount + 1 : 1;
+    before.explicitStep = step;
+    return attempt(context, before.explicitCount << EXPLICIT_BITS | static_cast<uint64_t>(step), replica);
 }
 
 bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64_t replica) {
