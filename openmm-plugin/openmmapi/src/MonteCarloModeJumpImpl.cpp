@@ -165,7 +165,7 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
         checkedParticles(system, particles, *screen);
         checkBonds(system, particles, *screen);
     }
-    checkIntegrator(context.getIntegrator());
+    checkIntegrator(context.getIntegrator(), system);
     massive.clear();
     for (int i = 0; i < system.getNumParticles(); i++)
         if (system.getParticleMass(i) > 0)
