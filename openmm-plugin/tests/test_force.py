@@ -341,7 +341,7 @@ def test_integrators_without_temperature(gaussian_model):
     assert explicit.attempt(context)
 
 
-def test_chains_of_different_temperatures(gaussian_model):
+def test_chains_of_different_temperatures(gaussian_model, capfd):
     """T2"""
 
     def chains(*temperatures):
@@ -362,6 +362,7 @@ def test_chains_of_different_temperatures(gaussian_model):
 
     refuses(["300 K", "450 K", "set"], attempt, chains(300, 450))
     assert attempt(chains(300, 450), temperature=300)
+    assert "was set" not in capfd.readouterr().err
     assert attempt(chains(300, 300))
 
 
@@ -563,6 +564,31 @@ def test_another_temperature_warns_once_and_stays_exact(gaussian_model, capfd):
     assert error.count("trained for 300") == 1 and "400" in error
     exact, deviation = toy.SIGMA**2 * 400 / 300, toy.batch_error(squares)
     assert abs(np.mean(squares) - exact) < 5 * deviation
+
+
+def test_a_temperature_that_is_not_the_integrators_is_told_once(gaussian_model, capfd):
+    def told(integrator, temperature, *forces):
+        system = toy.well_system()
+        for force in forces:
+            system.addForce(force)
+        jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3, temperature=temperature)
+        context = context_of(jump, system, integrator)
+        context.setPositions([[0.0, 0.0, 0.0]])
+        for _ in range(3):
+            jump.attempt(context)
+        return capfd.readouterr().err
+
+    chains = openmm.NoseHooverIntegrator(0.001)
+    chains.addSubsystemThermostat([0], [], 450, 1, 450, 1, 3, 3, 7)
+    for integrator, *forces in (
+        (toy.langevin(temperature=450.0),),
+        (toy.leapfrog(value=1.5 * toy.KT),),
+        (chains,),
+        (openmm.VerletIntegrator(0.001), openmm.AndersenThermostat(450, 1)),
+    ):
+        warning = told(integrator, 300, *forces)
+        assert warning.count("was set to 300 K") == 1 and "is 450 K" in warning and "Leave the temperature out" in warning
+    assert told(toy.langevin(), 300.0005) == "" and told(toy.leapfrog(), 300) == "" and told(openmm.VerletIntegrator(0.001), 300) == ""
 
 
 def test_a_failed_simulation_is_an_error_not_a_rejection(gaussian_model):

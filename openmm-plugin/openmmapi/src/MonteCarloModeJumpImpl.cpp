@@ -331,7 +331,21 @@ double MonteCarloModeJumpImpl::findThermalEnergy(ContextImpl& context) {
         cerr << "MonteCarloModeJump: the model " << model->name << " was trained for " << model->temperature
              << " K, the simulation is at " << kelvin << " K. Fewer moves will be accepted." << endl;
     }
+    warnOfTemperature(context);
     return BOLTZ * kelvin;
+}
+
+/** Once in a Context, if the temperature that was set is not that of the dynamics. For chains of several temperatures one has to be set. */
+void MonteCarloModeJumpImpl::warnOfTemperature(ContextImpl& context) {
+    if (warnedOfTemperature || temperature <= 0)
+        return;
+    const double other = findOneTemperature(context);
+    if (other <= 0 || abs(other - temperature) <= 1e-3)
+        return;
+    warnedOfTemperature = true;
+    cerr << "MonteCarloModeJump: its temperature was set to " << temperature << " K, that of the integrator or thermostat is " << other
+         << " K: jumps and dynamics sample different ensembles, and averages are those of neither. Leave the temperature out, and each attempt asks "
+         << "the integrator or thermostat for it" << endl;
 }
 
 /**

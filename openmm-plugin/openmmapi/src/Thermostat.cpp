@@ -80,20 +80,32 @@ struct Peek : public Integrator {
     static double offset(const Integrator& integrator) { return (integrator.*&Peek::getVelocityTimeOffset)(); }
 };
 
+/** 0 without any. */
+double temperatureOf(ContextImpl& context) {
+    const double temperature = integratorTemperature(context.getIntegrator());
+    const auto& parameters = context.getParameters();
+    const auto andersen = parameters.find(AndersenThermostat::Temperature());
+    return temperature <= 0 && andersen != parameters.end() ? andersen->second : temperature;
+}
+
 } // namespace
 
 double findTemperature(ContextImpl& context) {
-    double temperature = integratorTemperature(context.getIntegrator());
-    const auto& parameters = context.getParameters();
-    const auto andersen = parameters.find(AndersenThermostat::Temperature());
-    if (temperature <= 0 && andersen != parameters.end())
-        temperature = andersen->second;
+    const double temperature = temperatureOf(context);
     if (temperature <= 0)
         throw OpenMMException(
             "MonteCarloModeJump: no temperature found with " + className(context.getIntegrator()) +
             ". Use a thermostatted integrator, add an AndersenThermostat, give a CustomIntegrator a global variable kT "
             "(kJ/mol) or temperature (K), or set the temperature of the MonteCarloModeJump");
     return temperature;
+}
+
+double findOneTemperature(ContextImpl& context) {
+    try {
+        return temperatureOf(context);
+    } catch (const OpenMMException&) {
+        return 0;
+    }
 }
 
 void checkIntegrator(const Integrator& integrator, const System& system) {

@@ -9,6 +9,9 @@ namespace ModeJumpPlugin {
 /** Kelvin. Throws, naming the integrator, if no temperature is found. */
 double findTemperature(OpenMM::ContextImpl& context);
 
+/** The same, but 0 without a temperature and with several. */
+double findOneTemperature(OpenMM::ContextImpl& context);
+
 /** Throws if the integrator cannot host Monte Carlo moves of the System. */
 void checkIntegrator(const OpenMM::Integrator& integrator, const OpenMM::System& system);
 

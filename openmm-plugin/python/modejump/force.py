@@ -87,7 +87,7 @@ class MonteCarloModeJump(openmm.Force):
         0 (default): random numbers that never come again. A run that is to be repeated or continued bit for bit needs a seed; runs that begin
         at one step then jump alike, unless each has another value of the Context parameter REPLICA.
     temperature : number (K) or Quantity, optional
-        By default that of the integrator or thermostat at each attempt.
+        By default that of the integrator or thermostat at each attempt. For what has none, or several; a differing one is warned of.
     embed : bool
         Whether XML carries the models themselves instead of their paths.
     screen : path, optional

@@ -41,6 +41,7 @@ private:
     using MoveHandle = std::unique_ptr<modejump_move, FreeMove>;
     bool attempt(OpenMM::ContextImpl& context, uint64_t step, uint64_t replica);
     uint64_t nextNumber();
+    void warnOfTemperature(OpenMM::ContextImpl& context);
     void warnOfRepetition(long long step, long long last);
     void accept(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void acceptDriven(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
@@ -64,7 +65,7 @@ private:
     int frequency = 0;
     double temperature = 0, lastLogAcceptance = 0;
     uint64_t seed = 0;
-    bool seedGiven = false, allMoved = false, warned = false, advised = false, warnedOfRepetition = false;
+    bool seedGiven = false, allMoved = false, warned = false, advised = false, warnedOfRepetition = false, warnedOfTemperature = false;
     /**
      * Of a replica number, with a seed that was given: the step of the latest attempt, that of the latest explicit one, and how many explicit
      * ones there were at that step, so that none has the numbers of another. reinitialize() forgets it.
