@@ -289,12 +289,17 @@ unique_ptr<Solvent> MonteCarloModeJumpImpl::createSolvent(ContextImpl& context) 
 
 namespace {
 
-/** The CPU platform computes in single precision, and mixed precision is that of sums. */
-bool usesDoublePrecision(ContextImpl& context) {
+/**
+ * By how much of it two Contexts may know one energy differently. On the CPU platform, in single precision, those of 4527 atoms with PME differ by 6e-8
+ * at most. That of devices in single or mixed precision, which is that of sums, was never measured.
+ */
+double roundingOf(ContextImpl& context) {
     const Platform& platform = context.getPlatform();
     const vector<string>& names = platform.getPropertyNames();
-    return platform.getName() == "Reference" || (find(names.begin(), names.end(), "Precision") != names.end() &&
-                                                 platform.getPropertyValue(context.getOwner(), "Precision") == "double");
+    if (platform.getName() == "Reference" || (find(names.begin(), names.end(), "Precision") != names.end() &&
+                                              platform.getPropertyValue(context.getOwner(), "Precision") == "double"))
+        return 1e-9;
+    return platform.getName() == "CPU" ? 5e-7 : 1e-5;
 }
 
 } // namespace
@@ -306,7 +311,7 @@ double MonteCarloModeJumpImpl::beginDriven(ContextImpl& context, double energy, 
     solvent->begin(context, positions, kT, stream);
     const double here = solvent->energyAt(x.data());
     // rounding, and no more
-    if (!(abs(here - energy) <= max(0.01 * kT, (usesDoublePrecision(context) ? 1e-9 : 1e-5) * abs(energy))))
+    if (!(abs(here - energy) <= max(0.01 * kT, roundingOf(context) * abs(energy))))
         throw OpenMMException("MonteCarloModeJump: the energy is " + to_string(energy) + " kJ/mol, on the driven path " +
                               to_string(here) + " kJ/mol: was a Force changed after the Context was made? Call " +
                               "context.reinitialize(preserveState=True) after such a change");
