@@ -583,8 +583,9 @@ int32_t modejump_move_log_weights(const struct modejump_move *move,
                                   uint64_t *n);
 
 // Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it
-// maps; `seed` is that of the Metropolis tests. On success `*out` is a new handle, to be freed with
-// `modejump_exchange_free`; it keeps the map.
+// maps; `seed` is that of the Metropolis tests: exchanges that are tried at one step, as those of the pairs of a ladder
+// are, need different seeds, or different replica numbers in their states. On success `*out` is a new handle, to be
+// freed with `modejump_exchange_free`; it keeps the map.
 int32_t modejump_exchange_new(const struct modejump_bijection *bijection,
                               uint64_t seed,
                               struct modejump_exchange **out);

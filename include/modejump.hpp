@@ -570,6 +570,8 @@ struct ExchangeOutcome : modejump_exchange_outcome {
 /// Swaps of two replicas through a map: x_b becomes f(x_a), x_a becomes f^-1(x_b), if a Metropolis test accepts. One thread at a time.
 class Exchange {
 public:
+    /// The random number of an attempt is a function of seed, step and the two replicas: exchanges that are tried at one step, as those of the pairs
+    /// of a ladder are, need different seeds, or different replica numbers in their states.
     explicit Exchange(const Bijection& map, std::uint64_t seed = 0) : dimension_(map.dimension()) {
         modejump_exchange* exchange = nullptr;
         check(modejump_exchange_new(map.handle(), seed, &exchange));

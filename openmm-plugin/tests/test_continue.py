@@ -2,6 +2,7 @@
 
 import gc
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import openmm
@@ -199,6 +200,57 @@ def test_the_replica_chooses_the_numbers(peroxide_model):
     for frequency in (0, 10):
         assert weights(1, frequency) == weights(1, frequency)
         assert len({weights(replica, frequency) for replica in (0, 1, 2, 4095)}) == 4
+
+
+def different(jump, context):
+    """How many different proposals there were; the molecule may be proposed elsewhere, so energies are rounded."""
+    return len(np.unique(np.round(jump.log_weights(context), 6)))
+
+
+@pytest.mark.parametrize("way", ["state", "step count"])
+def test_runs_from_one_state_jump_with_numbers_of_their_own(peroxide_model, capfd, way):
+    """T3: their jumps were one and the same. With a seed they are, as a checkpoint has to continue, but not silently."""
+
+    def run(seed, replica=lambda shot: 0):
+        jump, context = simulation(peroxide_model, seed=seed)
+        state = context.getState(positions=True, velocities=True)
+        for shot in range(30):
+            if way == "state":
+                context.setState(state)
+            else:
+                context.setStepCount(0)
+            context.setParameter(jump.REPLICA, replica(shot))
+            context.getIntegrator().step(11)
+        return different(jump, context)
+
+    assert run(0) == 30 and run(6, replica=lambda shot: shot) == 30
+    assert capfd.readouterr().err == ""
+    assert run(6) == 1
+    told = capfd.readouterr().err
+    assert told.count("repeat the random numbers") == 1 and "step 10 comes after one at step 10" in told and "ModeJumpReplica" in told
+
+
+@pytest.mark.parametrize("seed, proposals, warnings", [(0, 6, 0), (6, 3, 1)])
+def test_explicit_attempts_of_runs_from_one_state(peroxide_model, capfd, seed, proposals, warnings):
+    jump, context = simulation(peroxide_model, frequency=0, seed=seed)
+    state = context.getState(positions=True, velocities=True)
+    for _ in range(2):
+        context.setState(state)
+        for steps in (0, 0, 3):
+            context.getIntegrator().step(steps)
+            jump.attempt(context)
+    assert different(jump, context) == proposals
+    assert capfd.readouterr().err.count("repeat the random numbers") == warnings
+
+
+@pytest.mark.parametrize("seed, proposals, warnings", [(0, 60, 0), (12, 30, 1)])
+def test_replicas_without_streams_of_their_own(peroxide_model, capfd, seed, proposals, warnings):
+    """T3"""
+    jump, context = simulation(peroxide_model, frequency=5, seed=seed)
+    sim = SimpleNamespace(context=context, integrator=context.getIntegrator())
+    app.ReplicaExchangeSampler([{"temperature": 300.0}] * 2, sim, 5).simulate(31)
+    assert jump.statistics(context).attempts == 60 and different(jump, context) == proposals
+    assert capfd.readouterr().err.count("assign_replica_streams") == warnings
 
 
 def test_replica_exchange_samples_both_temperatures(gaussian_model):

@@ -11,7 +11,7 @@ import openmm
 import pytest
 import toy
 from model_file import scale_layer, write_model
-from openmm import app, unit
+from openmm import amd, app, unit
 from peroxide import BONDS, OH, PEROXIDE, peroxide_system, start, write_peroxide_model
 
 import modejump
@@ -341,7 +341,7 @@ def test_integrators_without_temperature(gaussian_model):
     assert explicit.attempt(context)
 
 
-def test_chains_of_different_temperatures(gaussian_model):
+def test_chains_of_different_temperatures(gaussian_model, capfd):
     """T2"""
 
     def chains(*temperatures):
@@ -362,6 +362,7 @@ def test_chains_of_different_temperatures(gaussian_model):
 
     refuses(["300 K", "450 K", "set"], attempt, chains(300, 450))
     assert attempt(chains(300, 450), temperature=300)
+    assert "was set" not in capfd.readouterr().err
     assert attempt(chains(300, 300))
 
 
@@ -388,6 +389,96 @@ def test_unsupported_integrators(gaussian_model):
     for updates in (1, 0):
         compound.addIntegrator(custom(updates))
     refuses("addUpdateContextState() 0 times", context_of, make(gaussian_model), toy.well_system(), compound)
+
+
+def custom(*steps, **variables):
+    """A CustomIntegrator of steps "variable = expression": of a degree of freedom, of a global variable, or "sum variable = expression"."""
+    integrator = openmm.CustomIntegrator(0.001)
+    for name, value in {"kT": toy.KT, **variables}.items():
+        if value is None:
+            integrator.addPerDofVariable(name, 0)
+        else:
+            integrator.addGlobalVariable(name, value)
+    integrator.addUpdateContextState()
+    for step in steps:
+        name, expression = step.split(" = ", 1)
+        if name in ("x", "v") or name in variables and variables[name] is None:
+            integrator.addComputePerDof(name, expression)
+        elif name.startswith("sum "):
+            integrator.addComputeSum(name[4:], expression)
+        else:
+            integrator.addComputeGlobal(name, expression)
+    return integrator
+
+
+def test_integrators_that_follow_another_potential(gaussian_model):
+    """Neither the System's ensemble comes out nor that of the other potential."""
+
+    def make(integrator):
+        context_of(modejump.MonteCarloModeJump(gaussian_model, 5), toy.well_system(), integrator)
+
+    compound = openmm.CompoundIntegrator()
+    compound.addIntegrator(toy.langevin())
+    compound.addIntegrator(amd.AMDIntegrator(0.002, 2.0, 8.0))
+    for integrator in (
+        amd.AMDIntegrator(0.002, 2.0, 8.0),
+        amd.AMDForceGroupIntegrator(0.002, 0, 2.0, 8.0),
+        amd.DualAMDIntegrator(0.002, 0, 2.0, 8.0, 2.0, 8.0),
+        compound,
+        # through variables, of which one is computed before the one that it comes of
+        custom("boost = 1-k*(E-u)", "u = energy0", "fb = boost*f", "v = v+dt*fb/m", "x = x+dt*v", boost=1, u=0, E=9, k=0.1, fb=None),
+        custom("v = v+dt*f/m", "u = energy", "x = x+dt*v+1e-9*u*f1", u=0),
+    ):
+        refuses(["CustomIntegrator", "another potential", "choose another"], make, integrator)
+    # energies that only decide, and names that only look like energies and forces
+    move = ("v = v+0.5*dt*f/m", "x = x+dt*v", "v = v+0.5*dt*f/m")
+    hybrid = ("v = sqrt(kT/m)*gaussian", "sum ke = 0.5*m*v*v", "before = ke+energy", "xold = x", *move, "sum ke = 0.5*m*v*v")
+    accept = ("accept = step(exp((before-ke-energy)/kT)-uniform)", "x = select(accept,x,xold)", "v = select(accept,v,-v)")
+    names = {"ke": 0, "before": 0, "accept": 0, "xold": None}
+    make(custom(*hybrid, *accept, **names))
+    force_bias = ("u = energy", "xold = x", "xnew = x+dt*f/m+gaussian", "x = xnew", "accept = step(exp((u-energy)/kT)-uniform)")
+    make(custom(*force_bias, "x = select(accept,xnew,xold)", u=0, accept=0, xold=None, xnew=None))
+    make(custom("work = 1e0*energy", "energyless = 2", "v = v+0.5*dt*energyless*f/m", "x = x+dt*v", work=0, energyless=0))
+
+
+def test_force_groups_that_the_steps_leave_out(gaussian_model):
+    """T6: as of a Force that is only watched. It would decide about jumps, and the dynamics knows nothing of it."""
+
+    def system(*more):
+        result = toy.well_system()
+        for force in more:
+            force.setForceGroup(2)
+            result.addForce(copy.deepcopy(force))
+        return result
+
+    def multiple(groups=None):
+        integrator = openmm.MTSLangevinIntegrator(300, 5, 0.002, [(0, 1), (1, 2)])
+        if groups is not None:
+            integrator.setIntegrationForceGroups(groups)
+        return integrator
+
+    def make(integrator, *forces):
+        jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3)
+        jump.setForceGroup(5)
+        context = context_of(jump, system(*forces), integrator)
+        context.setPositions([[0.0, 0.0, 0.0]])
+        return jump, context
+
+    message = ["force group 2 (CustomExternalForce)", "setIntegrationForceGroups({0, 1})"]
+    refuses(message, make, multiple(), toy.external("10*x"))
+    compound = openmm.CompoundIntegrator()
+    compound.addIntegrator(toy.langevin())
+    compound.addIntegrator(multiple())
+    refuses(message, make, compound, toy.external("10*x"))
+    nonbonded = openmm.NonbondedForce()
+    nonbonded.addParticle(0, 1, 0)
+    nonbonded.setReciprocalSpaceForceGroup(3)
+    refuses(["force group 2 (NonbondedForce)"], make, multiple(), nonbonded)
+    refuses(["force group 3 (NonbondedForce)"], make, multiple({0, 1, 3}), nonbonded)
+    make(multiple(), openmm.CMMotionRemover(), openmm.AndersenThermostat(300, 1))
+    make(custom("v = v+dt*f/m+0*f1", "x = x+dt*v"), toy.external("10*x"))
+    jump, context = make(multiple({0, 1}), toy.external("10*x"))
+    assert all(jump.attempt(context) for _ in range(20))  # the model is exact without the other Force
 
 
 def test_custom_integrators_that_would_keep_bonds_where_they_were(rigid_model, peroxide_model):
@@ -473,6 +564,31 @@ def test_another_temperature_warns_once_and_stays_exact(gaussian_model, capfd):
     assert error.count("trained for 300") == 1 and "400" in error
     exact, deviation = toy.SIGMA**2 * 400 / 300, toy.batch_error(squares)
     assert abs(np.mean(squares) - exact) < 5 * deviation
+
+
+def test_a_temperature_that_is_not_the_integrators_is_told_once(gaussian_model, capfd):
+    def told(integrator, temperature, *forces):
+        system = toy.well_system()
+        for force in forces:
+            system.addForce(force)
+        jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3, temperature=temperature)
+        context = context_of(jump, system, integrator)
+        context.setPositions([[0.0, 0.0, 0.0]])
+        for _ in range(3):
+            jump.attempt(context)
+        return capfd.readouterr().err
+
+    chains = openmm.NoseHooverIntegrator(0.001)
+    chains.addSubsystemThermostat([0], [], 450, 1, 450, 1, 3, 3, 7)
+    for integrator, *forces in (
+        (toy.langevin(temperature=450.0),),
+        (toy.leapfrog(value=1.5 * toy.KT),),
+        (chains,),
+        (openmm.VerletIntegrator(0.001), openmm.AndersenThermostat(450, 1)),
+    ):
+        warning = told(integrator, 300, *forces)
+        assert warning.count("was set to 300 K") == 1 and "is 450 K" in warning and "Leave the temperature out" in warning
+    assert told(toy.langevin(), 300.0005) == "" and told(toy.leapfrog(), 300) == "" and told(openmm.VerletIntegrator(0.001), 300) == ""
 
 
 def test_a_failed_simulation_is_an_error_not_a_rejection(gaussian_model):

@@ -113,6 +113,23 @@ def test_an_exact_map_is_always_exchanged(wells):
     assert exchange.statistics().attempts == 0
 
 
+def test_exchanges_without_a_seed_decide_by_numbers_of_their_own(wells):
+    """As those of the pairs of a ladder have to, which are tried at one step."""
+    identity = modejump.Bijection(wells[0], wells[0])
+    a, b = np.zeros((1, 3)), np.full((1, 3), 0.04)
+    potentials = [harmonic(toy.SIGMA), harmonic(toy.SIGMA * math.sqrt(2))]
+
+    def decisions(exchange, **options):
+        return [exchange.attempt(a, b, potentials, step=step, **options).accepted for step in range(60)]
+
+    first, second = modejump.Exchange(identity), modejump.Exchange(identity)
+    assert first.seed != second.seed and decisions(first) != decisions(second)
+    assert decisions(first) == decisions(modejump.Exchange(identity, seed=first.seed)) != decisions(first, replicas=(1, 2))
+    states = [{"temperature": 300.0}, {"temperature": 450.0}]
+    samplers = [modejump.LearnedReplicaExchangeSampler(states, well_simulation(), 10, [identity]) for _ in range(2)]
+    assert samplers[0].seed != samplers[1].seed
+
+
 def test_potentials_that_fail_leave_both_replicas_alone(wells):
     exchange = modejump.Exchange(modejump.Bijection(*wells))
     a, b = np.array([[0.01, 0.02, -0.03]]), np.array([[0.05, 0.0, 0.04]])

@@ -133,6 +133,10 @@ def test_exact_maps_are_always_exchanged_and_keep_both_ensembles(tmp_path, refer
     sampler, squares = run("run.nc", 400)
     statistics = sampler.exchange_statistics(0)
     assert statistics.attempts == statistics.accepted == 400
+    sampler.set_maps([bijection])
+    drawn = sampler.exchange_seed
+    sampler.set_maps([bijection])
+    assert sampler.exchange_seed != drawn
     for values, width in zip(squares, widths):
         assert abs(np.mean(values) - width**2) < 5 * toy.batch_error(values, 20)
     wrong = LearnedReplicaExchangeSampler(mcmc_moves=dynamics(5), number_of_iterations=1)

@@ -15,8 +15,9 @@ pub struct modejump_exchange {
 }
 
 /// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it
-/// maps; `seed` is that of the Metropolis tests. On success `*out` is a new handle, to be freed with
-/// `modejump_exchange_free`; it keeps the map.
+/// maps; `seed` is that of the Metropolis tests: exchanges that are tried at one step, as those of the pairs of a ladder
+/// are, need different seeds, or different replica numbers in their states. On success `*out` is a new handle, to be
+/// freed with `modejump_exchange_free`; it keeps the map.
 ///
 /// # Safety
 /// `bijection` is NULL or a live handle; `out` is NULL or points to a pointer.

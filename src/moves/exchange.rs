@@ -72,7 +72,9 @@ struct Side {
 }
 
 impl Exchange {
-    /// `map` goes from the configurations of replica a to those of replica b; `seed` is that of the Metropolis tests.
+    /// `map` goes from the configurations of replica a to those of replica b; `seed` is that of the Metropolis
+    /// tests: exchanges that are tried at one step, as those of the pairs of a ladder are, need different seeds, or
+    /// different replica numbers in their states.
     pub fn new(map: Bijection, seed: u64) -> Exchange {
         let whole = Wholeness::of_model(map.from().as_ref());
         let inverse = map.inverse();

@@ -136,7 +136,10 @@ public:
      */
     void setDrawAhead(bool yes) { drawAhead = yes; }
     bool getDrawAhead() const { return drawAhead; }
-    /** 0 (default) chooses another seed for each Context. A run that shall be repeated or continued needs a seed. */
+    /**
+     * 0 (default): random numbers that never come again. A run that shall be repeated or continued needs a seed; runs that begin at one step then
+     * jump alike, unless each has another value of the Context parameter Replica().
+     */
     void setRandomNumberSeed(int value) { seed = value; }
     int getRandomNumberSeed() const { return seed; }
     /**
@@ -183,7 +186,11 @@ public:
     /** Initial value of the Context parameter Replica(). */
     void setDefaultReplica(int value);
     int getDefaultReplica() const { return defaultReplica; }
-    /** Attempts a move now, whatever the frequency. Returns whether it was accepted. */
+    /**
+     * Attempts a move now, whatever the frequency. Returns whether it was accepted. With a seed its random numbers follow from that, the Context
+     * parameter Replica(), the step count and the number of attempts made so at that step since the Context was made: after reinitialize() those at
+     * the same step come again, so set Replica() to another value, or take a step.
+     */
     bool attempt(OpenMM::Context& context) const;
     ModeJumpStatistics getStatistics(OpenMM::Context& context) const;
     void resetStatistics(OpenMM::Context& context) const;

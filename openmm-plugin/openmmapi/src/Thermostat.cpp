@@ -1,5 +1,7 @@
 #include "Thermostat.h"
 
+#include "ClassName.h"
+#include "CustomSteps.h"
 #include "openmm/AndersenThermostat.h"
 #include "openmm/BrownianIntegrator.h"
 #include "openmm/CompoundIntegrator.h"
@@ -13,10 +15,7 @@
 #include "openmm/VariableVerletIntegrator.h"
 #include "openmm/reference/SimTKOpenMMRealType.h"
 
-#include <cxxabi.h>
-#include <cstdlib>
 #include <sstream>
-#include <typeinfo>
 
 using namespace OpenMM;
 using namespace std;
@@ -24,15 +23,6 @@ using namespace std;
 namespace ModeJumpPlugin {
 
 namespace {
-
-string className(const Integrator& integrator) {
-    int status = 0;
-    char* name = abi::__cxa_demangle(typeid(integrator).name(), nullptr, nullptr, &status);
-    string result = name == nullptr ? "unknown" : name;
-    free(name);
-    const size_t colon = result.rfind(':');
-    return colon == string::npos ? result : result.substr(colon + 1);
-}
 
 /** kT or temperature among the global variables, as openmmtools and OpenMM's examples name them. */
 double customTemperature(const CustomIntegrator& integrator) {
@@ -90,14 +80,18 @@ struct Peek : public Integrator {
     static double offset(const Integrator& integrator) { return (integrator.*&Peek::getVelocityTimeOffset)(); }
 };
 
+/** 0 without any. */
+double temperatureOf(ContextImpl& context) {
+    const double temperature = integratorTemperature(context.getIntegrator());
+    const auto& parameters = context.getParameters();
+    const auto andersen = parameters.find(AndersenThermostat::Temperature());
+    return temperature <= 0 && andersen != parameters.end() ? andersen->second : temperature;
+}
+
 } // namespace
 
 double findTemperature(ContextImpl& context) {
-    double temperature = integratorTemperature(context.getIntegrator());
-    const auto& parameters = context.getParameters();
-    const auto andersen = parameters.find(AndersenThermostat::Temperature());
-    if (temperature <= 0 && andersen != parameters.end())
-        temperature = andersen->second;
+    const double temperature = temperatureOf(context);
     if (temperature <= 0)
         throw OpenMMException(
             "MonteCarloModeJump: no temperature found with " + className(context.getIntegrator()) +
@@ -106,10 +100,18 @@ double findTemperature(ContextImpl& context) {
     return temperature;
 }
 
-void checkIntegrator(const Integrator& integrator) {
+double findOneTemperature(ContextImpl& context) {
+    try {
+        return temperatureOf(context);
+    } catch (const OpenMMException&) {
+        return 0;
+    }
+}
+
+void checkIntegrator(const Integrator& integrator, const System& system) {
     if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator)) {
         for (int i = 0; i < compound->getNumIntegrators(); i++)
-            checkIntegrator(compound->getIntegrator(i));
+            checkIntegrator(compound->getIntegrator(i), system);
         return;
     }
     const string name = className(integrator);
@@ -117,35 +119,11 @@ void checkIntegrator(const Integrator& integrator) {
         dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
         throw OpenMMException("MonteCarloModeJump: " + name + " does not sample the classical Boltzmann distribution of " +
                               "the System; choose another integrator");
-    const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
-    int updates = 0;
-    for (int i = 0; custom != nullptr && i < custom->getNumComputations(); i++) {
-        CustomIntegrator::ComputationType type;
-        string variable, expression;
-        custom->getComputationStep(i, type, variable, expression);
-        updates += type == CustomIntegrator::UpdateContextState;
-    }
-    if (custom != nullptr && updates != 1)
-        throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() " +
-                              to_string(updates) + " times; moves need exactly one call in each step");
+    if (auto custom = dynamic_cast<const CustomIntegrator*>(&integrator))
+        checkSteps(*custom, system);
 }
 
 namespace {
-
-bool movesBonds(const CustomIntegrator& integrator) {
-    bool updated = false;
-    for (int i = 0; i < integrator.getNumComputations(); i++) {
-        CustomIntegrator::ComputationType type;
-        string variable, expression;
-        integrator.getComputationStep(i, type, variable, expression);
-        if (updated && type == CustomIntegrator::ConstrainPositions)
-            return false;
-        if (updated && type == CustomIntegrator::ComputePerDof && variable == "x")
-            return true;
-        updated |= type == CustomIntegrator::UpdateContextState;
-    }
-    return false;
-}
 
 void checkConstrainedSteps(const Integrator& integrator, const string& platform) {
     if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))

@@ -9,8 +9,11 @@ namespace ModeJumpPlugin {
 /** Kelvin. Throws, naming the integrator, if no temperature is found. */
 double findTemperature(OpenMM::ContextImpl& context);
 
-/** Throws if the integrator cannot host Monte Carlo moves. */
-void checkIntegrator(const OpenMM::Integrator& integrator);
+/** The same, but 0 without a temperature and with several. */
+double findOneTemperature(OpenMM::ContextImpl& context);
+
+/** Throws if the integrator cannot host Monte Carlo moves of the System. */
+void checkIntegrator(const OpenMM::Integrator& integrator, const OpenMM::System& system);
 
 /**
  * Throws if jumps of constrained particles would ruin the constraints: on the platforms Reference and CPU, addConstrainPositions() of a CustomIntegrator

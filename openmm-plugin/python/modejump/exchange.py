@@ -8,7 +8,7 @@ import numpy as np
 from ._core import REASONS, _attempt, _box_of, _call, _Callback, _constraints, _ExchangeOutcome, _handle_of, _Owner
 from ._core import _pointer, _State, _whole
 from .model import Bijection
-from .move import _statistics_of
+from .move import _statistics_of, own_seed
 from .units import reduced
 
 
@@ -42,8 +42,10 @@ class Exchange(_Owner):
     ----------
     map : Bijection
         From the configurations of replica a to those of replica b.
-    seed : int
-        The random number of an attempt is a function of seed, step and the two replicas.
+    seed : int, optional
+        The random number of an attempt is a function of seed, step and the two replicas, so exchanges that are tried at the same step, as those
+        of the pairs of a ladder are, need different seeds or replicas. Without one: how many moves and exchanges without one this process
+        has made before; the attribute `seed` tells.
     carry_frames : bool
         Of maps in internal coordinates: whether configurations take their position and orientation along to the other
         replica, instead of each replica keeping its own.
@@ -51,11 +53,12 @@ class Exchange(_Owner):
 
     _free, _origin = "modejump_exchange_free", "make another with modejump.Exchange(map)"
 
-    def __init__(self, map, *, seed=0, carry_frames=False):
+    def __init__(self, map, *, seed=None, carry_frames=False):
         handle = _handle_of(map, Bijection, "the map")
         self.bijection = map
         self._handle = c_void_p()
-        _call("exchange_new", handle, c_uint64(_whole(seed, "seed")), byref(self._handle))
+        self.seed = _whole(own_seed(seed), "seed")
+        _call("exchange_new", handle, c_uint64(self.seed), byref(self._handle))
         _call("exchange_carry_frames", self._handle, c_uint32(carry_frames))
 
     def set_constraints(self, atoms, lengths, masses):
@@ -68,7 +71,8 @@ class Exchange(_Owner):
         """One attempt from the configurations a and b [*shape], which are not changed; the new ones are in the outcome.
 
         `potentials` are those of the two replicas, each as for Move.attempt; `reduced_potentials` those of a and b,
-        if they are known already. What a potential raises is raised again here.
+        if they are known already. `replicas` are the numbers, from 0, by which the random number is chosen, beside seed and step: another
+        pair for each exchange that is tried at one step with one seed. What a potential raises is raised again here.
         """
         model = self.bijection.from_
         callbacks, states, x, kept = [], [], [], []

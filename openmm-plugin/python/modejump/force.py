@@ -84,9 +84,10 @@ class MonteCarloModeJump(openmm.Force):
         Proposals per attempt; each costs one energy. More than one: iterated sampling-importance resampling, or, with a
         screening model, so many Metropolis steps of the screening before the exact test.
     seed : int
-        0 chooses another seed for each Context. A run that is to be repeated or continued bit for bit needs one.
+        0 (default): random numbers that never come again. A run that is to be repeated or continued bit for bit needs a seed; runs that begin
+        at one step then jump alike, unless each has another value of the Context parameter REPLICA.
     temperature : number (K) or Quantity, optional
-        By default that of the integrator or thermostat at each attempt.
+        By default that of the integrator or thermostat at each attempt. For what has none, or several; a differing one is warned of.
     embed : bool
         Whether XML carries the models themselves instead of their paths.
     screen : path, optional
@@ -213,7 +214,7 @@ class MonteCarloModeJump(openmm.Force):
 
     frequency = _number("frequency", int, "Steps between attempts; 0 switches them off.")
     proposals = _number("proposals", int, "Proposals of an attempt.")
-    seed = _number("seed", int, "Seed of the moves; 0 chooses another for each Context.")
+    seed = _number("seed", int, "Seed of the moves; 0: random numbers that never come again.")
     temperature = _number("temperature", float, "K; 0 stands for the integrator's.", unit.kelvin)
     draw_ahead = _number("draw_ahead", bool, "Whether proposals are drawn while the simulation runs.")
     driven_steps = _number("driven_steps", int, "Perturbations of a driven path; 0 for none.")
@@ -281,7 +282,9 @@ class MonteCarloModeJump(openmm.Force):
     def attempt(self, context):
         """Attempts a move now, whatever the frequency; returns whether it was accepted.
 
-        Its random numbers follow from the seed, the Context's step count and the number of attempts made at that step.
+        With a seed its random numbers follow from that, the Context parameter REPLICA, the Context's step count and the number of attempts made
+        so at that step in this Context. `context.reinitialize()` makes a new one, which counts anew: set REPLICA to another value after it, or
+        take a step, or the numbers of attempts at the same step come again.
         """
         accepted = ctypes.c_int()
         call("attempt", address(self), address(context, openmm.Context), ctypes.byref(accepted))

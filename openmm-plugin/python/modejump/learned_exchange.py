@@ -6,6 +6,7 @@ from openmm import app, unit
 
 from ._library import address, call
 from .exchange import Exchange
+from .move import own_seed
 
 #: Of the 24 bits of a replica number: velocities of exchanges have other numbers than those of jumps.
 VELOCITIES = 1 << 23
@@ -31,8 +32,9 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
     maps : sequence of Bijection
         maps[k] goes from the configurations of state k to those of state k + 1. A Bijection of one model to itself is
         the identity, by which neighbours exchange as usual.
-    seed : int
-        The random numbers of exchanges are a function of seed and iteration.
+    seed : int, optional
+        The random numbers of exchanges are a function of seed and iteration. Runs that are to be independent need different seeds. Without one:
+        how many moves and exchanges without one this process has made before; the attribute `seed` tells.
     particles : sequence of int, optional
         Particle particles[i] of the System is atom i of the models; the others stay where they are in an exchange. By
         default all.
@@ -46,7 +48,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
     """
 
     def __init__(
-        self, states, simulation, stepsPerIteration, maps, *, seed=0, particles=None, reinitializeVelocities=False
+        self, states, simulation, stepsPerIteration, maps, *, seed=None, particles=None, reinitializeVelocities=False
     ):
         super().__init__(states, simulation, stepsPerIteration, reinitializeVelocities)
         maps = list(maps)
@@ -55,13 +57,13 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
             raise ValueError(f"{len(states)} states have {pairs} pairs of neighbours, but {len(maps)} maps are given")
         system = simulation.system
         self.particles = list(range(system.getNumParticles()) if particles is None else particles)
-        self.seed = seed
+        self.seed = own_seed(seed)
         _refuse_barostats(system)
         constraints = constraints_among(system, self.particles)
         self.exchanges = []
         for bijection in maps:
             # replicas exchange states, with all that surrounds the molecule
-            exchange = Exchange(bijection, seed=seed, carry_frames=True)
+            exchange = Exchange(bijection, seed=self.seed, carry_frames=True)
             _check_atoms(bijection.from_, simulation.topology, self.particles)
             exchange.set_constraints(*constraints)
             self.exchanges.append(exchange)

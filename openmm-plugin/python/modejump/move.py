@@ -64,7 +64,7 @@ _numbers = itertools.count()
 
 
 def own_seed(seed):
-    """The seed that was given, or without one another for every move of this process."""
+    """The seed that was given, or without one another for every move and exchange of this process."""
     return next(_numbers) if seed is None else seed
 
 
@@ -84,7 +84,7 @@ class Move(_Owner):
         Of one attempt; each costs one potential.
     seed : int, optional
         The random numbers of an attempt are a function of seed, step and replica, so moves that act at the same step need different
-        seeds. Without one: how many moves without one this process has made before.
+        seeds. Without one: how many moves and exchanges without one this process has made before.
     stride, batch : int
         Steps between attempts, and how many attempts' proposals are drawn together; stride 0 if it is not known.
     screen : Model, optional

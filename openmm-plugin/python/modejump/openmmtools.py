@@ -74,7 +74,8 @@ class NeuralJumpMove(mcmc.MCMCMove):
     model : path
         Model file of the generator.
     seed : int, optional
-        Moves that are applied one after the other need different seeds. Without one: how many moves without one this process has made before.
+        Moves that are applied one after the other need different seeds. Without one: how many moves and exchanges without one this
+        process has made before.
     proposals : int
         Of one application; each costs one energy. More than one: iterated sampling-importance resampling.
     particles : sequence of int, optional
@@ -164,11 +165,13 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.set_maps([])
+        self.set_maps([], seed=0)
 
-    def set_maps(self, maps, *, seed=0, particles=None):
-        """`maps[k]`, a Bijection, goes from the configurations of thermodynamic state k to those of k + 1."""
-        self._seed, self._particles = seed, particles
+    def set_maps(self, maps, *, seed=None, particles=None):
+        """`maps[k]`, a Bijection, goes from the configurations of thermodynamic state k to those of k + 1. Runs that are to be independent need
+        different seeds. Without one: how many moves and exchanges without one this process has made before; the attribute `exchange_seed`
+        tells."""
+        self.exchange_seed, self._particles = own_seed(seed), particles
         self._maps, self._exchanges = list(maps), None
 
     def _make(self):
@@ -182,7 +185,7 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         system = self._thermodynamic_states[0].get_system(remove_thermostat=True)
         self._particles = list(range(system.getNumParticles())) if self._particles is None else list(self._particles)
         constraints = constraints_among(system, self._particles)
-        self._exchanges = [Exchange(bijection, seed=self._seed, carry_frames=True) for bijection in self._maps]
+        self._exchanges = [Exchange(bijection, seed=self.exchange_seed, carry_frames=True) for bijection in self._maps]
         for exchange in self._exchanges:
             exchange.set_constraints(*constraints)
 
@@ -236,7 +239,7 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         if not outcome.accepted:
             return {}
         for (state, replica), placed, x in zip(arrivals, there, (outcome.a, outcome.b)):
-            placed.now().arrive(x, self._sampler_states[replica], self._seed, self._iteration, VELOCITIES | replica)
+            placed.now().arrive(x, self._sampler_states[replica], self.exchange_seed, self._iteration, VELOCITIES | replica)
             self._replica_thermodynamic_states[replica] = state
         for replica in (a, b):
             self._energy_thermodynamic_states[replica, :], _ = self._compute_replica_energies(replica)

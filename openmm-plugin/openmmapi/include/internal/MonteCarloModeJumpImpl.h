@@ -5,6 +5,7 @@
 #include "openmm/Vec3.h"
 #include "openmm/internal/ForceImpl.h"
 
+#include <limits>
 #include <map>
 
 struct modejump_move;
@@ -39,6 +40,9 @@ private:
     };
     using MoveHandle = std::unique_ptr<modejump_move, FreeMove>;
     bool attempt(OpenMM::ContextImpl& context, uint64_t step, uint64_t replica);
+    uint64_t nextNumber();
+    void warnOfTemperature(OpenMM::ContextImpl& context);
+    void warnOfRepetition(long long step, long long last);
     void accept(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void acceptDriven(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void createMove(OpenMM::ContextImpl& context);
@@ -61,10 +65,18 @@ private:
     int frequency = 0;
     double temperature = 0, lastLogAcceptance = 0;
     uint64_t seed = 0;
-    bool allMoved = false, warned = false, advised = false;
-    /** Explicit attempts at the step explicitStep, counted from 1: none repeats the numbers of the attempt of that step. */
-    long long explicitStep = -1;
-    uint64_t explicitCount = 0;
+    bool seedGiven = false, allMoved = false, warned = false, advised = false, warnedOfRepetition = false, warnedOfTemperature = false;
+    /**
+     * Of a replica number, with a seed that was given: the step of the latest attempt, that of the latest explicit one, and how many explicit
+     * ones there were at that step, so that none has the numbers of another. reinitialize() forgets it.
+     */
+    struct Latest {
+        long long step = std::numeric_limits<long long>::min(), explicitStep = std::numeric_limits<long long>::min();
+        uint64_t explicitCount = 0;
+    };
+    std::map<uint64_t, Latest> latest;
+    /** In place of the step count where no seed was given. */
+    uint64_t number = 0;
     /** Where the platform has them; made at the first attempt. */
     std::unique_ptr<MovedParticles> moved;
     /** Of the moved particles: as they are, and after an acceptance as they are to be. */
