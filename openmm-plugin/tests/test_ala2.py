@@ -44,6 +44,25 @@ def angle(x, i, j, k):
     return np.arccos(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
 
 
+def test_hydrogens_that_are_numbered_the_other_way_round_are_told(capfd):
+    """The shipped System, with the places of two hydrogens of a methyl group exchanged, as another program may number them."""
+    for exchanged in ([11, 12], [12, 11]):
+        pdb = app.PDBFile(str(ALA2 / "topology.pdb"))
+        system = openmm.XmlSerializer.deserialize((ALA2 / "system.xml").read_text())
+        system.addForce(modejump.MonteCarloModeJump(ALA2 / "model.safetensors", frequency=1, seed=1))
+        platform = openmm.Platform.getPlatformByName("Reference")
+        context = openmm.Context(system, openmm.LangevinMiddleIntegrator(300, 1, 0.0005), platform)
+        x = pdb.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        x[[11, 12]] = x[exchanged]
+        context.setPositions(x)
+        openmm.LocalEnergyMinimizer.minimize(context)
+        context.setVelocitiesToTemperature(300, 1)
+        context.getIntegrator().step(150)
+        said = capfd.readouterr().err
+        assert ("numbered the other way round" in said) == (exchanged == [12, 11]), said
+    assert said.count("ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13)") == 1, said
+
+
 def write_ala2_model(path, x, topology, constraints):
     atoms = list(topology.atoms())
     bonds = sorted(sorted((a.index, b.index)) for a, b in topology.bonds())

@@ -536,15 +536,21 @@ string MonteCarloModeJumpImpl::advice(const ModeJumpStatistics& s) const {
     return text.str();
 }
 
-/** Once in a Context, as soon as enough attempts were made to know. */
+/** Once in a Context, as soon as enough attempts were made to know; x is the configuration after the last of them. */
 void MonteCarloModeJumpImpl::warnOfAcceptance() {
-    if (advised || allMoved)
+    if (advised)
         return;
     const ModeJumpStatistics statistics = getStatistics();
     if (statistics.attempts < ADVISED_AFTER)
         return;
     advised = true;
-    if (!statistics.advice.empty())
+    const char* labels = nullptr;
+    if (statistics.accepted == 0 && modejump_model_check_labels(model->handle(), x.size(), x.data()) != 0)
+        modejump_last_error(&labels);
+    if (labels != nullptr)
+        cerr << "MonteCarloModeJump: none of " << statistics.attempts << " attempts was accepted. The atoms of the model " << model->name
+             << " are " << labels << endl;
+    else if (!statistics.advice.empty())
         cerr << statistics.advice << endl;
 }
 
