@@ -432,7 +432,8 @@ int32_t modejump_model_check_labels(const struct modejump_model *model,
 
 // Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however
 // the sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
-// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used.
+// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used. Kinds of
+// models differ in the volume that it is per, by a constant that docs/comparing.md has.
 int32_t modejump_model_sample(const struct modejump_model *model,
                               uint64_t seed,
                               uint64_t first,

@@ -335,7 +335,8 @@ unsafe fn strings<'a>(pointers: *const *const c_char, n: u64, name: &str) -> Res
 
 /// Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however
 /// the sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
-/// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used.
+/// `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used. Kinds of
+/// models differ in the volume that it is per, by a constant that docs/comparing.md has.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `x` and `log_density` are NULL or have room for that many numbers.

@@ -10,6 +10,9 @@ use crate::error::{Error, Result};
 /// ln of how much likelier a configuration has to become, in all and by each exchange.
 const FAR_LIKELIER: f64 = 25.0;
 
+/// log q of molecules in nm is above zero, and some hundreds of kT below that where they are hot or bent.
+const LOWEST: f64 = -1000.0;
+
 /// Exchanges of equal atoms by which a configuration becomes likelier by far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exchanged {
@@ -52,9 +55,13 @@ pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
 pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
     let Some(Exchanged { pairs, log_density: [before, after] }) = exchanged(model, x)? else { return Ok(()) };
     let pair = |[a, b]: &[usize; 2]| format!("{} and {}", model.card().label(*a), model.card().label(*b));
+    let and_then = match after < LOWEST {
+        true => ", and even then the shape is like none of these frames: begin with one that is",
+        false => "",
+    };
     Err(Error::invalid(format!(
         "numbered the other way round than in the frames of the model: {}. With these exchanged log q is {after:.1}, not {before:.1}; \
-         as they are, no jump is accepted: exchange them, or train a model of atoms in this order",
+         as they are, no jump is accepted: exchange them, or train a model of atoms in this order{and_then}",
         pairs.iter().map(pair).collect::<Vec<_>>().join(", ")
     )))
 }
@@ -117,6 +124,7 @@ mod tests {
             assert!(after > before + 100.0 && after > 50.0, "{found:?}");
             let message = require_labels(model.as_ref(), &super::after(&x, &pairs)).unwrap_err().to_string();
             assert!(message.contains("ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13)"), "{message}");
+            assert!(!message.contains("even then"), "{message}");
         }
         // an energy that does not tell equal atoms apart
         let model = crate::models::load(ala2("invariant-ebm.safetensors")).unwrap();

@@ -139,7 +139,8 @@ class Model(_SharedOwner):
     def sample(self, n, seed=1, first=0):
         """x [n, *shape] in nm and log q [n] of samples number first to first + n - 1 of the sequence that belongs to the seed.
 
-        log q = -inf marks a sample that must not be used. Raises Error for an energy-based model, which has no samples.
+        log q = -inf marks a sample that must not be used. Kinds of models differ in the volume that densities are per, by a constant that
+        docs/comparing.md has. Raises Error for an energy-based model, which has no samples.
         """
         numbers = [_whole(value, name) for name, value in (("seed", seed), ("first", first), ("n", n))]
         x, log_density = np.empty((n, *self.shape)), np.empty(n)

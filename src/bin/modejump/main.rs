@@ -63,7 +63,8 @@ enum Command {
     Exchange(exchange::Exchange),
     /// Run GROMACS with jumps: any gmx, nothing to install
     Gromacs(gromacs::Gromacs),
-    /// Importance weights against an engine's energies: ESS, free energies
+    /// Importance weights against an engine's energies: ESS, free energies. log Z of kinds of models differ by constants
+    /// that docs/comparing.md has
     Reweight(reweight::Reweight),
     /// Carry samples of a generator to an engine's energies by annealed Langevin steps with weights
     Smc(smc::Smc),
