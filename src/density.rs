@@ -1,5 +1,6 @@
 //! **Density**: a model that knows log q(x), its gradient, and (if it can) samples with their log q.
 
+use crate::coordinates::vector::centre;
 use crate::error::{Error, Result};
 use crate::rng::Stream;
 use crate::trust::Trust;
@@ -114,6 +115,15 @@ pub enum Scope {
     /// of c, the density is one of (x, c) with target e^{−u(x)} N(c; 0, σ²): a move draws c afresh for the current
     /// configuration.
     Noisy { sigma: f64 },
+}
+
+impl Scope {
+    /// Brings the centroid of what is a molecule, `x[atoms][3]`, rather than abstract coordinates, to the origin.
+    pub fn centre(self, x: &mut [f64]) {
+        if self != Scope::Full {
+            centre(x);
+        }
+    }
 }
 
 /// A model of a probability density over configurations.

@@ -2,9 +2,8 @@
 //! frames a model was trained on. Energies do not know the difference, a density does: no jump from there is accepted.
 
 use super::{Model, Steering};
-use crate::coordinates::vector::centre;
 use crate::coordinates::Topology;
-use crate::density::{Evaluation, Scope};
+use crate::density::Evaluation;
 use crate::error::{Error, Result};
 
 /// ln of how much likelier a configuration has to become, in all and by each exchange.
@@ -33,9 +32,7 @@ pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
         return Ok(None);
     }
     let mut x = x.to_vec();
-    if model.scope() != Scope::Full {
-        centre(&mut x);
-    }
+    model.scope().centre(&mut x);
     let rows: Vec<f64> =
         std::iter::once(x.clone()).chain(pairs.iter().map(|&pair| after(&x, &[pair]))).flatten().collect();
     let log_q = log_densities(model, &rows)?;

@@ -4,7 +4,7 @@ use modejump::coordinates::CoordinatesConfig;
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, Features, LayerConfig};
 use modejump::models::{ModelCard, SteeringConfig};
 use modejump::nn::Activation;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// About the mean energy of [`harmonic`], with one auxiliary coordinate that says something of x.
 pub fn write(path: &Path) {
@@ -26,6 +26,14 @@ pub fn write(path: &Path) {
     let mut flow = CouplingFlow::<f32>::new(card).unwrap();
     flow.initialise(1);
     std::fs::write(path, flow.to_bytes().unwrap()).unwrap();
+}
+
+/// Files of the flow and of the System.
+pub fn files(folder: &Path) -> [PathBuf; 2] {
+    let [model, system] = ["steered.safetensors", "system.xml"].map(|name| folder.join(name));
+    write(&model);
+    harmonic(&system);
+    [model, system]
 }
 
 /// A particle in a well about the origin: u = 50 x² at 300 K, x in nm.

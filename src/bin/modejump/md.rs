@@ -332,20 +332,21 @@ mod run {
             let described = (&model, solute);
             let jumping = JumpingSimulation::new(system, &dynamics, described, method, self.frequency, options)?;
             require_order(&self.topology, &self.described(topology), model.as_ref())?;
-            let atoms: Vec<usize> = match &self.solute {
-                Some(ranges) => ranges.iter().cloned().flatten().collect(),
-                None => (0..topology.n_atoms()).collect(),
-            };
-            let x: Vec<f64> = atoms.iter().flat_map(|&i| atom(x0, i)).collect();
+            let x: Vec<f64> = self.described_atoms(topology.n_atoms()).flat_map(|i| atom(x0, i)).collect();
             warn_of_labels(&self.topology, model.as_ref(), &x);
             Ok(Engine::Jumping(Box::new(jumping)))
         }
 
-        /// The atoms that the model describes, as far as there are such.
+        /// Of n atoms those that the model describes, as far as there are such.
+        fn described_atoms(&self, n: usize) -> impl Iterator<Item = usize> + '_ {
+            let all = 0..=n.saturating_sub(1);
+            let ranges = self.solute.as_ref().map_or_else(|| vec![all], |ranges| ranges.clone());
+            ranges.into_iter().flatten().take_while(move |&i| i < n)
+        }
+
+        /// Their names, elements and residues.
         fn described(&self, all: &Topology) -> Topology {
-            let Some(ranges) = &self.solute else { return all.clone() };
-            let atoms = || ranges.iter().cloned().flatten().take_while(|&i| i < all.n_atoms());
-            let of = |list: &[String]| atoms().map(|i| list[i].clone()).collect();
+            let of = |list: &[String]| self.described_atoms(all.n_atoms()).map(|i| list[i].clone()).collect();
             let [names, elements, residues] = [&all.names, &all.elements, &all.residues].map(|list| of(list));
             Topology { names, elements, residues, bonds: Vec::new() }
         }

@@ -96,7 +96,7 @@ impl Smc {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{evaluations, hash_of, load, tail_index, target_of, temperature};
+    use crate::common::{evaluations, hash_of, load, require_described, tail_index, target_of, temperature};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage, FEWEST_PILOTS};
     use modejump::io::check_apart;
@@ -144,6 +144,7 @@ mod run {
                 ));
             }
             let mut target = target_of(&self.system, model.as_ref(), temperature, &self.platform)?;
+            require_described(&self.system, &mut target, model.as_ref(), false)?;
             let steering = model.steering().unwrap_or(Steering::NONE);
             let mut target = JointTarget::new(&mut target, steering);
             let mut bridge = Bridge { ranks, steering, ..Bridge::new(model.as_ref(), &mut target) };

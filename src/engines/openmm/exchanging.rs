@@ -59,8 +59,8 @@ impl ExchangingReplicas {
     /// have in common. `dynamics.temperature` is not read. `interval` steps lie between two exchanges.
     ///
     /// Errors: fewer than two models, not one temperature a model, an interval of 0, neighbours without a common latent
-    /// space, a System with another number of particles than the models have atoms, one without mass, a constraint that a model does not
-    /// keep (named).
+    /// space, a System with another number of particles than the models have atoms, one without mass, a constraint that
+    /// a model does not keep (named).
     pub fn new(
         system: &System,
         dynamics: &SimulationOptions,

@@ -50,9 +50,9 @@ impl JumpingSimulation {
     ///
     /// A steerable model is taken to the temperature of the dynamics.
     ///
-    /// Errors: another number of particles than the model has atoms, one among them without mass, a constraint that the model does not keep (named)
-    /// or that ties the solute to the rest, frequency 0, a driven move of all particles, a move along gradients of a
-    /// part, a second model of other dimension.
+    /// Errors: another number of particles than the model has atoms, one among them without mass, a constraint that the
+    /// model does not keep (named) or that ties the solute to the rest, frequency 0, a driven move of all particles, a
+    /// move along gradients of a part, a second model of other dimension.
     pub fn new(
         system: &System,
         dynamics: &SimulationOptions,

@@ -3,6 +3,7 @@
 use cxx::UniquePtr;
 
 use super::{bridge, System};
+use crate::coordinates::whole::{box_from_slice, BoxVectors};
 use crate::error::{Error, Result};
 use crate::rng::Stream;
 use crate::units::{thermal_energy, BOLTZMANN};
@@ -123,10 +124,10 @@ impl Simulation {
     }
 
     /// Box vectors (nm), if the System is periodic.
-    pub fn box_vectors(&self) -> Result<Option<[[f64; 3]; 3]>> {
+    pub fn box_vectors(&self) -> Result<Option<BoxVectors>> {
         let mut flat = [0.0; 9];
         let periodic = self.inner.box_vectors(&mut flat)?;
-        Ok(periodic.then(|| std::array::from_fn(|i| std::array::from_fn(|k| flat[3 * i + k]))))
+        Ok(periodic.then(|| box_from_slice(&flat)))
     }
 
     /// kJ/mol.

@@ -52,7 +52,7 @@ impl Generator {
             Some(screen) => {
                 let x = &mut self.packed[..self.current.len()];
                 x.copy_from_slice(&self.current);
-                centre_molecule(self.density.scope(), x);
+                self.density.scope().centre(x);
                 screen.log_density(x, &mut evaluation)?;
             }
         }
@@ -138,7 +138,7 @@ impl Generator {
             if evaluation.is_inside() {
                 let copy = &mut self.packed[..d];
                 copy.copy_from_slice(x);
-                centre_molecule(self.density.scope(), copy);
+                self.density.scope().centre(copy);
                 let mut found = [*evaluation];
                 screen.log_density(copy, &mut found)?;
                 *evaluation = found[0];
@@ -200,13 +200,6 @@ impl Generator {
 fn orientations(seed: u64, step: u64, replica: u32, which: u32) -> Stream {
     // no use takes as many numbers as are between two
     Stream::new(seed, StreamId::Orientation, step, replica).at(which << 18)
-}
-
-/// Centres what is a molecule rather than abstract coordinates.
-fn centre_molecule(scope: Scope, x: &mut [f64]) {
-    if scope != Scope::Full {
-        centre(x);
-    }
 }
 
 /// A density of zero means outside the support, whatever the model calls it.

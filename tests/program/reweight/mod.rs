@@ -57,9 +57,7 @@ fn weights_of_a_tarflow_over_rotations_and_as_published() {
 #[test]
 fn auxiliary_coordinates_are_no_part_of_the_energy() {
     let folder = folder("reweight-steerable");
-    let [model, system, output] = ["steered.safetensors", "system.xml", "w.json"].map(|name| folder.join(name));
-    steerable::write(&model);
-    steerable::harmonic(&system);
+    let ([model, system], output) = (steerable::files(&folder), folder.join("w.json"));
     let of = |more: &[&str]| {
         let mut command = modejump(&["reweight", "-n", "4000"]);
         command.arg(&model).arg("--system").arg(&system).arg("-o").arg(&output).args(more).json()
@@ -128,10 +126,7 @@ fn a_full_disk_does_not_cost_the_summary() {
 
 #[test]
 fn a_state_without_a_backbone_is_refused() {
-    let folder = folder("reweight-no-backbone");
-    let [model, system] = ["steered.safetensors", "system.xml"].map(|name| folder.join(name));
-    steerable::write(&model);
-    steerable::harmonic(&system);
+    let [model, system] = steerable::files(&folder("reweight-no-backbone"));
     let run = || {
         let mut command = modejump(&["reweight", "-n", "20"]);
         command.arg(&model).arg("--system").arg(&system);

@@ -143,10 +143,7 @@ fn an_error_that_is_missing_in_the_bias_alone_is_explained() {
 /// A steerable surrogate goes to the temperature as its generator does: against itself it has no bias there.
 #[test]
 fn a_steerable_surrogate_is_one_of_the_temperature() {
-    let folder = folder("reweight-steered-surrogate");
-    let [model, system] = ["steered.safetensors", "system.xml"].map(|name| folder.join(name));
-    steerable::write(&model);
-    steerable::harmonic(&system);
+    let [model, system] = steerable::files(&folder("reweight-steered-surrogate"));
     let mut command = modejump(&["reweight", "-n", "200", "--temperature", "500"]);
     let summary = command.arg(&model).arg("--system").arg(&system).arg("--surrogate").arg(&model).json();
     assert!(number(&summary, "bias/mean_log_c").abs() < 1e-6, "{summary}");

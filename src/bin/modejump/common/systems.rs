@@ -79,26 +79,28 @@ pub fn target(
     OpenMmTarget::new(system, temperature, threads())
 }
 
-/// The same for the samples of a model, with its constrained bonds. Errors: also energies of more than the density
-/// describes ([`require_same_elsewhere`]).
+/// The same for the samples of a model, with its constrained bonds.
 pub fn target_of(path: &Path, model: &dyn Model, temperature: f64, on: &PlatformFlag) -> Result<OpenMmTarget> {
     let dimension = dimension_without_auxiliary(model);
     let system = on.read_system(path)?;
-    let mut target = target(path, &system, dimension, model.card().topology.as_ref(), temperature)?
-        .with_constraints(&system, model)?;
+    target(path, &system, dimension, model.card().topology.as_ref(), temperature)?.with_constraints(&system, model)
+}
+
+/// Errors: energies of more than the model's density describes, or, where that is `averaged` over orientations, of these
+/// ([`require_same_elsewhere`]).
+pub fn require_described(path: &Path, target: &mut OpenMmTarget, model: &dyn Model, averaged: bool) -> Result<()> {
     let turned = match model.scope() {
-        Scope::Full => return Ok(target),
+        Scope::Full => return Ok(()),
         Scope::Shape { .. } => true,
-        Scope::Centred | Scope::Noisy { .. } => false,
+        Scope::Centred | Scope::Noisy { .. } => averaged,
     };
-    require_same_elsewhere(path, &mut target, &a_few_samples(model)?, turned)?;
-    Ok(target)
+    require_same_elsewhere(path, target, &a_few_samples(model)?, turned)
 }
 
 const A_FEW: usize = 4;
 
 /// `x[n][atoms][3]` (nm) of a few samples.
-pub fn a_few_samples(model: &dyn Model) -> Result<Vec<f64>> {
+fn a_few_samples(model: &dyn Model) -> Result<Vec<f64>> {
     let (d, atoms) = (model.dimension(), dimension_without_auxiliary(model));
     let (mut x, mut status) = (vec![0.0; A_FEW * d], vec![Status::NonFinite; A_FEW]);
     model.sample_only(&|row| Stream::new(1, StreamId::Proposal, row as u64, 0), &mut x, &mut status)?;
@@ -110,7 +112,7 @@ pub fn a_few_samples(model: &dyn Model) -> Result<Vec<f64>> {
 /// they are right if u knows nothing of these either.
 ///
 /// Errors: u of `x[n][atoms][3]` (nm) is another once they are shifted, and turned if so.
-pub fn require_same_elsewhere(path: &Path, target: &mut OpenMmTarget, x: &[f64], turned: bool) -> Result<()> {
+fn require_same_elsewhere(path: &Path, target: &mut OpenMmTarget, x: &[f64], turned: bool) -> Result<()> {
     // kT; and of the energy, for the rounding of single precision and the meshes of lattice sums
     const TOLERANCE: f64 = 0.05;
     const RELATIVE: f64 = 1e-4;

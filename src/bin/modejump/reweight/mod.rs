@@ -247,19 +247,17 @@ impl Reweight {
     /// those that depend on the orientation, by a box or by what else the System has.
     #[cfg(feature = "openmm")]
     fn check_energies(&self, model: &dyn Model, temperature: f64) -> Result<()> {
-        use super::common::{a_few_samples, read_system, require_same_elsewhere, target_of};
-        let mut target = target_of(&self.system, model, temperature, &self.platform)?;
-        if self.rotations.is_none() {
-            return Ok(());
-        }
-        if read_system(&self.system)?.is_periodic()? {
+        use super::common::{read_system, require_described, target_of};
+        let averaged = self.rotations.is_some();
+        if averaged && read_system(&self.system)?.is_periodic()? {
             return Err(Error::file(
                 &self.system,
                 "the System is periodic, and its box has directions: weights averaged over --rotations are not exact there; \
                  leave the option out",
             ));
         }
-        require_same_elsewhere(&self.system, &mut target, &a_few_samples(model)?, true)
+        let mut target = target_of(&self.system, model, temperature, &self.platform)?;
+        require_described(&self.system, &mut target, model, averaged)
     }
 
     #[cfg(not(feature = "openmm"))]
