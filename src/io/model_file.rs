@@ -4,7 +4,7 @@
 //! other.
 
 use crate::error::{Error, Result};
-use crate::models::card::{ModelCard, FORMAT};
+use crate::models::card::{ModelCard, ModelKind, FORMAT};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use safetensors::SafeTensorError;
 use std::collections::{BTreeMap, HashMap};
@@ -49,6 +49,12 @@ impl ModelFile {
             Some(name) => Err(self.error(format!("tensor {name} is not part of the model"))),
             None => Ok(()),
         }
+    }
+
+    /// The configuration of a model that must be of this kind.
+    pub fn config<C: ModelKind>(&self) -> Result<&C> {
+        let found = self.card.model.kind();
+        C::of(&self.card.model).ok_or_else(|| self.error(format!("a model of the kind {found}, not {}", C::NAME)))
     }
 
     /// An error that names the file.

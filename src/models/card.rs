@@ -46,39 +46,68 @@ pub struct SteeringConfig {
     pub auxiliary: usize,
 }
 
-/// Kind and sizes of the model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", content = "config", rename_all = "snake_case")]
-pub enum ModelConfig {
-    Coupling(CouplingConfig),
-    EgnnFlow(egnn_flow::Config),
-    GraphormerEbm(graphormer_ebm::Config),
-    GvpEbm(gvp_ebm::Config),
-    GvpFlow(gvp_flow::Config),
-    InvariantEbm(invariant_ebm::Config),
-    MlpEbm(mlp_ebm::Config),
-    Modes(modes::Config),
-    Tarflow(tarflow::Config),
-    TransferableTarflow(tarflow::transferable::Config),
+/// A kind of model, known by the configuration that its files have.
+pub trait ModelKind: Clone + Into<ModelConfig> {
+    /// As in model files and on the command line.
+    const NAME: &'static str;
+
+    /// The configuration, if the model is of this kind.
+    fn of(model: &ModelConfig) -> Option<&Self>;
+}
+
+macro_rules! kinds {
+    ($($variant:ident($config:ty) = $name:literal,)+) => {
+        /// Kind and sizes of the model.
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind", content = "config")]
+        pub enum ModelConfig {
+            $(#[serde(rename = $name)] $variant($config),)+
+        }
+
+        impl ModelConfig {
+            /// [`ModelKind::NAME`].
+            pub fn kind(&self) -> &'static str {
+                match self {
+                    $(ModelConfig::$variant(_) => $name,)+
+                }
+            }
+        }
+
+        $(
+            impl From<$config> for ModelConfig {
+                fn from(config: $config) -> ModelConfig {
+                    ModelConfig::$variant(config)
+                }
+            }
+
+            impl ModelKind for $config {
+                const NAME: &'static str = $name;
+
+                fn of(model: &ModelConfig) -> Option<&Self> {
+                    match model {
+                        ModelConfig::$variant(config) => Some(config),
+                        _ => None,
+                    }
+                }
+            }
+        )+
+    };
+}
+
+kinds! {
+    Coupling(CouplingConfig) = "coupling",
+    EgnnFlow(egnn_flow::Config) = "egnn_flow",
+    GraphormerEbm(graphormer_ebm::Config) = "graphormer_ebm",
+    GvpEbm(gvp_ebm::Config) = "gvp_ebm",
+    GvpFlow(gvp_flow::Config) = "gvp_flow",
+    InvariantEbm(invariant_ebm::Config) = "invariant_ebm",
+    MlpEbm(mlp_ebm::Config) = "mlp_ebm",
+    Modes(modes::Config) = "modes",
+    Tarflow(tarflow::Config) = "tarflow",
+    TransferableTarflow(tarflow::transferable::Config) = "transferable_tarflow",
 }
 
 impl ModelConfig {
-    /// Its name in the file.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            ModelConfig::Coupling(_) => "coupling",
-            ModelConfig::EgnnFlow(_) => "egnn_flow",
-            ModelConfig::GraphormerEbm(_) => "graphormer_ebm",
-            ModelConfig::GvpEbm(_) => "gvp_ebm",
-            ModelConfig::GvpFlow(_) => "gvp_flow",
-            ModelConfig::InvariantEbm(_) => "invariant_ebm",
-            ModelConfig::MlpEbm(_) => "mlp_ebm",
-            ModelConfig::Modes(_) => "modes",
-            ModelConfig::Tarflow(_) => "tarflow",
-            ModelConfig::TransferableTarflow(_) => "transferable_tarflow",
-        }
-    }
-
     /// How its energy is read, if it is an energy-based model.
     pub fn energy_mut(&mut self) -> Option<&mut EnergyConfig> {
         match self {
@@ -101,6 +130,22 @@ impl ModelConfig {
             ModelConfig::EgnnFlow(config) => Some(&config.flow),
             ModelConfig::GvpFlow(config) => Some(&config.flow),
             _ => None,
+        }
+    }
+
+    /// What its log q is, as far as the configuration decides.
+    fn exactness(&self) -> Exactness {
+        match self {
+            ModelConfig::GraphormerEbm(_)
+            | ModelConfig::GvpEbm(_)
+            | ModelConfig::InvariantEbm(_)
+            | ModelConfig::MlpEbm(_) => Exactness::Surrogate,
+            ModelConfig::EgnnFlow(egnn_flow::Config { flow, .. })
+            | ModelConfig::GvpFlow(gvp_flow::Config { flow, .. }) => flow.exactness(),
+            ModelConfig::Coupling(_)
+            | ModelConfig::Modes(_)
+            | ModelConfig::Tarflow(_)
+            | ModelConfig::TransferableTarflow(_) => Exactness::Exact,
         }
     }
 }
@@ -130,14 +175,14 @@ impl ModelCard {
         }
     }
 
-    /// The card of an exact coupling flow; temperature, target, topology and provenance are still to be said.
+    /// The card of a coupling flow; temperature, target, topology and provenance are still to be said.
     pub fn of_coupling(config: CouplingConfig, coordinates: CoordinatesConfig) -> ModelCard {
-        ModelCard::exact(ModelConfig::Coupling(config), coordinates)
+        ModelCard::new(config.into(), coordinates)
     }
 
-    /// The same of an exact model of all Cartesian coordinates.
-    pub fn of_cartesian(model: ModelConfig, n_atoms: usize) -> ModelCard {
-        ModelCard::exact(model, CoordinatesConfig::Cartesian { dimension: 3 * n_atoms })
+    /// The same of a model of `dimension` Cartesian coordinates.
+    pub fn of_cartesian(model: impl Into<ModelConfig>, dimension: usize) -> ModelCard {
+        ModelCard::new(model.into(), CoordinatesConfig::Cartesian { dimension })
     }
 
     /// The same transferable model for another peptide, of any hand.
@@ -151,18 +196,13 @@ impl ModelCard {
         ModelCard { model, coordinates, topology: Some(topology), target: None, ..self.clone() }
     }
 
-    /// The card of an energy-based model.
-    pub fn of_energy(model: ModelConfig, dimension: usize) -> ModelCard {
-        let card = ModelCard::exact(model, CoordinatesConfig::Cartesian { dimension });
-        ModelCard { exactness: Exactness::Surrogate, ..card }
-    }
-
-    fn exact(model: ModelConfig, coordinates: CoordinatesConfig) -> ModelCard {
+    fn new(model: ModelConfig, coordinates: CoordinatesConfig) -> ModelCard {
+        let exactness = model.exactness();
         ModelCard {
             format: FORMAT,
             model,
             coordinates,
-            exactness: Exactness::Exact,
+            exactness,
             temperature: None,
             steering: None,
             target: None,

@@ -44,7 +44,7 @@ fn flow<F: VectorField>(
     config: &ContinuousConfig,
     of: impl Fn(ContinuousConfig) -> ModelConfig,
 ) -> ContinuousFlow<F> {
-    let card = ModelCard::of_cartesian(of(config.clone()), field.dimension() / 3);
+    let card = ModelCard::of_cartesian(of(config.clone()), field.dimension());
     let card = ModelCard { exactness: config.exactness(), ..card };
     ContinuousFlow::new(field, config.clone(), card, String::new()).unwrap()
 }

@@ -31,7 +31,7 @@ fn single<R: Real>(tokens: usize, token_size: usize) -> TarFlow<R> {
     let network = TarFlowConfig { tokens, token_size, channels: 15, blocks: 2, layers: 2, heads: 3, expansion: 5 };
     let config = Config { network, units_per_nm: 4.0, centroid: Some(0.5), stereocentres: vec![] };
     let network = TarNetwork::new(config.network.clone()).unwrap();
-    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), tokens * token_size / 3);
+    let card = ModelCard::of_cartesian(config.clone(), tokens * token_size);
     TarFlow::new(parameters(&network), config, card, String::new()).unwrap()
 }
 
@@ -124,7 +124,7 @@ fn golden(driver: &Arc<dyn Driver>) {
     let (network, tensors) = format::of_checkpoint(read("state_f32"), 64).unwrap();
     let parameters: Vec<f32> = TarNetwork::new(network.clone()).unwrap().layout().read(&tensors).unwrap();
     let config = Config { network, units_per_nm: 1.0, centroid: None, stereocentres: vec![] };
-    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), 22);
+    let card = ModelCard::of_cartesian(config.clone(), 66);
     let card = TarFlow::new(parameters, config, card, String::new()).unwrap().on_device(driver).unwrap();
     let io = read("io_f32");
     let get = |name: &str| io[name].data.as_slice();
@@ -338,7 +338,7 @@ fn whole() -> TarFlow<f32> {
         TarFlowConfig { tokens: 66, token_size: 1, channels: 256, blocks: 4, layers: 4, heads: 4, expansion: 4 };
     let config = Config { network, units_per_nm: 1.0, centroid: None, stereocentres: vec![] };
     let network = TarNetwork::new(config.network.clone()).unwrap();
-    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), 22);
+    let card = ModelCard::of_cartesian(config.clone(), 66);
     TarFlow::new(parameters(&network), config, card, String::new()).unwrap()
 }
 

@@ -118,7 +118,7 @@ fn flow(stem: &Path, t_end: f64, solver: Method) -> ContinuousFlow<GvpField<f64>
     let (field, parametrisation) = alanine(stem, "ode_");
     let config = settings(parametrisation, t_end, solver);
     let model = ModelConfig::GvpFlow(Config { network: field.config().clone(), flow: config.clone() });
-    let card = ModelCard { exactness: config.exactness(), ..ModelCard::of_cartesian(model, field.dimension() / 3) };
+    let card = ModelCard::of_cartesian(model, field.dimension());
     ContinuousFlow::new(field, config, card, String::new()).unwrap()
 }
 

@@ -98,7 +98,7 @@ fn integrated<R: Real>(golden: &Golden, field: Evaluator<Egnn, R>) -> Found {
         },
     };
     let model = ModelConfig::EgnnFlow(Config { network: field.network.config().clone(), flow: config.clone() });
-    let card = ModelCard { exactness: config.exactness(), ..ModelCard::of_cartesian(model, n_atoms) };
+    let card = ModelCard::of_cartesian(model, 3 * n_atoms);
     let flow = ContinuousFlow::new(field, config, card, String::new()).unwrap();
     let n = z.len() / (3 * n_atoms);
     let (mut x, mut log_det, mut log_q) = (vec![0.0; z.len()], vec![0.0; n], vec![Evaluation::inside(0.0); n]);

@@ -5,7 +5,7 @@ use modejump::density::{Density, Evaluation};
 use modejump::io::model_file::{Data, Tensor};
 use modejump::models::network::Trainable;
 use modejump::models::tarflow::{format, Centroid, Config, Decoding, Jacobi, Options, TarFlow, TarNetwork};
-use modejump::models::{Flow, ModelCard, ModelConfig};
+use modejump::models::{Flow, ModelCard};
 use modejump::nn::{Real, Tape};
 use modejump::train::likelihood::negative_log_likelihood;
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ fn flow<R: Real>(weights: &BTreeMap<String, Tensor>, head_size: usize, centroid:
         TarNetwork::new(network.clone()).unwrap().layout().read(&tensors).unwrap_or_else(|e| panic!("{e}"));
     let atoms = network.tokens * network.token_size / 3;
     let config = Config { network, units_per_nm: 1.0, centroid, stereocentres: vec![] };
-    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), atoms);
+    let card = ModelCard::of_cartesian(config.clone(), 3 * atoms);
     TarFlow::new(parameters, config, card, String::new()).unwrap()
 }
 

@@ -10,7 +10,7 @@ use modejump::io::model_file::Tensor;
 use modejump::models::network::Trainable;
 use modejump::models::tarflow::format::{of_transferable_checkpoint, Unsaid};
 use modejump::models::tarflow::{transferable, PeptideConfig, Scale, TarFlow, TarNetwork};
-use modejump::models::{Flow, ModelCard, ModelConfig};
+use modejump::models::{Flow, ModelCard};
 use modejump::nn::{Real, Tape};
 use modejump::train::likelihood::negative_log_likelihood_of_all;
 use serde_json::Value;
@@ -79,7 +79,7 @@ impl<R: Real> Check<R> {
             noisy_centroid: false,
             stereocentres: vec![],
         };
-        let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config), atoms);
+        let card = ModelCard::of_cartesian(config, 3 * atoms);
         let scale = Scale { units_per_nm: 1.0, centroid: None };
         TarFlow::of_network(network, self.parameters.clone(), scale, card).unwrap_or_else(|e| panic!("{e}"))
     }

@@ -80,16 +80,11 @@ fn flow(divergence: Divergence, solver: Method) -> ContinuousConfig {
     }
 }
 
-fn of_flow(model: ModelConfig, exactness: modejump::density::Exactness) -> ModelCard {
-    ModelCard { exactness, ..ModelCard::of_cartesian(model, FEATURES.len()) }
-}
-
 fn egnn_flow() -> Vec<u8> {
     let config = EgnnConfig { features: features(), n_features: 2, n_layers: 2, n_hidden: 4, coordinate_range: 3.0 };
     let network = Egnn::new(config.clone()).expect("a valid network");
     let flow = flow(Divergence::Hutchinson { probes: 1 }, Method::Rk4 { steps: 3 });
-    let exactness = flow.exactness();
-    let card = of_flow(ModelConfig::EgnnFlow(egnn_flow::Config { network: config, flow }), exactness);
+    let card = ModelCard::of_cartesian(egnn_flow::Config { network: config, flow }, 3 * FEATURES.len());
     let parameters: Vec<f32> = network.layout().initialise(&mut stream(), |_, _| None);
     egnn_flow::format::to_bytes(&card, &network, &parameters).expect("it can be written")
 }
@@ -110,13 +105,12 @@ fn gvp_config() -> GvpConfig {
 
 fn gvp_flow() -> Vec<u8> {
     let flow = flow(Divergence::Exact, Method::Euler { steps: 3 });
-    let exactness = flow.exactness();
-    let card = of_flow(ModelConfig::GvpFlow(gvp_flow::Config { network: gvp_config(), flow }), exactness);
+    let card = ModelCard::of_cartesian(gvp_flow::Config { network: gvp_config(), flow }, 3 * FEATURES.len());
     GvpField::<f32>::random(gvp_config(), 1).and_then(|field| field.to_bytes(&card)).expect("it can be written")
 }
 
 fn of_energy<N: Network>(model: ModelConfig, network: &N, parameters: &[f32]) -> Vec<u8> {
-    let card = ModelCard::of_energy(model, network.dimension());
+    let card = ModelCard::of_cartesian(model, network.dimension());
     serialize(&card, &network.layout().write(parameters)).expect("it can be written")
 }
 
@@ -175,7 +169,7 @@ fn tarflow() -> Vec<u8> {
     config.stereocentres = vec![Stereocentre { centre: 0, neighbours: [1; 3], positive: false }];
     let network = TarNetwork::new(network).unwrap();
     let parameters: Vec<f32> = network.initial(1);
-    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config), FEATURES.len());
+    let card = ModelCard::of_cartesian(config, 3 * FEATURES.len());
     tarflow::format::to_bytes(&card, &network, &parameters).unwrap()
 }
 
@@ -212,7 +206,7 @@ fn transferable_tarflow() -> Vec<u8> {
     };
     let network = TarNetwork::of_peptide(&network, &topology).unwrap();
     let parameters: Vec<f32> = network.initial(1);
-    let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config), topology.n_atoms());
+    let card = ModelCard::of_cartesian(config, 3 * topology.n_atoms());
     let card = ModelCard { topology: Some(topology), ..card };
     tarflow::format::to_bytes(&card, &network, &parameters).unwrap()
 }

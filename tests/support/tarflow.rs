@@ -12,6 +12,6 @@ pub fn write(path: &std::path::Path) {
     let last = |name: &str, _: &[usize]| name.contains("proj_out").then_some(Start::Within(0.1));
     let parameters: Vec<f32> = network.layout().initialise(&mut Stream::new(4, StreamId::Test, 0, 0), last);
     let model = ModelConfig::Tarflow(format::config(config, 6.0));
-    let card = ModelCard { temperature: Some(300.0), ..ModelCard::of_cartesian(model, 22) };
+    let card = ModelCard { temperature: Some(300.0), ..ModelCard::of_cartesian(model, 66) };
     std::fs::write(path, format::to_bytes(&card, &network, &parameters).unwrap()).unwrap();
 }

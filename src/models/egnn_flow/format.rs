@@ -3,7 +3,7 @@
 use super::{Config, Egnn, EgnnConfig, EgnnFlow};
 use crate::error::{Error, Result};
 use crate::io::model_file::{self, ModelFile, Tensor};
-use crate::models::card::{ModelCard, ModelConfig};
+use crate::models::card::ModelCard;
 use crate::models::continuous::ContinuousFlow;
 use crate::models::network::{Evaluator, Network};
 use crate::nn::Real;
@@ -12,9 +12,7 @@ use std::collections::BTreeMap;
 impl<R: Real> EgnnFlow<R> {
     /// Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<EgnnFlow<R>> {
-        let ModelConfig::EgnnFlow(Config { network, flow }) = &file.card.model else {
-            return Err(file.error("not an EGNN flow"));
-        };
+        let Config { network, flow } = file.config()?;
         let network = Egnn::new(network.clone())?;
         let parameters = network.layout().read(&file.tensors)?;
         ContinuousFlow::new(Evaluator::new(network, parameters), flow.clone(), file.card.clone(), file.hash.clone())

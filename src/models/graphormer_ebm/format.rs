@@ -3,7 +3,6 @@
 use super::{Config, Graphormer, GraphormerConfig, GraphormerEbm, Version};
 use crate::error::{Error, Result};
 use crate::io::model_file::{ModelFile, Tensor};
-use crate::models::card::ModelConfig;
 use crate::models::energy::EnergyModel;
 use crate::nn::Real;
 use std::collections::BTreeMap;
@@ -11,9 +10,7 @@ use std::collections::BTreeMap;
 impl<R: Real> GraphormerEbm<R> {
     /// Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<GraphormerEbm<R>> {
-        let ModelConfig::GraphormerEbm(Config { network, energy }) = &file.card.model else {
-            return Err(file.error("not a Graphormer EBM"));
-        };
+        let Config { network, energy } = file.config()?;
         EnergyModel::of_network(Graphormer::new(network.clone())?, *energy, file)
     }
 }

@@ -13,7 +13,6 @@ mod tests;
 
 pub use cuda::programs;
 
-use super::card::ModelConfig;
 use super::energy::{EnergyConfig, EnergyModel};
 use super::gvp_flow::layout::start;
 use super::gvp_flow::record::Trunk;
@@ -72,9 +71,7 @@ impl GvpEnergy {
 impl<R: Real> GvpEbm<R> {
     /// Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<GvpEbm<R>> {
-        let ModelConfig::GvpEbm(Config { network, energy }) = &file.card.model else {
-            return Err(file.error("not a model of the kind gvp_ebm"));
-        };
+        let Config { network, energy } = file.config()?;
         EnergyModel::of_network(GvpEnergy::new(network.clone())?, *energy, file)
     }
 }

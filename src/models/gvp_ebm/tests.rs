@@ -1,6 +1,6 @@
 use super::*;
 use crate::io::model_file::read;
-use crate::models::{EnergyFunction, Model, ModelCard};
+use crate::models::{EnergyFunction, Model, ModelCard, ModelConfig};
 use crate::rng::StreamId;
 
 fn config() -> Config {
@@ -23,7 +23,7 @@ fn model() -> GvpEbm<f64> {
     let mut stream = Stream::new(3, StreamId::Test, 0, 0);
     let mut parameters: Vec<f64> = network.initialise(&mut stream);
     parameters.iter_mut().for_each(|p| *p += 0.2 * stream.normal());
-    let card = ModelCard::of_energy(ModelConfig::GvpEbm(config()), 15);
+    let card = ModelCard::of_cartesian(config(), 15);
     EnergyModel::new(Evaluator::new(network, parameters), config().energy, card, String::new())
 }
 

@@ -5,7 +5,7 @@ use super::{Config, GvpField};
 use crate::error::{Error, Result};
 use crate::io::model_file::{serialize, ModelFile};
 use crate::io::write_atomically;
-use crate::models::card::{ModelCard, ModelConfig};
+use crate::models::card::ModelCard;
 use crate::models::continuous::ContinuousFlow;
 use crate::nn::Real;
 use std::collections::BTreeMap;
@@ -33,9 +33,7 @@ impl<R: Real> GvpField<R> {
 impl<R: Real> ContinuousFlow<GvpField<R>> {
     /// From a model file.
     pub fn from_file(file: &ModelFile) -> Result<ContinuousFlow<GvpField<R>>> {
-        let ModelConfig::GvpFlow(config) = &file.card.model else {
-            return Err(file.error("not a model of the kind gvp_flow"));
-        };
+        let config = file.config()?;
         let field = GvpField::from_file(file, config)?;
         ContinuousFlow::new(field, config.flow.clone(), file.card.clone(), file.hash.clone())
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::io::model_file::{read, ModelFile};
-use crate::models::card::{ModelCard, ModelConfig};
+use crate::models::card::ModelCard;
 use crate::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
 use crate::models::VectorField;
 use crate::ode::Method;
@@ -197,7 +197,7 @@ fn model_config() -> Config {
 
 fn saved() -> (GvpField<f64>, ModelFile) {
     let field = field(model_config().network);
-    let card = ModelCard::of_cartesian(ModelConfig::GvpFlow(model_config()), 7);
+    let card = ModelCard::of_cartesian(model_config(), 21);
     let file = read("saved", &field.to_bytes(&card).unwrap()).unwrap();
     (field, file)
 }

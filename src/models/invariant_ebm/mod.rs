@@ -19,7 +19,6 @@ mod cuda;
 mod tests;
 pub mod whitening;
 
-use super::card::ModelConfig;
 use super::continuous::Interpolant;
 use super::energy::{EnergyConfig, EnergyModel};
 use super::layout::{check_sizes, Layout, Start, LARGEST_SIZE, MOST_LAYERS};
@@ -197,9 +196,7 @@ impl InvariantNetwork {
 impl<R: Real> InvariantEbm<R> {
     /// Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<InvariantEbm<R>> {
-        let ModelConfig::InvariantEbm(Config { network, energy }) = &file.card.model else {
-            return Err(file.error("not a model of the kind invariant_ebm"));
-        };
+        let Config { network, energy } = file.config()?;
         EnergyModel::of_network(InvariantNetwork::new(network.clone())?, *energy, file)
     }
 }

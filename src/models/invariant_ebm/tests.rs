@@ -131,7 +131,7 @@ fn a_saved_model_is_the_same() {
     let model = small();
     let energy = EnergyConfig { units_per_nm: 10.0, data_time: 0.0, trust: Default::default() };
     let config = Config { network: model.network.config().clone(), energy };
-    let card = ModelCard::of_energy(ModelConfig::InvariantEbm(config), 3 * ATOMS);
+    let card = ModelCard::of_cartesian(config, 3 * ATOMS);
     let model = EnergyModel::new(model, energy, card, String::new());
     let file = read("saved", &model.to_bytes().unwrap()).unwrap();
     let again = InvariantEbm::<f64>::from_file(&file).unwrap();

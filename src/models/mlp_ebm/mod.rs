@@ -14,7 +14,6 @@ pub mod trunk;
 
 pub use cuda::programs;
 
-use super::card::ModelConfig;
 use super::energy::{EnergyConfig, EnergyModel};
 use super::layout::{check_sizes, Layout, Start, LARGEST_SIZE, MOST_LAYERS};
 use super::network::{Evaluator, Network};
@@ -90,9 +89,7 @@ impl MlpNetwork {
 impl<R: Real> MlpEbm<R> {
     /// Errors name the tensor or the option.
     pub fn from_file(file: &ModelFile) -> Result<MlpEbm<R>> {
-        let ModelConfig::MlpEbm(Config { network, energy }) = &file.card.model else {
-            return Err(file.error("not a model of the kind mlp_ebm"));
-        };
+        let Config { network, energy } = file.config()?;
         EnergyModel::of_network(MlpNetwork::new(*network)?, *energy, file)
     }
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::coordinates::Topology;
 use crate::density::{Density, Evaluation, Exactness};
 use crate::io::model_file::read;
-use crate::models::{EnergyFunction, Model, ModelCard};
+use crate::models::{EnergyFunction, Model, ModelCard, ModelConfig};
 use crate::rng::StreamId;
 
 fn small() -> MlpEbm<f64> {
@@ -18,7 +18,7 @@ fn of_dimension(dimension: usize, topology: Option<Topology>) -> MlpEbm<f64> {
     let mut stream = Stream::new(3, StreamId::Test, 0, 0);
     let mut parameters: Vec<f64> = network.initialise(&mut stream);
     parameters.iter_mut().for_each(|p| *p += 0.2 * stream.normal());
-    let card = ModelCard { topology, ..ModelCard::of_energy(ModelConfig::MlpEbm(config.clone()), dimension) };
+    let card = ModelCard { topology, ..ModelCard::of_cartesian(config.clone(), dimension) };
     EnergyModel::new(Evaluator::new(network, parameters), config.energy, card, String::new())
 }
 

@@ -22,7 +22,7 @@ fn small(token_size: usize, centroid: Option<f64>) -> TarFlow<f64> {
     let config = Config { network, units_per_nm: 4.0, centroid, stereocentres: vec![] };
     let network = TarNetwork::new(config.network.clone()).unwrap();
     let parameters = parameters(&network, 3);
-    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), 4);
+    let card = ModelCard::of_cartesian(config.clone(), 12);
     TarFlow::new(parameters, config, card, String::new()).unwrap()
 }
 
@@ -259,7 +259,7 @@ fn the_density_is_normalised() {
     let config = Config { network, units_per_nm: 2.0, centroid: None, stereocentres: vec![] };
     let network = TarNetwork::new(config.network.clone()).unwrap();
     let parameters = parameters(&network, 7);
-    let mut card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), 1);
+    let mut card = ModelCard::of_cartesian(config.clone(), 3);
     card.coordinates = CoordinatesConfig::Cartesian { dimension: 2 };
     let flow = TarFlow::new(parameters, config, card, String::new()).unwrap();
     let (n, reach) = (400, 6.0);
@@ -365,7 +365,7 @@ fn transferable_config([lookahead, qk_norms, adaptive, transition]: [bool; 4]) -
 }
 
 fn transferable_card(config: &transferable::Config, topology: Topology) -> ModelCard {
-    let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config.clone()), topology.n_atoms());
+    let card = ModelCard::of_cartesian(config.clone(), 3 * topology.n_atoms());
     ModelCard { topology: Some(topology), ..card }
 }
 
@@ -592,7 +592,7 @@ fn sizes_that_do_not_go_together_are_refused() {
     ] {
         let mut config = config.clone();
         change(&mut config);
-        let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), 4);
+        let card = ModelCard::of_cartesian(config.clone(), 12);
         let built = TarNetwork::new(config.network.clone()).and_then(|network| {
             let parameters = network.initial::<f32>(1);
             TarFlow::new(parameters, config, card, String::new()).map(drop)

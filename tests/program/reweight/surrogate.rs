@@ -3,7 +3,7 @@
 use super::reweight;
 use crate::command::{document, folder, modejump, number, Run, MODEL};
 use crate::steerable;
-use modejump::density::{Density, Evaluation, Exactness};
+use modejump::density::{Density, Evaluation};
 use modejump::models::energy::{EnergyConfig, EnergyModel};
 use modejump::models::graphormer_ebm::{Config, Graphormer, GraphormerConfig, Version};
 use modejump::models::network::{Evaluator, Network};
@@ -29,7 +29,7 @@ fn energy(path: &Path, n_atoms: usize) {
     let graphormer = Graphormer::new(network.clone()).unwrap();
     let parameters: Vec<f32> = graphormer.layout().initialise(&mut Stream::new(3, StreamId::Test, 0, 0), |_, _| None);
     let model = ModelConfig::GraphormerEbm(Config { network, energy: config });
-    let card = ModelCard { exactness: Exactness::Surrogate, ..ModelCard::of_cartesian(model, n_atoms) };
+    let card = ModelCard::of_cartesian(model, 3 * n_atoms);
     let ebm = EnergyModel::new(Evaluator::new(graphormer, parameters), config, card, String::new());
     std::fs::write(path, ebm.to_bytes().unwrap()).unwrap();
 }

@@ -3,7 +3,7 @@
 use modejump::coordinates::{CoordinatesConfig, Topology};
 use modejump::density::{Density, Evaluation};
 use modejump::io::model_file;
-use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::card::ModelCard;
 use modejump::models::continuous::{ContinuousFlow, Interpolant};
 use modejump::models::coupling::{CouplingConfig, CouplingFlow, Ends, Features, LayerConfig};
 use modejump::models::egnn_flow::{Egnn, EgnnConfig};
@@ -213,7 +213,7 @@ pub fn tarflow(system: &str) -> Result<TarFlow<f32>> {
     let config = tarflow::format::config(network.clone(), 1.0);
     let network = TarNetwork::new(network)?;
     let parameters = near_identity(&network);
-    let card = ModelCard::of_cartesian(ModelConfig::Tarflow(config.clone()), network.dimension() / 3);
+    let card = ModelCard::of_cartesian(config.clone(), network.dimension());
     TarFlow::new(parameters, config, card, String::new())
 }
 
@@ -249,7 +249,7 @@ pub fn prose() -> Result<TarFlow<f32>> {
         }
     }
     let network = TarNetwork::of_peptide(&config.network, &topology)?;
-    let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config.clone()), topology.n_atoms());
+    let card = ModelCard::of_cartesian(config.clone(), 3 * topology.n_atoms());
     let card = ModelCard { topology: Some(topology), ..card };
     TarFlow::of_peptide(near_identity(&network), &config, card, String::new())
 }

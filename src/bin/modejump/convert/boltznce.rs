@@ -3,7 +3,7 @@
 use super::options::{check_topology, features, lacks, note_unread, units_per_nm, UNITS};
 use super::{fits_f32, Convert};
 use modejump::coordinates::chirality::stereocentres;
-use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::card::ModelCard;
 use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
 use modejump::models::gvp_flow::{boltznce, Config};
 use modejump::ode::Method;
@@ -50,8 +50,7 @@ impl Convert {
             flow.stereocentres = stereocentres(topology, x);
         }
 
-        let mut card =
-            ModelCard::of_cartesian(ModelConfig::GvpFlow(Config { network, flow }), field.config().features.len());
+        let mut card = ModelCard::of_cartesian(Config { network, flow }, 3 * field.config().features.len());
         card.topology = topology.map(|(topology, _)| topology);
         self.complete(&mut card, &bytes);
         self.origin(&mut card, &metadata);

@@ -3,7 +3,7 @@
 use super::options::{check_and_note, check_topology, features, lacks, positive};
 use super::Convert;
 use modejump::coordinates::chirality::stereocentres;
-use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::card::ModelCard;
 use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
 use modejump::models::egnn_flow::{format, Config, Egnn};
 use modejump::models::network::Network;
@@ -55,10 +55,8 @@ impl Convert {
             check_topology(topology, &network.features, None)?;
             flow.stereocentres = stereocentres(topology, x);
         }
-        let exactness = flow.exactness();
         let n_atoms = network.features.len();
-        let mut card = ModelCard::of_cartesian(ModelConfig::EgnnFlow(Config { network, flow }), n_atoms);
-        card.exactness = exactness;
+        let mut card = ModelCard::of_cartesian(Config { network, flow }, 3 * n_atoms);
         card.topology = topology.map(|(topology, _)| topology);
         self.complete(&mut card, &bytes);
         self.origin(&mut card, &metadata);

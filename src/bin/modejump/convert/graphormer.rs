@@ -3,8 +3,7 @@
 use super::boltznce::{AD2, AD2_ELEMENTS, NOTICE};
 use super::options::{check_and_note, check_topology, features, lacks, units_per_nm, UNITS};
 use super::Convert;
-use modejump::density::Exactness;
-use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::card::ModelCard;
 use modejump::models::energy::EnergyConfig;
 use modejump::models::graphormer_ebm::{format, Config, Graphormer};
 use modejump::models::network::Network;
@@ -51,8 +50,7 @@ impl Convert {
         let energy =
             EnergyConfig { units_per_nm: units_per_nm(&options)?, data_time: DATA_TIME, trust: Default::default() };
         let n_atoms = network.types.len();
-        let mut card = ModelCard::of_cartesian(ModelConfig::GraphormerEbm(Config { network, energy }), n_atoms);
-        card.exactness = Exactness::Surrogate;
+        let mut card = ModelCard::of_cartesian(Config { network, energy }, 3 * n_atoms);
         card.topology = topology.map(|(topology, _)| topology);
         self.complete(&mut card, &bytes);
         self.origin(&mut card, &metadata);

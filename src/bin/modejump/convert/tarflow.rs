@@ -3,7 +3,7 @@
 use super::options::{check_and_note, head_size, lacks, noisy_centroid, positive};
 use super::{transferable, Convert};
 use modejump::coordinates::chirality::stereocentres;
-use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::card::ModelCard;
 use modejump::models::network::Trainable;
 use modejump::models::tarflow::{format, TarFlowConfig, TarNetwork};
 use modejump::{Error, Result};
@@ -67,7 +67,7 @@ impl Convert {
             config.centroid = None;
         }
         config.stereocentres = topology.as_ref().map_or(Vec::new(), |(topology, x)| stereocentres(topology, x));
-        let mut card = ModelCard::of_cartesian(ModelConfig::Tarflow(config), coordinates / 3);
+        let mut card = ModelCard::of_cartesian(config, coordinates);
         card.topology = topology.map(|(topology, _)| topology);
         self.complete(&mut card, &bytes);
         self.origin(&mut card, &metadata);

@@ -63,7 +63,7 @@ impl Convert {
             noisy_centroid: noisy_centroid(&options)?,
             stereocentres: stereocentres(&topology, &x),
         };
-        let card = ModelCard::of_cartesian(ModelConfig::TransferableTarflow(config), topology.n_atoms());
+        let card = ModelCard::of_cartesian(config, 3 * topology.n_atoms());
         let mut card = ModelCard { topology: Some(topology), ..card };
         self.complete(&mut card, &bytes);
         self.origin(&mut card, &metadata);

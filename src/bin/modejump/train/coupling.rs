@@ -1,6 +1,6 @@
 //! Coupling flows: generators, those of modes, and the far ends of maps between ensembles.
 
-use super::settings::Config;
+use super::settings::{map_without_energies, Config};
 use super::{Kind, Train};
 use modejump::coordinates::Topology;
 use modejump::models::coupling::CouplingFlow;
@@ -98,8 +98,4 @@ impl Train {
         u.iter_mut().for_each(|u| *u *= self.kelvin() / temperature);
         Map::new(from, frames, &u, held_out)
     }
-}
-
-pub(super) fn map_without_energies() -> Error {
-    Error::invalid("--map-from needs energies: give --system")
 }

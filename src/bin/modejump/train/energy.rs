@@ -1,11 +1,11 @@
 //! Energy-based models, by score matching and contrastive estimation on a generator's samples.
 
+use super::beginning::{initial_stream, Beginning};
 use super::field::gvp_network;
 use super::Train;
 use modejump::coordinates::chirality::{classes, prochiral_centres};
 use modejump::coordinates::Topology;
-use modejump::io::model_file::{ModelFile, Tensor};
-use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::card::{ModelCard, ModelKind};
 use modejump::models::energy::EnergyConfig;
 use modejump::models::graphormer_ebm::{self, Graphormer, GraphormerConfig, Version};
 use modejump::models::gvp_ebm::{self, GvpEnergy};
@@ -14,14 +14,12 @@ use modejump::models::invariant_ebm::whitening::Whitening;
 use modejump::models::invariant_ebm::{self, volumes, InvariantConfig, InvariantNetwork};
 use modejump::models::mlp_ebm::{self, MlpConfig, MlpNetwork};
 use modejump::models::network::Network;
-use modejump::rng::{Stream, StreamId};
 use modejump::train::network_trainer::in_units;
 use modejump::train::{Contrast, ContrastiveOptions, NetworkOptions};
 use modejump::trust::Trust;
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// New energies see molecules in Å, the data at time 0.
@@ -124,22 +122,6 @@ impl Default for MlpDesign {
     }
 }
 
-/// What a training begins with: the configuration of a new model or that of `--start`, whose tensors are there then.
-struct Beginning<C> {
-    config: C,
-    card: ModelCard,
-    tensors: Option<BTreeMap<String, Tensor>>,
-}
-
-impl<C> Beginning<C> {
-    fn parameters<N: Network>(&self, network: &N, new: impl FnOnce() -> Result<Vec<f32>>) -> Result<Vec<f32>> {
-        match &self.tensors {
-            Some(tensors) => network.layout().read(tensors),
-            None => new(),
-        }
-    }
-}
-
 /// Takes from the energy of `--start` how far its network was to be believed as it was. Errors: data at another time
 /// than training puts them.
 fn begin_anew(path: &Path, energy: &mut EnergyConfig) -> Result<()> {
@@ -158,10 +140,6 @@ fn begin_anew(path: &Path, energy: &mut EnergyConfig) -> Result<()> {
         );
     }
     Ok(())
-}
-
-fn stream(options: &NetworkOptions) -> Stream {
-    Stream::new(options.seed, StreamId::Initialise, 0, 0)
 }
 
 impl Train {
@@ -184,12 +162,9 @@ impl Train {
             kernels: design.kernels,
         };
         let new = graphormer_ebm::Config { network, energy: ANGSTROM };
-        let begin = self.begin(&topology, new, ModelConfig::GraphormerEbm, |model| match model {
-            ModelConfig::GraphormerEbm(config) => Some(config.clone()),
-            _ => None,
-        })?;
+        let begin = self.begin_energy(&topology, new)?;
         let network = Graphormer::new(begin.config.network.clone())?;
-        let parameters = begin.parameters(&network, || Ok(network.initial(design.reach, design.train.seed)))?;
+        let parameters = begin.parameters(&network, |network| Ok(network.initial(design.reach, design.train.seed)))?;
         let options = (design.contrast, &design.train);
         self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)
     }
@@ -204,12 +179,10 @@ impl Train {
             ..gvp_network(&topology)
         };
         let new = gvp_ebm::Config { network, energy: ANGSTROM };
-        let begin = self.begin(&topology, new, ModelConfig::GvpEbm, |model| match model {
-            ModelConfig::GvpEbm(config) => Some(config.clone()),
-            _ => None,
-        })?;
+        let begin = self.begin_energy(&topology, new)?;
         let network = GvpEnergy::new(begin.config.network.clone())?;
-        let parameters = begin.parameters(&network, || Ok(network.initialise(&mut stream(&design.train))))?;
+        let parameters =
+            begin.parameters(&network, |network| Ok(network.initialise(&mut initial_stream(&design.train))))?;
         let options = (design.contrast, &design.train);
         self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)
     }
@@ -232,10 +205,7 @@ impl Train {
         };
         network.inputs = network.inputs.min(network.n_invariants());
         let new = invariant_ebm::Config { network, energy: ANGSTROM };
-        let begin = self.begin(&topology, new, ModelConfig::InvariantEbm, |model| match model {
-            ModelConfig::InvariantEbm(config) => Some(config.clone()),
-            _ => None,
-        })?;
+        let begin = self.begin_energy(&topology, new)?;
         let (own, given) = (begin.config.network.interpolant, design.contrast.interpolant);
         if let Some(path) = self.start.as_ref().filter(|_| own != given) {
             // its features are scaled by the noise of its own
@@ -244,9 +214,9 @@ impl Train {
             return Err(Error::file(path, reason));
         }
         let network = InvariantNetwork::new(begin.config.network.clone())?;
-        let parameters = begin.parameters(&network, || {
+        let parameters = begin.parameters(&network, |network| {
             let frames = in_units(&frames, network.dimension(), begin.config.energy.units_per_nm);
-            Ok(network.initialise(&Whitening::of(&network, &frames)?, &mut stream(&design.train)))
+            Ok(network.initialise(&Whitening::of(network, &frames)?, &mut initial_stream(&design.train)))
         })?;
         let options = (design.contrast, &design.train);
         self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, options)
@@ -256,33 +226,20 @@ impl Train {
         let MlpDesign { width, layers, contrast, ref train } = *design;
         let network = MlpConfig { dimension: 3 * topology.n_atoms(), width, layers };
         let new = mlp_ebm::Config { network, energy: ANGSTROM };
-        let begin = self.begin(&topology, new, ModelConfig::MlpEbm, |model| match model {
-            ModelConfig::MlpEbm(config) => Some(config.clone()),
-            _ => None,
-        })?;
+        let begin = self.begin_energy(&topology, new)?;
         let network = MlpNetwork::new(begin.config.network)?;
-        let parameters = begin.parameters(&network, || Ok(network.initialise(&mut stream(train))))?;
+        let parameters = begin.parameters(&network, |network| Ok(network.initialise(&mut initial_stream(train))))?;
         self.contrast(begin.card, begin.config.energy, topology, (&network, parameters), frames, (contrast, train))
     }
 
-    /// The model of `--start`, which must be of the kind that `config_of` finds, or a new one.
-    fn begin<C: Clone>(
-        &self,
-        topology: &Topology,
-        new: C,
-        kind: fn(C) -> ModelConfig,
-        config_of: fn(&ModelConfig) -> Option<C>,
-    ) -> Result<Beginning<C>> {
-        let Some(path) = &self.start else {
-            let card = ModelCard::of_energy(kind(new.clone()), 3 * topology.n_atoms());
-            return Ok(Beginning { config: new, card, tensors: None });
-        };
-        let ModelFile { mut card, tensors, .. } = self.start_model(path, topology)?;
-        if let Some(energy) = card.model.energy_mut() {
+    /// As [`Train::begin`]. Errors: also data at another time than training puts them.
+    fn begin_energy<C: ModelKind>(&self, topology: &Topology, new: C) -> Result<Beginning<C>> {
+        let Some(path) = &self.start else { return Ok(Beginning::new(new, topology.n_atoms())) };
+        let mut file = self.start_model(path, topology)?;
+        if let Some(energy) = file.card.model.energy_mut() {
             begin_anew(path, energy)?;
         }
-        let config = config_of(&card.model).ok_or_else(|| self.other_kind(path, &card.model))?;
-        Ok(Beginning { config, card, tensors: Some(tensors) })
+        self.go_on(file)
     }
 
     fn contrast<N: Network>(

@@ -1,16 +1,16 @@
 //! Vector fields, by flow matching.
 
+use super::beginning::initial_stream;
 use super::Train;
 use modejump::coordinates::chirality::{classes, stereocentres};
 use modejump::coordinates::Topology;
-use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::card::ModelCard;
 use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
 use modejump::models::egnn_flow::{self, Egnn, EgnnConfig};
 use modejump::models::gvp_flow::record::GvpNetwork;
 use modejump::models::gvp_flow::{self, GvpConfig, GvpField};
 use modejump::models::network::Network;
 use modejump::ode::Method;
-use modejump::rng::{Stream, StreamId};
 use modejump::train::{FlowMatching, NetworkOptions};
 use modejump::Result;
 use serde::{Deserialize, Serialize};
@@ -99,32 +99,22 @@ impl Train {
         x0: &[f64],
         frames: Vec<f64>,
     ) -> Result<Value> {
-        let (card, config, parameters) = match &self.start {
-            Some(path) => {
-                let file = self.start_model(path, &topology)?;
-                let ModelConfig::GvpFlow(config) = file.card.model.clone() else {
-                    return Err(self.other_kind(path, &file.card.model));
-                };
-                let field = GvpField::<f32>::from_file(&file, &config)?;
-                (file.card, config, field.parameters().to_vec())
-            }
-            None => {
-                let network = GvpConfig {
-                    n_layers: design.n_layers,
-                    n_scalars: design.n_scalars,
-                    n_vectors: design.n_vectors,
-                    rbf_max: design.rbf_max,
-                    rbf_count: design.rbf_count,
-                    ..gvp_network(&topology)
-                };
-                let parameters = GvpField::random(network.clone(), design.train.seed)?.parameters().to_vec();
-                let config = gvp_flow::Config { network, flow: straight([1.0, LAST_TIME], &topology, x0) };
-                let card = ModelCard::of_cartesian(ModelConfig::GvpFlow(config.clone()), topology.n_atoms());
-                (card, config, parameters)
-            }
-        };
-        let network = GvpNetwork::new(config.network)?;
-        self.match_flow(card, config.flow, topology, (&network, parameters), frames, &design.train)
+        let begin = self.begin(&topology, || {
+            let network = GvpConfig {
+                n_layers: design.n_layers,
+                n_scalars: design.n_scalars,
+                n_vectors: design.n_vectors,
+                rbf_max: design.rbf_max,
+                rbf_count: design.rbf_count,
+                ..gvp_network(&topology)
+            };
+            Ok(gvp_flow::Config { network, flow: straight([1.0, LAST_TIME], &topology, x0) })
+        })?;
+        let network = GvpNetwork::new(begin.config.network.clone())?;
+        let parameters = begin.parameters(&network, |network| {
+            Ok(GvpField::random(network.config().clone(), design.train.seed)?.parameters().to_vec())
+        })?;
+        self.match_flow(begin.card, begin.config.flow, topology, (&network, parameters), frames, &design.train)
     }
 
     pub(super) fn egnn_flow(
@@ -134,33 +124,22 @@ impl Train {
         x0: &[f64],
         frames: Vec<f64>,
     ) -> Result<Value> {
-        let (card, config, parameters) = match &self.start {
-            Some(path) => {
-                let file = self.start_model(path, &topology)?;
-                let ModelConfig::EgnnFlow(config) = file.card.model.clone() else {
-                    return Err(self.other_kind(path, &file.card.model));
-                };
-                let parameters = Egnn::new(config.network.clone())?.layout().read(&file.tensors)?;
-                (file.card, config, parameters)
-            }
-            None => {
-                let (features, n_features) = features(&topology);
-                let network = EgnnConfig {
-                    features,
-                    n_features,
-                    n_layers: design.n_layers,
-                    n_hidden: design.n_hidden,
-                    coordinate_range: design.coordinate_range,
-                };
-                let mut stream = Stream::new(design.train.seed, StreamId::Initialise, 0, 0);
-                let parameters = Egnn::new(network.clone())?.layout().initialise(&mut stream, |_, _| None);
-                let config = egnn_flow::Config { network, flow: straight([0.0, 1.0], &topology, x0) };
-                let card = ModelCard::of_cartesian(ModelConfig::EgnnFlow(config.clone()), topology.n_atoms());
-                (card, config, parameters)
-            }
-        };
-        let network = Egnn::new(config.network)?;
-        self.match_flow(card, config.flow, topology, (&network, parameters), frames, &design.train)
+        let begin = self.begin(&topology, || {
+            let (features, n_features) = features(&topology);
+            let network = EgnnConfig {
+                features,
+                n_features,
+                n_layers: design.n_layers,
+                n_hidden: design.n_hidden,
+                coordinate_range: design.coordinate_range,
+            };
+            Ok(egnn_flow::Config { network, flow: straight([0.0, 1.0], &topology, x0) })
+        })?;
+        let network = Egnn::new(begin.config.network.clone())?;
+        let parameters = begin.parameters(&network, |network| {
+            Ok(network.layout().initialise(&mut initial_stream(&design.train), |_, _| None))
+        })?;
+        self.match_flow(begin.card, begin.config.flow, topology, (&network, parameters), frames, &design.train)
     }
 
     fn match_flow<N: Network>(

@@ -1,5 +1,6 @@
 //! `modejump train`
 
+mod beginning;
 mod coupling;
 mod drive;
 mod energy;

@@ -1,6 +1,5 @@
 //! The settings of `--config`, and what each training reads of them.
 
-use super::coupling::map_without_energies;
 use super::{energy, field, tarflow, transferable, Kind, Train};
 use crate::common::parse_json;
 use modejump::train::{DesignOptions, Phase, TrainOptions};
@@ -124,6 +123,10 @@ impl Train {
         };
         network.check()
     }
+}
+
+pub(super) fn map_without_energies() -> Error {
+    Error::invalid("--map-from needs energies: give --system")
 }
 
 #[cfg(test)]

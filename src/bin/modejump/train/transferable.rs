@@ -1,18 +1,19 @@
 //! Transferable TarFlow and Prose, by maximum likelihood on one or more peptides.
 
-use super::tarflow::standard_deviation;
+use super::beginning::Beginning;
+use super::tarflow::{default_training, heads, standard_deviation};
 use super::Train;
 use modejump::coordinates::chirality::stereocentres;
 use modejump::coordinates::Topology;
 use modejump::io::model_file;
-use modejump::models::card::{ModelCard, ModelConfig};
+use modejump::models::card::ModelCard;
 use modejump::models::network::Trainable;
 use modejump::models::tarflow::format::published_orders;
 use modejump::models::tarflow::transferable::{Config, EmbeddingConfig, RESIDUE_BASE};
 use modejump::models::tarflow::{PeptideConfig, TarNetwork};
 use modejump::train::likelihood::{OtherPeptide, Peptides};
 use modejump::train::network_trainer::in_units;
-use modejump::train::{NetworkOptions, Schedule};
+use modejump::train::NetworkOptions;
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -43,15 +44,6 @@ struct PeptideFrames {
 
 impl Default for TransferableDesign {
     fn default() -> TransferableDesign {
-        let train = NetworkOptions {
-            rate: 5e-4,
-            schedule: Schedule::Cosine,
-            batch: 256,
-            clip: 1.0,
-            weight_decay: 4e-4,
-            average: 0.999,
-            ..NetworkOptions::default()
-        };
         TransferableDesign {
             prose: true,
             channels: 64,
@@ -60,7 +52,7 @@ impl Default for TransferableDesign {
             head_size: 32,
             expansion: 4,
             peptides: Vec::new(),
-            train,
+            train: default_training(),
         }
     }
 }
@@ -74,14 +66,11 @@ impl TransferableDesign {
     /// Errors: heads that channels cannot be shared among.
     fn network(&self) -> Result<PeptideConfig> {
         let TransferableDesign { prose, channels, blocks, layers, head_size, expansion, .. } = *self;
-        if head_size == 0 || !channels.is_multiple_of(head_size) {
-            return Err(Error::invalid(format!("heads of {head_size} do not share {channels} channels evenly")));
-        }
         Ok(PeptideConfig {
             channels,
             blocks,
             layers,
-            heads: channels / head_size,
+            heads: heads(channels, head_size)?,
             expansion,
             orders: published_orders(prose),
             most_atoms: None,
@@ -124,29 +113,23 @@ impl Train {
             molecules.push(Molecule { path, topology, frames });
         }
         share_numbers(&mut molecules);
-        let (card, config, parameters) = match &self.start {
+        let topology = &molecules[0].topology;
+        let begin = match &self.start {
             Some(path) => {
-                let file = model_file::open(path)?;
-                let ModelConfig::TransferableTarflow(config) = file.card.model.clone() else {
-                    return Err(self.other_kind(path, &file.card.model));
-                };
-                let config = Config { stereocentres, ..config };
-                let network = network(&config.network, &molecules[0])?;
-                let parameters = network.layout().read(&file.tensors)?;
-                let model = ModelConfig::TransferableTarflow(config.clone());
-                let card = ModelCard { model, ..file.card.of_peptide(molecules[0].topology.clone()) };
-                (card, config, parameters)
+                let begin = self.go_on::<Config>(model_file::open(path)?)?;
+                let config = Config { stereocentres, ..begin.config.clone() };
+                let card = ModelCard { model: config.clone().into(), ..begin.card.of_peptide(topology.clone()) };
+                Beginning { config, card, ..begin }
             }
             None => {
                 let parts: Vec<(&[f64], usize)> =
                     molecules.iter().map(|m| (m.frames.as_slice(), 3 * m.topology.n_atoms())).collect();
                 let units_per_nm = 1.0 / standard_deviation(&parts);
                 let config = Config { network: design.network()?, units_per_nm, noisy_centroid: true, stereocentres };
-                let parameters = network(&config.network, &molecules[0])?.initial(design.train.seed);
-                let model = ModelConfig::TransferableTarflow(config.clone());
-                (ModelCard::of_cartesian(model, molecules[0].topology.n_atoms()), config, parameters)
+                Beginning::new(config, topology.n_atoms())
             }
         };
+        let config = &begin.config;
         let mut others = Vec::new();
         for molecule in &molecules[1..] {
             let network = network(&config.network, molecule)?;
@@ -155,9 +138,10 @@ impl Train {
         }
         let first = molecules.swap_remove(0);
         let network = network(&config.network, &first)?;
+        let parameters = begin.parameters(&network, |network| Ok(network.initial(design.train.seed)))?;
         let objective = Peptides { noisy_centroid: config.noisy_centroid, others };
         let frames = (first.frames, config.units_per_nm);
-        self.regress(card, first.topology, (&network, parameters), objective, frames, &design.train)
+        self.regress(begin.card, first.topology, (&network, parameters), objective, frames, &design.train)
     }
 }
 
