@@ -62,7 +62,7 @@ bench-gpu: build
 
 # The same work in PyTorch, which $(PYTHON) must have.
 bench-pytorch:
-	$(PYTHON) benches/pytorch.py --warm
+	$(PYTHON) benches/pytorch --warm
 
 test-plugin: plugin
 	$(PYTEST) openmm-plugin/tests
