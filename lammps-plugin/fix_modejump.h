@@ -6,6 +6,7 @@
 #ifndef LMP_FIX_MODEJUMP_H
 #define LMP_FIX_MODEJUMP_H
 
+#include "comm.h"
 #include "fix.h"
 
 #include <array>
@@ -42,40 +43,51 @@ private:
     enum class Order : int { Evaluate, Accept, Reject, Fail };
 
     void read_options(int narg, char** arg);
-    void require_motion();
+    void take_units();
     std::vector<double> masses();
     void load(int dimension);
+    std::uint64_t replica() const;
+    std::uint64_t free_number() const;
+    std::uint64_t seed() const;
+    void attempt();
+    void follow();
+    void accept(const double* x);
+    void command(Order order);
+    Order obey();
+    [[noreturn]] void fail(const std::string& message);
+    template <class Body> void on_root(Body body);
+    template <class Value> std::vector<Value> gathered(const std::vector<Value>& values, MPI_Datatype type);
+
+    // checks.cpp
+    static bool holds(const Fix* fix);
+    void require_setup() const;
+    void require_motion();
     void check_masses(const modejump::Model& model, const std::vector<double>& masses) const;
     void check_temperature();
     void check_step();
+
+    // atoms.cpp
     void gather();
+    std::optional<std::array<double, 9>> box_across(const std::vector<double>& x) const;
     void place(const std::vector<double>& x);
     void restore();
     void reject();
     void settle();
     void migrate();
     template <class Near> std::unordered_map<tagint, std::array<double, 3>> far_goals(Near near);
-    template <class Value> std::vector<Value> gathered(const std::vector<Value>& values, MPI_Datatype type);
+
+    // energy.cpp
     double potential();
     void list_neighbors();
     double interactions();
-    std::optional<std::array<double, 9>> box_across(const std::vector<double>& x) const;
     bool is_torn(const std::vector<double>& x) const;
     bool leaves_box(const std::vector<double>& x) const;
     double reduced_potential_of(const double* x);
-    void attempt();
-    void follow();
-    void accept(const double* x);
+
+    // velocities.cpp
     double mass_of(int i) const;
     void kick(double sign);
-    std::uint64_t replica() const;
-    std::uint64_t free_number() const;
-    std::uint64_t seed() const;
     void draw_velocities();
-    void command(Order order);
-    Order obey();
-    [[noreturn]] void fail(const std::string& message);
-    template <class Body> void on_root(Body body);
 
     // options
     std::string model_file_, screen_file_, method_;
@@ -101,6 +113,18 @@ private:
     bigint last_ = -1;
     bool told_ = false;
 };
+
+/// The values of all ranks, one rank after the other, on each.
+template <class Value> std::vector<Value> FixModeJump::gathered(const std::vector<Value>& values, MPI_Datatype type) {
+    const int mine = static_cast<int>(values.size());
+    std::vector<int> counts(comm->nprocs), starts(comm->nprocs, 0);
+    MPI_Allgather(&mine, 1, MPI_INT, counts.data(), 1, MPI_INT, world);
+    for (int p = 1; p < comm->nprocs; p++)
+        starts[p] = starts[p - 1] + counts[p - 1];
+    std::vector<Value> all(starts.back() + counts.back());
+    MPI_Allgatherv(values.data(), mine, type, all.data(), counts.data(), starts.data(), type, world);
+    return all;
+}
 
 } // namespace LAMMPS_NS
 

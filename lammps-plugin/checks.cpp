@@ -1,0 +1,114 @@
+/* What of an input the moves do not allow for, and what says so. */
+
+#include "fix_modejump.h"
+
+#include "atom.h"
+#include "error.h"
+#include "fix.h"
+#include "force.h"
+#include "group.h"
+#include "modify.h"
+#include "update.h"
+#include "utils.h"
+
+#include <modejump.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <stdexcept>
+
+using namespace LAMMPS_NS;
+
+/// Whether a style begins with one of these: accelerated variants have a suffix.
+static bool is_one_of(const Fix* fix, std::initializer_list<const char*> styles) {
+    return std::any_of(styles.begin(), styles.end(), [fix](const char* style) { return utils::strmatch(fix->style, style); });
+}
+
+/// Whether the atoms of a fix's group do not go where their forces would take them.
+bool FixModeJump::holds(const Fix* fix) {
+    return is_one_of(fix, {"^setforce", "^freeze", "^lineforce", "^planeforce", "^nve/noforce", "^move"});
+}
+
+/// Stops where something of the input moves atoms, changes energies or the box in ways that the moves do not allow for.
+void FixModeJump::require_setup() const {
+    if (utils::strmatch(update->integrate_style, "^respa"))
+        error->all(FLERR, "Fix modejump does not work with run_style respa");
+    // coordinates or forces of these are not where this fix moves and finds them
+    if (lmp->kokkos)
+        error->all(FLERR, "Fix modejump does not work with package KOKKOS: run LAMMPS without -k on and -sf kk");
+    if (!modify->get_fix_by_style("^GPU").empty())
+        error->all(FLERR, "Fix modejump does not work with package GPU: run LAMMPS without -sf gpu and without `package gpu`");
+    for (const Fix* fix : modify->get_fix_list()) {
+        if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
+            error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, which the proposals do not keep", fix->id, fix->style);
+        // whether fix_modify adds it to the printed energy or not; what thermostats tell is the energy of their bath
+        if (fix->energy_global_flag && !fix->ecouple_flag)
+            error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not see: remove one of the two, "
+                              "or have its forces from a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
+        if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk"}))
+            error->all(FLERR, "Fix modejump: fix {} ({}) does not sample the canonical ensemble: have nvt, temp/csvr or langevin",
+                       fix->id, fix->style);
+        if (fix->box_change)
+            error->all(FLERR, "Fix modejump: fix {} ({}) changes the box, or how ranks share it, which the moves do not allow for: run "
+                              "at constant volume (nvt instead of npt)", fix->id, fix->style);
+    }
+}
+
+/// Stops unless every atom of the model goes where its forces take it: jumps would move the others as well, and give them velocities.
+/// Collective.
+void FixModeJump::require_motion() {
+    const auto first = [this](auto is_bad) {
+        tagint mine = MAXTAGINT, first = MAXTAGINT;
+        for (int i = 0; i < atom->nlocal; i++)
+            if ((atom->mask[i] & groupbit) && is_bad(atom->mask[i]))
+                mine = std::min(mine, atom->tag[i]);
+        MPI_Allreduce(&mine, &first, 1, MPI_LMP_TAGINT, MPI_MIN, world);
+        return first;
+    };
+    int moved = 0;
+    for (const Fix* fix : modify->get_fix_list()) {
+        if (fix->time_integrate)
+            moved |= fix->groupbit;
+        const tagint held = holds(fix) ? first([fix](int mask) { return mask & fix->groupbit; }) : MAXTAGINT;
+        if (held != MAXTAGINT)
+            error->all(FLERR, "Fix modejump: fix {} ({}) holds atom {} of group {}, which jumps would move: leave it out of one of the two",
+                       fix->id, fix->style, held, group->names[igroup]);
+    }
+    const tagint left = first([moved](int mask) { return !(mask & moved); });
+    if (left != MAXTAGINT)
+        error->all(FLERR, "Fix modejump: no fix integrates atom {} of group {}, which jumps would move: have all of the group in a fix "
+                          "such as nve or nvt", left, group->names[igroup]);
+}
+
+/// Stops where masses say that the model's atoms come in another order. On rank 0.
+void FixModeJump::check_masses(const modejump::Model& model, const std::vector<double>& masses) const {
+    try {
+        model.check_masses(masses);
+    } catch (const std::exception& thrown) {
+        throw std::runtime_error(model_file_ + ": " + thrown.what() + "; atom k of the model is the one with the k-th lowest ID in group " +
+                                 group->names[igroup]);
+    }
+}
+
+/// Stops where a thermostat is at another temperature than the moves, by mistake, in a ramp or because `temper` has swapped it.
+void FixModeJump::check_temperature() {
+    for (Fix* fix : modify->get_fix_list()) {
+        int dimension = -1;
+        const auto* target = static_cast<const double*>(fix->extract("t_target", dimension));
+        if (target && dimension == 0 && !(std::abs(*target - temperature_) <= 1e-6 * temperature_))
+            error->all(FLERR, "Fix modejump: temp {}, and fix {} ({}) is at temperature {} at step {}: have one constant temperature",
+                       temperature_, fix->id, fix->style, *target, update->ntimestep);
+    }
+}
+
+/// Says so, once, where steps come again, after reset_timestep or in a loop over short runs: their random numbers do, too.
+void FixModeJump::check_step() {
+    if (update->ntimestep <= last_ && !told_) {
+        told_ = true;
+        if (comm->me == 0)
+            error->warning(FLERR, "Fix modejump: an attempt at step {} after one at step {}: it has the random numbers of an earlier one; "
+                           "runs that are to be independent need a fix with another seed", update->ntimestep, last_);
+    }
+    last_ = update->ntimestep;
+}

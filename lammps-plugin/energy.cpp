@@ -1,0 +1,149 @@
+/* Energies and forces of the whole system at configurations of the molecule. */
+
+#include "fix_modejump.h"
+
+#include "angle.h"
+#include "atom.h"
+#include "bond.h"
+#include "comm.h"
+#include "compute.h"
+#include "dihedral.h"
+#include "domain.h"
+#include "error.h"
+#include "exceptions.h"
+#include "force.h"
+#include "improper.h"
+#include "kspace.h"
+#include "modify.h"
+#include "neighbor.h"
+#include "pair.h"
+#include "update.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+using namespace LAMMPS_NS;
+
+/// Of Domain::boundary, and of Domain::nonperiodic.
+static constexpr int FIXED = 1, SHRINK = 2;
+
+/// Energy of the whole system, and forces, at the coordinates that the atoms have. Collective.
+double FixModeJump::potential() {
+    list_neighbors();
+    return interactions();
+}
+
+void FixModeJump::list_neighbors() {
+    settle();
+    if (modify->n_pre_neighbor)
+        modify->pre_neighbor();
+    neighbor->build(1);
+}
+
+double FixModeJump::interactions() {
+    const int eflag = 1, vflag = 0;
+    const std::size_t n = atom->nlocal + (force->newton ? atom->nghost : 0);
+    if (n > 0)
+        std::memset(&atom->f[0][0], 0, 3 * n * sizeof(double));
+    if (modify->n_pre_force)
+        modify->pre_force(vflag);
+    if (force->pair && force->pair->compute_flag)
+        force->pair->compute(eflag, vflag);
+    if (atom->molecular != Atom::ATOMIC) {
+        if (force->bond)
+            force->bond->compute(eflag, vflag);
+        if (force->angle)
+            force->angle->compute(eflag, vflag);
+        if (force->dihedral)
+            force->dihedral->compute(eflag, vflag);
+        if (force->improper)
+            force->improper->compute(eflag, vflag);
+    }
+    if (force->kspace && force->kspace->compute_flag)
+        force->kspace->compute(eflag, vflag);
+    if (modify->n_pre_reverse)
+        modify->pre_reverse(eflag, vflag); // package INTEL adds its forces and energies here
+    if (force->newton)
+        comm->reverse_comm();
+    update->eflag_global = update->ntimestep;
+    return energy_->compute_scalar();
+}
+
+/// Whether an atom is farther from the first one than any energy could allow, or nowhere. LAMMPS takes the box away from a coordinate
+/// until the atom is within: from a large number that has no end. A shrink-wrapped box would become too large for its bins.
+bool FixModeJump::is_torn(const std::vector<double>& x) const {
+    const double farthest = domain->nonperiodic == SHRINK ? 100 : 1000; // nm
+    for (std::size_t k = 0; k < x.size(); k++)
+        if (!(std::abs(x[k] - x[k % 3]) < farthest)) // a number that is none is not within either
+            return true;
+    return false;
+}
+
+/// Whether an atom is beyond a fixed face of the box, where LAMMPS deletes it.
+bool FixModeJump::leaves_box(const std::vector<double>& x) const {
+    const double* lo = domain->triclinic ? domain->boxlo_lamda : domain->boxlo;
+    const double* hi = domain->triclinic ? domain->boxhi_lamda : domain->boxhi;
+    for (std::size_t k = 0; k < x.size(); k += 3) {
+        double at[3] = {x[k] / nm_, x[k + 1] / nm_, x[k + 2] / nm_};
+        if (domain->triclinic)
+            domain->x2lamda(at, at);
+        for (int d = 0; d < 3; d++)
+            if ((domain->boundary[d][0] == FIXED && at[d] < lo[d]) || (domain->boundary[d][1] == FIXED && at[d] >= hi[d]))
+                return true;
+    }
+    return false;
+}
+
+namespace {
+
+/// What LAMMPS has to say of a proposal is not about the run: it writes and counts no warnings, and an error does not end the run.
+class Mute {
+public:
+    explicit Mute(LAMMPS* lmp)
+        : lmp_(lmp), screen_(lmp->screen), logfile_(lmp->logfile), warnings_(lmp->error->get_numwarn()),
+          running_(lmp->update->whichflag) {
+        lmp->screen = lmp->logfile = nullptr;
+    }
+    ~Mute() {
+        lmp_->screen = screen_;
+        lmp_->logfile = logfile_;
+        lmp_->error->set_numwarn(warnings_);
+        lmp_->update->whichflag = running_;
+    }
+
+private:
+    LAMMPS* lmp_;
+    FILE *screen_, *logfile_;
+    int warnings_, running_;
+};
+
+} // namespace
+
+/// u of a configuration that rank 0 has and the others receive; infinite for what LAMMPS cannot take. Collective.
+double FixModeJump::reduced_potential_of(const double* x) {
+    std::vector<double> coordinates(current_.size());
+    if (x != nullptr)
+        std::copy(x, x + coordinates.size(), coordinates.begin());
+    MPI_Bcast(coordinates.data(), static_cast<int>(coordinates.size()), MPI_DOUBLE, 0, world);
+    if (is_torn(coordinates) || leaves_box(coordinates))
+        return std::numeric_limits<double>::infinity();
+    place(coordinates);
+    list_neighbors();
+    if (comm->nprocs > 1) {
+        try {
+            return interactions() / kt_;
+        } catch (const LAMMPSException&) {
+            // the other ranks wait for this one somewhere in there
+            error->one(FLERR, "Fix modejump: LAMMPS has no energy for a proposal, as it says above: run on one rank, where such "
+                              "proposals are rejected");
+        }
+    }
+    const Mute mute(lmp);
+    try {
+        return interactions() / kt_;
+    } catch (const LAMMPSException&) {
+        return std::numeric_limits<double>::infinity(); // a bond that FENE does not allow, a distance that is in no table
+    }
+}
