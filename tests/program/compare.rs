@@ -33,7 +33,7 @@ fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not()
     let psi = topology.backbone().psi[0];
     let mut x = first.x.clone();
     x.chunks_exact_mut(66).for_each(|x| turn(x, [psi[1], psi[2]], 15..22, 0.5));
-    trajectory::write(&turned, &Frames { dimension: 66, x }, None, &[]).unwrap();
+    trajectory::write(&turned, &Frames::new(66, x), None, &[]).unwrap();
 
     let same = compare(&a, &b, &["--lag", "5"]).json();
     for key in ["torsion_w2", "torsion_w2_sliced", "tica_w2", "ramachandran_jsd"] {
@@ -82,7 +82,7 @@ fn energies_and_weights_are_those_of_the_files() {
     trajectory::write(&a, &frames, None, &[("reduced_potential", &u)]).unwrap();
     // B: the same frames with energies raised by 2, and others that have no weight
     let others = samples(&b, 50, 7);
-    let both = Frames { dimension: 66, x: [frames.x, others.x].concat() };
+    let both = Frames::new(66, [frames.x, others.x].concat());
     let raised: Vec<f64> = u.iter().map(|u| u + 2.0).chain(vec![1e6; 50]).collect();
     let log_w = [vec![-40.0; 600], vec![f64::NEG_INFINITY; 50]].concat();
     trajectory::write(&b, &both, None, &[("reduced_potential", &raised), ("log_weight", &log_w)]).unwrap();
@@ -164,7 +164,7 @@ fn what_cannot_be_compared_is_named() {
     let a = path("a.safetensors");
     let frames = samples(&a, 20, 1);
     let write = |name: &str, dimension: usize, x: Vec<f64>, extra: &[(&str, &[f64])]| {
-        trajectory::write(&path(name), &Frames { dimension, x }, None, extra).unwrap();
+        trajectory::write(&path(name), &Frames::new(dimension, x), None, extra).unwrap();
         path(name)
     };
     let refused = |b: PathBuf, reasons: &[&str]| {

@@ -40,6 +40,33 @@ fn frames_with_atoms_in_another_order_are_refused() {
     }
 }
 
+/// As GROMACS and LAMMPS write them of a periodic system.
+#[test]
+fn molecules_that_the_box_cuts_are_made_whole() {
+    let path = files("frames-cut");
+    let [x, whole, of_whole] = ["x.npy", "whole.trr", "whole.safetensors"].map(&path);
+    modejump(&["sample", MODEL, "-n", "4", "-o", &x]).succeeds();
+    let mut frames = trajectory::read(x.as_ref()).unwrap();
+    trajectory::write(whole.as_ref(), &frames, None, &[]).unwrap();
+    modejump(&["log-density", MODEL, &whole, "-o", &of_whole]).succeeds();
+    let (a, shift) = (2.0, [1.9, 0.0, 0.1]);
+    frames.boxes = vec![[[a, 0.0, 0.0], [0.0, a, 0.0], [0.0, 0.0, a]]; 4];
+    frames.x.iter_mut().enumerate().for_each(|(i, v)| *v = (*v + shift[i % 3]).rem_euclid(a));
+    for (name, tolerance) in [("cut.trr", 1e-6), ("cut.dcd", 0.1), ("cut.xtc", 1.0), ("cut.safetensors", 1e-6)] {
+        let [cut, of_cut] = [name, "of_cut.safetensors"].map(&path);
+        trajectory::write(cut.as_ref(), &frames, None, &[]).unwrap();
+        let [_, told] = modejump(&["log-density", MODEL, &cut, "-o", &of_cut]).texts();
+        assert!(told.contains("the box cuts the molecule in 4 of 4 frames"), "{told}");
+        let apart = largest_difference(&tensors(&of_cut)["log_density"].data, &tensors(&of_whole)["log_density"].data);
+        assert!(apart < tolerance, "{name}: {apart}");
+    }
+    // a format without boxes
+    let cut = path("cut.npy");
+    trajectory::write(cut.as_ref(), &frames, None, &[]).unwrap();
+    let message = modejump(&["log-density", MODEL, &cut, "-o", &path("q.safetensors")]).fails();
+    assert!(message.contains("or the molecule is not whole"), "{message}");
+}
+
 /// As `gmx pdb2gmx` gives them another order, which a format without names does not tell.
 #[test]
 fn frames_are_brought_to_the_models_order_by_a_topology() {

@@ -169,9 +169,10 @@ mod run {
         /// Writes the trajectory of this dynamics, with reduced potentials or times where the format has room for them.
         pub fn write(&self, path: &Path, topology: &Topology, dynamics: &SimulationOptions) -> Result<()> {
             let u: Vec<f64> = self.energy.iter().map(|e| e / thermal_energy(dynamics.temperature)).collect();
-            let frames = Frames { dimension: 3 * topology.n_atoms(), x: self.x.clone() };
+            let boxes = self.boxes.clone();
+            let frames = Frames { boxes, ..Frames::new(3 * topology.n_atoms(), self.x.clone()) };
             let clock = Clock { steps: &self.at, timestep: dynamics.timestep };
-            trajectory::write_timed(path, &frames, clock, &self.boxes, Some(topology), &[("reduced_potential", &u)])
+            trajectory::write_timed(path, &frames, clock, Some(topology), &[("reduced_potential", &u)])
         }
 
         pub fn n(&self) -> usize {

@@ -69,7 +69,7 @@ impl LogDensity {
             flow.generate(&z, &mut x, &mut log_det, &mut log_density)?;
             arrays.insert("x".into(), (vec![n, dimension], Data::F64(x.clone())));
             arrays.insert("log_det".into(), (vec![n], Data::F64(log_det)));
-            (Frames { dimension, x }, log_density)
+            (Frames::new(dimension, x), log_density)
         } else {
             let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give FRAMES or --z"))?;
             let of_x = dimension - steering.auxiliary;
@@ -81,7 +81,7 @@ impl LogDensity {
                 warn_of_labels(path, model.as_ref(), first);
             }
             let streams = |row: usize| Stream::new(self.seed, StreamId::Auxiliary, row as u64, 0);
-            let frames = Frames { dimension, x: steering.join(&frames.x, of_x, &streams) };
+            let frames = Frames::new(dimension, steering.join(&frames.x, of_x, &streams));
             let n = frames.n();
             let mut log_density = evaluations(n);
             match flow {
@@ -106,7 +106,7 @@ impl LogDensity {
 
     /// The frames, in the order of the model's atoms.
     fn read(&self, path: &Path, card: &ModelCard) -> Result<Frames> {
-        let frames = match (&self.topology, &card.topology) {
+        let mut frames = match (&self.topology, &card.topology) {
             (Some(topology), _) => read_in_order(path, topology, card)?,
             (None, Some(atoms)) => trajectory::read_of(path, atoms, "model")?,
             (None, None) => trajectory::read(path)?,
@@ -117,7 +117,7 @@ impl LogDensity {
             return Ok(frames);
         }
         trajectory::require_nanometres(path, &frames, atoms)?;
-        require_bonds(path, &frames, atoms, "model")?;
+        require_bonds(path, &mut frames, atoms, "model")?;
         Ok(frames)
     }
 }

@@ -239,7 +239,7 @@ mod run {
             let dimension = 3 * topology.n_atoms();
             let write = |name: &str, parts: &[&Frames], extra: &[(&str, &[f64])]| {
                 let x = parts.iter().flat_map(|frames| frames.x.iter().copied()).collect();
-                let frames = trajectory::Frames { dimension, x };
+                let frames = trajectory::Frames::new(dimension, x);
                 let epoch: Vec<f64> = parts.iter().flat_map(|frames| &frames.epoch).map(|&e| f64::from(e)).collect();
                 let extra = [extra, &[("epoch", &epoch[..])]].concat();
                 trajectory::write(&self.file(name), &frames, Some(topology), &extra)

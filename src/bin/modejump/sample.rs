@@ -89,7 +89,7 @@ impl Sample {
         let steering = model.steering().unwrap_or(Steering::NONE);
         let dimension = dimension - steering.auxiliary;
         let [x, auxiliary] = steering.take_apart(&x, dimension, &mut log_density);
-        let frames = Frames { dimension, x };
+        let frames = Frames::new(dimension, x);
         let (values, outside) = split(&log_density);
         let mut extra: Vec<(&str, &[f64])> = vec![("log_density", &values)];
         if !auxiliary.is_empty() {
@@ -129,7 +129,7 @@ impl Sample {
         let rows = x.chunks_exact(dimension).zip(&status);
         let inside = rows.filter(|(_, s)| **s == Status::Inside);
         let x: Vec<f64> = inside.flat_map(|(row, _)| row[..of_x].to_vec()).collect();
-        let frames = Frames { dimension: of_x, x: ranks.gather(x)? };
+        let frames = Frames::new(of_x, ranks.gather(x)?);
         self.report_decoding(model, ranks)?;
         if !ranks.is_first() {
             return Ok(());

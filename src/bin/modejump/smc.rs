@@ -276,7 +276,7 @@ mod run {
             let Some(path) = &self.output else { return Ok(()) };
             let dimension = dimension_without_auxiliary(model);
             let rows = run.points.x.chunks_exact(model.dimension());
-            let frames = Frames { dimension, x: rows.flat_map(|row| row[..dimension].to_vec()).collect() };
+            let frames = Frames::new(dimension, rows.flat_map(|row| row[..dimension].to_vec()).collect());
             let u = bridge.reduced_potential(&run.points);
             let extra: [(&str, &[f64]); 2] = [("log_weight", &run.log_weights), ("reduced_potential", &u)];
             trajectory::write(path, &frames, model.card().topology.as_ref(), &extra)

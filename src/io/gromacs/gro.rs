@@ -22,10 +22,10 @@ pub fn names(text: &str) -> Topology {
 /// First column of the coordinates.
 const START: usize = 20;
 
-/// `[atoms][3]` of every frame. Errors: a line that cannot be read, a file cut off.
-pub fn read(text: &str) -> Result<Vec<Vec<f64>>, String> {
+/// `[atoms][3]` of every frame, and their boxes, of no size where there is none. Errors: a line that cannot be read, a file cut off.
+pub fn read(text: &str) -> Result<(Vec<Vec<f64>>, Vec<BoxVectors>), String> {
     let mut lines = text.lines().enumerate();
-    let mut frames = Vec::new();
+    let (mut frames, mut boxes) = (Vec::new(), Vec::new());
     while let Some((number, title)) = lines.next() {
         let count = lines.next().map(|(_, line)| line);
         if title.trim().is_empty() && count.is_none_or(|line| line.trim().is_empty()) {
@@ -39,10 +39,21 @@ pub fn read(text: &str) -> Result<Vec<Vec<f64>>, String> {
             let (number, line) = lines.next().ok_or("cut off within the atoms")?;
             x.extend(position(line).ok_or_else(|| format!("line {}: cannot read the coordinates", number + 1))?);
         }
-        lines.next().ok_or("cut off before the box")?;
+        let (_, line) = lines.next().ok_or("cut off before the box")?;
+        boxes.push(box_vectors(line).unwrap_or_default());
         frames.push(x);
     }
-    Ok(frames)
+    Ok((frames, boxes))
+}
+
+/// The diagonal, and then the other components, where there are any.
+fn box_vectors(line: &str) -> Option<BoxVectors> {
+    let numbers: Vec<f64> = line.split_whitespace().map_while(|field| field.parse().ok()).collect();
+    match numbers[..] {
+        [a, b, c] => Some([[a, 0.0, 0.0], [0.0, b, 0.0], [0.0, 0.0, c]]),
+        [a, b, c, ay, az, bx, bz, cx, cy] => Some([[a, ay, az], [bx, b, bz], [cx, cy, c]]),
+        _ => None,
+    }
 }
 
 fn position(line: &str) -> Option<[f64; 3]> {
@@ -101,7 +112,8 @@ mod tests {
 
     #[test]
     fn columns_follow_the_decimal_points() {
-        let frames = read(&[TEXT, TEXT, "\n"].concat()).unwrap();
+        let (frames, boxes) = read(&[TEXT, TEXT, "\n"].concat()).unwrap();
+        assert_eq!(boxes, [[[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]; 2]);
         assert_eq!(frames, vec![vec![0.123, -1.456, 12.789, -0.0012, 0.0, 1.2345]; 2]);
         let topology = names(&TEXT.repeat(2));
         assert_eq!((topology.names, topology.residues), (vec!["OW".into(), "HW1".into()], vec!["SOL1".into(); 2]));

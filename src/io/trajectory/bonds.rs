@@ -2,6 +2,7 @@
 
 use super::Frames;
 use crate::coordinates::vector::distance;
+use crate::coordinates::whole::WholeMolecule;
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use std::path::Path;
@@ -14,7 +15,7 @@ const LONGEST_MEDIAN: f64 = 0.7;
 /// Frames in which atoms of a bond are too far apart for one: in Angstrom, in another order, of a molecule that is not
 /// whole.
 pub struct Torn {
-    frames: usize,
+    pub frames: usize,
     of: usize,
     /// Atoms of the first few of the bonds.
     bonds: String,
@@ -33,11 +34,30 @@ impl std::fmt::Display for Torn {
     }
 }
 
+fn is_torn(x: &[f64], [i, j]: [usize; 2]) -> bool {
+    distance(x, i, j) > LONGEST_BOND
+}
+
+/// Puts molecules that a periodic box cuts together by the frames' boxes: frames in which a bond of these atoms is none,
+/// if that makes all of them bonds. Returns how many.
+pub fn make_whole(frames: &mut Frames, atoms: &Topology) -> usize {
+    let Ok(molecule) = WholeMolecule::new(atoms.n_atoms(), &atoms.bonds) else { return 0 };
+    let has_torn = |x: &[f64]| atoms.bonds.iter().any(|&bond| is_torn(x, bond));
+    let mut made = 0;
+    for (x, vectors) in frames.x.chunks_exact_mut(frames.dimension).zip(&frames.boxes) {
+        let mut whole = x.to_vec();
+        if has_torn(x) && molecule.apply(vectors, &mut whole).is_ok() && !has_torn(&whole) {
+            x.copy_from_slice(&whole);
+            made += 1;
+        }
+    }
+    made
+}
+
 /// The frames, if any, in which a bond of these atoms is none; `whose` says of what `atoms` are the list.
 pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Torn> {
     const NAMED: usize = 3;
     let rows = || frames.x.chunks_exact(frames.dimension);
-    let is_torn = |x: &[f64], [i, j]: [usize; 2]| distance(x, i, j) > LONGEST_BOND;
     let of_bond = |&bond: &[usize; 2]| (bond, rows().filter(|x| is_torn(x, bond)).count());
     let torn: Vec<([usize; 2], usize)> = atoms.bonds.iter().map(of_bond).filter(|(_, count)| *count > 0).collect();
     if torn.is_empty() {

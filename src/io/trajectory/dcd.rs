@@ -1,5 +1,5 @@
 //! DCD trajectories (CHARMM, NAMD, OpenMM, X-PLOR): Fortran records of f32 coordinates in ångström. Reads both byte
-//! orders, and goes past unit cells; writes little-endian files.
+//! orders; writes little-endian files.
 
 use super::{Clock, Frames};
 use crate::coordinates::cell::Cell;
@@ -44,6 +44,18 @@ impl<'a> Records<'a> {
         };
         record.chunks_exact(4).map(value).collect()
     }
+
+    fn doubles(&self, record: &[u8]) -> Vec<f64> {
+        let value = |b: &[u8]| {
+            let word = std::array::from_fn(|i| b[i]);
+            if self.big_endian {
+                f64::from_be_bytes(word)
+            } else {
+                f64::from_le_bytes(word)
+            }
+        };
+        record.chunks_exact(8).map(value).collect()
+    }
 }
 
 pub fn read(path: &Path) -> Result<Frames> {
@@ -77,13 +89,14 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
     } else {
         u32::from_le_bytes([atoms[0], atoms[1], atoms[2], atoms[3]])
     } as usize;
-    let mut x = Vec::new();
+    let (mut x, mut boxes) = (Vec::new(), Vec::new());
     let mut frame = 0;
     while records.at < bytes.len() {
         frame += 1;
         let cut = || format!("frame {frame} is cut short or malformed");
         if has_cell {
-            records.next().filter(|r| r.len() == CELL).ok_or_else(cut)?;
+            let record = records.next().filter(|r| r.len() == CELL).ok_or_else(cut)?;
+            boxes.push(vectors(&records.doubles(record)).unwrap_or_default());
         }
         let mut axes = Vec::with_capacity(3);
         for _ in 0..3 {
@@ -94,7 +107,16 @@ fn parse(bytes: &[u8]) -> std::result::Result<Frames, String> {
             x.extend(axes.iter().map(|axis| axis[atom] * NM_PER_ANGSTROM));
         }
     }
-    Ok(Frames { dimension: 3 * n_atoms, x })
+    Ok(Frames::new(3 * n_atoms, x).in_boxes(boxes))
+}
+
+/// The box of a unit cell. Angles are degrees, or cosines, which are all within 1. None of what spans no volume.
+fn vectors(cell: &[f64]) -> Option<BoxVectors> {
+    let [a, gamma, b, beta, alpha, c] = *cell else { return None };
+    let angles = [alpha, beta, gamma];
+    let are_cosines = angles.iter().all(|angle| angle.abs() <= 1.0);
+    let cosines = if are_cosines { angles } else { angles.map(|angle| angle.to_radians().cos()) };
+    Cell { lengths: [a, b, c].map(|length| length * NM_PER_ANGSTROM), cosines }.vectors()
 }
 
 /// A unit cell as OpenMM and NAMD write it: lengths in ångström, and cosines in the places of the angles.
@@ -105,8 +127,8 @@ fn cell(vectors: &BoxVectors) -> [u8; CELL] {
     std::array::from_fn(|i| numbers[i / 8][i % 8])
 }
 
-/// Of frames of atoms, three coordinates each, with a box each, or none.
-pub fn to_bytes(frames: &Frames, clock: Clock, boxes: &[BoxVectors]) -> Vec<u8> {
+/// Of frames of atoms, three coordinates each.
+pub fn to_bytes(frames: &Frames, clock: Clock) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut record = |data: &[u8]| {
         let length = (data.len() as u32).to_le_bytes();
@@ -122,7 +144,7 @@ pub fn to_bytes(frames: &Frames, clock: Clock, boxes: &[BoxVectors]) -> Vec<u8> 
     set(1, first as u32);
     set(2, (clock.step(1) - first) as u32); // between frames
     set(9, ((clock.timestep / AKMA) as f32).to_bits());
-    set(10, u32::from(!boxes.is_empty()));
+    set(10, u32::from(!frames.boxes.is_empty()));
     set(19, 24); // CHARMM version
     record(&header);
     let mut title = 1u32.to_le_bytes().to_vec();
@@ -130,7 +152,7 @@ pub fn to_bytes(frames: &Frames, clock: Clock, boxes: &[BoxVectors]) -> Vec<u8> 
     record(&title);
     record(&((frames.dimension / 3) as u32).to_le_bytes());
     for (i, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
-        boxes.get(i).iter().for_each(|vectors| record(&cell(vectors)));
+        frames.boxes.get(i).iter().for_each(|vectors| record(&cell(vectors)));
         for axis in 0..3 {
             let values: Vec<u8> =
                 x.iter().skip(axis).step_by(3).flat_map(|v| ((v / NM_PER_ANGSTROM) as f32).to_le_bytes()).collect();
@@ -147,7 +169,7 @@ mod tests {
     /// Two frames of two atoms, with the numbers of the header that matter, and a record before and after the axes of
     /// each frame.
     fn file(control: &[(usize, u32)], before: &[u8], after: &[u8]) -> Vec<u8> {
-        let mut bytes = to_bytes(&Frames { dimension: 6, x: Vec::new() }, Clock::default(), &[]);
+        let mut bytes = to_bytes(&Frames::new(6, Vec::new()), Clock::default());
         control.iter().for_each(|(k, value)| bytes[4 + 4 * k..8 + 4 * k].copy_from_slice(&value.to_le_bytes()));
         let mut record = |data: &[u8]| {
             let length = (data.len() as u32).to_le_bytes();
@@ -165,7 +187,7 @@ mod tests {
     fn programs_tell_cells_in_their_own_ways() {
         let x: Vec<f64> =
             [0.0, 1.0, 2.0, 7.5, 7.5, 7.5, 1.0, 2.0, 3.0, 7.5, 7.5, 7.5].map(|a| a * NM_PER_ANGSTROM).to_vec();
-        let expected = Ok(Frames { dimension: 6, x });
+        let expected = Ok(Frames::new(6, x));
         assert_eq!(parse(&file(&[], &[], &[])), expected);
         assert_eq!(parse(&file(&[(11, 1)], &[0; 48], &[])), expected);
         // X-PLOR's time step is a double in the places of CHARMM's and of the flag of the cell

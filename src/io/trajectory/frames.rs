@@ -1,5 +1,6 @@
 //! Frames, and when they were taken.
 
+use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -10,9 +11,23 @@ pub struct Frames {
     pub dimension: usize,
     /// `[n][dimension]`, nm.
     pub x: Vec<f64>,
+    /// Of the periodic box of each frame, nm; of no size for a frame without one. Empty where no frame has a box.
+    pub boxes: Vec<BoxVectors>,
 }
 
 impl Frames {
+    /// Without boxes.
+    pub fn new(dimension: usize, x: Vec<f64>) -> Frames {
+        Frames { dimension, x, boxes: Vec::new() }
+    }
+
+    /// With the boxes that a file has for them.
+    pub(super) fn in_boxes(self, boxes: Vec<BoxVectors>) -> Frames {
+        let is_none = |vectors: &BoxVectors| vectors == &[[0.0; 3]; 3];
+        let boxes = if boxes.iter().all(is_none) { Vec::new() } else { boxes };
+        Frames { boxes, ..self }
+    }
+
     /// Number of frames.
     pub fn n(&self) -> usize {
         self.x.len() / self.dimension.max(1)
@@ -48,7 +63,7 @@ impl Frames {
             _ => None,
         };
         match dimension {
-            Some(dimension) if dimension > 0 => Ok(Frames { dimension, x }),
+            Some(dimension) if dimension > 0 => Ok(Frames::new(dimension, x)),
             _ => Err(Error::file(
                 path,
                 format!("`x` has shape {shape:?}; [frames][atoms][3] or [frames][dimension] is needed"),
@@ -66,7 +81,7 @@ impl Frames {
             let (here, first) = (frames[i].len() / 3, dimension / 3);
             return Err(Error::file(path, format!("frame {} has {here} atoms, the first {first}", i + 1)));
         }
-        Ok(Frames { dimension, x: frames.concat() })
+        Ok(Frames::new(dimension, frames.concat()))
     }
 }
 

@@ -11,11 +11,11 @@ mod tests;
 mod trr;
 mod xtc;
 
-pub use bonds::{require_nanometres, torn_frames, Torn};
+pub use bonds::{make_whole, require_nanometres, torn_frames, Torn};
 pub use frames::{Clock, Frames};
 pub use pdb::read_box;
 
-use crate::coordinates::whole::BoxVectors;
+use crate::coordinates::whole::box_from_slice;
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::gromacs::gro;
@@ -81,7 +81,10 @@ impl Format {
 pub fn read(path: &Path) -> Result<Frames> {
     let frames = match Format::of(path)? {
         Format::Pdb => pdb::read(path),
-        Format::Gro => Frames::join(path, gro::read(&text(path)?).map_err(|e| Error::file(path, e))?),
+        Format::Gro => {
+            let (frames, boxes) = gro::read(&text(path)?).map_err(|e| Error::file(path, e))?;
+            Ok(Frames::join(path, frames)?.in_boxes(boxes))
+        }
         Format::Dcd => dcd::read(path),
         Format::Xtc => xtc::read(path),
         Format::Trr => trr::read(path),
@@ -138,35 +141,34 @@ pub fn require_tensors(path: &Path, what: &str) -> Result<()> {
 
 /// Writes frames, and for safetensors further arrays `[n]` beside them. `topology` names the atoms of a PDB file.
 pub fn write(path: &Path, frames: &Frames, topology: Option<&Topology>, extra: &[(&str, &[f64])]) -> Result<()> {
-    write_timed(path, frames, Clock::default(), &[], topology, extra)
+    write_timed(path, frames, Clock::default(), topology, extra)
 }
 
-/// The same for frames of a trajectory in time, and their boxes: one a frame, or none at all. They are in all formats
-/// but npy; in safetensors they are `box` `[n][3][3]`, nm.
+/// The same for frames of a trajectory in time. Boxes are in all formats but npy; in safetensors they are `box`
+/// `[n][3][3]`, nm.
 pub fn write_timed(
     path: &Path,
     frames: &Frames,
     clock: Clock,
-    boxes: &[BoxVectors],
     topology: Option<&Topology>,
     extra: &[(&str, &[f64])],
 ) -> Result<()> {
-    let dimension = frames.dimension;
+    let (dimension, boxes) = (frames.dimension, &frames.boxes);
     check_format(path, dimension, topology)?;
     if !boxes.is_empty() && boxes.len() != frames.n() {
         return Err(Error::file(path, format!("{} boxes for {} frames", boxes.len(), frames.n())));
     }
     let bytes = match Format::of(path)? {
-        Format::Pdb => pdb::write(path, frames, boxes, named(path, dimension, topology, 4)?)?,
+        Format::Pdb => pdb::write(path, frames, named(path, dimension, topology, 4)?)?,
         Format::Gro => {
             let text = gro::write(dimension, &frames.x, boxes, named(path, dimension, topology, 5)?);
             text.map_err(|reason| Error::file(path, reason))?.into_bytes()
         }
-        Format::Dcd => dcd::to_bytes(frames, clock, boxes),
-        Format::Xtc => xtc::write(path, frames, clock, boxes)?,
-        Format::Trr => trr::write(frames, clock, boxes),
+        Format::Dcd => dcd::to_bytes(frames, clock),
+        Format::Xtc => xtc::write(path, frames, clock)?,
+        Format::Trr => trr::write(frames, clock),
         Format::Npy => npy::write(path, frames)?,
-        Format::Safetensors => write_safetensors(frames, boxes, extra)?,
+        Format::Safetensors => write_safetensors(frames, extra)?,
     };
     write_atomically(path, &bytes)
 }
@@ -220,14 +222,22 @@ fn named<'a>(path: &Path, dimension: usize, topology: Option<&'a Topology>, colu
 fn read_safetensors(path: &Path) -> Result<Frames> {
     let (mut tensors, _) = model_file::open_tensors(path)?;
     let x = tensors.remove("x").ok_or_else(|| Error::file(path, "no tensor `x`"))?;
-    Frames::from_shape(path, &x.shape, x.data)
+    let frames = Frames::from_shape(path, &x.shape, x.data)?;
+    match tensors.remove("box") {
+        Some(boxes) if boxes.shape == [frames.n(), 3, 3] => {
+            let (vectors, _) = boxes.data.as_chunks::<9>();
+            Ok(frames.in_boxes(vectors.iter().map(box_from_slice).collect()))
+        }
+        // of something else, or of all frames together
+        _ => Ok(frames),
+    }
 }
 
-fn write_safetensors(frames: &Frames, boxes: &[BoxVectors], extra: &[(&str, &[f64])]) -> Result<Vec<u8>> {
+fn write_safetensors(frames: &Frames, extra: &[(&str, &[f64])]) -> Result<Vec<u8>> {
     let mut tensors = BTreeMap::from([("x".to_string(), (frames.shape(), Data::F64(frames.x.clone())))]);
-    if !boxes.is_empty() {
-        let numbers = boxes.iter().flatten().flatten().copied().collect();
-        tensors.insert("box".into(), (vec![boxes.len(), 3, 3], Data::F64(numbers)));
+    if !frames.boxes.is_empty() {
+        let numbers = frames.boxes.iter().flatten().flatten().copied().collect();
+        tensors.insert("box".into(), (vec![frames.n(), 3, 3], Data::F64(numbers)));
     }
     for (name, values) in extra {
         let shape = match values.len() == frames.n() || frames.n() == 0 {

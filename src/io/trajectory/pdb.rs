@@ -13,9 +13,14 @@ use std::path::Path;
 pub fn read(path: &Path) -> Result<Frames> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let (mut models, mut x) = (Vec::new(), Vec::new());
+    // of each model, and the last that was given
+    let (mut boxes, mut vectors) = (Vec::new(), [[0.0; 3]; 3]);
     for (number, line) in text.lines().enumerate() {
         if line.starts_with("ENDMDL") {
             models.push(std::mem::take(&mut x));
+            boxes.push(vectors);
+        } else if line.starts_with("CRYST1") {
+            vectors = parse_box(line).unwrap_or_default();
         } else if line.starts_with("ATOM") || line.starts_with("HETATM") {
             for axis in 0..3 {
                 let value = line.get(30 + 8 * axis..38 + 8 * axis).and_then(|v| v.trim().parse::<f64>().ok());
@@ -26,11 +31,14 @@ pub fn read(path: &Path) -> Result<Frames> {
         }
     }
     models.push(x);
+    boxes.push(vectors);
+    let mut of_atoms = models.iter().map(|x| !x.is_empty());
+    boxes.retain(|_| of_atoms.next().unwrap_or(false));
     models.retain(|x| !x.is_empty());
     if models.is_empty() {
         return Err(Error::file(path, "no ATOM or HETATM record"));
     }
-    Frames::join(path, models)
+    Ok(Frames::join(path, models)?.in_boxes(boxes))
 }
 
 /// The box of the first CRYST1 record, if it has one: structures without a crystal have a box of 1 Å there, or of
@@ -61,12 +69,12 @@ fn box_line(path: &Path, frame: usize, vectors: &BoxVectors) -> Result<String> {
     Ok(format!("CRYST1{lengths}{angles} P 1           1 \n"))
 }
 
-/// `topology` names the atoms; boxes are one a frame, or none. One at the top is that of all frames. Where they differ
+/// `topology` names the atoms. A box at the top is that of all frames. Where they differ
 /// it is the first one's, and each model has its own, too, behind MODEL, where GROMACS, VMD and MDAnalysis read it;
 /// programs with one box a file, as OpenMM and MDTraj, take the last.
-pub fn write(path: &Path, frames: &Frames, boxes: &[BoxVectors], topology: &Topology) -> Result<Vec<u8>> {
+pub fn write(path: &Path, frames: &Frames, topology: &Topology) -> Result<Vec<u8>> {
     use std::fmt::Write;
-    let boxes = boxes.iter().enumerate().map(|(k, vectors)| box_line(path, k, vectors));
+    let boxes = frames.boxes.iter().enumerate().map(|(k, vectors)| box_line(path, k, vectors));
     let boxes = boxes.collect::<Result<Vec<_>>>()?;
     let mut text = boxes.first().cloned().unwrap_or_default();
     let differ = boxes.windows(2).any(|pair| pair[0] != pair[1]);

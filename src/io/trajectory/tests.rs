@@ -1,12 +1,13 @@
 use super::*;
 use crate::coordinates::cell::are_alike;
+use crate::coordinates::whole::BoxVectors;
 use crate::io::gromacs::trr;
 
 #[test]
 fn every_format_gives_the_frames_back() {
     let folder = std::env::temp_dir().join(format!("modejump-trajectory-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let frames = Frames { dimension: 36, x: (0..36 * 7).map(|i| 0.37 * (0.61 * f64::from(i)).sin()).collect() };
+    let frames = Frames::new(36, (0..36 * 7).map(|i| 0.37 * (0.61 * f64::from(i)).sin()).collect());
     let topology = Topology {
         names: (0..12).map(|i| format!("C{i}")).collect(),
         elements: vec!["C".into(); 12],
@@ -47,7 +48,7 @@ fn no_memory_is_taken_for_what_is_not_there() {
     let folder = std::env::temp_dir().join(format!("modejump-hostile-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("frames.npy");
-    write(&path, &Frames { dimension: 3, x: vec![0.5; 6] }, None, &[]).unwrap();
+    write(&path, &Frames::new(3, vec![0.5; 6]), None, &[]).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     let shape = bytes.windows(9).position(|w| w == b"(2, 1, 3)").expect("a shape");
     bytes[shape..shape + 28].copy_from_slice(b"(1000000000, 22, 1000000), }");
@@ -63,7 +64,7 @@ fn no_memory_is_taken_for_what_is_not_there() {
     }
 
     let path = folder.join("frames.xtc");
-    let frames = Frames { dimension: 36, x: (0..36).map(f64::from).collect() };
+    let frames = Frames::new(36, (0..36).map(f64::from).collect());
     write(&path, &frames, None, &[]).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     // the number of atoms is there twice
@@ -96,7 +97,7 @@ fn numbers_of_other_types_are_told_how_to_be_saved() {
 fn names_and_numbers_stay_in_their_columns() {
     let folder = std::env::temp_dir().join(format!("modejump-columns-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let mut frames = Frames { dimension: 9, x: [0.25, -99.9, 999.9].repeat(3) };
+    let mut frames = Frames::new(9, [0.25, -99.9, 999.9].repeat(3));
     let own = |names: [&str; 3]| names.map(String::from).to_vec();
     let mut topology = Topology {
         names: own(["C", "HH31", "O"]),
@@ -130,7 +131,7 @@ fn names_and_numbers_stay_in_their_columns() {
 fn formats_with_times_have_those_of_the_clock() {
     let folder = std::env::temp_dir().join(format!("modejump-times-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let frames = Frames { dimension: 36, x: (0..36 * 3).map(|i| (0.61 * f64::from(i)).sin()).collect() };
+    let frames = Frames::new(36, (0..36 * 3).map(|i| (0.61 * f64::from(i)).sin()).collect());
     let steps = [50, 100, 120];
     for (clock, expected, between) in [
         (Clock { steps: &steps, timestep: 0.002 }, [(50, 0.1), (100, 0.2), (120, 0.24)], 50),
@@ -138,7 +139,7 @@ fn formats_with_times_have_those_of_the_clock() {
     ] {
         let path = |extension: &str| folder.join(format!("frames.{extension}"));
         let written = |extension: &str| {
-            write_timed(&path(extension), &frames, clock, &[], None, &[]).unwrap();
+            write_timed(&path(extension), &frames, clock, None, &[]).unwrap();
             std::fs::read(path(extension)).unwrap()
         };
         let mut times: Vec<(i64, f64)> =
@@ -166,7 +167,7 @@ fn formats_with_times_have_those_of_the_clock() {
 fn boxes_are_where_other_programs_look_for_them() {
     let folder = std::env::temp_dir().join(format!("modejump-boxes-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    let frames = Frames { dimension: 36, x: (0..36 * 2).map(|i| (0.61 * f64::from(i)).sin()).collect() };
+    let frames = Frames::new(36, (0..36 * 2).map(|i| (0.61 * f64::from(i)).sin()).collect());
     let topology = Topology {
         names: (0..12).map(|i| format!("C{i}")).collect(),
         elements: vec!["C".into(); 12],
@@ -175,8 +176,12 @@ fn boxes_are_where_other_programs_look_for_them() {
     };
     let written = |extension: &str, boxes: &[BoxVectors]| {
         let path = folder.join(format!("frames.{extension}"));
-        write_timed(&path, &frames, Clock::default(), boxes, Some(&topology), &[]).unwrap();
+        let frames = Frames { boxes: boxes.to_vec(), ..frames.clone() };
+        write_timed(&path, &frames, Clock::default(), Some(&topology), &[]).unwrap();
         let back = read(&path).unwrap();
+        let expected = if extension == "npy" { &[][..] } else { boxes };
+        let same = |(a, b): (&BoxVectors, &BoxVectors)| are_alike(a, b, 1e-4);
+        assert!(back.boxes.len() == expected.len() && back.boxes.iter().zip(expected).all(same), "{:?}", back.boxes);
         let error = frames.x.iter().zip(&back.x).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
         assert!(back.x.len() == frames.x.len() && error <= 5.1e-4, "{extension}: {error}");
         std::fs::read(&path).unwrap()
@@ -234,7 +239,8 @@ fn boxes_are_where_other_programs_look_for_them() {
 
     let refused = |extension: &str, boxes: &[BoxVectors]| {
         let path = folder.join(format!("refused.{extension}"));
-        write_timed(&path, &frames, Clock::default(), boxes, Some(&topology), &[]).unwrap_err().to_string()
+        let frames = Frames { boxes: boxes.to_vec(), ..frames.clone() };
+        write_timed(&path, &frames, Clock::default(), Some(&topology), &[]).unwrap_err().to_string()
     };
     assert!(refused("dcd", &[right]).ends_with("1 boxes for 2 frames"));
     let large = right.map(|v| v.map(|v| 1e4 * v));
@@ -243,6 +249,39 @@ fn boxes_are_where_other_programs_look_for_them() {
         message.contains("frame 2: a box of 25000.000 × 30000.000 × 35000.000 nm") && message.contains("write dcd")
     );
     std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// With the box of their frame, and only where that makes bonds of all of them.
+#[test]
+fn molecules_that_a_box_cuts_are_made_whole() {
+    let topology = Topology {
+        names: vec!["C".into(); 3],
+        elements: vec!["C".into(); 3],
+        residues: vec!["LIG1".into(); 3],
+        bonds: vec![[0, 1], [1, 2]],
+    };
+    let whole = [1.9, 0.5, 0.5, 2.02, 0.5, 0.5, 2.14, 0.5, 0.5];
+    let cut = [1.9, 0.5, 0.5, 0.02, 0.5, 0.5, 0.14, 0.5, 0.5];
+    let torn = [1.9, 0.5, 0.5, 0.02, 0.5, 0.5, 0.14, 1.2, 0.5];
+    let cube = |a: f64| [[a, 0.0, 0.0], [0.0, a, 0.0], [0.0, 0.0, a]];
+    let boxes = vec![cube(2.0), cube(2.0), cube(2.0), cube(2.5), [[0.0; 3]; 3]];
+    let mut frames = Frames { boxes, ..Frames::new(9, [whole, cut, torn, cut, cut].concat()) };
+    assert_eq!(make_whole(&mut frames, &topology), 1);
+    let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
+    let rows: Vec<&[f64]> = frames.x.chunks_exact(9).collect();
+    assert_eq!([rows[0], rows[2], rows[3], rows[4]], [whole, torn, cut, cut].map(|x| x.to_vec()));
+    assert!(close(rows[1], &whole), "{:?}", rows[1]);
+    assert_eq!(torn_frames(&frames, &topology, "topology").unwrap().frames, 3);
+    // without boxes, or a way along bonds to each atom, nothing can be said
+    let bonds = vec![[0, 1]];
+    assert_eq!(make_whole(&mut Frames::new(9, cut.to_vec()), &topology), 0);
+    assert_eq!(
+        make_whole(
+            &mut Frames { boxes: vec![cube(2.0)], ..Frames::new(9, cut.to_vec()) },
+            &Topology { bonds, ..topology }
+        ),
+        0
+    );
 }
 
 /// 1 Å is what the format has for structures without a crystal.
@@ -268,7 +307,7 @@ fn a_box_of_nothing_is_none() {
 
 #[test]
 fn coordinates_that_are_no_atoms_are_refused_by_formats_of_atoms() {
-    let frames = Frames { dimension: 2, x: vec![0.5; 6] };
+    let frames = Frames::new(2, vec![0.5; 6]);
     for extension in ["pdb", "gro", "dcd", "xtc", "trr"] {
         let path = std::env::temp_dir().join(format!("modejump-no-atoms-{}.{extension}", std::process::id()));
         let message = write(&path, &frames, None, &[]).unwrap_err().to_string();

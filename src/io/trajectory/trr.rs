@@ -1,7 +1,6 @@
 //! Trajectories of GROMACS in full precision; their frames without positions are left out.
 
 use super::{Clock, Frames};
-use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
 use crate::io::gromacs::trr;
 use std::path::Path;
@@ -9,16 +8,18 @@ use std::path::Path;
 pub fn read(path: &Path) -> Result<Frames> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let frames = trr::read(&bytes).map_err(|e| Error::file(path, e))?;
-    Frames::join(path, frames.into_iter().map(|frame| frame.x).filter(|x| !x.is_empty()).collect())
+    let with_x = frames.into_iter().filter(|frame| !frame.x.is_empty());
+    let (x, boxes) = with_x.map(|frame| (frame.x, frame.box_vectors.unwrap_or_default())).unzip();
+    Ok(Frames::join(path, x)?.in_boxes(boxes))
 }
 
 /// Frames without a box have one of no size.
-pub fn write(frames: &Frames, clock: Clock, boxes: &[BoxVectors]) -> Vec<u8> {
-    let frames = frames.x.chunks_exact(frames.dimension).enumerate();
+pub fn write(frames: &Frames, clock: Clock) -> Vec<u8> {
+    let (rows, boxes) = (frames.x.chunks_exact(frames.dimension).enumerate(), &frames.boxes);
     let frame = |(i, x): (usize, &[f64])| {
         let (step, time) = (clock.step(i) as i32, clock.time(i));
-        let box_vectors = boxes.get(i).copied().or(Some([[0.0; 3]; 3]));
+        let box_vectors = Some(boxes.get(i).copied().unwrap_or_default());
         trr::Frame { step, time, box_vectors, x: x.to_vec(), ..trr::Frame::default() }
     };
-    trr::write(&frames.map(frame).collect::<Vec<_>>())
+    trr::write(&rows.map(frame).collect::<Vec<_>>())
 }

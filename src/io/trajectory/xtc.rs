@@ -1,7 +1,7 @@
 //! Compressed trajectories of GROMACS.
 
 use super::{Clock, Frames};
-use crate::coordinates::whole::BoxVectors;
+use crate::coordinates::whole::box_from_slice;
 use crate::error::{Error, Result};
 use crate::io::gromacs::spans;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub fn read(path: &Path) -> Result<Frames> {
     let read = std::panic::catch_unwind(move || {
         let length = bytes.len() as u64;
         let mut reader = molly::XTCReader::new(std::io::Cursor::new(bytes));
-        let (mut x, mut dimension, mut count) = (Vec::new(), 0, 0usize);
+        let (mut x, mut boxes, mut dimension, mut count) = (Vec::new(), Vec::new(), 0, 0usize);
         let mut frame = molly::Frame::default();
         while reader.file.position() < length {
             count += 1;
@@ -30,21 +30,22 @@ pub fn read(path: &Path) -> Result<Frames> {
             }
             dimension = frame.positions.len();
             x.extend(frame.positions.iter().map(|&v| f64::from(v)));
+            boxes.push(box_from_slice(&frame.boxvec.map(f64::from)));
         }
-        Ok(Frames { dimension, x })
+        Ok(Frames::new(dimension, x).in_boxes(boxes))
     });
     read.unwrap_or_else(|_| Err("malformed frame".into())).map_err(|reason| Error::file(path, reason))
 }
 
 /// Frames without a box have one of no size.
-pub fn write(path: &Path, frames: &Frames, clock: Clock, boxes: &[BoxVectors]) -> Result<Vec<u8>> {
+pub fn write(path: &Path, frames: &Frames, clock: Clock) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut writer = molly::XTCWriter::new(&mut bytes);
     for (i, x) in frames.x.chunks_exact(frames.dimension).enumerate() {
         let frame = molly::Frame {
             step: clock.step(i) as u32,
             time: clock.time(i) as f32,
-            boxvec: boxes.get(i).map_or([0.0; 9], |b| std::array::from_fn(|k| b[k / 3][k % 3] as f32)),
+            boxvec: frames.boxes.get(i).map_or([0.0; 9], |b| std::array::from_fn(|k| b[k / 3][k % 3] as f32)),
             precision: XTC_PRECISION,
             positions: x.iter().map(|&v| v as f32).collect(),
         };

@@ -27,17 +27,24 @@ pub fn array(path: &Path, name: &str, n: usize) -> Result<Option<Vec<f64>>> {
 /// whole.
 pub fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     let read = |path: &PathBuf| {
-        let frames = trajectory::read_of(path, topology, "topology")?;
+        let mut frames = trajectory::read_of(path, topology, "topology")?;
         trajectory::require_nanometres(path, &frames, topology)?;
-        require_bonds(path, &frames, topology, "topology")?;
+        require_bonds(path, &mut frames, topology, "topology")?;
         Ok(frames.x)
     };
     Ok(paths.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// Frames without names or units show by bonds that are none what is wrong with them, which is told; `whose` says of
-/// what `atoms` are the list. Errors: most of the frames have the same.
-pub fn require_bonds(path: &Path, frames: &Frames, atoms: &Topology, whose: &str) -> Result<()> {
+/// Makes molecules whole that a periodic box cuts, which is told. What else is wrong with frames without names or units
+/// shows by bonds that are none; `whose` says of what `atoms` are the list. Errors: most of the frames have the same.
+pub fn require_bonds(path: &Path, frames: &mut Frames, atoms: &Topology, whose: &str) -> Result<()> {
+    let made = trajectory::make_whole(frames, atoms);
+    if made > 0 {
+        let (path, n) = (path.display(), frames.n());
+        eprintln!(
+            "modejump: {path}: the box cuts the molecule in {made} of {n} frames: it was made whole along its bonds"
+        );
+    }
     match trajectory::torn_frames(frames, atoms, whose) {
         Some(torn) if torn.are_most => Err(Error::file(
             path,

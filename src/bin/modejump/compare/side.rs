@@ -35,7 +35,7 @@ impl Side {
     /// Errors, with the file's name: frames that are no frames of the topology, arrays of another length, NaN.
     pub fn read(path: &Path, topology: &Topology, compare: &Compare) -> Result<Side> {
         let named = |e: Error| Error::file(path, e.to_string());
-        let frames = trajectory::read_of(path, topology, "topology")?;
+        let mut frames = trajectory::read_of(path, topology, "topology")?;
         let n = frames.n();
         if n < FEWEST {
             return Err(Error::file(path, format!("{n} frames are too few to compare; {FEWEST} are needed")));
@@ -45,7 +45,7 @@ impl Side {
         let has_density = array("log_density")?.is_some();
         match has_density {
             true => warn_of_torn_bonds(path, &frames, topology, "topology"),
-            false => require_bonds(path, &frames, topology, "topology")?,
+            false => require_bonds(path, &mut frames, topology, "topology")?,
         }
         let log_q = if compare.reweight { log_density(path, n)? } else { None };
         let by_system = log_q.as_ref().filter(|_| compare.system.is_some());
@@ -88,7 +88,7 @@ impl Side {
 /// The samples of a generator that have a log q. Errors: too few of them to tell which bonds it keeps.
 fn weighable(path: &Path, frames: &Frames, log_q: &[f64]) -> Result<Frames> {
     let rows = frames.x.chunks_exact(frames.dimension).zip(log_q).filter(|(_, q)| q.is_finite());
-    let samples = Frames { dimension: frames.dimension, x: rows.flat_map(|(x, _)| x).copied().collect() };
+    let samples = Frames::new(frames.dimension, rows.flat_map(|(x, _)| x).copied().collect());
     match samples.n() {
         n if n < FEWEST => Err(Error::file(
             path,
