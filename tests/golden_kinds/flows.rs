@@ -139,7 +139,10 @@ pub fn spline_transformer(stem: &Path) -> Found {
 
 /// `realnvp_*`: z → x, x → z, log q and its gradient.
 pub fn realnvp(stem: &Path) -> Found {
-    let golden = Golden::open(stem);
+    let mut golden = Golden::open(stem);
+    for (key, activation) in [("activation", "relu"), ("scale_activation", "tanh")] {
+        golden.config[key] = activation.into(); // as its `shift_net` and `scale_net` say
+    }
     let flow = bgflow::convert(&golden.tensors, &golden.config, None).unwrap();
     let (forward, back) = (generate(&flow, golden.get("z")), encode(&flow, golden.get("x_eval")));
     let single = encode(&flow.cast::<f32>().unwrap(), golden.get("x_eval"));

@@ -2,6 +2,7 @@
 
 use super::layers::{Ends, Layer, LayerConfig};
 use super::{CouplingConfig, CouplingFlow, Features};
+use crate::coordinates::chirality::stereocentres;
 use crate::coordinates::{CoordinatesConfig, Topology, ZMatrix};
 use crate::error::{Error, Result};
 use crate::io::model_file::Tensor;
@@ -21,14 +22,17 @@ pub type Tensors = BTreeMap<String, Tensor>;
 ///
 /// With a `z_matrix` in the configuration: a generator in internal coordinates (torsion couplings, angles given
 /// torsions, bonds given both, truncated-normal marginals); `enable_identity_init` must be given, since it changes the
-/// density. Otherwise a RealNVP of dimension `dim`.
-pub fn convert(tensors: &Tensors, config: &Value, topology: Option<Topology>) -> Result<CouplingFlow<f64>> {
+/// density. Otherwise a RealNVP of dimension `dim`, with `preserve_volume` and the activations of both networks.
+///
+/// `molecule`: its atoms in the model's order and their coordinates `[atoms][3]` (nm), which have the hands of a
+/// generator's stereocentres.
+pub fn convert(tensors: &Tensors, config: &Value, molecule: Option<(Topology, Vec<f64>)>) -> Result<CouplingFlow<f64>> {
     let tensors: Tensors =
         tensors.iter().map(|(k, v)| (k.strip_prefix("w.").unwrap_or(k).to_string(), v.clone())).collect();
     let checkpoint = Checkpoint { tensors: &tensors, read: RefCell::default() };
     let flow = match config.get("z_matrix") {
-        Some(rows) => generator(&checkpoint, config, rows, topology),
-        None => realnvp(&checkpoint, config),
+        Some(rows) => generator(&checkpoint, config, rows, molecule),
+        None => realnvp(&checkpoint, config, molecule.map(|(topology, _)| topology)),
     }?;
     checkpoint.require_all_read()?;
     Ok(flow)
@@ -139,10 +143,12 @@ fn card(config: CouplingConfig, coordinates: CoordinatesConfig, topology: Option
     }
 }
 
-fn activation(given: &Value) -> Result<Activation> {
+/// That of the configuration under this key.
+fn activation(config: &Value, key: &str) -> Result<Activation> {
+    let given = &config[key];
     let name = given.as_str().map(|name| Value::from(name.to_lowercase()));
     name.and_then(|name| serde_json::from_value(name).ok())
-        .ok_or_else(|| Error::invalid(format!("activation {given}: \"relu\", \"silu\" and \"tanh\" are known")))
+        .ok_or_else(|| Error::invalid(format!("{key} {given}: \"relu\", \"silu\" and \"tanh\" are known")))
 }
 
 /// Numbers of the internal coordinates, as bgflow has them one after the other.
@@ -171,7 +177,7 @@ fn generator(
     checkpoint: &Checkpoint,
     config: &Value,
     rows: &Value,
-    topology: Option<Topology>,
+    molecule: Option<(Topology, Vec<f64>)>,
 ) -> Result<CouplingFlow<f64>> {
     let rows: Vec<[i64; 4]> =
         serde_json::from_value(rows.clone()).map_err(|e| Error::invalid(format!("z_matrix: {e}")))?;
@@ -186,11 +192,12 @@ fn generator(
         rows: zmatrix.rows,
         normalize_angles: true,
         constraints,
-        stereocentres: Vec::new(),
+        stereocentres: molecule.as_ref().map_or(Vec::new(), |(topology, x)| stereocentres(topology, x)),
         cartesian: Vec::new(),
     };
     let Numbers { bonds, angles, torsions } = numbers;
     let uniform = [bonds, angles, torsions].concat();
+    let topology = molecule.map(|(topology, _)| topology);
     let mut flow = CouplingFlow::new(card(CouplingConfig { uniform, layers }, coordinates, topology))?;
     let layers = flow.layers.clone();
     let parameters = flow.parameters_mut();
@@ -213,7 +220,10 @@ fn spline_layers(
     let identity_init = config["enable_identity_init"].as_bool().ok_or_else(|| {
         Error::invalid("the configuration must say `enable_identity_init` (true or false): the checkpoint is another density under the other")
     })?;
-    let activation = config.get("activation").map_or(Ok(Activation::Silu), activation)?;
+    let activation = match config.get("activation") {
+        Some(_) => activation(config, "activation")?,
+        None => Activation::Silu,
+    };
     let Some((for_torsions, &[for_angles, for_bonds])) = blocks.split_last_chunk::<2>() else {
         return Err(Error::invalid("the checkpoint has fewer than two spline couplings"));
     };
@@ -308,21 +318,14 @@ fn constraints(checkpoint: &Checkpoint, zmatrix: &ZMatrix) -> Result<Vec<(usize,
 }
 
 /// Split in halves, then couplings that transform the second half given the first, swapping after each.
-fn realnvp(checkpoint: &Checkpoint, config: &Value) -> Result<CouplingFlow<f64>> {
+fn realnvp(checkpoint: &Checkpoint, config: &Value, topology: Option<Topology>) -> Result<CouplingFlow<f64>> {
     let dimension = config["dim"].as_u64().ok_or_else(|| {
         Error::invalid("the configuration needs `z_matrix` (internal-coordinate generator) or `dim` (RealNVP)")
     })? as usize;
     let preserve_volume = config["preserve_volume"].as_bool().ok_or_else(|| {
         Error::invalid("the configuration must say `preserve_volume` (true or false): it changes the density")
     })?;
-    for (key, expected) in [("activation", Activation::Relu), ("scale_activation", Activation::Tanh)] {
-        if config.get(key).is_some_and(|given| activation(given).ok() != Some(expected)) {
-            return Err(Error::invalid(format!(
-                "{key} = {}: a RealNVP of bgflow is read with {expected:?}",
-                config[key]
-            )));
-        }
-    }
+    let (of_shift, of_scale) = (activation(config, "activation")?, activation(config, "scale_activation")?);
     let blocks = checkpoint.blocks(".transformer._log_alpha");
     if blocks.is_empty() {
         return Err(Error::invalid("the checkpoint has no affine coupling (_blocks.N.transformer._log_alpha)"));
@@ -345,13 +348,13 @@ fn realnvp(checkpoint: &Checkpoint, config: &Value) -> Result<CouplingFlow<f64>>
             transformed: moved.to_vec(),
             features: Features { periodic: vec![], harmonics: 1, plain: seen.to_vec() },
             hidden: sizes[1..sizes.len() - 1].to_vec(),
-            activation: Activation::Relu,
-            scale_activation: Some(Activation::Tanh),
+            activation: of_shift,
+            scale_activation: Some(of_scale),
             preserve_volume,
         });
     }
     let config = CouplingConfig { uniform: vec![], layers };
-    let mut flow = CouplingFlow::new(card(config, CoordinatesConfig::Cartesian { dimension }, None))?;
+    let mut flow = CouplingFlow::new(card(config, CoordinatesConfig::Cartesian { dimension }, topology))?;
     let layers = flow.layers.clone();
     let parameters = flow.parameters_mut();
     for (layer, &block) in layers.iter().zip(&blocks) {

@@ -116,6 +116,24 @@ fn moving_averages_are_converted_unless_the_weights_themselves_are_wanted() {
         let (found, said) = weights(convert(&folder, kind, &checkpoint, &config, &raw));
         let halves = found.iter().all(|(name, t)| t.data.iter().zip(&expected[name].data).all(|(a, b)| 2.0 * a == *b));
         assert!(halves && said.is_none(), "{kind}");
+        // saved beside the network, as by torch_ema
+        let beside = folder.join("beside.safetensors");
+        let renamed = |name: String| match name.strip_prefix("net.shadow_params.") {
+            Some(number) => format!("ema.shadow_params.{number}"),
+            None => format!("state_dict.{name}"),
+        };
+        let moved: BTreeMap<String, Tensor> =
+            tensors(&checkpoint).into_iter().map(|(name, t)| (renamed(name), t)).collect();
+        write(&beside, moved.clone());
+        let beside = beside.to_str().unwrap();
+        let (found, _) = weights(convert(&folder, kind, beside, &config, &options));
+        assert!(found == expected, "{kind}");
+        // whose they are is not to be seen of two
+        let twice =
+            moved.iter().filter_map(|(name, t)| Some((format!("other.{}", name.strip_prefix("ema.")?), t.clone())));
+        write(beside, moved.clone().into_iter().chain(twice).collect::<BTreeMap<_, _>>());
+        let message = refusal(&folder, kind, beside, &config, &options);
+        assert!(message.contains("moving averages of weights that are not read (ema.shadow_params.0"), "{message}");
         // one average too few
         let mut fewer = tensors(&checkpoint);
         fewer.remove(&format!("net.shadow_params.{}", made(kind).len() - 1));

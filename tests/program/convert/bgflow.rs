@@ -1,6 +1,6 @@
 //! Coupling flows of bgflow.
 
-use super::log_density;
+use super::{log_density, one_hand_has_a_density};
 use crate::command::{document, folder, largest_difference, modejump, tensor, tensors, write, Run, TOPOLOGY};
 use modejump::io::model_file::{self, Tensor};
 use modejump::models::coupling::LayerConfig;
@@ -34,6 +34,30 @@ fn safetensors_and_pytorch_checkpoints_give_the_reference_density() {
         let error = converted_error(&checkpoint, &folder.join("model.safetensors"));
         assert!(error < 1e-10, "{checkpoint}: {error}");
     }
+}
+
+#[test]
+fn a_topology_gives_names_and_hands() {
+    let folder = folder("convert-names");
+    let output = folder.join("model.safetensors");
+    converted_error(&format!("{STEM}.safetensors"), &output);
+    let x = golden()["x_eval"].data[..66].to_vec();
+    one_hand_has_a_density(load_with(&output, Precision::F64).unwrap().as_ref(), x);
+    let mut config = document("tests/golden/flows/realnvp_affine.json");
+    (config["activation"], config["scale_activation"]) = ("relu".into(), "tanh".into());
+    let file = folder.join("config.json");
+    std::fs::write(&file, config.to_string()).unwrap();
+    let realnvp = |topology: &str| {
+        let (config, output) = (file.to_str().unwrap(), output.to_str().unwrap());
+        let of = ["convert", "tests/golden/flows/realnvp_affine.safetensors", "--kind", "bgflow", "--config", config];
+        modejump(&[&of[..], &["--topology", topology, "-o", output]].concat())
+    };
+    let [_, told] = realnvp(TOPOLOGY).texts();
+    assert!(told.contains("does not keep the hands"), "{told}");
+    let model = load_with(&output, Precision::F64).unwrap();
+    assert_eq!(model.card().topology.as_ref().unwrap().label(0), "ACE1:CH3 (atom 1)");
+    let message = realnvp("models/ala3/topology.pdb").fails();
+    assert!(message.contains("the topology has 33 atoms for 66 coordinates"), "{message}");
 }
 
 /// The golden checkpoint with some of its tensors changed.
@@ -101,6 +125,9 @@ fn a_configuration_of_another_density_than_the_checkpoints_is_refused() {
     let (config, output) = (folder.join("config.json"), folder.join("model.safetensors"));
     let given = |stem: &str, key: &str, value: Value| {
         let mut changed = document(format!("tests/golden/flows/{stem}.json"));
+        if stem.starts_with("realnvp") {
+            (changed["activation"], changed["scale_activation"]) = ("relu".into(), "tanh".into());
+        }
         changed[key] = value;
         std::fs::write(&config, changed.to_string()).unwrap();
         let checkpoint = format!("tests/golden/flows/{stem}.safetensors");
@@ -116,7 +143,12 @@ fn a_configuration_of_another_density_than_the_checkpoints_is_refused() {
             json!([0.218]),
             "constrained_bond_len: the checkpoint says",
         ),
-        ("realnvp_affine", "activation", json!("silu"), "activation = \"silu\": a RealNVP of bgflow is read with Relu"),
+        (
+            "realnvp_affine",
+            "activation",
+            json!("gelu"),
+            "activation \"gelu\": \"relu\", \"silu\" and \"tanh\" are known",
+        ),
         (
             "realnvp_affine",
             "dim",
@@ -127,6 +159,74 @@ fn a_configuration_of_another_density_than_the_checkpoints_is_refused() {
         let message = given(stem, key, value);
         assert!(message.contains(reason), "{message}");
     }
+}
+
+/// bgflow's own networks come with either function in either place, and tensors do not tell.
+#[test]
+fn a_realnvp_has_the_activations_of_its_configuration() {
+    let folder = folder("convert-realnvp");
+    let (config, output) = (folder.join("config.json"), folder.join("model.safetensors"));
+    let stem = "tests/golden/flows/realnvp_affine";
+    let of = |given: &[(&str, &str)]| {
+        let mut document = document(format!("{stem}.json"));
+        given.iter().for_each(|(key, value)| document[key] = json!(value));
+        std::fs::write(&config, document.to_string()).unwrap();
+        let (config, output) = (config.to_str().unwrap(), output.to_str().unwrap());
+        modejump(&["convert", &format!("{stem}.safetensors"), "--kind", "bgflow", "--config", config, "-o", output])
+    };
+    let message = of(&[("activation", "relu")]).fails();
+    assert!(
+        message.contains("config.json lacks") && message.contains("scale_activation: of the networks"),
+        "{message}"
+    );
+    let golden = tensors(format!("{stem}.safetensors"));
+    let error = |shift: &str, scale: &str| {
+        of(&[("activation", shift), ("scale_activation", scale)]).succeeds();
+        let model = load_with(&output, Precision::F64).unwrap();
+        largest_difference(&log_density(model.as_ref(), &golden["x_eval"].data), &golden["logq_eval"].data)
+    };
+    assert!(error("relu", "tanh") < 1e-10);
+    for (shift, scale) in [("relu", "relu"), ("tanh", "tanh"), ("silu", "tanh")] {
+        assert!(error(shift, scale) > 1e-3, "{shift} and {scale}");
+    }
+}
+
+#[test]
+fn a_prior_of_another_density_is_refused() {
+    let folder = folder("convert-prior");
+    let (checkpoint, output) = (folder.join("checkpoint.safetensors"), folder.join("model.safetensors"));
+    let config = format!("{STEM}.json");
+    let with = |name: &str, values: &[f64]| {
+        let own = golden().into_iter().filter_map(|(name, t)| Some((format!("_flow.{}", name.strip_prefix("w.")?), t)));
+        let mut all: BTreeMap<String, Tensor> = own.collect();
+        all.insert(name.into(), tensor(&[values.len()], values));
+        write(&checkpoint, all);
+        let (checkpoint, output) = (checkpoint.to_str().unwrap(), output.to_str().unwrap());
+        modejump(&["convert", checkpoint, "--kind", "bgflow", "--config", &config, "-o", output])
+    };
+    for (name, standard, other) in [
+        ("_prior._mean", [0.0, 0.0], [0.0, 2.0]),
+        ("_prior._log_diag", [0.0, 0.0], [1.5, 0.0]),
+        ("_prior._components.0.low", [0.0, 0.0], [-1.0, 0.0]),
+        ("_prior._components.0.high", [1.0, 1.0], [1.0, 1.1]),
+    ] {
+        with(name, &standard).succeeds();
+        let message = with(name, &other).fails();
+        assert!(message.contains(&format!("{name} holds ")) && message.contains("as its prior"), "{message}");
+    }
+    let [_, told] = with("_prior._temperature", &[1.0]).texts();
+    assert!(told.contains("_prior._temperature is not read"), "{told}");
+}
+
+#[test]
+fn inputs_are_not_written_over() {
+    let folder = folder("convert-over");
+    let checkpoint = changed(&folder.join("checkpoint.safetensors"), |_| ());
+    let before = std::fs::read(&checkpoint).unwrap();
+    let config = format!("{STEM}.json");
+    let message =
+        modejump(&["convert", &checkpoint, "--kind", "bgflow", "--config", &config, "-o", &checkpoint]).fails();
+    assert!(message.contains("would be written over") && std::fs::read(&checkpoint).unwrap() == before, "{message}");
 }
 
 #[test]

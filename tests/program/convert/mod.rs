@@ -10,7 +10,7 @@ mod transferable;
 use crate::command::{modejump, Run};
 use modejump::coordinates::Topology;
 use modejump::density::{Density, Evaluation, Status};
-use modejump::models::{load_with, Precision};
+use modejump::models::{load_with, Model, Precision};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -50,6 +50,11 @@ pub fn log_density(model: &dyn Density, x: &[f64]) -> Vec<f64> {
 fn only_one_hand_has_a_density(model: &str, topology: &str) {
     let model = load_with(model, Precision::F32).unwrap();
     let (_, x) = Topology::from_pdb(topology.as_ref()).unwrap();
+    one_hand_has_a_density(model.as_ref(), x);
+}
+
+/// That of the configuration, not that of its mirror image.
+fn one_hand_has_a_density(model: &dyn Model, x: Vec<f64>) {
     let image: Vec<f64> = x.iter().map(|v| -v).collect();
     let mut found = [Evaluation::inside(0.0); 2];
     model.log_density(&[x, image].concat(), &mut found).unwrap();

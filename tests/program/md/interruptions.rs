@@ -5,7 +5,29 @@ use crate::command::{files, folder, interrupted, Run, MODEL};
 use modejump::io::trajectory;
 use serde_json::Value;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
+
+/// `timeout` signals a process, and then the group that it is in.
+#[cfg(unix)]
+#[test]
+fn signals_that_come_together_are_one_request() {
+    let file = files("md-signals");
+    let (output, checkpoint) = (file("run.npy"), file("run.ckpt"));
+    for _ in 0..3 {
+        let mut endless = md(&["-n", "1000000000", "--record", "10", "-o", &output, "--checkpoint", &checkpoint]);
+        let run = endless.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_secs(2));
+        let pid = run.id().to_string();
+        for _ in 0..3 {
+            Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        }
+        let run = run.wait_with_output().unwrap();
+        assert!(run.status.success(), "{:?} {}", run.status, String::from_utf8_lossy(&run.stderr));
+        assert!(trajectory::read(output.as_ref()).unwrap().n() > 0 && Path::new(&checkpoint).exists());
+        std::fs::remove_file(&checkpoint).unwrap();
+    }
+}
 
 /// A run without end, told to stop after a while: what it printed, and whether it succeeded.
 #[cfg(unix)]

@@ -19,7 +19,7 @@ use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Time between two checkpoints.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
@@ -27,11 +27,16 @@ pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
 /// Set by SIGINT and SIGTERM.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on the first SIGINT or SIGTERM is for [`interrupted`] to tell, and the second ends the program.
+/// Signals that come together are one request: `timeout`, and what ends jobs, signal a process and its group.
+const TOGETHER: Duration = Duration::from_secs(1);
+
+/// From now on the first SIGINT or SIGTERM is for [`interrupted`] to tell, and one that comes later ends the program.
 /// Errors: a second call.
 pub fn watch_signals() -> Result<()> {
-    ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+    let mut first = None;
+    ctrlc::set_handler(move || {
+        INTERRUPTED.store(true, Ordering::Relaxed);
+        if first.get_or_insert_with(Instant::now).elapsed() > TOGETHER {
             std::process::exit(130); // asked twice
         }
     })

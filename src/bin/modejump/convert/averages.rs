@@ -5,8 +5,9 @@
 use super::Tensors;
 use modejump::io::model_file::Tensor;
 use modejump::{Error, Result};
+use std::collections::BTreeSet;
 
-const SHADOW: &str = "shadow_params.";
+pub const SHADOW: &str = "shadow_params.";
 
 /// Words of the tensors' names. Of two that stand beside each other, the first was made first: a module's own
 /// parameters, then its parts.
@@ -60,12 +61,14 @@ fn made(name: &str) -> Option<Vec<usize>> {
     words.map(|word| word.parse().ok().or_else(|| MADE.iter().position(|&known| known == word))).collect()
 }
 
-/// Takes the averages that belong to the network with this prefix out of a checkpoint's tensors, by their numbers.
+/// Takes the averages that belong to the network with this prefix out of a checkpoint's tensors, by their numbers: those
+/// that lie in a part of it, or the only ones that there are (of an average that was saved beside the network).
 pub fn take(tensors: &mut Tensors, prefix: &str) -> Vec<(usize, Tensor)> {
-    let number = |name: &str| {
-        let (before, number) = name.split_once(SHADOW)?;
-        prefix.starts_with(before).then(|| number.parse::<usize>().ok())?
-    };
+    let before = |name: &String| name.split_once(SHADOW).map(|(before, _)| before.to_string());
+    let places: BTreeSet<String> = tensors.keys().filter_map(before).collect();
+    let own = places.iter().filter(|place| prefix.starts_with(place.as_str())).max_by_key(|place| place.len());
+    let Some(place) = own.or(places.first().filter(|_| places.len() == 1)) else { return Vec::new() };
+    let number = |name: &str| name.strip_prefix(place)?.strip_prefix(SHADOW)?.parse::<usize>().ok();
     let names: Vec<String> = tensors.keys().filter(|name| number(name).is_some()).cloned().collect();
     let taken = names.into_iter().filter_map(|name| Some((number(&name)?, tensors.remove(&name)?)));
     let mut averages: Vec<(usize, Tensor)> = taken.collect();

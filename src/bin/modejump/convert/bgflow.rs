@@ -13,16 +13,19 @@ use std::path::Path;
 impl Convert {
     pub(super) fn bgflow(&self) -> Result<()> {
         let bytes = self.bytes()?;
-        let mut tensors = self.select(read_any(&self.checkpoint, &bytes)?.0)?;
+        let tensors = read_any(&self.checkpoint, &bytes)?.0;
+        self.refuse_averages(&tensors)?;
+        let mut tensors = self.select(tensors)?;
         let config = self.bgflow_config()?;
         add_constraints(&mut tensors, &config)?;
-        let topology = self.topology()?.map(|(topology, _)| topology);
-        let mut flow = bgflow::convert(&tensors, &config, topology)
+        let mut flow = bgflow::convert(&tensors, &config, self.topology()?)
             .map_err(|e| Error::file(&self.checkpoint, format!("as a bgflow checkpoint: {e}")))?;
         self.complete(flow.card_mut(), &bytes);
         save(flow, &self.output)?;
-        if self.topology.is_none() && config.get("z_matrix").is_some() {
-            eprintln!("note: atom names are not known; with --topology moves can check the order of atoms");
+        if config.get("z_matrix").is_some() {
+            self.note_hands();
+        } else if self.topology.is_some() {
+            eprintln!("note: a RealNVP does not keep the hands of stereocentres");
         }
         Ok(())
     }
@@ -36,9 +39,13 @@ impl Convert {
             ("n_bins", "bins per spline"),
             ("activation", "of the networks: silu, relu or tanh"),
         ];
-        const REALNVP: [(&str, &str); 2] =
-            [("dim", "dimension of x"), ("preserve_volume", "true or false; changes the density")];
-        const OTHERS: [&str; 3] = ["constrained_bond_idx", "constrained_bond_len", "scale_activation"];
+        const REALNVP: [(&str, &str); 4] = [
+            ("dim", "dimension of x"),
+            ("preserve_volume", "true or false; changes the density"),
+            ("activation", "of the networks that shift: relu, tanh or silu"),
+            ("scale_activation", "of the networks that scale"),
+        ];
+        const OTHERS: [&str; 2] = ["constrained_bond_idx", "constrained_bond_len"];
         let asked_for = GENERATOR.iter().chain(&REALNVP).map(|(key, _)| *key);
         note_unread(&config, &asked_for.chain(OTHERS).collect::<Vec<_>>());
         let has = |key: &str| config.get(key).is_some_and(|v| !v.is_null());
@@ -68,12 +75,40 @@ impl Convert {
     fn select(&self, tensors: Tensors) -> Result<Tensors> {
         const MARK: &str = "_blocks.";
         let prefix = self.prefix(&tensors, MARK, "bgflow flow")?;
+        require_prior(&tensors, &prefix).map_err(|e| Error::file(&self.checkpoint, e.to_string()))?;
         let strip = |name: String| match name.strip_prefix(&prefix) {
             Some(rest) if rest.starts_with(MARK) || rest.starts_with("constrained_bond_") => Some(rest.to_string()),
             _ => name.starts_with("constrained_bond_").then_some(name),
         };
         Ok(tensors.into_iter().filter_map(|(name, tensor)| Some((strip(name)?, tensor))).collect())
     }
+}
+
+/// Errors: a prior beside the flow of this prefix, as in bgflow's BoltzmannGenerator, which is not the one that the flow
+/// is read with.
+fn require_prior(tensors: &Tensors, prefix: &str) -> Result<()> {
+    let Some(generator) = prefix.strip_suffix("_flow.") else { return Ok(()) };
+    let prior = format!("{generator}_prior.");
+    for (name, tensor) in tensors.iter().filter(|(name, _)| name.starts_with(&prior)) {
+        let expected = match name.rsplit('.').next() {
+            Some("_mean" | "_log_diag" | "loc" | "low") => 0.0,
+            Some("scale" | "high") => 1.0,
+            Some("_rot") => continue, // turns nothing where variances are equal
+            _ => {
+                eprintln!(
+                    "note: {name} is not read: the prior is the standard normal density, or the uniform one on [0, 1]"
+                );
+                continue;
+            }
+        };
+        if let Some(value) = tensor.data.iter().find(|value| **value != expected) {
+            return Err(Error::invalid(format!(
+                "{name} holds {value}, not {expected}: a flow is read with the standard normal density as its prior, or the uniform one on \
+                 [0, 1]"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Constrained bonds may stand in the configuration: `constrained_bond_idx` and `constrained_bond_len` (nm). Errors:

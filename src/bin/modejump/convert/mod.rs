@@ -11,6 +11,7 @@ mod transferable;
 
 use clap::Args;
 use modejump::coordinates::Topology;
+use modejump::io::check_apart;
 use modejump::io::model_file::{self, Tensor};
 use modejump::io::pytorch;
 use modejump::models::ModelCard;
@@ -62,6 +63,7 @@ impl Convert {
         if let Some(t) = self.temperature {
             modejump::target::require_temperature(t)?;
         }
+        check_apart(&self.output, [&self.checkpoint].into_iter().chain(&self.config).chain(&self.topology))?;
         match self.kind.as_str() {
             "bgflow" => self.bgflow(),
             "boltznce-gvp" => self.boltznce(),

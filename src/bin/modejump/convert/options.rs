@@ -22,6 +22,7 @@ impl Convert {
         let (mut tensors, mut metadata) = read_any(&self.checkpoint, &bytes)?;
         let prefix = self.prefix(&tensors, mark, what)?;
         let averages = averages::take(&mut tensors, &prefix);
+        self.refuse_averages(&tensors)?;
         let strip = |(name, tensor): (String, _)| Some((name.strip_prefix(&prefix)?.to_string(), tensor));
         let mut own: Tensors = tensors.into_iter().filter_map(strip).collect();
         if !averages.is_empty() && !self.raw_weights {
@@ -38,6 +39,20 @@ impl Convert {
             }
         }
         Ok((own, metadata, bytes))
+    }
+
+    /// Errors: moving averages among these tensors, of which it is not known whose they are, unless they are to be left
+    /// out.
+    pub fn refuse_averages(&self, tensors: &Tensors) -> Result<()> {
+        match tensors.keys().find(|name| name.contains(averages::SHADOW)).filter(|_| !self.raw_weights) {
+            Some(name) => Err(Error::file(
+                &self.checkpoint,
+                format!(
+                    "holds moving averages of weights that are not read ({name}, …): --raw-weights leaves them out"
+                ),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// The architecture in the checkpoint's metadata together with --config. Errors: they contradict each other.
