@@ -2,6 +2,13 @@
 
 use super::{Setting, SETTINGS};
 use crate::command::{interrupted, wait_until, Run};
+#[cfg(feature = "openmm")]
+use {
+    crate::command::{files, modejump, TOPOLOGY},
+    std::io::{BufRead, BufReader, Read},
+    std::path::Path,
+    std::process::{Command, Stdio},
+};
 
 #[test]
 fn a_killed_training_goes_on_to_the_same_model() {
@@ -45,4 +52,40 @@ fn a_killed_training_goes_on_to_the_same_model() {
     setting.configure(SETTINGS);
     std::fs::copy(&setting.frames[0], &setting.frames[1]).unwrap();
     assert!(checkpointed("other.safetensors").fails().contains("belongs to another run"));
+}
+
+#[cfg(feature = "openmm")]
+#[test]
+fn frames_that_were_begun_are_gone_on_with() {
+    let file = files("train-frames-cut");
+    let settings = r#"{ "explore": { "frames": 3000, "hot_steps": 200, "cooling_steps": 50, "frames_per_segment": 20, "stride": 10 },
+        "train": { "phases": [{ "steps": 3, "batch": 16, "likelihood": 1 }] }, "design": { "hidden": [16] } }"#;
+    std::fs::write(file("train.json"), settings).unwrap();
+    for system in ["models/ala2/system-vacuum.xml", "models/ala2/system-hbonds.xml"] {
+        let train = |name: &str| {
+            let [output, checkpoint] = ["safetensors", "ckpt"].map(|extension| file(&format!("{name}.{extension}")));
+            let settings = file("train.json");
+            let files = ["--system", system, "--config", &settings, "--checkpoint", &checkpoint, "-o", &output];
+            modejump(&[&["train", "--topology", TOPOLOGY], &files[..]].concat())
+        };
+        train("whole").succeeds();
+        let mut cut = train("cut").stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = BufReader::new(cut.stderr.take().unwrap());
+        let mut text = String::new();
+        while !text.contains("million steps") {
+            assert!(told.read_line(&mut text).unwrap() > 0, "{text}");
+        }
+        assert!(Command::new("kill").args(["-TERM", &cut.id().to_string()]).status().unwrap().success());
+        told.read_to_string(&mut text).unwrap();
+        assert!(!cut.wait().unwrap().success() && text.contains("of 3000 frames; the same command goes on"), "{text}");
+        assert!(Path::new(&file("cut.frames.ckpt")).exists() && !Path::new(&file("cut.frames.safetensors")).exists());
+        let [_, text] = train("cut").texts();
+        assert!(text.contains("going on with the frames of"), "{text}");
+        assert!(!Path::new(&file("cut.frames.ckpt")).exists());
+        let bytes = |name: &str| std::fs::read(file(name)).unwrap();
+        assert!(bytes("cut.frames.safetensors") == bytes("whole.frames.safetensors"), "{system}");
+        ["whole.ckpt", "cut.ckpt", "whole.frames.safetensors", "cut.frames.safetensors"]
+            .iter()
+            .for_each(|name| std::fs::remove_file(file(name)).unwrap());
+    }
 }

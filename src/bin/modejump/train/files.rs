@@ -37,7 +37,7 @@ impl Train {
             outputs.push(training.figure());
             outputs.extend(training.log.into_iter().chain(training.checkpoint));
         }
-        outputs.extend(self.kept_frames());
+        outputs.extend(self.kept_frames().into_iter().chain(self.begun_frames()));
         Ok(outputs)
     }
 
@@ -64,5 +64,11 @@ impl Train {
     pub(super) fn kept_frames(&self) -> Option<PathBuf> {
         let beside = || self.checkpoint.as_ref().map(|path| path.with_extension("frames.safetensors"));
         self.keep_frames.clone().or_else(beside).filter(|_| self.frames.is_empty())
+    }
+
+    /// Where they are kept while they are not all there.
+    pub(super) fn begun_frames(&self) -> Option<PathBuf> {
+        let beside = |path: &PathBuf| path.with_extension("frames.ckpt");
+        self.checkpoint.as_ref().filter(|_| self.frames.is_empty()).map(beside)
     }
 }

@@ -9,11 +9,15 @@ use modejump::{Error, Result};
 use std::path::Path;
 #[cfg(feature = "openmm")]
 use {
-    crate::common::{explore_at, hash_of, threads},
+    crate::common::{explore_at, hash_of, interrupted, threads},
+    crate::dynamics::Kept,
     indicatif::{ProgressBar, ProgressStyle},
     modejump::engines::openmm::System,
+    modejump::io::checkpoint::{self, Kind},
     modejump::io::{model_file, write_atomically},
-    modejump::train::dynamics::{explore, ExploreOptions},
+    modejump::train::dynamics::{Exploration, ExplorationState},
+    modejump::train::hot::ExploreOptions,
+    serde::{Deserialize, Serialize},
     std::collections::{BTreeMap, HashMap},
     std::time::{Duration, Instant},
 };
@@ -21,6 +25,16 @@ use {
 /// In the metadata of frames that were generated: of which System, and how.
 #[cfg(feature = "openmm")]
 const ORIGIN: &str = "origin";
+/// Frames that are not all there yet, and where their dynamics is.
+#[cfg(feature = "openmm")]
+#[derive(Serialize, Deserialize)]
+struct Begun {
+    walkers: ExplorationState,
+    /// Of each frame, nm, as they are kept.
+    x: Vec<f32>,
+}
+#[cfg(feature = "openmm")]
+const BEGUN: Kind = Kind { magic: *b"MJ-FRAME", version: 1 };
 /// Between lines about frames that are made, where no bar shows them.
 #[cfg(feature = "openmm")]
 const REPORT_INTERVAL: Duration = Duration::from_secs(20);
@@ -55,9 +69,14 @@ impl Train {
             require_origin(kept, &origin)?;
             return read_frames(std::slice::from_ref(kept), topology);
         }
-        let frames = generate(&system, x0, &options)?;
+        let frames = self.generate(&system, x0, &options, &origin)?;
         match keep {
-            Some(path) => keep_frames(&path, &frames, x0.len(), origin),
+            Some(path) => {
+                let frames = keep_frames(&path, &frames, x0.len(), origin)?;
+                // nothing is lost where it cannot be removed
+                self.begun_frames().iter().for_each(|begun| _ = std::fs::remove_file(begun));
+                Ok(frames)
+            }
             None => Ok(frames),
         }
     }
@@ -73,37 +92,91 @@ impl Train {
     }
 }
 
-/// Frames of molecular dynamics from `x0[atoms][3]`, nm, with a bar, or lines where none is shown.
 #[cfg(feature = "openmm")]
-fn generate(system: &System, x0: &[f64], options: &ExploreOptions) -> Result<Vec<f64>> {
-    options.check()?;
-    if options.frames == 0 {
-        return Err(Error::invalid("`explore` has `frames` = 0: there would be nothing to train on"));
-    }
-    let steps = options.steps() as f64 / 1e6;
-    eprintln!("{} frames: {steps:.1} million steps of molecular dynamics", options.frames);
-    let bar = ProgressBar::new(options.frames as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} frames {elapsed_precise} left {eta_precise}")
-    {
-        bar.set_style(style);
-    }
-    let told = std::cell::Cell::new(Instant::now());
-    let progress = |n: usize| {
-        bar.set_position(n as u64);
-        if bar.is_hidden() && told.get().elapsed() > REPORT_INTERVAL {
-            eprintln!("{n} of {} frames", options.frames);
-            told.set(Instant::now());
+impl Train {
+    /// Frames of molecular dynamics from `x0[atoms][3]`, nm, with a bar, or lines where none is shown. With --checkpoint
+    /// those that there are are kept on the way.
+    fn generate(&self, system: &System, x0: &[f64], options: &ExploreOptions, origin: &str) -> Result<Vec<f64>> {
+        options.check()?;
+        let n = options.frames;
+        if n == 0 {
+            return Err(Error::invalid("`explore` has `frames` = 0: there would be nothing to train on"));
         }
-    };
-    let frames = explore(system, x0, options, threads(), &progress)?;
-    bar.finish();
-    let failed = frames.chunks_exact(x0.len()).filter(|x| x.iter().any(|v| !v.is_finite())).count();
-    match 2 * failed > options.frames {
-        false => Ok(frames),
-        true => Err(Error::invalid(format!(
-            "{failed} of {} frames are not finite: the dynamics failed; take a smaller `explore.timestep`, {} ps now",
-            options.frames, options.timestep
-        ))),
+        let steps = options.steps() as f64 / 1e6;
+        eprintln!("{n} frames: {steps:.1} million steps of molecular dynamics");
+        let mut exploration = Exploration::new(system, x0, options, threads())?;
+        let begun = self.begun_frames();
+        let mut frames = match &begun {
+            Some(path) => go_on(path, origin, &mut exploration)?,
+            None => Vec::new(),
+        };
+        let keep = |frames: &[f64], exploration: &mut Exploration| match &begun {
+            Some(path) => {
+                let x = frames.iter().map(|&v| v as f32).collect();
+                checkpoint::save_run(path, BEGUN, origin, &Begun { walkers: exploration.state()?, x })
+            }
+            None => Ok(()),
+        };
+        let mut kept = Kept::of(begun.as_slice());
+        let mut progress = FramesBar::new(n);
+        while frames.len() < n * x0.len() {
+            frames.extend(exploration.segment()?);
+            let done = frames.len() / x0.len();
+            progress.show(done.min(n));
+            if interrupted() && done < n {
+                keep(&frames, &mut exploration)?;
+                return Err(Error::invalid(format!(
+                    "interrupted after {done} of {n} frames; the same command goes on from there"
+                )));
+            }
+            kept.when_due(|| keep(&frames, &mut exploration));
+        }
+        frames.truncate(n * x0.len());
+        let failed = frames.chunks_exact(x0.len()).filter(|x| x.iter().any(|v| !v.is_finite())).count();
+        match 2 * failed > n {
+            false => Ok(frames),
+            true => Err(Error::invalid(format!(
+                "{failed} of {n} frames are not finite: the dynamics failed; take a smaller `explore.timestep`, {} ps now",
+                options.timestep
+            ))),
+        }
+    }
+}
+
+/// The frames that were begun with, if any were. Errors: those of another System or other settings.
+#[cfg(feature = "openmm")]
+fn go_on(path: &Path, origin: &str, exploration: &mut Exploration) -> Result<Vec<f64>> {
+    let Some(Begun { walkers, x }) = checkpoint::load_run(path, BEGUN, origin)? else { return Ok(Vec::new()) };
+    exploration.go_on_from(walkers)?;
+    eprintln!("going on with the frames of {}", path.display());
+    Ok(x.into_iter().map(f64::from).collect())
+}
+
+/// A bar, or a line now and then where none is shown.
+#[cfg(feature = "openmm")]
+struct FramesBar {
+    bar: ProgressBar,
+    n: usize,
+    told: Instant,
+}
+
+#[cfg(feature = "openmm")]
+impl FramesBar {
+    fn new(n: usize) -> FramesBar {
+        let bar = ProgressBar::new(n as u64);
+        let template = "{bar:30} {pos}/{len} frames {elapsed_precise} left {eta_precise}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        FramesBar { bar, n, told: Instant::now() }
+    }
+
+    fn show(&mut self, done: usize) {
+        self.bar.set_position(done as u64);
+        if self.bar.is_hidden() && self.told.elapsed() > REPORT_INTERVAL {
+            eprintln!("{done} of {} frames", self.n);
+            self.told = Instant::now();
+        }
     }
 }
 

@@ -102,8 +102,8 @@ pub struct Train {
     /// beside the checkpoint)
     #[arg(long, conflicts_with = "frames")]
     keep_frames: Option<PathBuf>,
-    /// State of the training, written every minute and on SIGINT or SIGTERM once there are frames (those that are
-    /// generated are kept beside it when all are there); when the file exists, training goes on from it
+    /// State of the training, written every minute and on SIGINT or SIGTERM; when the file exists, training goes on
+    /// from it. Frames that are generated are kept beside it, from the beginning
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     /// Training log (JSON, an object a line)
@@ -143,14 +143,14 @@ impl Train {
         self.check_settings(&config, 3 * topology.n_atoms())?;
         self.check_design(&config, &topology, &x0)?;
         let plan = self.modes.as_ref().map(|path| self.plan(path, &config, 3 * topology.n_atoms())).transpose()?;
+        if self.checkpoint.is_some() {
+            watch_signals()?;
+        }
         let frames = match self.resample {
             Some(_) => self.resampled(&self.frames, &topology, 0)?,
             None => self.frames(&config, &topology, &x0)?,
         };
         self.tell_rigid_bonds(&topology, &frames)?;
-        if self.checkpoint.is_some() {
-            watch_signals()?;
-        }
         let summary = match self.model {
             Kind::Coupling => match plan {
                 Some(plan) => self.modes(plan, config, &topology, &frames),
