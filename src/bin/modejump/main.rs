@@ -1,5 +1,13 @@
 //! `modejump`: trains, converts, samples and reweights generators, and runs molecular dynamics with jumps.
 
+/// As std's, which panics where nobody reads standard error any more: that ends no run.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        let line = format!($($text)*) + "\n";
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    }};
+}
+
 mod adapt;
 mod bench;
 mod common;

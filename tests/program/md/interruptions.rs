@@ -29,6 +29,21 @@ fn signals_that_come_together_are_one_request() {
     }
 }
 
+/// As Ctrl-C ends what a run is piped into, too.
+#[cfg(unix)]
+#[test]
+fn a_run_whose_messages_nobody_reads_keeps_what_it_has() {
+    let file = files("md-unread");
+    let (output, checkpoint) = (file("run.npy"), file("run.ckpt"));
+    let mut endless = md(&["-n", "1000000000", "--record", "10", "-o", &output, "--checkpoint", &checkpoint]);
+    let mut run = endless.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(run.stderr.take());
+    std::thread::sleep(Duration::from_secs(2));
+    Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
+    assert!(run.wait().unwrap().success());
+    assert!(trajectory::read(output.as_ref()).unwrap().n() > 0 && Path::new(&checkpoint).exists());
+}
+
 /// A run without end, told to stop after a while: what it printed, and whether it succeeded.
 #[cfg(unix)]
 fn after_a_while(output: &Path, before_the_end: impl FnOnce()) -> (bool, Value, String) {

@@ -252,7 +252,7 @@ impl Train {
         (options, train): (ContrastiveOptions, &NetworkOptions),
     ) -> Result<Value> {
         options.check()?;
-        let log_density = self.log_densities(frames.len() / network.0.dimension())?;
+        let log_density = self.log_densities(frames.len() / network.0.dimension(), train.held_out)?;
         let objective = Contrast { options, mean_free: true, log_density, data_time: energy.data_time };
         self.regress(card, topology, network, objective, (frames, energy.units_per_nm), train)
     }

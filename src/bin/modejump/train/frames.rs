@@ -6,7 +6,7 @@ use crate::common::{array, read_frames};
 use modejump::coordinates::Topology;
 use modejump::io::trajectory;
 use modejump::{Error, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 #[cfg(feature = "openmm")]
 use {
     crate::common::{explore_at, hash_of, interrupted, threads},
@@ -40,13 +40,38 @@ const BEGUN: Kind = Kind { magic: *b"MJ-FRAME", version: 1 };
 const REPORT_INTERVAL: Duration = Duration::from_secs(20);
 
 impl Train {
-    /// log q of the n frames, from their files; NaN where it is not known: frames drawn anew have another.
-    pub(super) fn log_densities(&self, n: usize) -> Result<Vec<f64>> {
-        match self.frames.is_empty() || self.resample.is_some() {
-            true => Ok(vec![f64::NAN; n]),
-            false => Ok(self.frames.iter().map(|path| read_log_densities(path)).collect::<Result<Vec<_>>>()?.concat()),
+    /// log q of the n frames, of which a share is held out, from their files; NaN where it is not known: frames drawn
+    /// anew have another.
+    pub(super) fn log_densities(&self, n: usize, held_out: f64) -> Result<Vec<f64>> {
+        if self.frames.is_empty() || self.resample.is_some() {
+            return Ok(vec![f64::NAN; n]);
         }
+        let files = self.frames.iter().map(|path| read_log_densities(path)).collect::<Result<Vec<_>>>()?;
+        Ok(held_out_first(files, 1, held_out))
     }
+
+    /// Frames of files, of which a share is held out. Errors: files of other atoms, or in other units.
+    pub(super) fn frames_of(&self, files: &[PathBuf], topology: &Topology, held_out: f64) -> Result<Vec<f64>> {
+        let read = |path| read_frames(std::slice::from_ref(path), topology);
+        let files = files.iter().map(read).collect::<Result<Vec<_>>>()?;
+        Ok(held_out_first(files, 3 * topology.n_atoms(), held_out))
+    }
+}
+
+/// The rows of `width` numbers of all files, a share of each file first: what is held out are the first rows of all, and
+/// a small file would be held out whole, of which nothing is learned then.
+pub(super) fn held_out_first(files: Vec<Vec<f64>>, width: usize, share: f64) -> Vec<f64> {
+    let (mut rows, mut held_out) = (0, 0);
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
+    for values in files {
+        rows += values.len() / width;
+        let more = ((rows as f64 * share) as usize) - held_out;
+        held_out += more;
+        let (these, others) = values.split_at(more * width);
+        first.extend_from_slice(these);
+        rest.extend_from_slice(others);
+    }
+    [first, rest].concat()
 }
 
 #[cfg(feature = "openmm")]
@@ -54,7 +79,7 @@ impl Train {
     /// Errors: neither files nor a System; files of other atoms, or in other units; kept frames of another origin.
     pub(super) fn frames(&self, config: &Config, topology: &Topology, x0: &[f64]) -> Result<Vec<f64>> {
         if !self.frames.is_empty() {
-            return read_frames(&self.frames, topology);
+            return self.frames_of(&self.frames, topology, config.held_out(self.model));
         }
         let (Some(system), Some(file)) = (self.open_system()?, &self.system) else {
             return Err(Error::invalid("give --frames, or --system to generate them"));
@@ -84,10 +109,10 @@ impl Train {
 
 #[cfg(not(feature = "openmm"))]
 impl Train {
-    pub(super) fn frames(&self, _: &Config, topology: &Topology, _: &[f64]) -> Result<Vec<f64>> {
+    pub(super) fn frames(&self, config: &Config, topology: &Topology, _: &[f64]) -> Result<Vec<f64>> {
         match self.frames.is_empty() {
             true => Err(Error::invalid("give --frames")),
-            false => read_frames(&self.frames, topology),
+            false => self.frames_of(&self.frames, topology, config.held_out(self.model)),
         }
     }
 }
@@ -211,4 +236,33 @@ fn read_log_densities(path: &Path) -> Result<Vec<f64>> {
     let n = trajectory::read(path)?.n();
     let values = array(path, "log_density", n)?.unwrap_or(vec![f64::NAN; n]);
     Ok(values.into_iter().map(|v| if v.is_finite() { v } else { f64::NAN }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_each_file_is_held_out() {
+        let file = |name: usize, n: usize| (0..n).flat_map(|i| [(100 * name + i) as f64; 2]).collect::<Vec<_>>();
+        let rows = |sizes: &[usize], share: f64| {
+            let files = sizes.iter().enumerate().map(|(name, &n)| file(name + 1, n)).collect();
+            held_out_first(files, 2, share).chunks_exact(2).map(|row| row[0] as usize).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(&[4, 8], 0.25), [100, 200, 201, 101, 102, 103, 202, 203, 204, 205, 206, 207]);
+        assert_eq!(rows(&[3], 0.5), [100, 101, 102]);
+        // as many in all as of one file, and each row once
+        for (sizes, share) in [(&[1, 1, 1, 1, 30][..], 0.1), (&[7, 5, 9], 0.33), (&[5, 5], 0.0), (&[2, 3], 0.99)] {
+            let (mut found, n) = (rows(sizes, share), sizes.iter().sum::<usize>());
+            let held_out = (n as f64 * share) as usize;
+            let of_file = |name: usize| found[..held_out].iter().filter(|&&row| row / 100 == name + 1).count();
+            assert!(sizes
+                .iter()
+                .enumerate()
+                .all(|(name, &m)| of_file(name).abs_diff((m as f64 * share) as usize) <= 1));
+            found.sort_unstable();
+            let all = sizes.iter().enumerate().flat_map(|(name, &m)| (0..m).map(move |i| 100 * (name + 1) + i));
+            assert!(found.iter().copied().eq(all), "{found:?}");
+        }
+    }
 }

@@ -147,7 +147,7 @@ impl Train {
             watch_signals()?;
         }
         let frames = match self.resample {
-            Some(_) => self.resampled(&self.frames, &topology, 0)?,
+            Some(_) => self.resampled(&self.frames, &topology, 0, config.held_out(self.model))?,
             None => self.frames(&config, &topology, &x0)?,
         };
         self.tell_rigid_bonds(&topology, &frames)?;

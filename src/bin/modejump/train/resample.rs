@@ -1,6 +1,7 @@
 //! Frames drawn anew by their weights, for models that learn the target from samples of their own: self-refinement (Tan
 //! et al. 2025, "Amortized Sampling with Transferable Normalizing Flows").
 
+use super::frames::held_out_first;
 use super::Train;
 use crate::common::{array, importance, log_density, read_frames, CLIPPED_SHARE};
 use modejump::coordinates::Topology;
@@ -10,12 +11,18 @@ use modejump::{Error, Result};
 use std::path::{Path, PathBuf};
 
 impl Train {
-    /// As many frames of each file as it has, in proportion to their weights by the rule of --resample, or as they are
+    /// As many frames of each file, of which a share is held out, as it has, in proportion to their weights by the rule of --resample, or as they are
     /// without it. Peptide 0 is that of --topology.
     ///
     /// Errors: no files; files without weights, or with none above zero.
-    pub(super) fn resampled(&self, files: &[PathBuf], topology: &Topology, peptide: u32) -> Result<Vec<f64>> {
-        let Some(weights) = self.resample else { return read_frames(files, topology) };
+    pub(super) fn resampled(
+        &self,
+        files: &[PathBuf],
+        topology: &Topology,
+        peptide: u32,
+        held_out: f64,
+    ) -> Result<Vec<f64>> {
+        let Some(weights) = self.resample else { return self.frames_of(files, topology, held_out) };
         let rule = weights.rule(CLIPPED_SHARE);
         if files.is_empty() {
             return Err(Error::invalid(
@@ -23,7 +30,7 @@ impl Train {
             ));
         }
         let dimension = 3 * topology.n_atoms();
-        let mut frames = Vec::new();
+        let mut resampled = Vec::new();
         for (number, path) in files.iter().enumerate() {
             let x = read_frames(std::slice::from_ref(path), topology)?;
             let n = x.len() / dimension;
@@ -32,13 +39,14 @@ impl Train {
             let (ruled, _) = rule.apply(&log_weights).map_err(named)?;
             let mut stream = Stream::new(1, StreamId::Resample, number as u64, peptide);
             let mut drawn = weights::resample(&ruled, n, Resampling::Systematic, &mut stream).map_err(named)?;
-            drawn.iter().for_each(|&row| frames.extend_from_slice(&x[row * dimension..][..dimension]));
+            let frames = drawn.iter().flat_map(|&row| &x[row * dimension..][..dimension]).copied();
+            resampled.push(frames.collect::<Vec<f64>>());
             let ess = weights::effective_sample_size(&log_weights).map_err(named)?;
             drawn.dedup();
             let path = path.display();
             eprintln!("{path}: {} of {n} frames resampled, ESS {ess:.0} of the raw weights", drawn.len());
         }
-        Ok(frames)
+        Ok(held_out_first(resampled, dimension, held_out))
     }
 
     /// `log_weight` of a file, or that of `log_density` with the energies of --system, which is that of peptide 0.

@@ -2,7 +2,7 @@
 
 use super::{energy, field, tarflow, transferable, Kind, Train};
 use crate::common::parse_json;
-use modejump::train::{DesignOptions, Phase, TrainOptions};
+use modejump::train::{DesignOptions, NetworkOptions, Phase, TrainOptions};
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map as JsonMap, Value};
@@ -110,18 +110,32 @@ impl Train {
             config.train.check_for_map()?;
             self.system.as_ref().ok_or_else(map_without_energies)?;
         }
-        let network = match self.model {
-            Kind::Coupling => return config.train.check(dimension, self.map_from.is_none(), self.system.is_some()),
-            Kind::GvpFlow => &config.gvp_flow.train,
-            Kind::EgnnFlow => &config.egnn_flow.train,
-            Kind::Tarflow => &config.tarflow.train,
-            Kind::TransferableTarflow => &config.transferable_tarflow.train,
-            Kind::GraphormerEbm => &config.graphormer_ebm.train,
-            Kind::InvariantEbm => &config.invariant_ebm.train,
-            Kind::GvpEbm => &config.gvp_ebm.train,
-            Kind::MlpEbm => &config.mlp_ebm.train,
-        };
-        network.check()
+        match config.network(self.model) {
+            Some(network) => network.check(),
+            None => config.train.check(dimension, self.map_from.is_none(), self.system.is_some()),
+        }
+    }
+}
+
+impl Config {
+    /// The options of a network's training; none of a coupling flow.
+    fn network(&self, model: Kind) -> Option<&NetworkOptions> {
+        Some(match model {
+            Kind::Coupling => return None,
+            Kind::GvpFlow => &self.gvp_flow.train,
+            Kind::EgnnFlow => &self.egnn_flow.train,
+            Kind::Tarflow => &self.tarflow.train,
+            Kind::TransferableTarflow => &self.transferable_tarflow.train,
+            Kind::GraphormerEbm => &self.graphormer_ebm.train,
+            Kind::InvariantEbm => &self.invariant_ebm.train,
+            Kind::GvpEbm => &self.gvp_ebm.train,
+            Kind::MlpEbm => &self.mlp_ebm.train,
+        })
+    }
+
+    /// The share of the frames that this model is not trained on.
+    pub(super) fn held_out(&self, model: Kind) -> f64 {
+        self.network(model).map_or(self.train.held_out, |network| network.held_out)
     }
 }
 

@@ -109,7 +109,7 @@ impl Train {
         let mut molecules = vec![Molecule { path: &self.topology, topology, frames }];
         for (peptide, PeptideFrames { topology: path, frames }) in (1..).zip(&design.peptides) {
             let (topology, _) = Topology::from_pdb(path)?;
-            let frames = self.resampled(frames, &topology, peptide)?;
+            let frames = self.resampled(frames, &topology, peptide, design.train.held_out)?;
             molecules.push(Molecule { path, topology, frames });
         }
         share_numbers(&mut molecules);
