@@ -1,6 +1,7 @@
 //! Atoms and bonds of one molecule, read from a PDB file or an OpenMM System.
 
 use crate::error::{Error, Result};
+use crate::io::read_text;
 use std::path::Path;
 
 /// Names, elements, residues and bonds in the order of the coordinates.
@@ -237,7 +238,7 @@ impl Topology {
     /// Reads atoms, bonds (CONECT records, else covalent radii) and the coordinates `[atoms][3]` in nm of a PDB file's
     /// first model.
     pub fn from_pdb(path: &Path) -> Result<(Topology, Vec<f64>)> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = read_text(path)?;
         let mut topology = Topology::default();
         let mut x = Vec::new();
         let mut serials = Vec::new();

@@ -59,15 +59,20 @@ pub fn load_run<T: DeserializeOwned>(path: &Path, kind: Kind, identity: &str) ->
     if !path.exists() {
         return Ok(None);
     }
-    let (belongs, state): (String, T) = load(path, kind)?;
-    if belongs != identity {
-        let reason = "belongs to another run, of other files, options or seed: give those it began with, or remove it to begin anew";
-        return Err(Error::file(path, reason));
-    }
-    Ok(Some(state))
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let run = payload(&bytes, kind).and_then(|payload| {
+        // the state of another run may be of another type
+        let (belongs, rest): (String, _) = part(payload)?;
+        if belongs != identity {
+            return Err("belongs to another run, of other files, options or seed: give those it began with, or remove it to begin anew".into());
+        }
+        whole(rest)
+    });
+    run.map(Some).map_err(|reason| Error::file(path, reason))
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8], kind: Kind) -> std::result::Result<T, String> {
+/// Behind the header of a file of this kind.
+fn payload(bytes: &[u8], kind: Kind) -> std::result::Result<&[u8], String> {
     if bytes.get(..8) != Some(&kind.magic[..]) {
         return Err("not a modejump checkpoint of this kind".into());
     }
@@ -86,12 +91,25 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], kind: Kind) -> std::result::Result<
     if hash(payload).as_bytes() != &header[20..] {
         return Err("the data do not match their checksum: the file is damaged".into());
     }
-    let (state, used) = bincode::serde::decode_from_slice(payload, configuration())
+    Ok(payload)
+}
+
+/// The next value, and what follows it.
+fn part<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<(T, &[u8]), String> {
+    let (state, used) = bincode::serde::decode_from_slice(bytes, configuration())
         .map_err(|e| format!("the data cannot be decoded: {e}"))?;
-    if used != payload.len() {
-        return Err(format!("{} bytes too many", payload.len() - used));
+    Ok((state, &bytes[used..]))
+}
+
+fn whole<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<T, String> {
+    match part(bytes)? {
+        (state, []) => Ok(state),
+        (_, rest) => Err(format!("{} bytes too many", rest.len())),
     }
-    Ok(state)
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8], kind: Kind) -> std::result::Result<T, String> {
+    whole(payload(bytes, kind)?)
 }
 
 fn configuration() -> impl bincode::config::Config {

@@ -143,6 +143,7 @@ pub fn realnvp(stem: &Path) -> Found {
     for (key, activation) in [("activation", "relu"), ("scale_activation", "tanh")] {
         golden.config[key] = activation.into(); // as its `shift_net` and `scale_net` say
     }
+    golden.config["final_swap"] = true.into(); // as its `layers` say
     let flow = bgflow::convert(&golden.tensors, &golden.config, None).unwrap();
     let (forward, back) = (generate(&flow, golden.get("z")), encode(&flow, golden.get("x_eval")));
     let single = encode(&flow.cast::<f32>().unwrap(), golden.get("x_eval"));

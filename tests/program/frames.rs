@@ -106,3 +106,20 @@ fn frames_in_angstrom_are_refused() {
     write(path("a.safetensors"), [("x", enlarged), ("log_density", tensor(&[3], [0.0; 3]))]);
     modejump(&["log-density", MODEL, &path("a.safetensors"), "-o", &path("q.safetensors")]).succeeds();
 }
+
+/// As editors of another system write it.
+#[test]
+fn a_mark_before_a_text_is_no_part_of_it() {
+    let path = files("frames-mark");
+    let [x, frames, topology] = ["x.npy", "x.pdb", "topology.pdb"].map(&path);
+    modejump(&["sample", MODEL, "-n", "2", "-o", &x]).succeeds();
+    modejump(&["sample", MODEL, "-n", "2", "-o", &frames]).succeeds();
+    for (from, to) in [(TOPOLOGY, &topology), (frames.as_str(), &frames)] {
+        let text = std::fs::read_to_string(from).unwrap();
+        let atoms = text.find("HETATM").or(text.find("ATOM")).unwrap();
+        std::fs::write(to, format!("\u{feff}{}", &text[atoms..])).unwrap();
+    }
+    for frames in [&x, &frames] {
+        modejump(&["log-density", MODEL, frames, "--topology", &topology, "-o", &path("q.safetensors")]).succeeds();
+    }
+}

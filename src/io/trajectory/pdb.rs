@@ -7,11 +7,12 @@ use crate::coordinates::whole::BoxVectors;
 use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::gromacs::gro;
+use crate::io::read_text;
 use crate::units::NM_PER_ANGSTROM;
 use std::path::Path;
 
 pub fn read(path: &Path) -> Result<Frames> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = read_text(path)?;
     let (mut models, mut x) = (Vec::new(), Vec::new());
     // of each model, and the last that was given
     let (mut boxes, mut vectors) = (Vec::new(), [[0.0; 3]; 3]);
@@ -44,7 +45,7 @@ pub fn read(path: &Path) -> Result<Frames> {
 /// The box of the first CRYST1 record, if it has one: structures without a crystal have a box of 1 Å there, or of
 /// nothing.
 pub fn read_box(path: &Path) -> Result<Option<BoxVectors>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = read_text(path)?;
     Ok(text.lines().find(|line| line.starts_with("CRYST1")).and_then(parse_box))
 }
 

@@ -22,7 +22,8 @@ pub type Tensors = BTreeMap<String, Tensor>;
 ///
 /// With a `z_matrix` in the configuration: a generator in internal coordinates (torsion couplings, angles given
 /// torsions, bonds given both, truncated-normal marginals); `enable_identity_init` must be given, since it changes the
-/// density. Otherwise a RealNVP of dimension `dim`, with `preserve_volume` and the activations of both networks.
+/// density. Otherwise a RealNVP of dimension `dim`, with `preserve_volume`, `final_swap` and the activations of
+/// both networks.
 ///
 /// `molecule`: its atoms in the model's order and their coordinates `[atoms][3]` (nm), which have the hands of a
 /// generator's stereocentres.
@@ -317,7 +318,8 @@ fn constraints(checkpoint: &Checkpoint, zmatrix: &ZMatrix) -> Result<Vec<(usize,
     each.collect()
 }
 
-/// Split in halves, then couplings that transform the second half given the first, swapping after each.
+/// Split in halves, then couplings that transform the second half given the first, with a swap between each two, and
+/// where the configuration says so after the last. Neither a split nor a swap has tensors.
 fn realnvp(checkpoint: &Checkpoint, config: &Value, topology: Option<Topology>) -> Result<CouplingFlow<f64>> {
     let dimension = config["dim"].as_u64().ok_or_else(|| {
         Error::invalid("the configuration needs `z_matrix` (internal-coordinate generator) or `dim` (RealNVP)")
@@ -325,10 +327,18 @@ fn realnvp(checkpoint: &Checkpoint, config: &Value, topology: Option<Topology>) 
     let preserve_volume = config["preserve_volume"].as_bool().ok_or_else(|| {
         Error::invalid("the configuration must say `preserve_volume` (true or false): it changes the density")
     })?;
+    let final_swap = config["final_swap"].as_bool().ok_or_else(|| {
+        Error::invalid(
+            "the configuration must say `final_swap` (true or false): it changes the order of the coordinates",
+        )
+    })?;
     let (of_shift, of_scale) = (activation(config, "activation")?, activation(config, "scale_activation")?);
     let blocks = checkpoint.blocks(".transformer._log_alpha");
     if blocks.is_empty() {
         return Err(Error::invalid("the checkpoint has no affine coupling (_blocks.N.transformer._log_alpha)"));
+    }
+    if !blocks.iter().copied().eq((0..blocks.len()).map(|k| 2 * k + 1)) {
+        return Err(Error::invalid(format!("affine couplings in blocks {blocks:?}: a RealNVP has them in 1, 3, 5, …")));
     }
     let part = |block: usize, part: &str| format!("_blocks.{block}.transformer._{part}_transformation._layers");
     let sizes = checkpoint.sizes(&part(blocks[0], "shift"))?;
@@ -338,15 +348,20 @@ fn realnvp(checkpoint: &Checkpoint, config: &Value, topology: Option<Topology>) 
             "dim = {dimension}, but the first network goes between {both} coordinates"
         )));
     }
-    let all: Vec<usize> = (0..dimension).collect();
-    let halves = all.split_at(dimension / 2);
+    let n_swaps = blocks.len() - usize::from(!final_swap);
+    // of points of a prior that is the same in all coordinates the order does not matter, of x it is that at the end
+    let half = dimension / 2;
+    let halves: [Vec<usize>; 2] = match n_swaps % 2 {
+        0 => [(0..half).collect(), (half..dimension).collect()],
+        _ => [(dimension - half..dimension).collect(), (0..dimension - half).collect()],
+    };
     let mut layers = Vec::new();
     for (turn, &block) in blocks.iter().enumerate() {
-        let (seen, moved) = if turn % 2 == 0 { halves } else { (halves.1, halves.0) };
+        let (seen, moved) = (&halves[turn % 2], &halves[1 - turn % 2]);
         let sizes = checkpoint.sizes(&part(block, "shift"))?;
         layers.push(LayerConfig::Affine {
-            transformed: moved.to_vec(),
-            features: Features { periodic: vec![], harmonics: 1, plain: seen.to_vec() },
+            transformed: moved.clone(),
+            features: Features { periodic: vec![], harmonics: 1, plain: seen.clone() },
             hidden: sizes[1..sizes.len() - 1].to_vec(),
             activation: of_shift,
             scale_activation: Some(of_scale),
@@ -363,8 +378,11 @@ fn realnvp(checkpoint: &Checkpoint, config: &Value, topology: Option<Topology>) 
         if let Some(scale) = &layer.scale {
             checkpoint.fill(&part(block, "scale"), &scale.mlp, parameters)?;
         }
-        let log_alpha = checkpoint.get(&format!("_blocks.{block}.transformer._log_alpha"))?;
-        parameters[layer.log_alpha] = log_alpha.data.first().copied().unwrap_or(-1.0);
+        let name = format!("_blocks.{block}.transformer._log_alpha");
+        let [log_alpha] = checkpoint.get(&name)?.data[..] else {
+            return Err(Error::invalid(format!("tensor {name}: one number is needed")));
+        };
+        parameters[layer.log_alpha] = log_alpha;
     }
     Ok(flow)
 }

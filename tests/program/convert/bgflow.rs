@@ -45,6 +45,7 @@ fn a_topology_gives_names_and_hands() {
     one_hand_has_a_density(load_with(&output, Precision::F64).unwrap().as_ref(), x);
     let mut config = document("tests/golden/flows/realnvp_affine.json");
     (config["activation"], config["scale_activation"]) = ("relu".into(), "tanh".into());
+    config["final_swap"] = true.into();
     let file = folder.join("config.json");
     std::fs::write(&file, config.to_string()).unwrap();
     let realnvp = |topology: &str| {
@@ -127,6 +128,7 @@ fn a_configuration_of_another_density_than_the_checkpoints_is_refused() {
         let mut changed = document(format!("tests/golden/flows/{stem}.json"));
         if stem.starts_with("realnvp") {
             (changed["activation"], changed["scale_activation"]) = ("relu".into(), "tanh".into());
+            changed["final_swap"] = true.into();
         }
         changed[key] = value;
         std::fs::write(&config, changed.to_string()).unwrap();
@@ -167,28 +169,32 @@ fn a_realnvp_has_the_activations_of_its_configuration() {
     let folder = folder("convert-realnvp");
     let (config, output) = (folder.join("config.json"), folder.join("model.safetensors"));
     let stem = "tests/golden/flows/realnvp_affine";
-    let of = |given: &[(&str, &str)]| {
+    let of = |given: &[(&str, Value)]| {
         let mut document = document(format!("{stem}.json"));
-        given.iter().for_each(|(key, value)| document[key] = json!(value));
+        given.iter().for_each(|(key, value)| document[key] = value.clone());
         std::fs::write(&config, document.to_string()).unwrap();
         let (config, output) = (config.to_str().unwrap(), output.to_str().unwrap());
         modejump(&["convert", &format!("{stem}.safetensors"), "--kind", "bgflow", "--config", config, "-o", output])
     };
-    let message = of(&[("activation", "relu")]).fails();
-    assert!(
-        message.contains("config.json lacks") && message.contains("scale_activation: of the networks"),
-        "{message}"
-    );
+    let message = of(&[("activation", json!("relu"))]).fails();
+    let needed = ["config.json lacks", "scale_activation: of the networks", "final_swap: true or false"];
+    assert!(needed.iter().all(|part| message.contains(part)), "{message}");
     let golden = tensors(format!("{stem}.safetensors"));
-    let error = |shift: &str, scale: &str| {
-        of(&[("activation", shift), ("scale_activation", scale)]).succeeds();
+    let x = &golden["x_eval"].data;
+    let error = |shift: &str, scale: &str, final_swap: bool, x: &[f64]| {
+        let given =
+            [("activation", json!(shift)), ("scale_activation", json!(scale)), ("final_swap", json!(final_swap))];
+        of(&given).succeeds();
         let model = load_with(&output, Precision::F64).unwrap();
-        largest_difference(&log_density(model.as_ref(), &golden["x_eval"].data), &golden["logq_eval"].data)
+        largest_difference(&log_density(model.as_ref(), x), &golden["logq_eval"].data)
     };
-    assert!(error("relu", "tanh") < 1e-10);
+    assert!(error("relu", "tanh", true, x) < 1e-10);
     for (shift, scale) in [("relu", "relu"), ("tanh", "tanh"), ("silu", "tanh")] {
-        assert!(error(shift, scale) > 1e-3, "{shift} and {scale}");
+        assert!(error(shift, scale, true, x) > 1e-3, "{shift} and {scale}");
     }
+    // without the last swap the halves come out the other way round
+    let exchanged: Vec<f64> = x.chunks_exact(66).flat_map(|x| [&x[33..], &x[..33]].concat()).collect();
+    assert!(error("relu", "tanh", false, &exchanged) < 1e-10 && error("relu", "tanh", false, x) > 1e-3);
 }
 
 #[test]

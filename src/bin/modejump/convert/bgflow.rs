@@ -2,6 +2,7 @@
 
 use super::options::note_unread;
 use super::{fits_f32, read_any, Convert, Tensors};
+use modejump::coordinates::Topology;
 use modejump::io::model_file::Tensor;
 use modejump::io::write_atomically;
 use modejump::models::coupling::{bgflow, CouplingFlow};
@@ -18,7 +19,11 @@ impl Convert {
         let mut tensors = self.select(tensors)?;
         let config = self.bgflow_config()?;
         add_constraints(&mut tensors, &config)?;
-        let mut flow = bgflow::convert(&tensors, &config, self.topology()?)
+        let molecule = self.topology()?;
+        if let Some((topology, _)) = &molecule {
+            note_order(topology, &config);
+        }
+        let mut flow = bgflow::convert(&tensors, &config, molecule)
             .map_err(|e| Error::file(&self.checkpoint, format!("as a bgflow checkpoint: {e}")))?;
         self.complete(flow.card_mut(), &bytes);
         save(flow, &self.output)?;
@@ -39,9 +44,10 @@ impl Convert {
             ("n_bins", "bins per spline"),
             ("activation", "of the networks: silu, relu or tanh"),
         ];
-        const REALNVP: [(&str, &str); 4] = [
+        const REALNVP: [(&str, &str); 5] = [
             ("dim", "dimension of x"),
             ("preserve_volume", "true or false; changes the density"),
+            ("final_swap", "true or false: whether the halves of x are swapped after the last coupling, too"),
             ("activation", "of the networks that shift: relu, tanh or silu"),
             ("scale_activation", "of the networks that scale"),
         ];
@@ -81,6 +87,21 @@ impl Convert {
             _ => name.starts_with("constrained_bond_").then_some(name),
         };
         Ok(tensors.into_iter().filter_map(|(name, tensor)| Some((strip(name)?, tensor))).collect())
+    }
+}
+
+/// Says so where atoms do not stand beside those that they are bonded to, as in a topology of another order.
+fn note_order(topology: &Topology, config: &Value) {
+    let rows: Vec<[i64; 4]> =
+        config.get("z_matrix").and_then(|rows| serde_json::from_value(rows.clone()).ok()).unwrap_or_default();
+    let is_bond = |i: i64, j: i64| {
+        topology.bonds.iter().any(|bond| bond.map(|a| a as i64) == [i, j] || bond.map(|a| a as i64) == [j, i])
+    };
+    let to_others: Vec<_> = rows.iter().filter(|row| row[1] >= 0).collect();
+    let n = to_others.iter().filter(|row| !is_bond(row[0], row[1])).count();
+    if n > 0 && !topology.bonds.is_empty() {
+        let rows = to_others.len();
+        eprintln!("note: {n} of {rows} rows of z_matrix have the distance of atoms that are not bonded in --topology: are its atoms in the model's order?");
     }
 }
 
