@@ -72,6 +72,8 @@ constexpr int c_constraintUncoupled  = F_CONSTRNC;
 constexpr int c_settle               = F_SETTLE;
 constexpr int c_distanceRestraint    = F_DISRES;
 constexpr int c_orientationRestraint = F_ORIRES;
+constexpr int c_positionRestraint    = F_POSRES;
+constexpr int c_flatBottomRestraint  = F_FBPOSRES;
 
 inline void broadcast(const t_commrec& cr, void* data, std::size_t bytes)
 {
@@ -106,6 +108,8 @@ constexpr auto c_constraintUncoupled  = InteractionFunction::ConstraintsNoCoupli
 constexpr auto c_settle               = InteractionFunction::SETTLE;
 constexpr auto c_distanceRestraint    = InteractionFunction::DistanceRestraints;
 constexpr auto c_orientationRestraint = InteractionFunction::OrientationRestraints;
+constexpr auto c_positionRestraint    = InteractionFunction::PositionRestraints;
+constexpr auto c_flatBottomRestraint  = InteractionFunction::FlatBottomedPositionRestraints;
 
 inline void broadcast(const t_commrec& cr, void* data, std::size_t bytes)
 {

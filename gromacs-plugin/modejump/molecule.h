@@ -141,6 +141,14 @@ public:
         {
             throw std::runtime_error("refused: the model's atoms are coupled to 0 K");
         }
+        for (int other = 0; other < ir.opts.ngtc; other++)
+        {
+            const bool isCoupled = ir.opts.nrdf[other] > 0 && (ir.eI == IntegrationAlgorithm::SD1 || ir.opts.tau_t[other] > 0);
+            if (isCoupled && simulation_.referenceTemperature(other) != reference)
+            {
+                throw std::runtime_error("refused: other atoms are coupled to another temperature than the model's, so there is no equilibrium");
+            }
+        }
         return reference;
     }
 

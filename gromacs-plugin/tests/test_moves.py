@@ -466,6 +466,41 @@ def test_groups_that_part_the_molecule_are_refused(ala2):
     ala2.run({**baths, "ref-t": "300 300", "nsteps": 100}, {}, grompp=groups)
 
 
+def test_restraints_in_space_need_a_centre_of_mass_that_moves(ala2):
+    text = (ala2.folder / "topol.top").read_text()
+    for name, line in ("restrained", "5 1 100 100 100"), ("walled", "5 2 1 0.5 100"):
+        at = text.index("; Include Position restraint file")
+        (ala2.folder / f"{name}.top").write_text(text[:at] + f"[ position_restraints ]\n{line}\n\n" + text[at:])
+        start = (f"{name}.top",)
+        assert "position restraints with removal" in ala2.refused(MD, {}, topology=start)
+        ala2.run({**MD, "comm-mode": "none", "nsteps": 100}, {}, topology=start)
+
+
+def test_baths_of_several_temperatures_are_refused(ala2):
+    topology, conf = with_one_more_molecule(ala2)
+    (ala2.folder / "two.ndx").write_text("".join(
+        f"[ {name} ]\n{' '.join(map(str, atoms))}\n"
+        for name, atoms in {"System": range(1, 45), "ours": range(1, 23), "other": range(23, 45)}.items()))
+    baths = {"tc-grps": "ours other", "tau-t": "1 1"}
+    groups = ("-n", ala2.folder / "two.ndx")
+    answer = ala2.refused({**baths, "ref-t": "300 310"}, {}, topology=(topology, conf), grompp=groups)
+    assert "other atoms are coupled to another temperature" in answer
+    ala2.run({**baths, "ref-t": "300 300", "nsteps": 100}, {}, topology=(topology, conf), grompp=groups)
+
+
+def with_one_more_molecule(ala2):
+    """A topology, and its start, in which a second molecule is beside the first."""
+    text = (ala2.folder / "topol.top").read_text()
+    lines = text.rstrip().splitlines()
+    name = lines[-1].split()[0]
+    (ala2.folder / "pair.top").write_text("\n".join([*lines[:-1], f"{name} 2", ""]))
+    conf = (ala2.folder / "conf.gro").read_text().splitlines()
+    atoms = conf[2:-1]
+    moved = [line[:20] + f"{float(line[20:28]) - 1.5:8.3f}" + line[28:44] for line in atoms]
+    (ala2.folder / "pair.gro").write_text("\n".join(["pair", "44", *(line[:44] for line in atoms), *moved, conf[-1]]) + "\n")
+    return "pair.top", "pair.gro"
+
+
 def test_dynamics_without_a_bath_takes_the_temperature_of_the_option(ala2):
     run = ala2.run({**MD, "tcoupl": "no", "nsteps": 100}, {"temperature": 300})
     assert len(run.jumps()[0]) == 10

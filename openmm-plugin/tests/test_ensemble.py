@@ -211,14 +211,79 @@ def test_temperature_comes_from_the_integrator(gaussian_model, kind):
     system = toy.well_system()
     if "Verlet" in kind:
         system.addForce(openmm.AndersenThermostat(300.0, 1.0))
-    jump = modejump.MonteCarloModeJump(gaussian_model, 2, seed=2)
+    is_variable = kind.startswith("Variable")
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0 if is_variable else 2, seed=2)
     system.addForce(jump)
     integrator = THERMOSTATS[kind]()
     context = toy.make_context(system, integrator, x=[[0.01, 0.02, 0.03]])
-    integrator.step(101)
+    if is_variable:
+        for k in range(50):
+            integrator.stepTo(0.01 * (k + 1))
+            jump.attempt(context)
+    else:
+        integrator.step(101)
     statistics = jump.statistics(context)
     assert statistics.attempts == 50 and statistics.accepted == 50
     assert abs(statistics.last_log_acceptance) < 1e-5
+
+
+def resized():
+    integrator = toy.leapfrog(0.001, "kT", toy.KT)
+    integrator.addComputeGlobal("dt", "0.001")
+    return integrator
+
+
+@pytest.mark.parametrize("kind", ["VariableLangevin", "VariableVerlet", "Compound", "Custom"])
+def test_steps_of_different_lengths_are_refused(gaussian_model, kind):
+    """Attempts by numbers of steps would come more often where steps are short; those at equal times do not."""
+    inner = resized() if kind == "Custom" else THERMOSTATS["VariableLangevin" if kind == "Compound" else kind]()
+    integrator = inner
+    if kind == "Compound":
+        integrator = compound()
+        integrator.addIntegrator(inner)
+    system = toy.well_system()
+    system.addForce(openmm.AndersenThermostat(300.0, 1.0))
+    system.addForce(modejump.MonteCarloModeJump(gaussian_model, 10, seed=2))
+    with pytest.raises(openmm.OpenMMException, match="call attempt\\(\\) at equal times"):
+        toy.make_context(system, integrator, x=[[0.01, 0.02, 0.03]])
+
+
+def test_attempts_at_equal_times_leave_variable_steps_their_ensemble(tmp_path):
+    """Two wells of equal weight, one stiff, where steps are short: attempts by steps would leave 0.26 in it."""
+    stiff, soft, away = 0.02, 0.1, 0.5
+    wells = (
+        f"-{toy.KT}*log(0.5*exp(-((x+{away})^2+y^2+z^2)/{2 * stiff**2})/{stiff**3}"
+        f"+0.5*exp(-((x-{away})^2+y^2+z^2)/{2 * soft**2})/{soft**3}+1e-30)"
+    )
+    system = openmm.System()
+    system.addParticle(12.011)
+    system.addForce(toy.external(wells))
+    model = toy.write_gaussian_model(tmp_path / "wide.safetensors", (0.45, 0.07, 0.07))
+    jump = modejump.MonteCarloModeJump(model, 0, seed=11, proposals=32)
+    system.addForce(jump)
+    integrator = openmm.VariableLangevinIntegrator(300, 5.0, 1e-3)
+    integrator.setRandomNumberSeed(3)
+    context = toy.make_context(system, integrator, x=[[away, 0.0, 0.0]])
+    found = []
+    for k in range(4000):
+        integrator.stepTo(0.1 * (k + 1))
+        jump.attempt(context)
+        found.append(toy.positions(context)[0, 0] < 0)
+    error = toy.batch_error(found)
+    assert jump.statistics(context).accepted > 200 and error < 0.05
+    assert abs(np.mean(found) - 0.5) < 4 * error
+
+
+def test_a_centre_of_mass_that_stays_in_a_field_is_told(gaussian_model, capfd):
+    for remover, field in (True, True), (True, False), (False, True):
+        system = toy.well_system() if field else openmm.System()
+        if not field:
+            system.addParticle(12.011)
+        if remover:
+            system.addForce(openmm.CMMotionRemover())
+        system.addForce(modejump.MonteCarloModeJump(gaussian_model, 10, seed=2))
+        toy.make_context(system, toy.langevin(), x=[[0.01, 0.02, 0.03]])
+        assert ("removeCMMotion=False" in capfd.readouterr().err) == (remover and field)
 
 
 def test_only_integration_force_groups_count(gaussian_model):

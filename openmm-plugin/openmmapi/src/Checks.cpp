@@ -1,6 +1,7 @@
 #include "Checks.h"
 
 #include "openmm/CustomBondForce.h"
+#include "openmm/CustomExternalForce.h"
 #include "openmm/HarmonicBondForce.h"
 #include "openmm/OpenMMException.h"
 
@@ -182,6 +183,15 @@ void checkBonds(const System& system, const vector<int>& particles, const Model&
     if (missing != wanted.end())
         refuse("the model has a bond between " + both(*missing) +
                " that the System has not: is the order of the atoms the model's?");
+}
+
+bool hasExternalForce(const System& system) {
+    for (int i = 0; i < system.getNumForces(); i++) {
+        const auto external = dynamic_cast<const CustomExternalForce*>(&system.getForce(i));
+        if (external != nullptr && external->getNumParticles() > 0)
+            return true;
+    }
+    return false;
 }
 
 Constraints movedConstraints(const System& system, const vector<int>& particles, const Model& model) {

@@ -133,6 +133,11 @@ void checkSteps(const CustomIntegrator& integrator, const System& system) {
     checkGroups(steps, integrator, system);
 }
 
+bool changesStepLength(const CustomIntegrator& integrator) {
+    const vector<Step> steps = stepsOf(integrator);
+    return any_of(steps.begin(), steps.end(), [](const Step& step) { return step.type == CustomIntegrator::ComputeGlobal && step.variable == "dt"; });
+}
+
 bool movesBonds(const CustomIntegrator& integrator) {
     bool updated = false;
     for (const Step& step : stepsOf(integrator)) {

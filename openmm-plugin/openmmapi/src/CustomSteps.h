@@ -13,6 +13,9 @@ namespace ModeJumpPlugin {
  */
 void checkSteps(const OpenMM::CustomIntegrator& integrator, const OpenMM::System& system);
 
+/** Whether a step computes its own length, `dt`. */
+bool changesStepLength(const OpenMM::CustomIntegrator& integrator);
+
 /** Whether x changes after the update of the Context's state, by which moves are called, and before bonds are constrained. */
 bool movesBonds(const OpenMM::CustomIntegrator& integrator);
 

@@ -166,6 +166,9 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
         checkBonds(system, particles, *screen);
     }
     checkIntegrator(context.getIntegrator(), system);
+    if (removesMomentum(system) && hasExternalForce(system))
+        cerr << "MonteCarloModeJump: the System has a CMMotionRemover and a CustomExternalForce: the dynamics keeps the centre of mass where it is, and "
+                "jumps do not, so averages depend on how often they come; leave the CMMotionRemover out (createSystem with removeCMMotion=False)" << endl;
     massive.clear();
     for (int i = 0; i < system.getNumParticles(); i++)
         if (system.getParticleMass(i) > 0)
@@ -212,6 +215,8 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     move = std::move(newMove);
     solvent = std::move(newSolvent);
     frequency = owner.getFrequency();
+    if (frequency > 0)
+        checkStepLengths(context.getIntegrator());
     temperature = owner.getTemperature();
     lastLogAcceptance = 0;
 }

@@ -123,6 +123,18 @@ void checkIntegrator(const Integrator& integrator, const System& system) {
         checkSteps(*custom, system);
 }
 
+void checkStepLengths(const Integrator& integrator) {
+    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
+        for (int i = 0; i < compound->getNumIntegrators(); i++)
+            checkStepLengths(compound->getIntegrator(i));
+    const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
+    if (dynamic_cast<const VariableLangevinIntegrator*>(&integrator) != nullptr ||
+        dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr || (custom != nullptr && changesStepLength(*custom)))
+        throw OpenMMException("MonteCarloModeJump: the steps of " + className(integrator) + " are short where forces are large, so attempts that are counted "
+                              "in steps would come too often there, and populations would be wrong; take steps of one length, or set the frequency "
+                              "to 0 and call attempt() at equal times (after integrator.stepTo)");
+}
+
 namespace {
 
 void checkConstrainedSteps(const Integrator& integrator, const string& platform) {

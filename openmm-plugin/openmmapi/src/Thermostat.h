@@ -15,6 +15,9 @@ double findOneTemperature(OpenMM::ContextImpl& context);
 /** Throws if the integrator cannot host Monte Carlo moves of the System. */
 void checkIntegrator(const OpenMM::Integrator& integrator, const OpenMM::System& system);
 
+/** Throws if steps have different lengths: attempts that are counted in steps would come more often where steps are short. */
+void checkStepLengths(const OpenMM::Integrator& integrator);
+
 /**
  * Throws if jumps of constrained particles would ruin the constraints: on the platforms Reference and CPU, addConstrainPositions() of a CustomIntegrator
  * takes the directions of bonds from the positions at the start of the step, or at the last call, so one call has to come after a jump and before x

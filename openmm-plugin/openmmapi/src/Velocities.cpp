@@ -11,14 +11,14 @@ using namespace std;
 
 namespace ModeJumpPlugin {
 
-namespace {
-
 bool removesMomentum(const System& system) {
     for (int i = 0; i < system.getNumForces(); i++)
         if (dynamic_cast<const CMMotionRemover*>(&system.getForce(i)) != nullptr)
             return true;
     return false;
 }
+
+namespace {
 
 Vec3 momentumOf(const System& system, const vector<int>& particles, const vector<double>& v) {
     Vec3 momentum;

@@ -33,6 +33,8 @@ pub struct RunInput {
     pub temperature: f64,
     /// `ld-seed`, which grompp draws where the run has none of its own.
     pub seed: u64,
+    /// `init-step`, at which the run begins.
+    pub first_step: i64,
     /// Steps between frames with forces; 0 for none.
     pub force_frames: i64,
     /// None without periodic boundaries.
@@ -78,6 +80,12 @@ impl RunInput {
         let (options, topology) = dump.split_once("\ntopology:").ok_or_else(|| missing("topology"))?;
         let options = Options::new(options);
         options.refuse()?;
+        let is_held = ["(POSRES)", "(FBPOSRES)"].iter().any(|restraint| topology.contains(restraint))
+            || options.find("nwall").is_some_and(|walls| walls != "0");
+        if let Some(mode) = options.find("comm-mode").filter(|&mode| is_held && mode != "None") {
+            let why = "with position restraints or walls the dynamics keeps the centre of mass where it is, and jumps do not; use none";
+            return Err(refused("comm-mode", mode, why));
+        }
         let integrator = match options.get("integrator")? {
             "md" => Integrator::LeapFrog,
             "sd" => Integrator::Langevin,
@@ -101,6 +109,7 @@ impl RunInput {
             timestep: options.number("dt")?,
             temperature: options.temperature()?,
             seed: options.get("ld-seed")?.parse::<i64>().map_err(|_| missing("ld-seed"))? as u64,
+            first_step: options.number("init-step")? as i64,
             force_frames: options.number("nstfout")? as i64,
             periodic: options.get("pbc")? != "no",
             box_vectors,
@@ -433,6 +442,8 @@ mod tests {
             ("integrator                     = md", "integrator = bd", ["bd", "sd or md"]),
             ("tcoupl                         = V-rescale", "tcoupl = Berendsen", ["Berendsen", "V-rescale"]),
             ("comm-mode                      = Linear", "comm-mode = Angular", ["Angular", "angular momentum"]),
+            ("nwall                          = 0", "nwall = 2", ["comm-mode = Linear", "use none"]),
+            ("(CONSTR)", "(POSRES)", ["comm-mode = Linear", "position restraints"]),
             ("pcoupl                         = No", "pcoupl = C-rescale", ["C-rescale", "constant volume"]),
             ("awh                            = false", "awh = true", ["awh", "depends on the past"]),
             ("pull                           = false", "pull = true", ["pull", "past"]),

@@ -172,9 +172,8 @@ impl Walker {
             return Err(Error::file(&path, "no frame"));
         };
         let Progress { step: last_step, potential: last_potential, .. } = self.folder.progress;
-        // the first segment begins with its first frame, if that is not its last
-        let first = (series.steps.len() > 1).then(|| series.steps[0]);
-        if let Some(before) = last_step.or(first).filter(|before| step - before != self.options.steps as i64) {
+        let before = last_step.unwrap_or(self.input.first_step);
+        if step - before != self.options.steps as i64 {
             let message = format!("mdrun ended after {} of {} steps", step - before, self.options.steps);
             return Err(Error::Engine(message));
         }

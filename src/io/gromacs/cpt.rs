@@ -22,7 +22,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Errors: positions and velocities of this many atoms are not there, or are there more than once.
+    /// Errors: positions and velocities of this many atoms are not there, or are there more than once (of three atoms, whose arrays are as
+    /// long as those of the box: the last ones are theirs).
     pub fn new(bytes: Vec<u8>, atoms: usize) -> Result<Checkpoint, String> {
         let mut found = Vec::new();
         for (kind, width) in TYPES {
@@ -35,7 +36,8 @@ impl Checkpoint {
             }
         }
         match found[..] {
-            [(double, x, v)] => Ok(Checkpoint { bytes, atoms, double, x, v }),
+            // of three atoms the arrays before them, of the box, are as long
+            [(double, x, v)] | [.., (double, x, v)] if found.len() == 1 || atoms == 3 => Ok(Checkpoint { bytes, atoms, double, x, v }),
             _ => Err(format!(
                 "positions and velocities of {atoms} atoms are there {} times, not once: either this is no checkpoint of \
                  that system, or this version of GROMACS writes checkpoints in another way",
@@ -119,6 +121,18 @@ mod tests {
             checkpoint.set(&x, &v);
             assert_eq!(checkpoint.bytes(), bytes);
         }
+    }
+
+    /// Whose arrays are as long as those of the box before them.
+    #[test]
+    fn three_atoms_have_the_last_arrays() {
+        let array = |first: f64| {
+            let values: Vec<f64> = (0..9).map(|i| first + f64::from(i)).collect();
+            [[9i32.to_be_bytes(), 1i32.to_be_bytes()].concat(), encode(&values, false)].concat()
+        };
+        let bytes = [vec![7; 13], array(0.0), array(10.0), vec![1; 4], array(20.0), array(30.0), vec![9; 5]].concat();
+        let checkpoint = Checkpoint::new(bytes, 3).unwrap();
+        assert_eq!([checkpoint.positions()[0], checkpoint.velocities()[0]], [20.0, 30.0]);
     }
 
     #[test]
