@@ -6,6 +6,7 @@
 #include "comm.h"
 #include "domain.h"
 #include "error.h"
+#include "group.h"
 #include "neighbor.h"
 #include "update.h"
 
@@ -13,10 +14,23 @@
 
 using namespace LAMMPS_NS;
 
+/// Stops unless the atoms of the group are those that they were at the beginning of the run. Collective.
+void FixModeJump::require_atoms() {
+    bigint mine[2] = {}, all[2]; // known, others
+    for (int i = 0; i < atom->nlocal; i++)
+        if (atom->mask[i] & groupbit)
+            mine[index_.count(atom->tag[i]) > 0 ? 0 : 1]++;
+    MPI_Allreduce(mine, all, 2, MPI_LMP_BIGINT, MPI_SUM, world);
+    if (all[0] != static_cast<bigint>(index_.size()) || all[1] > 0)
+        error->all(FLERR, "Fix modejump: of the {} atoms of group {} {} are there at step {}, and {} others: nothing may take atoms of the model "
+                          "away, or add some to its group", index_.size(), group->names[igroup], all[0], update->ntimestep, all[1]);
+}
+
 /// Coordinates and image flags of the model's atoms to all ranks.
 void FixModeJump::gather() {
     std::vector<double> x(x_.size(), 0.0), unwrapped(x_.size(), 0.0);
     std::vector<imageint> image(image_.size(), 0);
+    require_atoms();
     for (int i = 0; i < atom->nlocal; i++) {
         if (!(atom->mask[i] & groupbit))
             continue;

@@ -3,11 +3,13 @@
 #include "fix_modejump.h"
 
 #include "atom.h"
+#include "domain.h"
 #include "error.h"
 #include "fix.h"
 #include "force.h"
 #include "group.h"
 #include "modify.h"
+#include "pair.h"
 #include "update.h"
 #include "utils.h"
 
@@ -39,7 +41,20 @@ void FixModeJump::require_setup() const {
         error->all(FLERR, "Fix modejump does not work with package KOKKOS: run LAMMPS without -k on and -sf kk");
     if (!modify->get_fix_by_style("^GPU").empty())
         error->all(FLERR, "Fix modejump does not work with package GPU: run LAMMPS without -sf gpu and without `package gpu`");
+    if (domain->dimension == 2)
+        error->all(FLERR, "Fix modejump does not work with dimension 2: proposals leave the plane");
+    // what is kept of the velocities needs forces that depend on the positions alone
+    for (const char* style : {"dpd", "^brownian", "^lubricate"})
+        if (force->pair_match(style, 0, 1))
+            error->all(FLERR, "Fix modejump: pair style {} has forces of friction or of noise, which a jump would count twice: have a pair "
+                              "style without, and fix langevin", force->pair_style);
     for (const Fix* fix : modify->get_fix_list()) {
+        if (is_one_of(fix, {"^alchemy", "^pimd", "^rpmd", "^drude", "^langevin/drude"}))
+            error->all(FLERR, "Fix modejump: fix {} ({}) has the atoms follow other forces than those of the energy that decides about jumps",
+                       fix->id, fix->style);
+        if (is_one_of(fix, {"^wall/reflect", "^wall/piston"}))
+            error->all(FLERR, "Fix modejump: fix {} ({}) turns atoms back at a wall that the moves do not see: have a box that is fixed "
+                              "there (boundary f), beyond which no proposal is accepted", fix->id, fix->style);
         if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
             error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, which the proposals do not keep", fix->id, fix->style);
         // whether fix_modify adds it to the printed energy or not; what thermostats tell is the energy of their bath

@@ -139,6 +139,9 @@ void FixModeJump::init() {
 
     if (!loaded_)
         load(static_cast<int>(x_.size()));
+    else if (masses() != masses_)
+        error->all(FLERR, "Fix modejump: group {} has other atoms, or they have other masses or are in another order by ID, than when the model "
+                          "was loaded: define the fix anew", group->names[igroup]);
     loaded_ = true;
     next_reneighbor = (update->ntimestep / nevery + 1) * nevery;
 }
@@ -188,7 +191,7 @@ std::uint64_t FixModeJump::seed() const { return seed_ + (number_ << 32); }
 void FixModeJump::load(int dimension) {
     number_ = free_number();
     const bool has_units = update->unit_style != std::string("lj");
-    const std::vector<double> m = has_units ? masses() : std::vector<double>();
+    masses_ = masses();
     on_root([&] {
         const modejump::Model model(model_file_);
         const std::size_t coordinates = model.dimension() - model.auxiliary();
@@ -196,7 +199,7 @@ void FixModeJump::load(int dimension) {
             throw std::runtime_error(model_file_ + " has " + std::to_string(coordinates / 3) + " atoms, group " +
                                      group->names[igroup] + " has " + std::to_string(dimension / 3));
         if (has_units)
-            check_masses(model, m);
+            check_masses(model, masses_);
         modejump::Options options;
         options.kind = method_ == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
         options.n_proposals = static_cast<std::uint64_t>(std::max(proposals_, 0));

@@ -68,6 +68,7 @@ private:
 
     // atoms.cpp
     void gather();
+    void require_atoms();
     std::optional<std::array<double, 9>> box_across(const std::vector<double>& x) const;
     void place(const std::vector<double>& x);
     void restore();
@@ -109,6 +110,8 @@ private:
     /// By atom of the model: unwrapped coordinates in nm; x and image flags as LAMMPS has them.
     std::vector<double> current_, x_;
     std::vector<imageint> image_;
+    /// Dalton, in the model's order, when the model was loaded.
+    std::vector<double> masses_;
     /// Step of the last attempt, and whether it was told that steps come again.
     bigint last_ = -1;
     bool told_ = false;

@@ -506,6 +506,46 @@ def test_fixes_with_an_energy_are_refused(run, fix, style):
     assert f"fix other ({style}) has a potential energy" in text, text[-1500:]
 
 
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ("fix other all wall/reflect xlo 10.0", "fix other (wall/reflect) turns atoms back at a wall"),
+        ("fix other all pimd/langevin temp 300 thermostat PILE_L 1234", "fix other (pimd/langevin) has the atoms follow other forces"),
+        ("pair_style dpd/tstat 300 300 5.0 7\npair_coeff * * 1.0 5.0", "pair style dpd/tstat has forces of friction or of noise"),
+        ("pair_style hybrid/overlay zero 6.0 dpd/tstat 300 300 5.0 7\npair_coeff * * zero\npair_coeff * * dpd/tstat 1.0 5.0",
+         "pair style hybrid/overlay has forces of friction or of noise"),
+    ],
+    ids=lambda value: "",
+)
+def test_forces_that_the_moves_do_not_see_are_refused(run, more, message):
+    run.head = "boundary f p p\ncomm_modify vel yes\n"
+    data_file(run.folder / "data.peroxide", at=(12.0, 12.0, 12.0))
+    text = run.bad(DYNAMICS.format(seed=1) + jump(run) + more + "\nrun 10\n")
+    assert message in " ".join(text.split()), text[-1500:]
+
+
+def test_a_plane_is_refused(run):
+    run.head = "dimension 2\n"
+    data = run.folder / "data.peroxide"
+    lines = data.read_text().replace("0.0 24.0 zlo zhi", "-12.0 12.0 zlo zhi").splitlines()
+    at = lines.index("Atoms # molecular") + 2
+    lines[at : at + 4] = [line.rsplit(" ", 1)[0] + " 0.0" for line in lines[at : at + 4]]
+    data.write_text("\n".join(lines) + "\n")
+    assert "does not work with dimension 2" in run.bad(DYNAMICS.format(seed=1) + jump(run) + "run 10\n")
+
+
+def test_atoms_that_come_or_go_stop_the_run(run):
+    """As by fix evaporate and deposit."""
+    gas = "region gas block 10 14 10 14 4 8\nfix gas all deposit 1 2 30 123 region gas near 1.0\n"
+    text = run.bad(DYNAMICS.format(seed=1) + gas + jump(run) + "run 80\n")
+    assert "of the 4 atoms of group all 4 are there at step 20, and 1 others" in " ".join(text.split()), text[-1500:]
+
+
+def test_another_order_in_a_later_run_is_refused(run):
+    text = run.bad(DYNAMICS.format(seed=1) + jump(run) + "run 20\nset atom 1 type 2\nset atom 2 type 1\nrun 20\n")
+    assert "has other atoms, or they have other masses or are in another order by ID" in " ".join(text.split()), text[-1500:]
+
+
 @pytest.mark.parametrize("fix", ["npt temp 300 300 50 iso 1 1 500", "deform 1 x erate 0.0001", "press/berendsen iso 1 1 500"])
 def test_fixes_that_change_the_box_are_refused(run, fix):
     text = run.bad("velocity all create 300.0 1\n" + jump(run) + f"fix other all {fix}\nrun 10\n")

@@ -1,7 +1,11 @@
 """Models and moves without an engine: modejump.Model and modejump.Move."""
 
 import copy
+import os
 import pickle
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +256,28 @@ def test_the_configuration_is_left_alone(generator):
     for outcome in outcomes:
         assert outcome.accepted == (outcome.reason == "accepted") == (not np.array_equal(outcome.x, x))
     assert {True, False} == {outcome.accepted for outcome in outcomes}
+
+
+def test_ctrl_c_during_an_attempt_is_raised():
+    """While the library works Python notes it, and handles it when a potential is called: before its first line."""
+    model = modejump.Model(ALA2)
+    move, x = modejump.Move(model, proposals=500, seed=1), model.sample(1)[0][0]
+    for k in range(12):
+        threading.Timer(0.02 + 0.003 * k, os.kill, (os.getpid(), signal.SIGINT)).start()
+        until = time.monotonic() + 20
+        with pytest.raises(KeyboardInterrupt):
+            while time.monotonic() < until:
+                move.attempt(x, lambda x: np.zeros(len(x)), step=100 * k)
+
+
+def test_an_exception_whose_text_is_no_text_is_raised_again(generator):
+    def fails(_):
+        raise ValueError("cannot read /data/\udce9.dat")
+
+    move = modejump.Move(generator, proposals=4, seed=1)
+    for step in range(20):
+        with pytest.raises(ValueError, match="cannot read"):
+            move.attempt(np.array([1.0, 0.5]), fails, step=step, reduced_potential=1.0)
 
 
 def test_what_the_potential_raises_is_raised_again(generator):

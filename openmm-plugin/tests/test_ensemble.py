@@ -274,6 +274,53 @@ def test_attempts_at_equal_times_leave_variable_steps_their_ensemble(tmp_path):
     assert abs(np.mean(found) - 0.5) < 4 * error
 
 
+def test_a_temperature_that_the_steps_compute_is_not_that_of_the_step_before(gaussian_model):
+    """As replica exchange and simulated tempering set `temperature`: kT follows in the next step, and jumps do not wait for it."""
+    integrator = toy.leapfrog(0.001, "kT", toy.KT)
+    integrator.addGlobalVariable("temperature", 300.0)
+    integrator.addComputeGlobal("kT", f"{toy.KT / 300}*temperature")
+    system = toy.well_system()
+    jump = modejump.MonteCarloModeJump(gaussian_model, 2, seed=2)
+    system.addForce(jump)
+    context = toy.make_context(system, integrator, x=[[0.01, 0.02, 0.03]])
+    integrator.step(101)
+    assert abs(jump.statistics(context).last_log_acceptance) < 1e-5
+    # at another temperature the generator is not the target
+    integrator.setGlobalVariableByName("temperature", 600.0)
+    jump.reset_statistics(context)
+    log_acceptances = []
+    for _ in range(20):
+        integrator.setGlobalVariableByName("kT", toy.KT)  # as it is after a change of the state
+        jump.attempt(context)
+        log_acceptances.append(abs(jump.statistics(context).last_log_acceptance))
+    assert max(log_acceptances) > 0.05
+
+
+def test_a_proposal_without_an_energy_is_rejected(gaussian_model, capfd):
+    """What OpenMM cannot compute there ends no run; at the present configuration it does."""
+    system = toy.well_system()
+
+    def compute(state):
+        x = state.getPositions(asNumpy=True)._value
+        if abs(x[0, 0]) > 0.05:
+            raise ValueError("no energy of this geometry")
+        return 0.0, np.zeros_like(x)
+
+    system.addForce(openmm.PythonForce(compute))
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=2)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(), x=[[0.0, 0.0, 0.0]])
+    found = [jump.attempt(context) for _ in range(60)]
+    statistics = jump.statistics(context)
+    told = capfd.readouterr().err
+    assert statistics.non_finite > 5 and 5 < sum(found) == statistics.accepted
+    assert told.count("has no energy of a proposal") == 1 and "no energy of this geometry" in told
+    assert abs(toy.positions(context)[0, 0]) <= 0.05
+    with pytest.raises(Exception, match="no energy of this geometry"):
+        context.setPositions([[0.2, 0.0, 0.0]])
+        jump.attempt(context)
+
+
 def test_a_centre_of_mass_that_stays_in_a_field_is_told(gaussian_model, capfd):
     for remover, field in (True, True), (True, False), (False, True):
         system = toy.well_system() if field else openmm.System()

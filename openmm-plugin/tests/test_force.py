@@ -507,6 +507,45 @@ def test_custom_integrators_that_would_keep_bonds_where_they_were(rigid_model, p
     attempt(OH, 5, toy.splitting)
 
 
+@pytest.mark.parametrize(
+    "steps, allowed",
+    [
+        (["v = v+0.5*dt*f0/m", "v = v+0.5*dt*scale*f1/m"], False),
+        (["v = v+dt*(f0+scale*f1)/m"], False),
+        (["v = v+dt*(f0 + 0.5*f1)/m"], False),
+        (["v = v+dt*f0/m+dt*f1/m*scale"], False),
+        (["v = v+dt*(f0+f1)/m"], True),
+        (["v = v+0.5*dt*f1/m", "v = v+0.5*(dt/2)*f0/m", "v = v+0.5*(dt/2)*f0/m"], True),
+        (["x = x+dt*f0/(m*scale)+dt*f1/(m*scale)"], True),
+        (["v = v+dt*f/m"], True),
+    ],
+)
+def test_scaled_groups_of_a_custom_integrator(gaussian_model, steps, allowed):
+    """Scaled forces are those of another potential than the one by which jumps are tested."""
+    integrator = openmm.CustomIntegrator(0.001)
+    integrator.addGlobalVariable("kT", toy.KT)
+    integrator.addGlobalVariable("scale", 0.5)
+    integrator.addUpdateContextState()
+    for step in steps:
+        integrator.addComputePerDof(*step.split(" = "))
+    integrator.addComputePerDof("x", "x+dt*v")
+    system = toy.well_system()
+    tilt = toy.external("x")
+    tilt.setForceGroup(1)
+    system.addForce(tilt)
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3)
+    if allowed:
+        context_of(jump, system, integrator)
+    else:
+        refuses(["scale forces of one group", "a parameter of the Context"], context_of, jump, system, integrator)
+
+
+def test_a_hard_wall_of_the_integrator_is_refused(gaussian_model):
+    integrator = openmm.NoseHooverIntegrator(300, 1, 0.001)
+    integrator.setMaximumPairDistance(0.1)
+    refuses(["maximum distance"], context_of, modejump.MonteCarloModeJump(gaussian_model, 0, seed=3), toy.well_system(), integrator)
+
+
 def test_a_period_is_no_temperature(gaussian_model):
     """A global variable T may be anything; kT is asked for first, wherever it stands."""
     jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3)

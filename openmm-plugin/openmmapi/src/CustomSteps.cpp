@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <map>
 #include <set>
 
 using namespace OpenMM;
@@ -88,6 +89,66 @@ void checkPotential(const vector<Step>& steps) {
         }
 }
 
+/** What each force group in the expression is multiplied by among the terms beside it: the text between the nearest + or - or the ends of its parentheses. */
+vector<pair<int, string>> factorsOf(const string& expression) {
+    vector<pair<int, string>> factors;
+    const auto end = [&](size_t from, int direction) {
+        int depth = 0;
+        size_t at = from;
+        for (;; at += direction) {
+            const char c = at < expression.size() ? expression[at] : '+'; // also below 0
+            depth += c == (direction > 0 ? '(' : ')') ? 1 : c == (direction > 0 ? ')' : '(') ? -1 : 0;
+            if (depth < 0 || (depth == 0 && (c == '+' || c == '-' || c == ',' || c == ';' || c == '=')))
+                return at;
+        }
+    };
+    for (size_t i = 0; i < expression.size(); i++) {
+        size_t length = 1;
+        const auto inName = [&](size_t at) { return at < expression.size() && (isalnum(static_cast<unsigned char>(expression[at])) != 0 || expression[at] == '_'); };
+        while (inName(i + length))
+            length++;
+        if (inName(i) && (i == 0 || !inName(i - 1)) && groupOf(expression.substr(i, length), "f") >= 0) {
+            const size_t first = end(i - 1, -1) + 1, last = end(i + length, 1);
+            string factor = expression.substr(first, i - first) + "f" + expression.substr(i + length, last - i - length);
+            factor.erase(remove(factor.begin(), factor.end(), ' '), factor.end());
+            factors.emplace_back(groupOf(expression.substr(i, length), "f"), factor);
+        }
+    }
+    return factors;
+}
+
+/**
+ * Throws if the steps scale forces of one group as those of another are not: in one expression by anything, in several by a global variable (kicks of
+ * multiple time steps differ by numbers).
+ */
+void checkScales(const vector<Step>& steps, const CustomIntegrator& integrator) {
+    set<string> globals;
+    for (int i = 0; i < integrator.getNumGlobalVariables(); i++)
+        globals.insert(integrator.getGlobalVariableName(i));
+    map<int, set<string>> scales;
+    const auto refuse = [](const string& what) {
+        throw OpenMMException("MonteCarloModeJump: the steps of the CustomIntegrator scale forces of one group and not of another (" + what + "), so they "
+                              "follow another potential than the System's, by which jumps are tested: scale the energy, by a parameter of the Context");
+    };
+    for (const Step& step : steps) {
+        if (step.variable != "x" && step.variable != "v")
+            continue;
+        const auto factors = factorsOf(step.expression);
+        for (const auto& [group, factor] : factors) {
+            if (factor != factors[0].second)
+                refuse(step.variable + " = " + step.expression);
+            for (const string& name : namesIn(factor))
+                if (globals.count(name) > 0)
+                    scales[group].insert(name);
+                else
+                    scales[group];
+        }
+    }
+    for (const auto& [group, names] : scales)
+        if (names != scales.begin()->second)
+            refuse("f" + to_string(group));
+}
+
 /** Those that the Force's energy is in; none if it has no energy. */
 set<int> groupsOf(const Force& force) {
     const string name = className(force);
@@ -130,12 +191,15 @@ void checkSteps(const CustomIntegrator& integrator, const System& system) {
     const vector<Step> steps = stepsOf(integrator);
     checkUpdates(steps);
     checkPotential(steps);
+    checkScales(steps, integrator);
     checkGroups(steps, integrator, system);
 }
 
-bool changesStepLength(const CustomIntegrator& integrator) {
+bool computes(const CustomIntegrator& integrator, const string& variable) {
     const vector<Step> steps = stepsOf(integrator);
-    return any_of(steps.begin(), steps.end(), [](const Step& step) { return step.type == CustomIntegrator::ComputeGlobal && step.variable == "dt"; });
+    return any_of(steps.begin(), steps.end(), [&](const Step& step) {
+        return (step.type == CustomIntegrator::ComputeGlobal || step.type == CustomIntegrator::ComputeSum) && step.variable == variable;
+    });
 }
 
 bool movesBonds(const CustomIntegrator& integrator) {

@@ -5,6 +5,8 @@
 #include "openmm/CustomIntegrator.h"
 #include "openmm/System.h"
 
+#include <string>
+
 namespace ModeJumpPlugin {
 
 /**
@@ -13,8 +15,8 @@ namespace ModeJumpPlugin {
  */
 void checkSteps(const OpenMM::CustomIntegrator& integrator, const OpenMM::System& system);
 
-/** Whether a step computes its own length, `dt`. */
-bool changesStepLength(const OpenMM::CustomIntegrator& integrator);
+/** Whether the steps compute this global variable, or their own length, `dt`. */
+bool computes(const OpenMM::CustomIntegrator& integrator, const std::string& variable);
 
 /** Whether x changes after the update of the Context's state, by which moves are called, and before bonds are constrained. */
 bool movesBonds(const OpenMM::CustomIntegrator& integrator);

@@ -18,6 +18,7 @@
 #include <cmath>
 #include <exception>
 #include <iostream>
+#include <limits>
 #include <random>
 #include <sstream>
 
@@ -91,10 +92,16 @@ struct MonteCarloModeJumpImpl::Trial {
             return impl.solvent->energyAt(x);
         double energy = 0;
         try {
+            if (forces != nullptr)
+                forces->assign(impl.x.size(), 0);
             impl.moved->setPositions(vector<double>(x, x + impl.x.size()));
             energy = context.calcForcesAndEnergy(forces != nullptr, true, groups);
             if (forces != nullptr)
                 impl.moved->getForces(*forces);
+        } catch (const OpenMMException& error) {
+            // OpenMM has no energy there, of which the rejection is as exact as that of any other
+            impl.tellOfFailure(error.what());
+            energy = numeric_limits<double>::infinity();
         } catch (...) {
             impl.moved->restore();
             throw;
@@ -394,8 +401,8 @@ void MonteCarloModeJumpImpl::updateContextState(ContextImpl& context, bool& forc
     Latest& before = latest[replica];
     if (step <= before.step)
         warnOfRepetition(step, before.step);
-    before.step = step;
     attempt(context, step, replica);
+    before.step = step;
 }
 
 bool MonteCarloModeJumpImpl::attempt(ContextImpl& context) {
@@ -557,6 +564,14 @@ void MonteCarloModeJumpImpl::warnOfAcceptance() {
              << " are " << labels << endl;
     else if (!statistics.advice.empty())
         cerr << statistics.advice << endl;
+}
+
+/** Once in a Context. */
+void MonteCarloModeJumpImpl::tellOfFailure(const string& reason) {
+    if (toldOfFailure)
+        return;
+    toldOfFailure = true;
+    cerr << "MonteCarloModeJump: OpenMM has no energy of a proposal, which is rejected and counted as not finite: " << reason << endl;
 }
 
 void MonteCarloModeJumpImpl::resetStatistics() {

@@ -32,8 +32,9 @@ double customTemperature(const CustomIntegrator& integrator) {
                 return integrator.getGlobalVariable(i);
         return 0.0;
     };
-    const double kT = valueOf("kT");
-    return kT > 0 ? kT / BOLTZ : valueOf("temperature");
+    const double kT = valueOf("kT"), temperature = valueOf("temperature");
+    // one that the steps compute is that of the step before
+    return kT > 0 && !(temperature > 0 && computes(integrator, "kT")) ? kT / BOLTZ : temperature;
 }
 
 /** That of all chains; 0 without any. */
@@ -119,6 +120,10 @@ void checkIntegrator(const Integrator& integrator, const System& system) {
         dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
         throw OpenMMException("MonteCarloModeJump: " + name + " does not sample the classical Boltzmann distribution of " +
                               "the System; choose another integrator");
+    if (auto noseHoover = dynamic_cast<const NoseHooverIntegrator*>(&integrator))
+        if (noseHoover->getMaximumPairDistance() > 0)
+            throw OpenMMException("MonteCarloModeJump: the NoseHooverIntegrator keeps pairs within a maximum distance, a wall that the energy of jumps does "
+                                  "not have; leave setMaximumPairDistance out");
     if (auto custom = dynamic_cast<const CustomIntegrator*>(&integrator))
         checkSteps(*custom, system);
 }
@@ -129,7 +134,7 @@ void checkStepLengths(const Integrator& integrator) {
             checkStepLengths(compound->getIntegrator(i));
     const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
     if (dynamic_cast<const VariableLangevinIntegrator*>(&integrator) != nullptr ||
-        dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr || (custom != nullptr && changesStepLength(*custom)))
+        dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr || (custom != nullptr && computes(*custom, "dt")))
         throw OpenMMException("MonteCarloModeJump: the steps of " + className(integrator) + " are short where forces are large, so attempts that are counted "
                               "in steps would come too often there, and populations would be wrong; take steps of one length, or set the frequency "
                               "to 0 and call attempt() at equal times (after integrator.stepTo)");

@@ -1,9 +1,12 @@
 """The C interface (include/modejump.h) as Python calls it: its structs, the library, callbacks and errors."""
 
+import contextlib
 import ctypes
 import operator
 import os
+import sys
 import sysconfig
+import threading
 from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
@@ -277,14 +280,40 @@ class _Callback:
 
     def _failed(self, who, error):
         self.raised.append(error)
-        _library.modejump_set_last_error(f"{who} raised {type(error).__name__}: {error}".encode())
+        try:
+            text = str(error)
+        except Exception:
+            text = "without a text"
+        _library.modejump_set_last_error(f"{who} raised {type(error).__name__}: {text}".encode(errors="replace"))
         return 1
+
+
+@contextlib.contextmanager
+def _nothing_lost():
+    """Raises afterwards what a signal handler, that of Ctrl-C above all, raises in a callback before its first line: ctypes would print and
+    forget it. Signals are handled in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    lost, usual = [], sys.unraisablehook
+
+    def keep(unraisable):
+        lost.append(unraisable.exc_value)
+
+    sys.unraisablehook = keep
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
+        if lost and lost[0] is not None:
+            raise lost[0]
 
 
 def _attempt(name, handle, callbacks, states, outcome):
     """Calls an attempt; raises again what a potential has raised."""
     try:
-        _call(name, handle, *(byref(c.target) for c in callbacks), *(byref(s) for s in states), byref(outcome))
+        with _nothing_lost():
+            _call(name, handle, *(byref(c.target) for c in callbacks), *(byref(s) for s in states), byref(outcome))
     except Error as error:
         raised = [e for c in callbacks for e in c.raised]
         raise (raised[0] if raised and error.status == CALLBACK_FAILED else error) from None
