@@ -52,6 +52,9 @@ void FixModeJump::require_setup() const {
         if (is_one_of(fix, {"^alchemy", "^pimd", "^rpmd", "^drude", "^langevin/drude"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) has the atoms follow other forces than those of the energy that decides about jumps",
                        fix->id, fix->style);
+        if (utils::strmatch(fix->style, "^hmc"))
+            error->all(FLERR, "Fix modejump: fix {} ({}) takes its trajectories back, jumps within them included: have one of the two", fix->id,
+                       fix->style);
         if (is_one_of(fix, {"^wall/reflect", "^wall/piston"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) turns atoms back at a wall that the moves do not see: have a box that is fixed "
                               "there (boundary f), beyond which no proposal is accepted", fix->id, fix->style);

@@ -362,6 +362,15 @@ impl Machine<'_> {
         let [storage, offset, shape, stride, ..] = arguments else {
             return Err("a tensor with too few arguments".into());
         };
+        // what a view does to its numbers, beside where they lie
+        if let Some(Node::Dict(marks)) = arguments.get(6).map(|&marks| &self.nodes[marks]) {
+            if marks.iter().any(|&(_, value)| matches!(self.nodes[value], Node::Bool(true))) {
+                return Err(
+                    "a tensor that is a negated or conjugated view: save it after `resolve_neg()` or `resolve_conj()`"
+                        .into(),
+                );
+            }
+        }
         let Node::Storage(storage) = &self.nodes[*storage] else { return Err("a tensor without a storage".into()) };
         let sizes = |id: Id| {
             let parts = self.tuple(id)?;

@@ -128,6 +128,13 @@ fn moving_averages_are_converted_unless_the_weights_themselves_are_wanted() {
         let beside = beside.to_str().unwrap();
         let (found, _) = weights(convert(&folder, kind, beside, &config, &options));
         assert!(found == expected, "{kind}");
+        // another network's, beside the one that is asked for
+        let networks =
+            moved.iter().map(|(name, t)| (name.replace("state_dict.net.", "state_dict.teacher."), t.clone()));
+        write(beside, moved.clone().into_iter().chain(networks).collect::<BTreeMap<_, _>>());
+        let teacher = [options.as_slice(), &["--prefix", "state_dict.teacher.model."]].concat();
+        let message = refusal(&folder, kind, beside, &config, &teacher);
+        assert!(message.contains("moving averages of weights that are not read (ema.shadow_params.0"), "{message}");
         // whose they are is not to be seen of two
         let twice =
             moved.iter().filter_map(|(name, t)| Some((format!("other.{}", name.strip_prefix("ema.")?), t.clone())));

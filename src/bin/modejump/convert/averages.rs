@@ -62,18 +62,26 @@ fn made(name: &str) -> Option<Vec<usize>> {
 }
 
 /// Takes the averages that belong to the network with this prefix out of a checkpoint's tensors, by their numbers: those
-/// that lie in a part of it, or the only ones that there are (of an average that was saved beside the network).
-pub fn take(tensors: &mut Tensors, prefix: &str) -> Vec<(usize, Tensor)> {
+/// that lie in a part of it, or of the `only` network the only ones that there are (that were saved beside it).
+pub fn take(tensors: &mut Tensors, prefix: &str, only: bool) -> Vec<(usize, Tensor)> {
     let before = |name: &String| name.split_once(SHADOW).map(|(before, _)| before.to_string());
     let places: BTreeSet<String> = tensors.keys().filter_map(before).collect();
     let own = places.iter().filter(|place| prefix.starts_with(place.as_str())).max_by_key(|place| place.len());
-    let Some(place) = own.or(places.first().filter(|_| places.len() == 1)) else { return Vec::new() };
+    let Some(place) = own.or(places.first().filter(|_| only && places.len() == 1)) else { return Vec::new() };
     let number = |name: &str| name.strip_prefix(place)?.strip_prefix(SHADOW)?.parse::<usize>().ok();
     let names: Vec<String> = tensors.keys().filter(|name| number(name).is_some()).cloned().collect();
     let taken = names.into_iter().filter_map(|name| Some((number(&name)?, tensors.remove(&name)?)));
     let mut averages: Vec<(usize, Tensor)> = taken.collect();
     averages.sort_by_key(|(number, _)| *number);
     averages
+}
+
+/// One of the tensors outside of the network with this prefix that are averages by their names, in other layouts (of
+/// NeMo, or of latent diffusion).
+pub fn in_another_layout<'a>(tensors: &'a Tensors, prefix: &str) -> Option<&'a String> {
+    let is_average =
+        |part: &str| part == "ema" || part.ends_with("_ema") || part.starts_with("ema_") || part == "shadow";
+    tensors.keys().find(|name| !name.starts_with(prefix) && name.split('.').any(is_average))
 }
 
 /// The averages under the names of the network's tensors; none if the order of those is not known.

@@ -21,8 +21,11 @@ impl Convert {
         let bytes = self.bytes()?;
         let (mut tensors, mut metadata) = read_any(&self.checkpoint, &bytes)?;
         let prefix = self.prefix(&tensors, mark, what)?;
-        let averages = averages::take(&mut tensors, &prefix);
+        let averages = averages::take(&mut tensors, &prefix, self.prefix.is_none());
         self.refuse_averages(&tensors)?;
+        if let Some(name) = averages::in_another_layout(&tensors, &prefix) {
+            eprintln!("note: {name} and others look like moving averages of weights, and are not read: the weights themselves are converted");
+        }
         let strip = |(name, tensor): (String, _)| Some((name.strip_prefix(&prefix)?.to_string(), tensor));
         let mut own: Tensors = tensors.into_iter().filter_map(strip).collect();
         if !averages.is_empty() && !self.raw_weights {

@@ -132,7 +132,12 @@ fn safetensors_metadata(bytes: &[u8]) -> Option<Value> {
 /// What the tensors do not say, by the options.
 fn unsaid(options: &Value) -> Result<Unsaid> {
     let orders = match options.get("permutation_keys") {
-        None => None,
+        None => {
+            eprintln!(
+                "note: the orders of the published models are assumed; `permutation_keys` of --config says otherwise"
+            );
+            None
+        }
         Some(keys) => Some(
             serde_json::from_value::<Vec<AtomOrder>>(keys.clone())
                 .map_err(|e| Error::invalid(format!("permutation_keys: {e}")))?,

@@ -354,6 +354,9 @@ pub fn energy(area: &Figure, series: &[&Series]) -> Outcome {
         }
     }
     let axis = energy_axis(&curves);
+    if !(axis.end - axis.start).is_finite() {
+        return Err(format!("reduced potentials from {} to {} have no figure", axis.start, axis.end).into());
+    }
     let curves: Vec<_> = curves
         .into_iter()
         .map(|c| {
@@ -469,7 +472,7 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
         curve("standard deviation of ln(q of the model/q), held out", |p| p.deviation),
         curve("gradient norm", |p| p.gradient_norm),
     ];
-    let steps = 0.0..history.last().map_or(1.0, |p| p.step as f64).max(1.0);
+    let steps = 0.0..history.iter().map(|p| p.step as f64).fold(1.0, f64::max);
     let is_regression = regression.iter().any(|c| !c.points.is_empty());
     let panel = |unit, range, curves: Vec<Curve>| Panel {
         steps: steps.clone(),
