@@ -3,6 +3,7 @@
 #include "fix_modejump.h"
 
 #include "atom.h"
+#include "bond.h"
 #include "domain.h"
 #include "error.h"
 #include "fix.h"
@@ -48,6 +49,9 @@ void FixModeJump::require_setup() const {
         if (force->pair_match(style, 0, 1))
             error->all(FLERR, "Fix modejump: pair style {} has forces of friction or of noise, which a jump would count twice: have a pair "
                               "style without, and fix langevin", force->pair_style);
+    for (const char* style : {"quartic", "bpm/spring", "bpm/rotational"})
+        if (force->bond_match(style))
+            error->all(FLERR, "Fix modejump: bond style {} breaks bonds for good where a proposal stretches them", style);
     for (const Fix* fix : modify->get_fix_list()) {
         if (is_one_of(fix, {"^alchemy", "^pimd", "^rpmd", "^drude", "^langevin/drude"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) has the atoms follow other forces than those of the energy that decides about jumps",
