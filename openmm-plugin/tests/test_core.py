@@ -263,9 +263,9 @@ def test_ctrl_c_during_an_attempt_is_raised():
     model = modejump.Model(ALA2)
     move, x = modejump.Move(model, proposals=500, seed=1), model.sample(1)[0][0]
     for k in range(12):
-        threading.Timer(0.02 + 0.003 * k, os.kill, (os.getpid(), signal.SIGINT)).start()
         until = time.monotonic() + 20
         with pytest.raises(KeyboardInterrupt):
+            threading.Timer(0.02 + 0.003 * k, os.kill, (os.getpid(), signal.SIGINT)).start()
             while time.monotonic() < until:
                 move.attempt(x, lambda x: np.zeros(len(x)), step=100 * k)
 
