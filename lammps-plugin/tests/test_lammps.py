@@ -509,6 +509,7 @@ def test_fixes_with_an_energy_are_refused(run, fix, style):
 @pytest.mark.parametrize(
     "more, message",
     [
+        ("unfix dynamics\nunfix bath\nfix other all hmc 10 123 300", "fix other (hmc) takes its trajectories back"),
         ("fix other all wall/reflect xlo 10.0", "fix other (wall/reflect) turns atoms back at a wall"),
         ("fix other all pimd/langevin temp 300 thermostat PILE_L 1234", "fix other (pimd/langevin) has the atoms follow other forces"),
         ("pair_style dpd/tstat 300 300 5.0 7\npair_coeff * * 1.0 5.0", "pair style dpd/tstat has forces of friction or of noise"),

@@ -4,6 +4,8 @@ Classes and functions under PyTorch's names stand in for its own, so that Python
 archive (stored, not compressed) with NAME/data.pkl, NAME/byteorder, NAME/data/KEY and NAME/version.
 
 usage: python3 tests/pytorch/make.py     (writes beside this file)
+
+negated.pt is PyTorch's own (2.15): torch.save({"w": torch._neg_view(torch.tensor([1.0, -2.0]))}, "negated.pt").
 """
 import collections
 import io

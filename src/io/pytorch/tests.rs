@@ -179,3 +179,9 @@ fn other_files_are_told_apart() {
     let missing = read(&zip(&[("m/data.pkl", &tensor("FloatStorage", 0, [1, 1], [1, 1]))])).unwrap_err();
     assert!(missing.contains("tensor `t`") && missing.contains("m/data/0"), "{missing}");
 }
+
+#[test]
+fn a_view_that_negates_is_refused() {
+    let message = read_tensors("negated.pt", &file("negated.pt")).unwrap_err().to_string();
+    assert!(message.contains("negated or conjugated view"), "{message}");
+}
