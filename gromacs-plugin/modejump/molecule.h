@@ -115,8 +115,10 @@ public:
         const auto        kind  = SimulationAtomGroupType::TemperatureCoupling;
         const int         group = groupOf(kind, atoms[0]);
         const double      wanted = options_.temperature;
-        const bool coupled = ir.eI == IntegrationAlgorithm::SD1 || (ir.etc != TemperatureCoupling::No && ir.opts.tau_t[group] > 0);
-        if (!coupled)
+        const auto isCoupled = [&ir](int g) {
+            return ir.eI == IntegrationAlgorithm::SD1 || (ir.etc != TemperatureCoupling::No && ir.opts.tau_t[g] > 0);
+        };
+        if (!isCoupled(group))
         {
             if (!(wanted > 0))
             {
@@ -143,8 +145,7 @@ public:
         }
         for (int other = 0; other < ir.opts.ngtc; other++)
         {
-            const bool isCoupled = ir.opts.nrdf[other] > 0 && (ir.eI == IntegrationAlgorithm::SD1 || ir.opts.tau_t[other] > 0);
-            if (isCoupled && simulation_.referenceTemperature(other) != reference)
+            if (ir.opts.nrdf[other] > 0 && isCoupled(other) && simulation_.referenceTemperature(other) != reference)
             {
                 throw std::runtime_error("refused: other atoms are coupled to another temperature than the model's, so there is no equilibrium");
             }

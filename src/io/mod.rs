@@ -62,10 +62,15 @@ pub fn check_writable(path: &Path) -> Result<()> {
     std::fs::File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(|e| Error::io(path, e))
 }
 
-/// The text of a file, without the mark that some editors put before it.
+/// A text without the mark that some editors put before it.
+pub fn without_mark(text: &str) -> &str {
+    text.trim_start_matches('\u{feff}')
+}
+
+/// The text of a file, [`without_mark`].
 pub fn read_text(path: &Path) -> Result<String> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    Ok(text.strip_prefix('\u{feff}').map(String::from).unwrap_or(text))
+    Ok(without_mark(&text).into())
 }
 
 /// Errors: an output that is one of these other files of a command, by whatever name or link; to be asked before the

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cctype>
 #include <map>
+#include <regex>
 #include <set>
 
 using namespace OpenMM;
@@ -102,17 +103,12 @@ vector<pair<int, string>> factorsOf(const string& expression) {
                 return at;
         }
     };
-    for (size_t i = 0; i < expression.size(); i++) {
-        size_t length = 1;
-        const auto inName = [&](size_t at) { return at < expression.size() && (isalnum(static_cast<unsigned char>(expression[at])) != 0 || expression[at] == '_'); };
-        while (inName(i + length))
-            length++;
-        if (inName(i) && (i == 0 || !inName(i - 1)) && groupOf(expression.substr(i, length), "f") >= 0) {
-            const size_t first = end(i - 1, -1) + 1, last = end(i + length, 1);
-            string factor = expression.substr(first, i - first) + "f" + expression.substr(i + length, last - i - length);
-            factor.erase(remove(factor.begin(), factor.end(), ' '), factor.end());
-            factors.emplace_back(groupOf(expression.substr(i, length), "f"), factor);
-        }
+    static const regex group("\\bf([0-9]{1,2})\\b");
+    for (sregex_iterator match(expression.begin(), expression.end(), group); match != sregex_iterator(); ++match) {
+        const size_t at = match->position(), behind = at + match->length(), first = end(at - 1, -1) + 1;
+        string factor = expression.substr(first, at - first) + "f" + expression.substr(behind, end(behind, 1) - behind);
+        factor.erase(remove(factor.begin(), factor.end(), ' '), factor.end());
+        factors.emplace_back(stoi(match->str(1)), factor);
     }
     return factors;
 }
@@ -137,11 +133,10 @@ void checkScales(const vector<Step>& steps, const CustomIntegrator& integrator) 
         for (const auto& [group, factor] : factors) {
             if (factor != factors[0].second)
                 refuse(step.variable + " = " + step.expression);
+            set<string>& names = scales[group];
             for (const string& name : namesIn(factor))
                 if (globals.count(name) > 0)
-                    scales[group].insert(name);
-                else
-                    scales[group];
+                    names.insert(name);
         }
     }
     for (const auto& [group, names] : scales)

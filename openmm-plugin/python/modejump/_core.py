@@ -298,14 +298,17 @@ def _nothing_lost():
     lost, usual = [], sys.unraisablehook
 
     def keep(unraisable):
-        lost.append(unraisable.exc_value)
+        if "ctypes callback" in (unraisable.err_msg or "") and unraisable.exc_value is not None:
+            lost.append(unraisable.exc_value)
+        else:
+            usual(unraisable)
 
     sys.unraisablehook = keep
     try:
         yield
     finally:
         sys.unraisablehook = usual
-        if lost and lost[0] is not None:
+        if lost:
             raise lost[0]
 
 

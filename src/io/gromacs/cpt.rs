@@ -22,8 +22,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Errors: positions and velocities of this many atoms are not there, or are there more than once (of three atoms, whose arrays are as
-    /// long as those of the box: the last ones are theirs).
+    /// Errors: positions and velocities of this many atoms are not there, or are there more than once.
     pub fn new(bytes: Vec<u8>, atoms: usize) -> Result<Checkpoint, String> {
         let mut found = Vec::new();
         for (kind, width) in TYPES {
@@ -37,7 +36,7 @@ impl Checkpoint {
         }
         match found[..] {
             // of three atoms the arrays before them, of the box, are as long
-            [(double, x, v)] | [.., (double, x, v)] if found.len() == 1 || atoms == 3 => Ok(Checkpoint { bytes, atoms, double, x, v }),
+            [.., (double, x, v)] if found.len() == 1 || atoms == 3 => Ok(Checkpoint { bytes, atoms, double, x, v }),
             _ => Err(format!(
                 "positions and velocities of {atoms} atoms are there {} times, not once: either this is no checkpoint of \
                  that system, or this version of GROMACS writes checkpoints in another way",

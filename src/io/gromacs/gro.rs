@@ -22,7 +22,8 @@ pub fn names(text: &str) -> Topology {
 /// First column of the coordinates.
 const START: usize = 20;
 
-/// `[atoms][3]` of every frame, and their boxes, of no size where there is none. Errors: a line that cannot be read, a file cut off.
+/// `[atoms][3]` of every frame, and their boxes, of no size where there is none. Errors: a line that cannot be read, a
+/// file cut off.
 pub fn read(text: &str) -> Result<(Vec<Vec<f64>>, Vec<BoxVectors>), String> {
     let mut lines = text.lines().enumerate();
     let (mut frames, mut boxes) = (Vec::new(), Vec::new());

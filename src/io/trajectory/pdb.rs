@@ -70,9 +70,9 @@ fn box_line(path: &Path, frame: usize, vectors: &BoxVectors) -> Result<String> {
     Ok(format!("CRYST1{lengths}{angles} P 1           1 \n"))
 }
 
-/// `topology` names the atoms. A box at the top is that of all frames. Where they differ
-/// it is the first one's, and each model has its own, too, behind MODEL, where GROMACS, VMD and MDAnalysis read it;
-/// programs with one box a file, as OpenMM and MDTraj, take the last.
+/// `topology` names the atoms. A box at the top is that of all frames. Where they differ it is the first one's, and each
+/// model has its own, too, behind MODEL, where GROMACS, VMD and MDAnalysis read it; programs with one box a file, as
+/// OpenMM and MDTraj, take the last.
 pub fn write(path: &Path, frames: &Frames, topology: &Topology) -> Result<Vec<u8>> {
     use std::fmt::Write;
     let boxes = frames.boxes.iter().enumerate().map(|(k, vectors)| box_line(path, k, vectors));

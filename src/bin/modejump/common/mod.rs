@@ -14,15 +14,12 @@ pub use report::*;
 #[cfg(feature = "openmm")]
 pub use systems::*;
 
-use modejump::io::model_file;
+use modejump::io::{model_file, without_mark};
 use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// What some editors begin a text with.
-const MARK: char = '\u{feff}';
 
 /// Time between two checkpoints.
 pub const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(60);
@@ -53,7 +50,7 @@ pub fn interrupted() -> bool {
 /// What a JSON file holds. Errors: text of another kind; what is wrong in it, and where.
 pub fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     use serde_json::error::Category;
-    serde_json::from_str(text.trim_start_matches(MARK)).map_err(|e| match e.classify() {
+    serde_json::from_str(without_mark(text)).map_err(|e| match e.classify() {
         Category::Data => Error::file(path, e.to_string()),
         _ => Error::file(path, format!("JSON is expected here, and this is none: {e}")),
     })

@@ -94,12 +94,11 @@ impl Convert {
 fn note_order(topology: &Topology, config: &Value) {
     let rows: Vec<[i64; 4]> =
         config.get("z_matrix").and_then(|rows| serde_json::from_value(rows.clone()).ok()).unwrap_or_default();
-    let is_bond = |i: i64, j: i64| {
-        topology.bonds.iter().any(|bond| bond.map(|a| a as i64) == [i, j] || bond.map(|a| a as i64) == [j, i])
-    };
+    let bonds: Vec<[i64; 2]> = topology.bonds.iter().map(|bond| bond.map(|atom| atom as i64)).collect();
+    let is_bond = |i, j| bonds.contains(&[i, j]) || bonds.contains(&[j, i]);
     let to_others: Vec<_> = rows.iter().filter(|row| row[1] >= 0).collect();
     let n = to_others.iter().filter(|row| !is_bond(row[0], row[1])).count();
-    if n > 0 && !topology.bonds.is_empty() {
+    if n > 0 && !bonds.is_empty() {
         let rows = to_others.len();
         eprintln!("note: {n} of {rows} rows of z_matrix have the distance of atoms that are not bonded in --topology: are its atoms in the model's order?");
     }

@@ -9,7 +9,6 @@ use modejump::models::card::{ModelCard, ModelKind};
 use modejump::models::energy::EnergyConfig;
 use modejump::models::graphormer_ebm::{self, Graphormer, GraphormerConfig, Version};
 use modejump::models::gvp_ebm::{self, GvpEnergy};
-use modejump::models::gvp_flow::GvpConfig;
 use modejump::models::invariant_ebm::whitening::Whitening;
 use modejump::models::invariant_ebm::{self, volumes, InvariantConfig, InvariantNetwork};
 use modejump::models::mlp_ebm::{self, MlpConfig, MlpNetwork};
@@ -170,14 +169,8 @@ impl Train {
     }
 
     pub(super) fn gvp_ebm(&self, design: &GvpEnergyDesign, topology: Topology, frames: Vec<f64>) -> Result<Value> {
-        let network = GvpConfig {
-            n_layers: design.n_layers,
-            n_scalars: design.n_scalars,
-            n_vectors: design.n_vectors,
-            rbf_max: design.rbf_max,
-            rbf_count: design.rbf_count,
-            ..gvp_network(&topology)
-        };
+        let GvpEnergyDesign { n_layers, n_scalars, n_vectors, rbf_max, rbf_count, .. } = *design;
+        let network = gvp_network(&topology, n_layers, (n_scalars, n_vectors), (rbf_max, rbf_count));
         let new = gvp_ebm::Config { network, energy: ANGSTROM };
         let begin = self.begin_energy(&topology, new)?;
         let network = GvpEnergy::new(begin.config.network.clone())?;

@@ -75,17 +75,23 @@ fn features(topology: &Topology) -> (Vec<Vec<usize>>, usize) {
     (classes.into_iter().map(|c| vec![c]).collect(), n)
 }
 
-/// Geometric vector perceptrons for this molecule, of BoltzNCE's sizes. Lengths in Å.
-pub(super) fn gvp_network(topology: &Topology) -> GvpConfig {
+/// Geometric vector perceptrons for this molecule, of these sizes: scalars and vectors of an atom, reach (Å) and number of
+/// the radial functions.
+pub(super) fn gvp_network(
+    topology: &Topology,
+    n_layers: usize,
+    (n_scalars, n_vectors): (usize, usize),
+    (rbf_max, rbf_count): (f64, usize),
+) -> GvpConfig {
     let (features, n_features) = features(topology);
     GvpConfig {
         features,
         n_features,
-        n_layers: 5,
-        n_scalars: 64,
-        n_vectors: 16,
-        rbf_max: 20.0,
-        rbf_count: 16,
+        n_layers,
+        n_scalars,
+        n_vectors,
+        rbf_max,
+        rbf_count,
         message_norm: 10.0,
         coordinate_range: 10.0,
     }
@@ -100,14 +106,8 @@ impl Train {
         frames: Vec<f64>,
     ) -> Result<Value> {
         let begin = self.begin(&topology, || {
-            let network = GvpConfig {
-                n_layers: design.n_layers,
-                n_scalars: design.n_scalars,
-                n_vectors: design.n_vectors,
-                rbf_max: design.rbf_max,
-                rbf_count: design.rbf_count,
-                ..gvp_network(&topology)
-            };
+            let GvpDesign { n_layers, n_scalars, n_vectors, rbf_max, rbf_count, .. } = *design;
+            let network = gvp_network(&topology, n_layers, (n_scalars, n_vectors), (rbf_max, rbf_count));
             Ok(gvp_flow::Config { network, flow: straight([1.0, LAST_TIME], &topology, x0) })
         })?;
         let network = GvpNetwork::new(begin.config.network.clone())?;

@@ -156,6 +156,7 @@ impl Train {
             }
             kept.when_due(|| keep(&frames, &mut exploration));
         }
+        progress.bar.finish();
         frames.truncate(n * x0.len());
         let failed = frames.chunks_exact(x0.len()).filter(|x| x.iter().any(|v| !v.is_finite())).count();
         match 2 * failed > n {

@@ -11,8 +11,8 @@ use modejump::{Error, Result};
 use std::path::{Path, PathBuf};
 
 impl Train {
-    /// As many frames of each file, of which a share is held out, as it has, in proportion to their weights by the rule of --resample, or as they are
-    /// without it. Peptide 0 is that of --topology.
+    /// As many frames of each file as it has, in proportion to their weights by the rule of --resample, or as they are
+    /// without it; a share of each is held out. Peptide 0 is that of --topology.
     ///
     /// Errors: no files; files without weights, or with none above zero.
     pub(super) fn resampled(
