@@ -49,7 +49,8 @@ void FixModeJump::require_setup() const {
         if (force->pair_match(style, 0, 1))
             error->all(FLERR, "Fix modejump: pair style {} has forces of friction or of noise, which a jump would count twice: have a pair "
                               "style without, and fix langevin", force->pair_style);
-    for (const char* style : {"quartic", "bpm/spring", "bpm/rotational"})
+    // whole names only are compared
+    for (const char* style : {"quartic", "quartic/omp", "bpm/spring", "bpm/spring/plastic", "bpm/rotational", "rheo/shell"})
         if (force->bond_match(style))
             error->all(FLERR, "Fix modejump: bond style {} breaks bonds for good where a proposal stretches them", style);
     for (const Fix* fix : modify->get_fix_list()) {
@@ -71,6 +72,10 @@ void FixModeJump::require_setup() const {
         if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) does not sample the canonical ensemble: have nvt, temp/csvr or langevin",
                        fix->id, fix->style);
+        // jumps give the particles beside the molecule their forces back, and not their torques
+        if (fix->time_integrate && is_one_of(fix, {"sphere", "/body", "/line", "/tri", "/dot", "/eff"}))
+            error->all(FLERR, "Fix modejump: fix {} ({}) turns or swells particles, and jumps bring only velocities in step with new forces: "
+                              "have fix nve or nvt", fix->id, fix->style);
         if (fix->box_change)
             error->all(FLERR, "Fix modejump: fix {} ({}) changes the box, or how ranks share it, which the moves do not allow for: run "
                               "at constant volume (nvt instead of npt)", fix->id, fix->style);

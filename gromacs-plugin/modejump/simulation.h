@@ -65,8 +65,14 @@ inline std::string whyNot(const Simulation& s)
             deforms = deforms || ir.deform[i][j] != 0;
         }
     }
-    const bool restrained = gmx_mtop_ftype_count(s.topology, c_positionRestraint) > 0
-                            || gmx_mtop_ftype_count(s.topology, c_flatBottomRestraint) > 0;
+    bool frozen = false;
+    for (int group = 0; group < ir.opts.ngfrz; group++)
+    {
+        const ivec& dimensions = ir.opts.nFreeze[group];
+        frozen = frozen || dimensions[XX] != 0 || dimensions[YY] != 0 || dimensions[ZZ] != 0;
+    }
+    const bool inPlace = frozen || gmx_mtop_ftype_count(s.topology, c_positionRestraint) > 0
+                         || gmx_mtop_ftype_count(s.topology, c_flatBottomRestraint) > 0;
     const std::pair<bool, const char*> reasons[] = {
         { ir.eI != IntegrationAlgorithm::MD && ir.eI != IntegrationAlgorithm::SD1,
           "the integrators md and sd are supported: velocities after a jump depend on what an integrator stores" },
@@ -79,8 +85,8 @@ inline std::string whyNot(const Simulation& s)
         { couplesPressure(ir), "pressure coupling: not tested" },
         { ir.comm_mode == ComRemovalAlgorithm::Angular,
           "comm-mode = angular: velocities drawn after a jump have an angular momentum, and taking it away cools" },
-        { ir.comm_mode != ComRemovalAlgorithm::No && restrained,
-          "position restraints with removal of the centre of mass's motion: the dynamics keeps the centre where it is, and jumps do not; "
+        { ir.comm_mode != ComRemovalAlgorithm::No && inPlace,
+          "position restraints or frozen atoms with removal of the centre of mass's motion: the dynamics keeps the centre where it is, and jumps do not; "
           "set comm-mode = none" },
         { ir.pbcType != PbcType::No && ir.pbcType != PbcType::Xyz, "pbc = xyz and no are supported" },
         { ir.bPeriodicMols, "periodic molecules cannot be made whole" },

@@ -430,7 +430,7 @@ def test_a_library_that_is_not_there_is_refused(ala2):
         ({**MD, "gen-vel": "no", "deform": "0.01 0 0 0 0 0"}, "deformation of the box"),
         ({"electric-field-x": "1.0 0 0 0"}, "modules that provide forces"),
         ({"free-energy": "yes", "init-lambda": 0.5, "nstdhdl": 10}, "free-energy"),
-        ({"freezegrps": "System", "freezedim": "Y N N"}, "is frozen, and proposals"),
+        ({"freezegrps": "System", "freezedim": "Y N N", "comm-mode": "none"}, "is frozen, and proposals"),
         (
             {
                 "pull": "yes",
@@ -472,24 +472,30 @@ def test_restraints_in_space_need_a_centre_of_mass_that_moves(ala2):
         at = text.index("; Include Position restraint file")
         (ala2.folder / f"{name}.top").write_text(text[:at] + f"[ position_restraints ]\n{line}\n\n" + text[at:])
         start = (f"{name}.top",)
-        assert "position restraints with removal" in ala2.refused(MD, {}, topology=start)
+        assert "position restraints or frozen atoms with removal" in ala2.refused(MD, {}, topology=start)
         ala2.run({**MD, "comm-mode": "none", "nsteps": 100}, {}, topology=start)
 
 
 def test_baths_of_several_temperatures_are_refused(ala2):
-    topology, conf = with_one_more_molecule(ala2)
-    (ala2.folder / "two.ndx").write_text("".join(
-        f"[ {name} ]\n{' '.join(map(str, atoms))}\n"
-        for name, atoms in {"System": range(1, 45), "ours": range(1, 23), "other": range(23, 45)}.items()))
+    pair = with_one_more_molecule(ala2)
     baths = {"tc-grps": "ours other", "tau-t": "1 1"}
-    groups = ("-n", ala2.folder / "two.ndx")
-    answer = ala2.refused({**baths, "ref-t": "300 310"}, {}, topology=(topology, conf), grompp=groups)
-    assert "other atoms are coupled to another temperature" in answer
-    ala2.run({**baths, "ref-t": "300 300", "nsteps": 100}, {}, topology=(topology, conf), grompp=groups)
+    assert "other atoms are coupled to another temperature" in ala2.refused({**baths, "ref-t": "300 310"}, {}, **pair)
+    ala2.run({**baths, "ref-t": "300 300", "nsteps": 100}, {}, **pair)
+
+
+def test_a_frozen_neighbour_needs_a_centre_of_mass_that_moves(ala2):
+    """GROMACS leaves it out of the removal, and its field is one in space."""
+    pair = with_one_more_molecule(ala2)
+    frozen = {**MD, "freezegrps": "other", "freezedim": "Y Y Y"}
+    assert "position restraints or frozen atoms with removal" in ala2.refused(frozen, {}, **pair)
+    ala2.run({**frozen, "comm-mode": "none", "nsteps": 100}, {}, **pair)
 
 
 def with_one_more_molecule(ala2):
-    """A topology, and its start, in which a second molecule is beside the first."""
+    """Topology, start and groups of a run in which a second molecule, `other`, is beside the first, `ours`."""
+    (ala2.folder / "two.ndx").write_text("".join(
+        f"[ {name} ]\n{' '.join(map(str, atoms))}\n"
+        for name, atoms in {"System": range(1, 45), "ours": range(1, 23), "other": range(23, 45)}.items()))
     text = (ala2.folder / "topol.top").read_text()
     lines = text.rstrip().splitlines()
     name = lines[-1].split()[0]
@@ -498,7 +504,7 @@ def with_one_more_molecule(ala2):
     atoms = conf[2:-1]
     moved = [line[:20] + f"{float(line[20:28]) - 1.5:8.3f}" + line[28:44] for line in atoms]
     (ala2.folder / "pair.gro").write_text("\n".join(["pair", "44", *(line[:44] for line in atoms), *moved, conf[-1]]) + "\n")
-    return "pair.top", "pair.gro"
+    return {"topology": ("pair.top", "pair.gro"), "grompp": ("-n", ala2.folder / "two.ndx")}
 
 
 def test_dynamics_without_a_bath_takes_the_temperature_of_the_option(ala2):

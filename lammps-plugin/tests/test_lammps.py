@@ -516,6 +516,7 @@ def test_fixes_with_an_energy_are_refused(run, fix, style):
         ("pair_style hybrid/overlay zero 6.0 dpd/tstat 300 300 5.0 7\npair_coeff * * zero\npair_coeff * * dpd/tstat 1.0 5.0",
          "pair style hybrid/overlay has forces of friction or of noise"),
         ("angle_style none\ndihedral_style none\npair_style lj/cut 6.0\npair_coeff * * 0.1 1.0\nspecial_bonds lj/coul 1 1 1\nbond_style quartic\nbond_coeff * 1200 -0.5 0.5 1.5 30", "bond style quartic breaks bonds for good"),
+        ("angle_style none\ndihedral_style none\npair_style lj/cut 6.0\npair_coeff * * 0.1 1.0\nspecial_bonds lj/coul 1 1 1\nbond_style hybrid quartic/omp\nbond_coeff * quartic/omp 1200 -0.5 0.5 1.5 30", "bond style quartic/omp breaks bonds for good"),
     ],
     ids=lambda value: "",
 )

@@ -280,6 +280,26 @@ def test_an_exception_whose_text_is_no_text_is_raised_again(generator):
             move.attempt(np.array([1.0, 0.5]), fails, step=step, reduced_potential=1.0)
 
 
+@pytest.mark.parametrize(
+    "within",
+    [
+        lambda move, x: move.attempt([1.0, 0.5], double_well, step=1),
+        lambda move, x: move.set_temperature(300),
+        lambda move, x: move.statistics(),
+    ],
+)
+def test_a_move_is_not_used_within_its_own_attempt(generator, within):
+    move = modejump.Move(generator, seed=5)
+
+    def calls_back(x):
+        within(move, x)
+        return double_well(x)
+
+    with pytest.raises(modejump.Error, match="of the attempt whose target calls back"):
+        move.attempt([1.0, 0.5], calls_back, step=0, reduced_potential=0.25)
+    assert move.attempt([1.0, 0.5], double_well, step=0).reason in ("accepted", "rejected")
+
+
 def test_what_the_potential_raises_is_raised_again(generator):
     class Interrupted(Exception):
         pass

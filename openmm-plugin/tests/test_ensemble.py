@@ -248,6 +248,19 @@ def test_steps_of_different_lengths_are_refused(gaussian_model, kind):
         toy.make_context(system, integrator, x=[[0.01, 0.02, 0.03]])
 
 
+def test_a_refused_frequency_is_not_in_force(gaussian_model):
+    system = toy.well_system()
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=2)
+    system.addForce(jump)
+    integrator = THERMOSTATS["VariableLangevin"]()
+    context = toy.make_context(system, integrator, x=[[0.01, 0.02, 0.03]])
+    jump.frequency = 10
+    with pytest.raises(openmm.OpenMMException, match="call attempt\\(\\) at equal times"):
+        jump.update_parameters_in_context(context)
+    integrator.step(50)
+    assert jump.statistics(context).attempts == 0
+
+
 def test_attempts_at_equal_times_leave_variable_steps_their_ensemble(tmp_path):
     """Two wells of equal weight, one stiff, where steps are short: attempts by steps would leave 0.26 in it."""
     stiff, soft, away = 0.02, 0.1, 0.5
@@ -322,15 +335,17 @@ def test_a_proposal_without_an_energy_is_rejected(gaussian_model, capfd):
 
 
 def test_a_centre_of_mass_that_stays_in_a_field_is_told(gaussian_model, capfd):
-    for remover, field in (True, True), (True, False), (False, True):
+    for remover, field, massless in (True, True, False), (True, False, False), (False, True, False), (True, False, True), (False, False, True):
         system = toy.well_system() if field else openmm.System()
         if not field:
             system.addParticle(12.011)
+        if massless:
+            system.addParticle(0)
         if remover:
             system.addForce(openmm.CMMotionRemover())
-        system.addForce(modejump.MonteCarloModeJump(gaussian_model, 10, seed=2))
-        toy.make_context(system, toy.langevin(), x=[[0.01, 0.02, 0.03]])
-        assert ("removeCMMotion=False" in capfd.readouterr().err) == (remover and field)
+        system.addForce(modejump.MonteCarloModeJump(gaussian_model, 10, particles=[0], seed=2))
+        toy.make_context(system, toy.langevin(), x=[[0.01, 0.02, 0.03]] + massless * [[0.0, 0.0, 0.0]])
+        assert ("removeCMMotion=False" in capfd.readouterr().err) == (remover and (field or massless))
 
 
 def test_only_integration_force_groups_count(gaussian_model):

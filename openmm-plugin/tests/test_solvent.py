@@ -41,6 +41,34 @@ def lengths(x):
     return [np.linalg.norm(x[a] - x[b]) for a, b in [*bath.CHAIN_CONSTRAINTS, *bath.dimers()]]
 
 
+def test_a_configuration_without_an_energy_ends_the_path_and_not_the_run(chain_model, capfd):
+    """As where the self-consistent field of some potential does not converge."""
+    begun = False
+
+    def compute(state):
+        x = state.getPositions(asNumpy=True)._value
+        near = x[:4, None] - x[None, 4:]
+        near -= bath.BOX * np.round(near / bath.BOX)
+        if begun and np.linalg.norm(near, axis=2).min() < 0.2:
+            raise ValueError("no energy of this geometry")
+        return 0.0, np.zeros_like(x)
+
+    system = bath.bath_system()
+    system.addForce(openmm.PythonForce(compute))
+    jump = driven(chain_model, 2, 4)
+    system.addForce(jump)
+    integrator = toy.langevin(0.004, 5, friction=2.0)
+    integrator.setConstraintTolerance(1e-6)
+    context = toy.make_context(system, integrator, "Reference", bath.start())
+    integrator.step(200)
+    begun = True
+    jump.reset_statistics(context)
+    integrator.step(400)
+    statistics, told = jump.statistics(context), capfd.readouterr().err
+    assert statistics.attempts >= 99 and statistics.non_finite > 5
+    assert told.count("no energy of this geometry") == 1
+
+
 @pytest.mark.parametrize(
     ("steps", "frequency", "rounds", "barrier", "reference"),
     [(0, 4, 1200, bath.CHAIN.barrier, HINDERED), (10, 40, 400, 0.0, FREE)],

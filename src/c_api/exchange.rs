@@ -5,14 +5,12 @@ use super::moves::{constraints_of, counters, state_of};
 use super::status::{computing, guarded};
 use super::structs::*;
 use super::target::{modejump_target, Callback};
-use super::{read, reference, reference_mut, write};
+use super::{read, reference, reference_mut, write, Alone};
 use crate::error::Error;
 use crate::moves::Exchange;
 
-/// Swaps of two replicas through a map. One thread at a time.
-pub struct modejump_exchange {
-    exchange: Exchange,
-}
+/// Swaps of two replicas through a map. One call at a time, or the later one fails (1).
+pub struct modejump_exchange(Alone<Exchange>);
 
 /// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it
 /// maps; `seed` is that of the Metropolis tests: exchanges that are tried at one step, as those of the pairs of a ladder
@@ -31,7 +29,7 @@ pub unsafe extern "C" fn modejump_exchange_new(
         // SAFETY: the caller's promise.
         let (bijection, out) = unsafe { (reference(bijection, "bijection")?, reference_mut(out, "out")?) };
         let exchange = Exchange::new(bijection.map().clone(), seed);
-        *out = Box::into_raw(Box::new(modejump_exchange { exchange }));
+        *out = Box::into_raw(Box::new(modejump_exchange(Alone::new(exchange, "exchange"))));
         Ok(())
     })
 }
@@ -46,23 +44,25 @@ pub unsafe extern "C" fn modejump_exchange_new(
 pub unsafe extern "C" fn modejump_exchange_carry_frames(exchange: *mut modejump_exchange, yes: u32) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        let this = unsafe { reference_mut(exchange, "exchange") }?;
+        let mut this = unsafe { reference(exchange, "exchange") }?.0.enter()?;
         match yes {
-            0 | 1 => this.exchange.carry_frames(yes == 1),
+            0 | 1 => this.carry_frames(yes == 1),
             other => return Err(Error::invalid(format!("carry_frames is {other}: use 0 or 1"))),
         }
         Ok(())
     })
 }
 
-/// Frees an exchange; NULL does nothing.
+/// Frees an exchange; NULL does nothing. Fails (1), and frees nothing, while another call is inside.
 ///
 /// # Safety
-/// `exchange` is NULL or a handle that was not freed; no other call uses it.
+/// `exchange` is NULL or a handle that was not freed, and no call uses it later.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_exchange_free(exchange: *mut modejump_exchange) -> i32 {
     guarded(|| {
-        if !exchange.is_null() {
+        // SAFETY: the caller's promise.
+        if let Some(this) = unsafe { exchange.as_ref() } {
+            drop(this.0.enter()?);
             // SAFETY: the handle came from Box::into_raw and is freed once.
             drop(unsafe { Box::from_raw(exchange) });
         }
@@ -86,7 +86,7 @@ pub unsafe extern "C" fn modejump_exchange_set_constraints(
 ) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        let this = &mut unsafe { reference_mut(exchange, "exchange") }?.exchange;
+        let mut this = unsafe { reference(exchange, "exchange") }?.0.enter()?;
         // SAFETY: the caller's promise.
         let constraints = unsafe { constraints_of(this.dimension() / 3, n, (atoms, lengths, masses)) }?;
         this.set_constraints(constraints)
@@ -118,8 +118,9 @@ pub unsafe extern "C" fn modejump_exchange_attempt(
         let [target_a, target_b] = targets.map(|target| target.map(|target| Callback::new(target, 0)));
         let (mut target_a, mut target_b) = (target_a?, target_b?);
         // SAFETY: the caller's promise.
-        let (this, a, b) = unsafe { (reference_mut(exchange, "exchange")?, read(a)?, read(b)?) };
-        let dimension = this.exchange.dimension();
+        let (this, a, b) = unsafe { (reference(exchange, "exchange")?, read(a)?, read(b)?) };
+        let mut this = this.0.enter()?;
+        let dimension = this.dimension();
         target_a.set_dimension(dimension);
         target_b.set_dimension(dimension);
         if std::ptr::eq(a.x, b.x) {
@@ -130,7 +131,7 @@ pub unsafe extern "C" fn modejump_exchange_attempt(
         unsafe { super::struct_size(outcome) }?;
         // SAFETY: the caller's promise.
         let (mut a, mut b) = unsafe { (state_of(&a, dimension)?, state_of(&b, dimension)?) };
-        let result = this.exchange.attempt([&mut target_a, &mut target_b], [&mut a, &mut b])?;
+        let result = this.attempt([&mut target_a, &mut target_b], [&mut a, &mut b])?;
         let values = modejump_exchange_outcome {
             struct_size: 0,
             outcome: result.fate as u32,
@@ -156,9 +157,9 @@ pub unsafe extern "C" fn modejump_exchange_statistics(
 ) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        let counted = unsafe { reference(exchange, "exchange") }?.exchange.statistics();
+        let this = unsafe { reference(exchange, "exchange") }?.0.enter()?;
         // SAFETY: the caller's promise.
-        unsafe { write(statistics, &counters(counted)) }
+        unsafe { write(statistics, &counters(this.statistics())) }
     })
 }
 
@@ -170,7 +171,7 @@ pub unsafe extern "C" fn modejump_exchange_statistics(
 pub unsafe extern "C" fn modejump_exchange_reset_statistics(exchange: *mut modejump_exchange) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        unsafe { reference_mut(exchange, "exchange") }?.exchange.statistics_mut().reset();
+        unsafe { reference(exchange, "exchange") }?.0.enter()?.statistics_mut().reset();
         Ok(())
     })
 }

@@ -21,6 +21,7 @@ pub mod target;
 use crate::error::{Error, Result};
 use std::ffi::{c_char, CStr};
 use std::mem::size_of;
+use std::sync::{Mutex, MutexGuard, TryLockError};
 
 /// A reference from a pointer that must not be NULL.
 ///
@@ -36,6 +37,31 @@ unsafe fn reference<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
 unsafe fn reference_mut<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut T> {
     // SAFETY: the caller's promise.
     unsafe { pointer.as_mut() }.ok_or_else(|| null(name))
+}
+
+/// What calls change through a handle, one at a time.
+struct Alone<T> {
+    inside: Mutex<T>,
+    name: &'static str,
+}
+
+impl<T> Alone<T> {
+    fn new(inside: T, name: &'static str) -> Alone<T> {
+        Alone { inside: Mutex::new(inside), name }
+    }
+
+    /// Errors: another call is inside.
+    fn enter(&self) -> Result<MutexGuard<'_, T>> {
+        match self.inside.try_lock() {
+            Ok(inside) => Ok(inside),
+            // after a panic, of which its call told, the counters may still be read
+            Err(TryLockError::Poisoned(inside)) => Ok(inside.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(Error::invalid(format!(
+                "this {} is in another call, of another thread or of the attempt whose target calls back: one at a time",
+                self.name
+            ))),
+        }
+    }
 }
 
 /// `rows` × `columns` numbers to read; an empty slice if there are none, whatever the pointer.

@@ -4,7 +4,7 @@ use super::model::modejump_model;
 use super::status::{computing, guarded};
 use super::structs::*;
 use super::target::{modejump_target, Callback};
-use super::{count, read, reference, reference_mut, slice, slice_mut, write, Versioned};
+use super::{count, read, reference, reference_mut, slice, slice_mut, write, Alone, Versioned};
 use crate::annealing::{self, even};
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::box_from_slice;
@@ -16,8 +16,11 @@ use crate::moves::{Fate, LatentWalkOptions, Method, Move, Options, Outcome, Path
 use std::ffi::c_void;
 use std::sync::Arc;
 
-/// A move. One thread at a time; make one for each replica, since each draws its proposals ahead.
-pub struct modejump_move {
+/// A move. One call at a time, or the later one fails (1); make one for each replica, since each draws its proposals
+/// ahead.
+pub struct modejump_move(Alone<MoveOfModel>);
+
+struct MoveOfModel {
     kernel: Box<dyn Move>,
     model: Arc<dyn Model>,
     method: Method,
@@ -28,18 +31,12 @@ pub struct modejump_move {
     constrained: bool,
 }
 
-impl modejump_move {
-    fn new(model: &Arc<dyn Model>, method: Method, options: Options) -> Result<*mut modejump_move> {
+impl MoveOfModel {
+    fn boxed(model: &Arc<dyn Model>, method: Method, options: Options) -> Result<*mut modejump_move> {
         let kernel = method.make(model, options, None)?;
         let model = model.clone();
-        Ok(Box::into_raw(Box::new(modejump_move {
-            kernel,
-            model,
-            method,
-            options,
-            temperature: None,
-            constrained: false,
-        })))
+        let inside = MoveOfModel { kernel, model, method, options, temperature: None, constrained: false };
+        Ok(Box::into_raw(Box::new(modejump_move(Alone::new(inside, "move")))))
     }
 }
 
@@ -85,7 +82,7 @@ pub unsafe extern "C" fn modejump_move_new(
                 )),
                 kind => return Err(Error::invalid(format!("modejump_move_options.kind is {kind}: use 0 or 1"))),
             };
-        *out = modejump_move::new(model, method, options_of(&given)?)?;
+        *out = MoveOfModel::boxed(model, method, options_of(&given)?)?;
         Ok(())
     })
 }
@@ -117,7 +114,7 @@ pub unsafe extern "C" fn modejump_move_delayed_acceptance_new(
             MODEJUMP_SURROGATE => Method::Surrogate(screen),
             _ => Method::Screened(screen),
         };
-        *out = modejump_move::new(model, method, options_of(&given)?)?;
+        *out = MoveOfModel::boxed(model, method, options_of(&given)?)?;
         Ok(())
     })
 }
@@ -155,7 +152,7 @@ pub unsafe extern "C" fn modejump_move_mode_jump_new(
             _ => None,
         };
         without_rotations(&given)?;
-        *out = modejump_move::new(model, Method::ModeJump(modes), options_of(&given)?)?;
+        *out = MoveOfModel::boxed(model, Method::ModeJump(modes), options_of(&given)?)?;
         Ok(())
     })
 }
@@ -211,7 +208,7 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
         // SAFETY: the caller's promise.
         let (path, out) = unsafe { (read(annealing)?, reference_mut(out, "out")?) };
         without_rotations(&given)?;
-        *out = modejump_move::new(model, Method::Annealed(path_of(&path)?), options_of(&given)?)?;
+        *out = MoveOfModel::boxed(model, Method::Annealed(path_of(&path)?), options_of(&given)?)?;
         Ok(())
     })
 }
@@ -238,7 +235,7 @@ pub unsafe extern "C" fn modejump_move_driven_new(
         let (model, given, out) =
             unsafe { (&reference(model, "model")?.model, read(options)?, reference_mut(out, "out")?) };
         without_rotations(&given)?;
-        *out = modejump_move::new(model, Method::Driven(count(steps)), options_of(&given)?)?;
+        *out = MoveOfModel::boxed(model, Method::Driven(count(steps)), options_of(&given)?)?;
         Ok(())
     })
 }
@@ -278,7 +275,7 @@ pub unsafe extern "C" fn modejump_move_latent_walk_new(
             walk.widths = unsafe { slice(given.widths, given.n_widths, 1, "widths")? }.to_vec();
         }
         let options = Options { seed: given.seed, ..Options::default() };
-        *out = modejump_move::new(model, Method::LatentWalk(walk), options)?;
+        *out = MoveOfModel::boxed(model, Method::LatentWalk(walk), options)?;
         Ok(())
     })
 }
@@ -323,14 +320,16 @@ fn options_of(given: &modejump_move_options) -> Result<Options> {
     })
 }
 
-/// Frees a move; NULL does nothing.
+/// Frees a move; NULL does nothing. Fails (1), and frees nothing, while another call is inside.
 ///
 /// # Safety
-/// `move` is NULL or a handle that was not freed; no other call uses it.
+/// `move` is NULL or a handle that was not freed, and no call uses it later.
 #[no_mangle]
 pub unsafe extern "C" fn modejump_move_free(r#move: *mut modejump_move) -> i32 {
     guarded(|| {
-        if !r#move.is_null() {
+        // SAFETY: the caller's promise.
+        if let Some(this) = unsafe { r#move.as_ref() } {
+            drop(this.0.enter()?);
             // SAFETY: the handle came from Box::into_raw and is freed once.
             drop(unsafe { Box::from_raw(r#move) });
         }
@@ -355,7 +354,7 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
 ) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        let this = unsafe { reference_mut(r#move, "move") }?;
+        let mut this = unsafe { reference(r#move, "move") }?.0.enter()?;
         // SAFETY: the caller's promise.
         let constraints = unsafe { constraints_of(this.kernel.dimension() / 3, n, (atoms, lengths, masses)) }?;
         let card = this.model.card();
@@ -385,7 +384,7 @@ pub unsafe extern "C" fn modejump_move_set_constraints(
 pub unsafe extern "C" fn modejump_move_set_temperature(r#move: *mut modejump_move, kelvin: f64) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        let this = unsafe { reference_mut(r#move, "move") }?;
+        let mut this = unsafe { reference(r#move, "move") }?.0.enter()?;
         this.kernel.set_temperature(kelvin)?;
         this.temperature = Some(kelvin);
         Ok(())
@@ -438,7 +437,8 @@ pub unsafe extern "C" fn modejump_move_attempt(
         let target = unsafe { read(target) }?;
         let mut target = Callback::new(target, 0);
         // SAFETY: the caller's promise.
-        let (this, given) = unsafe { (reference_mut(r#move, "move")?, read(state)?) };
+        let (this, given) = unsafe { (reference(r#move, "move")?, read(state)?) };
+        let mut this = this.0.enter()?;
         let dimension = this.kernel.dimension();
         target.set_dimension(dimension);
         // An outcome that cannot be written must stop the attempt before x changes.
@@ -496,9 +496,9 @@ pub unsafe extern "C" fn modejump_move_statistics(
 ) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        let counted = unsafe { reference(r#move, "move") }?.kernel.statistics();
+        let this = unsafe { reference(r#move, "move") }?.0.enter()?;
         // SAFETY: the caller's promise.
-        unsafe { write(statistics, &counters(counted)) }
+        unsafe { write(statistics, &counters(this.kernel.statistics())) }
     })
 }
 
@@ -537,7 +537,7 @@ pub(super) fn counters(counted: &Statistics) -> modejump_statistics {
 pub unsafe extern "C" fn modejump_move_reset_statistics(r#move: *mut modejump_move) -> i32 {
     guarded(|| {
         // SAFETY: the caller's promise.
-        unsafe { reference_mut(r#move, "move") }?.kernel.statistics_mut().reset();
+        unsafe { reference(r#move, "move") }?.0.enter()?.kernel.statistics_mut().reset();
         Ok(())
     })
 }
@@ -558,6 +558,7 @@ pub unsafe extern "C" fn modejump_move_log_weights(
     guarded(|| -> Result<()> {
         // SAFETY: the caller's promise.
         let (this, n) = unsafe { (reference(r#move, "move")?, reference_mut(n, "n")?) };
+        let this = this.0.enter()?;
         let remembered = this.kernel.statistics().log_weights();
         let count = remembered.len() as u64;
         // SAFETY: the caller's promise; never more than there is to write.

@@ -1,6 +1,6 @@
 //! `inspect` of models and of other files.
 
-use crate::command::{folder, modejump, Run, MODEL, TOPOLOGY};
+use crate::command::{folder, modejump, tensor, write, Run, MODEL, TOPOLOGY};
 use crate::convert::bgflow::converted_error;
 use serde_json::{json, Value};
 
@@ -36,6 +36,14 @@ fn inspect_lists_the_atoms() {
     let text = modejump(&["inspect", MODEL]).succeeds();
     let has = |line: &str| text.lines().any(|found| found.split_whitespace().eq(line.split_whitespace()));
     assert!(has("atoms 22") && has("1 ACE1 CH3 C") && has("11 ALA2 CB C"), "{text}");
+}
+
+#[test]
+fn names_give_the_terminal_no_commands() {
+    let file = folder("inspect-names").join("cleared.safetensors");
+    write(&file, [("\u{1b}[2J", tensor(&[1], [0.0]))]);
+    let text = modejump(&["inspect"]).arg(&file).succeeds();
+    assert!(text.contains("\u{fffd}[2J") && !text.contains('\u{1b}'), "{text}");
 }
 
 #[test]

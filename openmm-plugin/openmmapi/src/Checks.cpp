@@ -185,7 +185,10 @@ void checkBonds(const System& system, const vector<int>& particles, const Model&
                " that the System has not: is the order of the atoms the model's?");
 }
 
-bool hasExternalForce(const System& system) {
+bool isHeldInSpace(const System& system) {
+    for (int i = 0; i < system.getNumParticles(); i++)
+        if (system.getParticleMass(i) == 0 && !system.isVirtualSite(i))
+            return true;
     for (int i = 0; i < system.getNumForces(); i++) {
         const auto external = dynamic_cast<const CustomExternalForce*>(&system.getForce(i));
         if (external != nullptr && external->getNumParticles() > 0)

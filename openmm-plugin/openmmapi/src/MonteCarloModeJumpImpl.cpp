@@ -88,26 +88,29 @@ struct MonteCarloModeJumpImpl::Trial {
 
     /** The energy at x, and with `forces` those of the moved particles. */
     double energyOf(const double* x, vector<double>* forces = nullptr) {
-        if (impl.solvent)
-            return impl.solvent->energyAt(x);
-        double energy = 0;
+        if (forces != nullptr)
+            forces->assign(impl.x.size(), 0);
         try {
-            if (forces != nullptr)
-                forces->assign(impl.x.size(), 0);
-            impl.moved->setPositions(vector<double>(x, x + impl.x.size()));
-            energy = context.calcForcesAndEnergy(forces != nullptr, true, groups);
-            if (forces != nullptr)
-                impl.moved->getForces(*forces);
+            return impl.solvent ? impl.solvent->energyAt(x) : energyOfMoved(x, forces);
         } catch (const OpenMMException& error) {
             // OpenMM has no energy there, of which the rejection is as exact as that of any other
             impl.tellOfFailure(error.what());
-            energy = numeric_limits<double>::infinity();
+            return numeric_limits<double>::infinity();
+        }
+    }
+
+    double energyOfMoved(const double* x, vector<double>* forces) {
+        try {
+            impl.moved->setPositions(vector<double>(x, x + impl.x.size()));
+            const double energy = context.calcForcesAndEnergy(forces != nullptr, true, groups);
+            if (forces != nullptr)
+                impl.moved->getForces(*forces);
+            impl.moved->restore();
+            return energy;
         } catch (...) {
             impl.moved->restore();
             throw;
         }
-        impl.moved->restore();
-        return energy;
     }
 
     /** modejump_target.reduced_potential */
@@ -132,7 +135,11 @@ struct MonteCarloModeJumpImpl::Trial {
 
     /** modejump_target.relax */
     static int32_t relax(void* user, const double* x, uint64_t stage, double* u) {
-        return guarded(user, [&](Trial& trial) { *u = trial.impl.solvent->relax(x, stage) / trial.kT; });
+        return guarded(user, [&](Trial& trial) {
+            *u = trial.impl.solvent->relax(x, stage) / trial.kT;
+            if (!trial.impl.solvent->failure.empty())
+                trial.impl.tellOfFailure(trial.impl.solvent->failure);
+        });
     }
 
     template <typename Body> static int32_t guarded(void* user, Body body) {
@@ -173,8 +180,8 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
         checkBonds(system, particles, *screen);
     }
     checkIntegrator(context.getIntegrator(), system);
-    if (removesMomentum(system) && hasExternalForce(system))
-        cerr << "MonteCarloModeJump: the System has a CMMotionRemover and a CustomExternalForce: the dynamics keeps the centre of mass where it is, and "
+    if (removesMomentum(system) && isHeldInSpace(system))
+        cerr << "MonteCarloModeJump: the System has a CMMotionRemover, and a CustomExternalForce or particles without mass: the dynamics keeps the centre of mass where it is, and "
                 "jumps do not, so averages depend on how often they come; leave the CMMotionRemover out (createSystem with removeCMMotion=False)" << endl;
     massive.clear();
     for (int i = 0; i < system.getNumParticles(); i++)
@@ -208,6 +215,8 @@ void MonteCarloModeJumpImpl::checkMethod() const {
 /** As the owner says now; what there was before stays if that is refused. */
 void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     checkMethod();
+    if (owner.getFrequency() > 0)
+        checkStepLengths(context.getIntegrator());
     const Constraints constraints = movedConstraints(context.getSystem(), particles, *model);
     unique_ptr<Solvent> newSolvent = createSolvent(context);
     // a driven path moves the others as well
@@ -222,8 +231,6 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     move = std::move(newMove);
     solvent = std::move(newSolvent);
     frequency = owner.getFrequency();
-    if (frequency > 0)
-        checkStepLengths(context.getIntegrator());
     temperature = owner.getTemperature();
     lastLogAcceptance = 0;
 }
@@ -571,7 +578,7 @@ void MonteCarloModeJumpImpl::tellOfFailure(const string& reason) {
     if (toldOfFailure)
         return;
     toldOfFailure = true;
-    cerr << "MonteCarloModeJump: OpenMM has no energy of a proposal, which is rejected and counted as not finite: " << reason << endl;
+    cerr << "MonteCarloModeJump: OpenMM has no energy of a proposal, or of a configuration on the way to one, which is rejected: " << reason << endl;
 }
 
 void MonteCarloModeJumpImpl::resetStatistics() {

@@ -131,7 +131,10 @@ double Solvent::kineticEnergy() const {
     return sum;
 }
 
-/** Whether it came to an end: OpenMM throws where coordinates or energies are no numbers. */
+/**
+ * Whether it came to an end: OpenMM throws where coordinates or energies are no numbers, and forces of a user where they have none. The way
+ * back ends at the same place, so that rejecting it is exact.
+ */
 bool Solvent::runTrajectory() {
     try {
         integrator.setGlobalVariableByName(HALF, 0); // one that came to no end may have stopped half-way
@@ -144,7 +147,7 @@ bool Solvent::runTrajectory() {
         return isfinite(endEnergy);
     } catch (const OpenMMException& error) {
         if (string(error.what()).find("NaN") == string::npos)
-            throw;
+            failure = error.what();
         return false;
     }
 }

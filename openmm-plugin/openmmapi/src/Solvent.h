@@ -9,6 +9,7 @@
 #include "openmm/Vec3.h"
 
 #include <memory>
+#include <string>
 #include <vector>
 
 namespace ModeJumpPlugin {
@@ -43,6 +44,9 @@ public:
     double relax(const double* x, uint64_t stage);
 
     const std::vector<OpenMM::Vec3>& getPositions() const { return positions; }
+
+    /** What OpenMM said where it ended a trajectory for another reason than large steps; empty if it never did. */
+    std::string failure;
 
     /** Trajectories since the last reset, and how many of these were accepted. */
     uint64_t trajectories = 0, accepted = 0;

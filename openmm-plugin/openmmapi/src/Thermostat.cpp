@@ -95,8 +95,8 @@ double findTemperature(ContextImpl& context) {
     const double temperature = temperatureOf(context);
     if (temperature <= 0)
         throw OpenMMException(
-            "MonteCarloModeJump: no temperature found with " + className(context.getIntegrator()) +
-            ". Use a thermostatted integrator, add an AndersenThermostat, give a CustomIntegrator a global variable kT "
+            "MonteCarloModeJump: no temperature above 0 K found with " + className(context.getIntegrator()) +
+            ". Begin to jump when the system is warm, use a thermostatted integrator, add an AndersenThermostat, give a CustomIntegrator a global variable kT "
             "(kJ/mol) or temperature (K), or set the temperature of the MonteCarloModeJump");
     return temperature;
 }

@@ -69,7 +69,7 @@ def own_seed(seed):
 
 
 class Move(_Owner):
-    """Proposals of a generator, decided by a Metropolis test on the caller's own potential. One thread at a time.
+    """Proposals of a generator, decided by a Metropolis test on the caller's own potential. One call at a time, or the later one raises.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ impl Inspect {
         };
         match self.json {
             true => println!("{report}"),
-            false => print!("{}", text(&report, atoms.as_ref())),
+            false => print!("{}", printable(&text(&report, atoms.as_ref()))),
         }
         Ok(())
     }
@@ -143,6 +143,11 @@ fn text(report: &Value, atoms: Option<&Topology>) -> String {
         }
     }
     out
+}
+
+/// Names of a file may hold what a terminal takes for commands.
+fn printable(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}")
 }
 
 /// Number (from one, as in PDB files), residue, name and element of every atom.

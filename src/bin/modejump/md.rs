@@ -315,6 +315,12 @@ mod run {
             let model = self.decoding.of(load(path, &self.precision)?)?;
             let method = self.method(model.as_ref())?;
             warn_of_temperature(model.as_ref(), self.temperature, "jumps");
+            if system.holds_centre_of_mass_in_a_field() {
+                eprintln!(
+                    "modejump: the System has a CMMotionRemover, and a CustomExternalForce or particles without mass: the dynamics keeps the centre of mass where it \
+                     is, and jumps do not, so averages depend on how often they come; leave the CMMotionRemover out"
+                );
+            }
             if let Some(error) = model.integration_error()? {
                 eprintln!("log q of a sample differs by {error:.1e} between its generation and the way back");
             }

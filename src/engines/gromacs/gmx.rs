@@ -177,11 +177,13 @@ fn from_anywhere(word: String) -> String {
     whole.map_or(word, |path| path.to_string_lossy().into_owned())
 }
 
-/// Whether GROMACS stopped because of the energy of a configuration.
+/// Whether GROMACS stopped because of the energy of a configuration, which for these is infinite.
 fn is_absurd(message: &str) -> bool {
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    message.contains("The total potential energy is")
-        && (message.contains("which is not finite") || message.contains("which is extremely high"))
+    let says = |text| message.contains(text);
+    says("The total potential energy is") && (says("which is not finite") || says("which is extremely high"))
+        || says("An atom is beyond the wall")
+        || says("A tabulated") && says("is out of the table range")
 }
 
 /// Runs a program to its end. Errors: it cannot be started, or it fails, then with what it says of that.
@@ -261,5 +263,7 @@ mod tests {
             "Fatal error:\nno"
         );
         assert!(is_absurd("Step 20: The total potential energy is nan, which is\nnot finite. The LJ"));
+        assert!(is_absurd("An atom is beyond the wall: coordinates 1 1 -0.02,\ndistance -0.02"));
+        assert!(is_absurd("A tabulated bond interaction table number 0 is out of the table\nrange: r 9.1"));
     }
 }

@@ -124,6 +124,14 @@ bool is_move(const OpenMM::Force &force) {
     return OpenMM::SerializationProxy::getProxy(typeid(force)).getTypeName() == MOVE;
 }
 
+template <class Kind>
+bool has_force(const OpenMM::System &system) {
+    for (int i = 0; i < system.getNumForces(); i++)
+        if (dynamic_cast<const Kind *>(&system.getForce(i)) != nullptr)
+            return true;
+    return false;
+}
+
 } // namespace
 
 rust::String openmm_version() { return Platform::getOpenMMVersion(); }
@@ -161,12 +169,19 @@ void System::constraints(rust::Vec<uint64_t> &pairs, rust::Vec<double> &lengths)
 }
 
 bool System::has_barostat() const {
-    const auto is = [&](int i, auto *kind) { return dynamic_cast<decltype(kind)>(&system->getForce(i)) != nullptr; };
-    for (int i = 0; i < system->getNumForces(); i++)
-        if (is(i, (OpenMM::MonteCarloBarostat *)nullptr) || is(i, (OpenMM::MonteCarloAnisotropicBarostat *)nullptr) ||
-            is(i, (OpenMM::MonteCarloMembraneBarostat *)nullptr) || is(i, (OpenMM::MonteCarloFlexibleBarostat *)nullptr))
+    return has_force<OpenMM::MonteCarloBarostat>(*system) || has_force<OpenMM::MonteCarloAnisotropicBarostat>(*system) ||
+           has_force<OpenMM::MonteCarloMembraneBarostat>(*system) || has_force<OpenMM::MonteCarloFlexibleBarostat>(*system);
+}
+
+bool System::removes_centre_of_mass_motion() const {
+    return has_force<OpenMM::CMMotionRemover>(*system);
+}
+
+bool System::is_held_in_space() const {
+    for (int i = 0; i < system->getNumParticles(); i++)
+        if (system->getParticleMass(i) == 0 && !system->isVirtualSite(i))
             return true;
-    return false;
+    return has_force<OpenMM::CustomExternalForce>(*system);
 }
 
 bool System::is_periodic() const {
@@ -303,17 +318,10 @@ void Simulation::set_drawn_velocities(rust::Slice<const double> v) {
         const double mass = system->system->getParticleMass(static_cast<int>(i));
         buffer[i] = mass == 0 ? Vec3() : buffer[i] - forces[i] * (half / mass);
     }
-    if (removes_centre_of_mass_motion())
+    if (system->removes_centre_of_mass_motion())
         subtract_centre_of_mass_motion();
     inner.setVelocities(buffer);
     inner.applyVelocityConstraints(tolerance);
-}
-
-bool Simulation::removes_centre_of_mass_motion() const {
-    for (int f = 0; f < system->system->getNumForces(); f++)
-        if (dynamic_cast<const OpenMM::CMMotionRemover *>(&system->system->getForce(f)) != nullptr)
-            return true;
-    return false;
 }
 
 // As a CMMotionRemover would only do at the start of the next step: until then the temperature would be too high.
@@ -338,7 +346,7 @@ double Simulation::degrees_of_freedom() const {
     double count = -system->system->getNumConstraints();
     for (int i = 0; i < system->system->getNumParticles(); i++)
         count += system->system->getParticleMass(i) > 0 ? 3 : 0;
-    return removes_centre_of_mass_motion() ? count - 3 : count;
+    return system->removes_centre_of_mass_motion() ? count - 3 : count;
 }
 
 void Simulation::minimise(double tolerance, int max_iterations) {

@@ -37,6 +37,8 @@ public:
     void constraints(rust::Vec<uint64_t> &pairs, rust::Vec<double> &lengths) const;
     void bonds(rust::Vec<uint64_t> &pairs) const;
     bool has_barostat() const;
+    bool removes_centre_of_mass_motion() const;
+    bool is_held_in_space() const;
     bool is_periodic() const;
     void default_box_vectors(rust::Slice<double> box) const;
     size_t moves_left_out() const { return left_out; }
@@ -84,7 +86,6 @@ public:
 
 private:
     friend class Solvent;
-    bool removes_centre_of_mass_motion() const;
     void subtract_centre_of_mass_motion();
 
     std::shared_ptr<System> system;

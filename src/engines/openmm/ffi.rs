@@ -21,6 +21,8 @@ pub mod bridge {
         /// Pairs of particles of all HarmonicBondForces and constraints, flat.
         fn bonds(self: &System, pairs: &mut Vec<u64>) -> Result<()>;
         fn has_barostat(self: &System) -> bool;
+        fn removes_centre_of_mass_motion(self: &System) -> bool;
+        fn is_held_in_space(self: &System) -> bool;
         fn is_periodic(self: &System) -> Result<bool>;
         /// Flat, nm.
         fn default_box_vectors(self: &System, vectors: &mut [f64]) -> Result<()>;

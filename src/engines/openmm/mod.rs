@@ -118,6 +118,12 @@ impl System {
         self.inner.has_barostat()
     }
 
+    /// Whether its dynamics keeps the centre of mass where it is though the energy depends on where that is (a CMMotionRemover
+    /// beside a CustomExternalForce, or particles without mass): what moves the centre samples more than the dynamics does.
+    pub fn holds_centre_of_mass_in_a_field(&self) -> bool {
+        self.inner.removes_centre_of_mass_motion() && self.inner.is_held_in_space()
+    }
+
     /// Whether one of its forces acts across the box. Errors: a force that does not say so.
     pub fn is_periodic(&self) -> Result<bool> {
         Ok(self.inner.is_periodic()?)

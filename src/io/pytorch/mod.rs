@@ -28,7 +28,7 @@ const ELEMENTS_PER_BYTE: usize = 4;
 const FEWEST_ELEMENTS: usize = 1 << 20;
 
 /// All tensors of a PyTorch file as f64, with the path to each as its name: `state_dict.net.0.weight`. Elements of
-/// lists and tuples are numbered. f16, bf16, f32, f64, i64, i32, u8 and bool are known.
+/// lists and tuples are numbered. f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool are known.
 ///
 /// `name` stands for the path in error messages. Errors: no zip archive, entries that are compressed, missing or
 /// damaged, an unknown pickle instruction or number type, views beyond their storage; each names the place.
@@ -238,8 +238,14 @@ fn number_type(class: &str) -> Outcome<(usize, Decode)> {
         "BFloat16Storage" => (2, |b| bfloat16(u16::from_le_bytes(fixed(b)))),
         "LongStorage" => (8, |b| i64::from_le_bytes(fixed(b)) as f64),
         "IntStorage" => (4, |b| f64::from(i32::from_le_bytes(fixed(b)))),
+        "ShortStorage" => (2, |b| f64::from(i16::from_le_bytes(fixed(b)))),
+        "CharStorage" => (1, |b| f64::from(i8::from_le_bytes(fixed(b)))),
         "ByteStorage" => (1, |b| f64::from(b[0])),
         "BoolStorage" => (1, |b| f64::from(u8::from(b[0] != 0))),
-        other => return Err(format!("numbers of type {other}; f16, bf16, f32, f64, i64, i32, u8 and bool are known")),
+        other => {
+            return Err(format!(
+                "numbers of type {other}; f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool are known"
+            ))
+        }
     })
 }

@@ -140,6 +140,14 @@ fn tensor(class: &str, offset: i32, shape: [i32; 2], stride: [i32; 2]) -> Vec<u8
 }
 
 #[test]
+fn small_integers_have_signs() {
+    for (class, bytes) in [("CharStorage", &b"\xff\x02"[..]), ("ShortStorage", b"\xff\xff\x02\x00")] {
+        let read = read(&zip(&[("m/data.pkl", &tensor(class, 0, [1, 2], [2, 1])), ("m/data/0", bytes)])).unwrap();
+        assert_eq!(read["t"].data, [-1.0, 2.0], "{class}");
+    }
+}
+
+#[test]
 fn views_beyond_their_storage_and_unknown_types_are_refused_by_name() {
     assert_eq!(with_pickle(&tensor("FloatStorage", 0, [1, 2], [2, 1])).unwrap()["t"].data, [0.0, 0.0]);
     for (pickle, reason) in [

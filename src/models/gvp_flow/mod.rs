@@ -96,6 +96,10 @@ impl GvpConfig {
             ("n_vectors", self.n_vectors, LARGEST_SIZE),
             ("rbf_count", self.rbf_count, LARGEST_SIZE),
         ])?;
+        if self.n_vectors == 1 {
+            let reason = "n_vectors = 1; BoltzNCE takes the length from a single vector, which is not implemented: 2 or more are read";
+            return Err(Error::invalid(reason));
+        }
         let lengths = [
             ("rbf_max", self.rbf_max),
             ("message_norm", self.message_norm),

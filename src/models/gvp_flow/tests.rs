@@ -233,7 +233,8 @@ fn a_damaged_file_is_refused_with_the_tensor_named() {
 fn hostile_sizes_are_refused() {
     let good = model_config();
     type Spoil = fn(&mut GvpConfig);
-    let cases: [(&str, Spoil); 6] = [
+    let cases: [(&str, Spoil); 7] = [
+        ("n_vectors = 1", |c| c.n_vectors = 1),
         ("n_layers", |c| c.n_layers = 0),
         ("n_scalars", |c| c.n_scalars = usize::MAX),
         ("rbf_max", |c| c.rbf_max = f64::NAN),

@@ -121,6 +121,10 @@ pub fn of_transferable_checkpoint(tensors: Tensors, unsaid: &Unsaid) -> Result<(
     const WHAT: &str = "transferable TarFlow";
     let mask = tensors.get("blocks.0.attn_mask").and_then(|mask| mask.shape.first().copied());
     let used: Tensors = tensors.into_iter().filter(|(name, _)| !is_buffer(name)).collect();
+    if used.contains_key("blocks.0.pos_embed") {
+        let reason = "tensor blocks.0.pos_embed: learned positions (pos_embed_type = learned) are not implemented, sinusoidal ones are";
+        return Err(Error::invalid(reason));
+    }
     let has = |name: &str| used.contains_key(name);
     let [channels, _] = matrix(&used, "blocks.0.proj_in.weight", WHAT)?;
     let [atom_types, part] = matrix(&used, "cond_embed.atom_embed.weight", WHAT)?;

@@ -57,6 +57,8 @@ fn what_a_tarflow_lacks_or_contradicts_is_said() {
     let [_, text] = command.arg(config).arg("-o").arg(output).texts();
     assert!(text.contains("heads of 64 columns are assumed"), "{text}");
     assert!(text.contains("not read: head_size") && text.contains("hands of stereocentres are not known"), "{text}");
+    let message = complain(r#"{ "std": 0.16, "permutation_keys": ["n2c_residue-by-residue_standard"] }"#);
+    assert!(message.contains("a TarFlow with permutations is read with the residues of its atoms only"), "{message}");
     assert!(complain(r#"{ "std": 0 }"#).contains("std: a positive number"));
     let message = refusal(&folder, "tarflow", FIELD, r#"{ "std": 0.16 }"#, &[]);
     assert!(message.contains("this is no single-system TarFlow"), "{message}");

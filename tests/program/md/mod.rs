@@ -54,6 +54,22 @@ fn a_screen_is_counted() {
 }
 
 #[test]
+fn a_centre_of_mass_that_only_jumps_move_in_a_field_is_told() {
+    let path = files("centre_in_a_field")("system.xml");
+    let field = "<Force type=\"CMMotionRemover\" version=\"1\" frequency=\"1\"/><Force type=\"CustomExternalForce\" version=\"1\" \
+                 name=\"field\" energy=\"x\" forceGroup=\"0\"><PerParticleParameters/><GlobalParameters/><Particles><Particle index=\"0\"/>\
+                 </Particles></Force></Forces>";
+    std::fs::write(&path, std::fs::read_to_string(SYSTEM).unwrap().replace("</Forces>", field)).unwrap();
+    let told = |more: &[&str]| {
+        let mut run = modejump(&["md", "--topology", TOPOLOGY, "--system", &path, "-n", "20"]);
+        run.args(more);
+        String::from_utf8(run.output().unwrap().stderr).unwrap().contains("averages depend on how often they come")
+    };
+    assert!(told(&["--model", MODEL, "--frequency", "20"]));
+    assert!(!told(&[]), "no jumps");
+}
+
+#[test]
 fn acceptance_by_a_surrogate_is_marked_everywhere() {
     let asked = ["--model", MODEL, "--screen", MODEL, "--acceptance", "surrogate"];
     let summary = summary(&asked);

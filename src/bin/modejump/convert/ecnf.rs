@@ -23,10 +23,7 @@ impl Convert {
         let topology = self.topology()?;
 
         let as_ecnf = |e: Error| Error::file(&self.checkpoint, format!("as an {WHAT}: {e}"));
-        let features = match features(&options, "features")? {
-            Some(features) => features,
-            None => features_of_types(&options)?,
-        };
+        let features = features_of(&options).map_err(as_ecnf)?;
         // the range by layer needs the number of layers, which the tensors say
         let (mut network, tensors) = format::of_ecnf(tensors, features, 1.0).map_err(as_ecnf)?;
         network.coordinate_range = coordinate_range(&options, network.n_layers)?;
@@ -47,6 +44,7 @@ impl Convert {
             READ,
         )
         .map_err(as_ecnf)?;
+        note_assumed(&options);
         let egnn = Egnn::new(network.clone()).map_err(as_ecnf)?;
         let parameters: Vec<f64> = egnn.layout().read(&tensors).map_err(as_ecnf)?;
 
@@ -88,11 +86,34 @@ fn missing(options: &Value) -> Vec<String> {
     ])
 }
 
-fn features_of_types(options: &Value) -> Result<Vec<Vec<usize>>> {
-    let features = features(options, "h_initial_types")?.unwrap_or_default();
-    match features.iter().all(|f| f.len() == 1) {
-        true => Ok(features),
-        false => Err(Error::invalid("h_initial_types: one class per atom is needed; lists belong into `features`")),
+/// What no tensor shows, and all published models have.
+const PUBLISHED: [(&str, &str); 3] = [("agg", "sum"), ("tanh", "true"), ("recurrent", "true")];
+
+fn note_assumed(options: &Value) {
+    let assumed: Vec<String> = PUBLISHED
+        .iter()
+        .filter(|(key, _)| options.get(key).is_none())
+        .map(|(key, value)| format!("{key} = {value}"))
+        .collect();
+    if !assumed.is_empty() {
+        eprintln!(
+            "note: {} are assumed, as in the published models: no tensor shows them, --config may",
+            assumed.join(", ")
+        );
+    }
+}
+
+/// Features of the atoms. Errors: the two ways of saying them differ.
+fn features_of(options: &Value) -> Result<Vec<Vec<usize>>> {
+    let types = features(options, "h_initial_types")?;
+    if types.iter().flatten().any(|class| class.len() != 1) {
+        return Err(Error::invalid("h_initial_types: one class per atom is needed; lists belong into `features`"));
+    }
+    match (features(options, "features")?, types) {
+        (Some(features), Some(types)) if features != types => {
+            Err(Error::invalid("features and h_initial_types differ; give one of them"))
+        }
+        (features, types) => Ok(features.or(types).unwrap_or_default()),
     }
 }
 

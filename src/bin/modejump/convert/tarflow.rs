@@ -49,6 +49,17 @@ impl Convert {
             "std: standard deviation of the training data in nm after removal of the centroid, by which it was divided",
         )]))?;
         let as_tarflow = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
+        if options.get("permutation_keys").is_some() {
+            let reason = "permutation_keys: its blocks take the atoms in one order and in the reverse one; a TarFlow with permutations is \
+                          read with the residues of its atoms only (--kind transferable-tarflow)";
+            return Err(as_tarflow(Error::invalid(reason)));
+        }
+        if tensors.contains_key("blocks.0.attn_blocks.0.mlp.main.2.weight") {
+            eprintln!(
+                "note: mlp.main.2: read as a TarFlow whose blocks take the atoms in one order and in the reverse one by turns; one of \
+                 nn/tarflow/tarflow.py, with permutation_keys, has the same tensors and another density"
+            );
+        }
         let noisy_centroid = noisy_centroid(&options)?;
         let (network, tensors) = format::of_checkpoint(tensors, head_size(&options)?).map_err(as_tarflow)?;
         let said = said(&network);
