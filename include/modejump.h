@@ -431,6 +431,10 @@ int32_t modejump_model_check_labels(const struct modejump_model *model,
                                     uint64_t n,
                                     const double *x);
 
+// Whether attempts with a box can be made. Fails (6) for a model whose atoms cannot be made whole in one, such as those of
+// several molecules, as every such attempt would; a program asks once, at its start.
+int32_t modejump_model_check_box(const struct modejump_model *model);
+
 // Draws samples number `first` to `first + n - 1` of the sequence that belongs to `seed`: sample i is the same however
 // the sequence is cut into calls, up to the rounding of a batch. Writes `x[n][dimension]` (nm for molecules) and
 // `log_density[n]`, the natural logarithm of the normalised density; -inf marks a sample that must not be used. Kinds of

@@ -6,6 +6,10 @@
 #ifndef MODEJUMP_HPP
 #define MODEJUMP_HPP
 
+#if __cplusplus < 201703L
+#error "modejump.hpp needs C++17: compile with -std=c++17 or later; modejump.h is for C and older C++"
+#endif
+
 #include "modejump.h"
 
 #include <array>
@@ -13,6 +17,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -162,6 +167,9 @@ public:
     /// in the frames of the model, from where no jump is accepted; names them.
     void check_labels(const std::vector<double>& x) const { check(modejump_model_check_labels(handle(), x.size(), x.data())); }
 
+    /// Throws if attempts with a box cannot be made: the model's atoms cannot be made whole in one, as those of several molecules.
+    void check_box() const { check(modejump_model_check_box(handle())); }
+
     /// Samples number `first` to `first + n - 1` of the sequence that belongs to `seed`.
     Samples sample(std::uint64_t seed, std::size_t n, std::uint64_t first = 0) const {
         Samples samples{std::vector<double>(n * dimension_), std::vector<double>(n)};
@@ -282,6 +290,9 @@ struct LatentWalk {
     std::uint64_t seed = 0;
 };
 
+// Attempts call these where they are: a function object that keeps something from one attempt to the next has to be in a variable of these types,
+// not be made into one at every attempt.
+
 /// Writes the reduced potential u of `x[n][dimension]` into `u[n]`; may throw.
 using ReducedPotential = std::function<void(std::size_t n, const double* x, double* u)>;
 
@@ -301,9 +312,11 @@ struct DrivenPath {
 struct State {
     /// `[dimension]`; the new configuration after an acceptance.
     std::vector<double> x;
-    /// u(x); kept current by Move::attempt, but to be computed again whenever x has moved otherwise.
-    double reduced_potential = 0;
-    std::uint64_t step = 0;
+    /// u(x), to be set; kept current by Move::attempt, but to be computed again whenever x has moved otherwise.
+    double reduced_potential = std::numeric_limits<double>::quiet_NaN();
+    /// Number of the attempt, to be set: random numbers are a function of seed, step and replica, so that attempts of one number have the
+    /// same proposals.
+    std::optional<std::uint64_t> step;
     std::uint64_t replica = 0;
     /// Box vectors as rows, nm.
     std::optional<std::array<double, 9>> box;
@@ -336,9 +349,11 @@ inline modejump_state raw(State& state, std::size_t dimension) {
     if (state.x.size() != dimension)
         throw Error(MODEJUMP_INVALID_INPUT, "the state has " + std::to_string(state.x.size()) + " coordinates, the model " +
                                                 std::to_string(dimension));
+    if (!state.step)
+        throw Error(MODEJUMP_INVALID_INPUT, "State::step is not set: give every attempt a step of its own, of which its random numbers are a function");
     modejump_state raw{};
     raw.struct_size = static_cast<std::uint32_t>(sizeof(raw));
-    raw.step = state.step;
+    raw.step = *state.step;
     raw.replica = state.replica;
     raw.reduced_potential = state.reduced_potential;
     raw.x = state.x.data();
@@ -350,7 +365,7 @@ inline modejump_state raw(State& state, std::size_t dimension) {
 /// are gone.
 class Call {
 public:
-    explicit Call(const ReducedPotential& u, const ReducedPotentialGradient& gradient = nullptr, const Relaxation& relax = nullptr)
+    explicit Call(const ReducedPotential& u, const ReducedPotentialGradient* gradient = nullptr, const Relaxation* relax = nullptr)
         : u_(u), gradient_(gradient), relax_(relax) {}
 
     modejump_target target() {
@@ -358,9 +373,9 @@ public:
         target.struct_size = static_cast<std::uint32_t>(sizeof(target));
         target.user = this;
         target.reduced_potential = &Call::callback;
-        if (gradient_)
+        if (gradient_ != nullptr && *gradient_)
             target.reduced_potential_gradient = &Call::gradient_callback;
-        if (relax_)
+        if (relax_ != nullptr && *relax_)
             target.relax = &Call::relax_callback;
         return target;
     }
@@ -378,12 +393,12 @@ private:
 
     static std::int32_t gradient_callback(void* user, std::uint64_t n, const double* x, double* u, double* g) noexcept {
         Call& call = *static_cast<Call*>(user);
-        return call.caught([&] { call.gradient_(static_cast<std::size_t>(n), x, u, g); });
+        return call.caught([&] { (*call.gradient_)(static_cast<std::size_t>(n), x, u, g); });
     }
 
     static std::int32_t relax_callback(void* user, const double* x, std::uint64_t stage, double* u) noexcept {
         Call& call = *static_cast<Call*>(user);
-        return call.caught([&] { *u = call.relax_(x, stage); });
+        return call.caught([&] { *u = (*call.relax_)(x, stage); });
     }
 
     template <typename Body> std::int32_t caught(Body body) noexcept {
@@ -401,8 +416,8 @@ private:
     }
 
     const ReducedPotential& u_;
-    const ReducedPotentialGradient gradient_;
-    const Relaxation relax_;
+    const ReducedPotentialGradient* gradient_;
+    const Relaxation* relax_;
     std::exception_ptr thrown_;
 };
 
@@ -494,13 +509,13 @@ public:
     /// One attempt of a move that asks for gradients: annealed, or a latent walk by trajectories. Throws what `u` or
     /// `gradient` throws, else Error.
     Outcome attempt(const ReducedPotential& u, const ReducedPotentialGradient& gradient, State& state) {
-        return attempt(detail::Call(u, gradient), state);
+        return attempt(detail::Call(u, &gradient), state);
     }
 
     /// One attempt of a driven move. `u` is asked for where `relax` has left the rest of the system, which the caller puts back after an
     /// attempt that throws or is not accepted. Throws what `u` or `relax` throws, else Error.
     Outcome attempt(const ReducedPotential& u, const Relaxation& relax, State& state) {
-        return attempt(detail::Call(u, nullptr, relax), state);
+        return attempt(detail::Call(u, nullptr, &relax), state);
     }
 
     Statistics statistics() const {

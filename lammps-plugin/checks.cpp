@@ -4,6 +4,7 @@
 
 #include "atom.h"
 #include "bond.h"
+#include "compute.h"
 #include "domain.h"
 #include "error.h"
 #include "fix.h"
@@ -53,8 +54,12 @@ void FixModeJump::require_setup() const {
     for (const char* style : {"quartic", "quartic/omp", "bpm/spring", "bpm/spring/plastic", "bpm/rotational", "rheo/shell"})
         if (force->bond_match(style))
             error->all(FLERR, "Fix modejump: bond style {} breaks bonds for good where a proposal stretches them", style);
+    for (const Compute* compute : modify->get_compute_list())
+        if (utils::strmatch(compute->style, "tally$"))
+            error->all(FLERR, "Fix modejump: compute {} ({}) sums up what pairs of atoms have in every evaluation of a step, of proposals too: have "
+                              "compute group/group or compute pe/atom", compute->id, compute->style);
     for (const Fix* fix : modify->get_fix_list()) {
-        if (is_one_of(fix, {"^alchemy", "^pimd", "^rpmd", "^drude", "^langevin/drude"}))
+        if (is_one_of(fix, {"^alchemy", "^pimd", "^rpmd", "^drude", "^langevin/drude", "^grem"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) has the atoms follow other forces than those of the energy that decides about jumps",
                        fix->id, fix->style);
         if (utils::strmatch(fix->style, "^hmc"))

@@ -43,7 +43,7 @@ FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
 }
 
 FixModeJump::~FixModeJump() {
-    if (modify && energy_)
+    if (modify && modify->get_compute_by_id(std::string(id) + "_pe") != nullptr)
         modify->delete_compute(std::string(id) + "_pe");
 }
 
@@ -120,6 +120,9 @@ void FixModeJump::init() {
     take_units();
     kt_ = force->boltz * temperature_;
     require_setup();
+    energy_ = modify->get_compute_by_id(std::string(id) + "_pe");
+    if (energy_ == nullptr)
+        error->all(FLERR, "Fix modejump: the compute {}_pe, which this fix has made, was deleted: define the fix anew", id);
 
     // the atoms of the model: those of the group, by ID
     std::vector<tagint> ids;

@@ -54,17 +54,36 @@ fn define(name: &str, path: &Path) -> String {
 /// build it too.
 fn installation() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
-    PREFIX.get_or_init(|| {
-        let folder = folder("install");
-        let (build, prefix) = (folder.join("build"), folder.join("prefix"));
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("core");
-        let mut configure = Command::new(cmake());
-        configure.arg("-S").arg(root()).arg("-B").arg(&build).arg(define("CORE_TARGET", &target));
-        run(configure.arg(define("CMAKE_INSTALL_PREFIX", &prefix)).arg("-DCMAKE_INSTALL_LIBDIR=lib"));
-        run(Command::new(cmake()).arg("--build").arg(&build));
-        run(Command::new(cmake()).arg("--install").arg(&build));
-        prefix
-    })
+    PREFIX.get_or_init(|| install(&folder("install"), Path::new("lib")))
+}
+
+/// Where cargo builds what is installed.
+fn core_target() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("core")
+}
+
+/// Installs into `folder/prefix`, which is returned, the libraries into `libraries`.
+fn install(folder: &Path, libraries: &Path) -> PathBuf {
+    let (build, prefix) = (folder.join("build"), folder.join("prefix"));
+    let mut configure = Command::new(cmake());
+    configure.arg("-S").arg(root()).arg("-B").arg(&build).arg(define("CORE_TARGET", &core_target()));
+    configure.arg(define("CMAKE_INSTALL_PREFIX", &prefix)).arg(define("CMAKE_INSTALL_LIBDIR", libraries));
+    run(&mut configure);
+    run(Command::new(cmake()).arg("--build").arg(&build));
+    run(Command::new(cmake()).arg("--install").arg(&build));
+    prefix
+}
+
+/// As Nix has them.
+#[test]
+fn libraries_may_have_a_place_of_their_own() {
+    installation(); // compiles the library, which two builds at once would do twice
+    let folder = folder("install-apart");
+    let libraries = folder.join("libraries");
+    install(&folder, &libraries);
+    assert!(libraries.join("libmodejump.so").canonicalize().unwrap().starts_with(&libraries));
+    let told = std::fs::read_to_string(libraries.join("pkgconfig/modejump.pc")).unwrap();
+    assert!(told.contains(&format!("libdir={}", libraries.display())), "{told}");
 }
 
 /// Compiles a source of the project against the installation.
@@ -159,6 +178,22 @@ fn a_foreign_project_finds_the_installed_library() {
     run(&mut configure);
     run(Command::new(cmake()).arg("--build").arg(foreign.join("build")));
     run(Command::new(foreign.join("build/double-well")).arg(root().join(GENERATOR)));
+
+    // The same with this project as a subdirectory.
+    let within = folder("within");
+    let project = std::fs::read_to_string(foreign.join("CMakeLists.txt")).unwrap();
+    let subdirectory = format!("add_subdirectory(\"{}\" modejump)", root().display());
+    std::fs::write(
+        within.join("CMakeLists.txt"),
+        project.replace("find_package(modejump 0.1 REQUIRED)", &subdirectory),
+    )
+    .unwrap();
+    std::fs::copy(foreign.join("main.cpp"), within.join("main.cpp")).unwrap();
+    let mut configure = Command::new(cmake());
+    configure.arg("-S").arg(&within).arg("-B").arg(within.join("build")).arg(define("CORE_TARGET", &core_target()));
+    run(&mut configure);
+    run(Command::new(cmake()).arg("--build").arg(within.join("build")));
+    run(Command::new(within.join("build/double-well")).arg(root().join(GENERATOR)));
 
     // The static library, with the flags of the pkg-config file.
     let text = std::fs::read_to_string(prefix.join("lib/pkgconfig/modejump.pc")).unwrap();

@@ -87,6 +87,52 @@ inline void projectOnConstraints(const std::vector<Constraint>& constraints,
     throw std::runtime_error("the new velocities cannot be made to keep the constraints");
 }
 
+/// Makes of velocities those that leap-frog has half a step dt before x: the bonds had their lengths a step before, too (SHAKE). Velocities that are
+/// merely along no bond at x would leave out the constraints' share of that half step, and with it half of their virial.
+inline void constrainStepBefore(const std::vector<Constraint>& constraints,
+                                const std::vector<Vector>&     x,
+                                const std::vector<double>&     masses,
+                                double                         dt,
+                                std::vector<Vector>*           v)
+{
+    // of squared lengths, relative
+    constexpr double tolerance = 1e-10;
+    for (int iteration = 0; iteration < 100000; iteration++)
+    {
+        double largest = 0;
+        for (const Constraint& constraint : constraints)
+        {
+            const auto [a, b] = constraint.atoms;
+            Vector bond{};
+            double length2 = 0, before2 = 0, projected = 0;
+            for (int d = 0; d < 3; d++)
+            {
+                bond[d]             = x[a][d] - x[b][d];
+                const double before = bond[d] - dt * ((*v)[a][d] - (*v)[b][d]);
+                length2 += bond[d] * bond[d];
+                before2 += before * before;
+                projected += bond[d] * before;
+            }
+            if (!(projected > 0))
+            {
+                throw std::runtime_error("a constrained bond turns by a right angle within a step");
+            }
+            largest              = std::max(largest, std::abs(before2 - length2) / length2);
+            const double impulse = (before2 - length2) / (2 * dt * projected * (1 / masses[a] + 1 / masses[b]));
+            for (int d = 0; d < 3; d++)
+            {
+                (*v)[a][d] += impulse * bond[d] / masses[a];
+                (*v)[b][d] -= impulse * bond[d] / masses[b];
+            }
+        }
+        if (largest < tolerance)
+        {
+            return;
+        }
+    }
+    throw std::runtime_error("the new velocities cannot be made to keep the constraints");
+}
+
 /// The atoms that the model describes, and what GROMACS does to them.
 class Molecule
 {
@@ -118,18 +164,14 @@ public:
         const auto isCoupled = [&ir](int g) {
             return ir.eI == IntegrationAlgorithm::SD1 || (ir.etc != TemperatureCoupling::No && ir.opts.tau_t[g] > 0);
         };
-        if (!isCoupled(group))
+        if (!isCoupled(group) && !(wanted > 0))
         {
-            if (!(wanted > 0))
-            {
-                throw std::runtime_error("nothing couples the temperature of the model's atoms; the option temperature is needed");
-            }
-            return wanted;
+            throw std::runtime_error("nothing couples the temperature of the model's atoms; the option temperature is needed");
         }
-        const double reference = simulation_.referenceTemperature(group);
+        const double reference = isCoupled(group) ? simulation_.referenceTemperature(group) : wanted;
         for (const int atom : atoms)
         {
-            if (simulation_.referenceTemperature(groupOf(kind, atom)) != reference)
+            if (isCoupled(group) && simulation_.referenceTemperature(groupOf(kind, atom)) != reference)
             {
                 throw std::runtime_error("refused: the model's atoms are coupled to several temperatures");
             }

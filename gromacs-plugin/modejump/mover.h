@@ -175,6 +175,10 @@ private:
         double        latentTemperature = 0;
         library_.check(library_.modelDimension(model, &dimension));
         library_.check(library_.modelSteering(model, &latentTemperature, &auxiliary));
+        if (simulation_.input.pbcType != PbcType::No)
+        {
+            library_.check(library_.modelCheckBox(model));
+        }
         molecule_.emplace(simulation_, options_, library_, model, (dimension - auxiliary) / 3);
     }
 
@@ -371,7 +375,7 @@ private:
                 xi[i][d] -= 0.5 * dt * displacedForces_[molecule.atoms[i]][d] / molecule.masses[i];
             }
         }
-        projectOnConstraints(molecule.constraints, at, molecule.masses, &xi);
+        constrainStepBefore(molecule.constraints, at, molecule.masses, dt, &xi);
         std::vector<bool> isModel(simulation_.topology.natoms, false);
         for (std::size_t i = 0; i < n; i++)
         {

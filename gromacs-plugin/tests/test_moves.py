@@ -262,16 +262,20 @@ def test_momentum_is_kept_where_its_removal_would_cool(ala2):
 
 def test_constraints_are_kept(ala2):
     """Bonds to hydrogen of constant length, with a generator that keeps them."""
-    mdp = {"nsteps": 100000, "dt": 0.002, "constraints": "h-bonds", "tau-t": 0.5}
+    mdp = {"nsteps": 100000, "dt": 0.002, "constraints": "h-bonds", "tau-t": 0.5, "nstxout": 50, "nstvout": 50}
     run = ala2.run(mdp, {"model": MODELS / "model-hbonds.safetensors"})
     fates = run.jumps()[2]
     assert np.mean(fates == "accepted") > 0.02 and "LINCS WARNING" not in run.text and not np.any(fates == "constraint")
     temperature = run.energies()[1]
     assert abs(temperature.mean() - 300) < 5 * error_of(temperature) < 15
-    x = run.frames()["x"]
+    x, v = (run.frames()[name] for name in "xv")
     methyl, hydrogen = (ala2.atoms().index(("ALA", name)) for name in ("CB", "HB1"))
-    lengths = np.linalg.norm((x[:, methyl] - x[:, hydrogen] + 3) % 6 - 3, axis=1)
+    bonds = (x[:, methyl] - x[:, hydrogen] + 3) % 6 - 3
+    lengths = np.linalg.norm(bonds, axis=1)
     assert np.ptp(lengths) < 1e-5
+    # and were a step before, as leap-frog has it: velocities along no bond at x would lack half of the constraints' virial
+    before = np.linalg.norm(bonds - 0.002 * (v[:, methyl] - v[:, hydrogen]), axis=1)
+    assert np.abs(before / lengths - 1).max() < 3e-4
 
 
 # one molecule of several
@@ -481,6 +485,9 @@ def test_baths_of_several_temperatures_are_refused(ala2):
     baths = {"tc-grps": "ours other", "tau-t": "1 1"}
     assert "other atoms are coupled to another temperature" in ala2.refused({**baths, "ref-t": "300 310"}, {}, **pair)
     ala2.run({**baths, "ref-t": "300 300", "nsteps": 100}, {}, **pair)
+    # nor if those of the model have none
+    uncoupled = {**MD, **baths, "tau-t": "-1 1", "ref-t": "300 300"}
+    assert "other atoms are coupled to another temperature" in ala2.refused(uncoupled, {"temperature": 600}, **pair)
 
 
 def test_a_frozen_neighbour_needs_a_centre_of_mass_that_moves(ala2):

@@ -510,7 +510,9 @@ def test_fixes_with_an_energy_are_refused(run, fix, style):
     "more, message",
     [
         ("unfix dynamics\nunfix bath\nfix other all hmc 10 123 300", "fix other (hmc) takes its trajectories back"),
-        ("fix other all wall/reflect xlo 10.0", "fix other (wall/reflect) turns atoms back at a wall"),
+        ("compute pairs all pe/tally all", "compute pairs (pe/tally) sums up what pairs of atoms have"),
+        ("uncompute jump_pe", "the compute jump_pe, which this fix has made, was deleted"),
+        ("fix other all wall/reflect xlo 10.0 "fix other (wall/reflect) turns atoms back at a wall"),
         ("fix other all pimd/langevin temp 300 thermostat PILE_L 1234", "fix other (pimd/langevin) has the atoms follow other forces"),
         ("pair_style dpd/tstat 300 300 5.0 7\npair_coeff * * 1.0 5.0", "pair style dpd/tstat has forces of friction or of noise"),
         ("pair_style hybrid/overlay zero 6.0 dpd/tstat 300 300 5.0 7\npair_coeff * * zero\npair_coeff * * dpd/tstat 1.0 5.0",

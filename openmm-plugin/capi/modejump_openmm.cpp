@@ -3,6 +3,7 @@
 #include "Model.h"
 #include "MonteCarloModeJump.h"
 #include "Names.h"
+#include "Thermostat.h"
 #include "Velocities.h"
 #include "openmm/OpenMMException.h"
 #include "openmm/internal/ContextImpl.h"
@@ -227,6 +228,7 @@ int modejump_openmm_attempt(void* force, void* context, int* accepted) {
 int modejump_openmm_draw_velocities(void* context, double temperature, uint64_t seed, uint64_t step, uint64_t replica) {
     return guarded([&] {
         OpenMM::ContextImpl& impl = Peek::implOf(contextOf(context));
+        checkEnsemble(impl.getIntegrator());
         std::vector<int> particles;
         for (int i = 0; i < impl.getSystem().getNumParticles(); i++)
             if (impl.getSystem().getParticleMass(i) > 0)

@@ -1,11 +1,13 @@
 """Models and moves without an engine: modejump.Model and modejump.Move."""
 
 import copy
+import gc
 import os
 import pickle
 import signal
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -260,6 +262,7 @@ def test_the_configuration_is_left_alone(generator):
 
 def test_ctrl_c_during_an_attempt_is_raised():
     """While the library works Python notes it, and handles it when a potential is called: before its first line."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs in the background of a shell ignore it
     model = modejump.Model(ALA2)
     move, x = modejump.Move(model, proposals=500, seed=1), model.sample(1)[0][0]
     for k in range(12):
@@ -298,6 +301,24 @@ def test_a_move_is_not_used_within_its_own_attempt(generator, within):
     with pytest.raises(modejump.Error, match="of the attempt whose target calls back"):
         move.attempt([1.0, 0.5], calls_back, step=0, reduced_potential=0.25)
     assert move.attempt([1.0, 0.5], double_well, step=0).reason in ("accepted", "rejected")
+
+
+def test_what_was_raised_is_forgotten(generator):
+    """With the locals of its frames; ctypes hides a part of the circle from the garbage collector."""
+    class Large:
+        pass
+
+    def fails(x):
+        large = Large()
+        alive.append(weakref.ref(large))
+        raise ValueError("no power")
+
+    alive, move = [], modejump.Move(generator, seed=5)
+    for step in range(5):
+        with pytest.raises(ValueError, match="no power"):
+            move.attempt([1.0, 0.5], fails, step=step, reduced_potential=0.25)
+    gc.collect()
+    assert [reference() for reference in alive] == [None] * 5
 
 
 def test_what_the_potential_raises_is_raised_again(generator):

@@ -334,6 +334,25 @@ def test_a_proposal_without_an_energy_is_rejected(gaussian_model, capfd):
         jump.attempt(context)
 
 
+def test_ctrl_c_while_python_computes_a_proposal_ends_the_run(gaussian_model):
+    system = toy.well_system()
+
+    def compute(state):
+        x = state.getPositions(asNumpy=True)._value
+        if abs(x[0, 0]) > 0.05:
+            raise KeyboardInterrupt
+        return 0.0, np.zeros_like(x)
+
+    system.addForce(openmm.PythonForce(compute))
+    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=2)
+    system.addForce(jump)
+    context = toy.make_context(system, toy.langevin(), x=[[0.0, 0.0, 0.0]])
+    with pytest.raises((openmm.OpenMMException, KeyboardInterrupt)):
+        for _ in range(60):
+            jump.attempt(context)
+    assert jump.statistics(context).non_finite == 0
+
+
 def test_a_centre_of_mass_that_stays_in_a_field_is_told(gaussian_model, capfd):
     for remover, field, massless in (True, True, False), (True, False, False), (False, True, False), (True, False, True), (False, False, True):
         system = toy.well_system() if field else openmm.System()

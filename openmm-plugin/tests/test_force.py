@@ -481,12 +481,36 @@ def test_force_groups_that_the_steps_leave_out(gaussian_model):
     assert all(jump.attempt(context) for _ in range(20))  # the model is exact without the other Force
 
 
+@pytest.mark.parametrize("method", ["CutoffNonPeriodic", "CutoffPeriodic"])
+def test_atoms_that_no_bond_makes_whole_are_refused_in_a_box(tmp_path, method):
+    """When the Context is made, and not by the first attempt, hours later."""
+    topology = {"names": ["A", "B"], "elements": ["C", "C"], "residues": ["X1", "X2"], "bonds": []}
+    layers = [scale_layer(list(range(6)), [0, 0, 0, 0.4, 0, 0], [0.05] * 6)]
+    model = write_model(tmp_path / "pair.safetensors", {"kind": "cartesian", "dimension": 6}, layers, [], topology=topology)
+    system, nonbonded = openmm.System(), openmm.NonbondedForce()
+    for _ in range(2):
+        system.addParticle(12.011)
+        nonbonded.addParticle(0, 0.3, 0.1)
+    nonbonded.setNonbondedMethod(getattr(nonbonded, method))
+    nonbonded.setCutoffDistance(0.9)
+    system.addForce(nonbonded)
+    jump = modejump.MonteCarloModeJump(model, 1000, seed=3)
+    if method == "CutoffPeriodic":
+        refuses("atom 2 is not bonded to the molecule of atom 1", context_of, jump, system)
+    else:
+        context_of(jump, system)
+
+
 def test_custom_integrators_that_would_keep_bonds_where_they_were(rigid_model, peroxide_model):
     """On Reference and CPU, whose CustomIntegrators constrain in directions from before a jump."""
 
-    def attempt(constrained, frequency, make_integrator, model=rigid_model):
+    def step(constrained, frequency, make_integrator, model=rigid_model):
         jump = modejump.MonteCarloModeJump(model, frequency, seed=3)
-        context_of(jump, peroxide_system(constrained), make_integrator())
+        integrator = make_integrator()
+        # that is for energies as well
+        context = context_of(jump, peroxide_system(constrained), integrator)
+        context.setPositions(start())
+        integrator.step(1)
 
     def multiple():
         return openmm.MTSLangevinIntegrator(300, 1, 0.001, [(0, 2)])
@@ -501,16 +525,20 @@ def test_custom_integrators_that_would_keep_bonds_where_they_were(rigid_model, p
         return integrator
 
     for make_integrator in (multiple, without, compound):
-        refuses(["Reference", "addConstrainPositions() directly after"], attempt, OH, 5, make_integrator)
-        attempt(OH, 0, make_integrator)
-        attempt((), 5, make_integrator, peroxide_model)
-    attempt(OH, 5, toy.splitting)
+        refuses(["Reference", "addConstrainPositions() directly after"], step, OH, 5, make_integrator)
+        step(OH, 0, make_integrator)
+        step((), 5, make_integrator, peroxide_model)
+    step(OH, 5, toy.splitting)
 
 
 @pytest.mark.parametrize(
     "steps, allowed",
     [
         (["v = v+0.5*dt*f0/m", "v = v+0.5*dt*scale*f1/m"], False),
+        (["v = v+0.5*dt*f0/m", "v = v+0.5*dt*of_each*f1/m"], False),
+        (["v = v+0.5*dt*f0/m", "v = v+0.5*dt*0.2*f1/m"], False),
+        (["v = v+dt*f/m", "v = v-0.8*dt*f1/m"], False),
+        (["v = v+0.5*dt*kick*f0/m; kick=1", "v = v+dt*f1/(2*m)"], True),
         (["v = v+dt*(f0+scale*f1)/m"], False),
         (["v = v+dt*(f0 + 0.5*f1)/m"], False),
         (["v = v+dt*f0/m+dt*f1/m*scale"], False),
@@ -525,6 +553,7 @@ def test_scaled_groups_of_a_custom_integrator(gaussian_model, steps, allowed):
     integrator = openmm.CustomIntegrator(0.001)
     integrator.addGlobalVariable("kT", toy.KT)
     integrator.addGlobalVariable("scale", 0.5)
+    integrator.addPerDofVariable("of_each", 0.2)
     integrator.addUpdateContextState()
     for step in steps:
         integrator.addComputePerDof(*step.split(" = "))

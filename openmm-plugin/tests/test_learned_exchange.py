@@ -234,6 +234,24 @@ def test_particles_that_the_map_leaves_alone_go_with_their_replica(wells):
             assert_mean(np.array(values)[:, particle], factor * toy.SIGMA**2, f"mean square of particle {particle}")
 
 
+def nowhere_far_from_the_wells(state):
+    x = state.getPositions(asNumpy=True)._value
+    if abs(x[0, 0]) > 6 * toy.SIGMA:
+        raise ValueError("no energy of this geometry")
+    return 0.0, np.zeros_like(x)
+
+
+def test_a_configuration_without_an_energy_is_not_exchanged(wells, tmp_path):
+    system = toy.well_system()
+    system.addForce(openmm.PythonForce(nowhere_far_from_the_wells))
+    wide = modejump.Model(toy.write_gaussian_model(tmp_path / "wide.safetensors", (10 * toy.SIGMA,) * 3))
+    states = [{"temperature": 300.0}, {"temperature": 330.0}]
+    sampler = modejump.LearnedReplicaExchangeSampler(states, well_simulation(system), 10, [modejump.Bijection(wells[0], wide)], seed=3)
+    with pytest.warns(UserWarning, match="rejected: .*no energy of this geometry"):
+        sampler.simulate(40)
+    assert sampler.statistics(0).non_finite > 0
+
+
 def test_exchanges_are_a_function_of_seed_and_iteration(wells, tmp_path):
     """Of three states, with OpenMM's own reporter."""
     states = [{"temperature": t} for t in (300.0, 450.0, 310.0)]
@@ -275,3 +293,16 @@ def test_what_cannot_be_exchanged_is_refused(wells, peroxides):
     pressure.addForce(openmm.MonteCarloBarostat(1.0, 300.0))
     with pytest.raises(ValueError, match="MonteCarloBarostat.*constant volume"):
         sampler(states, well_simulation(pressure), 10, between_wells)
+    held = toy.well_system()
+    held.setParticleMass(0, 0)
+    with pytest.raises(ValueError, match="particle 0 has no mass"):
+        sampler(states, well_simulation(held), 10, between_wells)
+    watching = toy.well_system()
+    tilt = toy.external("x")
+    tilt.setForceGroup(5)
+    watching.addForce(tilt)
+    simulation = well_simulation(watching)
+    simulation.integrator.setIntegrationForceGroups({0})
+    with pytest.raises(ValueError, match="force group 5 .* is not among those"):
+        sampler(states, simulation, 10, between_wells)
+    sampler([{**state, "groups": {0}} for state in states], simulation, 10, between_wells)

@@ -41,27 +41,30 @@ def lengths(x):
     return [np.linalg.norm(x[a] - x[b]) for a, b in [*bath.CHAIN_CONSTRAINTS, *bath.dimers()]]
 
 
-def test_a_configuration_without_an_energy_ends_the_path_and_not_the_run(chain_model, capfd):
+#: The smallest distance between chain and bath, nm, of which there is an energy; outside of the function, which OpenMM pickles by its name.
+NEAREST = {"distance": 0.0}
+
+
+def nothing_where_atoms_are_apart(state):
+    x = state.getPositions(asNumpy=True)._value
+    between = x[:4, None] - x[None, 4:]
+    between -= bath.BOX * np.round(between / bath.BOX)
+    if np.linalg.norm(between, axis=2).min() < NEAREST["distance"]:
+        raise ValueError("no energy of this geometry")
+    return 0.0, np.zeros_like(x)
+
+
+def test_a_configuration_without_an_energy_ends_the_path_and_not_the_run(chain_model, capfd, monkeypatch):
     """As where the self-consistent field of some potential does not converge."""
-    begun = False
-
-    def compute(state):
-        x = state.getPositions(asNumpy=True)._value
-        near = x[:4, None] - x[None, 4:]
-        near -= bath.BOX * np.round(near / bath.BOX)
-        if begun and np.linalg.norm(near, axis=2).min() < 0.2:
-            raise ValueError("no energy of this geometry")
-        return 0.0, np.zeros_like(x)
-
     system = bath.bath_system()
-    system.addForce(openmm.PythonForce(compute))
+    system.addForce(openmm.PythonForce(nothing_where_atoms_are_apart))
     jump = driven(chain_model, 2, 4)
     system.addForce(jump)
     integrator = toy.langevin(0.004, 5, friction=2.0)
     integrator.setConstraintTolerance(1e-6)
     context = toy.make_context(system, integrator, "Reference", bath.start())
     integrator.step(200)
-    begun = True
+    monkeypatch.setitem(NEAREST, "distance", 0.2)
     jump.reset_statistics(context)
     integrator.step(400)
     statistics, told = jump.statistics(context), capfd.readouterr().err

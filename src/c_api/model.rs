@@ -10,6 +10,7 @@ use crate::models::labels::require_labels;
 use crate::models::steering::dimension_without_auxiliary;
 use crate::models::tarflow::{self, Decoding, Jacobi};
 use crate::models::{self, Model, Precision};
+use crate::moves::check_box;
 use crate::rng::{Stream, StreamId};
 use std::ffi::{c_char, CString};
 use std::sync::Arc;
@@ -322,6 +323,17 @@ pub unsafe extern "C" fn modejump_model_check_labels(model: *const modejump_mode
         }
         require_labels(model.as_ref(), x)
     })
+}
+
+/// Whether attempts with a box can be made. Fails (6) for a model whose atoms cannot be made whole in one, such as those of
+/// several molecules, as every such attempt would; a program asks once, at its start.
+///
+/// # Safety
+/// `model` is NULL or a live handle.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_check_box(model: *const modejump_model) -> i32 {
+    // SAFETY: the caller's promise.
+    guarded(|| check_box(unsafe { reference(model, "model") }?.model.as_ref()))
 }
 
 /// # Safety

@@ -90,9 +90,11 @@ impl ZMatrix {
             .map(|(a, _)| topology.label(a))
             .collect();
         if !unreachable.is_empty() {
+            let (n, first) = (unreachable.len(), unreachable[..unreachable.len().min(3)].join(", "));
             return Err(Error::invalid(format!(
-                "the molecule is not connected: {} cannot be reached from {} along bonds; give one molecule, or add the missing bonds",
-                unreachable.join(", "),
+                "the molecule is not connected: {n} of its atoms ({first}{}) cannot be reached from {} along bonds; add bonds that are missing, and \
+                 train a molecule of a solution alone, with a System of it alone",
+                if n > 3 { ", …" } else { "" },
                 topology.label(centre)
             )));
         }
@@ -239,7 +241,8 @@ mod tests {
         topology.bonds.retain(|b| *b != [16, 18]);
         let error = ZMatrix::automatic(&topology).unwrap_err().to_string();
         assert!(
-            error.contains("NME3:CH3 (atom 19)") && error.contains("HH31") && error.contains("missing bonds"),
+            error.contains("4 of its atoms (NME3:CH3 (atom 19), NME3:HH31 (atom 20), NME3:HH32 (atom 21), …)")
+                && error.contains("bonds that are missing"),
             "{error}"
         );
         let circular =

@@ -35,6 +35,7 @@ pub use mode_jump::{Edge, EdgeCount, Identical, ModeJump};
 pub use random_walk::RandomWalk;
 pub use statistics::Statistics;
 pub use steered::{steered, Steered};
+pub use wholeness::check_box;
 
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::whole::BoxVectors;

@@ -7,6 +7,11 @@ use crate::error::{Error, Result};
 use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
 
+/// Errors: jumps of the model's atoms cannot be made in a periodic box, and why.
+pub fn check_box(model: &dyn Model) -> Result<()> {
+    Wholeness::of_model(model).no_box.map_or(Ok(()), |reason| Err(Error::Unsupported(reason)))
+}
+
 /// Made once for a model, applied to every configuration that a move starts from.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wholeness {

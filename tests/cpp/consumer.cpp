@@ -95,8 +95,9 @@ static void test_model_options(const std::string& tarflow, const std::string& ge
     modejump::Move move(half, over);
     modejump::State state;
     state.x.assign(samples.x.begin(), samples.x.begin() + 66);
+    state.reduced_potential = 0.0;
     const auto flat = [](std::size_t n, const double*, double* u) { std::fill(u, u + n, 0.0); };
-    for (; state.step < 20; state.step++)
+    for (state.step = 0; *state.step < 20; ++*state.step)
         EXPECT(std::isfinite(move.attempt(flat, state).log_acceptance));
     EXPECT(status_of([&] { modejump::Move(modejump::Model(generator), over); }) == MODEJUMP_UNSUPPORTED);
 }
@@ -110,11 +111,14 @@ static void test_move(const std::string& path) {
     modejump::State state;
     state.x = {1.0, 0.5};
     int accepted = 0;
-    for (int i = 0; i < 100; i++) {
+    // neither a step nor an energy has a default value
+    EXPECT(status_of([&] { move.attempt(potential, state); }) == MODEJUMP_INVALID_INPUT);
+    state.step = 0;
+    EXPECT(status_of([&] { move.attempt(potential, state); }) == MODEJUMP_INVALID_INPUT);
+    for (; *state.step < 100; ++*state.step) {
         potential(1, state.x.data(), &state.reduced_potential);
         const modejump::Outcome outcome = move.attempt(potential, state);
         accepted += outcome.accepted();
-        state.step++;
     }
     EXPECT(accepted > 50);
     EXPECT(move.statistics().accepted == static_cast<std::uint64_t>(accepted));
@@ -149,7 +153,7 @@ static void test_delayed_acceptance(const std::string& path, const std::string& 
     modejump::Move move(model, modejump::Model(path), options);
     modejump::State state;
     state.x = {1.0, 0.5};
-    for (; state.step < 100; state.step++) {
+    for (state.step = 0; *state.step < 100; ++*state.step) {
         potential(1, state.x.data(), &state.reduced_potential);
         move.attempt(potential, state);
     }
@@ -168,7 +172,7 @@ static void test_acceptance_by_a_surrogate(const std::string& path) {
     modejump::Move move(model, model, options);
     modejump::State state;
     state.x = {1.0, 0.5};
-    for (; state.step < 100; state.step++) {
+    for (state.step = 0; *state.step < 100; ++*state.step) {
         potential(1, state.x.data(), &state.reduced_potential);
         move.attempt(potential, state);
     }
@@ -195,11 +199,24 @@ static void test_annealed(const std::string& path, const std::string& keeps_a_bo
     modejump::Move move(model, annealing);
     modejump::State state;
     state.x = {1.0, 0.5};
-    for (; state.step < 100; state.step++) {
+    for (state.step = 0; *state.step < 100; ++*state.step) {
         potential(1, state.x.data(), &state.reduced_potential);
         move.attempt(potential, gradient, state);
     }
     EXPECT(move.statistics().accepted > 50 && move.statistics().proposals == 100);
+    // a function keeps what is its own from one attempt to the next
+    const modejump::ReducedPotentialGradient once = [calls = 0](std::size_t n, const double* x, double* u, double* g) mutable {
+        if (++calls > 1)
+            throw EngineFailure{calls};
+        gradient(n, x, u, g);
+    };
+    for (int attempt = 0; attempt < 2; attempt++)
+        try {
+            move.attempt(potential, once, state);
+            EXPECT(false);
+        } catch (const EngineFailure& failure) {
+            EXPECT(failure.code == 2 + attempt);
+        }
     const std::vector<double> before = state.x;
     EXPECT(status_of([&] { move.attempt(potential, state); }) == MODEJUMP_INVALID_INPUT && state.x == before);
     bool same = false;
@@ -235,7 +252,7 @@ static void test_driven(const std::string& path) {
     };
     modejump::State state;
     state.x = {1.0, 0.5};
-    for (; state.step < 100; state.step++) {
+    for (state.step = 0; *state.step < 100; ++*state.step) {
         const double before = solvent;
         u(1, state.x.data(), &state.reduced_potential);
         if (!move.attempt(u, relax, state).accepted())
@@ -264,7 +281,7 @@ static void test_latent_walk(const std::string& path) {
         modejump::Move move(model, walk);
         modejump::State state;
         state.x = {1.0, 0.5};
-        for (; state.step < 100; state.step++) {
+        for (state.step = 0; *state.step < 100; ++*state.step) {
             potential(1, state.x.data(), &state.reduced_potential);
             move.attempt(potential, gradient, state);
         }
@@ -332,6 +349,7 @@ static void test_exchange(const std::string& path, const std::string& keeps_a_bo
     a.x = {1.0, 0.5};
     b.x = {-1.0, -0.5};
     b.replica = 1;
+    a.step = b.step = 0;
     potential(1, a.x.data(), &a.reduced_potential);
     potential(1, b.x.data(), &b.reduced_potential);
     const double u_a = a.reduced_potential;
@@ -391,7 +409,7 @@ static void test_steering(const std::string& path, const std::string& generator)
     }
     modejump::State state;
     state.x = {1.0, 0.5};
-    for (state.step = 0; state.step < 200; state.step++) {
+    for (state.step = 0; *state.step < 200; ++*state.step) {
         potential(1, state.x.data(), &state.reduced_potential);
         move.attempt(potential, state);
     }

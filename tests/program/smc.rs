@@ -97,6 +97,8 @@ fn what_cannot_be_annealed_is_said() {
     assert!(failed("models/ala2/model-hbonds.safetensors").contains("keep no bond at its length"));
     let message = smc(&["-n", "1000000000", "-o", "nowhere/x.safetensors"]).fails();
     assert!(message.contains("there is no folder nowhere"), "{message}");
+    let message = smc(&["-n", "1000000000", "--checkpoint", "nowhere/x.ckpt"]).fails();
+    assert!(message.contains("there is no folder nowhere"), "{message}");
     let message = smc(&["-n", "1000000000", "-o", SYSTEM]).fails();
     assert!(message.contains("would be written over"), "{message}");
     // before the work: particles without their weights stand for nothing

@@ -4,12 +4,15 @@
 #include "MonteCarloModeJump.h"
 #include "openmm/CMMotionRemover.h"
 #include "openmm/NonbondedForce.h"
+#include "lepton/Exception.h"
+#include "lepton/ParsedExpression.h"
+#include "lepton/Parser.h"
 #include "openmm/OpenMMException.h"
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <map>
-#include <regex>
 #include <set>
 
 using namespace OpenMM;
@@ -90,58 +93,48 @@ void checkPotential(const vector<Step>& steps) {
         }
 }
 
-/** What each force group in the expression is multiplied by among the terms beside it: the text between the nearest + or - or the ends of its parentheses. */
-vector<pair<int, string>> factorsOf(const string& expression) {
-    vector<pair<int, string>> factors;
-    const auto end = [&](size_t from, int direction) {
-        int depth = 0;
-        size_t at = from;
-        for (;; at += direction) {
-            const char c = at < expression.size() ? expression[at] : '+'; // also below 0
-            depth += c == (direction > 0 ? '(' : ')') ? 1 : c == (direction > 0 ? ')' : '(') ? -1 : 0;
-            if (depth < 0 || (depth == 0 && (c == '+' || c == '-' || c == ',' || c == ';' || c == '=')))
-                return at;
-        }
-    };
-    static const regex group("\\bf([0-9]{1,2})\\b");
-    for (sregex_iterator match(expression.begin(), expression.end(), group); match != sregex_iterator(); ++match) {
-        const size_t at = match->position(), behind = at + match->length(), first = end(at - 1, -1) + 1;
-        string factor = expression.substr(first, at - first) + "f" + expression.substr(behind, end(behind, 1) - behind);
-        factor.erase(remove(factor.begin(), factor.end(), ' '), factor.end());
-        factors.emplace_back(stoi(match->str(1)), factor);
+/** What the variable gets of forces of each group, -1 for those of all groups, in all steps together: derivatives where every name has some value. */
+map<int, double> kicksOf(const vector<Step>& steps, const string& variable) {
+    map<string, double> values;
+    for (const Step& step : steps)
+        for (const string& name : namesIn(step.expression))
+            values.emplace(name, 0.4 + 0.618 * static_cast<double>(values.size()));
+    map<int, double> kicks;
+    for (const Step& step : steps) {
+        if (step.type != CustomIntegrator::ComputePerDof || step.variable != variable)
+            continue;
+        const Lepton::ParsedExpression expression = Lepton::Parser::parse(step.expression);
+        for (const string& name : namesIn(step.expression))
+            if (names(name, "f"))
+                kicks[groupOf(name, "f")] += expression.differentiate(name).evaluate(values);
     }
-    return factors;
+    return kicks;
 }
 
-/**
- * Throws if the steps scale forces of one group as those of another are not: in one expression by anything, in several by a global variable (kicks of
- * multiple time steps differ by numbers).
- */
-void checkScales(const vector<Step>& steps, const CustomIntegrator& integrator) {
-    set<string> globals;
-    for (int i = 0; i < integrator.getNumGlobalVariables(); i++)
-        globals.insert(integrator.getGlobalVariableName(i));
-    map<int, set<string>> scales;
-    const auto refuse = [](const string& what) {
-        throw OpenMMException("MonteCarloModeJump: the steps of the CustomIntegrator scale forces of one group and not of another (" + what + "), so they "
-                              "follow another potential than the System's, by which jumps are tested: scale the energy, by a parameter of the Context");
-    };
-    for (const Step& step : steps) {
-        if (step.variable != "x" && step.variable != "v")
-            continue;
-        const auto factors = factorsOf(step.expression);
-        for (const auto& [group, factor] : factors) {
-            if (factor != factors[0].second)
-                refuse(step.variable + " = " + step.expression);
-            set<string>& names = scales[group];
-            for (const string& name : namesIn(factor))
-                if (globals.count(name) > 0)
-                    names.insert(name);
+/** Throws if the steps scale forces of one group as those of another are not. */
+void checkScales(const vector<Step>& steps) {
+    // what is repeated an unknown number of times cannot be added up
+    if (any_of(steps.begin(), steps.end(), [](const Step& step) { return step.type == CustomIntegrator::WhileBlockStart; }))
+        return;
+    for (const string variable : {"x", "v"}) {
+        map<int, double> kicks;
+        try {
+            kicks = kicksOf(steps, variable);
+        } catch (const Lepton::Exception&) {
+            continue; // tabulated functions, which only the Context knows, and functions of vectors
+        }
+        double largest = 0;
+        for (const auto& [group, kick] : kicks)
+            largest = max(largest, abs(kick));
+        const bool ofAll = kicks.count(-1) > 0;
+        for (const auto& [group, kick] : kicks) {
+            const double expected = ofAll && group >= 0 ? 0 : kicks.begin()->second;
+            if (abs(kick - expected) > 1e-8 * largest)
+                throw OpenMMException("MonteCarloModeJump: the steps of the CustomIntegrator scale forces of one group and not of another (" + variable + ", f" +
+                                      to_string(group) + "), so they follow another potential than the System's, by which jumps are tested: scale the "
+                                      "energy, by a parameter of the Context");
         }
     }
-    for (const auto& [group, names] : scales)
-        if (names != scales.begin()->second)
-            refuse("f" + to_string(group));
 }
 
 /** Those that the Force's energy is in; none if it has no energy. */
@@ -186,7 +179,7 @@ void checkSteps(const CustomIntegrator& integrator, const System& system) {
     const vector<Step> steps = stepsOf(integrator);
     checkUpdates(steps);
     checkPotential(steps);
-    checkScales(steps, integrator);
+    checkScales(steps);
     checkGroups(steps, integrator, system);
 }
 

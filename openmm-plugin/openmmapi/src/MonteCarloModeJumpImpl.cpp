@@ -93,6 +93,8 @@ struct MonteCarloModeJumpImpl::Trial {
         try {
             return impl.solvent ? impl.solvent->energyAt(x) : energyOfMoved(x, forces);
         } catch (const OpenMMException& error) {
+            if (isInterruption(error))
+                throw;
             // OpenMM has no energy there, of which the rejection is as exact as that of any other
             impl.tellOfFailure(error.what());
             return numeric_limits<double>::infinity();
@@ -175,6 +177,8 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
     screen = models[1];
     particles = checkedParticles(system, owner.getParticles(), *model);
     checkBonds(system, particles, *model);
+    if (system.usesPeriodicBoundaryConditions())
+        check(modejump_model_check_box(model->handle()));
     if (screen) {
         checkedParticles(system, particles, *screen);
         checkBonds(system, particles, *screen);
@@ -219,9 +223,6 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
         checkStepLengths(context.getIntegrator());
     const Constraints constraints = movedConstraints(context.getSystem(), particles, *model);
     unique_ptr<Solvent> newSolvent = createSolvent(context);
-    // a driven path moves the others as well
-    if (owner.getFrequency() > 0 && (!constraints.lengths.empty() || (newSolvent && context.getSystem().getNumConstraints() > 0)))
-        checkConstrainedSteps(context);
     MoveHandle newMove(newMoveOf(newSolvent != nullptr));
     vector<double> masses;
     for (int particle : particles)
@@ -230,6 +231,8 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
                                         masses.data()));
     move = std::move(newMove);
     solvent = std::move(newSolvent);
+    // a driven path moves the others as well
+    movesConstrained = !constraints.lengths.empty() || (solvent && context.getSystem().getNumConstraints() > 0);
     frequency = owner.getFrequency();
     temperature = owner.getTemperature();
     lastLogAcceptance = 0;
@@ -396,7 +399,13 @@ void MonteCarloModeJumpImpl::warnOfRepetition(long long step, long long last) {
 // a counter of our own would not.
 void MonteCarloModeJumpImpl::updateContextState(ContextImpl& context, bool& forcesInvalid) {
     const long long step = context.getStepCount();
-    if (frequency == 0 || step == 0 || step % frequency != 0)
+    if (frequency == 0)
+        return;
+    // not when the Context is made: one for energies makes no steps, and any integrator does for it
+    if (movesConstrained && !stepped)
+        checkConstrainedSteps(context);
+    stepped = true;
+    if (step == 0 || step % frequency != 0)
         return;
     // Also after a rejection: to compute energies alone clears the forces on some platforms.
     forcesInvalid = true;

@@ -1,6 +1,5 @@
 #include "Solvent.h"
 
-#include "openmm/OpenMMException.h"
 #include "openmm/State.h"
 #include "openmm/internal/ContextImpl.h"
 
@@ -58,6 +57,11 @@ void addVelocityVerlet(CustomIntegrator& integrator) {
 }
 
 } // namespace
+
+bool isInterruption(const OpenMMException& error) {
+    const string text = error.what();
+    return text.empty() || text == "<NULL>";
+}
 
 Solvent::Solvent(ContextImpl& outer, unique_ptr<System> system, const vector<int>& solute, int steps, double stepSize)
     : integrator(stepSize), inner(withFixed(move(system), solute)), solute(solute), steps(steps), stream(0, 0, 0) {
@@ -146,6 +150,8 @@ bool Solvent::runTrajectory() {
         velocities = end.getVelocities();
         return isfinite(endEnergy);
     } catch (const OpenMMException& error) {
+        if (isInterruption(error))
+            throw;
         if (string(error.what()).find("NaN") == string::npos)
             failure = error.what();
         return false;

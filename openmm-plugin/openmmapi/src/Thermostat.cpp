@@ -109,12 +109,10 @@ double findOneTemperature(ContextImpl& context) {
     }
 }
 
-void checkIntegrator(const Integrator& integrator, const System& system) {
-    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator)) {
+void checkEnsemble(const Integrator& integrator) {
+    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
         for (int i = 0; i < compound->getNumIntegrators(); i++)
-            checkIntegrator(compound->getIntegrator(i), system);
-        return;
-    }
+            checkEnsemble(compound->getIntegrator(i));
     const string name = className(integrator);
     if (name.find("RPMD") != string::npos || name.find("Drude") != string::npos ||
         dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
@@ -124,6 +122,13 @@ void checkIntegrator(const Integrator& integrator, const System& system) {
         if (noseHoover->getMaximumPairDistance() > 0)
             throw OpenMMException("MonteCarloModeJump: the NoseHooverIntegrator keeps pairs within a maximum distance, a wall that the energy of jumps does "
                                   "not have; leave setMaximumPairDistance out");
+}
+
+void checkIntegrator(const Integrator& integrator, const System& system) {
+    checkEnsemble(integrator);
+    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
+        for (int i = 0; i < compound->getNumIntegrators(); i++)
+            checkIntegrator(compound->getIntegrator(i), system);
     if (auto custom = dynamic_cast<const CustomIntegrator*>(&integrator))
         checkSteps(*custom, system);
 }

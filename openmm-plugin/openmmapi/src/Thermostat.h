@@ -12,6 +12,9 @@ double findTemperature(OpenMM::ContextImpl& context);
 /** The same, but 0 without a temperature and with several. */
 double findOneTemperature(OpenMM::ContextImpl& context);
 
+/** Throws if the integrator samples another distribution than the classical Boltzmann distribution of the System, as its name tells. */
+void checkEnsemble(const OpenMM::Integrator& integrator);
+
 /** Throws if the integrator cannot host Monte Carlo moves of the System. */
 void checkIntegrator(const OpenMM::Integrator& integrator, const OpenMM::System& system);
 

@@ -319,6 +319,8 @@ def _attempt(name, handle, callbacks, states, outcome):
             _call(name, handle, *(byref(c.target) for c in callbacks), *(byref(s) for s in states), byref(outcome))
     except Error as error:
         raised = [e for c in callbacks for e in c.raised]
+        for callback in callbacks:
+            callback.raised.clear()  # else the exception, its frames and this callback, which ctypes hides, would keep each other for ever
         raise (raised[0] if raised and error.status == CALLBACK_FAILED else error) from None
 
 

@@ -1,5 +1,8 @@
 """LearnedReplicaExchangeSampler: replicas exchange through maps between their ensembles."""
 
+import math
+import warnings
+
 import numpy as np
 import openmm
 from openmm import app, unit
@@ -59,6 +62,8 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
         self.particles = list(range(system.getNumParticles()) if particles is None else particles)
         self.seed = own_seed(seed)
         _refuse_barostats(system)
+        if not all("groups" in state for state in states):
+            _refuse_other_groups(system, simulation.integrator)
         constraints = constraints_among(system, self.particles)
         self.exchanges = []
         for bijection in maps:
@@ -101,7 +106,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
         """Reduced potentials in a state of this replica's configuration with its molecule elsewhere."""
 
         def potential(x):
-            return [self._energy(replica, state, x) / self._thermal_energy(state) for x in x]
+            return [or_infinity(lambda: self._energy(replica, state, x) / self._thermal_energy(state)) for x in x]
 
         return potential
 
@@ -145,10 +150,33 @@ def _box(conformation):
     return np.array([vector.value_in_unit(unit.nanometer) for vector in conformation.getPeriodicBoxVectors()])
 
 
+def or_infinity(energy):
+    """An energy of OpenMM, infinite where OpenMM throws instead: that configuration is rejected."""
+    try:
+        return energy()
+    except openmm.OpenMMException as error:
+        if str(error) in ("", "<NULL>"):  # Python ends the program, as by Ctrl-C in a PythonForce
+            raise
+        warnings.warn(f"OpenMM has no energy of a proposal, which is rejected: {error}", stacklevel=2)
+        return math.inf
+
+
 def _refuse_barostats(system):
     for force in system.getForces():
         if "Barostat" in type(force).__name__:
             raise ValueError(f"{type(force).__name__}: exchanges through maps are made at constant volume; remove it")
+
+
+def _refuse_other_groups(system, integrator):
+    """Exchanges are tested by the energies of all force groups, where states name none."""
+    for force in system.getForces():
+        name, group = type(force).__name__, force.getForceGroup()
+        has_energy = name not in ("CMMotionRemover", "Force") and not name.endswith(("Barostat", "Thermostat", "ModeJump"))
+        if has_energy and not integrator.getIntegrationForceGroups() >> group & 1:
+            raise ValueError(
+                f"force group {group} ({name}) is not among those that the integrator follows, and exchanges would be tested by it: give each state "
+                "its 'groups', or have the integrator follow all"
+            )
 
 
 def _check_atoms(model, topology, particles):
@@ -179,4 +207,6 @@ def constraints_among(system, particles):
             pairs.append((atom[a], atom[b]))
             lengths.append(length.value_in_unit(unit.nanometer))
     masses = [system.getParticleMass(particle).value_in_unit(unit.dalton) for particle in particles]
+    if 0 in masses:
+        raise ValueError(f"particle {particles[masses.index(0)]} has no mass: the System holds it in place, and moves would not")
     return pairs, lengths, masses

@@ -4,6 +4,7 @@
 >>> move = mcmc.SequenceMove([mcmc.LangevinDynamicsMove(...), NeuralJumpMove("generator.safetensors", seed=1)])
 """
 
+import copy
 import json
 import os
 import zlib
@@ -18,9 +19,14 @@ from ._library import address, call
 from .exchange import Exchange
 from .model import Model
 from .move import Move, own_seed
-from .learned_exchange import VELOCITIES, constraints_among
+from .learned_exchange import VELOCITIES, constraints_among, or_infinity
 
 __all__ = ["LearnedReplicaExchangeSampler", "NeuralJumpMove"]
+
+
+def _listed(particles):
+    """As numpy takes them for indices: a tuple would be one of as many dimensions."""
+    return None if particles is None else list(particles)
 
 
 def _molecule(sampler_state, particles):
@@ -50,9 +56,12 @@ class _Placed:
     def __call__(self, x):
         values = []
         for configuration in x:
-            self.place(configuration)
-            values.append(self.state.reduced_potential(self.context))
+            values.append(or_infinity(lambda: self._energy(configuration)))
         return values
+
+    def _energy(self, configuration):
+        self.place(configuration)
+        return self.state.reduced_potential(self.context)
 
     def arrive(self, x, sampler_state, seed, step, replica):
         """Puts x into the sampler state, with new velocities."""
@@ -67,7 +76,8 @@ class NeuralJumpMove(mcmc.MCMCMove):
 
     After an acceptance all particles get new velocities, in the form that the Context's integrator stores: that of
     the dynamics move which shares the cache of Contexts, if there is one. Random numbers are a function of the seed,
-    the number of times the move was applied, and the thermodynamic state.
+    the number of times the move was applied, the thermodynamic state, and the copy of the move (copy.deepcopy) that it
+    is: samplers give each of their states one. Moves that are made for each state need a seed each.
 
     Parameters
     ----------
@@ -100,17 +110,24 @@ class NeuralJumpMove(mcmc.MCMCMove):
         super().__init__()
         loading = {"precision": precision, "decoding": decoding, "segment": segment}
         loading |= {"decoding_tolerance": decoding_tolerance, "decoding_passes": decoding_passes}
-        state = {"model": os.fspath(model), "seed": own_seed(seed), "proposals": proposals, "particles": particles, "loading": loading}
+        state = {"model": os.fspath(model), "seed": own_seed(seed), "proposals": proposals, "particles": _listed(particles), "loading": loading}
         self.__setstate__(state | {"applied": 0, "accepted": 0})
 
     def __getstate__(self):
-        names = ("model", "loading", "seed", "proposals", "particles", "applied", "accepted")
+        names = ("model", "loading", "seed", "proposals", "particles", "applied", "accepted", "copy")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state):
-        self.loading, self.accepted = {}, 0  # of a move that was stored before there were these
+        self.loading, self.accepted, self.copy = {}, 0, []  # of a move that was stored before there were these
         self.__dict__.update(state)
-        self._move = None
+        self._move, self._copies = None, 0
+
+    def __deepcopy__(self, memo):
+        """A move with random numbers of its own: samplers of several states give a copy to each."""
+        self._copies += 1
+        other = type(self).__new__(type(self))
+        other.__setstate__(copy.deepcopy(self.__getstate__(), memo) | {"copy": [*self.copy, self._copies]})
+        return other
 
     @property
     def statistics(self):
@@ -135,7 +152,7 @@ class NeuralJumpMove(mcmc.MCMCMove):
             self._make(thermodynamic_state.get_system(remove_thermostat=True))
         self._move.set_temperature(thermodynamic_state.temperature.value_in_unit(unit.kelvin))
         placed = _Placed(thermodynamic_state, sampler_state, self.particles, self._get_context_cache(context_cache))
-        x, step, replica = _molecule(sampler_state, self.particles), self.applied, _number(placed)
+        x, step, replica = _molecule(sampler_state, self.particles), self.applied, self._number(placed)
         box = _box(sampler_state) if thermodynamic_state.is_periodic else None
         outcome = self._move.attempt(x, placed, step=step, replica=replica, box=box)
         self.applied += 1
@@ -143,16 +160,15 @@ class NeuralJumpMove(mcmc.MCMCMove):
         if outcome.accepted:
             placed.arrive(outcome.x, sampler_state, self.seed, step, replica)
 
+    def _number(self, placed):
+        """Below 2^23, and another for another thermodynamic state and for another copy of the move."""
+        temperature = placed.state.temperature.value_in_unit(unit.kelvin)
+        text = json.dumps([temperature, sorted(dict(placed.context.getParameters()).items()), self.copy])
+        return zlib.crc32(text.encode()) % VELOCITIES
+
     def jump_statistics(self):
         """Attempts and weights in this process since the move was made or read from a file; None before the first."""
         return None if self._move is None else self._move.statistics()
-
-
-def _number(placed):
-    """Below 2^23, and another for another thermodynamic state."""
-    temperature = placed.state.temperature.value_in_unit(unit.kelvin)
-    text = json.dumps([temperature, sorted(dict(placed.context.getParameters()).items())])
-    return zlib.crc32(text.encode()) % VELOCITIES
 
 
 class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
@@ -171,7 +187,7 @@ class LearnedReplicaExchangeSampler(multistate.ReplicaExchangeSampler):
         """`maps[k]`, a Bijection, goes from the configurations of thermodynamic state k to those of k + 1. Runs that are to be independent need
         different seeds. Without one: how many moves and exchanges without one this process has made before; the attribute `exchange_seed`
         tells."""
-        self.exchange_seed, self._particles = own_seed(seed), particles
+        self.exchange_seed, self._particles = own_seed(seed), _listed(particles)
         self._maps, self._exchanges = list(maps), None
 
     def _make(self):

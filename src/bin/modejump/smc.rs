@@ -99,9 +99,9 @@ mod run {
     use crate::common::{evaluations, hash_of, load, require_described, tail_index, target_of, temperature};
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage, FEWEST_PILOTS};
-    use modejump::io::check_apart;
     use modejump::io::checkpoint::{self, Kind};
     use modejump::io::trajectory::{self, Frames};
+    use modejump::io::{check_apart, check_writable};
     use modejump::models::steering::{dimension_without_auxiliary, follow, JointTarget, Steering};
     use modejump::models::Model;
     use modejump::parallel::{self, Ranks};
@@ -129,6 +129,10 @@ mod run {
                 check_apart(path, [&self.model, &self.system].into_iter().chain(&self.checkpoint))?;
                 trajectory::require_array(path, "log_weight")?;
                 trajectory::check(path, dimension, model.card().topology.as_ref())?;
+            }
+            if let Some(path) = self.checkpoint.as_ref().filter(|_| ranks.is_first()) {
+                check_apart(path, [&self.model, &self.system])?;
+                check_writable(path)?;
             }
             // before long work
             model.log_density_gradient(

@@ -13,7 +13,7 @@ use crate::moves::{Outcome, Statistics};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 const RUN: Kind = Kind { magic: *b"MJ-GMXRN", version: 6 };
@@ -289,11 +289,31 @@ fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, prog
     Ok(())
 }
 
+/// Errors: the file does not begin with `head`.
+fn check_head(path: &Path, head: &[u8]) -> Result<()> {
+    let mut begun = vec![0; head.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut begun)).map_err(|e| Error::io(path, e))?;
+    match begun == head {
+        true => Ok(()),
+        false => Err(Error::file(
+            path,
+            "the run began with a GROMACS of another precision or version, whose energies do not go into one file with those of this one: go on \
+             with that one",
+        )),
+    }
+}
+
 /// Appends to a file of the run what comes after its recorded length; `head` opens a new file.
 fn append(folder: &Path, name: &str, head: &[u8], bytes: &[u8], progress: &mut Progress) -> Result<()> {
     let path = folder.join(name);
     let length = progress.lengths.get(name).copied().unwrap_or(0);
-    let head = if length == 0 { head } else { &[] };
+    let head = match length {
+        0 => head,
+        _ => {
+            check_head(&path, head)?;
+            &[]
+        }
+    };
     let write = || -> std::io::Result<()> {
         let mut file = File::options().create(true).truncate(false).write(true).open(&path)?;
         if file.metadata()?.len() < length {
@@ -356,6 +376,19 @@ mod tests {
             none.contains("unsupported") && none.contains("file system") && !none.contains("another modejump"),
             "{none}"
         );
+    }
+
+    #[test]
+    fn energies_of_another_gromacs_are_not_joined() {
+        let folder = std::env::temp_dir().join(format!("modejump-joined-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let mut progress = RunFolder::open(&folder, settings(), &Statistics::default()).unwrap().progress;
+        let mut join = |head: &[u8]| append(&folder, "ener.edr", head, b"frame", &mut progress);
+        join(b"single").and_then(|()| join(b"single")).unwrap();
+        let message = join(b"double").unwrap_err().to_string();
+        assert!(message.contains("another precision or version"), "{message}");
+        assert_eq!(fs::read(folder.join("ener.edr")).unwrap(), b"singleframeframe");
+        fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

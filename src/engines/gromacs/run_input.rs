@@ -268,7 +268,8 @@ struct MoleculeType {
     masses: Vec<f64>,
     residue_of: Vec<usize>,
     names: Vec<String>,
-    residues: Vec<String>,
+    /// Name and number.
+    residues: Vec<(String, f64)>,
     constraints: Vec<(usize, usize, f64)>,
     sites: Vec<Vec<usize>>,
 }
@@ -278,6 +279,8 @@ struct System {
     atoms: Vec<Atom>,
     constraints: Vec<(usize, usize, f64)>,
     sites: Vec<Vec<usize>>,
+    /// Molecules of one residue.
+    of_one_residue: u64,
 }
 
 impl System {
@@ -309,8 +312,14 @@ impl System {
 
     fn add(&mut self, molecule: &MoleculeType) -> Option<()> {
         let first = self.atoms.len();
+        // these GROMACS numbers through the whole system, so that each is told from its neighbour
+        self.of_one_residue += u64::from(molecule.residues.len() == 1);
         for (i, &mass) in molecule.masses.iter().enumerate() {
-            let residue = molecule.residues.get(*molecule.residue_of.get(i)?)?.clone();
+            let (name, number) = molecule.residues.get(*molecule.residue_of.get(i)?)?;
+            let residue = match molecule.residues.len() {
+                1 => format!("{name}{}", self.of_one_residue),
+                _ => format!("{name}{number}"),
+            };
             self.atoms.push(Atom { name: molecule.names.get(i)?.clone(), residue, mass });
         }
         self.constraints.extend(molecule.constraints.iter().map(|&(a, b, length)| (first + a, first + b, length)));
@@ -344,7 +353,7 @@ fn read_line(
     } else if line.starts_with("atom[") && line.contains("{name=") {
         types.last_mut()?.names.push(quoted(line)?);
     } else if line.starts_with("residue[") {
-        types.last_mut()?.residues.push(format!("{}{}", quoted(line)?, field(line, "nr=")?));
+        types.last_mut()?.residues.push((quoted(line)?, field(line, "nr=")?));
     } else if line.contains(" (CONSTR) ") || line.contains(" (CONSTRNC) ") || line.contains(" (SETTLE) ") {
         let of_type = lengths.get(&(field(line, "type=")? as usize))?;
         let atoms = atoms_of_interaction(line)?;
@@ -412,7 +421,7 @@ mod tests {
         assert_eq!(input.box_vectors, [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 3.0]]);
         assert_eq!(input.atoms.len(), 22 + 3 * 878);
         assert_eq!(input.atoms[10], Atom { name: "CB".into(), residue: "ALA2".into(), mass: 12.01 });
-        assert_eq!(input.atoms[2655], Atom { name: "HW2".into(), residue: "SOL1".into(), mass: 1.008 });
+        assert_eq!(input.atoms[2655], Atom { name: "HW2".into(), residue: "SOL878".into(), mass: 1.008 });
         assert_eq!(input.constraints.len(), 12 + 3 * 878);
         assert_eq!(input.constraints[3], (6, 7, 0.101000004));
         assert_eq!(input.constraints[12..15], [(22, 23, 0.0957200006), (22, 24, 0.0957200006), (23, 24, 0.151390001)]);

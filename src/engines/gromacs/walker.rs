@@ -72,6 +72,9 @@ impl Walker {
         let rerun_tpr = options.rerun_tpr.clone().unwrap_or_else(|| options.tpr.clone());
         let of_reruns = options.rerun_tpr.as_ref().map(|tpr| gmx.read(tpr)).transpose()?;
         let rerun_step = force_step(&rerun_tpr, of_reruns.as_ref().unwrap_or(&input), &input)?;
+        if input.periodic {
+            moves::check_box(model.as_ref())?;
+        }
         let atoms = model_atoms(model.as_ref(), &input, options.first_atom)?;
         let masses: Vec<f64> = atoms.iter().map(|&i| input.atoms[i].mass).collect();
         let card = model.card();

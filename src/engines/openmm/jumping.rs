@@ -6,7 +6,7 @@ use super::{OpenMmTarget, Simulation, SimulationOptions, System};
 use crate::error::{Error, Result};
 use crate::models::steering::dimension_without_auxiliary;
 use crate::models::Model;
-use crate::moves::{Method, Move, Options, Outcome, State, Statistics};
+use crate::moves::{check_box, Method, Move, Options, Outcome, State, Statistics};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
@@ -87,6 +87,9 @@ impl JumpingSimulation {
             }
         }
         system.require_free(particles)?;
+        if system.is_periodic()? {
+            check_box(model.as_ref())?;
+        }
         check_gradients(&method, solute.is_some())?;
         let options = Options { stride: frequency, ..options };
         let mut jump = method.make(model, options, system.constraints_of(model.as_ref(), particles)?)?;

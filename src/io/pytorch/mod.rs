@@ -8,7 +8,7 @@ mod tests;
 use super::model_file::{bfloat16, half, Tensor};
 use crate::error::{Error, Result};
 use pickle::{Id, Node, Object, Pickle, View};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Read};
 use zip::ZipArchive;
 
@@ -56,6 +56,8 @@ fn read(bytes: &[u8]) -> Outcome<BTreeMap<String, Tensor>> {
         pickle: &pickle,
         archive,
         tensors: BTreeMap::new(),
+        path: BTreeSet::new(),
+        barren: BTreeSet::new(),
         visits: 0,
         elements_left: FEWEST_ELEMENTS.max(ELEMENTS_PER_BYTE.saturating_mul(bytes.len())),
     };
@@ -134,6 +136,11 @@ struct Collector<'a> {
     pickle: &'a Pickle,
     archive: Archive<'a>,
     tensors: BTreeMap<String, Tensor>,
+    /// Containers that the one which is looked at lies in: one that refers back to them, as those of OmegaConf do, has
+    /// nothing new.
+    path: BTreeSet<Id>,
+    /// Containers in which no tensor was found.
+    barren: BTreeSet<Id>,
     visits: usize,
     elements_left: usize,
 }
@@ -145,6 +152,19 @@ impl Collector<'_> {
             let start: String = path.chars().take(80).collect();
             return Err(format!("`{start}`…: containers are nested, shared or named beyond reason"));
         }
+        if self.barren.contains(&id) || !self.path.insert(id) {
+            return Ok(());
+        }
+        let found = self.tensors.len();
+        self.look_into(id, path, depth)?;
+        self.path.remove(&id);
+        if self.tensors.len() == found {
+            self.barren.insert(id);
+        }
+        Ok(())
+    }
+
+    fn look_into(&mut self, id: Id, path: &str, depth: usize) -> Outcome<()> {
         let pickle = self.pickle;
         match &pickle.nodes[id] {
             Node::Tensor(view) => {

@@ -123,7 +123,8 @@ impl Machine<'_> {
     }
 
     fn text(&mut self, n: usize) -> Outcome<String> {
-        String::from_utf8(self.take(n)?.to_vec()).map_err(|_| "a string that is not UTF-8".into())
+        // Python's strings may hold what is no text, such as bytes of a file's name
+        Ok(String::from_utf8_lossy(self.take(n)?).into_owned())
     }
 
     fn line(&mut self) -> Outcome<String> {

@@ -167,15 +167,30 @@ fn views_beyond_their_storage_and_unknown_types_are_refused_by_name() {
     }
 }
 
+/// As `save_hyperparameters` of Lightning leaves them of OmegaConf: each entry knows the container that it is in.
+#[test]
+fn tensors_beside_containers_that_refer_back_are_read() {
+    let of_tensor = tensor("FloatStorage", 0, [1, 2], [2, 1]);
+    // {"t": the tensor, "l": [l, l]}
+    let cyclic = b"X\x01\x00\x00\x00l]q\x07h\x07ah\x07as.";
+    let read = with_pickle(&[&of_tensor[..of_tensor.len() - 1], cyclic].concat()).unwrap();
+    assert!(read.keys().eq(["t"]), "{:?}", read.keys());
+}
+
 #[test]
 fn cycles_and_exponential_sharing_end_in_an_error() {
     // l = []; l.append(l)
-    assert!(with_pickle(b"\x80\x02]q\x00h\x00a.").unwrap_err().contains("beyond reason"));
-    // forty levels of [previous, previous]
-    let mut pickle = b"\x80\x02]".to_vec();
-    (0..40).for_each(|_| pickle.extend(b"2\x86"));
-    pickle.push(b'.');
-    assert!(with_pickle(&pickle).unwrap_err().contains("beyond reason"));
+    assert!(with_pickle(b"\x80\x02]q\x00h\x00a.").unwrap_err().contains("no tensors"));
+    // forty levels of [previous, previous], without a tensor and with one
+    let levels = |first: &[u8]| {
+        let mut pickle = first.to_vec();
+        (0..40).for_each(|_| pickle.extend(b"2\x86"));
+        pickle.push(b'.');
+        with_pickle(&pickle).unwrap_err()
+    };
+    assert!(levels(b"\x80\x02]").contains("no tensors"));
+    let of_tensor = tensor("FloatStorage", 0, [1, 2], [2, 1]);
+    assert!(levels(&of_tensor[..of_tensor.len() - 1]).contains("beyond reason"));
 }
 
 #[test]

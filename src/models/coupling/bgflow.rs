@@ -186,6 +186,8 @@ fn generator(
     let constraints = constraints(checkpoint, &zmatrix)?;
     let numbers = Numbers::new(zmatrix.rows.len(), constraints.len());
     let blocks = checkpoint.blocks(".transformer._params_net.net._layers.0.weight");
+    require_numbers(checkpoint, &blocks)?;
+    require_lengths(checkpoint, &blocks, &constraints)?;
     let mut layers = spline_layers(checkpoint, config, &numbers, &blocks)?;
     layers.extend(marginals(checkpoint, &numbers, constraints.len())?);
     let coordinates = CoordinatesConfig::Internal {
@@ -208,6 +210,42 @@ fn generator(
         }
     }
     Ok(flow)
+}
+
+/// Errors: gaps between the blocks that have tensors, beside those of the split of torsions before their couplings and of
+/// the merge behind: what is there has none, and may be another density.
+fn require_numbers(checkpoint: &Checkpoint, couplings: &[usize]) -> Result<()> {
+    let merge = couplings.len().saturating_sub(1);
+    let with_tensors: Vec<usize> = (1..merge).chain(merge + 1..merge + 6).collect();
+    let marginals =
+        [checkpoint.blocks(&format!("{MARGINAL}_mu")), checkpoint.blocks(&format!("{MARGINAL}low"))].concat();
+    let found: Vec<usize> = couplings.iter().copied().chain(marginals).collect();
+    // what is too many or too few is told by the parts of it
+    match found.len() == with_tensors.len() && found != with_tensors {
+        true => Err(Error::invalid(format!(
+            "blocks {found:?} have tensors; those of a split of torsions, their couplings, a merge, a coupling of angles, one of bonds and the \
+             marginals are {with_tensors:?}: a layer without tensors between them, such as a constraint of chirality, is not read"
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// Errors: the block behind the marginals merges constant bonds of other lengths.
+fn require_lengths(checkpoint: &Checkpoint, couplings: &[usize], constraints: &[(usize, usize, f64)]) -> Result<()> {
+    let name = format!("_blocks.{}._values_0", couplings.len() + 5);
+    let Some(merged) = checkpoint.tensors.get(&name).filter(|merged| merged.shape == [constraints.len()]) else {
+        return Ok(());
+    };
+    let mut theirs = merged.data.clone();
+    let mut given: Vec<f64> = constraints.iter().map(|(_, _, length)| *length).collect();
+    theirs.sort_by(f64::total_cmp);
+    given.sort_by(f64::total_cmp);
+    match theirs.iter().zip(&given).find(|(theirs, given)| (*theirs - *given).abs() > 1e-6) {
+        Some((theirs, given)) => Err(Error::invalid(format!(
+            "constrained_bond_len has {given} nm where {name} has {theirs} nm, in the order of their lengths"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// Couplings of torsions with each other, then of angles given torsions and of bonds given both.
@@ -276,6 +314,14 @@ fn marginals(checkpoint: &Checkpoint, numbers: &Numbers, n_constraints: usize) -
         )));
     }
     let mut layers = Vec::new();
+    let [of_torsions] = checkpoint.marginals("low", "uniform marginal, of torsions")?;
+    let widest =
+        checkpoint.bound(of_angles, "_upper_bound").into_iter().chain(checkpoint.marginal(of_torsions, "high")?);
+    if let Some(upper) = widest.into_iter().find(|&upper| upper > 1.0 && upper.is_finite()) {
+        return Err(Error::invalid(format!(
+            "marginals of angles that reach to {upper}: angles in radian (normalize_angles = False) are not read, only those in units of π and 2π"
+        )));
+    }
     for (block, transformed) in [(of_bonds, bonds), (of_angles, angles)] {
         layers.push(LayerConfig::TruncatedNormal {
             transformed: transformed.clone(),
@@ -285,7 +331,6 @@ fn marginals(checkpoint: &Checkpoint, numbers: &Numbers, n_constraints: usize) -
             upper: checkpoint.bound(block, "_upper_bound")?,
         });
     }
-    let [of_torsions] = checkpoint.marginals("low", "uniform marginal, of torsions")?;
     layers.push(LayerConfig::Uniform {
         transformed: torsions.clone(),
         low: checkpoint.marginal(of_torsions, "low")?,

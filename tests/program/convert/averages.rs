@@ -141,6 +141,25 @@ fn moving_averages_are_converted_unless_the_weights_themselves_are_wanted() {
         write(beside, moved.clone().into_iter().chain(twice).collect::<BTreeMap<_, _>>());
         let message = refusal(&folder, kind, beside, &config, &options);
         assert!(message.contains("moving averages of weights that are not read (ema.shadow_params.0"), "{message}");
+        // as Lightning's WeightAveraging has them
+        let own = |name: &String| name.strip_prefix("net.model.").map(str::to_string);
+        let raw_weights = tensors(&checkpoint);
+        let (averages, raw_weights): (Vec<_>, Vec<_>) = raw_weights
+            .into_iter()
+            .filter_map(|(name, t)| Some((own(&name)?, t)))
+            .map(|(name, t)| {
+                let average = Tensor { shape: t.shape.clone(), data: t.data.iter().map(|v| 2.0 * v).collect() };
+                ((format!("state_dict.net.{name}"), average), (format!("current_model_state.net.{name}"), t))
+            })
+            .unzip();
+        write(beside, averages.into_iter().chain(raw_weights));
+        let (found, _) = weights(convert(&folder, kind, beside, &config, &options));
+        assert!(found == expected, "{kind}");
+        let (found, _) = weights(convert(&folder, kind, beside, &config, &raw));
+        assert!(
+            found.iter().all(|(name, t)| t.data.iter().zip(&expected[name].data).all(|(a, b)| 2.0 * a == *b)),
+            "{kind}"
+        );
         // one average too few
         let mut fewer = tensors(&checkpoint);
         fewer.remove(&format!("net.shadow_params.{}", made(kind).len() - 1));

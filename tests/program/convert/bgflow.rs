@@ -111,6 +111,21 @@ fn nothing_of_a_bgflow_checkpoint_is_left_out_in_silence() {
         &|tensors| _ = tensors.insert("w._blocks.99.transformer._log_alpha".into(), rising(1)),
         "tensor _blocks.99.transformer._log_alpha belongs to a block that is not known here",
     );
+    // as bgflow numbers what it has behind a layer without tensors, a constraint of chirality
+    refused(
+        &|tensors| {
+            let one_more = |name: String| match name.split('.').nth(2).and_then(|n| n.parse::<usize>().ok()) {
+                Some(n) if n > 7 => name.replacen(&format!(".{n}."), &format!(".{}.", n + 1), 1),
+                _ => name,
+            };
+            *tensors = std::mem::take(tensors).into_iter().map(|(name, tensor)| (one_more(name), tensor)).collect();
+        },
+        "a layer without tensors between them, such as a constraint of chirality, is not read",
+    );
+    refused(
+        &|tensors| _ = tensors.insert(of(9, "_upper_bound"), tensor(&[1], [3.1])),
+        "marginals of angles that reach to 3.1: angles in radian",
+    );
     refused(&|tensors| _ = tensors.remove(&of(9, "_mu")), "1 blocks with _mu, not 2 truncated-normal marginals");
     refused(&|tensors| _ = tensors.remove(&of(10, "low")), "0 blocks with low, not 1 uniform marginal");
     refused(&|tensors| _ = tensors.insert(of(11, "low"), rising(19)), "2 blocks with low");

@@ -54,6 +54,9 @@ fn what_a_vector_field_lacks_is_listed() {
     assert!(message.contains("features") && !message.contains("endpoint"), "{message}");
     let message = complain(FIELD, r#"{"dataset": "ad2", "endpoint": true}"#);
     assert!(message.contains("endpoint: the checkpoint says false, --config says true"), "{message}");
+    // no file is written that would not load
+    let message = complain(&FIELD.replace("_ot_", "_ot_endpoint_tmax100_"), r#"{"dataset": "ad2", "tmin": 0}"#);
+    assert!(message.contains("the velocity of an endpoint model is infinite"), "{message}");
     let message = complain(FIELD, r#"{"features": [0, 1, 30]}"#);
     assert!(message.contains("atom 3: feature 30 of 21"), "{message}");
     // without metadata all is asked for

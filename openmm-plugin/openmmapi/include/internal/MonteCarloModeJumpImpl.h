@@ -66,7 +66,7 @@ private:
     int frequency = 0;
     double temperature = 0, lastLogAcceptance = 0;
     uint64_t seed = 0;
-    bool seedGiven = false, allMoved = false, warned = false, advised = false, warnedOfRepetition = false, warnedOfTemperature = false, toldOfFailure = false;
+    bool seedGiven = false, allMoved = false, movesConstrained = false, stepped = false, warned = false, advised = false, warnedOfRepetition = false, warnedOfTemperature = false, toldOfFailure = false;
     /**
      * Of a replica number, with a seed that was given: the step of the latest attempt, that of the latest explicit one, and how many explicit
      * ones there were at that step, so that none has the numbers of another. reinitialize() forgets it.

@@ -77,11 +77,12 @@ pub fn take(tensors: &mut Tensors, prefix: &str, only: bool) -> Vec<(usize, Tens
 }
 
 /// One of the tensors outside of the network with this prefix that are averages by their names, in other layouts (of
-/// NeMo, or of latent diffusion).
+/// NeMo, or of latent diffusion), unless the network is averages itself by its prefix.
 pub fn in_another_layout<'a>(tensors: &'a Tensors, prefix: &str) -> Option<&'a String> {
     let is_average =
         |part: &str| part == "ema" || part.ends_with("_ema") || part.starts_with("ema_") || part == "shadow";
-    tensors.keys().find(|name| !name.starts_with(prefix) && name.split('.').any(is_average))
+    let averaged = |name: &str| name.split('.').any(is_average);
+    tensors.keys().find(|name| !name.starts_with(prefix) && averaged(name)).filter(|_| !averaged(prefix))
 }
 
 /// The averages under the names of the network's tensors; none if the order of those is not known.

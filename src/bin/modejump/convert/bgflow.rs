@@ -5,8 +5,9 @@ use super::{fits_f32, read_any, Convert, Tensors};
 use modejump::coordinates::Topology;
 use modejump::io::model_file::Tensor;
 use modejump::io::write_atomically;
-use modejump::models::coupling::{bgflow, CouplingFlow};
-use modejump::models::{from_bytes, Precision};
+use modejump::models::card::ModelConfig;
+use modejump::models::coupling::{bgflow, CouplingFlow, LayerConfig};
+use modejump::models::{from_bytes, Model, Precision};
 use modejump::{Error, Result};
 use serde_json::Value;
 use std::path::Path;
@@ -26,6 +27,7 @@ impl Convert {
         let mut flow = bgflow::convert(&tensors, &config, molecule)
             .map_err(|e| Error::file(&self.checkpoint, format!("as a bgflow checkpoint: {e}")))?;
         self.complete(flow.card_mut(), &bytes);
+        note_torsions(&flow);
         save(flow, &self.output)?;
         if config.get("z_matrix").is_some() {
             self.note_hands();
@@ -87,6 +89,18 @@ impl Convert {
             _ => name.starts_with("constrained_bond_").then_some(name),
         };
         Ok(tensors.into_iter().filter_map(|(name, tensor)| Some((strip(name)?, tensor))).collect())
+    }
+}
+
+/// Says which torsions the first coupling is taken to move, which no tensor shows.
+fn note_torsions(flow: &CouplingFlow<f64>) {
+    let ModelConfig::Coupling(config) = &flow.card().model else { return };
+    if let Some(LayerConfig::Spline { transformed, features, .. }) = config.layers.first() {
+        let (moved, seen) = (transformed.len(), features.periodic.len());
+        eprintln!(
+            "note: read as couplings of torsions of which the first moves the first {moved} given the last {seen}; a split by lists of torsions, or one \
+             whose last are moved first, has the same tensors and another density"
+        );
     }
 }
 

@@ -6,6 +6,7 @@ use modejump::coordinates::chirality::stereocentres;
 use modejump::models::card::ModelCard;
 use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
 use modejump::models::gvp_flow::{boltznce, Config};
+use modejump::models::Precision;
 use modejump::ode::Method;
 use modejump::{Error, Result};
 use serde_json::Value;
@@ -56,8 +57,8 @@ impl Convert {
         self.origin(&mut card, &metadata);
         card.provenance.insert("notice".into(), NOTICE.into());
         match fits_f32(field.parameters()) {
-            true => field.cast::<f32>()?.save(&card, &self.output)?,
-            false => field.save(&card, &self.output)?,
+            true => self.write(&field.cast::<f32>()?.to_bytes(&card)?, Precision::F32)?,
+            false => self.write(&field.to_bytes(&card)?, Precision::F64)?,
         }
         if options.get("tmin").is_none() {
             eprintln!("note: the integration ends at t = {LAST_TIME}, as BoltzNCE's; `tmin` in --config changes that");

@@ -134,6 +134,13 @@ impl Convert {
         let reason = match (&self.prefix, &names[..]) {
             (Some(given), _) if found.contains(given) => return Ok(given.clone()),
             (None, [only]) => return Ok(only.to_string()),
+            (None, &[weights, averages]) if is_averaging(weights, averages) => {
+                let taken = if self.raw_weights { weights } else { averages };
+                if !self.raw_weights {
+                    eprintln!("note: the moving averages of the weights, {averages}…, are converted, not the weights themselves (--raw-weights)");
+                }
+                return Ok(taken.to_string());
+            }
             (Some(given), _) => format!("no {what} with the prefix `{given}`; there are: {}", list(&names)),
             (None, []) => {
                 let some: Vec<&str> = tensors.keys().take(5).map(String::as_str).collect();
@@ -145,14 +152,22 @@ impl Convert {
     }
 }
 
+/// Whether these prefixes are those of Lightning's WeightAveraging, which puts the averages in the place of the weights.
+fn is_averaging(weights: &str, averages: &str) -> bool {
+    let network = weights.strip_prefix("current_model_state.");
+    network.is_some() && network == averages.strip_prefix("state_dict.")
+}
+
 /// Tensors of a safetensors or PyTorch file, told apart by their first bytes, and the metadata of a safetensors file.
 pub fn read_any(path: &Path, bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>)> {
     let name = path.display().to_string();
     let pytorch_name =
         ["pt", "pth", "ckpt"].iter().any(|known| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(known)));
-    match bytes.starts_with(&pytorch::MAGIC) || pytorch_name {
-        true => Ok((pytorch::read_tensors(&name, bytes)?, HashMap::new())),
-        false => model_file::read_tensors(&name, bytes),
+    match (bytes.starts_with(&pytorch::MAGIC), model_file::read_tensors(&name, bytes)) {
+        (true, _) => Ok((pytorch::read_tensors(&name, bytes)?, HashMap::new())),
+        // of neither kind, but named as PyTorch's are
+        (false, Err(_)) if pytorch_name => Ok((pytorch::read_tensors(&name, bytes)?, HashMap::new())),
+        (false, read) => read,
     }
 }
 

@@ -23,7 +23,7 @@ impl Convert {
         let prefix = self.prefix(&tensors, mark, what)?;
         let averages = averages::take(&mut tensors, &prefix, self.prefix.is_none());
         self.refuse_averages(&tensors)?;
-        if let Some(name) = averages::in_another_layout(&tensors, &prefix) {
+        if let Some(name) = averages::in_another_layout(&tensors, &prefix).filter(|_| averages.is_empty()) {
             eprintln!("note: {name} and others look like moving averages of weights, and are not read: the weights themselves are converted");
         }
         let strip = |(name, tensor): (String, _)| Some((name.strip_prefix(&prefix)?.to_string(), tensor));
@@ -118,8 +118,13 @@ impl Convert {
         };
         let bytes = model_file::serialize(card, &tensors)?;
         drop(tensors);
-        from_bytes(&self.output.display().to_string(), &bytes, precision)?;
-        modejump::io::write_atomically(&self.output, &bytes)
+        self.write(&bytes, precision)
+    }
+
+    /// Writes a model file. Errors: the model would not load.
+    pub fn write(&self, bytes: &[u8], precision: Precision) -> Result<()> {
+        from_bytes(&self.output.display().to_string(), bytes, precision)?;
+        modejump::io::write_atomically(&self.output, bytes)
     }
 }
 

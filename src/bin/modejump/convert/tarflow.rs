@@ -76,6 +76,10 @@ impl Convert {
         let mut config = format::config(network, 1.0 / positive(&options, "std")?);
         if !noisy_centroid {
             config.centroid = None;
+            eprintln!(
+                "note: without com_augmentation the density is one of places as well: as the generator of a molecule that moves about its \
+                 proposals are rejected wherever that is not at the origin"
+            );
         }
         config.stereocentres = topology.as_ref().map_or(Vec::new(), |(topology, x)| stereocentres(topology, x));
         let mut card = ModelCard::of_cartesian(config, coordinates);

@@ -52,9 +52,19 @@ impl Train {
 
     /// Frames of files, of which a share is held out. Errors: files of other atoms, or in other units.
     pub(super) fn frames_of(&self, files: &[PathBuf], topology: &Topology, held_out: f64) -> Result<Vec<f64>> {
-        let read = |path| read_frames(std::slice::from_ref(path), topology);
+        let dimension = 3 * topology.n_atoms();
+        let read = |path: &PathBuf| {
+            let x = read_frames(std::slice::from_ref(path), topology)?;
+            if array(path, "log_weight", x.len() / dimension)?.is_some() {
+                eprintln!(
+                    "note: {}: all frames count alike, whatever their `log_weight`, which --resample looks at",
+                    path.display()
+                );
+            }
+            Ok(x)
+        };
         let files = files.iter().map(read).collect::<Result<Vec<_>>>()?;
-        Ok(held_out_first(files, 3 * topology.n_atoms(), held_out))
+        Ok(held_out_first(files, dimension, held_out))
     }
 }
 

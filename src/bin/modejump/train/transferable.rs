@@ -150,7 +150,7 @@ fn network(config: &PeptideConfig, molecule: &Molecule) -> Result<TarNetwork> {
     TarNetwork::of_peptide(config, &molecule.topology).map_err(|e| Error::file(molecule.path, e.to_string()))
 }
 
-/// As many frames of each: a frame is held out of all or of none.
+/// As many frames of each, from all over its files: a frame is held out of all or of none.
 fn share_numbers(molecules: &mut [Molecule]) {
     let count = |m: &Molecule| m.frames.len() / (3 * m.topology.n_atoms());
     let fewest = molecules.iter().map(count).min().unwrap_or(0);
@@ -159,7 +159,9 @@ fn share_numbers(molecules: &mut [Molecule]) {
         if frames > fewest {
             let path = molecule.path.display();
             eprintln!("note: {fewest} of the {frames} frames of {path} are used, as many as of the other peptides");
-            molecule.frames.truncate(fewest * 3 * molecule.topology.n_atoms());
+            let width = 3 * molecule.topology.n_atoms();
+            let row = |i: usize| &molecule.frames[i * frames / fewest * width..][..width];
+            molecule.frames = (0..fewest).flat_map(row).copied().collect();
         }
     }
 }
