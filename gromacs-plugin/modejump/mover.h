@@ -126,12 +126,18 @@ public:
         modejump_statistics s{};
         s.struct_size = sizeof(s);
         library_.check(library_.moveStatistics(move_.get(), &s));
+        // jumps between modes have no weights
+        char weights[80] = "";
+        if (std::isfinite(s.ess))
+        {
+            std::snprintf(weights, sizeof(weights), "; effective sample size of the proposals %.2f %%", 100 * s.ess);
+        }
         char text[400];
         std::snprintf(text,
                       sizeof(text),
                       "modejump: %" PRIu64 " attempts, %" PRIu64 " accepted (%.2f %%), %" PRIu64 " rejected, %" PRIu64
                       " out of support, %" PRIu64 " singular, %" PRIu64 " non-finite, %" PRIu64 " with a broken constraint, %" PRIu64
-                      " of the wrong hand, %" PRIu64 " in a wrong mode; effective sample size of the proposals %.2f %%",
+                      " of the wrong hand, %" PRIu64 " in a wrong mode%s",
                       s.attempts,
                       s.accepted,
                       s.attempts > 0 ? 100.0 * static_cast<double>(s.accepted) / static_cast<double>(s.attempts) : 0.0,
@@ -142,7 +148,7 @@ public:
                       s.constraint,
                       s.chirality,
                       s.wrong_mode,
-                      100 * s.ess);
+                      weights);
         report(text);
     }
 

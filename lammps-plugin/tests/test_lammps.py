@@ -512,7 +512,7 @@ def test_fixes_with_an_energy_are_refused(run, fix, style):
         ("unfix dynamics\nunfix bath\nfix other all hmc 10 123 300", "fix other (hmc) takes its trajectories back"),
         ("compute pairs all pe/tally all", "compute pairs (pe/tally) sums up what pairs of atoms have"),
         ("uncompute jump_pe", "the compute jump_pe, which this fix has made, was deleted"),
-        ("fix other all wall/reflect xlo 10.0 "fix other (wall/reflect) turns atoms back at a wall"),
+        ("fix other all wall/reflect xlo 10.0", "fix other (wall/reflect) turns atoms back at a wall"),
         ("fix other all pimd/langevin temp 300 thermostat PILE_L 1234", "fix other (pimd/langevin) has the atoms follow other forces"),
         ("pair_style dpd/tstat 300 300 5.0 7\npair_coeff * * 1.0 5.0", "pair style dpd/tstat has forces of friction or of noise"),
         ("pair_style hybrid/overlay zero 6.0 dpd/tstat 300 300 5.0 7\npair_coeff * * zero\npair_coeff * * dpd/tstat 1.0 5.0",
@@ -523,7 +523,7 @@ def test_fixes_with_an_energy_are_refused(run, fix, style):
     ids=lambda value: "",
 )
 def test_forces_that_the_moves_do_not_see_are_refused(run, more, message):
-    run.head = "boundary f p p\ncomm_modify vel yes\n"
+    run.head = "boundary f p p\ncomm_modify vel yes\n" + ("package omp 1\n" if "/omp" in more else "")
     data_file(run.folder / "data.peroxide", at=(12.0, 12.0, 12.0))
     text = run.bad(DYNAMICS.format(seed=1) + jump(run) + more + "\nrun 10\n")
     assert message in " ".join(text.split()), text[-1500:]

@@ -3,7 +3,7 @@
 use super::field::EnergyFunction;
 use super::field_on_device::{EnergyKernel, EnergyOnDevice};
 use super::network::{Evaluator, Network};
-use super::{Model, ModelCard};
+use super::{Model, ModelCard, ModelConfig};
 use crate::coordinates::vector::centre;
 use crate::coordinates::CoordinatesConfig;
 use crate::density::{Density, Evaluation, Exactness, Status};
@@ -67,8 +67,13 @@ impl<E: EnergyFunction> EnergyModel<E> {
         (vec![self.config.data_time; rows], x)
     }
 
+    /// Networks of distances see no difference but that of rounding.
     fn centre_molecules(&self, x: &mut [f64]) {
-        if self.card.topology.is_some() {
+        let of_distances = matches!(
+            self.card.model,
+            ModelConfig::GraphormerEbm(_) | ModelConfig::GvpEbm(_) | ModelConfig::InvariantEbm(_)
+        );
+        if self.card.topology.is_some() || of_distances {
             x.chunks_exact_mut(self.energy.dimension()).for_each(|row| _ = centre(row));
         }
     }
