@@ -158,6 +158,28 @@ fn sides_without_a_density_are_not_reweighted_in_silence() {
 }
 
 #[test]
+fn energies_of_two_temperatures_and_walkers_by_turns_are_not_compared() {
+    let folder = folder("compare-temperatures");
+    let [a, b, walkers] = ["a", "b", "walkers"].map(|name| folder.join(format!("{name}.safetensors")));
+    let u: Vec<f64> = (0..100).map(f64::from).collect();
+    for (seed, path, kelvin) in [(1, &a, 300.0), (2, &b, 450.0)] {
+        let frames = samples(path, 100, seed);
+        trajectory::write(path, &frames, None, &[("reduced_potential", &u), ("temperature", &[kelvin; 100])]).unwrap();
+    }
+    let [report, told] = compare(&a, &b, &["--lag", "0"]).texts();
+    assert!(told.contains("at 300 K, those in") && told.contains("at 450 K: they are not compared"), "{told}");
+    let is_left_out = |line: &str| line.starts_with("energy W1") && line.contains('–');
+    assert!(report.lines().any(is_left_out), "{report}");
+    let [report, told] = compare(&a, &a, &["--lag", "0"]).texts();
+    assert!(!told.contains("not compared") && !report.lines().any(is_left_out), "{report}{told}");
+    let frames = samples(&walkers, 3000, 3);
+    let turns: Vec<f64> = (0..3000).map(|i| f64::from(i % 16)).collect();
+    trajectory::write(&walkers, &frames, None, &[("walker", &turns)]).unwrap();
+    let told = compare(&walkers, &a, &["--lag", "10"]).texts()[1].clone();
+    assert!(told.contains("no slow components") && told.contains("several walkers by turns"), "{told}");
+}
+
+#[test]
 fn what_cannot_be_compared_is_named() {
     let folder = folder("compare-bad");
     let path = |name: &str| folder.join(name);

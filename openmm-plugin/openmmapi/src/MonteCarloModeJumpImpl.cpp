@@ -1,6 +1,7 @@
 #include "internal/MonteCarloModeJumpImpl.h"
 
 #include "Checks.h"
+#include "Interruption.h"
 #include "Model.h"
 #include "MovedParticles.h"
 #include "Solvent.h"

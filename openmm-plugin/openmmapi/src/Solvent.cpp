@@ -1,5 +1,6 @@
 #include "Solvent.h"
 
+#include "Interruption.h"
 #include "openmm/State.h"
 #include "openmm/internal/ContextImpl.h"
 
@@ -57,11 +58,6 @@ void addVelocityVerlet(CustomIntegrator& integrator) {
 }
 
 } // namespace
-
-bool isInterruption(const OpenMMException& error) {
-    const string text = error.what();
-    return text.empty() || text == "<NULL>";
-}
 
 Solvent::Solvent(ContextImpl& outer, unique_ptr<System> system, const vector<int>& solute, int steps, double stepSize)
     : integrator(stepSize), inner(withFixed(move(system), solute)), solute(solute), steps(steps), stream(0, 0, 0) {

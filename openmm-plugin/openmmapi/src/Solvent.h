@@ -5,7 +5,6 @@
 #include "Philox.h"
 #include "openmm/Context.h"
 #include "openmm/CustomIntegrator.h"
-#include "openmm/OpenMMException.h"
 #include "openmm/System.h"
 #include "openmm/Vec3.h"
 
@@ -14,11 +13,6 @@
 #include <vector>
 
 namespace ModeJumpPlugin {
-
-/**
- * Whether it is what Python raises to end a program, as by Ctrl-C in a PythonForce: OpenMM has the text of what was raised, and only these have none.
- */
-bool isInterruption(const OpenMM::OpenMMException& error);
 
 /**
  * All particles of a Context in another one, linked to it, where those of the solute have no mass and so stay where they are put.

@@ -1,5 +1,6 @@
 #include "Velocities.h"
 
+#include "Interruption.h"
 #include "Thermostat.h"
 #include "openmm/CMMotionRemover.h"
 #include "openmm/internal/ContextImpl.h"
@@ -46,10 +47,21 @@ void shiftVelocities(ContextImpl& context, MovedParticles& moved, const vector<d
     vector<double> displaced = x, f;
     for (size_t j = 0; j < x.size(); j++)
         displaced[j] -= 0.5 * offset * v[j];
+    const auto forcesHere = [&] {
+        context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
+        moved.getForces(f);
+    };
     moved.save();
-    moved.setPositions(displaced);
-    context.calcForcesAndEnergy(true, false, context.getIntegrator().getIntegrationForceGroups());
-    moved.getForces(f);
+    try {
+        moved.setPositions(displaced);
+        forcesHere();
+    } catch (const OpenMMException& error) {
+        moved.restore();
+        if (isInterruption(error))
+            throw;
+        // there are none a quarter of a step away: those of x, of which there is an energy, differ little and are rarely asked for
+        forcesHere();
+    }
     moved.restore();
     for (size_t j = 0; j < v.size(); j++)
         v[j] -= f[j] * (offset / context.getSystem().getParticleMass(moved.particles[j / 3]));

@@ -24,9 +24,7 @@ pub use run::*;
 mod run {
     use super::Dynamics;
     use crate::common::{read_system, warn_of_box, CHECKPOINT_INTERVAL};
-    use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::vector::distance;
-    use modejump::coordinates::whole::BoxVectors;
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
@@ -135,10 +133,8 @@ mod run {
         pub steps: u64,
         /// Done when each frame was taken.
         at: Vec<u64>,
-        /// `[frames][particles][3]`, nm.
-        x: Vec<f64>,
-        /// Of each frame of a periodic System, nm.
-        boxes: Vec<BoxVectors>,
+        /// None where nobody asks for them.
+        frames: Frames,
         /// kJ/mol.
         energy: Vec<f64>,
         /// K, instantaneous.
@@ -146,8 +142,8 @@ mod run {
     }
 
     impl Record {
-        /// After so many steps. Errors: a run that has blown up; the frame is not recorded.
-        pub fn take(&mut self, simulation: &mut Simulation, steps: u64) -> Result<()> {
+        /// After so many steps; positions only where they are kept. Errors: a run that has blown up; the frame is not recorded.
+        pub fn take(&mut self, simulation: &mut Simulation, steps: u64, keeps_positions: bool) -> Result<()> {
             let (energy, temperature) = (simulation.potential_energy()?, simulation.temperature()?);
             if !energy.is_finite() || !temperature.is_finite() {
                 return Err(Error::Engine(format!(
@@ -155,11 +151,15 @@ mod run {
                 )));
             }
             self.steps = steps;
-            let start = self.x.len();
-            self.x.resize(start + 3 * simulation.n_particles(), 0.0);
-            simulation.positions(&mut self.x[start..])?;
-            // where a force does not say whether it is periodic there is none
-            self.boxes.extend(simulation.box_vectors().ok().flatten());
+            if keeps_positions {
+                let Frames { dimension, x, boxes } = &mut self.frames;
+                *dimension = 3 * simulation.n_particles();
+                let start = x.len();
+                x.resize(start + *dimension, 0.0);
+                simulation.positions(&mut x[start..])?;
+                // where a force does not say whether it is periodic there is none
+                boxes.extend(simulation.box_vectors().ok().flatten());
+            }
             self.energy.push(energy);
             self.temperature.push(temperature);
             self.at.push(steps);
@@ -169,10 +169,10 @@ mod run {
         /// Writes the trajectory of this dynamics, with reduced potentials or times where the format has room for them.
         pub fn write(&self, path: &Path, topology: &Topology, dynamics: &SimulationOptions) -> Result<()> {
             let u: Vec<f64> = self.energy.iter().map(|e| e / thermal_energy(dynamics.temperature)).collect();
-            let boxes = self.boxes.clone();
-            let frames = Frames { boxes, ..Frames::new(3 * topology.n_atoms(), self.x.clone()) };
             let clock = Clock { steps: &self.at, timestep: dynamics.timestep };
-            trajectory::write_timed(path, &frames, clock, Some(topology), &[("reduced_potential", &u)])
+            let kelvin = vec![dynamics.temperature; u.len()];
+            let beside = [("reduced_potential", &u[..]), ("temperature", &kelvin)];
+            trajectory::write_timed(path, &self.frames, clock, Some(topology), &beside)
         }
 
         pub fn n(&self) -> usize {
@@ -245,10 +245,15 @@ mod run {
         format!("<U> = {u:.2} ± {du:.2} kJ/mol, <T> = {t:.1} ± {dt:.1} K")
     }
 
-    /// A bar with room for a message.
-    pub fn progress(n: u64) -> ProgressBar {
-        let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {msg}").expect("a template that is right");
-        ProgressBar::new(n).with_style(style)
+    /// Says what it takes to keep so many frames until they are written.
+    pub fn tell_of_memory(frames: u64, particles: usize) {
+        let gigabytes = 24e-9 * frames as f64 * particles as f64;
+        if gigabytes > 1.0 {
+            eprintln!(
+                "note: the {frames} frames of {particles} particles that are recorded take {gigabytes:.1} GB of memory, and half as much again while they are \
+                 written; a larger number of steps between frames takes less"
+            );
+        }
     }
 
     #[cfg(test)]

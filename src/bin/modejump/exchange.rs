@@ -54,8 +54,10 @@ impl Exchange {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{hash_of, interrupted, load, require_order, temperature, warn_of_temperature, watch_signals};
-    use crate::dynamics::{add_means, earlier, ended_early, failed, progress, show_means, start, Kept, Record};
+    use crate::common::{
+        hash_of, interrupted, load, require_order, temperature, warn_of_temperature, watch_signals, Progress,
+    };
+    use crate::dynamics::{add_means, earlier, ended_early, failed, show_means, start, tell_of_memory, Kept, Record};
     use modejump::engines::openmm::{ExchangingReplicas, ReplicasState};
     use modejump::io::checkpoint::{self, Kind};
     use modejump::io::{check_apart, check_writable, trajectory};
@@ -65,7 +67,7 @@ mod run {
     use serde_json::{json, Value};
     use std::sync::Arc;
 
-    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 2 };
+    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 3 };
 
     /// What a run goes on from.
     #[derive(Serialize, Deserialize)]
@@ -98,6 +100,8 @@ mod run {
                 check_apart(path, given().chain(&self.checkpoint).chain(&self.output[..i]))?;
                 trajectory::check(path, x0.len(), Some(&topology))?;
             }
+            let kept = self.checkpoint.as_ref().map_or(self.output.len(), |_| models.len());
+            tell_of_memory(kept as u64 * self.exchanges, system.n_particles());
             let dynamics = self.dynamics.at(temperatures[0]);
             let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &temperatures, self.interval)?;
             let identity = self.identity(&models, &temperatures)?;
@@ -165,21 +169,21 @@ mod run {
             saved: &mut Saved,
             after: &mut dyn FnMut(&mut ExchangingReplicas, &mut Saved),
         ) -> Result<()> {
-            let bar = progress(self.exchanges);
+            let mut progress = Progress::new(self.exchanges, "exchanges");
             while saved.done < self.exchanges && !interrupted() {
                 let steps = saved.done * self.interval + 1..=(saved.done + 1) * self.interval;
                 replicas.iterate().map_err(|e| failed(e, steps))?;
                 saved.done += 1;
-                for (record, simulation) in saved.records.iter_mut().zip(replicas.simulations()) {
-                    record.take(simulation, saved.done * self.interval)?;
+                for (i, (record, simulation)) in saved.records.iter_mut().zip(replicas.simulations()).enumerate() {
+                    let keeps_positions = self.checkpoint.is_some() || i < self.output.len();
+                    record.take(simulation, saved.done * self.interval, keeps_positions)?;
                 }
                 after(replicas, saved);
-                bar.set_position(saved.done);
                 let accepted: Vec<String> =
                     replicas.statistics().map(|s| format!("{:.0} %", 100.0 * s.acceptance())).collect();
-                bar.set_message(format!("accepted {}", accepted.join(", ")));
+                progress.show(saved.done, format!("accepted {}", accepted.join(", ")));
             }
-            bar.finish_and_clear();
+            progress.end();
             match saved.done < self.exchanges {
                 true => ended_early(saved.done, self.exchanges, "exchanges"),
                 false => Ok(()),

@@ -1,8 +1,10 @@
 //! `modejump gromacs`: an unmodified GROMACS with jumps.
 
-use crate::common::{interrupted, load, load_partner, mark, warn_of_temperature, watch_signals, Method, PrecisionFlag};
+use crate::common::{
+    interrupted, load, load_partner, mark, warn_of_temperature, watch_signals, Method, PrecisionFlag, Progress,
+};
 use clap::Args;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::MultiProgress;
 use modejump::engines::gromacs::{Gmx, Options, Walker};
 use modejump::free_energy::mean_of_series;
 use modejump::{Error, Result};
@@ -151,9 +153,7 @@ impl Gromacs {
         bars: &MultiProgress,
         stop: &AtomicBool,
     ) -> Result<()> {
-        let bar = bars.add(ProgressBar::new(self.cycles));
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} cycles  {msg}  {eta} left");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let mut progress = Progress::among(bars, self.cycles, "cycles");
         let mut longest = Duration::ZERO;
         while walker.progress().cycle < self.cycles && !stop.load(Ordering::Relaxed) && !interrupted() {
             if deadline.is_some_and(|deadline| Instant::now() + longest > deadline) {
@@ -165,11 +165,11 @@ impl Gromacs {
                 report => report?,
             };
             longest = longest.max(start.elapsed());
-            bar.set_position(walker.progress().cycle);
             let accepted = 100.0 * walker.progress().statistics.acceptance();
-            bar.set_message(format!("step {}  U {:.1}  accepted {accepted:.0} %", report.step, report.potential_after));
+            let message = format!("step {}  U {:.1}  accepted {accepted:.0} %", report.step, report.potential_after);
+            progress.show(walker.progress().cycle, message);
         }
-        bar.finish_and_clear();
+        progress.end();
         Ok(())
     }
 

@@ -104,8 +104,8 @@ pub struct Md {
     #[arg(short, long)]
     output: Option<PathBuf>,
     /// State of the run with its frames, written every minute, at the end, or when SIGINT or SIGTERM ends it. Where it
-    /// is there, the run goes on from it, bit for bit (unless the System has a barostat); one that was finished does with
-    /// more --steps
+    /// is there, the run goes on from it, bit for bit (unless the System has a barostat, or on the platform CPU a cut-off,
+    /// whose lists of neighbours OpenMM does not keep); one that was finished does with more --steps
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     /// Print the summary as JSON
@@ -145,9 +145,9 @@ mod run {
     use super::*;
     use crate::common::{
         hash_of, interrupted, load, load_partner, mark, require_order, warn_of_labels, warn_of_temperature,
-        watch_signals,
+        watch_signals, Progress,
     };
-    use crate::dynamics::{add_means, earlier, ended_early, failed, progress, show_means, start, Kept, Record};
+    use crate::dynamics::{add_means, earlier, ended_early, failed, show_means, start, tell_of_memory, Kept, Record};
     use modejump::annealing::{even, Kernel};
     use modejump::coordinates::vector::atom;
     use modejump::coordinates::Topology;
@@ -162,7 +162,7 @@ mod run {
     use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
 
-    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 2 };
+    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 3 };
 
     /// What a run goes on from.
     #[derive(Default, Serialize, Deserialize)]
@@ -236,6 +236,9 @@ mod run {
             if let Some(path) = &self.output {
                 check_apart(path, given().chain(&self.checkpoint))?;
                 trajectory::check(path, x0.len(), Some(&topology))?;
+            }
+            if self.keeps_positions() {
+                tell_of_memory(self.steps.div_ceil(self.record), system.n_particles());
             }
             let mut engine = self.engine(&system, &topology, &x0)?;
             let identity = self.identity()?;
@@ -390,16 +393,20 @@ mod run {
         }
 
         fn equilibrate(&self, engine: &mut Engine) -> Result<()> {
-            let bar = progress(self.equilibrate).with_message("steps of equilibration");
+            let mut progress = Progress::new(self.equilibrate, "steps of equilibration");
             let mut done = 0;
             while done < self.equilibrate && !interrupted() {
                 let n = self.record.min(self.equilibrate - done);
                 engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
                 done += n;
-                bar.set_position(done);
+                progress.show(done, String::new());
             }
-            bar.finish_and_clear();
+            progress.end();
             Ok(())
+        }
+
+        fn keeps_positions(&self) -> bool {
+            self.output.is_some() || self.checkpoint.is_some()
         }
 
         /// `after` sees engine and record after every frame.
@@ -409,21 +416,21 @@ mod run {
             saved: &mut Saved,
             after: &mut dyn FnMut(&mut Engine, &mut Saved),
         ) -> Result<()> {
-            let bar = progress(self.steps);
+            let mut progress = Progress::new(self.steps, "steps");
             let mut done = saved.record.steps;
             while done < self.steps && !interrupted() {
                 let n = (self.record - done % self.record).min(self.steps - done);
                 engine.step(n).map_err(|e| failed(e, done + 1..=done + n))?;
                 done += n;
-                saved.record.take(engine.simulation(), done)?;
+                saved.record.take(engine.simulation(), done, self.keeps_positions())?;
                 after(engine, saved);
-                bar.set_position(done);
-                if let Some(statistics) = engine.statistics() {
+                let accepted = engine.statistics().map(|statistics| {
                     let mark = mark(statistics.likelihood().name());
-                    bar.set_message(format!("accepted {:.0} %{mark}", 100.0 * statistics.acceptance()));
-                }
+                    format!("accepted {:.0} %{mark}", 100.0 * statistics.acceptance())
+                });
+                progress.show(done, accepted.unwrap_or_default());
             }
-            bar.finish_and_clear();
+            progress.end();
             match done < self.steps {
                 true => ended_early(done, self.steps, "steps"),
                 false => Ok(()),

@@ -96,8 +96,7 @@ impl Smc {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{evaluations, hash_of, load, require_described, tail_index, target_of, temperature};
-    use indicatif::{ProgressBar, ProgressStyle};
+    use crate::common::{evaluations, hash_of, load, require_described, tail_index, target_of, temperature, Progress};
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage, FEWEST_PILOTS};
     use modejump::io::checkpoint::{self, Kind};
     use modejump::io::trajectory::{self, Frames};
@@ -173,7 +172,7 @@ mod run {
                 return Ok(());
             }
             // what was learned is told even if the disk is full by now
-            let written = self.write(&run, &bridge, model.as_ref());
+            let written = self.write(&run, &bridge, model.as_ref(), temperature);
             self.report(&run)?;
             written.and(saved)
         }
@@ -251,38 +250,38 @@ mod run {
         fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &str) -> Result<Result<()>> {
             let mut saved = Ok(());
             let first = bridge.ranks.is_first();
-            let bar = if first { ProgressBar::new(run.plan.len() as u64) } else { ProgressBar::hidden() };
-            let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta} left");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            let mut progress = if first { Progress::new(run.plan.len() as u64, "stages") } else { Progress::silent() };
             while !run.is_finished() {
                 let stage = run.stage(bridge)?;
-                bar.set_position(run.done as u64);
-                bar.set_message(format!(
+                let message = format!(
                     "t {:.4}  ESS {:.0} %{}  accepted {:.0} %  ln Z {:.3}",
                     stage.t,
                     100.0 * stage.ess,
                     if stage.resampled { " resampled" } else { "" },
                     100.0 * stage.acceptance,
                     stage.log_z
-                ));
+                );
+                progress.show(run.done as u64, message);
                 if let Some(path) = self.checkpoint.as_ref().filter(|_| first) {
                     saved = checkpoint::save_run(path, RUN, identity, run);
                     if let Err(error) = &saved {
-                        bar.suspend(|| eprintln!("modejump: {error}; the run goes on, and tries again"));
+                        progress.tell(&format!("modejump: {error}; the run goes on, and tries again"));
                     }
                 }
             }
-            bar.finish_and_clear();
+            progress.end();
             Ok(saved)
         }
 
-        fn write(&self, run: &Annealing, bridge: &Bridge, model: &dyn Model) -> Result<()> {
+        fn write(&self, run: &Annealing, bridge: &Bridge, model: &dyn Model, temperature: f64) -> Result<()> {
             let Some(path) = &self.output else { return Ok(()) };
             let dimension = dimension_without_auxiliary(model);
             let rows = run.points.x.chunks_exact(model.dimension());
             let frames = Frames::new(dimension, rows.flat_map(|row| row[..dimension].to_vec()).collect());
             let u = bridge.reduced_potential(&run.points);
-            let extra: [(&str, &[f64]); 2] = [("log_weight", &run.log_weights), ("reduced_potential", &u)];
+            let kelvin = vec![temperature; u.len()];
+            let extra: [(&str, &[f64]); 3] =
+                [("log_weight", &run.log_weights), ("reduced_potential", &u), ("temperature", &kelvin)];
             trajectory::write(path, &frames, model.card().topology.as_ref(), &extra)
         }
 

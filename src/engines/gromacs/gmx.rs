@@ -204,12 +204,13 @@ fn run<'a>(command: &[String], folder: &Path, arguments: impl IntoIterator<Item 
     Err(Error::Engine(format!("{shown} failed ({}):\n{}", output.status, complaint(&said))))
 }
 
-/// The error in what GROMACS prints: what stands between its rules, else the last lines.
+/// The error in what GROMACS prints: what stands between its rules, as do notices of MPI, else the last lines.
 fn complaint(said: &str) -> String {
     const RULE: &str = "-------------------------------------------------------";
-    let mut parts = said.split(RULE);
-    match parts.nth(1) {
-        Some(error) => error.trim().to_string(),
+    let parts: Vec<&str> = said.split(RULE).map(|part| part.trim().trim_matches('-').trim()).collect();
+    let error = parts.iter().rev().find(|part| part.contains("Program:") || part.contains("Source file:"));
+    match error.or(parts.get(1)) {
+        Some(error) => error.to_string(),
         None => {
             let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
             lines[lines.len().saturating_sub(8)..].join("\n")
@@ -262,6 +263,18 @@ mod tests {
             complaint(&format!("hello\n{0}{1}\nFatal error:\nno\n{0}{1}\n", "-".repeat(50), "-----")),
             "Fatal error:\nno"
         );
+        let rule = "-".repeat(55);
+        let notice = format!("{rule}-----\nBy default ports are not used\n{rule}-----\n");
+        let error =
+            format!("{rule}\nProgram: gmx mdrun\n\nFatal error:\nnothing works\n\nFor more, see the manual\n{rule}\n");
+        for text in [error.clone(), notice.clone() + &error, error.clone() + &notice] {
+            let found = complaint(&text);
+            assert!(
+                found.starts_with("Program") && found.contains("nothing works") && !found.contains("ports"),
+                "{found}"
+            );
+        }
+        assert_eq!(complaint(&notice), "By default ports are not used");
         assert!(is_absurd("Step 20: The total potential energy is nan, which is\nnot finite. The LJ"));
         assert!(is_absurd("An atom is beyond the wall: coordinates 1 1 -0.02,\ndistance -0.02"));
         assert!(is_absurd("A tabulated bond interaction table number 0 is out of the table\nrange: r 9.1"));

@@ -279,9 +279,15 @@ fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, prog
         };
         let new = spans.iter().filter(|span| last.is_none_or(|last| is_after(span.step, last)));
         let frames: Vec<u8> = new.flat_map(|span| bytes[span.bytes.clone()].iter().copied()).collect();
-        Ok((bytes[..head].to_vec(), frames, spans.last().map(|span| span.step)))
+        // the first number of a frame shows its precision
+        let beginning = bytes[..bytes.len().min(head + 4)].to_vec();
+        Ok((beginning, head, frames, spans.last().map(|span| span.step)))
     });
-    let (head, frames, last) = frames?;
+    let (beginning, head, frames, last) = frames?;
+    if head > 0 && progress.lengths.get(joined).is_some_and(|&length| length > 0) {
+        check_beginning(&folder.join(joined), &beginning)?;
+    }
+    let head = beginning[..head].to_vec();
     append(folder, joined, &head, &frames, progress)?;
     if let Some(last) = last {
         progress.last_steps.insert(joined.to_string(), last);
@@ -289,11 +295,11 @@ fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, prog
     Ok(())
 }
 
-/// Errors: the file does not begin with `head`.
-fn check_head(path: &Path, head: &[u8]) -> Result<()> {
-    let mut begun = vec![0; head.len()];
+/// Errors: the file of energies begins in another way.
+fn check_beginning(path: &Path, beginning: &[u8]) -> Result<()> {
+    let mut begun = vec![0; beginning.len()];
     File::open(path).and_then(|mut file| file.read_exact(&mut begun)).map_err(|e| Error::io(path, e))?;
-    match begun == head {
+    match begun == beginning {
         true => Ok(()),
         false => Err(Error::file(
             path,
@@ -307,13 +313,7 @@ fn check_head(path: &Path, head: &[u8]) -> Result<()> {
 fn append(folder: &Path, name: &str, head: &[u8], bytes: &[u8], progress: &mut Progress) -> Result<()> {
     let path = folder.join(name);
     let length = progress.lengths.get(name).copied().unwrap_or(0);
-    let head = match length {
-        0 => head,
-        _ => {
-            check_head(&path, head)?;
-            &[]
-        }
-    };
+    let head = if length == 0 { head } else { &[] };
     let write = || -> std::io::Result<()> {
         let mut file = File::options().create(true).truncate(false).write(true).open(&path)?;
         if file.metadata()?.len() < length {
@@ -383,11 +383,16 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("modejump-joined-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let mut progress = RunFolder::open(&folder, settings(), &Statistics::default()).unwrap().progress;
-        let mut join = |head: &[u8]| append(&folder, "ener.edr", head, b"frame", &mut progress);
-        join(b"single").and_then(|()| join(b"single")).unwrap();
-        let message = join(b"double").unwrap_err().to_string();
+        let part = folder.join("part.edr");
+        let mixed = &include_bytes!("../../../tests/golden/gromacs/mixed.edr")[..];
+        let double = &include_bytes!("../../../tests/golden/gromacs/double.edr")[..];
+        let mut join = |energies: &[u8]| {
+            fs::write(&part, energies).unwrap();
+            append_frames(&folder, "ener.edr", "edr", &part, &mut progress)
+        };
+        join(mixed).and_then(|()| join(mixed)).unwrap();
+        let message = join(double).unwrap_err().to_string();
         assert!(message.contains("another precision or version"), "{message}");
-        assert_eq!(fs::read(folder.join("ener.edr")).unwrap(), b"singleframeframe");
         fs::remove_dir_all(&folder).unwrap();
     }
 

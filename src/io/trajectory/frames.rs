@@ -2,10 +2,11 @@
 
 use crate::coordinates::whole::BoxVectors;
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// Configurations of one molecule or abstract system.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Frames {
     /// Numbers per frame: 3 × atoms for molecules.
     pub dimension: usize,

@@ -3,6 +3,7 @@
 mod arrays;
 mod flags;
 mod models;
+mod progress;
 mod report;
 #[cfg(feature = "openmm")]
 mod systems;
@@ -10,6 +11,7 @@ mod systems;
 pub use arrays::*;
 pub use flags::*;
 pub use models::*;
+pub use progress::Progress;
 pub use report::*;
 #[cfg(feature = "openmm")]
 pub use systems::*;

@@ -86,8 +86,9 @@ impl Compare {
             check_writable(&document)?;
         }
         let topology = self.the_topology()?;
-        let a = Side::read(&self.a, &topology, &self)?;
-        let b = Side::read(&self.b, &topology, &self)?;
+        let mut a = Side::read(&self.a, &topology, &self)?;
+        let mut b = Side::read(&self.b, &topology, &self)?;
+        leave_out_other_temperatures(&mut a, &mut b);
         if self.reweight {
             require_density(&a, &b)?;
         }
@@ -172,12 +173,15 @@ impl Compare {
         if self.lag == 0 {
             return None;
         }
-        let fitted = match (&a.log_weight, a.has_density) {
-            (Some(_), _) => Err(Error::invalid("weighted samples are no trajectory")),
-            (None, true) => {
+        let fitted = match (&a.log_weight, a.has_density, a.by_turns) {
+            (Some(_), _, _) => Err(Error::invalid("weighted samples are no trajectory")),
+            (None, true, _) => {
                 Err(Error::invalid("samples of a generator, as `log_density` beside them says, are no trajectory"))
             }
-            (None, false) => Features::new(topology).and_then(|features| {
+            (None, false, true) => Err(Error::invalid(
+                "frames of several walkers by turns, as `epoch` beside them says, are no trajectory",
+            )),
+            (None, false, false) => Features::new(topology).and_then(|features| {
                 let tica = Tica::fit(&features.of(&a.x), features.dimension(), self.lag, 2)?;
                 Ok((features, tica))
             }),
@@ -251,6 +255,20 @@ impl Compare {
             [path].iter().chain(&written).for_each(|path| println!("{}", path.display()));
         }
         Ok(())
+    }
+}
+
+/// Reduced potentials of two temperatures are no measure of how far the samples are from each other.
+fn leave_out_other_temperatures(a: &mut Side, b: &mut Side) {
+    if let (Some(of_a), Some(of_b)) = (a.temperature, b.temperature) {
+        if (of_a - of_b).abs() > 1e-6 * of_a {
+            let (a_name, b_name) = (&a.name, &b.name);
+            eprintln!(
+                "modejump: the energies in {a_name} are divided by kT at {of_a} K, those in {b_name} at {of_b} K: they are not compared; \
+                 --system and --temperature give both at one"
+            );
+            (a.u, b.u) = (None, None);
+        }
     }
 }
 

@@ -29,6 +29,10 @@ pub struct Side {
     pub log_weight: Option<Vec<f64>>,
     /// Whether the file has a generator's `log_density`.
     pub has_density: bool,
+    /// Whether its frames are those of several walkers by turns, as `walker` or `epoch` beside them says.
+    pub by_turns: bool,
+    /// Of the file's own reduced potentials, K, where it says so.
+    pub temperature: Option<f64>,
 }
 
 impl Side {
@@ -43,6 +47,8 @@ impl Side {
         let array = |name: &str| array(path, name, n);
         let (given, of_weights) = (array("reduced_potential")?, array("log_weight")?);
         let has_density = array("log_density")?.is_some();
+        let by_turns = array("walker")?.or(array("epoch")?).is_some();
+        let temperature = array("temperature")?.and_then(|kelvin| kelvin.first().copied());
         match has_density {
             true => warn_of_torn_bonds(path, &frames, topology, "topology"),
             false => require_bonds(path, &mut frames, topology, "topology")?,
@@ -54,6 +60,7 @@ impl Side {
             Error::Unsupported(reason) if samples.is_some() => Error::file(path, reason),
             e => e,
         })?;
+        let temperature = temperature.filter(|_| energies.is_none());
         let energies = energies.or(given.map(|u| [u, vec![0.0; n]]));
         let raw = match (log_q, &energies) {
             (Some(log_q), Some([u, log_metric])) => {
@@ -81,7 +88,8 @@ impl Side {
             );
         }
         let (x, u) = (frames.x, u.filter(is_known));
-        Ok(Side { name: path.display().to_string(), x, n, u, without_energy, raw, log_weight, has_density })
+        let name = path.display().to_string();
+        Ok(Side { name, x, n, u, without_energy, raw, log_weight, has_density, by_turns, temperature })
     }
 }
 

@@ -543,10 +543,10 @@ impl Panel {
     }
 }
 
-/// All of the values, unless the wildest fiftieth would leave the others less than a third of the axis.
+/// All of the values, unless of twenty or more the wildest fiftieth would leave the others less than a third of the axis.
 fn loss_axis(values: &[f64]) -> Range<f64> {
     let [low, high, most] = [0.0, 0.98, 1.0].map(|q| quantile(values, q));
-    let high = if most - low <= 3.0 * (high - low) { most } else { high };
+    let high = if values.len() < 20 || most - low <= 3.0 * (high - low) { most } else { high };
     let margin = 0.08 * (high - low).max(1e-3 * high.abs()).max(1e-6);
     low - margin..high + margin
 }
@@ -572,6 +572,16 @@ fn legend_corner(curves: &[Curve], steps: &Range<f64>, axis: &Range<f64>) -> Ser
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_points_are_all_on_the_axis() {
+        for points in [vec![2.8, 1.3, 1.2, 1.1], vec![1.386], vec![1.0, 50.0]] {
+            let axis = loss_axis(&points);
+            assert!(points.iter().all(|v| axis.contains(v)), "{axis:?}");
+        }
+        let wild = [vec![1.0; 98], vec![2.0, 1e6]].concat();
+        assert!(!loss_axis(&wild).contains(&1e6));
+    }
 
     #[test]
     fn long_names_lose_their_middle() {

@@ -96,10 +96,10 @@ impl Train {
         self.save_state(&mut trainer, identity)?;
         trainer.save_model(&self.output)?;
         let figure = self.figure();
-        crate::plot::training_figure(&figure, trainer.history())?;
+        let is_drawn = crate::plot::training_figure(&figure, trainer.history())?;
         Ok(json!({
             "output": self.output.display().to_string(),
-            "figure": figure.display().to_string(),
+            "figure": is_drawn.then(|| figure.display().to_string()),
             "model": self.model.name(),
             "steps": trainer.step_count(),
             "last": trainer.history().last(),

@@ -9,9 +9,8 @@ use modejump::{Error, Result};
 use std::path::{Path, PathBuf};
 #[cfg(feature = "openmm")]
 use {
-    crate::common::{explore_at, hash_of, interrupted, threads},
+    crate::common::{explore_at, hash_of, interrupted, threads, Progress},
     crate::dynamics::Kept,
-    indicatif::{ProgressBar, ProgressStyle},
     modejump::engines::openmm::System,
     modejump::io::checkpoint::{self, Kind},
     modejump::io::{model_file, write_atomically},
@@ -19,7 +18,6 @@ use {
     modejump::train::hot::ExploreOptions,
     serde::{Deserialize, Serialize},
     std::collections::{BTreeMap, HashMap},
-    std::time::{Duration, Instant},
 };
 
 /// In the metadata of frames that were generated: of which System, and how.
@@ -35,9 +33,6 @@ struct Begun {
 }
 #[cfg(feature = "openmm")]
 const BEGUN: Kind = Kind { magic: *b"MJ-FRAME", version: 1 };
-/// Between lines about frames that are made, where no bar shows them.
-#[cfg(feature = "openmm")]
-const REPORT_INTERVAL: Duration = Duration::from_secs(20);
 
 impl Train {
     /// log q of the n frames, of which a share is held out, from their files; NaN where it is not known: frames drawn
@@ -153,11 +148,11 @@ impl Train {
             None => Ok(()),
         };
         let mut kept = Kept::of(begun.as_slice());
-        let mut progress = FramesBar::new(n);
+        let mut progress = Progress::new(n as u64, "frames");
         while frames.len() < n * x0.len() {
             frames.extend(exploration.segment()?);
             let done = frames.len() / x0.len();
-            progress.show(done.min(n));
+            progress.show(done.min(n) as u64, String::new());
             if interrupted() && done < n {
                 keep(&frames, &mut exploration)?;
                 return Err(Error::invalid(format!(
@@ -166,7 +161,7 @@ impl Train {
             }
             kept.when_due(|| keep(&frames, &mut exploration));
         }
-        progress.bar.finish();
+        progress.end();
         frames.truncate(n * x0.len());
         let failed = frames.chunks_exact(x0.len()).filter(|x| x.iter().any(|v| !v.is_finite())).count();
         match 2 * failed > n {
@@ -186,34 +181,6 @@ fn go_on(path: &Path, origin: &str, exploration: &mut Exploration) -> Result<Vec
     exploration.go_on_from(walkers)?;
     eprintln!("going on with the frames of {}", path.display());
     Ok(x.into_iter().map(f64::from).collect())
-}
-
-/// A bar, or a line now and then where none is shown.
-#[cfg(feature = "openmm")]
-struct FramesBar {
-    bar: ProgressBar,
-    n: usize,
-    told: Instant,
-}
-
-#[cfg(feature = "openmm")]
-impl FramesBar {
-    fn new(n: usize) -> FramesBar {
-        let bar = ProgressBar::new(n as u64);
-        let template = "{bar:30} {pos}/{len} frames {elapsed_precise} left {eta_precise}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        FramesBar { bar, n, told: Instant::now() }
-    }
-
-    fn show(&mut self, done: usize) {
-        self.bar.set_position(done as u64);
-        if self.bar.is_hidden() && self.told.elapsed() > REPORT_INTERVAL {
-            eprintln!("{done} of {} frames", self.n);
-            self.told = Instant::now();
-        }
-    }
 }
 
 /// Writes frames `x[n][dimension]` in single precision. Returns them as they will be read again: a continued training
