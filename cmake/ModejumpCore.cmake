@@ -1,4 +1,4 @@
-# The Rust core, with kernels and without the command-line tool: target `core`, which cargo builds, its static library ${CORE} and its shared
+# The Rust core, with kernels and without the command-line tool: target `modejump-core`, which cargo builds, its static library ${CORE} and its shared
 # one ${CORE_SHARED}.
 
 set(CMAKE_CXX_STANDARD 17)
@@ -16,7 +16,7 @@ find_program(CARGO cargo HINTS "$ENV{HOME}/.cargo/bin" REQUIRED)
 set(CORE "${CORE_TARGET}/release/libmodejump.a")
 set(CORE_SHARED "${CORE_TARGET}/release/libmodejump.so")
 # Cargo knows best whether anything changed, so it is asked at every build.
-add_custom_target(core ALL
+add_custom_target(modejump-core ALL
   COMMAND "${CARGO}" rustc --quiet --release --locked --no-default-features --features cuda --lib --crate-type staticlib,cdylib
     --manifest-path "${CORE_SOURCE}/Cargo.toml" --target-dir "${CORE_TARGET}"
   BYPRODUCTS "${CORE}" "${CORE_SHARED}"
@@ -26,7 +26,7 @@ add_custom_target(core ALL
 # A plugin with the core inside. The core's symbols stay inside: another library with another modejump may live in the same
 # process.
 function(link_core plugin)
-  add_dependencies(${plugin} core)
+  add_dependencies(${plugin} modejump-core)
   target_include_directories(${plugin} PRIVATE "${CORE_SOURCE}/include")
   target_compile_options(${plugin} PRIVATE -Wall -Wextra)
   target_link_libraries(${plugin} PRIVATE "${CORE}" pthread dl m)

@@ -117,14 +117,15 @@
 // An invertible map between configurations. Const functions may be called from several threads at once.
 typedef struct modejump_bijection modejump_bijection;
 
-// Swaps of two replicas through a map. One call at a time, or the later one fails (1).
+// Swaps of two replicas through a map. Calls of several threads wait for each other; one within an attempt, by its own
+// targets, fails (1).
 typedef struct modejump_exchange modejump_exchange;
 
 // A loaded model. All functions that take it const may be called from several threads at once.
 typedef struct modejump_model modejump_model;
 
-// A move. One call at a time, or the later one fails (1); make one for each replica, since each draws its proposals
-// ahead.
+// A move. Calls of several threads wait for each other; one within an attempt, by its own target, fails (1). Make one
+// for each replica, since each draws its proposals ahead.
 typedef struct modejump_move modejump_move;
 
 // How a model is loaded; set by `modejump_model_options_init`, then changed at will.
@@ -548,7 +549,7 @@ int32_t modejump_move_latent_walk_new(const struct modejump_model *model,
                                       const struct modejump_latent_walk_options *options,
                                       struct modejump_move **out);
 
-// Frees a move; NULL does nothing. Fails (1), and frees nothing, while another call is inside.
+// Frees a move; NULL does nothing. Fails (1), and frees nothing, within an attempt.
 int32_t modejump_move_free(struct modejump_move *move);
 
 // Tells the move which bonds the engine constrains: `n` pairs of the model's atoms `atoms[n][2]`, their `lengths[n]`
@@ -602,7 +603,7 @@ int32_t modejump_exchange_new(const struct modejump_bijection *bijection,
 int32_t modejump_exchange_carry_frames(struct modejump_exchange *exchange,
                                        uint32_t yes);
 
-// Frees an exchange; NULL does nothing. Fails (1), and frees nothing, while another call is inside.
+// Frees an exchange; NULL does nothing. Fails (1), and frees nothing, within an attempt.
 int32_t modejump_exchange_free(struct modejump_exchange *exchange);
 
 // Tells the exchange which bonds the engine constrains in both replicas, as `modejump_move_set_constraints` does for a

@@ -423,7 +423,7 @@ private:
 
 } // namespace detail
 
-/// A move of a model. One call at a time, or the later one throws.
+/// A move of a model. Calls of several threads wait for each other; one within an attempt throws.
 class Move {
 public:
     explicit Move(const Model& model, const Options& options = Options()) : dimension_(model.move_dimension()) {
@@ -582,7 +582,7 @@ struct ExchangeOutcome : modejump_exchange_outcome {
     bool accepted() const noexcept { return outcome == MODEJUMP_ACCEPTED; }
 };
 
-/// Swaps of two replicas through a map: x_b becomes f(x_a), x_a becomes f^-1(x_b), if a Metropolis test accepts. One call at a time, or the later one throws.
+/// Swaps of two replicas through a map: x_b becomes f(x_a), x_a becomes f^-1(x_b), if a Metropolis test accepts. Calls of several threads wait for each other; one within an attempt throws.
 class Exchange {
 public:
     /// The random number of an attempt is a function of seed, step and the two replicas: exchanges that are tried at one step, as those of the pairs

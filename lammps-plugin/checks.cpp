@@ -69,7 +69,7 @@ void FixModeJump::require_setup() const {
             error->all(FLERR, "Fix modejump: fix {} ({}) turns atoms back at a wall that the moves do not see: have a box that is fixed "
                               "there (boundary f), beyond which no proposal is accepted", fix->id, fix->style);
         if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
-            error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, which the proposals do not keep", fix->id, fix->style);
+            error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, of the model or about it, which jumps do not keep: have flexible bonds and a shorter timestep", fix->id, fix->style);
         // whether fix_modify adds it to the printed energy or not; what thermostats tell is the energy of their bath
         if (fix->energy_global_flag && !fix->ecouple_flag)
             error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not see: remove one of the two, "

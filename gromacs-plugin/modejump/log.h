@@ -45,7 +45,7 @@ public:
         {
             return;
         }
-        const char* const header = "step,U,U',log_acceptance,fate\n";
+        const char* const header = "step,potential,potential_proposed,log_acceptance,fate\n";
         struct stat       there{};
         if (stat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
         {

@@ -49,35 +49,16 @@ struct Constraint
     double                       length;
 };
 
-/// Takes velocities along the constraints away, as RATTLE does.
-inline void projectOnConstraints(const std::vector<Constraint>& constraints,
-                                 const std::vector<Vector>&     x,
-                                 const std::vector<double>&     masses,
-                                 std::vector<Vector>*           v)
+/// Has `correct` put one constraint right after the other, until none was farther off than this; it returns how far.
+template<typename Correct>
+void iterate(const std::vector<Constraint>& constraints, double tolerance, Correct correct)
 {
-    // relative velocity along a bond that counts as none, nm/ps
-    constexpr double tolerance = 1e-9;
     for (int iteration = 0; iteration < 100000; iteration++)
     {
         double largest = 0;
         for (const Constraint& constraint : constraints)
         {
-            const auto [a, b] = constraint.atoms;
-            Vector bond{};
-            double length2 = 0, along = 0;
-            for (int d = 0; d < 3; d++)
-            {
-                bond[d] = x[a][d] - x[b][d];
-                length2 += bond[d] * bond[d];
-                along += bond[d] * ((*v)[a][d] - (*v)[b][d]);
-            }
-            largest              = std::max(largest, std::abs(along) / std::sqrt(length2));
-            const double impulse = along / (length2 * (1 / masses[a] + 1 / masses[b]));
-            for (int d = 0; d < 3; d++)
-            {
-                (*v)[a][d] -= impulse * bond[d] / masses[a];
-                (*v)[b][d] += impulse * bond[d] / masses[b];
-            }
+            largest = std::max(largest, correct(constraint.atoms[0], constraint.atoms[1]));
         }
         if (largest < tolerance)
         {
@@ -87,50 +68,64 @@ inline void projectOnConstraints(const std::vector<Constraint>& constraints,
     throw std::runtime_error("the new velocities cannot be made to keep the constraints");
 }
 
+inline double dot(const Vector& a, const Vector& b)
+{
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+}
+
+inline Vector difference(const Vector& a, const Vector& b)
+{
+    return { a[0] - b[0], a[1] - b[1], a[2] - b[2] };
+}
+
+/// An impulse along a bond, opposite on its ends.
+inline void push(const Vector& bond, double impulse, double massA, double massB, Vector* a, Vector* b)
+{
+    for (int d = 0; d < 3; d++)
+    {
+        (*a)[d] += impulse * bond[d] / massA;
+        (*b)[d] -= impulse * bond[d] / massB;
+    }
+}
+
+/// Takes velocities along the constraints away, as RATTLE does.
+inline void projectOnConstraints(const std::vector<Constraint>& constraints,
+                                 const std::vector<Vector>&     x,
+                                 const std::vector<double>&     masses,
+                                 std::vector<Vector>*           velocities)
+{
+    std::vector<Vector>& v = *velocities;
+    // relative velocity along a bond that counts as none, nm/ps
+    iterate(constraints, 1e-9, [&](std::uint64_t a, std::uint64_t b) {
+        const Vector bond    = difference(x[a], x[b]);
+        const double length2 = dot(bond, bond);
+        const double along   = dot(bond, difference(v[a], v[b]));
+        push(bond, -along / (length2 * (1 / masses[a] + 1 / masses[b])), masses[a], masses[b], &v[a], &v[b]);
+        return std::abs(along) / std::sqrt(length2);
+    });
+}
+
 /// Makes of velocities those that leap-frog has half a step dt before x: the bonds had their lengths a step before, too (SHAKE). Velocities that are
 /// merely along no bond at x would leave out the constraints' share of that half step, and with it half of their virial.
 inline void constrainStepBefore(const std::vector<Constraint>& constraints,
                                 const std::vector<Vector>&     x,
                                 const std::vector<double>&     masses,
                                 double                         dt,
-                                std::vector<Vector>*           v)
+                                std::vector<Vector>*           velocities)
 {
+    std::vector<Vector>& v = *velocities;
     // of squared lengths, relative
-    constexpr double tolerance = 1e-10;
-    for (int iteration = 0; iteration < 100000; iteration++)
-    {
-        double largest = 0;
-        for (const Constraint& constraint : constraints)
+    iterate(constraints, 1e-10, [&](std::uint64_t a, std::uint64_t b) {
+        const Vector bond = difference(x[a], x[b]), relative = difference(v[a], v[b]);
+        const Vector before = { bond[0] - dt * relative[0], bond[1] - dt * relative[1], bond[2] - dt * relative[2] };
+        const double length2 = dot(bond, bond), excess = dot(before, before) - length2, projected = dot(bond, before);
+        if (!(projected > 0))
         {
-            const auto [a, b] = constraint.atoms;
-            Vector bond{};
-            double length2 = 0, before2 = 0, projected = 0;
-            for (int d = 0; d < 3; d++)
-            {
-                bond[d]             = x[a][d] - x[b][d];
-                const double before = bond[d] - dt * ((*v)[a][d] - (*v)[b][d]);
-                length2 += bond[d] * bond[d];
-                before2 += before * before;
-                projected += bond[d] * before;
-            }
-            if (!(projected > 0))
-            {
-                throw std::runtime_error("a constrained bond turns by a right angle within a step");
-            }
-            largest              = std::max(largest, std::abs(before2 - length2) / length2);
-            const double impulse = (before2 - length2) / (2 * dt * projected * (1 / masses[a] + 1 / masses[b]));
-            for (int d = 0; d < 3; d++)
-            {
-                (*v)[a][d] += impulse * bond[d] / masses[a];
-                (*v)[b][d] -= impulse * bond[d] / masses[b];
-            }
+            throw std::runtime_error("a constrained bond turns by a right angle within a step");
         }
-        if (largest < tolerance)
-        {
-            return;
-        }
-    }
-    throw std::runtime_error("the new velocities cannot be made to keep the constraints");
+        push(bond, excess / (2 * dt * projected * (1 / masses[a] + 1 / masses[b])), masses[a], masses[b], &v[a], &v[b]);
+        return std::abs(excess) / length2;
+    });
 }
 
 /// The atoms that the model describes, and what GROMACS does to them.

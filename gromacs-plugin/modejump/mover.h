@@ -104,7 +104,7 @@ public:
             }
         }
         const modejump_outcome outcome = propose(step, potential, &x, collective);
-        // of the proposal that decided, which the library alone knows: U', less kT/2 ln det Z with constraints
+        // of the proposal that decided, which the library alone knows: its potential, less kT/2 ln det Z with constraints
         const double proposed = -kt_ * (outcome.log_weight_proposed + outcome.log_density_proposed);
         log_->write(step, potential, proposed, outcome);
         if (outcome.outcome == MODEJUMP_ACCEPTED)

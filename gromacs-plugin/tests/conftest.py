@@ -198,9 +198,9 @@ class Run:
         return np.loadtxt(self.folder / "energy.xvg")[skip:, 1:].T
 
     def jumps(self):
-        """The log of attempts: steps, numbers [attempt][U, U', log_acceptance], fates."""
+        """The log of attempts: steps, numbers [attempt][potential, potential_proposed, log_acceptance], fates."""
         rows = [line.split(",") for line in (self.folder / "jumps.csv").read_text().splitlines()]
-        assert rows[0] == ["step", "U", "U'", "log_acceptance", "fate"]
+        assert rows[0] == ["step", "potential", "potential_proposed", "log_acceptance", "fate"]
         steps, numbers, fates = [], [], []
         for row in rows[1:]:
             steps.append(int(row[0]))

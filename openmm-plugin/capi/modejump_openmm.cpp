@@ -225,6 +225,10 @@ int modejump_openmm_attempt(void* force, void* context, int* accepted) {
     return guarded([&] { *accepted = cast(force).attempt(contextOf(context)); });
 }
 
+int modejump_openmm_check_ensemble(void* context) {
+    return guarded([&] { checkEnsemble(Peek::implOf(contextOf(context)).getIntegrator()); });
+}
+
 int modejump_openmm_draw_velocities(void* context, double temperature, uint64_t seed, uint64_t step, uint64_t replica) {
     return guarded([&] {
         OpenMM::ContextImpl& impl = Peek::implOf(contextOf(context));

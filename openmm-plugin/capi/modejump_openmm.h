@@ -46,6 +46,8 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_particles(void *force, int capaci
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_latent_walk(void *force, int n, const double *widths);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_latent_walk(void *force, int capacity, double *widths, int *n);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_attempt(void *force, void *context, int *accepted);
+/* Fails if the Context's integrator samples another distribution than the classical one of the System, as Drude's do. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_check_ensemble(void *context);
 /* Gives all particles of a Context new velocities of that temperature (K), as after an accepted move, without momentum if the System has
  * a CMMotionRemover. The random numbers are a function of seed, step and replica. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_draw_velocities(void *context, double temperature, uint64_t seed, uint64_t step,

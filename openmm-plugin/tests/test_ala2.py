@@ -121,7 +121,7 @@ def test_exchanged_atoms_of_alanine_dipeptide_are_named(tmp_path):
     # OpenMM's other common order of the first residue: HH31 CH3 HH32 HH33.
     order = [1, 0, *range(2, 22)]
     system.addForce(modejump.MonteCarloModeJump(model, 0, particles=order))
-    with pytest.raises(openmm.OpenMMException, match=r"particle 1 \(ACE1:CH3 \(atom 1"):
+    with pytest.raises(openmm.OpenMMException, match=r"a mass of 1\.00.* where the topology has ACE1:CH3 \(atom 1\)"):
         openmm.Context(system, toy.langevin(), *toy.platform())
 
 

@@ -237,7 +237,7 @@ def test_what_a_function_of_the_mode_raises_is_raised_and_nothing_moves():
         move.attempt(x, double_well, step=0)
     nowhere = modejump.Move(modejump.Model(MODES), mode=lambda x: -1)
     outcome = nowhere.attempt(x, double_well, step=0)
-    assert (outcome.reason, outcome.accepted) == ("wrong_mode", False) and (outcome.x == x).all()
+    assert (outcome.fate, outcome.accepted) == ("wrong_mode", False) and (outcome.x == x).all()
 
 
 def test_an_attempt_is_a_function_of_seed_step_and_replica(generator):
@@ -256,7 +256,7 @@ def test_the_configuration_is_left_alone(generator):
     outcomes = [move.attempt(x, double_well, step=step) for step in range(30)]
     assert (x == [1.0, 0.5]).all()
     for outcome in outcomes:
-        assert outcome.accepted == (outcome.reason == "accepted") == (not np.array_equal(outcome.x, x))
+        assert outcome.accepted == (outcome.fate == "accepted") == (not np.array_equal(outcome.x, x))
     assert {True, False} == {outcome.accepted for outcome in outcomes}
 
 
@@ -298,9 +298,27 @@ def test_a_move_is_not_used_within_its_own_attempt(generator, within):
         within(move, x)
         return double_well(x)
 
-    with pytest.raises(modejump.Error, match="of the attempt whose target calls back"):
+    with pytest.raises(modejump.Error, match="the attempt whose target calls back"):
         move.attempt([1.0, 0.5], calls_back, step=0, reduced_potential=0.25)
-    assert move.attempt([1.0, 0.5], double_well, step=0).reason in ("accepted", "rejected")
+    assert move.attempt([1.0, 0.5], double_well, step=0).fate in ("accepted", "rejected")
+
+
+def test_threads_wait_for_each_other(generator):
+    """As a progress bar that asks for statistics while the dynamics runs."""
+    move, over = modejump.Move(generator, seed=5), threading.Event()
+    counts = []
+
+    def watch():
+        while not over.is_set():
+            counts.append(move.statistics().attempts)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for step in range(2000):
+        move.attempt([1.0, 0.5], double_well, step=step)
+    over.set()
+    watcher.join()
+    assert counts == sorted(counts) and move.statistics().attempts == 2000
 
 
 def test_what_was_raised_is_forgotten(generator):
@@ -335,8 +353,8 @@ def test_what_the_potential_raises_is_raised_again(generator):
         with pytest.raises(ValueError, match=r"has the shape \(\), not \(1,\)"):
             move.attempt([1.0, 0.5], lambda x: 1.0, step=0, reduced_potential=known)
     # the move goes on as if nothing had happened
-    assert move.attempt([1.0, 0.5], double_well, step=1).reason in ("accepted", "rejected")
-    assert move.attempt([1.0, 0.5], lambda x: np.full(len(x), np.nan), step=2, reduced_potential=0.25).reason == "non_finite"
+    assert move.attempt([1.0, 0.5], double_well, step=1).fate in ("accepted", "rejected")
+    assert move.attempt([1.0, 0.5], lambda x: np.full(len(x), np.nan), step=2, reduced_potential=0.25).fate == "non_finite"
 
 
 KJ = unit.kilojoule_per_mole
@@ -373,7 +391,7 @@ def test_lengths_and_temperatures_keep_their_units(generator, ala2):
     angstroms = 10 * x * unit.angstrom
     assert np.abs(ala2.log_density(angstroms) - ala2.log_density(x)).max() < 1e-3
     outcome = modejump.Move(ala2).attempt(angstroms[0], lambda x: np.full(len(x), np.nan), step=0, reduced_potential=0.0)
-    assert outcome.reason == "non_finite" and np.abs(outcome.x - x[0]).max() < 1e-12
+    assert outcome.fate == "non_finite" and np.abs(outcome.x - x[0]).max() < 1e-12
     with pytest.raises(TypeError, match="configuration is in kelvin.*in nanometer"):
         ala2.log_density(x * unit.kelvin)
     with pytest.raises(modejump.Error, match="bond"):

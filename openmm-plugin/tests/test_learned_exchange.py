@@ -141,7 +141,7 @@ def test_potentials_that_fail_leave_both_replicas_alone(wells):
     with pytest.raises(ArithmeticError, match="strike"):
         exchange.attempt(a, b, [fine, broken], step=0, reduced_potentials=(0.0, 0.0))
     outcome = exchange.attempt(a, b, [fine, nan], step=0, reduced_potentials=(0.0, 0.0))
-    assert outcome.reason == "non_finite" and np.array_equal(outcome.a, a) and np.array_equal(outcome.b, b)
+    assert outcome.fate == "non_finite" and np.array_equal(outcome.a, a) and np.array_equal(outcome.b, b)
     with pytest.raises(modejump.Error, match="two replicas"):
         exchange.attempt(a, b, [fine, fine], step=0, replicas=(1, 1))
 

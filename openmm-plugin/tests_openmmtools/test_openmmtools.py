@@ -68,11 +68,12 @@ def test_a_move_goes_on_from_its_file_and_a_copy_has_numbers_of_its_own(tmp_path
     assert not np.array_equal(ends[0], sampler.positions.value_in_unit(unit.nanometer))
 
 
-def test_states_that_no_parameter_tells_apart_have_moves_of_their_own(tmp_path, reference):
+@pytest.mark.parametrize("within", [lambda jump: jump, lambda jump: mcmc.SequenceMove([jump]), lambda jump: mcmc.WeightedMove([(jump, 1.0)])])
+def test_states_that_no_parameter_tells_apart_have_moves_of_their_own(tmp_path, reference, within):
     """Equal numbers would bring the replicas to one configuration, as often as both accept."""
     model = toy.write_gaussian_model(tmp_path / "well.safetensors", (1.2 * toy.SIGMA,) * 3)
     system = toy.well_system()
-    sampler = multistate.MultiStateSampler(mcmc_moves=NeuralJumpMove(model, seed=7), number_of_iterations=30)
+    sampler = multistate.MultiStateSampler(mcmc_moves=within(NeuralJumpMove(model, seed=7)), number_of_iterations=30)
     sampler.energy_context_cache = sampler.sampler_context_cache = reference
     there = [states.SamplerState(positions=[[x, 0, 0]] * unit.nanometer) for x in (0.01, -0.02)]
     both = [states.ThermodynamicState(system, 300 * unit.kelvin) for _ in there]

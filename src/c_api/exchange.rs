@@ -9,7 +9,8 @@ use super::{read, reference, reference_mut, write, Alone};
 use crate::error::Error;
 use crate::moves::Exchange;
 
-/// Swaps of two replicas through a map. One call at a time, or the later one fails (1).
+/// Swaps of two replicas through a map. Calls of several threads wait for each other; one within an attempt, by its own
+/// targets, fails (1).
 pub struct modejump_exchange(Alone<Exchange>);
 
 /// Makes an exchange between a replica a, whose configurations `bijection` maps from, and a replica b, to whose it
@@ -53,7 +54,7 @@ pub unsafe extern "C" fn modejump_exchange_carry_frames(exchange: *mut modejump_
     })
 }
 
-/// Frees an exchange; NULL does nothing. Fails (1), and frees nothing, while another call is inside.
+/// Frees an exchange; NULL does nothing. Fails (1), and frees nothing, within an attempt.
 ///
 /// # Safety
 /// `exchange` is NULL or a handle that was not freed, and no call uses it later.

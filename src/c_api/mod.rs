@@ -21,7 +21,9 @@ pub mod target;
 use crate::error::{Error, Result};
 use std::ffi::{c_char, CStr};
 use std::mem::size_of;
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
 /// A reference from a pointer that must not be NULL.
 ///
@@ -39,28 +41,62 @@ unsafe fn reference_mut<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut T>
     unsafe { pointer.as_mut() }.ok_or_else(|| null(name))
 }
 
-/// What calls change through a handle, one at a time.
+/// What calls change through a handle, one at a time: those of other threads wait.
 struct Alone<T> {
     inside: Mutex<T>,
+    /// The thread whose call is inside.
+    thread: Mutex<Option<ThreadId>>,
     name: &'static str,
 }
 
 impl<T> Alone<T> {
     fn new(inside: T, name: &'static str) -> Alone<T> {
-        Alone { inside: Mutex::new(inside), name }
+        Alone { inside: Mutex::new(inside), thread: Mutex::new(None), name }
     }
 
-    /// Errors: another call is inside.
-    fn enter(&self) -> Result<MutexGuard<'_, T>> {
-        match self.inside.try_lock() {
-            Ok(inside) => Ok(inside),
-            // after a panic, of which its call told, the counters may still be read
-            Err(TryLockError::Poisoned(inside)) => Ok(inside.into_inner()),
-            Err(TryLockError::WouldBlock) => Err(Error::invalid(format!(
-                "this {} is in another call, of another thread or of the attempt whose target calls back: one at a time",
+    /// Errors: this thread is inside already, in an attempt whose target calls back.
+    fn enter(&self) -> Result<Inside<'_, T>> {
+        let this = std::thread::current().id();
+        if *lock(&self.thread) == Some(this) {
+            return Err(Error::invalid(format!(
+                "this {} is in the attempt whose target calls back: it can be used again when that is over",
                 self.name
-            ))),
+            )));
         }
+        let inside = lock(&self.inside);
+        *lock(&self.thread) = Some(this);
+        Ok(Inside { inside, thread: &self.thread })
+    }
+}
+
+/// What a panic in another call has left is still looked at: that call told of it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A call inside.
+struct Inside<'a, T> {
+    inside: MutexGuard<'a, T>,
+    thread: &'a Mutex<Option<ThreadId>>,
+}
+
+impl<T> Drop for Inside<'_, T> {
+    fn drop(&mut self) {
+        *lock(self.thread) = None;
+    }
+}
+
+impl<T> Deref for Inside<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.inside
+    }
+}
+
+impl<T> DerefMut for Inside<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inside
     }
 }
 

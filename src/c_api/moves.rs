@@ -16,8 +16,8 @@ use crate::moves::{Fate, LatentWalkOptions, Method, Move, Options, Outcome, Path
 use std::ffi::c_void;
 use std::sync::Arc;
 
-/// A move. One call at a time, or the later one fails (1); make one for each replica, since each draws its proposals
-/// ahead.
+/// A move. Calls of several threads wait for each other; one within an attempt, by its own target, fails (1). Make one
+/// for each replica, since each draws its proposals ahead.
 pub struct modejump_move(Alone<MoveOfModel>);
 
 struct MoveOfModel {
@@ -320,7 +320,7 @@ fn options_of(given: &modejump_move_options) -> Result<Options> {
     })
 }
 
-/// Frees a move; NULL does nothing. Fails (1), and frees nothing, while another call is inside.
+/// Frees a move; NULL does nothing. Fails (1), and frees nothing, within an attempt.
 ///
 /// # Safety
 /// `move` is NULL or a handle that was not freed, and no call uses it later.

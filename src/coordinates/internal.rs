@@ -47,7 +47,8 @@ impl InternalCoordinates {
         for &(i, j, length) in fixed {
             let bond = bond_index(&zmatrix, i, j).ok_or_else(|| {
                 Error::Unsupported(format!(
-                    "the constraint between atoms {} and {} is not a bond of the z-matrix, so the generator cannot keep it exactly",
+                    "the constraint between atoms {} and {} is not a bond of the z-matrix, so the generator cannot keep it exactly: constrain bonds to \
+                     hydrogen alone (HBonds, h-bonds), not angles nor all bonds of a ring",
                     i.saturating_add(1),
                     j.saturating_add(1)
                 ))

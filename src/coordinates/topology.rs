@@ -201,7 +201,8 @@ impl Topology {
             let is_named_so = self.names[i].to_uppercase().starts_with(of_mass) && of_mass.len() == 2;
             if mass != 0.0 && !allowed.contains(&mass) && !is_united && !is_named_so {
                 return Err(Error::invalid(format!(
-                    "a mass of {mass} where the topology has {}, {element}: give the atoms of both in one order",
+                    "a mass of {mass} where the topology has {}, {element}: give the atoms of both in one order; beads of several \
+                     atoms have the element X (columns 77 and 78 of a PDB file)",
                     self.label(i)
                 )));
             }
@@ -246,7 +247,8 @@ impl Topology {
         // bonds stand behind all models, of which the first is read
         let mut first_model = true;
         for (number, line) in text.lines().enumerate() {
-            let bad = |what: &str| Error::file(path, format!("line {}: cannot read the {what}", number + 1));
+            let bad =
+                |what: &str| Error::file(path, format!("line {}: cannot read the {what} of a PDB file", number + 1));
             if line.starts_with("ENDMDL") {
                 first_model = false;
             } else if first_model && (line.starts_with("ATOM") || line.starts_with("HETATM")) {
@@ -272,7 +274,7 @@ impl Topology {
             }
         }
         if topology.names.is_empty() {
-            return Err(Error::file(path, "no ATOM or HETATM record"));
+            return Err(Error::file(path, "no ATOM or HETATM record: a PDB file is needed"));
         }
         let index = |serial: &str| serials.iter().position(|s| s == serial);
         topology.set_bonds(conect.iter().filter_map(|(a, b)| Some([index(a)?, index(b)?])));
@@ -293,15 +295,18 @@ impl Topology {
     }
 
     /// PDB files carry CONECT records for hetero-residues only: pairs nearer than 1.25 times the sum of covalent radii
-    /// are bonded too.
+    /// are bonded too, but not two atoms that both have such records, as across a bicyclo[1.1.1]pentane.
     fn add_bonds_by_distance(&mut self, x: &[f64]) {
         use super::vector::distance;
         let mut bonds = self.bonds.clone();
+        let mut is_told = vec![false; self.n_atoms()];
+        bonds.iter().flatten().for_each(|&atom| is_told[atom] = true);
         for j in 0..self.n_atoms() {
             for i in 0..j {
                 let both_hydrogen = self.elements[i] == "H" && self.elements[j] == "H";
                 let (Some(a), Some(b)) = (radius(&self.elements[i]), radius(&self.elements[j])) else { continue };
-                if !both_hydrogen && distance(x, i, j) < 1.25 * (a + b) {
+                let both_told = is_told[i] && is_told[j];
+                if !both_hydrogen && !both_told && distance(x, i, j) < 1.25 * (a + b) {
                     bonds.push([i, j]);
                 }
             }
@@ -381,6 +386,21 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         assert_eq!((topology.n_atoms(), &topology.bonds[..]), (2, &[[0, 1]][..]));
         assert!(x.len() == 6 && (x[3] - 0.22).abs() < 1e-12);
+    }
+
+    /// The heads of a bicyclo[1.1.1]pentane are as near as a long bond, and their records say that there is none.
+    #[test]
+    fn records_of_both_atoms_say_whether_they_are_bonded() {
+        let bonds_of = |records: &[[usize; 2]]| {
+            let mut topology =
+                Topology { elements: vec!["C".into(); 3], names: vec!["C".into(); 3], ..Topology::default() };
+            topology.residues = vec!["LIG1".into(); 3];
+            topology.set_bonds(records.iter().copied());
+            topology.add_bonds_by_distance(&[0.0, 0.0, 0.0, 0.155, 0.0, 0.0, 0.0, 0.187, 0.0]);
+            topology.bonds
+        };
+        assert_eq!(bonds_of(&[[0, 1], [1, 2]]), [[0, 1], [1, 2]]);
+        assert_eq!(bonds_of(&[[0, 1]]), [[0, 1], [0, 2]]);
     }
 
     #[test]

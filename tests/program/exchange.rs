@@ -21,6 +21,12 @@ fn temperatures_exchange_through_models() {
     assert_eq!(run(&[&asked[..], &["-o", &file("c.npy")]].concat()).succeeds(), text, "the same seed");
     let [a, b, c] = ["a.npy", "b.npy", "c.npy"].map(|name| std::fs::read(file(name)).unwrap());
     assert!(a == c && a != b && a.len() > 150 * 66 * 4);
+    // the same, and what comes first is left out
+    let late =
+        ["--temperatures", "300,340", "-n", "90", "--equilibrate", "60", "--interval", "20", "-o", &file("late.npy")];
+    run(&[&twice[..], &late].concat()).succeeds();
+    let last = 90 * 66 * 4;
+    assert!(std::fs::read(file("late.npy")).unwrap().ends_with(&a[a.len() - last..]));
     // in two parts
     let (checkpoint, both) = (file("run.ckpt"), [file("first.npy"), file("second.npy")]);
     let part = |n: &str| {

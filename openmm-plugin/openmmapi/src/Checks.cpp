@@ -1,5 +1,6 @@
 #include "Checks.h"
 
+#include "modejump.h"
 #include "openmm/CustomBondForce.h"
 #include "openmm/CustomExternalForce.h"
 #include "openmm/HarmonicBondForce.h"
@@ -7,10 +8,7 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <map>
 #include <set>
-#include <sstream>
 
 using namespace OpenMM;
 using namespace std;
@@ -22,44 +20,6 @@ namespace {
 using Bond = pair<int, int>;
 
 [[noreturn]] void refuse(const string& reason) { throw OpenMMException("MonteCarloModeJump: " + reason); }
-
-/** Dalton; 0 for an element that is not listed, which then is not checked. */
-double standardMass(const string& element) {
-    static const map<string, double> masses = {
-        {"H", 1.008},   {"B", 10.81},  {"C", 12.011}, {"N", 14.007}, {"O", 15.999},  {"F", 18.998},  {"Na", 22.990},
-        {"Mg", 24.305}, {"Si", 28.085}, {"P", 30.974}, {"S", 32.06},  {"Cl", 35.45},  {"K", 39.098},  {"Ca", 40.078},
-        {"Fe", 55.845}, {"Zn", 65.38},  {"Se", 78.971}, {"Br", 79.904}, {"I", 126.90}};
-    string name = element;
-    for (size_t i = 0; i < name.size(); i++)
-        name[i] = static_cast<char>(i == 0 ? toupper(name[i]) : tolower(name[i]));
-    const auto entry = masses.find(name);
-    return entry == masses.end() ? 0 : entry->second;
-}
-
-/** What hydrogen mass repartitioning moves at most from a heavy atom to each of its hydrogens, dalton: 4 dalton are usual for these. */
-const double REPARTITIONED = 3.1;
-/** Most hydrogens of an atom where the model's bonds are not known. */
-const int MOST_HYDROGENS = 3;
-
-bool isHydrogen(const Model& model, int atom) { return abs(standardMass(model.elements[atom]) - 1.008) < 0.1; }
-
-int hydrogensOf(const Model& model, int atom) {
-    if (model.bonds.empty())
-        return MOST_HYDROGENS;
-    return count_if(model.bonds.begin(), model.bonds.end(), [&](const array<int, 2>& bond) {
-        return (bond[0] == atom && isHydrogen(model, bond[1])) || (bond[1] == atom && isHydrogen(model, bond[0]));
-    });
-}
-
-/** The least and the greatest mass of an atom of this element in its molecule; hydrogen mass repartitioning is foreseen. */
-array<double, 2> massRange(const Model& model, int atom) {
-    const double standard = standardMass(model.elements[atom]), margin = 0.6;
-    if (standard == 0)
-        return {0, INFINITY};
-    if (isHydrogen(model, atom))
-        return {0, standard + REPARTITIONED + margin};
-    return {standard - REPARTITIONED * hydrogensOf(model, atom) - margin, standard + margin};
-}
 
 string describe(const vector<int>& particles, const Model& model, int atom) {
     return "particle " + to_string(particles[atom]) + " (" + model.label(atom) + ")";
@@ -135,6 +95,7 @@ vector<int> checkedParticles(const System& system, const vector<int>& given, con
                (given.empty() ? "the System has " + to_string(n) + " particles; set the particles that the model moves"
                               : to_string(particles.size()) + " particles were set"));
     set<int> seen;
+    vector<double> masses;
     for (size_t i = 0; i < particles.size(); i++) {
         const int particle = particles[i];
         if (particle < 0 || particle >= n)
@@ -148,17 +109,9 @@ vector<int> checkedParticles(const System& system, const vector<int>& given, con
         const double mass = system.getParticleMass(particle);
         if (mass == 0)
             refuse(who + " has no mass, so the System holds it in place");
-        if (atom >= static_cast<int>(model.elements.size()))
-            continue;
-        const array<double, 2> range = massRange(model, atom);
-        if (!(range[0] < mass && mass < range[1])) {
-            ostringstream message;
-            message << "the order of the atoms differs, first at " << who << ": its mass in the System is " << mass
-                    << " dalton, the model has the element " << model.elements[atom] << " there, of " << max(0.0, range[0]) << " to "
-                    << range[1] << " dalton, with hydrogen mass repartitioning of up to " << REPARTITIONED << " dalton a hydrogen";
-            refuse(message.str());
-        }
+        masses.push_back(mass);
     }
+    check(modejump_model_check_masses(model.handle(), masses.size(), masses.data()));
     return particles;
 }
 

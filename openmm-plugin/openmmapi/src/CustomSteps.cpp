@@ -93,36 +93,71 @@ void checkPotential(const vector<Step>& steps) {
         }
 }
 
-/** What the variable gets of forces of each group, -1 for those of all groups, in all steps together: derivatives where every name has some value. */
-map<int, double> kicksOf(const vector<Step>& steps, const string& variable) {
+/** What a variable gets of forces of each group, -1 for those of all groups. */
+using Kicks = map<int, double>;
+
+/** Some value below 1 for every name. */
+map<string, double> valuesOf(const vector<Step>& steps) {
     map<string, double> values;
     for (const Step& step : steps)
-        for (const string& name : namesIn(step.expression))
-            values.emplace(name, 0.4 + 0.618 * static_cast<double>(values.size()));
-    map<int, double> kicks;
-    for (const Step& step : steps) {
-        if (step.type != CustomIntegrator::ComputePerDof || step.variable != variable)
+        for (const string& name : namesIn(step.expression)) {
+            const double turn = 0.618 * static_cast<double>(values.size());
+            values.emplace(name, 0.1 + 0.8 * (turn - floor(turn)));
+        }
+    return values;
+}
+
+/** Kicks of an expression: derivatives at these values, through the variables that forces are kept in. */
+Kicks kicksOf(const string& text, const map<string, double>& values, const map<string, Kicks>& kept) {
+    const Lepton::ParsedExpression expression = Lepton::Parser::parse(text);
+    Kicks kicks;
+    for (const string& name : namesIn(text)) {
+        const auto of = kept.find(name);
+        if (!names(name, "f") && of == kept.end())
             continue;
-        const Lepton::ParsedExpression expression = Lepton::Parser::parse(step.expression);
-        for (const string& name : namesIn(step.expression))
-            if (names(name, "f"))
-                kicks[groupOf(name, "f")] += expression.differentiate(name).evaluate(values);
+        const double derivative = expression.differentiate(name).evaluate(values);
+        if (names(name, "f"))
+            kicks[groupOf(name, "f")] += derivative;
+        else
+            for (const auto& [group, kick] : of->second)
+                kicks[group] += derivative * kick;
     }
     return kicks;
 }
 
-/** Throws if the steps scale forces of one group as those of another are not. */
+/**
+ * Throws if the steps scale forces of one group as those of another are not. Groups whose kicks lie in blocks, which are run an unknown number of times,
+ * are left out, and so are expressions of functions that only the Context knows.
+ */
 void checkScales(const vector<Step>& steps) {
-    // what is repeated an unknown number of times cannot be added up
-    if (any_of(steps.begin(), steps.end(), [](const Step& step) { return step.type == CustomIntegrator::WhileBlockStart; }))
-        return;
-    for (const string variable : {"x", "v"}) {
-        map<int, double> kicks;
+    const map<string, double> values = valuesOf(steps);
+    map<string, Kicks> kept, all;
+    set<int> inBlocks;
+    int depth = 0;
+    for (const Step& step : steps) {
+        depth += step.type == CustomIntegrator::IfBlockStart || step.type == CustomIntegrator::WhileBlockStart;
+        depth -= step.type == CustomIntegrator::BlockEnd;
+        if (step.type != CustomIntegrator::ComputePerDof)
+            continue;
+        Kicks kicks;
         try {
-            kicks = kicksOf(steps, variable);
+            kicks = kicksOf(step.expression, values, kept);
         } catch (const Lepton::Exception&) {
-            continue; // tabulated functions, which only the Context knows, and functions of vectors
+            return;
         }
+        if (step.variable != "x" && step.variable != "v") {
+            kept[step.variable] = kicks;
+            continue;
+        }
+        for (const auto& [group, kick] : kicks) {
+            all[step.variable][group] += kick;
+            if (depth > 0)
+                inBlocks.insert(group);
+        }
+    }
+    for (auto& [variable, kicks] : all) {
+        for (int group : inBlocks)
+            kicks.erase(group);
         double largest = 0;
         for (const auto& [group, kick] : kicks)
             largest = max(largest, abs(kick));

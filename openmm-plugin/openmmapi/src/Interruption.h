@@ -8,12 +8,12 @@
 
 namespace ModeJumpPlugin {
 
-/**
- * Whether it is what Python raises to end a program, as by Ctrl-C in a PythonForce: OpenMM has the text of what was raised, and only these have none.
- */
-inline bool isInterruption(const OpenMM::OpenMMException& error) {
+/** Throws if the exception may be Ctrl-C in a PythonForce: OpenMM has the text of what Python raised, and that has none. */
+inline void endIfInterrupted(const OpenMM::OpenMMException& error) {
     const std::string text = error.what();
-    return text.empty() || text == "<NULL>";
+    if (text.empty() || text == "<NULL>")
+        throw OpenMM::OpenMMException("MonteCarloModeJump: a PythonForce raised an exception without a text, which may be Ctrl-C; one with a text, such as of "
+                                      "`assert condition, text`, rejects a proposal, and the run goes on");
 }
 
 } // namespace ModeJumpPlugin

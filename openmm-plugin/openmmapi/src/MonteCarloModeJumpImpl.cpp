@@ -94,8 +94,7 @@ struct MonteCarloModeJumpImpl::Trial {
         try {
             return impl.solvent ? impl.solvent->energyAt(x) : energyOfMoved(x, forces);
         } catch (const OpenMMException& error) {
-            if (isInterruption(error))
-                throw;
+            endIfInterrupted(error);
             // OpenMM has no energy there, of which the rejection is as exact as that of any other
             impl.tellOfFailure(error.what());
             return numeric_limits<double>::infinity();
@@ -237,6 +236,7 @@ void MonteCarloModeJumpImpl::createMove(ContextImpl& context) {
     frequency = owner.getFrequency();
     temperature = owner.getTemperature();
     lastLogAcceptance = 0;
+    stepped = false;
 }
 
 modejump_move* MonteCarloModeJumpImpl::newMoveOf(bool driven) const {

@@ -146,8 +146,7 @@ bool Solvent::runTrajectory() {
         velocities = end.getVelocities();
         return isfinite(endEnergy);
     } catch (const OpenMMException& error) {
-        if (isInterruption(error))
-            throw;
+        endIfInterrupted(error);
         if (string(error.what()).find("NaN") == string::npos)
             failure = error.what();
         return false;

@@ -57,8 +57,7 @@ void shiftVelocities(ContextImpl& context, MovedParticles& moved, const vector<d
         forcesHere();
     } catch (const OpenMMException& error) {
         moved.restore();
-        if (isInterruption(error))
-            throw;
+        endIfInterrupted(error);
         // there are none a quarter of a step away: those of x, of which there is an energy, differ little and are rarely asked for
         forcesHere();
     }

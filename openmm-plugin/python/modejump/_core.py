@@ -18,8 +18,8 @@ from .units import in_unit, reduced
 ABI = 1
 NAME = "libmodejump.so"
 CALLBACK_FAILED = 254
-#: Of Outcome.reason, by the number in the C interface.
-REASONS = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality", "wrong_mode")
+#: Of Outcome.fate, by the number in the C interface.
+FATES = ("accepted", "rejected", "out_of_support", "singular", "non_finite", "constraint", "chirality", "wrong_mode")
 
 _doubles = POINTER(c_double)
 _Mode = CFUNCTYPE(c_int64, c_void_p, _doubles, c_uint64)
@@ -146,7 +146,7 @@ class _ExchangeOutcome(_Struct):
 class _Statistics(_Struct):
     _fields_ = (
         [("struct_size", c_uint32), ("flags", c_uint32)]
-        + [(name, c_uint64) for name in ("attempts", *REASONS[:-1])]  # the last one came later, and is at the end
+        + [(name, c_uint64) for name in ("attempts", *FATES[:-1])]  # the last one came later, and is at the end
         + [("mean_log_weight", c_double), ("effective_sample_size", c_double)]
         + [(name, c_uint64) for name in ("proposals", "screened", "exact_evaluations")]
         + [("correction_variance", c_double), ("wrong_mode", c_uint64)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._core import REASONS, _attempt, _box_of, _call, _Callback, _constraints, _ExchangeOutcome, _handle_of, _Owner
+from ._core import FATES, _attempt, _box_of, _call, _Callback, _constraints, _ExchangeOutcome, _handle_of, _Owner
 from ._core import _pointer, _State, _whole
 from .model import Bijection
 from .move import _statistics_of, own_seed
@@ -18,7 +18,7 @@ class ExchangeOutcome:
 
     accepted: bool
     #: "accepted", "rejected" by the Metropolis test, or why one side has no image.
-    reason: str
+    fate: str
     #: Configurations of the two replicas after the attempt, nm, and their reduced potentials.
     a: np.ndarray
     b: np.ndarray
@@ -89,9 +89,9 @@ class Exchange(_Owner):
             states.append(_State(step=step, replica=replicas[i], reduced_potential=u, **pointers))
         outcome = _ExchangeOutcome()
         _attempt("exchange_attempt", self._handle, callbacks, states, outcome)
-        reason = REASONS[outcome.outcome]
+        fate = FATES[outcome.outcome]
         values = {name: getattr(outcome, name) for name, _ in _ExchangeOutcome._fields_[2:]}
-        return ExchangeOutcome(reason == "accepted", reason, *(x.reshape(model.shape) for x in x), **values)
+        return ExchangeOutcome(fate == "accepted", fate, *(x.reshape(model.shape) for x in x), **values)
 
     def statistics(self):
         """Counters; the weights are those of the configurations of a, mapped, as samples of b."""

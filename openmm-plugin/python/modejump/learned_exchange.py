@@ -62,6 +62,7 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
         self.particles = list(range(system.getNumParticles()) if particles is None else particles)
         self.seed = own_seed(seed)
         _refuse_barostats(system)
+        call("check_ensemble", address(simulation.context, openmm.Context))
         if not all("groups" in state for state in states):
             _refuse_other_groups(system, simulation.integrator)
         constraints = constraints_among(system, self.particles)
@@ -155,8 +156,11 @@ def or_infinity(energy):
     try:
         return energy()
     except openmm.OpenMMException as error:
-        if str(error) in ("", "<NULL>"):  # Python ends the program, as by Ctrl-C in a PythonForce
-            raise
+        if str(error) in ("", "<NULL>"):
+            raise openmm.OpenMMException(
+                "a PythonForce raised an exception without a text, which may be Ctrl-C; one with a text, such as of `assert condition, text`, rejects a "
+                "proposal, and the run goes on"
+            ) from error
         warnings.warn(f"OpenMM has no energy of a proposal, which is rejected: {error}", stacklevel=2)
         return math.inf
 
@@ -170,13 +174,16 @@ def _refuse_barostats(system):
 def _refuse_other_groups(system, integrator):
     """Exchanges are tested by the energies of all force groups, where states name none."""
     for force in system.getForces():
-        name, group = type(force).__name__, force.getForceGroup()
+        name, groups = type(force).__name__, {force.getForceGroup()}
+        if isinstance(force, openmm.NonbondedForce) and force.getReciprocalSpaceForceGroup() >= 0:
+            groups.add(force.getReciprocalSpaceForceGroup())
         has_energy = name not in ("CMMotionRemover", "Force") and not name.endswith(("Barostat", "Thermostat", "ModeJump"))
-        if has_energy and not integrator.getIntegrationForceGroups() >> group & 1:
-            raise ValueError(
-                f"force group {group} ({name}) is not among those that the integrator follows, and exchanges would be tested by it: give each state "
-                "its 'groups', or have the integrator follow all"
-            )
+        for group in groups:
+            if has_energy and not integrator.getIntegrationForceGroups() >> group & 1:
+                raise ValueError(
+                    f"force group {group} ({name}) is not among those that the integrator follows, and exchanges would be tested by it: give each "
+                    "state its 'groups', or have the integrator follow all"
+                )
 
 
 def _check_atoms(model, topology, particles):

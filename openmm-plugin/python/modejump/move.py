@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from openmm import unit
 
-from ._core import REASONS, _Annealing, _attempt, _box_of, _call, _Callback, _constraints, _handle_of, _LatentWalk, _Mode
+from ._core import FATES, _Annealing, _attempt, _box_of, _call, _Callback, _constraints, _handle_of, _LatentWalk, _Mode
 from ._core import _Options, _Outcome, _Owner, _pointer, _State, _Statistics, _whole
 from .model import Model
 from .statistics import Counts
@@ -41,7 +41,7 @@ class Outcome:
 
     accepted: bool
     #: "accepted", "rejected" by the Metropolis test, or what made the proposal unusable.
-    reason: str
+    fate: str
     #: The configuration after the attempt, nm, and its reduced potential.
     x: np.ndarray
     reduced_potential: float
@@ -69,7 +69,7 @@ def own_seed(seed):
 
 
 class Move(_Owner):
-    """Proposals of a generator, decided by a Metropolis test on the caller's own potential. One call at a time, or the later one raises.
+    """Proposals of a generator, decided by a Metropolis test on the caller's own potential. Calls of several threads wait for each other; one within an attempt raises.
 
     Parameters
     ----------
@@ -255,9 +255,9 @@ class Move(_Owner):
             thrown, self._thrown = self._thrown, None
             raise thrown
         names = [name for name, _ in _Outcome._fields_[2:]]
-        reason = REASONS[outcome.outcome]
+        fate = FATES[outcome.outcome]
         values = {name: getattr(outcome, name) for name in names}
-        return Outcome(reason == "accepted", reason, state_x, **values)
+        return Outcome(fate == "accepted", fate, state_x, **values)
 
     def statistics(self):
         """Counters, and what the weights of the proposals say of the generator."""

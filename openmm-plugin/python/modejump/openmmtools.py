@@ -77,7 +77,8 @@ class NeuralJumpMove(mcmc.MCMCMove):
     After an acceptance all particles get new velocities, in the form that the Context's integrator stores: that of
     the dynamics move which shares the cache of Contexts, if there is one. Random numbers are a function of the seed,
     the number of times the move was applied, the thermodynamic state, and the copy of the move (copy.deepcopy) that it
-    is: samplers give each of their states one. Moves that are made for each state need a seed each.
+    is: samplers give each of their states one, of a move that was not applied before. Moves that are made for each state
+    need a seed each.
 
     Parameters
     ----------
@@ -114,8 +115,17 @@ class NeuralJumpMove(mcmc.MCMCMove):
         self.__setstate__(state | {"applied": 0, "accepted": 0})
 
     def __getstate__(self):
+        """Of a move that was never applied a copy's: moves that hold others, such as SequenceMove, copy those by their states."""
+        state = self._state()
+        return state if self.applied > 0 else state | {"copy": self._next_copy()}
+
+    def _state(self):
         names = ("model", "loading", "seed", "proposals", "particles", "applied", "accepted", "copy")
         return {name: getattr(self, name) for name in names}
+
+    def _next_copy(self):
+        self._copies += 1
+        return [*self.copy, self._copies]
 
     def __setstate__(self, state):
         self.loading, self.accepted, self.copy = {}, 0, []  # of a move that was stored before there were these
@@ -124,9 +134,8 @@ class NeuralJumpMove(mcmc.MCMCMove):
 
     def __deepcopy__(self, memo):
         """A move with random numbers of its own: samplers of several states give a copy to each."""
-        self._copies += 1
         other = type(self).__new__(type(self))
-        other.__setstate__(copy.deepcopy(self.__getstate__(), memo) | {"copy": [*self.copy, self._copies]})
+        other.__setstate__(copy.deepcopy(self._state(), memo) | {"copy": self._next_copy()})
         return other
 
     @property

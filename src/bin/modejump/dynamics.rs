@@ -23,7 +23,7 @@ pub use run::*;
 #[cfg(feature = "openmm")]
 mod run {
     use super::Dynamics;
-    use crate::common::{read_system, warn_of_box, CHECKPOINT_INTERVAL};
+    use crate::common::{claim, read_system, warn_of_box, CHECKPOINT_INTERVAL};
     use modejump::coordinates::vector::distance;
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
@@ -75,6 +75,7 @@ mod run {
         done: impl Fn(&T) -> u64,
     ) -> Result<Option<T>> {
         let Some(path) = path else { return Ok(None) };
+        claim(path)?;
         let Some(saved) = checkpoint::load_run(path, kind, identity)? else { return Ok(None) };
         let done = done(&saved);
         if done > all {

@@ -23,6 +23,10 @@ pub struct Exchange {
     /// Exchanges to try between each pair of neighbours
     #[arg(short = 'n', long, default_value_t = 10_000)]
     exchanges: u64,
+    /// Exchanges before those, which are neither recorded nor averaged (but count as exchanges): the replicas start from
+    /// one configuration
+    #[arg(long, default_value_t = 0)]
+    equilibrate: u64,
     /// Steps between exchanges
     #[arg(long, visible_alias = "frequency", default_value_t = 100)]
     interval: u64,
@@ -118,6 +122,7 @@ mod run {
                         check_writable(path)?;
                     }
                     replicas.start(&x0)?;
+                    self.equilibrate(&mut replicas)?;
                     let records = models.iter().map(|_| Record::default()).collect();
                     Saved { done: 0, replicas: ReplicasState::default(), records }
                 }
@@ -151,8 +156,10 @@ mod run {
         fn identity(&self, models: &[Arc<dyn Model>], temperatures: &[f64]) -> Result<String> {
             let [topology, system] = [hash_of(&self.topology)?, hash_of(&self.system)?];
             let models: Vec<&str> = models.iter().map(|model| model.hash()).collect();
-            let Exchange { interval, dynamics, precision, .. } = self;
-            Ok(format!("{topology} {system} {models:?} {temperatures:?} {interval} {dynamics:?} {precision:?}"))
+            let Exchange { equilibrate, interval, dynamics, precision, .. } = self;
+            Ok(format!(
+                "{topology} {system} {models:?} {temperatures:?} {equilibrate} {interval} {dynamics:?} {precision:?}"
+            ))
         }
 
         fn temperatures(&self, models: &[Arc<dyn Model>]) -> Result<Vec<f64>> {
@@ -160,6 +167,19 @@ mod run {
                 Some(given) => Ok(given.clone()),
                 None => models.iter().map(|model| temperature(None, model.as_ref())).collect(),
             }
+        }
+
+        fn equilibrate(&self, replicas: &mut ExchangingReplicas) -> Result<()> {
+            let mut progress = Progress::new(self.equilibrate, "exchanges of equilibration");
+            for done in 0..self.equilibrate {
+                if interrupted() {
+                    break;
+                }
+                replicas.iterate().map_err(|e| failed(e, done * self.interval + 1..=(done + 1) * self.interval))?;
+                progress.show(done + 1, String::new());
+            }
+            progress.end();
+            Ok(())
         }
 
         /// `after` sees replicas and records after every frame.

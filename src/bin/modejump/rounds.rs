@@ -41,7 +41,7 @@ impl RoundsArguments {
 mod run {
     use super::*;
     use crate::common::{
-        describe_training, explore_at, hash_of, interrupted, parse_json, read_frames, threads, warn_of_box,
+        claim, describe_training, explore_at, hash_of, interrupted, parse_json, read_frames, threads, warn_of_box,
         watch_signals, CHECKPOINT_INTERVAL,
     };
     use crate::dynamics::check_start;
@@ -175,6 +175,7 @@ mod run {
 
         fn saved_state(&self, identity: &str) -> Result<Option<RoundsState>> {
             let path = self.file("state.ckpt");
+            claim(&path)?;
             let state = checkpoint::load_run(&path, checkpoint::ROUNDS, identity)?;
             if state.is_some() {
                 eprintln!("going on from {}", path.display());
@@ -260,6 +261,18 @@ mod run {
 
         fn report(&self, state: &RoundsState) -> Result<()> {
             let Some(last) = state.log.last() else { return Ok(()) };
+            let asked = &state.options;
+            if last.acceptance < asked.acceptance || last.ess < asked.ess {
+                let percent = |share: f64| 100.0 * share;
+                eprintln!(
+                    "modejump: production accepts {:.1} % of the proposals, whose ESS is {:.1} %, where {:.1} % and {:.1} % were asked for: the \
+                     averages are exact, and may be slow; more `rounds`, `steps` or training make a better generator",
+                    percent(last.acceptance),
+                    percent(last.ess),
+                    percent(asked.acceptance),
+                    percent(asked.ess)
+                );
+            }
             let path = |name: &str| self.file(name).display().to_string();
             let summary = serde_json::json!({
                 "model": path("model.safetensors"),

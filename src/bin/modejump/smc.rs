@@ -96,7 +96,9 @@ impl Smc {
 #[cfg(feature = "openmm")]
 mod run {
     use super::*;
-    use crate::common::{evaluations, hash_of, load, require_described, tail_index, target_of, temperature, Progress};
+    use crate::common::{
+        claim, evaluations, hash_of, load, require_described, tail_index, target_of, temperature, Progress,
+    };
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage, FEWEST_PILOTS};
     use modejump::io::checkpoint::{self, Kind};
     use modejump::io::trajectory::{self, Frames};
@@ -132,6 +134,7 @@ mod run {
             if let Some(path) = self.checkpoint.as_ref().filter(|_| ranks.is_first()) {
                 check_apart(path, [&self.model, &self.system])?;
                 check_writable(path)?;
+                claim(path)?;
             }
             // before long work
             model.log_density_gradient(

@@ -189,7 +189,7 @@ fn lock(folder: &Path) -> Result<File> {
 
 fn not_locked(path: &Path, error: TryLockError) -> Error {
     let reason = match error {
-        TryLockError::WouldBlock => "another modejump is at work in this directory".to_string(),
+        TryLockError::WouldBlock => "another modejump is at work in this directory, or it is named twice".to_string(),
         TryLockError::Error(e) => {
             format!("cannot be locked ({e}); have the run's directory on a file system that knows locks, such as a local disk")
         }

@@ -212,11 +212,18 @@ fn generator(
     Ok(flow)
 }
 
-/// Errors: gaps between the blocks that have tensors, beside those of the split of torsions before their couplings and of
-/// the merge behind: what is there has none, and may be another density.
+/// Numbers of the blocks that have tensors, where so many are spline couplings and the last three marginals: all but
+/// those of the split of torsions before their couplings and of the merge behind, if there are such couplings.
+fn numbers_with_tensors(couplings: usize) -> Vec<usize> {
+    match couplings.saturating_sub(2) {
+        0 => (0..5).collect(),
+        of_torsions => (1..of_torsions + 1).chain(of_torsions + 2..of_torsions + 7).collect(),
+    }
+}
+
+/// Errors: other gaps between the blocks that have tensors: what is there has none, and may be another density.
 fn require_numbers(checkpoint: &Checkpoint, couplings: &[usize]) -> Result<()> {
-    let merge = couplings.len().saturating_sub(1);
-    let with_tensors: Vec<usize> = (1..merge).chain(merge + 1..merge + 6).collect();
+    let with_tensors = numbers_with_tensors(couplings.len());
     let marginals =
         [checkpoint.blocks(&format!("{MARGINAL}_mu")), checkpoint.blocks(&format!("{MARGINAL}low"))].concat();
     let found: Vec<usize> = couplings.iter().copied().chain(marginals).collect();
@@ -232,17 +239,16 @@ fn require_numbers(checkpoint: &Checkpoint, couplings: &[usize]) -> Result<()> {
 
 /// Errors: the block behind the marginals merges constant bonds of other lengths.
 fn require_lengths(checkpoint: &Checkpoint, couplings: &[usize], constraints: &[(usize, usize, f64)]) -> Result<()> {
-    let name = format!("_blocks.{}._values_0", couplings.len() + 5);
+    let last = numbers_with_tensors(couplings.len()).pop().unwrap_or_default();
+    let name = format!("_blocks.{}._values_0", last + 1);
     let Some(merged) = checkpoint.tensors.get(&name).filter(|merged| merged.shape == [constraints.len()]) else {
         return Ok(());
     };
-    let mut theirs = merged.data.clone();
-    let mut given: Vec<f64> = constraints.iter().map(|(_, _, length)| *length).collect();
-    theirs.sort_by(f64::total_cmp);
-    given.sort_by(f64::total_cmp);
-    match theirs.iter().zip(&given).find(|(theirs, given)| (*theirs - *given).abs() > 1e-6) {
+    let given = constraints.iter().map(|(_, _, length)| *length);
+    match merged.data.iter().zip(given).find(|(theirs, given)| (*theirs - given).abs() > 1e-6) {
         Some((theirs, given)) => Err(Error::invalid(format!(
-            "constrained_bond_len has {given} nm where {name} has {theirs} nm, in the order of their lengths"
+            "constrained_bond_len has {given} nm where {name} has {theirs} nm: give it and constrained_bond_idx in the order in which the \
+             checkpoint has the bonds, that of add_merge_constraints"
         ))),
         None => Ok(()),
     }

@@ -1,7 +1,7 @@
 //! Runs that are cut, blow up, cannot be written or go on from a checkpoint.
 
 use super::{count, md, summary, untimed};
-use crate::command::{files, folder, interrupted, Run, MODEL};
+use crate::command::{files, folder, interrupted, wait_until, Run, MODEL};
 use modejump::io::trajectory;
 use serde_json::Value;
 use std::path::Path;
@@ -26,6 +26,23 @@ fn signals_that_come_together_are_one_request() {
         assert!(trajectory::read(output.as_ref()).unwrap().n() > 0 && Path::new(&checkpoint).exists());
         std::fs::remove_file(&checkpoint).unwrap();
     }
+}
+
+/// A job that was queued again beside the old one would write over what that writes.
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_belongs_to_one_run_at_a_time() {
+    let file = files("md-claimed");
+    let checkpoint = file("run.ckpt");
+    let run = |n: &str| md(&["-n", n, "--checkpoint", &checkpoint]);
+    let mut endless = run("1000000000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until(|| Path::new(&file("run.ckpt.lock")).exists());
+    std::thread::sleep(Duration::from_millis(300));
+    let message = run("2000").fails();
+    assert!(message.contains("run.ckpt") && message.contains("another modejump is at work"), "{message}");
+    endless.kill().unwrap();
+    endless.wait().unwrap();
+    run("200").succeeds();
 }
 
 /// As Ctrl-C ends what a run is piped into, too.

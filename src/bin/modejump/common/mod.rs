@@ -19,6 +19,7 @@ pub use systems::*;
 use modejump::io::{model_file, without_mark};
 use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -47,6 +48,20 @@ pub fn watch_signals() -> Result<()> {
 
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Takes a checkpoint for this process until its end, by a file beside it: of two runs with one, such as a job and the
+/// one that was queued again, each would write over the other's. Errors: another process has it.
+pub fn claim(checkpoint: &Path) -> Result<()> {
+    let mut beside = checkpoint.as_os_str().to_owned();
+    beside.push(".lock");
+    // where no file can be made there, the checkpoint's own writing tells; some file systems know no locks
+    let Ok(file) = File::create(&beside) else { return Ok(()) };
+    if let Err(TryLockError::WouldBlock) = file.try_lock() {
+        return Err(Error::file(checkpoint, "another modejump is at work with this checkpoint"));
+    }
+    std::mem::forget(file);
+    Ok(())
 }
 
 /// What a JSON file holds. Errors: text of another kind; what is wrong in it, and where.

@@ -16,7 +16,7 @@ mod system;
 mod tarflow;
 mod transferable;
 
-use crate::common::{describe_training, hash_of, watch_signals, PlatformFlag, Weights};
+use crate::common::{claim, describe_training, hash_of, watch_signals, PlatformFlag, Weights};
 use clap::{Args, ValueEnum};
 use modejump::coordinates::Topology;
 use modejump::io::model_file::{self, ModelFile};
@@ -143,7 +143,8 @@ impl Train {
         self.check_settings(&config, 3 * topology.n_atoms())?;
         self.check_design(&config, &topology, &x0)?;
         let plan = self.modes.as_ref().map(|path| self.plan(path, &config, 3 * topology.n_atoms())).transpose()?;
-        if self.checkpoint.is_some() {
+        if let Some(path) = &self.checkpoint {
+            claim(path)?;
             watch_signals()?;
         }
         let frames = match self.resample {
