@@ -34,6 +34,15 @@ bool FixModeJump::holds(const Fix* fix) {
     return is_one_of(fix, {"^setforce", "^freeze", "^lineforce", "^planeforce", "^nve/noforce", "^move"});
 }
 
+/// Whether a fix acts on atoms of the model. Collective.
+bool FixModeJump::touches(const Fix* fix) const {
+    int mine = 0, any = 0;
+    for (int i = 0; i < atom->nlocal; i++)
+        mine |= (atom->mask[i] & groupbit) && (atom->mask[i] & fix->groupbit);
+    MPI_Allreduce(&mine, &any, 1, MPI_INT, MPI_MAX, world);
+    return any != 0;
+}
+
 /// Stops where something of the input moves atoms, changes energies or the box in ways that the moves do not allow for.
 void FixModeJump::require_setup() const {
     if (utils::strmatch(update->integrate_style, "^respa"))
@@ -71,7 +80,9 @@ void FixModeJump::require_setup() const {
         if (utils::strmatch(fix->style, "^shake") || utils::strmatch(fix->style, "^rattle") || fix->rigid_flag)
             error->all(FLERR, "Fix modejump: fix {} ({}) constrains atoms, of the model or about it, which jumps do not keep: have flexible bonds and a shorter timestep", fix->id, fix->style);
         // whether fix_modify adds it to the printed energy or not; what thermostats tell is the energy of their bath
-        if (fix->energy_global_flag && !fix->ecouple_flag)
+        // but for CMAP, which they see, and what acts on other atoms alone: that is the same before and after
+        const bool beside = is_one_of(fix, {"^spring/self", "^wall/", "^indent", "^efield", "^addforce"}) && !touches(fix);
+        if (fix->energy_global_flag && !fix->ecouple_flag && !beside && !utils::strmatch(fix->style, "^cmap"))
             error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not see: remove one of the two, "
                               "or have its forces from a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
         if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk"}))

@@ -11,6 +11,7 @@
 #include "domain.h"
 #include "error.h"
 #include "exceptions.h"
+#include "fix.h"
 #include "force.h"
 #include "improper.h"
 #include "kspace.h"
@@ -68,7 +69,13 @@ double FixModeJump::interactions() {
     if (force->newton)
         comm->reverse_comm();
     update->eflag_global = update->ntimestep;
-    return energy_->compute_scalar();
+    double energy = energy_->compute_scalar();
+    // a part of CHARMM's force field that LAMMPS has as a fix; its forces are not among those that ranks send back
+    for (Fix* fix : modify->get_fix_by_style("^cmap")) {
+        fix->post_force(vflag);
+        energy += fix->compute_scalar();
+    }
+    return energy;
 }
 
 /// Whether an atom is farther from the first one than any energy could allow, or nowhere. LAMMPS takes the box away from a coordinate

@@ -60,6 +60,7 @@ private:
 
     // checks.cpp
     static bool holds(const Fix* fix);
+    bool touches(const Fix* fix) const;
     void require_setup() const;
     void require_motion();
     void check_masses(const modejump::Model& model, const std::vector<double>& masses) const;

@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "openmm-plugin" / "tests"))
+from model_file import scale_layer, write_model  # noqa: E402
 from peroxide import PEROXIDE, exact_energy, exact_positive, start, torsion_of, write_peroxide_model  # noqa: E402
 
 PLUGIN = ROOT / "target" / "lammps-plugin" / "modejumpplugin.so"
@@ -527,6 +528,80 @@ def test_forces_that_the_moves_do_not_see_are_refused(run, more, message):
     data_file(run.folder / "data.peroxide", at=(12.0, 12.0, 12.0))
     text = run.bad(DYNAMICS.format(seed=1) + jump(run) + more + "\nrun 10\n")
     assert message in " ".join(text.split()), text[-1500:]
+
+
+def test_an_energy_of_other_atoms_alone_makes_no_difference(run):
+    beside = "create_atoms 2 single 2.0 2.0 20.0\ngroup solute id 1:4\ngroup other subtract all solute\n"
+    jumps = jump(run).replace("jump all", "jump solute")
+    run.good(beside + DYNAMICS.format(seed=1) + jumps + "fix other other spring/self 1.0\nrun 40\n")
+    text = run.bad(beside + DYNAMICS.format(seed=1) + jumps + "fix other all spring/self 1.0\nrun 10\n")
+    assert "fix other (spring/self) has a potential energy" in text, text[-1500:]
+
+
+CHAIN = """
+units real
+atom_style molecular
+bond_style harmonic
+angle_style harmonic
+pair_style zero 6.0
+special_bonds lj/coul 0 0 0
+fix cmap all cmap {maps}
+read_data data.chain fix cmap crossterm CMAP
+pair_coeff * *
+bond_coeff 1 300 1.45
+angle_coeff 1 50 115
+timestep 0.5
+velocity all create 300.0 3
+fix dynamics all nve
+fix bath all langevin 300.0 300.0 50.0 3
+plugin load {plugin}
+fix jump all modejump 5 model chain.safetensors temp 300.0 seed 7
+thermo 5
+thermo_style custom step f_cmap f_jump[2]
+run 30000
+"""
+
+
+def test_cmap_of_charmm_has_its_say(tmp_path):
+    """Five atoms whose two torsions know of nothing but a map of CHARMM36: its mean energy is an integral."""
+    names = ["C1", "N1", "C2", "C3", "N2"]
+    topology = {"names": names, "elements": [name[0] for name in names], "residues": ["MOL1"] * 5, "bonds": [[i, i + 1] for i in range(4)]}
+    coordinates = {"kind": "internal", "frame": [0, 1, 2], "rows": [[3, 2, 1, 0], [4, 3, 2, 1]], "normalize_angles": True, "constraints": []}
+    kt = 0.0019872 * 300
+    bond, angle = math.sqrt(kt / 600) / 10, math.sqrt(kt / 100) / math.pi
+    layers = [scale_layer([0, 1, 2, 3], [0.145] * 4, [bond] * 4), scale_layer([4, 5, 6], [115 / 180] * 3, [angle] * 3)]
+    write_model(tmp_path / "chain.safetensors", coordinates, layers, [7, 8], topology=topology)
+    x = [[0, 0, 0], [1.4, 0, 0], [2.1, 1.2, 0], [3.5, 1.2, 0.4], [4.2, 2.4, 0.2]]
+    sections = {
+        "Masses": ["1 12.011", "2 14.007"],
+        "Atoms # molecular": [f"{i + 1} 1 {1 if names[i][0] == 'C' else 2} {x[i][0]} {x[i][1]} {x[i][2]}" for i in range(5)],
+        "Bonds": [f"{i} 1 {i} {i + 1}" for i in range(1, 5)],
+        "Angles": [f"{i} 1 {i} {i + 1} {i + 2}" for i in range(1, 4)],
+        "CMAP": ["1 1 1 2 3 4 5"],
+    }
+    lines = ["chain", "", "5 atoms", "4 bonds", "3 angles", "1 crossterms", "", "2 atom types", "1 bond types", "1 angle types", ""]
+    lines += [f"-15 15 {axis}lo {axis}hi" for axis in "xyz"]
+    for name, rows in sections.items():
+        lines += ["", name, "", *rows]
+    (tmp_path / "data.chain").write_text("\n".join(lines) + "\n")
+    maps = next(Path(sys.prefix).glob("lib/python3*/site-packages/lammps/share/lammps/potentials/charmm36.cmap"))
+    (tmp_path / "in.chain").write_text(CHAIN.format(maps=maps, plugin=PLUGIN))
+    lmp = next(Path(sys.prefix).glob("lib/python3*/site-packages/lammps/lmp"))
+    environment = dict(os.environ, LD_LIBRARY_PATH=str(Path(sys.prefix) / "lib"), OMP_NUM_THREADS="1")
+    done = subprocess.run([lmp, "-in", "in.chain", "-nocite"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    rows = [line.split() for line in done.stdout.splitlines() if re.fullmatch(r" +\d+ +\S+ +\d+ *", line)]
+    energy, accepted = np.array([float(row[1]) for row in rows[200:]]), int(float(rows[-1][2]))
+    # the first of the file's maps, 24 by 24, made finer by its Fourier series
+    numbers = [float(v) for line in maps.read_text().splitlines() if not line.startswith("#") for v in line.split()]
+    fine = np.zeros((240, 240), complex)
+    coarse = np.fft.fftshift(np.fft.fft2(np.reshape(numbers[:576], (24, 24))))
+    fine[108:132, 108:132] = coarse
+    values = np.fft.ifft2(np.fft.ifftshift(fine)).real * 100
+    weights = np.exp(-values / kt)
+    expected = (values * weights).sum() / weights.sum()
+    assert accepted > 200 and abs(values.mean() - expected) > 0.5
+    assert abs(energy.mean() - expected) < 5 * error_of(energy) + 0.03, (energy.mean(), error_of(energy), expected)
 
 
 def test_a_plane_is_refused(run):

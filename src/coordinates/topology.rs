@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::io::read_text;
+use std::collections::HashMap;
 use std::path::Path;
 
 /// Names, elements, residues and bonds in the order of the coordinates.
@@ -276,7 +277,11 @@ impl Topology {
         if topology.names.is_empty() {
             return Err(Error::file(path, "no ATOM or HETATM record: a PDB file is needed"));
         }
-        let index = |serial: &str| serials.iter().position(|s| s == serial);
+        let mut places: HashMap<&str, usize> = HashMap::new();
+        for (place, serial) in serials.iter().enumerate() {
+            places.entry(serial).or_insert(place);
+        }
+        let index = |serial: &str| places.get(serial).copied();
         topology.set_bonds(conect.iter().filter_map(|(a, b)| Some([index(a)?, index(b)?])));
         topology.add_bonds_by_distance(&x);
         Ok((topology, x))
@@ -298,18 +303,27 @@ impl Topology {
     /// are bonded too, but not two atoms that both have such records, as across a bicyclo[1.1.1]pentane.
     fn add_bonds_by_distance(&mut self, x: &[f64]) {
         use super::vector::distance;
+        const REACH: f64 = 1.25;
         let mut bonds = self.bonds.clone();
         let mut is_told = vec![false; self.n_atoms()];
         bonds.iter().flatten().for_each(|&atom| is_told[atom] = true);
-        for j in 0..self.n_atoms() {
-            for i in 0..j {
-                let both_hydrogen = self.elements[i] == "H" && self.elements[j] == "H";
-                let (Some(a), Some(b)) = (radius(&self.elements[i]), radius(&self.elements[j])) else { continue };
-                let both_told = is_told[i] && is_told[j];
-                if !both_hydrogen && !both_told && distance(x, i, j) < 1.25 * (a + b) {
-                    bonds.push([i, j]);
+        let radii: Vec<Option<f64>> = self.elements.iter().map(|element| radius(element)).collect();
+        // a bond goes no farther than to the next cell
+        let side = 2.0 * REACH * radii.iter().flatten().fold(1e-3, |widest: f64, &r| widest.max(r));
+        let mut cells: HashMap<[i64; 3], Vec<(usize, f64)>> = HashMap::new();
+        for (j, b) in radii.iter().enumerate().filter_map(|(j, radius)| Some((j, (*radius)?))) {
+            let cell = [0, 1, 2].map(|k| (x[3 * j + k] / side).floor() as i64);
+            for turn in 0..27_i64 {
+                let beside = [0, 1, 2].map(|k| cell[k].saturating_add(turn / [1, 3, 9][k] % 3 - 1));
+                for &(i, a) in cells.get(&beside).into_iter().flatten() {
+                    let both_hydrogen = self.elements[i] == "H" && self.elements[j] == "H";
+                    let both_told = is_told[i] && is_told[j];
+                    if !both_hydrogen && !both_told && distance(x, i, j) < REACH * (a + b) {
+                        bonds.push([i, j]);
+                    }
                 }
             }
+            cells.entry(cell).or_default().push((j, b));
         }
         self.set_bonds(bonds);
     }

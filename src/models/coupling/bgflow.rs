@@ -224,14 +224,16 @@ fn numbers_with_tensors(couplings: usize) -> Vec<usize> {
 /// Errors: other gaps between the blocks that have tensors: what is there has none, and may be another density.
 fn require_numbers(checkpoint: &Checkpoint, couplings: &[usize]) -> Result<()> {
     let with_tensors = numbers_with_tensors(couplings.len());
+    let behind = with_tensors.last().map_or(0, |last| last + 1);
     let marginals =
         [checkpoint.blocks(&format!("{MARGINAL}_mu")), checkpoint.blocks(&format!("{MARGINAL}low"))].concat();
     let found: Vec<usize> = couplings.iter().copied().chain(marginals).collect();
-    // what is too many or too few is told by the parts of it
-    match found.len() == with_tensors.len() && found != with_tensors {
+    // constants, of bonds and of the frame, come directly behind; what is too many or too few is told by the parts of it
+    let constants = checkpoint.blocks("._values_0").first().copied().unwrap_or(behind);
+    match found.len() == with_tensors.len() && (found != with_tensors || constants != behind) {
         true => Err(Error::invalid(format!(
-            "blocks {found:?} have tensors; those of a split of torsions, their couplings, a merge, a coupling of angles, one of bonds and the \
-             marginals are {with_tensors:?}: a layer without tensors between them, such as a constraint of chirality, is not read"
+            "blocks {found:?} have tensors, and {constants} has constants; those of a split of torsions, their couplings, a merge, a coupling of angles, one of bonds and the \
+             marginals are {with_tensors:?}, and constants come next: a layer without tensors between them, such as a constraint of chirality, is not read"
         ))),
         false => Ok(()),
     }

@@ -136,6 +136,19 @@ fn nothing_of_a_bgflow_checkpoint_is_left_out_in_silence() {
 }
 
 #[test]
+fn constant_bonds_have_the_lengths_of_the_checkpoint() {
+    let folder = folder("convert-lengths");
+    let stem = "tests/golden/flows/icbg_ala2_hbonds_idinit";
+    let mut all = tensors(format!("{stem}.safetensors"));
+    all.get_mut("w._blocks.11._values_0").unwrap().data[0] += 0.01;
+    let (checkpoint, output) = (folder.join("checkpoint.safetensors"), folder.join("model.safetensors"));
+    write(&checkpoint, all);
+    let mut command = modejump(&["convert", "--kind", "bgflow", "--config", &format!("{stem}.json"), "-o"]);
+    let message = command.arg(output).arg(checkpoint).fails();
+    assert!(message.contains("in the order in which the checkpoint has the bonds"), "{message}");
+}
+
+#[test]
 fn a_configuration_of_another_density_than_the_checkpoints_is_refused() {
     let folder = folder("convert-contradicted");
     let (config, output) = (folder.join("config.json"), folder.join("model.safetensors"));

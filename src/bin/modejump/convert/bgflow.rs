@@ -6,7 +6,7 @@ use modejump::coordinates::Topology;
 use modejump::io::model_file::Tensor;
 use modejump::io::write_atomically;
 use modejump::models::card::ModelConfig;
-use modejump::models::coupling::{bgflow, CouplingFlow, LayerConfig};
+use modejump::models::coupling::{bgflow, CouplingFlow, Ends, LayerConfig};
 use modejump::models::{from_bytes, Model, Precision};
 use modejump::{Error, Result};
 use serde_json::Value;
@@ -95,7 +95,7 @@ impl Convert {
 /// Says which torsions the first coupling is taken to move, which no tensor shows.
 fn note_torsions(flow: &CouplingFlow<f64>) {
     let ModelConfig::Coupling(config) = &flow.card().model else { return };
-    if let Some(LayerConfig::Spline { transformed, features, .. }) = config.layers.first() {
+    if let Some(LayerConfig::Spline { transformed, features, ends: Ends::Circular, .. }) = config.layers.first() {
         let (moved, seen) = (transformed.len(), features.periodic.len());
         eprintln!(
             "note: read as couplings of torsions of which the first moves the first {moved} given the last {seen}; a split by lists of torsions, or one \
