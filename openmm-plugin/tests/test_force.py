@@ -544,6 +544,8 @@ def test_custom_integrators_that_would_keep_bonds_where_they_were(rigid_model, p
         (["v = v+dt*f0/m", "if scale = 0", "v = v+4*dt*f1/m", "end"], True),
         (["v = v+0.5*dt*f0/m", "while scale < 0", "scale = scale+1", "end", "v = v+0.5*dt*0.2*f1/m"], False),
         (["v = v+dt*f0/m", "v = v+dt*f1*sqrt(1-scale^2)/m"], False),
+        (["v = v+dt*f1/m", "v = scale*(v+dt*f0/m)"], True),
+        (["v = v+0.333333*dt*f0/m"] * 3 + ["v = v+dt*f1/m"], True),
         (["v = v+dt*(f0+scale*f1)/m"], False),
         (["v = v+dt*(f0 + 0.5*f1)/m"], False),
         (["v = v+dt*f0/m+dt*f1/m*scale"], False),

@@ -13,6 +13,7 @@
 #include <cctype>
 #include <cmath>
 #include <map>
+#include <optional>
 #include <set>
 
 using namespace OpenMM;
@@ -125,13 +126,29 @@ Kicks kicksOf(const string& text, const map<string, double>& values, const map<s
     return kicks;
 }
 
+/** A group whose kicks are not those of the others, if there is one. */
+optional<int> unlike(const Kicks& kicks) {
+    double largest = 0;
+    for (const auto& [group, kick] : kicks)
+        largest = max(largest, abs(kick));
+    const bool ofAll = kicks.count(-1) > 0;
+    for (const auto& [group, kick] : kicks) {
+        const double expected = ofAll && group >= 0 ? 0 : kicks.begin()->second;
+        if (abs(kick - expected) > 1e-4 * largest) // fractions of a step may be decimals
+            return group;
+    }
+    return nullopt;
+}
+
 /**
- * Throws if the steps scale forces of one group as those of another are not. Groups whose kicks lie in blocks, which are run an unknown number of times,
- * are left out, and so are expressions of functions that only the Context knows.
+ * Throws if the steps scale forces of one group as those of another are not: neither kicks by themselves add up to the same, nor what is left of them
+ * behind friction. Groups whose kicks lie in blocks, which are run an unknown number of times, are left out, and so are expressions of functions that only
+ * the Context knows.
  */
 void checkScales(const vector<Step>& steps) {
     const map<string, double> values = valuesOf(steps);
-    map<string, Kicks> kept, all;
+    map<string, Kicks> kept, sums;
+    Kicks left;
     set<int> inBlocks;
     int depth = 0;
     for (const Step& step : steps) {
@@ -139,36 +156,38 @@ void checkScales(const vector<Step>& steps) {
         depth -= step.type == CustomIntegrator::BlockEnd;
         if (step.type != CustomIntegrator::ComputePerDof)
             continue;
-        Kicks kicks;
+        Kicks kicks, leftNow;
         try {
             kicks = kicksOf(step.expression, values, kept);
+            map<string, Kicks> withVelocities = kept;
+            withVelocities["v"] = left;
+            leftNow = kicksOf(step.expression, values, withVelocities);
         } catch (const Lepton::Exception&) {
             return;
         }
+        if (step.variable == "v")
+            left = leftNow;
         if (step.variable != "x" && step.variable != "v") {
             kept[step.variable] = kicks;
             continue;
         }
         for (const auto& [group, kick] : kicks) {
-            all[step.variable][group] += kick;
+            sums[step.variable][group] += kick;
             if (depth > 0)
                 inBlocks.insert(group);
         }
     }
-    for (auto& [variable, kicks] : all) {
-        for (int group : inBlocks)
+    for (int group : inBlocks) {
+        left.erase(group);
+        for (auto& [variable, kicks] : sums)
             kicks.erase(group);
-        double largest = 0;
-        for (const auto& [group, kick] : kicks)
-            largest = max(largest, abs(kick));
-        const bool ofAll = kicks.count(-1) > 0;
-        for (const auto& [group, kick] : kicks) {
-            const double expected = ofAll && group >= 0 ? 0 : kicks.begin()->second;
-            if (abs(kick - expected) > 1e-4 * largest) // fractions of a step may be decimals
-                throw OpenMMException("MonteCarloModeJump: the steps of the CustomIntegrator scale forces of one group and not of another (" + variable + ", f" +
-                                      to_string(group) + "), so they follow another potential than the System's, by which jumps are tested: scale the "
-                                      "energy, by a parameter of the Context");
-        }
+    }
+    for (const auto& [variable, kicks] : sums) {
+        const optional<int> group = unlike(kicks);
+        if (group && (variable == "x" || unlike(left)))
+            throw OpenMMException("MonteCarloModeJump: the steps of the CustomIntegrator scale forces of one group and not of another (" + variable + ", f" +
+                                  to_string(*group) + "), so they follow another potential than the System's, by which jumps are tested: scale the energy, by "
+                                  "a parameter of the Context");
     }
 }
 
