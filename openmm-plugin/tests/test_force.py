@@ -230,6 +230,20 @@ def test_wrong_atoms(peroxide_model):
     refuses(["bond", "HOH1:H1", "particle"], context_of, make(peroxide_model, particles=[3, 1, 2, 0]))
 
 
+def test_an_ion_of_no_bond_is_where_it_is(tmp_path):
+    """In the structure it is near enough for one."""
+    topology = {"names": ["C", "O", "NA"], "elements": ["C", "O", "NA"], "residues": ["MOL1", "MOL1", "NA2"], "bonds": [[0, 1], [1, 2]]}
+    model = write_model(
+        tmp_path / "ion.safetensors", {"kind": "cartesian", "dimension": 9}, [scale_layer([*range(9)], [0] * 9, [1] * 9)], [], topology=topology
+    )
+    system, bonds = openmm.System(), openmm.HarmonicBondForce()
+    for mass in (12.011, 15.999, 22.99):
+        system.addParticle(mass)
+    bonds.addBond(0, 1, 0.14, 2e5)
+    system.addForce(bonds)
+    context_of(modejump.MonteCarloModeJump(model, 0), system)
+
+
 def test_hydrogens_may_be_heavy(tmp_path):
     """Up to 4 dalton, which their neighbours have given; no heavy atom is heavier."""
 
@@ -545,6 +559,8 @@ def test_custom_integrators_that_would_keep_bonds_where_they_were(rigid_model, p
         (["v = v+0.5*dt*f0/m", "while scale < 0", "scale = scale+1", "end", "v = v+0.5*dt*0.2*f1/m"], False),
         (["v = v+dt*f0/m", "v = v+dt*f1*sqrt(1-scale^2)/m"], False),
         (["v = v+dt*f1/m", "v = scale*(v+dt*f0/m)"], True),
+        (["v = v+0.5*dt*of_each/m", "v = v+dt*f0/m", "of_each = f1", "v = v+0.5*dt*of_each/m"], True),
+        (["v = v+0.2*dt*of_each/m", "v = v+dt*f0/m", "of_each = f1"], False),
         (["v = v+0.333333*dt*f0/m"] * 3 + ["v = v+dt*f1/m"], True),
         (["v = v+dt*(f0+scale*f1)/m"], False),
         (["v = v+dt*(f0 + 0.5*f1)/m"], False),

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <set>
 
 using namespace OpenMM;
@@ -124,7 +125,20 @@ void checkBonds(const System& system, const vector<int>& particles, const Model&
         return;
     // Where no HarmonicBondForce has one of the model's bonds, they are in Forces that are not known here, such as a learned potential.
     const bool told = any_of(wanted.begin(), wanted.end(), [&](const Bond& bond) { return there.harmonic.count(bond) > 0; });
-    const auto missing = find_if(wanted.begin(), wanted.end(), [&](const Bond& bond) { return told && !there.has(bond); });
+    // metal ions near a molecule look bonded to it in a structure, and are to nothing in the System
+    set<int> bonded;
+    for (const set<Bond>* bonds : {&there.harmonic, &there.covalent})
+        for (const Bond& bond : *bonds)
+            bonded.insert({bond.first, bond.second});
+    const auto isIon = [&](int atom) {
+        static const set<string> covalent = {"H", "B", "C", "N", "O", "F", "SI", "P", "S", "CL", "SE", "BR", "I"};
+        string element = model.elements[atom];
+        transform(element.begin(), element.end(), element.begin(), [](unsigned char c) { return toupper(c); });
+        return covalent.count(element) == 0 && bonded.count(atom) == 0;
+    };
+    const auto missing = find_if(wanted.begin(), wanted.end(), [&](const Bond& bond) {
+        return told && !there.has(bond) && !isIon(bond.first) && !isIon(bond.second);
+    });
     const auto both = [&](const Bond& bond) {
         return describe(particles, model, bond.first) + " and " + describe(particles, model, bond.second);
     };

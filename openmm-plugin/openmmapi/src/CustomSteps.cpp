@@ -126,6 +126,19 @@ Kicks kicksOf(const string& text, const map<string, double>& values, const map<s
     return kicks;
 }
 
+/** What variables keep of forces from one step to the next. */
+map<string, Kicks> keptForces(const vector<Step>& steps, const map<string, double>& values) {
+    map<string, Kicks> kept;
+    for (const Step& step : steps)
+        if (step.type == CustomIntegrator::ComputePerDof && step.variable != "x" && step.variable != "v")
+            try {
+                kept[step.variable] = kicksOf(step.expression, values, kept);
+            } catch (const Lepton::Exception&) {
+                kept.erase(step.variable);
+            }
+    return kept;
+}
+
 /** A group whose kicks are not those of the others, if there is one. */
 optional<int> unlike(const Kicks& kicks) {
     double largest = 0;
@@ -147,7 +160,7 @@ optional<int> unlike(const Kicks& kicks) {
  */
 void checkScales(const vector<Step>& steps) {
     const map<string, double> values = valuesOf(steps);
-    map<string, Kicks> kept, sums;
+    map<string, Kicks> kept = keptForces(steps, values), sums;
     Kicks left;
     set<int> inBlocks;
     int depth = 0;
@@ -163,7 +176,11 @@ void checkScales(const vector<Step>& steps) {
             withVelocities["v"] = left;
             leftNow = kicksOf(step.expression, values, withVelocities);
         } catch (const Lepton::Exception&) {
-            return;
+            const set<string> used = namesIn(step.expression);
+            const bool ofForces = any_of(used.begin(), used.end(), [&](const string& name) { return names(name, "f") || kept.count(name) > 0; });
+            if (ofForces)
+                return;
+            continue;
         }
         if (step.variable == "v")
             left = leftNow;
