@@ -159,14 +159,15 @@ public:
         const auto isCoupled = [&ir](int g) {
             return ir.eI == IntegrationAlgorithm::SD1 || (ir.etc != TemperatureCoupling::No && ir.opts.tau_t[g] > 0);
         };
-        if (!isCoupled(group) && !(wanted > 0))
+        const bool coupled = isCoupled(group);
+        if (!coupled && !(wanted > 0))
         {
             throw std::runtime_error("nothing couples the temperature of the model's atoms; the option temperature is needed");
         }
-        const double reference = isCoupled(group) ? simulation_.referenceTemperature(group) : wanted;
+        const double reference = coupled ? simulation_.referenceTemperature(group) : wanted;
         for (const int atom : atoms)
         {
-            if (isCoupled(group) && simulation_.referenceTemperature(groupOf(kind, atom)) != reference)
+            if (coupled && simulation_.referenceTemperature(groupOf(kind, atom)) != reference)
             {
                 throw std::runtime_error("refused: the model's atoms are coupled to several temperatures");
             }

@@ -287,8 +287,7 @@ fn append_frames(folder: &Path, joined: &str, extension: &str, from: &Path, prog
     if head > 0 && progress.lengths.get(joined).is_some_and(|&length| length > 0) {
         check_beginning(&folder.join(joined), &beginning)?;
     }
-    let head = beginning[..head].to_vec();
-    append(folder, joined, &head, &frames, progress)?;
+    append(folder, joined, &beginning[..head], &frames, progress)?;
     if let Some(last) = last {
         progress.last_steps.insert(joined.to_string(), last);
     }

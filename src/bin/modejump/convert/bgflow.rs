@@ -4,13 +4,11 @@ use super::options::note_unread;
 use super::{fits_f32, read_any, Convert, Tensors};
 use modejump::coordinates::Topology;
 use modejump::io::model_file::Tensor;
-use modejump::io::write_atomically;
 use modejump::models::card::ModelConfig;
 use modejump::models::coupling::{bgflow, CouplingFlow, Ends, LayerConfig};
-use modejump::models::{from_bytes, Model, Precision};
+use modejump::models::{Model, Precision};
 use modejump::{Error, Result};
 use serde_json::Value;
-use std::path::Path;
 
 impl Convert {
     pub(super) fn bgflow(&self) -> Result<()> {
@@ -28,7 +26,8 @@ impl Convert {
             .map_err(|e| Error::file(&self.checkpoint, format!("as a bgflow checkpoint: {e}")))?;
         self.complete(flow.card_mut(), &bytes);
         note_torsions(&flow);
-        save(flow, &self.output)?;
+        let (bytes, precision) = bytes_of(flow)?;
+        self.write(&bytes, precision)?;
         if config.get("z_matrix").is_some() {
             self.note_hands();
         } else if self.topology.is_some() {
@@ -162,12 +161,10 @@ fn add_constraints(tensors: &mut Tensors, config: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Stores single precision where that loses nothing. What cannot be read again replaces nothing.
-fn save(flow: CouplingFlow<f64>, path: &Path) -> Result<()> {
-    let (bytes, precision) = match fits_f32(flow.parameters()) {
+/// In single precision where that loses nothing.
+fn bytes_of(flow: CouplingFlow<f64>) -> Result<(Vec<u8>, Precision)> {
+    Ok(match fits_f32(flow.parameters()) {
         true => (flow.cast::<f32>()?.to_bytes()?, Precision::F32),
         false => (flow.to_bytes()?, Precision::F64),
-    };
-    from_bytes(&path.display().to_string(), &bytes, precision)?;
-    write_atomically(path, &bytes)
+    })
 }

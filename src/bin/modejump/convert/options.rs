@@ -121,7 +121,7 @@ impl Convert {
         self.write(&bytes, precision)
     }
 
-    /// Writes a model file. Errors: the model would not load.
+    /// Writes a model file. Errors: the model would not load; what was there stays.
     pub fn write(&self, bytes: &[u8], precision: Precision) -> Result<()> {
         from_bytes(&self.output.display().to_string(), bytes, precision)?;
         modejump::io::write_atomically(&self.output, bytes)

@@ -4,13 +4,13 @@ use super::options::{check_and_note, head_size, lacks, noisy_centroid, note_unre
 use super::Convert;
 use modejump::coordinates::chirality::stereocentres;
 use modejump::coordinates::AtomOrder;
-use modejump::io::{model_file, write_atomically};
+use modejump::io::model_file;
 use modejump::models::card::{ModelCard, ModelConfig};
 use modejump::models::network::Trainable;
 use modejump::models::tarflow::format::{of_transferable_checkpoint, Unsaid};
 use modejump::models::tarflow::transferable::{Config, RESIDUE_BASE};
 use modejump::models::tarflow::{PeptideConfig, TarNetwork};
-use modejump::models::{from_bytes, Precision};
+use modejump::models::Precision;
 use modejump::{Error, Result};
 use serde_json::{json, Value};
 
@@ -109,8 +109,7 @@ impl Convert {
         card.provenance.insert("bound_from".into(), format!("{source} ({})", file.hash));
         drop(file.tensors);
         let bytes = model_file::with_card(&name, bytes, &card)?;
-        from_bytes(&self.output.display().to_string(), &bytes, Precision::F32)?;
-        write_atomically(&self.output, &bytes)
+        self.write(&bytes, Precision::F32)
     }
 
     /// What a topology has that the model cannot express.
