@@ -7,6 +7,7 @@ pub mod chirality;
 pub mod constraints;
 pub mod frame;
 pub mod internal;
+mod naming;
 pub mod peptide;
 mod placement;
 pub mod superpose;

@@ -103,74 +103,6 @@ impl Topology {
         (0..self.n_atoms()).find(|&i| self.residues[i] == residue && self.names[i] == name)
     }
 
-    /// Where each atom is in another program's list of the same molecule: `order[i]` is the index there of atom i here.
-    /// Atoms are told by their names within their residues; residues by their names in the order in which they come,
-    /// whatever their numbers, as `ALA2` or `ALA`.
-    ///
-    /// Errors: another number of atoms or residues, a residue of another name, an atom that is not there or is there
-    /// twice; named.
-    pub fn match_atoms(&self, residues: &[&str], names: &[&str]) -> Result<Vec<usize>> {
-        if names.len() != self.n_atoms() || residues.len() != names.len() {
-            return Err(Error::invalid(format!("{} atoms given, the model has {}", names.len(), self.n_atoms())));
-        }
-        let own: Vec<&str> = self.residues.iter().map(String::as_str).collect();
-        let (own, theirs) = (residue_runs(&own), residue_runs(residues));
-        if own.len() != theirs.len() {
-            return Err(Error::invalid(format!("{} residues given, the model has {}", theirs.len(), own.len())));
-        }
-        let mut order = vec![0; names.len()];
-        for (here, there) in own.into_iter().zip(theirs) {
-            let (a, b) = (&self.residues[here.start], residues[there.start]);
-            if residue_name(a) != residue_name(b) {
-                return Err(Error::invalid(format!("residue {b} given where the model has {a}")));
-            }
-            if here.len() != there.len() {
-                return Err(Error::invalid(format!(
-                    "residue {b} has {} atoms, in the model {}",
-                    there.len(),
-                    here.len()
-                )));
-            }
-            for i in here {
-                let mut found = there.clone().filter(|&k| names[k] == self.names[i]);
-                order[i] = match (found.next(), found.next()) {
-                    (Some(k), None) => k,
-                    (None, _) => {
-                        let there: Vec<&str> = there.map(|k| names[k]).collect();
-                        let message = format!(
-                            "atom {} of the model is not in residue {b}, which has {}: give its atoms the model's names",
-                            self.label(i),
-                            there.join(", ")
-                        );
-                        return Err(Error::invalid(message));
-                    }
-                    (Some(_), Some(_)) => {
-                        return Err(Error::invalid(format!("residue {b} has more than one atom {}", self.names[i])))
-                    }
-                };
-            }
-        }
-        Ok(order)
-    }
-
-    /// Whether another list of as many atoms has them in this order, by their names; `whose` says of what this is the
-    /// list.
-    ///
-    /// Errors: the first atom that differs.
-    pub fn require_order(&self, other: &Topology, whose: &str) -> Result<()> {
-        let mut pairs = self.names.iter().zip(&other.names);
-        match pairs.position(|(own, name)| own != name) {
-            None => Ok(()),
-            Some(i) => {
-                let (here, own) = (other.label(i), self.label(i));
-                let message = format!(
-                    "{here} stands where the {whose} has {own}: give its atoms, in its order and with its names"
-                );
-                Err(Error::invalid(message))
-            }
-        }
-    }
-
     /// Whether these can be the masses (dalton) of the atoms. Repartitioning makes hydrogens heavier and their
     /// neighbours lighter, but no heavy atom heavier, so that atoms which have changed places show by the one that is
     /// too heavy for its element. A carbon may have the mass of the hydrogens that a united atom leaves out.
@@ -418,31 +350,6 @@ mod tests {
     }
 
     #[test]
-    fn atoms_are_matched_by_name_within_residues() {
-        let own = |v: [&str; 5]| v.map(String::from).to_vec();
-        let topology = Topology {
-            names: own(["CH3", "HH31", "C", "N", "H"]),
-            elements: own(["C", "H", "C", "N", "H"]),
-            residues: own(["ACE1", "ACE1", "ACE1", "NME3", "NME3"]),
-            bonds: vec![],
-        };
-        let residues = ["ACE7", "ACE7", "ACE7", "NME8", "NME8"];
-        let order = topology.match_atoms(&residues, &["HH31", "CH3", "C", "N", "H"]).unwrap();
-        assert_eq!(order, [1, 0, 2, 3, 4]);
-        for (residues, names, reason) in [
-            (["ACE1", "ACE1", "ACE1", "NME3", "NME3"], ["HH31", "CH3", "C", "N", "HN"], "NME3:H (atom 5)"),
-            (["ACE1", "ACE1", "ACE1", "NME3", "NME3"], ["HH31", "CH3", "C", "N", "N"], "more than one"),
-            (["ACE1", "ACE1", "ACE1", "ALA3", "ALA3"], ["HH31", "CH3", "C", "N", "H"], "ALA3"),
-            (["ACE1", "ACE1", "NME3", "NME3", "NME3"], ["HH31", "CH3", "C", "N", "H"], "2 atoms, in the model 3"),
-            (["ACE1"; 5], ["HH31", "CH3", "C", "N", "H"], "1 residues"),
-        ] {
-            let message = topology.match_atoms(&residues, &names).unwrap_err().to_string();
-            assert!(message.contains(reason), "{message}");
-        }
-        assert!(topology.match_atoms(&residues[..4], &["CH3"; 4]).is_err());
-    }
-
-    #[test]
     fn residues_may_have_negative_numbers() {
         for (label, name, number) in
             [("ALA2", "ALA", "2"), ("ALA-1", "ALA", "-1"), ("ALA", "ALA", ""), ("X-", "X-", ""), ("1PE12", "1PE", "12")]
@@ -459,26 +366,6 @@ mod tests {
             residues: vec!["LIG1".into(); 7],
             bonds: vec![],
         }
-    }
-
-    #[test]
-    fn the_first_atom_in_another_order_is_named() {
-        let (own, mut other) = (methylamine(), methylamine());
-        other.residues = vec!["UNL7".into(); 7];
-        own.require_order(&other, "model").unwrap();
-        other.names.swap(2, 5);
-        let message = own.require_order(&other, "model").unwrap_err().to_string();
-        assert!(message.contains("UNL7:H4 (atom 3) stands where the model has LIG1:H2 (atom 3)"), "{message}");
-        // names that are elements and numbers are names, too
-        let numbered = |elements: [&str; 3]| Topology {
-            names: elements.iter().enumerate().map(|(i, element)| format!("{element}{}", i + 1)).collect(),
-            elements: elements.map(String::from).to_vec(),
-            residues: vec!["LIG1".into(); 3],
-            bonds: vec![],
-        };
-        let (hoh, ohh) = (numbered(["H", "O", "H"]), numbered(["O", "H", "H"]));
-        assert!(hoh.require_order(&ohh, "model").unwrap_err().to_string().contains("O1"));
-        assert!(hoh.require_masses(&[15.999, 1.008, 1.008]).unwrap_err().to_string().contains("LIG1:H1"));
     }
 
     #[test]
