@@ -56,6 +56,8 @@ static __device__ void arrived() {
 #define IN_SHARED(pointer) __builtin_assume(__isShared(pointer))
 #define COPY_LATER(to, from) copy_later(to, from)
 #define ARRIVED() arrived()
+// The compiler moves no load behind it, wherever it finds that registers are better used otherwise.
+#define ALL_ASKED() __syncwarp(__activemask())
 #endif
 
 typedef REAL real;

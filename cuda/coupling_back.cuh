@@ -191,8 +191,9 @@ static __device__ void affine_back(const Arguments& a, const Shared& s, const La
     double *g = &cotangents(s)[place], *scale = &s.terms[c * TILE + row];
     real* shift = &s.out[c * TILE + row];
     const double factor = exp(generate ? *scale : -*scale);
-    const double by_scale = generate ? *g * (s.u[place] - (double)*shift) : -*g * s.u[place];
-    *scale = by_scale + log_det_cotangents(s)[row];
+    const double log_det = log_det_cotangents(s)[row];
+    // fma, since the compiler would use it for some of the values of TILE and not for others
+    *scale = generate ? fma(*g, s.u[place] - (double)*shift, log_det) : fma(-*g, s.u[place], log_det);
     *shift = (real)(generate ? *g : -*g * factor);
     *g *= factor;
     restore(a, s, layer, kept, c, row);

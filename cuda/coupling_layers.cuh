@@ -22,7 +22,7 @@ static __device__ void put_rows(real* to, const real* from) {
 
 #if TILE == 1
 // start + W x of one output. It asks for AHEAD weights before it adds the first: what takes time here is to wait for them.
-#define AHEAD 64
+#define AHEAD 48
 static __device__ __noinline__ real weighted(const real* w, int n_in, int n_out, int o, real start, const real* x) {
   real sum = start;
   for (int first = 0; first < n_in; first += AHEAD) {
@@ -31,6 +31,7 @@ static __device__ __noinline__ real weighted(const real* w, int n_in, int n_out,
     for (int k = 0; k < AHEAD; ++k) {
       if (first + k < n_in) weight[k] = w[(size_t)(first + k) * n_out + o];
     }
+    ALL_ASKED();
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
       if (first + k < n_in) sum += weight[k] * x[first + k];

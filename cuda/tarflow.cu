@@ -86,7 +86,11 @@ struct State {
   // Keys [LAYERS][samples][HEADS][WIDTH][tokens], and after those of each head its values [tokens][WIDTH].
   __device__ real* kept() const { return hidden() + EVEN(HIDDEN) * LANES; }
 
-  __device__ real* sums() const { return shared; }                       // [2][PARTS][LANES]
+  // [2][PARTS][LANES]
+  __device__ real* sums() const {
+    IN_SHARED(shared);
+    return shared;
+  }
   __device__ real* output() const { return sums() + 2 * PARTS * LANES; }
   __device__ real* partial() const { return output() + 2 * SIZE * LANES; }  // [THREADS][VALUES]
   // What is staged, and in its place what attention needs, [WARPS][WIDTH + tokens].
@@ -587,7 +591,6 @@ static __device__ void run_stage(const Arguments& a, const State& m, const Team&
   const int steps = a.encode ? (a.tokens - 1 + LANES - 1) / LANES : a.tokens - 1;
   At at = {tile, 0};
   if (team.rank == 0) enter(a, m, at, flow);
-  if (ALONE) ARRIVED();  // what the last step of the stage before asked for, to the same places
   ask<CHANNELS>(a, m, layers[0].qkv, 3 * CHANNELS, first_of(team));
   meet(team);
   for (; at.step < steps; ++at.step) {
@@ -614,6 +617,7 @@ static __device__ void run_stage(const Arguments& a, const State& m, const Team&
     }
     meet(team);
   }
+  if (ALONE) ARRIVED();  // what the last step asked for, before its places are the next stage's, or nobody's
 }
 
 KERNEL(tarflow, Arguments) {

@@ -463,6 +463,7 @@ template <class T> T atomic_min(T* address, T value) {
 #define MMA(c, a, b) fibres::mma(c, a, b, __LINE__)
 #define COPY_LATER(to, from) fibres::copy_later(to, from)
 #define ARRIVED() fibres::arrived()
+#define ALL_ASKED() ((void)0)
 #define IN_GLOBAL(pointer) (void)(pointer)
 #define IN_SHARED(pointer) (void)(pointer)
 #define atomicMin(address, value) fibres::atomic_min(address, value)

@@ -8,6 +8,7 @@ use crate::models::Model;
 use crate::moves::{Exchange, State, Statistics};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -44,7 +45,8 @@ pub struct ReplicasState {
 /// Langevin dynamics of one molecule at several temperatures, with exchanges of neighbours through maps between their
 /// ensembles.
 ///
-/// Replica k stays at its temperature; the configurations move. Replicas run one after the other.
+/// Replica k stays at its temperature; the configurations move. Between exchanges replicas run side by side, as many as
+/// there are threads.
 pub struct ExchangingReplicas {
     replicas: Vec<Replica>,
     /// Between k and k + 1.
@@ -125,7 +127,7 @@ impl ExchangingReplicas {
     /// the second, the second with the third, and so on.
     pub fn iterate(&mut self) -> Result<()> {
         let interval = self.interval;
-        self.replicas.iter_mut().try_for_each(|replica| replica.run(interval))?;
+        self.replicas.par_iter_mut().try_for_each(|replica| replica.run(interval))?;
         self.step += interval;
         let mut changed = vec![false; self.replicas.len()];
         for (k, exchange) in self.exchanges.iter_mut().enumerate() {
