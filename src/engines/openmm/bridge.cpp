@@ -6,6 +6,7 @@
 #include <openmm/serialization/XmlSerializer.h>
 
 #include <mutex>
+#include <optional>
 #include <sstream>
 
 using OpenMM::Context;
@@ -84,6 +85,15 @@ private:
 };
 
 std::mutex RandomTurn::mutex;
+
+// Whether steps draw from that one state: on the Reference platform, and on the CPU platform those of a thermostat whose
+// kernel is Reference's.
+bool draws_in_turn(const OpenMM::System &system, const Platform &platform) {
+    bool andersen = false;
+    for (int i = 0; i < system.getNumForces(); i++)
+        andersen |= dynamic_cast<const OpenMM::AndersenThermostat *>(&system.getForce(i)) != nullptr;
+    return platform.getName() == "Reference" || (platform.getName() == "CPU" && andersen);
+}
 
 std::map<string, string> properties(const Platform &platform, size_t threads) {
     if (platform.getName() == "CPU" && threads > 0)
@@ -246,7 +256,8 @@ std::unique_ptr<Evaluator> new_evaluator(const std::shared_ptr<System> &system, 
 
 Simulation::Simulation(std::shared_ptr<System> shared, Platform &platform, size_t threads, double temperature,
                        double friction, double timestep, int seed)
-    : system(std::move(shared)), integrator(temperature, friction, timestep), buffer(system->n_particles()) {
+    : system(std::move(shared)), integrator(temperature, friction, timestep), buffer(system->n_particles()),
+      in_turn(draws_in_turn(*system->system, platform)) {
     integrator.setRandomNumberSeed(seed);
     RandomTurn turn(random_state);
     context = std::make_unique<Context>(*system->system, integrator, platform, properties(platform, threads));
@@ -261,7 +272,9 @@ Simulation::Simulation(std::shared_ptr<System> shared, Platform &platform, size_
 }
 
 void Simulation::step(size_t n) {
-    RandomTurn turn(random_state);
+    std::optional<RandomTurn> turn;
+    if (in_turn)
+        turn.emplace(random_state);
     integrator.step(static_cast<int>(n));
 }
 

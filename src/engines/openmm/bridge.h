@@ -93,6 +93,7 @@ private:
     std::unique_ptr<OpenMM::Context> context;
     std::vector<OpenMM::Vec3> buffer, forces;
     std::string random_state;
+    bool in_turn;
 };
 
 // What surrounds a part of a Simulation, and gives way when that part is moved; the plugin's own code.

@@ -46,7 +46,7 @@ pub struct ReplicasState {
 /// ensembles.
 ///
 /// Replica k stays at its temperature; the configurations move. Between exchanges replicas run side by side, as many as
-/// there are threads.
+/// there are threads; on the Reference platform, whose random numbers are one sequence a process, by turns.
 pub struct ExchangingReplicas {
     replicas: Vec<Replica>,
     /// Between k and k + 1.
@@ -212,5 +212,20 @@ mod tests {
             }
         }
         assert!(replicas.statistics().all(|s| s.acceptance() > 0.3));
+    }
+
+    #[test]
+    fn replicas_side_by_side_go_where_they_go_by_turns() {
+        let (system, x) = (chain(2, ""), [0.0, 0.0, 0.0, 0.4, 0.0, 0.0]);
+        let ends = [1, 2].map(|threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let models = [0; 3].map(|_| about(&x, 1.0));
+            let dynamics = SimulationOptions { platform: "CPU".into(), ..SimulationOptions::default() };
+            let mut replicas = ExchangingReplicas::new(&system, &dynamics, &models, &[300.0, 320.0, 340.0], 5).unwrap();
+            replicas.start(&x).unwrap();
+            pool.install(|| (0..20).try_for_each(|_| replicas.iterate())).unwrap();
+            replicas.replicas.into_iter().flat_map(|replica| replica.x).collect::<Vec<f64>>()
+        });
+        assert_eq!(ends[0], ends[1]);
     }
 }
