@@ -226,13 +226,20 @@ int modejump_openmm_attempt(void* force, void* context, int* accepted) {
 }
 
 int modejump_openmm_check_ensemble(void* context) {
-    return guarded([&] { checkEnsemble(Peek::implOf(contextOf(context)).getIntegrator()); });
+    return guarded([&] {
+        OpenMM::ContextImpl& impl = Peek::implOf(contextOf(context));
+        checkEnsemble(impl.getIntegrator(), impl.getSystem());
+    });
+}
+
+int modejump_openmm_find_temperature(void* context, double* kelvin) {
+    return guarded([&] { *kelvin = findOneTemperature(Peek::implOf(contextOf(context))); });
 }
 
 int modejump_openmm_draw_velocities(void* context, double temperature, uint64_t seed, uint64_t step, uint64_t replica) {
     return guarded([&] {
         OpenMM::ContextImpl& impl = Peek::implOf(contextOf(context));
-        checkEnsemble(impl.getIntegrator());
+        checkEnsemble(impl.getIntegrator(), impl.getSystem());
         std::vector<int> particles;
         for (int i = 0; i < impl.getSystem().getNumParticles(); i++)
             if (impl.getSystem().getParticleMass(i) > 0)

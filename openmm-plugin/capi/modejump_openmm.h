@@ -46,8 +46,11 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_particles(void *force, int capaci
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_set_latent_walk(void *force, int n, const double *widths);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_latent_walk(void *force, int capacity, double *widths, int *n);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_attempt(void *force, void *context, int *accepted);
-/* Fails if the Context's integrator samples another distribution than the classical one of the System, as Drude's do. */
+/* Fails if the Context's integrator samples another distribution than the classical one of the System, as Drude's do, and CustomIntegrators that scale
+ * forces. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_check_ensemble(void *context);
+/* The temperature (K) that the dynamics of a Context has now; 0 if it has none, or several. */
+MODEJUMP_OPENMM_EXPORT int modejump_openmm_find_temperature(void *context, double *kelvin);
 /* Gives all particles of a Context new velocities of that temperature (K), as after an accepted move, without momentum if the System has
  * a CMMotionRemover. The random numbers are a function of seed, step and replica. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_draw_velocities(void *context, double temperature, uint64_t seed, uint64_t step,

@@ -11,7 +11,7 @@ import openmm
 import pytest
 import toy
 from model_file import scale_layer, write_model
-from openmm import amd, app, unit
+from openmm import app, unit
 from peroxide import BONDS, OH, PEROXIDE, peroxide_system, start, write_peroxide_model
 
 import modejump
@@ -405,96 +405,6 @@ def test_unsupported_integrators(gaussian_model):
     refuses("addUpdateContextState() 0 times", context_of, make(gaussian_model), toy.well_system(), compound)
 
 
-def custom(*steps, **variables):
-    """A CustomIntegrator of steps "variable = expression": of a degree of freedom, of a global variable, or "sum variable = expression"."""
-    integrator = openmm.CustomIntegrator(0.001)
-    for name, value in {"kT": toy.KT, **variables}.items():
-        if value is None:
-            integrator.addPerDofVariable(name, 0)
-        else:
-            integrator.addGlobalVariable(name, value)
-    integrator.addUpdateContextState()
-    for step in steps:
-        name, expression = step.split(" = ", 1)
-        if name in ("x", "v") or name in variables and variables[name] is None:
-            integrator.addComputePerDof(name, expression)
-        elif name.startswith("sum "):
-            integrator.addComputeSum(name[4:], expression)
-        else:
-            integrator.addComputeGlobal(name, expression)
-    return integrator
-
-
-def test_integrators_that_follow_another_potential(gaussian_model):
-    """Neither the System's ensemble comes out nor that of the other potential."""
-
-    def make(integrator):
-        context_of(modejump.MonteCarloModeJump(gaussian_model, 5), toy.well_system(), integrator)
-
-    compound = openmm.CompoundIntegrator()
-    compound.addIntegrator(toy.langevin())
-    compound.addIntegrator(amd.AMDIntegrator(0.002, 2.0, 8.0))
-    for integrator in (
-        amd.AMDIntegrator(0.002, 2.0, 8.0),
-        amd.AMDForceGroupIntegrator(0.002, 0, 2.0, 8.0),
-        amd.DualAMDIntegrator(0.002, 0, 2.0, 8.0, 2.0, 8.0),
-        compound,
-        # through variables, of which one is computed before the one that it comes of
-        custom("boost = 1-k*(E-u)", "u = energy0", "fb = boost*f", "v = v+dt*fb/m", "x = x+dt*v", boost=1, u=0, E=9, k=0.1, fb=None),
-        custom("v = v+dt*f/m", "u = energy", "x = x+dt*v+1e-9*u*f1", u=0),
-    ):
-        refuses(["CustomIntegrator", "another potential", "choose another"], make, integrator)
-    # energies that only decide, and names that only look like energies and forces
-    move = ("v = v+0.5*dt*f/m", "x = x+dt*v", "v = v+0.5*dt*f/m")
-    hybrid = ("v = sqrt(kT/m)*gaussian", "sum ke = 0.5*m*v*v", "before = ke+energy", "xold = x", *move, "sum ke = 0.5*m*v*v")
-    accept = ("accept = step(exp((before-ke-energy)/kT)-uniform)", "x = select(accept,x,xold)", "v = select(accept,v,-v)")
-    names = {"ke": 0, "before": 0, "accept": 0, "xold": None}
-    make(custom(*hybrid, *accept, **names))
-    force_bias = ("u = energy", "xold = x", "xnew = x+dt*f/m+gaussian", "x = xnew", "accept = step(exp((u-energy)/kT)-uniform)")
-    make(custom(*force_bias, "x = select(accept,xnew,xold)", u=0, accept=0, xold=None, xnew=None))
-    make(custom("work = 1e0*energy", "energyless = 2", "v = v+0.5*dt*energyless*f/m", "x = x+dt*v", work=0, energyless=0))
-
-
-def test_force_groups_that_the_steps_leave_out(gaussian_model):
-    """T6: as of a Force that is only watched. It would decide about jumps, and the dynamics knows nothing of it."""
-
-    def system(*more):
-        result = toy.well_system()
-        for force in more:
-            force.setForceGroup(2)
-            result.addForce(copy.deepcopy(force))
-        return result
-
-    def multiple(groups=None):
-        integrator = openmm.MTSLangevinIntegrator(300, 5, 0.002, [(0, 1), (1, 2)])
-        if groups is not None:
-            integrator.setIntegrationForceGroups(groups)
-        return integrator
-
-    def make(integrator, *forces):
-        jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3)
-        jump.setForceGroup(5)
-        context = context_of(jump, system(*forces), integrator)
-        context.setPositions([[0.0, 0.0, 0.0]])
-        return jump, context
-
-    message = ["force group 2 (CustomExternalForce)", "setIntegrationForceGroups({0, 1})"]
-    refuses(message, make, multiple(), toy.external("10*x"))
-    compound = openmm.CompoundIntegrator()
-    compound.addIntegrator(toy.langevin())
-    compound.addIntegrator(multiple())
-    refuses(message, make, compound, toy.external("10*x"))
-    nonbonded = openmm.NonbondedForce()
-    nonbonded.addParticle(0, 1, 0)
-    nonbonded.setReciprocalSpaceForceGroup(3)
-    refuses(["force group 2 (NonbondedForce)"], make, multiple(), nonbonded)
-    refuses(["force group 3 (NonbondedForce)"], make, multiple({0, 1, 3}), nonbonded)
-    make(multiple(), openmm.CMMotionRemover(), openmm.AndersenThermostat(300, 1))
-    make(custom("v = v+dt*f/m+0*f1", "x = x+dt*v"), toy.external("10*x"))
-    jump, context = make(multiple({0, 1}), toy.external("10*x"))
-    assert all(jump.attempt(context) for _ in range(20))  # the model is exact without the other Force
-
-
 @pytest.mark.parametrize("method", ["CutoffNonPeriodic", "CutoffPeriodic"])
 def test_atoms_that_no_bond_makes_whole_are_refused_in_a_box(tmp_path, method):
     """When the Context is made, and not by the first attempt, hours later."""
@@ -513,92 +423,6 @@ def test_atoms_that_no_bond_makes_whole_are_refused_in_a_box(tmp_path, method):
         refuses("atom 2 is not bonded to the molecule of atom 1", context_of, jump, system)
     else:
         context_of(jump, system)
-
-
-def test_custom_integrators_that_would_keep_bonds_where_they_were(rigid_model, peroxide_model):
-    """On Reference and CPU, whose CustomIntegrators constrain in directions from before a jump."""
-
-    def step(constrained, frequency, make_integrator, model=rigid_model):
-        jump = modejump.MonteCarloModeJump(model, frequency, seed=3)
-        integrator = make_integrator()
-        # that is for energies as well
-        context = context_of(jump, peroxide_system(constrained), integrator)
-        context.setPositions(start())
-        integrator.step(1)
-
-    def multiple():
-        return openmm.MTSLangevinIntegrator(300, 1, 0.001, [(0, 2)])
-
-    def without():
-        return toy.splitting(after_jumps=False)
-
-    def compound():
-        integrator = openmm.CompoundIntegrator()
-        integrator.addIntegrator(toy.langevin())
-        integrator.addIntegrator(without())
-        return integrator
-
-    for make_integrator in (multiple, without, compound):
-        refuses(["Reference", "addConstrainPositions() directly after"], step, OH, 5, make_integrator)
-        step(OH, 0, make_integrator)
-        step((), 5, make_integrator, peroxide_model)
-    step(OH, 5, toy.splitting)
-
-
-@pytest.mark.parametrize(
-    "steps, allowed",
-    [
-        (["v = v+0.5*dt*f0/m", "v = v+0.5*dt*scale*f1/m"], False),
-        (["v = v+0.5*dt*f0/m", "v = v+0.5*dt*of_each*f1/m"], False),
-        (["v = v+0.5*dt*f0/m", "v = v+0.5*dt*0.2*f1/m"], False),
-        (["v = v+dt*f/m", "v = v-0.8*dt*f1/m"], False),
-        (["v = v+0.5*dt*kick*f0/m; kick=1", "v = v+dt*f1/(2*m)"], True),
-        (["of_each = f1", "v = v+dt*f0/m", "v = v+0.2*dt*of_each/m"], False),
-        (["of_each = f1", "v = v+dt*f0/m", "v = v+dt*of_each/m"], True),
-        (["v = v+dt*f0/m", "if scale = 0", "v = v+4*dt*f1/m", "end"], True),
-        (["v = v+0.5*dt*f0/m", "while scale < 0", "scale = scale+1", "end", "v = v+0.5*dt*0.2*f1/m"], False),
-        (["v = v+dt*f0/m", "v = v+dt*f1*sqrt(1-scale^2)/m"], False),
-        (["v = v+dt*f1/m", "v = scale*(v+dt*f0/m)"], True),
-        (["v = v+0.5*dt*of_each/m", "v = v+dt*f0/m", "of_each = f1", "v = v+0.5*dt*of_each/m"], True),
-        (["v = v+0.2*dt*of_each/m", "v = v+dt*f0/m", "of_each = f1"], False),
-        (["v = v+0.333333*dt*f0/m"] * 3 + ["v = v+dt*f1/m"], True),
-        (["v = v+dt*(f0+scale*f1)/m"], False),
-        (["v = v+dt*(f0 + 0.5*f1)/m"], False),
-        (["v = v+dt*f0/m+dt*f1/m*scale"], False),
-        (["v = v+dt*(f0+f1)/m"], True),
-        (["v = v+0.5*dt*f1/m", "v = v+0.5*(dt/2)*f0/m", "v = v+0.5*(dt/2)*f0/m"], True),
-        (["x = x+dt*f0/(m*scale)+dt*f1/(m*scale)"], True),
-        (["v = v+dt*f/m"], True),
-    ],
-)
-def test_scaled_groups_of_a_custom_integrator(gaussian_model, steps, allowed):
-    """Scaled forces are those of another potential than the one by which jumps are tested."""
-    integrator = openmm.CustomIntegrator(0.001)
-    integrator.addGlobalVariable("kT", toy.KT)
-    integrator.addGlobalVariable("scale", 0.5)
-    integrator.addPerDofVariable("of_each", 0.2)
-    integrator.addUpdateContextState()
-    for step in steps:
-        if step.startswith("if "):
-            integrator.beginIfBlock(step[3:])
-        elif step.startswith("while "):
-            integrator.beginWhileBlock(step[6:])
-        elif step == "end":
-            integrator.endBlock()
-        elif step.startswith("scale = "):
-            integrator.addComputeGlobal(*step.split(" = "))
-        else:
-            integrator.addComputePerDof(*step.split(" = "))
-    integrator.addComputePerDof("x", "x+dt*v")
-    system = toy.well_system()
-    tilt = toy.external("x")
-    tilt.setForceGroup(1)
-    system.addForce(tilt)
-    jump = modejump.MonteCarloModeJump(gaussian_model, 0, seed=3)
-    if allowed:
-        context_of(jump, system, integrator)
-    else:
-        refuses(["scale forces of one group", "a parameter of the Context"], context_of, jump, system, integrator)
 
 
 def test_a_hard_wall_of_the_integrator_is_refused(gaussian_model):

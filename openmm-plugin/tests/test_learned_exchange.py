@@ -303,6 +303,41 @@ def test_what_cannot_be_exchanged_is_refused(wells, peroxides):
     watching.addForce(tilt)
     simulation = well_simulation(watching)
     simulation.integrator.setIntegrationForceGroups({0})
-    with pytest.raises(ValueError, match="force group 5 .* is not among those"):
+    with pytest.raises(ValueError, match="force group 5 .* counts 1 times in the energy of state 0.* and 0 times"):
         sampler(states, simulation, 10, between_wells)
     sampler([{**state, "groups": {0}} for state in states], simulation, 10, between_wells)
+    differing = [{**states[0], "groups": {0}}, {**states[1], "groups": {0: 1.0, 5: 0.5}}]
+    with pytest.raises(ValueError, match="force group 5 .* counts 0.5 times in the energy of state 1.*a parameter of the Context"):
+        sampler(differing, simulation, 10, between_wells)
+
+
+def simulation_of(integrator):
+    simulation = app.Simulation(topology("C", "C"), toy.well_system(), integrator, *toy.platform())
+    simulation.context.setPositions([[0.01, 0.0, 0.0]])
+    return simulation
+
+
+def test_states_whose_dynamics_is_at_another_temperature_are_refused(wells):
+    """OpenMM's own sampler leaves integrators that it cannot set at their temperature, without a word."""
+    states = [{"temperature": 300.0}, {"temperature": 450.0}]
+    maps = [modejump.Bijection(*wells)]
+    for integrator, message in (
+        (openmm.MTSLangevinIntegrator(300, 1, 0.001, [(0, 1)]), "state 1 is at 450 K, and with MTSLangevinIntegrator its dynamics is at 300 K"),
+        (openmm.VerletIntegrator(0.001), "state 0 is at 300 K.* no temperature"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            modejump.LearnedReplicaExchangeSampler(states, simulation_of(integrator), 10, maps)
+    simulation = simulation_of(toy.langevin(temperature=310.0))
+    modejump.LearnedReplicaExchangeSampler(states, simulation, 10, maps)
+    assert toy.positions(simulation.context)[0][0] == pytest.approx(0.01)
+
+
+def test_integrators_of_another_potential_exchange_nothing(wells):
+    states = [{"temperature": 300.0}, {"temperature": 450.0}]
+    integrator = openmm.CustomIntegrator(0.001)
+    integrator.addGlobalVariable("temperature", 300.0)
+    integrator.addUpdateContextState()
+    integrator.addComputePerDof("v", "v+0.5*dt*f/m")
+    integrator.addComputePerDof("x", "x+dt*v")
+    with pytest.raises(openmm.OpenMMException, match="scale forces by 0.5"):
+        modejump.LearnedReplicaExchangeSampler(states, simulation_of(integrator), 10, [modejump.Bijection(*wells)])

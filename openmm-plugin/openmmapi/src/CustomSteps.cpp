@@ -1,19 +1,14 @@
 #include "CustomSteps.h"
 
 #include "ClassName.h"
+#include "CustomKicks.h"
 #include "MonteCarloModeJump.h"
+#include "Steps.h"
 #include "openmm/CMMotionRemover.h"
 #include "openmm/NonbondedForce.h"
-#include "lepton/Exception.h"
-#include "lepton/ParsedExpression.h"
-#include "lepton/Parser.h"
 #include "openmm/OpenMMException.h"
 
 #include <algorithm>
-#include <cctype>
-#include <cmath>
-#include <map>
-#include <optional>
 #include <set>
 
 using namespace OpenMM;
@@ -23,45 +18,59 @@ namespace ModeJumpPlugin {
 
 namespace {
 
-struct Step {
-    CustomIntegrator::ComputationType type;
-    string variable, expression;
-};
-
-vector<Step> stepsOf(const CustomIntegrator& integrator) {
-    vector<Step> steps(integrator.getNumComputations());
-    for (int i = 0; i < integrator.getNumComputations(); i++)
-        integrator.getComputationStep(i, steps[i].type, steps[i].variable, steps[i].expression);
-    return steps;
-}
-
-/** Variables and functions; a number such as 1e5 has none. */
-set<string> namesIn(const string& expression) {
-    const auto inName = [](char c) { return isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '.'; };
-    set<string> names;
-    for (auto i = expression.begin(); i != expression.end();) {
-        const auto end = find_if_not(i, expression.end(), inName);
-        if (i != end && (isalpha(static_cast<unsigned char>(*i)) || *i == '_'))
-            names.emplace(i, end);
-        i = end == i ? i + 1 : end;
-    }
-    return names;
-}
-
-/** The group of f3 or energy3 by "f" or "energy"; -1 for another name. */
-int groupOf(const string& name, const string& quantity) {
-    const string digits = name.compare(0, quantity.size(), quantity) == 0 ? name.substr(quantity.size()) : "";
-    const bool number = !digits.empty() && digits.size() < 3 && all_of(digits.begin(), digits.end(), [](char c) { return c >= '0' && c <= '9'; });
-    return number ? stoi(digits) : -1;
-}
-
-bool names(const string& name, const string& quantity) { return name == quantity || groupOf(name, quantity) >= 0; }
-
-void checkUpdates(const vector<Step>& steps) {
-    const auto updates = count_if(steps.begin(), steps.end(), [](const Step& s) { return s.type == CustomIntegrator::UpdateContextState; });
+/** The place of the call by which moves are made. Throws unless there is one, which every step comes to. */
+size_t placeOfMoves(const vector<Step>& steps) {
+    const auto calls = [](const Step& step) { return step.type == CustomIntegrator::UpdateContextState; };
+    const auto updates = count_if(steps.begin(), steps.end(), calls);
     if (updates != 1)
         throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() " + to_string(updates) +
                               " times; moves need exactly one call in each step");
+    const auto call = find_if(steps.begin(), steps.end(), calls);
+    if (call->depth > 0)
+        throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() within a block, so that its variables would decide when "
+                              "moves are made, and populations would be wrong; call it outside of all blocks");
+    return static_cast<size_t>(call - steps.begin());
+}
+
+/** Variables that are computed from forces, energies or positions, but not from v alone, which is drawn anew at a jump. */
+set<string> variablesOfPositions(const vector<Step>& steps) {
+    set<string> known;
+    const auto ofPositions = [&](const string& name) { return name == "x" || names(name, "f") || names(name, "energy") || known.count(name) > 0; };
+    for (size_t pass = 0; pass <= steps.size(); pass++)
+        for (const Step& step : steps) {
+            const set<string> used = namesIn(step.expression);
+            if (step.assigns() && step.variable != "x" && step.variable != "v" && any_of(used.begin(), used.end(), ofPositions))
+                known.insert(step.variable);
+        }
+    return known;
+}
+
+/**
+ * Throws if x, v or a decision depends on forces, energies or positions of before a jump that is made at this place: of variables that are read before they
+ * are computed anew. What is only summed up in them, such as work or accepted steps, may be of before.
+ */
+void checkKept(const vector<Step>& steps, size_t place) {
+    set<string> before = variablesOfPositions(steps);
+    vector<set<string>> aroundBlock; // which may be left out
+    for (size_t k = 0; k < 2 * steps.size(); k++) {
+        const Step& step = steps[(place + k) % steps.size()];
+        const set<string> used = namesIn(step.expression);
+        const auto kept = find_if(used.begin(), used.end(), [&](const string& name) { return before.count(name) > 0; });
+        if (kept != used.end() && (step.begins() || step.variable == "x" || step.variable == "v"))
+            throw OpenMMException("MonteCarloModeJump: the CustomIntegrator's " + (step.begins() ? "block" : "step " + step.variable) + " '" + step.expression +
+                                  "' takes " + *kept + " from before, of the configuration that a jump replaces; compute it anew after "
+                                  "addUpdateContextState(), at the beginning of the step");
+        if (step.begins()) {
+            aroundBlock.push_back(before);
+        } else if (step.type == CustomIntegrator::BlockEnd) {
+            before.insert(aroundBlock.back().begin(), aroundBlock.back().end());
+            aroundBlock.pop_back();
+        } else if (step.assigns() && kept != used.end()) {
+            before.insert(step.variable);
+        } else if (step.assigns()) {
+            before.erase(step.variable);
+        }
+    }
 }
 
 /**
@@ -75,9 +84,9 @@ void checkPotential(const vector<Step>& steps) {
     };
     for (size_t pass = 0; pass <= steps.size(); pass++)
         for (const Step& step : steps) {
-            const bool global = step.type == CustomIntegrator::ComputeGlobal || step.type == CustomIntegrator::ComputeSum;
-            if (!global && step.type != CustomIntegrator::ComputePerDof)
+            if (!step.assigns())
                 continue;
+            const bool global = step.type != CustomIntegrator::ComputePerDof;
             const set<string> used = namesIn(step.expression);
             const bool ofEnergies = holds(used, energies, "energy"), ofForces = holds(used, forces, "f");
             if (step.variable == "x" || step.variable == "v") {
@@ -92,120 +101,6 @@ void checkPotential(const vector<Step>& steps) {
             if (ofForces && !global)
                 forces.insert(step.variable);
         }
-}
-
-/** What a variable gets of forces of each group, -1 for those of all groups. */
-using Kicks = map<int, double>;
-
-/** Some value below 1 for every name. */
-map<string, double> valuesOf(const vector<Step>& steps) {
-    map<string, double> values;
-    for (const Step& step : steps)
-        for (const string& name : namesIn(step.expression)) {
-            const double turn = 0.618 * static_cast<double>(values.size());
-            values.emplace(name, 0.1 + 0.8 * (turn - floor(turn)));
-        }
-    return values;
-}
-
-/** Kicks of an expression: derivatives at these values, through the variables that forces are kept in. */
-Kicks kicksOf(const string& text, const map<string, double>& values, const map<string, Kicks>& kept) {
-    const Lepton::ParsedExpression expression = Lepton::Parser::parse(text);
-    Kicks kicks;
-    for (const string& name : namesIn(text)) {
-        const auto of = kept.find(name);
-        if (!names(name, "f") && of == kept.end())
-            continue;
-        const double derivative = expression.differentiate(name).evaluate(values);
-        if (names(name, "f"))
-            kicks[groupOf(name, "f")] += derivative;
-        else
-            for (const auto& [group, kick] : of->second)
-                kicks[group] += derivative * kick;
-    }
-    return kicks;
-}
-
-/** What variables keep of forces from one step to the next. */
-map<string, Kicks> keptForces(const vector<Step>& steps, const map<string, double>& values) {
-    map<string, Kicks> kept;
-    for (const Step& step : steps)
-        if (step.type == CustomIntegrator::ComputePerDof && step.variable != "x" && step.variable != "v")
-            try {
-                kept[step.variable] = kicksOf(step.expression, values, kept);
-            } catch (const Lepton::Exception&) {
-                kept.erase(step.variable);
-            }
-    return kept;
-}
-
-/** A group whose kicks are not those of the others, if there is one. */
-optional<int> unlike(const Kicks& kicks) {
-    double largest = 0;
-    for (const auto& [group, kick] : kicks)
-        largest = max(largest, abs(kick));
-    const bool ofAll = kicks.count(-1) > 0;
-    for (const auto& [group, kick] : kicks) {
-        const double expected = ofAll && group >= 0 ? 0 : kicks.begin()->second;
-        if (abs(kick - expected) > 1e-4 * largest) // fractions of a step may be decimals
-            return group;
-    }
-    return nullopt;
-}
-
-/**
- * Throws if the steps scale forces of one group as those of another are not: neither kicks by themselves add up to the same, nor what is left of them
- * behind friction. Groups whose kicks lie in blocks, which are run an unknown number of times, are left out, and so are expressions of functions that only
- * the Context knows.
- */
-void checkScales(const vector<Step>& steps) {
-    const map<string, double> values = valuesOf(steps);
-    map<string, Kicks> kept = keptForces(steps, values), sums;
-    Kicks left;
-    set<int> inBlocks;
-    int depth = 0;
-    for (const Step& step : steps) {
-        depth += step.type == CustomIntegrator::IfBlockStart || step.type == CustomIntegrator::WhileBlockStart;
-        depth -= step.type == CustomIntegrator::BlockEnd;
-        if (step.type != CustomIntegrator::ComputePerDof)
-            continue;
-        Kicks kicks, leftNow;
-        try {
-            kicks = kicksOf(step.expression, values, kept);
-            map<string, Kicks> withVelocities = kept;
-            withVelocities["v"] = left;
-            leftNow = kicksOf(step.expression, values, withVelocities);
-        } catch (const Lepton::Exception&) {
-            const set<string> used = namesIn(step.expression);
-            const bool ofForces = any_of(used.begin(), used.end(), [&](const string& name) { return names(name, "f") || kept.count(name) > 0; });
-            if (ofForces)
-                return;
-            continue;
-        }
-        if (step.variable == "v")
-            left = leftNow;
-        if (step.variable != "x" && step.variable != "v") {
-            kept[step.variable] = kicks;
-            continue;
-        }
-        for (const auto& [group, kick] : kicks) {
-            sums[step.variable][group] += kick;
-            if (depth > 0)
-                inBlocks.insert(group);
-        }
-    }
-    for (int group : inBlocks) {
-        left.erase(group);
-        for (auto& [variable, kicks] : sums)
-            kicks.erase(group);
-    }
-    for (const auto& [variable, kicks] : sums) {
-        const optional<int> group = unlike(kicks);
-        if (group && (variable == "x" || unlike(left)))
-            throw OpenMMException("MonteCarloModeJump: the steps of the CustomIntegrator scale forces of one group and not of another (" + variable + ", f" +
-                                  to_string(*group) + "), so they follow another potential than the System's, by which jumps are tested: scale the energy, by "
-                                  "a parameter of the Context");
-    }
 }
 
 /** Those that the Force's energy is in; none if it has no energy. */
@@ -248,10 +143,16 @@ void checkGroups(const vector<Step>& steps, const CustomIntegrator& integrator, 
 
 void checkSteps(const CustomIntegrator& integrator, const System& system) {
     const vector<Step> steps = stepsOf(integrator);
-    checkUpdates(steps);
     checkPotential(steps);
-    checkScales(steps);
+    checkScales(integrator);
+    checkStrength(integrator);
     checkGroups(steps, integrator, system);
+    checkKept(steps, 0); // of attempts between two steps
+}
+
+void checkMoves(const CustomIntegrator& integrator) {
+    const vector<Step> steps = stepsOf(integrator);
+    checkKept(steps, placeOfMoves(steps));
 }
 
 bool computes(const CustomIntegrator& integrator, const string& variable) {

@@ -10,10 +10,13 @@
 namespace ModeJumpPlugin {
 
 /**
- * Throws if the steps do not call moves once, if they follow another potential than the System's, as accelerated molecular dynamics does, or leave out
- * a force group that counts in getIntegrationForceGroups().
+ * Throws if the steps follow another potential than the System's, as accelerated and scaled molecular dynamics do, leave out a force group that counts in
+ * getIntegrationForceGroups(), or keep forces or energies for the next step, before which positions may be changed.
  */
 void checkSteps(const OpenMM::CustomIntegrator& integrator, const OpenMM::System& system);
+
+/** Throws if the steps do not call moves exactly once, or keep forces or energies beyond the call. */
+void checkMoves(const OpenMM::CustomIntegrator& integrator);
 
 /** Whether the steps compute this global variable, or their own length, `dt`. */
 bool computes(const OpenMM::CustomIntegrator& integrator, const std::string& variable);

@@ -183,7 +183,8 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
         checkedParticles(system, particles, *screen);
         checkBonds(system, particles, *screen);
     }
-    checkIntegrator(context.getIntegrator(), system);
+    checkEnsemble(context.getIntegrator(), system);
+    checkCalls(context.getIntegrator());
     if (removesMomentum(system) && isHeldInSpace(system))
         cerr << "MonteCarloModeJump: the System has a CMMotionRemover, and a CustomExternalForce or particles without mass: the dynamics keeps the centre of mass where it is, and "
                 "jumps do not, so averages depend on how often they come; leave the CMMotionRemover out (createSystem with removeCMMotion=False)" << endl;

@@ -109,10 +109,12 @@ double findOneTemperature(ContextImpl& context) {
     }
 }
 
-void checkEnsemble(const Integrator& integrator) {
+void checkEnsemble(const Integrator& integrator, const System& system) {
     if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
         for (int i = 0; i < compound->getNumIntegrators(); i++)
-            checkEnsemble(compound->getIntegrator(i));
+            checkEnsemble(compound->getIntegrator(i), system);
+    if (auto custom = dynamic_cast<const CustomIntegrator*>(&integrator))
+        checkSteps(*custom, system);
     const string name = className(integrator);
     if (name.find("RPMD") != string::npos || name.find("Drude") != string::npos ||
         dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
@@ -124,13 +126,12 @@ void checkEnsemble(const Integrator& integrator) {
                                   "not have; leave setMaximumPairDistance out");
 }
 
-void checkIntegrator(const Integrator& integrator, const System& system) {
-    checkEnsemble(integrator);
+void checkCalls(const Integrator& integrator) {
     if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
         for (int i = 0; i < compound->getNumIntegrators(); i++)
-            checkIntegrator(compound->getIntegrator(i), system);
+            checkCalls(compound->getIntegrator(i));
     if (auto custom = dynamic_cast<const CustomIntegrator*>(&integrator))
-        checkSteps(*custom, system);
+        checkMoves(*custom);
 }
 
 void checkStepLengths(const Integrator& integrator) {

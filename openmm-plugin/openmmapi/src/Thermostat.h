@@ -12,11 +12,11 @@ double findTemperature(OpenMM::ContextImpl& context);
 /** The same, but 0 without a temperature and with several. */
 double findOneTemperature(OpenMM::ContextImpl& context);
 
-/** Throws if the integrator samples another distribution than the classical Boltzmann distribution of the System, as its name tells. */
-void checkEnsemble(const OpenMM::Integrator& integrator);
+/** Throws if the integrator samples another distribution than the classical Boltzmann distribution of the System, as its name or its steps tell. */
+void checkEnsemble(const OpenMM::Integrator& integrator, const OpenMM::System& system);
 
-/** Throws if the integrator cannot host Monte Carlo moves of the System. */
-void checkIntegrator(const OpenMM::Integrator& integrator, const OpenMM::System& system);
+/** Throws if a CustomIntegrator does not call Monte Carlo moves once in each step, or what it computed before lasts beyond one. */
+void checkCalls(const OpenMM::Integrator& integrator);
 
 /** Throws if steps have different lengths: attempts that are counted in steps would come more often where steps are short. */
 void checkStepLengths(const OpenMM::Integrator& integrator);

@@ -1,5 +1,6 @@
 """LearnedReplicaExchangeSampler: replicas exchange through maps between their ensembles."""
 
+import ctypes
 import math
 import warnings
 
@@ -63,8 +64,8 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
         self.seed = own_seed(seed)
         _refuse_barostats(system)
         call("check_ensemble", address(simulation.context, openmm.Context))
-        if not all("groups" in state for state in states):
-            _refuse_other_groups(system, simulation.integrator)
+        _refuse_other_groups(states, system, simulation.integrator)
+        self._refuse_other_temperatures()
         constraints = constraints_among(system, self.particles)
         self.exchanges = []
         for bijection in maps:
@@ -73,6 +74,22 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
             _check_atoms(bijection.from_, simulation.topology, self.particles)
             exchange.set_constraints(*constraints)
             self.exchanges.append(exchange)
+
+    def _refuse_other_temperatures(self):
+        """States whose dynamics would not be at their temperature."""
+        context, found = self.simulation.context, ctypes.c_double()
+        before = context.getState(positions=True, velocities=True, parameters=True, integratorParameters=True)
+        for k in range(len(self.states)):
+            self._sampler.applyState(k)
+            call("find_temperature", address(context, openmm.Context), found)
+            asked, integrator = self._temperature(k), type(self.simulation.integrator).__name__
+            if abs(found.value - asked) > 1e-3 * asked:
+                here = f"is at {found.value:.6g} K" if found.value > 0 else "has no temperature, or several"
+                raise ValueError(
+                    f"state {k} is at {asked:.6g} K, and with {integrator} its dynamics {here}: use an integrator with setTemperature(), or give a CustomIntegrator a "
+                    "global variable temperature (K)"
+                )
+        context.setState(before)
 
     def exchangeReplicas(self):
         """Tries every pair of neighbouring states once: the even ones, then the odd ones."""
@@ -171,19 +188,32 @@ def _refuse_barostats(system):
             raise ValueError(f"{type(force).__name__}: exchanges through maps are made at constant volume; remove it")
 
 
-def _refuse_other_groups(system, integrator):
-    """Exchanges are tested by the energies of all force groups, where states name none."""
-    for force in system.getForces():
-        name, groups = type(force).__name__, {force.getForceGroup()}
-        if isinstance(force, openmm.NonbondedForce) and force.getReciprocalSpaceForceGroup() >= 0:
-            groups.add(force.getReciprocalSpaceForceGroup())
-        has_energy = name not in ("CMMotionRemover", "Force") and not name.endswith(("Barostat", "Thermostat", "ModeJump"))
-        for group in groups:
-            if has_energy and not integrator.getIntegrationForceGroups() >> group & 1:
+def _refuse_other_groups(states, system, integrator):
+    """Exchanges are tested by the energies of the groups that states name, or of all; the dynamics of every state follows the integrator's."""
+    followed = {group for group in range(32) if integrator.getIntegrationForceGroups() >> group & 1}
+    there = {group: type(force).__name__ for force in system.getForces() for group in _groups_of(force)}
+    for k, state in enumerate(states):
+        groups = state.get("groups", set(there))
+        weights = groups if isinstance(groups, dict) else dict.fromkeys(groups, 1.0)
+        for group, name in sorted(there.items()):
+            here, tested = float(group in followed), weights.get(group, 0.0)
+            if here != tested:
+                remedy = "have states differ in a parameter of the Context" if "groups" in state else "give each state these groups, as 'groups'"
                 raise ValueError(
-                    f"force group {group} ({name}) is not among those that the integrator follows, and exchanges would be tested by it: give each "
-                    "state its 'groups', or have the integrator follow all"
+                    f"force group {group} ({name}) counts {tested:g} times in the energy of state {k}, by which exchanges are tested, and {here:g} times in its "
+                    f"dynamics, which follows integrator.getIntegrationForceGroups(): {remedy}"
                 )
+
+
+def _groups_of(force):
+    """Those that the energy of a Force is in; none if it has no energy."""
+    name = type(force).__name__
+    if name in ("CMMotionRemover", "Force") or name.endswith(("Barostat", "Thermostat", "ModeJump")):
+        return set()
+    groups = {force.getForceGroup()}
+    if isinstance(force, openmm.NonbondedForce) and force.getReciprocalSpaceForceGroup() >= 0:
+        groups.add(force.getReciprocalSpaceForceGroup())
+    return groups
 
 
 def _check_atoms(model, topology, particles):
