@@ -195,6 +195,11 @@ def test_scaled_forces_of_a_custom_integrator(gaussian_model, steps, strength):
         (["update", "old = f", "v = v+dt*old/m", "x = x+dt*v"], None),
         # counters and work are not asked, and friction that v has decided is not of positions
         (["u = energy", "v = v+dt*f/m", "x = x+dt*v", "work = work+energy-u", "begun = begun+1"], None),
+        # a sum that begins anew with every step
+        (
+            ["sum hot = m*v*v", "work = work+hot", "v = v+dt*f/m", "x = x+dt*v", "u = energy", "work = work+u", "if work > 0", "v = -v", "end", "work = 0"],
+            None,
+        ),
         (["v = v*slower", "v = v+dt*f/m", "x = x+dt*v", "sum hot = m*v*v", "slower = 1-1e-4*hot"], None),
         # in a block that computes it first
         (["begun = 0", "while begun < 3", "copy = x", "x = select(step(uniform-0.5),copy,x)", "begun = begun+1", "end", "v = v+dt*f/m", "x = x+dt*v"], None),
@@ -212,8 +217,12 @@ def test_what_a_custom_integrator_keeps_of_before_a_jump(gaussian_model, steps, 
 
 def test_moves_that_a_block_of_a_custom_integrator_calls(gaussian_model):
     """Its condition would decide when jumps are tried."""
-    integrator = custom("u = energy", "if u > 1", "update", "end", "v = v+dt*f/m", "x = x+dt*v", u=0)
-    refuses("within a block", context_of, modejump.MonteCarloModeJump(gaussian_model, 0), toy.well_system(), integrator)
+    kick = ("update", "end", "v = v+dt*f/m", "x = x+dt*v")
+    for steps, name in ((("u = energy", "if u > 1"), "u"), (("if energy > 1",), "energy"), (("u = uniform", "if u > 0.5"), "u")):
+        jump = modejump.MonteCarloModeJump(gaussian_model, 0)
+        refuses(f"in a block of which {name} decides", context_of, jump, toy.well_system(), custom(*steps, *kick, u=0))
+    counting = custom("u = u+1", "if u > 100", *kick, u=0)
+    context_of(modejump.MonteCarloModeJump(gaussian_model, 0, seed=3), toy.well_system(), counting)
 
 
 def test_custom_integrators_that_would_keep_bonds_where_they_were(rigid_model, peroxide_model):

@@ -9,6 +9,8 @@
 #include "openmm/OpenMMException.h"
 
 #include <algorithm>
+#include <functional>
+#include <optional>
 #include <set>
 
 using namespace OpenMM;
@@ -18,31 +20,72 @@ namespace ModeJumpPlugin {
 
 namespace {
 
-/** The place of the call by which moves are made. Throws unless there is one, which every step comes to. */
+using Source = function<bool(const string&)>;
+
+/** A name among those that the expression takes from a source, if there is one. */
+optional<string> takes(const Step& step, const Source& source) {
+    const set<string> used = namesIn(step.expression);
+    const auto found = find_if(used.begin(), used.end(), source);
+    return found == used.end() ? nullopt : optional<string>(*found);
+}
+
+/** Variables that hold something of a source or of each other, as steps are followed; a block may be left out. */
+struct Holding {
+    Source source;
+    set<string> variables;
+    vector<set<string>> aroundBlock;
+
+    optional<string> taken(const Step& step) const {
+        return takes(step, [&](const string& name) { return variables.count(name) > 0 || source(name); });
+    }
+
+    void follow(const Step& step) {
+        if (step.begins()) {
+            aroundBlock.push_back(variables);
+        } else if (step.type == CustomIntegrator::BlockEnd) {
+            if (aroundBlock.empty()) // followed from within
+                return;
+            variables.insert(aroundBlock.back().begin(), aroundBlock.back().end());
+            aroundBlock.pop_back();
+        } else if (step.assigns() && step.variable != "x" && step.variable != "v") {
+            if (taken(step))
+                variables.insert(step.variable);
+            else
+                variables.erase(step.variable);
+        }
+    }
+};
+
+/** Calls this with each step twice, in the order in which they come after a place. */
+void twiceFrom(const vector<Step>& steps, size_t place, const function<void(const Step&)>& see) {
+    for (size_t k = 0; k < 2 * steps.size(); k++)
+        see(steps[(place + k) % steps.size()]);
+}
+
+/** Of positions, but not of v alone, which is drawn anew at a jump. */
+bool ofPositions(const string& name) { return name == "x" || names(name, "f") || names(name, "energy"); }
+
+/** The place of the call by which moves are made. Throws unless there is one, in no block that the state or chance decides about. */
 size_t placeOfMoves(const vector<Step>& steps) {
     const auto calls = [](const Step& step) { return step.type == CustomIntegrator::UpdateContextState; };
     const auto updates = count_if(steps.begin(), steps.end(), calls);
     if (updates != 1)
         throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() " + to_string(updates) +
                               " times; moves need exactly one call in each step");
-    const auto call = find_if(steps.begin(), steps.end(), calls);
-    if (call->depth > 0)
-        throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() within a block, so that its variables would decide when "
-                              "moves are made, and populations would be wrong; call it outside of all blocks");
-    return static_cast<size_t>(call - steps.begin());
-}
-
-/** Variables that are computed from forces, energies or positions, but not from v alone, which is drawn anew at a jump. */
-set<string> variablesOfPositions(const vector<Step>& steps) {
-    set<string> known;
-    const auto ofPositions = [&](const string& name) { return name == "x" || names(name, "f") || names(name, "energy") || known.count(name) > 0; };
-    for (size_t pass = 0; pass <= steps.size(); pass++)
-        for (const Step& step : steps) {
-            const set<string> used = namesIn(step.expression);
-            if (step.assigns() && step.variable != "x" && step.variable != "v" && any_of(used.begin(), used.end(), ofPositions))
-                known.insert(step.variable);
-        }
-    return known;
+    Holding state{[](const string& name) { return ofPositions(name) || name == "v" || name == "uniform" || name == "gaussian"; }, {}, {}};
+    vector<optional<string>> conditions;
+    twiceFrom(steps, 0, [&](const Step& step) {
+        if (step.begins())
+            conditions.push_back(state.taken(step));
+        if (step.type == CustomIntegrator::BlockEnd)
+            conditions.pop_back();
+        for (const optional<string>& name : conditions)
+            if (name && calls(step))
+                throw OpenMMException("MonteCarloModeJump: the CustomIntegrator calls addUpdateContextState() in a block of which " + *name + " decides, so "
+                                      "moves would be made in some states and not in others, and populations would be wrong; call it outside of the block");
+        state.follow(step);
+    });
+    return static_cast<size_t>(find_if(steps.begin(), steps.end(), calls) - steps.begin());
 }
 
 /**
@@ -50,27 +93,17 @@ set<string> variablesOfPositions(const vector<Step>& steps) {
  * are computed anew. What is only summed up in them, such as work or accepted steps, may be of before.
  */
 void checkKept(const vector<Step>& steps, size_t place) {
-    set<string> before = variablesOfPositions(steps);
-    vector<set<string>> aroundBlock; // which may be left out
-    for (size_t k = 0; k < 2 * steps.size(); k++) {
-        const Step& step = steps[(place + k) % steps.size()];
-        const set<string> used = namesIn(step.expression);
-        const auto kept = find_if(used.begin(), used.end(), [&](const string& name) { return before.count(name) > 0; });
-        if (kept != used.end() && (step.begins() || step.variable == "x" || step.variable == "v"))
+    Holding now{ofPositions, {}, {}};
+    twiceFrom(steps, place, [&](const Step& step) { now.follow(step); });
+    Holding before{[](const string&) { return false; }, now.variables, {}};
+    twiceFrom(steps, place, [&](const Step& step) {
+        const optional<string> kept = before.taken(step);
+        if (kept && (step.begins() || step.variable == "x" || step.variable == "v"))
             throw OpenMMException("MonteCarloModeJump: the CustomIntegrator's " + (step.begins() ? "block" : "step " + step.variable) + " '" + step.expression +
                                   "' takes " + *kept + " from before, of the configuration that a jump replaces; compute it anew after "
                                   "addUpdateContextState(), at the beginning of the step");
-        if (step.begins()) {
-            aroundBlock.push_back(before);
-        } else if (step.type == CustomIntegrator::BlockEnd) {
-            before.insert(aroundBlock.back().begin(), aroundBlock.back().end());
-            aroundBlock.pop_back();
-        } else if (step.assigns() && kept != used.end()) {
-            before.insert(step.variable);
-        } else if (step.assigns()) {
-            before.erase(step.variable);
-        }
-    }
+        before.follow(step);
+    });
 }
 
 /**
