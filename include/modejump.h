@@ -158,7 +158,7 @@ typedef struct modejump_move_options {
   uint32_t kind;
   // Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR
   // chooses among them.
-  uint64_t n_proposals;
+  uint64_t proposals;
   // The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
   // different seeds.
   uint64_t seed;
@@ -495,7 +495,7 @@ int32_t modejump_move_new(const struct modejump_model *model,
                           struct modejump_move **out);
 
 // Makes a move by delayed acceptance: `model` proposes without its log-density, which may be dear; `screen` tests the
-// proposals, one after the other, `options->n_proposals` in an attempt; where that chain has moved, the exact
+// proposals, one after the other, `options->proposals` in an attempt; where that chain has moved, the exact
 // log-density of `model` decides. Exact whatever the screen is, unless `options->kind` is `MODEJUMP_SURROGATE`: then
 // the screen alone decides, and the move is biased. Other kinds are not looked at. On success `*out` is a new handle,
 // to be freed with `modejump_move_free`; it keeps both models.
@@ -506,7 +506,7 @@ int32_t modejump_move_delayed_acceptance_new(const struct modejump_model *model,
 
 // Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a
 // model. With `mode` not NULL, this callback says in which mode a configuration is, and not the model; `user` is
-// handed to it, and must stay valid until the move is freed. Of the options the seed is looked at; n_proposals has to
+// handed to it, and must stay valid until the move is freed. Of the options the seed is looked at; proposals has to
 // be 1, rotations 0. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
 int32_t modejump_move_mode_jump_new(const struct modejump_model *model,
                                     const struct modejump_move_options *options,
@@ -530,7 +530,7 @@ int32_t modejump_move_annealed_new(const struct modejump_model *model,
 // Makes a driven move of a part of the system: it is pulled to the proposal of `model` in `steps` perturbations, at
 // least 1, between which `relax` of the attempt's target moves the rest; the work decides. Exact whatever the way.
 // With one step the rest is frozen. The way goes in the internal coordinates of the model, if it has any.
-// `options->kind` is not looked at, and `options->n_proposals` has to be 1. Its outcomes' weights have the work in
+// `options->kind` is not looked at, and `options->proposals` has to be 1. Its outcomes' weights have the work in
 // place of the difference of potentials. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
 // keeps the model.
 int32_t modejump_move_driven_new(const struct modejump_model *model,

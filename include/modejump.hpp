@@ -171,7 +171,7 @@ public:
     void check_box() const { check(modejump_model_check_box(handle())); }
 
     /// Samples number `first` to `first + n - 1` of the sequence that belongs to `seed`.
-    Samples sample(std::uint64_t seed, std::size_t n, std::uint64_t first = 0) const {
+    Samples sample(std::size_t n, std::uint64_t seed = 1, std::uint64_t first = 0) const {
         Samples samples{std::vector<double>(n * dimension_), std::vector<double>(n)};
         check(modejump_model_sample(handle(), seed, first, n, samples.x.data(), samples.log_density.data()));
         return samples;
@@ -329,6 +329,11 @@ struct Outcome : modejump_outcome {
 
 /// What the attempts have come to.
 struct Statistics : modejump_statistics {
+    /// The fraction of attempts that were accepted; NaN before the first.
+    double acceptance() const noexcept {
+        return attempts > 0 ? static_cast<double>(accepted) / static_cast<double>(attempts) : std::numeric_limits<double>::quiet_NaN();
+    }
+
     /// Of the log-density that decides acceptances: "exact", or "surrogate" for a biased move. Reports say so.
     const char* likelihood() const noexcept { return (flags & MODEJUMP_BY_SURROGATE) != 0 ? "surrogate" : "exact"; }
 };

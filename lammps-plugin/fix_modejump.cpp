@@ -205,7 +205,7 @@ void FixModeJump::load(int dimension) {
             check_masses(model, masses_);
         modejump::Options options;
         options.kind = method_ == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
-        options.n_proposals = static_cast<std::uint64_t>(std::max(proposals_, 0));
+        options.proposals = static_cast<std::uint64_t>(std::max(proposals_, 0));
         options.seed = seed();
         options.stride = static_cast<std::uint64_t>(nevery);
         if (screen_file_.empty())

@@ -72,12 +72,7 @@ static Run simulate(modejump::Move* jump, long sweeps) {
     }
     for (double value : block)
         square += (value - mean) * (value - mean) / (blocks - 1);
-    double acceptance = 0;
-    if (jump != nullptr) {
-        const auto counts = jump->statistics();
-        acceptance = static_cast<double>(counts.accepted) / static_cast<double>(counts.attempts);
-    }
-    return {mean, std::sqrt(square / blocks), crossings, acceptance};
+    return {mean, std::sqrt(square / blocks), crossings, jump != nullptr ? jump->statistics().acceptance() : 0.0};
 }
 
 int main(int argc, char** argv) try {

@@ -43,7 +43,7 @@ int main(int argc, char** argv) try {
         left += replica[0].x[0] < 0;
     }
     std::printf("P(x < 0) = %.3f, exact 0.727, %.0f%% of the exchanges accepted\n", left / sweeps,
-                100.0 * exchange.statistics().accepted / exchange.statistics().attempts);
+                100.0 * exchange.statistics().acceptance());
 } catch (const std::exception& error) {
     std::fprintf(stderr, "exchange: %s\n", error.what());
     return 2;

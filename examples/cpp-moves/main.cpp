@@ -103,7 +103,7 @@ static bool run(const char* name, modejump::Move move, double exact, void (*atte
     const double error = std::sqrt(square / blocks);
     const modejump::Statistics counts = move.statistics();
     std::printf("%-14s %.4f +- %.4f, %5ld jumps, %4.1f %% accepted\n", name, mean, error, crossings,
-                100.0 * static_cast<double>(counts.accepted) / static_cast<double>(counts.attempts));
+                100.0 * counts.acceptance());
     return std::abs(mean - exact) < 4.0 * error && error < 0.02;
 }
 
@@ -120,7 +120,7 @@ int main(int argc, char** argv) try {
     // the same with four proposals at once
     modejump::Options four = options;
     four.kind = MODEJUMP_ISIR;
-    four.n_proposals = 4;
+    four.proposals = 4;
     // proposals relaxed on the way, weighed by their path
     modejump::Annealing annealing;
     annealing.stages = 5;

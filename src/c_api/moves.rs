@@ -88,7 +88,7 @@ pub unsafe extern "C" fn modejump_move_new(
 }
 
 /// Makes a move by delayed acceptance: `model` proposes without its log-density, which may be dear; `screen` tests the
-/// proposals, one after the other, `options->n_proposals` in an attempt; where that chain has moved, the exact
+/// proposals, one after the other, `options->proposals` in an attempt; where that chain has moved, the exact
 /// log-density of `model` decides. Exact whatever the screen is, unless `options->kind` is `MODEJUMP_SURROGATE`: then
 /// the screen alone decides, and the move is biased. Other kinds are not looked at. On success `*out` is a new handle,
 /// to be freed with `modejump_move_free`; it keeps both models.
@@ -126,7 +126,7 @@ pub type modejump_mode_callback = Option<unsafe extern "C" fn(user: *mut c_void,
 
 /// Makes a move that jumps between the modes of a model of kind `modes`; `modejump_move_new` makes the same of such a
 /// model. With `mode` not NULL, this callback says in which mode a configuration is, and not the model; `user` is
-/// handed to it, and must stay valid until the move is freed. Of the options the seed is looked at; n_proposals has to
+/// handed to it, and must stay valid until the move is freed. Of the options the seed is looked at; proposals has to
 /// be 1, rotations 0. On success `*out` is a new handle, to be freed with `modejump_move_free`; it keeps the model.
 ///
 /// # Safety
@@ -216,7 +216,7 @@ pub unsafe extern "C" fn modejump_move_annealed_new(
 /// Makes a driven move of a part of the system: it is pulled to the proposal of `model` in `steps` perturbations, at
 /// least 1, between which `relax` of the attempt's target moves the rest; the work decides. Exact whatever the way.
 /// With one step the rest is frozen. The way goes in the internal coordinates of the model, if it has any.
-/// `options->kind` is not looked at, and `options->n_proposals` has to be 1. Its outcomes' weights have the work in
+/// `options->kind` is not looked at, and `options->proposals` has to be 1. Its outcomes' weights have the work in
 /// place of the difference of potentials. On success `*out` is a new handle, to be freed with `modejump_move_free`; it
 /// keeps the model.
 ///
@@ -312,7 +312,7 @@ fn options_of(given: &modejump_move_options) -> Result<Options> {
         return Err(Error::invalid(format!("modejump_move_options.draw_ahead is {other}: use 0 or 1")));
     }
     Ok(Options {
-        n_proposals: count(given.n_proposals),
+        n_proposals: count(given.proposals),
         seed: given.seed,
         stride: given.stride,
         batch: count(given.batch),

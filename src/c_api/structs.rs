@@ -110,7 +110,7 @@ pub struct modejump_move_options {
     pub kind: u32,
     /// Proposals of one attempt, 1 to 4096. Independence and delayed acceptance test them one after the other; i-SIR
     /// chooses among them.
-    pub n_proposals: u64,
+    pub proposals: u64,
     /// The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
     /// different seeds.
     pub seed: u64,
@@ -138,7 +138,7 @@ unsafe impl Versioned for modejump_move_options {
         modejump_move_options {
             struct_size: size_of::<modejump_move_options>() as u32,
             kind: MODEJUMP_INDEPENDENCE,
-            n_proposals: n_proposals as u64,
+            proposals: n_proposals as u64,
             seed,
             stride,
             batch: batch as u64,

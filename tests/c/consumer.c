@@ -293,7 +293,7 @@ static void test_move(const char *path) {
     EXPECT(modejump_model_load(path, &model) == MODEJUMP_OK);
     memset(&options, 0, sizeof options);
     options.struct_size = sizeof options;
-    EXPECT(modejump_move_options_init(&options) == MODEJUMP_OK && options.n_proposals == 1 && options.batch == 32);
+    EXPECT(modejump_move_options_init(&options) == MODEJUMP_OK && options.proposals == 1 && options.batch == 32);
     options.kind = 99;
     EXPECT(modejump_move_new(model, &options, &move) == MODEJUMP_INVALID_INPUT && move == NULL);
     memset(&target, 0, sizeof target);
@@ -311,7 +311,7 @@ static void test_move(const char *path) {
 
     for (kind = MODEJUMP_INDEPENDENCE; kind <= MODEJUMP_ISIR; kind++) {
         options.kind = (uint32_t)kind;
-        options.n_proposals = kind == MODEJUMP_ISIR ? 3 : 1;
+        options.proposals = kind == MODEJUMP_ISIR ? 3 : 1;
         options.seed = 4;
         options.stride = 10;
         counter.calls = counter.destroyed = 0;
@@ -329,7 +329,7 @@ static void test_move(const char *path) {
         EXPECT(accepted > 50);
         EXPECT(modejump_move_statistics(move, &statistics) == MODEJUMP_OK);
         EXPECT(statistics.attempts == 100 && statistics.accepted == accepted);
-        EXPECT(statistics.proposals == 100 * options.n_proposals && statistics.ess > 0.5 && statistics.ess <= 1.0);
+        EXPECT(statistics.proposals == 100 * options.proposals && statistics.ess > 0.5 && statistics.ess <= 1.0);
         EXPECT(modejump_move_log_weights(move, 0, NULL, &n) == MODEJUMP_OK && n == statistics.proposals);
         EXPECT(modejump_move_log_weights(move, 100, weights, &n) == MODEJUMP_OK && isfinite(weights[99]));
 
@@ -381,7 +381,7 @@ static void test_struct_sizes(const char *path) {
     EXPECT(modejump_move_free(move) == MODEJUMP_OK);
     options.known.struct_size = sizeof options.known;
     options.known.draw_ahead = 1;
-    options.known.n_proposals = 1;
+    options.known.proposals = 1;
     move = NULL;
     EXPECT(modejump_move_delayed_acceptance_new(model, NULL, &options.known, &move) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_move_delayed_acceptance_new(model, model, &options.known, &move) == MODEJUMP_OK && move != NULL);

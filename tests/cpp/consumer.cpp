@@ -43,7 +43,7 @@ static void test_model(const std::string& path) {
     const modejump::Model model(path);
     EXPECT(model.dimension() == 2);
     EXPECT(model.metadata().find("cartesian") != std::string::npos);
-    const modejump::Samples samples = model.sample(3, 10);
+    const modejump::Samples samples = model.sample(10, 3);
     std::vector<double> gradient;
     const std::vector<double> log_density = model.log_density(samples.x, gradient);
     EXPECT(gradient.size() == 20);
@@ -68,12 +68,12 @@ static void test_model(const std::string& path) {
 
 static void test_model_options(const std::string& tarflow, const std::string& generator) {
     const modejump::Model plain(tarflow);
-    const modejump::Samples samples = plain.sample(3, 5);
+    const modejump::Samples samples = plain.sample(5, 3);
     modejump::ModelOptions options;
     options.decoding = MODEJUMP_GAUSS_SEIDEL;
     options.segment = 7;
     options.decoding_tolerance = 1e-3;
-    const modejump::Samples by_iteration = modejump::Model(tarflow, options).sample(3, 5);
+    const modejump::Samples by_iteration = modejump::Model(tarflow, options).sample(5, 3);
     EXPECT(by_iteration.x != samples.x);
     for (std::size_t i = 0; i < samples.x.size(); i++)
         EXPECT(std::abs(by_iteration.x[i] - samples.x[i]) < 0.1);
@@ -106,7 +106,7 @@ static void test_move(const std::string& path) {
     // The move keeps the model alive.
     modejump::Options options;
     options.kind = MODEJUMP_ISIR;
-    options.n_proposals = 4;
+    options.proposals = 4;
     modejump::Move move = modejump::Move(modejump::Model(path), options);
     modejump::State state;
     state.x = {1.0, 0.5};
@@ -142,14 +142,14 @@ static void test_move(const std::string& path) {
     }
     state.x.pop_back();
     EXPECT(status_of([&] { move.attempt(potential, state); }) == MODEJUMP_INVALID_INPUT);
-    options.n_proposals = 0;
+    options.proposals = 0;
     EXPECT(status_of([&] { modejump::Move(modejump::Model(path), options); }) == MODEJUMP_INVALID_INPUT);
 }
 
 static void test_delayed_acceptance(const std::string& path, const std::string& other) {
     const modejump::Model model(path);
     modejump::Options options;
-    options.n_proposals = 2;
+    options.proposals = 2;
     modejump::Move move(model, modejump::Model(path), options);
     modejump::State state;
     state.x = {1.0, 0.5};
@@ -335,7 +335,7 @@ static void test_constraints(const std::string& path) {
 static void test_exchange(const std::string& path, const std::string& keeps_a_bond) {
     const modejump::Model model(path), molecule(keeps_a_bond);
     const modejump::Bijection identity(model, model);
-    const modejump::Samples samples = model.sample(5, 4);
+    const modejump::Samples samples = model.sample(4, 5);
     const modejump::Images there = identity.map(samples.x), back = identity.inverse(there.x);
     for (std::size_t i = 0; i < 4; i++)
         EXPECT(there.status[i] == 0 && std::abs(there.log_det[i]) < 1e-4 && std::abs(back.x[i] - samples.x[i]) < 1e-5);

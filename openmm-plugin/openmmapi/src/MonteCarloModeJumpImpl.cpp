@@ -247,10 +247,10 @@ modejump_move* MonteCarloModeJumpImpl::newMoveOf(bool driven) const {
     options.kind = owner.getNumProposals() > 1 ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
     if (owner.getAcceptance() == MonteCarloModeJump::Acceptance::Surrogate)
         options.kind = MODEJUMP_SURROGATE;
-    options.n_proposals = owner.getNumProposals();
+    options.proposals = owner.getNumProposals();
     options.seed = seed;
     options.stride = owner.getFrequency();
-    options.batch = max<uint64_t>(1, DRAWN_AHEAD / options.n_proposals);
+    options.batch = max<uint64_t>(1, DRAWN_AHEAD / options.proposals);
     options.draw_ahead = owner.getDrawAhead() ? 1 : 0;
     options.rotations = owner.getRotations();
     const modejump_annealing_options annealing = annealingOptions(owner);

@@ -159,7 +159,7 @@ class Move(_Owner):
             self._walk(proposals, seed, **settings)
             return
         kind = SURROGATE if acceptance == "surrogate" else METHODS[method]
-        options = _Options(kind=kind, n_proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
+        options = _Options(kind=kind, proposals=proposals, seed=seed, stride=stride, batch=batch, draw_ahead=draw_ahead)
         options.rotations = settings.get("rotations", 0)
         if mode is not None:
             self._between_modes(model, mode, options)
