@@ -134,6 +134,16 @@ void FixModeJump::check_masses(const modejump::Model& model, const std::vector<d
     }
 }
 
+/// Says so where equal atoms are numbered the other way round than in the model's frames, from where no jump is accepted. On rank 0.
+void FixModeJump::check_labels() {
+    try {
+        model_->check_labels(current_);
+    } catch (const std::exception& thrown) {
+        error->warning(FLERR, "Fix modejump: atoms of model {} are {}", model_file_, thrown.what());
+    }
+    model_.reset();
+}
+
 /// Stops where a thermostat is at another temperature than the moves, by mistake, in a ramp or because `temper` has swapped it.
 void FixModeJump::check_temperature() {
     for (Fix* fix : modify->get_fix_list()) {

@@ -196,7 +196,8 @@ void FixModeJump::load(int dimension) {
     const bool has_units = update->unit_style != std::string("lj");
     masses_ = masses();
     on_root([&] {
-        const modejump::Model model(model_file_);
+        model_ = std::make_unique<modejump::Model>(model_file_);
+        const modejump::Model& model = *model_;
         const std::size_t coordinates = model.dimension() - model.auxiliary();
         if (coordinates != static_cast<std::size_t>(dimension))
             throw std::runtime_error(model_file_ + " has " + std::to_string(coordinates / 3) + " atoms, group " +
@@ -247,6 +248,8 @@ FixModeJump::Order FixModeJump::obey() {
 
 /// On rank 0: one attempt, in which the other ranks follow.
 void FixModeJump::attempt() {
+    if (model_)
+        check_labels();
     modejump::State state;
     state.x = current_;
     state.step = static_cast<std::uint64_t>(update->ntimestep);

@@ -66,6 +66,7 @@ private:
     void check_masses(const modejump::Model& model, const std::vector<double>& masses) const;
     void check_temperature();
     void check_step();
+    void check_labels();
 
     // atoms.cpp
     void gather();
@@ -102,6 +103,8 @@ private:
     /// Only on rank 0; whether it is there, on all.
     std::unique_ptr<modejump::Move> move_;
     bool loaded_;
+    /// On rank 0, until the numbers of atoms have been looked at.
+    std::unique_ptr<modejump::Model> model_;
 
     Compute* energy_;
     /// LAMMPS's length in nm; one dalton, and kT, in its masses and energies.

@@ -48,6 +48,7 @@ public:
         find(library, "modejump_model_steering", &modelSteering);
         find(library, "modejump_model_match_atoms", &modelMatchAtoms);
         find(library, "modejump_model_check_box", &modelCheckBox);
+        find(library, "modejump_model_check_labels", &modelCheckLabels);
         find(library, "modejump_move_options_init", &moveOptionsInit);
         find(library, "modejump_move_new", &moveNew);
         find(library, "modejump_move_free", &moveFree);
@@ -78,6 +79,7 @@ public:
     decltype(&modejump_model_steering)       modelSteering      = nullptr;
     decltype(&modejump_model_match_atoms)    modelMatchAtoms    = nullptr;
     decltype(&modejump_model_check_box)      modelCheckBox      = nullptr;
+    decltype(&modejump_model_check_labels)   modelCheckLabels   = nullptr;
     decltype(&modejump_move_options_init)    moveOptionsInit    = nullptr;
     decltype(&modejump_move_new)             moveNew            = nullptr;
     decltype(&modejump_move_free)            moveFree           = nullptr;

@@ -103,6 +103,10 @@ public:
                 x[3 * i + d] = oldX_[molecule_->atoms[i]][d];
             }
         }
+        if (!checkedLabels_)
+        {
+            checkLabels(x);
+        }
         const modejump_outcome outcome = propose(step, potential, &x, collective);
         // of the proposal that decided, which the library alone knows: its potential, less kT/2 ln det Z with constraints
         const double proposed = -kt_ * (outcome.log_weight_proposed + outcome.log_density_proposed);
@@ -162,6 +166,18 @@ private:
         const Collective&  collective;
         std::exception_ptr thrown;
     };
+
+    /// Says so, once, where equal atoms are numbered the other way round than in the model's frames, from where no jump is accepted.
+    void checkLabels(const std::vector<double>& x)
+    {
+        checkedLabels_ = true;
+        if (library_.modelCheckLabels(model_.get(), x.size(), x.data()) != MODEJUMP_OK)
+        {
+            const char* found = "";
+            library_.lastError(&found);
+            report("modejump: atoms of the model are " + std::string(found));
+        }
+    }
 
     void report(const std::string& line) const
     {
@@ -481,7 +497,7 @@ private:
     std::optional<Log>      log_;
 
     double                 kt_        = 0;
-    bool                   evaluated_ = false;
+    bool                   evaluated_ = false, checkedLabels_ = false;
     std::vector<gmx::RVec> oldX_, oldForces_, displacedForces_, newForces_;
 };
 

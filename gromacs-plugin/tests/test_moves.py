@@ -558,3 +558,13 @@ def test_other_atoms_are_refused_by_name(ala2):
     (ala2.folder / "other.top").write_text(other)
     answer = ala2.refused({}, {}, topology=("other.top",))
     assert "CB" in answer or "CX" in answer, answer
+
+
+def test_hydrogens_that_are_numbered_the_other_way_round_are_told(ala2):
+    lines = (ala2.folder / "conf.gro").read_text().splitlines(keepends=True)
+    a, b = (next(i for i, line in enumerate(lines) if line[10:15].strip() == name) for name in ("HB1", "HB2"))
+    lines[a], lines[b] = lines[a][:20] + lines[b][20:], lines[b][:20] + lines[a][20:]
+    (ala2.folder / "swapped.gro").write_text("".join(lines))
+    said = "modejump: atoms of the model are numbered the other way round than in the frames of the model: ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13)"
+    assert ala2.run({}, {"steps": 50}, topology=("topol.top", "swapped.gro")).text.count(said) == 1
+    assert said not in ala2.run({}, {"steps": 50}).text

@@ -493,6 +493,18 @@ def test_masses_of_another_order_are_refused(run):
     run.good(heavier + DYNAMICS.format(seed=1) + jump(run) + "run 10\n")
 
 
+def test_equal_atoms_that_are_numbered_the_other_way_round_are_told(run):
+    """As the hydrogens of a CH2; here both hydrogens are taken to be bonded to one atom."""
+    x = start(math.radians(90)) - [0.06, -1.2, 0.0]
+    topology = {"names": ["H1", "O1", "O2", "H2"], "elements": ["H", "O", "O", "H"], "residues": ["HOH1"] * 4, "bonds": [[0, 1], [1, 2], [1, 3]]}
+    for order, told in (([0, 1, 2, 3], False), ([3, 1, 2, 0], True)):
+        layer = scale_layer(list(range(12)), list(x[order].ravel()), [0.02] * 12)
+        run.model = write_model(run.folder / "model.safetensors", {"kind": "cartesian", "dimension": 12}, [layer], [], topology=topology)
+        text = run.good(DYNAMICS.format(seed=1) + jump(run, every=2) + "run 10\n")
+        said = "numbered the other way round than in the frames of the model: HOH1:H1 (atom 1) and HOH1:H2 (atom 4)"
+        assert text.count(said) == told, text[-1500:]
+
+
 @pytest.mark.parametrize(
     "fix, style",
     [
