@@ -361,9 +361,15 @@ fn a_damaged_file_of_kernels_is_written_anew() {
         let sizes = || files.iter().map(|file| std::fs::metadata(file).unwrap().len()).collect::<Vec<_>>();
         let whole = sizes();
         assert!(!files.is_empty());
-        files.iter().for_each(|file| std::fs::write(file, b"\x7fELF\0\0\0\0").unwrap());
-        use_it();
-        assert_eq!(sizes(), whole);
+        // code that no driver loads, and code that was copied in part
+        let (mut empty, half) = (vec![0; 64], |file: &PathBuf| std::fs::read(file).unwrap()[..5000].to_vec());
+        empty[..4].copy_from_slice(b"\x7fELF");
+        let damages: [&dyn Fn(&PathBuf) -> Vec<u8>; 2] = [&|_| empty.clone(), &half];
+        for damaged in damages {
+            files.iter().for_each(|file| std::fs::write(file, damaged(file)).unwrap());
+            use_it();
+            assert_eq!(sizes(), whole);
+        }
     });
 }
 

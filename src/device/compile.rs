@@ -143,10 +143,41 @@ fn cache() -> Option<PathBuf> {
 
 /// The machine code in a file, if there is any.
 fn kept(file: &Path) -> Option<Vec<u8>> {
-    std::fs::read(file).ok().filter(|bytes| bytes.starts_with(b"\x7fELF"))
+    std::fs::read(file).ok().filter(|bytes| is_whole(bytes))
+}
+
+/// Whether both tables that an ELF file's header tells of are within it. The driver is not told how long the code is, and
+/// would read on where a file was copied in part.
+fn is_whole(file: &[u8]) -> bool {
+    let number = |place: usize, bytes: usize| {
+        let field = file.get(place..place + bytes)?;
+        Some(field.iter().rev().fold(0_u64, |number, &byte| number << 8 | u64::from(byte)))
+    };
+    let is_within = |offset: usize, size: usize| {
+        let end = number(size, 2)?.checked_mul(number(size + 2, 2)?)?.checked_add(number(offset, 8)?)?;
+        Some(end <= file.len() as u64)
+    };
+    file.starts_with(b"\x7fELF") && [(0x20, 0x36), (0x28, 0x3a)].iter().all(|&(o, s)| is_within(o, s) == Some(true))
 }
 
 fn keep(file: &Path, bytes: &[u8]) -> Result<()> {
     std::fs::create_dir_all(file.parent().unwrap_or(file)).map_err(|e| Error::io(file, e))?;
     crate::io::write_atomically(file, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_whole;
+
+    #[test]
+    fn code_that_was_copied_in_part_is_none() {
+        let mut code = vec![0_u8; 200];
+        code[..4].copy_from_slice(b"\x7fELF");
+        assert!(is_whole(&code));
+        // two sections of 64 bytes from 72 on
+        (code[0x28], code[0x3a], code[0x3c]) = (72, 64, 2);
+        assert!(is_whole(&code) && !is_whole(&code[..199]) && !is_whole(&code[..40]) && !is_whole(&[]));
+        code[0x2f] = 255;
+        assert!(!is_whole(&code));
+    }
 }

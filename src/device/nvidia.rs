@@ -223,7 +223,13 @@ impl Queue {
     }
 
     fn failed(&self, what: &str, e: result::DriverError) -> Error {
-        error(&format!("{}: {what}", self.card.name), e)
+        let advice = match e.0 {
+            sys::CUresult::CUDA_ERROR_LAUNCH_TIMEOUT => {
+                "; its driver ends kernels that take seconds, as on cards with a display: use f32 networks, another card or the device cpu"
+            }
+            _ => "",
+        };
+        error(&format!("{}: {what}{advice}", self.card.name), e)
     }
 }
 
