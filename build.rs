@@ -15,7 +15,7 @@ mod openmm {
     use std::path::{Path, PathBuf};
 
     const BRIDGE: &str = "src/engines/openmm";
-    /// The plugin's code of what gives way in a driven move.
+    /// The plugin's code of what gives way in a driven move, and of what holds a System in space.
     const SHARED: &str = "openmm-plugin/openmmapi/src";
 
     pub fn build() {
@@ -23,13 +23,14 @@ mod openmm {
         for file in ["ffi.rs", "bridge.h", "bridge.cpp"] {
             println!("cargo:rerun-if-changed={BRIDGE}/{file}");
         }
-        for file in ["Solvent.h", "Solvent.cpp", "Philox.h"] {
+        for file in ["Solvent.h", "Solvent.cpp", "Space.h", "Space.cpp", "Philox.h"] {
             println!("cargo:rerun-if-changed={SHARED}/{file}");
         }
         let root = find();
         cxx_build::bridge(format!("{BRIDGE}/ffi.rs"))
             .file(format!("{BRIDGE}/bridge.cpp"))
             .file(format!("{SHARED}/Solvent.cpp"))
+            .file(format!("{SHARED}/Space.cpp"))
             .include(SHARED)
             // As system headers: their warnings are not ours.
             .flag("-isystem")

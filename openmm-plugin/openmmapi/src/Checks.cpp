@@ -2,7 +2,6 @@
 
 #include "modejump.h"
 #include "openmm/CustomBondForce.h"
-#include "openmm/CustomExternalForce.h"
 #include "openmm/HarmonicBondForce.h"
 #include "openmm/OpenMMException.h"
 
@@ -150,18 +149,6 @@ void checkBonds(const System& system, const vector<int>& particles, const Model&
     if (missing != wanted.end())
         refuse("the model has a bond between " + both(*missing) +
                " that the System has not: is the order of the atoms the model's?");
-}
-
-bool isHeldInSpace(const System& system) {
-    for (int i = 0; i < system.getNumParticles(); i++)
-        if (system.getParticleMass(i) == 0 && !system.isVirtualSite(i))
-            return true;
-    for (int i = 0; i < system.getNumForces(); i++) {
-        const auto external = dynamic_cast<const CustomExternalForce*>(&system.getForce(i));
-        if (external != nullptr && external->getNumParticles() > 0)
-            return true;
-    }
-    return false;
 }
 
 Constraints movedConstraints(const System& system, const vector<int>& particles, const Model& model) {

@@ -16,9 +16,6 @@ std::vector<int> checkedParticles(const OpenMM::System& system, const std::vecto
 /** Throws if the System's bonds among the particles are others than the model's. */
 void checkBonds(const OpenMM::System& system, const std::vector<int>& particles, const Model& model);
 
-/** Whether energies depend on where particles are in space: in a field, or beside particles that have no mass. */
-bool isHeldInSpace(const OpenMM::System& system);
-
 struct Constraints {
     /** Pairs of model atoms, flat. */
     std::vector<uint64_t> atoms;

@@ -5,6 +5,7 @@
 #include "Model.h"
 #include "MovedParticles.h"
 #include "Solvent.h"
+#include "Space.h"
 #include "Thermostat.h"
 #include "Velocities.h"
 #include "modejump.h"

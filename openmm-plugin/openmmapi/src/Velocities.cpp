@@ -1,8 +1,8 @@
 #include "Velocities.h"
 
 #include "Interruption.h"
+#include "Space.h"
 #include "Thermostat.h"
-#include "openmm/CMMotionRemover.h"
 #include "openmm/internal/ContextImpl.h"
 
 #include <cmath>
@@ -11,13 +11,6 @@ using namespace OpenMM;
 using namespace std;
 
 namespace ModeJumpPlugin {
-
-bool removesMomentum(const System& system) {
-    for (int i = 0; i < system.getNumForces(); i++)
-        if (dynamic_cast<const CMMotionRemover*>(&system.getForce(i)) != nullptr)
-            return true;
-    return false;
-}
 
 namespace {
 

@@ -6,13 +6,9 @@
 
 namespace OpenMM {
 class ContextImpl;
-class System;
 }
 
 namespace ModeJumpPlugin {
-
-/** Whether the System has a CMMotionRemover. */
-bool removesMomentum(const OpenMM::System& system);
 
 /**
  * Gives the particles new velocities, in the distribution that the integrator keeps at the Context's positions,

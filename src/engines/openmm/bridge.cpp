@@ -1,5 +1,7 @@
 #include "modejump/src/engines/openmm/bridge.h"
 
+#include "Space.h"
+
 #include <openmm/internal/ContextImpl.h>
 #include <openmm/reference/SimTKOpenMMUtilities.h>
 #include <openmm/serialization/SerializationProxy.h>
@@ -86,15 +88,6 @@ private:
 
 std::mutex RandomTurn::mutex;
 
-// Whether steps draw from that one state: on the Reference platform, and on the CPU platform those of a thermostat whose
-// kernel is Reference's.
-bool draws_in_turn(const OpenMM::System &system, const Platform &platform) {
-    bool andersen = false;
-    for (int i = 0; i < system.getNumForces(); i++)
-        andersen |= dynamic_cast<const OpenMM::AndersenThermostat *>(&system.getForce(i)) != nullptr;
-    return platform.getName() == "Reference" || (platform.getName() == "CPU" && andersen);
-}
-
 std::map<string, string> properties(const Platform &platform, size_t threads) {
     if (platform.getName() == "CPU" && threads > 0)
         return {{"Threads", std::to_string(threads)}};
@@ -142,6 +135,13 @@ bool has_force(const OpenMM::System &system) {
     return false;
 }
 
+// Whether steps draw from the one state of RandomTurn: on the Reference platform, and on the CPU platform those of a thermostat whose
+// kernel is Reference's.
+bool draws_in_turn(const OpenMM::System &system, const Platform &platform) {
+    const string &name = platform.getName();
+    return name == "Reference" || (name == "CPU" && has_force<OpenMM::AndersenThermostat>(system));
+}
+
 } // namespace
 
 rust::String openmm_version() { return Platform::getOpenMMVersion(); }
@@ -184,14 +184,11 @@ bool System::has_barostat() const {
 }
 
 bool System::removes_centre_of_mass_motion() const {
-    return has_force<OpenMM::CMMotionRemover>(*system);
+    return ModeJumpPlugin::removesMomentum(*system);
 }
 
 bool System::is_held_in_space() const {
-    for (int i = 0; i < system->getNumParticles(); i++)
-        if (system->getParticleMass(i) == 0 && !system->isVirtualSite(i))
-            return true;
-    return has_force<OpenMM::CustomExternalForce>(*system);
+    return ModeJumpPlugin::isHeldInSpace(*system);
 }
 
 bool System::is_periodic() const {
