@@ -290,7 +290,7 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
     let mut options = modejump_move_options {
         struct_size: bytes.size::<modejump_move_options>(),
         kind: 0,
-        n_proposals: 0,
+        proposals: 0,
         seed: 0,
         stride: 0,
         batch: 0,
@@ -301,7 +301,7 @@ unsafe fn renew(bytes: &mut Bytes, model: *mut modejump_model, kernel: &mut *mut
     unsafe {
         expect_known(modejump_move_options_init(bytes.maybe_mut(&mut options)));
         options.kind = u32::from(bytes.byte() % 6);
-        options.n_proposals = u64::from(bytes.byte() % 6);
+        options.proposals = u64::from(bytes.byte() % 6);
         options.seed = bytes.word();
         options.stride = if bytes.coin() { u64::from(bytes.byte()) } else { bytes.word() };
         options.batch = if bytes.coin() { u64::from(bytes.byte() % 9) } else { bytes.word() | 1 << 40 };
