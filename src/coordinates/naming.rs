@@ -91,7 +91,7 @@ fn common_name(label: &str) -> &str {
 }
 
 /// Why two lists of names are not those of one residue.
-enum Unmatched {
+pub(super) enum Unmatched {
     /// An atom here, by its place.
     Missing(usize),
     /// A name there.
@@ -99,7 +99,10 @@ enum Unmatched {
 }
 
 /// Where in one list of a residue's atoms those of another are, which has as many.
-fn match_names(own: &[impl AsRef<str>], theirs: &[impl AsRef<str>]) -> std::result::Result<Vec<usize>, Unmatched> {
+pub(super) fn match_names(
+    own: &[impl AsRef<str>],
+    theirs: &[impl AsRef<str>],
+) -> std::result::Result<Vec<usize>, Unmatched> {
     let (own, theirs) = (common_names(own), common_names(theirs));
     if let Some(k) = (0..theirs.len()).find(|&k| theirs[..k].contains(&theirs[k])) {
         return Err(Unmatched::Twice(theirs[k].clone()));

@@ -4,9 +4,11 @@
 //! A table of the twenty amino acids says all: which atoms a residue has, and in which order. What it does not list
 //! cannot be expressed: caps, disulphide bridges, other states of protonation.
 
+use super::naming::match_names;
 use super::topology::{residue_name, residue_runs, Topology};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// Names of the atom types; the type of the first is 1, for 0 was the reference's padding.
 const ATOM_TYPES: [&str; 54] = [
@@ -117,8 +119,8 @@ impl Residue {
 }
 
 impl Peptide {
-    /// Atoms are told by the names of PDB files (`HB2` and `HB3`, not `HB1`), residues by their labels, a new one where
-    /// the label changes. HIE is another name for HIS, with its hydrogen at NE2.
+    /// Atoms are told by the names of PDB files, or those of other conventions (`HB1` and `HB2` for `HB2` and `HB3`),
+    /// residues by their labels, a new one where the label changes. HIE is another name for HIS, with its hydrogen at NE2.
     ///
     /// Errors name the residue or the atom that cannot be expressed, is there twice, is not there, or is not bonded to
     /// the next; bonds are compared where there are any.
@@ -130,6 +132,7 @@ impl Peptide {
         let runs = residue_runs(&labels);
         let kinds = runs.iter().map(|run| amino_acid_of(labels[run.start])).collect::<Result<Vec<_>>>()?;
         let last = runs.len().saturating_sub(1);
+        let topology = &with_names_of_the_table(topology, &runs, &kinds);
         for (k, (run, kind)) in runs.into_iter().zip(kinds).enumerate() {
             let atoms = run.clone().map(|i| (topology.names[i].clone(), i as u32)).collect();
             let residue = Residue { kind, atoms };
@@ -194,8 +197,41 @@ fn amino_acid_of(label: &str) -> Result<usize> {
     })
 }
 
+/// Atoms of residues that have all of them get the names that the table has for them.
+fn with_names_of_the_table(topology: &Topology, runs: &[Range<usize>], kinds: &[usize]) -> Topology {
+    let mut named = topology.clone();
+    for (k, (run, &kind)) in runs.iter().zip(kinds).enumerate() {
+        let given = &topology.names[run.clone()];
+        let names = names_of_residue(kind, given, [k == 0, k + 1 == runs.len()]);
+        let Ok(places) = match_names(&names, given) else { continue };
+        for (name, place) in names.iter().zip(places) {
+            // the first hydrogen of the N terminus is H here
+            named.names[run.start + place] = if *name == "H1" { "H" } else { name }.into();
+        }
+    }
+    named
+}
+
+/// The names of a residue with all its atoms; where it is the first, with as many hydrogens on N as there are atoms for.
+fn names_of_residue(kind: usize, given: &[String], [is_first, is_last]: [bool; 2]) -> Vec<&'static str> {
+    let AminoAcid { name, standard, .. } = AMINO_ACIDS[kind];
+    let is_proline = name == "PRO";
+    let mut names = [NEEDED[0], NEEDED[if name == "GLY" { 1 } else { 2 }]].concat();
+    names.extend(standard.split_whitespace());
+    names.extend(if is_last { ENDS[1] } else { &[] });
+    let first = if given.iter().any(|name| name == "H1") { "H1" } else { "H" };
+    let on_n: &[&str] = match (is_first, is_proline) {
+        (true, true) => ENDS[0],
+        (true, false) => &[first, "H2", "H3"],
+        (false, true) => &[],
+        (false, false) => &["H"],
+    };
+    names.extend(on_n.iter().take(given.len().saturating_sub(names.len())));
+    names
+}
+
 /// Every atom is one of its residue's, once, and none of the side chain is missing.
-fn check(topology: &Topology, run: std::ops::Range<usize>, residue: &Residue) -> Result<()> {
+fn check(topology: &Topology, run: Range<usize>, residue: &Residue) -> Result<()> {
     let (label, name) = (&topology.residues[run.start], AMINO_ACIDS[residue.kind].name);
     let known: Vec<&str> = FORWARD.iter().flat_map(|part| part.iter().copied()).chain(residue.side(false)).collect();
     for i in run.clone() {
@@ -411,6 +447,37 @@ mod tests {
             assert!(acid.variant.is_empty() || sorted(acid.standard) == sorted(acid.variant), "{}", acid.name);
         }
         assert!(seen.into_iter().eq(1..=54), "every type occurs");
+    }
+
+    /// Of GROMACS with Amber's and CHARMM's force fields: it is the same peptide.
+    #[test]
+    fn names_of_other_conventions_are_known() {
+        let of = |residues: &[(&str, &str)]| {
+            let peptide = Peptide::of(&topology(residues)).unwrap();
+            let orders: Vec<Vec<u32>> = AtomOrder::all().map(|order| peptide.order(order)).collect();
+            (peptide.encoding, orders)
+        };
+        let pdb = of(&[
+            ("GLY", "N H H2 H3 CA HA2 HA3 C O"),
+            ("ILE", "N H CA HA CB HB CG2 HG21 HG22 HG23 CG1 HG12 HG13 CD1 HD11 HD12 HD13 C O"),
+            ("SER", "N H CA HA CB HB2 HB3 OG HG C O OXT"),
+        ]);
+        let amber = [
+            ("GLY", "N H1 H2 H3 CA HA1 HA2 C O"),
+            ("ILE", "N H CA HA CB HB CG2 HG21 HG22 HG23 CG1 HG11 HG12 CD HD1 HD2 HD3 C O"),
+            ("SER", "N H CA HA CB HB1 HB2 OG HG C OC1 OC2"),
+        ];
+        assert_eq!(of(&amber), pdb);
+        let charmm = [
+            amber[0],
+            ("ILE", "N HN CA HA CB HB CG2 HG21 HG22 HG23 CG1 HG11 HG12 CD HD1 HD2 HD3 C O"),
+            ("SER", "N HN CA HA CB HB1 HB2 OG HG1 C OT1 OT2"),
+        ];
+        assert_eq!(of(&charmm), pdb);
+        let ends = |first, last| of(&[("PRO", first), ("ALA", last)]);
+        let sides = ["CD HD2 HD3 CG HG2 HG3 CB HB2 HB3 CA HA C O", "CD HD1 HD2 CG HG1 HG2 CB HB1 HB2 CA HA C O"];
+        let last = "N H CA HA CB HB1 HB2 HB3 C O OXT";
+        assert_eq!(ends(&format!("N H1 H2 {}", sides[1]), last), ends(&format!("N H2 H3 {}", sides[0]), last));
     }
 
     #[test]
