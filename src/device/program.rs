@@ -1,10 +1,12 @@
 //! The sources of kernels, embedded, with the sizes that they are compiled for.
 
 /// What sources include, in the order of replacement: each may name those behind it.
-const HEADERS: [(&str, &str); 11] = [
+const HEADERS: [(&str, &str); 13] = [
     ("#include \"coupling_layers.cuh\"", include_str!("../../cuda/coupling_layers.cuh")),
     ("#include \"internal_coordinates.cuh\"", include_str!("../../cuda/internal_coordinates.cuh")),
     ("#include \"coupling_back.cuh\"", include_str!("../../cuda/coupling_back.cuh")),
+    ("#include \"graphormer_state.cuh\"", include_str!("../../cuda/graphormer_state.cuh")),
+    ("#include \"graphormer_back.cuh\"", include_str!("../../cuda/graphormer_back.cuh")),
     ("#include \"ode.cuh\"", include_str!("../../cuda/ode.cuh")),
     ("#include \"gvp_tangents.cuh\"", include_str!("../../cuda/gvp_tangents.cuh")),
     ("#include \"gvp.cuh\"", include_str!("../../cuda/gvp.cuh")),
