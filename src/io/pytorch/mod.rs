@@ -7,7 +7,7 @@ mod tests;
 
 use super::model_file::{bfloat16, half, Tensor};
 use crate::error::{Error, Result};
-use pickle::{Id, Node, Object, Pickle, View};
+use pickle::{Id, Node, Object, Pickle, Storage, View};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Cursor, Read};
 use zip::ZipArchive;
@@ -28,7 +28,8 @@ const ELEMENTS_PER_BYTE: usize = 4;
 const FEWEST_ELEMENTS: usize = 1 << 20;
 
 /// All tensors of a PyTorch file as f64, with the path to each as its name: `state_dict.net.0.weight`. Elements of
-/// lists and tuples are numbered. f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool are known.
+/// lists and tuples are numbered. f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool are known, and complex numbers of f32 and f64, whose parts
+/// are a last dimension of 2.
 ///
 /// `name` stands for the path in error messages. Errors: no zip archive, entries that are compressed, missing or
 /// damaged, an unknown pickle instruction or number type, views beyond their storage; each names the place.
@@ -202,6 +203,7 @@ impl Collector<'_> {
     }
 
     fn tensor(&mut self, view: &View) -> Outcome<Tensor> {
+        let view = &view_as_real(view);
         let (width, decode) = number_type(&view.storage.class)?;
         if view.shape.len() > MOST_DIMENSIONS {
             return Err(format!("{} dimensions", view.shape.len()));
@@ -234,6 +236,19 @@ impl Collector<'_> {
             }
         }
         Ok(Tensor { shape: view.shape.clone(), data })
+    }
+}
+
+/// A tensor of complex numbers as one of their real and imaginary parts, in a last dimension of 2, as PyTorch's function
+/// of this name has it.
+fn view_as_real(view: &View) -> View {
+    let Some(parts) = view.storage.class.strip_prefix("torch.Complex") else { return view.clone() };
+    let storage = Storage { class: parts.into(), key: view.storage.key.clone() };
+    View {
+        storage: storage.into(),
+        offset: view.offset.saturating_mul(2),
+        shape: view.shape.iter().copied().chain([2]).collect(),
+        stride: view.stride.iter().map(|stride| stride.saturating_mul(2)).chain([1]).collect(),
     }
 }
 

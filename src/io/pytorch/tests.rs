@@ -147,6 +147,15 @@ fn small_integers_have_signs() {
     }
 }
 
+/// Those of rotary embeddings, which stand among a network's tensors.
+#[test]
+fn complex_numbers_are_read_as_their_parts() {
+    let bytes: Vec<u8> = [1.0_f32, -2.0, 3.0, 4.0].iter().flat_map(|part| part.to_le_bytes()).collect();
+    let pickle = tensor("ComplexFloatStorage", 0, [2, 1], [1, 1]);
+    let read = read(&zip(&[("m/data.pkl", &pickle), ("m/data/0", &bytes)])).unwrap();
+    assert_eq!((&read["t"].shape[..], &read["t"].data[..]), (&[2, 1, 2][..], &[1.0, -2.0, 3.0, 4.0][..]));
+}
+
 #[test]
 fn views_beyond_their_storage_and_unknown_types_are_refused_by_name() {
     assert_eq!(with_pickle(&tensor("FloatStorage", 0, [1, 2], [2, 1])).unwrap()["t"].data, [0.0, 0.0]);
@@ -155,7 +164,9 @@ fn views_beyond_their_storage_and_unknown_types_are_refused_by_name() {
         (tensor("FloatStorage", 0, [2, 2], [i32::MAX, i32::MAX]), "reach beyond"),
         (tensor("FloatStorage", 0, [i32::MAX, i32::MAX], [0, 0]), "beyond the file"),
         (tensor("FloatStorage", -1, [1, 1], [1, 1]), "size or stride -1"),
-        (tensor("ComplexFloatStorage", 0, [1, 1], [1, 1]), "type ComplexFloatStorage"),
+        (tensor("ComplexFloatStorage", 1, [1, 1], [1, 1]), "offset 2, shape [1, 1, 2], stride [2, 2, 1] reach beyond"),
+        (tensor("ComplexFloatStorage", i32::MAX, [1, 1], [i32::MAX, i32::MAX]), "reach beyond"),
+        (tensor("QInt8Storage", 0, [1, 1], [1, 1]), "type QInt8Storage"),
         (b"\x80\x02I1\n.".to_vec(), "byte 2: instruction 0x49"),
         (b"\x80\x09.".to_vec(), "protocol 9"),
         (b"\x80\x02}.".to_vec(), "holds a dictionary and no tensors"),
