@@ -10,6 +10,7 @@ mod evaluate;
 #[cfg(feature = "openmm")]
 mod exchange;
 mod frames;
+mod gromacs;
 mod inspect;
 #[cfg(feature = "openmm")]
 mod md;

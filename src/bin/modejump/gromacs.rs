@@ -1,12 +1,14 @@
 //! `modejump gromacs`: an unmodified GROMACS with jumps.
 
 use crate::common::{
-    interrupted, load, load_partner, mark, warn_of_temperature, watch_signals, Method, PrecisionFlag, Progress,
+    interrupted, load, load_partner, mark, warn_of_labels, warn_of_temperature, watch_signals, Method, PrecisionFlag,
+    Progress,
 };
 use clap::Args;
 use indicatif::MultiProgress;
 use modejump::engines::gromacs::{Gmx, Options, Walker};
 use modejump::free_energy::mean_of_series;
+use modejump::models::Model;
 use modejump::{Error, Result};
 use serde_json::{json, Value};
 use std::path::PathBuf;
@@ -94,7 +96,7 @@ impl Gromacs {
             walkers.push(walker);
         }
         warn_of_equal_inputs(&folders, &walkers);
-        let walkers = self.advance(walkers)?;
+        let walkers = self.advance(walkers, model.as_ref())?;
         for (folder, walker) in folders.iter().zip(&walkers) {
             let summary = self.summary(walker)?;
             match self.json {
@@ -123,7 +125,7 @@ impl Gromacs {
 
     /// All walkers to the last cycle, or as far as the time allows. The first failure stops all, each after a whole
     /// cycle.
-    fn advance(&self, walkers: Vec<Walker>) -> Result<Vec<Walker>> {
+    fn advance(&self, walkers: Vec<Walker>, model: &dyn Model) -> Result<Vec<Walker>> {
         let deadline = self.maxh.and_then(deadline);
         let bars = MultiProgress::new();
         let cells: Vec<Mutex<Walker>> = walkers.into_iter().map(Mutex::new).collect();
@@ -132,7 +134,7 @@ impl Gromacs {
         let work = || {
             while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let mut walker = cell.lock().expect("a walker is taken once");
-                if let Err(e) = self.cycles(&mut walker, deadline, &bars, &failed) {
+                if let Err(e) = self.cycles(&mut walker, model, deadline, &bars, &failed) {
                     failed.store(true, Ordering::Relaxed);
                     failure.lock().expect("no thread panics here").get_or_insert(e);
                 }
@@ -149,12 +151,14 @@ impl Gromacs {
     fn cycles(
         &self,
         walker: &mut Walker,
+        model: &dyn Model,
         deadline: Option<Instant>,
         bars: &MultiProgress,
         stop: &AtomicBool,
     ) -> Result<()> {
         let mut progress = Progress::among(bars, self.cycles, "cycles");
         let mut longest = Duration::ZERO;
+        let mut is_first = true;
         while walker.progress().cycle < self.cycles && !stop.load(Ordering::Relaxed) && !interrupted() {
             if deadline.is_some_and(|deadline| Instant::now() + longest > deadline) {
                 break;
@@ -168,6 +172,12 @@ impl Gromacs {
             let accepted = 100.0 * walker.progress().statistics.acceptance();
             let message = format!("step {}  U {:.1}  accepted {accepted:.0} %", report.step, report.potential_after);
             progress.show(walker.progress().cycle, message);
+            // not earlier: it is mdrun that brings the constrained bonds of a start to their lengths
+            if std::mem::take(&mut is_first) {
+                if let Some(x) = walker.molecule(model)? {
+                    bars.suspend(|| warn_of_labels(walker.tpr(), model, &x));
+                }
+            }
         }
         progress.end();
         Ok(())

@@ -7,6 +7,7 @@ use super::run_folder::{Progress, Report, RunFolder, Settings};
 use super::run_input::RunInput;
 use super::velocities::{half_impulse, ModelAtoms};
 use crate::coordinates::constraints::Constraints;
+use crate::coordinates::whole::WholeMolecule;
 use crate::error::{Error, Result};
 use crate::io::gromacs::cpt::Checkpoint;
 use crate::io::gromacs::trr;
@@ -124,6 +125,11 @@ impl Walker {
         &self.folder.progress
     }
 
+    /// The run input file of the dynamics.
+    pub fn tpr(&self) -> &Path {
+        &self.options.tpr
+    }
+
     /// Of the run input file.
     pub fn tpr_hash(&self) -> &str {
         &self.folder.progress.settings.tpr
@@ -131,6 +137,24 @@ impl Walker {
 
     pub fn input(&self) -> &RunInput {
         &self.input
+    }
+
+    /// The model's molecule `[atoms][3]` (nm) where the last cycle has left it, in the model's order and whole as far as
+    /// its bonds are known; none before the first cycle.
+    pub fn molecule(&self, model: &dyn Model) -> Result<Option<Vec<f64>>> {
+        let Some(path) = self.folder.state() else { return Ok(None) };
+        let state = self.checkpoint(&path)?;
+        let mut x = select(&state.positions(), &self.atoms);
+        let box_vectors = state.box_vectors(&self.input.box_vectors).filter(|_| self.input.periodic);
+        if let (Some(box_vectors), Some(topology)) = (box_vectors, &model.card().topology) {
+            WholeMolecule::new(self.atoms.len(), &topology.bonds)?.apply(&box_vectors, &mut x)?;
+        }
+        Ok(Some(x))
+    }
+
+    fn checkpoint(&self, path: &Path) -> Result<Checkpoint> {
+        let bytes = fs::read(path).map_err(|e| Error::io(path, e))?;
+        Checkpoint::new(bytes, self.input.atoms.len()).map_err(|e| Error::file(path, e))
     }
 
     /// Potential energies (kJ/mol) and temperatures (K) of all recorded frames of the run.
@@ -158,9 +182,7 @@ impl Walker {
         let (step, potential) = self.check_segment(scratch)?;
         let dynamics_s = start.elapsed().as_secs_f64();
         let start = Instant::now();
-        let path = scratch.join("next.cpt");
-        let bytes = fs::read(&path).map_err(|e| Error::io(&path, e))?;
-        let mut state = Checkpoint::new(bytes, self.input.atoms.len()).map_err(|e| Error::file(&path, e))?;
+        let mut state = self.checkpoint(&scratch.join("next.cpt"))?;
         let report = self.attempt(scratch, &mut state, step, potential)?;
         let jumps_s = start.elapsed().as_secs_f64();
         self.folder.commit(scratch, state.bytes(), &report, self.jump.statistics(), [dynamics_s, jumps_s])?;
