@@ -56,6 +56,17 @@ fn centroids_of_frames_are_drawn_for_a_model_that_has_noise_there() {
     assert!(largest_difference(&near, &x["log_density"].data) < 20.0, "the centroid was taken for what it is not");
 }
 
+#[test]
+fn log_densities_need_not_be_written() {
+    let path = files("sample-summary");
+    modejump(&["sample", MODEL, "-n", "5", "-o", &path("x.npy")]).succeeds();
+    let of = |more: &[&str]| modejump(&[&["log-density", MODEL, &path("x.npy")], more].concat());
+    let written = of(&["-o", &path("q.safetensors")]).succeeds();
+    assert!(written.starts_with(&path("q.safetensors: 5 configurations, mean log q = ")), "{written}");
+    assert_eq!(format!("{}{}", path("q.safetensors: "), of(&[]).succeeds()), written);
+    assert_eq!(of(&[]).json()["output"], json!(null));
+}
+
 /// The other half is in tests/mpi.rs.
 #[test]
 #[cfg(not(feature = "mpi"))]

@@ -41,9 +41,10 @@ pub struct LogDensity {
     /// in moves, which leaves the ensemble as it is
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
-    /// safetensors with `log_density` [n] (−inf outside the support) and, for flows, `z` and `log_det` (of z → x)
+    /// safetensors with `log_density` [n] (−inf outside the support) and, for flows, `z` and `log_det` (of z → x); without
+    /// it there is the summary alone
     #[arg(short, long)]
-    output: PathBuf,
+    output: Option<PathBuf>,
     #[command(flatten)]
     precision: PrecisionFlag,
     /// Print the summary as JSON
@@ -53,9 +54,11 @@ pub struct LogDensity {
 
 impl LogDensity {
     pub fn run(self) -> Result<()> {
-        trajectory::require_tensors(&self.output, "log-densities")?;
-        check_apart(&self.output, [&self.model].into_iter().chain(&self.frames).chain(&self.z).chain(&self.topology))?;
-        check_writable(&self.output)?;
+        if let Some(output) = &self.output {
+            trajectory::require_tensors(output, "log-densities")?;
+            check_apart(output, [&self.model].into_iter().chain(&self.frames).chain(&self.z).chain(&self.topology))?;
+            check_writable(output)?;
+        }
         let model = load_at(&self.model, &self.precision, self.temperature)?;
         let dimension = model.dimension();
         let steering = model.steering().unwrap_or(Steering::NONE);
@@ -99,8 +102,10 @@ impl LogDensity {
         steering.take_apart(&frames.x, dimension - steering.auxiliary, &mut log_density);
         let (values, outside) = split(&log_density);
         arrays.insert("log_density".into(), (vec![values.len()], Data::F64(values)));
-        modejump::io::write_atomically(&self.output, &write_tensors(&arrays, Default::default())?)?;
-        report(self.json, &self.output, &frames, &log_density, outside);
+        if let Some(output) = &self.output {
+            modejump::io::write_atomically(output, &write_tensors(&arrays, Default::default())?)?;
+        }
+        report(self.json, self.output.as_deref(), &frames, &log_density, outside);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use modejump::models::steering::{dimension_without_auxiliary, Steering};
 use modejump::models::Model;
 use modejump::parallel::{self, room, streams, Ranks};
 use modejump::{Error, Result};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct Sample {
@@ -99,7 +99,7 @@ impl Sample {
             extra.push(("log_det", log_det));
         }
         trajectory::write(&self.output, &frames, model.card().topology.as_ref(), &extra)?;
-        report(self.json, &self.output, &frames, &log_density, outside);
+        report(self.json, Some(&self.output), &frames, &log_density, outside);
         Ok(())
     }
 }
@@ -147,13 +147,13 @@ impl Sample {
     }
 }
 
-/// One line of what was written, the same for `sample` and `log-density`.
-pub fn report(json: bool, output: &std::path::Path, frames: &Frames, log_density: &[Evaluation], outside: usize) {
+/// One line of what was computed, and written if it was, the same for `sample` and `log-density`.
+pub fn report(json: bool, output: Option<&Path>, frames: &Frames, log_density: &[Evaluation], outside: usize) {
     let inside: Vec<f64> = log_density.iter().filter(|e| e.is_inside()).map(|e| e.log_density).collect();
     let mean = (!inside.is_empty()).then(|| inside.iter().sum::<f64>() / inside.len() as f64);
     if json {
         let summary = serde_json::json!({
-            "output": output.display().to_string(),
+            "output": output.map(|output| output.display().to_string()),
             "n": frames.n(),
             "mean_log_density": mean,
             "outside_support": outside,
@@ -162,6 +162,7 @@ pub fn report(json: bool, output: &std::path::Path, frames: &Frames, log_density
     } else {
         let outside = if outside > 0 { format!(", {outside} outside the support") } else { String::new() };
         let mean = mean.map_or("no log q to average".into(), |mean| format!("mean log q = {mean:.4}"));
-        println!("{}: {}, {mean}{outside}", output.display(), frames_of(frames.n()));
+        let written = output.map_or(String::new(), |output| format!("{}: ", output.display()));
+        println!("{written}{}, {mean}{outside}", frames_of(frames.n()));
     }
 }
