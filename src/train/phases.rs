@@ -158,7 +158,7 @@ impl Default for TrainOptions {
             held_out: 0.05,
             evaluate: 500,
             evaluation_samples: 4096,
-            patience: 0,
+            patience: 10,
             seed: 1,
         }
     }

@@ -7,6 +7,7 @@ mod frames;
 mod jumps;
 #[cfg(feature = "openmm")]
 mod maps;
+mod patience;
 mod peptides;
 #[cfg(unix)]
 mod resumption;
@@ -22,7 +23,7 @@ use std::process::Command;
 
 const SETTINGS: &str = r#"{
     "design": {"hidden": [12], "torsion_hidden": [8], "spline_rounds": 1, "affine_rounds": 1, "torsion_rounds": 1},
-    "train": {"phases": [{"steps": 2500, "batch": 32}], "evaluate": 100}
+    "train": {"phases": [{"steps": 2500, "batch": 32}], "evaluate": 100, "patience": 0}
 }"#;
 
 /// A folder with frames and with settings for `--config`.

@@ -93,6 +93,12 @@ impl Train {
             }
         }
         bar.finish();
+        let (done, all) = (trainer.step_count(), trainer.total_steps());
+        if done < all {
+            eprintln!(
+                "ended after {done} of {all} steps: so many evaluations as `patience` allows had no better held-out likelihood"
+            );
+        }
         self.save_state(&mut trainer, identity)?;
         trainer.save_model(&self.output)?;
         let figure = self.figure();
