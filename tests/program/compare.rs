@@ -43,7 +43,8 @@ fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not()
     }
     assert!(same["between"]["energy_w1"].is_null(), "no energies were given");
     let eigenvalue = format!("eigenvalues {:.3}, ", number(&same, "tica_eigenvalues/0"));
-    let text = compare(&a, &b, &["--lag", "5"]).succeeds();
+    let [text, told] = compare(&a, &b, &["--lag", "5"]).texts();
+    assert!(told.contains("no energies of") && told.contains("a.npy and ") && told.contains("give --system"), "{told}");
     assert!(text.contains(&eigenvalue) && text.contains("at a lag of 5 frames"), "{text}");
     let generated = folder.join("generated.safetensors");
     samples(&generated, 600, 1);
@@ -323,7 +324,8 @@ fn molecules_that_are_broken_in_some_frames_are_told() {
     log_density.arg(&torn).arg("-o").arg(&density);
     for mut command in [compare(&run, &torn, &["--lag", "0"]), log_density] {
         let [_, told] = command.texts();
-        assert!(told.lines().count() == 1, "{told}");
+        let of_energies = told.lines().filter(|line| line.contains("no energies of")).count();
+        assert!(told.lines().count() == 1 + of_energies, "{told}");
         assert!(
             told.contains("torn.npy: in 7 of 20 frames") && told.contains("is the molecule whole there?"),
             "{told}"
@@ -350,6 +352,24 @@ fn the_box_of_a_periodic_system_is_told() {
 }
 
 /// Before files are read, let alone compared.
+/// Four carbon atoms have no residue.
+#[test]
+fn a_molecule_without_a_backbone_is_told() {
+    let folder = folder("compare-butane");
+    let places = [[0.0, 0.0, 0.0], [1.5, 0.0, 0.0], [2.0, 1.4, 0.0], [3.5, 1.4, 0.0]];
+    let atom = |(i, [x, y, z]): (usize, &[f64; 3])| {
+        format!("HETATM{:5}  C{}  BUT A   1    {x:8.3}{y:8.3}{z:8.3}  1.00  0.00           C\n", i + 1, i + 1)
+    };
+    let atoms: String = places.iter().enumerate().map(atom).collect();
+    let models = |n: usize| (1..=n).map(|k| format!("MODEL     {k:4}\n{atoms}ENDMDL\n")).collect::<String>() + "END\n";
+    let [a, b] = ["a.pdb", "b.pdb"].map(|name| folder.join(name));
+    [&a, &b].into_iter().for_each(|path| std::fs::write(path, models(10)).unwrap());
+    let mut command = modejump(&["compare", "--lag", "0"]);
+    let [report, told] = command.arg(&a).arg(&b).texts();
+    assert!(report.contains("–"), "{report}");
+    assert!(told.contains("no backbone φ, ψ in this molecule") && told.contains("no energies of"), "{told}");
+}
+
 #[test]
 fn a_folder_that_cannot_be_made_is_refused_at_once() {
     let folder = folder("compare-output");

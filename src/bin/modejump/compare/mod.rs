@@ -94,6 +94,7 @@ impl Compare {
         }
         let slow = self.slow_components(&a, &topology);
         let [of_a, of_b] = [&a, &b].map(|side| Observed::of(side, &topology, slow.as_ref()));
+        tell_of_gaps([&a, &b], &of_a);
         let between = self.distances(&of_a, &of_b)?;
         let half = of_a.n() / 2;
         // a half may be without weight
@@ -269,6 +270,21 @@ fn leave_out_other_temperatures(a: &mut Side, b: &mut Side) {
             );
             (a.u, b.u) = (None, None);
         }
+    }
+}
+
+/// Says why there are dashes in the table, where nothing else has said it.
+fn tell_of_gaps(sides: [&Side; 2], of_a: &Observed) {
+    let without: Vec<&str> =
+        sides.iter().filter(|side| side.without_energy.is_none()).map(|side| side.name.as_str()).collect();
+    if !without.is_empty() {
+        let names = without.join(" and ");
+        eprintln!("modejump: no energies of {names} (`reduced_potential`): they are not compared; give --system and --temperature");
+    }
+    if of_a.torsions.is_empty() {
+        eprintln!("modejump: no backbone φ, ψ in this molecule: torsions are not compared");
+    } else if of_a.pairs.is_empty() {
+        eprintln!("modejump: no residue of this molecule has both φ and ψ: their distribution is not compared");
     }
 }
 
