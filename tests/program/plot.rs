@@ -19,6 +19,8 @@ fn every_figure_is_drawn() {
     };
     std::fs::write(path("log.jsonl"), [line(1), line(2), line(3)].join("\n")).unwrap();
     modejump(&["plot", &path("series.json"), "--log", &path("log.jsonl"), "-o", &path("")]).succeeds();
+    let message = modejump(&["plot", &path("log.jsonl"), "-o", &path("")]).fails();
+    assert!(message.contains("log.jsonl: the log of a training: give it with --log"), "{message}");
     for name in ["ramachandran", "free_energy", "energy", "log_weights", "training"] {
         let figure = std::fs::read_to_string(path(&format!("{name}.svg"))).unwrap();
         assert!(figure.starts_with("<svg") && figure.len() > 2000, "{name}");

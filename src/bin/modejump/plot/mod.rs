@@ -10,6 +10,7 @@ use modejump::{Error, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 #[derive(Args)]
@@ -121,7 +122,11 @@ impl Plot {
         let mut series = Vec::new();
         for path in &self.data {
             let text = std::fs::read_to_string(path).map_err(|e| not_text(path, e))?;
-            let document: Document = parse_json(path, &text)?;
+            let document: Document = parse_json(path, &text).map_err(|e| match Log::of(&text) {
+                Some(Log::Training) => Error::file(path, "the log of a training: give it with --log"),
+                Some(Log::Rounds) => Error::file(path, OF_ROUNDS),
+                None => e,
+            })?;
             document.series.iter().try_for_each(Series::check).map_err(|e| Error::file(path, e.to_string()))?;
             series.extend(document.series);
         }
@@ -209,9 +214,35 @@ pub fn training_figure(path: &Path, history: &[Progress]) -> Result<bool> {
 type Outcome = std::result::Result<(), Box<dyn std::error::Error>>;
 type Draw = fn(&Figure, &[&Series]) -> Outcome;
 
+/// Files with one object a line that the program writes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Log {
+    Training,
+    Rounds,
+}
+
+const OF_ROUNDS: &str =
+    "the log of `modejump adapt` or `modejump explore`, which has a line for each stage of the rounds and is not drawn: figures of a training \
+     are those of a log of `modejump train --log`, `modejump compare` makes figures of the trajectories beside this file";
+
+impl Log {
+    /// By the first line; none for a text of another kind.
+    fn of(text: &str) -> Option<Log> {
+        let first: Value = serde_json::from_str(text.lines().find(|line| !line.trim().is_empty())?).ok()?;
+        match (first.get("stage"), first.get("step")) {
+            (Some(_), _) => Some(Log::Rounds),
+            (None, Some(_)) => Some(Log::Training),
+            (None, None) => None,
+        }
+    }
+}
+
 /// Reads one progress object a line.
 fn read_log(path: &Path) -> Result<Vec<Progress>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    if Log::of(&text) == Some(Log::Rounds) {
+        return Err(Error::file(path, OF_ROUNDS));
+    }
     let parse = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| {
             let reason = format!("line {}: {e}; a log of `modejump train --log` has a JSON object a line", i + 1);
