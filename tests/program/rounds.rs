@@ -125,6 +125,24 @@ fn a_few_structures_are_explored() {
     let stages: Vec<&Value> = log.iter().map(|line| &line["stage"]).collect();
     assert_eq!(stages, ["walk", "train", "walk", "production"]);
     assert_eq!(setting.tensors("explored", "production.safetensors")["x"].shape, [160, 22, 3]);
+    what_has_no_jump_is_plain_dynamics(&setting, &summary);
+    a_log_of_rounds_is_no_training(&setting);
+}
+
+fn what_has_no_jump_is_plain_dynamics(setting: &Setting, summary: &Value) {
+    assert_eq!(summary["production"]["acceptance"], 0.0, "{summary}");
+    let [_, told] = setting.command("explore", "system-vacuum.xml", "explored").texts();
+    assert!(told.contains("no jump was accepted in production (0.00 % of "), "{told}");
+    assert!(told.contains("plain dynamics") && !told.contains("averages are exact"), "{told}");
+}
+
+fn a_log_of_rounds_is_no_training(setting: &Setting) {
+    let [log, folder] =
+        [setting.path("explored", "log.jsonl"), setting.path("", "")].map(|path| path.display().to_string());
+    for arguments in [&["plot", &log, "-o", &folder][..], &["plot", "--log", &log, "-o", &folder]] {
+        let message = modejump(arguments).fails();
+        assert!(message.contains("log.jsonl: the log of `modejump adapt` or `modejump explore`"), "{message}");
+    }
 }
 
 /// Frames of an earlier run may start another, in another folder.

@@ -261,17 +261,8 @@ mod run {
 
         fn report(&self, state: &RoundsState) -> Result<()> {
             let Some(last) = state.log.last() else { return Ok(()) };
-            let asked = &state.options;
-            if last.acceptance < asked.acceptance || last.ess < asked.ess {
-                let percent = |share: f64| 100.0 * share;
-                eprintln!(
-                    "modejump: production accepts {:.1} % of the proposals, whose ESS is {:.1} %, where {:.1} % and {:.1} % were asked for: the \
-                     averages are exact, and may be slow; more `rounds`, `steps` or training make a better generator",
-                    percent(last.acceptance),
-                    percent(last.ess),
-                    percent(asked.acceptance),
-                    percent(asked.ess)
-                );
+            if let Some(doubt) = doubt(last, &state.options) {
+                eprintln!("modejump: {doubt}; more `rounds`, `steps` or training make a better generator");
             }
             let path = |name: &str| self.file(name).display().to_string();
             let summary = serde_json::json!({
@@ -286,6 +277,33 @@ mod run {
             }
             Ok(())
         }
+    }
+
+    /// Below this share of the proposals accepted, jumps have no part in the averages.
+    const HARDLY_ANY: f64 = 1e-3;
+
+    /// Why the averages of this production may not be what is wanted, if so.
+    fn doubt(last: &Record, asked: &RoundsOptions) -> Option<String> {
+        let percent = |share: f64| 100.0 * share;
+        if last.acceptance < HARDLY_ANY {
+            return Some(format!(
+                "{} in production ({:.2} % of {} proposals): this is plain dynamics then, and states that it did not visit are missing \
+                 from the averages",
+                if last.acceptance == 0.0 { "no jump was accepted" } else { "hardly any jump was accepted" },
+                percent(last.acceptance),
+                last.attempts
+            ));
+        }
+        (last.acceptance < asked.acceptance || last.ess < asked.ess).then(|| {
+            format!(
+                "production accepts {:.1} % of the proposals, whose ESS is {:.1} %, where {:.1} % and {:.1} % were asked for: the \
+                 averages are exact, and may be slow",
+                percent(last.acceptance),
+                percent(last.ess),
+                percent(asked.acceptance),
+                percent(asked.ess)
+            )
+        })
     }
 
     /// The numbers that matter.
