@@ -56,6 +56,12 @@ fn what_a_tarflow_lacks_or_contradicts_is_said() {
     let mut command = modejump(&["convert", TARFLOW, "--kind", "tarflow", "--config"]);
     let [_, text] = command.arg(config).arg("-o").arg(output).texts();
     assert!(text.contains("heads of 64 columns are assumed"), "{text}");
+    let known = text.split("known are ").nth(1).unwrap().lines().next().unwrap();
+    let mut keys: Vec<&str> = known.split(", ").collect();
+    let n = keys.len();
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), n, "named twice: {known}");
     assert!(text.contains("not read: head_size") && text.contains("hands of stereocentres are not known"), "{text}");
     let message = complain(r#"{ "std": 0.16, "permutation_keys": ["n2c_residue-by-residue_standard"] }"#);
     assert!(message.contains("a TarFlow with permutations is read with the residues of its atoms only"), "{message}");

@@ -210,7 +210,9 @@ pub fn note_unread(options: &Value, read: &[&str]) {
     let keys = options.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
     let unread: Vec<&str> = keys.filter(|key| !read.contains(key)).collect();
     if !unread.is_empty() {
-        eprintln!("note: not read: {}; known are {}", unread.join(", "), read.join(", "));
+        let known = read.iter().enumerate().filter(|(i, key)| !read[..*i].contains(key));
+        let known: Vec<&str> = known.map(|(_, key)| *key).collect();
+        eprintln!("note: not read: {}; known are {}", unread.join(", "), known.join(", "));
     }
 }
 
