@@ -11,7 +11,9 @@
 use crate::error::{Error, Result};
 use crate::io::model_file::hash;
 use crate::io::write_atomically;
-use serde::{de::DeserializeOwned, Serialize};
+use serde::{de::DeserializeOwned, Deserialize, Serialize};
+use serde_json::Value;
+use std::fmt::Display;
 use std::path::Path;
 
 /// What a checkpoint is of. Its version is counted up by hand, with every change of what its state holds.
@@ -23,9 +25,9 @@ pub struct Kind {
 }
 
 /// The state of a training.
-pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 8 };
+pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 9 };
 /// Adaptive rounds.
-pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 8 };
+pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 9 };
 const HEADER: usize = 8 + 4 + 8 + 32;
 
 /// Writes any state as a checkpoint of its kind, beside the file and then in its place: a kill at any moment leaves the
@@ -48,24 +50,141 @@ pub fn load<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<T> {
     decode(&bytes, kind).map_err(|reason| Error::file(path, reason))
 }
 
-/// The state of a run with what it belongs to: its files and options as text.
-pub fn save_run<T: Serialize>(path: &Path, kind: Kind, identity: &str, state: &T) -> Result<()> {
+/// What a run belongs to: its files and options, each under the name that its user knows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Identity {
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Part {
+    name: String,
+    value: String,
+    says: Says,
+}
+
+/// What is told of a part that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+enum Says {
+    /// Its two values.
+    Values,
+    /// That it is another.
+    Another,
+    /// The same, unless something else differs, of which it may be a consequence.
+    AnotherAlone,
+}
+
+/// Of the parts that differ no more than these are named.
+const MOST_NAMED: usize = 5;
+
+impl Identity {
+    /// With the value of an option.
+    pub fn with(self, name: &str, value: impl Display) -> Identity {
+        self.and(name, value.to_string(), Says::Values)
+    }
+
+    /// With an option that need not be given.
+    pub fn with_some(self, name: &str, value: Option<impl Display>) -> Identity {
+        match value {
+            Some(value) => self.with(name, value),
+            None => self,
+        }
+    }
+
+    /// With something by the hash of what it holds; `name` follows "another", such as `file for --system`.
+    pub fn with_content(self, name: &str, hash: impl Display) -> Identity {
+        self.and(name, hash.to_string(), Says::Another)
+    }
+
+    /// With what follows from other parts and from what none of these names.
+    pub fn with_consequence(self, name: &str, hash: impl Display) -> Identity {
+        self.and(name, hash.to_string(), Says::AnotherAlone)
+    }
+
+    /// With all settings of a file for `--config`, or of a section of it, as `section.setting`.
+    pub fn with_settings<T: Serialize>(mut self, section: &str, settings: &T) -> Result<Identity> {
+        let settings = serde_json::to_value(settings).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
+        self.add_settings(section, &settings);
+        Ok(self)
+    }
+
+    fn add_settings(&mut self, place: &str, value: &Value) {
+        match value {
+            Value::Null => {}
+            Value::Object(settings) => {
+                for (name, value) in settings {
+                    self.add_settings(&[place, name].join(if place.is_empty() { "" } else { "." }), value);
+                }
+            }
+            Value::Array(list) if list.iter().any(Value::is_object) => {
+                for (i, value) in list.iter().enumerate() {
+                    self.add_settings(&format!("{place}[{i}]"), value);
+                }
+            }
+            value => self.parts.push(Part { name: format!("`{place}`"), value: value.to_string(), says: Says::Values }),
+        }
+    }
+
+    fn and(mut self, name: &str, value: String, says: Says) -> Identity {
+        self.parts.push(Part { name: name.into(), value, says });
+        self
+    }
+
+    /// What differs from another run's, `--seed 2 instead of 1`; none where nothing does.
+    pub fn difference(&self, other: &Identity) -> Option<String> {
+        let find = |parts: &[Part], name: &str| parts.iter().find(|part| part.name == name).map(|p| p.value.clone());
+        let gone = other.parts.iter().filter(|part| find(&self.parts, &part.name).is_none());
+        let differs = |part: &&Part| find(&self.parts, &part.name) != find(&other.parts, &part.name);
+        let mut all: Vec<&Part> = self.parts.iter().chain(gone).filter(differs).collect();
+        if all.iter().any(|part| part.says != Says::AnotherAlone) {
+            all.retain(|part| part.says != Says::AnotherAlone);
+        }
+        let say = |part: &&Part| {
+            let Part { name, says, .. } = part;
+            match (says, find(&self.parts, name), find(&other.parts, name)) {
+                (Says::Values, Some(here), Some(there)) => format!("{name} {here} instead of {there}"),
+                (Says::Values, Some(here), None) => format!("{name} {here} instead of none"),
+                (Says::Values, None, there) => format!("no {name} instead of {}", there.unwrap_or_default()),
+                (_, None, _) => format!("no {name}"),
+                (_, Some(_), None) => format!("a {name}"),
+                (_, Some(_), Some(_)) => format!("another {name}"),
+            }
+        };
+        let more = all.len().saturating_sub(MOST_NAMED);
+        let mut named: Vec<String> = all.iter().take(MOST_NAMED).map(say).collect();
+        if more > 0 {
+            named.push(format!("{more} more"));
+        }
+        (!named.is_empty()).then(|| named.join(", "))
+    }
+
+    /// Errors: another identity than that of this run; what differs.
+    pub fn require(&self, run: &Identity) -> std::result::Result<(), String> {
+        match self.difference(run) {
+            None => Ok(()),
+            Some(difference) => Err(format!(
+                "belongs to another run (here it is {difference}): give what it began with, or remove it to begin anew"
+            )),
+        }
+    }
+}
+
+/// The state of a run with what it belongs to.
+pub fn save_run<T: Serialize>(path: &Path, kind: Kind, identity: &Identity, state: &T) -> Result<()> {
     save(path, kind, &(identity, state))
 }
 
 /// What the run with this identity left at `path`; none where there is no file. Errors: those of [`load`], the state of
-/// another run.
-pub fn load_run<T: DeserializeOwned>(path: &Path, kind: Kind, identity: &str) -> Result<Option<T>> {
+/// another run, with what differs.
+pub fn load_run<T: DeserializeOwned>(path: &Path, kind: Kind, identity: &Identity) -> Result<Option<T>> {
     if !path.exists() {
         return Ok(None);
     }
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
     let run = payload(&bytes, kind).and_then(|payload| {
         // the state of another run may be of another type
-        let (belongs, rest): (String, _) = part(payload)?;
-        if belongs != identity {
-            return Err("belongs to another run, of other files, options or seed: give those it began with, or remove it to begin anew".into());
-        }
+        let (belongs, rest): (Identity, _) = part(payload)?;
+        identity.require(&belongs)?;
         whole(rest)
     });
     run.map(Some).map_err(|reason| Error::file(path, reason))
@@ -167,6 +286,31 @@ mod tests {
         longer.push(0);
         assert!(decode::<Walker>(&longer, KIND).is_err());
         std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_differs_between_runs_is_named() {
+        let of = |seed: u64, system: &str, steps: &[u64]| {
+            let phases: Vec<Value> =
+                steps.iter().map(|steps| serde_json::json!({ "steps": steps, "rate": 0.5 })).collect();
+            let identity = Identity::default().with_content("file for --system", system).with("--seed", seed);
+            let identity = identity.with_consequence("set of first parameters", seed);
+            identity.with_settings("", &serde_json::json!({ "train": { "phases": phases, "patience": null } })).unwrap()
+        };
+        let run = of(1, "a", &[10]);
+        assert_eq!(run.difference(&run), None);
+        let said = of(2, "b", &[20]).difference(&run).unwrap();
+        assert_eq!(said, "another file for --system, --seed 2 instead of 1, `train.phases[0].steps` 20 instead of 10");
+        let said = run.clone().with("--anneal", 3).difference(&of(1, "a", &[10, 7])).unwrap();
+        assert_eq!(
+            said,
+            "--anneal 3 instead of none, no `train.phases[1].rate` instead of 0.5, no `train.phases[1].steps` instead of 7"
+        );
+        let said = of(1, "a", &[10]).with_content("file for --screen", "c").difference(&run).unwrap();
+        assert_eq!(said, "a file for --screen");
+        assert!(of(1, "a", &[2; 9]).difference(&run).unwrap().ends_with("instead of none, 12 more"));
+        let parameters = |hash: &str| Identity::default().with_consequence("set of first parameters", hash);
+        assert_eq!(parameters("a").difference(&parameters("b")).unwrap(), "another set of first parameters");
     }
 
     #[test]

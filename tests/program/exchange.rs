@@ -39,7 +39,10 @@ fn temperatures_exchange_through_models() {
     assert!(part("149").fails().contains("is 150 exchanges on, and --exchanges is 149"));
     let other = [&asked[..], &["--seed", "2", "--checkpoint", &checkpoint]].concat();
     let message = run(&other).fails();
-    assert!(message.contains("run.ckpt") && message.contains("another run"), "{message}");
+    assert!(
+        message.contains("run.ckpt") && message.contains("another run (here it is --seed 2 instead of 1)"),
+        "{message}"
+    );
     for (more, text) in [
         (&["--models", MODEL][..], "2 values required"),
         (&[&twice[..], &["--temperatures", "300"]].concat()[..], "2 models, 1 temperatures"),

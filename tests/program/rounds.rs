@@ -98,7 +98,8 @@ fn refusals(setting: &Setting) {
     let message = setting.command("adapt", "system-hbonds.xml", "other").fails();
     assert!(message.contains("is constrained") && message.contains("constraints=None"), "{message}");
     let message = setting.command("explore", "system-vacuum.xml", "whole").fails();
-    assert!(message.contains("belongs to another run"), "{message}");
+    assert!(message.contains("belongs to another run (here it is `explore.frames` 0 instead of 320, "), "{message}");
+    assert!(message.contains("`rounds.latent_walk."), "{message}");
     let mut command = setting.command("explore", "system-vacuum.xml", "other");
     let message = command.args(["--structures", "models/double-well/generator.safetensors"]).fails();
     assert!(message.contains("double-well"), "{message}");

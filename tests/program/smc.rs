@@ -66,7 +66,7 @@ fn a_killed_run_goes_on_to_the_same_particles() {
     assert_eq!(smc(&arguments).json(), expected);
     assert!(std::fs::read(&whole).unwrap() == std::fs::read(&continued).unwrap());
     let other = smc(&[&arguments[..], &["--seed", "2"]].concat()).fails();
-    assert!(other.contains("belongs to another run"), "{other}");
+    assert!(other.contains("belongs to another run (here it is --seed 2 instead of 1)"), "{other}");
 }
 
 /// A System is known by what it says, not by the name of its file.
@@ -86,7 +86,7 @@ fn another_system_of_the_same_name_is_refused() {
     assert_eq!(run(&there).json(), first);
     std::fs::copy("models/ala2/system-vacuum.xml", &here).unwrap();
     let refused = run(&here).fails();
-    assert!(refused.contains("belongs to another run"), "{refused}");
+    assert!(refused.contains("belongs to another run (here it is another file for --system)"), "{refused}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-#[derive(Args, Debug)]
+#[derive(Args)]
 pub struct Dynamics {
     /// 1/ps
     #[arg(long, default_value_t = 1.0)]
@@ -28,7 +28,7 @@ mod run {
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
-    use modejump::io::checkpoint::{self, Kind};
+    use modejump::io::checkpoint::{self, Identity, Kind};
     use modejump::io::is_special;
     use modejump::io::trajectory::{self, Clock, Frames};
     use modejump::units::thermal_energy;
@@ -70,7 +70,7 @@ mod run {
     pub fn earlier<T: DeserializeOwned>(
         path: Option<&Path>,
         kind: Kind,
-        identity: &str,
+        identity: &Identity,
         (what, all): (&str, u64),
         done: impl Fn(&T) -> u64,
     ) -> Result<Option<T>> {
@@ -86,6 +86,15 @@ mod run {
     }
 
     impl Dynamics {
+        /// For a run that goes on with the same ones alone.
+        pub fn identify(&self, run: Identity) -> Identity {
+            let Dynamics { friction, timestep, seed, platform } = self;
+            run.with("--seed", seed)
+                .with("--timestep", timestep)
+                .with("--friction", friction)
+                .with("--platform", platform)
+        }
+
         /// At a temperature, K.
         pub fn at(&self, temperature: f64) -> SimulationOptions {
             SimulationOptions {

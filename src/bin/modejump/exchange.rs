@@ -63,7 +63,7 @@ mod run {
     };
     use crate::dynamics::{add_means, earlier, ended_early, failed, show_means, start, tell_of_memory, Kept, Record};
     use modejump::engines::openmm::{ExchangingReplicas, ReplicasState};
-    use modejump::io::checkpoint::{self, Kind};
+    use modejump::io::checkpoint::{self, Identity, Kind};
     use modejump::io::{check_apart, check_writable, trajectory};
     use modejump::models::Model;
     use modejump::Error;
@@ -71,7 +71,7 @@ mod run {
     use serde_json::{json, Value};
     use std::sync::Arc;
 
-    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 3 };
+    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 4 };
 
     /// What a run goes on from.
     #[derive(Serialize, Deserialize)]
@@ -153,13 +153,15 @@ mod run {
         }
 
         /// Everything but the number of exchanges, and what changes no result.
-        fn identity(&self, models: &[Arc<dyn Model>], temperatures: &[f64]) -> Result<String> {
-            let [topology, system] = [hash_of(&self.topology)?, hash_of(&self.system)?];
-            let models: Vec<&str> = models.iter().map(|model| model.hash()).collect();
-            let Exchange { equilibrate, interval, dynamics, precision, .. } = self;
-            Ok(format!(
-                "{topology} {system} {models:?} {temperatures:?} {equilibrate} {interval} {dynamics:?} {precision:?}"
-            ))
+        fn identity(&self, models: &[Arc<dyn Model>], temperatures: &[f64]) -> Result<Identity> {
+            let run = Identity::default().with_content("file for --topology", hash_of(&self.topology)?);
+            let mut run = run.with_content("file for --system", hash_of(&self.system)?);
+            for (i, (model, kelvin)) in models.iter().zip(temperatures).enumerate() {
+                run = run.with_content(&format!("model {}", i + 1), model.hash());
+                run = run.with(&format!("temperature {}", i + 1), kelvin);
+            }
+            let run = self.precision.identify(self.dynamics.identify(run));
+            Ok(run.with("--interval", self.interval).with("--equilibrate", self.equilibrate))
         }
 
         fn temperatures(&self, models: &[Arc<dyn Model>]) -> Result<Vec<f64>> {

@@ -152,7 +152,7 @@ mod run {
     use modejump::coordinates::vector::atom;
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{JumpingSimulation, Simulation, Solute, System};
-    use modejump::io::checkpoint::{self, Kind};
+    use modejump::io::checkpoint::{self, Identity, Kind};
     use modejump::io::{check_apart, check_writable, trajectory};
     use modejump::models::tarflow::Decoding;
     use modejump::models::Model;
@@ -162,7 +162,7 @@ mod run {
     use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
 
-    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 3 };
+    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 4 };
 
     /// What a run goes on from.
     #[derive(Default, Serialize, Deserialize)]
@@ -173,6 +173,10 @@ mod run {
         record: Record,
         /// s.
         wall: f64,
+    }
+
+    fn join(list: &[impl ToString]) -> String {
+        list.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
     enum Engine {
@@ -295,21 +299,40 @@ mod run {
         }
 
         /// Everything but the number of steps, and what changes no result.
-        fn identity(&self) -> Result<String> {
-            let files = [&self.topology, &self.system].into_iter().chain(&self.model).chain(&self.screen);
-            let hashes = files.map(|path| hash_of(path)).collect::<Result<Vec<_>>>()?;
-            let Md { equilibrate, frequency, proposals, temperature, dynamics, precision, record, .. } = self;
-            let Md { anneal, anneal_step, latent_walk, leapfrog, solute, driven, rotations, .. } = self;
-            let Md { relaxation_steps, relaxation_timestep, acceptance, decoding, .. } = self;
-            Ok(format!(
-                "{hashes:?} {} {} {equilibrate} {frequency} {proposals} {temperature} {dynamics:?} {precision:?} {record} {anneal:?} {anneal_step} \
-                 {latent_walk:?} {leapfrog} {solute:?} {driven:?} {rotations:?} {relaxation_steps} {relaxation_timestep} {:?} {} {}",
-                self.model.is_some(),
-                self.screen.is_some(),
-                decoding.decoding(),
-                *acceptance == Likelihood::Exact,
-                self.is_isir()
-            ))
+        fn identity(&self) -> Result<Identity> {
+            let files = [
+                ("file for --topology", Some(&self.topology)),
+                ("file for --system", Some(&self.system)),
+                ("file for --model", self.model.as_ref()),
+                ("file for --screen", self.screen.as_ref()),
+            ];
+            let mut run = Identity::default();
+            for (name, path) in files.into_iter().filter_map(|(name, path)| Some((name, path?))) {
+                run = run.with_content(name, hash_of(path)?);
+            }
+            let run = self.dynamics.identify(run).with("--temperature", self.temperature);
+            let run = run.with("--record", self.record).with("--equilibrate", self.equilibrate);
+            Ok(self.identify_jumps(run))
+        }
+
+        fn identify_jumps(&self, run: Identity) -> Identity {
+            let Md { frequency, proposals, anneal, anneal_step, leapfrog, driven, rotations, .. } = self;
+            let method = if self.is_isir() { Method::Isir } else { Method::Independence };
+            let [method, acceptance] = [method.to_possible_value(), self.acceptance.to_possible_value()]
+                .map(|value| value.expect("none is skipped"));
+            let widths = self.latent_walk.as_ref().map(|widths| join(widths));
+            let particle = |range: &RangeInclusive<usize>| format!("{}-{}", range.start(), range.end());
+            let solute = self.solute.as_ref().map(|ranges| join(&ranges.iter().map(particle).collect::<Vec<_>>()));
+            let run =
+                run.with("--frequency", frequency).with("--proposals", proposals).with("--method", method.get_name());
+            let run = run.with("--acceptance", acceptance.get_name()).with_some("--anneal", anneal.as_ref());
+            let run =
+                run.with("--anneal-step", anneal_step).with_some("--latent-walk", widths).with("--leapfrog", leapfrog);
+            let run = run.with_some("--solute", solute).with_some("--driven", driven.as_ref());
+            let run = run.with("--relaxation-steps", self.relaxation_steps);
+            let run = run.with("--relaxation-timestep", self.relaxation_timestep);
+            let run = run.with_some("--rotations", rotations.as_ref());
+            self.precision.identify(self.decoding.identify(run))
         }
 
         fn engine(&self, system: &System, topology: &Topology, x0: &[f64]) -> Result<Engine> {

@@ -48,7 +48,8 @@ mod run {
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{OpenMmTarget, System};
-    use modejump::io::{check_apart, checkpoint, make_folder, model_file, trajectory, write_atomically};
+    use modejump::io::checkpoint::{self, Identity};
+    use modejump::io::{check_apart, make_folder, model_file, trajectory, write_atomically};
     use modejump::models::coupling::CouplingFlow;
     use modejump::train::rounds::{Frames, Record};
     use modejump::train::{check_design, design, dynamics, DesignOptions, ExploreOptions, Phase, TrainOptions};
@@ -161,19 +162,20 @@ mod run {
             }
         }
 
-        fn identity(&self, config: &Config, starts: &[f64]) -> Result<String> {
-            let config = serde_json::to_string(config).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
+        fn identity(&self, config: &Config, starts: &[f64]) -> Result<Identity> {
             let starts: Vec<u8> = starts.iter().flat_map(|v| v.to_le_bytes()).collect();
-            let of_starts = model_file::hash(&starts);
-            let [topology, system] = [hash_of(&self.topology)?, hash_of(&self.system)?];
-            Ok(format!("{topology} {system} {of_starts} {config} {:?}", self.platform))
+            let run = Identity::default().with_content("file for --topology", hash_of(&self.topology)?);
+            let run = run.with_content("file for --system", hash_of(&self.system)?);
+            let run = run.with_content("set of structures to start from", model_file::hash(&starts));
+            // --temperature is that of `explore`
+            run.with("--platform", &self.platform.platform).with_settings("", config)
         }
 
         fn file(&self, name: &str) -> PathBuf {
             self.output.join(name)
         }
 
-        fn saved_state(&self, identity: &str) -> Result<Option<RoundsState>> {
+        fn saved_state(&self, identity: &Identity) -> Result<Option<RoundsState>> {
             let path = self.file("state.ckpt");
             claim(&path)?;
             let state = checkpoint::load_run(&path, checkpoint::ROUNDS, identity)?;
@@ -183,7 +185,7 @@ mod run {
             Ok(state)
         }
 
-        fn save(&self, rounds: &mut Rounds, identity: &str) -> Result<()> {
+        fn save(&self, rounds: &mut Rounds, identity: &Identity) -> Result<()> {
             checkpoint::save_run(&self.file("state.ckpt"), checkpoint::ROUNDS, identity, rounds.state())
         }
 
@@ -200,7 +202,7 @@ mod run {
             Ok(flow)
         }
 
-        fn go(&self, mut rounds: Rounds, identity: &str, topology: &Topology) -> Result<()> {
+        fn go(&self, mut rounds: Rounds, identity: &Identity, topology: &Topology) -> Result<()> {
             watch_signals()?;
             let bar = ProgressBar::new(1000);
             if let Ok(style) = ProgressStyle::with_template("{bar:30} {msg} {elapsed_precise}") {

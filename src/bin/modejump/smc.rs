@@ -100,7 +100,7 @@ mod run {
         claim, evaluations, hash_of, load, require_described, tail_index, target_of, temperature, Progress,
     };
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage, FEWEST_PILOTS};
-    use modejump::io::checkpoint::{self, Kind};
+    use modejump::io::checkpoint::{self, Identity, Kind};
     use modejump::io::trajectory::{self, Frames};
     use modejump::io::{check_apart, check_writable};
     use modejump::models::steering::{dimension_without_auxiliary, follow, JointTarget, Steering};
@@ -109,7 +109,7 @@ mod run {
     use modejump::{weights, Error};
     use serde_json::{json, Value};
 
-    const RUN: Kind = Kind { magic: *b"MJ-ANNEA", version: 6 };
+    const RUN: Kind = Kind { magic: *b"MJ-ANNEA", version: 7 };
     /// Stages a pilot run may take.
     const MOST_STAGES: usize = 10_000;
     const LEAPFROG_STEPS: usize = 5;
@@ -154,9 +154,9 @@ mod run {
             let steering = model.steering().unwrap_or(Steering::NONE);
             let mut target = JointTarget::new(&mut target, steering);
             let mut bridge = Bridge { ranks, steering, ..Bridge::new(model.as_ref(), &mut target) };
-            let system = hash_of(&self.system)?;
-            let identity = format!("{} {system} {temperature} {}", model.hash(), self.settings());
-            ranks.same(&identity.bytes().map(f64::from).collect::<Vec<_>>(), "a model, a System or options")?;
+            let identity = self.identity(model.as_ref(), temperature)?;
+            let bytes = format!("{identity:?}").into_bytes();
+            ranks.same(&bytes.into_iter().map(f64::from).collect::<Vec<_>>(), "a model, a System or options")?;
             let saved = match &self.checkpoint {
                 Some(path) => checkpoint::load_run::<Annealing>(path, RUN, &identity)?,
                 None => None,
@@ -222,15 +222,24 @@ mod run {
             Options { kernel, moves, threshold, resampling, seed, energy_cutoff }
         }
 
-        fn settings(&self) -> String {
-            let Smc { n, stages, share, pilots, step, .. } = self;
-            format!(
-                "{:?} {n} {stages:?} {share} {pilots} {step} {:?} {:?} {:?}",
-                self.options(),
-                self.decoding.decoding(),
-                self.precision,
-                self.platform
-            )
+        fn identity(&self, model: &dyn Model, temperature: f64) -> Result<Identity> {
+            let Smc { n, stages, share, pilots, step, repeat, threshold, seed, energy_cutoff, .. } = self;
+            let [moves, resampling] = [self.moves.to_possible_value(), self.resampling.to_possible_value()]
+                .map(|value| value.expect("none is skipped"));
+            let run = Identity::default().with_content("model", model.hash());
+            let run = run.with_content("file for --system", hash_of(&self.system)?).with("--temperature", temperature);
+            let run =
+                run.with("-n", n).with("--seed", seed).with_some("--stages", stages.as_ref()).with("--share", share);
+            let run = run.with("--pilots", pilots).with("--moves", moves.get_name()).with("--repeat", repeat);
+            let run = match self.options().kernel {
+                Kernel::Hamiltonian { leapfrog } => run.with("--leapfrog", leapfrog),
+                _ => run,
+            };
+            let run =
+                run.with("--step", step).with("--threshold", threshold).with("--resampling", resampling.get_name());
+            let run = run.with_some("--energy-cutoff", energy_cutoff.as_ref());
+            let run = run.with("--platform", &self.platform.platform);
+            Ok(self.precision.identify(self.decoding.identify(run)))
         }
 
         fn begin(&self, bridge: &mut Bridge) -> Result<Annealing> {
@@ -250,7 +259,7 @@ mod run {
         }
 
         /// To the end; within, whether its last checkpoint was written.
-        fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &str) -> Result<Result<()>> {
+        fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &Identity) -> Result<Result<()>> {
             let mut saved = Ok(());
             let first = bridge.ranks.is_first();
             let mut progress = if first { Progress::new(run.plan.len() as u64, "stages") } else { Progress::silent() };

@@ -131,7 +131,15 @@ fn a_run_goes_on_from_its_checkpoint_bit_for_bit() {
     let message = refusal(&["--model", MODEL, "-n", "300"]);
     assert!(message.contains("is 400 steps on, and --steps is 300"), "{message}");
     let message = refusal(&["--model", MODEL, "-n", "500", "--seed", "2"]);
-    assert!(message.contains("run.ckpt") && message.contains("belongs to another run"), "{message}");
+    assert!(
+        message.contains("run.ckpt") && message.contains("another run (here it is --seed 2 instead of 1)"),
+        "{message}"
+    );
+    let message = refusal(&["-n", "500", "--temperature", "310"]);
+    assert!(
+        message.contains("temperature 310 instead of 300, --frequency 10 instead of 20, no file for --model)"),
+        "{message}"
+    );
 }
 
 /// Before the first of a number of steps that no test waits for.

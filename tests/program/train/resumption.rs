@@ -41,9 +41,9 @@ fn a_killed_training_goes_on_to_the_same_model() {
     assert!(setting.tensors("again.safetensors") == setting.tensors("whole.safetensors"));
     // and belongs to its settings and frames
     for (from, to, reason) in [
-        ("\"batch\": 32", "\"batch\": 48", "other training options"),
-        ("\"hidden\"", "\"seed\": 2, \"hidden\"", "belongs to another run"),
-        ("[12]", "[13]", "belongs to another run"),
+        ("\"batch\": 32", "\"batch\": 48", "here it is `phases[0].batch` 48 instead of 32"),
+        ("\"hidden\"", "\"seed\": 2, \"hidden\"", "here it is another set of first parameters (`seed`)"),
+        ("[12]", "[13]", "another design of the model"),
     ] {
         setting.configure(&SETTINGS.replace(from, to));
         let text = checkpointed("other.safetensors").fails();
@@ -51,7 +51,7 @@ fn a_killed_training_goes_on_to_the_same_model() {
     }
     setting.configure(SETTINGS);
     std::fs::copy(&setting.frames[0], &setting.frames[1]).unwrap();
-    assert!(checkpointed("other.safetensors").fails().contains("belongs to another run"));
+    assert!(checkpointed("other.safetensors").fails().contains("(here it is another set of frames)"));
 }
 
 #[cfg(feature = "openmm")]
@@ -84,6 +84,11 @@ fn frames_that_were_begun_are_gone_on_with() {
         assert!(!Path::new(&file("cut.frames.ckpt")).exists());
         let bytes = |name: &str| std::fs::read(file(name)).unwrap();
         assert!(bytes("cut.frames.safetensors") == bytes("whole.frames.safetensors"), "{system}");
+        std::fs::write(file("train.json"), settings.replace("\"stride\": 10", "\"stride\": 11")).unwrap();
+        let text = train("whole").fails();
+        assert!(text.contains("whole.frames.safetensors: has the frames of other settings"), "{text}");
+        assert!(text.contains("(here it is `explore.stride` 11 instead of 10)"), "{text}");
+        std::fs::write(file("train.json"), settings).unwrap();
         ["whole.ckpt", "cut.ckpt", "whole.frames.safetensors", "cut.frames.safetensors"]
             .iter()
             .for_each(|name| std::fs::remove_file(file(name)).unwrap());

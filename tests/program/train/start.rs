@@ -36,7 +36,7 @@ fn a_training_starts_from_a_model_of_its_atoms_at_its_temperature() {
 
     let same = ["--start", default, "--temperature", "310"];
     let text = train("further.safetensors", &same).arg("--checkpoint").arg(&checkpoint).fails();
-    assert!(text.contains("belongs to another run"), "{text}");
+    assert!(text.contains("belongs to another run (here it is another file for --start)"), "{text}");
     let text = train(hot, &["--start", hot]).arg("--checkpoint").arg(setting.path("new.ckpt")).fails();
     assert!(text.contains("would be written over"), "{text}");
     assert!(train(hot, &["--start", hot]).fails().contains("would be written over"));

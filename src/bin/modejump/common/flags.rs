@@ -7,7 +7,7 @@ use modejump::weights::Rule;
 use modejump::Result;
 use std::sync::Arc;
 #[cfg(feature = "openmm")]
-use {modejump::engines::openmm::System, std::path::Path};
+use {modejump::engines::openmm::System, modejump::io::checkpoint::Identity, std::path::Path};
 
 #[derive(Clone, Debug, Args)]
 pub struct PlatformFlag {
@@ -29,6 +29,14 @@ pub struct PrecisionFlag {
     /// Type of the networks; coordinates and densities are f64 in either case
     #[arg(long, value_enum, default_value_t = Type::F32)]
     pub(super) precision: Type,
+}
+
+#[cfg(feature = "openmm")]
+impl PrecisionFlag {
+    /// For a run that goes on with the same one alone.
+    pub fn identify(&self, run: Identity) -> Identity {
+        run.with("--precision", format!("{:?}", self.precision).to_lowercase())
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -67,6 +75,20 @@ impl DecodingFlags {
             Decode::GaussSeidel => self.segment,
         };
         Decoding::Jacobi(Jacobi { segment, tolerance: self.decoding_tolerance, passes: self.decoding_passes })
+    }
+
+    /// For a run that goes on with the same one alone.
+    #[cfg(feature = "openmm")]
+    pub fn identify(&self, run: Identity) -> Identity {
+        let name = self.decoding.to_possible_value().map_or(String::new(), |value| value.get_name().to_string());
+        let run = run.with("--decoding", name);
+        match self.decoding() {
+            Decoding::Sequential => run,
+            Decoding::Jacobi(jacobi) => run
+                .with("--segment", jacobi.segment)
+                .with("--decoding-tolerance", jacobi.tolerance)
+                .with("--decoding-passes", jacobi.passes),
+        }
     }
 
     /// The model with the decoding asked for. Errors: as of [`tarflow::with_options`].

@@ -72,13 +72,13 @@ impl Train {
             (Some(path), Some(target)) => {
                 options.check_for_map()?;
                 let from = models::load(path)?;
-                identity = format!("{identity} from {}", from.hash());
+                identity = identity.with_content("file for --map-from", from.hash());
                 flow.card_mut().provenance.insert("map_from".into(), from.hash().into());
                 Some(self.map(from.as_ref(), target, frames, options.held_out)?)
             }
         };
         let frames = if map.is_some() { &[] } else { frames };
-        let saved = self.saved_state(&identity, |state: &TrainState| (state.step, state.options == options))?;
+        let saved = self.saved_state(&identity, &options, |state: &TrainState| (state.step, &state.options))?;
         let trainer = match saved {
             Some(state) => Trainer::resume(flow, frames, target, state)?,
             None => Trainer::new(flow, frames, target, options)?,

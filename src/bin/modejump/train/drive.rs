@@ -3,7 +3,8 @@
 use super::Train;
 use crate::common::{interrupted, CHECKPOINT_INTERVAL};
 use indicatif::{ProgressBar, ProgressStyle};
-use modejump::io::{checkpoint, write_atomically};
+use modejump::io::checkpoint::{self, Identity};
+use modejump::io::write_atomically;
 use modejump::train::{Progress, Trainer};
 use modejump::{Error, Result};
 use serde_json::{json, Value};
@@ -17,7 +18,7 @@ pub(super) trait Training {
     fn total_steps(&self) -> usize;
     fn is_finished(&self) -> bool;
     fn history(&mut self) -> &[Progress];
-    fn save_state(&mut self, path: &Path, identity: &str) -> Result<()>;
+    fn save_state(&mut self, path: &Path, identity: &Identity) -> Result<()>;
     /// Writes the model with averaged parameters, the best so far where the training tells it.
     fn save_model(&self, path: &Path) -> Result<()>;
 }
@@ -43,7 +44,7 @@ impl Training for Trainer<'_> {
         &self.state().history
     }
 
-    fn save_state(&mut self, path: &Path, identity: &str) -> Result<()> {
+    fn save_state(&mut self, path: &Path, identity: &Identity) -> Result<()> {
         checkpoint::save_run(path, checkpoint::TRAINING, identity, self.state())
     }
 
@@ -54,7 +55,7 @@ impl Training for Trainer<'_> {
 
 impl Train {
     /// Returns the summary of the training.
-    pub(super) fn train(&self, mut trainer: impl Training, identity: &str) -> Result<Value> {
+    pub(super) fn train(&self, mut trainer: impl Training, identity: &Identity) -> Result<Value> {
         let mut saved = Instant::now();
         let bar = ProgressBar::new(trainer.total_steps() as u64);
         if let Ok(style) =

@@ -12,11 +12,12 @@ use {
     crate::common::{explore_at, hash_of, interrupted, threads, Progress},
     crate::dynamics::Kept,
     modejump::engines::openmm::System,
-    modejump::io::checkpoint::{self, Kind},
+    modejump::io::checkpoint::{self, Identity, Kind},
     modejump::io::{model_file, write_atomically},
     modejump::train::dynamics::{Exploration, ExplorationState},
     modejump::train::hot::ExploreOptions,
     serde::{Deserialize, Serialize},
+    serde_json::Value,
     std::collections::{BTreeMap, HashMap},
 };
 
@@ -32,7 +33,7 @@ struct Begun {
     x: Vec<f32>,
 }
 #[cfg(feature = "openmm")]
-const BEGUN: Kind = Kind { magic: *b"MJ-FRAME", version: 1 };
+const BEGUN: Kind = Kind { magic: *b"MJ-FRAME", version: 2 };
 
 impl Train {
     /// log q of the n frames, of which a share is held out, from their files; NaN where it is not known: frames drawn
@@ -135,7 +136,7 @@ impl Train {
         let steps = options.steps() as f64 / 1e6;
         eprintln!("{n} frames: {steps:.1} million steps of molecular dynamics");
         let mut exploration = Exploration::new(system, x0, options, threads())?;
-        let begun = self.begun_frames();
+        let (begun, origin) = (self.begun_frames(), &identity(origin)?);
         let mut frames = match &begun {
             Some(path) => go_on(path, origin, &mut exploration)?,
             None => Vec::new(),
@@ -176,7 +177,7 @@ impl Train {
 
 /// The frames that were begun with, if any were. Errors: those of another System or other settings.
 #[cfg(feature = "openmm")]
-fn go_on(path: &Path, origin: &str, exploration: &mut Exploration) -> Result<Vec<f64>> {
+fn go_on(path: &Path, origin: &Identity, exploration: &mut Exploration) -> Result<Vec<f64>> {
     let Some(Begun { walkers, x }) = checkpoint::load_run(path, BEGUN, origin)? else { return Ok(Vec::new()) };
     exploration.go_on_from(walkers)?;
     eprintln!("going on with the frames of {}", path.display());
@@ -199,14 +200,29 @@ fn keep_frames(path: &Path, x: &[f64], dimension: usize, origin: String) -> Resu
 #[cfg(feature = "openmm")]
 fn require_origin(path: &Path, origin: &str) -> Result<()> {
     let (_, metadata) = model_file::open_tensors(path)?;
-    match metadata.get(ORIGIN).is_some_and(|kept| kept == origin) {
-        true => Ok(()),
-        false => Err(Error::file(
-            path,
-            "has the frames of another System, another temperature or other `explore` settings: give those it began with, or remove \
-             it and the checkpoint beside it to begin anew (or give it as --frames, to train on it all the same)",
-        )),
-    }
+    let kept = metadata.get(ORIGIN).map_or("", String::as_str);
+    let reason = match identity(origin)?.difference(&identity(kept)?) {
+        None => return Ok(()),
+        Some(_) if kept.is_empty() => "has frames of an origin that it does not tell".into(),
+        Some(difference) => format!("has the frames of other settings (here it is {difference})"),
+    };
+    Err(Error::file(
+        path,
+        format!(
+            "{reason}: give those it began with, or remove it and the checkpoint beside it to begin anew (or give it as --frames, to train on \
+             it all the same)"
+        ),
+    ))
+}
+
+/// The System's hash, the settings of `explore` and the platform, as they stand in an origin with spaces between.
+#[cfg(feature = "openmm")]
+fn identity(origin: &str) -> Result<Identity> {
+    let Some((system, rest)) = origin.split_once(' ') else { return Ok(Identity::default()) };
+    let (settings, platform) = rest.rsplit_once(' ').unwrap_or((rest, ""));
+    let settings: Value = serde_json::from_str(settings).unwrap_or_default();
+    let run = Identity::default().with_content("file for --system", system).with("--platform", platform);
+    run.with_settings("explore", &settings)
 }
 
 /// `log_density` [n] of a file of n frames; NaN where there is none, and for frames outside the density's support.

@@ -19,11 +19,13 @@ mod transferable;
 use crate::common::{claim, describe_training, hash_of, watch_signals, PlatformFlag, Weights};
 use clap::{Args, ValueEnum};
 use modejump::coordinates::Topology;
+use modejump::io::checkpoint::{self, Identity};
 use modejump::io::model_file::{self, ModelFile};
-use modejump::io::{checkpoint, trajectory};
+use modejump::io::trajectory;
 use modejump::models::{ModelCard, ModelConfig};
 use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
+use serde::Serialize;
 use serde_json::{Map as JsonMap, Value};
 use std::path::{Path, PathBuf};
 
@@ -233,15 +235,28 @@ impl Train {
 
     /// Names the model's design, whatever the command that asked for it, the parameters it begins with, the frames, and
     /// the model to start from.
-    fn identity(&self, card: &ModelCard, parameters: &[f32], frames: &[f64]) -> Result<String> {
-        let mut card = card.clone();
-        card.provenance.clear();
-        let card = serde_json::to_string(&card).map_err(|e| Error::invalid(format!("the model's description: {e}")))?;
+    fn identity(&self, card: &ModelCard, parameters: &[f32], frames: &[f64]) -> Result<Identity> {
+        let text = |part: serde_json::Result<String>| {
+            part.map_err(|e| Error::invalid(format!("the model's description: {e}"))).map(|text| text.into_bytes())
+        };
+        let hash_of_text = |part| Ok::<_, Error>(model_file::hash(&text(part)?));
         let parameters: Vec<u8> = parameters.iter().flat_map(|v| v.to_le_bytes()).collect();
         let frames: Vec<u8> = frames.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let start = self.start.as_deref().map(hash_of).transpose()?.map_or(String::new(), |hash| format!(" {hash}"));
-        let [card, parameters, frames] = [card.as_bytes(), &parameters, &frames].map(model_file::hash);
-        Ok(format!("{card} {parameters} {frames}{start} {}", self.platform.platform))
+        let mut run = Identity::default().with_content("set of frames", model_file::hash(&frames));
+        if let Some(path) = &self.start {
+            run = run.with_content("file for --start", hash_of(path)?);
+        }
+        if let Some(hash) = card.target.as_ref().and_then(|target| target.hash.as_ref()) {
+            run = run.with_content("file for --system", hash);
+        }
+        let rest = ModelCard { provenance: Default::default(), target: None, temperature: None, ..card.clone() };
+        let topology = hash_of_text(serde_json::to_string(&card.topology))?;
+        Ok(run
+            .with_content("topology", topology)
+            .with_some("--temperature", card.temperature)
+            .with("--platform", &self.platform.platform)
+            .with_consequence("design of the model", hash_of_text(serde_json::to_string(&rest))?)
+            .with_consequence("set of first parameters (`seed`)", model_file::hash(&parameters)))
     }
 
     /// What every card says of its training.
@@ -250,24 +265,23 @@ impl Train {
     }
 
     /// The state to go on from, if there is one; an error if it belongs to another training.
-    /// `about` tells its step, and whether its options are those asked for.
-    fn saved_state<S: DeserializeOwned>(
+    /// `about` tells its step and its options, which are to be these.
+    fn saved_state<S: DeserializeOwned, O: Serialize>(
         &self,
-        identity: &str,
-        about: impl Fn(&S) -> (usize, bool),
+        identity: &Identity,
+        options: &O,
+        about: impl Fn(&S) -> (usize, &O),
     ) -> Result<Option<S>> {
         let Some(path) = self.checkpoint.as_deref() else { return Ok(None) };
         let Some(state) = checkpoint::load_run(path, checkpoint::TRAINING, identity)? else { return Ok(None) };
-        let (step, same_options) = about(&state);
-        if !same_options {
-            let reason = "belongs to other training options: give those it began with, or remove it to begin anew";
-            return Err(Error::file(path, reason));
-        }
+        let (step, of_run) = about(&state);
+        let settings = |options: &O| Identity::default().with_settings("", options);
+        settings(options)?.require(&settings(of_run)?).map_err(|reason| Error::file(path, reason))?;
         eprintln!("going on from step {step} of {}", path.display());
         Ok(Some(state))
     }
 
-    fn save_state(&self, training: &mut impl drive::Training, identity: &str) -> Result<()> {
+    fn save_state(&self, training: &mut impl drive::Training, identity: &Identity) -> Result<()> {
         match &self.checkpoint {
             Some(path) => training.save_state(path, identity),
             None => Ok(()),

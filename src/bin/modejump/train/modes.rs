@@ -105,9 +105,10 @@ impl Train {
         };
         let u = [potentials(frames[0])?, potentials(frames[1])?];
         let identity = self.identity(flow.card(), flow.parameters(), frames[1])?;
-        let identity = format!("{identity} jump from {} to {}", from.hash(), to.hash);
+        let identity = identity.with_content("generator of the first mode", from.hash());
+        let identity = identity.with_content("generator of the other mode", &to.hash);
         let jump = Jump::new(from, modes.clone(), [0, mode], frames, [&u[0], &u[1]], options.held_out)?;
-        let saved = self.saved_state(&identity, |state: &TrainState| (state.step, state.options == *options))?;
+        let saved = self.saved_state(&identity, options, |state: &TrainState| (state.step, &state.options))?;
         let trainer = match saved {
             Some(state) => Trainer::resume(flow, &[], Some(target.as_mut()), state)?,
             None => Trainer::new(flow, &[], Some(target.as_mut()), options.clone())?,

@@ -3,7 +3,8 @@
 use super::drive::Training;
 use super::Train;
 use modejump::coordinates::Topology;
-use modejump::io::{checkpoint, model_file, write_atomically};
+use modejump::io::checkpoint::{self, Identity};
+use modejump::io::{model_file, write_atomically};
 use modejump::models::card::ModelCard;
 use modejump::models::network::Trainable;
 use modejump::train::network_trainer::{in_units, Objective};
@@ -32,8 +33,9 @@ impl Train {
         card.topology = Some(topology);
         eprintln!("{} parameters", parameters.len());
         let identity = self.identity(&card, &parameters, &[&frames, &objective.frames()[..]].concat())?;
-        let identity = format!("{identity}{}", objective.settings());
-        let saved = self.saved_state(&identity, |state: &NetworkState| (state.step, state.options == *options))?;
+        let of_losses = model_file::hash(objective.settings().as_bytes());
+        let identity = identity.with_content("set of the losses' settings, or of further peptides", of_losses);
+        let saved = self.saved_state(&identity, options, |state: &NetworkState| (state.step, &state.options))?;
         let frames = in_units(&frames, dimension, units_per_nm);
         let trainer = match saved {
             Some(state) => NetworkTrainer::resume(network, objective, frames, state)?,
@@ -70,7 +72,7 @@ impl<N: Trainable, O: Objective<N>> Training for Regression<'_, N, O> {
         &self.trainer.state().history
     }
 
-    fn save_state(&mut self, path: &Path, identity: &str) -> Result<()> {
+    fn save_state(&mut self, path: &Path, identity: &Identity) -> Result<()> {
         checkpoint::save_run(path, checkpoint::TRAINING, identity, self.trainer.state())
     }
 
