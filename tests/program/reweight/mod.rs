@@ -19,6 +19,27 @@ fn a_state_may_begin_below_zero() {
     assert!(number(&summary, "ess") > 0.0, "{summary}");
 }
 
+/// The torsion of the default state, named by its atoms, and a distance; a molecule without a backbone has states, too.
+#[test]
+fn a_state_may_be_a_region_of_any_torsion() {
+    let of = |state: &str| reweight(&["-n", "200", "--state", state]).json();
+    let (phi, region) = (of("0,2.2"), of(r#"{"along": {"torsion": [4, 6, 8, 14]}, "range": [0.0, 2.2]}"#));
+    assert_eq!(phi["delta_f_kT"], region["delta_f_kT"]);
+    let population = number(&phi, "state_population");
+    assert_eq!(population, number(&region, "state_population"));
+    let delta_f = -(population / (1.0 - population)).ln();
+    assert!((number(&phi, "delta_f_kT") - delta_f).abs() < 1e-9, "{phi}");
+    let everywhere = of(r#"{"along": {"distance": [0, 21]}, "range": [0.0, 9.0]}"#);
+    assert!((number(&everywhere, "state_population") - 1.0).abs() < 1e-9 && everywhere["delta_f_kT"].is_null());
+    let [model, system] = steerable::files(&folder("reweight-region"));
+    let mut command =
+        modejump(&["reweight", "-n", "2000", "--state", r#"{"along": {"component": 0}, "range": [-0.1, 0.1]}"#]);
+    let summary = command.arg(&model).arg("--system").arg(&system).json();
+    // within a standard deviation of the normal density that the well has
+    let [population, error] = ["state_population", "state_population_stderr"].map(|key| number(&summary, key));
+    assert!(error < 0.05 && (population - 0.6827).abs() < 5.0 * error, "{population} {error}");
+}
+
 #[test]
 fn energies_are_those_of_the_platform() {
     let on = |platform: &str| reweight(&["-n", "200", "--platform", platform]);
@@ -98,10 +119,15 @@ fn what_cannot_be_meant_or_written_is_refused_at_once() {
     std::fs::copy(MODEL, &energy).unwrap();
     let energy = energy.to_str().unwrap();
     for (more, text) in [
-        (&["--state", "0,120"][..], "--state 0,120: give both in radian"),
+        (&["--state", "0,120"][..], "give both in radian"),
         (&["--state", "-180,0"], "radian"),
         (&["--state", "0,nan"], "radian"),
         (&["--state", "0"], "two numbers"),
+        (
+            &["--state", r#"{"along": {"torsion": [4, 6, 8, 22]}, "range": [0, 2]}"#],
+            "--state: a reaction coordinate names atom 22",
+        ),
+        (&["--state", r#"{"along": {"angle": [4, 6, 8]}, "range": [0, 2]}"#], "give a region such as"),
         (&["-o", "nowhere/x.json"], "there is no folder nowhere"),
         (&["-o", MODEL], "would be written over"),
         (&["--surrogate", energy, "--calibrate", energy], "would be written over"),

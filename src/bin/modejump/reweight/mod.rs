@@ -1,5 +1,6 @@
 //! `modejump reweight`: what a generator's importance weights say about the target.
 
+mod state;
 mod surrogate;
 
 use super::common::{
@@ -9,7 +10,6 @@ use super::common::{
 use clap::{Args, ValueEnum};
 use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
-use modejump::histogram::on_arc;
 use modejump::io::{check_apart, check_writable};
 use modejump::models::steering::{dimension_without_auxiliary, follow, Steering};
 use modejump::models::tarflow::{self, Centroid, Options};
@@ -20,7 +20,7 @@ use modejump::rng::{Stream, StreamId};
 use modejump::weights::{self, Rule};
 use modejump::{free_energy, Error, Result};
 use serde_json::{json, Value};
-use std::f64::consts::PI;
+use state::State;
 use std::path::{Path, PathBuf};
 
 #[derive(Args)]
@@ -37,9 +37,11 @@ pub struct Reweight {
     n: usize,
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
-    /// State whose free energy against the rest is wanted: from,to in radian of the first backbone φ [default: 0,2.2]
-    #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
-    state: Option<Vec<f64>>,
+    /// State whose population, and free energy against the rest, are wanted: from,to in radian of the first backbone φ
+    /// [default: 0,2.2], or a region of any torsion or distance of atoms that count from 0, as `region` of `adapt`, such as
+    /// '{"along": {"torsion": [0, 1, 2, 3]}, "range": [-1.05, 1.05]}'
+    #[arg(long, allow_hyphen_values = true, value_parser = State::parse)]
+    state: Option<State>,
     /// Model file of a density that stands in for the generator's, such as an energy-based model: the weights by either
     /// on the same samples, and what the bias of the stand-in is
     #[arg(long)]
@@ -91,7 +93,7 @@ struct Samples {
     log_metric: Vec<f64>,
     /// φ and ψ, where there is a backbone.
     angles: Option<[Vec<f64>; 2]>,
-    /// Whether φ lies in the state.
+    /// Whether each is in the state, where there is one.
     in_state: Vec<Option<bool>>,
 }
 
@@ -135,6 +137,7 @@ impl Reweight {
         if let Some(rotations) = self.rotations {
             orientation::check(model.as_ref(), rotations)?;
         }
+        self.state.iter().try_for_each(|state| state.check(dimension_without_auxiliary(model.as_ref())))?;
         self.check_energies(model.as_ref(), temperature)?;
         let mut summary = json!({ "model": self.model.display().to_string(), "temperature": temperature, "n": self.n });
         let series = match &self.surrogate {
@@ -157,19 +160,8 @@ impl Reweight {
         written
     }
 
-    fn state(&self) -> &[f64] {
-        self.state.as_deref().unwrap_or(&[0.0, 2.2])
-    }
-
     /// Errors: options that cannot be meant.
     fn check(&self) -> Result<()> {
-        let [from, to] = self.state()[..] else { return Err(Error::invalid("--state takes two numbers: from,to")) };
-        let is_angle = |v: f64| v.abs() < 2.0 * PI + 0.01; // a whole turn may be rounded up
-        if !is_angle(from) || !is_angle(to) {
-            return Err(Error::invalid(format!(
-                "--state {from},{to}: give both in radian, from -2 pi to 2 pi; 120 degrees are 2.094"
-            )));
-        }
         match self.n {
             0 => Err(Error::invalid("-n 0: no samples have no weights; give the number of samples to draw")),
             _ => Ok(()),
@@ -224,12 +216,13 @@ impl Reweight {
         // of a capped residue without the second cap there is a φ alone
         let phi =
             angles.as_ref().map(|[phi, _]| phi.clone()).or_else(|| backbone.phi.first().map(|&phi| of_atoms(phi)));
-        if self.state.is_some() && phi.is_none() {
-            return Err(Error::invalid("--state is of a backbone's φ, and the model's atoms have none: leave it out"));
+        let in_state = self.state.as_ref().unwrap_or(&State::DEFAULT).of(x, dimension, phi.as_deref());
+        if self.state.is_some() && in_state.is_none() {
+            return Err(Error::invalid(
+                "--state is of a backbone's φ, and the model's atoms have none: give a region of a torsion, or leave it out",
+            ));
         }
-        let (from, to) = (self.state()[0], self.state()[1]);
-        let in_state = phi.unwrap_or_default().iter().map(|&a| Some(on_arc(a, from, to))).collect();
-        Ok(Samples { u, log_metric, angles, in_state })
+        Ok(Samples { u, log_metric, angles, in_state: in_state.unwrap_or_default() })
     }
 
     /// u and ½ ln det Z of each configuration in turn.
@@ -304,6 +297,13 @@ impl Weighted {
             extend(&mut summary, json!({ "log_z": log_z.value, "log_z_stderr": log_z.standard_error }));
         }
         if !samples.in_state.is_empty() {
+            let inside: Vec<f64> =
+                samples.in_state[..n].iter().map(|inside| f64::from(u8::from(*inside == Some(true)))).collect();
+            let population = weights::mean(ruled, &inside)?;
+            extend(
+                &mut summary,
+                json!({ "state_population": population.value, "state_population_stderr": population.standard_error }),
+            );
             match free_energy::between_states(ruled, &samples.in_state[..n]) {
                 Ok(delta_f) => {
                     extend(
@@ -384,6 +384,10 @@ fn report(s: &Value) {
     println!("<u>               {} kT{mark}", with_error(f("u_mean"), f("u_stderr"), 3));
     if s.get("log_z").is_some() {
         println!("log Z             {}{mark}", with_error(f("log_z"), f("log_z_stderr"), 4));
+    }
+    if s.get("state_population").is_some() {
+        let population = with_error(100.0 * f("state_population"), 100.0 * f("state_population_stderr"), 2);
+        println!("P(state)          {population} %{mark}");
     }
     if s.get("delta_f_kT").is_some() {
         println!("ΔF(state − rest)  {} kT{mark}", with_error(f("delta_f_kT"), f("delta_f_stderr"), 3));
