@@ -131,10 +131,11 @@ def draw(path, series, reference):
         with np.errstate(divide="ignore"):
             right.plot(np.linspace(0, 1, len(phi)), -np.log(inside / (1 - inside)), label=name)
     left.set(xlabel="φ / rad", ylabel="density", yscale="log")
-    right.axhline(reference[0], color="black", lw=0.8)
+    right.axhline(reference[0], color="black", lw=0.8, label="weights of a generator")
     right.axhspan(reference[0] - reference[1], reference[0] + reference[1], color="black", alpha=0.15)
     right.set(xlabel="share of the steps", ylabel="ΔF(0 < φ < 2.2) / kT", ylim=(reference[0] - 1.5, reference[0] + 1.5))
     left.legend()
+    right.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

@@ -30,7 +30,8 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
     Parameters
     ----------
     states : list of dict
-        Temperatures, parameters or force groups of each state, as for ReplicaExchangeSampler.
+        Temperatures or parameters of each state, as for ReplicaExchangeSampler. Force groups ("groups"), where they are given, are those that the
+        dynamics follows, in every state.
     simulation : openmm.app.Simulation
     stepsPerIteration : int
     maps : sequence of Bijection
@@ -46,9 +47,12 @@ class LearnedReplicaExchangeSampler(app.ReplicaExchangeSampler):
     Raises
     ------
     ValueError
-        The maps are not one for each pair of neighbours, or are of other atoms; the System changes its volume.
+        The maps are not one for each pair of neighbours, or are of other atoms; the System changes its volume; the dynamics of a state would be at
+        another temperature, or follow other force groups, than the exchanges.
     Error
         A bond is constrained that the models do not keep, by name.
+    OpenMMException
+        The integrator samples another distribution than that of the System.
     """
 
     def __init__(

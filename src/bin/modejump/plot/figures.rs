@@ -201,7 +201,7 @@ fn scale(area: &Figure, deepest: f64) -> Outcome {
         .label_style((FONT, 13, &INK))
         .axis_desc_style((FONT, 14, &INK))
         .x_labels(0)
-        .y_labels(4)
+        .y_labels(10)
         .y_label_formatter(&tick(&(0.0..deepest)))
         .draw()?;
     Ok(())
