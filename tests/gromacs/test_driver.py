@@ -216,6 +216,17 @@ def test_joined_files_are_read_by_gromacs_and_have_each_step_once(driver):
     assert len(rows) == 7 and rows[0].startswith("cycle,step,potential,fate") and rows[6].startswith("6,1200,")
 
 
+def test_the_first_cycles_need_not_be_averaged(driver):
+    run = driver()
+    options = ("-n", 24, "--steps", 200, "--json")
+    all_of_it = json.loads(run.run(*options).stdout)
+    later = json.loads(run.run(*options, "--equilibrate", 12).stdout)
+    u = example.observe(run.folder, "jumps/ener.edr", "jumps/traj.xtc")["u"]  # of steps 0, 50, …, 4800
+    for summary, first in ((all_of_it, 0), (later, 49)):
+        assert summary["u_mean"] == pytest.approx(u[first:].mean(), abs=1e-3)
+    assert later["cycles"] == 24 and "leaves none of 24 cycles" in run.refused(*options, "--equilibrate", 24)
+
+
 def test_walkers_differ_and_each_goes_on(driver):
     run = driver()
     for name in "ab":

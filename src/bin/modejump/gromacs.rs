@@ -47,6 +47,9 @@ pub struct Gromacs {
     /// Cycles of dynamics and a jump, all starts of the run together
     #[arg(short = 'n', long, default_value_t = 100)]
     cycles: u64,
+    /// Cycles at the beginning of the run whose energies and temperatures are not averaged; their frames are kept
+    #[arg(long, default_value_t = 0)]
+    equilibrate: u64,
     /// Steps of dynamics in a cycle
     #[arg(long, default_value_t = 1000)]
     steps: u64,
@@ -78,6 +81,12 @@ pub struct Gromacs {
 
 impl Gromacs {
     pub fn run(self) -> Result<()> {
+        if self.equilibrate >= self.cycles && self.equilibrate > 0 {
+            return Err(Error::invalid(format!(
+                "--equilibrate {} leaves none of {} cycles to average: give fewer",
+                self.equilibrate, self.cycles
+            )));
+        }
         if self.cycles == 0 || self.maxh.is_some_and(|hours| hours.is_nan() || hours <= 0.0) {
             return Err(Error::invalid("--cycles and --maxh have to be positive numbers"));
         }
@@ -198,7 +207,7 @@ impl Gromacs {
             "jump_s_per_cycle": progress.jumps_s / cycles,
         });
         if progress.cycle > 0 {
-            let (u, t) = walker.series()?;
+            let (u, t) = walker.series_after(self.equilibrate)?;
             for (name, series) in [("u", u), ("t", t)] {
                 // a handful of frames has no mean worth the name, which is no reason to call the run failed
                 if let Ok(mean) = mean_of_series(&series) {

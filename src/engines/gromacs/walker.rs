@@ -157,10 +157,14 @@ impl Walker {
         Checkpoint::new(bytes, self.input.atoms.len()).map_err(|e| Error::file(path, e))
     }
 
-    /// Potential energies (kJ/mol) and temperatures (K) of all recorded frames of the run.
-    pub fn series(&self) -> Result<(Vec<f64>, Vec<f64>)> {
+    /// Potential energies (kJ/mol) and temperatures (K) of the recorded frames of the run after its first `cycles`.
+    pub fn series_after(&self, cycles: u64) -> Result<(Vec<f64>, Vec<f64>)> {
         let series = energies(&self.folder.path.join("ener.edr"))?;
-        Ok((series.potential, series.temperature))
+        let steps = i64::try_from(cycles.saturating_mul(self.options.steps)).unwrap_or(i64::MAX);
+        let begin = self.input.first_step.saturating_add(steps);
+        let is_early = |step: &&i64| cycles > 0 && **step <= begin;
+        let early = series.steps.iter().take_while(is_early).count();
+        Ok((series.potential[early..].to_vec(), series.temperature[early..].to_vec()))
     }
 
     /// Dynamics, then one attempt. Whatever fails, the run is where it was.
