@@ -31,7 +31,7 @@ static bool is_one_of(const Fix* fix, std::initializer_list<const char*> styles)
 
 /// Whether the atoms of a fix's group do not go where their forces would take them.
 bool FixModeJump::holds(const Fix* fix) {
-    return is_one_of(fix, {"^setforce", "^freeze", "^lineforce", "^planeforce", "^nve/noforce", "^move"});
+    return is_one_of(fix, {"^setforce", "^freeze", "^lineforce", "^planeforce", "^nve/noforce", "^move", "^aveforce"});
 }
 
 /// Whether a fix acts on atoms of the model. Collective.
@@ -68,9 +68,16 @@ void FixModeJump::require_setup() const {
             error->all(FLERR, "Fix modejump: compute {} ({}) sums up what pairs of atoms have in every evaluation of a step, of proposals too: have "
                               "compute group/group or compute pe/atom", compute->id, compute->style);
     for (const Fix* fix : modify->get_fix_list()) {
-        if (is_one_of(fix, {"^alchemy", "^pimd", "^rpmd", "^drude", "^langevin/drude", "^grem"}))
+        if (is_one_of(fix, {"^alchemy", "^pimd", "^rpmd", "^drude", "^langevin/drude", "^grem", "^qtpie"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) has the atoms follow other forces than those of the energy that decides about jumps",
                        fix->id, fix->style);
+        // that of ReaxFF has the energy of the charges in its pair style
+        if (is_one_of(fix, {"^qeq/point", "^qeq/shielded", "^qeq/slater", "^qeq/dynamic", "^qeq/fire"}))
+            error->all(FLERR, "Fix modejump: fix {} ({}) gives charges whose own energy is in no style, and the moves would not see it: have fixed "
+                              "charges", fix->id, fix->style);
+        if (is_one_of(fix, {"^spring/rg", "^smd", "^tmd", "^drag", "^oneway", "^imd", "^propel", "^accelerate/cos"}) && touches(fix))
+            error->all(FLERR, "Fix modejump: fix {} ({}) has forces on atoms of the model without an energy, which the moves would not see: remove one "
+                              "of the two, or have its forces from a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
         if (utils::strmatch(fix->style, "^hmc"))
             error->all(FLERR, "Fix modejump: fix {} ({}) takes its trajectories back, jumps within them included: have one of the two", fix->id,
                        fix->style);
@@ -85,7 +92,7 @@ void FixModeJump::require_setup() const {
         if (fix->energy_global_flag && !fix->ecouple_flag && !beside && !utils::strmatch(fix->style, "^cmap"))
             error->all(FLERR, "Fix modejump: fix {} ({}) has a potential energy, which the moves would not see: remove one of the two, "
                               "or have its forces from a pair, bond, angle, dihedral or improper style", fix->id, fix->style);
-        if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk"}))
+        if (is_one_of(fix, {"^temp/berendsen", "^temp/rescale", "^nve/limit", "^nvk", "^ttm", "^dt/reset", "^viscous"}))
             error->all(FLERR, "Fix modejump: fix {} ({}) does not sample the canonical ensemble: have nvt, temp/csvr or langevin",
                        fix->id, fix->style);
         // jumps give the particles beside the molecule their forces back, and not their torques
@@ -149,6 +156,10 @@ void FixModeJump::check_temperature() {
     for (Fix* fix : modify->get_fix_list()) {
         int dimension = -1;
         const auto* target = static_cast<const double*>(fix->extract("t_target", dimension));
+        // where temperatures are those of atoms there is no single one
+        if (target && dimension == 0 && *target == 0.0)
+            error->all(FLERR, "Fix modejump: fix {} ({}) has no temperature above 0, or one of each atom: have temp {} for all", fix->id, fix->style,
+                       temperature_);
         if (target && dimension == 0 && !(std::abs(*target - temperature_) <= 1e-6 * temperature_))
             error->all(FLERR, "Fix modejump: temp {}, and fix {} ({}) is at temperature {} at step {}: have one constant temperature",
                        temperature_, fix->id, fix->style, *target, update->ntimestep);

@@ -46,6 +46,7 @@ def test_what_does_not_fit_is_refused(run):
         ("fix dynamics all nve\nfix hold one setforce 0 0 0", "fix hold (setforce) holds atom 2 of group all"),
         ("fix dynamics all nve\nfix hold one planeforce 0 0 1", "fix hold (planeforce) holds atom 2 of group all"),
         ("fix dynamics rest nve\nfix hold one nve/noforce", "fix hold (nve/noforce) holds atom 2 of group all"),
+        ("fix dynamics all nve\nfix hold all aveforce 0 0 0", "fix hold (aveforce) holds atom 1 of group all"),
         ("fix dynamics rest nve", "no fix integrates atom 2 of group all"),
     ],
 )
@@ -72,6 +73,8 @@ def test_held_atoms_beside_the_model_are_not(tmp_path):
         ("fix dynamics all nve\nfix bath all temp/rescale 10 300 300 1 1.0", "temp/rescale"),
         ("fix bath all nve/limit 0.05", "nve/limit"),
         ("fix bath all nvk", "nvk"),
+        ("fix dynamics all nve\nfix bath all viscous 0.01", "viscous"),
+        ("fix dynamics all nvt temp 300 300 50\nfix bath all dt/reset 1 0.01 0.5 0.1", "dt/reset"),
     ],
 )
 def test_thermostats_that_are_not_canonical_are_refused(run, fixes, style):
@@ -121,6 +124,9 @@ def test_fixes_with_an_energy_are_refused(run, fix, style):
         ("compute pairs all pe/tally all", "compute pairs (pe/tally) sums up what pairs of atoms have"),
         ("uncompute jump_pe", "the compute jump_pe, which this fix has made, was deleted"),
         ("fix other all wall/reflect xlo 10.0", "fix other (wall/reflect) turns atoms back at a wall"),
+        ("fix other all spring/rg 30 1.6", "fix other (spring/rg) has forces on atoms of the model without an energy"),
+        ("fix other all drag 0 0 0 1 2", "fix other (drag) has forces on atoms of the model without an energy"),
+        ("fix q all property/atom q ghost yes\nfix other all qeq/point 1 6.0 1e-6 100 charges", "fix other (qeq/point) gives charges whose own energy"),
         ("fix other all pimd/langevin temp 300 thermostat PILE_L 1234", "fix other (pimd/langevin) has the atoms follow other forces"),
         ("pair_style dpd/tstat 300 300 5.0 7\npair_coeff * * 1.0 5.0", "pair style dpd/tstat has forces of friction or of noise"),
         ("pair_style hybrid/overlay zero 6.0 dpd/tstat 300 300 5.0 7\npair_coeff * * zero\npair_coeff * * dpd/tstat 1.0 5.0",
@@ -133,6 +139,7 @@ def test_fixes_with_an_energy_are_refused(run, fix, style):
 def test_forces_that_the_moves_do_not_see_are_refused(run, more, message):
     run.head = "boundary f p p\ncomm_modify vel yes\n" + ("package omp 1\n" if "/omp" in more else "")
     data_file(run.folder / "data.peroxide", at=(12.0, 12.0, 12.0))
+    (run.folder / "charges").write_text("1 4.5 13.9 0 0 0\n2 8.7 13.4 0 0 0\n")
     text = run.bad(DYNAMICS.format(seed=1) + jump(run) + more + "\nrun 10\n")
     assert message in " ".join(text.split()), text[-1500:]
 
@@ -186,3 +193,15 @@ def test_thermostats_of_another_temperature_are_refused(run, fix, found):
     dynamics = "" if fix.startswith("nvt") else "fix dynamics all nve\n"
     text = run.bad("velocity all create 300.0 1\n" + dynamics + f"fix bath all {fix}\n" + jump(run) + "run 40\n")
     assert f"temp 300, and fix bath ({fix.split()[0]}) is at temperature {found}" in text, text[-1500:]
+
+
+def test_temperatures_of_each_atom_are_none_that_jumps_have(run):
+    bath = "variable hot atom 300.0\nfix dynamics all nve\nfix bath all langevin v_hot 300.0 50 1\n"
+    text = run.bad("velocity all create 300.0 1\n" + bath + jump(run) + "run 40\n")
+    assert "fix bath (langevin) has no temperature above 0, or one of each atom" in text, text[-1500:]
+
+
+def test_forces_without_an_energy_on_other_atoms_are_not_refused(tmp_path):
+    run = Run(tmp_path, copies=2)
+    groups = "group one id 1:4\ngroup two id 5:8\nfix other two spring/rg 30 1.6\n"
+    run.good(groups + DYNAMICS.format(seed=5) + f"fix jump one modejump 20 model {run.model} temp 300.0 seed 7\nrun 40\n")
