@@ -156,11 +156,13 @@ void FixModeJump::check_temperature() {
     for (Fix* fix : modify->get_fix_list()) {
         int dimension = -1;
         const auto* target = static_cast<const double*>(fix->extract("t_target", dimension));
+        if (!target || dimension != 0)
+            continue;
         // where temperatures are those of atoms there is no single one
-        if (target && dimension == 0 && *target == 0.0)
+        if (*target == 0.0)
             error->all(FLERR, "Fix modejump: fix {} ({}) has no temperature above 0, or one of each atom: have temp {} for all", fix->id, fix->style,
                        temperature_);
-        if (target && dimension == 0 && !(std::abs(*target - temperature_) <= 1e-6 * temperature_))
+        if (!(std::abs(*target - temperature_) <= 1e-6 * temperature_))
             error->all(FLERR, "Fix modejump: temp {}, and fix {} ({}) is at temperature {} at step {}: have one constant temperature",
                        temperature_, fix->id, fix->style, *target, update->ntimestep);
     }

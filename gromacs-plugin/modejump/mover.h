@@ -210,7 +210,7 @@ private:
         options.struct_size = sizeof(options);
         library_.check(library_.moveOptionsInit(&options));
         options.kind        = options_.method == "isir" ? MODEJUMP_ISIR : MODEJUMP_INDEPENDENCE;
-        options.proposals = options_.proposals;
+        options.proposals   = options_.proposals;
         options.seed        = *options_.seed;
         options.stride      = static_cast<std::uint64_t>(options_.steps);
         modejump_move* move = nullptr;

@@ -239,7 +239,6 @@ int modejump_openmm_find_temperature(void* context, double* kelvin) {
 int modejump_openmm_draw_velocities(void* context, double temperature, uint64_t seed, uint64_t step, uint64_t replica) {
     return guarded([&] {
         OpenMM::ContextImpl& impl = Peek::implOf(contextOf(context));
-        checkEnsemble(impl.getIntegrator(), impl.getSystem());
         std::vector<int> particles;
         for (int i = 0; i < impl.getSystem().getNumParticles(); i++)
             if (impl.getSystem().getParticleMass(i) > 0)

@@ -52,7 +52,7 @@ MODEJUMP_OPENMM_EXPORT int modejump_openmm_check_ensemble(void *context);
 /* The temperature (K) that the dynamics of a Context has now; 0 if it has none, or several. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_find_temperature(void *context, double *kelvin);
 /* Gives all particles of a Context new velocities of that temperature (K), as after an accepted move, without momentum if the System has
- * a CMMotionRemover. The random numbers are a function of seed, step and replica. */
+ * a CMMotionRemover. The random numbers are a function of seed, step and replica. For integrators that check_ensemble has let pass. */
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_draw_velocities(void *context, double temperature, uint64_t seed, uint64_t step,
                                                            uint64_t replica);
 MODEJUMP_OPENMM_EXPORT int modejump_openmm_get_statistics(void *force, void *context, modejump_openmm_statistics *out);

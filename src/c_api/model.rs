@@ -266,8 +266,8 @@ pub unsafe extern "C" fn modejump_model_hash(model: *const modejump_model, hex: 
 
 /// Finds the model's atoms in a caller's list of `n` atoms: `order[i]` becomes the index there of the model's atom i.
 /// Atoms are told by `names[n]` within residues, also by those of other conventions (HB1 and HB2 for HB2 and HB3), and
-/// residues by the names in their labels `residues[n]` (`ALA2`), in the order in which they come. A model without atom names gives 0, 1, 2, … Fails, and names the atom, if the lists
-/// differ.
+/// residues by the names in their labels `residues[n]` (`ALA2`), in the order in which they come. A model without atom
+/// names gives 0, 1, 2, … Fails, and names the atom, if the lists differ.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `residues` and `names` are NULL or `n` NUL-terminated strings; `order` is NULL or

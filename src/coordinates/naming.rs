@@ -123,8 +123,6 @@ pub(super) fn match_names(
                 places[i] = Some(k);
             }
         }
-        here.retain(|(_, atoms)| !atoms.is_empty());
-        there.retain(|(_, atoms)| !atoms.is_empty());
     }
     places.iter().enumerate().map(|(i, place)| place.ok_or(Unmatched::Missing(i))).collect()
 }

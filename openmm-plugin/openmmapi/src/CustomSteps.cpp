@@ -20,23 +20,18 @@ namespace ModeJumpPlugin {
 
 namespace {
 
-using Source = function<bool(const string&)>;
-
-/** A name among those that the expression takes from a source, if there is one. */
-optional<string> takes(const Step& step, const Source& source) {
-    const set<string> used = namesIn(step.expression);
-    const auto found = find_if(used.begin(), used.end(), source);
-    return found == used.end() ? nullopt : optional<string>(*found);
-}
-
 /** Variables that hold something of a source or of each other, as steps are followed; a block may be left out. */
 struct Holding {
-    Source source;
+    function<bool(const string&)> source;
     set<string> variables;
     vector<set<string>> aroundBlock;
 
+    /** A name of these in the step's expression, if there is one. */
     optional<string> taken(const Step& step) const {
-        return takes(step, [&](const string& name) { return variables.count(name) > 0 || source(name); });
+        for (const string& name : namesIn(step.expression))
+            if (variables.count(name) > 0 || source(name))
+                return name;
+        return nullopt;
     }
 
     void follow(const Step& step) {

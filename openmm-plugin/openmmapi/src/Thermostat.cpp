@@ -15,6 +15,7 @@
 #include "openmm/VariableVerletIntegrator.h"
 #include "openmm/reference/SimTKOpenMMRealType.h"
 
+#include <functional>
 #include <sstream>
 
 using namespace OpenMM;
@@ -76,6 +77,15 @@ double integratorTemperature(const Integrator& integrator) {
     return 0;
 }
 
+/** Calls this with the integrator, or with each that a CompoundIntegrator has. */
+void forEach(const Integrator& integrator, const function<void(const Integrator&)>& check) {
+    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
+        for (int i = 0; i < compound->getNumIntegrators(); i++)
+            forEach(compound->getIntegrator(i), check);
+    else
+        check(integrator);
+}
+
 /** The virtual function is protected, and a derived class may name it. */
 struct Peek : public Integrator {
     static double offset(const Integrator& integrator) { return (integrator.*&Peek::getVelocityTimeOffset)(); }
@@ -109,62 +119,51 @@ double findOneTemperature(ContextImpl& context) {
     }
 }
 
-void checkEnsemble(const Integrator& integrator, const System& system) {
-    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
-        for (int i = 0; i < compound->getNumIntegrators(); i++)
-            checkEnsemble(compound->getIntegrator(i), system);
-    if (auto custom = dynamic_cast<const CustomIntegrator*>(&integrator))
-        checkSteps(*custom, system);
-    const string name = className(integrator);
-    if (name.find("RPMD") != string::npos || name.find("Drude") != string::npos ||
-        dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
-        throw OpenMMException("MonteCarloModeJump: " + name + " does not sample the classical Boltzmann distribution of " +
-                              "the System; choose another integrator");
-    if (auto noseHoover = dynamic_cast<const NoseHooverIntegrator*>(&integrator))
-        if (noseHoover->getMaximumPairDistance() > 0)
-            throw OpenMMException("MonteCarloModeJump: the NoseHooverIntegrator keeps pairs within a maximum distance, a wall that the energy of jumps does "
-                                  "not have; leave setMaximumPairDistance out");
+void checkEnsemble(const Integrator& all, const System& system) {
+    forEach(all, [&](const Integrator& integrator) {
+        if (auto custom = dynamic_cast<const CustomIntegrator*>(&integrator))
+            checkSteps(*custom, system);
+        const string name = className(integrator);
+        if (name.find("RPMD") != string::npos || name.find("Drude") != string::npos ||
+            dynamic_cast<const QTBIntegrator*>(&integrator) != nullptr)
+            throw OpenMMException("MonteCarloModeJump: " + name + " does not sample the classical Boltzmann distribution of " +
+                                  "the System; choose another integrator");
+        const auto noseHoover = dynamic_cast<const NoseHooverIntegrator*>(&integrator);
+        if (noseHoover != nullptr && noseHoover->getMaximumPairDistance() > 0)
+            throw OpenMMException("MonteCarloModeJump: the NoseHooverIntegrator keeps pairs within a maximum distance, a wall that the energy of jumps "
+                                  "does not have; leave setMaximumPairDistance out");
+    });
 }
 
-void checkCalls(const Integrator& integrator) {
-    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
-        for (int i = 0; i < compound->getNumIntegrators(); i++)
-            checkCalls(compound->getIntegrator(i));
-    if (auto custom = dynamic_cast<const CustomIntegrator*>(&integrator))
-        checkMoves(*custom);
+void checkCalls(const Integrator& all) {
+    forEach(all, [](const Integrator& integrator) {
+        if (auto custom = dynamic_cast<const CustomIntegrator*>(&integrator))
+            checkMoves(*custom);
+    });
 }
 
-void checkStepLengths(const Integrator& integrator) {
-    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
-        for (int i = 0; i < compound->getNumIntegrators(); i++)
-            checkStepLengths(compound->getIntegrator(i));
-    const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
-    if (dynamic_cast<const VariableLangevinIntegrator*>(&integrator) != nullptr ||
-        dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr || (custom != nullptr && computes(*custom, "dt")))
-        throw OpenMMException("MonteCarloModeJump: the steps of " + className(integrator) + " are short where forces are large, so attempts that are counted "
-                              "in steps would come too often there, and populations would be wrong; take steps of one length, or set the frequency "
-                              "to 0 and call attempt() at equal times (after integrator.stepTo)");
+void checkStepLengths(const Integrator& all) {
+    forEach(all, [](const Integrator& integrator) {
+        const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
+        if (dynamic_cast<const VariableLangevinIntegrator*>(&integrator) != nullptr ||
+            dynamic_cast<const VariableVerletIntegrator*>(&integrator) != nullptr || (custom != nullptr && computes(*custom, "dt")))
+            throw OpenMMException("MonteCarloModeJump: the steps of " + className(integrator) + " are short where forces are large, so attempts that are "
+                                  "counted in steps would come too often there, and populations would be wrong; take steps of one length, or set the "
+                                  "frequency to 0 and call attempt() at equal times (after integrator.stepTo)");
+    });
 }
-
-namespace {
-
-void checkConstrainedSteps(const Integrator& integrator, const string& platform) {
-    if (auto compound = dynamic_cast<const CompoundIntegrator*>(&integrator))
-        for (int i = 0; i < compound->getNumIntegrators(); i++)
-            checkConstrainedSteps(compound->getIntegrator(i), platform);
-    const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
-    if (custom != nullptr && movesBonds(*custom))
-        throw OpenMMException("MonteCarloModeJump: on the platform " + platform + " this CustomIntegrator would constrain bonds in the directions that they "
-                              "had before a jump: call addConstrainPositions() directly after addUpdateContextState(), or use "
-                              "LangevinMiddleIntegrator (instead of MTSLangevinIntegrator, too)");
-}
-
-} // namespace
 
 void checkConstrainedSteps(ContextImpl& context) {
     const string& platform = context.getPlatform().getName();
-    if (platform == "Reference" || platform == "CPU")
-        checkConstrainedSteps(context.getIntegrator(), platform);
+    if (platform != "Reference" && platform != "CPU")
+        return;
+    forEach(context.getIntegrator(), [&](const Integrator& integrator) {
+        const auto custom = dynamic_cast<const CustomIntegrator*>(&integrator);
+        if (custom != nullptr && movesBonds(*custom))
+            throw OpenMMException("MonteCarloModeJump: on the platform " + platform + " this CustomIntegrator would constrain bonds in the directions that "
+                                  "they had before a jump: call addConstrainPositions() directly after addUpdateContextState(), or use "
+                                  "LangevinMiddleIntegrator (instead of MTSLangevinIntegrator, too)");
+    });
 }
 
 double velocityTimeOffset(const Integrator& integrator) {

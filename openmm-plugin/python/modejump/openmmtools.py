@@ -67,6 +67,7 @@ class _Placed:
         """Puts x into the sampler state, with new velocities."""
         self.place(x)
         temperature = self.state.temperature.value_in_unit(unit.kelvin)
+        call("check_ensemble", address(self.context, openmm.Context))
         call("draw_velocities", address(self.context, openmm.Context), temperature, seed, step, replica)
         sampler_state.update_from_context(self.context)
 

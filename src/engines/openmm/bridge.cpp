@@ -135,8 +135,8 @@ bool has_force(const OpenMM::System &system) {
     return false;
 }
 
-// Whether steps draw from the one state of RandomTurn: on the Reference platform, and on the CPU platform those of a thermostat whose
-// kernel is Reference's.
+// Whether steps draw from the one state of RandomTurn: on the Reference platform, and on the CPU platform those of a
+// thermostat whose kernel is Reference's.
 bool draws_in_turn(const OpenMM::System &system, const Platform &platform) {
     const string &name = platform.getName();
     return name == "Reference" || (name == "CPU" && has_force<OpenMM::AndersenThermostat>(system));

@@ -28,8 +28,8 @@ const ELEMENTS_PER_BYTE: usize = 4;
 const FEWEST_ELEMENTS: usize = 1 << 20;
 
 /// All tensors of a PyTorch file as f64, with the path to each as its name: `state_dict.net.0.weight`. Elements of
-/// lists and tuples are numbered. f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool are known, and complex numbers of f32 and f64, whose parts
-/// are a last dimension of 2.
+/// lists and tuples are numbered. f16, bf16, f32, f64, i64, i32, i16, i8, u8 and bool are known, and complex numbers of
+/// f32 and f64, whose parts are a last dimension of 2.
 ///
 /// `name` stands for the path in error messages. Errors: no zip archive, entries that are compressed, missing or
 /// damaged, an unknown pickle instruction or number type, views beyond their storage; each names the place.
