@@ -4,7 +4,7 @@ use super::{Setting, SETTINGS};
 use crate::command::{interrupted, wait_until, Run};
 #[cfg(feature = "openmm")]
 use {
-    crate::command::{files, modejump, TOPOLOGY},
+    crate::command::{files, modejump, tensors, TOPOLOGY},
     std::io::{BufRead, BufReader, Read},
     std::path::Path,
     std::process::{Command, Stdio},
@@ -62,13 +62,18 @@ fn frames_that_were_begun_are_gone_on_with() {
         "train": { "phases": [{ "steps": 3, "batch": 16, "likelihood": 1 }] }, "design": { "hidden": [16] } }"#;
     std::fs::write(file("train.json"), settings).unwrap();
     for system in ["models/ala2/system-vacuum.xml", "models/ala2/system-hbonds.xml"] {
+        let train_alone = |name: &str| {
+            let [settings, output] = [file("train.json"), file(&format!("{name}.safetensors"))];
+            modejump(&["train", "--topology", TOPOLOGY, "--system", system, "--config", &settings, "-o", &output])
+        };
         let train = |name: &str| {
-            let [output, checkpoint] = ["safetensors", "ckpt"].map(|extension| file(&format!("{name}.{extension}")));
-            let settings = file("train.json");
-            let files = ["--system", system, "--config", &settings, "--checkpoint", &checkpoint, "-o", &output];
-            modejump(&[&["train", "--topology", TOPOLOGY], &files[..]].concat())
+            let mut command = train_alone(name);
+            command.args(["--checkpoint", &file(&format!("{name}.ckpt"))]);
+            command
         };
         train("whole").succeeds();
+        train_alone("alone").succeeds();
+        assert!(tensors(&file("alone.safetensors")) == tensors(&file("whole.safetensors")), "{system}");
         let mut cut = train("cut").stderr(Stdio::piped()).spawn().unwrap();
         let mut told = BufReader::new(cut.stderr.take().unwrap());
         let mut text = String::new();

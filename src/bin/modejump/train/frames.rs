@@ -29,11 +29,11 @@ const ORIGIN: &str = "origin";
 #[derive(Serialize, Deserialize)]
 struct Begun {
     walkers: ExplorationState,
-    /// Of each frame, nm, as they are kept.
-    x: Vec<f32>,
+    /// Of each frame, nm.
+    x: Vec<f64>,
 }
 #[cfg(feature = "openmm")]
-const BEGUN: Kind = Kind { magic: *b"MJ-FRAME", version: 2 };
+const BEGUN: Kind = Kind { magic: *b"MJ-FRAME", version: 3 };
 
 impl Train {
     /// log q of the n frames, of which a share is held out, from their files; NaN where it is not known: frames drawn
@@ -101,15 +101,12 @@ impl Train {
             return read_frames(std::slice::from_ref(kept), topology);
         }
         let frames = self.generate(&system, x0, &options, &origin)?;
-        match keep {
-            Some(path) => {
-                let frames = keep_frames(&path, &frames, x0.len(), origin)?;
-                // nothing is lost where it cannot be removed
-                self.begun_frames().iter().for_each(|begun| _ = std::fs::remove_file(begun));
-                Ok(frames)
-            }
-            None => Ok(frames),
+        if let Some(path) = keep {
+            keep_frames(&path, &frames, x0.len(), origin)?;
+            // nothing is lost where it cannot be removed
+            self.begun_frames().iter().for_each(|begun| _ = std::fs::remove_file(begun));
         }
+        Ok(frames)
     }
 }
 
@@ -143,8 +140,8 @@ impl Train {
         };
         let keep = |frames: &[f64], exploration: &mut Exploration| match &begun {
             Some(path) => {
-                let x = frames.iter().map(|&v| v as f32).collect();
-                checkpoint::save_run(path, BEGUN, origin, &Begun { walkers: exploration.state()?, x })
+                let begun = Begun { walkers: exploration.state()?, x: frames.to_vec() };
+                checkpoint::save_run(path, BEGUN, origin, &begun)
             }
             None => Ok(()),
         };
@@ -181,20 +178,16 @@ fn go_on(path: &Path, origin: &Identity, exploration: &mut Exploration) -> Resul
     let Some(Begun { walkers, x }) = checkpoint::load_run(path, BEGUN, origin)? else { return Ok(Vec::new()) };
     exploration.go_on_from(walkers)?;
     eprintln!("going on with the frames of {}", path.display());
-    Ok(x.into_iter().map(f64::from).collect())
+    Ok(x)
 }
 
-/// Writes frames `x[n][dimension]` in single precision. Returns them as they will be read again: a continued training
-/// sees the same, bit for bit.
+/// Writes frames `x[n][dimension]` in double precision, so that a training sees the same bits with and without them.
 #[cfg(feature = "openmm")]
-fn keep_frames(path: &Path, x: &[f64], dimension: usize, origin: String) -> Result<Vec<f64>> {
-    let rounded: Vec<f32> = x.iter().map(|&v| v as f32).collect();
-    let frames = rounded.iter().copied().map(f64::from).collect();
+fn keep_frames(path: &Path, x: &[f64], dimension: usize, origin: String) -> Result<()> {
     let shape = vec![x.len() / dimension, dimension / 3, 3];
-    let tensors = BTreeMap::from([("x".to_string(), (shape, model_file::Data::F32(rounded)))]);
+    let tensors = BTreeMap::from([("x".to_string(), (shape, model_file::Data::F64(x.to_vec())))]);
     let metadata = HashMap::from([(ORIGIN.to_string(), origin)]);
-    write_atomically(path, &model_file::write_tensors(&tensors, metadata)?)?;
-    Ok(frames)
+    write_atomically(path, &model_file::write_tensors(&tensors, metadata)?)
 }
 
 #[cfg(feature = "openmm")]
