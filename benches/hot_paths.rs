@@ -24,6 +24,7 @@ use modejump::rng::{Stream, StreamId};
 use modejump::target::Target;
 use modejump::{free_energy, weights};
 use std::sync::Arc;
+use std::time::Duration;
 
 fn generator(c: &mut Criterion) {
     let flow = cases::spline_generator().unwrap();
@@ -41,6 +42,12 @@ fn generator(c: &mut Criterion) {
     group.throughput(Throughput::Elements((2.0 * flow.flops() * Attempts::BATCH as f64) as u64));
     let mut attempts = Attempts::new(flow).unwrap();
     group.bench_function(format!("move × {}", Attempts::BATCH), |b| b.iter(|| attempts.batch().unwrap()));
+    for (name, draw_ahead) in [("in turn", false), ("ahead", true)] {
+        let flow = cases::spline_generator().unwrap();
+        let mut attempts = Attempts::beside(flow, Duration::from_micros(100), draw_ahead).unwrap();
+        let name = format!("move × {}, energies of 100 µs, {name}", Attempts::BATCH);
+        group.bench_function(name, |b| b.iter(|| attempts.batch().unwrap()));
+    }
 }
 
 /// What a move costs beyond its generator and the energies: both cost next to nothing here. 66 coordinates.
@@ -98,7 +105,8 @@ fn overheads(c: &mut Criterion) {
             for _ in 0..Attempts::BATCH {
                 step += 1;
                 let state = |x, replica| State { x, box_vectors: None, reduced_potential: 0.0, step, replica };
-                let targets: [&mut dyn Target; 2] = [&mut cases::Flat(66), &mut cases::Flat(66)];
+                let flat = || cases::Flat(66, Duration::ZERO);
+                let targets: [&mut dyn Target; 2] = [&mut flat(), &mut flat()];
                 exchange.attempt(targets, [&mut state(&mut a, 0), &mut state(&mut b, 1)]).unwrap();
             }
         })

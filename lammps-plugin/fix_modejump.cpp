@@ -25,7 +25,7 @@ using namespace FixConst;
 static constexpr int COLUMNS = 9;
 
 FixModeJump::FixModeJump(LAMMPS* lmp, int narg, char** arg)
-    : Fix(lmp, narg, arg), temperature_(0), seed_(0), proposals_(1), loaded_(false), energy_(nullptr), nm_(0), dalton_(0), kt_(0) {
+    : Fix(lmp, narg, arg), temperature_(0), seed_(0), proposals_(1), ahead_(false), loaded_(false), energy_(nullptr), nm_(0), dalton_(0), kt_(0) {
     read_options(narg, arg);
     force_reneighbor = 1;
     pre_exchange_migrate = 1;
@@ -50,7 +50,7 @@ FixModeJump::~FixModeJump() {
 void FixModeJump::read_options(int narg, char** arg) {
     if (narg < 4)
         error->all(FLERR, "Usage: fix ID group modejump N model FILE temp T seed S [proposals K] "
-                          "[method independence|isir] [screen FILE]");
+                          "[method independence|isir] [screen FILE] [ahead yes|no]");
     nevery = utils::inumeric(FLERR, arg[3], false, lmp);
     if (nevery <= 0)
         error->all(FLERR, "Fix modejump: N = {}; a positive number of steps is needed", arg[3]);
@@ -73,8 +73,10 @@ void FixModeJump::read_options(int narg, char** arg) {
             proposals_ = utils::inumeric(FLERR, value, false, lmp);
         else if (key == "method")
             method_ = value;
+        else if (key == "ahead")
+            ahead_ = utils::logical(FLERR, value, false, lmp) != 0;
         else
-            error->all(FLERR, "Fix modejump: unknown keyword {}; there are model, temp, seed, proposals, method, screen", key);
+            error->all(FLERR, "Fix modejump: unknown keyword {}; there are model, temp, seed, proposals, method, screen, ahead", key);
     }
     if (model_file_.empty() || !(temperature_ > 0))
         error->all(FLERR, "Fix modejump needs `model FILE` and `temp T` with a positive temperature");
@@ -209,6 +211,7 @@ void FixModeJump::load(int dimension) {
         options.proposals = static_cast<std::uint64_t>(std::max(proposals_, 0));
         options.seed = seed();
         options.stride = static_cast<std::uint64_t>(nevery);
+        options.draw_ahead = ahead_ ? 1 : 0;
         if (screen_file_.empty())
             move_ = std::make_unique<modejump::Move>(model, options);
         else

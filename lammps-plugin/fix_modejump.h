@@ -99,6 +99,7 @@ private:
     /// Among the fixes of this style.
     std::uint64_t number_ = 0;
     int proposals_;
+    bool ahead_;
 
     /// Only on rank 0; whether it is there, on all.
     std::unique_ptr<modejump::Move> move_;

@@ -118,6 +118,16 @@ def test_rejected_moves_leave_no_trace(run):
     assert run.thermo()["f_jump[1]"][-1] == 100 and run.thermo()["f_jump[2]"][-1] == 0
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_drawing_ahead_changes_nothing(run, ranks):
+    frames = []
+    for ahead in ("no", "yes"):
+        moves = f"fix jump all modejump 20 model {run.model} temp 300.0 seed 7 proposals 2 ahead {ahead}\n"
+        run.good(DYNAMICS.format(seed=5) + moves + OUTPUT.format(every=20) + "thermo_style custom step f_jump[*]\nrun 4000\n", ranks=ranks)
+        frames.append(run.frames())
+    assert np.array_equal(*frames) and run.thermo()["f_jump[2]"][-1] > 5
+
+
 def test_several_ranks_make_the_same_moves(tmp_path):
     """Two molecules, one of which jumps, on one and on two ranks: the same proposals, and as many acceptances but for rounding."""
     found = []

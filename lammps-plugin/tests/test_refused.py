@@ -21,6 +21,7 @@ from peroxide import start
         ("model {model} temp 300 seed", "keyword seed has no value"),
         ("model {model} temp 300 seed 1 method gibbs", "independence and isir"),
         ("model {model} temp 300 seed 1 proposals 0", "0 proposals"),
+        ("model {model} temp 300 seed 1 ahead soon", "soon"),
         ("model {model} temp 300 seed 1 method isir screen {model}", "screen goes with"),
     ],
 )

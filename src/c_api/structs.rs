@@ -118,8 +118,9 @@ pub struct modejump_move_options {
     pub stride: u64,
     /// Attempts whose proposals are drawn in one batch, at least 1.
     pub batch: u64,
-    /// 1: a thread of its own draws the next batch while the engine uses up the present one. The results are the same
-    /// to the last bit. 0: every batch is drawn in the attempt that needs it first.
+    /// 1: other threads draw the next batch while the engine uses up the present one, and evaluate the density of the
+    /// current configuration while the target is asked for its potentials. The results are the same to the last bit.
+    /// 0: every batch is drawn in the attempt that needs it first.
     pub draw_ahead: u64,
     /// Orientations over which the density is averaged, 1 to 1024, in independence and i-SIR moves of a model that
     /// describes the orientation of a molecule, such as a TarFlow: less variable weights, for as many likelihoods,

@@ -1,4 +1,5 @@
-//! Proposals that a thread draws ahead are those that would have been drawn without it, bit for bit.
+//! Proposals that a thread draws ahead, and densities beside the target, are those that would have been found without, bit
+//! for bit.
 
 use crate::systems::*;
 use modejump::annealing::{even, Kernel as Steps};
@@ -9,8 +10,12 @@ use modejump::moves::{
     Annealed, DelayedAcceptance, Generator, Independence, Isir, Move, Options, Outcome, Path, State,
 };
 use modejump::rng::Stream;
+use modejump::target::Target;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 type Kernel = fn(Generator, Arc<dyn Density>) -> Box<dyn Move>;
 
@@ -150,4 +155,75 @@ fn replicas_in_turn_keep_their_blocks() {
         }
     }
     assert_eq!(100 - density.left.load(Ordering::SeqCst), 4, "two blocks of six attempts for each");
+}
+
+/// A density that counts how often it is asked, and panics at a configuration that is not finite.
+struct Asked {
+    inner: Exact<Table>,
+    times: AtomicUsize,
+}
+
+impl Density for Asked {
+    fn dimension(&self) -> usize {
+        1
+    }
+    fn exactness(&self) -> Exactness {
+        Exactness::Exact
+    }
+    fn sample(&self, streams: &(dyn Fn(usize) -> Stream + Sync), x: &mut [f64], e: &mut [Evaluation]) -> Result<()> {
+        self.inner.sample(streams, x, e)
+    }
+    fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
+        assert!(x[0].is_finite(), "the density is lost");
+        self.times.fetch_add(1, Ordering::SeqCst);
+        self.inner.log_density(x, e)
+    }
+    fn log_density_gradient(&self, _: &[f64], _: &mut [Evaluation], _: &mut [f64]) -> Result<()> {
+        unreachable!("no gradient is asked for here")
+    }
+}
+
+/// A potential that has no answer before the density was asked, or the time is up.
+struct Waiting<'a>(&'a Asked, Duration);
+
+impl Target for Waiting<'_> {
+    fn dimension(&self) -> usize {
+        1
+    }
+    fn reduced_potential(&mut self, _: &[f64], u: &mut [f64]) -> Result<()> {
+        let start = Instant::now();
+        while self.0.times.load(Ordering::SeqCst) == 0 {
+            if start.elapsed() > self.1 {
+                return Err(Error::invalid("the density was not asked meanwhile"));
+            }
+            sleep(Duration::from_micros(100));
+        }
+        u.fill(0.0);
+        Ok(())
+    }
+    fn reduced_potential_gradient(&mut self, _: &[f64], _: &mut [f64], _: &mut [f64]) -> Result<()> {
+        unreachable!("no gradient is asked for here")
+    }
+}
+
+#[test]
+fn the_density_is_evaluated_beside_the_potential() {
+    let attempt = |threads: usize, mut x: f64, patience: Duration| {
+        let inner = Exact(normal_mixture(&[(1.0, 0.0, 1.0)]));
+        let density = Arc::new(Asked { inner, times: AtomicUsize::new(0) });
+        let generator = Generator::new(density.clone(), None, Options { draw_ahead: true, ..OPTIONS }).unwrap();
+        let mut kernel = Independence::new(generator);
+        let x = std::slice::from_mut(&mut x);
+        let mut state = State { x, box_vectors: None, reduced_potential: 0.0, step: 0, replica: 0 };
+        let mut target = Waiting(&density, patience);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let result = pool.install(|| kernel.attempt(&mut target, &mut state).map(|_| ()));
+        result.map(|()| density.times.load(Ordering::SeqCst))
+    };
+    assert_eq!(attempt(2, 0.5, Duration::from_secs(60)).unwrap(), 1);
+    // the thread that asks is the only one of its pool: what its target says of it is the attempt's error
+    let message = attempt(1, 0.5, Duration::from_millis(20)).unwrap_err().to_string();
+    assert!(message.contains("not asked meanwhile"), "{message}");
+    let panic = catch_unwind(AssertUnwindSafe(|| attempt(2, f64::NAN, Duration::from_millis(20)))).unwrap_err();
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"the density is lost"));
 }

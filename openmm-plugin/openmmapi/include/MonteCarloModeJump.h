@@ -131,8 +131,8 @@ public:
     void setNumProposals(int count);
     int getNumProposals() const { return numProposals; }
     /**
-     * Whether a thread of its own draws the proposals of the next attempts while the simulation runs. Results are the same, bit
-     * for bit; a core is needed to spare. Default: no.
+     * Whether other threads draw the proposals of the next attempts while the simulation runs, and evaluate the density of the
+     * current configuration beside OpenMM's energies. Results are the same, bit for bit; a core is needed to spare. Default: no.
      */
     void setDrawAhead(bool yes) { drawAhead = yes; }
     bool getDrawAhead() const { return drawAhead; }

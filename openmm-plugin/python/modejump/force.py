@@ -98,8 +98,8 @@ class MonteCarloModeJump(openmm.Force):
         "surrogate": the log-density q_s of `screen` alone decides. This is biased: the jumps leave exp(-u) q/q_s invariant
         instead of exp(-u), and statistics and reports say "surrogate".
     draw_ahead : bool
-        Whether a thread of its own draws the proposals of the next attempts while the simulation runs: the same results, bit for
-        bit, sooner where a core is to spare.
+        Whether other threads draw the proposals of the next attempts while the simulation runs, and evaluate the density of the
+        current configuration beside OpenMM's energies: the same results, bit for bit, sooner where a core is to spare.
     driven_steps : int
         For a solute in explicit solvent: each proposal is reached in so many perturbations along the internal coordinates of the
         model, between which all other particles give way; the work of the perturbations decides. Exact whatever the numbers.
@@ -216,7 +216,7 @@ class MonteCarloModeJump(openmm.Force):
     proposals = _number("proposals", int, "Proposals of an attempt.")
     seed = _number("seed", int, "Seed of the moves; 0: random numbers that never come again.")
     temperature = _number("temperature", float, "K; 0 stands for the integrator's.", unit.kelvin)
-    draw_ahead = _number("draw_ahead", bool, "Whether proposals are drawn while the simulation runs.")
+    draw_ahead = _number("draw_ahead", bool, "Whether proposals are drawn while the simulation runs, and densities evaluated beside its energies.")
     driven_steps = _number("driven_steps", int, "Perturbations of a driven path; 0 for none.")
     relaxation_steps = _number("relaxation_steps", int, "Of a driven path: steps of the trajectory after a perturbation.")
     relaxation_timestep = _number("relaxation_timestep", float, "Of these steps, ps.", unit.picosecond)

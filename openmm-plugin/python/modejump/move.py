@@ -93,8 +93,8 @@ class Move(_Owner):
     acceptance : "exact" or "surrogate"
         "surrogate": the screen alone decides. This is biased, and the statistics say so.
     draw_ahead : bool
-        Whether a thread of its own draws the next batch of proposals meanwhile, once `stride` steps lie between attempts: the
-        same results, bit for bit.
+        Whether other threads draw the next batch of proposals meanwhile, once `stride` steps lie between attempts, and evaluate the
+        density of the current configuration beside the potential: the same results, bit for bit.
     mode : function, optional
         For a model of several metastable states, between which the method "independence" jumps: says in which mode a configuration
         x [*shape] is, a number from 0, or -1 for none, as a function of x alone. Without it the regions of the model file are the modes.

@@ -83,8 +83,8 @@ pub struct Md {
     /// What is made of the proposals [default: isir of two or more; one is tested]
     #[arg(long, value_enum, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "driven"])]
     method: Option<Method>,
-    /// Have a thread of its own draw the proposals of coming attempts while the dynamics runs: the same results, bit
-    /// for bit
+    /// Have other threads draw the proposals of coming attempts while the dynamics runs, and evaluate densities beside
+    /// its energies: the same results, bit for bit
     #[arg(long, requires = "model", conflicts_with = "latent_walk")]
     draw_ahead: bool,
     /// K

@@ -1,5 +1,6 @@
 //! One attempt: the current state as the model sees it, proposals at its place, and their weights.
 
+use super::question::Question;
 use super::Generator;
 use crate::coordinates::frame::Frame;
 use crate::coordinates::superpose::random_rotation;
@@ -10,19 +11,31 @@ use crate::moves::{State, Statistics};
 use crate::orientation;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
+use std::borrow::Cow;
 
 impl Generator {
     /// Draws, places and weighs the proposals of this attempt, evaluates the density afresh at the current
-    /// configuration (dynamics has moved it since the last attempt), and records the proposals' log-weights.
+    /// configuration (dynamics has moved it since the last attempt), and records the proposals' log-weights. Where
+    /// proposals are drawn ahead, that density is evaluated by another thread, beside the target's potentials.
     pub(in crate::moves) fn prepare(
         &mut self,
         target: &mut dyn Target,
         state: &State,
         statistics: &mut Statistics,
     ) -> Result<()> {
-        self.begin(target, state)?;
+        self.locate(target, state)?;
+        self.place(state.step, state.replica)?;
         self.screen_proposals()?;
-        self.evaluate(target)?;
+        let question = self.question(state);
+        let density = match self.options.draw_ahead {
+            true => question.into_owned().answer_during(|| self.evaluate(target))?,
+            false => {
+                let density = question.answer()?;
+                self.evaluate(target)?;
+                density
+            }
+        };
+        self.weigh_current(density);
         for k in 0..self.n_proposals() {
             statistics.record_weight(self.log_weight(k));
         }
@@ -31,6 +44,17 @@ impl Generator {
 
     /// The current configuration with its density, and proposals where it is; their potentials are not known yet.
     pub(in crate::moves) fn begin(&mut self, target: &dyn Target, state: &State) -> Result<()> {
+        self.locate(target, state)?;
+        let density = self.question(state).answer()?;
+        self.weigh_current(density);
+        self.place(state.step, state.replica)?;
+        self.u.fill(f64::INFINITY);
+        self.u_total.fill(f64::INFINITY);
+        Ok(())
+    }
+
+    /// The current configuration whole and where the density describes it, with its potential.
+    fn locate(&mut self, target: &dyn Target, state: &State) -> Result<()> {
         state.check(self.dimension(), target)?;
         self.current.copy_from_slice(state.x);
         self.whole.apply(state.box_vectors.as_ref(), &mut self.current)?;
@@ -41,31 +65,34 @@ impl Generator {
             let mut stream = Stream::new(self.options.seed, StreamId::Centroid, state.step, state.replica);
             shift(&mut self.current, std::array::from_fn(|_| sigma * stream.normal()));
         }
-        let mut evaluation = [self.current_evaluation];
-        match &self.screen {
-            None if self.rotations > 0 => {
-                let streams = |_: usize| orientations(self.options.seed, state.step, state.replica, 0);
-                evaluation[0] =
-                    orientation::averaged(self.density.as_ref(), &self.current, None, self.rotations, streams)?[0];
-            }
-            None => self.density.log_density(&self.current, &mut evaluation)?,
-            Some(screen) => {
-                let x = &mut self.packed[..self.current.len()];
-                x.copy_from_slice(&self.current);
-                self.density.scope().centre(x);
-                screen.log_density(x, &mut evaluation)?;
-            }
-        }
         let metric = self.constraints.as_mut().map_or(0.0, |c| c.log_metric(&self.current));
         self.u_current = state.reduced_potential - metric;
-        self.current_evaluation = self.trusted(evaluation[0], self.u_current);
-        if !self.u_current.is_finite() && self.current_evaluation.is_inside() {
+        Ok(())
+    }
+
+    /// What is to be asked about the current configuration.
+    fn question(&self, state: &State) -> Question<'_> {
+        let orientations = orientations(self.options.seed, state.step, state.replica, 0);
+        let mut x = Cow::from(&self.current);
+        match self.screen.clone() {
+            None => Question { density: self.density.clone(), x, rotations: self.rotations, orientations },
+            Some(screen) => {
+                self.density.scope().centre(x.to_mut());
+                Question { density: screen, x, rotations: 0, orientations }
+            }
+        }
+    }
+
+    /// What the current configuration counts as, by the answer.
+    fn weigh_current(&mut self, density: Evaluation) {
+        self.current_evaluation = self.trusted(density, self.u_current);
+        let has_frame = match self.density.scope() {
+            Scope::Shape { frame } => Frame::of(&self.current, frame).is_some(),
+            _ => true,
+        };
+        if !has_frame || (!self.u_current.is_finite() && self.current_evaluation.is_inside()) {
             self.current_evaluation = Evaluation::outside(Status::Singular);
         }
-        self.place(state.step, state.replica)?;
-        self.u.fill(f64::INFINITY);
-        self.u_total.fill(f64::INFINITY);
-        Ok(())
     }
 
     /// Copies the proposals of an attempt and puts each where the current configuration is.
@@ -114,10 +141,8 @@ impl Generator {
                 return Ok(());
             }
         };
-        let Some(to) = Frame::of(&self.current, frame) else {
-            self.current_evaluation = Evaluation::outside(Status::Singular);
-            return Ok(());
-        };
+        // without a frame the current configuration is outside, and the attempt rejected
+        let Some(to) = Frame::of(&self.current, frame) else { return Ok(()) };
         for (x, evaluation) in self.placed.chunks_exact_mut(d).zip(&mut self.evaluations) {
             if !evaluation.is_inside() {
                 continue;
@@ -158,7 +183,7 @@ impl Generator {
 
     /// u of every usable proposal in one call of the target, and the checks that need no target.
     pub(in crate::moves) fn evaluate(&mut self, target: &mut dyn Target) -> Result<()> {
-        let d = self.current.len();
+        let d = self.dimension();
         self.packed_rows.clear();
         for (k, x) in self.placed.chunks_exact(d).enumerate() {
             let evaluation = &mut self.evaluations[k];

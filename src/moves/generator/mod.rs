@@ -2,6 +2,7 @@
 
 mod attempt;
 mod paths;
+mod question;
 
 use super::blocks::Blocks;
 use super::wholeness::Wholeness;
@@ -36,9 +37,9 @@ pub struct Options {
     pub stride: u64,
     /// Attempts whose proposals are drawn in one batch.
     pub batch: usize,
-    /// Whether a thread of its own draws the next batch of proposals while the present one is used up, so that an
-    /// attempt need not wait for it. Samples, and so results, are the same to the last bit. Without a stride there is
-    /// no next batch.
+    /// Whether other threads draw the next batch of proposals while the present one is used up (without a stride there
+    /// is no next batch), and evaluate the density of the current configuration while the target is asked for its
+    /// potentials, so that an attempt waits for neither. Results are the same to the last bit.
     pub draw_ahead: bool,
 }
 
@@ -212,7 +213,7 @@ impl Generator {
     }
 
     pub(super) fn dimension(&self) -> usize {
-        self.current.len()
+        self.density.dimension()
     }
 
     /// log q of the current configuration, or what the screen says.

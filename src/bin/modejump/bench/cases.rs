@@ -25,6 +25,7 @@ use modejump::train::{Phase, TrainOptions, Trainer};
 use modejump::Result;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Configurations per training step.
 pub const TRAIN_BATCH: usize = 512;
@@ -431,15 +432,16 @@ pub fn normal_frames(n: usize) -> Vec<f64> {
     (0..n).map(|_| stream.normal()).collect()
 }
 
-/// Attempts of an independence move on a target that costs nothing.
+/// Attempts of a move on a flat target.
 pub struct Attempts {
     kernel: Box<dyn Move>,
     x: Vec<f64>,
+    energy: Duration,
     step: u64,
 }
 
-/// A target that costs nothing.
-pub struct Flat(pub usize);
+/// A target of this dimension, which takes this long for an energy.
+pub struct Flat(pub usize, pub Duration);
 
 impl Target for Flat {
     fn dimension(&self) -> usize {
@@ -447,6 +449,10 @@ impl Target for Flat {
     }
 
     fn reduced_potential(&mut self, _: &[f64], u: &mut [f64]) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < self.1 * u.len() as u32 {
+            std::hint::spin_loop();
+        }
         u.fill(0.0);
         Ok(())
     }
@@ -458,23 +464,29 @@ impl Target for Flat {
 }
 
 impl Attempts {
+    /// Of an independence move, with energies that cost nothing.
     pub fn new(flow: CouplingFlow<f32>) -> Result<Attempts> {
+        Attempts::beside(flow, Duration::ZERO, false)
+    }
+
+    /// The same with energies that take so long.
+    pub fn beside(flow: CouplingFlow<f32>, energy: Duration, draw_ahead: bool) -> Result<Attempts> {
         let mut start = Sampling::new(&flow, 1);
         start.sample()?;
         let x = start.x;
-        let options = Options { n_proposals: 1, seed: 1, stride: 1, batch: MOVE_BATCH, ..Options::default() };
+        let options = Options { n_proposals: 1, seed: 1, stride: 1, batch: MOVE_BATCH, draw_ahead };
         let generator = Generator::new(Arc::new(flow), None, options)?;
-        Ok(Attempts::of(Box::new(Independence::new(generator)), x))
+        Ok(Attempts { energy, ..Attempts::of(Box::new(Independence::new(generator)), x) })
     }
 
     /// Of any move, from x.
     pub fn of(kernel: Box<dyn Move>, x: Vec<f64>) -> Attempts {
-        Attempts { kernel, x, step: 0 }
+        Attempts { kernel, x, energy: Duration::ZERO, step: 0 }
     }
 
     /// One attempt per proposal of a batch, so that the cost of drawing it is shared out.
     pub fn batch(&mut self) -> Result<()> {
-        let mut target = Flat(self.x.len());
+        let mut target = Flat(self.x.len(), self.energy);
         for _ in 0..MOVE_BATCH {
             let state =
                 &mut State { x: &mut self.x, box_vectors: None, reduced_potential: 0.0, step: self.step, replica: 0 };

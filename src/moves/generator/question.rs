@@ -1,0 +1,62 @@
+//! The density of the current configuration, which another thread may evaluate while the engine computes energies.
+
+use crate::density::{Density, Evaluation, Status};
+use crate::error::Result;
+use crate::orientation;
+use crate::rng::Stream;
+use std::borrow::Cow;
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
+use std::sync::{mpsc, Arc, Mutex, PoisonError};
+
+/// log q(x)?
+pub(super) struct Question<'a> {
+    pub(super) density: Arc<dyn Density>,
+    pub(super) x: Cow<'a, [f64]>,
+    /// Over how many orientations, which are the numbers of this stream; 0: not averaged.
+    pub(super) rotations: usize,
+    pub(super) orientations: Stream,
+}
+
+impl Question<'_> {
+    pub(super) fn answer(&self) -> Result<Evaluation> {
+        if self.rotations > 0 {
+            let orientations = |_: usize| self.orientations.clone();
+            return Ok(orientation::averaged(self.density.as_ref(), &self.x, None, self.rotations, orientations)?[0]);
+        }
+        let mut evaluation = [Evaluation::outside(Status::NonFinite)];
+        self.density.log_density(&self.x, &mut evaluation)?;
+        Ok(evaluation[0])
+    }
+
+    pub(super) fn into_owned(self) -> Question<'static> {
+        Question { x: self.x.into_owned().into(), ..self }
+    }
+}
+
+impl Question<'static> {
+    /// The answer, for which a thread of the pool looks during `meanwhile`. If none has begun by then (all may be busy
+    /// with the proposals to come), this thread does.
+    ///
+    /// Errors: those of `meanwhile`, then those of the density.
+    pub(super) fn answer_during(self, meanwhile: impl FnOnce() -> Result<()>) -> Result<Evaluation> {
+        let open = Arc::new(Mutex::new(Some(self)));
+        let (tell, told) = mpsc::channel();
+        let shared = open.clone();
+        rayon::spawn(move || {
+            if let Some(question) = take(&shared) {
+                // nobody listens any more if the engine has panicked; a panic of the density is the attempt's
+                let _ = tell.send(catch_unwind(AssertUnwindSafe(|| question.answer())));
+            }
+        });
+        let result = meanwhile();
+        let answer = match take(&open) {
+            Some(question) => Ok(question.answer()),
+            None => told.recv().expect("whoever takes the question tells the answer"),
+        };
+        result.and(answer.unwrap_or_else(|panic| resume_unwind(panic)))
+    }
+}
+
+fn take(open: &Mutex<Option<Question<'static>>>) -> Option<Question<'static>> {
+    open.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
