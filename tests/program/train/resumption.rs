@@ -73,7 +73,7 @@ fn frames_that_were_begun_are_gone_on_with() {
         };
         train("whole").succeeds();
         train_alone("alone").succeeds();
-        assert!(tensors(&file("alone.safetensors")) == tensors(&file("whole.safetensors")), "{system}");
+        assert!(tensors(file("alone.safetensors")) == tensors(file("whole.safetensors")), "{system}");
         let mut cut = train("cut").stderr(Stdio::piped()).spawn().unwrap();
         let mut told = BufReader::new(cut.stderr.take().unwrap());
         let mut text = String::new();
