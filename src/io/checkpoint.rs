@@ -27,7 +27,7 @@ pub struct Kind {
 /// The state of a training.
 pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 9 };
 /// Adaptive rounds.
-pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 9 };
+pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 10 };
 const HEADER: usize = 8 + 4 + 8 + 32;
 
 /// Writes any state as a checkpoint of its kind, beside the file and then in its place: a kill at any moment leaves the

@@ -274,6 +274,16 @@ impl<'a> Rounds<'a> {
         Ok(rounds)
     }
 
+    /// Has production make this many steps of each walker. One that is finished goes on if these are more, as if so many
+    /// had been asked for from the beginning.
+    pub fn set_production_steps(&mut self, steps: u64) {
+        self.state.options.production_steps = steps;
+        if self.is_finished() && self.walked() < steps {
+            self.state.stage = Stage::Production;
+            self.state.log.pop();
+        }
+    }
+
     /// Everything that a later run needs to continue.
     pub fn state(&mut self) -> &RoundsState {
         if let Some(jump) = &self.jump {
@@ -395,11 +405,17 @@ impl<'a> Rounds<'a> {
         let record = self.record_of_walk();
         let options = &self.state.options;
         let good = record.acceptance >= options.acceptance && record.ess >= options.ess;
-        let next = match self.state.stage {
-            Stage::Production => Stage::Finished,
-            _ if good || self.state.epoch as usize >= options.rounds => Stage::Production,
-            _ if self.state.hot.is_some() => Stage::Heat,
-            _ => Stage::Train,
+        if self.state.stage == Stage::Production {
+            // what it has found stays, for a later run may go on
+            self.state.stage = Stage::Finished;
+            return Ok(record);
+        }
+        let next = if good || self.state.epoch as usize >= options.rounds {
+            Stage::Production
+        } else if self.state.hot.is_some() {
+            Stage::Heat
+        } else {
+            Stage::Train
         };
         self.begin(next)?;
         Ok(record)

@@ -74,7 +74,31 @@ fn rounds_that_were_killed_go_on_to_the_same_files() {
     let log = |output: &str| std::fs::read_to_string(setting.path(output, "log.jsonl")).unwrap();
     assert_eq!(log("whole"), log("cut"));
     what_the_files_say(&setting);
+    production_goes_on(&setting);
     refusals(&setting);
+}
+
+/// A finished run gets more production: the files of a run that had as many steps from the beginning.
+fn production_goes_on(setting: &Setting) {
+    let configure = |steps: u64| {
+        let settings = SETTINGS.replace("\"production_steps\": 100", &format!("\"production_steps\": {steps}"));
+        std::fs::write(setting.path("", "settings.json"), settings).unwrap();
+    };
+    configure(200);
+    let summary = setting.run("adapt", "longer");
+    let [short, long] = ["whole", "longer"].map(|output| setting.tensors(output, "production.safetensors"));
+    assert_eq!(long["x"].shape, [80, 22, 3]);
+    assert!(long["x"].data.starts_with(&short["x"].data));
+    assert_eq!(setting.run("adapt", "whole")["production"], summary["production"]);
+    assert_eq!(summary["production"]["attempts"], 40);
+    for name in ["training.safetensors", "production.safetensors", "model.safetensors"] {
+        assert!(setting.tensors("whole", name) == setting.tensors("longer", name), "{name} differs");
+    }
+    let log = |output: &str| std::fs::read_to_string(setting.path(output, "log.jsonl")).unwrap();
+    assert_eq!(log("whole"), log("longer"));
+    // of fewer steps there are enough
+    configure(100);
+    assert_eq!(setting.run("adapt", "whole")["production"], summary["production"]);
 }
 
 /// Frames know their epoch and whether they may be averaged, the model its epoch.

@@ -56,6 +56,7 @@ mod run {
     use modejump::train::{Rounds, RoundsOptions, RoundsState, Stage};
     use modejump::Error;
     use serde::{Deserialize, Serialize};
+    use serde_json::Value;
     use std::time::Instant;
 
     /// The file behind `--config`.
@@ -102,7 +103,11 @@ mod run {
             let mut hot_target = OpenMmTarget::new(&system, config.explore.hot_temperature, threads())?;
             let new_generator = |frames: &[f64]| self.new_generator(&topology, &starts, frames, &config.design);
             let rounds = match saved {
-                Some(state) => Rounds::resume(&mut target, &mut hot_target, &new_generator, state)?,
+                Some(state) => {
+                    let mut rounds = Rounds::resume(&mut target, &mut hot_target, &new_generator, state)?;
+                    rounds.set_production_steps(config.rounds.production_steps);
+                    rounds
+                }
                 None => {
                     let options = (config.rounds.clone(), config.explore.clone(), config.train.clone());
                     let masses = system.masses();
@@ -167,8 +172,12 @@ mod run {
             let run = Identity::default().with_content("file for --topology", hash_of(&self.topology)?);
             let run = run.with_content("file for --system", hash_of(&self.system)?);
             let run = run.with_content("set of structures to start from", model_file::hash(&starts));
+            let mut settings =
+                serde_json::to_value(config).map_err(|e| Error::invalid(format!("the settings: {e}")))?;
+            // a production may be made longer
+            settings["rounds"]["production_steps"] = Value::Null;
             // --temperature is that of `explore`
-            run.with("--platform", &self.platform.platform).with_settings("", config)
+            run.with("--platform", &self.platform.platform).with_settings("", &settings)
         }
 
         fn file(&self, name: &str) -> PathBuf {
