@@ -3,9 +3,9 @@
 use super::field::{EnergyFunction, VectorField};
 use super::layout::Layout;
 use crate::nn::tape::Packs;
-use crate::nn::{Real, Scalar, Tape, Var};
+use crate::nn::{Real, Scalar, Tape, Tapes, Var};
 use rayon::prelude::*;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 /// A time-dependent network of configurations. Its `record` is the model's paper in code.
 pub trait Network: Send + Sync {
@@ -85,15 +85,14 @@ pub struct Evaluator<N, R> {
     parameters: Vec<R>,
     /// The parameters laid out for products, once they are needed.
     packs: OnceLock<Arc<Packs<R>>>,
-    /// Tapes of earlier calls: their buffers are used again.
-    tapes: Mutex<Vec<Tape<R>>>,
+    tapes: Tapes<R>,
 }
 
 impl<N: Network, R: Real> Evaluator<N, R> {
     /// Panics if the number of parameters is not the network's.
     pub fn new(network: N, parameters: Vec<R>) -> Evaluator<N, R> {
         assert_eq!(parameters.len(), network.layout().n_parameters());
-        Evaluator { network, parameters, packs: OnceLock::new(), tapes: Mutex::default() }
+        Evaluator { network, parameters, packs: OnceLock::new(), tapes: Tapes::default() }
     }
 
     /// In the order of the [`Layout`].
@@ -116,15 +115,8 @@ impl<N: Network, R: Real> Evaluator<N, R> {
     }
 
     fn with_tape<T>(&self, body: impl FnOnce(&mut Tape<R>) -> T) -> T {
-        let pooled = self.tapes.lock().map(|mut pool| pool.pop()).unwrap_or_default();
         let packs = || self.packs.get_or_init(|| Arc::new(Packs::of(&self.recorded_once(), &self.parameters)));
-        let mut tape = pooled.unwrap_or_else(|| Tape::with(packs().clone()));
-        tape.clear();
-        let result = body(&mut tape);
-        if let Ok(mut pool) = self.tapes.lock() {
-            pool.push(tape);
-        }
-        result
+        self.tapes.with(|| Tape::with(packs().clone()), body)
     }
 
     /// Runs `body` on the recorded network of every chunk, and hands it the chunk's part of `output`.

@@ -3,7 +3,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::lanes::allowed;
 use super::lanes::{dispatch_kernel, Kernel};
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 
 /// Product shape of one GEMM with the strides of its operands, `dst = [dst +] lhs · rhs`.
 #[derive(Clone, Copy)]
@@ -20,6 +20,11 @@ impl Matrix {
     /// A row-major matrix with `columns` columns, read as its transpose.
     pub fn transposed(columns: usize) -> Matrix {
         Matrix { row_stride: 1, column_stride: columns }
+    }
+
+    /// The transpose of this one.
+    pub fn turned(self) -> Matrix {
+        Matrix { row_stride: self.column_stride, column_stride: self.row_stride }
     }
 
     /// Index just past the last element of an m × n view.
@@ -69,47 +74,66 @@ pub trait Scalar:
     fn softplus_slice(values: &mut [Self]);
 
     /// `dst[m][n] = lhs[m][k] · rhs[k][n]`, added to dst when `accumulate`. One thread.
-    #[allow(clippy::too_many_arguments)]
     fn gemm(
         shape: (usize, usize, usize),
         dst: (&mut [Self], Matrix),
         lhs: (&[Self], Matrix),
         rhs: (&[Self], Matrix),
         accumulate: bool,
-    ) {
-        let (m, n, k) = shape;
-        if m == 0 || n == 0 {
-            return;
+    );
+}
+
+/// [`Scalar::gemm`] by the crate for one type.
+macro_rules! gemm_of {
+    ($crate_of_type:ident, $real:ident) => {
+        fn gemm(
+            (m, n, k): (usize, usize, usize),
+            dst: (&mut [$real], Matrix),
+            lhs: (&[$real], Matrix),
+            rhs: (&[$real], Matrix),
+            accumulate: bool,
+        ) {
+            if m == 0 || n == 0 {
+                return;
+            }
+            assert!(k > 0, "a product over zero features");
+            assert!(dst.0.len() >= dst.1.end(m, n) && lhs.0.len() >= lhs.1.end(m, k) && rhs.0.len() >= rhs.1.end(k, n));
+            let c = (dst.0.as_mut_ptr(), dst.1);
+            let (a, b) = ((lhs.0.as_ptr(), lhs.1), (rhs.0.as_ptr(), rhs.1));
+            // kernels write columns: rows of dst are columns of its transpose, rhsᵀ lhsᵀ
+            let (m, n, c, a, b) = match dst.1.column_stride < dst.1.row_stride {
+                true => (n, m, (c.0, c.1.turned()), (b.0, b.1.turned()), (a.0, a.1.turned())),
+                false => (m, n, c, a, b),
+            };
+            let strides = |matrix: Matrix| (matrix.column_stride as isize, matrix.row_stride as isize);
+            let ((c_column, c_row), (a_column, a_row), (b_column, b_row)) = (strides(c.1), strides(a.1), strides(b.1));
+            // SAFETY: the assertion above keeps every index that the strides reach inside its slice; dst is borrowed
+            // mutably, so it overlaps neither operand.
+            unsafe {
+                $crate_of_type::gemm::$real::get_gemm_fn()(
+                    m,
+                    n,
+                    k,
+                    c.0,
+                    c_column,
+                    c_row,
+                    accumulate,
+                    a.0,
+                    a_column,
+                    a_row,
+                    b.0,
+                    b_column,
+                    b_row,
+                    1.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    Parallelism::None,
+                );
+            }
         }
-        assert!(k > 0, "a product over zero features");
-        assert!(dst.0.len() >= dst.1.end(m, n) && lhs.0.len() >= lhs.1.end(m, k) && rhs.0.len() >= rhs.1.end(k, n));
-        let one = Self::from_f64(1.0);
-        // SAFETY: the assertion above keeps every index that the strides reach inside its slice; dst is borrowed
-        // mutably, so it overlaps neither operand.
-        unsafe {
-            gemm::gemm(
-                m,
-                n,
-                k,
-                dst.0.as_mut_ptr(),
-                dst.1.column_stride as isize,
-                dst.1.row_stride as isize,
-                accumulate,
-                lhs.0.as_ptr(),
-                lhs.1.column_stride as isize,
-                lhs.1.row_stride as isize,
-                rhs.0.as_ptr(),
-                rhs.1.column_stride as isize,
-                rhs.1.row_stride as isize,
-                one,
-                one,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
-        }
-    }
+    };
 }
 
 /// Plain loops compiled for the widest vectors of this processor. Whatever they call must be inlined into them.
@@ -191,6 +215,8 @@ impl Real for f64 {
 }
 
 impl Scalar for f64 {
+    gemm_of!(gemm_f64, f64);
+
     const NAME: &'static str = "f64";
 
     #[inline(always)]
@@ -235,6 +261,8 @@ impl Real for f32 {
 }
 
 impl Scalar for f32 {
+    gemm_of!(gemm_f32, f32);
+
     const NAME: &'static str = "f32";
 
     #[inline(always)]

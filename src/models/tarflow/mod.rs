@@ -48,7 +48,7 @@ use crate::coordinates::{CoordinatesConfig, Stereocentre, Topology};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
 use crate::nn::product::to_bfloat16;
-use crate::nn::{Real, Tape, Var};
+use crate::nn::{Real, Tape, Tapes, Var};
 use crate::rng::Stream;
 use decoding::Counters;
 use rayon::prelude::*;
@@ -98,6 +98,8 @@ pub struct TarFlow<R: Real> {
     network: TarNetwork,
     parameters: Arc<[R]>,
     runner: Arc<Runner<R>>,
+    /// For gradients.
+    tapes: Tapes<R>,
     scale: Scale,
     options: Options,
     decoded: Counters,
@@ -264,7 +266,18 @@ impl<R: Real> TarFlow<R> {
             return Err(Error::invalid(format!("a stereocentre names atom {last}, beyond the {atoms} of the model")));
         }
         let (runner, options, decoded) = (Arc::new(runner), Options::default(), Counters::default());
-        Ok(TarFlow { network, parameters, runner, scale, options, decoded, stereocentres, card, hash: String::new() })
+        Ok(TarFlow {
+            network,
+            parameters,
+            runner,
+            tapes: Tapes::default(),
+            scale,
+            options,
+            decoded,
+            stereocentres,
+            card,
+            hash: String::new(),
+        })
     }
 
     /// The same model, evaluated in another way; the weights are shared.
@@ -279,6 +292,7 @@ impl<R: Real> TarFlow<R> {
             network: self.network.clone(),
             parameters: self.parameters.clone(),
             runner: self.runner.clone(),
+            tapes: Tapes::default(),
             scale: self.scale,
             options,
             decoded: Counters::default(),
@@ -524,16 +538,17 @@ impl<R: Real> Density for TarFlow<R> {
         let chunks = x.par_chunks(CHUNK * d).zip(gradient.par_chunks_mut(CHUNK * d));
         chunks.zip(log_density.par_chunks_mut(CHUNK)).for_each(|((x, gradient), log_density)| {
             let scaled: Vec<f64> = x.iter().map(|x| x * units).collect();
-            let mut tape = Tape::default();
-            let given = self.runner.given(&mut tape);
-            let recorded = self.network.record_given(&self.parameters, &mut tape, &narrow(&scaled), &given);
-            let z: Vec<R> = tape.value(recorded.z).to_vec();
-            let minus_z: Vec<R> = z.iter().map(|&z| -z).collect();
-            let ones = vec![R::from_f64(1.0); log_density.len() * recorded.log_det.columns];
-            tape.backward(&self.parameters, &[(recorded.z, &minus_z), (recorded.log_det, &ones)], None);
-            gradient.iter_mut().zip(tape.cotangent(recorded.x)).for_each(|(g, c)| *g = c.to_f64());
-            let z: Vec<f64> = z.iter().map(|z| z.to_f64()).collect();
-            self.finish_gradient(x, &z, &sums(&tape, recorded.log_det), log_density, gradient);
+            self.tapes.with(Tape::default, |tape| {
+                let given = self.runner.given(tape);
+                let recorded = self.network.record_given(&self.parameters, tape, &narrow(&scaled), &given);
+                let z: Vec<R> = tape.value(recorded.z).to_vec();
+                let minus_z: Vec<R> = z.iter().map(|&z| -z).collect();
+                let ones = vec![R::from_f64(1.0); log_density.len() * recorded.log_det.columns];
+                tape.backward(&self.parameters, &[(recorded.z, &minus_z), (recorded.log_det, &ones)], None);
+                gradient.iter_mut().zip(tape.cotangent(recorded.x)).for_each(|(g, c)| *g = c.to_f64());
+                let z: Vec<f64> = z.iter().map(|z| z.to_f64()).collect();
+                self.finish_gradient(x, &z, &sums(tape, recorded.log_det), log_density, gradient);
+            });
         });
         Ok(())
     }

@@ -77,8 +77,7 @@ impl Weight {
 
     /// As the right-hand side of gy · W.
     fn back(&self) -> Matrix {
-        let Matrix { row_stride, column_stride } = self.view();
-        Matrix { row_stride: column_stride, column_stride: row_stride }
+        self.view().turned()
     }
 
     /// Place of the first weight of input column `column`.
