@@ -367,6 +367,39 @@ def test_a_centre_of_mass_that_stays_in_a_field_is_told(gaussian_model, capfd):
         assert ("removeCMMotion=False" in capfd.readouterr().err) == (remover and (field or massless))
 
 
+def in_a_variable():
+    force = openmm.CustomCVForce("2*height")
+    force.addCollectiveVariable("height", toy.external("z"))
+    return force
+
+
+def of_one_particle(energy):
+    force = openmm.CustomCompoundBondForce(1, energy)
+    force.addBond([0])
+    return force
+
+
+def of_a_centroid():
+    force = openmm.CustomCentroidBondForce(1, "x1^2")
+    force.addGroup([0])
+    force.addBond([0])
+    return force
+
+
+@pytest.mark.parametrize(
+    "force, holds",
+    [(in_a_variable, True), (lambda: of_one_particle("2*(z1-1)^2"), True), (lambda: of_one_particle("exp(-max(1, 2))"), False), (of_a_centroid, True)],
+)
+def test_a_field_within_another_force_is_seen(gaussian_model, capfd, force, holds):
+    system = openmm.System()
+    system.addParticle(12.011)
+    system.addForce(force())
+    system.addForce(openmm.CMMotionRemover())
+    system.addForce(modejump.MonteCarloModeJump(gaussian_model, 10, particles=[0], seed=2))
+    toy.make_context(system, toy.langevin(), x=[[0.01, 0.02, 0.03]])
+    assert ("removeCMMotion=False" in capfd.readouterr().err) == holds
+
+
 def test_only_integration_force_groups_count(gaussian_model):
     """T6: a force that the integrator does not follow must not decide."""
     system = toy.well_system()

@@ -69,6 +69,8 @@ impl Default for DesignOptions {
 const STIFF_SHARE: f64 = 0.999;
 /// A fifth of a turn.
 const STIFF_WINDOW: f64 = 0.2;
+/// Rounds of layers of a kind; twice as many layers.
+const MOST_ROUNDS: usize = 1000;
 /// Half-width of the splines of stiff coordinates, in standard deviations; the identity beyond.
 const SPLINE_REACH: f64 = 4.0;
 
@@ -120,6 +122,11 @@ fn coordinates_of(
     constraints: &[(usize, usize, f64)],
     options: &DesignOptions,
 ) -> Result<(CoordinatesConfig, Coordinates)> {
+    let DesignOptions { torsion_rounds, affine_rounds, spline_rounds, .. } = *options;
+    let rounds = [("torsion", torsion_rounds), ("affine", affine_rounds), ("spline", spline_rounds)];
+    if let Some((name, n)) = rounds.iter().find(|(_, n)| *n > MOST_ROUNDS) {
+        return Err(Error::invalid(format!("`{name}_rounds` = {n}: give {MOST_ROUNDS} at most")));
+    }
     let zmatrix = ZMatrix::automatic(topology)?;
     let config = CoordinatesConfig::Internal {
         frame: zmatrix.frame,

@@ -6,6 +6,7 @@ use super::density;
 use super::divergence::{self, Divergence};
 use super::flow_matching::{self, Batch, Pairing};
 use super::optimiser::{check_settings, AdamW, Schedule};
+use super::phases::check_rows;
 use super::progress::{Kept, Progress};
 use crate::coordinates::vector::{atom, centre, torsion};
 use crate::error::{Error, Result};
@@ -109,6 +110,7 @@ impl Default for NetworkOptions {
 impl NetworkOptions {
     /// Errors name the setting that is out of range.
     pub fn check(&self) -> Result<()> {
+        check_rows("batch", self.batch)?;
         if self.batch == 0 || self.steps == 0 {
             return Err(Error::invalid("training needs steps and a batch of 1 or more"));
         }

@@ -62,6 +62,15 @@ impl Default for Phase {
     }
 }
 
+/// Rows that are in memory at once.
+pub(super) fn check_rows(name: &str, rows: usize) -> Result<()> {
+    const MOST: usize = 1 << 24;
+    match rows > MOST {
+        true => Err(Error::invalid(format!("`{name}` = {rows}: at most {MOST} fit into memory"))),
+        false => Ok(()),
+    }
+}
+
 impl Phase {
     /// Errors: weights that are none; a phase that trains nothing, by the number that is 0; settings of a loss that is
     /// off.
@@ -104,10 +113,10 @@ impl Phase {
             ("draw", self.draw, refines),
             ("keep", self.keep, refines),
         ];
-        match needed.iter().find(|(_, number, is_needed)| *is_needed && *number == 0) {
-            Some((name, ..)) => Err(Error::invalid(format!("a phase has `{name}` = 0: at least 1 is needed"))),
-            None => Ok(()),
+        if let Some((name, ..)) = needed.iter().find(|(_, number, is_needed)| *is_needed && *number == 0) {
+            return Err(Error::invalid(format!("a phase has `{name}` = 0: at least 1 is needed")));
         }
+        needed[1..].iter().try_for_each(|(name, number, _)| check_rows(name, *number))
     }
 
     /// For frames of no ensemble, or too few, and energies: maximum likelihood as long as it takes to be near, then
@@ -207,6 +216,7 @@ impl TrainOptions {
         let needs = |f: fn(&Phase) -> f64| self.phases.iter().any(|p| f(p) > 0.0);
         let refuse = |message: &str| Err(Error::invalid(message));
         self.phases.iter().try_for_each(Phase::check)?;
+        check_rows("evaluation_samples", self.evaluation_samples)?;
         if has_target && self.evaluation_samples == 0 {
             return refuse("`evaluation_samples` = 0: with energies, at least 1 is needed");
         }

@@ -437,6 +437,8 @@ fn phases_that_train_nothing_are_refused() {
     refused(of(Phase { steps: 0, ..plain() }), "`steps` = 0");
     refused(of(Phase { batch: 0, ..plain() }), "`batch` = 0");
     refused(of(Phase { reverse_kl: 1.0, energy_batch: 0, ..plain() }), "`energy_batch` = 0");
+    refused(of(Phase { batch: 1 << 40, ..plain() }), "fit into memory");
+    refused(TrainOptions { evaluation_samples: 1 << 40, ..TrainOptions::default() }, "fit into memory");
     for (name, phase) in [
         ("refinement_batch", Phase { refinement_batch: 0, ..plain() }),
         ("draw", Phase { draw: 0, ..plain() }),

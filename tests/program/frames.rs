@@ -94,7 +94,7 @@ fn frames_are_brought_to_the_models_order_by_a_topology() {
 }
 
 #[test]
-fn frames_in_angstrom_are_refused() {
+fn frames_in_other_units_are_refused() {
     let path = files("frames-angstrom");
     modejump(&["sample", MODEL, "-n", "3", "-o", &path("x.safetensors")]).succeeds();
     let x = tensors(path("x.safetensors")).remove("x").unwrap();
@@ -102,6 +102,10 @@ fn frames_in_angstrom_are_refused() {
     write(path("a.safetensors"), [("x", enlarged.clone())]);
     let message = modejump(&["log-density", MODEL, &path("a.safetensors"), "-o", &path("q.safetensors")]).fails();
     assert!(message.contains("a.safetensors: ") && message.contains("nm, not Angstrom"), "{message}");
+    // as of a DCD with numbers in nm
+    write(path("b.safetensors"), [("x", tensor(&x.shape, x.data.iter().map(|v| 0.1 * v).collect::<Vec<_>>()))]);
+    let message = modejump(&["log-density", MODEL, &path("b.safetensors"), "-o", &path("q.safetensors")]).fails();
+    assert!(message.contains("shorter than 0.0") && message.contains("in Angstrom in the formats"), "{message}");
     // samples of a model, whose log q is beside them, are in nm: a poor model is not refused
     write(path("a.safetensors"), [("x", enlarged), ("log_density", tensor(&[3], [0.0; 3]))]);
     modejump(&["log-density", MODEL, &path("a.safetensors"), "-o", &path("q.safetensors")]).succeeds();

@@ -54,6 +54,20 @@ fn centroids_of_frames_are_drawn_for_a_model_that_has_noise_there() {
     assert!(largest_difference(&near, &log_q_at(-7.0, "1")) < 1e-7);
     assert!(largest_difference(&near, &log_q_at(3.0, "2")) > 1e-3);
     assert!(largest_difference(&near, &x["log_density"].data) < 20.0, "the centroid was taken for what it is not");
+    // those of samples are theirs, however far a poor model puts them, unless they were centred since
+    let with_log_q = |x: Vec<f64>, shape: &[usize]| {
+        write(&moved, [("x", tensor(shape, x)), ("log_density", tensor(&[9], [0.0; 9]))]);
+        log_q(&moved, "1")
+    };
+    let shape = x["x"].shape.clone();
+    let far = with_log_q(x["x"].data.iter().map(|v| v + 3.0).collect(), &shape);
+    assert!(far.iter().zip(&near).all(|(far, near)| *far < near - 100.0), "{far:?}");
+    let rows = x["x"].data.chunks_exact(66);
+    let centred = rows.flat_map(|x| {
+        let mean: [f64; 3] = std::array::from_fn(|k| x.iter().skip(k).step_by(3).sum::<f64>() / 22.0);
+        x.iter().enumerate().map(move |(i, v)| v - mean[i % 3]).collect::<Vec<_>>()
+    });
+    assert!(largest_difference(&near, &with_log_q(centred.collect(), &shape)) < 1e-7);
 }
 
 #[test]

@@ -187,7 +187,7 @@ void MonteCarloModeJumpImpl::initialize(ContextImpl& context) {
     checkEnsemble(context.getIntegrator(), system);
     checkCalls(context.getIntegrator());
     if (removesMomentum(system) && isHeldInSpace(system))
-        cerr << "MonteCarloModeJump: the System has a CMMotionRemover, and a CustomExternalForce or particles without mass: the dynamics keeps the centre of mass where it is, and "
+        cerr << "MonteCarloModeJump: the System has a CMMotionRemover, and particles without mass or a Force that depends on where particles are in space: the dynamics keeps the centre of mass where it is, and "
                 "jumps do not, so averages depend on how often they come; leave the CMMotionRemover out (createSystem with removeCMMotion=False)" << endl;
     massive.clear();
     for (int i = 0; i < system.getNumParticles(); i++)
@@ -273,7 +273,14 @@ modejump_move* MonteCarloModeJumpImpl::newMoveOf(bool driven) const {
 namespace {
 
 unique_ptr<System> withoutJumps(const System& outer) {
-    unique_ptr<System> system(XmlSerializer::clone<System>(outer));
+    unique_ptr<System> system;
+    try {
+        system.reset(XmlSerializer::clone<System>(outer));
+    } catch (const exception& error) {
+        throw OpenMMException(string("MonteCarloModeJump: a driven path computes energies in a copy of the System, and one of its Forces cannot be copied (a "
+                                     "PythonForce needs a function of a module): ") +
+                              error.what());
+    }
     for (int i = system->getNumForces() - 1; i >= 0; i--)
         if (dynamic_cast<const MonteCarloModeJump*>(&system->getForce(i)) != nullptr)
             system->removeForce(i);

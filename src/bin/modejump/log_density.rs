@@ -78,7 +78,9 @@ impl LogDensity {
             let of_x = dimension - steering.auxiliary;
             let mut frames = self.read(path, model.card())?.require(path, of_x)?;
             if let Scope::Noisy { sigma } = model.scope() {
-                draw_centroids(&mut frames, sigma, self.seed);
+                // samples of a model have a log q, and a centroid that belongs to it
+                let own = array(path, "log_density", frames.n())?.is_some();
+                draw_centroids(&mut frames, sigma, self.seed, own);
             }
             if let Some(first) = frames.x.get(..of_x) {
                 warn_of_labels(path, model.as_ref(), first);
@@ -151,10 +153,13 @@ fn are_noise(centroids: impl Iterator<Item = Vec3>, n: usize, sigma: f64) -> boo
 }
 
 /// Frames whose centroids are not noise of standard deviation sigma (nm) get centroids drawn from it: the density of
-/// the model is one of (shape, centroid), of no meaning where the centroid is anywhere.
-fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64) {
+/// the model is one of (shape, centroid), of no meaning where the centroid is anywhere. A model's own samples do if
+/// they were centred since.
+fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64, own: bool) {
     let (dimension, n) = (frames.dimension, frames.n());
-    if n == 0 || are_noise(frames.x.chunks_exact(dimension).map(centroid), n, sigma) {
+    let centroids = || frames.x.chunks_exact(dimension).map(centroid);
+    let moved = own && centroids().any(|c| dot(c, c) > 1e-6 * sigma * sigma);
+    if n == 0 || moved || are_noise(centroids(), n, sigma) {
         return;
     }
     for (row, x) in frames.x.chunks_exact_mut(dimension).enumerate() {

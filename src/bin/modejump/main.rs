@@ -105,8 +105,19 @@ fn end_with_output() {
     }));
 }
 
+/// A file that has become as large as the system allows (`ulimit -f`) is an error of its writing, as a full disk is, and
+/// ends no program without a word.
+fn meet_limits_of_files() {
+    #[cfg(unix)]
+    // SAFETY: an ignored signal runs no code; it is set before any thread is there.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 fn main() -> ExitCode {
     end_with_output();
+    meet_limits_of_files();
     let Cli { device, command } = Cli::parse();
     match run(device, command) {
         Ok(()) => ExitCode::SUCCESS,

@@ -97,7 +97,8 @@ impl Smc {
 mod run {
     use super::*;
     use crate::common::{
-        claim, evaluations, hash_of, load, require_described, tail_index, target_of, temperature, Progress,
+        claim, evaluations, hash_of, load, number, require_described, tail_in_words, tail_index, target_of,
+        temperature, Progress,
     };
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage, FEWEST_PILOTS};
     use modejump::io::checkpoint::{self, Identity, Kind};
@@ -112,6 +113,8 @@ mod run {
     const RUN: Kind = Kind { magic: *b"MJ-ANNEA", version: 7 };
     /// Stages a pilot run may take.
     const MOST_STAGES: usize = 10_000;
+    /// Temperatures that a run can have at all.
+    const LARGEST_PLAN: usize = 10_000_000;
     const LEAPFROG_STEPS: usize = 5;
 
     impl Smc {
@@ -187,6 +190,8 @@ mod run {
                 "-n 0: give the number of particles to draw".into()
             } else if stages == Some(0) {
                 "--stages 0: give 1 temperature or more, or leave it out, and a pilot run chooses them".into()
+            } else if stages.is_some_and(|stages| stages > LARGEST_PLAN) {
+                format!("--stages {}: give {LARGEST_PLAN} temperatures at most", stages.unwrap_or_default())
             } else if stages.is_none() && pilots < FEWEST_PILOTS {
                 format!(
                     "--pilots {pilots}: give {FEWEST_PILOTS} or more, so that the pilot run can choose temperatures, or their number \
@@ -320,7 +325,11 @@ mod run {
                 "{} particles, {} temperatures, {resamplings} resamplings",
                 summary["particles"], summary["stages"]
             );
+            if run.log_weights.len() < self.n {
+                println!("rejected          {} of {} samples have no density", self.n - run.log_weights.len(), self.n);
+            }
             println!("ESS               {:.1} % at the end", 100.0 * ess);
+            println!("Pareto k          {}", tail_in_words(number(&summary, "pareto_k")));
             println!("acceptance        {:.1} %", 100.0 * acceptance);
             println!("log Z             {:.4}", run.log_z());
             if summary["biased"] == json!(true) {

@@ -11,6 +11,8 @@ use std::path::Path;
 const LONGEST_BOND: f64 = 0.3;
 /// Half of the bonds of molecules, or of beads of several atoms, are shorter (nm).
 const LONGEST_MEDIAN: f64 = 0.7;
+/// And are longer (nm): those of hydrogen molecules have 0.074.
+const SHORTEST_MEDIAN: f64 = 0.05;
 
 /// Frames in which atoms of a bond are too far apart for one: in Angstrom, in another order, of a molecule that is not
 /// whole.
@@ -78,7 +80,7 @@ pub fn torn_frames(frames: &Frames, atoms: &Topology, whose: &str) -> Option<Tor
 }
 
 /// Errors: frames, one in twenty of them or more, whose bonds (`atoms`) are as long as those of molecules are in
-/// Angstrom.
+/// Angstrom, or ten times too short: of a file whose format has Angstrom, and numbers in nm.
 pub fn require_nanometres(path: &Path, frames: &Frames, atoms: &Topology) -> Result<()> {
     let median = |x: &[f64]| {
         let mut lengths: Vec<f64> = atoms.bonds.iter().map(|&[i, j]| distance(x, i, j)).collect();
@@ -88,19 +90,31 @@ pub fn require_nanometres(path: &Path, frames: &Frames, atoms: &Topology) -> Res
     if atoms.bonds.is_empty() {
         return Ok(());
     }
-    let rows = frames.x.chunks_exact(frames.dimension).map(median).enumerate();
-    let long: Vec<(usize, f64)> = rows.filter(|(_, median)| *median > LONGEST_MEDIAN).collect();
-    match long.first() {
-        Some((row, median)) if 20 * long.len() >= frames.n() => Err(Error::file(
-            path,
-            format!(
-                "in {} of {} frames, the first of them frame {}, half of the bonds are longer than {median:.2} nm: coordinates have to be \
-                 in nm, not Angstrom, and of whole molecules",
-                long.len(),
-                frames.n(),
-                row + 1
-            ),
-        )),
-        _ => Ok(()),
-    }
+    let medians: Vec<f64> = frames.x.chunks_exact(frames.dimension).map(median).collect();
+    let refuse = |is_wrong: &dyn Fn(f64) -> bool, what: &str, remedy: &str| {
+        let wrong: Vec<usize> = (0..medians.len()).filter(|&row| is_wrong(medians[row])).collect();
+        match wrong.first() {
+            Some(&row) if 20 * wrong.len() >= frames.n() => Err(Error::file(
+                path,
+                format!(
+                    "in {} of {} frames, the first of them frame {}, half of the bonds are {what} than {:.3} nm: {remedy}",
+                    wrong.len(),
+                    frames.n(),
+                    row + 1,
+                    medians[row]
+                ),
+            )),
+            _ => Ok(()),
+        }
+    };
+    refuse(
+        &|median| median > LONGEST_MEDIAN,
+        "longer",
+        "coordinates have to be in nm, not Angstrom, and of whole molecules",
+    )?;
+    refuse(
+        &|median| median < SHORTEST_MEDIAN,
+        "shorter",
+        "coordinates have to be in nm, but in Angstrom in the formats that are (DCD, PDB)",
+    )
 }

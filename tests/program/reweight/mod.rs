@@ -31,6 +31,11 @@ fn a_state_may_be_a_region_of_any_torsion() {
     assert!((number(&phi, "delta_f_kT") - delta_f).abs() < 1e-9, "{phi}");
     let everywhere = of(r#"{"along": {"distance": [0, 21]}, "range": [0.0, 9.0]}"#);
     assert!((number(&everywhere, "state_population") - 1.0).abs() < 1e-9 && everywhere["delta_f_kT"].is_null());
+    assert!(everywhere["state_population_stderr"].is_null(), "{everywhere}");
+    for wrong in ["1,x,2", "x,0,2.2", "1.0,2.0deg,2.1", "1"] {
+        let message = reweight(&["-n", "10", "--state", wrong]).fails();
+        assert!(message.contains("two numbers are needed"), "{wrong}: {message}");
+    }
     let [model, system] = steerable::files(&folder("reweight-region"));
     let mut command =
         modejump(&["reweight", "-n", "2000", "--state", r#"{"along": {"component": 0}, "range": [-0.1, 0.1]}"#]);

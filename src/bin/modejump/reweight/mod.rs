@@ -300,10 +300,10 @@ impl Weighted {
             let inside: Vec<f64> =
                 samples.in_state[..n].iter().map(|inside| f64::from(u8::from(*inside == Some(true)))).collect();
             let population = weights::mean(ruled, &inside)?;
-            extend(
-                &mut summary,
-                json!({ "state_population": population.value, "state_population_stderr": population.standard_error }),
-            );
+            // where all samples are on one side nothing is known of how many could be on the other
+            let is_seen = inside.contains(&0.0) && inside.contains(&1.0);
+            let error = if is_seen { population.standard_error } else { f64::NAN };
+            extend(&mut summary, json!({ "state_population": population.value, "state_population_stderr": error }));
             match free_energy::between_states(ruled, &samples.in_state[..n]) {
                 Ok(delta_f) => {
                     extend(

@@ -25,8 +25,8 @@ impl State {
             let region = serde_json::from_str(text);
             return region.map(State::Region).map_err(|e| format!("{e}; give a region such as '{EXAMPLE}'"));
         }
-        let numbers: Vec<f64> = text.split(',').filter_map(|number| number.trim().parse().ok()).collect();
-        let [from, to] = numbers[..] else {
+        let numbers: Vec<Option<f64>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
+        let [Some(from), Some(to)] = numbers[..] else {
             return Err(format!(
                 "two numbers are needed, from,to of the first backbone φ, or a region such as '{EXAMPLE}'"
             ));
