@@ -14,6 +14,8 @@ use crate::io::write_atomically;
 use serde::{de::DeserializeOwned, Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt::Display;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// What a checkpoint is of. Its version is counted up by hand, with every change of what its state holds.
@@ -29,6 +31,12 @@ pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 9 };
 /// Adaptive rounds.
 pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 10 };
 const HEADER: usize = 8 + 4 + 8 + 32;
+
+/// Whether there is a file that begins in another way than those of any kind do.
+pub fn is_other_file(path: &Path) -> bool {
+    let mut start = [0; 3];
+    File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start != *b"MJ-"
+}
 
 /// Writes any state as a checkpoint of its kind, beside the file and then in its place: a kill at any moment leaves the
 /// old checkpoint or the new one.

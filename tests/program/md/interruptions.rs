@@ -28,6 +28,15 @@ fn signals_that_come_together_are_one_request() {
     }
 }
 
+#[test]
+fn a_file_that_is_no_checkpoint_is_left_alone() {
+    let file = files("md-no-checkpoint");
+    std::fs::write(file("frames.dcd"), [7; 900]).unwrap();
+    let message = md(&["-n", "10", "--checkpoint", &file("frames.dcd")]).fails();
+    assert!(message.contains("frames.dcd"), "{message}");
+    assert!(!Path::new(&file("frames.dcd.lock")).exists() && std::fs::read(file("frames.dcd")).unwrap() == [7; 900]);
+}
+
 /// A job that was queued again beside the old one would write over what that writes.
 #[cfg(unix)]
 #[test]

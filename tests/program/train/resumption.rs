@@ -10,6 +10,22 @@ use {
     std::process::{Command, Stdio},
 };
 
+/// As on a disk that is full: what cannot be written does not cost the training, and is its error at the end.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_training_goes_on_where_nothing_can_be_written() {
+    let setting = Setting::new("full");
+    let train = setting.train("limited.safetensors");
+    let limited = format!("ulimit -f 2; exec {} \"$@\"", env!("CARGO_BIN_EXE_modejump"));
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &limited, "sh"]).args(train.get_args());
+    let run = command.output().unwrap();
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert!(!run.status.success() && said.matches("the training goes on, and tries again").count() > 3, "{said}");
+    let last = said.lines().last().unwrap();
+    assert!(last.starts_with("modejump: ") && !last.contains("goes on"), "{said}");
+}
+
 #[test]
 fn a_killed_training_goes_on_to_the_same_model() {
     let setting = Setting::new("killed");

@@ -16,7 +16,7 @@ pub use report::*;
 #[cfg(feature = "openmm")]
 pub use systems::*;
 
-use modejump::io::{model_file, without_mark};
+use modejump::io::{checkpoint, model_file, without_mark};
 use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::fs::{File, TryLockError};
@@ -53,6 +53,10 @@ pub fn interrupted() -> bool {
 /// Takes a checkpoint for this process until its end, by a file beside it: of two runs with one, such as a job and the
 /// one that was queued again, each would write over the other's. Errors: another process has it.
 pub fn claim(checkpoint: &Path) -> Result<()> {
+    // beside a file of another kind, which is refused when it is read, nothing is left
+    if checkpoint::is_other_file(checkpoint) {
+        return Ok(());
+    }
     let mut beside = checkpoint.as_os_str().to_owned();
     beside.push(".lock");
     // where no file can be made there, the checkpoint's own writing tells; some file systems know no locks

@@ -63,6 +63,12 @@ impl Train {
         {
             bar.set_style(style);
         }
+        // what cannot be written now may be at the next evaluation, or at the end, where an error is one of the training
+        let try_again = |written: Result<()>| {
+            if let Err(error) = written {
+                bar.suspend(|| eprintln!("modejump: {error}; the training goes on, and tries again"));
+            }
+        };
         let mut log: String = trainer.history().iter().map(log_line).collect();
         while !trainer.is_finished() {
             if let Some(progress) = trainer.step()? {
@@ -75,14 +81,19 @@ impl Train {
                 }
                 log += &log_line(&progress);
                 if let Some(path) = &self.log {
-                    write_atomically(path, log.as_bytes())?;
+                    try_again(write_atomically(path, log.as_bytes()));
                 }
-                trainer.save_model(&self.output)?;
+                try_again(trainer.save_model(&self.output));
             }
             bar.set_position(trainer.step_count() as u64);
             let stop = interrupted();
             if stop || saved.elapsed() > CHECKPOINT_INTERVAL {
-                self.save_state(&mut trainer, identity)?;
+                let written = self.save_state(&mut trainer, identity);
+                if stop {
+                    written?;
+                } else {
+                    try_again(written);
+                }
                 saved = Instant::now();
             }
             if stop && !trainer.is_finished() {
@@ -99,6 +110,9 @@ impl Train {
             eprintln!(
                 "ended after {done} of {all} steps: so many evaluations as `patience` allows had no better held-out likelihood"
             );
+        }
+        if let Some(path) = &self.log {
+            write_atomically(path, log.as_bytes())?;
         }
         self.save_state(&mut trainer, identity)?;
         trainer.save_model(&self.output)?;
