@@ -172,7 +172,15 @@ fn energies_of_two_temperatures_and_walkers_by_turns_are_not_compared() {
     let is_left_out = |line: &str| line.starts_with("energy W1") && line.contains('–');
     assert!(report.lines().any(is_left_out), "{report}");
     let [report, told] = compare(&a, &a, &["--lag", "0"]).texts();
-    assert!(!told.contains("not compared") && !report.lines().any(is_left_out), "{report}{told}");
+    assert!(
+        !told.contains("not compared") && !told.contains("one sample") && !report.lines().any(is_left_out),
+        "{report}{told}"
+    );
+    let frames = samples(&b, 100, 2);
+    let mixed: Vec<f64> = (0..100).map(|i| if i < 50 { 300.0 } else { 400.0 }).collect();
+    trajectory::write(&b, &frames, None, &[("reduced_potential", &u), ("temperature", &mixed)]).unwrap();
+    let told = compare(&a, &b, &["--lag", "0"]).texts()[1].clone();
+    assert!(told.contains("b.safetensors: frames of 300 to 400 K are compared as one sample"), "{told}");
     let frames = samples(&walkers, 3000, 3);
     let turns: Vec<f64> = (0..3000).map(|i| f64::from(i % 16)).collect();
     trajectory::write(&walkers, &frames, None, &[("walker", &turns)]).unwrap();

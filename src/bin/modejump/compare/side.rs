@@ -48,7 +48,12 @@ impl Side {
         let (given, of_weights) = (array("reduced_potential")?, array("log_weight")?);
         let has_density = array("log_density")?.is_some();
         let by_turns = array("walker")?.or(array("epoch")?).is_some();
-        let temperature = array("temperature")?.and_then(|kelvin| kelvin.first().copied());
+        let temperatures = array("temperature")?.unwrap_or_default();
+        let [coldest, hottest] = [f64::min, f64::max].map(|of| temperatures.iter().copied().reduce(of));
+        if let (Some(coldest), Some(hottest)) = (coldest, hottest.filter(|hottest| coldest != Some(*hottest))) {
+            eprintln!("note: {}: frames of {coldest} to {hottest} K are compared as one sample", path.display());
+        }
+        let temperature = temperatures.first().copied();
         match has_density {
             true => warn_of_torn_bonds(path, &frames, topology, "topology"),
             false => require_bonds(path, &mut frames, topology, "topology")?,
