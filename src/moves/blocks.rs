@@ -10,6 +10,9 @@ use std::thread::JoinHandle;
 /// Counters of the stream between two proposals of one attempt: 2²¹ random numbers for each.
 const COUNTERS_PER_PROPOSAL: u32 = 1 << 20;
 
+/// Numbers of steps from here on are of attempts that an engine counts beside its steps: no other follows them by the stride.
+const COUNTED: u64 = 1 << 40;
+
 /// Attempts whose proposals are drawn together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Block {
@@ -138,7 +141,7 @@ impl Blocks {
     /// Proposals of the attempt at this step: x `[n_proposals][dimension]` and their evaluations.
     pub(super) fn of(&mut self, step: u64, replica: u32) -> Result<(&[f64], &[Evaluation])> {
         let Options { n_proposals, stride, batch, draw_ahead, .. } = self.recipe.options;
-        let on_grid = stride > 0 && step.is_multiple_of(stride);
+        let on_grid = stride > 0 && step < COUNTED && step.is_multiple_of(stride);
         let block = match on_grid {
             true => {
                 let attempt = step / stride;

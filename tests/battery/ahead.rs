@@ -91,6 +91,15 @@ struct Watched {
     inner: Exact<Table>,
     in_threads: AtomicUsize,
     left: AtomicUsize,
+    rows: AtomicUsize,
+}
+
+impl Watched {
+    fn new(left: usize) -> Arc<Watched> {
+        let inner = Exact(normal_mixture(&[(1.0, 0.0, 1.0)]));
+        let [in_threads, rows] = [0, 0].map(AtomicUsize::new);
+        Arc::new(Watched { inner, in_threads, left: AtomicUsize::new(left), rows })
+    }
 }
 
 impl Density for Watched {
@@ -106,6 +115,7 @@ impl Density for Watched {
         }
         let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         left.map_err(|_| Error::invalid("no sample is left"))?;
+        self.rows.fetch_add(e.len(), Ordering::SeqCst);
         self.inner.sample(streams, x, e)
     }
     fn log_density(&self, x: &[f64], e: &mut [Evaluation]) -> Result<()> {
@@ -118,8 +128,7 @@ impl Density for Watched {
 
 #[test]
 fn blocks_are_drawn_in_a_thread_once_and_its_errors_are_those_of_the_attempt() {
-    let inner = Exact(normal_mixture(&[(1.0, 0.0, 1.0)]));
-    let density = Arc::new(Watched { inner, in_threads: AtomicUsize::new(0), left: AtomicUsize::new(5) });
+    let density = Watched::new(5);
     let options = Options { draw_ahead: true, ..OPTIONS };
     let mut kernel = Independence::new(Generator::new(density.clone(), None, options).unwrap());
     let mut target = NegativeLog::new(Arc::new(Exact(double_well(0.3))), 0.0);
@@ -142,8 +151,7 @@ fn blocks_are_drawn_in_a_thread_once_and_its_errors_are_those_of_the_attempt() {
 /// Two replicas that share a move, one attempt each in turn: as many draws as there are blocks.
 #[test]
 fn replicas_in_turn_keep_their_blocks() {
-    let inner = Exact(normal_mixture(&[(1.0, 0.0, 1.0)]));
-    let density = Arc::new(Watched { inner, in_threads: AtomicUsize::new(0), left: AtomicUsize::new(100) });
+    let density = Watched::new(100);
     let mut kernel = Independence::new(Generator::new(density.clone(), None, OPTIONS).unwrap());
     let mut target = NegativeLog::new(Arc::new(Exact(double_well(0.3))), 0.0);
     let mut x = [[0.9], [-0.9]];
@@ -155,6 +163,20 @@ fn replicas_in_turn_keep_their_blocks() {
         }
     }
     assert_eq!(100 - density.left.load(Ordering::SeqCst), 4, "two blocks of six attempts for each");
+}
+
+/// As those of `MonteCarloModeJump.attempt()`: none but its own proposals are drawn.
+#[test]
+fn attempts_out_of_turn_draw_their_own() {
+    let density = Watched::new(100);
+    let mut kernel = Independence::new(Generator::new(density.clone(), None, OPTIONS).unwrap());
+    let mut target = NegativeLog::new(Arc::new(Exact(double_well(0.3))), 0.0);
+    let mut x = [0.9];
+    for step in [0, 1 << 40, 4 | 1 << 40, 2 << 40] {
+        let mut state = State { x: &mut x, box_vectors: None, reduced_potential: 0.0, step, replica: 0 };
+        kernel.attempt(&mut target, &mut state).unwrap();
+    }
+    assert_eq!(density.rows.load(Ordering::SeqCst), 12 + 3 * 2);
 }
 
 /// A density that counts how often it is asked, and panics at a configuration that is not finite.

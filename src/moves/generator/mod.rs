@@ -33,7 +33,8 @@ pub struct Options {
     /// The random numbers of an attempt are a function of seed, step and replica: moves that act at the same step need
     /// different seeds.
     pub seed: u64,
-    /// Engine steps between attempts; 0 if unknown, then every attempt draws its own proposals only.
+    /// Engine steps between attempts; 0 if unknown, then every attempt draws its own proposals only. So does one whose
+    /// number of a step is 2⁴⁰ or more, which engines give to attempts out of turn.
     pub stride: u64,
     /// Attempts whose proposals are drawn in one batch.
     pub batch: usize,
