@@ -2,6 +2,7 @@
 
 use super::{Setting, SETTINGS};
 use crate::command::{files, modejump, Run, TOPOLOGY};
+use modejump::io::trajectory::{self, Frames};
 
 #[test]
 fn a_model_is_not_written_where_its_figure_goes() {
@@ -10,6 +11,23 @@ fn a_model_is_not_written_where_its_figure_goes() {
     let message = setting.train("model.svg").fails();
     assert!(message.contains("another extension, such as safetensors"), "{message}");
     assert_eq!(std::fs::read(setting.path("model.svg")).unwrap(), b"a figure");
+}
+
+#[test]
+fn a_file_without_frames_is_named() {
+    let path = files("train-no-frames");
+    trajectory::write(path("none.safetensors").as_ref(), &Frames::new(66, vec![]), None, &[]).unwrap();
+    let message = modejump(&[
+        "train",
+        "--topology",
+        TOPOLOGY,
+        "--frames",
+        &path("none.safetensors"),
+        "-o",
+        &path("model.safetensors"),
+    ])
+    .fails();
+    assert!(message.contains("none.safetensors: has no frames"), "{message}");
 }
 
 /// Whatever they are for; what would have been written over stays as it is.

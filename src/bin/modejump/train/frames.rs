@@ -51,6 +51,9 @@ impl Train {
         let dimension = 3 * topology.n_atoms();
         let read = |path: &PathBuf| {
             let x = read_frames(std::slice::from_ref(path), topology)?;
+            if x.is_empty() {
+                return Err(Error::file(path, "has no frames"));
+            }
             if array(path, "log_weight", x.len() / dimension)?.is_some() {
                 eprintln!(
                     "note: {}: all frames count alike, whatever their `log_weight`, which --resample looks at",
