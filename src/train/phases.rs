@@ -116,7 +116,8 @@ impl Phase {
         if let Some((name, ..)) = needed.iter().find(|(_, number, is_needed)| *is_needed && *number == 0) {
             return Err(Error::invalid(format!("a phase has `{name}` = 0: at least 1 is needed")));
         }
-        needed[1..].iter().try_for_each(|(name, number, _)| check_rows(name, *number))
+        let mut rows = needed.iter().filter(|(name, ..)| *name != "steps");
+        rows.try_for_each(|(name, number, _)| check_rows(name, *number))
     }
 
     /// For frames of no ensemble, or too few, and energies: maximum likelihood as long as it takes to be near, then

@@ -32,7 +32,7 @@ namespace ModeJumpPlugin {
 namespace {
 
 const uint64_t MAX_REPLICA = 1u << 12;
-/** Of the 64 bits of a step number explicit attempts count in those from here on: no simulation makes 2^40 steps. */
+/** Of the 64 bits of a step number explicit attempts count in those from here on, by which the core knows them (src/moves/blocks.rs): no simulation makes 2^40 steps. */
 const int EXPLICIT_BITS = 40;
 /** Proposals drawn ahead at a time; a generator is some times faster in batches. */
 const uint64_t DRAWN_AHEAD = 64;
