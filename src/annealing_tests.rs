@@ -143,6 +143,53 @@ fn a_plan_is_made_by_pilots_and_then_fixed() {
     assert!((run.log_z() - truth().0).abs() < 0.2);
 }
 
+/// Its square is the variance over runs, or some more: to combs one family's gain is the loss of others.
+#[test]
+fn the_error_of_one_run_is_the_scatter_of_many() {
+    use Resampling::{Multinomial, Stratified, Systematic};
+    let runs = 1000;
+    let cases = [
+        (Systematic, 0.0, 1.3),
+        (Systematic, 1.0, 1.8),
+        (Stratified, 1.0, 1.8),
+        (Systematic, 0.5, 1.8),
+        (Multinomial, 1.0, 1.3),
+    ];
+    for (resampling, threshold, most) in cases {
+        let (density, mut target) = (Normal(1.2), Wells);
+        let mut bridge = Bridge::new(&density, &mut target);
+        let (mut log_z, mut squares) = (Vec::new(), 0.0);
+        for seed in 0..runs {
+            let mut points = bridge.sample(400, seed).unwrap();
+            // a quarter, by chance
+            let lost: Vec<usize> = (0..400).filter(|&row| points.row(row)[1] > 0.8).collect();
+            lost.into_iter().for_each(|row| points.target[row] = f64::INFINITY);
+            let options = Options { resampling, threshold, seed, ..Options::default() };
+            let mut run = Annealing::new(&bridge, points, even(10, 0.05), options).unwrap();
+            (0..10).for_each(|_| _ = run.stage(&mut bridge).unwrap());
+            log_z.push(run.log_z());
+            squares += run.log_normaliser().standard_error.powi(2);
+        }
+        let mean = log_z.iter().sum::<f64>() / runs as f64;
+        let scatter = log_z.iter().map(|z| (z - mean).powi(2)).sum::<f64>() / (runs - 1) as f64;
+        let ratio = squares / runs as f64 / scatter;
+        println!("{resampling:?} below {threshold}: {ratio:.2} of the variance {scatter:.5}");
+        assert!((0.8..most).contains(&ratio), "{resampling:?} below {threshold}: {ratio}");
+    }
+}
+
+#[test]
+fn one_family_tells_no_error() {
+    let (density, mut target) = (Normal(1.2), Wells);
+    let mut bridge = Bridge::new(&density, &mut target);
+    let mut points = bridge.sample(20, 4).unwrap();
+    points.target[0] = -1e4;
+    let mut run = Annealing::new(&bridge, points, even(2, 0.05), Options::default()).unwrap();
+    assert!(run.families().len() == 20 && run.log_normaliser().standard_error < 1e-7);
+    run.stage(&mut bridge).unwrap();
+    assert!(run.families().len() == 1 && run.log_normaliser().standard_error.is_nan());
+}
+
 /// Of one particle the conditional effective sample size is one, however far it goes.
 #[test]
 fn a_plan_needs_pilots() {

@@ -67,9 +67,12 @@ pub fn without_mark(text: &str) -> &str {
     text.trim_start_matches('\u{feff}')
 }
 
-/// The text of a file, [`without_mark`].
+/// The text of a file, [`without_mark`]. Errors: also other things than text.
 pub fn read_text(path: &Path) -> Result<String> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => Error::file(path, "text is expected here, and this is none"),
+        _ => Error::io(path, e),
+    })?;
     Ok(without_mark(&text).into())
 }
 

@@ -20,6 +20,9 @@ pub struct Tensor {
     pub data: Vec<f64>,
 }
 
+/// By their names.
+pub type Tensors = BTreeMap<String, Tensor>;
+
 /// A parsed model file.
 #[derive(Clone, Debug)]
 pub struct ModelFile {
@@ -68,9 +71,9 @@ pub fn open(path: &Path) -> Result<ModelFile> {
     read(&path.display().to_string(), &bytes_of(path)?)
 }
 
-/// The tensors of a file, as [`read_tensors`] reads them.
-pub fn open_tensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, HashMap<String, String>)> {
-    read_tensors(&path.display().to_string(), &bytes_of(path)?)
+/// All tensors of a file that is no model, as [`read_tensors`] reads them.
+pub fn open_tensors(path: &Path) -> Result<(Tensors, HashMap<String, String>)> {
+    parse(&bytes_of(path)?, "").map_err(|reason| Error::file(path, reason))
 }
 
 /// What a model file says of itself, as [`read_card`] reads it.
@@ -83,24 +86,25 @@ fn bytes_of(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// All tensors of a safetensors file as f64, and its metadata.
-pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<(BTreeMap<String, Tensor>, HashMap<String, String>)> {
-    let error = |reason: String| Error::model(name, reason);
-    let unreadable = |e: SafeTensorError| {
-        error(match e {
-            SafeTensorError::MetadataIncompleteBuffer => {
-                "it does not end where its header says that it does: the file is cut off, so copy it again".into()
-            }
-            e => format!(
-                "not a readable safetensors file ({e}): models of modejump are such files, and `modejump convert` makes them of checkpoints \
-                 of PyTorch (.pt, .pth, .ckpt), or of tensors in safetensors"
-            ),
-        })
+pub fn read_tensors(name: &str, bytes: &[u8]) -> Result<(Tensors, HashMap<String, String>)> {
+    const ADVICE: &str =
+        ": models of modejump are such files, and `modejump convert` makes them of checkpoints of PyTorch (.pt, .pth, \
+                          .ckpt), or of tensors in safetensors";
+    parse(bytes, ADVICE).map_err(|reason| Error::model(name, reason))
+}
+
+fn parse(bytes: &[u8], advice: &str) -> std::result::Result<(Tensors, HashMap<String, String>), String> {
+    let unreadable = |e: SafeTensorError| match e {
+        SafeTensorError::MetadataIncompleteBuffer => {
+            "it does not end where its header says that it does: the file is cut off, so copy it again".into()
+        }
+        e => format!("not a readable safetensors file ({e}){advice}"),
     };
     let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
     let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
     let mut tensors = BTreeMap::new();
     for (key, view) in file.tensors() {
-        let data = widen(&view).ok_or_else(|| error(format!("tensor {key} has the type {:?}", view.dtype())))?;
+        let data = widen(&view).ok_or_else(|| format!("tensor {key} has the type {:?}", view.dtype()))?;
         tensors.insert(key, Tensor { shape: view.shape().to_vec(), data });
     }
     Ok((tensors, header.metadata().clone().unwrap_or_default()))

@@ -384,6 +384,7 @@ fn a_folder_that_cannot_be_made_is_refused_at_once() {
     let file = folder.join("file");
     std::fs::write(&file, "kept").unwrap();
     let nothing = folder.join("nothing.npy");
+    assert!(compare(&nothing, &nothing, &["--points", "0"]).fails().contains("--points 0: give 1"));
     let message = compare(&nothing, &nothing, &["-o", file.to_str().unwrap()]).fails();
     assert!(message.contains("file: is a file; give the name of a folder"), "{message}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");

@@ -46,6 +46,8 @@ fn temperatures_exchange_through_models() {
     for (more, text) in [
         (&["--models", MODEL][..], "2 values required"),
         (&[&twice[..], &["--temperatures", "300"]].concat()[..], "2 models, 1 temperatures"),
+        (&[&twice[..], &["-n", "0"]].concat()[..], "--exchanges 0: give 1"),
+        (&[&twice[..], &["--interval", "0"]].concat()[..], "--interval 0: give 1"),
         (&["--models", MODEL, "models/ala2/modes.safetensors"][..], "modes"),
         (&[&twice[..], &["-o", "a.npy", "b.npy", "c.npy"]].concat()[..], "3 trajectories of 2 temperatures"),
         (&[&twice[..], &["-o", "a.npy", "./a.npy"]].concat()[..], "would be written over"),

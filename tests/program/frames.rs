@@ -1,6 +1,8 @@
 //! Frames of every format, in the order of atoms and the unit that a model needs.
 
-use crate::command::{files, largest_difference, modejump, number, tensor, tensors, write, Run, MODEL, TOPOLOGY};
+use crate::command::{
+    files, largest_difference, modejump, number, tensor, tensors, write, Run, MODEL, SYSTEM, TOPOLOGY,
+};
 use modejump::io::trajectory;
 
 #[test]
@@ -109,6 +111,18 @@ fn frames_in_other_units_are_refused() {
     // samples of a model, whose log q is beside them, are in nm: a poor model is not refused
     write(path("a.safetensors"), [("x", enlarged), ("log_density", tensor(&[3], [0.0; 3]))]);
     modejump(&["log-density", MODEL, &path("a.safetensors"), "-o", &path("q.safetensors")]).succeeds();
+}
+
+#[test]
+fn a_file_of_another_kind_is_told_by_its_name() {
+    let path = files("frames-kinds");
+    let [bytes, cut] = ["topology.pdb", "frames.safetensors"].map(&path);
+    std::fs::write(&bytes, [0xffu8; 100]).unwrap();
+    std::fs::write(&cut, &std::fs::read(MODEL).unwrap()[..1000]).unwrap();
+    let message = modejump(&["md", "--topology", &bytes, "--system", SYSTEM]).fails();
+    assert!(message.contains("topology.pdb: text is expected here"), "{message}");
+    let message = modejump(&["log-density", MODEL, &cut]).fails();
+    assert!(message.contains("frames.safetensors: not a readable") && !message.contains("model file"), "{message}");
 }
 
 /// As editors of another system write it.

@@ -194,6 +194,10 @@ fn samples_that_cannot_be_written_are_refused_at_once() {
         let message = modejump(&["sample", model, "-n", "1000000", "-o", output]).fails();
         assert!(message.contains(text), "{message}");
     }
+    for (option, value) in [("-n", "-5"), ("--temperature", "-300")] {
+        let message = modejump(&["sample", MODEL, option, value, "-o", "x.npy"]).fails();
+        assert!(message.contains("'-5' for") || message.contains("does not follow the temperature"), "{message}");
+    }
 }
 
 #[test]

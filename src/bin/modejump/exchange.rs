@@ -85,6 +85,11 @@ mod run {
 
     impl Exchange {
         pub fn run(self) -> Result<()> {
+            for (option, number) in [("exchanges", self.exchanges), ("interval", self.interval)] {
+                if number == 0 {
+                    return Err(Error::invalid(format!("--{option} 0: give 1 or more")));
+                }
+            }
             watch_signals()?;
             let (topology, x0, system) = start(&self.topology, &self.system)?;
             let models = self.models.iter().map(|path| load(path, &self.precision)).collect::<Result<Vec<_>>>()?;

@@ -31,7 +31,7 @@ mod sample;
 mod smc;
 mod train;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use modejump::device::Device;
 use std::process::ExitCode;
 
@@ -115,10 +115,22 @@ fn meet_limits_of_files() {
     }
 }
 
+/// What was asked for. A negative number is the value of the option before it, which says what is wrong with it.
+fn arguments() -> Cli {
+    let negative = |command: clap::Command| {
+        command.mut_args(|arg| match arg.get_action().takes_values() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        })
+    };
+    let matches = Cli::command().mut_subcommands(negative).get_matches();
+    Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit())
+}
+
 fn main() -> ExitCode {
     end_with_output();
     meet_limits_of_files();
-    let Cli { device, command } = Cli::parse();
+    let Cli { device, command } = arguments();
     match run(device, command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

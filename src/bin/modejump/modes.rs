@@ -5,7 +5,7 @@ use clap::Args;
 use modejump::coordinates::Along;
 use modejump::io::model_file::{self, ModelFile};
 use modejump::io::trajectory::require_tensors;
-use modejump::io::{check_apart, check_writable, write_atomically};
+use modejump::io::{check_apart, check_writable, read_text, write_atomically};
 use modejump::models::modes::{bundle, Config, EdgeConfig, IdenticalConfig, ModeConfig};
 use modejump::modes::{ModeRegion, Modes as Regions};
 use modejump::moves::{ModeJump, Options};
@@ -63,7 +63,7 @@ struct ModeDescription {
 impl Description {
     /// Errors name the file and the line.
     pub fn read(path: &Path) -> Result<Description> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let text = read_text(path)?;
         let mut description: Description = parse_json(path, &text)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for generator in description.modes.iter_mut().filter_map(|mode| mode.generator.as_mut()) {

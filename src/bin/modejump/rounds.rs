@@ -49,7 +49,7 @@ mod run {
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{OpenMmTarget, System};
     use modejump::io::checkpoint::{self, Identity};
-    use modejump::io::{check_apart, make_folder, model_file, trajectory, write_atomically};
+    use modejump::io::{check_apart, make_folder, model_file, read_text, trajectory, write_atomically};
     use modejump::models::coupling::CouplingFlow;
     use modejump::train::rounds::{Frames, Record};
     use modejump::train::{check_design, design, dynamics, DesignOptions, ExploreOptions, Phase, TrainOptions};
@@ -132,7 +132,7 @@ mod run {
             let mut config = match &self.config {
                 None => Config::default(),
                 Some(path) => {
-                    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+                    let text = read_text(path)?;
                     parse_json(path, &text)?
                 }
             };

@@ -65,7 +65,7 @@ pub struct Smc {
     #[arg(long, value_enum, default_value_t = Resampling::Systematic)]
     resampling: Resampling,
     /// Leave out samples with a reduced potential above this: biased, as published runs do it
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long)]
     energy_cutoff: Option<f64>,
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
@@ -98,7 +98,7 @@ mod run {
     use super::*;
     use crate::common::{
         claim, evaluations, hash_of, load, number, require_described, tail_in_words, tail_index, target_of,
-        temperature, Progress,
+        temperature, with_error, Progress,
     };
     use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage, FEWEST_PILOTS};
     use modejump::io::checkpoint::{self, Identity, Kind};
@@ -107,10 +107,11 @@ mod run {
     use modejump::models::steering::{dimension_without_auxiliary, follow, JointTarget, Steering};
     use modejump::models::Model;
     use modejump::parallel::{self, Ranks};
-    use modejump::{weights, Error};
+    use modejump::weights::{self, FEWEST_FOR_ERRORS};
+    use modejump::Error;
     use serde_json::{json, Value};
 
-    const RUN: Kind = Kind { magic: *b"MJ-ANNEA", version: 7 };
+    const RUN: Kind = Kind { magic: *b"MJ-ANNEA", version: 8 };
     /// Stages a pilot run may take.
     const MOST_STAGES: usize = 10_000;
     /// Temperatures that a run can have at all.
@@ -185,7 +186,7 @@ mod run {
 
         /// Errors: options that cannot be meant.
         fn check(&self) -> Result<()> {
-            let Smc { n, stages, pilots, step, repeat, leapfrog, .. } = *self;
+            let Smc { n, stages, pilots, step, repeat, leapfrog, energy_cutoff, .. } = *self;
             let message = if n == 0 {
                 "-n 0: give the number of particles to draw".into()
             } else if stages == Some(0) {
@@ -203,6 +204,8 @@ mod run {
                 "--repeat 0: give 1 move or more at each temperature".into()
             } else if leapfrog.is_some() && self.moves != Moves::Hamiltonian {
                 "--leapfrog is for `--moves hamiltonian`: give that, or leave it out".into()
+            } else if energy_cutoff.is_some_and(f64::is_nan) {
+                "--energy-cutoff: give a number".into()
             } else if leapfrog == Some(0) {
                 "--leapfrog 0: give 1 step or more".into()
             } else {
@@ -307,6 +310,7 @@ mod run {
             let resamplings = run.history.iter().filter(|stage| stage.resampled).count();
             let stages = run.history.len() as f64;
             let acceptance = run.history.iter().map(|stage| stage.acceptance).sum::<f64>() / stages;
+            let log_z = run.log_normaliser();
             let summary: Value = json!({
                 "particles": run.log_weights.len(),
                 "stages": run.history.len(),
@@ -314,7 +318,9 @@ mod run {
                 "ess": ess,
                 "pareto_k": tail_index(weights::pareto_k(&run.log_weights)?),
                 "acceptance": acceptance,
-                "log_z": run.log_z(),
+                "log_z": log_z.value,
+                "log_z_stderr": log_z.standard_error,
+                "families": run.families().len(),
                 "biased": self.energy_cutoff.is_some() || self.moves == Moves::Unadjusted,
             });
             if self.json {
@@ -331,7 +337,11 @@ mod run {
             println!("ESS               {:.1} % at the end", 100.0 * ess);
             println!("Pareto k          {}", tail_in_words(number(&summary, "pareto_k")));
             println!("acceptance        {:.1} %", 100.0 * acceptance);
-            println!("log Z             {:.4}", run.log_z());
+            println!("families          {} of {} samples have descendants", summary["families"], self.n);
+            println!("log Z             {}", with_error(log_z.value, log_z.standard_error, 4));
+            if log_z.standard_error.is_nan() {
+                println!("(±?: fewer than {} effective families tell no error; use more particles)", FEWEST_FOR_ERRORS);
+            }
             if summary["biased"] == json!(true) {
                 println!("(biased: by the step without a test, or by the energy cut-off)");
             }

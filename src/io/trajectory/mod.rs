@@ -20,7 +20,7 @@ use crate::coordinates::Topology;
 use crate::error::{Error, Result};
 use crate::io::gromacs::gro;
 use crate::io::model_file::{self, Data};
-use crate::io::{check_writable, write_atomically};
+use crate::io::{check_writable, read_text, write_atomically};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -82,7 +82,7 @@ pub fn read(path: &Path) -> Result<Frames> {
     let frames = match Format::of(path)? {
         Format::Pdb => pdb::read(path),
         Format::Gro => {
-            let (frames, boxes) = gro::read(&text(path)?).map_err(|e| Error::file(path, e))?;
+            let (frames, boxes) = gro::read(&read_text(path)?).map_err(|e| Error::file(path, e))?;
             Ok(Frames::join(path, frames)?.in_boxes(boxes))
         }
         Format::Dcd => dcd::read(path),
@@ -106,15 +106,11 @@ pub fn read_of(path: &Path, atoms: &Topology, whose: &str) -> Result<Frames> {
     let frames = read(path)?.require(path, 3 * atoms.n_atoms())?;
     let given = match Format::of(path)? {
         Format::Pdb => Topology::from_pdb(path)?.0,
-        Format::Gro => gro::names(&text(path)?),
+        Format::Gro => gro::names(&read_text(path)?),
         _ => return Ok(frames),
     };
     atoms.require_order(&given, whose).map_err(|e| Error::file(path, e.to_string()))?;
     Ok(frames)
-}
-
-fn text(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|e| Error::io(path, e))
 }
 
 /// Errors: a format that has no place for an array of this name beside the frames, which [`write()`] would leave out.

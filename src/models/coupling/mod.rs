@@ -153,7 +153,7 @@ impl<R: Real> CouplingFlow<R> {
     /// Multiply-adds of the networks for one configuration, times two.
     pub fn flops(&self) -> f64 {
         let linear = self.layers.iter().flat_map(Layer::networks).flat_map(|mlp| &mlp.layers);
-        linear.map(|l| 2.0 * (l.n_in * l.n_out) as f64).sum()
+        linear.map(|l| 2 * l.n_in * l.n_out).sum::<usize>() as f64
     }
 
     /// A copy with networks of another type.

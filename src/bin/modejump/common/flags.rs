@@ -123,7 +123,7 @@ pub struct RuleFlag {
     #[arg(long, value_enum, default_value_t = Weights::Raw)]
     weights: Weights,
     /// Share of the samples that `--weights quantile-clipped` deletes
-    #[arg(long, default_value_t = CLIPPED_SHARE, requires = "weights", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = CLIPPED_SHARE, requires = "weights")]
     clipped_share: f64,
 }
 

@@ -78,6 +78,9 @@ struct Distances {
 
 impl Compare {
     pub fn run(self) -> Result<()> {
+        if self.points == 0 {
+            return Err(Error::invalid("--points 0: give 1 point or more"));
+        }
         if let Some(folder) = &self.output {
             modejump::io::make_folder(folder)?;
             let document = folder.join("compare.json");

@@ -4,7 +4,7 @@ mod figures;
 
 use super::common::parse_json;
 use clap::Args;
-use modejump::io::{check_apart, make_folder};
+use modejump::io::{check_apart, make_folder, read_text};
 use modejump::train::Progress;
 use modejump::{Error, Result};
 use plotters::coord::Shift;
@@ -239,7 +239,7 @@ impl Log {
 
 /// Reads one progress object a line.
 fn read_log(path: &Path) -> Result<Vec<Progress>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let text = read_text(path)?;
     if Log::of(&text) == Some(Log::Rounds) {
         return Err(Error::file(path, OF_ROUNDS));
     }

@@ -2,6 +2,7 @@
 
 use super::{energy, field, tarflow, transferable, Kind, Train};
 use crate::common::parse_json;
+use modejump::io::read_text;
 use modejump::train::{DesignOptions, NetworkOptions, Phase, TrainOptions};
 use modejump::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,7 @@ impl Train {
     pub(super) fn config(&self) -> Result<Config> {
         let (mut config, sections): (Config, Sections) = match &self.config {
             Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+                let text = read_text(path)?;
                 let (config, sections) = (parse_json(path, &text)?, parse_json(path, &text)?);
                 self.check_sections(path, &sections)?;
                 (config, sections)
