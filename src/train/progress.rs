@@ -119,7 +119,7 @@ fn measured(progress: &Progress) -> [f64; 4] {
 }
 
 /// JSON has no NaN: a number that was not measured is written as null.
-mod nan_as_none {
+pub(super) mod nan_as_none {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {

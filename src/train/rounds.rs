@@ -9,7 +9,7 @@
 
 use super::hot::{ExploreOptions, HotReplicas};
 use super::phases::TrainOptions;
-use super::progress::Progress;
+use super::progress::{nan_as_none, Progress};
 use super::trainer::{TrainState, Trainer};
 use crate::coordinates::Region;
 use crate::engines::langevin::{Langevin, LangevinOptions};
@@ -123,14 +123,19 @@ pub struct Record {
     /// Frames that the stage recorded, or the training had.
     pub frames: usize,
     pub attempts: u64,
+    #[serde(with = "nan_as_none")]
     pub acceptance: f64,
     /// Effective sample size per proposal.
+    #[serde(with = "nan_as_none")]
     pub ess: f64,
     /// Share of the frames in the region, and how often walkers were seen to enter or leave it.
+    #[serde(with = "nan_as_none")]
     pub population: f64,
     pub transitions: usize,
     /// ΔF = −ln P(region)/P(rest) with its standard error from the walkers, kT.
+    #[serde(with = "nan_as_none")]
     pub delta_f: f64,
+    #[serde(with = "nan_as_none")]
     pub delta_f_stderr: f64,
     /// The last evaluation of a training.
     pub training: Option<Progress>,

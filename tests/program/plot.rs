@@ -136,7 +136,7 @@ fn the_figure_of_a_training_shows_every_point() {
     std::fs::write(path("empty.jsonl"), "").unwrap();
     assert!(modejump(&["plot", "--log", &path("empty.jsonl"), "-o", &path("")])
         .fails()
-        .contains("no step of a training"));
+        .contains("nothing to draw yet"));
     // curves that rise have their legend below
     let legend = svg.split("<text").find(|text| text.contains("effective sample size")).unwrap();
     let y: f64 = legend.split(" y=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap();

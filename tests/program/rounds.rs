@@ -151,7 +151,7 @@ fn a_few_structures_are_explored() {
     assert_eq!(stages, ["walk", "train", "walk", "production"]);
     assert_eq!(setting.tensors("explored", "production.safetensors")["x"].shape, [160, 22, 3]);
     what_has_no_jump_is_plain_dynamics(&setting, &summary);
-    a_log_of_rounds_is_no_training(&setting);
+    the_log_of_rounds_is_drawn(&setting);
 }
 
 fn what_has_no_jump_is_plain_dynamics(setting: &Setting, summary: &Value) {
@@ -161,13 +161,13 @@ fn what_has_no_jump_is_plain_dynamics(setting: &Setting, summary: &Value) {
     assert!(told.contains("plain dynamics") && !told.contains("averages are exact"), "{told}");
 }
 
-fn a_log_of_rounds_is_no_training(setting: &Setting) {
+fn the_log_of_rounds_is_drawn(setting: &Setting) {
     let [log, folder] =
         [setting.path("explored", "log.jsonl"), setting.path("", "")].map(|path| path.display().to_string());
-    for arguments in [&["plot", &log, "-o", &folder][..], &["plot", "--log", &log, "-o", &folder]] {
-        let message = modejump(arguments).fails();
-        assert!(message.contains("log.jsonl: the log of `modejump adapt` or `modejump explore`"), "{message}");
-    }
+    assert!(modejump(&["plot", &log, "-o", &folder]).fails().contains("log of rounds: give it with --log"));
+    modejump(&["plot", "--log", &log, "-o", &folder]).succeeds();
+    let [ours, again] = ["explored", ""].map(|name| std::fs::read_to_string(setting.path(name, "rounds.svg")).unwrap());
+    assert!(ours == again && ours.contains("accepted jumps") && ours.contains("frames in the region"), "{ours}");
 }
 
 /// Frames of an earlier run may start another, in another folder.

@@ -245,6 +245,7 @@ mod run {
             let log: String =
                 state.log.iter().map(|record| serde_json::to_string(record).unwrap_or_default() + "\n").collect();
             write_atomically(&self.file("log.jsonl"), log.as_bytes())?;
+            crate::plot::rounds_figure(&self.file(crate::plot::ROUNDS), &state.log)?;
             if !state.model.is_empty() {
                 write_atomically(&self.file("model.safetensors"), &state.model)?;
             }

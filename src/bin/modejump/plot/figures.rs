@@ -2,6 +2,7 @@
 
 use super::{Figure, Outcome, Series};
 use modejump::histogram::{circular_profile, circular_profile_of_series, CircularProfile};
+use modejump::train::rounds::Record;
 use modejump::train::Progress;
 use modejump::{weights, Result};
 use plotters::prelude::*;
@@ -474,12 +475,7 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
     ];
     let steps = 0.0..history.iter().map(|p| p.step as f64).fold(1.0, f64::max);
     let is_regression = regression.iter().any(|c| !c.points.is_empty());
-    let panel = |unit, range, curves: Vec<Curve>| Panel {
-        steps: steps.clone(),
-        unit,
-        range,
-        curves: curves.into_iter().filter(|c| !c.points.is_empty()).collect(),
-    };
+    let panel = |unit, range, curves| Panel { along: ("step", steps.clone()), unit, range, curves };
     let panels = match is_regression {
         true => vec![panel("loss", None, regression), panel("", None, deviation)],
         false => {
@@ -491,12 +487,40 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
             ]
         }
     };
-    panels.into_iter().filter(|panel| !panel.curves.is_empty()).collect()
+    with_points(panels)
+}
+
+/// What each stage of `adapt` or `explore` found, one after the other: jumps above, the region's population and its ΔF
+/// below.
+pub fn rounds(history: &[Record]) -> Vec<Panel> {
+    let curve = |name, f: fn(&Record) -> f64| Curve {
+        name,
+        points: (1..).map(f64::from).zip(history.iter().map(f)).filter(|p| p.1.is_finite()).collect(),
+    };
+    let of_training = |record: &Record| record.training.as_ref().map_or(f64::NAN, |last| 100.0 * last.ess);
+    let jumps = vec![
+        curve("accepted jumps", |r| 100.0 * r.acceptance),
+        curve("effective sample size of proposals", |r| 100.0 * r.ess),
+        curve("effective sample size after training", of_training),
+    ];
+    let population = vec![curve("frames in the region", |r| 100.0 * r.population)];
+    let delta_f = vec![curve("ΔF of the region", |r| r.delta_f)];
+    let stages = 0.5..history.len() as f64 + 0.5;
+    let panel = |unit, range, curves| Panel { along: ("stage", stages.clone()), unit, range, curves };
+    with_points(vec![panel("%", Some(0.0..100.0), jumps), panel("%", None, population), panel("kT", None, delta_f)])
+}
+
+/// Curves without points are left out, and panels without curves.
+fn with_points(mut panels: Vec<Panel>) -> Vec<Panel> {
+    panels.iter_mut().for_each(|panel| panel.curves.retain(|curve| !curve.points.is_empty()));
+    panels.retain(|panel| !panel.curves.is_empty());
+    panels
 }
 
 /// Curves on common axes.
 pub struct Panel {
-    steps: Range<f64>,
+    /// What the curves run along, and from where to where.
+    along: (&'static str, Range<f64>),
     unit: &'static str,
     range: Option<Range<f64>>,
     curves: Vec<Curve>,
@@ -508,8 +532,8 @@ struct Curve {
 }
 
 /// Panels below each other.
-pub fn curves(area: &Figure, panels: &[Panel]) -> Outcome {
-    let titles = std::iter::once("Training").chain(std::iter::repeat(""));
+pub fn curves(area: &Figure, title: &str, panels: &[Panel]) -> Outcome {
+    let titles = std::iter::once(title).chain(std::iter::repeat(""));
     area.split_evenly((panels.len(), 1))
         .iter()
         .zip(panels)
@@ -522,9 +546,9 @@ impl Panel {
     fn draw(&self, area: &Figure, title: &str) -> Outcome {
         let values: Vec<f64> = self.curves.iter().flat_map(|c| c.points.iter().map(|p| p.1)).collect();
         let axis = self.range.clone().unwrap_or_else(|| loss_axis(&values));
-        let corner = legend_corner(&self.curves, &self.steps, &axis);
+        let corner = legend_corner(&self.curves, &self.along.1, &axis);
         let is_on = |p: &(f64, f64)| axis.start <= p.1 && p.1 <= axis.end;
-        let mut chart = chart(area, title, ("step", self.steps.clone()), (self.unit, axis.clone()))?;
+        let mut chart = chart(area, title, self.along.clone(), (self.unit, axis.clone()))?;
         for (curve, &colour) in self.curves.iter().zip(&COLOURS) {
             // a point beyond the axis would be drawn on its edge
             for run in curve.points.split(|p| !is_on(p)) {

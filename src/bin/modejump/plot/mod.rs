@@ -1,14 +1,16 @@
-//! `modejump plot`: SVG figures of runs, of a reweighted generator, of comparisons, and of a training log.
+//! `modejump plot`: SVG figures of runs, of a reweighted generator, of comparisons, and of logs.
 
 mod figures;
 
 use super::common::parse_json;
 use clap::Args;
 use modejump::io::{check_apart, make_folder, read_text};
+use modejump::train::rounds::Record;
 use modejump::train::Progress;
 use modejump::{Error, Result};
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ pub struct Plot {
     /// JSON files with series, as `modejump reweight`, `modejump compare` and the demo write them
     #[arg(required_unless_present = "log")]
     data: Vec<PathBuf>,
-    /// Training log of `modejump train --log`
+    /// Log of a training (`modejump train --log`) or of rounds (`log.jsonl` of `modejump adapt` and `explore`)
     #[arg(long)]
     log: Option<PathBuf>,
     /// Folder for the figures
@@ -116,7 +118,7 @@ type Figure<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 impl Plot {
     pub fn run(self) -> Result<()> {
         make_folder(&self.output)?;
-        for name in FIGURES.iter().chain(&[TRAINING]) {
+        for name in FIGURES.iter().chain(&[TRAINING, ROUNDS]) {
             check_apart(&self.output.join(name), self.data.iter().chain(&self.log))?;
         }
         let mut series = Vec::new();
@@ -124,7 +126,7 @@ impl Plot {
             let text = std::fs::read_to_string(path).map_err(|e| not_text(path, e))?;
             let document: Document = parse_json(path, &text).map_err(|e| match Log::of(&text) {
                 Some(Log::Training) => Error::file(path, "the log of a training: give it with --log"),
-                Some(Log::Rounds) => Error::file(path, OF_ROUNDS),
+                Some(Log::Rounds) => Error::file(path, "the log of rounds: give it with --log"),
                 None => e,
             })?;
             document.series.iter().try_for_each(Series::check).map_err(|e| Error::file(path, e.to_string()))?;
@@ -138,10 +140,9 @@ impl Plot {
         }
         written.iter().for_each(|path| println!("{}", path.display()));
         if let Some(log) = &self.log {
-            let path = self.output.join(TRAINING);
-            match training_figure(&path, &read_log(log)?)? {
-                true => println!("{}", path.display()),
-                false => return Err(Error::file(log, "has no step of a training yet")),
+            match draw_log(&self.output, log)? {
+                Some(path) => println!("{}", path.display()),
+                None => return Err(Error::file(log, "has nothing to draw yet")),
             }
         }
         Ok(())
@@ -160,8 +161,10 @@ fn not_text(path: &Path, error: std::io::Error) -> Error {
     }
 }
 
-/// The figure of a training log.
+/// The figure of the log of a training.
 const TRAINING: &str = "training.svg";
+/// The figure of the log of rounds.
+pub const ROUNDS: &str = "rounds.svg";
 /// All that [`draw`] can draw of series.
 const FIGURES: [&str; 5] = ["ramachandran.svg", "tica.svg", "free_energy.svg", "energy.svg", "log_weights.svg"];
 
@@ -204,10 +207,18 @@ fn figure(path: &Path, size: (u32, u32), draw: impl FnOnce(&Figure) -> Outcome) 
 
 /// Training curves: losses, effective sample size, acceptance. Whether there was something to draw.
 pub fn training_figure(path: &Path, history: &[Progress]) -> Result<bool> {
-    let panels = figures::training(history);
+    curves(path, "Training", &figures::training(history))
+}
+
+/// What the stages of `adapt` or `explore` found. Whether there was something to draw.
+pub fn rounds_figure(path: &Path, history: &[Record]) -> Result<bool> {
+    curves(path, "Rounds", &figures::rounds(history))
+}
+
+fn curves(path: &Path, title: &str, panels: &[figures::Panel]) -> Result<bool> {
     match panels.len() {
         0 => Ok(false),
-        n => figure(path, (760, 380 * n as u32), |area| figures::curves(area, &panels)).map(|_| true),
+        n => figure(path, (760, 380 * n as u32), |area| figures::curves(area, title, panels)).map(|_| true),
     }
 }
 
@@ -221,10 +232,6 @@ enum Log {
     Rounds,
 }
 
-const OF_ROUNDS: &str =
-    "the log of `modejump adapt` or `modejump explore`, which has a line for each stage of the rounds and is not drawn: figures of a training \
-     are those of a log of `modejump train --log`, `modejump compare` makes figures of the trajectories beside this file";
-
 impl Log {
     /// By the first line; none for a text of another kind.
     fn of(text: &str) -> Option<Log> {
@@ -237,12 +244,26 @@ impl Log {
     }
 }
 
-/// Reads one progress object a line.
-fn read_log(path: &Path) -> Result<Vec<Progress>> {
-    let text = read_text(path)?;
-    if Log::of(&text) == Some(Log::Rounds) {
-        return Err(Error::file(path, OF_ROUNDS));
-    }
+/// The figure of a log in a folder, if there is something to draw.
+fn draw_log(folder: &Path, log: &Path) -> Result<Option<PathBuf>> {
+    let text = read_text(log)?;
+    let (path, is_drawn) = match Log::of(&text) {
+        Some(Log::Rounds) => {
+            let path = folder.join(ROUNDS);
+            let is_drawn = rounds_figure(&path, &lines(log, &text)?)?;
+            (path, is_drawn)
+        }
+        Some(Log::Training) | None => {
+            let path = folder.join(TRAINING);
+            let is_drawn = training_figure(&path, &lines(log, &text)?)?;
+            (path, is_drawn)
+        }
+    };
+    Ok(is_drawn.then_some(path))
+}
+
+/// One object a line.
+fn lines<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<T>> {
     let parse = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| {
             let reason = format!("line {}: {e}; a log of `modejump train --log` has a JSON object a line", i + 1);
