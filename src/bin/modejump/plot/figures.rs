@@ -455,6 +455,7 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
     let curve = |name, f: fn(&Progress) -> f64| Curve {
         name,
         points: history.iter().map(|p| (p.step as f64, f(p))).filter(|p| p.1.is_finite()).collect(),
+        errors: Vec::new(),
     };
     let density = vec![
         curve("−log q of training frames", |p| p.likelihood),
@@ -496,6 +497,7 @@ pub fn rounds(history: &[Record]) -> Vec<Panel> {
     let curve = |name, f: fn(&Record) -> f64| Curve {
         name,
         points: (1..).map(f64::from).zip(history.iter().map(f)).filter(|p| p.1.is_finite()).collect(),
+        errors: Vec::new(),
     };
     let of_training = |record: &Record| record.training.as_ref().map_or(f64::NAN, |last| 100.0 * last.ess);
     let jumps = vec![
@@ -504,7 +506,8 @@ pub fn rounds(history: &[Record]) -> Vec<Panel> {
         curve("effective sample size after training", of_training),
     ];
     let population = vec![curve("frames in the region", |r| 100.0 * r.population)];
-    let delta_f = vec![curve("ΔF of the region", |r| r.delta_f)];
+    let errors = history.iter().filter(|r| r.delta_f.is_finite()).map(|r| r.delta_f_stderr).collect();
+    let delta_f = vec![Curve { errors, ..curve("ΔF of the region", |r| r.delta_f) }];
     let stages = 0.5..history.len() as f64 + 0.5;
     let panel = |unit, range, curves| Panel { along: ("stage", stages.clone()), unit, range, curves };
     with_points(vec![panel("%", Some(0.0..100.0), jumps), panel("%", None, population), panel("kT", None, delta_f)])
@@ -529,6 +532,16 @@ pub struct Panel {
 struct Curve {
     name: &'static str,
     points: Vec<(f64, f64)>,
+    /// One standard error of each point, NaN where it has none; empty without any.
+    errors: Vec<f64>,
+}
+
+impl Curve {
+    /// (x, y − error, y + error) of the points that have one.
+    fn bars(&self) -> impl Iterator<Item = (f64, f64, f64)> + '_ {
+        let points = self.points.iter().zip(&self.errors).filter(|(_, error)| error.is_finite());
+        points.map(|((x, y), error)| (*x, y - error, y + error))
+    }
 }
 
 /// Panels below each other.
@@ -544,7 +557,9 @@ pub fn curves(area: &Figure, title: &str, panels: &[Panel]) -> Outcome {
 impl Panel {
     /// On axes that hold the curves; the legend tells how many points of one do not lie there.
     fn draw(&self, area: &Figure, title: &str) -> Outcome {
-        let values: Vec<f64> = self.curves.iter().flat_map(|c| c.points.iter().map(|p| p.1)).collect();
+        let points = self.curves.iter().flat_map(|c| c.points.iter().map(|p| p.1));
+        let values: Vec<f64> =
+            points.chain(self.curves.iter().flat_map(Curve::bars).flat_map(|b| [b.1, b.2])).collect();
         let axis = self.range.clone().unwrap_or_else(|| loss_axis(&values));
         let corner = legend_corner(&self.curves, &self.along.1, &axis);
         let is_on = |p: &(f64, f64)| axis.start <= p.1 && p.1 <= axis.end;
@@ -553,6 +568,9 @@ impl Panel {
             // a point beyond the axis would be drawn on its edge
             for run in curve.points.split(|p| !is_on(p)) {
                 chart.draw_series(LineSeries::new(run.iter().copied(), colour.stroke_width(2)))?;
+            }
+            for (x, low, high) in curve.bars() {
+                chart.draw_series(LineSeries::new([(x, low), (x, high)], colour))?;
             }
             // a point alone makes no line
             let points = curve.points.iter().filter(|p| is_on(p)).map(|&p| Circle::new(p, 3, colour.filled()));
