@@ -141,12 +141,13 @@ void FixModeJump::check_masses(const modejump::Model& model, const std::vector<d
     }
 }
 
-/// Says so where equal atoms are numbered the other way round than in the model's frames, from where no jump is accepted. On rank 0.
+/// Says so where equal atoms are numbered the other way round than in the model's frames, or a stereocentre is of the other hand, from where
+/// no jump is accepted. On rank 0.
 void FixModeJump::check_labels() {
     try {
         model_->check_labels(current_);
     } catch (const std::exception& thrown) {
-        error->warning(FLERR, "Fix modejump: atoms of model {} are {}", model_file_, thrown.what());
+        error->warning(FLERR, "Fix modejump: with model {}: {}", model_file_, thrown.what());
     }
     model_.reset();
 }

@@ -515,6 +515,19 @@ def test_a_temperature_that_is_not_the_integrators_is_told_once(gaussian_model, 
     assert told(toy.langevin(), 300.0005) == "" and told(toy.leapfrog(), 300) == "" and told(openmm.VerletIntegrator(0.001), 300) == ""
 
 
+def test_a_thermostat_beside_the_integrators_has_its_temperature(gaussian_model):
+    def attempt(kelvin):
+        jump = modejump.MonteCarloModeJump(gaussian_model, 0)
+        system = toy.well_system()
+        system.addForce(openmm.AndersenThermostat(kelvin, 1))
+        context = context_of(jump, system)
+        context.setPositions([[0.0, 0.0, 0.0]])
+        jump.attempt(context)
+
+    attempt(300)
+    refuses(["LangevinMiddleIntegrator is at 300 K", "AndersenThermostat at 350 K"], attempt, 350)
+
+
 def test_a_failed_simulation_is_an_error_not_a_rejection(gaussian_model):
     jump = modejump.MonteCarloModeJump(gaussian_model, 0)
     context = context_of(jump, toy.well_system())

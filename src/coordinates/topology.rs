@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::io::read_text;
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -103,13 +104,40 @@ impl Topology {
         (0..self.n_atoms()).find(|&i| self.residues[i] == residue && self.names[i] == name)
     }
 
+    /// Errors: bonds that a System (these masses, these bonded pairs) has and the topology has not, together with some
+    /// that it has not: its atoms are in another order, which masses alone do not tell. Bonds that one of them has more
+    /// than the other, such as to metals, and the constrained angles of rigid water are no matter.
+    pub fn require_system(&self, masses: &[f64], bonds: &[(usize, usize)]) -> Result<()> {
+        self.require_masses(masses)?;
+        let neighbours = self.neighbours();
+        let are_hydrogens = |a: usize, b: usize| [a, b].iter().all(|&i| self.elements[i].eq_ignore_ascii_case("H"));
+        let is_known = |a: usize, b: usize| {
+            let have_common = || neighbours[a].iter().any(|&between| neighbours[between].contains(&b));
+            neighbours[a].contains(&b) || (are_hydrogens(a, b) && have_common())
+        };
+        let theirs: BTreeSet<[usize; 2]> = bonds.iter().map(|&(a, b)| [a.min(b), a.max(b)]).collect();
+        let missing = theirs.iter().find(|[a, b]| !is_known(*a, *b));
+        let foreign = self.bonds.iter().find(|[a, b]| !theirs.contains(&[*a.min(b), *a.max(b)]));
+        match (missing, foreign) {
+            (Some([a, b]), Some([c, d])) => Err(Error::invalid(format!(
+                "the System bonds {} to {}, and the topology {} to {} instead: give the atoms of both in one order (bonds of a topology come \
+                 from its residues, from CONECT records or from distances)",
+                self.label(*a),
+                self.label(*b),
+                self.label(*c),
+                self.label(*d)
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether these can be the masses (dalton) of the atoms. Repartitioning makes hydrogens heavier and their
     /// neighbours lighter, but no heavy atom heavier, so that atoms which have changed places show by the one that is
     /// too heavy for its element. A carbon may have the mass of the hydrogens that a united atom leaves out.
     ///
     /// Errors: another number of particles; the first atom with another element's mass. Virtual sites and frozen
     /// particles have none.
-    pub fn require_masses(&self, masses: &[f64]) -> Result<()> {
+    pub(crate) fn require_masses(&self, masses: &[f64]) -> Result<()> {
         if masses.len() != self.n_atoms() {
             return Err(Error::invalid(format!(
                 "{} particles, the topology has {} atoms",
@@ -366,6 +394,26 @@ mod tests {
             residues: vec!["LIG1".into(); 7],
             bonds: vec![],
         }
+    }
+
+    #[test]
+    fn bonds_tell_another_order_of_equal_elements() {
+        let bonds = [[0, 1], [0, 2], [0, 3], [0, 4], [4, 5], [4, 6]];
+        let topology = Topology { bonds: bonds.to_vec(), ..methylamine() };
+        let (c, n, h) = (12.011, 14.007, 1.008);
+        let masses = [c, h, h, h, n, h, h];
+        let bonds: Vec<(usize, usize)> = topology.bonds.iter().map(|&[a, b]| (b, a)).collect();
+        topology.require_system(&masses, &bonds).unwrap();
+        // one more, one less, none, and a pair of an angle
+        topology.require_system(&masses, &[&bonds[..], &[(1, 6)]].concat()).unwrap();
+        topology.require_system(&masses, &bonds[1..]).unwrap();
+        topology.require_system(&masses, &[]).unwrap();
+        topology.require_system(&masses, &[&bonds[1..], &[(1, 2)]].concat()).unwrap();
+        // a hydrogen of carbon for one of nitrogen
+        let other = |atom: usize| [0, 6, 2, 3, 4, 5, 1][atom];
+        let swapped: Vec<(usize, usize)> = bonds.iter().map(|&(a, b)| (other(a), other(b))).collect();
+        let message = topology.require_system(&masses, &swapped).unwrap_err().to_string();
+        assert!(message.contains("bonds LIG1:C (atom 1) to") && message.contains("in one order"), "{message}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::continuous::ContinuousConfig;
 use super::coupling::CouplingConfig;
 use super::energy::EnergyConfig;
 use super::{egnn_flow, graphormer_ebm, gvp_ebm, gvp_flow, invariant_ebm, mlp_ebm, modes, tarflow};
+use crate::coordinates::chirality::Stereocentre;
 use crate::coordinates::{CoordinatesConfig, Topology};
 use crate::density::Exactness;
 use crate::error::{Error, Result};
@@ -216,6 +217,16 @@ impl ModelCard {
         match &self.coordinates {
             CoordinatesConfig::Internal { constraints, .. } => constraints,
             CoordinatesConfig::Cartesian { .. } => &[],
+        }
+    }
+
+    /// Centres whose hand the model keeps.
+    pub fn stereocentres(&self) -> &[Stereocentre] {
+        match (&self.coordinates, &self.model) {
+            (CoordinatesConfig::Internal { stereocentres, .. }, _) => stereocentres,
+            (_, ModelConfig::Tarflow(config)) => &config.stereocentres,
+            (_, ModelConfig::TransferableTarflow(config)) => &config.stereocentres,
+            _ => self.model.flow().map_or(&[], |config| &config.stereocentres),
         }
     }
 

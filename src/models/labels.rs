@@ -1,7 +1,9 @@
-//! Equal atoms at one centre, such as the hydrogens of CH₂ and CH₃, that are numbered the other way round than in the
-//! frames a model was trained on. Energies do not know the difference, a density does: no jump from there is accepted.
+//! Equal parts at one centre, such as the hydrogens of CH₂ or the methyl groups of leucine, that are numbered the other way
+//! round than in the frames a model was trained on, and stereocentres of the other hand. Energies do not know the
+//! difference, a density does: no jump from there is accepted.
 
 use super::{Model, Steering};
+use crate::coordinates::chirality::classes;
 use crate::coordinates::Topology;
 use crate::density::Evaluation;
 use crate::error::{Error, Result};
@@ -12,10 +14,13 @@ const FAR_LIKELIER: f64 = 25.0;
 /// log q of molecules in nm is above zero, and some hundreds of kT below that where they are hot or bent.
 const LOWEST: f64 = -1000.0;
 
-/// Exchanges of equal atoms by which a configuration becomes likelier by far.
+/// Two equal parts of a molecule at one centre, as pairs of atoms that change places: two atoms, or two branches.
+pub type Exchange = Vec<[usize; 2]>;
+
+/// Exchanges by which a configuration becomes likelier by far.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Exchanged {
-    pub pairs: Vec<[usize; 2]>,
+    pub exchanges: Vec<Exchange>,
     /// log q as the configuration is, −∞ outside the support, and after the exchanges.
     pub log_density: [f64; 2],
 }
@@ -23,66 +28,128 @@ pub struct Exchanged {
 /// Looks for such exchanges in `x[atoms][3]` (nm): none for a molecule that is numbered as in the model's frames, a
 /// model without atoms, and one that has auxiliary coordinates.
 ///
-/// Of each set of equal atoms with a single bond at one centre the first two are exchanged: among three that changes
-/// the hand, and rotations about the bond are no matter of numbers.
+/// The best one is made, then the best of the others, and so on: far from all frames log q says little of each by
+/// itself.
 pub fn exchanged(model: &dyn Model, x: &[f64]) -> Result<Option<Exchanged>> {
     let Some(topology) = &model.card().topology else { return Ok(None) };
-    let pairs = equal_atoms(topology);
-    if pairs.is_empty() || model.steering().unwrap_or(Steering::NONE).auxiliary > 0 || x.len() != model.dimension() {
+    let candidates = equal_parts(topology);
+    if candidates.is_empty() || model.steering().unwrap_or(Steering::NONE).auxiliary > 0 || x.len() != model.dimension()
+    {
         return Ok(None);
     }
     let mut x = x.to_vec();
     model.scope().centre(&mut x);
-    let rows: Vec<f64> =
-        std::iter::once(x.clone()).chain(pairs.iter().map(|&pair| after(&x, &[pair]))).flatten().collect();
-    let log_q = log_densities(model, &rows)?;
-    let as_it_is = log_q[0];
-    let better = pairs.iter().zip(&log_q[1..]).filter(|(_, q)| **q > as_it_is + FAR_LIKELIER);
-    let better: Vec<[usize; 2]> = better.map(|(pair, _)| *pair).collect();
-    // each by itself may still be outside the support
-    let tried = if better.is_empty() && as_it_is == f64::NEG_INFINITY { pairs } else { better };
-    let [after] = log_densities(model, &after(&x, &tried))?[..] else { return Ok(None) };
-    // a molecule that has no density either way is a broken one
-    let is_far_likelier =
-        after - as_it_is > FAR_LIKELIER.max(0.5 * as_it_is.abs()) || (as_it_is == f64::NEG_INFINITY && after > 0.0);
-    Ok(is_far_likelier.then_some(Exchanged { pairs: tried, log_density: [as_it_is, after] }))
-}
-
-/// Errors: `x[atoms][3]` (nm) has equal atoms numbered the other way round; names them.
-pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
-    let Some(Exchanged { pairs, log_density: [before, after] }) = exchanged(model, x)? else { return Ok(()) };
-    let pair = |[a, b]: &[usize; 2]| format!("{} and {}", model.card().label(*a), model.card().label(*b));
-    let and_then = match after < LOWEST {
-        true => ", and even then the shape is like none of these frames: begin with one that is",
-        false => "",
-    };
-    Err(Error::invalid(format!(
-        "numbered the other way round than in the frames of the model: {}. With these exchanged log q is {after:.1}, not {before:.1}; \
-         as they are, no jump is accepted: exchange them, or train a model of atoms in this order{and_then}",
-        pairs.iter().map(pair).collect::<Vec<_>>().join(", ")
-    )))
-}
-
-/// The first two of every set of atoms of one element with a single bond each, at one centre.
-fn equal_atoms(topology: &Topology) -> Vec<[usize; 2]> {
-    let neighbours = topology.neighbours();
-    let mut pairs = Vec::new();
-    for around in &neighbours {
-        let ends: Vec<usize> = around.iter().copied().filter(|&atom| neighbours[atom].len() == 1).collect();
-        for (k, &a) in ends.iter().enumerate() {
-            let equal = |&&b: &&usize| topology.elements[b] == topology.elements[a];
-            if ends[..k].iter().any(|b| equal(&b)) {
-                continue; // not the first
-            }
-            pairs.extend(ends[k + 1..].iter().find(equal).map(|&b| [a, b]));
+    let [before] = log_densities(model, &x)?[..] else { return Ok(None) };
+    let mut made = vec![false; candidates.len()];
+    let mut now = before;
+    for _ in 0..candidates.len() {
+        let rows: Vec<f64> = candidates.iter().flat_map(|exchange| after(&x, exchange)).collect();
+        let log_q = log_densities(model, &rows)?;
+        let best = (0..candidates.len()).max_by(|&a, &b| log_q[a].total_cmp(&log_q[b])).unwrap_or(0);
+        if log_q[best] > now + FAR_LIKELIER {
+            (x, now) = (after(&x, &candidates[best]), log_q[best]);
+            made[best] ^= true;
+        } else if now == f64::NEG_INFINITY && !made.contains(&true) {
+            // each by itself may be outside the support: from all of them, those that are not needed are taken back
+            x = candidates.iter().fold(x, |x, exchange| after(&x, exchange));
+            made.fill(true);
+            now = log_densities(model, &x)?[0];
+        } else {
+            break;
         }
     }
-    pairs
+    // a molecule that has no density either way is a broken one
+    let is_far_likelier =
+        now - before > FAR_LIKELIER.max(0.5 * before.abs()) || (before == f64::NEG_INFINITY && now > 0.0);
+    let exchanges = candidates.into_iter().zip(made).filter_map(|(exchange, made)| made.then_some(exchange)).collect();
+    Ok(is_far_likelier.then_some(Exchanged { exchanges, log_density: [before, now] }))
 }
 
-fn after(x: &[f64], pairs: &[[usize; 2]]) -> Vec<f64> {
+/// Errors: `x[atoms][3]` (nm) has equal atoms numbered the other way round, or a stereocentre of the other hand; names
+/// them.
+pub fn require_labels(model: &dyn Model, x: &[f64]) -> Result<()> {
+    let label = |atom: usize| model.card().label(atom);
+    if let Some(Exchanged { exchanges, log_density: [before, after] }) = exchanged(model, x)? {
+        let name = |exchange: &Exchange| {
+            let [a, b] = exchange[0];
+            let bound = if exchange.len() > 1 { " with what is bound to them" } else { "" };
+            format!("{} and {}{bound}", label(a), label(b))
+        };
+        let and_then = match after < LOWEST {
+            true => ", and even then the shape is like none of these frames: begin with one that is",
+            false => "",
+        };
+        return Err(Error::invalid(format!(
+            "numbered the other way round than in the frames of the model: {}. With these exchanged log q is {after:.1}, not {before:.1}; \
+             as they are, no jump is accepted: exchange them, or train a model of atoms in this order{and_then}",
+            exchanges.iter().map(name).collect::<Vec<_>>().join(", ")
+        )));
+    }
+    match model.card().stereocentres().iter().find(|centre| x.len() == model.dimension() && !centre.holds(x)) {
+        None => Ok(()),
+        Some(centre) => Err(Error::invalid(format!(
+            "{} is of the other hand than in the frames of the model, from where no jump is accepted: begin with a molecule of that hand, or \
+             train a model of this one",
+            label(centre.centre)
+        ))),
+    }
+}
+
+/// The first two of every set of equal parts with a single bond to one centre. Among three that changes the hand, and
+/// rotations about the bond are no matter of numbers. Parts that end where they begin come first.
+fn equal_parts(topology: &Topology) -> Vec<Exchange> {
+    let (neighbours, classes) = (topology.neighbours(), classes(topology));
+    let mut parts: Vec<Exchange> = Vec::new();
+    for (centre, around) in neighbours.iter().enumerate() {
+        for (k, &a) in around.iter().enumerate() {
+            let equal = |&&b: &&usize| match (neighbours[a].len(), neighbours[b].len()) {
+                (1, 1) => topology.elements[b] == topology.elements[a],
+                _ => classes[b] == classes[a],
+            };
+            if around[..k].iter().any(|b| equal(&b)) {
+                continue; // not the first
+            }
+            if let Some(&b) = around[k + 1..].iter().find(equal) {
+                parts.extend(branches(&neighbours, &classes, centre, [a, b]));
+            }
+        }
+    }
+    parts.sort_by_key(|exchange| exchange.len() > 1);
+    parts
+}
+
+/// The atoms of two equal branches from a centre, pair by pair; none where they are parts of a ring.
+fn branches(neighbours: &[Vec<usize>], classes: &[usize], centre: usize, roots: [usize; 2]) -> Option<Exchange> {
+    let mut pairs = vec![roots];
+    let mut from = vec![[centre; 2]];
+    let mut done = 0;
+    while done < pairs.len() {
+        let ends = pairs[done];
+        let outward = [0, 1].map(|side| {
+            let mut next: Vec<usize> =
+                neighbours[ends[side]].iter().copied().filter(|&atom| atom != from[done][side]).collect();
+            next.sort_by_key(|&atom| classes[atom]);
+            next
+        });
+        for (&a, &b) in outward[0].iter().zip(&outward[1]) {
+            let seen = |atom: usize| atom == centre || pairs.iter().flatten().any(|&other| other == atom);
+            if a == b || seen(a) || seen(b) || classes[a] != classes[b] {
+                return None;
+            }
+            pairs.push([a, b]);
+            from.push(ends);
+        }
+        if outward[0].len() != outward[1].len() {
+            return None;
+        }
+        done += 1;
+    }
+    Some(pairs)
+}
+
+fn after(x: &[f64], exchange: &Exchange) -> Vec<f64> {
     let mut x = x.to_vec();
-    for [a, b] in pairs {
+    for [a, b] in exchange {
         (0..3).for_each(|axis| x.swap(3 * a + axis, 3 * b + axis));
     }
     x
@@ -111,20 +178,50 @@ mod tests {
         let caps = [["ACE1", "HH31", "HH32"], ["NME3", "HH31", "HH32"]]
             .map(|[residue, a, b]| [a, b].map(|name| topology.find(residue, name).unwrap()));
         // three methyl groups
-        assert_eq!(equal_atoms(&topology), [caps[0], [first, second], caps[1]]);
+        let one = |pairs: &[[usize; 2]]| pairs.iter().map(|&pair| vec![pair]).collect::<Vec<Exchange>>();
+        assert_eq!(equal_parts(&topology), one(&[caps[0], [first, second], caps[1]]));
         let model = crate::models::load(ala2("model.safetensors")).unwrap();
         assert_eq!(exchanged(model.as_ref(), &x).unwrap(), None);
-        for pairs in [vec![[first, second]], vec![caps[0], [first, second], caps[1]]] {
+        // all combinations: what is not needed is not named
+        for kept in 1..8 {
+            let all = [caps[0], [first, second], caps[1]].into_iter().enumerate();
+            let pairs: Vec<[usize; 2]> = all.filter(|(k, _)| kept >> k & 1 == 1).map(|(_, pair)| pair).collect();
             let found = exchanged(model.as_ref(), &after(&x, &pairs)).unwrap().unwrap();
-            assert_eq!(found.pairs, pairs);
+            assert_eq!(found.exchanges, one(&pairs));
             let [before, after] = found.log_density;
             assert!(after > before + 100.0 && after > 50.0, "{found:?}");
+            if !pairs.contains(&[first, second]) {
+                continue;
+            }
             let message = require_labels(model.as_ref(), &super::after(&x, &pairs)).unwrap_err().to_string();
             assert!(message.contains("ALA2:HB1 (atom 12) and ALA2:HB2 (atom 13)"), "{message}");
             assert!(!message.contains("even then"), "{message}");
         }
+        let mirror: Vec<f64> = x.iter().map(|v| -v).collect();
+        let message = require_labels(model.as_ref(), &mirror).unwrap_err().to_string();
+        assert!(message.contains("ALA2:CA (atom 9) is of the other hand"), "{message}");
         // an energy that does not tell equal atoms apart
         let model = crate::models::load(ala2("invariant-ebm.safetensors")).unwrap();
-        assert_eq!(exchanged(model.as_ref(), &after(&x, &[[first, second]])).unwrap(), None);
+        assert_eq!(exchanged(model.as_ref(), &after(&x, &vec![[first, second]])).unwrap(), None);
+    }
+
+    /// Methyl groups of isobutane change places with their hydrogens; a ring has no branches.
+    #[test]
+    fn equal_branches_change_places_as_a_whole() {
+        let molecule = |elements: &[&str], bonds: &[[usize; 2]]| Topology {
+            names: elements.iter().map(|e| e.to_string()).collect(),
+            residues: vec!["LIG1".into(); elements.len()],
+            elements: elements.iter().map(|e| e.to_string()).collect(),
+            bonds: bonds.to_vec(),
+        };
+        let propane = molecule(
+            &["C", "C", "C", "H", "H", "H", "H", "H", "H", "H", "H"],
+            &[[0, 1], [1, 2], [0, 3], [0, 4], [0, 5], [1, 6], [1, 7], [2, 8], [2, 9], [2, 10]],
+        );
+        let expected =
+            [vec![[3, 4]], vec![[6, 7]], vec![[8, 9]], vec![[0, 2], [3, 8], [4, 9], [5, 10]]].map(Exchange::from);
+        assert_eq!(equal_parts(&propane), expected);
+        let ring = molecule(&["C", "C", "C"], &[[0, 1], [1, 2], [2, 0]]);
+        assert_eq!(equal_parts(&ring), Vec::<Exchange>::new());
     }
 }

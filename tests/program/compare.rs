@@ -389,3 +389,21 @@ fn a_folder_that_cannot_be_made_is_refused_at_once() {
     assert!(message.contains("file: is a file; give the name of a folder"), "{message}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept");
 }
+
+/// Zeros in the place of what a model could not make.
+#[test]
+fn frames_outside_the_support_are_left_out_without_weights() {
+    let folder = folder("compare-outside");
+    let [a, b, clean] = ["a.safetensors", "b.safetensors", "clean.npy"].map(|name| folder.join(name));
+    samples(&a, 300, 1);
+    let frames = samples(&b, 300, 2);
+    let (mut x, mut log_q) = (frames.x.clone(), vec![1.0; 300]);
+    x[..20 * 66].fill(0.0);
+    log_q[..20].fill(f64::NEG_INFINITY);
+    trajectory::write(&b, &Frames::new(66, x), None, &[("log_density", &log_q)]).unwrap();
+    trajectory::write(&clean, &Frames::new(66, frames.x[20 * 66..].to_vec()), None, &[]).unwrap();
+    let [_, told] = compare(&a, &b, &["--lag", "0"]).texts();
+    assert!(told.contains("b.safetensors: 20 of 300 frames are outside the support"), "{told}");
+    let [found, expected] = [&b, &clean].map(|b| compare(&a, b, &["--lag", "0"]).json());
+    assert_eq!(found["between"], expected["between"]);
+}

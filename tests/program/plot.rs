@@ -185,3 +185,19 @@ fn series_that_cannot_be_meant_are_refused() {
         assert_eq!(std::fs::read_dir(path("out")).unwrap().count(), 0);
     }
 }
+
+#[test]
+fn series_of_one_name_have_their_files() {
+    let path = files("plot-names");
+    for name in ["first.json", "second.json"] {
+        let series = r#"{"series": [{"name": "molecule", "reduced_potential": [1.0, 2.0, 3.0, 2.5, 2.2]}]}"#;
+        std::fs::write(path(name), series).unwrap();
+    }
+    let legend = |data: &[&str]| {
+        modejump(&[&["plot", "-o", &path("")], data].concat()).succeeds();
+        std::fs::read_to_string(path("energy.svg")).unwrap()
+    };
+    let both = legend(&[&path("first.json"), &path("second.json")]);
+    assert!(both.contains("molecule (first)") && both.contains("molecule (second)"), "{both}");
+    assert!(!legend(&[&path("first.json")]).contains("(first)"));
+}

@@ -586,8 +586,8 @@ void MonteCarloModeJumpImpl::warnOfAcceptance() {
     if (statistics.accepted == 0 && modejump_model_check_labels(model->handle(), x.size(), x.data()) != 0)
         modejump_last_error(&labels);
     if (labels != nullptr)
-        cerr << "MonteCarloModeJump: none of " << statistics.attempts << " attempts was accepted. The atoms of the model " << model->name
-             << " are " << labels << endl;
+        cerr << "MonteCarloModeJump: none of " << statistics.attempts << " attempts was accepted with the model " << model->name
+             << ": " << labels << endl;
     else if (!statistics.advice.empty())
         cerr << statistics.advice << endl;
 }

@@ -91,12 +91,21 @@ struct Peek : public Integrator {
     static double offset(const Integrator& integrator) { return (integrator.*&Peek::getVelocityTimeOffset)(); }
 };
 
-/** 0 without any. */
+/** 0 without any. Fails if there are two. */
 double temperatureOf(ContextImpl& context) {
     const double temperature = integratorTemperature(context.getIntegrator());
     const auto& parameters = context.getParameters();
     const auto andersen = parameters.find(AndersenThermostat::Temperature());
-    return temperature <= 0 && andersen != parameters.end() ? andersen->second : temperature;
+    if (andersen == parameters.end())
+        return temperature;
+    const double other = andersen->second;
+    if (temperature > 0 && other != temperature) {
+        ostringstream message;
+        message << "MonteCarloModeJump: the " << className(context.getIntegrator()) << " is at " << temperature << " K and the AndersenThermostat at "
+                << other << " K, so the dynamics samples the ensemble of neither: give both one temperature, or leave one of them out";
+        throw OpenMMException(message.str());
+    }
+    return temperature > 0 ? temperature : other;
 }
 
 } // namespace

@@ -1,6 +1,10 @@
 //! What commands that run molecular dynamics have in common: its options, where it starts, what is recorded.
 
 use clap::Args;
+use modejump::coordinates::vector::distance;
+use modejump::coordinates::Topology;
+use modejump::{Error, Result};
+use std::path::Path;
 
 #[derive(Args)]
 pub struct Dynamics {
@@ -17,14 +21,43 @@ pub struct Dynamics {
     platform: String,
 }
 
+/// The nearest heavy atoms of a molecule have such a distance, nm.
+const SHORTEST: f64 = 0.05;
+const LONGEST: f64 = 1.0;
+/// So many are looked at, since neighbours in a file are near each other.
+const LOOKED_AT: usize = 1000;
+
+/// Errors: a PDB file whose coordinates are no numbers, or those of no molecule: in nm, for instance, where PDB
+/// files have Angstrom.
+pub fn check_start(path: &Path, topology: &Topology, x0: &[f64]) -> Result<()> {
+    if let Some(i) = x0.iter().position(|v| !v.is_finite()) {
+        return Err(Error::file(path, format!("{} has a coordinate {}", topology.label(i / 3), x0[i])));
+    }
+    // sites without mass lie beside their atoms
+    let heavy =
+        (0..topology.n_atoms()).filter(|&i| matches!(topology.elements[i].as_str(), "C" | "N" | "O" | "S" | "P"));
+    let heavy: Vec<usize> = heavy.take(LOOKED_AT).collect();
+    let pairs = heavy.iter().enumerate().flat_map(|(k, &i)| heavy[..k].iter().map(move |&j| (i, j)));
+    let distance = |(i, j): (usize, usize)| distance(x0, i, j);
+    match pairs.map(distance).min_by(f64::total_cmp).filter(|d| !(SHORTEST..LONGEST).contains(d)) {
+        Some(d) => Err(Error::file(
+            path,
+            format!(
+                "the nearest two of the carbon, nitrogen, oxygen, sulphur and phosphorus atoms are {:.3} Angstrom apart: a PDB file has its coordinates in Angstrom",
+                10.0 * d
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
 #[cfg(feature = "openmm")]
 pub use run::*;
 
 #[cfg(feature = "openmm")]
 mod run {
-    use super::Dynamics;
+    use super::{check_start, Dynamics};
     use crate::common::{claim, read_system, warn_of_box, CHECKPOINT_INTERVAL};
-    use modejump::coordinates::vector::distance;
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
@@ -41,11 +74,6 @@ mod run {
     use std::path::{Path, PathBuf};
     use std::time::{Duration, Instant};
 
-    /// The nearest heavy atoms of a molecule have such a distance, nm.
-    const SHORTEST: f64 = 0.05;
-    const LONGEST: f64 = 1.0;
-    /// So many are looked at, since neighbours in a file are near each other.
-    const LOOKED_AT: usize = 1000;
     /// A run has blown up at so many times its temperature.
     const HOT: f64 = 3.0;
     const REMEDY: &str = "give a smaller --timestep, or look at the starting structure";
@@ -205,30 +233,6 @@ mod run {
         }
     }
 
-    /// Errors: a PDB file whose coordinates are no numbers, or those of no molecule: in nm, for instance, where PDB
-    /// files have Angstrom.
-    pub fn check_start(path: &Path, topology: &Topology, x0: &[f64]) -> Result<()> {
-        if let Some(i) = x0.iter().position(|v| !v.is_finite()) {
-            return Err(Error::file(path, format!("{} has a coordinate {}", topology.label(i / 3), x0[i])));
-        }
-        // sites without mass lie beside their atoms
-        let heavy =
-            (0..topology.n_atoms()).filter(|&i| matches!(topology.elements[i].as_str(), "C" | "N" | "O" | "S" | "P"));
-        let heavy: Vec<usize> = heavy.take(LOOKED_AT).collect();
-        let pairs = heavy.iter().enumerate().flat_map(|(k, &i)| heavy[..k].iter().map(move |&j| (i, j)));
-        let distance = |(i, j): (usize, usize)| distance(x0, i, j);
-        match pairs.map(distance).min_by(f64::total_cmp).filter(|d| !(SHORTEST..LONGEST).contains(d)) {
-            Some(d) => Err(Error::file(
-                path,
-                format!(
-                    "the nearest two of the carbon, nitrogen, oxygen, sulphur and phosphorus atoms are {:.3} Angstrom apart: a PDB file has its coordinates in Angstrom",
-                    10.0 * d
-                ),
-            )),
-            None => Ok(()),
-        }
-    }
-
     /// Where a run starts; the box is the System's, which is told where the topology has another. Errors: those of
     /// [`check_start`], a System with another number of particles than the topology has atoms, or with masses of others.
     pub fn start(topology: &Path, system: &Path) -> Result<(Topology, Vec<f64>, System)> {
@@ -236,7 +240,7 @@ mod run {
         let (topology, x0) = Topology::from_pdb(pdb)?;
         check_start(pdb, &topology, &x0)?;
         let system = read_system(xml)?;
-        topology.require_masses(&system.masses()).map_err(|e| Error::file(xml, e.to_string()))?;
+        topology.require_system(&system.masses(), &system.bonds()?).map_err(|e| Error::file(xml, e.to_string()))?;
         warn_of_box(pdb, xml, &system)?;
         Ok((topology, x0, system))
     }

@@ -11,7 +11,7 @@ use modejump::density::Scope;
 use modejump::io::model_file::{write_tensors, Data};
 use modejump::io::trajectory::{self, Frames};
 use modejump::io::{check_apart, check_writable};
-use modejump::models::{ModelCard, Steering};
+use modejump::models::{Model, ModelCard, Steering};
 use modejump::rng::{Stream, StreamId};
 use modejump::{Error, Result};
 use std::collections::BTreeMap;
@@ -75,18 +75,7 @@ impl LogDensity {
             (Frames::new(dimension, x), log_density)
         } else {
             let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give FRAMES or --z"))?;
-            let of_x = dimension - steering.auxiliary;
-            let mut frames = self.read(path, model.card())?.require(path, of_x)?;
-            if let Scope::Noisy { sigma } = model.scope() {
-                // samples of a model have a log q, and a centroid that belongs to it
-                let own = array(path, "log_density", frames.n())?.is_some();
-                draw_centroids(&mut frames, sigma, self.seed, own);
-            }
-            if let Some(first) = frames.x.get(..of_x) {
-                warn_of_labels(path, model.as_ref(), first);
-            }
-            let streams = |row: usize| Stream::new(self.seed, StreamId::Auxiliary, row as u64, 0);
-            let frames = Frames::new(dimension, steering.join(&frames.x, of_x, &streams));
+            let frames = as_of_model(path, self.topology.as_deref(), model.as_ref(), self.seed)?;
             let n = frames.n();
             let mut log_density = evaluations(n);
             match flow {
@@ -110,23 +99,41 @@ impl LogDensity {
         report(self.json, self.output.as_deref(), &frames, &log_density, outside);
         Ok(())
     }
+}
 
-    /// The frames, in the order of the model's atoms.
-    fn read(&self, path: &Path, card: &ModelCard) -> Result<Frames> {
-        let mut frames = match (&self.topology, &card.topology) {
-            (Some(topology), _) => read_in_order(path, topology, card)?,
-            (None, Some(atoms)) => trajectory::read_of(path, atoms, "model")?,
-            (None, None) => trajectory::read(path)?,
-        };
-        let Some(atoms) = &card.topology else { return Ok(frames) };
-        if array(path, "log_density", frames.n())?.is_some() {
-            warn_of_torn_bonds(path, &frames, atoms, "model");
-            return Ok(frames);
-        }
-        trajectory::require_nanometres(path, &frames, atoms)?;
-        require_bonds(path, &mut frames, atoms, "model")?;
-        Ok(frames)
+/// The frames of a file as a model's density takes them: in the order of its atoms (of `topology`, where that is given),
+/// with auxiliary coordinates, and centroids where the model sees noise there.
+pub fn as_of_model(path: &Path, topology: Option<&Path>, model: &dyn Model, seed: u64) -> Result<Frames> {
+    let steering = model.steering().unwrap_or(Steering::NONE);
+    let of_x = model.dimension() - steering.auxiliary;
+    let mut frames = read(path, topology, model.card())?.require(path, of_x)?;
+    if let Scope::Noisy { sigma } = model.scope() {
+        // samples of a model have a log q, and a centroid that belongs to it
+        let own = array(path, "log_density", frames.n())?.is_some();
+        draw_centroids(&mut frames, sigma, seed, own);
     }
+    if let Some(first) = frames.x.get(..of_x) {
+        warn_of_labels(path, model, first);
+    }
+    let streams = |row: usize| Stream::new(seed, StreamId::Auxiliary, row as u64, 0);
+    Ok(Frames::new(model.dimension(), steering.join(&frames.x, of_x, &streams)))
+}
+
+/// The frames, in the order of the model's atoms.
+fn read(path: &Path, topology: Option<&Path>, card: &ModelCard) -> Result<Frames> {
+    let mut frames = match (topology, &card.topology) {
+        (Some(topology), _) => read_in_order(path, topology, card)?,
+        (None, Some(atoms)) => trajectory::read_of(path, atoms, "model")?,
+        (None, None) => trajectory::read(path)?,
+    };
+    let Some(atoms) = &card.topology else { return Ok(frames) };
+    if array(path, "log_density", frames.n())?.is_some() {
+        warn_of_torn_bonds(path, &frames, atoms, "model");
+        return Ok(frames);
+    }
+    trajectory::require_nanometres(path, &frames, atoms)?;
+    require_bonds(path, &mut frames, atoms, "model")?;
+    Ok(frames)
 }
 
 /// Frames of the atoms of a PDB file, brought to the model's order.

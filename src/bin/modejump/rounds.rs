@@ -153,7 +153,9 @@ mod run {
 
         fn open_system(&self, topology: &Topology) -> Result<System> {
             let system = self.platform.read_system(&self.system)?;
-            topology.require_masses(&system.masses()).map_err(|e| Error::file(&self.system, e.to_string()))?;
+            topology
+                .require_system(&system.masses(), &system.bonds()?)
+                .map_err(|e| Error::file(&self.system, e.to_string()))?;
             warn_of_box(&self.topology, &self.system, &system)?;
             match system.constraints()?.first() {
                 None => Ok(system),

@@ -31,7 +31,7 @@ pub struct Sample {
     points_only: bool,
     /// Samples: safetensors (`x`, `log_density`, for flows `log_det`, `auxiliary` where the model has such coordinates:
     /// log q is then that of both without the density of these, so that −u − log q is a log-weight), npy, dcd, xtc,
-    /// trr, pdb or gro
+    /// trr, pdb or gro, which leave out what is outside the support
     #[arg(short, long)]
     output: PathBuf,
     #[command(flatten)]
@@ -88,7 +88,12 @@ impl Sample {
         }
         let steering = model.steering().unwrap_or(Steering::NONE);
         let dimension = dimension - steering.auxiliary;
-        let [x, auxiliary] = steering.take_apart(&x, dimension, &mut log_density);
+        let [mut x, auxiliary] = steering.take_apart(&x, dimension, &mut log_density);
+        // what could not be made is no configuration, and only log q says so
+        if trajectory::require_array(&self.output, "log_density").is_err() {
+            let rows = x.chunks_exact(dimension).zip(&log_density);
+            x = rows.filter(|(_, e)| e.is_inside()).flat_map(|(row, _)| row.to_vec()).collect();
+        }
         let frames = Frames::new(dimension, x);
         let (values, outside) = split(&log_density);
         let mut extra: Vec<(&str, &[f64])> = vec![("log_density", &values)];

@@ -29,6 +29,11 @@ fn atoms_in_another_order_than_the_systems_or_the_models_are_refused() {
     // two hydrogens: no mass tells, the model's names do
     let hydrogens = with_atoms_exchanged(&folder, [2, 4]);
     run(&hydrogens, &[]).succeeds();
+    // nor of those at two carbons, but bonds do
+    let [a, b] = [10, 12]; // HA and HB1
+    let message = run(&with_atoms_exchanged(&folder, [a, b]), &[]).fails();
+    assert!(message.contains("the System bonds ") && message.contains("in one order"), "{message}");
+    let hydrogens = with_atoms_exchanged(&folder, [2, 4]);
     let message = run(&hydrogens, &["--model", MODEL]).fails();
     assert!(message.contains("exchanged.pdb: ") && message.contains("stands where the model has"), "{message}");
     let message = run(&hydrogens, &["--model", MODEL, "--solute", "0-21"]).fails();
@@ -48,8 +53,11 @@ fn coordinates_in_another_unit_are_refused() {
         false => format!("{line}\n"),
     };
     std::fs::write(&path, pdb.lines().map(in_nm).collect::<String>()).unwrap();
-    let message = modejump(&["md", "--system", SYSTEM, "--topology"]).arg(&path).fails();
-    assert!(message.contains("nm.pdb") && message.contains("coordinates in Angstrom"), "{message}");
+    for command in ["md", "train"] {
+        let output = folder.join("out.safetensors");
+        let message = modejump(&[command, "--system", SYSTEM, "-o"]).arg(output).arg("--topology").arg(&path).fails();
+        assert!(message.contains("nm.pdb") && message.contains("coordinates in Angstrom"), "{message}");
+    }
 }
 
 /// Alanine dipeptide in vacuum with two argon atoms on springs: a System of which the model describes a part.

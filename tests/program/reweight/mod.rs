@@ -4,9 +4,11 @@ mod energies;
 mod report;
 mod surrogate;
 
-use crate::command::{document, folder, modejump, number, Run, MODEL, SYSTEM};
+use crate::command::{document, folder, modejump, number, Run, MODEL, SYSTEM, TOPOLOGY};
 use crate::{steerable, tarflow};
+use modejump::io::trajectory::{self, Frames};
 use serde_json::Value;
+use std::path::Path;
 use std::process::Command;
 
 fn reweight(more: &[&str]) -> Command {
@@ -17,6 +19,44 @@ fn reweight(more: &[&str]) -> Command {
 fn a_state_may_begin_below_zero() {
     let summary = reweight(&["-n", "200", "--state", "-2,0"]).json();
     assert!(number(&summary, "ess") > 0.0, "{summary}");
+}
+
+/// With samples of the generator itself, resampled to the ensemble, and without those of a state that it then seems to
+/// hardly ever draw.
+#[test]
+fn frames_of_the_ensemble_tell_what_samples_cover() {
+    let folder = folder("reweight-frames");
+    let [run, mirror] = ["run.safetensors", "mirror.npy"].map(|name| folder.join(name).display().to_string());
+    modejump(&[
+        "md",
+        "--topology",
+        TOPOLOGY,
+        "--system",
+        SYSTEM,
+        "--model",
+        MODEL,
+        "-n",
+        "8000",
+        "--record",
+        "10",
+        "-o",
+        &run,
+    ])
+    .succeeds();
+    let summary = reweight(&["-n", "2000", "--frames", &run]).json();
+    let [log_z, error, alone] = ["frames/log_z", "frames/log_z_stderr", "log_z"].map(|key| number(&summary, key));
+    assert!(error > 0.0 && error < 0.05 && (log_z - alone).abs() < 0.15, "{summary}");
+    assert!((0.4..=1.0).contains(&number(&summary, "frames/ess")), "{summary}");
+    assert!(summary["frames"]["n"] == 800 && summary["frames"]["outside_support"] == 0, "{summary}");
+    assert!(number(&summary, "frames/state_population") < 0.2, "{summary}");
+    let text = reweight(&["-n", "2000", "--frames", &run]).succeeds();
+    assert!(text.contains("800 of ") && !text.contains("hardly ever"), "{text}");
+    // the other hand has no density at all
+    let x = trajectory::read(Path::new(&run)).unwrap();
+    let mirrored = Frames::new(66, [x.x.clone(), x.x.iter().map(|v| -v).collect()].concat());
+    trajectory::write(Path::new(&mirror), &mirrored, None, &[]).unwrap();
+    let text = reweight(&["-n", "2000", "--frames", &mirror]).succeeds();
+    assert!(text.contains("800 of them are outside") && text.contains("hardly ever show some"), "{text}");
 }
 
 /// The torsion of the default state, named by its atoms, and a distance; a molecule without a backbone has states, too.

@@ -74,7 +74,7 @@ pub fn target(
         return Err(Error::file(path, message));
     }
     if let Some(atoms) = atoms {
-        atoms.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
+        atoms.require_system(&system.masses(), &system.bonds()?).map_err(|e| Error::file(path, e.to_string()))?;
     }
     OpenMmTarget::new(system, temperature, threads())
 }

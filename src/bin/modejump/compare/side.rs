@@ -46,7 +46,8 @@ impl Side {
         }
         let array = |name: &str| array(path, name, n);
         let (given, of_weights) = (array("reduced_potential")?, array("log_weight")?);
-        let has_density = array("log_density")?.is_some();
+        let density = array("log_density")?;
+        let has_density = density.is_some();
         let by_turns = array("walker")?.or(array("epoch")?).is_some();
         let temperatures = array("temperature")?.unwrap_or_default();
         let [coldest, hottest] = [f64::min, f64::max].map(|of| temperatures.iter().copied().reduce(of));
@@ -92,9 +93,20 @@ impl Side {
                 path.display()
             );
         }
-        let (x, u) = (frames.x, u.filter(is_known));
+        let (mut x, mut u) = (frames.x, u.filter(is_known));
         let name = path.display().to_string();
-        Ok(Side { name, x, n, u, without_energy, raw, log_weight, has_density, by_turns, temperature })
+        // weights leave out what a model could not make; without any it would count as a configuration
+        let is_inside = |i: &usize| density.as_ref().is_none_or(|log_q| log_q[*i] != f64::NEG_INFINITY);
+        let inside: Vec<usize> = (0..n).filter(|i| raw.is_some() || is_inside(i)).collect();
+        if inside.len() < n {
+            eprintln!(
+                "note: {name}: {} of {n} frames are outside the support of their model, and left out",
+                n - inside.len()
+            );
+            x = inside.iter().flat_map(|&i| &x[i * frames.dimension..][..frames.dimension]).copied().collect();
+            u = u.map(|u| inside.iter().map(|&i| u[i]).collect());
+        }
+        Ok(Side { name, x, n: inside.len(), u, without_energy, raw, log_weight, has_density, by_turns, temperature })
     }
 }
 

@@ -121,7 +121,7 @@ impl Plot {
         for name in FIGURES.iter().chain(&[TRAINING, ROUNDS]) {
             check_apart(&self.output.join(name), self.data.iter().chain(&self.log))?;
         }
-        let mut series = Vec::new();
+        let mut given = Vec::new();
         for path in &self.data {
             let text = std::fs::read_to_string(path).map_err(|e| not_text(path, e))?;
             let document: Document = parse_json(path, &text).map_err(|e| match Log::of(&text) {
@@ -130,8 +130,9 @@ impl Plot {
                 None => e,
             })?;
             document.series.iter().try_for_each(Series::check).map_err(|e| Error::file(path, e.to_string()))?;
-            series.extend(document.series);
+            given.push((path, document.series));
         }
+        let series = apart(given);
         let written = draw(&self.output, &series, &FIGURES)?;
         if let ([path, ..], true) = (&self.data[..], written.is_empty()) {
             let reason =
@@ -150,6 +151,20 @@ impl Plot {
 }
 
 /// A file that could not be read, or that is none of those that figures are drawn of, such as a trajectory.
+/// The series of all files; those of one name, such as two runs of `reweight` with one model, have their file's as well.
+fn apart(given: Vec<(&PathBuf, Vec<Series>)>) -> Vec<Series> {
+    let names: Vec<String> = given.iter().flat_map(|(_, series)| series.iter().map(|s| s.name.clone())).collect();
+    let renamed = |(path, series): (&PathBuf, Vec<Series>)| {
+        let file = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let is_alone = |name: &str| names.iter().filter(|other| *other == name).count() == 1;
+        let name = move |name: String, alone: bool| if alone { name } else { format!("{name} ({file})") };
+        let named = |s: Series| (is_alone(&s.name), s);
+        let series: Vec<_> = series.into_iter().map(named).collect();
+        series.into_iter().map(move |(alone, s)| Series { name: name(s.name.clone(), alone), ..s })
+    };
+    given.into_iter().flat_map(renamed).collect()
+}
+
 fn not_text(path: &Path, error: std::io::Error) -> Error {
     match error.kind() {
         std::io::ErrorKind::InvalidData => Error::file(

@@ -1,5 +1,6 @@
 //! `modejump reweight`: what a generator's importance weights say about the target.
 
+mod frames;
 mod state;
 mod surrogate;
 
@@ -42,6 +43,9 @@ pub struct Reweight {
     /// '{"along": {"torsion": [0, 1, 2, 3]}, "range": [-1.05, 1.05]}'
     #[arg(long, allow_hyphen_values = true, value_parser = State::parse)]
     state: Option<State>,
+    /// Frames of the ensemble at this temperature, as `modejump md` with jumps records them: whether the samples cover them
+    #[arg(long, conflicts_with = "surrogate")]
+    frames: Option<PathBuf>,
     /// Model file of a density that stands in for the generator's, such as an energy-based model: the weights by either
     /// on the same samples, and what the bias of the stand-in is
     #[arg(long)]
@@ -170,7 +174,7 @@ impl Reweight {
 
     /// Errors: outputs that cannot be written, and those that are inputs or each other.
     fn check_outputs(&self) -> Result<()> {
-        let given = || [&self.model, &self.system].into_iter().chain(&self.surrogate);
+        let given = || [&self.model, &self.system].into_iter().chain(&self.surrogate).chain(&self.frames);
         for (path, others) in [(&self.output, &self.calibrate), (&self.calibrate, &None)] {
             let Some(path) = path else { continue };
             check_apart(path, given().chain(others))?;
@@ -192,20 +196,37 @@ impl Reweight {
             extend(summary, json!({ "rotations": rotations }));
         }
         let [x, _] = steering(model).take_apart(&x, dimension_without_auxiliary(model), &mut log_q);
-        let samples = self.look_at(&x, model, temperature, ranks)?;
+        let samples = self.look_at_shared(&x, model, temperature, ranks)?;
         if !ranks.is_first() {
             return Ok(Vec::new());
         }
         let weighted = Weighted::new(model.exactness(), &samples, &log_q, self.rule.rule())?;
         extend(summary, weighted.summary(&samples)?);
+        if !samples.in_state.is_empty() {
+            extend(summary, json!({ "state": self.state.as_ref().unwrap_or(&State::DEFAULT).in_words() }));
+        }
+        if let Some(path) = &self.frames {
+            let found = self.beside_frames(path, model, temperature, &weighted.log_weight)?;
+            extend(summary, json!({ "frames": found }));
+        }
         Ok(vec![weighted.series(&stem(&self.model), &samples)])
     }
 
-    /// Reduced potentials and backbone angles of configurations without auxiliary coordinates.
-    fn look_at(&self, x: &[f64], model: &dyn Model, temperature: f64, ranks: &dyn Ranks) -> Result<Samples> {
+    /// Reduced potentials and backbone angles of configurations without auxiliary coordinates, the energies by all ranks.
+    fn look_at_shared(&self, x: &[f64], model: &dyn Model, temperature: f64, ranks: &dyn Ranks) -> Result<Samples> {
+        let d = dimension_without_auxiliary(model);
+        let energies =
+            ranks.rows(self.n, |rows| self.energies(temperature, model, &x[rows.start * d..rows.end * d]))?;
+        self.with_energies(x, model, energies)
+    }
+
+    /// The same by this rank alone.
+    fn look_at(&self, x: &[f64], model: &dyn Model, temperature: f64) -> Result<Samples> {
+        self.with_energies(x, model, self.energies(temperature, model, x)?)
+    }
+
+    fn with_energies(&self, x: &[f64], model: &dyn Model, both: Vec<f64>) -> Result<Samples> {
         let dimension = dimension_without_auxiliary(model);
-        let both = ranks
-            .rows(self.n, |rows| self.energies(temperature, model, &x[rows.start * dimension..rows.end * dimension]))?;
         let (u, log_metric) = both.chunks_exact(2).map(|both| (both[0], both[1])).unzip();
         let of_atoms = |atoms: [usize; 4]| -> Vec<f64> {
             let four = |x: &[f64]| atoms.map(|a| atom(x, a));
@@ -387,12 +408,15 @@ fn report(s: &Value) {
     }
     if s.get("state_population").is_some() {
         let population = with_error(100.0 * f("state_population"), 100.0 * f("state_population_stderr"), 2);
-        println!("P(state)          {population} %{mark}");
+        println!("P(state)          {population} % ({}){mark}", s["state"].as_str().unwrap_or_default());
     }
     if s.get("delta_f_kT").is_some() {
         println!("ΔF(state − rest)  {} kT{mark}", with_error(f("delta_f_kT"), f("delta_f_stderr"), 3));
     }
     if f("u_stderr").is_nan() || f("acceptance_stderr").is_nan() {
         println!("{}", without_error());
+    }
+    if s.get("frames").is_some() {
+        frames::report(s);
     }
 }

@@ -38,6 +38,13 @@ impl State {
         }
     }
 
+    pub fn in_words(&self) -> String {
+        match self {
+            State::Phi([from, to]) => format!("φ from {from} to {to}"),
+            State::Region(_) => "the region of --state".into(),
+        }
+    }
+
     /// Errors: a region of atoms that configurations of `dimension` numbers do not have.
     pub fn check(&self, dimension: usize) -> Result<()> {
         match self {

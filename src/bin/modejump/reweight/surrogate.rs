@@ -65,7 +65,7 @@ impl Reweight {
         let (steering, dimension) = (steering(model), dimension_without_auxiliary(model));
         steering.take_apart(&x, dimension, &mut log_q);
         let [x, _] = steering.take_apart(&x, dimension, &mut log_surrogate);
-        let samples = self.look_at(&x, model, temperature, ranks)?;
+        let samples = self.look_at_shared(&x, model, temperature, ranks)?;
         if !ranks.is_first() {
             return Ok(Vec::new());
         }

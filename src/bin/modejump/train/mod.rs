@@ -17,6 +17,7 @@ mod tarflow;
 mod transferable;
 
 use crate::common::{claim, describe_training, hash_of, watch_signals, PlatformFlag, Weights};
+use crate::dynamics::check_start;
 use clap::{Args, ValueEnum};
 use modejump::coordinates::Topology;
 use modejump::io::checkpoint::{self, Identity};
@@ -141,6 +142,7 @@ impl Train {
         }
         self.temperature = Some(self.temperature()?);
         let (topology, x0) = Topology::from_pdb(&self.topology)?;
+        check_start(&self.topology, &topology, &x0)?;
         self.check_system(&topology)?;
         self.check_settings(&config, 3 * topology.n_atoms())?;
         self.check_design(&config, &topology, &x0)?;

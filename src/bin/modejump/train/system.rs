@@ -12,11 +12,21 @@ use {
 
 #[cfg(feature = "openmm")]
 impl Train {
-    /// Errors: a System of other atoms, or with its atoms in another order.
+    /// Errors: a System of other atoms, or with its atoms in another order, or with some that no jump can move.
     pub(super) fn check_system(&self, topology: &Topology) -> Result<()> {
         match (self.open_system()?, &self.system) {
             (Some(system), Some(path)) => {
-                topology.require_masses(&system.masses()).map_err(|e| Error::file(path, e.to_string()))?;
+                topology
+                    .require_system(&system.masses(), &system.bonds()?)
+                    .map_err(|e| Error::file(path, e.to_string()))?;
+                if let Some(atom) = system.masses().iter().position(|&mass| mass == 0.0) {
+                    let reason = format!(
+                        "{} has no mass, so it is a virtual site or a frozen particle, which a generator does not place: train with a System \
+                         and a topology without it, and name the atoms of the model where jumps are made (--solute, `particles`)",
+                        topology.label(atom)
+                    );
+                    return Err(Error::file(path, reason));
+                }
                 warn_of_box(&self.topology, path, &system)
             }
             _ => Ok(()),

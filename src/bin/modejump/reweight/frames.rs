@@ -1,0 +1,85 @@
+//! Frames of the ensemble beside samples of the generator: whether the samples cover what the frames show.
+//!
+//! Weights of samples know nothing of configurations that the generator hardly ever draws. Samples and frames together
+//! tell Z by Bennett's acceptance ratio, and with that Z a frame's weight says how much of the ensemble the samples
+//! stand for: the effective share of them is 1/⟨w/Z⟩ over the frames.
+
+use super::{extend, Reweight, Samples};
+use crate::common::{evaluations, number, with_error};
+use crate::log_density::as_of_model;
+use modejump::density::Evaluation;
+use modejump::free_energy::{bar, mean_of_series};
+use modejump::models::steering::dimension_without_auxiliary;
+use modejump::models::Model;
+use modejump::{weights, Result};
+use serde_json::{json, Value};
+use std::path::Path;
+
+/// Samples cover too little where the frames leave this share of the effective number that the samples claim.
+const COVERED: f64 = 0.2;
+
+impl Reweight {
+    /// What frames of the ensemble say, beside the log-weights of samples.
+    pub(super) fn beside_frames(
+        &self,
+        path: &Path,
+        model: &dyn Model,
+        kelvin: f64,
+        log_weight: &[f64],
+    ) -> Result<Value> {
+        let frames = as_of_model(path, None, model, self.seed)?;
+        let mut log_q: Vec<Evaluation> = evaluations(frames.n());
+        model.log_density(&frames.x, &mut log_q)?;
+        let [x, _] = super::steering(model).take_apart(&frames.x, dimension_without_auxiliary(model), &mut log_q);
+        let of_frames = self.look_at(&x, model, kelvin)?;
+        let of_frames_weights: Vec<f64> = log_weights(&of_frames, &log_q);
+        let forward: Vec<f64> = log_weight.iter().map(|w| -w).collect();
+        let delta = bar(&forward, &of_frames_weights)?;
+        let log_z = -delta.value;
+        let n = frames.n() as f64;
+        let ess = (log_z + n.ln() - weights::log_sum_exp(&of_frames_weights)).exp();
+        let mut found = json!({
+            "file": path.display().to_string(),
+            "n": frames.n(),
+            "outside_support": log_q.iter().filter(|e| !e.is_inside()).count(),
+            "ess": ess.min(1.0),
+            "log_z": log_z,
+            "log_z_stderr": delta.standard_error,
+        });
+        let inside: Vec<f64> =
+            of_frames.in_state.iter().map(|inside| f64::from(u8::from(*inside == Some(true)))).collect();
+        if let Ok(population) = mean_of_series(&inside) {
+            let (value, error) = (population.value, population.standard_error);
+            extend(&mut found, json!({ "state_population": value, "state_population_stderr": error }));
+        }
+        Ok(found)
+    }
+}
+
+/// ln w of each frame, +∞ where the generator has no density.
+fn log_weights(frames: &Samples, log_q: &[Evaluation]) -> Vec<f64> {
+    let density = log_q.iter().map(|e| if e.is_inside() { e.log_density } else { f64::NEG_INFINITY });
+    frames.total().iter().zip(density).map(|(u, log_q)| -u - log_q).collect()
+}
+
+/// Of a summary with `frames`.
+pub(super) fn report(summary: &Value) {
+    let frames = &summary["frames"];
+    let f = |key: &str| number(frames, key);
+    println!("frames            {} of {}", frames["n"], frames["file"].as_str().unwrap_or_default());
+    if f("outside_support") > 0.0 {
+        println!("                  {} of them are outside the generator's support", frames["outside_support"]);
+    }
+    println!("  ESS             {:.2e} % of the samples, by the frames", 100.0 * f("ess"));
+    println!("  log Z           {} by samples and frames", with_error(f("log_z"), f("log_z_stderr"), 4));
+    if frames.get("state_population").is_some() {
+        let population = with_error(100.0 * f("state_population"), 100.0 * f("state_population_stderr"), 2);
+        println!("  P(state)        {population} % of the frames");
+    }
+    if f("ess") < COVERED * number(summary, "ess") {
+        println!(
+            "(the samples hardly ever show some of what the frames do: averages with their weights are wrong by more than their errors; take \
+             those of the frames, of a run with jumps)"
+        );
+    }
+}
