@@ -51,9 +51,15 @@ static __device__ void arrived() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
-// What a function that is not inlined cannot see: the address is one of the card's memory, or of the block's.
-#define IN_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
-#define IN_SHARED(pointer) __builtin_assume(__isShared(pointer))
+// The same address, as one of the card's memory, which a function that is not inlined cannot see. An instruction says so; an assumption
+// (__builtin_assume of __isShared) had compilers from 12.4 to 13.2 leave out what follows.
+template <class T>
+static __device__ T* in_global(T* pointer) {
+  size_t address;
+  asm("cvta.to.global.u64 %0, %1;" : "=l"(address) : "l"(pointer));
+  return (T*)__cvta_global_to_generic(address);
+}
+#define IN_GLOBAL(pointer) in_global(pointer)
 #define COPY_LATER(to, from) copy_later(to, from)
 #define ARRIVED() arrived()
 // The compiler moves no load behind it, wherever it finds that registers are better used otherwise.
@@ -63,6 +69,12 @@ static __device__ void arrived() {
 typedef REAL real;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+
+// The block's shared memory, by its name, from which compilers know that it is that.
+static __device__ double* of_block() {
+  DYNAMIC_SHARED(memory);
+  return memory;
+}
 
 #define PI 3.14159265358979323846
 #define SQRT_2 1.41421356237309504880
@@ -214,7 +226,6 @@ static __device__ void add_input(const real* w, const real* x, real* left, real*
 template <class Start, class Finish>
 static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
                                const Finish& finish, int stride = 0) {
-  IN_GLOBAL(w);
   if (stride == 0) stride = lanes;
   const int columns = n_out / 2, groups = lanes / 8;
   const Tiles tiles(columns, groups);

@@ -217,8 +217,7 @@ static __device__ void encode(const Arguments& a, const Shared& s, int first, do
 #else
 // Latent points, drawn from `streams` or given in z, to x.
 KERNEL(coupling_generate, Arguments) {
-  DYNAMIC_SHARED(memory);
-  const Shared s = layout(a, memory);
+  const Shared s = layout(a, of_block());
   const int first = blockIdx.x * TILE;
   generate(a, s, first, nullptr);
   write_rows(a.x, a.dimension_x, first, a.n, a.internal.n_atoms ? s.x : s.u);
@@ -227,8 +226,7 @@ KERNEL(coupling_generate, Arguments) {
 
 // x to latent points, written to z where that is wanted.
 KERNEL(coupling_encode, Arguments) {
-  DYNAMIC_SHARED(memory);
-  const Shared s = layout(a, memory);
+  const Shared s = layout(a, of_block());
   const int first = blockIdx.x * TILE;
   encode(a, s, first, nullptr);
   if (a.z) write_rows(a.z, a.dimension, first, a.n, s.u);

@@ -502,8 +502,7 @@ static __device__ void given_back(const Arguments& a, const Shared& s, const Kep
 // log q of x and its gradient, or the cotangents of z; a row that is outside has zeros. A block goes on to the next rows of its own.
 // Derivatives of splines and of geometry need more registers than their values.
 KERNEL_OF(384, coupling_back, Arguments) {
-  DYNAMIC_SHARED(memory);
-  const Shared s = layout(a, memory);
+  const Shared s = layout(a, of_block());
   const Kept kept = kept_of(a);
   const int width = OF_LATENT ? a.dimension : a.dimension_x;
   for (int first = blockIdx.x * TILE; first < a.n; first += gridDim.x * TILE) {

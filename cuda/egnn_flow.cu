@@ -310,8 +310,7 @@ static __device__ __noinline__ void message_tangents(const Network& a, real* scr
                                                      const real* tape) {
   OWN_TANGENTS(scratch);
   const Layer& layer = a.layers[l];
-  const real* const w = a.weights;
-  IN_GLOBAL(w);
+  const real* const w = IN_GLOBAL(a.weights);
   const real *const of_r = w + layer.pair, *const of_start = of_r + EVEN(HIDDEN);
   const auto kept = [&](int lane) { return lanes.edge(tape, l, lane); };
   const auto apart = [&](const real* x, int lane) { return along(x, lanes.target(lane)) - along(x, lanes.source(lane)); };

@@ -69,7 +69,7 @@ static __device__ Range own_heads(const State& m, int rows) {
 #if !TENSOR
 // Adds what inputs from k to before `end` come to, in eight lanes of x, for outputs o and o + 1.
 static __device__ void add_inputs(const real* w, int n_out, int o, const real* x, int k, int end, real* left, real* right) {
-  IN_GLOBAL(w);
+  w = IN_GLOBAL(w);
 #pragma unroll READS_AT_ONCE
   for (; k < end; ++k) add_input(w + (size_t)k * n_out + o, x + k * LANES, left, right);
 }
@@ -77,9 +77,9 @@ static __device__ void add_inputs(const real* w, int n_out, int o, const real* x
 
 #if TEAM > 1
 // Sums over the inputs of each chunk, to m.sums; one function for all products, so that its code stays in the instruction cache.
-static __device__ __noinline__ void sums_of_chunks(real* sums, Range range, const real* w, int n_in, int n_out, const real* x) {
-  IN_BLOCK(sums);
-  IN_BLOCK(x);
+static __device__ __noinline__ void sums_of_chunks(const Place place, Range range, const real* w, int n_in, int n_out, int at) {
+  real* const sums = layout(place).sums;
+  const real* const x = near_of(place) + at;
   const int n = range.last - range.first, groups = LANES / 8, items = n / 2 * groups;
   for (int item = threadIdx.x; item < CHUNKS(n_in) * items; item += THREADS) {
     const int chunk = item / items, o = 2 * (item % items / groups), lane = 8 * (item % groups), k = chunk * CHUNK;
@@ -103,7 +103,7 @@ static __device__ void outputs(const State& m, Range range, const real* w, int n
   product(w, n_in, n_out, LANES, x, start, finish);
 #elif TEAM > 1
   const int n = range.last - range.first, groups = LANES / 8;
-  sums_of_chunks(m.sums, range, w, n_in, n_out, x);
+  sums_of_chunks(m.place, range, w, n_in, n_out, (int)(x - near_of(m.place)));
   for (int item = threadIdx.x; item < n * groups; item += THREADS) {
     const int o = item / groups, lane = 8 * (item % groups);
     real sum[8], more[8];
@@ -420,12 +420,7 @@ KERNEL(graphormer, Arguments) {
   const int block = blockIdx.x;
   const Team single = {block, 0, 1, (u32*)0, 0}, team = TEAM > 1 ? team_of(TEAM, a.batch.arrivals) : single;
   real* const far = a.batch.scratch + (size_t)team.index * TEAM * OF_BLOCK;
-#if SCRATCH
-  real* const near = far + (size_t)TEAM * FAR + (size_t)team.rank * (OF_BLOCK - FAR);
-#else
-  DYNAMIC_SHARED(shared);
-  real* const near = (real*)shared;
-#endif
+  real* const near = SCRATCH ? far + (size_t)TEAM * FAR + (size_t)team.rank * (OF_BLOCK - FAR) : (real*)0;
   const Place place = {near, far, team.rank};
   for (int row = team.index; row < a.batch.n; row += gridDim.x / TEAM) {
     forward(a, team, place, row);

@@ -26,18 +26,20 @@
 #define FAR (ALL_NEAR ? 0 : EACH(FAR_ROWS) * LANES)
 #define OF_BLOCK (FAR + (SCRATCH ? NEAR + (ALL_NEAR ? FAR_ROWS * LANES : 0) : 0))
 
-// Of what is near: where it lies.
-#if SCRATCH
-#define IN_BLOCK(pointer) IN_GLOBAL(pointer)
-#else
-#define IN_BLOCK(pointer) IN_SHARED(pointer)
-#endif
-
-// Where a block's state is, and its number in its team.
+// Where a block's state is, and its number in its team. What is near has an address where it is not in shared memory.
 struct Place {
   real *near, *far;
   int rank;
 };
+
+static __device__ real* near_of(const Place& place) {
+#if SCRATCH
+  return IN_GLOBAL(place.near);
+#else
+  (void)place;
+  return (real*)of_block();
+#endif
+}
 
 // Arrays of [numbers][LANES] unless said otherwise. `near` ones are of the block; of `far` ones its team has one each, which are the near
 // ones where the block is a team of its own.
@@ -54,8 +56,7 @@ struct State {
 
 // All at fixed distances from the two addresses, so that functions that are not inlined have it from those.
 static __device__ State layout(const Place& place) {
-  real *near = place.near, *far = place.far;
-  IN_BLOCK(near);
+  real *near = near_of(place), *far = place.far;
   State m;
   m.place = place;
   m.x = take(near, 3);

@@ -20,9 +20,8 @@
 #if SCRATCH
 #define BLOCK_MEMORY(scratch) real* const memory = (scratch)
 #else
-#define BLOCK_MEMORY(scratch) \
-  DYNAMIC_SHARED(shared);     \
-  real* const memory = (real*)shared; \
+#define BLOCK_MEMORY(scratch)             \
+  real* const memory = (real*)of_block(); \
   (void)(scratch)
 #endif
 #define EVEN(n) (((n) + 1) / 2 * 2)

@@ -25,16 +25,15 @@ static __device__ real sigmoid(real x) { return (real)1 / ((real)1 + exp(-x)); }
 // ---------------------------------------------------------------- the tape
 
 // Rows of PADDED lanes, a block's own; those of an edge have its sources as lanes.
-#define OF_LAYER ((ATOMS * OF_EDGE + OF_ATOM) * PADDED)
-#define TAPE (DIRECTIONS ? (size_t)LAYERS * OF_LAYER : 0)
+#define OF_LAYER ((size_t)(ATOMS * OF_EDGE + OF_ATOM) * PADDED)
+#define TAPE (DIRECTIONS ? LAYERS * OF_LAYER : 0)
 // Whether anything is to be kept on a tape.
 #define KEPT(tape) (DIRECTIONS && (tape))
 
 // Rows of edges to an atom, and of all atoms, in a layer.
 template <class Number>
 static __device__ Number* edges_to(Number* tape, int layer, int atom) {
-  IN_GLOBAL(tape);
-  return tape + (size_t)layer * OF_LAYER + (size_t)atom * OF_EDGE * PADDED;
+  return IN_GLOBAL(tape) + layer * OF_LAYER + (size_t)atom * OF_EDGE * PADDED;
 }
 template <class Number>
 static __device__ Number* atoms_of(Number* tape, int layer) {

@@ -75,9 +75,10 @@ struct Arguments {
 // Numbers of a thread in a product, two outputs of its lanes; odd, so that neighbours' are in different banks.
 #define VALUES (2 * WIDE + 1)
 
-// Two addresses, and arrays at fixed distances from them, which take no registers. Arrays are [numbers][LANES] unless said otherwise.
+// An address and a place in shared memory, and arrays at fixed distances from them, which take no registers. Arrays are [numbers][LANES] unless said otherwise.
 struct State {
-  real *of_team, *shared;
+  real* of_team;
+  int shift;
   __device__ real* y() const { return of_team; }
   __device__ real* inner() const { return y() + CHANNELS * LANES; }
   __device__ real* qkv() const { return inner() + CHANNELS * LANES; }
@@ -87,17 +88,14 @@ struct State {
   __device__ real* kept() const { return hidden() + EVEN(HIDDEN) * LANES; }
 
   // [2][PARTS][LANES]
-  __device__ real* sums() const {
-    IN_SHARED(shared);
-    return shared;
-  }
+  __device__ real* sums() const { return (real*)of_block() + shift; }
   __device__ real* output() const { return sums() + 2 * PARTS * LANES; }
   __device__ real* partial() const { return output() + 2 * SIZE * LANES; }  // [THREADS][VALUES]
   // What is staged, and in its place what attention needs, [WARPS][WIDTH + tokens].
   __device__ real* x() const { return partial() + THREADS * VALUES; }
   // Where there is one lane, before all others: keys and values of the head that this block mixes, as they are kept, and before them pairs
   // of weights, [OF_SLICE][THREADS].
-  __device__ real* near(const Arguments& a) const { return shared - 2 * WIDTH * a.tokens; }
+  __device__ real* near(const Arguments& a) const { return sums() - 2 * WIDTH * a.tokens; }
   __device__ Two* asked(const Arguments& a) const { return (Two*)near(a) - MOST_ASKED * THREADS + threadIdx.x; }
 };
 
@@ -621,9 +619,8 @@ static __device__ void run_stage(const Arguments& a, const State& m, const Team&
 }
 
 KERNEL(tarflow, Arguments) {
-  DYNAMIC_SHARED(memory);
   const Team team = team_of(a.blocks, a.arrivals);
-  const State m = {a.scratch + team.index * size_of(a), (real*)memory + (ALONE ? 2 * (WIDTH * a.tokens + MOST_ASKED * THREADS) : 0)};
+  const State m = {a.scratch + team.index * size_of(a), ALONE ? 2 * (WIDTH * a.tokens + MOST_ASKED * THREADS) : 0};
   const int rows = a.encode ? 1 : LANES, tiles = (a.n + rows - 1) / rows;
   for (int tile = team.index; tile < tiles; tile += gridDim.x / a.blocks) {
     if (team.rank == 0 && threadIdx.x < (unsigned)rows && tile * rows + threadIdx.x < (unsigned)a.n)

@@ -57,7 +57,7 @@ struct Kept { real *y, *inner, *qkv, *normed, *after, *hidden, *middle, *into, *
 
 // Arrays of [numbers][lanes] at fixed distances from the address of the team's memory.
 struct State {
-  real *of_team, *near;
+  real* of_team;
   int lanes;
   __device__ real* row(size_t rows) const { return of_team + rows * lanes; }
   __device__ real* flow() const { return row(0); }                       // y behind the last layer; cotangents of y
@@ -136,8 +136,10 @@ static __device__ void ask(const Work& w, const Product& of, const real* x, real
     COPY_LATER(near + input * NEAR_OUTPUTS + o, weights + (size_t)(first + o) * EVEN(of.inputs) + k + input);
 }
 
+// What is in shared memory in this turn.
+static __device__ real* near(int turn) { return (real*)of_block() + turn * NEAR; }
+
 static __device__ void add(Four* sum, const real* near, int inputs, int o, int lane) {
-  IN_SHARED(near);
 #pragma unroll 4
   for (int i = 0; i < inputs; ++i) {
     const High weight = *(const High*)(near + i * NEAR_OUTPUTS + o);
@@ -160,13 +162,13 @@ static __device__ void product(const Work& w, const Product& of, const real* x, 
     const bool works = column < columns && first + o < of.outputs && start + lane < w.m.lanes;
     Four sum[HIGH] = {};
     __syncthreads();
-    ask<BACK>(w, of, x, w.m.near, 0, first, start);
+    ask<BACK>(w, of, x, near(0), 0, first, start);
     for (int k = 0; k < of.inputs; k += DEPTH) {
       ARRIVED();
       __syncthreads();
       const int turn = k / DEPTH % 2;
-      if (k + DEPTH < of.inputs) ask<BACK>(w, of, x, w.m.near + (1 - turn) * NEAR, k + DEPTH, first, start);
-      if (works) add(sum, w.m.near + turn * NEAR, LEAST(DEPTH, of.inputs - k), o, lane);
+      if (k + DEPTH < of.inputs) ask<BACK>(w, of, x, near(1 - turn), k + DEPTH, first, start);
+      if (works) add(sum, near(turn), LEAST(DEPTH, of.inputs - k), o, lane);
     }
 #pragma unroll
     for (int h = 0; h < HIGH; ++h)
@@ -272,8 +274,8 @@ static __device__ size_t pair_at(const Work& w, int head, int j, int lane) { ret
 
 // factor Σ_c x_ci y_cj of each head, for tokens j up to the last of each four i.
 static __device__ void compare(const Work& w, const real* x, const real* y, real factor, real* to) {
-  IN_GLOBAL(x);
-  IN_GLOBAL(y);
+  x = IN_GLOBAL(x);
+  y = IN_GLOBAL(y);
   const int lanes = w.m.lanes, groups = lanes / GROUP;
   FOR_TEAM(item, HEADS * lanes * groups) {
     const int lane = item % groups * GROUP, j = item / groups % lanes, head = item / (groups * lanes);
@@ -295,8 +297,8 @@ static __device__ void compare(const Work& w, const real* x, const real* y, real
 
 // to_ci = Σ_j s_ij y_cj; s is zero where j is after i, as far as the four of i go.
 static __device__ void mix(const Work& w, const real* s, const real* y, real* to) {
-  IN_GLOBAL(s);
-  IN_GLOBAL(y);
+  s = IN_GLOBAL(s);
+  y = IN_GLOBAL(y);
   const int lanes = w.m.lanes, groups = lanes / GROUP;
   FOR_TEAM(item, CHANNELS * groups) {
     const int lane = item % groups * GROUP, c = item / groups;
@@ -314,8 +316,8 @@ static __device__ void mix(const Work& w, const real* s, const real* y, real* to
 
 // to_cj = Σ_i s_ij x_ci.
 static __device__ void mix_back(const Work& w, const real* s, const real* x, real* to) {
-  IN_GLOBAL(s);
-  IN_GLOBAL(x);
+  s = IN_GLOBAL(s);
+  x = IN_GLOBAL(x);
   const int lanes = w.m.lanes, groups = lanes / GROUP;
   FOR_TEAM(item, CHANNELS * groups) {
     const int lane = item % groups * GROUP, c = item / groups;
@@ -590,9 +592,8 @@ static __device__ __noinline__ void to_data(const Work& w, int stage, const Samp
 }
 
 KERNEL(tarflow_gradient, Arguments) {
-  DYNAMIC_SHARED(memory);
   const Team team = team_of(a.blocks, a.arrivals);
-  State m = {a.scratch, (real*)memory, a.lanes};
+  State m = {a.scratch, a.lanes};
   m.of_team += team.index * (m.shared_rows() + a.n_stages * m.stage_rows()) * a.lanes;
   const Work w = {a, m, team};
   const size_t size = (size_t)a.tokens * SIZE;

@@ -71,7 +71,7 @@ static __device__ void gather_eight(const float* first, const float* second, int
 template <class Start, class Finish>
 static __device__ void product(const real* w, int n_in, int n_out, int lanes, const real* x, const Start& start,
                                const Finish& finish, int stride = 0) {
-  IN_GLOBAL(w);
+  w = IN_GLOBAL(w);
   if (stride == 0) stride = lanes;
   const int thread = threadIdx.x % 32, g = thread / 4, t = thread % 4;
   const int tiles = (n_out + 15) / 16, parts = (lanes / 8 + MOST_EIGHTS - 1) / MOST_EIGHTS;

@@ -47,7 +47,7 @@ static __device__ T over_threads(T* memory, T value, const Combine& combine) {
 #define FOR_PIECES(piece) for (int piece = blockIdx.x; piece * PIECE < a.n; piece += gridDim.x)
 
 KERNEL(sum_pieces, Arguments) {
-  DYNAMIC_SHARED(memory);
+  double* const memory = of_block();
   const auto sum = [](double x, double y) { return x + y; };
   FOR_PIECES(piece) {
     const int first = piece * PIECE + threadIdx.x * ITEMS, end = first + ITEMS < a.n ? first + ITEMS : a.n;
@@ -80,7 +80,7 @@ KERNEL(normalise, Arguments) {
 
 // What the normalised weights come to within each piece, and pieces as a whole.
 KERNEL(cumulate, Arguments) {
-  DYNAMIC_SHARED(memory);
+  double* const memory = of_block();
   FOR_PIECES(piece) {
     const int first = piece * PIECE + threadIdx.x * ITEMS, end = first + ITEMS < a.n ? first + ITEMS : a.n;
     double sum = 0.0;

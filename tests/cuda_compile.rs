@@ -1,7 +1,8 @@
 //! Every kernel compiled for every generation of cards, by nvcc and by NVRTC, without a GPU: no error, no warning, no
-//! register spilled. `scripts/nvcc.sh` installs both compilers; without them this says that it is skipped.
+//! register spilled, nothing left out. `scripts/nvcc.sh` installs both compilers; without them this says that it is skipped.
 
 use modejump::device::{program, Program};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,13 @@ mod wheels;
 
 /// Architectures that nvcc compiles together: one translation for the first, and machine code for each.
 const ARCHITECTURES: [&[&str]; 5] = [&["75"], &["80", "86", "89"], &["90"], &["100"], &["120"]];
+/// In every translation of a program there are as many of each, since none depends on the card, but for code that some
+/// compilers write twice: where one has taken code for never reached, many are missing, and nothing else tells.
+const LANDMARKS: [&str; 4] = ["bar.sync", "ld.acquire", "red.release", "shfl.sync"];
+/// Share of the landmarks of another translation that all have.
+const PRESENT: f64 = 0.85;
+/// How many of each a program has, in the translation that was seen first.
+type Seen = Mutex<BTreeMap<String, [usize; LANDMARKS.len()]>>;
 /// What runs at the same time.
 type Job<'a> = Box<dyn FnOnce() -> Result<String, String> + Send + 'a>;
 
@@ -39,7 +47,9 @@ fn main() -> ExitCode {
     let programs: Vec<Program> = program::all().into_iter().filter(wanted).collect();
     let pairs = programs.iter().flat_map(|program| ARCHITECTURES.map(|a| (program, architectures_for(program, a))));
     let pairs = pairs.filter(|(_, architectures)| !architectures.is_empty());
-    let mut jobs: Vec<Job> = pairs.map(|(program, a)| Box::new(|| nvcc(&wheels, program, a)) as Job).collect();
+    let seen = Seen::default();
+    let (seen, compiler) = (&seen, &wheels);
+    let mut jobs: Vec<Job> = pairs.map(|(program, a)| Box::new(|| nvcc(compiler, program, a, seen)) as Job).collect();
     if names.is_empty() {
         jobs.push(Box::new(|| at_run_time(&wheels)));
     }
@@ -112,7 +122,7 @@ fn is_double(program: &Program) -> bool {
     has(program, "REAL", "double")
 }
 
-/// Networks in f64 are the reference path: one architecture will do. Tensor cores that take TF32 came with sm_80, and
+/// Networks in f64 are the reference path: two architectures will do. Tensor cores that take TF32 came with sm_80, and
 /// what is between has the registers of one of these.
 fn architectures_for(program: &Program, together: &'static [&'static str]) -> &'static [&'static str] {
     let tensor = has(program, "TENSOR", "1");
@@ -120,7 +130,7 @@ fn architectures_for(program: &Program, together: &'static [&'static str]) -> &'
         "75" | "100" if tensor => &[],
         "80" if tensor => &together[..1],
         "90" => together,
-        _ if is_double(program) => &[],
+        "80" | "100" | "120" if is_double(program) => &[],
         _ => together,
     }
 }
@@ -131,17 +141,19 @@ fn title(program: &Program, architectures: &str) -> String {
 }
 
 /// Registers of every kernel, or what is wrong.
-fn nvcc(wheels: &Path, program: &Program, architectures: &[&str]) -> Result<String, String> {
+fn nvcc(wheels: &Path, program: &Program, architectures: &[&str], seen: &Seen) -> Result<String, String> {
     let codes: Vec<String> = architectures.iter().map(|a| format!("sm_{a}")).collect();
     let title = title(program, &codes.join(" "));
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_compile");
+    let name = program.hash("nvcc");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda_compile").join(format!("{name}-{}", codes[0]));
     std::fs::create_dir_all(&folder).unwrap();
-    let file = folder.join(format!("{}-{}.cu", program.hash("nvcc"), codes[0]));
+    let file = folder.join("kernel.cu");
     std::fs::write(&file, &program.source).unwrap();
     let mut command = Command::new(wheels.join("bin/nvcc"));
     command.args(["-O3", "-std=c++17", "-fatbin", "-Xptxas", "-v,-warn-spills", "-o", "/dev/null"]);
     // headers are pasted in, so what a source does not use of them would be called unused
     command.arg("-diag-suppress=177");
+    command.arg("-keep").arg("-keep-dir").arg(&folder);
     command.arg(format!("-gencode=arch=compute_{},code=[{}]", architectures[0], codes.join(",")));
     command.args(program.definitions()).arg(&file);
     let output = command.output().map_err(|e| format!("{title}: {e}"))?;
@@ -153,6 +165,16 @@ fn nvcc(wheels: &Path, program: &Program, architectures: &[&str]) -> Result<Stri
     let missing = registers.is_empty() || registers.len() % architectures.len() != 0;
     if !output.status.success() || said.contains("warning") || spills || missing {
         return Err(format!("{title}: FAILED\n{said}"));
+    }
+    let ptx = std::fs::read_to_string(folder.join("kernel.ptx")).map_err(|e| format!("{title}: no PTX: {e}"))?;
+    let landmarks = LANDMARKS.map(|landmark| ptx.matches(landmark).count());
+    let first = *seen.lock().unwrap().entry(name).or_insert(landmarks);
+    let _ = std::fs::remove_dir_all(&folder);
+    let fits = |(a, b): (&usize, &usize)| *a.min(b) as f64 >= PRESENT * *a.max(b) as f64;
+    if !landmarks.iter().zip(&first).all(fits) {
+        return Err(format!(
+            "{title}: FAILED, its PTX has {landmarks:?} of {LANDMARKS:?}, and for another card {first:?}"
+        ));
     }
     Ok(format!("{title}: {} registers, no spills", registers.join(" and ")))
 }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes of shared memory that a block can have, by architecture (CUDA C++ Programming Guide, table of compute
 /// capabilities).
-const SHARED_MEMORY: [(&str, usize); 9] = [
+const SHARED_MEMORY: [(&str, usize); 11] = [
     ("sm_75", 64 << 10),
     ("sm_80", 163 << 10),
     ("sm_86", 99 << 10),
@@ -21,7 +21,9 @@ const SHARED_MEMORY: [(&str, usize); 9] = [
     ("sm_90", 227 << 10),
     ("sm_100", 227 << 10),
     ("sm_103", 227 << 10),
+    ("sm_110", 227 << 10),
     ("sm_120", 99 << 10),
+    ("sm_121", 99 << 10),
 ];
 
 /// Multiprocessors, few enough that small batches fill them, and as many as the largest team has blocks.

@@ -76,7 +76,8 @@ pub fn compile(program: &Program, architecture: &str) -> Result<Vec<u8>> {
     let failed = |what: &str, e: result::NvrtcError| Error::Engine(format!("{what} {}.cu: {e}", program.name));
     let source = CString::new(program.source.as_str()).map_err(|e| Error::invalid(e.to_string()))?;
     let handle = result::create_program(&source, None).map_err(|e| failed("NVRTC cannot read", e))?;
-    let mut options = vec![format!("--gpu-architecture={architecture}"), "--std=c++17".to_string()];
+    let target = target(architecture, &supported());
+    let mut options = vec![format!("--gpu-architecture={target}"), "--std=c++17".to_string()];
     options.extend(program.definitions());
     // SAFETY: the handle was just made, and is destroyed once, below; `source` outlives it.
     let compiled = unsafe { result::compile_program(handle, &options) };
@@ -91,6 +92,31 @@ pub fn compile(program: &Program, architecture: &str) -> Result<Vec<u8>> {
     // SAFETY: as above.
     let _ = unsafe { result::destroy_program(handle) };
     code
+}
+
+/// The architecture to compile for, where this compiler may be older than the card: a card runs what was made for an
+/// earlier minor version of its own major one. `known` are numbers such as 90. The card's own where nothing fits, which
+/// the compiler will refuse.
+fn target(architecture: &str, known: &[i32]) -> String {
+    let number: i32 = architecture.trim_start_matches("sm_").parse().unwrap_or(0);
+    let fits = known.iter().filter(|&&other| other / 10 == number / 10 && other <= number);
+    fits.max().map_or(architecture.into(), |best| format!("sm_{best}"))
+}
+
+/// What this compiler compiles for.
+fn supported() -> Vec<i32> {
+    let mut count = 0;
+    // SAFETY: a number to write to, then as many as it says.
+    unsafe {
+        if sys::nvrtcGetNumSupportedArchs(&mut count).result().is_err() {
+            return Vec::new();
+        }
+        let mut known = vec![0; usize::try_from(count).unwrap_or(0)];
+        match sys::nvrtcGetSupportedArchs(known.as_mut_ptr()).result() {
+            Ok(()) => known,
+            Err(_) => Vec::new(),
+        }
+    }
 }
 
 fn read_cubin(handle: sys::nvrtcProgram) -> std::result::Result<Vec<u8>, result::NvrtcError> {
@@ -167,7 +193,18 @@ fn keep(file: &Path, bytes: &[u8]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::is_whole;
+    use super::{is_whole, target};
+
+    #[test]
+    fn a_card_that_is_newer_than_the_compiler_gets_what_it_runs() {
+        let known = [75, 80, 86, 89, 90, 100, 120];
+        for (card, code) in
+            [("sm_90", "sm_90"), ("sm_88", "sm_86"), ("sm_103", "sm_100"), ("sm_121", "sm_120"), ("sm_110", "sm_110")]
+        {
+            assert_eq!(target(card, &known), code);
+        }
+        assert_eq!(target("sm_90", &[]), "sm_90");
+    }
 
     #[test]
     fn code_that_was_copied_in_part_is_none() {

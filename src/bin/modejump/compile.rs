@@ -14,7 +14,7 @@ pub struct Compile {
     #[arg(required = true)]
     models: Vec<PathBuf>,
     /// Of the card: sm_75 (Turing), sm_80 (A100), sm_86, sm_87 (Orin), sm_89 (Ada), sm_90 (Hopper), sm_100, sm_103,
-    /// sm_120 (Blackwell)
+    /// sm_110, sm_120, sm_121 (Blackwell)
     #[arg(long)]
     architecture: String,
     #[command(flatten)]

@@ -223,6 +223,7 @@ pub fn programs() -> Vec<Program> {
     let single = of(config(66, 1, 256, 4, 4), false);
     let of_samples = vec![
         prose.program::<f32>(FULL),
+        prose.program::<f32>(TEAMS),
         single.program::<f32>(TEAMS),
         prose.program::<f64>(TEAMS),
         single.program::<f64>(FULL),

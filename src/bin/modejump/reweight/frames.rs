@@ -78,7 +78,7 @@ pub(super) fn report(summary: &Value) {
     }
     if f("ess") < COVERED * number(summary, "ess") {
         println!(
-            "(the samples hardly ever show some of what the frames do: averages with their weights are wrong by more than their errors; take \
+            "(the samples hardly ever show some of what the frames do: averages with their weights may be wrong by more than their errors; take \
              those of the frames, of a run with jumps)"
         );
     }
