@@ -51,6 +51,8 @@ fn frames_of_the_ensemble_tell_what_samples_cover() {
     assert!(number(&summary, "frames/state_population") < 0.2, "{summary}");
     let text = reweight(&["-n", "2000", "--frames", &run]).succeeds();
     assert!(text.contains("800 of ") && !text.contains("hardly ever"), "{text}");
+    let other = reweight(&["-n", "20", "--temperature", "310", "--frames", &run]).fails();
+    assert!(other.contains("run.safetensors: has frames of 300 K, and the weights are of 310 K"), "{other}");
     // the other hand has no density at all
     let x = trajectory::read(Path::new(&run)).unwrap();
     let mirrored = Frames::new(66, [x.x.clone(), x.x.iter().map(|v| -v).collect()].concat());

@@ -5,13 +5,13 @@
 //! stand for: the effective share of them is 1/⟨w/Z⟩ over the frames.
 
 use super::{extend, Reweight, Samples};
-use crate::common::{evaluations, number, with_error};
+use crate::common::{array, evaluations, number, with_error};
 use crate::log_density::as_of_model;
 use modejump::density::Evaluation;
 use modejump::free_energy::{bar, mean_of_series};
 use modejump::models::steering::dimension_without_auxiliary;
 use modejump::models::Model;
-use modejump::{weights, Result};
+use modejump::{weights, Error, Result};
 use serde_json::{json, Value};
 use std::path::Path;
 
@@ -19,7 +19,8 @@ use std::path::Path;
 const COVERED: f64 = 0.2;
 
 impl Reweight {
-    /// What frames of the ensemble say, beside the log-weights of samples.
+    /// What frames of the ensemble say, beside the log-weights of samples. Errors: frames of another temperature, or
+    /// that are no frames of the model's atoms.
     pub(super) fn beside_frames(
         &self,
         path: &Path,
@@ -28,16 +29,20 @@ impl Reweight {
         log_weight: &[f64],
     ) -> Result<Value> {
         let frames = as_of_model(path, None, model, self.seed)?;
+        let temperatures = array(path, "temperature", frames.n())?.unwrap_or_default();
+        if let Some(other) = temperatures.into_iter().find(|other| (other - kelvin).abs() > 0.5) {
+            return Err(Error::file(path, format!("has frames of {other} K, and the weights are of {kelvin} K")));
+        }
         let mut log_q: Vec<Evaluation> = evaluations(frames.n());
         model.log_density(&frames.x, &mut log_q)?;
         let [x, _] = super::steering(model).take_apart(&frames.x, dimension_without_auxiliary(model), &mut log_q);
         let of_frames = self.look_at(&x, model, kelvin)?;
-        let of_frames_weights: Vec<f64> = log_weights(&of_frames, &log_q);
+        let log_w = log_weights(&of_frames, &log_q);
         let forward: Vec<f64> = log_weight.iter().map(|w| -w).collect();
-        let delta = bar(&forward, &of_frames_weights)?;
+        let delta = bar(&forward, &log_w)?;
         let log_z = -delta.value;
         let n = frames.n() as f64;
-        let ess = (log_z + n.ln() - weights::log_sum_exp(&of_frames_weights)).exp();
+        let ess = (log_z + n.ln() - weights::log_sum_exp(&log_w)).exp();
         let mut found = json!({
             "file": path.display().to_string(),
             "n": frames.n(),
