@@ -93,7 +93,7 @@ fn frames_that_were_begun_are_gone_on_with() {
         let mut cut = train("cut").stderr(Stdio::piped()).spawn().unwrap();
         let mut told = BufReader::new(cut.stderr.take().unwrap());
         let mut text = String::new();
-        while !text.contains("million steps") {
+        while !text.contains("steps of molecular dynamics") {
             assert!(told.read_line(&mut text).unwrap() > 0, "{text}");
         }
         assert!(Command::new("kill").args(["-TERM", &cut.id().to_string()]).status().unwrap().success());

@@ -187,7 +187,10 @@ impl Compare {
             )),
             (None, false, false) => Features::new(topology).and_then(|features| {
                 let tica = Tica::fit(&features.of(&a.x), features.dimension(), self.lag, 2)?;
-                Ok((features, tica))
+                match tica.eigenvalues[..] {
+                    [largest, ..] if largest > 0.0 => Ok((features, tica)),
+                    _ => Err(Error::invalid(format!("after {} frames nothing is correlated any more", self.lag))),
+                }
             }),
         };
         fitted.inspect_err(|reason| eprintln!("modejump: no slow components of {}: {reason}", a.name)).ok()

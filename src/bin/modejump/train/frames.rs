@@ -133,8 +133,11 @@ impl Train {
         if n == 0 {
             return Err(Error::invalid("`explore` has `frames` = 0: there would be nothing to train on"));
         }
-        let steps = options.steps() as f64 / 1e6;
-        eprintln!("{n} frames: {steps:.1} million steps of molecular dynamics");
+        let steps = match options.steps() {
+            few @ ..1_000_000 => few.to_string(),
+            many => format!("{:.1} million", many as f64 / 1e6),
+        };
+        eprintln!("{n} frames: {steps} steps of molecular dynamics");
         let mut exploration = Exploration::new(system, x0, options, threads())?;
         let (begun, origin) = (self.begun_frames(), &identity(origin)?);
         let mut frames = match &begun {
