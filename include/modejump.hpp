@@ -164,7 +164,7 @@ public:
     }
 
     /// Throws where equal atoms of `x[atoms][3]` (nm), such as the hydrogens of a CH2 or CH3 group, are numbered the other way round than
-    /// in the frames of the model, from where no jump is accepted; names them.
+    /// in the frames of the model, or a stereocentre is of the other hand: from there no jump is accepted. Names them.
     void check_labels(const std::vector<double>& x) const { check(modejump_model_check_labels(handle(), x.size(), x.data())); }
 
     /// Throws if attempts with a box cannot be made: the model's atoms cannot be made whole in one, as those of several molecules.

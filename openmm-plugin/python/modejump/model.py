@@ -156,7 +156,8 @@ class Model(_SharedOwner):
 
     def check_labels(self, x):
         """Raises Error where equal atoms of the configuration x [*move_shape], such as the hydrogens of a CH2 or CH3 group, are
-        numbered the other way round than in the frames of the model, from where no jump is accepted; names them."""
+        numbered the other way round than in the frames of the model, or a stereocentre is of the other hand: from there no jump is
+        accepted. Names them."""
         x = np.ascontiguousarray(in_unit(x, unit.nanometer, "the configuration"), dtype=np.float64)
         _call("model_check_labels", self._handle, c_uint64(x.size), _pointer(x))
 
