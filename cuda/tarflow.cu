@@ -75,7 +75,8 @@ struct Arguments {
 // Numbers of a thread in a product, two outputs of its lanes; odd, so that neighbours' are in different banks.
 #define VALUES (2 * WIDE + 1)
 
-// An address and a place in shared memory, and arrays at fixed distances from them, which take no registers. Arrays are [numbers][LANES] unless said otherwise.
+// An address and a place in shared memory, and arrays at fixed distances from them, which take no registers. Arrays are [numbers][LANES]
+// unless said otherwise.
 struct State {
   real* of_team;
   int shift;

@@ -429,7 +429,7 @@ int32_t modejump_model_check_masses(const struct modejump_model *model,
 // Whether equal atoms of the configuration `x[dimension]` (nm), such as the hydrogens of a CH2 or CH3 group, are numbered
 // as in the frames of the model, and its stereocentres of the same hand. Fails, and names them, if the density is larger
 // by far with two of them exchanged, or one has the other hand: no jump from there would be accepted. A model without a
-// topology or with auxiliary coordinates finds no equal atoms.
+// topology finds no equal atoms, one with auxiliary coordinates nothing.
 int32_t modejump_model_check_labels(const struct modejump_model *model,
                                     uint64_t n,
                                     const double *x);

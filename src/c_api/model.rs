@@ -309,7 +309,7 @@ pub unsafe extern "C" fn modejump_model_check_masses(model: *const modejump_mode
 /// Whether equal atoms of the configuration `x[dimension]` (nm), such as the hydrogens of a CH2 or CH3 group, are numbered
 /// as in the frames of the model, and its stereocentres of the same hand. Fails, and names them, if the density is larger
 /// by far with two of them exchanged, or one has the other hand: no jump from there would be accepted. A model without a
-/// topology or with auxiliary coordinates finds no equal atoms.
+/// topology finds no equal atoms, one with auxiliary coordinates nothing.
 ///
 /// # Safety
 /// `model` is NULL or a live handle; `x` is NULL or points to `n` numbers.

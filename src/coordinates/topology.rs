@@ -2,8 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::io::read_text;
-use std::collections::BTreeSet;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 /// Names, elements, residues and bonds in the order of the coordinates.
@@ -117,7 +116,7 @@ impl Topology {
         };
         let theirs: BTreeSet<[usize; 2]> = bonds.iter().map(|&(a, b)| [a.min(b), a.max(b)]).collect();
         let missing = theirs.iter().find(|[a, b]| !is_known(*a, *b));
-        let foreign = self.bonds.iter().find(|[a, b]| !theirs.contains(&[*a.min(b), *a.max(b)]));
+        let foreign = self.bonds.iter().find(|bond| !theirs.contains(*bond));
         match (missing, foreign) {
             (Some([a, b]), Some([c, d])) => Err(Error::invalid(format!(
                 "the System bonds {} to {}, and the topology {} to {} instead: give the atoms of both in one order (bonds of a topology come \

@@ -57,7 +57,7 @@ pub use run::*;
 #[cfg(feature = "openmm")]
 mod run {
     use super::{check_start, Dynamics};
-    use crate::common::{claim, read_system, warn_of_box, CHECKPOINT_INTERVAL};
+    use crate::common::{claim, read_system, require_atoms, warn_of_box, CHECKPOINT_INTERVAL};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{Simulation, SimulationOptions, System};
     use modejump::free_energy::mean_of_series;
@@ -240,7 +240,7 @@ mod run {
         let (topology, x0) = Topology::from_pdb(pdb)?;
         check_start(pdb, &topology, &x0)?;
         let system = read_system(xml)?;
-        topology.require_system(&system.masses(), &system.bonds()?).map_err(|e| Error::file(xml, e.to_string()))?;
+        require_atoms(xml, &system, &topology)?;
         warn_of_box(pdb, xml, &system)?;
         Ok((topology, x0, system))
     }

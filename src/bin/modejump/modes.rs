@@ -1,11 +1,11 @@
 //! `modejump modes`: one model file of the generators of several metastable states; and the description that it reads.
 
-use super::common::parse_json;
+use super::common::read_json;
 use clap::Args;
 use modejump::coordinates::Along;
 use modejump::io::model_file::{self, ModelFile};
 use modejump::io::trajectory::require_tensors;
-use modejump::io::{check_apart, check_writable, read_text, write_atomically};
+use modejump::io::{check_apart, check_writable, write_atomically};
 use modejump::models::modes::{bundle, Config, EdgeConfig, IdenticalConfig, ModeConfig};
 use modejump::modes::{ModeRegion, Modes as Regions};
 use modejump::moves::{ModeJump, Options};
@@ -63,8 +63,7 @@ struct ModeDescription {
 impl Description {
     /// Errors name the file and the line.
     pub fn read(path: &Path) -> Result<Description> {
-        let text = read_text(path)?;
-        let mut description: Description = parse_json(path, &text)?;
+        let mut description: Description = read_json(path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         for generator in description.modes.iter_mut().filter_map(|mode| mode.generator.as_mut()) {
             *generator = folder.join(&*generator);

@@ -41,15 +41,15 @@ impl RoundsArguments {
 mod run {
     use super::*;
     use crate::common::{
-        claim, describe_training, explore_at, hash_of, interrupted, parse_json, read_frames, threads, warn_of_box,
-        watch_signals, CHECKPOINT_INTERVAL,
+        claim, describe_training, explore_at, hash_of, interrupted, read_frames, read_json, require_atoms, threads,
+        warn_of_box, watch_signals, CHECKPOINT_INTERVAL,
     };
     use crate::dynamics::check_start;
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{OpenMmTarget, System};
     use modejump::io::checkpoint::{self, Identity};
-    use modejump::io::{check_apart, make_folder, model_file, read_text, trajectory, write_atomically};
+    use modejump::io::{check_apart, make_folder, model_file, trajectory, write_atomically};
     use modejump::models::coupling::CouplingFlow;
     use modejump::train::rounds::{Frames, Record};
     use modejump::train::{check_design, design, dynamics, DesignOptions, ExploreOptions, Phase, TrainOptions};
@@ -131,10 +131,7 @@ mod run {
         fn config(&self, explores: bool) -> Result<Config> {
             let mut config = match &self.config {
                 None => Config::default(),
-                Some(path) => {
-                    let text = read_text(path)?;
-                    parse_json(path, &text)?
-                }
+                Some(path) => read_json(path)?,
             };
             config.explore = explore_at(&config.explore, "--temperature", self.temperature)?;
             if explores {
@@ -153,9 +150,7 @@ mod run {
 
         fn open_system(&self, topology: &Topology) -> Result<System> {
             let system = self.platform.read_system(&self.system)?;
-            topology
-                .require_system(&system.masses(), &system.bonds()?)
-                .map_err(|e| Error::file(&self.system, e.to_string()))?;
+            require_atoms(&self.system, &system, topology)?;
             warn_of_box(&self.topology, &self.system, &system)?;
             match system.constraints()?.first() {
                 None => Ok(system),

@@ -16,7 +16,7 @@ pub use report::*;
 #[cfg(feature = "openmm")]
 pub use systems::*;
 
-use modejump::io::{checkpoint, model_file, without_mark};
+use modejump::io::{checkpoint, model_file, read_text, without_mark};
 use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
 use std::fs::{File, TryLockError};
@@ -68,7 +68,12 @@ pub fn claim(checkpoint: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a JSON file holds. Errors: text of another kind; what is wrong in it, and where.
+/// What a JSON file holds. Errors: also one that cannot be read, or is no text.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    parse_json(path, &read_text(path)?)
+}
+
+/// What the text of a JSON file holds. Errors: text of another kind; what is wrong in it, and where.
 pub fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     use serde_json::error::Category;
     serde_json::from_str(without_mark(text)).map_err(|e| match e.classify() {

@@ -74,7 +74,7 @@ pub fn target(
         return Err(Error::file(path, message));
     }
     if let Some(atoms) = atoms {
-        atoms.require_system(&system.masses(), &system.bonds()?).map_err(|e| Error::file(path, e.to_string()))?;
+        require_atoms(path, system, atoms)?;
     }
     OpenMmTarget::new(system, temperature, threads())
 }
@@ -165,6 +165,11 @@ pub fn target_of_samples(
         eprintln!("modejump: unless the samples' density is one of positions and orientations: {error}");
     }
     Ok(target)
+}
+
+/// Errors: the System of a file is one of other atoms, or has them in another order.
+pub fn require_atoms(path: &Path, system: &System, atoms: &Topology) -> Result<()> {
+    atoms.require_system(&system.masses(), &system.bonds()?).map_err(|e| Error::file(path, e.to_string()))
 }
 
 /// Threads of this machine.

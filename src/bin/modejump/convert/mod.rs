@@ -11,9 +11,9 @@ mod transferable;
 
 use clap::Args;
 use modejump::coordinates::Topology;
+use modejump::io::check_apart;
 use modejump::io::model_file::{self, Tensor};
 use modejump::io::pytorch;
-use modejump::io::{check_apart, read_text};
 use modejump::models::ModelCard;
 use modejump::{Error, Result};
 use serde_json::{json, Value};
@@ -101,8 +101,7 @@ impl Convert {
     /// The JSON of --config, empty without.
     fn config_file(&self) -> Result<Value> {
         let Some(path) = &self.config else { return Ok(Value::Object(Default::default())) };
-        let text = read_text(path)?;
-        crate::common::parse_json(path, &text)
+        crate::common::read_json(path)
     }
 
     /// Atoms and the coordinates `[atoms][3]`, nm, of --topology.

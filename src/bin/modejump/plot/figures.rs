@@ -452,11 +452,7 @@ fn log_weight_axis<'a>(all: impl Iterator<Item = &'a [f64]>) -> Range<f64> {
 
 /// Losses above, effective sample size and acceptance below: panels of what the history holds.
 pub fn training(history: &[Progress]) -> Vec<Panel> {
-    let curve = |name, f: fn(&Progress) -> f64| Curve {
-        name,
-        points: history.iter().map(|p| (p.step as f64, f(p))).filter(|p| p.1.is_finite()).collect(),
-        errors: Vec::new(),
-    };
+    let curve = |name, f: fn(&Progress) -> f64| Curve::of(name, history.iter().map(|p| (p.step as f64, f(p))));
     let density = vec![
         curve("−log q of training frames", |p| p.likelihood),
         curve("−log q of held-out frames", |p| p.held_out),
@@ -494,11 +490,7 @@ pub fn training(history: &[Progress]) -> Vec<Panel> {
 /// What each stage of `adapt` or `explore` found, one after the other: jumps above, the region's population and its ΔF
 /// below.
 pub fn rounds(history: &[Record]) -> Vec<Panel> {
-    let curve = |name, f: fn(&Record) -> f64| Curve {
-        name,
-        points: (1..).map(f64::from).zip(history.iter().map(f)).filter(|p| p.1.is_finite()).collect(),
-        errors: Vec::new(),
-    };
+    let curve = |name, f: fn(&Record) -> f64| Curve::of(name, (1..).map(f64::from).zip(history.iter().map(f)));
     let of_training = |record: &Record| record.training.as_ref().map_or(f64::NAN, |last| 100.0 * last.ess);
     let jumps = vec![
         curve("accepted jumps", |r| 100.0 * r.acceptance),
@@ -537,6 +529,11 @@ struct Curve {
 }
 
 impl Curve {
+    /// Those of the points that are finite, without errors.
+    fn of(name: &'static str, points: impl Iterator<Item = (f64, f64)>) -> Curve {
+        Curve { name, points: points.filter(|p| p.1.is_finite()).collect(), errors: Vec::new() }
+    }
+
     /// (x, y − error, y + error) of the points that have one.
     fn bars(&self) -> impl Iterator<Item = (f64, f64, f64)> + '_ {
         let points = self.points.iter().zip(&self.errors).filter(|(_, error)| error.is_finite());

@@ -150,21 +150,18 @@ impl Plot {
     }
 }
 
-/// A file that could not be read, or that is none of those that figures are drawn of, such as a trajectory.
 /// The series of all files; those of one name, such as two runs of `reweight` with one model, have their file's as well.
-fn apart(given: Vec<(&PathBuf, Vec<Series>)>) -> Vec<Series> {
+fn apart(mut given: Vec<(&PathBuf, Vec<Series>)>) -> Vec<Series> {
     let names: Vec<String> = given.iter().flat_map(|(_, series)| series.iter().map(|s| s.name.clone())).collect();
-    let renamed = |(path, series): (&PathBuf, Vec<Series>)| {
-        let file = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let is_alone = |name: &str| names.iter().filter(|other| *other == name).count() == 1;
-        let name = move |name: String, alone: bool| if alone { name } else { format!("{name} ({file})") };
-        let named = |s: Series| (is_alone(&s.name), s);
-        let series: Vec<_> = series.into_iter().map(named).collect();
-        series.into_iter().map(move |(alone, s)| Series { name: name(s.name.clone(), alone), ..s })
-    };
-    given.into_iter().flat_map(renamed).collect()
+    for (path, series) in &mut given {
+        for s in series.iter_mut().filter(|s| names.iter().filter(|name| **name == s.name).count() > 1) {
+            s.name = format!("{} ({})", s.name, path.file_stem().unwrap_or_default().display());
+        }
+    }
+    given.into_iter().flat_map(|(_, series)| series).collect()
 }
 
+/// A file that could not be read, or that is none of those that figures are drawn of, such as a trajectory.
 fn not_text(path: &Path, error: std::io::Error) -> Error {
     match error.kind() {
         std::io::ErrorKind::InvalidData => Error::file(
@@ -262,17 +259,10 @@ impl Log {
 /// The figure of a log in a folder, if there is something to draw.
 fn draw_log(folder: &Path, log: &Path) -> Result<Option<PathBuf>> {
     let text = read_text(log)?;
+    let path = |name| folder.join(name);
     let (path, is_drawn) = match Log::of(&text) {
-        Some(Log::Rounds) => {
-            let path = folder.join(ROUNDS);
-            let is_drawn = rounds_figure(&path, &lines(log, &text)?)?;
-            (path, is_drawn)
-        }
-        Some(Log::Training) | None => {
-            let path = folder.join(TRAINING);
-            let is_drawn = training_figure(&path, &lines(log, &text)?)?;
-            (path, is_drawn)
-        }
+        Some(Log::Rounds) => (path(ROUNDS), rounds_figure(&path(ROUNDS), &lines(log, &text)?)?),
+        Some(Log::Training) | None => (path(TRAINING), training_figure(&path(TRAINING), &lines(log, &text)?)?),
     };
     Ok(is_drawn.then_some(path))
 }

@@ -9,6 +9,7 @@ use crate::common::{array, evaluations, number, with_error};
 use crate::log_density::as_of_model;
 use modejump::density::Evaluation;
 use modejump::free_energy::{bar, mean_of_series};
+use modejump::io::trajectory::Frames;
 use modejump::models::steering::dimension_without_auxiliary;
 use modejump::models::Model;
 use modejump::{weights, Error, Result};
@@ -19,20 +20,27 @@ use std::path::Path;
 const COVERED: f64 = 0.2;
 
 impl Reweight {
-    /// What frames of the ensemble say, beside the log-weights of samples. Errors: frames of another temperature, or
-    /// that are no frames of the model's atoms.
+    /// Frames as the model's density takes them. Errors: frames of another temperature, or that are no frames of the
+    /// model's atoms.
+    pub(super) fn read_frames(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<Frames> {
+        let frames = as_of_model(path, None, model, self.seed)?;
+        let temperatures = array(path, "temperature", frames.n())?.unwrap_or_default();
+        match temperatures.into_iter().find(|other| (other - kelvin).abs() > 0.5) {
+            Some(other) => {
+                Err(Error::file(path, format!("has frames of {other} K, and the weights are of {kelvin} K")))
+            }
+            None => Ok(frames),
+        }
+    }
+
+    /// What they say, beside the log-weights of samples.
     pub(super) fn beside_frames(
         &self,
-        path: &Path,
+        frames: &Frames,
         model: &dyn Model,
         kelvin: f64,
         log_weight: &[f64],
     ) -> Result<Value> {
-        let frames = as_of_model(path, None, model, self.seed)?;
-        let temperatures = array(path, "temperature", frames.n())?.unwrap_or_default();
-        if let Some(other) = temperatures.into_iter().find(|other| (other - kelvin).abs() > 0.5) {
-            return Err(Error::file(path, format!("has frames of {other} K, and the weights are of {kelvin} K")));
-        }
         let mut log_q: Vec<Evaluation> = evaluations(frames.n());
         model.log_density(&frames.x, &mut log_q)?;
         let [x, _] = super::steering(model).take_apart(&frames.x, dimension_without_auxiliary(model), &mut log_q);
@@ -44,16 +52,13 @@ impl Reweight {
         let n = frames.n() as f64;
         let ess = (log_z + n.ln() - weights::log_sum_exp(&log_w)).exp();
         let mut found = json!({
-            "file": path.display().to_string(),
             "n": frames.n(),
             "outside_support": log_q.iter().filter(|e| !e.is_inside()).count(),
             "ess": ess.min(1.0),
             "log_z": log_z,
             "log_z_stderr": delta.standard_error,
         });
-        let inside: Vec<f64> =
-            of_frames.in_state.iter().map(|inside| f64::from(u8::from(*inside == Some(true)))).collect();
-        if let Ok(population) = mean_of_series(&inside) {
+        if let Ok(population) = mean_of_series(&of_frames.inside()) {
             let (value, error) = (population.value, population.standard_error);
             extend(&mut found, json!({ "state_population": value, "state_population_stderr": error }));
         }

@@ -106,6 +106,11 @@ impl Samples {
     fn total(&self) -> Vec<f64> {
         self.u.iter().zip(&self.log_metric).map(|(u, log_metric)| u - log_metric).collect()
     }
+
+    /// 1 in the state, 0 elsewhere; none where there is no state.
+    fn inside(&self) -> Vec<f64> {
+        self.in_state.iter().map(|inside| f64::from(u8::from(*inside == Some(true)))).collect()
+    }
 }
 
 /// Log-weights of the first samples by one likelihood.
@@ -184,6 +189,11 @@ impl Reweight {
     }
 
     fn alone(&self, model: &dyn Model, temperature: f64, ranks: &dyn Ranks, summary: &mut Value) -> Result<Vec<Value>> {
+        // before the work
+        let frames = match self.frames.as_ref().filter(|_| ranks.is_first()) {
+            Some(path) => Some((path, self.read_frames(path, model, temperature)?)),
+            None => None,
+        };
         let (x, mut log_q) = ranks.sample(model, self.n, self.seed)?;
         if let Some(rotations) = self.rotations {
             log_q = ranks.evaluations(self.n, |rows, own| {
@@ -205,8 +215,9 @@ impl Reweight {
         if !samples.in_state.is_empty() {
             extend(summary, json!({ "state": self.state.as_ref().unwrap_or(&State::DEFAULT).in_words() }));
         }
-        if let Some(path) = &self.frames {
-            let found = self.beside_frames(path, model, temperature, &weighted.log_weight)?;
+        if let Some((path, frames)) = frames {
+            let mut found = self.beside_frames(&frames, model, temperature, &weighted.log_weight)?;
+            extend(&mut found, json!({ "file": path.display().to_string() }));
             extend(summary, json!({ "frames": found }));
         }
         Ok(vec![weighted.series(&stem(&self.model), &samples)])
@@ -318,9 +329,8 @@ impl Weighted {
             extend(&mut summary, json!({ "log_z": log_z.value, "log_z_stderr": log_z.standard_error }));
         }
         if !samples.in_state.is_empty() {
-            let inside: Vec<f64> =
-                samples.in_state[..n].iter().map(|inside| f64::from(u8::from(*inside == Some(true)))).collect();
-            let population = weights::mean(ruled, &inside)?;
+            let inside = &samples.inside()[..n];
+            let population = weights::mean(ruled, inside)?;
             // where all samples are on one side nothing is known of how many could be on the other
             let is_seen = inside.contains(&0.0) && inside.contains(&1.0);
             let error = if is_seen { population.standard_error } else { f64::NAN };

@@ -6,7 +6,7 @@ use modejump::target::Target;
 use modejump::{Error, Result};
 #[cfg(feature = "openmm")]
 use {
-    crate::common::{target_of_samples, threads, warn_of_box},
+    crate::common::{require_atoms, target_of_samples, threads, warn_of_box},
     modejump::engines::openmm::{OpenMmTarget, System},
 };
 
@@ -16,9 +16,7 @@ impl Train {
     pub(super) fn check_system(&self, topology: &Topology) -> Result<()> {
         match (self.open_system()?, &self.system) {
             (Some(system), Some(path)) => {
-                topology
-                    .require_system(&system.masses(), &system.bonds()?)
-                    .map_err(|e| Error::file(path, e.to_string()))?;
+                require_atoms(path, &system, topology)?;
                 if let Some(atom) = system.masses().iter().position(|&mass| mass == 0.0) {
                     let reason = format!(
                         "{} has no mass, so it is a virtual site or a frozen particle, which a generator does not place: train with a System \
