@@ -155,40 +155,65 @@ pub fn perturbation_reverse(work: &[f64]) -> Result<Estimate> {
 /// underflow when the ensembles hardly overlap, and treats both signs of ΔF alike. Newton steps that leave the bracket
 /// become bisections. The error is Bennett's asymptotic one. Infinite work (+∞) is allowed.
 pub fn bar(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
+    let delta = root_of_bar(forward, reverse)?;
+    let m = log_ratio(forward, reverse);
+    let variance = relative_variance(forward, delta - m) + relative_variance(reverse, m - delta);
+    Ok(Estimate { value: delta, standard_error: variance.max(0.0).sqrt() })
+}
+
+/// `bar` where the reverse work is that of one correlated time series, in its order: its part of the error counts the
+/// statistical inefficiency of what the equation sums. At least 4 values.
+pub fn bar_with_series(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
+    let delta = root_of_bar(forward, reverse)?;
+    let m = log_ratio(forward, reverse);
+    let summed: Vec<f64> = reverse.iter().map(|&w| log_fermi(w, m - delta)).collect();
+    let max = summed.iter().fold(f64::NEG_INFINITY, |max, &l| max.max(l));
+    let inefficiency = statistical_inefficiency(&summed.iter().map(|l| (l - max).exp()).collect::<Vec<f64>>())?;
+    let variance = relative_variance(forward, delta - m) + inefficiency * relative_variance(reverse, m - delta);
+    Ok(Estimate { value: delta, standard_error: variance.max(0.0).sqrt() })
+}
+
+/// M = ln(n_F/n_R)
+fn log_ratio(forward: &[f64], reverse: &[f64]) -> f64 {
+    (forward.len() as f64 / reverse.len() as f64).ln()
+}
+
+/// Of the mean of f_i = 1/(1 + e^{w_i − s}), were they independent.
+fn relative_variance(work: &[f64], s: f64) -> f64 {
+    let (_, _, ratio) = log_fermi_sum(work, s);
+    ratio - 1.0 / work.len() as f64
+}
+
+fn root_of_bar(forward: &[f64], reverse: &[f64]) -> Result<f64> {
     for (name, work) in [("forward", forward), ("reverse", reverse)] {
         if work.iter().any(|w| w.is_nan() || *w == f64::NEG_INFINITY) || !work.iter().any(|w| w.is_finite()) {
             return Err(Error::invalid(format!("BAR needs {name} work with a finite value and no NaN or -inf")));
         }
     }
-    let m = (forward.len() as f64 / reverse.len() as f64).ln();
+    let m = log_ratio(forward, reverse);
     let equation = |df: f64| {
         let (log_f, slope_f, _) = log_fermi_sum(forward, df - m);
         let (log_r, slope_r, _) = log_fermi_sum(reverse, m - df);
         (log_f - log_r, slope_f + slope_r)
     };
-    let df = increasing_root(equation, perturbation_forward(forward)?.value)?;
-    let relative_variance = |work: &[f64], shift: f64| {
-        let (_, _, ratio) = log_fermi_sum(work, shift);
-        ratio - 1.0 / work.len() as f64
-    };
-    let variance = relative_variance(forward, df - m) + relative_variance(reverse, m - df);
-    Ok(Estimate { value: df, standard_error: variance.max(0.0).sqrt() })
+    increasing_root(equation, perturbation_forward(forward)?.value)
+}
+
+/// ln 1/(1 + e^{w − s}) without overflow: with t = w − s, −max(t, 0) − ln(1 + e^{−|t|}).
+fn log_fermi(w: f64, s: f64) -> f64 {
+    let t = w - s;
+    if t == f64::INFINITY {
+        return f64::NEG_INFINITY;
+    }
+    -t.max(0.0) - (-t.abs()).exp().ln_1p()
 }
 
 /// For f_i = 1/(1 + e^{w_i − s}): ln Σ f, d/ds ln Σ f, and Σf²/(Σf)².
 fn log_fermi_sum(work: &[f64], s: f64) -> (f64, f64, f64) {
-    // ln f without overflow: −ln(1 + e^t) = −max(t, 0) − ln(1 + e^{−|t|}).
-    let log_f = |w: f64| {
-        let t = w - s;
-        if t == f64::INFINITY {
-            return f64::NEG_INFINITY;
-        }
-        -t.max(0.0) - (-t.abs()).exp().ln_1p()
-    };
-    let max = work.iter().map(|&w| log_f(w)).fold(f64::NEG_INFINITY, f64::max);
+    let max = work.iter().map(|&w| log_fermi(w, s)).fold(f64::NEG_INFINITY, f64::max);
     let (mut sum, mut weighted, mut squares) = (0.0, 0.0, 0.0);
     for &w in work {
-        let scaled = (log_f(w) - max).exp();
+        let scaled = (log_fermi(w, s) - max).exp();
         sum += scaled;
         squares += scaled * scaled;
         // 1 − f = 1/(1 + e^{s − w}) is d ln f / ds.

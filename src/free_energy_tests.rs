@@ -25,6 +25,32 @@ fn bar_is_right_for_both_signs_and_its_error_honest() {
     }
 }
 
+/// Gaussian work of standard deviation s obeys Crooks; the reverse one as a stationary AR(1) series.
+#[test]
+fn bar_counts_the_correlation_of_a_series() {
+    let (df, s, kept) = (1.5, 1.2f64, 0.95f64);
+    let (mut chi2, mut as_independent) = (0.0, 0.0);
+    for step in 0..300 {
+        let mut stream = stream(step);
+        let forward: Vec<f64> = (0..2000).map(|_| df + 0.5 * s * s + s * stream.normal()).collect();
+        let mut z = stream.normal();
+        let reverse: Vec<f64> = (0..4000)
+            .map(|_| {
+                z = kept * z + (1.0 - kept * kept).sqrt() * stream.normal();
+                0.5 * s * s - df + s * z
+            })
+            .collect();
+        let estimate = bar_with_series(&forward, &reverse).unwrap();
+        chi2 += ((estimate.value - df) / estimate.standard_error).powi(2) / 300.0;
+        let naive = bar(&forward, &reverse).unwrap();
+        assert_eq!(naive.value, estimate.value);
+        as_independent += ((naive.value - df) / naive.standard_error).powi(2) / 300.0;
+    }
+    assert!((chi2 - 1.0).abs() < 5.0 * (2.0f64 / 300.0).sqrt(), "{chi2}");
+    assert!(as_independent > 3.0, "{as_independent}");
+    assert!(bar_with_series(&[0.0; 10], &[0.0; 3]).is_err());
+}
+
 #[test]
 fn bar_changes_sign_when_the_ends_are_swapped() {
     let (forward, reverse) = crooks(50, 20, -7.0, 3.0, &mut stream(1));

@@ -8,7 +8,7 @@ use super::{extend, Reweight, Samples};
 use crate::common::{array, evaluations, number, with_error};
 use crate::log_density::as_of_model;
 use modejump::density::Evaluation;
-use modejump::free_energy::{bar, mean_of_series};
+use modejump::free_energy::{bar_with_series, mean_of_series};
 use modejump::io::trajectory::Frames;
 use modejump::models::steering::dimension_without_auxiliary;
 use modejump::models::Model;
@@ -47,7 +47,7 @@ impl Reweight {
         let of_frames = self.look_at(&x, model, kelvin)?;
         let log_w = log_weights(&of_frames, &log_q);
         let forward: Vec<f64> = log_weight.iter().map(|w| -w).collect();
-        let delta = bar(&forward, &log_w)?;
+        let delta = bar_with_series(&forward, &log_w)?;
         let log_z = -delta.value;
         let n = frames.n() as f64;
         let ess = (log_z + n.ln() - weights::log_sum_exp(&log_w)).exp();
