@@ -59,6 +59,10 @@ fn samples_of_one_generator_are_as_near_as_halves_and_a_shifted_torsion_is_not()
     assert!(exact > 0.4 && exact < 0.5 + 1e-9 && sliced > 0.2 && sliced < exact, "{other}");
     assert!(number(&other, "between/ramachandran_jsd") > 2.0 * number(&same, "between/ramachandran_jsd"));
     assert!(other["between"]["tica_w2"].is_null() && other["lag"].is_null());
+    let named = compare(&a, &turned, &["--lag", "0", "--torsion", "4,6,8,14", "--torsion", "6,8,14,16"]).json();
+    for distance in ["torsion_w2", "torsion_w2_sliced", "ramachandran_jsd"] {
+        assert_eq!(named["between"][distance], other["between"][distance], "{distance}");
+    }
 }
 
 /// Turns atoms about an axis of two others.
@@ -376,6 +380,8 @@ fn a_molecule_without_a_backbone_is_told() {
     let [report, told] = command.arg(&a).arg(&b).texts();
     assert!(report.contains("–"), "{report}");
     assert!(told.contains("no backbone φ, ψ in this molecule") && told.contains("no energies of"), "{told}");
+    let mut command = modejump(&["compare", "--lag", "0", "--torsion", "0,1,2,3"]);
+    assert_eq!(number(&command.arg(&a).arg(&b).json(), "between/torsion_w2"), 0.0);
 }
 
 #[test]

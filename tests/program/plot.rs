@@ -187,6 +187,24 @@ fn series_that_cannot_be_meant_are_refused() {
 }
 
 #[test]
+fn axes_have_the_names_of_the_torsions() {
+    let path = files("plot-axes");
+    let values: Vec<f64> = (0..100).map(|i| 3.0 * f64::from(i).sin()).collect();
+    for (name, axes) in [("usual.json", json!([])), ("own.json", json!(["torsion 1,2,3,4"]))] {
+        let series = json!({ "name": name, "axes": axes, "phi": values, "psi": values });
+        std::fs::write(path(name), json!({ "series": [series] }).to_string()).unwrap();
+    }
+    let plot = |data: &[&str]| modejump(&[&["plot", "-o", &path("out")], data].concat());
+    plot(&[&path("own.json")]).succeeds();
+    let [map, profile] = ["ramachandran.svg", "free_energy.svg"]
+        .map(|name| std::fs::read_to_string(path("out").to_owned() + "/" + name).unwrap());
+    assert!(map.contains("torsion 1,2,3,4 / °") && map.contains("ψ / °"), "{map}");
+    assert!(profile.contains("Free energy along torsion 1,2,3,4"), "{profile}");
+    let message = plot(&[&path("usual.json"), &path("own.json")]).fails();
+    assert!(message.contains("own.json: is of torsion 1,2,3,4") && message.contains("of φ"), "{message}");
+}
+
+#[test]
 fn series_of_one_name_have_their_files() {
     let path = files("plot-names");
     for name in ["first.json", "second.json"] {

@@ -49,7 +49,12 @@ fn frames_of_the_ensemble_tell_what_samples_cover() {
     assert!((0.4..=1.0).contains(&number(&summary, "frames/ess")), "{summary}");
     assert!(summary["frames"]["n"] == 800 && summary["frames"]["outside_support"] == 0, "{summary}");
     assert!(number(&summary, "frames/state_population") < 0.2, "{summary}");
-    let text = reweight(&["-n", "2000", "--frames", &run]).succeeds();
+    let series = folder.join("series.json").display().to_string();
+    let text = reweight(&["-n", "2000", "--frames", &run, "-o", &series]).succeeds();
+    let document: Value = serde_json::from_str(&std::fs::read_to_string(&series).unwrap()).unwrap();
+    let [of_samples, of_frames] = [0, 1].map(|i| &document["series"][i]);
+    assert_eq!([&of_samples["name"], &of_frames["name"]], ["model", "run"]);
+    assert!(of_frames["phi"].as_array().unwrap().len() == 800 && of_frames["log_weight"].is_null(), "{of_frames}");
     assert!(text.contains("800 of ") && !text.contains("hardly ever"), "{text}");
     let other = reweight(&["-n", "20", "--temperature", "310", "--frames", &run]).fails();
     assert!(other.contains("run.safetensors: has frames of 300 K, and the weights are of 310 K"), "{other}");
@@ -191,6 +196,36 @@ fn what_cannot_be_meant_or_written_is_refused_at_once() {
 
 /// What was learned is told though it cannot be written.
 #[cfg(target_os = "linux")]
+/// φ named by its atoms.
+#[test]
+fn torsions_may_be_the_users_own() {
+    let folder = folder("reweight-torsions");
+    let of = |more: &[&str]| {
+        let file = folder.join("series.json");
+        let summary = reweight(&[&["-n", "200", "-o", file.to_str().unwrap()], more].concat()).json();
+        let document: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        (summary, document["series"][0].clone())
+    };
+    let (usual, both) = of(&[]);
+    let (summary, series) = of(&["--torsion", "4,6,8,14", "--state", "0,2.2"]);
+    assert_eq!(summary["state"], "torsion 4,6,8,14 from 0 to 2.2");
+    assert_eq!(summary["state_population"], usual["state_population"]);
+    assert_eq!((&series["phi"], series["psi"].is_null()), (&both["phi"], true));
+    let (summary, series) = of(&["--torsion", "6,8,14,16", "--torsion", "4,6,8,14"]);
+    assert!(summary["state_population"].is_null() && summary["state"].is_null(), "{summary}");
+    assert_eq!((&series["phi"], &series["psi"]), (&both["psi"], &both["phi"]));
+    assert_eq!(series["axes"], serde_json::json!(["torsion 6,8,14,16", "torsion 4,6,8,14"]));
+    for (wrong, reason) in [
+        ("4,6,8", "four numbers"),
+        ("4,6,8,14,16", "four numbers"),
+        ("4,6,8,22", "atom 22 of 22"),
+        ("4,6,8,4", "twice"),
+    ] {
+        let message = reweight(&["-n", "10", "--torsion", wrong]).fails();
+        assert!(message.contains("--torsion") && message.contains(reason), "{message}");
+    }
+}
+
 #[test]
 fn a_full_disk_does_not_cost_the_summary() {
     let run = reweight(&["-n", "20", "-o", "/dev/full"]).output().unwrap();

@@ -7,6 +7,7 @@ mod progress;
 mod report;
 #[cfg(feature = "openmm")]
 mod systems;
+mod torsions;
 
 pub use arrays::*;
 pub use flags::*;
@@ -15,6 +16,7 @@ pub use progress::Progress;
 pub use report::*;
 #[cfg(feature = "openmm")]
 pub use systems::*;
+pub use torsions::*;
 
 use modejump::io::{checkpoint, model_file, read_text, without_mark};
 use modejump::{Error, Result};

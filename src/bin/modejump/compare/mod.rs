@@ -2,7 +2,7 @@
 
 mod side;
 
-use super::common::{number, tail_in_words, tail_index, PlatformFlag, RuleFlag};
+use super::common::{number, tail_in_words, tail_index, PlatformFlag, RuleFlag, TorsionFlag};
 use super::plot::{draw, Series};
 use clap::Args;
 use modejump::coordinates::Topology;
@@ -43,6 +43,8 @@ pub struct Compare {
     reweight: bool,
     #[command(flatten)]
     rule: RuleFlag,
+    #[command(flatten)]
+    torsions: TorsionFlag,
     /// Frames of A between the two ends of a pair, for its slowest components; 0 to leave them out
     #[arg(long, default_value_t = 100)]
     lag: usize,
@@ -89,6 +91,7 @@ impl Compare {
             check_writable(&document)?;
         }
         let topology = self.the_topology()?;
+        let torsions = self.torsions.of(topology.n_atoms(), Some(&topology))?;
         let mut a = Side::read(&self.a, &topology, &self)?;
         let mut b = Side::read(&self.b, &topology, &self)?;
         leave_out_other_temperatures(&mut a, &mut b);
@@ -96,7 +99,7 @@ impl Compare {
             require_density(&a, &b)?;
         }
         let slow = self.slow_components(&a, &topology);
-        let [of_a, of_b] = [&a, &b].map(|side| Observed::of(side, &topology, slow.as_ref()));
+        let [of_a, of_b] = [&a, &b].map(|side| Observed::of(side, &torsions, slow.as_ref()));
         tell_of_gaps([&a, &b], &of_a);
         let between = self.distances(&of_a, &of_b)?;
         let half = of_a.n() / 2;
@@ -115,11 +118,16 @@ impl Compare {
         });
         match self.json {
             true => println!("{summary}"),
-            false => report(&summary),
+            false => report(&summary, self.torsions.pairs_in_words()),
         }
         let rule = self.rule.rule().name();
         match &self.output {
-            Some(folder) => self.write(folder, &summary, [series(rule, "A", &a, &of_a), series(rule, "B", &b, &of_b)]),
+            Some(folder) => self.write(
+                folder,
+                &summary,
+                [("A", &a, &of_a), ("B", &b, &of_b)]
+                    .map(|(letter, side, observed)| series(rule, letter, side, observed, &torsions.axes)),
+            ),
             None => Ok(()),
         }
     }
@@ -288,9 +296,11 @@ fn tell_of_gaps(sides: [&Side; 2], of_a: &Observed) {
         eprintln!("modejump: no energies of {names} (`reduced_potential`): they are not compared; give --system and --temperature");
     }
     if of_a.torsions.is_empty() {
-        eprintln!("modejump: no backbone φ, ψ in this molecule: torsions are not compared");
+        eprintln!("modejump: no backbone φ, ψ in this molecule: torsions are not compared; name some with --torsion");
     } else if of_a.pairs.is_empty() {
-        eprintln!("modejump: no residue of this molecule has both φ and ψ: their distribution is not compared");
+        eprintln!(
+            "modejump: no two torsions belong together, as φ and ψ of a residue do: their distribution is not compared"
+        );
     }
 }
 
@@ -310,7 +320,7 @@ fn require_density(a: &Side, b: &Side) -> Result<()> {
 }
 
 /// What `modejump plot` draws; frames without weight or energy are left out, since JSON knows no infinities.
-fn series(rule: &str, letter: &str, side: &Side, observed: &Observed) -> Series {
+fn series(rule: &str, letter: &str, side: &Side, observed: &Observed, axes: &[String]) -> Series {
     let kept: Vec<usize> = (0..side.n)
         .filter(|&i| side.log_weight.as_ref().is_none_or(|w| w[i].is_finite()))
         .filter(|&i| side.u.as_ref().is_none_or(|u| u[i].is_finite()))
@@ -324,8 +334,9 @@ fn series(rule: &str, letter: &str, side: &Side, observed: &Observed) -> Series 
     Series {
         name: format!("{letter}: {name}"),
         n: side.n,
-        phi: column(&observed.pairs, 0),
-        psi: column(&observed.pairs, 1),
+        axes: axes.to_vec(),
+        phi: column(&observed.shown, 0),
+        psi: column(&observed.shown, 1),
         tic1: of(&observed.components, 0),
         tic2: of(&observed.components, 1),
         reduced_potential: of(&side.u, 0),
@@ -335,7 +346,7 @@ fn series(rule: &str, letter: &str, side: &Side, observed: &Observed) -> Series 
     }
 }
 
-fn report(s: &Value) {
+fn report(s: &Value, pairs: &str) {
     for (name, side) in [("A", &s["a"]), ("B", &s["b"])] {
         println!("{name}  {}, {} frames", side["file"].as_str().unwrap_or_default(), side["n"]);
         if let Some(lost) = side["without_finite_energy"].as_u64().filter(|lost| *lost > 0) {
@@ -354,13 +365,14 @@ fn report(s: &Value) {
         println!("slowest components of A: eigenvalues {} at a lag of {} frames", eigenvalues.join(", "), s["lag"]);
     }
     println!("{:34} {:>10} {:>14}", "", "A to B", "halves of A");
+    let pairs = format!("Jensen-Shannon of {pairs}, bits");
     for (key, label) in [
         ("energy_w1", "energy W1, kT"),
         ("energy_w2", "energy W2, kT"),
         ("torsion_w2", "torsion W2, rad"),
         ("torsion_w2_sliced", "torsion W2, sliced, all frames"),
         ("tica_w2", "W2 of the two slowest components"),
-        ("ramachandran_jsd", "Jensen-Shannon of φ and ψ, bits"),
+        ("ramachandran_jsd", &pairs),
     ] {
         let value = |of: &str| s[of][key].as_f64().map_or("–".to_string(), |v| format!("{v:.4}"));
         println!("{label:34} {:>10} {:>14}", value("between"), value("halves_of_a"));

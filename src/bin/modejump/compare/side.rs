@@ -1,11 +1,10 @@
 //! One of the two samples: its frames, energies and weights, and what is observed of them.
 
 use super::Compare;
-use crate::common::{array, importance, log_density, require_bonds, warn_of_torn_bonds};
+use crate::common::{array, importance, log_density, require_bonds, warn_of_torn_bonds, Torsions};
 use modejump::coordinates::Topology;
 use modejump::io::trajectory::{self, Frames};
-use modejump::metrics::Cloud;
-use modejump::metrics::{torsions, Features};
+use modejump::metrics::{self, Cloud, Features};
 use modejump::tica::Tica;
 use modejump::{weights, Error, Result};
 use std::ops::Range;
@@ -126,10 +125,12 @@ fn weighable(path: &Path, frames: &Frames, log_q: &[f64]) -> Result<Frames> {
 /// What of the frames is compared, with the same columns on both sides.
 pub struct Observed {
     pub u: Option<Vec<f64>>,
-    /// All φ, then all ψ, `[n][torsions]`, radian.
+    /// `[n][torsions]`, radian, as are the others
     pub torsions: Vec<f64>,
-    /// φ and ψ of the residues that have both, `[n][residues][2]`.
+    /// Those that belong together, `[n][pairs][2]`.
     pub pairs: Vec<f64>,
+    /// Those of figures, at most two.
+    pub shown: Vec<f64>,
     /// `[n][2]`
     pub components: Option<Vec<f64>>,
     /// Log-weights of all frames, zero without any.
@@ -137,13 +138,13 @@ pub struct Observed {
 }
 
 impl Observed {
-    pub fn of(side: &Side, topology: &Topology, slow: Option<&(Features, Tica)>) -> Observed {
-        let backbone = topology.backbone();
-        let n_atoms = topology.n_atoms();
+    pub fn of(side: &Side, torsions: &Torsions, slow: Option<&(Features, Tica)>) -> Observed {
+        let of = |atoms: &[[usize; 4]]| metrics::torsions(&side.x, torsions.n_atoms, atoms);
         Observed {
             u: side.u.clone(),
-            torsions: torsions(&side.x, n_atoms, &[backbone.phi.clone(), backbone.psi.clone()].concat()),
-            pairs: torsions(&side.x, n_atoms, &backbone.phi_psi().concat()),
+            torsions: of(&torsions.all),
+            pairs: of(&torsions.pairs.concat()),
+            shown: of(&torsions.shown),
             components: slow.map(|(features, tica)| tica.project(&features.of(&side.x))),
             log_weights: side.log_weight.clone().unwrap_or_else(|| vec![0.0; side.n]),
         }
@@ -163,6 +164,7 @@ impl Observed {
             u: self.u.as_ref().map(rows),
             torsions: rows(&self.torsions),
             pairs: rows(&self.pairs),
+            shown: rows(&self.shown),
             components: self.components.as_ref().map(rows),
             log_weights: self.log_weights[range.clone()].to_vec(),
         }

@@ -113,8 +113,9 @@ pub fn ramachandran(area: &Figure, series: &[&Series]) -> Outcome {
     // any branch of an angle
     let degrees = |v: &f64| (v + PI).rem_euclid(2.0 * PI).to_degrees() - 180.0;
     for (panel, s) in area.split_evenly((1, series.len())).iter().zip(series) {
+        let [x, y] = s.torsions().map(|name| format!("{name} / °"));
         let points = s.phi.iter().map(degrees).zip(s.psi.iter().map(degrees)).collect();
-        map(panel, s, ("φ / °", -180.0..180.0), ("ψ / °", -180.0..180.0), points)?;
+        map(panel, s, (&x, -180.0..180.0), (&y, -180.0..180.0), points)?;
     }
     Ok(())
 }
@@ -235,7 +236,7 @@ fn weighted_name(series: &Series, suffix: &str) -> String {
     }
 }
 
-/// F(φ) with a band of two standard errors, a bar where a bin stands alone; lines end where F leaves the axis. The
+/// F along the first torsion, φ, with a band of two standard errors, a bar where a bin stands alone; lines end where F leaves the axis. The
 /// legend tells of a curve that has no errors.
 pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 60;
@@ -246,12 +247,18 @@ pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
             false => circular_profile(&s.phi, &s.log_weight, BINS),
         }
     };
+    let along = series[0].torsions()[0];
     let profiles = series.iter().map(|s| profile(s)).collect::<Result<Vec<_>>>()?;
     let shown = profiles.iter().flat_map(|p| &p.free_energy).filter(|f| f.value <= HIGHEST);
     // of those without an error the value
     let ends = shown.map(|f| f.value.max(f.value + 2.0 * f.standard_error).min(HIGHEST));
     let top = ends.fold(1.0, f64::max) * above_legend(series.len());
-    let mut chart = chart(area, "Free energy along φ", ("φ / °", -180.0..180.0), ("F / kT", 0.0..top))?;
+    let mut chart = chart(
+        area,
+        &format!("Free energy along {along}"),
+        (&format!("{along} / °"), -180.0..180.0),
+        ("F / kT", 0.0..top),
+    )?;
     for ((s, profile), &colour) in series.iter().zip(profiles).zip(COLOURS.iter().cycle()) {
         let bins = profile.centres.iter().zip(&profile.free_energy).filter(|(_, f)| f.value <= HIGHEST);
         let points: Vec<(f64, f64, f64)> =

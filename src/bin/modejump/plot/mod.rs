@@ -35,6 +35,9 @@ pub struct Series {
     /// Of all samples, also those without weight or energy, which are left out below; 0 where none are.
     #[serde(default)]
     pub n: usize,
+    /// Names of the torsions that follow; φ and ψ of the backbone where they have none.
+    #[serde(default)]
+    pub axes: Vec<String>,
     /// radian
     #[serde(default)]
     pub phi: Vec<f64>,
@@ -94,6 +97,12 @@ impl Series {
         }
     }
 
+    /// Names of the axes of `phi` and `psi`.
+    fn torsions(&self) -> [&str; 2] {
+        let named = |i: usize, usual| self.axes.get(i).map_or(usual, String::as_str);
+        [named(0, "φ"), named(1, "ψ")]
+    }
+
     /// Log-weights of all samples before any rule, −∞ for those without weight.
     fn raw(&self) -> Vec<f64> {
         let given = if self.raw_log_weight.is_empty() { &self.log_weight } else { &self.raw_log_weight };
@@ -132,6 +141,7 @@ impl Plot {
             document.series.iter().try_for_each(Series::check).map_err(|e| Error::file(path, e.to_string()))?;
             given.push((path, document.series));
         }
+        require_one_torsion(&given)?;
         let series = apart(given);
         let written = draw(&self.output, &series, &FIGURES)?;
         if let ([path, ..], true) = (&self.data[..], written.is_empty()) {
@@ -159,6 +169,23 @@ fn apart(mut given: Vec<(&PathBuf, Vec<Series>)>) -> Vec<Series> {
         }
     }
     given.into_iter().flat_map(|(_, series)| series).collect()
+}
+
+/// Free energies are drawn along one torsion. Errors: files of different ones.
+fn require_one_torsion(given: &[(&PathBuf, Vec<Series>)]) -> Result<()> {
+    let all = given.iter().flat_map(|(path, series)| series.iter().map(move |s| (path, s)));
+    let mut along = all.filter(|(_, s)| !s.phi.is_empty()).map(|(path, s)| (path, s.torsions()[0]));
+    let Some((first, name)) = along.next() else { return Ok(()) };
+    match along.find(|(_, other)| *other != name) {
+        Some((path, other)) => Err(Error::file(
+            path,
+            format!(
+                "is of {other}, and {} of {name}: give files of one torsion, or draw each into a folder of its own",
+                first.display()
+            ),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// A file that could not be read, or that is none of those that figures are drawn of, such as a trajectory.

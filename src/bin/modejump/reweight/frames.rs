@@ -4,7 +4,7 @@
 //! tell Z by Bennett's acceptance ratio, and with that Z a frame's weight says how much of the ensemble the samples
 //! stand for: the effective share of them is 1/⟨w/Z⟩ over the frames.
 
-use super::{extend, Reweight, Samples};
+use super::{extend, stem, Reweight, Samples};
 use crate::common::{array, evaluations, number, with_error};
 use crate::log_density::as_of_model;
 use modejump::density::Evaluation;
@@ -33,14 +33,15 @@ impl Reweight {
         }
     }
 
-    /// What they say, beside the log-weights of samples.
+    /// What they say, beside the log-weights of samples, and a series for figures.
     pub(super) fn beside_frames(
         &self,
+        path: &Path,
         frames: &Frames,
         model: &dyn Model,
         kelvin: f64,
         log_weight: &[f64],
-    ) -> Result<Value> {
+    ) -> Result<(Value, Value)> {
         let mut log_q: Vec<Evaluation> = evaluations(frames.n());
         model.log_density(&frames.x, &mut log_q)?;
         let [x, _] = super::steering(model).take_apart(&frames.x, dimension_without_auxiliary(model), &mut log_q);
@@ -52,6 +53,7 @@ impl Reweight {
         let n = frames.n() as f64;
         let ess = (log_z + n.ln() - weights::log_sum_exp(&log_w)).exp();
         let mut found = json!({
+            "file": path.display().to_string(),
             "n": frames.n(),
             "outside_support": log_q.iter().filter(|e| !e.is_inside()).count(),
             "ess": ess.min(1.0),
@@ -62,8 +64,18 @@ impl Reweight {
             let (value, error) = (population.value, population.standard_error);
             extend(&mut found, json!({ "state_population": value, "state_population_stderr": error }));
         }
-        Ok(found)
+        Ok((found, series(&stem(path), &of_frames)))
     }
+}
+
+/// Frames without a finite energy are left out.
+fn series(name: &str, frames: &Samples) -> Value {
+    let finite = |values: &[f64]| -> Vec<f64> {
+        values.iter().zip(&frames.u).filter(|(_, u)| u.is_finite()).map(|(v, _)| *v).collect()
+    };
+    let mut series = json!({ "name": name, "n": frames.u.len(), "reduced_potential": finite(&frames.u) });
+    frames.add_angles(&mut series, finite);
+    series
 }
 
 /// ln w of each frame, +∞ where the generator has no density.
@@ -80,7 +92,9 @@ pub(super) fn report(summary: &Value) {
     if f("outside_support") > 0.0 {
         println!("                  {} of them are outside the generator's support", frames["outside_support"]);
     }
-    println!("  ESS             {:.2e} % of the samples, by the frames", 100.0 * f("ess"));
+    let ess = 100.0 * f("ess");
+    let ess = if ess < 0.1 { format!("{ess:.1e}") } else { format!("{ess:.1}") };
+    println!("  ESS             {ess} % of the samples, by the frames");
     println!("  log Z           {} by samples and frames", with_error(f("log_z"), f("log_z_stderr"), 4));
     if frames.get("state_population").is_some() {
         let population = with_error(100.0 * f("state_population"), 100.0 * f("state_population_stderr"), 2);

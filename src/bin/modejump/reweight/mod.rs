@@ -6,10 +6,9 @@ mod surrogate;
 
 use super::common::{
     load, mark, number, tail_in_words, tail_index, temperature, with_error, without_error, DecodingFlags, PlatformFlag,
-    PrecisionFlag, RuleFlag,
+    PrecisionFlag, RuleFlag, TorsionFlag, Torsions,
 };
 use clap::{Args, ValueEnum};
-use modejump::coordinates::vector::{atom, torsion};
 use modejump::density::{Evaluation, Exactness};
 use modejump::io::{check_apart, check_writable};
 use modejump::models::steering::{dimension_without_auxiliary, follow, Steering};
@@ -39,10 +38,12 @@ pub struct Reweight {
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// State whose population, and free energy against the rest, are wanted: from,to in radian of the first backbone φ
-    /// [default: 0,2.2], or a region of any torsion or distance of atoms that count from 0, as `region` of `adapt`, such as
+    /// [default: 0,2.2] or of the first --torsion [no default], or a region of any torsion or distance of atoms that count from 0, as `region` of `adapt`, such as
     /// '{"along": {"torsion": [0, 1, 2, 3]}, "range": [-1.05, 1.05]}'
     #[arg(long, allow_hyphen_values = true, value_parser = State::parse)]
     state: Option<State>,
+    #[command(flatten)]
+    torsions: TorsionFlag,
     /// Frames of the ensemble at this temperature, as `modejump md` with jumps records them: whether the samples cover them
     #[arg(long, conflicts_with = "surrogate")]
     frames: Option<PathBuf>,
@@ -95,8 +96,9 @@ struct Samples {
     u: Vec<f64>,
     /// ½ ln det Z where bonds are constrained, which weights have beside u.
     log_metric: Vec<f64>,
-    /// φ and ψ, where there is a backbone.
-    angles: Option<[Vec<f64>; 2]>,
+    /// Of the torsions that are looked at, at most two, with their names.
+    angles: Vec<Vec<f64>>,
+    axes: Vec<String>,
     /// Whether each is in the state, where there is one.
     in_state: Vec<Option<bool>>,
 }
@@ -105,6 +107,14 @@ impl Samples {
     /// u − ½ ln det Z, with which weights go.
     fn total(&self) -> Vec<f64> {
         self.u.iter().zip(&self.log_metric).map(|(u, log_metric)| u - log_metric).collect()
+    }
+
+    /// To a series for figures, of those samples that are `kept`.
+    fn add_angles(&self, series: &mut Value, kept: impl Fn(&[f64]) -> Vec<f64>) {
+        for (name, angle) in ["phi", "psi"].into_iter().zip(&self.angles) {
+            series[name] = json!(kept(angle));
+            series["axes"] = json!(self.axes);
+        }
     }
 
     /// 1 in the state, 0 elsewhere; none where there is no state.
@@ -147,6 +157,7 @@ impl Reweight {
             orientation::check(model.as_ref(), rotations)?;
         }
         self.state.iter().try_for_each(|state| state.check(dimension_without_auxiliary(model.as_ref())))?;
+        self.torsions_of(model.as_ref())?;
         self.check_energies(model.as_ref(), temperature)?;
         let mut summary = json!({ "model": self.model.display().to_string(), "temperature": temperature, "n": self.n });
         let series = match &self.surrogate {
@@ -213,17 +224,19 @@ impl Reweight {
         let weighted = Weighted::new(model.exactness(), &samples, &log_q, self.rule.rule())?;
         extend(summary, weighted.summary(&samples)?);
         if !samples.in_state.is_empty() {
-            extend(summary, json!({ "state": self.state.as_ref().unwrap_or(&State::DEFAULT).in_words() }));
+            let torsion = samples.axes.first().map_or("", String::as_str);
+            extend(summary, json!({ "state": self.state().map(|state| state.in_words(torsion)) }));
         }
+        let mut series = vec![weighted.series(&stem(&self.model), &samples)];
         if let Some((path, frames)) = frames {
-            let mut found = self.beside_frames(&frames, model, temperature, &weighted.log_weight)?;
-            extend(&mut found, json!({ "file": path.display().to_string() }));
+            let (found, of_frames) = self.beside_frames(path, &frames, model, temperature, &weighted.log_weight)?;
             extend(summary, json!({ "frames": found }));
+            series.push(of_frames);
         }
-        Ok(vec![weighted.series(&stem(&self.model), &samples)])
+        Ok(series)
     }
 
-    /// Reduced potentials and backbone angles of configurations without auxiliary coordinates, the energies by all ranks.
+    /// Reduced potentials and torsions of configurations without auxiliary coordinates, the energies by all ranks.
     fn look_at_shared(&self, x: &[f64], model: &dyn Model, temperature: f64, ranks: &dyn Ranks) -> Result<Samples> {
         let d = dimension_without_auxiliary(model);
         let energies =
@@ -239,22 +252,24 @@ impl Reweight {
     fn with_energies(&self, x: &[f64], model: &dyn Model, both: Vec<f64>) -> Result<Samples> {
         let dimension = dimension_without_auxiliary(model);
         let (u, log_metric) = both.chunks_exact(2).map(|both| (both[0], both[1])).unzip();
-        let of_atoms = |atoms: [usize; 4]| -> Vec<f64> {
-            let four = |x: &[f64]| atoms.map(|a| atom(x, a));
-            x.chunks_exact(dimension).map(four).map(|[a, b, c, d]| torsion(a, b, c, d)).collect()
-        };
-        let backbone = model.card().topology.as_ref().map(|topology| topology.backbone()).unwrap_or_default();
-        let angles = backbone.phi_psi().first().map(|both| both.map(of_atoms));
-        // of a capped residue without the second cap there is a φ alone
-        let phi =
-            angles.as_ref().map(|[phi, _]| phi.clone()).or_else(|| backbone.phi.first().map(|&phi| of_atoms(phi)));
-        let in_state = self.state.as_ref().unwrap_or(&State::DEFAULT).of(x, dimension, phi.as_deref());
+        let torsions = self.torsions_of(model)?;
+        let angles = torsions.columns(x);
+        let in_state = self.state().and_then(|state| state.of(x, dimension, angles.first()));
         if self.state.is_some() && in_state.is_none() {
             return Err(Error::invalid(
-                "--state is of a backbone's φ, and the model's atoms have none: give a region of a torsion, or leave it out",
+                "--state is of a backbone's φ, and the model's atoms have none: name a --torsion, give a region, or leave it out",
             ));
         }
-        Ok(Samples { u, log_metric, angles, in_state: in_state.unwrap_or_default() })
+        Ok(Samples { u, log_metric, angles, axes: torsions.axes, in_state: in_state.unwrap_or_default() })
+    }
+
+    fn torsions_of(&self, model: &dyn Model) -> Result<Torsions> {
+        self.torsions.of(dimension_without_auxiliary(model) / 3, model.card().topology.as_ref())
+    }
+
+    /// Of a torsion of the user's own none is known.
+    fn state(&self) -> Option<&State> {
+        self.state.as_ref().or(Some(&State::DEFAULT).filter(|_| !self.torsions.is_given()))
     }
 
     /// u and ½ ln det Z of each configuration in turn.
@@ -365,9 +380,7 @@ impl Weighted {
             "log_weight": finite(&self.ruled),
             "raw_log_weight": raw,
         });
-        if let Some([phi, psi]) = &samples.angles {
-            extend(&mut series, json!({ "phi": finite(phi), "psi": finite(psi) }));
-        }
+        samples.add_angles(&mut series, finite);
         series
     }
 }

@@ -9,15 +9,15 @@ const EXAMPLE: &str = r#"{"along": {"torsion": [0, 1, 2, 3]}, "range": [-1.05, 1
 
 #[derive(Clone, Debug)]
 pub enum State {
-    /// The first backbone φ on an arc from, to, rad.
-    Phi([f64; 2]),
+    /// The first torsion that is looked at on an arc from, to, rad.
+    Arc([f64; 2]),
     /// Anything else.
     Region(Region),
 }
 
 impl State {
     /// Where none is asked for.
-    pub const DEFAULT: State = State::Phi([0.0, 2.2]);
+    pub const DEFAULT: State = State::Arc([0.0, 2.2]);
 
     /// From the command line. Errors: text that is neither an arc nor a region.
     pub fn parse(text: &str) -> std::result::Result<State, String> {
@@ -28,19 +28,20 @@ impl State {
         let numbers: Vec<Option<f64>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
         let [Some(from), Some(to)] = numbers[..] else {
             return Err(format!(
-                "two numbers are needed, from,to of the first backbone φ, or a region such as '{EXAMPLE}'"
+                "two numbers are needed, from,to of φ or of the first --torsion, or a region such as '{EXAMPLE}'"
             ));
         };
         let is_angle = |v: f64| v.abs() < 2.0 * PI + 0.01; // a whole turn may be rounded up
         match is_angle(from) && is_angle(to) {
-            true => Ok(State::Phi([from, to])),
+            true => Ok(State::Arc([from, to])),
             false => Err("give both in radian, from -2 pi to 2 pi; 120 degrees are 2.094".into()),
         }
     }
 
-    pub fn in_words(&self) -> String {
+    /// With the name of the torsion.
+    pub fn in_words(&self, torsion: &str) -> String {
         match self {
-            State::Phi([from, to]) => format!("φ from {from} to {to}"),
+            State::Arc([from, to]) => format!("{torsion} from {from} to {to}"),
             State::Region(_) => "the region of --state".into(),
         }
     }
@@ -48,15 +49,15 @@ impl State {
     /// Errors: a region of atoms that configurations of `dimension` numbers do not have.
     pub fn check(&self, dimension: usize) -> Result<()> {
         match self {
-            State::Phi(_) => Ok(()),
+            State::Arc(_) => Ok(()),
             State::Region(region) => region.check(dimension).map_err(|e| Error::invalid(format!("--state: {e}"))),
         }
     }
 
-    /// Whether each configuration of `x[n][dimension]` is in the state; none where there is no φ to tell.
-    pub fn of(&self, x: &[f64], dimension: usize, phi: Option<&[f64]>) -> Option<Vec<Option<bool>>> {
+    /// Whether each configuration of `x[n][dimension]` is in the state; none where there is no torsion to tell.
+    pub fn of(&self, x: &[f64], dimension: usize, torsion: Option<&Vec<f64>>) -> Option<Vec<Option<bool>>> {
         match self {
-            State::Phi([from, to]) => Some(phi?.iter().map(|&phi| Some(on_arc(phi, *from, *to))).collect()),
+            State::Arc([from, to]) => Some(torsion?.iter().map(|&angle| Some(on_arc(angle, *from, *to))).collect()),
             State::Region(region) => Some(x.chunks_exact(dimension).map(|x| Some(region.contains(x))).collect()),
         }
     }
