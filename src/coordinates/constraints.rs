@@ -163,23 +163,27 @@ impl Constraints {
         let name = |a, b| format!("{} - {}", label(a), label(b));
         if let Some(&(a, b, length)) = kept.iter().find(|bond| !pairs.iter().any(|&pair| joins(bond, pair))) {
             return Err(Error::Unsupported(format!(
-                "the model keeps the bond {} at {length} nm, but the engine does not constrain it, so no configuration of a simulation is one of \
+                "the model keeps the bond {} at {} nm, but the engine does not constrain it, so no configuration of a simulation is one of \
                  the model's; constrain it, or use a model that varies it",
-                name(a, b)
+                name(a, b),
+                written(length)
             )));
         }
         for (&[a, b], &d) in pairs.iter().zip(lengths) {
             let bond = name(a, b);
             let Some(&(_, _, length)) = kept.iter().find(|bond| joins(bond, [a, b])) else {
                 return Err(Error::Unsupported(format!(
-                    "the bond {bond} is constrained to {d} nm, but the model varies it; remove the constraint or train a \
-                     model that keeps this bond"
+                    "the bond {bond} is constrained to {} nm, but the model varies it; remove the constraint or train a \
+                     model that keeps this bond",
+                    written(d)
                 )));
             };
             if ((length - d) / d).abs() > PROPOSAL_TOLERANCE {
                 return Err(Error::Unsupported(format!(
-                    "the bond {bond} is constrained to {d} nm, but the model keeps it at {length} nm; use the force field \
-                     the model was trained with"
+                    "the bond {bond} is constrained to {} nm, but the model keeps it at {} nm; use the force field \
+                     the model was trained with",
+                    written(d),
+                    written(length)
                 )));
             }
         }
@@ -317,6 +321,11 @@ fn clusters(pairs: &[[usize; 2]], n_atoms: usize) -> Vec<Vec<usize>> {
         by_root.entry(find(&mut root, a)).or_default().push(c);
     }
     by_root.into_values().collect()
+}
+
+/// A length for messages, without what a change of units has left of digits.
+fn written(length: f64) -> f64 {
+    (1e9 * length).round() / 1e9
 }
 
 #[cfg(test)]

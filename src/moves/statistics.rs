@@ -2,7 +2,7 @@
 
 use super::{Fate, Outcome};
 use crate::density::Exactness;
-use crate::weights::Estimate;
+use crate::weights::{self, Estimate};
 
 /// Entries each log keeps; older ones are overwritten.
 const LOG_CAPACITY: usize = 1 << 16;
@@ -123,6 +123,11 @@ impl Statistics {
     /// The latest log-weights of proposals, oldest first: −∞ for an unusable proposal.
     pub fn log_weights(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
         self.log_weights.iter()
+    }
+
+    /// Of the latest log-weights of proposals ([`weights::pareto_k`]); NaN before the first usable one.
+    pub fn pareto_k(&self) -> f64 {
+        weights::pareto_k(&self.log_weights().collect::<Vec<f64>>()).unwrap_or(f64::NAN)
     }
 
     /// The latest log-acceptances of attempts, oldest first.

@@ -205,6 +205,7 @@ fn log_densities_that_cannot_be_written_are_refused_at_once() {
     for (output, text) in [
         ("nowhere/q.safetensors", "there is no folder nowhere"),
         ("q.npy", "written as safetensors"),
+        ("q.json", "written as safetensors"),
         ("q.dcd", "written as safetensors"),
     ] {
         let message = modejump(&["log-density", MODEL, "no-frames.npy", "-o", output]).fails();

@@ -144,8 +144,8 @@ impl Md {
 mod run {
     use super::*;
     use crate::common::{
-        hash_of, interrupted, load, load_partner, mark, require_order, warn_of_labels, warn_of_temperature,
-        watch_signals, Progress,
+        hash_of, interrupted, load, load_partner, mark, require_order, tail_in_words, tail_index, warn_of_labels,
+        warn_of_temperature, watch_signals, Progress,
     };
     use crate::dynamics::{add_means, earlier, ended_early, failed, show_means, start, tell_of_memory, Kept, Record};
     use modejump::annealing::{even, Kernel};
@@ -520,6 +520,7 @@ mod run {
             }
             if s.proposals() > 0 {
                 summary["ess"] = json!(s.effective_fraction());
+                summary["pareto_k"] = tail_index(s.pareto_k());
                 summary["ess_likelihood"] = json!(self.weights());
             }
             if self.solute.is_some() {
@@ -553,7 +554,7 @@ mod run {
                     true => "  (of the screen's weights)".into(),
                     false => mark(self.weights()),
                 };
-                println!("ESS {ess:.1} %{whose}");
+                println!("ESS {ess:.1} %, Pareto k {}{whose}", tail_in_words(s.pareto_k()));
             }
             if self.solute.is_some() {
                 let expected = s.expected_acceptance();

@@ -124,14 +124,17 @@ pub fn require_array(path: &Path, name: &str) -> Result<()> {
     }
 }
 
-/// Errors: the name of a file of frames, for something that is written as safetensors: it would hold another format
-/// than it says.
+/// Formats of numbers, of texts and of networks that are written by nothing here that is written as safetensors.
+const OTHER_FORMATS: [&str; 10] = ["csv", "json", "jsonl", "npz", "onnx", "pt", "pth", "svg", "txt", "xml"];
+
+/// Errors: the name of a file of frames or of another well-known format, for something that is written as safetensors:
+/// it would hold another format than it says.
 pub fn require_tensors(path: &Path, what: &str) -> Result<()> {
-    match Format::of(path) {
-        Ok(format) if format != Format::Safetensors => {
-            Err(Error::file(path, format!("{what} are written as safetensors: give another extension")))
-        }
-        _ => Ok(()),
+    let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+    let is_of_frames = Format::of(path).is_ok_and(|format| format != Format::Safetensors);
+    match is_of_frames || OTHER_FORMATS.iter().any(|other| extension == *other) {
+        true => Err(Error::file(path, format!("{what} are written as safetensors: give that extension"))),
+        false => Ok(()),
     }
 }
 

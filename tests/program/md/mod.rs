@@ -50,7 +50,10 @@ fn a_screen_is_counted() {
     let text = md(&["--model", MODEL, "--screen", MODEL]).succeeds();
     assert!(text.contains("passed the screen") && text.contains("Var(ln c) 0.000"), "{text}");
     // the word for what is biased, which this run is not
-    assert!(text.contains(" %  (of the screen's weights)") && !text.contains("surrogate"), "{text}");
+    assert!(
+        text.contains("  (of the screen's weights)") && text.contains(" %, Pareto k") && !text.contains("surrogate"),
+        "{text}"
+    );
 }
 
 #[test]
