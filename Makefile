@@ -137,14 +137,17 @@ train-peptides: build $(PEPTIDES)/ala2.safetensors $(PEPTIDES)/ala3.safetensors
 
 $(PEPTIDES)/ala2.safetensors: | build
 	@mkdir -p $(PEPTIDES)
-	$(BIN) md --topology $(ALA2)/topology.pdb --system $(ALA2)/system.xml --model $(ALA2)/model.safetensors -n 3000000 --record 15 -o $@
+	$(BIN) md --topology $(ALA2)/topology.pdb --system $(ALA2)/system.xml --model $(ALA2)/model.safetensors -n 3000000 --record 15 \
+		--checkpoint $@.ckpt -o $(@D)/begun-$(@F)
+	mv $(@D)/begun-$(@F) $@
 
 $(PEPTIDES)/ala3.safetensors: | build
 	@mkdir -p $(PEPTIDES)
 	$(BIN) train --topology $(ALA3)/topology.pdb --system $(ALA3)/system.xml --config $(ALA3)/train.json \
 		--checkpoint $(PEPTIDES)/ala3.ckpt --log $(PEPTIDES)/ala3.jsonl -o $(PEPTIDES)/ala3-model.safetensors
 	$(BIN) md --topology $(ALA3)/topology.pdb --system $(ALA3)/system.xml --model $(PEPTIDES)/ala3-model.safetensors \
-		-n 2000000 --record 15 -o $@
+		-n 2000000 --record 15 --checkpoint $@.ckpt -o $(@D)/begun-$(@F)
+	mv $(@D)/begun-$(@F) $@
 
 # The two basins of alanine dipeptide, a generator for each, in one model file: frames by molecular dynamics in either, then training.
 # MODES=modes-phi-psi: three, by both torsions.

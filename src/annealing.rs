@@ -12,9 +12,11 @@
 //! fixed before, as [`plan`] makes it.
 
 mod bridge;
+mod plan;
 mod space;
 
 pub use bridge::{Bridge, Points};
+pub use plan::{even, plan, Pilot, Temperatures, FEWEST_PILOTS};
 pub use space::Space;
 
 use crate::error::{Error, Result};
@@ -113,13 +115,22 @@ pub struct Annealing {
     pub done: usize,
     pub points: Points,
     pub log_weights: Vec<f64>,
-    /// Number of the sample at t = 0 that each particle descends from.
     ancestors: Vec<usize>,
     /// Samples at t = 0, with those that had no weight.
     samples: usize,
+    pub left_out: LeftOut,
     /// Σ ln of the mean weights before each resampling.
     log_z: f64,
     pub history: Vec<Progress>,
+}
+
+/// How many samples at t = 0 are no particles, and why.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LeftOut {
+    pub without_density: usize,
+    /// Without a finite one, or for steps with a path action one below 1e12 kT.
+    pub without_energy: usize,
+    pub above_cutoff: usize,
 }
 
 /// What happened at one stage.
@@ -134,6 +145,8 @@ pub struct Progress {
     pub acceptance: f64,
     /// ln Z so far, of γ_t over q.
     pub log_z: f64,
+    /// How many independent samples the particles are worth, 1/Σ share² of their families.
+    pub families: f64,
 }
 
 impl Annealing {
@@ -161,8 +174,19 @@ impl Annealing {
             return Err(Error::invalid("trajectories of 0 leapfrog steps go nowhere: use one or more"));
         }
         let (u, cutoff) = (bridge.reduced_potential(&points), options.energy_cutoff.unwrap_or(f64::INFINITY));
-        let usable: Vec<usize> =
-            (0..points.n()).filter(|&row| points.energy(row, 0.5).is_finite() && u[row] < cutoff).collect();
+        let mut left_out = LeftOut::default();
+        let mut usable = Vec::new();
+        for (row, u) in u.into_iter().enumerate() {
+            if holds(options.kernel, &points, row) && u < cutoff {
+                usable.push(row);
+            } else if !points.source[row].is_finite() {
+                left_out.without_density += 1;
+            } else if !holds(options.kernel, &points, row) {
+                left_out.without_energy += 1;
+            } else {
+                left_out.above_cutoff += 1;
+            }
+        }
         if usable.is_empty() {
             return Err(Error::invalid(format!(
                 "none of {} samples has a finite energy{}",
@@ -182,6 +206,7 @@ impl Annealing {
             log_weights,
             ancestors: (0..usable.len()).collect(),
             samples,
+            left_out,
             log_z,
             history: Vec::new(),
         })
@@ -197,13 +222,19 @@ impl Annealing {
         self.log_z + weights::log_sum_exp(&self.log_weights) - (self.log_weights.len() as f64).ln()
     }
 
-    /// Share of all weight that each family has, the particles that descend from one sample; those of none are left out.
+    /// Number of the sample at t = 0 that each particle descends from.
+    pub fn ancestors(&self) -> &[usize] {
+        &self.ancestors
+    }
+
+    /// Share of all weight that each family has; those of none are left out.
     pub fn families(&self) -> Vec<f64> {
-        let mut shares = vec![0.0; self.samples];
-        let total = weights::log_sum_exp(&self.log_weights);
-        self.ancestors.iter().zip(&self.log_weights).for_each(|(&of, w)| shares[of] += (w - total).exp());
-        shares.retain(|&share| share > 0.0);
-        shares
+        weights::families(&self.log_weights, &self.ancestors)
+    }
+
+    /// How many independent samples the particles are worth.
+    pub fn effective_families(&self) -> f64 {
+        weights::effective_families(&self.log_weights, &self.ancestors)
     }
 
     /// `log_z` with its error: samples are independent of each other, and so are their families but for what multinomial
@@ -225,13 +256,7 @@ impl Annealing {
     pub fn stage(&mut self, bridge: &mut Bridge) -> Result<Progress> {
         let Stage { t, step } = self.plan[self.done];
         let before = self.done.checked_sub(1).map_or(0.0, |k| self.plan[k].t);
-        self.reweight(t - before);
-        let ess = weights::effective_sample_size(&self.log_weights)? / self.log_weights.len() as f64;
-        let resampled = ess < self.options.threshold && t < 1.0;
-        if resampled {
-            let mut stream = Stream::new(self.options.seed, StreamId::Resample, self.done as u64, 0);
-            self.resample(&mut stream)?;
-        }
+        let (ess, resampled) = self.rise(before, t)?;
         let mut accepted = 0.0;
         for k in 0..self.options.moves {
             let turn = (self.done * self.options.moves + k) as u64;
@@ -239,9 +264,26 @@ impl Annealing {
         }
         self.done += 1;
         let acceptance = accepted / self.options.moves as f64;
-        let progress = Progress { t, step, ess, resampled, acceptance, log_z: self.log_z() };
+        let progress = self.progress(Stage { t, step }, ess, resampled, acceptance);
         self.history.push(progress);
         Ok(progress)
+    }
+
+    fn progress(&self, Stage { t, step }: Stage, ess: f64, resampled: bool, acceptance: f64) -> Progress {
+        let families = self.effective_families();
+        Progress { t, step, ess, resampled, acceptance, log_z: self.log_z(), families }
+    }
+
+    /// Weights to the next temperature, and resampling; the effective particles before that, and whether it was done.
+    fn rise(&mut self, before: f64, t: f64) -> Result<(f64, bool)> {
+        self.reweight(t - before);
+        let ess = weights::effective_sample_size(&self.log_weights)? / self.log_weights.len() as f64;
+        let resampled = ess < self.options.threshold && t < 1.0;
+        if resampled {
+            let mut stream = Stream::new(self.options.seed, StreamId::Resample, self.done as u64, 0);
+            self.resample(&mut stream)?;
+        }
+        Ok((ess, resampled))
     }
 
     /// log w += ln γ_{t+dt} − ln γ_t.
@@ -279,6 +321,19 @@ impl Annealing {
         }
         Ok(accepted as f64 / self.points.n() as f64)
     }
+}
+
+/// Where a path action is, weights take up ln γ_t and give it back: of energies above this, in kT, rounding would leave
+/// more than 1e-4 of a nat. They count as infinite, as nothing of such a weight is left in the ensemble.
+const LARGEST: f64 = 1e12;
+
+/// Whether particles may be at a row.
+fn holds(kernel: Kernel, points: &Points, row: usize) -> bool {
+    let largest = match kernel {
+        Kernel::Unadjusted { corrected: true } => LARGEST,
+        _ => f64::MAX,
+    };
+    points.source[row].abs() <= largest && points.target[row].abs() <= largest
 }
 
 /// What became of one row in a move.
@@ -324,7 +379,7 @@ pub fn step_all(
     for (row, stream) in streams.iter_mut().enumerate() {
         let log_ratio = log_ratios[row];
         let taken = match kernel {
-            Kernel::Unadjusted { .. } => after.energy(row, t).is_finite(),
+            Kernel::Unadjusted { .. } => holds(kernel, &after, row),
             _ => stream.uniform().ln() < log_ratio,
         };
         if taken {
@@ -363,92 +418,6 @@ pub fn energy_drop(before: &Points, p: &[f64], after: &Points, p_after: &[f64], 
     } else {
         drop
     }
-}
-
-/// T even temperatures 1/T … 1 with one step.
-pub fn even(stages: usize, step: f64) -> Vec<Stage> {
-    (1..=stages).map(|j| Stage { t: j as f64 / stages as f64, step }).collect()
-}
-
-/// Where the acceptance of adjusted moves is wanted.
-const WANTED: [f64; 2] = [0.55, 0.65];
-/// By how much a step is changed at a time.
-const CHANGE: f64 = 1.1;
-/// Fewest pilots: the conditional effective sample size of n is never below 1/n of them, and of few it says nothing.
-pub const FEWEST_PILOTS: usize = 10;
-
-/// A plan made by a pilot run, to be used with other samples: temperatures so that the conditional effective sample
-/// size (Zhou, Johansen and Aston 2016) of each step is `share` of all, at most `most` of them; steps that become a
-/// tenth longer or shorter after a stage with an acceptance outside 55 to 65 %, and are frozen with the plan.
-///
-/// Errors: as for a run; a share outside (0, 1); too few pilots to tell it; more stages than `most`.
-pub fn plan(
-    bridge: &mut Bridge,
-    pilots: Points,
-    step: f64,
-    share: f64,
-    most: usize,
-    options: &Options,
-) -> Result<Vec<Stage>> {
-    if !(share > 0.0 && share < 1.0) {
-        return Err(Error::invalid(format!("a share of {share} of the particles; between 0 and 1 is needed")));
-    }
-    let drawn = pilots.n();
-    let mut run = Annealing::new(bridge, pilots, vec![Stage { t: 1.0, step }], options.clone())?;
-    let (usable, fewest) = (run.points.n(), FEWEST_PILOTS.max((2.0 / share).ceil() as usize));
-    if usable < fewest {
-        return Err(Error::invalid(format!(
-            "{usable} of {drawn} pilots are of use, and {fewest} are needed to choose temperatures by a share of {share}: draw more pilots, or \
-             give a number of even temperatures"
-        )));
-    }
-    let (mut plan, mut t, mut step): (Vec<Stage>, f64, f64) = (Vec::new(), 0.0, step);
-    while t < 1.0 {
-        if plan.len() == most {
-            return Err(Error::invalid(format!("{most} stages are not enough: the pilot run is at t = {t:.4}")));
-        }
-        let next = next_temperature(&run, t, share);
-        plan.push(Stage { t: next, step });
-        run.plan = plan.clone();
-        run.plan.push(Stage { t: 1.0, step });
-        run.done = plan.len() - 1;
-        let progress = run.stage(bridge)?;
-        if !matches!(options.kernel, Kernel::Unadjusted { .. }) {
-            if progress.acceptance > WANTED[1] {
-                step *= CHANGE;
-            } else if progress.acceptance < WANTED[0] {
-                step /= CHANGE;
-            }
-        }
-        t = next;
-    }
-    Ok(plan)
-}
-
-/// The t′ at which n (Σ W w)²/Σ W w² of the incremental weights w falls to `share` n, by bisection.
-fn next_temperature(run: &Annealing, t: f64, share: f64) -> f64 {
-    let differences: Vec<f64> =
-        run.points.target.iter().zip(&run.points.source).map(|(u, source)| u - source).collect();
-    let conditional = |dt: f64| {
-        let once: Vec<f64> = run.log_weights.iter().zip(&differences).map(|(w, d)| w - dt * d).collect();
-        let twice: Vec<f64> = run.log_weights.iter().zip(&differences).map(|(w, d)| w - 2.0 * dt * d).collect();
-        let all = weights::log_sum_exp(&run.log_weights);
-        (2.0 * weights::log_sum_exp(&once) - weights::log_sum_exp(&twice) - all).exp()
-    };
-    if conditional(1.0 - t) >= share {
-        return 1.0;
-    }
-    // of the logarithm, as clashes have energies of any size; each step forward is one, however short
-    let (mut low, mut high) = (f64::MIN_POSITIVE.ln(), (1.0 - t).ln());
-    for _ in 0..100 {
-        let middle = 0.5 * (low + high);
-        if conditional(middle.exp()) >= share {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    (t + low.exp()).max(t.next_up()).min(1.0)
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use super::plan::Search;
 use super::*;
 use crate::coordinates::vector::centre;
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
@@ -125,22 +126,43 @@ fn faults_are_found() {
     assert!(Annealing::new(&bridge, samples, short, Options::default()).is_err());
 }
 
+fn share(share: f64, most: usize) -> Temperatures {
+    Temperatures::Share { share, most }
+}
+
 #[test]
 fn a_plan_is_made_by_pilots_and_then_fixed() {
     let (density, mut target) = (Normal(1.2), Wells);
     let mut bridge = Bridge::new(&density, &mut target);
-    let pilots = bridge.sample(500, 99).unwrap();
-    let options = Options::default();
-    let plan = plan(&mut bridge, pilots, 0.4, 0.97, 100, &options).unwrap();
-    assert!(plan.len() > 3 && plan.last().unwrap().t == 1.0 && plan.windows(2).all(|w| w[0].t < w[1].t));
-    assert!(plan.last().unwrap().step < 0.4, "long steps were shortened");
-    let points = bridge.sample(2000, 1).unwrap();
-    let mut run = Annealing::new(&bridge, points, plan, options).unwrap();
-    while !run.is_finished() {
-        let progress = run.stage(&mut bridge).unwrap();
-        assert!(progress.ess > 0.3 && progress.acceptance > 0.2, "{progress:?}");
+    for (start, kernel) in
+        [(1e-5, Kernel::Adjusted), (1e3, Kernel::Adjusted), (0.01, Kernel::Hamiltonian { leapfrog: 3 })]
+    {
+        let options = Options { kernel, ..Options::default() };
+        for temperatures in [share(0.97, 100), Temperatures::Even(5)] {
+            let pilots = bridge.sample(500, 99).unwrap();
+            let plan = plan(&mut bridge, pilots, start, temperatures, &options).unwrap();
+            assert!(plan.len() > 3 && plan.last().unwrap().t == 1.0 && plan.windows(2).all(|w| w[0].t < w[1].t));
+            let points = bridge.sample(2000, 1).unwrap();
+            let mut run = Annealing::new(&bridge, points, plan, options.clone()).unwrap();
+            while !run.is_finished() {
+                let progress = run.stage(&mut bridge).unwrap();
+                assert!(progress.ess > 0.3 && (0.45..0.75).contains(&progress.acceptance), "{start}: {progress:?}");
+            }
+            assert!((run.log_z() - truth().0).abs() < 0.2);
+        }
     }
-    assert!((run.log_z() - truth().0).abs() < 0.2);
+}
+
+/// What takes any step, or none, does not keep pilots for ever.
+#[test]
+fn a_search_ends() {
+    for acceptance in [0.0, 1.0] {
+        let (mut search, mut step, mut tried) = (Search::default(), 1.0, 0);
+        while let Some(next) = search.after(step, acceptance) {
+            (step, tried) = (next, tried + 1);
+        }
+        assert!(tried < 20 && step > 0.0 && step.is_finite(), "{tried} {step}");
+    }
 }
 
 /// Its square is the variance over runs, or some more: to combs one family's gain is the loss of others.
@@ -198,7 +220,9 @@ fn a_plan_needs_pilots() {
     for (n, lost, share, text) in [(1, 0, 0.9, "1 of 1"), (100, 95, 0.9, "5 of 100"), (20, 0, 0.05, "and 40 are")] {
         let mut pilots = bridge.sample(n, 99).unwrap();
         pilots.target[..lost].fill(f64::INFINITY);
-        let message = plan(&mut bridge, pilots, 0.1, share, 100, &Options::default()).unwrap_err().to_string();
+        let message = plan(&mut bridge, pilots, 0.1, Temperatures::Share { share, most: 100 }, &Options::default())
+            .unwrap_err()
+            .to_string();
         assert!(message.contains(text), "{message}");
     }
 }
@@ -228,11 +252,11 @@ fn a_plan_goes_as_slowly_as_clashes_ask_for() {
     let mut pilots = bridge.sample(100, 99).unwrap();
     (0..70).for_each(|row| pilots.target[row] = 10f64.powi(row as i32 - 20));
     let run = Annealing::new(&bridge, pilots.clone(), even(1, 0.1), Options::default()).unwrap();
-    let next = next_temperature(&run, 0.0, 0.9);
+    let next = plan::next_temperature(&run, 0.0, 0.9);
     let weights: Vec<f64> = (0..100).map(|row| -next * (pilots.target[row] - pilots.source[row])).collect();
     let left = weights::effective_sample_size(&weights).unwrap() / 100.0;
     assert!((left - 0.9).abs() < 0.01, "{left} of the particles are left at t = {next:e}");
-    let plan = plan(&mut bridge, pilots, 0.1, 0.9, 1000, &Options::default()).unwrap();
+    let plan = plan(&mut bridge, pilots, 0.1, share(0.9, 1000), &Options::default()).unwrap();
     assert!(plan.last().unwrap().t == 1.0 && plan.windows(2).all(|w| w[0].t < w[1].t), "{} stages", plan.len());
 }
 
@@ -345,6 +369,41 @@ fn corrected_steps_that_would_leave_the_support_are_not_made() {
 }
 
 /// The noise of every move, and the comb of every resampling.
+/// A wall of 1e20 kT stops corrected steps as an infinite one does, instead of rounding all weights away.
+#[test]
+fn weights_of_corrected_steps_survive_walls_of_any_height() {
+    let options = Options { kernel: Kernel::Unadjusted { corrected: true }, ..Options::default() };
+    let log_z = [1e13, 1e20, f64::INFINITY].map(|height| {
+        let (density, mut target) = (Normal(1.2), Wall(height));
+        let mut bridge = Bridge::new(&density, &mut target);
+        let points = bridge.sample(4000, 1).unwrap();
+        let mut run = Annealing::new(&bridge, points, even(10, 0.02), options.clone()).unwrap();
+        while !run.is_finished() {
+            run.stage(&mut bridge).unwrap();
+        }
+        run.log_z()
+    });
+    assert!(log_z[0] == log_z[2] && log_z[1] == log_z[2] && log_z[0].abs() < 10.0, "{log_z:?}");
+}
+
+/// Wells, with a wall where x is above 1.5.
+struct Wall(f64);
+
+impl Target for Wall {
+    fn dimension(&self) -> usize {
+        2
+    }
+    fn reduced_potential(&mut self, x: &[f64], out: &mut [f64]) -> Result<()> {
+        Wells.reduced_potential(x, out)?;
+        out.iter_mut().zip(x.chunks_exact(2)).for_each(|(u, x)| *u += if x[0] > 1.5 { self.0 } else { 0.0 });
+        Ok(())
+    }
+    fn reduced_potential_gradient(&mut self, x: &[f64], out: &mut [f64], gradient: &mut [f64]) -> Result<()> {
+        Wells.reduced_potential_gradient(x, out, gradient)?;
+        self.reduced_potential(x, out)
+    }
+}
+
 #[test]
 fn no_random_number_serves_twice() {
     let (density, mut target) = (Square(1e-3), Square(1e-3));

@@ -8,6 +8,7 @@ pub mod on_device;
 use crate::density::Evaluation;
 use crate::error::{Error, Result};
 use crate::rng::Stream;
+use std::collections::BTreeMap;
 
 /// Below this many effective samples weights do not know their own scatter: an error made of them is near zero however
 /// wrong the average is, so that none is given.
@@ -91,6 +92,22 @@ pub fn effective_sample_size(log_weights: &[f64]) -> Result<f64> {
     check(log_weights)?;
     let doubled: Vec<f64> = log_weights.iter().map(|w| 2.0 * w).collect();
     Ok((2.0 * log_sum_exp(log_weights) - log_sum_exp(&doubled)).exp())
+}
+
+/// How many independent samples particles are worth of which resampling has multiplied some: 1/Σ share² of the
+/// [`families`].
+pub fn effective_families(log_weights: &[f64], ancestors: &[usize]) -> f64 {
+    1.0 / families(log_weights, ancestors).iter().map(|share| share * share).sum::<f64>()
+}
+
+/// Share of all weight that each family has, the particles that descend from one ancestor; those of none are left out.
+pub fn families(log_weights: &[f64], ancestors: &[usize]) -> Vec<f64> {
+    let total = log_sum_exp(log_weights);
+    let mut shares = BTreeMap::new();
+    for (of, w) in ancestors.iter().zip(log_weights) {
+        *shares.entry(of).or_insert(0.0) += (w - total).exp();
+    }
+    shares.into_values().filter(|&share| share > 0.0).collect()
 }
 
 /// Mean acceptance of independence proposals in equilibrium: E over x ~ π, y ~ q of min(1, w(y)/w(x)) = E min(w, w′)/E

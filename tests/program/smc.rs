@@ -1,9 +1,10 @@
 //! `smc`: from the generator in implicit solvent to the energies in vacuum, and back.
 
-use crate::command::{files, folder, modejump, number, tensors, Run, MODEL, SYSTEM};
+use crate::command::{files, folder, modejump, number, tensors, Run, MODEL, SYSTEM, TOPOLOGY};
 use crate::{steerable, tarflow};
 use modejump::engines::openmm::{OpenMmTarget, System};
 use modejump::target::Target;
+use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -51,23 +52,52 @@ fn particles_are_written_with_the_energies_of_the_system() {
     }
 }
 
+/// Within the run, and within the pilot run that plans it.
 #[test]
 fn a_killed_run_goes_on_to_the_same_particles() {
     let path = files("smc-killed");
-    let (state, whole, continued) = (path("run.ckpt"), path("whole.safetensors"), path("continued.safetensors"));
-    let options = ["-n", "300", "--stages", "60", "--step", "1e-6"];
-    let expected = smc(&[&options[..], &["-o", &whole]].concat()).json();
-    let arguments = [&options[..], &["--checkpoint", &state, "-o", &continued]].concat();
-    let mut child = smc(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    while !Path::new(&state).exists() && child.try_wait().unwrap().is_none() {
-        std::thread::sleep(std::time::Duration::from_millis(1));
+    for options in
+        [["-n", "300", "--stages", "60", "--step", "1e-6"], ["-n", "100", "--share", "0.995", "--pilots", "300"]]
+    {
+        let (state, whole, continued) = (path("run.ckpt"), path("whole.safetensors"), path("continued.safetensors"));
+        let expected = smc(&[&options[..], &["-o", &whole]].concat()).json();
+        let arguments = [&options[..], &["--checkpoint", &state, "-o", &continued]].concat();
+        let mut child = smc(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while !Path::new(&state).exists() && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(smc(&arguments).json(), expected);
+        assert!(std::fs::read(&whole).unwrap() == std::fs::read(&continued).unwrap());
+        let other = smc(&[&arguments[..], &["--seed", "2"]].concat()).fails();
+        assert!(other.contains("belongs to another run (here it is --seed 2 instead of 1)"), "{other}");
+        std::fs::remove_file(&state).unwrap();
     }
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert_eq!(smc(&arguments).json(), expected);
-    assert!(std::fs::read(&whole).unwrap() == std::fs::read(&continued).unwrap());
-    let other = smc(&[&arguments[..], &["--seed", "2"]].concat()).fails();
-    assert!(other.contains("belongs to another run (here it is --seed 2 instead of 1)"), "{other}");
+}
+
+/// Steps that were begun with far too short find their way; the log, its figure and the families say what happened.
+#[test]
+fn a_pilot_run_finds_the_steps_and_the_log_tells_all() {
+    let path = files("smc-log");
+    let (log, output) = (path("run.jsonl"), path("x.safetensors"));
+    let run = ["-n", "60", "--stages", "3", "--threshold", "1", "--log", &log, "-o", &output];
+    let summary = smc(&run).json();
+    assert!((0.3..0.9).contains(&number(&summary, "acceptance")), "{summary}");
+    let text = std::fs::read_to_string(&log).unwrap();
+    let stages: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(stages.iter().map(|s| number(s, "t")).collect::<Vec<_>>(), [1.0 / 3.0, 2.0 / 3.0, 1.0]);
+    assert_eq!(number(&stages[2], "log_z"), number(&summary, "log_z"));
+    let tensors = tensors(&output);
+    let ancestor: Vec<usize> = tensors["ancestor"].data.iter().map(|&sample| sample as usize).collect();
+    let families = modejump::weights::effective_families(&tensors["log_weight"].data, &ancestor);
+    assert!((families - number(&summary, "effective_families")).abs() < 1e-9 && families < 60.0, "{summary}");
+    modejump(&["plot", "--log", &log, "-o", &path("figures")]).succeeds();
+    assert!(std::fs::read_to_string(path("figures/annealing.svg")).unwrap().contains("ln Z of the path"));
+    let report = modejump(&["compare", &output, &output, "--topology", TOPOLOGY]).succeeds();
+    assert!(report.contains(&format!("worth {families:.1} independent samples")), "{report}");
+    let still = smc(&["-n", "20", "--stages", "3", "--step", "1e-12"]).succeeds();
+    assert!(still.contains("moves do next to nothing: their step is too short"), "{still}");
 }
 
 /// A System is known by what it says, not by the name of its file.

@@ -84,13 +84,20 @@ mod run {
         Error::Engine(format!("in steps {first} to {last}: {error}; if the run has blown up, {REMEDY}"))
     }
 
-    /// Tells of a run that a signal has ended. Errors: before its first frame, when there is nothing to keep.
-    pub fn ended_early(done: u64, all: u64, what: &str) -> Result<()> {
-        if done == 0 {
-            return Err(Error::Engine("interrupted before the first frame: nothing is recorded or written".into()));
+    /// Errors: a run that a signal has ended before its first frame, when there is nothing to keep or to report.
+    pub fn require_frames(done: u64, all: u64) -> Result<()> {
+        match done == 0 && all > 0 {
+            true => Err(Error::Engine("interrupted before the first frame: nothing is recorded or written".into())),
+            false => Ok(()),
         }
-        eprintln!("modejump: interrupted after {done} of {all} {what}");
-        Ok(())
+    }
+
+    /// After the report. Errors: a run that a signal has ended, so that what was to follow it in a script does not.
+    pub fn require_whole(done: u64, all: u64, what: &str) -> Result<()> {
+        match done < all {
+            true => Err(Error::Engine(format!("interrupted after {done} of {all} {what}"))),
+            false => Ok(()),
+        }
     }
 
     /// What a run goes on from, where there is something at --checkpoint, with a line that says so. `what` names the

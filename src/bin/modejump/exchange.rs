@@ -61,7 +61,9 @@ mod run {
     use crate::common::{
         hash_of, interrupted, load, require_order, temperature, warn_of_temperature, watch_signals, Progress,
     };
-    use crate::dynamics::{add_means, earlier, ended_early, failed, show_means, start, tell_of_memory, Kept, Record};
+    use crate::dynamics::{
+        add_means, earlier, failed, require_frames, require_whole, show_means, start, tell_of_memory, Kept, Record,
+    };
     use modejump::engines::openmm::{ExchangingReplicas, ReplicasState};
     use modejump::io::checkpoint::{self, Identity, Kind};
     use modejump::io::{check_apart, check_writable, trajectory};
@@ -154,7 +156,7 @@ mod run {
             let written = written.and(keep(&mut replicas, &mut saved));
             // what was learned is told even if the disk is full by now
             self.report(&replicas, &saved.records, &temperatures);
-            written
+            written.and(require_whole(saved.done, self.exchanges, "exchanges"))
         }
 
         /// Everything but the number of exchanges, and what changes no result.
@@ -211,10 +213,7 @@ mod run {
                 progress.show(saved.done, format!("accepted {}", accepted.join(", ")));
             }
             progress.end();
-            match saved.done < self.exchanges {
-                true => ended_early(saved.done, self.exchanges, "exchanges"),
-                false => Ok(()),
-            }
+            require_frames(saved.done, self.exchanges)
         }
 
         fn report(&self, replicas: &ExchangingReplicas, records: &[Record], temperatures: &[f64]) {

@@ -147,7 +147,9 @@ mod run {
         hash_of, interrupted, load, load_partner, mark, require_order, tail_in_words, tail_index, warn_of_labels,
         warn_of_temperature, watch_signals, Progress,
     };
-    use crate::dynamics::{add_means, earlier, ended_early, failed, show_means, start, tell_of_memory, Kept, Record};
+    use crate::dynamics::{
+        add_means, earlier, failed, require_frames, require_whole, show_means, start, tell_of_memory, Kept, Record,
+    };
     use modejump::annealing::{even, Kernel};
     use modejump::coordinates::vector::atom;
     use modejump::coordinates::Topology;
@@ -295,7 +297,7 @@ mod run {
             run?;
             let written = written.and(keep(&mut engine, &mut saved));
             self.report(&engine, &saved.record, saved.wall)?;
-            written
+            written.and(require_whole(saved.record.steps, self.steps, "steps"))
         }
 
         /// Everything but the number of steps, and what changes no result.
@@ -454,10 +456,7 @@ mod run {
                 progress.show(done, accepted.unwrap_or_default());
             }
             progress.end();
-            match done < self.steps {
-                true => ended_early(done, self.steps, "steps"),
-                false => Ok(()),
-            }
+            require_frames(done, self.steps)
         }
 
         fn report(&self, engine: &Engine, record: &Record, wall: f64) -> Result<()> {

@@ -54,11 +54,11 @@ pub struct Smc {
     /// Moves at each temperature
     #[arg(long, default_value_t = 1)]
     repeat: usize,
-    /// Step of the moves, nm². A pilot run begins with it and makes it a tenth longer after a temperature with more
-    /// than 65 % of the moves accepted, a tenth shorter after one with fewer than 55 %: over few temperatures it stays
-    /// near what is given
-    #[arg(long, default_value_t = 2e-6)]
-    step: f64,
+    /// Step of the moves, nm² [default: 2e-6]. A pilot run begins with it, and changes the step of adjusted and
+    /// hamiltonian moves until 55 to 65 % of them are accepted, at each temperature. With --stages it is the step of
+    /// all temperatures; without it a pilot run finds theirs
+    #[arg(long)]
+    step: Option<f64>,
     /// Resample when the effective particles fall below this share
     #[arg(long, default_value_t = 0.5)]
     threshold: f64,
@@ -72,9 +72,13 @@ pub struct Smc {
     /// State of the run, written after every temperature; when the file exists, the run goes on from it
     #[arg(long)]
     checkpoint: Option<PathBuf>,
-    /// Particles, a safetensors file with `x`, `log_weight` and `reduced_potential`
+    /// Particles, a safetensors file with `x`, `log_weight`, `reduced_potential`, and the number of the sample that each
+    /// descends from (`ancestor`): those of one are not independent
     #[arg(short, long)]
     output: Option<PathBuf>,
+    /// What happened at each temperature, a JSON object a line; `modejump plot --log` draws it
+    #[arg(long)]
+    log: Option<PathBuf>,
     #[command(flatten)]
     decoding: DecodingFlags,
     #[command(flatten)]
@@ -100,7 +104,9 @@ mod run {
         claim, evaluations, hash_of, load, number, require_described, tail_in_words, tail_index, target_of,
         temperature, with_error, Progress,
     };
-    use modejump::annealing::{even, plan, Annealing, Bridge, Kernel, Options, Stage, FEWEST_PILOTS};
+    use modejump::annealing::{
+        even, Annealing, Bridge, Kernel, LeftOut, Options, Pilot, Progress as Stage, Temperatures, FEWEST_PILOTS,
+    };
     use modejump::io::checkpoint::{self, Identity, Kind};
     use modejump::io::trajectory::{self, Frames};
     use modejump::io::{check_apart, check_writable};
@@ -109,14 +115,48 @@ mod run {
     use modejump::parallel::{self, Ranks};
     use modejump::weights::{self, FEWEST_FOR_ERRORS};
     use modejump::Error;
+    use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
 
-    const RUN: Kind = Kind { magic: *b"MJ-ANNEA", version: 8 };
+    const RUN: Kind = Kind { magic: *b"MJ-ANNEA", version: 9 };
     /// Stages a pilot run may take.
     const MOST_STAGES: usize = 10_000;
     /// Temperatures that a run can have at all.
     const LARGEST_PLAN: usize = 10_000_000;
     const LEAPFROG_STEPS: usize = 5;
+    /// nm²
+    const STEP: f64 = 2e-6;
+    /// Adjusted moves of which so many are accepted do next to nothing: they are far too long, or too short.
+    const IDLE: [f64; 2] = [0.05, 0.95];
+
+    /// A run at any of its points.
+    #[derive(Serialize, Deserialize)]
+    enum State {
+        Pilot(Pilot),
+        Run(Annealing),
+    }
+
+    impl State {
+        /// That ranks have the same.
+        fn numbers(saved: &Option<State>) -> [f64; 2] {
+            match saved {
+                None => [0.0, 0.0],
+                Some(State::Pilot(pilot)) => [1.0, pilot.plan().len() as f64],
+                Some(State::Run(run)) => [2.0, run.done as f64],
+            }
+        }
+    }
+
+    fn in_words(stage: &Stage) -> String {
+        format!(
+            "t {:.4}  ESS {:.0} %{}  accepted {:.0} %  ln Z {:.3}",
+            stage.t,
+            100.0 * stage.ess,
+            if stage.resampled { " resampled" } else { "" },
+            100.0 * stage.acceptance,
+            stage.log_z
+        )
+    }
 
     impl Smc {
         pub fn run(self) -> Result<()> {
@@ -131,9 +171,13 @@ mod run {
             let model = follow(&model, temperature)?;
             let dimension = dimension_without_auxiliary(model.as_ref());
             if let Some(path) = self.output.as_ref().filter(|_| ranks.is_first()) {
-                check_apart(path, [&self.model, &self.system].into_iter().chain(&self.checkpoint))?;
+                check_apart(path, [&self.model, &self.system].into_iter().chain(&self.checkpoint).chain(&self.log))?;
                 trajectory::require_array(path, "log_weight")?;
                 trajectory::check(path, dimension, model.card().topology.as_ref())?;
+            }
+            if let Some(path) = self.log.as_ref().filter(|_| ranks.is_first()) {
+                check_apart(path, [&self.model, &self.system].into_iter().chain(&self.checkpoint))?;
+                check_writable(path)?;
             }
             if let Some(path) = self.checkpoint.as_ref().filter(|_| ranks.is_first()) {
                 check_apart(path, [&self.model, &self.system])?;
@@ -162,44 +206,53 @@ mod run {
             let bytes = format!("{identity:?}").into_bytes();
             ranks.same(&bytes.into_iter().map(f64::from).collect::<Vec<_>>(), "a model, a System or options")?;
             let saved = match &self.checkpoint {
-                Some(path) => checkpoint::load_run::<Annealing>(path, RUN, &identity)?,
+                Some(path) => checkpoint::load_run::<State>(path, RUN, &identity)?,
                 None => None,
             };
-            let done = saved.as_ref().map_or(-1.0, |run| run.done as f64);
-            ranks.same(&[done], "a checkpoint (it has to be on a file system that all of them see)")?;
-            let mut run = match saved {
-                Some(run) => run,
-                None => self.begin(&mut bridge)?,
-            };
-            if ranks.is_first() && done >= 0.0 {
-                eprintln!("going on from t = {:.4}", run.history.last().map_or(0.0, |stage| stage.t));
+            ranks.same(&State::numbers(&saved), "a checkpoint (it has to be on a file system that all of them see)")?;
+            if let Some(state) = saved.as_ref().filter(|_| ranks.is_first()) {
+                match state {
+                    State::Pilot(pilot) => eprintln!("going on with the pilot run from t = {:.4}", pilot.t()),
+                    State::Run(run) => {
+                        eprintln!("going on from t = {:.4}", run.history.last().map_or(0.0, |stage| stage.t));
+                    }
+                }
             }
-            let saved = self.advance(&mut run, &mut bridge, &identity)?;
+            let run = match saved {
+                Some(State::Run(run)) => run,
+                Some(State::Pilot(pilot)) => self.begin(&mut bridge, Some(pilot), &identity)?,
+                None => self.begin(&mut bridge, None, &identity)?,
+            };
+            let (run, saved) = self.advance(run, &mut bridge, &identity)?;
             if !ranks.is_first() {
                 return Ok(());
             }
             // what was learned is told even if the disk is full by now
-            let written = self.write(&run, &bridge, model.as_ref(), temperature);
+            let written = self.write(&run, &bridge, model.as_ref(), temperature).and(self.write_log(&run));
             self.report(&run)?;
             written.and(saved)
         }
 
         /// Errors: options that cannot be meant.
         fn check(&self) -> Result<()> {
-            let Smc { n, stages, pilots, step, repeat, leapfrog, energy_cutoff, .. } = *self;
+            let Smc { n, stages, pilots, step, repeat, leapfrog, energy_cutoff, threshold, share, .. } = *self;
             let message = if n == 0 {
                 "-n 0: give the number of particles to draw".into()
             } else if stages == Some(0) {
                 "--stages 0: give 1 temperature or more, or leave it out, and a pilot run chooses them".into()
             } else if stages.is_some_and(|stages| stages > LARGEST_PLAN) {
                 format!("--stages {}: give {LARGEST_PLAN} temperatures at most", stages.unwrap_or_default())
-            } else if stages.is_none() && pilots < FEWEST_PILOTS {
+            } else if !self.is_planned() && pilots < FEWEST_PILOTS {
                 format!(
-                    "--pilots {pilots}: give {FEWEST_PILOTS} or more, so that the pilot run can choose temperatures, or their number \
-                     with --stages"
+                    "--pilots {pilots}: give {FEWEST_PILOTS} or more, so that the pilot run can make a plan, or the plan itself with --stages \
+                     and --step"
                 )
-            } else if !(step > 0.0 && step.is_finite()) {
-                format!("--step {step}: give a positive number, in nm²")
+            } else if !(0.0..=1.0).contains(&threshold) {
+                format!("--threshold {threshold}: give a share of the particles, from 0 to 1")
+            } else if !(share > 0.0 && share < 1.0) {
+                format!("--share {share}: give a share of the particles between 0 and 1")
+            } else if step.is_some_and(|step| !(step > 0.0 && step.is_finite())) {
+                format!("--step {}: give a positive number, in nm²", step.unwrap_or_default())
             } else if repeat == 0 {
                 "--repeat 0: give 1 move or more at each temperature".into()
             } else if leapfrog.is_some() && self.moves != Moves::Hamiltonian {
@@ -243,54 +296,95 @@ mod run {
                 Kernel::Hamiltonian { leapfrog } => run.with("--leapfrog", leapfrog),
                 _ => run,
             };
-            let run =
-                run.with("--step", step).with("--threshold", threshold).with("--resampling", resampling.get_name());
+            let run = run
+                .with_some("--step", step.as_ref())
+                .with("--threshold", threshold)
+                .with("--resampling", resampling.get_name());
             let run = run.with_some("--energy-cutoff", energy_cutoff.as_ref());
             let run = run.with("--platform", &self.platform.platform);
             Ok(self.precision.identify(self.decoding.identify(run)))
         }
 
-        fn begin(&self, bridge: &mut Bridge) -> Result<Annealing> {
-            let options = self.options();
-            let stages: Vec<Stage> = match self.stages {
-                Some(stages) => even(stages, self.step),
+        /// Whether temperatures and steps are known without a pilot run.
+        fn is_planned(&self) -> bool {
+            let is_adjusted = matches!(self.moves, Moves::Adjusted | Moves::Hamiltonian);
+            self.stages.is_some() && (self.step.is_some() || !is_adjusted)
+        }
+
+        /// After a pilot run, which goes on from where it was, unless there is no need of one.
+        fn begin(&self, bridge: &mut Bridge, pilot: Option<Pilot>, identity: &Identity) -> Result<Annealing> {
+            let (options, step) = (self.options(), self.step.unwrap_or(STEP));
+            let stages = match self.stages.filter(|_| self.is_planned()) {
+                Some(stages) => even(stages, step),
                 None => {
-                    // other samples and other random numbers than those of the run, so that its weights know nothing of
-                    // the choice
-                    let options = Options { seed: self.seed.wrapping_add(1 << 32), ..options.clone() };
-                    let pilots = bridge.sample(self.pilots, options.seed)?;
-                    plan(bridge, pilots, self.step, self.share, MOST_STAGES, &options)?
+                    let pilot = pilot.map_or_else(|| self.new_pilot(bridge, step), Ok)?;
+                    self.explore(pilot, bridge, identity)?.plan().to_vec()
                 }
             };
             let points = bridge.sample(self.n, self.seed)?;
             Annealing::new(bridge, points, stages, options)
         }
 
-        /// To the end; within, whether its last checkpoint was written.
-        fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &Identity) -> Result<Result<()>> {
+        fn new_pilot(&self, bridge: &mut Bridge, step: f64) -> Result<Pilot> {
+            // other samples and other random numbers than those of the run, so that its weights know nothing of the choice
+            let options = Options { seed: self.seed.wrapping_add(1 << 32), ..self.options() };
+            let temperatures = match self.stages {
+                Some(stages) => Temperatures::Even(stages),
+                None => Temperatures::Share { share: self.share, most: MOST_STAGES },
+            };
+            let pilots = bridge.sample(self.pilots, options.seed)?;
+            Pilot::new(bridge, pilots, step, temperatures, &options)
+        }
+
+        /// The pilot run to its end.
+        fn explore(&self, mut pilot: Pilot, bridge: &mut Bridge, identity: &Identity) -> Result<Pilot> {
+            let first = bridge.ranks.is_first();
+            let mut progress = if first { Progress::new(100, "% of the pilot run") } else { Progress::silent() };
+            while pilot.t() < 1.0 {
+                let stage = pilot.stage(bridge)?;
+                progress.show((100.0 * stage.t) as u64, format!("{}  step {:.1e} nm²", in_words(&stage), stage.step));
+                let state = State::Pilot(pilot);
+                // one that cannot be written is told of by the run
+                let _ = self.save(&state, identity, first);
+                let State::Pilot(same) = state else { unreachable!("it was just made") };
+                pilot = same;
+            }
+            progress.end();
+            Ok(pilot)
+        }
+
+        /// To the end, and whether its last checkpoint was written.
+        fn advance(&self, run: Annealing, bridge: &mut Bridge, identity: &Identity) -> Result<(Annealing, Result<()>)> {
             let mut saved = Ok(());
             let first = bridge.ranks.is_first();
             let mut progress = if first { Progress::new(run.plan.len() as u64, "stages") } else { Progress::silent() };
+            let mut run = run;
             while !run.is_finished() {
                 let stage = run.stage(bridge)?;
-                let message = format!(
-                    "t {:.4}  ESS {:.0} %{}  accepted {:.0} %  ln Z {:.3}",
-                    stage.t,
-                    100.0 * stage.ess,
-                    if stage.resampled { " resampled" } else { "" },
-                    100.0 * stage.acceptance,
-                    stage.log_z
-                );
-                progress.show(run.done as u64, message);
-                if let Some(path) = self.checkpoint.as_ref().filter(|_| first) {
-                    saved = checkpoint::save_run(path, RUN, identity, run);
-                    if let Err(error) = &saved {
-                        progress.tell(&format!("modejump: {error}; the run goes on, and tries again"));
-                    }
+                progress.show(run.done as u64, in_words(&stage));
+                let state = State::Run(run);
+                saved = self.save(&state, identity, first);
+                if let Err(error) = &saved {
+                    progress.tell(&format!("modejump: {error}; the run goes on, and tries again"));
                 }
+                let State::Run(same) = state else { unreachable!("it was just made") };
+                run = same;
             }
             progress.end();
-            Ok(saved)
+            Ok((run, saved))
+        }
+
+        fn save(&self, state: &State, identity: &Identity, first: bool) -> Result<()> {
+            match self.checkpoint.as_ref().filter(|_| first) {
+                Some(path) => checkpoint::save_run(path, RUN, identity, state),
+                None => Ok(()),
+            }
+        }
+
+        fn write_log(&self, run: &Annealing) -> Result<()> {
+            let Some(path) = &self.log else { return Ok(()) };
+            let line = |stage: &Stage| json!(stage).to_string() + "\n";
+            modejump::io::write_atomically(path, run.history.iter().map(line).collect::<String>().as_bytes())
         }
 
         fn write(&self, run: &Annealing, bridge: &Bridge, model: &dyn Model, temperature: f64) -> Result<()> {
@@ -300,8 +394,13 @@ mod run {
             let frames = Frames::new(dimension, rows.flat_map(|row| row[..dimension].to_vec()).collect());
             let u = bridge.reduced_potential(&run.points);
             let kelvin = vec![temperature; u.len()];
-            let extra: [(&str, &[f64]); 3] =
-                [("log_weight", &run.log_weights), ("reduced_potential", &u), ("temperature", &kelvin)];
+            let ancestor: Vec<f64> = run.ancestors().iter().map(|&sample| sample as f64).collect();
+            let extra: [(&str, &[f64]); 4] = [
+                ("log_weight", &run.log_weights),
+                ("reduced_potential", &u),
+                ("temperature", &kelvin),
+                ("ancestor", &ancestor),
+            ];
             trajectory::write(path, &frames, model.card().topology.as_ref(), &extra)
         }
 
@@ -310,7 +409,7 @@ mod run {
             let resamplings = run.history.iter().filter(|stage| stage.resampled).count();
             let stages = run.history.len() as f64;
             let acceptance = run.history.iter().map(|stage| stage.acceptance).sum::<f64>() / stages;
-            let log_z = run.log_normaliser();
+            let (log_z, families, effective) = (run.log_normaliser(), run.families(), run.effective_families());
             let summary: Value = json!({
                 "particles": run.log_weights.len(),
                 "stages": run.history.len(),
@@ -320,7 +419,9 @@ mod run {
                 "acceptance": acceptance,
                 "log_z": log_z.value,
                 "log_z_stderr": log_z.standard_error,
-                "families": run.families().len(),
+                "families": families.len(),
+                "effective_families": effective,
+                "left_out": run.left_out,
                 "biased": self.energy_cutoff.is_some() || self.moves == Moves::Unadjusted,
             });
             if self.json {
@@ -331,16 +432,35 @@ mod run {
                 "{} particles, {} temperatures, {resamplings} resamplings",
                 summary["particles"], summary["stages"]
             );
-            if run.log_weights.len() < self.n {
-                println!("rejected          {} of {} samples have no density", self.n - run.log_weights.len(), self.n);
+            let LeftOut { without_density, without_energy, above_cutoff } = run.left_out;
+            for (lost, why) in [
+                (without_density, "have no density"),
+                (without_energy, "have no finite energy"),
+                (above_cutoff, "have an energy above the cut-off"),
+            ] {
+                if lost > 0 {
+                    println!("rejected          {lost} of {} samples {why}", self.n);
+                }
             }
-            println!("ESS               {:.1} % at the end", 100.0 * ess);
+            let since = if resamplings > 0 { "since the last resampling" } else { "at the end" };
+            println!("ESS               {:.1} % {since}", 100.0 * ess);
             println!("Pareto k          {}", tail_in_words(number(&summary, "pareto_k")));
             println!("acceptance        {:.1} %", 100.0 * acceptance);
-            println!("families          {} of {} samples have descendants", summary["families"], self.n);
+            println!(
+                "families          {} of {} samples have descendants, worth {effective:.1} independent ones",
+                families.len(),
+                self.n
+            );
             println!("log Z             {}", with_error(log_z.value, log_z.standard_error, 4));
             if log_z.standard_error.is_nan() {
                 println!("(±?: fewer than {} effective families tell no error; use more particles)", FEWEST_FOR_ERRORS);
+            }
+            if !matches!(self.moves, Moves::Unadjusted | Moves::Corrected) && !(IDLE[0]..=IDLE[1]).contains(&acceptance)
+            {
+                println!(
+                    "(moves do next to nothing: their step is too {}; without --step a pilot run finds one)",
+                    if acceptance < 0.5 { "long" } else { "short" }
+                );
             }
             if summary["biased"] == json!(true) {
                 println!("(biased: by the step without a test, or by the energy cut-off)");

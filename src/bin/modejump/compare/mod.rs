@@ -250,6 +250,9 @@ impl Compare {
             about["pareto_k"] = tail_index(weights::pareto_k(raw)?);
             about["weights"] = json!(self.rule.rule().name());
             about["ess_of_weights"] = json!(share(ruled)?);
+            if let Some(ancestor) = &side.ancestor {
+                about["independent"] = json!(weights::effective_families(ruled, ancestor));
+            }
         }
         Ok(about)
     }
@@ -357,6 +360,9 @@ fn report(s: &Value, pairs: &str) {
             let rule = side["weights"].as_str().unwrap_or_default();
             println!("   weighted: ESS {:.1} % of the raw weights, Pareto k {k}", 100.0 * ess);
             println!("   weights used: {rule}, ESS {:.1} %", 100.0 * used);
+            if let Some(independent) = side["independent"].as_f64() {
+                println!("   worth {independent:.1} independent samples: the others descend from the same ones");
+            }
         }
     }
     if let Some(eigenvalues) = s["tica_eigenvalues"].as_array() {

@@ -26,6 +26,8 @@ pub struct Side {
     pub raw: Option<Vec<f64>>,
     /// The same by the rule that was asked for.
     pub log_weight: Option<Vec<f64>>,
+    /// The sample that each frame descends from, where resampling has multiplied some.
+    pub ancestor: Option<Vec<usize>>,
     /// Whether the file has a generator's `log_density`.
     pub has_density: bool,
     /// Whether its frames are those of several walkers by turns, as `walker` or `epoch` beside them says.
@@ -47,6 +49,7 @@ impl Side {
         let (given, of_weights) = (array("reduced_potential")?, array("log_weight")?);
         let density = array("log_density")?;
         let has_density = density.is_some();
+        let ancestor = array("ancestor")?.map(|of| of.into_iter().map(|sample| sample as usize).collect());
         let by_turns = array("walker")?.or(array("epoch")?).is_some();
         let temperatures = array("temperature")?.unwrap_or_default();
         let [coldest, hottest] = [f64::min, f64::max].map(|of| temperatures.iter().copied().reduce(of));
@@ -105,7 +108,19 @@ impl Side {
             x = inside.iter().flat_map(|&i| &x[i * frames.dimension..][..frames.dimension]).copied().collect();
             u = u.map(|u| inside.iter().map(|&i| u[i]).collect());
         }
-        Ok(Side { name, x, n: inside.len(), u, without_energy, raw, log_weight, has_density, by_turns, temperature })
+        Ok(Side {
+            name,
+            x,
+            n: inside.len(),
+            u,
+            without_energy,
+            raw,
+            log_weight,
+            ancestor,
+            has_density,
+            by_turns,
+            temperature,
+        })
     }
 }
 

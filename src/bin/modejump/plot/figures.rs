@@ -97,7 +97,7 @@ macro_rules! legend {
 
 // after the macro, which it uses
 mod curves;
-pub use curves::{curves, rounds, training, Panel};
+pub use curves::{annealing, curves, rounds, training, Panel};
 
 /// How much higher an axis is than its curves, so that a legend of so many rows has room above them.
 fn above_legend(rows: usize) -> f64 {

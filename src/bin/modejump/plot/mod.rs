@@ -4,6 +4,7 @@ mod figures;
 
 use super::common::parse_json;
 use clap::Args;
+use modejump::annealing::Progress as Stage;
 use modejump::io::{check_apart, make_folder, read_text};
 use modejump::train::rounds::Record;
 use modejump::train::Progress;
@@ -20,7 +21,8 @@ pub struct Plot {
     /// JSON files with series, as `modejump reweight`, `modejump compare` and the demo write them
     #[arg(required_unless_present = "log")]
     data: Vec<PathBuf>,
-    /// Log of a training (`modejump train --log`) or of rounds (`log.jsonl` of `modejump adapt` and `explore`)
+    /// Log of a training (`modejump train --log`), of annealing (`modejump smc --log`), or of rounds (`log.jsonl` of
+    /// `modejump adapt` and `explore`)
     #[arg(long)]
     log: Option<PathBuf>,
     /// Folder for the figures
@@ -127,7 +129,7 @@ type Figure<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 impl Plot {
     pub fn run(self) -> Result<()> {
         make_folder(&self.output)?;
-        for name in FIGURES.iter().chain(&[TRAINING, ROUNDS]) {
+        for name in FIGURES.iter().chain(&[TRAINING, ROUNDS, ANNEALING]) {
             check_apart(&self.output.join(name), self.data.iter().chain(&self.log))?;
         }
         let mut given = Vec::new();
@@ -136,6 +138,7 @@ impl Plot {
             let document: Document = parse_json(path, &text).map_err(|e| match Log::of(&text) {
                 Some(Log::Training) => Error::file(path, "the log of a training: give it with --log"),
                 Some(Log::Rounds) => Error::file(path, "the log of rounds: give it with --log"),
+                Some(Log::Annealing) => Error::file(path, "the log of annealing: give it with --log"),
                 None => e,
             })?;
             document.series.iter().try_for_each(Series::check).map_err(|e| Error::file(path, e.to_string()))?;
@@ -204,6 +207,8 @@ fn not_text(path: &Path, error: std::io::Error) -> Error {
 const TRAINING: &str = "training.svg";
 /// The figure of the log of rounds.
 pub const ROUNDS: &str = "rounds.svg";
+/// The figure of the log of annealing.
+const ANNEALING: &str = "annealing.svg";
 /// All that [`draw`] can draw of series.
 const FIGURES: [&str; 5] = ["ramachandran.svg", "tica.svg", "free_energy.svg", "energy.svg", "log_weights.svg"];
 
@@ -254,6 +259,10 @@ pub fn rounds_figure(path: &Path, history: &[Record]) -> Result<bool> {
     curves(path, "Rounds", &figures::rounds(history))
 }
 
+fn annealing_figure(path: &Path, history: &[Stage]) -> Result<bool> {
+    curves(path, "Annealing", &figures::annealing(history))
+}
+
 fn curves(path: &Path, title: &str, panels: &[figures::Panel]) -> Result<bool> {
     match panels.len() {
         0 => Ok(false),
@@ -269,16 +278,18 @@ type Draw = fn(&Figure, &[&Series]) -> Outcome;
 enum Log {
     Training,
     Rounds,
+    Annealing,
 }
 
 impl Log {
     /// By the first line; none for a text of another kind.
     fn of(text: &str) -> Option<Log> {
         let first: Value = serde_json::from_str(text.lines().find(|line| !line.trim().is_empty())?).ok()?;
-        match (first.get("stage"), first.get("step")) {
-            (Some(_), _) => Some(Log::Rounds),
-            (None, Some(_)) => Some(Log::Training),
-            (None, None) => None,
+        match ["stage", "t", "step"].map(|key| first.get(key).is_some()) {
+            [true, ..] => Some(Log::Rounds),
+            [_, true, _] => Some(Log::Annealing),
+            [_, _, true] => Some(Log::Training),
+            _ => None,
         }
     }
 }
@@ -289,6 +300,7 @@ fn draw_log(folder: &Path, log: &Path) -> Result<Option<PathBuf>> {
     let path = |name| folder.join(name);
     let (path, is_drawn) = match Log::of(&text) {
         Some(Log::Rounds) => (path(ROUNDS), rounds_figure(&path(ROUNDS), &lines(log, &text)?)?),
+        Some(Log::Annealing) => (path(ANNEALING), annealing_figure(&path(ANNEALING), &lines(log, &text)?)?),
         Some(Log::Training) | None => (path(TRAINING), training_figure(&path(TRAINING), &lines(log, &text)?)?),
     };
     Ok(is_drawn.then_some(path))
@@ -298,7 +310,8 @@ fn draw_log(folder: &Path, log: &Path) -> Result<Option<PathBuf>> {
 fn lines<T: DeserializeOwned>(path: &Path, text: &str) -> Result<Vec<T>> {
     let parse = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| {
-            let reason = format!("line {}: {e}; a log of `modejump train --log` has a JSON object a line", i + 1);
+            let reason =
+                format!("line {}: {e}; a log of `modejump train --log` or `smc --log` has a JSON object a line", i + 1);
             Error::file(path, reason)
         })
     };

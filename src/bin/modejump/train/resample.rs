@@ -43,8 +43,10 @@ impl Train {
             resampled.push(frames.collect::<Vec<f64>>());
             let ess = weights::effective_sample_size(&log_weights).map_err(named)?;
             drawn.dedup();
-            let path = path.display();
-            eprintln!("{path}: {} of {n} frames resampled, ESS {ess:.0} of the raw weights", drawn.len());
+            eprintln!("{}: {} of {n} frames resampled, ESS {ess:.0} of the raw weights", path.display(), drawn.len());
+            let ancestor = array(path, "ancestor", n)?.map(|of| of.into_iter().map(|sample| sample as usize).collect());
+            let ancestor: Vec<usize> = ancestor.unwrap_or_else(|| (0..n).collect());
+            warn_of_few(path, n, weights::effective_families(&ruled, &ancestor));
         }
         Ok(held_out_first(resampled, dimension, held_out))
     }
@@ -70,5 +72,19 @@ impl Train {
         let u =
             u.ok_or_else(|| Error::file(path, "the weights exp(-u)/q need energies: give --system and --temperature"))?;
         Ok(importance(&u, &log_q))
+    }
+}
+
+/// Below this share of them frames are mostly copies of each other.
+const FEW: f64 = 0.02;
+
+/// Says so where what was drawn comes from few frames: a model learns those by heart, and held-out copies cannot tell.
+fn warn_of_few(path: &Path, n: usize, independent: f64) {
+    if independent < (FEW * n as f64).max(weights::FEWEST_FOR_ERRORS as f64) {
+        eprintln!(
+            "warning: {}: the frames drawn are worth {independent:.1} independent ones of {n}. The model will learn these by heart, and held-out \
+             frames, copies of the same, will not show it: take samples with better weights, such as those of `smc` with more particles",
+            path.display()
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Curves of logs: of a training, step by step, and of rounds, stage by stage.
 
 use super::{chart, quantile, swatch, Figure, Outcome, COLOURS, FAINT, FONT, INK};
+use modejump::annealing::Progress as Stage;
 use modejump::train::rounds::Record;
 use modejump::train::Progress;
 use plotters::prelude::*;
@@ -59,6 +60,24 @@ pub fn rounds(history: &[Record]) -> Vec<Panel> {
     let stages = 0.5..history.len() as f64 + 0.5;
     let panel = |unit, range, curves| Panel { along: ("stage", stages.clone()), unit, range, curves };
     with_points(vec![panel("%", Some(0.0..100.0), jumps), panel("%", None, population), panel("kT", None, delta_f)])
+}
+
+/// What each temperature of `smc` did, one after the other.
+pub fn annealing(history: &[Stage]) -> Vec<Panel> {
+    let curve = |name, f: fn(&Stage) -> f64| Curve::of(name, (1..).map(f64::from).zip(history.iter().map(f)));
+    let shares = vec![
+        curve("effective particles, before resampling", |s| 100.0 * s.ess),
+        curve("accepted moves", |s| 100.0 * s.acceptance),
+    ];
+    let temperatures = 0.5..history.len() as f64 + 0.5;
+    let panel = |unit, range, curves| Panel { along: ("temperature", temperatures.clone()), unit, range, curves };
+    with_points(vec![
+        panel("%", Some(0.0..100.0), shares),
+        panel("", Some(0.0..1.0), vec![curve("t", |s| s.t)]),
+        panel("kT", None, vec![curve("ln Z of the path so far", |s| s.log_z)]),
+        panel("", None, vec![curve("log₁₀ of the step / nm²", |s| s.step.log10())]),
+        panel("", None, vec![curve("independent families that the particles are worth", |s| s.families)]),
+    ])
 }
 
 /// Curves without points are left out, and panels without curves.
