@@ -13,6 +13,8 @@ fn a_device_that_is_not_there_is_refused_by_name() {
         .fails();
     let reason = ["libcuda", "GPU 99 was asked for", "feature `cuda`", "the NVIDIA driver"];
     assert!(said.contains("MODEJUMP_DEVICE") && reason.iter().any(|r| said.contains(r)), "{said}");
+    let seen = modejump(&["--device", "cuda:99", "inspect", MODEL]).env("MODEJUMP_DEVICE", "cuda:99").succeeds();
+    assert!(seen.contains("coupling"), "{seen}");
     let samples = files("devices-any")("x.dcd");
     assert_eq!(modejump(&["--device", "auto", "sample", MODEL, "-n", "2", "-o", &samples]).json()["n"], 2);
 }

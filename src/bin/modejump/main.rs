@@ -87,6 +87,16 @@ enum Command {
     Plot(plot::Plot),
 }
 
+impl Command {
+    /// Others read files, and need no card for that.
+    fn runs_models(&self) -> bool {
+        !matches!(
+            self,
+            Command::Convert(_) | Command::Modes(_) | Command::Inspect(_) | Command::Compare(_) | Command::Plot(_)
+        )
+    }
+}
+
 /// A reader of the standard output that has seen enough ends the program, as it ends others; one that has no room for
 /// it is told of.
 fn end_with_output() {
@@ -141,7 +151,9 @@ fn main() -> ExitCode {
 }
 
 fn run(device: Option<String>, command: Command) -> modejump::Result<()> {
-    if let Some(name) = device {
+    if !command.runs_models() {
+        modejump::device::set_default(Device::cpu());
+    } else if let Some(name) = device {
         modejump::device::set_default(Device::parse(&name)?);
     }
     match command {

@@ -38,17 +38,18 @@ pub struct Md {
     /// importance sampling by Langevin steps with a test); 2 gradients a stage
     #[arg(long, requires = "model", conflicts_with_all = ["screen", "solute"], value_parser = stages)]
     anneal: Option<usize>,
-    /// Step of the path, nm²
-    #[arg(long, default_value_t = 2e-6, requires = "anneal")]
-    anneal_step: f64,
+    /// Step of the path, nm² [default: 2e-6]
+    #[arg(long, requires = "model")]
+    anneal_step: Option<f64>,
     /// Walk in the model's latent space instead of taking its proposals: widths of the step, one of which is chosen in
     /// every attempt
     #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "proposals"])]
     #[arg(value_delimiter = ',', num_args = 1..)]
     latent_walk: Option<Vec<f64>>,
-    /// Leapfrog steps of a Hamiltonian trajectory in latent space, each as long as the width; 0 for a random walk
-    #[arg(long, default_value_t = 0, requires = "latent_walk", conflicts_with = "solute")]
-    leapfrog: usize,
+    /// Leapfrog steps of Hamiltonian trajectories: of a latent walk, each as long as the width, instead of random steps;
+    /// of --anneal instead of Langevin steps
+    #[arg(long, requires = "model", conflicts_with = "solute")]
+    leapfrog: Option<usize>,
     /// Particles that the model describes, in its order, counted from 0, such as 0-21; the others, a solvent, stay
     /// where they are in a jump, or give way with --driven
     #[arg(long, requires = "model", value_delimiter = ',', num_args = 1.., value_parser = particles)]
@@ -56,12 +57,12 @@ pub struct Md {
     /// Steps in which the solute is pulled to a proposal; the others relax in between
     #[arg(long, requires = "solute", conflicts_with_all = ["screen", "anneal", "latent_walk", "proposals"])]
     driven: Option<usize>,
-    /// Steps of one relaxation, a trajectory with a Metropolis test
-    #[arg(long, default_value_t = 20, requires = "driven")]
-    relaxation_steps: usize,
-    /// Time step of these, ps
-    #[arg(long, default_value_t = 0.001, requires = "driven")]
-    relaxation_timestep: f64,
+    /// Steps of one relaxation, a trajectory with a Metropolis test [default: 20]
+    #[arg(long, requires = "model")]
+    relaxation_steps: Option<usize>,
+    /// Time step of these, ps [default: 0.001]
+    #[arg(long, requires = "model")]
+    relaxation_timestep: Option<f64>,
     /// Average the model's density over so many orientations, of which each proposal gets one at random: less variable
     /// weights for as many likelihoods where the energies know little of directions. For TarFlows
     #[arg(long, requires = "model", conflicts_with_all = ["screen", "anneal", "latent_walk", "driven"])]
@@ -224,8 +225,35 @@ mod run {
         }
     }
 
+    /// nm²
+    const ANNEAL_STEP: f64 = 2e-6;
+    const RELAXATION_STEPS: usize = 20;
+    /// ps
+    const RELAXATION_TIMESTEP: f64 = 0.001;
+
     impl Md {
+        /// Errors: options that have nothing to act on.
+        fn check_options(&self) -> Result<()> {
+            for (option, is_given, of, has_one) in [
+                ("--anneal-step", self.anneal_step.is_some(), "--anneal", self.anneal.is_some()),
+                (
+                    "--leapfrog",
+                    self.leapfrog.is_some(),
+                    "--latent-walk or --anneal",
+                    self.latent_walk.is_some() || self.anneal.is_some(),
+                ),
+                ("--relaxation-steps", self.relaxation_steps.is_some(), "--driven", self.driven.is_some()),
+                ("--relaxation-timestep", self.relaxation_timestep.is_some(), "--driven", self.driven.is_some()),
+            ] {
+                if is_given && !has_one {
+                    return Err(Error::invalid(format!("{option} is of {of}: give that, or leave it out")));
+                }
+            }
+            Ok(())
+        }
+
         pub fn run(self) -> Result<()> {
+            self.check_options()?;
             if self.acceptance == Likelihood::Surrogate && self.screen.is_none() {
                 return Err(Error::invalid("--acceptance surrogate: give the surrogate with --screen"));
             }
@@ -328,11 +356,13 @@ mod run {
             let run =
                 run.with("--frequency", frequency).with("--proposals", proposals).with("--method", method.get_name());
             let run = run.with("--acceptance", acceptance.get_name()).with_some("--anneal", anneal.as_ref());
-            let run =
-                run.with("--anneal-step", anneal_step).with_some("--latent-walk", widths).with("--leapfrog", leapfrog);
+            let run = run
+                .with_some("--anneal-step", anneal_step.as_ref())
+                .with_some("--latent-walk", widths)
+                .with_some("--leapfrog", leapfrog.as_ref());
             let run = run.with_some("--solute", solute).with_some("--driven", driven.as_ref());
-            let run = run.with("--relaxation-steps", self.relaxation_steps);
-            let run = run.with("--relaxation-timestep", self.relaxation_timestep);
+            let run = run.with_some("--relaxation-steps", self.relaxation_steps.as_ref());
+            let run = run.with_some("--relaxation-timestep", self.relaxation_timestep.as_ref());
             let run = run.with_some("--rotations", rotations.as_ref());
             self.precision.identify(self.decoding.identify(run))
         }
@@ -360,8 +390,8 @@ mod run {
             };
             let solute = self.solute.as_ref().map(|ranges| Solute {
                 particles: ranges.iter().cloned().flatten().take(system.n_particles() + 1).collect(),
-                relaxation_steps: self.relaxation_steps,
-                relaxation_timestep: self.relaxation_timestep,
+                relaxation_steps: self.relaxation_steps.unwrap_or(RELAXATION_STEPS),
+                relaxation_timestep: self.relaxation_timestep.unwrap_or(RELAXATION_TIMESTEP),
             });
             let described = (&model, solute);
             let jumping = JumpingSimulation::new(system, &dynamics, described, method, self.frequency, options)?;
@@ -403,12 +433,24 @@ mod run {
                 return Ok(moves::Method::Driven(steps));
             }
             if let Some(widths) = self.latent_walk.clone() {
-                let options = LatentWalkOptions { widths, leapfrog: self.leapfrog, ..LatentWalkOptions::default() };
+                let leapfrog = self.leapfrog.unwrap_or(0);
+                let options = LatentWalkOptions { widths, leapfrog, ..LatentWalkOptions::default() };
                 return Ok(moves::Method::LatentWalk(options));
             }
             if let Some(stages) = self.anneal {
-                let stages = even(stages, self.anneal_step);
-                return Ok(moves::Method::Annealed(Path { kernel: Kernel::Adjusted, stages, moves: 1 }));
+                let stages = even(stages, self.anneal_step.unwrap_or(ANNEAL_STEP));
+                let kernel = match self.leapfrog {
+                    None | Some(0) => Kernel::Adjusted,
+                    Some(leapfrog) => Kernel::Hamiltonian { leapfrog },
+                };
+                return Ok(moves::Method::Annealed(Path { kernel, stages, moves: 1 }));
+            }
+            if model.modes().is_some() && self.proposals > 1 && self.method.is_none() {
+                return Err(Error::invalid(format!(
+                    "--proposals {}: a jump between the modes of a model has one. Leave it out, or choose among proposals of all modes with \
+                     --method isir",
+                    self.proposals
+                )));
             }
             let rotations = self.rotations;
             Ok(match self.is_isir() {

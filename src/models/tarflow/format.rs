@@ -51,7 +51,9 @@ fn count(tensors: &Tensors, name: impl Fn(usize) -> String) -> usize {
 /// Heads, and the expansion of the perceptrons.
 fn heads_and_expansion(channels: usize, head_size: usize, hidden: usize) -> Result<(usize, usize)> {
     if channels == 0 || !channels.is_multiple_of(head_size.max(1)) || !hidden.is_multiple_of(channels) {
-        return Err(Error::invalid(format!("{channels} channels, heads of {head_size}, {hidden} hidden columns")));
+        return Err(Error::invalid(format!(
+            "heads of {head_size} (`head_dim`) do not share {channels} channels evenly, or {hidden} hidden columns are no multiple of these"
+        )));
     }
     Ok((channels / head_size.max(1), hidden / channels))
 }

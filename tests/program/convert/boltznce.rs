@@ -72,6 +72,12 @@ fn what_a_vector_field_lacks_is_listed() {
     }
     let all = r#"{"dataset": "ad2", "rbf_dmax": 20, "message_norm": 10, "coords_range": 10, "endpoint": false,
         "interpolant": "linear", "units_per_nm": 10}"#;
+    for (key, value) in [("n_layers", 9), ("n_hidden", 99), ("n_vec", 3), ("n_features", 77), ("rbf_dim", 3)] {
+        let message = complain(&bare(whole.clone()), &all.replacen('{', &format!("{{\"{key}\": {value}, "), 1));
+        assert!(message.contains(&format!("{key} = {value}, but the tensors")), "{message}");
+    }
+    let message = complain(&bare(whole.clone()), &all.replacen('{', "{\"features\": [0, 1], ", 1));
+    assert!(message.contains("`dataset` is \"ad2\", and `features` are others"), "{message}");
     let mut damaged = whole.clone();
     damaged.remove("convs.3.node_update.0.Wu");
     assert!(complain(&bare(damaged), all).contains("tensor convs.3.node_update.0.Wu is missing"));

@@ -68,6 +68,10 @@ fn what_a_tarflow_lacks_or_contradicts_is_said() {
     assert!(complain(r#"{ "std": 0 }"#).contains("std: a positive number"));
     let message = refusal(&folder, "tarflow", FIELD, r#"{ "std": 0.16 }"#, &[]);
     assert!(message.contains("this is no single-system TarFlow"), "{message}");
+    // what is converted already would become another density
+    let own = "models/ala2/model.safetensors";
+    let message = refusal(&folder, "tarflow", own, r#"{ "std": 0.16 }"#, &[]);
+    assert!(message.contains("a model file of modejump already"), "{message}");
     let other = ["--topology", "tests/golden/openmm/peroxide.pdb"];
     refusal(&folder, "tarflow", TARFLOW, r#"{ "std": 0.16 }"#, &other);
 }

@@ -99,6 +99,7 @@ fn what_a_transferable_model_lacks_or_contradicts_is_said() {
         ("n2c_backbone-first_variant_flip", "n2c_sideways", "permutation_keys: order of atoms `n2c_sideways`"),
         ("\"sinusoid_div_value\":1000", "\"sinusoid_div_value\":0", "sinusoid_div_value: a positive number"),
         ("\"pos_embed_type\":\"sinusoidal\"", "\"pos_embed_type\":\"learned\"", "pos_embed_type = \"learned\""),
+        ("\"sinusoid_div_value\":1000", "\"sinusoid_div_value\":1000,\"hidden_dim\":99", "cond.hidden_dim = 99"),
         ("\"channels\":8", "\"channels\":8,\"gelu\":\"tanh\"", "gelu = \"tanh\""),
         ("\"channels\":8", "\"channels\":8,\"layernorm_eps\":1e-6", "layernorm_eps = 1e-6"),
     ] {

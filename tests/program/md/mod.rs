@@ -102,6 +102,27 @@ fn proposals_may_be_annealed() {
     assert!(ess(&annealed) > ess(&plain), "{plain} {annealed}");
 }
 
+/// With Langevin steps or trajectories, as the Force has them.
+#[test]
+fn annealed_proposals_may_be_trajectories() {
+    let of = |more: &[&str]| summary(&[&["--model", MODEL, "--anneal", "3"], more].concat())["u_mean"].clone();
+    assert_eq!(of(&[]), of(&["--leapfrog", "0"]));
+    assert_ne!(of(&[]), of(&["--leapfrog", "4"]));
+}
+
+#[test]
+fn options_without_effect_are_refused() {
+    for (more, of) in [
+        (&["--anneal", "5", "--relaxation-steps", "3"][..], "--relaxation-steps is of --driven"),
+        (&["--latent-walk", "0.1", "--anneal-step", "1"], "--anneal-step is of --anneal"),
+        (&["--screen", MODEL, "--leapfrog", "3"], "--leapfrog is of --latent-walk or --anneal"),
+        (&["--relaxation-timestep", "0.1"], "--relaxation-timestep is of --driven"),
+    ] {
+        let message = md(&[&["--model", MODEL], more].concat()).fails();
+        assert!(message.contains(of), "{message}");
+    }
+}
+
 /// Steps of the shipped generator's latent point, at random and by trajectories; they have no weights, so no ESS is
 /// told.
 #[test]

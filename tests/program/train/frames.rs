@@ -1,7 +1,8 @@
 //! Frames, by their weights and beside the System that they are of.
 
-use crate::command::{folder, modejump, tensor, write, Run, TOPOLOGY};
+use crate::command::{folder, modejump, tensor, write, Run, MODEL, TOPOLOGY};
 use modejump::coordinates::Topology;
+use modejump::io::trajectory::{self, Frames};
 use std::path::Path;
 #[cfg(feature = "openmm")]
 use {
@@ -10,6 +11,29 @@ use {
     modejump::io::model_file::{write_tensors, Data},
     std::collections::BTreeMap,
 };
+
+/// A generator of one hand would exclude all of them.
+#[test]
+fn frames_of_the_other_hand_are_refused() {
+    let folder = folder("train-hands");
+    let [frames, mirrored, mixed] = ["frames.npy", "mirrored.npy", "mixed.npy"].map(|name| folder.join(name));
+    modejump(&["sample", MODEL, "-n", "100", "-o", frames.to_str().unwrap()]).succeeds();
+    let x = trajectory::read(&frames).unwrap().x;
+    let other: Vec<f64> = x.iter().map(|v| -v).collect();
+    trajectory::write(&mirrored, &Frames::new(66, other.clone()), None, &[]).unwrap();
+    trajectory::write(&mixed, &Frames::new(66, [&x[..], &other[..66 * 4]].concat()), None, &[]).unwrap();
+    let settings = folder.join("settings.json");
+    std::fs::write(&settings, r#"{"train": {"phases": []}}"#).unwrap();
+    let train = |frames: &Path| {
+        let mut command = modejump(&["train", "--topology", TOPOLOGY, "--temperature", "300", "--frames"]);
+        command.arg(frames).arg("--config").arg(&settings).arg("-o").arg(folder.join("model.safetensors"));
+        command
+    };
+    let message = train(&mirrored).fails();
+    assert!(message.contains("in 100 of 100 frames") && message.contains("is of the other hand"), "{message}");
+    let [_, told] = train(&mixed).texts();
+    assert!(told.contains("note: in 4 of 104 frames") && told.contains("written untrained"), "{told}");
+}
 
 /// Frames without weight are not learned: the scale of a new model is that of the others. Weights are those of the
 /// file, or those of a density and the energies.

@@ -1,15 +1,15 @@
 //! `--kind boltznce-gvp`.
 
-use super::options::{check_topology, features, lacks, note_unread, units_per_nm, UNITS};
+use super::options::{check_and_note, check_topology, features, lacks, units_per_nm, UNITS};
 use super::{fits_f32, Convert};
 use modejump::coordinates::chirality::stereocentres;
 use modejump::models::card::ModelCard;
 use modejump::models::continuous::{ContinuousConfig, Divergence, Interpolant, Parametrisation, Prior};
-use modejump::models::gvp_flow::{boltznce, Config};
+use modejump::models::gvp_flow::{boltznce, Config, GvpConfig};
 use modejump::models::Precision;
 use modejump::ode::Method;
 use modejump::{Error, Result};
-use serde_json::Value;
+use serde_json::{json, Value};
 
 /// The tensor that shows a vector field.
 const MARK: &str = "initial_embedding.0.weight";
@@ -35,13 +35,18 @@ impl Convert {
         let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
         let options = self.options(metadata.get("arch"))?;
         self.require(missing(&options))?;
-        note_unread(&self.config_file()?, READ);
         let topology = self.topology()?;
 
         let as_boltznce = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
         let ad2 = options["dataset"] == "ad2";
         let features = features(&options, "features")?.unwrap_or_else(|| AD2.map(|class| vec![class]).to_vec());
+        if ad2 && features != AD2.map(|class| vec![class]) {
+            return Err(as_boltznce(Error::invalid(
+                "`dataset` is \"ad2\", and `features` are others: leave one of them out",
+            )));
+        }
         let network = boltznce::network(&tensors, &options, features).map_err(as_boltznce)?;
+        check_and_note(&options, &said(&network), &self.config_file()?, READ).map_err(as_boltznce)?;
         if let Some((topology, _)) = &topology {
             check_topology(topology, &network.features, ad2.then_some(AD2_ELEMENTS))?;
         }
@@ -88,13 +93,19 @@ const READ: &[&str] = &[
     "n_cp_feats",
     "self_conditioning",
     "scalar_activation",
-    "n_features",
-    "n_layers",
-    "n_hidden",
-    "n_vec",
-    "rbf_dim",
     "units",
 ];
+
+/// Options that the tensors fix.
+fn said(network: &GvpConfig) -> Vec<(&'static str, Value)> {
+    vec![
+        ("n_features", json!(network.n_features)),
+        ("n_layers", json!(network.n_layers)),
+        ("n_hidden", json!(network.n_scalars)),
+        ("n_vec", json!(network.n_vectors)),
+        ("rbf_dim", json!(network.rbf_count)),
+    ]
+}
 
 /// What a vector field needs and the options lack, a line each.
 fn missing(options: &Value) -> Vec<String> {

@@ -141,6 +141,9 @@ impl Convert {
                 return Ok(taken.to_string());
             }
             (Some(given), _) => format!("no {what} with the prefix `{given}`; there are: {}", list(&names)),
+            (None, []) if tensors.keys().any(|name| name.contains("_modules.")) => {
+                "holds a whole module instead of its tensors: save the module's state_dict()".into()
+            }
             (None, []) => {
                 let some: Vec<&str> = tensors.keys().take(5).map(String::as_str).collect();
                 format!("no tensors `{mark}…`: this is no {what}. It holds {} …", list(&some))

@@ -20,11 +20,21 @@ impl Convert {
     pub fn network_tensors(&self, mark: &str, what: &str) -> Result<(Tensors, HashMap<String, String>, Vec<u8>)> {
         let bytes = self.bytes()?;
         let (mut tensors, mut metadata) = read_any(&self.checkpoint, &bytes)?;
+        if metadata.contains_key(model_file::KEY) {
+            let reason = "a model file of modejump already, which says all of its density: there is nothing to convert";
+            return Err(Error::file(&self.checkpoint, reason));
+        }
         let prefix = self.prefix(&tensors, mark, what)?;
         let averages = averages::take(&mut tensors, &prefix, self.prefix.is_none());
         self.refuse_averages(&tensors)?;
-        if let Some(name) = averages::in_another_layout(&tensors, &prefix).filter(|_| averages.is_empty()) {
-            eprintln!("note: {name} and others look like moving averages of weights, and are not read: the weights themselves are converted");
+        let unread =
+            averages::in_another_layout(&tensors, &prefix).filter(|_| averages.is_empty() && !self.raw_weights);
+        if let Some(name) = unread {
+            let reason = format!(
+                "{name} and others look like moving averages of weights, in a layout that is not read: --raw-weights converts the weights \
+                 themselves"
+            );
+            return Err(Error::file(&self.checkpoint, reason));
         }
         let strip = |(name, tensor): (String, _)| Some((name.strip_prefix(&prefix)?.to_string(), tensor));
         let mut own: Tensors = tensors.into_iter().filter_map(strip).collect();
@@ -35,10 +45,11 @@ impl Convert {
                     own.extend(averages);
                     metadata.insert("weights".into(), "moving averages".into());
                 }
-                None => eprintln!(
-                    "note: the moving averages `shadow_params` of the checkpoint have no names and are left out; the network's own \
-                     weights are converted"
-                ),
+                None => {
+                    let reason = "the moving averages `shadow_params` have no names, and of this network their order is not known: \
+                                  --raw-weights converts the network's own weights";
+                    return Err(Error::file(&self.checkpoint, reason));
+                }
             }
         }
         Ok((own, metadata, bytes))

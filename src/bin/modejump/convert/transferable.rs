@@ -47,6 +47,8 @@ impl Convert {
         ]))?;
         let Some((topology, x)) = topology else { return Ok(()) };
         let as_transferable = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
+        let hidden = tensors.get(MARK).and_then(|tensor| tensor.shape.last().copied());
+        check_cond(&options, hidden).map_err(as_transferable)?;
         let (network, tensors) = of_transferable_checkpoint(tensors, &unsaid(&options)?).map_err(as_transferable)?;
         let said = said(&network);
         check_and_note(&options, &said, &options, READ).map_err(as_transferable)?;
@@ -126,6 +128,19 @@ fn safetensors_metadata(bytes: &[u8]) -> Option<Value> {
     let (length, rest) = bytes.split_first_chunk::<8>()?;
     let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
     serde_json::from_slice::<Value>(header).ok()?.get("__metadata__").cloned()
+}
+
+/// Errors: sizes of the embedding in `cond` that are not those of the tensors.
+fn check_cond(options: &Value, hidden: Option<usize>) -> Result<()> {
+    let Some(cond) = options.get("cond").filter(|cond| !cond.is_null()) else { return Ok(()) };
+    let Some(cond) = cond.as_object() else { return Err(Error::invalid("cond: a JSON object is needed")) };
+    match cond.get("hidden_dim").filter(|given| given.as_u64() != hidden.map(|hidden| hidden as u64)) {
+        Some(given) => Err(Error::invalid(format!(
+            "cond.hidden_dim = {given}, but the tensors have {}",
+            hidden.unwrap_or_default()
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// What the tensors do not say, by the options.

@@ -3,6 +3,7 @@
 use super::settings::Config;
 use super::Train;
 use crate::common::{array, read_frames};
+use modejump::coordinates::chirality::{stereocentres, Stereocentre};
 use modejump::coordinates::Topology;
 use modejump::io::trajectory;
 use modejump::{Error, Result};
@@ -64,6 +65,27 @@ impl Train {
         };
         let files = files.iter().map(read).collect::<Result<Vec<_>>>()?;
         Ok(held_out_first(files, dimension, held_out))
+    }
+}
+
+/// Says how many frames have a stereocentre of another hand than the PDB file. Errors: most of them, which a model with
+/// the hands of that file would exclude, and another one would learn as if they were meant.
+pub(super) fn require_hands(path: &Path, topology: &Topology, x0: &[f64], frames: &[f64]) -> Result<()> {
+    let (centres, n) = (stereocentres(topology, x0), frames.len() / x0.len());
+    let of_another_hand = |centre: &Stereocentre| frames.chunks_exact(x0.len()).filter(|x| !centre.holds(x)).count();
+    let counted = centres.iter().map(|centre| (of_another_hand(centre), topology.label(centre.centre)));
+    let Some((most, label)) = counted.max_by_key(|(count, _)| *count).filter(|(count, _)| *count > 0) else {
+        return Ok(());
+    };
+    let what = format!("in {most} of {n} frames {label} is of the other hand than in {}", path.display());
+    match 2 * most > n {
+        true => Err(Error::invalid(format!(
+            "{what}: give the topology with a configuration of the frames' own hand, or other frames"
+        ))),
+        false => {
+            eprintln!("note: {what}");
+            Ok(())
+        }
     }
 }
 

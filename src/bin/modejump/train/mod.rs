@@ -19,6 +19,7 @@ mod transferable;
 use crate::common::{claim, describe_training, hash_of, watch_signals, PlatformFlag, Weights};
 use crate::dynamics::check_start;
 use clap::{Args, ValueEnum};
+use frames::require_hands;
 use modejump::coordinates::Topology;
 use modejump::io::checkpoint::{self, Identity};
 use modejump::io::model_file::{self, ModelFile};
@@ -134,9 +135,9 @@ impl Train {
         if self.modes.is_some() && self.model != Kind::Coupling {
             return Err(Error::invalid(format!("--modes trains coupling flows, not {}", self.model.name())));
         }
-        trajectory::require_tensors(&self.output, "models")?;
         let config = self.config()?;
         self.check_files(&config)?;
+        trajectory::require_tensors(&self.output, "models")?;
         if let Some(path) = &self.keep_frames {
             trajectory::require_tensors(path, "frames that are kept")?;
         }
@@ -146,6 +147,9 @@ impl Train {
         self.check_system(&topology)?;
         self.check_settings(&config, 3 * topology.n_atoms())?;
         self.check_design(&config, &topology, &x0)?;
+        if self.model == Kind::Coupling && config.train.phases.is_empty() {
+            eprintln!("note: `phases` is empty: the model is written untrained");
+        }
         let plan = self.modes.as_ref().map(|path| self.plan(path, &config, 3 * topology.n_atoms())).transpose()?;
         if let Some(path) = &self.checkpoint {
             claim(path)?;
@@ -155,6 +159,7 @@ impl Train {
             Some(_) => self.resampled(&self.frames, &topology, 0, config.held_out(self.model))?,
             None => self.frames(&config, &topology, &x0)?,
         };
+        require_hands(&self.topology, &topology, &x0, &frames)?;
         self.tell_rigid_bonds(&topology, &frames)?;
         let summary = match self.model {
             Kind::Coupling => match plan {

@@ -1,6 +1,7 @@
 //! Transferable TarFlow and Prose, by maximum likelihood on one or more peptides.
 
 use super::beginning::Beginning;
+use super::frames::require_hands;
 use super::tarflow::{default_training, heads, standard_deviation};
 use super::Train;
 use modejump::coordinates::chirality::stereocentres;
@@ -108,8 +109,9 @@ impl Train {
         let stereocentres = stereocentres(&topology, x0);
         let mut molecules = vec![Molecule { path: &self.topology, topology, frames }];
         for (peptide, PeptideFrames { topology: path, frames }) in (1..).zip(&design.peptides) {
-            let (topology, _) = Topology::from_pdb(path)?;
+            let (topology, x0) = Topology::from_pdb(path)?;
             let frames = self.resampled(frames, &topology, peptide, design.train.held_out)?;
+            require_hands(path, &topology, &x0, &frames)?;
             molecules.push(Molecule { path, topology, frames });
         }
         share_numbers(&mut molecules);
