@@ -80,7 +80,7 @@ fn check(log_weights: &[f64]) -> Result<()> {
     }
     if log_weights.iter().all(|w| *w == f64::NEG_INFINITY) {
         return Err(Error::invalid(format!(
-            "all {} weights are zero: no sample lies where the target is positive",
+            "all {} weights are zero: no sample has both a density and a finite energy",
             log_weights.len()
         )));
     }

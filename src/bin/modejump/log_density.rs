@@ -41,6 +41,9 @@ pub struct LogDensity {
     /// in moves, which leaves the ensemble as it is
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
+    /// Of a TarFlow: take the centroids of all frames as they are, as to compare log q with another program's
+    #[arg(long, conflicts_with = "z")]
+    keep_centroids: bool,
     /// safetensors with `log_density` [n] (−inf outside the support) and, for flows, `z` and `log_det` (of z → x); without
     /// it there is the summary alone
     #[arg(short, long)]
@@ -75,7 +78,8 @@ impl LogDensity {
             (Frames::new(dimension, x), log_density)
         } else {
             let path = self.frames.as_ref().ok_or_else(|| Error::invalid("give FRAMES or --z"))?;
-            let frames = as_of_model(path, self.topology.as_deref(), model.as_ref(), self.seed)?;
+            let centroids = if self.keep_centroids { Centroids::AsTheyAre } else { Centroids::Noise };
+            let frames = as_of_model(path, self.topology.as_deref(), model.as_ref(), (self.seed, centroids))?;
             let n = frames.n();
             let mut log_density = evaluations(n);
             match flow {
@@ -101,13 +105,26 @@ impl LogDensity {
     }
 }
 
+/// Those of frames, where a model sees noise there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Centroids {
+    AsTheyAre,
+    /// Drawn anew where they are not spread as that noise.
+    Noise,
+}
+
 /// The frames of a file as a model's density takes them: in the order of its atoms (of `topology`, where that is given),
 /// with auxiliary coordinates, and centroids where the model sees noise there.
-pub fn as_of_model(path: &Path, topology: Option<&Path>, model: &dyn Model, seed: u64) -> Result<Frames> {
+pub fn as_of_model(
+    path: &Path,
+    topology: Option<&Path>,
+    model: &dyn Model,
+    (seed, centroids): (u64, Centroids),
+) -> Result<Frames> {
     let steering = model.steering().unwrap_or(Steering::NONE);
     let of_x = model.dimension() - steering.auxiliary;
     let mut frames = read(path, topology, model.card())?.require(path, of_x)?;
-    if let Scope::Noisy { sigma } = model.scope() {
+    if let (Scope::Noisy { sigma }, Centroids::Noise) = (model.scope(), centroids) {
         // samples of a model have a log q, and a centroid that belongs to it
         let own = array(path, "log_density", frames.n())?.is_some();
         draw_centroids(&mut frames, sigma, seed, own);
@@ -174,7 +191,7 @@ fn draw_centroids(frames: &mut Frames, sigma: f64, seed: u64, own: bool) {
         let mut stream = Stream::new(seed, StreamId::Centroid, row as u64, 0);
         shift(x, std::array::from_fn(|_| sigma * stream.normal()));
     }
-    eprintln!("note: the centroids of the frames are not the noise of the model's training, so all {n} get one drawn from it (--seed)");
+    eprintln!("note: the centroids of the frames are not the noise of the model's training, so all {n} get one drawn from it (--seed; --keep-centroids takes them as they are)");
 }
 
 #[cfg(test)]

@@ -57,6 +57,7 @@ impl Decoding {
             Decoding::Jacobi(Jacobi { segment, tolerance, passes })
                 if segment == 0 || passes == 0 || tolerance.is_nan() || tolerance <= 0.0 =>
             {
+                let segment = if segment == usize::MAX { "all".into() } else { segment.to_string() };
                 Err(Error::invalid(format!(
                     "decoding by iteration in segments of {segment} tokens, {passes} passes, tolerance {tolerance}: all must be positive"
                 )))

@@ -17,7 +17,7 @@ use {
 fn frames_of_the_other_hand_are_refused() {
     let folder = folder("train-hands");
     let [frames, mirrored, mixed] = ["frames.npy", "mirrored.npy", "mixed.npy"].map(|name| folder.join(name));
-    modejump(&["sample", MODEL, "-n", "100", "-o", frames.to_str().unwrap()]).succeeds();
+    modejump(&["sample", MODEL, "-n", "400", "-o", frames.to_str().unwrap()]).succeeds();
     let x = trajectory::read(&frames).unwrap().x;
     let other: Vec<f64> = x.iter().map(|v| -v).collect();
     trajectory::write(&mirrored, &Frames::new(66, other.clone()), None, &[]).unwrap();
@@ -30,9 +30,9 @@ fn frames_of_the_other_hand_are_refused() {
         command
     };
     let message = train(&mirrored).fails();
-    assert!(message.contains("in 100 of 100 frames") && message.contains("is of the other hand"), "{message}");
+    assert!(message.contains("in 400 of 400 frames") && message.contains("is of the other hand"), "{message}");
     let [_, told] = train(&mixed).texts();
-    assert!(told.contains("note: in 4 of 104 frames") && told.contains("written untrained"), "{told}");
+    assert!(told.contains("note: in 4 of 404 frames") && told.contains("written untrained"), "{told}");
 }
 
 /// Frames without weight are not learned: the scale of a new model is that of the others. Weights are those of the

@@ -63,6 +63,9 @@ pub struct Compare {
     json: bool,
 }
 
+/// Of the points of exact transport, where there are more frames than such.
+const DRAWS: u64 = 4;
+
 /// It is told once that the System has a box.
 #[cfg(feature = "openmm")]
 static PERIODIC: Once = Once::new();
@@ -73,8 +76,10 @@ struct Distances {
     energy_w1: Option<f64>,
     energy_w2: Option<f64>,
     torsion_w2: Option<f64>,
+    torsion_w2_sd: Option<f64>,
     torsion_w2_sliced: Option<f64>,
     tica_w2: Option<f64>,
+    tica_w2_sd: Option<f64>,
     ramachandran_jsd: Option<f64>,
 }
 
@@ -205,8 +210,8 @@ impl Compare {
     }
 
     fn distances(&self, a: &Observed, b: &Observed) -> Result<Distances> {
-        let stream = || Stream::new(self.seed, StreamId::Resample, 0, 0);
         let (of_a, of_b) = (a.weights()?, b.weights()?);
+        let n = a.n().max(b.n());
         let energies = match (a.energies()?, b.energies()?) {
             (Some((x, v)), Some((y, w))) => {
                 let (a, b) = (metrics::Cloud::new(&x, 1, &v)?, metrics::Cloud::new(&y, 1, &w)?);
@@ -218,14 +223,17 @@ impl Compare {
             energy_w1: energies.map(|w| w[0]),
             energy_w2: energies.map(|w| w[1]),
             torsion_w2: None,
+            torsion_w2_sd: None,
             torsion_w2_sliced: None,
             tica_w2: None,
+            tica_w2_sd: None,
             ramachandran_jsd: None,
         };
         if !a.torsions.is_empty() {
             let (x, y) = (a.cloud(&a.torsions, &of_a)?, b.cloud(&b.torsions, &of_b)?);
-            distances.torsion_w2 = Some(metrics::torsion_distance(x, y, self.points, &mut stream()));
-            distances.torsion_w2_sliced = Some(metrics::sliced_torsion_distance(x, y, &mut stream())?);
+            let [mean, sd] = self.over_draws(n, |stream| metrics::torsion_distance(x, y, self.points, stream));
+            (distances.torsion_w2, distances.torsion_w2_sd) = (Some(mean), Some(sd));
+            distances.torsion_w2_sliced = Some(metrics::sliced_torsion_distance(x, y, &mut self.stream(0))?);
         }
         if !a.pairs.is_empty() {
             let (x, y) = (a.cloud(&a.pairs, &of_a)?, b.cloud(&b.pairs, &of_b)?);
@@ -233,9 +241,27 @@ impl Compare {
         }
         if let (Some(x), Some(y)) = (&a.components, &b.components) {
             let (x, y) = (a.cloud(x, &of_a)?, b.cloud(y, &of_b)?);
-            distances.tica_w2 = Some(metrics::plane_distance(x, y, self.points, &mut stream()));
+            let [mean, sd] = self.over_draws(n, |stream| metrics::plane_distance(x, y, self.points, stream));
+            (distances.tica_w2, distances.tica_w2_sd) = (Some(mean), Some(sd));
         }
         Ok(distances)
+    }
+
+    fn stream(&self, draw: u64) -> Stream {
+        Stream::new(self.seed, StreamId::Resample, draw, 0)
+    }
+
+    /// Mean and standard deviation of a distance over several draws of the points that it is of; one is enough where
+    /// these are all of `n` frames.
+    fn over_draws(&self, n: usize, distance: impl Fn(&mut Stream) -> f64) -> [f64; 2] {
+        let of = |draw: u64| distance(&mut self.stream(draw));
+        let all: Vec<f64> = (0..DRAWS).map(of).take(if n <= self.points { 1 } else { usize::MAX }).collect();
+        if let [only] = all[..] {
+            return [only, 0.0];
+        }
+        let mean = all.iter().sum::<f64>() / all.len() as f64;
+        let squares: f64 = all.iter().map(|d| (d - mean).powi(2)).sum();
+        [mean, (squares / (all.len() - 1) as f64).sqrt()]
     }
 
     /// One side: its file, its energies, and what its weights say.
@@ -370,7 +396,7 @@ fn report(s: &Value, pairs: &str) {
             eigenvalues.iter().filter_map(Value::as_f64).map(|v| format!("{v:.3}")).collect();
         println!("slowest components of A: eigenvalues {} at a lag of {} frames", eigenvalues.join(", "), s["lag"]);
     }
-    println!("{:34} {:>10} {:>14}", "", "A to B", "halves of A");
+    println!("{:34} {:>17} {:>17}", "", "A to B", "halves of A");
     let pairs = format!("Jensen-Shannon of {pairs}, bits");
     for (key, label) in [
         ("energy_w1", "energy W1, kT"),
@@ -380,7 +406,14 @@ fn report(s: &Value, pairs: &str) {
         ("tica_w2", "W2 of the two slowest components"),
         ("ramachandran_jsd", &pairs),
     ] {
-        let value = |of: &str| s[of][key].as_f64().map_or("–".to_string(), |v| format!("{v:.4}"));
-        println!("{label:34} {:>10} {:>14}", value("between"), value("halves_of_a"));
+        let value = |of: &str| {
+            let spread = s[of][format!("{key}_sd")].as_f64().filter(|sd| *sd > 0.0);
+            let spread = spread.map_or(String::new(), |sd| format!(" ± {sd:.4}"));
+            s[of][key].as_f64().map_or("–".to_string(), |v| format!("{v:.4}{spread}"))
+        };
+        println!("{label:34} {:>17} {:>17}", value("between"), value("halves_of_a"));
+    }
+    if ["torsion_w2_sd", "tica_w2_sd"].iter().any(|key| number(&s["between"], key) > 0.0) {
+        println!("(±: standard deviation over {DRAWS} draws of {} frames of either, of which the distance is the mean; distances of more are smaller)", s["points"]);
     }
 }

@@ -139,6 +139,7 @@ fn weighable(path: &Path, frames: &Frames, log_q: &[f64]) -> Result<Frames> {
 
 /// What of the frames is compared, with the same columns on both sides.
 pub struct Observed {
+    name: String,
     pub u: Option<Vec<f64>>,
     /// `[n][torsions]`, radian, as are the others
     pub torsions: Vec<f64>,
@@ -156,6 +157,7 @@ impl Observed {
     pub fn of(side: &Side, torsions: &Torsions, slow: Option<&(Features, Tica)>) -> Observed {
         let of = |atoms: &[[usize; 4]]| metrics::torsions(&side.x, torsions.n_atoms, atoms);
         Observed {
+            name: side.name.clone(),
             u: side.u.clone(),
             torsions: of(&torsions.all),
             pairs: of(&torsions.pairs.concat()),
@@ -176,6 +178,7 @@ impl Observed {
             x[d * range.start..d * range.end].to_vec()
         };
         Observed {
+            name: self.name.clone(),
             u: self.u.as_ref().map(rows),
             torsions: rows(&self.torsions),
             pairs: rows(&self.pairs),
@@ -199,8 +202,14 @@ impl Observed {
         weights::normalised(&self.log_weights)
     }
 
-    /// Rows of columns that belong together, with weights.
+    /// Rows of columns that belong together, with weights. Errors: one that is not finite.
     pub fn cloud<'a>(&self, rows: &'a [f64], weights: &'a [f64]) -> Result<Cloud<'a>> {
-        Cloud::new(rows, rows.len() / self.n(), weights)
+        let d = rows.len() / self.n();
+        if let Some(i) = rows.iter().position(|v| !v.is_finite()) {
+            let reason =
+                format!("frame {} has no torsions, or no distances: atoms are in one place, or not finite", i / d + 1);
+            return Err(Error::file(&self.name, reason));
+        }
+        Cloud::new(rows, d, weights)
     }
 }

@@ -65,11 +65,16 @@ where
 }
 
 /// Labels of an axis of this range: as many decimals as tell its ticks apart, two at least, none that are zero at the
-/// end.
+/// end; with powers of ten where numbers are very large or very small.
 fn tick(range: &std::ops::Range<f64>) -> impl Fn(&f64) -> String {
     let spacing = (range.end - range.start).abs() / 7.0;
     let decimals = (1.0 - spacing.max(1e-9).log10()).ceil().clamp(2.0, 10.0) as usize;
+    let far = range.start.abs().max(range.end.abs());
+    let is_written_out = (1e-3..1e6).contains(&far);
     move |v| {
+        if !is_written_out && *v != 0.0 {
+            return format!("{v:.1e}");
+        }
         let text = format!("{v:.decimals$}");
         let text = text.trim_end_matches('0').trim_end_matches('.');
         if text == "-0" {
@@ -386,12 +391,17 @@ pub fn energy(area: &Figure, series: &[&Series]) -> Outcome {
 }
 
 /// Nearly all of the reference and of what is weighted, if weights have not collapsed. A few clashes of a generator as
-/// it is lie anywhere: nine tenths of the others are seen, as far as that leaves the former a fifth of the axis.
+/// it is lie anywhere: nine tenths of the others are seen, as far as that leaves the former a fifth of the axis. Where
+/// there are only such, the lowest quarter of each is seen, and what is not far above it.
 fn energy_axis(curves: &[Energies]) -> Range<f64> {
     let none = curves.iter().all(|c| !c.leads);
     let leading = || curves.iter().filter(|c| c.leads || none);
     let low = leading().map(|c| c.quantile(0.0005)).fold(f64::INFINITY, f64::min);
-    let high = leading().map(|c| c.quantile(0.995)).fold(f64::NEG_INFINITY, f64::max);
+    let upper = |c: &Energies| match none {
+        true => c.quantile(0.995).min(low + 10.0 * (c.quantile(0.25) - low).max(10.0)),
+        false => c.quantile(0.995),
+    };
+    let high = leading().map(upper).fold(f64::NEG_INFINITY, f64::max);
     let reach = 2.0 * (high - low).max(10.0);
     let (mut from, mut to) = (low, high);
     for c in curves.iter().filter(|c| !c.leads) {
@@ -446,13 +456,16 @@ fn about_weights(series: &Series, raw: &[f64]) -> Result<String> {
     Ok(format!("{}: ESS {:.1} %, k = {k}{rejected}{rule}", series.name, 100.0 * ess))
 }
 
+/// Weights so far below the largest, in ln w, are nothing beside it, however many there are: of samples that clash.
+const NOTHING: f64 = 1e4;
+
 /// Up to the largest; down to where hardly any are, but of a long tail no further than eight interquartile ranges below
-/// the median.
+/// the median, nor than [`NOTHING`].
 fn log_weight_axis<'a>(all: impl Iterator<Item = &'a [f64]>) -> Range<f64> {
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
     for w in all {
         let [least, lower, median, upper, most] = [0.002, 0.25, 0.5, 0.75, 1.0].map(|q| quantile(w, q));
-        low = low.min(least.max(median - 8.0 * (upper - lower)));
+        low = low.min(least.max(median - 8.0 * (upper - lower)).max(most - NOTHING));
         high = high.max(most);
     }
     let margin = 0.05 * (high - low).max(2.0);

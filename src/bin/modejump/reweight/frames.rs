@@ -6,7 +6,7 @@
 
 use super::{extend, stem, Reweight, Samples};
 use crate::common::{array, evaluations, number, with_error};
-use crate::log_density::as_of_model;
+use crate::log_density::{as_of_model, Centroids};
 use modejump::density::Evaluation;
 use modejump::free_energy::{bar_with_series, mean_of_series};
 use modejump::io::trajectory::Frames;
@@ -23,7 +23,7 @@ impl Reweight {
     /// Frames as the model's density takes them. Errors: frames of another temperature, or that are no frames of the
     /// model's atoms.
     pub(super) fn read_frames(&self, path: &Path, model: &dyn Model, kelvin: f64) -> Result<Frames> {
-        let frames = as_of_model(path, None, model, self.seed)?;
+        let frames = as_of_model(path, None, model, (self.seed, Centroids::Noise))?;
         let temperatures = array(path, "temperature", frames.n())?.unwrap_or_default();
         match temperatures.into_iter().find(|other| (other - kelvin).abs() > 0.5) {
             Some(other) => {

@@ -133,6 +133,8 @@ struct Weighted {
     ruled: Vec<f64>,
     /// How many the rule has changed.
     changed: usize,
+    /// How many have no density.
+    outside: usize,
 }
 
 impl Reweight {
@@ -315,7 +317,8 @@ impl Weighted {
     fn new(likelihood: Exactness, samples: &Samples, log_q: &[Evaluation], rule: Rule) -> Result<Weighted> {
         let log_weight = weights::log_weights(&samples.total()[..log_q.len()], log_q)?;
         let (ruled, changed) = rule.apply(&log_weight)?;
-        Ok(Weighted { likelihood, log_weight, rule, ruled, changed })
+        let outside = log_q.iter().filter(|e| !e.is_inside()).count();
+        Ok(Weighted { likelihood, log_weight, rule, ruled, changed, outside })
     }
 
     /// Raw effective sample size and k̂, and averages with weights by the rule.
@@ -331,6 +334,7 @@ impl Weighted {
             "acceptance": acceptance.value,
             "acceptance_stderr": acceptance.standard_error,
             "rejected": self.log_weight.iter().filter(|w| !w.is_finite()).count(),
+            "outside_support": self.outside,
             "weights": self.rule.name(),
             "u_mean": u.value,
             "u_stderr": u.standard_error,
@@ -420,7 +424,11 @@ fn report(s: &Value) {
     println!("ESS               {:.1} % of the raw weights{mark}", 100.0 * f("ess"));
     println!("Pareto k          {}{mark}", tail_in_words(f("pareto_k")));
     if f("rejected") > 0.0 {
-        println!("rejected          {} samples have no weight", s["rejected"]);
+        let energies = f("rejected") - f("outside_support");
+        println!(
+            "rejected          {} samples have no weight: {} outside the generator's support, {energies} without a finite energy",
+            s["rejected"], s["outside_support"]
+        );
     }
     let acceptance = with_error(100.0 * f("acceptance"), 100.0 * f("acceptance_stderr"), 1);
     println!("acceptance        {acceptance} % for one fresh proposal in equilibrium{mark}");
