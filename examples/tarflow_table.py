@@ -84,8 +84,8 @@ def rows(tool, molecule, model, test, n, particles):
         {"what": f"{n} samples as they are", **plain},
         {"what": f"{n} samples, SNIS", "ess": about["ess"], "acceptance": weights["acceptance"], **weighted},
         {
-            "what": f"{particles} particles, SMC of {path['stages']} temperatures",
-            **{key: path[key] for key in ("ess", "resamplings", "log_z")},
+            "what": f"{particles} particles worth {path['effective_families']:.0f}, SMC of {path['stages']} temperatures",
+            **{key: path[key] for key in ("ess", "resamplings", "log_z", "effective_families")},
             **carried,
         },
     ], halves

@@ -14,6 +14,7 @@ pub struct Dynamics {
     /// ps
     #[arg(long, default_value_t = 0.001)]
     pub timestep: f64,
+    /// Of velocities, the thermostat and jumps
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// OpenMM platform

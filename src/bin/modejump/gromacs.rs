@@ -53,9 +53,10 @@ pub struct Gromacs {
     /// Steps of dynamics in a cycle
     #[arg(long, default_value_t = 1000)]
     steps: u64,
-    /// Proposals in a cycle, evaluated by one rerun [default: 16; of a model of modes 1, which is all that it can have]
+    /// Proposals in a cycle, evaluated by one rerun [default: 16; of a model of modes 1, which is all that a jump between modes can have, but --method isir chooses among more]
     #[arg(long)]
     proposals: Option<usize>,
+    /// What is made of the proposals of a cycle
     #[arg(long, value_enum, default_value_t = Method::Independence)]
     method: Method,
     /// Second model with a cheap log-density: it screens the proposals, the generator's exact one decides (delayed

@@ -74,7 +74,7 @@ enum Command {
     /// Importance weights against an engine's energies: ESS, free energies. log Z of kinds of models differ by constants
     /// that docs/comparing.md has
     Reweight(reweight::Reweight),
-    /// Carry samples of a generator to an engine's energies by annealed Langevin steps with weights
+    /// Carry samples of a generator to an engine's energies by annealed moves with weights
     Smc(smc::Smc),
     /// Compare two samples or trajectories of one molecule: energies, torsions, slow components
     Compare(compare::Compare),

@@ -16,8 +16,10 @@ pub struct Sample {
     /// Model file
     model: PathBuf,
     /// How many configurations
+    /// Samples
     #[arg(short, long, default_value_t = 1000)]
     n: usize,
+    /// Of the samples: each is a function of it and of its number
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// K: takes a steerable model there from the temperature of its training
@@ -26,7 +28,7 @@ pub struct Sample {
     /// Latent points (safetensors or npy, `z` [n][latent]) instead of random ones
     #[arg(long, conflicts_with_all = ["n", "seed"])]
     z: Option<PathBuf>,
-    /// Without log q: for a continuous flow that is some thirty times cheaper. Samples that fail are left out
+    /// Without log q: for a continuous flow that is some ten times cheaper. Samples that fail are left out
     #[arg(long, conflicts_with = "z")]
     points_only: bool,
     /// Samples: safetensors (`x`, `log_density`, for flows `log_det`, `auxiliary` where the model has such coordinates:

@@ -19,8 +19,11 @@ enum Moves {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Resampling {
+    /// By a comb of equal distances with one random offset
     Systematic,
+    /// By one random number in each of n equal intervals
     Stratified,
+    /// By n independent random numbers
     Multinomial,
 }
 
@@ -46,6 +49,7 @@ pub struct Smc {
     /// Particles of the pilot run, 10 or more
     #[arg(long, default_value_t = 200)]
     pilots: usize,
+    /// How particles are moved at each temperature
     #[arg(long, value_enum, default_value_t = Moves::Adjusted)]
     moves: Moves,
     /// Leapfrog steps of a trajectory, for `--moves hamiltonian` [default: 5]
@@ -62,11 +66,13 @@ pub struct Smc {
     /// Resample when the effective particles fall below this share
     #[arg(long, default_value_t = 0.5)]
     threshold: f64,
+    /// How descendants are given to particles by their weights
     #[arg(long, value_enum, default_value_t = Resampling::Systematic)]
     resampling: Resampling,
     /// Leave out samples with a reduced potential above this: biased, as published runs do it
     #[arg(long)]
     energy_cutoff: Option<f64>,
+    /// Of samples, pilots, moves and resampling
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// State of the run, written after every temperature; when the file exists, the run goes on from it

@@ -26,7 +26,7 @@ impl PlatformFlag {
 
 #[derive(Debug, Args)]
 pub struct PrecisionFlag {
-    /// Type of the networks; coordinates and densities are f64 in either case
+    /// Type of the networks; coordinates and densities are f64 in all cases
     #[arg(long, value_enum, default_value_t = Type::F32)]
     pub(super) precision: Type,
 }

@@ -51,6 +51,7 @@ pub struct Compare {
     /// Most points of either side in exact transport, whose cost grows as their third power
     #[arg(long, default_value_t = 1000)]
     points: usize,
+    /// Of the draws of points
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// Folder for compare.json and the figures

@@ -33,8 +33,10 @@ pub struct Reweight {
     /// K; the model's temperature when absent. A steerable model is taken there
     #[arg(long)]
     temperature: Option<f64>,
+    /// Samples to draw and to weigh
     #[arg(short, long, default_value_t = 20_000)]
     n: usize,
+    /// Of the samples
     #[arg(short, long, default_value_t = 1)]
     seed: u64,
     /// State whose population, and free energy against the rest, are wanted: from,to in radian of the first backbone φ
