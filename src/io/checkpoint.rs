@@ -27,9 +27,9 @@ pub struct Kind {
 }
 
 /// The state of a training.
-pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 9 };
+pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 10 };
 /// Adaptive rounds.
-pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 11 };
+pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 12 };
 const HEADER: usize = 8 + 4 + 8 + 32;
 
 /// Whether there is a file that begins in another way than those of any kind do.

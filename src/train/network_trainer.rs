@@ -5,7 +5,7 @@ use super::contrastive::ContrastiveOptions;
 use super::density;
 use super::divergence::{self, Divergence};
 use super::flow_matching::{self, Batch, Pairing};
-use super::optimiser::{check_settings, AdamW, Schedule};
+use super::optimiser::{check_settings, AdamW, Schedule, BETA2};
 use super::phases::check_rows;
 use super::progress::{Kept, Progress};
 use crate::coordinates::vector::{atom, centre, torsion};
@@ -76,6 +76,8 @@ pub struct NetworkOptions {
     /// Largest weight of an end-point model near the data.
     pub largest_weight: f64,
     pub weight_decay: f64,
+    /// Decay of AdamW's second moments.
+    pub beta2: f64,
     /// Largest gradient norm.
     pub clip: f64,
     /// Decay of the moving average of the parameters; the average is what is saved.
@@ -98,6 +100,7 @@ impl Default for NetworkOptions {
             pairing: Pairing::Superposed,
             largest_weight: 10.0,
             weight_decay: 0.0,
+            beta2: BETA2,
             clip: 10.0,
             average: 0.999,
             held_out: 0.02,
@@ -127,6 +130,10 @@ impl NetworkOptions {
                 self.largest_weight
             )));
         }
+        if !(0.0..1.0).contains(&self.beta2) {
+            return Err(Error::invalid(format!("`beta2` is {}; a number from 0 to less than 1 is needed", self.beta2)));
+        }
+        self.schedule.check()?;
         check_settings([self.rate], self.clip, self.weight_decay, self.average)
     }
 }
@@ -249,7 +256,7 @@ impl<'a, N: Trainable, O: Objective<N>> NetworkTrainer<'a, N, O> {
         frames: Vec<f64>,
         options: NetworkOptions,
     ) -> Result<NetworkTrainer<'a, N, O>> {
-        let optimiser = AdamW::new(&parameters, options.weight_decay, options.average);
+        let optimiser = AdamW::new(&parameters, options.weight_decay, options.average).with_beta2(options.beta2);
         let state = NetworkState {
             step: 0,
             parameters,

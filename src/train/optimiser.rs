@@ -6,14 +6,19 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 /// The learning rate on its way through a phase, as a factor of its peak.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Schedule {
     Constant,
     /// Linear warm-up over the first 2 %, then half a cosine down to zero.
     Cosine,
     /// Linear rise over the first 30 %, then half a cosine down to zero (Smith and Topin 2017).
     OneCycle,
+    /// The same with these shares: of the steps in which the rate rises, and of the peak where it begins and ends.
+    Cycle {
+        rise: f64,
+        lowest: f64,
+    },
 }
 
 impl Schedule {
@@ -29,6 +34,19 @@ impl Schedule {
             Schedule::Constant => 1.0,
             Schedule::Cosine => ramp(0.02),
             Schedule::OneCycle => ramp(0.3),
+            Schedule::Cycle { rise, lowest } => lowest + (1.0 - lowest) * ramp(rise),
+        }
+    }
+
+    /// Errors: shares that are none.
+    pub fn check(self) -> Result<()> {
+        match self {
+            Schedule::Cycle { rise, lowest } if !((0.0..1.0).contains(&rise) && (0.0..=1.0).contains(&lowest)) => {
+                Err(Error::invalid(format!(
+                    "`schedule` has `rise` {rise} and `lowest` {lowest}; numbers from 0 to 1 are needed"
+                )))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -43,10 +61,13 @@ pub struct AdamW {
     pub average: Vec<f32>,
     weight_decay: f32,
     decay: f32,
+    /// Decay of the second moments.
+    beta2: f32,
 }
 
 const BETA1: f32 = 0.9;
-const BETA2: f32 = 0.999;
+/// Unless said otherwise.
+pub const BETA2: f64 = 0.999;
 const EPSILON: f32 = 1e-8;
 const BLOCK: usize = 32_768;
 
@@ -79,7 +100,13 @@ impl AdamW {
             average: parameters.to_vec(),
             weight_decay: weight_decay as f32,
             decay: decay as f32,
+            beta2: BETA2 as f32,
         }
+    }
+
+    /// With another decay of the second moments.
+    pub fn with_beta2(self, beta2: f64) -> AdamW {
+        AdamW { beta2: beta2 as f32, ..self }
     }
 
     /// One step down the gradient, which is scaled to at most `clip` in norm first. Returns the norm before scaling; a
@@ -92,7 +119,8 @@ impl AdamW {
         self.step += 1;
         let scale = if norm > clip { (clip / norm) as f32 } else { 1.0 };
         let t = self.step as i32;
-        let (c1, c2) = (1.0 - BETA1.powi(t), 1.0 - BETA2.powi(t));
+        let beta2 = self.beta2;
+        let (c1, c2) = (1.0 - BETA1.powi(t), 1.0 - beta2.powi(t));
         let rate = rate as f32;
         let shrink = 1.0 - rate * self.weight_decay;
         let t = self.step as f32;
@@ -103,7 +131,7 @@ impl AdamW {
             for i in 0..p.len() {
                 let g = scale * g[i];
                 m[i] = BETA1 * m[i] + (1.0 - BETA1) * g;
-                v[i] = BETA2 * v[i] + (1.0 - BETA2) * g * g;
+                v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
                 // what no gradient has ever reached is frozen
                 let shrink = if v[i] > 0.0 { shrink } else { 1.0 };
                 p[i] = shrink * p[i] - rate * (m[i] / c1) / ((v[i] / c2).sqrt() + EPSILON);
@@ -128,6 +156,20 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The published recipe of TarFlows: up in a twentieth of the steps from a five-hundredth of the peak, and down to
+    /// that.
+    #[test]
+    fn a_cycle_begins_and_ends_where_it_is_told_to() {
+        let cycle = Schedule::Cycle { rise: 0.05, lowest: 0.002 };
+        assert!((cycle.factor(0.0) - 0.002).abs() < 2e-3 && (cycle.factor(1.0) - 0.002).abs() < 1e-12);
+        assert!((cycle.factor(0.05) - 1.0).abs() < 1e-12 && cycle.check().is_ok());
+        assert_eq!(Schedule::Cycle { rise: 0.3, lowest: 0.0 }.factor(0.7), Schedule::OneCycle.factor(0.7));
+        assert!(Schedule::Cycle { rise: 1.0, lowest: 0.0 }.check().is_err());
+        let text = r#"{"cycle": {"rise": 0.05, "lowest": 0.002}}"#;
+        assert_eq!(serde_json::from_str::<Schedule>(text).unwrap(), cycle);
+        assert_eq!(serde_json::from_str::<Schedule>("\"one_cycle\"").unwrap(), Schedule::OneCycle);
+    }
 
     #[test]
     fn finds_the_minimum_of_a_quadratic_and_skips_nan() {

@@ -75,6 +75,7 @@ impl Phase {
     /// Errors: weights that are none; a phase that trains nothing, by the number that is 0; settings of a loss that is
     /// off.
     fn check(&self) -> Result<()> {
+        self.schedule.check()?;
         let weights = [
             ("likelihood", self.likelihood),
             ("reverse_kl", self.reverse_kl),

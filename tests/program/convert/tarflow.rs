@@ -42,6 +42,8 @@ fn what_a_tarflow_lacks_or_contradicts_is_said() {
     let folder = folder("convert-tarflow-missing");
     let complain = |config: &str| refusal(&folder, "tarflow", TARFLOW, config, &[]);
     assert!(complain("{}").contains("std: standard deviation"));
+    let message = refusal(&folder, "tarflow", TARFLOW, r#"{ "std": 0.16 }"#, &["--std", "0.2"]);
+    assert!(message.contains("--std 0.2: `std` of --config is 0.16"), "{message}");
     assert!(complain(r#"{ "std": 0.16, "channels": 256 }"#).contains("channels = 256"));
     assert!(complain(r#"{ "std": 0.16, "head_dim": 48 }"#).contains("heads of 48"));
     for size in ["16.0", "\"16\"", "-16", "0"] {

@@ -85,7 +85,9 @@ fn what_a_transferable_model_lacks_or_contradicts_is_said() {
         |kind: &str, checkpoint: &str, config: &str, more: &[&str]| refusal(&folder, kind, checkpoint, config, more);
     let config = plain_config(PROSE);
     let message = complain("prose", &checkpoint, "{}", &[]);
-    assert!(message.contains("std: standard deviation") && message.contains("--topology"), "{message}");
+    assert!(message.contains("std: standard deviation"), "{message}");
+    let message = complain("prose", &checkpoint, "{}", &["--std", "0.35"]);
+    assert!(message.contains("give --topology FILE.pdb as well"), "{message}");
     let message = complain("prose", &checkpoint, &config, &["--topology", TOPOLOGY]);
     assert!(message.contains(TOPOLOGY) && message.contains("residue ACE1"), "{message}");
     let message = complain("tarflow", &checkpoint, &config, &[]);

@@ -42,6 +42,9 @@ pub struct Convert {
     /// Topology (PDB, atoms in the model's order): lets moves check atoms by name, and gives the hands of stereocentres
     #[arg(long)]
     topology: Option<PathBuf>,
+    /// Standard deviation by which the training data was divided, nm: `std` of --config
+    #[arg(long)]
+    std: Option<f64>,
     /// Temperature that the model was trained for, K
     #[arg(long)]
     temperature: Option<f64>,
@@ -98,10 +101,18 @@ impl Convert {
         std::fs::read(&self.checkpoint).map_err(|e| Error::io(&self.checkpoint, e))
     }
 
-    /// The JSON of --config, empty without.
+    /// The JSON of --config, empty without, and --std. Errors: two values of that.
     fn config_file(&self) -> Result<Value> {
-        let Some(path) = &self.config else { return Ok(Value::Object(Default::default())) };
-        crate::common::read_json(path)
+        let mut options = match &self.config {
+            Some(path) => crate::common::read_json(path)?,
+            None => json!({}),
+        };
+        let Some(std) = self.std else { return Ok(options) };
+        let Some(into) = options.as_object_mut() else { return Err(Error::invalid("--config: not a JSON object")) };
+        match into.insert("std".into(), json!(std)).filter(|given| given.as_f64() != Some(std)) {
+            Some(given) => Err(Error::invalid(format!("--std {std}: `std` of --config is {given}"))),
+            None => Ok(options),
+        }
     }
 
     /// Atoms and the coordinates `[atoms][3]`, nm, of --topology.

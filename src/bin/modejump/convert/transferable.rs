@@ -38,14 +38,14 @@ impl Convert {
         let (tensors, metadata, bytes) = self.network_tensors(MARK, WHAT)?;
         let options = self.options(metadata.get("arch"))?;
         let topology = self.topology()?;
-        self.require(lacks(&[
-            (
-                options.get("std").is_some(),
-                "std: standard deviation in nm by which the training data was divided (0.35 of Prose up to eight residues)",
-            ),
-            (topology.is_some(), "and --topology FILE.pdb: the peptide; the model file can be bound to others later"),
-        ]))?;
-        let Some((topology, x)) = topology else { return Ok(()) };
+        self.require(lacks(&[(
+            options.get("std").is_some(),
+            "std: standard deviation in nm by which the training data was divided (0.35 of Prose up to eight residues; --std gives it, too)",
+        )]))?;
+        let Some((topology, x)) = topology else {
+            let reason = "give --topology FILE.pdb as well: the peptide; the model file can be bound to others later";
+            return Err(Error::invalid(reason));
+        };
         let as_transferable = |e: Error| Error::file(&self.checkpoint, format!("as a {WHAT}: {e}"));
         let hidden = tensors.get(MARK).and_then(|tensor| tensor.shape.last().copied());
         check_cond(&options, hidden).map_err(as_transferable)?;
@@ -85,6 +85,7 @@ impl Convert {
     fn bind(&self, bytes: &[u8]) -> Result<()> {
         let given = [
             ("--config", self.config.is_some()),
+            ("--std", self.std.is_some()),
             ("--prefix", self.prefix.is_some()),
             ("--raw-weights", self.raw_weights),
         ];
