@@ -21,6 +21,10 @@ const DEEPEST: usize = 64;
 /// Containers and tensors looked at: shared parts could be visited exponentially often.
 const MOST_VISITS: usize = 1 << 20;
 const LONGEST_NAME: usize = 1024;
+/// In the names of the functions that make tensors: of other kinds than those that are read sparse, quantised and fp8 ones.
+const REBUILT: &str = "torch._utils._rebuild_";
+/// Parts of a checkpoint that are none of a network's.
+const BESIDE: [&str; 5] = ["optimizer", "optimizer_states", "lr_schedulers", "callbacks", "loops"];
 /// PyTorch's own limit is 64; no weight has as many, and every view has its own copy of its sizes.
 const MOST_DIMENSIONS: usize = 16;
 /// Elements of all tensors together per byte of the file (views can overlap), and at least.
@@ -177,6 +181,14 @@ impl Collector<'_> {
             }
             Node::List(parts) | Node::Tuple(parts) => self.visit_all(parts, path, depth),
             Node::Dict(items) => self.visit_items(items, path, depth),
+            Node::Object(object)
+                if object.class.contains(REBUILT) && !path.split('.').any(|part| BESIDE.contains(&part)) =>
+            {
+                Err(format!(
+                    "tensor `{path}` is of a kind that is not read ({}): save it as a plain one of float32",
+                    object.class
+                ))
+            }
             Node::Object(object) => {
                 self.visit_all(&object.elements, path, depth)?;
                 self.visit_items(&object.items, path, depth)?;

@@ -327,6 +327,11 @@ impl Machine<'_> {
         match name.as_ref() {
             "collections.OrderedDict" if arguments.is_empty() => Ok(Node::Dict(Vec::new())),
             "torch._utils._rebuild_tensor_v2" => Ok(Node::Tensor(self.tensor(arguments)?.into())),
+            // of a subclass, such as a Buffer: (function, class, its arguments, state)
+            "torch._tensor._rebuild_from_type_v2" => match arguments {
+                [function, _, arguments, _] => self.rebuild(*function, *arguments),
+                _ => Err("a tensor of a subclass without its parts".into()),
+            },
             "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => {
                 let data = arguments.first().ok_or("a parameter without a tensor")?;
                 match &self.nodes[*data] {

@@ -219,3 +219,14 @@ fn a_view_that_negates_is_refused() {
     let message = read_tensors("negated.pt", &file("negated.pt")).unwrap_err().to_string();
     assert!(message.contains("negated or conjugated view"), "{message}");
 }
+
+/// Unless they are none of a network's.
+#[test]
+fn tensors_of_kinds_that_are_not_read_are_named() {
+    let sparse = b"ctorch._utils\n_rebuild_sparse_tensor\n)Rs";
+    let of = |before: &[u8], after: &[u8]| with_pickle(&[before, b"X\x01\0\0\0w", sparse, after].concat()).unwrap_err();
+    let said = of(b"\x80\x02}", b".");
+    assert!(said.contains("tensor `w` is of a kind that is not read (torch._utils._rebuild_sparse_tensor)"), "{said}");
+    let said = of(b"\x80\x02}X\x09\0\0\0optimizer}", b"s.");
+    assert!(said.contains("no tensors"), "{said}");
+}

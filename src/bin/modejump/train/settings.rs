@@ -33,6 +33,9 @@ pub(super) struct Config {
     pub explore: modejump::train::dynamics::ExploreOptions,
 }
 
+/// What of a network's section is read where --start gives the network.
+const READ_AGAIN: [&str; 3] = ["train", "contrast", "peptides"];
+
 impl Train {
     /// Errors: a file that is no JSON, or has settings that this training does not read.
     pub(super) fn config(&self) -> Result<Config> {
@@ -91,6 +94,17 @@ impl Train {
         for (name, _, reason) in unused.iter().filter(|(name, is_unused, _)| *is_unused && sections.contains_key(*name))
         {
             eprintln!("note: `{name}` of {} is not used: {reason}", path.display());
+        }
+        let section = sections.get(&model).and_then(Value::as_object).filter(|_| self.start.is_some());
+        let sizes: Vec<&str> = section
+            .into_iter()
+            .flatten()
+            .map(|(key, _)| key.as_str())
+            .filter(|key| !READ_AGAIN.contains(key))
+            .collect();
+        if !sizes.is_empty() {
+            let (sizes, path) = (sizes.join(", "), path.display());
+            eprintln!("note: of `{model}` in {path} not used: {sizes}; the model of --start has its own");
         }
         Ok(())
     }
