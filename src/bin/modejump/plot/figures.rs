@@ -165,7 +165,11 @@ fn map(panel: &Figure, series: &Series, x: Axis, y: Axis, points: Vec<(f64, f64)
     let (left, bottom) = (x.1.start, y.1.start);
     let (panel, beside) = panel.split_horizontally(panel.dim_in_pixel().0 as i32 - SCALE);
     scale(&beside, DEEPEST)?;
-    let mut chart = chart(&panel, &shortened(&series.name, 42), x, y)?;
+    let name = match series.log_weight.is_empty() {
+        true => series.name.clone(),
+        false => weighted_name(series, ", reweighted"),
+    };
+    let mut chart = chart(&panel, &shortened(&name, 42), x, y)?;
     chart.draw_series(mass.iter().enumerate().filter(|(_, &m)| m > 0.0).map(|(i, m)| {
         let depth = ((highest / m).ln() / DEEPEST).min(1.0);
         let (x, y) = (left + dx * (i % BINS) as f64, bottom + dy * (i / BINS) as f64);
