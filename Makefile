@@ -14,7 +14,7 @@ HBONDS ?=
 SUFFIX := $(if $(HBONDS),-hbonds,)
 
 .PHONY: all venv build plugin test test-rust test-plugin test-mpi lammps-plugin test-lammps test-gromacs fuzz-targets lint demo train-demo \
-	test-openmmtools test-opencl train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo exchange-demo toy learned bench test-gpu \
+	test-openmmtools test-opencl train-modes train-peptides moves ladder gallery dimer solvent gromacs-demo lammps-demo exchange-demo toy learned bench test-gpu \
 	test-plugin-gpu sanitize-gpu bench-gpu bench-pytorch clean
 
 all: build plugin
@@ -185,6 +185,10 @@ dimer:
 
 # Plain mdrun and mdrun + jumps one after the other on alanine dipeptide in vacuum.
 GROMACS_SECONDS ?= 60
+# Alanine dipeptide in vacuum with LAMMPS, its data file made of the OpenMM System.
+lammps-demo: lammps-plugin
+	$(PY) examples/lammps-ala2/make.py --output target/lammps-ala2 --run
+
 gromacs-demo: build
 	@sh scripts/gromacs.sh
 	$(PY) examples/gromacs-ala2/run.py --seconds $(GROMACS_SECONDS) --output target/gromacs-demo
