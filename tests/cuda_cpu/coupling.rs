@@ -13,7 +13,7 @@ use modejump::nn::{Activation, Real};
 use modejump::rng::{Stream, StreamId};
 use std::sync::Arc;
 
-fn shipped<R: Real>(path: &str) -> CouplingFlow<R> {
+pub fn shipped<R: Real>(path: &str) -> CouplingFlow<R> {
     let bytes = std::fs::read(path).unwrap();
     CouplingFlow::from_file(&model_file::read(path, &bytes).unwrap()).unwrap()
 }
@@ -24,7 +24,7 @@ fn features(periodic: &[usize], plain: &[usize]) -> Features {
 
 /// Seven atoms in radians with a constraint, Cartesian rows and a hand; the layers and options that the shipped flows
 /// lack.
-fn everything<R: Real>() -> CouplingFlow<R> {
+pub fn everything<R: Real>() -> CouplingFlow<R> {
     let coordinates = CoordinatesConfig::Internal {
         frame: [0, 1, 2],
         rows: vec![[3, 2, 1, 0], [4, 1, 2, 0], [5, 3, 2, 1], [6, 3, 2, 5]],
@@ -160,7 +160,7 @@ fn worst_gradient(want: &[f64], found: &[f64], dimension: usize) -> f64 {
 
 /// Samples, densities and their gradients, latent points, and rows that must be refused, against the CPU. Tolerances of
 /// x, of log q and, relative, of gradients.
-fn compare<R: Real>(
+pub fn compare<R: Real>(
     name: &str,
     flow: &dyn Fn() -> CouplingFlow<R>,
     driver: &Arc<dyn Driver>,
@@ -207,8 +207,8 @@ fn compare<R: Real>(
 }
 
 /// Tolerances of `compare`.
-const DOUBLE: (f64, f64, f64) = (1e-11, 1e-9, 1e-11);
-const SINGLE: (f64, f64, f64) = (3e-5, 3e-3, 1e-3);
+pub const DOUBLE: (f64, f64, f64) = (1e-11, 1e-9, 1e-11);
+pub const SINGLE: (f64, f64, f64) = (3e-5, 3e-3, 1e-3);
 const SINGLE_ON_A_GPU: (f64, f64, f64) = (3e-4, 1e-2, 1e-2);
 
 fn double(name: &str, flow: &dyn Fn() -> CouplingFlow<f64>, n: usize) {

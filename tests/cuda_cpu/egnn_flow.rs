@@ -28,7 +28,7 @@ pub fn small<R: Real>() -> Evaluator<Egnn, R> {
 }
 
 /// ECNF's sizes for alanine dipeptide.
-fn whole<R: Real>() -> Evaluator<Egnn, R> {
+pub fn whole<R: Real>() -> Evaluator<Egnn, R> {
     let features = (0..22).map(|i| vec![i]).collect();
     random(EgnnConfig { features, n_features: 22, n_layers: 5, n_hidden: 64, coordinate_range: 15.0 })
 }

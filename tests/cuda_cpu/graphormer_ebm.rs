@@ -11,7 +11,7 @@ use modejump::nn::Real;
 use std::sync::Arc;
 
 /// A small network with odd sizes, run through twice.
-fn small<R: Real>(version: Version) -> Evaluator<Graphormer, R> {
+pub fn small<R: Real>(version: Version) -> Evaluator<Graphormer, R> {
     let config = GraphormerConfig {
         version,
         types: vec![0, 1, 2, 1, 0],
@@ -33,7 +33,7 @@ fn many_heads<R: Real>() -> Evaluator<Graphormer, R> {
 }
 
 /// BoltzNCE's sizes for alanine dipeptide.
-fn whole<R: Real>() -> Evaluator<Graphormer, R> {
+pub fn whole<R: Real>() -> Evaluator<Graphormer, R> {
     let config = GraphormerConfig {
         version: Version::Boltznce,
         types: (0..22).map(|i| i % 21).collect(),
@@ -55,7 +55,7 @@ fn random<R: Real>(config: GraphormerConfig) -> Evaluator<Graphormer, R> {
 }
 
 /// Of random configurations, in the network's units.
-fn compare<R: Real>(
+pub fn compare<R: Real>(
     name: &str,
     host: &Evaluator<Graphormer, R>,
     driver: &Arc<dyn Driver>,

@@ -21,7 +21,7 @@ fn network<R: Real>(config: GvpConfig) -> Evaluator<GvpEnergy, R> {
     Evaluator::new(network, parameters)
 }
 
-fn compare<R: Real>(name: &str, config: GvpConfig, driver: &Arc<dyn Driver>, rows: usize, tolerance: f64) {
+pub fn compare<R: Real>(name: &str, config: GvpConfig, driver: &Arc<dyn Driver>, rows: usize, tolerance: f64) {
     let host = network::<R>(config);
     let x = normals(rows * host.dimension(), 1);
     compare_energies(name, &host, &host.on_device(driver).unwrap(), &x, tolerance);

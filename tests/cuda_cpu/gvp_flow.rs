@@ -30,7 +30,7 @@ pub fn small_config() -> GvpConfig {
 }
 
 /// BoltzNCE's sizes for alanine dipeptide.
-fn whole<R: Real>() -> GvpField<R> {
+pub fn whole<R: Real>() -> GvpField<R> {
     GvpField::random(whole_config(), 5).unwrap()
 }
 
@@ -48,7 +48,7 @@ pub fn whole_config() -> GvpConfig {
     }
 }
 
-fn compare<R: Real>(name: &str, host: &GvpField<R>, driver: &Arc<dyn Driver>, rows: usize, tolerance: f64) {
+pub fn compare<R: Real>(name: &str, host: &GvpField<R>, driver: &Arc<dyn Driver>, rows: usize, tolerance: f64) {
     fields::compare(name, host, &host.on_device(driver).unwrap(), rows, tolerance);
 }
 

@@ -1,5 +1,6 @@
 //! The kernels of `cuda/`, unmodified, run on the CPU with every model that has them, and compared with the Rust code:
-//! plain, under the address and the thread sanitizer, and with planted faults that must be found.
+//! plain, under the address and the thread sanitizer, and with planted faults that must be found; and what NVIDIA's
+//! compiler makes of them for cards of several generations, by an interpreter of PTX.
 
 mod coupling;
 mod driver;
@@ -11,6 +12,7 @@ mod gvp_flow;
 mod mlp_ebm;
 mod models;
 mod paths;
+mod ptx;
 mod tarflow;
 mod tensor;
 mod weights;

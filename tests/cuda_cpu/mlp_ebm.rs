@@ -56,7 +56,7 @@ fn plane<R: Real>() -> Evaluator<MlpNetwork, R> {
 }
 
 /// The energy of alanine dipeptide that comes with the project, at its molecule, in the network's units.
-fn shipped<R: Real>(driver: &Arc<dyn Driver>, rows: usize, tolerance: f64) {
+pub fn shipped<R: Real>(driver: &Arc<dyn Driver>, rows: usize, tolerance: f64) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/ala2");
     let bytes = std::fs::read(folder.join("invariant-ebm.safetensors")).unwrap();
     let model = InvariantEbm::<R>::from_file(&read("invariant-ebm", &bytes).unwrap()).unwrap();
@@ -70,13 +70,13 @@ fn shipped<R: Real>(driver: &Arc<dyn Driver>, rows: usize, tolerance: f64) {
 /// Less than a block, a block, and more.
 const ROWS: [usize; 3] = [1, 8, 19];
 
-fn of_molecule<R: Real>(driver: &Arc<dyn Driver>, interpolant: Interpolant, rows: &[usize], tolerance: f64) {
+pub fn of_molecule<R: Real>(driver: &Arc<dyn Driver>, interpolant: Interpolant, rows: &[usize], tolerance: f64) {
     let host = molecule::<R>(interpolant);
     let card = host.on_device(driver).unwrap();
     rows.iter().for_each(|&n| compare_energies("molecule", &host, &card, &frames(n), tolerance));
 }
 
-fn of_plane<R: Real>(driver: &Arc<dyn Driver>, rows: &[usize], tolerance: f64) {
+pub fn of_plane<R: Real>(driver: &Arc<dyn Driver>, rows: &[usize], tolerance: f64) {
     let host = plane::<R>();
     let card = host.on_device(driver).unwrap();
     rows.iter().for_each(|&n| compare_energies("plane", &host, &card, &normals(2 * n, 4), tolerance));

@@ -14,10 +14,10 @@ use modejump::ode::{End, Method, Report};
 use modejump::rng::{Stream, StreamId};
 use std::sync::Arc;
 
-const ADAPTIVE: Method =
+pub const ADAPTIVE: Method =
     Method::DormandPrince { absolute: 1e-3, relative: 1e-3, log_density: 1e-2, quadrature: 0, max_steps: 1000 };
 
-fn velocity(solver: Method) -> ContinuousConfig {
+pub fn velocity(solver: Method) -> ContinuousConfig {
     ContinuousConfig {
         parametrisation: Parametrisation::Velocity,
         interpolant: Interpolant::Linear,
@@ -49,13 +49,13 @@ fn flow<F: VectorField>(
     ContinuousFlow::new(field, config.clone(), card, String::new()).unwrap()
 }
 
-fn gvp<R: Real>(config: &ContinuousConfig) -> models::gvp_flow::GvpFlow<R> {
+pub fn gvp<R: Real>(config: &ContinuousConfig) -> models::gvp_flow::GvpFlow<R> {
     let field = gvp_flow::small::<R>();
     let network = field.config().clone();
     flow(field, config, |flow| ModelConfig::GvpFlow(models::gvp_flow::Config { network: network.clone(), flow }))
 }
 
-fn egnn<R: Real>(config: &ContinuousConfig) -> models::egnn_flow::EgnnFlow<R> {
+pub fn egnn<R: Real>(config: &ContinuousConfig) -> models::egnn_flow::EgnnFlow<R> {
     let field = egnn_flow::small::<R>();
     let network = egnn_flow::small_config();
     flow(field, config, |flow| ModelConfig::EgnnFlow(models::egnn_flow::Config { network: network.clone(), flow }))
@@ -86,7 +86,7 @@ fn largest(a: &[f64], b: &[f64]) -> f64 {
 
 /// Samples with log q, latent points with log q, and samples alone; tolerances of positions (nm; latent points ten
 /// times that) and of log q; in f64 with as many evaluations and steps.
-fn compare<F: VectorField, R: Real>(
+pub fn compare<F: VectorField, R: Real>(
     name: &str,
     host: &ContinuousFlow<F>,
     card: &ContinuousFlow<FieldOnDevice<R>>,
@@ -121,8 +121,8 @@ fn compare<F: VectorField, R: Real>(
     assert!(largest(&want.0, &found.0) < position && want.1 == found.1, "{name}: samples alone");
 }
 
-const DOUBLE: (f64, f64) = (1e-11, 1e-9);
-const SINGLE: (f64, f64) = (1e-5, 1e-3);
+pub const DOUBLE: (f64, f64) = (1e-11, 1e-9);
+pub const SINGLE: (f64, f64) = (1e-5, 1e-3);
 
 /// A launch of blocks that take a sample each, and teams of blocks.
 #[test]

@@ -27,20 +27,29 @@ fn parameters<R: Real>(network: &TarNetwork) -> Vec<R> {
 }
 
 /// Sizes that fill no pass, no slice and no warp.
-fn single<R: Real>(tokens: usize, token_size: usize) -> TarFlow<R> {
-    let network = TarFlowConfig { tokens, token_size, channels: 15, blocks: 2, layers: 2, heads: 3, expansion: 5 };
+pub fn single<R: Real>(tokens: usize, token_size: usize) -> TarFlow<R> {
+    of_sizes(TarFlowConfig { tokens, token_size, channels: 15, blocks: 2, layers: 2, heads: 3, expansion: 5 })
+}
+
+pub fn of_sizes<R: Real>(network: TarFlowConfig) -> TarFlow<R> {
+    let dimension = network.tokens * network.token_size;
     let config = Config { network, units_per_nm: 4.0, centroid: Some(0.5), stereocentres: vec![] };
     let network = TarNetwork::new(config.network.clone()).unwrap();
-    let card = ModelCard::of_cartesian(config.clone(), tokens * token_size);
+    let card = ModelCard::of_cartesian(config.clone(), dimension);
     TarFlow::new(parameters(&network), config, card, String::new()).unwrap()
 }
 
 /// For glycine. [lookahead, norms of queries and keys, adaptive, transition].
-fn transferable<R: Real>([lookahead, qk_norms, adaptive, transition]: [bool; 4]) -> TarFlow<R> {
+pub fn transferable<R: Real>([lookahead, qk_norms, adaptive, transition]: [bool; 4]) -> TarFlow<R> {
+    of_glycine(|small| PeptideConfig { layers: 2, channels: 6, lookahead, qk_norms, adaptive, transition, ..small })
+}
+
+/// As one that is small, and has all options, with changes.
+pub fn of_glycine<R: Real>(changed: impl Fn(PeptideConfig) -> PeptideConfig) -> TarFlow<R> {
     let (_, bytes) = networks::all().into_iter().find(|(kind, _)| *kind == "transferable_tarflow").unwrap();
     let card = model_file::read("glycine", &bytes).unwrap().card;
     let ModelConfig::TransferableTarflow(config) = card.model.clone() else { panic!("{}", card.model.kind()) };
-    let network = PeptideConfig { layers: 2, channels: 6, lookahead, qk_norms, adaptive, transition, ..config.network };
+    let network = changed(config.network.clone());
     let config = modejump::models::tarflow::transferable::Config { network, ..config };
     let network = TarNetwork::of_peptide(&config.network, card.topology.as_ref().unwrap()).unwrap();
     let card = ModelCard { model: ModelConfig::TransferableTarflow(config.clone()), ..card };
@@ -55,7 +64,7 @@ fn largest(a: &[f64], b: &[f64]) -> f64 {
 /// (x or z, ln|∂x/∂z|, log q)
 type Rows = (Vec<f64>, Vec<f64>, Vec<f64>);
 
-fn generated(flow: &dyn Flow, z: &[f64]) -> Rows {
+pub fn generated(flow: &dyn Flow, z: &[f64]) -> Rows {
     let n = z.len() / flow.latent_dimension();
     let (mut x, mut log_det, mut log_q) = (vec![0.0; z.len()], vec![0.0; n], vec![Evaluation::inside(0.0); n]);
     flow.generate(z, &mut x, &mut log_det, &mut log_q).unwrap();
@@ -70,7 +79,7 @@ fn encoded(flow: &dyn Flow, x: &[f64]) -> Rows {
 }
 
 /// Samples and densities of n rows against the CPU. Tolerances of x, z and of log q.
-fn compare<R: Real>(name: &str, flow: &dyn Fn() -> TarFlow<R>, driver: &Arc<dyn Driver>, n: usize, of: (f64, f64)) {
+pub fn compare<R: Real>(name: &str, flow: &dyn Fn() -> TarFlow<R>, driver: &Arc<dyn Driver>, n: usize, of: (f64, f64)) {
     let (host, card) = (flow(), flow().on_device(driver).unwrap());
     let z = normals(n * host.dimension(), 1);
     let (want, found) = (generated(&host, &z), generated(&card, &z));
@@ -92,7 +101,7 @@ fn with_gradient(density: &dyn Density, x: &[f64]) -> (Vec<f64>, Vec<f64>) {
 }
 
 /// log q and gradients of n rows against the CPU, relative to the largest.
-fn compare_gradients(name: &str, host: &dyn Density, card: &dyn Density, n: usize, tolerance: f64) {
+pub fn compare_gradients(name: &str, host: &dyn Density, card: &dyn Density, n: usize, tolerance: f64) {
     let x: Vec<f64> = normals(n * host.dimension(), 4).iter().map(|x| 0.2 * x).collect();
     let (want, found) = (with_gradient(host, &x), with_gradient(card, &x));
     let relative = |a: &[f64], b: &[f64]| largest(a, b) / a.iter().fold(1.0, |most: f64, a| most.max(a.abs()));
@@ -102,13 +111,13 @@ fn compare_gradients(name: &str, host: &dyn Density, card: &dyn Density, n: usiz
 }
 
 /// Of gradients, relative.
-const OF_GRADIENTS: f64 = 1e-12;
-const OF_SINGLE_GRADIENTS: f64 = 2e-5;
+pub const OF_GRADIENTS: f64 = 1e-12;
+pub const OF_SINGLE_GRADIENTS: f64 = 2e-5;
 
-const DOUBLE: (f64, f64) = (1e-11, 1e-11);
+pub const DOUBLE: (f64, f64) = (1e-11, 1e-11);
 /// As of the golden data.
-const SINGLE: (f64, f64) = (2e-5, 1e-4);
-const ALL: [bool; 4] = [true; 4];
+pub const SINGLE: (f64, f64) = (2e-5, 1e-4);
+pub const ALL: [bool; 4] = [true; 4];
 
 /// The reference's own numbers, by a team of four blocks.
 #[test]
@@ -116,7 +125,7 @@ fn golden_data() {
     golden(&fibres("tarflow-golden", Sanitizer::None));
 }
 
-fn golden(driver: &Arc<dyn Driver>) {
+pub fn golden(driver: &Arc<dyn Driver>) {
     let read = |name: &str| {
         let path = format!("{}/tests/golden/sbg/tarflow_small/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
         model_file::read_tensors(&path, &std::fs::read(&path).unwrap()).unwrap().0

@@ -50,7 +50,7 @@ fn error(driver: &Arc<dyn Driver>, [n_in, n_out, lanes]: [usize; 3]) -> f64 {
 /// [inputs, outputs, lanes]: less than a piece, one, more than a warp takes at once, those of a Graphormer.
 const SIZES: [[usize; 3]; 6] = [[3, 2, 8], [8, 16, 8], [20, 34, 24], [50, 18, 40], [17, 6, 64], [256, 256, 24]];
 
-fn check(driver: &Arc<dyn Driver>) {
+pub fn check(driver: &Arc<dyn Driver>) {
     for sizes in SIZES {
         let error = error(driver, sizes);
         println!("{sizes:?}: {error:.1e}");

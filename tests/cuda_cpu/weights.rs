@@ -20,7 +20,7 @@ fn stream() -> Stream {
     Stream::new(8, StreamId::Resample, 2, 0)
 }
 
-fn compare(driver: &Arc<dyn Driver>, n: usize) {
+pub fn compare(driver: &Arc<dyn Driver>, n: usize) {
     let mut want = log_weights(n);
     let mut found = WeightsOnDevice::new(driver, &want).unwrap();
     let energies = |scale: f64| -> Vec<f64> { (0..n).map(|i| scale * (i as f64).sin()).collect() };
