@@ -62,7 +62,7 @@ fn largest(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// (x or z, ln|∂x/∂z|, log q)
-type Rows = (Vec<f64>, Vec<f64>, Vec<f64>);
+pub type Rows = (Vec<f64>, Vec<f64>, Vec<f64>);
 
 pub fn generated(flow: &dyn Flow, z: &[f64]) -> Rows {
     let n = z.len() / flow.latent_dimension();
@@ -71,7 +71,7 @@ pub fn generated(flow: &dyn Flow, z: &[f64]) -> Rows {
     (x, log_det, log_q.iter().map(|e| e.log_density).collect())
 }
 
-fn encoded(flow: &dyn Flow, x: &[f64]) -> Rows {
+pub fn encoded(flow: &dyn Flow, x: &[f64]) -> Rows {
     let n = x.len() / flow.latent_dimension();
     let (mut z, mut log_det, mut log_q) = (vec![0.0; x.len()], vec![0.0; n], vec![Evaluation::inside(0.0); n]);
     flow.encode(x, &mut z, &mut log_det, &mut log_q).unwrap();
