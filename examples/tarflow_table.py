@@ -1,4 +1,4 @@
-"""What TarFlows of two peptides come to: by their samples as they are, by their weights, and by annealed Langevin steps.
+"""What TarFlows of two peptides come to: by their samples as they are, by their weights, and by annealed trajectories.
 
     make train-peptides     (its last step; for one molecule alone: .venv/bin/python examples/tarflow_table.py --ala2 --ala3 MODEL ...)
 
@@ -78,7 +78,7 @@ def rows(tool, molecule, model, test, n, particles):
     weights = tool("reweight", model, "--system", system, "-n", n)
     plain, _, halves = distances(tool, molecule, test, samples)
     weighted, about, _ = distances(tool, molecule, test, samples, "--reweight")
-    path = tool("smc", model, "--system", system, "-n", particles, "-o", annealed)
+    path = tool("smc", model, "--system", system, "-n", particles, "--moves", "hamiltonian", "--share", 0.97, "-o", annealed)
     carried, _, _ = distances(tool, molecule, test, annealed)
     return [
         {"what": f"{n} samples as they are", **plain},
@@ -119,7 +119,7 @@ def main():
     parser.add_argument("--ala3", type=Path, nargs="*", default=[PEPTIDES / "tarflow-ala3.safetensors"], metavar="MODEL")
     parser.add_argument("--binary", default="target/release/modejump")
     parser.add_argument("--samples", type=int, default=10000)
-    parser.add_argument("--particles", type=int, default=500)
+    parser.add_argument("--particles", type=int, default=1000)
     parser.add_argument("--output", type=Path, default=PEPTIDES)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
