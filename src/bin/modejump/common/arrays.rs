@@ -35,6 +35,11 @@ pub fn read_frames(paths: &[PathBuf], topology: &Topology) -> Result<Vec<f64>> {
     Ok(paths.iter().map(read).collect::<Result<Vec<_>>>()?.concat())
 }
 
+/// The number of the sample that each particle of `smc` descends from, where the file of n has it.
+pub fn ancestors(path: &Path, n: usize) -> Result<Option<Vec<usize>>> {
+    Ok(array(path, "ancestor", n)?.map(|of| of.into_iter().map(|sample| sample as usize).collect()))
+}
+
 /// Makes molecules whole that a periodic box cuts, which is told. What else is wrong with frames without names or units
 /// shows by bonds that are none; `whose` says of what `atoms` are the list. Errors: most of the frames have the same.
 pub fn require_bonds(path: &Path, frames: &mut Frames, atoms: &Topology, whose: &str) -> Result<()> {

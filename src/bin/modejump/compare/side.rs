@@ -1,7 +1,7 @@
 //! One of the two samples: its frames, energies and weights, and what is observed of them.
 
 use super::Compare;
-use crate::common::{array, importance, log_density, require_bonds, warn_of_torn_bonds, Torsions};
+use crate::common::{ancestors, array, importance, log_density, require_bonds, warn_of_torn_bonds, Torsions};
 use modejump::coordinates::Topology;
 use modejump::io::trajectory::{self, Frames};
 use modejump::metrics::{self, Cloud, Features};
@@ -49,7 +49,7 @@ impl Side {
         let (given, of_weights) = (array("reduced_potential")?, array("log_weight")?);
         let density = array("log_density")?;
         let has_density = density.is_some();
-        let ancestor = array("ancestor")?.map(|of| of.into_iter().map(|sample| sample as usize).collect());
+        let ancestor = ancestors(path, n)?;
         let by_turns = array("walker")?.or(array("epoch")?).is_some();
         let temperatures = array("temperature")?.unwrap_or_default();
         let [coldest, hottest] = [f64::min, f64::max].map(|of| temperatures.iter().copied().reduce(of));

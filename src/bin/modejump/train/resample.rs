@@ -3,7 +3,7 @@
 
 use super::frames::held_out_first;
 use super::Train;
-use crate::common::{array, importance, log_density, read_frames, CLIPPED_SHARE};
+use crate::common::{ancestors, array, importance, log_density, read_frames, CLIPPED_SHARE};
 use modejump::coordinates::Topology;
 use modejump::rng::{Stream, StreamId};
 use modejump::weights::{self, Resampling};
@@ -44,8 +44,7 @@ impl Train {
             let ess = weights::effective_sample_size(&log_weights).map_err(named)?;
             drawn.dedup();
             eprintln!("{}: {} of {n} frames resampled, ESS {ess:.0} of the raw weights", path.display(), drawn.len());
-            let ancestor = array(path, "ancestor", n)?.map(|of| of.into_iter().map(|sample| sample as usize).collect());
-            let ancestor: Vec<usize> = ancestor.unwrap_or_else(|| (0..n).collect());
+            let ancestor = ancestors(path, n)?.unwrap_or_else(|| (0..n).collect());
             warn_of_few(path, n, weights::effective_families(&ruled, &ancestor));
         }
         Ok(held_out_first(resampled, dimension, held_out))
