@@ -464,6 +464,29 @@ int32_t modejump_model_log_density_gradient(const struct modejump_model *model,
                                             double *log_density,
                                             double *gradient);
 
+// Writes the number of latent coordinates of a flow. Fails for a model without a latent space (6).
+int32_t modejump_model_latent_dimension(const struct modejump_model *model, uint64_t *dimension);
+
+// Writes the configurations `x[n][dimension]` of the latent points `z[n][latent dimension]` of a flow, ln|dx/dz| and
+// log q, each `[n]`; -inf where the point has no configuration in the support. Fails for a model without a latent space
+// (6).
+int32_t modejump_model_generate(const struct modejump_model *model,
+                                uint64_t n,
+                                const double *z,
+                                double *x,
+                                double *log_det,
+                                double *log_density);
+
+// The way back: writes the latent points `z[n][latent dimension]` of configurations `x[n][dimension]`, ln|dx/dz| and
+// log q, each `[n]`. Rows whose log q is -inf have no latent point, and numbers of no meaning. Fails for a model without
+// a latent space (6).
+int32_t modejump_model_encode(const struct modejump_model *model,
+                              uint64_t n,
+                              const double *x,
+                              double *z,
+                              double *log_det,
+                              double *log_density);
+
 // Makes the map f = T_to o T_from^-1 of two flows with one latent space. Refused for models without a latent space
 // (6), and of different atoms, latent spaces or frames (1). On success `*out` is a new handle, to be freed with
 // `modejump_bijection_free`; it keeps both models.

@@ -68,6 +68,15 @@ inline std::string device() {
     return name;
 }
 
+/// What a flow makes of points of one of its ends.
+struct Transformed {
+    /// At the other end, one after the other.
+    std::vector<double> points;
+    /// ln|dx/dz| of each.
+    std::vector<double> log_det;
+    std::vector<double> log_density;
+};
+
 /// Coordinates `[n][dimension]` and log-densities `[n]`.
 struct Samples {
     std::vector<double> x;
@@ -191,6 +200,31 @@ public:
         check(modejump_model_log_density_gradient(handle(), log_density.size(), x.data(), log_density.data(),
                                                   gradient.data()));
         return log_density;
+    }
+
+    /// Latent coordinates of a flow. This and the next two throw for a model without a latent space.
+    std::size_t latent_dimension() const {
+        std::uint64_t latent = 0;
+        check(modejump_model_latent_dimension(handle(), &latent));
+        return static_cast<std::size_t>(latent);
+    }
+
+    /// Configurations of the latent points `z[n][latent_dimension]`; log q is -infinity where there is none in the support.
+    Transformed generate(const std::vector<double>& z) const {
+        const std::size_t latent = latent_dimension(), n = z.size() / latent;
+        if (n * latent != z.size())
+            throw Error(MODEJUMP_INVALID_INPUT, "generate: latent points of " + std::to_string(latent) + " numbers each are needed");
+        Transformed images{std::vector<double>(n * dimension_), std::vector<double>(n), std::vector<double>(n)};
+        check(modejump_model_generate(handle(), n, z.data(), images.points.data(), images.log_det.data(), images.log_density.data()));
+        return images;
+    }
+
+    /// Latent points of the configurations `x[n][dimension]`; of no meaning where log q is -infinity.
+    Transformed encode(const std::vector<double>& x) const {
+        const std::size_t n = rows(x);
+        Transformed images{std::vector<double>(n * latent_dimension()), std::vector<double>(n), std::vector<double>(n)};
+        check(modejump_model_encode(handle(), n, x.data(), images.points.data(), images.log_det.data(), images.log_density.data()));
+        return images;
     }
 
     const modejump_model* handle() const noexcept { return model_.get(); }

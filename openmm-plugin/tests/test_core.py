@@ -94,6 +94,12 @@ def test_hydrogens_that_are_numbered_the_other_way_round_are_named(ala2):
 
 def test_the_gradient_is_that_of_the_density(generator):
     x, _ = generator.sample(50, seed=2)
+    z, log_det, of_encoding = generator.encode(x)
+    again, log_det_again, _ = generator.generate(z)
+    assert z.shape == (len(x), generator.latent_dimension) and np.allclose(of_encoding, generator.log_density(x))
+    assert np.allclose(again, x, atol=1e-3) and np.allclose(log_det, log_det_again, atol=1e-3)
+    with pytest.raises(ValueError, match="latent points of shape"):
+        generator.generate(z[0])
     log_q, gradient = generator.log_density_gradient(x)
     assert gradient.shape == x.shape and np.allclose(log_q, generator.log_density(x), atol=1e-4)
     h = 1e-3

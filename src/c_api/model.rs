@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::models::labels::require_labels;
 use crate::models::steering::dimension_without_auxiliary;
 use crate::models::tarflow::{self, Decoding, Jacobi};
-use crate::models::{self, Model, Precision};
+use crate::models::{self, flow_of, Model, Precision};
 use crate::moves::check_box;
 use crate::rng::{Stream, StreamId};
 use std::ffi::{c_char, CString};
@@ -428,6 +428,85 @@ pub unsafe extern "C" fn modejump_model_log_density_gradient(
         let mut gradients = vec![0.0; x.len()];
         model.log_density_gradient(x, &mut evaluations, &mut gradients)?;
         gradient.copy_from_slice(&gradients);
+        copy(&evaluations, out);
+        Ok(())
+    })
+}
+
+/// Writes the number of latent coordinates of a flow. Fails for a model without a latent space (6).
+///
+/// # Safety
+/// `model` is NULL or a live handle; `dimension` is NULL or valid.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_latent_dimension(model: *const modejump_model, dimension: *mut u64) -> i32 {
+    guarded(|| {
+        // SAFETY: the caller's promise.
+        let model = &unsafe { reference(model, "model") }?.model;
+        // SAFETY: the caller's promise.
+        *unsafe { reference_mut(dimension, "dimension") }? = flow_of(model.as_ref())?.latent_dimension() as u64;
+        Ok(())
+    })
+}
+
+/// Writes the configurations `x[n][dimension]` of the latent points `z[n][latent dimension]` of a flow, ln|dx/dz| and
+/// log q, each `[n]`; -inf where the point has no configuration in the support. Fails for a model without a latent space
+/// (6).
+///
+/// # Safety
+/// `model` is NULL or a live handle; the arrays are NULL or of that many numbers.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_generate(
+    model: *const modejump_model,
+    n: u64,
+    z: *const f64,
+    x: *mut f64,
+    log_det: *mut f64,
+    log_density: *mut f64,
+) -> i32 {
+    computing(|| {
+        // SAFETY: the caller's promise.
+        let model = &unsafe { reference(model, "model") }?.model;
+        let flow = flow_of(model.as_ref())?;
+        let (d, latent) = (model.dimension(), flow.latent_dimension());
+        // SAFETY: the caller's promise.
+        let (z, x) = unsafe { (slice(z, n, latent, "z")?, slice_mut(x, n, d, "x")?) };
+        // SAFETY: the caller's promise.
+        let (dets, out) =
+            unsafe { (slice_mut(log_det, n, 1, "log_det")?, slice_mut(log_density, n, 1, "log_density")?) };
+        let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
+        flow.generate(z, x, dets, &mut evaluations)?;
+        copy(&evaluations, out);
+        Ok(())
+    })
+}
+
+/// The way back: writes the latent points `z[n][latent dimension]` of configurations `x[n][dimension]`, ln|dx/dz| and
+/// log q, each `[n]`. Rows whose log q is -inf have no latent point, and numbers of no meaning. Fails for a model without
+/// a latent space (6).
+///
+/// # Safety
+/// `model` is NULL or a live handle; the arrays are NULL or of that many numbers.
+#[no_mangle]
+pub unsafe extern "C" fn modejump_model_encode(
+    model: *const modejump_model,
+    n: u64,
+    x: *const f64,
+    z: *mut f64,
+    log_det: *mut f64,
+    log_density: *mut f64,
+) -> i32 {
+    computing(|| {
+        // SAFETY: the caller's promise.
+        let model = &unsafe { reference(model, "model") }?.model;
+        let flow = flow_of(model.as_ref())?;
+        let (d, latent) = (model.dimension(), flow.latent_dimension());
+        // SAFETY: the caller's promise.
+        let (x, z) = unsafe { (slice(x, n, d, "x")?, slice_mut(z, n, latent, "z")?) };
+        // SAFETY: the caller's promise.
+        let (dets, out) =
+            unsafe { (slice_mut(log_det, n, 1, "log_det")?, slice_mut(log_density, n, 1, "log_density")?) };
+        let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
+        flow.encode(x, z, dets, &mut evaluations)?;
         copy(&evaluations, out);
         Ok(())
     })

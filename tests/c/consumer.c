@@ -67,7 +67,8 @@ static void test_model(const char *path) {
     modejump_model *model = NULL, *copy = NULL;
     uint64_t dimension = 0;
     const char *json = NULL, *hash = NULL, *other_hash = NULL, *device = NULL;
-    double x[16], again[4], log_q[8], log_q_again[8], gradient[16];
+    double x[16], again[4], log_q[8], log_q_again[8], gradient[16], z[16], log_det[8], log_det_again[8];
+    uint64_t latent = 0;
     unsigned char *bytes;
     long length;
     FILE *file;
@@ -92,6 +93,12 @@ static void test_model(const char *path) {
     EXPECT(modejump_model_log_density(model, 8, x, log_q_again) == MODEJUMP_OK);
     for (i = 0; i < 8; i++)
         EXPECT(isfinite(log_q[i]) && fabs(log_q[i] - log_q_again[i]) < 1e-3);
+    EXPECT(modejump_model_latent_dimension(model, &latent) == MODEJUMP_OK && latent == 2);
+    EXPECT(modejump_model_encode(model, 8, x, z, log_det, log_q_again) == MODEJUMP_OK);
+    EXPECT(modejump_model_generate(model, 8, z, gradient, log_det_again, log_q_again) == MODEJUMP_OK);
+    for (i = 0; i < 16; i++)
+        EXPECT(fabs(gradient[i] - x[i]) < 1e-3 && fabs(log_det[i / 2] - log_det_again[i / 2]) < 1e-3);
+    EXPECT(modejump_model_generate(model, 8, NULL, gradient, log_det, log_q_again) == MODEJUMP_INVALID_INPUT);
     EXPECT(modejump_model_log_density_gradient(model, 8, x, log_q, gradient) == MODEJUMP_OK);
     for (i = 0; i < 16; i++)
         EXPECT(isfinite(gradient[i]));

@@ -63,6 +63,13 @@ static void test_model(const std::string& path) {
     EXPECT(modejump::Model::from_bytes(bytes).hash() == model.hash());
     EXPECT(status_of([&] { modejump::Model::from_bytes({}); }) == MODEJUMP_BAD_MODEL);
     EXPECT(status_of([] { modejump::Model("/no/such/file"); }) == MODEJUMP_IO_ERROR);
+    const modejump::Transformed latent = model.encode(samples.x), again = model.generate(latent.points);
+    EXPECT(latent.points.size() == samples.log_density.size() * model.latent_dimension());
+    for (std::size_t i = 0; i < samples.x.size(); i++)
+        EXPECT(std::abs(again.points[i] - samples.x[i]) < 1e-3);
+    for (std::size_t i = 0; i < samples.log_density.size(); i++)
+        EXPECT(std::abs(again.log_det[i] - latent.log_det[i]) < 1e-3 && std::abs(latent.log_density[i] - samples.log_density[i]) < 1e-3);
+    EXPECT(status_of([&] { model.generate({1.0, 2.0, 3.0}); }) == MODEJUMP_INVALID_INPUT);
     EXPECT(status_of([&] { model.log_density({1.0}); }) == MODEJUMP_INVALID_INPUT);
 }
 

@@ -154,6 +154,34 @@ class Model(_SharedOwner):
         _call("model_log_density", self._handle, c_uint64(len(rows)), _pointer(rows), _pointer(log_density))
         return log_density.reshape(shape)[()]
 
+    @property
+    def latent_dimension(self):
+        """Latent coordinates of a flow. Raises Error for a model without a latent space, as do generate and encode."""
+        latent = c_uint64()
+        _call("model_latent_dimension", self._handle, byref(latent))
+        return latent.value
+
+    def generate(self, z):
+        """Of latent points z [n, latent_dimension]: x [n, *shape], ln|∂x/∂z| [n] and log q [n], -inf where there is no configuration in
+        the support."""
+        latent = self.latent_dimension
+        z = np.ascontiguousarray(z, dtype=np.float64)
+        if z.ndim != 2 or z.shape[1] != latent:
+            raise ValueError(f"latent points of shape (n, {latent}) are needed, got an array of shape {z.shape}")
+        n = len(z)
+        x, log_det, log_density = np.empty((n, *self.shape)), np.empty(n), np.empty(n)
+        _call("model_generate", self._handle, c_uint64(n), *map(_pointer, (z, x, log_det, log_density)))
+        return x, log_det, log_density
+
+    def encode(self, x):
+        """Of configurations x [n, *shape]: latent points z [n, latent_dimension], ln|∂x/∂z| [n] and log q [n]. Where log q is -inf there is
+        no latent point, and z has no meaning."""
+        rows, _ = self._rows(x)
+        n = len(rows)
+        z, log_det, log_density = np.empty((n, self.latent_dimension)), np.empty(n), np.empty(n)
+        _call("model_encode", self._handle, c_uint64(n), *map(_pointer, (rows, z, log_det, log_density)))
+        return z, log_det, log_density
+
     def check_labels(self, x):
         """Raises Error where equal atoms of the configuration x [*move_shape], such as the hydrogens of a CH2 or CH3 group, are
         numbered the other way round than in the frames of the model, or a stereocentre is of the other hand: from there no jump is

@@ -58,7 +58,8 @@ impl Ptx {
     pub fn new(architecture: &'static str) -> Ptx {
         let kilobytes = match architecture {
             "75" => 64,
-            "90" => 227,
+            "80" => 163,
+            "90" | "100" => 227,
             _ => 99,
         };
         Ptx {

@@ -22,9 +22,16 @@ const BOTH: [&str; 2] = ["90", "120"];
 /// For f64, as on every card.
 const ONE: [&str; 1] = ["90"];
 
+/// Architectures to run instead, from the environment: `MODEJUMP_PTX="80 100"`.
+fn asked() -> Option<Vec<&'static str>> {
+    let asked = std::env::var("MODEJUMP_PTX").ok()?;
+    Some(Box::leak(asked.into_boxed_str()).split_whitespace().collect())
+}
+
 /// A check on the machine for each architecture.
 fn on(test: &str, architectures: &[&'static str], of: impl Fn(Ptx) -> Ptx, check: impl Fn(&Arc<dyn Driver>)) {
-    for architecture in architectures.iter().filter(|_| compiler().is_some()) {
+    let asked = asked();
+    for architecture in asked.as_deref().unwrap_or(architectures).iter().filter(|_| compiler().is_some()) {
         let ptx = Arc::new(of(Ptx::new(architecture)));
         let start = Instant::now();
         check(&(ptx.clone() as Arc<dyn Driver>));
