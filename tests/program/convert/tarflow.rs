@@ -51,13 +51,14 @@ fn what_a_tarflow_lacks_or_contradicts_is_said() {
         assert!(message.contains(&format!("head_dim: a positive integer is needed, not {size}")), "{message}");
     }
     assert!(complain(r#"{ "std": 0.16, "com_augmentation": 0 }"#).contains("com_augmentation: true or false"));
-    // a misspelt key is named, and so is what is assumed
+    // a misspelt key is named, and so is what is assumed, and what it means
     let config = folder.join("misspelt.json");
-    std::fs::write(&config, r#"{ "std": 0.16, "head_size": 16 }"#).unwrap();
+    std::fs::write(&config, r#"{ "std": 0.16, "head_size": 16, "com_augmentation": false }"#).unwrap();
     let output = folder.join("assumed.safetensors");
     let mut command = modejump(&["convert", TARFLOW, "--kind", "tarflow", "--config"]);
     let [_, text] = command.arg(config).arg("-o").arg(output).texts();
     assert!(text.contains("heads of 64 columns are assumed"), "{text}");
+    assert!(text.contains("the density is one of the position as well"), "{text}");
     let known = text.split("known are ").nth(1).unwrap().lines().next().unwrap();
     let mut keys: Vec<&str> = known.split(", ").collect();
     let n = keys.len();

@@ -199,12 +199,17 @@ pub fn head_size(options: &Value) -> Result<usize> {
 /// Whether the centroid of the training data had noise; it had unless `com_augmentation` is false. Errors: no truth
 /// value.
 pub fn noisy_centroid(options: &Value) -> Result<bool> {
-    match options.get("com_augmentation").filter(|given| !given.is_null()) {
-        None => Ok(true),
-        Some(given) => given
-            .as_bool()
-            .ok_or_else(|| Error::invalid(format!("com_augmentation: true or false is needed, not {given}"))),
+    let Some(given) = options.get("com_augmentation").filter(|given| !given.is_null()) else { return Ok(true) };
+    let noisy = given
+        .as_bool()
+        .ok_or_else(|| Error::invalid(format!("com_augmentation: true or false is needed, not {given}")))?;
+    if !noisy {
+        eprintln!(
+            "note: `com_augmentation` is false, so the density is one of the position as well: where nothing holds the molecule in place there is no \
+             log Z, and a molecule that has drifted away makes no jump"
+        );
     }
+    Ok(noisy)
 }
 
 /// Both [`check_options`] with what is `implemented`, and [`note_unread`] with that and what is `read` beside it, of
