@@ -183,12 +183,12 @@ gallery: venv
 dimer:
 	cargo run --release --example lj_dimer -- target/dimer
 
-# Plain mdrun and mdrun + jumps one after the other on alanine dipeptide in vacuum.
-GROMACS_SECONDS ?= 60
 # Alanine dipeptide in vacuum with LAMMPS, its data file made of the OpenMM System.
 lammps-demo: lammps-plugin
 	$(PY) examples/lammps-ala2/make.py --output target/lammps-ala2 --run
 
+# Plain mdrun and mdrun + jumps one after the other on alanine dipeptide in vacuum.
+GROMACS_SECONDS ?= 60
 gromacs-demo: build
 	@sh scripts/gromacs.sh
 	$(PY) examples/gromacs-ala2/run.py --seconds $(GROMACS_SECONDS) --output target/gromacs-demo

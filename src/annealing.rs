@@ -177,12 +177,12 @@ impl Annealing {
         let mut left_out = LeftOut::default();
         let mut usable = Vec::new();
         for (row, u) in u.into_iter().enumerate() {
-            if holds(options.kernel, &points, row) && u < cutoff {
-                usable.push(row);
-            } else if !points.source[row].is_finite() {
+            if !points.source[row].is_finite() {
                 left_out.without_density += 1;
             } else if !holds(options.kernel, &points, row) {
                 left_out.without_energy += 1;
+            } else if u < cutoff {
+                usable.push(row);
             } else {
                 left_out.above_cutoff += 1;
             }
@@ -257,13 +257,8 @@ impl Annealing {
         let Stage { t, step } = self.plan[self.done];
         let before = self.done.checked_sub(1).map_or(0.0, |k| self.plan[k].t);
         let (ess, resampled) = self.rise(before, t)?;
-        let mut accepted = 0.0;
-        for k in 0..self.options.moves {
-            let turn = (self.done * self.options.moves + k) as u64;
-            accepted += self.moved(bridge, t, step, turn)?;
-        }
+        let acceptance = self.make_moves(bridge, Stage { t, step }, (self.done * self.options.moves) as u64)?;
         self.done += 1;
-        let acceptance = accepted / self.options.moves as f64;
         let progress = self.progress(Stage { t, step }, ess, resampled, acceptance);
         self.history.push(progress);
         Ok(progress)
@@ -301,6 +296,15 @@ impl Annealing {
         self.ancestors = rows.iter().map(|&row| self.ancestors[row]).collect();
         self.log_weights.fill(0.0);
         Ok(())
+    }
+
+    /// The moves of one temperature, of which the first has this number; the share of them that was accepted.
+    fn make_moves(&mut self, bridge: &mut Bridge, Stage { t, step }: Stage, first: u64) -> Result<f64> {
+        let mut accepted = 0.0;
+        for turn in (first..).take(self.options.moves) {
+            accepted += self.moved(bridge, t, step, turn)?;
+        }
+        Ok(accepted / self.options.moves as f64)
     }
 
     /// One move of every particle; the share of them that was accepted.

@@ -156,9 +156,7 @@ pub fn perturbation_reverse(work: &[f64]) -> Result<Estimate> {
 /// become bisections. The error is Bennett's asymptotic one. Infinite work (+∞) is allowed.
 pub fn bar(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
     let delta = root_of_bar(forward, reverse)?;
-    let m = log_ratio(forward, reverse);
-    let variance = relative_variance(forward, delta - m) + relative_variance(reverse, m - delta);
-    Ok(Estimate { value: delta, standard_error: variance.max(0.0).sqrt() })
+    Ok(estimate_of_bar(forward, reverse, delta, 1.0))
 }
 
 /// `bar` where the reverse work is that of one correlated time series, in its order: its part of the error counts the
@@ -169,8 +167,14 @@ pub fn bar_with_series(forward: &[f64], reverse: &[f64]) -> Result<Estimate> {
     let summed: Vec<f64> = reverse.iter().map(|&w| log_fermi(w, m - delta)).collect();
     let max = summed.iter().fold(f64::NEG_INFINITY, |max, &l| max.max(l));
     let inefficiency = statistical_inefficiency(&summed.iter().map(|l| (l - max).exp()).collect::<Vec<f64>>())?;
+    Ok(estimate_of_bar(forward, reverse, delta, inefficiency))
+}
+
+/// The root with its error, where so many values of the reverse work are worth one.
+fn estimate_of_bar(forward: &[f64], reverse: &[f64], delta: f64, inefficiency: f64) -> Estimate {
+    let m = log_ratio(forward, reverse);
     let variance = relative_variance(forward, delta - m) + inefficiency * relative_variance(reverse, m - delta);
-    Ok(Estimate { value: delta, standard_error: variance.max(0.0).sqrt() })
+    Estimate { value: delta, standard_error: variance.max(0.0).sqrt() }
 }
 
 /// M = ln(n_F/n_R)

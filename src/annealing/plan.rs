@@ -100,7 +100,8 @@ impl Pilot {
         let (ess, resampled) = self.run.rise(before, t)?;
         let mut search = Search::default();
         let acceptance = loop {
-            let acceptance = self.moved(bridge, t)?;
+            let acceptance = self.run.make_moves(bridge, Stage { t, step: self.step }, self.moves)?;
+            self.moves += self.run.options.moves as u64;
             let is_adjusted = !matches!(self.run.options.kernel, Kernel::Unadjusted { .. });
             match search.after(self.step, acceptance).filter(|_| is_adjusted) {
                 Some(step) => self.step = step,
@@ -110,16 +111,6 @@ impl Pilot {
         self.run.plan.push(Stage { t, step: self.step });
         self.run.done += 1;
         Ok(self.run.progress(Stage { t, step: self.step }, ess, resampled, acceptance))
-    }
-
-    /// The moves of one temperature; the share of them that was accepted.
-    fn moved(&mut self, bridge: &mut Bridge, t: f64) -> Result<f64> {
-        let mut accepted = 0.0;
-        for _ in 0..self.run.options.moves {
-            accepted += self.run.moved(bridge, t, self.step, self.moves)?;
-            self.moves += 1;
-        }
-        Ok(accepted / self.run.options.moves as f64)
     }
 }
 

@@ -463,21 +463,8 @@ pub unsafe extern "C" fn modejump_model_generate(
     log_det: *mut f64,
     log_density: *mut f64,
 ) -> i32 {
-    computing(|| {
-        // SAFETY: the caller's promise.
-        let model = &unsafe { reference(model, "model") }?.model;
-        let flow = flow_of(model.as_ref())?;
-        let (d, latent) = (model.dimension(), flow.latent_dimension());
-        // SAFETY: the caller's promise.
-        let (z, x) = unsafe { (slice(z, n, latent, "z")?, slice_mut(x, n, d, "x")?) };
-        // SAFETY: the caller's promise.
-        let (dets, out) =
-            unsafe { (slice_mut(log_det, n, 1, "log_det")?, slice_mut(log_density, n, 1, "log_density")?) };
-        let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
-        flow.generate(z, x, dets, &mut evaluations)?;
-        copy(&evaluations, out);
-        Ok(())
-    })
+    // SAFETY: the caller's promise.
+    unsafe { through_flow(model, n, (z, "z"), (x, "x"), [log_det, log_density], Way::Generate) }
 }
 
 /// The way back: writes the latent points `z[n][latent dimension]` of configurations `x[n][dimension]`, ln|dx/dz| and
@@ -495,18 +482,47 @@ pub unsafe extern "C" fn modejump_model_encode(
     log_det: *mut f64,
     log_density: *mut f64,
 ) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { through_flow(model, n, (x, "x"), (z, "z"), [log_det, log_density], Way::Encode) }
+}
+
+/// Through a flow: to configurations, or to latent points.
+#[derive(Clone, Copy)]
+enum Way {
+    Generate,
+    Encode,
+}
+
+/// From `n` named points of one end to those of the other, with `[ln|dx/dz|, log q]`.
+///
+/// # Safety
+/// `model` is NULL or a live handle; the arrays are NULL or of that many numbers.
+unsafe fn through_flow(
+    model: *const modejump_model,
+    n: u64,
+    (from, from_name): (*const f64, &str),
+    (to, to_name): (*mut f64, &str),
+    [log_det, log_density]: [*mut f64; 2],
+    way: Way,
+) -> i32 {
     computing(|| {
         // SAFETY: the caller's promise.
         let model = &unsafe { reference(model, "model") }?.model;
         let flow = flow_of(model.as_ref())?;
-        let (d, latent) = (model.dimension(), flow.latent_dimension());
+        let [of_from, of_to] = match way {
+            Way::Generate => [flow.latent_dimension(), model.dimension()],
+            Way::Encode => [model.dimension(), flow.latent_dimension()],
+        };
         // SAFETY: the caller's promise.
-        let (x, z) = unsafe { (slice(x, n, d, "x")?, slice_mut(z, n, latent, "z")?) };
+        let (from, to) = unsafe { (slice(from, n, of_from, from_name)?, slice_mut(to, n, of_to, to_name)?) };
         // SAFETY: the caller's promise.
-        let (dets, out) =
+        let (log_det, out) =
             unsafe { (slice_mut(log_det, n, 1, "log_det")?, slice_mut(log_density, n, 1, "log_density")?) };
         let mut evaluations = vec![Evaluation::inside(0.0); out.len()];
-        flow.encode(x, z, dets, &mut evaluations)?;
+        match way {
+            Way::Generate => flow.generate(from, to, log_det, &mut evaluations)?,
+            Way::Encode => flow.encode(from, to, log_det, &mut evaluations)?,
+        }
         copy(&evaluations, out);
         Ok(())
     })

@@ -225,11 +225,26 @@ mod run {
         }
     }
 
-    /// nm²
-    const ANNEAL_STEP: f64 = 2e-6;
-    const RELAXATION_STEPS: usize = 20;
-    /// ps
-    const RELAXATION_TIMESTEP: f64 = 0.001;
+    /// Options with their defaults: they are none of the flags', so that one without effect can be told.
+    impl Md {
+        /// nm²
+        fn anneal_step(&self) -> f64 {
+            self.anneal_step.unwrap_or(2e-6)
+        }
+
+        fn leapfrog(&self) -> usize {
+            self.leapfrog.unwrap_or(0)
+        }
+
+        fn relaxation_steps(&self) -> usize {
+            self.relaxation_steps.unwrap_or(20)
+        }
+
+        /// ps
+        fn relaxation_timestep(&self) -> f64 {
+            self.relaxation_timestep.unwrap_or(0.001)
+        }
+    }
 
     impl Md {
         /// Errors: options that have nothing to act on.
@@ -346,7 +361,7 @@ mod run {
         }
 
         fn identify_jumps(&self, run: Identity) -> Identity {
-            let Md { frequency, proposals, anneal, anneal_step, leapfrog, driven, rotations, .. } = self;
+            let Md { frequency, proposals, anneal, driven, rotations, .. } = self;
             let method = if self.is_isir() { Method::Isir } else { Method::Independence };
             let [method, acceptance] = [method.to_possible_value(), self.acceptance.to_possible_value()]
                 .map(|value| value.expect("none is skipped"));
@@ -357,12 +372,12 @@ mod run {
                 run.with("--frequency", frequency).with("--proposals", proposals).with("--method", method.get_name());
             let run = run.with("--acceptance", acceptance.get_name()).with_some("--anneal", anneal.as_ref());
             let run = run
-                .with_some("--anneal-step", anneal_step.as_ref())
+                .with("--anneal-step", self.anneal_step())
                 .with_some("--latent-walk", widths)
-                .with_some("--leapfrog", leapfrog.as_ref());
+                .with("--leapfrog", self.leapfrog());
             let run = run.with_some("--solute", solute).with_some("--driven", driven.as_ref());
-            let run = run.with_some("--relaxation-steps", self.relaxation_steps.as_ref());
-            let run = run.with_some("--relaxation-timestep", self.relaxation_timestep.as_ref());
+            let run = run.with("--relaxation-steps", self.relaxation_steps());
+            let run = run.with("--relaxation-timestep", self.relaxation_timestep());
             let run = run.with_some("--rotations", rotations.as_ref());
             self.precision.identify(self.decoding.identify(run))
         }
@@ -390,8 +405,8 @@ mod run {
             };
             let solute = self.solute.as_ref().map(|ranges| Solute {
                 particles: ranges.iter().cloned().flatten().take(system.n_particles() + 1).collect(),
-                relaxation_steps: self.relaxation_steps.unwrap_or(RELAXATION_STEPS),
-                relaxation_timestep: self.relaxation_timestep.unwrap_or(RELAXATION_TIMESTEP),
+                relaxation_steps: self.relaxation_steps(),
+                relaxation_timestep: self.relaxation_timestep(),
             });
             let described = (&model, solute);
             let jumping = JumpingSimulation::new(system, &dynamics, described, method, self.frequency, options)?;
@@ -433,15 +448,14 @@ mod run {
                 return Ok(moves::Method::Driven(steps));
             }
             if let Some(widths) = self.latent_walk.clone() {
-                let leapfrog = self.leapfrog.unwrap_or(0);
-                let options = LatentWalkOptions { widths, leapfrog, ..LatentWalkOptions::default() };
+                let options = LatentWalkOptions { widths, leapfrog: self.leapfrog(), ..LatentWalkOptions::default() };
                 return Ok(moves::Method::LatentWalk(options));
             }
             if let Some(stages) = self.anneal {
-                let stages = even(stages, self.anneal_step.unwrap_or(ANNEAL_STEP));
-                let kernel = match self.leapfrog {
-                    None | Some(0) => Kernel::Adjusted,
-                    Some(leapfrog) => Kernel::Hamiltonian { leapfrog },
+                let stages = even(stages, self.anneal_step());
+                let kernel = match self.leapfrog() {
+                    0 => Kernel::Adjusted,
+                    leapfrog => Kernel::Hamiltonian { leapfrog },
                 };
                 return Ok(moves::Method::Annealed(Path { kernel, stages, moves: 1 }));
             }

@@ -16,7 +16,6 @@ pub struct Sample {
     /// Model file
     model: PathBuf,
     /// How many configurations
-    /// Samples
     #[arg(short, long, default_value_t = 1000)]
     n: usize,
     /// Of the samples: each is a function of it and of its number

@@ -137,19 +137,19 @@ mod run {
 
     /// A run at any of its points.
     #[derive(Serialize, Deserialize)]
-    enum State {
-        Pilot(Pilot),
-        Run(Annealing),
+    enum State<P, R> {
+        Pilot(P),
+        Run(R),
     }
+    type Saved = State<Pilot, Annealing>;
+    type ToSave<'a> = State<&'a Pilot, &'a Annealing>;
 
-    impl State {
-        /// That ranks have the same.
-        fn numbers(saved: &Option<State>) -> [f64; 2] {
-            match saved {
-                None => [0.0, 0.0],
-                Some(State::Pilot(pilot)) => [1.0, pilot.plan().len() as f64],
-                Some(State::Run(run)) => [2.0, run.done as f64],
-            }
+    /// What all ranks have to find alike.
+    fn numbers(saved: &Option<Saved>) -> [f64; 2] {
+        match saved {
+            None => [0.0, 0.0],
+            Some(State::Pilot(pilot)) => [1.0, pilot.plan().len() as f64],
+            Some(State::Run(run)) => [2.0, run.done as f64],
         }
     }
 
@@ -212,10 +212,10 @@ mod run {
             let bytes = format!("{identity:?}").into_bytes();
             ranks.same(&bytes.into_iter().map(f64::from).collect::<Vec<_>>(), "a model, a System or options")?;
             let saved = match &self.checkpoint {
-                Some(path) => checkpoint::load_run::<State>(path, RUN, &identity)?,
+                Some(path) => checkpoint::load_run::<Saved>(path, RUN, &identity)?,
                 None => None,
             };
-            ranks.same(&State::numbers(&saved), "a checkpoint (it has to be on a file system that all of them see)")?;
+            ranks.same(&numbers(&saved), "a checkpoint (it has to be on a file system that all of them see)")?;
             if let Some(state) = saved.as_ref().filter(|_| ranks.is_first()) {
                 match state {
                     State::Pilot(pilot) => eprintln!("going on with the pilot run from t = {:.4}", pilot.t()),
@@ -224,12 +224,12 @@ mod run {
                     }
                 }
             }
-            let run = match saved {
+            let mut run = match saved {
                 Some(State::Run(run)) => run,
                 Some(State::Pilot(pilot)) => self.begin(&mut bridge, Some(pilot), &identity)?,
                 None => self.begin(&mut bridge, None, &identity)?,
             };
-            let (run, saved) = self.advance(run, &mut bridge, &identity)?;
+            let saved = self.advance(&mut run, &mut bridge, &identity)?;
             if !ranks.is_first() {
                 return Ok(());
             }
@@ -349,40 +349,33 @@ mod run {
             while pilot.t() < 1.0 {
                 let stage = pilot.stage(bridge)?;
                 progress.show((100.0 * stage.t) as u64, format!("{}  step {:.1e} nm²", in_words(&stage), stage.step));
-                let state = State::Pilot(pilot);
                 // one that cannot be written is told of by the run
-                let _ = self.save(&state, identity, first);
-                let State::Pilot(same) = state else { unreachable!("it was just made") };
-                pilot = same;
+                let _ = self.save(State::Pilot(&pilot), identity, first);
             }
             progress.end();
             Ok(pilot)
         }
 
-        /// To the end, and whether its last checkpoint was written.
-        fn advance(&self, run: Annealing, bridge: &mut Bridge, identity: &Identity) -> Result<(Annealing, Result<()>)> {
+        /// To the end; within, whether its last checkpoint was written.
+        fn advance(&self, run: &mut Annealing, bridge: &mut Bridge, identity: &Identity) -> Result<Result<()>> {
             let mut saved = Ok(());
             let first = bridge.ranks.is_first();
             let mut progress = if first { Progress::new(run.plan.len() as u64, "stages") } else { Progress::silent() };
-            let mut run = run;
             while !run.is_finished() {
                 let stage = run.stage(bridge)?;
                 progress.show(run.done as u64, in_words(&stage));
-                let state = State::Run(run);
-                saved = self.save(&state, identity, first);
+                saved = self.save(State::Run(run), identity, first);
                 if let Err(error) = &saved {
                     progress.tell(&format!("modejump: {error}; the run goes on, and tries again"));
                 }
-                let State::Run(same) = state else { unreachable!("it was just made") };
-                run = same;
             }
             progress.end();
-            Ok((run, saved))
+            Ok(saved)
         }
 
-        fn save(&self, state: &State, identity: &Identity, first: bool) -> Result<()> {
+        fn save(&self, state: ToSave, identity: &Identity, first: bool) -> Result<()> {
             match self.checkpoint.as_ref().filter(|_| first) {
-                Some(path) => checkpoint::save_run(path, RUN, identity, state),
+                Some(path) => checkpoint::save_run(path, RUN, identity, &state),
                 None => Ok(()),
             }
         }

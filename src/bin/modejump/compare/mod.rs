@@ -128,12 +128,10 @@ impl Compare {
         }
         let rule = self.rule.rule().name();
         match &self.output {
-            Some(folder) => self.write(
-                folder,
-                &summary,
-                [("A", &a, &of_a), ("B", &b, &of_b)]
-                    .map(|(letter, side, observed)| series(rule, letter, side, observed, &torsions.axes)),
-            ),
+            Some(folder) => {
+                let series = |letter, side, observed| series(rule, letter, side, observed, &torsions.axes);
+                self.write(folder, &summary, [series("A", &a, &of_a), series("B", &b, &of_b)])
+            }
             None => Ok(()),
         }
     }
@@ -255,8 +253,8 @@ impl Compare {
     /// Mean and standard deviation of a distance over several draws of the points that it is of; one is enough where
     /// these are all of `n` frames.
     fn over_draws(&self, n: usize, distance: impl Fn(&mut Stream) -> f64) -> [f64; 2] {
-        let of = |draw: u64| distance(&mut self.stream(draw));
-        let all: Vec<f64> = (0..DRAWS).map(of).take(if n <= self.points { 1 } else { usize::MAX }).collect();
+        let draws = if n <= self.points { 1 } else { DRAWS };
+        let all: Vec<f64> = (0..draws).map(|draw| distance(&mut self.stream(draw))).collect();
         if let [only] = all[..] {
             return [only, 0.0];
         }

@@ -245,8 +245,8 @@ fn weighted_name(series: &Series, suffix: &str) -> String {
     }
 }
 
-/// F along the first torsion, φ, with a band of two standard errors, a bar where a bin stands alone; lines end where F leaves the axis. The
-/// legend tells of a curve that has no errors.
+/// F along the first torsion, φ, with a band of two standard errors, a bar where a bin stands alone; lines end where F
+/// leaves the axis. The legend tells of a curve that has no errors.
 pub fn free_energy(area: &Figure, series: &[&Series]) -> Outcome {
     const BINS: usize = 60;
     const HIGHEST: f64 = 14.0;
