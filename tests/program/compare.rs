@@ -244,6 +244,7 @@ fn what_cannot_be_compared_is_named() {
     assert!(message.contains("--topology"), "{message}");
     assert!(compare(&a, &a, &["--reweight"]).fails().contains("--system"));
     assert!(compare(&a, &a, &["--system", SYSTEM]).fails().contains("--temperature"));
+    assert!(compare(&a, &a, &["--platform", "CPU"]).fails().contains("--system"));
 }
 
 #[test]

@@ -147,6 +147,7 @@ fn what_cannot_be_annealed_is_said() {
         (&["--stages", "10000000000000000"], "give 10000000 temperatures at most"),
         (&["--pilots", "0"], "--pilots 0: give 10"),
         (&["--pilots", "1"], "--stages"),
+        (&["--pilots", "100", "--stages", "5", "--step", "1e-6"], "no pilot run"),
         (&["--step", "0"], "--step 0: give a positive"),
         (&["--repeat", "0"], "--repeat 0"),
         (&["--moves", "hamiltonian", "--leapfrog", "0"], "--leapfrog 0"),

@@ -46,9 +46,9 @@ pub struct Smc {
     /// Share of the effective particles that a step of the temperature may leave, for the pilot run
     #[arg(long, default_value_t = 0.9, conflicts_with = "stages")]
     share: f64,
-    /// Particles of the pilot run, 10 or more
-    #[arg(long, default_value_t = 200)]
-    pilots: usize,
+    /// Particles of the pilot run, 10 or more [default: 200]
+    #[arg(long)]
+    pilots: Option<usize>,
     /// How particles are moved at each temperature
     #[arg(long, value_enum, default_value_t = Moves::Adjusted)]
     moves: Moves,
@@ -129,6 +129,7 @@ mod run {
     const MOST_STAGES: usize = 10_000;
     /// Temperatures that a run can have at all.
     const LARGEST_PLAN: usize = 10_000_000;
+    const PILOTS: usize = 200;
     const LEAPFROG_STEPS: usize = 5;
     /// nm²
     const STEP: f64 = 2e-6;
@@ -248,7 +249,9 @@ mod run {
                 "--stages 0: give 1 temperature or more, or leave it out, and a pilot run chooses them".into()
             } else if stages.is_some_and(|stages| stages > LARGEST_PLAN) {
                 format!("--stages {}: give {LARGEST_PLAN} temperatures at most", stages.unwrap_or_default())
-            } else if !self.is_planned() && pilots < FEWEST_PILOTS {
+            } else if let Some(pilots) = pilots.filter(|_| self.is_planned()) {
+                format!("--pilots {pilots}: the temperatures and the step are given, so there is no pilot run; leave it out")
+            } else if let Some(pilots) = pilots.filter(|&pilots| pilots < FEWEST_PILOTS) {
                 format!(
                     "--pilots {pilots}: give {FEWEST_PILOTS} or more, so that the pilot run can make a plan, or the plan itself with --stages \
                      and --step"
@@ -297,7 +300,10 @@ mod run {
             let run = run.with_content("file for --system", hash_of(&self.system)?).with("--temperature", temperature);
             let run =
                 run.with("-n", n).with("--seed", seed).with_some("--stages", stages.as_ref()).with("--share", share);
-            let run = run.with("--pilots", pilots).with("--moves", moves.get_name()).with("--repeat", repeat);
+            let run = run
+                .with("--pilots", pilots.unwrap_or(PILOTS))
+                .with("--moves", moves.get_name())
+                .with("--repeat", repeat);
             let run = match self.options().kernel {
                 Kernel::Hamiltonian { leapfrog } => run.with("--leapfrog", leapfrog),
                 _ => run,
@@ -338,7 +344,7 @@ mod run {
                 Some(stages) => Temperatures::Even(stages),
                 None => Temperatures::Share { share: self.share, most: MOST_STAGES },
             };
-            let pilots = bridge.sample(self.pilots, options.seed)?;
+            let pilots = bridge.sample(self.pilots.unwrap_or(PILOTS), options.seed)?;
             Pilot::new(bridge, pilots, step, temperatures, &options)
         }
 

@@ -1,6 +1,6 @@
 //! Distances as Gaussians.
 
-use super::norm::sum;
+use super::norm::{sum, sum_of_triples};
 use super::{Operation, Point, Tape, Var};
 use crate::nn::real::{vectorised, Scalar};
 use std::sync::Arc;
@@ -20,21 +20,17 @@ pub(super) struct RadialBasisOp {
 }
 
 impl RadialBasisOp {
-    #[inline(always)]
-    fn step<R: Scalar>(&self) -> R {
-        R::from_f64(self.basis.max / (self.basis.count.max(2) - 1) as f64)
+    /// μ_k and 1/w.
+    fn means<R: Scalar>(&self) -> (Vec<R>, R) {
+        let RadialBasis { max, count } = self.basis;
+        let step = R::from_f64(max / (count.max(2) - 1) as f64);
+        ((0..count).map(|k| step * R::from_f64(k as f64)).collect(), R::from_f64(count as f64 / max))
     }
 
-    #[inline(always)]
-    fn inverse_width<R: Scalar>(&self) -> R {
-        R::from_f64(self.basis.count as f64 / self.basis.max)
-    }
-
-    /// −2 (d − μ_k)/w², the logarithmic derivative of each Gaussian.
-    #[inline(always)]
-    fn slope<R: Scalar>(&self, d: R, k: usize) -> R {
-        let w = self.inverse_width::<R>();
-        R::from_f64(-2.0) * (d - self.step::<R>() * R::from_f64(k as f64)) * w * w
+    /// μ_k and −2/w²: a Gaussian's logarithmic derivative is −2 (d − μ_k)/w².
+    fn slopes<R: Scalar>(&self) -> (Vec<R>, R) {
+        let (means, w) = self.means::<R>();
+        (means, R::from_f64(-2.0) * w * w)
     }
 }
 
@@ -44,11 +40,11 @@ impl<R: Scalar> Operation<R> for RadialBasisOp {
     }
 
     fn forward(&self, point: &Point<R>, output: &mut [R]) {
-        let (step, w) = (self.step::<R>(), self.inverse_width::<R>());
+        let (means, w) = self.means::<R>();
         vectorised!({
             for (&d, y) in point.value(self.d).iter().zip(output.chunks_exact_mut(self.basis.count)) {
-                for (k, y) in y.iter_mut().enumerate() {
-                    let z = (d - step * R::from_f64(k as f64)) * w;
+                for (y, &mean) in y.iter_mut().zip(&means) {
+                    let z = (d - mean) * w;
                     *y = -(z * z);
                 }
             }
@@ -57,21 +53,21 @@ impl<R: Scalar> Operation<R> for RadialBasisOp {
     }
 
     fn jvp(&self, point: &Point<R>, tangents: &[R], output: &mut [R]) {
-        let n = self.basis.count;
+        let (n, (means, slope)) = (self.basis.count, self.slopes::<R>());
         let distances = point.value(self.d).iter().zip(&tangents[self.d.range()]);
         for ((&d, &dd), (y, dy)) in
             distances.zip(point.value(self.output).chunks_exact(n).zip(output.chunks_exact_mut(n)))
         {
-            (0..n).for_each(|k| dy[k] = y[k] * self.slope(d, k) * dd);
+            dy.iter_mut().zip(y).zip(&means).for_each(|((dy, &y), &mean)| *dy = y * slope * (d - mean) * dd);
         }
     }
 
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], _: Option<&mut [R]>) {
-        let n = self.basis.count;
+        let (n, (means, slope)) = (self.basis.count, self.slopes::<R>());
         let rows = point.value(self.output).chunks_exact(n).zip(cotangent.chunks_exact(n));
         vectorised!({
             for ((&d, slot), (y, g)) in point.value(self.d).iter().zip(&mut inputs[self.d.range()]).zip(rows) {
-                *slot += (0..n).map(|k| g[k] * y[k] * self.slope(d, k)).sum::<R>();
+                *slot += slope * sum_of_triples(y, g, &means, |y, g, mean| g * y * (d - mean));
             }
         });
     }

@@ -31,7 +31,7 @@ fn moments<R: Scalar>(x: &[R]) -> (R, R) {
 }
 
 /// Partial sums, so that a sum vectorises and no addition waits for the one before.
-const PARTS: usize = 32;
+const PARTS: usize = 16;
 
 /// Σ f(x).
 #[inline(always)]
@@ -42,15 +42,30 @@ pub(super) fn sum<R: Scalar>(x: &[R], f: impl Fn(R) -> R) -> R {
 /// Σ f(x, y).
 #[inline(always)]
 fn sum_of_pairs<R: Scalar>(x: &[R], y: &[R], f: impl Fn(R, R) -> R) -> R {
+    sum_of_triples(x, y, y, |x, y, _| f(x, y))
+}
+
+/// Σ f(x, y, z).
+#[inline(always)]
+pub(super) fn sum_of_triples<R: Scalar>(x: &[R], y: &[R], z: &[R], f: impl Fn(R, R, R) -> R) -> R {
     let mut sums = [R::default(); PARTS];
-    let ((xs, x_rest), (ys, y_rest)) = (x.as_chunks::<PARTS>(), y.as_chunks::<PARTS>());
-    for (x, y) in xs.iter().zip(ys) {
+    let ((xs, x_rest), (ys, y_rest), (zs, z_rest)) =
+        (x.as_chunks::<PARTS>(), y.as_chunks::<PARTS>(), z.as_chunks::<PARTS>());
+    for ((x, y), z) in xs.iter().zip(ys).zip(zs) {
         for i in 0..PARTS {
-            sums[i] += f(x[i], y[i]);
+            sums[i] += f(x[i], y[i], z[i]);
         }
     }
-    let rest: R = x_rest.iter().zip(y_rest).map(|(&x, &y)| f(x, y)).sum();
-    sums.into_iter().sum::<R>() + rest
+    for (i, ((&x, &y), &z)) in x_rest.iter().zip(y_rest).zip(z_rest).enumerate() {
+        sums[i] += f(x, y, z);
+    }
+    let mut half = PARTS / 2;
+    while half > 0 {
+        let (low, high) = sums.split_at_mut(half);
+        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+        half /= 2;
+    }
+    sums[0]
 }
 
 /// Rows of x less their mean, over their standard deviation, times w plus b.

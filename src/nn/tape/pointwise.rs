@@ -1,5 +1,6 @@
 //! Element by element.
 
+use super::norm::sum_of_triples;
 use super::{Operation, Point, Tape, Var};
 use crate::nn::real::{vectorised, Scalar};
 
@@ -288,7 +289,7 @@ impl SwishOp {
     fn sigmoid<R: Scalar>(&self, beta: R, x: &[R], sigmoid: &mut [R]) {
         let mut scaled = [R::default(); SWISH_BLOCK];
         let scaled = &mut scaled[..x.len()];
-        scaled.iter_mut().zip(x).for_each(|(s, &x)| *s = beta * x);
+        vectorised!(scaled.iter_mut().zip(x).for_each(|(s, &x)| *s = beta * x));
         R::sigmoid_slice(scaled, sigmoid);
     }
 }
@@ -323,7 +324,8 @@ impl<R: Scalar> Operation<R> for SwishOp {
     fn vjp(&self, point: &Point<R>, cotangent: &[R], inputs: &mut [R], gradient: Option<&mut [R]>) {
         let (beta, one) = (point.parameters[self.beta], R::from_f64(1.0));
         let mut sigmoid = [R::default(); SWISH_BLOCK];
-        let mut g_beta = R::default();
+        let by_beta = |g, s, x| g * x * x * s * (one - s);
+        let (mut g_beta, is_wanted) = (R::default(), gradient.is_some());
         let blocks = inputs[self.x.range()].chunks_mut(SWISH_BLOCK).zip(cotangent.chunks(SWISH_BLOCK));
         for ((slot, g), x) in blocks.zip(point.value(self.x).chunks(SWISH_BLOCK)) {
             let sigmoid = &mut sigmoid[..x.len()];
@@ -333,8 +335,9 @@ impl<R: Scalar> Operation<R> for SwishOp {
                     *slot += g * s * (one + beta * x * (one - s));
                 }
             });
-            let by_beta = g.iter().zip(sigmoid.iter().zip(x)).map(|(&g, (&s, &x))| g * x * x * s * (one - s));
-            g_beta += by_beta.sum::<R>();
+            if is_wanted {
+                g_beta += vectorised!(sum_of_triples(g, sigmoid, x, by_beta));
+            }
         }
         if let Some(gradient) = gradient {
             gradient[self.beta] += g_beta;

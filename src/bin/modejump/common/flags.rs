@@ -13,7 +13,7 @@ use {modejump::engines::openmm::System, modejump::io::checkpoint::Identity, std:
 pub struct PlatformFlag {
     /// OpenMM platform for energies: `CPU`, in single precision, is faster where Reference is slow, as with a
     /// CustomGBForce
-    #[arg(long, default_value = "Reference")]
+    #[arg(long, default_value = "Reference", requires = "system")]
     pub platform: String,
 }
 
