@@ -287,11 +287,11 @@ void FixModeJump::attempt() {
         return;
     }
     command(Order::Accept);
-    accept(state.x.data());
+    take_over(state.x.data());
 }
 
 /// Goes to a configuration that rank 0 has and the others receive, with new velocities for the moved atoms. Collective.
-void FixModeJump::accept(const double* x) {
+void FixModeJump::take_over(const double* x) {
     // forces of a molecule alone add up to nothing, and momentum is all that it keeps
     if (static_cast<bigint>(index_.size()) < atom->natoms) {
         restore();
@@ -312,7 +312,7 @@ void FixModeJump::follow() {
                 reduced_potential_of(nullptr);
                 break;
             case Order::Accept:
-                accept(nullptr);
+                take_over(nullptr);
                 return;
             case Order::Reject:
                 reject();

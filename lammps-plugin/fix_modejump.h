@@ -51,7 +51,7 @@ private:
     std::uint64_t seed() const;
     void attempt();
     void follow();
-    void accept(const double* x);
+    void take_over(const double* x);
     void command(Order order);
     Order obey();
     [[noreturn]] void fail(const std::string& message);

@@ -113,7 +113,7 @@ public:
         log_->write(step, potential, proposed, outcome);
         if (outcome.outcome == MODEJUMP_ACCEPTED)
         {
-            accept(step, x, collective);
+            takeOver(step, x, collective);
             return true;
         }
         if (evaluated_)
@@ -361,7 +361,7 @@ private:
     /// GROMACS stores v(t - dt/2). For the model's atoms it becomes xi - dt/2 F(x' - dt/4 xi)/m with xi from Maxwell and
     /// Boltzmann's distribution: with F(x') in its place the velocities of stiff bonds would be too hot, by 1 + dt^2 w^2/4 at a
     /// frequency w. The other atoms' velocities at the time of x stay what they are.
-    void accept(int64_t step, const std::vector<double>& x, const Collective& collective)
+    void takeOver(int64_t step, const std::vector<double>& x, const Collective& collective)
     {
         const Molecule&     molecule = *molecule_;
         const std::size_t   n        = molecule.atoms.size();

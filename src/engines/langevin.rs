@@ -124,11 +124,6 @@ impl Langevin {
         &self.x
     }
 
-    /// On-step velocities `v[walkers][atoms][3]`, nm/ps.
-    pub fn velocities(&self) -> &[f64] {
-        &self.v
-    }
-
     /// u of each walker.
     pub fn reduced_potentials(&self) -> &[f64] {
         &self.u

@@ -29,7 +29,7 @@ pub struct Kind {
 /// The state of a training.
 pub const TRAINING: Kind = Kind { magic: *b"MJ-TRAIN", version: 10 };
 /// Adaptive rounds.
-pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 12 };
+pub const ROUNDS: Kind = Kind { magic: *b"MJ-ROUND", version: 13 };
 const HEADER: usize = 8 + 4 + 8 + 32;
 
 /// Whether there is a file that begins in another way than those of any kind do.

@@ -2,8 +2,9 @@
 
 use super::field::{EnergyFunction, VectorField};
 use super::layout::Layout;
+use crate::nn::memory::Spares;
 use crate::nn::tape::Packs;
-use crate::nn::{Real, Scalar, Tape, Tapes, Var};
+use crate::nn::{Real, Scalar, Tape, Var};
 use rayon::prelude::*;
 use std::sync::{Arc, OnceLock};
 
@@ -85,14 +86,14 @@ pub struct Evaluator<N, R> {
     parameters: Vec<R>,
     /// The parameters laid out for products, once they are needed.
     packs: OnceLock<Arc<Packs<R>>>,
-    tapes: Tapes<R>,
+    tapes: Spares<Tape<R>>,
 }
 
 impl<N: Network, R: Real> Evaluator<N, R> {
     /// Panics if the number of parameters is not the network's.
     pub fn new(network: N, parameters: Vec<R>) -> Evaluator<N, R> {
         assert_eq!(parameters.len(), network.layout().n_parameters());
-        Evaluator { network, parameters, packs: OnceLock::new(), tapes: Tapes::default() }
+        Evaluator { network, parameters, packs: OnceLock::new(), tapes: Spares::default() }
     }
 
     /// In the order of the [`Layout`].
@@ -116,7 +117,13 @@ impl<N: Network, R: Real> Evaluator<N, R> {
 
     fn with_tape<T>(&self, body: impl FnOnce(&mut Tape<R>) -> T) -> T {
         let packs = || self.packs.get_or_init(|| Arc::new(Packs::of(&self.recorded_once(), &self.parameters)));
-        self.tapes.with(|| Tape::with(packs().clone()), body)
+        self.tapes.with(
+            || Tape::with(packs().clone()),
+            |tape| {
+                tape.clear();
+                body(tape)
+            },
+        )
     }
 
     /// Runs `body` on the recorded network of every chunk, and hands it the chunk's part of `output`.

@@ -152,16 +152,6 @@ impl Annealed {
         )
     }
 
-    /// What the paths begin at.
-    pub fn generator(&self) -> &Generator {
-        &self.generator
-    }
-
-    /// The stages between generator and target.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Carries the proposals to the target, and the current configuration back; their weights take the place of
     /// densities.
     fn anneal(&mut self, target: &mut dyn Target, state: &State) -> Result<()> {

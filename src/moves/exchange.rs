@@ -1,7 +1,7 @@
 //! Learned replica exchange: two replicas swap configurations through a map between their ensembles.
 
 use super::wholeness::Wholeness;
-use super::{accept, Fate, Proposal, State, Statistics};
+use super::{accept, checked, Fate, Proposal, State, Statistics};
 use crate::bijection::{Bijection, Mapped};
 use crate::coordinates::constraints::Constraints;
 use crate::density::{Evaluation, Status};
@@ -228,10 +228,8 @@ impl Exchange {
         }
         if !self.carry_frames && !self.map().place(there, &mut side.image) {
             side.mapped.forward = Evaluation::outside(Status::Singular);
-        } else if side.image.iter().any(|v| !v.is_finite()) {
-            side.mapped.forward = Evaluation::outside(Status::NonFinite);
-        } else if self.constraints.as_ref().is_some_and(|c| !c.are_kept(&side.image)) {
-            side.mapped.forward = Evaluation::outside(Status::BrokenConstraint);
+        } else {
+            side.mapped.forward = checked(&side.image, side.mapped.forward, self.constraints.as_ref());
         }
     }
 

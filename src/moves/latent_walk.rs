@@ -1,7 +1,7 @@
 //! Walks in latent space: local moves of a flow's z, which are large and cheap moves of x.
 
 use super::wholeness::Wholeness;
-use super::{accept, Fate, Move, Outcome, Proposal, State, Statistics};
+use super::{accept, checked, Fate, Move, Outcome, Proposal, State, Statistics};
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::frame::Frame;
 use crate::density::{Evaluation, Exactness, Scope, Status};
@@ -211,12 +211,10 @@ impl Space {
                 None => evaluation = Evaluation::outside(Status::Singular),
             }
         }
-        if evaluation.is_inside() && !(log_det[0].is_finite() && point.x.iter().all(|v| v.is_finite())) {
+        if evaluation.is_inside() && !log_det[0].is_finite() {
             evaluation = Evaluation::outside(Status::NonFinite);
         }
-        if evaluation.is_inside() && self.constraints.as_ref().is_some_and(|c| !c.are_kept(&point.x)) {
-            evaluation = Evaluation::outside(Status::BrokenConstraint);
-        }
+        evaluation = checked(&point.x, evaluation, self.constraints.as_ref());
         (point.evaluation, point.log_det, point.u) = (evaluation, log_det[0], f64::INFINITY);
         Ok(own)
     }

@@ -231,6 +231,21 @@ pub fn accept(proposal: &Proposal, u_current: f64, u_proposed: f64, uniform: f64
     (fate, log_acceptance)
 }
 
+/// The evaluation of a proposal x′ after the checks that need no target: its coordinates are finite, and it keeps the
+/// constraints.
+fn checked(x: &[f64], evaluation: Evaluation, constraints: Option<&Constraints>) -> Evaluation {
+    let status = if !evaluation.is_inside() {
+        return evaluation;
+    } else if x.iter().any(|v| !v.is_finite()) {
+        Status::NonFinite
+    } else if constraints.is_some_and(|c| !c.are_kept(x)) {
+        Status::BrokenConstraint
+    } else {
+        return evaluation;
+    };
+    Evaluation::outside(status)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

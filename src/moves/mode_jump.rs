@@ -1,7 +1,7 @@
 //! Neural mode jumps: bijections that carry one metastable state onto another.
 
 use super::wholeness::Wholeness;
-use super::{accept, Fate, Move, Options, Outcome, Proposal, State, Statistics};
+use super::{accept, checked, Fate, Move, Options, Outcome, Proposal, State, Statistics};
 use crate::bijection::{Bijection, Mapped};
 use crate::coordinates::constraints::Constraints;
 use crate::density::{Evaluation, Exactness, Status};
@@ -306,13 +306,7 @@ impl ModeJump {
     fn decide(&mut self, target: &mut dyn Target, state: &mut State, x: &[f64], jump: &Jump) -> Result<Outcome> {
         let Jump { y, mapped, log_choice, edge, forward } = jump;
         let to = self.edges[*edge].modes[usize::from(*forward)];
-        let mut proposed = mapped.forward;
-        if proposed.is_inside() && y.iter().any(|v| !v.is_finite()) {
-            proposed = Evaluation::outside(Status::NonFinite);
-        }
-        if proposed.is_inside() && self.constraints.as_ref().is_some_and(|c| !c.are_kept(y)) {
-            proposed = Evaluation::outside(Status::BrokenConstraint);
-        }
+        let proposed = checked(y, mapped.forward, self.constraints.as_ref());
         let mut metric = |x: &[f64]| self.constraints.as_mut().map_or(0.0, |c| c.log_metric(x));
         let (mut current, u_current) = (mapped.reverse, state.reduced_potential - metric(x));
         if !u_current.is_finite() && current.is_inside() {

@@ -1,14 +1,13 @@
-//! What a move did: counters by reason, and the log of its log-weights and log-acceptances.
+//! What a move did: counters by reason, and the latest log-weights of its proposals.
 
 use super::{Fate, Outcome};
 use crate::density::Exactness;
 use crate::weights::{self, Estimate};
 
-/// Entries each log keeps; older ones are overwritten.
+/// Log-weights kept; older ones are overwritten.
 const LOG_CAPACITY: usize = 1 << 16;
 
-/// Counters of attempts by fate, running sums over all proposals' weights, and the latest log-weights and
-/// log-acceptances.
+/// Counters of attempts by fate, running sums over all proposals' weights, and the latest log-weights.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Statistics {
     /// Of the log q that decides acceptances.
@@ -22,7 +21,6 @@ pub struct Statistics {
     sum: f64,
     sum_squares: f64,
     log_weights: Ring,
-    log_acceptances: Ring,
     /// Of the probabilities with which attempts were accepted.
     probability: Running,
     stages: Stages,
@@ -71,7 +69,7 @@ impl Default for Statistics {
 impl Statistics {
     /// Empty ones of a move whose acceptances are decided by a log q of this exactness.
     pub(super) fn of(likelihood: Exactness) -> Statistics {
-        Statistics::empty(likelihood, Ring::new(), Ring::new())
+        Statistics::empty(likelihood, Ring::new())
     }
 
     /// Of which exactness the log q is that decides acceptances: with `Surrogate` the move is biased, and so is
@@ -130,11 +128,6 @@ impl Statistics {
         weights::pareto_k(&self.log_weights().collect::<Vec<f64>>()).unwrap_or(f64::NAN)
     }
 
-    /// The latest log-acceptances of attempts, oldest first.
-    pub fn log_acceptances(&self) -> impl ExactSizeIterator<Item = f64> + '_ {
-        self.log_acceptances.iter()
-    }
-
     /// Attempts of delayed acceptance that the screen let through to the exact stage: over all attempts the acceptance
     /// of stage 1; the accepted ones over these are the acceptance of stage 2.
     pub fn screened(&self) -> u64 {
@@ -160,15 +153,14 @@ impl Statistics {
         self.stages.correction.variance()
     }
 
-    /// Forgets all counts; the likelihood and the memory of the logs are kept.
+    /// Forgets all counts; the likelihood and the memory of the log are kept.
     pub fn reset(&mut self) {
-        let mut logs = [&mut self.log_weights, &mut self.log_acceptances].map(std::mem::take);
-        logs.iter_mut().for_each(Ring::clear);
-        let [log_weights, log_acceptances] = logs;
-        *self = Statistics::empty(self.likelihood, log_weights, log_acceptances);
+        let mut log_weights = std::mem::take(&mut self.log_weights);
+        log_weights.clear();
+        *self = Statistics::empty(self.likelihood, log_weights);
     }
 
-    fn empty(likelihood: Exactness, log_weights: Ring, log_acceptances: Ring) -> Statistics {
+    fn empty(likelihood: Exactness, log_weights: Ring) -> Statistics {
         Statistics {
             likelihood,
             counts: [0; 8],
@@ -179,7 +171,6 @@ impl Statistics {
             sum: 0.0,
             sum_squares: 0.0,
             log_weights,
-            log_acceptances,
             probability: Running::default(),
             stages: Stages::default(),
         }
@@ -217,18 +208,17 @@ impl Statistics {
 
     /// Counts one attempt.
     pub(super) fn record(&mut self, outcome: &Outcome) {
-        self.record_chance(outcome.fate, outcome.log_acceptance, outcome.probability);
+        self.record_chance(outcome.fate, outcome.probability);
     }
 
     /// Counts one attempt that was a single test.
     pub(super) fn record_test(&mut self, fate: Fate, log_acceptance: f64) {
-        self.record_chance(fate, log_acceptance, log_acceptance.min(0.0).exp());
+        self.record_chance(fate, log_acceptance.min(0.0).exp());
     }
 
     /// Counts one attempt that was accepted with this probability.
-    fn record_chance(&mut self, fate: Fate, log_acceptance: f64, probability: f64) {
+    fn record_chance(&mut self, fate: Fate, probability: f64) {
         self.counts[fate as usize] += 1;
-        self.log_acceptances.push(log_acceptance);
         self.probability.push(probability);
     }
 }

@@ -1,5 +1,40 @@
-//! Large buffers on large pages. Weights and activations that are read from end to end, again and again, miss the
-//! processor's table of pages of 4 KiB more often than its caches.
+//! Memory that is used again, and large buffers on large pages. Weights and activations that are read from end to end,
+//! again and again, miss the processor's table of pages of 4 KiB more often than its caches.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Workspaces that are not in use, for any thread, so that a warm call does not allocate.
+#[derive(Debug)]
+pub struct Spares<T>(Mutex<Vec<T>>);
+
+impl<T> Default for Spares<T> {
+    fn default() -> Spares<T> {
+        Spares(Mutex::default())
+    }
+}
+
+impl<T> Spares<T> {
+    /// Takes and returns leave the list whole, so it is good after a panic as well.
+    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn take(&self) -> Option<T> {
+        self.lock().pop()
+    }
+
+    pub fn put_back(&self, workspace: T) {
+        self.lock().push(workspace);
+    }
+
+    /// Runs `body` with a spare workspace, or with one that `make` makes if all are in use.
+    pub fn with<A>(&self, make: impl FnOnce() -> T, body: impl FnOnce(&mut T) -> A) -> A {
+        let mut workspace = self.take().unwrap_or_else(make);
+        let result = body(&mut workspace);
+        self.put_back(workspace);
+        result
+    }
+}
 
 /// As [`Vec::resize`] with zeros, with memory of many megabytes on pages of two, where the system gives them to who
 /// asks.

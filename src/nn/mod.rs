@@ -20,4 +20,4 @@ pub use linear::Linear;
 pub use mlp::{Mlp, MlpTape};
 pub use parameters::Parameters;
 pub use real::{Real, Scalar};
-pub use tape::{Tape, Tapes, Var};
+pub use tape::{Tape, Var};

@@ -1,7 +1,8 @@
 //! The parameters of a model whose perceptrons are asked for many more values than they have changes.
 
 use super::product::{Dense, Packed};
-use super::{Linear, Real};
+use super::{Linear, Real, Scalar};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::OnceLock;
@@ -74,4 +75,14 @@ impl<R> Deref for Parameters<R> {
     fn deref(&self) -> &[R] {
         &self.values
     }
+}
+
+/// Adds partial sums of a gradient to it, in their order.
+pub fn add_lanes<R: Scalar>(lanes: &[Vec<R>], gradient: &mut [R]) {
+    const BLOCK: usize = 16_384;
+    gradient.par_chunks_mut(BLOCK).enumerate().for_each(|(block, sum)| {
+        for lane in lanes {
+            sum.iter_mut().zip(&lane[block * BLOCK..]).for_each(|(s, &g)| *s += g);
+        }
+    });
 }

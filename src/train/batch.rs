@@ -1,5 +1,6 @@
 //! Sums of losses and parameter gradients over the rows of a batch.
 
+use crate::nn::parameters::add_lanes;
 use crate::nn::{Scalar, Tape};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -28,11 +29,8 @@ pub fn accumulate<R: Scalar>(
             .sum();
         (loss, sum)
     };
-    let lanes: Vec<(f64, Vec<R>)> = (0..LANES.min(rows.div_ceil(chunk))).into_par_iter().map(lane).collect();
-    let mut total = 0.0;
-    for (loss, sum) in lanes {
-        total += loss;
-        gradient.iter_mut().zip(sum).for_each(|(g, s)| *g += s);
-    }
-    total
+    let lanes = (0..LANES.min(rows.div_ceil(chunk))).into_par_iter().map(lane);
+    let (losses, sums): (Vec<f64>, Vec<Vec<R>>) = lanes.unzip();
+    add_lanes(&sums, gradient);
+    losses.iter().sum()
 }

@@ -3,8 +3,9 @@
 use super::reaction_coordinate::ReactionCoordinate;
 use crate::density::{Density, Evaluation};
 use crate::error::{Error, Result};
-use crate::models::coupling::{CouplingFlow, Workspace, CHUNK};
+use crate::models::coupling::{CouplingFlow, Workspace, CHUNK, LANES};
 use crate::models::Model;
+use crate::nn::parameters::add_lanes;
 use crate::nn::Real;
 use crate::rng::Stream;
 use crate::target::Target;
@@ -160,7 +161,7 @@ impl Pass {
         vjp: impl Fn(&mut Workspace<f32>, &[f64], &[f64], &[f64], &mut [f32]) + Sync,
     ) {
         let (dx, width) = (flow.dimension(), cotangent.len() / g_log_det.len().max(1));
-        let lanes = self.workspaces.len().div_ceil(4).max(1);
+        let lanes = self.workspaces.len().div_ceil(LANES).max(1);
         let rows = (
             self.x.par_chunks(lanes * CHUNK * dx),
             cotangent.par_chunks(lanes * CHUNK * width),
@@ -179,7 +180,7 @@ impl Pass {
                 sum
             })
             .collect();
-        partial.iter().for_each(|sum| gradient.iter_mut().zip(sum).for_each(|(g, s)| *g += s));
+        add_lanes(&partial, gradient);
     }
 }
 

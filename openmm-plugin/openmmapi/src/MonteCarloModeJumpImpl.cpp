@@ -489,13 +489,13 @@ bool MonteCarloModeJumpImpl::attempt(ContextImpl& context, uint64_t step, uint64
         return false;
     const VelocityStream velocities(seed, step, replica);
     if (solvent)
-        acceptDriven(context, velocities, trial.kT);
+        takeOverDriven(context, velocities, trial.kT);
     else
-        accept(context, velocities, trial.kT);
+        takeOver(context, velocities, trial.kT);
     return true;
 }
 
-void MonteCarloModeJumpImpl::accept(ContextImpl& context, const VelocityStream& stream, double kT) {
+void MonteCarloModeJumpImpl::takeOver(ContextImpl& context, const VelocityStream& stream, double kT) {
     // Particles that stay keep their on-step velocity v = v_stored + offset F/m while their force changes.
     const double offset = allMoved ? 0 : velocityTimeOffset(context.getIntegrator());
     const int groups = context.getIntegrator().getIntegrationForceGroups();
@@ -512,7 +512,7 @@ void MonteCarloModeJumpImpl::accept(ContextImpl& context, const VelocityStream& 
 }
 
 /** All particles have moved. */
-void MonteCarloModeJumpImpl::acceptDriven(ContextImpl& context, const VelocityStream& stream, double kT) {
+void MonteCarloModeJumpImpl::takeOverDriven(ContextImpl& context, const VelocityStream& stream, double kT) {
     vector<Vec3> positions = solvent->getPositions();
     for (size_t i = 0; i < particles.size(); i++)
         positions[particles[i]] = Vec3(x[3 * i], x[3 * i + 1], x[3 * i + 2]);

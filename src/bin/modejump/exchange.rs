@@ -73,7 +73,7 @@ mod run {
     use serde_json::{json, Value};
     use std::sync::Arc;
 
-    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 4 };
+    const RUN: Kind = Kind { magic: *b"MJ-EXCHA", version: 5 };
 
     /// What a run goes on from.
     #[derive(Serialize, Deserialize)]

@@ -165,7 +165,7 @@ mod run {
     use serde::{Deserialize, Serialize};
     use serde_json::{json, Value};
 
-    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 5 };
+    const RUN: Kind = Kind { magic: *b"MJ-MDRUN", version: 6 };
 
     /// What a run goes on from.
     #[derive(Default, Serialize, Deserialize)]

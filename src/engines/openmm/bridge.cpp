@@ -296,12 +296,6 @@ void Simulation::get_velocities(rust::Slice<double> v) {
     pack(buffer, v.data());
 }
 
-void Simulation::set_velocities(rust::Slice<const double> v) {
-    check_size(v.size(), 3 * buffer.size(), "velocities");
-    unpack(v.data(), buffer);
-    context->setVelocities(buffer);
-}
-
 // With xi drawn from Maxwell-Boltzmann and projected on the constraints, stores xi - h/2 F(x - h/4 xi)/m. The middle scheme
 // (Zhang et al., J. Phys. Chem. A 2019, 123, 6056) keeps stored velocities that lag half a step, are correlated with x and
 // have the variance kT/m; for a harmonic mode of frequency w this draw has it to a factor 1 + h^4 w^4/64, where the force at

@@ -73,7 +73,6 @@ public:
     void get_positions(rust::Slice<double> x);
     void set_positions(rust::Slice<const double> x);
     void get_velocities(rust::Slice<double> v);
-    void set_velocities(rust::Slice<const double> v);
     void set_drawn_velocities(rust::Slice<const double> v);
     double potential_energy();
     double kinetic_energy();

@@ -48,7 +48,6 @@ pub mod bridge {
         fn get_positions(self: Pin<&mut Simulation>, x: &mut [f64]) -> Result<()>;
         fn set_positions(self: Pin<&mut Simulation>, x: &[f64]) -> Result<()>;
         fn get_velocities(self: Pin<&mut Simulation>, v: &mut [f64]) -> Result<()>;
-        fn set_velocities(self: Pin<&mut Simulation>, v: &[f64]) -> Result<()>;
         fn set_drawn_velocities(self: Pin<&mut Simulation>, v: &[f64]) -> Result<()>;
         fn potential_energy(self: Pin<&mut Simulation>) -> Result<f64>;
         fn kinetic_energy(self: Pin<&mut Simulation>) -> Result<f64>;

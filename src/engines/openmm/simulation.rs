@@ -107,11 +107,6 @@ impl Simulation {
         Ok(self.inner.pin_mut().get_velocities(v)?)
     }
 
-    /// Sets velocities `v[particles][3]`, nm/ps, as the integrator stores them.
-    pub fn set_velocities(&mut self, v: &[f64]) -> Result<()> {
-        Ok(self.inner.pin_mut().set_velocities(v)?)
-    }
-
     /// Draws velocities from Maxwell–Boltzmann, brings them to the form that the integrator stores (half a step behind,
     /// see `set_drawn_velocities` in bridge.cpp) and projects them on the constraints. Needed after every jump of the
     /// positions.

@@ -6,6 +6,7 @@ use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
 use crate::models::card::ModelCard;
 use crate::models::{Flow, Model, Steering, LOG_2_PI};
+use crate::nn::parameters::add_lanes;
 use crate::nn::Real;
 use crate::rng::Stream;
 use rayon::prelude::*;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 /// Rows that pass through the layers together. A row's result depends on its chunk only, never on the threads.
 pub const CHUNK: usize = 64;
 /// Partial sums of a parameter gradient. A fixed number, so that the sum does not depend on the threads.
-const LANES: usize = 4;
+pub const LANES: usize = 4;
 
 /// Everything one chunk needs; buffers grow once.
 #[derive(Default)]
@@ -65,11 +66,7 @@ impl<R: Real> CouplingFlow<R> {
 
     /// Runs `body` with a workspace from the pool.
     pub fn with_workspace<T>(&self, body: impl FnOnce(&mut Workspace<R>) -> T) -> T {
-        let lock = || self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut workspace = lock().pop().unwrap_or_default();
-        let result = body(&mut workspace);
-        lock().push(workspace);
-        result
+        self.workspaces.with(Workspace::default, body)
     }
 
     /// A latent point from the prior.
@@ -260,21 +257,16 @@ impl<R: Real> CouplingFlow<R> {
                 })
                 .collect();
         add_lanes(&partial, gradient);
-        partial.into_iter().for_each(|sum| self.return_gradient(sum));
+        partial.into_iter().for_each(|sum| self.gradients.put_back(sum));
         Ok(())
     }
 
     /// Zeros, as many as parameters, in memory that is kept: fresh pages cost more than clearing old ones.
     fn take_gradient(&self) -> Vec<R> {
-        let kept = self.gradients.lock().unwrap_or_else(std::sync::PoisonError::into_inner).pop();
-        let mut gradient = kept.unwrap_or_default();
+        let mut gradient = self.gradients.take().unwrap_or_default();
         gradient.clear();
         gradient.resize(self.parameters.len(), R::default());
         gradient
-    }
-
-    fn return_gradient(&self, gradient: Vec<R>) {
-        self.gradients.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(gradient);
     }
 
     pub(super) fn check_latent(&self, z: &[f64], n: usize) -> Result<()> {
@@ -297,16 +289,6 @@ impl<R: Real> CouplingFlow<R> {
         }
         Err(Error::invalid(format!("{n} gradients of {dx} numbers expected, got {} numbers", gx.len())))
     }
-}
-
-/// Adds the lanes to the gradient, in their order.
-pub(crate) fn add_lanes<R: Real>(lanes: &[Vec<R>], gradient: &mut [R]) {
-    const BLOCK: usize = 16_384;
-    gradient.par_chunks_mut(BLOCK).enumerate().for_each(|(block, sum)| {
-        for lane in lanes {
-            sum.iter_mut().zip(&lane[block * BLOCK..]).for_each(|(s, &g)| *s += g);
-        }
-    });
 }
 
 /// Calls `body(first row, chunk of a, chunk of b)` for chunks of rows; a single chunk stays on this thread.

@@ -21,7 +21,7 @@ mod steering;
 mod tests;
 
 pub use conditioner::Features;
-pub use cpu::{Workspace, CHUNK};
+pub use cpu::{Workspace, CHUNK, LANES};
 pub use cuda::{programs, CouplingOnDevice};
 pub use layers::{Ends, LayerConfig};
 pub use spline::Bin;
@@ -30,11 +30,12 @@ use crate::coordinates::Coordinates;
 use crate::error::{Error, Result};
 use crate::io::model_file::ModelFile;
 use crate::models::card::{ModelCard, ModelConfig};
+use crate::nn::memory::Spares;
 use crate::nn::{Parameters, Real};
 use crate::rng::{Stream, StreamId};
 use layers::Layer;
 use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// Largest sizes of a model file: a damaged one must not ask for more memory than there is.
 const LARGEST_DIMENSION: usize = 1 << 20;
@@ -62,9 +63,9 @@ pub struct CouplingFlow<R: Real> {
     /// τ, of the normal prior; 1 but for a steerable flow at another temperature.
     variance: f64,
     /// Workspaces that are not in use, so that a warm call does not allocate.
-    pool: Arc<Mutex<Vec<Workspace<R>>>>,
+    workspaces: Arc<Spares<Workspace<R>>>,
     /// Gradient buffers that are not in use.
-    gradients: Arc<Mutex<Vec<Vec<R>>>>,
+    gradients: Arc<Spares<Vec<R>>>,
 }
 
 impl<R: Real> CouplingFlow<R> {
@@ -104,7 +105,7 @@ impl<R: Real> CouplingFlow<R> {
             parameters: Arc::new(Parameters::new(end, linear)),
             variance: 1.0,
             hash: String::new(),
-            pool: Arc::default(),
+            workspaces: Arc::default(),
             gradients: Arc::default(),
             card,
         })

@@ -80,7 +80,7 @@ impl<R: Real> CouplingFlow<R> {
             uniform: self.uniform.clone(),
             parameters: self.parameters.clone(),
             variance,
-            pool: self.pool.clone(),
+            workspaces: self.workspaces.clone(),
             gradients: self.gradients.clone(),
         }
     }

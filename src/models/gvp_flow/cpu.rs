@@ -6,17 +6,6 @@ use crate::models::field::VectorField;
 use crate::nn::Real;
 use rayon::prelude::*;
 
-impl<R: Real> GvpField<R> {
-    /// Runs `body` with a workspace from the pool.
-    fn with_workspace<T>(&self, body: impl FnOnce(&mut Workspace<R>) -> T) -> T {
-        let lock = || self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut workspace = lock().pop().unwrap_or_default();
-        let result = body(&mut workspace);
-        lock().push(workspace);
-        result
-    }
-}
-
 /// Calls `body(row, row of a, row of b)` for all n rows; a single row stays on this thread.
 fn for_rows(n: usize, a: &mut [f64], b: &mut [f64], body: impl Fn(usize, &mut [f64], &mut [f64]) + Sync + Send) {
     match n {
@@ -43,7 +32,7 @@ impl<R: Real> VectorField for GvpField<R> {
         let d = self.dimension();
         assert!(x.len() == t.len() * d && f.len() == x.len(), "{} rows of {d} coordinates", t.len());
         let row = |(row, f): (usize, &mut [f64])| {
-            self.with_workspace(|ws| self.network.evaluate(t[row], &x[row * d..][..d], ws, f))
+            self.spares.with(Workspace::default, |ws| self.network.evaluate(t[row], &x[row * d..][..d], ws, f))
         };
         match t.len() {
             0 => {}
@@ -57,7 +46,8 @@ impl<R: Real> VectorField for GvpField<R> {
         assert!(x.len() == n * d && f.len() == x.len() && divergence.len() == n, "{n} rows of {d} coordinates");
         for_rows(n, f, divergence, |row, f, divergence| {
             let x = &x[row * d..][..d];
-            divergence[0] = self.with_workspace(|ws| self.network.evaluate_divergence(t[row], x, ws, f));
+            divergence[0] =
+                self.spares.with(Workspace::default, |ws| self.network.evaluate_divergence(t[row], x, ws, f));
         });
     }
 
@@ -67,7 +57,7 @@ impl<R: Real> VectorField for GvpField<R> {
         assert!(lengths.iter().all(|&length| length == n * d), "{n} rows of {d} coordinates");
         for_rows(n, f, df, |row, f, df| {
             let (x, dx) = (&x[row * d..][..d], &dx[row * d..][..d]);
-            self.with_workspace(|ws| self.network.evaluate_jvp(t[row], x, dx, ws, f, df));
+            self.spares.with(Workspace::default, |ws| self.network.evaluate_jvp(t[row], x, dx, ws, f, df));
         });
     }
 }

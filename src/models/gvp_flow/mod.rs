@@ -35,12 +35,12 @@ pub use format::boltznce;
 use crate::error::{Error, Result};
 use crate::models::continuous::{ContinuousConfig, ContinuousFlow};
 use crate::models::layout::{check_features, check_sizes, LARGEST_SIZE, MOST_ATOMS, MOST_LAYERS};
+use crate::nn::memory::Spares;
 use crate::nn::Real;
 use crate::rng::{Stream, StreamId};
 use layout::Places;
 use network::{Network, Workspace};
 use serde::{Deserialize, Serialize};
-use std::sync::Mutex;
 
 /// Sizes of the network; lengths in its own unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ pub struct GvpField<R: Real> {
     parameters: Vec<R>,
     network: Network<R>,
     /// Workspaces that are not in use, so that a warm call does not allocate.
-    pool: Mutex<Vec<Workspace<R>>>,
+    spares: Spares<Workspace<R>>,
 }
 
 /// Lengths of the network, in its unit, and what messages are divided by: far beyond any molecule, and squares are
@@ -131,7 +131,7 @@ impl<R: Real> GvpField<R> {
             return Err(Error::invalid(format!("{found} parameters; a network of these sizes has {needed}")));
         }
         let network = Network::new(&config, &places, &parameters);
-        Ok(GvpField { config, places, parameters, network, pool: Mutex::new(Vec::new()) })
+        Ok(GvpField { config, places, parameters, network, spares: Spares::default() })
     }
 
     /// A field of random parameters: as [`crate::models::layout::Layout::initialise`] draws them, slopes and norms one.

@@ -47,8 +47,9 @@ use crate::coordinates::vector::centroid;
 use crate::coordinates::{CoordinatesConfig, Stereocentre, Topology};
 use crate::density::{Density, Evaluation, Exactness, Scope, Status};
 use crate::error::{Error, Result};
+use crate::nn::memory::Spares;
 use crate::nn::product::to_bfloat16;
-use crate::nn::{Real, Tape, Tapes, Var};
+use crate::nn::{Real, Tape, Var};
 use crate::rng::Stream;
 use decoding::Counters;
 use rayon::prelude::*;
@@ -99,7 +100,7 @@ pub struct TarFlow<R: Real> {
     parameters: Arc<[R]>,
     runner: Arc<Runner<R>>,
     /// For gradients.
-    tapes: Tapes<R>,
+    tapes: Spares<Tape<R>>,
     scale: Scale,
     options: Options,
     decoded: Counters,
@@ -270,7 +271,7 @@ impl<R: Real> TarFlow<R> {
             network,
             parameters,
             runner,
-            tapes: Tapes::default(),
+            tapes: Spares::default(),
             scale,
             options,
             decoded,
@@ -292,7 +293,7 @@ impl<R: Real> TarFlow<R> {
             network: self.network.clone(),
             parameters: self.parameters.clone(),
             runner: self.runner.clone(),
-            tapes: Tapes::default(),
+            tapes: Spares::default(),
             scale: self.scale,
             options,
             decoded: Counters::default(),
@@ -539,6 +540,7 @@ impl<R: Real> Density for TarFlow<R> {
         chunks.zip(log_density.par_chunks_mut(CHUNK)).for_each(|((x, gradient), log_density)| {
             let scaled: Vec<f64> = x.iter().map(|x| x * units).collect();
             self.tapes.with(Tape::default, |tape| {
+                tape.clear();
                 let given = self.runner.given(tape);
                 let recorded = self.network.record_given(&self.parameters, tape, &narrow(&scaled), &given);
                 let z: Vec<R> = tape.value(recorded.z).to_vec();

@@ -5,20 +5,20 @@ use super::attention::{keep, mix};
 use super::decoding::Jacobi;
 use super::network::{Given, GivenLayer, Modulation, TarNetwork};
 use super::TarFlowConfig;
-use crate::nn::memory::resize;
+use crate::nn::memory::{resize, Spares};
 use crate::nn::product::{Dense, Packed, Pieces};
 use crate::nn::real::vectorised;
 use crate::nn::tape::{gelu, normalise, normalise_by, normalise_columns, Causal, LayerNorm, Weight};
 use crate::nn::{Real, Tape, Var};
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// The network's weights, laid out for products, and what its blocks are given.
 pub(super) struct Runner<R> {
     config: TarFlowConfig,
     blocks: Vec<Block<R>>,
     /// Buffers of earlier calls.
-    pool: Mutex<Vec<Scratch<R>>>,
+    spares: Spares<Scratch<R>>,
 }
 
 struct Block<R> {
@@ -118,7 +118,7 @@ impl<R: Real> Runner<R> {
             given,
             weights,
         });
-        Runner { config: network.config.clone(), blocks: blocks.collect(), pool: Mutex::default() }
+        Runner { config: network.config.clone(), blocks: blocks.collect(), spares: Spares::default() }
     }
 
     /// What the blocks are given, in the order of the blocks.
@@ -160,12 +160,10 @@ impl<R: Real> Runner<R> {
     }
 
     fn with_scratch(&self, rows: usize, kept: usize, body: impl FnOnce(&mut Scratch<R>)) {
-        let mut scratch = self.pool.lock().map(|mut pool| pool.pop()).unwrap_or_default().unwrap_or_default();
-        scratch.resize(&self.config, rows, kept);
-        body(&mut scratch);
-        if let Ok(mut pool) = self.pool.lock() {
-            pool.push(scratch);
-        }
+        self.spares.with(Scratch::default, |scratch| {
+            scratch.resize(&self.config, rows, kept);
+            body(scratch);
+        });
     }
 
     /// u of a block in `x` becomes v.

@@ -7,7 +7,7 @@ use crate::coordinates::superpose::random_rotation;
 use crate::coordinates::vector::{centre, shift};
 use crate::density::{Evaluation, Scope, Status};
 use crate::error::Result;
-use crate::moves::{State, Statistics};
+use crate::moves::{checked, State, Statistics};
 use crate::orientation;
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
@@ -187,13 +187,7 @@ impl Generator {
         self.packed_rows.clear();
         for (k, x) in self.placed.chunks_exact(d).enumerate() {
             let evaluation = &mut self.evaluations[k];
-            *evaluation = supported(*evaluation);
-            if evaluation.is_inside() && x.iter().any(|v| !v.is_finite()) {
-                *evaluation = Evaluation::outside(Status::NonFinite);
-            }
-            if evaluation.is_inside() && self.constraints.as_ref().is_some_and(|c| !c.are_kept(x)) {
-                *evaluation = Evaluation::outside(Status::BrokenConstraint);
-            }
+            *evaluation = checked(x, supported(*evaluation), self.constraints.as_ref());
             if evaluation.is_inside() {
                 let row = self.packed_rows.len();
                 self.packed[row * d..(row + 1) * d].copy_from_slice(x);

@@ -40,7 +40,7 @@ use norm::{LayerNormOp, MeanColumnsOp, SquaredLengthOp};
 use pairs::{PairsOp, RepeatOp, SumPairsOp, SumRowsOp};
 use pointwise::{CombineOp, FunctionOp, ProductOp, ScaleOp, SwishOp};
 use rows::{RowsOp, SideBySideOp};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// A value on a tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,24 +241,6 @@ impl<R: Scalar> Tape<R> {
     /// Cotangent after [`Tape::backward`].
     pub fn cotangent(&self, var: Var) -> &[R] {
         &self.cotangents[var.range()]
-    }
-}
-
-/// Tapes of earlier calls: their buffers are used again, by any thread.
-#[derive(Debug, Default)]
-pub struct Tapes<R>(Mutex<Vec<Tape<R>>>);
-
-impl<R: Scalar> Tapes<R> {
-    /// Runs `body` on an empty tape; `make` makes one where all are in use.
-    pub fn with<T>(&self, make: impl FnOnce() -> Tape<R>, body: impl FnOnce(&mut Tape<R>) -> T) -> T {
-        let pooled = self.0.lock().map(|mut pool| pool.pop()).unwrap_or_default();
-        let mut tape = pooled.unwrap_or_else(make);
-        tape.clear();
-        let result = body(&mut tape);
-        if let Ok(mut pool) = self.0.lock() {
-            pool.push(tape);
-        }
-        result
     }
 }
 

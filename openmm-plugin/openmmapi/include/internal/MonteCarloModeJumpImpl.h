@@ -43,8 +43,8 @@ private:
     uint64_t nextNumber();
     void warnOfTemperature(OpenMM::ContextImpl& context);
     void warnOfRepetition(long long step, long long last);
-    void accept(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
-    void acceptDriven(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
+    void takeOver(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
+    void takeOverDriven(OpenMM::ContextImpl& context, const VelocityStream& stream, double kT);
     void createMove(OpenMM::ContextImpl& context);
     modejump_move* newMoveOf(bool driven) const;
     std::unique_ptr<Solvent> createSolvent(OpenMM::ContextImpl& context) const;
