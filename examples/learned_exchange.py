@@ -126,14 +126,15 @@ def draw(path, series, reference):
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     edges = np.linspace(-np.pi, np.pi, 61)
     for name, phi in series.items():
-        left.plot((edges[1:] + edges[:-1]) / 2, np.histogram(phi, edges, density=True)[0], label=name)
+        density = np.histogram(phi, edges, density=True)[0]
+        left.plot((edges[1:] + edges[:-1]) / 2, np.where(density > 0, density, np.nan), label=name)
         inside = np.cumsum(in_left_basin(phi)) / np.arange(1, len(phi) + 1)
         with np.errstate(divide="ignore"):
             right.plot(np.linspace(0, 1, len(phi)), -np.log(inside / (1 - inside)), label=name)
     left.set(xlabel="φ / rad", ylabel="density", yscale="log")
     right.axhline(reference[0], color="black", lw=0.8, label="weights of a generator")
     right.axhspan(reference[0] - reference[1], reference[0] + reference[1], color="black", alpha=0.15)
-    right.set(xlabel="share of the steps", ylabel="ΔF(0 < φ < 2.2) / kT", ylim=(reference[0] - 1.5, reference[0] + 1.5))
+    right.set(xlabel="share of the steps", ylabel="ΔF(0 < φ < 2.2) / kT", ylim=(reference[0] - 1.5, reference[0] + 2))
     left.legend()
     right.legend()
     figure.tight_layout()

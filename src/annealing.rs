@@ -46,6 +46,25 @@ pub struct Stage {
     pub step: f64,
 }
 
+/// Longer trajectories are a mistake.
+pub const MOST_LEAPFROG_STEPS: usize = 10_000;
+
+/// Errors: no stages, t that does not rise from 0 or above to 1, a step that is not positive, trajectories without
+/// leapfrog steps or with more than [`MOST_LEAPFROG_STEPS`].
+pub(crate) fn check(plan: &[Stage], kernel: Kernel) -> Result<()> {
+    let rises = plan.is_sorted_by(|a, b| a.t <= b.t) && plan.first().is_some_and(|stage| stage.t >= 0.0);
+    let ends = plan.last().is_some_and(|stage| stage.t == 1.0);
+    if !(rises && ends && plan.iter().all(|stage| stage.step > 0.0 && stage.step.is_finite())) {
+        return Err(Error::invalid("stages have rising t, the last of which is 1, and positive steps"));
+    }
+    match kernel {
+        Kernel::Hamiltonian { leapfrog } if !(1..=MOST_LEAPFROG_STEPS).contains(&leapfrog) => {
+            Err(Error::invalid(format!("{leapfrog} leapfrog steps: from 1 to {MOST_LEAPFROG_STEPS} can be made")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How particles are moved and resampled on the way from generator to target.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -157,21 +176,12 @@ impl Annealing {
             let (n, stages) = (points.n(), plan.len());
             return Err(Error::invalid(format!("{n} particles at {stages} temperatures: use one or more of either")));
         }
-        let rises = plan.windows(2).all(|w| w[0].t <= w[1].t) && plan.first().is_some_and(|s| s.t >= 0.0);
-        if !rises
-            || plan.last().is_none_or(|s| s.t != 1.0)
-            || plan.iter().any(|s| !(s.step > 0.0 && s.step.is_finite()))
-        {
-            return Err(Error::invalid("a plan is a list of rising t, the last of which is 1, with positive steps"));
-        }
+        check(&plan, options.kernel)?;
         if options.moves == 0 || !(0.0..=1.0).contains(&options.threshold) {
             return Err(Error::invalid(format!(
                 "moves = {}, threshold = {}: use 1 move or more, and a threshold from 0 to 1",
                 options.moves, options.threshold
             )));
-        }
-        if let Kernel::Hamiltonian { leapfrog: 0 } = options.kernel {
-            return Err(Error::invalid("trajectories of 0 leapfrog steps go nowhere: use one or more"));
         }
         let (u, cutoff) = (bridge.reduced_potential(&points), options.energy_cutoff.unwrap_or(f64::INFINITY));
         let mut left_out = LeftOut::default();

@@ -2,7 +2,7 @@
 
 use super::independence::decide;
 use super::{Generator, Move, Outcome, State, Statistics};
-use crate::annealing::{step_all, Bridge, Kernel, Points, Stage};
+use crate::annealing::{check, step_all, Bridge, Kernel, Points, Stage};
 use crate::density::Exactness;
 use crate::error::{Error, Result};
 use crate::rng::{Stream, StreamId};
@@ -12,9 +12,6 @@ use crate::target::Target;
 const COUNTERS_PER_PATH: u32 = 1 << 20;
 /// Most proposals of an attempt, so that the counters of their paths and of the current state's do not meet.
 const MOST_PROPOSALS: usize = (1 << 12) - 1;
-
-/// Longer trajectories are a mistake.
-const MOST_LEAPFROG_STEPS: usize = 10_000;
 
 /// How proposals go from the generator to the target: `moves` moves by a kernel at each stage.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -31,22 +28,12 @@ impl Path {
     /// Errors: stages that do not rise to t = 1, steps that are not positive, no moves, a kernel without a test, more
     /// random numbers than a path has.
     fn check(&self, dimension: usize) -> Result<()> {
-        let times: Vec<f64> = [0.0].into_iter().chain(self.stages.iter().map(|s| s.t)).collect();
-        let steps = self.stages.iter().all(|s| s.step > 0.0 && s.step.is_finite());
         if self.stages.is_empty() {
             return Err(Error::invalid("a path of 0 stages leads nowhere: use one or more"));
         }
-        if !times.is_sorted() || times.last() != Some(&1.0) || !steps {
-            return Err(Error::invalid("stages of a path have rising t, the last of which is 1, and positive steps"));
-        }
+        check(&self.stages, self.kernel)?;
         if let Kernel::Unadjusted { .. } = self.kernel {
             return Err(Error::invalid("a path needs steps with a Metropolis test: adjusted or hamiltonian"));
-        }
-        if let Kernel::Hamiltonian { leapfrog } = self.kernel {
-            if !(1..=MOST_LEAPFROG_STEPS).contains(&leapfrog) {
-                let message = format!("{leapfrog} leapfrog steps: from 1 to {MOST_LEAPFROG_STEPS} can be made");
-                return Err(Error::invalid(message));
-            }
         }
         let numbers = self.stages.len().saturating_mul(self.moves).saturating_mul(dimension + 2);
         if self.moves == 0 || numbers > 2 * COUNTERS_PER_PATH as usize {

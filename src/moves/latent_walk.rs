@@ -2,6 +2,7 @@
 
 use super::wholeness::Wholeness;
 use super::{accept, checked, Fate, Move, Outcome, Proposal, State, Statistics};
+use crate::annealing::MOST_LEAPFROG_STEPS;
 use crate::coordinates::constraints::Constraints;
 use crate::coordinates::frame::Frame;
 use crate::density::{Evaluation, Exactness, Scope, Status};
@@ -10,9 +11,6 @@ use crate::models::{flow_of, Model};
 use crate::rng::{Stream, StreamId};
 use crate::target::Target;
 use std::sync::Arc;
-
-/// Longer trajectories are a mistake.
-const MOST_LEAPFROG_STEPS: usize = 10_000;
 
 /// How z moves.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]

@@ -20,7 +20,7 @@ fn the_normaliser_is_that_of_importance_weights() {
         vec!["--stages", "4", "--moves", "hamiltonian"],
         vec!["--stages", "8", "--moves", "corrected", "--step", "2e-7"],
     ] {
-        let summary = smc(&[&["-n", "800", "--pilots", "100"], &more[..]].concat()).json();
+        let summary = smc(&[&["-n", "800"], &more[..]].concat()).json();
         let [log_z, error] = ["log_z", "log_z_stderr"].map(|name| number(&summary, name));
         assert!((log_z + 191.648).abs() < 0.1 && (log_z + 191.648).abs() < 5.0 * error, "{more:?}: {summary}");
         assert!(number(&summary, "ess") > 0.5 && summary["biased"] == false, "{summary}");
@@ -150,7 +150,8 @@ fn what_cannot_be_annealed_is_said() {
         (&["--pilots", "100", "--stages", "5", "--step", "1e-6"], "no pilot run"),
         (&["--step", "0"], "--step 0: give a positive"),
         (&["--repeat", "0"], "--repeat 0"),
-        (&["--moves", "hamiltonian", "--leapfrog", "0"], "--leapfrog 0"),
+        (&["--moves", "hamiltonian", "--leapfrog", "0"], "--leapfrog 0: give from 1"),
+        (&["--moves", "hamiltonian", "--leapfrog", "100000000"], "to 10000 steps"),
         (&["--energy-cutoff", "nan"], "--energy-cutoff: give a number"),
         (&["--leapfrog", "3"], "`--moves hamiltonian`"),
     ] {

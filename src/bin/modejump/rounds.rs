@@ -41,15 +41,15 @@ impl RoundsArguments {
 mod run {
     use super::*;
     use crate::common::{
-        claim, describe_training, explore_at, hash_of, interrupted, read_frames, read_json, require_atoms, threads,
-        warn_of_box, watch_signals, CHECKPOINT_INTERVAL,
+        claim, describe_training, explore_at, hash_of, interrupted, parse_settings, read_frames, require_atoms,
+        threads, warn_of_box, watch_signals, CHECKPOINT_INTERVAL,
     };
     use crate::dynamics::check_start;
     use indicatif::{ProgressBar, ProgressStyle};
     use modejump::coordinates::Topology;
     use modejump::engines::openmm::{OpenMmTarget, System};
     use modejump::io::checkpoint::{self, Identity};
-    use modejump::io::{check_apart, make_folder, model_file, trajectory, write_atomically};
+    use modejump::io::{check_apart, make_folder, model_file, read_text, trajectory, write_atomically};
     use modejump::models::coupling::CouplingFlow;
     use modejump::train::rounds::{Frames, Record};
     use modejump::train::{check_design, design, dynamics, DesignOptions, ExploreOptions, Phase, TrainOptions};
@@ -131,7 +131,7 @@ mod run {
         fn config(&self, explores: bool) -> Result<Config> {
             let mut config = match &self.config {
                 None => Config::default(),
-                Some(path) => read_json(path)?,
+                Some(path) => parse_settings(path, &read_text(path)?)?,
             };
             config.explore = explore_at(&config.explore, "--temperature", self.temperature)?;
             if explores {

@@ -112,6 +112,7 @@ mod run {
     };
     use modejump::annealing::{
         even, Annealing, Bridge, Kernel, LeftOut, Options, Pilot, Progress as Stage, Temperatures, FEWEST_PILOTS,
+        MOST_LEAPFROG_STEPS,
     };
     use modejump::io::checkpoint::{self, Identity, Kind};
     use modejump::io::trajectory::{self, Frames};
@@ -268,8 +269,8 @@ mod run {
                 "--leapfrog is for `--moves hamiltonian`: give that, or leave it out".into()
             } else if energy_cutoff.is_some_and(f64::is_nan) {
                 "--energy-cutoff: give a number".into()
-            } else if leapfrog == Some(0) {
-                "--leapfrog 0: give 1 step or more".into()
+            } else if let Some(steps) = leapfrog.filter(|steps| !(1..=MOST_LEAPFROG_STEPS).contains(steps)) {
+                format!("--leapfrog {steps}: give from 1 to {MOST_LEAPFROG_STEPS} steps")
             } else {
                 return Ok(());
             };

@@ -21,6 +21,8 @@ pub use torsions::*;
 use modejump::io::{checkpoint, model_file, read_text, without_mark};
 use modejump::{Error, Result};
 use serde::de::DeserializeOwned;
+use serde::Serialize;
+use serde_json::Value;
 use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,6 +84,26 @@ pub fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
         Category::Data => Error::file(path, e.to_string()),
         _ => Error::file(path, format!("JSON is expected here, and this is none: {e}")),
     })
+}
+
+/// Settings in the text of a JSON file; what a section leaves out is as in the default of the whole, which may differ
+/// from that of the section's type. Errors: those of [`parse_json`].
+pub fn parse_settings<T: Default + Serialize + DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+    parse_json::<T>(path, text)?; // tells the line of what is wrong
+    let error = |e: serde_json::Error| Error::file(path, e.to_string());
+    let mut settings = serde_json::to_value(T::default()).map_err(error)?;
+    overlay(&mut settings, parse_json(path, text)?);
+    serde_json::from_value(settings).map_err(error)
+}
+
+/// Objects take up the keys of `given`; all else is replaced.
+fn overlay(settings: &mut Value, given: Value) {
+    match (settings, given) {
+        (Value::Object(settings), Value::Object(given)) => {
+            given.into_iter().for_each(|(key, value)| overlay(settings.entry(key).or_insert(Value::Null), value))
+        }
+        (settings, given) => *settings = given,
+    }
 }
 
 /// Of what a file holds.

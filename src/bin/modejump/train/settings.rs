@@ -1,7 +1,7 @@
 //! The settings of `--config`, and what each training reads of them.
 
 use super::{energy, field, tarflow, transferable, Kind, Train};
-use crate::common::parse_json;
+use crate::common::{parse_json, parse_settings};
 use modejump::io::read_text;
 use modejump::train::{DesignOptions, NetworkOptions, Phase, TrainOptions};
 use modejump::{Error, Result};
@@ -42,7 +42,7 @@ impl Train {
         let (mut config, sections): (Config, Sections) = match &self.config {
             Some(path) => {
                 let text = read_text(path)?;
-                let (config, sections) = (parse_json(path, &text)?, parse_json(path, &text)?);
+                let (config, sections) = (parse_settings(path, &text)?, parse_json(path, &text)?);
                 self.check_sections(path, &sections)?;
                 (config, sections)
             }
@@ -189,6 +189,23 @@ mod tests {
         assert_eq!(phases(&["--frames", "x.npy"]), TrainOptions::default().phases);
         assert_eq!(phases(&["--frames", "x.npy", "--system", "s.xml"]), Phase::with_energies());
         assert_eq!(phases(&["--map-from", "p.safetensors", "--system", "s.xml"]), [Phase::of_map()]);
+    }
+
+    #[test]
+    fn sections_in_part_keep_the_defaults_of_their_model() {
+        let of = |text: &str| -> Config { parse_settings(Path::new("c.json"), text).unwrap() };
+        let changed = of(r#"{ "invariant_ebm": { "contrast": { "nce_weight": 0.5 }, "train": { "steps": 7 } },
+            "tarflow": { "train": { "steps": 7 } }, "jump": {} }"#);
+        let mut expected = serde_json::to_value(Config::default()).unwrap();
+        expected["invariant_ebm"]["contrast"]["nce_weight"] = 0.5.into();
+        expected["invariant_ebm"]["train"]["steps"] = 7.into();
+        expected["tarflow"]["train"]["steps"] = 7.into();
+        expected["jump"] = serde_json::to_value(TrainOptions::default()).unwrap();
+        assert_eq!(serde_json::to_value(changed).unwrap(), expected);
+        let nothing = of("{}");
+        assert_eq!(serde_json::to_value(nothing).unwrap(), serde_json::to_value(Config::default()).unwrap());
+        let message = parse_settings::<Config>(Path::new("c.json"), "{\n \"tarflow\": { \"stepz\": 1 } }").err();
+        assert!(message.unwrap().to_string().contains("line 2"));
     }
 
     #[test]
